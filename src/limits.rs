@@ -1,0 +1,109 @@
+//! Every bound that is not configuration, and the assertions that relate them.
+//!
+//! Bounds an operator may change have their default and range here and their value in [`crate::config`].
+
+/// Bytes that every native frame's length and every mesh ring's capacity is a multiple of, so that a frame
+/// received into a buffer aligned to it stays aligned.
+pub const FRAME_ALIGN: usize = 16;
+
+/// Bytes of the native frame header.
+pub const FRAME_HEADER_BYTES: usize = 32;
+
+/// Longest topic name and longest subscription pattern, in bytes.
+pub const TOPIC_BYTES_MAX: usize = 255;
+
+/// Shards a server may have: a topic's interested shards are one `u128`.
+pub const SHARDS_MAX: usize = 128;
+
+/// Largest frame (native) or message (WebSocket) a peer may send, its default and its range.
+pub const FRAME_BYTES_MAX_DEFAULT: usize = 256 << 10;
+/// Lower end of the range of `frame_bytes_max`: a publish of the longest topic name and some payload must fit.
+pub const FRAME_BYTES_MAX_LOWEST: usize = 1 << 10;
+/// Upper end of the range of `frame_bytes_max`.
+pub const FRAME_BYTES_MAX_HIGHEST: usize = 16 << 20;
+
+/// Largest message `/echo` returns: what the conformance suites for WebSocket ask for.
+pub const ECHO_BYTES_MAX: usize = 16 << 20;
+
+/// HTTP request head (request line and headers), default bound in bytes.
+pub const HTTP_HEAD_BYTES_MAX_DEFAULT: usize = 8 << 10;
+/// Header lines in an HTTP request head.
+pub const HTTP_HEADERS_MAX: usize = 64;
+
+/// Time from accept to the end of the handshake (native HELLO, or the HTTP upgrade), default.
+pub const HANDSHAKE_DEADLINE_MS_DEFAULT: u64 = 5_000;
+/// Time a closing session gets to take its last bytes and answer, before the socket is closed regardless.
+pub const LINGER_DEADLINE_MS: u64 = 1_000;
+/// Time from SIGTERM to exit, default: what was accepted is flushed within it.
+pub const DRAIN_DEADLINE_MS_DEFAULT: u64 = 5_000;
+
+/// Subscriptions (patterns) one session may hold, default.
+pub const SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT: usize = 1_024;
+/// Topics a home shard sequences: the server's `topics_max` is divided over the shards. Default of the whole.
+pub const TOPICS_MAX_DEFAULT: usize = 65_536;
+
+/// One encoding's egress log on one shard, default bytes. A session that falls further behind than this has lost
+/// its place in it.
+pub const EGRESS_LOG_BYTES_DEFAULT: usize = 16 << 20;
+/// Bytes a session may have waiting in the egress logs before it counts as a slow consumer, default.
+pub const OUTBOX_BYTES_MAX_DEFAULT: usize = 8 << 20;
+/// Ranges of the egress logs a session may have waiting: 16 bytes each, 1 MiB for a session at the bound.
+pub const OUTBOX_RANGES_MAX: usize = 64 << 10;
+
+/// Replies (acknowledgements, pongs, errors) a session may have waiting. Past it the session's input waits, so a
+/// peer that does not read its replies is not read from either.
+pub const REPLY_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes handed to the kernel in one SEND. Also what a slow session's parked SEND pins at most.
+pub const SEND_BYTES_MAX: usize = 64 << 10;
+/// A range of the egress log at least this long leaves straight from the log; shorter ones are gathered.
+pub const SEND_DIRECT_BYTES: usize = 16 << 10;
+/// SENDs submitted with one `io_uring_enter`: past 64 to 256 nothing more is gained.
+pub const SENDS_PER_SUBMIT: usize = 128;
+/// Scratch in which a batch of SENDs gathers scattered frames.
+pub const GATHER_BYTES: usize = 1 << 20;
+
+/// One direction of one (shard, shard) or (ingest, shard) pair, default bytes.
+pub const MESH_RING_BYTES_DEFAULT: usize = 1 << 20;
+/// Bytes staged for a mesh ring that is full before the shard stops taking in what would add to them.
+pub const MESH_STAGE_BYTES: usize = 256 << 10;
+/// Bytes of mesh frames a shard handles from one ring in one turn.
+pub const TURN_RING_BYTES: usize = 256 << 10;
+/// Completions of the data ring a shard handles in one turn.
+pub const TURN_EVENTS: usize = 1_024;
+/// Topics an interest scan looks at in one turn.
+pub const TURN_SCAN_TOPICS: usize = 4_096;
+/// SENDs of one turn before the shard looks at its rings again: 1,024 sends are about 5 ms.
+pub const TURN_SENDS: usize = 1_024;
+
+/// Submission queue entries of the data ring.
+pub const DATA_RING_ENTRIES: u32 = 1_024;
+/// Completion queue entries of the data ring: a burst of receives and failed sends.
+pub const DATA_RING_COMPLETIONS: u32 = 8 * DATA_RING_ENTRIES;
+/// Buffers in the provided-buffer ring that all sockets of a shard receive into.
+pub const RECEIVE_BUFFERS: u16 = 256;
+/// Bytes of one of them.
+pub const RECEIVE_BUFFER_BYTES: usize = 4 << 10;
+/// Accepted sockets the kernel keeps for a listener.
+pub const LISTEN_BACKLOG: i32 = 4_096;
+/// Pause before accepting again when the process is out of descriptors or memory: no spin at EMFILE.
+pub const ACCEPT_RETRY_MS: u64 = 100;
+/// Descriptors the process needs besides one for each client: executors, rings, listeners, log.
+pub const DESCRIPTOR_RESERVE: u64 = 128;
+/// Most connections served at once unless configured; lowered to what the descriptor limit allows.
+pub const CLIENTS_MAX_DEFAULT: usize = 65_536;
+
+/// Longest line of a replay file, in bytes.
+pub const REPLAY_LINE_BYTES_MAX: usize = 1 << 20;
+/// Smallest payload the simulator can make: the intended send time, a counter and the JSON around them.
+pub const SIM_SIZE_LOWEST: usize = 64;
+
+const _: () = assert!(FRAME_HEADER_BYTES.is_multiple_of(FRAME_ALIGN));
+const _: () = assert!(FRAME_BYTES_MAX_LOWEST > FRAME_HEADER_BYTES + TOPIC_BYTES_MAX + 256);
+const _: () = assert!(FRAME_BYTES_MAX_HIGHEST >= ECHO_BYTES_MAX);
+const _: () = assert!(MESH_RING_BYTES_DEFAULT.is_multiple_of(FRAME_ALIGN));
+const _: () = assert!(OUTBOX_BYTES_MAX_DEFAULT <= EGRESS_LOG_BYTES_DEFAULT / 2);
+const _: () = assert!(GATHER_BYTES >= SEND_BYTES_MAX);
+const _: () = assert!(SEND_DIRECT_BYTES <= SEND_BYTES_MAX);
+const _: () = assert!(SENDS_PER_SUBMIT <= DATA_RING_ENTRIES as usize);
+const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());

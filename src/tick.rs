@@ -1,0 +1,266 @@
+//! Identifiers, and the fixed records that native frames carry.
+//!
+//! A record is a pointer-free rkyv struct, little-endian, widest field first, without padding: its archived bytes
+//! are its wire bytes, so a browser or Python reads them by offset. `wire/PROTOCOL.md` draws each layout;
+//! the assertions here and the golden bytes in the tests hold this file to it.
+
+use rkyv::{Archive, Portable, rancor::Failure};
+
+use crate::limits::{FRAME_ALIGN, FRAME_HEADER_BYTES};
+
+/// Identifies a topic on the wire, for the life of the server: `local_index * shards + home`, never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicId(pub u32);
+
+/// Position of a tick in its topic, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Sequence(pub u64);
+
+/// One executor and all it owns; 0 to `shards - 1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardId(pub u16);
+
+impl TopicId {
+    /// The id of the `local_index`-th topic (from 0) that `home` sequences. `None` when 32 bits are used up.
+    pub fn new(local_index: u32, home: ShardId, shards: u16) -> Option<TopicId> {
+        let id = (u64::from(local_index) + 1) * u64::from(shards) + u64::from(home.0);
+        u32::try_from(id).ok().map(TopicId)
+    }
+
+    /// The shard that sequences this topic.
+    pub fn home(self, shards: u16) -> ShardId {
+        ShardId((self.0 % u32::from(shards)) as u16)
+    }
+
+    /// Position among the topics of its home, from 0; `None` for the ids below `shards`, which no topic has.
+    pub fn local_index(self, shards: u16) -> Option<u32> {
+        (self.0 / u32::from(shards)).checked_sub(1)
+    }
+}
+
+/// A fixed record of the native wire: converts to and from its archived, byte-exact form.
+///
+/// # Safety
+/// `Archived` must have no padding: every byte of it is initialised and may be sent. `wire_record!` asserts it.
+pub unsafe trait WireRecord: Copy + Sized {
+    /// The rkyv form, whose memory is the wire layout.
+    type Archived: Portable
+        + Copy
+        + for<'a> rkyv::bytecheck::CheckBytes<rkyv::api::high::HighValidator<'a, Failure>>;
+    /// Bytes of the record: the `record_stride` of frames that carry it.
+    const STRIDE: usize = size_of::<Self::Archived>();
+
+    /// To the wire form.
+    fn archive(&self) -> Self::Archived;
+    /// From the wire form.
+    fn unarchive(archived: &Self::Archived) -> Self;
+
+    /// Appends the record's wire bytes. No allocation beyond the growth of `out`.
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(bytes_of::<Self>(&self.archive()));
+    }
+
+    /// Reads a record from the first [`Self::STRIDE`] bytes of `bytes`, at any alignment: zero-copy when the bytes
+    /// are aligned, through a copy on the stack otherwise. `None` when they are too short or not a valid record.
+    fn read(bytes: &[u8]) -> Option<Self> {
+        #[repr(align(16))]
+        struct Aligned([u8; RECORD_BYTES_MAX]);
+        let bytes = bytes.get(..Self::STRIDE)?;
+        if bytes.as_ptr().cast::<Self::Archived>().is_aligned() {
+            return rkyv::access::<Self::Archived, Failure>(bytes).ok().map(Self::unarchive);
+        }
+        let mut aligned = Aligned([0; RECORD_BYTES_MAX]);
+        aligned.0[..Self::STRIDE].copy_from_slice(bytes);
+        rkyv::access::<Self::Archived, Failure>(&aligned.0[..Self::STRIDE]).ok().map(Self::unarchive)
+    }
+}
+
+/// Longest record there is, the header included.
+const RECORD_BYTES_MAX: usize = 32;
+
+/// The one wire cast: an archived record as the bytes that are sent.
+fn bytes_of<R: WireRecord>(archived: &R::Archived) -> &[u8] {
+    // SAFETY: WireRecord promises that Archived has no padding, so each of its size_of bytes is initialised; u8
+    // needs no alignment, and the borrow keeps the record alive and unchanged.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(archived).cast::<u8>(), size_of::<R::Archived>()) }
+}
+
+/// Declares a record, its rkyv form, and the assertions on its layout.
+macro_rules! wire_record {
+    ($(#[$doc:meta])* $name:ident, $archived:ident, $bytes:literal, {
+        $($(#[$field_doc:meta])* $field:ident: $type:ty = $offset:literal),+ $(,)?
+    }) => {
+        $(#[$doc])*
+        #[derive(Archive, Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[rkyv(derive(Clone, Copy))]
+        #[repr(C)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $type),+ }
+
+        const _: () = assert!(size_of::<$archived>() == $bytes);
+        const _: () = assert!($bytes <= RECORD_BYTES_MAX && $bytes % 8 == 0 && align_of::<$archived>() <= FRAME_ALIGN);
+        const _: () = assert!(0 $(+ size_of::<$type>())+ == $bytes, "a record must not have padding");
+        $(const _: () = assert!(std::mem::offset_of!($archived, $field) == $offset);)+
+
+        // SAFETY: the assertions above: the fields' sizes add up to the struct's, so there is no padding.
+        unsafe impl WireRecord for $name {
+            type Archived = $archived;
+            fn archive(&self) -> $archived { $archived { $($field: self.$field.into()),+ } }
+            fn unarchive(archived: &$archived) -> Self { Self { $($field: archived.$field.into()),+ } }
+        }
+    };
+}
+
+wire_record!(
+    /// The header of every native frame.
+    FrameHeader, ArchivedFrameHeader, 32, {
+    /// Bytes of the whole frame: header, record, payload and padding. A multiple of 16.
+    frame_len: u32 = 0,
+    /// [`crate::wire::frame::MAGIC`].
+    magic: u16 = 4,
+    /// [`crate::wire::frame::VERSION`].
+    version: u8 = 6,
+    /// Bits of [`crate::wire::frame`]: `FLAG_*`.
+    flags: u8 = 7,
+    /// A [`crate::wire::frame::Kind`].
+    kind: u16 = 8,
+    /// Bytes of the record that the body begins with.
+    record_stride: u16 = 10,
+    /// Bytes of the payload that follows the record.
+    payload_len: u32 = 12,
+    /// Position of the tick in its topic, from 1; 0 where it means nothing.
+    sequence: u64 = 16,
+    /// The topic; 0 where it means nothing.
+    topic_id: u32 = 24,
+    /// The producer's own mark of what the payload is; carried, never interpreted. 0: unmarked.
+    schema: u32 = 28,
+});
+const _: () = assert!(FrameHeader::STRIDE == FRAME_HEADER_BYTES);
+
+wire_record!(
+    /// HELLO: what a native client opens with. The payload is the client's name, for the operator's eyes.
+    Hello, ArchivedHello, 8, {
+    /// Named by the answer.
+    request: u32 = 0,
+    /// 0.
+    reserved: u32 = 4,
+});
+
+wire_record!(
+    /// WELCOME: the answer to HELLO. The payload is the server's name and version.
+    Welcome, ArchivedWelcome, 24, {
+    /// The server's life: changes with every start. Nanoseconds since 1970 at start.
+    epoch: u64 = 0,
+    /// This connection, for the operator's eyes and logs.
+    session: u64 = 8,
+    /// Largest frame the server accepts, in bytes.
+    frame_bytes_max: u32 = 16,
+    /// Named by the HELLO.
+    request: u32 = 20,
+});
+
+wire_record!(
+    /// SUBSCRIBE, UNSUBSCRIBE and UNSUBSCRIBED. The payload is the pattern.
+    Request, ArchivedRequest, 8, {
+    /// Named by the answer.
+    request: u32 = 0,
+    /// 0.
+    reserved: u32 = 4,
+});
+
+wire_record!(
+    /// SUBSCRIBED. With a header `topic_id` of 0 it acknowledges a SUBSCRIBE and the payload is the pattern; with
+    /// another it names a topic that ticks may follow of, and the payload is the topic's name.
+    Subscribed, ArchivedSubscribed, 16, {
+    /// The life of the sequencer that counts the topic.
+    epoch: u64 = 0,
+    /// Named by the SUBSCRIBE; 0 in a topic's announcement.
+    request: u32 = 8,
+    /// 0.
+    reserved: u32 = 12,
+});
+
+wire_record!(
+    /// PUBLISH. The payload is the topic's name, then the tick's payload.
+    Publish, ArchivedPublish, 24, {
+    /// Producer's time, nanoseconds since 1970; 0: the server's time of receipt.
+    producer_time_ns: u64 = 0,
+    /// Written by the server: its time of receipt. From a client: ignored.
+    ingest_time_ns: u64 = 8,
+    /// Named by the error, if there is one.
+    request: u32 = 16,
+    /// Bytes of the topic's name.
+    topic_len: u16 = 20,
+    /// 0.
+    reserved: u16 = 22,
+});
+
+wire_record!(
+    /// TICK. The payload is the producer's, unchanged.
+    TickTimes, ArchivedTickTimes, 16, {
+    /// Producer's time, nanoseconds since 1970.
+    producer_time_ns: u64 = 0,
+    /// The server's time of receipt, nanoseconds since 1970.
+    ingest_time_ns: u64 = 8,
+});
+
+wire_record!(
+    /// PING and PONG.
+    Token, ArchivedToken, 8, {
+    /// Returned as it came.
+    token: u64 = 0,
+});
+
+wire_record!(
+    /// ERROR: a request that failed. The payload is text for a person.
+    ErrorRecord, ArchivedErrorRecord, 8, {
+    /// Named by the request; 0 where it named none.
+    request: u32 = 0,
+    /// An [`crate::wire::ErrorCode`].
+    code: u16 = 4,
+    /// 0.
+    reserved: u16 = 6,
+});
+
+wire_record!(
+    /// CLOSING: the last frame the server sends. The payload is text for a person.
+    Closing, ArchivedClosing, 8, {
+    /// When to come back, milliseconds from now; 0: at the client's own pace.
+    reconnect_after_ms: u32 = 0,
+    /// The close code, as on a WebSocket.
+    code: u16 = 4,
+    /// 0.
+    reserved: u16 = 6,
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topic_ids_are_unique_over_shards_and_never_zero() {
+        let mut seen = std::collections::HashSet::new();
+        for shards in [1u16, 4, 7] {
+            seen.clear();
+            for home in 0..shards {
+                for local in 0..100 {
+                    let id = TopicId::new(local, ShardId(home), shards).unwrap();
+                    assert!(id.0 != 0 && seen.insert(id));
+                    assert_eq!((id.home(shards), id.local_index(shards)), (ShardId(home), Some(local)));
+                }
+            }
+        }
+        assert_eq!(TopicId::new(u32::MAX, ShardId(0), 2), None);
+        assert_eq!(TopicId(1).local_index(4), None);
+    }
+
+    #[test]
+    fn records_read_back_at_every_alignment() {
+        let record = Welcome { epoch: 1 << 40, session: 7, frame_bytes_max: 9, request: 3 };
+        for offset in 0..16 {
+            let mut bytes = vec![0xaa; offset];
+            record.write(&mut bytes);
+            assert_eq!(Welcome::read(&bytes[offset..]), Some(record));
+            assert_eq!(Welcome::read(&bytes[offset..bytes.len() - 1]), None);
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The HTTP side of the door: one request head in, a WebSocket upgrade or a short answer out (RFC 9110, RFC 6455).
+
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use percent_encoding::percent_decode_str;
+
+use crate::{
+    limits::HTTP_HEADERS_MAX,
+    wire::{Encoding, Step},
+};
+
+/// What to do with a connection whose request head is complete.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Send the response; from then on it is a WebSocket.
+    Upgrade {
+        /// The 101 response.
+        response: Vec<u8>,
+        /// What the path asked for.
+        target: Target,
+    },
+    /// Send the response and close. HTTP here is a door, not a file server: one request a connection.
+    Respond {
+        /// The whole response.
+        response: Vec<u8>,
+        /// Its status, for the log.
+        status: u16,
+    },
+}
+
+/// What a WebSocket is for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `/ws`: the protocol, in this encoding; patterns to subscribe at once.
+    Stream {
+        /// From the subprotocol asked for; JSON when none was.
+        encoding: Encoding,
+        /// From `?topics=a.b,c.>`, percent-decoded, not yet checked.
+        patterns: Vec<String>,
+    },
+    /// `/echo`: every message back.
+    Echo,
+}
+
+/// What the server offers over HTTP.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// Bytes of a request head.
+    pub head_bytes_max: usize,
+    /// Whether `/echo` exists.
+    pub debug_echo: bool,
+}
+
+/// A refusal: status and one line that says what to do instead.
+struct Refusal(StatusCode, String);
+
+/// Reads the request head that `bytes` begin with. Allocates only for the request it accepts or answers.
+pub fn step(bytes: &[u8], offer: Offer) -> Step<Answer> {
+    let head = &bytes[..bytes.len().min(offer.head_bytes_max)];
+    let mut headers = [httparse::EMPTY_HEADER; HTTP_HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut headers);
+    let refusal = match request.parse(head) {
+        Ok(httparse::Status::Complete(used)) => match upgrade(&request, offer) {
+            Ok(answer) => return Step::Complete(used, answer),
+            Err(refusal) => refusal,
+        },
+        Ok(httparse::Status::Partial) if bytes.len() < offer.head_bytes_max => return Step::Partial,
+        Ok(httparse::Status::Partial) => Refusal(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            format!("the request head is longer than {} bytes", offer.head_bytes_max),
+        ),
+        Err(httparse::Error::TooManyHeaders) => Refusal(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            format!("more than {HTTP_HEADERS_MAX} headers"),
+        ),
+        Err(error) => Refusal(StatusCode::BAD_REQUEST, format!("malformed HTTP request: {error}")),
+    };
+    Step::Complete(bytes.len(), respond(refusal.0, &refusal.1))
+}
+
+fn upgrade(request: &httparse::Request<'_, '_>, offer: Offer) -> Result<Answer, Refusal> {
+    let refuse = |status, text: &str| Err(Refusal(status, text.to_owned()));
+    let parts = convert(request)?;
+    let headers = parts.headers();
+    for single in
+        [header::HOST, header::SEC_WEBSOCKET_KEY, header::SEC_WEBSOCKET_VERSION, header::CONTENT_LENGTH]
+    {
+        if headers.get_all(&single).iter().nth(1).is_some() {
+            return Err(Refusal(StatusCode::BAD_REQUEST, format!("header {single} more than once")));
+        }
+    }
+    if !headers.contains_key(header::HOST) && parts.version() == http::Version::HTTP_11 {
+        return refuse(StatusCode::BAD_REQUEST, "header host is missing (RFC 9112, section 3.2)");
+    }
+    if headers.contains_key(header::TRANSFER_ENCODING)
+        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
+    {
+        return refuse(StatusCode::BAD_REQUEST, "a request body is not taken here");
+    }
+    if parts.method() != Method::GET {
+        return refuse(StatusCode::METHOD_NOT_ALLOWED, "only GET");
+    }
+    let target = match parts.uri().path() {
+        "/ws" => {
+            Target::Stream { encoding: Encoding::WebSocketJson, patterns: patterns(parts.uri().query())? }
+        }
+        "/echo" if offer.debug_echo => Target::Echo,
+        "/" => return Ok(respond(StatusCode::OK, INDEX)),
+        _ => return refuse(StatusCode::NOT_FOUND, "nothing here: the stream is at /ws"),
+    };
+    let mut response = tungstenite::handshake::server::create_response(&parts).map_err(|error| {
+        let status = match headers.get(header::UPGRADE) {
+            Some(_)
+                if parts.version() >= http::Version::HTTP_11
+                    && headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13") =>
+            {
+                StatusCode::BAD_REQUEST
+            }
+            _ => StatusCode::UPGRADE_REQUIRED,
+        };
+        Refusal(status, format!("this is a WebSocket: {error}"))
+    })?;
+    let target = match target {
+        Target::Stream { patterns, .. } => {
+            Target::Stream { encoding: negotiate(headers, &mut response)?, patterns }
+        }
+        echo => echo,
+    };
+    let mut bytes = Vec::with_capacity(256);
+    tungstenite::handshake::server::write_response(&mut bytes, &response)
+        .map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(Answer::Upgrade { response: bytes, target })
+}
+
+/// httparse's view as the `http` crate's request, which tungstenite's handshake takes.
+fn convert(request: &httparse::Request<'_, '_>) -> Result<http::Request<()>, Refusal> {
+    let bad =
+        |error: http::Error| Refusal(StatusCode::BAD_REQUEST, format!("malformed HTTP request: {error}"));
+    let mut parts = http::Request::builder()
+        .method(request.method.unwrap_or_default())
+        .uri(request.path.unwrap_or_default())
+        .version(if request.version == Some(1) { http::Version::HTTP_11 } else { http::Version::HTTP_10 })
+        .body(())
+        .map_err(bad)?;
+    for field in request.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|error| bad(error.into()))?;
+        let value = HeaderValue::from_bytes(field.value).map_err(|error| bad(error.into()))?;
+        parts.headers_mut().append(name, value);
+    }
+    Ok(parts)
+}
+
+/// The first subprotocol the client offers that this server speaks (RFC 6455, section 4.2.2).
+fn negotiate(headers: &http::HeaderMap, response: &mut http::Response<()>) -> Result<Encoding, Refusal> {
+    let mut asked = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .peekable();
+    if asked.peek().is_none() {
+        return Ok(Encoding::WebSocketJson);
+    }
+    let known = |name: &str| Encoding::ALL.into_iter().find(|encoding| encoding.subprotocol() == Some(name));
+    let Some(encoding) = asked.find_map(known) else {
+        let names: Vec<_> = Encoding::ALL.into_iter().filter_map(Encoding::subprotocol).collect();
+        return Err(Refusal(
+            StatusCode::BAD_REQUEST,
+            format!("unknown subprotocol: use {}", names.join(", ")),
+        ));
+    };
+    if let Some(name) = encoding.subprotocol() {
+        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name));
+    }
+    Ok(encoding)
+}
+
+/// The patterns of `topics=a.b,c.>`. A literal comma in a name is written `%2C`.
+fn patterns(query: Option<&str>) -> Result<Vec<String>, Refusal> {
+    let mut patterns = Vec::new();
+    for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if name != "topics" {
+            return Err(Refusal(
+                StatusCode::BAD_REQUEST,
+                format!("unknown parameter {name:?}: topics=a.b,c.>"),
+            ));
+        }
+        for pattern in value.split(',').filter(|pattern| !pattern.is_empty()) {
+            let pattern = percent_decode_str(pattern)
+                .decode_utf8()
+                .map_err(|_| Refusal(StatusCode::BAD_REQUEST, "topics is not UTF-8".into()))?;
+            patterns.push(pattern.into_owned());
+        }
+    }
+    Ok(patterns)
+}
+
+const INDEX: &str = "tickcast. Open a WebSocket to /ws?topics=PATTERN to see a stream: \
+                     `*` matches one token of a topic, `>` the rest.";
+
+/// A whole response that closes the connection.
+fn respond(status: StatusCode, text: &str) -> Answer {
+    let upgrade = match status {
+        StatusCode::UPGRADE_REQUIRED => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+        StatusCode::METHOD_NOT_ALLOWED => "Allow: GET\r\n",
+        _ => "",
+    };
+    let response = format!(
+        "HTTP/1.1 {} {}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\
+         X-Content-Type-Options: nosniff\r\n{upgrade}\r\n{text}\n",
+        status.as_u16(),
+        status.canonical_reason().unwrap_or_default(),
+        text.len() + 1,
+    );
+    Answer::Respond { response: response.into_bytes(), status: status.as_u16() }
+}
+
+/// The answer to a client that did not finish its request in time.
+pub fn timed_out() -> Vec<u8> {
+    match respond(StatusCode::REQUEST_TIMEOUT, "the request head did not arrive in time") {
+        Answer::Respond { response, .. } | Answer::Upgrade { response, .. } => response,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OFFER: Offer = Offer { head_bytes_max: 1024, debug_echo: false };
+    /// The example of RFC 6455, section 1.3.
+    const REQUEST: &str = "GET /ws?topics=a.b,c.%3E HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: \
+                           keep-alive, Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: \
+                           dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+    fn status(request: &str) -> u16 {
+        match step(request.as_bytes(), OFFER) {
+            Step::Complete(_, Answer::Respond { status, .. }) => status,
+            Step::Complete(_, Answer::Upgrade { .. }) => 101,
+            Step::Partial => 0,
+        }
+    }
+
+    #[test]
+    fn an_upgrade_names_encoding_and_topics() {
+        let request = format!("{REQUEST}Sec-WebSocket-Protocol: other, tickcast.v1.raw\r\n\r\nrest");
+        let Step::Complete(used, Answer::Upgrade { response, target }) = step(request.as_bytes(), OFFER)
+        else {
+            panic!("upgrade")
+        };
+        assert_eq!(used, request.len() - 4);
+        let response = String::from_utf8(response).unwrap().to_lowercase();
+        assert!(response.starts_with("http/1.1 101 switching protocols\r\n"));
+        assert!(response.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"));
+        assert!(response.contains("sec-websocket-protocol: tickcast.v1.raw\r\n"));
+        assert_eq!(
+            target,
+            Target::Stream { encoding: Encoding::WebSocketRaw, patterns: vec!["a.b".into(), "c.>".into()] }
+        );
+    }
+
+    #[test]
+    fn every_truncation_of_a_head_is_partial() {
+        let request = format!("{REQUEST}\r\n");
+        for len in 0..request.len() {
+            assert_eq!(status(&request[..len]), 0, "{len}");
+        }
+        assert_eq!(status(&request), 101);
+    }
+
+    #[test]
+    fn malformed_and_foreign_requests_get_their_status() {
+        let with = |from: &str, to: &str| status(&format!("{}\r\n", REQUEST.replace(from, to)));
+        assert_eq!(with("/ws", "/nope"), 404);
+        assert_eq!(with("/ws", "/echo"), 404);
+        assert_eq!(with("GET", "POST"), 405);
+        assert_eq!(with("HTTP/1.1", "HTTP/1.0"), 426);
+        assert_eq!(with("Upgrade: websocket\r\n", ""), 426);
+        assert_eq!(with("Version: 13", "Version: 8"), 426);
+        assert_eq!(with("dGhlIHNhbXBsZSBub25jZQ==", "short"), 400);
+        assert_eq!(with("Host: x\r\n", ""), 400);
+        assert_eq!(with("Host: x\r\n", "Host: x\r\nHost: y\r\n"), 400);
+        assert_eq!(with("Host: x\r\n", "Host: x\r\n folded\r\n"), 400);
+        assert_eq!(with("Host: x\r\n", "Host: x\r\nContent-Length: 5\r\n"), 400);
+        assert_eq!(with("topics=", "topic="), 400);
+        assert_eq!(with("%3E", "%FF"), 400);
+        assert_eq!(with("Host: x\r\n", "Host: x\r\nSec-WebSocket-Protocol: soap\r\n"), 400);
+        assert_eq!(status("\x16\x03\x01\x02\x00\x01\x00"), 400);
+        assert_eq!(status("SSH-2.0-OpenSSH\r\n\r\n"), 400);
+        assert_eq!(status(&"a: b\r\n".repeat(1000)), 400);
+        assert_eq!(status(&format!("GET / HTTP/1.1\r\n{}", "a: b\r\n".repeat(300))), 431);
+        assert_eq!(status(&format!("GET /{}", "a".repeat(2000))), 431);
+        assert_eq!(status("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), 200);
+    }
+}

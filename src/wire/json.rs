@@ -1,0 +1,265 @@
+//! The JSON encoding: one object a message.
+//!
+//! Payloads travel as they came: a JSON payload is neither parsed into a tree nor written anew, so every digit of
+//! the producer's numbers survives.
+
+use std::{borrow::Cow, io::Write};
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    tick::TopicId,
+    wire::{
+        ErrorCode,
+        command::{Command, PublishCommand},
+    },
+};
+
+/// Every field any request has. Unknown ones are refused, so that a misspelt option is not silently ignored.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Message<'a> {
+    #[serde(borrow)]
+    op: Cow<'a, str>,
+    #[serde(default)]
+    id: u32,
+    #[serde(default, borrow)]
+    name: Option<Cow<'a, str>>,
+    #[serde(default)]
+    topics: Option<Vec<String>>,
+    #[serde(default, borrow)]
+    topic: Option<Cow<'a, str>>,
+    #[serde(default, borrow)]
+    data: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    encoding: Option<Cow<'a, str>>,
+    #[serde(default)]
+    ts: u64,
+    #[serde(default)]
+    schema: u32,
+    #[serde(default)]
+    token: u64,
+}
+
+/// A request that could not be read: what to answer. The session lives on.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RequestError {
+    /// The request's id where it could be read, else 0.
+    pub request: u32,
+    /// What is wrong and with which field.
+    pub text: String,
+}
+
+/// Reads one request.
+///
+/// # Errors
+/// [`RequestError`] for text that is not a JSON object of the protocol.
+pub fn decode(text: &str) -> Result<Command<'_>, RequestError> {
+    let message: Message = serde_json::from_str(text)
+        .map_err(|error| RequestError { request: 0, text: format!("not a request: {error}") })?;
+    let request = message.id;
+    let fail = |text: String| RequestError { request, text };
+    match message.op.as_ref() {
+        "hello" => Ok(Command::Hello { request, name: message.name.unwrap_or_default() }),
+        op @ ("subscribe" | "unsubscribe") => {
+            let mut patterns: Vec<Cow<'_, str>> =
+                message.topics.unwrap_or_default().into_iter().map(Cow::Owned).collect();
+            patterns.extend(message.topic);
+            if patterns.is_empty() {
+                return Err(fail(format!("{op}: \"topics\" is missing or empty")));
+            }
+            Ok(match op {
+                "subscribe" => Command::Subscribe { request, patterns },
+                _ => Command::Unsubscribe { request, patterns },
+            })
+        }
+        "publish" => {
+            let topic = message.topic.ok_or_else(|| fail("publish: \"topic\" is missing".into()))?;
+            let data = message.data.ok_or_else(|| fail("publish: \"data\" is missing".into()))?;
+            let (payload, payload_is_json) = match message.encoding.as_deref() {
+                None | Some("json") => (Cow::Borrowed(data.get().as_bytes()), true),
+                Some("base64") => {
+                    let text: Cow<'_, str> = serde_json::from_str(data.get())
+                        .map_err(|_| fail("publish: base64 \"data\" must be a string".into()))?;
+                    let bytes = BASE64
+                        .decode(text.as_bytes())
+                        .map_err(|error| fail(format!("publish: \"data\": {error}")))?;
+                    (Cow::Owned(bytes), false)
+                }
+                Some(other) => {
+                    return Err(fail(format!("publish: unknown \"encoding\" {other:?}: json or base64")));
+                }
+            };
+            Ok(Command::Publish(PublishCommand {
+                request,
+                topic: match topic {
+                    Cow::Borrowed(topic) => Cow::Borrowed(topic.as_bytes()),
+                    Cow::Owned(topic) => Cow::Owned(topic.into_bytes()),
+                },
+                producer_time_ns: message.ts,
+                schema: message.schema,
+                payload,
+                payload_is_json,
+            }))
+        }
+        "ping" => {
+            Ok(Command::Ping { token: if message.token != 0 { message.token } else { u64::from(request) } })
+        }
+        other => Err(fail(format!("unknown op {other:?}: hello, subscribe, unsubscribe, publish or ping"))),
+    }
+}
+
+/// Whether the payload is one JSON value, so that it may stand inline. One pass, no allocation.
+pub fn is_json(payload: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(payload).is_ok()
+}
+
+/// A string as a JSON literal, quotes included.
+pub fn literal(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// The part of a tick that is the same for all ticks of a topic: `{"topic":"NAME","seq":`.
+pub fn tick_prefix(topic: &str) -> Vec<u8> {
+    format!("{{\"topic\":{},\"seq\":", literal(topic)).into_bytes()
+}
+
+/// Appends a tick. `prefix` is the topic's [`tick_prefix`]. No allocation for a JSON payload.
+pub fn encode_tick(
+    out: &mut Vec<u8>,
+    prefix: &[u8],
+    sequence: u64,
+    producer_time_ns: u64,
+    payload: &[u8],
+    payload_is_json: bool,
+) {
+    let mut digits = itoa::Buffer::new();
+    out.extend_from_slice(prefix);
+    out.extend_from_slice(digits.format(sequence).as_bytes());
+    out.extend_from_slice(b",\"ts\":");
+    out.extend_from_slice(digits.format(producer_time_ns).as_bytes());
+    if payload_is_json {
+        out.extend_from_slice(b",\"data\":");
+        out.extend_from_slice(payload);
+        out.push(b'}');
+    } else {
+        out.extend_from_slice(b",\"encoding\":\"base64\",\"data\":\"");
+        out.extend_from_slice(BASE64.encode(payload).as_bytes());
+        out.extend_from_slice(b"\"}");
+    }
+}
+
+/// Appends `{"op":"welcome",...}`.
+pub fn encode_welcome(
+    out: &mut Vec<u8>,
+    request: u32,
+    server: &str,
+    epoch: u64,
+    session: u64,
+    frame_bytes_max: usize,
+) {
+    let server = literal(server);
+    line(
+        out,
+        format_args!(
+            "{{\"op\":\"welcome\",\"id\":{request},\"server\":{server},\"epoch\":{epoch},\"session\":{session},\
+             \"frame_bytes_max\":{frame_bytes_max}}}"
+        ),
+    );
+}
+
+/// Appends the acknowledgement of one pattern. Topics follow in announcements of their own.
+pub fn encode_subscribed(out: &mut Vec<u8>, request: u32, pattern: &str) {
+    line(
+        out,
+        format_args!(
+            "{{\"op\":\"subscribed\",\"id\":{request},\"pattern\":{},\"topics\":[]}}",
+            literal(pattern)
+        ),
+    );
+}
+
+/// Appends the announcement of a topic: shared by every session that takes it.
+pub fn encode_topic(out: &mut Vec<u8>, topic: TopicId, epoch: u64, name: &str) {
+    line(
+        out,
+        format_args!(
+            "{{\"op\":\"subscribed\",\"topics\":[{{\"topic\":{},\"topic_id\":{},\"epoch\":{epoch}}}]}}",
+            literal(name),
+            topic.0
+        ),
+    );
+}
+
+/// Appends the acknowledgement of an unsubscribe.
+pub fn encode_unsubscribed(out: &mut Vec<u8>, request: u32, pattern: &str) {
+    line(out, format_args!("{{\"op\":\"unsubscribed\",\"id\":{request},\"pattern\":{}}}", literal(pattern)));
+}
+
+/// Appends a pong.
+pub fn encode_pong(out: &mut Vec<u8>, token: u64) {
+    line(out, format_args!("{{\"op\":\"pong\",\"token\":{token}}}"));
+}
+
+/// Appends an error.
+pub fn encode_error(out: &mut Vec<u8>, request: u32, code: ErrorCode, text: &str) {
+    let code = code as u16;
+    line(
+        out,
+        format_args!("{{\"op\":\"error\",\"id\":{request},\"code\":{code},\"text\":{}}}", literal(text)),
+    );
+}
+
+/// Appends the last message before a close.
+pub fn encode_closing(out: &mut Vec<u8>, code: u16, reason: &str) {
+    line(out, format_args!("{{\"op\":\"closing\",\"code\":{code},\"reason\":{}}}", literal(reason)));
+}
+
+fn line(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    // Writing to a Vec cannot fail.
+    let _ = out.write_fmt(text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_json_payload_survives_to_the_byte() {
+        let text = r#"{"op":"publish","topic":"t","data":{"a": 1.10, "b":[ 1e400 ]},"ts":5}"#;
+        let Ok(Command::Publish(publish)) = decode(text) else { panic!("publish") };
+        assert_eq!(publish.payload.as_ref(), br#"{"a": 1.10, "b":[ 1e400 ]}"#);
+        let mut out = Vec::new();
+        encode_tick(&mut out, &tick_prefix("t\"x"), 7, publish.producer_time_ns, &publish.payload, true);
+        assert_eq!(out, br#"{"topic":"t\"x","seq":7,"ts":5,"data":{"a": 1.10, "b":[ 1e400 ]}}"#);
+    }
+
+    #[test]
+    fn a_binary_payload_goes_through_base64_both_ways() {
+        let text = r#"{"op":"publish","topic":"t","encoding":"base64","data":"AP8="}"#;
+        let Ok(Command::Publish(publish)) = decode(text) else { panic!("publish") };
+        assert_eq!((publish.payload.as_ref(), publish.payload_is_json), (&[0u8, 255][..], false));
+        let mut out = Vec::new();
+        encode_tick(&mut out, &tick_prefix("t"), 1, 2, &publish.payload, false);
+        assert_eq!(out, br#"{"topic":"t","seq":1,"ts":2,"encoding":"base64","data":"AP8="}"#);
+    }
+
+    #[test]
+    fn bad_requests_name_what_is_wrong() {
+        for (text, part) in [
+            ("{", "not a request"),
+            ("[]", "not a request"),
+            (r#"{"op":"subscribe","topcs":["a"]}"#, "topcs"),
+            (r#"{"op":"subscribe"}"#, "topics"),
+            (r#"{"op":"publish","topic":"a"}"#, "data"),
+            (r#"{"op":"publish","data":1}"#, "topic"),
+            (r#"{"op":"publish","topic":"a","data":1,"encoding":"hex"}"#, "hex"),
+            (r#"{"op":"fly"}"#, "fly"),
+        ] {
+            let error = decode(text).unwrap_err();
+            assert!(error.text.contains(part), "{text}: {}", error.text);
+        }
+    }
+}
