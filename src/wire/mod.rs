@@ -6,6 +6,7 @@ pub mod command;
 pub mod frame;
 pub mod http;
 pub mod json;
+pub mod reply;
 pub mod websocket;
 
 use std::fmt;

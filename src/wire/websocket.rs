@@ -161,8 +161,16 @@ pub enum DataType {
 
 /// Appends one unmasked frame: the bytes are the same for every client, so they are made once.
 pub fn encode(out: &mut Vec<u8>, data_type: DataType, payload: &[u8]) {
+    encode_header(out, data_type, payload.len());
+    out.extend_from_slice(payload);
+}
+
+/// Appends the header of an unmasked frame whose `payload_len` bytes of payload follow.
+pub fn encode_header(out: &mut Vec<u8>, data_type: DataType, payload_len: usize) {
     let data = if data_type == DataType::Text { Data::Text } else { Data::Binary };
-    encode_frame(out, OpCode::Data(data), payload);
+    let header = FrameHeader { opcode: OpCode::Data(data), ..FrameHeader::default() };
+    // Writing to a Vec cannot fail.
+    let _ = header.format(payload_len as u64, out);
 }
 
 /// Appends a close frame (RFC 6455, section 5.5.1); `reason` is cut to the 123 bytes that fit.
@@ -170,14 +178,9 @@ pub fn encode_close(out: &mut Vec<u8>, code: u16, reason: &str) {
     let mut payload = code.to_be_bytes().to_vec();
     let end = (0..=reason.len().min(123)).rev().find(|&end| reason.is_char_boundary(end)).unwrap_or(0);
     payload.extend_from_slice(&reason.as_bytes()[..end]);
-    encode_frame(out, OpCode::Control(Control::Close), &payload);
-}
-
-fn encode_frame(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8]) {
-    let header = FrameHeader { opcode, ..FrameHeader::default() };
-    // Writing to a Vec cannot fail.
+    let header = FrameHeader { opcode: OpCode::Control(Control::Close), ..FrameHeader::default() };
     let _ = header.format(payload.len() as u64, out);
-    out.extend_from_slice(payload);
+    out.extend_from_slice(&payload);
 }
 
 #[cfg(test)]

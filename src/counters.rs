@@ -1,0 +1,110 @@
+//! What a shard counts: one enum with label, unit and help; one writer a shard; read from any thread.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+macro_rules! counters {
+    ($($(#[doc = $help:literal])+ $name:ident = $label:literal, $unit:literal;)+) => {
+        /// One thing that is counted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Counter { $($(#[doc = $help])+ $name),+ }
+
+        impl Counter {
+            /// All of them, in index order.
+            pub const ALL: &[Counter] = &[$(Counter::$name),+];
+
+            /// Name for metrics and logs.
+            pub fn label(self) -> &'static str {
+                match self { $(Counter::$name => $label),+ }
+            }
+            /// What one count is.
+            pub fn unit(self) -> &'static str {
+                match self { $(Counter::$name => $unit),+ }
+            }
+            /// One sentence for the operator.
+            pub fn help(self) -> &'static str {
+                match self { $(Counter::$name => concat!($($help),+)),+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections taken in.
+    SessionsAccepted = "sessions_accepted", "sessions";
+    /// Connections open now.
+    SessionsOpen = "sessions_open", "sessions";
+    /// Connections refused because the server serves as many as it may.
+    SessionsRefused = "sessions_refused", "sessions";
+    /// Ticks taken in and sequenced by this shard as their home.
+    TicksSequenced = "ticks_sequenced", "ticks";
+    /// Ticks refused: a bad name, too many topics, too large.
+    TicksRefused = "ticks_refused", "ticks";
+    /// Ticks the simulator dropped because the ring to this shard was full.
+    TicksSimulatorDropped = "ticks_simulator_dropped", "ticks";
+    /// Ticks queued to subscribers.
+    TicksDelivered = "ticks_delivered", "ticks";
+    /// Bytes received from peers.
+    BytesReceived = "bytes_received", "bytes";
+    /// Bytes handed to the transport.
+    BytesSent = "bytes_sent", "bytes";
+    /// SENDs submitted.
+    Sends = "sends", "operations";
+    /// SENDs that the socket did not take whole; the rest was parked.
+    SendsParked = "sends_parked", "operations";
+    /// Times a session's input waited for room in the mesh or in its replies.
+    InputPaused = "input_paused", "times";
+    /// Requests answered with an error.
+    RequestErrors = "request_errors", "requests";
+    /// Sessions ended by their peer.
+    ClosedByPeer = "closed_by_peer", "sessions";
+    /// Sessions ended for broken protocol.
+    ClosedProtocol = "closed_protocol", "sessions";
+    /// Sessions ended because the handshake took too long.
+    ClosedHandshakeDeadline = "closed_handshake_deadline", "sessions";
+    /// Sessions ended as slow consumers.
+    ClosedSlowConsumer = "closed_slow_consumer", "sessions";
+    /// Sessions ended because the server stopped.
+    ClosedShutdown = "closed_shutdown", "sessions";
+    /// Sessions ended by an error of the socket.
+    ClosedTransport = "closed_transport", "sessions";
+    /// HTTP requests answered without becoming a WebSocket.
+    ClosedHttp = "closed_http", "sessions";
+    /// Raw sessions ended because a request failed.
+    ClosedBadRequest = "closed_bad_request", "sessions";
+    /// Turns of the shard's loop.
+    Turns = "turns", "turns";
+    /// Times the shard went to sleep.
+    Parks = "parks", "times";
+}
+
+/// A shard's counters. One writer: the shard. Padded, so that no two shards share a cache line.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Counters {
+    values: [AtomicU64; Counter::ALL.len()],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Counters { values: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+}
+
+impl Counters {
+    /// Adds; only by the shard that owns them. A load and a store, no locked instruction.
+    pub fn add(&self, counter: Counter, n: u64) {
+        let value = &self.values[counter as usize];
+        value.store(value.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// Takes away from a gauge; only by the shard that owns them.
+    pub fn subtract(&self, counter: Counter, n: u64) {
+        self.add(counter, n.wrapping_neg());
+    }
+
+    /// Reads; from any thread.
+    pub fn value(&self, counter: Counter) -> u64 {
+        self.values[counter as usize].load(Relaxed)
+    }
+}

@@ -1,0 +1,420 @@
+//! One client connection's state: what it speaks, what it has sent, what waits to be sent, and why it ends.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+};
+
+use crate::{
+    counters::Counter,
+    limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, SEND_DIRECT_BYTES},
+    log::{EgressLog, Range},
+    tick::TopicId,
+    wire::{DecodeError, Encoding, websocket::WebSocket},
+};
+
+/// Why a session ended. Every session ends with exactly one, and each is counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The peer closed: FIN, or a WebSocket close.
+    Peer,
+    /// The peer broke the protocol.
+    Protocol(DecodeError),
+    /// The handshake was not done in time.
+    HandshakeDeadline,
+    /// The peer reads slower than its outbox allows.
+    SlowConsumer,
+    /// The server stops.
+    Shutdown,
+    /// The socket failed, with this errno.
+    Transport(i32),
+    /// An HTTP request was answered with this status.
+    Http(u16),
+    /// A request failed on a session that has no way to be told.
+    BadRequest(String),
+}
+
+impl CloseReason {
+    /// The code in CLOSING and in the WebSocket close frame.
+    pub fn code(&self) -> u16 {
+        match self {
+            CloseReason::Peer | CloseReason::Transport(_) | CloseReason::Http(_) => 1000,
+            CloseReason::Protocol(error) => error.close_code(),
+            CloseReason::HandshakeDeadline => 3009,
+            CloseReason::SlowConsumer => 3008,
+            CloseReason::Shutdown => 1001,
+            CloseReason::BadRequest(_) => 3501,
+        }
+    }
+
+    /// Where it is counted.
+    pub fn counter(&self) -> Counter {
+        match self {
+            CloseReason::Peer => Counter::ClosedByPeer,
+            CloseReason::Protocol(_) => Counter::ClosedProtocol,
+            CloseReason::HandshakeDeadline => Counter::ClosedHandshakeDeadline,
+            CloseReason::SlowConsumer => Counter::ClosedSlowConsumer,
+            CloseReason::Shutdown => Counter::ClosedShutdown,
+            CloseReason::Transport(_) => Counter::ClosedTransport,
+            CloseReason::Http(_) => Counter::ClosedHttp,
+            CloseReason::BadRequest(_) => Counter::ClosedBadRequest,
+        }
+    }
+
+    /// Whether what waits is worth sending before the goodbye.
+    pub fn flushes(&self) -> bool {
+        matches!(self, CloseReason::Shutdown | CloseReason::Http(_))
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CloseReason::Peer => write!(f, "closed by the peer"),
+            CloseReason::Protocol(error) => write!(f, "{error}"),
+            CloseReason::HandshakeDeadline => write!(f, "the handshake was not done in time"),
+            CloseReason::SlowConsumer => write!(f, "slow consumer: too far behind"),
+            CloseReason::Shutdown => write!(f, "the server stops"),
+            CloseReason::Transport(errno) => {
+                write!(f, "socket: {}", std::io::Error::from_raw_os_error(*errno))
+            }
+            CloseReason::Http(status) => write!(f, "HTTP request answered with {status}"),
+            CloseReason::BadRequest(text) => write!(f, "bad request: {text}"),
+        }
+    }
+}
+
+/// What a session is at: which decoder its input goes to.
+#[derive(Debug)]
+pub enum Protocol {
+    /// Native, before HELLO.
+    NativeHello,
+    /// Native.
+    Native,
+    /// Before the end of the HTTP request head.
+    HttpHead,
+    /// A WebSocket in one of the three encodings.
+    Stream(Box<WebSocket>),
+    /// A WebSocket on `/echo`.
+    Echo(Box<WebSocket>),
+}
+
+/// A topic this session takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Membership {
+    /// Where the session stands in the topic's list of members.
+    pub position: u32,
+    /// How many of the session's patterns match it: a tick comes once, whatever their number.
+    pub references: u32,
+}
+
+/// Something that waits to be sent, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Segment {
+    /// Shared frames in the egress log of the session's encoding.
+    Log(Range),
+    /// The next bytes of the session's own replies.
+    Reply(u32),
+}
+
+/// Where the bytes of one SEND are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// In the egress log.
+    Log(Range),
+    /// In the scratch they were gathered into: start and length.
+    Gathered(usize, usize),
+}
+
+/// The next SEND, or why there is none.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// These bytes; the session is sending until told otherwise.
+    Send(Source),
+    /// Nothing waits.
+    Idle,
+    /// What waited has been overwritten: the session was too slow.
+    Lapped,
+}
+
+/// A session that is about to end.
+#[derive(Clone, Debug)]
+pub struct Ending {
+    /// Why.
+    pub reason: CloseReason,
+    /// Its write side has been shut: only the peer's FIN, or the deadline, is awaited.
+    pub half_closed: bool,
+}
+
+/// One client connection. About 300 bytes, and what its fields point to.
+///
+/// Invariant: `outbox_bytes` is the sum of the segments' lengths.
+/// Invariant: the replies' segments add up to the replies not yet taken.
+#[derive(Debug)]
+pub struct Session {
+    /// Unique for the life of the shard: a slot is used again, an id never.
+    pub id: u64,
+    /// How the server's messages are encoded.
+    pub encoding: Encoding,
+    /// Which decoder takes its input.
+    pub protocol: Protocol,
+    /// Received, not yet decoded. Bound: the longest frame and what was in flight when reading was paused.
+    pub input: Vec<u8>,
+    /// Its input waits for room somewhere.
+    pub paused: bool,
+    /// A SEND is with the transport; the next one waits for its outcome.
+    pub sending: bool,
+    /// It stands in the shard's queue of sessions with something to send.
+    pub queued: bool,
+    /// The last SEND ended within a frame.
+    pub mid_frame: bool,
+    /// Its subscriptions, as indices of pattern entries. Bound: `subscriptions_per_session_max`.
+    pub subscriptions: Vec<u32>,
+    /// The topics these come to.
+    pub memberships: HashMap<TopicId, Membership>,
+    /// Set once it is to end: no more input, no more ticks.
+    pub ending: Option<Ending>,
+    segments: VecDeque<Segment>,
+    outbox_bytes: usize,
+    replies: Vec<u8>,
+    replies_start: usize,
+}
+
+impl Session {
+    /// A session that has just connected.
+    pub fn new(id: u64, encoding: Encoding, protocol: Protocol) -> Session {
+        Session {
+            id,
+            encoding,
+            protocol,
+            input: Vec::new(),
+            paused: false,
+            sending: false,
+            queued: false,
+            mid_frame: false,
+            subscriptions: Vec::new(),
+            memberships: HashMap::new(),
+            ending: None,
+            segments: VecDeque::new(),
+            outbox_bytes: 0,
+            replies: Vec::new(),
+            replies_start: 0,
+        }
+    }
+
+    /// Bytes waiting to be sent.
+    pub fn outbox_bytes(&self) -> usize {
+        self.outbox_bytes
+    }
+
+    /// Ranges and replies waiting to be sent.
+    pub fn outbox_segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Whether it has room for more replies; if not, its requests wait.
+    pub fn takes_requests(&self) -> bool {
+        self.replies.len() - self.replies_start <= REPLY_BYTES_MAX
+    }
+
+    /// Queues shared frames. Returns `false` when the outbox is past its bounds: a slow consumer. 16 bytes at most,
+    /// none when the range continues the one before.
+    pub fn push_range(&mut self, log: &EgressLog, range: Range, outbox_bytes_max: usize) -> bool {
+        self.outbox_bytes += range.len as usize;
+        match self.segments.back_mut() {
+            Some(Segment::Log(last)) if log.continues(*last, range) => last.len += range.len,
+            _ => self.segments.push_back(Segment::Log(range)),
+        }
+        self.outbox_bytes <= outbox_bytes_max && self.segments.len() <= OUTBOX_RANGES_MAX
+    }
+
+    /// Queues bytes of the session's own: whole frames.
+    pub fn push_reply(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let before = self.replies.len();
+        write(&mut self.replies);
+        let len = self.replies.len() - before;
+        self.outbox_bytes += len;
+        match self.segments.back_mut() {
+            _ if len == 0 => {}
+            Some(Segment::Reply(last)) => *last += len as u32,
+            _ => self.segments.push_back(Segment::Reply(len as u32)),
+        }
+        self.invariants();
+    }
+
+    /// Drops everything that waits. Only between frames, unless nothing is to follow.
+    pub fn clear_outbox(&mut self) {
+        self.segments = VecDeque::new();
+        self.outbox_bytes = 0;
+        self.replies = Vec::new();
+        self.replies_start = 0;
+    }
+
+    /// Takes the next SEND: a long range straight from the log, else as many segments as fit, gathered into
+    /// `gather` (which must have room for [`SEND_BYTES_MAX`]). Cuts fall between frames where there is a boundary.
+    pub fn take_send(&mut self, log: Option<&EgressLog>, gather: &mut Vec<u8>) -> Next {
+        let start = gather.len();
+        let mut left = SEND_BYTES_MAX;
+        while left > 0
+            && let Some(segment) = self.segments.front().copied()
+        {
+            match (segment, log) {
+                (Segment::Reply(len), _) => {
+                    let taken = (len as usize).min(left);
+                    gather.extend_from_slice(&self.replies[self.replies_start..self.replies_start + taken]);
+                    self.replies_start += taken;
+                    self.advance_front(taken as u32, taken == len as usize);
+                    left -= taken;
+                }
+                (Segment::Log(_), None) => return Next::Lapped,
+                (Segment::Log(range), Some(log)) if log.is_lapped(range.start) => return Next::Lapped,
+                (Segment::Log(range), Some(log)) => {
+                    let alone = gather.len() == start
+                        && (range.len as usize >= SEND_DIRECT_BYTES || self.segments.len() == 1);
+                    let (len, whole) = match range.len as usize {
+                        len if len <= left => (range.len, true),
+                        // Not worth a cut: what is gathered leaves, this comes next.
+                        _ if gather.len() > start => break,
+                        _ => log.cut(range, left),
+                    };
+                    self.advance_front(len, whole);
+                    if alone {
+                        return self.sends(Source::Log(Range { start: range.start, len }));
+                    }
+                    gather.extend_from_slice(log.bytes(Range { start: range.start, len }));
+                    left -= len as usize;
+                }
+            }
+        }
+        if self.replies_start == self.replies.len() {
+            self.replies.clear();
+            self.replies_start = 0;
+            if self.replies.capacity() > 4 * REPLY_BYTES_MAX {
+                self.replies = Vec::new();
+            }
+        }
+        match gather.len() - start {
+            0 => Next::Idle,
+            len => self.sends(Source::Gathered(start, len)),
+        }
+    }
+
+    fn sends(&mut self, source: Source) -> Next {
+        self.sending = true;
+        self.invariants();
+        Next::Send(source)
+    }
+
+    fn advance_front(&mut self, len: u32, between_frames: bool) {
+        self.outbox_bytes -= len as usize;
+        self.mid_frame = !between_frames;
+        let done = match self.segments.front_mut() {
+            Some(Segment::Reply(left)) => {
+                *left -= len;
+                *left == 0
+            }
+            Some(Segment::Log(range)) => {
+                *range = Range { start: range.start + u64::from(len), len: range.len - len };
+                range.len == 0
+            }
+            None => false,
+        };
+        if done {
+            self.segments.pop_front();
+        }
+    }
+
+    fn invariants(&self) {
+        if cfg!(debug_assertions) && self.segments.len() < 64 {
+            let (mut bytes, mut replies) = (0, 0);
+            for segment in &self.segments {
+                match segment {
+                    Segment::Log(range) => bytes += range.len as usize,
+                    Segment::Reply(len) => replies += *len as usize,
+                }
+            }
+            assert_eq!(self.outbox_bytes, bytes + replies, "the outbox is the sum of its segments");
+            assert_eq!(self.replies.len() - self.replies_start, replies, "every reply byte has its segment");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session() -> Session {
+        Session::new(1, Encoding::Native, Protocol::Native)
+    }
+
+    fn drain(session: &mut Session, log: &EgressLog) -> Vec<u8> {
+        let mut out = Vec::new();
+        loop {
+            let mut gather = Vec::new();
+            match session.take_send(Some(log), &mut gather) {
+                Next::Send(Source::Log(range)) => out.extend_from_slice(log.bytes(range)),
+                Next::Send(Source::Gathered(start, len)) => {
+                    out.extend_from_slice(&gather[start..start + len])
+                }
+                Next::Idle => return out,
+                Next::Lapped => panic!("lapped"),
+            }
+        }
+    }
+
+    #[test]
+    fn replies_and_shared_frames_leave_in_the_order_they_were_queued() {
+        let mut random = fastrand::Rng::with_seed(3);
+        for _ in 0..200 {
+            let (mut session, mut log, mut expected) = (session(), EgressLog::new(4 << 20), Vec::new());
+            for n in 0..random.u8(1..60) {
+                let frame = vec![n; random.usize(1..if n % 10 == 0 { 90_000 } else { 300 })];
+                if random.bool() {
+                    let range = log.append(&frame).unwrap();
+                    assert!(session.push_range(&log, range, usize::MAX));
+                    if random.u8(..5) == 0 {
+                        log.append(b"somebody else's").unwrap();
+                    }
+                } else {
+                    session.push_reply(|out| out.extend_from_slice(&frame));
+                }
+                expected.extend_from_slice(&frame);
+            }
+            assert_eq!(drain(&mut session, &log), expected);
+            assert!(!session.mid_frame && session.outbox_bytes() == 0);
+        }
+    }
+
+    #[test]
+    fn contiguous_frames_are_one_range() {
+        let (mut session, mut log) = (session(), EgressLog::new(1 << 20));
+        for _ in 0..100 {
+            let range = log.append(&[0; 64]).unwrap();
+            session.push_range(&log, range, usize::MAX);
+        }
+        assert_eq!((session.outbox_segments(), session.outbox_bytes()), (1, 6400));
+        let mut gather = Vec::new();
+        assert!(matches!(
+            session.take_send(Some(&log), &mut gather),
+            Next::Send(Source::Log(Range { len: 6400, .. }))
+        ));
+    }
+
+    #[test]
+    fn a_lapped_session_is_told_so() {
+        let (mut session, mut log) = (session(), EgressLog::new(1000));
+        let range = log.append(&[0; 600]).unwrap();
+        session.push_range(&log, range, usize::MAX);
+        log.append(&[0; 600]).unwrap();
+        assert_eq!(session.take_send(Some(&log), &mut Vec::new()), Next::Lapped);
+    }
+
+    #[test]
+    fn an_outbox_past_its_bound_says_so() {
+        let (mut session, mut log) = (session(), EgressLog::new(1000));
+        let range = log.append(&[0; 100]).unwrap();
+        assert!(session.push_range(&log, range, 150));
+        let range = log.append(&[0; 100]).unwrap();
+        assert!(!session.push_range(&log, range, 150));
+    }
+}

@@ -1,0 +1,171 @@
+//! The sessions of one shard, by slot, and the queues they stand in.
+
+use std::collections::VecDeque;
+
+use crate::{
+    log::{EgressLog, Range},
+    session::{CloseReason, Next, Session},
+};
+
+/// All sessions of a shard.
+///
+/// Invariant: a session with something to send and no SEND under way stands in `ready`, once.
+/// Invariant: `waiting` counts the sessions whose outbox is not empty.
+#[derive(Debug)]
+pub struct Sessions {
+    slots: Vec<Option<Box<Session>>>,
+    open: usize,
+    waiting: usize,
+    outbox_bytes_max: usize,
+    /// Bound: one entry a session.
+    ready: VecDeque<u32>,
+    /// Sessions found out while others were being served: ended when the round is over.
+    doomed: Vec<(u32, CloseReason)>,
+}
+
+impl Sessions {
+    /// No session; each may have `outbox_bytes_max` waiting.
+    pub fn new(outbox_bytes_max: usize) -> Sessions {
+        Sessions {
+            slots: Vec::new(),
+            open: 0,
+            waiting: 0,
+            outbox_bytes_max,
+            ready: VecDeque::new(),
+            doomed: Vec::new(),
+        }
+    }
+
+    /// Sessions there are, those about to end included.
+    pub fn len(&self) -> usize {
+        self.open
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.open == 0
+    }
+
+    /// Sessions with something to send.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Slots in use, ascending.
+    pub fn slots(&self) -> Vec<u32> {
+        (0..self.slots.len() as u32).filter(|&slot| self.slots[slot as usize].is_some()).collect()
+    }
+
+    /// All sessions.
+    pub fn iter(&self) -> impl Iterator<Item = &Session> {
+        self.slots.iter().flatten().map(|session| &**session)
+    }
+
+    /// Puts a session into a vacant slot.
+    pub fn insert(&mut self, slot: u32, session: Session) {
+        if self.slots.len() <= slot as usize {
+            self.slots.resize_with(slot as usize + 1, || None);
+        }
+        assert!(
+            self.slots[slot as usize].is_none(),
+            "the transport gives out a slot again only after its close"
+        );
+        self.slots[slot as usize] = Some(Box::new(session));
+        self.open += 1;
+    }
+
+    /// Takes a session out.
+    pub fn remove(&mut self, slot: u32) -> Option<Box<Session>> {
+        let session = self.slots.get_mut(slot as usize)?.take()?;
+        self.open -= 1;
+        self.waiting -= usize::from(session.outbox_bytes() > 0);
+        Some(session)
+    }
+
+    /// The session in a slot, to look at.
+    pub fn get(&self, slot: u32) -> Option<&Session> {
+        self.slots.get(slot as usize)?.as_deref()
+    }
+
+    /// The session in a slot, even if it is about to end.
+    pub fn any_mut(&mut self, slot: u32) -> Option<&mut Session> {
+        self.slots.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    /// The session in a slot, unless it is about to end.
+    pub fn open_mut(&mut self, slot: u32) -> Option<&mut Session> {
+        self.any_mut(slot).filter(|session| session.ending.is_none())
+    }
+
+    /// Queues shared frames to an open session; one that is past its bounds is doomed.
+    pub fn push_range(&mut self, slot: u32, log: &EgressLog, range: Range) {
+        let Some(session) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return };
+        if session.ending.is_some() {
+            return;
+        }
+        self.waiting += usize::from(session.outbox_bytes() == 0);
+        if !session.push_range(log, range, self.outbox_bytes_max) {
+            self.doomed.push((slot, CloseReason::SlowConsumer));
+        }
+        if !session.queued && !session.sending {
+            session.queued = true;
+            self.ready.push_back(slot);
+        }
+    }
+
+    /// Changes a session's outbox by its own hand, and keeps the queues right.
+    pub fn with_outbox(&mut self, slot: u32, change: impl FnOnce(&mut Session)) {
+        let Some(session) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return };
+        self.waiting -= usize::from(session.outbox_bytes() > 0);
+        change(session);
+        self.waiting += usize::from(session.outbox_bytes() > 0);
+        if session.outbox_bytes() > 0 && !session.queued && !session.sending {
+            session.queued = true;
+            self.ready.push_back(slot);
+        }
+    }
+
+    /// Marks a session as one that cannot keep up.
+    pub fn doom_slow(&mut self, slot: u32) {
+        self.doomed.push((slot, CloseReason::SlowConsumer));
+    }
+
+    /// The next doomed session.
+    pub fn pop_doomed(&mut self) -> Option<(u32, CloseReason)> {
+        self.doomed.pop()
+    }
+
+    /// The next session that has something to send and is not sending.
+    pub fn pop_ready(&mut self) -> Option<u32> {
+        while let Some(slot) = self.ready.pop_front() {
+            // A slot may have been vacated, and even filled again, since it was queued.
+            if let Some(session) = self.any_mut(slot)
+                && session.queued
+            {
+                session.queued = false;
+                if !session.sending {
+                    return Some(slot);
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether any session is ready.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Takes a session's next SEND.
+    pub fn take_send(&mut self, slot: u32, log: Option<&EgressLog>, gather: &mut Vec<u8>) -> Next {
+        let Some(session) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else {
+            return Next::Idle;
+        };
+        let before = session.outbox_bytes() > 0;
+        let next = session.take_send(log, gather);
+        if before && session.outbox_bytes() == 0 {
+            self.waiting -= 1;
+        }
+        next
+    }
+}

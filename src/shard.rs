@@ -1,0 +1,533 @@
+//! One shard: the topics it is home of, the sessions it serves, and what goes between them. A plain state machine.
+//!
+//! ```text
+//!                    handle_request                       handle_bytes, handle_eof
+//!  peers, ingest  ------------------>  +-----------+  <------------------------------  sockets
+//!                    handle_delivery   |   Shard   |
+//!                 <------------------  +-----------+  ------------------------------>
+//!                    stages                              poll_send, poll_action
+//! ```
+//!
+//! The driver's order in a turn: `handle_*` for what came in, [`Shard::turn`], then [`Shard::poll_send`] until `None`
+//! (each SEND's outcome through [`Shard::handle_sent`]), [`Shard::poll_action`] until `None`, the stages into
+//! their rings, and [`Shard::end_turn`].
+
+mod ending;
+mod input;
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+    sync::Arc,
+};
+
+use crate::{
+    clock::Now,
+    config::Limits,
+    counters::{Counter, Counters},
+    fanout::{self, Fanout, Logs},
+    ring::Stage,
+    router,
+    session::{Next, Protocol, Session, Source},
+    sessions::Sessions,
+    tick::{ErrorRecord, Publish, Request, ShardId, Subscribed, TickTimes, TopicId},
+    topic::{Home, Notice},
+    wire::{
+        Encoding, ErrorCode,
+        command::encode_request,
+        frame::{self, FLAG_PAYLOAD_JSON, Frame, Kind, Meta},
+        json,
+        reply::Reply,
+    },
+};
+
+/// The origin of ticks that no session published: nobody is told when they are refused, but it is counted.
+pub const ORIGIN_INGEST: u64 = u64::MAX;
+
+/// Which door a connection came through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// The native port.
+    Native,
+    /// The HTTP port.
+    Http,
+}
+
+/// What the transport is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Stop receiving from this slot; what already came is still handed over.
+    PauseReceive(u32),
+    /// Receive again.
+    ResumeReceive(u32),
+    /// Shut the write side: everything has been sent.
+    ShutdownWrite(u32),
+    /// Close the socket. The shard has forgotten the session: no event of it may follow.
+    Close(u32),
+}
+
+/// One SEND to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Send {
+    /// Whose.
+    pub slot: u32,
+    encoding: Encoding,
+    source: Source,
+}
+
+/// What waits for one other shard.
+#[derive(Debug, Default)]
+pub struct Stages {
+    /// Requests to it as a home: publish, subscribe, unsubscribe.
+    pub requests: Stage,
+    /// Deliveries from this home to it: ticks, topics, readiness, refusals. Always taken in, so that two full
+    /// shards cannot wait for each other.
+    pub deliveries: Stage,
+}
+
+/// What a deadline is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Deadline {
+    Handshake,
+    Linger,
+}
+
+/// One executor's share of the server.
+#[derive(Debug)]
+pub struct Shard {
+    id: ShardId,
+    shards: u16,
+    epoch: u64,
+    limits: Limits,
+    home: Home,
+    fanout: Fanout,
+    logs: Logs,
+    sessions: Sessions,
+    /// By shard; its own stays empty.
+    stages: Vec<Stages>,
+    actions: VecDeque<Action>,
+    /// Slots whose input waits. Bound: one entry a session.
+    paused: Vec<u32>,
+    /// (when, what, slot, session id); entries of sessions that are gone are skipped when due. Bound: two a session
+    /// and what has come and gone within the deadlines.
+    deadlines: BinaryHeap<Reverse<(u64, Deadline, u32, u64)>>,
+    generation: u32,
+    /// Set once the server stops: the deadline of the sessions' last bytes.
+    draining: Option<u64>,
+    counters: Arc<Counters>,
+    scratch: Vec<u8>,
+}
+
+impl Shard {
+    /// Shard `id` of `shards`. `epoch` names the server's life and is the same on all.
+    pub fn new(id: ShardId, shards: u16, epoch: u64, limits: Limits, counters: Arc<Counters>) -> Shard {
+        Shard {
+            id,
+            shards,
+            epoch,
+            home: Home::new(id, shards, limits.topics_max.div_ceil(usize::from(shards))),
+            fanout: Fanout::new(shards),
+            logs: Logs::new(limits.egress_log_bytes),
+            sessions: Sessions::new(limits.outbox_bytes_max),
+            stages: (0..shards).map(|_| Stages::default()).collect(),
+            actions: VecDeque::new(),
+            paused: Vec::new(),
+            deadlines: BinaryHeap::new(),
+            generation: 0,
+            draining: None,
+            counters,
+            scratch: Vec::new(),
+            limits,
+        }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// Sessions it serves, those about to end included.
+    pub fn sessions_len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Live patterns and known topics, for tests and operators.
+    pub fn subscriptions_len(&self) -> (usize, usize) {
+        (self.fanout.patterns_len(), self.fanout.topics_len())
+    }
+
+    /// Its counters.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// A connection came in; its slot is vacant.
+    pub fn handle_accept(&mut self, slot: u32, door: Door, now: Now) {
+        self.generation = self.generation.wrapping_add(1);
+        let id = u64::from(self.generation) << 32 | u64::from(slot);
+        let session = match door {
+            Door::Native => Session::new(id, Encoding::Native, Protocol::NativeHello),
+            Door::Http => Session::new(id, Encoding::WebSocketJson, Protocol::HttpHead),
+        };
+        self.sessions.insert(slot, session);
+        self.counters.add(Counter::SessionsAccepted, 1);
+        self.counters.add(Counter::SessionsOpen, 1);
+        let deadline = now.monotonic_ns + self.limits.handshake_deadline_ns;
+        self.deadlines.push(Reverse((deadline, Deadline::Handshake, slot, id)));
+        if self.draining.is_some() {
+            self.end(slot, crate::session::CloseReason::Shutdown, now);
+        }
+    }
+
+    /// Whether requests may come in: every stage has room for what one more may add.
+    pub fn takes_requests(&self) -> bool {
+        self.stages.iter().all(|stages| stages.requests.has_room() && stages.deliveries.has_room())
+    }
+
+    /// A request to this shard as a home: from another shard, or a PUBLISH from an ingest (`from` is then `None`).
+    /// To be called only while [`Shard::takes_requests`].
+    pub fn handle_request(&mut self, from: Option<ShardId>, frame: &Frame<'_>, now: Now) {
+        match (frame.kind, from) {
+            (Kind::Publish, _) => {
+                let Ok((record, topic, payload)) = frame.publish() else { return };
+                let Ok(topic) = std::str::from_utf8(topic) else { return };
+                let origin = frame.header.sequence;
+                self.sequence(from, origin, frame.header.flags, frame.header.schema, &record, topic, payload);
+            }
+            (Kind::Subscribe, Some(from)) => {
+                if let (Ok(record), Ok(pattern)) = (frame.record::<Request>(), frame.text()) {
+                    self.home.add_interest(from, pattern, record.request);
+                }
+            }
+            (Kind::Unsubscribe, Some(from)) => {
+                if let Ok(pattern) = frame.text() {
+                    self.home.remove_interest(from, pattern);
+                }
+            }
+            _ => debug_assert!(false, "no other request crosses the mesh"),
+        }
+        self.settle(now);
+    }
+
+    /// What a home has for this shard. Always taken in: it only adds to the sessions' outboxes, which are bounded.
+    pub fn handle_delivery(&mut self, frame: &Frame<'_>, now: Now) {
+        let id = TopicId(frame.header.topic_id);
+        match frame.kind {
+            Kind::Tick => self.deliver(frame),
+            Kind::Subscribed if id.0 != 0 => {
+                if let (Ok(record), Ok(name)) = (frame.record::<Subscribed>(), frame.text()) {
+                    self.fanout.handle_open(id, record.epoch, name, &mut self.sessions, &mut self.logs);
+                }
+            }
+            Kind::Subscribed => {
+                if let Ok(record) = frame.record::<Subscribed>() {
+                    self.home_is_ready(record.request);
+                }
+            }
+            Kind::Unsubscribed => self.fanout.handle_close(id),
+            Kind::Error => {
+                if let Ok(record) = frame.record::<ErrorRecord>() {
+                    self.refused(frame.header.sequence, record, now);
+                }
+            }
+            _ => debug_assert!(false, "no other delivery crosses the mesh"),
+        }
+        self.settle(now);
+    }
+
+    /// Does what is due: scans, input that waited for room, deadlines. Returns whether anything was done.
+    pub fn turn(&mut self, now: Now) -> bool {
+        let mut worked = false;
+        if self.takes_requests() {
+            worked |= self.scan();
+            worked |= self.resume_paused(now);
+        }
+        worked |= self.handle_deadlines(now);
+        self.settle(now);
+        worked
+    }
+
+    /// The next SEND: its bytes are [`Shard::send_bytes`] until the next call that is not `poll_send`. The slot has
+    /// no other until [`Shard::handle_sent`] says what became of it.
+    pub fn poll_send(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
+        while let Some(slot) = self.sessions.pop_ready() {
+            let encoding = self.sessions.any_mut(slot)?.encoding;
+            match self.sessions.take_send(slot, self.logs.of(encoding), gather) {
+                Next::Send(source) => return Some(Send { slot, encoding, source }),
+                Next::Lapped => self.end(slot, crate::session::CloseReason::SlowConsumer, now),
+                Next::Idle => self.flushed(slot),
+            }
+        }
+        None
+    }
+
+    /// The bytes of a SEND that `poll_send` returned since the gather buffer was last cleared.
+    pub fn send_bytes<'a>(&'a self, send: &Send, gather: &'a [u8]) -> &'a [u8] {
+        match send.source {
+            Source::Log(range) => self.logs.of(send.encoding).map_or(&[], |log| log.bytes(range)),
+            Source::Gathered(start, len) => &gather[start..start + len],
+        }
+    }
+
+    /// The transport has taken a SEND's bytes over. `parked`: the socket did not take them all at once; the slot
+    /// is busy until [`Shard::handle_writable`].
+    pub fn handle_sent(&mut self, slot: u32, bytes: usize, parked: bool) {
+        self.counters.add(Counter::Sends, 1);
+        self.counters.add(Counter::BytesSent, bytes as u64);
+        self.counters.add(Counter::SendsParked, u64::from(parked));
+        if !parked {
+            self.handle_writable(slot);
+        }
+    }
+
+    /// The socket has taken everything it was given.
+    pub fn handle_writable(&mut self, slot: u32) {
+        let mut idle = false;
+        self.sessions.with_outbox(slot, |session| {
+            session.sending = false;
+            idle = session.outbox_bytes() == 0;
+        });
+        if idle {
+            self.flushed(slot);
+        }
+    }
+
+    /// The next thing for the transport to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// What waits for a shard.
+    pub fn stages_mut(&mut self, shard: ShardId) -> &mut Stages {
+        &mut self.stages[usize::from(shard.0)]
+    }
+
+    /// After the turn's SENDs: nothing borrowed from the logs is in use any more.
+    pub fn end_turn(&mut self) {
+        if self.sessions.waiting() == 0 {
+            self.logs.rewind();
+        }
+    }
+
+    /// Whether there is work that needs no event from outside.
+    pub fn is_busy(&self) -> bool {
+        self.sessions.has_ready()
+            || (self.takes_requests() && (self.home.is_scanning() || self.paused_can_resume()))
+            || !self.actions.is_empty()
+    }
+
+    /// When [`Shard::turn`] is due even if nothing happens, CLOCK_MONOTONIC nanoseconds.
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.deadlines.peek().map(|Reverse((when, ..))| *when)
+    }
+
+    /// Bytes of the logs, the stages, and what the sessions hold beyond their own size: what promise 3 bounds.
+    pub fn memory_bytes(&self) -> usize {
+        let sessions: usize = self
+            .sessions
+            .iter()
+            .map(|session| session.input.capacity() + session.outbox_segments() * 16 + size_of::<Session>())
+            .sum();
+        let stages: usize = self
+            .stages
+            .iter()
+            .map(|stages| stages.requests.waiting().len() + stages.deliveries.waiting().len())
+            .sum();
+        self.logs.bytes() + sessions + stages
+    }
+
+    /// Publishes for a session of this shard: here if this is the topic's home, else over the mesh.
+    fn publish(&mut self, origin: u64, flags: u8, schema: u32, record: Publish, topic: &str, payload: &[u8]) {
+        let home = router::home(topic, self.shards);
+        if home == self.id {
+            self.sequence(Some(self.id), origin, flags, schema, &record, topic, payload);
+        } else {
+            let stage = self.stages[usize::from(home.0)].requests.tail();
+            frame::encode_publish(stage, origin, flags, schema, record, topic, payload);
+        }
+    }
+
+    /// As the topic's home: gives the tick its sequence and passes it to the interested shards.
+    #[allow(clippy::too_many_arguments, reason = "the parts of one PUBLISH, which has no owned form")]
+    fn sequence(
+        &mut self,
+        from: Option<ShardId>,
+        origin: u64,
+        flags: u8,
+        schema: u32,
+        record: &Publish,
+        name: &str,
+        payload: &[u8],
+    ) {
+        let Ok((index, new)) = self.home.find_or_create(name) else {
+            return self.refuse(from, origin, record.request);
+        };
+        if new {
+            let topic = self.home.topic(index);
+            for shard in topic.interested.iter() {
+                if shard == self.id {
+                    self.fanout.handle_open(topic.id, self.epoch, name, &mut self.sessions, &mut self.logs);
+                } else {
+                    let stage = self.stages[usize::from(shard.0)].deliveries.tail();
+                    frame::encode_topic(stage, topic.id, self.epoch, name);
+                }
+            }
+        }
+        let topic = self.home.topic_mut(index);
+        let times =
+            TickTimes { producer_time_ns: record.producer_time_ns, ingest_time_ns: record.ingest_time_ns };
+        topic.advance(flags & FLAG_PAYLOAD_JSON, schema, times, payload);
+        self.counters.add(Counter::TicksSequenced, 1);
+        for shard in topic.interested.iter() {
+            if shard != self.id {
+                self.stages[usize::from(shard.0)].deliveries.tail().extend_from_slice(&topic.latest);
+            }
+        }
+        if topic.interested.contains(self.id)
+            && let Ok(crate::wire::Step::Complete(_, tick)) = frame::decode(&topic.latest, usize::MAX)
+        {
+            let delivered = self.fanout.deliver(&tick, &mut self.sessions, &mut self.logs);
+            self.counters.add(Counter::TicksDelivered, delivered as u64);
+        }
+    }
+
+    fn deliver(&mut self, tick: &Frame<'_>) {
+        let delivered = self.fanout.deliver(tick, &mut self.sessions, &mut self.logs);
+        self.counters.add(Counter::TicksDelivered, delivered as u64);
+    }
+
+    /// Tells whoever published that there is no room for another topic.
+    fn refuse(&mut self, from: Option<ShardId>, origin: u64, request: u32) {
+        self.counters.add(Counter::TicksRefused, 1);
+        let record = ErrorRecord { request, code: ErrorCode::TooManyTopics as u16, reserved: 0 };
+        match from {
+            _ if origin == ORIGIN_INGEST => {}
+            None => {}
+            Some(from) if from == self.id => self.tell_refused(origin, record),
+            Some(from) => {
+                let meta = Meta { sequence: origin, ..Meta::default() };
+                frame::encode(
+                    self.stages[usize::from(from.0)].deliveries.tail(),
+                    Kind::Error,
+                    meta,
+                    &record,
+                    &[],
+                );
+            }
+        }
+    }
+
+    fn refused(&mut self, origin: u64, record: ErrorRecord, _now: Now) {
+        self.tell_refused(origin, record);
+    }
+
+    fn tell_refused(&mut self, origin: u64, record: ErrorRecord) {
+        let slot = origin as u32;
+        if self.sessions.open_mut(slot).is_some_and(|session| session.id == origin) {
+            let code = ErrorCode::from_wire(record.code).unwrap_or(ErrorCode::BadRequest);
+            let text = "the server has as many topics as it may (--topics-max)";
+            self.reply(slot, &Reply::Error { request: record.request, code, text });
+        }
+    }
+
+    /// A bounded piece of the homes' walks for shards that came to want, or not want, a pattern.
+    fn scan(&mut self) -> bool {
+        let mut ready = Vec::new();
+        let Shard { home, fanout, sessions, logs, stages, .. } = self;
+        let (own, epoch) = (self.id, self.epoch);
+        let looked = home.scan(|notice| match notice {
+            Notice::Open(shard, topic) if shard == own => {
+                fanout.handle_open(topic.id, epoch, &topic.name, sessions, logs);
+            }
+            Notice::Open(shard, topic) => {
+                frame::encode_topic(
+                    stages[usize::from(shard.0)].deliveries.tail(),
+                    topic.id,
+                    epoch,
+                    &topic.name,
+                );
+            }
+            Notice::Close(shard, topic) if shard == own => fanout.handle_close(topic.id),
+            Notice::Close(shard, topic) => {
+                let meta = Meta { topic_id: topic.id.0, ..Meta::default() };
+                let stage = stages[usize::from(shard.0)].deliveries.tail();
+                frame::encode(stage, Kind::Unsubscribed, meta, &Request::default(), &[]);
+            }
+            Notice::Ready(shard, request) if shard == own => ready.push(request),
+            Notice::Ready(shard, request) => {
+                let record = Subscribed { epoch, request, reserved: 0 };
+                let stage = stages[usize::from(shard.0)].deliveries.tail();
+                frame::encode(stage, Kind::Subscribed, Meta::default(), &record, &[]);
+            }
+        });
+        for request in ready {
+            self.home_is_ready(request);
+        }
+        looked > 0
+    }
+
+    /// Acknowledges the sessions that waited for the last home, and lets them have the topics.
+    fn home_is_ready(&mut self, request: u32) {
+        let Some((entry, waiters)) = self.fanout.handle_ready(request) else { return };
+        for (slot, request) in waiters {
+            self.subscribed(entry, slot, request);
+        }
+    }
+
+    /// Acknowledges a live subscription, then announces its topics: nothing of them comes before.
+    fn subscribed(&mut self, entry: u32, slot: u32, request: u32) {
+        let pattern = self.fanout.pattern(entry).to_owned();
+        self.reply(slot, &Reply::Subscribed { request, pattern: &pattern, epoch: self.epoch });
+        self.fanout.attach(entry, slot, &mut self.sessions, &mut self.logs);
+    }
+
+    /// Makes the homes know of a pattern that is new here.
+    fn ask_homes(&mut self, pattern: &str, exact: bool, request: u32) {
+        for home in fanout::homes(pattern, exact, self.shards).map(ShardId) {
+            if home == self.id {
+                self.home.add_interest(self.id, pattern, request);
+            } else {
+                encode_request(
+                    self.stages[usize::from(home.0)].requests.tail(),
+                    Kind::Subscribe,
+                    request,
+                    pattern,
+                );
+            }
+        }
+    }
+
+    /// Makes the homes forget a pattern that nobody here holds any more.
+    fn tell_homes_gone(&mut self, pattern: &str) {
+        for home in fanout::homes(pattern, router::is_exact(pattern), self.shards).map(ShardId) {
+            if home == self.id {
+                self.home.remove_interest(self.id, pattern);
+            } else {
+                encode_request(
+                    self.stages[usize::from(home.0)].requests.tail(),
+                    Kind::Unsubscribe,
+                    0,
+                    pattern,
+                );
+            }
+        }
+    }
+
+    fn reply(&mut self, slot: u32, reply: &Reply<'_>) {
+        if let Reply::Error { .. } = reply {
+            self.counters.add(Counter::RequestErrors, 1);
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.clear();
+        if let Some(session) = self.sessions.any_mut(slot) {
+            reply.encode(session.encoding, &mut scratch);
+        }
+        self.sessions.with_outbox(slot, |session| session.push_reply(|out| out.extend_from_slice(&scratch)));
+        self.scratch = scratch;
+    }
+
+    /// Checks a payload's claim to be JSON only where nothing has checked it yet.
+    fn flags_of(payload: &[u8], known_json: bool) -> u8 {
+        if known_json || json::is_json(payload) { FLAG_PAYLOAD_JSON } else { 0 }
+    }
+}

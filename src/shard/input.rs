@@ -1,0 +1,361 @@
+//! What peers send: bytes to commands to effects. A broken byte ends its session, a bad request is answered, and
+//! neither touches anybody else.
+
+use std::borrow::Cow;
+
+use super::{Action, Shard};
+use crate::{
+    clock::Now,
+    counters::Counter,
+    fanout::Subscribe,
+    router,
+    session::{CloseReason, Protocol},
+    tick::{Publish, TickTimes, WireRecord},
+    wire::{
+        DecodeError, Encoding, ErrorCode, Step,
+        command::{Command, PublishCommand},
+        frame,
+        http::{self, Answer, Offer, Target},
+        json,
+        reply::Reply,
+        websocket::{self, DataType, Incoming, WebSocket},
+    },
+};
+
+/// How far a session's input came.
+struct Progress {
+    used: usize,
+    /// What is left waits for room, not for more bytes.
+    blocked: bool,
+}
+
+impl Shard {
+    /// Bytes from a peer, in order, as many or few as came.
+    pub fn handle_bytes(&mut self, slot: u32, bytes: &[u8], now: Now) {
+        self.counters.add(Counter::BytesReceived, bytes.len() as u64);
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        if session.paused || !session.input.is_empty() {
+            session.input.extend_from_slice(bytes);
+            if !session.paused {
+                self.process_waiting(slot, now);
+            }
+        } else {
+            let progress = self.process(slot, bytes, now);
+            if let Some(session) = self.sessions.open_mut(slot) {
+                session.input.extend_from_slice(&bytes[progress.used..]);
+            }
+            self.pause_if(slot, progress.blocked);
+        }
+        self.settle(now);
+    }
+
+    /// Takes up sessions whose input waited for room that there may be now.
+    pub(super) fn resume_paused(&mut self, now: Now) -> bool {
+        if self.paused.is_empty() {
+            return false;
+        }
+        let mut resumed = false;
+        for slot in std::mem::take(&mut self.paused) {
+            let Some(session) = self.sessions.open_mut(slot).filter(|session| session.paused) else {
+                continue;
+            };
+            if !session.takes_requests() || !self.takes_requests() {
+                self.paused.push(slot);
+                continue;
+            }
+            resumed = true;
+            if let Some(session) = self.sessions.open_mut(slot) {
+                session.paused = false;
+            }
+            self.actions.push_back(Action::ResumeReceive(slot));
+            self.process_waiting(slot, now);
+        }
+        resumed
+    }
+
+    /// Whether a call to [`Shard::turn`] would take up a paused session.
+    pub(super) fn paused_can_resume(&self) -> bool {
+        self.paused
+            .iter()
+            .any(|&slot| self.sessions.get(slot).is_some_and(|session| session.takes_requests()))
+    }
+
+    fn process_waiting(&mut self, slot: u32, now: Now) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let mut input = std::mem::take(&mut session.input);
+        let progress = self.process(slot, &input, now);
+        if let Some(session) = self.sessions.open_mut(slot)
+            && progress.used < input.len()
+        {
+            input.drain(..progress.used);
+            session.input = input;
+        }
+        self.pause_if(slot, progress.blocked);
+    }
+
+    fn pause_if(&mut self, slot: u32, blocked: bool) {
+        if let Some(session) = self.sessions.open_mut(slot)
+            && blocked
+            && !session.paused
+        {
+            session.paused = true;
+            self.paused.push(slot);
+            self.actions.push_back(Action::PauseReceive(slot));
+            self.counters.add(Counter::InputPaused, 1);
+        }
+    }
+
+    /// Takes whole messages off the front of `bytes` while there is room for their effects.
+    fn process(&mut self, slot: u32, bytes: &[u8], now: Now) -> Progress {
+        let mut used = 0;
+        while used < bytes.len() {
+            let room = self.takes_requests();
+            let Some(session) = self.sessions.open_mut(slot) else {
+                return Progress { used: bytes.len(), blocked: false };
+            };
+            if !room || !session.takes_requests() {
+                return Progress { used, blocked: true };
+            }
+            let rest = &bytes[used..];
+            let step = match session.protocol {
+                Protocol::NativeHello | Protocol::Native => self.native(slot, rest, now),
+                Protocol::HttpHead => self.http(slot, rest, now),
+                Protocol::Stream(_) | Protocol::Echo(_) => self.websocket(slot, rest, now),
+            };
+            match step {
+                Ok(Step::Complete(len, ())) => used += len,
+                Ok(Step::Partial) => break,
+                Err(error) => {
+                    self.end(slot, CloseReason::Protocol(error), now);
+                    return Progress { used: bytes.len(), blocked: false };
+                }
+            }
+        }
+        Progress { used, blocked: false }
+    }
+
+    fn native(&mut self, slot: u32, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
+        let Step::Complete(used, frame) = frame::decode(bytes, self.limits.frame_bytes_max)? else {
+            return Ok(Step::Partial);
+        };
+        self.execute(slot, Command::from_frame(&frame)?, now)?;
+        Ok(Step::Complete(used, ()))
+    }
+
+    fn http(&mut self, slot: u32, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
+        let offer =
+            Offer { head_bytes_max: self.limits.http_head_bytes_max, debug_echo: self.limits.debug_echo };
+        let Step::Complete(used, answer) = http::step(bytes, offer) else { return Ok(Step::Partial) };
+        match answer {
+            Answer::Respond { response, status } => {
+                self.push_bytes(slot, &response);
+                self.end(slot, CloseReason::Http(status), now);
+            }
+            Answer::Upgrade { response, target } => {
+                self.push_bytes(slot, &response);
+                let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Complete(used, ())) };
+                match target {
+                    Target::Echo => {
+                        session.protocol =
+                            Protocol::Echo(Box::new(WebSocket::server(crate::limits::ECHO_BYTES_MAX)));
+                    }
+                    Target::Stream { encoding, patterns } => {
+                        session.encoding = encoding;
+                        session.protocol =
+                            Protocol::Stream(Box::new(WebSocket::server(self.limits.frame_bytes_max)));
+                        let patterns = patterns.into_iter().map(Cow::Owned).collect();
+                        self.execute(slot, Command::Subscribe { request: 0, patterns }, now)?;
+                    }
+                }
+            }
+        }
+        Ok(Step::Complete(used, ()))
+    }
+
+    fn websocket(&mut self, slot: u32, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
+        let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Partial) };
+        let (Protocol::Stream(socket) | Protocol::Echo(socket)) = &mut session.protocol else {
+            return Ok(Step::Partial);
+        };
+        let mut replies = Vec::new();
+        let Step::Complete(used, incoming) = socket.step(bytes, &mut replies)? else {
+            return Ok(Step::Partial);
+        };
+        let (encoding, echo) = (session.encoding, matches!(session.protocol, Protocol::Echo(_)));
+        self.push_bytes(slot, &replies);
+        match incoming {
+            Incoming::Nothing => {}
+            Incoming::Close(_) => self.end(slot, CloseReason::Peer, now),
+            Incoming::Text(text) if echo => self.push_message(slot, DataType::Text, text.as_bytes()),
+            Incoming::Binary(bytes) if echo => self.push_message(slot, DataType::Binary, &bytes),
+            Incoming::Text(text) => self.text(slot, encoding, &text, now)?,
+            Incoming::Binary(bytes) => self.binary(slot, encoding, &bytes, now)?,
+        }
+        Ok(Step::Complete(used, ()))
+    }
+
+    fn text(&mut self, slot: u32, encoding: Encoding, text: &str, now: Now) -> Result<(), DecodeError> {
+        if encoding == Encoding::WebSocketRkyv {
+            return Err(DecodeError::WrongMessageType("tickcast.v1.rkyv takes binary messages"));
+        }
+        match json::decode(text) {
+            Ok(command) => self.execute(slot, command, now),
+            Err(error) => {
+                self.fail(slot, error.request, ErrorCode::BadRequest, &error.text, now);
+                Ok(())
+            }
+        }
+    }
+
+    fn binary(&mut self, slot: u32, encoding: Encoding, bytes: &[u8], now: Now) -> Result<(), DecodeError> {
+        if encoding == Encoding::WebSocketJson {
+            return Err(DecodeError::WrongMessageType("tickcast.v1.json takes text messages"));
+        }
+        let mut at = 0;
+        while at < bytes.len() {
+            let Step::Complete(used, frame) = frame::decode(&bytes[at..], self.limits.frame_bytes_max)?
+            else {
+                return Err(DecodeError::BadLength((bytes.len() - at) as u32));
+            };
+            self.execute(slot, Command::from_frame(&frame)?, now)?;
+            at += used;
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, slot: u32, command: Command<'_>, now: Now) -> Result<(), DecodeError> {
+        let Some(session) = self.sessions.open_mut(slot) else { return Ok(()) };
+        match (&session.protocol, &command) {
+            (Protocol::NativeHello, Command::Hello { .. }) => session.protocol = Protocol::Native,
+            (Protocol::NativeHello, _) => return Err(DecodeError::HelloExpected),
+            _ => {}
+        }
+        match command {
+            Command::Hello { request, name } => {
+                let session = session.id;
+                ::log::debug!(
+                    "session {session:x} says it is {:?}",
+                    name.chars().take(64).collect::<String>()
+                );
+                let (epoch, frame_bytes_max) = (self.epoch, self.limits.frame_bytes_max);
+                self.reply(slot, &Reply::Welcome { request, epoch, session, frame_bytes_max });
+            }
+            Command::Ping { token } => self.reply(slot, &Reply::Pong { token }),
+            Command::Subscribe { request, patterns } => {
+                for pattern in patterns {
+                    self.subscribe(slot, request, &pattern, now);
+                }
+            }
+            Command::Unsubscribe { request, patterns } => {
+                for pattern in patterns {
+                    self.unsubscribe(slot, request, &pattern, now);
+                }
+            }
+            Command::Publish(publish) => self.publish_command(slot, &publish, now),
+        }
+        Ok(())
+    }
+
+    fn subscribe(&mut self, slot: u32, request: u32, pattern: &str, now: Now) {
+        if let Err(error) = router::check_pattern(pattern.as_bytes()) {
+            let text = format!("pattern {}: {error}", shown(pattern.as_bytes()));
+            return self.fail(slot, request, ErrorCode::BadPattern, &text, now);
+        }
+        let known = self.fanout.entry_of(pattern);
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        if session.subscriptions.len() >= self.limits.subscriptions_per_session_max {
+            let text =
+                format!("a session may hold {} subscriptions", self.limits.subscriptions_per_session_max);
+            return self.fail(slot, request, ErrorCode::TooManySubscriptions, &text, now);
+        }
+        if known.is_some_and(|entry| session.subscriptions.contains(&entry)) {
+            let text = format!("already subscribed to {}", shown(pattern.as_bytes()));
+            return self.fail(slot, request, ErrorCode::AlreadySubscribed, &text, now);
+        }
+        let outcome = self.fanout.subscribe(slot, request, pattern);
+        let (Subscribe::Live(entry) | Subscribe::Waits(entry) | Subscribe::Asks { entry, .. }) = outcome;
+        if let Some(session) = self.sessions.open_mut(slot) {
+            session.subscriptions.push(entry);
+        }
+        match outcome {
+            Subscribe::Live(entry) => self.subscribed(entry, slot, request),
+            Subscribe::Waits(_) => {}
+            Subscribe::Asks { request, exact, .. } => self.ask_homes(pattern, exact, request),
+        }
+    }
+
+    fn unsubscribe(&mut self, slot: u32, request: u32, pattern: &str, now: Now) {
+        let entry = self.fanout.entry_of(pattern);
+        let held = self.sessions.open_mut(slot).and_then(|session| {
+            let at = session.subscriptions.iter().position(|&held| Some(held) == entry)?;
+            Some(session.subscriptions.swap_remove(at))
+        });
+        let Some(entry) = held else {
+            let text = format!("not subscribed to {}", shown(pattern.as_bytes()));
+            return self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
+        };
+        self.leave(entry, slot);
+        self.reply(slot, &Reply::Unsubscribed { request, pattern });
+    }
+
+    /// Takes a session out of a pattern; the homes hear of it when it was the last.
+    pub(super) fn leave(&mut self, entry: u32, slot: u32) {
+        if let Some(pattern) = self.fanout.unsubscribe(entry, slot, &mut self.sessions) {
+            self.tell_homes_gone(&pattern);
+        }
+    }
+
+    fn publish_command(&mut self, slot: u32, publish: &PublishCommand<'_>, now: Now) {
+        let topic = match router::check_topic(&publish.topic) {
+            Ok(topic) => topic,
+            Err(error) => {
+                self.counters.add(Counter::TicksRefused, 1);
+                let text = format!("topic {}: {error}", shown(&publish.topic));
+                return self.fail(slot, publish.request, ErrorCode::BadTopic, &text, now);
+            }
+        };
+        let frame_len = frame::encoded_len(TickTimes::STRIDE, publish.payload.len());
+        if frame_len > self.limits.frame_bytes_max {
+            self.counters.add(Counter::TicksRefused, 1);
+            let text =
+                format!("the tick's frame has {frame_len} bytes, {} allowed", self.limits.frame_bytes_max);
+            return self.fail(slot, publish.request, ErrorCode::TooLarge, &text, now);
+        }
+        let Some(origin) = self.sessions.open_mut(slot).map(|session| session.id) else { return };
+        let producer_time_ns =
+            if publish.producer_time_ns == 0 { now.realtime_ns } else { publish.producer_time_ns };
+        let record = Publish {
+            producer_time_ns,
+            ingest_time_ns: now.realtime_ns,
+            request: publish.request,
+            ..Publish::default()
+        };
+        let flags = Self::flags_of(&publish.payload, publish.payload_is_json);
+        self.publish(origin, flags, publish.schema, record, topic, &publish.payload);
+    }
+
+    /// Answers a request that failed; a raw session, which has no answers, is ended instead.
+    fn fail(&mut self, slot: u32, request: u32, code: ErrorCode, text: &str, now: Now) {
+        if self.sessions.open_mut(slot).is_some_and(|session| session.encoding == Encoding::WebSocketRaw) {
+            return self.end(slot, CloseReason::BadRequest(text.to_owned()), now);
+        }
+        self.reply(slot, &Reply::Error { request, code, text });
+    }
+
+    fn push_message(&mut self, slot: u32, data_type: DataType, payload: &[u8]) {
+        self.sessions.with_outbox(slot, |session| {
+            session.push_reply(|out| websocket::encode(out, data_type, payload));
+        });
+    }
+
+    pub(super) fn push_bytes(&mut self, slot: u32, bytes: &[u8]) {
+        self.sessions.with_outbox(slot, |session| session.push_reply(|out| out.extend_from_slice(bytes)));
+    }
+}
+
+/// A peer's bytes as they may stand in a message: quoted, escaped, cut to 64 characters.
+fn shown(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let cut: String = text.chars().take(64).collect();
+    format!("{cut:?}{}", if cut.len() < text.len() { "..." } else { "" })
+}

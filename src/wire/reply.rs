@@ -1,0 +1,128 @@
+//! What the server says to one session: the same replies in every encoding. What it says to many (ticks, topic
+//! announcements) is encoded once in the egress logs instead.
+
+use crate::{
+    tick::{Closing, ErrorRecord, Request, Subscribed, Token, Welcome},
+    wire::{
+        Encoding, ErrorCode,
+        frame::{self, Kind, Meta},
+        json,
+        websocket::{self, DataType},
+    },
+};
+
+/// One reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply<'a> {
+    /// To hello.
+    Welcome {
+        /// The hello's.
+        request: u32,
+        /// The server's life.
+        epoch: u64,
+        /// This session.
+        session: u64,
+        /// Largest frame taken, in bytes.
+        frame_bytes_max: usize,
+    },
+    /// A subscription is live.
+    Subscribed {
+        /// The subscribe's.
+        request: u32,
+        /// What was subscribed.
+        pattern: &'a str,
+        /// The server's life.
+        epoch: u64,
+    },
+    /// A subscription has ended.
+    Unsubscribed {
+        /// The unsubscribe's.
+        request: u32,
+        /// What was unsubscribed.
+        pattern: &'a str,
+    },
+    /// To a ping.
+    Pong {
+        /// As it came.
+        token: u64,
+    },
+    /// A request failed.
+    Error {
+        /// The request's; 0 where it named none.
+        request: u32,
+        /// Which rule it broke.
+        code: ErrorCode,
+        /// For a person.
+        text: &'a str,
+    },
+    /// The last message; on a WebSocket the close frame follows by itself.
+    Closing {
+        /// As in the close frame.
+        code: u16,
+        /// For a person.
+        reason: &'a str,
+    },
+}
+
+/// Who the server says it is.
+pub const SERVER: &str = concat!("tickcast/", env!("CARGO_PKG_VERSION"));
+
+impl Reply<'_> {
+    /// Appends the reply as its encoding has it: nothing for raw, which carries payloads only.
+    pub fn encode(&self, encoding: Encoding, out: &mut Vec<u8>) {
+        match encoding {
+            Encoding::Native => self.encode_frame(out),
+            Encoding::WebSocketRkyv => {
+                let mut body = Vec::with_capacity(128);
+                self.encode_frame(&mut body);
+                websocket::encode(out, DataType::Binary, &body);
+            }
+            Encoding::WebSocketJson => {
+                let mut body = Vec::with_capacity(128);
+                self.encode_json(&mut body);
+                websocket::encode(out, DataType::Text, &body);
+            }
+            Encoding::WebSocketRaw => {}
+        }
+    }
+
+    fn encode_frame(&self, out: &mut Vec<u8>) {
+        let meta = Meta::default();
+        match *self {
+            Reply::Welcome { request, epoch, session, frame_bytes_max } => {
+                let record = Welcome { epoch, session, frame_bytes_max: frame_bytes_max as u32, request };
+                frame::encode(out, Kind::Welcome, meta, &record, &[SERVER.as_bytes()]);
+            }
+            Reply::Subscribed { request, pattern, epoch } => {
+                let record = Subscribed { epoch, request, reserved: 0 };
+                frame::encode(out, Kind::Subscribed, meta, &record, &[pattern.as_bytes()]);
+            }
+            Reply::Unsubscribed { request, pattern } => {
+                let record = Request { request, reserved: 0 };
+                frame::encode(out, Kind::Unsubscribed, meta, &record, &[pattern.as_bytes()]);
+            }
+            Reply::Pong { token } => frame::encode(out, Kind::Pong, meta, &Token { token }, &[]),
+            Reply::Error { request, code, text } => {
+                let record = ErrorRecord { request, code: code as u16, reserved: 0 };
+                frame::encode(out, Kind::Error, meta, &record, &[text.as_bytes()]);
+            }
+            Reply::Closing { code, reason } => {
+                let record = Closing { reconnect_after_ms: 0, code, reserved: 0 };
+                frame::encode(out, Kind::Closing, meta, &record, &[reason.as_bytes()]);
+            }
+        }
+    }
+
+    fn encode_json(&self, out: &mut Vec<u8>) {
+        match *self {
+            Reply::Welcome { request, epoch, session, frame_bytes_max } => {
+                json::encode_welcome(out, request, SERVER, epoch, session, frame_bytes_max);
+            }
+            Reply::Subscribed { request, pattern, .. } => json::encode_subscribed(out, request, pattern),
+            Reply::Unsubscribed { request, pattern } => json::encode_unsubscribed(out, request, pattern),
+            Reply::Pong { token } => json::encode_pong(out, token),
+            Reply::Error { request, code, text } => json::encode_error(out, request, code, text),
+            Reply::Closing { code, reason } => json::encode_closing(out, code, reason),
+        }
+    }
+}
