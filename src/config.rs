@@ -1,6 +1,47 @@
 //! What was typed, made to mean something: every bound derived and checked before anything starts.
 
-use crate::limits;
+use std::net::SocketAddr;
+
+use crate::{
+    cli::{BadLines, ServeArgs},
+    error::StartupError,
+    ingest::{replay, simulator},
+    limits,
+    tick::{Publish, TickTimes, WireRecord},
+    wire::frame,
+};
+
+/// A server, ready to be started.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Cores to pin to, in order; shard `n` goes to the `n % len`-th.
+    pub cores: Vec<usize>,
+    /// Shards.
+    pub shards: u16,
+    /// Native address.
+    pub tcp: SocketAddr,
+    /// HTTP and WebSocket address.
+    pub http: SocketAddr,
+    /// Most connections; `None`: what the descriptor limit allows.
+    pub clients_max: Option<usize>,
+    /// The core's bounds.
+    pub limits: Limits,
+    /// One ring of the mesh, bytes.
+    pub mesh_ring_bytes: usize,
+    /// From the signal to the end, nanoseconds.
+    pub drain_deadline_ns: u64,
+    /// Where ticks come from, besides clients.
+    pub sources: Vec<Source>,
+}
+
+/// A source of ticks on a thread of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// The built-in simulator.
+    Simulator(simulator::Settings),
+    /// A capture.
+    Replay(replay::Settings),
+}
 
 /// The bounds that the core works within.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +75,206 @@ impl Default for Limits {
             egress_log_bytes: limits::EGRESS_LOG_BYTES_DEFAULT,
             outbox_bytes_max: limits::OUTBOX_BYTES_MAX_DEFAULT,
             debug_echo: false,
+        }
+    }
+}
+
+impl Config {
+    /// Derives and checks everything that can be checked without the kernel. `cores_allowed`: what this process may
+    /// use.
+    ///
+    /// # Errors
+    /// [`StartupError::Option`] or [`StartupError::Core`], for the first thing wrong.
+    pub fn new(args: &ServeArgs, cores_allowed: &[usize]) -> Result<Config, StartupError> {
+        let cores = match &args.cores {
+            None => cores_allowed.to_vec(),
+            Some(list) => parse_cores(list)?,
+        };
+        if cores.is_empty() {
+            return Err(StartupError::NoCores);
+        }
+        if let Some(&core) = cores.iter().find(|core| !cores_allowed.contains(core)) {
+            return Err(StartupError::Core(core, cores_allowed.to_vec()));
+        }
+        let shards = args.shards.unwrap_or(cores.len().min(limits::SHARDS_MAX) as u16);
+        if !(1..=limits::SHARDS_MAX as u16).contains(&shards) {
+            return Err(StartupError::Option(
+                "--shards",
+                format!("{shards}: 1 to {} shards", limits::SHARDS_MAX),
+            ));
+        }
+        if args.tcp == args.http && args.tcp.port() != 0 {
+            return Err(StartupError::Option(
+                "--http",
+                format!("{} is already the --tcp address", args.http),
+            ));
+        }
+        let frame_range = limits::FRAME_BYTES_MAX_LOWEST..=limits::FRAME_BYTES_MAX_HIGHEST;
+        if !frame_range.contains(&args.frame_bytes_max) {
+            let text =
+                format!("{}: {} to {} bytes", args.frame_bytes_max, frame_range.start(), frame_range.end());
+            return Err(StartupError::Option("--frame-bytes-max", text));
+        }
+        // base64 makes 4 bytes of 3; the rest is the JSON around it.
+        let encoded_bytes_max = args.frame_bytes_max / 3 * 4 + 4096;
+        if args.egress_log_bytes < 2 * encoded_bytes_max || args.egress_log_bytes > 1 << 30 {
+            let text = format!("{}: {} bytes to 1 GiB", args.egress_log_bytes, 2 * encoded_bytes_max);
+            return Err(StartupError::Option("--egress-log-bytes", text));
+        }
+        if args.outbox_bytes_max < encoded_bytes_max || args.outbox_bytes_max > args.egress_log_bytes {
+            let text = format!(
+                "{}: {encoded_bytes_max} bytes (one frame) to {} (--egress-log-bytes)",
+                args.outbox_bytes_max, args.egress_log_bytes
+            );
+            return Err(StartupError::Option("--outbox-bytes-max", text));
+        }
+        if args.clients_max == Some(0) {
+            return Err(StartupError::Option("--max-clients", "0: at least 1".into()));
+        }
+        Ok(Config {
+            cores,
+            shards,
+            tcp: args.tcp,
+            http: args.http,
+            clients_max: args.clients_max,
+            limits: Limits {
+                frame_bytes_max: args.frame_bytes_max,
+                http_head_bytes_max: args.http_head_bytes_max,
+                handshake_deadline_ns: args.handshake_deadline_ms.saturating_mul(1_000_000),
+                subscriptions_per_session_max: args.subscriptions_per_session_max,
+                topics_max: args.topics_max,
+                egress_log_bytes: args.egress_log_bytes,
+                outbox_bytes_max: args.outbox_bytes_max,
+                debug_echo: args.debug_echo,
+            },
+            // The longest frame of the mesh is a PUBLISH with the longest name: it must fit, and a second behind it.
+            mesh_ring_bytes: args.mesh_ring_bytes.max(2 * publish_bytes_max(args.frame_bytes_max)),
+            drain_deadline_ns: args.drain_deadline_ms.saturating_mul(1_000_000),
+            sources: sources(args)?,
+        })
+    }
+}
+
+/// The PUBLISH of the longest tick on the topic of the longest name.
+fn publish_bytes_max(frame_bytes_max: usize) -> usize {
+    (frame_bytes_max + Publish::STRIDE + limits::TOPIC_BYTES_MAX).next_multiple_of(limits::FRAME_ALIGN)
+}
+
+fn sources(args: &ServeArgs) -> Result<Vec<Source>, StartupError> {
+    let mut sources = Vec::new();
+    let payload_bytes_max =
+        args.frame_bytes_max - frame::encoded_len(TickTimes::STRIDE, 0) - limits::FRAME_ALIGN;
+    if let Some(file) = &args.replay {
+        if !file.is_file() {
+            return Err(StartupError::Option("--replay", format!("{}: no such file", file.display())));
+        }
+        let speed = match args.speed.as_str() {
+            "max" => None,
+            text => match text.parse::<f64>() {
+                Ok(speed) if speed.is_finite() && speed > 0.0 => Some(speed),
+                _ => {
+                    return Err(StartupError::Option("--speed", format!("{text}: a number above 0, or max")));
+                }
+            },
+        };
+        sources.push(Source::Replay(replay::Settings {
+            file: file.clone(),
+            speed,
+            again: args.again,
+            wait_clients: args.replay_wait,
+            skip_bad_lines: args.replay_bad_lines == BadLines::Skip,
+            payload_bytes_max,
+        }));
+    }
+    if !args.no_sim && (args.replay.is_none() || args.sim_is_asked_for()) {
+        let settings = simulator::Settings {
+            producers: args.sim_producers.unwrap_or(10),
+            rate: args.sim_rate.unwrap_or(10),
+            size_bytes: args.sim_size.unwrap_or(100),
+            topics: args.sim_topics.or(args.sim_producers).unwrap_or(10),
+        };
+        if !(limits::SIM_SIZE_LOWEST..=payload_bytes_max).contains(&settings.size_bytes) {
+            let text =
+                format!("{}: {} to {payload_bytes_max} bytes", settings.size_bytes, limits::SIM_SIZE_LOWEST);
+            return Err(StartupError::Option("--sim-size", text));
+        }
+        if settings.producers == 0 || settings.rate == 0 || settings.topics == 0 {
+            return Err(StartupError::Option(
+                "--sim-producers",
+                "producers, rate and topics: at least 1".into(),
+            ));
+        }
+        sources.push(Source::Simulator(settings));
+    }
+    Ok(sources)
+}
+
+/// `0,2-3` as cores, each once.
+fn parse_cores(list: &str) -> Result<Vec<usize>, StartupError> {
+    let bad = || StartupError::Option("--cores", format!("{list}: numbers and ranges, as in 0,2-3"));
+    let mut cores = Vec::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) =
+            (first.trim().parse().map_err(|_| bad())?, last.trim().parse().map_err(|_| bad())?);
+        if first > last || last > 4096 {
+            return Err(bad());
+        }
+        cores.extend((first..=last).filter(|core| !cores.contains(core)).collect::<Vec<_>>());
+    }
+    Ok(cores)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn config(options: &str) -> Result<Config, StartupError> {
+        let words = ["tickcast", "serve"].into_iter().chain(options.split_whitespace());
+        let Command::Serve(args) = Cli::parse_from(words).command else { panic!("serve") };
+        Config::new(&args, &[0, 1, 2, 3])
+    }
+
+    #[test]
+    fn defaults_serve_the_simulator_on_every_core() {
+        let config = config("").unwrap();
+        assert_eq!((config.shards, config.cores.as_slice()), (4, &[0, 1, 2, 3][..]));
+        assert!(matches!(config.sources[..], [Source::Simulator(_)]));
+        assert!(config.mesh_ring_bytes >= 2 * config.limits.frame_bytes_max);
+    }
+
+    #[test]
+    fn cores_are_lists_and_ranges_of_allowed_ones() {
+        assert_eq!(config("--cores 3,0-1").unwrap().cores, [3, 0, 1]);
+        assert_eq!(config("--cores 0-2,1").unwrap().cores, [0, 1, 2]);
+        for bad in ["x", "2-1", "", "0,,1", "0-99999999"] {
+            assert!(matches!(config(&format!("--cores={bad}")), Err(StartupError::Option(..))), "{bad}");
+        }
+        assert!(matches!(config("--cores 7"), Err(StartupError::Core(7, _))));
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused_by_name() {
+        for (options, name) in [
+            ("--shards 0", "--shards"),
+            ("--shards 500", "--shards"),
+            ("--frame-bytes-max 10", "--frame-bytes-max"),
+            ("--outbox-bytes-max 100", "--outbox-bytes-max"),
+            ("--egress-log-bytes 100", "--egress-log-bytes"),
+            ("--sim-size 10", "--sim-size"),
+            ("--sim-rate 0", "--sim-producers"),
+            ("--replay /nonexistent", "--replay"),
+            ("--replay /dev/null", "--replay"),
+            ("--max-clients 0", "--max-clients"),
+            ("--tcp 127.0.0.1:9480", "--http"),
+        ] {
+            match config(options) {
+                Err(StartupError::Option(option, _)) => assert_eq!(option, name, "{options}"),
+                other => panic!("{options}: {other:?}"),
+            }
         }
     }
 }

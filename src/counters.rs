@@ -34,6 +34,8 @@ counters! {
     SessionsAccepted = "sessions_accepted", "sessions";
     /// Connections open now.
     SessionsOpen = "sessions_open", "sessions";
+    /// Connections with at least one live subscription now.
+    SessionsSubscribed = "sessions_subscribed", "sessions";
     /// Connections refused because the server serves as many as it may.
     SessionsRefused = "sessions_refused", "sessions";
     /// Ticks taken in and sequenced by this shard as their home.

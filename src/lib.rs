@@ -1,10 +1,15 @@
 //! tickcast.
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod counters;
+pub mod error;
 pub mod fanout;
+pub mod ingest;
+pub mod io;
 pub mod limits;
 pub mod log;
+pub mod mesh;
 pub mod ring;
 pub mod router;
 pub mod session;

@@ -1,1 +1,53 @@
-fn main() {}
+//! `tickcast`: parse, configure, run, exit code.
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    process::ExitCode,
+};
+
+use clap::Parser;
+use tickcast::{
+    cli::{Cli, Command, ServeArgs},
+    config::{Config, Source},
+    error::StartupError,
+    io::server,
+};
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    let result = match Cli::parse().command {
+        Command::Serve(args) => serve(&args).map_err(|error| error.to_string()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            log::error!("{text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(args: &ServeArgs) -> Result<(), StartupError> {
+    let allowed: Vec<usize> =
+        core_affinity::get_core_ids().ok_or(StartupError::NoCores)?.into_iter().map(|core| core.id).collect();
+    let config = Config::new(args, &allowed)?;
+    server::run(&config, |tcp, http| announce(&config, tcp, http))
+}
+
+/// One line that scripts can read, then what a person would do next.
+fn announce(config: &Config, tcp: SocketAddr, http: SocketAddr) {
+    let pattern = match config.sources.first() {
+        Some(Source::Simulator(_)) => "sim.>",
+        _ => ">",
+    };
+    let encoded = pattern.replace('>', "%3E");
+    // A closed standard output must not end a server.
+    let _ = writeln!(
+        io::stdout().lock(),
+        "listening tcp={tcp} http={http} shards={}\n\
+         next: tickcast sub '{pattern}' --server {tcp}\n\
+         or open a WebSocket: ws://{http}/ws?topics={encoded}",
+        config.shards
+    );
+}

@@ -3,7 +3,10 @@
 //! A ring holds bytes, not messages: its bound is memory, a frame is copied once into it and read in place, and one
 //! push moves a whole batch. Whole frames are put together again at the reading end.
 
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::SeqCst, fence},
+};
 
 use crate::{
     limits::FRAME_ALIGN,
@@ -16,17 +19,36 @@ use crate::{
 /// Makes a ring of `bytes` (rounded up to a multiple of 16), which must hold the longest frame.
 pub fn frame_ring(bytes: usize) -> (FrameProducer, FrameConsumer) {
     let (producer, consumer) = rtrb::RingBuffer::new(bytes.next_multiple_of(FRAME_ALIGN));
-    (FrameProducer(producer), FrameConsumer { ring: consumer, straddling: Vec::new() })
+    let starved = Arc::new(AtomicBool::new(false));
+    (
+        FrameProducer { ring: producer, starved: starved.clone() },
+        FrameConsumer { ring: consumer, starved, straddling: Vec::new() },
+    )
 }
 
 /// The writing end; one thread.
 #[derive(Debug)]
-pub struct FrameProducer(rtrb::Producer<u8>);
+pub struct FrameProducer {
+    ring: rtrb::Producer<u8>,
+    /// Something did not fit: the reader is to ring when it has made room.
+    starved: Arc<AtomicBool>,
+}
 
 impl FrameProducer {
     /// Moves as much of `stage` as fits. Returns whether anything moved: then the doorbell is due, once.
     pub fn push(&mut self, stage: &mut Stage) -> bool {
-        let (pushed, _) = self.0.push_partial_slice(stage.waiting());
+        let moved = self.push_some(stage);
+        if stage.waiting().is_empty() {
+            return moved;
+        }
+        // Say so first, then try again: the reader makes room first, then looks. One of the two sees the other.
+        self.starved.store(true, SeqCst);
+        fence(SeqCst);
+        self.push_some(stage) || moved
+    }
+
+    fn push_some(&mut self, stage: &mut Stage) -> bool {
+        let (pushed, _) = self.ring.push_partial_slice(stage.waiting());
         let pushed = pushed.len();
         stage.consume(pushed);
         pushed > 0
@@ -37,6 +59,7 @@ impl FrameProducer {
 #[derive(Debug)]
 pub struct FrameConsumer {
     ring: rtrb::Consumer<u8>,
+    starved: Arc<AtomicBool>,
     /// A frame that wraps around the ring's end, put together. Bound: the longest frame.
     straddling: Vec<u8>,
 }
@@ -45,6 +68,12 @@ impl FrameConsumer {
     /// Whether nothing can be read. (Part of a frame counts as something: its rest is on the way.)
     pub fn is_empty(&self) -> bool {
         self.ring.is_empty()
+    }
+
+    /// After a drain: whether the producer waits for room, and so its doorbell is due.
+    pub fn producer_waits(&self) -> bool {
+        fence(SeqCst);
+        self.starved.load(SeqCst) && self.starved.swap(false, SeqCst)
     }
 
     /// Hands whole frames to `take`, in order, until `bytes_max` are read, the ring is empty, or `take` returns

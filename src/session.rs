@@ -170,6 +170,8 @@ pub struct Session {
     pub mid_frame: bool,
     /// Its subscriptions, as indices of pattern entries. Bound: `subscriptions_per_session_max`.
     pub subscriptions: Vec<u32>,
+    /// It has had a subscription go live, and is counted as subscribed.
+    pub subscribed: bool,
     /// The topics these come to.
     pub memberships: HashMap<TopicId, Membership>,
     /// Set once it is to end: no more input, no more ticks.
@@ -193,6 +195,7 @@ impl Session {
             queued: false,
             mid_frame: false,
             subscriptions: Vec::new(),
+            subscribed: false,
             memberships: HashMap::new(),
             ending: None,
             segments: VecDeque::new(),

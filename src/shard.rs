@@ -316,6 +316,16 @@ impl Shard {
             || !self.actions.is_empty()
     }
 
+    /// Whether every request to another home has left its stage.
+    pub fn requests_have_left(&self) -> bool {
+        self.stages.iter().all(|stages| stages.requests.waiting().is_empty())
+    }
+
+    /// Whether every delivery to another shard has left its stage.
+    pub fn deliveries_have_left(&self) -> bool {
+        self.stages.iter().all(|stages| stages.deliveries.waiting().is_empty())
+    }
+
     /// When [`Shard::turn`] is due even if nothing happens, CLOCK_MONOTONIC nanoseconds.
     pub fn next_deadline(&self) -> Option<u64> {
         self.deadlines.peek().map(|Reverse((when, ..))| *when)
@@ -479,6 +489,11 @@ impl Shard {
         let pattern = self.fanout.pattern(entry).to_owned();
         self.reply(slot, &Reply::Subscribed { request, pattern: &pattern, epoch: self.epoch });
         self.fanout.attach(entry, slot, &mut self.sessions, &mut self.logs);
+        if let Some(session) = self.sessions.open_mut(slot)
+            && !std::mem::replace(&mut session.subscribed, true)
+        {
+            self.counters.add(Counter::SessionsSubscribed, 1);
+        }
     }
 
     /// Makes the homes know of a pattern that is new here.

@@ -155,6 +155,7 @@ impl Shard {
         if let Some(ending) = &session.ending {
             self.counters.add(ending.reason.counter(), 1);
         }
+        self.counters.subtract(Counter::SessionsSubscribed, u64::from(session.subscribed));
         self.counters.subtract(Counter::SessionsOpen, 1);
         self.actions.push_back(Action::Close(slot));
     }

@@ -1,0 +1,130 @@
+//! What was typed. What it means is [`crate::config`]'s business.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::limits;
+
+/// Fans live ticks out to tens of thousands of TCP and WebSocket clients, one pinned io_uring thread per core.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "tickcast", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Serve: take ticks from the simulator, a capture or clients, and fan them out
+    Serve(Box<ServeArgs>),
+}
+
+/// What becomes of a bad line in a capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BadLines {
+    /// The server stops, with the line's number.
+    Stop,
+    /// The line is logged and skipped.
+    Skip,
+}
+
+/// Options of `tickcast serve`.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// Cores to pin shards to, as in 0,2-3 [default: all this process may use]
+    #[arg(long, env = "TICKCAST_CORES", value_name = "LIST")]
+    pub cores: Option<String>,
+
+    /// Shards [default: one for each core]; more than cores is for tests
+    #[arg(long, value_name = "N")]
+    pub shards: Option<u16>,
+
+    /// Address for native clients; port 0: any free one
+    #[arg(long, env = "TICKCAST_TCP", value_name = "ADDR", default_value = "127.0.0.1:9400")]
+    pub tcp: SocketAddr,
+
+    /// Address for HTTP and WebSocket clients (/ws); port 0: any free one
+    #[arg(long, env = "TICKCAST_HTTP", value_name = "ADDR", default_value = "127.0.0.1:9480")]
+    pub http: SocketAddr,
+
+    /// Most connections at once [default: 65536, or what the descriptor limit allows]
+    #[arg(long = "max-clients", env = "TICKCAST_MAX_CLIENTS", value_name = "N")]
+    pub clients_max: Option<usize>,
+
+    /// No simulator: ticks come from clients (and --replay) only
+    #[arg(long, help_heading = "Simulator")]
+    pub no_sim: bool,
+    /// Producers of the built-in simulator [default: 10]
+    #[arg(long, value_name = "N", help_heading = "Simulator")]
+    pub sim_producers: Option<u32>,
+    /// Ticks a second of each producer [default: 10]
+    #[arg(long, value_name = "N", help_heading = "Simulator")]
+    pub sim_rate: Option<u32>,
+    /// Bytes of a simulated payload: JSON that carries its intended send time [default: 100]
+    #[arg(long, value_name = "BYTES", help_heading = "Simulator")]
+    pub sim_size: Option<usize>,
+    /// Topics sim.0 to sim.N-1 [default: one for each producer]
+    #[arg(long, value_name = "N", help_heading = "Simulator")]
+    pub sim_topics: Option<u32>,
+
+    /// Replay a capture instead of simulating: NDJSON of {"at_ns", "topic", "data"}
+    #[arg(long, value_name = "FILE", help_heading = "Replay")]
+    pub replay: Option<PathBuf>,
+    /// Times the capture's own pace, or max
+    #[arg(long, value_name = "FACTOR", default_value = "1.0", requires = "replay", help_heading = "Replay")]
+    pub speed: String,
+    /// Start again after the end
+    #[arg(long = "loop", requires = "replay", help_heading = "Replay")]
+    pub again: bool,
+    /// Start once so many clients have subscribed
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "replay", help_heading = "Replay")]
+    pub replay_wait: u64,
+    /// What a bad line does
+    #[arg(long, value_enum, default_value_t = BadLines::Stop, requires = "replay", help_heading = "Replay")]
+    pub replay_bad_lines: BadLines,
+
+    /// Largest frame or message from a client
+    #[arg(long, value_name = "BYTES", default_value_t = limits::FRAME_BYTES_MAX_DEFAULT, help_heading = "Limits")]
+    pub frame_bytes_max: usize,
+    /// Largest HTTP request head
+    #[arg(long, value_name = "BYTES", default_value_t = limits::HTTP_HEAD_BYTES_MAX_DEFAULT, help_heading = "Limits")]
+    pub http_head_bytes_max: usize,
+    /// Time from accept to the end of the handshake
+    #[arg(long, value_name = "MS", default_value_t = limits::HANDSHAKE_DEADLINE_MS_DEFAULT, help_heading = "Limits")]
+    pub handshake_deadline_ms: u64,
+    /// Subscriptions of one session
+    #[arg(long, value_name = "N", default_value_t = limits::SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT, help_heading = "Limits")]
+    pub subscriptions_per_session_max: usize,
+    /// Topics of the server
+    #[arg(long, value_name = "N", default_value_t = limits::TOPICS_MAX_DEFAULT, help_heading = "Limits")]
+    pub topics_max: usize,
+    /// Frames kept for sessions that are behind: for each shard and encoding in use
+    #[arg(long, value_name = "BYTES", default_value_t = limits::EGRESS_LOG_BYTES_DEFAULT, help_heading = "Limits")]
+    pub egress_log_bytes: usize,
+    /// How far a session may be behind before it is closed as a slow consumer
+    #[arg(long, value_name = "BYTES", default_value_t = limits::OUTBOX_BYTES_MAX_DEFAULT, help_heading = "Limits")]
+    pub outbox_bytes_max: usize,
+    /// One ring between two shards; four for each pair
+    #[arg(long, value_name = "BYTES", default_value_t = limits::MESH_RING_BYTES_DEFAULT, help_heading = "Limits")]
+    pub mesh_ring_bytes: usize,
+    /// Time from SIGTERM to exit, for clients to take what waits for them
+    #[arg(long, value_name = "MS", default_value_t = limits::DRAIN_DEADLINE_MS_DEFAULT, help_heading = "Limits")]
+    pub drain_deadline_ms: u64,
+
+    /// Open /echo, which returns every WebSocket message: for conformance suites, not for production
+    #[arg(long, help_heading = "Debugging")]
+    pub debug_echo: bool,
+}
+
+impl ServeArgs {
+    /// Whether any option of the simulator was given.
+    pub fn sim_is_asked_for(&self) -> bool {
+        self.sim_producers.is_some()
+            || self.sim_rate.is_some()
+            || self.sim_size.is_some()
+            || self.sim_topics.is_some()
+    }
+}

@@ -1,0 +1,66 @@
+//! Why the server does not start, or does not go on: what is wrong and how to mend it, in one line.
+
+use std::{fmt, io, net::SocketAddr};
+
+/// For the operator.
+#[derive(Debug)]
+pub enum StartupError {
+    /// io_uring cannot be used, with the kernel's answer.
+    IoUring(io::Error, &'static str),
+    /// RLIMIT_MEMLOCK is too low: what it is and what is needed, bytes.
+    Memlock(u64, u64),
+    /// RLIMIT_NOFILE is too low: what it is, the clients asked for, what they need.
+    Descriptors(u64, usize, u64),
+    /// An address cannot be listened on.
+    Listen(&'static str, SocketAddr, io::Error),
+    /// A core that this process may not use, and those it may.
+    Core(usize, Vec<usize>),
+    /// The cores this process may use cannot be found out.
+    NoCores,
+    /// An option's value makes no sense: its name and why.
+    Option(&'static str, String),
+    /// A thread or executor cannot be made.
+    Executor(String),
+    /// An ingest cannot go on.
+    Ingest(String),
+    /// A shard has failed while serving.
+    Shard(String),
+}
+
+impl fmt::Display for StartupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartupError::IoUring(error, remedy) => write!(f, "io_uring cannot be used: {error}; {remedy}"),
+            StartupError::Memlock(have, need) => write!(
+                f,
+                "memlock limit too low: {have} bytes, at least {need} needed; set LimitMEMLOCK=infinity in the unit or \
+                 `ulimit -l unlimited`"
+            ),
+            StartupError::Descriptors(have, clients, need) => write!(
+                f,
+                "descriptor limit too low: {have}, but {clients} clients need {need}; raise LimitNOFILE (`ulimit -n`) or \
+                 lower --max-clients"
+            ),
+            StartupError::Listen(flag, address, error) if error.kind() == io::ErrorKind::AddrInUse => write!(
+                f,
+                "{address} is in use; stop what listens there (`ss -ltnp`), or choose another with {flag}"
+            ),
+            StartupError::Listen(flag, address, error) => {
+                write!(f, "cannot listen on {address} ({flag}): {error}")
+            }
+            StartupError::Core(core, allowed) => write!(
+                f,
+                "core {core} is not one this process may use; allowed: {allowed:?} (see --cores, CPUAffinity= and `taskset`)"
+            ),
+            StartupError::NoCores => {
+                write!(f, "cannot find out which cores this process may use; name them with --cores")
+            }
+            StartupError::Option(option, text) => write!(f, "{option}: {text}"),
+            StartupError::Executor(text) => write!(f, "cannot start a shard: {text}"),
+            StartupError::Ingest(text) => write!(f, "{text}"),
+            StartupError::Shard(text) => write!(f, "a shard has failed: {text}; the server stops"),
+        }
+    }
+}
+
+impl std::error::Error for StartupError {}

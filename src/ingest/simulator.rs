@@ -1,0 +1,87 @@
+//! The built-in source: producers that each publish at a constant rate, whatever becomes of the ticks (open loop).
+
+use std::{io::Write, sync::Arc};
+
+use super::{Lanes, StopFlag, sleep_until};
+use crate::{
+    clock,
+    counters::{Counter, Counters},
+};
+
+/// A source that was asleep for longer (a stopped process) skips, and counts, what it missed beyond this.
+const CATCH_UP_NS: u64 = 1_000_000_000;
+/// Ticks staged before the rings are pushed.
+const BATCH_TICKS: u64 = 256;
+
+/// What it simulates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Producers.
+    pub producers: u32,
+    /// Ticks a second of each.
+    pub rate: u32,
+    /// Bytes of a payload; at least [`crate::limits::SIM_SIZE_LOWEST`].
+    pub size_bytes: usize,
+    /// Topics `sim.0` to `sim.N-1`, shared out over the producers.
+    pub topics: u32,
+}
+
+/// Publishes until the server stops. Producer `p` is offset by `p / producers` of its interval, so that the ticks of
+/// all are evenly spaced: the k-th is due at `k / (producers x rate)` seconds, and carries that as its time.
+pub fn run(settings: Settings, mut lanes: Lanes, counters: &Arc<Counters>, stop: &StopFlag) {
+    let per_second = u128::from(settings.producers) * u128::from(settings.rate);
+    let after_ns = |k: u64| (u128::from(k) * 1_000_000_000 / per_second) as u64;
+    let topics: Vec<String> = (0..settings.topics).map(|topic| format!("sim.{topic}")).collect();
+    let (start_ns, start_realtime_ns) = (clock::monotonic_ns(), clock::realtime_ns());
+    let mut payload = Vec::with_capacity(settings.size_bytes);
+    let mut k = 0;
+    while sleep_until(start_ns + after_ns(k), stop) {
+        let elapsed_ns = clock::monotonic_ns() - start_ns;
+        let ingest_time_ns = clock::realtime_ns();
+        let late_ns = elapsed_ns.saturating_sub(CATCH_UP_NS);
+        if after_ns(k) < late_ns {
+            let skipped = (u128::from(late_ns - after_ns(k)) * per_second / 1_000_000_000) as u64;
+            counters.add(Counter::TicksSimulatorDropped, skipped);
+            k += skipped;
+        }
+        let batch_end = k + BATCH_TICKS;
+        while k < batch_end && after_ns(k) <= elapsed_ns {
+            let producer = k % u64::from(settings.producers);
+            let topic = &topics[(producer % u64::from(settings.topics)) as usize];
+            let intended_ns = start_realtime_ns + after_ns(k);
+            write_payload(&mut payload, intended_ns, k, settings.size_bytes);
+            if !lanes.publish(topic, intended_ns, ingest_time_ns, &payload) {
+                counters.add(Counter::TicksSimulatorDropped, 1);
+            }
+            k += 1;
+        }
+        lanes.flush();
+    }
+    lanes.flush();
+}
+
+/// One JSON object of exactly `size_bytes`: the intended send time, a counter, and padding.
+fn write_payload(payload: &mut Vec<u8>, intended_ns: u64, n: u64, size_bytes: usize) {
+    payload.clear();
+    // Writing to a Vec cannot fail.
+    let _ = write!(payload, "{{\"at\":{intended_ns},\"n\":{n},\"pad\":\"");
+    payload.resize(size_bytes.saturating_sub(2).max(payload.len()), b'.');
+    payload.extend_from_slice(b"\"}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::SIM_SIZE_LOWEST;
+
+    #[test]
+    fn payloads_are_json_of_the_size_asked_for_at_every_counter() {
+        let mut payload = Vec::new();
+        for (size, n) in [(SIM_SIZE_LOWEST, u64::MAX), (SIM_SIZE_LOWEST, 0), (100, 7), (10_240, 1)] {
+            write_payload(&mut payload, u64::MAX, n, size);
+            let value: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+            assert_eq!((value["n"].as_u64(), value["at"].as_u64()), (Some(n), Some(u64::MAX)));
+            assert!(payload.len() == size, "{} {size}", payload.len());
+        }
+    }
+}

@@ -1,0 +1,718 @@
+//! The data plane: one raw io_uring beside the executor, holding every socket of a shard.
+//!
+//! - Sockets are registered files; the process's descriptor is closed once they are in.
+//! - Receiving is one multishot RECV a socket into a shared ring of provided buffers.
+//! - Sending is `SEND` with `MSG_DONTWAIT | MSG_WAITALL` and skip-success: it is over when `io_uring_enter` returns,
+//!   a full one leaves no completion, and the kernel keeps no pointer. What a slow socket did not take is copied once
+//!   and parked as the one SEND that may wait in the kernel.
+//! - An eventfd rings when a completion comes while the shard sleeps.
+//!
+//! It knows slots and bytes, nothing of sessions. One thread: the one that made it.
+
+use std::{
+    collections::VecDeque,
+    io,
+    marker::PhantomData,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    rc::Rc,
+    sync::atomic::{Ordering, fence},
+};
+
+use io_uring::{
+    IoUring, cqueue, opcode,
+    squeue::{self, Flags},
+    types::{CancelBuilder, Fd, Fixed, Timespec},
+};
+
+use super::{
+    buffer_ring::{BufferRing, GROUP},
+    shim::{Direct, Operation, Shim, Verdict},
+};
+use crate::{
+    limits::{
+        DATA_RING_COMPLETIONS, DATA_RING_ENTRIES, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SENDS_PER_SUBMIT,
+    },
+    shard::Door,
+};
+
+/// Attempts of one `io_uring_enter` that the kernel turns away for now (EAGAIN, EBUSY) before giving up, with a
+/// pause of 1 ms each.
+const ENTER_ATTEMPTS_MAX: u32 = 1_000;
+/// Attempts to make the kernel let go of its last operations at shutdown, up to 50 ms each.
+const CANCEL_ATTEMPTS_MAX: u32 = 100;
+/// Completions copied out of the ring at a time.
+const REAP_BATCH: usize = 256;
+
+// user_data = operation:8 | extra:24 | slot:32; extra is the slot's generation, or the index in a batch of SENDs.
+const SEND: u8 = 1;
+const SEND_PARKED: u8 = 2;
+const RECEIVE: u8 = 3;
+const ACCEPT: u8 = 4;
+const TIMER: u8 = 5;
+const IGNORED: u8 = 6;
+
+/// What happened, in order.
+#[derive(Debug)]
+pub enum Event {
+    /// A connection came in through a door.
+    Accepted(Door, OwnedFd),
+    /// Accepting failed with this errno; it is to be armed again after a pause.
+    AcceptFailed(Door, i32),
+    /// Bytes came: `DataRing::bytes` of them, then `DataRing::recycle`.
+    Received(Received),
+    /// The peer has shut its side.
+    Eof(u32),
+    /// The socket has failed with this errno.
+    Failed(u32, i32),
+    /// A parked SEND is through.
+    Writable(u32),
+    /// The timer that was armed is due.
+    Timer,
+}
+
+/// Received bytes, in a buffer that is to be recycled.
+#[derive(Debug)]
+pub struct Received {
+    /// Whose.
+    pub slot: u32,
+    buffer: u16,
+    start: u32,
+    len: u32,
+    /// Of several pieces of one buffer only the last gives it back.
+    last: bool,
+}
+
+/// What became of a SEND.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// The socket took it all.
+    Whole,
+    /// The ring keeps the rest, and the slot is busy until [`Event::Writable`].
+    Parked,
+    /// The socket has failed; [`Event::Failed`] follows.
+    Failed,
+}
+
+/// Sizes of a data ring; tests make small ones.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Sockets at once. At most RLIMIT_NOFILE.
+    pub slots: u32,
+    /// Buffers for receiving; a power of two.
+    pub receive_buffers: u16,
+    /// Bytes of one; a multiple of 16.
+    pub receive_buffer_bytes: usize,
+}
+
+impl Settings {
+    /// For a server of so many sockets.
+    pub fn for_slots(slots: u32) -> Settings {
+        Settings { slots, receive_buffers: RECEIVE_BUFFERS, receive_buffer_bytes: RECEIVE_BUFFER_BYTES }
+    }
+}
+
+/// What a slot's socket is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Vacant,
+    Open,
+    /// Everything has been cancelled; vacant once nothing is in flight.
+    Closing,
+}
+
+/// One socket.
+///
+/// Invariant: `Closing` only while `receive_armed` or `parked`; a slot is vacated the moment neither is.
+#[derive(Debug)]
+struct Slot {
+    generation: u32,
+    state: State,
+    receive_armed: bool,
+    receive_paused: bool,
+    /// What the parked SEND has yet to send: the kernel reads it until its completion.
+    parked: Option<Parked>,
+}
+
+#[derive(Debug)]
+struct Parked {
+    bytes: Box<[u8]>,
+    sent: usize,
+}
+
+/// The ring, its sockets and its buffers.
+///
+/// Invariant: `in_flight` counts the operations that hold a slot, a listener or memory of ours: multishot receives,
+/// parked SENDs, accepts and the timer.
+/// Invariant: outside `send_batch` no SEND of the fast kind is in flight.
+pub struct DataRing<S: Shim = Direct> {
+    // Before the ring: its drop unregisters nothing, so `Drop` below quiets the kernel first.
+    ring: IoUring,
+    buffers: BufferRing,
+    doorbell: OwnedFd,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    /// Receives that ended for want of buffers: armed again once the waiting events are handled.
+    starved: Vec<u32>,
+    /// With the generation of the slot it is about. Bound: the completion queue and what the shim splits.
+    events: VecDeque<(u32, Event)>,
+    in_flight: usize,
+    listeners: [Option<OwnedFd>; 2],
+    timer: Box<Timespec>,
+    timer_armed: bool,
+    shim: S,
+    /// SINGLE_ISSUER: the ring belongs to the thread that made it.
+    not_send: PhantomData<Rc<()>>,
+}
+
+impl DataRing<Direct> {
+    /// A ring that talks to the kernel directly.
+    ///
+    /// # Errors
+    /// What io_uring_setup(2), io_uring_register(2), eventfd(2) and mmap(2) say.
+    pub fn new(settings: Settings, doorbell: OwnedFd) -> io::Result<DataRing> {
+        DataRing::with_shim(settings, doorbell, Direct)
+    }
+}
+
+impl<S: Shim> DataRing<S> {
+    /// A ring whose operations `shim` decides about. `doorbell` is an eventfd.
+    ///
+    /// # Errors
+    /// As [`DataRing::new`].
+    pub fn with_shim(settings: Settings, doorbell: OwnedFd, shim: S) -> io::Result<DataRing<S>> {
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            // Else submit() never asks for the completions that were deferred.
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_cqsize(DATA_RING_COMPLETIONS)
+            .setup_clamp()
+            .build(DATA_RING_ENTRIES)?;
+        ring.submitter().register_files_sparse(settings.slots)?;
+        // SHUTDOWN always runs on a worker; two are plenty for goodbyes.
+        ring.submitter().register_iowq_max_workers(&mut [2, 2])?;
+        let buffers = BufferRing::new(&ring, settings.receive_buffers, settings.receive_buffer_bytes)?;
+        ring.submitter().register_eventfd(doorbell.as_raw_fd())?;
+        let vacant = |_| Slot {
+            generation: 0,
+            state: State::Vacant,
+            receive_armed: false,
+            receive_paused: false,
+            parked: None,
+        };
+        Ok(DataRing {
+            ring,
+            buffers,
+            doorbell,
+            slots: (0..settings.slots).map(vacant).collect(),
+            free: (0..settings.slots).rev().collect(),
+            starved: Vec::new(),
+            events: VecDeque::new(),
+            in_flight: 0,
+            listeners: [None, None],
+            timer: Box::new(Timespec::new()),
+            timer_armed: false,
+            shim,
+            not_send: PhantomData,
+        })
+    }
+
+    /// The eventfd that rings for completions; other threads may write to it.
+    pub fn doorbell(&self) -> RawFd {
+        self.doorbell.as_raw_fd()
+    }
+
+    /// The shim, for tests to set.
+    pub fn shim_mut(&mut self) -> &mut S {
+        &mut self.shim
+    }
+
+    /// Slots in use, closing ones included.
+    pub fn in_use(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Accepts connections on a listening socket until [`DataRing::stop_accepting`].
+    pub fn accept(&mut self, door: Door, listener: OwnedFd) -> io::Result<()> {
+        self.listeners[door as usize] = Some(listener);
+        self.rearm_accept(door)
+    }
+
+    /// Accepts again after [`Event::AcceptFailed`]. To be called after a pause: at EMFILE the kernel answers at once.
+    pub fn rearm_accept(&mut self, door: Door) -> io::Result<()> {
+        let Some(listener) = &self.listeners[door as usize] else { return Ok(()) };
+        if let Verdict::Fail(errno) = self.shim.decide(Operation::Accept) {
+            self.events.push_back((0, Event::AcceptFailed(door, errno)));
+            return Ok(());
+        }
+        let accept = opcode::AcceptMulti::new(Fd(listener.as_raw_fd()))
+            .flags(libc::SOCK_CLOEXEC)
+            .build()
+            .user_data(user_data(ACCEPT, 0, door as u32));
+        self.in_flight += 1;
+        self.push(accept)
+    }
+
+    /// Closes the listeners. Connections already accepted still come as events.
+    pub fn stop_accepting(&mut self) -> io::Result<()> {
+        for door in [Door::Native, Door::Http] {
+            if self.listeners[door as usize].take().is_some() {
+                self.cancel(user_data(ACCEPT, 0, door as u32))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a socket and starts receiving from it. The registered file is then the only reference to it.
+    ///
+    /// # Errors
+    /// ENFILE when every slot is taken; the registration's. The socket is closed then.
+    pub fn add(&mut self, socket: OwnedFd) -> io::Result<u32> {
+        let slot = *self.free.last().ok_or_else(|| io::Error::from_raw_os_error(libc::ENFILE))?;
+        self.ring.submitter().register_files_update(slot, &[socket.as_raw_fd()])?;
+        self.free.pop();
+        let entry = &mut self.slots[slot as usize];
+        debug_assert!(entry.state == State::Vacant && !entry.receive_armed && entry.parked.is_none());
+        entry.generation = (entry.generation + 1) & 0xff_ffff;
+        entry.state = State::Open;
+        entry.receive_paused = false;
+        self.arm_receive(slot)?;
+        Ok(slot)
+    }
+
+    /// Stops receiving from a slot; what has already come is still handed over.
+    pub fn pause_receive(&mut self, slot: u32) -> io::Result<()> {
+        let entry = &mut self.slots[slot as usize];
+        entry.receive_paused = true;
+        match entry.receive_armed {
+            true => self.cancel(self.of_slot(RECEIVE, slot)),
+            false => Ok(()),
+        }
+    }
+
+    /// Receives again.
+    pub fn resume_receive(&mut self, slot: u32) -> io::Result<()> {
+        let entry = &mut self.slots[slot as usize];
+        entry.receive_paused = false;
+        // If the cancellation is still under way, its completion finds the slot willing and arms it.
+        match entry.state == State::Open && !entry.receive_armed {
+            true => self.arm_receive(slot),
+            false => Ok(()),
+        }
+    }
+
+    /// Shuts the write side: the peer gets FIN after what was sent.
+    pub fn shutdown_write(&mut self, slot: u32) -> io::Result<()> {
+        let shutdown = opcode::Shutdown::new(Fixed(slot), libc::SHUT_WR).build();
+        self.push(shutdown.user_data(user_data(IGNORED, 0, slot)))
+    }
+
+    /// Closes a socket: no event of it follows. The slot is vacant once the kernel has let go.
+    pub fn close(&mut self, slot: u32) -> io::Result<()> {
+        let entry = &mut self.slots[slot as usize];
+        if entry.state != State::Open {
+            return Ok(());
+        }
+        entry.state = State::Closing;
+        let (receiving, sending) = (entry.receive_armed, entry.parked.is_some());
+        // A parked operation holds the socket: the peer sees no FIN until it is cancelled.
+        if receiving {
+            self.cancel(self.of_slot(RECEIVE, slot))?;
+        }
+        if sending {
+            self.cancel(self.of_slot(SEND_PARKED, slot))?;
+        }
+        self.vacate_if_quiet(slot)
+    }
+
+    /// Rings once, so long from now; one at a time, further calls are ignored until it has rung.
+    pub fn arm_timer(&mut self, after_ns: u64) -> io::Result<()> {
+        if self.timer_armed {
+            return Ok(());
+        }
+        *self.timer = Timespec::new().sec(after_ns / 1_000_000_000).nsec((after_ns % 1_000_000_000) as u32);
+        self.timer_armed = true;
+        self.in_flight += 1;
+        let timeout = opcode::Timeout::new(&raw const *self.timer).build();
+        self.push(timeout.user_data(user_data(TIMER, 0, 0)))
+    }
+
+    /// Sends `bytes` to each slot, at most one SEND a slot and [`SENDS_PER_SUBMIT`] in all. On return the kernel
+    /// holds no pointer into any of them; `outcome` has been told of each, by its index.
+    ///
+    /// # Errors
+    /// Only when the ring itself is beyond use.
+    pub fn send_batch(
+        &mut self,
+        sends: &[(u32, &[u8])],
+        mut outcome: impl FnMut(usize, Sent),
+    ) -> io::Result<()> {
+        assert!(sends.len() <= SENDS_PER_SUBMIT, "the index goes into 24 bits and the batch into the queue");
+        let mut short: [Option<i32>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
+        for (index, &(slot, bytes)) in sends.iter().enumerate() {
+            debug_assert!(self.slots[slot as usize].parked.is_none(), "never two SENDs on one socket");
+            let (len, flags) = match self.shim.decide(Operation::Send(bytes.len())) {
+                Verdict::Pass => (bytes.len(), Flags::SKIP_SUCCESS),
+                // A truncated SEND that succeeds must say so.
+                Verdict::Truncate(len) => (len.clamp(1, bytes.len()), Flags::empty()),
+                Verdict::Fail(errno) => {
+                    short[index] = Some(-errno);
+                    continue;
+                }
+            };
+            let send = opcode::Send::new(Fixed(slot), bytes.as_ptr(), len as u32)
+                .flags(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | libc::MSG_WAITALL)
+                .build()
+                .flags(flags)
+                .user_data(user_data(SEND, index as u32, slot));
+            self.push(send)?;
+        }
+        self.drive(&mut short)?;
+        for (index, &(slot, bytes)) in sends.iter().enumerate() {
+            let sent = match short[index] {
+                None => Sent::Whole,
+                Some(sent) if sent >= 0 && sent as usize >= bytes.len() => Sent::Whole,
+                Some(sent) if sent >= 0 || sent == -libc::EAGAIN => {
+                    self.park(slot, &bytes[sent.max(0) as usize..])?;
+                    Sent::Parked
+                }
+                Some(error) => {
+                    self.queue(slot, Event::Failed(slot, -error));
+                    Sent::Failed
+                }
+            };
+            outcome(index, sent);
+        }
+        Ok(())
+    }
+
+    /// Submits what is queued and takes in what has completed, until the kernel is quiet.
+    ///
+    /// # Errors
+    /// Only when the ring itself is beyond use.
+    pub fn poll(&mut self) -> io::Result<()> {
+        for slot in std::mem::take(&mut self.starved) {
+            let entry = &self.slots[slot as usize];
+            if entry.state == State::Open && !entry.receive_armed && !entry.receive_paused {
+                self.arm_receive(slot)?;
+            }
+        }
+        self.drive(&mut [])
+    }
+
+    /// The next event. Those of sockets that have been closed since are skipped, even if their slot is in use again.
+    pub fn next_event(&mut self) -> Option<Event> {
+        while let Some((generation, event)) = self.events.pop_front() {
+            let (Event::Received(Received { slot, .. })
+            | Event::Eof(slot)
+            | Event::Failed(slot, _)
+            | Event::Writable(slot)) = event
+            else {
+                return Some(event);
+            };
+            let entry = &self.slots[slot as usize];
+            if entry.state == State::Open && entry.generation == generation {
+                return Some(event);
+            }
+            if let Event::Received(received) = event {
+                self.recycle(received);
+            }
+        }
+        None
+    }
+
+    fn queue(&mut self, slot: u32, event: Event) {
+        self.events.push_back((self.slots[slot as usize].generation, event));
+    }
+
+    /// Whether events wait.
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty() || !self.starved.is_empty()
+    }
+
+    /// The bytes of a [`Event::Received`].
+    pub fn bytes(&self, received: &Received) -> &[u8] {
+        &self.buffers.bytes(received.buffer, (received.start + received.len) as usize)
+            [received.start as usize..]
+    }
+
+    /// Gives the buffer back to the kernel.
+    pub fn recycle(&mut self, received: Received) {
+        if received.last {
+            self.buffers.put(received.buffer);
+        }
+    }
+
+    /// Enters the kernel and reaps until nothing is left to do: the rule against lost wake-ups. The eventfd is
+    /// masked while entering (our own inline completions must not wake us), so after unmasking both the completion
+    /// queue and the task-run flag are looked at once more.
+    fn drive(&mut self, short: &mut [Option<i32>]) -> io::Result<()> {
+        let mut batch = [(0u64, 0i32, 0u32); REAP_BATCH];
+        loop {
+            let queue = self.ring.submission();
+            let enter = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
+            drop(queue);
+            if enter {
+                self.enter()?;
+            }
+            let mut len = 0;
+            for entry in self.ring.completion().take(REAP_BATCH) {
+                batch[len] = (entry.user_data(), entry.result(), entry.flags());
+                len += 1;
+            }
+            for &(data, result, flags) in &batch[..len] {
+                self.complete(data, result, flags, short)?;
+            }
+            let queue = self.ring.submission();
+            if len == 0 && queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn enter(&mut self) -> io::Result<()> {
+        self.ring.completion().disable_eventfd();
+        let mut result = self.ring.submit();
+        for _ in 0..ENTER_ATTEMPTS_MAX {
+            match result.as_ref().map_err(io::Error::raw_os_error) {
+                Err(Some(libc::EINTR)) => {}
+                // The completion queue has overflowed: reaping makes room, and the caller comes again.
+                Err(Some(libc::EBUSY)) => break,
+                Err(Some(libc::EAGAIN)) => crate::clock::sleep_ns(1_000_000),
+                _ => break,
+            }
+            result = self.ring.submit();
+        }
+        self.ring.completion().enable_eventfd();
+        fence(Ordering::SeqCst);
+        match result {
+            Err(error) if error.raw_os_error() != Some(libc::EBUSY) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
+        // SAFETY: what entries point to outlives their use by the kernel: fast SENDs are over before `send_batch`
+        // returns its borrow, parked bytes stay boxed in their slot and the timespec in `self.timer` until their
+        // completion, and `Drop` cancels and reaps before any of it is freed.
+        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.enter()?;
+        }
+        Ok(())
+    }
+
+    fn cancel(&mut self, target: u64) -> io::Result<()> {
+        self.push(opcode::AsyncCancel::new(target).build().user_data(user_data(IGNORED, 0, 0)))
+    }
+
+    fn arm_receive(&mut self, slot: u32) -> io::Result<()> {
+        if let Verdict::Fail(errno) = self.shim.decide(Operation::Receive) {
+            return self.receive_ended(slot, -errno);
+        }
+        let receive =
+            opcode::RecvMulti::new(Fixed(slot), GROUP).build().user_data(self.of_slot(RECEIVE, slot));
+        self.slots[slot as usize].receive_armed = true;
+        self.in_flight += 1;
+        self.push(receive)
+    }
+
+    fn park(&mut self, slot: u32, rest: &[u8]) -> io::Result<()> {
+        self.slots[slot as usize].parked = Some(Parked { bytes: rest.into(), sent: 0 });
+        self.send_parked(slot)
+    }
+
+    /// One SEND that may wait in the kernel until the socket has taken everything.
+    fn send_parked(&mut self, slot: u32) -> io::Result<()> {
+        let Some(parked) = &self.slots[slot as usize].parked else { return Ok(()) };
+        let rest = &parked.bytes[parked.sent..];
+        let len = match self.shim.decide(Operation::SendParked(rest.len())) {
+            Verdict::Pass => rest.len(),
+            Verdict::Truncate(len) => len.clamp(1, rest.len()),
+            Verdict::Fail(errno) => return self.parked_ended(slot, -errno),
+        };
+        let send = opcode::Send::new(Fixed(slot), rest.as_ptr(), len as u32)
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+            .build()
+            .user_data(self.of_slot(SEND_PARKED, slot));
+        self.in_flight += 1;
+        self.push(send)
+    }
+
+    fn complete(&mut self, data: u64, result: i32, flags: u32, short: &mut [Option<i32>]) -> io::Result<()> {
+        let (operation, extra, slot) = ((data >> 56) as u8, (data >> 32 & 0xff_ffff) as u32, data as u32);
+        match operation {
+            SEND => short[extra as usize] = Some(result),
+            SEND_PARKED => {
+                self.in_flight -= 1;
+                debug_assert!(
+                    self.slots[slot as usize].generation == extra,
+                    "a slot is vacated only when quiet"
+                );
+                self.parked_ended(slot, result)?;
+            }
+            RECEIVE => {
+                debug_assert!(
+                    self.slots[slot as usize].generation == extra,
+                    "a slot is vacated only when quiet"
+                );
+                if let Some(buffer) = cqueue::buffer_select(flags) {
+                    self.received(slot, buffer, result.max(0) as u32);
+                }
+                if !cqueue::more(flags) {
+                    self.in_flight -= 1;
+                    self.slots[slot as usize].receive_armed = false;
+                    self.receive_ended(slot, result)?;
+                }
+            }
+            ACCEPT => self.accepted(
+                if slot == Door::Native as u32 { Door::Native } else { Door::Http },
+                result,
+                flags,
+            )?,
+            TIMER => {
+                self.in_flight -= 1;
+                self.timer_armed = false;
+                self.events.push_back((0, Event::Timer));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn accepted(&mut self, door: Door, result: i32, flags: u32) -> io::Result<()> {
+        let more = cqueue::more(flags);
+        self.in_flight -= usize::from(!more);
+        if result >= 0 {
+            // SAFETY: a successful accept gives a new descriptor, and this is its only owner.
+            let socket = unsafe { OwnedFd::from_raw_fd(result) };
+            self.events.push_back((0, Event::Accepted(door, socket)));
+            // Multishot may end after a success too (a full completion queue).
+            return if more { Ok(()) } else { self.rearm_accept(door) };
+        }
+        if self.listeners[door as usize].is_some() {
+            self.events.push_back((0, Event::AcceptFailed(door, -result)));
+        }
+        Ok(())
+    }
+
+    fn received(&mut self, slot: u32, buffer: u16, len: u32) {
+        if self.slots[slot as usize].state != State::Open || len == 0 {
+            self.buffers.put(buffer);
+            return;
+        }
+        let mut start = 0;
+        while start < len {
+            let rest = len - start;
+            let piece = match self.shim.decide(Operation::Received(rest as usize)) {
+                Verdict::Truncate(piece) => (piece.max(1) as u32).min(rest),
+                _ => rest,
+            };
+            let last = start + piece == len;
+            self.queue(slot, Event::Received(Received { slot, buffer, start, len: piece, last }));
+            start += piece;
+        }
+    }
+
+    fn receive_ended(&mut self, slot: u32, result: i32) -> io::Result<()> {
+        let entry = &self.slots[slot as usize];
+        match (entry.state, result) {
+            (State::Open, _) if entry.receive_paused => {}
+            // Multishot may end after bytes; a cancellation that was overtaken by a resume starts anew.
+            (State::Open, 1..) => return self.arm_receive(slot),
+            (State::Open, result) if result == -libc::ECANCELED => return self.arm_receive(slot),
+            // Out of buffers: armed again by the next poll, after the waiting events have given theirs back.
+            (State::Open, result) if result == -libc::ENOBUFS => self.starved.push(slot),
+            (State::Open, 0) => self.queue(slot, Event::Eof(slot)),
+            (State::Open, result) => self.queue(slot, Event::Failed(slot, -result)),
+            (State::Closing, _) => return self.vacate_if_quiet(slot),
+            (State::Vacant, _) => debug_assert!(false, "a slot is vacated only when quiet"),
+        }
+        Ok(())
+    }
+
+    fn parked_ended(&mut self, slot: u32, result: i32) -> io::Result<()> {
+        let entry = &mut self.slots[slot as usize];
+        let Some(parked) = &mut entry.parked else { return Ok(()) };
+        if result > 0 {
+            parked.sent += result as usize;
+        }
+        let done = parked.sent == parked.bytes.len();
+        match (entry.state, result) {
+            (State::Open, 1..) if !done => return self.send_parked(slot),
+            (State::Open, result) if result == -libc::EINTR => return self.send_parked(slot),
+            (State::Open, 1..) => {
+                entry.parked = None;
+                self.queue(slot, Event::Writable(slot));
+            }
+            (State::Open, result) => {
+                entry.parked = None;
+                let errno = if result == 0 { libc::EPIPE } else { -result };
+                self.queue(slot, Event::Failed(slot, errno));
+            }
+            _ => {
+                entry.parked = None;
+                return self.vacate_if_quiet(slot);
+            }
+        }
+        Ok(())
+    }
+
+    fn vacate_if_quiet(&mut self, slot: u32) -> io::Result<()> {
+        let entry = &mut self.slots[slot as usize];
+        if entry.state == State::Closing && !entry.receive_armed && entry.parked.is_none() {
+            entry.state = State::Vacant;
+            // The last reference: the kernel closes the socket.
+            self.ring.submitter().register_files_update(slot, &[-1])?;
+            self.free.push(slot);
+        }
+        Ok(())
+    }
+
+    fn of_slot(&self, operation: u8, slot: u32) -> u64 {
+        user_data(operation, self.slots[slot as usize].generation, slot)
+    }
+}
+
+impl<S: Shim> Drop for DataRing<S> {
+    /// Makes the kernel let go of every pointer, then frees. If it will not within seconds, the memory is leaked
+    /// rather than freed under the kernel's hands.
+    fn drop(&mut self) {
+        let _ = self.stop_accepting();
+        for slot in 0..self.slots.len() as u32 {
+            let _ = self.close(slot);
+        }
+        for _ in 0..CANCEL_ATTEMPTS_MAX {
+            let _ = self.drive(&mut []);
+            if self.in_flight == 0 {
+                break;
+            }
+            let timeout = Some(Timespec::new().nsec(50_000_000));
+            let _ = self.ring.submitter().register_sync_cancel(timeout, CancelBuilder::any());
+        }
+        let _ = self.ring.submitter().unregister_eventfd();
+        let _ = self.ring.submitter().unregister_buf_ring(GROUP);
+        if self.in_flight > 0 {
+            ::log::error!("data ring: {} operations did not end; their memory is leaked", self.in_flight);
+            for slot in &mut self.slots {
+                std::mem::forget(slot.parked.take());
+            }
+            std::mem::forget(std::mem::replace(&mut self.timer, Box::new(Timespec::new())));
+        }
+        // Sockets that were accepted and never taken are closed with their events.
+        self.events.clear();
+    }
+}
+
+fn user_data(operation: u8, extra: u32, slot: u32) -> u64 {
+    u64::from(operation) << 56 | u64::from(extra) << 32 | u64::from(slot)
+}
+
+/// A doorbell for a data ring: an eventfd, readable once rung.
+///
+/// # Errors
+/// eventfd(2)'s.
+pub fn eventfd() -> io::Result<OwnedFd> {
+    let fd = nix::sys::eventfd::EventFd::from_value_and_flags(0, nix::sys::eventfd::EfdFlags::EFD_CLOEXEC)?;
+    Ok(OwnedFd::from(fd))
+}

@@ -1,0 +1,52 @@
+//! Listening sockets: one a shard and port, the kernel spreads connections over them by peer address.
+
+use std::{io, net::SocketAddr, os::fd::OwnedFd};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{error::StartupError, limits::LISTEN_BACKLOG};
+
+/// Makes `shards` sockets that listen on one address; port 0 is resolved by the first. Returns the address in use.
+///
+/// TCP_NODELAY is set here, and accepted sockets inherit it: frames are batched before they are sent.
+///
+/// # Errors
+/// [`StartupError::Listen`], also when another program listens there: a shared port would silently take a part of its
+/// connections, so the address is first bound without sharing.
+pub fn listen(
+    flag: &'static str,
+    address: SocketAddr,
+    shards: u16,
+) -> Result<(SocketAddr, Vec<OwnedFd>), StartupError> {
+    let failed = |error| StartupError::Listen(flag, address, error);
+    if address.port() != 0 {
+        // Listening fails where binding alone would succeed, beside a listener that allows reuse. For port 0 the
+        // kernel picks a port that nobody shares.
+        bind(address, false).and_then(|probe| probe.listen(1)).map_err(failed)?;
+    }
+    let first = bind(address, true).map_err(failed)?;
+    let bound = local_address(&first).map_err(failed)?;
+    let rest = (1..shards).map(|_| bind(bound, true));
+    let sockets: io::Result<Vec<OwnedFd>> = std::iter::once(Ok(first))
+        .chain(rest)
+        .map(|socket| {
+            let socket = socket?;
+            socket.listen(LISTEN_BACKLOG)?;
+            Ok(OwnedFd::from(socket))
+        })
+        .collect();
+    Ok((bound, sockets.map_err(failed)?))
+}
+
+fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.cloexec(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
+    socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("not an internet address"))
+}

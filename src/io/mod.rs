@@ -1,0 +1,11 @@
+//! Everything that knows glommio, io_uring and sockets. The rest of the crate is state machines.
+
+pub mod buffer_ring;
+pub mod checks;
+pub mod data_ring;
+pub mod executor;
+pub mod listener;
+pub mod server;
+pub mod shim;
+pub mod signals;
+pub mod stop;

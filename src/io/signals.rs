@@ -1,0 +1,45 @@
+//! SIGINT and SIGTERM as messages: blocked in every thread, so that none is interrupted, and awaited by one.
+
+use std::{io, thread};
+
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::clock;
+
+/// A second signal this soon is the same one: timeout(1), for one, signals the process and its group.
+const SAME_SIGNAL_NS: u64 = 200_000_000;
+
+/// Blocks both signals in this thread and all it starts. To be called before any other thread exists.
+///
+/// # Errors
+/// pthread_sigmask(3)'s.
+pub fn block() -> io::Result<()> {
+    Ok(set().thread_block()?)
+}
+
+/// Calls `notify` at the first signal. The second ends the process at once, with 128 + its number.
+///
+/// # Errors
+/// The thread cannot be made.
+pub fn watch(notify: impl FnOnce(&'static str) + Send + 'static) -> io::Result<()> {
+    let watcher = move || {
+        let Ok(first) = set().wait() else { return };
+        let first_ns = clock::monotonic_ns();
+        notify(first.as_str());
+        while let Ok(second) = set().wait() {
+            if clock::monotonic_ns() - first_ns >= SAME_SIGNAL_NS {
+                ::log::warn!("{second} again: ending at once");
+                std::process::exit(128 + second as i32);
+            }
+        }
+    };
+    thread::Builder::new().name("signals".into()).spawn(watcher)?;
+    Ok(())
+}
+
+fn set() -> SigSet {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGINT);
+    set.add(Signal::SIGTERM);
+    set
+}

@@ -1,0 +1,132 @@
+//! One shard's ends of the rings that join it to the other shards and to the ingests.
+
+use std::sync::Arc;
+
+use crate::{
+    clock::Now,
+    limits::TURN_RING_BYTES,
+    ring::{Doorbell, FrameConsumer, FrameProducer, frame_ring},
+    shard::Shard,
+    tick::ShardId,
+};
+
+/// The rings between this shard and one other.
+#[derive(Debug)]
+struct Peer {
+    shard: ShardId,
+    requests_out: FrameProducer,
+    deliveries_out: FrameProducer,
+    requests_in: FrameConsumer,
+    deliveries_in: FrameConsumer,
+    bell: Arc<Doorbell>,
+}
+
+/// All of one shard's ends. Moves to the shard's thread and stays there.
+#[derive(Debug)]
+pub struct Mesh {
+    peers: Vec<Peer>,
+    ingests: Vec<FrameConsumer>,
+}
+
+/// Makes the rings between every two of the shards that `bells` wake, each of `ring_bytes`.
+pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
+    let mut meshes: Vec<Mesh> =
+        bells.iter().map(|_| Mesh { peers: Vec::new(), ingests: Vec::new() }).collect();
+    for a in 0..bells.len() {
+        for b in a + 1..bells.len() {
+            let ((requests_ab, requests_b), (requests_ba, requests_a)) =
+                (frame_ring(ring_bytes), frame_ring(ring_bytes));
+            let ((deliveries_ab, deliveries_b), (deliveries_ba, deliveries_a)) =
+                (frame_ring(ring_bytes), frame_ring(ring_bytes));
+            meshes[a].peers.push(Peer {
+                shard: ShardId(b as u16),
+                requests_out: requests_ab,
+                deliveries_out: deliveries_ab,
+                requests_in: requests_a,
+                deliveries_in: deliveries_a,
+                bell: bells[b].clone(),
+            });
+            meshes[b].peers.push(Peer {
+                shard: ShardId(a as u16),
+                requests_out: requests_ba,
+                deliveries_out: deliveries_ba,
+                requests_in: requests_b,
+                deliveries_in: deliveries_b,
+                bell: bells[a].clone(),
+            });
+        }
+    }
+    meshes
+}
+
+impl Mesh {
+    /// Adds the reading end of an ingest's ring.
+    pub fn add_ingest(&mut self, ring: FrameConsumer) {
+        self.ingests.push(ring);
+    }
+
+    /// Hands what has come to the shard, at most [`TURN_RING_BYTES`] a ring. Deliveries first and always; requests
+    /// only while the shard has room for what they add. Returns whether anything came.
+    pub fn take_in(&mut self, shard: &mut Shard, now: Now) -> bool {
+        let mut bytes = 0;
+        for peer in &mut self.peers {
+            bytes += peer.deliveries_in.drain(TURN_RING_BYTES, |frame| {
+                shard.handle_delivery(frame, now);
+                true
+            });
+            let from = Some(peer.shard);
+            bytes += requests(&mut peer.requests_in, shard, from, now);
+            if peer.deliveries_in.producer_waits() | peer.requests_in.producer_waits() {
+                peer.bell.ring();
+            }
+        }
+        for ingest in &mut self.ingests {
+            bytes += requests(ingest, shard, None, now);
+        }
+        bytes > 0
+    }
+
+    /// Pushes what waits for the other shards into their rings, one wake-up each. Returns whether anything moved.
+    pub fn push_out(&mut self, shard: &mut Shard) -> bool {
+        let mut any = false;
+        for peer in &mut self.peers {
+            let stages = shard.stages_mut(peer.shard);
+            let requests =
+                !stages.requests.waiting().is_empty() && peer.requests_out.push(&mut stages.requests);
+            let deliveries =
+                !stages.deliveries.waiting().is_empty() && peer.deliveries_out.push(&mut stages.deliveries);
+            if requests || deliveries {
+                peer.bell.ring();
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Whether there is something to take in that the shard would take: then it must not sleep.
+    pub fn has_input(&self, shard: &Shard) -> bool {
+        self.peers.iter().any(|peer| !peer.deliveries_in.is_empty())
+            || (shard.takes_requests() && !self.requests_are_empty())
+    }
+
+    /// Whether no request is under way to this shard.
+    pub fn requests_are_empty(&self) -> bool {
+        self.peers.iter().all(|peer| peer.requests_in.is_empty())
+            && self.ingests.iter().all(FrameConsumer::is_empty)
+    }
+
+    /// Whether no delivery is under way to this shard.
+    pub fn deliveries_are_empty(&self) -> bool {
+        self.peers.iter().all(|peer| peer.deliveries_in.is_empty())
+    }
+}
+
+fn requests(ring: &mut FrameConsumer, shard: &mut Shard, from: Option<ShardId>, now: Now) -> usize {
+    ring.drain(TURN_RING_BYTES, |frame| {
+        let takes = shard.takes_requests();
+        if takes {
+            shard.handle_request(from, frame, now);
+        }
+        takes
+    })
+}
