@@ -1,0 +1,57 @@
+//! Drives shards, their mesh and a population of clients from one seed, and holds the promises of the design:
+//! sequences strictly increase, delivered = published since subscribe, memory stays within its bounds, and nobody
+//! pays for somebody else's fault.
+//!
+//! `TICKCAST_SEED=N` runs one seed; `TICKCAST_SEEDS=N` changes how many are run. A failure names its seed.
+
+mod client;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use world::World;
+
+const SEEDS_DEFAULT: u64 = 1_000;
+const STEPS: usize = 400;
+
+fn run(seed: u64) {
+    let mut world = World::new(seed);
+    for _ in 0..STEPS {
+        world.step();
+        world.check_memory();
+    }
+    world.settle();
+    world.check_everything_arrived();
+    world.disconnect_everybody();
+    world.check_nothing_is_left();
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|value| value.parse().ok())
+}
+
+#[test]
+fn promises_hold_for_every_seed() {
+    let seeds = match number("TICKCAST_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("TICKCAST_SEEDS").unwrap_or(SEEDS_DEFAULT),
+    };
+    for seed in seeds {
+        if catch_unwind(AssertUnwindSafe(|| run(seed))).is_err() {
+            panic!("the simulation failed: TICKCAST_SEED={seed} cargo test --test simulation shows it again");
+        }
+    }
+}
+
+/// The simulation is worth something only if it reaches what it is about.
+#[test]
+fn the_seeds_reach_what_they_are_meant_to_reach() {
+    let mut reached = world::Reached::default();
+    for seed in 0..100 {
+        let mut world = World::new(seed);
+        (0..STEPS).for_each(|_| world.step());
+        world.settle();
+        reached.add(&world.reached);
+    }
+    assert!(reached.is_complete(), "{reached:?}");
+}

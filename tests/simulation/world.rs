@@ -1,0 +1,435 @@
+//! The simulated world: shards, mesh, one ingest, transports that take what they like, and clients that come and go.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use fastrand::Rng;
+use tickcast::{
+    clock::Now,
+    config::Limits,
+    counters::{Counter, Counters},
+    ingest::Lanes,
+    limits::{MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, TURN_RING_BYTES},
+    mesh::{Mesh, mesh},
+    ring::{Doorbell, frame_ring},
+    shard::{Action, Door, Shard},
+    tick::ShardId,
+    wire::Encoding,
+};
+
+use crate::client::{Client, Manner, State};
+
+const PATTERNS: [&str; 8] = [">", "t.*", "t.0", "t.1", "t.>", "*.2", "p.>", "c.>"];
+const CLIENTS_MAX: usize = 24;
+
+/// What a run has come across.
+#[derive(Debug, Default)]
+pub struct Reached {
+    parked: u64,
+    slow_closed: u64,
+    ingest_full: u64,
+    delivered: u64,
+    vanished: u64,
+    paused: u64,
+    half_frames: u64,
+}
+
+impl Reached {
+    pub fn add(&mut self, other: &Reached) {
+        self.parked += other.parked;
+        self.slow_closed += other.slow_closed;
+        self.ingest_full += other.ingest_full;
+        self.delivered += other.delivered;
+        self.vanished += other.vanished;
+        self.paused += other.paused;
+        self.half_frames += other.half_frames;
+    }
+
+    pub fn is_complete(&self) -> bool {
+        [self.parked, self.slow_closed, self.ingest_full, self.vanished, self.paused, self.half_frames]
+            .iter()
+            .all(|&count| count > 10)
+            && self.delivered > 10_000
+    }
+}
+
+pub struct World {
+    rng: Rng,
+    now: Now,
+    limits: Limits,
+    ring_bytes: usize,
+    shards: Vec<Shard>,
+    meshes: Vec<Mesh>,
+    lanes: Lanes,
+    clients: Vec<Client>,
+    /// By shard: slots to give out again.
+    free: Vec<Vec<u32>>,
+    next_slot: Vec<u32>,
+    names: u32,
+    /// The truth: every tick the ingest's rings took, by topic, in order.
+    published: HashMap<String, Vec<String>>,
+    /// Topics whose publishing client is gone: only a prefix of the truth may have arrived.
+    gone: HashSet<String>,
+    pub reached: Reached,
+}
+
+impl World {
+    pub fn new(seed: u64) -> World {
+        let mut rng = Rng::with_seed(seed);
+        let shards = rng.usize(1..=4);
+        let limits = Limits {
+            frame_bytes_max: 4 << 10,
+            egress_log_bytes: rng.usize(16..64) << 10,
+            outbox_bytes_max: rng.usize(10..16) << 10,
+            ..Limits::default()
+        };
+        let ring_bytes = rng.usize(9 << 10..32 << 10);
+        let bells: Vec<_> = (0..shards).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
+        let mut meshes = mesh(&bells, ring_bytes);
+        let lanes: Vec<_> = meshes
+            .iter_mut()
+            .zip(&bells)
+            .map(|(mesh, bell)| {
+                let (producer, consumer) = frame_ring(ring_bytes);
+                mesh.add_ingest(consumer);
+                (producer, bell.clone())
+            })
+            .collect();
+        let shard =
+            |id| Shard::new(ShardId(id), shards as u16, 1, limits.clone(), Arc::new(Counters::default()));
+        World {
+            shards: (0..shards as u16).map(shard).collect(),
+            now: Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 },
+            limits,
+            ring_bytes,
+            meshes,
+            lanes: Lanes::new(lanes.into_iter()),
+            clients: Vec::new(),
+            free: vec![Vec::new(); shards],
+            next_slot: vec![0; shards],
+            names: 0,
+            published: HashMap::new(),
+            gone: HashSet::new(),
+            reached: Reached::default(),
+            rng,
+        }
+    }
+
+    pub fn step(&mut self) {
+        self.now.monotonic_ns += self.rng.u64(1..2_000_000);
+        self.now.realtime_ns += 1_000;
+        match self.rng.u8(..100) {
+            0..8 if self.clients.len() < CLIENTS_MAX => self.connect(),
+            0..35 => self.publish(),
+            35..60 => {
+                let shard = self.rng.usize(..self.shards.len());
+                self.turn(shard);
+            }
+            _ if self.clients.is_empty() => self.connect(),
+            60..75 => self.client_asks(),
+            75..98 => self.transport(),
+            _ => self.vanish(),
+        }
+    }
+
+    fn connect(&mut self) {
+        let shard = self.rng.usize(..self.shards.len());
+        let slot = self.free[shard].pop().unwrap_or_else(|| {
+            self.next_slot[shard] += 1;
+            self.next_slot[shard] - 1
+        });
+        let encoding = Encoding::ALL[self.rng.usize(..Encoding::COUNT)];
+        let manner = match self.rng.u8(..10) {
+            0 => Manner::Stuck,
+            1..3 => Manner::Slow,
+            _ => Manner::Healthy,
+        };
+        let door = if encoding == Encoding::Native { Door::Native } else { Door::Http };
+        self.shards[shard].handle_accept(slot, door, self.now);
+        self.names += 1;
+        let mut client = Client::new(self.names, shard, slot, encoding, manner, self.rng.usize(100..8_000));
+        client.subscribe(PATTERNS[self.rng.usize(..PATTERNS.len())]);
+        self.clients.push(client);
+    }
+
+    fn publish(&mut self) {
+        // A storm: more than a ring and its stage hold.
+        let storm = self.rng.u8(..30) == 0;
+        for _ in 0..if storm { 300 } else { self.rng.usize(1..30) } {
+            let kind = if storm { "storm" } else { ["p", "t", "t", "t"][self.rng.usize(..4)] };
+            let topic = format!("{kind}.{}", if storm { 0 } else { self.rng.u8(..4) });
+            let ticks = self.published.entry(topic.clone()).or_default();
+            let pad = "x".repeat(if storm || self.rng.u8(..20) == 0 { self.rng.usize(..3_000) } else { 0 });
+            let payload = format!("\"{topic} {} {pad}\"", ticks.len() + 1);
+            let sent = self.lanes.publish(&topic, 1, 1, payload.as_bytes());
+            match sent {
+                true => ticks.push(payload),
+                false => self.reached.ingest_full += 1,
+            }
+        }
+        self.lanes.flush();
+    }
+
+    fn client_asks(&mut self) {
+        let client = self.rng.usize(..self.clients.len());
+        let client = &mut self.clients[client];
+        let pattern = PATTERNS[self.rng.usize(..PATTERNS.len())];
+        match (self.rng.u8(..10), client.subscriptions.get(pattern)) {
+            (0..4, None) => client.subscribe(pattern),
+            (4..6, Some(State::Live(_))) => client.unsubscribe(pattern),
+            // A flood: more replies than may wait, so the server must stop reading.
+            (6, _) => (0..self.rng.usize(1..4_000)).for_each(|_| client.ping()),
+            (7..9, _) => {
+                // Its own topic: of all clients only this one publishes there.
+                let topic = format!("c.{}", client.name);
+                let ticks = self.published.entry(topic.clone()).or_default();
+                let payload = format!("\"{topic} {} \"", ticks.len() + 1);
+                client.publish(&topic, &payload);
+                ticks.push(payload);
+            }
+            _ => client.ping(),
+        }
+    }
+
+    /// Moves some bytes of one client's connection.
+    fn transport(&mut self) {
+        let index = self.rng.usize(..self.clients.len());
+        let piece = match self.rng.u8(..3) {
+            0 => self.rng.usize(1..5),
+            1 => self.rng.usize(1..200),
+            _ => usize::MAX,
+        };
+        let client = &mut self.clients[index];
+        match self.rng.bool() {
+            true => self.deliver(index, piece),
+            false => {
+                let len = match client.manner {
+                    Manner::Healthy => usize::MAX,
+                    Manner::Slow => self.rng.usize(..300),
+                    Manner::Stuck => 0,
+                };
+                self.read(index, len);
+            }
+        }
+    }
+
+    /// Client to server.
+    fn deliver(&mut self, index: usize, len: usize) {
+        let client = &mut self.clients[index];
+        let len = len.min(client.outgoing.len()).min(64 << 10);
+        let bytes: Vec<u8> = client.outgoing.drain(..len).collect();
+        let (shard, slot) = (client.shard, client.slot);
+        if !bytes.is_empty() && !client.ended {
+            self.shards[shard].handle_bytes(slot, &bytes, self.now);
+            self.actions(shard);
+        }
+    }
+
+    /// Server to client: the client reads, and the socket takes more of what is parked.
+    fn read(&mut self, index: usize, len: usize) {
+        let client = &mut self.clients[index];
+        client.read(len, &self.published);
+        if !client.parked.is_empty() {
+            let room = client.socket_bytes_max.saturating_sub(client.socket.len()).min(client.parked.len());
+            client.socket.extend(client.parked.drain(..room));
+            if client.parked.is_empty() && !client.ended {
+                let (shard, slot) = (client.shard, client.slot);
+                self.shards[shard].handle_writable(slot);
+                self.actions(shard);
+            }
+        } else if client.fin && client.socket.is_empty() && !client.ended {
+            // It has read to the end, and closes.
+            let (shard, slot) = (client.shard, client.slot);
+            self.shards[shard].handle_eof(slot, self.now);
+            self.actions(shard);
+        }
+    }
+
+    fn turn(&mut self, shard: usize) {
+        self.meshes[shard].take_in(&mut self.shards[shard], self.now);
+        self.shards[shard].turn(self.now);
+        let mut gather = Vec::new();
+        for _ in 0..self.rng.usize(1..40) {
+            let Some(send) = self.shards[shard].poll_send(&mut gather, self.now) else { break };
+            let bytes = self.shards[shard].send_bytes(&send, &gather).to_vec();
+            assert!(!bytes.is_empty() && bytes.len() <= SEND_BYTES_MAX);
+            let client =
+                self.clients.iter_mut().find(|client| (client.shard, client.slot) == (shard, send.slot));
+            let client = client.expect("a SEND is for a client that is there");
+            assert!(client.parked.is_empty(), "never two SENDs on one socket");
+            let room = client.socket_bytes_max.saturating_sub(client.socket.len());
+            let room = if self.rng.u8(..4) == 0 { self.rng.usize(..=room) } else { room };
+            let taken = room.min(bytes.len());
+            client.socket.extend_from_slice(&bytes[..taken]);
+            client.parked.extend_from_slice(&bytes[taken..]);
+            let parked = !client.parked.is_empty();
+            self.reached.parked += u64::from(parked);
+            self.shards[shard].handle_sent(send.slot, bytes.len(), parked);
+        }
+        self.actions(shard);
+        self.meshes[shard].push_out(&mut self.shards[shard]);
+        self.shards[shard].end_turn();
+    }
+
+    fn actions(&mut self, shard: usize) {
+        while let Some(action) = self.shards[shard].poll_action() {
+            match action {
+                Action::PauseReceive(_) => self.reached.paused += 1,
+                Action::ResumeReceive(_) => {}
+                Action::ShutdownWrite(slot) | Action::Close(slot) => {
+                    let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot);
+                    let closes = action == Action::Close(slot);
+                    if let Some(client) = self.clients.iter_mut().find(here) {
+                        client.fin = true;
+                        client.ended |= closes;
+                    }
+                    if closes {
+                        self.free[shard].push(slot);
+                    }
+                }
+            }
+        }
+        self.bury(shard);
+    }
+
+    /// Clients whose connection the server has closed: only those that were too slow for their outbox.
+    fn bury(&mut self, shard: usize) {
+        let (published, gone) = (&self.published, &mut self.gone);
+        self.clients.retain_mut(|client| {
+            if client.shard != shard || !client.ended {
+                return true;
+            }
+            client.read(usize::MAX, published);
+            // Past its linger deadline a stuck client never sees why; anyone else has been told.
+            assert!(
+                client.closing.is_none_or(|code| code == 3008) || client.manner == Manner::Healthy,
+                "closed with {:?}",
+                client.closing
+            );
+            gone.insert(format!("c.{}", client.name));
+            false
+        });
+    }
+
+    /// A client goes without a word, perhaps in the middle of one.
+    fn vanish(&mut self) {
+        let index = self.rng.usize(..self.clients.len());
+        if self.rng.bool() {
+            self.clients[index].ping();
+            let half = self.clients[index].outgoing.len() / 2;
+            self.deliver(index, half);
+            self.reached.half_frames += 1;
+        }
+        if index < self.clients.len() {
+            let client = self.clients.remove(index);
+            self.gone.insert(format!("c.{}", client.name));
+            self.reached.vanished += 1;
+            match self.rng.bool() {
+                true => self.shards[client.shard].handle_eof(client.slot, self.now),
+                false => self.shards[client.shard].handle_error(client.slot, 104, self.now),
+            }
+            self.actions(client.shard);
+        }
+    }
+
+    /// Runs until nothing moves. Slow clients read everything; stuck ones stay stuck.
+    pub fn settle(&mut self) {
+        for _ in 0..2_000 {
+            self.lanes.flush();
+            for shard in 0..self.shards.len() {
+                self.turn(shard);
+            }
+            let mut index = 0;
+            while index < self.clients.len() {
+                let before = self.clients.len();
+                self.deliver(index, usize::MAX);
+                if self.clients.len() == before && self.clients[index].manner != Manner::Stuck {
+                    self.read(index, usize::MAX);
+                }
+                index += usize::from(self.clients.len() == before);
+            }
+            let staged = self.lanes.flush();
+            let still = self.shards.iter().zip(&self.meshes).all(|(shard, mesh)| {
+                !shard.is_busy()
+                    && mesh.requests_are_empty()
+                    && mesh.deliveries_are_empty()
+                    && shard.requests_have_left()
+                    && shard.deliveries_have_left()
+            });
+            let quiet = |client: &Client| {
+                client.manner == Manner::Stuck
+                    || (!client.fin
+                        && client.outgoing.is_empty()
+                        && client.socket.is_empty()
+                        && client.parked.is_empty())
+            };
+            if staged && still && self.clients.iter().all(quiet) {
+                break;
+            }
+        }
+        let totals = |counter| self.shards.iter().map(|shard| shard.counters().value(counter)).sum::<u64>();
+        self.reached.slow_closed = totals(Counter::ClosedSlowConsumer);
+        self.reached.delivered = totals(Counter::TicksDelivered);
+    }
+
+    /// Promise 1 for everybody who was not told otherwise; promise 2 in that healthy clients were never closed for
+    /// anything but their own outbox.
+    pub fn check_everything_arrived(&self) {
+        let sequenced: u64 =
+            self.shards.iter().map(|shard| shard.counters().value(Counter::TicksSequenced)).sum();
+        let all: usize = self.published.values().map(Vec::len).sum();
+        let certain = |(topic, ticks): (&String, &Vec<String>)| {
+            if topic.starts_with("c.") { 0 } else { ticks.len() }
+        };
+        let certain: usize = self.published.iter().map(certain).sum();
+        assert!(
+            (certain as u64..=all as u64).contains(&sequenced),
+            "every tick that was taken was sequenced"
+        );
+        let mut gone = self.gone.clone();
+        // What a client about to end, or one that never reads, still had to say may have been left unsaid.
+        let silenced =
+            |client: &&Client| client.fin || client.closing.is_some() || client.manner == Manner::Stuck;
+        gone.extend(self.clients.iter().filter(silenced).map(|client| format!("c.{}", client.name)));
+        for client in &self.clients {
+            if client.manner != Manner::Stuck && client.closing.is_none() && !client.fin {
+                client.check_complete(&self.published, &gone);
+            }
+        }
+        let protocol: u64 =
+            self.shards.iter().map(|shard| shard.counters().value(Counter::ClosedProtocol)).sum();
+        assert_eq!(protocol, 0, "nobody broke the protocol");
+    }
+
+    /// Promise 3.
+    pub fn check_memory(&self) {
+        for shard in &self.shards {
+            let session =
+                self.limits.frame_bytes_max * 2 + 64 * 4096 + OUTBOX_RANGES_MAX / 16 + REPLY_BYTES_MAX * 4;
+            let stages = 2 * self.shards.len() * (MESH_STAGE_BYTES + TURN_RING_BYTES);
+            let bound = Encoding::COUNT * self.limits.egress_log_bytes
+                + shard.sessions_len() * session
+                + stages
+                + self.ring_bytes;
+            assert!(shard.memory_bytes() <= bound, "{} bytes, bound {bound}", shard.memory_bytes());
+        }
+    }
+
+    pub fn disconnect_everybody(&mut self) {
+        for client in std::mem::take(&mut self.clients) {
+            self.shards[client.shard].handle_eof(client.slot, self.now);
+            self.actions(client.shard);
+        }
+        self.settle();
+    }
+
+    pub fn check_nothing_is_left(&self) {
+        for shard in &self.shards {
+            assert_eq!((shard.sessions_len(), shard.subscriptions_len()), (0, (0, 0)));
+            assert_eq!(shard.counters().value(Counter::SessionsOpen), 0);
+            assert_eq!(shard.counters().value(Counter::SessionsSubscribed), 0);
+        }
+    }
+}
