@@ -1,4 +1,5 @@
 //! tickcast.
+pub mod client;
 pub mod clock;
 pub mod limits;
 pub mod tick;
