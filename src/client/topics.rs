@@ -25,8 +25,8 @@ pub struct TopicStats {
     pub ticks: u64,
     /// Ticks that the sequence skipped after the first one seen.
     pub missed: u64,
-    /// The next jump is no gap: the session was not subscribed throughout.
-    interrupted: bool,
+    /// The next jump will be no gap: the session was not subscribed throughout.
+    pub interrupted: bool,
 }
 
 impl TopicStats {
