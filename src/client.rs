@@ -67,6 +67,9 @@ pub const SESSION_BUFFER_KEEP_BYTES: usize = 4 << 10;
 /// What a WebSocket message may be longer than the largest payload: base64 and a batch of ticks around it.
 pub const MESSAGE_OVERHEAD_BYTES: usize = 256 << 10;
 
+/// Longest name a client gives itself, in bytes.
+pub const CLIENT_NAME_BYTES_MAX: usize = 255;
+
 /// How a [`Session`] speaks and what it accepts.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
@@ -76,7 +79,7 @@ pub struct SessionOptions {
     pub host: String,
     /// The path and query of the WebSocket handshake, `/ws` or `/ws?topics=a.%3E`; unused for native.
     pub path: String,
-    /// What the client calls itself, for the operator's eyes.
+    /// What the client calls itself, for the operator's eyes; longer than [`CLIENT_NAME_BYTES_MAX`] it is not sent.
     pub name: String,
     /// Largest frame accepted from the server, in bytes; a WebSocket message may be [`MESSAGE_OVERHEAD_BYTES`] plus
     /// a third longer. Raise it where the server's `frame_bytes_max` was raised.

@@ -32,7 +32,7 @@ pub struct PublishRequest<'a> {
 pub enum RequestError {
     /// A topic or pattern of no bytes or too many.
     NameLength(usize),
-    /// A payload that does not fit the server's largest frame.
+    /// A payload that does not fit the server's largest frame, or as base64 its largest message.
     TooLarge {
         /// Bytes the request would take.
         bytes: usize,
@@ -141,12 +141,10 @@ impl Outgoing<'_> {
     }
 }
 
-/// A payload inline where that keeps every byte of it, else as base64. Blanks around a value would be lost inline.
+/// A payload inline where that keeps every byte of it, else as base64.
 fn json_data(payload: &[u8]) -> (&'static str, String) {
     match std::str::from_utf8(payload) {
-        Ok(text) if payload.trim_ascii().len() == payload.len() && json::is_json(payload) => {
-            ("", text.to_owned())
-        }
+        Ok(text) if json::is_json(payload) => ("", text.to_owned()),
         _ => ("\"encoding\":\"base64\",", format!("\"{}\"", BASE64.encode(payload))),
     }
 }

@@ -371,6 +371,20 @@ fn requests_wait_for_the_handshake_and_stop_at_the_bound() {
 }
 
 #[test]
+fn a_payload_that_only_base64_makes_too_large_is_refused_before_the_server_closes() {
+    let payload = vec![0xff; 200 << 10];
+    let publish = PublishRequest { topic: "t", payload: &payload, ..PublishRequest::default() };
+    for (encoding, fits) in [(Encoding::WebSocketJson, false), (Encoding::WebSocketRkyv, true)] {
+        let (mut session, response) = open(encoding);
+        session.handle_bytes(&response);
+        assert_eq!(session.poll_event(), Ok(None));
+        let sent = session.publish(publish);
+        assert_eq!(sent.is_ok(), fits);
+        assert!(fits || matches!(sent, Err(RequestError::TooLarge { .. })));
+    }
+}
+
+#[test]
 fn a_burst_gives_its_memory_back() {
     let (mut session, _) = open(Encoding::Native);
     session.handle_bytes(&welcome());
