@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::limits;
+use crate::{
+    client::commands::{PubArgs, SubArgs},
+    limits,
+};
 
 /// Fans live ticks out to tens of thousands of TCP and WebSocket clients, one pinned io_uring thread per core.
 #[derive(Clone, Debug, Parser)]
@@ -20,6 +23,10 @@ pub struct Cli {
 pub enum Command {
     /// Serve: take ticks from the simulator, a capture or clients, and fan them out
     Serve(Box<ServeArgs>),
+    /// Print the ticks of topics as they come
+    Sub(SubArgs),
+    /// Publish one tick, or every line of standard input
+    Pub(PubArgs),
 }
 
 /// What becomes of a bad line in a capture.

@@ -1,5 +1,46 @@
-//! tickcast.
+//! tickcast: fans live ticks out to tens of thousands of TCP and WebSocket clients from one pinned thread per core.
+//!
+//! # The way of a tick
+//!
+//! ```text
+//!  simulator . replay (threads)          clients that publish (sessions of any shard)
+//!        |                                        |
+//!        |  one SPSC ring for each (source, shard) pair, to the topic's HOME shard
+//!        v                                        v
+//!  home shard = hash(topic) % shards:   topic::Home gives the sequence, keeps the latest tick
+//!        |
+//!        |  one SPSC ring for each (shard, shard) pair, only to shards with a subscriber
+//!        v
+//!  every interested shard:   fanout::Fanout appends the frame once for each encoding in use to its log::EgressLog
+//!        |                   and queues the range to the subscribed session::Session s
+//!        |  end of turn: one SEND for each ready session, submitted together
+//!        v
+//!  io::data_ring::DataRing: registered sockets, multishot receive, one parked SEND for a slow one
+//! ```
+//!
+//! # The modules
+//!
+//! | plane | modules |
+//! |---|---|
+//! | bytes | [`wire`], [`tick`] |
+//! | state machines: no socket, no clock, no runtime | [`router`], [`topic`], [`fanout`], [`log`], [`session`], [`sessions`], [`shard`] |
+//! | between threads | [`ring`], [`mesh`], [`counters`] |
+//! | sources | [`ingest`] |
+//! | the kernel | [`io`], and [`clock`], the only reader of time |
+//! | the operator | [`cli`], [`config`], [`limits`], [`error`] |
+//! | the other side | [`client`] |
+//!
+//! # Invariants
+//!
+//! - Sequences a subscriber sees of a topic strictly increase, without a gap: a session that cannot have the next
+//!   tick is closed, with a reason.
+//! - A shard touches only what it owns; shards meet in SPSC rings. Deliveries are always taken in, requests only while
+//!   there is room for what they add, so no two full shards wait for each other.
+//! - Memory is bounded by configuration: logs, rings, sessions.
+//! - No peer's bytes panic, hang or allocate what they merely announce.
+
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod counters;

@@ -9,6 +9,7 @@ use std::{
 use clap::Parser;
 use tickcast::{
     cli::{Cli, Command, ServeArgs},
+    client::commands,
     config::{Config, Source},
     error::StartupError,
     io::server,
@@ -18,6 +19,8 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     let result = match Cli::parse().command {
         Command::Serve(args) => serve(&args).map_err(|error| error.to_string()),
+        Command::Sub(args) => commands::subscribe(&args).map_err(|error| error.to_string()),
+        Command::Pub(args) => commands::publish(&args).map_err(|error| error.to_string()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,7 +6,7 @@
 use std::{borrow::Cow, io::Write};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -31,7 +31,7 @@ struct Message<'a> {
     topics: Option<Vec<String>>,
     #[serde(default, borrow)]
     topic: Option<Cow<'a, str>>,
-    #[serde(default, borrow)]
+    #[serde(default, borrow, deserialize_with = "present")]
     data: Option<&'a RawValue>,
     #[serde(default, borrow)]
     encoding: Option<Cow<'a, str>>,
@@ -41,6 +41,13 @@ struct Message<'a> {
     schema: u32,
     #[serde(default)]
     token: u64,
+}
+
+/// Reads a field that is there, `null` included: serde would take that for a missing one.
+pub(crate) fn present<'de: 'a, 'a, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// A request that could not be read: what to answer. The session lives on.
@@ -111,9 +118,14 @@ pub fn decode(text: &str) -> Result<Command<'_>, RequestError> {
     }
 }
 
-/// Whether the payload is one JSON value, so that it may stand inline. One pass, no allocation.
+/// Whether the payload is one JSON value, so that it may stand inline. Blanks around it would be lost to whoever
+/// reads it there, so a payload that has some is none. Two passes, no allocation.
 pub fn is_json(payload: &[u8]) -> bool {
-    serde_json::from_slice::<serde::de::IgnoredAny>(payload).is_ok()
+    // serde_json skips strings without a look at their UTF-8, and one bad byte in a text frame would have every JSON
+    // subscriber close.
+    payload.trim_ascii().len() == payload.len()
+        && simdutf8::basic::from_utf8(payload)
+            .is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
 }
 
 /// A string as a JSON literal, quotes included.
@@ -234,6 +246,24 @@ mod tests {
         let mut out = Vec::new();
         encode_tick(&mut out, &tick_prefix("t\"x"), 7, publish.producer_time_ns, &publish.payload, true);
         assert_eq!(out, br#"{"topic":"t\"x","seq":7,"ts":5,"data":{"a": 1.10, "b":[ 1e400 ]}}"#);
+    }
+
+    #[test]
+    fn only_what_survives_inline_is_json() {
+        for inline in [&b"1"[..], b"null", b"{\"a\": [ 1 ]}", b"\" \""] {
+            assert!(is_json(inline));
+        }
+        for other in [&b""[..], b" 1", b"1\n", b"1 2", b"{", b"\xff", b"\"\xff\""] {
+            assert!(!is_json(other));
+        }
+    }
+
+    #[test]
+    fn null_is_a_payload() {
+        let Ok(Command::Publish(publish)) = decode(r#"{"op":"publish","topic":"t","data":null}"#) else {
+            panic!("publish")
+        };
+        assert_eq!((publish.payload.as_ref(), publish.payload_is_json), (&b"null"[..], true));
     }
 
     #[test]

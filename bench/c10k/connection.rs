@@ -1,0 +1,198 @@
+//! One subscriber: a socket, a session, and how far it came.
+
+use std::io::{self, ErrorKind, Read, Write};
+
+use mio::net::TcpStream;
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+use tickcast::{
+    client::{Event, Session},
+    clock,
+    wire::Encoding,
+};
+
+use crate::{
+    options::Plan,
+    tally::{Tally, intended_ns},
+};
+
+/// Reads of one connection in a row, so that a busy one does not keep the others waiting.
+const READS_PER_TURN: usize = 4;
+
+/// How far a connection came.
+#[derive(Debug, PartialEq, Eq)]
+pub enum State {
+    Connecting,
+    /// Subscriptions that are not acknowledged yet.
+    Subscribing(usize),
+    Subscribed,
+    /// Over, and why.
+    Ended(String),
+}
+
+/// What one turn left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    Drained,
+    /// More may be there, and no event will say so.
+    MoreToRead,
+}
+
+/// One subscriber.
+#[derive(Debug)]
+pub struct Connection {
+    pub stream: TcpStream,
+    pub session: Session,
+    pub state: State,
+    /// Ticks delivered since it was opened.
+    pub ticks: u64,
+    closing: Option<String>,
+    peer_closed: bool,
+}
+
+impl Connection {
+    /// Starts to connect, and queues what is to be said.
+    ///
+    /// # Errors
+    /// What the system says to the socket, the source address or the connection.
+    pub fn open(plan: &Plan, index: usize) -> io::Result<Connection> {
+        let socket = Socket::new(Domain::for_address(plan.server), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        if let Some(source) = plan.source(index) {
+            // The port is chosen at connect, when the whole four-tuple is known: 28k ports for each pair of
+            // addresses instead of 28k in all (ip(7)).
+            setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+            socket.bind(&source.into())?;
+        }
+        match socket.connect(&plan.server.into()) {
+            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+            _ => {}
+        }
+        let mut session = Session::new(&plan.session);
+        let refused = |error: tickcast::client::RequestError| io::Error::new(ErrorKind::InvalidInput, error);
+        for pattern in &plan.patterns {
+            session.subscribe(pattern).map_err(refused)?;
+        }
+        let mut acknowledgements = plan.patterns.len();
+        if plan.session.encoding == Encoding::WebSocketRaw {
+            // Nothing is acknowledged to a raw client: the pong to a ping sent after the requests stands for it.
+            session.ping().map_err(refused)?;
+            acknowledgements = 1;
+        }
+        let stream = TcpStream::from_std(socket.into());
+        let state = if acknowledgements == 0 { State::Subscribed } else { State::Connecting };
+        Ok(Connection { stream, session, state, ticks: 0, closing: None, peer_closed: false })
+    }
+
+    /// The socket may be written: ends the connecting, sends what is queued.
+    pub fn handle_writable(&mut self, plan: &Plan) {
+        if self.state == State::Connecting {
+            if let Some(error) = self.stream.take_error().ok().flatten() {
+                return self.end(format!("cannot connect: {error}"));
+            }
+            if self.stream.peer_addr().is_err() {
+                return;
+            }
+            let raw = plan.session.encoding == Encoding::WebSocketRaw;
+            self.state = State::Subscribing(if raw { 1 } else { plan.patterns.len() });
+        }
+        self.write();
+    }
+
+    /// The peer has shut its side down: reads go on to the end.
+    pub fn handle_peer_closed(&mut self) {
+        self.peer_closed = true;
+    }
+
+    /// The socket may be read: takes what is there, within a budget.
+    pub fn handle_readable(&mut self, buffer: &mut [u8], tally: &mut Tally) -> Turn {
+        for _ in 0..READS_PER_TURN {
+            if matches!(self.state, State::Ended(_) | State::Connecting) {
+                return Turn::Drained;
+            }
+            let mut drained = false;
+            match self.stream.read(buffer) {
+                Ok(0) => self.session.handle_end(),
+                Ok(read) => {
+                    // A short read has emptied the socket; what comes next is a new edge (epoll(7), question 9).
+                    drained = read < buffer.len() && !self.peer_closed;
+                    if tally.measuring {
+                        tally.wire_bytes += read as u64;
+                    }
+                    self.session.handle_bytes(&buffer[..read]);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Turn::Drained,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    self.end(format!("read: {error}"));
+                    return Turn::Drained;
+                }
+            }
+            self.take_events(tally);
+            self.write();
+            if drained {
+                return Turn::Drained;
+            }
+        }
+        Turn::MoreToRead
+    }
+
+    #[inline]
+    fn take_events(&mut self, tally: &mut Tally) {
+        // One reading for all that a read brought: it arrived together.
+        let received_ns = clock::realtime_ns();
+        loop {
+            match self.session.poll_event() {
+                Ok(Some(Event::Tick(tick))) => {
+                    self.ticks += 1;
+                    tally.tick(tick.producer_time_ns, received_ns, tick.payload.len());
+                }
+                Ok(Some(Event::Payload(payload))) => {
+                    self.ticks += 1;
+                    tally.tick(intended_ns(payload), received_ns, payload.len());
+                }
+                Ok(None) => return,
+                Ok(Some(Event::Subscribed { .. } | Event::Pong { .. })) => {
+                    if let State::Subscribing(left) = self.state {
+                        self.state = if left <= 1 { State::Subscribed } else { State::Subscribing(left - 1) };
+                    }
+                }
+                Ok(Some(Event::Error { code, text, .. })) => {
+                    let why = format!("the server refused: {text} (code {code})");
+                    return self.end(why);
+                }
+                Ok(Some(Event::Closing { code, text, .. })) => {
+                    self.closing = Some(format!("the server closed: {text} (code {code})"));
+                }
+                Ok(Some(Event::Closed)) => {
+                    let why = self.closing.take();
+                    return self.end(why.unwrap_or_else(|| "the server closed without a word".into()));
+                }
+                Ok(Some(Event::Welcome { .. } | Event::Topic { .. } | Event::Unsubscribed { .. })) => {}
+                Err(error) => {
+                    let why = error.to_string();
+                    return self.end(why);
+                }
+            }
+        }
+    }
+
+    fn write(&mut self) {
+        while !self.session.output().is_empty() && !matches!(self.state, State::Ended(_)) {
+            match self.stream.write(self.session.output()) {
+                Ok(written) => self.session.output_written(written),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => self.end(format!("write: {error}")),
+            }
+        }
+    }
+
+    fn end(&mut self, why: String) {
+        if !matches!(self.state, State::Ended(_)) {
+            self.state = State::Ended(why);
+            let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}

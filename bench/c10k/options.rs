@@ -1,0 +1,236 @@
+//! What was typed, and what it means.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+
+use clap::{Parser, ValueEnum};
+use tickcast::{client::SessionOptions, limits::TOPIC_BYTES_MAX, wire::Encoding};
+
+/// Connections from one source address: a third of the ephemeral ports stays free for others.
+const CONNECTIONS_PER_SOURCE: usize = 20_000;
+/// Most source addresses: 127.0.0.1 to 127.0.3.232.
+const SOURCES_MAX: usize = 1_000;
+/// Most threads: more than any machine this runs on has cores to spare.
+const THREADS_MAX: usize = 64;
+
+/// Load client for tickcast: many subscribers, with latency, loss and cost
+///
+/// Exits with 0 when the load ran and nothing that was asked of it failed, 1 when something did, 2 when it could not
+/// be run.
+#[derive(Debug, Parser)]
+#[command(name = "tickcast-c10k", version)]
+pub struct Options {
+    /// Server, HOST:PORT [default: 127.0.0.1:9400, for ws 127.0.0.1:9480]
+    #[arg(long, value_name = "HOST:PORT")]
+    server: Option<String>,
+    /// Transport
+    #[arg(long, value_enum, default_value_t = Transport::Native)]
+    transport: Transport,
+    /// Encoding of a WebSocket
+    #[arg(long, value_enum)]
+    encoding: Option<WebSocketEncoding>,
+    /// Connections to open
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    connections: usize,
+    /// Pattern every connection subscribes to; may be given several times
+    #[arg(long, value_name = "PATTERN", default_value = ">")]
+    subscribe: Vec<String>,
+    /// Source addresses to spread over, 127.0.0.1 and up, for a loopback server [default: one for each 20,000]
+    #[arg(long, value_name = "N")]
+    sources: Option<usize>,
+    /// Connections opened a second
+    #[arg(long, value_name = "N", default_value_t = 2_000)]
+    ramp: usize,
+    /// Length of the measured window in seconds; with --expect-ticks the time allowed
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    duration_s: u64,
+    /// Time between the last acknowledgement and the measured window, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 1)]
+    warm_up_s: u64,
+    /// End when every connection has had N ticks, and fail when that takes longer than --duration-s. Publish only
+    /// after the line "subscribed"
+    #[arg(long, value_name = "N")]
+    expect_ticks: Option<u64>,
+    /// Threads the connections are divided over
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    threads: usize,
+    /// Core of the first thread; the others take the next ones
+    #[arg(long, value_name = "CORE")]
+    pin: Option<usize>,
+    /// Process of the server, for its CPU time and memory
+    #[arg(long, value_name = "PID")]
+    server_pid: Option<u32>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Fail when more ticks were lost
+    #[arg(long, value_name = "TICKS")]
+    max_loss: Option<u64>,
+    /// Fail when the 99th percentile of latency is higher, in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    max_p99_us: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Transport {
+    /// Frames over TCP
+    Native,
+    /// A WebSocket
+    Ws,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum WebSocketEncoding {
+    /// Frames in binary messages
+    Rkyv,
+    /// One JSON object a tick
+    Json,
+    /// The payload alone; latency is read from the simulator's payload
+    Raw,
+}
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub server: SocketAddr,
+    pub session: SessionOptions,
+    pub connections: usize,
+    pub patterns: Vec<String>,
+    pub sources: usize,
+    pub ramp_per_s: usize,
+    pub duration_s: u64,
+    pub warm_up_s: u64,
+    pub expect_ticks: Option<u64>,
+    pub threads: usize,
+    pub pin: Option<usize>,
+    pub server_pid: Option<u32>,
+    pub json: bool,
+    pub max_loss: Option<u64>,
+    pub max_p99_us: Option<u64>,
+}
+
+impl Plan {
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    /// One line for the operator.
+    pub fn new(typed: Options) -> Result<Plan, String> {
+        let encoding = match (typed.transport, typed.encoding) {
+            (Transport::Native, None) => Encoding::Native,
+            (Transport::Native, Some(_)) => {
+                return Err("--encoding is for --transport ws: native has one encoding".into());
+            }
+            (Transport::Ws, None | Some(WebSocketEncoding::Rkyv)) => Encoding::WebSocketRkyv,
+            (Transport::Ws, Some(WebSocketEncoding::Json)) => Encoding::WebSocketJson,
+            (Transport::Ws, Some(WebSocketEncoding::Raw)) => Encoding::WebSocketRaw,
+        };
+        within("--connections", typed.connections, 1, 1_000_000)?;
+        within("--threads", typed.threads, 1, THREADS_MAX)?;
+        within("--ramp", typed.ramp, 1, 1_000_000)?;
+        within("--duration-s", typed.duration_s as usize, 1, 1_000_000)?;
+        within("--warm-up-s", typed.warm_up_s as usize, 0, 1_000_000)?;
+        let sources = typed.sources.unwrap_or(typed.connections.div_ceil(CONNECTIONS_PER_SOURCE));
+        within("--sources", sources, 1, SOURCES_MAX)?;
+        if encoding == Encoding::WebSocketRaw && typed.max_loss.is_some() && typed.expect_ticks.is_none() {
+            return Err("--max-loss needs sequences, which raw does not carry: add --expect-ticks".into());
+        }
+        if let Some(pattern) = typed.subscribe.iter().find(|p| p.is_empty() || p.len() > TOPIC_BYTES_MAX) {
+            return Err(format!("--subscribe {pattern:?}: 1 to {TOPIC_BYTES_MAX} bytes"));
+        }
+        let host = typed.server.unwrap_or_else(|| {
+            if encoding == Encoding::Native { "127.0.0.1:9400" } else { "127.0.0.1:9480" }.into()
+        });
+        let server = resolve(&host)?;
+        if typed.sources.is_some() && !is_loopback_v4(server) {
+            return Err(format!("--sources is for a server on 127.0.0.0/8, not {server}"));
+        }
+        Ok(Plan {
+            server,
+            session: SessionOptions { host, ..SessionOptions::new(encoding) },
+            connections: typed.connections,
+            patterns: typed.subscribe,
+            sources,
+            ramp_per_s: typed.ramp,
+            duration_s: typed.duration_s,
+            warm_up_s: if typed.expect_ticks.is_some() { 0 } else { typed.warm_up_s },
+            expect_ticks: typed.expect_ticks,
+            threads: typed.threads.min(typed.connections),
+            pin: typed.pin,
+            server_pid: typed.server_pid,
+            json: typed.json,
+            max_loss: typed.max_loss,
+            max_p99_us: typed.max_p99_us,
+        })
+    }
+
+    /// How the report names transport and encoding.
+    pub fn transport_name(&self) -> &'static str {
+        match self.session.encoding {
+            Encoding::Native => "native",
+            Encoding::WebSocketRkyv => "ws rkyv",
+            Encoding::WebSocketJson => "ws json",
+            Encoding::WebSocketRaw => "ws raw",
+        }
+    }
+
+    /// Whether ticks carry sequences, so that a loss shows.
+    pub fn has_sequences(&self) -> bool {
+        self.session.encoding != Encoding::WebSocketRaw
+    }
+
+    /// The address the `index`-th connection comes from; `None` leaves it to the kernel.
+    pub fn source(&self, index: usize) -> Option<SocketAddr> {
+        let first = u32::from(std::net::Ipv4Addr::LOCALHOST);
+        let source = std::net::Ipv4Addr::from(first + (index % self.sources) as u32);
+        is_loopback_v4(self.server).then_some(SocketAddr::new(IpAddr::V4(source), 0))
+    }
+}
+
+fn is_loopback_v4(server: SocketAddr) -> bool {
+    server.is_ipv4() && server.ip().is_loopback()
+}
+
+fn within(name: &str, value: usize, lowest: usize, highest: usize) -> Result<(), String> {
+    if (lowest..=highest).contains(&value) {
+        return Ok(());
+    }
+    Err(format!("{name} {value}: {lowest} to {highest}"))
+}
+
+fn resolve(host: &str) -> Result<SocketAddr, String> {
+    let mut found = host.to_socket_addrs().map_err(|error| format!("--server {host}: {error}: HOST:PORT"))?;
+    found.next().ok_or_else(|| format!("--server {host}: no address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(arguments: &str) -> Result<Plan, String> {
+        let typed = std::iter::once("c10k").chain(arguments.split_whitespace());
+        Options::try_parse_from(typed).map_err(|error| error.to_string()).and_then(Plan::new)
+    }
+
+    #[test]
+    fn defaults_follow_from_the_transport_and_the_connections() {
+        let native = plan("").unwrap();
+        assert_eq!((native.server.port(), native.sources, native.threads), (9400, 1, 1));
+        let ws = plan("--transport ws --connections 50000").unwrap();
+        assert_eq!((ws.server.port(), ws.sources, ws.transport_name()), (9480, 3, "ws rkyv"));
+        assert_eq!(ws.source(4), Some("127.0.0.2:0".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for bad in [
+            "--encoding json",
+            "--connections 0",
+            "--threads 0",
+            "--sources 0",
+            "--server nowhere",
+            "--server 192.0.2.1:1 --sources 2",
+            "--transport ws --encoding raw --max-loss 0",
+        ] {
+            assert!(plan(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Whole runs against a scripted server on a loopback port.
+
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    thread,
+};
+
+use clap::Parser;
+use tickcast::{
+    limits::FRAME_BYTES_MAX_DEFAULT,
+    tick::{Request, Sequence, Subscribed, TickTimes, TopicId, Welcome},
+    wire::{
+        Step,
+        frame::{self, Kind, Meta},
+    },
+};
+
+use super::*;
+use crate::options::Options;
+
+const TICKS: u64 = 20;
+
+/// Serves `connections` clients: each is sent the sequences that `sequences` gives for it once all have subscribed.
+fn serve(connections: usize, sequences: fn(usize) -> Vec<u64>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        let mut clients: Vec<TcpStream> = (0..connections).map(|_| accept(&listener)).collect();
+        for (index, client) in clients.iter_mut().enumerate() {
+            let mut bytes = Vec::new();
+            for sequence in sequences(index) {
+                let times = TickTimes { producer_time_ns: clock::realtime_ns(), ingest_time_ns: 0 };
+                frame::encode_tick(&mut bytes, TopicId(5), Sequence(sequence), 0, 0, times, b"tick");
+            }
+            client.write_all(&bytes).unwrap();
+        }
+        // Until the clients go.
+        clients.iter_mut().for_each(|client| drop(client.read(&mut [0; 64])));
+    });
+    address
+}
+
+/// Accepts one client and answers its hello and its subscribe.
+fn accept(listener: &TcpListener) -> TcpStream {
+    let (mut stream, _) = listener.accept().unwrap();
+    let (mut input, mut replies) = (Vec::new(), Vec::new());
+    loop {
+        while let Step::Complete(used, frame) = frame::decode(&input, FRAME_BYTES_MAX_DEFAULT).unwrap() {
+            let Ok(Request { request, .. }) = frame.record() else { panic!("a request") };
+            if frame.kind == Kind::Subscribe {
+                let record = Subscribed { request, ..Subscribed::default() };
+                frame::encode(&mut replies, Kind::Subscribed, Meta::default(), &record, &[b">"]);
+                frame::encode_topic(&mut replies, TopicId(5), 1, "t");
+                stream.write_all(&replies).unwrap();
+                return stream;
+            }
+            let welcome = Welcome { frame_bytes_max: 1 << 18, request, ..Welcome::default() };
+            frame::encode(&mut replies, Kind::Welcome, Meta::default(), &welcome, &[b"test"]);
+            input.drain(..used);
+        }
+        let mut buffer = [0; 4096];
+        let read = stream.read(&mut buffer).unwrap();
+        assert!(read > 0, "the client went away");
+        input.extend_from_slice(&buffer[..read]);
+    }
+}
+
+fn load(server: &str, more: &str) -> (Plan, Result<Report, String>) {
+    let line = format!("c10k --server {server} --connections 4 --duration-s 1 {more}");
+    let plan = Plan::new(Options::try_parse_from(line.split_whitespace()).unwrap()).unwrap();
+    let report = run(&plan);
+    (plan, report)
+}
+
+#[test]
+fn every_tick_on_every_connection_is_counted_once() {
+    for threads in [1, 2] {
+        let server = serve(4, |_| (101..=100 + TICKS).collect());
+        let (plan, report) =
+            load(&server, &format!("--expect-ticks {TICKS} --threads {threads} --sources 2 --max-loss 0"));
+        let report = report.unwrap();
+        assert_eq!(report.failures(&plan), Vec::<String>::new());
+        assert_eq!((report.tally.deliveries, report.tally.payload_bytes), (4 * TICKS, 16 * TICKS));
+        assert_eq!(report.tally.latency_ns.len(), 4 * TICKS);
+        assert_eq!((report.loss, report.short), (Loss::default(), 0));
+        assert!(report.to_text(&plan).contains("lost          0 "));
+        assert_eq!(report.to_json(&plan)["deliveries"], 4 * TICKS);
+    }
+}
+
+#[test]
+fn gaps_late_starts_early_ends_and_silence_are_lost_ticks() {
+    let server = serve(4, |index| match index {
+        0 => (1..=TICKS).collect(),
+        1 => (1..=TICKS).filter(|&sequence| sequence != 7).collect(),
+        2 => (3..=TICKS - 4).collect(),
+        _ => Vec::new(),
+    });
+    let (plan, report) = load(&server, &format!("--expect-ticks {TICKS} --max-loss 26"));
+    let report = report.unwrap();
+    assert_eq!(report.loss, Loss { gap: 1, head: 2, tail: 4 + TICKS });
+    assert_eq!(report.short, 1 + 6 + TICKS);
+    let failures = report.failures(&plan);
+    assert!(failures.iter().any(|failure| failure.contains("27 ticks lost, 26 allowed")), "{failures:?}");
+    assert!(failures.iter().any(|failure| failure.contains("not every connection")), "{failures:?}");
+}
+
+#[test]
+fn a_server_that_is_not_there_is_named() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (_, report) = load(&nobody, "");
+    let why = report.unwrap_err();
+    assert!(why.contains(&nobody) && why.contains("refused"), "{why}");
+}

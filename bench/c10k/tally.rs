@@ -1,0 +1,194 @@
+//! What one thread counts while ticks come in.
+
+use std::collections::HashMap;
+
+use hdrhistogram::Histogram;
+use tickcast::client::{Session, TopicStats};
+
+/// Longest latency told apart: ten minutes. Longer ones count as that.
+const LATENCY_NS_MAX: u64 = 600_000_000_000;
+/// Digits of a latency that are kept: 0.1 %. The table takes 300 KB.
+const LATENCY_DIGITS: u8 = 3;
+
+/// Highest sequence seen of each topic, by number.
+pub type Cut = HashMap<u32, u64>;
+
+/// Deliveries and their latency in the measured window.
+#[derive(Debug)]
+pub struct Tally {
+    pub measuring: bool,
+    pub deliveries: u64,
+    pub payload_bytes: u64,
+    pub wire_bytes: u64,
+    /// Ticks that carried no time to measure from.
+    pub untimed: u64,
+    /// Ticks from the future: the clocks of producer and client differ. Counted as 0.
+    pub early: u64,
+    pub latency_ns: Histogram<u64>,
+}
+
+impl Tally {
+    /// # Errors
+    /// Never in practice: the histogram's bounds are constants.
+    pub fn new() -> Result<Tally, String> {
+        let latency_ns = Histogram::new_with_bounds(1, LATENCY_NS_MAX, LATENCY_DIGITS);
+        let latency_ns = latency_ns.map_err(|error| format!("histogram: {error}"))?;
+        Ok(Tally {
+            measuring: false,
+            deliveries: 0,
+            payload_bytes: 0,
+            wire_bytes: 0,
+            untimed: 0,
+            early: 0,
+            latency_ns,
+        })
+    }
+
+    /// Counts a tick that a read brought at `received_ns`; `intended_ns` 0 for unknown.
+    #[inline]
+    pub fn tick(&mut self, intended_ns: u64, received_ns: u64, payload_len: usize) {
+        if !self.measuring {
+            return;
+        }
+        self.deliveries += 1;
+        self.payload_bytes += payload_len as u64;
+        if intended_ns == 0 {
+            self.untimed += 1;
+            return;
+        }
+        self.early += u64::from(intended_ns > received_ns);
+        self.latency_ns.saturating_record(received_ns.saturating_sub(intended_ns));
+    }
+
+    /// Adds what another thread counted.
+    ///
+    /// # Errors
+    /// Never in practice: all histograms have the same bounds.
+    pub fn add(&mut self, other: &Tally) -> Result<(), String> {
+        self.deliveries += other.deliveries;
+        self.payload_bytes += other.payload_bytes;
+        self.wire_bytes += other.wire_bytes;
+        self.untimed += other.untimed;
+        self.early += other.early;
+        self.latency_ns.add(&other.latency_ns).map_err(|error| format!("histogram: {error}"))
+    }
+}
+
+/// The intended send time in the simulator's payload, `{"at":<nanoseconds>,...`; 0 in any other.
+#[inline]
+pub fn intended_ns(payload: &[u8]) -> u64 {
+    let Some(rest) = payload.strip_prefix(b"{\"at\":") else { return 0 };
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).take(19);
+    digits.fold(0, |value, digit| value * 10 + u64::from(digit - b'0'))
+}
+
+/// Ticks that did not come; the crate's documentation says what each counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loss {
+    pub gap: u64,
+    pub head: u64,
+    pub tail: u64,
+}
+
+impl Loss {
+    pub fn total(&self) -> u64 {
+        self.gap + self.head + self.tail
+    }
+
+    pub fn add(&mut self, other: Loss) {
+        self.gap += other.gap;
+        self.head += other.head;
+        self.tail += other.tail;
+    }
+
+    /// What a session lost; `start` is `None` where the beginning cannot be judged.
+    pub fn of_session(session: &Session, start: Option<&Cut>, end: &Cut) -> Loss {
+        let seen: HashMap<u32, &TopicStats> = session.topics().map(|(id, topic)| (id.0, topic)).collect();
+        let mut loss = Loss { gap: seen.values().map(|topic| topic.missed).sum(), ..Loss::default() };
+        for (id, &highest) in end {
+            let from = start.map(|start| start.get(id).copied().unwrap_or(0));
+            loss.add(Loss::of_topic(seen.get(id).copied(), from, highest));
+        }
+        loss
+    }
+
+    /// Head and tail of one topic, of which sequences after `from` up to `highest` could have been seen.
+    fn of_topic(topic: Option<&TopicStats>, from: Option<u64>, highest: u64) -> Loss {
+        match topic.filter(|topic| topic.ticks > 0) {
+            None => Loss { tail: from.map_or(0, |from| highest.saturating_sub(from)), ..Loss::default() },
+            Some(topic) => Loss {
+                head: from.map_or(0, |from| (topic.first_sequence - 1).saturating_sub(from)),
+                tail: highest.saturating_sub(topic.last_sequence),
+                gap: 0,
+            },
+        }
+    }
+}
+
+/// Raises `cut` to the highest sequences a session has seen.
+pub fn raise_cut(cut: &mut Cut, session: &Session) {
+    for (id, topic) in session.topics().filter(|(_, topic)| topic.ticks > 0) {
+        let highest = cut.entry(id.0).or_insert(0);
+        *highest = (*highest).max(topic.last_sequence);
+    }
+}
+
+/// Lowers `cut` to just before the first sequences a session has seen.
+pub fn lower_cut(cut: &mut Cut, session: &Session) {
+    for (id, topic) in session.topics().filter(|(_, topic)| topic.ticks > 0) {
+        let lowest = cut.entry(id.0).or_insert(u64::MAX);
+        *lowest = (*lowest).min(topic.first_sequence - 1);
+    }
+}
+
+/// Whether a session has seen all that any had.
+pub fn has_reached(session: &Session, end: &Cut) -> bool {
+    let reached = session
+        .topics()
+        .filter(|(id, topic)| end.get(&id.0).is_some_and(|&highest| topic.last_sequence >= highest));
+    reached.count() == end.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topic(first_sequence: u64, last_sequence: u64) -> TopicStats {
+        TopicStats { first_sequence, last_sequence, ticks: 1, ..TopicStats::default() }
+    }
+
+    #[test]
+    fn what_could_have_been_seen_before_and_after_counts_as_lost() {
+        let loss = |topic: Option<&TopicStats>, from| {
+            let loss = Loss::of_topic(topic, from, 20);
+            (loss.head, loss.tail)
+        };
+        assert_eq!(loss(Some(&topic(11, 20)), Some(10)), (0, 0));
+        assert_eq!(loss(Some(&topic(3, 25)), Some(10)), (0, 0));
+        assert_eq!(loss(Some(&topic(13, 18)), Some(10)), (2, 2));
+        assert_eq!(loss(Some(&topic(13, 18)), None), (0, 2));
+        assert_eq!(loss(None, Some(10)), (0, 10));
+        assert_eq!(loss(None, None), (0, 0));
+        assert_eq!(loss(Some(&TopicStats::default()), Some(10)), (0, 10));
+    }
+
+    #[test]
+    fn the_intended_time_is_read_from_the_simulators_payload_alone() {
+        assert_eq!(intended_ns(b"{\"at\":1700000000000000001,\"n\":1}"), 1_700_000_000_000_000_001);
+        assert_eq!(intended_ns(b"{\"at\":"), 0);
+        assert_eq!(intended_ns(b"\x00\x01"), 0);
+        assert_eq!(intended_ns(b"{\"at\":99999999999999999999999}"), 9_999_999_999_999_999_999);
+    }
+
+    #[test]
+    fn only_the_measured_window_is_counted_and_the_future_is_zero() {
+        let mut tally = Tally::new().unwrap();
+        tally.tick(1, 2, 3);
+        tally.measuring = true;
+        tally.tick(1_000, 3_000, 5);
+        tally.tick(5_000, 3_000, 5);
+        tally.tick(0, 3_000, 5);
+        assert_eq!((tally.deliveries, tally.payload_bytes, tally.untimed, tally.early), (3, 15, 1, 1));
+        assert_eq!(tally.latency_ns.len(), 2);
+    }
+}

@@ -1,0 +1,345 @@
+//! One thread: its connections, an event loop, a shared read buffer.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io::ErrorKind,
+    sync::atomic::{AtomicU8, AtomicUsize, Ordering},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use mio::{Events, Interest, Poll, Token};
+use tickcast::clock;
+
+use crate::{
+    connection::{Connection, State, Turn},
+    options::Plan,
+    process,
+    tally::{self, Cut, Loss, Tally},
+};
+
+/// Bytes one read takes, from whichever connection.
+const READ_BYTES: usize = 64 << 10;
+/// Events taken from the kernel at once.
+const EVENTS_MAX: usize = 1_024;
+/// Connections under way to the listener at once: within its backlog, so that no SYN is dropped.
+const CONNECTING_MAX: usize = 1_024;
+/// Longest sleep: how late a change of phase may be noticed.
+const TICK_MS: u64 = 5;
+/// How often a settling thread looks whether all has come.
+const SETTLE_LOOK_NS: u64 = 20_000_000;
+
+/// What all threads do now. Each phase begins when the last thread may begin it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    Ramp,
+    WarmUp,
+    /// Note the highest sequences: loss is counted from there.
+    Start,
+    Measure,
+    /// Note the highest sequences again: loss is counted up to there.
+    End,
+    Settle,
+    Done,
+}
+
+impl Phase {
+    const ALL: [Phase; 7] =
+        [Phase::Ramp, Phase::WarmUp, Phase::Start, Phase::Measure, Phase::End, Phase::Settle, Phase::Done];
+}
+
+/// What the threads and the one that leads them share. Written a few times a second, not per tick.
+#[derive(Debug, Default)]
+pub struct Shared {
+    phase: AtomicU8,
+    pub subscribed: AtomicUsize,
+    /// Connections that have all the ticks that were asked for.
+    pub complete: AtomicUsize,
+    /// Threads that have done what the phase asks for: Start, End and Settle ask for something.
+    pub done: AtomicUsize,
+    pub start: Mutex<Cut>,
+    pub end: Mutex<Cut>,
+    /// Why the run cannot go on; the first reason stays.
+    failure: Mutex<Option<String>>,
+}
+
+impl Shared {
+    pub fn phase(&self) -> Phase {
+        Phase::ALL[usize::from(self.phase.load(Ordering::Acquire))]
+    }
+
+    pub fn enter(&self, phase: Phase) {
+        self.done.store(0, Ordering::Release);
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    pub fn fail(&self, why: String) {
+        lock(&self.failure).get_or_insert(why);
+        self.phase.store(Phase::Done as u8, Ordering::Release);
+    }
+
+    pub fn failure(&self) -> Option<String> {
+        lock(&self.failure).clone()
+    }
+}
+
+/// A thread that panicked has ended the run anyway: what it guarded is only reported.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What one thread found.
+#[derive(Debug)]
+pub struct WorkerReport {
+    pub tally: Tally,
+    pub window_ns: u64,
+    pub cpu_ns: u64,
+    pub loss: Loss,
+    /// Ticks that connections are short of what was asked for.
+    pub short: u64,
+    /// Connections that ended before the run did, by reason.
+    pub ended: BTreeMap<String, usize>,
+}
+
+/// One thread's state.
+///
+/// Invariant: `subscribed + ended` is at most `connections.len()`, which is at most `share`.
+pub struct Worker<'a> {
+    plan: &'a Plan,
+    shared: &'a Shared,
+    index: usize,
+    share: usize,
+    poll: Poll,
+    connections: Vec<Connection>,
+    /// Connections that stopped at their budget: no event will come for them.
+    unread: VecDeque<usize>,
+    buffer: Box<[u8]>,
+    tally: Tally,
+    opened_at_ns: u64,
+    connecting: usize,
+    phase: Phase,
+    window_from_ns: u64,
+    window_ns: u64,
+    cpu_from_ns: u64,
+    cpu_ns: u64,
+    looked_at_ns: u64,
+    reached: bool,
+}
+
+/// Runs the `index`-th thread to the end of the run.
+///
+/// # Errors
+/// One line for the operator; the run is ended for all threads.
+pub fn run(plan: &Plan, shared: &Shared, index: usize) -> Result<WorkerReport, String> {
+    let result = Worker::new(plan, shared, index).and_then(Worker::run);
+    if let Err(why) = &result {
+        shared.fail(why.clone());
+    }
+    result
+}
+
+impl<'a> Worker<'a> {
+    fn new(plan: &'a Plan, shared: &'a Shared, index: usize) -> Result<Worker<'a>, String> {
+        if let Some(first) = plan.pin
+            && !core_affinity::set_for_current(core_affinity::CoreId { id: first + index })
+        {
+            return Err(format!("--pin: core {} is not allowed to this process", first + index));
+        }
+        let share = plan.connections / plan.threads + usize::from(index < plan.connections % plan.threads);
+        let mut tally = Tally::new()?;
+        tally.measuring = plan.expect_ticks.is_some();
+        Ok(Worker {
+            plan,
+            shared,
+            index,
+            share,
+            poll: Poll::new().map_err(|error| format!("epoll: {error}"))?,
+            connections: Vec::with_capacity(share),
+            unread: VecDeque::new(),
+            buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            tally,
+            opened_at_ns: clock::monotonic_ns(),
+            connecting: 0,
+            phase: Phase::Ramp,
+            window_from_ns: 0,
+            window_ns: 0,
+            cpu_from_ns: 0,
+            cpu_ns: 0,
+            looked_at_ns: 0,
+            reached: false,
+        })
+    }
+
+    fn run(mut self) -> Result<WorkerReport, String> {
+        let mut events = Events::with_capacity(EVENTS_MAX);
+        while self.phase != Phase::Done {
+            let phase = self.shared.phase();
+            if phase != self.phase {
+                self.enter(phase);
+            }
+            if phase == Phase::Ramp {
+                self.open_due()?;
+            }
+            let timeout_ms = if self.unread.is_empty() { TICK_MS } else { 0 };
+            match self.poll.poll(&mut events, Some(Duration::from_millis(timeout_ms))) {
+                Err(error) if error.kind() != ErrorKind::Interrupted => {
+                    return Err(format!("epoll: {error}"));
+                }
+                _ => {}
+            }
+            for event in &events {
+                let at = event.token().0;
+                if event.is_read_closed() || event.is_error() {
+                    self.connections[at].handle_peer_closed();
+                }
+                if event.is_writable() || event.is_error() {
+                    self.turn(at, |connection, worker| connection.handle_writable(worker.plan))?;
+                }
+                if event.is_readable() || event.is_read_closed() {
+                    self.read(at)?;
+                }
+            }
+            for _ in 0..self.unread.len() {
+                let Some(at) = self.unread.pop_front() else { break };
+                self.read(at)?;
+            }
+            if phase == Phase::Settle {
+                self.look_settled();
+            }
+        }
+        Ok(self.report())
+    }
+
+    fn open_due(&mut self) -> Result<(), String> {
+        let elapsed_ns = clock::monotonic_ns() - self.opened_at_ns;
+        let due =
+            u128::from(elapsed_ns) * self.plan.ramp_per_s as u128 / self.plan.threads as u128 / 1_000_000_000;
+        let due = self.share.min(due as usize + 1);
+        while self.connections.len() < due && self.connecting < CONNECTING_MAX {
+            let at = self.connections.len();
+            let global = at * self.plan.threads + self.index;
+            let fail = |error| format!("connection {global} to {}: {error}", self.plan.server);
+            let mut connection = Connection::open(self.plan, global).map_err(fail)?;
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            self.poll.registry().register(&mut connection.stream, Token(at), interest).map_err(fail)?;
+            self.connections.push(connection);
+            self.connecting += 1;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, at: usize) -> Result<(), String> {
+        let mut turn = Turn::Drained;
+        self.turn(at, |connection, worker| {
+            turn = connection.handle_readable(worker.buffer, worker.tally);
+        })?;
+        if turn == Turn::MoreToRead {
+            self.unread.push_back(at);
+        }
+        Ok(())
+    }
+
+    /// Lets a connection act, and counts what that changed.
+    #[inline]
+    fn turn(&mut self, at: usize, act: impl FnOnce(&mut Connection, Parts<'_>)) -> Result<(), String> {
+        let connection = &mut self.connections[at];
+        let was_open = matches!(connection.state, State::Subscribed | State::Ended(_));
+        let was_complete = self.plan.expect_ticks.is_some_and(|wanted| connection.ticks >= wanted);
+        act(connection, Parts { plan: self.plan, buffer: &mut self.buffer, tally: &mut self.tally });
+        if !was_open {
+            match &connection.state {
+                State::Subscribed => {
+                    self.connecting -= 1;
+                    self.shared.subscribed.fetch_add(1, Ordering::AcqRel);
+                }
+                State::Ended(why) => return Err(format!("a connection to {}: {why}", self.plan.server)),
+                State::Connecting | State::Subscribing(_) => {}
+            }
+        }
+        if !was_complete && self.plan.expect_ticks.is_some_and(|wanted| connection.ticks >= wanted) {
+            self.shared.complete.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        let (now_ns, cpu_ns) = (clock::monotonic_ns(), process::thread_cpu_ns());
+        if self.phase == Phase::Measure {
+            self.tally.measuring = false;
+            self.window_ns = now_ns - self.window_from_ns;
+            self.cpu_ns = cpu_ns - self.cpu_from_ns;
+        }
+        self.phase = phase;
+        match phase {
+            Phase::Start => self.raise(&self.shared.start),
+            Phase::Measure => {
+                self.tally.measuring = true;
+                (self.window_from_ns, self.cpu_from_ns) = (now_ns, cpu_ns);
+                // Not waited for, and so not counted: the next phase may have begun already.
+                return;
+            }
+            Phase::End => {
+                if self.plan.expect_ticks.is_some() {
+                    let mut start = lock(&self.shared.start);
+                    self.connections.iter().for_each(|one| tally::lower_cut(&mut start, &one.session));
+                }
+                self.raise(&self.shared.end);
+            }
+            Phase::Ramp | Phase::WarmUp | Phase::Settle | Phase::Done => return,
+        }
+        self.shared.done.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn raise(&self, cut: &Mutex<Cut>) {
+        let mut own = Cut::new();
+        self.connections.iter().for_each(|one| tally::raise_cut(&mut own, &one.session));
+        let mut cut = lock(cut);
+        for (id, sequence) in own {
+            let highest = cut.entry(id).or_insert(0);
+            *highest = (*highest).max(sequence);
+        }
+    }
+
+    fn look_settled(&mut self) {
+        let now_ns = clock::monotonic_ns();
+        if self.reached || now_ns < self.looked_at_ns + SETTLE_LOOK_NS {
+            return;
+        }
+        let end = lock(&self.shared.end);
+        self.reached = self
+            .connections
+            .iter()
+            .all(|one| matches!(one.state, State::Ended(_)) || tally::has_reached(&one.session, &end));
+        self.looked_at_ns = now_ns;
+        if self.reached {
+            self.shared.done.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn report(self) -> WorkerReport {
+        let judged = self.plan.warm_up_s > 0 || self.plan.expect_ticks.is_some();
+        let (start, end) = (lock(&self.shared.start), lock(&self.shared.end));
+        let mut loss = Loss::default();
+        let mut short = 0;
+        let mut ended = BTreeMap::new();
+        for connection in &self.connections {
+            if self.plan.has_sequences() {
+                loss.add(Loss::of_session(&connection.session, judged.then_some(&start), &end));
+            }
+            short += self.plan.expect_ticks.unwrap_or(0).saturating_sub(connection.ticks);
+            if let State::Ended(why) = &connection.state {
+                *ended.entry(why.clone()).or_insert(0) += 1;
+            }
+        }
+        drop((start, end));
+        WorkerReport { tally: self.tally, window_ns: self.window_ns, cpu_ns: self.cpu_ns, loss, short, ended }
+    }
+}
+
+/// What a connection's turn needs of its thread.
+struct Parts<'a> {
+    plan: &'a Plan,
+    buffer: &'a mut [u8],
+    tally: &'a mut Tally,
+}

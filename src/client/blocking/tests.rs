@@ -1,0 +1,125 @@
+use super::*;
+use crate::{client::script::serve, wire::frame::Kind};
+
+const LONG: Duration = Duration::from_secs(20);
+
+#[test]
+fn addresses_read_as_they_are_written() {
+    let parse = |text: &str| Address::parse(text).map(|a| (a.host, a.path, a.encoding)).ok();
+    let native = |host: &str| Some((host.into(), String::new(), Encoding::Native));
+    let websocket = |host: &str, path: &str| Some((host.into(), path.into(), Encoding::WebSocketRkyv));
+    assert_eq!(parse("127.0.0.1:9400"), native("127.0.0.1:9400"));
+    assert_eq!(parse("tcp://[::1]:1"), native("[::1]:1"));
+    assert_eq!(parse("ws://h:80"), websocket("h:80", "/ws"));
+    assert_eq!(parse("ws://h:80/ws?topics=a"), websocket("h:80", "/ws?topics=a"));
+    for bad in
+        ["", "host", "host:", ":1", "host:99999", "h:1/path", "wss://h:1/ws", "ws://h:1/ws\r\nX: y", "h h:1"]
+    {
+        assert_eq!(parse(bad), None, "{bad:?}");
+    }
+}
+
+#[test]
+fn a_client_subscribes_gets_ticks_and_sees_the_end() {
+    let (address, server) = serve(|peer| {
+        peer.welcome();
+        peer.subscribed();
+        peer.tick(1, b"one");
+        peer.closing(1001, "stopping");
+    });
+    let mut client = Client::connect(&address).unwrap();
+    let request = client.subscribe("a.>").unwrap();
+    let event = client.next_event(Some(LONG)).unwrap();
+    assert_eq!(event, Some(Event::Subscribed { request, pattern: "a.>" }));
+    assert!(matches!(client.next_event(Some(LONG)), Ok(Some(Event::Topic { name: "a.b", .. }))));
+    let Ok(Some(Event::Tick(tick))) = client.next_event(Some(LONG)) else { panic!("tick") };
+    assert_eq!((tick.topic, tick.sequence.0, tick.payload), ("a.b", 1, &b"one"[..]));
+    assert!(matches!(client.next_event(Some(LONG)), Ok(Some(Event::Closing { code: 1001, .. }))));
+    assert!(matches!(client.next_event(Some(LONG)), Ok(Some(Event::Closed))));
+    assert!(matches!(client.next_event(Some(LONG)), Err(ClientError::Io(_))), "no wait for what never comes");
+    server.join().unwrap();
+}
+
+#[test]
+fn waiting_for_an_event_ends_in_time() {
+    let (address, server) = serve(|peer| {
+        peer.welcome();
+        assert_eq!(peer.next(), None);
+    });
+    let mut client = Client::connect(&address).unwrap();
+    assert_eq!(client.next_event(Some(Duration::ZERO)).unwrap(), None);
+    assert_eq!(client.next_event(Some(Duration::from_millis(20))).unwrap(), None);
+    client.close().unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn a_barrier_waits_for_its_own_pong_and_passes_other_events_on() {
+    let (address, server) = serve(|peer| {
+        peer.welcome();
+        let (kind, request, payload) = peer.next().unwrap();
+        assert_eq!((kind, payload), (Kind::Publish, b"x".to_vec()));
+        let (kind, token, _) = peer.next().unwrap();
+        assert_eq!(kind, Kind::Ping);
+        peer.error(request, "no");
+        peer.pong(token + 1);
+        peer.pong(token);
+    });
+    let mut client = Client::connect(&address).unwrap();
+    client.publish(PublishRequest { topic: "t", payload: b"x", ..PublishRequest::default() }).unwrap();
+    let mut others = 0;
+    client.barrier(LONG, |_| others += 1).unwrap();
+    assert_eq!(others, 2);
+    server.join().unwrap();
+}
+
+#[test]
+fn replies_are_read_while_a_write_waits() {
+    const TICKS: usize = 3_000;
+    let (address, server) = serve(|peer| {
+        peer.welcome();
+        // 3.8 MB before anything is read: more than a receive buffer, within what the client keeps.
+        for _ in 0..80_000 {
+            peer.error(1, "no");
+        }
+        let mut taken = 0;
+        while let Some((kind, token, _)) = peer.next() {
+            match kind {
+                Kind::Ping => peer.pong(token),
+                _ => taken += 1,
+            }
+        }
+        taken
+    });
+    let mut client = Client::connect(&address).unwrap();
+    let payload = vec![b'x'; 4 << 10];
+    for _ in 0..TICKS {
+        let publish = PublishRequest { topic: "t", payload: &payload, ..PublishRequest::default() };
+        client.publish_later(publish).unwrap();
+        while let Some(event) = client.next_event(Some(Duration::ZERO)).unwrap() {
+            assert!(matches!(event, Event::Error { .. }));
+        }
+    }
+    client.barrier(LONG, |_| {}).unwrap();
+    client.close().unwrap();
+    assert_eq!(server.join().unwrap(), TICKS);
+}
+
+#[test]
+fn a_refusal_at_the_door_is_told() {
+    let (address, server) = serve(|peer| peer.closing(1001, "stopping"));
+    let error = Client::connect(&address).unwrap_err();
+    assert!(matches!(&error, ClientError::Closed { code: 1001, .. }), "{error:?}");
+    assert!(error.to_string().contains("stopping"));
+    server.join().unwrap();
+
+    let (address, server) = serve(|peer| {
+        peer.next();
+        peer.stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+    });
+    assert!(matches!(Client::connect(&address), Err(ClientError::Session(_))));
+    server.join().unwrap();
+
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert!(matches!(Client::connect(&closed.to_string()), Err(ClientError::Connect { .. })));
+}

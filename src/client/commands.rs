@@ -1,0 +1,67 @@
+//! `tickcast sub` and `tickcast pub`.
+
+mod publish;
+mod subscribe;
+
+use std::{fmt, io};
+
+use crate::client::ClientError;
+
+pub use self::{
+    publish::{PubArgs, publish, publish_from},
+    subscribe::{SubArgs, subscribe, subscribe_to},
+};
+
+/// Why a command failed. Its text says what to do.
+#[derive(Debug)]
+pub enum CommandError {
+    /// The connection, or what came over it.
+    Client(ClientError),
+    /// The server refused the request: its words.
+    Refused {
+        /// What was asked for.
+        what: String,
+        /// The server's words.
+        text: String,
+        /// A [`crate::wire::ErrorCode`].
+        code: u16,
+    },
+    /// Lines that the server refused or that could not be sent; each was reported as it happened.
+    LinesRefused {
+        /// How many.
+        refused: u64,
+        /// Lines read in all.
+        lines: u64,
+    },
+    /// Standard input could not be read.
+    Input(io::Error),
+    /// Standard output could not be written.
+    Output(io::Error),
+}
+
+impl fmt::Display for CommandError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CommandError::Client(error) => write!(f, "{error}"),
+            CommandError::Refused { what, text, code } => {
+                write!(f, "the server refuses {what}: {text} (code {code})")
+            }
+            CommandError::LinesRefused { refused, lines } => {
+                write!(f, "{refused} of {lines} lines were not published; the reasons are above")
+            }
+            CommandError::Input(error) => write!(f, "cannot read standard input: {error}"),
+            CommandError::Output(error) => write!(f, "cannot write standard output: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for CommandError {}
+
+impl From<ClientError> for CommandError {
+    fn from(error: ClientError) -> CommandError {
+        CommandError::Client(error)
+    }
+}
+
+#[cfg(test)]
+mod tests;

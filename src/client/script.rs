@@ -1,0 +1,114 @@
+//! A scripted server on a loopback port, for tests of what needs a socket.
+
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    thread::JoinHandle,
+};
+
+use crate::{
+    limits::FRAME_BYTES_MAX_DEFAULT,
+    tick::{Closing, ErrorRecord, Subscribed, TickTimes, Token, TopicId, Welcome, WireRecord},
+    tick::{Hello, Request, Sequence},
+    wire::{
+        Step,
+        frame::{self, Kind, Meta},
+    },
+};
+
+/// One accepted connection, as its script sees it.
+pub(super) struct Peer {
+    pub(super) stream: TcpStream,
+    input: Vec<u8>,
+}
+
+/// A server that gives its one connection to `script`. Joining the handle gives what the script returned.
+pub(super) fn serve<T: Send + 'static>(
+    script: impl FnOnce(&mut Peer) -> T + Send + 'static,
+) -> (String, JoinHandle<T>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let thread = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        script(&mut Peer { stream, input: Vec::new() })
+    });
+    (address, thread)
+}
+
+impl Peer {
+    /// The next frame: kind, request or token, and payload without its topic.
+    pub(super) fn next(&mut self) -> Option<(Kind, u64, Vec<u8>)> {
+        loop {
+            if let Step::Complete(used, frame) = frame::decode(&self.input, FRAME_BYTES_MAX_DEFAULT).unwrap()
+            {
+                let got = match frame.kind {
+                    Kind::Hello => (u64::from(frame.record::<Hello>().unwrap().request), frame.payload()),
+                    Kind::Ping => (frame.record::<Token>().unwrap().token, frame.payload()),
+                    Kind::Publish => {
+                        let (record, _, payload) = frame.publish().unwrap();
+                        (u64::from(record.request), payload)
+                    }
+                    _ => (u64::from(frame.record::<Request>().unwrap().request), frame.payload()),
+                };
+                let got = (frame.kind, got.0, got.1.to_vec());
+                self.input.drain(..used);
+                return Some(got);
+            }
+            let mut buffer = [0; 4096];
+            match self.stream.read(&mut buffer).unwrap() {
+                0 => return None,
+                read => self.input.extend_from_slice(&buffer[..read]),
+            }
+        }
+    }
+
+    /// Takes the hello and welcomes.
+    pub(super) fn welcome(&mut self) {
+        assert_eq!(self.next().unwrap().0, Kind::Hello);
+        let welcome = Welcome { epoch: 1, session: 2, frame_bytes_max: 1 << 18, request: 1 };
+        self.send(Kind::Welcome, &welcome, b"tickcast/test");
+    }
+
+    /// Takes one subscribe, acknowledges it, and announces topic 5 `a.b`.
+    pub(super) fn subscribed(&mut self) {
+        let (kind, request, pattern) = self.next().unwrap();
+        assert_eq!(kind, Kind::Subscribe);
+        self.send(
+            Kind::Subscribed,
+            &Subscribed { request: request as u32, ..Subscribed::default() },
+            &pattern,
+        );
+        let mut bytes = Vec::new();
+        frame::encode_topic(&mut bytes, TopicId(5), 3, "a.b");
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    pub(super) fn tick(&mut self, sequence: u64, payload: &[u8]) {
+        let mut bytes = Vec::new();
+        let times = TickTimes { producer_time_ns: 70, ingest_time_ns: 80 };
+        frame::encode_tick(&mut bytes, TopicId(5), Sequence(sequence), 0, 0, times, payload);
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    pub(super) fn error(&mut self, request: u64, text: &str) {
+        self.send(
+            Kind::Error,
+            &ErrorRecord { request: request as u32, code: 101, reserved: 0 },
+            text.as_bytes(),
+        );
+    }
+
+    pub(super) fn closing(&mut self, code: u16, text: &str) {
+        self.send(Kind::Closing, &Closing { reconnect_after_ms: 0, code, reserved: 0 }, text.as_bytes());
+    }
+
+    pub(super) fn pong(&mut self, token: u64) {
+        self.send(Kind::Pong, &Token { token }, b"");
+    }
+
+    fn send<R: WireRecord>(&mut self, kind: Kind, record: &R, payload: &[u8]) {
+        let mut bytes = Vec::new();
+        frame::encode(&mut bytes, kind, Meta::default(), record, &[payload]);
+        self.stream.write_all(&bytes).unwrap();
+    }
+}
