@@ -12,7 +12,6 @@ mod bad_native;
 mod bad_websocket;
 mod churn;
 mod echo;
-mod encodings;
 mod load;
 mod publish;
 mod replay;

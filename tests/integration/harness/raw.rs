@@ -110,6 +110,14 @@ impl Peer {
         }
     }
 
+    /// Whether the server has sent something, or has ended the connection.
+    pub fn has_answer(&self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let peeked = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false).unwrap();
+        !matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
     /// The next native frame; `None` at the end.
     pub fn frame(&mut self) -> Option<Received> {
         loop {
