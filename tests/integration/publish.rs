@@ -96,6 +96,7 @@ fn raw_subscribers_get_the_payload_and_nothing_else() {
     .into_iter()
     .chain({
         drop(peer);
+        drop(publisher);
         server.stop_cleanly();
         externals.into_iter().map(|external| (external.name.clone(), ticks(&external.finish())))
     });
@@ -180,6 +181,7 @@ fn patterns_catch_topics_that_appear_later_and_a_tick_comes_once() {
         announced.sort_unstable();
         assert_eq!(announced, expected, "each topic is announced once");
     }
+    drop(publisher);
     server.stop_cleanly();
 }
 
@@ -200,6 +202,7 @@ fn a_subscription_holds_once_it_is_acknowledged() {
             got.ticks.values().flatten().any(|tick| *tick == (2, b"after".to_vec()))
         });
     }
+    drop(publisher);
     server.stop_cleanly();
 }
 
@@ -241,6 +244,7 @@ fn an_unsubscribed_pattern_brings_no_more_ticks() {
     };
     assert_eq!((tick.sequence, &tick.payload[..]), (3, &b"again"[..]));
     drop(peer);
+    drop(publisher);
     server.stop_cleanly();
 }
 
