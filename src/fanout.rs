@@ -146,7 +146,7 @@ struct EgressTopic {
     json_prefix: Vec<u8>,
     /// Slots of the sessions that take it, by encoding.
     members: [Vec<u32>; Encoding::COUNT],
-    /// Its announcement, while the log still has it.
+    /// Its announcement, to be queued again while it is fresh in the log.
     announced: [Option<Range>; Encoding::COUNT],
 }
 
@@ -433,7 +433,7 @@ impl EgressTopic {
         session.memberships.insert(self.id, Membership { position: members.len() as u32, references: 1 });
         members.push(slot);
         let announced = self.announced[encoding as usize]
-            .filter(|range| logs.of(encoding).is_some_and(|log| !log.is_lapped(range.start)));
+            .filter(|range| logs.of(encoding).is_some_and(|log| log.is_fresh(range.start)));
         let (log, range) = match (announced, logs.of(encoding)) {
             (Some(range), Some(log)) => (log, range),
             _ => match logs.append_topic(encoding, self) {

@@ -86,6 +86,12 @@ impl EgressLog {
         position + (self.buffer.len() as u64) < self.head
     }
 
+    /// Whether what stands at `position` may be queued to another session: the newer half, so that it is not
+    /// overwritten while it waits its turn.
+    pub fn is_fresh(&self, position: u64) -> bool {
+        self.head - position <= self.buffer.len() as u64 / 2
+    }
+
     /// Whether `next` follows `range` in memory too, so that both can leave as one.
     pub fn continues(&self, range: Range, next: Range) -> bool {
         range.end() == next.start && !next.start.is_multiple_of(self.buffer.len() as u64)

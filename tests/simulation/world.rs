@@ -23,6 +23,9 @@ use crate::client::{Client, Manner, State};
 
 const PATTERNS: [&str; 8] = [">", "t.*", "t.0", "t.1", "t.>", "*.2", "p.>", "c.>"];
 const CLIENTS_MAX: usize = 24;
+const SETTLE_TURNS_MAX: usize = 10_000;
+/// More than a run publishes: with logs and outboxes like this nobody can be too slow.
+const ROOMY_BYTES: usize = 16 << 20;
 
 /// What a run has come across.
 #[derive(Debug, Default)]
@@ -79,10 +82,11 @@ impl World {
     pub fn new(seed: u64) -> World {
         let mut rng = Rng::with_seed(seed);
         let shards = rng.usize(1..=4);
+        let roomy = rng.bool();
         let limits = Limits {
             frame_bytes_max: 4 << 10,
-            egress_log_bytes: rng.usize(16..64) << 10,
-            outbox_bytes_max: rng.usize(10..16) << 10,
+            egress_log_bytes: if roomy { ROOMY_BYTES } else { rng.usize(16..64) << 10 },
+            outbox_bytes_max: if roomy { ROOMY_BYTES } else { rng.usize(10..16) << 10 },
             ..Limits::default()
         };
         let ring_bytes = rng.usize(9 << 10..32 << 10);
@@ -336,7 +340,9 @@ impl World {
 
     /// Runs until nothing moves. Slow clients read everything; stuck ones stay stuck.
     pub fn settle(&mut self) {
-        for _ in 0..2_000 {
+        self.clients.iter_mut().for_each(|client| client.socket_bytes_max = 64 << 10);
+        let mut settled = false;
+        for _ in 0..SETTLE_TURNS_MAX {
             self.lanes.flush();
             for shard in 0..self.shards.len() {
                 self.turn(shard);
@@ -366,9 +372,11 @@ impl World {
                         && client.parked.is_empty())
             };
             if staged && still && self.clients.iter().all(quiet) {
+                settled = true;
                 break;
             }
         }
+        assert!(settled, "everything comes to rest");
         let totals = |counter| self.shards.iter().map(|shard| shard.counters().value(counter)).sum::<u64>();
         self.reached.slow_closed = totals(Counter::ClosedSlowConsumer);
         self.reached.delivered = totals(Counter::TicksDelivered);
@@ -401,6 +409,9 @@ impl World {
         let protocol: u64 =
             self.shards.iter().map(|shard| shard.counters().value(Counter::ClosedProtocol)).sum();
         assert_eq!(protocol, 0, "nobody broke the protocol");
+        if self.limits.outbox_bytes_max == ROOMY_BYTES {
+            assert_eq!(self.reached.slow_closed, 0, "there was room for everything");
+        }
     }
 
     /// Promise 3.
