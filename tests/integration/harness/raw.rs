@@ -5,6 +5,8 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
 };
 
+use socket2::{Domain, SockRef, Socket, Type};
+
 use super::{
     GUARD,
     frames::{self, Raw, Received},
@@ -45,7 +47,19 @@ impl Message {
 impl Peer {
     /// Connects and sends nothing.
     pub fn connect(address: SocketAddr) -> Peer {
-        let stream = TcpStream::connect_timeout(&address, GUARD).unwrap();
+        Peer::new(TcpStream::connect_timeout(&address, GUARD).unwrap())
+    }
+
+    /// Connects with the smallest receive window: the server is soon stuck when this side does not read.
+    pub fn connect_with_small_window(address: SocketAddr) -> Peer {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        // Before the connection, or the window has been announced already.
+        socket.set_recv_buffer_size(2048).unwrap();
+        socket.connect_timeout(&address.into(), GUARD).unwrap();
+        Peer::new(socket.into())
+    }
+
+    fn new(stream: TcpStream) -> Peer {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(GUARD)).unwrap();
         stream.set_write_timeout(Some(GUARD)).unwrap();
@@ -63,8 +77,14 @@ impl Peer {
     /// A WebSocket on `path`, of a subprotocol unless it is empty.
     pub fn websocket(address: SocketAddr, path: &str, subprotocol: &str) -> Peer {
         let mut peer = Peer::connect(address);
-        peer.send(upgrade_request(path, subprotocol).as_bytes());
-        let head = peer.http_head();
+        peer.upgrade(path, subprotocol);
+        peer
+    }
+
+    /// Makes a WebSocket of a connection to the HTTP port.
+    pub fn upgrade(&mut self, path: &str, subprotocol: &str) {
+        self.send(upgrade_request(path, subprotocol).as_bytes());
+        let head = self.http_head();
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         assert!(!head.to_lowercase().contains("sec-websocket-extensions"), "{head}");
         let accepted = head.lines().find_map(|line| {
@@ -72,7 +92,6 @@ impl Peer {
             name.eq_ignore_ascii_case("sec-websocket-protocol").then_some(value)
         });
         assert_eq!(accepted.unwrap_or_default(), subprotocol);
-        peer
     }
 
     /// Sends all of it.
@@ -92,7 +111,7 @@ impl Peer {
 
     /// Closes with RST.
     pub fn reset(self) {
-        socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
     }
 
     /// Reads once more; `false` at the end of the stream.
