@@ -153,8 +153,7 @@ impl Peer {
     /// The next WebSocket frame, which must be whole and unmasked; `None` at the end.
     pub fn message(&mut self) -> Option<Message> {
         loop {
-            if let Some((used, message)) = parse_message(&self.buffer) {
-                self.buffer.drain(..used);
+            if let Some(message) = take_message(&mut self.buffer) {
                 return Some(message);
             }
             if !self.more() {
@@ -232,7 +231,9 @@ pub fn header(first: u8, mask: u8, payload_len: u64) -> Vec<u8> {
     bytes
 }
 
-fn parse_message(bytes: &[u8]) -> Option<(usize, Message)> {
+/// Takes the first message off `bytes`, which must be whole, unmasked and without extensions; `None` while it is
+/// incomplete.
+pub fn take_message(bytes: &mut Vec<u8>) -> Option<Message> {
     let (&first, &second) = (bytes.first()?, bytes.get(1)?);
     assert_eq!(first & 0xf0, 0x80, "the server sends whole messages without extensions");
     assert_eq!(second & 0x80, 0, "the server does not mask");
@@ -241,6 +242,8 @@ fn parse_message(bytes: &[u8]) -> Option<(usize, Message)> {
         127 => (10, u64::from_be_bytes(bytes.get(2..10)?.try_into().unwrap())),
         len => (2, u64::from(len)),
     };
-    let payload = bytes.get(start..start + len as usize)?.to_vec();
-    Some((start + len as usize, Message { opcode: first & 0x0f, payload }))
+    let end = start + len as usize;
+    let payload = bytes.get(start..end)?.to_vec();
+    bytes.drain(..end);
+    Some(Message { opcode: first & 0x0f, payload })
 }
