@@ -9,29 +9,31 @@
 //!
 //! It knows slots and bytes, nothing of sessions. One thread: the one that made it.
 
+mod completion;
+mod event;
+
 use std::{
     collections::VecDeque,
     io,
     marker::PhantomData,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     rc::Rc,
     sync::atomic::{Ordering, fence},
 };
 
 use io_uring::{
-    IoUring, cqueue, opcode,
+    IoUring, opcode,
     squeue::{self, Flags},
     types::{CancelBuilder, Fd, Fixed, Timespec},
 };
 
+pub use self::event::{Event, Received, Sent, Settings};
 use super::{
     buffer_ring::{BufferRing, GROUP},
     shim::{Direct, Operation, Shim, Verdict},
 };
 use crate::{
-    limits::{
-        DATA_RING_COMPLETIONS, DATA_RING_ENTRIES, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SENDS_PER_SUBMIT,
-    },
+    limits::{DATA_RING_COMPLETIONS, DATA_RING_ENTRIES, SENDS_PER_SUBMIT},
     shard::Door,
 };
 
@@ -50,66 +52,6 @@ const RECEIVE: u8 = 3;
 const ACCEPT: u8 = 4;
 const TIMER: u8 = 5;
 const IGNORED: u8 = 6;
-
-/// What happened, in order.
-#[derive(Debug)]
-pub enum Event {
-    /// A connection came in through a door.
-    Accepted(Door, OwnedFd),
-    /// Accepting failed with this errno; it is to be armed again after a pause.
-    AcceptFailed(Door, i32),
-    /// Bytes came: `DataRing::bytes` of them, then `DataRing::recycle`.
-    Received(Received),
-    /// The peer has shut its side.
-    Eof(u32),
-    /// The socket has failed with this errno.
-    Failed(u32, i32),
-    /// A parked SEND is through.
-    Writable(u32),
-    /// The timer that was armed is due.
-    Timer,
-}
-
-/// Received bytes, in a buffer that is to be recycled.
-#[derive(Debug)]
-pub struct Received {
-    /// Whose.
-    pub slot: u32,
-    buffer: u16,
-    start: u32,
-    len: u32,
-    /// Of several pieces of one buffer only the last gives it back.
-    last: bool,
-}
-
-/// What became of a SEND.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sent {
-    /// The socket took it all.
-    Whole,
-    /// The ring keeps the rest, and the slot is busy until [`Event::Writable`].
-    Parked,
-    /// The socket has failed; [`Event::Failed`] follows.
-    Failed,
-}
-
-/// Sizes of a data ring; tests make small ones.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// Sockets at once. At most RLIMIT_NOFILE.
-    pub slots: u32,
-    /// Buffers for receiving; a power of two.
-    pub receive_buffers: u16,
-    /// Bytes of one; a multiple of 16.
-    pub receive_buffer_bytes: usize,
-}
-
-impl Settings {
-    /// For a server of so many sockets.
-    pub fn for_slots(slots: u32) -> Settings {
-        Settings { slots, receive_buffers: RECEIVE_BUFFERS, receive_buffer_bytes: RECEIVE_BUFFER_BYTES }
-    }
-}
 
 /// What a slot's socket is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -537,136 +479,6 @@ impl<S: Shim> DataRing<S> {
             .user_data(self.of_slot(SEND_PARKED, slot));
         self.in_flight += 1;
         self.push(send)
-    }
-
-    fn complete(&mut self, data: u64, result: i32, flags: u32, short: &mut [Option<i32>]) -> io::Result<()> {
-        let (operation, extra, slot) = ((data >> 56) as u8, (data >> 32 & 0xff_ffff) as u32, data as u32);
-        match operation {
-            SEND => short[extra as usize] = Some(result),
-            SEND_PARKED => {
-                self.in_flight -= 1;
-                debug_assert!(
-                    self.slots[slot as usize].generation == extra,
-                    "a slot is vacated only when quiet"
-                );
-                self.parked_ended(slot, result)?;
-            }
-            RECEIVE => {
-                debug_assert!(
-                    self.slots[slot as usize].generation == extra,
-                    "a slot is vacated only when quiet"
-                );
-                if let Some(buffer) = cqueue::buffer_select(flags) {
-                    self.received(slot, buffer, result.max(0) as u32);
-                }
-                if !cqueue::more(flags) {
-                    self.in_flight -= 1;
-                    self.slots[slot as usize].receive_armed = false;
-                    self.receive_ended(slot, result)?;
-                }
-            }
-            ACCEPT => self.accepted(
-                if slot == Door::Native as u32 { Door::Native } else { Door::Http },
-                result,
-                flags,
-            )?,
-            TIMER => {
-                self.in_flight -= 1;
-                self.timer_armed = false;
-                self.events.push_back((0, Event::Timer));
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn accepted(&mut self, door: Door, result: i32, flags: u32) -> io::Result<()> {
-        let more = cqueue::more(flags);
-        self.in_flight -= usize::from(!more);
-        if result >= 0 {
-            // SAFETY: a successful accept gives a new descriptor, and this is its only owner.
-            let socket = unsafe { OwnedFd::from_raw_fd(result) };
-            self.events.push_back((0, Event::Accepted(door, socket)));
-            // Multishot may end after a success too (a full completion queue).
-            return if more { Ok(()) } else { self.rearm_accept(door) };
-        }
-        if self.listeners[door as usize].is_some() {
-            self.events.push_back((0, Event::AcceptFailed(door, -result)));
-        }
-        Ok(())
-    }
-
-    fn received(&mut self, slot: u32, buffer: u16, len: u32) {
-        if self.slots[slot as usize].state != State::Open || len == 0 {
-            self.buffers.put(buffer);
-            return;
-        }
-        let mut start = 0;
-        while start < len {
-            let rest = len - start;
-            let piece = match self.shim.decide(Operation::Received(rest as usize)) {
-                Verdict::Truncate(piece) => (piece.max(1) as u32).min(rest),
-                _ => rest,
-            };
-            let last = start + piece == len;
-            self.queue(slot, Event::Received(Received { slot, buffer, start, len: piece, last }));
-            start += piece;
-        }
-    }
-
-    fn receive_ended(&mut self, slot: u32, result: i32) -> io::Result<()> {
-        let entry = &self.slots[slot as usize];
-        match (entry.state, result) {
-            (State::Open, _) if entry.receive_paused => {}
-            // Multishot may end after bytes; a cancellation that was overtaken by a resume starts anew.
-            (State::Open, 1..) => return self.arm_receive(slot),
-            (State::Open, result) if result == -libc::ECANCELED => return self.arm_receive(slot),
-            // Out of buffers: armed again by the next poll, after the waiting events have given theirs back.
-            (State::Open, result) if result == -libc::ENOBUFS => self.starved.push(slot),
-            (State::Open, 0) => self.queue(slot, Event::Eof(slot)),
-            (State::Open, result) => self.queue(slot, Event::Failed(slot, -result)),
-            (State::Closing, _) => return self.vacate_if_quiet(slot),
-            (State::Vacant, _) => debug_assert!(false, "a slot is vacated only when quiet"),
-        }
-        Ok(())
-    }
-
-    fn parked_ended(&mut self, slot: u32, result: i32) -> io::Result<()> {
-        let entry = &mut self.slots[slot as usize];
-        let Some(parked) = &mut entry.parked else { return Ok(()) };
-        if result > 0 {
-            parked.sent += result as usize;
-        }
-        let done = parked.sent == parked.bytes.len();
-        match (entry.state, result) {
-            (State::Open, 1..) if !done => return self.send_parked(slot),
-            (State::Open, result) if result == -libc::EINTR => return self.send_parked(slot),
-            (State::Open, 1..) => {
-                entry.parked = None;
-                self.queue(slot, Event::Writable(slot));
-            }
-            (State::Open, result) => {
-                entry.parked = None;
-                let errno = if result == 0 { libc::EPIPE } else { -result };
-                self.queue(slot, Event::Failed(slot, errno));
-            }
-            _ => {
-                entry.parked = None;
-                return self.vacate_if_quiet(slot);
-            }
-        }
-        Ok(())
-    }
-
-    fn vacate_if_quiet(&mut self, slot: u32) -> io::Result<()> {
-        let entry = &mut self.slots[slot as usize];
-        if entry.state == State::Closing && !entry.receive_armed && entry.parked.is_none() {
-            entry.state = State::Vacant;
-            // The last reference: the kernel closes the socket.
-            self.ring.submitter().register_files_update(slot, &[-1])?;
-            self.free.push(slot);
-        }
-        Ok(())
     }
 
     fn of_slot(&self, operation: u8, slot: u32) -> u64 {

@@ -1,0 +1,332 @@
+//! The data ring against real sockets, with faults injected through its shim: what arrives is what was sent, to the
+//! byte, whatever the kernel takes or gives at a time.
+
+use std::{
+    collections::VecDeque,
+    io::{ErrorKind, Read, Write},
+    net::{TcpListener, TcpStream},
+    os::fd::OwnedFd,
+};
+
+use tickcast::{
+    io::{
+        data_ring::{DataRing, Event, Sent, Settings, eventfd},
+        shim::{Operation, Shim, Verdict},
+    },
+    shard::Door,
+};
+
+const BYTES_MAX: usize = 64 << 10;
+/// Prime, so that no power of two hides a shift.
+const PERIOD: usize = 251;
+
+/// What to do to each kind of operation.
+#[derive(Default)]
+struct Script {
+    send: Option<Verdict>,
+    parked: Option<Verdict>,
+    received: Option<Verdict>,
+    /// For the next receives that are armed.
+    receive: VecDeque<Verdict>,
+    accept: VecDeque<Verdict>,
+}
+
+impl Shim for Script {
+    fn decide(&mut self, operation: Operation) -> Verdict {
+        let verdict = match operation {
+            Operation::Send(_) => self.send,
+            Operation::SendParked(_) => self.parked,
+            Operation::Received(_) => self.received,
+            Operation::Receive => self.receive.pop_front(),
+            Operation::Accept => self.accept.pop_front(),
+        };
+        verdict.unwrap_or(Verdict::Pass)
+    }
+}
+
+fn ring(settings: Settings) -> DataRing<Script> {
+    DataRing::with_shim(settings, eventfd().unwrap(), Script::default()).unwrap()
+}
+
+fn roomy() -> Settings {
+    Settings { slots: 8, receive_buffers: 16, receive_buffer_bytes: BYTES_MAX }
+}
+
+fn pair() -> (TcpStream, OwnedFd) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    peer.set_nonblocking(true).unwrap();
+    peer.set_nodelay(true).unwrap();
+    (peer, listener.accept().unwrap().0.into())
+}
+
+/// Bytes that tell their position.
+struct Pattern(Vec<u8>);
+
+impl Pattern {
+    fn new() -> Pattern {
+        Pattern((0..BYTES_MAX + 2 * PERIOD).map(|at| (at % PERIOD) as u8).collect())
+    }
+
+    fn at(&self, position: usize, len: usize) -> &[u8] {
+        &self.0[position % PERIOD..][..len]
+    }
+}
+
+/// Reads what there is; checks it against the pattern. Returns the new position.
+fn read_and_check(peer: &mut TcpStream, pattern: &Pattern, mut position: usize, buffer: &mut [u8]) -> usize {
+    match peer.read(buffer) {
+        Ok(len) => {
+            assert_eq!(&buffer[..len], pattern.at(position, len), "byte-exact from {position}");
+            position += len;
+        }
+        Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+    }
+    position
+}
+
+#[test]
+fn partial_sends_of_every_size_resume_at_the_exact_byte() {
+    let (mut peer, socket) = pair();
+    let mut ring = ring(roomy());
+    let slot = ring.add(socket).unwrap();
+    let (pattern, mut buffer) = (Pattern::new(), vec![0; BYTES_MAX]);
+    let (mut sent, mut read, mut parked) = (0, 0, 0u32);
+    for size in 1..=BYTES_MAX {
+        // The socket takes `size` bytes, then the parked SEND the rest, in two parts when there are enough.
+        let len = (size + 1 + size % 5).min(BYTES_MAX);
+        ring.shim_mut().send = Some(Verdict::Truncate(size));
+        ring.shim_mut().parked = (size % 2 == 0).then_some(Verdict::Truncate(2));
+        let mut outcome = Sent::Failed;
+        ring.send_batch(&[(slot, pattern.at(sent, len))], |_, sent| outcome = sent).unwrap();
+        sent += len;
+        let mut busy = outcome == Sent::Parked;
+        assert!(busy || (outcome == Sent::Whole && len == size));
+        parked += u32::from(busy);
+        while busy || read < sent {
+            read = read_and_check(&mut peer, &pattern, read, &mut buffer);
+            ring.poll().unwrap();
+            while let Some(event) = ring.next_event() {
+                assert!(matches!(event, Event::Writable(of) if of == slot), "{event:?}");
+                busy = false;
+            }
+        }
+    }
+    assert_eq!((read, parked), (sent, BYTES_MAX as u32 - 1));
+}
+
+#[test]
+fn receives_of_every_size_hand_on_every_byte_once() {
+    let (mut peer, socket) = pair();
+    let mut ring = ring(roomy());
+    let slot = ring.add(socket).unwrap();
+    let pattern = Pattern::new();
+    let (mut written, mut read) = (0, 0);
+    let mut seen = vec![false; BYTES_MAX + 1];
+    for size in 1..=BYTES_MAX {
+        ring.shim_mut().received = Some(Verdict::Truncate(size));
+        let end = written + size + 1;
+        while read < end {
+            if written < end {
+                match peer.write(pattern.at(written, (end - written).min(BYTES_MAX))) {
+                    Ok(len) => written += len,
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+                }
+            }
+            ring.poll().unwrap();
+            while let Some(event) = ring.next_event() {
+                let Event::Received(received) = event else { panic!("{event:?}") };
+                assert_eq!(received.slot, slot);
+                let bytes = ring.bytes(&received);
+                assert_eq!(bytes, pattern.at(read, bytes.len()), "byte-exact from {read}");
+                seen[bytes.len()] = true;
+                read += bytes.len();
+                ring.recycle(received);
+            }
+        }
+    }
+    assert_eq!(read, written);
+    let distinct = seen.iter().filter(|&&seen| seen).count();
+    assert!(distinct > BYTES_MAX / 2, "only {distinct} sizes came in one piece");
+}
+
+/// Polls until an event comes; the peer's side is already done, so it does.
+fn next<S: Shim>(ring: &mut DataRing<S>) -> Event {
+    for _ in 0..10_000_000u64 {
+        ring.poll().unwrap();
+        if let Some(event) = ring.next_event() {
+            return event;
+        }
+    }
+    panic!("no event");
+}
+
+#[test]
+fn a_slow_socket_is_parked_once_and_its_neighbour_is_not() {
+    let ((mut slow, slow_socket), (mut healthy, healthy_socket)) = (pair(), pair());
+    let mut ring = ring(roomy());
+    let (slow_slot, healthy_slot) = (ring.add(slow_socket).unwrap(), ring.add(healthy_socket).unwrap());
+    let (pattern, mut buffer) = (Pattern::new(), vec![0; BYTES_MAX]);
+    let (mut sent, mut healthy_read, mut parked) = (0, 0, false);
+    // Nobody reads the slow one: sooner or later its socket is full.
+    for _ in 0..1_000 {
+        let bytes = pattern.at(sent, BYTES_MAX);
+        ring.send_batch(&[(slow_slot, bytes), (healthy_slot, bytes)], |index, sent| match index {
+            0 => parked = sent == Sent::Parked,
+            _ => assert_eq!(sent, Sent::Whole),
+        })
+        .unwrap();
+        sent += BYTES_MAX;
+        while healthy_read < sent {
+            healthy_read = read_and_check(&mut healthy, &pattern, healthy_read, &mut buffer);
+        }
+        if parked {
+            break;
+        }
+    }
+    assert!(parked, "a socket nobody reads fills up");
+    let mut slow_read = 0;
+    while slow_read < sent {
+        slow_read = read_and_check(&mut slow, &pattern, slow_read, &mut buffer);
+        ring.poll().unwrap();
+    }
+    assert!(matches!(next(&mut ring), Event::Writable(slot) if slot == slow_slot));
+}
+
+#[test]
+fn few_buffers_lose_nothing() {
+    let (mut peer, socket) = pair();
+    let mut ring = ring(Settings { slots: 1, receive_buffers: 2, receive_buffer_bytes: 64 });
+    ring.add(socket).unwrap();
+    let pattern = Pattern::new();
+    let (mut written, mut read) = (0, 0);
+    while read < 1 << 20 {
+        if written < 1 << 20
+            && let Ok(len) = peer.write(pattern.at(written, 4096))
+        {
+            written += len;
+        }
+        ring.poll().unwrap();
+        while let Some(event) = ring.next_event() {
+            let Event::Received(received) = event else { panic!("{event:?}") };
+            let bytes = ring.bytes(&received);
+            assert_eq!(bytes, pattern.at(read, bytes.len()));
+            read += bytes.len();
+            ring.recycle(received);
+        }
+    }
+    assert!(read <= written);
+}
+
+#[test]
+fn a_receive_that_cannot_be_armed_is_armed_again_or_fails_its_own_socket() {
+    let ((mut first, first_socket), (mut second, second_socket)) = (pair(), pair());
+    let mut ring = ring(roomy());
+    ring.shim_mut().receive.extend([Verdict::Fail(libc::ENOBUFS), Verdict::Fail(libc::ECONNRESET)]);
+    let first_slot = ring.add(first_socket).unwrap();
+    let second_slot = ring.add(second_socket).unwrap();
+    assert!(matches!(next(&mut ring), Event::Failed(slot, libc::ECONNRESET) if slot == second_slot));
+    first.write_all(b"x").unwrap();
+    second.write_all(b"x").unwrap();
+    assert!(matches!(next(&mut ring), Event::Received(received) if received.slot == first_slot));
+}
+
+#[test]
+fn a_send_that_fails_says_so_for_its_own_socket_only() {
+    let ((peer, socket), (mut healthy, healthy_socket)) = (pair(), pair());
+    let mut ring = ring(roomy());
+    let (slot, healthy_slot) = (ring.add(socket).unwrap(), ring.add(healthy_socket).unwrap());
+    ring.shim_mut().send = Some(Verdict::Fail(libc::EPIPE));
+    ring.send_batch(&[(slot, b"lost")], |_, sent| assert_eq!(sent, Sent::Failed)).unwrap();
+    assert!(matches!(next(&mut ring), Event::Failed(of, libc::EPIPE) if of == slot));
+    ring.shim_mut().send = None;
+    ring.send_batch(&[(healthy_slot, b"here")], |_, sent| assert_eq!(sent, Sent::Whole)).unwrap();
+    healthy.set_nonblocking(false).unwrap();
+    let mut got = [0; 4];
+    healthy.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"here");
+    drop(peer);
+}
+
+#[test]
+fn an_accept_that_fails_is_armed_again_on_request() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut ring = ring(roomy());
+    ring.shim_mut().accept.push_back(Verdict::Fail(libc::EMFILE));
+    ring.accept(Door::Http, listener.into()).unwrap();
+    assert!(matches!(next(&mut ring), Event::AcceptFailed(Door::Http, libc::EMFILE)));
+    ring.rearm_accept(Door::Http).unwrap();
+    let _peer = TcpStream::connect(address).unwrap();
+    assert!(matches!(next(&mut ring), Event::Accepted(Door::Http, _)));
+    ring.stop_accepting().unwrap();
+    ring.poll().unwrap();
+    assert!(ring.next_event().is_none(), "a listener that was closed does not fail");
+}
+
+#[test]
+fn closing_a_parked_socket_frees_its_slot_and_nothing_of_it_follows() {
+    let (mut peer, socket) = pair();
+    let mut ring = ring(Settings { slots: 1, ..roomy() });
+    let slot = ring.add(socket).unwrap();
+    let pattern = Pattern::new();
+    let mut parked = false;
+    while !parked {
+        ring.send_batch(&[(slot, pattern.at(0, BYTES_MAX))], |_, sent| parked = sent == Sent::Parked)
+            .unwrap();
+    }
+    // A request that is still on its way when the slot is closed must not reach whoever gets the slot next.
+    peer.write_all(b"old").unwrap();
+    ring.close(slot).unwrap();
+    while ring.in_use() > 0 {
+        ring.poll().unwrap();
+    }
+    let (mut next_peer, next_socket) = pair();
+    assert_eq!(ring.add(next_socket).unwrap(), slot);
+    next_peer.write_all(b"new").unwrap();
+    let Event::Received(received) = next(&mut ring) else { panic!("received") };
+    assert_eq!(ring.bytes(&received), b"new");
+    ring.recycle(received);
+    assert!(ring.next_event().is_none());
+}
+
+#[test]
+fn a_paused_socket_is_not_received_from_until_it_is_resumed() {
+    let (mut peer, socket) = pair();
+    let mut ring = ring(roomy());
+    let slot = ring.add(socket).unwrap();
+    ring.poll().unwrap();
+    ring.pause_receive(slot).unwrap();
+    ring.poll().unwrap();
+    peer.write_all(b"later").unwrap();
+    for _ in 0..100 {
+        ring.poll().unwrap();
+        assert!(ring.next_event().is_none());
+    }
+    ring.resume_receive(slot).unwrap();
+    let Event::Received(received) = next(&mut ring) else { panic!("received") };
+    assert_eq!(ring.bytes(&received), b"later");
+    ring.recycle(received);
+    drop(peer);
+    assert!(matches!(next(&mut ring), Event::Eof(of) if of == slot));
+}
+
+#[test]
+fn a_ring_with_everything_in_flight_is_dropped_without_waiting_for_peers() {
+    let (peers, sockets): (Vec<_>, Vec<_>) = (0..4).map(|_| pair()).unzip();
+    let mut ring = ring(roomy());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    ring.accept(Door::Native, listener.into()).unwrap();
+    ring.arm_timer(3_600_000_000_000).unwrap();
+    let pattern = Pattern::new();
+    for socket in sockets {
+        let slot = ring.add(socket).unwrap();
+        let mut parked = false;
+        while !parked {
+            ring.send_batch(&[(slot, pattern.at(0, BYTES_MAX))], |_, sent| parked = sent == Sent::Parked)
+                .unwrap();
+        }
+    }
+    drop(ring);
+    drop(peers);
+}

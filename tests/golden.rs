@@ -1,0 +1,206 @@
+//! Holds the code to the bytes of `src/wire/PROTOCOL.md`. A change here is a change of the protocol.
+
+use tickcast::{
+    tick::{Hello, Publish, Sequence, TickTimes, Token, TopicId},
+    wire::{
+        Encoding, ErrorCode,
+        command::{Command, encode_request},
+        frame::{self, FLAG_PAYLOAD_JSON, Kind, Meta},
+        json,
+        reply::{Reply, SERVER},
+        websocket::{self, DataType},
+    },
+};
+
+/// Hexadecimal with blanks, as a person would write a dump; `"text"` stands for its bytes.
+fn bytes(dump: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (at, part) in dump.split('"').enumerate() {
+        if at % 2 == 1 {
+            out.extend_from_slice(part.as_bytes());
+            continue;
+        }
+        let digits: String = part.split_whitespace().collect();
+        out.extend(
+            (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()),
+        );
+    }
+    out
+}
+
+#[track_caller]
+fn check(encoded: &[u8], dump: &str) {
+    assert_eq!(encoded, bytes(dump), "\n got {encoded:02x?}");
+}
+
+fn native(reply: &Reply<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
+    reply.encode(Encoding::Native, &mut out);
+    out
+}
+
+fn text(reply: &Reply<'_>) -> String {
+    let mut out = Vec::new();
+    reply.encode(Encoding::WebSocketJson, &mut out);
+    // Up to 125 bytes the frame's header is two bytes long, then four.
+    let header = if out[1] < 126 { 2 } else { 4 };
+    assert_eq!(out[0], 0x81, "one whole text message");
+    String::from_utf8(out.split_off(header)).unwrap()
+}
+
+#[test]
+fn requests_have_their_golden_bytes() {
+    let mut out = Vec::new();
+    frame::encode(&mut out, Kind::Hello, Meta::default(), &Hello { request: 1, reserved: 0 }, &[b"app"]);
+    check(
+        &out,
+        "30000000 7463 01 00  0100 0800 03000000  0000000000000000  00000000 00000000
+         01000000 00000000 \"app\" 0000000000",
+    );
+    out.clear();
+    encode_request(&mut out, Kind::Subscribe, 2, "a.>");
+    check(
+        &out,
+        "30000000 7463 01 00  0200 0800 03000000  0000000000000000  00000000 00000000
+         02000000 00000000 \"a.>\" 0000000000",
+    );
+    out.clear();
+    encode_request(&mut out, Kind::Unsubscribe, 3, "a.>");
+    check(
+        &out,
+        "30000000 7463 01 00  0300 0800 03000000  0000000000000000  00000000 00000000
+         03000000 00000000 \"a.>\" 0000000000",
+    );
+    out.clear();
+    let record = Publish { producer_time_ns: 0x0102, request: 4, ..Publish::default() };
+    frame::encode_publish(&mut out, 0, 0, 9, record, "a.b", b"data!");
+    check(
+        &out,
+        "40000000 7463 01 00  0400 1800 08000000  0000000000000000  00000000 09000000
+         0201000000000000 0000000000000000 04000000 0300 0000 \"a.bdata!\"",
+    );
+    out.clear();
+    frame::encode(&mut out, Kind::Ping, Meta::default(), &Token { token: 7 }, &[]);
+    check(
+        &out,
+        "30000000 7463 01 00  0500 0800 00000000  0000000000000000  00000000 00000000
+         0700000000000000 0000000000000000",
+    );
+}
+
+#[test]
+fn replies_have_their_golden_bytes() {
+    let welcome = Reply::Welcome { request: 1, epoch: 0x0a, session: 0x0b, frame_bytes_max: 0x40000 };
+    assert_eq!(SERVER.len(), 14, "the dump below counts it");
+    check(
+        &native(&welcome),
+        &format!(
+            "50000000 7463 01 00  4000 1800 0e000000  0000000000000000  00000000 00000000
+             0a00000000000000 0b00000000000000 00000400 01000000 \"{SERVER}\" 00000000000000000000"
+        ),
+    );
+    check(
+        &native(&Reply::Subscribed { request: 2, pattern: "a.>", epoch: 0x0a }),
+        "40000000 7463 01 00  4100 1000 03000000  0000000000000000  00000000 00000000
+         0a00000000000000 02000000 00000000 \"a.>\" 00000000000000000000000000",
+    );
+    check(
+        &native(&Reply::Unsubscribed { request: 3, pattern: "a.>" }),
+        "30000000 7463 01 00  4200 0800 03000000  0000000000000000  00000000 00000000
+         03000000 00000000 \"a.>\" 0000000000",
+    );
+    check(
+        &native(&Reply::Pong { token: 7 }),
+        "30000000 7463 01 00  4400 0800 00000000  0000000000000000  00000000 00000000
+         0700000000000000 0000000000000000",
+    );
+    check(
+        &native(&Reply::Error { request: 4, code: ErrorCode::BadTopic, text: "no" }),
+        "30000000 7463 01 00  4500 0800 02000000  0000000000000000  00000000 00000000
+         04000000 6500 0000 \"no\" 000000000000",
+    );
+    check(
+        &native(&Reply::Closing { code: 1001, reason: "bye" }),
+        "30000000 7463 01 00  4600 0800 03000000  0000000000000000  00000000 00000000
+         00000000 e903 0000 \"bye\" 0000000000",
+    );
+}
+
+#[test]
+fn ticks_and_topics_have_their_golden_bytes() {
+    let mut out = Vec::new();
+    frame::encode_topic(&mut out, TopicId(5), 0x0a, "a.b");
+    check(
+        &out,
+        "40000000 7463 01 00  4100 1000 03000000  0000000000000000  05000000 00000000
+         0a00000000000000 00000000 00000000 \"a.b\" 00000000000000000000000000",
+    );
+    out.clear();
+    let times = TickTimes { producer_time_ns: 1, ingest_time_ns: 2 };
+    frame::encode_tick(&mut out, TopicId(5), Sequence(3), FLAG_PAYLOAD_JSON, 9, times, b"{}");
+    check(
+        &out,
+        "40000000 7463 01 01  4300 1000 02000000  0300000000000000  05000000 09000000
+         0100000000000000 0200000000000000 \"{}\" 0000000000000000000000000000",
+    );
+    let mut message = Vec::new();
+    websocket::encode(&mut message, DataType::Binary, &out);
+    assert_eq!((message[..2].to_vec(), &message[2..]), (bytes("82 40"), &out[..]));
+
+    out.clear();
+    json::encode_tick(&mut out, &json::tick_prefix("a.b"), 3, 1, b"{\"p\":1.10}", true);
+    assert_eq!(out, br#"{"topic":"a.b","seq":3,"ts":1,"data":{"p":1.10}}"#);
+    out.clear();
+    json::encode_tick(&mut out, &json::tick_prefix("a.b"), 4, 1, &[0, 255], false);
+    assert_eq!(out, br#"{"topic":"a.b","seq":4,"ts":1,"encoding":"base64","data":"AP8="}"#);
+    out.clear();
+    json::encode_topic(&mut out, TopicId(5), 10, "a.b");
+    assert_eq!(out, br#"{"op":"subscribed","topics":[{"topic":"a.b","topic_id":5,"epoch":10}]}"#);
+}
+
+#[test]
+fn json_replies_read_as_specified() {
+    let welcome = Reply::Welcome { request: 1, epoch: 10, session: 11, frame_bytes_max: 262_144 };
+    assert_eq!(
+        text(&welcome),
+        format!(
+            r#"{{"op":"welcome","id":1,"server":"{SERVER}","epoch":10,"session":11,"frame_bytes_max":262144}}"#
+        )
+    );
+    for (reply, expected) in [
+        (
+            Reply::Subscribed { request: 2, pattern: "a.>", epoch: 10 },
+            r#"{"op":"subscribed","id":2,"pattern":"a.>","topics":[]}"#,
+        ),
+        (Reply::Unsubscribed { request: 3, pattern: "b" }, r#"{"op":"unsubscribed","id":3,"pattern":"b"}"#),
+        (Reply::Pong { token: 7 }, r#"{"op":"pong","token":7}"#),
+        (
+            Reply::Error { request: 4, code: ErrorCode::BadTopic, text: "a \"b\"" },
+            r#"{"op":"error","id":4,"code":101,"text":"a \"b\""}"#,
+        ),
+        (Reply::Closing { code: 1001, reason: "bye" }, r#"{"op":"closing","code":1001,"reason":"bye"}"#),
+    ] {
+        assert_eq!(text(&reply), expected);
+    }
+}
+
+#[test]
+fn json_requests_mean_what_the_specification_says() {
+    let subscribe = json::decode(r#"{"op":"subscribe","id":2,"topics":["a.>","b"]}"#).unwrap();
+    assert_eq!(subscribe, Command::Subscribe { request: 2, patterns: vec!["a.>".into(), "b".into()] });
+    let unsubscribe = json::decode(r#"{"op":"unsubscribe","id":3,"topics":["b"]}"#).unwrap();
+    assert_eq!(unsubscribe, Command::Unsubscribe { request: 3, patterns: vec!["b".into()] });
+    assert_eq!(json::decode(r#"{"op":"ping","token":7}"#).unwrap(), Command::Ping { token: 7 });
+    assert_eq!(
+        json::decode(r#"{"op":"hello","id":1,"name":"app"}"#).unwrap(),
+        Command::Hello { request: 1, name: "app".into() }
+    );
+}
+
+#[test]
+fn a_raw_session_gets_payloads_and_nothing_else() {
+    let mut out = Vec::new();
+    Reply::Pong { token: 7 }.encode(Encoding::WebSocketRaw, &mut out);
+    Reply::Subscribed { request: 2, pattern: "a", epoch: 1 }.encode(Encoding::WebSocketRaw, &mut out);
+    assert!(out.is_empty());
+}

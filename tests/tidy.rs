@@ -1,0 +1,159 @@
+//! Holds the lines that the compiler does not: which module may know what, and what the source may not contain.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Lines past which a file looks for the second file that wants to be born.
+const FILE_LINES_MAX: usize = 600;
+/// Where `unsafe` may stand, each with its SAFETY comments.
+const UNSAFE_FILES: [&str; 5] = [
+    "src/tick.rs",
+    "src/io/data_ring.rs",
+    "src/io/data_ring/completion.rs",
+    "src/io/buffer_ring.rs",
+    "src/io/executor.rs",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files_below(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let name = entry.file_name();
+        if path.is_dir() {
+            if !["target", "node_modules", ".git", ".venv"].iter().any(|skipped| name == *skipped) {
+                files_below(&path, extension, found);
+            }
+        } else if path.extension().is_some_and(|has| has == extension) {
+            found.push(path);
+        }
+    }
+}
+
+/// Every Rust file with its path from the root and its text.
+fn sources() -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    for folder in ["src", "bench", "tests"] {
+        files_below(&root().join(folder), "rs", &mut files);
+    }
+    assert!(files.len() > 20, "the sources are where they are expected");
+    let relative = |path: &PathBuf| path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+    files.iter().map(|path| (relative(path), fs::read_to_string(path).unwrap())).collect()
+}
+
+/// Code without comments; strings stay.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+        .map(|(at, line)| (at + 1, line))
+}
+
+/// The part of a file before its tests.
+fn before_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap_or(text)
+}
+
+fn refuse(why: &str, is_broken: impl Fn(&str, &str) -> bool) {
+    let mut broken = Vec::new();
+    for (path, text) in sources().iter().filter(|(path, _)| path != "tests/tidy.rs") {
+        let checked = if path.starts_with("tests/") { text } else { before_tests(text) };
+        broken.extend(
+            code(checked)
+                .filter(|(_, line)| is_broken(path, line))
+                .map(|(at, line)| format!("{path}:{at}: {line}")),
+        );
+    }
+    assert!(broken.is_empty(), "{why}\n{}", broken.join("\n"));
+}
+
+#[test]
+fn only_io_knows_the_executor_and_the_ring() {
+    refuse("only src/io/ names glommio and io_uring", |path, line| {
+        path.starts_with("src/")
+            && !path.starts_with("src/io/")
+            && (line.contains("glommio") || line.contains("io_uring::"))
+    });
+}
+
+#[test]
+fn only_io_and_the_client_know_sockets() {
+    refuse("state machines know no socket", |path, line| {
+        let knows = ["TcpStream", "TcpListener", "UdpSocket", "socket2::", "OwnedFd", "libc::"];
+        path.starts_with("src/")
+            && !path.starts_with("src/io/")
+            && !path.starts_with("src/client")
+            && knows.iter().any(|name| line.contains(name))
+    });
+}
+
+#[test]
+fn only_the_clock_reads_time() {
+    refuse("only src/clock.rs reads time", |path, line| {
+        let reads = ["Instant::now", "SystemTime", "clock_gettime", "thread::sleep"];
+        // Tests may wait for the processes they start.
+        !path.starts_with("tests/") && path != "src/clock.rs" && reads.iter().any(|name| line.contains(name))
+    });
+}
+
+#[test]
+fn unsafe_stands_in_few_files() {
+    let is_unsafe =
+        |line: &str| line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
+    refuse("unsafe is for the files that the house style names", |path, line| {
+        path.starts_with("src/") && !UNSAFE_FILES.contains(&path) && is_unsafe(line)
+    });
+}
+
+#[test]
+fn nothing_unwraps_what_can_fail() {
+    refuse("no unwrap and no expect outside tests", |path, line| {
+        !path.starts_with("tests/")
+            && !path.ends_with("tests.rs")
+            && !path.ends_with("script.rs")
+            && (line.contains(".unwrap()") || line.contains(".expect("))
+    });
+}
+
+#[test]
+fn files_are_short_enough_to_be_read() {
+    let long: Vec<String> = sources()
+        .iter()
+        .filter(|(path, text)| !path.starts_with("tests/") && text.lines().count() > FILE_LINES_MAX)
+        .map(|(path, text)| format!("{path}: {} lines", text.lines().count()))
+        .collect();
+    assert!(long.is_empty(), "{long:?}");
+}
+
+#[test]
+fn no_registry_or_machine_is_named() {
+    // In parts, so that this file does not name them either.
+    let hosts = [
+        ["crates", ".io"],
+        ["registry.npm", "js.org"],
+        ["py", "pi.org"],
+        ["deb.", "debian.org"],
+        ["/wo", "rk/"],
+    ];
+    let mut files = Vec::new();
+    for extension in ["rs", "md", "toml", "sh", "json", "mjs", "py", "txt"] {
+        files_below(root(), extension, &mut files);
+    }
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        for host in hosts.iter().map(|parts| parts.concat()) {
+            assert!(!text.contains(&host), "{} names {host}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_module_says_what_it_is() {
+    for (path, text) in sources().iter().filter(|(path, _)| !path.ends_with("tests.rs")) {
+        assert!(text.starts_with("//!"), "{path} begins with a module doc");
+    }
+}
