@@ -135,9 +135,11 @@ fn upgrade(request: &httparse::Request<'_, '_>, offer: Offer) -> Result<Answer, 
 fn convert(request: &httparse::Request<'_, '_>) -> Result<http::Request<()>, Refusal> {
     let bad =
         |error: http::Error| Refusal(StatusCode::BAD_REQUEST, format!("malformed HTTP request: {error}"));
+    // RFC 3986 wants the `>` of a pattern written %3E, but many WebSocket tools send what was typed.
+    let target = request.path.unwrap_or_default().replace('>', "%3E");
     let mut parts = http::Request::builder()
         .method(request.method.unwrap_or_default())
-        .uri(request.path.unwrap_or_default())
+        .uri(target)
         .version(if request.version == Some(1) { http::Version::HTTP_11 } else { http::Version::HTTP_10 })
         .body(())
         .map_err(bad)?;
@@ -257,6 +259,16 @@ mod tests {
             target,
             Target::Stream { encoding: Encoding::WebSocketRaw, patterns: vec!["a.b".into(), "c.>".into()] }
         );
+    }
+
+    #[test]
+    fn a_pattern_may_be_typed_without_escapes() {
+        let request = format!("{}\r\n", REQUEST.replace("c.%3E", "c.>,*.d"));
+        let Step::Complete(_, Answer::Upgrade { target, .. }) = step(request.as_bytes(), OFFER) else {
+            panic!("upgrade")
+        };
+        let patterns = vec!["a.b".into(), "c.>".into(), "*.d".into()];
+        assert_eq!(target, Target::Stream { encoding: Encoding::WebSocketJson, patterns });
     }
 
     #[test]

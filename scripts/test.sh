@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Installs what the tests need, then runs all of them. Arguments go to `cargo test`.
+#
+# Debian packages are installed only where a command is missing, and only as root; the clients' own packages go into
+# tests/clients/ and nowhere else.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf '\n== %s\n' "$*" >&2; }
+fail() {
+    printf 'scripts/test.sh: %s\n' "$*" >&2
+    exit 1
+}
+
+clients=tests/clients
+
+missing=()
+command -v node >/dev/null || missing+=(nodejs)
+command -v npm >/dev/null || missing+=(npm)
+# Debian's python3 comes without the part of venv that installs pip.
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
+command -v cc >/dev/null || missing+=(gcc libc6-dev)
+
+if ((${#missing[@]} > 0)); then
+    say "installing ${missing[*]}"
+    command -v apt-get >/dev/null || fail "please install: ${missing[*]} (no apt-get here)"
+    [[ $EUID -eq 0 ]] || fail "please install as root: apt-get install ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "${missing[@]}"
+fi
+command -v cargo >/dev/null || fail "cargo is not here: install Rust 1.90 or later (rustup)"
+
+# Repeated runs ask no registry: each installation leaves a copy of what it was made from.
+if ! cmp -s $clients/package-lock.json $clients/node_modules/.installed-from; then
+    say "installing the npm clients"
+    npm ci --prefix $clients --no-audit --no-fund --ignore-scripts
+    cp $clients/package-lock.json $clients/node_modules/.installed-from
+fi
+if ! cmp -s $clients/requirements.txt $clients/.venv/.installed-from; then
+    say "installing the Python clients"
+    python3 -m venv --clear $clients/.venv
+    $clients/.venv/bin/pip install --quiet --disable-pip-version-check -r $clients/requirements.txt
+    cp $clients/requirements.txt $clients/.venv/.installed-from
+fi
+
+# The tests open 10,000 connections: a descriptor for each, in the server and in the load client.
+ulimit -n "$(ulimit -Hn)"
+descriptors=$(ulimit -n)
+[[ $descriptors == unlimited ]] || ((descriptors >= 11000)) ||
+    fail "the tests need 11,000 descriptors a process, the limit is $descriptors (ulimit -n, LimitNOFILE)"
+
+say "cargo test"
+cargo test --locked "$@"

@@ -1,0 +1,82 @@
+// subscribe.mjs URL rkyv|json|raw PATTERNS COUNT: prints what npm `ws` gets, for the integration tests to compare.
+//
+// "ready" once every pattern is acknowledged (raw: once open), one line a tick (topic TAB sequence TAB base64 of the
+// payload's bytes as received), "closing CODE" and "closed CODE" when the server ends it, "end" last.
+import WebSocket from "ws";
+import { framesOf, ticksOfJson } from "./wire.mjs";
+
+const [url, encoding, patternList, countText] = process.argv.slice(2);
+const patterns = patternList.split(",");
+const count = Number(countText);
+const topics = new Map();
+let seen = 0;
+let acknowledged = 0;
+const out = [];
+
+const flush = () => {
+  if (out.length > 0) process.stdout.write(out.splice(0).join("\n") + "\n");
+};
+
+const path = encoding === "raw" ? `${url}?topics=${encodeURIComponent(patternList).replaceAll("%2C", ",")}` : url;
+const socket = new WebSocket(path, [`tickcast.v1.${encoding}`]);
+
+const tick = (topic, sequence, payload) => {
+  out.push(`${topic}\t${sequence}\t${payload.toString("base64")}`);
+  seen += 1;
+};
+const acknowledge = () => {
+  acknowledged += 1;
+  if (acknowledged === patterns.length) out.push("ready");
+};
+
+const onFrame = (frame) => {
+  if (frame.kind === 65 && frame.topicId === 0) acknowledge();
+  else if (frame.kind === 65) topics.set(frame.topicId, frame.payload.toString());
+  else if (frame.kind === 67) tick(topics.get(frame.topicId), frame.sequence, frame.payload);
+  else if (frame.kind === 70) out.push(`closing ${frame.record.readUInt16LE(4)}`);
+  else if (frame.kind !== 64) throw new Error(`unexpected frame of kind ${frame.kind}: ${frame.payload}`);
+};
+
+const onText = (text) => {
+  for (const message of ticksOfJson(text)) {
+    if (message.op === undefined) tick(message.topic, message.sequence, message.payload);
+    else if (message.op === "subscribed") message.body.pattern !== undefined && acknowledge();
+    else if (message.op === "closing") out.push(`closing ${message.body.code}`);
+    else throw new Error(`unexpected message: ${text}`);
+  }
+};
+
+socket.on("open", () => {
+  if (socket.protocol !== `tickcast.v1.${encoding}`) throw new Error(`subprotocol ${socket.protocol}`);
+  if (encoding === "raw") out.push("ready");
+  else if (encoding === "json") socket.send(JSON.stringify({ op: "subscribe", id: 1, topics: patterns }));
+  else
+    for (const pattern of patterns) {
+      const text = Buffer.from(pattern);
+      const frame = Buffer.alloc(Math.ceil((40 + text.length) / 16) * 16);
+      frame.writeUInt32LE(frame.length, 0);
+      frame.writeUInt16LE(0x6374, 4);
+      frame.writeUInt8(1, 6);
+      frame.writeUInt16LE(2, 8);
+      frame.writeUInt16LE(8, 10);
+      frame.writeUInt32LE(text.length, 12);
+      frame.writeUInt32LE(1, 32);
+      text.copy(frame, 40);
+      socket.send(frame);
+    }
+  flush();
+});
+
+socket.on("message", (data, isBinary) => {
+  if (isBinary !== (encoding !== "json")) throw new Error(`a message of the wrong type, binary: ${isBinary}`);
+  if (encoding === "raw") tick("", seen + 1, data);
+  else if (encoding === "rkyv") framesOf(data).forEach(onFrame);
+  else onText(data.toString("utf8"));
+  flush();
+  if (count > 0 && seen >= count) socket.close(1000);
+});
+
+socket.on("close", (code) => {
+  out.push(`closed ${code}`, "end");
+  flush();
+});

@@ -1,0 +1,136 @@
+//! Clients that vanish mid-stream and leave half of what they had to say: the rest lose nothing, nothing is left over.
+
+use std::{io::Read, thread};
+
+use tickcast::wire::Encoding;
+
+use crate::harness::{
+    Server, beside_others,
+    collector::{Collector, barrier, connect, publish},
+    eventually,
+    frames::{self, Raw},
+    raw::{Peer, header, upgrade_request},
+};
+
+const KILLED: usize = 200;
+const HALF_WRITERS: usize = 50;
+const SURVIVORS: usize = 20;
+/// Ticks between two kills.
+const TICKS_PER_KILL: usize = 25;
+const ENCODINGS: [Encoding; 3] = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson];
+
+/// A raw subscriber: native, or a WebSocket in JSON.
+fn victim(server: &Server, native: bool) -> Peer {
+    if native {
+        let mut peer = Peer::native(server.tcp);
+        peer.send(&Raw::request(frames::SUBSCRIBE, 2, b"churn.>").bytes());
+        assert_eq!(peer.frame().unwrap().kind, frames::SUBSCRIBED);
+        return peer;
+    }
+    let mut peer = Peer::websocket(server.http, "/ws?topics=churn.>", "tickcast.v1.json");
+    assert!(peer.text().contains("subscribed"));
+    peer
+}
+
+/// Leaves half of something on the wire: of a native frame, of a WebSocket frame, or of a request head.
+fn half_writer(server: &Server, kind: usize) -> Peer {
+    match kind % 3 {
+        0 => {
+            let mut peer = victim(server, true);
+            let frame = Raw::publish(3, b"churn.0", &[b'x'; 5_000]).bytes();
+            peer.send(&frame[..frame.len() / 2]);
+            peer
+        }
+        1 => {
+            let mut peer = victim(server, false);
+            peer.send(&[&header(0x81, 0x80, 5_000)[..], &[0; 2_500]].concat());
+            peer
+        }
+        _ => {
+            let mut peer = Peer::connect(server.http);
+            let request = upgrade_request("/ws?topics=churn.%3E", "");
+            peer.send(&request.as_bytes()[..request.len() / 2]);
+            peer
+        }
+    }
+}
+
+/// The ways a connection ends without a word.
+fn vanish(peer: Peer, how: u8) {
+    match how % 3 {
+        0 => peer.reset(),
+        // FIN; and RST as soon as more comes, or at once if something was not read.
+        1 => drop(peer),
+        _ => {
+            peer.shut_write();
+            let mut peer = peer;
+            peer.read_to_end();
+        }
+    }
+}
+
+#[test]
+fn clients_that_vanish_leave_nothing_behind_and_the_rest_lose_nothing() {
+    let _machine = beside_others();
+    let server = Server::start(&["--shards", "4", "--handshake-deadline-ms", "60000"]);
+    // Whatever is opened for a first client only belongs to the baseline.
+    for native in [true, false] {
+        drop(victim(&server, native));
+    }
+    eventually("the first two are gone", || server.connections() == 0);
+    let baseline = server.descriptors();
+
+    let survivors: Vec<Collector> = (0..SURVIVORS)
+        .map(|survivor| Collector::start(&server, ENCODINGS[survivor % 3], &["churn.>"]))
+        .collect();
+    let mut publisher = connect(&server, Encoding::Native);
+    let mut victims: Vec<Peer> = (0..KILLED).map(|victim_no| victim(&server, victim_no % 2 == 0)).collect();
+    let half_writers: Vec<Peer> = (0..HALF_WRITERS).map(|kind| half_writer(&server, kind)).collect();
+    let everybody = SURVIVORS + 1 + KILLED + HALF_WRITERS;
+    eventually("everybody is connected", || server.connections() == everybody);
+
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut published = 0;
+    for _ in 0..KILLED {
+        for _ in 0..TICKS_PER_KILL {
+            let payload = format!("{{\"n\":{published},\"pad\":\"{}\"}}", "x".repeat(published % 200));
+            publish(&mut publisher, &format!("churn.{}", published % 7), payload.as_bytes());
+            published += 1;
+        }
+        publisher.flush().unwrap();
+        let mut peer = victims.swap_remove(random.usize(..victims.len()));
+        // Some have read a part, and end within a frame.
+        let _ = peer.stream.read(&mut vec![0; random.usize(1..4_000)]);
+        vanish(peer, random.u8(..));
+    }
+    barrier(&mut publisher);
+    for survivor in &survivors {
+        survivor.wait_for(published);
+    }
+    let left = SURVIVORS + 1 + HALF_WRITERS;
+    eventually("the killed are gone", || server.connections() == left);
+    let enders: Vec<_> = half_writers
+        .into_iter()
+        .enumerate()
+        .map(|(how, peer)| thread::spawn(move || vanish(peer, how as u8 / 3)))
+        .collect();
+    enders.into_iter().for_each(|ender| ender.join().unwrap());
+    eventually("the half-writers are gone", || server.connections() == SURVIVORS + 1);
+
+    publish(&mut publisher, "churn.last", b"after all of them");
+    barrier(&mut publisher);
+    for survivor in survivors {
+        survivor.wait_for(published + 1);
+        let name = survivor.name.clone();
+        let got = survivor.finish();
+        assert_eq!((got.count, got.closing.as_ref()), (published + 1, None), "{name}");
+        got.assert_no_gap(&name);
+    }
+    drop(publisher);
+    eventually("everybody is gone", || server.connections() == 0);
+    eventually("descriptors are back at the baseline", || server.descriptors() == baseline);
+    let stopped = server.stop_cleanly();
+    assert_eq!(stopped.total("ticks_sequenced"), published as u64 + 1, "no half-written tick was taken");
+    assert_eq!(stopped.total("closed_slow_consumer"), 0);
+    assert_eq!(stopped.total("sessions_accepted"), everybody as u64 + 2);
+}

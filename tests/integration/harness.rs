@@ -1,0 +1,244 @@
+//! Starting, watching and stopping the server.
+
+pub mod collector;
+pub mod external;
+pub mod frames;
+pub mod processes;
+pub mod raw;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+pub use processes::wait_for_exit;
+
+/// How long anything is waited for before the test is declared hung.
+pub const GUARD: Duration = Duration::from_secs(90);
+/// Pause between two looks at something that has no event to wait for.
+pub const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Tests that load the whole machine run alone; the others beside each other.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// For a test that may run beside others.
+pub fn beside_others() -> RwLockReadGuard<'static, ()> {
+    MACHINE.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// For a test that opens thousands of connections or saturates the cores.
+pub fn alone() -> RwLockWriteGuard<'static, ()> {
+    MACHINE.write().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Looks until `done`, at most [`GUARD`] long.
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < GUARD, "waited in vain: {what}");
+        thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// The recorded market data, or `None`, said on standard error, where it is not there.
+pub fn market_capture() -> Option<PathBuf> {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data/market/coinbase.ndjson");
+    if !file.is_file() {
+        // Not with eprintln, whose words the test runner keeps to itself when a test passes.
+        let _ = writeln!(std::io::stderr(), "skipped, for want of {}", file.display());
+        return None;
+    }
+    Some(file)
+}
+
+/// What a server wrote to standard error, as it comes.
+#[derive(Clone, Default)]
+pub struct Log(Arc<(Mutex<String>, Condvar)>);
+
+impl Log {
+    /// Collects from a pipe, on a thread of its own, until its end.
+    pub fn collect(pipe: impl std::io::Read + Send + 'static) -> Log {
+        let log = Log::default();
+        let (shared, mut reader) = (log.clone(), BufReader::new(pipe));
+        thread::spawn(move || {
+            let mut line = Vec::new();
+            while reader.read_until(b'\n', &mut line).is_ok_and(|len| len > 0) {
+                let (text, grown) = &*shared.0;
+                text.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
+                grown.notify_all();
+                line.clear();
+            }
+        });
+        log
+    }
+
+    /// All so far.
+    pub fn text(&self) -> String {
+        self.0.0.lock().unwrap().clone()
+    }
+
+    /// Waits until it holds `part`.
+    pub fn wait_for(&self, part: &str) {
+        let (text, grown) = &*self.0;
+        let guard = text.lock().unwrap();
+        let (text, timeout) = grown.wait_timeout_while(guard, GUARD, |text| !text.contains(part)).unwrap();
+        assert!(!timeout.timed_out(), "{part:?} was not logged:\n{text}");
+    }
+}
+
+/// A running `tickcast serve`. Ended, by its pid, when dropped.
+pub struct Server {
+    child: Child,
+    /// Native address.
+    pub tcp: SocketAddr,
+    /// HTTP address.
+    pub http: SocketAddr,
+    /// Its standard error.
+    pub log: Log,
+}
+
+/// How a server ended.
+pub struct Stopped {
+    /// Exit code.
+    pub code: Option<i32>,
+    /// All it logged.
+    pub log: String,
+}
+
+impl Stopped {
+    /// A total it logged; 0 for one it did not.
+    pub fn total(&self, counter: &str) -> u64 {
+        let before = format!("total {counter} ");
+        let line = self.log.lines().find_map(|line| line.split_once(&before).map(|(_, rest)| rest));
+        line.map_or(0, |rest| rest.split(' ').next().unwrap().parse().unwrap())
+    }
+
+    /// Asserts that it ended well, with no session left behind.
+    pub fn assert_clean(&self) {
+        assert_eq!(self.code, Some(0), "exit code; log:\n{}", self.log);
+        assert_eq!(self.total("sessions_open"), 0, "sessions left; log:\n{}", self.log);
+        assert!(!self.log.contains("panicked"), "log:\n{}", self.log);
+    }
+}
+
+/// The command, free of settings from the environment.
+pub fn tickcast() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tickcast"));
+    for name in ["TICKCAST_CORES", "TICKCAST_TCP", "TICKCAST_HTTP", "TICKCAST_MAX_CLIENTS", "RUST_LOG"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+impl Server {
+    /// Starts it on free ports without the simulator, and waits until it listens.
+    pub fn start(options: &[&str]) -> Server {
+        Server::start_logging("info", &[&["--no-sim"], options].concat())
+    }
+
+    /// Starts it on free ports at a log level, with exactly these options.
+    pub fn start_logging(level: &str, options: &[&str]) -> Server {
+        let mut child = tickcast()
+            .args(["serve", "--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .args(options)
+            .env("RUST_LOG", level)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Log::collect(child.stderr.take().unwrap());
+        let mut line = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut line).unwrap();
+        // Read on, so that the server never writes into a closed pipe.
+        thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
+        let mut address = |name: &str| {
+            let word = line.split_whitespace().find_map(|word| word.strip_prefix(name));
+            let Some(word) = word else {
+                let code = wait_for_exit(&mut child);
+                panic!("no address {name} in {line:?}, exit {code:?}; log:\n{}", log.text());
+            };
+            word.parse().unwrap()
+        };
+        let (tcp, http) = (address("tcp="), address("http="));
+        assert!(line.starts_with("listening "), "{line:?}");
+        Server { child, tcp, http, log }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
+    }
+
+    /// Waits until it has ended by itself or by a signal.
+    pub fn wait(mut self) -> Stopped {
+        let code = wait_for_exit(&mut self.child);
+        // The pipe ends with the process; the thread that reads it may be a moment behind.
+        let (mut seen, mut quiet) = (0, 0);
+        while quiet < 5 {
+            thread::sleep(LOOK_AGAIN);
+            let len = self.log.text().len();
+            quiet = if len == seen { quiet + 1 } else { 0 };
+            seen = len;
+        }
+        Stopped { code, log: self.log.text() }
+    }
+
+    /// SIGTERM, then waits.
+    pub fn stop(self) -> Stopped {
+        self.terminate();
+        self.wait()
+    }
+
+    /// SIGTERM, waits, and asserts a clean end.
+    pub fn stop_cleanly(self) -> Stopped {
+        let stopped = self.stop();
+        stopped.assert_clean();
+        stopped
+    }
+
+    /// Open descriptors. Clients' sockets are registered files of a ring and not among them: see
+    /// [`Server::connections`].
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// Sockets on its two ports that have not ended on the server's side: connected, or waiting for a close of ours.
+    pub fn connections(&self) -> usize {
+        let ports = [self.tcp, self.http].map(|address| format!(":{:04X}", address.port()));
+        let table = fs::read_to_string("/proc/net/tcp").unwrap();
+        let is_ours = |line: &&str| {
+            let mut fields = line.split_whitespace();
+            let (local, state) = (fields.nth(1).unwrap_or_default(), fields.nth(1).unwrap_or_default());
+            // include/net/tcp_states.h: all but TIME_WAIT, SYN_RECV (not accepted yet) and LISTEN.
+            ports.iter().any(|port| local.ends_with(port)) && !["06", "0A", "03", "0C"].contains(&state)
+        };
+        table.lines().skip(1).filter(is_ours).count()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        processes::end(&mut self.child);
+        if thread::panicking() {
+            eprintln!("the server's log:\n{}", self.log.text());
+        }
+    }
+}

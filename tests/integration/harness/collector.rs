@@ -1,0 +1,205 @@
+//! Subscribers over the client library, each on a thread, that keep all they get.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use tickcast::{
+    client::{Address, Client, Event, PublishRequest},
+    wire::Encoding,
+};
+
+use super::{GUARD, Server};
+
+/// Payloads by topic, in order of arrival, with their sequences.
+pub type ByTopic = BTreeMap<String, Vec<(u64, Vec<u8>)>>;
+
+/// How often a collector looks whether it is to stop.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// All that came to one subscriber.
+#[derive(Clone, Debug, Default)]
+pub struct Got {
+    /// The ticks. A raw subscriber's have topic "" and sequences counted here.
+    pub ticks: ByTopic,
+    /// How many they are.
+    pub count: usize,
+    /// Topics announced, in order.
+    pub topics: Vec<String>,
+    /// The server's last words.
+    pub closing: Option<(u16, String)>,
+    /// The connection has ended; with an error's text if it did not end well.
+    pub ended: Option<Result<(), String>>,
+}
+
+/// One subscriber.
+pub struct Collector {
+    shared: Arc<(Mutex<Got>, Condvar)>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    /// Its name in failures.
+    pub name: String,
+}
+
+/// The server's address in an encoding.
+pub fn address(server: &Server, encoding: Encoding) -> Address {
+    match encoding {
+        Encoding::Native => Address { host: server.tcp.to_string(), path: String::new(), encoding },
+        _ => Address { host: server.http.to_string(), path: "/ws".into(), encoding },
+    }
+}
+
+/// A client of the server in an encoding.
+pub fn connect(server: &Server, encoding: Encoding) -> Client {
+    Client::connect_to(&address(server, encoding)).unwrap()
+}
+
+/// Publishes one tick at a time of 7 ns past 1970.
+pub fn publish(client: &mut Client, topic: &str, payload: &[u8]) {
+    client.publish_later(PublishRequest { topic, payload, producer_time_ns: 7, schema: 0 }).unwrap();
+}
+
+/// Waits until the server has taken in all that was published.
+pub fn barrier(client: &mut Client) {
+    client.barrier(GUARD, |event| assert!(!matches!(event, Event::Error { .. }), "{event:?}")).unwrap();
+}
+
+impl Collector {
+    /// Subscribes; returns once every pattern is acknowledged, but for raw, which gets no answers.
+    pub fn start(server: &Server, encoding: Encoding, patterns: &[&str]) -> Collector {
+        let address = address(server, encoding);
+        let patterns: Vec<String> = patterns.iter().map(|&pattern| pattern.into()).collect();
+        let shared: Arc<(Mutex<Got>, Condvar)> = Arc::default();
+        let stop: Arc<AtomicBool> = Arc::default();
+        let (ready, subscribed) = mpsc::channel();
+        let (thread_shared, thread_stop) = (shared.clone(), stop.clone());
+        let thread = thread::spawn(move || {
+            let mut client = Client::connect_to(&address).unwrap();
+            for pattern in &patterns {
+                client.subscribe(pattern).unwrap();
+            }
+            let mut waiting = if encoding == Encoding::WebSocketRaw { 0 } else { patterns.len() };
+            if waiting == 0 {
+                ready.send(()).unwrap();
+            }
+            while !thread_stop.load(Relaxed) {
+                let event = client.next_event(Some(LOOK));
+                let (got, grown) = &*thread_shared;
+                let mut got = got.lock().unwrap();
+                match event {
+                    Ok(None) => continue,
+                    Ok(Some(Event::Subscribed { .. })) => {
+                        waiting -= 1;
+                        if waiting == 0 {
+                            ready.send(()).unwrap();
+                        }
+                    }
+                    Ok(Some(event)) => got.take(event),
+                    Err(error) => got.ended = Some(Err(error.to_string())),
+                }
+                grown.notify_all();
+                if got.ended.is_some() {
+                    return;
+                }
+            }
+        });
+        subscribed.recv_timeout(GUARD).unwrap();
+        Collector { shared, stop, thread: Some(thread), name: format!("{encoding:?}") }
+    }
+
+    /// Waits until it holds of what it got.
+    pub fn wait_until(&self, what: &str, done: impl Fn(&Got) -> bool) {
+        let (got, grown) = &*self.shared;
+        let guard = got.lock().unwrap();
+        let (got, timeout) =
+            grown.wait_timeout_while(guard, GUARD, |got| !done(got) && got.ended.is_none()).unwrap();
+        assert!(
+            done(&got),
+            "{}: waited in vain{} for {what}: {} ticks, closing {:?}, ended {:?}",
+            self.name,
+            if timeout.timed_out() { " (guard)" } else { "" },
+            got.count,
+            got.closing,
+            got.ended
+        );
+    }
+
+    /// Waits for a number of ticks.
+    pub fn wait_for(&self, count: usize) {
+        self.wait_until(&format!("{count} ticks"), |got| got.count >= count);
+    }
+
+    /// Waits for the end of the connection.
+    pub fn wait_for_end(&self) {
+        self.wait_until("the end", |got| got.ended.is_some());
+    }
+
+    /// What came so far, without ending it.
+    pub fn so_far(&self) -> Got {
+        self.shared.0.lock().unwrap().clone()
+    }
+
+    /// Ends it; all that came.
+    pub fn finish(mut self) -> Got {
+        self.stop.store(true, Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+        std::mem::take(&mut self.shared.0.lock().unwrap())
+    }
+}
+
+impl Got {
+    fn take(&mut self, event: Event<'_>) {
+        match event {
+            Event::Tick(tick) => {
+                self.count += 1;
+                let ticks = self.ticks.entry(tick.topic.to_owned()).or_default();
+                ticks.push((tick.sequence.0, tick.payload.to_owned()));
+            }
+            Event::Payload(payload) => {
+                self.count += 1;
+                let ticks = self.ticks.entry(String::new()).or_default();
+                ticks.push((ticks.len() as u64 + 1, payload.to_owned()));
+            }
+            Event::Topic { name, .. } => self.topics.push(name.to_owned()),
+            Event::Closing { code, text, .. } => self.closing = Some((code, text.to_owned())),
+            Event::Closed => self.ended = Some(Ok(())),
+            Event::Error { code, text, .. } => panic!("error {code}: {text}"),
+            _ => {}
+        }
+    }
+
+    /// Asserts that every topic's sequences are 1, 2, 3 and so on.
+    pub fn assert_no_gap(&self, name: &str) {
+        for (topic, ticks) in &self.ticks {
+            for (index, (sequence, _)) in ticks.iter().enumerate() {
+                assert_eq!(*sequence, index as u64 + 1, "{name}: {topic}: tick {index} of {}", ticks.len());
+            }
+        }
+    }
+}
+
+/// Fails with the first difference, rather than with a megabyte of ticks.
+pub fn assert_same(name: &str, got: &ByTopic, expected: &ByTopic) {
+    let topics = |ticks: &ByTopic| ticks.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(topics(got), topics(expected), "{name}: topics");
+    for (topic, expected) in expected {
+        let got = &got[topic];
+        for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
+            assert_eq!(got.0, expected.0, "{name}: {topic}: sequence of tick {index}");
+            assert!(
+                got.1 == expected.1,
+                "{name}: {topic}: tick {index}: {:?} instead of {:?}",
+                String::from_utf8_lossy(&got.1),
+                String::from_utf8_lossy(&expected.1)
+            );
+        }
+        assert_eq!(got.len(), expected.len(), "{name}: {topic}: ticks");
+    }
+}

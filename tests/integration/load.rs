@@ -1,0 +1,96 @@
+//! The load client against the server, two processes: many connections, and many ticks.
+
+use std::process::{Child, Command, Stdio};
+
+use tickcast::wire::Encoding;
+
+use crate::harness::{
+    Log, Server, alone,
+    collector::{barrier, connect, publish},
+    processes, wait_for_exit,
+};
+
+const CONNECTIONS: usize = 10_000;
+const BROADCAST_TICKS: usize = 20;
+
+/// A running load client.
+struct LoadClient {
+    child: Child,
+    report: Log,
+    log: Log,
+}
+
+impl LoadClient {
+    fn start(arguments: &[&str]) -> LoadClient {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tickcast-c10k"))
+            .args(arguments)
+            .args(["--json", "--max-loss", "0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (report, log) =
+            (Log::collect(child.stdout.take().unwrap()), Log::collect(child.stderr.take().unwrap()));
+        LoadClient { child, report, log }
+    }
+
+    /// Waits for its end, which must be a good one; its report.
+    fn finish(mut self) -> serde_json::Value {
+        let code = wait_for_exit(&mut self.child);
+        assert_eq!(code, Some(0), "{}\n{}", self.log.text(), self.report.text());
+        self.report.wait_for("\n");
+        serde_json::from_str(&self.report.text()).unwrap()
+    }
+}
+
+impl Drop for LoadClient {
+    fn drop(&mut self) {
+        processes::end(&mut self.child);
+    }
+}
+
+fn broadcast(transport: &[&str], address: impl Fn(&Server) -> String) {
+    let _machine = alone();
+    let server = Server::start(&[]);
+    let address = address(&server);
+    let (connections, ticks) = (CONNECTIONS.to_string(), BROADCAST_TICKS.to_string());
+    let options = ["--server", &address, "--connections", &connections, "--expect-ticks", &ticks];
+    let load = LoadClient::start(&[&options[..], &["--duration-s", "80"], transport].concat());
+    load.log.wait_for(&format!("subscribed {connections}\n"));
+    let mut publisher = connect(&server, Encoding::Native);
+    for tick in 0..BROADCAST_TICKS {
+        publish(&mut publisher, "broadcast", format!("{{\"tick\":{tick}}}").as_bytes());
+    }
+    barrier(&mut publisher);
+    drop(publisher);
+    let report = load.finish();
+    assert_eq!(report["deliveries"], CONNECTIONS * BROADCAST_TICKS, "{report}");
+    let stopped = server.stop_cleanly();
+    assert_eq!(stopped.total("ticks_delivered"), (CONNECTIONS * BROADCAST_TICKS) as u64);
+    assert_eq!(stopped.total("closed_slow_consumer"), 0);
+}
+
+#[test]
+fn ten_thousand_native_connections_each_get_all_of_twenty_broadcast_ticks() {
+    broadcast(&["--transport", "native"], |server| server.tcp.to_string());
+}
+
+#[test]
+fn ten_thousand_websocket_connections_each_get_all_of_twenty_broadcast_ticks() {
+    broadcast(&["--transport", "ws", "--encoding", "json"], |server| server.http.to_string());
+}
+
+/// A short form of the measured load; README reports the long one, of a release build.
+#[test]
+fn a_hundred_websocket_clients_of_fifty_producers_lose_nothing() {
+    let _machine = alone();
+    let load = ["--sim-producers", "50", "--sim-rate", "100", "--sim-size", "100"];
+    let server = Server::start_logging("info", &load);
+    let address = server.http.to_string();
+    let options = ["--server", &address, "--transport", "ws", "--encoding", "json", "--subscribe", "sim.>"];
+    let client = LoadClient::start(&[&options[..], &["--connections", "100", "--duration-s", "5"]].concat());
+    let report = client.finish();
+    assert!(report["deliveries"].as_u64().unwrap() > 0, "{report}");
+    assert_eq!(server.stop_cleanly().total("closed_slow_consumer"), 0);
+}

@@ -1,0 +1,117 @@
+//! A consumer that does not keep up is closed with 3008; the others get everything.
+
+use tickcast::wire::Encoding;
+
+use crate::harness::{
+    Server, beside_others,
+    collector::{Collector, barrier, connect, publish},
+    frames::{self, Raw, Received},
+    raw::{Peer, TEXT, take_message},
+};
+
+/// Ticks published before the others are waited for: less than the outbox of one who reads may hold.
+const BATCH: usize = 30;
+const PAYLOAD: [u8; 1_000] = [b'x'; 1_000];
+/// Far more batches than the kernel's buffers and the outbox hold.
+const BATCHES_MAX: usize = 2_000;
+/// A slow consumer gets a second to take its goodbye. A machine that holds this test up for longer has it try again.
+const ATTEMPTS_MAX: usize = 5;
+
+fn subscribe_and_do_not_read(server: &Server, encoding: Encoding) -> Peer {
+    if encoding == Encoding::Native {
+        let mut peer = Peer::connect_with_small_window(server.tcp);
+        peer.send(&Raw::request(frames::HELLO, 1, b"slow").bytes());
+        peer.send(&Raw::request(frames::SUBSCRIBE, 2, b"t").bytes());
+        assert_eq!(peer.frame().unwrap().kind, frames::WELCOME);
+        assert_eq!(peer.frame().unwrap().kind, frames::SUBSCRIBED);
+        return peer;
+    }
+    let mut peer = Peer::connect_with_small_window(server.http);
+    peer.upgrade("/ws?topics=t", "tickcast.v1.json");
+    assert!(peer.text().contains("subscribed"));
+    peer
+}
+
+/// Sequences that a slow consumer had got when it was closed, and the code it was told, if there was time to tell it.
+fn read_the_rest(peer: &mut Peer, encoding: Encoding) -> (Vec<u64>, Option<u16>) {
+    let mut bytes = peer.read_to_end();
+    let (mut sequences, mut code) = (Vec::new(), None);
+    if encoding == Encoding::Native {
+        while let Some(frame) = Received::take(&mut bytes) {
+            assert_eq!(code, None, "CLOSING is the last");
+            match frame.kind {
+                frames::TICK => sequences.push(frame.sequence),
+                frames::CLOSING => code = Some(frame.code()),
+                kind => assert_eq!(kind, frames::SUBSCRIBED),
+            }
+        }
+        return (sequences, code);
+    }
+    while let Some(message) = take_message(&mut bytes) {
+        if message.opcode != TEXT {
+            code = Some(message.close_code());
+        } else if let Some((_, rest)) = message.text().split_once("\"seq\":") {
+            sequences.push(rest.split(',').next().unwrap().parse().unwrap());
+        }
+    }
+    (sequences, code)
+}
+
+fn is_closed_and_the_others_lose_nothing(encoding: Encoding) {
+    let _machine = beside_others();
+    let options = [
+        "--no-sim",
+        "--frame-bytes-max",
+        "8192",
+        "--outbox-bytes-max",
+        "65536",
+        "--egress-log-bytes",
+        "131072",
+    ];
+    let server = Server::start_logging("tickcast=debug", &options);
+    let healthy = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson, encoding]
+        .map(|encoding| Collector::start(&server, encoding, &["t"]));
+    let mut publisher = connect(&server, Encoding::Native);
+    let (mut published, mut told) = (0, None);
+    let mut attempts = 0;
+    while told.is_none() && attempts < ATTEMPTS_MAX {
+        attempts += 1;
+        let closed = || server.log.text().matches("ends: slow consumer").count();
+        let mut slow = subscribe_and_do_not_read(&server, encoding);
+        for batch in 0.. {
+            assert!(batch < BATCHES_MAX, "{published} ticks fit a consumer that does not read");
+            for _ in 0..BATCH {
+                publish(&mut publisher, "t", &PAYLOAD);
+            }
+            barrier(&mut publisher);
+            published += BATCH;
+            healthy.iter().for_each(|collector| collector.wait_for(published));
+            if closed() == attempts {
+                break;
+            }
+        }
+        let (sequences, code) = read_the_rest(&mut slow, encoding);
+        assert!(sequences.windows(2).all(|pair| pair[1] == pair[0] + 1), "a gap before the close");
+        assert!(!sequences.is_empty() && *sequences.last().unwrap() < published as u64);
+        told = code;
+    }
+    assert_eq!(told, Some(3008), "after {attempts} attempts");
+    for collector in healthy {
+        let name = collector.name.clone();
+        let got = collector.finish();
+        assert_eq!((got.count, got.closing.as_ref()), (published, None), "{name}");
+        got.assert_no_gap(&name);
+    }
+    drop(publisher);
+    assert_eq!(server.stop_cleanly().total("closed_slow_consumer"), attempts as u64);
+}
+
+#[test]
+fn a_slow_native_consumer_is_closed_with_3008_and_the_others_lose_nothing() {
+    is_closed_and_the_others_lose_nothing(Encoding::Native);
+}
+
+#[test]
+fn a_slow_websocket_consumer_is_closed_with_3008_and_the_others_lose_nothing() {
+    is_closed_and_the_others_lose_nothing(Encoding::WebSocketJson);
+}

@@ -1,0 +1,141 @@
+//! A server that cannot start says why and how to mend it, in one line, and exits with an error.
+
+use std::{
+    net::TcpListener,
+    process::{Command, Stdio},
+};
+
+use crate::harness::{
+    Log, Server, beside_others, eventually,
+    frames::{self, Raw},
+    raw::Peer,
+    tickcast, wait_for_exit,
+};
+
+/// Runs to its end; exit code and standard error.
+fn run(command: &mut Command) -> (Option<i32>, String) {
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let log = Log::collect(child.stderr.take().unwrap());
+    let code = wait_for_exit(&mut child);
+    log.wait_for("\n");
+    (code, log.text())
+}
+
+fn serve(options: &[&str]) -> (Option<i32>, String) {
+    let mut arguments = vec!["serve"];
+    // An option given twice is refused, so a test's own address replaces the free one.
+    for address in ["--tcp", "--http"].into_iter().filter(|address| !options.contains(address)) {
+        arguments.extend([address, "127.0.0.1:0"]);
+    }
+    run(tickcast().args(arguments).args(options))
+}
+
+#[test]
+fn what_the_operator_can_mend_is_one_line_with_the_remedy() {
+    let _machine = beside_others();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    for (options, parts) in [
+        (&["--tcp", &taken][..], &[&*taken, "in use", "--tcp"][..]),
+        (&["--http", &taken], &[&taken, "in use", "--http"]),
+        (&["--tcp", "192.0.2.1:9400"], &["192.0.2.1:9400", "--tcp"]),
+        (&["--tcp", &taken, "--http", &taken], &[&taken, "--http", "--tcp"]),
+        (&["--cores", "4000"], &["core 4000", "allowed", "taskset"]),
+        (&["--cores", "one"], &["--cores", "one", "0,2-3"]),
+        (&["--max-clients", "90000000"], &["90000000", "LimitNOFILE", "--max-clients"]),
+        (&["--max-clients", "0"], &["--max-clients", "at least 1"]),
+        (&["--shards", "0"], &["--shards", "1 to 128"]),
+        (&["--shards", "129"], &["--shards", "1 to 128"]),
+        (&["--frame-bytes-max", "10"], &["--frame-bytes-max", "1024"]),
+        (&["--outbox-bytes-max", "10"], &["--outbox-bytes-max"]),
+        (&["--egress-log-bytes", "10"], &["--egress-log-bytes"]),
+        (&["--sim-size", "1"], &["--sim-size", "64"]),
+        (&["--sim-rate", "0"], &["at least 1"]),
+        (&["--replay", "no/such/file"], &["--replay", "no/such/file", "no such file"]),
+        (&["--replay", "Cargo.toml", "--speed", "0"], &["--speed", "above 0"]),
+        (&["--replay", "Cargo.toml", "--speed", "fast"], &["--speed", "fast", "max"]),
+    ] {
+        let (code, text) = serve(options);
+        assert_eq!(code, Some(1), "{options:?}: {text}");
+        assert_eq!(text.lines().count(), 1, "{options:?}: {text}");
+        for part in parts {
+            assert!(text.contains(part), "{options:?}: {part:?} is not in {text}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_parsed_is_refused_by_the_option_that_it_is_of() {
+    let _machine = beside_others();
+    for (options, part) in [
+        (&["--tcp", "nonsense"][..], "'--tcp <ADDR>'"),
+        (&["--shards", "many"], "'--shards <N>'"),
+        (&["--frame-bytes-max", "-1"], "-1"),
+        (&["--replay-wait", "1"], "--replay"),
+        (&["--replay-bad-lines", "mend", "--replay", "x"], "'--replay-bad-lines"),
+        (&["--unknown"], "'--unknown'"),
+    ] {
+        let (code, text) = serve(options);
+        assert_eq!(code, Some(2), "{options:?}: {text}");
+        assert!(text.contains(part), "{options:?}: {text}");
+    }
+}
+
+#[test]
+fn a_second_server_on_the_same_ports_does_not_take_a_part_of_the_connections() {
+    let _machine = beside_others();
+    let server = Server::start(&[]);
+    for (name, address) in [("--tcp", server.tcp), ("--http", server.http)] {
+        let (code, text) = serve(&[name, &address.to_string()]);
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains("in use") && text.contains(name), "{text}");
+    }
+    server.stop_cleanly();
+}
+
+/// Under limits that a shell sets, hard ones too.
+fn serve_limited(limits: &str, options: &str) -> (Option<i32>, String) {
+    let script = format!("{limits} && exec \"$0\" serve --tcp 127.0.0.1:0 --http 127.0.0.1:0 {options}");
+    run(Command::new("sh").args(["-c", &script, env!("CARGO_BIN_EXE_tickcast")]))
+}
+
+#[test]
+fn limits_of_the_process_that_are_too_low_are_named_with_what_raises_them() {
+    let _machine = beside_others();
+    for (limits, options, parts) in [
+        ("ulimit -n 500", "--max-clients 1000", ["descriptor limit too low: 500", "LimitNOFILE", "1128"]),
+        ("ulimit -n 100", "", ["descriptor limit too low: 100", "LimitNOFILE", "--max-clients"]),
+        ("ulimit -l 64", "", ["memlock limit too low: 65536", "LimitMEMLOCK", "ulimit -l"]),
+    ] {
+        let (code, text) = serve_limited(limits, options);
+        assert_eq!(code, Some(1), "{limits}: {text}");
+        assert_eq!(text.lines().count(), 1, "{limits}: {text}");
+        assert!(parts.iter().all(|part| text.contains(part)), "{limits}: {text}");
+    }
+}
+
+#[test]
+fn connections_past_max_clients_are_closed_and_the_others_served() {
+    let _machine = beside_others();
+    let server = Server::start(&["--max-clients", "5"]);
+    let mut peers: Vec<_> = (0..5).map(|_| Peer::native(server.tcp)).collect();
+    for address in [server.tcp, server.http] {
+        let mut refused = Peer::connect(address);
+        assert_eq!(refused.read_to_end(), b"");
+    }
+    for (token, peer) in (0..).zip(&mut peers) {
+        peer.send(&Raw::ping(token).bytes());
+        assert_eq!(peer.frame().unwrap().token(), token);
+    }
+    // A place that becomes free is given to the next.
+    peers.pop();
+    eventually("the fifth place is free", || server.connections() == 4);
+    eventually("another is served", || {
+        let mut peer = Peer::connect(server.tcp);
+        peer.send_as_far_as_it_goes(&Raw::request(frames::HELLO, 1, b"").bytes());
+        peer.frame().is_some()
+    });
+    drop(peers);
+    assert!(server.stop_cleanly().total("sessions_refused") >= 2);
+}

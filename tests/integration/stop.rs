@@ -1,0 +1,229 @@
+//! SIGTERM: everything that was taken in arrives, everybody is told, and nobody can hold the server up.
+
+use std::{
+    io::ErrorKind,
+    net::TcpStream,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
+
+use tickcast::{
+    client::{Client, Event},
+    wire::Encoding,
+};
+
+use crate::harness::{
+    LOOK_AGAIN, Server, beside_others,
+    collector::{ByTopic, Collector, address, barrier, connect, publish},
+    eventually,
+    external::{External, Library, ticks},
+    frames::{self, Raw},
+    raw::{CLOSE, Peer},
+};
+
+/// Publishes to two topics of its own until the server says that it stops.
+fn load(mut client: Client, name: usize, published: &AtomicU64) {
+    let payload = [b'x'; 100];
+    let mut stopping = false;
+    while !stopping {
+        for tick in 0..10 {
+            publish(&mut client, &format!("load.{name}.{}", tick % 2), &payload);
+        }
+        published.fetch_add(10, Relaxed);
+        if client.flush().is_err() {
+            return;
+        }
+        while let Ok(Some(event)) = client.next_event(Some(Duration::ZERO)) {
+            stopping |= matches!(event, Event::Closing { code: 1001, .. });
+            if event == Event::Closed {
+                break;
+            }
+        }
+        // A pace that every client on a busy machine can follow; the simulator adds to it.
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The last sequence of each topic; there must be no gap before it. The simulator began before anybody subscribed.
+fn last_sequences(name: &str, ticks: &ByTopic) -> Vec<(String, u64)> {
+    ticks
+        .iter()
+        .map(|(topic, ticks)| {
+            let first = ticks[0].0;
+            assert!(first == 1 || topic.starts_with("sim."), "{name}: {topic} begins with {first}");
+            for (index, (sequence, _)) in ticks.iter().enumerate() {
+                assert_eq!(*sequence, first + index as u64, "{name}: {topic}: a gap");
+            }
+            (topic.clone(), first + ticks.len() as u64 - 1)
+        })
+        .collect()
+}
+
+#[test]
+fn everything_taken_in_before_sigterm_arrives_and_every_client_is_told_1001() {
+    let _machine = beside_others();
+    let options = ["--sim-producers", "10", "--sim-rate", "100", "--sim-topics", "3", "--shards", "3"];
+    let server = Server::start_logging("info", &options);
+    let encodings = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson];
+    let collectors: Vec<Collector> = (0..12)
+        .map(|client| Collector::start(&server, encodings[client % 3], &["load.>", "sim.*"]))
+        .collect();
+    let externals: Vec<External> = [Library::Ws, Library::Websockets]
+        .into_iter()
+        .flat_map(|library| ["json", "rkyv"].map(|encoding| (library, encoding)))
+        .map(|(library, encoding)| External::subscribe(library, &server, encoding, "load.>,sim.*", 0))
+        .collect();
+    externals.iter().for_each(External::wait_until_ready);
+    let published = Arc::new(AtomicU64::new(0));
+    let publishers: Vec<_> = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson]
+        .into_iter()
+        .enumerate()
+        .map(|(name, encoding)| {
+            let (client, published) = (connect(&server, encoding), published.clone());
+            thread::spawn(move || load(client, name, &published))
+        })
+        .collect();
+    collectors.iter().for_each(|collector| collector.wait_for(5_000));
+    server.terminate();
+    publishers.into_iter().for_each(|publisher| publisher.join().unwrap());
+
+    let mut results = Vec::new();
+    for collector in collectors {
+        collector.wait_for_end();
+        let name = collector.name.clone();
+        let got = collector.finish();
+        assert_eq!(got.closing.as_ref().map(|(code, _)| *code), Some(1001), "{name}");
+        assert_eq!(got.ended, Some(Ok(())), "{name}");
+        results.push((name, got.ticks));
+    }
+    for external in externals {
+        let name = external.name.clone();
+        let printed = external.finish();
+        assert!(printed.ends_with("closing 1001\nclosed 1001\nend\n"), "{name}");
+        results.push((name, ticks(&printed)));
+    }
+    let stopped = server.wait();
+    stopped.assert_clean();
+    assert_eq!(stopped.total("ticks_simulator_dropped"), 0);
+    let expected = last_sequences(&results[0].0, &results[0].1);
+    assert_eq!(expected.len(), 9);
+    let sequenced: u64 = expected.iter().map(|(_, last)| last).sum();
+    assert_eq!(sequenced, stopped.total("ticks_sequenced"), "the last tick sequenced is the last received");
+    for (name, ticks) in &results {
+        assert_eq!(last_sequences(name, ticks), expected, "{name}");
+    }
+    assert!(published.load(Relaxed) > 0);
+}
+
+/// A subscriber with a small window that never reads, and megabytes on their way to it.
+fn stuck(server: &Server, publisher: &mut Client, encoding: Encoding) -> Peer {
+    let address = address(server, encoding).host.parse().unwrap();
+    let mut peer = Peer::connect_with_small_window(address);
+    if encoding == Encoding::Native {
+        peer.send(&Raw::request(frames::HELLO, 1, b"stuck").bytes());
+        assert_eq!(peer.frame().unwrap().kind, frames::WELCOME);
+        peer.send(&Raw::request(frames::SUBSCRIBE, 2, b"flood").bytes());
+        assert_eq!(peer.frame().unwrap().kind, frames::SUBSCRIBED);
+    } else {
+        peer.upgrade("/ws", "tickcast.v1.json");
+        peer.send_text(r#"{"op":"subscribe","topics":["flood"]}"#);
+        assert!(peer.text().contains("subscribed"));
+    }
+    for _ in 0..120 {
+        publish(publisher, "flood", &[b'x'; 100 << 10]);
+    }
+    barrier(publisher);
+    peer
+}
+
+const ROOM_FOR_THE_STUCK: [&str; 4] = ["--outbox-bytes-max", "67108864", "--egress-log-bytes", "134217728"];
+
+#[test]
+fn a_client_that_never_reads_cannot_hold_the_exit_past_the_drain_deadline() {
+    let _machine = beside_others();
+    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline-ms", "500"]].concat());
+    let mut publisher = connect(&server, Encoding::Native);
+    let native = stuck(&server, &mut publisher, Encoding::Native);
+    let websocket = stuck(&server, &mut publisher, Encoding::WebSocketJson);
+    let healthy = Collector::start(&server, Encoding::Native, &["healthy"]);
+    publish(&mut publisher, "healthy", b"last");
+    barrier(&mut publisher);
+    // Both are still there, and silent, when the server has gone.
+    let stopped = server.stop();
+    assert_eq!(stopped.code, Some(0), "{}", stopped.log);
+    assert_eq!(stopped.total("closed_slow_consumer"), 0);
+    let got = healthy.finish();
+    assert_eq!(got.ticks["healthy"], [(1, b"last".to_vec())]);
+    assert_eq!(got.closing.unwrap().0, 1001);
+    stopped.assert_clean();
+    drop((native, websocket));
+}
+
+#[test]
+fn while_the_server_drains_it_takes_no_new_connection_and_a_second_signal_ends_it() {
+    let _machine = beside_others();
+    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline-ms", "3600000"]].concat());
+    let mut publisher = connect(&server, Encoding::Native);
+    let stuck = stuck(&server, &mut publisher, Encoding::Native);
+    server.terminate();
+    server.log.wait_for("stopping");
+    for address in [server.tcp, server.http] {
+        eventually("connections are refused", || {
+            TcpStream::connect(address).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+        });
+    }
+    // A second signal within 200 ms counts as the first.
+    eventually("the second signal is taken", || {
+        server.terminate();
+        thread::sleep(LOOK_AGAIN);
+        server.log.text().contains("again: ending at once")
+    });
+    assert_eq!(server.wait().code, Some(128 + 15));
+    drop(stuck);
+}
+
+#[test]
+fn a_drained_client_that_reads_late_still_gets_everything_in_order() {
+    let _machine = beside_others();
+    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline-ms", "3600000"]].concat());
+    let mut publisher = connect(&server, Encoding::Native);
+    let mut native = stuck(&server, &mut publisher, Encoding::Native);
+    let mut websocket = stuck(&server, &mut publisher, Encoding::WebSocketJson);
+    drop(publisher);
+    server.terminate();
+    server.log.wait_for("stopping");
+    let mut next = 1;
+    loop {
+        let frame = native.frame().unwrap();
+        match frame.kind {
+            frames::TICK => {
+                assert_eq!((frame.sequence, frame.payload.len()), (next, 100 << 10));
+                next += 1;
+            }
+            frames::CLOSING => break assert_eq!(frame.code(), 1001),
+            kind => assert_eq!(kind, frames::SUBSCRIBED),
+        }
+    }
+    assert_eq!((next, native.frame()), (241, None));
+    drop(native);
+    let (mut count, mut closing) = (0, false);
+    loop {
+        let message = websocket.message().unwrap();
+        if message.opcode == CLOSE {
+            break assert_eq!(message.close_code(), 1001);
+        }
+        assert!(!closing, "CLOSING is the last message");
+        closing = message.text().starts_with(r#"{"op":"closing","code":1001,"#);
+        if message.text().starts_with("{\"topic\":\"flood\"") {
+            count += 1;
+            assert!(message.text().contains(&format!("\"seq\":{},", 120 + count)));
+        }
+    }
+    assert_eq!((count, closing, websocket.message()), (120, true, None));
+    drop(websocket);
+    server.wait().assert_clean();
+}
