@@ -58,6 +58,8 @@ pub struct Driver {
     gather: Vec<u8>,
     /// When to accept again, by door, after accepting failed.
     accept_again_ns: [Option<u64>; 2],
+    /// Accepting failed at the last attempt, and the log says so.
+    accept_fails: [bool; 2],
     phase: Phase,
 }
 
@@ -73,8 +75,20 @@ impl Driver {
         clients_max: usize,
     ) -> Driver {
         let gather = Vec::with_capacity(GATHER_BYTES);
-        let (accept_again_ns, phase) = ([None; 2], Phase::Running);
-        Driver { shard, ring, mesh, bell, stop, connections, clients_max, gather, accept_again_ns, phase }
+        let (accept_again_ns, accept_fails, phase) = ([None; 2], [false; 2], Phase::Running);
+        Driver {
+            shard,
+            ring,
+            mesh,
+            bell,
+            stop,
+            connections,
+            clients_max,
+            gather,
+            accept_again_ns,
+            accept_fails,
+            phase,
+        }
     }
 
     /// Turns until the server has stopped. With nothing to do it sleeps in the data ring, not in the executor: nothing
@@ -143,10 +157,12 @@ impl Driver {
                 }
                 Event::Accepted(door, socket) => self.accepted(door, socket, now),
                 Event::AcceptFailed(door, errno) => {
-                    ::log::warn!(
-                        "accept: {}: trying again every {ACCEPT_RETRY_MS} ms (raise LimitNOFILE if descriptors ran out)",
-                        io::Error::from_raw_os_error(errno)
-                    );
+                    if !std::mem::replace(&mut self.accept_fails[door as usize], true) {
+                        ::log::warn!(
+                            "accept: {}: trying again every {ACCEPT_RETRY_MS} ms (raise LimitNOFILE if descriptors ran out)",
+                            io::Error::from_raw_os_error(errno)
+                        );
+                    }
                     self.accept_again_ns[door as usize] =
                         Some(now.monotonic_ns + ACCEPT_RETRY_MS * 1_000_000);
                 }
@@ -162,6 +178,7 @@ impl Driver {
     }
 
     fn accepted(&mut self, door: Door, socket: OwnedFd, now: Now) {
+        self.accept_fails[door as usize] = false;
         let taken =
             if self.connections.fetch_add(1, SeqCst) < self.clients_max && self.phase == Phase::Running {
                 self.ring.add(socket).map_err(|error| ::log::warn!("a connection is refused: {error}")).ok()
