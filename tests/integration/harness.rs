@@ -3,6 +3,7 @@
 pub mod collector;
 pub mod external;
 pub mod frames;
+mod machine;
 pub mod processes;
 pub mod raw;
 
@@ -12,7 +13,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{Arc, Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Condvar, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -22,25 +23,13 @@ use nix::{
     unistd::Pid,
 };
 
+pub use machine::{alone, beside_others};
 pub use processes::wait_for_exit;
 
 /// How long anything is waited for before the test is declared hung.
 pub const GUARD: Duration = Duration::from_secs(90);
 /// Pause between two looks at something that has no event to wait for.
 pub const LOOK_AGAIN: Duration = Duration::from_millis(10);
-
-/// Tests that load the whole machine run alone; the others beside each other.
-static MACHINE: RwLock<()> = RwLock::new(());
-
-/// For a test that may run beside others.
-pub fn beside_others() -> RwLockReadGuard<'static, ()> {
-    MACHINE.read().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-/// For a test that opens thousands of connections or saturates the cores.
-pub fn alone() -> RwLockWriteGuard<'static, ()> {
-    MACHINE.write().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
 
 /// Looks until `done`, at most [`GUARD`] long.
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
@@ -158,6 +147,7 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        machine::register(child.id());
         let log = Log::collect(child.stderr.take().unwrap());
         let mut line = String::new();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -189,6 +179,7 @@ impl Server {
 
     /// Waits until it has ended by itself or by a signal.
     pub fn wait(mut self) -> Stopped {
+        machine::forget(self.pid());
         let code = wait_for_exit(&mut self.child);
         // The pipe ends with the process; the thread that reads it may be a moment behind.
         let (mut seen, mut quiet) = (0, 0);
@@ -236,6 +227,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        machine::forget(self.pid());
         processes::end(&mut self.child);
         if thread::panicking() {
             eprintln!("the server's log:\n{}", self.log.text());
