@@ -64,6 +64,17 @@ pub struct Limits {
     pub debug_echo: bool,
 }
 
+impl Limits {
+    /// Largest WebSocket message, bytes: the longest frame's payload may come as base64, 4 bytes for 3, in JSON.
+    pub fn message_bytes_max(&self) -> usize {
+        message_bytes_max(self.frame_bytes_max)
+    }
+}
+
+fn message_bytes_max(frame_bytes_max: usize) -> usize {
+    frame_bytes_max / 3 * 4 + limits::JSON_ENVELOPE_BYTES
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Limits {
@@ -115,8 +126,7 @@ impl Config {
                 format!("{}: {} to {} bytes", args.frame_bytes_max, frame_range.start(), frame_range.end());
             return Err(StartupError::Option("--frame-bytes-max", text));
         }
-        // base64 makes 4 bytes of 3; the rest is the JSON around it.
-        let encoded_bytes_max = args.frame_bytes_max / 3 * 4 + 4096;
+        let encoded_bytes_max = message_bytes_max(args.frame_bytes_max);
         if args.egress_log_bytes < 2 * encoded_bytes_max || args.egress_log_bytes > 1 << 30 {
             let text = format!("{}: {} bytes to 1 GiB", args.egress_log_bytes, 2 * encoded_bytes_max);
             return Err(StartupError::Option("--egress-log-bytes", text));

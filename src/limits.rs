@@ -22,6 +22,9 @@ pub const FRAME_BYTES_MAX_LOWEST: usize = 1 << 10;
 /// Upper end of the range of `frame_bytes_max`.
 pub const FRAME_BYTES_MAX_HIGHEST: usize = 16 << 20;
 
+/// What JSON puts around a payload at most: a topic's name with every byte escaped, two numbers, the keys.
+pub const JSON_ENVELOPE_BYTES: usize = 4 << 10;
+
 /// Largest message `/echo` returns: what the conformance suites for WebSocket ask for.
 pub const ECHO_BYTES_MAX: usize = 16 << 20;
 
@@ -100,6 +103,7 @@ pub const SIM_SIZE_LOWEST: usize = 64;
 
 const _: () = assert!(FRAME_HEADER_BYTES.is_multiple_of(FRAME_ALIGN));
 const _: () = assert!(FRAME_BYTES_MAX_LOWEST > FRAME_HEADER_BYTES + TOPIC_BYTES_MAX + 256);
+const _: () = assert!(JSON_ENVELOPE_BYTES > 6 * TOPIC_BYTES_MAX + 256);
 const _: () = assert!(FRAME_BYTES_MAX_HIGHEST >= ECHO_BYTES_MAX);
 const _: () = assert!(MESH_RING_BYTES_DEFAULT.is_multiple_of(FRAME_ALIGN));
 const _: () = assert!(OUTBOX_BYTES_MAX_DEFAULT <= EGRESS_LOG_BYTES_DEFAULT / 2);

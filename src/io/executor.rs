@@ -129,11 +129,9 @@ impl Driver {
             self.ring.arm_timer(TIMER_TICK_NS)?;
         }
         self.ring.poll()?;
-        Ok(!self.ring.has_events()
-            && !self.mesh.has_input(&self.shard)
-            && !self.shard.is_busy()
-            && !(self.phase == Phase::Running && self.stop.is_requested())
-            && !self.stopped())
+        let asked_to_stop = self.phase == Phase::Running && self.stop.is_requested();
+        let work_waits = self.ring.has_events() || self.mesh.has_input(&self.shard) || self.shard.is_busy();
+        Ok(!work_waits && !asked_to_stop && !self.stopped())
     }
 
     fn events(&mut self, now: Now) -> io::Result<bool> {

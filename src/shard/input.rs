@@ -8,6 +8,7 @@ use crate::{
     clock::Now,
     counters::Counter,
     fanout::Subscribe,
+    limits::ECHO_BYTES_MAX,
     router,
     session::{CloseReason, Protocol},
     tick::{Publish, TickTimes, WireRecord},
@@ -157,12 +158,12 @@ impl Shard {
                 match target {
                     Target::Echo => {
                         session.protocol =
-                            Protocol::Echo(Box::new(WebSocket::server(crate::limits::ECHO_BYTES_MAX)));
+                            Protocol::Echo(Box::new(WebSocket::server_of_long_messages(ECHO_BYTES_MAX)));
                     }
                     Target::Stream { encoding, patterns } => {
                         session.encoding = encoding;
                         session.protocol =
-                            Protocol::Stream(Box::new(WebSocket::server(self.limits.frame_bytes_max)));
+                            Protocol::Stream(Box::new(WebSocket::server(self.limits.message_bytes_max())));
                         let patterns = patterns.into_iter().map(Cow::Owned).collect();
                         self.execute(slot, Command::Subscribe { request: 0, patterns }, now)?;
                     }

@@ -226,6 +226,7 @@ pub fn encode_publish(
     topic: &str,
     payload: &[u8],
 ) {
+    debug_assert!(topic.len() <= crate::limits::TOPIC_BYTES_MAX, "names are checked where they come in");
     let record = Publish { topic_len: topic.len() as u16, ..record };
     let meta = Meta { flags, sequence: origin, topic_id: 0, schema };
     encode(out, Kind::Publish, meta, &record, &[topic.as_bytes(), payload]);

@@ -19,6 +19,8 @@ use crate::wire::{DecodeError, Step};
 
 /// Bytes tungstenite copies at a time. It allocates them eagerly for each connection: 128 KiB by default.
 const READ_BYTES: usize = 128;
+/// The same for connections that are few and talk much.
+const LONG_READ_BYTES: usize = 64 << 10;
 
 /// What one complete frame from the peer brought.
 #[derive(Debug)]
@@ -43,18 +45,26 @@ pub struct WebSocket {
 impl WebSocket {
     /// A decoder that refuses messages past `message_bytes_max`.
     pub fn server(message_bytes_max: usize) -> WebSocket {
-        WebSocket {
-            context: WebSocketContext::new(Role::Server, Some(config(message_bytes_max))),
-            message_bytes_max,
-        }
+        WebSocket::new(Role::Server, message_bytes_max, READ_BYTES)
+    }
+
+    /// The same for few connections with long messages: it copies, and allocates eagerly, 64 KiB at a time.
+    pub fn server_of_long_messages(message_bytes_max: usize) -> WebSocket {
+        WebSocket::new(Role::Server, message_bytes_max, LONG_READ_BYTES)
     }
 
     /// The client's side of the same: what the client library decodes with.
     pub fn client(message_bytes_max: usize) -> WebSocket {
-        WebSocket {
-            context: WebSocketContext::new(Role::Client, Some(config(message_bytes_max))),
-            message_bytes_max,
-        }
+        WebSocket::new(Role::Client, message_bytes_max, READ_BYTES)
+    }
+
+    fn new(role: Role, message_bytes_max: usize, read_bytes: usize) -> WebSocket {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(read_bytes)
+            .write_buffer_size(0)
+            .max_message_size(Some(message_bytes_max))
+            .max_frame_size(Some(message_bytes_max));
+        WebSocket { context: WebSocketContext::new(role, Some(config)), message_bytes_max }
     }
 
     /// Takes the frame that `bytes` begin with; pongs and close answers are appended to `replies`.
@@ -98,18 +108,6 @@ impl WebSocket {
         let _ = self.context.write(&mut pipe, message);
         let _ = self.context.flush(&mut pipe);
     }
-}
-
-fn config(message_bytes_max: usize) -> WebSocketConfig {
-    WebSocketConfig::default()
-        .read_buffer_size(if message_bytes_max > crate::limits::FRAME_BYTES_MAX_DEFAULT {
-            64 << 10
-        } else {
-            READ_BYTES
-        })
-        .write_buffer_size(0)
-        .max_message_size(Some(message_bytes_max))
-        .max_frame_size(Some(message_bytes_max))
 }
 
 fn refuse(error: Error) -> DecodeError {
