@@ -1,14 +1,22 @@
 //! WebSocket peers that break RFC 6455 or the protocol above it: each gets its close code or its error, nobody else
 //! notices.
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use tickcast::wire::Encoding;
+
 use crate::{
     bad_native::Bystander,
     harness::{
         Server, beside_others,
+        collector::Collector,
         frames::{self, Raw, Received},
         raw::{self, CLOSE, Message, Peer, header, masked},
     },
 };
+
+/// Default of `frame_bytes_max`, and the longest WebSocket message that goes with it.
+const FRAME_BYTES_MAX: usize = 256 << 10;
+const MESSAGE_BYTES_MAX: usize = FRAME_BYTES_MAX / 3 * 4 + (4 << 10);
 
 /// What a peer in `encoding` sends, and the close code that answers it.
 struct Case {
@@ -50,11 +58,11 @@ fn broken() -> Vec<Case> {
             1007,
         ),
         json("close reason not UTF-8", masked(0x88, b"\x03\xe8\xff"), 1007),
-        json("message too large, announced", announced(400 << 10), 1009),
+        json("message too large, announced", announced(MESSAGE_BYTES_MAX as u64 + 1), 1009),
         json("message of 2^62 bytes, announced", announced(1 << 62), 1009),
         json(
             "fragments too large together",
-            [masked(0x01, &[b' '; 200 << 10]), masked(0x80, &[b' '; 200 << 10])].concat(),
+            [masked(0x01, &[b' '; 300 << 10]), masked(0x80, &[b' '; 100 << 10])].concat(),
             1009,
         ),
         json("binary to JSON", masked(0x82, &ping), 1003),
@@ -176,6 +184,34 @@ fn a_json_request_that_cannot_be_read_is_answered_and_the_session_lives_on() {
     drop(peer);
     let stopped = server.stop_cleanly();
     assert_eq!((stopped.total("ticks_sequenced"), stopped.total("closed_protocol")), (0, 0));
+}
+
+#[test]
+fn the_longest_tick_is_delivered_in_every_encoding_and_one_byte_more_is_refused() {
+    let _machine = beside_others();
+    let server = Server::start(&[]);
+    let collectors = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson]
+        .map(|encoding| Collector::start(&server, encoding, &["long"]));
+    let mut peer = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
+    // A tick's header and record take 48 bytes; base64 needs a third more and four bytes for three.
+    let longest = FRAME_BYTES_MAX - 48;
+    let payloads = [vec![0xff; longest], format!("\"{}\"", "x".repeat(longest - 2)).into_bytes()];
+    let base64 = BASE64.encode(&payloads[0]);
+    peer.send_text(&format!(r#"{{"op":"publish","topic":"long","encoding":"base64","data":"{base64}"}}"#));
+    let inline = std::str::from_utf8(&payloads[1]).unwrap();
+    peer.send_text(&format!(r#"{{"op":"publish","topic":"long","data":{inline}}}"#));
+    let base64 = BASE64.encode([&payloads[0][..], &[0]].concat());
+    peer.send_text(&format!(
+        r#"{{"op":"publish","id":5,"topic":"long","encoding":"base64","data":"{base64}"}}"#
+    ));
+    assert!(peer.text().starts_with(r#"{"op":"error","id":5,"code":107,"#));
+    for collector in collectors {
+        collector.wait_for(2);
+        let got = collector.finish();
+        assert!(got.ticks["long"].iter().map(|(_, payload)| payload).eq(&payloads));
+    }
+    drop(peer);
+    assert_eq!(server.stop_cleanly().total("ticks_sequenced"), 2);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 pub mod collector;
 pub mod external;
 pub mod frames;
+mod machine;
 pub mod processes;
 pub mod raw;
 
@@ -12,7 +13,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{Arc, Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Condvar, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -22,25 +23,13 @@ use nix::{
     unistd::Pid,
 };
 
+pub use machine::{alone, beside_others};
 pub use processes::wait_for_exit;
 
 /// How long anything is waited for before the test is declared hung.
 pub const GUARD: Duration = Duration::from_secs(90);
 /// Pause between two looks at something that has no event to wait for.
 pub const LOOK_AGAIN: Duration = Duration::from_millis(10);
-
-/// Tests that load the whole machine run alone; the others beside each other.
-static MACHINE: RwLock<()> = RwLock::new(());
-
-/// For a test that may run beside others.
-pub fn beside_others() -> RwLockReadGuard<'static, ()> {
-    MACHINE.read().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-/// For a test that opens thousands of connections or saturates the cores.
-pub fn alone() -> RwLockWriteGuard<'static, ()> {
-    MACHINE.write().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
 
 /// Looks until `done`, at most [`GUARD`] long.
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
@@ -62,9 +51,15 @@ pub fn market_capture() -> Option<PathBuf> {
     Some(file)
 }
 
-/// What a server wrote to standard error, as it comes.
+/// What a process wrote to a pipe, as it comes.
 #[derive(Clone, Default)]
-pub struct Log(Arc<(Mutex<String>, Condvar)>);
+pub struct Log(Arc<(Mutex<Written>, Condvar)>);
+
+#[derive(Default)]
+struct Written {
+    text: String,
+    ended: bool,
+}
 
 impl Log {
     /// Collects from a pipe, on a thread of its own, until its end.
@@ -73,11 +68,17 @@ impl Log {
         let (shared, mut reader) = (log.clone(), BufReader::new(pipe));
         thread::spawn(move || {
             let mut line = Vec::new();
-            while reader.read_until(b'\n', &mut line).is_ok_and(|len| len > 0) {
-                let (text, grown) = &*shared.0;
-                text.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
-                grown.notify_all();
+            loop {
                 line.clear();
+                let ended = !reader.read_until(b'\n', &mut line).is_ok_and(|len| len > 0);
+                let (written, grown) = &*shared.0;
+                let mut written = written.lock().unwrap();
+                written.text.push_str(&String::from_utf8_lossy(&line));
+                written.ended = ended;
+                grown.notify_all();
+                if ended {
+                    return;
+                }
             }
         });
         log
@@ -85,15 +86,26 @@ impl Log {
 
     /// All so far.
     pub fn text(&self) -> String {
-        self.0.0.lock().unwrap().clone()
+        self.0.0.lock().unwrap().text.clone()
+    }
+
+    /// All of it, once the process has ended.
+    pub fn whole(&self) -> String {
+        self.wait_until("the end", |written| written.ended);
+        self.text()
     }
 
     /// Waits until it holds `part`.
     pub fn wait_for(&self, part: &str) {
-        let (text, grown) = &*self.0;
-        let guard = text.lock().unwrap();
-        let (text, timeout) = grown.wait_timeout_while(guard, GUARD, |text| !text.contains(part)).unwrap();
-        assert!(!timeout.timed_out(), "{part:?} was not logged:\n{text}");
+        self.wait_until(&format!("{part:?}"), |written| written.text.contains(part));
+    }
+
+    fn wait_until(&self, what: &str, done: impl Fn(&Written) -> bool) {
+        let (written, grown) = &*self.0;
+        let guard = written.lock().unwrap();
+        let (written, _) =
+            grown.wait_timeout_while(guard, GUARD, |written| !done(written) && !written.ended).unwrap();
+        assert!(done(&written), "{what} did not come:\n{}", written.text);
     }
 }
 
@@ -158,6 +170,7 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        machine::register(child.id());
         let log = Log::collect(child.stderr.take().unwrap());
         let mut line = String::new();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -189,16 +202,9 @@ impl Server {
 
     /// Waits until it has ended by itself or by a signal.
     pub fn wait(mut self) -> Stopped {
+        machine::forget(self.pid());
         let code = wait_for_exit(&mut self.child);
-        // The pipe ends with the process; the thread that reads it may be a moment behind.
-        let (mut seen, mut quiet) = (0, 0);
-        while quiet < 5 {
-            thread::sleep(LOOK_AGAIN);
-            let len = self.log.text().len();
-            quiet = if len == seen { quiet + 1 } else { 0 };
-            seen = len;
-        }
-        Stopped { code, log: self.log.text() }
+        Stopped { code, log: self.log.whole() }
     }
 
     /// SIGTERM, then waits.
@@ -236,6 +242,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        machine::forget(self.pid());
         processes::end(&mut self.child);
         if thread::panicking() {
             eprintln!("the server's log:\n{}", self.log.text());

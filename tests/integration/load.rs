@@ -39,8 +39,7 @@ impl LoadClient {
     fn finish(mut self) -> serde_json::Value {
         let code = wait_for_exit(&mut self.child);
         assert_eq!(code, Some(0), "{}\n{}", self.log.text(), self.report.text());
-        self.report.wait_for("\n");
-        serde_json::from_str(&self.report.text()).unwrap()
+        serde_json::from_str(&self.report.whole()).unwrap()
     }
 }
 

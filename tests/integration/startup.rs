@@ -18,8 +18,7 @@ fn run(command: &mut Command) -> (Option<i32>, String) {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let log = Log::collect(child.stderr.take().unwrap());
     let code = wait_for_exit(&mut child);
-    log.wait_for("\n");
-    (code, log.text())
+    (code, log.whole())
 }
 
 fn serve(options: &[&str]) -> (Option<i32>, String) {

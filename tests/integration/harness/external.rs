@@ -74,11 +74,6 @@ impl External {
         self.out.wait_for("ready\n");
     }
 
-    /// Waits for a part of what it prints.
-    pub fn wait_for(&self, part: &str) {
-        self.out.wait_for(part);
-    }
-
     /// What it printed so far.
     pub fn printed(&self) -> String {
         self.out.text()
@@ -88,9 +83,9 @@ impl External {
     pub fn finish(mut self) -> String {
         let code = wait_for_exit(&mut self.child);
         assert_eq!(code, Some(0), "{}: {}", self.name, self.errors.text());
-        // The last line is this; the thread that reads it may be a moment behind.
-        self.out.wait_for("\nend\n");
-        self.out.text()
+        let printed = self.out.whole();
+        assert!(printed.ends_with("\nend\n"), "{}: {}", self.name, self.errors.text());
+        printed
     }
 }
 
