@@ -138,8 +138,9 @@ impl Config {
             );
             return Err(StartupError::Option("--outbox-bytes-max", text));
         }
-        if args.clients_max == Some(0) {
-            return Err(StartupError::Option("--max-clients", "0: at least 1".into()));
+        if args.clients_max.is_some_and(|clients| !(1..=limits::CLIENTS_MAX_HIGHEST).contains(&clients)) {
+            let text = format!("1 to {} clients", limits::CLIENTS_MAX_HIGHEST);
+            return Err(StartupError::Option("--max-clients", text));
         }
         Ok(Config {
             cores,
@@ -207,6 +208,10 @@ fn sources(args: &ServeArgs) -> Result<Vec<Source>, StartupError> {
             let text =
                 format!("{}: {} to {payload_bytes_max} bytes", settings.size_bytes, limits::SIM_SIZE_LOWEST);
             return Err(StartupError::Option("--sim-size", text));
+        }
+        if settings.topics as usize > args.topics_max {
+            let text = format!("{}: at most {} (--topics-max)", settings.topics, args.topics_max);
+            return Err(StartupError::Option("--sim-topics", text));
         }
         if settings.producers == 0 || settings.rate == 0 || settings.topics == 0 {
             return Err(StartupError::Option(

@@ -34,7 +34,7 @@ counters! {
     SessionsAccepted = "sessions_accepted", "sessions";
     /// Connections open now.
     SessionsOpen = "sessions_open", "sessions";
-    /// Connections with at least one live subscription now.
+    /// Connections open now that have had a subscription go live.
     SessionsSubscribed = "sessions_subscribed", "sessions";
     /// Connections refused because the server serves as many as it may.
     SessionsRefused = "sessions_refused", "sessions";

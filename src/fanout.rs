@@ -1,6 +1,6 @@
 //! The egress side of topics: which sessions of this shard take which, and the logs they share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use crate::{
     log::{EgressLog, Range},
@@ -61,7 +61,7 @@ impl Logs {
         }
         let times = tick.record::<TickTimes>().ok()?;
         let payload = tick.payload();
-        let inline = tick.header.flags & FLAG_PAYLOAD_JSON != 0 || json::is_json(payload);
+        let inline = tick.header.flags & FLAG_PAYLOAD_JSON != 0;
         let mut body = std::mem::take(&mut self.body);
         body.clear();
         json::encode_tick(
@@ -154,40 +154,52 @@ struct EgressTopic {
 #[derive(Debug)]
 struct Entry {
     pattern: Box<str>,
-    /// Slots of the sessions that hold it and have been acknowledged.
+    /// Slots of the sessions for which it is live.
     members: Vec<u32>,
-    /// Sessions to acknowledge once every home is ready: slot and request.
-    waiters: Vec<(u32, u32)>,
-    /// The topics it matches, of those this shard knows.
-    topics: Vec<TopicId>,
+    /// Sessions to acknowledge: slot and request. First until every home is ready, then until their turn comes.
+    waiters: VecDeque<(u32, u32)>,
     /// Homes that have not said they are ready.
     homes_pending: u16,
+    /// Stands in `Fanout::attaching`.
+    attaching: bool,
     /// Names this entry to the homes.
     request: u32,
 }
 
-/// What became of a request to subscribe.
+/// A pattern a session holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Subscription {
+    /// The pattern's entry.
+    pub entry: u32,
+    /// Where the session stands in the entry's members; `None` until it is live.
+    pub position: Option<u32>,
+}
+
+/// What is to be asked of the homes for a pattern that is new here.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Subscribe {
-    /// Live: it is to be acknowledged, then attached.
-    Live(u32),
-    /// Waits for other homes, which already know.
-    Waits(u32),
-    /// The first of its pattern here: the homes are to be asked with this request.
-    Asks {
-        /// The pattern's entry.
-        entry: u32,
-        /// Names the interest to the homes.
-        request: u32,
-        /// The one home, when the pattern is a topic's name.
-        exact: bool,
-    },
+pub struct Interest {
+    /// Names the interest to the homes.
+    pub request: u32,
+    /// The pattern is a topic's name: only that topic's home is asked.
+    pub exact: bool,
+}
+
+/// A session whose subscription goes live now: it is to be acknowledged, then attached.
+#[derive(Clone, Copy, Debug)]
+pub struct GoesLive {
+    /// The pattern's entry.
+    pub entry: u32,
+    /// The session.
+    pub slot: u32,
+    /// Its request.
+    pub request: u32,
 }
 
 /// Patterns, topics and their members on one shard.
 ///
-/// Invariant: a session is in a topic's members exactly once while at least one of its live patterns matches it.
-/// Invariant: an entry's topics are exactly the known topics that its pattern matches.
+/// Invariant: a session is in a topic's members exactly once while at least one of its live patterns matches it, and
+/// its membership counts these patterns.
+/// Invariant: an entry whose homes are ready and that has waiters stands in `attaching`.
 #[derive(Debug)]
 pub struct Fanout {
     shards: u16,
@@ -197,6 +209,8 @@ pub struct Fanout {
     free: Vec<u32>,
     by_request: HashMap<u32, u32>,
     next_request: u32,
+    /// Entries with sessions that can go live. Bound: the entries.
+    attaching: VecDeque<u32>,
     /// By home and local index, so that a tick finds its topic without hashing. Bound: `topics_max`.
     topics: Vec<Vec<Option<Box<EgressTopic>>>>,
     by_name: HashMap<Box<str>, TopicId>,
@@ -212,6 +226,7 @@ impl Fanout {
             free: Vec::new(),
             by_request: HashMap::new(),
             next_request: 1,
+            attaching: VecDeque::new(),
             topics: (0..shards).map(|_| Vec::new()).collect(),
             by_name: HashMap::new(),
         }
@@ -232,37 +247,28 @@ impl Fanout {
         self.patterns.at_mut(pattern).copied()
     }
 
-    /// Enters a session's subscription. The session must not hold the pattern already.
-    pub fn subscribe(&mut self, slot: u32, request: u32, pattern: &str) -> Subscribe {
+    /// Enters a session's subscription; the session must not hold the pattern already. It goes live through
+    /// [`Fanout::next_live`], once every home is ready. Returns what to ask of the homes if it is the first.
+    pub fn subscribe(&mut self, slot: u32, request: u32, pattern: &str) -> (u32, Option<Interest>) {
         if let Some(index) = self.entry_of(pattern)
             && let Some(entry) = self.entries[index as usize].as_mut()
         {
-            if entry.homes_pending == 0 {
-                entry.members.push(slot);
-                return Subscribe::Live(index);
+            entry.waiters.push_back((slot, request));
+            if entry.homes_pending == 0 && !std::mem::replace(&mut entry.attaching, true) {
+                self.attaching.push_back(index);
             }
-            entry.waiters.push((slot, request));
-            return Subscribe::Waits(index);
+            return (index, None);
         }
         let exact = router::is_exact(pattern);
-        let topics = if exact {
-            self.by_name.get(pattern).copied().into_iter().collect()
-        } else {
-            self.by_name
-                .iter()
-                .filter(|(name, _)| router::matches(pattern, name))
-                .map(|(_, id)| *id)
-                .collect()
-        };
-        let interest = self.next_request;
+        let interest = Interest { request: self.next_request, exact };
         self.next_request = self.next_request.wrapping_add(1).max(1);
         let entry = Entry {
             pattern: pattern.into(),
             members: Vec::new(),
-            waiters: vec![(slot, request)],
-            topics,
+            waiters: VecDeque::from([(slot, request)]),
             homes_pending: if exact { 1 } else { self.shards },
-            request: interest,
+            attaching: false,
+            request: interest.request,
         };
         let index = self.free.pop().unwrap_or_else(|| {
             self.entries.push(None);
@@ -270,22 +276,40 @@ impl Fanout {
         });
         self.entries[index as usize] = Some(entry);
         self.patterns.at_or_insert(pattern, || index);
-        self.by_request.insert(interest, index);
-        Subscribe::Asks { entry: index, request: interest, exact }
+        self.by_request.insert(interest.request, index);
+        (index, Some(interest))
     }
 
-    /// A home has opened every topic that matches. Once all have, the waiters are live: returns the entry and who
-    /// is to be acknowledged with which request.
-    pub fn handle_ready(&mut self, request: u32) -> Option<(u32, Vec<(u32, u32)>)> {
-        let index = *self.by_request.get(&request)?;
-        let entry = self.entries[index as usize].as_mut()?;
+    /// A home has opened every topic that matches. Once all have, the waiters can go live.
+    pub fn handle_ready(&mut self, request: u32) {
+        let Some(&index) = self.by_request.get(&request) else { return };
+        let Some(entry) = self.entries[index as usize].as_mut() else { return };
         entry.homes_pending -= 1;
-        if entry.homes_pending > 0 {
-            return None;
+        if entry.homes_pending == 0 && !std::mem::replace(&mut entry.attaching, true) {
+            self.attaching.push_back(index);
         }
-        let waiters = std::mem::take(&mut entry.waiters);
-        entry.members.extend(waiters.iter().map(|(slot, _)| slot));
-        Some((index, waiters))
+    }
+
+    /// Whether [`Fanout::next_live`] has one.
+    pub fn has_live(&self) -> bool {
+        !self.attaching.is_empty()
+    }
+
+    /// The next session whose subscription goes live, in the order they can.
+    pub fn next_live(&mut self) -> Option<GoesLive> {
+        while let Some(&index) = self.attaching.front() {
+            // An entry may have been given up, and even made anew, since it was queued.
+            if let Some(entry) =
+                self.entries[index as usize].as_mut().filter(|entry| entry.homes_pending == 0)
+            {
+                if let Some((slot, request)) = entry.waiters.pop_front() {
+                    return Some(GoesLive { entry: index, slot, request });
+                }
+                entry.attaching = false;
+            }
+            self.attaching.pop_front();
+        }
+        None
     }
 
     /// The pattern of an entry.
@@ -293,34 +317,91 @@ impl Fanout {
         self.entries[entry as usize].as_ref().map_or("", |entry| &entry.pattern)
     }
 
-    /// Makes a live subscription take effect: the session joins every matching topic, each announced to it first.
-    pub fn attach(&mut self, entry: u32, slot: u32, sessions: &mut Sessions, logs: &mut Logs) {
-        let Some(entry) = self.entries[entry as usize].as_ref() else { return };
-        for &id in &entry.topics {
-            if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
-                topic.join(slot, sessions, logs);
+    /// Makes a live subscription take effect: the session joins every matching topic, each announced to it first. A
+    /// look at each topic known here for a wildcard, one look-up for a name. Returns the topics looked at.
+    pub fn attach(&mut self, live: GoesLive, sessions: &mut Sessions, logs: &mut Logs) -> usize {
+        let Some(entry) = self.entries[live.entry as usize].as_mut() else { return 0 };
+        let Some(session) = sessions.open_mut(live.slot) else { return 0 };
+        let held = session.subscriptions.iter_mut().find(|held| held.entry == live.entry);
+        let Some(held) = held else { return 0 };
+        held.position = Some(entry.members.len() as u32);
+        entry.members.push(live.slot);
+        if router::is_exact(&entry.pattern) {
+            if let Some(topic) =
+                self.by_name.get(&entry.pattern).and_then(|&id| topic_mut(&mut self.topics, id, self.shards))
+            {
+                topic.join(live.slot, sessions, logs);
+            }
+            return 1;
+        }
+        for topic in self.topics.iter_mut().flatten().flatten() {
+            if router::matches(&entry.pattern, &topic.name) {
+                topic.join(live.slot, sessions, logs);
             }
         }
+        self.by_name.len()
     }
 
-    /// Takes a session's subscription out. Returns the pattern if it was the last of it: the homes are to be told.
-    pub fn unsubscribe(&mut self, index: u32, slot: u32, sessions: &mut Sessions) -> Option<Box<str>> {
-        let entry = self.entries[index as usize].as_mut()?;
-        if let Some(at) = entry.members.iter().position(|&member| member == slot) {
-            entry.members.swap_remove(at);
-            for &id in &entry.topics {
+    /// Takes a session's subscription out; it must no longer stand in the session's list. Returns the pattern if it was
+    /// the last of it: the homes are to be told.
+    pub fn unsubscribe(
+        &mut self,
+        held: Subscription,
+        slot: u32,
+        sessions: &mut Sessions,
+    ) -> Option<Box<str>> {
+        if held.position.is_some()
+            && let Some(entry) = self.entries[held.entry as usize].as_ref()
+            && let Some(session) = sessions.any_mut(slot)
+        {
+            let of_pattern = |id: &&TopicId| {
+                topic_ref(&self.topics, **id, self.shards)
+                    .is_some_and(|topic| router::matches(&entry.pattern, &topic.name))
+            };
+            let left: Vec<TopicId> = session.memberships.keys().filter(of_pattern).copied().collect();
+            for id in left {
                 if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
                     topic.leave(slot, sessions);
                 }
             }
-        } else {
-            entry.waiters.retain(|&(waiter, _)| waiter != slot);
+        }
+        self.give_up(held, slot, sessions)
+    }
+
+    /// Takes a session out of everything it holds, as it ends. Returns the patterns it was the last of.
+    pub fn detach(&mut self, slot: u32, sessions: &mut Sessions) -> Vec<Box<str>> {
+        let Some(session) = sessions.any_mut(slot) else { return Vec::new() };
+        let held = std::mem::take(&mut session.subscriptions);
+        let taken: Vec<TopicId> = session.memberships.keys().copied().collect();
+        for id in taken {
+            if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
+                topic.leave_whole(slot, sessions);
+            }
+        }
+        held.into_iter().filter_map(|held| self.give_up(held, slot, sessions)).collect()
+    }
+
+    /// Takes a session out of a pattern's entry, and the entry away with its last session.
+    fn give_up(&mut self, held: Subscription, slot: u32, sessions: &mut Sessions) -> Option<Box<str>> {
+        let entry = self.entries[held.entry as usize].as_mut()?;
+        match held.position {
+            None => entry.waiters.retain(|&(waiter, _)| waiter != slot),
+            Some(position) => {
+                entry.members.swap_remove(position as usize);
+                if let Some(&moved) = entry.members.get(position as usize)
+                    && let Some(moved) = sessions.any_mut(moved)
+                    && let Some(moved) =
+                        moved.subscriptions.iter_mut().find(|moved| moved.entry == held.entry)
+                {
+                    moved.position = Some(position);
+                }
+            }
         }
         if !entry.members.is_empty() || !entry.waiters.is_empty() {
             return None;
         }
-        let entry = self.entries[index as usize].take()?;
-        self.free.push(index);
+        let entry = self.entries[held.entry as usize].take()?;
+        self.free.push(held.entry);
         self.by_request.remove(&entry.request);
         self.patterns.remove(&entry.pattern);
         Some(entry.pattern)
@@ -349,10 +430,9 @@ impl Fanout {
             members: Default::default(),
             announced: Default::default(),
         };
-        let entries = &mut self.entries;
+        let entries = &self.entries;
         self.patterns.matching(name, |&index| {
-            if let Some(entry) = entries[index as usize].as_mut() {
-                entry.topics.push(id);
+            if let Some(entry) = entries[index as usize].as_ref() {
                 for &slot in &entry.members {
                     topic.join(slot, sessions, logs);
                 }
@@ -369,12 +449,6 @@ impl Fanout {
         let Some(topic) = of_home.get_mut(local as usize).and_then(Option::take) else { return };
         debug_assert!(topic.members.iter().all(Vec::is_empty), "a topic is closed when nobody here takes it");
         self.by_name.remove(&topic.name);
-        let entries = &mut self.entries;
-        self.patterns.matching(&topic.name, |&index| {
-            if let Some(entry) = entries[index as usize].as_mut() {
-                entry.topics.retain(|&known| known != id);
-            }
-        });
     }
 
     /// Appends a tick once for each encoding in use and queues it to the sessions that take it. Returns how many.
@@ -408,6 +482,10 @@ fn topic_mut(
     shards: u16,
 ) -> Option<&mut EgressTopic> {
     topics[usize::from(id.home(shards).0)].get_mut(id.local_index(shards)? as usize)?.as_deref_mut()
+}
+
+fn topic_ref(topics: &[Vec<Option<Box<EgressTopic>>>], id: TopicId, shards: u16) -> Option<&EgressTopic> {
+    topics[usize::from(id.home(shards).0)].get(id.local_index(shards)? as usize)?.as_deref()
 }
 
 /// The home of a pattern that is a topic's name, or every shard.
@@ -445,22 +523,26 @@ impl EgressTopic {
         sessions.push_range(slot, log, range);
     }
 
+    /// One of the session's patterns that match goes.
     fn leave(&mut self, slot: u32, sessions: &mut Sessions) {
         let Some(session) = sessions.any_mut(slot) else { return };
         let Some(membership) = session.memberships.get_mut(&self.id) else { return };
         membership.references -= 1;
-        if membership.references > 0 {
-            return;
+        if membership.references == 0 {
+            self.leave_whole(slot, sessions);
         }
-        let position = membership.position;
-        session.memberships.remove(&self.id);
+    }
+
+    /// The session goes, whatever its patterns.
+    fn leave_whole(&mut self, slot: u32, sessions: &mut Sessions) {
+        let Some(session) = sessions.any_mut(slot) else { return };
+        let Some(membership) = session.memberships.remove(&self.id) else { return };
         let members = &mut self.members[session.encoding as usize];
-        members.swap_remove(position as usize);
-        if let Some(&moved) = members.get(position as usize)
-            && let Some(membership) =
-                sessions.any_mut(moved).and_then(|moved| moved.memberships.get_mut(&self.id))
+        members.swap_remove(membership.position as usize);
+        if let Some(&moved) = members.get(membership.position as usize)
+            && let Some(moved) = sessions.any_mut(moved).and_then(|moved| moved.memberships.get_mut(&self.id))
         {
-            membership.position = position;
+            moved.position = membership.position;
         }
     }
 }

@@ -76,6 +76,8 @@ pub const TURN_RING_BYTES: usize = 256 << 10;
 pub const TURN_EVENTS: usize = 1_024;
 /// Topics an interest scan looks at in one turn.
 pub const TURN_SCAN_TOPICS: usize = 4_096;
+/// Walks over a home's topics that may wait before it takes no more requests.
+pub const SCANS_MAX: usize = 1_024;
 /// SENDs of one turn before the shard looks at its rings again: 1,024 sends are about 5 ms.
 pub const TURN_SENDS: usize = 1_024;
 
@@ -93,6 +95,9 @@ pub const LISTEN_BACKLOG: i32 = 4_096;
 pub const ACCEPT_RETRY_MS: u64 = 100;
 /// Descriptors the process needs besides one for each client: executors, rings, listeners, log.
 pub const DESCRIPTOR_RESERVE: u64 = 128;
+/// Most connections a server may be asked to serve: the kernel's bound on a ring's registered files
+/// (io_uring/rsrc.h, IORING_MAX_FIXED_FILES).
+pub const CLIENTS_MAX_HIGHEST: usize = 1 << 20;
 /// Most connections served at once unless configured; lowered to what the descriptor limit allows.
 pub const CLIENTS_MAX_DEFAULT: usize = 65_536;
 

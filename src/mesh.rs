@@ -70,15 +70,17 @@ impl Mesh {
     pub fn take_in(&mut self, shard: &mut Shard, now: Now) -> bool {
         let mut bytes = 0;
         for peer in &mut self.peers {
-            bytes += peer.deliveries_in.drain(TURN_RING_BYTES, |frame| {
+            let deliveries = peer.deliveries_in.drain(TURN_RING_BYTES, |frame| {
                 shard.handle_delivery(frame, now);
                 true
             });
-            let from = Some(peer.shard);
-            bytes += requests(&mut peer.requests_in, shard, from, now);
-            if peer.deliveries_in.producer_waits() | peer.requests_in.producer_waits() {
+            let requests = requests(&mut peer.requests_in, shard, Some(peer.shard), now);
+            let made_room = (deliveries > 0 && peer.deliveries_in.producer_waits())
+                | (requests > 0 && peer.requests_in.producer_waits());
+            if made_room {
                 peer.bell.ring();
             }
+            bytes += deliveries + requests;
         }
         for ingest in &mut self.ingests {
             bytes += requests(ingest, shard, None, now);
@@ -104,20 +106,19 @@ impl Mesh {
     }
 
     /// Whether there is something to take in that the shard would take: then it must not sleep.
-    pub fn has_input(&self, shard: &Shard) -> bool {
-        self.peers.iter().any(|peer| !peer.deliveries_in.is_empty())
-            || (shard.takes_requests() && !self.requests_are_empty())
+    pub fn has_input(&mut self, shard: &Shard) -> bool {
+        !self.deliveries_are_empty() || (shard.takes_requests() && !self.requests_are_empty())
     }
 
     /// Whether no request is under way to this shard.
-    pub fn requests_are_empty(&self) -> bool {
-        self.peers.iter().all(|peer| peer.requests_in.is_empty())
-            && self.ingests.iter().all(FrameConsumer::is_empty)
+    pub fn requests_are_empty(&mut self) -> bool {
+        self.peers.iter_mut().all(|peer| peer.requests_in.is_empty())
+            && self.ingests.iter_mut().all(FrameConsumer::is_empty)
     }
 
     /// Whether no delivery is under way to this shard.
-    pub fn deliveries_are_empty(&self) -> bool {
-        self.peers.iter().all(|peer| peer.deliveries_in.is_empty())
+    pub fn deliveries_are_empty(&mut self) -> bool {
+        self.peers.iter_mut().all(|peer| peer.deliveries_in.is_empty())
     }
 }
 

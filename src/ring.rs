@@ -65,9 +65,13 @@ pub struct FrameConsumer {
 }
 
 impl FrameConsumer {
-    /// Whether nothing can be read. (Part of a frame counts as something: its rest is on the way.)
-    pub fn is_empty(&self) -> bool {
-        self.ring.is_empty()
+    /// Whether there is no whole frame to be read. (The producer rings again when it brings the rest of one.)
+    pub fn is_empty(&mut self) -> bool {
+        let slots = self.ring.slots();
+        let Ok(chunk) = self.ring.read_chunk(slots) else { return true };
+        // A length never wraps: frames start at multiples of 16 in a ring of a multiple of 16.
+        let len = chunk.as_slices().0.first_chunk::<4>().map(|len| u32::from_le_bytes(*len) as usize);
+        len.is_none_or(|len| len > slots)
     }
 
     /// After a drain: whether the producer waits for room, and so its doorbell is due.

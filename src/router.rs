@@ -190,6 +190,13 @@ impl<V> PatternTrie<V> {
         Self::matching_below(&self.root, topic, &mut found);
     }
 
+    /// Whether the value of any pattern that takes `topic` satisfies `wanted`.
+    pub fn matching_any(&self, topic: &str, mut wanted: impl FnMut(&V) -> bool) -> bool {
+        let mut found = false;
+        self.matching(topic, |value| found = found || wanted(value));
+        found
+    }
+
     fn matching_below(node: &Node<V>, rest: &str, found: &mut impl FnMut(&V)) {
         if node.children.is_empty() {
             return;

@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     counters::Counter,
+    fanout::Subscription,
     limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, SEND_DIRECT_BYTES},
     log::{EgressLog, Range},
     tick::TopicId,
@@ -168,8 +169,8 @@ pub struct Session {
     pub queued: bool,
     /// The last SEND ended within a frame.
     pub mid_frame: bool,
-    /// Its subscriptions, as indices of pattern entries. Bound: `subscriptions_per_session_max`.
-    pub subscriptions: Vec<u32>,
+    /// Its subscriptions. Bound: `subscriptions_per_session_max`.
+    pub subscriptions: Vec<Subscription>,
     /// It has had a subscription go live, and is counted as subscribed.
     pub subscribed: bool,
     /// The topics these come to.
@@ -213,6 +214,11 @@ impl Session {
     /// Ranges and replies waiting to be sent.
     pub fn outbox_segments(&self) -> usize {
         self.segments.len()
+    }
+
+    /// Bytes it holds on the heap for input and output.
+    pub fn buffer_bytes(&self) -> usize {
+        self.input.capacity() + self.replies.capacity() + self.segments.capacity() * size_of::<Segment>()
     }
 
     /// Whether it has room for more replies; if not, its requests wait.
@@ -270,7 +276,13 @@ impl Session {
                     left -= taken;
                 }
                 (Segment::Log(_), None) => return Next::Lapped,
-                (Segment::Log(range), Some(log)) if log.is_lapped(range.start) => return Next::Lapped,
+                // What was gathered before it leaves first: it may end a frame that was cut.
+                (Segment::Log(range), Some(log)) if log.is_lapped(range.start) => {
+                    match gather.len() > start {
+                        true => break,
+                        false => return Next::Lapped,
+                    }
+                }
                 (Segment::Log(range), Some(log)) => {
                     let alone = gather.len() == start
                         && (range.len as usize >= SEND_DIRECT_BYTES || self.segments.len() == 1);
@@ -288,6 +300,11 @@ impl Session {
                     left -= len as usize;
                 }
             }
+        }
+        // A peer that always leaves some unread would keep everything it was ever sent.
+        if self.replies_start > REPLY_BYTES_MAX {
+            self.replies.drain(..self.replies_start);
+            self.replies_start = 0;
         }
         if self.replies_start == self.replies.len() {
             self.replies.clear();

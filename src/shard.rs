@@ -26,6 +26,7 @@ use crate::{
     config::Limits,
     counters::{Counter, Counters},
     fanout::{self, Fanout, Logs},
+    limits::{SCANS_MAX, TURN_SCAN_TOPICS},
     ring::Stage,
     router,
     session::{Next, Protocol, Session, Source},
@@ -112,6 +113,7 @@ pub struct Shard {
     /// and what has come and gone within the deadlines.
     deadlines: BinaryHeap<Reverse<(u64, Deadline, u32, u64)>>,
     generation: u32,
+    input_stopped: bool,
     /// Set once the server stops: the deadline of the sessions' last bytes.
     draining: Option<u64>,
     counters: Arc<Counters>,
@@ -134,6 +136,7 @@ impl Shard {
             paused: Vec::new(),
             deadlines: BinaryHeap::new(),
             generation: 0,
+            input_stopped: false,
             draining: None,
             counters,
             scratch: Vec::new(),
@@ -172,7 +175,7 @@ impl Shard {
         self.sessions.insert(slot, session);
         self.counters.add(Counter::SessionsAccepted, 1);
         self.counters.add(Counter::SessionsOpen, 1);
-        let deadline = now.monotonic_ns + self.limits.handshake_deadline_ns;
+        let deadline = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
         self.deadlines.push(Reverse((deadline, Deadline::Handshake, slot, id)));
         if self.draining.is_some() {
             self.end(slot, crate::session::CloseReason::Shutdown, now);
@@ -180,8 +183,23 @@ impl Shard {
     }
 
     /// Whether requests may come in: every stage has room for what one more may add.
+    ///
+    /// Requests add deliveries and walks, never requests: so they may be taken in while the stages of requests are
+    /// full, and no two shards wait for each other.
     pub fn takes_requests(&self) -> bool {
-        self.stages.iter().all(|stages| stages.requests.has_room() && stages.deliveries.has_room())
+        self.home.scans_len() < SCANS_MAX && self.stages.iter().all(|stages| stages.deliveries.has_room())
+    }
+
+    /// Whether sessions' input may be taken up: it adds requests too.
+    fn takes_input(&self) -> bool {
+        !self.input_stopped
+            && self.takes_requests()
+            && self.stages.iter().all(|stages| stages.requests.has_room())
+    }
+
+    /// The server stops: what clients have sent and was not taken up is not taken up any more.
+    pub fn stop_taking_input(&mut self) {
+        self.input_stopped = true;
     }
 
     /// A request to this shard as a home: from another shard, or a PUBLISH from an ingest (`from` is then `None`).
@@ -192,16 +210,25 @@ impl Shard {
                 let Ok((record, topic, payload)) = frame.publish() else { return };
                 let Ok(topic) = std::str::from_utf8(topic) else { return };
                 let origin = frame.header.sequence;
-                self.sequence(from, origin, frame.header.flags, frame.header.schema, &record, topic, payload);
+                self.sequence(
+                    from,
+                    origin,
+                    frame.header.flags,
+                    frame.header.schema,
+                    &record,
+                    topic,
+                    payload,
+                    now,
+                );
             }
             (Kind::Subscribe, Some(from)) => {
                 if let (Ok(record), Ok(pattern)) = (frame.record::<Request>(), frame.text()) {
-                    self.home.add_interest(from, pattern, record.request);
+                    self.with_home(|home, notify| home.add_interest(from, pattern, record.request, notify));
                 }
             }
             (Kind::Unsubscribe, Some(from)) => {
                 if let Ok(pattern) = frame.text() {
-                    self.home.remove_interest(from, pattern);
+                    self.with_home(|home, notify| home.remove_interest(from, pattern, notify));
                 }
             }
             _ => debug_assert!(false, "no other request crosses the mesh"),
@@ -221,7 +248,7 @@ impl Shard {
             }
             Kind::Subscribed => {
                 if let Ok(record) = frame.record::<Subscribed>() {
-                    self.home_is_ready(record.request);
+                    self.fanout.handle_ready(record.request);
                 }
             }
             Kind::Unsubscribed => self.fanout.handle_close(id),
@@ -238,8 +265,11 @@ impl Shard {
     /// Does what is due: scans, input that waited for room, deadlines. Returns whether anything was done.
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
-        if self.takes_requests() {
-            worked |= self.scan();
+        if self.stages.iter().all(|stages| stages.deliveries.has_room()) {
+            worked |= self.with_home(|home, notify| home.scan(notify)) > 0;
+        }
+        worked |= self.go_live();
+        if self.takes_input() {
             worked |= self.resume_paused(now);
         }
         worked |= self.handle_deadlines(now);
@@ -311,8 +341,11 @@ impl Shard {
 
     /// Whether there is work that needs no event from outside.
     pub fn is_busy(&self) -> bool {
+        let may_scan = || self.stages.iter().all(|stages| stages.deliveries.has_room());
         self.sessions.has_ready()
-            || (self.takes_requests() && (self.home.is_scanning() || self.paused_can_resume()))
+            || self.fanout.has_live()
+            || (self.home.scans_len() > 0 && may_scan())
+            || (self.takes_input() && self.paused_can_resume())
             || !self.actions.is_empty()
     }
 
@@ -347,10 +380,20 @@ impl Shard {
     }
 
     /// Publishes for a session of this shard: here if this is the topic's home, else over the mesh.
-    fn publish(&mut self, origin: u64, flags: u8, schema: u32, record: Publish, topic: &str, payload: &[u8]) {
+    #[allow(clippy::too_many_arguments, reason = "the parts of one PUBLISH, which has no owned form")]
+    fn publish(
+        &mut self,
+        origin: u64,
+        flags: u8,
+        schema: u32,
+        record: Publish,
+        topic: &str,
+        payload: &[u8],
+        now: Now,
+    ) {
         let home = router::home(topic, self.shards);
         if home == self.id {
-            self.sequence(Some(self.id), origin, flags, schema, &record, topic, payload);
+            self.sequence(Some(self.id), origin, flags, schema, &record, topic, payload, now);
         } else {
             let stage = self.stages[usize::from(home.0)].requests.tail();
             frame::encode_publish(stage, origin, flags, schema, record, topic, payload);
@@ -368,9 +411,10 @@ impl Shard {
         record: &Publish,
         name: &str,
         payload: &[u8],
+        now: Now,
     ) {
         let Ok((index, new)) = self.home.find_or_create(name) else {
-            return self.refuse(from, origin, record.request);
+            return self.refuse(from, origin, record.request, now);
         };
         if new {
             let topic = self.home.topic(index);
@@ -407,55 +451,43 @@ impl Shard {
     }
 
     /// Tells whoever published that there is no room for another topic.
-    fn refuse(&mut self, from: Option<ShardId>, origin: u64, request: u32) {
+    fn refuse(&mut self, from: Option<ShardId>, origin: u64, request: u32, now: Now) {
         self.counters.add(Counter::TicksRefused, 1);
         let record = ErrorRecord { request, code: ErrorCode::TooManyTopics as u16, reserved: 0 };
         match from {
             _ if origin == ORIGIN_INGEST => {}
             None => {}
-            Some(from) if from == self.id => self.tell_refused(origin, record),
+            Some(from) if from == self.id => self.refused(origin, record, now),
             Some(from) => {
                 let meta = Meta { sequence: origin, ..Meta::default() };
-                frame::encode(
-                    self.stages[usize::from(from.0)].deliveries.tail(),
-                    Kind::Error,
-                    meta,
-                    &record,
-                    &[],
-                );
+                let stage = self.stages[usize::from(from.0)].deliveries.tail();
+                frame::encode(stage, Kind::Error, meta, &record, &[]);
             }
         }
     }
 
-    fn refused(&mut self, origin: u64, record: ErrorRecord, _now: Now) {
-        self.tell_refused(origin, record);
-    }
-
-    fn tell_refused(&mut self, origin: u64, record: ErrorRecord) {
+    /// A home has refused what a session of this shard published.
+    fn refused(&mut self, origin: u64, record: ErrorRecord, now: Now) {
         let slot = origin as u32;
         if self.sessions.open_mut(slot).is_some_and(|session| session.id == origin) {
             let code = ErrorCode::from_wire(record.code).unwrap_or(ErrorCode::BadRequest);
             let text = "the server has as many topics as it may (--topics-max)";
-            self.reply(slot, &Reply::Error { request: record.request, code, text });
+            self.fail(slot, record.request, code, text, now);
         }
     }
 
-    /// A bounded piece of the homes' walks for shards that came to want, or not want, a pattern.
-    fn scan(&mut self) -> bool {
-        let mut ready = Vec::new();
-        let Shard { home, fanout, sessions, logs, stages, .. } = self;
+    /// Lets the home do something, and passes on what it has to tell the shards. Each thing told is at most one frame
+    /// in a stage.
+    fn with_home<R>(&mut self, act: impl FnOnce(&mut Home, &mut dyn FnMut(Notice<'_>)) -> R) -> R {
         let (own, epoch) = (self.id, self.epoch);
-        let looked = home.scan(|notice| match notice {
+        let Shard { home, fanout, sessions, logs, stages, .. } = self;
+        act(home, &mut |notice| match notice {
             Notice::Open(shard, topic) if shard == own => {
                 fanout.handle_open(topic.id, epoch, &topic.name, sessions, logs);
             }
             Notice::Open(shard, topic) => {
-                frame::encode_topic(
-                    stages[usize::from(shard.0)].deliveries.tail(),
-                    topic.id,
-                    epoch,
-                    &topic.name,
-                );
+                let stage = stages[usize::from(shard.0)].deliveries.tail();
+                frame::encode_topic(stage, topic.id, epoch, &topic.name);
             }
             Notice::Close(shard, topic) if shard == own => fanout.handle_close(topic.id),
             Notice::Close(shard, topic) => {
@@ -463,44 +495,40 @@ impl Shard {
                 let stage = stages[usize::from(shard.0)].deliveries.tail();
                 frame::encode(stage, Kind::Unsubscribed, meta, &Request::default(), &[]);
             }
-            Notice::Ready(shard, request) if shard == own => ready.push(request),
+            Notice::Ready(shard, request) if shard == own => fanout.handle_ready(request),
             Notice::Ready(shard, request) => {
                 let record = Subscribed { epoch, request, reserved: 0 };
                 let stage = stages[usize::from(shard.0)].deliveries.tail();
                 frame::encode(stage, Kind::Subscribed, Meta::default(), &record, &[]);
             }
-        });
-        for request in ready {
-            self.home_is_ready(request);
+        })
+    }
+
+    /// Acknowledges subscriptions whose homes are ready, then announces their topics: nothing of them comes before.
+    /// A bounded number of topics a turn. Returns whether there were any.
+    fn go_live(&mut self) -> bool {
+        let mut looked = 0;
+        while looked < TURN_SCAN_TOPICS
+            && let Some(live) = self.fanout.next_live()
+        {
+            let pattern = self.fanout.pattern(live.entry).to_owned();
+            let reply = Reply::Subscribed { request: live.request, pattern: &pattern, epoch: self.epoch };
+            self.reply(live.slot, &reply);
+            looked += 1 + self.fanout.attach(live, &mut self.sessions, &mut self.logs);
+            if let Some(session) = self.sessions.open_mut(live.slot)
+                && !std::mem::replace(&mut session.subscribed, true)
+            {
+                self.counters.add(Counter::SessionsSubscribed, 1);
+            }
         }
         looked > 0
-    }
-
-    /// Acknowledges the sessions that waited for the last home, and lets them have the topics.
-    fn home_is_ready(&mut self, request: u32) {
-        let Some((entry, waiters)) = self.fanout.handle_ready(request) else { return };
-        for (slot, request) in waiters {
-            self.subscribed(entry, slot, request);
-        }
-    }
-
-    /// Acknowledges a live subscription, then announces its topics: nothing of them comes before.
-    fn subscribed(&mut self, entry: u32, slot: u32, request: u32) {
-        let pattern = self.fanout.pattern(entry).to_owned();
-        self.reply(slot, &Reply::Subscribed { request, pattern: &pattern, epoch: self.epoch });
-        self.fanout.attach(entry, slot, &mut self.sessions, &mut self.logs);
-        if let Some(session) = self.sessions.open_mut(slot)
-            && !std::mem::replace(&mut session.subscribed, true)
-        {
-            self.counters.add(Counter::SessionsSubscribed, 1);
-        }
     }
 
     /// Makes the homes know of a pattern that is new here.
     fn ask_homes(&mut self, pattern: &str, exact: bool, request: u32) {
         for home in fanout::homes(pattern, exact, self.shards).map(ShardId) {
             if home == self.id {
-                self.home.add_interest(self.id, pattern, request);
+                self.with_home(|own, notify| own.add_interest(home, pattern, request, notify));
             } else {
                 encode_request(
                     self.stages[usize::from(home.0)].requests.tail(),
@@ -516,7 +544,7 @@ impl Shard {
     fn tell_homes_gone(&mut self, pattern: &str) {
         for home in fanout::homes(pattern, router::is_exact(pattern), self.shards).map(ShardId) {
             if home == self.id {
-                self.home.remove_interest(self.id, pattern);
+                self.with_home(|own, notify| own.remove_interest(home, pattern, notify));
             } else {
                 encode_request(
                     self.stages[usize::from(home.0)].requests.tail(),

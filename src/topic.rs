@@ -98,7 +98,7 @@ pub struct Home {
     by_name: HashMap<Box<str>, u32>,
     /// Pattern -> shards that hold it.
     interest: PatternTrie<ShardSet>,
-    /// Bound: one of each kind for a (shard, pattern) pair, and a shard holds at most its sessions' subscriptions.
+    /// Bound: [`crate::limits::SCANS_MAX`], and what the sessions that end add.
     scans: VecDeque<Scan>,
 }
 
@@ -167,71 +167,93 @@ impl Home {
         Ok((index, true))
     }
 
-    /// A shard has its first subscriber of `pattern`: topics that appear from now on are opened to it at once,
-    /// those that exist as [`Home::scan`] comes to them, and then it is told that it is ready.
-    pub fn add_interest(&mut self, shard: ShardId, pattern: &str, request: u32) {
+    /// A shard has its first subscriber of `pattern`: topics that appear from now on are opened to it at once, those
+    /// that exist as [`Home::scan`] comes to them, and then it is told that it is ready. A pattern that is a topic's
+    /// name takes one look-up and is answered at once: it does not wait behind anybody's walk.
+    pub fn add_interest(
+        &mut self,
+        shard: ShardId,
+        pattern: &str,
+        request: u32,
+        mut notify: impl FnMut(Notice<'_>),
+    ) {
         self.interest.at_or_insert(pattern, ShardSet::default).insert(shard);
-        self.scans.push_back(Scan { shard, pattern: pattern.into(), request: Some(request), next: 0 });
+        if !router::is_exact(pattern) {
+            self.scans.push_back(Scan { shard, pattern: pattern.into(), request: Some(request), next: 0 });
+            return;
+        }
+        if let Some(&index) = self.by_name.get(pattern) {
+            let topic = &mut self.topics[index as usize];
+            if !topic.interested.contains(shard) {
+                topic.interested.insert(shard);
+                notify(Notice::Open(shard, topic));
+            }
+        }
+        notify(Notice::Ready(shard, request));
     }
 
     /// A shard has lost its last subscriber of `pattern`.
-    pub fn remove_interest(&mut self, shard: ShardId, pattern: &str) {
+    pub fn remove_interest(&mut self, shard: ShardId, pattern: &str, mut notify: impl FnMut(Notice<'_>)) {
         let Some(shards) = self.interest.at_mut(pattern) else { return };
         shards.remove(shard);
         if shards.is_empty() {
             self.interest.remove(pattern);
         }
-        self.scans.push_back(Scan { shard, pattern: pattern.into(), request: None, next: 0 });
+        if !router::is_exact(pattern) {
+            self.scans.push_back(Scan { shard, pattern: pattern.into(), request: None, next: 0 });
+        } else if let Some(&index) = self.by_name.get(pattern) {
+            Self::close_if_unwanted(&self.interest, &mut self.topics[index as usize], shard, &mut notify);
+        }
     }
 
-    /// Whether [`Home::scan`] has work.
-    pub fn is_scanning(&self) -> bool {
-        !self.scans.is_empty()
+    /// Walks that wait. Requests are to be held back while there are [`crate::limits::SCANS_MAX`].
+    pub fn scans_len(&self) -> usize {
+        self.scans.len()
     }
 
-    /// Does a bounded piece of the pending scans; `notify` gets what the shards are to be told, in order. Exact
-    /// patterns cost one look-up, others a look at each topic. Returns the topics looked at.
+    /// Does a bounded piece of the pending walks, a look at each topic; `notify` gets what the shards are to be told, in
+    /// order. Returns the topics looked at.
     pub fn scan(&mut self, mut notify: impl FnMut(Notice<'_>)) -> usize {
         let mut looked = 0;
         while looked < TURN_SCAN_TOPICS
             && let Some(scan) = self.scans.front_mut()
         {
             looked += 1;
-            let exact = router::is_exact(&scan.pattern);
-            let index = if !exact {
-                (scan.next < self.topics.len() as u32).then_some(scan.next)
-            } else if scan.next == 0 {
-                self.by_name.get(&scan.pattern).copied()
-            } else {
-                None
-            };
-            scan.next += 1;
-            let Some(index) = index else {
-                let scan = self.scans.pop_front();
-                if let Some(Scan { shard, request: Some(request), .. }) = scan {
+            let Some(topic) = self.topics.get_mut(scan.next as usize) else {
+                if let Some(Scan { shard, request: Some(request), .. }) = self.scans.pop_front() {
                     notify(Notice::Ready(shard, request));
                 }
                 continue;
             };
-            let topic = &mut self.topics[index as usize];
-            if !exact && !router::matches(&scan.pattern, &topic.name) {
+            scan.next += 1;
+            let shard = scan.shard;
+            let taken = topic.interested.contains(shard);
+            if taken == scan.request.is_some() || !router::matches(&scan.pattern, &topic.name) {
                 continue;
             }
-            let mut wanted = false;
-            self.interest.matching(&topic.name, |shards| wanted |= shards.contains(scan.shard));
-            match (wanted, topic.interested.contains(scan.shard)) {
-                (true, false) => {
-                    topic.interested.insert(scan.shard);
-                    notify(Notice::Open(scan.shard, topic));
-                }
-                (false, true) => {
-                    topic.interested.remove(scan.shard);
-                    notify(Notice::Close(scan.shard, topic));
-                }
-                _ => {}
+            if taken {
+                Self::close_if_unwanted(&self.interest, topic, shard, &mut notify);
+            } else if self.interest.at_mut(&scan.pattern).is_some_and(|shards| shards.contains(shard)) {
+                topic.interested.insert(shard);
+                notify(Notice::Open(shard, topic));
             }
         }
         looked
+    }
+
+    /// Closes a topic to a shard unless another of its patterns takes it.
+    fn close_if_unwanted(
+        interest: &PatternTrie<ShardSet>,
+        topic: &mut HomeTopic,
+        shard: ShardId,
+        notify: &mut impl FnMut(Notice<'_>),
+    ) {
+        if topic.interested.contains(shard)
+            && !interest.matching_any(&topic.name, |shards| shards.contains(shard))
+        {
+            topic.interested.remove(shard);
+            notify(Notice::Close(shard, topic));
+        }
     }
 }
 
@@ -242,17 +264,31 @@ mod tests {
     const A: ShardId = ShardId(0);
     const B: ShardId = ShardId(1);
 
+    fn text(notice: Notice<'_>) -> String {
+        match notice {
+            Notice::Open(shard, topic) => format!("open {} {}", shard.0, topic.name),
+            Notice::Close(shard, topic) => format!("close {} {}", shard.0, topic.name),
+            Notice::Ready(shard, request) => format!("ready {} {request}", shard.0),
+        }
+    }
+
     fn notices(home: &mut Home) -> Vec<String> {
         let mut notices = Vec::new();
-        while home.is_scanning() {
-            home.scan(|notice| {
-                notices.push(match notice {
-                    Notice::Open(shard, topic) => format!("open {} {}", shard.0, topic.name),
-                    Notice::Close(shard, topic) => format!("close {} {}", shard.0, topic.name),
-                    Notice::Ready(shard, request) => format!("ready {} {request}", shard.0),
-                });
-            });
+        while home.scans_len() > 0 {
+            home.scan(|notice| notices.push(text(notice)));
         }
+        notices
+    }
+
+    fn add(home: &mut Home, pattern: &str, request: u32) -> Vec<String> {
+        let mut notices = Vec::new();
+        home.add_interest(B, pattern, request, |notice| notices.push(text(notice)));
+        notices
+    }
+
+    fn remove(home: &mut Home, pattern: &str) -> Vec<String> {
+        let mut notices = Vec::new();
+        home.remove_interest(B, pattern, |notice| notices.push(text(notice)));
         notices
     }
 
@@ -262,10 +298,20 @@ mod tests {
         for name in ["a.x", "b.x", "a.y"] {
             home.find_or_create(name).unwrap();
         }
-        home.add_interest(B, "a.*", 7);
+        assert!(add(&mut home, "a.*", 7).is_empty());
         assert_eq!(notices(&mut home), ["open 1 a.x", "open 1 a.y", "ready 1 7"]);
         let (index, new) = home.find_or_create("a.z").unwrap();
         assert!(new && home.topic(index).interested.contains(B) && !home.topic(index).interested.contains(A));
+    }
+
+    #[test]
+    fn interest_in_one_topic_does_not_wait_behind_walks() {
+        let mut home = Home::new(A, 2, 10);
+        home.find_or_create("a.x").unwrap();
+        add(&mut home, ">", 1);
+        assert_eq!(add(&mut home, "a.x", 2), ["open 1 a.x", "ready 1 2"]);
+        assert_eq!(notices(&mut home), ["ready 1 1"], "it is open already");
+        assert!(remove(&mut home, "a.x").is_empty(), "the other pattern still takes it");
     }
 
     #[test]
@@ -273,14 +319,23 @@ mod tests {
         let mut home = Home::new(A, 2, 10);
         home.find_or_create("a.x").unwrap();
         home.find_or_create("a.y").unwrap();
-        home.add_interest(B, ">", 1);
-        home.add_interest(B, "a.x", 2);
+        add(&mut home, ">", 1);
+        add(&mut home, "a.x", 2);
         notices(&mut home);
-        home.remove_interest(B, ">");
+        remove(&mut home, ">");
         assert_eq!(notices(&mut home), ["close 1 a.y"]);
-        home.remove_interest(B, "a.x");
-        home.add_interest(B, "a.x", 3);
-        assert_eq!(notices(&mut home), ["ready 1 3"], "asked for again before the close was due");
+        assert_eq!(remove(&mut home, "a.x"), ["close 1 a.x"]);
+    }
+
+    #[test]
+    fn interest_that_comes_back_before_its_walk_keeps_its_topics() {
+        let mut home = Home::new(A, 2, 10);
+        home.find_or_create("a.x").unwrap();
+        add(&mut home, "a.*", 1);
+        notices(&mut home);
+        remove(&mut home, "a.*");
+        add(&mut home, "a.*", 2);
+        assert_eq!(notices(&mut home), ["ready 1 2"]);
     }
 
     #[test]

@@ -52,7 +52,8 @@ const RECEIVE: u8 = 3;
 const ACCEPT: u8 = 4;
 const TIMER: u8 = 5;
 const DOORBELL: u8 = 6;
-const IGNORED: u8 = 7;
+const SHUTDOWN: u8 = 7;
+const IGNORED: u8 = 8;
 
 /// What a slot's socket is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,13 +66,16 @@ enum State {
 
 /// One socket.
 ///
-/// Invariant: `Closing` only while `receive_armed` or `parked`; a slot is vacated the moment neither is.
+/// Invariant: `Closing` only while `receive_armed`, `shutting` or `parked`; a slot is vacated the moment none is.
 #[derive(Debug)]
 struct Slot {
     generation: u32,
     state: State,
     receive_armed: bool,
     receive_paused: bool,
+    /// A SHUTDOWN is on its way to a worker, which looks the registered file up only then: until it is over, nobody
+    /// else may have the slot.
+    shutting: bool,
     /// What the parked SEND has yet to send: the kernel reads it until its completion.
     parked: Option<Parked>,
 }
@@ -85,7 +89,7 @@ struct Parked {
 /// The ring, its sockets and its buffers.
 ///
 /// Invariant: `in_flight` counts the operations that hold a slot, a listener or memory of ours: multishot receives,
-/// parked SENDs, accepts, the timer and the doorbell.
+/// parked SENDs, shutdowns, accepts, the timer and the doorbell.
 /// Invariant: outside `send_batch` no SEND of the fast kind is in flight.
 pub struct DataRing<S: Shim = Direct> {
     // Before the ring: its drop unregisters nothing, so `Drop` below quiets the kernel first.
@@ -105,6 +109,8 @@ pub struct DataRing<S: Shim = Direct> {
     /// What the READ of the doorbell writes.
     rung: Box<u64>,
     doorbell_armed: bool,
+    /// A batch of SENDs failed halfway: queued entries may point to memory that is gone. Never entered again.
+    broken: bool,
     shim: S,
     /// SINGLE_ISSUER: the ring belongs to the thread that made it.
     not_send: PhantomData<Rc<()>>,
@@ -144,6 +150,7 @@ impl<S: Shim> DataRing<S> {
             state: State::Vacant,
             receive_armed: false,
             receive_paused: false,
+            shutting: false,
             parked: None,
         };
         Ok(DataRing {
@@ -160,6 +167,7 @@ impl<S: Shim> DataRing<S> {
             timer_armed: false,
             rung: Box::new(0),
             doorbell_armed: false,
+            broken: false,
             shim,
             not_send: PhantomData,
         })
@@ -247,7 +255,9 @@ impl<S: Shim> DataRing<S> {
     /// Shuts the write side: the peer gets FIN after what was sent.
     pub fn shutdown_write(&mut self, slot: u32) -> io::Result<()> {
         let shutdown = opcode::Shutdown::new(Fixed(slot), libc::SHUT_WR).build();
-        self.push(shutdown.user_data(user_data(IGNORED, 0, slot)))
+        self.slots[slot as usize].shutting = true;
+        self.in_flight += 1;
+        self.push(shutdown.user_data(self.of_slot(SHUTDOWN, slot)))
     }
 
     /// Closes a socket: no event of it follows. The slot is vacant once the kernel has let go.
@@ -285,7 +295,13 @@ impl<S: Shim> DataRing<S> {
     ///
     /// # Errors
     /// Only when the ring itself is beyond use.
-    pub fn send_batch(
+    pub fn send_batch(&mut self, sends: &[(u32, &[u8])], outcome: impl FnMut(usize, Sent)) -> io::Result<()> {
+        let result = self.try_send_batch(sends, outcome);
+        self.broken |= result.is_err();
+        result
+    }
+
+    fn try_send_batch(
         &mut self,
         sends: &[(u32, &[u8])],
         mut outcome: impl FnMut(usize, Sent),
@@ -404,11 +420,17 @@ impl<S: Shim> DataRing<S> {
     }
 
     /// Enters the kernel and reaps until nothing is left to do.
+    ///
+    /// The kernel's task-run flag is a hint: it is set after the work was queued, and a thread that ran the work in
+    /// between finds it set with nothing to run, until the next work comes (seen on Linux 6.18: a shard turned here for
+    /// good). So once the kernel was asked and gave nothing, it is quiet; for what it queued since, [`DataRing::wait`]
+    /// returns at once.
     fn drive(&mut self, short: &mut [Option<i32>]) -> io::Result<()> {
         let mut batch = [(0u64, 0i32, 0u32); REAP_BATCH];
         loop {
             let queue = self.ring.submission();
-            let enter = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
+            let asks = queue.taskrun() || queue.cq_overflow();
+            let enter = asks || !queue.is_empty();
             drop(queue);
             if enter {
                 self.enter(0)?;
@@ -422,7 +444,7 @@ impl<S: Shim> DataRing<S> {
                 self.complete(data, result, flags, short)?;
             }
             let queue = self.ring.submission();
-            if len == 0 && queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+            if len == 0 && queue.is_empty() && (asks || !(queue.taskrun() || queue.cq_overflow())) {
                 return Ok(());
             }
         }
@@ -430,6 +452,9 @@ impl<S: Shim> DataRing<S> {
 
     /// Submits, runs deferred work, and waits for `wanted` completions.
     fn enter(&mut self, wanted: usize) -> io::Result<()> {
+        if self.broken {
+            return Err(io::Error::other("the data ring has failed before"));
+        }
         for _ in 0..ENTER_ATTEMPTS_MAX {
             match self.ring.submit_and_wait(wanted) {
                 Ok(_) => return Ok(()),
@@ -447,7 +472,7 @@ impl<S: Shim> DataRing<S> {
 
     fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
         // SAFETY: what entries point to outlives their use by the kernel: fast SENDs are over before `send_batch`
-        // returns its borrow, parked bytes stay boxed in their slot and the timespec and the doorbell's word until their
+        // returns its borrow (or the ring is broken, and what is still queued is never submitted), parked bytes stay boxed in their slot and the timespec and the doorbell's word until their
         // completion, and `Drop` cancels and reaps before any of it is freed.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.enter(0)?;
@@ -508,7 +533,7 @@ impl<S: Shim> Drop for DataRing<S> {
         }
         for _ in 0..CANCEL_ATTEMPTS_MAX {
             let _ = self.drive(&mut []);
-            if self.in_flight == 0 {
+            if self.in_flight == 0 || self.broken {
                 break;
             }
             let timeout = Some(Timespec::new().nsec(50_000_000));

@@ -21,6 +21,7 @@ pub enum Wait {
 pub struct Stop {
     requested: AtomicBool,
     deadline_ns: AtomicU64,
+    mesh_deadline_ns: AtomicU64,
     arrived: [Vec<AtomicBool>; 2],
     bells: Vec<Arc<Doorbell>>,
 }
@@ -32,14 +33,17 @@ impl Stop {
         Stop {
             requested: AtomicBool::new(false),
             deadline_ns: AtomicU64::new(u64::MAX),
+            mesh_deadline_ns: AtomicU64::new(u64::MAX),
             arrived: [none(), none()],
             bells,
         }
     }
 
-    /// By the main thread: stop, and be done by `deadline_ns` (CLOCK_MONOTONIC).
-    pub fn request(&self, deadline_ns: u64) {
-        self.deadline_ns.store(deadline_ns, SeqCst);
+    /// By the main thread: stop, and be done `drain_ns` from `now_ns` (CLOCK_MONOTONIC). Half of that is for what is
+    /// under way between shards, so that there is time left for the sessions.
+    pub fn request(&self, now_ns: u64, drain_ns: u64) {
+        self.deadline_ns.store(now_ns.saturating_add(drain_ns), SeqCst);
+        self.mesh_deadline_ns.store(now_ns.saturating_add(drain_ns / 2), SeqCst);
         self.requested.store(true, SeqCst);
         self.ring_all();
     }
@@ -52,6 +56,11 @@ impl Stop {
     /// When waiting ends; far away until a stop is requested.
     pub fn deadline_ns(&self) -> u64 {
         self.deadline_ns.load(SeqCst)
+    }
+
+    /// When waiting for other shards ends.
+    pub fn mesh_deadline_ns(&self) -> u64 {
+        self.mesh_deadline_ns.load(SeqCst)
     }
 
     /// By a shard, as often as it likes: it has reached this.

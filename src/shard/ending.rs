@@ -12,8 +12,12 @@ use crate::{
 };
 
 impl Shard {
-    /// The peer has shut its side: whatever it had to say came before.
+    /// The peer has shut its side: whatever it had to say came before. Of a session whose input waits, not all of that
+    /// has been taken up: the transport tells again when it receives again.
     pub fn handle_eof(&mut self, slot: u32, now: Now) {
+        if self.sessions.open_mut(slot).is_some_and(|session| session.paused) {
+            return;
+        }
         self.gone(slot, CloseReason::Peer);
         self.settle(now);
     }
@@ -71,6 +75,10 @@ impl Shard {
         session.ending = Some(Ending { reason: reason.clone(), half_closed: false });
         session.input = Vec::new();
         let id = session.id;
+        // Its FIN is waited for, and unread input would turn the close into a reset.
+        if std::mem::take(&mut session.paused) {
+            self.actions.push_back(Action::ResumeReceive(slot));
+        }
         self.detach(slot);
         // A peer's WebSocket close has been answered: the answer is the last thing that waits.
         let keeps_outbox = reason.flushes() || reason == CloseReason::Peer;
@@ -143,9 +151,8 @@ impl Shard {
     }
 
     fn detach(&mut self, slot: u32) {
-        let Some(session) = self.sessions.any_mut(slot) else { return };
-        for entry in std::mem::take(&mut session.subscriptions) {
-            self.leave(entry, slot);
+        for pattern in self.fanout.detach(slot, &mut self.sessions) {
+            self.tell_homes_gone(&pattern);
         }
     }
 

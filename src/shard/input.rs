@@ -7,7 +7,7 @@ use super::{Action, Shard};
 use crate::{
     clock::Now,
     counters::Counter,
-    fanout::Subscribe,
+    fanout::{Interest, Subscription},
     limits::ECHO_BYTES_MAX,
     router,
     session::{CloseReason, Protocol},
@@ -60,7 +60,7 @@ impl Shard {
             let Some(session) = self.sessions.open_mut(slot).filter(|session| session.paused) else {
                 continue;
             };
-            if !session.takes_requests() || !self.takes_requests() {
+            if !session.takes_requests() || !self.takes_input() {
                 self.paused.push(slot);
                 continue;
             }
@@ -110,11 +110,13 @@ impl Shard {
     fn process(&mut self, slot: u32, bytes: &[u8], now: Now) -> Progress {
         let mut used = 0;
         while used < bytes.len() {
-            let room = self.takes_requests();
+            let room = self.takes_input();
             let Some(session) = self.sessions.open_mut(slot) else {
                 return Progress { used: bytes.len(), blocked: false };
             };
-            if !room || !session.takes_requests() {
+            // Newcomers are let in whatever the load: one request, and somebody else's flood is not their fault.
+            let newcomer = matches!(session.protocol, Protocol::NativeHello | Protocol::HttpHead);
+            if !newcomer && !(room && session.takes_requests()) {
                 return Progress { used, blocked: true };
             }
             let rest = &bytes[used..];
@@ -280,41 +282,33 @@ impl Shard {
                 format!("a session may hold {} subscriptions", self.limits.subscriptions_per_session_max);
             return self.fail(slot, request, ErrorCode::TooManySubscriptions, &text, now);
         }
-        if known.is_some_and(|entry| session.subscriptions.contains(&entry)) {
+        if known.is_some_and(|entry| session.subscriptions.iter().any(|held| held.entry == entry)) {
             let text = format!("already subscribed to {}", shown(pattern.as_bytes()));
             return self.fail(slot, request, ErrorCode::AlreadySubscribed, &text, now);
         }
-        let outcome = self.fanout.subscribe(slot, request, pattern);
-        let (Subscribe::Live(entry) | Subscribe::Waits(entry) | Subscribe::Asks { entry, .. }) = outcome;
+        let (entry, interest) = self.fanout.subscribe(slot, request, pattern);
         if let Some(session) = self.sessions.open_mut(slot) {
-            session.subscriptions.push(entry);
+            session.subscriptions.push(Subscription { entry, position: None });
         }
-        match outcome {
-            Subscribe::Live(entry) => self.subscribed(entry, slot, request),
-            Subscribe::Waits(_) => {}
-            Subscribe::Asks { request, exact, .. } => self.ask_homes(pattern, exact, request),
+        if let Some(Interest { request, exact }) = interest {
+            self.ask_homes(pattern, exact, request);
         }
     }
 
     fn unsubscribe(&mut self, slot: u32, request: u32, pattern: &str, now: Now) {
         let entry = self.fanout.entry_of(pattern);
         let held = self.sessions.open_mut(slot).and_then(|session| {
-            let at = session.subscriptions.iter().position(|&held| Some(held) == entry)?;
+            let at = session.subscriptions.iter().position(|held| Some(held.entry) == entry)?;
             Some(session.subscriptions.swap_remove(at))
         });
-        let Some(entry) = held else {
+        let Some(held) = held else {
             let text = format!("not subscribed to {}", shown(pattern.as_bytes()));
             return self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
         };
-        self.leave(entry, slot);
-        self.reply(slot, &Reply::Unsubscribed { request, pattern });
-    }
-
-    /// Takes a session out of a pattern; the homes hear of it when it was the last.
-    pub(super) fn leave(&mut self, entry: u32, slot: u32) {
-        if let Some(pattern) = self.fanout.unsubscribe(entry, slot, &mut self.sessions) {
-            self.tell_homes_gone(&pattern);
+        if let Some(last) = self.fanout.unsubscribe(held, slot, &mut self.sessions) {
+            self.tell_homes_gone(&last);
         }
+        self.reply(slot, &Reply::Unsubscribed { request, pattern });
     }
 
     fn publish_command(&mut self, slot: u32, publish: &PublishCommand<'_>, now: Now) {
@@ -343,11 +337,11 @@ impl Shard {
             ..Publish::default()
         };
         let flags = Self::flags_of(&publish.payload, publish.payload_is_json);
-        self.publish(origin, flags, publish.schema, record, topic, &publish.payload);
+        self.publish(origin, flags, publish.schema, record, topic, &publish.payload, now);
     }
 
     /// Answers a request that failed; a raw session, which has no answers, is ended instead.
-    fn fail(&mut self, slot: u32, request: u32, code: ErrorCode, text: &str, now: Now) {
+    pub(super) fn fail(&mut self, slot: u32, request: u32, code: ErrorCode, text: &str, now: Now) {
         if self.sessions.open_mut(slot).is_some_and(|session| session.encoding == Encoding::WebSocketRaw) {
             return self.end(slot, CloseReason::BadRequest(text.to_owned()), now);
         }

@@ -330,10 +330,11 @@ impl World {
             let client = self.clients.remove(index);
             self.gone.insert(format!("c.{}", client.name));
             self.reached.vanished += 1;
-            match self.rng.bool() {
-                true => self.shards[client.shard].handle_eof(client.slot, self.now),
-                false => self.shards[client.shard].handle_error(client.slot, 104, self.now),
+            if self.rng.bool() {
+                self.shards[client.shard].handle_eof(client.slot, self.now);
             }
+            // A FIN is not heeded while input waits; the socket's failure always is.
+            self.shards[client.shard].handle_error(client.slot, 104, self.now);
             self.actions(client.shard);
         }
     }
@@ -357,7 +358,7 @@ impl World {
                 index += usize::from(self.clients.len() == before);
             }
             let staged = self.lanes.flush();
-            let still = self.shards.iter().zip(&self.meshes).all(|(shard, mesh)| {
+            let still = self.shards.iter().zip(&mut self.meshes).all(|(shard, mesh)| {
                 !shard.is_busy()
                     && mesh.requests_are_empty()
                     && mesh.deliveries_are_empty()
@@ -430,7 +431,7 @@ impl World {
 
     pub fn disconnect_everybody(&mut self) {
         for client in std::mem::take(&mut self.clients) {
-            self.shards[client.shard].handle_eof(client.slot, self.now);
+            self.shards[client.shard].handle_error(client.slot, 104, self.now);
             self.actions(client.shard);
         }
         self.settle();

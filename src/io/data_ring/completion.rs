@@ -7,7 +7,9 @@ use std::{
 
 use io_uring::cqueue;
 
-use super::{ACCEPT, DOORBELL, DataRing, Event, RECEIVE, Received, SEND, SEND_PARKED, State, TIMER};
+use super::{
+    ACCEPT, DOORBELL, DataRing, Event, RECEIVE, Received, SEND, SEND_PARKED, SHUTDOWN, State, TIMER,
+};
 use crate::{
     io::shim::{Operation, Shim, Verdict},
     shard::Door,
@@ -55,6 +57,11 @@ impl<S: Shim> DataRing<S> {
                 self.in_flight -= 1;
                 self.timer_armed = false;
                 self.events.push_back((0, Event::Timer));
+            }
+            SHUTDOWN => {
+                self.in_flight -= 1;
+                self.slots[slot as usize].shutting = false;
+                self.vacate_if_quiet(slot)?;
             }
             DOORBELL => {
                 self.in_flight -= 1;
@@ -145,7 +152,8 @@ impl<S: Shim> DataRing<S> {
 
     pub(super) fn vacate_if_quiet(&mut self, slot: u32) -> io::Result<()> {
         let entry = &mut self.slots[slot as usize];
-        if entry.state == State::Closing && !entry.receive_armed && entry.parked.is_none() {
+        if entry.state == State::Closing && !entry.receive_armed && !entry.shutting && entry.parked.is_none()
+        {
             entry.state = State::Vacant;
             // The last reference: the kernel closes the socket.
             self.ring.submitter().register_files_update(slot, &[-1])?;
