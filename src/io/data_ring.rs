@@ -5,7 +5,8 @@
 //! - Sending is `SEND` with `MSG_DONTWAIT | MSG_WAITALL` and skip-success: it is over when `io_uring_enter` returns,
 //!   a full one leaves no completion, and the kernel keeps no pointer. What a slow socket did not take is copied once
 //!   and parked as the one SEND that may wait in the kernel.
-//! - An eventfd rings when a completion comes while the shard sleeps.
+//! - A shard with nothing to do sleeps in `io_uring_enter` on this ring; other threads wake it through an eventfd, of
+//!   which the ring keeps one READ.
 //!
 //! It knows slots and bytes, nothing of sessions. One thread: the one that made it.
 
@@ -16,9 +17,8 @@ use std::{
     collections::VecDeque,
     io,
     marker::PhantomData,
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, OwnedFd},
     rc::Rc,
-    sync::atomic::{Ordering, fence},
 };
 
 use io_uring::{
@@ -51,7 +51,8 @@ const SEND_PARKED: u8 = 2;
 const RECEIVE: u8 = 3;
 const ACCEPT: u8 = 4;
 const TIMER: u8 = 5;
-const IGNORED: u8 = 6;
+const DOORBELL: u8 = 6;
+const IGNORED: u8 = 7;
 
 /// What a slot's socket is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +85,7 @@ struct Parked {
 /// The ring, its sockets and its buffers.
 ///
 /// Invariant: `in_flight` counts the operations that hold a slot, a listener or memory of ours: multishot receives,
-/// parked SENDs, accepts and the timer.
+/// parked SENDs, accepts, the timer and the doorbell.
 /// Invariant: outside `send_batch` no SEND of the fast kind is in flight.
 pub struct DataRing<S: Shim = Direct> {
     // Before the ring: its drop unregisters nothing, so `Drop` below quiets the kernel first.
@@ -101,6 +102,9 @@ pub struct DataRing<S: Shim = Direct> {
     listeners: [Option<OwnedFd>; 2],
     timer: Box<Timespec>,
     timer_armed: bool,
+    /// What the READ of the doorbell writes.
+    rung: Box<u64>,
+    doorbell_armed: bool,
     shim: S,
     /// SINGLE_ISSUER: the ring belongs to the thread that made it.
     not_send: PhantomData<Rc<()>>,
@@ -135,7 +139,6 @@ impl<S: Shim> DataRing<S> {
         // SHUTDOWN always runs on a worker; two are plenty for goodbyes.
         ring.submitter().register_iowq_max_workers(&mut [2, 2])?;
         let buffers = BufferRing::new(&ring, settings.receive_buffers, settings.receive_buffer_bytes)?;
-        ring.submitter().register_eventfd(doorbell.as_raw_fd())?;
         let vacant = |_| Slot {
             generation: 0,
             state: State::Vacant,
@@ -155,14 +158,11 @@ impl<S: Shim> DataRing<S> {
             listeners: [None, None],
             timer: Box::new(Timespec::new()),
             timer_armed: false,
+            rung: Box::new(0),
+            doorbell_armed: false,
             shim,
             not_send: PhantomData,
         })
-    }
-
-    /// The eventfd that rings for completions; other threads may write to it.
-    pub fn doorbell(&self) -> RawFd {
-        self.doorbell.as_raw_fd()
     }
 
     /// The shim, for tests to set.
@@ -343,6 +343,23 @@ impl<S: Shim> DataRing<S> {
         self.drive(&mut [])
     }
 
+    /// Sleeps until something completes or another thread writes to the doorbell's eventfd. To be called after the
+    /// sleep was announced there and everything was looked at once more; one `io_uring_enter`.
+    ///
+    /// # Errors
+    /// Only when the ring itself is beyond use.
+    pub fn wait(&mut self) -> io::Result<()> {
+        if !self.doorbell_armed {
+            self.doorbell_armed = true;
+            self.in_flight += 1;
+            let read =
+                opcode::Read::new(Fd(self.doorbell.as_raw_fd()), (&raw mut *self.rung).cast(), 8).build();
+            self.push(read.user_data(user_data(DOORBELL, 0, 0)))?;
+        }
+        self.enter(1)?;
+        self.poll()
+    }
+
     /// The next event. Those of sockets that have been closed since are skipped, even if their slot is in use again.
     pub fn next_event(&mut self) -> Option<Event> {
         while let Some((generation, event)) = self.events.pop_front() {
@@ -386,9 +403,7 @@ impl<S: Shim> DataRing<S> {
         }
     }
 
-    /// Enters the kernel and reaps until nothing is left to do: the rule against lost wake-ups. The eventfd is
-    /// masked while entering (our own inline completions must not wake us), so after unmasking both the completion
-    /// queue and the task-run flag are looked at once more.
+    /// Enters the kernel and reaps until nothing is left to do.
     fn drive(&mut self, short: &mut [Option<i32>]) -> io::Result<()> {
         let mut batch = [(0u64, 0i32, 0u32); REAP_BATCH];
         loop {
@@ -396,7 +411,7 @@ impl<S: Shim> DataRing<S> {
             let enter = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
             drop(queue);
             if enter {
-                self.enter()?;
+                self.enter(0)?;
             }
             let mut len = 0;
             for entry in self.ring.completion().take(REAP_BATCH) {
@@ -413,33 +428,29 @@ impl<S: Shim> DataRing<S> {
         }
     }
 
-    fn enter(&mut self) -> io::Result<()> {
-        self.ring.completion().disable_eventfd();
-        let mut result = self.ring.submit();
+    /// Submits, runs deferred work, and waits for `wanted` completions.
+    fn enter(&mut self, wanted: usize) -> io::Result<()> {
         for _ in 0..ENTER_ATTEMPTS_MAX {
-            match result.as_ref().map_err(io::Error::raw_os_error) {
-                Err(Some(libc::EINTR)) => {}
-                // The completion queue has overflowed: reaping makes room, and the caller comes again.
-                Err(Some(libc::EBUSY)) => break,
-                Err(Some(libc::EAGAIN)) => crate::clock::sleep_ns(1_000_000),
-                _ => break,
+            match self.ring.submit_and_wait(wanted) {
+                Ok(_) => return Ok(()),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    // The completion queue has overflowed: reaping makes room, and the caller comes again.
+                    Some(libc::EBUSY) => return Ok(()),
+                    Some(libc::EAGAIN) => crate::clock::sleep_ns(1_000_000),
+                    _ => return Err(error),
+                },
             }
-            result = self.ring.submit();
         }
-        self.ring.completion().enable_eventfd();
-        fence(Ordering::SeqCst);
-        match result {
-            Err(error) if error.raw_os_error() != Some(libc::EBUSY) => Err(error),
-            _ => Ok(()),
-        }
+        Err(io::Error::from_raw_os_error(libc::EAGAIN))
     }
 
     fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
         // SAFETY: what entries point to outlives their use by the kernel: fast SENDs are over before `send_batch`
-        // returns its borrow, parked bytes stay boxed in their slot and the timespec in `self.timer` until their
+        // returns its borrow, parked bytes stay boxed in their slot and the timespec and the doorbell's word until their
         // completion, and `Drop` cancels and reaps before any of it is freed.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
-            self.enter()?;
+            self.enter(0)?;
         }
         Ok(())
     }
@@ -491,6 +502,7 @@ impl<S: Shim> Drop for DataRing<S> {
     /// rather than freed under the kernel's hands.
     fn drop(&mut self) {
         let _ = self.stop_accepting();
+        let _ = self.cancel(user_data(DOORBELL, 0, 0));
         for slot in 0..self.slots.len() as u32 {
             let _ = self.close(slot);
         }
@@ -502,7 +514,6 @@ impl<S: Shim> Drop for DataRing<S> {
             let timeout = Some(Timespec::new().nsec(50_000_000));
             let _ = self.ring.submitter().register_sync_cancel(timeout, CancelBuilder::any());
         }
-        let _ = self.ring.submitter().unregister_eventfd();
         let _ = self.ring.submitter().unregister_buf_ring(GROUP);
         if self.in_flight > 0 {
             ::log::error!("data ring: {} operations did not end; their memory is leaked", self.in_flight);
@@ -510,6 +521,7 @@ impl<S: Shim> Drop for DataRing<S> {
                 std::mem::forget(slot.parked.take());
             }
             std::mem::forget(std::mem::replace(&mut self.timer, Box::new(Timespec::new())));
+            std::mem::forget(std::mem::take(&mut self.rung));
         }
         // Sockets that were accepted and never taken are closed with their events.
         self.events.clear();

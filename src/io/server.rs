@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement, timer::Timer};
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
 
 use super::{
     checks,
@@ -52,12 +52,8 @@ enum Happened {
 const EXECUTOR_MEMORY_BYTES: usize = 64 << 10;
 /// Depth of glommio's own rings.
 const EXECUTOR_RING_DEPTH: usize = 256;
-/// glommio's preemption timer. When it fires between the executor's I/O poll and its look at the run queue (the thread
-/// was not scheduled for that long), glommio 0.9 goes to sleep on a runnable task: at 500 us that happened about once
-/// in 30,000 parks on a busy machine. The shard yields by itself, so a long timer costs nothing.
+/// glommio's preemption timer: how often a busy shard lets the executor look at its own rings.
 const PREEMPT_TIMER: Duration = Duration::from_millis(10);
-/// A pending timer bounds that sleep, so that a lost wake-up is a late one. About 0.05 % of a core.
-const WAKE_GUARD: Duration = Duration::from_millis(20);
 /// Locked memory of a server that has just ended is given back late: attempts to make a data ring, and their pause.
 const RING_ATTEMPTS_MAX: u32 = 20;
 const RING_RETRY_NS: u64 = 100_000_000;
@@ -200,13 +196,7 @@ impl Parts {
             self.connections,
             self.clients_max,
         );
-        let guard = glommio::spawn_local(async {
-            loop {
-                Timer::new(WAKE_GUARD).await;
-            }
-        });
         ended.result = driver.run().await;
-        guard.cancel().await;
     }
 }
 

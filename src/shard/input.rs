@@ -242,6 +242,17 @@ impl Shard {
                 self.reply(slot, &Reply::Welcome { request, epoch, session, frame_bytes_max });
             }
             Command::Ping { token } => self.reply(slot, &Reply::Pong { token }),
+            Command::Subscribe { request, patterns } | Command::Unsubscribe { request, patterns }
+                if patterns.len() > self.limits.subscriptions_per_session_max =>
+            {
+                // One answer: an error for each would be many times what was sent.
+                let text = format!(
+                    "{} patterns in one request, a session may hold {}",
+                    patterns.len(),
+                    self.limits.subscriptions_per_session_max
+                );
+                self.fail(slot, request, ErrorCode::TooManySubscriptions, &text, now);
+            }
             Command::Subscribe { request, patterns } => {
                 for pattern in patterns {
                     self.subscribe(slot, request, &pattern, now);

@@ -7,7 +7,7 @@ use std::{
 
 use io_uring::cqueue;
 
-use super::{ACCEPT, DataRing, Event, RECEIVE, Received, SEND, SEND_PARKED, State, TIMER};
+use super::{ACCEPT, DOORBELL, DataRing, Event, RECEIVE, Received, SEND, SEND_PARKED, State, TIMER};
 use crate::{
     io::shim::{Operation, Shim, Verdict},
     shard::Door,
@@ -55,6 +55,10 @@ impl<S: Shim> DataRing<S> {
                 self.in_flight -= 1;
                 self.timer_armed = false;
                 self.events.push_back((0, Event::Timer));
+            }
+            DOORBELL => {
+                self.in_flight -= 1;
+                self.doorbell_armed = false;
             }
             _ => {}
         }
