@@ -404,11 +404,17 @@ impl<S: Shim> DataRing<S> {
     }
 
     /// Enters the kernel and reaps until nothing is left to do.
+    ///
+    /// The kernel's task-run flag is a hint: it sets the flag after it queued the work, and a thread that ran the work
+    /// in between finds the flag set with nothing to run, until the next work comes (io_uring.c,
+    /// `io_req_local_work_add`; seen on Linux 6.18, where a shard turned here for good and its peers waited). So once
+    /// the kernel was asked and gave nothing, it is quiet. What it queued since, [`DataRing::wait`] is woken for.
     fn drive(&mut self, short: &mut [Option<i32>]) -> io::Result<()> {
         let mut batch = [(0u64, 0i32, 0u32); REAP_BATCH];
         loop {
             let queue = self.ring.submission();
-            let enter = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
+            let asks = queue.taskrun() || queue.cq_overflow();
+            let enter = asks || !queue.is_empty();
             drop(queue);
             if enter {
                 self.enter(0)?;
@@ -422,7 +428,7 @@ impl<S: Shim> DataRing<S> {
                 self.complete(data, result, flags, short)?;
             }
             let queue = self.ring.submission();
-            if len == 0 && queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+            if len == 0 && queue.is_empty() && (asks || !(queue.taskrun() || queue.cq_overflow())) {
                 return Ok(());
             }
         }
