@@ -291,6 +291,33 @@ fn closing_a_parked_socket_frees_its_slot_and_nothing_of_it_follows() {
 }
 
 #[test]
+fn a_shutdown_never_reaches_the_next_connection_in_the_slot() {
+    let mut ring = ring(Settings { slots: 1, ..roomy() });
+    for _ in 0..50 {
+        let (peer, socket) = pair();
+        let slot = ring.add(socket).unwrap();
+        ring.poll().unwrap();
+        drop(peer);
+        // Goodbye and the peer's FIN in one turn: shut, then closed, before the kernel has seen either.
+        ring.shutdown_write(slot).unwrap();
+        ring.close(slot).unwrap();
+        while ring.in_use() > 0 {
+            ring.poll().unwrap();
+        }
+        let (mut next_peer, next_socket) = pair();
+        assert_eq!(ring.add(next_socket).unwrap(), slot);
+        ring.send_batch(&[(slot, b"open")], |_, sent| assert_eq!(sent, Sent::Whole)).unwrap();
+        next_peer.set_nonblocking(false).unwrap();
+        let mut got = [0; 4];
+        next_peer.read_exact(&mut got).unwrap();
+        ring.close(slot).unwrap();
+        while ring.in_use() > 0 {
+            ring.poll().unwrap();
+        }
+    }
+}
+
+#[test]
 fn a_paused_socket_is_not_received_from_until_it_is_resumed() {
     let (mut peer, socket) = pair();
     let mut ring = ring(roomy());

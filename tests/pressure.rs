@@ -1,0 +1,250 @@
+//! What pressure must not do: stop two shards for good, keep what was sent, let one client's work stand before another's,
+//! or leave a session without its end.
+
+use std::sync::Arc;
+
+use tickcast::{
+    clock::Now,
+    config::Limits,
+    counters::{Counter, Counters},
+    ingest::{Lanes, StopFlag},
+    mesh::{Mesh, mesh},
+    ring::{Doorbell, frame_ring},
+    router,
+    shard::{Action, Door, Shard},
+    tick::{Hello, Publish, ShardId, Token},
+    wire::{
+        command::encode_request,
+        frame::{self, Kind, Meta},
+    },
+};
+
+const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
+/// A receive buffer's worth.
+const CHUNK: usize = 4096;
+
+fn shards(count: u16) -> (Vec<Shard>, Vec<Mesh>, Vec<Arc<Doorbell>>) {
+    let bells: Vec<_> = (0..count).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
+    let shard = |id| Shard::new(ShardId(id), count, 1, Limits::default(), Arc::new(Counters::default()));
+    ((0..count).map(shard).collect(), mesh(&bells, 1 << 20), bells)
+}
+
+fn connect(shard: &mut Shard, slot: u32) {
+    shard.handle_accept(slot, Door::Native, NOW);
+    let mut hello = Vec::new();
+    frame::encode(&mut hello, Kind::Hello, Meta::default(), &Hello::default(), &[b"x"]);
+    shard.handle_bytes(slot, &hello, NOW);
+}
+
+fn publishes(topic: &str, payload: &[u8], bytes: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    while out.len() < bytes {
+        frame::encode_publish(&mut out, 0, 0, 0, Publish::default(), topic, payload);
+    }
+    out
+}
+
+fn pings(count: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    (0..count).for_each(|token| frame::encode(&mut out, Kind::Ping, Meta::default(), &Token { token }, &[]));
+    out
+}
+
+fn topic_at(home: u16, shards: u16) -> String {
+    (0..).map(|n| format!("t.{n}")).find(|topic| router::home(topic, shards).0 == home).expect("some topic")
+}
+
+/// One turn against sockets that take everything. Returns what the transport was told.
+fn turn(shard: &mut Shard, mesh: &mut Mesh) -> Vec<Action> {
+    mesh.take_in(shard, NOW);
+    shard.turn(NOW);
+    let (mut gather, mut actions) = (Vec::new(), Vec::new());
+    while let Some(send) = shard.poll_send(&mut gather, NOW) {
+        let len = shard.send_bytes(&send, &gather).len();
+        shard.handle_sent(send.slot, len, false);
+        gather.clear();
+    }
+    while let Some(action) = shard.poll_action() {
+        actions.push(action);
+    }
+    mesh.push_out(shard);
+    shard.end_turn();
+    actions
+}
+
+#[test]
+fn two_shards_that_flood_each_other_go_on() {
+    const PUBLISHERS: usize = 40;
+    for seed in 0..5 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (mut shards, mut meshes, _) = shards(2);
+        let mut paused = [[false; PUBLISHERS]; 2];
+        let mut next = [0; 2];
+        for shard in &mut shards {
+            (0..PUBLISHERS as u32).for_each(|slot| connect(shard, slot));
+        }
+        let floods: Vec<_> =
+            (0..2).map(|id| publishes(&topic_at(1 - id, 2), &[b'x'; 1000], 128 << 10)).collect();
+        let mut sequenced = 0;
+        // Bursts of turns on one shard while the other does not run, as on a busy machine.
+        for burst in 0..400 {
+            let id = burst % 2;
+            for _ in 0..random.usize(1..10) {
+                for _ in 0..8 {
+                    let slot = next[id];
+                    next[id] = (slot + 1) % PUBLISHERS;
+                    if !paused[id][slot] {
+                        floods[id]
+                            .chunks(CHUNK)
+                            .for_each(|chunk| shards[id].handle_bytes(slot as u32, chunk, NOW));
+                    }
+                }
+                for action in turn(&mut shards[id], &mut meshes[id]) {
+                    match action {
+                        Action::PauseReceive(slot) => paused[id][slot as usize] = true,
+                        Action::ResumeReceive(slot) => paused[id][slot as usize] = false,
+                        _ => {}
+                    }
+                }
+            }
+            if burst % 20 == 19 {
+                let now: u64 =
+                    shards.iter().map(|shard| shard.counters().value(Counter::TicksSequenced)).sum();
+                assert!(now > sequenced, "seed {seed}: nothing moved in the 20 bursts before {burst}");
+                sequenced = now;
+            }
+        }
+    }
+}
+
+#[test]
+fn replies_that_are_never_all_read_do_not_pile_up() {
+    let (mut shards, _, _) = shards(1);
+    let shard = &mut shards[0];
+    connect(shard, 0);
+    let (pings, mut gather, mut sent, mut paused) = (pings(100), Vec::new(), 0, false);
+    for _ in 0..4_000 {
+        // The socket is slow: each SEND parks, and is through a turn later.
+        shard.handle_writable(0);
+        shard.turn(NOW);
+        for _ in 0..40 {
+            while let Some(action) = shard.poll_action() {
+                paused = match action {
+                    Action::PauseReceive(_) => true,
+                    Action::ResumeReceive(_) => false,
+                    _ => paused,
+                };
+            }
+            if !paused {
+                shard.handle_bytes(0, &pings, NOW);
+            }
+        }
+        while let Some(send) = shard.poll_send(&mut gather, NOW) {
+            let len = shard.send_bytes(&send, &gather).len();
+            sent += len;
+            shard.handle_sent(send.slot, len, true);
+            gather.clear();
+        }
+    }
+    assert!(sent > 64 << 20, "{sent} bytes were sent");
+    assert!(shard.memory_bytes() < 1 << 20, "{} bytes are held", shard.memory_bytes());
+}
+
+#[test]
+fn a_client_that_churns_patterns_does_not_delay_the_subscription_of_another() {
+    let (mut shards, mut meshes, _) = shards(1);
+    let (shard, mesh) = (&mut shards[0], &mut meshes[0]);
+    connect(shard, 0);
+    connect(shard, 1);
+    let mut topics = Vec::new();
+    for n in 0..20_000 {
+        frame::encode_publish(&mut topics, 0, 0, 0, Publish::default(), &format!("market.topic.{n}"), b"1");
+    }
+    shard.handle_bytes(0, &topics, NOW);
+    let mut churn = Vec::new();
+    for n in 0..50_000 {
+        encode_request(&mut churn, Kind::Subscribe, n, &format!("*.q{n}"));
+        encode_request(&mut churn, Kind::Unsubscribe, n, &format!("*.q{n}"));
+    }
+    // The churn is held back: a socket that is not read from is the bound.
+    let mut held = churn.chunks(CHUNK);
+    let mut paused = false;
+    let mut turns = 0;
+    let mut feed = |shard: &mut Shard, mesh: &mut Mesh| {
+        if !paused && let Some(chunk) = held.next() {
+            shard.handle_bytes(0, chunk, NOW);
+        }
+        for action in turn(shard, mesh) {
+            paused = match action {
+                Action::PauseReceive(0) => true,
+                Action::ResumeReceive(0) => false,
+                _ => paused,
+            };
+        }
+    };
+    for _ in 0..200 {
+        feed(shard, mesh);
+    }
+    let mut request = Vec::new();
+    encode_request(&mut request, Kind::Subscribe, 7, "market.topic.1");
+    shard.handle_bytes(1, &request, NOW);
+    while shard.counters().value(Counter::SessionsSubscribed) == 0 {
+        feed(shard, mesh);
+        turns += 1;
+        assert!(turns < 20_000, "the exact subscription of the other client never went live");
+    }
+    assert!(turns < 2_000, "{turns} turns");
+}
+
+#[test]
+fn a_session_that_ends_while_it_is_paused_is_received_from_again() {
+    let (mut shards, mut meshes, _) = shards(1);
+    connect(&mut shards[0], 0);
+    shards[0].handle_bytes(0, &pings(5_000), NOW);
+    assert_eq!(shards[0].poll_action(), Some(Action::PauseReceive(0)));
+    shards[0].begin_drain(NOW.monotonic_ns + 1, NOW);
+    let actions: Vec<_> = (0..20).flat_map(|_| turn(&mut shards[0], &mut meshes[0])).collect();
+    assert_eq!(actions, [Action::ResumeReceive(0), Action::ShutdownWrite(0)], "its FIN is waited for");
+}
+
+#[test]
+fn what_was_published_before_a_fin_is_taken_up_under_pressure_too() {
+    let (mut shards, mut meshes, _) = shards(2);
+    connect(&mut shards[0], 0);
+    let ticks = publishes(&topic_at(1, 2), &[b'x'; 1000], 800 << 10);
+    let count = (ticks.len() / publishes("t.0", &[b'x'; 1000], 1).len()) as u64;
+    // The receives and the FIN of one poll.
+    ticks.chunks(CHUNK).for_each(|chunk| shards[0].handle_bytes(0, chunk, NOW));
+    shards[0].handle_eof(0, NOW);
+    for _ in 0..100 {
+        for id in 0..2 {
+            for action in turn(&mut shards[id], &mut meshes[id]) {
+                if action == Action::ResumeReceive(0) {
+                    // The transport receives again, and finds the FIN.
+                    shards[id].handle_eof(0, NOW);
+                }
+            }
+        }
+    }
+    assert_eq!(shards[1].counters().value(Counter::TicksSequenced), count);
+    assert_eq!(shards[0].sessions_len(), 0);
+}
+
+#[test]
+fn half_a_frame_that_an_ingest_left_keeps_nobody_awake() {
+    let (mut shards, mut meshes, bells) = shards(1);
+    let (producer, consumer) = frame_ring(1 << 20);
+    meshes[0].add_ingest(consumer);
+    let mut lanes = Lanes::new([(producer, bells[0].clone())].into_iter());
+    let mut publish = || lanes.publish("sim.1", 1, 1, &[b'1'; 100]);
+    while publish() {}
+    let stop = StopFlag::default();
+    stop.set();
+    // The ring takes what fits, which ends within a frame; the rest is gone with the ingest.
+    lanes.flush_all(&stop);
+    drop(lanes);
+    for _ in 0..1_000 {
+        turn(&mut shards[0], &mut meshes[0]);
+    }
+    assert!(meshes[0].requests_are_empty() && !meshes[0].has_input(&shards[0]));
+}
