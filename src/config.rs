@@ -138,8 +138,10 @@ impl Config {
             );
             return Err(StartupError::Option("--outbox-bytes-max", text));
         }
-        if args.clients_max.is_some_and(|clients| !(1..=limits::CLIENTS_MAX_HIGHEST).contains(&clients)) {
-            let text = format!("1 to {} clients", limits::CLIENTS_MAX_HIGHEST);
+        if let Some(clients) = args.clients_max
+            && !(1..=limits::CLIENTS_MAX_HIGHEST).contains(&clients)
+        {
+            let text = format!("{clients}: at least 1, at most {}", limits::CLIENTS_MAX_HIGHEST);
             return Err(StartupError::Option("--max-clients", text));
         }
         Ok(Config {

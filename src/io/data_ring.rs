@@ -444,7 +444,8 @@ impl<S: Shim> DataRing<S> {
                 self.complete(data, result, flags, short)?;
             }
             let queue = self.ring.submission();
-            if len == 0 && queue.is_empty() && (asks || !(queue.taskrun() || queue.cq_overflow())) {
+            let asks_again = !asks && (queue.taskrun() || queue.cq_overflow());
+            if len == 0 && queue.is_empty() && !asks_again {
                 return Ok(());
             }
         }

@@ -116,7 +116,8 @@ impl Shard {
             };
             // Newcomers are let in whatever the load: one request, and somebody else's flood is not their fault.
             let newcomer = matches!(session.protocol, Protocol::NativeHello | Protocol::HttpHead);
-            if !newcomer && !(room && session.takes_requests()) {
+            let waits = !room || !session.takes_requests();
+            if waits && !newcomer {
                 return Progress { used, blocked: true };
             }
             let rest = &bytes[used..];
