@@ -86,6 +86,19 @@ pub struct Stages {
     pub deliveries: Stage,
 }
 
+/// A tick that its home has not counted yet: the parts of a PUBLISH.
+#[derive(Clone, Copy, Debug)]
+struct Unsequenced<'a> {
+    /// The session that is told of a refusal, or [`ORIGIN_INGEST`].
+    origin: u64,
+    flags: u8,
+    schema: u32,
+    record: Publish,
+    /// Checked.
+    topic: &'a str,
+    payload: &'a [u8],
+}
+
 /// What a deadline is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Deadline {
@@ -209,17 +222,9 @@ impl Shard {
             (Kind::Publish, _) => {
                 let Ok((record, topic, payload)) = frame.publish() else { return };
                 let Ok(topic) = std::str::from_utf8(topic) else { return };
-                let origin = frame.header.sequence;
-                self.sequence(
-                    from,
-                    origin,
-                    frame.header.flags,
-                    frame.header.schema,
-                    &record,
-                    topic,
-                    payload,
-                    now,
-                );
+                let (origin, flags, schema) =
+                    (frame.header.sequence, frame.header.flags, frame.header.schema);
+                self.sequence(from, &Unsequenced { origin, flags, schema, record, topic, payload }, now);
             }
             (Kind::Subscribe, Some(from)) => {
                 if let (Ok(record), Ok(pattern)) = (frame.record::<Request>(), frame.text()) {
@@ -380,39 +385,20 @@ impl Shard {
     }
 
     /// Publishes for a session of this shard: here if this is the topic's home, else over the mesh.
-    #[allow(clippy::too_many_arguments, reason = "the parts of one PUBLISH, which has no owned form")]
-    fn publish(
-        &mut self,
-        origin: u64,
-        flags: u8,
-        schema: u32,
-        record: Publish,
-        topic: &str,
-        payload: &[u8],
-        now: Now,
-    ) {
-        let home = router::home(topic, self.shards);
+    fn publish(&mut self, tick: &Unsequenced<'_>, now: Now) {
+        let home = router::home(tick.topic, self.shards);
         if home == self.id {
-            self.sequence(Some(self.id), origin, flags, schema, &record, topic, payload, now);
+            self.sequence(Some(self.id), tick, now);
         } else {
             let stage = self.stages[usize::from(home.0)].requests.tail();
+            let Unsequenced { origin, flags, schema, record, topic, payload } = *tick;
             frame::encode_publish(stage, origin, flags, schema, record, topic, payload);
         }
     }
 
     /// As the topic's home: gives the tick its sequence and passes it to the interested shards.
-    #[allow(clippy::too_many_arguments, reason = "the parts of one PUBLISH, which has no owned form")]
-    fn sequence(
-        &mut self,
-        from: Option<ShardId>,
-        origin: u64,
-        flags: u8,
-        schema: u32,
-        record: &Publish,
-        name: &str,
-        payload: &[u8],
-        now: Now,
-    ) {
+    fn sequence(&mut self, from: Option<ShardId>, tick: &Unsequenced<'_>, now: Now) {
+        let Unsequenced { origin, flags, schema, record, topic: name, payload } = *tick;
         let Ok((index, new)) = self.home.find_or_create(name) else {
             return self.refuse(from, origin, record.request, now);
         };

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use super::{Action, Shard};
+use super::{Action, Shard, Unsequenced};
 use crate::{
     clock::Now,
     counters::Counter,
@@ -338,7 +338,9 @@ impl Shard {
             ..Publish::default()
         };
         let flags = Self::flags_of(&publish.payload, publish.payload_is_json);
-        self.publish(origin, flags, publish.schema, record, topic, &publish.payload, now);
+        let tick =
+            Unsequenced { origin, flags, schema: publish.schema, record, topic, payload: &publish.payload };
+        self.publish(&tick, now);
     }
 
     /// Answers a request that failed; a raw session, which has no answers, is ended instead.
