@@ -102,6 +102,9 @@ pub struct ServeArgs {
     /// Time from accept to the end of the handshake
     #[arg(long, value_name = "MS", default_value_t = limits::HANDSHAKE_DEADLINE_MS_DEFAULT, help_heading = "Limits")]
     pub handshake_deadline_ms: u64,
+    /// Time a frame or message that has begun may take to arrive whole
+    #[arg(long, value_name = "MS", default_value_t = limits::FRAME_DEADLINE_MS_DEFAULT, help_heading = "Limits")]
+    pub frame_deadline_ms: u64,
     /// Subscriptions of one session
     #[arg(long, value_name = "N", default_value_t = limits::SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT, help_heading = "Limits")]
     pub subscriptions_per_session_max: usize,

@@ -52,6 +52,8 @@ pub struct Limits {
     pub http_head_bytes_max: usize,
     /// Accept to the end of the handshake, nanoseconds.
     pub handshake_deadline_ns: u64,
+    /// From a frame's first bytes to its last, nanoseconds.
+    pub frame_deadline_ns: u64,
     /// Patterns a session may hold.
     pub subscriptions_per_session_max: usize,
     /// Topics of the whole server.
@@ -81,6 +83,7 @@ impl Default for Limits {
             frame_bytes_max: limits::FRAME_BYTES_MAX_DEFAULT,
             http_head_bytes_max: limits::HTTP_HEAD_BYTES_MAX_DEFAULT,
             handshake_deadline_ns: limits::HANDSHAKE_DEADLINE_MS_DEFAULT * 1_000_000,
+            frame_deadline_ns: limits::FRAME_DEADLINE_MS_DEFAULT * 1_000_000,
             subscriptions_per_session_max: limits::SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT,
             topics_max: limits::TOPICS_MAX_DEFAULT,
             egress_log_bytes: limits::EGRESS_LOG_BYTES_DEFAULT,
@@ -154,6 +157,7 @@ impl Config {
                 frame_bytes_max: args.frame_bytes_max,
                 http_head_bytes_max: args.http_head_bytes_max,
                 handshake_deadline_ns: args.handshake_deadline_ms.saturating_mul(1_000_000),
+                frame_deadline_ns: args.frame_deadline_ms.saturating_mul(1_000_000),
                 subscriptions_per_session_max: args.subscriptions_per_session_max,
                 topics_max: args.topics_max,
                 egress_log_bytes: args.egress_log_bytes,

@@ -64,6 +64,8 @@ counters! {
     ClosedProtocol = "closed_protocol", "sessions";
     /// Sessions ended because the handshake took too long.
     ClosedHandshakeDeadline = "closed_handshake_deadline", "sessions";
+    /// Sessions ended because a frame that had begun did not arrive whole in time.
+    ClosedFrameDeadline = "closed_frame_deadline", "sessions";
     /// Sessions ended as slow consumers.
     ClosedSlowConsumer = "closed_slow_consumer", "sessions";
     /// Sessions ended because the server stopped.

@@ -35,6 +35,8 @@ pub const HTTP_HEADERS_MAX: usize = 64;
 
 /// Time from accept to the end of the handshake (native HELLO, or the HTTP upgrade), default.
 pub const HANDSHAKE_DEADLINE_MS_DEFAULT: u64 = 5_000;
+/// Time a frame or message that has begun may take to arrive whole, default: 256 KiB at 70 kbit/s.
+pub const FRAME_DEADLINE_MS_DEFAULT: u64 = 30_000;
 /// Time a closing session gets to take its last bytes and answer, before the socket is closed regardless.
 pub const LINGER_DEADLINE_MS: u64 = 1_000;
 /// Time from SIGTERM to exit, default: what was accepted is flushed within it.

@@ -23,6 +23,8 @@ pub enum CloseReason {
     Protocol(DecodeError),
     /// The handshake was not done in time.
     HandshakeDeadline,
+    /// A frame that had begun did not arrive whole in time.
+    FrameDeadline,
     /// The peer reads slower than its outbox allows.
     SlowConsumer,
     /// The server stops.
@@ -42,6 +44,7 @@ impl CloseReason {
             CloseReason::Peer | CloseReason::Transport(_) | CloseReason::Http(_) => 1000,
             CloseReason::Protocol(error) => error.close_code(),
             CloseReason::HandshakeDeadline => 3009,
+            CloseReason::FrameDeadline => 3010,
             CloseReason::SlowConsumer => 3008,
             CloseReason::Shutdown => 1001,
             CloseReason::BadRequest(_) => 3501,
@@ -54,6 +57,7 @@ impl CloseReason {
             CloseReason::Peer => Counter::ClosedByPeer,
             CloseReason::Protocol(_) => Counter::ClosedProtocol,
             CloseReason::HandshakeDeadline => Counter::ClosedHandshakeDeadline,
+            CloseReason::FrameDeadline => Counter::ClosedFrameDeadline,
             CloseReason::SlowConsumer => Counter::ClosedSlowConsumer,
             CloseReason::Shutdown => Counter::ClosedShutdown,
             CloseReason::Transport(_) => Counter::ClosedTransport,
@@ -74,6 +78,7 @@ impl fmt::Display for CloseReason {
             CloseReason::Peer => write!(f, "closed by the peer"),
             CloseReason::Protocol(error) => write!(f, "{error}"),
             CloseReason::HandshakeDeadline => write!(f, "the handshake was not done in time"),
+            CloseReason::FrameDeadline => write!(f, "a frame that had begun did not arrive whole in time"),
             CloseReason::SlowConsumer => write!(f, "slow consumer: too far behind"),
             CloseReason::Shutdown => write!(f, "the server stops"),
             CloseReason::Transport(errno) => {
@@ -161,6 +166,10 @@ pub struct Session {
     pub protocol: Protocol,
     /// Received, not yet decoded. Bound: the longest frame and what was in flight when reading was paused.
     pub input: Vec<u8>,
+    /// Since when it holds part of a frame and nothing has completed, CLOCK_MONOTONIC nanoseconds.
+    pub partial_since_ns: Option<u64>,
+    /// A deadline for that is pending: one at a time, however often frames begin.
+    pub partial_watched: bool,
     /// Its input waits for room somewhere.
     pub paused: bool,
     /// A SEND is with the transport; the next one waits for its outcome.
@@ -191,6 +200,8 @@ impl Session {
             encoding,
             protocol,
             input: Vec::new(),
+            partial_since_ns: None,
+            partial_watched: false,
             paused: false,
             sending: false,
             queued: false,

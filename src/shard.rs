@@ -103,6 +103,7 @@ struct Unsequenced<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Deadline {
     Handshake,
+    Frame,
     Linger,
 }
 

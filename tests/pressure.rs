@@ -248,3 +248,28 @@ fn half_a_frame_that_an_ingest_left_keeps_nobody_awake() {
     }
     assert!(meshes[0].requests_are_empty() && !meshes[0].has_input(&shards[0]));
 }
+
+#[test]
+fn half_a_frame_ends_its_session_at_the_deadline_and_a_slow_stream_of_whole_ones_does_not() {
+    let limits = Limits { frame_deadline_ns: 1_000, ..Limits::default() };
+    let mut shard = Shard::new(ShardId(0), 1, 1, limits, Arc::new(Counters::default()));
+    connect(&mut shard, 0);
+    connect(&mut shard, 1);
+    let stream = pings(20);
+    let half = stream.len() / 40;
+    let at = |after_ns: u64| Now { monotonic_ns: NOW.monotonic_ns + after_ns, ..NOW };
+    shard.handle_bytes(0, &stream[..half], at(0));
+    shard.handle_bytes(1, &stream[..half], at(0));
+    // Each piece completes a frame and begins the next: there is always half a frame, and always progress.
+    for (n, piece) in stream[half..].chunks(2 * half).enumerate() {
+        let now = at(600 * (n as u64 + 1));
+        shard.handle_bytes(1, piece, now);
+        shard.turn(now);
+    }
+    assert_eq!(shard.counters().value(Counter::RequestErrors), 0);
+    let mut gather = Vec::new();
+    let goodbye = std::iter::from_fn(|| shard.poll_send(&mut gather, at(20_000))).find(|send| send.slot == 0);
+    assert!(goodbye.is_some(), "it is told why");
+    shard.handle_eof(0, at(20_000));
+    assert_eq!((shard.counters().value(Counter::ClosedFrameDeadline), shard.sessions_len()), (1, 1));
+}

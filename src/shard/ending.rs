@@ -62,10 +62,25 @@ impl Shard {
                     self.end(slot, CloseReason::HandshakeDeadline, now);
                 }
                 Deadline::Handshake => {}
+                Deadline::Frame => self.frame_is_due(slot, now),
                 Deadline::Linger => self.remove(slot),
             }
         }
         any
+    }
+
+    /// Ends a session that has held part of a frame for too long; watches on while one has only begun since.
+    fn frame_is_due(&mut self, slot: u32, now: Now) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        session.partial_watched = false;
+        let Some(since_ns) = session.partial_since_ns else { return };
+        let when = since_ns.saturating_add(self.limits.frame_deadline_ns);
+        if when <= now.monotonic_ns {
+            return self.end(slot, CloseReason::FrameDeadline, now);
+        }
+        session.partial_watched = true;
+        let id = session.id;
+        self.deadlines.push(Reverse((when, Deadline::Frame, slot, id)));
     }
 
     /// Starts a session's end. From here on it gets no tick and its input is discarded.

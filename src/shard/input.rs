@@ -1,9 +1,9 @@
 //! What peers send: bytes to commands to effects. A broken byte ends its session, a bad request is answered, and
 //! neither touches anybody else.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, cmp::Reverse};
 
-use super::{Action, Shard, Unsequenced};
+use super::{Action, Deadline, Shard, Unsequenced};
 use crate::{
     clock::Now,
     counters::Counter,
@@ -45,7 +45,7 @@ impl Shard {
             if let Some(session) = self.sessions.open_mut(slot) {
                 session.input.extend_from_slice(&bytes[progress.used..]);
             }
-            self.pause_if(slot, progress.blocked);
+            self.after_input(slot, &progress, now);
         }
         self.settle(now);
     }
@@ -91,7 +91,25 @@ impl Shard {
             input.drain(..progress.used);
             session.input = input;
         }
+        self.after_input(slot, &progress, now);
+    }
+
+    /// Pauses a session whose input waits for room, and watches one that waits for the rest of a frame.
+    fn after_input(&mut self, slot: u32, progress: &Progress, now: Now) {
         self.pause_if(slot, progress.blocked);
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        if session.input.is_empty() || session.paused {
+            session.partial_since_ns = None;
+            return;
+        }
+        if session.partial_since_ns.is_none() || progress.used > 0 {
+            session.partial_since_ns = Some(now.monotonic_ns);
+        }
+        if !std::mem::replace(&mut session.partial_watched, true) {
+            let when = now.monotonic_ns.saturating_add(self.limits.frame_deadline_ns);
+            let id = session.id;
+            self.deadlines.push(Reverse((when, Deadline::Frame, slot, id)));
+        }
     }
 
     fn pause_if(&mut self, slot: u32, blocked: bool) {
