@@ -52,7 +52,7 @@ pub const TOPICS_MAX_DEFAULT: usize = 65_536;
 pub const EGRESS_LOG_BYTES_DEFAULT: usize = 16 << 20;
 /// Bytes a session may have waiting in the egress logs before it counts as a slow consumer, default.
 pub const OUTBOX_BYTES_MAX_DEFAULT: usize = 8 << 20;
-/// Ranges of the egress logs a session may have waiting: 16 bytes each, 1 MiB for a session at the bound.
+/// Ranges of the egress logs a session may have waiting: 24 bytes each, 1.5 MiB for a session at the bound.
 pub const OUTBOX_RANGES_MAX: usize = 64 << 10;
 
 /// Replies (acknowledgements, pongs, errors) a session may have waiting. Past it the session's input waits, so a

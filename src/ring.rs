@@ -120,8 +120,8 @@ impl FrameConsumer {
 
 /// Frames waiting for room in a ring, in order.
 ///
-/// Bound: [`crate::limits::MESH_STAGE_BYTES`] and what one more request adds; whoever fills it asks
-/// [`Stage::has_room`] first.
+/// Bound: [`crate::limits::MESH_STAGE_BYTES`], and what one more request, one turn's walk over topics, or the sessions
+/// that end add; whoever fills it with the first two asks [`Stage::has_room`] before.
 #[derive(Debug, Default)]
 pub struct Stage {
     bytes: Vec<u8>,

@@ -123,6 +123,9 @@ enum Segment {
     Reply(u32),
 }
 
+const _: () = assert!(size_of::<Segment>() == 24, "limits.rs says what a full outbox holds");
+const _: () = assert!(size_of::<Session>() <= 256, "the docs of Session say how large it is");
+
 /// Where the bytes of one SEND are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -152,7 +155,7 @@ pub struct Ending {
     pub half_closed: bool,
 }
 
-/// One client connection. About 300 bytes, and what its fields point to.
+/// One client connection. 256 bytes, and what its fields point to.
 ///
 /// Invariant: `outbox_bytes` is the sum of the segments' lengths.
 /// Invariant: the replies' segments add up to the replies not yet taken.
@@ -237,7 +240,7 @@ impl Session {
         self.replies.len() - self.replies_start <= REPLY_BYTES_MAX
     }
 
-    /// Queues shared frames. Returns `false` when the outbox is past its bounds: a slow consumer. 16 bytes at most,
+    /// Queues shared frames. Returns `false` when the outbox is past its bounds: a slow consumer. 24 bytes at most,
     /// none when the range continues the one before.
     pub fn push_range(&mut self, log: &EgressLog, range: Range, outbox_bytes_max: usize) -> bool {
         self.outbox_bytes += range.len as usize;

@@ -123,10 +123,11 @@ pub struct Shard {
     actions: VecDeque<Action>,
     /// Slots whose input waits. Bound: one entry a session.
     paused: Vec<u32>,
-    /// (when, what, slot, session id); entries of sessions that are gone are skipped when due. Bound: two a session
-    /// and what has come and gone within the deadlines.
+    /// (when, what, slot, session id); entries of sessions that are gone are skipped when due. Bound: three a
+    /// session and what has come and gone within the deadlines.
     deadlines: BinaryHeap<Reverse<(u64, Deadline, u32, u64)>>,
     generation: u32,
+    /// Set once the server stops: nothing more is taken from clients.
     input_stopped: bool,
     /// Set once the server stops: the deadline of the sessions' last bytes.
     draining: Option<u64>,
@@ -370,13 +371,10 @@ impl Shard {
         self.deadlines.peek().map(|Reverse((when, ..))| *when)
     }
 
-    /// Bytes of the logs, the stages, and what the sessions hold beyond their own size: what promise 3 bounds.
+    /// Bytes of the logs, the stages, the sessions and their buffers: what promise 3 bounds.
     pub fn memory_bytes(&self) -> usize {
-        let sessions: usize = self
-            .sessions
-            .iter()
-            .map(|session| session.input.capacity() + session.outbox_segments() * 16 + size_of::<Session>())
-            .sum();
+        let sessions: usize =
+            self.sessions.iter().map(|session| session.buffer_bytes() + size_of::<Session>()).sum();
         let stages: usize = self
             .stages
             .iter()

@@ -37,8 +37,8 @@ use crate::{
     shard::Door,
 };
 
-/// Attempts of one `io_uring_enter` that the kernel turns away for now (EAGAIN, EBUSY) before giving up, with a
-/// pause of 1 ms each.
+/// Attempts of one `io_uring_enter` that the kernel has no memory for now (EAGAIN) before giving up, with a pause of
+/// 1 ms each.
 const ENTER_ATTEMPTS_MAX: u32 = 1_000;
 /// Attempts to make the kernel let go of its last operations at shutdown, up to 50 ms each.
 const CANCEL_ATTEMPTS_MAX: u32 = 100;
@@ -92,7 +92,7 @@ struct Parked {
 /// parked SENDs, shutdowns, accepts, the timer and the doorbell.
 /// Invariant: outside `send_batch` no SEND of the fast kind is in flight.
 pub struct DataRing<S: Shim = Direct> {
-    // Before the ring: its drop unregisters nothing, so `Drop` below quiets the kernel first.
+    // Closed before the buffers go; `Drop` has quieted the kernel before either.
     ring: IoUring,
     buffers: BufferRing,
     doorbell: OwnedFd,
@@ -460,9 +460,9 @@ impl<S: Shim> DataRing<S> {
             match self.ring.submit_and_wait(wanted) {
                 Ok(_) => return Ok(()),
                 Err(error) => match error.raw_os_error() {
-                    Some(libc::EINTR) => {}
-                    // The completion queue has overflowed: reaping makes room, and the caller comes again.
-                    Some(libc::EBUSY) => return Ok(()),
+                    // Interrupted, or the completion queue has overflowed and reaping makes room: the caller looks at
+                    // the queues, and comes again if anything is left.
+                    Some(libc::EINTR | libc::EBUSY) => return Ok(()),
                     Some(libc::EAGAIN) => crate::clock::sleep_ns(1_000_000),
                     _ => return Err(error),
                 },

@@ -35,7 +35,7 @@ pub enum Incoming {
     Close(u16),
 }
 
-/// One connection's decoder. About 700 bytes.
+/// One connection's decoder. 264 bytes and its read buffer.
 #[derive(Debug)]
 pub struct WebSocket {
     context: WebSocketContext,
