@@ -10,7 +10,7 @@ use crate::{
     tick::{ShardId, TickTimes, TopicId},
     wire::{
         Encoding,
-        frame::{self, FLAG_PAYLOAD_JSON, Frame},
+        frame::{self, Frame, TickParts},
         json,
         websocket::{self, DataType},
     },
@@ -60,17 +60,19 @@ impl Logs {
             Encoding::WebSocketJson => {}
         }
         let times = tick.record::<TickTimes>().ok()?;
-        let payload = tick.payload();
-        let inline = tick.header.flags & FLAG_PAYLOAD_JSON != 0;
         let mut body = std::mem::take(&mut self.body);
         body.clear();
         json::encode_tick(
             &mut body,
             json_prefix,
             tick.header.sequence,
-            times.producer_time_ns,
-            payload,
-            inline,
+            &TickParts {
+                flags: tick.header.flags,
+                schema: 0,
+                times,
+                key: tick.key(),
+                payload: tick.payload(),
+            },
         );
         self.body = body;
         self.append_body(encoding, DataType::Text)

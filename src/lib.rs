@@ -56,6 +56,7 @@ pub mod router;
 pub mod session;
 pub mod sessions;
 pub mod shard;
+pub mod subscription;
 pub mod tick;
 pub mod topic;
 pub mod wire;

@@ -55,6 +55,13 @@ pub const OUTBOX_BYTES_MAX_DEFAULT: usize = 8 << 20;
 /// Ranges of the egress logs a session may have waiting: 24 bytes each, 1.5 MiB for a session at the bound.
 pub const OUTBOX_RANGES_MAX: usize = 64 << 10;
 
+/// Slowest pace a subscriber may ask for, ticks a second of each topic.
+pub const MAX_RATE_LOWEST: f64 = 0.001;
+/// Fastest pace a subscriber may ask for: past it, the timers' granularity decides.
+pub const MAX_RATE_HIGHEST: f64 = 1_000.0;
+/// Places in topics that RESUME frames of one session may name before their SUBSCRIBE.
+pub const RESUME_POSITIONS_MAX: usize = 16_384;
+
 /// Replies (acknowledgements, pongs, errors) a session may have waiting. Past it the session's input waits, so a
 /// peer that does not read its replies is not read from either.
 pub const REPLY_BYTES_MAX: usize = 64 << 10;

@@ -76,7 +76,7 @@ pub unsafe trait WireRecord: Copy + Sized {
 }
 
 /// Longest record there is, the header included.
-const RECORD_BYTES_MAX: usize = 32;
+pub(crate) const RECORD_BYTES_MAX: usize = 32;
 
 /// The one wire cast: an archived record as the bytes that are sent.
 fn bytes_of<R: WireRecord>(archived: &R::Archived) -> &[u8] {
@@ -159,7 +159,60 @@ wire_record!(
 });
 
 wire_record!(
-    /// SUBSCRIBE, UNSUBSCRIBE and UNSUBSCRIBED. The payload is the pattern.
+    /// SUBSCRIBE and UPDATE. The payload is the pattern. A record of the first 8 bytes asks for the defaults.
+    Subscribe, ArchivedSubscribe, 32, {
+    /// Named by the answer.
+    request: u32 = 0,
+    /// 0: live, 1: latest, 2: after `epoch` and `sequence`, 3: after the positions of the RESUMEs before.
+    from: u8 = 4,
+    /// 0: the topic's default, 1: conflate, 2: drop, 3: disconnect.
+    policy: u8 = 5,
+    /// 0.
+    reserved: u16 = 6,
+    /// With `from` 2 and 3: the life of the sequencer that counted.
+    epoch: u64 = 8,
+    /// With `from` 2: the last sequence received, in every topic that matches.
+    sequence: u64 = 16,
+    /// Ticks of one topic at most, in thousandths a second; 0: no bound.
+    max_rate_millihertz: u32 = 24,
+    /// 0.
+    reserved_end: u32 = 28,
+});
+
+wire_record!(
+    /// RESUME: the client's place in a topic, for the SUBSCRIBE that follows. The payload is the topic's name.
+    Resume, ArchivedResume, 16, {
+    /// The life of the sequencer that counted.
+    epoch: u64 = 0,
+    /// The last sequence received.
+    sequence: u64 = 8,
+});
+
+wire_record!(
+    /// RECOVERED: what became of a place that was named. The payload is the topic's name; the header's `topic_id` is 0
+    /// for a topic that does not exist.
+    Recovered, ArchivedRecovered, 24, {
+    /// The life of the sequencer that counts now.
+    epoch: u64 = 0,
+    /// The topic's last sequence when it was looked up.
+    sequence: u64 = 8,
+    /// 1: every tick after the place follows. 0: the newest follow instead.
+    recovered: u32 = 16,
+    /// 0.
+    reserved: u32 = 20,
+});
+
+wire_record!(
+    /// CONFLATED and GAP: ticks of the header's topic that this session does not get.
+    Skipped, ArchivedSkipped, 16, {
+    /// The first of them.
+    from: u64 = 0,
+    /// The one after the last of them.
+    to: u64 = 8,
+});
+
+wire_record!(
+    /// UNSUBSCRIBE and UNSUBSCRIBED. The payload is the pattern.
     Request, ArchivedRequest, 8, {
     /// Named by the answer.
     request: u32 = 0,
@@ -180,8 +233,8 @@ wire_record!(
 });
 
 wire_record!(
-    /// PUBLISH. The payload is the topic's name, then the tick's payload.
-    Publish, ArchivedPublish, 24, {
+    /// PUBLISH. The payload is the topic's name, then the tick's payload. A record of the first 24 bytes has no key.
+    Publish, ArchivedPublish, 32, {
     /// Producer's time, nanoseconds since 1970; 0: the server's time of receipt.
     producer_time_ns: u64 = 0,
     /// Written by the server: its time of receipt. From a client: ignored.
@@ -192,6 +245,8 @@ wire_record!(
     topic_len: u16 = 20,
     /// 0.
     reserved: u16 = 22,
+    /// What the tick is about within its topic, a price level say: of each key the newest survives conflation. 0: none.
+    key: u64 = 24,
 });
 
 wire_record!(
@@ -201,6 +256,46 @@ wire_record!(
     producer_time_ns: u64 = 0,
     /// The server's time of receipt, nanoseconds since 1970.
     ingest_time_ns: u64 = 8,
+});
+
+wire_record!(
+    /// TICK with a key. A reader that knows no keys reads it as [`TickTimes`].
+    KeyedTimes, ArchivedKeyedTimes, 24, {
+    /// As in [`TickTimes`].
+    producer_time_ns: u64 = 0,
+    /// As in [`TickTimes`].
+    ingest_time_ns: u64 = 8,
+    /// As in [`Publish`]; never 0.
+    key: u64 = 16,
+});
+
+wire_record!(
+    /// Between shards, a request: the history of the header's topic after the header's `sequence`, for a session.
+    Recover, ArchivedRecover, 24, {
+    /// The session that waits for it.
+    session: u64 = 0,
+    /// The life of the sequencer that counted `sequence`.
+    epoch: u64 = 8,
+    /// A [`crate::topic::Wanted`].
+    wanted: u32 = 16,
+    /// 0.
+    reserved: u32 = 20,
+});
+
+wire_record!(
+    /// Between shards, the answer: a piece of it. The payload is whole TICK frames; the header's `sequence` is the
+    /// topic's last.
+    History, ArchivedHistory, 32, {
+    /// The session that waits for it.
+    session: u64 = 0,
+    /// The first sequence asked for.
+    from: u64 = 8,
+    /// The first sequence that is still there, or `from`: what lies between is lost.
+    start: u64 = 16,
+    /// Bits of [`crate::topic`]: `PIECE_*`.
+    flags: u32 = 24,
+    /// 0.
+    reserved: u32 = 28,
 });
 
 wire_record!(

@@ -5,8 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use crate::{
     limits::TURN_SCAN_TOPICS,
     router::{self, PatternTrie},
-    tick::{Sequence, ShardId, TickTimes, TopicId},
-    wire::frame,
+    tick::{Sequence, ShardId, TopicId},
+    wire::frame::{self, TickParts},
 };
 
 /// A set of shards, one bit each.
@@ -56,10 +56,10 @@ pub struct HomeTopic {
 impl HomeTopic {
     /// Gives a tick the next sequence and encodes it as the latest, once for all shards. No allocation once the
     /// buffer has grown to the topic's largest tick.
-    pub fn advance(&mut self, flags: u8, schema: u32, times: TickTimes, payload: &[u8]) -> &[u8] {
+    pub fn advance(&mut self, tick: &TickParts<'_>) -> &[u8] {
         self.sequence.0 += 1;
         self.latest.clear();
-        frame::encode_tick(&mut self.latest, self.id, self.sequence, flags, schema, times, payload);
+        frame::encode_tick(&mut self.latest, self.id, self.sequence, tick);
         &self.latest
     }
 }
@@ -351,7 +351,7 @@ mod tests {
         let mut home = Home::new(A, 1, 1);
         let (index, _) = home.find_or_create("a").unwrap();
         for n in 1..4u8 {
-            home.topic_mut(index).advance(0, 0, TickTimes::default(), &[n]);
+            home.topic_mut(index).advance(&TickParts { payload: &[n], ..TickParts::default() });
         }
         let topic = home.topic(index);
         let Ok(crate::wire::Step::Complete(_, frame)) = frame::decode(&topic.latest, 1024) else {

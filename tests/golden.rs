@@ -1,11 +1,12 @@
 //! Holds the code to the bytes of `src/wire/PROTOCOL.md`. A change here is a change of the protocol.
 
 use tickcast::{
-    tick::{Hello, Publish, Sequence, TickTimes, Token, TopicId},
+    subscription::{Delivery, From},
+    tick::{Hello, Publish, Resume, Sequence, Subscribe, TickTimes, Token, TopicId},
     wire::{
         Encoding, ErrorCode,
         command::{Command, encode_request},
-        frame::{self, FLAG_PAYLOAD_JSON, Kind, Meta},
+        frame::{self, FLAG_PAYLOAD_JSON, Kind, Meta, TickParts},
         json,
         reply::{Reply, SERVER},
         websocket::{self, DataType},
@@ -72,12 +73,41 @@ fn requests_have_their_golden_bytes() {
          03000000 00000000 \"a.>\" 0000000000",
     );
     out.clear();
-    let record = Publish { producer_time_ns: 0x0102, request: 4, ..Publish::default() };
+    let record = Publish { producer_time_ns: 0x0102, request: 4, key: 6, ..Publish::default() };
     frame::encode_publish(&mut out, 0, 0, 9, record, "a.b", b"data!");
     check(
         &out,
-        "40000000 7463 01 00  0400 1800 08000000  0000000000000000  00000000 09000000
-         0201000000000000 0000000000000000 04000000 0300 0000 \"a.bdata!\"",
+        "50000000 7463 01 00  0400 2000 08000000  0000000000000000  00000000 09000000
+         0201000000000000 0000000000000000 04000000 0300 0000 0600000000000000 \"a.bdata!\" 0000000000000000",
+    );
+    out.clear();
+    let record = Subscribe {
+        request: 5,
+        from: 2,
+        policy: 1,
+        epoch: 0x0a,
+        sequence: 0x0b,
+        max_rate_millihertz: 500,
+        ..Subscribe::default()
+    };
+    frame::encode(&mut out, Kind::Update, Meta::default(), &record, &[b"a.>"]);
+    check(
+        &out,
+        "50000000 7463 01 00  0600 2000 03000000  0000000000000000  00000000 00000000
+         05000000 02 01 0000 0a00000000000000 0b00000000000000 f4010000 00000000 \"a.>\" 00000000000000000000000000",
+    );
+    out.clear();
+    frame::encode(
+        &mut out,
+        Kind::Resume,
+        Meta::default(),
+        &Resume { epoch: 0x0a, sequence: 0x0b },
+        &[b"a.b"],
+    );
+    check(
+        &out,
+        "40000000 7463 01 00  0700 1000 03000000  0000000000000000  00000000 00000000
+         0a00000000000000 0b00000000000000 \"a.b\" 00000000000000000000000000",
     );
     out.clear();
     frame::encode(&mut out, Kind::Ping, Meta::default(), &Token { token: 7 }, &[]);
@@ -137,21 +167,52 @@ fn ticks_and_topics_have_their_golden_bytes() {
     );
     out.clear();
     let times = TickTimes { producer_time_ns: 1, ingest_time_ns: 2 };
-    frame::encode_tick(&mut out, TopicId(5), Sequence(3), FLAG_PAYLOAD_JSON, 9, times, b"{}");
+    frame::encode_tick(
+        &mut out,
+        TopicId(5),
+        Sequence(3),
+        &TickParts { flags: FLAG_PAYLOAD_JSON, schema: 9, times, key: 0, payload: b"{}" },
+    );
     check(
         &out,
         "40000000 7463 01 01  4300 1000 02000000  0300000000000000  05000000 09000000
          0100000000000000 0200000000000000 \"{}\" 0000000000000000000000000000",
+    );
+    let mut skipped = Vec::new();
+    frame::encode_skipped(&mut skipped, Kind::Gap, TopicId(5), 3, 9);
+    check(
+        &skipped,
+        "30000000 7463 01 00  4800 1000 00000000  0000000000000000  05000000 00000000
+         0300000000000000 0900000000000000",
+    );
+    let recovered =
+        Reply::Recovered { topic_id: 5, name: "a.b", epoch: 0x0a, sequence: 0x0b, recovered: true };
+    skipped.clear();
+    recovered.encode(Encoding::Native, &mut skipped);
+    check(
+        &skipped,
+        "40000000 7463 01 00  4900 1800 03000000  0000000000000000  05000000 00000000
+         0a00000000000000 0b00000000000000 01000000 00000000 \"a.b\" 0000000000",
     );
     let mut message = Vec::new();
     websocket::encode(&mut message, DataType::Binary, &out);
     assert_eq!((message[..2].to_vec(), &message[2..]), (bytes("82 40"), &out[..]));
 
     out.clear();
-    json::encode_tick(&mut out, &json::tick_prefix("a.b"), 3, 1, b"{\"p\":1.10}", true);
+    json::encode_tick(
+        &mut out,
+        &json::tick_prefix("a.b"),
+        3,
+        &TickParts { flags: FLAG_PAYLOAD_JSON, times, payload: b"{\"p\":1.10}", ..Default::default() },
+    );
     assert_eq!(out, br#"{"topic":"a.b","seq":3,"ts":1,"data":{"p":1.10}}"#);
     out.clear();
-    json::encode_tick(&mut out, &json::tick_prefix("a.b"), 4, 1, &[0, 255], false);
+    json::encode_tick(
+        &mut out,
+        &json::tick_prefix("a.b"),
+        4,
+        &TickParts { times, payload: &[0, 255], ..Default::default() },
+    );
     assert_eq!(out, br#"{"topic":"a.b","seq":4,"ts":1,"encoding":"base64","data":"AP8="}"#);
     out.clear();
     json::encode_topic(&mut out, TopicId(5), 10, "a.b");
@@ -187,7 +248,9 @@ fn json_replies_read_as_specified() {
 #[test]
 fn json_requests_mean_what_the_specification_says() {
     let subscribe = json::decode(r#"{"op":"subscribe","id":2,"topics":["a.>","b"]}"#).unwrap();
-    assert_eq!(subscribe, Command::Subscribe { request: 2, patterns: vec!["a.>".into(), "b".into()] });
+    let patterns = vec!["a.>".into(), "b".into()];
+    let (delivery, from) = (Delivery::default(), From::Live);
+    assert_eq!(subscribe, Command::Subscribe { request: 2, patterns, delivery, from });
     let unsubscribe = json::decode(r#"{"op":"unsubscribe","id":3,"topics":["b"]}"#).unwrap();
     assert_eq!(unsubscribe, Command::Unsubscribe { request: 3, patterns: vec!["b".into()] });
     assert_eq!(json::decode(r#"{"op":"ping","token":7}"#).unwrap(), Command::Ping { token: 7 });

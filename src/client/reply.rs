@@ -110,7 +110,7 @@ pub(super) fn from_frame(frame: &Frame<'_>, at: usize, topics: &mut Topics) -> R
             let reconnect_after_ms = record.reconnect_after_ms;
             Item::Closing { code: record.code, text: payload, reconnect_after_ms }
         }
-        Kind::Tick | Kind::Hello | Kind::Subscribe | Kind::Unsubscribe | Kind::Publish | Kind::Ping => {
+        _ => {
             return Err(DecodeError::UnknownKind(frame.header.kind).into());
         }
     })

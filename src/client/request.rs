@@ -194,7 +194,12 @@ mod tests {
         let json = |outgoing: Outgoing<'_>| outgoing.to_json();
         assert_eq!(
             json::decode(&json(Outgoing::Subscribe { request: 1, pattern: "a.>" })),
-            Ok(Command::Subscribe { request: 1, patterns: vec!["a.>".into()] })
+            Ok(Command::Subscribe {
+                request: 1,
+                patterns: vec!["a.>".into()],
+                delivery: Default::default(),
+                from: Default::default()
+            })
         );
         assert_eq!(
             json::decode(&json(Outgoing::Unsubscribe { request: 2, pattern: "\"" })),
@@ -222,7 +227,7 @@ mod tests {
             Err(RequestError::NameLength(0))
         );
         assert!(matches!(publish(&[0; 1000]).check(1 << 10), Err(RequestError::TooLarge { .. })));
-        let fits = [0; (1 << 10) - 32 - 24 - "a.\"b".len()];
+        let fits = [0; (1 << 10) - 32 - 32 - "a.\"b".len()];
         assert_eq!(publish(&fits).check(1 << 10), Ok(()));
         assert!(publish(&[0; 1 << 10]).check(1 << 10).is_err());
     }

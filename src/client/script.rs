@@ -86,7 +86,12 @@ impl Peer {
     pub(super) fn tick(&mut self, sequence: u64, payload: &[u8]) {
         let mut bytes = Vec::new();
         let times = TickTimes { producer_time_ns: 70, ingest_time_ns: 80 };
-        frame::encode_tick(&mut bytes, TopicId(5), Sequence(sequence), 0, 0, times, payload);
+        frame::encode_tick(
+            &mut bytes,
+            TopicId(5),
+            Sequence(sequence),
+            &frame::TickParts { times, payload, ..Default::default() },
+        );
         self.stream.write_all(&bytes).unwrap();
     }
 

@@ -10,7 +10,7 @@ use crate::{
     wire::{
         ErrorCode,
         command::encode_request,
-        frame::{self, FLAG_PAYLOAD_JSON, Frame, Kind, Meta},
+        frame::{self, FLAG_PAYLOAD_JSON, Frame, Kind, Meta, TickParts},
     },
 };
 
@@ -99,7 +99,8 @@ impl Shard {
         let topic = self.home.topic_mut(index);
         let times =
             TickTimes { producer_time_ns: record.producer_time_ns, ingest_time_ns: record.ingest_time_ns };
-        topic.advance(flags & FLAG_PAYLOAD_JSON, schema, times, payload);
+        let flags = flags & FLAG_PAYLOAD_JSON;
+        topic.advance(&TickParts { flags, schema, times, key: record.key, payload });
         self.counters.add(Counter::TicksSequenced, 1);
         for shard in topic.interested.iter() {
             if shard != self.id {

@@ -181,12 +181,12 @@ impl Shard {
                         session.protocol =
                             Protocol::Echo(Box::new(WebSocket::server_of_long_messages(ECHO_BYTES_MAX)));
                     }
-                    Target::Stream { encoding, patterns } => {
+                    Target::Stream { encoding, patterns, delivery, from } => {
                         session.encoding = encoding;
                         session.protocol =
                             Protocol::Stream(Box::new(WebSocket::server(self.limits.message_bytes_max())));
                         let patterns = patterns.into_iter().map(Cow::Owned).collect();
-                        self.execute(slot, Command::Subscribe { request: 0, patterns }, now)?;
+                        self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)?;
                     }
                 }
             }
@@ -263,7 +263,9 @@ impl Shard {
                 self.reply(slot, &Reply::Welcome { request, epoch, session, frame_bytes_max });
             }
             Command::Ping { token } => self.reply(slot, &Reply::Pong { token }),
-            Command::Subscribe { request, patterns } | Command::Unsubscribe { request, patterns }
+            Command::Subscribe { request, patterns, .. }
+            | Command::Update { request, patterns, .. }
+            | Command::Unsubscribe { request, patterns }
                 if patterns.len() > self.limits.subscriptions_per_session_max =>
             {
                 // One answer: an error for each would be many times what was sent.
@@ -274,10 +276,15 @@ impl Shard {
                 );
                 self.fail(slot, request, ErrorCode::TooManySubscriptions, &text, now);
             }
-            Command::Subscribe { request, patterns } => {
+            Command::Subscribe { request, patterns, delivery, from } => {
                 for pattern in patterns {
                     self.subscribe(slot, request, &pattern, now);
                 }
+            }
+            Command::Update { request, patterns, delivery } => {}
+            Command::Resume { topic, position } => {}
+            Command::Refused { request, error } => {
+                self.fail(slot, request, ErrorCode::BadRequest, &error.to_string(), now);
             }
             Command::Unsubscribe { request, patterns } => {
                 for pattern in patterns {
@@ -353,6 +360,7 @@ impl Shard {
             producer_time_ns,
             ingest_time_ns: now.realtime_ns,
             request: publish.request,
+            key: publish.key,
             ..Publish::default()
         };
         let flags = Self::flags_of(&publish.payload, publish.payload_is_json);

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use crate::{
-    tick::{Hello, Request, Token},
+    subscription::{BadOption, Delivery, From, Policy, Position, interval_us},
+    tick::{Hello, Request, Resume, Subscribe, Token, WireRecord},
     wire::{
         DecodeError,
         frame::{Frame, Kind},
@@ -27,6 +28,33 @@ pub enum Command<'a> {
         request: u32,
         /// One pattern or several.
         patterns: Vec<Cow<'a, str>>,
+        /// How they are delivered.
+        delivery: Delivery,
+        /// Where they begin.
+        from: From,
+    },
+    /// Changes how live subscriptions are delivered; each is answered by itself.
+    Update {
+        /// Named by the answers.
+        request: u32,
+        /// One pattern or several.
+        patterns: Vec<Cow<'a, str>>,
+        /// From now on.
+        delivery: Delivery,
+    },
+    /// Names the client's place in a topic, for the subscribe that follows.
+    Resume {
+        /// The topic.
+        topic: Cow<'a, str>,
+        /// The last tick the client has of it.
+        position: Position,
+    },
+    /// A request that could be read but asks for what is not to be had.
+    Refused {
+        /// The request.
+        request: u32,
+        /// What is wrong.
+        error: BadOption,
     },
     /// Ends subscriptions.
     Unsubscribe {
@@ -59,6 +87,8 @@ pub struct PublishCommand<'a> {
     pub payload: Cow<'a, [u8]>,
     /// Whether the payload is known to be one JSON value.
     pub payload_is_json: bool,
+    /// The conflation key; 0: none.
+    pub key: u64,
 }
 
 impl<'a> Command<'a> {
@@ -72,10 +102,21 @@ impl<'a> Command<'a> {
                 request: frame.record::<Hello>()?.request,
                 name: Cow::Borrowed(frame.text()?),
             },
-            Kind::Subscribe => Command::Subscribe {
-                request: frame.record::<Request>()?.request,
-                patterns: vec![Cow::Borrowed(frame.text()?)],
-            },
+            Kind::Subscribe | Kind::Update => {
+                let record: Subscribe = frame.grown_record(Request::STRIDE)?;
+                let (request, patterns) = (record.request, vec![Cow::Borrowed(frame.text()?)]);
+                let options = delivery(&record).and_then(|delivery| Ok((delivery, from(&record)?)));
+                match (frame.kind, options) {
+                    (_, Err(error)) => Command::Refused { request, error },
+                    (Kind::Update, Ok((delivery, _))) => Command::Update { request, patterns, delivery },
+                    (_, Ok((delivery, from))) => Command::Subscribe { request, patterns, delivery, from },
+                }
+            }
+            Kind::Resume => {
+                let Resume { epoch, sequence } = frame.record()?;
+                let position = Position { epoch, sequence };
+                Command::Resume { topic: Cow::Borrowed(frame.text()?), position }
+            }
             Kind::Unsubscribe => Command::Unsubscribe {
                 request: frame.record::<Request>()?.request,
                 patterns: vec![Cow::Borrowed(frame.text()?)],
@@ -90,6 +131,7 @@ impl<'a> Command<'a> {
                     payload: Cow::Borrowed(payload),
                     // The peer's flag is a claim; only the server's own check sets it.
                     payload_is_json: false,
+                    key: record.key,
                 })
             }
             Kind::Ping => Command::Ping { token: frame.record::<Token>()?.token },
@@ -98,7 +140,32 @@ impl<'a> Command<'a> {
     }
 }
 
-/// Appends a SUBSCRIBE or UNSUBSCRIBE frame, as clients and shards send them.
+fn delivery(record: &Subscribe) -> Result<Delivery, BadOption> {
+    let policy = match record.policy {
+        0 => None,
+        1 => Some(Policy::Conflate),
+        2 => Some(Policy::Drop),
+        3 => Some(Policy::Disconnect),
+        other => return Err(BadOption::Policy(other.to_string())),
+    };
+    let interval_us = match record.max_rate_millihertz {
+        0 => 0,
+        millihertz => interval_us(f64::from(millihertz) / 1e3)?,
+    };
+    Ok(Delivery { policy, interval_us })
+}
+
+fn from(record: &Subscribe) -> Result<From, BadOption> {
+    Ok(match record.from {
+        0 => From::Live,
+        1 => From::Latest,
+        2 => From::Position(Position { epoch: record.epoch, sequence: record.sequence }),
+        3 => From::Resume,
+        other => return Err(BadOption::From(other.to_string())),
+    })
+}
+
+/// Appends a SUBSCRIBE or UNSUBSCRIBE frame without options, as clients and shards send them.
 pub fn encode_request(out: &mut Vec<u8>, kind: Kind, request: u32, pattern: &str) {
     let record = Request { request, ..Request::default() };
     super::frame::encode(out, kind, super::frame::Meta::default(), &record, &[pattern.as_bytes()]);

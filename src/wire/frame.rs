@@ -12,7 +12,10 @@
 
 use crate::{
     limits::{FRAME_ALIGN, FRAME_HEADER_BYTES},
-    tick::{FrameHeader, Publish, Sequence, Subscribed, TickTimes, TopicId, WireRecord},
+    tick::{
+        FrameHeader, KeyedTimes, Publish, RECORD_BYTES_MAX, Sequence, Skipped, Subscribed, TickTimes,
+        TopicId, WireRecord,
+    },
     wire::{DecodeError, Step},
 };
 
@@ -22,8 +25,10 @@ pub const MAGIC: u16 = 0x6374;
 pub const VERSION: u8 = 1;
 /// The payload is known to be one JSON value: the server checked it, or made it.
 pub const FLAG_PAYLOAD_JSON: u8 = 1;
+/// A tick of before the subscription, sent as the state to begin with: the ones between it and the next are not missing.
+pub const FLAG_SNAPSHOT: u8 = 2;
 
-/// What a frame is. Requests below 64, answers from 64.
+/// What a frame is. Requests below 64, answers from 64; from 128 only between shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 #[allow(missing_docs, reason = "PROTOCOL.md describes each; the records' docs repeat it")]
@@ -33,6 +38,8 @@ pub enum Kind {
     Unsubscribe = 3,
     Publish = 4,
     Ping = 5,
+    Update = 6,
+    Resume = 7,
     Welcome = 64,
     Subscribed = 65,
     Unsubscribed = 66,
@@ -40,7 +47,15 @@ pub enum Kind {
     Pong = 68,
     Error = 69,
     Closing = 70,
+    Conflated = 71,
+    Gap = 72,
+    Recovered = 73,
+    Recover = 128,
+    History = 129,
 }
+
+/// Bytes of the first PUBLISH record, which had no key.
+const PUBLISH_STRIDE_FIRST: usize = 24;
 
 impl Kind {
     /// The kind of a number from the wire.
@@ -52,6 +67,8 @@ impl Kind {
             3 => Unsubscribe,
             4 => Publish,
             5 => Ping,
+            6 => Update,
+            7 => Resume,
             64 => Welcome,
             65 => Subscribed,
             66 => Unsubscribed,
@@ -59,6 +76,11 @@ impl Kind {
             68 => Pong,
             69 => Error,
             70 => Closing,
+            71 => Conflated,
+            72 => Gap,
+            73 => Recovered,
+            128 => Recover,
+            129 => History,
             _ => return None,
         })
     }
@@ -99,12 +121,34 @@ impl<'a> Frame<'a> {
         simdutf8::basic::from_utf8(self.payload()).map_err(|_| DecodeError::NotUtf8)
     }
 
+    /// A record that has grown: what a shorter one of at least `stride_min` bytes lacks is 0.
+    ///
+    /// # Errors
+    /// As [`Frame::record`].
+    pub fn grown_record<R: WireRecord>(&self, stride_min: usize) -> Result<R, DecodeError> {
+        let stride = usize::from(self.header.record_stride);
+        if stride >= R::STRIDE || stride < stride_min {
+            return self.record();
+        }
+        let mut bytes = [0; RECORD_BYTES_MAX];
+        bytes[..stride].copy_from_slice(&self.bytes[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + stride]);
+        R::read(&bytes).ok_or(DecodeError::BadRecord(self.header.kind))
+    }
+
+    /// A TICK's conflation key; 0: none.
+    pub fn key(&self) -> u64 {
+        match usize::from(self.header.record_stride) {
+            stride if stride < KeyedTimes::STRIDE => 0,
+            _ => self.record::<KeyedTimes>().map_or(0, |record| record.key),
+        }
+    }
+
     /// A PUBLISH frame's record, topic bytes and tick payload.
     ///
     /// # Errors
     /// [`DecodeError::BadRecord`] when the topic is longer than the payload.
     pub fn publish(&self) -> Result<(Publish, &'a [u8], &'a [u8]), DecodeError> {
-        let record: Publish = self.record()?;
+        let record: Publish = self.grown_record(PUBLISH_STRIDE_FIRST)?;
         let (topic, payload) = self
             .payload()
             .split_at_checked(usize::from(record.topic_len))
@@ -196,18 +240,36 @@ pub fn encode<R: WireRecord>(out: &mut Vec<u8>, kind: Kind, meta: Meta, record: 
     out.resize(start + frame_len, 0);
 }
 
+/// What a tick is made of besides its place.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TickParts<'a> {
+    /// `FLAG_*`.
+    pub flags: u8,
+    /// The producer's mark.
+    pub schema: u32,
+    /// When.
+    pub times: TickTimes,
+    /// The conflation key; 0: none.
+    pub key: u64,
+    /// The producer's bytes.
+    pub payload: &'a [u8],
+}
+
 /// Appends a TICK.
-pub fn encode_tick(
-    out: &mut Vec<u8>,
-    topic: TopicId,
-    sequence: Sequence,
-    flags: u8,
-    schema: u32,
-    times: TickTimes,
-    payload: &[u8],
-) {
+pub fn encode_tick(out: &mut Vec<u8>, topic: TopicId, sequence: Sequence, tick: &TickParts<'_>) {
+    let TickParts { flags, schema, times, key, payload } = *tick;
     let meta = Meta { flags, sequence: sequence.0, topic_id: topic.0, schema };
-    encode(out, Kind::Tick, meta, &times, &[payload]);
+    if key == 0 {
+        return encode(out, Kind::Tick, meta, &times, &[payload]);
+    }
+    let TickTimes { producer_time_ns, ingest_time_ns } = times;
+    encode(out, Kind::Tick, meta, &KeyedTimes { producer_time_ns, ingest_time_ns, key }, &[payload]);
+}
+
+/// Appends a CONFLATED or GAP: the ticks from `from` to before `to` do not come.
+pub fn encode_skipped(out: &mut Vec<u8>, kind: Kind, topic: TopicId, from: u64, to: u64) {
+    let meta = Meta { topic_id: topic.0, ..Meta::default() };
+    encode(out, kind, meta, &Skipped { from, to }, &[]);
 }
 
 /// Appends a topic's announcement: a SUBSCRIBED that names it.
@@ -235,11 +297,13 @@ pub fn encode_publish(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tick::Hello;
 
     fn tick() -> Vec<u8> {
         let mut out = Vec::new();
         let times = TickTimes { producer_time_ns: 1, ingest_time_ns: 2 };
-        encode_tick(&mut out, TopicId(9), Sequence(3), 0, 0, times, b"payload");
+        let tick = TickParts { times, payload: b"payload", ..TickParts::default() };
+        encode_tick(&mut out, TopicId(9), Sequence(3), &tick);
         out
     }
 
@@ -275,6 +339,36 @@ mod tests {
     fn another_protocol_is_refused_from_its_first_six_bytes() {
         assert!(matches!(decode(b"GET / ", 1024), Err(DecodeError::BadMagic(_))));
         assert!(matches!(decode(b"GET /", 1024), Ok(Step::Partial)));
+    }
+
+    #[test]
+    fn a_key_travels_in_a_longer_record_and_costs_nothing_without_one() {
+        let parts = TickParts { key: 7, payload: b"payload", ..TickParts::default() };
+        let mut keyed = Vec::new();
+        encode_tick(&mut keyed, TopicId(9), Sequence(3), &parts);
+        let mut plain = Vec::new();
+        encode_tick(&mut plain, TopicId(9), Sequence(3), &TickParts { key: 0, ..parts });
+        for (bytes, key) in [(keyed, 7), (plain, 0)] {
+            let Ok(Step::Complete(_, frame)) = decode(&bytes, 1024) else { panic!("complete") };
+            assert_eq!((frame.key(), frame.payload()), (key, &b"payload"[..]));
+            assert!(frame.record::<TickTimes>().is_ok());
+        }
+    }
+
+    #[test]
+    fn a_record_of_an_older_client_is_taken_with_zeros_at_its_end() {
+        let mut bytes = Vec::new();
+        encode(
+            &mut bytes,
+            Kind::Subscribe,
+            Meta::default(),
+            &Hello { request: 5, ..Hello::default() },
+            &[b"a"],
+        );
+        let Ok(Step::Complete(_, frame)) = decode(&bytes, 1024) else { panic!("complete") };
+        let record: crate::tick::Subscribe = frame.grown_record(8).unwrap();
+        assert_eq!(record, crate::tick::Subscribe { request: 5, ..Default::default() });
+        assert!(frame.grown_record::<crate::tick::Subscribe>(16).is_err());
     }
 
     #[test]

@@ -5,7 +5,8 @@ use percent_encoding::percent_decode_str;
 
 use crate::{
     limits::HTTP_HEADERS_MAX,
-    wire::{Encoding, Step},
+    subscription::{BadOption, Delivery, From, interval_us},
+    wire::{Encoding, Step, json},
 };
 
 /// What to do with a connection whose request head is complete.
@@ -36,6 +37,10 @@ pub enum Target {
         encoding: Encoding,
         /// From `?topics=a.b,c.>`, percent-decoded, not yet checked.
         patterns: Vec<String>,
+        /// From `?policy=conflate&max_rate=5`.
+        delivery: Delivery,
+        /// From `?from=latest`.
+        from: From,
     },
     /// `/echo`: every message back.
     Echo,
@@ -101,7 +106,8 @@ fn upgrade(request: &httparse::Request<'_, '_>, offer: Offer) -> Result<Answer, 
     }
     let target = match parts.uri().path() {
         "/ws" => {
-            Target::Stream { encoding: Encoding::WebSocketJson, patterns: patterns(parts.uri().query())? }
+            let Query { patterns, delivery, from } = query(parts.uri().query())?;
+            Target::Stream { encoding: Encoding::WebSocketJson, patterns, delivery, from }
         }
         "/echo" if offer.debug_echo => Target::Echo,
         "/" => return Ok(respond(StatusCode::OK, INDEX)),
@@ -120,8 +126,8 @@ fn upgrade(request: &httparse::Request<'_, '_>, offer: Offer) -> Result<Answer, 
         Refusal(status, format!("this is a WebSocket: {error}"))
     })?;
     let target = match target {
-        Target::Stream { patterns, .. } => {
-            Target::Stream { encoding: negotiate(headers, &mut response)?, patterns }
+        Target::Stream { patterns, delivery, from, .. } => {
+            Target::Stream { encoding: negotiate(headers, &mut response)?, patterns, delivery, from }
         }
         echo => echo,
     };
@@ -177,25 +183,47 @@ fn negotiate(headers: &http::HeaderMap, response: &mut http::Response<()>) -> Re
     Ok(encoding)
 }
 
-/// The patterns of `topics=a.b,c.>`. A literal comma in a name is written `%2C`.
-fn patterns(query: Option<&str>) -> Result<Vec<String>, Refusal> {
-    let mut patterns = Vec::new();
-    for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+/// What `/ws?` may ask for.
+#[derive(Default)]
+struct Query {
+    patterns: Vec<String>,
+    delivery: Delivery,
+    from: From,
+}
+
+/// Reads `topics=a.b,c.>&from=latest&policy=conflate&max_rate=5`. A literal comma in a name is written `%2C`.
+fn query(text: Option<&str>) -> Result<Query, Refusal> {
+    let bad = |text: String| Refusal(StatusCode::BAD_REQUEST, text);
+    let mut query = Query::default();
+    for pair in text.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if name != "topics" {
-            return Err(Refusal(
-                StatusCode::BAD_REQUEST,
-                format!("unknown parameter {name:?}: topics=a.b,c.>"),
-            ));
-        }
-        for pattern in value.split(',').filter(|pattern| !pattern.is_empty()) {
-            let pattern = percent_decode_str(pattern)
-                .decode_utf8()
-                .map_err(|_| Refusal(StatusCode::BAD_REQUEST, "topics is not UTF-8".into()))?;
-            patterns.push(pattern.into_owned());
+        match name {
+            "topics" => {
+                for pattern in value.split(',').filter(|pattern| !pattern.is_empty()) {
+                    let pattern = percent_decode_str(pattern)
+                        .decode_utf8()
+                        .map_err(|_| bad("topics is not UTF-8".into()))?;
+                    query.patterns.push(pattern.into_owned());
+                }
+            }
+            "from" => query.from = json::from_word(value).map_err(|error| bad(error.to_string()))?,
+            "policy" => {
+                query.delivery.policy =
+                    Some(value.parse().map_err(|error: BadOption| bad(error.to_string()))?);
+            }
+            "max_rate" => {
+                let rate =
+                    value.parse().map_err(|_| bad(BadOption::MaxRate(value.to_owned()).to_string()))?;
+                query.delivery.interval_us = interval_us(rate).map_err(|error| bad(error.to_string()))?;
+            }
+            _ => {
+                return Err(bad(format!(
+                    "unknown parameter {name:?}: topics=a.b,c.>, from=latest, policy=conflate or max_rate=5"
+                )));
+            }
         }
     }
-    Ok(patterns)
+    Ok(query)
 }
 
 const INDEX: &str = "tickcast. Open a WebSocket to /ws?topics=PATTERN to see a stream: \
@@ -228,6 +256,7 @@ pub fn timed_out() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::subscription::Policy;
 
     const OFFER: Offer = Offer { head_bytes_max: 1024, debug_echo: false };
     /// The example of RFC 6455, section 1.3.
@@ -257,7 +286,12 @@ mod tests {
         assert!(response.contains("sec-websocket-protocol: tickcast.v1.raw\r\n"));
         assert_eq!(
             target,
-            Target::Stream { encoding: Encoding::WebSocketRaw, patterns: vec!["a.b".into(), "c.>".into()] }
+            Target::Stream {
+                encoding: Encoding::WebSocketRaw,
+                patterns: vec!["a.b".into(), "c.>".into()],
+                delivery: Delivery::default(),
+                from: From::Live,
+            }
         );
     }
 
@@ -268,7 +302,23 @@ mod tests {
             panic!("upgrade")
         };
         let patterns = vec!["a.b".into(), "c.>".into(), "*.d".into()];
-        assert_eq!(target, Target::Stream { encoding: Encoding::WebSocketJson, patterns });
+        let (encoding, delivery, from) = (Encoding::WebSocketJson, Delivery::default(), From::Live);
+        assert_eq!(target, Target::Stream { encoding, patterns, delivery, from });
+    }
+
+    #[test]
+    fn the_path_may_say_how_to_deliver() {
+        let request = format!("{}\r\n", REQUEST.replace("c.%3E", "c&from=latest&policy=conflate&max_rate=5"));
+        let Step::Complete(_, Answer::Upgrade { target, .. }) = step(request.as_bytes(), OFFER) else {
+            panic!("upgrade")
+        };
+        let delivery = Delivery { policy: Some(Policy::Conflate), interval_us: 200_000 };
+        let (encoding, patterns) = (Encoding::WebSocketJson, vec!["a.b".into(), "c".into()]);
+        assert_eq!(target, Target::Stream { encoding, patterns, delivery, from: From::Latest });
+        for bad in ["from=1", "policy=x", "max_rate=0", "max_rate=NaN", "max_rate=x"] {
+            let request = format!("{}\r\n", REQUEST.replace("topics=a.b,c.%3E", bad));
+            assert_eq!(status(&request), 400, "{bad}");
+        }
     }
 
     #[test]

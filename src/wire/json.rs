@@ -3,17 +3,19 @@
 //! Payloads travel as they came: a JSON payload is neither parsed into a tree nor written anew, so every digit of
 //! the producer's numbers survives.
 
-use std::{borrow::Cow, io::Write};
+use std::{borrow::Cow, collections::HashMap, io::Write};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::{
+    subscription::{BadOption, Delivery, From, Position, interval_us},
     tick::TopicId,
     wire::{
         ErrorCode,
         command::{Command, PublishCommand},
+        frame::{FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, TickParts},
     },
 };
 
@@ -41,6 +43,70 @@ struct Message<'a> {
     schema: u32,
     #[serde(default)]
     token: u64,
+    #[serde(default)]
+    key: u64,
+    #[serde(default, borrow)]
+    policy: Option<Cow<'a, str>>,
+    #[serde(default)]
+    max_rate: Option<f64>,
+    #[serde(default)]
+    from: Option<Beginning>,
+}
+
+/// Where to begin: a word, or a place.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Beginning {
+    Word(String),
+    Place(Place),
+}
+
+/// One sequence for every topic, or one for each.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Place {
+    epoch: u64,
+    #[serde(default)]
+    sequence: Option<u64>,
+    #[serde(default)]
+    sequences: Option<HashMap<Box<str>, u64>>,
+}
+
+impl Message<'_> {
+    fn delivery(&self) -> Result<Delivery, BadOption> {
+        Ok(Delivery {
+            policy: self.policy.as_deref().map(str::parse).transpose()?,
+            interval_us: self.max_rate.map(interval_us).transpose()?.unwrap_or(0),
+        })
+    }
+
+    fn beginning(&mut self) -> Result<From, BadOption> {
+        match self.from.take() {
+            None => Ok(From::Live),
+            Some(Beginning::Word(word)) => from_word(&word),
+            Some(Beginning::Place(Place { epoch, sequence: Some(sequence), sequences: None })) => {
+                Ok(From::Position(Position { epoch, sequence }))
+            }
+            Some(Beginning::Place(Place { epoch, sequence: None, sequences: Some(sequences) })) => {
+                Ok(From::Positions(epoch, sequences))
+            }
+            Some(Beginning::Place(_)) => {
+                Err(BadOption::From("place: either \"sequence\" or \"sequences\"".into()))
+            }
+        }
+    }
+}
+
+/// The beginnings that are words: `live`, `latest`.
+///
+/// # Errors
+/// [`BadOption::From`].
+pub fn from_word(word: &str) -> Result<From, BadOption> {
+    match word {
+        "live" => Ok(From::Live),
+        "latest" => Ok(From::Latest),
+        other => Err(BadOption::From(format!("{:?}", other.chars().take(32).collect::<String>()))),
+    }
 }
 
 /// Reads a field that is there, `null` included: serde would take that for a missing one.
@@ -64,13 +130,19 @@ pub struct RequestError {
 /// # Errors
 /// [`RequestError`] for text that is not a JSON object of the protocol.
 pub fn decode(text: &str) -> Result<Command<'_>, RequestError> {
-    let message: Message = serde_json::from_str(text)
+    let mut message: Message = serde_json::from_str(text)
         .map_err(|error| RequestError { request: 0, text: format!("not a request: {error}") })?;
     let request = message.id;
     let fail = |text: String| RequestError { request, text };
-    match message.op.as_ref() {
+    let op = std::mem::take(&mut message.op);
+    match op.as_ref() {
         "hello" => Ok(Command::Hello { request, name: message.name.unwrap_or_default() }),
-        op @ ("subscribe" | "unsubscribe") => {
+        op @ ("subscribe" | "unsubscribe" | "update") => {
+            let delivery = message.delivery().map_err(|error| fail(format!("{op}: {error}")))?;
+            let from = message.beginning().map_err(|error| fail(format!("{op}: {error}")))?;
+            if op != "subscribe" && from != From::Live {
+                return Err(fail(format!("{op}: \"from\" is for subscribe")));
+            }
             let mut patterns: Vec<Cow<'_, str>> =
                 message.topics.unwrap_or_default().into_iter().map(Cow::Owned).collect();
             patterns.extend(message.topic);
@@ -78,7 +150,8 @@ pub fn decode(text: &str) -> Result<Command<'_>, RequestError> {
                 return Err(fail(format!("{op}: \"topics\" is missing or empty")));
             }
             Ok(match op {
-                "subscribe" => Command::Subscribe { request, patterns },
+                "subscribe" => Command::Subscribe { request, patterns, delivery, from },
+                "update" => Command::Update { request, patterns, delivery },
                 _ => Command::Unsubscribe { request, patterns },
             })
         }
@@ -109,12 +182,15 @@ pub fn decode(text: &str) -> Result<Command<'_>, RequestError> {
                 schema: message.schema,
                 payload,
                 payload_is_json,
+                key: message.key,
             }))
         }
         "ping" => {
             Ok(Command::Ping { token: if message.token != 0 { message.token } else { u64::from(request) } })
         }
-        other => Err(fail(format!("unknown op {other:?}: hello, subscribe, unsubscribe, publish or ping"))),
+        other => {
+            Err(fail(format!("unknown op {other:?}: hello, subscribe, update, unsubscribe, publish or ping")))
+        }
     }
 }
 
@@ -139,20 +215,21 @@ pub fn tick_prefix(topic: &str) -> Vec<u8> {
 }
 
 /// Appends a tick. `prefix` is the topic's [`tick_prefix`]. No allocation for a JSON payload.
-pub fn encode_tick(
-    out: &mut Vec<u8>,
-    prefix: &[u8],
-    sequence: u64,
-    producer_time_ns: u64,
-    payload: &[u8],
-    payload_is_json: bool,
-) {
+pub fn encode_tick(out: &mut Vec<u8>, prefix: &[u8], sequence: u64, tick: &TickParts<'_>) {
+    let TickParts { flags, times, key, payload, .. } = *tick;
     let mut digits = itoa::Buffer::new();
     out.extend_from_slice(prefix);
     out.extend_from_slice(digits.format(sequence).as_bytes());
     out.extend_from_slice(b",\"ts\":");
-    out.extend_from_slice(digits.format(producer_time_ns).as_bytes());
-    if payload_is_json {
+    out.extend_from_slice(digits.format(times.producer_time_ns).as_bytes());
+    if key != 0 {
+        out.extend_from_slice(b",\"key\":");
+        out.extend_from_slice(digits.format(key).as_bytes());
+    }
+    if flags & FLAG_SNAPSHOT != 0 {
+        out.extend_from_slice(b",\"snapshot\":true");
+    }
+    if flags & FLAG_PAYLOAD_JSON != 0 {
         out.extend_from_slice(b",\"data\":");
         out.extend_from_slice(payload);
         out.push(b'}');
@@ -210,6 +287,24 @@ pub fn encode_unsubscribed(out: &mut Vec<u8>, request: u32, pattern: &str) {
     line(out, format_args!("{{\"op\":\"unsubscribed\",\"id\":{request},\"pattern\":{}}}", literal(pattern)));
 }
 
+/// Appends what became of a place that was named.
+pub fn encode_recovered(out: &mut Vec<u8>, topic: &str, epoch: u64, sequence: u64, recovered: bool) {
+    let topic = literal(topic);
+    line(
+        out,
+        format_args!(
+            "{{\"op\":\"recovered\",\"topic\":{topic},\"epoch\":{epoch},\"sequence\":{sequence},\
+             \"recovered\":{recovered}}}"
+        ),
+    );
+}
+
+/// Appends that ticks do not come: `op` is `conflated` or `gap`.
+pub fn encode_skipped(out: &mut Vec<u8>, op: &str, topic: &str, from: u64, to: u64) {
+    let topic = literal(topic);
+    line(out, format_args!("{{\"op\":\"{op}\",\"topic\":{topic},\"from\":{from},\"to\":{to}}}"));
+}
+
 /// Appends a pong.
 pub fn encode_pong(out: &mut Vec<u8>, token: u64) {
     line(out, format_args!("{{\"op\":\"pong\",\"token\":{token}}}"));
@@ -237,6 +332,7 @@ fn line(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{subscription::Policy, tick::TickTimes};
 
     #[test]
     fn a_json_payload_survives_to_the_byte() {
@@ -244,7 +340,10 @@ mod tests {
         let Ok(Command::Publish(publish)) = decode(text) else { panic!("publish") };
         assert_eq!(publish.payload.as_ref(), br#"{"a": 1.10, "b":[ 1e400 ]}"#);
         let mut out = Vec::new();
-        encode_tick(&mut out, &tick_prefix("t\"x"), 7, publish.producer_time_ns, &publish.payload, true);
+        let times = TickTimes { producer_time_ns: publish.producer_time_ns, ingest_time_ns: 0 };
+        let parts =
+            TickParts { flags: FLAG_PAYLOAD_JSON, times, payload: &publish.payload, ..Default::default() };
+        encode_tick(&mut out, &tick_prefix("t\"x"), 7, &parts);
         assert_eq!(out, br#"{"topic":"t\"x","seq":7,"ts":5,"data":{"a": 1.10, "b":[ 1e400 ]}}"#);
     }
 
@@ -256,6 +355,40 @@ mod tests {
         for other in [&b""[..], b" 1", b"1\n", b"1 2", b"{", b"\xff", b"\"\xff\""] {
             assert!(!is_json(other));
         }
+    }
+
+    #[test]
+    fn subscribe_takes_options_and_refuses_bad_ones_by_name() {
+        let with = |options: &str| {
+            decode(&format!(r#"{{"op":"subscribe","id":3,"topics":["a"]{options}}}"#)).map(|command| {
+                match command {
+                    Command::Subscribe { delivery, from, .. } => (delivery, from),
+                    other => panic!("{other:?}"),
+                }
+            })
+        };
+        assert_eq!(with("").unwrap(), (Delivery::default(), From::Live));
+        assert_eq!(
+            with(r#","policy":"drop","max_rate":4,"from":"latest""#).unwrap(),
+            (Delivery { policy: Some(Policy::Drop), interval_us: 250_000 }, From::Latest)
+        );
+        let position = Position { epoch: 5, sequence: 6 };
+        assert_eq!(with(r#","from":{"epoch":5,"sequence":6}"#).unwrap().1, From::Position(position));
+        let positions = From::Positions(5, HashMap::from([("a".into(), 7)]));
+        assert_eq!(with(r#","from":{"epoch":5,"sequences":{"a":7}}"#).unwrap().1, positions);
+        for (options, field) in [
+            (r#","policy":"fast""#, "policy"),
+            (r#","max_rate":0"#, "max_rate"),
+            (r#","max_rate":1e99"#, "max_rate"),
+            (r#","from":"yesterday""#, "from"),
+            (r#","from":{"epoch":5}"#, "from"),
+            (r#","from":{"epoch":5,"sequence":1,"sequences":{}}"#, "from"),
+        ] {
+            let error = with(options).unwrap_err();
+            assert!(error.text.contains(field) && error.request == 3, "{options}: {error:?}");
+        }
+        // A NaN is no JSON, and a place that is none names its field as serde has it.
+        assert!(with(r#","max_rate":NaN"#).is_err() && with(r#","from":{"epoch":-1}"#).is_err());
     }
 
     #[test]
@@ -272,7 +405,9 @@ mod tests {
         let Ok(Command::Publish(publish)) = decode(text) else { panic!("publish") };
         assert_eq!((publish.payload.as_ref(), publish.payload_is_json), (&[0u8, 255][..], false));
         let mut out = Vec::new();
-        encode_tick(&mut out, &tick_prefix("t"), 1, 2, &publish.payload, false);
+        let times = TickTimes { producer_time_ns: 2, ingest_time_ns: 0 };
+        let parts = TickParts { times, payload: &publish.payload, ..Default::default() };
+        encode_tick(&mut out, &tick_prefix("t"), 1, &parts);
         assert_eq!(out, br#"{"topic":"t","seq":1,"ts":2,"encoding":"base64","data":"AP8="}"#);
     }
 

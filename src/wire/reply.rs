@@ -2,7 +2,7 @@
 //! announcements) is encoded once in the egress logs instead.
 
 use crate::{
-    tick::{Closing, ErrorRecord, Request, Subscribed, Token, Welcome},
+    tick::{Closing, ErrorRecord, Recovered, Request, Subscribed, Token, TopicId, Welcome},
     wire::{
         Encoding, ErrorCode,
         frame::{self, Kind, Meta},
@@ -33,6 +33,41 @@ pub enum Reply<'a> {
         pattern: &'a str,
         /// The server's life.
         epoch: u64,
+    },
+    /// What became of a place that was named.
+    Recovered {
+        /// 0 for a topic that does not exist.
+        topic_id: u32,
+        /// The topic.
+        name: &'a str,
+        /// The server's life.
+        epoch: u64,
+        /// The topic's last sequence.
+        sequence: u64,
+        /// Whether every tick after the place follows; else the newest do.
+        recovered: bool,
+    },
+    /// Ticks that a newer one stands for.
+    Conflated {
+        /// The topic.
+        topic: TopicId,
+        /// The topic.
+        name: &'a str,
+        /// The first of them.
+        from: u64,
+        /// The one after the last.
+        to: u64,
+    },
+    /// Ticks that are lost to this session.
+    Gap {
+        /// The topic.
+        topic: TopicId,
+        /// The topic.
+        name: &'a str,
+        /// The first of them.
+        from: u64,
+        /// The one after the last.
+        to: u64,
     },
     /// A subscription has ended.
     Unsubscribed {
@@ -101,6 +136,15 @@ impl Reply<'_> {
                 let record = Request { request, reserved: 0 };
                 frame::encode(out, Kind::Unsubscribed, meta, &record, &[pattern.as_bytes()]);
             }
+            Reply::Recovered { topic_id, name, epoch, sequence, recovered } => {
+                let meta = Meta { topic_id, ..meta };
+                let record = Recovered { epoch, sequence, recovered: recovered.into(), reserved: 0 };
+                frame::encode(out, Kind::Recovered, meta, &record, &[name.as_bytes()]);
+            }
+            Reply::Conflated { topic, from, to, .. } => {
+                frame::encode_skipped(out, Kind::Conflated, topic, from, to);
+            }
+            Reply::Gap { topic, from, to, .. } => frame::encode_skipped(out, Kind::Gap, topic, from, to),
             Reply::Pong { token } => frame::encode(out, Kind::Pong, meta, &Token { token }, &[]),
             Reply::Error { request, code, text } => {
                 let record = ErrorRecord { request, code: code as u16, reserved: 0 };
@@ -120,6 +164,11 @@ impl Reply<'_> {
             }
             Reply::Subscribed { request, pattern, .. } => json::encode_subscribed(out, request, pattern),
             Reply::Unsubscribed { request, pattern } => json::encode_unsubscribed(out, request, pattern),
+            Reply::Recovered { name, epoch, sequence, recovered, .. } => {
+                json::encode_recovered(out, name, epoch, sequence, recovered);
+            }
+            Reply::Conflated { name, from, to, .. } => json::encode_skipped(out, "conflated", name, from, to),
+            Reply::Gap { name, from, to, .. } => json::encode_skipped(out, "gap", name, from, to),
             Reply::Pong { token } => json::encode_pong(out, token),
             Reply::Error { request, code, text } => json::encode_error(out, request, code, text),
             Reply::Closing { code, reason } => json::encode_closing(out, code, reason),

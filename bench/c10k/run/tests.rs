@@ -31,7 +31,12 @@ fn serve(connections: usize, sequences: fn(usize) -> Vec<u64>) -> String {
             let mut bytes = Vec::new();
             for sequence in sequences(index) {
                 let times = TickTimes { producer_time_ns: clock::realtime_ns(), ingest_time_ns: 0 };
-                frame::encode_tick(&mut bytes, TopicId(5), Sequence(sequence), 0, 0, times, b"tick");
+                frame::encode_tick(
+                    &mut bytes,
+                    TopicId(5),
+                    Sequence(sequence),
+                    &frame::TickParts { times, payload: b"tick", ..Default::default() },
+                );
             }
             client.write_all(&bytes).unwrap();
         }

@@ -7,7 +7,12 @@ use std::{
 
 use crate::{
     client::{Address, Client, ClientError, Event, Tick, commands::CommandError},
-    wire::{Encoding, json},
+    tick::TickTimes,
+    wire::{
+        Encoding,
+        frame::{FLAG_PAYLOAD_JSON, TickParts},
+        json,
+    },
 };
 
 /// Bytes of whole lines handed to the kernel in one write: what a pipe takes whole or not at all (pipe(7),
@@ -165,7 +170,10 @@ fn write_json(line: &mut Vec<u8>, tick: &Tick<'_>) {
     let start = line.len();
     let is_json = tick.payload_is_json || json::is_json(tick.payload);
     let prefix = json::tick_prefix(tick.topic);
-    json::encode_tick(line, &prefix, tick.sequence.0, tick.producer_time_ns, tick.payload, is_json);
+    let times = TickTimes { producer_time_ns: tick.producer_time_ns, ingest_time_ns: tick.ingest_time_ns };
+    let flags = if is_json { FLAG_PAYLOAD_JSON } else { 0 };
+    let parts = TickParts { flags, times, payload: tick.payload, ..TickParts::default() };
+    json::encode_tick(line, &prefix, tick.sequence.0, &parts);
     // A JSON payload may stand over several lines; its line breaks are blanks between tokens and nothing else.
     for byte in &mut line[start..] {
         if matches!(byte, b'\n' | b'\r') {

@@ -19,10 +19,29 @@ fn record<R: crate::tick::WireRecord>(kind: Kind, record: R, text: &str) -> Vec<
     out
 }
 
+fn encode_json(
+    out: &mut Vec<u8>,
+    prefix: &[u8],
+    sequence: u64,
+    producer_time_ns: u64,
+    payload: &[u8],
+    is_json: bool,
+) {
+    let times = TickTimes { producer_time_ns, ingest_time_ns: 0 };
+    let flags = if is_json { FLAG_PAYLOAD_JSON } else { 0 };
+    let parts = frame::TickParts { flags, times, payload, ..Default::default() };
+    json::encode_tick(out, prefix, sequence, &parts);
+}
+
 fn tick(sequence: u64, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let times = TickTimes { producer_time_ns: 70 + sequence, ingest_time_ns: 80 + sequence };
-    frame::encode_tick(&mut out, TopicId(5), Sequence(sequence), FLAG_PAYLOAD_JSON, 9, times, payload);
+    frame::encode_tick(
+        &mut out,
+        TopicId(5),
+        Sequence(sequence),
+        &frame::TickParts { flags: FLAG_PAYLOAD_JSON, schema: 9, times, key: 0, payload },
+    );
     out
 }
 
@@ -65,9 +84,9 @@ fn json_messages() -> Vec<Vec<u8>> {
         message(&|out| json::encode_welcome(out, 1, "tickcast/0.1.0", 1, 2, 1 << 18)),
         message(&|out| json::encode_subscribed(out, 2, "a.>")),
         message(&|out| json::encode_topic(out, TopicId(5), 3, "a.b")),
-        message(&|out| json::encode_tick(out, &prefix, 1, 71, b"{\"p\": 1.10}", true)),
-        message(&|out| json::encode_tick(out, &prefix, 2, 72, b"2", true)),
-        message(&|out| json::encode_tick(out, &prefix, 5, 75, &[b' '; 300], false)),
+        message(&|out| encode_json(out, &prefix, 1, 71, b"{\"p\": 1.10}", true)),
+        message(&|out| encode_json(out, &prefix, 2, 72, b"2", true)),
+        message(&|out| encode_json(out, &prefix, 5, 75, &[b' '; 300], false)),
         message(&|out| json::encode_pong(out, 7)),
         message(&|out| json::encode_error(out, 4, ErrorCode::BadPattern, "bad \"pattern\"")),
         message(&|out| json::encode_unsubscribed(out, 5, "a.>")),
@@ -238,7 +257,7 @@ fn one_json_message_may_announce_several_topics() {
 fn json_payloads_survive_to_the_byte() {
     for payload in [&b"null"[..], b"{\"a\": 1.10}", b"\"\\u00e9\"", b"1e400"] {
         let mut tick = Vec::new();
-        json::encode_tick(&mut tick, &json::tick_prefix("a.b"), 1, 2, payload, true);
+        encode_json(&mut tick, &json::tick_prefix("a.b"), 1, 2, payload, true);
         let (mut session, response) = open(Encoding::WebSocketJson);
         session.handle_bytes(&response);
         session.handle_bytes(&text(std::str::from_utf8(&json_messages()[2]).unwrap()));
