@@ -93,6 +93,39 @@ pub struct ServeArgs {
     #[arg(long, value_enum, default_value_t = BadLines::Stop, requires = "replay", help_heading = "Replay")]
     pub replay_bad_lines: BadLines,
 
+    /// What becomes of a slow subscriber's ticks where it has not said: conflate, drop or disconnect [default:
+    /// disconnect]; or of some topics', as in market.>=conflate, the first that matches. May be given several times
+    #[arg(long, value_name = "[PATTERN=]POLICY", help_heading = "Slow consumers")]
+    pub policy: Vec<String>,
+    /// Bytes waiting for a session before ticks that may be are conflated or dropped
+    #[arg(long, value_name = "BYTES", default_value_t = limits::BEHIND_BYTES_DEFAULT, help_heading = "Slow consumers")]
+    pub behind_bytes: usize,
+    /// Time a socket may take nothing before ticks that may be are conflated or dropped
+    #[arg(long, value_name = "MS", default_value_t = limits::BEHIND_MS_DEFAULT, help_heading = "Slow consumers")]
+    pub behind_ms: u64,
+    /// Time a socket may take nothing before a session with subscriptions that do not yield is closed
+    #[arg(long, value_name = "MS", default_value_t = limits::STALL_DEADLINE_MS_DEFAULT, help_heading = "Slow consumers")]
+    pub stall_deadline_ms: u64,
+    /// Keys of one topic whose newest tick is kept; of more, those updated last
+    #[arg(long, value_name = "N", default_value_t = limits::KEYS_PER_TOPIC_MAX_DEFAULT, help_heading = "Slow consumers")]
+    pub keys_per_topic_max: usize,
+    /// Bytes that the kernel keeps for a socket to send; ticks beyond wait where they can be conflated [default: the
+    /// kernel's]
+    #[arg(long, value_name = "BYTES", help_heading = "Slow consumers")]
+    pub socket_send_bytes: Option<usize>,
+    /// Bytes not yet on the wire that a socket takes (TCP_NOTSENT_LOWAT); 0: the kernel's default
+    #[arg(long, value_name = "BYTES", default_value_t = limits::NOTSENT_LOWAT_BYTES_DEFAULT, help_heading = "Slow consumers")]
+    pub notsent_lowat_bytes: u32,
+
+    /// Recent ticks that a topic keeps for clients that come back: ticks, bytes, milliseconds, each optional from the
+    /// right [default: 256:65536:60000]; or some topics', as in market.>=10000:4194304:0, the first that matches.
+    /// 0 ticks: none; 0 ms: whatever their age. May be given several times
+    #[arg(long, value_name = "[PATTERN=]TICKS[:BYTES[:MS]]", help_heading = "History")]
+    pub history: Vec<String>,
+    /// Bytes of recent ticks that all topics keep together
+    #[arg(long, value_name = "BYTES", default_value_t = limits::HISTORY_BYTES_MAX_DEFAULT, help_heading = "History")]
+    pub history_bytes_max: usize,
+
     /// Largest frame or message from a client
     #[arg(long, value_name = "BYTES", default_value_t = limits::FRAME_BYTES_MAX_DEFAULT, help_heading = "Limits")]
     pub frame_bytes_max: usize,
@@ -114,7 +147,7 @@ pub struct ServeArgs {
     /// Frames kept for sessions that are behind: for each shard and encoding in use
     #[arg(long, value_name = "BYTES", default_value_t = limits::EGRESS_LOG_BYTES_DEFAULT, help_heading = "Limits")]
     pub egress_log_bytes: usize,
-    /// How far a session may be behind before it is closed as a slow consumer
+    /// How far a session whose subscriptions do not yield may be behind before it is closed as a slow consumer
     #[arg(long, value_name = "BYTES", default_value_t = limits::OUTBOX_BYTES_MAX_DEFAULT, help_heading = "Limits")]
     pub outbox_bytes_max: usize,
     /// One ring between two shards; four for each pair

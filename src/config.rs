@@ -1,13 +1,17 @@
 //! What was typed, made to mean something: every bound derived and checked before anything starts.
 
+mod delivery;
+
 use std::net::SocketAddr;
 
 use crate::{
     cli::{BadLines, ServeArgs},
     error::StartupError,
+    history::HistoryBounds,
     ingest::{replay, simulator},
     limits,
-    tick::{Publish, TickTimes, WireRecord},
+    subscription::{Policy, Rules},
+    tick::{History, Publish, TickTimes, WireRecord},
     wire::frame,
 };
 
@@ -24,6 +28,8 @@ pub struct Config {
     pub http: SocketAddr,
     /// Most connections; `None`: what the descriptor limit allows.
     pub clients_max: Option<usize>,
+    /// What the kernel holds for a client's socket.
+    pub socket: SocketBounds,
     /// The core's bounds.
     pub limits: Limits,
     /// One ring of the mesh, bytes.
@@ -32,6 +38,15 @@ pub struct Config {
     pub drain_deadline_ns: u64,
     /// Where ticks come from, besides clients.
     pub sources: Vec<Source>,
+}
+
+/// What the kernel holds for one client's socket: ticks beyond wait where they can be conflated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketBounds {
+    /// SO_SNDBUF, bytes; `None`: the kernel's, which grows with the connection's needs.
+    pub send_bytes: Option<usize>,
+    /// TCP_NOTSENT_LOWAT, bytes; 0: the kernel's default.
+    pub notsent_lowat_bytes: u32,
 }
 
 /// A source of ticks on a thread of its own.
@@ -62,6 +77,20 @@ pub struct Limits {
     pub egress_log_bytes: usize,
     /// Bytes a session may have waiting.
     pub outbox_bytes_max: usize,
+    /// Bytes waiting for a session before what yields is taken out of its outbox.
+    pub behind_bytes: usize,
+    /// Time a socket may take nothing before what yields is taken out, nanoseconds.
+    pub behind_ns: u64,
+    /// Time a socket may take nothing before a session that does not yield is closed, nanoseconds.
+    pub stall_deadline_ns: u64,
+    /// What becomes of a slow subscriber's ticks, by topic, where it has not said.
+    pub policies: Rules<Policy>,
+    /// Recent ticks kept, by topic.
+    pub history: Rules<HistoryBounds>,
+    /// Bytes of recent ticks of the whole server.
+    pub history_bytes_max: usize,
+    /// Keys of one topic whose newest tick is kept.
+    pub keys_per_topic_max: usize,
     /// Whether `/echo` exists.
     pub debug_echo: bool,
 }
@@ -88,6 +117,13 @@ impl Default for Limits {
             topics_max: limits::TOPICS_MAX_DEFAULT,
             egress_log_bytes: limits::EGRESS_LOG_BYTES_DEFAULT,
             outbox_bytes_max: limits::OUTBOX_BYTES_MAX_DEFAULT,
+            behind_bytes: limits::BEHIND_BYTES_DEFAULT,
+            behind_ns: limits::BEHIND_MS_DEFAULT * 1_000_000,
+            stall_deadline_ns: limits::STALL_DEADLINE_MS_DEFAULT * 1_000_000,
+            policies: Rules::all(Policy::default()),
+            history: Rules::all(delivery::default_history()),
+            history_bytes_max: limits::HISTORY_BYTES_MAX_DEFAULT,
+            keys_per_topic_max: limits::KEYS_PER_TOPIC_MAX_DEFAULT,
             debug_echo: false,
         }
     }
@@ -141,6 +177,20 @@ impl Config {
             );
             return Err(StartupError::Option("--outbox-bytes-max", text));
         }
+        if args.behind_bytes == 0 || args.behind_bytes > args.outbox_bytes_max {
+            let text =
+                format!("{}: 1 byte to {} (--outbox-bytes-max)", args.behind_bytes, args.outbox_bytes_max);
+            return Err(StartupError::Option("--behind-bytes", text));
+        }
+        if let Some(bytes) = args.socket_send_bytes
+            && bytes < limits::SOCKET_SEND_BYTES_LOWEST
+        {
+            let text = format!("{bytes}: at least {} bytes", limits::SOCKET_SEND_BYTES_LOWEST);
+            return Err(StartupError::Option("--socket-send-bytes", text));
+        }
+        if args.keys_per_topic_max == 0 {
+            return Err(StartupError::Option("--keys-per-topic-max", "0: at least 1".into()));
+        }
         if let Some(clients) = args.clients_max
             && !(1..=limits::CLIENTS_MAX_HIGHEST).contains(&clients)
         {
@@ -153,6 +203,10 @@ impl Config {
             tcp: args.tcp,
             http: args.http,
             clients_max: args.clients_max,
+            socket: SocketBounds {
+                send_bytes: args.socket_send_bytes,
+                notsent_lowat_bytes: args.notsent_lowat_bytes,
+            },
             limits: Limits {
                 frame_bytes_max: args.frame_bytes_max,
                 http_head_bytes_max: args.http_head_bytes_max,
@@ -162,19 +216,28 @@ impl Config {
                 topics_max: args.topics_max,
                 egress_log_bytes: args.egress_log_bytes,
                 outbox_bytes_max: args.outbox_bytes_max,
+                behind_bytes: args.behind_bytes,
+                behind_ns: args.behind_ms.saturating_mul(1_000_000),
+                stall_deadline_ns: args.stall_deadline_ms.saturating_mul(1_000_000),
+                policies: delivery::policies(&args.policy)?,
+                history: delivery::histories(&args.history, args.egress_log_bytes)?,
+                history_bytes_max: args.history_bytes_max,
+                keys_per_topic_max: args.keys_per_topic_max,
                 debug_echo: args.debug_echo,
             },
-            // The longest frame of the mesh is a PUBLISH with the longest name: it must fit, and a second behind it.
-            mesh_ring_bytes: args.mesh_ring_bytes.max(2 * publish_bytes_max(args.frame_bytes_max)),
+            // The longest frame of the mesh must fit, and a second behind it.
+            mesh_ring_bytes: args.mesh_ring_bytes.max(2 * mesh_frame_bytes_max(args.frame_bytes_max)),
             drain_deadline_ns: args.drain_deadline_ms.saturating_mul(1_000_000),
             sources: sources(args)?,
         })
     }
 }
 
-/// The PUBLISH of the longest tick on the topic of the longest name.
-fn publish_bytes_max(frame_bytes_max: usize) -> usize {
-    (frame_bytes_max + Publish::STRIDE + limits::TOPIC_BYTES_MAX).next_multiple_of(limits::FRAME_ALIGN)
+/// The PUBLISH of the longest tick on the topic of the longest name, or a piece of history of one such tick.
+fn mesh_frame_bytes_max(frame_bytes_max: usize) -> usize {
+    let publish = frame_bytes_max + Publish::STRIDE + limits::TOPIC_BYTES_MAX;
+    let piece = frame::encoded_len(History::STRIDE, frame_bytes_max.max(limits::HISTORY_PIECE_BYTES));
+    publish.max(piece).next_multiple_of(limits::FRAME_ALIGN)
 }
 
 fn sources(args: &ServeArgs) -> Result<Vec<Source>, StartupError> {
@@ -290,6 +353,12 @@ mod tests {
             ("--replay /nonexistent", "--replay"),
             ("--replay /dev/null", "--replay"),
             ("--max-clients 0", "--max-clients"),
+            ("--behind-bytes 0", "--behind-bytes"),
+            ("--behind-bytes 99999999", "--behind-bytes"),
+            ("--policy never", "--policy"),
+            ("--history 1:2:3:4", "--history"),
+            ("--keys-per-topic-max 0", "--keys-per-topic-max"),
+            ("--socket-send-bytes 1", "--socket-send-bytes"),
             ("--tcp 127.0.0.1:9480", "--http"),
         ] {
             match config(options) {

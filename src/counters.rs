@@ -46,6 +46,12 @@ counters! {
     TicksSimulatorDropped = "ticks_simulator_dropped", "ticks";
     /// Ticks queued to subscribers.
     TicksDelivered = "ticks_delivered", "ticks";
+    /// Ticks taken out of outboxes again, to be conflated, dropped or sent anew.
+    TicksTakenOut = "ticks_taken_out", "ticks";
+    /// Ticks that subscribers were told a newer one stands for.
+    TicksConflated = "ticks_conflated", "ticks";
+    /// Ticks that subscribers were told are lost to them.
+    TicksDropped = "ticks_dropped", "ticks";
     /// Bytes received from peers.
     BytesReceived = "bytes_received", "bytes";
     /// Bytes handed to the transport.

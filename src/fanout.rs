@@ -1,156 +1,22 @@
 //! The egress side of topics: which sessions of this shard take which, and the logs they share.
 
+mod lag;
+mod logs;
+mod recovery;
+mod topic;
+
 use std::collections::{HashMap, VecDeque};
 
+use self::topic::EgressTopic;
+pub use self::{lag::Pace, logs::Logs};
 use crate::{
-    log::{EgressLog, Range},
+    membership::Taking,
     router::{self, PatternTrie},
-    session::Membership,
-    sessions::Sessions,
-    tick::{ShardId, TickTimes, TopicId},
-    wire::{
-        Encoding,
-        frame::{self, Frame, TickParts},
-        json,
-        websocket::{self, DataType},
-    },
+    sessions::{Offered, Sessions},
+    subscription::{Delivery, Policy, Position, Rules},
+    tick::{ShardId, TopicId},
+    wire::{Encoding, frame::Frame},
 };
-
-/// One egress log for each encoding in use; made at the first frame in it.
-#[derive(Debug)]
-pub struct Logs {
-    logs: [Option<EgressLog>; Encoding::COUNT],
-    log_bytes: usize,
-    header: Vec<u8>,
-    body: Vec<u8>,
-}
-
-impl Logs {
-    /// No log yet; each will hold `log_bytes`.
-    pub fn new(log_bytes: usize) -> Logs {
-        Logs { logs: Default::default(), log_bytes, header: Vec::new(), body: Vec::new() }
-    }
-
-    /// The log of an encoding, if it was ever used.
-    pub fn of(&self, encoding: Encoding) -> Option<&EgressLog> {
-        self.logs[encoding as usize].as_ref()
-    }
-
-    /// Every session has taken everything: the logs start over in their warm pages.
-    pub fn rewind(&mut self) {
-        self.logs.iter_mut().flatten().for_each(EgressLog::rewind);
-    }
-
-    /// Bytes held by the logs in use.
-    pub fn bytes(&self) -> usize {
-        self.logs.iter().flatten().map(EgressLog::capacity).sum()
-    }
-
-    /// Encodes a tick once for all its takers in this encoding. Copies only, but for a payload that needs base64.
-    fn append_tick(
-        &mut self,
-        encoding: Encoding,
-        tick: &Frame<'_>,
-        json_prefix: &[u8],
-    ) -> Option<(&EgressLog, Range)> {
-        match encoding {
-            Encoding::Native => return self.append(encoding, None, tick.bytes),
-            Encoding::WebSocketRkyv => return self.append(encoding, Some(DataType::Binary), tick.bytes),
-            Encoding::WebSocketRaw => return self.append(encoding, Some(DataType::Binary), tick.payload()),
-            Encoding::WebSocketJson => {}
-        }
-        let times = tick.record::<TickTimes>().ok()?;
-        let mut body = std::mem::take(&mut self.body);
-        body.clear();
-        json::encode_tick(
-            &mut body,
-            json_prefix,
-            tick.header.sequence,
-            &TickParts {
-                flags: tick.header.flags,
-                schema: 0,
-                times,
-                key: tick.key(),
-                payload: tick.payload(),
-            },
-        );
-        self.body = body;
-        self.append_body(encoding, DataType::Text)
-    }
-
-    /// Encodes a topic's announcement; the raw encoding has none.
-    fn append_topic(&mut self, encoding: Encoding, topic: &EgressTopic) -> Option<(&EgressLog, Range)> {
-        let mut body = std::mem::take(&mut self.body);
-        body.clear();
-        match encoding {
-            Encoding::WebSocketRaw => {}
-            Encoding::WebSocketJson => json::encode_topic(&mut body, topic.id, topic.epoch, &topic.name),
-            Encoding::Native | Encoding::WebSocketRkyv => {
-                frame::encode_topic(&mut body, topic.id, topic.epoch, &topic.name);
-            }
-        }
-        self.body = body;
-        match encoding {
-            Encoding::WebSocketRaw => None,
-            Encoding::WebSocketJson => self.append_body(encoding, DataType::Text),
-            Encoding::WebSocketRkyv => self.append_body(encoding, DataType::Binary),
-            Encoding::Native => {
-                let body = std::mem::take(&mut self.body);
-                let range = self.log(encoding).append(&body);
-                self.body = body;
-                self.found(encoding, range)
-            }
-        }
-    }
-
-    fn append_body(&mut self, encoding: Encoding, data_type: DataType) -> Option<(&EgressLog, Range)> {
-        let body = std::mem::take(&mut self.body);
-        self.header.clear();
-        websocket::encode_header(&mut self.header, data_type, body.len());
-        let header = std::mem::take(&mut self.header);
-        let range = self.log(encoding).append_parts(&header, &body);
-        (self.header, self.body) = (header, body);
-        self.found(encoding, range)
-    }
-
-    fn append(
-        &mut self,
-        encoding: Encoding,
-        data_type: Option<DataType>,
-        body: &[u8],
-    ) -> Option<(&EgressLog, Range)> {
-        let mut header = std::mem::take(&mut self.header);
-        header.clear();
-        if let Some(data_type) = data_type {
-            websocket::encode_header(&mut header, data_type, body.len());
-        }
-        let range = self.log(encoding).append_parts(&header, body);
-        self.header = header;
-        self.found(encoding, range)
-    }
-
-    fn log(&mut self, encoding: Encoding) -> &mut EgressLog {
-        let log_bytes = self.log_bytes;
-        self.logs[encoding as usize].get_or_insert_with(|| EgressLog::new(log_bytes))
-    }
-
-    fn found(&self, encoding: Encoding, range: Option<Range>) -> Option<(&EgressLog, Range)> {
-        Some((self.of(encoding)?, range?))
-    }
-}
-
-/// A topic that some session of this shard may take.
-#[derive(Debug)]
-struct EgressTopic {
-    id: TopicId,
-    name: Box<str>,
-    epoch: u64,
-    json_prefix: Vec<u8>,
-    /// Slots of the sessions that take it, by encoding.
-    members: [Vec<u32>; Encoding::COUNT],
-    /// Its announcement, to be queued again while it is fresh in the log.
-    announced: [Option<Range>; Encoding::COUNT],
-}
 
 /// A pattern that some session of this shard holds.
 #[derive(Debug)]
@@ -168,14 +34,34 @@ struct Entry {
     request: u32,
 }
 
-/// A pattern a session holds.
+/// Where a subscription begins, once it is live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Begin {
+    /// With the next tick.
+    #[default]
+    Live,
+    /// With the newest ticks.
+    Latest,
+    /// After a place.
+    After(Position),
+    /// After the places that the session has named, by topic; with what is kept where it named none.
+    Places,
+}
+
+/// A pattern a session holds. 48 bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Subscription {
+    /// How its ticks are to come.
+    pub delivery: Delivery,
+    /// Where it begins.
+    pub begin: Begin,
     /// The pattern's entry.
     pub entry: u32,
     /// Where the session stands in the entry's members; `None` until it is live.
     pub position: Option<u32>,
 }
+
+const _: () = assert!(size_of::<Subscription>() <= 48, "the docs of Subscription say how large it is");
 
 /// What is to be asked of the homes for a pattern that is new here.
 #[derive(Debug, PartialEq, Eq)]
@@ -205,6 +91,8 @@ pub struct GoesLive {
 #[derive(Debug)]
 pub struct Fanout {
     shards: u16,
+    epoch: u64,
+    settings: Settings,
     patterns: PatternTrie<u32>,
     /// Bound: sessions x `subscriptions_per_session_max`.
     entries: Vec<Option<Entry>>,
@@ -216,13 +104,45 @@ pub struct Fanout {
     /// By home and local index, so that a tick finds its topic without hashing. Bound: `topics_max`.
     topics: Vec<Vec<Option<Box<EgressTopic>>>>,
     by_name: HashMap<Box<str>, TopicId>,
+    /// Sessions that ask for history. Bound: one entry a session.
+    pulls: VecDeque<u32>,
+    /// Ticks that are to come later. Bound: one entry a paced membership, until taken.
+    paces: Vec<Pace>,
+    tally: Tally,
+    scratch: Vec<u8>,
+}
+
+/// What an operator may set of it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Of a topic whose subscriber has not said.
+    pub policies: Rules<Policy>,
+    /// Keys of one topic.
+    pub keys_per_topic_max: usize,
+    /// Bytes waiting for a session before what yields is taken out.
+    pub behind_bytes: usize,
+}
+
+/// What became of ticks since it was last asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Queued to subscribers.
+    pub queued: u64,
+    /// Taken out of outboxes again: counted once more as conflated, dropped, or queued anew.
+    pub taken_out: u64,
+    /// Told as conflated.
+    pub conflated: u64,
+    /// Told as lost.
+    pub dropped: u64,
 }
 
 impl Fanout {
     /// Nothing known, nothing held.
-    pub fn new(shards: u16) -> Fanout {
+    pub fn new(shards: u16, epoch: u64, settings: Settings) -> Fanout {
         Fanout {
             shards,
+            epoch,
+            settings,
             patterns: PatternTrie::default(),
             entries: Vec::new(),
             free: Vec::new(),
@@ -231,12 +151,21 @@ impl Fanout {
             attaching: VecDeque::new(),
             topics: (0..shards).map(|_| Vec::new()).collect(),
             by_name: HashMap::new(),
+            pulls: VecDeque::new(),
+            paces: Vec::new(),
+            tally: Tally::default(),
+            scratch: Vec::new(),
         }
     }
 
     /// Topics known here.
     pub fn topics_len(&self) -> usize {
         self.by_name.len()
+    }
+
+    /// What became of ticks since this was last asked.
+    pub fn take_tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
     }
 
     /// Patterns held here.
@@ -327,21 +256,90 @@ impl Fanout {
         let held = session.subscriptions.iter_mut().find(|held| held.entry == live.entry);
         let Some(held) = held else { return 0 };
         held.position = Some(entry.members.len() as u32);
+        let Subscription { delivery, begin, .. } = *held;
         entry.members.push(live.slot);
-        if router::is_exact(&entry.pattern) {
-            if let Some(topic) =
-                self.by_name.get(&entry.pattern).and_then(|&id| topic_mut(&mut self.topics, id, self.shards))
-            {
-                topic.join(live.slot, sessions, logs);
+        let pattern = entry.pattern.clone();
+        let looked = if router::is_exact(&pattern) {
+            if let Some(&id) = self.by_name.get(&pattern) {
+                self.join(id, live.slot, delivery, begin, sessions, logs);
             }
-            return 1;
-        }
-        for topic in self.topics.iter_mut().flatten().flatten() {
-            if router::matches(&entry.pattern, &topic.name) {
-                topic.join(live.slot, sessions, logs);
+            1
+        } else {
+            for home in 0..self.topics.len() {
+                for local in 0..self.topics[home].len() {
+                    let found = self.topics[home][local].as_ref();
+                    let Some(topic) = found.filter(|topic| router::matches(&pattern, &topic.name)) else {
+                        continue;
+                    };
+                    self.join(topic.id, live.slot, delivery, begin, sessions, logs);
+                }
             }
+            self.by_name.len()
+        };
+        self.tell_of_unknown_places(&pattern, begin, live.slot, sessions);
+        self.queue_pull(live.slot, sessions);
+        self.relieve(sessions, logs);
+        looked
+    }
+
+    fn join(
+        &mut self,
+        id: TopicId,
+        slot: u32,
+        delivery: Delivery,
+        begin: Begin,
+        sessions: &mut Sessions,
+        logs: &mut Logs,
+    ) {
+        let wanted = self.wanted(id, slot, begin, sessions);
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        if !topic.join(slot, delivery, wanted, sessions, logs) {
+            self.merge_deliveries(id, slot, sessions);
         }
-        self.by_name.len()
+    }
+
+    /// Changes how a live subscription is delivered. Returns the topics looked at.
+    pub fn update(&mut self, entry: u32, slot: u32, delivery: Delivery, sessions: &mut Sessions) -> usize {
+        let Some(session) = sessions.open_mut(slot) else { return 0 };
+        let Some(held) = session.subscriptions.iter_mut().find(|held| held.entry == entry) else { return 0 };
+        held.delivery = delivery;
+        let taken = self.memberships_of(entry, slot, sessions);
+        for &id in &taken {
+            self.merge_deliveries(id, slot, sessions);
+        }
+        taken.len()
+    }
+
+    /// The topics that a session takes and an entry's pattern matches. Goes over the session's memberships.
+    fn memberships_of(&self, entry: u32, slot: u32, sessions: &Sessions) -> Vec<TopicId> {
+        let entry = self.entries[entry as usize].as_ref();
+        let Some((entry, session)) = entry.zip(sessions.get(slot)) else { return Vec::new() };
+        let of_pattern = |id: &&TopicId| {
+            topic_ref(&self.topics, **id, self.shards)
+                .is_some_and(|topic| router::matches(&entry.pattern, &topic.name))
+        };
+        session.memberships.keys().filter(of_pattern).copied().collect()
+    }
+
+    /// Brings a membership in line with the session's live subscriptions that match: a look at each.
+    fn merge_deliveries(&mut self, id: TopicId, slot: u32, sessions: &mut Sessions) {
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        let Some(session) = sessions.get(slot) else { return };
+        let matching = session.subscriptions.iter().filter(|held| {
+            let entry = self.entries[held.entry as usize].as_ref();
+            held.position.is_some() && entry.is_some_and(|entry| router::matches(&entry.pattern, &topic.name))
+        });
+        let merged = topic.merge(matching.map(|held| held.delivery));
+        topic.set_delivery(slot, merged, sessions);
+        // What waited for its time comes as soon as there is room: the time may have been long.
+        let paced = |session: &&mut crate::session::Session| {
+            session.memberships.get(&id).is_some_and(|membership| membership.taking == Taking::Paced)
+        };
+        if let Some(session) = sessions.open_mut(slot).filter(paced) {
+            session.lag_mut().held.push_back(id);
+            topic.set_taking(slot, Taking::Held, sessions);
+            sessions.make_ready(slot);
+        }
     }
 
     /// Takes a session's subscription out; it must no longer stand in the session's list. Returns the pattern if it was
@@ -352,18 +350,11 @@ impl Fanout {
         slot: u32,
         sessions: &mut Sessions,
     ) -> Option<Box<str>> {
-        if held.position.is_some()
-            && let Some(entry) = self.entries[held.entry as usize].as_ref()
-            && let Some(session) = sessions.any_mut(slot)
-        {
-            let of_pattern = |id: &&TopicId| {
-                topic_ref(&self.topics, **id, self.shards)
-                    .is_some_and(|topic| router::matches(&entry.pattern, &topic.name))
-            };
-            let left: Vec<TopicId> = session.memberships.keys().filter(of_pattern).copied().collect();
-            for id in left {
-                if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
-                    topic.leave(slot, sessions);
+        if held.position.is_some() {
+            for id in self.memberships_of(held.entry, slot, sessions) {
+                let topic = topic_mut(&mut self.topics, id, self.shards);
+                if topic.is_some_and(|topic| topic.leave(slot, sessions)) {
+                    self.merge_deliveries(id, slot, sessions);
                 }
             }
         }
@@ -424,24 +415,25 @@ impl Fanout {
             of_home.resize_with(local as usize + 1, || None);
         }
         debug_assert!(of_home[local as usize].is_none(), "a home opens a topic once");
-        let mut topic = EgressTopic {
-            id,
-            name: name.into(),
-            epoch,
-            json_prefix: json::tick_prefix(name),
-            members: Default::default(),
-            announced: Default::default(),
-        };
-        let entries = &self.entries;
+        let mut topic = EgressTopic::new(id, epoch, name, self.settings.policies.of(name));
+        let (entries, mut joined_twice) = (&self.entries, Vec::new());
         self.patterns.matching(name, |&index| {
-            if let Some(entry) = entries[index as usize].as_ref() {
-                for &slot in &entry.members {
-                    topic.join(slot, sessions, logs);
+            let Some(entry) = entries[index as usize].as_ref() else { return };
+            for &slot in &entry.members {
+                let held = sessions.get(slot).map(|session| &session.subscriptions);
+                let held = held.and_then(|held| held.iter().find(|held| held.entry == index));
+                let delivery = held.map_or_else(Delivery::default, |held| held.delivery);
+                if !topic.join(slot, delivery, None, sessions, logs) {
+                    joined_twice.push(slot);
                 }
             }
         });
         of_home[local as usize] = Some(Box::new(topic));
         self.by_name.insert(name.into(), id);
+        for slot in joined_twice {
+            self.merge_deliveries(id, slot, sessions);
+        }
+        self.relieve(sessions, logs);
     }
 
     /// A home has stopped sending this topic's ticks, as this shard asked.
@@ -453,28 +445,41 @@ impl Fanout {
         self.by_name.remove(&topic.name);
     }
 
-    /// Appends a tick once for each encoding in use and queues it to the sessions that take it. Returns how many.
-    pub fn deliver(&mut self, tick: &Frame<'_>, sessions: &mut Sessions, logs: &mut Logs) -> usize {
-        let Some(topic) = topic_mut(&mut self.topics, TopicId(tick.header.topic_id), self.shards) else {
-            return 0;
-        };
-        let mut delivered = 0;
+    /// Appends a tick once for each encoding in use and queues it to the sessions that take it now.
+    pub fn deliver(&mut self, tick: &Frame<'_>, sessions: &mut Sessions, logs: &mut Logs, now_ns: u64) {
+        let id = TopicId(tick.header.topic_id);
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        let sequence = tick.header.sequence;
+        topic.newest.put(sequence, tick.key(), self.settings.keys_per_topic_max, |out| {
+            out.extend_from_slice(tick.bytes);
+        });
+        topic.latest = Default::default();
         for encoding in Encoding::ALL {
-            let members = &topic.members[encoding as usize];
-            if members.is_empty() {
+            let members = &mut topic.members[encoding as usize];
+            if members.iter().all(|member| member.is_skipped()) {
                 continue;
             }
             let Some((log, range)) = logs.append_tick(encoding, tick, &topic.json_prefix) else {
                 // Longer than a whole log: none of them can have it, and a lost tick is never silent.
-                members.iter().for_each(|&slot| sessions.doom_slow(slot));
+                members.iter().for_each(|member| sessions.doom_slow(member.slot()));
                 continue;
             };
-            for &slot in members {
-                sessions.push_range(slot, log, range);
+            topic.latest[encoding as usize] = Some(range);
+            for member in members.iter_mut().filter(|member| !member.is_skipped()) {
+                let slot = member.slot();
+                if member.is_paced() && !lag::is_due(id, sequence, member, sessions, &mut self.paces, now_ns)
+                {
+                    continue;
+                }
+                if sessions.offer(slot, log, range) == Offered::Behind
+                    && !lag::hold(id, sequence, member, sessions)
+                {
+                    sessions.push_range(slot, log, range);
+                }
+                self.tally.queued += 1;
             }
-            delivered += members.len();
         }
-        delivered
+        self.relieve(sessions, logs);
     }
 }
 
@@ -498,53 +503,5 @@ pub fn homes(pattern: &str, exact: bool, shards: u16) -> std::ops::Range<u16> {
             home..home + 1
         }
         false => 0..shards,
-    }
-}
-
-impl EgressTopic {
-    fn join(&mut self, slot: u32, sessions: &mut Sessions, logs: &mut Logs) {
-        let Some(session) = sessions.open_mut(slot) else { return };
-        if let Some(membership) = session.memberships.get_mut(&self.id) {
-            membership.references += 1;
-            return;
-        }
-        let encoding = session.encoding;
-        let members = &mut self.members[encoding as usize];
-        session.memberships.insert(self.id, Membership { position: members.len() as u32, references: 1 });
-        members.push(slot);
-        let announced = self.announced[encoding as usize]
-            .filter(|range| logs.of(encoding).is_some_and(|log| log.is_fresh(range.start)));
-        let (log, range) = match (announced, logs.of(encoding)) {
-            (Some(range), Some(log)) => (log, range),
-            _ => match logs.append_topic(encoding, self) {
-                Some(appended) => appended,
-                None => return,
-            },
-        };
-        self.announced[encoding as usize] = Some(range);
-        sessions.push_range(slot, log, range);
-    }
-
-    /// One of the session's patterns that match goes.
-    fn leave(&mut self, slot: u32, sessions: &mut Sessions) {
-        let Some(session) = sessions.any_mut(slot) else { return };
-        let Some(membership) = session.memberships.get_mut(&self.id) else { return };
-        membership.references -= 1;
-        if membership.references == 0 {
-            self.leave_whole(slot, sessions);
-        }
-    }
-
-    /// The session goes, whatever its patterns.
-    fn leave_whole(&mut self, slot: u32, sessions: &mut Sessions) {
-        let Some(session) = sessions.any_mut(slot) else { return };
-        let Some(membership) = session.memberships.remove(&self.id) else { return };
-        let members = &mut self.members[session.encoding as usize];
-        members.swap_remove(membership.position as usize);
-        if let Some(&moved) = members.get(membership.position as usize)
-            && let Some(moved) = sessions.any_mut(moved).and_then(|moved| moved.memberships.get_mut(&self.id))
-        {
-            moved.position = membership.position;
-        }
     }
 }

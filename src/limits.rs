@@ -62,6 +62,33 @@ pub const MAX_RATE_HIGHEST: f64 = 1_000.0;
 /// Places in topics that RESUME frames of one session may name before their SUBSCRIBE.
 pub const RESUME_POSITIONS_MAX: usize = 16_384;
 
+/// Bytes waiting for a session before what yields (conflate, drop, a pace) is taken out of its outbox, default.
+pub const BEHIND_BYTES_DEFAULT: usize = 256 << 10;
+/// Time a socket may take nothing before what yields is taken out, default.
+pub const BEHIND_MS_DEFAULT: u64 = 500;
+/// Time a socket may take nothing before a session with subscriptions that do not yield is closed, default.
+pub const STALL_DEADLINE_MS_DEFAULT: u64 = 30_000;
+/// Bytes not yet on the wire that a socket takes, default: two SENDs, so that the wire never waits for the next one.
+pub const NOTSENT_LOWAT_BYTES_DEFAULT: u32 = 2 * SEND_BYTES_MAX as u32;
+/// Lowest bytes that the kernel may be asked to keep for a socket to send.
+pub const SOCKET_SEND_BYTES_LOWEST: usize = 4 << 10;
+/// Keys of one topic whose newest tick is kept, default.
+pub const KEYS_PER_TOPIC_MAX_DEFAULT: usize = 1_024;
+/// Recent ticks that a topic keeps, default.
+pub const HISTORY_TICKS_DEFAULT: usize = 256;
+/// Bytes of recent ticks that a topic keeps, default.
+pub const HISTORY_BYTES_DEFAULT: usize = 64 << 10;
+/// Age of the oldest tick that a topic keeps, default.
+pub const HISTORY_AGE_MS_DEFAULT: u64 = 60_000;
+/// Bytes of recent ticks that all topics keep together, default; divided over the shards.
+pub const HISTORY_BYTES_MAX_DEFAULT: usize = 256 << 20;
+/// History that a home sends to a shard in one piece, unless a single tick is longer.
+pub const HISTORY_PIECE_BYTES: usize = 32 << 10;
+/// Pieces of history that a session waits for at once.
+pub const PIECES_IN_FLIGHT_MAX: u32 = 4;
+/// Pieces of history that a shard asks for in one turn.
+pub const TURN_PIECES: usize = 256;
+
 /// Replies (acknowledgements, pongs, errors) a session may have waiting. Past it the session's input waits, so a
 /// peer that does not read its replies is not read from either.
 pub const REPLY_BYTES_MAX: usize = 64 << 10;
@@ -121,6 +148,10 @@ const _: () = assert!(JSON_ENVELOPE_BYTES > 6 * TOPIC_BYTES_MAX + 256);
 const _: () = assert!(FRAME_BYTES_MAX_HIGHEST >= ECHO_BYTES_MAX);
 const _: () = assert!(MESH_RING_BYTES_DEFAULT.is_multiple_of(FRAME_ALIGN));
 const _: () = assert!(OUTBOX_BYTES_MAX_DEFAULT <= EGRESS_LOG_BYTES_DEFAULT / 2);
+// What comes back in pieces must not be what makes a session yield.
+const _: () =
+    assert!(SEND_BYTES_MAX + PIECES_IN_FLIGHT_MAX as usize * HISTORY_PIECE_BYTES < BEHIND_BYTES_DEFAULT);
+const _: () = assert!(BEHIND_BYTES_DEFAULT <= OUTBOX_BYTES_MAX_DEFAULT);
 const _: () = assert!(GATHER_BYTES >= SEND_BYTES_MAX);
 const _: () = assert!(SEND_DIRECT_BYTES <= SEND_BYTES_MAX);
 const _: () = assert!(SENDS_PER_SUBMIT <= DATA_RING_ENTRIES as usize);

@@ -2,28 +2,35 @@
 
 use std::collections::VecDeque;
 
-use crate::limits::SEND_BYTES_MAX;
-
-/// A circular buffer of whole frames, addressed by ever-growing positions.
+/// A circular buffer of whole frames, addressed by ever-growing positions, with an index of what they are.
 ///
 /// ```text
 ///              oldest readable                head
 ///  positions      |------- capacity ----------|
 ///  memory      position % capacity; a frame never wraps, the rest before the end is skipped
+///  frames         [start, len, topic, sequence] of each readable frame
 /// ```
 ///
-/// A session behind `head - capacity` has been lapped: what it had waiting is gone, and it must be told.
+/// A session whose ranges begin before the oldest readable position has been lapped: what it had waiting is gone, and
+/// it must be told.
 ///
-/// Memory: `capacity` bytes, touched as they are first used; while all sessions keep up the log starts over at its
-/// beginning, so a shard that is not behind works in a few warm pages.
+/// Memory: `capacity` bytes, touched as they are first used, and 24 bytes for each readable frame, of which there are
+/// at most `capacity / FRAME_BYTES_EXPECTED`; while all sessions keep up the log starts over at its beginning, so a
+/// shard that is not behind works in a few warm pages.
 ///
-/// Invariant: `boundaries` is sorted, within the readable positions, and each is the start of a frame.
+/// Invariant: `frames` is sorted, without overlap, and holds exactly the readable frames.
 #[derive(Debug)]
 pub struct EgressLog {
     buffer: Box<[u8]>,
     head: u64,
-    /// Starts of frames, about every [`BOUNDARY_BYTES`]: where a long range may be cut.
-    boundaries: VecDeque<u64>,
+    frames: VecDeque<Frame>,
+    frames_max: usize,
+    /// Where the head was when the sessions that wait were last looked over.
+    swept: u64,
+    /// Frames appended since.
+    swept_frames: usize,
+    /// When the head was where, about every [`TIMES_INTERVAL_NS`].
+    times: VecDeque<(u64, u64)>,
 }
 
 /// Consecutive whole frames in a log.
@@ -42,22 +49,70 @@ impl Range {
     }
 }
 
-/// Half of the longest SEND, so that a cut at a boundary leaves at least half of it.
-const BOUNDARY_BYTES: u64 = SEND_BYTES_MAX as u64 / 2;
+/// What a frame in a log is: enough to tell a session which ticks it does not get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The topic's number.
+    pub topic: u32,
+    /// The tick's sequence; 0 for an announcement.
+    pub sequence: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    start: u64,
+    sequence: u64,
+    len: u32,
+    topic: u32,
+}
+
+/// The index holds a frame for so many bytes of the log: shorter frames have it full first, and lap it earlier.
+const FRAME_BYTES_EXPECTED: usize = 64;
+/// How finely the age of frames is known.
+const TIMES_INTERVAL_NS: u64 = 20_000_000;
+/// Notes kept: about ten seconds.
+const TIMES_MAX: usize = 512;
+/// Appended since the last look over the sessions that wait before another is due, as a part of the log.
+const SWEEP_PARTS: u64 = 8;
 
 impl EgressLog {
-    /// A log of `capacity` bytes, at least the longest frame. The one allocation.
+    /// A log of `capacity` bytes, at least the longest frame. One allocation, and the index as it grows.
     pub fn new(capacity: usize) -> EgressLog {
-        EgressLog { buffer: vec![0; capacity].into_boxed_slice(), head: 0, boundaries: VecDeque::new() }
+        EgressLog {
+            buffer: vec![0; capacity].into_boxed_slice(),
+            head: 0,
+            frames: VecDeque::new(),
+            frames_max: (capacity / FRAME_BYTES_EXPECTED).max(16),
+            swept: 0,
+            swept_frames: 0,
+            times: VecDeque::new(),
+        }
+    }
+
+    /// Notes where the head is now. At most [`TIMES_MAX`] notes are kept.
+    pub fn note_time(&mut self, now_ns: u64) {
+        if self.times.back().is_some_and(|&(noted_ns, _)| now_ns < noted_ns + TIMES_INTERVAL_NS) {
+            return;
+        }
+        if self.times.len() >= TIMES_MAX {
+            self.times.pop_front();
+        }
+        self.times.push_back((now_ns, self.head));
+    }
+
+    /// Everything before this position was appended before `time_ns`, as far as it was noted.
+    pub fn head_at(&self, time_ns: u64) -> u64 {
+        let after = self.times.partition_point(|&(noted_ns, _)| noted_ns <= time_ns);
+        after.checked_sub(1).map_or(0, |at| self.times[at].1)
     }
 
     /// Appends one frame. `None` when it is longer than the log.
-    pub fn append(&mut self, frame: &[u8]) -> Option<Range> {
-        self.append_parts(frame, &[])
+    pub fn append(&mut self, mark: Mark, frame: &[u8]) -> Option<Range> {
+        self.append_parts(mark, frame, &[])
     }
 
     /// Appends one frame given in two parts, a header and what follows it.
-    pub fn append_parts(&mut self, header: &[u8], body: &[u8]) -> Option<Range> {
+    pub fn append_parts(&mut self, mark: Mark, header: &[u8], body: &[u8]) -> Option<Range> {
         let capacity = self.buffer.len();
         let len = header.len() + body.len();
         if len > capacity {
@@ -72,24 +127,45 @@ impl EgressLog {
         self.buffer[offset + header.len()..offset + len].copy_from_slice(body);
         let range = Range { start: self.head, len: len as u32 };
         self.head = range.end();
-        if self.boundaries.back().is_none_or(|&last| range.start >= last + BOUNDARY_BYTES) {
-            self.boundaries.push_back(range.start);
-            while self.boundaries.front().is_some_and(|&first| self.is_lapped(first)) {
-                self.boundaries.pop_front();
-            }
+        let Mark { topic, sequence } = mark;
+        self.frames.push_back(Frame { start: range.start, sequence, len: range.len, topic });
+        self.swept_frames += 1;
+        let overwritten = self.head.saturating_sub(capacity as u64);
+        while self.frames.len() > self.frames_max
+            || self.frames.front().is_some_and(|first| first.start < overwritten)
+        {
+            self.frames.pop_front();
         }
         Some(range)
     }
 
+    /// Where the oldest readable frame begins.
+    fn oldest(&self) -> u64 {
+        self.frames.front().map_or(self.head, |first| first.start)
+    }
+
     /// Whether what stood at `position` has been overwritten.
     pub fn is_lapped(&self, position: u64) -> bool {
-        position + (self.buffer.len() as u64) < self.head
+        position < self.oldest()
     }
 
     /// Whether what stands at `position` may be queued to another session: the newer half, so that it is not
     /// overwritten while it waits its turn.
     pub fn is_fresh(&self, position: u64) -> bool {
+        let newer = self.frames.len().saturating_sub(self.frames_max / 2);
         self.head - position <= self.buffer.len() as u64 / 2
+            && self.frames.get(newer).is_some_and(|frame| position >= frame.start)
+    }
+
+    /// Whether so much was appended since this last said yes that sessions that wait may hold what is no longer fresh.
+    /// They are then to be looked over before more than half the log follows.
+    pub fn take_sweep(&mut self) -> bool {
+        let due = self.head - self.swept > self.buffer.len() as u64 / SWEEP_PARTS
+            || self.swept_frames > self.frames_max / SWEEP_PARTS as usize;
+        if due {
+            (self.swept, self.swept_frames) = (self.head, 0);
+        }
+        due
     }
 
     /// Whether `next` follows `range` in memory too, so that both can leave as one.
@@ -104,32 +180,100 @@ impl EgressLog {
         &self.buffer[offset..offset + range.len as usize]
     }
 
-    /// Where to cut a range that is too long for one SEND of `bytes_max`, and whether that is between two frames.
-    pub fn cut(&self, range: Range, bytes_max: usize) -> (u32, bool) {
+    /// Where the frame that begins at or covers `position` stands in the index.
+    fn find(&self, position: u64) -> Option<usize> {
+        let after = self.frames.partition_point(|frame| frame.start <= position);
+        after.checked_sub(1)
+    }
+
+    /// The frames of a range that begins with one: what each is and where. O(log frames) for the first.
+    pub fn frames(&self, range: Range) -> impl Iterator<Item = (Range, Mark)> {
+        let first = self.frames.partition_point(|frame| frame.start < range.start);
+        self.frames
+            .range(first..)
+            .take_while(move |frame| frame.start < range.end())
+            .map(|frame| (frame.range(), Mark { topic: frame.topic, sequence: frame.sequence }))
+    }
+
+    /// Where to cut a range that is too long for one SEND of `bytes_max`, and how many bytes of a frame that was begun
+    /// are then left: 0 for a cut between two.
+    pub fn cut(&self, range: Range, bytes_max: usize) -> (u32, u32) {
         let limit = range.start + bytes_max as u64;
-        let after = self.boundaries.partition_point(|&boundary| boundary <= limit);
-        match after.checked_sub(1).and_then(|at| self.boundaries.get(at)) {
-            Some(&boundary) if boundary > range.start => ((boundary - range.start) as u32, true),
-            _ => (bytes_max as u32, false),
+        match self.find(limit).and_then(|at| self.frames.get(at)) {
+            Some(frame) if frame.start > range.start => ((frame.start - range.start) as u32, 0),
+            Some(frame) => (bytes_max as u32, (frame.range().end().min(range.end()) - limit) as u32),
+            None => (bytes_max as u32, range.len - bytes_max as u32),
         }
+    }
+
+    /// The oldest readable frame.
+    pub fn first(&self) -> Option<(Range, Mark)> {
+        self.nth(0)
+    }
+
+    /// The readable frame of this place, from the oldest.
+    pub fn nth(&self, index: usize) -> Option<(Range, Mark)> {
+        self.frames
+            .get(index)
+            .map(|frame| (frame.range(), Mark { topic: frame.topic, sequence: frame.sequence }))
+    }
+
+    /// Readable frames.
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Whether nothing is readable.
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Forgets the oldest readable frame.
+    pub fn forget_first(&mut self) {
+        self.frames.pop_front();
+    }
+
+    /// Whether another frame of `len` bytes would lap the oldest.
+    pub fn would_lap(&self, len: usize) -> bool {
+        let capacity = self.buffer.len() as u64;
+        let offset = self.head % capacity;
+        let start = if offset + len as u64 > capacity { self.head + capacity - offset } else { self.head };
+        self.frames.len() >= self.frames_max || self.oldest() < (start + len as u64).saturating_sub(capacity)
     }
 
     /// Starts over at the beginning of the buffer, when nothing in it is waited for.
     pub fn rewind(&mut self) {
         let capacity = self.buffer.len() as u64;
         self.head = self.head.next_multiple_of(capacity);
-        self.boundaries.clear();
+        self.frames.clear();
+        (self.swept, self.swept_frames) = (self.head, 0);
     }
 
-    /// Bytes it holds, used or not.
+    /// Bytes it holds for frames, used or not.
     pub fn capacity(&self) -> usize {
         self.buffer.len()
     }
+
+    /// Bytes it holds in all.
+    pub fn memory_bytes(&self) -> usize {
+        self.buffer.len() + self.frames.capacity() * size_of::<Frame>()
+    }
 }
+
+impl Frame {
+    fn range(&self) -> Range {
+        Range { start: self.start, len: self.len }
+    }
+}
+
+const _: () = assert!(size_of::<Frame>() == 24, "the docs of EgressLog say what the index takes");
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::SEND_BYTES_MAX;
+
+    const MARK: Mark = Mark { topic: 5, sequence: 0 };
 
     #[test]
     fn ranges_read_back_until_they_are_lapped() {
@@ -138,18 +282,19 @@ mod tests {
         let mut model: VecDeque<(Range, Vec<u8>)> = VecDeque::new();
         for round in 0..20_000u32 {
             let frame = vec![round as u8; random.usize(1..120)];
-            let range = log.append(&frame).unwrap();
+            let range = log.append(MARK, &frame).unwrap();
             if let Some((last, _)) = model.back() {
                 assert!(range.start >= last.end());
             }
             model.push_back((range, frame));
             if random.u32(..500) == 0 {
                 log.rewind();
+                model.clear();
             }
             while model.front().is_some_and(|(range, _)| log.is_lapped(range.start)) {
                 model.pop_front();
             }
-            assert!(model.back().is_some(), "the newest frame is never lapped");
+            assert!(log.is_empty() || model.back().is_some(), "the newest frame is never lapped");
             for (range, frame) in &model {
                 assert_eq!(log.bytes(*range), frame);
             }
@@ -158,39 +303,75 @@ mod tests {
 
     #[test]
     fn a_frame_longer_than_the_log_is_not_taken() {
-        assert_eq!(EgressLog::new(10).append(&[0; 11]), None);
+        assert_eq!(EgressLog::new(10).append(MARK, &[0; 11]), None);
     }
 
     #[test]
     fn ranges_do_not_continue_over_the_end_of_the_buffer() {
         let mut log = EgressLog::new(64);
-        let first = log.append(&[1; 64]).unwrap();
-        let second = log.append(&[2; 10]).unwrap();
-        let third = log.append(&[3; 10]).unwrap();
+        let first = log.append(MARK, &[1; 64]).unwrap();
+        let second = log.append(MARK, &[2; 10]).unwrap();
+        let third = log.append(MARK, &[3; 10]).unwrap();
         assert!(!log.continues(first, second) && log.continues(second, third));
     }
 
     #[test]
     fn long_ranges_are_cut_between_frames() {
         let mut log = EgressLog::new(1 << 20);
-        let mut whole = log.append(&[0; 1000]).unwrap();
+        let mut whole = log.append(MARK, &[0; 1000]).unwrap();
         let mut starts = vec![whole.start];
         for _ in 0..200 {
-            let next = log.append(&[0; 1000]).unwrap();
+            let next = log.append(MARK, &[0; 1000]).unwrap();
             starts.push(next.start);
             whole.len += next.len;
         }
         let mut sent = 0;
         while whole.len as usize > SEND_BYTES_MAX {
-            let (cut, between_frames) = log.cut(whole, SEND_BYTES_MAX);
-            assert!(between_frames && cut as usize <= SEND_BYTES_MAX && cut as usize >= SEND_BYTES_MAX / 3);
+            let (cut, rest) = log.cut(whole, SEND_BYTES_MAX);
+            assert!(rest == 0 && cut as usize <= SEND_BYTES_MAX && cut as usize > SEND_BYTES_MAX - 1000);
             whole = Range { start: whole.start + u64::from(cut), len: whole.len - cut };
             assert!(starts.contains(&whole.start));
             sent += 1;
         }
         assert!(sent >= 3);
         let mut log = EgressLog::new(1 << 20);
-        let huge = log.append(&[0; 200_000]).unwrap();
-        assert_eq!(log.cut(huge, SEND_BYTES_MAX), (SEND_BYTES_MAX as u32, false));
+        let huge = log.append(MARK, &[0; 200_000]).unwrap();
+        log.append(MARK, &[0; 10]).unwrap();
+        let both = Range { start: huge.start, len: huge.len + 10 };
+        assert_eq!(log.cut(both, SEND_BYTES_MAX), (SEND_BYTES_MAX as u32, 200_000 - SEND_BYTES_MAX as u32));
+        let rest = Range { start: SEND_BYTES_MAX as u64, len: both.len - SEND_BYTES_MAX as u32 };
+        assert_eq!(
+            log.cut(rest, SEND_BYTES_MAX),
+            (SEND_BYTES_MAX as u32, 200_000 - 2 * SEND_BYTES_MAX as u32)
+        );
+    }
+
+    #[test]
+    fn the_index_tells_what_stands_in_a_range_and_stays_within_its_bound() {
+        let mut log = EgressLog::new(1 << 12);
+        let mut ranges = Vec::new();
+        for sequence in 1..=500u64 {
+            ranges.push(log.append(Mark { topic: 7, sequence }, &[0; 5]).unwrap());
+            assert!(log.len() <= (1 << 12) / FRAME_BYTES_EXPECTED);
+        }
+        assert!(log.is_lapped(ranges[400].start) && !log.is_lapped(ranges[499].start));
+        assert!(log.is_fresh(ranges[499].start) && !log.is_fresh(ranges[460].start));
+        let last = Range { start: ranges[490].start, len: 50 };
+        let marks: Vec<u64> = log.frames(last).map(|(_, mark)| mark.sequence).collect();
+        assert_eq!(marks, (491..=500).collect::<Vec<_>>());
+        log.rewind();
+        assert!(log.is_lapped(ranges[499].start) && !log.is_fresh(ranges[499].start));
+    }
+
+    #[test]
+    fn what_would_lap_is_known_before() {
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut log = EgressLog::new(2000);
+        for _ in 0..5_000 {
+            let len = random.usize(1..300);
+            let (would, first) = (log.would_lap(len), log.first());
+            log.append(MARK, &vec![0; len]).unwrap();
+            assert_eq!(would, first.is_some() && log.first() != first);
+        }
     }
 }

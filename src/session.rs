@@ -1,16 +1,18 @@
 //! One client connection's state: what it speaks, what it has sent, what waits to be sent, and why it ends.
+#[cfg(test)]
+mod tests;
+mod thinning;
 
-use std::{
-    collections::{HashMap, VecDeque},
-    fmt,
-};
+pub use self::thinning::Fate;
+
+use std::{collections::VecDeque, fmt};
 
 use crate::{
     counters::Counter,
     fanout::Subscription,
     limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, SEND_DIRECT_BYTES},
     log::{EgressLog, Range},
-    tick::TopicId,
+    membership::{Lag, Membership, TopicMap},
     wire::{DecodeError, Encoding, websocket::WebSocket},
 };
 
@@ -105,15 +107,6 @@ pub enum Protocol {
     Echo(Box<WebSocket>),
 }
 
-/// A topic this session takes.
-#[derive(Clone, Copy, Debug)]
-pub struct Membership {
-    /// Where the session stands in the topic's list of members.
-    pub position: u32,
-    /// How many of the session's patterns match it: a tick comes once, whatever their number.
-    pub references: u32,
-}
-
 /// Something that waits to be sent, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Segment {
@@ -124,7 +117,7 @@ enum Segment {
 }
 
 const _: () = assert!(size_of::<Segment>() == 24, "limits.rs says what a full outbox holds");
-const _: () = assert!(size_of::<Session>() <= 256, "the docs of Session say how large it is");
+const _: () = assert!(size_of::<Session>() <= 320, "the docs of Session say how large it is");
 
 /// Where the bytes of one SEND are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +148,7 @@ pub struct Ending {
     pub half_closed: bool,
 }
 
-/// One client connection. 256 bytes, and what its fields point to.
+/// One client connection. At most 320 bytes, and what its fields point to.
 ///
 /// Invariant: `outbox_bytes` is the sum of the segments' lengths.
 /// Invariant: the replies' segments add up to the replies not yet taken.
@@ -179,14 +172,28 @@ pub struct Session {
     pub sending: bool,
     /// It stands in the shard's queue of sessions with something to send.
     pub queued: bool,
-    /// The last SEND ended within a frame.
-    pub mid_frame: bool,
+    /// Bytes at the front of the outbox that end a frame whose beginning has been sent.
+    pub cut_rest: u32,
+    /// It is behind: ticks of memberships that conflate are held back.
+    pub behind: bool,
+    /// It stands in the queue of sessions that are past `yield_bytes`.
+    pub over: bool,
+    /// Since when a SEND has been waiting for room in the socket, CLOCK_MONOTONIC nanoseconds; 0: none is.
+    pub parked_since_ns: u64,
+    /// A deadline for that is pending.
+    pub stall_watched: bool,
+    /// Past so many bytes waiting, something must yield.
+    pub yield_bytes: usize,
+    /// Memberships that yield, and those of them that conflate.
+    pub yielding: (u32, u32),
+    /// What only some sessions need.
+    pub lag: Option<Box<Lag>>,
     /// Its subscriptions. Bound: `subscriptions_per_session_max`.
     pub subscriptions: Vec<Subscription>,
     /// It has had a subscription go live, and is counted as subscribed.
     pub subscribed: bool,
     /// The topics these come to.
-    pub memberships: HashMap<TopicId, Membership>,
+    pub memberships: TopicMap<Membership>,
     /// Set once it is to end: no more input, no more ticks.
     pub ending: Option<Ending>,
     segments: VecDeque<Segment>,
@@ -208,10 +215,17 @@ impl Session {
             paused: false,
             sending: false,
             queued: false,
-            mid_frame: false,
+            cut_rest: 0,
+            behind: false,
+            over: false,
+            parked_since_ns: 0,
+            stall_watched: false,
+            yield_bytes: usize::MAX,
+            yielding: (0, 0),
+            lag: None,
             subscriptions: Vec::new(),
             subscribed: false,
-            memberships: HashMap::new(),
+            memberships: TopicMap::default(),
             ending: None,
             segments: VecDeque::new(),
             outbox_bytes: 0,
@@ -230,9 +244,39 @@ impl Session {
         self.segments.len()
     }
 
-    /// Bytes it holds on the heap for input and output.
+    /// Bytes it holds on the heap for input and output, and for what it is behind with.
     pub fn buffer_bytes(&self) -> usize {
-        self.input.capacity() + self.replies.capacity() + self.segments.capacity() * size_of::<Segment>()
+        let lag = self.lag.as_deref().map_or(0, Lag::memory_bytes);
+        self.input.capacity()
+            + self.replies.capacity()
+            + self.segments.capacity() * size_of::<Segment>()
+            + lag
+    }
+
+    fn has_untold(&self) -> bool {
+        self.lag.as_deref().is_some_and(|lag| !lag.untold.is_empty())
+    }
+
+    /// What it is behind with; made when first needed.
+    pub fn lag_mut(&mut self) -> &mut Lag {
+        self.lag.get_or_insert_default()
+    }
+
+    /// Whether anything waits for it that a SEND, once there is room, will carry.
+    pub fn has_work(&self) -> bool {
+        self.outbox_bytes > 0
+            || self.lag.as_deref().is_some_and(|lag| !lag.held.is_empty() || !lag.untold.is_empty())
+    }
+
+    /// Counts a membership that comes, goes or changes.
+    pub fn count_yielding(&mut self, before: Option<&Membership>, after: Option<&Membership>) {
+        let counts = |membership: Option<&Membership>| {
+            let of = |yes: bool| u32::from(yes);
+            membership.map_or((0, 0), |membership| (of(membership.yields()), of(membership.conflates())))
+        };
+        let (before, after) = (counts(before), counts(after));
+        self.yielding.0 = self.yielding.0 + after.0 - before.0;
+        self.yielding.1 = self.yielding.1 + after.1 - before.1;
     }
 
     /// Whether it has room for more replies; if not, its requests wait.
@@ -240,15 +284,19 @@ impl Session {
         self.replies.len() - self.replies_start <= REPLY_BYTES_MAX
     }
 
-    /// Queues shared frames. Returns `false` when the outbox is past its bounds: a slow consumer. 24 bytes at most,
-    /// none when the range continues the one before.
-    pub fn push_range(&mut self, log: &EgressLog, range: Range, outbox_bytes_max: usize) -> bool {
+    /// Queues shared frames. Returns `false` when so much waits that something must yield. 24 bytes at most, none when
+    /// the range continues the one before.
+    pub fn push_range(&mut self, log: &EgressLog, range: Range) -> bool {
         self.outbox_bytes += range.len as usize;
+        self.append_segment(log, range);
+        self.outbox_bytes <= self.yield_bytes && self.segments.len() <= OUTBOX_RANGES_MAX
+    }
+
+    fn append_segment(&mut self, log: &EgressLog, range: Range) {
         match self.segments.back_mut() {
             Some(Segment::Log(last)) if log.continues(*last, range) => last.len += range.len,
             _ => self.segments.push_back(Segment::Log(range)),
         }
-        self.outbox_bytes <= outbox_bytes_max && self.segments.len() <= OUTBOX_RANGES_MAX
     }
 
     /// Queues bytes of the session's own: whole frames.
@@ -265,12 +313,22 @@ impl Session {
         self.invariants();
     }
 
+    /// Whether the oldest shared frames that wait are still fresh in the log.
+    pub fn is_fresh(&self, log: &EgressLog) -> bool {
+        let oldest = self.segments.iter().find_map(|segment| match segment {
+            Segment::Log(range) => Some(range.start),
+            Segment::Reply(_) => None,
+        });
+        oldest.is_none_or(|start| log.is_fresh(start))
+    }
+
     /// Drops everything that waits. Only between frames, unless nothing is to follow.
     pub fn clear_outbox(&mut self) {
         self.segments = VecDeque::new();
         self.outbox_bytes = 0;
         self.replies = Vec::new();
         self.replies_start = 0;
+        self.lag = None;
     }
 
     /// Takes the next SEND: a long range straight from the log, else as many segments as fit, gathered into
@@ -286,10 +344,13 @@ impl Session {
                     let taken = (len as usize).min(left);
                     gather.extend_from_slice(&self.replies[self.replies_start..self.replies_start + taken]);
                     self.replies_start += taken;
-                    self.advance_front(taken as u32, taken == len as usize);
+                    // Where in the replies a frame ends is not known: all that are queued together end one.
+                    self.advance_front(taken as u32, len - taken as u32);
                     left -= taken;
                 }
                 (Segment::Log(_), None) => return Next::Lapped,
+                // What is still to be told comes before any frame that was not begun.
+                (Segment::Log(_), _) if self.cut_rest == 0 && self.has_untold() => break,
                 // What was gathered before it leaves first: it may end a frame that was cut.
                 (Segment::Log(range), Some(log)) if log.is_lapped(range.start) => {
                     match gather.len() > start {
@@ -300,13 +361,13 @@ impl Session {
                 (Segment::Log(range), Some(log)) => {
                     let alone = gather.len() == start
                         && (range.len as usize >= SEND_DIRECT_BYTES || self.segments.len() == 1);
-                    let (len, whole) = match range.len as usize {
-                        len if len <= left => (range.len, true),
+                    let (len, rest) = match range.len as usize {
+                        len if len <= left => (range.len, 0),
                         // Not worth a cut: what is gathered leaves, this comes next.
                         _ if gather.len() > start => break,
                         _ => log.cut(range, left),
                     };
-                    self.advance_front(len, whole);
+                    self.advance_front(len, rest);
                     if alone {
                         return self.sends(Source::Log(Range { start: range.start, len }));
                     }
@@ -339,9 +400,9 @@ impl Session {
         Next::Send(source)
     }
 
-    fn advance_front(&mut self, len: u32, between_frames: bool) {
+    fn advance_front(&mut self, len: u32, cut_rest: u32) {
         self.outbox_bytes -= len as usize;
-        self.mid_frame = !between_frames;
+        self.cut_rest = cut_rest;
         let done = match self.segments.front_mut() {
             Some(Segment::Reply(left)) => {
                 *left -= len;
@@ -370,85 +431,5 @@ impl Session {
             assert_eq!(self.outbox_bytes, bytes + replies, "the outbox is the sum of its segments");
             assert_eq!(self.replies.len() - self.replies_start, replies, "every reply byte has its segment");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn session() -> Session {
-        Session::new(1, Encoding::Native, Protocol::Native)
-    }
-
-    fn drain(session: &mut Session, log: &EgressLog) -> Vec<u8> {
-        let mut out = Vec::new();
-        loop {
-            let mut gather = Vec::new();
-            match session.take_send(Some(log), &mut gather) {
-                Next::Send(Source::Log(range)) => out.extend_from_slice(log.bytes(range)),
-                Next::Send(Source::Gathered(start, len)) => {
-                    out.extend_from_slice(&gather[start..start + len])
-                }
-                Next::Idle => return out,
-                Next::Lapped => panic!("lapped"),
-            }
-        }
-    }
-
-    #[test]
-    fn replies_and_shared_frames_leave_in_the_order_they_were_queued() {
-        let mut random = fastrand::Rng::with_seed(3);
-        for _ in 0..200 {
-            let (mut session, mut log, mut expected) = (session(), EgressLog::new(4 << 20), Vec::new());
-            for n in 0..random.u8(1..60) {
-                let frame = vec![n; random.usize(1..if n % 10 == 0 { 90_000 } else { 300 })];
-                if random.bool() {
-                    let range = log.append(&frame).unwrap();
-                    assert!(session.push_range(&log, range, usize::MAX));
-                    if random.u8(..5) == 0 {
-                        log.append(b"somebody else's").unwrap();
-                    }
-                } else {
-                    session.push_reply(|out| out.extend_from_slice(&frame));
-                }
-                expected.extend_from_slice(&frame);
-            }
-            assert_eq!(drain(&mut session, &log), expected);
-            assert!(!session.mid_frame && session.outbox_bytes() == 0);
-        }
-    }
-
-    #[test]
-    fn contiguous_frames_are_one_range() {
-        let (mut session, mut log) = (session(), EgressLog::new(1 << 20));
-        for _ in 0..100 {
-            let range = log.append(&[0; 64]).unwrap();
-            session.push_range(&log, range, usize::MAX);
-        }
-        assert_eq!((session.outbox_segments(), session.outbox_bytes()), (1, 6400));
-        let mut gather = Vec::new();
-        assert!(matches!(
-            session.take_send(Some(&log), &mut gather),
-            Next::Send(Source::Log(Range { len: 6400, .. }))
-        ));
-    }
-
-    #[test]
-    fn a_lapped_session_is_told_so() {
-        let (mut session, mut log) = (session(), EgressLog::new(1000));
-        let range = log.append(&[0; 600]).unwrap();
-        session.push_range(&log, range, usize::MAX);
-        log.append(&[0; 600]).unwrap();
-        assert_eq!(session.take_send(Some(&log), &mut Vec::new()), Next::Lapped);
-    }
-
-    #[test]
-    fn an_outbox_past_its_bound_says_so() {
-        let (mut session, mut log) = (session(), EgressLog::new(1000));
-        let range = log.append(&[0; 100]).unwrap();
-        assert!(session.push_range(&log, range, 150));
-        let range = log.append(&[0; 100]).unwrap();
-        assert!(!session.push_range(&log, range, 150));
     }
 }

@@ -3,13 +3,25 @@
 use std::collections::VecDeque;
 
 use crate::{
+    limits::OUTBOX_RANGES_MAX,
     log::{EgressLog, Range},
     session::{CloseReason, Next, Session},
 };
 
+/// What became of shared frames that were offered to a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offered {
+    /// They are queued.
+    Queued,
+    /// The session is behind: whether they are to be queued depends on the subscription.
+    Behind,
+    /// The session is about to end.
+    Gone,
+}
+
 /// All sessions of a shard.
 ///
-/// Invariant: a session with something to send and no SEND under way stands in `ready`, once.
+/// Invariant: a session with work and no SEND under way stands in `ready`, once.
 /// Invariant: `waiting` counts the sessions whose outbox is not empty.
 #[derive(Debug)]
 pub struct Sessions {
@@ -17,6 +29,9 @@ pub struct Sessions {
     open: usize,
     waiting: usize,
     outbox_bytes_max: usize,
+    behind_bytes: usize,
+    /// Sessions past what may wait for them. Bound: one entry a session.
+    over: Vec<u32>,
     /// Bound: one entry a session.
     ready: VecDeque<u32>,
     /// Sessions found out while others were being served: ended when the round is over.
@@ -24,13 +39,15 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// No session; each may have `outbox_bytes_max` waiting.
-    pub fn new(outbox_bytes_max: usize) -> Sessions {
+    /// No session; each may have `outbox_bytes_max` waiting, and `behind_bytes` before what yields is taken out.
+    pub fn new(outbox_bytes_max: usize, behind_bytes: usize) -> Sessions {
         Sessions {
             slots: Vec::new(),
             open: 0,
             waiting: 0,
             outbox_bytes_max,
+            behind_bytes,
+            over: Vec::new(),
             ready: VecDeque::new(),
             doomed: Vec::new(),
         }
@@ -62,7 +79,8 @@ impl Sessions {
     }
 
     /// Puts a session into a vacant slot.
-    pub fn insert(&mut self, slot: u32, session: Session) {
+    pub fn insert(&mut self, slot: u32, mut session: Session) {
+        session.yield_bytes = self.outbox_bytes_max;
         if self.slots.len() <= slot as usize {
             self.slots.resize_with(slot as usize + 1, || None);
         }
@@ -97,17 +115,73 @@ impl Sessions {
         self.any_mut(slot).filter(|session| session.ending.is_none())
     }
 
-    /// Queues shared frames to an open session; one that is past its bounds is doomed.
+    /// Offers shared frames to an open session that is not behind.
+    pub fn offer(&mut self, slot: u32, log: &EgressLog, range: Range) -> Offered {
+        let Some(session) = self.slots.get(slot as usize).and_then(Option::as_deref) else {
+            return Offered::Gone;
+        };
+        if session.ending.is_some() {
+            return Offered::Gone;
+        }
+        if session.behind {
+            return Offered::Behind;
+        }
+        self.push_range(slot, log, range);
+        Offered::Queued
+    }
+
+    /// Queues shared frames to an open session; one past its bounds is noted for [`Sessions::pop_over`].
     pub fn push_range(&mut self, slot: u32, log: &EgressLog, range: Range) {
         let Some(session) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return };
         if session.ending.is_some() {
             return;
         }
         self.waiting += usize::from(session.outbox_bytes() == 0);
-        if !session.push_range(log, range, self.outbox_bytes_max) {
-            self.doomed.push((slot, CloseReason::SlowConsumer));
+        if !session.push_range(log, range) && !session.over {
+            session.over = true;
+            self.over.push(slot);
         }
         if !session.queued && !session.sending {
+            session.queued = true;
+            self.ready.push_back(slot);
+        }
+    }
+
+    /// The next session that has more waiting than it should.
+    pub fn pop_over(&mut self) -> Option<u32> {
+        let slot = self.over.pop()?;
+        if let Some(session) = self.any_mut(slot) {
+            session.over = false;
+        }
+        Some(slot)
+    }
+
+    /// Sets how much may wait before something must yield, by what the session takes.
+    pub fn set_yield_bytes(&mut self, slot: u32) {
+        let (outbox_bytes_max, behind_bytes) = (self.outbox_bytes_max, self.behind_bytes);
+        let Some(session) = self.any_mut(slot) else { return };
+        session.yield_bytes = if session.yielding.0 > 0 { behind_bytes } else { outbox_bytes_max };
+    }
+
+    /// What has yielded was not enough: twice what still waits may, so that it is not gone over for every tick.
+    pub fn raise_yield_bytes(&mut self, slot: u32) {
+        self.set_yield_bytes(slot);
+        let outbox_bytes_max = self.outbox_bytes_max;
+        let Some(session) = self.any_mut(slot) else { return };
+        session.yield_bytes = session.yield_bytes.max(2 * session.outbox_bytes()).min(outbox_bytes_max);
+    }
+
+    /// Whether what waits for a session is more than it may have.
+    pub fn is_too_slow(&self, slot: u32) -> bool {
+        self.get(slot).is_some_and(|session| {
+            session.outbox_bytes() > self.outbox_bytes_max || session.outbox_segments() > OUTBOX_RANGES_MAX
+        })
+    }
+
+    /// Puts a session that has work into the queue of those to send to.
+    pub fn make_ready(&mut self, slot: u32) {
+        let Some(session) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return };
+        if session.has_work() && !session.queued && !session.sending {
             session.queued = true;
             self.ready.push_back(slot);
         }
@@ -119,7 +193,7 @@ impl Sessions {
         self.waiting -= usize::from(session.outbox_bytes() > 0);
         change(session);
         self.waiting += usize::from(session.outbox_bytes() > 0);
-        if session.outbox_bytes() > 0 && !session.queued && !session.sending {
+        if session.has_work() && !session.queued && !session.sending {
             session.queued = true;
             self.ready.push_back(slot);
         }

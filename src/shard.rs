@@ -15,6 +15,8 @@
 mod ending;
 mod homes;
 mod input;
+mod lag;
+mod subscribe;
 
 use std::{
     cmp::Reverse,
@@ -26,13 +28,14 @@ use crate::{
     clock::Now,
     config::Limits,
     counters::{Counter, Counters},
-    fanout::{Fanout, Logs},
+    fanout::{self, Fanout, Logs},
     limits::{SCANS_MAX, TURN_SCAN_TOPICS},
+    membership::Membership,
     ring::Stage,
     session::{Next, Protocol, Session, Source},
     sessions::Sessions,
-    tick::{Publish, ShardId},
-    topic::Home,
+    tick::{Publish, ShardId, TopicId},
+    topic::{Home, Keeping},
     wire::{Encoding, frame::FLAG_PAYLOAD_JSON, json, reply::Reply},
 };
 
@@ -99,6 +102,8 @@ enum Deadline {
     Handshake,
     Frame,
     Linger,
+    Stall,
+    Pace(TopicId),
 }
 
 /// One executor's share of the server.
@@ -127,6 +132,8 @@ pub struct Shard {
     draining: Option<u64>,
     counters: Arc<Counters>,
     scratch: Vec<u8>,
+    /// Frames of a piece of history while it is put together.
+    pieces: Vec<u8>,
 }
 
 impl Shard {
@@ -136,10 +143,27 @@ impl Shard {
             id,
             shards,
             epoch,
-            home: Home::new(id, shards, limits.topics_max.div_ceil(usize::from(shards))),
-            fanout: Fanout::new(shards),
+            home: Home::new(
+                id,
+                shards,
+                limits.topics_max.div_ceil(usize::from(shards)),
+                Keeping {
+                    history: limits.history.clone(),
+                    history_bytes_max: limits.history_bytes_max / usize::from(shards),
+                    keys_per_topic_max: limits.keys_per_topic_max,
+                },
+            ),
+            fanout: Fanout::new(
+                shards,
+                epoch,
+                fanout::Settings {
+                    policies: limits.policies.clone(),
+                    keys_per_topic_max: limits.keys_per_topic_max,
+                    behind_bytes: limits.behind_bytes,
+                },
+            ),
             logs: Logs::new(limits.egress_log_bytes),
-            sessions: Sessions::new(limits.outbox_bytes_max),
+            sessions: Sessions::new(limits.outbox_bytes_max, limits.behind_bytes),
             stages: (0..shards).map(|_| Stages::default()).collect(),
             actions: VecDeque::new(),
             paused: Vec::new(),
@@ -149,6 +173,7 @@ impl Shard {
             draining: None,
             counters,
             scratch: Vec::new(),
+            pieces: Vec::new(),
             limits,
         }
     }
@@ -201,9 +226,11 @@ impl Shard {
 
     /// Whether sessions' input may be taken up: it adds requests too.
     fn takes_input(&self) -> bool {
-        !self.input_stopped
-            && self.takes_requests()
-            && self.stages.iter().all(|stages| stages.requests.has_room())
+        !self.input_stopped && self.takes_requests() && self.requests_have_room()
+    }
+
+    fn requests_have_room(&self) -> bool {
+        self.stages.iter().all(|stages| stages.requests.has_room())
     }
 
     /// The server stops: what clients have sent and was not taken up is not taken up any more.
@@ -218,6 +245,8 @@ impl Shard {
             worked |= self.with_home(|home, notify| home.scan(notify)) > 0;
         }
         worked |= self.go_live();
+        worked |= self.pull(now);
+        self.logs.note_time(now.monotonic_ns);
         if self.takes_input() {
             worked |= self.resume_paused(now);
         }
@@ -230,11 +259,15 @@ impl Shard {
     /// no other until [`Shard::handle_sent`] says what became of it.
     pub fn poll_send(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
         while let Some(slot) = self.sessions.pop_ready() {
+            self.fanout.refill(slot, &mut self.sessions, &mut self.logs, now.monotonic_ns);
             let encoding = self.sessions.any_mut(slot)?.encoding;
             match self.sessions.take_send(slot, self.logs.of(encoding), gather) {
                 Next::Send(source) => return Some(Send { slot, encoding, source }),
                 Next::Lapped => self.end(slot, crate::session::CloseReason::SlowConsumer, now),
-                Next::Idle => self.flushed(slot),
+                Next::Idle => {
+                    self.fanout.caught_up(slot, &mut self.sessions);
+                    self.flushed(slot);
+                }
             }
         }
         None
@@ -245,29 +278,6 @@ impl Shard {
         match send.source {
             Source::Log(range) => self.logs.of(send.encoding).map_or(&[], |log| log.bytes(range)),
             Source::Gathered(start, len) => &gather[start..start + len],
-        }
-    }
-
-    /// The transport has taken a SEND's bytes over. `parked`: the socket did not take them all at once; the slot
-    /// is busy until [`Shard::handle_writable`].
-    pub fn handle_sent(&mut self, slot: u32, bytes: usize, parked: bool) {
-        self.counters.add(Counter::Sends, 1);
-        self.counters.add(Counter::BytesSent, bytes as u64);
-        self.counters.add(Counter::SendsParked, u64::from(parked));
-        if !parked {
-            self.handle_writable(slot);
-        }
-    }
-
-    /// The socket has taken everything it was given.
-    pub fn handle_writable(&mut self, slot: u32) {
-        let mut idle = false;
-        self.sessions.with_outbox(slot, |session| {
-            session.sending = false;
-            idle = session.outbox_bytes() == 0;
-        });
-        if idle {
-            self.flushed(slot);
         }
     }
 
@@ -293,6 +303,7 @@ impl Shard {
         let may_scan = || self.stages.iter().all(|stages| stages.deliveries.has_room());
         self.sessions.has_ready()
             || self.fanout.has_live()
+            || self.may_pull()
             || (self.home.scans_len() > 0 && may_scan())
             || (self.takes_input() && self.paused_can_resume())
             || !self.actions.is_empty()
@@ -313,16 +324,25 @@ impl Shard {
         self.deadlines.peek().map(|Reverse((when, ..))| *when)
     }
 
-    /// Bytes of the logs, the stages, the sessions and their buffers: what promise 3 bounds.
+    /// Bytes of the logs, the histories, the stages, the sessions, their subscriptions and buffers: what promise 3
+    /// bounds.
     pub fn memory_bytes(&self) -> usize {
         let sessions: usize =
             self.sessions.iter().map(|session| session.buffer_bytes() + size_of::<Session>()).sum();
+        let memberships: usize = self
+            .sessions
+            .iter()
+            .map(|session| {
+                session.memberships.capacity() * (size_of::<Membership>() + size_of::<TopicId>() + 1)
+                    + session.subscriptions.capacity() * size_of::<fanout::Subscription>()
+            })
+            .sum();
         let stages: usize = self
             .stages
             .iter()
             .map(|stages| stages.requests.waiting().len() + stages.deliveries.waiting().len())
             .sum();
-        self.logs.bytes() + sessions + stages
+        self.logs.bytes() + self.home.memory_bytes() + sessions + memberships + stages
     }
 
     /// Acknowledges subscriptions whose homes are ready, then announces their topics: nothing of them comes before.

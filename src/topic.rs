@@ -3,10 +3,13 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::{
-    limits::TURN_SCAN_TOPICS,
+    history::{History, HistoryBounds},
+    limits::{HISTORY_PIECE_BYTES, TURN_SCAN_TOPICS},
+    newest::Newest,
     router::{self, PatternTrie},
+    subscription::Rules,
     tick::{Sequence, ShardId, TopicId},
-    wire::frame::{self, TickParts},
+    wire::frame::{self, FLAG_SNAPSHOT, TickParts},
 };
 
 /// A set of shards, one bit each.
@@ -38,6 +41,46 @@ impl ShardSet {
     }
 }
 
+/// What a session wants of a topic's past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Wanted {
+    /// The newest tick, of each key.
+    Latest = 0,
+    /// What is kept from a sequence on; what is not is told as a gap.
+    Kept = 1,
+    /// Everything from a sequence on, or else the newest, and to be told which.
+    Place = 2,
+    /// The newest, and to be told that its place means nothing here.
+    Lost = 3,
+}
+
+impl Wanted {
+    /// The value of a number from the mesh.
+    pub fn from_wire(wanted: u32) -> Option<Wanted> {
+        use Wanted::*;
+        [Latest, Kept, Place, Lost].into_iter().find(|known| *known as u32 == wanted)
+    }
+}
+
+/// The last piece: ticks after it are live.
+pub const PIECE_DONE: u32 = 1;
+/// The place was found: everything after it follows.
+pub const PIECE_RECOVERED: u32 = 2;
+/// The place was not found: the newest ticks follow.
+pub const PIECE_NOT_RECOVERED: u32 = 4;
+
+/// How much of the past is kept.
+#[derive(Clone, Debug)]
+pub struct Keeping {
+    /// By topic.
+    pub history: Rules<HistoryBounds>,
+    /// Bytes of all topics of the home together.
+    pub history_bytes_max: usize,
+    /// Keys of one topic.
+    pub keys_per_topic_max: usize,
+}
+
 /// A topic at its home.
 #[derive(Debug)]
 pub struct HomeTopic {
@@ -47,21 +90,12 @@ pub struct HomeTopic {
     pub id: TopicId,
     /// Sequence of the last tick; 0 before the first.
     pub sequence: Sequence,
-    /// The last tick, as the frame that was sent. Empty before the first.
-    pub latest: Vec<u8>,
+    /// The last tick of each key, as the frames that were sent.
+    pub newest: Newest,
+    history: History,
+    bounds: HistoryBounds,
     /// Shards that have a subscriber of it.
     pub interested: ShardSet,
-}
-
-impl HomeTopic {
-    /// Gives a tick the next sequence and encodes it as the latest, once for all shards. No allocation once the
-    /// buffer has grown to the topic's largest tick.
-    pub fn advance(&mut self, tick: &TickParts<'_>) -> &[u8] {
-        self.sequence.0 += 1;
-        self.latest.clear();
-        frame::encode_tick(&mut self.latest, self.id, self.sequence, tick);
-        &self.latest
-    }
 }
 
 /// What a shard that asked for a pattern is to be told.
@@ -85,6 +119,20 @@ struct Scan {
     next: u32,
 }
 
+/// What a piece of a topic's past is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The topic's last sequence.
+    pub last: u64,
+    /// The first sequence that is still there; what lies before is lost.
+    pub start: u64,
+    /// `PIECE_*`.
+    pub flags: u32,
+}
+
+/// Where a frame's flags stand.
+const FLAGS_OFFSET: usize = 7;
+
 /// All topics whose home this shard is.
 ///
 /// Invariant: a shard outside `interested` of a topic holds no pattern that matches it, once no scan is pending.
@@ -94,6 +142,9 @@ pub struct Home {
     shard: ShardId,
     shards: u16,
     topics_max: usize,
+    keeping: Keeping,
+    /// What the histories may still grow by.
+    history_left_bytes: usize,
     topics: Vec<HomeTopic>,
     by_name: HashMap<Box<str>, u32>,
     /// Pattern -> shards that hold it.
@@ -108,11 +159,13 @@ pub struct TooManyTopics;
 
 impl Home {
     /// An empty home that sequences at most `topics_max` topics.
-    pub fn new(shard: ShardId, shards: u16, topics_max: usize) -> Home {
+    pub fn new(shard: ShardId, shards: u16, topics_max: usize, keeping: Keeping) -> Home {
         Home {
             shard,
             shards,
             topics_max,
+            history_left_bytes: keeping.history_bytes_max,
+            keeping,
             topics: Vec::new(),
             by_name: HashMap::new(),
             interest: PatternTrie::default(),
@@ -125,9 +178,64 @@ impl Home {
         &self.topics[index as usize]
     }
 
-    /// The same, to advance it.
-    pub fn topic_mut(&mut self, index: u32) -> &mut HomeTopic {
-        &mut self.topics[index as usize]
+    /// Gives a tick the next sequence and encodes it as the newest, once for all shards. No allocation once the buffers
+    /// have grown to what the topic needs, but for keys.
+    pub fn advance(&mut self, index: u32, tick: &TickParts<'_>, now_ns: u64) -> &HomeTopic {
+        let topic = &mut self.topics[index as usize];
+        topic.sequence.0 += 1;
+        let (id, sequence) = (topic.id, topic.sequence);
+        topic.newest.put(sequence.0, tick.key, self.keeping.keys_per_topic_max, |out| {
+            frame::encode_tick(out, id, sequence, tick);
+        });
+        let left = &mut self.history_left_bytes;
+        topic.history.push(sequence.0, topic.newest.latest(), topic.bounds, now_ns, left);
+        topic
+    }
+
+    /// A piece of a topic's past, from a sequence on: appends whole frames to `out`, about [`HISTORY_PIECE_BYTES`] of
+    /// them, and says what they are. O(piece).
+    pub fn piece(&mut self, id: TopicId, wanted: Wanted, from: u64, now_ns: u64, out: &mut Vec<u8>) -> Piece {
+        let local = id.local_index(self.shards).map_or(usize::MAX, |local| local as usize);
+        let Some(topic) = self.topics.get_mut(local) else {
+            return Piece { last: 0, start: from, flags: PIECE_DONE };
+        };
+        let last = topic.sequence.0;
+        let oldest = topic.history.oldest(topic.bounds, now_ns);
+        let reaches_back = from > last || oldest.is_some_and(|oldest| oldest <= from);
+        let (mut start, mut flags, mut snapshot_from) = (from, 0, None);
+        match wanted {
+            Wanted::Latest => snapshot_from = Some(from),
+            Wanted::Lost => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(1)),
+            Wanted::Place if from > last + 1 => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(1)),
+            Wanted::Place if !reaches_back => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(from)),
+            Wanted::Place => flags = PIECE_RECOVERED,
+            Wanted::Kept if !reaches_back => start = oldest.unwrap_or(last),
+            Wanted::Kept => {}
+        }
+        let mut done = true;
+        let mut take = |frame: &[u8], snapshot: bool| {
+            done = out.is_empty() || out.len() + frame.len() <= HISTORY_PIECE_BYTES;
+            if done {
+                let at = out.len() + FLAGS_OFFSET;
+                out.extend_from_slice(frame);
+                out[at] |= if snapshot { FLAG_SNAPSHOT } else { 0 };
+            }
+            done
+        };
+        if let Some(from) = snapshot_from {
+            let _ = topic.newest.since(from).all(|(_, frame)| take(frame, true));
+        } else if oldest.is_some() {
+            let _ = topic.history.since(start).all(|(_, frame)| take(frame, false));
+        } else if start <= last {
+            take(topic.newest.latest(), false);
+        }
+        flags |= if done { PIECE_DONE } else { 0 };
+        Piece { last, start, flags }
+    }
+
+    /// Bytes of the topics' histories and newest ticks.
+    pub fn memory_bytes(&self) -> usize {
+        self.topics.iter().map(|topic| topic.history.memory_bytes() + topic.newest.memory_bytes()).sum()
     }
 
     /// Topics it has.
@@ -161,7 +269,9 @@ impl Home {
             name: name.into(),
             id,
             sequence: Sequence(0),
-            latest: Vec::new(),
+            newest: Newest::default(),
+            history: History::default(),
+            bounds: self.keeping.history.of(name),
             interested,
         });
         Ok((index, true))
@@ -258,105 +368,4 @@ impl Home {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const A: ShardId = ShardId(0);
-    const B: ShardId = ShardId(1);
-
-    fn text(notice: Notice<'_>) -> String {
-        match notice {
-            Notice::Open(shard, topic) => format!("open {} {}", shard.0, topic.name),
-            Notice::Close(shard, topic) => format!("close {} {}", shard.0, topic.name),
-            Notice::Ready(shard, request) => format!("ready {} {request}", shard.0),
-        }
-    }
-
-    fn notices(home: &mut Home) -> Vec<String> {
-        let mut notices = Vec::new();
-        while home.scans_len() > 0 {
-            home.scan(|notice| notices.push(text(notice)));
-        }
-        notices
-    }
-
-    fn add(home: &mut Home, pattern: &str, request: u32) -> Vec<String> {
-        let mut notices = Vec::new();
-        home.add_interest(B, pattern, request, |notice| notices.push(text(notice)));
-        notices
-    }
-
-    fn remove(home: &mut Home, pattern: &str) -> Vec<String> {
-        let mut notices = Vec::new();
-        home.remove_interest(B, pattern, |notice| notices.push(text(notice)));
-        notices
-    }
-
-    #[test]
-    fn interest_opens_existing_topics_then_says_ready() {
-        let mut home = Home::new(A, 2, 10);
-        for name in ["a.x", "b.x", "a.y"] {
-            home.find_or_create(name).unwrap();
-        }
-        assert!(add(&mut home, "a.*", 7).is_empty());
-        assert_eq!(notices(&mut home), ["open 1 a.x", "open 1 a.y", "ready 1 7"]);
-        let (index, new) = home.find_or_create("a.z").unwrap();
-        assert!(new && home.topic(index).interested.contains(B) && !home.topic(index).interested.contains(A));
-    }
-
-    #[test]
-    fn interest_in_one_topic_does_not_wait_behind_walks() {
-        let mut home = Home::new(A, 2, 10);
-        home.find_or_create("a.x").unwrap();
-        add(&mut home, ">", 1);
-        assert_eq!(add(&mut home, "a.x", 2), ["open 1 a.x", "ready 1 2"]);
-        assert_eq!(notices(&mut home), ["ready 1 1"], "it is open already");
-        assert!(remove(&mut home, "a.x").is_empty(), "the other pattern still takes it");
-    }
-
-    #[test]
-    fn interest_that_overlaps_outlives_the_other_pattern() {
-        let mut home = Home::new(A, 2, 10);
-        home.find_or_create("a.x").unwrap();
-        home.find_or_create("a.y").unwrap();
-        add(&mut home, ">", 1);
-        add(&mut home, "a.x", 2);
-        notices(&mut home);
-        remove(&mut home, ">");
-        assert_eq!(notices(&mut home), ["close 1 a.y"]);
-        assert_eq!(remove(&mut home, "a.x"), ["close 1 a.x"]);
-    }
-
-    #[test]
-    fn interest_that_comes_back_before_its_walk_keeps_its_topics() {
-        let mut home = Home::new(A, 2, 10);
-        home.find_or_create("a.x").unwrap();
-        add(&mut home, "a.*", 1);
-        notices(&mut home);
-        remove(&mut home, "a.*");
-        add(&mut home, "a.*", 2);
-        assert_eq!(notices(&mut home), ["ready 1 2"]);
-    }
-
-    #[test]
-    fn topics_are_bounded() {
-        let mut home = Home::new(A, 1, 1);
-        assert!(home.find_or_create("a").is_ok());
-        assert_eq!(home.find_or_create("b"), Err(TooManyTopics));
-        assert_eq!(home.find_or_create("a"), Ok((0, false)));
-    }
-
-    #[test]
-    fn the_latest_tick_is_kept() {
-        let mut home = Home::new(A, 1, 1);
-        let (index, _) = home.find_or_create("a").unwrap();
-        for n in 1..4u8 {
-            home.topic_mut(index).advance(&TickParts { payload: &[n], ..TickParts::default() });
-        }
-        let topic = home.topic(index);
-        let Ok(crate::wire::Step::Complete(_, frame)) = frame::decode(&topic.latest, 1024) else {
-            panic!("frame")
-        };
-        assert_eq!((topic.sequence, frame.header.sequence, frame.payload()), (Sequence(3), 3, &[3u8][..]));
-    }
-}
+mod tests;

@@ -94,7 +94,7 @@ impl Server {
             let bytes = self.shard.send_bytes(&send, &self.gather);
             self.sent.extend_from_slice(bytes);
             let len = bytes.len();
-            self.shard.handle_sent(send.slot, len, false);
+            self.shard.handle_sent(send.slot, len, false, NOW);
         }
         self.gather.clear();
         self.shard.end_turn();

@@ -61,7 +61,7 @@ fn turn(shard: &mut Shard, mesh: &mut Mesh) -> Vec<Action> {
     let (mut gather, mut actions) = (Vec::new(), Vec::new());
     while let Some(send) = shard.poll_send(&mut gather, NOW) {
         let len = shard.send_bytes(&send, &gather).len();
-        shard.handle_sent(send.slot, len, false);
+        shard.handle_sent(send.slot, len, false, NOW);
         gather.clear();
     }
     while let Some(action) = shard.poll_action() {
@@ -142,7 +142,7 @@ fn replies_that_are_never_all_read_do_not_pile_up() {
         while let Some(send) = shard.poll_send(&mut gather, NOW) {
             let len = shard.send_bytes(&send, &gather).len();
             sent += len;
-            shard.handle_sent(send.slot, len, true);
+            shard.handle_sent(send.slot, len, true, NOW);
             gather.clear();
         }
     }

@@ -229,8 +229,8 @@ impl Driver {
                 .send_batch(&batch[..len], |index, sent| outcomes[index] = (batch[index].1.len(), sent))?;
             for (send, (bytes, sent)) in sends.iter().flatten().zip(outcomes).take(len) {
                 match sent {
-                    Sent::Whole => self.shard.handle_sent(send.slot, bytes, false),
-                    Sent::Parked => self.shard.handle_sent(send.slot, bytes, true),
+                    Sent::Whole => self.shard.handle_sent(send.slot, bytes, false, now),
+                    Sent::Parked => self.shard.handle_sent(send.slot, bytes, true, now),
                     // The event that says why is on its way.
                     Sent::Failed => {}
                 }

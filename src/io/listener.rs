@@ -4,11 +4,12 @@ use std::{io, net::SocketAddr, os::fd::OwnedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{error::StartupError, limits::LISTEN_BACKLOG};
+use crate::{config::SocketBounds, error::StartupError, limits::LISTEN_BACKLOG};
 
 /// Makes `shards` sockets that listen on one address; port 0 is resolved by the first. Returns the address in use.
 ///
-/// TCP_NODELAY is set here, and accepted sockets inherit it: frames are batched before they are sent.
+/// TCP_NODELAY is set here, and accepted sockets inherit it: frames are batched before they are sent. So are the bounds of
+/// what the kernel holds for a socket (Linux 6.18: SO_SNDBUF and TCP_NOTSENT_LOWAT are copied to the accepted one).
 ///
 /// # Errors
 /// [`StartupError::Listen`], also when another program listens there: a shared port would silently take a part of its
@@ -17,16 +18,17 @@ pub fn listen(
     flag: &'static str,
     address: SocketAddr,
     shards: u16,
+    bounds: SocketBounds,
 ) -> Result<(SocketAddr, Vec<OwnedFd>), StartupError> {
     let failed = |error| StartupError::Listen(flag, address, error);
     if address.port() != 0 {
         // Listening fails where binding alone would succeed, beside a listener that allows reuse. For port 0 the
         // kernel picks a port that nobody shares.
-        bind(address, false).and_then(|probe| probe.listen(1)).map_err(failed)?;
+        bind(address, false, bounds).and_then(|probe| probe.listen(1)).map_err(failed)?;
     }
-    let first = bind(address, true).map_err(failed)?;
+    let first = bind(address, true, bounds).map_err(failed)?;
     let bound = local_address(&first).map_err(failed)?;
-    let rest = (1..shards).map(|_| bind(bound, true));
+    let rest = (1..shards).map(|_| bind(bound, true, bounds));
     let sockets: io::Result<Vec<OwnedFd>> = std::iter::once(Ok(first))
         .chain(rest)
         .map(|socket| {
@@ -38,11 +40,17 @@ pub fn listen(
     Ok((bound, sockets.map_err(failed)?))
 }
 
-fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+fn bind(address: SocketAddr, shared: bool, bounds: SocketBounds) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.cloexec(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.set_tcp_nodelay(true)?;
+    if let Some(bytes) = bounds.send_bytes {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    if bounds.notsent_lowat_bytes > 0 {
+        socket.set_tcp_notsent_lowat(bounds.notsent_lowat_bytes)?;
+    }
     socket.bind(&address.into())?;
     Ok(socket)
 }

@@ -80,8 +80,8 @@ struct Server {
 pub fn run(config: &Config, listening: impl FnOnce(SocketAddr, SocketAddr)) -> Result<(), StartupError> {
     signals::block().map_err(|error| StartupError::Executor(error.to_string()))?;
     let clients_max = checks::check(config.clients_max)?;
-    let (tcp, native) = listen("--tcp", config.tcp, config.shards)?;
-    let (http_address, http) = listen("--http", config.http, config.shards)?;
+    let (tcp, native) = listen("--tcp", config.tcp, config.shards, config.socket)?;
+    let (http_address, http) = listen("--http", config.http, config.shards, config.socket)?;
     let (server, lanes) = start(config, clients_max, native, http)?;
     listening(tcp, http_address);
     server.serve(config, lanes)

@@ -6,6 +6,7 @@ use super::{Action, Deadline, Shard};
 use crate::{
     clock::Now,
     counters::Counter,
+    fanout::Pace,
     limits::LINGER_DEADLINE_MS,
     session::{CloseReason, Ending, Protocol},
     wire::{Encoding, http, reply::Reply, websocket},
@@ -40,6 +41,8 @@ impl Shard {
 
     /// Ends what was found out while others were being served.
     pub(super) fn settle(&mut self, now: Now) {
+        self.count_ticks();
+        self.set_paces();
         while let Some((slot, reason)) = self.sessions.pop_doomed() {
             self.end(slot, reason, now);
         }
@@ -63,6 +66,11 @@ impl Shard {
                 }
                 Deadline::Handshake => {}
                 Deadline::Frame => self.frame_is_due(slot, now),
+                Deadline::Stall => self.stall_is_due(slot, now),
+                Deadline::Pace(topic) => {
+                    let pace = Pace { due_ns: when, slot, topic };
+                    self.fanout.pace_is_due(pace, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+                }
                 Deadline::Linger => self.remove(slot),
             }
         }
@@ -100,7 +108,7 @@ impl Shard {
         let mut goodbye = true;
         if !keeps_outbox {
             self.sessions.with_outbox(slot, |session| {
-                goodbye = !session.mid_frame;
+                goodbye = session.cut_rest == 0;
                 session.clear_outbox();
             });
         }

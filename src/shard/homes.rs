@@ -5,7 +5,7 @@ use crate::{
     clock::Now,
     counters::Counter,
     fanout, router,
-    tick::{ErrorRecord, Request, ShardId, Subscribed, TickTimes, TopicId},
+    tick::{ErrorRecord, Recover, Request, ShardId, Subscribed, TickTimes, TopicId},
     topic::{Home, Notice},
     wire::{
         ErrorCode,
@@ -26,6 +26,12 @@ impl Shard {
                     (frame.header.sequence, frame.header.flags, frame.header.schema);
                 self.sequence(from, &Unsequenced { origin, flags, schema, record, topic, payload }, now);
             }
+            (Kind::Recover, Some(from)) => {
+                if let Ok(record) = frame.record::<Recover>() {
+                    let id = TopicId(frame.header.topic_id);
+                    self.recover(from, id, frame.header.sequence, record, now);
+                }
+            }
             (Kind::Subscribe, Some(from)) => {
                 if let (Ok(record), Ok(pattern)) = (frame.record::<Request>(), frame.text()) {
                     self.with_home(|home, notify| home.add_interest(from, pattern, record.request, notify));
@@ -45,7 +51,10 @@ impl Shard {
     pub fn handle_delivery(&mut self, frame: &Frame<'_>, now: Now) {
         let id = TopicId(frame.header.topic_id);
         match frame.kind {
-            Kind::Tick => self.deliver(frame),
+            Kind::Tick => {
+                self.fanout.deliver(frame, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+            }
+            Kind::History => self.fanout.handle_history(frame, &mut self.sessions, &mut self.logs),
             Kind::Subscribed if id.0 != 0 => {
                 if let (Ok(record), Ok(name)) = (frame.record::<Subscribed>(), frame.text()) {
                     self.fanout.handle_open(id, record.epoch, name, &mut self.sessions, &mut self.logs);
@@ -96,28 +105,22 @@ impl Shard {
                 }
             }
         }
-        let topic = self.home.topic_mut(index);
         let times =
             TickTimes { producer_time_ns: record.producer_time_ns, ingest_time_ns: record.ingest_time_ns };
         let flags = flags & FLAG_PAYLOAD_JSON;
-        topic.advance(&TickParts { flags, schema, times, key: record.key, payload });
+        let parts = TickParts { flags, schema, times, key: record.key, payload };
+        let topic = self.home.advance(index, &parts, now.monotonic_ns);
         self.counters.add(Counter::TicksSequenced, 1);
         for shard in topic.interested.iter() {
             if shard != self.id {
-                self.stages[usize::from(shard.0)].deliveries.tail().extend_from_slice(&topic.latest);
+                self.stages[usize::from(shard.0)].deliveries.tail().extend_from_slice(topic.newest.latest());
             }
         }
         if topic.interested.contains(self.id)
-            && let Ok(crate::wire::Step::Complete(_, tick)) = frame::decode(&topic.latest, usize::MAX)
+            && let Ok(crate::wire::Step::Complete(_, tick)) = frame::decode(topic.newest.latest(), usize::MAX)
         {
-            let delivered = self.fanout.deliver(&tick, &mut self.sessions, &mut self.logs);
-            self.counters.add(Counter::TicksDelivered, delivered as u64);
+            self.fanout.deliver(&tick, &mut self.sessions, &mut self.logs, now.monotonic_ns);
         }
-    }
-
-    fn deliver(&mut self, tick: &Frame<'_>) {
-        let delivered = self.fanout.deliver(tick, &mut self.sessions, &mut self.logs);
-        self.counters.add(Counter::TicksDelivered, delivered as u64);
     }
 
     /// Tells whoever published that there is no room for another topic.

@@ -7,7 +7,6 @@ use super::{Action, Deadline, Shard, Unsequenced};
 use crate::{
     clock::Now,
     counters::Counter,
-    fanout::{Interest, Subscription},
     limits::ECHO_BYTES_MAX,
     router,
     session::{CloseReason, Protocol},
@@ -277,12 +276,17 @@ impl Shard {
                 self.fail(slot, request, ErrorCode::TooManySubscriptions, &text, now);
             }
             Command::Subscribe { request, patterns, delivery, from } => {
+                let Some(begin) = self.begin(slot, request, from, now) else { return Ok(()) };
                 for pattern in patterns {
-                    self.subscribe(slot, request, &pattern, now);
+                    self.subscribe(slot, request, &pattern, delivery, begin, now);
                 }
             }
-            Command::Update { request, patterns, delivery } => {}
-            Command::Resume { topic, position } => {}
+            Command::Update { request, patterns, delivery } => {
+                for pattern in patterns {
+                    self.update(slot, request, &pattern, delivery, now);
+                }
+            }
+            Command::Resume { topic, position } => self.resume(slot, &topic, position, now),
             Command::Refused { request, error } => {
                 self.fail(slot, request, ErrorCode::BadRequest, &error.to_string(), now);
             }
@@ -294,47 +298,6 @@ impl Shard {
             Command::Publish(publish) => self.publish_command(slot, &publish, now),
         }
         Ok(())
-    }
-
-    fn subscribe(&mut self, slot: u32, request: u32, pattern: &str, now: Now) {
-        if let Err(error) = router::check_pattern(pattern.as_bytes()) {
-            let text = format!("pattern {}: {error}", shown(pattern.as_bytes()));
-            return self.fail(slot, request, ErrorCode::BadPattern, &text, now);
-        }
-        let known = self.fanout.entry_of(pattern);
-        let Some(session) = self.sessions.open_mut(slot) else { return };
-        if session.subscriptions.len() >= self.limits.subscriptions_per_session_max {
-            let text =
-                format!("a session may hold {} subscriptions", self.limits.subscriptions_per_session_max);
-            return self.fail(slot, request, ErrorCode::TooManySubscriptions, &text, now);
-        }
-        if known.is_some_and(|entry| session.subscriptions.iter().any(|held| held.entry == entry)) {
-            let text = format!("already subscribed to {}", shown(pattern.as_bytes()));
-            return self.fail(slot, request, ErrorCode::AlreadySubscribed, &text, now);
-        }
-        let (entry, interest) = self.fanout.subscribe(slot, request, pattern);
-        if let Some(session) = self.sessions.open_mut(slot) {
-            session.subscriptions.push(Subscription { entry, position: None });
-        }
-        if let Some(Interest { request, exact }) = interest {
-            self.ask_homes(pattern, exact, request);
-        }
-    }
-
-    fn unsubscribe(&mut self, slot: u32, request: u32, pattern: &str, now: Now) {
-        let entry = self.fanout.entry_of(pattern);
-        let held = self.sessions.open_mut(slot).and_then(|session| {
-            let at = session.subscriptions.iter().position(|held| Some(held.entry) == entry)?;
-            Some(session.subscriptions.swap_remove(at))
-        });
-        let Some(held) = held else {
-            let text = format!("not subscribed to {}", shown(pattern.as_bytes()));
-            return self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
-        };
-        if let Some(last) = self.fanout.unsubscribe(held, slot, &mut self.sessions) {
-            self.tell_homes_gone(&last);
-        }
-        self.reply(slot, &Reply::Unsubscribed { request, pattern });
     }
 
     fn publish_command(&mut self, slot: u32, publish: &PublishCommand<'_>, now: Now) {
@@ -389,7 +352,7 @@ impl Shard {
 }
 
 /// A peer's bytes as they may stand in a message: quoted, escaped, cut to 64 characters.
-fn shown(bytes: &[u8]) -> String {
+pub(super) fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let cut: String = text.chars().take(64).collect();
     format!("{cut:?}{}", if cut.len() < text.len() { "..." } else { "" })

@@ -89,7 +89,7 @@ impl World {
             outbox_bytes_max: if roomy { ROOMY_BYTES } else { rng.usize(10..16) << 10 },
             ..Limits::default()
         };
-        let ring_bytes = rng.usize(9 << 10..32 << 10);
+        let ring_bytes = rng.usize(34 << 10..64 << 10);
         let bells: Vec<_> = (0..shards).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
         let mut meshes = mesh(&bells, ring_bytes);
         let lanes: Vec<_> = meshes
@@ -270,7 +270,7 @@ impl World {
             client.parked.extend_from_slice(&bytes[taken..]);
             let parked = !client.parked.is_empty();
             self.reached.parked += u64::from(parked);
-            self.shards[shard].handle_sent(send.slot, bytes.len(), parked);
+            self.shards[shard].handle_sent(send.slot, bytes.len(), parked, self.now);
         }
         self.actions(shard);
         self.meshes[shard].push_out(&mut self.shards[shard]);

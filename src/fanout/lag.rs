@@ -1,0 +1,341 @@
+//! Sessions that are behind: what is taken out of their outboxes, what is held back for them, and what they get once
+//! there is room. No payload is kept for a session: held topics are slots, and their newest ticks the topic's.
+
+use super::{Fanout, Logs, topic::Member, topic_mut};
+use crate::{
+    limits::SEND_BYTES_MAX,
+    membership::{Membership, Taking},
+    session::Fate,
+    sessions::Sessions,
+    tick::TopicId,
+    wire::{Step, frame, reply::Reply, websocket},
+};
+
+/// A tick that is to come later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// When, CLOCK_MONOTONIC nanoseconds.
+    pub due_ns: u64,
+    /// To whom.
+    pub slot: u32,
+    /// Of what.
+    pub topic: TopicId,
+}
+
+/// Why something is to be taken out of an outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pressure {
+    /// Too much waits.
+    Bytes,
+    /// The socket was full for too long: what was queued before this time goes, CLOCK_MONOTONIC nanoseconds.
+    Time(u64),
+    /// The log comes round: what is no longer fresh goes.
+    Sweep,
+}
+
+/// Whether a paced member may have a tick now. If not, it is skipped until its time, which is noted.
+pub(super) fn is_due(
+    id: TopicId,
+    sequence: u64,
+    member: &mut Member,
+    sessions: &mut Sessions,
+    paces: &mut Vec<Pace>,
+    now_ns: u64,
+) -> bool {
+    let slot = member.slot();
+    let Some(session) = sessions.open_mut(slot) else { return true };
+    let Some(membership) = session.memberships.get_mut(&id) else { return true };
+    if membership.due_ns <= now_ns {
+        membership.paced(now_ns);
+        return true;
+    }
+    (membership.taking, membership.from) = (Taking::Paced, sequence);
+    paces.push(Pace { due_ns: membership.due_ns, slot, topic: id });
+    member.set_skipped(true);
+    false
+}
+
+/// Holds a tick back for a session that is behind. Returns `false` if its subscription does not conflate.
+pub(super) fn hold(id: TopicId, sequence: u64, member: &mut Member, sessions: &mut Sessions) -> bool {
+    let slot = member.slot();
+    let Some(session) = sessions.open_mut(slot) else { return true };
+    let Some(membership) = session.memberships.get_mut(&id) else { return true };
+    if !membership.conflates() {
+        return false;
+    }
+    (membership.taking, membership.from) = (Taking::Held, sequence);
+    session.lag_mut().held.push_back(id);
+    member.set_skipped(true);
+    sessions.make_ready(slot);
+    true
+}
+
+impl Membership {
+    /// A tick comes now: when the next may. Those that come in time keep their pace, others start it anew.
+    fn paced(&mut self, now_ns: u64) {
+        let interval_ns = u64::from(self.interval_us) * 1_000;
+        let on_time = now_ns.saturating_sub(self.due_ns) < interval_ns;
+        self.due_ns = if on_time { self.due_ns } else { now_ns } + interval_ns;
+    }
+}
+
+impl Fanout {
+    /// Takes what yields out of the outboxes that are over their bounds, and out of those the log comes round to.
+    pub fn relieve(&mut self, sessions: &mut Sessions, logs: &mut Logs) {
+        while let Some(slot) = sessions.pop_over() {
+            if sessions.open_mut(slot).is_some_and(|session| session.yielding.0 > 0) {
+                self.yield_frames(slot, Pressure::Bytes, sessions, logs);
+            }
+            match sessions.is_too_slow(slot) {
+                true => sessions.doom_slow(slot),
+                false => sessions.raise_yield_bytes(slot),
+            }
+        }
+        let due = logs.take_sweeps();
+        if due.contains(&true) {
+            for slot in sessions.slots() {
+                let Some(session) = sessions.open_mut(slot) else { continue };
+                let yields = due[session.encoding as usize] && session.yielding.0 > 0;
+                let stale = |log| session.outbox_bytes() > 0 && !session.is_fresh(log);
+                if yields && logs.of(session.encoding).is_some_and(stale) {
+                    self.yield_frames(slot, Pressure::Sweep, sessions, logs);
+                }
+            }
+        }
+    }
+
+    /// Takes frames out of an outbox: of memberships that conflate all, and their topics are held; of those that drop
+    /// the oldest, and their gaps are noted. A look at each frame that waits, at most.
+    pub fn yield_frames(&mut self, slot: u32, pressure: Pressure, sessions: &mut Sessions, logs: &Logs) {
+        let (topics, shards, tally) = (&mut self.topics, self.shards, &mut self.tally);
+        let target = self.settings.behind_bytes / 2;
+        sessions.with_outbox(slot, |session| {
+            let Some(log) = logs.of(session.encoding) else { return };
+            let encoding = session.encoding;
+            let conflating = session.yielding.1 > 0;
+            session.behind |= conflating;
+            let mut memberships = std::mem::take(&mut session.memberships);
+            let mut lag = session.lag.take().unwrap_or_default();
+            let mut waiting = session.outbox_bytes();
+            let old_ends = match pressure {
+                Pressure::Time(time_ns) => log.head_at(time_ns),
+                _ => 0,
+            };
+            session.thin_out(log, |mark, frame| {
+                let id = TopicId(mark.topic);
+                let Some(membership) = memberships.get_mut(&id) else { return Fate::Keep };
+                if !membership.yields() {
+                    return Fate::Keep;
+                }
+                let listed = !membership.announced || membership.gap.0 < membership.gap.1;
+                if !membership.conflates() && membership.taking != Taking::Recovering {
+                    let goes = match pressure {
+                        Pressure::Bytes => waiting > target,
+                        Pressure::Time(_) => frame.start < old_ends,
+                        Pressure::Sweep => !log.is_fresh(frame.start),
+                    };
+                    match (goes, conflating) {
+                        (false, false) => return Fate::KeepRest,
+                        (false, true) => return Fate::Keep,
+                        (true, _) => {}
+                    }
+                    if mark.sequence > 0 {
+                        if membership.gap.0 == membership.gap.1 {
+                            membership.gap.0 = mark.sequence;
+                        }
+                        membership.gap.1 = mark.sequence + 1;
+                    } else {
+                        membership.announced = false;
+                    }
+                    if !listed {
+                        lag.untold.push(id);
+                    }
+                } else if mark.sequence == 0 {
+                    membership.announced = false;
+                    if !listed {
+                        lag.untold.push(id);
+                    }
+                } else if membership.taking == Taking::Live {
+                    (membership.taking, membership.from) = (Taking::Held, mark.sequence);
+                    lag.held.push_back(id);
+                    if let Some(topic) = topic_mut(topics, id, shards) {
+                        topic.members[encoding as usize][membership.position as usize].set_skipped(true);
+                    }
+                } else {
+                    // What was recovered and is taken out again is asked for again.
+                    membership.from = membership.from.min(mark.sequence);
+                }
+                waiting -= frame.len as usize;
+                tally.taken_out += u64::from(mark.sequence > 0);
+                Fate::TakeOut
+            });
+            session.memberships = memberships;
+            session.lag = (!lag.is_empty()).then_some(lag);
+        });
+    }
+
+    /// Before a SEND: tells the session what it must know first, and gives it the newest of what was held back, up to
+    /// about one SEND.
+    pub fn refill(&mut self, slot: u32, sessions: &mut Sessions, logs: &mut Logs, now_ns: u64) {
+        let Some(session) = sessions.open_mut(slot) else { return };
+        if session.lag.is_none() {
+            return;
+        }
+        self.tell(slot, sessions, logs);
+        while let Some(session) = sessions.open_mut(slot)
+            && session.outbox_bytes() < SEND_BYTES_MAX
+            && let Some(lag) = session.lag.as_deref_mut()
+            && let Some(id) = lag.held.pop_front()
+        {
+            if !self.release(id, slot, sessions, logs, now_ns)
+                && let Some(session) = sessions.open_mut(slot)
+            {
+                session.lag_mut().held.push_front(id);
+            }
+        }
+        self.queue_pull(slot, sessions);
+        if let Some(session) = sessions.open_mut(slot)
+            && session.lag.as_deref().is_some_and(|lag| lag.is_empty())
+        {
+            session.lag = None;
+        }
+    }
+
+    /// A session has nothing left to send: it is no longer behind.
+    pub fn caught_up(&mut self, slot: u32, sessions: &mut Sessions) {
+        if let Some(session) = sessions.any_mut(slot)
+            && session.behind
+        {
+            session.behind = false;
+            sessions.set_yield_bytes(slot);
+        }
+    }
+
+    /// The time of a paced tick has come. If the socket has no room it is held on.
+    pub fn pace_is_due(&mut self, pace: Pace, sessions: &mut Sessions, logs: &mut Logs, now_ns: u64) {
+        let Pace { slot, topic: id, .. } = pace;
+        let Some(session) = sessions.open_mut(slot) else { return };
+        let Some(membership) = session.memberships.get_mut(&id) else { return };
+        if membership.taking != Taking::Paced || membership.due_ns > now_ns {
+            return;
+        }
+        membership.taking = Taking::Held;
+        if session.behind || session.outbox_bytes() >= SEND_BYTES_MAX {
+            session.lag_mut().held.push_back(id);
+            sessions.make_ready(slot);
+        } else if !self.release(id, slot, sessions, logs, now_ns)
+            && let Some(session) = sessions.open_mut(slot)
+        {
+            session.lag_mut().held.push_back(id);
+        }
+    }
+
+    /// The ticks that are to come later, since this was last asked.
+    pub fn take_paces(&mut self) -> Vec<Pace> {
+        std::mem::take(&mut self.paces)
+    }
+
+    /// Gives a session the newest ticks of a held topic, each preceded by what it stands for. Returns `false` when there
+    /// was no room for all of them.
+    fn release(
+        &mut self,
+        id: TopicId,
+        slot: u32,
+        sessions: &mut Sessions,
+        logs: &mut Logs,
+        now_ns: u64,
+    ) -> bool {
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return true };
+        let Some(session) = sessions.open_mut(slot) else { return true };
+        let encoding = session.encoding;
+        let Some(membership) = session.memberships.get_mut(&id) else { return true };
+        if membership.taking != Taking::Held {
+            return true;
+        }
+        if membership.interval_us > 0 {
+            membership.paced(now_ns);
+        }
+        let mut from = membership.from;
+        if !std::mem::replace(&mut membership.announced, true) {
+            topic.announce(slot, sessions, logs);
+        }
+        let mut whole = true;
+        for (sequence, bytes) in topic.newest.since(from) {
+            if sessions.get(slot).is_some_and(|session| session.outbox_bytes() >= 2 * SEND_BYTES_MAX) {
+                whole = false;
+                break;
+            }
+            if sequence > from {
+                self.tally.conflated += sequence - from;
+                self.scratch.clear();
+                Reply::Conflated { topic: id, name: &topic.name, from, to: sequence }
+                    .encode(encoding, &mut self.scratch);
+                let notice = &self.scratch;
+                sessions.with_outbox(slot, |session| {
+                    session.push_reply(|out| out.extend_from_slice(notice));
+                });
+            }
+            let last = sequence == topic.newest.sequence();
+            let shared = topic.latest[encoding as usize]
+                .filter(|range| last && logs.of(encoding).is_some_and(|log| log.is_fresh(range.start)));
+            let appended = match (shared, logs.of(encoding)) {
+                (Some(range), Some(log)) => Some((log, range)),
+                _ => match frame::decode(bytes, usize::MAX) {
+                    Ok(Step::Complete(_, tick)) => logs.append_tick(encoding, &tick, &topic.json_prefix),
+                    _ => None,
+                },
+            };
+            let Some((log, range)) = appended else {
+                sessions.doom_slow(slot);
+                break;
+            };
+            if last {
+                topic.latest[encoding as usize] = Some(range);
+            }
+            sessions.push_range(slot, log, range);
+            self.tally.queued += 1;
+            from = sequence + 1;
+        }
+        if let Some(membership) = sessions.any_mut(slot).and_then(|session| session.memberships.get_mut(&id))
+        {
+            membership.from = from;
+        }
+        if whole {
+            topic.set_taking(slot, Taking::Live, sessions);
+        }
+        whole
+    }
+
+    /// Announcements and gaps that were taken out or came about: before any frame that waits, as many as fit a SEND.
+    fn tell(&mut self, slot: u32, sessions: &mut Sessions, logs: &Logs) {
+        let Some(session) = sessions.open_mut(slot) else { return };
+        let Some(lag) = session.lag.as_deref_mut() else { return };
+        let encoding = session.encoding;
+        self.scratch.clear();
+        let mut told = 0;
+        for &id in &lag.untold {
+            if self.scratch.len() >= SEND_BYTES_MAX {
+                break;
+            }
+            told += 1;
+            let Some(membership) = session.memberships.get_mut(&id) else { continue };
+            let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
+            if !std::mem::replace(&mut membership.announced, true) {
+                let mut body = Vec::with_capacity(128);
+                let data_type = topic.encode_announcement(encoding, &mut body);
+                match data_type {
+                    Some(data_type) => websocket::encode(&mut self.scratch, data_type, &body),
+                    None => self.scratch.extend_from_slice(&body),
+                }
+            }
+            let (from, to) = std::mem::take(&mut membership.gap);
+            if from < to {
+                self.tally.dropped += to - from;
+                Reply::Gap { topic: id, name: &topic.name, from, to }.encode(encoding, &mut self.scratch);
+            }
+        }
+        lag.untold.drain(..told);
+        let notices = &self.scratch;
+        sessions.with_outbox(slot, |session| session.insert_before_frames(logs.of(encoding), notices));
+    }
+}

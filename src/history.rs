@@ -1,0 +1,200 @@
+//! The recent ticks of one topic, kept at its home for clients that come back.
+
+use crate::log::{EgressLog, Mark};
+use std::collections::VecDeque;
+
+/// How much of a topic is kept: the tightest of the three decides. No ticks or no bytes: nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryBounds {
+    /// Ticks.
+    pub ticks: usize,
+    /// Bytes of frames.
+    pub bytes: usize,
+    /// Age, nanoseconds; 0: whatever their age.
+    pub age_ns: u64,
+}
+
+/// The frames of consecutive sequences, in a circular buffer that grows as they come, up to its bound.
+///
+/// Memory: at most twice `bytes` and 32 bytes a tick; what all topics of a home hold together is bounded by the
+/// budget that [`History::push`] is given.
+///
+/// Invariant: `times` has an entry for each frame in `log`, whose sequences are consecutive.
+#[derive(Debug, Default)]
+pub struct History {
+    log: Option<EgressLog>,
+    times: VecDeque<u64>,
+}
+
+/// The first buffer of a topic's history.
+const FIRST_BYTES: usize = 4 << 10;
+
+impl History {
+    /// Takes in the next tick's frame and lets go of what is past its bounds. `budget_bytes` is what all histories
+    /// may still grow by: past it the topic's own oldest ticks make room. One copy, and one of everything kept each
+    /// time the buffer doubles.
+    pub fn push(
+        &mut self,
+        sequence: u64,
+        frame: &[u8],
+        bounds: HistoryBounds,
+        now_ns: u64,
+        budget_bytes: &mut usize,
+    ) {
+        if bounds.ticks == 0 || frame.len() > bounds.bytes {
+            // Sequences must stay consecutive: what is older cannot stand beside what is newer.
+            while self.log.as_ref().is_some_and(|log| !log.is_empty()) {
+                self.forget_first();
+            }
+            return;
+        }
+        self.expire(bounds, now_ns);
+        while self.times.len() >= bounds.ticks {
+            self.forget_first();
+        }
+        self.make_room(frame.len(), bounds, budget_bytes);
+        let Some(log) = &mut self.log else { return };
+        if log.append(Mark { topic: 0, sequence }, frame).is_none() {
+            log.rewind();
+        } else {
+            self.times.push_back(now_ns);
+        }
+        while self.times.len() > log.len() {
+            self.times.pop_front();
+        }
+    }
+
+    /// Doubles the buffer while a frame would lap another and the bounds allow.
+    fn make_room(&mut self, len: usize, bounds: HistoryBounds, budget_bytes: &mut usize) {
+        loop {
+            let capacity = self.log.as_ref().map_or(0, EgressLog::capacity);
+            let fits = self.log.as_ref().is_some_and(|log| len <= capacity && !log.would_lap(len));
+            // The buffer may be a little longer than its bound: a frame never wraps.
+            let wanted = (2 * capacity).clamp(FIRST_BYTES.min(bounds.bytes), bounds.bytes.max(len));
+            if fits || capacity >= wanted || wanted - capacity > *budget_bytes {
+                return;
+            }
+            *budget_bytes -= wanted - capacity;
+            let mut grown = EgressLog::new(wanted);
+            if let Some(log) = &self.log {
+                for (range, mark) in (0..log.len()).filter_map(|index| log.nth(index)) {
+                    let _ = grown.append(mark, log.bytes(range));
+                }
+            }
+            self.log = Some(grown);
+        }
+    }
+
+    fn expire(&mut self, bounds: HistoryBounds, now_ns: u64) {
+        let old = |&at_ns: &u64| bounds.age_ns != 0 && at_ns.saturating_add(bounds.age_ns) < now_ns;
+        while self.times.front().is_some_and(old) {
+            self.forget_first();
+        }
+    }
+
+    fn forget_first(&mut self) {
+        self.times.pop_front();
+        if let Some(log) = &mut self.log {
+            log.forget_first();
+        }
+    }
+
+    /// The oldest sequence still there and within its age, after letting go of older ones.
+    pub fn oldest(&mut self, bounds: HistoryBounds, now_ns: u64) -> Option<u64> {
+        self.expire(bounds, now_ns);
+        self.log.as_ref()?.first().map(|(_, mark)| mark.sequence)
+    }
+
+    /// The frames from `sequence` on, in order; empty when it is no longer there.
+    pub fn since(&self, sequence: u64) -> impl Iterator<Item = (u64, &[u8])> {
+        let log = self.log.as_ref();
+        let first = log.and_then(|log| log.first()).map_or(0, |(_, mark)| mark.sequence);
+        let skip = sequence.checked_sub(first).map_or(usize::MAX, |skip| skip as usize);
+        let len = log.map_or(0, EgressLog::len);
+        (skip.min(len)..len).filter_map(move |index| {
+            let log = log?;
+            log.nth(index).map(|(range, mark)| (mark.sequence, log.bytes(range)))
+        })
+    }
+
+    /// Bytes it holds on the heap.
+    pub fn memory_bytes(&self) -> usize {
+        self.log.as_ref().map_or(0, EgressLog::memory_bytes) + self.times.capacity() * size_of::<u64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: HistoryBounds = HistoryBounds { ticks: 100, bytes: 64 << 10, age_ns: 0 };
+
+    fn filled(bounds: HistoryBounds, ticks: u64, len: usize) -> (History, usize) {
+        let (mut history, mut budget) = (History::default(), 1 << 20);
+        for sequence in 1..=ticks {
+            history.push(sequence, &vec![sequence as u8; len], bounds, sequence, &mut budget);
+        }
+        (history, budget)
+    }
+
+    fn sequences(history: &History, from: u64) -> Vec<u64> {
+        let check = |(sequence, frame): (u64, &[u8])| {
+            assert!(frame.iter().all(|&byte| byte == sequence as u8));
+            sequence
+        };
+        history.since(from).map(check).collect()
+    }
+
+    #[test]
+    fn the_last_ticks_are_kept_up_to_their_number() {
+        let (mut history, _) = filled(BOUNDS, 250, 100);
+        assert_eq!(history.oldest(BOUNDS, 250), Some(151));
+        assert_eq!(sequences(&history, 151), (151..=250).collect::<Vec<_>>());
+        assert_eq!(sequences(&history, 249), [249, 250]);
+        assert!(sequences(&history, 251).is_empty() && sequences(&history, 150).is_empty());
+    }
+
+    #[test]
+    fn bytes_bound_what_is_kept() {
+        for len in [48, 100, 1_000, 5_000, 60_000] {
+            let (mut history, _) = filled(BOUNDS, 250, len);
+            let oldest = history.oldest(BOUNDS, 250).unwrap();
+            assert_eq!(sequences(&history, oldest), (oldest..=250).collect::<Vec<_>>());
+            assert!((251 - oldest) as usize * len <= BOUNDS.bytes, "{len}");
+            assert!(
+                (251 - oldest) as usize * len
+                    >= (BOUNDS.bytes / 2 - len.min(BOUNDS.bytes / 2)).min(100 * len)
+            );
+        }
+    }
+
+    #[test]
+    fn age_bounds_what_is_kept() {
+        let bounds = HistoryBounds { age_ns: 10, ..BOUNDS };
+        let (mut history, _) = filled(bounds, 50, 10);
+        assert_eq!(history.oldest(bounds, 50), Some(40));
+        assert_eq!(history.oldest(bounds, 58), Some(48));
+        assert_eq!(history.oldest(bounds, 100), None);
+    }
+
+    #[test]
+    fn a_tick_that_does_not_fit_leaves_no_hole() {
+        let (mut history, mut budget) = filled(BOUNDS, 10, 100);
+        history.push(11, &[0; 70_000], BOUNDS, 0, &mut budget);
+        assert_eq!(history.oldest(BOUNDS, 0), None);
+        history.push(12, &[12; 10], BOUNDS, 0, &mut budget);
+        assert_eq!(sequences(&history, 12), [12]);
+    }
+
+    #[test]
+    fn past_the_budget_the_oldest_make_room() {
+        let (mut history, mut budget) = (History::default(), 8 << 10);
+        for sequence in 1..=250 {
+            history.push(sequence, &[sequence as u8; 200], BOUNDS, 0, &mut budget);
+        }
+        assert_eq!(budget, 0);
+        let oldest = history.oldest(BOUNDS, 0).unwrap();
+        assert!((210..=225).contains(&oldest), "{oldest}");
+        assert_eq!(sequences(&history, oldest).last(), Some(&250));
+    }
+}

@@ -1,0 +1,123 @@
+//! The newest tick of a topic, and of each key within it.
+
+use std::collections::{BTreeMap, HashMap};
+
+/// What a conflating subscriber and a snapshot get: the last frame, and once a tick had a key, the last of each key.
+///
+/// Memory: one frame; with keys one frame and about 100 bytes for each of at most `keys_max` keys. Of more keys those
+/// that were updated last are kept.
+///
+/// Invariant: once there are keys, `by_key` and `frames` name the same sequences, and the last of them is `sequence`.
+#[derive(Debug, Default)]
+pub struct Newest {
+    latest: Vec<u8>,
+    sequence: u64,
+    keyed: Option<Box<Keyed>>,
+}
+
+#[derive(Debug, Default)]
+struct Keyed {
+    by_key: HashMap<u64, u64>,
+    /// By sequence: key and frame.
+    frames: BTreeMap<u64, (u64, Box<[u8]>)>,
+}
+
+impl Newest {
+    /// The sequence of the last tick; 0 before the first.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// The frame of the last tick; empty before the first.
+    pub fn latest(&self) -> &[u8] {
+        &self.latest
+    }
+
+    /// Takes in the next tick: `write` appends its frame to the empty buffer it is given. No allocation once the buffer
+    /// has grown to the topic's largest tick, while there are no keys.
+    pub fn put(&mut self, sequence: u64, key: u64, keys_max: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        if key != 0 && self.keyed.is_none() {
+            let mut keyed = Box::<Keyed>::default();
+            if self.sequence != 0 {
+                keyed.put(self.sequence, 0, keys_max, &self.latest);
+            }
+            self.keyed = Some(keyed);
+        }
+        self.latest.clear();
+        write(&mut self.latest);
+        self.sequence = sequence;
+        if let Some(keyed) = &mut self.keyed {
+            keyed.put(sequence, key, keys_max, &self.latest);
+        }
+    }
+
+    /// The newest frames of at least this sequence, in order, the topic's last one always the last of them.
+    pub fn since(&self, sequence: u64) -> impl Iterator<Item = (u64, &[u8])> {
+        let keyed = self.keyed.iter().flat_map(move |keyed| keyed.frames.range(sequence..));
+        let alone = self.keyed.is_none() && self.sequence != 0 && self.sequence >= sequence;
+        keyed
+            .map(|(&sequence, (_, frame))| (sequence, &**frame))
+            .chain(alone.then_some((self.sequence, self.latest.as_slice())))
+    }
+
+    /// Bytes it holds on the heap.
+    pub fn memory_bytes(&self) -> usize {
+        let of = |keyed: &Keyed| keyed.frames.values().map(|(_, frame)| frame.len() + 100).sum::<usize>();
+        self.latest.capacity() + self.keyed.as_deref().map_or(0, of)
+    }
+}
+
+impl Keyed {
+    fn put(&mut self, sequence: u64, key: u64, keys_max: usize, frame: &[u8]) {
+        if let Some(before) = self.by_key.insert(key, sequence) {
+            self.frames.remove(&before);
+        }
+        self.frames.insert(sequence, (key, frame.into()));
+        if self.by_key.len() > keys_max.max(1)
+            && let Some((_, (oldest, _))) = self.frames.pop_first()
+        {
+            self.by_key.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(newest: &mut Newest, sequence: u64, key: u64) {
+        newest.put(sequence, key, 3, |out| out.push(sequence as u8));
+    }
+
+    fn since(newest: &Newest, sequence: u64) -> Vec<u64> {
+        let found: Vec<(u64, &[u8])> = newest.since(sequence).collect();
+        assert!(found.iter().all(|(sequence, frame)| frame[..] == [*sequence as u8]));
+        found.into_iter().map(|(sequence, _)| sequence).collect()
+    }
+
+    #[test]
+    fn without_keys_only_the_last_tick_is_kept() {
+        let mut newest = Newest::default();
+        assert!(since(&newest, 0).is_empty());
+        (1..=3).for_each(|sequence| put(&mut newest, sequence, 0));
+        assert_eq!((since(&newest, 1), since(&newest, 3)), (vec![3], vec![3]));
+        assert!(since(&newest, 4).is_empty());
+    }
+
+    #[test]
+    fn the_newest_of_each_key_is_kept_in_the_order_of_sequences() {
+        let mut newest = Newest::default();
+        for (sequence, key) in [(1, 0), (2, 7), (3, 8), (4, 7)] {
+            put(&mut newest, sequence, key);
+        }
+        assert_eq!(since(&newest, 1), [1, 3, 4]);
+        assert_eq!(since(&newest, 2), [3, 4]);
+    }
+
+    #[test]
+    fn of_too_many_keys_those_updated_last_are_kept() {
+        let mut newest = Newest::default();
+        (1..=10).for_each(|sequence| put(&mut newest, sequence, sequence));
+        assert_eq!(since(&newest, 1), [8, 9, 10]);
+    }
+}
