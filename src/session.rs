@@ -25,6 +25,8 @@ pub enum CloseReason {
     HandshakeDeadline,
     /// A frame that had begun did not arrive whole in time.
     FrameDeadline,
+    /// The peer was silent for too long after a ping.
+    HeartbeatTimeout,
     /// The peer reads slower than its outbox allows.
     SlowConsumer,
     /// The server stops.
@@ -38,16 +40,25 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// The code in CLOSING and in the WebSocket close frame.
+    /// The code in CLOSING.
     pub fn code(&self) -> u16 {
         match self {
             CloseReason::Peer | CloseReason::Transport(_) | CloseReason::Http(_) => 1000,
             CloseReason::Protocol(error) => error.close_code(),
             CloseReason::HandshakeDeadline => 3009,
             CloseReason::FrameDeadline => 3010,
+            CloseReason::HeartbeatTimeout => 3011,
             CloseReason::SlowConsumer => 3008,
-            CloseReason::Shutdown => 1001,
+            CloseReason::Shutdown => 3001,
             CloseReason::BadRequest(_) => 3501,
+        }
+    }
+
+    /// The code in the WebSocket close frame: where RFC 6455 has one that every client knows, that one.
+    pub fn close_frame_code(&self) -> u16 {
+        match self {
+            CloseReason::Shutdown => 1001,
+            _ => self.code(),
         }
     }
 
@@ -58,6 +69,7 @@ impl CloseReason {
             CloseReason::Protocol(_) => Counter::ClosedProtocol,
             CloseReason::HandshakeDeadline => Counter::ClosedHandshakeDeadline,
             CloseReason::FrameDeadline => Counter::ClosedFrameDeadline,
+            CloseReason::HeartbeatTimeout => Counter::ClosedHeartbeatTimeout,
             CloseReason::SlowConsumer => Counter::ClosedSlowConsumer,
             CloseReason::Shutdown => Counter::ClosedShutdown,
             CloseReason::Transport(_) => Counter::ClosedTransport,
@@ -79,6 +91,7 @@ impl fmt::Display for CloseReason {
             CloseReason::Protocol(error) => write!(f, "{error}"),
             CloseReason::HandshakeDeadline => write!(f, "the handshake was not done in time"),
             CloseReason::FrameDeadline => write!(f, "a frame that had begun did not arrive whole in time"),
+            CloseReason::HeartbeatTimeout => write!(f, "no answer to a ping in time"),
             CloseReason::SlowConsumer => write!(f, "slow consumer: too far behind"),
             CloseReason::Shutdown => write!(f, "the server stops"),
             CloseReason::Transport(errno) => {
@@ -88,6 +101,18 @@ impl fmt::Display for CloseReason {
             CloseReason::BadRequest(text) => write!(f, "bad request: {text}"),
         }
     }
+}
+
+/// What is known of a peer's life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pulse {
+    /// Nothing is being waited for.
+    #[default]
+    Quiet,
+    /// It has been pinged, and was silent since.
+    Pinged,
+    /// It was still silent when half the time-out was over.
+    Late,
 }
 
 /// What a session is at: which decoder its input goes to.
@@ -124,7 +149,7 @@ enum Segment {
 }
 
 const _: () = assert!(size_of::<Segment>() == 24, "limits.rs says what a full outbox holds");
-const _: () = assert!(size_of::<Session>() <= 256, "the docs of Session say how large it is");
+const _: () = assert!(size_of::<Session>() <= 264, "the docs of Session say how large it is");
 
 /// Where the bytes of one SEND are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +180,7 @@ pub struct Ending {
     pub half_closed: bool,
 }
 
-/// One client connection. 256 bytes, and what its fields point to.
+/// One client connection. 264 bytes, and what its fields point to.
 ///
 /// Invariant: `outbox_bytes` is the sum of the segments' lengths.
 /// Invariant: the replies' segments add up to the replies not yet taken.
@@ -173,6 +198,14 @@ pub struct Session {
     pub partial_since_ns: Option<u64>,
     /// A deadline for that is pending: one at a time, however often frames begin.
     pub partial_watched: bool,
+    /// When it was last heard: CLOCK_MONOTONIC milliseconds, the low 32 bits.
+    pub heard_ms: u32,
+    /// What was heard since it was pinged.
+    pub pulse: Pulse,
+    /// A timer for that is pending: one at a time, from the end of the handshake on.
+    pub heartbeat_watched: bool,
+    /// Its full socket has taken more since the last look: somebody reads.
+    pub took_parked: bool,
     /// Its input waits for room somewhere.
     pub paused: bool,
     /// A SEND is with the transport; the next one waits for its outcome.
@@ -205,6 +238,10 @@ impl Session {
             input: Vec::new(),
             partial_since_ns: None,
             partial_watched: false,
+            heard_ms: 0,
+            pulse: Pulse::Quiet,
+            heartbeat_watched: false,
+            took_parked: false,
             paused: false,
             sending: false,
             queued: false,

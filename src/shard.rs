@@ -15,13 +15,11 @@
 mod ending;
 mod homes;
 mod input;
+mod timers;
 
-use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
+use self::timers::{Timer, TimerKind};
 use crate::{
     clock::Now,
     config::Limits,
@@ -33,6 +31,7 @@ use crate::{
     sessions::Sessions,
     tick::{Publish, ShardId},
     topic::Home,
+    wheel::Wheel,
     wire::{Encoding, frame::FLAG_PAYLOAD_JSON, json, reply::Reply},
 };
 
@@ -93,14 +92,6 @@ struct Unsequenced<'a> {
     payload: &'a [u8],
 }
 
-/// What a deadline is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Deadline {
-    Handshake,
-    Frame,
-    Linger,
-}
-
 /// One executor's share of the server.
 #[derive(Debug)]
 pub struct Shard {
@@ -117,9 +108,7 @@ pub struct Shard {
     actions: VecDeque<Action>,
     /// Slots whose input waits. Bound: one entry a session.
     paused: Vec<u32>,
-    /// (when, what, slot, session id); entries of sessions that are gone are skipped when due. Bound: three a
-    /// session and what has come and gone within the deadlines.
-    deadlines: BinaryHeap<Reverse<(u64, Deadline, u32, u64)>>,
+    timers: Wheel<Timer>,
     generation: u32,
     /// Set once the server stops: nothing more is taken from clients.
     input_stopped: bool,
@@ -143,7 +132,7 @@ impl Shard {
             stages: (0..shards).map(|_| Stages::default()).collect(),
             actions: VecDeque::new(),
             paused: Vec::new(),
-            deadlines: BinaryHeap::new(),
+            timers: Wheel::new(),
             generation: 0,
             input_stopped: false,
             draining: None,
@@ -185,7 +174,7 @@ impl Shard {
         self.counters.add(Counter::SessionsAccepted, 1);
         self.counters.add(Counter::SessionsOpen, 1);
         let deadline = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
-        self.deadlines.push(Reverse((deadline, Deadline::Handshake, slot, id)));
+        self.timers.insert(deadline, Timer::new(TimerKind::Handshake, id));
         if self.draining.is_some() {
             self.end(slot, crate::session::CloseReason::Shutdown, now);
         }
@@ -211,7 +200,7 @@ impl Shard {
         self.input_stopped = true;
     }
 
-    /// Does what is due: scans, input that waited for room, deadlines. Returns whether anything was done.
+    /// Does what is due: scans, input that waited for room, timers. Returns whether anything was done.
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
         if self.stages.iter().all(|stages| stages.deliveries.has_room()) {
@@ -221,7 +210,7 @@ impl Shard {
         if self.takes_input() {
             worked |= self.resume_paused(now);
         }
-        worked |= self.handle_deadlines(now);
+        worked |= self.handle_timers(now);
         self.settle(now);
         worked
     }
@@ -255,12 +244,19 @@ impl Shard {
         self.counters.add(Counter::BytesSent, bytes as u64);
         self.counters.add(Counter::SendsParked, u64::from(parked));
         if !parked {
-            self.handle_writable(slot);
+            self.sent(slot);
         }
     }
 
-    /// The socket has taken everything it was given.
+    /// A socket that was full has taken everything it was given: somebody reads at the other end.
     pub fn handle_writable(&mut self, slot: u32) {
+        if let Some(session) = self.sessions.any_mut(slot) {
+            session.took_parked = true;
+        }
+        self.sent(slot);
+    }
+
+    fn sent(&mut self, slot: u32) {
         let mut idle = false;
         self.sessions.with_outbox(slot, |session| {
             session.sending = false;
@@ -310,10 +306,10 @@ impl Shard {
 
     /// When [`Shard::turn`] is due even if nothing happens, CLOCK_MONOTONIC nanoseconds.
     pub fn next_deadline(&self) -> Option<u64> {
-        self.deadlines.peek().map(|Reverse((when, ..))| *when)
+        self.timers.next_due_ns()
     }
 
-    /// Bytes of the logs, the stages, the sessions and their buffers: what promise 3 bounds.
+    /// Bytes of the logs, the stages, the sessions, their buffers and timers: what promise 3 bounds.
     pub fn memory_bytes(&self) -> usize {
         let sessions: usize =
             self.sessions.iter().map(|session| session.buffer_bytes() + size_of::<Session>()).sum();
@@ -322,7 +318,7 @@ impl Shard {
             .iter()
             .map(|stages| stages.requests.waiting().len() + stages.deliveries.waiting().len())
             .sum();
-        self.logs.bytes() + sessions + stages
+        self.logs.bytes() + sessions + stages + self.timers.heap_bytes()
     }
 
     /// Acknowledges subscriptions whose homes are ready, then announces their topics: nothing of them comes before.

@@ -1,0 +1,170 @@
+//! What happens when time has passed: deadlines of handshakes, frames and goodbyes, and heartbeats.
+//!
+//! One [`crate::wheel::Wheel`] a shard holds them all. Nothing is cancelled: a timer that is due looks at its session,
+//! if that is still there, and ends it, waits on, or does nothing.
+//!
+//! A heartbeat looks twice before it ends a session, and half the time-out is between the looks. So a server that was
+//! itself stopped (SIGSTOP, a suspended machine, a starved core) finds the answers that came meanwhile before it takes
+//! their senders for dead, however long it was stopped: no reckoning with its own pauses is needed.
+
+use super::Shard;
+use crate::{
+    clock::Now,
+    counters::Counter,
+    limits::{PING_LOOKS_PER_INTERVAL, TURN_TIMERS},
+    session::{CloseReason, Protocol, Pulse},
+    tick::Token,
+    wire::{
+        frame::{self, Kind, Meta},
+        websocket,
+    },
+};
+
+/// What a timer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TimerKind {
+    /// The handshake is to be done.
+    Handshake,
+    /// A frame that has begun is to be whole.
+    Frame,
+    /// The peer is to be heard.
+    Heartbeat,
+    /// A session that ends is to be gone.
+    Linger,
+}
+
+/// A timer of a session. 12 bytes. Bound: one of each kind a session, and those that sessions left behind within the
+/// longest of the deadlines.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timer {
+    kind: TimerKind,
+    slot: u32,
+    /// The upper half of the session's id: the slot may be another's by then.
+    generation: u32,
+}
+
+const _: () = assert!(size_of::<Timer>() == 12, "the docs of Timer say how large it is");
+
+impl Timer {
+    /// A timer of the session with this id.
+    pub(super) fn new(kind: TimerKind, id: u64) -> Timer {
+        Timer { kind, slot: id as u32, generation: (id >> 32) as u32 }
+    }
+
+    fn id(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.slot)
+    }
+}
+
+impl Shard {
+    /// Does what is due, a bounded number of timers a turn. Returns whether anything was.
+    pub(super) fn handle_timers(&mut self, now: Now) -> bool {
+        for handled in 0..TURN_TIMERS {
+            let Some(timer) = self.timers.pop_due(now.monotonic_ns) else { return handled > 0 };
+            self.timer_is_due(timer, now);
+        }
+        true
+    }
+
+    fn timer_is_due(&mut self, timer: Timer, now: Now) {
+        let slot = timer.slot;
+        let Some(session) = self.sessions.any_mut(slot).filter(|session| session.id == timer.id()) else {
+            return;
+        };
+        match timer.kind {
+            TimerKind::Handshake if is_in_handshake(&session.protocol) => {
+                self.end(slot, CloseReason::HandshakeDeadline, now);
+            }
+            TimerKind::Handshake => {}
+            TimerKind::Frame => self.frame_is_due(slot, now),
+            TimerKind::Heartbeat => self.heartbeat_is_due(slot, now),
+            TimerKind::Linger => self.remove(slot),
+        }
+    }
+
+    /// Ends a session that has held part of a frame for too long; watches on while one has only begun since.
+    fn frame_is_due(&mut self, slot: u32, now: Now) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        session.partial_watched = false;
+        let Some(since_ns) = session.partial_since_ns else { return };
+        let when_ns = since_ns.saturating_add(self.limits.frame_deadline_ns);
+        if when_ns <= now.monotonic_ns {
+            return self.end(slot, CloseReason::FrameDeadline, now);
+        }
+        session.partial_watched = true;
+        let timer = Timer::new(TimerKind::Frame, session.id);
+        self.timers.insert(when_ns, timer);
+    }
+
+    /// Something came from the peer: it lives. From the end of the handshake on it is watched.
+    pub(super) fn heard(&mut self, slot: u32, now: Now) {
+        let interval_ns = self.limits.ping_interval_ns;
+        let Some(session) = self.sessions.open_mut(slot).filter(|_| interval_ns != u64::MAX) else { return };
+        session.heard_ms = low_ms(now);
+        session.pulse = Pulse::Quiet;
+        if session.heartbeat_watched || is_in_handshake(&session.protocol) {
+            return;
+        }
+        session.heartbeat_watched = true;
+        let timer = Timer::new(TimerKind::Heartbeat, session.id);
+        self.timers.insert(next_look_ns(now.monotonic_ns + interval_ns, interval_ns), timer);
+    }
+
+    /// Pings a peer that was silent for the interval, and ends one that was silent since its ping.
+    fn heartbeat_is_due(&mut self, slot: u32, now: Now) {
+        let (interval_ns, timeout_ns) = (self.limits.ping_interval_ns, self.limits.ping_timeout_ns);
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        // It is not read from for want of room that is not its own, or it works off what was sent to it: a ping may be
+        // far behind, but somebody reads.
+        let waits_for_others = session.paused && session.takes_requests();
+        if std::mem::take(&mut session.took_parked) || waits_for_others {
+            session.heard_ms = low_ms(now);
+            session.pulse = Pulse::Quiet;
+        }
+        let silent_ns = u64::from(low_ms(now).wrapping_sub(session.heard_ms)) * 1_000_000;
+        let timer = Timer::new(TimerKind::Heartbeat, session.id);
+        let when_ns = match session.pulse {
+            Pulse::Quiet if silent_ns < interval_ns => {
+                next_look_ns(now.monotonic_ns + interval_ns - silent_ns, interval_ns)
+            }
+            Pulse::Quiet => {
+                session.pulse = Pulse::Pinged;
+                self.ping(slot, now);
+                now.monotonic_ns + timeout_ns / 2
+            }
+            Pulse::Pinged => {
+                session.pulse = Pulse::Late;
+                now.monotonic_ns + timeout_ns.div_ceil(2)
+            }
+            Pulse::Late => return self.end(slot, CloseReason::HeartbeatTimeout, now),
+        };
+        self.timers.insert(when_ns, timer);
+    }
+
+    fn ping(&mut self, slot: u32, now: Now) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let mut bytes = Vec::new();
+        match session.protocol {
+            Protocol::Stream(_) | Protocol::Echo(_) => websocket::encode_ping(&mut bytes),
+            Protocol::NativeHello | Protocol::Native | Protocol::HttpHead => {
+                let token = Token { token: now.monotonic_ns };
+                frame::encode(&mut bytes, Kind::Ping, Meta::default(), &token, &[]);
+            }
+        }
+        self.counters.add(Counter::Pings, 1);
+        self.push_bytes(slot, &bytes);
+    }
+}
+
+fn is_in_handshake(protocol: &Protocol) -> bool {
+    matches!(protocol, Protocol::NativeHello | Protocol::HttpHead)
+}
+
+fn low_ms(now: Now) -> u32 {
+    (now.monotonic_ns / 1_000_000) as u32
+}
+
+/// The next moment at which silent sessions are looked at.
+fn next_look_ns(when_ns: u64, interval_ns: u64) -> u64 {
+    when_ns.next_multiple_of(interval_ns.div_ceil(PING_LOOKS_PER_INTERVAL))
+}
