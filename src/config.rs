@@ -151,11 +151,11 @@ impl Config {
             return Err(StartupError::Option("--outbox-bytes-max", text));
         }
         let ping_range = limits::PING_MS_LOWEST..=limits::PING_MS_HIGHEST;
-        for (option, ping_ms, may_be_none) in [
-            ("--ping-interval-ms", args.ping_interval_ms, true),
+        for (option, ping_ms, is_none) in [
+            ("--ping-interval-ms", args.ping_interval_ms, args.ping_interval_ms == 0),
             ("--ping-timeout-ms", args.ping_timeout_ms, false),
         ] {
-            if !ping_range.contains(&ping_ms) && !(may_be_none && ping_ms == 0) {
+            if !is_none && !ping_range.contains(&ping_ms) {
                 let text = format!("{ping_ms}: {} to {} ms", ping_range.start(), ping_range.end());
                 return Err(StartupError::Option(option, text));
             }

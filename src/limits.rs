@@ -102,7 +102,8 @@ pub const TURN_SENDS: usize = 1_024;
 pub const TIMER_GRANULE_NS: u64 = 1 << 22;
 /// Levels of the timer wheel, 64 slots each: entries up to 19.5 h away have a slot of their own.
 pub const TIMER_LEVELS: usize = 4;
-/// Entries that one call moves down in the timer wheel: 10 to 20 us.
+/// Entries that one call moves down in the timer wheel: 3 us if they were inserted in a row, some 60 us if each misses
+/// the cache.
 pub const TIMER_MOVES_PER_POP: usize = 1_024;
 /// A shard with nothing to do sleeps at least so long, even if a timer is due before: no spin about a granule.
 pub const SLEEP_NS_LOWEST: u64 = 1_000_000;

@@ -198,10 +198,10 @@ pub struct Session {
     pub partial_since_ns: Option<u64>,
     /// A deadline for that is pending: one at a time, however often frames begin.
     pub partial_watched: bool,
-    /// When it was last heard: CLOCK_MONOTONIC milliseconds, the low 32 bits.
-    pub heard_ms: u32,
-    /// What was heard since it was pinged.
+    /// What is known of its peer's life.
     pub pulse: Pulse,
+    /// When it was last heard, pinged, or found late, as `pulse` has it: CLOCK_MONOTONIC milliseconds, the low 32 bits.
+    pub pulse_ms: u32,
     /// A timer for that is pending: one at a time, from the end of the handshake on.
     pub heartbeat_watched: bool,
     /// Its full socket has taken more since the last look: somebody reads.
@@ -238,7 +238,7 @@ impl Session {
             input: Vec::new(),
             partial_since_ns: None,
             partial_watched: false,
-            heard_ms: 0,
+            pulse_ms: 0,
             pulse: Pulse::Quiet,
             heartbeat_watched: false,
             took_parked: false,

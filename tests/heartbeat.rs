@@ -198,6 +198,25 @@ fn an_idle_session_that_answers_is_kept_for_ever_and_any_byte_is_an_answer() {
 }
 
 #[test]
+fn a_time_out_longer_than_the_interval_does_not_delay_the_next_ping() {
+    let mut bench = Bench::with(Limits {
+        ping_interval_ns: 1_000 * MS,
+        ping_timeout_ns: 60_000 * MS,
+        ..Limits::default()
+    });
+    bench.native(0);
+    for _ in 0..20 {
+        bench.pass(1_100);
+        assert_eq!(kinds(&bench.sent_to(0)), [Kind::Ping]);
+        bench.pong(0);
+    }
+    bench.pass(1_100 + 59_000);
+    assert_eq!((bench.timed_out(), kinds(&bench.sent_to(0))), (0, vec![Kind::Ping]));
+    bench.pass(2_000);
+    assert_eq!(kinds(&bench.sent_to(0)), [Kind::Closing]);
+}
+
+#[test]
 fn a_session_that_talks_is_never_pinged() {
     let mut bench = Bench::new();
     bench.native(0);

@@ -159,7 +159,7 @@ impl Shard {
 /// it is asked for.
 fn reconnect_after_ms(life: u64, session: u64, spread_ms: u32) -> u32 {
     let hash = mixed(mixed(life) ^ session);
-    ((hash >> 32) * (u64::from(spread_ms) + 1) >> 32) as u32
+    (((hash >> 32) * (u64::from(spread_ms) + 1)) >> 32) as u32
 }
 
 /// The output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).

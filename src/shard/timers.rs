@@ -100,7 +100,7 @@ impl Shard {
     pub(super) fn heard(&mut self, slot: u32, now: Now) {
         let interval_ns = self.limits.ping_interval_ns;
         let Some(session) = self.sessions.open_mut(slot).filter(|_| interval_ns != u64::MAX) else { return };
-        session.heard_ms = low_ms(now);
+        session.pulse_ms = low_ms(now);
         session.pulse = Pulse::Quiet;
         if session.heartbeat_watched || is_in_handshake(&session.protocol) {
             return;
@@ -118,27 +118,31 @@ impl Shard {
         // far behind, but somebody reads.
         let waits_for_others = session.paused && session.takes_requests();
         if std::mem::take(&mut session.took_parked) || waits_for_others {
-            session.heard_ms = low_ms(now);
+            session.pulse_ms = low_ms(now);
             session.pulse = Pulse::Quiet;
         }
-        let silent_ns = u64::from(low_ms(now).wrapping_sub(session.heard_ms)) * 1_000_000;
+        let (interval_ms, half_ms) = (interval_ns / 1_000_000, timeout_ns.div_ceil(2_000_000));
         let timer = Timer::new(TimerKind::Heartbeat, session.id);
-        let when_ns = match session.pulse {
-            Pulse::Quiet if silent_ns < interval_ns => {
-                next_look_ns(now.monotonic_ns + interval_ns - silent_ns, interval_ns)
-            }
-            Pulse::Quiet => {
-                session.pulse = Pulse::Pinged;
-                self.ping(slot, now);
-                now.monotonic_ns + timeout_ns / 2
-            }
-            Pulse::Pinged => {
-                session.pulse = Pulse::Late;
-                now.monotonic_ns + timeout_ns.div_ceil(2)
-            }
-            Pulse::Late => return self.end(slot, CloseReason::HeartbeatTimeout, now),
+        let mut waited_ms = since_ms(session.pulse_ms, now);
+        if session.pulse == Pulse::Quiet && waited_ms < interval_ms {
+            let when_ns = now.monotonic_ns + (interval_ms - waited_ms) * 1_000_000;
+            return self.timers.insert(next_look_ns(when_ns, interval_ns), timer);
+        }
+        let pulse = match session.pulse {
+            Pulse::Quiet => Pulse::Pinged,
+            Pulse::Pinged if waited_ms >= half_ms => Pulse::Late,
+            Pulse::Late if waited_ms >= half_ms => return self.end(slot, CloseReason::HeartbeatTimeout, now),
+            waiting => waiting,
         };
-        self.timers.insert(when_ns, timer);
+        if pulse != session.pulse {
+            (session.pulse, session.pulse_ms, waited_ms) = (pulse, low_ms(now), 0);
+            if pulse == Pulse::Pinged {
+                self.ping(slot, now);
+            }
+        }
+        // Not later than the next ping may be due: it may answer at any time.
+        let next_ms = (half_ms - waited_ms).min(interval_ms);
+        self.timers.insert(now.monotonic_ns + next_ms * 1_000_000, timer);
     }
 
     fn ping(&mut self, slot: u32, now: Now) {
@@ -162,6 +166,11 @@ fn is_in_handshake(protocol: &Protocol) -> bool {
 
 fn low_ms(now: Now) -> u32 {
     (now.monotonic_ns / 1_000_000) as u32
+}
+
+/// Milliseconds from a time that [`low_ms`] gave: right for 49 days.
+fn since_ms(then_ms: u32, now: Now) -> u64 {
+    u64::from(low_ms(now).wrapping_sub(then_ms))
 }
 
 /// The next moment at which silent sessions are looked at.
