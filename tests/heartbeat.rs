@@ -316,6 +316,16 @@ fn ten_thousand_idle_sessions_wake_the_shard_a_few_times_a_second() {
 }
 
 #[test]
+fn a_server_that_stops_and_reads_no_more_takes_nobody_for_dead() {
+    let mut bench = Bench::new();
+    bench.native(0);
+    bench.pass(INTERVAL_MS + LATE_MS);
+    bench.shard.stop_taking_input();
+    bench.pass(10 * TIMEOUT_MS);
+    assert_eq!((bench.timed_out(), bench.shard.sessions_len()), (0, 1));
+}
+
+#[test]
 fn at_the_drain_each_client_is_told_another_time_to_come_back() {
     let mut bench = Bench::with(Limits { reconnect_spread_ms: 1_000, ..Limits::default() });
     (0..100).for_each(|slot| bench.native(slot));

@@ -113,7 +113,9 @@ impl Shard {
     /// Pings a peer that was silent for the interval, and ends one that was silent since its ping.
     fn heartbeat_is_due(&mut self, slot: u32, now: Now) {
         let (interval_ns, timeout_ns) = (self.limits.ping_interval_ns, self.limits.ping_timeout_ns);
-        let Some(session) = self.sessions.open_mut(slot) else { return };
+        // Once nothing is taken from clients their silence says nothing, and their goodbye is near.
+        let watches = !self.input_stopped;
+        let Some(session) = self.sessions.open_mut(slot).filter(|_| watches) else { return };
         // It is not read from for want of room that is not its own, or it works off what was sent to it: a ping may be
         // far behind, but somebody reads.
         let waits_for_others = session.paused && session.takes_requests();
