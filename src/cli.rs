@@ -138,6 +138,12 @@ pub struct ServeArgs {
     /// Time a frame or message that has begun may take to arrive whole
     #[arg(long, value_name = "MS", default_value_t = limits::FRAME_DEADLINE_MS_DEFAULT, help_heading = "Limits")]
     pub frame_deadline_ms: u64,
+    /// Silence after which a client is pinged; 0: never
+    #[arg(long, value_name = "MS", default_value_t = limits::PING_INTERVAL_MS_DEFAULT, help_heading = "Limits")]
+    pub ping_interval_ms: u64,
+    /// Time a pinged client has to send anything before it is taken for dead
+    #[arg(long, value_name = "MS", default_value_t = limits::PING_TIMEOUT_MS_DEFAULT, help_heading = "Limits")]
+    pub ping_timeout_ms: u64,
     /// Subscriptions of one session
     #[arg(long, value_name = "N", default_value_t = limits::SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT, help_heading = "Limits")]
     pub subscriptions_per_session_max: usize,
@@ -156,6 +162,9 @@ pub struct ServeArgs {
     /// Time from SIGTERM to exit, for clients to take what waits for them
     #[arg(long, value_name = "MS", default_value_t = limits::DRAIN_DEADLINE_MS_DEFAULT, help_heading = "Limits")]
     pub drain_deadline_ms: u64,
+    /// When the server stops, each client is told to come back after a time of its own from 0 to this
+    #[arg(long, value_name = "MS", default_value_t = limits::RECONNECT_SPREAD_MS_DEFAULT, help_heading = "Limits")]
+    pub reconnect_spread_ms: u32,
 
     /// Open /echo, which returns every WebSocket message: for conformance suites, not for production
     #[arg(long, help_heading = "Debugging")]

@@ -69,6 +69,12 @@ pub struct Limits {
     pub handshake_deadline_ns: u64,
     /// From a frame's first bytes to its last, nanoseconds.
     pub frame_deadline_ns: u64,
+    /// Silence after which a peer is pinged, nanoseconds; `u64::MAX`: never.
+    pub ping_interval_ns: u64,
+    /// From the ping to the end of a peer that stays silent, nanoseconds.
+    pub ping_timeout_ns: u64,
+    /// Clients that are told to come back are spread over so many milliseconds.
+    pub reconnect_spread_ms: u32,
     /// Patterns a session may hold.
     pub subscriptions_per_session_max: usize,
     /// Topics of the whole server.
@@ -113,6 +119,9 @@ impl Default for Limits {
             http_head_bytes_max: limits::HTTP_HEAD_BYTES_MAX_DEFAULT,
             handshake_deadline_ns: limits::HANDSHAKE_DEADLINE_MS_DEFAULT * 1_000_000,
             frame_deadline_ns: limits::FRAME_DEADLINE_MS_DEFAULT * 1_000_000,
+            ping_interval_ns: limits::PING_INTERVAL_MS_DEFAULT * 1_000_000,
+            ping_timeout_ns: limits::PING_TIMEOUT_MS_DEFAULT * 1_000_000,
+            reconnect_spread_ms: limits::RECONNECT_SPREAD_MS_DEFAULT,
             subscriptions_per_session_max: limits::SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT,
             topics_max: limits::TOPICS_MAX_DEFAULT,
             egress_log_bytes: limits::EGRESS_LOG_BYTES_DEFAULT,
@@ -191,6 +200,16 @@ impl Config {
         if args.keys_per_topic_max == 0 {
             return Err(StartupError::Option("--keys-per-topic-max", "0: at least 1".into()));
         }
+        let ping_range = limits::PING_MS_LOWEST..=limits::PING_MS_HIGHEST;
+        for (option, ping_ms, is_none) in [
+            ("--ping-interval-ms", args.ping_interval_ms, args.ping_interval_ms == 0),
+            ("--ping-timeout-ms", args.ping_timeout_ms, false),
+        ] {
+            if !is_none && !ping_range.contains(&ping_ms) {
+                let text = format!("{ping_ms}: {} to {} ms", ping_range.start(), ping_range.end());
+                return Err(StartupError::Option(option, text));
+            }
+        }
         if let Some(clients) = args.clients_max
             && !(1..=limits::CLIENTS_MAX_HIGHEST).contains(&clients)
         {
@@ -212,6 +231,12 @@ impl Config {
                 http_head_bytes_max: args.http_head_bytes_max,
                 handshake_deadline_ns: args.handshake_deadline_ms.saturating_mul(1_000_000),
                 frame_deadline_ns: args.frame_deadline_ms.saturating_mul(1_000_000),
+                ping_interval_ns: match args.ping_interval_ms {
+                    0 => u64::MAX,
+                    interval_ms => interval_ms * 1_000_000,
+                },
+                ping_timeout_ns: args.ping_timeout_ms * 1_000_000,
+                reconnect_spread_ms: args.reconnect_spread_ms,
                 subscriptions_per_session_max: args.subscriptions_per_session_max,
                 topics_max: args.topics_max,
                 egress_log_bytes: args.egress_log_bytes,
@@ -341,6 +366,12 @@ mod tests {
     }
 
     #[test]
+    fn a_ping_interval_of_0_is_none() {
+        assert_eq!(config("--ping-interval-ms 0").unwrap().limits.ping_interval_ns, u64::MAX);
+        assert_eq!(config("--ping-interval-ms 100").unwrap().limits.ping_interval_ns, 100_000_000);
+    }
+
+    #[test]
     fn values_that_make_no_sense_are_refused_by_name() {
         for (options, name) in [
             ("--shards 0", "--shards"),
@@ -348,6 +379,9 @@ mod tests {
             ("--frame-bytes-max 10", "--frame-bytes-max"),
             ("--outbox-bytes-max 100", "--outbox-bytes-max"),
             ("--egress-log-bytes 100", "--egress-log-bytes"),
+            ("--ping-interval-ms 99", "--ping-interval-ms"),
+            ("--ping-interval-ms 86400001", "--ping-interval-ms"),
+            ("--ping-timeout-ms 0", "--ping-timeout-ms"),
             ("--sim-size 10", "--sim-size"),
             ("--sim-rate 0", "--sim-producers"),
             ("--replay /nonexistent", "--replay"),

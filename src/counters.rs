@@ -60,6 +60,8 @@ counters! {
     Sends = "sends", "operations";
     /// SENDs that the socket did not take whole; the rest was parked.
     SendsParked = "sends_parked", "operations";
+    /// Silent sessions that were pinged.
+    Pings = "pings", "pings";
     /// Times a session's input waited for room in the mesh or in its replies.
     InputPaused = "input_paused", "times";
     /// Requests answered with an error.
@@ -72,6 +74,8 @@ counters! {
     ClosedHandshakeDeadline = "closed_handshake_deadline", "sessions";
     /// Sessions ended because a frame that had begun did not arrive whole in time.
     ClosedFrameDeadline = "closed_frame_deadline", "sessions";
+    /// Sessions ended because they did not answer a ping in time.
+    ClosedHeartbeatTimeout = "closed_heartbeat_timeout", "sessions";
     /// Sessions ended as slow consumers.
     ClosedSlowConsumer = "closed_slow_consumer", "sessions";
     /// Sessions ended because the server stopped.

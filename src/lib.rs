@@ -23,7 +23,7 @@
 //! | plane | modules |
 //! |---|---|
 //! | bytes | [`wire`], [`tick`] |
-//! | state machines: no socket, no clock, no runtime | [`router`], [`topic`], [`fanout`], [`log`], [`session`], [`sessions`], [`shard`] |
+//! | state machines: no socket, no clock, no runtime | [`router`], [`topic`], [`fanout`], [`log`], [`session`], [`sessions`], [`wheel`], [`shard`] |
 //! | between threads | [`ring`], [`mesh`], [`counters`] |
 //! | sources | [`ingest`] |
 //! | the kernel | [`io`], and [`clock`], the only reader of time |
@@ -62,4 +62,5 @@ pub mod shard;
 pub mod subscription;
 pub mod tick;
 pub mod topic;
+pub mod wheel;
 pub mod wire;

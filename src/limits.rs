@@ -37,10 +37,23 @@ pub const HTTP_HEADERS_MAX: usize = 64;
 pub const HANDSHAKE_DEADLINE_MS_DEFAULT: u64 = 5_000;
 /// Time a frame or message that has begun may take to arrive whole, default: 256 KiB at 70 kbit/s.
 pub const FRAME_DEADLINE_MS_DEFAULT: u64 = 30_000;
+/// Silence of a peer after which it is pinged, default: below the 30 s after which home routers and proxies forget.
+pub const PING_INTERVAL_MS_DEFAULT: u64 = 25_000;
+/// Time a pinged peer has to send anything at all, default.
+pub const PING_TIMEOUT_MS_DEFAULT: u64 = 10_000;
+/// Lower end of the range of both: a busy machine delays an answer by more than less.
+pub const PING_MS_LOWEST: u64 = 100;
+/// Upper end of the range of both: sessions reckon silence in 32 bits of milliseconds.
+pub const PING_MS_HIGHEST: u64 = 86_400_000;
+/// Moments within a ping interval at which silent sessions are looked at, so that many share one wake of the shard.
+pub const PING_LOOKS_PER_INTERVAL: u64 = 256;
 /// Time a closing session gets to take its last bytes and answer, before the socket is closed regardless.
 pub const LINGER_DEADLINE_MS: u64 = 1_000;
 /// Time from SIGTERM to exit, default: what was accepted is flushed within it.
 pub const DRAIN_DEADLINE_MS_DEFAULT: u64 = 5_000;
+/// Longest time that clients are asked to wait before they come back when the server stops, default: each is told
+/// another time up to it.
+pub const RECONNECT_SPREAD_MS_DEFAULT: u32 = 5_000;
 
 /// Subscriptions (patterns) one session may hold, default.
 pub const SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT: usize = 1_024;
@@ -108,6 +121,8 @@ pub const MESH_RING_BYTES_DEFAULT: usize = 1 << 20;
 pub const MESH_STAGE_BYTES: usize = 256 << 10;
 /// Bytes of mesh frames a shard handles from one ring in one turn.
 pub const TURN_RING_BYTES: usize = 256 << 10;
+/// Timers a shard handles in one turn.
+pub const TURN_TIMERS: usize = 1_024;
 /// Completions of the data ring a shard handles in one turn.
 pub const TURN_EVENTS: usize = 1_024;
 /// Topics an interest scan looks at in one turn.
@@ -116,6 +131,18 @@ pub const TURN_SCAN_TOPICS: usize = 4_096;
 pub const SCANS_MAX: usize = 1_024;
 /// SENDs of one turn before the shard looks at its rings again: 1,024 sends are about 5 ms.
 pub const TURN_SENDS: usize = 1_024;
+
+/// Nanoseconds by which a timer may be late: a power of two, so that reckoning with it is a shift.
+pub const TIMER_GRANULE_NS: u64 = 1 << 22;
+/// Levels of the timer wheel, 64 slots each: entries up to 19.5 h away have a slot of their own.
+pub const TIMER_LEVELS: usize = 4;
+/// Entries that one call moves down in the timer wheel: 3 us if they were inserted in a row, some 60 us if each misses
+/// the cache.
+pub const TIMER_MOVES_PER_POP: usize = 1_024;
+/// A shard with nothing to do sleeps at least so long, even if a timer is due before: no spin about a granule.
+pub const SLEEP_NS_LOWEST: u64 = 1_000_000;
+/// A shard with any timer pending sleeps at most so long, lest a wrong reckoning be more than a short delay.
+pub const SLEEP_NS_HIGHEST: u64 = 1_000_000_000;
 
 /// Submission queue entries of the data ring.
 pub const DATA_RING_ENTRIES: u32 = 1_024;
@@ -156,3 +183,6 @@ const _: () = assert!(GATHER_BYTES >= SEND_BYTES_MAX);
 const _: () = assert!(SEND_DIRECT_BYTES <= SEND_BYTES_MAX);
 const _: () = assert!(SENDS_PER_SUBMIT <= DATA_RING_ENTRIES as usize);
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
+const _: () =
+    assert!(TIMER_GRANULE_NS.is_power_of_two() && TIMER_GRANULE_NS < PING_MS_LOWEST * 1_000_000 / 4);
+const _: () = assert!(PING_MS_HIGHEST < u32::MAX as u64 / 4);

@@ -27,6 +27,8 @@ pub enum CloseReason {
     HandshakeDeadline,
     /// A frame that had begun did not arrive whole in time.
     FrameDeadline,
+    /// The peer was silent for too long after a ping.
+    HeartbeatTimeout,
     /// The peer reads slower than its outbox allows.
     SlowConsumer,
     /// The server stops.
@@ -40,16 +42,25 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// The code in CLOSING and in the WebSocket close frame.
+    /// The code in CLOSING.
     pub fn code(&self) -> u16 {
         match self {
             CloseReason::Peer | CloseReason::Transport(_) | CloseReason::Http(_) => 1000,
             CloseReason::Protocol(error) => error.close_code(),
             CloseReason::HandshakeDeadline => 3009,
             CloseReason::FrameDeadline => 3010,
+            CloseReason::HeartbeatTimeout => 3011,
             CloseReason::SlowConsumer => 3008,
-            CloseReason::Shutdown => 1001,
+            CloseReason::Shutdown => 3001,
             CloseReason::BadRequest(_) => 3501,
+        }
+    }
+
+    /// The code in the WebSocket close frame: where RFC 6455 has one that every client knows, that one.
+    pub fn close_frame_code(&self) -> u16 {
+        match self {
+            CloseReason::Shutdown => 1001,
+            _ => self.code(),
         }
     }
 
@@ -60,6 +71,7 @@ impl CloseReason {
             CloseReason::Protocol(_) => Counter::ClosedProtocol,
             CloseReason::HandshakeDeadline => Counter::ClosedHandshakeDeadline,
             CloseReason::FrameDeadline => Counter::ClosedFrameDeadline,
+            CloseReason::HeartbeatTimeout => Counter::ClosedHeartbeatTimeout,
             CloseReason::SlowConsumer => Counter::ClosedSlowConsumer,
             CloseReason::Shutdown => Counter::ClosedShutdown,
             CloseReason::Transport(_) => Counter::ClosedTransport,
@@ -81,6 +93,7 @@ impl fmt::Display for CloseReason {
             CloseReason::Protocol(error) => write!(f, "{error}"),
             CloseReason::HandshakeDeadline => write!(f, "the handshake was not done in time"),
             CloseReason::FrameDeadline => write!(f, "a frame that had begun did not arrive whole in time"),
+            CloseReason::HeartbeatTimeout => write!(f, "no answer to a ping in time"),
             CloseReason::SlowConsumer => write!(f, "slow consumer: too far behind"),
             CloseReason::Shutdown => write!(f, "the server stops"),
             CloseReason::Transport(errno) => {
@@ -90,6 +103,18 @@ impl fmt::Display for CloseReason {
             CloseReason::BadRequest(text) => write!(f, "bad request: {text}"),
         }
     }
+}
+
+/// What is known of a peer's life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pulse {
+    /// Nothing is being waited for.
+    #[default]
+    Quiet,
+    /// It has been pinged, and was silent since.
+    Pinged,
+    /// It was still silent when half the time-out was over.
+    Late,
 }
 
 /// What a session is at: which decoder its input goes to.
@@ -166,6 +191,14 @@ pub struct Session {
     pub partial_since_ns: Option<u64>,
     /// A deadline for that is pending: one at a time, however often frames begin.
     pub partial_watched: bool,
+    /// What is known of its peer's life.
+    pub pulse: Pulse,
+    /// When it was last heard, pinged, or found late, as `pulse` has it: CLOCK_MONOTONIC milliseconds, the low 32 bits.
+    pub pulse_ms: u32,
+    /// A timer for that is pending: one at a time, from the end of the handshake on.
+    pub heartbeat_watched: bool,
+    /// Its full socket has taken more since the last look: somebody reads.
+    pub took_parked: bool,
     /// Its input waits for room somewhere.
     pub paused: bool,
     /// A SEND is with the transport; the next one waits for its outcome.
@@ -212,6 +245,10 @@ impl Session {
             input: Vec::new(),
             partial_since_ns: None,
             partial_watched: false,
+            pulse_ms: 0,
+            pulse: Pulse::Quiet,
+            heartbeat_watched: false,
+            took_parked: false,
             paused: false,
             sending: false,
             queued: false,

@@ -17,13 +17,11 @@ mod homes;
 mod input;
 mod lag;
 mod subscribe;
+mod timers;
 
-use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
+use self::timers::{Timer, TimerKind};
 use crate::{
     clock::Now,
     config::Limits,
@@ -36,6 +34,7 @@ use crate::{
     sessions::Sessions,
     tick::{Publish, ShardId, TopicId},
     topic::{Home, Keeping},
+    wheel::Wheel,
     wire::{Encoding, frame::FLAG_PAYLOAD_JSON, json, reply::Reply},
 };
 
@@ -96,16 +95,6 @@ struct Unsequenced<'a> {
     payload: &'a [u8],
 }
 
-/// What a deadline is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Deadline {
-    Handshake,
-    Frame,
-    Linger,
-    Stall,
-    Pace(TopicId),
-}
-
 /// One executor's share of the server.
 #[derive(Debug)]
 pub struct Shard {
@@ -122,9 +111,7 @@ pub struct Shard {
     actions: VecDeque<Action>,
     /// Slots whose input waits. Bound: one entry a session.
     paused: Vec<u32>,
-    /// (when, what, slot, session id); entries of sessions that are gone are skipped when due. Bound: three a
-    /// session and what has come and gone within the deadlines.
-    deadlines: BinaryHeap<Reverse<(u64, Deadline, u32, u64)>>,
+    timers: Wheel<Timer>,
     generation: u32,
     /// Set once the server stops: nothing more is taken from clients.
     input_stopped: bool,
@@ -167,7 +154,7 @@ impl Shard {
             stages: (0..shards).map(|_| Stages::default()).collect(),
             actions: VecDeque::new(),
             paused: Vec::new(),
-            deadlines: BinaryHeap::new(),
+            timers: Wheel::new(),
             generation: 0,
             input_stopped: false,
             draining: None,
@@ -210,7 +197,7 @@ impl Shard {
         self.counters.add(Counter::SessionsAccepted, 1);
         self.counters.add(Counter::SessionsOpen, 1);
         let deadline = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
-        self.deadlines.push(Reverse((deadline, Deadline::Handshake, slot, id)));
+        self.timers.insert(deadline, Timer::new(TimerKind::Handshake, id));
         if self.draining.is_some() {
             self.end(slot, crate::session::CloseReason::Shutdown, now);
         }
@@ -238,7 +225,7 @@ impl Shard {
         self.input_stopped = true;
     }
 
-    /// Does what is due: scans, input that waited for room, deadlines. Returns whether anything was done.
+    /// Does what is due: scans, input that waited for room, timers. Returns whether anything was done.
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
         if self.stages.iter().all(|stages| stages.deliveries.has_room()) {
@@ -250,7 +237,7 @@ impl Shard {
         if self.takes_input() {
             worked |= self.resume_paused(now);
         }
-        worked |= self.handle_deadlines(now);
+        worked |= self.handle_timers(now);
         self.settle(now);
         worked
     }
@@ -321,11 +308,11 @@ impl Shard {
 
     /// When [`Shard::turn`] is due even if nothing happens, CLOCK_MONOTONIC nanoseconds.
     pub fn next_deadline(&self) -> Option<u64> {
-        self.deadlines.peek().map(|Reverse((when, ..))| *when)
+        self.timers.next_due_ns()
     }
 
-    /// Bytes of the logs, the histories, the stages, the sessions, their subscriptions and buffers: what promise 3
-    /// bounds.
+    /// Bytes of the logs, the histories, the stages, the sessions, their subscriptions, buffers and timers: what
+    /// promise 3 bounds.
     pub fn memory_bytes(&self) -> usize {
         let sessions: usize =
             self.sessions.iter().map(|session| session.buffer_bytes() + size_of::<Session>()).sum();
@@ -342,7 +329,12 @@ impl Shard {
             .iter()
             .map(|stages| stages.requests.waiting().len() + stages.deliveries.waiting().len())
             .sum();
-        self.logs.bytes() + self.home.memory_bytes() + sessions + memberships + stages
+        self.logs.bytes()
+            + self.home.memory_bytes()
+            + sessions
+            + memberships
+            + stages
+            + self.timers.heap_bytes()
     }
 
     /// Acknowledges subscriptions whose homes are ready, then announces their topics: nothing of them comes before.

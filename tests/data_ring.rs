@@ -360,3 +360,18 @@ fn a_ring_with_everything_in_flight_is_dropped_without_waiting_for_peers() {
     drop(ring);
     drop(peers);
 }
+
+#[test]
+fn an_armed_timer_is_set_earlier_and_never_later() {
+    const HOUR_NS: u64 = 3_600_000_000_000;
+    let mut ring = ring(roomy());
+    ring.arm_timer(HOUR_NS).unwrap();
+    // Once before the kernel knows of it, once after.
+    ring.arm_timer(HOUR_NS / 2).unwrap();
+    ring.poll().unwrap();
+    ring.arm_timer(5_000_000).unwrap();
+    ring.arm_timer(HOUR_NS).unwrap();
+    assert!(matches!(next(&mut ring), Event::Timer));
+    ring.arm_timer(5_000_000).unwrap();
+    assert!(matches!(next(&mut ring), Event::Timer));
+}

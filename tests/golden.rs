@@ -4,7 +4,7 @@ use tickcast::{
     subscription::{Delivery, From},
     tick::{Hello, Publish, Resume, Sequence, Subscribe, TickTimes, Token, TopicId},
     wire::{
-        Encoding, ErrorCode,
+        Encoding, ErrorCode, Step,
         command::{Command, encode_request},
         frame::{self, FLAG_PAYLOAD_JSON, Kind, Meta, TickParts},
         json,
@@ -150,9 +150,9 @@ fn replies_have_their_golden_bytes() {
          04000000 6500 0000 \"no\" 000000000000",
     );
     check(
-        &native(&Reply::Closing { code: 1001, reason: "bye" }),
+        &native(&Reply::Closing { code: 3001, reason: "bye", reconnect_after_ms: 0x0102 }),
         "30000000 7463 01 00  4600 0800 03000000  0000000000000000  00000000 00000000
-         00000000 e903 0000 \"bye\" 0000000000",
+         02010000 b90b 0000 \"bye\" 0000000000",
     );
 }
 
@@ -239,7 +239,10 @@ fn json_replies_read_as_specified() {
             Reply::Error { request: 4, code: ErrorCode::BadTopic, text: "a \"b\"" },
             r#"{"op":"error","id":4,"code":101,"text":"a \"b\""}"#,
         ),
-        (Reply::Closing { code: 1001, reason: "bye" }, r#"{"op":"closing","code":1001,"reason":"bye"}"#),
+        (
+            Reply::Closing { code: 3001, reason: "bye", reconnect_after_ms: 258 },
+            r#"{"op":"closing","code":3001,"reason":"bye","reconnect_after_ms":258}"#,
+        ),
     ] {
         assert_eq!(text(&reply), expected);
     }
@@ -258,6 +261,17 @@ fn json_requests_mean_what_the_specification_says() {
         json::decode(r#"{"op":"hello","id":1,"name":"app"}"#).unwrap(),
         Command::Hello { request: 1, name: "app".into() }
     );
+}
+
+#[test]
+fn heartbeats_have_their_golden_bytes() {
+    let mut out = Vec::new();
+    frame::encode(&mut out, Kind::Pong, Meta::default(), &Token { token: 7 }, &[]);
+    let Ok(Step::Complete(_, pong)) = frame::decode(&out, 1 << 10) else { panic!("a whole frame") };
+    assert_eq!(Command::from_frame(&pong).unwrap(), Command::Pong);
+    out.clear();
+    websocket::encode_ping(&mut out);
+    check(&out, "89 00");
 }
 
 #[test]

@@ -251,13 +251,15 @@ fn half_a_frame_that_an_ingest_left_keeps_nobody_awake() {
 
 #[test]
 fn half_a_frame_ends_its_session_at_the_deadline_and_a_slow_stream_of_whole_ones_does_not() {
-    let limits = Limits { frame_deadline_ns: 1_000, ..Limits::default() };
+    // Long against a granule of the timer wheel, and all of it short against the deadline of a goodbye.
+    const UNIT_NS: u64 = 50_000;
+    let limits = Limits { frame_deadline_ns: 1_000 * UNIT_NS, ..Limits::default() };
     let mut shard = Shard::new(ShardId(0), 1, 1, limits, Arc::new(Counters::default()));
     connect(&mut shard, 0);
     connect(&mut shard, 1);
     let stream = pings(20);
     let half = stream.len() / 40;
-    let at = |after_ns: u64| Now { monotonic_ns: NOW.monotonic_ns + after_ns, ..NOW };
+    let at = |after: u64| Now { monotonic_ns: NOW.monotonic_ns + after * UNIT_NS, ..NOW };
     shard.handle_bytes(0, &stream[..half], at(0));
     shard.handle_bytes(1, &stream[..half], at(0));
     // Each piece completes a frame and begins the next: there is always half a frame, and always progress.

@@ -3,7 +3,7 @@
 use std::{
     io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs},
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
 
@@ -83,6 +83,9 @@ impl Address {
 }
 
 /// A connection to a server. One thread at a time; every call blocks at most as long as it says.
+///
+/// The server pings who is silent for long, and closes who does not answer. [`Client::next_event`] answers: call it now
+/// and then, even where nothing is awaited.
 ///
 /// Dropping it closes the connection; [`Client::close`] does so politely.
 #[derive(Debug)]
@@ -227,6 +230,21 @@ impl Client {
     /// [`ClientError::Io`] when the wait fails.
     pub fn wait_readable(&self) -> Result<(), ClientError> {
         self.wait(None)
+    }
+
+    /// Waits until the server sent something or `other` is readable; whether `other` is, or has ended. May return early.
+    ///
+    /// # Errors
+    /// [`ClientError::Io`] when the wait fails.
+    pub fn wait_readable_or(&self, other: BorrowedFd<'_>) -> Result<bool, ClientError> {
+        let mut flags = PollFlags::POLLIN;
+        flags.set(PollFlags::POLLOUT, !self.session.output().is_empty());
+        let mut waited = [PollFd::new(self.stream.as_fd(), flags), PollFd::new(other, PollFlags::POLLIN)];
+        match poll(&mut waited, PollTimeout::NONE) {
+            Ok(_) => Ok(waited[1].any().unwrap_or(true)),
+            Err(Errno::EINTR) => Ok(false),
+            Err(errno) => Err(std::io::Error::from(errno).into()),
+        }
     }
 
     /// Writes all requests. While the server takes none, its answers are read, so that neither waits for the other;

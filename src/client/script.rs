@@ -43,7 +43,7 @@ impl Peer {
             {
                 let got = match frame.kind {
                     Kind::Hello => (u64::from(frame.record::<Hello>().unwrap().request), frame.payload()),
-                    Kind::Ping => (frame.record::<Token>().unwrap().token, frame.payload()),
+                    Kind::Ping | Kind::Pong => (frame.record::<Token>().unwrap().token, frame.payload()),
                     Kind::Publish => {
                         let (record, _, payload) = frame.publish().unwrap();
                         (u64::from(record.request), payload)
@@ -105,6 +105,10 @@ impl Peer {
 
     pub(super) fn closing(&mut self, code: u16, text: &str) {
         self.send(Kind::Closing, &Closing { reconnect_after_ms: 0, code, reserved: 0 }, text.as_bytes());
+    }
+
+    pub(super) fn ping(&mut self, token: u64) {
+        self.send(Kind::Ping, &Token { token }, b"");
     }
 
     pub(super) fn pong(&mut self, token: u64) {

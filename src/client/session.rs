@@ -16,14 +16,19 @@ use crate::{
         topics::Topics,
     },
     limits::FRAME_BYTES_MAX_DEFAULT,
-    tick::{Sequence, TopicId},
-    wire::{Encoding, Step, frame, websocket::WebSocket},
+    tick::{Sequence, Token, TopicId},
+    wire::{
+        Encoding, Step,
+        frame::{self, Kind, Meta},
+        websocket::WebSocket,
+    },
 };
 
 /// One session: bytes in, events out; requests in, bytes out. No socket, no clock.
 ///
 /// The order to call: write [`Session::output`] whenever it is not empty; for what was read, call
-/// [`Session::handle_bytes`], then [`Session::poll_event`] until it gives `None`; at the end of the connection
+/// [`Session::handle_bytes`], then [`Session::poll_event`] until it gives `None`, and write again: the server's pings are
+/// answered without an event, and who does not answer in time is closed; at the end of the connection
 /// [`Session::handle_end`], and poll again. After an error the session gives the same error for ever: drop the
 /// connection.
 ///
@@ -387,10 +392,32 @@ impl Session {
         if matches!(self.phase, Phase::Closing) {
             return Err(SessionError::AfterClosing);
         }
+        if frame.kind == Kind::Ping {
+            let token = frame.record::<Token>()?.token;
+            self.taken += used;
+            return self.answer_ping(token);
+        }
         let item = reply::from_frame(&frame, self.taken, &mut self.topics)?;
         self.taken += used;
         self.note(&item)?;
         Ok(Progress::Item(item))
+    }
+
+    /// Queues the answer to a ping of the server's, unless so much waits to be written that it is answered anyway: any
+    /// byte is a sign of life. A WebSocket's own pings are answered by its decoder.
+    fn answer_ping(&mut self, token: u64) -> Result<Progress, SessionError> {
+        if !self.welcomed && self.encoding == Encoding::Native {
+            return Err(SessionError::WelcomeExpected);
+        }
+        if self.output().len() <= OUTPUT_BYTES_MAX {
+            let mut pong = Vec::new();
+            frame::encode(&mut pong, Kind::Pong, Meta::default(), &Token { token }, &[]);
+            match &mut self.websocket {
+                None => self.output.append(&mut pong),
+                Some(websocket) => websocket.write_masked(&mut self.output, WebSocketMessage::binary(pong)),
+            }
+        }
+        Ok(Progress::Taken)
     }
 
     /// What an item means for the session itself.

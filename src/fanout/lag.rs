@@ -212,8 +212,14 @@ impl Fanout {
     }
 
     /// The time of a paced tick has come. If the socket has no room it is held on.
-    pub fn pace_is_due(&mut self, pace: Pace, sessions: &mut Sessions, logs: &mut Logs, now_ns: u64) {
-        let Pace { slot, topic: id, .. } = pace;
+    pub fn pace_is_due(
+        &mut self,
+        id: TopicId,
+        slot: u32,
+        sessions: &mut Sessions,
+        logs: &mut Logs,
+        now_ns: u64,
+    ) {
         let Some(session) = sessions.open_mut(slot) else { return };
         let Some(membership) = session.memberships.get_mut(&id) else { return };
         if membership.taking != Taking::Paced || membership.due_ns > now_ns {

@@ -33,6 +33,7 @@ use super::{
     shim::{Direct, Operation, Shim, Verdict},
 };
 use crate::{
+    clock,
     limits::{DATA_RING_COMPLETIONS, DATA_RING_ENTRIES, SENDS_PER_SUBMIT},
     shard::Door,
 };
@@ -42,6 +43,8 @@ use crate::{
 const ENTER_ATTEMPTS_MAX: u32 = 1_000;
 /// Attempts to make the kernel let go of its last operations at shutdown, up to 50 ms each.
 const CANCEL_ATTEMPTS_MAX: u32 = 100;
+/// An armed timer that rings later than asked for by no more than this is left alone.
+const TIMER_SLACK_NS: u64 = 1_000_000;
 /// Completions copied out of the ring at a time.
 const REAP_BATCH: usize = 256;
 
@@ -105,7 +108,8 @@ pub struct DataRing<S: Shim = Direct> {
     in_flight: usize,
     listeners: [Option<OwnedFd>; 2],
     timer: Box<Timespec>,
-    timer_armed: bool,
+    /// When it rings, CLOCK_MONOTONIC nanoseconds; `None` while it is not armed.
+    timer_rings_ns: Option<u64>,
     /// What the READ of the doorbell writes.
     rung: Box<u64>,
     doorbell_armed: bool,
@@ -164,7 +168,7 @@ impl<S: Shim> DataRing<S> {
             in_flight: 0,
             listeners: [None, None],
             timer: Box::new(Timespec::new()),
-            timer_armed: false,
+            timer_rings_ns: None,
             rung: Box::new(0),
             doorbell_armed: false,
             broken: false,
@@ -278,16 +282,25 @@ impl<S: Shim> DataRing<S> {
         self.vacate_if_quiet(slot)
     }
 
-    /// Rings once, so long from now; one at a time, further calls are ignored until it has rung.
+    /// Rings once, at the latest so long from now. There is one timer: an armed one is set earlier if need be, never
+    /// later, so who is woken early arms it again.
     pub fn arm_timer(&mut self, after_ns: u64) -> io::Result<()> {
-        if self.timer_armed {
+        let rings_ns = clock::monotonic_ns().saturating_add(after_ns);
+        let armed_ns = self.timer_rings_ns;
+        if armed_ns.is_some_and(|armed_ns| armed_ns <= rings_ns.saturating_add(TIMER_SLACK_NS)) {
             return Ok(());
         }
+        // Both operations copy it as they are submitted, in this order.
         *self.timer = Timespec::new().sec(after_ns / 1_000_000_000).nsec((after_ns % 1_000_000_000) as u32);
-        self.timer_armed = true;
+        self.timer_rings_ns = Some(rings_ns);
+        let (timer, name) = (&raw const *self.timer, user_data(TIMER, 0, 0));
+        if armed_ns.is_some() {
+            // If it has just rung there is nothing to set, and its completion is on the way: that wakes as well.
+            let update = opcode::TimeoutUpdate::new(name, timer).build();
+            return self.push(update.user_data(user_data(IGNORED, 0, 0)));
+        }
         self.in_flight += 1;
-        let timeout = opcode::Timeout::new(&raw const *self.timer).build();
-        self.push(timeout.user_data(user_data(TIMER, 0, 0)))
+        self.push(opcode::Timeout::new(timer).build().user_data(name))
     }
 
     /// Sends `bytes` to each slot, at most one SEND a slot and [`SENDS_PER_SUBMIT`] in all. On return the kernel
@@ -463,7 +476,7 @@ impl<S: Shim> DataRing<S> {
                     // Interrupted, or the completion queue has overflowed and reaping makes room: the caller looks at
                     // the queues, and comes again if anything is left.
                     Some(libc::EINTR | libc::EBUSY) => return Ok(()),
-                    Some(libc::EAGAIN) => crate::clock::sleep_ns(1_000_000),
+                    Some(libc::EAGAIN) => clock::sleep_ns(1_000_000),
                     _ => return Err(error),
                 },
             }

@@ -17,14 +17,17 @@ use super::{
 use crate::{
     clock::{self, Now},
     counters::Counter,
-    limits::{ACCEPT_RETRY_MS, GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT, TURN_EVENTS, TURN_SENDS},
+    limits::{
+        ACCEPT_RETRY_MS, GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT, SLEEP_NS_HIGHEST, SLEEP_NS_LOWEST,
+        TURN_EVENTS, TURN_SENDS,
+    },
     mesh::Mesh,
     ring::Doorbell,
     shard::{Action, Door, Send, Shard},
 };
 
-/// How often deadlines are looked at while any is pending: they are late by at most this.
-const TIMER_TICK_NS: u64 = 50_000_000;
+/// How often a shard that stops looks whether time is up.
+const STOP_TICK_NS: u64 = 50_000_000;
 
 /// How far a shard has come in stopping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,11 +133,13 @@ impl Driver {
 
     /// After a turn that did nothing, with the doorbell armed: whether nothing has come since.
     fn may_sleep(&mut self) -> io::Result<bool> {
-        if self.shard.next_deadline().is_some()
-            || self.accept_again_ns.iter().any(Option::is_some)
-            || self.phase != Phase::Running
-        {
-            self.ring.arm_timer(TIMER_TICK_NS)?;
+        let accepts_ns = self.accept_again_ns.iter().flatten().min().copied();
+        if let Some(when_ns) = self.shard.next_deadline().into_iter().chain(accepts_ns).min() {
+            let after_ns = when_ns.saturating_sub(clock::monotonic_ns());
+            self.ring.arm_timer(after_ns.clamp(SLEEP_NS_LOWEST, SLEEP_NS_HIGHEST))?;
+        }
+        if self.phase != Phase::Running {
+            self.ring.arm_timer(STOP_TICK_NS)?;
         }
         self.ring.poll()?;
         let asked_to_stop = self.phase == Phase::Running && self.stop.is_requested();

@@ -1,12 +1,12 @@
 //! How sessions end: a reason, a goodbye where one can still be said, a deadline, and the socket's close.
 
-use std::cmp::Reverse;
-
-use super::{Action, Deadline, Shard};
+use super::{
+    Action, Shard,
+    timers::{Timer, TimerKind},
+};
 use crate::{
     clock::Now,
     counters::Counter,
-    fanout::Pace,
     limits::LINGER_DEADLINE_MS,
     session::{CloseReason, Ending, Protocol},
     wire::{Encoding, http, reply::Reply, websocket},
@@ -48,49 +48,6 @@ impl Shard {
         }
     }
 
-    /// Closes what did not come in time. Returns whether anything was due.
-    pub(super) fn handle_deadlines(&mut self, now: Now) -> bool {
-        let mut any = false;
-        while let Some(&Reverse((when, deadline, slot, id))) = self.deadlines.peek()
-            && when <= now.monotonic_ns
-        {
-            any = true;
-            self.deadlines.pop();
-            let Some(session) = self.sessions.any_mut(slot).filter(|session| session.id == id) else {
-                continue;
-            };
-            let in_handshake = matches!(session.protocol, Protocol::NativeHello | Protocol::HttpHead);
-            match deadline {
-                Deadline::Handshake if in_handshake && session.ending.is_none() => {
-                    self.end(slot, CloseReason::HandshakeDeadline, now);
-                }
-                Deadline::Handshake => {}
-                Deadline::Frame => self.frame_is_due(slot, now),
-                Deadline::Stall => self.stall_is_due(slot, now),
-                Deadline::Pace(topic) => {
-                    let pace = Pace { due_ns: when, slot, topic };
-                    self.fanout.pace_is_due(pace, &mut self.sessions, &mut self.logs, now.monotonic_ns);
-                }
-                Deadline::Linger => self.remove(slot),
-            }
-        }
-        any
-    }
-
-    /// Ends a session that has held part of a frame for too long; watches on while one has only begun since.
-    fn frame_is_due(&mut self, slot: u32, now: Now) {
-        let Some(session) = self.sessions.open_mut(slot) else { return };
-        session.partial_watched = false;
-        let Some(since_ns) = session.partial_since_ns else { return };
-        let when = since_ns.saturating_add(self.limits.frame_deadline_ns);
-        if when <= now.monotonic_ns {
-            return self.end(slot, CloseReason::FrameDeadline, now);
-        }
-        session.partial_watched = true;
-        let id = session.id;
-        self.deadlines.push(Reverse((when, Deadline::Frame, slot, id)));
-    }
-
     /// Starts a session's end. From here on it gets no tick and its input is discarded.
     pub(super) fn end(&mut self, slot: u32, reason: CloseReason, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
@@ -119,7 +76,7 @@ impl Shard {
             Some(drain_ns) => drain_ns,
             None => now.monotonic_ns + LINGER_DEADLINE_MS * 1_000_000,
         };
-        self.deadlines.push(Reverse((deadline, Deadline::Linger, slot, id)));
+        self.timers.insert(deadline, Timer::new(TimerKind::Linger, id));
         if self.sessions.any_mut(slot).is_some_and(|session| !session.sending && session.outbox_bytes() == 0)
         {
             self.flushed(slot);
@@ -130,14 +87,23 @@ impl Shard {
         let Some(session) = self.sessions.any_mut(slot) else { return };
         let mut bytes = Vec::new();
         let text = reason.to_string();
+        let reconnect_after_ms = match reason {
+            // Everybody is told at once: all would come back at once.
+            CloseReason::Shutdown => {
+                let life = self.epoch ^ u64::from(self.id.0);
+                reconnect_after_ms(life, session.id, self.limits.reconnect_spread_ms)
+            }
+            _ => 0,
+        };
         match session.protocol {
             Protocol::HttpHead if *reason == CloseReason::HandshakeDeadline => bytes = http::timed_out(),
             Protocol::HttpHead => {}
-            Protocol::Echo(_) => websocket::encode_close(&mut bytes, reason.code(), &text),
+            Protocol::Echo(_) => websocket::encode_close(&mut bytes, reason.close_frame_code(), &text),
             Protocol::NativeHello | Protocol::Native | Protocol::Stream(_) => {
-                Reply::Closing { code: reason.code(), reason: &text }.encode(session.encoding, &mut bytes);
+                Reply::Closing { code: reason.code(), reason: &text, reconnect_after_ms }
+                    .encode(session.encoding, &mut bytes);
                 if session.encoding != Encoding::Native {
-                    websocket::encode_close(&mut bytes, reason.code(), &text);
+                    websocket::encode_close(&mut bytes, reason.close_frame_code(), &text);
                 }
             }
         }
@@ -179,7 +145,7 @@ impl Shard {
         }
     }
 
-    fn remove(&mut self, slot: u32) {
+    pub(super) fn remove(&mut self, slot: u32) {
         let Some(session) = self.sessions.remove(slot) else { return };
         debug_assert!(session.memberships.is_empty(), "a session leaves every topic before it ends");
         if let Some(ending) = &session.ending {
@@ -188,5 +154,39 @@ impl Shard {
         self.counters.subtract(Counter::SessionsSubscribed, u64::from(session.subscribed));
         self.counters.subtract(Counter::SessionsOpen, 1);
         self.actions.push_back(Action::Close(slot));
+    }
+}
+
+/// When a session's client is to come back, from 0 to `spread_ms`: another time for each session, the same however often
+/// it is asked for.
+fn reconnect_after_ms(life: u64, session: u64, spread_ms: u32) -> u32 {
+    let hash = mixed(mixed(life) ^ session);
+    (((hash >> 32) * (u64::from(spread_ms) + 1)) >> 32) as u32
+}
+
+/// The output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+fn mixed(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ value >> 31
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_told_to_come_back_evenly_over_the_spread() {
+        let mut seconds = [0; 5];
+        for shard in 0..2 {
+            for slot in 0..5_000u64 {
+                let after_ms = reconnect_after_ms(7 ^ shard, 1 << 32 | slot, 4_999);
+                seconds[after_ms as usize / 1_000] += 1;
+            }
+        }
+        assert!(seconds.iter().all(|count| (1_800..2_200).contains(count)), "{seconds:?}");
+        assert!((0..1_000).all(|id| reconnect_after_ms(7, id, 0) == 0));
+        assert!((0..1_000).any(|id| reconnect_after_ms(7, id, u32::MAX) > 1 << 31));
     }
 }

@@ -1,9 +1,12 @@
 //! What peers send: bytes to commands to effects. A broken byte ends its session, a bad request is answered, and
 //! neither touches anybody else.
 
-use std::{borrow::Cow, cmp::Reverse};
+use std::borrow::Cow;
 
-use super::{Action, Deadline, Shard, Unsequenced};
+use super::{
+    Action, Shard, Unsequenced,
+    timers::{Timer, TimerKind},
+};
 use crate::{
     clock::Now,
     counters::Counter,
@@ -46,6 +49,7 @@ impl Shard {
             }
             self.after_input(slot, &progress, now);
         }
+        self.heard(slot, now);
         self.settle(now);
     }
 
@@ -69,6 +73,7 @@ impl Shard {
             }
             self.actions.push_back(Action::ResumeReceive(slot));
             self.process_waiting(slot, now);
+            self.heard(slot, now);
         }
         resumed
     }
@@ -107,7 +112,7 @@ impl Shard {
         if !std::mem::replace(&mut session.partial_watched, true) {
             let when = now.monotonic_ns.saturating_add(self.limits.frame_deadline_ns);
             let id = session.id;
-            self.deadlines.push(Reverse((when, Deadline::Frame, slot, id)));
+            self.timers.insert(when, Timer::new(TimerKind::Frame, id));
         }
     }
 
@@ -262,6 +267,7 @@ impl Shard {
                 self.reply(slot, &Reply::Welcome { request, epoch, session, frame_bytes_max });
             }
             Command::Ping { token } => self.reply(slot, &Reply::Pong { token }),
+            Command::Pong => {}
             Command::Subscribe { request, patterns, .. }
             | Command::Update { request, patterns, .. }
             | Command::Unsubscribe { request, patterns }

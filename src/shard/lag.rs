@@ -1,9 +1,10 @@
 //! Sessions that are behind or come back, on the clock and over the mesh: when a socket has been full for too long, when a
 //! paced tick is due, and which pieces of history to ask the homes for.
 
-use std::cmp::Reverse;
-
-use super::{Deadline, Shard};
+use super::{
+    Shard,
+    timers::{Timer, TimerKind},
+};
 use crate::{
     clock::Now,
     counters::Counter,
@@ -26,18 +27,25 @@ impl Shard {
         self.counters.add(Counter::BytesSent, bytes as u64);
         self.counters.add(Counter::SendsParked, u64::from(parked));
         if !parked {
-            return self.handle_writable(slot);
+            return self.sent(slot);
         }
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.parked_since_ns = now.monotonic_ns.max(1);
         if !session.memberships.is_empty() && !std::mem::replace(&mut session.stall_watched, true) {
-            let (when, id) = (now.monotonic_ns.saturating_add(self.limits.behind_ns), session.id);
-            self.deadlines.push(Reverse((when, Deadline::Stall, slot, id)));
+            let timer = Timer::new(TimerKind::Stall, session.id);
+            self.timers.insert(now.monotonic_ns.saturating_add(self.limits.behind_ns), timer);
         }
     }
 
-    /// The socket has taken everything it was given.
+    /// A socket that was full has taken everything it was given: somebody reads at the other end.
     pub fn handle_writable(&mut self, slot: u32) {
+        if let Some(session) = self.sessions.any_mut(slot) {
+            session.took_parked = true;
+        }
+        self.sent(slot);
+    }
+
+    fn sent(&mut self, slot: u32) {
         let mut idle = false;
         self.sessions.with_outbox(slot, |session| {
             (session.sending, session.parked_since_ns) = (false, 0);
@@ -74,7 +82,7 @@ impl Shard {
         };
         if let Some(session) = self.sessions.open_mut(slot) {
             session.stall_watched = true;
-            self.deadlines.push(Reverse((when, Deadline::Stall, slot, id)));
+            self.timers.insert(when, Timer::new(TimerKind::Stall, id));
         }
     }
 
@@ -82,8 +90,7 @@ impl Shard {
     pub(super) fn set_paces(&mut self) {
         for pace in self.fanout.take_paces() {
             if let Some(session) = self.sessions.get(pace.slot) {
-                let deadline = Deadline::Pace(pace.topic);
-                self.deadlines.push(Reverse((pace.due_ns, deadline, pace.slot, session.id)));
+                self.timers.insert(pace.due_ns, Timer::new(TimerKind::Pace(pace.topic), session.id));
             }
         }
     }

@@ -70,6 +70,8 @@ pub enum Command<'a> {
         /// Returned as it came.
         token: u64,
     },
+    /// Answers a ping of the server's: a sign of life, whatever its token.
+    Pong,
 }
 
 /// One tick to publish.
@@ -95,7 +97,7 @@ impl<'a> Command<'a> {
     /// The command of a native frame.
     ///
     /// # Errors
-    /// A [`DecodeError`] for kinds that only a server sends, short records, and text that is not UTF-8.
+    /// A [`DecodeError`] for kinds that only a server sends (PONG goes both ways), short records, and text that is not UTF-8.
     pub fn from_frame(frame: &Frame<'a>) -> Result<Command<'a>, DecodeError> {
         Ok(match frame.kind {
             Kind::Hello => Command::Hello {
@@ -135,6 +137,7 @@ impl<'a> Command<'a> {
                 })
             }
             Kind::Ping => Command::Ping { token: frame.record::<Token>()?.token },
+            Kind::Pong => Command::Pong,
             _ => return Err(DecodeError::UnknownKind(frame.header.kind)),
         })
     }

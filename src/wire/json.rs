@@ -320,8 +320,14 @@ pub fn encode_error(out: &mut Vec<u8>, request: u32, code: ErrorCode, text: &str
 }
 
 /// Appends the last message before a close.
-pub fn encode_closing(out: &mut Vec<u8>, code: u16, reason: &str) {
-    line(out, format_args!("{{\"op\":\"closing\",\"code\":{code},\"reason\":{}}}", literal(reason)));
+pub fn encode_closing(out: &mut Vec<u8>, code: u16, reason: &str, reconnect_after_ms: u32) {
+    line(
+        out,
+        format_args!(
+            "{{\"op\":\"closing\",\"code\":{code},\"reason\":{},\"reconnect_after_ms\":{reconnect_after_ms}}}",
+            literal(reason)
+        ),
+    );
 }
 
 fn line(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {

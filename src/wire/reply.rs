@@ -96,6 +96,8 @@ pub enum Reply<'a> {
         code: u16,
         /// For a person.
         reason: &'a str,
+        /// When to come back, milliseconds from now; 0: at the client's own pace.
+        reconnect_after_ms: u32,
     },
 }
 
@@ -150,8 +152,8 @@ impl Reply<'_> {
                 let record = ErrorRecord { request, code: code as u16, reserved: 0 };
                 frame::encode(out, Kind::Error, meta, &record, &[text.as_bytes()]);
             }
-            Reply::Closing { code, reason } => {
-                let record = Closing { reconnect_after_ms: 0, code, reserved: 0 };
+            Reply::Closing { code, reason, reconnect_after_ms } => {
+                let record = Closing { reconnect_after_ms, code, reserved: 0 };
                 frame::encode(out, Kind::Closing, meta, &record, &[reason.as_bytes()]);
             }
         }
@@ -171,7 +173,9 @@ impl Reply<'_> {
             Reply::Gap { name, from, to, .. } => json::encode_skipped(out, "gap", name, from, to),
             Reply::Pong { token } => json::encode_pong(out, token),
             Reply::Error { request, code, text } => json::encode_error(out, request, code, text),
-            Reply::Closing { code, reason } => json::encode_closing(out, code, reason),
+            Reply::Closing { code, reason, reconnect_after_ms } => {
+                json::encode_closing(out, code, reason, reconnect_after_ms);
+            }
         }
     }
 }

@@ -171,6 +171,13 @@ pub fn encode_header(out: &mut Vec<u8>, data_type: DataType, payload_len: usize)
     let _ = header.format(payload_len as u64, out);
 }
 
+/// Appends a ping without a payload (RFC 6455, section 5.5.2).
+pub fn encode_ping(out: &mut Vec<u8>) {
+    let header = FrameHeader { opcode: OpCode::Control(Control::Ping), ..FrameHeader::default() };
+    // Writing to a Vec cannot fail.
+    let _ = header.format(0, out);
+}
+
 /// Appends a close frame (RFC 6455, section 5.5.1); `reason` is cut to the 123 bytes that fit.
 pub fn encode_close(out: &mut Vec<u8>, code: u16, reason: &str) {
     let mut payload = code.to_be_bytes().to_vec();

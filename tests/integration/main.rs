@@ -12,6 +12,7 @@ mod bad_native;
 mod bad_websocket;
 mod churn;
 mod echo;
+mod heartbeat;
 mod load;
 mod publish;
 mod replay;

@@ -142,7 +142,7 @@ fn a_bad_replay_line_stops_the_server_and_is_named_by_its_number() {
     collector.wait_for_end();
     let got = collector.finish();
     assert_eq!(got.ticks["a"], [(1, b"1.10".to_vec()), (2, br#"{"b": 2}"#.to_vec())]);
-    assert_eq!(got.closing.unwrap().0, 1001);
+    assert_eq!(got.closing.unwrap().0, 3001);
     let stopped = server.wait();
     assert_eq!(stopped.code, Some(1), "{}", stopped.log);
     assert!(stopped.log.contains("stop.ndjson line 3:"), "{}", stopped.log);

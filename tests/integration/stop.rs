@@ -38,7 +38,7 @@ fn load(mut client: Client, name: usize, published: &AtomicU64) {
             return;
         }
         while let Ok(Some(event)) = client.next_event(Some(Duration::ZERO)) {
-            stopping |= matches!(event, Event::Closing { code: 1001, .. });
+            stopping |= matches!(event, Event::Closing { code: 3001, .. });
             if event == Event::Closed {
                 break;
             }
@@ -64,7 +64,7 @@ fn last_sequences(name: &str, ticks: &ByTopic) -> Vec<(String, u64)> {
 }
 
 #[test]
-fn everything_taken_in_before_sigterm_arrives_and_every_client_is_told_1001() {
+fn everything_taken_in_before_sigterm_arrives_and_every_client_is_told_3001() {
     let _machine = beside_others();
     let options = ["--sim-producers", "10", "--sim-rate", "100", "--sim-topics", "3", "--shards", "3"];
     let server = Server::start_logging("info", &options);
@@ -96,14 +96,14 @@ fn everything_taken_in_before_sigterm_arrives_and_every_client_is_told_1001() {
         collector.wait_for_end();
         let name = collector.name.clone();
         let got = collector.finish();
-        assert_eq!(got.closing.as_ref().map(|(code, _)| *code), Some(1001), "{name}");
+        assert_eq!(got.closing.as_ref().map(|(code, _)| *code), Some(3001), "{name}");
         assert_eq!(got.ended, Some(Ok(())), "{name}");
         results.push((name, got.ticks));
     }
     for external in externals {
         let name = external.name.clone();
         let printed = external.finish();
-        assert!(printed.ends_with("closing 1001\nclosed 1001\nend\n"), "{name}");
+        assert!(printed.ends_with("closing 3001\nclosed 1001\nend\n"), "{name}");
         results.push((name, ticks(&printed)));
     }
     let stopped = server.wait();
@@ -158,7 +158,7 @@ fn a_client_that_never_reads_cannot_hold_the_exit_past_the_drain_deadline() {
     assert_eq!(stopped.total("closed_slow_consumer"), 0);
     let got = healthy.finish();
     assert_eq!(got.ticks["healthy"], [(1, b"last".to_vec())]);
-    assert_eq!(got.closing.unwrap().0, 1001);
+    assert_eq!(got.closing.unwrap().0, 3001);
     stopped.assert_clean();
     drop((native, websocket));
 }
@@ -204,7 +204,7 @@ fn a_drained_client_that_reads_late_still_gets_everything_in_order() {
                 assert_eq!((frame.sequence, frame.payload.len()), (next, 100 << 10));
                 next += 1;
             }
-            frames::CLOSING => break assert_eq!(frame.code(), 1001),
+            frames::CLOSING => break assert_eq!(frame.code(), 3001),
             kind => assert_eq!(kind, frames::SUBSCRIBED),
         }
     }
@@ -217,7 +217,7 @@ fn a_drained_client_that_reads_late_still_gets_everything_in_order() {
             break assert_eq!(message.close_code(), 1001);
         }
         assert!(!closing, "CLOSING is the last message");
-        closing = message.text().starts_with(r#"{"op":"closing","code":1001,"#);
+        closing = message.text().starts_with(r#"{"op":"closing","code":3001,"#);
         if message.text().starts_with("{\"topic\":\"flood\"") {
             count += 1;
             assert!(message.text().contains(&format!("\"seq\":{},", 120 + count)));

@@ -250,6 +250,10 @@ impl Client {
             Kind::Subscribed => self.acknowledged(&payload, published),
             Kind::Unsubscribed => self.left(&payload),
             Kind::Pong => self.pongs += 1,
+            Kind::Ping => {
+                let token = frame.record::<Token>().unwrap();
+                self.send_frame(|out| frame::encode(out, Kind::Pong, Meta::default(), &token, &[]));
+            }
             Kind::Closing => self.closing = Some(frame.record::<Closing>().unwrap().code),
             Kind::Welcome => {}
             other => panic!("unexpected {other:?}: {payload}"),

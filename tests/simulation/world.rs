@@ -37,6 +37,8 @@ pub struct Reached {
     vanished: u64,
     paused: u64,
     half_frames: u64,
+    pinged: u64,
+    silent_closed: u64,
 }
 
 impl Reached {
@@ -48,12 +50,23 @@ impl Reached {
         self.vanished += other.vanished;
         self.paused += other.paused;
         self.half_frames += other.half_frames;
+        self.pinged += other.pinged;
+        self.silent_closed += other.silent_closed;
     }
 
     pub fn is_complete(&self) -> bool {
-        [self.parked, self.slow_closed, self.ingest_full, self.vanished, self.paused, self.half_frames]
-            .iter()
-            .all(|&count| count > 10)
+        [
+            self.parked,
+            self.slow_closed,
+            self.ingest_full,
+            self.vanished,
+            self.paused,
+            self.half_frames,
+            self.pinged,
+            self.silent_closed,
+        ]
+        .iter()
+        .all(|&count| count > 10)
             && self.delivered > 10_000
     }
 }
@@ -87,6 +100,9 @@ impl World {
             frame_bytes_max: 4 << 10,
             egress_log_bytes: if roomy { ROOMY_BYTES } else { rng.usize(16..64) << 10 },
             outbox_bytes_max: if roomy { ROOMY_BYTES } else { rng.usize(10..16) << 10 },
+            // A run lasts 0.4 s. Whoever is served by chance only may well miss a ping.
+            ping_interval_ns: if rng.u8(..4) == 0 { 20_000_000 } else { u64::MAX },
+            ping_timeout_ns: 100_000_000,
             ..Limits::default()
         };
         let ring_bytes = rng.usize(34 << 10..64 << 10);
@@ -308,7 +324,8 @@ impl World {
             client.read(usize::MAX, published);
             // Past its linger deadline a stuck client never sees why; anyone else has been told.
             assert!(
-                client.closing.is_none_or(|code| code == 3008) || client.manner == Manner::Healthy,
+                client.closing.is_none_or(|code| code == 3008 || code == 3011)
+                    || client.manner == Manner::Healthy,
                 "closed with {:?}",
                 client.closing
             );
@@ -381,6 +398,8 @@ impl World {
         let totals = |counter| self.shards.iter().map(|shard| shard.counters().value(counter)).sum::<u64>();
         self.reached.slow_closed = totals(Counter::ClosedSlowConsumer);
         self.reached.delivered = totals(Counter::TicksDelivered);
+        self.reached.pinged = totals(Counter::Pings);
+        self.reached.silent_closed = totals(Counter::ClosedHeartbeatTimeout);
     }
 
     /// Promise 1 for everybody who was not told otherwise; promise 2 in that healthy clients were never closed for

@@ -25,7 +25,7 @@ fn a_client_subscribes_gets_ticks_and_sees_the_end() {
         peer.welcome();
         peer.subscribed();
         peer.tick(1, b"one");
-        peer.closing(1001, "stopping");
+        peer.closing(3001, "stopping");
     });
     let mut client = Client::connect(&address).unwrap();
     let request = client.subscribe("a.>").unwrap();
@@ -34,7 +34,7 @@ fn a_client_subscribes_gets_ticks_and_sees_the_end() {
     assert!(matches!(client.next_event(Some(LONG)), Ok(Some(Event::Topic { name: "a.b", .. }))));
     let Ok(Some(Event::Tick(tick))) = client.next_event(Some(LONG)) else { panic!("tick") };
     assert_eq!((tick.topic, tick.sequence.0, tick.payload), ("a.b", 1, &b"one"[..]));
-    assert!(matches!(client.next_event(Some(LONG)), Ok(Some(Event::Closing { code: 1001, .. }))));
+    assert!(matches!(client.next_event(Some(LONG)), Ok(Some(Event::Closing { code: 3001, .. }))));
     assert!(matches!(client.next_event(Some(LONG)), Ok(Some(Event::Closed))));
     assert!(matches!(client.next_event(Some(LONG)), Err(ClientError::Io(_))), "no wait for what never comes");
     server.join().unwrap();
@@ -107,9 +107,9 @@ fn replies_are_read_while_a_write_waits() {
 
 #[test]
 fn a_refusal_at_the_door_is_told() {
-    let (address, server) = serve(|peer| peer.closing(1001, "stopping"));
+    let (address, server) = serve(|peer| peer.closing(3001, "stopping"));
     let error = Client::connect(&address).unwrap_err();
-    assert!(matches!(&error, ClientError::Closed { code: 1001, .. }), "{error:?}");
+    assert!(matches!(&error, ClientError::Closed { code: 3001, .. }), "{error:?}");
     assert!(error.to_string().contains("stopping"));
     server.join().unwrap();
 

@@ -1,7 +1,8 @@
 //! `tickcast pub`: one tick, or a tick a line.
 
 use std::{
-    io::{self, BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, ErrorKind, Read, Write},
+    os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
 
@@ -38,7 +39,8 @@ pub struct PubArgs {
 /// # Errors
 /// [`CommandError`]; what the server refused was reported on standard error.
 pub fn publish(args: &PubArgs) -> Result<(), CommandError> {
-    publish_from(args, io::stdin().lock(), &mut io::stderr().lock())
+    let input = io::stdin();
+    publish_from_either(args, input.lock(), Some(input.as_fd()), &mut io::stderr().lock())
 }
 
 /// [`publish`] with the lines from `input` and the notices to `notices`.
@@ -46,6 +48,16 @@ pub fn publish(args: &PubArgs) -> Result<(), CommandError> {
 /// # Errors
 /// As [`publish`].
 pub fn publish_from(args: &PubArgs, input: impl Read, notices: &mut impl Write) -> Result<(), CommandError> {
+    publish_from_either(args, input, None, notices)
+}
+
+/// [`publish_from`] with the descriptor that `input` reads from: while no line comes, the server is answered.
+pub(super) fn publish_from_either(
+    args: &PubArgs,
+    input: impl Read,
+    descriptor: Option<BorrowedFd<'_>>,
+    notices: &mut impl Write,
+) -> Result<(), CommandError> {
     let mut publisher = Publisher {
         client: Client::connect(&args.server)?,
         topic: &args.topic,
@@ -57,7 +69,7 @@ pub fn publish_from(args: &PubArgs, input: impl Read, notices: &mut impl Write) 
         close_text: String::new(),
     };
     match args.data.as_str() {
-        "-" => publisher.publish_lines(input)?,
+        "-" => publisher.publish_lines(input, descriptor)?,
         data => publisher.publish(data.as_bytes())?,
     }
     publisher.finish()
@@ -76,28 +88,53 @@ struct Publisher<'a, W> {
 }
 
 impl<W: Write> Publisher<'_, W> {
-    fn publish_lines(&mut self, input: impl Read) -> Result<(), CommandError> {
+    fn publish_lines(
+        &mut self,
+        input: impl Read,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<(), CommandError> {
         let mut input = BufReader::with_capacity(READ_BYTES, input);
         let mut line = Vec::new();
+        while self.read_line(&mut input, descriptor, &mut line)? {
+            self.publish(&line)?;
+        }
+        Ok(())
+    }
+
+    /// Reads a line without its end; of one that is too long only as much as shows that. `false`: there is none.
+    fn read_line(
+        &mut self,
+        input: &mut BufReader<impl Read>,
+        descriptor: Option<BorrowedFd<'_>>,
+        line: &mut Vec<u8>,
+    ) -> Result<bool, CommandError> {
+        line.clear();
         loop {
             if input.buffer().is_empty() {
-                // The next read may wait for ever: what was read so far must not wait with it.
+                // The next read may wait for ever: what was read so far must not wait with it, nor a ping.
                 self.flush()?;
+                while let Some(descriptor) = descriptor
+                    && !self.client.wait_readable_or(descriptor)?
+                {
+                    self.flush()?;
+                }
             }
-            line.clear();
-            let limit = LINE_BYTES_MAX as u64 + 1;
-            let read =
-                input.by_ref().take(limit).read_until(b'\n', &mut line).map_err(CommandError::Input)?;
-            if read == 0 {
-                return Ok(());
+            let chunk = match input.fill_buf() {
+                Ok(chunk) => chunk,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(CommandError::Input(error)),
+            };
+            if chunk.is_empty() {
+                return Ok(!line.is_empty());
             }
-            let ended = line.last() == Some(&b'\n');
-            if ended {
-                line.pop();
-            } else if line.len() > LINE_BYTES_MAX {
-                input.skip_until(b'\n').map_err(CommandError::Input)?;
+            let end = chunk.iter().position(|&byte| byte == b'\n');
+            let room = LINE_BYTES_MAX + 1 - line.len();
+            line.extend_from_slice(&chunk[..end.unwrap_or(chunk.len()).min(room)]);
+            let used = end.map_or(chunk.len(), |end| end + 1);
+            input.consume(used);
+            if end.is_some() {
+                return Ok(true);
             }
-            self.publish(&line)?;
         }
     }
 

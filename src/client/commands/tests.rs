@@ -1,3 +1,5 @@
+use std::{io::Write, os::fd::AsFd};
+
 use super::*;
 use crate::{client::script::serve, wire::frame::Kind};
 
@@ -51,7 +53,7 @@ fn sub_says_why_the_server_closed_or_refused() {
         peer.welcome();
         peer.subscribed();
         peer.tick(1, b"x");
-        peer.closing(1001, "the server stops");
+        peer.closing(3001, "the server stops");
     });
     let (result, out, _) = run_sub(&sub(address, false, None));
     assert!(result.unwrap_err().to_string().contains("the server stops"));
@@ -111,6 +113,27 @@ fn pub_sends_each_line_and_ends_after_the_barrier() {
 }
 
 #[test]
+fn pub_answers_the_server_while_it_waits_for_the_rest_of_a_line() {
+    let (reader, mut writer) = io::pipe().unwrap();
+    writer.write_all(b"one").unwrap();
+    let (address, server) = serve(move |peer| {
+        peer.welcome();
+        peer.ping(7);
+        let answer = peer.next().unwrap();
+        writer.write_all(b" line\n").unwrap();
+        drop(writer);
+        let line = peer.next().unwrap().2;
+        let (_, token, _) = peer.next().unwrap();
+        peer.pong(token);
+        (answer, line)
+    });
+    let args = PubArgs { topic: "a.b".into(), data: "-".into(), server: address };
+    publish::publish_from_either(&args, &reader, Some(reader.as_fd()), &mut Vec::new()).unwrap();
+    let ((kind, token, _), line) = server.join().unwrap();
+    assert_eq!((kind, token, &line[..]), (Kind::Pong, 7, &b"one line"[..]));
+}
+
+#[test]
 fn pub_names_the_lines_that_were_refused_and_sends_the_rest() {
     let (address, server) = serve(|peer| {
         peer.welcome();
@@ -138,7 +161,7 @@ fn pub_fails_when_the_server_closes_before_it_took_everything() {
         peer.welcome();
         let (kind, _, payload) = peer.next().unwrap();
         peer.next();
-        peer.closing(1001, "the server stops");
+        peer.closing(3001, "the server stops");
         (kind, payload)
     });
     let (result, _) = run_pub(address, "data", b"");

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    tick::{Closing, ErrorRecord, Request, Subscribed, TickTimes, Token, Welcome},
+    tick::{Closing, ErrorRecord, Hello, Request, Subscribed, TickTimes, Token, Welcome},
     wire::{
         DecodeError, ErrorCode,
         frame::{FLAG_PAYLOAD_JSON, Kind, Meta},
@@ -68,7 +68,7 @@ fn native_frames() -> Vec<Vec<u8>> {
         record(Kind::Pong, Token { token: 7 }, ""),
         record(Kind::Error, ErrorRecord { request: 4, code: 102, reserved: 0 }, "bad \"pattern\""),
         record(Kind::Unsubscribed, Request { request: 5, reserved: 0 }, "a.>"),
-        record(Kind::Closing, Closing { reconnect_after_ms: 0, code: 1001, reserved: 0 }, "stopping"),
+        record(Kind::Closing, Closing { reconnect_after_ms: 40, code: 3001, reserved: 0 }, "stopping"),
     ]
 }
 
@@ -90,7 +90,7 @@ fn json_messages() -> Vec<Vec<u8>> {
         message(&|out| json::encode_pong(out, 7)),
         message(&|out| json::encode_error(out, 4, ErrorCode::BadPattern, "bad \"pattern\"")),
         message(&|out| json::encode_unsubscribed(out, 5, "a.>")),
-        message(&|out| json::encode_closing(out, 1001, "stopping")),
+        message(&|out| json::encode_closing(out, 3001, "stopping", 40)),
     ]
 }
 
@@ -120,7 +120,7 @@ fn expected(encoding: Encoding) -> Vec<String> {
         Event::Pong { token: 7 },
         Event::Error { request: 4, code: 102, text: "bad \"pattern\"" },
         Event::Unsubscribed { request: 5, pattern: "a.>" },
-        Event::Closing { code: 1001, text: "stopping", reconnect_after_ms: 0 },
+        Event::Closing { code: 3001, text: "stopping", reconnect_after_ms: 40 },
         Event::Closed,
     ]
     .map(|event| format!("{event:?}"))
@@ -286,6 +286,31 @@ fn a_raw_session_gets_payloads_and_its_ping_is_answered_by_a_websocket_pong() {
 }
 
 #[test]
+fn pings_of_the_server_are_answered_without_an_event() {
+    let ping = record(Kind::Ping, Token { token: 7 }, "");
+    let pong = record(Kind::Pong, Token { token: 7 }, "");
+    let (mut session, _) = open(Encoding::Native);
+    session.handle_bytes(&welcome());
+    assert!(matches!(session.poll_event(), Ok(Some(Event::Welcome { .. }))));
+    session.output_written(session.output().len());
+    session.handle_bytes(&ping);
+    assert_eq!(session.poll_event(), Ok(None));
+    assert_eq!(session.output(), pong);
+
+    for encoding in [Encoding::WebSocketRkyv, Encoding::WebSocketJson, Encoding::WebSocketRaw] {
+        let (mut session, response) = open(encoding);
+        session.handle_bytes(&response);
+        assert_eq!(session.poll_event(), Ok(None));
+        session.output_written(session.output().len());
+        let mut ping = Vec::new();
+        crate::wire::websocket::encode_ping(&mut ping);
+        session.handle_bytes(&ping);
+        assert_eq!(session.poll_event(), Ok(None));
+        assert_eq!(session.output()[..2], [0x8a, 0x80], "{encoding:?}: a masked pong");
+    }
+}
+
+#[test]
 fn what_the_server_may_not_send_ends_the_session_for_good() {
     let native = |frames: &[&[u8]]| {
         let (mut session, _) = open(Encoding::Native);
@@ -296,8 +321,9 @@ fn what_the_server_may_not_send_ends_the_session_for_good() {
         assert_eq!(session.ping(), Err(RequestError::Ended));
         error
     };
-    let unknown = SessionError::Decode(DecodeError::UnknownKind(5));
-    assert_eq!(native(&[&welcome(), &record(Kind::Ping, Token { token: 1 }, "")]), unknown);
+    let unknown = SessionError::Decode(DecodeError::UnknownKind(1));
+    assert_eq!(native(&[&welcome(), &record(Kind::Hello, Hello::default(), "")]), unknown);
+    assert_eq!(native(&[&record(Kind::Ping, Token { token: 1 }, "")]), SessionError::WelcomeExpected);
     assert_eq!(native(&[&topic()]), SessionError::WelcomeExpected);
     assert_eq!(native(&[&welcome(), &tick(1, b"")]), SessionError::UnknownTopic("5".into()));
     assert!(matches!(

@@ -55,7 +55,7 @@ impl<S: Shim> DataRing<S> {
             )?,
             TIMER => {
                 self.in_flight -= 1;
-                self.timer_armed = false;
+                self.timer_rings_ns = None;
                 self.events.push_back((0, Event::Timer));
             }
             SHUTDOWN => {

@@ -137,8 +137,19 @@ impl Peer {
         !matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// The next native frame; `None` at the end.
+    /// The next native frame, pings answered and passed over; `None` at the end.
     pub fn frame(&mut self) -> Option<Received> {
+        loop {
+            let frame = self.any_frame()?;
+            if frame.kind != frames::PING {
+                return Some(frame);
+            }
+            self.send(&Raw::new(frames::PONG, &frame.record, b"").bytes());
+        }
+    }
+
+    /// The next native frame; `None` at the end.
+    pub fn any_frame(&mut self) -> Option<Received> {
         loop {
             if let Some(frame) = Received::take(&mut self.buffer) {
                 return Some(frame);
@@ -150,8 +161,19 @@ impl Peer {
         }
     }
 
-    /// The next WebSocket frame, which must be whole and unmasked; `None` at the end.
+    /// The next WebSocket frame, pings answered and passed over; `None` at the end.
     pub fn message(&mut self) -> Option<Message> {
+        loop {
+            let message = self.any_message()?;
+            if message.opcode != PING {
+                return Some(message);
+            }
+            self.send(&masked(0x80 | PONG, &message.payload));
+        }
+    }
+
+    /// The next WebSocket frame, which must be whole and unmasked; `None` at the end.
+    pub fn any_message(&mut self) -> Option<Message> {
         loop {
             if let Some(message) = take_message(&mut self.buffer) {
                 return Some(message);

@@ -1,0 +1,311 @@
+//! A shard's timers: one hierarchical timer wheel instead of a timer a client.
+//!
+//! ```text
+//!  level 0   64 slots of one granule (4.2 ms)     due within 0.27 s
+//!  level 1   64 slots of 64 granules              due within 17 s
+//!  level 2   64 slots of 64^2 granules            due within 18 min
+//!  level 3   64 slots of 64^3 granules            due within 19.5 h; what is later is hung here again and again
+//! ```
+//!
+//! An entry hangs at the level of the highest digit (base 64) in which its granule differs from the wheel's. As the
+//! wheel comes to a slot, what hangs there moves to the levels below: three times at most before it is due. Slots are
+//! linked lists through one slab, and each level has a word that says which of its slots are in use (Varghese and
+//! Lauck, "Hashed and Hierarchical Timing Wheels", 1987, scheme 7).
+
+use crate::limits::{TIMER_GRANULE_NS, TIMER_LEVELS, TIMER_MOVES_PER_POP};
+
+/// Bits of a digit: slots of a level are the bits of one `u64`.
+const DIGIT_BITS: u32 = 6;
+const SLOTS: usize = 1 << DIGIT_BITS;
+/// Granules that the levels cover.
+const HORIZON: u64 = 1 << (DIGIT_BITS * TIMER_LEVELS as u32);
+/// No node.
+const NONE: u32 = u32::MAX;
+
+#[derive(Clone, Copy, Debug)]
+struct Node<T> {
+    /// The granule at whose begin it is due.
+    granule: u64,
+    entry: T,
+    /// The next node of its slot, or of the free list.
+    next: u32,
+}
+
+/// Entries that are due at some time. Nothing is cancelled: who takes an entry out looks whether it still matters.
+///
+/// An entry is never early, and late by less than a granule and the caller's own lateness. Those of one granule come in
+/// no particular order.
+///
+/// Invariant: every node is in one slot, in `moving` or in the free list.
+/// Invariant: an entry at level `l` has the digits above `l` in common with `reached`, and a higher digit at `l`; at the
+/// last level the digit may have come round.
+#[derive(Debug)]
+pub struct Wheel<T> {
+    /// The granule up to which slots have been emptied.
+    reached: u64,
+    /// First node of each slot.
+    slots: [[u32; SLOTS]; TIMER_LEVELS],
+    /// Which slots have any.
+    used: [u64; TIMER_LEVELS],
+    /// What hung in the slot that was reached: due, or to be hung lower.
+    moving: u32,
+    /// The slab. Bound: the most entries there were at once.
+    nodes: Vec<Node<T>>,
+    free: u32,
+    len: usize,
+}
+
+impl<T: Copy> Default for Wheel<T> {
+    fn default() -> Self {
+        Wheel::new()
+    }
+}
+
+impl<T: Copy> Wheel<T> {
+    /// An empty wheel. 1 KiB; the slab grows with the first entries.
+    pub fn new() -> Wheel<T> {
+        Wheel {
+            reached: 0,
+            slots: [[NONE; SLOTS]; TIMER_LEVELS],
+            used: [0; TIMER_LEVELS],
+            moving: NONE,
+            nodes: Vec::new(),
+            free: NONE,
+            len: 0,
+        }
+    }
+
+    /// Entries there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes of the slab: 24 for each entry of 12 bytes there was room for at once. It does not shrink.
+    pub fn heap_bytes(&self) -> usize {
+        self.nodes.capacity() * size_of::<Node<T>>()
+    }
+
+    /// Adds an entry that is due at `when_ns`, on the clock that [`Wheel::pop_due`] is told. About 10 ns, and no
+    /// allocation but the slab's growth.
+    pub fn insert(&mut self, when_ns: u64, entry: T) {
+        let node = Node { granule: when_ns.div_ceil(TIMER_GRANULE_NS), entry, next: NONE };
+        let index = match self.free {
+            NONE => {
+                self.nodes.push(node);
+                (self.nodes.len() - 1) as u32
+            }
+            index => {
+                self.free = self.nodes[index as usize].next;
+                self.nodes[index as usize] = node;
+                index
+            }
+        };
+        self.len += 1;
+        self.hang(index);
+    }
+
+    /// Takes out an entry that is due, if there is one. How many a turn takes is the caller's to bound.
+    ///
+    /// A call moves at most [`TIMER_MOVES_PER_POP`] entries down: it may give `None` while more are due, and then
+    /// [`Wheel::next_due_ns`] is not after `now_ns`. With nothing due 2 ns; with a million entries 200 ns for each, its
+    /// moves included.
+    pub fn pop_due(&mut self, now_ns: u64) -> Option<T> {
+        let now = now_ns / TIMER_GRANULE_NS;
+        let mut moves_left = TIMER_MOVES_PER_POP;
+        while moves_left > 0 {
+            if self.moving == NONE && !self.advance(now) {
+                return None;
+            }
+            let index = self.moving;
+            let Node { granule, entry, next } = self.nodes[index as usize];
+            self.moving = next;
+            if granule <= self.reached {
+                self.nodes[index as usize].next = self.free;
+                self.free = index;
+                self.len -= 1;
+                return Some(entry);
+            }
+            self.hang(index);
+            moves_left -= 1;
+        }
+        None
+    }
+
+    /// When [`Wheel::pop_due`] has something to do: an entry is due then, or is to be moved on its way. Never later
+    /// than the first entry is due, rounded up to a granule. `None` when there is no entry. About 2 ns.
+    pub fn next_due_ns(&self) -> Option<u64> {
+        let granule = match self.moving {
+            NONE => self.next_slot()?.2,
+            _ => self.reached,
+        };
+        Some(granule.saturating_mul(TIMER_GRANULE_NS))
+    }
+
+    /// Goes to the next slot that is in use, unless it begins after `now`. Returns whether one was reached.
+    fn advance(&mut self, now: u64) -> bool {
+        if now <= self.reached {
+            return false;
+        }
+        let Some((level, slot, start)) = self.next_slot().filter(|(.., start)| *start <= now) else {
+            // No slot begins before `now`, so none is passed over.
+            self.reached = now;
+            return false;
+        };
+        self.reached = start;
+        self.used[level] &= !(1 << slot);
+        self.moving = std::mem::replace(&mut self.slots[level][slot], NONE);
+        true
+    }
+
+    /// The slot in use that begins first: level, slot, granule. Slots of a lower level begin before those above it.
+    fn next_slot(&self) -> Option<(usize, usize, u64)> {
+        let level = (0..TIMER_LEVELS).find(|&level| self.used[level] != 0)?;
+        let shift = DIGIT_BITS * level as u32;
+        let digit = (self.reached >> shift) as u32 % SLOTS as u32;
+        // 1 to 64 slots on: the slot that the wheel is in is a whole turn away.
+        let ahead = self.used[level].rotate_right(digit + 1).trailing_zeros() + 1;
+        let start = ((self.reached >> shift) + u64::from(ahead)) << shift;
+        Some((level, (digit + ahead) as usize % SLOTS, start))
+    }
+
+    /// Puts a node where it belongs, seen from `reached`.
+    fn hang(&mut self, index: u32) {
+        let node = &mut self.nodes[index as usize];
+        if node.granule <= self.reached {
+            node.next = self.moving;
+            self.moving = index;
+            return;
+        }
+        // Past the horizon it is looked at again when the wheel has come round to where it begins.
+        let granule = node.granule.min(self.reached + HORIZON - (HORIZON >> DIGIT_BITS));
+        let highest_bit = 63 - (granule ^ self.reached).leading_zeros();
+        let level = ((highest_bit / DIGIT_BITS) as usize).min(TIMER_LEVELS - 1);
+        let slot = (granule >> (DIGIT_BITS * level as u32)) as usize % SLOTS;
+        node.next = std::mem::replace(&mut self.slots[level][slot], index);
+        self.used[level] |= 1 << slot;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cmp::Reverse, collections::BinaryHeap};
+
+    use super::*;
+
+    const G: u64 = TIMER_GRANULE_NS;
+
+    /// All that is due, and what the wheel says of the next.
+    fn drain(wheel: &mut Wheel<u32>, now_ns: u64) -> Vec<u32> {
+        let mut due = Vec::new();
+        loop {
+            match wheel.pop_due(now_ns) {
+                Some(entry) => due.push(entry),
+                None if wheel.next_due_ns().is_some_and(|next_ns| next_ns <= now_ns) => {}
+                None => return due,
+            }
+        }
+    }
+
+    /// Deadlines of every distance, and jumps of every length: the wheel gives what a heap gives.
+    #[test]
+    fn it_gives_what_a_heap_gives_however_time_jumps() {
+        for seed in 0..200 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut distance = move || {
+                let bits = random.u32(0..58);
+                random.u64(0..1 << bits)
+            };
+            let (mut wheel, mut heap) = (Wheel::new(), BinaryHeap::new());
+            let mut now_ns = distance();
+            let mut entries = 0;
+            for _ in 0..300 {
+                for _ in 0..distance() % 20 {
+                    let when_ns = (now_ns + distance()).saturating_sub(distance() % G);
+                    wheel.insert(when_ns, entries);
+                    heap.push(Reverse((when_ns.div_ceil(G), entries)));
+                    entries += 1;
+                }
+                now_ns += distance();
+                let mut expected = Vec::new();
+                while let Some(&Reverse((granule, entry))) = heap.peek()
+                    && granule <= now_ns / G
+                {
+                    expected.push(entry);
+                    heap.pop();
+                }
+                let mut due = drain(&mut wheel, now_ns);
+                due.sort_unstable();
+                expected.sort_unstable();
+                assert_eq!(due, expected, "seed {seed}");
+                assert_eq!(wheel.len(), heap.len(), "seed {seed}");
+                let first_ns = heap.peek().map(|Reverse((granule, _))| granule * G);
+                match (wheel.next_due_ns(), first_ns) {
+                    (None, None) => {}
+                    (Some(next_ns), Some(first_ns)) => {
+                        assert!(now_ns < next_ns && next_ns <= first_ns, "seed {seed}: {next_ns} {first_ns}");
+                    }
+                    other => panic!("seed {seed}: {other:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn who_sleeps_until_the_next_is_woken_a_few_times_for_an_entry_far_away() {
+        for when_ns in [G, 100 * G, 25_000_000_000, 3_600_000_000_000, HORIZON * G + 7] {
+            let mut wheel = Wheel::new();
+            let mut now_ns = 1 << 41;
+            drain(&mut wheel, now_ns);
+            wheel.insert(now_ns + when_ns, 1);
+            let due_ns = now_ns + when_ns;
+            let mut wakes = 0;
+            while drain(&mut wheel, now_ns).is_empty() {
+                now_ns = wheel.next_due_ns().unwrap();
+                wakes += 1;
+            }
+            assert!(wakes <= TIMER_LEVELS as u32 + 2, "{wakes} wakes for {when_ns} ns");
+            assert!((due_ns..due_ns + G).contains(&now_ns), "due at {due_ns}, given at {now_ns}");
+        }
+    }
+
+    #[test]
+    fn a_deadline_that_never_comes_is_never_due() {
+        let mut wheel = Wheel::new();
+        wheel.insert(u64::MAX, 1);
+        let mut now_ns = 0;
+        for _ in 0..1_000 {
+            assert!(drain(&mut wheel, now_ns).is_empty());
+            now_ns += HORIZON * G / 3;
+        }
+        assert_eq!(wheel.len(), 1);
+    }
+
+    #[test]
+    fn a_full_slot_is_moved_a_bounded_number_of_entries_a_call() {
+        let mut wheel = Wheel::new();
+        let count = 3 * TIMER_MOVES_PER_POP as u32;
+        (0..count).for_each(|entry| wheel.insert(100 * G, entry));
+        // The slot of level 1 is reached, and nothing in it is due yet.
+        assert_eq!(wheel.pop_due(64 * G), None);
+        assert!(wheel.next_due_ns() <= Some(64 * G), "there is more to move");
+        assert!(drain(&mut wheel, 64 * G).is_empty());
+        assert_eq!(wheel.next_due_ns(), Some(100 * G));
+        assert_eq!(drain(&mut wheel, 100 * G).len(), count as usize);
+        assert!(wheel.is_empty() && wheel.next_due_ns().is_none());
+    }
+
+    #[test]
+    fn entries_take_the_place_of_those_that_went() {
+        let mut wheel = Wheel::new();
+        for round in 0..10_000 {
+            (0..10).for_each(|entry| wheel.insert((round + 1) * G, entry));
+            assert_eq!(drain(&mut wheel, (round + 1) * G).len(), 10);
+        }
+        assert!(wheel.heap_bytes() <= 16 * size_of::<Node<u32>>(), "{} bytes", wheel.heap_bytes());
+    }
+}

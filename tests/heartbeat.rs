@@ -1,0 +1,346 @@
+//! Heartbeats on simulated time: who is silent is pinged, who stays silent is ended, and a server that was itself stopped
+//! ends nobody for it.
+
+use std::sync::Arc;
+
+use tickcast::{
+    clock::Now,
+    config::Limits,
+    counters::{Counter, Counters},
+    limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS},
+    shard::{Action, Door, Shard},
+    tick::{Hello, ShardId, Token},
+    wire::{
+        Step,
+        frame::{self, Kind, Meta},
+    },
+};
+
+const MS: u64 = 1_000_000;
+const INTERVAL_MS: u64 = 25_000;
+const TIMEOUT_MS: u64 = 10_000;
+/// By how much a ping may be late: sessions are looked at together, and the wheel has granules.
+const LATE_MS: u64 = INTERVAL_MS / PING_LOOKS_PER_INTERVAL + 2 * TIMER_GRANULE_NS / MS + 2;
+
+/// A shard, its time, and what it sent to whom.
+struct Bench {
+    shard: Shard,
+    now: Now,
+    sent: Vec<(u32, Vec<u8>)>,
+    closed: Vec<u32>,
+    /// Sockets that take nothing: their SENDs stay parked.
+    full: Vec<u32>,
+    wakes: u32,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench::with(Limits {
+            ping_interval_ns: INTERVAL_MS * MS,
+            ping_timeout_ns: TIMEOUT_MS * MS,
+            ..Limits::default()
+        })
+    }
+
+    fn with(limits: Limits) -> Bench {
+        Bench {
+            shard: Shard::new(ShardId(0), 1, 1, limits, Arc::new(Counters::default())),
+            now: Now { monotonic_ns: 1 << 41, realtime_ns: 1 << 60 },
+            sent: Vec::new(),
+            closed: Vec::new(),
+            full: Vec::new(),
+            wakes: 0,
+        }
+    }
+
+    fn native(&mut self, slot: u32) {
+        let mut hello = Vec::new();
+        frame::encode(&mut hello, Kind::Hello, Meta::default(), &Hello::default(), &[b"x"]);
+        self.shard.handle_accept(slot, Door::Native, self.now);
+        self.shard.handle_bytes(slot, &hello, self.now);
+        self.turn();
+        self.sent.clear();
+    }
+
+    fn websocket(&mut self, slot: u32, subprotocol: &str) {
+        let request = format!(
+            "GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Protocol: {subprotocol}\r\n\r\n"
+        );
+        self.shard.handle_accept(slot, Door::Http, self.now);
+        self.shard.handle_bytes(slot, request.as_bytes(), self.now);
+        self.turn();
+        self.sent.clear();
+    }
+
+    fn turn(&mut self) {
+        self.shard.turn(self.now);
+        let mut gather = Vec::new();
+        while let Some(send) = self.shard.poll_send(&mut gather, self.now) {
+            let bytes = self.shard.send_bytes(&send, &gather).to_vec();
+            let parked = self.full.contains(&send.slot);
+            self.shard.handle_sent(send.slot, bytes.len(), parked, self.now);
+            self.sent.push((send.slot, bytes));
+            gather.clear();
+        }
+        while let Some(action) = self.shard.poll_action() {
+            if let Action::Close(slot) = action {
+                self.closed.push(slot);
+            }
+        }
+        self.shard.end_turn();
+    }
+
+    /// As the driver: sleeps until the shard wants a turn.
+    fn pass(&mut self, duration_ms: u64) {
+        let end_ns = self.now.monotonic_ns + duration_ms * MS;
+        while let Some(when_ns) = self.shard.next_deadline().filter(|&when_ns| when_ns <= end_ns) {
+            self.now.monotonic_ns = self.now.monotonic_ns.max(when_ns);
+            self.turn();
+            self.wakes += 1;
+        }
+        self.now.monotonic_ns = end_ns;
+        self.turn();
+    }
+
+    /// The server does not run: one turn at the end, after what came meanwhile.
+    fn is_stopped_for(&mut self, duration_ms: u64) {
+        self.now.monotonic_ns += duration_ms * MS;
+    }
+
+    fn pong(&mut self, slot: u32) {
+        let mut pong = Vec::new();
+        frame::encode(&mut pong, Kind::Pong, Meta::default(), &Token { token: 9 }, &[]);
+        self.shard.handle_bytes(slot, &pong, self.now);
+    }
+
+    fn timed_out(&self) -> u64 {
+        self.shard.counters().value(Counter::ClosedHeartbeatTimeout)
+    }
+
+    fn sent_to(&mut self, slot: u32) -> Vec<u8> {
+        let sent = std::mem::take(&mut self.sent);
+        sent.into_iter().filter(|(of, _)| *of == slot).flat_map(|(_, bytes)| bytes).collect()
+    }
+}
+
+fn kinds(mut bytes: &[u8]) -> Vec<Kind> {
+    let mut kinds = Vec::new();
+    while let Ok(Step::Complete(used, frame)) = frame::decode(bytes, 1 << 20) {
+        kinds.push(frame.kind);
+        bytes = &bytes[used..];
+    }
+    assert!(bytes.is_empty());
+    kinds
+}
+
+#[test]
+fn a_silent_session_is_pinged_after_the_interval_and_ended_after_the_time_out() {
+    let mut bench = Bench::new();
+    bench.native(0);
+    bench.pass(INTERVAL_MS - 10);
+    assert!(bench.sent_to(0).is_empty());
+    bench.pass(LATE_MS + 10);
+    assert_eq!(kinds(&bench.sent_to(0)), [Kind::Ping]);
+    bench.pass(TIMEOUT_MS - LATE_MS - 10);
+    assert!(bench.sent_to(0).is_empty());
+    bench.pass(2 * LATE_MS);
+    assert_eq!(kinds(&bench.sent_to(0)), [Kind::Closing]);
+    bench.shard.handle_eof(0, bench.now);
+    assert_eq!((bench.timed_out(), bench.shard.sessions_len()), (1, 0));
+}
+
+#[test]
+fn every_websocket_is_pinged_as_rfc_6455_says() {
+    let mut bench = Bench::new();
+    let subprotocols = ["tickcast.v1.json", "tickcast.v1.rkyv", "tickcast.v1.raw"];
+    for (slot, subprotocol) in subprotocols.iter().enumerate() {
+        bench.websocket(slot as u32, subprotocol);
+    }
+    bench.pass(INTERVAL_MS + LATE_MS);
+    let sent = std::mem::take(&mut bench.sent);
+    assert_eq!(sent.len(), 3);
+    assert!(sent.iter().all(|(_, bytes)| *bytes == [0x89, 0]));
+    bench.pass(TIMEOUT_MS + LATE_MS);
+    for slot in 0..3 {
+        let mut bytes = bench.sent.iter().find(|(of, _)| *of == slot).unwrap().1.clone();
+        let at = bytes.iter().rposition(|&byte| byte == 0x88).unwrap();
+        let close = bytes.split_off(at);
+        assert_eq!(u16::from_be_bytes([close[2], close[3]]), 3011);
+    }
+}
+
+#[test]
+fn an_idle_session_that_answers_is_kept_for_ever_and_any_byte_is_an_answer() {
+    let mut bench = Bench::new();
+    bench.native(0);
+    bench.native(1);
+    for round in 0..100u64 {
+        bench.pass(INTERVAL_MS + LATE_MS);
+        assert_eq!(kinds(&bench.sent_to(0)), [Kind::Ping], "round {round}");
+        bench.pass(round % 10 * TIMEOUT_MS / 11);
+        bench.pong(0);
+        // One byte of a frame that is never finished would be the frame deadline's affair: all bytes of one, in turn.
+        let mut ping = Vec::new();
+        frame::encode(&mut ping, Kind::Ping, Meta::default(), &Token { token: round }, &[]);
+        let at = round as usize % ping.len();
+        if at == 0 {
+            bench.shard.handle_bytes(1, &ping, bench.now);
+        } else {
+            bench.shard.handle_bytes(1, &ping[..at], bench.now);
+            bench.shard.handle_bytes(1, &ping[at..], bench.now);
+        }
+        bench.turn();
+        bench.sent.clear();
+    }
+    assert_eq!((bench.timed_out(), bench.shard.sessions_len()), (0, 2));
+}
+
+#[test]
+fn a_time_out_longer_than_the_interval_does_not_delay_the_next_ping() {
+    let mut bench = Bench::with(Limits {
+        ping_interval_ns: 1_000 * MS,
+        ping_timeout_ns: 60_000 * MS,
+        ..Limits::default()
+    });
+    bench.native(0);
+    for _ in 0..20 {
+        bench.pass(1_100);
+        assert_eq!(kinds(&bench.sent_to(0)), [Kind::Ping]);
+        bench.pong(0);
+    }
+    bench.pass(1_100 + 59_000);
+    assert_eq!((bench.timed_out(), kinds(&bench.sent_to(0))), (0, vec![Kind::Ping]));
+    bench.pass(2_000);
+    assert_eq!(kinds(&bench.sent_to(0)), [Kind::Closing]);
+}
+
+#[test]
+fn a_session_that_talks_is_never_pinged() {
+    let mut bench = Bench::new();
+    bench.native(0);
+    for _ in 0..100 {
+        bench.pass(INTERVAL_MS / 2);
+        bench.pong(0);
+    }
+    assert_eq!((bench.shard.counters().value(Counter::Pings), bench.shard.sessions_len()), (0, 1));
+}
+
+#[test]
+fn a_server_that_was_stopped_finds_the_answers_before_it_ends_their_senders() {
+    const SESSIONS: u32 = 10;
+    let mut random = fastrand::Rng::with_seed(7);
+    for _ in 0..200 {
+        let mut bench = Bench::new();
+        (0..SESSIONS).for_each(|slot| bench.native(slot));
+        // Stopped at any moment of a heartbeat, for any time, with its clients answering pings they got.
+        bench.pass(random.u64(0..INTERVAL_MS + TIMEOUT_MS / 2));
+        let pinged: Vec<u32> = std::mem::take(&mut bench.sent).into_iter().map(|(slot, _)| slot).collect();
+        bench.is_stopped_for(random.u64(1..200_000));
+        // It wakes, and has not read yet what waits in its sockets: it takes several turns to come to it.
+        (0..5).for_each(|_| bench.turn());
+        bench.pass(50);
+        pinged.into_iter().for_each(|slot| bench.pong(slot));
+        bench.turn();
+        // From here on everybody answers at once.
+        for _ in 0..2_000 {
+            bench.pass(50);
+            let pinged: Vec<u32> =
+                std::mem::take(&mut bench.sent).into_iter().map(|(slot, _)| slot).collect();
+            pinged.into_iter().for_each(|slot| bench.pong(slot));
+        }
+        assert_eq!(bench.shard.sessions_len(), SESSIONS as usize);
+    }
+}
+
+#[test]
+fn a_peer_with_a_full_socket_that_reads_nothing_is_reaped_and_one_that_reads_slowly_is_not() {
+    let mut bench = Bench::new();
+    bench.native(0);
+    bench.native(1);
+    bench.full = vec![0, 1];
+    // Something is parked in both sockets, and nothing ever comes from either again.
+    for slot in [0, 1] {
+        let mut ping = Vec::new();
+        frame::encode(&mut ping, Kind::Ping, Meta::default(), &Token { token: 1 }, &[]);
+        bench.shard.handle_bytes(slot, &ping, bench.now);
+    }
+    for _ in 0..100 {
+        bench.pass(TIMEOUT_MS / 4);
+        // The slow one has taken what was parked, and more is parked at once.
+        bench.shard.handle_writable(1);
+    }
+    assert_eq!(bench.closed, [0], "its goodbye is given up after the linger deadline");
+    assert_eq!((bench.timed_out(), bench.shard.sessions_len()), (1, 1));
+}
+
+#[test]
+fn a_session_in_its_handshake_is_not_pinged() {
+    let mut bench =
+        Bench::with(Limits { ping_interval_ns: 100 * MS, ping_timeout_ns: 100 * MS, ..Limits::default() });
+    bench.shard.handle_accept(0, Door::Native, bench.now);
+    bench.shard.handle_accept(1, Door::Http, bench.now);
+    bench.shard.handle_bytes(1, b"GET /ws", bench.now);
+    bench.pass(4_900);
+    assert_eq!((bench.shard.counters().value(Counter::Pings), bench.shard.sessions_len()), (0, 2));
+}
+
+#[test]
+fn without_an_interval_nobody_is_pinged_and_no_timer_is_left() {
+    let mut bench = Bench::with(Limits { ping_interval_ns: u64::MAX, ..Limits::default() });
+    bench.native(0);
+    bench.pass(1_000_000);
+    assert_eq!((bench.shard.counters().value(Counter::Pings), bench.shard.next_deadline()), (0, None));
+}
+
+#[test]
+fn ten_thousand_idle_sessions_wake_the_shard_a_few_times_a_second() {
+    const SESSIONS: u32 = 10_000;
+    let mut bench = Bench::new();
+    // Connected over a whole interval, so that no two need be due together.
+    for slot in 0..SESSIONS {
+        bench.now.monotonic_ns += INTERVAL_MS * MS / u64::from(SESSIONS);
+        bench.native(slot);
+    }
+    let minutes = 5;
+    bench.wakes = 0;
+    for _ in 0..minutes * 600 {
+        bench.pass(100);
+        let pinged: Vec<u32> = std::mem::take(&mut bench.sent).into_iter().map(|(slot, _)| slot).collect();
+        pinged.into_iter().for_each(|slot| bench.pong(slot));
+    }
+    assert_eq!(bench.shard.sessions_len(), SESSIONS as usize);
+    let wakes_per_s = u64::from(bench.wakes) / (minutes * 60);
+    assert!(wakes_per_s < 40, "{wakes_per_s} wakes a second");
+}
+
+#[test]
+fn a_server_that_stops_and_reads_no_more_takes_nobody_for_dead() {
+    let mut bench = Bench::new();
+    bench.native(0);
+    bench.pass(INTERVAL_MS + LATE_MS);
+    bench.shard.stop_taking_input();
+    bench.pass(10 * TIMEOUT_MS);
+    assert_eq!((bench.timed_out(), bench.shard.sessions_len()), (0, 1));
+}
+
+#[test]
+fn at_the_drain_each_client_is_told_another_time_to_come_back() {
+    let mut bench = Bench::with(Limits { reconnect_spread_ms: 1_000, ..Limits::default() });
+    (0..100).for_each(|slot| bench.native(slot));
+    bench.shard.begin_drain(bench.now.monotonic_ns + 1_000 * MS, bench.now);
+    bench.turn();
+    let mut times = Vec::new();
+    for (_, bytes) in &bench.sent {
+        let Ok(Step::Complete(_, frame)) = frame::decode(bytes, 1 << 20) else { panic!("a frame") };
+        let closing: tickcast::tick::Closing = frame.record().unwrap();
+        assert_eq!((frame.kind, closing.code), (Kind::Closing, 3001));
+        times.push(closing.reconnect_after_ms);
+    }
+    assert_eq!(times.len(), 100);
+    assert!(times.iter().all(|&after_ms| after_ms <= 1_000));
+    times.sort_unstable();
+    times.dedup();
+    assert!(times.len() > 80, "{times:?}");
+}

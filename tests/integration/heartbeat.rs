@@ -1,0 +1,175 @@
+//! Heartbeats against the real binary: the dead are reaped, the idle are kept, and a server that was stopped keeps
+//! everybody.
+
+use std::{thread, time::Duration};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tickcast::{client::Client, wire::Encoding};
+
+use crate::harness::{
+    Server, beside_others,
+    collector::{Collector, address, barrier, connect, publish},
+    eventually,
+    external::{External, Library, ticks},
+    frames::{self, Raw},
+    raw::{CLOSE, PING, PONG, Peer, masked},
+};
+
+/// Often, and with a time-out that no client misses on a busy machine.
+const PATIENT: [&str; 4] = ["--ping-interval-ms", "200", "--ping-timeout-ms", "20000"];
+/// As often, for peers that are dead.
+const SHORT: [&str; 4] = ["--ping-interval-ms", "200", "--ping-timeout-ms", "1000"];
+
+fn answer(peer: &mut Peer) {
+    let frame = peer.any_frame().unwrap();
+    assert_eq!((frame.kind, frame.record.len()), (frames::PING, 8));
+    peer.send(&Raw::new(frames::PONG, &frame.record, b"").bytes());
+}
+
+#[test]
+fn peers_that_neither_read_nor_write_are_reaped_and_their_places_are_free_again() {
+    let _machine = beside_others();
+    let options = [&["--no-sim", "--max-clients", "3"], &SHORT[..]].concat();
+    let server = Server::start_logging("tickcast=debug", &options);
+    let _native = Peer::native(server.tcp);
+    let _websocket = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
+    let _raw = Peer::websocket(server.http, "/ws?topics=t", "tickcast.v1.raw");
+    eventually("all are closed", || server.log.text().matches("ends: no answer to a ping").count() == 3);
+    let address = address(&server, Encoding::Native);
+    eventually("there is room for another", || Client::connect_to(&address).is_ok());
+    assert_eq!(server.stop_cleanly().total("closed_heartbeat_timeout"), 3);
+}
+
+#[test]
+fn a_peer_that_reads_and_does_not_answer_is_told_3011() {
+    let _machine = beside_others();
+    let server = Server::start(&SHORT);
+    let mut native = Peer::native(server.tcp);
+    assert_eq!(native.any_frame().unwrap().kind, frames::PING);
+    let closing = native.any_frame().unwrap();
+    assert_eq!((closing.kind, closing.code()), (frames::CLOSING, 3011));
+    assert_eq!(native.any_frame(), None);
+    let mut websocket = Peer::websocket(server.http, "/ws?topics=t", "tickcast.v1.raw");
+    let ping = websocket.any_message().unwrap();
+    assert_eq!((ping.opcode, ping.payload.len()), (PING, 0));
+    let close = websocket.any_message().unwrap();
+    assert_eq!((close.opcode, close.close_code()), (CLOSE, 3011));
+    drop((native, websocket));
+    assert_eq!(server.stop_cleanly().total("closed_heartbeat_timeout"), 2);
+}
+
+#[test]
+fn a_dead_peer_whose_socket_is_full_is_reaped_before_its_outbox_is() {
+    let _machine = beside_others();
+    let room = ["--outbox-bytes-max", "67108864", "--egress-log-bytes", "134217728"];
+    let server = Server::start_logging("tickcast=debug", &[&["--no-sim"], &room[..], &SHORT[..]].concat());
+    let mut peer = Peer::connect_with_small_window(server.tcp);
+    peer.send(&Raw::request(frames::HELLO, 1, b"dead").bytes());
+    peer.send(&Raw::request(frames::SUBSCRIBE, 2, b"t").bytes());
+    assert_eq!(peer.frame().unwrap().kind, frames::WELCOME);
+    assert_eq!(peer.frame().unwrap().kind, frames::SUBSCRIBED);
+    let mut publisher = connect(&server, Encoding::Native);
+    for _ in 0..80 {
+        publish(&mut publisher, "t", &[b'x'; 100 << 10]);
+    }
+    barrier(&mut publisher);
+    drop(publisher);
+    eventually("it is closed", || server.log.text().contains("ends: no answer to a ping"));
+    let stopped = server.stop_cleanly();
+    assert_eq!((stopped.total("closed_heartbeat_timeout"), stopped.total("closed_slow_consumer")), (1, 0));
+    drop(peer);
+}
+
+#[test]
+fn idle_clients_of_every_kind_that_answer_are_kept() {
+    let _machine = beside_others();
+    let server = Server::start(&PATIENT);
+    let encodings =
+        [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson, Encoding::WebSocketRaw];
+    let collectors = encodings.map(|encoding| Collector::start(&server, encoding, &["t"]));
+    let externals = [Library::Ws, Library::Websockets]
+        .map(|library| External::subscribe(library, &server, "json", "t", 1));
+    externals.iter().for_each(External::wait_until_ready);
+    // A raw peer sees the pings: when it has answered some, so have the others.
+    let mut peer = Peer::native(server.tcp);
+    (0..5).for_each(|_| answer(&mut peer));
+    let mut publisher = connect(&server, Encoding::Native);
+    publish(&mut publisher, "t", b"1");
+    barrier(&mut publisher);
+    for collector in collectors {
+        collector.wait_for(1);
+        let got = collector.finish();
+        assert_eq!((got.closing, got.ended), (None, None));
+    }
+    for external in externals {
+        assert_eq!(ticks(&external.finish())["t"], [(1, b"1".to_vec())]);
+    }
+    drop((peer, publisher));
+    let stopped = server.stop_cleanly();
+    assert!(stopped.total("pings") >= 5 * 7, "{}", stopped.log);
+    assert_eq!(stopped.total("closed_heartbeat_timeout"), 0);
+}
+
+#[test]
+fn a_server_that_was_stopped_for_longer_than_the_time_out_keeps_its_clients() {
+    let _machine = beside_others();
+    let server = Server::start(&["--ping-interval-ms", "200", "--ping-timeout-ms", "4000"]);
+    let encodings = [Encoding::Native, Encoding::WebSocketJson];
+    let collectors = encodings.map(|encoding| Collector::start(&server, encoding, &["t"]));
+    let mut native = Peer::native(server.tcp);
+    let mut websocket = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
+    // Stopped while pings are on their way.
+    assert_eq!(websocket.any_message().unwrap().opcode, PING);
+    answer(&mut native);
+    let pid = Pid::from_raw(server.pid() as i32);
+    kill(pid, Signal::SIGSTOP).unwrap();
+    websocket.send(&masked(0x80 | PONG, b""));
+    thread::sleep(Duration::from_millis(4_600));
+    kill(pid, Signal::SIGCONT).unwrap();
+    // Two more heartbeats each, and everybody is still there.
+    (0..2).for_each(|_| answer(&mut native));
+    for _ in 0..2 {
+        assert_eq!(websocket.any_message().unwrap().opcode, PING);
+        websocket.send(&masked(0x80 | PONG, b""));
+    }
+    let mut publisher = connect(&server, Encoding::Native);
+    publish(&mut publisher, "t", b"1");
+    barrier(&mut publisher);
+    for collector in collectors {
+        collector.wait_for(1);
+        assert_eq!(collector.finish().closing, None);
+    }
+    drop((native, websocket, publisher));
+    assert_eq!(server.stop_cleanly().total("closed_heartbeat_timeout"), 0);
+}
+
+#[test]
+fn each_client_is_told_when_to_come_back() {
+    let _machine = beside_others();
+    let server = Server::start(&["--reconnect-spread-ms", "1000000000"]);
+    let mut natives: Vec<Peer> = (0..5).map(|_| Peer::native(server.tcp)).collect();
+    let mut websocket = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
+    server.terminate();
+    let mut times: Vec<u32> = natives
+        .iter_mut()
+        .map(|peer| {
+            let closing = peer.frame().unwrap();
+            assert_eq!((closing.kind, closing.code()), (frames::CLOSING, 3001));
+            u32::from_le_bytes(closing.record[..4].try_into().unwrap())
+        })
+        .collect();
+    let text = websocket.text();
+    assert!(text.starts_with(r#"{"op":"closing","code":3001,"#), "{text}");
+    let (_, after) = text.split_once(r#""reconnect_after_ms":"#).unwrap();
+    times.push(after.trim_end_matches('}').parse().unwrap());
+    assert_eq!(websocket.message().unwrap().close_code(), 1001);
+    assert!(times.iter().all(|&after_ms| after_ms <= 1_000_000_000));
+    times.sort_unstable();
+    times.dedup();
+    assert_eq!(times.len(), 6, "{times:?}");
+    drop((natives, websocket));
+    server.wait().assert_clean();
+}
