@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::{
-    cli::{BadLines, ServeArgs},
+    cli::{BadLines, IdentityConflict, ServeArgs},
     error::StartupError,
     ingest::{replay, simulator},
     limits,
@@ -24,6 +24,10 @@ pub struct Config {
     pub http: SocketAddr,
     /// Most connections; `None`: what the descriptor limit allows.
     pub clients_max: Option<usize>,
+    /// Most connections from one address; 0: any number.
+    pub clients_per_source_max: u32,
+    /// New connections a second, over all shards; 0: any number.
+    pub accept_rate: u32,
     /// The core's bounds.
     pub limits: Limits,
     /// One ring of the mesh, bytes.
@@ -62,6 +66,10 @@ pub struct Limits {
     pub egress_log_bytes: usize,
     /// Bytes a session may have waiting.
     pub outbox_bytes_max: usize,
+    /// Ticks a second that a session may publish; 0: as many as it can.
+    pub publish_rate: u32,
+    /// Whether a second connection of an identity replaces the first.
+    pub identity_replaces: bool,
     /// Whether `/echo` exists.
     pub debug_echo: bool,
 }
@@ -88,6 +96,8 @@ impl Default for Limits {
             topics_max: limits::TOPICS_MAX_DEFAULT,
             egress_log_bytes: limits::EGRESS_LOG_BYTES_DEFAULT,
             outbox_bytes_max: limits::OUTBOX_BYTES_MAX_DEFAULT,
+            publish_rate: 0,
+            identity_replaces: false,
             debug_echo: false,
         }
     }
@@ -147,12 +157,20 @@ impl Config {
             let text = format!("{clients}: at least 1, at most {}", limits::CLIENTS_MAX_HIGHEST);
             return Err(StartupError::Option("--max-clients", text));
         }
+        for (option, rate) in [("--accept-rate", args.accept_rate), ("--publish-rate", args.publish_rate)] {
+            if rate > limits::RATE_HIGHEST {
+                let text = format!("{rate}: at most {} a second, 0 for no limit", limits::RATE_HIGHEST);
+                return Err(StartupError::Option(option, text));
+            }
+        }
         Ok(Config {
             cores,
             shards,
             tcp: args.tcp,
             http: args.http,
             clients_max: args.clients_max,
+            clients_per_source_max: args.clients_per_source_max,
+            accept_rate: args.accept_rate,
             limits: Limits {
                 frame_bytes_max: args.frame_bytes_max,
                 http_head_bytes_max: args.http_head_bytes_max,
@@ -162,6 +180,8 @@ impl Config {
                 topics_max: args.topics_max,
                 egress_log_bytes: args.egress_log_bytes,
                 outbox_bytes_max: args.outbox_bytes_max,
+                publish_rate: args.publish_rate,
+                identity_replaces: args.identity_conflict == IdentityConflict::Replace,
                 debug_echo: args.debug_echo,
             },
             // The longest frame of the mesh is a PUBLISH with the longest name: it must fit, and a second behind it.
@@ -290,6 +310,8 @@ mod tests {
             ("--replay /nonexistent", "--replay"),
             ("--replay /dev/null", "--replay"),
             ("--max-clients 0", "--max-clients"),
+            ("--accept-rate 10000001", "--accept-rate"),
+            ("--publish-rate 4000000000", "--publish-rate"),
             ("--tcp 127.0.0.1:9480", "--http"),
         ] {
             match config(options) {

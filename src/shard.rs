@@ -15,6 +15,7 @@
 mod ending;
 mod homes;
 mod input;
+mod placing;
 
 use std::{
     cmp::Reverse,
@@ -23,10 +24,12 @@ use std::{
 };
 
 use crate::{
+    admission::{Bucket, Pace},
     clock::Now,
     config::Limits,
     counters::{Counter, Counters},
     fanout::{Fanout, Logs},
+    identity::Holders,
     limits::{SCANS_MAX, TURN_SCAN_TOPICS},
     ring::Stage,
     session::{Next, Protocol, Session, Source},
@@ -35,6 +38,8 @@ use crate::{
     topic::Home,
     wire::{Encoding, frame::FLAG_PAYLOAD_JSON, json, reply::Reply},
 };
+
+pub use self::placing::Departure;
 
 /// The origin of ticks that no session published: nobody is told when they are refused, but it is counted.
 pub const ORIGIN_INGEST: u64 = u64::MAX;
@@ -57,6 +62,10 @@ pub enum Action {
     ResumeReceive(u32),
     /// Shut the write side: everything has been sent.
     ShutdownWrite(u32),
+    /// The handshake is done here: the socket stays.
+    Settled(u32),
+    /// Quiet the socket, then ask [`Shard::handle_detached`]: another shard is to serve it.
+    HandOver(u32),
     /// Close the socket. The shard has forgotten the session: no event of it may follow.
     Close(u32),
 }
@@ -125,6 +134,12 @@ pub struct Shard {
     input_stopped: bool,
     /// Set once the server stops: the deadline of the sessions' last bytes.
     draining: Option<u64>,
+    /// Who holds which identity; empty unless a second connection replaces the first.
+    holders: Holders,
+    /// How fast a session may publish; `None`: as fast as it can.
+    publish_pace: Option<Pace>,
+    /// By slot; empty without a pace. Bound: one entry a session there ever was at once.
+    publishers: Vec<Bucket>,
     counters: Arc<Counters>,
     scratch: Vec<u8>,
 }
@@ -147,6 +162,9 @@ impl Shard {
             generation: 0,
             input_stopped: false,
             draining: None,
+            holders: Holders::default(),
+            publish_pace: Pace::new(limits.publish_rate, 1),
+            publishers: Vec::new(),
             counters,
             scratch: Vec::new(),
             limits,
@@ -175,6 +193,12 @@ impl Shard {
 
     /// A connection came in; its slot is vacant.
     pub fn handle_accept(&mut self, slot: u32, door: Door, now: Now) {
+        self.counters.add(Counter::SessionsAccepted, 1);
+        self.open(slot, door, now);
+    }
+
+    /// Makes the session of a connection, whichever shard accepted it.
+    fn open(&mut self, slot: u32, door: Door, now: Now) {
         self.generation = self.generation.wrapping_add(1);
         let id = u64::from(self.generation) << 32 | u64::from(slot);
         let session = match door {
@@ -182,8 +206,8 @@ impl Shard {
             Door::Http => Session::new(id, Encoding::WebSocketJson, Protocol::HttpHead),
         };
         self.sessions.insert(slot, session);
-        self.counters.add(Counter::SessionsAccepted, 1);
         self.counters.add(Counter::SessionsOpen, 1);
+        self.forget_publishing(slot);
         let deadline = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
         self.deadlines.push(Reverse((deadline, Deadline::Handshake, slot, id)));
         if self.draining.is_some() {
@@ -322,7 +346,11 @@ impl Shard {
             .iter()
             .map(|stages| stages.requests.waiting().len() + stages.deliveries.waiting().len())
             .sum();
-        self.logs.bytes() + sessions + stages
+        self.logs.bytes()
+            + sessions
+            + stages
+            + self.holders.bytes()
+            + self.publishers.len() * size_of::<Bucket>()
     }
 
     /// Acknowledges subscriptions whose homes are ready, then announces their topics: nothing of them comes before.

@@ -56,7 +56,7 @@ impl Shard {
             let Some(session) = self.sessions.any_mut(slot).filter(|session| session.id == id) else {
                 continue;
             };
-            let in_handshake = matches!(session.protocol, Protocol::NativeHello | Protocol::HttpHead);
+            let in_handshake = session.protocol.is_handshake();
             match deadline {
                 Deadline::Handshake if in_handshake && session.ending.is_none() => {
                     self.end(slot, CloseReason::HandshakeDeadline, now);
@@ -94,6 +94,7 @@ impl Shard {
         if std::mem::take(&mut session.paused) {
             self.actions.push_back(Action::ResumeReceive(slot));
         }
+        self.stay(slot);
         self.detach(slot);
         // A peer's WebSocket close has been answered: the answer is the last thing that waits.
         let keeps_outbox = reason.flushes() || reason == CloseReason::Peer;
@@ -124,7 +125,8 @@ impl Shard {
         let text = reason.to_string();
         match session.protocol {
             Protocol::HttpHead if *reason == CloseReason::HandshakeDeadline => bytes = http::timed_out(),
-            Protocol::HttpHead => {}
+            // What is on its way to another shard has come to stay before it ends.
+            Protocol::HttpHead | Protocol::Leaving(_) => {}
             Protocol::Echo(_) => websocket::encode_close(&mut bytes, reason.code(), &text),
             Protocol::NativeHello | Protocol::Native | Protocol::Stream(_) => {
                 Reply::Closing { code: reason.code(), reason: &text }.encode(session.encoding, &mut bytes);
@@ -166,6 +168,7 @@ impl Shard {
     }
 
     fn detach(&mut self, slot: u32) {
+        self.holders.leave(slot);
         for pattern in self.fanout.detach(slot, &mut self.sessions) {
             self.tell_homes_gone(&pattern);
         }

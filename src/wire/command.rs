@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::{
-    tick::{Hello, Request, Token},
+    tick::{Request, Token},
     wire::{
         DecodeError,
         frame::{Frame, Kind},
@@ -18,6 +18,8 @@ pub enum Command<'a> {
     Hello {
         /// Named by the answer.
         request: u32,
+        /// Who the client says it is, checked; empty: nobody. Only what opens a native session places it.
+        client: Cow<'a, str>,
         /// The client's name for itself.
         name: Cow<'a, str>,
     },
@@ -65,13 +67,14 @@ impl<'a> Command<'a> {
     /// The command of a native frame.
     ///
     /// # Errors
-    /// A [`DecodeError`] for kinds that only a server sends, short records, and text that is not UTF-8.
+    /// A [`DecodeError`] for kinds that only a server sends, short records, text that is not UTF-8, and identities that
+    /// break a rule.
     pub fn from_frame(frame: &Frame<'a>) -> Result<Command<'a>, DecodeError> {
         Ok(match frame.kind {
-            Kind::Hello => Command::Hello {
-                request: frame.record::<Hello>()?.request,
-                name: Cow::Borrowed(frame.text()?),
-            },
+            Kind::Hello => {
+                let (request, client, name) = frame.hello()?;
+                Command::Hello { request, client: Cow::Borrowed(client), name: Cow::Borrowed(name) }
+            }
             Kind::Subscribe => Command::Subscribe {
                 request: frame.record::<Request>()?.request,
                 patterns: vec![Cow::Borrowed(frame.text()?)],

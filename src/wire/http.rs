@@ -1,10 +1,13 @@
 //! The HTTP side of the door: one request head in, a WebSocket upgrade or a short answer out (RFC 9110, RFC 6455).
 
+use std::borrow::Cow;
+
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 
 use crate::{
-    limits::HTTP_HEADERS_MAX,
+    admission, identity,
+    limits::{HTTP_HEADERS_MAX, REFUSED_RETRY_AFTER_S},
     wire::{Encoding, Step},
 };
 
@@ -36,6 +39,8 @@ pub enum Target {
         encoding: Encoding,
         /// From `?topics=a.b,c.>`, percent-decoded, not yet checked.
         patterns: Vec<String>,
+        /// From `?client=ID`, percent-decoded and checked; empty: none.
+        client: String,
     },
     /// `/echo`: every message back.
     Echo,
@@ -100,9 +105,7 @@ fn upgrade(request: &httparse::Request<'_, '_>, offer: Offer) -> Result<Answer, 
         return refuse(StatusCode::METHOD_NOT_ALLOWED, "only GET");
     }
     let target = match parts.uri().path() {
-        "/ws" => {
-            Target::Stream { encoding: Encoding::WebSocketJson, patterns: patterns(parts.uri().query())? }
-        }
+        "/ws" => parameters(parts.uri().query())?,
         "/echo" if offer.debug_echo => Target::Echo,
         "/" => return Ok(respond(StatusCode::OK, INDEX)),
         _ => return refuse(StatusCode::NOT_FOUND, "nothing here: the stream is at /ws"),
@@ -120,8 +123,8 @@ fn upgrade(request: &httparse::Request<'_, '_>, offer: Offer) -> Result<Answer, 
         Refusal(status, format!("this is a WebSocket: {error}"))
     })?;
     let target = match target {
-        Target::Stream { patterns, .. } => {
-            Target::Stream { encoding: negotiate(headers, &mut response)?, patterns }
+        Target::Stream { patterns, client, .. } => {
+            Target::Stream { encoding: negotiate(headers, &mut response)?, patterns, client }
         }
         echo => echo,
     };
@@ -177,25 +180,33 @@ fn negotiate(headers: &http::HeaderMap, response: &mut http::Response<()>) -> Re
     Ok(encoding)
 }
 
-/// The patterns of `topics=a.b,c.>`. A literal comma in a name is written `%2C`.
-fn patterns(query: Option<&str>) -> Result<Vec<String>, Refusal> {
-    let mut patterns = Vec::new();
+/// What `topics=a.b,c.>` and `client=ID` ask for, in an encoding that is still to be negotiated. A literal comma in a
+/// name is written `%2C`, and `&` in an identity `%26`.
+fn parameters(query: Option<&str>) -> Result<Target, Refusal> {
+    let bad = |text: String| Refusal(StatusCode::BAD_REQUEST, text);
+    let (mut patterns, mut client) = (Vec::new(), None);
     for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if name != "topics" {
-            return Err(Refusal(
-                StatusCode::BAD_REQUEST,
-                format!("unknown parameter {name:?}: topics=a.b,c.>"),
-            ));
-        }
-        for pattern in value.split(',').filter(|pattern| !pattern.is_empty()) {
-            let pattern = percent_decode_str(pattern)
-                .decode_utf8()
-                .map_err(|_| Refusal(StatusCode::BAD_REQUEST, "topics is not UTF-8".into()))?;
-            patterns.push(pattern.into_owned());
+        match name {
+            "topics" => {
+                for pattern in value.split(',').filter(|pattern| !pattern.is_empty()) {
+                    let pattern = percent_decode_str(pattern)
+                        .decode_utf8()
+                        .map_err(|_| bad("topics is not UTF-8".into()))?;
+                    patterns.push(pattern.into_owned());
+                }
+            }
+            "client" if client.is_some() => return Err(bad("parameter client more than once".into())),
+            "client" => {
+                let value: Cow<'_, [u8]> = percent_decode_str(value).into();
+                let identity =
+                    identity::check(&value).map_err(|error| bad(format!("parameter client: {error}")))?;
+                client = Some(identity.to_owned());
+            }
+            _ => return Err(bad(format!("unknown parameter {name:?}: topics=a.b,c.> and client=ID"))),
         }
     }
-    Ok(patterns)
+    Ok(Target::Stream { encoding: Encoding::WebSocketJson, patterns, client: client.unwrap_or_default() })
 }
 
 const INDEX: &str = "tickcast. Open a WebSocket to /ws?topics=PATTERN to see a stream: \
@@ -203,14 +214,17 @@ const INDEX: &str = "tickcast. Open a WebSocket to /ws?topics=PATTERN to see a s
 
 /// A whole response that closes the connection.
 fn respond(status: StatusCode, text: &str) -> Answer {
-    let upgrade = match status {
-        StatusCode::UPGRADE_REQUIRED => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
-        StatusCode::METHOD_NOT_ALLOWED => "Allow: GET\r\n",
-        _ => "",
+    let header = match status {
+        StatusCode::UPGRADE_REQUIRED => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n".into(),
+        StatusCode::METHOD_NOT_ALLOWED => "Allow: GET\r\n".into(),
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+            format!("Retry-After: {REFUSED_RETRY_AFTER_S}\r\n")
+        }
+        _ => String::new(),
     };
     let response = format!(
         "HTTP/1.1 {} {}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\
-         X-Content-Type-Options: nosniff\r\n{upgrade}\r\n{text}\n",
+         X-Content-Type-Options: nosniff\r\n{header}\r\n{text}\n",
         status.as_u16(),
         status.canonical_reason().unwrap_or_default(),
         text.len() + 1,
@@ -220,7 +234,17 @@ fn respond(status: StatusCode, text: &str) -> Answer {
 
 /// The answer to a client that did not finish its request in time.
 pub fn timed_out() -> Vec<u8> {
-    match respond(StatusCode::REQUEST_TIMEOUT, "the request head did not arrive in time") {
+    bytes(respond(StatusCode::REQUEST_TIMEOUT, "the request head did not arrive in time"))
+}
+
+/// The answer to a client that is not let in.
+pub fn refused(refusal: admission::Refusal) -> Vec<u8> {
+    let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    bytes(respond(status, refusal.text()))
+}
+
+fn bytes(answer: Answer) -> Vec<u8> {
+    match answer {
         Answer::Respond { response, .. } | Answer::Upgrade { response, .. } => response,
     }
 }
@@ -257,7 +281,11 @@ mod tests {
         assert!(response.contains("sec-websocket-protocol: tickcast.v1.raw\r\n"));
         assert_eq!(
             target,
-            Target::Stream { encoding: Encoding::WebSocketRaw, patterns: vec!["a.b".into(), "c.>".into()] }
+            Target::Stream {
+                encoding: Encoding::WebSocketRaw,
+                patterns: vec!["a.b".into(), "c.>".into()],
+                client: String::new()
+            }
         );
     }
 
@@ -268,7 +296,30 @@ mod tests {
             panic!("upgrade")
         };
         let patterns = vec!["a.b".into(), "c.>".into(), "*.d".into()];
-        assert_eq!(target, Target::Stream { encoding: Encoding::WebSocketJson, patterns });
+        let client = String::new();
+        assert_eq!(target, Target::Stream { encoding: Encoding::WebSocketJson, patterns, client });
+    }
+
+    #[test]
+    fn an_identity_is_decoded_and_checked_and_its_refusal_names_the_parameter() {
+        let answer = |query: &str| {
+            let request = format!("{}\r\n", REQUEST.replace("topics=a.b,c.%3E", query));
+            match step(request.as_bytes(), OFFER) {
+                Step::Complete(_, Answer::Upgrade { target: Target::Stream { client, .. }, .. }) => {
+                    Ok(client)
+                }
+                Step::Complete(_, Answer::Respond { response, status: 400 }) => {
+                    Err(String::from_utf8(response).unwrap())
+                }
+                _ => panic!("{query}"),
+            }
+        };
+        assert_eq!(answer("client=a%20%26+%C3%A4&topics=b").unwrap(), "a &+ä");
+        assert_eq!(answer("topics=b").unwrap(), "");
+        for bad in ["client=", "client", "client=%FF", "client=%0A", "client=a&client=a"] {
+            assert!(answer(bad).unwrap_err().contains("client"), "{bad}");
+        }
+        assert!(answer(&format!("client={}", "x".repeat(256))).unwrap_err().contains("256 bytes"));
     }
 
     #[test]

@@ -69,7 +69,9 @@ pub fn decode(text: &str) -> Result<Command<'_>, RequestError> {
     let request = message.id;
     let fail = |text: String| RequestError { request, text };
     match message.op.as_ref() {
-        "hello" => Ok(Command::Hello { request, name: message.name.unwrap_or_default() }),
+        "hello" => {
+            Ok(Command::Hello { request, client: Cow::Borrowed(""), name: message.name.unwrap_or_default() })
+        }
         op @ ("subscribe" | "unsubscribe") => {
             let mut patterns: Vec<Cow<'_, str>> =
                 message.topics.unwrap_or_default().into_iter().map(Cow::Owned).collect();

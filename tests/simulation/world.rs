@@ -14,7 +14,7 @@ use tickcast::{
     limits::{MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, TURN_RING_BYTES},
     mesh::{Mesh, mesh},
     ring::{Doorbell, frame_ring},
-    shard::{Action, Door, Shard},
+    shard::{Action, Departure, Door, Shard},
     tick::ShardId,
     wire::Encoding,
 };
@@ -37,6 +37,7 @@ pub struct Reached {
     vanished: u64,
     paused: u64,
     half_frames: u64,
+    handed_over: u64,
 }
 
 impl Reached {
@@ -48,10 +49,13 @@ impl Reached {
         self.vanished += other.vanished;
         self.paused += other.paused;
         self.half_frames += other.half_frames;
+        self.handed_over += other.handed_over;
     }
 
     pub fn is_complete(&self) -> bool {
-        [self.parked, self.slow_closed, self.ingest_full, self.vanished, self.paused, self.half_frames]
+        let Reached { parked, slow_closed, ingest_full, vanished, paused, half_frames, handed_over, .. } =
+            *self;
+        [parked, slow_closed, ingest_full, vanished, paused, half_frames, handed_over]
             .iter()
             .all(|&count| count > 10)
             && self.delivered > 10_000
@@ -140,10 +144,7 @@ impl World {
 
     fn connect(&mut self) {
         let shard = self.rng.usize(..self.shards.len());
-        let slot = self.free[shard].pop().unwrap_or_else(|| {
-            self.next_slot[shard] += 1;
-            self.next_slot[shard] - 1
-        });
+        let slot = self.vacant_slot(shard);
         let encoding = Encoding::ALL[self.rng.usize(..Encoding::COUNT)];
         let manner = match self.rng.u8(..10) {
             0 => Manner::Stuck,
@@ -153,7 +154,13 @@ impl World {
         let door = if encoding == Encoding::Native { Door::Native } else { Door::Http };
         self.shards[shard].handle_accept(slot, door, self.now);
         self.names += 1;
-        let mut client = Client::new(self.names, shard, slot, encoding, manner, self.rng.usize(100..8_000));
+        // Some say who they are, and several may be the same.
+        let identity = match self.rng.bool() {
+            true => format!("client-{}", self.rng.u8(..20)),
+            false => String::new(),
+        };
+        let room = self.rng.usize(100..8_000);
+        let mut client = Client::new(self.names, shard, slot, encoding, manner, room, &identity);
         client.subscribe(PATTERNS[self.rng.usize(..PATTERNS.len())]);
         self.clients.push(client);
     }
@@ -205,6 +212,9 @@ impl World {
             1 => self.rng.usize(1..200),
             _ => usize::MAX,
         };
+        if self.clients[index].leaving && self.rng.bool() {
+            return self.hand_over(index);
+        }
         let client = &mut self.clients[index];
         match self.rng.bool() {
             true => self.deliver(index, piece),
@@ -229,6 +239,32 @@ impl World {
             self.shards[shard].handle_bytes(slot, &bytes, self.now);
             self.actions(shard);
         }
+    }
+
+    /// The transport has quieted a socket that is to go to another shard: it goes there.
+    fn hand_over(&mut self, index: usize) {
+        let (shard, slot) = (self.clients[index].shard, self.clients[index].slot);
+        self.clients[index].leaving = false;
+        let Some(departure) = self.shards[shard].handle_detached(slot) else { return };
+        self.free[shard].push(slot);
+        self.reached.handed_over += 1;
+        let Departure { to, door, bytes } = departure;
+        let to = usize::from(to.0);
+        assert_ne!(to, shard, "a shard does not hand over to itself");
+        let slot = self.vacant_slot(to);
+        (self.clients[index].shard, self.clients[index].slot) = (to, slot);
+        self.shards[to].handle_placed(slot, door, &bytes, self.now);
+        self.actions(to);
+        assert!(
+            self.clients.iter().all(|client| !client.leaving || client.shard != to || client.slot != slot)
+        );
+    }
+
+    fn vacant_slot(&mut self, shard: usize) -> u32 {
+        self.free[shard].pop().unwrap_or_else(|| {
+            self.next_slot[shard] += 1;
+            self.next_slot[shard] - 1
+        })
     }
 
     /// Server to client: the client reads, and the socket takes more of what is parked.
@@ -281,7 +317,11 @@ impl World {
         while let Some(action) = self.shards[shard].poll_action() {
             match action {
                 Action::PauseReceive(_) => self.reached.paused += 1,
-                Action::ResumeReceive(_) => {}
+                Action::ResumeReceive(_) | Action::Settled(_) => {}
+                Action::HandOver(slot) => {
+                    let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot);
+                    self.clients.iter_mut().find(here).expect("a client that is there").leaving = true;
+                }
                 Action::ShutdownWrite(slot) | Action::Close(slot) => {
                     let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot);
                     let closes = action == Action::Close(slot);
@@ -351,6 +391,9 @@ impl World {
             let mut index = 0;
             while index < self.clients.len() {
                 let before = self.clients.len();
+                if self.clients[index].leaving {
+                    self.hand_over(index);
+                }
                 self.deliver(index, usize::MAX);
                 if self.clients.len() == before && self.clients[index].manner != Manner::Stuck {
                     self.read(index, usize::MAX);

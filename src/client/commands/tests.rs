@@ -2,7 +2,7 @@ use super::*;
 use crate::{client::script::serve, wire::frame::Kind};
 
 fn sub(server: String, json: bool, count: Option<u64>) -> SubArgs {
-    SubArgs { patterns: vec!["a.>".into()], json, server, count }
+    SubArgs { patterns: vec!["a.>".into()], json, server, client: None, count }
 }
 
 /// What `sub` does, prints and notes.
@@ -13,7 +13,7 @@ fn run_sub(args: &SubArgs) -> (Result<(), CommandError>, String, String) {
 }
 
 fn run_pub(server: String, data: &str, input: &[u8]) -> (Result<(), CommandError>, String) {
-    let args = PubArgs { topic: "t".into(), data: data.into(), server };
+    let args = PubArgs { topic: "t".into(), data: data.into(), server, client: None };
     let mut notices = Vec::new();
     let result = publish_from(&args, input, &mut notices);
     (result, String::from_utf8(notices).unwrap())
