@@ -12,6 +12,8 @@ mod bad_native;
 mod bad_websocket;
 mod churn;
 mod echo;
+mod identity;
+mod limits;
 mod load;
 mod publish;
 mod replay;
