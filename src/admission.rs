@@ -41,6 +41,46 @@ impl Bucket {
     }
 }
 
+/// How fast each session of a shard may publish: a bucket for each slot, none without a limit.
+#[derive(Debug)]
+pub struct Publishers {
+    pace: Option<Pace>,
+    /// By slot. Bound: one for each session there was at once.
+    buckets: Vec<Bucket>,
+}
+
+impl Publishers {
+    /// So many ticks a second each; 0: any number.
+    pub fn new(per_second: u32) -> Publishers {
+        Publishers { pace: Pace::new(per_second, 1), buckets: Vec::new() }
+    }
+
+    /// A new session is in a slot: it has published nothing yet.
+    pub fn enter(&mut self, slot: u32) {
+        if self.pace.is_none() {
+            return;
+        }
+        let slot = slot as usize;
+        if self.buckets.len() <= slot {
+            self.buckets.resize(slot + 1, Bucket::default());
+        }
+        self.buckets[slot] = Bucket::default();
+    }
+
+    /// Whether the session in a slot may publish one more tick now, which counts if it may.
+    pub fn takes(&mut self, slot: u32, now_ns: u64) -> bool {
+        match (self.pace, self.buckets.get_mut(slot as usize)) {
+            (Some(pace), Some(bucket)) => bucket.take(pace, now_ns),
+            _ => true,
+        }
+    }
+
+    /// Bytes it holds.
+    pub fn bytes(&self) -> usize {
+        self.buckets.capacity() * size_of::<Bucket>()
+    }
+}
+
 /// Where a connection comes from, as it is counted: an IPv4 address, or the /64 of an IPv6 address, which is what one
 /// site is given (RFC 6177): whoever has it can use any address in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -162,6 +202,20 @@ mod tests {
             let now = round * 1_000 * SECOND;
             assert_eq!((0..20).filter(|_| bucket.take(pace, now)).count(), 5);
         }
+    }
+
+    #[test]
+    fn each_session_has_its_own_pace_and_a_new_one_starts_afresh() {
+        let mut publishers = Publishers::new(1);
+        publishers.enter(0);
+        publishers.enter(5);
+        assert!(publishers.takes(0, SECOND) && !publishers.takes(0, SECOND) && publishers.takes(5, SECOND));
+        publishers.enter(0);
+        assert!(publishers.takes(0, SECOND));
+        let mut free = Publishers::new(0);
+        free.enter(0);
+        assert!((0..1_000).all(|_| free.takes(0, SECOND)));
+        assert_eq!(free.bytes(), 0);
     }
 
     #[test]

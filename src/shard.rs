@@ -24,7 +24,7 @@ use std::{
 };
 
 use crate::{
-    admission::{Bucket, Pace},
+    admission::Publishers,
     clock::Now,
     config::Limits,
     counters::{Counter, Counters},
@@ -136,10 +136,7 @@ pub struct Shard {
     draining: Option<u64>,
     /// Who holds which identity; empty unless a second connection replaces the first.
     holders: Holders,
-    /// How fast a session may publish; `None`: as fast as it can.
-    publish_pace: Option<Pace>,
-    /// By slot; empty without a pace. Bound: one entry a session there ever was at once.
-    publishers: Vec<Bucket>,
+    publishers: Publishers,
     counters: Arc<Counters>,
     scratch: Vec<u8>,
 }
@@ -163,8 +160,7 @@ impl Shard {
             input_stopped: false,
             draining: None,
             holders: Holders::default(),
-            publish_pace: Pace::new(limits.publish_rate, 1),
-            publishers: Vec::new(),
+            publishers: Publishers::new(limits.publish_rate),
             counters,
             scratch: Vec::new(),
             limits,
@@ -207,7 +203,7 @@ impl Shard {
         };
         self.sessions.insert(slot, session);
         self.counters.add(Counter::SessionsOpen, 1);
-        self.forget_publishing(slot);
+        self.publishers.enter(slot);
         let deadline = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
         self.deadlines.push(Reverse((deadline, Deadline::Handshake, slot, id)));
         if self.draining.is_some() {
@@ -346,11 +342,7 @@ impl Shard {
             .iter()
             .map(|stages| stages.requests.waiting().len() + stages.deliveries.waiting().len())
             .sum();
-        self.logs.bytes()
-            + sessions
-            + stages
-            + self.holders.bytes()
-            + self.publishers.len() * size_of::<Bucket>()
+        self.logs.bytes() + sessions + stages + self.holders.bytes() + self.publishers.bytes()
     }
 
     /// Acknowledges subscriptions whose homes are ready, then announces their topics: nothing of them comes before.

@@ -351,7 +351,7 @@ impl Shard {
     }
 
     fn publish_command(&mut self, slot: u32, publish: &PublishCommand<'_>, now: Now) {
-        if !self.may_publish(slot, now) {
+        if !self.publishers.takes(slot, now.monotonic_ns) {
             self.counters.add(Counter::TicksRefusedRate, 1);
             let text = format!("a session may publish {} ticks a second", self.limits.publish_rate);
             return self.fail(slot, publish.request, ErrorCode::RateLimited, &text, now);

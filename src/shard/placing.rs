@@ -1,5 +1,5 @@
 //! Which shard serves a connection: the one that accepted it, unless the client says who it is. Then it is the shard of
-//! its identity, so that a second connection of the same client meets the first; and how fast it may publish there.
+//! its identity, so that a second connection of the same client meets the first.
 //!
 //! ```text
 //!  accepting shard                                     shard of the identity
@@ -13,7 +13,6 @@
 
 use super::{Action, Door, Shard};
 use crate::{
-    admission::Bucket,
     clock::Now,
     counters::Counter,
     identity,
@@ -91,25 +90,6 @@ impl Shard {
             // Its FIN is waited for.
             self.actions.push_back(Action::ResumeReceive(slot));
         }
-    }
-
-    /// Whether a session may publish one more tick now.
-    pub(super) fn may_publish(&mut self, slot: u32, now: Now) -> bool {
-        match (self.publish_pace, self.publishers.get_mut(slot as usize)) {
-            (Some(pace), Some(bucket)) => bucket.take(pace, now.monotonic_ns),
-            _ => true,
-        }
-    }
-
-    /// A new session has published nothing yet.
-    pub(super) fn forget_publishing(&mut self, slot: u32) {
-        if self.publish_pace.is_none() {
-            return;
-        }
-        if self.publishers.len() <= slot as usize {
-            self.publishers.resize(slot as usize + 1, Bucket::default());
-        }
-        self.publishers[slot as usize] = Bucket::default();
     }
 }
 

@@ -89,7 +89,6 @@ fn refused_sockets_are_given_back() {
     let _machine = beside_others();
     let server = Server::start(&["--max-clients", "1", "--shards", "2"]);
     let peer = Peer::native(server.tcp);
-    eventually("the handshake's descriptor is closed", || server.descriptors() > 0);
     let baseline = server.descriptors();
     // These read and close; the others neither read nor close, and are let go all the same.
     for round in 0..100 {
