@@ -38,6 +38,15 @@ pub enum BadLines {
     Skip,
 }
 
+/// What a second connection of the same client does to the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IdentityConflict {
+    /// Both are served.
+    Allow,
+    /// The first is closed, with code 3502.
+    Replace,
+}
+
 /// Options of `tickcast serve`.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
@@ -60,6 +69,15 @@ pub struct ServeArgs {
     /// Most connections at once [default: 65536, or what the descriptor limit allows]
     #[arg(long = "max-clients", env = "TICKCAST_MAX_CLIENTS", value_name = "N")]
     pub clients_max: Option<usize>,
+    /// Most connections from one IPv4 address or IPv6 /64 network; 0: any number
+    #[arg(long = "max-clients-per-source", value_name = "N", default_value_t = 0)]
+    pub clients_per_source_max: u32,
+    /// New connections a second, divided over the shards, and a second's worth at once; 0: any number
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub accept_rate: u32,
+    /// What a second connection of the same client (client=ID) does to the first
+    #[arg(long, value_enum, default_value_t = IdentityConflict::Allow)]
+    pub identity_conflict: IdentityConflict,
 
     /// No simulator: ticks come from clients (and --replay) only
     #[arg(long, help_heading = "Simulator")]
@@ -147,6 +165,9 @@ pub struct ServeArgs {
     /// Subscriptions of one session
     #[arg(long, value_name = "N", default_value_t = limits::SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT, help_heading = "Limits")]
     pub subscriptions_per_session_max: usize,
+    /// Ticks a second that one session may publish, and a second's worth at once; 0: any number
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Limits")]
+    pub publish_rate: u32,
     /// Topics of the server
     #[arg(long, value_name = "N", default_value_t = limits::TOPICS_MAX_DEFAULT, help_heading = "Limits")]
     pub topics_max: usize,

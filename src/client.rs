@@ -79,6 +79,9 @@ pub struct SessionOptions {
     pub host: String,
     /// The path and query of the WebSocket handshake, `/ws` or `/ws?topics=a.%3E`; unused for native.
     pub path: String,
+    /// Who the client is to the server, 1 to 255 bytes: the shard that serves it follows from that, and with
+    /// `--identity-conflict replace` a newer connection ends an older one. Empty: nobody.
+    pub client: String,
     /// What the client calls itself, for the operator's eyes; longer than [`CLIENT_NAME_BYTES_MAX`] it is not sent.
     pub name: String,
     /// Largest frame accepted from the server, in bytes; a WebSocket message may be [`MESSAGE_OVERHEAD_BYTES`] plus
@@ -93,6 +96,7 @@ impl SessionOptions {
             encoding,
             host: "localhost".into(),
             path: "/ws".into(),
+            client: String::new(),
             name: concat!("tickcast-client/", env!("CARGO_PKG_VERSION")).into(),
             frame_bytes_max: FRAME_BYTES_MAX_DEFAULT,
         }

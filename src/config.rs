@@ -5,7 +5,7 @@ mod delivery;
 use std::net::SocketAddr;
 
 use crate::{
-    cli::{BadLines, ServeArgs},
+    cli::{BadLines, IdentityConflict, ServeArgs},
     error::StartupError,
     history::HistoryBounds,
     ingest::{replay, simulator},
@@ -30,6 +30,10 @@ pub struct Config {
     pub clients_max: Option<usize>,
     /// What the kernel holds for a client's socket.
     pub socket: SocketBounds,
+    /// Most connections from one address; 0: any number.
+    pub clients_per_source_max: u32,
+    /// New connections a second, over all shards; 0: any number.
+    pub accept_rate: u32,
     /// The core's bounds.
     pub limits: Limits,
     /// One ring of the mesh, bytes.
@@ -97,6 +101,10 @@ pub struct Limits {
     pub history_bytes_max: usize,
     /// Keys of one topic whose newest tick is kept.
     pub keys_per_topic_max: usize,
+    /// Ticks a second that a session may publish; 0: as many as it can.
+    pub publish_rate: u32,
+    /// Whether a second connection of an identity replaces the first.
+    pub identity_replaces: bool,
     /// Whether `/echo` exists.
     pub debug_echo: bool,
 }
@@ -133,6 +141,8 @@ impl Default for Limits {
             history: Rules::all(delivery::default_history()),
             history_bytes_max: limits::HISTORY_BYTES_MAX_DEFAULT,
             keys_per_topic_max: limits::KEYS_PER_TOPIC_MAX_DEFAULT,
+            publish_rate: 0,
+            identity_replaces: false,
             debug_echo: false,
         }
     }
@@ -216,6 +226,12 @@ impl Config {
             let text = format!("{clients}: at least 1, at most {}", limits::CLIENTS_MAX_HIGHEST);
             return Err(StartupError::Option("--max-clients", text));
         }
+        for (option, rate) in [("--accept-rate", args.accept_rate), ("--publish-rate", args.publish_rate)] {
+            if rate > limits::RATE_HIGHEST {
+                let text = format!("{rate}: at most {} a second, 0 for no limit", limits::RATE_HIGHEST);
+                return Err(StartupError::Option(option, text));
+            }
+        }
         Ok(Config {
             cores,
             shards,
@@ -226,6 +242,8 @@ impl Config {
                 send_bytes: args.socket_send_bytes,
                 notsent_lowat_bytes: args.notsent_lowat_bytes,
             },
+            clients_per_source_max: args.clients_per_source_max,
+            accept_rate: args.accept_rate,
             limits: Limits {
                 frame_bytes_max: args.frame_bytes_max,
                 http_head_bytes_max: args.http_head_bytes_max,
@@ -248,6 +266,8 @@ impl Config {
                 history: delivery::histories(&args.history, args.egress_log_bytes)?,
                 history_bytes_max: args.history_bytes_max,
                 keys_per_topic_max: args.keys_per_topic_max,
+                publish_rate: args.publish_rate,
+                identity_replaces: args.identity_conflict == IdentityConflict::Replace,
                 debug_echo: args.debug_echo,
             },
             // The longest frame of the mesh must fit, and a second behind it.
@@ -393,6 +413,8 @@ mod tests {
             ("--history 1:2:3:4", "--history"),
             ("--keys-per-topic-max 0", "--keys-per-topic-max"),
             ("--socket-send-bytes 1", "--socket-send-bytes"),
+            ("--accept-rate 10000001", "--accept-rate"),
+            ("--publish-rate 4000000000", "--publish-rate"),
             ("--tcp 127.0.0.1:9480", "--http"),
         ] {
             match config(options) {

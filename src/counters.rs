@@ -38,10 +38,20 @@ counters! {
     SessionsSubscribed = "sessions_subscribed", "sessions";
     /// Connections refused because the server serves as many as it may.
     SessionsRefused = "sessions_refused", "sessions";
+    /// Connections refused because their address has as many as it may.
+    SessionsRefusedSource = "sessions_refused_source", "sessions";
+    /// Connections refused because more came than may in a second.
+    SessionsRefusedRate = "sessions_refused_rate", "sessions";
+    /// Times accepting failed, for want of descriptors or memory; tried again after a pause.
+    AcceptsFailed = "accepts_failed", "times";
+    /// Connections handed to the shard that serves their identity.
+    SessionsHandedOver = "sessions_handed_over", "sessions";
     /// Ticks taken in and sequenced by this shard as their home.
     TicksSequenced = "ticks_sequenced", "ticks";
     /// Ticks refused: a bad name, too many topics, too large.
     TicksRefused = "ticks_refused", "ticks";
+    /// Ticks refused because their session publishes faster than it may.
+    TicksRefusedRate = "ticks_refused_rate", "ticks";
     /// Ticks the simulator dropped because the ring to this shard was full.
     TicksSimulatorDropped = "ticks_simulator_dropped", "ticks";
     /// Ticks queued to subscribers.
@@ -86,6 +96,8 @@ counters! {
     ClosedHttp = "closed_http", "sessions";
     /// Raw sessions ended because a request failed.
     ClosedBadRequest = "closed_bad_request", "sessions";
+    /// Sessions ended because a newer connection of the same identity came.
+    ClosedReplaced = "closed_replaced", "sessions";
     /// Turns of the shard's loop.
     Turns = "turns", "turns";
     /// Times the shard went to sleep.

@@ -23,7 +23,7 @@
 //! | plane | modules |
 //! |---|---|
 //! | bytes | [`wire`], [`tick`] |
-//! | state machines: no socket, no clock, no runtime | [`router`], [`topic`], [`fanout`], [`log`], [`session`], [`sessions`], [`wheel`], [`shard`] |
+//! | state machines: no socket, no clock, no runtime | [`admission`], [`identity`], [`router`], [`topic`], [`newest`], [`history`], [`fanout`], [`log`], [`membership`], [`subscription`], [`session`], [`sessions`], [`wheel`], [`shard`] |
 //! | between threads | [`ring`], [`mesh`], [`counters`] |
 //! | sources | [`ingest`] |
 //! | the kernel | [`io`], and [`clock`], the only reader of time |
@@ -39,6 +39,7 @@
 //! - Memory is bounded by configuration: logs, rings, sessions.
 //! - No peer's bytes panic, hang or allocate what they merely announce.
 
+pub mod admission;
 pub mod cli;
 pub mod client;
 pub mod clock;
@@ -47,6 +48,7 @@ pub mod counters;
 pub mod error;
 pub mod fanout;
 pub mod history;
+pub mod identity;
 pub mod ingest;
 pub mod io;
 pub mod limits;

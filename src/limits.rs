@@ -12,6 +12,9 @@ pub const FRAME_HEADER_BYTES: usize = 32;
 /// Longest topic name and longest subscription pattern, in bytes.
 pub const TOPIC_BYTES_MAX: usize = 255;
 
+/// Longest identity of a client, in bytes.
+pub const IDENTITY_BYTES_MAX: usize = 255;
+
 /// Shards a server may have: a topic's interested shards are one `u128`.
 pub const SHARDS_MAX: usize = 128;
 
@@ -57,6 +60,10 @@ pub const RECONNECT_SPREAD_MS_DEFAULT: u32 = 5_000;
 
 /// Subscriptions (patterns) one session may hold, default.
 pub const SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT: usize = 1_024;
+/// What a rate allows at once after a pause: so many nanoseconds' worth.
+pub const BURST_NS: u64 = 1_000_000_000;
+/// Highest rate that can be asked for, a second; above it a nanosecond is too coarse.
+pub const RATE_HIGHEST: u32 = 10_000_000;
 /// Topics a home shard sequences: the server's `topics_max` is divided over the shards. Default of the whole.
 pub const TOPICS_MAX_DEFAULT: usize = 65_536;
 
@@ -156,7 +163,18 @@ pub const RECEIVE_BUFFER_BYTES: usize = 4 << 10;
 pub const LISTEN_BACKLOG: i32 = 4_096;
 /// Pause before accepting again when the process is out of descriptors or memory: no spin at EMFILE.
 pub const ACCEPT_RETRY_MS: u64 = 100;
-/// Descriptors the process needs besides one for each client: executors, rings, listeners, log.
+/// Connections on their way from one shard to another, of one pair and direction: some 80 bytes each, and what the
+/// client has sent. Past it they wait with the shard that accepted them.
+pub const HANDOVERS_PER_LANE: usize = 64;
+/// Sockets that were refused with an answer and are kept until it was read, of the whole server; each shard has its
+/// share, at least one. They count into [`DESCRIPTOR_RESERVE`].
+pub const REFUSED_LINGERING_MAX: usize = 32;
+/// How long each is kept at most.
+pub const REFUSED_LINGER_MS: u64 = 1_000;
+/// When to try again, as a refused HTTP client is told.
+pub const REFUSED_RETRY_AFTER_S: u64 = 1;
+/// Descriptors the process needs besides one for each client: executors, rings, listeners, refused
+/// sockets, log.
 pub const DESCRIPTOR_RESERVE: u64 = 128;
 /// Most connections a server may be asked to serve: the kernel's bound on a ring's registered files
 /// (io_uring/rsrc.h, IORING_MAX_FIXED_FILES).
@@ -171,6 +189,8 @@ pub const SIM_SIZE_LOWEST: usize = 64;
 
 const _: () = assert!(FRAME_HEADER_BYTES.is_multiple_of(FRAME_ALIGN));
 const _: () = assert!(FRAME_BYTES_MAX_LOWEST > FRAME_HEADER_BYTES + TOPIC_BYTES_MAX + 256);
+const _: () = assert!(FRAME_BYTES_MAX_LOWEST > FRAME_HEADER_BYTES + IDENTITY_BYTES_MAX + 512);
+const _: () = assert!(REFUSED_LINGERING_MAX as u64 <= DESCRIPTOR_RESERVE / 2);
 const _: () = assert!(JSON_ENVELOPE_BYTES > 6 * TOPIC_BYTES_MAX + 256);
 const _: () = assert!(FRAME_BYTES_MAX_HIGHEST >= ECHO_BYTES_MAX);
 const _: () = assert!(MESH_RING_BYTES_DEFAULT.is_multiple_of(FRAME_ALIGN));

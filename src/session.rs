@@ -13,6 +13,7 @@ use crate::{
     limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, SEND_DIRECT_BYTES},
     log::{EgressLog, Range},
     membership::{Lag, Membership, TopicMap},
+    tick::ShardId,
     wire::{DecodeError, Encoding, websocket::WebSocket},
 };
 
@@ -39,6 +40,8 @@ pub enum CloseReason {
     Http(u16),
     /// A request failed on a session that has no way to be told.
     BadRequest(String),
+    /// A newer connection of the same identity takes its place.
+    Replaced,
 }
 
 impl CloseReason {
@@ -53,6 +56,7 @@ impl CloseReason {
             CloseReason::SlowConsumer => 3008,
             CloseReason::Shutdown => 3001,
             CloseReason::BadRequest(_) => 3501,
+            CloseReason::Replaced => 3502,
         }
     }
 
@@ -77,6 +81,7 @@ impl CloseReason {
             CloseReason::Transport(_) => Counter::ClosedTransport,
             CloseReason::Http(_) => Counter::ClosedHttp,
             CloseReason::BadRequest(_) => Counter::ClosedBadRequest,
+            CloseReason::Replaced => Counter::ClosedReplaced,
         }
     }
 
@@ -101,6 +106,7 @@ impl fmt::Display for CloseReason {
             }
             CloseReason::Http(status) => write!(f, "HTTP request answered with {status}"),
             CloseReason::BadRequest(text) => write!(f, "bad request: {text}"),
+            CloseReason::Replaced => write!(f, "a newer connection of the same identity takes its place"),
         }
     }
 }
@@ -124,12 +130,21 @@ pub enum Protocol {
     NativeHello,
     /// Native.
     Native,
+    /// Before the end of the handshake, and on its way to the shard of its identity: what comes is kept for it.
+    Leaving(ShardId),
     /// Before the end of the HTTP request head.
     HttpHead,
     /// A WebSocket in one of the three encodings.
     Stream(Box<WebSocket>),
     /// A WebSocket on `/echo`.
     Echo(Box<WebSocket>),
+}
+
+impl Protocol {
+    /// Whether the handshake is still to be done, here or elsewhere.
+    pub fn is_handshake(&self) -> bool {
+        matches!(self, Protocol::NativeHello | Protocol::HttpHead | Protocol::Leaving(_))
+    }
 }
 
 /// Something that waits to be sent, in order.

@@ -16,6 +16,7 @@ mod ending;
 mod homes;
 mod input;
 mod lag;
+mod placing;
 mod subscribe;
 mod timers;
 
@@ -23,10 +24,12 @@ use std::{collections::VecDeque, sync::Arc};
 
 use self::timers::{Timer, TimerKind};
 use crate::{
+    admission::Publishers,
     clock::Now,
     config::Limits,
     counters::{Counter, Counters},
     fanout::{self, Fanout, Logs},
+    identity::Holders,
     limits::{SCANS_MAX, TURN_SCAN_TOPICS},
     membership::Membership,
     ring::Stage,
@@ -37,6 +40,8 @@ use crate::{
     wheel::Wheel,
     wire::{Encoding, frame::FLAG_PAYLOAD_JSON, json, reply::Reply},
 };
+
+pub use self::placing::Departure;
 
 /// The origin of ticks that no session published: nobody is told when they are refused, but it is counted.
 pub const ORIGIN_INGEST: u64 = u64::MAX;
@@ -59,6 +64,10 @@ pub enum Action {
     ResumeReceive(u32),
     /// Shut the write side: everything has been sent.
     ShutdownWrite(u32),
+    /// The handshake is done here: the socket stays.
+    Settled(u32),
+    /// Quiet the socket, then ask [`Shard::handle_detached`]: another shard is to serve it.
+    HandOver(u32),
     /// Close the socket. The shard has forgotten the session: no event of it may follow.
     Close(u32),
 }
@@ -117,6 +126,9 @@ pub struct Shard {
     input_stopped: bool,
     /// Set once the server stops: the deadline of the sessions' last bytes.
     draining: Option<u64>,
+    /// Who holds which identity; empty unless a second connection replaces the first.
+    holders: Holders,
+    publishers: Publishers,
     counters: Arc<Counters>,
     scratch: Vec<u8>,
     /// Frames of a piece of history while it is put together.
@@ -158,6 +170,8 @@ impl Shard {
             generation: 0,
             input_stopped: false,
             draining: None,
+            holders: Holders::default(),
+            publishers: Publishers::new(limits.publish_rate),
             counters,
             scratch: Vec::new(),
             pieces: Vec::new(),
@@ -187,6 +201,12 @@ impl Shard {
 
     /// A connection came in; its slot is vacant.
     pub fn handle_accept(&mut self, slot: u32, door: Door, now: Now) {
+        self.counters.add(Counter::SessionsAccepted, 1);
+        self.open(slot, door, now);
+    }
+
+    /// Makes the session of a connection, whichever shard accepted it.
+    fn open(&mut self, slot: u32, door: Door, now: Now) {
         self.generation = self.generation.wrapping_add(1);
         let id = u64::from(self.generation) << 32 | u64::from(slot);
         let session = match door {
@@ -194,8 +214,8 @@ impl Shard {
             Door::Http => Session::new(id, Encoding::WebSocketJson, Protocol::HttpHead),
         };
         self.sessions.insert(slot, session);
-        self.counters.add(Counter::SessionsAccepted, 1);
         self.counters.add(Counter::SessionsOpen, 1);
+        self.publishers.enter(slot);
         let deadline = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
         self.timers.insert(deadline, Timer::new(TimerKind::Handshake, id));
         if self.draining.is_some() {
@@ -335,6 +355,8 @@ impl Shard {
             + memberships
             + stages
             + self.timers.heap_bytes()
+            + self.holders.bytes()
+            + self.publishers.bytes()
     }
 
     /// Acknowledges subscriptions whose homes are ready, then announces their topics: nothing of them comes before.

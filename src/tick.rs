@@ -137,12 +137,15 @@ wire_record!(
 const _: () = assert!(FrameHeader::STRIDE == FRAME_HEADER_BYTES);
 
 wire_record!(
-    /// HELLO: what a native client opens with. The payload is the client's name, for the operator's eyes.
+    /// HELLO: what a native client opens with. The payload is the client's identity, if it has one, and its name, for
+    /// the operator's eyes.
     Hello, ArchivedHello, 8, {
     /// Named by the answer.
     request: u32 = 0,
+    /// Bytes of the identity that the payload begins with; 0: none.
+    client_len: u16 = 4,
     /// 0.
-    reserved: u32 = 4,
+    reserved: u16 = 6,
 });
 
 wire_record!(

@@ -375,3 +375,81 @@ fn an_armed_timer_is_set_earlier_and_never_later() {
     ring.arm_timer(5_000_000).unwrap();
     assert!(matches!(next(&mut ring), Event::Timer));
 }
+
+/// Takes events in until `done`; appends what was received from the slot.
+fn take_in(ring: &mut DataRing<Script>, got: &mut Vec<u8>, mut done: impl FnMut(&Event, usize) -> bool) {
+    loop {
+        ring.poll().unwrap();
+        while let Some(event) = ring.next_event() {
+            let ends = match &event {
+                Event::Received(received) => {
+                    got.extend_from_slice(ring.bytes(received));
+                    done(&event, got.len())
+                }
+                other => done(other, got.len()),
+            };
+            if let Event::Received(received) = event {
+                ring.recycle(received);
+            }
+            if ends {
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_socket_that_changes_rings_loses_no_byte_of_what_comes_meanwhile() {
+    const BYTES: usize = 4 << 20;
+    let mut random = fastrand::Rng::with_seed(11);
+    let (mut peer, mut socket) = pair();
+    peer.set_nonblocking(false).unwrap();
+    let sent: Vec<u8> = (0..BYTES).map(|at| (at % PERIOD) as u8).collect();
+    let expected = sent.clone();
+    let writer = std::thread::spawn(move || {
+        for piece in sent.chunks(5_000) {
+            peer.write_all(piece).unwrap();
+        }
+        peer
+    });
+    let (mut got, mut moves) = (Vec::new(), 0);
+    while got.len() < BYTES {
+        let mut ring = ring(Settings { receive_buffer_bytes: 4 << 10, ..roomy() });
+        let slot = ring.add(socket).unwrap();
+        let until = (got.len() + random.usize(1..400_000)).min(BYTES);
+        take_in(&mut ring, &mut got, |_, len| len >= until);
+        ring.detach(slot).unwrap();
+        take_in(&mut ring, &mut got, |event, _| matches!(event, Event::Detached(of) if *of == slot));
+        socket = ring.take(slot).unwrap().unwrap();
+        assert_eq!((ring.in_use(), ring.has_events()), (0, false));
+        moves += 1;
+    }
+    assert!(moves > 5);
+    assert!(got == expected, "every byte once, in order");
+    drop((socket, writer.join().unwrap()));
+}
+
+#[test]
+fn a_socket_that_is_to_stay_after_all_receives_on_and_a_settled_one_cannot_be_taken() {
+    let (mut peer, socket) = pair();
+    let mut ring = ring(roomy());
+    let slot = ring.add(socket).unwrap();
+    assert!(ring.take(slot).unwrap().is_none(), "nothing asked for it");
+    for _ in 0..20 {
+        let mut got = Vec::new();
+        ring.detach(slot).unwrap();
+        ring.resume_receive(slot).unwrap();
+        peer.write_all(b"stays").unwrap();
+        take_in(&mut ring, &mut got, |_, len| len == 5);
+        assert_eq!(got, b"stays");
+        assert!(ring.take(slot).unwrap().is_none());
+    }
+    ring.settle(slot);
+    ring.detach(slot).unwrap();
+    take_in(&mut ring, &mut Vec::new(), |event, _| matches!(event, Event::Detached(_)));
+    assert!(ring.take(slot).unwrap().is_none());
+    ring.close(slot).unwrap();
+    ring.poll().unwrap();
+    peer.set_nonblocking(false).unwrap();
+    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the plain descriptor does not keep it open");
+}

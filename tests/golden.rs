@@ -52,11 +52,24 @@ fn text(reply: &Reply<'_>) -> String {
 #[test]
 fn requests_have_their_golden_bytes() {
     let mut out = Vec::new();
-    frame::encode(&mut out, Kind::Hello, Meta::default(), &Hello { request: 1, reserved: 0 }, &[b"app"]);
+    frame::encode(
+        &mut out,
+        Kind::Hello,
+        Meta::default(),
+        &Hello { request: 1, ..Hello::default() },
+        &[b"app"],
+    );
     check(
         &out,
         "30000000 7463 01 00  0100 0800 03000000  0000000000000000  00000000 00000000
          01000000 00000000 \"app\" 0000000000",
+    );
+    out.clear();
+    frame::encode_hello(&mut out, 1, "me", "app");
+    check(
+        &out,
+        "30000000 7463 01 00  0100 0800 05000000  0000000000000000  00000000 00000000
+         01000000 0200 0000 \"meapp\" 000000",
     );
     out.clear();
     encode_request(&mut out, Kind::Subscribe, 2, "a.>");
@@ -259,7 +272,7 @@ fn json_requests_mean_what_the_specification_says() {
     assert_eq!(json::decode(r#"{"op":"ping","token":7}"#).unwrap(), Command::Ping { token: 7 });
     assert_eq!(
         json::decode(r#"{"op":"hello","id":1,"name":"app"}"#).unwrap(),
-        Command::Hello { request: 1, name: "app".into() }
+        Command::Hello { request: 1, client: "".into(), name: "app".into() }
     );
 }
 

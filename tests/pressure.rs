@@ -34,6 +34,7 @@ fn connect(shard: &mut Shard, slot: u32) {
     let mut hello = Vec::new();
     frame::encode(&mut hello, Kind::Hello, Meta::default(), &Hello::default(), &[b"x"]);
     shard.handle_bytes(slot, &hello, NOW);
+    assert_eq!(shard.poll_action(), Some(Action::Settled(slot)));
 }
 
 fn publishes(topic: &str, payload: &[u8], bytes: usize) -> Vec<u8> {

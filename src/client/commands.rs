@@ -5,7 +5,7 @@ mod subscribe;
 
 use std::{fmt, io};
 
-use crate::client::ClientError;
+use crate::client::{Address, Client, ClientError, SessionOptions};
 
 pub use self::{
     publish::{PubArgs, publish, publish_from},
@@ -61,6 +61,12 @@ impl From<ClientError> for CommandError {
     fn from(error: ClientError) -> CommandError {
         CommandError::Client(error)
     }
+}
+
+/// Connects, as somebody if an identity is given.
+fn connect(address: &Address, client: &Option<String>) -> Result<Client, ClientError> {
+    let client = client.clone().unwrap_or_default();
+    Client::connect_with(address, &SessionOptions { client, ..address.session_options() })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use crate::{client::RequestError, wire::DecodeError};
+use crate::{client::RequestError, identity::IdentityError, wire::DecodeError};
 
 /// What the server sent cannot be right. The session is over: drop the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub enum SessionError {
     Json(String),
     /// The HTTP answer to the WebSocket handshake is not an acceptance: what it says.
     Handshake(String),
+    /// The identity asked for breaks a rule: nothing was sent.
+    BadIdentity(IdentityError),
     /// The first native frame is not a welcome.
     WelcomeExpected,
     /// A tick of a topic that was never announced: its number, or its name in JSON.
@@ -49,6 +51,7 @@ impl fmt::Display for SessionError {
             SessionError::Decode(error) => write!(f, "the server sent what this client cannot read: {error}"),
             SessionError::Json(text) => write!(f, "the server sent what this client cannot read: {text}"),
             SessionError::Handshake(text) => write!(f, "the WebSocket handshake failed: {text}"),
+            SessionError::BadIdentity(error) => write!(f, "{error}"),
             SessionError::WelcomeExpected => {
                 write!(f, "the server did not begin with a welcome: is it a tickcast port?")
             }

@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
 use crate::{
     client::{SessionError, SessionOptions},
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX},
@@ -25,9 +27,11 @@ impl Handshake {
         // Writing to a Vec cannot fail.
         let _ = write!(
             out,
-            "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: \
+            "GET {}{} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: \
              13\r\nSec-WebSocket-Key: {key}\r\n",
-            options.path, options.host
+            options.path,
+            client_parameter(options),
+            options.host
         );
         if let Some(subprotocol) = options.encoding.subprotocol() {
             let _ = write!(out, "Sec-WebSocket-Protocol: {subprotocol}\r\n");
@@ -83,6 +87,15 @@ impl Handshake {
     }
 }
 
+/// What the path gets for the identity: nothing for none.
+fn client_parameter(options: &SessionOptions) -> String {
+    if options.client.is_empty() {
+        return String::new();
+    }
+    let joint = if options.path.contains('?') { '&' } else { '?' };
+    format!("{joint}client={}", utf8_percent_encode(&options.client, NON_ALPHANUMERIC))
+}
+
 /// A header that is there once; one that is there twice says nothing that can be relied on.
 fn header<'a>(response: &httparse::Response<'_, 'a>, name: &str) -> Option<&'a [u8]> {
     let mut found = response.headers.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
@@ -129,6 +142,24 @@ mod tests {
             }
             let more = [response.as_bytes(), b"\x82\x00"].concat();
             assert_eq!(handshake.step(&more), Ok(Step::Complete(response.len(), ())));
+        }
+    }
+
+    #[test]
+    fn the_identity_goes_into_the_path_and_the_server_reads_it_back() {
+        for (path, client) in [("/ws", "a b&c=d/\u{e4}"), ("/ws?topics=a.%3E", "x"), ("/ws?topics=a.%3E", "")]
+        {
+            let options = SessionOptions {
+                path: path.into(),
+                client: client.into(),
+                ..SessionOptions::new(Encoding::WebSocketJson)
+            };
+            let mut request = Vec::new();
+            Handshake::start(&options, &mut request);
+            let Step::Complete(_, http::Answer::Upgrade { target, .. }) = http::step(&request, OFFER) else {
+                panic!("the server refuses this client")
+            };
+            assert!(matches!(target, http::Target::Stream { client: read, .. } if read == client));
         }
     }
 

@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 
 use crate::{
     limits::TOPIC_BYTES_MAX,
-    tick::{Hello, Publish, Token, WireRecord},
+    tick::{Publish, Token, WireRecord},
     wire::{
         command::encode_request,
         frame::{self, Kind, Meta},
@@ -64,7 +64,7 @@ impl std::error::Error for RequestError {}
 
 /// A request before it is encoded.
 pub(super) enum Outgoing<'a> {
-    Hello { request: u32, name: &'a str },
+    Hello { request: u32, client: &'a str, name: &'a str },
     Subscribe { request: u32, pattern: &'a str },
     Unsubscribe { request: u32, pattern: &'a str },
     Publish { request: u32, publish: PublishRequest<'a> },
@@ -94,10 +94,7 @@ impl Outgoing<'_> {
     /// Appends the native frame.
     pub(super) fn encode_frame(&self, out: &mut Vec<u8>) {
         match *self {
-            Outgoing::Hello { request, name } => {
-                let record = Hello { request, ..Hello::default() };
-                frame::encode(out, Kind::Hello, Meta::default(), &record, &[name.as_bytes()]);
-            }
+            Outgoing::Hello { request, client, name } => frame::encode_hello(out, request, client, name),
             Outgoing::Subscribe { request, pattern } => {
                 encode_request(out, Kind::Subscribe, request, pattern)
             }
@@ -118,7 +115,7 @@ impl Outgoing<'_> {
     /// The JSON text.
     pub(super) fn to_json(&self) -> String {
         match *self {
-            Outgoing::Hello { request, name } => {
+            Outgoing::Hello { request, name, .. } => {
                 format!("{{\"op\":\"hello\",\"id\":{request},\"name\":{}}}", json::literal(name))
             }
             Outgoing::Subscribe { request, pattern } => {
@@ -206,8 +203,8 @@ mod tests {
             Ok(Command::Unsubscribe { request: 2, patterns: vec!["\"".into()] })
         );
         assert_eq!(
-            json::decode(&json(Outgoing::Hello { request: 3, name: "n\n" })),
-            Ok(Command::Hello { request: 3, name: "n\n".into() })
+            json::decode(&json(Outgoing::Hello { request: 3, client: "", name: "n\n" })),
+            Ok(Command::Hello { request: 3, client: "".into(), name: "n\n".into() })
         );
         assert_eq!(
             json::decode(&json(Outgoing::Ping { token: u64::MAX })),

@@ -15,6 +15,7 @@ use crate::{
         request::Outgoing,
         topics::Topics,
     },
+    identity,
     limits::FRAME_BYTES_MAX_DEFAULT,
     tick::{Sequence, Token, TopicId},
     wire::{
@@ -106,8 +107,17 @@ enum Progress {
 }
 
 impl Session {
-    /// A session that has its opening (hello, or the WebSocket handshake) in [`Session::output`].
+    /// A session that has its opening (hello, or the WebSocket handshake) in [`Session::output`]; one that has failed
+    /// where the options' identity breaks a rule.
     pub fn new(options: &SessionOptions) -> Session {
+        if !options.client.is_empty()
+            && let Err(error) = identity::check(options.client.as_bytes())
+        {
+            let mut session = Session::new(&SessionOptions { client: String::new(), ..options.clone() });
+            session.output.clear();
+            session.phase = Phase::Failed(SessionError::BadIdentity(error));
+            return session;
+        }
         let encoding = options.encoding;
         let frame_bytes_max = options.frame_bytes_max;
         let message_bytes_max = frame_bytes_max / 3 * 4 + MESSAGE_OVERHEAD_BYTES;
@@ -153,7 +163,8 @@ impl Session {
             let request = session.next_request();
             let name = if options.name.len() <= CLIENT_NAME_BYTES_MAX { &options.name } else { "" };
             // A request can only fail for its length, and this one is short.
-            let _ = session.enqueue(&Outgoing::Hello { request, name });
+            let client = if encoding == Encoding::Native { &options.client } else { "" };
+            let _ = session.enqueue(&Outgoing::Hello { request, client, name });
         }
         session
     }

@@ -1,6 +1,7 @@
 //! The data plane: one raw io_uring beside the executor, holding every socket of a shard.
 //!
-//! - Sockets are registered files; the process's descriptor is closed once they are in.
+//! - Sockets are registered files; the process's descriptor is kept until the handshake is done, for a socket that is
+//!   to go to another shard, and closed then.
 //! - Receiving is one multishot RECV a socket into a shared ring of provided buffers.
 //! - Sending is `SEND` with `MSG_DONTWAIT | MSG_WAITALL` and skip-success: it is over when `io_uring_enter` returns,
 //!   a full one leaves no completion, and the kernel keeps no pointer. What a slow socket did not take is copied once
@@ -11,6 +12,7 @@
 //! It knows slots and bytes, nothing of sessions. One thread: the one that made it.
 
 mod completion;
+mod detach;
 mod event;
 
 use std::{
@@ -69,6 +71,7 @@ enum State {
 
 /// One socket.
 ///
+/// Invariant: `detaching` only while `Open` and `receive_paused`.
 /// Invariant: `Closing` only while `receive_armed`, `shutting` or `parked`; a slot is vacated the moment none is.
 #[derive(Debug)]
 struct Slot {
@@ -76,6 +79,10 @@ struct Slot {
     state: State,
     receive_armed: bool,
     receive_paused: bool,
+    /// The socket is to be taken out once its receive is over.
+    detaching: bool,
+    /// The process's own descriptor of the socket, until [`DataRing::settle`].
+    plain: Option<OwnedFd>,
     /// A SHUTDOWN is on its way to a worker, which looks the registered file up only then: until it is over, nobody
     /// else may have the slot.
     shutting: bool,
@@ -154,6 +161,8 @@ impl<S: Shim> DataRing<S> {
             state: State::Vacant,
             receive_armed: false,
             receive_paused: false,
+            detaching: false,
+            plain: None,
             shutting: false,
             parked: None,
         };
@@ -218,7 +227,8 @@ impl<S: Shim> DataRing<S> {
         Ok(())
     }
 
-    /// Takes a socket and starts receiving from it. The registered file is then the only reference to it.
+    /// Takes a socket and starts receiving from it. From [`DataRing::settle`] on the registered file is the only
+    /// reference to it.
     ///
     /// # Errors
     /// ENFILE when every slot is taken; the registration's. The socket is closed then.
@@ -230,7 +240,7 @@ impl<S: Shim> DataRing<S> {
         debug_assert!(entry.state == State::Vacant && !entry.receive_armed && entry.parked.is_none());
         entry.generation = (entry.generation + 1) & 0xff_ffff;
         entry.state = State::Open;
-        entry.receive_paused = false;
+        (entry.receive_paused, entry.detaching, entry.plain) = (false, false, Some(socket));
         self.arm_receive(slot)?;
         Ok(slot)
     }
@@ -248,7 +258,7 @@ impl<S: Shim> DataRing<S> {
     /// Receives again.
     pub fn resume_receive(&mut self, slot: u32) -> io::Result<()> {
         let entry = &mut self.slots[slot as usize];
-        entry.receive_paused = false;
+        (entry.receive_paused, entry.detaching) = (false, false);
         // If the cancellation is still under way, its completion finds the slot willing and arms it.
         match entry.state == State::Open && !entry.receive_armed {
             true => self.arm_receive(slot),
@@ -270,7 +280,7 @@ impl<S: Shim> DataRing<S> {
         if entry.state != State::Open {
             return Ok(());
         }
-        entry.state = State::Closing;
+        (entry.state, entry.detaching, entry.plain) = (State::Closing, false, None);
         let (receiving, sending) = (entry.receive_armed, entry.parked.is_some());
         // A parked operation holds the socket: the peer sees no FIN until it is cancelled.
         if receiving {
@@ -395,7 +405,8 @@ impl<S: Shim> DataRing<S> {
             let (Event::Received(Received { slot, .. })
             | Event::Eof(slot)
             | Event::Failed(slot, _)
-            | Event::Writable(slot)) = event
+            | Event::Writable(slot)
+            | Event::Detached(slot)) = event
             else {
                 return Some(event);
             };

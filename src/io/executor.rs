@@ -1,20 +1,16 @@
 //! One shard's loop, the one task of a pinned glommio executor: drives the data ring, the mesh and the shard in turns,
 //! and sleeps in the ring when there is nothing to do.
 
-use std::{
-    io,
-    os::fd::OwnedFd,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-};
+use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use super::{
     data_ring::{DataRing, Event, Sent},
+    gate::Gate,
+    handover::{Exchange, Handover},
     stop::{Stop, Wait},
 };
 use crate::{
+    admission::Origin,
     clock::{self, Now},
     counters::Counter,
     limits::{
@@ -26,6 +22,8 @@ use crate::{
     shard::{Action, Door, Send, Shard},
 };
 
+/// How often sockets that linger after a refusal are looked at.
+const LINGER_TICK_NS: u64 = 100_000_000;
 /// How often a shard that stops looks whether time is up.
 const STOP_TICK_NS: u64 = 50_000_000;
 
@@ -54,10 +52,10 @@ pub struct Driver {
     pub bell: Arc<Doorbell>,
     /// How the server stops.
     pub stop: Arc<Stop>,
-    /// Connections of the whole server; touched only as they come and go.
-    pub connections: Arc<AtomicUsize>,
-    /// Most of them.
-    pub clients_max: usize,
+    /// Who is let in.
+    pub gate: Gate,
+    /// Where connections go to the shard of their identity, and come from.
+    pub exchange: Exchange,
     gather: Vec<u8>,
     /// When to accept again, by door, after accepting failed.
     accept_again_ns: [Option<u64>; 2],
@@ -74,24 +72,12 @@ impl Driver {
         mesh: Mesh,
         bell: Arc<Doorbell>,
         stop: Arc<Stop>,
-        connections: Arc<AtomicUsize>,
-        clients_max: usize,
+        gate: Gate,
+        exchange: Exchange,
     ) -> Driver {
         let gather = Vec::with_capacity(GATHER_BYTES);
         let (accept_again_ns, accept_fails, phase) = ([None; 2], [false; 2], Phase::Running);
-        Driver {
-            shard,
-            ring,
-            mesh,
-            bell,
-            stop,
-            connections,
-            clients_max,
-            gather,
-            accept_again_ns,
-            accept_fails,
-            phase,
-        }
+        Driver { shard, ring, mesh, bell, stop, gate, exchange, gather, accept_again_ns, accept_fails, phase }
     }
 
     /// Turns until the server has stopped. With nothing to do it sleeps in the data ring: it is the executor's one task,
@@ -120,13 +106,16 @@ impl Driver {
         let now = clock::now();
         self.ring.poll()?;
         let mut worked = self.events(now)?;
+        worked |= self.take_placed(now)?;
         worked |= self.mesh.take_in(&mut self.shard, now);
         worked |= self.shard.turn(now);
         worked |= self.flush(now)?;
         worked |= self.actions()?;
         worked |= self.mesh.push_out(&mut self.shard);
+        worked |= self.exchange.push_out();
         self.shard.end_turn();
         self.accept_again(now)?;
+        self.gate.turn(now.monotonic_ns);
         worked |= self.advance_stop(now)?;
         Ok(worked)
     }
@@ -138,12 +127,18 @@ impl Driver {
             let after_ns = when_ns.saturating_sub(clock::monotonic_ns());
             self.ring.arm_timer(after_ns.clamp(SLEEP_NS_LOWEST, SLEEP_NS_HIGHEST))?;
         }
+        if self.gate.lingers() {
+            self.ring.arm_timer(LINGER_TICK_NS)?;
+        }
         if self.phase != Phase::Running {
             self.ring.arm_timer(STOP_TICK_NS)?;
         }
         self.ring.poll()?;
         let asked_to_stop = self.phase == Phase::Running && self.stop.is_requested();
-        let work_waits = self.ring.has_events() || self.mesh.has_input(&self.shard) || self.shard.is_busy();
+        let work_waits = self.ring.has_events()
+            || self.mesh.has_input(&self.shard)
+            || self.exchange.has_input()
+            || self.shard.is_busy();
         Ok(!work_waits && !asked_to_stop && !self.stopped())
     }
 
@@ -160,6 +155,7 @@ impl Driver {
                 }
                 Event::Accepted(door, socket) => self.accepted(door, socket, now),
                 Event::AcceptFailed(door, errno) => {
+                    self.shard.counters().add(Counter::AcceptsFailed, 1);
                     if !std::mem::replace(&mut self.accept_fails[door as usize], true) {
                         ::log::warn!(
                             "accept: {}: trying again every {ACCEPT_RETRY_MS} ms (raise LimitNOFILE if descriptors ran out)",
@@ -172,6 +168,7 @@ impl Driver {
                 Event::Eof(slot) => self.shard.handle_eof(slot, now),
                 Event::Failed(slot, errno) => self.shard.handle_error(slot, errno, now),
                 Event::Writable(slot) => self.shard.handle_writable(slot),
+                Event::Detached(slot) => self.detached(slot)?,
                 Event::Timer => {}
             }
             // Closes come before the next event, so that none of a closed socket's is handled.
@@ -182,19 +179,72 @@ impl Driver {
 
     fn accepted(&mut self, door: Door, socket: OwnedFd, now: Now) {
         self.accept_fails[door as usize] = false;
-        let taken =
-            if self.connections.fetch_add(1, SeqCst) < self.clients_max && self.phase == Phase::Running {
-                self.ring.add(socket).map_err(|error| ::log::warn!("a connection is refused: {error}")).ok()
-            } else {
-                None
-            };
-        match taken {
-            Some(slot) => self.shard.handle_accept(slot, door, now),
-            None => {
-                self.connections.fetch_sub(1, SeqCst);
-                self.shard.counters().add(Counter::SessionsRefused, 1);
+        if self.phase != Phase::Running {
+            self.shard.counters().add(Counter::SessionsRefused, 1);
+            return;
+        }
+        match self.gate.admit(&socket, now.monotonic_ns) {
+            Ok(origin) => {
+                if let Some(slot) = self.add(socket, origin) {
+                    self.shard.handle_accept(slot, door, now);
+                }
+            }
+            Err(refusal) => {
+                self.shard.counters().add(refusal.counter(), 1);
+                self.gate.refuse(socket, door, refusal, now.monotonic_ns);
             }
         }
+    }
+
+    /// Puts a connection that was admitted into a slot.
+    fn add(&mut self, socket: OwnedFd, origin: Option<Origin>) -> Option<u32> {
+        match self.ring.add(socket) {
+            Ok(slot) => {
+                self.gate.enter(slot, origin);
+                Some(slot)
+            }
+            Err(error) => {
+                ::log::warn!("a connection is refused: {error}");
+                self.gate.forget(origin);
+                self.shard.counters().add(Counter::SessionsRefused, 1);
+                None
+            }
+        }
+    }
+
+    /// A socket of this shard is quiet, to go to another. Once the server stops it stays, and ends with the rest.
+    fn detached(&mut self, slot: u32) -> io::Result<()> {
+        if self.phase == Phase::Running
+            && let Some(departure) = self.shard.handle_detached(slot)
+        {
+            match self.ring.take(slot)? {
+                Some(socket) => {
+                    let origin = self.gate.hand_over(slot);
+                    self.exchange.send(Handover { socket, departure, origin });
+                }
+                // Not to be: a socket that is detached is neither settled nor closed.
+                None => {
+                    debug_assert!(false, "what is detached can be taken");
+                    self.gate.leave(slot);
+                    self.ring.close(slot)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Connections from other shards, whose identities belong here.
+    fn take_placed(&mut self, now: Now) -> io::Result<bool> {
+        for taken in 0..self.exchange.turn_max() {
+            let Some(Handover { socket, departure, origin }) = self.exchange.take() else {
+                return Ok(taken > 0);
+            };
+            if let Some(slot) = self.add(socket, origin) {
+                self.shard.handle_placed(slot, departure.door, &departure.bytes, now);
+                self.actions()?;
+            }
+        }
+        Ok(self.exchange.turn_max() > 0)
     }
 
     fn accept_again(&mut self, now: Now) -> io::Result<()> {
@@ -252,8 +302,10 @@ impl Driver {
                 Action::PauseReceive(slot) => self.ring.pause_receive(slot)?,
                 Action::ResumeReceive(slot) => self.ring.resume_receive(slot)?,
                 Action::ShutdownWrite(slot) => self.ring.shutdown_write(slot)?,
+                Action::Settled(slot) => self.ring.settle(slot),
+                Action::HandOver(slot) => self.ring.detach(slot)?,
                 Action::Close(slot) => {
-                    self.connections.fetch_sub(1, SeqCst);
+                    self.gate.leave(slot);
                     self.ring.close(slot)?;
                 }
             }
@@ -278,10 +330,11 @@ impl Driver {
             }
             Phase::Running => {}
             Phase::Requests => {
-                if self.shard.requests_have_left() {
+                if self.shard.requests_have_left() && self.exchange.have_left() {
                     self.stop.arrive(self.shard.id(), Wait::Requests);
                 }
-                if late || (self.stop.all_arrived(Wait::Requests) && self.mesh.requests_are_empty()) {
+                let nothing_comes = self.mesh.requests_are_empty() && !self.exchange.has_input();
+                if late || (self.stop.all_arrived(Wait::Requests) && nothing_comes) {
                     self.phase = Phase::Deliveries;
                 }
             }

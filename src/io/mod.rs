@@ -4,6 +4,8 @@ pub mod buffer_ring;
 pub mod checks;
 pub mod data_ring;
 pub mod executor;
+pub mod gate;
+pub mod handover;
 pub mod listener;
 pub mod server;
 pub mod shim;

@@ -6,7 +6,6 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc,
-        atomic::AtomicUsize,
         mpsc::{Receiver, Sender, channel},
     },
     thread::{self, JoinHandle},
@@ -19,6 +18,8 @@ use super::{
     checks,
     data_ring::{DataRing, Settings, eventfd},
     executor::Driver,
+    gate::{Gate, Shared},
+    handover::{Exchange, exchanges},
     listener::listen,
     signals,
     stop::Stop,
@@ -116,10 +117,11 @@ fn start(
         happened,
         happened_in: happened_in.clone(),
     };
-    let connections = Arc::new(AtomicUsize::new(0));
+    let shared = Shared::new(clients_max, config.clients_per_source_max);
+    let exchanges = exchanges(&bells);
     let epoch = clock::realtime_ns();
     let parts = eventfds.into_iter().zip(native.into_iter().zip(http)).zip(meshes.into_iter().zip(bells));
-    for (index, ((eventfd, (native, http)), (mesh, bell))) in parts.enumerate() {
+    for (index, (((eventfd, (native, http)), (mesh, bell)), exchange)) in parts.zip(exchanges).enumerate() {
         let counters = Arc::new(Counters::default());
         server.counters.push(counters.clone());
         let shard = Shard::new(ShardId(index as u16), config.shards, epoch, config.limits.clone(), counters);
@@ -132,7 +134,8 @@ fn start(
             http,
             clients_max,
             stop: server.stop.clone(),
-            connections: connections.clone(),
+            gate: Gate::new(shared.clone(), config.accept_rate, config.shards),
+            exchange,
             happened: happened_in.clone(),
         };
         let core = config.cores[index % config.cores.len()];
@@ -173,7 +176,8 @@ struct Parts {
     http: OwnedFd,
     clients_max: usize,
     stop: Arc<Stop>,
-    connections: Arc<AtomicUsize>,
+    gate: Gate,
+    exchange: Exchange,
     happened: Sender<Happened>,
 }
 
@@ -190,15 +194,7 @@ impl Parts {
             }
         };
         let _ = self.happened.send(Happened::Started(Ok(())));
-        let driver = Driver::new(
-            self.shard,
-            ring,
-            self.mesh,
-            self.bell,
-            self.stop,
-            self.connections,
-            self.clients_max,
-        );
+        let driver = Driver::new(self.shard, ring, self.mesh, self.bell, self.stop, self.gate, self.exchange);
         ended.result = driver.run().await;
     }
 }

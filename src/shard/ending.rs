@@ -59,6 +59,7 @@ impl Shard {
         if std::mem::take(&mut session.paused) {
             self.actions.push_back(Action::ResumeReceive(slot));
         }
+        self.stay(slot);
         self.detach(slot);
         // A peer's WebSocket close has been answered: the answer is the last thing that waits.
         let keeps_outbox = reason.flushes() || reason == CloseReason::Peer;
@@ -97,7 +98,8 @@ impl Shard {
         };
         match session.protocol {
             Protocol::HttpHead if *reason == CloseReason::HandshakeDeadline => bytes = http::timed_out(),
-            Protocol::HttpHead => {}
+            // What is on its way to another shard has come to stay before it ends.
+            Protocol::HttpHead | Protocol::Leaving(_) => {}
             Protocol::Echo(_) => websocket::encode_close(&mut bytes, reason.close_frame_code(), &text),
             Protocol::NativeHello | Protocol::Native | Protocol::Stream(_) => {
                 Reply::Closing { code: reason.code(), reason: &text, reconnect_after_ms }
@@ -140,6 +142,7 @@ impl Shard {
     }
 
     fn detach(&mut self, slot: u32) {
+        self.holders.leave(slot);
         for pattern in self.fanout.detach(slot, &mut self.sessions) {
             self.tell_homes_gone(&pattern);
         }

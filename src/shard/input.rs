@@ -36,6 +36,11 @@ impl Shard {
     /// Bytes from a peer, in order, as many or few as came.
     pub fn handle_bytes(&mut self, slot: u32, bytes: &[u8], now: Now) {
         self.counters.add(Counter::BytesReceived, bytes.len() as u64);
+        self.take_up(slot, bytes, now);
+        self.settle(now);
+    }
+
+    pub(super) fn take_up(&mut self, slot: u32, bytes: &[u8], now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         if session.paused || !session.input.is_empty() {
             session.input.extend_from_slice(bytes);
@@ -137,7 +142,7 @@ impl Shard {
                 return Progress { used: bytes.len(), blocked: false };
             };
             // Newcomers are let in whatever the load: one request, and somebody else's flood is not their fault.
-            let newcomer = matches!(session.protocol, Protocol::NativeHello | Protocol::HttpHead);
+            let newcomer = session.protocol.is_handshake();
             let waits = !room || !session.takes_requests();
             if waits && !newcomer {
                 return Progress { used, blocked: true };
@@ -146,6 +151,7 @@ impl Shard {
             let step = match session.protocol {
                 Protocol::NativeHello | Protocol::Native => self.native(slot, rest, now),
                 Protocol::HttpHead => self.http(slot, rest, now),
+                Protocol::Leaving(_) => Ok(Step::Partial),
                 Protocol::Stream(_) | Protocol::Echo(_) => self.websocket(slot, rest, now),
             };
             match step {
@@ -164,7 +170,13 @@ impl Shard {
         let Step::Complete(used, frame) = frame::decode(bytes, self.limits.frame_bytes_max)? else {
             return Ok(Step::Partial);
         };
-        self.execute(slot, Command::from_frame(&frame)?, now)?;
+        let command = Command::from_frame(&frame)?;
+        if let Command::Hello { client, .. } = &command
+            && !self.place(slot, client, now)
+        {
+            return Ok(Step::Partial);
+        }
+        self.execute(slot, command, now)?;
         Ok(Step::Complete(used, ()))
     }
 
@@ -177,7 +189,13 @@ impl Shard {
                 self.push_bytes(slot, &response);
                 self.end(slot, CloseReason::Http(status), now);
             }
+            Answer::Upgrade { target: Target::Stream { client, .. }, .. }
+                if !self.place(slot, &client, now) =>
+            {
+                return Ok(Step::Partial);
+            }
             Answer::Upgrade { response, target } => {
+                self.actions.push_back(Action::Settled(slot));
                 self.push_bytes(slot, &response);
                 let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Complete(used, ())) };
                 match target {
@@ -185,7 +203,7 @@ impl Shard {
                         session.protocol =
                             Protocol::Echo(Box::new(WebSocket::server_of_long_messages(ECHO_BYTES_MAX)));
                     }
-                    Target::Stream { encoding, patterns, delivery, from } => {
+                    Target::Stream { encoding, patterns, delivery, from, .. } => {
                         session.encoding = encoding;
                         session.protocol =
                             Protocol::Stream(Box::new(WebSocket::server(self.limits.message_bytes_max())));
@@ -252,12 +270,15 @@ impl Shard {
     fn execute(&mut self, slot: u32, command: Command<'_>, now: Now) -> Result<(), DecodeError> {
         let Some(session) = self.sessions.open_mut(slot) else { return Ok(()) };
         match (&session.protocol, &command) {
-            (Protocol::NativeHello, Command::Hello { .. }) => session.protocol = Protocol::Native,
+            (Protocol::NativeHello, Command::Hello { .. }) => {
+                session.protocol = Protocol::Native;
+                self.actions.push_back(Action::Settled(slot));
+            }
             (Protocol::NativeHello, _) => return Err(DecodeError::HelloExpected),
             _ => {}
         }
         match command {
-            Command::Hello { request, name } => {
+            Command::Hello { request, name, .. } => {
                 let session = session.id;
                 ::log::debug!(
                     "session {session:x} says it is {:?}",
@@ -307,6 +328,11 @@ impl Shard {
     }
 
     fn publish_command(&mut self, slot: u32, publish: &PublishCommand<'_>, now: Now) {
+        if !self.publishers.takes(slot, now.monotonic_ns) {
+            self.counters.add(Counter::TicksRefusedRate, 1);
+            let text = format!("a session may publish {} ticks a second", self.limits.publish_rate);
+            return self.fail(slot, publish.request, ErrorCode::RateLimited, &text, now);
+        }
         let topic = match router::check_topic(&publish.topic) {
             Ok(topic) => topic,
             Err(error) => {

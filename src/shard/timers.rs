@@ -76,7 +76,7 @@ impl Shard {
             return;
         };
         match timer.kind {
-            TimerKind::Handshake if is_in_handshake(&session.protocol) => {
+            TimerKind::Handshake if session.protocol.is_handshake() => {
                 self.end(slot, CloseReason::HandshakeDeadline, now);
             }
             TimerKind::Handshake => {}
@@ -110,7 +110,7 @@ impl Shard {
         let Some(session) = self.sessions.open_mut(slot).filter(|_| interval_ns != u64::MAX) else { return };
         session.pulse_ms = low_ms(now);
         session.pulse = Pulse::Quiet;
-        if session.heartbeat_watched || is_in_handshake(&session.protocol) {
+        if session.heartbeat_watched || session.protocol.is_handshake() {
             return;
         }
         session.heartbeat_watched = true;
@@ -160,7 +160,7 @@ impl Shard {
         let mut bytes = Vec::new();
         match session.protocol {
             Protocol::Stream(_) | Protocol::Echo(_) => websocket::encode_ping(&mut bytes),
-            Protocol::NativeHello | Protocol::Native | Protocol::HttpHead => {
+            Protocol::NativeHello | Protocol::Native | Protocol::HttpHead | Protocol::Leaving(_) => {
                 let token = Token { token: now.monotonic_ns };
                 frame::encode(&mut bytes, Kind::Ping, Meta::default(), &token, &[]);
             }
@@ -168,10 +168,6 @@ impl Shard {
         self.counters.add(Counter::Pings, 1);
         self.push_bytes(slot, &bytes);
     }
-}
-
-fn is_in_handshake(protocol: &Protocol) -> bool {
-    matches!(protocol, Protocol::NativeHello | Protocol::HttpHead)
 }
 
 fn low_ms(now: Now) -> u32 {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::{
     subscription::{BadOption, Delivery, From, Policy, Position, interval_us},
-    tick::{Hello, Request, Resume, Subscribe, Token, WireRecord},
+    tick::{Request, Resume, Subscribe, Token, WireRecord},
     wire::{
         DecodeError,
         frame::{Frame, Kind},
@@ -19,6 +19,8 @@ pub enum Command<'a> {
     Hello {
         /// Named by the answer.
         request: u32,
+        /// Who the client says it is, checked; empty: nobody. Only what opens a native session places it.
+        client: Cow<'a, str>,
         /// The client's name for itself.
         name: Cow<'a, str>,
     },
@@ -97,13 +99,14 @@ impl<'a> Command<'a> {
     /// The command of a native frame.
     ///
     /// # Errors
-    /// A [`DecodeError`] for kinds that only a server sends (PONG goes both ways), short records, and text that is not UTF-8.
+    /// A [`DecodeError`] for kinds that only a server sends (PONG goes both ways), short records, text that is not UTF-8,
+    /// and identities that break a rule.
     pub fn from_frame(frame: &Frame<'a>) -> Result<Command<'a>, DecodeError> {
         Ok(match frame.kind {
-            Kind::Hello => Command::Hello {
-                request: frame.record::<Hello>()?.request,
-                name: Cow::Borrowed(frame.text()?),
-            },
+            Kind::Hello => {
+                let (request, client, name) = frame.hello()?;
+                Command::Hello { request, client: Cow::Borrowed(client), name: Cow::Borrowed(name) }
+            }
             Kind::Subscribe | Kind::Update => {
                 let record: Subscribe = frame.grown_record(Request::STRIDE)?;
                 let (request, patterns) = (record.request, vec![Cow::Borrowed(frame.text()?)]);

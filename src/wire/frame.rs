@@ -11,9 +11,10 @@
 //! tick is encoded once by its home shard and copied from there on.
 
 use crate::{
+    identity,
     limits::{FRAME_ALIGN, FRAME_HEADER_BYTES},
     tick::{
-        FrameHeader, KeyedTimes, Publish, RECORD_BYTES_MAX, Sequence, Skipped, Subscribed, TickTimes,
+        FrameHeader, Hello, KeyedTimes, Publish, RECORD_BYTES_MAX, Sequence, Skipped, Subscribed, TickTimes,
         TopicId, WireRecord,
     },
     wire::{DecodeError, Step},
@@ -141,6 +142,24 @@ impl<'a> Frame<'a> {
             stride if stride < KeyedTimes::STRIDE => 0,
             _ => self.record::<KeyedTimes>().map_or(0, |record| record.key),
         }
+    }
+
+    /// A HELLO frame's request, identity (empty: none) and name.
+    ///
+    /// # Errors
+    /// [`DecodeError::BadRecord`] when the identity is longer than the payload, [`DecodeError::BadIdentity`],
+    /// [`DecodeError::NotUtf8`].
+    pub fn hello(&self) -> Result<(u32, &'a str, &'a str), DecodeError> {
+        let record: Hello = self.record()?;
+        let (client, name) = self
+            .payload()
+            .split_at_checked(usize::from(record.client_len))
+            .ok_or(DecodeError::BadRecord(self.header.kind))?;
+        let client = match client {
+            [] => "",
+            client => identity::check(client).map_err(DecodeError::BadIdentity)?,
+        };
+        Ok((record.request, client, simdutf8::basic::from_utf8(name).map_err(|_| DecodeError::NotUtf8)?))
     }
 
     /// A PUBLISH frame's record, topic bytes and tick payload.
@@ -276,6 +295,13 @@ pub fn encode_skipped(out: &mut Vec<u8>, kind: Kind, topic: TopicId, from: u64, 
 pub fn encode_topic(out: &mut Vec<u8>, topic: TopicId, epoch: u64, name: &str) {
     let meta = Meta { topic_id: topic.0, ..Meta::default() };
     encode(out, Kind::Subscribed, meta, &Subscribed { epoch, ..Subscribed::default() }, &[name.as_bytes()]);
+}
+
+/// Appends a HELLO; `client` is an identity that [`identity::check`] has seen, or empty.
+pub fn encode_hello(out: &mut Vec<u8>, request: u32, client: &str, name: &str) {
+    debug_assert!(client.len() <= crate::limits::IDENTITY_BYTES_MAX, "checked where it came in");
+    let record = Hello { request, client_len: client.len() as u16, reserved: 0 };
+    encode(out, Kind::Hello, Meta::default(), &record, &[client.as_bytes(), name.as_bytes()]);
 }
 
 /// Appends a PUBLISH. `origin` goes into the sequence field, which only the mesh reads: who to tell of a refusal.

@@ -1,10 +1,13 @@
 //! The HTTP side of the door: one request head in, a WebSocket upgrade or a short answer out (RFC 9110, RFC 6455).
 
+use std::borrow::Cow;
+
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 
 use crate::{
-    limits::HTTP_HEADERS_MAX,
+    admission, identity,
+    limits::{HTTP_HEADERS_MAX, REFUSED_RETRY_AFTER_S},
     subscription::{BadOption, Delivery, From, interval_us},
     wire::{Encoding, Step, json},
 };
@@ -41,6 +44,8 @@ pub enum Target {
         delivery: Delivery,
         /// From `?from=latest`.
         from: From,
+        /// From `?client=ID`, percent-decoded and checked; empty: none.
+        client: String,
     },
     /// `/echo`: every message back.
     Echo,
@@ -106,8 +111,8 @@ fn upgrade(request: &httparse::Request<'_, '_>, offer: Offer) -> Result<Answer, 
     }
     let target = match parts.uri().path() {
         "/ws" => {
-            let Query { patterns, delivery, from } = query(parts.uri().query())?;
-            Target::Stream { encoding: Encoding::WebSocketJson, patterns, delivery, from }
+            let Query { patterns, client, delivery, from } = query(parts.uri().query())?;
+            Target::Stream { encoding: Encoding::WebSocketJson, patterns, client, delivery, from }
         }
         "/echo" if offer.debug_echo => Target::Echo,
         "/" => return Ok(respond(StatusCode::OK, INDEX)),
@@ -126,8 +131,8 @@ fn upgrade(request: &httparse::Request<'_, '_>, offer: Offer) -> Result<Answer, 
         Refusal(status, format!("this is a WebSocket: {error}"))
     })?;
     let target = match target {
-        Target::Stream { patterns, delivery, from, .. } => {
-            Target::Stream { encoding: negotiate(headers, &mut response)?, patterns, delivery, from }
+        Target::Stream { patterns, client, delivery, from, .. } => {
+            Target::Stream { encoding: negotiate(headers, &mut response)?, patterns, client, delivery, from }
         }
         echo => echo,
     };
@@ -187,11 +192,13 @@ fn negotiate(headers: &http::HeaderMap, response: &mut http::Response<()>) -> Re
 #[derive(Default)]
 struct Query {
     patterns: Vec<String>,
+    client: String,
     delivery: Delivery,
     from: From,
 }
 
-/// Reads `topics=a.b,c.>&from=latest&policy=conflate&max_rate=5`. A literal comma in a name is written `%2C`.
+/// Reads `topics=a.b,c.>&client=ID&from=latest&policy=conflate&max_rate=5`. A literal comma in a name is written `%2C`,
+/// and `&` in an identity `%26`.
 fn query(text: Option<&str>) -> Result<Query, Refusal> {
     let bad = |text: String| Refusal(StatusCode::BAD_REQUEST, text);
     let mut query = Query::default();
@@ -216,9 +223,18 @@ fn query(text: Option<&str>) -> Result<Query, Refusal> {
                     value.parse().map_err(|_| bad(BadOption::MaxRate(value.to_owned()).to_string()))?;
                 query.delivery.interval_us = interval_us(rate).map_err(|error| bad(error.to_string()))?;
             }
+            "client" if !query.client.is_empty() => {
+                return Err(bad("parameter client more than once".into()));
+            }
+            "client" => {
+                let value: Cow<'_, [u8]> = percent_decode_str(value).into();
+                let identity =
+                    identity::check(&value).map_err(|error| bad(format!("parameter client: {error}")))?;
+                query.client = identity.to_owned();
+            }
             _ => {
                 return Err(bad(format!(
-                    "unknown parameter {name:?}: topics=a.b,c.>, from=latest, policy=conflate or max_rate=5"
+                    "unknown parameter {name:?}: topics=a.b,c.>, client=ID, from=latest, policy=conflate or max_rate=5"
                 )));
             }
         }
@@ -231,14 +247,17 @@ const INDEX: &str = "tickcast. Open a WebSocket to /ws?topics=PATTERN to see a s
 
 /// A whole response that closes the connection.
 fn respond(status: StatusCode, text: &str) -> Answer {
-    let upgrade = match status {
-        StatusCode::UPGRADE_REQUIRED => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
-        StatusCode::METHOD_NOT_ALLOWED => "Allow: GET\r\n",
-        _ => "",
+    let header = match status {
+        StatusCode::UPGRADE_REQUIRED => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n".into(),
+        StatusCode::METHOD_NOT_ALLOWED => "Allow: GET\r\n".into(),
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+            format!("Retry-After: {REFUSED_RETRY_AFTER_S}\r\n")
+        }
+        _ => String::new(),
     };
     let response = format!(
         "HTTP/1.1 {} {}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\
-         X-Content-Type-Options: nosniff\r\n{upgrade}\r\n{text}\n",
+         X-Content-Type-Options: nosniff\r\n{header}\r\n{text}\n",
         status.as_u16(),
         status.canonical_reason().unwrap_or_default(),
         text.len() + 1,
@@ -248,7 +267,17 @@ fn respond(status: StatusCode, text: &str) -> Answer {
 
 /// The answer to a client that did not finish its request in time.
 pub fn timed_out() -> Vec<u8> {
-    match respond(StatusCode::REQUEST_TIMEOUT, "the request head did not arrive in time") {
+    bytes(respond(StatusCode::REQUEST_TIMEOUT, "the request head did not arrive in time"))
+}
+
+/// The answer to a client that is not let in.
+pub fn refused(refusal: admission::Refusal) -> Vec<u8> {
+    let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    bytes(respond(status, refusal.text()))
+}
+
+fn bytes(answer: Answer) -> Vec<u8> {
+    match answer {
         Answer::Respond { response, .. } | Answer::Upgrade { response, .. } => response,
     }
 }
@@ -291,6 +320,7 @@ mod tests {
                 patterns: vec!["a.b".into(), "c.>".into()],
                 delivery: Delivery::default(),
                 from: From::Live,
+                client: String::new(),
             }
         );
     }
@@ -302,8 +332,9 @@ mod tests {
             panic!("upgrade")
         };
         let patterns = vec!["a.b".into(), "c.>".into(), "*.d".into()];
+        let client = String::new();
         let (encoding, delivery, from) = (Encoding::WebSocketJson, Delivery::default(), From::Live);
-        assert_eq!(target, Target::Stream { encoding, patterns, delivery, from });
+        assert_eq!(target, Target::Stream { encoding, patterns, client, delivery, from });
     }
 
     #[test]
@@ -312,13 +343,36 @@ mod tests {
         let Step::Complete(_, Answer::Upgrade { target, .. }) = step(request.as_bytes(), OFFER) else {
             panic!("upgrade")
         };
+        let client = String::new();
         let delivery = Delivery { policy: Some(Policy::Conflate), interval_us: 200_000 };
         let (encoding, patterns) = (Encoding::WebSocketJson, vec!["a.b".into(), "c".into()]);
-        assert_eq!(target, Target::Stream { encoding, patterns, delivery, from: From::Latest });
+        assert_eq!(target, Target::Stream { encoding, patterns, client, delivery, from: From::Latest });
         for bad in ["from=1", "policy=x", "max_rate=0", "max_rate=NaN", "max_rate=x"] {
             let request = format!("{}\r\n", REQUEST.replace("topics=a.b,c.%3E", bad));
             assert_eq!(status(&request), 400, "{bad}");
         }
+    }
+
+    #[test]
+    fn an_identity_is_decoded_and_checked_and_its_refusal_names_the_parameter() {
+        let answer = |query: &str| {
+            let request = format!("{}\r\n", REQUEST.replace("topics=a.b,c.%3E", query));
+            match step(request.as_bytes(), OFFER) {
+                Step::Complete(_, Answer::Upgrade { target: Target::Stream { client, .. }, .. }) => {
+                    Ok(client)
+                }
+                Step::Complete(_, Answer::Respond { response, status: 400 }) => {
+                    Err(String::from_utf8(response).unwrap())
+                }
+                _ => panic!("{query}"),
+            }
+        };
+        assert_eq!(answer("client=a%20%26+%C3%A4&topics=b").unwrap(), "a &+ä");
+        assert_eq!(answer("topics=b").unwrap(), "");
+        for bad in ["client=", "client", "client=%FF", "client=%0A", "client=a&client=a"] {
+            assert!(answer(bad).unwrap_err().contains("client"), "{bad}");
+        }
+        assert!(answer(&format!("client={}", "x".repeat(256))).unwrap_err().contains("256 bytes"));
     }
 
     #[test]

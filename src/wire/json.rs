@@ -136,7 +136,9 @@ pub fn decode(text: &str) -> Result<Command<'_>, RequestError> {
     let fail = |text: String| RequestError { request, text };
     let op = std::mem::take(&mut message.op);
     match op.as_ref() {
-        "hello" => Ok(Command::Hello { request, name: message.name.unwrap_or_default() }),
+        "hello" => {
+            Ok(Command::Hello { request, client: Cow::Borrowed(""), name: message.name.unwrap_or_default() })
+        }
         op @ ("subscribe" | "unsubscribe" | "update") => {
             let delivery = message.delivery().map_err(|error| fail(format!("{op}: {error}")))?;
             let from = message.beginning().map_err(|error| fail(format!("{op}: {error}")))?;

@@ -11,6 +11,8 @@ pub mod websocket;
 
 use std::fmt;
 
+use crate::identity::IdentityError;
+
 /// How far a decoder came: needing more bytes is a value, not an error.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<T> {
@@ -72,6 +74,8 @@ pub enum ErrorCode {
     AlreadySubscribed = 106,
     /// The published tick does not fit a frame.
     TooLarge = 107,
+    /// The session publishes faster than it may.
+    RateLimited = 109,
 }
 
 impl ErrorCode {
@@ -87,6 +91,7 @@ impl ErrorCode {
             NotSubscribed,
             AlreadySubscribed,
             TooLarge,
+            RateLimited,
         ]
         .into_iter()
         .find(|known| *known as u16 == code)
@@ -121,6 +126,8 @@ pub enum DecodeError {
     WrongMessageType(&'static str),
     /// A request other than HELLO before HELLO.
     HelloExpected,
+    /// A HELLO whose identity breaks a rule.
+    BadIdentity(IdentityError),
 }
 
 impl DecodeError {
@@ -156,6 +163,7 @@ impl fmt::Display for DecodeError {
             DecodeError::WebSocket(text) => write!(f, "{text}"),
             DecodeError::WrongMessageType(text) => write!(f, "{text}"),
             DecodeError::HelloExpected => write!(f, "the first frame must be HELLO"),
+            DecodeError::BadIdentity(error) => write!(f, "{error}"),
         }
     }
 }

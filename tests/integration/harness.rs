@@ -161,10 +161,14 @@ impl Server {
 
     /// Starts it on free ports at a log level, with exactly these options.
     pub fn start_logging(level: &str, options: &[&str]) -> Server {
-        let mut child = tickcast()
+        Server::start_command(tickcast().env("RUST_LOG", level), options)
+    }
+
+    /// Starts it as a prepared command, on free ports, with exactly these options.
+    pub fn start_command(command: &mut Command, options: &[&str]) -> Server {
+        let mut child = command
             .args(["serve", "--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0"])
             .args(options)
-            .env("RUST_LOG", level)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

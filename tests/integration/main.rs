@@ -13,6 +13,8 @@ mod bad_websocket;
 mod churn;
 mod echo;
 mod heartbeat;
+mod identity;
+mod limits;
 mod load;
 mod publish;
 mod replay;

@@ -5,12 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::harness::{
-    Log, Server, beside_others, eventually,
-    frames::{self, Raw},
-    raw::Peer,
-    tickcast, wait_for_exit,
-};
+use crate::harness::{Log, Server, beside_others, tickcast, wait_for_exit};
 
 /// Runs to its end; exit code and standard error.
 fn run(command: &mut Command) -> (Option<i32>, String) {
@@ -47,6 +42,8 @@ fn what_the_operator_can_mend_is_one_line_with_the_remedy() {
         (&["--max-clients", "0"], &["--max-clients", "at least 1"]),
         (&["--shards", "0"], &["--shards", "1 to 128"]),
         (&["--shards", "129"], &["--shards", "1 to 128"]),
+        (&["--accept-rate", "99999999"], &["--accept-rate", "at most 10000000"]),
+        (&["--publish-rate", "99999999"], &["--publish-rate", "at most 10000000"]),
         (&["--frame-bytes-max", "10"], &["--frame-bytes-max", "1024"]),
         (&["--outbox-bytes-max", "10"], &["--outbox-bytes-max"]),
         (&["--egress-log-bytes", "10"], &["--egress-log-bytes"]),
@@ -73,6 +70,7 @@ fn what_cannot_be_parsed_is_refused_by_the_option_that_it_is_of() {
         (&["--shards", "many"], "'--shards <N>'"),
         (&["--frame-bytes-max", "-1"], "-1"),
         (&["--replay-wait", "1"], "--replay"),
+        (&["--identity-conflict", "both"], "'--identity-conflict"),
         (&["--replay-bad-lines", "mend", "--replay", "x"], "'--replay-bad-lines"),
         (&["--unknown"], "'--unknown'"),
     ] {
@@ -113,29 +111,4 @@ fn limits_of_the_process_that_are_too_low_are_named_with_what_raises_them() {
         assert_eq!(text.lines().count(), 1, "{limits}: {text}");
         assert!(parts.iter().all(|part| text.contains(part)), "{limits}: {text}");
     }
-}
-
-#[test]
-fn connections_past_max_clients_are_closed_and_the_others_served() {
-    let _machine = beside_others();
-    let server = Server::start(&["--max-clients", "5"]);
-    let mut peers: Vec<_> = (0..5).map(|_| Peer::native(server.tcp)).collect();
-    for address in [server.tcp, server.http] {
-        let mut refused = Peer::connect(address);
-        assert_eq!(refused.read_to_end(), b"");
-    }
-    for (token, peer) in (0..).zip(&mut peers) {
-        peer.send(&Raw::ping(token).bytes());
-        assert_eq!(peer.frame().unwrap().token(), token);
-    }
-    // A place that becomes free is given to the next.
-    peers.pop();
-    eventually("the fifth place is free", || server.connections() == 4);
-    eventually("another is served", || {
-        let mut peer = Peer::connect(server.tcp);
-        peer.send_as_far_as_it_goes(&Raw::request(frames::HELLO, 1, b"").bytes());
-        peer.frame().is_some()
-    });
-    drop(peers);
-    assert!(server.stop_cleanly().total("sessions_refused") >= 2);
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use tickcast::{
     router,
-    tick::{Closing, Hello, Subscribed, Token},
+    tick::{Closing, Subscribed, Token},
     wire::{
         Encoding, Step,
         command::encode_request,
@@ -64,6 +64,8 @@ pub struct Client {
     /// The server has closed.
     pub ended: bool,
     pub pongs: u64,
+    /// Its shard has asked for the socket to be quieted, to hand it over.
+    pub leaving: bool,
     input: Vec<u8>,
     websocket: Option<WebSocket>,
     upgraded: bool,
@@ -78,6 +80,7 @@ impl Client {
         encoding: Encoding,
         manner: Manner,
         socket_bytes_max: usize,
+        identity: &str,
     ) -> Client {
         let mut client = Client {
             name,
@@ -95,6 +98,7 @@ impl Client {
             fin: false,
             ended: false,
             pongs: 0,
+            leaving: false,
             input: Vec::new(),
             websocket: encoding.subprotocol().map(|_| WebSocket::client(1 << 20)),
             upgraded: false,
@@ -102,13 +106,14 @@ impl Client {
         };
         match encoding.subprotocol() {
             None => client.send_frame(|out| {
-                frame::encode(out, Kind::Hello, Meta::default(), &Hello::default(), &[b"simulated"]);
+                frame::encode_hello(out, 0, identity, "simulated");
             }),
             Some(name) => client.outgoing.extend(
                 format!(
-                    "GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                    "GET /ws{} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                      Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-                     Sec-WebSocket-Protocol: {name}\r\n\r\n"
+                     Sec-WebSocket-Protocol: {name}\r\n\r\n",
+                    if identity.is_empty() { String::new() } else { format!("?client={identity}") }
                 )
                 .into_bytes(),
             ),

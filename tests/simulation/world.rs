@@ -14,7 +14,7 @@ use tickcast::{
     limits::{MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, TURN_RING_BYTES},
     mesh::{Mesh, mesh},
     ring::{Doorbell, frame_ring},
-    shard::{Action, Door, Shard},
+    shard::{Action, Departure, Door, Shard},
     tick::ShardId,
     wire::Encoding,
 };
@@ -39,6 +39,7 @@ pub struct Reached {
     half_frames: u64,
     pinged: u64,
     silent_closed: u64,
+    handed_over: u64,
 }
 
 impl Reached {
@@ -52,6 +53,7 @@ impl Reached {
         self.half_frames += other.half_frames;
         self.pinged += other.pinged;
         self.silent_closed += other.silent_closed;
+        self.handed_over += other.handed_over;
     }
 
     pub fn is_complete(&self) -> bool {
@@ -64,6 +66,7 @@ impl Reached {
             self.half_frames,
             self.pinged,
             self.silent_closed,
+            self.handed_over,
         ]
         .iter()
         .all(|&count| count > 10)
@@ -156,10 +159,7 @@ impl World {
 
     fn connect(&mut self) {
         let shard = self.rng.usize(..self.shards.len());
-        let slot = self.free[shard].pop().unwrap_or_else(|| {
-            self.next_slot[shard] += 1;
-            self.next_slot[shard] - 1
-        });
+        let slot = self.vacant_slot(shard);
         let encoding = Encoding::ALL[self.rng.usize(..Encoding::COUNT)];
         let manner = match self.rng.u8(..10) {
             0 => Manner::Stuck,
@@ -169,7 +169,13 @@ impl World {
         let door = if encoding == Encoding::Native { Door::Native } else { Door::Http };
         self.shards[shard].handle_accept(slot, door, self.now);
         self.names += 1;
-        let mut client = Client::new(self.names, shard, slot, encoding, manner, self.rng.usize(100..8_000));
+        // Some say who they are, and several may be the same.
+        let identity = match self.rng.bool() {
+            true => format!("client-{}", self.rng.u8(..20)),
+            false => String::new(),
+        };
+        let room = self.rng.usize(100..8_000);
+        let mut client = Client::new(self.names, shard, slot, encoding, manner, room, &identity);
         client.subscribe(PATTERNS[self.rng.usize(..PATTERNS.len())]);
         self.clients.push(client);
     }
@@ -221,6 +227,9 @@ impl World {
             1 => self.rng.usize(1..200),
             _ => usize::MAX,
         };
+        if self.clients[index].leaving && self.rng.bool() {
+            return self.hand_over(index);
+        }
         let client = &mut self.clients[index];
         match self.rng.bool() {
             true => self.deliver(index, piece),
@@ -245,6 +254,32 @@ impl World {
             self.shards[shard].handle_bytes(slot, &bytes, self.now);
             self.actions(shard);
         }
+    }
+
+    /// The transport has quieted a socket that is to go to another shard: it goes there.
+    fn hand_over(&mut self, index: usize) {
+        let (shard, slot) = (self.clients[index].shard, self.clients[index].slot);
+        self.clients[index].leaving = false;
+        let Some(departure) = self.shards[shard].handle_detached(slot) else { return };
+        self.free[shard].push(slot);
+        self.reached.handed_over += 1;
+        let Departure { to, door, bytes } = departure;
+        let to = usize::from(to.0);
+        assert_ne!(to, shard, "a shard does not hand over to itself");
+        let slot = self.vacant_slot(to);
+        (self.clients[index].shard, self.clients[index].slot) = (to, slot);
+        self.shards[to].handle_placed(slot, door, &bytes, self.now);
+        self.actions(to);
+        assert!(
+            self.clients.iter().all(|client| !client.leaving || client.shard != to || client.slot != slot)
+        );
+    }
+
+    fn vacant_slot(&mut self, shard: usize) -> u32 {
+        self.free[shard].pop().unwrap_or_else(|| {
+            self.next_slot[shard] += 1;
+            self.next_slot[shard] - 1
+        })
     }
 
     /// Server to client: the client reads, and the socket takes more of what is parked.
@@ -297,7 +332,11 @@ impl World {
         while let Some(action) = self.shards[shard].poll_action() {
             match action {
                 Action::PauseReceive(_) => self.reached.paused += 1,
-                Action::ResumeReceive(_) => {}
+                Action::ResumeReceive(_) | Action::Settled(_) => {}
+                Action::HandOver(slot) => {
+                    let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot);
+                    self.clients.iter_mut().find(here).expect("a client that is there").leaving = true;
+                }
                 Action::ShutdownWrite(slot) | Action::Close(slot) => {
                     let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot);
                     let closes = action == Action::Close(slot);
@@ -368,6 +407,9 @@ impl World {
             let mut index = 0;
             while index < self.clients.len() {
                 let before = self.clients.len();
+                if self.clients[index].leaving {
+                    self.hand_over(index);
+                }
                 self.deliver(index, usize::MAX);
                 if self.clients.len() == before && self.clients[index].manner != Manner::Stuck {
                     self.read(index, usize::MAX);

@@ -7,7 +7,10 @@ use std::{
 };
 
 use crate::{
-    client::{Client, ClientError, Event, PublishRequest, RequestError, commands::CommandError},
+    client::{
+        Address, Client, ClientError, Event, PublishRequest, RequestError,
+        commands::{CommandError, connect},
+    },
     clock,
     limits::FRAME_BYTES_MAX_HIGHEST,
 };
@@ -32,6 +35,9 @@ pub struct PubArgs {
     /// Server: HOST:PORT, or ws://HOST:PORT/ws
     #[arg(long, value_name = "ADDRESS", env = "TICKCAST_SERVER", default_value = "127.0.0.1:9400")]
     pub server: String,
+    /// Identity, if this client is to have one: decides which shard serves it, and may replace an older connection
+    #[arg(long, value_name = "ID")]
+    pub client: Option<String>,
 }
 
 /// Runs `tickcast pub`. `Ok` means that the server has taken every tick.
@@ -59,7 +65,7 @@ pub(super) fn publish_from_either(
     notices: &mut impl Write,
 ) -> Result<(), CommandError> {
     let mut publisher = Publisher {
-        client: Client::connect(&args.server)?,
+        client: connect(&Address::parse(&args.server)?, &args.client)?,
         topic: &args.topic,
         notices,
         first_request: None,

@@ -6,7 +6,10 @@ use std::{
 };
 
 use crate::{
-    client::{Address, Client, ClientError, Event, Tick, commands::CommandError},
+    client::{
+        Address, ClientError, Event, Tick,
+        commands::{CommandError, connect},
+    },
     tick::TickTimes,
     wire::{
         Encoding,
@@ -31,6 +34,9 @@ pub struct SubArgs {
     /// Server: HOST:PORT, or ws://HOST:PORT/ws
     #[arg(long, value_name = "ADDRESS", env = "TICKCAST_SERVER", default_value = "127.0.0.1:9400")]
     pub server: String,
+    /// Identity, if this client is to have one: decides which shard serves it, and may replace an older connection
+    #[arg(long, value_name = "ID")]
+    pub client: Option<String>,
     /// End after this many ticks
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
@@ -75,7 +81,7 @@ fn run(
         matches!(address.encoding, Encoding::Native | Encoding::WebSocketRkyv),
         "what Address gives"
     );
-    let mut client = Client::connect_to(&address)?;
+    let mut client = connect(&address, &args.client)?;
     let mut requests = Vec::with_capacity(args.patterns.len());
     for pattern in &args.patterns {
         requests.push((client.subscribe(pattern)?, pattern));

@@ -445,3 +445,20 @@ fn a_burst_gives_its_memory_back() {
     let (_, topic) = session.topics().next().unwrap();
     assert_eq!((topic.ticks, topic.missed), (1_000, 0));
 }
+
+#[test]
+fn an_identity_opens_a_native_session_and_one_that_breaks_the_rule_sends_nothing() {
+    let with = |client: &str| {
+        Session::new(&SessionOptions { client: client.into(), ..SessionOptions::new(Encoding::Native) })
+    };
+    let session = with("me");
+    let Ok(Step::Complete(_, hello)) = frame::decode(session.output(), 1 << 10) else { panic!("hello") };
+    let (request, client, name) = hello.hello().unwrap();
+    assert_eq!((request, client), (1, "me"));
+    assert!(name.starts_with("tickcast-client/"));
+    for bad in ["a\n", &"x".repeat(256)] {
+        let mut session = with(bad);
+        assert_eq!(session.output(), b"");
+        assert!(matches!(session.poll_event(), Err(SessionError::BadIdentity(_))));
+    }
+}

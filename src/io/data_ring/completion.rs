@@ -109,6 +109,7 @@ impl<S: Shim> DataRing<S> {
     pub(super) fn receive_ended(&mut self, slot: u32, result: i32) -> io::Result<()> {
         let entry = &self.slots[slot as usize];
         match (entry.state, result) {
+            (State::Open, _) if entry.detaching => self.queue(slot, Event::Detached(slot)),
             (State::Open, _) if entry.receive_paused => {}
             // Multishot may end after bytes; a cancellation that was overtaken by a resume starts anew.
             (State::Open, 1..) => return self.arm_receive(slot),

@@ -22,6 +22,8 @@ pub enum Event {
     Failed(u32, i32),
     /// A parked SEND is through.
     Writable(u32),
+    /// A socket that is to be taken out has nothing under way any more: `DataRing::take`.
+    Detached(u32),
     /// The timer that was armed is due.
     Timer,
 }

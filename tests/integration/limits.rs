@@ -1,0 +1,249 @@
+//! Each limit refuses with its own code, is counted, and touches nobody who is within it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::unix::process::CommandExt,
+    thread,
+    time::Instant,
+};
+
+use nix::sys::resource::{Resource, setrlimit};
+use socket2::{Domain, Socket, Type};
+use tickcast::client::Client;
+
+use crate::harness::{
+    GUARD, LOOK_AGAIN, Server, beside_others, eventually,
+    frames::{self, Raw},
+    raw::{CLOSE, Peer, upgrade_request},
+    tickcast,
+};
+
+/// Reads a refusal through one of the two doors: its code, and its words.
+fn refusal(peer: &mut Peer, native: bool) -> (u16, String) {
+    if native {
+        let closing = peer.frame().unwrap();
+        assert_eq!(closing.kind, frames::CLOSING);
+        let told = (closing.code(), closing.text().to_owned());
+        assert_eq!(peer.frame(), None);
+        return told;
+    }
+    let response = String::from_utf8(peer.read_to_end()).unwrap();
+    let (head, text) = response.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains("\r\nRetry-After: 1"), "{head}");
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), text.to_owned())
+}
+
+/// Connects from an address of this machine, and asks to be let in; a refused peer has sent that too.
+fn knock(server: &Server, from: &str, native: bool) -> Peer {
+    let address: SocketAddr = if native { server.tcp } else { server.http };
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let from: IpAddr = from.parse().unwrap();
+    socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
+    socket.connect_timeout(&address.into(), GUARD).unwrap();
+    socket.set_read_timeout(Some(GUARD)).unwrap();
+    let mut peer = Peer { stream: socket.into(), buffer: Vec::new() };
+    match native {
+        true => peer.send_as_far_as_it_goes(&Raw::request(frames::HELLO, 1, b"knock").bytes()),
+        false => peer.send_as_far_as_it_goes(upgrade_request("/ws", "").as_bytes()),
+    }
+    peer
+}
+
+fn assert_served(peer: &mut Peer, native: bool) {
+    match native {
+        true => assert_eq!(peer.frame().unwrap().kind, frames::WELCOME),
+        false => assert!(peer.http_head().starts_with("HTTP/1.1 101 ")),
+    }
+}
+
+#[test]
+fn connections_past_max_clients_are_told_503_or_3504_and_the_others_served() {
+    let _machine = beside_others();
+    let server = Server::start(&["--max-clients", "5", "--shards", "2"]);
+    let mut peers: Vec<_> = (0..5).map(|_| Peer::native(server.tcp)).collect();
+    for round in 0..20 {
+        let native = round % 2 == 0;
+        let (code, text) = refusal(&mut knock(&server, "127.0.0.1", native), native);
+        assert_eq!(code, if native { 3504 } else { 503 });
+        assert!(text.contains("--max-clients"), "{text}");
+    }
+    let error = Client::connect(&server.tcp.to_string()).unwrap_err().to_string();
+    assert!(error.contains("--max-clients"), "{error}");
+    for (token, peer) in (0..).zip(&mut peers) {
+        peer.send(&Raw::ping(token).bytes());
+        assert_eq!(peer.frame().unwrap().token(), token);
+    }
+    // A place that becomes free is given to the next.
+    peers.pop();
+    eventually("another is served", || {
+        knock(&server, "127.0.0.1", true).frame().unwrap().kind == frames::WELCOME
+    });
+    drop(peers);
+    let stopped = server.stop_cleanly();
+    assert!(stopped.total("sessions_refused") >= 21);
+    assert_eq!(stopped.total("sessions_refused_source") + stopped.total("sessions_refused_rate"), 0);
+}
+
+#[test]
+fn refused_sockets_are_given_back() {
+    let _machine = beside_others();
+    let server = Server::start(&["--max-clients", "1", "--shards", "2"]);
+    let peer = Peer::native(server.tcp);
+    let baseline = server.descriptors();
+    // These read and close; the others neither read nor close, and are let go all the same.
+    for round in 0..100 {
+        refusal(&mut knock(&server, "127.0.0.1", round % 2 == 0), round % 2 == 0);
+    }
+    let silent: Vec<Peer> = (0..100).map(|_| Peer::connect(server.http)).collect();
+    eventually("all are refused", || server.descriptors() == baseline);
+    drop((silent, peer));
+    assert!(server.stop_cleanly().total("sessions_refused") >= 200);
+}
+
+#[test]
+fn an_address_with_as_many_connections_as_it_may_is_told_429_or_3504_and_others_are_served() {
+    let _machine = beside_others();
+    let server = Server::start(&["--max-clients-per-source", "3", "--shards", "4"]);
+    let mut held: Vec<Peer> = (0..3)
+        .map(|n| {
+            let native = n % 2 == 0;
+            let mut peer = knock(&server, "127.0.0.1", native);
+            assert_served(&mut peer, native);
+            peer
+        })
+        .collect();
+    for round in 0..12 {
+        let native = round % 2 == 0;
+        let (code, text) = refusal(&mut knock(&server, "127.0.0.1", native), native);
+        assert_eq!(code, if native { 3504 } else { 429 });
+        assert!(text.contains("--max-clients-per-source"), "{text}");
+        let mut other = knock(&server, "127.0.0.2", native);
+        assert_served(&mut other, native);
+        drop(other);
+        eventually("the other is gone", || server.connections() == 3);
+    }
+    held.pop();
+    eventually("another is served", || {
+        knock(&server, "127.0.0.1", true).frame().unwrap().kind == frames::WELCOME
+    });
+    drop(held);
+    let stopped = server.stop_cleanly();
+    assert!(stopped.total("sessions_refused_source") >= 12);
+    assert_eq!(stopped.total("sessions_refused") + stopped.total("sessions_refused_rate"), 0);
+}
+
+#[test]
+fn connections_that_come_too_fast_are_told_429_or_3504_and_later_ones_are_served() {
+    let _machine = beside_others();
+    let server = Server::start(&["--accept-rate", "1", "--shards", "1"]);
+    let start = Instant::now();
+    let mut served = 0;
+    for round in 0..20 {
+        let native = round % 2 == 0;
+        let mut peer = knock(&server, "127.0.0.1", native);
+        let is_served = match native {
+            true => {
+                let frame = peer.frame().unwrap();
+                assert!(frame.kind == frames::WELCOME || frame.code() == 3504, "{frame:?}");
+                frame.kind == frames::WELCOME
+            }
+            false => {
+                let head = peer.http_head();
+                assert!(["HTTP/1.1 101 ", "HTTP/1.1 429 "].iter().any(|line| head.starts_with(line)));
+                head.starts_with("HTTP/1.1 101 ")
+            }
+        };
+        served += u64::from(is_served);
+    }
+    // One at once, and one for each second that has passed, however long this machine took.
+    assert!((1..=2 + start.elapsed().as_secs()).contains(&served), "{served} served");
+    eventually("another is served", || {
+        knock(&server, "127.0.0.1", true).frame().unwrap().kind == frames::WELCOME
+    });
+    let stopped = server.stop_cleanly();
+    assert!(stopped.total("sessions_refused_rate") >= 20 - served);
+    assert_eq!(stopped.total("sessions_refused") + stopped.total("sessions_refused_source"), 0);
+}
+
+#[test]
+fn a_session_that_publishes_too_fast_is_told_109_and_a_raw_one_closed() {
+    let _machine = beside_others();
+    let server = Server::start(&["--publish-rate", "2", "--shards", "2"]);
+    let mut peer = Peer::native(server.tcp);
+    let ticks: Vec<u8> = (0..50).flat_map(|n| Raw::publish(n, b"t", b"1").bytes()).collect();
+    peer.send(&ticks);
+    peer.send(&Raw::ping(1).bytes());
+    let mut errors = 0;
+    loop {
+        let frame = peer.frame().unwrap();
+        if frame.kind == frames::PONG {
+            break;
+        }
+        assert_eq!((frame.kind, frame.code()), (frames::ERROR, 109), "{frame:?}");
+        assert!(frame.text().contains("2 ticks a second"), "{}", frame.text());
+        errors += 1;
+    }
+    assert!((1..=48).contains(&errors), "{errors}");
+    // The limit is the session's: another publishes on, in JSON.
+    let mut json = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
+    json.send_text(r#"{"op":"publish","topic":"t","data":2}"#);
+    json.send_text(r#"{"op":"ping","token":3}"#);
+    assert_eq!(json.text(), r#"{"op":"pong","token":3}"#);
+    let mut raw = Peer::websocket(server.http, "/ws", "tickcast.v1.raw");
+    (0..50).for_each(|n| {
+        let tick = format!("{{\"op\":\"publish\",\"topic\":\"t\",\"data\":{n}}}");
+        raw.send_as_far_as_it_goes(&crate::harness::raw::masked(0x81, tick.as_bytes()));
+    });
+    let close = raw.message().unwrap();
+    assert_eq!((close.opcode, close.close_code()), (CLOSE, 3501));
+    drop((peer, json, raw));
+    let stopped = server.stop_cleanly();
+    assert_eq!(stopped.total("ticks_refused_rate"), errors + 1);
+    assert_eq!(stopped.total("closed_bad_request"), 1);
+}
+
+/// Descriptors that a server finds open, as if something else in the process held them, and the limit it starts under:
+/// its own reserve and 128 clients, so that the two do not fit together.
+const DESCRIPTORS_TAKEN: usize = 150;
+const DESCRIPTORS_MAX: u64 = 256;
+
+#[test]
+fn a_server_out_of_descriptors_says_so_does_not_spin_and_recovers() {
+    let _machine = beside_others();
+    let mut command = tickcast();
+    let prepare = || {
+        for _ in 0..DESCRIPTORS_TAKEN {
+            // SAFETY: standard input is open, and the copies are left to the program that is started.
+            nix::errno::Errno::result(unsafe { libc::dup(0) })?;
+        }
+        Ok(setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS_MAX, DESCRIPTORS_MAX)?)
+    };
+    // SAFETY: dup(2) and setrlimit(2) may be called between fork and exec, and nothing is allocated.
+    unsafe { command.pre_exec(prepare) };
+    let options = ["--no-sim", "--shards", "2", "--handshake-deadline-ms", "3600000"];
+    let start = Instant::now();
+    let server = Server::start_command(command.env("RUST_LOG", "info"), &options);
+    let mut witness = Peer::native(server.tcp);
+    // Each holds a descriptor until its handshake is done.
+    let mut silent: Vec<Peer> = (0..120).map(|_| Peer::connect(server.tcp)).collect();
+    server.log.wait_for("raise LimitNOFILE");
+    // A while without descriptors: those who are served are served on.
+    for token in 0..50 {
+        witness.send(&Raw::ping(token).bytes());
+        assert_eq!(witness.frame().unwrap().token(), token);
+        thread::sleep(LOOK_AGAIN);
+    }
+    // Those that were accepted give theirs back as they are served, and make room for those that wait.
+    for peer in &mut silent {
+        peer.send(&Raw::request(frames::HELLO, 1, b"").bytes());
+    }
+    silent.iter_mut().for_each(|peer| assert_served(peer, true));
+    let least = silent.len() as u64 + 1;
+    drop((silent, witness));
+    let stopped = server.stop_cleanly();
+    assert_eq!(stopped.total("sessions_accepted"), least, "nobody was turned away");
+    // Two listeners a shard, each tried again every 100 ms: a spin would be many thousands.
+    let failed = stopped.total("accepts_failed");
+    assert!((1..=4 * (10 * start.elapsed().as_secs() + 20)).contains(&failed), "{failed} failed accepts");
+    assert!(stopped.total("turns") < 20_000, "{}", stopped.log);
+}
