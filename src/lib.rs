@@ -24,7 +24,7 @@
 //! |---|---|
 //! | bytes | [`wire`], [`tick`] |
 //! | state machines: no socket, no clock, no runtime | [`router`], [`topic`], [`fanout`], [`log`], [`session`], [`sessions`], [`shard`] |
-//! | between threads | [`ring`], [`mesh`], [`counters`] |
+//! | between threads | [`ring`], [`mesh`], [`counters`]; `sync`, through which loom looks at them |
 //! | sources | [`ingest`] |
 //! | the kernel | [`io`], and [`clock`], the only reader of time |
 //! | the operator | [`cli`], [`config`], [`limits`], [`error`] |
@@ -56,6 +56,7 @@ pub mod router;
 pub mod session;
 pub mod sessions;
 pub mod shard;
+mod sync;
 pub mod tick;
 pub mod topic;
 pub mod wire;
