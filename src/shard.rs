@@ -117,8 +117,8 @@ pub struct Shard {
     actions: VecDeque<Action>,
     /// Slots whose input waits. Bound: one entry a session.
     paused: Vec<u32>,
-    /// (when, what, slot, session id); entries of sessions that are gone are skipped when due. Bound: three a
-    /// session and what has come and gone within the deadlines.
+    /// (when, what, slot, session id); entries of sessions that are gone are skipped when due. Bound: see
+    /// [`Shard::watch`].
     deadlines: BinaryHeap<Reverse<(u64, Deadline, u32, u64)>>,
     generation: u32,
     /// Set once the server stops: nothing more is taken from clients.
@@ -185,7 +185,7 @@ impl Shard {
         self.counters.add(Counter::SessionsAccepted, 1);
         self.counters.add(Counter::SessionsOpen, 1);
         let deadline = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
-        self.deadlines.push(Reverse((deadline, Deadline::Handshake, slot, id)));
+        self.watch(deadline, Deadline::Handshake, slot, id);
         if self.draining.is_some() {
             self.end(slot, crate::session::CloseReason::Shutdown, now);
         }
@@ -313,7 +313,7 @@ impl Shard {
         self.deadlines.peek().map(|Reverse((when, ..))| *when)
     }
 
-    /// Bytes of the logs, the stages, the sessions and their buffers: what promise 3 bounds.
+    /// Bytes of the logs, the stages, the sessions, their buffers and their deadlines: what promise 3 bounds.
     pub fn memory_bytes(&self) -> usize {
         let sessions: usize =
             self.sessions.iter().map(|session| session.buffer_bytes() + size_of::<Session>()).sum();
@@ -322,7 +322,8 @@ impl Shard {
             .iter()
             .map(|stages| stages.requests.waiting().len() + stages.deliveries.waiting().len())
             .sum();
-        self.logs.bytes() + sessions + stages
+        let deadlines = self.deadlines.len() * size_of::<Reverse<(u64, Deadline, u32, u64)>>();
+        self.logs.bytes() + sessions + stages + deadlines
     }
 
     /// Acknowledges subscriptions whose homes are ready, then announces their topics: nothing of them comes before.

@@ -6,7 +6,7 @@ use super::{Action, Deadline, Shard};
 use crate::{
     clock::Now,
     counters::Counter,
-    limits::LINGER_DEADLINE_MS,
+    limits::{DEADLINES_GONE_MAX, LINGER_DEADLINE_MS},
     session::{CloseReason, Ending, Protocol},
     wire::{Encoding, http, reply::Reply, websocket},
 };
@@ -45,6 +45,18 @@ impl Shard {
         }
     }
 
+    /// Notes a deadline of a session. Bound: six a session (a live one has three at most: handshake, frame, linger) and
+    /// [`DEADLINES_GONE_MAX`]. Past it those of sessions that are gone are forgotten: they would be kept until they are
+    /// due, and clients that come and go fast enough would take all memory. No more than a few steps a call in the long run.
+    pub(super) fn watch(&mut self, when_ns: u64, deadline: Deadline, slot: u32, id: u64) {
+        if self.deadlines.len() >= DEADLINES_GONE_MAX + 6 * self.sessions.len() {
+            self.deadlines.retain(|&Reverse((_, _, slot, id))| {
+                self.sessions.any_mut(slot).is_some_and(|session| session.id == id)
+            });
+        }
+        self.deadlines.push(Reverse((when_ns, deadline, slot, id)));
+    }
+
     /// Closes what did not come in time. Returns whether anything was due.
     pub(super) fn handle_deadlines(&mut self, now: Now) -> bool {
         let mut any = false;
@@ -80,7 +92,7 @@ impl Shard {
         }
         session.partial_watched = true;
         let id = session.id;
-        self.deadlines.push(Reverse((when, Deadline::Frame, slot, id)));
+        self.watch(when, Deadline::Frame, slot, id);
     }
 
     /// Starts a session's end. From here on it gets no tick and its input is discarded.
@@ -111,7 +123,7 @@ impl Shard {
             Some(drain_ns) => drain_ns,
             None => now.monotonic_ns + LINGER_DEADLINE_MS * 1_000_000,
         };
-        self.deadlines.push(Reverse((deadline, Deadline::Linger, slot, id)));
+        self.watch(deadline, Deadline::Linger, slot, id);
         if self.sessions.any_mut(slot).is_some_and(|session| !session.sending && session.outbox_bytes() == 0)
         {
             self.flushed(slot);

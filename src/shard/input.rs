@@ -1,7 +1,7 @@
 //! What peers send: bytes to commands to effects. A broken byte ends its session, a bad request is answered, and
 //! neither touches anybody else.
 
-use std::{borrow::Cow, cmp::Reverse};
+use std::borrow::Cow;
 
 use super::{Action, Deadline, Shard, Unsequenced};
 use crate::{
@@ -108,7 +108,7 @@ impl Shard {
         if !std::mem::replace(&mut session.partial_watched, true) {
             let when = now.monotonic_ns.saturating_add(self.limits.frame_deadline_ns);
             let id = session.id;
-            self.deadlines.push(Reverse((when, Deadline::Frame, slot, id)));
+            self.watch(when, Deadline::Frame, slot, id);
         }
     }
 

@@ -11,7 +11,10 @@ use tickcast::{
     config::Limits,
     counters::{Counter, Counters},
     ingest::Lanes,
-    limits::{MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, TURN_RING_BYTES},
+    limits::{
+        DEADLINES_GONE_MAX, MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX,
+        TURN_RING_BYTES,
+    },
     mesh::{Mesh, mesh},
     ring::{Doorbell, frame_ring},
     shard::{Action, Door, Shard},
@@ -424,6 +427,7 @@ impl World {
             let bound = Encoding::COUNT * self.limits.egress_log_bytes
                 + shard.sessions_len() * session
                 + stages
+                + DEADLINES_GONE_MAX * 32
                 + self.ring_bytes;
             assert!(shard.memory_bytes() <= bound, "{} bytes, bound {bound}", shard.memory_bytes());
         }
