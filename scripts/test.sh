@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need, then runs all of them. Arguments go to `cargo test`.
+# Installs what the tests need, then runs all of them. Arguments go to `cargo test`, and then the models for loom
+# (scripts/loom.sh) are left out.
 #
 # Debian packages are installed only where a command is missing, and only as root; the clients' own packages go into
 # tests/clients/ and nowhere else.
@@ -52,3 +53,8 @@ descriptors=$(ulimit -n)
 
 say "cargo test"
 cargo test --locked "$@"
+
+(($# > 0)) || {
+    say "loom"
+    scripts/loom.sh
+}

@@ -24,7 +24,7 @@
 //! |---|---|
 //! | bytes | [`wire`], [`tick`] |
 //! | state machines: no socket, no clock, no runtime | [`admission`], [`identity`], [`router`], [`topic`], [`newest`], [`history`], [`fanout`], [`log`], [`membership`], [`subscription`], [`session`], [`sessions`], [`wheel`], [`shard`] |
-//! | between threads | [`ring`], [`mesh`], [`counters`] |
+//! | between threads | [`ring`], [`mesh`], [`counters`]; `sync`, through which loom looks at them |
 //! | sources | [`ingest`] |
 //! | the kernel | [`io`], and [`clock`], the only reader of time |
 //! | the operator | [`cli`], [`config`], [`limits`], [`error`] |
@@ -62,6 +62,7 @@ pub mod session;
 pub mod sessions;
 pub mod shard;
 pub mod subscription;
+mod sync;
 pub mod tick;
 pub mod topic;
 pub mod wheel;

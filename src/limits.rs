@@ -52,6 +52,8 @@ pub const PING_MS_HIGHEST: u64 = 86_400_000;
 pub const PING_LOOKS_PER_INTERVAL: u64 = 256;
 /// Time a closing session gets to take its last bytes and answer, before the socket is closed regardless.
 pub const LINGER_DEADLINE_MS: u64 = 1_000;
+/// Deadlines of sessions that are gone which a shard keeps at most, besides as many as the others may have: 32 bytes each.
+pub const TIMERS_GONE_MAX: usize = 4 << 10;
 /// Time from SIGTERM to exit, default: what was accepted is flushed within it.
 pub const DRAIN_DEADLINE_MS_DEFAULT: u64 = 5_000;
 /// Longest time that clients are asked to wait before they come back when the server stops, default: each is told

@@ -105,6 +105,12 @@ impl Mesh {
         any
     }
 
+    /// The look before sleep, with the doorbell armed: whether there is something to do after all. What waits for room
+    /// is pushed once more: a reader that made room earlier rang a shard that was still awake.
+    pub fn look_again(&mut self, shard: &mut Shard) -> bool {
+        self.push_out(shard) || self.has_input(shard)
+    }
+
     /// Whether there is something to take in that the shard would take: then it must not sleep.
     pub fn has_input(&mut self, shard: &Shard) -> bool {
         !self.deliveries_are_empty() || (shard.takes_requests() && !self.requests_are_empty())

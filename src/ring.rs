@@ -3,13 +3,14 @@
 //! A ring holds bytes, not messages: its bound is memory, a frame is copied once into it and read in place, and one
 //! push moves a whole batch. Whole frames are put together again at the reading end.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::SeqCst, fence},
-};
+use std::sync::Arc;
 
 use crate::{
     limits::FRAME_ALIGN,
+    sync::{
+        atomic::{AtomicBool, Ordering::SeqCst, fence},
+        rtrb,
+    },
     wire::{
         Step,
         frame::{self, Frame},
@@ -42,7 +43,8 @@ impl FrameProducer {
             return moved;
         }
         // Say so first, then try again: the reader makes room first, then looks. One of the two sees the other.
-        self.starved.store(true, SeqCst);
+        // A swap for the reason given in `Doorbell::sleep`.
+        self.starved.swap(true, SeqCst);
         fence(SeqCst);
         self.push_some(stage) || moved
     }
@@ -180,15 +182,19 @@ impl Doorbell {
         }
     }
 
-    /// By the shard: announces sleep. Every ring must be looked at once more before it does sleep.
-    pub fn prepare_to_sleep(&self) {
-        self.asleep.store(true, SeqCst);
+    /// By the shard: announces sleep and calls `look_and_wait`, which looks once more at everything it could be woken
+    /// for, and waits for `wake` only if there is nothing.
+    ///
+    /// # Errors
+    /// What `look_and_wait` returns.
+    pub fn sleep<E>(&self, look_and_wait: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        // A swap, as a store of a flag that others swap would be one on x86 too: it follows their swaps in an order that
+        // loom sees. (To a store loom would prefer the value of an older swap, which the memory model rules out.)
+        self.asleep.swap(true, SeqCst);
         fence(SeqCst);
-    }
-
-    /// By the shard, on waking or on deciding not to sleep.
-    pub fn awake(&self) {
+        let waited = look_and_wait();
         self.asleep.store(false, SeqCst);
+        waited
     }
 }
 
@@ -256,10 +262,13 @@ mod tests {
             count.fetch_add(1, SeqCst);
         });
         bell.ring();
-        bell.prepare_to_sleep();
+        let slept = bell.sleep(|| {
+            bell.ring();
+            bell.ring();
+            Ok::<(), ()>(())
+        });
         bell.ring();
-        bell.ring();
-        bell.awake();
+        assert_eq!(slept, Ok(()));
         assert_eq!(woken.load(SeqCst), 1);
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     counters::{Counter, Counters},
     fanout::{self, Fanout, Logs},
     identity::Holders,
-    limits::{SCANS_MAX, TURN_SCAN_TOPICS},
+    limits::{SCANS_MAX, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
     membership::Membership,
     ring::Stage,
     session::{Next, Protocol, Session, Source},
@@ -121,6 +121,8 @@ pub struct Shard {
     /// Slots whose input waits. Bound: one entry a session.
     paused: Vec<u32>,
     timers: Wheel<Timer>,
+    /// So many timers before those of sessions that are gone are forgotten.
+    timers_max: usize,
     generation: u32,
     /// Set once the server stops: nothing more is taken from clients.
     input_stopped: bool,
@@ -167,6 +169,7 @@ impl Shard {
             actions: VecDeque::new(),
             paused: Vec::new(),
             timers: Wheel::new(),
+            timers_max: TIMERS_GONE_MAX,
             generation: 0,
             input_stopped: false,
             draining: None,
@@ -217,7 +220,7 @@ impl Shard {
         self.counters.add(Counter::SessionsOpen, 1);
         self.publishers.enter(slot);
         let deadline = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
-        self.timers.insert(deadline, Timer::new(TimerKind::Handshake, id));
+        self.watch(deadline, TimerKind::Handshake, id);
         if self.draining.is_some() {
             self.end(slot, crate::session::CloseReason::Shutdown, now);
         }

@@ -85,7 +85,24 @@ impl<T: Copy> Wheel<T> {
         self.len == 0
     }
 
-    /// Bytes of the slab: 24 for each entry of 12 bytes there was room for at once. It does not shrink.
+    /// Forgets the entries that are not to be kept, and gives their memory back. O(entries).
+    pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+        let Wheel { nodes, slots, moving, .. } =
+            std::mem::replace(self, Wheel { reached: self.reached, ..Wheel::new() });
+        for first in slots.into_iter().flatten().chain([moving]) {
+            let mut index = first;
+            while let Some(&Node { granule, entry, next }) = nodes.get(index as usize) {
+                if keep(&entry) {
+                    self.nodes.push(Node { granule, entry, next: NONE });
+                    self.len += 1;
+                    self.hang((self.nodes.len() - 1) as u32);
+                }
+                index = next;
+            }
+        }
+    }
+
+    /// Bytes of the slab: 24 for each entry of 12 bytes there was room for at once. It shrinks in [`Wheel::retain`] only.
     pub fn heap_bytes(&self) -> usize {
         self.nodes.capacity() * size_of::<Node<T>>()
     }
@@ -198,6 +215,32 @@ mod tests {
     use super::*;
 
     const G: u64 = TIMER_GRANULE_NS;
+
+    #[test]
+    fn what_is_not_kept_is_forgotten_and_the_rest_comes_in_time() {
+        let mut random = fastrand::Rng::with_seed(5);
+        let mut wheel = Wheel::new();
+        let times: Vec<u64> = (0..2_000).map(|_| random.u64(1..1 << 40)).collect();
+        times.iter().enumerate().for_each(|(n, &when_ns)| wheel.insert(when_ns, n));
+        let mut now_ns = 1 << 38;
+        let mut seen = Vec::new();
+        while wheel.next_due_ns().is_some_and(|due_ns| due_ns <= now_ns) {
+            seen.extend(wheel.pop_due(now_ns));
+        }
+        wheel.retain(|n| n % 10 == 0);
+        assert!(wheel.heap_bytes() <= 512 * size_of::<Node<usize>>());
+        while let Some(due_ns) = wheel.next_due_ns() {
+            now_ns = now_ns.max(due_ns);
+            if let Some(n) = wheel.pop_due(now_ns) {
+                assert!(n % 10 == 0 && times[n] <= now_ns && now_ns < times[n] + 2 * G);
+                seen.push(n);
+            }
+        }
+        seen.sort_unstable();
+        seen.dedup();
+        let kept = (0..2_000).filter(|n| n % 10 == 0);
+        assert!(kept.into_iter().all(|n| seen.contains(&n)) && wheel.is_empty());
+    }
 
     /// All that is due, and what the wheel says of the next.
     fn drain(wheel: &mut Wheel<u32>, now_ns: u64) -> Vec<u32> {

@@ -8,6 +8,7 @@ use tickcast::{
     config::Limits,
     counters::{Counter, Counters},
     ingest::{Lanes, StopFlag},
+    limits::TIMERS_GONE_MAX,
     mesh::{Mesh, mesh},
     ring::{Doorbell, frame_ring},
     router,
@@ -71,6 +72,23 @@ fn turn(shard: &mut Shard, mesh: &mut Mesh) -> Vec<Action> {
     mesh.push_out(shard);
     shard.end_turn();
     actions
+}
+
+#[test]
+fn clients_that_come_and_go_leave_no_deadlines_behind() {
+    let (mut shards, _, _) = shards(1);
+    let shard = &mut shards[0];
+    connect(shard, 0);
+    let before = shard.memory_bytes();
+    for _ in 0..100_000 {
+        // Not even the time until the first handshake is due passes.
+        shard.handle_accept(1, Door::Native, NOW);
+        shard.handle_error(1, 104, NOW);
+        while shard.poll_action().is_some() {}
+    }
+    assert_eq!(shard.sessions_len(), 1);
+    let (gone, bound) = (shard.memory_bytes() - before, 32 * (TIMERS_GONE_MAX + 16));
+    assert!(gone <= bound, "{gone} bytes are left, bound {bound}");
 }
 
 #[test]

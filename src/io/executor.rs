@@ -87,16 +87,21 @@ impl Driver {
     /// # Errors
     /// When the data ring or the doorbell is beyond use.
     pub async fn run(mut self) -> io::Result<()> {
+        let bell = self.bell.clone();
         while !self.stopped() {
             self.shard.counters().add(Counter::Turns, 1);
             if !self.turn()? {
-                self.bell.prepare_to_sleep();
-                if self.may_sleep()? {
-                    self.shard.counters().add(Counter::Parks, 1);
-                    self.ring.wait()?;
-                }
-                self.bell.awake();
+                bell.sleep(|| self.look_and_wait())?;
             }
+        }
+        Ok(())
+    }
+
+    /// After a turn that did nothing, with the doorbell armed.
+    fn look_and_wait(&mut self) -> io::Result<()> {
+        if self.may_sleep()? {
+            self.shard.counters().add(Counter::Parks, 1);
+            self.ring.wait()?;
         }
         Ok(())
     }
@@ -120,7 +125,7 @@ impl Driver {
         Ok(worked)
     }
 
-    /// After a turn that did nothing, with the doorbell armed: whether nothing has come since.
+    /// Whether nothing has come since the turn.
     fn may_sleep(&mut self) -> io::Result<bool> {
         let accepts_ns = self.accept_again_ns.iter().flatten().min().copied();
         if let Some(when_ns) = self.shard.next_deadline().into_iter().chain(accepts_ns).min() {
@@ -136,8 +141,8 @@ impl Driver {
         self.ring.poll()?;
         let asked_to_stop = self.phase == Phase::Running && self.stop.is_requested();
         let work_waits = self.ring.has_events()
-            || self.mesh.has_input(&self.shard)
-            || self.exchange.has_input()
+            || self.mesh.look_again(&mut self.shard)
+            || self.exchange.look_again()
             || self.shard.is_busy();
         Ok(!work_waits && !asked_to_stop && !self.stopped())
     }
@@ -333,8 +338,8 @@ impl Driver {
                 if self.shard.requests_have_left() && self.exchange.have_left() {
                     self.stop.arrive(self.shard.id(), Wait::Requests);
                 }
-                let nothing_comes = self.mesh.requests_are_empty() && !self.exchange.has_input();
-                if late || (self.stop.all_arrived(Wait::Requests) && nothing_comes) {
+                let nothing_comes = !self.exchange.has_input();
+                if late || (self.stop.is_over(Wait::Requests, &mut self.mesh) && nothing_comes) {
                     self.phase = Phase::Deliveries;
                 }
             }
@@ -342,7 +347,7 @@ impl Driver {
                 if self.shard.deliveries_have_left() {
                     self.stop.arrive(self.shard.id(), Wait::Deliveries);
                 }
-                if late || (self.stop.all_arrived(Wait::Deliveries) && self.mesh.deliveries_are_empty()) {
+                if late || self.stop.is_over(Wait::Deliveries, &mut self.mesh) {
                     self.phase = Phase::Sessions;
                     self.shard.begin_drain(self.stop.deadline_ns(), now);
                 }

@@ -1,11 +1,13 @@
 //! How the shards stop together: nothing that was accepted may be lost between two of them.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
-};
+use std::sync::Arc;
 
-use crate::{ring::Doorbell, tick::ShardId};
+use crate::{
+    mesh::Mesh,
+    ring::Doorbell,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    tick::ShardId,
+};
 
 /// What every shard must have reached before any goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,9 +72,18 @@ impl Stop {
         }
     }
 
-    /// Whether every shard has.
-    pub fn all_arrived(&self, wait: Wait) -> bool {
+    fn all_arrived(&self, wait: Wait) -> bool {
         self.arrived[wait as usize].iter().all(|arrived| arrived.load(SeqCst))
+    }
+
+    /// By a shard: whether every shard has, and what they sent before is no longer under way to this one. Asked in this
+    /// order: an empty ring says nothing while somebody may still push.
+    pub fn is_over(&self, wait: Wait, mesh: &mut Mesh) -> bool {
+        self.all_arrived(wait)
+            && match wait {
+                Wait::Requests => mesh.requests_are_empty(),
+                Wait::Deliveries => mesh.deliveries_are_empty(),
+            }
     }
 
     fn ring_all(&self) {

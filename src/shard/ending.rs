@@ -1,9 +1,6 @@
 //! How sessions end: a reason, a goodbye where one can still be said, a deadline, and the socket's close.
 
-use super::{
-    Action, Shard,
-    timers::{Timer, TimerKind},
-};
+use super::{Action, Shard, timers::TimerKind};
 use crate::{
     clock::Now,
     counters::Counter,
@@ -77,7 +74,7 @@ impl Shard {
             Some(drain_ns) => drain_ns,
             None => now.monotonic_ns + LINGER_DEADLINE_MS * 1_000_000,
         };
-        self.timers.insert(deadline, Timer::new(TimerKind::Linger, id));
+        self.watch(deadline, TimerKind::Linger, id);
         if self.sessions.any_mut(slot).is_some_and(|session| !session.sending && session.outbox_bytes() == 0)
         {
             self.flushed(slot);

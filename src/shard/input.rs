@@ -3,10 +3,7 @@
 
 use std::borrow::Cow;
 
-use super::{
-    Action, Shard, Unsequenced,
-    timers::{Timer, TimerKind},
-};
+use super::{Action, Shard, Unsequenced, timers::TimerKind};
 use crate::{
     clock::Now,
     counters::Counter,
@@ -117,7 +114,7 @@ impl Shard {
         if !std::mem::replace(&mut session.partial_watched, true) {
             let when = now.monotonic_ns.saturating_add(self.limits.frame_deadline_ns);
             let id = session.id;
-            self.timers.insert(when, Timer::new(TimerKind::Frame, id));
+            self.watch(when, TimerKind::Frame, id);
         }
     }
 

@@ -1,10 +1,7 @@
 //! Sessions that are behind or come back, on the clock and over the mesh: when a socket has been full for too long, when a
 //! paced tick is due, and which pieces of history to ask the homes for.
 
-use super::{
-    Shard,
-    timers::{Timer, TimerKind},
-};
+use super::{Shard, timers::TimerKind};
 use crate::{
     clock::Now,
     counters::Counter,
@@ -32,8 +29,8 @@ impl Shard {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.parked_since_ns = now.monotonic_ns.max(1);
         if !session.memberships.is_empty() && !std::mem::replace(&mut session.stall_watched, true) {
-            let timer = Timer::new(TimerKind::Stall, session.id);
-            self.timers.insert(now.monotonic_ns.saturating_add(self.limits.behind_ns), timer);
+            let id = session.id;
+            self.watch(now.monotonic_ns.saturating_add(self.limits.behind_ns), TimerKind::Stall, id);
         }
     }
 
@@ -82,7 +79,7 @@ impl Shard {
         };
         if let Some(session) = self.sessions.open_mut(slot) {
             session.stall_watched = true;
-            self.timers.insert(when, Timer::new(TimerKind::Stall, id));
+            self.watch(when, TimerKind::Stall, id);
         }
     }
 
@@ -90,7 +87,8 @@ impl Shard {
     pub(super) fn set_paces(&mut self) {
         for pace in self.fanout.take_paces() {
             if let Some(session) = self.sessions.get(pace.slot) {
-                self.timers.insert(pace.due_ns, Timer::new(TimerKind::Pace(pace.topic), session.id));
+                let id = session.id;
+                self.watch(pace.due_ns, TimerKind::Pace(pace.topic), id);
             }
         }
     }

@@ -11,7 +11,7 @@ use super::Shard;
 use crate::{
     clock::Now,
     counters::Counter,
-    limits::{PING_LOOKS_PER_INTERVAL, TURN_TIMERS},
+    limits::{PING_LOOKS_PER_INTERVAL, TIMERS_GONE_MAX, TURN_TIMERS},
     session::{CloseReason, Protocol, Pulse},
     tick::{Token, TopicId},
     wire::{
@@ -37,8 +37,8 @@ pub(super) enum TimerKind {
     Linger,
 }
 
-/// A timer of a session. 16 bytes. Bound: one of each kind a session, one for each topic it takes at a pace, and those that sessions left behind within the
-/// longest of the deadlines.
+/// A timer of a session. 16 bytes. Bound: one of each kind a session, one for each topic it takes at a pace, and those that sessions left behind: at most
+/// as many again, and [`TIMERS_GONE_MAX`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timer {
     kind: TimerKind,
@@ -61,6 +61,19 @@ impl Timer {
 }
 
 impl Shard {
+    /// Sets a timer of a session. Once there are too many, those of sessions that are gone are forgotten: they would be
+    /// kept until they are due, and clients that come and go fast enough would take all memory. A few steps a call in the
+    /// long run.
+    pub(super) fn watch(&mut self, when_ns: u64, kind: TimerKind, id: u64) {
+        if self.timers.len() >= self.timers_max {
+            let sessions = &self.sessions;
+            self.timers
+                .retain(|timer| sessions.get(timer.slot).is_some_and(|session| session.id == timer.id()));
+            self.timers_max = TIMERS_GONE_MAX + 2 * self.timers.len();
+        }
+        self.timers.insert(when_ns, Timer::new(kind, id));
+    }
+
     /// Does what is due, a bounded number of timers a turn. Returns whether anything was.
     pub(super) fn handle_timers(&mut self, now: Now) -> bool {
         for handled in 0..TURN_TIMERS {
@@ -100,8 +113,8 @@ impl Shard {
             return self.end(slot, CloseReason::FrameDeadline, now);
         }
         session.partial_watched = true;
-        let timer = Timer::new(TimerKind::Frame, session.id);
-        self.timers.insert(when_ns, timer);
+        let id = session.id;
+        self.watch(when_ns, TimerKind::Frame, id);
     }
 
     /// Something came from the peer: it lives. From the end of the handshake on it is watched.
@@ -114,8 +127,8 @@ impl Shard {
             return;
         }
         session.heartbeat_watched = true;
-        let timer = Timer::new(TimerKind::Heartbeat, session.id);
-        self.timers.insert(next_look_ns(now.monotonic_ns + interval_ns, interval_ns), timer);
+        let id = session.id;
+        self.watch(next_look_ns(now.monotonic_ns + interval_ns, interval_ns), TimerKind::Heartbeat, id);
     }
 
     /// Pings a peer that was silent for the interval, and ends one that was silent since its ping.

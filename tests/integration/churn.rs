@@ -5,10 +5,11 @@ use std::{io::Read, thread};
 use tickcast::wire::Encoding;
 
 use crate::harness::{
-    Server, beside_others,
+    Server, alone, beside_others,
     collector::{Collector, barrier, connect, publish},
     eventually,
     frames::{self, Raw},
+    processes::raise_descriptor_limit,
     raw::{Peer, header, upgrade_request},
 };
 
@@ -18,6 +19,16 @@ const SURVIVORS: usize = 20;
 /// Ticks between two kills.
 const TICKS_PER_KILL: usize = 25;
 const ENCODINGS: [Encoding; 3] = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson];
+
+const ROUNDS: usize = 100;
+const KILLED_A_ROUND: usize = 1_000;
+/// Threads that open a round's connections, each its share.
+const OPENERS: usize = 4;
+/// Rounds until the server's memory has grown to what this load takes (10, seen).
+const WARM_UP_ROUNDS: usize = 20;
+/// What memory may have grown by after the other rounds: what a single connection left behind would be more, if it were
+/// 13 bytes.
+const GROWTH_BYTES_MAX: u64 = 1 << 20;
 
 /// A raw subscriber: native, or a WebSocket in JSON.
 fn victim(server: &Server, native: bool) -> Peer {
@@ -133,4 +144,56 @@ fn clients_that_vanish_leave_nothing_behind_and_the_rest_lose_nothing() {
     assert_eq!(stopped.total("ticks_sequenced"), published as u64 + 1, "no half-written tick was taken");
     assert_eq!(stopped.total("closed_slow_consumer"), 0);
     assert_eq!(stopped.total("sessions_accepted"), everybody as u64 + 2);
+}
+
+#[test]
+fn a_hundred_rounds_of_a_thousand_killed_connections_leave_nothing() {
+    let _machine = alone();
+    raise_descriptor_limit();
+    // A connection that an earlier round has left would soon keep a later round's out.
+    let clients_max = (2 * KILLED_A_ROUND).to_string();
+    let server = Server::start(&["--max-clients", &clients_max, "--handshake-deadline-ms", "60000"]);
+    let mut publisher = connect(&server, Encoding::Native);
+    let witness = Collector::start(&server, Encoding::WebSocketJson, &["churn.>"]);
+    let baseline = (server.connections(), server.descriptors());
+    let mut warm_rss_bytes = 0;
+    for round in 1..=ROUNDS {
+        let open = |opener: usize| -> Vec<Peer> {
+            let numbers = (opener..KILLED_A_ROUND).step_by(OPENERS);
+            let peer = |number| match number % 3 {
+                0 => half_writer(&server, number / 3),
+                kind => victim(&server, kind == 1),
+            };
+            numbers.map(peer).collect()
+        };
+        let killed: Vec<Peer> = thread::scope(|scope| {
+            let openers: Vec<_> = (0..OPENERS).map(|opener| scope.spawn(move || open(opener))).collect();
+            openers.into_iter().flat_map(|opener| opener.join().unwrap()).collect()
+        });
+        // They die while these are on their way to them.
+        for tick in 0..2 {
+            publish(&mut publisher, &format!("churn.{tick}"), &[b'7'; 500]);
+        }
+        publisher.flush().unwrap();
+        killed.into_iter().for_each(Peer::reset);
+        eventually("the round's connections are gone", || server.connections() == baseline.0);
+        if round == WARM_UP_ROUNDS {
+            barrier(&mut publisher);
+            warm_rss_bytes = server.rss_bytes();
+        }
+    }
+    let published = 2 * ROUNDS;
+    witness.wait_for(published);
+    let got = witness.finish();
+    assert_eq!((got.count, got.closing.as_ref()), (published, None));
+    barrier(&mut publisher);
+    let rss_bytes = server.rss_bytes();
+    assert!(rss_bytes <= warm_rss_bytes + GROWTH_BYTES_MAX, "RSS grew from {warm_rss_bytes} to {rss_bytes}");
+    drop(publisher);
+    eventually("everybody is gone", || server.connections() == 0);
+    eventually("descriptors are back at the baseline", || server.descriptors() == baseline.1);
+    let stopped = server.stop_cleanly();
+    assert_eq!(stopped.total("sessions_accepted"), (ROUNDS * KILLED_A_ROUND) as u64 + 2);
+    assert_eq!(stopped.total("sessions_refused"), 0);
+    assert_eq!(stopped.total("closed_shutdown"), 0, "no session was left for the stop to end");
 }

@@ -230,6 +230,11 @@ impl Server {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 
+    /// Resident memory.
+    pub fn rss_bytes(&self) -> u64 {
+        processes::rss_bytes(self.pid())
+    }
+
     /// Sockets on its two ports that have not ended on the server's side: connected, or waiting for a close of ours.
     pub fn connections(&self) -> usize {
         let ports = [self.tcp, self.http].map(|address| format!(":{:04X}", address.port()));

@@ -2,7 +2,8 @@
 //! sequences strictly increase, delivered = published since subscribe, memory stays within its bounds, and nobody
 //! pays for somebody else's fault.
 //!
-//! `TICKCAST_SEED=N` runs one seed; `TICKCAST_SEEDS=N` changes how many are run. A failure names its seed.
+//! `TICKCAST_SEED=N` runs one seed; `TICKCAST_SEEDS=N` changes how many are run, `TICKCAST_FIRST_SEED=N` where they begin,
+//! and `TICKCAST_PROGRESS=1` says how far they have come: `scripts/simulate.sh` sets these. A failure names its seed.
 
 mod client;
 mod world;
@@ -13,6 +14,8 @@ use world::World;
 
 const SEEDS_DEFAULT: u64 = 1_000;
 const STEPS: usize = 400;
+/// Seeds between two words on how far it has come.
+const PROGRESS_SEEDS: u64 = 500;
 
 fn run(seed: u64) {
     let mut world = World::new(seed);
@@ -34,11 +37,20 @@ fn number(name: &str) -> Option<u64> {
 fn promises_hold_for_every_seed() {
     let seeds = match number("TICKCAST_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("TICKCAST_SEEDS").unwrap_or(SEEDS_DEFAULT),
+        None => {
+            let first = number("TICKCAST_FIRST_SEED").unwrap_or(0);
+            first..first + number("TICKCAST_SEEDS").unwrap_or(SEEDS_DEFAULT)
+        }
     };
+    let (first, last) = (seeds.start, seeds.end);
     for seed in seeds {
         if catch_unwind(AssertUnwindSafe(|| run(seed))).is_err() {
             panic!("the simulation failed: TICKCAST_SEED={seed} cargo test --test simulation shows it again");
+        }
+        let done = seed + 1 - first;
+        if number("TICKCAST_PROGRESS").is_some() && (done.is_multiple_of(PROGRESS_SEEDS) || seed + 1 == last)
+        {
+            eprintln!("{done} of {} seeds hold", last - first);
         }
     }
 }

@@ -11,7 +11,10 @@ use tickcast::{
     config::Limits,
     counters::{Counter, Counters},
     ingest::Lanes,
-    limits::{MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, TURN_RING_BYTES},
+    limits::{
+        MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, TIMERS_GONE_MAX,
+        TURN_RING_BYTES,
+    },
     mesh::{Mesh, mesh},
     ring::{Doorbell, frame_ring},
     shard::{Action, Departure, Door, Shard},
@@ -485,6 +488,7 @@ impl World {
             let bound = Encoding::COUNT * self.limits.egress_log_bytes
                 + shard.sessions_len() * session
                 + stages
+                + TIMERS_GONE_MAX * 32
                 + self.ring_bytes;
             assert!(shard.memory_bytes() <= bound, "{} bytes, bound {bound}", shard.memory_bytes());
         }

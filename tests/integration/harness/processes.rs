@@ -1,6 +1,8 @@
 //! Child processes: waited for with a guard, ended by pid.
 
-use std::{process::Child, thread, time::Instant};
+use std::{fs, process::Child, thread, time::Instant};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{GUARD, LOOK_AGAIN};
 
@@ -26,4 +28,17 @@ pub fn end(child: &mut Child) {
         let _ = child.kill();
         let _ = child.wait();
     }
+}
+
+/// Raises this process's soft limit of descriptors to the hard one.
+pub fn raise_descriptor_limit() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+}
+
+/// A process's resident memory.
+pub fn rss_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
 }
