@@ -115,9 +115,10 @@ pub struct ServeArgs {
     /// disconnect]; or of some topics', as in market.>=conflate, the first that matches. May be given several times
     #[arg(long, value_name = "[PATTERN=]POLICY", help_heading = "Slow consumers")]
     pub policy: Vec<String>,
-    /// Bytes waiting for a session before ticks that may be are conflated or dropped
-    #[arg(long, value_name = "BYTES", default_value_t = limits::BEHIND_BYTES_DEFAULT, help_heading = "Slow consumers")]
-    pub behind_bytes: usize,
+    /// Bytes waiting for a session before ticks that may be are conflated or dropped [default: 262144, or
+    /// --outbox-bytes-max if that is less]
+    #[arg(long, value_name = "BYTES", help_heading = "Slow consumers")]
+    pub behind_bytes: Option<usize>,
     /// Time a socket may take nothing before ticks that may be are conflated or dropped
     #[arg(long, value_name = "MS", default_value_t = limits::BEHIND_MS_DEFAULT, help_heading = "Slow consumers")]
     pub behind_ms: u64,

@@ -196,9 +196,10 @@ impl Config {
             );
             return Err(StartupError::Option("--outbox-bytes-max", text));
         }
-        if args.behind_bytes == 0 || args.behind_bytes > args.outbox_bytes_max {
-            let text =
-                format!("{}: 1 byte to {} (--outbox-bytes-max)", args.behind_bytes, args.outbox_bytes_max);
+        let behind_bytes =
+            args.behind_bytes.unwrap_or(limits::BEHIND_BYTES_DEFAULT.min(args.outbox_bytes_max));
+        if behind_bytes == 0 || behind_bytes > args.outbox_bytes_max {
+            let text = format!("{behind_bytes}: 1 byte to {} (--outbox-bytes-max)", args.outbox_bytes_max);
             return Err(StartupError::Option("--behind-bytes", text));
         }
         if let Some(bytes) = args.socket_send_bytes
@@ -259,7 +260,7 @@ impl Config {
                 topics_max: args.topics_max,
                 egress_log_bytes: args.egress_log_bytes,
                 outbox_bytes_max: args.outbox_bytes_max,
-                behind_bytes: args.behind_bytes,
+                behind_bytes,
                 behind_ns: args.behind_ms.saturating_mul(1_000_000),
                 stall_deadline_ns: args.stall_deadline_ms.saturating_mul(1_000_000),
                 policies: delivery::policies(&args.policy)?,

@@ -56,7 +56,7 @@ fn broken() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
     vec![
         ("unknown version", header(|frame| frame.version = 2), 1002, "version 2"),
         ("version 0", header(|frame| frame.version = 0), 1002, "version 0"),
-        ("unknown kind", header(|frame| frame.kind = 6), 1002, "kind 6"),
+        ("unknown kind", header(|frame| frame.kind = 9), 1002, "kind 9"),
         ("kind 65535", header(|frame| frame.kind = 65_535), 1002, "kind 65535"),
         ("a server's kind", header(|frame| frame.kind = frames::TICK), 1002, "kind 67"),
         ("other magic", header(|frame| frame.magic = 0x7463), 1002, "magic"),

@@ -306,5 +306,5 @@ fn a_server_that_stops_while_connections_change_shards_leaves_none_behind() {
     clients.into_iter().for_each(|client| client.join().unwrap());
     stopped.assert_clean();
     assert!(stopped.total("sessions_handed_over") > 0);
-    assert_eq!(witness.frame().unwrap().code(), 1001);
+    assert_eq!(witness.frame().unwrap().code(), 3001);
 }
