@@ -185,8 +185,9 @@ impl Config {
             return Err(StartupError::Option("--frame-bytes-max", text));
         }
         let encoded_bytes_max = message_bytes_max(args.frame_bytes_max);
-        if args.egress_log_bytes < 2 * encoded_bytes_max || args.egress_log_bytes > 1 << 30 {
-            let text = format!("{}: {} bytes to 1 GiB", args.egress_log_bytes, 2 * encoded_bytes_max);
+        let log_bytes_lowest = (2 * encoded_bytes_max).max(limits::EGRESS_LOG_BYTES_LOWEST);
+        if args.egress_log_bytes < log_bytes_lowest || args.egress_log_bytes > 1 << 30 {
+            let text = format!("{}: {log_bytes_lowest} bytes to 1 GiB", args.egress_log_bytes);
             return Err(StartupError::Option("--egress-log-bytes", text));
         }
         if args.outbox_bytes_max < encoded_bytes_max || args.outbox_bytes_max > args.egress_log_bytes {

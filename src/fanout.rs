@@ -272,6 +272,7 @@ impl Fanout {
                         continue;
                     };
                     self.join(topic.id, live.slot, delivery, begin, sessions, logs);
+                    self.relieve(sessions, logs);
                 }
             }
             self.by_name.len()
@@ -349,9 +350,12 @@ impl Fanout {
         held: Subscription,
         slot: u32,
         sessions: &mut Sessions,
+        logs: &Logs,
     ) -> Option<Box<str>> {
         if held.position.is_some() {
             for id in self.memberships_of(held.entry, slot, sessions) {
+                // What waits of it still comes, and is not to be more than was told.
+                self.tell_of(id, slot, sessions, logs);
                 let topic = topic_mut(&mut self.topics, id, self.shards);
                 if topic.is_some_and(|topic| topic.leave(slot, sessions)) {
                     self.merge_deliveries(id, slot, sessions);
@@ -450,6 +454,7 @@ impl Fanout {
         let id = TopicId(tick.header.topic_id);
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
         let sequence = tick.header.sequence;
+        topic.tracked_from = topic.tracked_from.min(sequence);
         topic.newest.put(sequence, tick.key(), self.settings.keys_per_topic_max, |out| {
             out.extend_from_slice(tick.bytes);
         });

@@ -72,6 +72,8 @@ pub const TOPICS_MAX_DEFAULT: usize = 65_536;
 /// One encoding's egress log on one shard, default bytes. A session that falls further behind than this has lost
 /// its place in it.
 pub const EGRESS_LOG_BYTES_DEFAULT: usize = 16 << 20;
+/// Lowest bytes of an egress log: what one piece of history adds must not lap what was fresh before it.
+pub const EGRESS_LOG_BYTES_LOWEST: usize = 4 * HISTORY_PIECE_BYTES;
 /// Bytes a session may have waiting in the egress logs before it counts as a slow consumer, default.
 pub const OUTBOX_BYTES_MAX_DEFAULT: usize = 8 << 20;
 /// Ranges of the egress logs a session may have waiting: 24 bytes each, 1.5 MiB for a session at the bound.

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 /// A session whose ranges begin before the oldest readable position has been lapped: what it had waiting is gone, and
 /// it must be told.
 ///
-/// Memory: `capacity` bytes, touched as they are first used, and 24 bytes for each readable frame, of which there are
+/// Memory: `capacity` bytes, touched as they are first used, and 32 bytes for each readable frame, of which there are
 /// at most `capacity / FRAME_BYTES_EXPECTED`; while all sessions keep up the log starts over at its beginning, so a
 /// shard that is not behind works in a few warm pages.
 ///
@@ -54,8 +54,22 @@ impl Range {
 pub struct Mark {
     /// The topic's number.
     pub topic: u32,
-    /// The tick's sequence; 0 for an announcement.
+    /// The tick's sequence; of a notice that ticks do not come, the one after the last of them; 0 for an announcement.
     pub sequence: u64,
+    /// Of such a notice, how many; else 0.
+    pub skipped: u32,
+}
+
+impl Mark {
+    /// The first sequence it accounts for.
+    pub fn from(self) -> u64 {
+        self.sequence.saturating_sub(self.skipped.into())
+    }
+
+    /// The one after the last.
+    pub fn to(self) -> u64 {
+        self.sequence + u64::from(self.skipped == 0)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +78,7 @@ struct Frame {
     sequence: u64,
     len: u32,
     topic: u32,
+    skipped: u32,
 }
 
 /// The index holds a frame for so many bytes of the log: shorter frames have it full first, and lap it earlier.
@@ -127,8 +142,8 @@ impl EgressLog {
         self.buffer[offset + header.len()..offset + len].copy_from_slice(body);
         let range = Range { start: self.head, len: len as u32 };
         self.head = range.end();
-        let Mark { topic, sequence } = mark;
-        self.frames.push_back(Frame { start: range.start, sequence, len: range.len, topic });
+        let Mark { topic, sequence, skipped } = mark;
+        self.frames.push_back(Frame { start: range.start, sequence, len: range.len, topic, skipped });
         self.swept_frames += 1;
         let overwritten = self.head.saturating_sub(capacity as u64);
         while self.frames.len() > self.frames_max
@@ -192,7 +207,7 @@ impl EgressLog {
         self.frames
             .range(first..)
             .take_while(move |frame| frame.start < range.end())
-            .map(|frame| (frame.range(), Mark { topic: frame.topic, sequence: frame.sequence }))
+            .map(|frame| (frame.range(), frame.mark()))
     }
 
     /// Where to cut a range that is too long for one SEND of `bytes_max`, and how many bytes of a frame that was begun
@@ -213,9 +228,7 @@ impl EgressLog {
 
     /// The readable frame of this place, from the oldest.
     pub fn nth(&self, index: usize) -> Option<(Range, Mark)> {
-        self.frames
-            .get(index)
-            .map(|frame| (frame.range(), Mark { topic: frame.topic, sequence: frame.sequence }))
+        self.frames.get(index).map(|frame| (frame.range(), frame.mark()))
     }
 
     /// Readable frames.
@@ -261,19 +274,23 @@ impl EgressLog {
 }
 
 impl Frame {
+    fn mark(&self) -> Mark {
+        Mark { topic: self.topic, sequence: self.sequence, skipped: self.skipped }
+    }
+
     fn range(&self) -> Range {
         Range { start: self.start, len: self.len }
     }
 }
 
-const _: () = assert!(size_of::<Frame>() == 24, "the docs of EgressLog say what the index takes");
+const _: () = assert!(size_of::<Frame>() == 32, "the docs of EgressLog say what the index takes");
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::limits::SEND_BYTES_MAX;
 
-    const MARK: Mark = Mark { topic: 5, sequence: 0 };
+    const MARK: Mark = Mark { topic: 5, sequence: 0, skipped: 0 };
 
     #[test]
     fn ranges_read_back_until_they_are_lapped() {
@@ -351,7 +368,7 @@ mod tests {
         let mut log = EgressLog::new(1 << 12);
         let mut ranges = Vec::new();
         for sequence in 1..=500u64 {
-            ranges.push(log.append(Mark { topic: 7, sequence }, &[0; 5]).unwrap());
+            ranges.push(log.append(Mark { topic: 7, sequence, skipped: 0 }, &[0; 5]).unwrap());
             assert!(log.len() <= (1 << 12) / FRAME_BYTES_EXPECTED);
         }
         assert!(log.is_lapped(ranges[400].start) && !log.is_lapped(ranges[499].start));

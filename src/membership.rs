@@ -48,6 +48,27 @@ pub struct Membership {
 }
 
 impl Membership {
+    /// Whether it stands in [`Lag::untold`].
+    fn is_untold(&self) -> bool {
+        !self.announced || self.gap.0 < self.gap.1
+    }
+
+    /// Ticks are lost to the session. Returns whether it is to be put into [`Lag::untold`] now.
+    #[must_use]
+    pub fn lose(&mut self, from: u64, to: u64) -> bool {
+        let lists = !self.is_untold();
+        self.gap = if self.gap.0 < self.gap.1 { (self.gap.0, to) } else { (from, to) };
+        lists
+    }
+
+    /// Its announcement was taken out before it was sent. Returns whether it is to be put into [`Lag::untold`] now.
+    #[must_use]
+    pub fn forget_announcement(&mut self) -> bool {
+        let lists = !self.is_untold();
+        self.announced = false;
+        lists
+    }
+
     /// Whether only the newest tick survives when there is no room.
     pub fn conflates(&self) -> bool {
         self.policy == Policy::Conflate || self.interval_us > 0

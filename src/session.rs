@@ -222,6 +222,8 @@ pub struct Session {
     pub queued: bool,
     /// Bytes at the front of the outbox that end a frame whose beginning has been sent.
     pub cut_rest: u32,
+    /// It has been given what it was behind with, for its next SEND.
+    pub refilled: bool,
     /// It is behind: ticks of memberships that conflate are held back.
     pub behind: bool,
     /// It stands in the queue of sessions that are past `yield_bytes`.
@@ -268,6 +270,7 @@ impl Session {
             sending: false,
             queued: false,
             cut_rest: 0,
+            refilled: false,
             behind: false,
             over: false,
             parked_since_ns: 0,
@@ -289,6 +292,11 @@ impl Session {
     /// Bytes waiting to be sent.
     pub fn outbox_bytes(&self) -> usize {
         self.outbox_bytes
+    }
+
+    /// Bytes of shared frames waiting to be sent: replies have a bound of their own.
+    pub fn frame_bytes(&self) -> usize {
+        self.outbox_bytes - (self.replies.len() - self.replies_start)
     }
 
     /// Ranges and replies waiting to be sent.
@@ -341,7 +349,7 @@ impl Session {
     pub fn push_range(&mut self, log: &EgressLog, range: Range) -> bool {
         self.outbox_bytes += range.len as usize;
         self.append_segment(log, range);
-        self.outbox_bytes <= self.yield_bytes && self.segments.len() <= OUTBOX_RANGES_MAX
+        self.frame_bytes() <= self.yield_bytes && self.segments.len() <= OUTBOX_RANGES_MAX
     }
 
     fn append_segment(&mut self, log: &EgressLog, range: Range) {

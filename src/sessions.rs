@@ -21,7 +21,7 @@ pub enum Offered {
 
 /// All sessions of a shard.
 ///
-/// Invariant: a session with work and no SEND under way stands in `ready`, once.
+/// Invariant: a session with work and no SEND under way stands in `ready` or `lagging`, once.
 /// Invariant: `waiting` counts the sessions whose outbox is not empty.
 #[derive(Debug)]
 pub struct Sessions {
@@ -34,6 +34,8 @@ pub struct Sessions {
     over: Vec<u32>,
     /// Bound: one entry a session.
     ready: VecDeque<u32>,
+    /// Sessions that are ready but must first be given what they are behind with. Bound: one entry a session.
+    lagging: VecDeque<u32>,
     /// Sessions found out while others were being served: ended when the round is over.
     doomed: Vec<(u32, CloseReason)>,
 }
@@ -49,6 +51,7 @@ impl Sessions {
             behind_bytes,
             over: Vec::new(),
             ready: VecDeque::new(),
+            lagging: VecDeque::new(),
             doomed: Vec::new(),
         }
     }
@@ -142,8 +145,7 @@ impl Sessions {
             self.over.push(slot);
         }
         if !session.queued && !session.sending {
-            session.queued = true;
-            self.ready.push_back(slot);
+            self.make_ready(slot);
         }
     }
 
@@ -168,13 +170,13 @@ impl Sessions {
         self.set_yield_bytes(slot);
         let outbox_bytes_max = self.outbox_bytes_max;
         let Some(session) = self.any_mut(slot) else { return };
-        session.yield_bytes = session.yield_bytes.max(2 * session.outbox_bytes()).min(outbox_bytes_max);
+        session.yield_bytes = session.yield_bytes.max(2 * session.frame_bytes()).min(outbox_bytes_max);
     }
 
     /// Whether what waits for a session is more than it may have.
     pub fn is_too_slow(&self, slot: u32) -> bool {
         self.get(slot).is_some_and(|session| {
-            session.outbox_bytes() > self.outbox_bytes_max || session.outbox_segments() > OUTBOX_RANGES_MAX
+            session.frame_bytes() > self.outbox_bytes_max || session.outbox_segments() > OUTBOX_RANGES_MAX
         })
     }
 
@@ -183,7 +185,10 @@ impl Sessions {
         let Some(session) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return };
         if session.has_work() && !session.queued && !session.sending {
             session.queued = true;
-            self.ready.push_back(slot);
+            match session.lag {
+                Some(_) => self.lagging.push_back(slot),
+                None => self.ready.push_back(slot),
+            }
         }
     }
 
@@ -194,8 +199,7 @@ impl Sessions {
         change(session);
         self.waiting += usize::from(session.outbox_bytes() > 0);
         if session.has_work() && !session.queued && !session.sending {
-            session.queued = true;
-            self.ready.push_back(slot);
+            self.make_ready(slot);
         }
     }
 
@@ -217,9 +221,28 @@ impl Sessions {
                 && session.queued
             {
                 session.queued = false;
-                if !session.sending {
-                    return Some(slot);
+                if session.sending {
+                    continue;
                 }
+                if session.lag.is_some() && !std::mem::take(&mut session.refilled) {
+                    self.make_ready(slot);
+                    continue;
+                }
+                return Some(slot);
+            }
+        }
+        None
+    }
+
+    /// The next session that is ready but must first be given what it is behind with. It then stands in the other queue.
+    pub fn pop_lagging(&mut self) -> Option<u32> {
+        while let Some(slot) = self.lagging.pop_front() {
+            if let Some(session) = self.any_mut(slot)
+                && session.queued
+            {
+                session.refilled = true;
+                self.ready.push_back(slot);
+                return Some(slot);
             }
         }
         None
@@ -227,7 +250,7 @@ impl Sessions {
 
     /// Whether any session is ready.
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || !self.lagging.is_empty()
     }
 
     /// Takes a session's next SEND.

@@ -8,8 +8,8 @@
 //!                    stages                              poll_send, poll_action
 //! ```
 //!
-//! The driver's order in a turn: `handle_*` for what came in, [`Shard::turn`], then [`Shard::poll_send`] until `None`
-//! (each SEND's outcome through [`Shard::handle_sent`]), [`Shard::poll_action`] until `None`, the stages into
+//! The driver's order in a turn: `handle_*` for what came in, [`Shard::turn`], then batches of SENDs until there are none
+//! ([`Shard::prepare_sends`], [`Shard::poll_send`], each SEND's outcome through [`Shard::handle_sent`]), [`Shard::poll_action`] until `None`, the stages into
 //! their rings, and [`Shard::end_turn`].
 
 mod ending;
@@ -30,7 +30,7 @@ use crate::{
     counters::{Counter, Counters},
     fanout::{self, Fanout, Logs},
     identity::Holders,
-    limits::{SCANS_MAX, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
+    limits::{SCANS_MAX, SENDS_PER_SUBMIT, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
     membership::Membership,
     ring::Stage,
     session::{Next, Protocol, Session, Source},
@@ -265,15 +265,29 @@ impl Shard {
         worked
     }
 
+    /// Before each batch of SENDs: gives sessions that are behind what their next SEND is to carry, at most
+    /// [`SENDS_PER_SUBMIT`] of them. It appends to the logs, and what a SEND of the batch points to must stay: so not
+    /// between two calls of [`Shard::poll_send`] of the same batch.
+    pub fn prepare_sends(&mut self, now: Now) {
+        for _ in 0..SENDS_PER_SUBMIT {
+            let Some(slot) = self.sessions.pop_lagging() else { break };
+            self.fanout.refill(slot, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+            self.fanout.relieve(&mut self.sessions, &mut self.logs);
+        }
+        self.settle(now);
+    }
+
     /// The next SEND: its bytes are [`Shard::send_bytes`] until the next call that is not `poll_send`. The slot has
     /// no other until [`Shard::handle_sent`] says what became of it.
     pub fn poll_send(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
         while let Some(slot) = self.sessions.pop_ready() {
-            self.fanout.refill(slot, &mut self.sessions, &mut self.logs, now.monotonic_ns);
             let encoding = self.sessions.any_mut(slot)?.encoding;
             match self.sessions.take_send(slot, self.logs.of(encoding), gather) {
                 Next::Send(source) => return Some(Send { slot, encoding, source }),
                 Next::Lapped => self.end(slot, crate::session::CloseReason::SlowConsumer, now),
+                Next::Idle if self.sessions.get(slot).is_some_and(Session::has_work) => {
+                    self.sessions.make_ready(slot);
+                }
                 Next::Idle => {
                     self.fanout.caught_up(slot, &mut self.sessions);
                     self.flushed(slot);

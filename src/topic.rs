@@ -53,13 +53,15 @@ pub enum Wanted {
     Place = 2,
     /// The newest, and to be told that its place means nothing here.
     Lost = 3,
+    /// The newest tick of each key from a sequence on, for a session that could not take them all as they came.
+    Newest = 4,
 }
 
 impl Wanted {
     /// The value of a number from the mesh.
     pub fn from_wire(wanted: u32) -> Option<Wanted> {
         use Wanted::*;
-        [Latest, Kept, Place, Lost].into_iter().find(|known| *known as u32 == wanted)
+        [Latest, Kept, Place, Lost, Newest].into_iter().find(|known| *known as u32 == wanted)
     }
 }
 
@@ -202,9 +204,10 @@ impl Home {
         let last = topic.sequence.0;
         let oldest = topic.history.oldest(topic.bounds, now_ns);
         let reaches_back = from > last || oldest.is_some_and(|oldest| oldest <= from);
+        let snapshot = wanted != Wanted::Newest;
         let (mut start, mut flags, mut snapshot_from) = (from, 0, None);
         match wanted {
-            Wanted::Latest => snapshot_from = Some(from),
+            Wanted::Latest | Wanted::Newest => snapshot_from = Some(from),
             Wanted::Lost => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(1)),
             Wanted::Place if from > last + 1 => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(1)),
             Wanted::Place if !reaches_back => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(from)),
@@ -223,7 +226,7 @@ impl Home {
             done
         };
         if let Some(from) = snapshot_from {
-            let _ = topic.newest.since(from).all(|(_, frame)| take(frame, true));
+            let _ = topic.newest.since(from).all(|(_, frame)| take(frame, snapshot));
         } else if oldest.is_some() {
             let _ = topic.history.since(start).all(|(_, frame)| take(frame, false));
         } else if start <= last {

@@ -77,6 +77,7 @@ impl Bench {
     fn turn(&mut self) {
         self.shard.turn(self.now);
         let mut gather = Vec::new();
+        self.shard.prepare_sends(self.now);
         while let Some(send) = self.shard.poll_send(&mut gather, self.now) {
             let bytes = self.shard.send_bytes(&send, &gather).to_vec();
             let parked = self.full.contains(&send.slot);

@@ -90,6 +90,7 @@ struct Server {
 impl Server {
     fn turn(&mut self) {
         self.shard.turn(NOW);
+        self.shard.prepare_sends(NOW);
         while let Some(send) = self.shard.poll_send(&mut self.gather, NOW) {
             let bytes = self.shard.send_bytes(&send, &self.gather);
             self.sent.extend_from_slice(bytes);

@@ -61,6 +61,7 @@ fn turn(shard: &mut Shard, mesh: &mut Mesh) -> Vec<Action> {
     mesh.take_in(shard, NOW);
     shard.turn(NOW);
     let (mut gather, mut actions) = (Vec::new(), Vec::new());
+    shard.prepare_sends(NOW);
     while let Some(send) = shard.poll_send(&mut gather, NOW) {
         let len = shard.send_bytes(&send, &gather).len();
         shard.handle_sent(send.slot, len, false, NOW);
@@ -158,6 +159,7 @@ fn replies_that_are_never_all_read_do_not_pile_up() {
                 shard.handle_bytes(0, &pings, NOW);
             }
         }
+        shard.prepare_sends(NOW);
         while let Some(send) = shard.poll_send(&mut gather, NOW) {
             let len = shard.send_bytes(&send, &gather).len();
             sent += len;

@@ -8,6 +8,7 @@ use crate::{
     session::Fate,
     sessions::Sessions,
     tick::TopicId,
+    topic::Wanted,
     wire::{Step, frame, reply::Reply, websocket},
 };
 
@@ -116,7 +117,7 @@ impl Fanout {
             session.behind |= conflating;
             let mut memberships = std::mem::take(&mut session.memberships);
             let mut lag = session.lag.take().unwrap_or_default();
-            let mut waiting = session.outbox_bytes();
+            let mut waiting = session.frame_bytes();
             let old_ends = match pressure {
                 Pressure::Time(time_ns) => log.head_at(time_ns),
                 _ => 0,
@@ -127,7 +128,10 @@ impl Fanout {
                 if !membership.yields() {
                     return Fate::Keep;
                 }
-                let listed = !membership.announced || membership.gap.0 < membership.gap.1;
+                if membership.taking == Taking::Recovering && pressure != Pressure::Sweep {
+                    // It was asked for, as much as there was room for; taken out, it would be asked for again.
+                    return Fate::Keep;
+                }
                 if !membership.conflates() && membership.taking != Taking::Recovering {
                     let goes = match pressure {
                         Pressure::Bytes => waiting > target,
@@ -139,34 +143,25 @@ impl Fanout {
                         (false, true) => return Fate::Keep,
                         (true, _) => {}
                     }
-                    if mark.sequence > 0 {
-                        if membership.gap.0 == membership.gap.1 {
-                            membership.gap.0 = mark.sequence;
-                        }
-                        membership.gap.1 = mark.sequence + 1;
-                    } else {
-                        membership.announced = false;
-                    }
-                    if !listed {
-                        lag.untold.push(id);
-                    }
+                    let lists = match mark.sequence {
+                        0 => membership.forget_announcement(),
+                        _ => membership.lose(mark.from(), mark.to()),
+                    };
+                    lag.untold.extend(lists.then_some(id));
                 } else if mark.sequence == 0 {
-                    membership.announced = false;
-                    if !listed {
-                        lag.untold.push(id);
-                    }
+                    lag.untold.extend(membership.forget_announcement().then_some(id));
                 } else if membership.taking == Taking::Live {
-                    (membership.taking, membership.from) = (Taking::Held, mark.sequence);
+                    (membership.taking, membership.from) = (Taking::Held, mark.from());
                     lag.held.push_back(id);
                     if let Some(topic) = topic_mut(topics, id, shards) {
                         topic.members[encoding as usize][membership.position as usize].set_skipped(true);
                     }
                 } else {
                     // What was recovered and is taken out again is asked for again.
-                    membership.from = membership.from.min(mark.sequence);
+                    membership.from = membership.from.min(mark.from());
                 }
                 waiting -= frame.len as usize;
-                tally.taken_out += u64::from(mark.sequence > 0);
+                tally.taken_out += u64::from(mark.sequence > 0 && mark.skipped == 0);
                 Fate::TakeOut
             });
             session.memberships = memberships;
@@ -177,13 +172,16 @@ impl Fanout {
     /// Before a SEND: tells the session what it must know first, and gives it the newest of what was held back, up to
     /// about one SEND.
     pub fn refill(&mut self, slot: u32, sessions: &mut Sessions, logs: &mut Logs, now_ns: u64) {
+        let send_bytes = self.settings.behind_bytes.min(SEND_BYTES_MAX);
         let Some(session) = sessions.open_mut(slot) else { return };
         if session.lag.is_none() {
             return;
         }
+        // What it is given now must not be what makes it yield.
+        session.yield_bytes = usize::MAX;
         self.tell(slot, sessions, logs);
         while let Some(session) = sessions.open_mut(slot)
-            && session.outbox_bytes() < SEND_BYTES_MAX
+            && session.outbox_bytes() < send_bytes
             && let Some(lag) = session.lag.as_deref_mut()
             && let Some(id) = lag.held.pop_front()
         {
@@ -193,6 +191,7 @@ impl Fanout {
                 session.lag_mut().held.push_front(id);
             }
         }
+        sessions.raise_yield_bytes(slot);
         self.queue_pull(slot, sessions);
         if let Some(session) = sessions.open_mut(slot)
             && session.lag.as_deref().is_some_and(|lag| lag.is_empty())
@@ -204,7 +203,7 @@ impl Fanout {
     /// A session has nothing left to send: it is no longer behind.
     pub fn caught_up(&mut self, slot: u32, sessions: &mut Sessions) {
         if let Some(session) = sessions.any_mut(slot)
-            && session.behind
+            && session.yielding.0 > 0
         {
             session.behind = false;
             sessions.set_yield_bytes(slot);
@@ -262,24 +261,28 @@ impl Fanout {
             membership.paced(now_ns);
         }
         let mut from = membership.from;
+        if from < topic.tracked_from {
+            membership.wanted = Wanted::Newest;
+            session.lag_mut().recovering.push_back(id);
+            topic.set_taking(slot, Taking::Recovering, sessions);
+            self.queue_pull(slot, sessions);
+            return true;
+        }
         if !std::mem::replace(&mut membership.announced, true) {
             topic.announce(slot, sessions, logs);
         }
-        let mut whole = true;
+        let (mut whole, bytes_max) = (true, 2 * self.settings.behind_bytes.min(SEND_BYTES_MAX));
         for (sequence, bytes) in topic.newest.since(from) {
-            if sessions.get(slot).is_some_and(|session| session.outbox_bytes() >= 2 * SEND_BYTES_MAX) {
+            if sessions.get(slot).is_some_and(|session| session.outbox_bytes() >= bytes_max) {
                 whole = false;
                 break;
             }
             if sequence > from {
                 self.tally.conflated += sequence - from;
-                self.scratch.clear();
-                Reply::Conflated { topic: id, name: &topic.name, from, to: sequence }
-                    .encode(encoding, &mut self.scratch);
-                let notice = &self.scratch;
-                sessions.with_outbox(slot, |session| {
-                    session.push_reply(|out| out.extend_from_slice(notice));
-                });
+                let notice = Reply::Conflated { topic: id, name: &topic.name, from, to: sequence };
+                if let Some((log, range)) = logs.append_skipped(encoding, &notice) {
+                    sessions.push_range(slot, log, range);
+                }
             }
             let last = sequence == topic.newest.sequence();
             let shared = topic.latest[encoding as usize]
@@ -314,34 +317,53 @@ impl Fanout {
 
     /// Announcements and gaps that were taken out or came about: before any frame that waits, as many as fit a SEND.
     fn tell(&mut self, slot: u32, sessions: &mut Sessions, logs: &Logs) {
-        let Some(session) = sessions.open_mut(slot) else { return };
-        let Some(lag) = session.lag.as_deref_mut() else { return };
-        let encoding = session.encoding;
+        let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) else {
+            return;
+        };
+        let untold = std::mem::take(&mut lag.untold);
         self.scratch.clear();
         let mut told = 0;
-        for &id in &lag.untold {
+        for &id in &untold {
             if self.scratch.len() >= SEND_BYTES_MAX {
                 break;
             }
             told += 1;
-            let Some(membership) = session.memberships.get_mut(&id) else { continue };
-            let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
-            if !std::mem::replace(&mut membership.announced, true) {
-                let mut body = Vec::with_capacity(128);
-                let data_type = topic.encode_announcement(encoding, &mut body);
-                match data_type {
-                    Some(data_type) => websocket::encode(&mut self.scratch, data_type, &body),
-                    None => self.scratch.extend_from_slice(&body),
-                }
-            }
-            let (from, to) = std::mem::take(&mut membership.gap);
-            if from < to {
-                self.tally.dropped += to - from;
-                Reply::Gap { topic: id, name: &topic.name, from, to }.encode(encoding, &mut self.scratch);
+            self.encode_untold(id, slot, sessions);
+        }
+        if let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) {
+            lag.untold = untold;
+            lag.untold.drain(..told);
+        }
+        let notices = &self.scratch;
+        sessions
+            .with_outbox(slot, |session| session.insert_before_frames(logs.of(session.encoding), notices));
+    }
+
+    /// Tells what is still to be told of one topic, before the session leaves it.
+    pub(super) fn tell_of(&mut self, id: TopicId, slot: u32, sessions: &mut Sessions, logs: &Logs) {
+        self.scratch.clear();
+        self.encode_untold(id, slot, sessions);
+        let notices = &self.scratch;
+        sessions
+            .with_outbox(slot, |session| session.insert_before_frames(logs.of(session.encoding), notices));
+    }
+
+    fn encode_untold(&mut self, id: TopicId, slot: u32, sessions: &mut Sessions) {
+        let Some(session) = sessions.open_mut(slot) else { return };
+        let encoding = session.encoding;
+        let Some(membership) = session.memberships.get_mut(&id) else { return };
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        if !std::mem::replace(&mut membership.announced, true) {
+            let mut body = Vec::with_capacity(128);
+            match topic.encode_announcement(encoding, &mut body) {
+                Some(data_type) => websocket::encode(&mut self.scratch, data_type, &body),
+                None => self.scratch.extend_from_slice(&body),
             }
         }
-        lag.untold.drain(..told);
-        let notices = &self.scratch;
-        sessions.with_outbox(slot, |session| session.insert_before_frames(logs.of(encoding), notices));
+        let (from, to) = std::mem::take(&mut membership.gap);
+        if from < to {
+            self.tally.dropped += to - from;
+            Reply::Gap { topic: id, name: &topic.name, from, to }.encode(encoding, &mut self.scratch);
+        }
     }
 }

@@ -8,6 +8,7 @@ use crate::{
         Encoding,
         frame::{Frame, TickParts},
         json,
+        reply::Reply,
         websocket::{self, DataType},
     },
 };
@@ -49,7 +50,7 @@ impl Logs {
         tick: &Frame<'_>,
         json_prefix: &[u8],
     ) -> Option<(&EgressLog, Range)> {
-        let mark = Mark { topic: tick.header.topic_id, sequence: tick.header.sequence };
+        let mark = Mark { topic: tick.header.topic_id, sequence: tick.header.sequence, skipped: 0 };
         match encoding {
             Encoding::Native => return self.append(encoding, mark, None, tick.bytes),
             Encoding::WebSocketRkyv => {
@@ -90,12 +91,35 @@ impl Logs {
         let mut body = std::mem::take(&mut self.body);
         body.clear();
         let data_type = topic.encode_announcement(encoding, &mut body);
-        let mark = Mark { topic: topic.id.0, sequence: 0 };
+        let mark = Mark { topic: topic.id.0, sequence: 0, skipped: 0 };
         let appended = match body.is_empty() {
             true => None,
             false => self.append_range(encoding, mark, data_type, &body),
         };
         self.body = body;
+        self.found(encoding, appended)
+    }
+
+    /// Encodes a notice that ticks do not come, CONFLATED or GAP; the raw encoding says nothing.
+    pub(super) fn append_skipped(
+        &mut self,
+        encoding: Encoding,
+        notice: &Reply<'_>,
+    ) -> Option<(&EgressLog, Range)> {
+        let (Reply::Conflated { topic, from, to, .. } | Reply::Gap { topic, from, to, .. }) = *notice else {
+            return None;
+        };
+        let mut bytes = std::mem::take(&mut self.body);
+        bytes.clear();
+        notice.encode(encoding, &mut bytes);
+        // So many at once that 32 bits do not hold them would take a century to publish.
+        let mark =
+            Mark { topic: topic.0, sequence: to, skipped: (to - from).min(u64::from(u32::MAX)) as u32 };
+        let appended = match bytes.is_empty() {
+            true => None,
+            false => self.append_range(encoding, mark, None, &bytes),
+        };
+        self.body = bytes;
         self.found(encoding, appended)
     }
 

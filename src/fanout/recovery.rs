@@ -1,10 +1,10 @@
 //! Clients that come back: what they missed is asked of the topic's home in pieces, as their sockets take them, and
 //! joins the live ticks without a hole: pieces and ticks come through the same ring, in order.
 
-use super::{Begin, Fanout, Logs, lag::Pressure, topic_mut};
+use super::{Begin, Fanout, Logs, Settings, lag::Pressure, topic_mut};
 use crate::{
-    limits::{PIECES_IN_FLIGHT_MAX, SEND_BYTES_MAX},
-    membership::Taking,
+    limits::{HISTORY_PIECE_BYTES, PIECES_IN_FLIGHT_MAX},
+    membership::{Lag, Taking},
     router,
     sessions::Sessions,
     subscription::Position,
@@ -16,6 +16,18 @@ use crate::{
         reply::Reply,
     },
 };
+
+/// What a piece takes in an outbox: in JSON it is longer than as frames.
+const PIECE_OUTBOX_BYTES: usize = HISTORY_PIECE_BYTES / 2 * 3;
+
+impl Settings {
+    /// Whether another piece may be asked for, so that those that come do not make their session yield.
+    fn has_room(&self, waiting_bytes: usize, lag: &Lag) -> bool {
+        let in_flight = lag.pieces_in_flight;
+        let room = waiting_bytes + (in_flight as usize + 1) * PIECE_OUTBOX_BYTES <= self.behind_bytes;
+        in_flight < PIECES_IN_FLIGHT_MAX && (room || (waiting_bytes == 0 && in_flight == 0))
+    }
+}
 
 impl Fanout {
     /// What a session wants of a topic's past, and from where on.
@@ -91,13 +103,9 @@ impl Fanout {
     /// Lets a session ask for its next pieces, if it has topics to recover and room for what comes.
     pub fn queue_pull(&mut self, slot: u32, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
-        let has_room = session.outbox_bytes() < SEND_BYTES_MAX;
+        let waiting = session.outbox_bytes();
         let Some(lag) = session.lag.as_deref_mut() else { return };
-        if has_room
-            && !lag.pull_queued
-            && !lag.recovering.is_empty()
-            && lag.pieces_in_flight < PIECES_IN_FLIGHT_MAX
-        {
+        if !lag.pull_queued && !lag.recovering.is_empty() && self.settings.has_room(waiting, lag) {
             lag.pull_queued = true;
             self.pulls.push_back(slot);
         }
@@ -112,8 +120,9 @@ impl Fanout {
     pub fn next_pull(&mut self, sessions: &mut Sessions) -> Option<(TopicId, u64, Recover)> {
         while let Some(&slot) = self.pulls.front() {
             if let Some(session) = sessions.open_mut(slot)
+                && let waiting = session.outbox_bytes()
                 && let Some(lag) = session.lag.as_deref_mut()
-                && lag.pieces_in_flight < PIECES_IN_FLIGHT_MAX
+                && self.settings.has_room(waiting, lag)
                 && let Some(id) = lag.recovering.pop_front()
             {
                 let Some(membership) = session.memberships.get(&id) else { continue };
@@ -140,11 +149,12 @@ impl Fanout {
         let Some(session) = sessions.open_mut(slot).filter(|session| session.id == record.session) else {
             return;
         };
-        let encoding = session.encoding;
         let lag = session.lag_mut();
         lag.pieces_in_flight = lag.pieces_in_flight.saturating_sub(1);
+        // What it asked for must not be what makes it yield: it would ask for the same again.
+        session.yield_bytes = usize::MAX;
         self.take_piece(piece, record, id, slot, sessions, logs);
-        debug_assert!(sessions.get(slot).is_none_or(|session| session.encoding == encoding));
+        sessions.raise_yield_bytes(slot);
         self.queue_pull(slot, sessions);
         self.relieve(sessions, logs);
     }
@@ -171,6 +181,7 @@ impl Fanout {
             return;
         }
         let announced = std::mem::replace(&mut membership.announced, true);
+        let conflates = membership.wanted == Wanted::Newest;
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
         if !announced {
             topic.announce(slot, sessions, logs);
@@ -189,13 +200,24 @@ impl Fanout {
         }
         if start > from {
             self.tally.dropped += start - from;
-            self.push_notice(slot, &Reply::Gap { topic: id, name: &name, from, to: start }, sessions);
+            let notice = Reply::Gap { topic: id, name: &name, from, to: start };
+            if let Some((log, range)) = logs.append_skipped(encoding, &notice) {
+                sessions.push_range(slot, log, range);
+            }
         }
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
         let mut next = start;
         let mut rest = piece.payload();
         while let Ok(Step::Complete(used, tick)) = frame::decode(rest, usize::MAX) {
             rest = &rest[used..];
+            if conflates && tick.header.sequence > next {
+                self.tally.conflated += tick.header.sequence - next;
+                let notice =
+                    Reply::Conflated { topic: id, name: &name, from: next, to: tick.header.sequence };
+                if let Some((log, range)) = logs.append_skipped(encoding, &notice) {
+                    sessions.push_range(slot, log, range);
+                }
+            }
             let Some((log, range)) = logs.append_tick(encoding, &tick, &topic.json_prefix) else {
                 sessions.doom_slow(slot);
                 return;
@@ -213,7 +235,7 @@ impl Fanout {
         } else {
             membership.wanted = match membership.wanted {
                 Wanted::Place if flags & PIECE_NOT_RECOVERED == 0 => Wanted::Kept,
-                Wanted::Kept => Wanted::Kept,
+                kept @ (Wanted::Kept | Wanted::Newest) => kept,
                 _ => Wanted::Latest,
             };
             session.lag_mut().recovering.push_front(id);

@@ -57,8 +57,10 @@ pub(super) struct EgressTopic {
     pub(super) members: [Vec<Member>; Encoding::COUNT],
     /// Its announcement, to be queued again while it is fresh in the log.
     announced: [Option<Range>; Encoding::COUNT],
-    /// Its newest ticks.
+    /// Its newest ticks, complete from `tracked_from` on: what came before this shard took the topic is the home's.
     pub(super) newest: Newest,
+    /// The first sequence that came live; the largest there is before it.
+    pub(super) tracked_from: u64,
     /// The last of them in the logs, to be queued again while it is fresh.
     pub(super) latest: [Option<Range>; Encoding::COUNT],
 }
@@ -74,6 +76,7 @@ impl EgressTopic {
             members: Default::default(),
             announced: Default::default(),
             newest: Newest::default(),
+            tracked_from: u64::MAX,
             latest: Default::default(),
         }
     }

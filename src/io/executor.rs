@@ -268,6 +268,7 @@ impl Driver {
         let mut done = 0;
         while done < TURN_SENDS {
             self.gather.clear();
+            self.shard.prepare_sends(now);
             let mut len = 0;
             while len < SENDS_PER_SUBMIT
                 && self.gather.len() + SEND_BYTES_MAX <= GATHER_BYTES

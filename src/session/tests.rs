@@ -3,7 +3,7 @@
 use super::*;
 use crate::log::Mark;
 
-const MARK: Mark = Mark { topic: 5, sequence: 1 };
+const MARK: Mark = Mark { topic: 5, sequence: 1, skipped: 0 };
 
 fn session() -> Session {
     Session::new(1, Encoding::Native, Protocol::Native)

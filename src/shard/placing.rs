@@ -134,6 +134,7 @@ mod tests {
 
     fn sent(shard: &mut Shard) -> Vec<u8> {
         let (mut gather, mut sent) = (Vec::new(), Vec::new());
+        shard.prepare_sends(NOW);
         while let Some(send) = shard.poll_send(&mut gather, NOW) {
             sent.extend_from_slice(shard.send_bytes(&send, &gather));
             shard.handle_sent(send.slot, 1, false, NOW);

@@ -111,7 +111,7 @@ impl Shard {
             let text = format!("not subscribed to {}", shown(pattern.as_bytes()));
             return self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
         };
-        if let Some(last) = self.fanout.unsubscribe(held, slot, &mut self.sessions) {
+        if let Some(last) = self.fanout.unsubscribe(held, slot, &mut self.sessions, &self.logs) {
             self.tell_homes_gone(&last);
         }
         self.reply(slot, &Reply::Unsubscribed { request, pattern });

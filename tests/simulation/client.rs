@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use tickcast::{
     router,
-    tick::{Closing, Subscribed, Token},
+    subscription::Policy,
+    tick::{Closing, Publish, Recovered, Resume, Skipped, Subscribe, Subscribed, Token},
     wire::{
         Encoding, Step,
         command::encode_request,
-        frame::{self, Kind, Meta},
+        frame::{self, FLAG_SNAPSHOT, Kind, Meta},
         websocket::{Incoming, WebSocket},
     },
 };
@@ -25,11 +26,51 @@ pub enum Manner {
     Stuck,
 }
 
+/// How and from where on it wants a pattern.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ask {
+    pub policy: Option<Policy>,
+    /// Ticks of a topic at most so far apart; 0: as they come.
+    pub interval_ms: u32,
+    pub begin: Begin,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Begin {
+    #[default]
+    Live,
+    Latest,
+    /// After this sequence of every topic, of the server's epoch or another.
+    After(u64, u64),
+    /// After what it has seen of each topic, on a connection before this.
+    Resume,
+}
+
 /// What it knows of one topic.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Seen {
+    /// The first sequence accounted for.
     pub first: u64,
-    pub last: u64,
+    /// The next sequence to account for.
+    pub next: u64,
+    /// Ranges told since the last tick.
+    pub told: Vec<(u64, u64)>,
+    /// The newest tick of each key.
+    pub keys: HashMap<u64, u64>,
+    /// A range was lost: keys may be too.
+    pub lost: bool,
+}
+
+impl Seen {
+    /// Takes what was told as accounted for: it must lie before `to`, without a hole or an overlap.
+    fn settle(&mut self, to: u64, topic: &str) {
+        self.told.sort_unstable();
+        for (from, end) in std::mem::take(&mut self.told) {
+            assert_eq!(from, self.next, "{topic}: what was told has a hole or an overlap");
+            self.next = end;
+        }
+        assert_eq!(self.next, to, "{topic}: neither delivered nor told");
+    }
 }
 
 /// A subscription, as the client sees it.
@@ -42,6 +83,16 @@ pub enum State {
 }
 
 pub struct Client {
+    /// What it asked for, by pattern: the last time.
+    pub asked: HashMap<String, Ask>,
+    was_faithful: bool,
+    /// Ticks told as conflated and as lost.
+    pub conflated: u64,
+    pub lost: u64,
+    pub recovered: u64,
+    pub not_recovered: u64,
+    pub snapshots: u64,
+    pub identity: String,
     pub name: u32,
     pub shard: usize,
     pub slot: u32,
@@ -83,6 +134,14 @@ impl Client {
         identity: &str,
     ) -> Client {
         let mut client = Client {
+            asked: HashMap::new(),
+            was_faithful: false,
+            conflated: 0,
+            lost: 0,
+            recovered: 0,
+            not_recovered: 0,
+            snapshots: 0,
+            identity: identity.into(),
             name,
             shard,
             slot,
@@ -146,12 +205,67 @@ impl Client {
         matches!(self.encoding, Encoding::WebSocketJson | Encoding::WebSocketRaw)
     }
 
-    pub fn subscribe(&mut self, pattern: &str) {
+    pub fn subscribe(&mut self, pattern: &str, ask: Ask) {
         self.subscriptions.insert(pattern.into(), State::Asked);
-        match self.speaks_json() {
-            true => self.send_text(format!(r#"{{"op":"subscribe","topics":["{pattern}"]}}"#)),
-            false => self.send_frame(|out| encode_request(out, Kind::Subscribe, 1, pattern)),
+        self.asked.insert(pattern.into(), ask);
+        self.was_faithful |= !matches!(ask.policy, Some(Policy::Conflate | Policy::Drop));
+        let places: Vec<(String, u64)> = match ask.begin {
+            Begin::Resume => {
+                let of_pattern = |(topic, _): &(&String, &Seen)| router::matches(pattern, topic);
+                let seen = self.seen.iter().filter(of_pattern);
+                seen.map(|(topic, seen)| (topic.clone(), seen.next - 1)).collect()
+            }
+            _ => Vec::new(),
+        };
+        if self.speaks_json() {
+            let from = match ask.begin {
+                Begin::Live => String::new(),
+                Begin::Latest => r#","from":"latest""#.into(),
+                Begin::After(epoch, sequence) => {
+                    format!(r#","from":{{"epoch":{epoch},"sequence":{sequence}}}"#)
+                }
+                Begin::Resume => {
+                    let places: Vec<_> =
+                        places.iter().map(|(topic, sequence)| format!(r#""{topic}":{sequence}"#)).collect();
+                    format!(r#","from":{{"epoch":{EPOCH},"sequences":{{{}}}}}"#, places.join(","))
+                }
+            };
+            let options = options_json(&ask);
+            return self.send_text(format!(r#"{{"op":"subscribe","topics":["{pattern}"]{options}{from}}}"#));
         }
+        for (topic, sequence) in places {
+            self.send_frame(|out| {
+                let record = Resume { epoch: EPOCH, sequence };
+                frame::encode(out, Kind::Resume, Meta::default(), &record, &[topic.as_bytes()]);
+            });
+        }
+        self.send_frame(|out| {
+            frame::encode(out, Kind::Subscribe, Meta::default(), &record(&ask), &[pattern.as_bytes()]);
+        });
+    }
+
+    /// Changes how a live subscription is delivered.
+    pub fn update(&mut self, pattern: &str, ask: Ask) {
+        let begin = self.asked.get(pattern).map_or(Begin::Live, |before| before.begin);
+        self.asked.insert(pattern.into(), Ask { begin, ..ask });
+        self.was_faithful |= !matches!(ask.policy, Some(Policy::Conflate | Policy::Drop));
+        let options = options_json(&ask);
+        match self.speaks_json() {
+            true => self.send_text(format!(r#"{{"op":"update","topics":["{pattern}"]{options}}}"#)),
+            false => self.send_frame(|out| {
+                frame::encode(out, Kind::Update, Meta::default(), &record(&ask), &[pattern.as_bytes()]);
+            }),
+        }
+    }
+
+    /// Whether nothing of what it takes may be left out.
+    fn is_faithful(&self) -> bool {
+        self.asked.values().all(|ask| ask.policy == Some(Policy::Disconnect) && ask.interval_ms == 0)
+    }
+
+    /// Whether each of its subscriptions has always said that its ticks may be left out.
+    pub fn always_yields(&self) -> bool {
+        !self.was_faithful
     }
 
     pub fn unsubscribe(&mut self, pattern: &str) {
@@ -170,11 +284,13 @@ impl Client {
         }
     }
 
-    pub fn publish(&mut self, topic: &str, payload: &str) {
+    pub fn publish(&mut self, topic: &str, key: u64, payload: &str) {
         match self.speaks_json() {
-            true => self.send_text(format!(r#"{{"op":"publish","topic":"{topic}","data":{payload}}}"#)),
+            true => self
+                .send_text(format!(r#"{{"op":"publish","topic":"{topic}","key":{key},"data":{payload}}}"#)),
             false => self.send_frame(|out| {
-                frame::encode_publish(out, 0, 0, 0, Default::default(), topic, payload.as_bytes());
+                let record = Publish { key, ..Publish::default() };
+                frame::encode_publish(out, 0, 0, 0, record, topic, payload.as_bytes());
             }),
         }
     }
@@ -246,7 +362,17 @@ impl Client {
             Kind::Tick => {
                 let name =
                     self.names.get(&frame.header.topic_id).expect("announced before its first tick").clone();
-                self.tick(&name, frame.header.sequence, &payload, published);
+                let snapshot = frame.header.flags & FLAG_SNAPSHOT != 0;
+                self.tick(&name, frame.header.sequence, frame.key(), snapshot, &payload, published);
+            }
+            kind @ (Kind::Conflated | Kind::Gap) => {
+                let Skipped { from, to } = frame.record().unwrap();
+                let name = self.names.get(&frame.header.topic_id).expect("announced before").clone();
+                self.told(&name, kind == Kind::Gap, from, to);
+            }
+            Kind::Recovered => {
+                let record: Recovered = frame.record().unwrap();
+                self.recovery(&payload, record.sequence, record.recovered == 1);
             }
             Kind::Subscribed if frame.header.topic_id != 0 => {
                 assert!(frame.record::<Subscribed>().unwrap().epoch != 0);
@@ -271,7 +397,21 @@ impl Client {
         match value["op"].as_str() {
             None => {
                 let (topic, sequence) = (value["topic"].as_str().unwrap(), value["seq"].as_u64().unwrap());
-                self.tick(topic, sequence, &value["data"].to_string(), published);
+                let (key, snapshot) =
+                    (value["key"].as_u64().unwrap_or(0), value["snapshot"].as_bool().unwrap_or(false));
+                self.tick(topic, sequence, key, snapshot, &value["data"].to_string(), published);
+            }
+            Some(op @ ("conflated" | "gap")) => {
+                let number = |field: &str| value[field].as_u64().unwrap();
+                self.told(value["topic"].as_str().unwrap(), op == "gap", number("from"), number("to"));
+            }
+            Some("recovered") => {
+                let recovered = value["recovered"].as_bool().unwrap();
+                self.recovery(
+                    value["topic"].as_str().unwrap(),
+                    value["sequence"].as_u64().unwrap(),
+                    recovered,
+                );
             }
             Some("subscribed") if value["pattern"].is_string() => {
                 self.acknowledged(value["pattern"].as_str().unwrap(), published);
@@ -290,16 +430,22 @@ impl Client {
         let mut parts = text.split(' ');
         let (topic, sequence) = parts.next().zip(parts.next()).expect("topic and sequence");
         let payload = String::from_utf8_lossy(payload).into_owned();
-        self.tick(topic, sequence.parse().unwrap(), &payload, published);
+        self.tick(topic, sequence.parse().unwrap(), 0, false, &payload, published);
     }
 
     fn acknowledged(&mut self, pattern: &str, published: &HashMap<String, Vec<String>>) {
         let counts = published.iter().map(|(topic, ticks)| (topic.clone(), ticks.len() as u64)).collect();
-        let before = self.subscriptions.insert(pattern.into(), State::Live(counts));
-        assert!(matches!(before, Some(State::Asked | State::Leaving)), "{pattern} {before:?}");
+        trace(self, pattern, format_args!("live: {:?}", self.asked[pattern]));
+        let before = self.subscriptions.get(pattern).cloned();
+        // An update is acknowledged too.
+        if !matches!(before, Some(State::Live(_))) {
+            self.subscriptions.insert(pattern.into(), State::Live(counts));
+            assert!(matches!(before, Some(State::Asked | State::Leaving)), "{pattern} {before:?}");
+        }
     }
 
     fn left(&mut self, pattern: &str) {
+        trace(self, pattern, format_args!("left"));
         self.subscriptions.remove(pattern);
         // What another pattern that is live covers goes on; the rest starts anew if it is subscribed again.
         let live = |(pattern, state): (&String, &State)| (*state != State::Asked).then(|| pattern.clone());
@@ -307,24 +453,95 @@ impl Client {
         self.seen.retain(|topic, _| live.iter().any(|pattern| router::matches(pattern, topic)));
     }
 
-    /// Promise 1: strictly increasing, without a gap, and the very payload that was published.
-    fn tick(&mut self, topic: &str, sequence: u64, payload: &str, published: &HashMap<String, Vec<String>>) {
+    /// Promise 1: strictly increasing, everything between announced, and the very payload that was published.
+    fn tick(
+        &mut self,
+        topic: &str,
+        sequence: u64,
+        key: u64,
+        snapshot: bool,
+        payload: &str,
+        published: &HashMap<String, Vec<String>>,
+    ) {
         assert!(
             self.subscriptions.keys().any(|pattern| router::matches(pattern, topic)),
             "a tick of {topic}, which is not subscribed"
         );
         let truth = published.get(topic).and_then(|ticks| ticks.get(sequence as usize - 1));
         assert_eq!(truth.map(String::as_str), Some(payload), "{topic} {sequence}");
-        let seen = self.seen.entry(topic.into()).or_insert(Seen { first: sequence, last: sequence - 1 });
-        assert_eq!(sequence, seen.last + 1, "{topic}: no gap, no repeat, without an announcement");
-        seen.last = sequence;
+        trace(self, topic, format_args!("tick {sequence} key {key} snapshot {snapshot}"));
+        let raw = self.encoding == Encoding::WebSocketRaw;
+        let seen = self.seen.entry(topic.into()).or_insert_with(|| Seen {
+            first: sequence,
+            next: sequence,
+            ..Seen::default()
+        });
+        assert!(sequence >= seen.next, "{topic}: {sequence} after {}", seen.next - 1);
+        if snapshot {
+            assert!(seen.told.is_empty(), "{topic}: a snapshot comes first");
+            self.snapshots += 1;
+        } else if !raw {
+            // A raw client is told of nothing: it sees that sequences increase.
+            seen.settle(sequence, topic);
+        }
+        seen.next = sequence + 1;
+        seen.keys.insert(key, sequence);
+    }
+
+    fn told(&mut self, topic: &str, lost: bool, from: u64, to: u64) {
+        trace(self, topic, format_args!("lost {lost} [{from}, {to})"));
+        assert!(from < to, "{topic}: [{from}, {to})");
+        let seen = self.seen.entry(topic.into()).or_insert_with(|| Seen {
+            first: from,
+            next: from,
+            ..Seen::default()
+        });
+        seen.told.push((from, to));
+        seen.lost |= lost;
+        *(if lost { &mut self.lost } else { &mut self.conflated }) += to - from;
+    }
+
+    fn recovery(&mut self, topic: &str, last: u64, recovered: bool) {
+        trace(self, topic, format_args!("recovered {recovered}, last {last}"));
+        *(if recovered { &mut self.recovered } else { &mut self.not_recovered }) += 1;
+        if !recovered {
+            self.seen.remove(topic);
+            return;
+        }
+        // Its place was good: the stream goes on from there, even if nothing was missed.
+        let place = self.asked.iter().find_map(|(pattern, ask)| match ask.begin {
+            Begin::After(EPOCH, place) if router::matches(pattern, topic) => Some(place),
+            _ => None,
+        });
+        if let Some(place) = place
+            && !self.seen.contains_key(topic)
+            && last > 0
+        {
+            self.seen.insert(topic.into(), Seen { first: place + 1, next: place + 1, ..Seen::default() });
+        }
     }
 
     /// Whether everything published since its subscriptions went live has come.
     /// (Of a client that went, what it published last may not have arrived.)
     pub fn check_complete(&self, published: &HashMap<String, Vec<String>>, gone: &HashSet<String>) {
         for (topic, seen) in self.seen.iter().filter(|(topic, _)| !gone.contains(*topic)) {
-            assert_eq!(seen.last, published[topic].len() as u64, "{topic}: the end is missing");
+            let mut seen = seen.clone();
+            if self.encoding == Encoding::WebSocketRaw && !self.is_faithful() {
+                continue;
+            }
+            seen.settle(published[topic].len() as u64 + 1, topic);
+            // Of each key the newest has come, whatever was conflated.
+            if !seen.lost && self.encoding != Encoding::WebSocketRaw && topic.starts_with("c.") {
+                for (index, _) in published[topic].iter().enumerate().skip(seen.first as usize - 1).rev() {
+                    let (key, sequence) = (key_of(index), index as u64 + 1);
+                    let newest =
+                        (index..published[topic].len()).filter(|&other| key_of(other) == key).count() == 1;
+                    assert!(
+                        !newest || seen.keys.get(&key) == Some(&sequence),
+                        "{topic}: key {key} at {sequence}"
+                    );
+                }
+            }
         }
         for (pattern, state) in &self.subscriptions {
             // A raw client gets no acknowledgement: since when it is subscribed it cannot know.
@@ -335,17 +552,19 @@ impl Client {
             let matching = |(topic, _): &(&String, &Vec<String>)| {
                 router::matches(pattern, topic) && !gone.contains(*topic)
             };
+            let begin = self.asked.get(pattern).map_or(Begin::Live, |ask| ask.begin);
             for (topic, ticks) in published.iter().filter(matching) {
                 let (before, total) = (counts.get(topic).copied().unwrap_or(0), ticks.len() as u64);
-                match self.seen.get(topic) {
-                    Some(seen) => {
-                        assert!(
-                            seen.first <= before + 1 || self.overlaps(pattern, topic),
-                            "{topic}: late start"
-                        );
-                        assert_eq!(seen.last, total, "{topic}: the end is missing");
-                    }
-                    None => assert_eq!(before, total, "{topic} {pattern}: nothing came"),
+                match (self.seen.get(topic), begin) {
+                    (Some(seen), Begin::Live) => assert!(
+                        seen.first <= before + 1 || self.overlaps(pattern, topic),
+                        "{topic}: late start"
+                    ),
+                    (None, Begin::Live) => assert_eq!(before, total, "{topic} {pattern}: nothing came"),
+                    (seen, _) => assert!(
+                        seen.is_some() || total == 0 || self.overlaps(pattern, topic),
+                        "{topic} {pattern} {begin:?}: nothing came"
+                    ),
                 }
             }
         }
@@ -354,5 +573,48 @@ impl Client {
     /// Another of its patterns takes the topic too: when the stream began is then that one's affair.
     fn overlaps(&self, pattern: &str, topic: &str) -> bool {
         self.subscriptions.keys().any(|other| other != pattern && router::matches(other, topic))
+    }
+}
+
+/// What clients see, with `TICKCAST_TRACE=TOPIC`: to be used with one seed.
+fn trace(client: &Client, topic: &str, what: std::fmt::Arguments<'_>) {
+    static TOPIC: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    let traced = TOPIC.get_or_init(|| std::env::var("TICKCAST_TRACE").ok());
+    if traced.as_deref().is_some_and(|traced| traced == topic || router::matches(topic, traced)) {
+        eprintln!("client {} {:?} {topic}: {what}", client.name, client.encoding);
+    }
+}
+
+/// The server's life.
+pub const EPOCH: u64 = 1;
+
+/// The key of a tick of a client's own topic, from its index.
+pub fn key_of(index: usize) -> u64 {
+    if index < 3 { 0 } else { index as u64 % 4 }
+}
+
+fn options_json(ask: &Ask) -> String {
+    let policy = ask.policy.map(|policy| format!(r#","policy":"{}""#, policy.name())).unwrap_or_default();
+    let rate = match ask.interval_ms {
+        0 => String::new(),
+        interval_ms => format!(r#","max_rate":{}"#, 1e3 / f64::from(interval_ms)),
+    };
+    policy + &rate
+}
+
+fn record(ask: &Ask) -> Subscribe {
+    let (from, epoch, sequence) = match ask.begin {
+        Begin::Live => (0, 0, 0),
+        Begin::Latest => (1, 0, 0),
+        Begin::After(epoch, sequence) => (2, epoch, sequence),
+        Begin::Resume => (3, EPOCH, 0),
+    };
+    Subscribe {
+        from,
+        epoch,
+        sequence,
+        policy: ask.policy.map_or(0, |policy| policy as u8),
+        max_rate_millihertz: 1_000_000_u32.checked_div(ask.interval_ms).unwrap_or(0),
+        ..Subscribe::default()
     }
 }

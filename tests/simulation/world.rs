@@ -10,6 +10,7 @@ use tickcast::{
     clock::Now,
     config::Limits,
     counters::{Counter, Counters},
+    history::HistoryBounds,
     ingest::Lanes,
     limits::{
         MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, TIMERS_GONE_MAX,
@@ -17,18 +18,24 @@ use tickcast::{
     },
     mesh::{Mesh, mesh},
     ring::{Doorbell, frame_ring},
+    router,
     shard::{Action, Departure, Door, Shard},
+    subscription::{Policy, Rules},
     tick::ShardId,
     wire::Encoding,
 };
 
-use crate::client::{Client, Manner, State};
+use crate::client::{Ask, Begin, Client, EPOCH, Manner, Seen, State, key_of};
 
 const PATTERNS: [&str; 8] = [">", "t.*", "t.0", "t.1", "t.>", "*.2", "p.>", "c.>"];
 const CLIENTS_MAX: usize = 24;
 const SETTLE_TURNS_MAX: usize = 10_000;
 /// More than a run publishes: with logs and outboxes like this nobody can be too slow.
 const ROOMY_BYTES: usize = 16 << 20;
+const HISTORY_BYTES_MAX: usize = 1 << 20;
+/// What a turn of the settling takes, and how many there are at least: paced ticks have come by then.
+const SETTLE_TURN_NS: u64 = 5_000_000;
+const SETTLE_TURNS_MIN: usize = 60;
 
 /// What a run has come across.
 #[derive(Debug, Default)]
@@ -43,6 +50,20 @@ pub struct Reached {
     pinged: u64,
     silent_closed: u64,
     handed_over: u64,
+    conflated: u64,
+    lost: u64,
+    recovered: u64,
+    not_recovered: u64,
+    snapshots: u64,
+    reconnected: u64,
+}
+
+/// What a client that went knows, for when it comes back.
+struct Memory {
+    encoding: Encoding,
+    identity: String,
+    asked: HashMap<String, Ask>,
+    seen: HashMap<String, Seen>,
 }
 
 impl Reached {
@@ -57,6 +78,12 @@ impl Reached {
         self.pinged += other.pinged;
         self.silent_closed += other.silent_closed;
         self.handed_over += other.handed_over;
+        self.conflated += other.conflated;
+        self.lost += other.lost;
+        self.recovered += other.recovered;
+        self.not_recovered += other.not_recovered;
+        self.snapshots += other.snapshots;
+        self.reconnected += other.reconnected;
     }
 
     pub fn is_complete(&self) -> bool {
@@ -70,6 +97,12 @@ impl Reached {
             self.pinged,
             self.silent_closed,
             self.handed_over,
+            self.conflated,
+            self.lost,
+            self.recovered,
+            self.not_recovered,
+            self.snapshots,
+            self.reconnected,
         ]
         .iter()
         .all(|&count| count > 10)
@@ -94,6 +127,7 @@ pub struct World {
     published: HashMap<String, Vec<String>>,
     /// Topics whose publishing client is gone: only a prefix of the truth may have arrived.
     gone: HashSet<String>,
+    memories: Vec<Memory>,
     pub reached: Reached,
 }
 
@@ -104,14 +138,30 @@ impl World {
         let roomy = rng.bool();
         let limits = Limits {
             frame_bytes_max: 4 << 10,
-            egress_log_bytes: if roomy { ROOMY_BYTES } else { rng.usize(16..64) << 10 },
-            outbox_bytes_max: if roomy { ROOMY_BYTES } else { rng.usize(10..16) << 10 },
+            egress_log_bytes: if roomy { ROOMY_BYTES } else { rng.usize(128..200) << 10 },
+            outbox_bytes_max: if roomy { ROOMY_BYTES } else { rng.usize(30..80) << 10 },
+            behind_bytes: rng.usize(1..50) << 10,
+            behind_ns: rng.u64(1..40) * 1_000_000,
+            policies: Rules {
+                rules: vec![("t.0".into(), Policy::Conflate), ("t.1".into(), Policy::Drop)],
+                default: Policy::Disconnect,
+            },
+            history: Rules::all(HistoryBounds {
+                ticks: rng.usize(0..100),
+                bytes: rng.usize(1..40) << 10,
+                age_ns: if rng.bool() { 0 } else { rng.u64(1..200) * 1_000_000 },
+            }),
+            history_bytes_max: HISTORY_BYTES_MAX,
+            keys_per_topic_max: 8,
             // A run lasts 0.4 s. Whoever is served by chance only may well miss a ping.
             ping_interval_ns: if rng.u8(..4) == 0 { 20_000_000 } else { u64::MAX },
             ping_timeout_ns: 100_000_000,
+            // The clock is set forward now and then.
+            handshake_deadline_ns: 3_600_000_000_000,
             ..Limits::default()
         };
-        let ring_bytes = rng.usize(34 << 10..64 << 10);
+        // Two of the longest frames, pieces of history, fit.
+        let ring_bytes = rng.usize(68 << 10..100 << 10);
         let bells: Vec<_> = (0..shards).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
         let mut meshes = mesh(&bells, ring_bytes);
         let lanes: Vec<_> = meshes
@@ -124,7 +174,7 @@ impl World {
             })
             .collect();
         let shard =
-            |id| Shard::new(ShardId(id), shards as u16, 1, limits.clone(), Arc::new(Counters::default()));
+            |id| Shard::new(ShardId(id), shards as u16, EPOCH, limits.clone(), Arc::new(Counters::default()));
         World {
             shards: (0..shards as u16).map(shard).collect(),
             now: Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 },
@@ -138,6 +188,7 @@ impl World {
             names: 0,
             published: HashMap::new(),
             gone: HashSet::new(),
+            memories: Vec::new(),
             reached: Reached::default(),
             rng,
         }
@@ -146,6 +197,11 @@ impl World {
     pub fn step(&mut self) {
         self.now.monotonic_ns += self.rng.u64(1..2_000_000);
         self.now.realtime_ns += 1_000;
+        if self.rng.u16(..1_000) == 0 {
+            // The machine slept, or somebody set the clock.
+            self.now.monotonic_ns += self.rng.u64(..3_000_000_000);
+            self.now.realtime_ns = self.rng.u64(1 << 59..1 << 61);
+        }
         match self.rng.u8(..100) {
             0..8 if self.clients.len() < CLIENTS_MAX => self.connect(),
             0..35 => self.publish(),
@@ -163,7 +219,11 @@ impl World {
     fn connect(&mut self) {
         let shard = self.rng.usize(..self.shards.len());
         let slot = self.vacant_slot(shard);
-        let encoding = Encoding::ALL[self.rng.usize(..Encoding::COUNT)];
+        let memory = self.memories.last();
+        let encoding = match memory {
+            Some(memory) => memory.encoding,
+            None => Encoding::ALL[self.rng.usize(..Encoding::COUNT)],
+        };
         let manner = match self.rng.u8(..10) {
             0 => Manner::Stuck,
             1..3 => Manner::Slow,
@@ -174,13 +234,59 @@ impl World {
         self.names += 1;
         // Some say who they are, and several may be the same.
         let identity = match self.rng.bool() {
+            _ if memory.is_some() => memory.map(|memory| memory.identity.clone()).unwrap_or_default(),
             true => format!("client-{}", self.rng.u8(..20)),
             false => String::new(),
         };
         let room = self.rng.usize(100..8_000);
         let mut client = Client::new(self.names, shard, slot, encoding, manner, room, &identity);
-        client.subscribe(PATTERNS[self.rng.usize(..PATTERNS.len())]);
+        match self.memories.pop() {
+            Some(memory) => self.come_back(&mut client, memory),
+            None => {
+                let ask = self.ask();
+                client.subscribe(PATTERNS[self.rng.usize(..PATTERNS.len())], ask);
+            }
+        }
         self.clients.push(client);
+    }
+
+    /// A client that went comes back: it names what it has, and wants the rest.
+    fn come_back(&mut self, client: &mut Client, memory: Memory) {
+        self.reached.reconnected += 1;
+        client.seen = memory.seen;
+        client.seen.values_mut().for_each(|seen| seen.told.clear());
+        client.seen.retain(|topic, _| memory.asked.keys().any(|pattern| router::matches(pattern, topic)));
+        for (pattern, ask) in memory.asked {
+            client.subscribe(&pattern, Ask { begin: Begin::Resume, ..ask });
+        }
+    }
+
+    fn ask(&mut self) -> Ask {
+        let begin = match self.rng.u8(..8) {
+            0 => Begin::Latest,
+            1 => Begin::After(if self.rng.u8(..4) == 0 { 7 } else { EPOCH }, self.rng.u64(..30)),
+            2 => Begin::Resume,
+            _ => Begin::Live,
+        };
+        let policy = [None, Some(Policy::Conflate), Some(Policy::Drop), Some(Policy::Disconnect)];
+        Ask {
+            policy: policy[self.rng.usize(..4)],
+            interval_ms: [0, 0, 0, 0, 2, 5, 20, 50][self.rng.usize(..8)],
+            begin,
+        }
+    }
+
+    /// A client is gone; perhaps it comes back.
+    fn remember(memories: &mut Vec<Memory>, client: &Client, comes_back: bool) {
+        if !comes_back || client.encoding == Encoding::WebSocketRaw || client.asked.is_empty() {
+            return;
+        }
+        memories.push(Memory {
+            encoding: client.encoding,
+            identity: client.identity.clone(),
+            asked: client.asked.clone(),
+            seen: client.seen.clone(),
+        });
     }
 
     fn publish(&mut self) {
@@ -203,11 +309,16 @@ impl World {
 
     fn client_asks(&mut self) {
         let client = self.rng.usize(..self.clients.len());
+        let ask = self.ask();
         let client = &mut self.clients[client];
         let pattern = PATTERNS[self.rng.usize(..PATTERNS.len())];
         match (self.rng.u8(..10), client.subscriptions.get(pattern)) {
-            (0..4, None) => client.subscribe(pattern),
-            (4..6, Some(State::Live(_))) => client.unsubscribe(pattern),
+            // What comes back is joined first: a topic that is taken already goes on as it is.
+            (0..4, None) if client.subscriptions.values().all(|state| *state != State::Asked) => {
+                client.subscribe(pattern, ask);
+            }
+            (4, Some(State::Live(_))) => client.unsubscribe(pattern),
+            (5, Some(State::Live(_))) => client.update(pattern, ask),
             // A flood: more replies than may wait, so the server must stop reading.
             (6, _) => (0..self.rng.usize(1..4_000)).for_each(|_| client.ping()),
             (7..9, _) => {
@@ -215,7 +326,7 @@ impl World {
                 let topic = format!("c.{}", client.name);
                 let ticks = self.published.entry(topic.clone()).or_default();
                 let payload = format!("\"{topic} {} \"", ticks.len() + 1);
-                client.publish(&topic, &payload);
+                client.publish(&topic, key_of(ticks.len()), &payload);
                 ticks.push(payload);
             }
             _ => client.ping(),
@@ -309,6 +420,7 @@ impl World {
         self.meshes[shard].take_in(&mut self.shards[shard], self.now);
         self.shards[shard].turn(self.now);
         let mut gather = Vec::new();
+        self.shards[shard].prepare_sends(self.now);
         for _ in 0..self.rng.usize(1..40) {
             let Some(send) = self.shards[shard].poll_send(&mut gather, self.now) else { break };
             let bytes = self.shards[shard].send_bytes(&send, &gather).to_vec();
@@ -358,7 +470,7 @@ impl World {
 
     /// Clients whose connection the server has closed: only those that were too slow for their outbox.
     fn bury(&mut self, shard: usize) {
-        let (published, gone) = (&self.published, &mut self.gone);
+        let (published, gone, memories) = (&self.published, &mut self.gone, &mut self.memories);
         self.clients.retain_mut(|client| {
             if client.shard != shard || !client.ended {
                 return true;
@@ -366,12 +478,17 @@ impl World {
             client.read(usize::MAX, published);
             // Past its linger deadline a stuck client never sees why; anyone else has been told.
             assert!(
-                client.closing.is_none_or(|code| code == 3008 || code == 3011)
+                client.closing.is_none_or(|code| matches!(code, 3008 | 3009 | 3011))
                     || client.manner == Manner::Healthy,
                 "closed with {:?}",
                 client.closing
             );
+            assert!(
+                client.closing != Some(3008) || !client.always_yields(),
+                "whose ticks may be left out is not closed for being slow"
+            );
             gone.insert(format!("c.{}", client.name));
+            Self::remember(memories, client, client.name % 2 == 0);
             false
         });
     }
@@ -389,6 +506,7 @@ impl World {
             let client = self.clients.remove(index);
             self.gone.insert(format!("c.{}", client.name));
             self.reached.vanished += 1;
+            Self::remember(&mut self.memories, &client, client.name % 2 == 0);
             if self.rng.bool() {
                 self.shards[client.shard].handle_eof(client.slot, self.now);
             }
@@ -402,7 +520,11 @@ impl World {
     pub fn settle(&mut self) {
         self.clients.iter_mut().for_each(|client| client.socket_bytes_max = 64 << 10);
         let mut settled = false;
-        for _ in 0..SETTLE_TURNS_MAX {
+        for turns in 0..SETTLE_TURNS_MAX {
+            // Then the clock stands still: nobody is pinged any more.
+            if turns < SETTLE_TURNS_MIN {
+                self.now.monotonic_ns += SETTLE_TURN_NS;
+            }
             self.lanes.flush();
             for shard in 0..self.shards.len() {
                 self.turn(shard);
@@ -434,7 +556,7 @@ impl World {
                         && client.socket.is_empty()
                         && client.parked.is_empty())
             };
-            if staged && still && self.clients.iter().all(quiet) {
+            if turns >= SETTLE_TURNS_MIN && staged && still && self.clients.iter().all(quiet) {
                 settled = true;
                 break;
             }
@@ -443,6 +565,13 @@ impl World {
         let totals = |counter| self.shards.iter().map(|shard| shard.counters().value(counter)).sum::<u64>();
         self.reached.slow_closed = totals(Counter::ClosedSlowConsumer);
         self.reached.delivered = totals(Counter::TicksDelivered);
+        self.reached.conflated = totals(Counter::TicksConflated);
+        self.reached.lost = totals(Counter::TicksDropped);
+        for client in &self.clients {
+            self.reached.recovered += client.recovered;
+            self.reached.not_recovered += client.not_recovered;
+            self.reached.snapshots += client.snapshots;
+        }
         self.reached.pinged = totals(Counter::Pings);
         self.reached.silent_closed = totals(Counter::ClosedHeartbeatTimeout);
     }
@@ -485,7 +614,11 @@ impl World {
             let session =
                 self.limits.frame_bytes_max * 2 + 64 * 4096 + OUTBOX_RANGES_MAX / 16 + REPLY_BYTES_MAX * 4;
             let stages = 2 * self.shards.len() * (MESH_STAGE_BYTES + TURN_RING_BYTES);
-            let bound = Encoding::COUNT * self.limits.egress_log_bytes
+            // Egress logs with their index, and what the home keeps.
+            let topics = self.published.len() * (32 << 10);
+            let bound = Encoding::COUNT * self.limits.egress_log_bytes * 2
+                + 4 * HISTORY_BYTES_MAX
+                + topics
                 + shard.sessions_len() * session
                 + stages
                 + TIMERS_GONE_MAX * 32
