@@ -101,11 +101,14 @@ fn expected(encoding: Encoding) -> Vec<String> {
         Event::Tick(Tick {
             topic: "a.b",
             topic_id: TopicId(5),
+            epoch: 3,
             sequence: Sequence(sequence),
             missed,
             producer_time_ns: 70 + sequence,
             ingest_time_ns: if native { 80 + sequence } else { 0 },
             schema: if native { 9 } else { 0 },
+            key: 0,
+            snapshot: false,
             payload_is_json: native || json,
             payload,
         })
