@@ -14,7 +14,7 @@
 //! ```
 //!
 //! [`Session`] is the protocol over bytes, for whoever drives sockets of their own; [`Client`] is a session on a
-//! blocking `std::net` socket. Both give [`Event`]s that borrow from what was received: a native tick costs no
+//! blocking `std::net` socket; [`ReconnectingClient`] is one that comes back and goes on where it was. All give [`Event`]s that borrow from what was received: a native tick costs no
 //! allocation.
 //!
 //! ```no_run
@@ -37,6 +37,9 @@ pub mod commands;
 mod blocking;
 mod error;
 mod handshake;
+mod positions;
+mod reconnect;
+mod reconnecting;
 mod reply;
 mod request;
 #[cfg(test)]
@@ -54,6 +57,9 @@ use crate::{
 pub use self::{
     blocking::{Address, Client},
     error::{ClientError, SessionError},
+    positions::Positions,
+    reconnect::{Backoff, is_welcome_back},
+    reconnecting::{ReconnectOptions, ReconnectingClient, StreamEvent},
     request::{PublishRequest, RequestError},
     session::Session,
     topics::TopicStats,
@@ -67,6 +73,17 @@ pub const SESSION_TOPICS_MAX: usize = 1 << 20;
 pub const SESSION_BUFFER_KEEP_BYTES: usize = 4 << 10;
 /// What a WebSocket message may be longer than the largest payload: base64 and a batch of ticks around it.
 pub const MESSAGE_OVERHEAD_BYTES: usize = 256 << 10;
+
+/// Upper bound of the first pause before connecting again, in milliseconds; it doubles with each attempt.
+pub const RECONNECT_BASE_MS: u64 = 500;
+/// Upper bound of every pause before connecting again, in milliseconds.
+pub const RECONNECT_CAP_MS: u64 = 20_000;
+/// How long a session must stay up before the next pause is a first one again, in milliseconds.
+pub const RECONNECT_STABLE_MS: u64 = 10_000;
+/// Longest time a server may send its clients away for, in milliseconds: a quarter of an hour.
+pub const RECONNECT_AFTER_MS_MAX: u64 = 900_000;
+/// Subscriptions a [`ReconnectingClient`] remembers.
+pub const REMEMBERED_SUBSCRIPTIONS_MAX: usize = 65_536;
 
 /// Longest name a client gives itself, in bytes.
 pub const CLIENT_NAME_BYTES_MAX: usize = 255;

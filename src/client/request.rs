@@ -46,6 +46,10 @@ pub enum RequestError {
     Option(BadOption),
     /// More than [`RESUME_POSITIONS_MAX`] places for one subscription, or subscriptions with one.
     TooManyPlaces,
+    /// The pattern is subscribed already.
+    AlreadySubscribed,
+    /// More than [`crate::client::REMEMBERED_SUBSCRIPTIONS_MAX`] subscriptions to remember.
+    TooManySubscriptions,
     /// More than [`crate::client::OUTPUT_BYTES_MAX`] wait to be written: write first.
     Backpressure,
     /// The session has ended or is closing.
@@ -65,6 +69,8 @@ impl fmt::Display for RequestError {
             RequestError::TooManyPlaces => {
                 write!(f, "more than {RESUME_POSITIONS_MAX} places to resume from")
             }
+            RequestError::AlreadySubscribed => write!(f, "the pattern is subscribed already"),
+            RequestError::TooManySubscriptions => write!(f, "too many subscriptions to remember"),
             RequestError::Backpressure => write!(f, "too many requests wait to be written"),
             RequestError::Ended => write!(f, "the session has ended"),
         }

@@ -4,7 +4,7 @@ use super::*;
 use crate::{client::script::serve, wire::frame::Kind};
 
 fn sub(server: String, json: bool, count: Option<u64>) -> SubArgs {
-    SubArgs { patterns: vec!["a.>".into()], json, server, client: None, count }
+    SubArgs { json, count, no_reconnect: true, ..SubArgs::new("a.>", &server) }
 }
 
 /// What `sub` does, prints and notes.
@@ -15,7 +15,7 @@ fn run_sub(args: &SubArgs) -> (Result<(), CommandError>, String, String) {
 }
 
 fn run_pub(server: String, data: &str, input: &[u8]) -> (Result<(), CommandError>, String) {
-    let args = PubArgs { topic: "t".into(), data: data.into(), server, client: None };
+    let args = PubArgs { topic: "t".into(), data: data.into(), key: 0, server, client: None };
     let mut notices = Vec::new();
     let result = publish_from(&args, input, &mut notices);
     (result, String::from_utf8(notices).unwrap())
@@ -127,7 +127,7 @@ fn pub_answers_the_server_while_it_waits_for_the_rest_of_a_line() {
         peer.pong(token);
         (answer, line)
     });
-    let args = PubArgs { topic: "a.b".into(), data: "-".into(), server: address, client: None };
+    let args = PubArgs { topic: "a.b".into(), data: "-".into(), key: 0, server: address, client: None };
     publish::publish_from_either(&args, &reader, Some(reader.as_fd()), &mut Vec::new()).unwrap();
     let ((kind, token, _), line) = server.join().unwrap();
     assert_eq!((kind, token, &line[..]), (Kind::Pong, 7, &b"one line"[..]));

@@ -136,3 +136,6 @@ impl Session {
         Ok(request)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,8 @@ use crate::{
     },
 };
 
-const ENCODINGS: [Encoding; 3] = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson];
+pub(super) const ENCODINGS: [Encoding; 3] =
+    [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson];
 
 fn record<R: crate::tick::WireRecord>(kind: Kind, record: R, text: &str) -> Vec<u8> {
     let mut out = Vec::new();
@@ -131,7 +132,7 @@ fn expected(encoding: Encoding) -> Vec<String> {
 }
 
 /// A session and the server's half of its handshake.
-fn open(encoding: Encoding) -> (Session, Vec<u8>) {
+pub(super) fn open(encoding: Encoding) -> (Session, Vec<u8>) {
     let mut session = Session::new(&SessionOptions::new(encoding));
     if encoding == Encoding::Native {
         return (session, Vec::new());
