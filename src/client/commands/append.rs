@@ -112,4 +112,4 @@ fn take(positions: &mut Positions, text: &[u8]) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
