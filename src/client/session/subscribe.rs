@@ -58,10 +58,10 @@ impl Session {
                 if sequences.len() > RESUME_POSITIONS_MAX {
                     return Err(RequestError::TooManyPlaces);
                 }
-                let place = |(topic, sequence): (&Box<str>, &u64)| {
-                    (topic.clone(), Position { epoch: *epoch, sequence: *sequence })
-                };
-                let places: Vec<_> = sequences.iter().map(place).collect();
+                let mut places = Vec::with_capacity(sequences.len());
+                for (topic, &sequence) in sequences {
+                    places.push((topic.clone(), Position { epoch: *epoch, sequence }));
+                }
                 self.start_after(pattern, delivery, *epoch, &places)
             }
             From::Resume => {
