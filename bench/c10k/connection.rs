@@ -169,6 +169,8 @@ impl Connection {
                     let why = self.closing.take();
                     return self.end(why.unwrap_or_else(|| "the server closed without a word".into()));
                 }
+                // The session counts what was announced as left out; the tally reads it there.
+                Ok(Some(Event::Conflated { .. } | Event::Gap { .. } | Event::Recovered { .. })) => {}
                 Ok(Some(Event::Welcome { .. } | Event::Topic { .. } | Event::Unsubscribed { .. })) => {}
                 Err(error) => {
                     let why = error.to_string();

@@ -126,11 +126,13 @@ impl Report {
         match plan.has_sequences() {
             true => writeln!(
                 out,
-                "lost          {} (gap {}, head {}, tail {})",
+                "lost          {} (gap {}, head {}, tail {}); announced: {} conflated, {} dropped",
                 loss.total(),
                 loss.gap,
                 loss.head,
-                loss.tail
+                loss.tail,
+                loss.conflated,
+                loss.announced
             )?,
             false => writeln!(out, "lost          not measured: raw carries no sequences")?,
         }
@@ -217,6 +219,8 @@ impl Report {
             "lost_gap": sequences.then_some(loss.gap),
             "lost_head": sequences.then_some(loss.head),
             "lost_tail": sequences.then_some(loss.tail),
+            "conflated": sequences.then_some(loss.conflated),
+            "dropped": sequences.then_some(loss.announced),
             "expect_ticks": plan.expect_ticks,
             "short": plan.expect_ticks.map(|_| self.short),
             "timed_out": self.timed_out,

@@ -88,6 +88,10 @@ pub struct Loss {
     pub gap: u64,
     pub head: u64,
     pub tail: u64,
+    /// Left out with a word of the server's, and so not in the total: a newer tick stands for them.
+    pub conflated: u64,
+    /// Dropped with a word of the server's, and so not in the total.
+    pub announced: u64,
 }
 
 impl Loss {
@@ -99,12 +103,20 @@ impl Loss {
         self.gap += other.gap;
         self.head += other.head;
         self.tail += other.tail;
+        self.conflated += other.conflated;
+        self.announced += other.announced;
     }
 
     /// What a session lost; `start` is `None` where the beginning cannot be judged.
     pub fn of_session(session: &Session, start: Option<&Cut>, end: &Cut) -> Loss {
         let seen: HashMap<u32, &TopicStats> = session.topics().map(|(id, topic)| (id.0, topic)).collect();
-        let mut loss = Loss { gap: seen.values().map(|topic| topic.missed).sum(), ..Loss::default() };
+        let sum = |of: fn(&TopicStats) -> u64| seen.values().map(|topic| of(topic)).sum();
+        let mut loss = Loss {
+            gap: sum(|topic| topic.missed),
+            conflated: sum(|topic| topic.conflated),
+            announced: sum(|topic| topic.gap),
+            ..Loss::default()
+        };
         for (id, &highest) in end {
             let from = start.map(|start| start.get(id).copied().unwrap_or(0));
             loss.add(Loss::of_topic(seen.get(id).copied(), from, highest));
@@ -119,7 +131,7 @@ impl Loss {
             Some(topic) => Loss {
                 head: from.map_or(0, |from| (topic.first_sequence - 1).saturating_sub(from)),
                 tail: highest.saturating_sub(topic.last_sequence),
-                gap: 0,
+                ..Loss::default()
             },
         }
     }

@@ -13,8 +13,9 @@ use nix::{
 };
 
 use crate::{
-    client::{ClientError, Event, PublishRequest, Session, SessionOptions},
+    client::{ClientError, Event, PublishRequest, Session, SessionOptions, SubscribeOptions},
     clock,
+    subscription::{Delivery, Position},
     wire::Encoding,
 };
 
@@ -147,6 +148,32 @@ impl Client {
         self.flush().map(|()| request)
     }
 
+    /// [`Client::subscribe`] with a policy, a rate and a place to begin.
+    ///
+    /// # Errors
+    /// As [`Client::subscribe`].
+    pub fn subscribe_with(&mut self, pattern: &str, options: &SubscribeOptions) -> Result<u32, ClientError> {
+        let request = self.session.subscribe_with(pattern, options)?;
+        self.flush().map(|()| request)
+    }
+
+    /// Names a place for the next subscription that resumes, as [`Session::resume`].
+    ///
+    /// # Errors
+    /// [`ClientError::Request`] past the bound.
+    pub fn resume(&mut self, topic: &str, position: Position) -> Result<(), ClientError> {
+        Ok(self.session.resume(topic, position)?)
+    }
+
+    /// Changes how a live subscription is delivered.
+    ///
+    /// # Errors
+    /// As [`Client::subscribe`].
+    pub fn update(&mut self, pattern: &str, delivery: Delivery) -> Result<u32, ClientError> {
+        let request = self.session.update(pattern, delivery)?;
+        self.flush().map(|()| request)
+    }
+
     /// Ends a subscription, named by its pattern.
     ///
     /// # Errors
@@ -209,6 +236,14 @@ impl Client {
     /// # Errors
     /// [`ClientError::Io`] when the connection broke, [`ClientError::Session`] when the server broke the protocol.
     pub fn next_event(&mut self, timeout: Option<Duration>) -> Result<Option<Event<'_>>, ClientError> {
+        match self.await_event(timeout)? {
+            true => Ok(self.session.poll_event()?),
+            false => Ok(None),
+        }
+    }
+
+    /// Waits up to `timeout` for an event without taking it; whether there is one.
+    pub(super) fn await_event(&mut self, timeout: Option<Duration>) -> Result<bool, ClientError> {
         let deadline_ns = timeout.map(deadline_ns);
         while !self.session.has_event()? {
             self.write_some()?;
@@ -217,11 +252,16 @@ impl Client {
             }
             let left_ms = deadline_ns.map(left_ms);
             if left_ms == Some(0) {
-                return Ok(None);
+                return Ok(false);
             }
             self.wait(left_ms)?;
         }
-        Ok(self.session.poll_event()?)
+        Ok(true)
+    }
+
+    /// The session, for what has no method here. What it queues leaves with the next [`Client::flush`].
+    pub(super) fn session_mut(&mut self) -> &mut Session {
+        &mut self.session
     }
 
     /// Waits until the server sent something, without taking it. May return early.
@@ -419,12 +459,12 @@ enum Progress {
     TimedOut,
 }
 
-fn deadline_ns(timeout: Duration) -> u64 {
+pub(super) fn deadline_ns(timeout: Duration) -> u64 {
     clock::monotonic_ns().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// Milliseconds to the deadline, rounded up: 0 only when it has passed.
-fn left_ms(deadline_ns: u64) -> u64 {
+pub(super) fn left_ms(deadline_ns: u64) -> u64 {
     deadline_ns.saturating_sub(clock::monotonic_ns()).div_ceil(1_000_000)
 }
 

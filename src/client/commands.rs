@@ -1,15 +1,17 @@
 //! `tickcast sub` and `tickcast pub`.
 
+mod append;
+mod lines;
 mod publish;
 mod subscribe;
 
-use std::{fmt, io};
+use std::{fmt, io, path::PathBuf};
 
 use crate::client::{Address, Client, ClientError, SessionOptions};
 
 pub use self::{
     publish::{PubArgs, publish, publish_from},
-    subscribe::{SubArgs, subscribe, subscribe_to},
+    subscribe::{Beginning, SubArgs, subscribe, subscribe_to},
 };
 
 /// Why a command failed. Its text says what to do.
@@ -35,8 +37,15 @@ pub enum CommandError {
     },
     /// Standard input could not be read.
     Input(io::Error),
-    /// Standard output could not be written.
+    /// The output could not be written.
     Output(io::Error),
+    /// The file to append to cannot be used.
+    Append {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        text: String,
+    },
 }
 
 impl fmt::Display for CommandError {
@@ -50,7 +59,8 @@ impl fmt::Display for CommandError {
                 write!(f, "{refused} of {lines} lines were not published; the reasons are above")
             }
             CommandError::Input(error) => write!(f, "cannot read standard input: {error}"),
-            CommandError::Output(error) => write!(f, "cannot write standard output: {error}"),
+            CommandError::Output(error) => write!(f, "cannot write the output: {error}"),
+            CommandError::Append { path, text } => write!(f, "cannot append to {}: {text}", path.display()),
         }
     }
 }
@@ -65,8 +75,12 @@ impl From<ClientError> for CommandError {
 
 /// Connects, as somebody if an identity is given.
 fn connect(address: &Address, client: &Option<String>) -> Result<Client, ClientError> {
+    Client::connect_with(address, &session_options(address, client))
+}
+
+fn session_options(address: &Address, client: &Option<String>) -> SessionOptions {
     let client = client.clone().unwrap_or_default();
-    Client::connect_with(address, &SessionOptions { client, ..address.session_options() })
+    SessionOptions { client, ..address.session_options() }
 }
 
 #[cfg(test)]

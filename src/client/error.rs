@@ -39,6 +39,15 @@ pub enum SessionError {
         /// The sequence that came.
         sequence: u64,
     },
+    /// Ticks announced as left out that came, or that were announced before, or none.
+    BadRange {
+        /// The topic.
+        topic: String,
+        /// The first of them.
+        from: u64,
+        /// The one after the last.
+        to: u64,
+    },
     /// A message after the one that is the last.
     AfterClosing,
     /// The connection ended in the middle of a message.
@@ -66,6 +75,9 @@ impl fmt::Display for SessionError {
             }
             SessionError::OutOfOrder { topic, previous, sequence } => {
                 write!(f, "sequence {sequence} after {previous} in topic {topic}: it must increase")
+            }
+            SessionError::BadRange { topic, from, to } => {
+                write!(f, "ticks [{from}, {to}) of topic {topic} are announced as left out: that cannot be")
             }
             SessionError::AfterClosing => write!(f, "a message after the closing one"),
             SessionError::Truncated => write!(f, "the connection ended in the middle of a message"),

@@ -7,12 +7,16 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    client::{SessionError, topics::Topics},
+    client::{
+        SessionError,
+        topics::{Advanced, Skip, Topics, Unrecovered},
+    },
     limits::FRAME_HEADER_BYTES,
-    tick::{Closing, ErrorRecord, Request, Subscribed, TickTimes, Token, Welcome},
+    subscription::Position,
+    tick::{Closing, ErrorRecord, Recovered, Request, Skipped, Subscribed, TickTimes, Token, Welcome},
     wire::{
         DecodeError,
-        frame::{FLAG_PAYLOAD_JSON, Frame, Kind},
+        frame::{FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, Kind},
         json::present,
     },
 };
@@ -34,6 +38,10 @@ pub(super) struct Span {
     pub(super) len: usize,
 }
 
+impl Span {
+    const EMPTY: Span = Span { buffer: Buffer::Input, start: 0, len: 0 };
+}
+
 /// An event before it borrows: what it says, and where its bytes are.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Item {
@@ -42,6 +50,8 @@ pub(super) enum Item {
     Topic { topic_id: u32 },
     Unsubscribed { request: u32, pattern: Span },
     Tick(TickItem),
+    Skipped { skip: Skip, topic_id: u32, from: u64, to: u64 },
+    Recovered(RecoveredItem),
     Payload(Span),
     Pong { token: u64 },
     Error { request: u32, code: u16, text: Span },
@@ -57,12 +67,54 @@ pub(super) struct TickItem {
     pub(super) missed: u64,
     pub(super) times: TickTimes,
     pub(super) schema: u32,
+    pub(super) key: u64,
+    pub(super) snapshot: bool,
     pub(super) payload_is_json: bool,
     pub(super) payload: Span,
 }
 
-/// The item of a frame that stands at `at` in the input.
-pub(super) fn from_frame(frame: &Frame<'_>, at: usize, topics: &mut Topics) -> Result<Item, SessionError> {
+/// What became of a place, before it borrows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RecoveredItem {
+    pub(super) topic_id: u32,
+    /// Empty: that of the topic.
+    pub(super) name: Span,
+    pub(super) place: Position,
+    /// `None`: that of the topic.
+    pub(super) epoch: Option<u64>,
+    pub(super) sequence: u64,
+    pub(super) recovered: bool,
+}
+
+impl RecoveredItem {
+    /// What a session says by itself.
+    fn by_itself(topic_id: u32, unrecovered: Unrecovered) -> RecoveredItem {
+        let Unrecovered { place } = unrecovered;
+        RecoveredItem { topic_id, name: Span::EMPTY, place, epoch: None, sequence: 0, recovered: false }
+    }
+}
+
+/// An item, with what is left out before it as one of its own.
+#[inline]
+fn after(
+    left_out: Option<(Skip, u64)>,
+    topic_id: u32,
+    to: u64,
+    item: Item,
+    later: &mut VecDeque<Item>,
+) -> Item {
+    let Some((skip, from)) = left_out else { return item };
+    later.push_back(item);
+    Item::Skipped { skip, topic_id, from, to }
+}
+
+/// The item of a frame that stands at `at` in the input. What follows from the same frame goes to `later`.
+pub(super) fn from_frame(
+    frame: &Frame<'_>,
+    at: usize,
+    topics: &mut Topics,
+    later: &mut VecDeque<Item>,
+) -> Result<Item, SessionError> {
     let payload = Span {
         buffer: Buffer::Input,
         start: at + FRAME_HEADER_BYTES + usize::from(frame.header.record_stride),
@@ -70,15 +122,20 @@ pub(super) fn from_frame(frame: &Frame<'_>, at: usize, topics: &mut Topics) -> R
     };
     if frame.kind == Kind::Tick {
         let (topic_id, sequence) = (frame.header.topic_id, frame.header.sequence);
-        return Ok(Item::Tick(TickItem {
+        let snapshot = frame.header.flags & FLAG_SNAPSHOT != 0;
+        let Advanced { missed, left_out } = topics.advance(topic_id, sequence, snapshot)?;
+        let tick = Item::Tick(TickItem {
             topic_id,
             sequence,
-            missed: topics.advance(topic_id, sequence)?,
+            missed,
             times: frame.record::<TickTimes>()?,
             schema: frame.header.schema,
+            key: frame.key(),
+            snapshot,
             payload_is_json: frame.header.flags & FLAG_PAYLOAD_JSON != 0,
             payload,
-        }));
+        });
+        return Ok(after(left_out, topic_id, sequence, tick, later));
     }
     let text = frame.text()?;
     Ok(match frame.kind {
@@ -91,10 +148,26 @@ pub(super) fn from_frame(frame: &Frame<'_>, at: usize, topics: &mut Topics) -> R
             match frame.header.topic_id {
                 0 => Item::Subscribed { request: record.request, pattern: payload },
                 topic_id => {
-                    topics.announce(topic_id, text, record.epoch)?;
+                    let unrecovered = topics.announce(topic_id, text, record.epoch)?;
+                    let told = unrecovered.map(|told| RecoveredItem::by_itself(topic_id, told));
+                    later.extend(told.map(Item::Recovered));
                     Item::Topic { topic_id }
                 }
             }
+        }
+        Kind::Conflated | Kind::Gap => {
+            let Skipped { from, to } = frame.record()?;
+            let skip = if frame.kind == Kind::Gap { Skip::Gap } else { Skip::Conflated };
+            let topic_id = frame.header.topic_id;
+            let before = topics.skip(topic_id, skip, from, to)?;
+            after(before, topic_id, from, Item::Skipped { skip, topic_id, from, to }, later)
+        }
+        Kind::Recovered => {
+            let Recovered { epoch, sequence, recovered, .. } = frame.record()?;
+            let (id, recovered) = (Some(frame.header.topic_id), recovered != 0);
+            let (topic_id, place) = topics.recover(id, text, epoch, sequence, recovered)?;
+            let epoch = Some(epoch);
+            Item::Recovered(RecoveredItem { topic_id, name: payload, place, epoch, sequence, recovered })
         }
         Kind::Unsubscribed => {
             topics.interrupt();
@@ -155,6 +228,18 @@ pub(super) struct Message<'a> {
     session: u64,
     #[serde(default)]
     frame_bytes_max: u32,
+    #[serde(default)]
+    key: u64,
+    #[serde(default)]
+    snapshot: bool,
+    #[serde(default)]
+    from: u64,
+    #[serde(default)]
+    to: u64,
+    #[serde(default)]
+    sequence: u64,
+    #[serde(default)]
+    recovered: bool,
 }
 
 #[derive(Deserialize)]
@@ -169,15 +254,15 @@ pub(super) struct JsonTarget<'a> {
     /// Takes the text or payload of the item.
     pub(super) scratch: &'a mut Vec<u8>,
     pub(super) topics: &'a mut Topics,
-    /// Takes the numbers of the topics that the message announces: an event each, after its own.
-    pub(super) announced: &'a mut VecDeque<u32>,
+    /// Takes what follows the message's own item: the topics that it announces, and what they bring.
+    pub(super) later: &'a mut VecDeque<Item>,
 }
 
 /// The item of a JSON message; `None` for one that only announces topics.
 pub(super) fn from_json(message: Message<'_>, target: JsonTarget<'_>) -> Result<Option<Item>, SessionError> {
-    let JsonTarget { scratch, topics, announced } = target;
+    let JsonTarget { scratch, topics, later } = target;
     let Some(op) = message.op.as_deref() else {
-        return tick_from_json(&message, scratch, topics).map(Some);
+        return tick_from_json(&message, scratch, topics, later).map(Some);
     };
     let mut keep = |text: &str| {
         scratch.clear();
@@ -193,11 +278,26 @@ pub(super) fn from_json(message: Message<'_>, target: JsonTarget<'_>) -> Result<
         },
         "subscribed" => {
             for Announcement { topic, topic_id, epoch } in &message.topics {
-                topics.announce(*topic_id, topic, *epoch)?;
-                announced.push_back(*topic_id);
+                let unrecovered = topics.announce(*topic_id, topic, *epoch)?;
+                later.push_back(Item::Topic { topic_id: *topic_id });
+                let told = unrecovered.map(|told| RecoveredItem::by_itself(*topic_id, told));
+                later.extend(told.map(Item::Recovered));
             }
             let Some(pattern) = &message.pattern else { return Ok(None) };
             Item::Subscribed { request: message.id, pattern: keep(pattern) }
+        }
+        "conflated" | "gap" => {
+            let skip = if op == "gap" { Skip::Gap } else { Skip::Conflated };
+            let topic_id = known(topics, &message.topic)?;
+            let Message { from, to, .. } = message;
+            let before = topics.skip(topic_id, skip, from, to)?;
+            after(before, topic_id, from, Item::Skipped { skip, topic_id, from, to }, later)
+        }
+        "recovered" => {
+            let Message { epoch, sequence, recovered, .. } = message;
+            let (topic_id, place) = topics.recover(None, &message.topic, epoch, sequence, recovered)?;
+            let (name, epoch) = (keep(&message.topic), Some(epoch));
+            Item::Recovered(RecoveredItem { topic_id, name, place, epoch, sequence, recovered })
         }
         "unsubscribed" => {
             topics.interrupt();
@@ -219,12 +319,12 @@ fn tick_from_json(
     message: &Message<'_>,
     scratch: &mut Vec<u8>,
     topics: &mut Topics,
+    later: &mut VecDeque<Item>,
 ) -> Result<Item, SessionError> {
     let Some(data) = message.data else {
         return Err(SessionError::Json("a message with neither \"op\" nor \"data\"".into()));
     };
-    let topic_id =
-        topics.id(&message.topic).ok_or_else(|| SessionError::UnknownTopic(message.topic.to_string()))?;
+    let topic_id = known(topics, &message.topic)?;
     scratch.clear();
     match message.encoding.as_deref() {
         None | Some("json") => scratch.extend_from_slice(data.get().as_bytes()),
@@ -236,13 +336,22 @@ fn tick_from_json(
         }
         Some(other) => return Err(SessionError::Json(format!("unknown encoding {other:?}"))),
     }
-    Ok(Item::Tick(TickItem {
+    let Message { seq: sequence, snapshot, .. } = *message;
+    let Advanced { missed, left_out } = topics.advance(topic_id, sequence, snapshot)?;
+    let tick = Item::Tick(TickItem {
         topic_id,
-        sequence: message.seq,
-        missed: topics.advance(topic_id, message.seq)?,
+        sequence,
+        missed,
         times: TickTimes { producer_time_ns: message.ts, ingest_time_ns: 0 },
         schema: 0,
+        key: message.key,
+        snapshot,
         payload_is_json: message.encoding.as_deref() != Some("base64"),
         payload: Span { buffer: Buffer::Scratch, start: 0, len: scratch.len() },
-    }))
+    });
+    Ok(after(left_out, topic_id, sequence, tick, later))
+}
+
+fn known(topics: &Topics, name: &str) -> Result<u32, SessionError> {
+    topics.id(name).ok_or_else(|| SessionError::UnknownTopic(name.to_owned()))
 }

@@ -11,8 +11,10 @@ use crate::{
     tick::{Closing, ErrorRecord, Subscribed, TickTimes, Token, TopicId, Welcome, WireRecord},
     tick::{Hello, Request, Sequence},
     wire::{
-        Step,
+        Encoding, Step,
+        command::Command,
         frame::{self, Kind, Meta},
+        reply::Reply,
     },
 };
 
@@ -35,7 +37,61 @@ pub(super) fn serve<T: Send + 'static>(
     (address, thread)
 }
 
+/// A server that gives each of its connections to the next script. Joining the handle waits for all of them.
+pub(super) fn serve_each(scripts: Vec<fn(&mut Peer)>) -> (String, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let thread = std::thread::spawn(move || {
+        for script in scripts {
+            let (stream, _) = listener.accept().unwrap();
+            script(&mut Peer { stream, input: Vec::new() });
+        }
+    });
+    (address, thread)
+}
+
 impl Peer {
+    /// The next command, as `Debug` writes it.
+    pub(super) fn command(&mut self) -> String {
+        loop {
+            if let Step::Complete(used, frame) = frame::decode(&self.input, FRAME_BYTES_MAX_DEFAULT).unwrap()
+            {
+                let command = format!("{:?}", Command::from_frame(&frame).unwrap());
+                self.input.drain(..used);
+                return command;
+            }
+            let mut buffer = [0; 4096];
+            let read = self.stream.read(&mut buffer).unwrap();
+            assert_ne!(read, 0, "the client is gone");
+            self.input.extend_from_slice(&buffer[..read]);
+        }
+    }
+
+    /// Takes the hello and welcomes as a server of this epoch.
+    pub(super) fn welcome_in(&mut self, epoch: u64) {
+        assert_eq!(self.next().unwrap().0, Kind::Hello);
+        self.reply(Reply::Welcome { request: 1, epoch, session: 2, frame_bytes_max: 1 << 18 });
+    }
+
+    pub(super) fn topic(&mut self, epoch: u64) {
+        let mut bytes = Vec::new();
+        frame::encode_topic(&mut bytes, TopicId(5), epoch, "a.b");
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    pub(super) fn snapshot(&mut self, sequence: u64) {
+        let mut bytes = Vec::new();
+        let parts = frame::TickParts { flags: frame::FLAG_SNAPSHOT, payload: b"7", ..Default::default() };
+        frame::encode_tick(&mut bytes, TopicId(5), Sequence(sequence), &parts);
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    pub(super) fn reply(&mut self, reply: Reply<'_>) {
+        let mut bytes = Vec::new();
+        reply.encode(Encoding::Native, &mut bytes);
+        self.stream.write_all(&bytes).unwrap();
+    }
+
     /// The next frame: kind, request or token, and payload without its topic.
     pub(super) fn next(&mut self) -> Option<(Kind, u64, Vec<u8>)> {
         loop {

@@ -1,5 +1,6 @@
 //! The client's side of the protocol over bytes.
 
+mod subscribe;
 mod websocket;
 
 use std::collections::VecDeque;
@@ -11,12 +12,13 @@ use crate::{
         CLIENT_NAME_BYTES_MAX, Event, MESSAGE_OVERHEAD_BYTES, OUTPUT_BYTES_MAX, PublishRequest, RequestError,
         SESSION_BUFFER_KEEP_BYTES, SessionError, SessionOptions, Tick, TopicStats,
         handshake::Handshake,
-        reply::{self, Buffer, Item, Span},
+        reply::{self, Buffer, Item, RecoveredItem, Span, TickItem},
         request::Outgoing,
-        topics::Topics,
+        topics::{Skip, Topics},
     },
     identity,
     limits::FRAME_BYTES_MAX_DEFAULT,
+    subscription::Position,
     tick::{Sequence, Token, TopicId},
     wire::{
         Encoding, Step,
@@ -24,6 +26,10 @@ use crate::{
         websocket::WebSocket,
     },
 };
+
+/// Frames of one request in one WebSocket message, in bytes: many places to resume from go in several messages, each
+/// of which every server takes.
+const MESSAGE_FRAMES_BYTES: usize = 32 << 10;
 
 /// One session: bytes in, events out; requests in, bytes out. No socket, no clock.
 ///
@@ -34,7 +40,7 @@ use crate::{
 /// connection.
 ///
 /// Memory: about 1.3 KB, 2.3 KB over a WebSocket (10,000 sessions of the load client, one topic each), at most [`SESSION_BUFFER_KEEP_BYTES`] of input between calls unless a longer message is
-/// incomplete, and about 120 bytes a topic.
+/// incomplete, about 170 bytes a topic, and some 80 bytes for each place until it is answered.
 ///
 /// Invariant: `taken <= input.len()`, `written <= output.len()`, and `message_left > 0` only on a WebSocket.
 #[derive(Debug)]
@@ -54,8 +60,10 @@ pub struct Session {
     ready: Option<Item>,
     scratch: Vec<u8>,
     topics: Topics,
-    /// Topics that a JSON message announced and no event has told yet. Bounded by the message's length.
-    announced: VecDeque<u32>,
+    /// What a message brought besides its own event. Bounded by the message's length.
+    later: VecDeque<Item>,
+    /// Places for the next subscription that resumes. Bound: `RESUME_POSITIONS_MAX`.
+    resuming: Vec<(Box<str>, Position)>,
 
     /// Decodes what is not a whole data frame: fragments and control frames.
     websocket: Option<Box<WebSocket>>,
@@ -70,6 +78,7 @@ pub struct Session {
     /// Requests that wait for the end of the handshake.
     deferred: Vec<u8>,
     server_frame_bytes_max: usize,
+    server_epoch: Option<u64>,
     request_last: u32,
     token_last: u64,
 }
@@ -147,7 +156,8 @@ impl Session {
             ready: None,
             scratch: Vec::new(),
             topics: Topics::new(encoding == Encoding::WebSocketJson),
-            announced: VecDeque::new(),
+            later: VecDeque::new(),
+            resuming: Vec::new(),
             websocket,
             fragmented: false,
             message_left: 0,
@@ -156,6 +166,7 @@ impl Session {
             written: 0,
             deferred: Vec::new(),
             server_frame_bytes_max: FRAME_BYTES_MAX_DEFAULT,
+            server_epoch: None,
             request_last: 0,
             token_last: 0,
         };
@@ -185,26 +196,6 @@ impl Session {
     /// The topics announced so far and what was seen of each, in no order.
     pub fn topics(&self) -> impl Iterator<Item = (TopicId, &TopicStats)> {
         self.topics.iter().map(|(id, topic)| (TopicId(id), topic))
-    }
-
-    /// Asks for the ticks of a pattern. The acknowledgement names the number returned; a raw session gets none.
-    ///
-    /// # Errors
-    /// [`RequestError`]: nothing was queued.
-    pub fn subscribe(&mut self, pattern: &str) -> Result<u32, RequestError> {
-        let request = self.next_request();
-        self.request(&Outgoing::Subscribe { request, pattern }).map(|()| request)
-    }
-
-    /// Ends a subscription, named by its pattern. The answer names the number returned.
-    ///
-    /// The next tick of each topic counts as its first again: which topics paused is the server's to know.
-    ///
-    /// # Errors
-    /// [`RequestError`]: nothing was queued.
-    pub fn unsubscribe(&mut self, pattern: &str) -> Result<u32, RequestError> {
-        let request = self.next_request();
-        self.request(&Outgoing::Unsubscribe { request, pattern }).map(|()| request)
     }
 
     /// Publishes one tick. It is not acknowledged: a [`Session::ping`] after it tells that the server has it, and a
@@ -303,6 +294,11 @@ impl Session {
         Ok(true)
     }
 
+    /// Whether the next event is the end. Asked after [`Session::has_event`].
+    pub(super) fn is_at_end(&self) -> bool {
+        matches!(self.ready, Some(Item::Closed))
+    }
+
     /// Bytes received that wait to be polled.
     pub(super) fn input_waiting_bytes(&self) -> usize {
         self.input.len() - self.taken
@@ -347,6 +343,11 @@ impl Session {
             _ => {
                 let mut bytes = Vec::new();
                 outgoing.encode_frame(&mut bytes);
+                while let Some(end) = whole_frames(&bytes, MESSAGE_FRAMES_BYTES) {
+                    let rest = bytes.split_off(end);
+                    websocket
+                        .write_masked(out, WebSocketMessage::binary(std::mem::replace(&mut bytes, rest)));
+                }
                 WebSocketMessage::binary(bytes)
             }
         };
@@ -355,8 +356,8 @@ impl Session {
     }
 
     fn step(&mut self) -> Result<Progress, SessionError> {
-        if let Some(topic_id) = self.announced.pop_front() {
-            return Ok(Progress::Item(Item::Topic { topic_id }));
+        if let Some(item) = self.later.pop_front() {
+            return Ok(Progress::Item(item));
         }
         let progress = match &self.phase {
             Phase::Failed(error) => return Err(error.clone()),
@@ -408,7 +409,7 @@ impl Session {
             self.taken += used;
             return self.answer_ping(token);
         }
-        let item = reply::from_frame(&frame, self.taken, &mut self.topics)?;
+        let item = reply::from_frame(&frame, self.taken, &mut self.topics, &mut self.later)?;
         self.taken += used;
         self.note(&item)?;
         Ok(Progress::Item(item))
@@ -435,8 +436,9 @@ impl Session {
     #[inline]
     fn note(&mut self, item: &Item) -> Result<(), SessionError> {
         match item {
-            Item::Welcome { frame_bytes_max, .. } => {
+            Item::Welcome { frame_bytes_max, epoch, .. } => {
                 self.welcomed = true;
+                self.server_epoch = Some(*epoch);
                 self.server_frame_bytes_max = *frame_bytes_max as usize;
             }
             Item::Closing { .. } => self.phase = Phase::Closing,
@@ -452,17 +454,15 @@ impl Session {
     #[inline]
     fn event(&self, item: Item) -> Event<'_> {
         match item {
-            Item::Tick(tick) => Event::Tick(Tick {
-                topic: self.topics.topic(tick.topic_id).map_or("", |topic| &topic.name),
-                topic_id: TopicId(tick.topic_id),
-                sequence: Sequence(tick.sequence),
-                missed: tick.missed,
-                producer_time_ns: tick.times.producer_time_ns,
-                ingest_time_ns: tick.times.ingest_time_ns,
-                schema: tick.schema,
-                payload_is_json: tick.payload_is_json,
-                payload: self.bytes(tick.payload),
-            }),
+            Item::Tick(tick) => self.tick(tick),
+            Item::Skipped { skip, topic_id, from, to } => {
+                let ((topic, epoch), topic_id) = (self.name(topic_id), TopicId(topic_id));
+                match skip {
+                    Skip::Conflated => Event::Conflated { topic, topic_id, epoch, from, to },
+                    Skip::Gap => Event::Gap { topic, topic_id, epoch, from, to },
+                }
+            }
+            Item::Recovered(recovered) => self.recovered(recovered),
             Item::Payload(payload) => Event::Payload(self.bytes(payload)),
             Item::Welcome { server, epoch, session, frame_bytes_max } => {
                 Event::Welcome { server: self.text(server), epoch, session, frame_bytes_max }
@@ -471,8 +471,7 @@ impl Session {
                 Event::Subscribed { request, pattern: self.text(pattern) }
             }
             Item::Topic { topic_id } => {
-                let (name, epoch) =
-                    self.topics.topic(topic_id).map_or(("", 0), |topic| (&*topic.name, topic.epoch));
+                let (name, epoch) = self.name(topic_id);
                 Event::Topic { id: TopicId(topic_id), name, epoch }
             }
             Item::Unsubscribed { request, pattern } => {
@@ -485,6 +484,39 @@ impl Session {
             }
             Item::Closed => Event::Closed,
         }
+    }
+
+    #[inline]
+    fn tick(&self, tick: TickItem) -> Event<'_> {
+        let (topic, epoch) = self.name(tick.topic_id);
+        Event::Tick(Tick {
+            topic,
+            topic_id: TopicId(tick.topic_id),
+            epoch,
+            sequence: Sequence(tick.sequence),
+            missed: tick.missed,
+            producer_time_ns: tick.times.producer_time_ns,
+            ingest_time_ns: tick.times.ingest_time_ns,
+            schema: tick.schema,
+            key: tick.key,
+            snapshot: tick.snapshot,
+            payload_is_json: tick.payload_is_json,
+            payload: self.bytes(tick.payload),
+        })
+    }
+
+    fn recovered(&self, item: RecoveredItem) -> Event<'_> {
+        let RecoveredItem { topic_id, name, place, epoch, sequence, recovered } = item;
+        let (known, known_epoch) = self.name(topic_id);
+        let topic = if name.len == 0 { known } else { self.text(name) };
+        let (topic_id, epoch) = (TopicId(topic_id), epoch.unwrap_or(known_epoch));
+        Event::Recovered { topic, topic_id, place, epoch, sequence, recovered }
+    }
+
+    /// A topic's name and epoch.
+    #[inline]
+    fn name(&self, topic_id: u32) -> (&str, u64) {
+        self.topics.topic(topic_id).map_or(("", 0), |topic| (&*topic.name, topic.epoch))
     }
 
     #[inline]
@@ -513,6 +545,19 @@ impl Session {
             self.scratch = Vec::new();
         }
     }
+}
+
+/// Where the last of the frames ends that fit `bytes_max`; `None` when all fit, or the first does not.
+fn whole_frames(bytes: &[u8], bytes_max: usize) -> Option<usize> {
+    let mut end = 0;
+    while let Some(&len) = bytes.get(end..).and_then(|rest| rest.first_chunk::<4>()) {
+        let len = u32::from_le_bytes(len) as usize;
+        if end + len > bytes_max {
+            return Some(end).filter(|&end| end > 0);
+        }
+        end += len;
+    }
+    None
 }
 
 /// Empties a buffer, keeping at most [`SESSION_BUFFER_KEEP_BYTES`] of it.

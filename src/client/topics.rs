@@ -5,12 +5,16 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
 };
 
-use crate::client::{SESSION_TOPICS_MAX, SessionError};
+use crate::{
+    client::{SESSION_TOPICS_MAX, SessionError},
+    router,
+    subscription::Position,
+};
 
 /// What a session has seen of one topic.
 ///
-/// Invariant: `first_sequence <= last_sequence`, and
-/// `ticks + missed <= last_sequence - first_sequence + 1` (less only after an unsubscribe).
+/// Of a subscription without an interruption `ticks + missed + conflated + gap` is the number of sequences from the
+/// first one seen or told of to the last, snapshots aside: those leave out what they stand for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopicStats {
     /// The topic's name.
@@ -23,36 +27,159 @@ pub struct TopicStats {
     pub last_sequence: u64,
     /// Ticks seen.
     pub ticks: u64,
-    /// Ticks that the sequence skipped after the first one seen.
+    /// Ticks that neither came nor were announced as left out: with a server that keeps its word, none.
     pub missed: u64,
-    /// The next jump will be no gap: the session was not subscribed throughout.
-    pub interrupted: bool,
+    /// Ticks that the server said a newer one stands for.
+    pub conflated: u64,
+    /// Ticks that are announced as lost.
+    pub gap: u64,
 }
 
-impl TopicStats {
-    /// Takes the next tick; returns how many are missing before it, or `None` when the sequence does not increase.
-    fn advance(&mut self, sequence: u64) -> Option<u64> {
-        if sequence <= self.last_sequence {
+/// Why ticks do not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Skip {
+    /// A newer one stands for them.
+    Conflated,
+    /// They are lost.
+    Gap,
+}
+
+/// Who tells what became of a place that the client has from before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Teller {
+    /// The server was asked and answers with RECOVERED.
+    Server,
+    /// The server was not asked: ticks after the place, up to the snapshot, are left out for this reason.
+    Client(Skip),
+}
+
+/// What a session says by itself when a topic is announced whose place the server was not asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unrecovered {
+    pub(super) place: Position,
+}
+
+/// What the next tick of a topic brings besides itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Advanced {
+    pub(super) missed: u64,
+    /// Told before it: the ticks from here to before it do not come.
+    pub(super) left_out: Option<(Skip, u64)>,
+}
+
+/// A topic and what is expected of it.
+///
+/// Invariant: `hole` begins at 1 or later, and is only there until the first tick that is no snapshot.
+#[derive(Debug, Default)]
+struct Topic {
+    stats: TopicStats,
+    /// The next sequence, unless another is announced; 0: any.
+    expected: u64,
+    /// Not recovered, or begun anew: what lies between here and the ticks of the snapshot is left out.
+    hole: Option<(Skip, u64)>,
+    /// Ticks missed before an announcement, to be told with the next tick.
+    missed_before: u64,
+    /// The session was not subscribed throughout: the sequence may even go back.
+    interrupted: bool,
+}
+
+impl Topic {
+    fn new(name: &str, epoch: u64) -> Topic {
+        Topic { stats: TopicStats { name: name.into(), epoch, ..TopicStats::default() }, ..Topic::default() }
+    }
+
+    /// Takes the next tick; `None` when the sequence does not increase.
+    #[inline]
+    fn advance(&mut self, sequence: u64, snapshot: bool) -> Option<Advanced> {
+        let lowest = match (self.expected, self.hole) {
+            (0, Some((_, from))) if !snapshot => from,
+            (0, None) if !snapshot && !self.interrupted => self.stats.last_sequence + 1,
+            (0, _) => 1,
+            (expected, _) => expected,
+        };
+        if sequence < lowest || sequence == u64::MAX {
             return None;
         }
-        let mut missed = sequence - self.last_sequence - 1;
-        if self.first_sequence == 0 {
-            self.first_sequence = sequence;
-            missed = 0;
+        let mut missed = std::mem::take(&mut self.missed_before);
+        if self.expected != 0 && !snapshot {
+            missed += sequence - self.expected;
         }
-        if self.interrupted {
-            self.interrupted = false;
-            missed = 0;
+        let mut left_out = None;
+        if let Some((skip, from)) = self.hole {
+            if (snapshot || self.expected == 0) && sequence > from {
+                left_out = Some((skip, from));
+                self.count(skip, sequence - from);
+            }
+            self.hole = snapshot.then_some((skip, from.max(sequence + 1)));
         }
-        self.last_sequence = sequence;
-        self.ticks += 1;
-        self.missed += missed;
-        debug_assert!(
-            self.ticks + self.missed <= sequence - self.first_sequence + 1,
-            "a tick was counted twice"
-        );
-        Some(missed)
+        if self.stats.first_sequence == 0 {
+            self.stats.first_sequence = sequence;
+        }
+        self.interrupted = false;
+        self.expected = sequence + 1;
+        self.stats.last_sequence = sequence;
+        self.stats.ticks += 1;
+        self.stats.missed += missed;
+        Some(Advanced { missed, left_out })
     }
+
+    /// Takes an announcement that the ticks `[from, to)` do not come. Gives where a hole before it begins; `None`
+    /// when it speaks of ticks that came, or of none.
+    fn skip(&mut self, skip: Skip, from: u64, to: u64) -> Option<Option<(Skip, u64)>> {
+        let lowest = match (self.expected, self.hole) {
+            (0, Some((_, from))) => from,
+            (0, None) if !self.interrupted => self.stats.last_sequence + 1,
+            (0, None) => 1,
+            (expected, _) => expected,
+        };
+        if from < lowest || from >= to {
+            return None;
+        }
+        let hole = self.hole.take().filter(|(_, begin)| self.expected == 0 && from > *begin);
+        if let Some((skip, begin)) = hole {
+            self.count(skip, from - begin);
+        }
+        if self.expected != 0 {
+            self.missed_before += from - self.expected;
+        }
+        self.count(skip, to - from);
+        self.expected = to;
+        self.interrupted = false;
+        Some(hole)
+    }
+
+    fn count(&mut self, skip: Skip, ticks: u64) {
+        match skip {
+            Skip::Conflated => self.stats.conflated += ticks,
+            Skip::Gap => self.stats.gap += ticks,
+        }
+    }
+
+    /// Takes what became of a place in it. A topic that goes on by another subscription is left as it is.
+    fn begin(&mut self, outcome: Outcome) {
+        if self.expected != 0 {
+            return;
+        }
+        let Outcome { place, epoch, sequence, recovered } = outcome;
+        match (recovered, place.epoch == epoch) {
+            (true, true) => self.expected = place.sequence.saturating_add(1),
+            (true, false) => {}
+            // Ahead of the topic: what is counted again came before under other numbers, or never was.
+            (false, true) => {
+                self.hole = Some((Skip::Gap, place.sequence.min(sequence).saturating_add(1)));
+            }
+            (false, false) => self.hole = Some((Skip::Gap, 1)),
+        }
+    }
+}
+
+/// The server's RECOVERED.
+#[derive(Clone, Copy, Debug)]
+struct Outcome {
+    place: Position,
+    epoch: u64,
+    sequence: u64,
+    recovered: bool,
 }
 
 /// A topic's number is small and unique: spreading it by a multiplication is all the hashing it needs. SipHash took
@@ -78,56 +205,164 @@ impl Hasher for IdHasher {
 /// All topics of one session, by number; by name as well where ticks come by name.
 #[derive(Debug)]
 pub(super) struct Topics {
-    by_id: HashMap<u32, TopicStats, BuildHasherDefault<IdHasher>>,
+    by_id: HashMap<u32, Topic, BuildHasherDefault<IdHasher>>,
     id_by_name: Option<HashMap<Box<str>, u32>>,
+    /// Places from before, until they are answered. Bound: [`SESSION_TOPICS_MAX`].
+    places: HashMap<Box<str>, (Position, Teller)>,
+    /// One place for all that a pattern takes. Bound: [`RESUME_POSITIONS_MAX`](crate::limits::RESUME_POSITIONS_MAX).
+    pattern_places: Vec<(Box<str>, Position)>,
+    /// Answers about topics that are not announced yet. Bound: [`SESSION_TOPICS_MAX`].
+    outcomes: HashMap<Box<str>, Outcome>,
 }
 
 impl Topics {
     pub(super) fn new(by_name: bool) -> Topics {
-        Topics { by_id: HashMap::default(), id_by_name: by_name.then(HashMap::new) }
+        Topics {
+            by_id: HashMap::default(),
+            id_by_name: by_name.then(HashMap::new),
+            places: HashMap::new(),
+            pattern_places: Vec::new(),
+            outcomes: HashMap::new(),
+        }
+    }
+
+    /// Notes the place that the client has in a topic. What is beyond the bound is not noted: its ticks then count
+    /// as those of a topic that is new.
+    pub(super) fn place(&mut self, name: &str, position: Position, teller: Teller) {
+        if self.places.len() < SESSION_TOPICS_MAX {
+            self.places.insert(name.into(), (position, teller));
+        }
+    }
+
+    /// Notes one place for all topics of a pattern.
+    pub(super) fn place_pattern(&mut self, pattern: &str, position: Position) {
+        self.pattern_places.push((pattern.into(), position));
+    }
+
+    /// Patterns with a place.
+    pub(super) fn pattern_places(&self) -> usize {
+        self.pattern_places.len()
     }
 
     /// Takes an announcement. The same topic may be announced again; under a new epoch it counts from the start.
-    pub(super) fn announce(&mut self, id: u32, name: &str, epoch: u64) -> Result<(), SessionError> {
-        if let Some(topic) = self.by_id.get_mut(&id) {
-            if &*topic.name != name {
-                let (from, to) = (topic.name.to_string(), name.to_owned());
+    /// Gives what the session is to say itself of a place that the server was not asked for.
+    pub(super) fn announce(
+        &mut self,
+        id: u32,
+        name: &str,
+        epoch: u64,
+    ) -> Result<Option<Unrecovered>, SessionError> {
+        let is_full = self.by_id.len() >= SESSION_TOPICS_MAX;
+        match self.by_id.get_mut(&id) {
+            Some(topic) if *topic.stats.name != *name => {
+                let (from, to) = (topic.stats.name.to_string(), name.to_owned());
                 return Err(SessionError::TopicRenamed { topic_id: id, from, to });
             }
-            if topic.epoch != epoch {
-                *topic = TopicStats { name: name.into(), epoch, ..TopicStats::default() };
+            Some(topic) if topic.stats.epoch == epoch => return Ok(None),
+            Some(topic) => *topic = Topic::new(name, epoch),
+            None if is_full => return Err(SessionError::TooManyTopics),
+            None => {
+                if let Some(ids) = &mut self.id_by_name {
+                    ids.insert(name.into(), id);
+                }
+                self.by_id.insert(id, Topic::new(name, epoch));
             }
-            return Ok(());
         }
-        if self.by_id.len() >= SESSION_TOPICS_MAX {
-            return Err(SessionError::TooManyTopics);
+        if self.places.is_empty() && self.outcomes.is_empty() {
+            return Ok(None);
         }
-        if let Some(ids) = &mut self.id_by_name {
-            ids.insert(name.into(), id);
+        let outcome = self.outcomes.remove(name);
+        let place = match self.places.get(name) {
+            Some(&(place, Teller::Client(skip))) => self.places.remove(name).map(|_| (place, skip)),
+            _ => None,
+        };
+        let Some(topic) = self.by_id.get_mut(&id) else { return Ok(None) };
+        if let Some(outcome) = outcome {
+            topic.begin(outcome);
         }
-        self.by_id.insert(id, TopicStats { name: name.into(), epoch, ..TopicStats::default() });
-        Ok(())
+        let Some((place, skip)) = place else { return Ok(None) };
+        if place.epoch == epoch {
+            topic.hole = Some((skip, place.sequence.saturating_add(1)));
+        }
+        Ok((place.epoch != epoch || skip == Skip::Gap).then_some(Unrecovered { place }))
     }
 
-    /// Counts a tick; how many are missing before it.
+    /// Takes the server's word on a place; the place that was asked for. `id` is 0 for a topic that does not exist,
+    /// `None` where the server names none.
+    pub(super) fn recover(
+        &mut self,
+        id: Option<u32>,
+        name: &str,
+        epoch: u64,
+        sequence: u64,
+        recovered: bool,
+    ) -> Result<(u32, Position), SessionError> {
+        let place = self.places.remove(name).map(|(position, _)| position).or_else(|| {
+            let mut places = self.pattern_places.iter();
+            places.find(|(pattern, _)| router::matches(pattern, name)).map(|&(_, position)| position)
+        });
+        let place = place.unwrap_or_default();
+        let outcome = Outcome { place, epoch, sequence, recovered };
+        let known = id.or_else(|| self.id(name)).unwrap_or(0);
+        if let Some(topic) = self.by_id.get_mut(&known) {
+            topic.begin(outcome);
+        } else if id != Some(0) {
+            if self.outcomes.len() >= SESSION_TOPICS_MAX {
+                return Err(SessionError::TooManyTopics);
+            }
+            self.outcomes.insert(name.into(), outcome);
+        }
+        Ok((known, place))
+    }
+
+    /// Counts a tick; what is missing or left out before it.
     #[inline]
-    pub(super) fn advance(&mut self, id: u32, sequence: u64) -> Result<u64, SessionError> {
+    pub(super) fn advance(
+        &mut self,
+        id: u32,
+        sequence: u64,
+        snapshot: bool,
+    ) -> Result<Advanced, SessionError> {
         let Some(topic) = self.by_id.get_mut(&id) else {
             return Err(SessionError::UnknownTopic(id.to_string()));
         };
-        let previous = topic.last_sequence;
-        topic.advance(sequence).ok_or_else(|| SessionError::OutOfOrder {
-            topic: topic.name.to_string(),
+        let previous = topic.stats.last_sequence.max(topic.expected.saturating_sub(1));
+        topic.advance(sequence, snapshot).ok_or_else(|| SessionError::OutOfOrder {
+            topic: topic.stats.name.to_string(),
             previous,
             sequence,
+        })
+    }
+
+    /// Counts ticks that do not come; where a hole before them begins that is to be told first.
+    pub(super) fn skip(
+        &mut self,
+        id: u32,
+        skip: Skip,
+        from: u64,
+        to: u64,
+    ) -> Result<Option<(Skip, u64)>, SessionError> {
+        let Some(topic) = self.by_id.get_mut(&id) else {
+            return Err(SessionError::UnknownTopic(id.to_string()));
+        };
+        topic.skip(skip, from, to).ok_or_else(|| SessionError::BadRange {
+            topic: topic.stats.name.to_string(),
+            from,
+            to,
         })
     }
 
     /// After an unsubscribe any topic may have paused: which ones, only the server's matching says.
     pub(super) fn interrupt(&mut self) {
         for topic in self.by_id.values_mut() {
+            (topic.expected, topic.hole, topic.missed_before) = (0, None, 0);
             topic.interrupted = true;
         }
+    }
+
+    /// The pattern's place is no more.
+    pub(super) fn forget_pattern(&mut self, pattern: &str) {
+        self.pattern_places.retain(|(placed, _)| **placed != *pattern);
     }
 
     pub(super) fn id(&self, name: &str) -> Option<u32> {
@@ -136,67 +371,13 @@ impl Topics {
 
     #[inline]
     pub(super) fn topic(&self, id: u32) -> Option<&TopicStats> {
-        self.by_id.get(&id)
+        self.by_id.get(&id).map(|topic| &topic.stats)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &TopicStats)> {
-        self.by_id.iter().map(|(&id, topic)| (id, topic))
+        self.by_id.iter().map(|(&id, topic)| (id, &topic.stats))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn topics() -> Topics {
-        let mut topics = Topics::new(true);
-        topics.announce(5, "a", 1).unwrap();
-        topics
-    }
-
-    #[test]
-    fn a_jump_after_the_first_tick_is_a_gap_of_its_length() {
-        let mut topics = topics();
-        assert_eq!(topics.advance(5, 10), Ok(0));
-        assert_eq!(topics.advance(5, 11), Ok(0));
-        assert_eq!(topics.advance(5, 15), Ok(3));
-        let topic = topics.topic(5).unwrap();
-        assert_eq!((topic.first_sequence, topic.last_sequence, topic.ticks, topic.missed), (10, 15, 3, 3));
-    }
-
-    #[test]
-    fn a_sequence_that_does_not_increase_is_an_error() {
-        for again in [0, 1, 7] {
-            let mut topics = topics();
-            topics.advance(5, 7).unwrap();
-            assert!(matches!(topics.advance(5, again), Err(SessionError::OutOfOrder { previous: 7, .. })));
-        }
-        assert!(matches!(topics().advance(5, 0), Err(SessionError::OutOfOrder { .. })));
-    }
-
-    #[test]
-    fn a_topic_that_was_not_announced_has_no_ticks() {
-        assert_eq!(topics().advance(6, 1), Err(SessionError::UnknownTopic("6".into())));
-        assert_eq!((topics().id("a"), topics().id("b")), (Some(5), None));
-    }
-
-    #[test]
-    fn a_new_epoch_counts_from_the_start_and_a_new_name_is_refused() {
-        let mut topics = topics();
-        topics.advance(5, 7).unwrap();
-        topics.announce(5, "a", 1).unwrap();
-        assert_eq!(topics.advance(5, 8), Ok(0));
-        topics.announce(5, "a", 2).unwrap();
-        assert_eq!(topics.advance(5, 1), Ok(0));
-        assert!(matches!(topics.announce(5, "b", 2), Err(SessionError::TopicRenamed { topic_id: 5, .. })));
-    }
-
-    #[test]
-    fn what_was_missed_while_unsubscribed_is_no_gap() {
-        let mut topics = topics();
-        topics.advance(5, 1).unwrap();
-        topics.interrupt();
-        assert_eq!(topics.advance(5, 100), Ok(0));
-        assert_eq!(topics.advance(5, 102), Ok(1));
-    }
-}
+mod tests;

@@ -32,6 +32,9 @@ pub struct PubArgs {
     /// The payload; `-` publishes each line of standard input
     #[arg(allow_hyphen_values = true)]
     pub data: String,
+    /// What the tick is about within its topic, a price level say: of each key the newest survives conflation. 0: none
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub key: u64,
     /// Server: HOST:PORT, or ws://HOST:PORT/ws
     #[arg(long, value_name = "ADDRESS", env = "TICKCAST_SERVER", default_value = "127.0.0.1:9400")]
     pub server: String,
@@ -67,6 +70,7 @@ pub(super) fn publish_from_either(
     let mut publisher = Publisher {
         client: connect(&Address::parse(&args.server)?, &args.client)?,
         topic: &args.topic,
+        key: args.key,
         notices,
         first_request: None,
         lines: 0,
@@ -84,6 +88,7 @@ pub(super) fn publish_from_either(
 struct Publisher<'a, W> {
     client: Client,
     topic: &'a str,
+    key: u64,
     notices: &'a mut W,
     /// Request and line of the first tick sent: requests and lines count on together from there.
     first_request: Option<(u32, u64)>,
@@ -150,6 +155,7 @@ impl<W: Write> Publisher<'_, W> {
             topic: self.topic,
             payload,
             producer_time_ns: clock::realtime_ns(),
+            key: self.key,
             ..PublishRequest::default()
         };
         match self.client.publish_later(publish) {

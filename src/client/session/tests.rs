@@ -11,7 +11,8 @@ use crate::{
     },
 };
 
-const ENCODINGS: [Encoding; 3] = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson];
+pub(super) const ENCODINGS: [Encoding; 3] =
+    [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson];
 
 fn record<R: crate::tick::WireRecord>(kind: Kind, record: R, text: &str) -> Vec<u8> {
     let mut out = Vec::new();
@@ -101,11 +102,14 @@ fn expected(encoding: Encoding) -> Vec<String> {
         Event::Tick(Tick {
             topic: "a.b",
             topic_id: TopicId(5),
+            epoch: 3,
             sequence: Sequence(sequence),
             missed,
             producer_time_ns: 70 + sequence,
             ingest_time_ns: if native { 80 + sequence } else { 0 },
             schema: if native { 9 } else { 0 },
+            key: 0,
+            snapshot: false,
             payload_is_json: native || json,
             payload,
         })
@@ -128,7 +132,7 @@ fn expected(encoding: Encoding) -> Vec<String> {
 }
 
 /// A session and the server's half of its handshake.
-fn open(encoding: Encoding) -> (Session, Vec<u8>) {
+pub(super) fn open(encoding: Encoding) -> (Session, Vec<u8>) {
     let mut session = Session::new(&SessionOptions::new(encoding));
     if encoding == Encoding::Native {
         return (session, Vec::new());

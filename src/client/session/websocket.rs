@@ -107,11 +107,8 @@ impl Session {
             None => return Err(SessionError::Json("a value is missing".into())),
         };
         let used = skip + values.byte_offset();
-        let target = JsonTarget {
-            scratch: &mut self.scratch,
-            topics: &mut self.topics,
-            announced: &mut self.announced,
-        };
+        let target =
+            JsonTarget { scratch: &mut self.scratch, topics: &mut self.topics, later: &mut self.later };
         let item = reply::from_json(message, target)?;
         self.json = if self.json == JsonPlace::Start { JsonPlace::End } else { JsonPlace::RestOfArray };
         self.take_json(used)?;

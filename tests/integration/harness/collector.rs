@@ -63,7 +63,9 @@ pub fn connect(server: &Server, encoding: Encoding) -> Client {
 
 /// Publishes one tick at a time of 7 ns past 1970.
 pub fn publish(client: &mut Client, topic: &str, payload: &[u8]) {
-    client.publish_later(PublishRequest { topic, payload, producer_time_ns: 7, schema: 0 }).unwrap();
+    client
+        .publish_later(PublishRequest { topic, payload, producer_time_ns: 7, ..Default::default() })
+        .unwrap();
 }
 
 /// Waits until the server has taken in all that was published.

@@ -1,0 +1,370 @@
+use super::*;
+use crate::client::{
+    SessionError,
+    script::{Peer, serve_each},
+};
+use crate::wire::reply::Reply;
+
+const LONG: Duration = Duration::from_secs(20);
+const RESUME: &str = "Resume { topic: \"a.b\", position: Position { epoch: 3, sequence: 2 } }";
+
+/// A client whose pauses are over at once.
+fn connect(address: &str) -> ReconnectingClient {
+    let address = Address::parse(address).unwrap();
+    let options = ReconnectOptions { reconnect: true, backoff: Backoff::with_bounds(1, 0, 0) };
+    ReconnectingClient::connect_with(&address, &address.session_options(), options).unwrap()
+}
+
+fn delivered(policy: Policy) -> SubscribeOptions {
+    let delivery = Delivery { policy: Some(policy), interval_us: 0 };
+    SubscribeOptions { delivery, from: From::Live }
+}
+
+/// The next event in short.
+fn next(client: &mut ReconnectingClient) -> String {
+    match client.next_event(Some(LONG)) {
+        Ok(Some(StreamEvent::Event(event))) => match event {
+            Event::Tick(tick) => format!("tick {}:{} missed {}", tick.epoch, tick.sequence.0, tick.missed),
+            Event::Subscribed { request, .. } => format!("subscribed {request}"),
+            Event::Topic { .. } => "topic".into(),
+            Event::Recovered { place, epoch, recovered, .. } => {
+                format!("recovered {}:{} {epoch} {recovered}", place.epoch, place.sequence)
+            }
+            Event::Conflated { from, to, .. } => format!("conflated {from}-{to}"),
+            Event::Gap { from, to, .. } => format!("gap {from}-{to}"),
+            Event::Closing { code, .. } => format!("closing {code}"),
+            Event::Error { request, .. } => format!("refused {request}"),
+            other => format!("{other:?}"),
+        },
+        Ok(Some(StreamEvent::Disconnected { code, .. })) => format!("disconnected {code}"),
+        Ok(Some(StreamEvent::Reconnected)) => "reconnected".into(),
+        Ok(None) => "nothing".into(),
+        Err(ClientError::Session(error)) => format!("broken: {error}"),
+        Err(ClientError::Closed { code, .. }) => format!("closed {code}"),
+        Err(error) => format!("over: {error}"),
+    }
+}
+
+fn expect(client: &mut ReconnectingClient, expected: &[&str]) {
+    for (at, expected) in expected.iter().enumerate() {
+        assert_eq!(next(client), *expected, "event {at}");
+    }
+}
+
+/// A first connection: ticks 1 and 2 of `a.b` in epoch 3, then it is cut.
+fn first(peer: &mut Peer) {
+    peer.welcome_in(3);
+    peer.subscribed();
+    peer.tick(1, b"1");
+    peer.tick(2, b"2");
+}
+
+const FIRST: [&str; 6] =
+    ["subscribed 1", "topic", "tick 3:1 missed 0", "tick 3:2 missed 0", "disconnected 0", "reconnected"];
+
+/// Acknowledges without a look at what is asked.
+fn acknowledge(peer: &mut Peer, epoch: u64) {
+    let (_, request, _) = peer.next().unwrap();
+    peer.reply(Reply::Subscribed { request: request as u32, pattern: "a.>", epoch });
+    peer.topic(epoch);
+}
+
+fn recovered(peer: &mut Peer, epoch: u64, sequence: u64, recovered: bool) {
+    peer.reply(Reply::Recovered { topic_id: 5, name: "a.b", epoch, sequence, recovered });
+}
+
+/// Stays until the client goes.
+fn stay(peer: &mut Peer) {
+    while peer.next().is_some() {}
+}
+
+#[test]
+fn a_lost_connection_resumes_after_the_last_tick() {
+    let (address, server) = serve_each(vec![first, |peer| {
+        peer.welcome_in(3);
+        assert_eq!(peer.command(), RESUME);
+        let subscribe = peer.command();
+        assert!(subscribe.ends_with("from: Resume }") && subscribe.contains("a.>"), "{subscribe}");
+        peer.topic(3);
+        recovered(peer, 3, 4, true);
+        peer.tick(3, b"3");
+        peer.tick(4, b"4");
+        stay(peer);
+    }]);
+    let mut client = connect(&address);
+    client.subscribe("a.>").unwrap();
+    expect(&mut client, &FIRST);
+    expect(&mut client, &["topic", "recovered 3:2 3 true", "tick 3:3 missed 0", "tick 3:4 missed 0"]);
+    assert_eq!(client.positions().position("a.b"), Some(Position { epoch: 3, sequence: 4 }));
+    client.close().unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn a_tick_that_comes_twice_is_an_error_for_good() {
+    let (address, server) = serve_each(vec![first, |peer| {
+        peer.welcome_in(3);
+        peer.command();
+        acknowledge(peer, 3);
+        recovered(peer, 3, 4, true);
+        peer.tick(2, b"2");
+        stay(peer);
+    }]);
+    let mut client = connect(&address);
+    client.subscribe("a.>").unwrap();
+    expect(&mut client, &FIRST);
+    expect(&mut client, &["subscribed 1", "topic", "recovered 3:2 3 true"]);
+    let error = SessionError::OutOfOrder { topic: "a.b".into(), previous: 2, sequence: 2 };
+    assert_eq!(next(&mut client), format!("broken: {error}"));
+    assert!(next(&mut client).starts_with("over"));
+    server.join().unwrap();
+}
+
+#[test]
+fn a_server_that_counts_anew_is_told_and_its_places_are_the_ones_from_then_on() {
+    let (address, server) = serve_each(vec![
+        first,
+        |peer| {
+            peer.welcome_in(4);
+            assert_eq!(peer.command(), RESUME);
+            acknowledge(peer, 4);
+            recovered(peer, 4, 7, false);
+            peer.snapshot(7);
+        },
+        |peer| {
+            peer.welcome_in(4);
+            assert!(peer.command().contains("Position { epoch: 4, sequence: 7 }"));
+            acknowledge(peer, 4);
+            recovered(peer, 4, 8, true);
+            peer.tick(8, b"8");
+            stay(peer);
+        },
+    ]);
+    let mut client = connect(&address);
+    client.subscribe("a.>").unwrap();
+    expect(&mut client, &FIRST);
+    expect(&mut client, &["subscribed 1", "topic", "recovered 3:2 4 false", "gap 1-7", "tick 4:7 missed 0"]);
+    expect(&mut client, &["disconnected 0", "reconnected", "subscribed 1", "topic"]);
+    expect(&mut client, &["recovered 4:7 4 true", "tick 4:8 missed 0"]);
+    drop(client);
+    server.join().unwrap();
+}
+
+#[test]
+fn a_conflating_subscription_begins_with_the_newest_and_tells_what_it_stands_for() {
+    let (address, server) = serve_each(vec![first, |peer| {
+        peer.welcome_in(3);
+        let subscribe = peer.command();
+        assert!(subscribe.contains("Conflate") && subscribe.contains("from: Latest"), "{subscribe}");
+        peer.topic(3);
+        peer.snapshot(9);
+        peer.tick(10, b"10");
+        stay(peer);
+    }]);
+    let mut client = connect(&address);
+    client.subscribe_with("a.>", delivered(Policy::Conflate)).unwrap();
+    expect(&mut client, &FIRST);
+    expect(&mut client, &["topic", "conflated 3-9", "tick 3:9 missed 0", "tick 3:10 missed 0"]);
+    drop(client);
+    server.join().unwrap();
+}
+
+#[test]
+fn a_topic_that_a_faithful_subscription_takes_as_well_is_resumed() {
+    let (address, server) = serve_each(vec![
+        |peer| {
+            peer.welcome_in(3);
+            peer.subscribed();
+            acknowledge(peer, 3);
+            peer.tick(2, b"2");
+        },
+        |peer| {
+            peer.welcome_in(3);
+            assert_eq!(peer.command(), RESUME);
+            assert!(peer.command().contains("patterns: [\"*.b\"]"));
+            assert!(peer.command().contains("from: Latest"));
+            stay(peer);
+        },
+    ]);
+    let mut client = connect(&address);
+    client.subscribe_with("a.>", delivered(Policy::Conflate)).unwrap();
+    client.subscribe_with("*.b", delivered(Policy::Drop)).unwrap();
+    expect(&mut client, &["subscribed 1", "topic", "subscribed 2", "topic", "tick 3:2 missed 0"]);
+    expect(&mut client, &["disconnected 0", "reconnected"]);
+    client.close().unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn only_an_acknowledged_subscription_resumes_without_a_tick() {
+    for acknowledged in [false, true] {
+        let scripts: Vec<fn(&mut Peer)> = match acknowledged {
+            false => vec![
+                |peer| {
+                    peer.welcome_in(3);
+                    peer.next();
+                },
+                |peer| {
+                    peer.welcome_in(3);
+                    let subscribe = peer.command();
+                    assert!(subscribe.ends_with("from: Live }"), "{subscribe}");
+                },
+            ],
+            true => vec![
+                |peer| {
+                    peer.welcome_in(3);
+                    peer.subscribed();
+                },
+                |peer| {
+                    peer.welcome_in(3);
+                    let subscribe = peer.command();
+                    assert!(subscribe.ends_with("from: Resume }"), "{subscribe}");
+                },
+            ],
+        };
+        let (address, server) = serve_each(scripts);
+        let mut client = connect(&address);
+        client.subscribe("a.>").unwrap();
+        if acknowledged {
+            expect(&mut client, &["subscribed 1", "topic"]);
+        }
+        expect(&mut client, &["disconnected 0", "reconnected", "disconnected 0"]);
+        server.join().unwrap();
+    }
+}
+
+#[test]
+fn the_places_of_an_earlier_life_are_resumed_at_once() {
+    let (address, server) = serve_each(vec![|peer| {
+        peer.welcome_in(3);
+        assert_eq!(peer.command(), RESUME);
+        acknowledge(peer, 3);
+        recovered(peer, 3, 3, true);
+        peer.tick(3, b"3");
+        stay(peer);
+    }]);
+    let mut positions = Positions::new();
+    positions.advance("a.b", Position { epoch: 3, sequence: 2 });
+    positions.advance("other", Position { epoch: 3, sequence: 2 });
+    let mut client = connect(&address).with_positions(positions);
+    client.subscribe("a.>").unwrap();
+    expect(&mut client, &["subscribed 1", "topic", "recovered 3:2 3 true", "tick 3:3 missed 0"]);
+    drop(client);
+    server.join().unwrap();
+}
+
+#[test]
+fn what_was_told_as_lost_is_not_asked_for_again() {
+    let (address, server) = serve_each(vec![
+        |peer| {
+            first(peer);
+            let (topic, name) = (crate::tick::TopicId(5), "a.b");
+            peer.reply(Reply::Gap { topic, name, from: 3, to: 9 });
+        },
+        |peer| {
+            peer.welcome_in(3);
+            assert!(peer.command().contains("Position { epoch: 3, sequence: 8 }"));
+        },
+    ]);
+    let mut client = connect(&address);
+    client.subscribe("a.>").unwrap();
+    expect(&mut client, &FIRST[..4]);
+    expect(&mut client, &["gap 3-9", "disconnected 0", "reconnected", "disconnected 0"]);
+    server.join().unwrap();
+}
+
+#[test]
+fn a_server_that_sends_its_clients_away_for_good_is_not_bothered_again() {
+    let (address, server) = serve_each(vec![
+        |peer| {
+            peer.welcome_in(3);
+            peer.closing(1001, "the server stops");
+        },
+        |peer| {
+            peer.welcome_in(3);
+            peer.closing(3501, "no");
+        },
+    ]);
+    let mut client = connect(&address);
+    expect(&mut client, &["closing 1001", "disconnected 1001", "reconnected"]);
+    expect(&mut client, &["closing 3501", "closed 3501"]);
+    assert!(next(&mut client).starts_with("over"));
+    server.join().unwrap();
+}
+
+#[test]
+fn attempts_go_on_until_one_succeeds_and_a_refused_pattern_is_not_asked_again() {
+    let (address, server) = serve_each(vec![
+        |peer| {
+            peer.welcome_in(3);
+            let (_, request, _) = peer.next().unwrap();
+            peer.error(request, "bad pattern");
+            peer.subscribed();
+        },
+        |_| {},
+        |peer| {
+            peer.next();
+        },
+        |peer| {
+            peer.welcome_in(3);
+            assert!(peer.command().contains("patterns: [\"a.>\"]"), "only this one");
+        },
+    ]);
+    let mut client = connect(&address);
+    client.subscribe("b").unwrap();
+    client.subscribe("a.>").unwrap();
+    let again = client.subscribe("a.>");
+    assert!(matches!(again, Err(ClientError::Request(RequestError::AlreadySubscribed))));
+    expect(&mut client, &["refused 1", "subscribed 2", "topic", "disconnected 0"]);
+    expect(&mut client, &["disconnected 0", "disconnected 0", "reconnected", "disconnected 0"]);
+    server.join().unwrap();
+}
+
+#[test]
+fn what_is_asked_without_a_connection_is_asked_with_the_next() {
+    let (address, server) = serve_each(vec![
+        |peer| {
+            peer.welcome_in(3);
+            peer.subscribed();
+            peer.subscribed();
+        },
+        |peer| {
+            peer.welcome_in(3);
+            let (first, second) = (peer.command(), peer.command());
+            assert!(first.contains("[\"a.>\"]") && first.contains("Drop"), "{first}");
+            assert!(second.contains("[\"late\"]") && second.contains("Live"), "{second}");
+            stay(peer);
+        },
+    ]);
+    let mut client = connect(&address);
+    client.subscribe("a.>").unwrap();
+    client.subscribe("gone").unwrap();
+    expect(&mut client, &["subscribed 1", "topic", "subscribed 2", "topic", "disconnected 0"]);
+    client.update("a.>", Delivery { policy: Some(Policy::Drop), interval_us: 0 }).unwrap();
+    client.unsubscribe("gone").unwrap();
+    client.subscribe("late").unwrap();
+    expect(&mut client, &["reconnected"]);
+    client.close().unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn waiting_without_a_connection_ends_in_time() {
+    let (address, server) = serve_each(vec![|peer| {
+        peer.welcome_in(3);
+        peer.reply(Reply::Error { request: 0, code: crate::wire::ErrorCode::BadRequest, text: "" });
+    }]);
+    let address = Address::parse(&address).unwrap();
+    let backoff = Backoff::with_bounds(1, 1 << 40, 1 << 40);
+    let options = ReconnectOptions { reconnect: true, backoff };
+    let mut client = ReconnectingClient::connect_with(&address, &address.session_options(), options).unwrap();
+    expect(&mut client, &["refused 0", "disconnected 0"]);
+    assert_eq!(client.next_event(Some(Duration::ZERO)).unwrap(), None);
+    assert_eq!(client.next_event(Some(Duration::from_millis(20))).unwrap(), None);
+    assert_eq!(client.server_epoch(), None);
+    server.join().unwrap();
+
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let refused = ReconnectingClient::connect(&closed.to_string());
+    assert!(matches!(refused, Err(ClientError::Connect { .. })), "the first time is an error");
+}
