@@ -488,7 +488,7 @@ impl World {
                 "whose ticks may be left out is not closed for being slow"
             );
             gone.insert(format!("c.{}", client.name));
-            Self::remember(memories, client, client.name % 2 == 0);
+            Self::remember(memories, client, client.name.is_multiple_of(2));
             false
         });
     }
@@ -506,7 +506,7 @@ impl World {
             let client = self.clients.remove(index);
             self.gone.insert(format!("c.{}", client.name));
             self.reached.vanished += 1;
-            Self::remember(&mut self.memories, &client, client.name % 2 == 0);
+            Self::remember(&mut self.memories, &client, client.name.is_multiple_of(2));
             if self.rng.bool() {
                 self.shards[client.shard].handle_eof(client.slot, self.now);
             }
