@@ -17,6 +17,7 @@ mod identity;
 mod limits;
 mod load;
 mod publish;
+mod recovery;
 mod replay;
 mod slow;
 mod startup;
