@@ -4,7 +4,11 @@ use std::{io, net::SocketAddr, os::fd::OwnedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{config::SocketBounds, error::StartupError, limits::LISTEN_BACKLOG};
+use crate::{clock, config::SocketBounds, error::StartupError, limits::LISTEN_BACKLOG};
+
+/// Attempts to listen on an address in use, and their pause: half a second in all.
+const LISTEN_ATTEMPTS_MAX: u32 = 10;
+const LISTEN_RETRY_NS: u64 = 50_000_000;
 
 /// Makes `shards` sockets that listen on one address; port 0 is resolved by the first. Returns the address in use.
 ///
@@ -24,7 +28,16 @@ pub fn listen(
     if address.port() != 0 {
         // Listening fails where binding alone would succeed, beside a listener that allows reuse. For port 0 the
         // kernel picks a port that nobody shares.
-        bind(address, false, bounds).and_then(|probe| probe.listen(1)).map_err(failed)?;
+        let mut attempts_left = LISTEN_ATTEMPTS_MAX;
+        while let Err(error) = bind(address, false, bounds).and_then(|probe| probe.listen(1)) {
+            attempts_left -= 1;
+            if attempts_left == 0 || error.kind() != io::ErrorKind::AddrInUse {
+                return Err(failed(error));
+            }
+            // A server that has just ended: the kernel takes its io_uring apart, and with it its listeners, only after the
+            // process is gone (seen on Linux 6.18 after SIGKILL, for some 10 ms).
+            clock::sleep_ns(LISTEN_RETRY_NS);
+        }
     }
     let first = bind(address, true, bounds).map_err(failed)?;
     let bound = local_address(&first).map_err(failed)?;
