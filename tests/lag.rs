@@ -1,0 +1,370 @@
+//! Slow, paced and returning subscribers on simulated sockets and time: what they get, what they are told, and what they
+//! cost the server meanwhile.
+
+use std::sync::Arc;
+
+use tickcast::{
+    clock::Now,
+    config::Limits,
+    counters::{Counter, Counters},
+    membership::Membership,
+    session::Session,
+    shard::{Action, Door, Shard},
+    subscription::Policy,
+    tick::{Hello, Publish, Resume, ShardId, Skipped, Subscribe},
+    wire::{
+        Step,
+        frame::{self, FLAG_SNAPSHOT, Kind, Meta},
+    },
+};
+
+const MS: u64 = 1_000_000;
+const EPOCH: u64 = 9;
+const PUBLISHER: u32 = 0;
+const READER: u32 = 1;
+
+/// What a subscriber is sent, as words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Said {
+    Tick(String, u64),
+    Snapshot(String, u64),
+    Conflated(u64, u64),
+    Gap(u64, u64),
+    Recovered(bool),
+    Closing(u16),
+}
+use Said::*;
+
+/// One shard, a publisher, and readers whose sockets are open or full.
+struct Bench {
+    shard: Shard,
+    now: Now,
+    /// Readers whose sockets take nothing more.
+    full: Vec<u32>,
+    /// SENDs that wait for room.
+    parked: Vec<u32>,
+    got: Vec<u8>,
+    names: std::collections::HashMap<u32, String>,
+}
+
+impl Bench {
+    fn new(limits: Limits) -> Bench {
+        let shard = Shard::new(ShardId(0), 1, EPOCH, limits, Arc::new(Counters::default()));
+        let now = Now { monotonic_ns: 1 << 41, realtime_ns: 1 << 60 };
+        let (got, names) = (Vec::new(), Default::default());
+        let mut bench = Bench { shard, now, full: Vec::new(), parked: Vec::new(), got, names };
+        bench.connect(PUBLISHER);
+        bench
+    }
+
+    fn connect(&mut self, slot: u32) {
+        self.shard.handle_accept(slot, Door::Native, self.now);
+        self.send(slot, Kind::Hello, &Hello::default(), b"x");
+    }
+
+    fn send<R: tickcast::tick::WireRecord>(&mut self, slot: u32, kind: Kind, record: &R, payload: &[u8]) {
+        let mut bytes = Vec::new();
+        frame::encode(&mut bytes, kind, Meta::default(), record, &[payload]);
+        self.shard.handle_bytes(slot, &bytes, self.now);
+        self.turn();
+    }
+
+    fn subscribe(&mut self, slot: u32, pattern: &str, record: Subscribe) {
+        self.send(slot, Kind::Subscribe, &record, pattern.as_bytes());
+        self.turn();
+    }
+
+    fn publish(&mut self, topic: &str, key: u64, payload: &[u8]) {
+        let mut bytes = Vec::new();
+        let record = Publish { key, ..Publish::default() };
+        frame::encode_publish(&mut bytes, 0, 0, 0, record, topic, payload);
+        self.shard.handle_bytes(PUBLISHER, &bytes, self.now);
+        self.turn();
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.now.monotonic_ns += ms * MS;
+        self.turn();
+    }
+
+    fn turn(&mut self) {
+        self.shard.turn(self.now);
+        let mut gather = Vec::new();
+        loop {
+            gather.clear();
+            self.shard.prepare_sends(self.now);
+            let Some(send) = self.shard.poll_send(&mut gather, self.now) else { break };
+            let bytes = self.shard.send_bytes(&send, &gather);
+            if send.slot == READER {
+                self.got.extend_from_slice(bytes);
+            }
+            let parked = self.full.contains(&send.slot);
+            self.parked.extend(parked.then_some(send.slot));
+            self.shard.handle_sent(send.slot, bytes.len(), parked, self.now);
+        }
+        while let Some(action) = self.shard.poll_action() {
+            assert!(matches!(action, Action::Settled(_) | Action::ShutdownWrite(_)), "{action:?}");
+        }
+        self.shard.end_turn();
+    }
+
+    /// The sockets of all readers have room again.
+    fn open(&mut self) {
+        self.full.clear();
+        for slot in std::mem::take(&mut self.parked) {
+            self.shard.handle_writable(slot);
+        }
+        self.turn();
+    }
+
+    /// What the reader was sent since this was last asked.
+    fn said(&mut self) -> Vec<Said> {
+        let bytes = std::mem::take(&mut self.got);
+        let (mut said, mut rest) = (Vec::new(), &bytes[..]);
+        while let Ok(Step::Complete(used, frame)) = frame::decode(rest, usize::MAX) {
+            rest = &rest[used..];
+            let sequence = frame.header.sequence;
+            let skipped = || frame.record::<Skipped>().map(|Skipped { from, to }| (from, to)).unwrap();
+            let name = || self.names[&frame.header.topic_id].clone();
+            match frame.kind {
+                Kind::Subscribed if frame.header.topic_id != 0 => {
+                    self.names.insert(frame.header.topic_id, frame.text().unwrap().into());
+                }
+                Kind::Tick if frame.header.flags & FLAG_SNAPSHOT != 0 => {
+                    said.push(Snapshot(name(), sequence))
+                }
+                Kind::Tick => said.push(Tick(name(), sequence)),
+                Kind::Conflated => said.push(Conflated(skipped().0, skipped().1)),
+                Kind::Gap => said.push(Gap(skipped().0, skipped().1)),
+                Kind::Recovered => {
+                    said.push(Recovered(frame.record::<tickcast::tick::Recovered>().unwrap().recovered == 1));
+                }
+                Kind::Closing => {
+                    said.push(Closing(frame.record::<tickcast::tick::Closing>().unwrap().code));
+                }
+                _ => {}
+            }
+        }
+        assert!(rest.is_empty());
+        said
+    }
+}
+
+fn policy(policy: Policy) -> Subscribe {
+    Subscribe { policy: policy as u8, ..Subscribe::default() }
+}
+
+fn tick(topic: &str, sequence: u64) -> Said {
+    Tick(topic.into(), sequence)
+}
+
+/// A reader whose socket is full after the first tick; `behind_bytes` is ten ticks.
+fn stalled(policy_of_reader: Policy) -> Bench {
+    let mut bench = Bench::new(Limits { behind_bytes: 1_000, ..Limits::default() });
+    bench.connect(READER);
+    bench.subscribe(READER, ">", policy(policy_of_reader));
+    bench.full.push(READER);
+    bench.publish("a", 0, &[0; 40]);
+    assert_eq!(bench.said(), [tick("a", 1)]);
+    bench
+}
+
+#[test]
+fn a_conflating_subscriber_gets_the_newest_tick_of_each_topic_and_what_it_stands_for() {
+    let mut bench = stalled(Policy::Conflate);
+    for _ in 0..1_000 {
+        bench.publish("a", 0, &[0; 40]);
+        bench.publish("b", 0, &[0; 40]);
+    }
+    assert_eq!(bench.said(), []);
+    bench.open();
+    assert_eq!(bench.said(), [Conflated(2, 1001), tick("a", 1001), Conflated(1, 1000), tick("b", 1000)]);
+    bench.publish("a", 0, &[0; 40]);
+    assert_eq!(bench.said(), [tick("a", 1002)], "it is not behind any more");
+}
+
+#[test]
+fn of_each_key_the_newest_tick_survives() {
+    let mut bench = stalled(Policy::Conflate);
+    for key in (1..=3).cycle().take(300) {
+        bench.publish("a", key, &[0; 40]);
+    }
+    bench.open();
+    assert_eq!(bench.said(), [Conflated(2, 299), tick("a", 299), tick("a", 300), tick("a", 301)]);
+}
+
+#[test]
+fn a_dropping_subscriber_gets_the_last_ticks_and_before_them_the_gap() {
+    let mut bench = stalled(Policy::Drop);
+    (2..=1_000).for_each(|_| bench.publish("a", 0, &[0; 40]));
+    bench.open();
+    let said = bench.said();
+    let Gap(2, to) = said[0] else { panic!("{said:?}") };
+    let last: Vec<Said> = (to..=1_000).map(|sequence| tick("a", sequence)).collect();
+    assert_eq!(said[1..], last);
+    assert!((4..=20).contains(&last.len()), "{}: between half of behind_bytes and all of them", last.len());
+    assert_eq!(bench.shard.counters().value(Counter::TicksDropped), to - 2);
+}
+
+#[test]
+fn a_subscriber_that_wants_everything_is_closed_when_too_much_waits_or_its_socket_was_full_for_too_long() {
+    let limits = Limits { outbox_bytes_max: 10_000, behind_bytes: 1_000, ..Limits::default() };
+    let mut bench = Bench::new(limits);
+    bench.connect(READER);
+    bench.subscribe(READER, "a", Subscribe::default());
+    bench.full.push(READER);
+    (0..200).for_each(|_| bench.publish("a", 0, &[0; 40]));
+    bench.open();
+    assert_eq!(bench.said(), [tick("a", 1), Closing(3008)]);
+
+    let mut bench = stalled(Policy::Disconnect);
+    bench.publish("a", 0, &[0; 40]);
+    (0..29).for_each(|_| bench.pass(1_000));
+    assert_eq!(bench.shard.counters().value(Counter::ClosedSlowConsumer), 0);
+    bench.pass(1_000);
+    bench.pass(1_000);
+    bench.open();
+    assert_eq!(bench.said(), [Closing(3008)]);
+}
+
+#[test]
+fn a_socket_that_was_full_for_too_long_has_its_ticks_conflated_however_few_wait() {
+    for policy in [Policy::Conflate, Policy::Drop] {
+        let mut bench = stalled(policy);
+        (0..3).for_each(|_| bench.publish("a", 0, &[0; 40]));
+        (0..20).for_each(|_| bench.pass(100));
+        bench.publish("a", 0, &[0; 40]);
+        bench.open();
+        let told = if policy == Policy::Conflate { Conflated(2, 5) } else { Gap(2, 5) };
+        assert_eq!(bench.said(), [told, tick("a", 5)]);
+    }
+}
+
+#[test]
+fn a_stalled_subscriber_costs_a_slot_a_topic_and_no_payload() {
+    const TOPICS: u64 = 100;
+    for policy_of_reader in [Policy::Conflate, Policy::Drop] {
+        let limits = Limits { egress_log_bytes: 256 << 10, behind_bytes: 16 << 10, ..Limits::default() };
+        let mut bench = Bench::new(limits);
+        bench.connect(READER);
+        bench.subscribe(READER, ">", policy(policy_of_reader));
+        bench.full.push(READER);
+        let round =
+            |bench: &mut Bench| (0..TOPICS).for_each(|n| bench.publish(&format!("t.{n}"), 0, &[0; 500]));
+        // Until the log has come round, and the histories are full.
+        (0..300).for_each(|_| round(&mut bench));
+        let before = bench.shard.memory_bytes();
+        (0..300).for_each(|_| round(&mut bench));
+        assert!(
+            bench.shard.memory_bytes() <= before + 4_096,
+            "{policy_of_reader:?}: it grows with what is published"
+        );
+        assert_eq!(bench.shard.counters().value(Counter::ClosedSlowConsumer), 0);
+    }
+}
+
+#[test]
+fn a_session_and_a_subscription_cost_what_the_docs_say() {
+    // README.md, "Memory": at most so much a session, and so much for each topic it takes.
+    const SESSION_BYTES: usize = 512;
+    const TOPIC_BYTES: usize = 128;
+    const SESSIONS: u32 = 1_000;
+    const TOPICS: usize = 64;
+    assert!(size_of::<Session>() <= 384 && size_of::<Membership>() <= 48);
+    let mut bench = Bench::new(Limits { ping_interval_ns: u64::MAX, ..Limits::default() });
+    (0..TOPICS).for_each(|n| bench.publish(&format!("t.{n}"), 0, b"1"));
+    let before = bench.shard.memory_bytes();
+    (1..=SESSIONS).for_each(|slot| bench.connect(slot));
+    let sessions = bench.shard.memory_bytes() - before;
+    assert!(sessions <= SESSIONS as usize * SESSION_BYTES, "{} a session", sessions / SESSIONS as usize);
+    // The first of them makes the egress log.
+    bench.subscribe(1, ">", policy(Policy::Conflate));
+    let before = bench.shard.memory_bytes();
+    (2..=SESSIONS).for_each(|slot| bench.subscribe(slot, ">", policy(Policy::Conflate)));
+    let topics = bench.shard.memory_bytes() - before;
+    let (sessions_each, topics_each) =
+        (sessions / SESSIONS as usize, topics / ((SESSIONS as usize - 1) * TOPICS));
+    println!("{sessions_each} bytes a session, {topics_each} bytes a session and topic");
+    assert!(topics_each <= TOPIC_BYTES, "{topics_each} a topic");
+}
+
+#[test]
+fn a_paced_subscriber_gets_the_newest_tick_at_its_pace_and_may_change_it() {
+    let mut bench = Bench::new(Limits::default());
+    bench.connect(READER);
+    bench.subscribe(READER, "a", Subscribe { max_rate_millihertz: 10_000, ..Subscribe::default() });
+    let mut said = Vec::new();
+    for _ in 0..100 {
+        bench.publish("a", 0, b"1");
+        bench.pass(10);
+        said.extend(bench.said());
+    }
+    bench.pass(110);
+    said.extend(bench.said());
+    let ticks = said.iter().filter(|said| matches!(said, Tick(..))).count();
+    assert!((10..=12).contains(&ticks), "{ticks} ticks in a second");
+    assert_eq!(said.last(), Some(&tick("a", 100)));
+    bench.send(READER, Kind::Update, &Subscribe::default(), b"a");
+    for sequence in 101..=105 {
+        bench.publish("a", 0, b"1");
+        assert_eq!(bench.said(), [tick("a", sequence)]);
+    }
+    // A tick that waits for its time comes at once when there is no pace any more.
+    bench.send(READER, Kind::Update, &Subscribe { max_rate_millihertz: 1, ..Subscribe::default() }, b"a");
+    (0..3).for_each(|_| bench.publish("a", 0, b"1"));
+    assert_eq!(bench.said(), [tick("a", 106)]);
+    bench.send(READER, Kind::Update, &Subscribe::default(), b"a");
+    assert_eq!(bench.said(), [Conflated(107, 108), tick("a", 108)]);
+}
+
+#[test]
+fn latest_gives_the_state_before_the_first_live_tick() {
+    let mut bench = Bench::new(Limits::default());
+    for key in [1, 2, 1, 3] {
+        bench.publish("book", key, b"1");
+    }
+    bench.publish("plain", 0, b"1");
+    bench.connect(READER);
+    bench.subscribe(READER, ">", Subscribe { from: 1, ..Subscribe::default() });
+    bench.publish("book", 2, b"1");
+    let book: Vec<Said> =
+        bench.said().into_iter().filter(|said| format!("{said:?}").contains("book")).collect();
+    let snapshot = |sequence| Snapshot("book".into(), sequence);
+    assert_eq!(book, [snapshot(2), snapshot(3), snapshot(4), tick("book", 5)]);
+}
+
+#[test]
+fn a_place_is_recovered_or_said_to_be_lost() {
+    let mut bench = Bench::new(Limits::default());
+    (0..20).for_each(|_| bench.publish("a", 0, b"1"));
+    let from = |epoch, sequence| Subscribe { from: 2, epoch, sequence, ..Subscribe::default() };
+    let snapshot = || Snapshot("a".into(), 20);
+    let cases = [
+        (from(EPOCH, 17), vec![Recovered(true), tick("a", 18), tick("a", 19), tick("a", 20)]),
+        (from(EPOCH, 20), vec![Recovered(true)]),
+        (from(EPOCH, 21), vec![Recovered(false), snapshot()]),
+        (from(EPOCH, u64::MAX), vec![Recovered(false), snapshot()]),
+        (from(EPOCH + 1, 17), vec![Recovered(false), snapshot()]),
+    ];
+    for (record, mut expected) in cases {
+        bench.connect(READER);
+        bench.subscribe(READER, "a", record);
+        bench.publish("a", 0, b"1");
+        expected.push(tick("a", 21));
+        assert_eq!(bench.said(), expected, "{record:?}");
+        bench.shard.handle_error(READER, 104, bench.now);
+        while bench.shard.poll_action().is_some() {}
+        // Anew, from the same twenty.
+        bench = Bench::new(Limits::default());
+        (0..20).for_each(|_| bench.publish("a", 0, b"1"));
+    }
+    bench.connect(READER);
+    bench.send(READER, Kind::Resume, &Resume { epoch: EPOCH, sequence: 5 }, b"never");
+    bench.send(READER, Kind::Resume, &Resume { epoch: EPOCH, sequence: 19 }, b"a");
+    bench.subscribe(READER, ">", Subscribe { from: 3, ..Subscribe::default() });
+    assert_eq!(
+        bench.said(),
+        [Recovered(false), Recovered(true), tick("a", 20)],
+        "a topic that never was, and one that is"
+    );
+}
