@@ -210,6 +210,10 @@ impl Home {
             Wanted::Latest | Wanted::Newest => snapshot_from = Some(from),
             Wanted::Lost => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(1)),
             Wanted::Place if from > last + 1 => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(1)),
+            // Who has nothing yet cannot have lost its place: the gap says what is no longer there.
+            Wanted::Place if !reaches_back && from == 1 => {
+                (flags, start) = (PIECE_RECOVERED, oldest.unwrap_or(last));
+            }
             Wanted::Place if !reaches_back => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(from)),
             Wanted::Place => flags = PIECE_RECOVERED,
             Wanted::Kept if !reaches_back => start = oldest.unwrap_or(last),

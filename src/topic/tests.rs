@@ -141,6 +141,20 @@ fn a_place_out_of_reach_gives_the_newest_and_says_so() {
 }
 
 #[test]
+fn who_has_nothing_yet_gets_all_that_is_kept_from_the_first() {
+    let mut home = home(1, 1);
+    let (index, _) = home.find_or_create("a").unwrap();
+    let mut id = TopicId(0);
+    (0..5).for_each(|_| id = advance(&mut home, index, 0, b"x"));
+    let (start, flags, ticks) = piece(&mut home, id, Wanted::Place, 1);
+    assert_eq!((start, flags, ticks.len()), (1, PIECE_RECOVERED | PIECE_DONE, 5));
+    (0..20).for_each(|_| id = advance(&mut home, index, 0, b"x"));
+    let (start, flags, ticks) = piece(&mut home, id, Wanted::Place, 1);
+    assert_eq!((start, flags), (16, PIECE_RECOVERED | PIECE_DONE));
+    assert_eq!(ticks, (16..=25).map(|sequence| (sequence, false)).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_snapshot_has_the_newest_of_every_key() {
     let mut home = home(1, 1);
     let (index, _) = home.find_or_create("a").unwrap();
