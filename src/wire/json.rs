@@ -45,12 +45,13 @@ struct Message<'a> {
     token: u64,
     #[serde(default)]
     key: u64,
+    // As they came: what is wrong with one of these is said by its name, and the request's id is known.
     #[serde(default, borrow)]
-    policy: Option<Cow<'a, str>>,
-    #[serde(default)]
-    max_rate: Option<f64>,
-    #[serde(default)]
-    from: Option<Beginning>,
+    policy: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    max_rate: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    from: Option<&'a RawValue>,
 }
 
 /// Where to begin: a word, or a place.
@@ -74,14 +75,16 @@ struct Place {
 
 impl Message<'_> {
     fn delivery(&self) -> Result<Delivery, BadOption> {
+        let policy: Option<Cow<'_, str>> = option(self.policy, BadOption::Policy)?;
+        let max_rate: Option<f64> = option(self.max_rate, BadOption::MaxRate)?;
         Ok(Delivery {
-            policy: self.policy.as_deref().map(str::parse).transpose()?,
-            interval_us: self.max_rate.map(interval_us).transpose()?.unwrap_or(0),
+            policy: policy.as_deref().map(str::parse).transpose()?,
+            interval_us: max_rate.map(interval_us).transpose()?.unwrap_or(0),
         })
     }
 
-    fn beginning(&mut self) -> Result<From, BadOption> {
-        match self.from.take() {
+    fn beginning(&self) -> Result<From, BadOption> {
+        match option(self.from, BadOption::From)? {
             None => Ok(From::Live),
             Some(Beginning::Word(word)) => from_word(&word),
             Some(Beginning::Place(Place { epoch, sequence: Some(sequence), sequences: None })) => {
@@ -95,6 +98,15 @@ impl Message<'_> {
             }
         }
     }
+}
+
+/// Reads an option that was given; of one of another type, its first 32 characters are shown.
+fn option<'de, T: Deserialize<'de>>(
+    given: Option<&'de RawValue>,
+    bad: impl FnOnce(String) -> BadOption,
+) -> Result<Option<T>, BadOption> {
+    let Some(given) = given.map(RawValue::get) else { return Ok(None) };
+    serde_json::from_str(given).map(Some).map_err(|_| bad(given.chars().take(32).collect()))
 }
 
 /// The beginnings that are words: `live`, `latest`.
@@ -130,7 +142,7 @@ pub struct RequestError {
 /// # Errors
 /// [`RequestError`] for text that is not a JSON object of the protocol.
 pub fn decode(text: &str) -> Result<Command<'_>, RequestError> {
-    let mut message: Message = serde_json::from_str(text)
+    let mut message: Message<'_> = serde_json::from_str(text)
         .map_err(|error| RequestError { request: 0, text: format!("not a request: {error}") })?;
     let request = message.id;
     let fail = |text: String| RequestError { request, text };
@@ -391,12 +403,21 @@ mod tests {
             (r#","from":"yesterday""#, "from"),
             (r#","from":{"epoch":5}"#, "from"),
             (r#","from":{"epoch":5,"sequence":1,"sequences":{}}"#, "from"),
+            (r#","policy":5"#, "policy"),
+            (r#","max_rate":"5""#, "max_rate"),
+            (r#","max_rate":1e999"#, "max_rate"),
+            (r#","from":[]"#, "from"),
+            (r#","from":{"epoch":-1,"sequence":1}"#, "from"),
+            (r#","from":{"epoch":1,"sequences":{"a":"1"}}"#, "from"),
+            (r#","from":{"epoch":1,"sequence":1,"more":1}"#, "from"),
         ] {
             let error = with(options).unwrap_err();
             assert!(error.text.contains(field) && error.request == 3, "{options}: {error:?}");
         }
-        // A NaN is no JSON, and a place that is none names its field as serde has it.
-        assert!(with(r#","max_rate":NaN"#).is_err() && with(r#","from":{"epoch":-1}"#).is_err());
+        let none = with(r#","max_rate":null,"policy":null,"from":null"#).unwrap();
+        assert_eq!(none, (Delivery::default(), From::Live));
+        // A NaN is no JSON.
+        assert!(with(r#","max_rate":NaN"#).is_err());
     }
 
     #[test]
