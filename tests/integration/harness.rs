@@ -1,8 +1,10 @@
 //! Starting, watching and stopping the server.
 
+pub mod account;
 pub mod collector;
 pub mod external;
 pub mod frames;
+pub mod load_client;
 mod machine;
 pub mod processes;
 pub mod raw;
@@ -40,12 +42,16 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Writes a line to standard error: not with eprintln, whose words the test runner keeps to itself when a test passes.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// The recorded market data, or `None`, said on standard error, where it is not there.
 pub fn market_capture() -> Option<PathBuf> {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data/market/coinbase.ndjson");
     if !file.is_file() {
-        // Not with eprintln, whose words the test runner keeps to itself when a test passes.
-        let _ = writeln!(std::io::stderr(), "skipped, for want of {}", file.display());
+        say(&format!("skipped, for want of {}", file.display()));
         return None;
     }
     Some(file)

@@ -1,53 +1,15 @@
 //! The load client against the server, two processes: many connections, and many ticks.
 
-use std::process::{Child, Command, Stdio};
-
 use tickcast::wire::Encoding;
 
 use crate::harness::{
-    Log, Server, alone,
+    Server, alone,
     collector::{barrier, connect, publish},
-    processes, wait_for_exit,
+    load_client::LoadClient,
 };
 
 const CONNECTIONS: usize = 10_000;
 const BROADCAST_TICKS: usize = 20;
-
-/// A running load client.
-struct LoadClient {
-    child: Child,
-    report: Log,
-    log: Log,
-}
-
-impl LoadClient {
-    fn start(arguments: &[&str]) -> LoadClient {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tickcast-c10k"))
-            .args(arguments)
-            .args(["--json", "--max-loss", "0"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (report, log) =
-            (Log::collect(child.stdout.take().unwrap()), Log::collect(child.stderr.take().unwrap()));
-        LoadClient { child, report, log }
-    }
-
-    /// Waits for its end, which must be a good one; its report.
-    fn finish(mut self) -> serde_json::Value {
-        let code = wait_for_exit(&mut self.child);
-        assert_eq!(code, Some(0), "{}\n{}", self.log.text(), self.report.text());
-        serde_json::from_str(&self.report.whole()).unwrap()
-    }
-}
-
-impl Drop for LoadClient {
-    fn drop(&mut self) {
-        processes::end(&mut self.child);
-    }
-}
 
 fn broadcast(transport: &[&str], address: impl Fn(&Server) -> String) {
     let _machine = alone();

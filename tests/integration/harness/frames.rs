@@ -28,6 +28,8 @@ pub const SUBSCRIBE: u16 = 2;
 pub const UNSUBSCRIBE: u16 = 3;
 pub const PUBLISH: u16 = 4;
 pub const PING: u16 = 5;
+pub const UPDATE: u16 = 6;
+pub const RESUME: u16 = 7;
 pub const WELCOME: u16 = 64;
 pub const SUBSCRIBED: u16 = 65;
 pub const UNSUBSCRIBED: u16 = 66;
@@ -35,6 +37,26 @@ pub const TICK: u16 = 67;
 pub const PONG: u16 = 68;
 pub const ERROR: u16 = 69;
 pub const CLOSING: u16 = 70;
+pub const CONFLATED: u16 = 71;
+pub const GAP: u16 = 72;
+pub const RECOVERED: u16 = 73;
+
+/// The options of a SUBSCRIBE or UPDATE, as the numbers that travel.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    pub from: u8,
+    pub policy: u8,
+    pub epoch: u64,
+    pub sequence: u64,
+    pub max_rate_millihertz: u32,
+}
+
+pub const FROM_LATEST: u8 = 1;
+pub const FROM_PLACE: u8 = 2;
+pub const FROM_RESUMES: u8 = 3;
+pub const CONFLATE: u8 = 1;
+pub const DROP: u8 = 2;
+pub const DISCONNECT: u8 = 3;
 
 impl Raw {
     /// A well-formed frame.
@@ -55,6 +77,31 @@ impl Raw {
     /// HELLO, SUBSCRIBE and UNSUBSCRIBE: a request number and text.
     pub fn request(kind: u16, request: u32, text: &[u8]) -> Raw {
         Raw::new(kind, &[request.to_le_bytes(), [0; 4]].concat(), text)
+    }
+
+    /// SUBSCRIBE and UPDATE with all of their record.
+    pub fn with_options(kind: u16, request: u32, pattern: &str, options: Options) -> Raw {
+        let record = [
+            &request.to_le_bytes()[..],
+            &[options.from, options.policy, 0, 0],
+            &options.epoch.to_le_bytes(),
+            &options.sequence.to_le_bytes(),
+            &options.max_rate_millihertz.to_le_bytes(),
+            &[0; 4],
+        ];
+        Raw::new(kind, &record.concat(), pattern.as_bytes())
+    }
+
+    /// RESUME.
+    pub fn resume(topic: &str, epoch: u64, sequence: u64) -> Raw {
+        Raw::new(RESUME, &[epoch.to_le_bytes(), sequence.to_le_bytes()].concat(), topic.as_bytes())
+    }
+
+    /// PUBLISH with a key.
+    pub fn publish_key(topic: &[u8], key: u64, payload: &[u8]) -> Raw {
+        let mut frame = Raw::publish(0, topic, payload);
+        frame.record.extend_from_slice(&key.to_le_bytes());
+        frame
     }
 
     /// PUBLISH.
@@ -145,6 +192,17 @@ impl Received {
             _ => panic!("{self:?} answers no request"),
         };
         u32::from_le_bytes(self.record[at..at + 4].try_into().unwrap())
+    }
+
+    /// The sequences `[from, to)` that a CONFLATED or GAP stands for.
+    pub fn skipped(&self) -> (u64, u64) {
+        assert!([CONFLATED, GAP].contains(&self.kind), "{self:?}");
+        (self.u64_at(0), self.u64_at(8))
+    }
+
+    /// A number of the record.
+    pub fn u64_at(&self, at: usize) -> u64 {
+        u64::from_le_bytes(self.record[at..at + 8].try_into().unwrap())
     }
 
     /// The token of a PONG.

@@ -115,7 +115,7 @@ impl Peer {
     }
 
     /// Reads once more; `false` at the end of the stream.
-    fn more(&mut self) -> bool {
+    pub fn more(&mut self) -> bool {
         let mut chunk = [0; 16 << 10];
         match self.stream.read(&mut chunk) {
             Ok(0) => false,

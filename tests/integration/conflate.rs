@@ -1,0 +1,250 @@
+//! What a reader that cannot keep up, or does not want to, gets of recorded market data: the newest of each topic, and
+//! word of every tick that it stands for.
+
+use std::{collections::BTreeMap, fs, path::Path, time::Instant};
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tickcast::{client::Client, wire::Encoding};
+
+use crate::harness::{
+    Server,
+    account::{Account, Subscriber},
+    alone, beside_others,
+    collector::{Collector, barrier, connect, publish},
+    external::{External, Library},
+    frames::{CONFLATE, Options, SUBSCRIBE, UPDATE},
+    market_capture,
+    raw::Peer,
+    say,
+};
+
+/// Ticks published for each that the slow reader takes.
+const SLOWNESS: usize = 100;
+/// The capture's half minute in three seconds: some 3,200 ticks a second.
+const SPEED: &str = "10";
+/// What may wait in the server before it conflates.
+const BEHIND_BYTES: &str = "4096";
+/// What the kernel is asked to keep on the server's side: it doubles that.
+const SOCKET_SEND_BYTES: &str = "4096";
+/// Ticks that may still come to a reader that was slow to the end: one a topic, and what fits the kernel's buffers on
+/// both sides and the last SEND, at 400 bytes a tick (some 60, seen).
+const REMAINING_MAX: u64 = 28 + 32 * 1024 / 400;
+
+/// By topic: how many ticks, and the last one's payload.
+type Last = BTreeMap<String, (u64, Vec<u8>)>;
+
+#[derive(Deserialize)]
+struct Line<'a> {
+    topic: String,
+    #[serde(borrow)]
+    data: &'a RawValue,
+}
+
+fn last_of_each_topic(capture: &Path) -> (Last, usize) {
+    let text = fs::read_to_string(capture).unwrap();
+    let (mut last, mut count) = (Last::new(), 0);
+    for line in text.lines() {
+        let line: Line<'_> = serde_json::from_str(line).unwrap();
+        let topic = last.entry(line.topic).or_default();
+        *topic = (topic.0 + 1, line.data.get().as_bytes().to_vec());
+        count += 1;
+    }
+    (last, count)
+}
+
+fn serve(capture: &Path, speed: &str, subscriptions: usize, more: &[&str]) -> Server {
+    let (file, wait) = (capture.to_str().unwrap(), subscriptions.to_string());
+    let options = ["--replay", file, "--speed", speed, "--replay-wait", &wait];
+    Server::start_logging("info", &[&options, more].concat())
+}
+
+const SMALL: [&str; 4] = ["--behind-bytes", BEHIND_BYTES, "--socket-send-bytes", SOCKET_SEND_BYTES];
+
+fn assert_has_the_last_of_each_topic(name: &str, account: &Account, last: &Last) {
+    assert!(account.topics.keys().eq(last.keys()), "{name}: topics");
+    for (topic, (published, payload)) in last {
+        account.assert_whole(topic, *published);
+        assert!(account.topics[topic].payload == *payload, "{name}: {topic}: not the last of the file");
+    }
+    assert_eq!(account.dropped_ticks(), 0, "{name}: a reader that conflates has no gaps");
+}
+
+fn peer(server: &Server, native: bool, small: bool) -> Subscriber {
+    let address = if native { server.tcp } else { server.http };
+    let peer = if small { Peer::connect_with_small_window(address) } else { Peer::connect(address) };
+    match native {
+        true => Subscriber::native(peer, Account::from_start()),
+        false => Subscriber::json(peer, Account::from_start()),
+    }
+}
+
+fn a_slow_reader_has_the_newest(native: bool) {
+    let _machine = alone();
+    let Some(capture) = market_capture() else { return };
+    let (last, count) = last_of_each_topic(&capture);
+    let server = serve(&capture, SPEED, 2, &SMALL);
+    let mut slow = peer(&server, native, true);
+    slow.subscribe("coinbase.>", Options { policy: CONFLATE, ..Options::default() });
+    let healthy = Collector::start(&server, Encoding::Native, &["coinbase.>"]);
+    for published in (SLOWNESS..=count).step_by(SLOWNESS) {
+        healthy.wait_for(published);
+        let before = slow.account.delivered();
+        slow.read_until("a tick", |account| account.delivered() > before);
+    }
+    healthy.wait_for(count);
+    healthy.finish().assert_no_gap("healthy");
+    let slowly = slow.account.delivered();
+    slow.read_until("the last of each topic", |account| account.reached() == count as u64);
+    assert_has_the_last_of_each_topic("slow", &slow.account, &last);
+    let (delivered, conflated) = (slow.account.delivered(), slow.account.conflated_ticks());
+    let remaining = delivered - slowly;
+    say(&format!(
+        "native {native}: of {count} ticks {slowly} while they were published, {remaining} after, {conflated} conflated"
+    ));
+    assert!(conflated > count as u64 / 2, "{conflated} of {count} conflated");
+    assert!(remaining <= REMAINING_MAX, "{remaining} ticks were still to come: not the newest only");
+    drop(slow);
+    let stopped = server.stop_cleanly();
+    assert_eq!((stopped.total("ticks_conflated"), stopped.total("closed_slow_consumer")), (conflated, 0));
+}
+
+#[test]
+fn a_native_reader_at_a_hundredth_of_the_rate_has_the_newest_of_each_topic() {
+    a_slow_reader_has_the_newest(true);
+}
+
+#[test]
+fn a_json_reader_at_a_hundredth_of_the_rate_has_the_newest_of_each_topic() {
+    a_slow_reader_has_the_newest(false);
+}
+
+#[test]
+fn a_foreign_client_at_a_hundredth_of_the_rate_has_the_newest_of_each_topic() {
+    let _machine = alone();
+    let Some(capture) = market_capture() else { return };
+    let (last, count) = last_of_each_topic(&capture);
+    let server = serve(&capture, SPEED, 2, &SMALL);
+    let (url, slowness) = (format!("ws://{}/ws", server.http), SLOWNESS.to_string());
+    let arguments = [&url, "coinbase.>", &count.to_string(), &slowness];
+    let printed = External::run(Library::Websockets, "slow", &arguments).finish();
+    let mut account = Account::from_start();
+    let mut remaining = 0;
+    for line in printed.lines() {
+        match line.split('\t').collect::<Vec<_>>()[..] {
+            ["conflated", topic, from, to] => {
+                account.conflated(topic, from.parse().unwrap(), to.parse().unwrap());
+            }
+            [topic, sequence, payload] => {
+                let payload = BASE64.decode(payload).unwrap();
+                account.tick(topic, sequence.parse().unwrap(), 0, false, &payload);
+            }
+            [word] if word.starts_with("remaining ") => remaining = word[10..].parse().unwrap(),
+            _ => assert!(["ready", "end"].contains(&line), "{line:?}"),
+        }
+    }
+    assert_has_the_last_of_each_topic("websockets", &account, &last);
+    let (delivered, conflated) = (account.delivered(), account.conflated_ticks());
+    say(&format!(
+        "websockets: of {count} ticks {} while they were published, {remaining} after, {conflated} conflated",
+        delivered - remaining
+    ));
+    assert!(conflated > count as u64 / 2, "{conflated} of {count} conflated");
+    // The library reads ahead of who asks it: what it keeps comes on top.
+    assert!(remaining <= 2 * REMAINING_MAX, "{remaining} ticks were still to come: not the newest only");
+    server.stop_cleanly();
+}
+
+#[test]
+fn a_paced_reader_gets_so_many_ticks_a_second_at_most_and_ends_with_the_newest() {
+    const RATE: u64 = 10;
+    let _machine = beside_others();
+    let Some(capture) = market_capture() else { return };
+    let (last, count) = last_of_each_topic(&capture);
+    let server = serve(&capture, SPEED, 2, &[]);
+    let start = Instant::now();
+    let options = Options { max_rate_millihertz: RATE as u32 * 1_000, ..Options::default() };
+    let readers = [true, false].map(|native| {
+        let mut reader = peer(&server, native, false);
+        reader.subscribe("coinbase.>", options);
+        reader
+    });
+    for mut reader in readers {
+        reader.read_until("the last of each topic", |account| account.reached() == count as u64);
+        // The replay took no longer than this, so that the bound holds however slow the machine is.
+        let at_most = RATE * (start.elapsed().as_secs() + 1) + 1;
+        assert_has_the_last_of_each_topic("paced", &reader.account, &last);
+        let (topic, busiest) = reader.account.topics.iter().max_by_key(|(_, taken)| taken.delivered).unwrap();
+        say(&format!(
+            "paced, native {}: at most {} ticks of a topic ({topic}, of {}), {at_most} allowed; {} in all",
+            reader.is_native(),
+            busiest.delivered,
+            last[topic].0,
+            reader.account.delivered()
+        ));
+        assert!(busiest.delivered <= at_most, "{topic}: {} ticks, {at_most} allowed", busiest.delivered);
+        assert!(reader.account.conflated_ticks() > count as u64 / 2);
+    }
+    server.stop_cleanly();
+}
+
+#[test]
+fn a_pace_can_be_changed_and_taken_away_while_subscribed() {
+    // One tick in a thousand seconds, and as fast as there is.
+    const NEVER: Options = Options { from: 0, policy: 0, epoch: 0, sequence: 0, max_rate_millihertz: 1 };
+    const FASTEST: Options = Options { max_rate_millihertz: 1_000_000, ..NEVER };
+    let _machine = beside_others();
+    let server = Server::start(&["--shards", "2"]);
+    let mut publisher = connect(&server, Encoding::Native);
+    let mut published = 0;
+    let mut publish_some = |publisher: &mut Client, ticks: u64| {
+        for _ in 0..ticks {
+            published += 1;
+            publish(publisher, "pace", format!("{published}").as_bytes());
+        }
+        barrier(publisher);
+        published
+    };
+    for native in [true, false] {
+        let mut reader = peer(&server, native, false);
+        let witness = Collector::start(&server, Encoding::Native, &["pace"]);
+        reader.account = Account::default();
+        reader.subscribe("pace", NEVER);
+        let first = publish_some(&mut publisher, 1);
+        let newest = publish_some(&mut publisher, 5);
+        witness.wait_for(6);
+        reader.read_until("the first tick", |account| account.delivered() == 1);
+        reader.barrier(1);
+        assert_eq!(reader.account.topics["pace"].next, first + 1, "the pace lets no second tick through");
+        reader.update("pace", FASTEST);
+        reader.read_until("the newest", |account| account.topics["pace"].next == newest + 1);
+        let taken = reader.account.topics["pace"].clone();
+        assert_eq!((taken.delivered, taken.conflated), (2, 4));
+        assert_eq!(taken.payload, newest.to_string().as_bytes());
+
+        reader.update("pace", NEVER);
+        let newest = publish_some(&mut publisher, 5);
+        witness.wait_for(11);
+        reader.barrier(2);
+        assert!(reader.account.topics["pace"].delivered <= 3, "the pace is slow again");
+        reader.update("pace", Options::default());
+        reader.read_until("the newest", |account| account.topics["pace"].next == newest + 1);
+        let before = reader.account.topics["pace"].clone();
+        let newest = publish_some(&mut publisher, 100);
+        reader.read_until("every tick", |account| account.topics["pace"].next == newest + 1);
+        let after = &reader.account.topics["pace"];
+        assert_eq!((after.delivered, after.conflated), (before.delivered + 100, before.conflated));
+
+        // What is not subscribed cannot be changed, and the session lives on.
+        reader.ask(UPDATE, 9, "other", FASTEST);
+        reader.ask(SUBSCRIBE, 10, "other", FASTEST);
+        let acknowledged = reader.account.acknowledged;
+        reader.read_until("the acknowledgement", |account| account.acknowledged > acknowledged);
+        let (request, text) = &reader.account.errors[0];
+        assert!(*request == 9 && text.contains("not subscribed to \"other\""), "{text}");
+        witness.finish();
+    }
+    drop(publisher);
+    server.stop_cleanly();
+}

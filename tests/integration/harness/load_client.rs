@@ -1,0 +1,43 @@
+//! The load client as a process of its own.
+
+use std::process::{Child, Command, Stdio};
+
+use super::{Log, processes, wait_for_exit};
+
+/// A running load client.
+pub struct LoadClient {
+    child: Child,
+    report: Log,
+    /// Its standard error.
+    pub log: Log,
+}
+
+impl LoadClient {
+    /// Starts it; it fails where it loses a tick.
+    pub fn start(arguments: &[&str]) -> LoadClient {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tickcast-c10k"))
+            .args(arguments)
+            .args(["--json", "--max-loss", "0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (report, log) =
+            (Log::collect(child.stdout.take().unwrap()), Log::collect(child.stderr.take().unwrap()));
+        LoadClient { child, report, log }
+    }
+
+    /// Waits for its end, which must be a good one; its report.
+    pub fn finish(mut self) -> serde_json::Value {
+        let code = wait_for_exit(&mut self.child);
+        assert_eq!(code, Some(0), "{}\n{}", self.log.text(), self.report.text());
+        serde_json::from_str(&self.report.whole()).unwrap()
+    }
+}
+
+impl Drop for LoadClient {
+    fn drop(&mut self) {
+        processes::end(&mut self.child);
+    }
+}

@@ -1,0 +1,271 @@
+//! Subscribers that begin with the newest, and those that come back: what they missed, on whichever shard, without a hole
+//! and without a double, while a publisher goes on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+};
+
+use tickcast::wire::Encoding;
+
+use crate::harness::{
+    Server,
+    account::{Account, Recovered, Subscriber},
+    beside_others,
+    collector::{barrier, connect, publish},
+    eventually,
+    frames::{self, FROM_LATEST, FROM_PLACE, FROM_RESUMES, Options, Raw},
+    raw::Peer,
+    say,
+};
+
+const TOPICS: u64 = 4;
+/// More than fit one piece of history.
+const KEYS: u64 = 150;
+
+/// What each tick of a topic is about.
+fn key_of(sequence: u64) -> u64 {
+    1 + (sequence * sequence / 3 + sequence / 7) % KEYS
+}
+
+/// Publishes on and on, a tick of each topic by turns.
+struct Publisher {
+    stop: Arc<AtomicBool>,
+    published: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Publisher {
+    fn start(server: &Server) -> Publisher {
+        let (stop, published) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let (thread_stop, thread_published) = (stop.clone(), published.clone());
+        let mut peer = Subscriber::native(Peer::connect(server.tcp), Account::default());
+        let thread = thread::spawn(move || {
+            for sequence in 1.. {
+                let payload = format!("{{\"n\":{sequence},\"pad\":\"{}\"}}", "x".repeat(400));
+                for topic in 0..TOPICS {
+                    let topic = format!("snap.{topic}");
+                    let frame = Raw::publish_key(topic.as_bytes(), key_of(sequence), payload.as_bytes());
+                    peer.peer.send(&frame.bytes());
+                }
+                // No faster than the server takes it in.
+                peer.barrier(sequence);
+                thread_published.store(sequence, Relaxed);
+                if thread_stop.load(Relaxed) {
+                    return;
+                }
+            }
+        });
+        Publisher { stop, published, thread: Some(thread) }
+    }
+
+    /// Waits until so many more ticks of each topic are published.
+    fn wait_for_more(&self, ticks: u64) {
+        let goal = self.published.load(Relaxed) + ticks;
+        eventually("the publisher goes on", || self.published.load(Relaxed) >= goal);
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+fn client(server: &Server, native: bool) -> Subscriber {
+    match native {
+        true => Subscriber::native(Peer::connect(server.tcp), Account::default()),
+        false => Subscriber::json(Peer::connect(server.http), Account::default()),
+    }
+}
+
+fn begins_with_the_newest_of_each_key(shards: &str) {
+    let _machine = beside_others();
+    let server = Server::start(&["--shards", shards]);
+    let publisher = Publisher::start(&server);
+    publisher.wait_for_more(3 * KEYS);
+    let mut snapshots = 0;
+    for number in 0..8 {
+        let mut client = client(&server, number % 2 == 0);
+        client.subscribe("snap.*", Options { from: FROM_LATEST, ..Options::default() });
+        client.read_until("live ticks", |account| {
+            account.topics.len() as u64 == TOPICS
+                && account.topics.values().all(|taken| taken.delivered > 300)
+        });
+        for (topic, taken) in &client.account.topics {
+            let last = taken.first_live - 1;
+            let newest: BTreeMap<u64, u64> =
+                (1..=last).map(|sequence| (key_of(sequence), sequence)).collect();
+            assert!(taken.snapshot.iter().all(|&(sequence, key)| key == key_of(sequence)), "{topic}: a key");
+            let given: BTreeMap<u64, u64> =
+                taken.snapshot.iter().map(|&(sequence, key)| (key, sequence)).collect();
+            assert!(given == newest, "{topic}: {given:?} is not the newest of each key: {newest:?}");
+            assert_eq!(taken.snapshot.last().unwrap().0, last, "{topic}: live ticks join the snapshot");
+            snapshots += taken.snapshot.len();
+        }
+    }
+    say(&format!("{shards} shards: {snapshots} snapshot ticks in 32 snapshots of live topics"));
+    drop(publisher);
+    server.stop_cleanly();
+}
+
+#[test]
+fn latest_begins_with_the_newest_of_each_key_and_goes_on_live_on_one_shard() {
+    begins_with_the_newest_of_each_key("1");
+}
+
+#[test]
+fn latest_begins_with_the_newest_of_each_key_and_goes_on_live_on_four_shards() {
+    begins_with_the_newest_of_each_key("4");
+}
+
+/// Subscribes to all topics after the places of those that are named.
+fn come_back(client: &mut Subscriber, epoch: u64, places: &BTreeMap<String, u64>) {
+    for (topic, &sequence) in places {
+        client.account.has(topic, sequence);
+    }
+    let before = client.account.acknowledged;
+    if client.is_native() {
+        for (topic, &sequence) in places {
+            client.peer.send(&Raw::resume(topic, epoch, sequence).bytes());
+        }
+        client.ask(
+            frames::SUBSCRIBE,
+            2,
+            "snap.*",
+            Options { from: FROM_RESUMES, epoch, ..Options::default() },
+        );
+    } else {
+        let from = serde_json::json!({"epoch": epoch, "sequences": places});
+        client.peer.send_text(&format!(r#"{{"op":"subscribe","id":2,"topics":["snap.*"],"from":{from}}}"#));
+    }
+    client.read_until("the acknowledgement", |account| account.acknowledged > before);
+}
+
+#[test]
+fn clients_that_come_back_get_exactly_what_they_missed_on_whichever_shard() {
+    let _machine = beside_others();
+    // Everything is kept.
+    let server = Server::start(&["--shards", "4", "--history", "1000000:16777216:0"]);
+    let publisher = Publisher::start(&server);
+    publisher.wait_for_more(50);
+    let mut recovered_ticks = 0;
+    for number in 0..16 {
+        let native = number % 2 == 0;
+        let mut first = client(&server, native);
+        first.subscribe("snap.*", Options::default());
+        first.read_until("a few ticks", |account| {
+            account.topics.len() as u64 == TOPICS && account.topics.values().all(|taken| taken.delivered > 5)
+        });
+        let epoch = first.account.epoch;
+        let place = |(topic, taken): (&String, &_)| {
+            let taken: &crate::harness::account::Taken = taken;
+            (topic.clone(), taken.next - 1)
+        };
+        let mut places: BTreeMap<String, u64> = first.account.topics.iter().map(place).collect();
+        // Ticks are on their way to it.
+        first.peer.reset();
+        publisher.wait_for_more(60);
+        // A topic without a place comes from its first tick.
+        let without = format!("snap.{}", number % TOPICS);
+        places.remove(&without);
+        let mut second = client(&server, native);
+        // From somewhere else, or another way to the same shard: whoever it is says where.
+        second.account.has(&without, 0);
+        come_back(&mut second, epoch, &places);
+        let now = publisher.published.load(Relaxed);
+        second.read_until("the live ticks", |account| {
+            account.topics.len() as u64 == TOPICS
+                && account.topics.values().all(|taken| taken.next > now + 10)
+        });
+        let answered: BTreeSet<&String> =
+            second.account.recovered.iter().map(|answer| &answer.topic).collect();
+        assert!(answered.into_iter().eq(places.keys()), "{:?}", second.account.recovered);
+        assert!(second.account.recovered.iter().all(|answer| answer.recovered && answer.epoch == epoch));
+        assert_eq!(second.account.dropped_ticks() + second.account.conflated_ticks(), 0);
+        assert!(second.account.topics.values().all(|taken| taken.snapshot.is_empty()));
+        recovered_ticks += second.account.delivered();
+    }
+    say(&format!("16 clients that came back got {recovered_ticks} ticks, none missing and none twice"));
+    drop(publisher);
+    server.stop_cleanly();
+}
+
+/// What a client that names a place in `topic` has got once the topic's next tick has come.
+fn after_a_place(server: &Server, native: bool, topic: &str, epoch: u64, sequence: u64) -> Account {
+    let mut client = client(server, native);
+    client.account.has(topic, sequence);
+    client.subscribe(topic, Options { from: FROM_PLACE, epoch, sequence, ..Options::default() });
+    client.read_until("what became of the place", |account| !account.recovered.is_empty());
+    let mut publisher = connect(server, Encoding::Native);
+    publish(&mut publisher, topic, b"[7]");
+    barrier(&mut publisher);
+    client.read_until("the next tick", |account| account.topics[topic].payload == b"[7]");
+    client.account
+}
+
+#[test]
+fn places_that_mean_nothing_are_answered_and_the_newest_follows() {
+    const PUBLISHED: u64 = 30;
+    const KEPT: u64 = 10;
+    let _machine = beside_others();
+    let server = Server::start(&["--shards", "2", "--history", &KEPT.to_string()]);
+    let mut publisher = connect(&server, Encoding::Native);
+    let mut topics = 0;
+    let mut topic_of_thirty = || {
+        topics += 1;
+        let topic = format!("t.{topics}");
+        (1..=PUBLISHED).for_each(|n| publish(&mut publisher, &topic, n.to_string().as_bytes()));
+        barrier(&mut publisher);
+        topic
+    };
+    let mut reader = client(&server, true);
+    reader.read_until("the epoch", |account| account.epoch != 0);
+    let epoch = reader.account.epoch;
+    drop(reader);
+    for native in [true, false] {
+        for (what, epoch_named, sequence) in [
+            ("a place ahead of the topic", epoch, PUBLISHED + 1),
+            ("a place far ahead", epoch, 1 << 50),
+            ("another epoch", epoch + 1, PUBLISHED - 1),
+            ("further back than is kept", epoch, PUBLISHED - KEPT - 1),
+        ] {
+            let topic = topic_of_thirty();
+            let account = after_a_place(&server, native, &topic, epoch_named, sequence);
+            let answer = Recovered { topic: topic.clone(), epoch, sequence: PUBLISHED, recovered: false };
+            assert_eq!(account.recovered, [answer], "native {native}: {what}");
+            let taken = &account.topics[&topic];
+            assert_eq!(taken.snapshot, [(PUBLISHED, 0)], "native {native}: {what}");
+            assert_eq!((taken.first_live, taken.delivered), (PUBLISHED + 1, 2), "native {native}: {what}");
+        }
+        for sequence in [PUBLISHED, PUBLISHED - 1, PUBLISHED - KEPT] {
+            let topic = topic_of_thirty();
+            let account = after_a_place(&server, native, &topic, epoch, sequence);
+            let answer = Recovered { topic: topic.clone(), epoch, sequence: PUBLISHED, recovered: true };
+            assert_eq!(account.recovered, [answer], "native {native}: after {sequence}");
+            let taken = &account.topics[&topic];
+            assert_eq!((taken.snapshot.len(), taken.first_live), (0, sequence + 1));
+            assert_eq!(taken.delivered, PUBLISHED - sequence + 1);
+        }
+        // 0 asks for what is kept, and of the rest there is word.
+        let topic = topic_of_thirty();
+        let account = after_a_place(&server, native, &topic, epoch, 0);
+        let answer = Recovered { topic: topic.clone(), epoch, sequence: PUBLISHED, recovered: true };
+        assert_eq!(account.recovered, [answer], "native {native}: from the start");
+        let taken = &account.topics[&topic];
+        assert_eq!((taken.dropped, taken.delivered), (PUBLISHED - KEPT, KEPT + 1), "{account:?}");
+
+        let topic = format!("never.{native}");
+        let account = after_a_place(&server, native, &topic, epoch, 17);
+        let answer = Recovered { topic: topic.clone(), epoch, sequence: 0, recovered: false };
+        assert_eq!(account.recovered, [answer], "native {native}: a topic that never was");
+        assert_eq!((account.topics[&topic].first_live, account.topics[&topic].delivered), (1, 1));
+    }
+    drop(publisher);
+    server.stop_cleanly();
+}
