@@ -20,6 +20,13 @@ impl Shard {
             From::Position(position) => Some(Begin::After(position)),
             From::Resume => Some(Begin::Places),
             From::Positions(epoch, sequences) => {
+                for topic in sequences.keys() {
+                    if let Err(error) = router::check_topic(topic.as_bytes()) {
+                        let text = format!("from: sequences: topic {}: {error}", shown(topic.as_bytes()));
+                        self.fail(slot, request, ErrorCode::BadTopic, &text, now);
+                        return None;
+                    }
+                }
                 let session = self.sessions.open_mut(slot)?;
                 let places = &mut session.lag_mut().places;
                 if places.len() + sequences.len() > RESUME_POSITIONS_MAX {
