@@ -10,7 +10,6 @@ use std::collections::{HashMap, VecDeque};
 use self::topic::EgressTopic;
 pub use self::{lag::Pace, logs::Logs};
 use crate::{
-    membership::Taking,
     router::{self, PatternTrie},
     sessions::{Offered, Sessions},
     subscription::{Delivery, Policy, Position, Rules},
@@ -295,74 +294,88 @@ impl Fanout {
         let wanted = self.wanted(id, slot, begin, sessions);
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
         if !topic.join(slot, delivery, wanted, sessions, logs) {
-            self.merge_deliveries(id, slot, sessions);
+            topic.release_paced(slot, sessions);
         }
     }
 
-    /// Changes how a live subscription is delivered. Returns the topics looked at.
+    /// Changes how a live subscription is delivered. Returns the topics and subscriptions looked at.
     pub fn update(&mut self, entry: u32, slot: u32, delivery: Delivery, sessions: &mut Sessions) -> usize {
-        let Some(session) = sessions.open_mut(slot) else { return 0 };
-        let Some(held) = session.subscriptions.iter_mut().find(|held| held.entry == entry) else { return 0 };
+        let Some(session) = sessions.open_mut(slot) else { return 1 };
+        let Some(held) = session.subscriptions.iter_mut().find(|held| held.entry == entry) else { return 1 };
         held.delivery = delivery;
-        let taken = self.memberships_of(entry, slot, sessions);
+        let (taken, mut looked) = self.memberships_of(entry, slot, sessions);
         for &id in &taken {
-            self.merge_deliveries(id, slot, sessions);
+            looked += self.merge_deliveries(id, slot, Some(delivery), sessions);
         }
-        taken.len()
+        looked
     }
 
-    /// The topics that a session takes and an entry's pattern matches. Goes over the session's memberships.
-    fn memberships_of(&self, entry: u32, slot: u32, sessions: &Sessions) -> Vec<TopicId> {
+    /// The topics that a session takes and an entry's pattern matches, and how many were looked at: a wildcard goes over
+    /// the session's memberships.
+    fn memberships_of(&self, entry: u32, slot: u32, sessions: &Sessions) -> (Vec<TopicId>, usize) {
         let entry = self.entries[entry as usize].as_ref();
-        let Some((entry, session)) = entry.zip(sessions.get(slot)) else { return Vec::new() };
+        let Some((entry, session)) = entry.zip(sessions.get(slot)) else { return (Vec::new(), 1) };
+        if router::is_exact(&entry.pattern) {
+            let taken = self.by_name.get(&entry.pattern).filter(|id| session.memberships.contains_key(id));
+            return (taken.copied().into_iter().collect(), 1);
+        }
         let of_pattern = |id: &&TopicId| {
             topic_ref(&self.topics, **id, self.shards)
                 .is_some_and(|topic| router::matches(&entry.pattern, &topic.name))
         };
-        session.memberships.keys().filter(of_pattern).copied().collect()
+        let taken = session.memberships.keys().filter(of_pattern).copied().collect();
+        (taken, session.memberships.len() + 1)
     }
 
-    /// Brings a membership in line with the session's live subscriptions that match: a look at each.
-    fn merge_deliveries(&mut self, id: TopicId, slot: u32, sessions: &mut Sessions) {
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
-        let Some(session) = sessions.get(slot) else { return };
-        let matching = session.subscriptions.iter().filter(|held| {
-            let entry = self.entries[held.entry as usize].as_ref();
-            held.position.is_some() && entry.is_some_and(|entry| router::matches(&entry.pattern, &topic.name))
-        });
-        let merged = topic.merge(matching.map(|held| held.delivery));
-        topic.set_delivery(slot, merged, sessions);
-        // What waited for its time comes as soon as there is room: the time may have been long.
-        let paced = |session: &&mut crate::session::Session| {
-            session.memberships.get(&id).is_some_and(|membership| membership.taking == Taking::Paced)
+    /// Brings a membership in line with the session's live subscriptions that match: with `alone` if it is the only one,
+    /// else a look at each. Returns how many were looked at.
+    fn merge_deliveries(
+        &mut self,
+        id: TopicId,
+        slot: u32,
+        alone: Option<Delivery>,
+        sessions: &mut Sessions,
+    ) -> usize {
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return 0 };
+        let Some(session) = sessions.get(slot) else { return 0 };
+        let Some(membership) = session.memberships.get(&id) else { return 0 };
+        let (merged, looked) = match alone {
+            Some(delivery) if membership.references == 1 => (delivery, 1),
+            _ => {
+                let matching = session.subscriptions.iter().filter(|held| {
+                    let entry = self.entries[held.entry as usize].as_ref();
+                    held.position.is_some()
+                        && entry.is_some_and(|entry| router::matches(&entry.pattern, &topic.name))
+                });
+                (topic.merge(matching.map(|held| held.delivery)), session.subscriptions.len())
+            }
         };
-        if let Some(session) = sessions.open_mut(slot).filter(paced) {
-            session.lag_mut().held.push_back(id);
-            topic.set_taking(slot, Taking::Held, sessions);
-            sessions.make_ready(slot);
-        }
+        topic.set_delivery(slot, merged, sessions);
+        topic.release_paced(slot, sessions);
+        looked
     }
 
     /// Takes a session's subscription out; it must no longer stand in the session's list. Returns the pattern if it was
-    /// the last of it: the homes are to be told.
+    /// the last of it, for the homes to be told, and how many topics and subscriptions were looked at.
     pub fn unsubscribe(
         &mut self,
         held: Subscription,
         slot: u32,
         sessions: &mut Sessions,
-        logs: &Logs,
-    ) -> Option<Box<str>> {
+    ) -> (Option<Box<str>>, usize) {
+        let mut looked = 1;
         if held.position.is_some() {
-            for id in self.memberships_of(held.entry, slot, sessions) {
-                // What waits of it still comes, and is not to be more than was told.
-                self.tell_of(id, slot, sessions, logs);
+            let taken;
+            (taken, looked) = self.memberships_of(held.entry, slot, sessions);
+            self.tell_of(&taken, slot, sessions);
+            for id in taken {
                 let topic = topic_mut(&mut self.topics, id, self.shards);
                 if topic.is_some_and(|topic| topic.leave(slot, sessions)) {
-                    self.merge_deliveries(id, slot, sessions);
+                    looked += self.merge_deliveries(id, slot, None, sessions);
                 }
             }
         }
-        self.give_up(held, slot, sessions)
+        (self.give_up(held, slot, sessions), looked)
     }
 
     /// Takes a session out of everything it holds, as it ends. Returns the patterns it was the last of.
@@ -420,23 +433,18 @@ impl Fanout {
         }
         debug_assert!(of_home[local as usize].is_none(), "a home opens a topic once");
         let mut topic = EgressTopic::new(id, epoch, name, self.settings.policies.of(name));
-        let (entries, mut joined_twice) = (&self.entries, Vec::new());
+        let entries = &self.entries;
         self.patterns.matching(name, |&index| {
             let Some(entry) = entries[index as usize].as_ref() else { return };
             for &slot in &entry.members {
                 let held = sessions.get(slot).map(|session| &session.subscriptions);
                 let held = held.and_then(|held| held.iter().find(|held| held.entry == index));
                 let delivery = held.map_or_else(Delivery::default, |held| held.delivery);
-                if !topic.join(slot, delivery, None, sessions, logs) {
-                    joined_twice.push(slot);
-                }
+                topic.join(slot, delivery, None, sessions, logs);
             }
         });
         of_home[local as usize] = Some(Box::new(topic));
         self.by_name.insert(name.into(), id);
-        for slot in joined_twice {
-            self.merge_deliveries(id, slot, sessions);
-        }
         self.relieve(sessions, logs);
     }
 

@@ -109,7 +109,7 @@ pub const HISTORY_BYTES_MAX_DEFAULT: usize = 256 << 20;
 /// History that a home sends to a shard in one piece, unless a single tick is longer.
 pub const HISTORY_PIECE_BYTES: usize = 32 << 10;
 /// Pieces of history that a session waits for at once.
-pub const PIECES_IN_FLIGHT_MAX: u32 = 4;
+pub const PIECES_IN_FLIGHT_MAX: u32 = 2;
 /// Pieces of history that a shard asks for in one turn.
 pub const TURN_PIECES: usize = 256;
 

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 /// A session whose ranges begin before the oldest readable position has been lapped: what it had waiting is gone, and
 /// it must be told.
 ///
-/// Memory: `capacity` bytes, touched as they are first used, and 32 bytes for each readable frame, of which there are
+/// Memory: `capacity` bytes, touched as they are first used, and 24 bytes for each readable frame, of which there are
 /// at most `capacity / FRAME_BYTES_EXPECTED`; while all sessions keep up the log starts over at its beginning, so a
 /// shard that is not behind works in a few warm pages.
 ///
@@ -49,14 +49,14 @@ impl Range {
     }
 }
 
-/// What a frame in a log is: enough to tell a session which ticks it does not get.
+/// What a frame that waits is: enough to tell a session which ticks it does not get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     /// The topic's number.
     pub topic: u32,
     /// The tick's sequence; of a notice that ticks do not come, the one after the last of them; 0 for an announcement.
     pub sequence: u64,
-    /// Of such a notice, how many; else 0.
+    /// Of such a notice, how many; else 0, as in a log: what is not for all is not in it.
     pub skipped: u32,
 }
 
@@ -78,7 +78,6 @@ struct Frame {
     sequence: u64,
     len: u32,
     topic: u32,
-    skipped: u32,
 }
 
 /// The index holds a frame for so many bytes of the log: shorter frames have it full first, and lap it earlier.
@@ -142,8 +141,8 @@ impl EgressLog {
         self.buffer[offset + header.len()..offset + len].copy_from_slice(body);
         let range = Range { start: self.head, len: len as u32 };
         self.head = range.end();
-        let Mark { topic, sequence, skipped } = mark;
-        self.frames.push_back(Frame { start: range.start, sequence, len: range.len, topic, skipped });
+        let Mark { topic, sequence, .. } = mark;
+        self.frames.push_back(Frame { start: range.start, sequence, len: range.len, topic });
         self.swept_frames += 1;
         let overwritten = self.head.saturating_sub(capacity as u64);
         while self.frames.len() > self.frames_max
@@ -164,11 +163,21 @@ impl EgressLog {
         position < self.oldest()
     }
 
-    /// Whether what stands at `position` may be queued to another session: the newer half, so that it is not
-    /// overwritten while it waits its turn.
+    /// Whether what stands at `position` is in the newer half: it may wait until the next look over the sessions.
     pub fn is_fresh(&self, position: u64) -> bool {
-        let newer = self.frames.len().saturating_sub(self.frames_max / 2);
-        self.head - position <= self.buffer.len() as u64 / 2
+        self.is_newer(position, 2)
+    }
+
+    /// Whether what stands at `position` may be queued to another session: the newest quarter, so that behind frames
+    /// that are fresh none waits that is about to be overwritten.
+    pub fn is_shareable(&self, position: u64) -> bool {
+        self.is_newer(position, 4)
+    }
+
+    fn is_newer(&self, position: u64, part: usize) -> bool {
+        let newer = self.frames.len().saturating_sub(self.frames_max / part);
+        position <= self.head
+            && self.head - position <= (self.buffer.len() / part) as u64
             && self.frames.get(newer).is_some_and(|frame| position >= frame.start)
     }
 
@@ -275,7 +284,7 @@ impl EgressLog {
 
 impl Frame {
     fn mark(&self) -> Mark {
-        Mark { topic: self.topic, sequence: self.sequence, skipped: self.skipped }
+        Mark { topic: self.topic, sequence: self.sequence, skipped: 0 }
     }
 
     fn range(&self) -> Range {
@@ -283,7 +292,7 @@ impl Frame {
     }
 }
 
-const _: () = assert!(size_of::<Frame>() == 32, "the docs of EgressLog say what the index takes");
+const _: () = assert!(size_of::<Frame>() == 24, "the docs of EgressLog say what the index takes");
 
 #[cfg(test)]
 mod tests {

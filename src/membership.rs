@@ -49,7 +49,7 @@ pub struct Membership {
 
 impl Membership {
     /// Whether it stands in [`Lag::untold`].
-    fn is_untold(&self) -> bool {
+    pub fn is_untold(&self) -> bool {
         !self.announced || self.gap.0 < self.gap.1
     }
 
@@ -110,6 +110,21 @@ impl Lag {
             && self.places.is_empty()
             && self.pieces_in_flight == 0
             && !self.pull_queued
+    }
+
+    /// Forgets topics that the session has left, once there are more of them than of others. A few steps a call in the
+    /// long run.
+    pub fn forget_strangers(&mut self, memberships: &TopicMap<Membership>) {
+        let max = 2 * memberships.len() + 64;
+        if self.held.len() > max {
+            self.held.retain(|id| memberships.contains_key(id));
+        }
+        if self.untold.len() > max {
+            self.untold.retain(|id| memberships.contains_key(id));
+        }
+        if self.recovering.len() > max {
+            self.recovering.retain(|id| memberships.contains_key(id));
+        }
     }
 
     /// Bytes it holds.

@@ -11,7 +11,7 @@ use crate::{
     counters::Counter,
     fanout::Subscription,
     limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, SEND_DIRECT_BYTES},
-    log::{EgressLog, Range},
+    log::{EgressLog, Mark, Range},
     membership::{Lag, Membership, TopicMap},
     tick::ShardId,
     wire::{DecodeError, Encoding, websocket::WebSocket},
@@ -154,6 +154,8 @@ enum Segment {
     Log(Range),
     /// The next bytes of the session's own replies.
     Reply(u32),
+    /// The same, one frame of a topic that only this session gets: what it missed, or word of what it will not get.
+    Own { sequence: u64, topic: u32, skipped: u32, len: u32 },
 }
 
 const _: () = assert!(size_of::<Segment>() == 24, "limits.rs says what a full outbox holds");
@@ -218,6 +220,8 @@ pub struct Session {
     pub paused: bool,
     /// A SEND is with the transport; the next one waits for its outcome.
     pub sending: bool,
+    /// Its changes of subscriptions that wait for their turn; later requests wait for them.
+    pub walks: u32,
     /// It stands in the shard's queue of sessions with something to send.
     pub queued: bool,
     /// Bytes at the front of the outbox that end a frame whose beginning has been sent.
@@ -248,8 +252,11 @@ pub struct Session {
     pub ending: Option<Ending>,
     segments: VecDeque<Segment>,
     outbox_bytes: usize,
+    /// What [`Segment::Reply`] and [`Segment::Own`] say the lengths of, in order.
     replies: Vec<u8>,
     replies_start: usize,
+    /// Those of it that are [`Segment::Own`].
+    own_bytes: usize,
 }
 
 impl Session {
@@ -268,6 +275,7 @@ impl Session {
             took_parked: false,
             paused: false,
             sending: false,
+            walks: 0,
             queued: false,
             cut_rest: 0,
             refilled: false,
@@ -286,6 +294,7 @@ impl Session {
             outbox_bytes: 0,
             replies: Vec::new(),
             replies_start: 0,
+            own_bytes: 0,
         }
     }
 
@@ -294,9 +303,13 @@ impl Session {
         self.outbox_bytes
     }
 
-    /// Bytes of shared frames waiting to be sent: replies have a bound of their own.
+    /// Bytes of topics' frames waiting to be sent, shared or its own: replies have a bound of their own.
     pub fn frame_bytes(&self) -> usize {
-        self.outbox_bytes - (self.replies.len() - self.replies_start)
+        self.outbox_bytes - self.reply_bytes()
+    }
+
+    fn reply_bytes(&self) -> usize {
+        self.replies.len() - self.replies_start - self.own_bytes
     }
 
     /// Ranges and replies waiting to be sent.
@@ -328,20 +341,22 @@ impl Session {
             || self.lag.as_deref().is_some_and(|lag| !lag.held.is_empty() || !lag.untold.is_empty())
     }
 
-    /// Counts a membership that comes, goes or changes.
-    pub fn count_yielding(&mut self, before: Option<&Membership>, after: Option<&Membership>) {
+    /// Counts a membership that comes, goes or changes. Returns whether the session now has the first that yields, or
+    /// none any more.
+    pub fn count_yielding(&mut self, before: Option<&Membership>, after: Option<&Membership>) -> bool {
         let counts = |membership: Option<&Membership>| {
             let of = |yes: bool| u32::from(yes);
             membership.map_or((0, 0), |membership| (of(membership.yields()), of(membership.conflates())))
         };
-        let (before, after) = (counts(before), counts(after));
+        let (before, after, yielded) = (counts(before), counts(after), self.yielding.0 > 0);
         self.yielding.0 = self.yielding.0 + after.0 - before.0;
         self.yielding.1 = self.yielding.1 + after.1 - before.1;
+        yielded != (self.yielding.0 > 0)
     }
 
     /// Whether it has room for more replies; if not, its requests wait.
     pub fn takes_requests(&self) -> bool {
-        self.replies.len() - self.replies_start <= REPLY_BYTES_MAX
+        self.reply_bytes() <= REPLY_BYTES_MAX
     }
 
     /// Queues shared frames. Returns `false` when so much waits that something must yield. 24 bytes at most, none when
@@ -373,11 +388,27 @@ impl Session {
         self.invariants();
     }
 
+    /// Queues a frame of a topic that only this session gets. Bound: what is asked for at once, and one SEND. Returns
+    /// `false` when so much waits that something must yield.
+    pub fn push_own(&mut self, mark: Mark, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let before = self.replies.len();
+        write(&mut self.replies);
+        let len = self.replies.len() - before;
+        if len > 0 {
+            let Mark { topic, sequence, skipped } = mark;
+            self.outbox_bytes += len;
+            self.own_bytes += len;
+            self.segments.push_back(Segment::Own { sequence, topic, skipped, len: len as u32 });
+        }
+        self.invariants();
+        self.frame_bytes() <= self.yield_bytes && self.segments.len() <= OUTBOX_RANGES_MAX
+    }
+
     /// Whether the oldest shared frames that wait are still fresh in the log.
     pub fn is_fresh(&self, log: &EgressLog) -> bool {
         let oldest = self.segments.iter().find_map(|segment| match segment {
             Segment::Log(range) => Some(range.start),
-            Segment::Reply(_) => None,
+            Segment::Reply(_) | Segment::Own { .. } => None,
         });
         oldest.is_none_or(|start| log.is_fresh(start))
     }
@@ -388,6 +419,7 @@ impl Session {
         self.outbox_bytes = 0;
         self.replies = Vec::new();
         self.replies_start = 0;
+        self.own_bytes = 0;
         self.lag = None;
     }
 
@@ -400,8 +432,13 @@ impl Session {
             && let Some(segment) = self.segments.front().copied()
         {
             match (segment, log) {
-                (Segment::Reply(len), _) => {
+                // What is still to be told comes before any frame that was not begun.
+                (Segment::Log(_) | Segment::Own { .. }, _) if self.cut_rest == 0 && self.has_untold() => {
+                    break;
+                }
+                (Segment::Reply(len) | Segment::Own { len, .. }, _) => {
                     let taken = (len as usize).min(left);
+                    self.own_bytes -= if let Segment::Own { .. } = segment { taken } else { 0 };
                     gather.extend_from_slice(&self.replies[self.replies_start..self.replies_start + taken]);
                     self.replies_start += taken;
                     // Where in the replies a frame ends is not known: all that are queued together end one.
@@ -409,8 +446,6 @@ impl Session {
                     left -= taken;
                 }
                 (Segment::Log(_), None) => return Next::Lapped,
-                // What is still to be told comes before any frame that was not begun.
-                (Segment::Log(_), _) if self.cut_rest == 0 && self.has_untold() => break,
                 // What was gathered before it leaves first: it may end a frame that was cut.
                 (Segment::Log(range), Some(log)) if log.is_lapped(range.start) => {
                     match gather.len() > start {
@@ -464,7 +499,7 @@ impl Session {
         self.outbox_bytes -= len as usize;
         self.cut_rest = cut_rest;
         let done = match self.segments.front_mut() {
-            Some(Segment::Reply(left)) => {
+            Some(Segment::Reply(left) | Segment::Own { len: left, .. }) => {
                 *left -= len;
                 *left == 0
             }
@@ -485,7 +520,7 @@ impl Session {
             for segment in &self.segments {
                 match segment {
                     Segment::Log(range) => bytes += range.len as usize,
-                    Segment::Reply(len) => replies += *len as usize,
+                    Segment::Reply(len) | Segment::Own { len, .. } => replies += *len as usize,
                 }
             }
             assert_eq!(self.outbox_bytes, bytes + replies, "the outbox is the sum of its segments");

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::{
     limits::OUTBOX_RANGES_MAX,
-    log::{EgressLog, Range},
+    log::{EgressLog, Mark, Range},
     session::{CloseReason, Next, Session},
 };
 
@@ -149,6 +149,19 @@ impl Sessions {
         }
     }
 
+    /// Queues a frame of a topic that only this session gets; otherwise as [`Sessions::push_range`].
+    pub fn push_own(&mut self, slot: u32, mark: Mark, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut over = false;
+        self.with_outbox(slot, |session| {
+            if session.ending.is_none() {
+                over = !session.push_own(mark, write) && !std::mem::replace(&mut session.over, true);
+            }
+        });
+        if over {
+            self.over.push(slot);
+        }
+    }
+
     /// The next session that has more waiting than it should.
     pub fn pop_over(&mut self) -> Option<u32> {
         let slot = self.over.pop()?;
@@ -158,7 +171,8 @@ impl Sessions {
         Some(slot)
     }
 
-    /// Sets how much may wait before something must yield, by what the session takes.
+    /// Sets how much may wait before something must yield, by what the session takes. To be called as that changes, and
+    /// once nothing waits.
     pub fn set_yield_bytes(&mut self, slot: u32) {
         let (outbox_bytes_max, behind_bytes) = (self.outbox_bytes_max, self.behind_bytes);
         let Some(session) = self.any_mut(slot) else { return };
@@ -224,7 +238,7 @@ impl Sessions {
                 if session.sending {
                     continue;
                 }
-                if session.lag.is_some() && !std::mem::take(&mut session.refilled) {
+                if session.lag.is_some() && !std::mem::take(&mut session.refilled) && session.has_work() {
                     self.make_ready(slot);
                     continue;
                 }
@@ -246,6 +260,11 @@ impl Sessions {
             }
         }
         None
+    }
+
+    /// Sessions that stand ready for a SEND.
+    pub fn ready_len(&self) -> usize {
+        self.ready.len()
     }
 
     /// Whether any session is ready.

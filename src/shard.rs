@@ -22,7 +22,10 @@ mod timers;
 
 use std::{collections::VecDeque, sync::Arc};
 
-use self::timers::{Timer, TimerKind};
+use self::{
+    subscribe::Walk,
+    timers::{Timer, TimerKind},
+};
 use crate::{
     admission::Publishers,
     clock::Now,
@@ -30,7 +33,7 @@ use crate::{
     counters::{Counter, Counters},
     fanout::{self, Fanout, Logs},
     identity::Holders,
-    limits::{SCANS_MAX, SENDS_PER_SUBMIT, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
+    limits::{GATHER_BYTES, SCANS_MAX, SEND_BYTES_MAX, SENDS_PER_SUBMIT, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
     membership::Membership,
     ring::Stage,
     session::{Next, Protocol, Session, Source},
@@ -132,6 +135,10 @@ pub struct Shard {
     holders: Holders,
     publishers: Publishers,
     counters: Arc<Counters>,
+    /// Changes of subscriptions that go over a session's topics. Bound: a request's patterns a session.
+    walks: VecDeque<Walk>,
+    /// Topics that such changes may still look at in this turn.
+    walk_left: usize,
     scratch: Vec<u8>,
     /// Frames of a piece of history while it is put together.
     pieces: Vec<u8>,
@@ -176,6 +183,8 @@ impl Shard {
             holders: Holders::default(),
             publishers: Publishers::new(limits.publish_rate),
             counters,
+            walks: VecDeque::new(),
+            walk_left: TURN_SCAN_TOPICS,
             scratch: Vec::new(),
             pieces: Vec::new(),
             limits,
@@ -254,6 +263,8 @@ impl Shard {
         if self.stages.iter().all(|stages| stages.deliveries.has_room()) {
             worked |= self.with_home(|home, notify| home.scan(notify)) > 0;
         }
+        self.walk_left = TURN_SCAN_TOPICS;
+        worked |= self.walk(now);
         worked |= self.go_live();
         worked |= self.pull(now);
         self.logs.note_time(now.monotonic_ns);
@@ -269,8 +280,13 @@ impl Shard {
     /// [`SENDS_PER_SUBMIT`] of them. It appends to the logs, and what a SEND of the batch points to must stay: so not
     /// between two calls of [`Shard::poll_send`] of the same batch.
     pub fn prepare_sends(&mut self, now: Now) {
-        for _ in 0..SENDS_PER_SUBMIT {
-            let Some(slot) = self.sessions.pop_lagging() else { break };
+        // No more than the batch can carry: what is given too early is old by the time it leaves.
+        let mut bytes = 0;
+        while bytes < GATHER_BYTES
+            && self.sessions.ready_len() < SENDS_PER_SUBMIT
+            && let Some(slot) = self.sessions.pop_lagging()
+        {
+            bytes += SEND_BYTES_MAX;
             self.fanout.refill(slot, &mut self.sessions, &mut self.logs, now.monotonic_ns);
             self.fanout.relieve(&mut self.sessions, &mut self.logs);
         }
@@ -290,6 +306,7 @@ impl Shard {
                 }
                 Next::Idle => {
                     self.fanout.caught_up(slot, &mut self.sessions);
+                    self.fanout.queue_pull(slot, &mut self.sessions);
                     self.flushed(slot);
                 }
             }
@@ -328,6 +345,7 @@ impl Shard {
         self.sessions.has_ready()
             || self.fanout.has_live()
             || self.may_pull()
+            || !self.walks.is_empty()
             || (self.home.scans_len() > 0 && may_scan())
             || (self.takes_input() && self.paused_can_resume())
             || !self.actions.is_empty()

@@ -297,8 +297,8 @@ wire_record!(
     start: u64 = 16,
     /// Bits of [`crate::topic`]: `PIECE_*`.
     flags: u32 = 24,
-    /// 0.
-    reserved: u32 = 28,
+    /// What was asked for: a [`crate::topic::Wanted`].
+    wanted: u32 = 28,
 });
 
 wire_record!(

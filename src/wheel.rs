@@ -85,14 +85,15 @@ impl<T: Copy> Wheel<T> {
         self.len == 0
     }
 
-    /// Forgets the entries that are not to be kept, and gives their memory back. O(entries).
-    pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+    /// Forgets the entries that are not to be kept (named with their granule, which is `when_ns` over
+    /// [`TIMER_GRANULE_NS`], rounded up), and gives their memory back. O(entries).
+    pub fn retain(&mut self, mut keep: impl FnMut(u64, &T) -> bool) {
         let Wheel { nodes, slots, moving, .. } =
             std::mem::replace(self, Wheel { reached: self.reached, ..Wheel::new() });
         for first in slots.into_iter().flatten().chain([moving]) {
             let mut index = first;
             while let Some(&Node { granule, entry, next }) = nodes.get(index as usize) {
-                if keep(&entry) {
+                if keep(granule, &entry) {
                     self.nodes.push(Node { granule, entry, next: NONE });
                     self.len += 1;
                     self.hang((self.nodes.len() - 1) as u32);
@@ -102,7 +103,7 @@ impl<T: Copy> Wheel<T> {
         }
     }
 
-    /// Bytes of the slab: 24 for each entry of 12 bytes there was room for at once. It shrinks in [`Wheel::retain`] only.
+    /// Bytes of the slab: 32 for each entry of 16 bytes there was room for at once. It shrinks in [`Wheel::retain`] only.
     pub fn heap_bytes(&self) -> usize {
         self.nodes.capacity() * size_of::<Node<T>>()
     }
@@ -227,7 +228,7 @@ mod tests {
         while wheel.next_due_ns().is_some_and(|due_ns| due_ns <= now_ns) {
             seen.extend(wheel.pop_due(now_ns));
         }
-        wheel.retain(|n| n % 10 == 0);
+        wheel.retain(|_, n| n % 10 == 0);
         assert!(wheel.heap_bytes() <= 512 * size_of::<Node<usize>>());
         while let Some(due_ns) = wheel.next_due_ns() {
             now_ns = now_ns.max(due_ns);

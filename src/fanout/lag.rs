@@ -4,6 +4,7 @@
 use super::{Fanout, Logs, topic::Member, topic_mut};
 use crate::{
     limits::SEND_BYTES_MAX,
+    log::Mark,
     membership::{Membership, Taking},
     session::Fate,
     sessions::Sessions,
@@ -71,9 +72,19 @@ pub(super) fn hold(id: TopicId, sequence: u64, member: &mut Member, sessions: &m
     true
 }
 
+/// What a notice is that ticks do not come.
+pub(super) fn skipped(id: TopicId, from: u64, to: u64) -> Mark {
+    // So many at once that 32 bits do not hold them would take a century to publish.
+    Mark { topic: id.0, sequence: to, skipped: (to - from).min(u64::from(u32::MAX)) as u32 }
+}
+
 impl Membership {
     /// A tick comes now: when the next may. Those that come in time keep their pace, others start it anew.
     fn paced(&mut self, now_ns: u64) {
+        // A tick that was held after its time had come has its next one reckoned already.
+        if self.due_ns > now_ns {
+            return;
+        }
         let interval_ns = u64::from(self.interval_us) * 1_000;
         let on_time = now_ns.saturating_sub(self.due_ns) < interval_ns;
         self.due_ns = if on_time { self.due_ns } else { now_ns } + interval_ns;
@@ -122,21 +133,23 @@ impl Fanout {
                 Pressure::Time(time_ns) => log.head_at(time_ns),
                 _ => 0,
             };
-            session.thin_out(log, |mark, frame| {
+            session.thin_out(log, |mark, len, shared| {
                 let id = TopicId(mark.topic);
                 let Some(membership) = memberships.get_mut(&id) else { return Fate::Keep };
                 if !membership.yields() {
                     return Fate::Keep;
                 }
-                if membership.taking == Taking::Recovering && pressure != Pressure::Sweep {
+                if membership.taking == Taking::Recovering && mark.sequence > 0 {
                     // It was asked for, as much as there was room for; taken out, it would be asked for again.
                     return Fate::Keep;
                 }
-                if !membership.conflates() && membership.taking != Taking::Recovering {
-                    let goes = match pressure {
-                        Pressure::Bytes => waiting > target,
-                        Pressure::Time(_) => frame.start < old_ends,
-                        Pressure::Sweep => !log.is_fresh(frame.start),
+                if !membership.conflates() {
+                    let goes = match (pressure, shared) {
+                        (Pressure::Bytes, _) => waiting > target,
+                        (Pressure::Time(_), Some(frame)) => frame.start < old_ends,
+                        (Pressure::Sweep, Some(frame)) => !log.is_fresh(frame.start),
+                        // How long it has waited is not known, and no log laps it.
+                        (Pressure::Time(_) | Pressure::Sweep, None) => return Fate::Keep,
                     };
                     match (goes, conflating) {
                         (false, false) => return Fate::KeepRest,
@@ -157,10 +170,10 @@ impl Fanout {
                         topic.members[encoding as usize][membership.position as usize].set_skipped(true);
                     }
                 } else {
-                    // What was recovered and is taken out again is asked for again.
+                    // Held already, or for its pace: from further back.
                     membership.from = membership.from.min(mark.from());
                 }
-                waiting -= frame.len as usize;
+                waiting -= len as usize;
                 tally.taken_out += u64::from(mark.sequence > 0 && mark.skipped == 0);
                 Fate::TakeOut
             });
@@ -179,13 +192,13 @@ impl Fanout {
         }
         // What it is given now must not be what makes it yield.
         session.yield_bytes = usize::MAX;
-        self.tell(slot, sessions, logs);
+        self.tell(slot, sessions);
         while let Some(session) = sessions.open_mut(slot)
             && session.outbox_bytes() < send_bytes
             && let Some(lag) = session.lag.as_deref_mut()
             && let Some(id) = lag.held.pop_front()
         {
-            if !self.release(id, slot, sessions, logs, now_ns)
+            if !self.release(id, slot, 2 * send_bytes, sessions, logs, now_ns)
                 && let Some(session) = sessions.open_mut(slot)
             {
                 session.lag_mut().held.push_front(id);
@@ -225,14 +238,16 @@ impl Fanout {
             return;
         }
         membership.taking = Taking::Held;
+        let send_bytes = self.settings.behind_bytes.min(SEND_BYTES_MAX);
         if session.behind || session.outbox_bytes() >= SEND_BYTES_MAX {
             session.lag_mut().held.push_back(id);
             sessions.make_ready(slot);
-        } else if !self.release(id, slot, sessions, logs, now_ns)
+        } else if !self.release(id, slot, 2 * send_bytes, sessions, logs, now_ns)
             && let Some(session) = sessions.open_mut(slot)
         {
             session.lag_mut().held.push_back(id);
         }
+        self.relieve(sessions, logs);
     }
 
     /// The ticks that are to come later, since this was last asked.
@@ -240,12 +255,13 @@ impl Fanout {
         std::mem::take(&mut self.paces)
     }
 
-    /// Gives a session the newest ticks of a held topic, each preceded by what it stands for. Returns `false` when there
-    /// was no room for all of them.
+    /// Gives a session the newest ticks of a held topic, each preceded by what it stands for, while less than `bytes_max`
+    /// waits. Returns `false` when that was not all of them.
     fn release(
         &mut self,
         id: TopicId,
         slot: u32,
+        bytes_max: usize,
         sessions: &mut Sessions,
         logs: &mut Logs,
         now_ns: u64,
@@ -271,7 +287,7 @@ impl Fanout {
         if !std::mem::replace(&mut membership.announced, true) {
             topic.announce(slot, sessions, logs);
         }
-        let (mut whole, bytes_max) = (true, 2 * self.settings.behind_bytes.min(SEND_BYTES_MAX));
+        let mut whole = true;
         for (sequence, bytes) in topic.newest.since(from) {
             if sessions.get(slot).is_some_and(|session| session.outbox_bytes() >= bytes_max) {
                 whole = false;
@@ -280,28 +296,29 @@ impl Fanout {
             if sequence > from {
                 self.tally.conflated += sequence - from;
                 let notice = Reply::Conflated { topic: id, name: &topic.name, from, to: sequence };
-                if let Some((log, range)) = logs.append_skipped(encoding, &notice) {
-                    sessions.push_range(slot, log, range);
-                }
+                sessions.push_own(slot, skipped(id, from, sequence), |out| notice.encode(encoding, out));
             }
+            // The topic's last tick is shared by all who get it now; older ones of its keys are this session's own.
             let last = sequence == topic.newest.sequence();
             let shared = topic.latest[encoding as usize]
-                .filter(|range| last && logs.of(encoding).is_some_and(|log| log.is_fresh(range.start)));
-            let appended = match (shared, logs.of(encoding)) {
-                (Some(range), Some(log)) => Some((log, range)),
-                _ => match frame::decode(bytes, usize::MAX) {
-                    Ok(Step::Complete(_, tick)) => logs.append_tick(encoding, &tick, &topic.json_prefix),
-                    _ => None,
-                },
-            };
-            let Some((log, range)) = appended else {
-                sessions.doom_slow(slot);
-                break;
-            };
-            if last {
+                .filter(|range| last && logs.of(encoding).is_some_and(|log| log.is_shareable(range.start)));
+            let Ok(Step::Complete(_, tick)) = frame::decode(bytes, usize::MAX) else { break };
+            if !last {
+                let mark = Mark { topic: id.0, sequence, skipped: 0 };
+                sessions
+                    .push_own(slot, mark, |out| logs.encode_tick(encoding, &tick, &topic.json_prefix, out));
+            } else {
+                let appended = match (shared, logs.of(encoding)) {
+                    (Some(range), Some(log)) => Some((log, range)),
+                    _ => logs.append_tick(encoding, &tick, &topic.json_prefix),
+                };
+                let Some((log, range)) = appended else {
+                    sessions.doom_slow(slot);
+                    break;
+                };
                 topic.latest[encoding as usize] = Some(range);
+                sessions.push_range(slot, log, range);
             }
-            sessions.push_range(slot, log, range);
             self.tally.queued += 1;
             from = sequence + 1;
         }
@@ -315,8 +332,50 @@ impl Fanout {
         whole
     }
 
+    /// Before a session ends that is still to get what waits for it: the newest of what was held back or paced, and word of
+    /// everything else that it will not get. At most `outbox_bytes_max`; past that it learns when it comes back.
+    pub fn finish(
+        &mut self,
+        slot: u32,
+        outbox_bytes_max: usize,
+        sessions: &mut Sessions,
+        logs: &mut Logs,
+        now_ns: u64,
+    ) {
+        let Some(session) = sessions.open_mut(slot) else { return };
+        session.yield_bytes = usize::MAX;
+        let waits = |membership: &Membership| membership.taking != Taking::Live || membership.is_untold();
+        let waiting: Vec<TopicId> = session
+            .memberships
+            .iter()
+            .filter(|(_, membership)| waits(membership))
+            .map(|(&id, _)| id)
+            .collect();
+        self.tell_of(&waiting, slot, sessions);
+        for id in waiting {
+            let Some(session) = sessions.open_mut(slot) else { return };
+            if session.frame_bytes() > outbox_bytes_max {
+                return;
+            }
+            let Some(membership) = session.memberships.get_mut(&id) else { continue };
+            if membership.taking == Taking::Paced {
+                membership.taking = Taking::Held;
+            }
+            let (taking, from, encoding) = (membership.taking, membership.from, session.encoding);
+            let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
+            let to = topic.newest.sequence() + 1;
+            if taking == Taking::Held && from >= topic.tracked_from {
+                self.release(id, slot, outbox_bytes_max, sessions, logs, now_ns);
+            } else if taking != Taking::Live && from < to {
+                self.tally.dropped += to - from;
+                let notice = Reply::Gap { topic: id, name: &topic.name, from, to };
+                sessions.push_own(slot, skipped(id, from, to), |out| notice.encode(encoding, out));
+            }
+        }
+    }
+
     /// Announcements and gaps that were taken out or came about: before any frame that waits, as many as fit a SEND.
-    fn tell(&mut self, slot: u32, sessions: &mut Sessions, logs: &Logs) {
+    fn tell(&mut self, slot: u32, sessions: &mut Sessions) {
         let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) else {
             return;
         };
@@ -335,17 +394,18 @@ impl Fanout {
             lag.untold.drain(..told);
         }
         let notices = &self.scratch;
-        sessions
-            .with_outbox(slot, |session| session.insert_before_frames(logs.of(session.encoding), notices));
+        sessions.with_outbox(slot, |session| session.insert_before_frames(notices));
     }
 
-    /// Tells what is still to be told of one topic, before the session leaves it.
-    pub(super) fn tell_of(&mut self, id: TopicId, slot: u32, sessions: &mut Sessions, logs: &Logs) {
+    /// Tells what is still to be told of topics that the session is about to leave: nothing that waits of them is to be
+    /// more than was told.
+    pub(super) fn tell_of(&mut self, ids: &[TopicId], slot: u32, sessions: &mut Sessions) {
         self.scratch.clear();
-        self.encode_untold(id, slot, sessions);
+        for &id in ids {
+            self.encode_untold(id, slot, sessions);
+        }
         let notices = &self.scratch;
-        sessions
-            .with_outbox(slot, |session| session.insert_before_frames(logs.of(session.encoding), notices));
+        sessions.with_outbox(slot, |session| session.insert_before_frames(notices));
     }
 
     fn encode_untold(&mut self, id: TopicId, slot: u32, sessions: &mut Sessions) {

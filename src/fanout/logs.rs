@@ -8,7 +8,6 @@ use crate::{
         Encoding,
         frame::{Frame, TickParts},
         json,
-        reply::Reply,
         websocket::{self, DataType},
     },
 };
@@ -61,23 +60,12 @@ impl Logs {
             }
             Encoding::WebSocketJson => {}
         }
-        let times = tick.record::<TickTimes>().ok()?;
         let mut body = std::mem::take(&mut self.body);
-        body.clear();
-        json::encode_tick(
-            &mut body,
-            json_prefix,
-            tick.header.sequence,
-            &TickParts {
-                flags: tick.header.flags,
-                schema: 0,
-                times,
-                key: tick.key(),
-                payload: tick.payload(),
-            },
-        );
-        let (data_type, mark) = (Some(DataType::Text), mark);
-        let appended = self.append_range(encoding, mark, data_type, &body);
+        let encoded = encode_json(&mut body, tick, json_prefix);
+        let appended = match encoded {
+            true => self.append_range(encoding, mark, Some(DataType::Text), &body),
+            false => None,
+        };
         self.body = body;
         self.found(encoding, appended)
     }
@@ -100,27 +88,24 @@ impl Logs {
         self.found(encoding, appended)
     }
 
-    /// Encodes a notice that ticks do not come, CONFLATED or GAP; the raw encoding says nothing.
-    pub(super) fn append_skipped(
+    /// Appends a tick as the encoding has it, to bytes that are one session's own.
+    pub(super) fn encode_tick(
         &mut self,
         encoding: Encoding,
-        notice: &Reply<'_>,
-    ) -> Option<(&EgressLog, Range)> {
-        let (Reply::Conflated { topic, from, to, .. } | Reply::Gap { topic, from, to, .. }) = *notice else {
-            return None;
-        };
-        let mut bytes = std::mem::take(&mut self.body);
-        bytes.clear();
-        notice.encode(encoding, &mut bytes);
-        // So many at once that 32 bits do not hold them would take a century to publish.
-        let mark =
-            Mark { topic: topic.0, sequence: to, skipped: (to - from).min(u64::from(u32::MAX)) as u32 };
-        let appended = match bytes.is_empty() {
-            true => None,
-            false => self.append_range(encoding, mark, None, &bytes),
-        };
-        self.body = bytes;
-        self.found(encoding, appended)
+        tick: &Frame<'_>,
+        json_prefix: &[u8],
+        out: &mut Vec<u8>,
+    ) {
+        match encoding {
+            Encoding::Native => out.extend_from_slice(tick.bytes),
+            Encoding::WebSocketRkyv => websocket::encode(out, DataType::Binary, tick.bytes),
+            Encoding::WebSocketRaw => websocket::encode(out, DataType::Binary, tick.payload()),
+            Encoding::WebSocketJson => {
+                if encode_json(&mut self.body, tick, json_prefix) {
+                    websocket::encode(out, DataType::Text, &self.body);
+                }
+            }
+        }
     }
 
     fn append(
@@ -170,4 +155,14 @@ impl Logs {
     fn found(&self, encoding: Encoding, range: Option<Range>) -> Option<(&EgressLog, Range)> {
         Some((self.of(encoding)?, range?))
     }
+}
+
+/// A tick's JSON, in a buffer of its own. Returns `false` for a frame that is none, which no home makes.
+fn encode_json(body: &mut Vec<u8>, tick: &Frame<'_>, json_prefix: &[u8]) -> bool {
+    let Ok(times) = tick.record::<TickTimes>() else { return false };
+    let parts =
+        TickParts { flags: tick.header.flags, schema: 0, times, key: tick.key(), payload: tick.payload() };
+    body.clear();
+    json::encode_tick(body, json_prefix, tick.header.sequence, &parts);
+    true
 }

@@ -1,9 +1,14 @@
 //! Clients that come back: what they missed is asked of the topic's home in pieces, as their sockets take them, and
 //! joins the live ticks without a hole: pieces and ticks come through the same ring, in order.
 
-use super::{Begin, Fanout, Logs, Settings, lag::Pressure, topic_mut};
+use super::{
+    Begin, Fanout, Logs, Settings,
+    lag::{Pressure, skipped},
+    topic_mut,
+};
 use crate::{
     limits::{HISTORY_PIECE_BYTES, PIECES_IN_FLIGHT_MAX},
+    log::Mark,
     membership::{Lag, Taking},
     router,
     sessions::Sessions,
@@ -77,10 +82,20 @@ impl Fanout {
                 let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) else {
                     return;
                 };
-                // Those of topics that exist and match have been taken out as they were joined.
-                lag.places
-                    .extract_if(|name, _| router::matches(pattern, name) && !self.by_name.contains_key(name))
-                    .collect()
+                if router::is_exact(pattern) {
+                    // It was taken out as its topic was joined, if that exists.
+                    match lag.places.remove_entry(pattern) {
+                        Some(place) if !self.by_name.contains_key(pattern) => vec![place],
+                        _ => return,
+                    }
+                } else {
+                    // Those of topics that exist and match have been taken out as they were joined.
+                    lag.places
+                        .extract_if(|name, _| {
+                            router::matches(pattern, name) && !self.by_name.contains_key(name)
+                        })
+                        .collect()
+                }
             }
         };
         for (name, position) in unknown {
@@ -175,8 +190,8 @@ impl Fanout {
         if membership.taking != Taking::Recovering {
             return;
         }
-        if membership.from != from {
-            // It was taken out of the outbox again while the next piece was on its way: from there on, again.
+        if (membership.from, membership.wanted as u32) != (from, record.wanted) {
+            // It was asked for before the session left the topic and took it again.
             session.lag_mut().recovering.push_front(id);
             return;
         }
@@ -201,29 +216,22 @@ impl Fanout {
         if start > from {
             self.tally.dropped += start - from;
             let notice = Reply::Gap { topic: id, name: &name, from, to: start };
-            if let Some((log, range)) = logs.append_skipped(encoding, &notice) {
-                sessions.push_range(slot, log, range);
-            }
+            sessions.push_own(slot, skipped(id, from, start), |out| notice.encode(encoding, out));
         }
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
         let mut next = start;
         let mut rest = piece.payload();
         while let Ok(Step::Complete(used, tick)) = frame::decode(rest, usize::MAX) {
             rest = &rest[used..];
-            if conflates && tick.header.sequence > next {
-                self.tally.conflated += tick.header.sequence - next;
-                let notice =
-                    Reply::Conflated { topic: id, name: &name, from: next, to: tick.header.sequence };
-                if let Some((log, range)) = logs.append_skipped(encoding, &notice) {
-                    sessions.push_range(slot, log, range);
-                }
+            let sequence = tick.header.sequence;
+            if conflates && sequence > next {
+                self.tally.conflated += sequence - next;
+                let notice = Reply::Conflated { topic: id, name: &name, from: next, to: sequence };
+                sessions.push_own(slot, skipped(id, next, sequence), |out| notice.encode(encoding, out));
             }
-            let Some((log, range)) = logs.append_tick(encoding, &tick, &topic.json_prefix) else {
-                sessions.doom_slow(slot);
-                return;
-            };
-            next = tick.header.sequence + 1;
-            sessions.push_range(slot, log, range);
+            let mark = Mark { topic: id.0, sequence, skipped: 0 };
+            sessions.push_own(slot, mark, |out| logs.encode_tick(encoding, &tick, &topic.json_prefix, out));
+            next = sequence + 1;
             self.tally.queued += 1;
         }
         let Some(session) = sessions.open_mut(slot) else { return };

@@ -111,8 +111,18 @@ impl EgressTopic {
         logs: &mut Logs,
     ) -> bool {
         let Some(session) = sessions.open_mut(slot) else { return true };
-        if let Some(membership) = session.memberships.get_mut(&self.id) {
-            membership.references += 1;
+        if let Some(&membership) = session.memberships.get(&self.id) {
+            let Membership { policy, interval_us, references, .. } = membership;
+            let both = [Delivery { policy: Some(policy), interval_us }, delivery];
+            let merged = self.merge(both.into_iter());
+            if (merged.policy, merged.interval_us) != (Some(policy), interval_us) {
+                self.set_delivery(slot, merged, sessions);
+            }
+            if let Some(membership) =
+                sessions.any_mut(slot).and_then(|session| session.memberships.get_mut(&self.id))
+            {
+                membership.references = references + 1;
+            }
             return false;
         }
         let members = &mut self.members[session.encoding as usize];
@@ -139,9 +149,11 @@ impl EgressTopic {
         if taking == Taking::Recovering {
             session.lag_mut().recovering.push_back(self.id);
         }
-        session.count_yielding(None, Some(&membership));
+        let changes = session.count_yielding(None, Some(&membership));
         session.memberships.insert(self.id, membership);
-        sessions.set_yield_bytes(slot);
+        if changes {
+            sessions.set_yield_bytes(slot);
+        }
         self.announce(slot, sessions, logs);
         true
     }
@@ -150,7 +162,7 @@ impl EgressTopic {
     pub(super) fn announce(&mut self, slot: u32, sessions: &mut Sessions, logs: &mut Logs) {
         let Some(encoding) = sessions.get(slot).map(|session| session.encoding) else { return };
         let announced = self.announced[encoding as usize]
-            .filter(|range| logs.of(encoding).is_some_and(|log| log.is_fresh(range.start)));
+            .filter(|range| logs.of(encoding).is_some_and(|log| log.is_shareable(range.start)));
         let (log, range) = match (announced, logs.of(encoding)) {
             (Some(range), Some(log)) => (log, range),
             _ => match logs.append_topic(encoding, self) {
@@ -169,14 +181,27 @@ impl EgressTopic {
         let after = Membership {
             policy: delivery.policy.unwrap_or(self.policy),
             interval_us: delivery.interval_us,
-            due_ns: 0,
+            due_ns: if delivery.interval_us == before.interval_us { before.due_ns } else { 0 },
             ..before
         };
-        session.count_yielding(Some(&before), Some(&after));
+        let changes = session.count_yielding(Some(&before), Some(&after));
         session.memberships.insert(self.id, after);
         let member = &mut self.members[session.encoding as usize][before.position as usize];
         member.set_paced(delivery.interval_us > 0);
-        sessions.set_yield_bytes(slot);
+        if changes {
+            sessions.set_yield_bytes(slot);
+        }
+    }
+
+    /// After a change: a tick that waited for its time comes as soon as there is room, as the time may have been long.
+    pub(super) fn release_paced(&mut self, slot: u32, sessions: &mut Sessions) {
+        let Some(session) = sessions.open_mut(slot) else { return };
+        let Some(membership) = session.memberships.get(&self.id) else { return };
+        if membership.taking == Taking::Paced && membership.due_ns == 0 {
+            session.lag_mut().held.push_back(self.id);
+            self.set_taking(slot, Taking::Held, sessions);
+            sessions.make_ready(slot);
+        }
     }
 
     /// What several subscriptions come to: the highest rate, the more faithful policy.
@@ -211,7 +236,10 @@ impl EgressTopic {
     pub(super) fn leave_whole(&mut self, slot: u32, sessions: &mut Sessions) {
         let Some(session) = sessions.any_mut(slot) else { return };
         let Some(membership) = session.memberships.remove(&self.id) else { return };
-        session.count_yielding(Some(&membership), None);
+        let changes = session.count_yielding(Some(&membership), None);
+        if let Some(lag) = session.lag.as_deref_mut() {
+            lag.forget_strangers(&session.memberships);
+        }
         let members = &mut self.members[session.encoding as usize];
         members.swap_remove(membership.position as usize);
         if let Some(&moved) = members.get(membership.position as usize)
@@ -220,7 +248,9 @@ impl EgressTopic {
         {
             moved.position = membership.position;
         }
-        sessions.set_yield_bytes(slot);
+        if changes {
+            sessions.set_yield_bytes(slot);
+        }
     }
 
     /// Sets what the session gets, in its membership and in the list of members.

@@ -49,6 +49,13 @@ impl Shard {
     pub(super) fn end(&mut self, slot: u32, reason: CloseReason, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         ::log::debug!("session {:x} ends: {reason}", session.id);
+        if reason == CloseReason::Shutdown && (session.lag.is_some() || session.yielding.0 > 0) {
+            // What was accepted is delivered, or said not to be.
+            let max = self.limits.outbox_bytes_max;
+            self.fanout.finish(slot, max, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+            self.fanout.relieve(&mut self.sessions, &mut self.logs);
+        }
+        let Some(session) = self.sessions.open_mut(slot) else { return };
         session.ending = Some(Ending { reason: reason.clone(), half_closed: false });
         session.input = Vec::new();
         let id = session.id;
@@ -58,6 +65,10 @@ impl Shard {
         }
         self.stay(slot);
         self.detach(slot);
+        if let Some(session) = self.sessions.any_mut(slot) {
+            // Nothing more is given to it, so nothing may be waited for.
+            session.lag = None;
+        }
         // A peer's WebSocket close has been answered: the answer is the last thing that waits.
         let keeps_outbox = reason.flushes() || reason == CloseReason::Peer;
         let mut goodbye = true;

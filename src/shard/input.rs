@@ -65,7 +65,7 @@ impl Shard {
             let Some(session) = self.sessions.open_mut(slot).filter(|session| session.paused) else {
                 continue;
             };
-            if !session.takes_requests() || !self.takes_input() {
+            if !session.takes_requests() || session.walks > 0 || !self.takes_input() {
                 self.paused.push(slot);
                 continue;
             }
@@ -82,9 +82,9 @@ impl Shard {
 
     /// Whether a call to [`Shard::turn`] would take up a paused session.
     pub(super) fn paused_can_resume(&self) -> bool {
-        self.paused
-            .iter()
-            .any(|&slot| self.sessions.get(slot).is_some_and(|session| session.takes_requests()))
+        self.paused.iter().any(|&slot| {
+            self.sessions.get(slot).is_some_and(|session| session.takes_requests() && session.walks == 0)
+        })
     }
 
     fn process_waiting(&mut self, slot: u32, now: Now) {
@@ -140,7 +140,7 @@ impl Shard {
             };
             // Newcomers are let in whatever the load: one request, and somebody else's flood is not their fault.
             let newcomer = session.protocol.is_handshake();
-            let waits = !room || !session.takes_requests();
+            let waits = !room || !session.takes_requests() || session.walks > 0;
             if waits && !newcomer {
                 return Progress { used, blocked: true };
             }
@@ -306,18 +306,14 @@ impl Shard {
                 }
             }
             Command::Update { request, patterns, delivery } => {
-                for pattern in patterns {
-                    self.update(slot, request, &pattern, delivery, now);
-                }
+                self.queue_walks(slot, request, patterns, Some(delivery), now);
             }
             Command::Resume { topic, position } => self.resume(slot, &topic, position, now),
             Command::Refused { request, error } => {
                 self.fail(slot, request, ErrorCode::BadRequest, &error.to_string(), now);
             }
             Command::Unsubscribe { request, patterns } => {
-                for pattern in patterns {
-                    self.unsubscribe(slot, request, &pattern, now);
-                }
+                self.queue_walks(slot, request, patterns, None, now)
             }
             Command::Publish(publish) => self.publish_command(slot, &publish, now),
         }

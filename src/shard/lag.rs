@@ -28,7 +28,7 @@ impl Shard {
         }
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.parked_since_ns = now.monotonic_ns.max(1);
-        if !session.memberships.is_empty() && !std::mem::replace(&mut session.stall_watched, true) {
+        if !std::mem::replace(&mut session.stall_watched, true) {
             let id = session.id;
             self.watch(now.monotonic_ns.saturating_add(self.limits.behind_ns), TimerKind::Stall, id);
         }
@@ -124,7 +124,7 @@ impl Shard {
         frames.clear();
         let Piece { last, start, flags } = self.home.piece(id, wanted, from, now.monotonic_ns, &mut frames);
         let meta = Meta { topic_id: id.0, sequence: last, ..Meta::default() };
-        let record = History { session: record.session, from, start, flags, reserved: 0 };
+        let record = History { session: record.session, from, start, flags, wanted: record.wanted };
         if shard != self.id {
             let stage = self.stages[usize::from(shard.0)].deliveries.tail();
             frame::encode(stage, Kind::History, meta, &record, &[&frames]);

@@ -1,5 +1,7 @@
 //! Subscriptions as a session asks for them, changes them and ends them.
 
+use std::borrow::Cow;
+
 use super::{Shard, input::shown};
 use crate::{
     clock::Now,
@@ -10,7 +12,55 @@ use crate::{
     wire::{ErrorCode, reply::Reply},
 };
 
+/// A change of one subscription that goes over the session's topics: done in the order asked for, with a budget a turn.
+#[derive(Debug)]
+pub(super) struct Walk {
+    session: u64,
+    request: u32,
+    pattern: Box<str>,
+    /// `None`: it ends.
+    delivery: Option<Delivery>,
+}
+
 impl Shard {
+    /// Queues changes of subscriptions, and does as many as this turn still may; the session's later requests wait for the
+    /// rest.
+    pub(super) fn queue_walks(
+        &mut self,
+        slot: u32,
+        request: u32,
+        patterns: Vec<Cow<'_, str>>,
+        delivery: Option<Delivery>,
+        now: Now,
+    ) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        session.walks += patterns.len() as u32;
+        let session = session.id;
+        let walk = |pattern: Cow<'_, str>| Walk { session, request, pattern: pattern.into(), delivery };
+        self.walks.extend(patterns.into_iter().map(walk));
+        self.walk(now);
+    }
+
+    /// Does what the turn's budget allows of the changes that wait. Returns whether there were any.
+    pub(super) fn walk(&mut self, now: Now) -> bool {
+        let any = !self.walks.is_empty();
+        while self.walk_left > 0
+            && let Some(Walk { session: id, request, pattern, delivery }) = self.walks.pop_front()
+        {
+            let slot = id as u32;
+            let Some(session) = self.sessions.open_mut(slot).filter(|session| session.id == id) else {
+                continue;
+            };
+            session.walks -= 1;
+            let looked = match delivery {
+                Some(delivery) => self.update(slot, request, &pattern, delivery, now),
+                None => self.unsubscribe(slot, request, &pattern, now),
+            };
+            self.walk_left = self.walk_left.saturating_sub(looked);
+        }
+        any
+    }
+
     /// Where a subscription begins; places by topic are kept with the session until their topics are joined. `None`
     /// when there are more than may be, and the request has been answered.
     pub(super) fn begin(&mut self, slot: u32, request: u32, from: From, now: Now) -> Option<Begin> {
@@ -60,19 +110,21 @@ impl Shard {
         self.fail(slot, request, ErrorCode::BadRequest, &text, now);
     }
 
-    /// Changes how a subscription is delivered.
-    pub(super) fn update(&mut self, slot: u32, request: u32, pattern: &str, delivery: Delivery, now: Now) {
+    /// Changes how a subscription is delivered. Returns the topics and subscriptions looked at.
+    fn update(&mut self, slot: u32, request: u32, pattern: &str, delivery: Delivery, now: Now) -> usize {
         let entry = self.fanout.entry_of(pattern);
         let held = |session: &mut crate::session::Session| {
             session.subscriptions.iter().any(|held| Some(held.entry) == entry)
         };
         let (Some(entry), true) = (entry, self.sessions.open_mut(slot).is_some_and(held)) else {
             let text = format!("not subscribed to {}", shown(pattern.as_bytes()));
-            return self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
+            self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
+            return 1;
         };
-        self.fanout.update(entry, slot, delivery, &mut self.sessions);
+        let looked = self.fanout.update(entry, slot, delivery, &mut self.sessions);
         let epoch = self.epoch;
         self.reply(slot, &Reply::Subscribed { request, pattern, epoch });
+        looked
     }
 
     pub(super) fn subscribe(
@@ -108,7 +160,8 @@ impl Shard {
         }
     }
 
-    pub(super) fn unsubscribe(&mut self, slot: u32, request: u32, pattern: &str, now: Now) {
+    /// Ends a subscription. Returns the topics and subscriptions looked at.
+    fn unsubscribe(&mut self, slot: u32, request: u32, pattern: &str, now: Now) -> usize {
         let entry = self.fanout.entry_of(pattern);
         let held = self.sessions.open_mut(slot).and_then(|session| {
             let at = session.subscriptions.iter().position(|held| Some(held.entry) == entry)?;
@@ -116,11 +169,14 @@ impl Shard {
         });
         let Some(held) = held else {
             let text = format!("not subscribed to {}", shown(pattern.as_bytes()));
-            return self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
+            self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
+            return 1;
         };
-        if let Some(last) = self.fanout.unsubscribe(held, slot, &mut self.sessions, &self.logs) {
+        let (last, looked) = self.fanout.unsubscribe(held, slot, &mut self.sessions);
+        if let Some(last) = last {
             self.tell_homes_gone(&last);
         }
         self.reply(slot, &Reply::Unsubscribed { request, pattern });
+        looked
     }
 }

@@ -11,7 +11,8 @@ use super::Shard;
 use crate::{
     clock::Now,
     counters::Counter,
-    limits::{PING_LOOKS_PER_INTERVAL, TIMERS_GONE_MAX, TURN_TIMERS},
+    limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS, TIMERS_GONE_MAX, TURN_TIMERS},
+    membership::Taking,
     session::{CloseReason, Protocol, Pulse},
     tick::{Token, TopicId},
     wire::{
@@ -67,8 +68,18 @@ impl Shard {
     pub(super) fn watch(&mut self, when_ns: u64, kind: TimerKind, id: u64) {
         if self.timers.len() >= self.timers_max {
             let sessions = &self.sessions;
-            self.timers
-                .retain(|timer| sessions.get(timer.slot).is_some_and(|session| session.id == timer.id()));
+            self.timers.retain(|granule, timer| {
+                let Some(session) = sessions.get(timer.slot).filter(|session| session.id == timer.id())
+                else {
+                    return false;
+                };
+                // Of a topic's paces only the one that counts.
+                let TimerKind::Pace(topic) = timer.kind else { return true };
+                session.memberships.get(&topic).is_some_and(|membership| {
+                    membership.taking == Taking::Paced
+                        && membership.due_ns.div_ceil(TIMER_GRANULE_NS) == granule
+                })
+            });
             self.timers_max = TIMERS_GONE_MAX + 2 * self.timers.len();
         }
         self.timers.insert(when_ns, Timer::new(kind, id));
