@@ -404,13 +404,12 @@ impl Session {
         self.frame_bytes() <= self.yield_bytes && self.segments.len() <= OUTBOX_RANGES_MAX
     }
 
-    /// Whether the oldest shared frames that wait are still fresh in the log.
-    pub fn is_fresh(&self, log: &EgressLog) -> bool {
-        let oldest = self.segments.iter().find_map(|segment| match segment {
+    /// Where the oldest shared frames that wait begin in the log.
+    pub fn oldest_shared(&self) -> Option<u64> {
+        self.segments.iter().find_map(|segment| match segment {
             Segment::Log(range) => Some(range.start),
             Segment::Reply(_) | Segment::Own { .. } => None,
-        });
-        oldest.is_none_or(|start| log.is_fresh(start))
+        })
     }
 
     /// Drops everything that waits. Only between frames, unless nothing is to follow.

@@ -4,7 +4,7 @@
 use super::{Fanout, Logs, topic::Member, topic_mut};
 use crate::{
     limits::SEND_BYTES_MAX,
-    log::Mark,
+    log::{EgressLog, Mark},
     membership::{Membership, Taking},
     session::Fate,
     sessions::Sessions,
@@ -108,7 +108,8 @@ impl Fanout {
             for slot in sessions.slots() {
                 let Some(session) = sessions.open_mut(slot) else { continue };
                 let yields = due[session.encoding as usize] && session.yielding.0 > 0;
-                let stale = |log| session.outbox_bytes() > 0 && !session.is_fresh(log);
+                let stale =
+                    |log: &EgressLog| session.oldest_shared().is_some_and(|start| !log.is_fresh(start));
                 if yields && logs.of(session.encoding).is_some_and(stale) {
                     self.yield_frames(slot, Pressure::Sweep, sessions, logs);
                 }
@@ -133,6 +134,11 @@ impl Fanout {
                 Pressure::Time(time_ns) => log.head_at(time_ns),
                 _ => 0,
             };
+            let mut stays = match pressure {
+                Pressure::Bytes => false,
+                Pressure::Time(_) => session.oldest_shared().is_none_or(|start| start >= old_ends),
+                Pressure::Sweep => session.oldest_shared().is_none_or(|start| log.is_fresh(start)),
+            };
             session.thin_out(log, |mark, len, shared| {
                 let id = TopicId(mark.topic);
                 let Some(membership) = memberships.get_mut(&id) else { return Fate::Keep };
@@ -144,17 +150,18 @@ impl Fanout {
                     return Fate::Keep;
                 }
                 if !membership.conflates() {
-                    let goes = match (pressure, shared) {
-                        (Pressure::Bytes, _) => waiting > target,
-                        (Pressure::Time(_), Some(frame)) => frame.start < old_ends,
-                        (Pressure::Sweep, Some(frame)) => !log.is_fresh(frame.start),
-                        // How long it has waited is not known, and no log laps it.
-                        (Pressure::Time(_) | Pressure::Sweep, None) => return Fate::Keep,
+                    // The oldest go first: behind the first that stays all stay. What is the session's own and stands
+                    // before frames that go is older than they are.
+                    stays |= match (pressure, shared) {
+                        (Pressure::Bytes, _) => waiting <= target,
+                        (Pressure::Time(_), Some(frame)) => frame.start >= old_ends,
+                        (Pressure::Sweep, Some(frame)) => log.is_fresh(frame.start),
+                        (Pressure::Time(_) | Pressure::Sweep, None) => false,
                     };
-                    match (goes, conflating) {
-                        (false, false) => return Fate::KeepRest,
-                        (false, true) => return Fate::Keep,
-                        (true, _) => {}
+                    match (stays, conflating) {
+                        (true, false) => return Fate::KeepRest,
+                        (true, true) => return Fate::Keep,
+                        (false, _) => {}
                     }
                     let lists = match mark.sequence {
                         0 => membership.forget_announcement(),
