@@ -119,15 +119,18 @@ pub struct ServeArgs {
     /// --outbox-bytes-max if that is less]
     #[arg(long, value_name = "BYTES", help_heading = "Slow consumers")]
     pub behind_bytes: Option<usize>,
-    /// Time a socket may take nothing before ticks that may be are conflated or dropped
+    /// Time a socket may take for one SEND (64 KiB at most) before ticks that may be are conflated or dropped
     #[arg(long, value_name = "MS", default_value_t = limits::BEHIND_MS_DEFAULT, help_heading = "Slow consumers")]
     pub behind_ms: u64,
-    /// Time a socket may take nothing before a session with subscriptions that do not yield is closed
+    /// Time a socket may take for one SEND before a session with subscriptions that do not yield is closed
     #[arg(long, value_name = "MS", default_value_t = limits::STALL_DEADLINE_MS_DEFAULT, help_heading = "Slow consumers")]
     pub stall_deadline_ms: u64,
     /// Keys of one topic whose newest tick is kept; of more, those updated last
     #[arg(long, value_name = "N", default_value_t = limits::KEYS_PER_TOPIC_MAX_DEFAULT, help_heading = "Slow consumers")]
     pub keys_per_topic_max: usize,
+    /// Bytes of the newest ticks by key, of all topics together: at their homes, and again where they are taken
+    #[arg(long, value_name = "BYTES", default_value_t = limits::KEYS_BYTES_MAX_DEFAULT, help_heading = "Slow consumers")]
+    pub keys_bytes_max: usize,
     /// Bytes that the kernel keeps for a socket to send; ticks beyond wait where they can be conflated [default: the
     /// kernel's]
     #[arg(long, value_name = "BYTES", help_heading = "Slow consumers")]

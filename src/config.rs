@@ -89,9 +89,9 @@ pub struct Limits {
     pub outbox_bytes_max: usize,
     /// Bytes waiting for a session before what yields is taken out of its outbox.
     pub behind_bytes: usize,
-    /// Time a socket may take nothing before what yields is taken out, nanoseconds.
+    /// Time a socket may take for one SEND before what yields is taken out, nanoseconds.
     pub behind_ns: u64,
-    /// Time a socket may take nothing before a session that does not yield is closed, nanoseconds.
+    /// Time a socket may take for one SEND before a session that does not yield is closed, nanoseconds.
     pub stall_deadline_ns: u64,
     /// What becomes of a slow subscriber's ticks, by topic, where it has not said.
     pub policies: Rules<Policy>,
@@ -101,6 +101,8 @@ pub struct Limits {
     pub history_bytes_max: usize,
     /// Keys of one topic whose newest tick is kept.
     pub keys_per_topic_max: usize,
+    /// Bytes of the newest ticks by key of the whole server, at their homes, and again where they are taken.
+    pub keys_bytes_max: usize,
     /// Ticks a second that a session may publish; 0: as many as it can.
     pub publish_rate: u32,
     /// Whether a second connection of an identity replaces the first.
@@ -141,6 +143,7 @@ impl Default for Limits {
             history: Rules::all(delivery::default_history()),
             history_bytes_max: limits::HISTORY_BYTES_MAX_DEFAULT,
             keys_per_topic_max: limits::KEYS_PER_TOPIC_MAX_DEFAULT,
+            keys_bytes_max: limits::KEYS_BYTES_MAX_DEFAULT,
             publish_rate: 0,
             identity_replaces: false,
             debug_echo: false,
@@ -268,6 +271,7 @@ impl Config {
                 history: delivery::histories(&args.history, args.egress_log_bytes)?,
                 history_bytes_max: args.history_bytes_max,
                 keys_per_topic_max: args.keys_per_topic_max,
+                keys_bytes_max: args.keys_bytes_max,
                 publish_rate: args.publish_rate,
                 identity_replaces: args.identity_conflict == IdentityConflict::Replace,
                 debug_echo: args.debug_echo,

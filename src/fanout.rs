@@ -10,6 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use self::topic::EgressTopic;
 pub use self::{lag::Pace, logs::Logs};
 use crate::{
+    newest::KeysBudget,
     router::{self, PatternTrie},
     sessions::{Offered, Sessions},
     subscription::{Delivery, Policy, Position, Rules},
@@ -116,8 +117,8 @@ pub struct Fanout {
 pub struct Settings {
     /// Of a topic whose subscriber has not said.
     pub policies: Rules<Policy>,
-    /// Keys of one topic.
-    pub keys_per_topic_max: usize,
+    /// The newest ticks by key of all topics taken here.
+    pub keys: KeysBudget,
     /// Bytes waiting for a session before what yields is taken out.
     pub behind_bytes: usize,
 }
@@ -454,6 +455,7 @@ impl Fanout {
         let of_home = &mut self.topics[usize::from(id.home(self.shards).0)];
         let Some(topic) = of_home.get_mut(local as usize).and_then(Option::take) else { return };
         debug_assert!(topic.members.iter().all(Vec::is_empty), "a topic is closed when nobody here takes it");
+        topic.newest.give_back(&mut self.settings.keys);
         self.by_name.remove(&topic.name);
     }
 
@@ -463,7 +465,7 @@ impl Fanout {
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
         let sequence = tick.header.sequence;
         topic.tracked_from = topic.tracked_from.min(sequence);
-        topic.newest.put(sequence, tick.key(), self.settings.keys_per_topic_max, |out| {
+        topic.newest.put(sequence, tick.key(), &mut self.settings.keys, |out| {
             out.extend_from_slice(tick.bytes);
         });
         topic.latest = Default::default();

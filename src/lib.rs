@@ -32,8 +32,8 @@
 //!
 //! # Invariants
 //!
-//! - Sequences a subscriber sees of a topic strictly increase, without a gap: a session that cannot have the next
-//!   tick is closed, with a reason.
+//! - Sequences a subscriber sees of a topic strictly increase, and what lies between two was announced as conflated or
+//!   lost: a session that cannot be told is closed, with a reason.
 //! - A shard touches only what it owns; shards meet in SPSC rings. Deliveries are always taken in, requests only while
 //!   there is room for what they add, so no two full shards wait for each other.
 //! - Memory is bounded by configuration: logs, rings, sessions.

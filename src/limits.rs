@@ -88,9 +88,10 @@ pub const RESUME_POSITIONS_MAX: usize = 16_384;
 
 /// Bytes waiting for a session before what yields (conflate, drop, a pace) is taken out of its outbox, default.
 pub const BEHIND_BYTES_DEFAULT: usize = 256 << 10;
-/// Time a socket may take nothing before what yields is taken out, default.
+/// Time a socket may take for one SEND before what yields is taken out, default.
 pub const BEHIND_MS_DEFAULT: u64 = 500;
-/// Time a socket may take nothing before a session with subscriptions that do not yield is closed, default.
+/// Time a socket may take for one SEND before a session with subscriptions that do not yield is closed, default: 64 KiB at
+/// 17 kbit/s.
 pub const STALL_DEADLINE_MS_DEFAULT: u64 = 30_000;
 /// Bytes not yet on the wire that a socket takes, default: two SENDs, so that the wire never waits for the next one.
 pub const NOTSENT_LOWAT_BYTES_DEFAULT: u32 = 2 * SEND_BYTES_MAX as u32;
@@ -98,6 +99,10 @@ pub const NOTSENT_LOWAT_BYTES_DEFAULT: u32 = 2 * SEND_BYTES_MAX as u32;
 pub const SOCKET_SEND_BYTES_LOWEST: usize = 4 << 10;
 /// Keys of one topic whose newest tick is kept, default.
 pub const KEYS_PER_TOPIC_MAX_DEFAULT: usize = 1_024;
+/// Bytes of the newest ticks by key of all topics together, default; divided over the shards.
+pub const KEYS_BYTES_MAX_DEFAULT: usize = 64 << 20;
+/// Bytes of names that the places of one session may have.
+pub const RESUME_BYTES_MAX: usize = 1 << 20;
 /// Recent ticks that a topic keeps, default.
 pub const HISTORY_TICKS_DEFAULT: usize = 256;
 /// Bytes of recent ticks that a topic keeps, default.

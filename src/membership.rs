@@ -99,6 +99,8 @@ pub struct Lag {
     pub pull_queued: bool,
     /// Places that the client has named, by topic.
     pub places: HashMap<Box<str>, Position>,
+    /// Bytes of names that it has put there since there were none.
+    pub places_bytes: usize,
 }
 
 impl Lag {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 /// What a conflating subscriber and a snapshot get: the last frame, and once a tick had a key, the last of each key.
 ///
-/// Memory: one frame; with keys one frame and about 100 bytes for each of at most `keys_max` keys. Of more keys those
-/// that were updated last are kept.
+/// Memory: one frame; with keys one frame and about 100 bytes for each of at most `keys_max` keys, within what the
+/// [`KeysBudget`] of all topics has left. Of more those that were updated last are kept.
 ///
 /// Invariant: once there are keys, `by_key` and `frames` name the same sequences, and the last of them is `sequence`.
 #[derive(Debug, Default)]
@@ -13,6 +13,15 @@ pub struct Newest {
     latest: Vec<u8>,
     sequence: u64,
     keyed: Option<Box<Keyed>>,
+}
+
+/// What the newest ticks by key of many topics may take together.
+#[derive(Clone, Copy, Debug)]
+pub struct KeysBudget {
+    /// Keys of one topic.
+    pub keys_max: usize,
+    /// Bytes of frames that are left to all. The last tick of a topic is kept beyond it.
+    pub bytes_left: usize,
 }
 
 #[derive(Debug, Default)]
@@ -35,11 +44,17 @@ impl Newest {
 
     /// Takes in the next tick: `write` appends its frame to the empty buffer it is given. No allocation once the buffer
     /// has grown to the topic's largest tick, while there are no keys.
-    pub fn put(&mut self, sequence: u64, key: u64, keys_max: usize, write: impl FnOnce(&mut Vec<u8>)) {
+    pub fn put(
+        &mut self,
+        sequence: u64,
+        key: u64,
+        budget: &mut KeysBudget,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
         if key != 0 && self.keyed.is_none() {
             let mut keyed = Box::<Keyed>::default();
             if self.sequence != 0 {
-                keyed.put(self.sequence, 0, keys_max, &self.latest);
+                keyed.put(self.sequence, 0, budget, &self.latest);
             }
             self.keyed = Some(keyed);
         }
@@ -47,7 +62,7 @@ impl Newest {
         write(&mut self.latest);
         self.sequence = sequence;
         if let Some(keyed) = &mut self.keyed {
-            keyed.put(sequence, key, keys_max, &self.latest);
+            keyed.put(sequence, key, budget, &self.latest);
         }
     }
 
@@ -60,6 +75,12 @@ impl Newest {
             .chain(alone.then_some((self.sequence, self.latest.as_slice())))
     }
 
+    /// Gives back to the budget what the keys took: the topic is forgotten.
+    pub fn give_back(&self, budget: &mut KeysBudget) {
+        let bytes = self.keyed.iter().flat_map(|keyed| keyed.frames.values()).map(|(_, frame)| frame.len());
+        budget.bytes_left += bytes.sum::<usize>();
+    }
+
     /// Bytes it holds on the heap.
     pub fn memory_bytes(&self) -> usize {
         let of = |keyed: &Keyed| keyed.frames.values().map(|(_, frame)| frame.len() + 100).sum::<usize>();
@@ -68,16 +89,20 @@ impl Newest {
 }
 
 impl Keyed {
-    fn put(&mut self, sequence: u64, key: u64, keys_max: usize, frame: &[u8]) {
-        if let Some(before) = self.by_key.insert(key, sequence) {
-            self.frames.remove(&before);
-        }
-        self.frames.insert(sequence, (key, frame.into()));
-        if self.by_key.len() > keys_max.max(1)
-            && let Some((_, (oldest, _))) = self.frames.pop_first()
+    fn put(&mut self, sequence: u64, key: u64, budget: &mut KeysBudget, frame: &[u8]) {
+        if let Some(before) = self.by_key.insert(key, sequence)
+            && let Some((_, before)) = self.frames.remove(&before)
         {
-            self.by_key.remove(&oldest);
+            budget.bytes_left += before.len();
         }
+        while self.by_key.len() > budget.keys_max.max(1) || budget.bytes_left < frame.len() {
+            let Some((_, (oldest, before))) = self.frames.pop_first() else { break };
+            self.by_key.remove(&oldest);
+            budget.bytes_left += before.len();
+        }
+        // A topic's last tick is kept whatever the budget: then less is given back than it took.
+        budget.bytes_left = budget.bytes_left.saturating_sub(frame.len());
+        self.frames.insert(sequence, (key, frame.into()));
     }
 }
 
@@ -86,7 +111,8 @@ mod tests {
     use super::*;
 
     fn put(newest: &mut Newest, sequence: u64, key: u64) {
-        newest.put(sequence, key, 3, |out| out.push(sequence as u8));
+        let mut budget = KeysBudget { keys_max: 3, bytes_left: 1 << 20 };
+        newest.put(sequence, key, &mut budget, |out| out.push(sequence as u8));
     }
 
     fn since(newest: &Newest, sequence: u64) -> Vec<u64> {
@@ -119,5 +145,23 @@ mod tests {
         let mut newest = Newest::default();
         (1..=10).for_each(|sequence| put(&mut newest, sequence, sequence));
         assert_eq!(since(&newest, 1), [8, 9, 10]);
+    }
+
+    #[test]
+    fn past_the_bytes_of_all_topics_the_oldest_keys_make_room() {
+        let mut budget = KeysBudget { keys_max: 1_000, bytes_left: 1_000 };
+        let mut newest = [Newest::default(), Newest::default()];
+        for sequence in 1..=100 {
+            for newest in &mut newest {
+                newest.put(sequence, sequence, &mut budget, |out| out.resize(90, sequence as u8));
+            }
+        }
+        let kept: usize = newest.iter().map(|newest| newest.since(1).count()).sum();
+        assert!((2..=12).contains(&kept), "{kept}");
+        assert!(
+            newest.iter().all(|newest| newest.since(1).last().is_some_and(|(sequence, _)| sequence == 100))
+        );
+        newest.iter().for_each(|newest| newest.give_back(&mut budget));
+        assert!((1_000..=1_180).contains(&budget.bytes_left), "{}", budget.bytes_left);
     }
 }

@@ -35,6 +35,7 @@ use crate::{
     identity::Holders,
     limits::{GATHER_BYTES, SCANS_MAX, SEND_BYTES_MAX, SENDS_PER_SUBMIT, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
     membership::Membership,
+    newest::KeysBudget,
     ring::Stage,
     session::{Next, Protocol, Session, Source},
     sessions::Sessions,
@@ -147,6 +148,10 @@ pub struct Shard {
 impl Shard {
     /// Shard `id` of `shards`. `epoch` names the server's life and is the same on all.
     pub fn new(id: ShardId, shards: u16, epoch: u64, limits: Limits, counters: Arc<Counters>) -> Shard {
+        let keys = KeysBudget {
+            keys_max: limits.keys_per_topic_max,
+            bytes_left: limits.keys_bytes_max / usize::from(shards),
+        };
         Shard {
             id,
             shards,
@@ -158,7 +163,7 @@ impl Shard {
                 Keeping {
                     history: limits.history.clone(),
                     history_bytes_max: limits.history_bytes_max / usize::from(shards),
-                    keys_per_topic_max: limits.keys_per_topic_max,
+                    keys,
                 },
             ),
             fanout: Fanout::new(
@@ -166,7 +171,7 @@ impl Shard {
                 epoch,
                 fanout::Settings {
                     policies: limits.policies.clone(),
-                    keys_per_topic_max: limits.keys_per_topic_max,
+                    keys,
                     behind_bytes: limits.behind_bytes,
                 },
             ),

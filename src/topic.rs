@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use crate::{
     history::{History, HistoryBounds},
     limits::{HISTORY_PIECE_BYTES, TURN_SCAN_TOPICS},
-    newest::Newest,
+    newest::{KeysBudget, Newest},
     router::{self, PatternTrie},
     subscription::Rules,
     tick::{Sequence, ShardId, TopicId},
@@ -79,8 +79,8 @@ pub struct Keeping {
     pub history: Rules<HistoryBounds>,
     /// Bytes of all topics of the home together.
     pub history_bytes_max: usize,
-    /// Keys of one topic.
-    pub keys_per_topic_max: usize,
+    /// The newest ticks by key of all topics of the home.
+    pub keys: KeysBudget,
 }
 
 /// A topic at its home.
@@ -186,7 +186,7 @@ impl Home {
         let topic = &mut self.topics[index as usize];
         topic.sequence.0 += 1;
         let (id, sequence) = (topic.id, topic.sequence);
-        topic.newest.put(sequence.0, tick.key, self.keeping.keys_per_topic_max, |out| {
+        topic.newest.put(sequence.0, tick.key, &mut self.keeping.keys, |out| {
             frame::encode_tick(out, id, sequence, tick);
         });
         let left = &mut self.history_left_bytes;

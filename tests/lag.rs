@@ -266,7 +266,7 @@ fn a_stalled_subscriber_costs_a_slot_a_topic_and_no_payload() {
 #[test]
 fn a_session_and_a_subscription_cost_what_the_docs_say() {
     // README.md, "Memory": at most so much a session, and so much for each topic it takes.
-    const SESSION_BYTES: usize = 512;
+    const SESSION_BYTES: usize = 544;
     const TOPIC_BYTES: usize = 128;
     const SESSIONS: u32 = 1_000;
     const TOPICS: usize = 64;
@@ -367,4 +367,34 @@ fn a_place_is_recovered_or_said_to_be_lost() {
         [Recovered(false), Recovered(true), tick("a", 20)],
         "a topic that never was, and one that is"
     );
+}
+
+#[test]
+fn a_drain_gives_what_was_held_back_and_says_what_it_does_not_give() {
+    let drained = |bench: &mut Bench| {
+        let deadline_ns = bench.now.monotonic_ns + 5_000 * MS;
+        bench.shard.begin_drain(deadline_ns, bench.now);
+        bench.turn();
+        assert!(!bench.shard.is_busy() || bench.full.is_empty(), "a full socket is nothing to be busy with");
+        bench.open();
+        assert!(!bench.shard.is_busy(), "nothing is left to do until the peers close");
+        bench.said()
+    };
+    let mut bench = stalled(Policy::Conflate);
+    (2..=100).for_each(|_| bench.publish("a", 0, &[0; 40]));
+    assert_eq!(drained(&mut bench), [Conflated(2, 100), tick("a", 100), Closing(3001)]);
+
+    let mut bench = stalled(Policy::Drop);
+    (2..=100).for_each(|_| bench.publish("a", 0, &[0; 40]));
+    let said = drained(&mut bench);
+    let Gap(2, to) = said[0] else { panic!("{said:?}") };
+    let mut rest: Vec<Said> = (to..=100).map(|sequence| tick("a", sequence)).collect();
+    rest.push(Closing(3001));
+    assert_eq!(said[1..], rest);
+
+    let mut bench = Bench::new(Limits::default());
+    bench.connect(READER);
+    bench.subscribe(READER, "a", Subscribe { max_rate_millihertz: 1, ..Subscribe::default() });
+    (1..=3).for_each(|_| bench.publish("a", 0, b"1"));
+    assert_eq!(drained(&mut bench), [tick("a", 1), Conflated(2, 3), tick("a", 3), Closing(3001)]);
 }

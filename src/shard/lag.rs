@@ -95,7 +95,7 @@ impl Shard {
 
     /// Whether a piece of history can be asked for.
     pub(super) fn may_pull(&self) -> bool {
-        self.fanout.has_pulls() && self.takes_requests() && self.requests_have_room()
+        !self.input_stopped && self.fanout.has_pulls() && self.takes_requests() && self.requests_have_room()
     }
 
     /// Asks the homes for the pieces of history that sessions have room for, at most [`TURN_PIECES`]. Returns whether

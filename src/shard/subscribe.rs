@@ -6,7 +6,7 @@ use super::{Shard, input::shown};
 use crate::{
     clock::Now,
     fanout::{Begin, Interest, Subscription},
-    limits::RESUME_POSITIONS_MAX,
+    limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
     router,
     subscription::{Delivery, From, Position},
     wire::{ErrorCode, reply::Reply},
@@ -78,11 +78,16 @@ impl Shard {
                     }
                 }
                 let session = self.sessions.open_mut(slot)?;
-                let places = &mut session.lag_mut().places;
-                if places.len() + sequences.len() > RESUME_POSITIONS_MAX {
+                let bytes: usize = sequences.keys().map(|topic| topic.len()).sum();
+                let lag = session.lag_mut();
+                let places = &mut lag.places;
+                if places.len() + sequences.len() > RESUME_POSITIONS_MAX
+                    || lag.places_bytes + bytes > RESUME_BYTES_MAX
+                {
                     self.too_many_places(slot, request, now);
                     return None;
                 }
+                lag.places_bytes += bytes;
                 let place = |(topic, sequence)| (topic, Position { epoch, sequence });
                 places.extend(sequences.into_iter().map(place));
                 Some(Begin::Places)
@@ -97,16 +102,18 @@ impl Shard {
             return self.fail(slot, 0, ErrorCode::BadTopic, &text, now);
         }
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        let places = &mut session.lag_mut().places;
-        if places.len() >= RESUME_POSITIONS_MAX {
+        let lag = session.lag_mut();
+        if lag.places.len() >= RESUME_POSITIONS_MAX || lag.places_bytes + topic.len() > RESUME_BYTES_MAX {
             return self.too_many_places(slot, 0, now);
         }
-        places.insert(topic.into(), position);
+        lag.places_bytes += topic.len();
+        lag.places.insert(topic.into(), position);
     }
 
     fn too_many_places(&mut self, slot: u32, request: u32, now: Now) {
-        let text =
-            format!("from: a session may name {RESUME_POSITIONS_MAX} places that wait for their topics");
+        let text = format!(
+            "from: a session may name {RESUME_POSITIONS_MAX} places, {RESUME_BYTES_MAX} bytes of names"
+        );
         self.fail(slot, request, ErrorCode::BadRequest, &text, now);
     }
 

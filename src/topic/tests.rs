@@ -90,7 +90,11 @@ fn topics_are_bounded() {
 const BOUNDS: HistoryBounds = HistoryBounds { ticks: 10, bytes: 64 << 10, age_ns: 0 };
 
 fn home(shards: u16, topics_max: usize) -> Home {
-    let keeping = Keeping { history: Rules::all(BOUNDS), history_bytes_max: 1 << 20, keys_per_topic_max: 4 };
+    let keeping = Keeping {
+        history: Rules::all(BOUNDS),
+        history_bytes_max: 1 << 20,
+        keys: KeysBudget { keys_max: 4, bytes_left: 1 << 20 },
+    };
     Home::new(A, shards, topics_max, keeping)
 }
 
