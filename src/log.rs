@@ -103,7 +103,7 @@ impl EgressLog {
         }
     }
 
-    /// Notes where the head is now. At most [`TIMES_MAX`] notes are kept.
+    /// Notes where the head is now. The last `TIMES_MAX` notes are kept.
     pub fn note_time(&mut self, now_ns: u64) {
         if self.times.back().is_some_and(|&(noted_ns, _)| now_ns < noted_ns + TIMES_INTERVAL_NS) {
             return;
