@@ -304,6 +304,10 @@ impl Fanout {
         let Some(session) = sessions.open_mut(slot) else { return 1 };
         let Some(held) = session.subscriptions.iter_mut().find(|held| held.entry == entry) else { return 1 };
         held.delivery = delivery;
+        if held.position.is_none() {
+            // It takes nothing yet: what its topics come by another subscription stays as it is.
+            return 1;
+        }
         let (taken, mut looked) = self.memberships_of(entry, slot, sessions);
         for &id in &taken {
             looked += self.merge_deliveries(id, slot, Some(delivery), sessions);
@@ -486,10 +490,11 @@ impl Fanout {
                 {
                     continue;
                 }
-                if sessions.offer(slot, log, range) == Offered::Behind
-                    && !lag::hold(id, sequence, member, sessions)
-                {
-                    sessions.push_range(slot, log, range);
+                match sessions.offer(slot, log, range) {
+                    Offered::Gone => continue,
+                    Offered::Behind if lag::hold(id, sequence, member, sessions) => continue,
+                    Offered::Behind => sessions.push_range(slot, log, range),
+                    Offered::Queued => {}
                 }
                 self.tally.queued += 1;
             }

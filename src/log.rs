@@ -153,6 +153,11 @@ impl EgressLog {
         Some(range)
     }
 
+    /// Where the next frame will begin, or the end of the buffer before it.
+    pub fn head(&self) -> u64 {
+        self.head
+    }
+
     /// Where the oldest readable frame begins.
     fn oldest(&self) -> u64 {
         self.frames.front().map_or(self.head, |first| first.start)

@@ -99,7 +99,7 @@ pub struct Lag {
     pub pull_queued: bool,
     /// Places that the client has named, by topic.
     pub places: HashMap<Box<str>, Position>,
-    /// Bytes of names that it has put there since there were none.
+    /// Bytes of their names.
     pub places_bytes: usize,
 }
 
@@ -112,6 +112,20 @@ impl Lag {
             && self.places.is_empty()
             && self.pieces_in_flight == 0
             && !self.pull_queued
+    }
+
+    /// Notes a place.
+    pub fn put_place(&mut self, topic: &str, position: Position) {
+        if self.places.insert(topic.into(), position).is_none() {
+            self.places_bytes += topic.len();
+        }
+    }
+
+    /// Takes a place out.
+    pub fn take_place(&mut self, topic: &str) -> Option<Position> {
+        let place = self.places.remove(topic)?;
+        self.places_bytes -= topic.len();
+        Some(place)
     }
 
     /// Forgets topics that the session has left, once there are more of them than of others. A few steps a call in the

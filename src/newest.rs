@@ -20,8 +20,8 @@ pub struct Newest {
 pub struct KeysBudget {
     /// Keys of one topic.
     pub keys_max: usize,
-    /// Bytes of frames that are left to all. The last tick of a topic is kept beyond it.
-    pub bytes_left: usize,
+    /// Bytes of frames that are left to all. The last tick of a topic is kept beyond it: below 0 by one frame a topic.
+    pub bytes_left: isize,
 }
 
 #[derive(Debug, Default)]
@@ -78,7 +78,7 @@ impl Newest {
     /// Gives back to the budget what the keys took: the topic is forgotten.
     pub fn give_back(&self, budget: &mut KeysBudget) {
         let bytes = self.keyed.iter().flat_map(|keyed| keyed.frames.values()).map(|(_, frame)| frame.len());
-        budget.bytes_left += bytes.sum::<usize>();
+        budget.bytes_left += bytes.sum::<usize>() as isize;
     }
 
     /// Bytes it holds on the heap.
@@ -93,15 +93,14 @@ impl Keyed {
         if let Some(before) = self.by_key.insert(key, sequence)
             && let Some((_, before)) = self.frames.remove(&before)
         {
-            budget.bytes_left += before.len();
+            budget.bytes_left += before.len() as isize;
         }
-        while self.by_key.len() > budget.keys_max.max(1) || budget.bytes_left < frame.len() {
+        while self.by_key.len() > budget.keys_max.max(1) || budget.bytes_left < frame.len() as isize {
             let Some((_, (oldest, before))) = self.frames.pop_first() else { break };
             self.by_key.remove(&oldest);
-            budget.bytes_left += before.len();
+            budget.bytes_left += before.len() as isize;
         }
-        // A topic's last tick is kept whatever the budget: then less is given back than it took.
-        budget.bytes_left = budget.bytes_left.saturating_sub(frame.len());
+        budget.bytes_left -= frame.len() as isize;
         self.frames.insert(sequence, (key, frame.into()));
     }
 }
@@ -162,6 +161,6 @@ mod tests {
             newest.iter().all(|newest| newest.since(1).last().is_some_and(|(sequence, _)| sequence == 100))
         );
         newest.iter().for_each(|newest| newest.give_back(&mut budget));
-        assert!((1_000..=1_180).contains(&budget.bytes_left), "{}", budget.bytes_left);
+        assert_eq!(budget.bytes_left, 1_000, "what was taken is given back, and no more");
     }
 }

@@ -159,7 +159,7 @@ enum Segment {
 }
 
 const _: () = assert!(size_of::<Segment>() == 24, "limits.rs says what a full outbox holds");
-const _: () = assert!(size_of::<Session>() <= 320, "the docs of Session say how large it is");
+const _: () = assert!(size_of::<Session>() <= 352, "the docs of Session say how large it is");
 
 /// Where the bytes of one SEND are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,7 +190,7 @@ pub struct Ending {
     pub half_closed: bool,
 }
 
-/// One client connection. At most 320 bytes, and what its fields point to.
+/// One client connection. At most 352 bytes, and what its fields point to.
 ///
 /// Invariant: `outbox_bytes` is the sum of the segments' lengths.
 /// Invariant: the replies' segments add up to the replies not yet taken.
@@ -222,6 +222,8 @@ pub struct Session {
     pub sending: bool,
     /// Its changes of subscriptions that wait for their turn; later requests wait for them.
     pub walks: u32,
+    /// Frames of a WebSocket message that wait for them too.
+    pub message_rest: Vec<u8>,
     /// It stands in the shard's queue of sessions with something to send.
     pub queued: bool,
     /// Bytes at the front of the outbox that end a frame whose beginning has been sent.
@@ -276,6 +278,7 @@ impl Session {
             paused: false,
             sending: false,
             walks: 0,
+            message_rest: Vec::new(),
             queued: false,
             cut_rest: 0,
             refilled: false,

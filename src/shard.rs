@@ -140,6 +140,8 @@ pub struct Shard {
     walks: VecDeque<Walk>,
     /// Topics that such changes may still look at in this turn.
     walk_left: usize,
+    /// What a drain may still append to the logs.
+    drain_left_bytes: u64,
     scratch: Vec<u8>,
     /// Frames of a piece of history while it is put together.
     pieces: Vec<u8>,
@@ -150,7 +152,7 @@ impl Shard {
     pub fn new(id: ShardId, shards: u16, epoch: u64, limits: Limits, counters: Arc<Counters>) -> Shard {
         let keys = KeysBudget {
             keys_max: limits.keys_per_topic_max,
-            bytes_left: limits.keys_bytes_max / usize::from(shards),
+            bytes_left: (limits.keys_bytes_max / usize::from(shards)) as isize,
         };
         Shard {
             id,
@@ -190,6 +192,7 @@ impl Shard {
             counters,
             walks: VecDeque::new(),
             walk_left: TURN_SCAN_TOPICS,
+            drain_left_bytes: (limits.egress_log_bytes / 4) as u64,
             scratch: Vec::new(),
             pieces: Vec::new(),
             limits,
@@ -305,7 +308,7 @@ impl Shard {
             let encoding = self.sessions.any_mut(slot)?.encoding;
             match self.sessions.take_send(slot, self.logs.of(encoding), gather) {
                 Next::Send(source) => return Some(Send { slot, encoding, source }),
-                Next::Lapped => self.end(slot, crate::session::CloseReason::SlowConsumer, now),
+                Next::Lapped => self.lapped(slot, now),
                 Next::Idle if self.sessions.get(slot).is_some_and(Session::has_work) => {
                     self.sessions.make_ready(slot);
                 }

@@ -341,10 +341,12 @@ impl Fanout {
 
     /// Before a session ends that is still to get what waits for it: the newest of what was held back or paced, and word of
     /// everything else that it will not get. At most `outbox_bytes_max`; past that it learns when it comes back.
+    /// `log_bytes_left`: what all that end together may still append to the logs, so that none laps another.
     pub fn finish(
         &mut self,
         slot: u32,
         outbox_bytes_max: usize,
+        log_bytes_left: &mut u64,
         sessions: &mut Sessions,
         logs: &mut Logs,
         now_ns: u64,
@@ -371,8 +373,10 @@ impl Fanout {
             let (taking, from, encoding) = (membership.taking, membership.from, session.encoding);
             let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
             let to = topic.newest.sequence() + 1;
-            if taking == Taking::Held && from >= topic.tracked_from {
+            if taking == Taking::Held && from >= topic.tracked_from && *log_bytes_left > 0 {
+                let before = logs.head(encoding);
                 self.release(id, slot, outbox_bytes_max, sessions, logs, now_ns);
+                *log_bytes_left = log_bytes_left.saturating_sub(logs.head(encoding) - before);
             } else if taking != Taking::Live && from < to {
                 self.tally.dropped += to - from;
                 let notice = Reply::Gap { topic: id, name: &topic.name, from, to };
@@ -406,7 +410,7 @@ impl Fanout {
 
     /// Tells what is still to be told of topics that the session is about to leave: nothing that waits of them is to be
     /// more than was told.
-    pub(super) fn tell_of(&mut self, ids: &[TopicId], slot: u32, sessions: &mut Sessions) {
+    pub fn tell_of(&mut self, ids: &[TopicId], slot: u32, sessions: &mut Sessions) {
         self.scratch.clear();
         for &id in ids {
             self.encode_untold(id, slot, sessions);

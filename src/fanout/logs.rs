@@ -37,6 +37,11 @@ impl Logs {
         self.logs.iter_mut().flatten().for_each(EgressLog::rewind);
     }
 
+    /// How much was ever appended in an encoding.
+    pub(super) fn head(&self, encoding: Encoding) -> u64 {
+        self.of(encoding).map_or(0, EgressLog::head)
+    }
+
     /// Bytes held by the logs in use.
     pub fn bytes(&self) -> usize {
         self.logs.iter().flatten().map(EgressLog::memory_bytes).sum()

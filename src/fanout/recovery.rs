@@ -50,7 +50,7 @@ impl Fanout {
             Begin::Places => {
                 let name = &super::topic_ref(&self.topics, id, self.shards)?.name;
                 let session = sessions.open_mut(slot)?;
-                match session.lag.as_deref_mut().and_then(|lag| lag.places.remove(name)) {
+                match session.lag.as_deref_mut().and_then(|lag| lag.take_place(name)) {
                     Some(position) => position,
                     None => return Some((Wanted::Kept, 1)),
                 }
@@ -84,8 +84,8 @@ impl Fanout {
                 };
                 if router::is_exact(pattern) {
                     // It was taken out as its topic was joined, if that exists.
-                    match lag.places.remove_entry(pattern) {
-                        Some(place) if !self.by_name.contains_key(pattern) => vec![place],
+                    match lag.take_place(pattern) {
+                        Some(place) if !self.by_name.contains_key(pattern) => vec![(pattern.into(), place)],
                         _ => return,
                     }
                 } else {
@@ -195,13 +195,14 @@ impl Fanout {
             session.lag_mut().recovering.push_front(id);
             return;
         }
-        let announced = std::mem::replace(&mut membership.announced, true);
+        let announced = membership.announced;
         let conflates = membership.wanted == Wanted::Newest;
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
-        if !announced {
-            topic.announce(slot, sessions, logs);
-        }
         let (name, last) = (topic.name.clone(), piece.header.sequence);
+        if !announced {
+            // Before what came of it already.
+            self.tell_of(&[id], slot, sessions);
+        }
         if flags & (PIECE_RECOVERED | PIECE_NOT_RECOVERED) != 0 {
             let recovered = flags & PIECE_RECOVERED != 0;
             let reply = Reply::Recovered {

@@ -31,7 +31,10 @@ impl Session {
                     if begun && !log.is_lapped(range.start) {
                         let rest = Range { start: range.start, len: self.cut_rest };
                         self.replies.extend_from_slice(log.bytes(rest));
-                        self.segments.push_back(Segment::Reply(rest.len));
+                        self.own_bytes += rest.len as usize;
+                        // Begun, so never looked at again: what it is does not matter.
+                        let (sequence, topic, skipped, len) = (0, 0, 0, rest.len);
+                        self.segments.push_back(Segment::Own { sequence, topic, skipped, len });
                         range = Range { start: rest.end(), len: range.len - rest.len };
                     }
                     rest_kept = self.thin_out_range(log, range, &mut fate);

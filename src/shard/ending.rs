@@ -49,11 +49,8 @@ impl Shard {
     pub(super) fn end(&mut self, slot: u32, reason: CloseReason, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         ::log::debug!("session {:x} ends: {reason}", session.id);
-        if reason == CloseReason::Shutdown && (session.lag.is_some() || session.yielding.0 > 0) {
-            // What was accepted is delivered, or said not to be.
-            let max = self.limits.outbox_bytes_max;
-            self.fanout.finish(slot, max, &mut self.sessions, &mut self.logs, now.monotonic_ns);
-            self.fanout.relieve(&mut self.sessions, &mut self.logs);
+        if session.lag.is_some() || session.yielding.0 > 0 {
+            self.tell_what_is_owed(slot, &reason, now);
         }
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.ending = Some(Ending { reason: reason.clone(), half_closed: false });
@@ -88,6 +85,46 @@ impl Shard {
         self.watch(deadline, TimerKind::Linger, id);
         if self.sessions.any_mut(slot).is_some_and(|session| !session.sending && session.outbox_bytes() == 0)
         {
+            self.flushed(slot);
+        }
+    }
+
+    /// What a session is not told any more it would take for delivered.
+    fn tell_what_is_owed(&mut self, slot: u32, reason: &CloseReason, now: Now) {
+        match reason {
+            CloseReason::Shutdown => {
+                let max = self.limits.outbox_bytes_max;
+                let left = &mut self.drain_left_bytes;
+                self.fanout.finish(slot, max, left, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+            }
+            // What waits for it is still sent.
+            CloseReason::Peer => {
+                let lag = self.sessions.get(slot).and_then(|session| session.lag.as_deref());
+                let untold = lag.map(|lag| lag.untold.clone()).unwrap_or_default();
+                self.fanout.tell_of(&untold, slot, &mut self.sessions);
+            }
+            _ => {}
+        }
+    }
+
+    /// What waited for a session has been overwritten.
+    pub(super) fn lapped(&mut self, slot: u32, now: Now) {
+        self.end(slot, CloseReason::SlowConsumer, now);
+        let Some(reason) = self.sessions.any_mut(slot).and_then(|session| session.ending.clone()) else {
+            return;
+        };
+        if reason.reason == CloseReason::SlowConsumer {
+            return;
+        }
+        // It was about to end for another reason: what is left of it is the goodbye.
+        let mut goodbye = true;
+        self.sessions.with_outbox(slot, |session| {
+            goodbye = session.cut_rest == 0;
+            session.clear_outbox();
+        });
+        if goodbye {
+            self.say_goodbye(slot, &reason.reason);
+        } else {
             self.flushed(slot);
         }
     }

@@ -133,11 +133,14 @@ impl Shard {
     /// Takes whole messages off the front of `bytes` while there is room for their effects.
     fn process(&mut self, slot: u32, bytes: &[u8], now: Now) -> Progress {
         let mut used = 0;
-        while used < bytes.len() {
+        loop {
             let room = self.takes_input();
             let Some(session) = self.sessions.open_mut(slot) else {
                 return Progress { used: bytes.len(), blocked: false };
             };
+            if used == bytes.len() && session.message_rest.is_empty() {
+                break;
+            }
             // Newcomers are let in whatever the load: one request, and somebody else's flood is not their fault.
             let newcomer = session.protocol.is_handshake();
             let waits = !room || !session.takes_requests() || session.walks > 0;
@@ -146,6 +149,10 @@ impl Shard {
             }
             let rest = &bytes[used..];
             let step = match session.protocol {
+                _ if !session.message_rest.is_empty() => {
+                    let (encoding, message) = (session.encoding, std::mem::take(&mut session.message_rest));
+                    self.binary(slot, encoding, &message, now).map(|()| Step::Complete(0, ()))
+                }
                 Protocol::NativeHello | Protocol::Native => self.native(slot, rest, now),
                 Protocol::HttpHead => self.http(slot, rest, now),
                 Protocol::Leaving(_) => Ok(Step::Partial),
@@ -254,6 +261,12 @@ impl Shard {
         }
         let mut at = 0;
         while at < bytes.len() {
+            if let Some(session) = self.sessions.open_mut(slot)
+                && session.walks > 0
+            {
+                session.message_rest = bytes[at..].to_vec();
+                return Ok(());
+            }
             let Step::Complete(used, frame) = frame::decode(&bytes[at..], self.limits.frame_bytes_max)?
             else {
                 return Err(DecodeError::BadLength((bytes.len() - at) as u32));

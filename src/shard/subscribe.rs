@@ -80,16 +80,15 @@ impl Shard {
                 let session = self.sessions.open_mut(slot)?;
                 let bytes: usize = sequences.keys().map(|topic| topic.len()).sum();
                 let lag = session.lag_mut();
-                let places = &mut lag.places;
-                if places.len() + sequences.len() > RESUME_POSITIONS_MAX
+                if lag.places.len() + sequences.len() > RESUME_POSITIONS_MAX
                     || lag.places_bytes + bytes > RESUME_BYTES_MAX
                 {
                     self.too_many_places(slot, request, now);
                     return None;
                 }
-                lag.places_bytes += bytes;
-                let place = |(topic, sequence)| (topic, Position { epoch, sequence });
-                places.extend(sequences.into_iter().map(place));
+                for (topic, sequence) in sequences {
+                    lag.put_place(&topic, Position { epoch, sequence });
+                }
                 Some(Begin::Places)
             }
         }
@@ -106,8 +105,7 @@ impl Shard {
         if lag.places.len() >= RESUME_POSITIONS_MAX || lag.places_bytes + topic.len() > RESUME_BYTES_MAX {
             return self.too_many_places(slot, 0, now);
         }
-        lag.places_bytes += topic.len();
-        lag.places.insert(topic.into(), position);
+        lag.put_place(topic, position);
     }
 
     fn too_many_places(&mut self, slot: u32, request: u32, now: Now) {
