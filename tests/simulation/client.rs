@@ -517,11 +517,13 @@ impl Client {
             return;
         }
         // Its place was good: the stream goes on from there, even if nothing was missed.
-        let place = self.asked.iter().find_map(|(pattern, ask)| match ask.begin {
+        // Of several that it named, which one it was is not said: the ticks will tell.
+        let mut places = self.asked.iter().filter_map(|(pattern, ask)| match ask.begin {
             Begin::After(EPOCH, place) if router::matches(pattern, topic) => Some(place),
             _ => None,
         });
-        if let Some(place) = place
+        if let Some(place) = places.next()
+            && places.all(|other| other == place)
             && !self.seen.contains_key(topic)
             && last > 0
         {
