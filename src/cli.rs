@@ -184,6 +184,9 @@ pub struct ServeArgs {
     /// One ring between two shards; four for each pair
     #[arg(long, value_name = "BYTES", default_value_t = limits::MESH_RING_BYTES_DEFAULT, help_heading = "Limits")]
     pub mesh_ring_bytes: usize,
+    /// Time a tick may wait under load for others to leave with it in one SEND: less CPU for more latency; 0: none
+    #[arg(long, value_name = "US", default_value_t = 0, help_heading = "Limits")]
+    pub latency_budget_us: u64,
     /// Time from SIGTERM to exit, for clients to take what waits for them
     #[arg(long, value_name = "MS", default_value_t = limits::DRAIN_DEADLINE_MS_DEFAULT, help_heading = "Limits")]
     pub drain_deadline_ms: u64,

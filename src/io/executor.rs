@@ -56,6 +56,10 @@ pub struct Driver {
     pub gate: Gate,
     /// Where connections go to the shard of their identity, and come from.
     pub exchange: Exchange,
+    /// What a tick may wait under load for others to leave with it; 0: every turn sends.
+    pub latency_budget_ns: u64,
+    /// SENDs made.
+    sends: u64,
     gather: Vec<u8>,
     /// When to accept again, by door, after accepting failed.
     accept_again_ns: [Option<u64>; 2],
@@ -77,7 +81,21 @@ impl Driver {
     ) -> Driver {
         let gather = Vec::with_capacity(GATHER_BYTES);
         let (accept_again_ns, accept_fails, phase) = ([None; 2], [false; 2], Phase::Running);
-        Driver { shard, ring, mesh, bell, stop, gate, exchange, gather, accept_again_ns, accept_fails, phase }
+        Driver {
+            shard,
+            ring,
+            mesh,
+            bell,
+            stop,
+            gate,
+            exchange,
+            latency_budget_ns: 0,
+            sends: 0,
+            gather,
+            accept_again_ns,
+            accept_fails,
+            phase,
+        }
     }
 
     /// Turns until the server has stopped. With nothing to do it sleeps in the data ring: it is the executor's one task,
@@ -90,11 +108,24 @@ impl Driver {
         let bell = self.bell.clone();
         while !self.stopped() {
             self.shard.counters().add(Counter::Turns, 1);
+            let (began_ns, sends) = (clock::monotonic_ns(), self.sends);
             if !self.turn()? {
                 bell.sleep(|| self.look_and_wait())?;
+            } else if self.sends != sends {
+                self.pace(began_ns);
             }
         }
         Ok(())
+    }
+
+    /// After a turn that sent something: leaves the core alone until the latency budget since it began is used up, so that
+    /// what comes meanwhile leaves together. The first tick after a pause is not delayed. Nobody has to wake the shard:
+    /// the doorbell is not armed, and those who bring something go on at once.
+    fn pace(&self, began_ns: u64) {
+        let used_ns = clock::monotonic_ns().saturating_sub(began_ns);
+        if self.phase == Phase::Running && used_ns < self.latency_budget_ns {
+            clock::sleep_ns(self.latency_budget_ns - used_ns);
+        }
     }
 
     /// After a turn that did nothing, with the doorbell armed.
@@ -262,7 +293,7 @@ impl Driver {
         Ok(())
     }
 
-    /// One SEND for every ready session, in batches, within the turn's budget.
+    /// One SEND for every ready session, in batches, within the turn's budget of SENDs.
     fn flush(&mut self, now: Now) -> io::Result<bool> {
         let mut sends: [Option<Send>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
         let mut done = 0;
@@ -297,6 +328,7 @@ impl Driver {
                 }
             }
         }
+        self.sends = self.sends.wrapping_add(done as u64);
         Ok(done > 0)
     }
 

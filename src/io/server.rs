@@ -135,6 +135,7 @@ fn start(
             clients_max,
             stop: server.stop.clone(),
             gate: Gate::new(shared.clone(), config.accept_rate, config.shards),
+            latency_budget_ns: config.latency_budget_ns,
             exchange,
             happened: happened_in.clone(),
         };
@@ -178,6 +179,7 @@ struct Parts {
     stop: Arc<Stop>,
     gate: Gate,
     exchange: Exchange,
+    latency_budget_ns: u64,
     happened: Sender<Happened>,
 }
 
@@ -194,7 +196,9 @@ impl Parts {
             }
         };
         let _ = self.happened.send(Happened::Started(Ok(())));
-        let driver = Driver::new(self.shard, ring, self.mesh, self.bell, self.stop, self.gate, self.exchange);
+        let mut driver =
+            Driver::new(self.shard, ring, self.mesh, self.bell, self.stop, self.gate, self.exchange);
+        driver.latency_budget_ns = self.latency_budget_ns;
         ended.result = driver.run().await;
     }
 }

@@ -121,6 +121,22 @@ fn clients_on_every_shard_get_the_same_order_of_each_topic() {
     server.stop_cleanly();
 }
 
+#[test]
+fn a_latency_budget_loses_nothing_and_changes_no_order() {
+    let _machine = beside_others();
+    let capture = made_capture("budget.ndjson");
+    let (expected, count) = expected(&capture);
+    let encodings = [Encoding::Native, Encoding::WebSocketJson];
+    let server = serve(&capture, encodings.len(), &["--shards", "2", "--latency-budget-us", "20000"]);
+    let collectors = encodings.map(|encoding| Collector::start(&server, encoding, &["coinbase.>"]));
+    for collector in collectors {
+        collector.wait_for(count);
+        let name = collector.name.clone();
+        assert_same(&name, &collector.finish().ticks, &expected);
+    }
+    server.stop_cleanly();
+}
+
 /// A capture of three ticks with a bad line in between, by number 3.
 fn capture_with_a_bad_line(name: &str) -> PathBuf {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
