@@ -14,8 +14,8 @@
 //! ```
 //!
 //! [`Session`] is the protocol over bytes, for whoever drives sockets of their own; [`Client`] is a session on a
-//! blocking `std::net` socket; [`ReconnectingClient`] is one that comes back and goes on where it was. All give [`Event`]s that borrow from what was received: a native tick costs no
-//! allocation.
+//! blocking `std::net` socket; [`ReconnectingClient`] is one that comes back and goes on where it was. All give [`Event`]s
+//! that borrow from what was received: a native tick costs no allocation.
 //!
 //! ```no_run
 //! use tickcast::client::{Client, Event};

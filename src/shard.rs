@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The driver's order in a turn: `handle_*` for what came in, [`Shard::turn`], then batches of SENDs until there are none
-//! ([`Shard::prepare_sends`], [`Shard::poll_send`], each SEND's outcome through [`Shard::handle_sent`]), [`Shard::poll_action`] until `None`, the stages into
-//! their rings, and [`Shard::end_turn`].
+//! ([`Shard::prepare_sends`], [`Shard::poll_send`], each SEND's outcome through [`Shard::handle_sent`]),
+//! [`Shard::poll_action`] until `None`, the stages into their rings, and [`Shard::end_turn`].
 
 mod ending;
 mod homes;

@@ -38,8 +38,8 @@ pub(super) enum TimerKind {
     Linger,
 }
 
-/// A timer of a session. 16 bytes. Bound: one of each kind a session, one for each topic it takes at a pace, and those that sessions left behind: at most
-/// as many again, and [`TIMERS_GONE_MAX`].
+/// A timer of a session. 16 bytes. Bound: one of each kind a session, one for each topic it takes at a pace, and those that
+/// have lost their meaning: at most as many again, and [`TIMERS_GONE_MAX`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timer {
     kind: TimerKind,
