@@ -120,24 +120,23 @@ impl Sessions {
 
     /// Offers shared frames to an open session that is not behind.
     pub fn offer(&mut self, slot: u32, log: &EgressLog, range: Range) -> Offered {
-        let Some(session) = self.slots.get(slot as usize).and_then(Option::as_deref) else {
+        self.offer_to(slot, log, range, false)
+    }
+
+    /// Queues shared frames to an open session; one past its bounds is noted for [`Sessions::pop_over`].
+    pub fn push_range(&mut self, slot: u32, log: &EgressLog, range: Range) {
+        self.offer_to(slot, log, range, true);
+    }
+
+    fn offer_to(&mut self, slot: u32, log: &EgressLog, range: Range, whatever: bool) -> Offered {
+        let Some(session) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else {
             return Offered::Gone;
         };
         if session.ending.is_some() {
             return Offered::Gone;
         }
-        if session.behind {
+        if session.behind && !whatever {
             return Offered::Behind;
-        }
-        self.push_range(slot, log, range);
-        Offered::Queued
-    }
-
-    /// Queues shared frames to an open session; one past its bounds is noted for [`Sessions::pop_over`].
-    pub fn push_range(&mut self, slot: u32, log: &EgressLog, range: Range) {
-        let Some(session) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return };
-        if session.ending.is_some() {
-            return;
         }
         self.waiting += usize::from(session.outbox_bytes() == 0);
         if !session.push_range(log, range) && !session.over {
@@ -147,6 +146,7 @@ impl Sessions {
         if !session.queued && !session.sending {
             self.make_ready(slot);
         }
+        Offered::Queued
     }
 
     /// Queues a frame of a topic that only this session gets; otherwise as [`Sessions::push_range`].
