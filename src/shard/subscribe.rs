@@ -158,6 +158,10 @@ impl Shard {
         }
         let (entry, interest) = self.fanout.subscribe(slot, request, pattern);
         if let Some(session) = self.sessions.open_mut(slot) {
+            if session.subscriptions.is_empty() {
+                // Most sessions have one: a Vec would make room for four.
+                session.subscriptions.reserve_exact(1);
+            }
             session.subscriptions.push(Subscription { entry, position: None, delivery, begin });
         }
         if let Some(Interest { request, exact }) = interest {
