@@ -194,6 +194,9 @@ pub struct ServeArgs {
     #[arg(long, value_name = "MS", default_value_t = limits::RECONNECT_SPREAD_MS_DEFAULT, help_heading = "Limits")]
     pub reconnect_spread_ms: u32,
 
+    /// At exit, print what SIGUSR1 prints at any time: each shard's latencies and busy share, on standard error
+    #[arg(long, help_heading = "Debugging")]
+    pub report: bool,
     /// Open /echo, which returns every WebSocket message: for conformance suites, not for production
     #[arg(long, help_heading = "Debugging")]
     pub debug_echo: bool,

@@ -42,6 +42,8 @@ pub struct Config {
     pub latency_budget_ns: u64,
     /// From the signal to the end, nanoseconds.
     pub drain_deadline_ns: u64,
+    /// Print the latencies at exit.
+    pub report: bool,
     /// Where ticks come from, besides clients.
     pub sources: Vec<Source>,
 }
@@ -286,6 +288,7 @@ impl Config {
             mesh_ring_bytes: args.mesh_ring_bytes.max(2 * mesh_frame_bytes_max(args.frame_bytes_max)),
             latency_budget_ns: args.latency_budget_us * 1_000,
             drain_deadline_ns: args.drain_deadline_ms.saturating_mul(1_000_000),
+            report: args.report,
             sources: sources(args)?,
         })
     }

@@ -102,6 +102,10 @@ counters! {
     Turns = "turns", "turns";
     /// Times the shard went to sleep.
     Parks = "parks", "times";
+    /// Time the shard was at work.
+    BusyNs = "busy_ns", "nanoseconds";
+    /// Time the shard slept: with nothing to do, or for its latency budget.
+    IdleNs = "idle_ns", "nanoseconds";
 }
 
 /// A shard's counters. One writer: the shard. Padded, so that no two shards share a cache line.

@@ -24,7 +24,7 @@
 //! |---|---|
 //! | bytes | [`wire`], [`tick`] |
 //! | state machines: no socket, no clock, no runtime | [`admission`], [`identity`], [`router`], [`topic`], [`newest`], [`history`], [`fanout`], [`log`], [`membership`], [`subscription`], [`session`], [`sessions`], [`wheel`], [`shard`] |
-//! | between threads | [`ring`], [`mesh`], [`counters`]; `sync`, through which loom looks at them |
+//! | between threads | [`ring`], [`mesh`], [`counters`], [`latency`]; `sync`, through which loom looks at them |
 //! | sources | [`ingest`] |
 //! | the kernel | [`io`], and [`clock`], the only reader of time |
 //! | the operator | [`cli`], [`config`], [`limits`], [`error`] |
@@ -51,6 +51,7 @@ pub mod history;
 pub mod identity;
 pub mod ingest;
 pub mod io;
+pub mod latency;
 pub mod limits;
 pub mod log;
 pub mod membership;

@@ -193,6 +193,13 @@ pub const CLIENTS_MAX_HIGHEST: usize = 1 << 20;
 /// Most connections served at once unless configured; lowered to what the descriptor limit allows.
 pub const CLIENTS_MAX_DEFAULT: usize = 65_536;
 
+/// Shortest latency that is told apart, microseconds.
+pub const LATENCY_US_LOWEST: u64 = 1;
+/// Longest latency that is told apart, microseconds; what takes longer counts as this.
+pub const LATENCY_US_HIGHEST: u64 = 60_000_000;
+/// Significant digits of a latency: with two a histogram takes 20 KiB, with three 140.
+pub const LATENCY_DIGITS: u8 = 2;
+
 /// Longest line of a replay file, in bytes.
 pub const REPLAY_LINE_BYTES_MAX: usize = 1 << 20;
 /// Smallest payload the simulator can make: the intended send time, a counter and the JSON around them.

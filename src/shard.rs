@@ -33,6 +33,7 @@ use crate::{
     counters::{Counter, Counters},
     fanout::{self, Fanout, Logs},
     identity::Holders,
+    latency::Latency,
     limits::{GATHER_BYTES, SCANS_MAX, SEND_BYTES_MAX, SENDS_PER_SUBMIT, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
     membership::Membership,
     newest::KeysBudget,
@@ -136,6 +137,7 @@ pub struct Shard {
     holders: Holders,
     publishers: Publishers,
     counters: Arc<Counters>,
+    latency: Latency,
     /// Changes of subscriptions that go over a session's topics. Bound: a request's patterns a session.
     walks: VecDeque<Walk>,
     /// Topics that such changes may still look at in this turn.
@@ -190,6 +192,7 @@ impl Shard {
             holders: Holders::default(),
             publishers: Publishers::new(limits.publish_rate),
             counters,
+            latency: Latency::default(),
             walks: VecDeque::new(),
             walk_left: TURN_SCAN_TOPICS,
             drain_left_bytes: (limits.egress_log_bytes / 4) as u64,
@@ -217,6 +220,16 @@ impl Shard {
     /// Its counters.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    /// Its latencies; the driver tells them when a turn's SENDs are with the kernel.
+    pub fn latency_mut(&mut self) -> &mut Latency {
+        &mut self.latency
+    }
+
+    /// Sessions that stand ready for a SEND.
+    pub fn ready_len(&self) -> usize {
+        self.sessions.ready_len()
     }
 
     /// A connection came in; its slot is vacant.

@@ -7,6 +7,7 @@ use super::{
     data_ring::{DataRing, Event, Sent},
     gate::Gate,
     handover::{Exchange, Handover},
+    report::Reporter,
     stop::{Stop, Wait},
 };
 use crate::{
@@ -58,8 +59,12 @@ pub struct Driver {
     pub exchange: Exchange,
     /// What a tick may wait under load for others to leave with it; 0: every turn sends.
     pub latency_budget_ns: u64,
+    /// Takes the latencies to the main thread.
+    pub reporter: Reporter,
     /// SENDs made.
     sends: u64,
+    /// When the shard went to sleep in this round of its loop; 0: it did not.
+    asleep_since_ns: u64,
     gather: Vec<u8>,
     /// When to accept again, by door, after accepting failed.
     accept_again_ns: [Option<u64>; 2],
@@ -73,11 +78,11 @@ impl Driver {
     pub fn new(
         shard: Shard,
         ring: DataRing,
-        mesh: Mesh,
+        (mesh, exchange): (Mesh, Exchange),
         bell: Arc<Doorbell>,
         stop: Arc<Stop>,
         gate: Gate,
-        exchange: Exchange,
+        reporter: Reporter,
     ) -> Driver {
         let gather = Vec::with_capacity(GATHER_BYTES);
         let (accept_again_ns, accept_fails, phase) = ([None; 2], [false; 2], Phase::Running);
@@ -90,7 +95,9 @@ impl Driver {
             gate,
             exchange,
             latency_budget_ns: 0,
+            reporter,
             sends: 0,
+            asleep_since_ns: 0,
             gather,
             accept_again_ns,
             accept_fails,
@@ -106,24 +113,45 @@ impl Driver {
     /// When the data ring or the doorbell is beyond use.
     pub async fn run(mut self) -> io::Result<()> {
         let bell = self.bell.clone();
+        let mut began_ns = clock::monotonic_ns();
         while !self.stopped() {
             self.shard.counters().add(Counter::Turns, 1);
-            let (began_ns, sends) = (clock::monotonic_ns(), self.sends);
+            let sends = self.sends;
             if !self.turn()? {
                 bell.sleep(|| self.look_and_wait())?;
             } else if self.sends != sends {
                 self.pace(began_ns);
             }
+            began_ns = self.account(began_ns);
         }
+        self.reporter.answer(self.shard.latency_mut());
         Ok(())
+    }
+
+    /// Adds a round of the loop to the shard's busy and idle time. Returns when it ended and the next one begins.
+    fn account(&mut self, began_ns: u64) -> u64 {
+        let now_ns = clock::monotonic_ns();
+        let asleep_ns = match std::mem::take(&mut self.asleep_since_ns) {
+            0 => 0,
+            since_ns => now_ns.saturating_sub(since_ns),
+        };
+        let counters = self.shard.counters();
+        counters.add(Counter::BusyNs, now_ns.saturating_sub(began_ns).saturating_sub(asleep_ns));
+        counters.add(Counter::IdleNs, asleep_ns);
+        now_ns
     }
 
     /// After a turn that sent something: leaves the core alone until the latency budget since it began is used up, so that
     /// what comes meanwhile leaves together. The first tick after a pause is not delayed. Nobody has to wake the shard:
     /// the doorbell is not armed, and those who bring something go on at once.
-    fn pace(&self, began_ns: u64) {
-        let used_ns = clock::monotonic_ns().saturating_sub(began_ns);
-        if self.phase == Phase::Running && used_ns < self.latency_budget_ns {
+    fn pace(&mut self, began_ns: u64) {
+        if self.phase != Phase::Running || self.latency_budget_ns == 0 {
+            return;
+        }
+        let now_ns = clock::monotonic_ns();
+        let used_ns = now_ns.saturating_sub(began_ns);
+        if used_ns < self.latency_budget_ns {
+            self.asleep_since_ns = now_ns;
             clock::sleep_ns(self.latency_budget_ns - used_ns);
         }
     }
@@ -132,6 +160,7 @@ impl Driver {
     fn look_and_wait(&mut self) -> io::Result<()> {
         if self.may_sleep()? {
             self.shard.counters().add(Counter::Parks, 1);
+            self.asleep_since_ns = clock::monotonic_ns();
             self.ring.wait()?;
         }
         Ok(())
@@ -145,7 +174,9 @@ impl Driver {
         worked |= self.take_placed(now)?;
         worked |= self.mesh.take_in(&mut self.shard, now);
         worked |= self.shard.turn(now);
+        let sends = self.sends;
         worked |= self.flush(now)?;
+        self.note_latency(self.sends.wrapping_sub(sends) as usize);
         worked |= self.actions()?;
         worked |= self.mesh.push_out(&mut self.shard);
         worked |= self.exchange.push_out();
@@ -154,6 +185,15 @@ impl Driver {
         self.gate.turn(now.monotonic_ns);
         worked |= self.advance_stop(now)?;
         Ok(worked)
+    }
+
+    /// After the turn's SENDs. The clock is read only for a turn that took ticks.
+    fn note_latency(&mut self, sends: usize) {
+        let ready = self.shard.ready_len();
+        let latency = self.shard.latency_mut();
+        let now_ns = if sends > 0 && latency.wants_time() { clock::realtime_ns() } else { 0 };
+        latency.end_turn(sends, ready, now_ns);
+        self.reporter.answer_if_asked(latency);
     }
 
     /// Whether nothing has come since the turn.
@@ -174,6 +214,7 @@ impl Driver {
         let work_waits = self.ring.has_events()
             || self.mesh.look_again(&mut self.shard)
             || self.exchange.look_again()
+            || self.reporter.is_asked()
             || self.shard.is_busy();
         Ok(!work_waits && !asked_to_stop && !self.stopped())
     }

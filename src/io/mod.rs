@@ -7,6 +7,7 @@ pub mod executor;
 pub mod gate;
 pub mod handover;
 pub mod listener;
+pub mod report;
 pub mod server;
 pub mod shim;
 pub mod signals;

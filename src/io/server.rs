@@ -1,7 +1,7 @@
 //! Starts the shards and the ingests, says where it listens, waits for a reason to stop, and stops in order.
 
 use std::{
-    io,
+    io::{self, Write},
     net::SocketAddr,
     os::fd::OwnedFd,
     sync::{
@@ -21,6 +21,7 @@ use super::{
     gate::{Gate, Shared},
     handover::{Exchange, exchanges},
     listener::listen,
+    report::{Reporter, Reports},
     signals,
     stop::Stop,
 };
@@ -30,6 +31,7 @@ use crate::{
     counters::{Counter, Counters},
     error::StartupError,
     ingest::{Lanes, StopFlag, replay, simulator},
+    latency::{self, Latency},
     limits::SHARDS_MAX,
     mesh::{Mesh, mesh},
     ring::{Doorbell, frame_ring},
@@ -41,6 +43,10 @@ use crate::{
 enum Happened {
     /// A signal asks the server to stop.
     Signal(&'static str),
+    /// A signal asks for a report.
+    ReportAsked,
+    /// A shard's latencies: it was asked, or it ends.
+    Latency(ShardId, Box<Latency>),
     /// A shard's ring and listeners are ready, or are not to be had.
     Started(io::Result<()>),
     /// A shard has ended.
@@ -68,6 +74,8 @@ struct Server {
     ingests: Vec<JoinHandle<()>>,
     stop_ingests: StopFlag,
     stop: Arc<Stop>,
+    reports: Arc<Reports>,
+    /// Of the shards, then of the ingests.
     counters: Vec<Arc<Counters>>,
     happened: Receiver<Happened>,
     happened_in: Sender<Happened>,
@@ -98,8 +106,12 @@ fn start(
     assert!((1..=SHARDS_MAX).contains(&usize::from(config.shards)), "config checks the number of shards");
     let refused = |error: io::Error| StartupError::Executor(error.to_string());
     let (happened_in, happened) = channel();
-    let signal = happened_in.clone();
-    signals::watch(move |name| drop(signal.send(Happened::Signal(name)))).map_err(refused)?;
+    let (signal, report) = (happened_in.clone(), happened_in.clone());
+    signals::watch(
+        move |name| drop(signal.send(Happened::Signal(name))),
+        move || drop(report.send(Happened::ReportAsked)),
+    )
+    .map_err(refused)?;
 
     let eventfds: io::Result<Vec<OwnedFd>> = (0..config.shards).map(|_| eventfd()).collect();
     let eventfds = eventfds.map_err(refused)?;
@@ -113,6 +125,7 @@ fn start(
         ingests: Vec::new(),
         stop_ingests: StopFlag::default(),
         stop: Arc::new(Stop::new(bells.clone())),
+        reports: Arc::new(Reports::new(bells.clone())),
         counters: Vec::new(),
         happened,
         happened_in: happened_in.clone(),
@@ -124,7 +137,12 @@ fn start(
     for (index, (((eventfd, (native, http)), (mesh, bell)), exchange)) in parts.zip(exchanges).enumerate() {
         let counters = Arc::new(Counters::default());
         server.counters.push(counters.clone());
-        let shard = Shard::new(ShardId(index as u16), config.shards, epoch, config.limits.clone(), counters);
+        let id = ShardId(index as u16);
+        let answer = happened_in.clone();
+        let reporter = Reporter::new(server.reports.clone(), id, move |latency| {
+            drop(answer.send(Happened::Latency(id, latency)));
+        });
+        let shard = Shard::new(id, config.shards, epoch, config.limits.clone(), counters);
         let parts = Parts {
             shard,
             mesh,
@@ -137,6 +155,7 @@ fn start(
             gate: Gate::new(shared.clone(), config.accept_rate, config.shards),
             latency_budget_ns: config.latency_budget_ns,
             exchange,
+            reporter,
             happened: happened_in.clone(),
         };
         let core = config.cores[index % config.cores.len()];
@@ -149,9 +168,12 @@ fn start(
             .spawn(move || parts.run());
         server.shards.push(executor.map_err(|error| StartupError::Executor(error.to_string()))?);
     }
-    for _ in 0..config.shards {
+    let mut started = 0;
+    while started < config.shards {
         match server.happened.recv() {
-            Ok(Happened::Started(Ok(()))) => {}
+            Ok(Happened::Started(Ok(()))) => started += 1,
+            // There is nothing to report yet.
+            Ok(Happened::ReportAsked) => {}
             Ok(Happened::Started(Err(error)) | Happened::ShardEnded(Err(error))) => {
                 return Err(StartupError::IoUring(
                     error,
@@ -179,6 +201,7 @@ struct Parts {
     stop: Arc<Stop>,
     gate: Gate,
     exchange: Exchange,
+    reporter: Reporter,
     latency_budget_ns: u64,
     happened: Sender<Happened>,
 }
@@ -196,8 +219,15 @@ impl Parts {
             }
         };
         let _ = self.happened.send(Happened::Started(Ok(())));
-        let mut driver =
-            Driver::new(self.shard, ring, self.mesh, self.bell, self.stop, self.gate, self.exchange);
+        let mut driver = Driver::new(
+            self.shard,
+            ring,
+            (self.mesh, self.exchange),
+            self.bell,
+            self.stop,
+            self.gate,
+            self.reporter,
+        );
         driver.latency_budget_ns = self.latency_budget_ns;
         ended.result = driver.run().await;
     }
@@ -249,6 +279,9 @@ impl Server {
             }
         }
         self.log_totals();
+        if config.report {
+            self.print_last_report();
+        }
         outcome
     }
 
@@ -273,8 +306,18 @@ impl Server {
 
     /// Until the server is to stop: well for a signal, with an error otherwise.
     fn wait(&self) -> Result<(), StartupError> {
+        // By shard, since the last question.
+        let mut answers: Vec<Option<Box<Latency>>> = self.shards.iter().map(|_| None).collect();
         loop {
             match self.happened.recv() {
+                Ok(Happened::ReportAsked) => self.reports.ask(),
+                Ok(Happened::Latency(shard, latency)) => {
+                    answers[usize::from(shard.0)] = Some(latency);
+                    if answers.iter().all(Option::is_some) {
+                        self.print_report(&answers);
+                        answers.fill_with(|| None);
+                    }
+                }
                 Ok(Happened::Signal(name)) => {
                     ::log::info!("{name}: stopping; again to end at once");
                     return Ok(());
@@ -288,6 +331,31 @@ impl Server {
                 Err(_) => return Err(StartupError::Shard("every thread has ended".into())),
             }
         }
+    }
+
+    /// What the shards that have ended in order handed over.
+    fn print_last_report(&self) {
+        let mut answers: Vec<Option<Box<Latency>>> = self.counters.iter().map(|_| None).collect();
+        for happened in self.happened.try_iter() {
+            if let Happened::Latency(shard, latency) = happened {
+                answers[usize::from(shard.0)] = Some(latency);
+            }
+        }
+        self.print_report(&answers);
+    }
+
+    /// On standard error, whatever the log's level: somebody asked for it.
+    fn print_report(&self, answers: &[Option<Box<Latency>>]) {
+        let answers: Vec<_> = answers
+            .iter()
+            .zip(&self.counters)
+            .enumerate()
+            .filter_map(|(shard, (latency, counters))| {
+                latency.as_deref().map(|latency| (shard, latency::busy_percent(counters), latency))
+            })
+            .collect();
+        // A closed standard error must not end a server.
+        let _ = io::stderr().lock().write_all(latency::table(&answers).as_bytes());
     }
 
     fn log_totals(&self) {

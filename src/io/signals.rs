@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM as messages: blocked in every thread, so that none is interrupted, and awaited by one.
+//! SIGINT, SIGTERM and SIGUSR1 as messages: blocked in every thread, so that none is interrupted, and awaited by one.
 
 use std::{io, thread};
 
@@ -9,7 +9,7 @@ use crate::clock;
 /// A second signal this soon is the same one: timeout(1), for one, signals the process and its group.
 const SAME_SIGNAL_NS: u64 = 200_000_000;
 
-/// Blocks both signals in this thread and all it starts. To be called before any other thread exists.
+/// Blocks these signals in this thread and all it starts. To be called before any other thread exists.
 ///
 /// # Errors
 /// pthread_sigmask(3)'s.
@@ -17,16 +17,28 @@ pub fn block() -> io::Result<()> {
     Ok(set().thread_block()?)
 }
 
-/// Calls `notify` at the first signal. The second ends the process at once, with 128 + its number.
+/// Calls `notify` at the first signal to stop. The second ends the process at once, with 128 + its number. Calls `report`
+/// at every SIGUSR1.
 ///
 /// # Errors
 /// The thread cannot be made.
-pub fn watch(notify: impl FnOnce(&'static str) + Send + 'static) -> io::Result<()> {
+pub fn watch(
+    notify: impl FnOnce(&'static str) + Send + 'static,
+    report: impl Fn() + Send + 'static,
+) -> io::Result<()> {
+    let next_to_stop = move || {
+        loop {
+            match set().wait() {
+                Ok(Signal::SIGUSR1) => report(),
+                other => return other,
+            }
+        }
+    };
     let watcher = move || {
-        let Ok(first) = set().wait() else { return };
+        let Ok(first) = next_to_stop() else { return };
         let first_ns = clock::monotonic_ns();
         notify(first.as_str());
-        while let Ok(second) = set().wait() {
+        while let Ok(second) = next_to_stop() {
             if clock::monotonic_ns() - first_ns >= SAME_SIGNAL_NS {
                 ::log::warn!("{second} again: ending at once");
                 std::process::exit(128 + second as i32);
@@ -41,5 +53,6 @@ fn set() -> SigSet {
     let mut set = SigSet::empty();
     set.add(Signal::SIGINT);
     set.add(Signal::SIGTERM);
+    set.add(Signal::SIGUSR1);
     set
 }

@@ -52,6 +52,11 @@ impl Shard {
         let id = TopicId(frame.header.topic_id);
         match frame.kind {
             Kind::Tick => {
+                if self.latency.wants_sample()
+                    && let Ok(times) = frame.record::<TickTimes>()
+                {
+                    self.latency.sample(times.ingest_time_ns);
+                }
                 self.fanout.deliver(frame, &mut self.sessions, &mut self.logs, now.monotonic_ns);
             }
             Kind::History => self.fanout.handle_history(frame, &mut self.sessions, &mut self.logs),
@@ -111,6 +116,7 @@ impl Shard {
         let parts = TickParts { flags, schema, times, key: record.key, payload };
         let topic = self.home.advance(index, &parts, now.monotonic_ns);
         self.counters.add(Counter::TicksSequenced, 1);
+        self.latency.sequenced(record.ingest_time_ns, now.realtime_ns);
         for shard in topic.interested.iter() {
             if shard != self.id {
                 self.stages[usize::from(shard.0)].deliveries.tail().extend_from_slice(topic.newest.latest());
@@ -119,6 +125,7 @@ impl Shard {
         if topic.interested.contains(self.id)
             && let Ok(crate::wire::Step::Complete(_, tick)) = frame::decode(topic.newest.latest(), usize::MAX)
         {
+            self.latency.sample(record.ingest_time_ns);
             self.fanout.deliver(&tick, &mut self.sessions, &mut self.logs, now.monotonic_ns);
         }
     }

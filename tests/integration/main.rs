@@ -23,6 +23,7 @@ mod policies;
 mod publish;
 mod recovery;
 mod replay;
+mod report;
 mod slow;
 mod startup;
 mod stop;

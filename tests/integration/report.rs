@@ -1,0 +1,107 @@
+//! SIGUSR1 and `--report`: the table of latencies, from a server that goes on serving.
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tickcast::wire::Encoding;
+
+use crate::harness::{
+    Server, beside_others,
+    collector::{Collector, connect, publish},
+    eventually,
+};
+
+/// Ticks that the subscriber waits for before each table.
+const TICKS: usize = 20;
+
+fn ask_for_report(server: &Server) {
+    kill(Pid::from_raw(server.pid() as i32), Signal::SIGUSR1).unwrap();
+}
+
+/// Samples by shard (or `all`) and what the latency is until, of the last table in a log.
+fn last_table(log: &str) -> Vec<(String, String, u64)> {
+    let lines: Vec<&str> = log.lines().collect();
+    let head = lines.iter().rposition(|line| line.starts_with("shard ")).expect("a table");
+    let mut shard = String::new();
+    let mut rows = Vec::new();
+    for line in &lines[head + 1..] {
+        let cells: Vec<&str> = line.split_whitespace().collect();
+        let Some(at) = cells.iter().position(|cell| ["sequenced", "sent"].contains(cell)) else { break };
+        if at > 0 {
+            shard = cells[0].to_owned();
+        }
+        assert_eq!(cells.len(), at + 7, "{line}");
+        rows.push((shard.clone(), cells[at].to_owned(), cells[at + 1].parse().unwrap()));
+    }
+    rows
+}
+
+fn samples(table: &[(String, String, u64)], shard: &str, until: &str) -> u64 {
+    let row = table.iter().find(|row| (row.0.as_str(), row.1.as_str()) == (shard, until));
+    row.unwrap_or_else(|| panic!("{shard} {until} in {table:?}")).2
+}
+
+fn tables(log: &str) -> usize {
+    log.matches("latency since the start").count()
+}
+
+#[test]
+fn sigusr1_and_the_end_print_the_latencies_of_all_shards() {
+    let _machine = beside_others();
+    let server = Server::start(&["--shards", "2", "--report"]);
+    let subscriber = Collector::start(&server, Encoding::Native, &["report.>"]);
+    let mut publisher = connect(&server, Encoding::Native);
+    let mut exchange = |first: usize| {
+        for tick in first..first + TICKS {
+            publish(&mut publisher, &format!("report.{tick}"), b"1");
+            publisher.flush().unwrap();
+            subscriber.wait_for(tick + 1);
+        }
+    };
+    exchange(0);
+    ask_for_report(&server);
+    server.log.wait_for("\nall ");
+    // The next line is the table's last.
+    eventually("the table's end", || {
+        server.log.text().split_once("\nall ").is_some_and(|(_, rest)| rest.matches('\n').count() >= 2)
+    });
+    let first = last_table(&server.log.text());
+    assert_eq!(first.len(), 6, "{first:?}");
+    for until in ["sequenced", "sent"] {
+        let all = samples(&first, "all", until);
+        // Each tick is sent and received before the next: none shares a turn with another.
+        assert_eq!(all, TICKS as u64, "{until}: {first:?}");
+        assert_eq!(samples(&first, "0", until) + samples(&first, "1", until), all);
+    }
+    // It goes on serving, and counting.
+    exchange(TICKS);
+    subscriber.finish();
+    drop(publisher);
+    let stopped = server.stop_cleanly();
+    assert_eq!(tables(&stopped.log), 2, "{}", stopped.log);
+    let last = last_table(&stopped.log);
+    for until in ["sequenced", "sent"] {
+        assert_eq!(samples(&last, "all", until), 2 * TICKS as u64, "{last:?}");
+    }
+    assert!(stopped.total("busy_ns") > 0 && stopped.total("idle_ns") > 0);
+}
+
+#[test]
+fn nothing_is_printed_that_nobody_asked_for() {
+    let _machine = beside_others();
+    let server = Server::start(&["--shards", "1"]);
+    let stopped = server.stop_cleanly();
+    assert_eq!(tables(&stopped.log), 0, "{}", stopped.log);
+}
+
+#[test]
+fn a_server_that_stops_survives_sigusr1() {
+    let _machine = beside_others();
+    let server = Server::start(&["--shards", "1", "--report"]);
+    server.terminate();
+    let _ = kill(Pid::from_raw(server.pid() as i32), Signal::SIGUSR1);
+    let stopped = server.wait();
+    stopped.assert_clean();
+    assert_eq!(tables(&stopped.log), 1, "{}", stopped.log);
+}
