@@ -28,6 +28,7 @@
 //! One core takes 500,000 ticks of 100 bytes a second, 50 to a read, with 10 % of its time (native) to 24 % (JSON).
 
 mod connection;
+mod hgrm;
 mod options;
 mod process;
 mod report;
@@ -59,6 +60,12 @@ fn main() -> ExitCode {
         println!("{}", report.to_json(&plan));
     } else {
         print!("{}", report.to_text(&plan));
+    }
+    if let Some(path) = &plan.hgrm
+        && let Err(error) = std::fs::write(path, hgrm::text(&report.tally.latency_ns))
+    {
+        eprintln!("tickcast-c10k: --hgrm {}: {error}", path.display());
+        return ExitCode::from(EXIT_NOT_RUN);
     }
     let failures = report.failures(&plan);
     for failure in &failures {

@@ -1,6 +1,9 @@
 //! What was typed, and what it means.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::{
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+};
 
 use clap::{Parser, ValueEnum};
 use tickcast::{client::SessionOptions, limits::TOPIC_BYTES_MAX, wire::Encoding};
@@ -62,6 +65,9 @@ pub struct Options {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Write the latency histogram, in microseconds, as the percentile text (.hgrm) that HdrHistogram plotters read
+    #[arg(long, value_name = "FILE")]
+    hgrm: Option<PathBuf>,
     /// Fail when more ticks were lost
     #[arg(long, value_name = "TICKS")]
     max_loss: Option<u64>,
@@ -104,6 +110,7 @@ pub struct Plan {
     pub pin: Option<usize>,
     pub server_pid: Option<u32>,
     pub json: bool,
+    pub hgrm: Option<PathBuf>,
     pub max_loss: Option<u64>,
     pub max_p99_us: Option<u64>,
 }
@@ -157,6 +164,7 @@ impl Plan {
             pin: typed.pin,
             server_pid: typed.server_pid,
             json: typed.json,
+            hgrm: typed.hgrm,
             max_loss: typed.max_loss,
             max_p99_us: typed.max_p99_us,
         })
