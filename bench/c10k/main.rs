@@ -58,6 +58,8 @@ fn main() -> ExitCode {
     };
     if plan.json {
         println!("{}", report.to_json(&plan));
+        // The operator sees it even where the numbers go to a file.
+        report.bottleneck_warning().iter().for_each(|warning| eprintln!("tickcast-c10k: {warning}"));
     } else {
         print!("{}", report.to_text(&plan));
     }

@@ -112,6 +112,18 @@ fn gaps_late_starts_early_ends_and_silence_are_lost_ticks() {
 }
 
 #[test]
+fn a_client_that_was_the_bottleneck_says_so() {
+    let server = serve(4, |_| (1..=TICKS).collect());
+    let (plan, report) = load(&server, &format!("--expect-ticks {TICKS}"));
+    let mut report = report.unwrap();
+    for (busiest, warned) in [(0.85, false), (0.86, true)] {
+        report.cpu_busiest = busiest;
+        assert_eq!(report.to_json(&plan)["client_is_bottleneck"], warned);
+        assert_eq!(report.to_text(&plan).contains("WARNING: this client was the bottleneck"), warned);
+    }
+}
+
+#[test]
 fn a_server_that_is_not_there_is_named() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (_, report) = load(&nobody, "");
