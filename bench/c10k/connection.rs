@@ -46,6 +46,8 @@ pub struct Connection {
     pub state: State,
     /// Ticks delivered since it was opened.
     pub ticks: u64,
+    /// When the last of its requests began to be written, monotonic; 0 before.
+    requested_at_ns: u64,
     closing: Option<String>,
     peer_closed: bool,
 }
@@ -82,7 +84,15 @@ impl Connection {
         }
         let stream = TcpStream::from_std(socket.into());
         let state = if acknowledgements == 0 { State::Subscribed } else { State::Connecting };
-        Ok(Connection { stream, session, state, ticks: 0, closing: None, peer_closed: false })
+        Ok(Connection {
+            stream,
+            session,
+            state,
+            ticks: 0,
+            requested_at_ns: 0,
+            closing: None,
+            peer_closed: false,
+        })
     }
 
     /// The socket may be written: ends the connecting, sends what is queued.
@@ -129,7 +139,11 @@ impl Connection {
                     return Turn::Drained;
                 }
             }
+            let first_at_ns = (self.ticks == 0).then(clock::monotonic_ns);
             self.take_events(tally);
+            if let Some(first_at_ns) = first_at_ns.filter(|_| self.ticks > 0) {
+                tally.first_tick(first_at_ns.saturating_sub(self.requested_at_ns));
+            }
             self.write();
             if drained {
                 return Turn::Drained;
@@ -181,6 +195,12 @@ impl Connection {
     }
 
     fn write(&mut self) {
+        // Over a WebSocket the subscriptions follow the answer to the upgrade: the last write before they are
+        // acknowledged has them.
+        if self.ticks == 0 && matches!(self.state, State::Subscribing(_)) && !self.session.output().is_empty()
+        {
+            self.requested_at_ns = clock::monotonic_ns();
+        }
         while !self.session.output().is_empty() && !matches!(self.state, State::Ended(_)) {
             match self.stream.write(self.session.output()) {
                 Ok(written) => self.session.output_written(written),

@@ -10,6 +10,10 @@
 //! Latency runs from the INTENDED send time, which is the tick's producer time (CLOCK_REALTIME, same machine), to the
 //! return of the read that brought the tick: what a stalled server or client adds is in it.
 //!
+//! Subscription latency runs from the write that carried a connection's last request (over a WebSocket, what follows
+//! the upgrade) to the return of the read that brought its first tick, ramp included: the wait for the feed's next tick
+//! is in it, so it needs a feed that is faster than what is to be measured.
+//!
 //! What counts as lost, on each connection and topic, with `start` and `end` the highest sequences that ANY
 //! connection had seen when the window began and when it ended:
 //!

@@ -152,6 +152,7 @@ impl Report {
         }
         writeln!(out, "ended early   {}", self.ended.values().sum::<usize>())?;
         self.write_latency(out)?;
+        self.write_subscription(plan, out)?;
         self.write_cost(plan, out)
     }
 
@@ -177,6 +178,25 @@ impl Report {
             )?;
         }
         Ok(())
+    }
+
+    fn write_subscription(&self, plan: &Plan, out: &mut String) -> fmt::Result {
+        let first = &self.tally.subscription_ns;
+        if !has_subscription_latency(plan) {
+            return writeln!(
+                out,
+                "first tick    not measured: nothing is published until all have subscribed"
+            );
+        }
+        writeln!(
+            out,
+            "first tick    after a connection's subscription was sent, microseconds: p50 {}, p99 {}, max {} ({} \
+             connections)",
+            us(first.value_at_quantile(0.5)),
+            us(first.value_at_quantile(0.99)),
+            us(first.max()),
+            first.len()
+        )
     }
 
     fn write_cost(&self, plan: &Plan, out: &mut String) -> fmt::Result {
@@ -243,6 +263,15 @@ impl Report {
                 "untimed": tally.untimed,
                 "early": tally.early,
             },
+            "subscription_us": has_subscription_latency(plan).then(|| {
+                let first = &tally.subscription_ns;
+                json!({
+                    "count": first.len(),
+                    "p50": first.value_at_quantile(0.5) as f64 / 1e3,
+                    "p99": first.value_at_quantile(0.99) as f64 / 1e3,
+                    "max": first.max() as f64 / 1e3,
+                })
+            }),
             "client_cpu_s": self.cpu_ns as f64 / 1e9,
             "client_cpu_busiest": self.cpu_busiest,
             "client_is_bottleneck": self.bottleneck_warning().is_some(),
@@ -255,6 +284,11 @@ impl Report {
             "failures": self.failures(plan),
         })
     }
+}
+
+/// Whether ticks flow while connections subscribe: else the wait for the first one says nothing about the server.
+fn has_subscription_latency(plan: &Plan) -> bool {
+    plan.expect_ticks.is_none()
 }
 
 fn us(ns: u64) -> String {

@@ -112,6 +112,23 @@ fn gaps_late_starts_early_ends_and_silence_are_lost_ticks() {
 }
 
 #[test]
+fn the_first_tick_of_each_connection_is_timed_from_its_subscription() {
+    let server = serve(4, |index| if index == 3 { Vec::new() } else { (1..=TICKS).collect() });
+    let (plan, report) = load(&server, "--warm-up-s 0");
+    let report = report.unwrap();
+    let first = &report.tally.subscription_ns;
+    assert_eq!(first.len(), 3, "one for each connection that had a tick");
+    // Less than the whole run: the time of the request was noted.
+    assert!(first.min() > 0 && first.max() < 60_000_000_000, "{}", first.max());
+    assert_eq!(report.to_json(&plan)["subscription_us"]["count"], 3);
+    assert!(report.to_text(&plan).contains("(3 connections)"));
+
+    let server = serve(4, |_| (1..=TICKS).collect());
+    let (plan, report) = load(&server, &format!("--expect-ticks {TICKS}"));
+    assert!(report.unwrap().to_json(&plan)["subscription_us"].is_null());
+}
+
+#[test]
 fn a_client_that_was_the_bottleneck_says_so() {
     let server = serve(4, |_| (1..=TICKS).collect());
     let (plan, report) = load(&server, &format!("--expect-ticks {TICKS}"));
