@@ -48,8 +48,10 @@ pub struct Connection {
     pub ticks: u64,
     /// When the last of its requests began to be written, monotonic; 0 before.
     requested_at_ns: u64,
+    /// Never reads once it has subscribed.
+    pub is_stalled: bool,
     closing: Option<String>,
-    peer_closed: bool,
+    pub peer_closed: bool,
 }
 
 impl Connection {
@@ -74,7 +76,7 @@ impl Connection {
         let mut session = Session::new(&plan.session);
         let refused = |error: tickcast::client::RequestError| io::Error::new(ErrorKind::InvalidInput, error);
         for pattern in &plan.patterns {
-            session.subscribe(pattern).map_err(refused)?;
+            session.subscribe_with(pattern, &plan.subscription).map_err(refused)?;
         }
         let mut acknowledgements = plan.patterns.len();
         if plan.session.encoding == Encoding::WebSocketRaw {
@@ -90,6 +92,7 @@ impl Connection {
             state,
             ticks: 0,
             requested_at_ns: 0,
+            is_stalled: plan.is_stalled(index),
             closing: None,
             peer_closed: false,
         })
@@ -119,6 +122,9 @@ impl Connection {
     pub fn handle_readable(&mut self, buffer: &mut [u8], tally: &mut Tally) -> Turn {
         for _ in 0..READS_PER_TURN {
             if matches!(self.state, State::Ended(_) | State::Connecting) {
+                return Turn::Drained;
+            }
+            if self.is_stalled && self.state == State::Subscribed {
                 return Turn::Drained;
             }
             let mut drained = false;

@@ -6,7 +6,12 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
-use tickcast::{client::SessionOptions, limits::TOPIC_BYTES_MAX, wire::Encoding};
+use tickcast::{
+    client::{SessionOptions, SubscribeOptions},
+    limits::TOPIC_BYTES_MAX,
+    subscription::{Delivery, Policy},
+    wire::Encoding,
+};
 
 /// Connections from one source address: a third of the ephemeral ports stays free for others.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
@@ -53,6 +58,13 @@ pub struct Options {
     /// after the line "subscribed"
     #[arg(long, value_name = "N")]
     expect_ticks: Option<u64>,
+    /// Connections, of those of --connections, that subscribe and then never read; what they lose is not counted
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    stalled: usize,
+    /// What every connection asks to become of its ticks while it is behind: conflate, drop or disconnect
+    /// [default: what the server has for the topic]
+    #[arg(long, value_name = "POLICY")]
+    policy: Option<Policy>,
     /// Threads the connections are divided over
     #[arg(long, value_name = "N", default_value_t = 1)]
     threads: usize,
@@ -101,6 +113,10 @@ pub struct Plan {
     pub session: SessionOptions,
     pub connections: usize,
     pub patterns: Vec<String>,
+    /// What each connection asks for with its patterns.
+    pub subscription: SubscribeOptions,
+    /// Connections that never read once they have subscribed.
+    pub stalled: usize,
     pub sources: usize,
     pub ramp_per_s: usize,
     pub duration_s: u64,
@@ -135,6 +151,12 @@ impl Plan {
         within("--ramp", typed.ramp, 1, 1_000_000)?;
         within("--duration-s", typed.duration_s as usize, 1, 1_000_000)?;
         within("--warm-up-s", typed.warm_up_s as usize, 0, 1_000_000)?;
+        within("--stalled", typed.stalled, 0, typed.connections)?;
+        if typed.stalled > 0 && typed.expect_ticks.is_some() {
+            return Err(
+                "--stalled does not go with --expect-ticks: who never reads never has its ticks".into()
+            );
+        }
         let sources = typed.sources.unwrap_or(typed.connections.div_ceil(CONNECTIONS_PER_SOURCE));
         within("--sources", sources, 1, SOURCES_MAX)?;
         if encoding == Encoding::WebSocketRaw && typed.max_loss.is_some() && typed.expect_ticks.is_none() {
@@ -155,6 +177,11 @@ impl Plan {
             session: SessionOptions { host, ..SessionOptions::new(encoding) },
             connections: typed.connections,
             patterns: typed.subscribe,
+            subscription: SubscribeOptions {
+                delivery: Delivery { policy: typed.policy, ..Delivery::default() },
+                ..SubscribeOptions::default()
+            },
+            stalled: typed.stalled,
             sources,
             ramp_per_s: typed.ramp,
             duration_s: typed.duration_s,
@@ -183,6 +210,11 @@ impl Plan {
     /// Whether ticks carry sequences, so that a loss shows.
     pub fn has_sequences(&self) -> bool {
         self.session.encoding != Encoding::WebSocketRaw
+    }
+
+    /// Whether the `index`-th connection never reads once it has subscribed: the first ones, over all threads.
+    pub fn is_stalled(&self, index: usize) -> bool {
+        index < self.stalled
     }
 
     /// The address the `index`-th connection comes from; `None` leaves it to the kernel.
@@ -237,6 +269,9 @@ mod tests {
             "--server nowhere",
             "--server 192.0.2.1:1 --sources 2",
             "--transport ws --encoding raw --max-loss 0",
+            "--connections 4 --stalled 5",
+            "--stalled 1 --expect-ticks 9",
+            "--policy patience",
         ] {
             assert!(plan(bad).is_err(), "{bad}");
         }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use tickcast::subscription::Policy;
 
 use crate::{
     options::Plan,
@@ -33,6 +34,8 @@ pub struct Report {
     pub loss: Loss,
     pub short: u64,
     pub ended: BTreeMap<String, usize>,
+    /// Stalled connections that the server was seen to close.
+    pub stalled_closed: usize,
     pub cpu_ns: u64,
     /// Share of a core that the busiest thread used.
     pub cpu_busiest: f64,
@@ -151,6 +154,13 @@ impl Report {
             writeln!(out, "short         {} ticks", self.short)?;
         }
         writeln!(out, "ended early   {}", self.ended.values().sum::<usize>())?;
+        if plan.stalled > 0 {
+            writeln!(
+                out,
+                "stalled       {} connections never read, their loss is not counted; {} were reset or closed",
+                plan.stalled, self.stalled_closed
+            )?;
+        }
         self.write_latency(out)?;
         self.write_subscription(plan, out)?;
         self.write_cost(plan, out)
@@ -236,6 +246,9 @@ impl Report {
             "patterns": plan.patterns,
             "connections": plan.connections,
             "threads": plan.threads,
+            "policy": plan.subscription.delivery.policy.map(Policy::name),
+            "stalled": plan.stalled,
+            "stalled_closed": self.stalled_closed,
             "sources": plan.sources,
             "warm_up_s": plan.warm_up_s,
             "window_s": self.window_ns as f64 / 1e9,

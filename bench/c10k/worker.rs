@@ -100,6 +100,8 @@ pub struct WorkerReport {
     pub short: u64,
     /// Connections that ended before the run did, by reason.
     pub ended: BTreeMap<String, usize>,
+    /// Stalled connections that were seen to be closed by the server.
+    pub stalled_closed: usize,
 }
 
 /// One thread's state.
@@ -307,10 +309,9 @@ impl<'a> Worker<'a> {
             return;
         }
         let end = lock(&self.shared.end);
-        self.reached = self
-            .connections
-            .iter()
-            .all(|one| matches!(one.state, State::Ended(_)) || tally::has_reached(&one.session, &end));
+        self.reached = self.connections.iter().all(|one| {
+            one.is_stalled || matches!(one.state, State::Ended(_)) || tally::has_reached(&one.session, &end)
+        });
         self.looked_at_ns = now_ns;
         if self.reached {
             self.shared.done.fetch_add(1, Ordering::AcqRel);
@@ -323,7 +324,12 @@ impl<'a> Worker<'a> {
         let mut loss = Loss::default();
         let mut short = 0;
         let mut ended = BTreeMap::new();
+        let mut stalled_closed = 0;
         for connection in &self.connections {
+            if connection.is_stalled {
+                stalled_closed += usize::from(connection.peer_closed);
+                continue;
+            }
             if self.plan.has_sequences() {
                 loss.add(Loss::of_session(&connection.session, judged.then_some(&start), &end));
             }
@@ -333,7 +339,15 @@ impl<'a> Worker<'a> {
             }
         }
         drop((start, end));
-        WorkerReport { tally: self.tally, window_ns: self.window_ns, cpu_ns: self.cpu_ns, loss, short, ended }
+        WorkerReport {
+            tally: self.tally,
+            window_ns: self.window_ns,
+            cpu_ns: self.cpu_ns,
+            loss,
+            short,
+            ended,
+            stalled_closed,
+        }
     }
 }
 

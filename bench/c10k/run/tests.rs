@@ -71,6 +71,37 @@ fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
+/// Serves whoever comes, until it goes: one tick each 5 ms, numbered by the time, from the one after its subscription.
+fn serve_flow() -> String {
+    const TICK_NS: u64 = 5_000_000;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let from_ns = clock::monotonic_ns();
+    let newest = move || (clock::monotonic_ns() - from_ns) / TICK_NS + 1;
+    thread::spawn(move || {
+        loop {
+            let mut client = accept(&listener);
+            thread::spawn(move || {
+                let mut sent = newest();
+                loop {
+                    while sent < newest() {
+                        sent += 1;
+                        let times = TickTimes { producer_time_ns: clock::realtime_ns(), ingest_time_ns: 0 };
+                        let parts = frame::TickParts { times, payload: b"tick", ..Default::default() };
+                        let mut bytes = Vec::new();
+                        frame::encode_tick(&mut bytes, TopicId(5), Sequence(sent), &parts);
+                        if client.write_all(&bytes).is_err() {
+                            return;
+                        }
+                    }
+                    clock::sleep_ns(TICK_NS / 5);
+                }
+            });
+        }
+    });
+    address
+}
+
 fn load(server: &str, more: &str) -> (Plan, Result<Report, String>) {
     let line = format!("c10k --server {server} --connections 4 --duration-s 1 {more}");
     let plan = Plan::new(Options::try_parse_from(line.split_whitespace()).unwrap()).unwrap();
@@ -126,6 +157,32 @@ fn the_first_tick_of_each_connection_is_timed_from_its_subscription() {
     let server = serve(4, |_| (1..=TICKS).collect());
     let (plan, report) = load(&server, &format!("--expect-ticks {TICKS}"));
     assert!(report.unwrap().to_json(&plan)["subscription_us"].is_null());
+}
+
+#[test]
+fn stalled_connections_never_read_and_lose_nothing_that_counts() {
+    let (plan, report) = load(&serve_flow(), "--stalled 1 --policy drop --max-loss 0");
+    let report = report.unwrap();
+    assert_eq!(report.failures(&plan), Vec::<String>::new());
+    assert_eq!(report.loss, Loss::default());
+    assert!(report.tally.deliveries > 0);
+    assert!(report.to_text(&plan).contains("stalled       1 connections never read"));
+    let json = report.to_json(&plan);
+    assert_eq!((&json["stalled"], &json["policy"]), (&1.into(), &"drop".into()));
+}
+
+#[test]
+fn the_policy_travels_with_every_subscription() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let requests = |more: &str| {
+        let line = format!("c10k --server {} {more}", listener.local_addr().unwrap());
+        let plan = Plan::new(Options::try_parse_from(line.split_whitespace()).unwrap()).unwrap();
+        crate::connection::Connection::open(&plan, 0).unwrap().session.output().to_vec()
+    };
+    let texts = ["", "--policy conflate", "--policy drop", "--policy disconnect"].map(requests);
+    for (index, text) in texts.iter().enumerate() {
+        assert!(texts[..index].iter().all(|other| other != text), "two of them say the same");
+    }
 }
 
 #[test]
