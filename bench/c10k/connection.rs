@@ -50,6 +50,8 @@ pub struct Connection {
     requested_at_ns: u64,
     /// Never reads once it has subscribed.
     pub is_stalled: bool,
+    /// In the place of one that left: it was not there when the window began.
+    pub has_returned: bool,
     closing: Option<String>,
     pub peer_closed: bool,
 }
@@ -93,6 +95,7 @@ impl Connection {
             ticks: 0,
             requested_at_ns: 0,
             is_stalled: plan.is_stalled(index),
+            has_returned: false,
             closing: None,
             peer_closed: false,
         })

@@ -61,6 +61,9 @@ pub struct Options {
     /// Connections, of those of --connections, that subscribe and then never read; what they lose is not counted
     #[arg(long, value_name = "N", default_value_t = 0)]
     stalled: usize,
+    /// Connections a second that leave without a word and come back, during the measured window
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    churn_per_s: u32,
     /// What every connection asks to become of its ticks while it is behind: conflate, drop or disconnect
     /// [default: what the server has for the topic]
     #[arg(long, value_name = "POLICY")]
@@ -117,6 +120,7 @@ pub struct Plan {
     pub subscription: SubscribeOptions,
     /// Connections that never read once they have subscribed.
     pub stalled: usize,
+    pub churn_per_s: u32,
     pub sources: usize,
     pub ramp_per_s: usize,
     pub duration_s: u64,
@@ -157,6 +161,13 @@ impl Plan {
                 "--stalled does not go with --expect-ticks: who never reads never has its ticks".into()
             );
         }
+        within("--churn-per-s", typed.churn_per_s as usize, 0, 1_000_000)?;
+        if typed.churn_per_s > 0 && typed.expect_ticks.is_some() {
+            return Err("--churn-per-s does not go with --expect-ticks: who comes back begins anew".into());
+        }
+        if typed.churn_per_s > 0 && typed.stalled == typed.connections {
+            return Err("--churn-per-s needs connections that are not stalled".into());
+        }
         let sources = typed.sources.unwrap_or(typed.connections.div_ceil(CONNECTIONS_PER_SOURCE));
         within("--sources", sources, 1, SOURCES_MAX)?;
         if encoding == Encoding::WebSocketRaw && typed.max_loss.is_some() && typed.expect_ticks.is_none() {
@@ -182,6 +193,7 @@ impl Plan {
                 ..SubscribeOptions::default()
             },
             stalled: typed.stalled,
+            churn_per_s: typed.churn_per_s,
             sources,
             ramp_per_s: typed.ramp,
             duration_s: typed.duration_s,
@@ -272,6 +284,8 @@ mod tests {
             "--connections 4 --stalled 5",
             "--stalled 1 --expect-ticks 9",
             "--policy patience",
+            "--churn-per-s 1 --expect-ticks 9",
+            "--churn-per-s 1 --connections 4 --stalled 4",
         ] {
             assert!(plan(bad).is_err(), "{bad}");
         }

@@ -36,6 +36,9 @@ pub struct Report {
     pub ended: BTreeMap<String, usize>,
     /// Stalled connections that the server was seen to close.
     pub stalled_closed: usize,
+    /// Connections that left, and those of them that were acknowledged again.
+    pub left: u64,
+    pub came_back: u64,
     pub cpu_ns: u64,
     /// Share of a core that the busiest thread used.
     pub cpu_busiest: f64,
@@ -161,6 +164,13 @@ impl Report {
                 plan.stalled, self.stalled_closed
             )?;
         }
+        if plan.churn_per_s > 0 {
+            writeln!(
+                out,
+                "churn         {} connections left without a word, {} were back and acknowledged",
+                self.left, self.came_back
+            )?;
+        }
         self.write_latency(out)?;
         self.write_subscription(plan, out)?;
         self.write_cost(plan, out)
@@ -247,8 +257,8 @@ impl Report {
             "connections": plan.connections,
             "threads": plan.threads,
             "policy": plan.subscription.delivery.policy.map(Policy::name),
-            "stalled": plan.stalled,
-            "stalled_closed": self.stalled_closed,
+            "churn": { "per_s": plan.churn_per_s, "left": self.left, "came_back": self.came_back },
+            "stalled": { "connections": plan.stalled, "closed": self.stalled_closed },
             "sources": plan.sources,
             "warm_up_s": plan.warm_up_s,
             "window_s": self.window_ns as f64 / 1e9,

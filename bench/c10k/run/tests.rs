@@ -71,8 +71,9 @@ fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-/// Serves whoever comes, until it goes: one tick each 5 ms, numbered by the time, from the one after its subscription.
-fn serve_flow() -> String {
+/// Serves whoever comes, until it goes: one tick each 5 ms, numbered by the time, from the one after its subscription;
+/// what `skip` divides is left out.
+fn serve_flow(skip: u64) -> String {
     const TICK_NS: u64 = 5_000_000;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -86,6 +87,9 @@ fn serve_flow() -> String {
                 loop {
                     while sent < newest() {
                         sent += 1;
+                        if sent % skip == 0 {
+                            continue;
+                        }
                         let times = TickTimes { producer_time_ns: clock::realtime_ns(), ingest_time_ns: 0 };
                         let parts = frame::TickParts { times, payload: b"tick", ..Default::default() };
                         let mut bytes = Vec::new();
@@ -161,14 +165,35 @@ fn the_first_tick_of_each_connection_is_timed_from_its_subscription() {
 
 #[test]
 fn stalled_connections_never_read_and_lose_nothing_that_counts() {
-    let (plan, report) = load(&serve_flow(), "--stalled 1 --policy drop --max-loss 0");
+    let (plan, report) = load(&serve_flow(u64::MAX), "--stalled 1 --policy drop --max-loss 0");
     let report = report.unwrap();
     assert_eq!(report.failures(&plan), Vec::<String>::new());
     assert_eq!(report.loss, Loss::default());
     assert!(report.tally.deliveries > 0);
     assert!(report.to_text(&plan).contains("stalled       1 connections never read"));
     let json = report.to_json(&plan);
-    assert_eq!((&json["stalled"], &json["policy"]), (&1.into(), &"drop".into()));
+    assert_eq!((&json["stalled"]["connections"], &json["policy"]), (&1.into(), &"drop".into()));
+}
+
+#[test]
+fn connections_that_leave_and_come_back_lose_nothing_by_that() {
+    let (plan, report) = load(&serve_flow(u64::MAX), "--churn-per-s 20 --threads 2 --max-loss 0");
+    let report = report.unwrap();
+    assert_eq!(report.failures(&plan), Vec::<String>::new());
+    assert_eq!(report.loss, Loss::default());
+    assert!((10..=40).contains(&report.left), "{}", report.left);
+    assert_eq!(report.came_back, report.left);
+    assert!(report.tally.subscription_ns.len() > 4, "who comes back waits for a first tick, too");
+    assert_eq!(report.to_json(&plan)["churn"]["left"], report.left);
+}
+
+#[test]
+fn what_connections_lost_before_they_left_stays_counted() {
+    let (_, report) = load(&serve_flow(10), "--churn-per-s 20");
+    let report = report.unwrap();
+    // One in ten is left out for everybody, and hardly anybody stays for long.
+    assert!(report.loss.gap * 18 >= report.tally.deliveries, "{:?}", report.loss);
+    assert_eq!((report.loss.head, report.loss.tail), (0, 0));
 }
 
 #[test]
