@@ -46,8 +46,14 @@ pub struct Connection {
     pub state: State,
     /// Ticks delivered since it was opened.
     pub ticks: u64,
+    /// When the last of its requests began to be written, monotonic; 0 before.
+    requested_at_ns: u64,
+    /// Never reads once it has subscribed.
+    pub is_stalled: bool,
+    /// In the place of one that left: it was not there when the window began.
+    pub has_returned: bool,
     closing: Option<String>,
-    peer_closed: bool,
+    pub peer_closed: bool,
 }
 
 impl Connection {
@@ -72,7 +78,7 @@ impl Connection {
         let mut session = Session::new(&plan.session);
         let refused = |error: tickcast::client::RequestError| io::Error::new(ErrorKind::InvalidInput, error);
         for pattern in &plan.patterns {
-            session.subscribe(pattern).map_err(refused)?;
+            session.subscribe_with(pattern, &plan.subscription).map_err(refused)?;
         }
         let mut acknowledgements = plan.patterns.len();
         if plan.session.encoding == Encoding::WebSocketRaw {
@@ -82,7 +88,17 @@ impl Connection {
         }
         let stream = TcpStream::from_std(socket.into());
         let state = if acknowledgements == 0 { State::Subscribed } else { State::Connecting };
-        Ok(Connection { stream, session, state, ticks: 0, closing: None, peer_closed: false })
+        Ok(Connection {
+            stream,
+            session,
+            state,
+            ticks: 0,
+            requested_at_ns: 0,
+            is_stalled: plan.is_stalled(index),
+            has_returned: false,
+            closing: None,
+            peer_closed: false,
+        })
     }
 
     /// The socket may be written: ends the connecting, sends what is queued.
@@ -111,6 +127,9 @@ impl Connection {
             if matches!(self.state, State::Ended(_) | State::Connecting) {
                 return Turn::Drained;
             }
+            if self.is_stalled && self.state == State::Subscribed {
+                return Turn::Drained;
+            }
             let mut drained = false;
             match self.stream.read(buffer) {
                 Ok(0) => self.session.handle_end(),
@@ -129,7 +148,11 @@ impl Connection {
                     return Turn::Drained;
                 }
             }
+            let first_at_ns = (self.ticks == 0).then(clock::monotonic_ns);
             self.take_events(tally);
+            if let Some(first_at_ns) = first_at_ns.filter(|_| self.ticks > 0) {
+                tally.first_tick(first_at_ns.saturating_sub(self.requested_at_ns));
+            }
             self.write();
             if drained {
                 return Turn::Drained;
@@ -181,6 +204,12 @@ impl Connection {
     }
 
     fn write(&mut self) {
+        // Over a WebSocket the subscriptions follow the answer to the upgrade: the last write before they are
+        // acknowledged has them.
+        if self.ticks == 0 && matches!(self.state, State::Subscribing(_)) && !self.session.output().is_empty()
+        {
+            self.requested_at_ns = clock::monotonic_ns();
+        }
         while !self.session.output().is_empty() && !matches!(self.state, State::Ended(_)) {
             match self.stream.write(self.session.output()) {
                 Ok(written) => self.session.output_written(written),

@@ -1,9 +1,17 @@
 //! What was typed, and what it means.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::{
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+};
 
 use clap::{Parser, ValueEnum};
-use tickcast::{client::SessionOptions, limits::TOPIC_BYTES_MAX, wire::Encoding};
+use tickcast::{
+    client::{SessionOptions, SubscribeOptions},
+    limits::TOPIC_BYTES_MAX,
+    subscription::{Delivery, Policy},
+    wire::Encoding,
+};
 
 /// Connections from one source address: a third of the ephemeral ports stays free for others.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
@@ -50,6 +58,16 @@ pub struct Options {
     /// after the line "subscribed"
     #[arg(long, value_name = "N")]
     expect_ticks: Option<u64>,
+    /// Connections, of those of --connections, that subscribe and then never read; what they lose is not counted
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    stalled: usize,
+    /// Connections a second that leave without a word and come back, during the measured window
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    churn_per_s: u32,
+    /// What every connection asks to become of its ticks while it is behind: conflate, drop or disconnect
+    /// [default: what the server has for the topic]
+    #[arg(long, value_name = "POLICY")]
+    policy: Option<Policy>,
     /// Threads the connections are divided over
     #[arg(long, value_name = "N", default_value_t = 1)]
     threads: usize,
@@ -62,6 +80,9 @@ pub struct Options {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Write the latency histogram, in microseconds, as the percentile text (.hgrm) that HdrHistogram plotters read
+    #[arg(long, value_name = "FILE")]
+    hgrm: Option<PathBuf>,
     /// Fail when more ticks were lost
     #[arg(long, value_name = "TICKS")]
     max_loss: Option<u64>,
@@ -95,6 +116,11 @@ pub struct Plan {
     pub session: SessionOptions,
     pub connections: usize,
     pub patterns: Vec<String>,
+    /// What each connection asks for with its patterns.
+    pub subscription: SubscribeOptions,
+    /// Connections that never read once they have subscribed.
+    pub stalled: usize,
+    pub churn_per_s: u32,
     pub sources: usize,
     pub ramp_per_s: usize,
     pub duration_s: u64,
@@ -104,6 +130,7 @@ pub struct Plan {
     pub pin: Option<usize>,
     pub server_pid: Option<u32>,
     pub json: bool,
+    pub hgrm: Option<PathBuf>,
     pub max_loss: Option<u64>,
     pub max_p99_us: Option<u64>,
 }
@@ -128,6 +155,19 @@ impl Plan {
         within("--ramp", typed.ramp, 1, 1_000_000)?;
         within("--duration-s", typed.duration_s as usize, 1, 1_000_000)?;
         within("--warm-up-s", typed.warm_up_s as usize, 0, 1_000_000)?;
+        within("--stalled", typed.stalled, 0, typed.connections)?;
+        if typed.stalled > 0 && typed.expect_ticks.is_some() {
+            return Err(
+                "--stalled does not go with --expect-ticks: who never reads never has its ticks".into()
+            );
+        }
+        within("--churn-per-s", typed.churn_per_s as usize, 0, 1_000_000)?;
+        if typed.churn_per_s > 0 && typed.expect_ticks.is_some() {
+            return Err("--churn-per-s does not go with --expect-ticks: who comes back begins anew".into());
+        }
+        if typed.churn_per_s > 0 && typed.stalled == typed.connections {
+            return Err("--churn-per-s needs connections that are not stalled".into());
+        }
         let sources = typed.sources.unwrap_or(typed.connections.div_ceil(CONNECTIONS_PER_SOURCE));
         within("--sources", sources, 1, SOURCES_MAX)?;
         if encoding == Encoding::WebSocketRaw && typed.max_loss.is_some() && typed.expect_ticks.is_none() {
@@ -148,6 +188,12 @@ impl Plan {
             session: SessionOptions { host, ..SessionOptions::new(encoding) },
             connections: typed.connections,
             patterns: typed.subscribe,
+            subscription: SubscribeOptions {
+                delivery: Delivery { policy: typed.policy, ..Delivery::default() },
+                ..SubscribeOptions::default()
+            },
+            stalled: typed.stalled,
+            churn_per_s: typed.churn_per_s,
             sources,
             ramp_per_s: typed.ramp,
             duration_s: typed.duration_s,
@@ -157,6 +203,7 @@ impl Plan {
             pin: typed.pin,
             server_pid: typed.server_pid,
             json: typed.json,
+            hgrm: typed.hgrm,
             max_loss: typed.max_loss,
             max_p99_us: typed.max_p99_us,
         })
@@ -175,6 +222,11 @@ impl Plan {
     /// Whether ticks carry sequences, so that a loss shows.
     pub fn has_sequences(&self) -> bool {
         self.session.encoding != Encoding::WebSocketRaw
+    }
+
+    /// Whether the `index`-th connection never reads once it has subscribed: the first ones, over all threads.
+    pub fn is_stalled(&self, index: usize) -> bool {
+        index < self.stalled
     }
 
     /// The address the `index`-th connection comes from; `None` leaves it to the kernel.
@@ -229,6 +281,11 @@ mod tests {
             "--server nowhere",
             "--server 192.0.2.1:1 --sources 2",
             "--transport ws --encoding raw --max-loss 0",
+            "--connections 4 --stalled 5",
+            "--stalled 1 --expect-ticks 9",
+            "--policy patience",
+            "--churn-per-s 1 --expect-ticks 9",
+            "--churn-per-s 1 --connections 4 --stalled 4",
         ] {
             assert!(plan(bad).is_err(), "{bad}");
         }

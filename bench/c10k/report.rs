@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use tickcast::subscription::Policy;
 
 use crate::{
     options::Plan,
@@ -13,8 +14,8 @@ use crate::{
     tally::{Loss, Tally},
 };
 
-/// Share of a core past which this client measures itself.
-const CPU_WARN: f64 = 0.9;
+/// Share of its core past which the busiest thread measures itself: above it ticks wait for this client in its sockets.
+const BOTTLENECK_SHARE: f64 = 0.85;
 /// Quantiles of the table.
 const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
 
@@ -33,6 +34,11 @@ pub struct Report {
     pub loss: Loss,
     pub short: u64,
     pub ended: BTreeMap<String, usize>,
+    /// Stalled connections that the server was seen to close.
+    pub stalled_closed: usize,
+    /// Connections that left, and those of them that were acknowledged again.
+    pub left: u64,
+    pub came_back: u64,
     pub cpu_ns: u64,
     /// Share of a core that the busiest thread used.
     pub cpu_busiest: f64,
@@ -70,6 +76,17 @@ impl Report {
             _ => {}
         }
         failures
+    }
+
+    /// What to say when this client was itself the bottleneck.
+    pub fn bottleneck_warning(&self) -> Option<String> {
+        (self.cpu_busiest > BOTTLENECK_SHARE).then(|| {
+            format!(
+                "WARNING: this client was the bottleneck (busiest thread above {:.0} % of its core): latency and rate \
+                 are its own; add --threads or cores",
+                BOTTLENECK_SHARE * 100.0
+            )
+        })
     }
 
     fn per_second(&self, count: u64) -> f64 {
@@ -140,7 +157,22 @@ impl Report {
             writeln!(out, "short         {} ticks", self.short)?;
         }
         writeln!(out, "ended early   {}", self.ended.values().sum::<usize>())?;
+        if plan.stalled > 0 {
+            writeln!(
+                out,
+                "stalled       {} connections never read, their loss is not counted; {} were reset or closed",
+                plan.stalled, self.stalled_closed
+            )?;
+        }
+        if plan.churn_per_s > 0 {
+            writeln!(
+                out,
+                "churn         {} connections left without a word, {} were back and acknowledged",
+                self.left, self.came_back
+            )?;
+        }
         self.write_latency(out)?;
+        self.write_subscription(plan, out)?;
         self.write_cost(plan, out)
     }
 
@@ -168,6 +200,25 @@ impl Report {
         Ok(())
     }
 
+    fn write_subscription(&self, plan: &Plan, out: &mut String) -> fmt::Result {
+        let first = &self.tally.subscription_ns;
+        if !has_subscription_latency(plan) {
+            return writeln!(
+                out,
+                "first tick    not measured: nothing is published until all have subscribed"
+            );
+        }
+        writeln!(
+            out,
+            "first tick    after a connection's subscription was sent, microseconds: p50 {}, p99 {}, max {} ({} \
+             connections)",
+            us(first.value_at_quantile(0.5)),
+            us(first.value_at_quantile(0.99)),
+            us(first.max()),
+            first.len()
+        )
+    }
+
     fn write_cost(&self, plan: &Plan, out: &mut String) -> fmt::Result {
         writeln!(
             out,
@@ -175,11 +226,8 @@ impl Report {
             self.cpu_ns as f64 / 1e9,
             self.cpu_busiest * 100.0
         )?;
-        if self.cpu_busiest > CPU_WARN {
-            writeln!(
-                out,
-                "              WARNING: this client was the bottleneck: latency and rate are its own"
-            )?;
+        if let Some(warning) = self.bottleneck_warning() {
+            writeln!(out, "              {warning}")?;
         }
         if let (Some(resident), Some(each)) = (self.resident_bytes, self.connection_bytes(plan)) {
             writeln!(out, "client memory {:.1} MiB, {each} bytes a connection", mib(resident))?;
@@ -208,6 +256,9 @@ impl Report {
             "patterns": plan.patterns,
             "connections": plan.connections,
             "threads": plan.threads,
+            "policy": plan.subscription.delivery.policy.map(Policy::name),
+            "churn": { "per_s": plan.churn_per_s, "left": self.left, "came_back": self.came_back },
+            "stalled": { "connections": plan.stalled, "closed": self.stalled_closed },
             "sources": plan.sources,
             "warm_up_s": plan.warm_up_s,
             "window_s": self.window_ns as f64 / 1e9,
@@ -235,9 +286,19 @@ impl Report {
                 "untimed": tally.untimed,
                 "early": tally.early,
             },
+            "subscription_us": has_subscription_latency(plan).then(|| {
+                let first = &tally.subscription_ns;
+                json!({
+                    "count": first.len(),
+                    "p50": first.value_at_quantile(0.5) as f64 / 1e3,
+                    "p99": first.value_at_quantile(0.99) as f64 / 1e3,
+                    "max": first.max() as f64 / 1e3,
+                })
+            }),
             "client_cpu_s": self.cpu_ns as f64 / 1e9,
             "client_cpu_busiest": self.cpu_busiest,
-            "client_is_bottleneck": self.cpu_busiest > CPU_WARN,
+            "client_is_bottleneck": self.bottleneck_warning().is_some(),
+            "client_bottleneck_share": BOTTLENECK_SHARE,
             "client_resident_bytes": self.resident_bytes,
             "client_connection_bytes": self.connection_bytes(plan),
             "server_cpu_s": self.server.as_ref().map(|server| server.cpu_ns as f64 / 1e9),
@@ -246,6 +307,11 @@ impl Report {
             "failures": self.failures(plan),
         })
     }
+}
+
+/// Whether ticks flow while connections subscribe: else the wait for the first one says nothing about the server.
+fn has_subscription_latency(plan: &Plan) -> bool {
+    plan.expect_ticks.is_none()
 }
 
 fn us(ns: u64) -> String {

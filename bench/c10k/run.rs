@@ -182,6 +182,9 @@ fn merge(workers: Vec<WorkerReport>, led: Led, before_bytes: Option<u64>) -> Res
         loss: Loss::default(),
         short: 0,
         ended: BTreeMap::new(),
+        stalled_closed: 0,
+        left: 0,
+        came_back: 0,
         cpu_ns: 0,
         cpu_busiest: 0.0,
         timed_out: led.timed_out,
@@ -193,6 +196,9 @@ fn merge(workers: Vec<WorkerReport>, led: Led, before_bytes: Option<u64>) -> Res
         report.tally.add(&worker.tally)?;
         report.loss.add(worker.loss);
         report.short += worker.short;
+        report.stalled_closed += worker.stalled_closed;
+        report.left += worker.left;
+        report.came_back += worker.came_back;
         report.cpu_ns += worker.cpu_ns;
         report.cpu_busiest = report.cpu_busiest.max(worker.cpu_ns as f64 / worker.window_ns.max(1) as f64);
         for (why, count) in worker.ended {

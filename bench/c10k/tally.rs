@@ -7,7 +7,7 @@ use tickcast::client::{Session, TopicStats};
 
 /// Longest latency told apart: ten minutes. Longer ones count as that.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
-/// Digits of a latency that are kept: 0.1 %. The table takes 300 KB.
+/// Digits of a latency that are kept: 0.1 %. Each table takes 300 KB.
 const LATENCY_DIGITS: u8 = 3;
 
 /// Highest sequence seen of each topic, by number.
@@ -25,14 +25,18 @@ pub struct Tally {
     /// Ticks from the future: the clocks of producer and client differ. Counted as 0.
     pub early: u64,
     pub latency_ns: Histogram<u64>,
+    /// From a connection's subscription to its first tick, of all connections, ramp included.
+    pub subscription_ns: Histogram<u64>,
 }
 
 impl Tally {
     /// # Errors
     /// Never in practice: the histogram's bounds are constants.
     pub fn new() -> Result<Tally, String> {
-        let latency_ns = Histogram::new_with_bounds(1, LATENCY_NS_MAX, LATENCY_DIGITS);
-        let latency_ns = latency_ns.map_err(|error| format!("histogram: {error}"))?;
+        let histogram = || {
+            Histogram::new_with_bounds(1, LATENCY_NS_MAX, LATENCY_DIGITS)
+                .map_err(|error| format!("histogram: {error}"))
+        };
         Ok(Tally {
             measuring: false,
             deliveries: 0,
@@ -40,7 +44,8 @@ impl Tally {
             wire_bytes: 0,
             untimed: 0,
             early: 0,
-            latency_ns,
+            latency_ns: histogram()?,
+            subscription_ns: histogram()?,
         })
     }
 
@@ -60,6 +65,11 @@ impl Tally {
         self.latency_ns.saturating_record(received_ns.saturating_sub(intended_ns));
     }
 
+    /// Counts the first tick of a connection, `after_ns` after its subscription was sent; in any phase.
+    pub fn first_tick(&mut self, after_ns: u64) {
+        self.subscription_ns.saturating_record(after_ns);
+    }
+
     /// Adds what another thread counted.
     ///
     /// # Errors
@@ -70,7 +80,10 @@ impl Tally {
         self.wire_bytes += other.wire_bytes;
         self.untimed += other.untimed;
         self.early += other.early;
-        self.latency_ns.add(&other.latency_ns).map_err(|error| format!("histogram: {error}"))
+        self.latency_ns
+            .add(&other.latency_ns)
+            .and_then(|()| self.subscription_ns.add(&other.subscription_ns))
+            .map_err(|error| format!("histogram: {error}"))
     }
 }
 

@@ -1,5 +1,7 @@
 //! One thread: its connections, an event loop, a shared read buffer.
 
+mod churn;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     io::ErrorKind,
@@ -11,6 +13,7 @@ use std::{
 use mio::{Events, Interest, Poll, Token};
 use tickcast::clock;
 
+use self::churn::Churn;
 use crate::{
     connection::{Connection, State, Turn},
     options::Plan,
@@ -100,6 +103,11 @@ pub struct WorkerReport {
     pub short: u64,
     /// Connections that ended before the run did, by reason.
     pub ended: BTreeMap<String, usize>,
+    /// Stalled connections that were seen to be closed by the server.
+    pub stalled_closed: usize,
+    /// Connections that left, and those of them that were acknowledged again.
+    pub left: u64,
+    pub came_back: u64,
 }
 
 /// One thread's state.
@@ -118,6 +126,7 @@ pub struct Worker<'a> {
     tally: Tally,
     opened_at_ns: u64,
     connecting: usize,
+    churn: Churn,
     phase: Phase,
     window_from_ns: u64,
     window_ns: u64,
@@ -161,6 +170,7 @@ impl<'a> Worker<'a> {
             tally,
             opened_at_ns: clock::monotonic_ns(),
             connecting: 0,
+            churn: Churn::default(),
             phase: Phase::Ramp,
             window_from_ns: 0,
             window_ns: 0,
@@ -180,6 +190,9 @@ impl<'a> Worker<'a> {
             }
             if phase == Phase::Ramp {
                 self.open_due()?;
+            }
+            if phase == Phase::Measure && self.plan.churn_per_s > 0 {
+                self.churn_due()?;
             }
             let timeout_ms = if self.unread.is_empty() { TICK_MS } else { 0 };
             match self.poll.poll(&mut events, Some(Duration::from_millis(timeout_ms))) {
@@ -249,10 +262,16 @@ impl<'a> Worker<'a> {
         act(connection, Parts { plan: self.plan, buffer: &mut self.buffer, tally: &mut self.tally });
         if !was_open {
             match &connection.state {
+                State::Subscribed if connection.has_returned => {
+                    self.connecting -= 1;
+                    self.churn.came_back += 1;
+                }
                 State::Subscribed => {
                     self.connecting -= 1;
                     self.shared.subscribed.fetch_add(1, Ordering::AcqRel);
                 }
+                // Counted as ended early: what was measured so far stays worth reporting.
+                State::Ended(_) if connection.has_returned => self.connecting -= 1,
                 State::Ended(why) => return Err(format!("a connection to {}: {why}", self.plan.server)),
                 State::Connecting | State::Subscribing(_) => {}
             }
@@ -292,7 +311,7 @@ impl<'a> Worker<'a> {
     }
 
     fn raise(&self, cut: &Mutex<Cut>) {
-        let mut own = Cut::new();
+        let mut own = self.churn.seen.clone();
         self.connections.iter().for_each(|one| tally::raise_cut(&mut own, &one.session));
         let mut cut = lock(cut);
         for (id, sequence) in own {
@@ -307,25 +326,42 @@ impl<'a> Worker<'a> {
             return;
         }
         let end = lock(&self.shared.end);
-        self.reached = self
-            .connections
-            .iter()
-            .all(|one| matches!(one.state, State::Ended(_)) || tally::has_reached(&one.session, &end));
+        self.reached = self.connections.iter().all(|one| match one.state {
+            State::Ended(_) => true,
+            _ if one.is_stalled => true,
+            // What ticked before it came back is none of its own.
+            State::Subscribed if one.has_returned => Loss::of_session(&one.session, None, &end).tail == 0,
+            _ => tally::has_reached(&one.session, &end),
+        });
         self.looked_at_ns = now_ns;
         if self.reached {
             self.shared.done.fetch_add(1, Ordering::AcqRel);
         }
     }
 
+    /// Whether it is known what the `at`-th connection could have seen first.
+    fn is_start_judged(&self, at: usize) -> bool {
+        let is_known = self.plan.warm_up_s > 0 || self.plan.expect_ticks.is_some();
+        is_known && !self.connections[at].has_returned
+    }
+
     fn report(self) -> WorkerReport {
-        let judged = self.plan.warm_up_s > 0 || self.plan.expect_ticks.is_some();
         let (start, end) = (lock(&self.shared.start), lock(&self.shared.end));
-        let mut loss = Loss::default();
+        let mut loss = self.churn.loss;
         let mut short = 0;
         let mut ended = BTreeMap::new();
-        for connection in &self.connections {
+        let mut stalled_closed = 0;
+        for (at, connection) in self.connections.iter().enumerate() {
+            if connection.is_stalled {
+                stalled_closed += usize::from(connection.peer_closed);
+                continue;
+            }
             if self.plan.has_sequences() {
-                loss.add(Loss::of_session(&connection.session, judged.then_some(&start), &end));
+                loss.add(Loss::of_session(
+                    &connection.session,
+                    self.is_start_judged(at).then_some(&*start),
+                    &end,
+                ));
             }
             short += self.plan.expect_ticks.unwrap_or(0).saturating_sub(connection.ticks);
             if let State::Ended(why) = &connection.state {
@@ -333,7 +369,17 @@ impl<'a> Worker<'a> {
             }
         }
         drop((start, end));
-        WorkerReport { tally: self.tally, window_ns: self.window_ns, cpu_ns: self.cpu_ns, loss, short, ended }
+        WorkerReport {
+            tally: self.tally,
+            window_ns: self.window_ns,
+            cpu_ns: self.cpu_ns,
+            loss,
+            short,
+            ended,
+            stalled_closed,
+            left: self.churn.left,
+            came_back: self.churn.came_back,
+        }
     }
 }
 

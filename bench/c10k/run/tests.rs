@@ -71,6 +71,41 @@ fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
+/// Serves whoever comes, until it goes: one tick each 5 ms, numbered by the time, from the one after its subscription;
+/// what `skip` divides is left out.
+fn serve_flow(skip: u64) -> String {
+    const TICK_NS: u64 = 5_000_000;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let from_ns = clock::monotonic_ns();
+    let newest = move || (clock::monotonic_ns() - from_ns) / TICK_NS + 1;
+    thread::spawn(move || {
+        loop {
+            let mut client = accept(&listener);
+            thread::spawn(move || {
+                let mut sent = newest();
+                loop {
+                    while sent < newest() {
+                        sent += 1;
+                        if sent % skip == 0 {
+                            continue;
+                        }
+                        let times = TickTimes { producer_time_ns: clock::realtime_ns(), ingest_time_ns: 0 };
+                        let parts = frame::TickParts { times, payload: b"tick", ..Default::default() };
+                        let mut bytes = Vec::new();
+                        frame::encode_tick(&mut bytes, TopicId(5), Sequence(sent), &parts);
+                        if client.write_all(&bytes).is_err() {
+                            return;
+                        }
+                    }
+                    clock::sleep_ns(TICK_NS / 5);
+                }
+            });
+        }
+    });
+    address
+}
+
 fn load(server: &str, more: &str) -> (Plan, Result<Report, String>) {
     let line = format!("c10k --server {server} --connections 4 --duration-s 1 {more}");
     let plan = Plan::new(Options::try_parse_from(line.split_whitespace()).unwrap()).unwrap();
@@ -109,6 +144,82 @@ fn gaps_late_starts_early_ends_and_silence_are_lost_ticks() {
     let failures = report.failures(&plan);
     assert!(failures.iter().any(|failure| failure.contains("27 ticks lost, 26 allowed")), "{failures:?}");
     assert!(failures.iter().any(|failure| failure.contains("not every connection")), "{failures:?}");
+}
+
+#[test]
+fn the_first_tick_of_each_connection_is_timed_from_its_subscription() {
+    let server = serve(4, |index| if index == 3 { Vec::new() } else { (1..=TICKS).collect() });
+    let (plan, report) = load(&server, "--warm-up-s 0");
+    let report = report.unwrap();
+    let first = &report.tally.subscription_ns;
+    assert_eq!(first.len(), 3, "one for each connection that had a tick");
+    // Less than the whole run: the time of the request was noted.
+    assert!(first.min() > 0 && first.max() < 60_000_000_000, "{}", first.max());
+    assert_eq!(report.to_json(&plan)["subscription_us"]["count"], 3);
+    assert!(report.to_text(&plan).contains("(3 connections)"));
+
+    let server = serve(4, |_| (1..=TICKS).collect());
+    let (plan, report) = load(&server, &format!("--expect-ticks {TICKS}"));
+    assert!(report.unwrap().to_json(&plan)["subscription_us"].is_null());
+}
+
+#[test]
+fn stalled_connections_never_read_and_lose_nothing_that_counts() {
+    let (plan, report) = load(&serve_flow(u64::MAX), "--stalled 1 --policy drop --max-loss 0");
+    let report = report.unwrap();
+    assert_eq!(report.failures(&plan), Vec::<String>::new());
+    assert_eq!(report.loss, Loss::default());
+    assert!(report.tally.deliveries > 0);
+    assert!(report.to_text(&plan).contains("stalled       1 connections never read"));
+    let json = report.to_json(&plan);
+    assert_eq!((&json["stalled"]["connections"], &json["policy"]), (&1.into(), &"drop".into()));
+}
+
+#[test]
+fn connections_that_leave_and_come_back_lose_nothing_by_that() {
+    let (plan, report) = load(&serve_flow(u64::MAX), "--churn-per-s 20 --threads 2 --max-loss 0");
+    let report = report.unwrap();
+    assert_eq!(report.failures(&plan), Vec::<String>::new());
+    assert_eq!(report.loss, Loss::default());
+    assert!((10..=40).contains(&report.left), "{}", report.left);
+    assert_eq!(report.came_back, report.left);
+    assert!(report.tally.subscription_ns.len() > 4, "who comes back waits for a first tick, too");
+    assert_eq!(report.to_json(&plan)["churn"]["left"], report.left);
+}
+
+#[test]
+fn what_connections_lost_before_they_left_stays_counted() {
+    let (_, report) = load(&serve_flow(10), "--churn-per-s 20");
+    let report = report.unwrap();
+    // One in ten is left out for everybody, and hardly anybody stays for long.
+    assert!(report.loss.gap * 18 >= report.tally.deliveries, "{:?}", report.loss);
+    assert_eq!((report.loss.head, report.loss.tail), (0, 0));
+}
+
+#[test]
+fn the_policy_travels_with_every_subscription() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let requests = |more: &str| {
+        let line = format!("c10k --server {} {more}", listener.local_addr().unwrap());
+        let plan = Plan::new(Options::try_parse_from(line.split_whitespace()).unwrap()).unwrap();
+        crate::connection::Connection::open(&plan, 0).unwrap().session.output().to_vec()
+    };
+    let texts = ["", "--policy conflate", "--policy drop", "--policy disconnect"].map(requests);
+    for (index, text) in texts.iter().enumerate() {
+        assert!(texts[..index].iter().all(|other| other != text), "two of them say the same");
+    }
+}
+
+#[test]
+fn a_client_that_was_the_bottleneck_says_so() {
+    let server = serve(4, |_| (1..=TICKS).collect());
+    let (plan, report) = load(&server, &format!("--expect-ticks {TICKS}"));
+    let mut report = report.unwrap();
+    for (busiest, warned) in [(0.85, false), (0.86, true)] {
+        report.cpu_busiest = busiest;
+        assert_eq!(report.to_json(&plan)["client_is_bottleneck"], warned);
+        assert_eq!(report.to_text(&plan).contains("WARNING: this client was the bottleneck"), warned);
+    }
 }
 
 #[test]

@@ -1,0 +1,95 @@
+//! A latency histogram in the percentile text that HdrHistogram's plotters read.
+
+use std::fmt::{self, Write};
+
+use hdrhistogram::Histogram;
+
+/// Lines for each halving of the distance to 100 %, as HdrHistogram writes by default.
+const LINES_PER_HALF: u32 = 5;
+/// Nanoseconds in the unit of the Value column.
+const NS_PER_US: f64 = 1_000.0;
+
+/// The text of a histogram of nanoseconds, its values in microseconds.
+///
+/// Cost: a pass over the table, and about 5 lines for each halving of what lies above: a few hundred at most.
+pub fn text(latency_ns: &Histogram<u64>) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_text(latency_ns, &mut out);
+    out
+}
+
+fn write_text(latency_ns: &Histogram<u64>, out: &mut String) -> fmt::Result {
+    writeln!(out, "{:>12} {:>14} {:>10} {:>14}\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)")?;
+    let mut counted = 0;
+    for step in latency_ns.iter_quantiles(LINES_PER_HALF) {
+        counted += step.count_since_last_iteration();
+        let value_us = step.value_iterated_to() as f64 / NS_PER_US;
+        let quantile = step.quantile_iterated_to();
+        write!(out, "{value_us:>12.3} {quantile:>14.12} {counted:>10}")?;
+        // The last line is at infinity, which no axis has: plotters know it by the column that is not there.
+        match quantile < 1.0 {
+            true => writeln!(out, " {:>14.2}", 1.0 / (1.0 - quantile))?,
+            false => writeln!(out)?,
+        }
+    }
+    let buckets = usize::from(latency_ns.buckets());
+    // The first bucket has all its sub-buckets, each further one the upper half: the rest it shares with the one below.
+    let sub_buckets = 2 * latency_ns.distinct_values() / (buckets + 1);
+    let (mean_us, deviation_us) = (latency_ns.mean() / NS_PER_US, latency_ns.stdev() / NS_PER_US);
+    let max_us = latency_ns.max() as f64 / NS_PER_US;
+    writeln!(out, "#[Mean    = {mean_us:>12.3}, StdDeviation   = {deviation_us:>12.3}]")?;
+    writeln!(out, "#[Max     = {max_us:>12.3}, Total count    = {:>12}]", latency_ns.len())?;
+    writeln!(out, "#[Buckets = {buckets:>12}, SubBuckets     = {sub_buckets:>12}]")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn histogram(values_ns: impl IntoIterator<Item = u64>) -> Histogram<u64> {
+        let mut histogram = Histogram::new_with_bounds(1, 600_000_000_000, 3).unwrap();
+        values_ns.into_iter().for_each(|value| histogram.record(value).unwrap());
+        histogram
+    }
+
+    #[test]
+    fn known_values_are_written_as_hdrhistogram_writes_them() {
+        // Ten values that the table holds exactly: 0.1 to 1.0 us.
+        let text = text(&histogram((1..=10).map(|i| i * 100)));
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), Some("       Value     Percentile TotalCount 1/(1-Percentile)"));
+        assert_eq!(lines.next(), Some(""));
+        assert_eq!(lines.next(), Some("       0.100 0.000000000000          1           1.00"));
+        assert_eq!(lines.next(), Some("       0.100 0.100000000000          1           1.11"));
+        let half = "       0.500 0.500000000000          5           2.00";
+        assert!(text.contains(half), "{text}");
+        let end = "       1.000 1.000000000000         10\n\
+                   #[Mean    =        0.550, StdDeviation   =        0.287]\n\
+                   #[Max     =        1.000, Total count    =           10]\n\
+                   #[Buckets =           30, SubBuckets     =         2048]\n";
+        assert!(text.ends_with(end), "{text}");
+    }
+
+    #[test]
+    fn counts_and_percentiles_never_fall_and_end_with_all() {
+        let text = text(&histogram((1..=20_000).map(|i| i * i)));
+        let rows: Vec<Vec<f64>> = text
+            .lines()
+            .skip(2)
+            .filter(|line| !line.starts_with('#'))
+            .map(|line| line.split_whitespace().map(|field| field.parse().unwrap()).collect())
+            .collect();
+        assert!(rows.windows(2).all(|two| (0..3).all(|column| two[0][column] <= two[1][column])), "{text}");
+        let (last, others) = rows.split_last().unwrap();
+        assert_eq!((last.len(), last[1], last[2]), (3, 1.0, 20_000.0));
+        assert!(others.iter().all(|row| row.len() == 4));
+    }
+
+    #[test]
+    fn nothing_measured_is_a_header_and_zeroes() {
+        let text = text(&histogram([]));
+        assert!(text.contains("Total count    =            0]"), "{text}");
+        assert!(!text.contains("NaN"), "{text}");
+    }
+}
