@@ -324,6 +324,7 @@ impl Session {
     pub fn buffer_bytes(&self) -> usize {
         let lag = self.lag.as_deref().map_or(0, Lag::memory_bytes);
         self.input.capacity()
+            + self.message_rest.capacity()
             + self.replies.capacity()
             + self.segments.capacity() * size_of::<Segment>()
             + lag

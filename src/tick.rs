@@ -172,7 +172,7 @@ wire_record!(
     policy: u8 = 5,
     /// 0.
     reserved: u16 = 6,
-    /// With `from` 2 and 3: the life of the sequencer that counted.
+    /// With `from` 2: the life of the sequencer that counted.
     epoch: u64 = 8,
     /// With `from` 2: the last sequence received, in every topic that matches.
     sequence: u64 = 16,

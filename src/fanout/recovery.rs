@@ -90,11 +90,14 @@ impl Fanout {
                     }
                 } else {
                     // Those of topics that exist and match have been taken out as they were joined.
-                    lag.places
+                    let unknown: Vec<_> = lag
+                        .places
                         .extract_if(|name, _| {
                             router::matches(pattern, name) && !self.by_name.contains_key(name)
                         })
-                        .collect()
+                        .collect();
+                    lag.places_bytes -= unknown.iter().map(|(name, _)| name.len()).sum::<usize>();
+                    unknown
                 }
             }
         };

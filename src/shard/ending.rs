@@ -55,6 +55,7 @@ impl Shard {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.ending = Some(Ending { reason: reason.clone(), half_closed: false });
         session.input = Vec::new();
+        session.message_rest = Vec::new();
         let id = session.id;
         // Its FIN is waited for, and unread input would turn the close into a reset.
         if std::mem::take(&mut session.paused) {
