@@ -1,4 +1,7 @@
 //! One thread: its connections, an event loop, a shared read buffer.
+//!
+//! epoll(7) and recv(2) on purpose: with multishot receives on a ring, 100 connections at 500,000 ticks a second took the same
+//! CPU, and the median was a fifth higher, since a whole round of sockets is received before the first is looked at.
 
 mod churn;
 

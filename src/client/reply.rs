@@ -73,6 +73,29 @@ pub(super) struct TickItem {
     pub(super) payload: Span,
 }
 
+impl TickItem {
+    /// The tick of a frame that stands at `at` in the input.
+    #[inline]
+    pub(super) fn new(frame: &Frame<'_>, at: usize, missed: u64) -> Result<TickItem, DecodeError> {
+        let header = &frame.header;
+        Ok(TickItem {
+            topic_id: header.topic_id,
+            sequence: header.sequence,
+            missed,
+            times: frame.record::<TickTimes>()?,
+            schema: header.schema,
+            key: frame.key(),
+            snapshot: header.flags & FLAG_SNAPSHOT != 0,
+            payload_is_json: header.flags & FLAG_PAYLOAD_JSON != 0,
+            payload: Span {
+                buffer: Buffer::Input,
+                start: at + FRAME_HEADER_BYTES + usize::from(header.record_stride),
+                len: header.payload_len as usize,
+            },
+        })
+    }
+}
+
 /// What became of a place, before it borrows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RecoveredItem {
@@ -124,17 +147,7 @@ pub(super) fn from_frame(
         let (topic_id, sequence) = (frame.header.topic_id, frame.header.sequence);
         let snapshot = frame.header.flags & FLAG_SNAPSHOT != 0;
         let Advanced { missed, left_out } = topics.advance(topic_id, sequence, snapshot)?;
-        let tick = Item::Tick(TickItem {
-            topic_id,
-            sequence,
-            missed,
-            times: frame.record::<TickTimes>()?,
-            schema: frame.header.schema,
-            key: frame.key(),
-            snapshot,
-            payload_is_json: frame.header.flags & FLAG_PAYLOAD_JSON != 0,
-            payload,
-        });
+        let tick = Item::Tick(TickItem::new(frame, at, missed)?);
         return Ok(after(left_out, topic_id, sequence, tick, later));
     }
     let text = frame.text()?;

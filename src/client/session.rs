@@ -22,7 +22,7 @@ use crate::{
     tick::{Sequence, Token, TopicId},
     wire::{
         Encoding, Step,
-        frame::{self, Kind, Meta},
+        frame::{self, FLAG_SNAPSHOT, Kind, Meta},
         websocket::WebSocket,
     },
 };
@@ -264,6 +264,9 @@ impl Session {
     /// [`SessionError`] when the server broke the protocol; from then on always.
     #[inline]
     pub fn poll_event(&mut self) -> Result<Option<Event<'_>>, SessionError> {
+        if let Some((at, tick)) = self.plain_tick() {
+            return Ok(Some(self.tick(tick, self.topics.at(at))));
+        }
         if !self.has_event()? {
             return Ok(None);
         }
@@ -394,6 +397,35 @@ impl Session {
         Ok(Progress::Taken)
     }
 
+    /// A tick that is all there and is the next of its topic, and where its topic stands. Nearly all are, and need not
+    /// go through `ready`: 5 M ticks a second on a core instead of 10 M.
+    #[inline]
+    fn plain_tick(&mut self) -> Option<(u32, TickItem)> {
+        let waits = self.ready.is_some() || !self.later.is_empty();
+        if waits || !self.welcomed || !matches!(self.phase, Phase::Open) {
+            return None;
+        }
+        let end = match self.encoding {
+            Encoding::Native => self.input.len(),
+            Encoding::WebSocketRkyv => self.input.len().min(self.taken + self.message_left),
+            _ => return None,
+        };
+        let Ok(Step::Complete(used, frame)) =
+            frame::decode(&self.input[self.taken..end], self.frame_bytes_max)
+        else {
+            return None;
+        };
+        if frame.kind != Kind::Tick || frame.header.flags & FLAG_SNAPSHOT != 0 {
+            return None;
+        }
+        let item = TickItem::new(&frame, self.taken, 0).ok()?;
+        let at = self.topics.step(item.topic_id, item.sequence)?;
+        self.taken += used;
+        // Of a native stream it is 0.
+        self.message_left = self.message_left.saturating_sub(used);
+        Some((at, item))
+    }
+
     /// Reads a native frame that ends before `end` in the input.
     #[inline]
     fn step_frame(&mut self, end: usize) -> Result<Progress, SessionError> {
@@ -454,7 +486,7 @@ impl Session {
     #[inline]
     fn event(&self, item: Item) -> Event<'_> {
         match item {
-            Item::Tick(tick) => self.tick(tick),
+            Item::Tick(tick) => self.tick(tick, self.topics.topic(tick.topic_id)),
             Item::Skipped { skip, topic_id, from, to } => {
                 let ((topic, epoch), topic_id) = (self.name(topic_id), TopicId(topic_id));
                 match skip {
@@ -487,8 +519,8 @@ impl Session {
     }
 
     #[inline]
-    fn tick(&self, tick: TickItem) -> Event<'_> {
-        let (topic, epoch) = self.name(tick.topic_id);
+    fn tick<'a>(&'a self, tick: TickItem, topic: Option<&'a TopicStats>) -> Event<'a> {
+        let (topic, epoch) = topic.map_or(("", 0), |topic| (&*topic.name, topic.epoch));
         Event::Tick(Tick {
             topic,
             topic_id: TopicId(tick.topic_id),

@@ -205,7 +205,9 @@ impl Hasher for IdHasher {
 /// All topics of one session, by number; by name as well where ticks come by name.
 #[derive(Debug)]
 pub(super) struct Topics {
-    by_id: HashMap<u32, Topic, BuildHasherDefault<IdHasher>>,
+    /// Where each stands in `all`.
+    by_id: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
+    all: Vec<(u32, Topic)>,
     id_by_name: Option<HashMap<Box<str>, u32>>,
     /// Places from before, until they are answered. Bound: [`SESSION_TOPICS_MAX`].
     places: HashMap<Box<str>, (Position, Teller)>,
@@ -219,6 +221,7 @@ impl Topics {
     pub(super) fn new(by_name: bool) -> Topics {
         Topics {
             by_id: HashMap::default(),
+            all: Vec::new(),
             id_by_name: by_name.then(HashMap::new),
             places: HashMap::new(),
             pattern_places: Vec::new(),
@@ -253,7 +256,7 @@ impl Topics {
         epoch: u64,
     ) -> Result<Option<Unrecovered>, SessionError> {
         let is_full = self.by_id.len() >= SESSION_TOPICS_MAX;
-        match self.by_id.get_mut(&id) {
+        match self.get_mut(id) {
             Some(topic) if *topic.stats.name != *name => {
                 let (from, to) = (topic.stats.name.to_string(), name.to_owned());
                 return Err(SessionError::TopicRenamed { topic_id: id, from, to });
@@ -265,7 +268,8 @@ impl Topics {
                 if let Some(ids) = &mut self.id_by_name {
                     ids.insert(name.into(), id);
                 }
-                self.by_id.insert(id, Topic::new(name, epoch));
+                self.by_id.insert(id, self.all.len() as u32);
+                self.all.push((id, Topic::new(name, epoch)));
             }
         }
         if self.places.is_empty() && self.outcomes.is_empty() {
@@ -276,7 +280,7 @@ impl Topics {
             Some(&(place, Teller::Client(skip))) => self.places.remove(name).map(|_| (place, skip)),
             _ => None,
         };
-        let Some(topic) = self.by_id.get_mut(&id) else { return Ok(None) };
+        let Some(topic) = self.get_mut(id) else { return Ok(None) };
         if let Some(outcome) = outcome {
             topic.begin(outcome);
         }
@@ -304,7 +308,7 @@ impl Topics {
         let place = place.unwrap_or_default();
         let outcome = Outcome { place, epoch, sequence, recovered };
         let known = id.or_else(|| self.id(name)).unwrap_or(0);
-        if let Some(topic) = self.by_id.get_mut(&known) {
+        if let Some(topic) = self.get_mut(known) {
             topic.begin(outcome);
         } else if id != Some(0) {
             if self.outcomes.len() >= SESSION_TOPICS_MAX {
@@ -315,6 +319,27 @@ impl Topics {
         Ok((known, place))
     }
 
+    /// Counts a tick that is the one expected, with nothing to be told before it; where its topic stands. `None`:
+    /// [`Topics::advance`] has to look.
+    #[inline]
+    pub(super) fn step(&mut self, id: u32, sequence: u64) -> Option<u32> {
+        let at = self.place_of(id)?;
+        let (_, topic) = self.all.get_mut(at as usize)?;
+        let is_plain = topic.expected == sequence
+            && topic.stats.first_sequence != 0
+            && topic.hole.is_none()
+            && topic.missed_before == 0
+            && sequence != u64::MAX;
+        if !is_plain {
+            return None;
+        }
+        topic.interrupted = false;
+        topic.expected = sequence + 1;
+        topic.stats.last_sequence = sequence;
+        topic.stats.ticks += 1;
+        Some(at)
+    }
+
     /// Counts a tick; what is missing or left out before it.
     #[inline]
     pub(super) fn advance(
@@ -323,7 +348,7 @@ impl Topics {
         sequence: u64,
         snapshot: bool,
     ) -> Result<Advanced, SessionError> {
-        let Some(topic) = self.by_id.get_mut(&id) else {
+        let Some(topic) = self.get_mut(id) else {
             return Err(SessionError::UnknownTopic(id.to_string()));
         };
         let previous = topic.stats.last_sequence.max(topic.expected.saturating_sub(1));
@@ -342,7 +367,7 @@ impl Topics {
         from: u64,
         to: u64,
     ) -> Result<Option<(Skip, u64)>, SessionError> {
-        let Some(topic) = self.by_id.get_mut(&id) else {
+        let Some(topic) = self.get_mut(id) else {
             return Err(SessionError::UnknownTopic(id.to_string()));
         };
         topic.skip(skip, from, to).ok_or_else(|| SessionError::BadRange {
@@ -354,7 +379,7 @@ impl Topics {
 
     /// After an unsubscribe any topic may have paused: which ones, only the server's matching says.
     pub(super) fn interrupt(&mut self) {
-        for topic in self.by_id.values_mut() {
+        for (_, topic) in &mut self.all {
             (topic.expected, topic.hole, topic.missed_before) = (0, None, 0);
             topic.interrupted = true;
         }
@@ -369,13 +394,30 @@ impl Topics {
         self.id_by_name.as_ref()?.get(name).copied()
     }
 
+    /// Where a topic stands, for [`Topics::at`].
+    #[inline]
+    pub(super) fn place_of(&self, id: u32) -> Option<u32> {
+        self.by_id.get(&id).copied()
+    }
+
+    #[inline]
+    pub(super) fn at(&self, at: u32) -> Option<&TopicStats> {
+        self.all.get(at as usize).map(|(_, topic)| &topic.stats)
+    }
+
+    #[inline]
+    fn get_mut(&mut self, id: u32) -> Option<&mut Topic> {
+        let at = self.place_of(id)?;
+        self.all.get_mut(at as usize).map(|(_, topic)| topic)
+    }
+
     #[inline]
     pub(super) fn topic(&self, id: u32) -> Option<&TopicStats> {
-        self.by_id.get(&id).map(|topic| &topic.stats)
+        self.at(self.place_of(id)?)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &TopicStats)> {
-        self.by_id.iter().map(|(&id, topic)| (id, &topic.stats))
+        self.all.iter().map(|(id, topic)| (*id, &topic.stats))
     }
 }
 

@@ -88,6 +88,7 @@ struct Server {
 /// A [`StartupError`]: what is wrong and how to mend it.
 pub fn run(config: &Config, listening: impl FnOnce(SocketAddr, SocketAddr)) -> Result<(), StartupError> {
     signals::block().map_err(|error| StartupError::Executor(error.to_string()))?;
+    clock::sleep_precisely();
     let clients_max = checks::check(config.clients_max)?;
     let (tcp, native) = listen("--tcp", config.tcp, config.shards, config.socket)?;
     let (http_address, http) = listen("--http", config.http, config.shards, config.socket)?;
