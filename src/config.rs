@@ -40,6 +40,8 @@ pub struct Config {
     pub mesh_ring_bytes: usize,
     /// What a tick may wait under load for others to leave with it, nanoseconds; 0: every turn sends.
     pub latency_budget_ns: u64,
+    /// How long a shard with nothing to do looks for work before it sleeps, nanoseconds.
+    pub spin_ns: u64,
     /// From the signal to the end, nanoseconds.
     pub drain_deadline_ns: u64,
     /// Print the latencies at exit.
@@ -220,6 +222,10 @@ impl Config {
             let text = format!("{}: at most {}", args.latency_budget_us, limits::LATENCY_BUDGET_US_HIGHEST);
             return Err(StartupError::Option("--latency-budget-us", text));
         }
+        if args.spin_us > limits::SPIN_US_HIGHEST {
+            let text = format!("{}: at most {}", args.spin_us, limits::SPIN_US_HIGHEST);
+            return Err(StartupError::Option("--spin-us", text));
+        }
         if args.keys_per_topic_max == 0 {
             return Err(StartupError::Option("--keys-per-topic-max", "0: at least 1".into()));
         }
@@ -287,6 +293,7 @@ impl Config {
             // The longest frame of the mesh must fit, and a second behind it.
             mesh_ring_bytes: args.mesh_ring_bytes.max(2 * mesh_frame_bytes_max(args.frame_bytes_max)),
             latency_budget_ns: args.latency_budget_us * 1_000,
+            spin_ns: args.spin_us * 1_000,
             drain_deadline_ns: args.drain_deadline_ms.saturating_mul(1_000_000),
             report: args.report,
             sources: sources(args)?,
@@ -427,6 +434,7 @@ mod tests {
             ("--behind-bytes 99999999", "--behind-bytes"),
             ("--policy never", "--policy"),
             ("--latency-budget-us 100001", "--latency-budget-us"),
+            ("--spin-us 1000001", "--spin-us"),
             ("--history 1:2:3:4", "--history"),
             ("--keys-per-topic-max 0", "--keys-per-topic-max"),
             ("--socket-send-bytes 1", "--socket-send-bytes"),

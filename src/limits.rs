@@ -147,6 +147,8 @@ pub const TURN_SCAN_TOPICS: usize = 4_096;
 pub const SCANS_MAX: usize = 1_024;
 /// Longest latency budget, microseconds: what waits for a turn is bounded by the rings, not by time.
 pub const LATENCY_BUDGET_US_HIGHEST: u64 = 100_000;
+/// Longest spin before a shard sleeps, microseconds: beyond a second of silence nobody waits for 20 us.
+pub const SPIN_US_HIGHEST: u64 = 1_000_000;
 /// SENDs of one turn before the shard looks at its rings again: 1,024 sends are about 5 ms.
 pub const TURN_SENDS: usize = 1_024;
 

@@ -134,8 +134,8 @@ pub enum Protocol {
     Leaving(ShardId),
     /// Before the end of the HTTP request head.
     HttpHead,
-    /// A WebSocket in one of the three encodings.
-    Stream(Box<WebSocket>),
+    /// A WebSocket in one of the three encodings; with a decoder of its own only within a message in fragments.
+    Stream(Option<Box<WebSocket>>),
     /// A WebSocket on `/echo`.
     Echo(Box<WebSocket>),
 }

@@ -43,7 +43,7 @@ use crate::{
     tick::{Publish, ShardId, TopicId},
     topic::{Home, Keeping},
     wheel::Wheel,
-    wire::{Encoding, frame::FLAG_PAYLOAD_JSON, json, reply::Reply},
+    wire::{Encoding, frame::FLAG_PAYLOAD_JSON, json, reply::Reply, websocket::WebSocket},
 };
 
 pub use self::placing::Departure;
@@ -145,6 +145,8 @@ pub struct Shard {
     /// What a drain may still append to the logs.
     drain_left_bytes: u64,
     scratch: Vec<u8>,
+    /// The decoder of all WebSockets that are between two messages.
+    websocket: Option<Box<WebSocket>>,
     /// Frames of a piece of history while it is put together.
     pieces: Vec<u8>,
 }
@@ -197,6 +199,7 @@ impl Shard {
             walk_left: TURN_SCAN_TOPICS,
             drain_left_bytes: (limits.egress_log_bytes / 4) as u64,
             scratch: Vec::new(),
+            websocket: None,
             pieces: Vec::new(),
             limits,
         }

@@ -1,5 +1,6 @@
 //! The client's side of the protocol over bytes.
 
+mod plain;
 mod subscribe;
 mod websocket;
 
@@ -22,7 +23,7 @@ use crate::{
     tick::{Sequence, Token, TopicId},
     wire::{
         Encoding, Step,
-        frame::{self, FLAG_SNAPSHOT, Kind, Meta},
+        frame::{self, Kind, Meta},
         websocket::WebSocket,
     },
 };
@@ -395,35 +396,6 @@ impl Session {
         }
         self.phase = Phase::Closed;
         Ok(Progress::Taken)
-    }
-
-    /// A tick that is all there and is the next of its topic, and where its topic stands. Nearly all are, and need not
-    /// go through `ready`: 5 M ticks a second on a core instead of 10 M.
-    #[inline]
-    fn plain_tick(&mut self) -> Option<(u32, TickItem)> {
-        let waits = self.ready.is_some() || !self.later.is_empty();
-        if waits || !self.welcomed || !matches!(self.phase, Phase::Open) {
-            return None;
-        }
-        let end = match self.encoding {
-            Encoding::Native => self.input.len(),
-            Encoding::WebSocketRkyv => self.input.len().min(self.taken + self.message_left),
-            _ => return None,
-        };
-        let Ok(Step::Complete(used, frame)) =
-            frame::decode(&self.input[self.taken..end], self.frame_bytes_max)
-        else {
-            return None;
-        };
-        if frame.kind != Kind::Tick || frame.header.flags & FLAG_SNAPSHOT != 0 {
-            return None;
-        }
-        let item = TickItem::new(&frame, self.taken, 0).ok()?;
-        let at = self.topics.step(item.topic_id, item.sequence)?;
-        self.taken += used;
-        // Of a native stream it is 0.
-        self.message_left = self.message_left.saturating_sub(used);
-        Some((at, item))
     }
 
     /// Reads a native frame that ends before `end` in the input.

@@ -41,6 +41,15 @@ enum Phase {
     Sessions,
 }
 
+/// How a shard spends the time when it could sleep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pacing {
+    /// What a tick may wait under load for others to leave with it, nanoseconds; 0: every turn sends.
+    pub latency_budget_ns: u64,
+    /// How long a shard with nothing to do looks for work before it sleeps, nanoseconds.
+    pub spin_ns: u64,
+}
+
 /// A shard and everything it is driven with. Lives on its executor's thread.
 pub struct Driver {
     /// The state machine.
@@ -57,14 +66,16 @@ pub struct Driver {
     pub gate: Gate,
     /// Where connections go to the shard of their identity, and come from.
     pub exchange: Exchange,
-    /// What a tick may wait under load for others to leave with it; 0: every turn sends.
-    pub latency_budget_ns: u64,
+    /// What it does when it could sleep.
+    pub pacing: Pacing,
     /// Takes the latencies to the main thread.
     pub reporter: Reporter,
     /// SENDs made.
     sends: u64,
     /// When the shard went to sleep in this round of its loop; 0: it did not.
     asleep_since_ns: u64,
+    /// When it last did something, while it spins; 0: it does not.
+    spins_since_ns: u64,
     gather: Vec<u8>,
     /// When to accept again, by door, after accepting failed.
     accept_again_ns: [Option<u64>; 2],
@@ -94,10 +105,11 @@ impl Driver {
             stop,
             gate,
             exchange,
-            latency_budget_ns: 0,
+            pacing: Pacing::default(),
             reporter,
             sends: 0,
             asleep_since_ns: 0,
+            spins_since_ns: 0,
             gather,
             accept_again_ns,
             accept_fails,
@@ -117,10 +129,13 @@ impl Driver {
         while !self.stopped() {
             self.shard.counters().add(Counter::Turns, 1);
             let sends = self.sends;
-            if !self.turn()? {
+            if self.turn()? {
+                self.spins_since_ns = 0;
+                if self.sends != sends {
+                    self.pace(began_ns);
+                }
+            } else if !self.spin(began_ns) {
                 bell.sleep(|| self.look_and_wait())?;
-            } else if self.sends != sends {
-                self.pace(began_ns);
             }
             began_ns = self.account(began_ns);
         }
@@ -145,15 +160,33 @@ impl Driver {
     /// what comes meanwhile leaves together. The first tick after a pause is not delayed. Nobody has to wake the shard:
     /// the doorbell is not armed, and those who bring something go on at once.
     fn pace(&mut self, began_ns: u64) {
-        if self.phase != Phase::Running || self.latency_budget_ns == 0 {
+        let budget_ns = self.pacing.latency_budget_ns;
+        if self.phase != Phase::Running || budget_ns == 0 {
             return;
         }
         let now_ns = clock::monotonic_ns();
         let used_ns = now_ns.saturating_sub(began_ns);
-        if used_ns < self.latency_budget_ns {
+        if used_ns < budget_ns {
             self.asleep_since_ns = now_ns;
-            clock::sleep_ns(self.latency_budget_ns - used_ns);
+            clock::sleep_ns(budget_ns - used_ns);
         }
+    }
+
+    /// After a turn that did nothing: whether to look again rather than sleep. What is spent so counts as idle. A turn
+    /// with nothing to do makes no system call: the kernel says in the ring's memory that it has something.
+    fn spin(&mut self, began_ns: u64) -> bool {
+        if self.pacing.spin_ns == 0 || self.phase != Phase::Running {
+            return false;
+        }
+        if self.spins_since_ns == 0 {
+            self.spins_since_ns = began_ns;
+        }
+        let spins = began_ns - self.spins_since_ns < self.pacing.spin_ns;
+        if spins {
+            self.asleep_since_ns = began_ns;
+            std::hint::spin_loop();
+        }
+        spins
     }
 
     /// After a turn that did nothing, with the doorbell armed.

@@ -17,7 +17,7 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement
 use super::{
     checks,
     data_ring::{DataRing, Settings, eventfd},
-    executor::Driver,
+    executor::{Driver, Pacing},
     gate::{Gate, Shared},
     handover::{Exchange, exchanges},
     listener::listen,
@@ -154,7 +154,7 @@ fn start(
             clients_max,
             stop: server.stop.clone(),
             gate: Gate::new(shared.clone(), config.accept_rate, config.shards),
-            latency_budget_ns: config.latency_budget_ns,
+            pacing: Pacing { latency_budget_ns: config.latency_budget_ns, spin_ns: config.spin_ns },
             exchange,
             reporter,
             happened: happened_in.clone(),
@@ -203,7 +203,7 @@ struct Parts {
     gate: Gate,
     exchange: Exchange,
     reporter: Reporter,
-    latency_budget_ns: u64,
+    pacing: Pacing,
     happened: Sender<Happened>,
 }
 
@@ -229,7 +229,7 @@ impl Parts {
             self.gate,
             self.reporter,
         );
-        driver.latency_budget_ns = self.latency_budget_ns;
+        driver.pacing = self.pacing;
         ended.result = driver.run().await;
     }
 }

@@ -156,7 +156,8 @@ impl Shard {
                 Protocol::NativeHello | Protocol::Native => self.native(slot, rest, now),
                 Protocol::HttpHead => self.http(slot, rest, now),
                 Protocol::Leaving(_) => Ok(Step::Partial),
-                Protocol::Stream(_) | Protocol::Echo(_) => self.websocket(slot, rest, now),
+                Protocol::Stream(_) => self.websocket(slot, rest, now),
+                Protocol::Echo(_) => self.echo(slot, rest, now),
             };
             match step {
                 Ok(Step::Complete(len, ())) => used += len,
@@ -209,8 +210,7 @@ impl Shard {
                     }
                     Target::Stream { encoding, patterns, delivery, from, .. } => {
                         session.encoding = encoding;
-                        session.protocol =
-                            Protocol::Stream(Box::new(WebSocket::server(self.limits.message_bytes_max())));
+                        session.protocol = Protocol::Stream(None);
                         let patterns = patterns.into_iter().map(Cow::Owned).collect();
                         self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)?;
                     }
@@ -222,22 +222,44 @@ impl Shard {
 
     fn websocket(&mut self, slot: u32, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
         let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Partial) };
-        let (Protocol::Stream(socket) | Protocol::Echo(socket)) = &mut session.protocol else {
-            return Ok(Step::Partial);
-        };
+        let Protocol::Stream(own) = &mut session.protocol else { return Ok(Step::Partial) };
+        let mut decoder = own
+            .take()
+            .or_else(|| self.websocket.take())
+            .unwrap_or_else(|| Box::new(WebSocket::server(self.limits.message_bytes_max())));
+        let encoding = session.encoding;
         let mut replies = Vec::new();
-        let Step::Complete(used, incoming) = socket.step(bytes, &mut replies)? else {
-            return Ok(Step::Partial);
-        };
-        let (encoding, echo) = (session.encoding, matches!(session.protocol, Protocol::Echo(_)));
+        let step = decoder.step(bytes, &mut replies);
+        // What was refused, or has closed, is of no more use to anybody.
+        match step {
+            Ok(_) if decoder.is_between_messages() => self.websocket = Some(decoder),
+            Ok(_) => *own = Some(decoder),
+            Err(_) => {}
+        }
+        let Step::Complete(used, incoming) = step? else { return Ok(Step::Partial) };
         self.push_bytes(slot, &replies);
         match incoming {
             Incoming::Nothing => {}
             Incoming::Close(_) => self.end(slot, CloseReason::Peer, now),
-            Incoming::Text(text) if echo => self.push_message(slot, DataType::Text, text.as_bytes()),
-            Incoming::Binary(bytes) if echo => self.push_message(slot, DataType::Binary, &bytes),
             Incoming::Text(text) => self.text(slot, encoding, &text, now)?,
             Incoming::Binary(bytes) => self.binary(slot, encoding, &bytes, now)?,
+        }
+        Ok(Step::Complete(used, ()))
+    }
+
+    fn echo(&mut self, slot: u32, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
+        let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Partial) };
+        let Protocol::Echo(decoder) = &mut session.protocol else { return Ok(Step::Partial) };
+        let mut replies = Vec::new();
+        let Step::Complete(used, incoming) = decoder.step(bytes, &mut replies)? else {
+            return Ok(Step::Partial);
+        };
+        self.push_bytes(slot, &replies);
+        match incoming {
+            Incoming::Nothing => {}
+            Incoming::Close(_) => self.end(slot, CloseReason::Peer, now),
+            Incoming::Text(text) => self.push_message(slot, DataType::Text, text.as_bytes()),
+            Incoming::Binary(bytes) => self.push_message(slot, DataType::Binary, &bytes),
         }
         Ok(Step::Complete(used, ()))
     }

@@ -35,11 +35,16 @@ pub enum Incoming {
     Close(u16),
 }
 
-/// One connection's decoder. 264 bytes and its read buffer.
+/// A decoder. 264 bytes and its read buffer: between two messages it knows nothing of its connection, so one can serve
+/// many ([`WebSocket::is_between_messages`]).
 #[derive(Debug)]
 pub struct WebSocket {
     context: WebSocketContext,
     message_bytes_max: usize,
+    /// A message has begun, and its last fragment has not come.
+    within_message: bool,
+    /// A close came, or a frame that is refused: nothing may follow it.
+    is_over: bool,
 }
 
 impl WebSocket {
@@ -64,7 +69,14 @@ impl WebSocket {
             .write_buffer_size(0)
             .max_message_size(Some(message_bytes_max))
             .max_frame_size(Some(message_bytes_max));
-        WebSocket { context: WebSocketContext::new(role, Some(config)), message_bytes_max }
+        let context = WebSocketContext::new(role, Some(config));
+        WebSocket { context, message_bytes_max, within_message: false, is_over: false }
+    }
+
+    /// Whether what comes next needs nothing of what came before: only whole frames are taken, so a decoder keeps a
+    /// message's fragments and nothing else.
+    pub fn is_between_messages(&self) -> bool {
+        !self.within_message && !self.is_over
     }
 
     /// Takes the frame that `bytes` begin with; pongs and close answers are appended to `replies`.
@@ -76,7 +88,7 @@ impl WebSocket {
     /// A [`DecodeError`] whose close code the peer is to be sent.
     pub fn step(&mut self, bytes: &[u8], replies: &mut Vec<u8>) -> Result<Step<Incoming>, DecodeError> {
         let mut cursor = Cursor::new(bytes);
-        let Some((_, payload_len)) = FrameHeader::parse(&mut cursor).map_err(refuse)? else {
+        let Some((header, payload_len)) = FrameHeader::parse(&mut cursor).map_err(refuse)? else {
             return Ok(Step::Partial);
         };
         if payload_len > self.message_bytes_max as u64 {
@@ -85,6 +97,11 @@ impl WebSocket {
         let frame_len = cursor.position() as usize + payload_len as usize;
         let Some(frame) = bytes.get(..frame_len) else { return Ok(Step::Partial) };
         let mut pipe = Pipe { input: frame, output: replies };
+        if matches!(header.opcode, OpCode::Data(_)) {
+            self.within_message = !header.is_final;
+        }
+        // Unless it goes well.
+        self.is_over = true;
         let incoming = match self.context.read(&mut pipe) {
             Ok(Message::Text(text)) => Incoming::Text(text),
             Ok(Message::Binary(bytes)) => Incoming::Binary(bytes),
@@ -98,6 +115,7 @@ impl WebSocket {
             Ok(()) | Err(Error::ConnectionClosed) => {}
             Err(error) => return Err(refuse(error)),
         }
+        self.is_over = matches!(incoming, Incoming::Close(_));
         Ok(Step::Complete(frame_len, incoming))
     }
 
@@ -225,6 +243,22 @@ mod tests {
         }
         assert_eq!((at, text.as_deref()), (input.len(), Some("hello")));
         assert_eq!(replies, [0x8a, 1, b'p']);
+    }
+
+    #[test]
+    fn between_messages_a_decoder_serves_any_connection() {
+        let mut socket = WebSocket::server(1 << 10);
+        let mut after = |frame: &[u8]| {
+            let _ = socket.step(frame, &mut Vec::new());
+            socket.is_between_messages()
+        };
+        assert!(after(&masked(0x82, b"whole")) && after(&masked(0x89, b"ping")));
+        assert!(!after(&masked(0x01, b"he")) && !after(&masked(0x89, b"p")) && !after(&masked(0x00, b"ll")));
+        assert!(after(&masked(0x80, b"o")));
+        assert!(!after(&masked(0x88, &1000u16.to_be_bytes())));
+        let mut refused = WebSocket::server(1 << 10);
+        assert!(refused.step(&masked(0x80, b"a rest of nothing"), &mut Vec::new()).is_err());
+        assert!(!refused.is_between_messages());
     }
 
     #[test]

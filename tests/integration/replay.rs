@@ -127,7 +127,11 @@ fn a_latency_budget_loses_nothing_and_changes_no_order() {
     let capture = made_capture("budget.ndjson");
     let (expected, count) = expected(&capture);
     let encodings = [Encoding::Native, Encoding::WebSocketJson];
-    let server = serve(&capture, encodings.len(), &["--shards", "2", "--latency-budget-us", "20000"]);
+    let server = serve(
+        &capture,
+        encodings.len(),
+        &["--shards", "2", "--latency-budget-us", "20000", "--spin-us", "500"],
+    );
     let collectors = encodings.map(|encoding| Collector::start(&server, encoding, &["coinbase.>"]));
     for collector in collectors {
         collector.wait_for(count);
