@@ -50,6 +50,17 @@ pub enum IdentityConflict {
 /// Options of `tickcast serve`.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
+    /// Configuration: a TOML file of these options by their long names, with _ for -, as in behind_ms = 500. What is
+    /// typed, or stands in the environment, goes before it
+    #[arg(long, env = "TICKCAST_CONFIG", value_name = "FILE", help_heading = "Configuration")]
+    pub config: Option<PathBuf>,
+    /// Check the options and the file, say what is wrong, and do not serve
+    #[arg(long, help_heading = "Configuration")]
+    pub check_config: bool,
+    /// Print every option as it would be used, and where it comes from, as a file that --config takes; do not serve
+    #[arg(long, conflicts_with = "check_config", help_heading = "Configuration")]
+    pub print_config: bool,
+
     /// Cores to pin shards to, as in 0,2-3 [default: all this process may use]
     #[arg(long, env = "TICKCAST_CORES", value_name = "LIST")]
     pub cores: Option<String>,

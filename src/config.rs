@@ -1,6 +1,7 @@
 //! What was typed, made to mean something: every bound derived and checked before anything starts.
 
 mod delivery;
+pub mod file;
 
 use std::net::SocketAddr;
 

@@ -1,6 +1,6 @@
 //! Why the server does not start, or does not go on: what is wrong and how to mend it, in one line.
 
-use std::{fmt, io, net::SocketAddr};
+use std::{fmt, io, net::SocketAddr, path::PathBuf};
 
 /// For the operator.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub enum StartupError {
     NoCores,
     /// An option's value makes no sense: its name and why.
     Option(&'static str, String),
+    /// A configuration file: which one, the line if it is one line's fault, and what is wrong.
+    File(PathBuf, Option<usize>, String),
     /// A thread or executor cannot be made.
     Executor(String),
     /// An ingest cannot go on.
@@ -56,6 +58,10 @@ impl fmt::Display for StartupError {
                 write!(f, "cannot find out which cores this process may use; name them with --cores")
             }
             StartupError::Option(option, text) => write!(f, "{option}: {text}"),
+            StartupError::File(path, Some(line), text) => {
+                write!(f, "{}, line {line}: {text}", path.display())
+            }
+            StartupError::File(path, None, text) => write!(f, "{}: {text}", path.display()),
             StartupError::Executor(text) => write!(f, "cannot start a shard: {text}"),
             StartupError::Ingest(text) => write!(f, "{text}"),
             StartupError::Shard(text) => write!(f, "a shard has failed: {text}; the server stops"),

@@ -1,6 +1,7 @@
 //! `tickcast`: parse, configure, run, exit code.
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
     net::SocketAddr,
     process::ExitCode,
@@ -8,9 +9,9 @@ use std::{
 
 use clap::Parser;
 use tickcast::{
-    cli::{Cli, Command, ServeArgs},
+    cli::{Cli, Command},
     client::commands,
-    config::{Config, Source},
+    config::{Config, Source, file::Options},
     error::StartupError,
     io::server,
 };
@@ -18,7 +19,7 @@ use tickcast::{
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     let result = match Cli::parse().command {
-        Command::Serve(args) => serve(&args).map_err(|error| error.to_string()),
+        Command::Serve(_) => serve().map_err(|error| error.to_string()),
         Command::Sub(args) => commands::subscribe(&args).map_err(|error| error.to_string()),
         Command::Pub(args) => commands::publish(&args).map_err(|error| error.to_string()),
     };
@@ -31,10 +32,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(args: &ServeArgs) -> Result<(), StartupError> {
+fn serve() -> Result<(), StartupError> {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let options = Options::read(&words)?.unwrap_or_else(|error| error.exit());
     let allowed: Vec<usize> =
         core_affinity::get_core_ids().ok_or(StartupError::NoCores)?.into_iter().map(|core| core.id).collect();
-    let config = Config::new(args, &allowed)?;
+    let config = Config::new(&options.args, &allowed).map_err(|error| options.locate(error))?;
+    if options.args.print_config {
+        let _ = io::stdout().lock().write_all(options.to_toml().as_bytes());
+        return Ok(());
+    }
+    if options.args.check_config {
+        let _ = writeln!(io::stdout().lock(), "the configuration is good");
+        return Ok(());
+    }
     server::run(&config, |tcp, http| announce(&config, tcp, http))
 }
 
