@@ -24,6 +24,8 @@ use crate::{
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Options that say how to read the others.
 const NOT_IN_A_FILE: [&str; 5] = ["config", "check-config", "print-config", "help", "version"];
+/// The heading of options without one.
+const GENERAL: &str = "General";
 /// How alike an unknown key and a known one must be for the known one to be suggested (Jaro-Winkler, 0 to 1).
 const ALIKE_LOWEST: f64 = 0.75;
 
@@ -119,20 +121,10 @@ impl Options {
 
     /// Every option as it is used, as a file, with where it comes from.
     pub fn to_toml(&self) -> String {
-        let mut text = String::from("# tickcast serve, as it would be configured\n");
-        let mut heading = "";
-        let by_heading = |arg: &Arg| arg.get_help_heading().unwrap_or("General").to_owned();
-        let mut all: Vec<Arg> = options().collect();
-        all.sort_by_key(|arg| (by_heading(arg) != "General", by_heading(arg)));
-        for arg in &all {
-            let (Some(option), of) = (arg.get_long(), by_heading(arg)) else { continue };
-            if of != heading {
-                let _ = write!(text, "\n# {of}\n");
-            }
-            heading = arg.get_help_heading().unwrap_or("General");
-            let _ = writeln!(text, "{}", self.line_of(arg, option));
-        }
-        text
+        let head = "# tickcast serve, as it would be configured\n";
+        by_heading(head, |arg, text| {
+            let _ = writeln!(text, "{}", self.line_of(arg, arg.get_long().unwrap_or_default()));
+        })
     }
 
     fn line_of(&self, arg: &Arg, option: &str) -> String {
@@ -166,6 +158,65 @@ impl Options {
             (values, false) => format!("{mark}{} = {} # {source}", key(option), values[0]),
         }
     }
+}
+
+/// The file that is shipped: every option with its help and its default, as comments, but for what a server that is not
+/// a demonstration wants.
+pub fn documented() -> String {
+    let head = "\
+# tickcast: what `tickcast serve --config FILE` reads.
+#
+# Every key is an option of `tickcast serve --help` with _ for -. What is typed, or stands in the environment, goes before
+# what stands here. What is commented out is the default. Check a change with: tickcast serve --config FILE --check-config
+";
+    by_heading(head, |arg, text| {
+        let option = arg.get_long().unwrap_or_default();
+        for line in arg.get_help().map(ToString::to_string).unwrap_or_default().lines() {
+            wrapped(line, text);
+        }
+        let defaults: Vec<String> =
+            arg.get_default_values().iter().map(|value| literal(&value.to_string_lossy())).collect();
+        let _ = match (option, defaults.as_slice()) {
+            ("no-sim", _) => writeln!(text, "no_sim = true\n"),
+            _ if is_switch(arg) => writeln!(text, "# {} = false\n", key(option)),
+            (_, [value]) => writeln!(text, "# {} = {value}\n", key(option)),
+            _ if is_list(arg) => writeln!(text, "# {} = []\n", key(option)),
+            _ => writeln!(text, "# {} =\n", key(option)),
+        };
+    })
+}
+
+/// A comment in lines of at most 100 characters.
+fn wrapped(comment: &str, text: &mut String) {
+    let mut line = String::from("#");
+    for word in comment.split_whitespace() {
+        if line.len() + 1 + word.len() > 100 {
+            let _ = writeln!(text, "{line}");
+            line.truncate(1);
+        }
+        line.push(' ');
+        line.push_str(word);
+    }
+    let _ = writeln!(text, "{line}");
+}
+
+fn by_heading(head: &str, mut write: impl FnMut(&Arg, &mut String)) -> String {
+    let mut text = head.to_owned();
+    let all: Vec<Arg> = options().collect();
+    let mut headings: Vec<&str> = Vec::new();
+    for arg in &all {
+        let heading = arg.get_help_heading().unwrap_or(GENERAL);
+        if !headings.contains(&heading) {
+            headings.push(heading);
+        }
+    }
+    for heading in headings {
+        let _ = write!(text, "\n## {heading}\n\n");
+        all.iter()
+            .filter(|arg| arg.get_help_heading().unwrap_or(GENERAL) == heading)
+            .for_each(|arg| write(arg, &mut text));
+    }
+    text
 }
 
 impl Entry {
@@ -358,6 +409,19 @@ mod tests {
         let error = crate::config::Config::new(&options.args, &[0]).unwrap_err();
         let text = options.locate(error).to_string();
         assert!(text.contains("line 2: ping_timeout_ms"), "{text}");
+    }
+
+    #[test]
+    fn the_shipped_file_is_what_the_options_say_and_is_good() {
+        let shipped = include_str!("../../systemd/tickcast.toml");
+        let made = documented();
+        if shipped != made {
+            let path = std::env::temp_dir().join("tickcast.toml");
+            std::fs::write(&path, &made).unwrap();
+            panic!("systemd/tickcast.toml is not what the options say; as it should be: {}", path.display());
+        }
+        let options = options_of("shipped", shipped, "").unwrap();
+        assert!(crate::config::Config::new(&options.args, &[0]).unwrap().sources.is_empty());
     }
 
     #[test]
