@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::Serialize;
-use tickcast::client::Session;
+use tickcast::{client::TopicStats, tick::TopicId};
 
 /// Clients that the report for people names.
 pub const WORST_CLIENTS: usize = 5;
@@ -25,9 +25,9 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// What a session counted; `ticks` are counted by who reads it, because a raw session knows no topics.
-    pub fn of_session(session: &Session, ticks: u64) -> Counts {
-        session.topics().fold(Counts { ticks, ..Counts::default() }, |mut counts, (_, topic)| {
+    /// The sum over a session's topics; `ticks` are counted by who reads it, because a raw session knows no topics.
+    pub fn of_topics<'a>(ticks: u64, topics: impl Iterator<Item = (TopicId, &'a TopicStats)>) -> Counts {
+        topics.fold(Counts { ticks, ..Counts::default() }, |mut counts, (_, topic)| {
             counts.conflated += topic.conflated;
             counts.dropped += topic.gap;
             counts.gap += topic.missed;

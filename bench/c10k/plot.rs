@@ -24,6 +24,9 @@ pub struct PlotArgs {
     /// Title of the picture
     #[arg(long, value_name = "TEXT", default_value = "Latency by percentile")]
     title: String,
+    /// Text below the title, such as the load and its command; may be given several times, 3 lines are shown
+    #[arg(long, value_name = "TEXT")]
+    note: Vec<String>,
     /// Lines to draw, at most 8: the name in the legend, and what --hgrm wrote
     #[arg(value_name = "NAME=FILE.hgrm", required = true)]
     lines: Vec<String>,
@@ -38,8 +41,8 @@ pub fn run(typed: &PlotArgs) -> Result<(), String> {
         return Err(format!("{} lines to draw: at most {LINES_MAX} are told apart", typed.lines.len()));
     }
     let lines = typed.lines.iter().map(|line| read(line)).collect::<Result<Vec<_>, _>>()?;
-    write(&typed.out, &svg::render(&typed.title, &[&process::command()], &lines))
-        .map_err(|error| format!("--out {error}"))
+    let notes: Vec<&str> = typed.note.iter().map(String::as_str).collect();
+    write(&typed.out, &svg::render(&typed.title, &notes, &lines)).map_err(|error| format!("--out {error}"))
 }
 
 /// Reads one NAME=FILE.
@@ -98,7 +101,7 @@ mod tests {
             assert!(error.contains(why), "{error}");
         }
         let lines = vec!["a=b".to_owned(); LINES_MAX + 1];
-        let typed = PlotArgs { out: "o".into(), title: "t".into(), lines };
+        let typed = PlotArgs { out: "o".into(), title: "t".into(), note: Vec::new(), lines };
         assert!(run(&typed).unwrap_err().contains("at most 8"));
     }
 }

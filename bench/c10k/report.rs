@@ -36,8 +36,10 @@ pub struct Server {
 pub struct Report {
     pub tally: Tally,
     pub window_ns: u64,
-    /// From the first connect until all connections were acknowledged.
+    /// From the first connect until all connections were acknowledged, or until the run was interrupted.
     pub subscribe_ns: u64,
+    /// Connections that were acknowledged by then.
+    pub acknowledged: usize,
     pub loss: Loss,
     /// Every client, by its number.
     pub clients: Vec<Client>,
@@ -148,13 +150,14 @@ impl Report {
         match plan.spike {
             true => writeln!(
                 out,
-                "spike         all at once, at most {} under way; acknowledged after {acknowledged_s:.3} s",
-                plan.connecting_max() * plan.threads
+                "spike         all at once, at most {} under way; {} acknowledged after {acknowledged_s:.3} s",
+                plan.connecting_max() * plan.threads,
+                self.acknowledged
             )?,
             false => writeln!(
                 out,
-                "ramp          {} connections/s; acknowledged after {acknowledged_s:.3} s",
-                plan.ramp_per_s
+                "ramp          {} connections/s; {} acknowledged after {acknowledged_s:.3} s",
+                plan.ramp_per_s, self.acknowledged
             )?,
         }
         match plan.expect_ticks {

@@ -69,6 +69,7 @@ pub fn run(plan: &Plan, interrupted: &AtomicBool) -> Result<Report, String> {
 struct Led {
     server: Option<Server>,
     subscribe_ns: u64,
+    acknowledged: usize,
     window_ns: u64,
     timed_out: bool,
     interrupted: bool,
@@ -89,6 +90,7 @@ impl Lead<'_> {
         let began_ns = clock::monotonic_ns();
         self.await_subscribed()?;
         let subscribe_ns = clock::monotonic_ns() - began_ns;
+        let acknowledged = self.shared.subscribed.load(Ordering::Acquire);
         self.warm_up()?;
         let cpu_from_ns = self.server_cpu_ns()?;
         self.shared.enter(Phase::Measure);
@@ -113,7 +115,7 @@ impl Lead<'_> {
         self.shared.enter(Phase::Done);
         let interrupted = self.is_interrupted();
         let timed_out = plan.expect_ticks.is_some() && !is_complete && !interrupted;
-        Ok(Led { server, subscribe_ns, window_ns, timed_out, interrupted, resident_bytes })
+        Ok(Led { server, subscribe_ns, acknowledged, window_ns, timed_out, interrupted, resident_bytes })
     }
 
     fn is_interrupted(&self) -> bool {
@@ -241,6 +243,7 @@ fn merge(
         spread: None,
         clients: Vec::with_capacity(plan.connections),
         subscribe_ns: led.subscribe_ns,
+        acknowledged: led.acknowledged,
         window_ns: led.window_ns,
         loss: Loss::default(),
         short: 0,

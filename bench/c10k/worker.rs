@@ -359,7 +359,7 @@ impl<'a> Worker<'a> {
 
     fn client(&self, at: usize) -> Client {
         let connection = &self.connections[at];
-        let mut counts = Counts::of_session(&connection.session, connection.ticks);
+        let mut counts = Counts::of_topics(connection.ticks, connection.session.topics());
         counts.add(self.churn.before.get(&at).copied().unwrap_or_default());
         let index = at * self.plan.threads + self.index;
         let ended = match &connection.state {

@@ -13,7 +13,7 @@ Keys of --json (times of latency in microseconds; null: not measured, or not car
   machine, command                where and how it ran
   transport, server, patterns, connections, threads, sources, policy, warm_up_s, expect_ticks
                                   the load
-  connecting                      spike, ramp_per_s, under_way_max; all_acknowledged_s from the first connect
+  connecting                      spike, ramp_per_s, under_way_max; acknowledged, and acknowledged_s from the first connect
   stalled, churn                  connections, closed; per_s, left, came_back
   window_s, timed_out, interrupted, failures, ended_early
                                   how it ended; ended_early counts connections by reason
@@ -61,7 +61,8 @@ impl Report {
                 "spike": plan.spike,
                 "ramp_per_s": (!plan.spike).then_some(plan.ramp_per_s),
                 "under_way_max": plan.connecting_max() * plan.threads,
-                "all_acknowledged_s": self.subscribe_ns as f64 / 1e9,
+                "acknowledged": self.acknowledged,
+                "acknowledged_s": self.subscribe_ns as f64 / 1e9,
             },
         })
     }

@@ -63,7 +63,7 @@ impl Worker<'_> {
             self.churn.loss.add(Loss::of_session(&connection.session, start.as_deref(), &own));
             tally::raise_cut(&mut self.churn.seen, &connection.session);
         }
-        let counts = Counts::of_session(&connection.session, connection.ticks);
+        let counts = Counts::of_topics(connection.ticks, connection.session.topics());
         self.churn.before.entry(at).or_default().add(counts);
         let fail = |error| format!("a connection that leaves: {error}");
         self.poll.registry().deregister(&mut connection.stream).map_err(fail)?;
