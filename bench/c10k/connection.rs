@@ -46,6 +46,8 @@ pub struct Connection {
     pub state: State,
     /// Ticks delivered since it was opened.
     pub ticks: u64,
+    /// When it began to connect, monotonic.
+    opened_at_ns: u64,
     /// When the last of its requests began to be written, monotonic; 0 before.
     requested_at_ns: u64,
     /// Never reads once it has subscribed.
@@ -71,6 +73,7 @@ impl Connection {
             setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
             socket.bind(&source.into())?;
         }
+        let opened_at_ns = clock::monotonic_ns();
         match socket.connect(&plan.server.into()) {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
             _ => {}
@@ -93,6 +96,7 @@ impl Connection {
             session,
             state,
             ticks: 0,
+            opened_at_ns,
             requested_at_ns: 0,
             is_stalled: plan.is_stalled(index),
             has_returned: false,
@@ -151,7 +155,10 @@ impl Connection {
             let first_at_ns = (self.ticks == 0).then(clock::monotonic_ns);
             self.take_events(tally);
             if let Some(first_at_ns) = first_at_ns.filter(|_| self.ticks > 0) {
-                tally.first_tick(first_at_ns.saturating_sub(self.requested_at_ns));
+                tally.first_tick(
+                    first_at_ns.saturating_sub(self.opened_at_ns),
+                    first_at_ns.saturating_sub(self.requested_at_ns),
+                );
             }
             self.write();
             if drained {
@@ -170,6 +177,7 @@ impl Connection {
                 Ok(Some(Event::Tick(tick))) => {
                     self.ticks += 1;
                     tally.tick(tick.producer_time_ns, received_ns, tick.payload.len());
+                    tally.numbered(&tick, received_ns);
                 }
                 Ok(Some(Event::Payload(payload))) => {
                     self.ticks += 1;

@@ -2,19 +2,27 @@
 
 use std::{
     net::{IpAddr, SocketAddr, ToSocketAddrs},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use tickcast::{
     client::{SessionOptions, SubscribeOptions},
-    limits::TOPIC_BYTES_MAX,
+    limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX},
     subscription::{Delivery, Policy},
     wire::Encoding,
 };
 
+use crate::{plot::PlotArgs, report};
+
 /// Connections from one source address: a third of the ephemeral ports stays free for others.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
+/// Connections opened a second.
+const RAMP_PER_S_DEFAULT: usize = 2_000;
+/// Connections under way to the listener at once: within any server's backlog, so that no SYN is dropped.
+const CONNECTING_MAX: usize = 1_024;
+/// The same for a spike: within the backlog of one of tickcast's listeners.
+const SPIKE_CONNECTING_MAX: usize = LISTEN_BACKLOG as usize;
 /// Most source addresses: 127.0.0.1 to 127.0.3.232.
 const SOURCES_MAX: usize = 1_000;
 /// Most threads: more than any machine this runs on has cores to spare.
@@ -23,10 +31,14 @@ const THREADS_MAX: usize = 64;
 /// Load client for tickcast: many subscribers, with latency, loss and cost
 ///
 /// Exits with 0 when the load ran and nothing that was asked of it failed, 1 when something did, 2 when it could not
-/// be run.
+/// be run. SIGINT and SIGTERM end it with the report of what was measured so far, and with 1; a second one ends it at
+/// once.
 #[derive(Debug, Parser)]
-#[command(name = "tickcast-c10k", version)]
+#[command(name = "tickcast-c10k", version, args_conflicts_with_subcommands = true)]
+#[command(after_long_help = report::JSON_KEYS)]
 pub struct Options {
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Server, HOST:PORT [default: 127.0.0.1:9400, for ws 127.0.0.1:9480]
     #[arg(long, value_name = "HOST:PORT")]
     server: Option<String>,
@@ -45,9 +57,13 @@ pub struct Options {
     /// Source addresses to spread over, 127.0.0.1 and up, for a loopback server [default: one for each 20,000]
     #[arg(long, value_name = "N")]
     sources: Option<usize>,
-    /// Connections opened a second
-    #[arg(long, value_name = "N", default_value_t = 2_000)]
-    ramp: usize,
+    /// Connections opened a second [default: 2000]
+    #[arg(long, value_name = "N", conflicts_with = "spike")]
+    ramp: Option<usize>,
+    /// Open all connections at once instead, at most 4096 of them not yet acknowledged. The feed must tick while they
+    /// subscribe for the time from connect to first tick to say something
+    #[arg(long)]
+    spike: bool,
     /// Length of the measured window in seconds; with --expect-ticks the time allowed
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     duration_s: u64,
@@ -77,18 +93,31 @@ pub struct Options {
     /// Process of the server, for its CPU time and memory
     #[arg(long, value_name = "PID")]
     server_pid: Option<u32>,
-    /// Print one JSON object
+    /// Print one JSON object; its keys are listed below
     #[arg(long)]
     json: bool,
     /// Write the latency histogram, in microseconds, as the percentile text (.hgrm) that HdrHistogram plotters read
     #[arg(long, value_name = "FILE")]
     hgrm: Option<PathBuf>,
+    /// Write a picture of latency by percentile, corrected and uncorrected
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Write one JSON object a line and client: index, source, ticks, conflated, dropped, gap, stalled, ended
+    #[arg(long, value_name = "FILE")]
+    clients: Option<PathBuf>,
     /// Fail when more ticks were lost
     #[arg(long, value_name = "TICKS")]
     max_loss: Option<u64>,
     /// Fail when the 99th percentile of latency is higher, in microseconds
     #[arg(long, value_name = "MICROSECONDS")]
     max_p99_us: Option<u64>,
+}
+
+/// What to do instead of a load.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Draw several latency histograms (.hgrm) as lines of one picture
+    Plot(PlotArgs),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -123,6 +152,8 @@ pub struct Plan {
     pub churn_per_s: u32,
     pub sources: usize,
     pub ramp_per_s: usize,
+    /// All connections at once; the ramp is not looked at.
+    pub spike: bool,
     pub duration_s: u64,
     pub warm_up_s: u64,
     pub expect_ticks: Option<u64>,
@@ -131,6 +162,8 @@ pub struct Plan {
     pub server_pid: Option<u32>,
     pub json: bool,
     pub hgrm: Option<PathBuf>,
+    pub svg: Option<PathBuf>,
+    pub clients: Option<PathBuf>,
     pub max_loss: Option<u64>,
     pub max_p99_us: Option<u64>,
 }
@@ -152,7 +185,8 @@ impl Plan {
         };
         within("--connections", typed.connections, 1, 1_000_000)?;
         within("--threads", typed.threads, 1, THREADS_MAX)?;
-        within("--ramp", typed.ramp, 1, 1_000_000)?;
+        let ramp_per_s = typed.ramp.unwrap_or(RAMP_PER_S_DEFAULT);
+        within("--ramp", ramp_per_s, 1, 1_000_000)?;
         within("--duration-s", typed.duration_s as usize, 1, 1_000_000)?;
         within("--warm-up-s", typed.warm_up_s as usize, 0, 1_000_000)?;
         within("--stalled", typed.stalled, 0, typed.connections)?;
@@ -167,6 +201,9 @@ impl Plan {
         }
         if typed.churn_per_s > 0 && typed.stalled == typed.connections {
             return Err("--churn-per-s needs connections that are not stalled".into());
+        }
+        for (name, path) in [("--hgrm", &typed.hgrm), ("--svg", &typed.svg), ("--clients", &typed.clients)] {
+            path.as_deref().map_or(Ok(()), |path| has_folder(name, path))?;
         }
         let sources = typed.sources.unwrap_or(typed.connections.div_ceil(CONNECTIONS_PER_SOURCE));
         within("--sources", sources, 1, SOURCES_MAX)?;
@@ -195,7 +232,8 @@ impl Plan {
             stalled: typed.stalled,
             churn_per_s: typed.churn_per_s,
             sources,
-            ramp_per_s: typed.ramp,
+            ramp_per_s,
+            spike: typed.spike,
             duration_s: typed.duration_s,
             warm_up_s: if typed.expect_ticks.is_some() { 0 } else { typed.warm_up_s },
             expect_ticks: typed.expect_ticks,
@@ -204,6 +242,8 @@ impl Plan {
             server_pid: typed.server_pid,
             json: typed.json,
             hgrm: typed.hgrm,
+            svg: typed.svg,
+            clients: typed.clients,
             max_loss: typed.max_loss,
             max_p99_us: typed.max_p99_us,
         })
@@ -222,6 +262,12 @@ impl Plan {
     /// Whether ticks carry sequences, so that a loss shows.
     pub fn has_sequences(&self) -> bool {
         self.session.encoding != Encoding::WebSocketRaw
+    }
+
+    /// Connections of one thread that may be on their way to an acknowledgement at once.
+    pub fn connecting_max(&self) -> usize {
+        let all = if self.spike { SPIKE_CONNECTING_MAX } else { CONNECTING_MAX };
+        (all / self.threads).max(1)
     }
 
     /// Whether the `index`-th connection never reads once it has subscribed: the first ones, over all threads.
@@ -248,6 +294,14 @@ fn within(name: &str, value: usize, lowest: usize, highest: usize) -> Result<(),
     Err(format!("{name} {value}: {lowest} to {highest}"))
 }
 
+/// Said before the run rather than after it.
+fn has_folder(name: &str, path: &Path) -> Result<(), String> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+        Some(folder) => Err(format!("{name} {}: there is no folder {}", path.display(), folder.display())),
+        None => Ok(()),
+    }
+}
+
 fn resolve(host: &str) -> Result<SocketAddr, String> {
     let mut found = host.to_socket_addrs().map_err(|error| format!("--server {host}: {error}: HOST:PORT"))?;
     found.next().ok_or_else(|| format!("--server {host}: no address"))
@@ -272,6 +326,15 @@ mod tests {
     }
 
     #[test]
+    fn a_spike_stays_within_the_listeners_backlog_over_all_threads() {
+        for (arguments, most) in [("--spike", LISTEN_BACKLOG as usize), ("--threads 3", 1_024)] {
+            let plan = plan(arguments).unwrap();
+            let all = plan.threads * plan.connecting_max();
+            assert!(all <= most && all + plan.threads > most, "{arguments}: {all}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_refused() {
         for bad in [
             "--encoding json",
@@ -286,6 +349,10 @@ mod tests {
             "--policy patience",
             "--churn-per-s 1 --expect-ticks 9",
             "--churn-per-s 1 --connections 4 --stalled 4",
+            "--spike --ramp 100",
+            "--svg /no/such/folder/a.svg",
+            "--connections 4 plot --out a.svg a=b.hgrm",
+            "plot --out a.svg",
         ] {
             assert!(plan(bad).is_err(), "{bad}");
         }
