@@ -149,7 +149,8 @@ impl<'a> Greeting<'a> {
                 }
             }
             Decoder::WebSocket(decoder) => {
-                let Step::Complete(used, incoming) = decoder.step(input, &mut self.output).map_err(invalid)?
+                let Step::Complete(used, incoming) =
+                    decoder.step(input, &mut self.output).map_err(invalid)?
                 else {
                     return Ok(None);
                 };
@@ -168,7 +169,8 @@ impl<'a> Greeting<'a> {
     fn answer_all(&mut self, frames: &[u8]) -> io::Result<()> {
         let mut rest = frames;
         while !rest.is_empty() {
-            let Step::Complete(used, frame) = frame::decode(rest, FRAME_BYTES_MAX_DEFAULT).map_err(invalid)?
+            let Step::Complete(used, frame) =
+                frame::decode(rest, FRAME_BYTES_MAX_DEFAULT).map_err(invalid)?
             else {
                 return Err(invalid("a message that ends within a frame"));
             };

@@ -58,8 +58,7 @@ impl Rounds {
         let mut frames = Vec::with_capacity(options.ticks_per_send);
         for _ in 0..options.ticks_per_send {
             let mut tick = Vec::new();
-            let parts =
-                TickParts { times: TickTimes::default(), payload: &payload, ..TickParts::default() };
+            let parts = TickParts { times: TickTimes::default(), payload: &payload, ..TickParts::default() };
             frame::encode_tick(&mut tick, topic_id(0), Sequence(0), &parts);
             if options.websocket {
                 websocket::encode_header(&mut bytes, DataType::Binary, tick.len());
@@ -77,7 +76,8 @@ impl Rounds {
     pub fn begin(&mut self, producer_time_ns: u64) -> Option<u32> {
         let count = self.rounds.len();
         // The same one again where nobody needs it: its bytes are in the cache.
-        let free = (0..count).map(|step| (self.current + step) % count).find(|&at| self.rounds[at].pins == 0)?;
+        let free =
+            (0..count).map(|step| (self.current + step) % count).find(|&at| self.rounds[at].pins == 0)?;
         self.current = free;
         let bytes = &mut *self.rounds[free].bytes;
         for &start in &self.frames {

@@ -199,24 +199,24 @@ impl Sender {
         };
         let taken = result.max(0) as u32;
         let now_left = left - taken;
+        let goes_on = result > 0 || (!was_parked && result == -libc::EAGAIN) || result == -libc::EINTR;
         if was_parked {
             self.parked -= 1;
             self.rounds.unpin(round);
+            self.report.bytes += u64::from(taken);
         } else {
-            self.report.short_sends += 1;
+            self.report.short_sends += u64::from(goes_on);
+            self.report.sends -= u64::from(!goes_on);
             self.report.bytes -= u64::from(now_left);
             self.leave(socket);
         }
-        let goes_on = result > 0 || (!was_parked && result == -libc::EAGAIN) || result == -libc::EINTR;
-        self.states[socket as usize] = match (goes_on, now_left) {
+        let state = match (goes_on, now_left) {
             (true, 0) => State::Ready,
             (true, now_left) => State::Parked(now_left),
             (false, _) => State::Ended,
         };
-        if was_parked {
-            self.report.bytes += u64::from(taken);
-        }
-        match self.states[socket as usize] {
+        self.states[socket as usize] = state;
+        match state {
             State::Ready => {
                 self.places[socket as usize] = self.ready.len() as u32;
                 self.ready.push(socket);
@@ -254,8 +254,7 @@ impl Sender {
 
     /// Waits for a completion, at most so long.
     fn wait(&mut self, wait_ns: u64) -> io::Result<()> {
-        let timeout =
-            Timespec::new().sec(wait_ns / 1_000_000_000).nsec((wait_ns % 1_000_000_000) as u32);
+        let timeout = Timespec::new().sec(wait_ns / 1_000_000_000).nsec((wait_ns % 1_000_000_000) as u32);
         match self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timeout)) {
             Err(error) if !matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => {
                 Err(error)
