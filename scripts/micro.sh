@@ -5,7 +5,7 @@
 #
 #   --quick          a sixth of the time: for a look, not for a figure
 #   --save NAME      keep the figures under this name (in the target folder), to compare with later
-#   --baseline NAME  compare with figures that were kept
+#   --baseline NAME  compare with figures that were kept; a bench that has none is run alone
 #   --core N         run on this core
 #   FILTER           only benches whose name holds it: encode, mark/100, ...
 #
@@ -19,14 +19,16 @@ fail() {
     exit 1
 }
 
-options=(--noplot --warm-up-time 1 --measurement-time 3 --sample-size 50)
+options=(--noplot)
+effort=(--warm-up-time 1 --measurement-time 3 --sample-size 50)
 pinned=()
+baseline=
 while (($# > 0)) && [[ $1 == --* ]]; do
     case $1 in
-    --quick) options+=(--warm-up-time 0.3 --measurement-time 0.4 --sample-size 20) ;;
+    --quick) effort=(--warm-up-time 0.3 --measurement-time 0.4 --sample-size 20) ;;
     --save | --baseline)
         [[ ${2-} =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || fail "$1 needs a NAME of letters, digits, dots, - and _"
-        if [[ $1 == --save ]]; then options+=(--save-baseline "$2"); else options+=(--baseline "$2"); fi
+        if [[ $1 == --save ]]; then options+=(--save-baseline "$2"); else options+=(--baseline-lenient "$2") baseline=$2; fi
         shift
         ;;
     --core)
@@ -40,9 +42,14 @@ while (($# > 0)) && [[ $1 == --* ]]; do
 done
 (($# <= 1)) || fail "one FILTER, not $#"
 
+if [[ -n $baseline ]]; then
+    kept=$(find "${CARGO_TARGET_DIR:-target}/criterion" -type d -name "$baseline" -print -quit 2>/dev/null || true)
+    [[ -n $kept ]] || fail "no figures were kept as $baseline: first run it with --save $baseline"
+fi
+
 # Built first, so that the compiler is not on the core of --core only.
 cargo build --locked --quiet --profile bench --bench micro
-"${pinned[@]}" cargo bench --locked --quiet --bench micro -- "${options[@]}" "$@" 2> >(grep -v '^Gnuplot' >&2) | awk '
+"${pinned[@]}" cargo bench --locked --quiet --bench micro -- "${options[@]}" "${effort[@]}" "$@" 2> >(grep -v '^Benchmarking ' >&2) | awk '
     # criterion: NAME (on a line of its own if long), then "time: [LOW UNIT  MEDIAN UNIT  HIGH UNIT]", and where there is
     # something to compare with "change: [LOW% MEDIAN% HIGH%] (p = ...)" and a line that judges it.
     function flush_row() {

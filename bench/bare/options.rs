@@ -3,10 +3,16 @@
 use std::net::SocketAddr;
 
 use clap::Parser;
-use tickcast::limits::{DATA_RING_ENTRIES, NOTSENT_LOWAT_BYTES_DEFAULT, SENDS_PER_SUBMIT};
+use tickcast::limits::{
+    DATA_RING_ENTRIES, FRAME_BYTES_MAX_DEFAULT, NOTSENT_LOWAT_BYTES_DEFAULT, SENDS_PER_SUBMIT,
+};
 
 /// Bytes of one SEND: far past what tickcast sends at once, for those who want to see what that would bring.
 const SEND_BYTES_HIGHEST: usize = 1 << 20;
+/// A tick's bytes besides its payload, at most: header, record, padding and the WebSocket's header.
+const TICK_OVERHEAD_BYTES: usize = 80;
+/// Longest payload: a client takes no longer frame.
+const SIZE_HIGHEST: usize = FRAME_BYTES_MAX_DEFAULT - TICK_OVERHEAD_BYTES;
 /// Longest interval, microseconds: it is also how late a signal may be noticed.
 const INTERVAL_US_HIGHEST: u64 = 10_000_000;
 /// Most topics: their names must reach a client before its first tick, and fit what a socket takes at once.
@@ -62,14 +68,15 @@ impl Options {
     pub fn check(&self) -> Result<(), String> {
         within("--connections", self.connections, 1, CONNECTIONS_HIGHEST)?;
         within("--topics", self.topics as usize, 1, TOPICS_HIGHEST as usize)?;
-        within("--size", self.size, 0, SEND_BYTES_HIGHEST)?;
+        within("--size", self.size, 0, SIZE_HIGHEST)?;
         within("--ticks-per-send", self.ticks_per_send, 1, SEND_BYTES_HIGHEST)?;
         within("--interval-us", self.interval_us as usize, 0, INTERVAL_US_HIGHEST as usize)?;
         within("--sends-per-submit", self.sends_per_submit, 1, DATA_RING_ENTRIES as usize)?;
-        let send_bytes = self.size.saturating_mul(self.ticks_per_send);
+        let send_bytes = (self.size + TICK_OVERHEAD_BYTES).saturating_mul(self.ticks_per_send);
         if send_bytes > SEND_BYTES_HIGHEST {
             return Err(format!(
-                "--size {} times --ticks-per-send {}: {send_bytes} bytes in one SEND, at most {SEND_BYTES_HIGHEST}",
+                "--size {} with {TICK_OVERHEAD_BYTES} more, times --ticks-per-send {}: {send_bytes} bytes in one SEND, at \
+                 most {SEND_BYTES_HIGHEST}",
                 self.size, self.ticks_per_send
             ));
         }
@@ -100,6 +107,7 @@ mod tests {
             "--topics 0",
             "--topics 1001",
             "--ticks-per-send 0",
+            "--size 262100",
             "--size 10000 --ticks-per-send 1000",
             "--sends-per-submit 2000",
             "--interval-us 10000001",
