@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr, ToSocketAddrs},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -246,6 +246,9 @@ impl Plan {
         if typed.churn_per_s > 0 && typed.stalled == typed.connections {
             return Err("--churn-per-s needs connections that are not stalled".into());
         }
+        for (name, path) in [("--hgrm", &typed.hgrm), ("--svg", &typed.svg), ("--clients", &typed.clients)] {
+            path.as_deref().map_or(Ok(()), |path| has_folder(name, path))?;
+        }
         let sources = typed.sources.unwrap_or(typed.connections.div_ceil(CONNECTIONS_PER_SOURCE));
         within("--sources", sources, 1, SOURCES_MAX)?;
         let has_sequences = peer.is_some() || encoding != Encoding::WebSocketRaw;
@@ -368,6 +371,14 @@ fn within(name: &str, value: usize, lowest: usize, highest: usize) -> Result<(),
     Err(format!("{name} {value}: {lowest} to {highest}"))
 }
 
+/// Said before the run rather than after it.
+fn has_folder(name: &str, path: &Path) -> Result<(), String> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+        Some(folder) => Err(format!("{name} {}: there is no folder {}", path.display(), folder.display())),
+        None => Ok(()),
+    }
+}
+
 fn resolve(host: &str) -> Result<SocketAddr, String> {
     let mut found = host.to_socket_addrs().map_err(|error| format!("--server {host}: {error}: HOST:PORT"))?;
     found.next().ok_or_else(|| format!("--server {host}: no address"))
@@ -426,6 +437,7 @@ mod tests {
             "--churn-per-s 1 --expect-ticks 9",
             "--churn-per-s 1 --connections 4 --stalled 4",
             "--spike --ramp 100",
+            "--svg /no/such/folder/a.svg",
             "--connections 4 plot --out a.svg a=b.hgrm",
             "plot --out a.svg",
         ] {

@@ -230,7 +230,11 @@ fn an_interrupted_run_reports_what_it_had() {
             run(&plan, &interrupted).unwrap()
         });
         assert!(report.interrupted && report.window_ns < 600_000_000_000);
-        assert_eq!((report.loss, report.clients.len()), (Loss::default(), 4));
+        assert_eq!(report.loss, Loss::default());
+        assert_eq!(
+            report.clients.len() as u64,
+            report.clients.iter().map(|client| client.index as u64 + 1).max().unwrap_or(0)
+        );
         assert!(report.failures(&plan)[0].starts_with("interrupted"));
         assert_eq!(report.to_json(&plan)["interrupted"], true);
     }
