@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """The servers that tickcast is measured beside: start one, pinned to a core, and stop it.
 
     from peers import PEERS, PeerError
@@ -51,7 +52,8 @@ class Peer:
     package = ""
     binary = ""
     transport = ""
-    feeder = None
+    # What tickcast-feed calls its protocol; None: the peer has producers of its own.
+    protocol = None
 
     def __init__(self, core=0, folder=None, topics=50):
         """`core`: where it runs, or None: anywhere. `folder`: for its files; None: a temporary one. `topics`: how many,
@@ -93,8 +95,12 @@ class Peer:
                 )
             # taskset becomes the server: same process.
             self.pid = self._process.pid
-            if self._await_ready():
-                return self
+            try:
+                if self._await_ready():
+                    return self
+            except BaseException:
+                self.stop()
+                raise
             printed = self.stop()
             if "ddress already in use" not in printed or attempt == START_ATTEMPTS - 1:
                 raise PeerError(f"{self.name} did not come up within {READY_S} s: {' '.join(command)}\n{printed}")
@@ -121,6 +127,11 @@ class Peer:
     def subscriber(self):
         """Arguments of tickcast-c10k that take all topics, --server excepted."""
         return ["--transport", self.transport, "--subscribe", "sim.>"]
+
+    @property
+    def feeder(self):
+        """Arguments of tickcast-feed for these topics, --server excepted; None where the peer feeds itself."""
+        return ["--protocol", self.protocol, "--topics", str(self.topics)] if self.protocol else None
 
     def _command(self, port):
         raise NotImplementedError
@@ -172,7 +183,7 @@ class Nats(Peer):
     package = "nats-server"
     binary = "nats-server"
     transport = "nats"
-    feeder = ["--protocol", "nats"]
+    protocol = "nats"
     answer = b"INFO "
 
     def _command(self, port):
@@ -191,7 +202,7 @@ class Redis(Peer):
     package = "redis-server"
     binary = "redis-server"
     transport = "redis"
-    feeder = ["--protocol", "redis"]
+    protocol = "redis"
     hello = b"PING\r\n"
     answer = b"+PONG"
 
@@ -212,7 +223,7 @@ class Nchan(Peer):
     package = "nginx libnginx-mod-nchan"
     binary = "nginx"
     transport = "nchan"
-    feeder = ["--protocol", "nchan"]
+    protocol = "nchan"
     hello = b"GET /nothing HTTP/1.0\r\n\r\n"
     answer = b"HTTP/1.1 404"
     # Channels one subscriber may name (NCHAN_MULTITAG_MAX).
@@ -270,8 +281,7 @@ class Hub(Peer):
         built = self.folder / "hub"
         if not built.exists():
             build = [self._find("go", self.package), "build", "-o", str(built), str(HERE / "hub" / "main.go")]
-            done = subprocess.run(build, capture_output=True, text=True, check=False,
-                                  env={**os.environ, "GOFLAGS": "-mod=mod", "GOCACHE": str(self.folder / "go-cache")})
+            done = subprocess.run(build, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise PeerError(f"the Go hub does not build: {' '.join(build)}\n{done.stderr}")
         return [str(built), "-listen", f"127.0.0.1:{port}", "-producers", str(self.topics), "-rate", str(self.rate), "-size",
@@ -318,7 +328,7 @@ def main():
             print("runs     ", " ".join(peer.command))
             print("subscribe", "tickcast-c10k --server", peer.address, "--server-pid", peer.pid, *peer.subscriber)
             if peer.feeder:
-                print("feed     ", "tickcast-feed --server", peer.address, "--topics", typed.topics, *peer.feeder, flush=True)
+                print("feed     ", "tickcast-feed --server", peer.address, *peer.feeder, flush=True)
             signal.sigwait([signal.SIGINT, signal.SIGTERM])
             print(peer.stop())
     except PeerError as error:
