@@ -5,13 +5,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use mio::net::TcpStream;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
-use tickcast::{
-    client::{Event, Session},
-    clock,
-    wire::Encoding,
-};
+use tickcast::{client::Event, clock};
 
 use crate::{
+    feed::Feed,
     options::Plan,
     tally::{Tally, intended_ns},
 };
@@ -42,7 +39,7 @@ pub enum Turn {
 #[derive(Debug)]
 pub struct Connection {
     pub stream: TcpStream,
-    pub session: Session,
+    pub session: Feed,
     pub state: State,
     /// Ticks delivered since it was opened.
     pub ticks: u64,
@@ -78,19 +75,9 @@ impl Connection {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
             _ => {}
         }
-        let mut session = Session::new(&plan.session);
-        let refused = |error: tickcast::client::RequestError| io::Error::new(ErrorKind::InvalidInput, error);
-        for pattern in &plan.patterns {
-            session.subscribe_with(pattern, &plan.subscription).map_err(refused)?;
-        }
-        let mut acknowledgements = plan.patterns.len();
-        if plan.session.encoding == Encoding::WebSocketRaw {
-            // Nothing is acknowledged to a raw client: the pong to a ping sent after the requests stands for it.
-            session.ping().map_err(refused)?;
-            acknowledgements = 1;
-        }
+        let session = Feed::open(plan).map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
         let stream = TcpStream::from_std(socket.into());
-        let state = if acknowledgements == 0 { State::Subscribed } else { State::Connecting };
+        let state = if Feed::acknowledgements(plan) == 0 { State::Subscribed } else { State::Connecting };
         Ok(Connection {
             stream,
             session,
@@ -114,8 +101,7 @@ impl Connection {
             if self.stream.peer_addr().is_err() {
                 return;
             }
-            let raw = plan.session.encoding == Encoding::WebSocketRaw;
-            self.state = State::Subscribing(if raw { 1 } else { plan.patterns.len() });
+            self.state = State::Subscribing(Feed::acknowledgements(plan));
         }
         self.write();
     }

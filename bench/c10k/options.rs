@@ -13,7 +13,7 @@ use tickcast::{
     wire::Encoding,
 };
 
-use crate::{plot::PlotArgs, report};
+use crate::{feed::PeerProtocol, plot::PlotArgs, report};
 
 /// Connections from one source address: a third of the ephemeral ports stays free for others.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
@@ -28,7 +28,7 @@ const SOURCES_MAX: usize = 1_000;
 /// Most threads: more than any machine this runs on has cores to spare.
 const THREADS_MAX: usize = 64;
 
-/// Load client for tickcast: many subscribers, with latency, loss and cost
+/// Load client for tickcast and its peers: many subscribers, with latency, loss and cost
 ///
 /// Exits with 0 when the load ran and nothing that was asked of it failed, 1 when something did, 2 when it could not
 /// be run. SIGINT and SIGTERM end it with the report of what was measured so far, and with 1; a second one ends it at
@@ -39,7 +39,7 @@ const THREADS_MAX: usize = 64;
 pub struct Options {
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// Server, HOST:PORT [default: 127.0.0.1:9400, for ws 127.0.0.1:9480]
+    /// Server, HOST:PORT [default: 127.0.0.1 and the transport's usual port]
     #[arg(long, value_name = "HOST:PORT")]
     server: Option<String>,
     /// Transport
@@ -51,9 +51,13 @@ pub struct Options {
     /// Connections to open
     #[arg(long, value_name = "N", default_value_t = 100)]
     connections: usize,
-    /// Pattern every connection subscribes to; may be given several times
-    #[arg(long, value_name = "PATTERN", default_value = ">")]
+    /// Pattern every connection subscribes to; may be given several times. Not for nchan and websocket, whose --path
+    /// says it [default: >]
+    #[arg(long, value_name = "PATTERN")]
     subscribe: Vec<String>,
+    /// Path and query of the WebSocket's handshake, for nchan and websocket [default: /sub, /ws]
+    #[arg(long, value_name = "PATH")]
+    path: Option<String>,
     /// Source addresses to spread over, 127.0.0.1 and up, for a loopback server [default: one for each 20,000]
     #[arg(long, value_name = "N")]
     sources: Option<usize>,
@@ -126,6 +130,37 @@ enum Transport {
     Native,
     /// A WebSocket
     Ws,
+    /// A NATS server; the feed is tickcast-feed's
+    Nats,
+    /// Redis pub/sub; > is said as *, which stands for any number of tokens there
+    Redis,
+    /// Nchan's WebSocket subscriber; the feed is tickcast-feed's
+    Nchan,
+    /// Any WebSocket whose messages are payloads as tickcast-feed writes them
+    Websocket,
+}
+
+impl Transport {
+    /// Where its server is, unless said.
+    fn default_server(self) -> &'static str {
+        match self {
+            Transport::Native => "127.0.0.1:9400",
+            Transport::Ws => "127.0.0.1:9480",
+            Transport::Nats => "127.0.0.1:4222",
+            Transport::Redis => "127.0.0.1:6379",
+            Transport::Nchan | Transport::Websocket => "127.0.0.1:8080",
+        }
+    }
+
+    /// What is spoken, where it is not tickcast's protocol.
+    fn peer(self) -> Option<PeerProtocol> {
+        match self {
+            Transport::Native | Transport::Ws => None,
+            Transport::Nats => Some(PeerProtocol::Nats),
+            Transport::Redis => Some(PeerProtocol::Redis),
+            Transport::Nchan | Transport::Websocket => Some(PeerProtocol::WebSocket),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -143,6 +178,9 @@ enum WebSocketEncoding {
 pub struct Plan {
     pub server: SocketAddr,
     pub session: SessionOptions,
+    /// What is spoken instead of `session`'s encoding; its host and path serve a WebSocket all the same.
+    pub peer: Option<PeerProtocol>,
+    transport: Transport,
     pub connections: usize,
     pub patterns: Vec<String>,
     /// What each connection asks for with its patterns.
@@ -175,14 +213,20 @@ impl Plan {
     /// One line for the operator.
     pub fn new(typed: Options) -> Result<Plan, String> {
         let encoding = match (typed.transport, typed.encoding) {
-            (Transport::Native, None) => Encoding::Native,
-            (Transport::Native, Some(_)) => {
-                return Err("--encoding is for --transport ws: native has one encoding".into());
-            }
+            (Transport::Native | Transport::Nats | Transport::Redis, None) => Encoding::Native,
+            (Transport::Nchan | Transport::Websocket, None) => Encoding::WebSocketRaw,
             (Transport::Ws, None | Some(WebSocketEncoding::Rkyv)) => Encoding::WebSocketRkyv,
             (Transport::Ws, Some(WebSocketEncoding::Json)) => Encoding::WebSocketJson,
             (Transport::Ws, Some(WebSocketEncoding::Raw)) => Encoding::WebSocketRaw,
+            (_, Some(_)) => {
+                return Err("--encoding is for --transport ws: the others have one encoding".into());
+            }
         };
+        let peer = typed.transport.peer();
+        let (path, patterns) = subscriptions(peer, &typed)?;
+        if peer.is_some() && typed.policy.is_some() {
+            return Err("--policy is tickcast's: --transport native or ws".into());
+        }
         within("--connections", typed.connections, 1, 1_000_000)?;
         within("--threads", typed.threads, 1, THREADS_MAX)?;
         let ramp_per_s = typed.ramp.unwrap_or(RAMP_PER_S_DEFAULT);
@@ -207,24 +251,22 @@ impl Plan {
         }
         let sources = typed.sources.unwrap_or(typed.connections.div_ceil(CONNECTIONS_PER_SOURCE));
         within("--sources", sources, 1, SOURCES_MAX)?;
-        if encoding == Encoding::WebSocketRaw && typed.max_loss.is_some() && typed.expect_ticks.is_none() {
+        let has_sequences = peer.is_some() || encoding != Encoding::WebSocketRaw;
+        if !has_sequences && typed.max_loss.is_some() && typed.expect_ticks.is_none() {
             return Err("--max-loss needs sequences, which raw does not carry: add --expect-ticks".into());
         }
-        if let Some(pattern) = typed.subscribe.iter().find(|p| p.is_empty() || p.len() > TOPIC_BYTES_MAX) {
-            return Err(format!("--subscribe {pattern:?}: 1 to {TOPIC_BYTES_MAX} bytes"));
-        }
-        let host = typed.server.unwrap_or_else(|| {
-            if encoding == Encoding::Native { "127.0.0.1:9400" } else { "127.0.0.1:9480" }.into()
-        });
+        let host = typed.server.unwrap_or_else(|| typed.transport.default_server().into());
         let server = resolve(&host)?;
         if typed.sources.is_some() && !is_loopback_v4(server) {
             return Err(format!("--sources is for a server on 127.0.0.0/8, not {server}"));
         }
         Ok(Plan {
             server,
-            session: SessionOptions { host, ..SessionOptions::new(encoding) },
+            session: SessionOptions { host, path, ..SessionOptions::new(encoding) },
+            peer,
+            transport: typed.transport,
             connections: typed.connections,
-            patterns: typed.subscribe,
+            patterns,
             subscription: SubscribeOptions {
                 delivery: Delivery { policy: typed.policy, ..Delivery::default() },
                 ..SubscribeOptions::default()
@@ -251,17 +293,21 @@ impl Plan {
 
     /// How the report names transport and encoding.
     pub fn transport_name(&self) -> &'static str {
-        match self.session.encoding {
-            Encoding::Native => "native",
-            Encoding::WebSocketRkyv => "ws rkyv",
-            Encoding::WebSocketJson => "ws json",
-            Encoding::WebSocketRaw => "ws raw",
+        match (self.transport, self.session.encoding) {
+            (Transport::Nats, _) => "nats",
+            (Transport::Redis, _) => "redis",
+            (Transport::Nchan, _) => "nchan",
+            (Transport::Websocket, _) => "websocket",
+            (_, Encoding::Native) => "native",
+            (_, Encoding::WebSocketRkyv) => "ws rkyv",
+            (_, Encoding::WebSocketJson) => "ws json",
+            (_, Encoding::WebSocketRaw) => "ws raw",
         }
     }
 
     /// Whether ticks carry sequences, so that a loss shows.
     pub fn has_sequences(&self) -> bool {
-        self.session.encoding != Encoding::WebSocketRaw
+        self.peer.is_some() || self.session.encoding != Encoding::WebSocketRaw
     }
 
     /// Connections of one thread that may be on their way to an acknowledgement at once.
@@ -281,6 +327,37 @@ impl Plan {
         let source = std::net::Ipv4Addr::from(first + (index % self.sources) as u32);
         is_loopback_v4(self.server).then_some(SocketAddr::new(IpAddr::V4(source), 0))
     }
+}
+
+/// The path to upgrade at, and the patterns to ask for or, where the path says it, to report.
+fn subscriptions(peer: Option<PeerProtocol>, typed: &Options) -> Result<(String, Vec<String>), String> {
+    if peer == Some(PeerProtocol::WebSocket) {
+        if !typed.subscribe.is_empty() {
+            return Err(
+                "--subscribe is not for --transport nchan and websocket: --path says what they get".into()
+            );
+        }
+        let default = if typed.transport == Transport::Nchan { "/sub" } else { "/ws" };
+        let path = typed.path.clone().unwrap_or_else(|| default.into());
+        if !path.starts_with('/') || !path.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(format!("--path {path:?}: a path and query, percent-encoded, as /sub?id=sim.0"));
+        }
+        return Ok((path.clone(), vec![path]));
+    }
+    if typed.path.is_some() {
+        return Err("--path is for --transport nchan and websocket".into());
+    }
+    let patterns = if typed.subscribe.is_empty() { vec![">".into()] } else { typed.subscribe.clone() };
+    if let Some(pattern) = patterns.iter().find(|p| p.is_empty() || p.len() > TOPIC_BYTES_MAX) {
+        return Err(format!("--subscribe {pattern:?}: 1 to {TOPIC_BYTES_MAX} bytes"));
+    }
+    // Neither blanks nor control characters: in a peer's protocol they end a name, or a line.
+    if let Some(pattern) =
+        patterns.iter().find(|p| peer.is_some() && !p.bytes().all(|b| b > b' ' && b != 0x7f))
+    {
+        return Err(format!("--subscribe {pattern:?}: no blanks and no control characters"));
+    }
+    Ok(("/ws".into(), patterns))
 }
 
 fn is_loopback_v4(server: SocketAddr) -> bool {
@@ -323,6 +400,10 @@ mod tests {
         let ws = plan("--transport ws --connections 50000").unwrap();
         assert_eq!((ws.server.port(), ws.sources, ws.transport_name()), (9480, 3, "ws rkyv"));
         assert_eq!(ws.source(4), Some("127.0.0.2:0".parse().unwrap()));
+        let nchan = plan("--transport nchan").unwrap();
+        assert_eq!((nchan.session.path.as_str(), nchan.transport_name()), ("/sub", "nchan"));
+        assert!(plan("--transport websocket --path /a?b=c --max-loss 0").unwrap().has_sequences());
+        assert_eq!(plan("--transport redis").unwrap().patterns, [">"]);
     }
 
     #[test]
@@ -344,6 +425,12 @@ mod tests {
             "--server nowhere",
             "--server 192.0.2.1:1 --sources 2",
             "--transport ws --encoding raw --max-loss 0",
+            "--transport nats --encoding raw",
+            "--transport redis --policy drop",
+            "--transport nats --path /ws",
+            "--transport nchan --subscribe a",
+            "--transport nchan --path sub",
+            "--transport websocket --path /\u{e4}",
             "--connections 4 --stalled 5",
             "--stalled 1 --expect-ticks 9",
             "--policy patience",

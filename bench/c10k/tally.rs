@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use hdrhistogram::Histogram;
-use tickcast::client::{Session, Tick, TopicStats};
+use tickcast::client::{Tick, TopicStats};
 
-use crate::skew::Skew;
+use crate::{feed::Feed, skew::Skew};
 
 /// Longest latency told apart: ten minutes. Longer ones count as that.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
@@ -163,7 +163,7 @@ impl Loss {
     }
 
     /// What a session lost; `start` is `None` where the beginning cannot be judged.
-    pub fn of_session(session: &Session, start: Option<&Cut>, end: &Cut) -> Loss {
+    pub fn of_session(session: &Feed, start: Option<&Cut>, end: &Cut) -> Loss {
         let seen: HashMap<u32, &TopicStats> = session.topics().map(|(id, topic)| (id.0, topic)).collect();
         let sum = |of: fn(&TopicStats) -> u64| seen.values().map(|topic| of(topic)).sum();
         let mut loss = Loss {
@@ -193,7 +193,7 @@ impl Loss {
 }
 
 /// Raises `cut` to the highest sequences a session has seen.
-pub fn raise_cut(cut: &mut Cut, session: &Session) {
+pub fn raise_cut(cut: &mut Cut, session: &Feed) {
     for (id, topic) in session.topics().filter(|(_, topic)| topic.ticks > 0) {
         let highest = cut.entry(id.0).or_insert(0);
         *highest = (*highest).max(topic.last_sequence);
@@ -201,7 +201,7 @@ pub fn raise_cut(cut: &mut Cut, session: &Session) {
 }
 
 /// Lowers `cut` to just before the first sequences a session has seen.
-pub fn lower_cut(cut: &mut Cut, session: &Session) {
+pub fn lower_cut(cut: &mut Cut, session: &Feed) {
     for (id, topic) in session.topics().filter(|(_, topic)| topic.ticks > 0) {
         let lowest = cut.entry(id.0).or_insert(u64::MAX);
         *lowest = (*lowest).min(topic.first_sequence - 1);
@@ -209,7 +209,7 @@ pub fn lower_cut(cut: &mut Cut, session: &Session) {
 }
 
 /// Whether a session has seen all that any had.
-pub fn has_reached(session: &Session, end: &Cut) -> bool {
+pub fn has_reached(session: &Feed, end: &Cut) -> bool {
     let reached = session
         .topics()
         .filter(|(id, topic)| end.get(&id.0).is_some_and(|&highest| topic.last_sequence >= highest));

@@ -8,6 +8,7 @@ use std::{
 
 use clap::Parser;
 use tickcast::{
+    ingest::payload::Mark,
     limits::FRAME_BYTES_MAX_DEFAULT,
     tick::{Request, Sequence, Subscribed, TickTimes, TopicId, Welcome},
     wire::{
@@ -331,6 +332,57 @@ fn the_policy_travels_with_every_subscription() {
     for (index, text) in texts.iter().enumerate() {
         assert!(texts[..index].iter().all(|other| other != text), "two of them say the same");
     }
+}
+
+/// Speaks NATS to `connections` clients: once all have subscribed, each is sent the payloads that `numbers` numbers.
+fn serve_nats(connections: usize, numbers: fn(usize) -> Vec<u64>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        let accept = || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"INFO {}\r\n").unwrap();
+            let mut said = Vec::new();
+            while !said.ends_with(b"PING\r\n") {
+                let mut buffer = [0; 512];
+                let read = stream.read(&mut buffer).unwrap();
+                assert!(read > 0, "the client went away");
+                said.extend_from_slice(&buffer[..read]);
+            }
+            stream.write_all(b"PONG\r\n").unwrap();
+            stream
+        };
+        let mut clients: Vec<TcpStream> = (0..connections).map(|_| accept()).collect();
+        for (index, client) in clients.iter_mut().enumerate() {
+            for n in numbers(index) {
+                let (mut payload, mark) = (Vec::new(), Mark { at_ns: clock::realtime_ns(), topic: 3, n });
+                mark.write(&mut payload, 100);
+                let message = [b"MSG sim.3 1 100\r\n", &payload[..], b"\r\n"].concat();
+                client.write_all(&message).unwrap();
+            }
+        }
+        clients.iter_mut().for_each(|client| drop(client.read(&mut [0; 64])));
+    });
+    address
+}
+
+#[test]
+fn a_peers_ticks_are_counted_and_missed_as_tickcasts_are() {
+    let more = format!("--transport nats --expect-ticks {TICKS} --max-loss 0");
+    let (plan, report) = load(&serve_nats(4, |_| (101..=100 + TICKS).collect()), &more);
+    let report = report.unwrap();
+    assert_eq!(report.failures(&plan), Vec::<String>::new());
+    assert_eq!((report.tally.deliveries, report.tally.payload_bytes), (4 * TICKS, 400 * TICKS));
+    assert_eq!((report.tally.latency_ns.len(), report.tally.untimed), (4 * TICKS, 0));
+
+    let server = serve_nats(4, |index| match index {
+        0 => (1..=TICKS).collect(),
+        1 => (1..=TICKS).filter(|&n| n != 7).collect(),
+        2 => (3..=TICKS - 4).collect(),
+        _ => Vec::new(),
+    });
+    let (_, report) = load(&server, &more);
+    assert_eq!(report.unwrap().loss, Loss { gap: 1, head: 2, tail: 4 + TICKS, ..Loss::default() });
 }
 
 #[test]
