@@ -52,7 +52,7 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 100)]
     connections: usize,
     /// Pattern every connection subscribes to; may be given several times. Not for nchan and websocket, whose --path
-    /// says it [default: >]
+    /// says it [default: every topic]
     #[arg(long, value_name = "PATTERN")]
     subscribe: Vec<String>,
     /// Path and query of the WebSocket's handshake, for nchan and websocket [default: /sub, /ws]
