@@ -41,6 +41,10 @@ class Row:
     uncorrected_p99_us: float | None = None
     subscription_p50_us: float | None = None
     subscription_p99_us: float | None = None
+    # From the start of a connection's connect to its first tick.
+    connect_p99_us: float | None = None
+    # From the first to the last client that has a tick.
+    skew_p99_us: float | None = None
     cpu_us_per_delivery: float | None = None
     server_cpu_share: float | None = None
     server_rss_bytes: int | None = None
@@ -146,8 +150,9 @@ def fill_from_client(row: Row, client: dict, offered_per_s: float, server_cpu_s:
         row.p999_us, row.max_us = latency["p99.9"], latency["max"]
         if latency.get("untimed"):
             row.notes.append(f"{latency['untimed']} deliveries carried no time and are in no percentile")
-    uncorrected = client.get("uncorrected_us") or client.get("latency_uncorrected_us") or {}
-    row.uncorrected_p99_us = uncorrected.get("p99")
+    row.uncorrected_p99_us = p99_of(client, "latency_uncorrected_us")
+    row.connect_p99_us = p99_of(client, "connect_to_first_tick_us")
+    row.skew_p99_us = p99_of(client, "skew_us")
     subscription = client.get("subscription_us") or {}
     if subscription.get("count"):
         row.subscription_p50_us, row.subscription_p99_us = subscription["p50"], subscription["p99"]
@@ -161,6 +166,12 @@ def fill_from_client(row: Row, client: dict, offered_per_s: float, server_cpu_s:
     row.wire_mb_per_s = client["received_bytes_per_s"] / 1e6
     for reason, count in client.get("ended_early", {}).items():
         row.notes.append(f"{count} connections ended: {reason}")
+
+
+def p99_of(client: dict, name: str) -> float | None:
+    """The p99 of one of the report's histograms, where it is there and not empty."""
+    histogram = client.get(name) or {}
+    return histogram.get("p99") if histogram.get("count") else None
 
 
 def fill_loss(row: Row, client: dict, offered: float) -> None:

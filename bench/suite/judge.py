@@ -230,9 +230,9 @@ def spike(rows: list[Row]) -> list[Verdict]:
 def losses(rows: list[Row]) -> list[str]:
     """One plain sentence for each peer and column in which it beats tickcast, in any variant fed as the peers are."""
     peers = [row for row in rows if not row.is_tickcast and not row.failed]
-    mine = [row for row in ours(rows) if row.fed_by == "network"] or ours(rows)
     sentences = []
     for peer in peers:
+        mine = [row for row in ours(rows) if row.fed_by == peer.fed_by] or ours(rows)
         for column in COLUMNS:
             sentence = loss(peer, mine, column)
             if sentence:

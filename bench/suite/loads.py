@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 # Peers by the names of bench/peers/peers.py.
-EVERY_PEER = ("nats", "redis", "nchan", "gohub")
+EVERY_PEER = ("nats", "redis", "nchan", "hub")
 # The second latency budget that tickcast is shown with, microseconds.
 BUDGET_US = 700
 
@@ -118,7 +118,7 @@ LOADS = (
                     "they cannot take is announced."),
     case_study("S4", 500, 100, "100 B", variants=variants(("native",), BOTH_SOURCES)),
     Load("engine", "Engine, capacity: 5,000 WebSocket clients, 500,000 deliveries/s",
-         clients=5_000, producers=10, rate=10, size=100, peers=("nchan", "gohub", "nats"), bare=True,
+         clients=5_000, producers=10, rate=10, size=100, peers=("nchan", "hub", "nats"), bare=True,
          variants=variants(("ws",), BOTH_SOURCES)),
     Load("engine-433k", "Engine, capacity: 5,000 WebSocket clients, the published 433,000 deliveries/s",
          clients=5_000, producers=29, rate=3, size=100, variants=variants(("ws",), ("simulator",)),
@@ -135,7 +135,7 @@ LOADS = (
          kind="saturation", clients=100, producers=50, rate=50, size=100, peers=EVERY_PEER, bare=True,
          bare_flat_out=True, variants=variants(("native",), BOTH_SOURCES)),
     Load("broadcast", "Broadcast: 10,000 WebSocket clients, 10 ticks/s to all of them",
-         clients=10_000, producers=1, rate=10, size=100, peers=("nchan", "gohub", "nats"), bare=True,
+         clients=10_000, producers=1, rate=10, size=100, peers=("nchan", "hub", "nats"), bare=True,
          client_ramp_per_s=4_000, variants=variants(("ws",), BOTH_SOURCES)),
     Load("own-topics", "Own topics: 10,000 WebSocket clients, each with its own 20 of 20,000 topics",
          clients=10_000, producers=20_000, rate=1, size=100, subscribers=10, subscribe=(),
@@ -150,7 +150,7 @@ LOADS = (
          server_options=("--no-sim",), peers=("nats", "redis"), variants=(Variant(0, "network", "native"),)),
     Load("idle-ws", "Idle: 10,000 WebSocket clients, one topic each, no ticks",
          kind="idle", clients=10_000, producers=0, rate=0, size=0, subscribe=("sim.0",), client_ramp_per_s=4_000,
-         server_options=("--no-sim",), peers=("nchan", "gohub"), variants=(Variant(0, "network", "ws"),)),
+         server_options=("--no-sim",), peers=("nchan", "hub"), variants=(Variant(0, "network", "ws"),)),
 )
 
 # Deliveries a second that the saturation load offers, step by step, until one is not clean.

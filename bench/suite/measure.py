@@ -9,7 +9,7 @@ from pathlib import Path
 import bare
 import client
 from client import Window
-from figures import Row, fill_from_client, fill_from_totals, median_run, totals
+from figures import Row, fill_from_client, fill_from_totals, median_run, ratio, totals
 from loads import SATURATION_STEPS_PER_S, SATURATION_TICKCAST_FROM_PER_S, SATURATION_UNTHROTTLED_PER_S, Load
 from processes import Processes, RunFailed, resident_bytes
 from systems import Programs
@@ -18,6 +18,8 @@ from systems import Programs
 EMPTY_S = 0.5
 # A step of the saturation that was not clean is tried so often before it counts: noise is not capacity.
 STEP_ATTEMPTS = 2
+# A publisher that came to less of its rate is told of.
+FEED_SHARE = 0.99
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Suite:
 
     def constant(self, load: Load, system, row: Row) -> None:
         """Server, then clients, then the publisher; fills the row."""
-        hgrm = self.scratch / f"{load.name}-{system.system}-{len(list(self.scratch.iterdir()))}.hgrm"
+        hgrm = self.scratch / f"{load.name}-{system.system}-{len(list(self.scratch.glob("*.hgrm")))}.hgrm"
         with Processes() as processes:
             # The commands are wanted from a run that failed as well.
             row.commands = processes.commands
@@ -74,6 +76,7 @@ class Suite:
             if feed:
                 feed.stop()
             log = system.stop()
+            dropped = None if row.is_tickcast else system.dropped(log)
         report = measured.report
         server_cpu_s = report.get("server_cpu_s")
         if server_cpu_s is not None:
@@ -85,6 +88,8 @@ class Suite:
         row.others_percent = measured.noise.get("others_percent")
         if row.is_tickcast:
             fill_from_totals(row, totals(log))
+        if dropped:
+            row.notes.append(f"the server says that it dropped {dropped:,} ticks, which its clients were not told")
         if feed and feed.report:
             check_feed(row, feed.report, load)
         if load.kind == "idle":
@@ -153,13 +158,15 @@ class Suite:
 
 
 def check_feed(row: Row, report: dict, load: Load) -> None:
-    """Notes a publisher that could not keep its rate: then less was offered than the load says."""
-    published, seconds = report.get("published"), report.get("seconds") or report.get("elapsed_s")
-    if not published or not seconds:
-        return
-    rate = published / seconds
-    if rate < 0.99 * load.ticks_per_s:
+    """Notes a publisher that could not keep its rate: the server did not take more, or the core was too busy."""
+    rate = ratio(report.get("sent"), report.get("window_s"))
+    if rate is not None and rate < FEED_SHARE * load.ticks_per_s:
         row.notes.append(f"the publisher came to {rate:,.0f} of {load.ticks_per_s:,} ticks/s")
+    late = report.get("late_us", {}).get("p99")
+    if late is not None and row.p99_us is not None and late > row.p99_us / 2:
+        row.notes.append(f"the publisher itself was late: p99 {late / 1e3:.2f} ms")
+    for failure in report.get("failures", []):
+        row.notes.append(f"publisher: {failure}")
 
 
 def unclean(row: Row) -> str:

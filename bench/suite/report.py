@@ -110,6 +110,7 @@ CONSTANT_COLUMNS = (
     ("p99.9 ms", lambda row: ms(row.p999_us)),
     ("max ms", lambda row: ms(row.max_us)),
     ("p99 uncorrected ms", lambda row: ms(row.uncorrected_p99_us)),
+    ("skew p99 ms", lambda row: ms(row.skew_p99_us)),
     ("CPU us a delivery", lambda row: number(row.cpu_us_per_delivery, ".3f")),
     ("server CPU", lambda row: percent(row.server_cpu_share)),
     ("RSS MiB", lambda row: mib(row.server_rss_bytes)),
@@ -136,6 +137,7 @@ IDLE_COLUMNS = (
 SPIKE_COLUMNS = (
     ("first tick p50 ms", lambda row: ms(row.subscription_p50_us)),
     ("first tick p99 ms", lambda row: ms(row.subscription_p99_us)),
+    ("connect to first tick p99 ms", lambda row: ms(row.connect_p99_us)),
     *CONSTANT_COLUMNS,
 )
 
@@ -222,7 +224,10 @@ def intro(result: dict) -> list[str]:
         "a tick was meant to be sent to the read that brought it. A delivery is one tick at one client. *Offered* is "
         "the producers' rate times the clients; *lost* is what never came and nobody said so, *announced* what the "
         "client was told it would not get (conflated or dropped). CPU is user and system time of all of the server's "
-        "processes. *simulator*: ticks come from inside the server; *network*: from `tickcast-feed`, as the peers' do. "
+        "processes. *simulator*: ticks come from inside the server, as the hub's do (the case study's design in Go); "
+        "*network*: from `tickcast-feed`, as those of the other peers do. NATS and Redis are spoken to in their own "
+        "protocols, Nchan and the hub over WebSockets. *Skew* is from the first to the last client that has a tick; "
+        "*uncorrected* latency begins when the server received a tick. "
         f"{BOTTLENECK_MARK} marks rows where the load client used more than 85 % of its core (then latency and rate are "
         f"its own), or where others had more than {NOISE_PERCENT:.0f} % of the machine in the window (*noise*: steal and "
         "foreign processes).",

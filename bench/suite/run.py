@@ -114,7 +114,7 @@ def run_loads(typed: argparse.Namespace, programs: Programs, scratch: Path) -> d
         systems = tickcast_systems(programs, load)
         missing = []
         if not typed.no_peers:
-            peers, missing = peer_systems.for_load(programs, load)
+            peers, missing = peer_systems.for_load(programs, load, scratch)
             systems += peers
         rows = suite.measure(load, systems)
         rows += [Row(load=load.name, system=name, fed_by="network", failed=why) for name, why in missing]

@@ -9,7 +9,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import client
 from client import CLIENT_CORE, Endpoint
 from loads import Load, Variant
 from processes import Process, Processes, RunFailed
@@ -53,13 +52,13 @@ class Programs:
 class Feed:
     """A publisher in a process of its own, on the client's core. It starts when the clients have subscribed."""
 
-    def __init__(self, processes: Processes, programs: Programs, protocol: str, address: str, load: Load):
+    def __init__(self, processes: Processes, programs: Programs, options: list[str], address: str, load: Load):
         if not programs.feed.exists():
             raise RunFailed("tickcast-feed is not built: nothing can publish from outside")
         self.processes = processes
         self.words = [
             str(programs.feed),
-            *("--protocol", protocol),
+            *options,
             *("--server", address),
             *("--producers", str(load.producers)),
             *("--rate", str(load.rate)),
@@ -124,7 +123,7 @@ class Tickcast:
         self.server = processes.start([*words, "--report"], SERVER_CORE, {"RUST_LOG": "info"})
         native, http = addresses_of(self.server.line_with("tcp=", START_S))
         if self.variant.fed_by == "network" and load.producers:
-            self.feed = Feed(processes, self.programs, "tickcast", native, load)
+            self.feed = Feed(processes, self.programs, ["--protocol", "tickcast"], native, load)
         if self.variant.transport == "ws":
             return Endpoint(http, ("--transport", "ws", "--encoding", "rkyv"), (self.server.pid,))
         return Endpoint(native, ("--transport", "native"), (self.server.pid,))
@@ -183,8 +182,3 @@ def write_capture(load: Load) -> Path:
 def tickcast_systems(programs: Programs, load: Load) -> list[Tickcast]:
     """tickcast in each of the load's variants."""
     return [Tickcast(programs, variant) for variant in load.variants]
-
-
-def can_feed(programs: Programs, protocol: str) -> bool:
-    """Whether the publisher is built and speaks the protocol."""
-    return programs.feed.exists() and client.speaks(programs.feed, protocol)
