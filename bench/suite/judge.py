@@ -11,6 +11,10 @@ MS = 1e3
 M = 1e6
 
 
+# How a sentence says that no variant of tickcast holds.
+EVERY = "every tickcast variant is worse"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One aim: what was wanted, what came, and whether that is enough. `None`: not measured."""
@@ -228,7 +232,10 @@ def spike(rows: list[Row]) -> list[Verdict]:
 
 
 def losses(rows: list[Row]) -> list[str]:
-    """One plain sentence for each peer and column in which it beats tickcast, in any variant fed as the peers are."""
+    """One plain sentence for each peer and column in which it beats tickcast, in any variant that is fed alike.
+
+    Those in which it beats every variant come first.
+    """
     peers = [row for row in rows if not row.is_tickcast and not row.failed]
     sentences = []
     for peer in peers:
@@ -237,6 +244,7 @@ def losses(rows: list[Row]) -> list[str]:
             sentence = loss(peer, mine, column)
             if sentence:
                 sentences.append(sentence)
+    sentences.sort(key=lambda sentence: EVERY not in sentence)
     failed = [row for row in rows if row.is_tickcast and row.failed]
     sentences += [f"tickcast ({row.variant}) did not come through this load: {row.failed}." for row in failed]
     return sentences
@@ -254,11 +262,15 @@ def loss(peer: Row, mine: list[Row], column: Column) -> str:
     beaten = [(row, value) for row, value in compared if column.is_better(theirs, value)]
     if not beaten:
         return ""
-    text = f"{column.name}: {peer.name} {column.shown(theirs)}, tickcast "
-    text += " and ".join(f"{column.shown(value)} ({row.variant})" for row, value in beaten)
-    held = [(row, value) for row, value in compared if not column.is_better(theirs, value)]
-    if held:
-        text += "; not beaten: " + " and ".join(f"{column.shown(value)} ({row.variant})" for row, value in held)
+    text = f"{column.name}: {peer.name} {column.shown(theirs)}; "
+    order = sorted(compared, key=lambda pair: pair[1], reverse=column.more_is_better)
+    best_row, best_value = order[0]
+    if len(beaten) == len(compared):
+        text += f"{EVERY}, the best with {column.shown(best_value)} ({best_row.variant})"
+    else:
+        text += "tickcast is worse with "
+        text += " and ".join(f"{column.shown(value)} ({row.variant})" for row, value in beaten)
+        text += f", its best is {column.shown(best_value)} ({best_row.variant})"
     share = peer.delivered_share
     if share is not None and not peer.delivered_all and column.name != "deliveries/s":
         text += f" ({peer.name} delivered {share:.1%} of what was offered)"

@@ -32,13 +32,15 @@ class Suite:
     # Folder for .hgrm files of the runs.
     scratch: Path
     say: object  # takes one line of progress
+    histograms: int = 0
 
     def measure(self, load: Load, systems: list) -> list[Row]:
         """All systems under one load, in turn, `repeat` times over; the median run of each."""
         runs: list[list[Row]] = [[] for _ in systems]
         for round_number in range(self.repeat):
             for index, system in enumerate(systems):
-                self.say(f"{load.name}: {system.system} ({system.label}), run {round_number + 1} of {self.repeat}")
+                named = Row(load.name, system.system, system.label).name
+                self.say(f"{load.name}: {named}, run {round_number + 1} of {self.repeat}")
                 row = self.one(load, system)
                 self.say(f"    {summary(row)}")
                 if load.bare and row.is_tickcast and not row.failed and row.deliveries_per_send:
@@ -56,11 +58,15 @@ class Suite:
             self.constant(load, system, row)
         except RunFailed as failure:
             row.failed = str(failure)
+        except Exception as error:  # pylint: disable=broad-exception-caught
+            # An hour of figures is not thrown away for one row; the row says it.
+            row.failed = f"the suite itself failed: {type(error).__name__}: {error}"
         return row
 
     def constant(self, load: Load, system, row: Row) -> None:
         """Server, then clients, then the publisher; fills the row."""
-        hgrm = self.scratch / f"{load.name}-{system.system}-{len(list(self.scratch.glob("*.hgrm")))}.hgrm"
+        self.histograms += 1
+        hgrm = self.scratch / f"{load.name}-{system.system}-{self.histograms}.hgrm"
         with Processes() as processes:
             # The commands are wanted from a run that failed as well.
             row.commands = processes.commands

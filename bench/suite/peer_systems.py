@@ -35,7 +35,7 @@ class PeerSystem:
     @property
     def has_own_producers(self) -> bool:
         """Whether ticks come from inside, as with tickcast's simulator."""
-        return PEERS[self.system].feeder is None
+        return PEERS[self.system].protocol is None
 
     @property
     def label(self) -> str:
@@ -57,7 +57,7 @@ class PeerSystem:
             self.peer = kind(core=SERVER_CORE, folder=self.folder, topics=topics, **more)
             processes.add_stop(self.peer.stop)
             self.peer.start()
-            options = list(self.peer.subscriber)
+            options, feeder = list(self.peer.subscriber), self.peer.feeder
         except PeerError as error:
             raise RunFailed(" ".join(str(error).split())) from None
         processes.commands.append(readable_command([str(word) for word in self.peer.command]))
@@ -65,8 +65,8 @@ class PeerSystem:
             # Each client says its topics itself.
             options = [*("--transport", kind.transport)]
         self.feed = None
-        if kind.feeder is not None and load.producers:
-            self.feed = Feed(processes, self.programs, kind.feeder, self.peer.address, load)
+        if feeder is not None and load.producers:
+            self.feed = Feed(processes, self.programs, feeder, self.peer.address, load)
         return Endpoint(self.peer.address, tuple(options), (self.peer.pid, *children_of(self.peer.pid)), subscribe=())
 
     def stop(self) -> str:

@@ -198,12 +198,17 @@ class Processes:
 
 
 def readable_command(argv: list[str]) -> str:
-    """A command as somebody would type it: programs by their names, files of the run without their folders."""
-    words = []
-    for word in argv:
+    """A command as somebody would type it: programs by their names, files of the run without their folders.
+
+    What only looks like a path, as /sub?id=1, has no folder that is there and stays.
+    """
+
+    def readable(word: str) -> str:
         path = Path(word)
-        words.append(path.name if path.is_absolute() else word)
-    return shlex.join(words)
+        is_file = path.is_absolute() and len(path.parents) > 1 and path.parent.is_dir()
+        return path.name if is_file else word
+
+    return shlex.join(readable(word) for word in argv)
 
 
 def descriptor_limit() -> int:

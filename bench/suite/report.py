@@ -224,7 +224,7 @@ def intro(result: dict) -> list[str]:
         "a tick was meant to be sent to the read that brought it. A delivery is one tick at one client. *Offered* is "
         "the producers' rate times the clients; *lost* is what never came and nobody said so, *announced* what the "
         "client was told it would not get (conflated or dropped). CPU is user and system time of all of the server's "
-        "processes. *simulator*: ticks come from inside the server, as the hub's do (the case study's design in Go); "
+        "processes, which the kernel counts in steps of 10 ms. *simulator*: ticks come from inside the server, as the hub's do (the case study's design in Go); "
         "*network*: from `tickcast-feed`, as those of the other peers do. NATS and Redis are spoken to in their own "
         "protocols, Nchan and the hub over WebSockets. *Skew* is from the first to the last client that has a tick; "
         "*uncorrected* latency begins when the server received a tick. "

@@ -64,8 +64,6 @@ class Feed:
             *("--rate", str(load.rate)),
             *("--size", str(load.size)),
         ]
-        if load.topics:
-            self.words += ["--topics", str(load.topics)]
         self.process: Process | None = None
         self.report: dict = {}
 
@@ -123,7 +121,7 @@ class Tickcast:
         self.server = processes.start([*words, "--report"], SERVER_CORE, {"RUST_LOG": "info"})
         native, http = addresses_of(self.server.line_with("tcp=", START_S))
         if self.variant.fed_by == "network" and load.producers:
-            self.feed = Feed(processes, self.programs, ["--protocol", "tickcast"], native, load)
+            self.feed = Feed(processes, self.programs, ["--protocol", "tickcast", "--topics", str(load.topic_count)], native, load)
         if self.variant.transport == "ws":
             return Endpoint(http, ("--transport", "ws", "--encoding", "rkyv"), (self.server.pid,))
         return Endpoint(native, ("--transport", "native"), (self.server.pid,))

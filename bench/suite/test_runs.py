@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -9,6 +10,7 @@ from unittest import mock
 import bare
 import client
 import machine
+import run
 from client import Endpoint, Window
 from figures import Row
 from loads import Load
@@ -45,7 +47,8 @@ class ProcessesEnd(unittest.TestCase):
         self.assertAlmostEqual(cpu_seconds_of_stat(stat), 42 / os.sysconf("SC_CLK_TCK"))
 
     def test_commands_are_shown_without_folders(self):
-        self.assertEqual(readable_command(["/a/tickcast", "--policy", ">=drop"]), "tickcast --policy '>=drop'")
+        words = [f"{Path(__file__).parent}/tickcast", "--policy", ">=drop", "--path", "/sub?id=1"]
+        self.assertEqual(readable_command(words), "tickcast --policy '>=drop' --path '/sub?id=1'")
 
 
 class Commands(unittest.TestCase):
@@ -71,6 +74,19 @@ class Commands(unittest.TestCase):
         with mock.patch.object(client, "help_of", return_value="- nats: A NATS server\n [possible values: a, b]"):
             self.assertTrue(all(client.speaks(Path("x"), value) for value in ("nats", "a", "b")))
             self.assertFalse(client.speaks(Path("x"), "redis"))
+
+
+class CommandLine(unittest.TestCase):
+    def test_names_that_are_not_there_end_it_before_anything_is_started(self):
+        with mock.patch("sys.stderr"):
+            self.assertEqual(run.main(["--only", "S9", "--bin", "/nowhere"]), 1)
+
+    def test_a_file_is_written_whole_or_not_at_all(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "made" / "README.md"
+            run.write_whole(path, "all of it\n")
+            self.assertEqual(path.read_text(), "all of it\n")
+            self.assertEqual([one.name for one in path.parent.iterdir()], ["README.md"])
 
 
 class Captures(unittest.TestCase):
