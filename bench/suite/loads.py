@@ -55,6 +55,8 @@ class Load:
     # Used in their place by a load client that does not have the first of them.
     client_options_otherwise: tuple[str, ...] | None = None
     client_ramp_per_s: int = 2_000
+    # What tickcast's clients ask to become of their ticks while they are behind; empty: the server's own.
+    policy: str = ""
     server_options: tuple[str, ...] = ()
     variants: tuple[Variant, ...] = (Variant(),)
     peers: tuple[str, ...] = ()
@@ -106,14 +108,13 @@ def case_study(name: str, clients: int, size: int, text: str, **more) -> Load:
 
 
 BOTH_SOURCES = ("simulator", "network")
-YIELDING = ("--policy", "conflate")
 
 LOADS = (
     case_study("S1", 100, 100, "100 B", variants=variants(("native", "ws"), BOTH_SOURCES)),
     case_study("S2", 100, 1_024, "1 KB", variants=variants(("native",), BOTH_SOURCES),
-               client_options=YIELDING, bare_flat_out=True),
+               policy="conflate", bare_flat_out=True),
     case_study("S3", 100, 10_240, "10 KB", variants=variants(("native",), BOTH_SOURCES),
-               client_options=YIELDING, bare_flat_out=True,
+               policy="conflate", bare_flat_out=True,
                note="5 GB/s are offered, more than one core moves: tickcast's clients ask for `conflate`, so what "
                     "they cannot take is announced."),
     case_study("S4", 500, 100, "100 B", variants=variants(("native",), BOTH_SOURCES)),

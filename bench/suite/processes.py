@@ -189,7 +189,19 @@ class Processes:
     def __enter__(self) -> Processes:
         return self
 
-    def __exit__(self, *_unused) -> None:
+    def __exit__(self, kind, *_unused) -> None:
+        if kind is KeyboardInterrupt:
+            # The whole suite is ending: another Ctrl-C must not leave anything running.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self.stop_all()
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            self.stop_all()
+            raise
+
+    def stop_all(self) -> None:
+        """Stops what still runs, the last first; what has ended is left as it is."""
         for process in reversed(self.started):
             process.stop()
             process.close()

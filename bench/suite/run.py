@@ -133,6 +133,8 @@ def main(arguments: list[str]) -> int:
         return 0
     # A polite end is an end like Ctrl-C: everything that was started is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A shell that starts it in the background has it ignore Ctrl-C; whoever sends it means it all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory(prefix="tickcast-bench-") as scratch:
             if typed.from_json:

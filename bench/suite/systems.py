@@ -122,9 +122,10 @@ class Tickcast:
         native, http = addresses_of(self.server.line_with("tcp=", START_S))
         if self.variant.fed_by == "network" and load.producers:
             self.feed = Feed(processes, self.programs, ["--protocol", "tickcast", "--topics", str(load.topic_count)], native, load)
+        policy = ("--policy", load.policy) if load.policy else ()
         if self.variant.transport == "ws":
-            return Endpoint(http, ("--transport", "ws", "--encoding", "rkyv"), (self.server.pid,))
-        return Endpoint(native, ("--transport", "native"), (self.server.pid,))
+            return Endpoint(http, ("--transport", "ws", "--encoding", "rkyv"), (self.server.pid,), policy)
+        return Endpoint(native, ("--transport", "native"), (self.server.pid,), policy)
 
     def source(self, processes: Processes, load: Load) -> list[str]:
         """Options that say where ticks come from."""
