@@ -148,6 +148,12 @@ def saturation(rows: list[Row]) -> list[Verdict]:
             "saturation", "<= 0.1 us of CPU a delivery", best(rows, cpu_saturated),
             lambda row: f"{cpu_saturated(row):.3f} us", lambda row: cpu_saturated(row) <= 0.1,
         ),
+        verdict(
+            "saturation", "unthrottled, with `--policy '>=drop'`: every lost tick is announced",
+            best(rows, lambda row: row.unthrottled_lost, more=True),
+            lambda row: f"{row.unthrottled_lost:,} lost without a word, {row.unthrottled_announced:,} announced",
+            lambda row: row.unthrottled_lost == 0,
+        ),
     ]
 
 

@@ -55,6 +55,8 @@ class Load:
     # Used in their place by a load client that does not have the first of them.
     client_options_otherwise: tuple[str, ...] | None = None
     client_ramp_per_s: int = 2_000
+    # Measured from the moment on at which all have subscribed: what the crowd does is in it.
+    without_warm_up: bool = False
     # What tickcast's clients ask to become of their ticks while they are behind; empty: the server's own.
     policy: str = ""
     server_options: tuple[str, ...] = ()
@@ -127,7 +129,9 @@ LOADS = (
     Load("spike", "Engine, spike: 1,500 WebSocket clients at once",
          clients=1_500, producers=10, rate=10, size=100, variants=variants(("ws",), ("simulator",)),
          client_options=("--spike",), client_options_otherwise=(), client_ramp_per_s=100_000,
-         note="Subscription latency is from a connection's subscription to its first tick."),
+         without_warm_up=True,
+         note="The window begins when all have subscribed, without warm-up. First tick: from a connection's subscription "
+              "to its first tick."),
     Load("wave", "250 Hz waves: 20 waves, 10 samples (40 B) a batch, 500 clients",
          clients=500, producers=20, rate=25, size=40, subscribe=("wave.>",),
          variants=variants(("native", "ws"), ("capture",)),

@@ -73,10 +73,11 @@ class Suite:
             endpoint = system.start(processes, load)
             time.sleep(EMPTY_S)
             empty_bytes = resident_bytes(list(endpoint.pids))
-            words = client.command(self.programs.client, load, endpoint, self.window, hgrm)
+            window = replace(self.window, warm_up_s=0) if load.without_warm_up else self.window
+            words = client.command(self.programs.client, load, endpoint, window, hgrm)
             feed = system.feed
             measured = client.run(
-                processes, words, load, self.window, list(endpoint.pids), feed.start if feed else lambda: None
+                processes, words, load, window, list(endpoint.pids), feed.start if feed else lambda: None
             )
             full_bytes = resident_bytes(list(endpoint.pids))
             if feed:

@@ -60,9 +60,10 @@ class Aims(unittest.TestCase):
     def test_unthrottled_counts_only_where_each_loss_was_announced(self):
         saturated = row(clean_per_s=2e6, unthrottled_per_s=9e6, unthrottled_lost=0)
         saturated.unthrottled_cpu_us_per_delivery = 0.09
-        self.assertEqual(reached("saturation", [saturated]), [True, True])
+        saturated.unthrottled_announced = 5
+        self.assertEqual(reached("saturation", [saturated]), [True, True, True])
         saturated.unthrottled_lost = 1
-        self.assertEqual(reached("saturation", [saturated]), [False, False])
+        self.assertEqual(reached("saturation", [saturated]), [False, False, False])
 
     def test_the_worst_ratio_to_the_bare_loop_counts(self):
         rows = {"S1": [row(cpu_us_per_send=1.1, bare_cpu_us_per_send=1.0)]}
