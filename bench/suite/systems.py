@@ -14,6 +14,8 @@ from loads import Load, Variant
 from processes import Process, Processes, RunFailed
 
 SERVER_CORE = 0
+# Connections that the publisher divides its producers over: as many as the case study has producers.
+FEED_CONNECTIONS_MAX = 50
 START_S = 15.0
 NS_PER_S = 1_000_000_000
 # Seconds of a capture that is replayed in a loop: long enough that its seam is rare.
@@ -63,6 +65,7 @@ class Feed:
             *("--producers", str(load.producers)),
             *("--rate", str(load.rate)),
             *("--size", str(load.size)),
+            *("--connections", str(min(load.producers, FEED_CONNECTIONS_MAX))),
         ]
         self.process: Process | None = None
         self.report: dict = {}

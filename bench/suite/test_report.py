@@ -4,6 +4,7 @@ import unittest
 
 import judge
 import loads
+import peer_systems
 import report
 from figures import Row
 
@@ -140,6 +141,10 @@ class Loads(unittest.TestCase):
         self.assertEqual(len(loads.chosen(None)), len(loads.LOADS))
         with self.assertRaisesRegex(ValueError, "S9.*there are S1"):
             loads.chosen("S9")
+
+    def test_every_peer_of_a_load_is_one_that_can_be_started(self):
+        for load in loads.LOADS:
+            self.assertLessEqual(set(load.peers), set(peer_systems.PEERS), load.name)
 
     def test_names_are_unique_and_offers_add_up(self):
         names = [load.name for load in loads.LOADS]
