@@ -29,6 +29,8 @@ class Row:
     offered_per_s: float | None = None
     delivered_per_s: float | None = None
     lost: int | None = None
+    # Those of the lost that are the last of their topics: they may still have been under way.
+    lost_tail: int = 0
     # Lost by the count of deliveries alone: the system numbers nothing, so a few ticks at the edges are in it.
     lost_is_estimate: bool = False
     announced: int | None = None
@@ -177,7 +179,7 @@ def p99_of(client: dict, name: str) -> float | None:
 def fill_loss(row: Row, client: dict, offered: float) -> None:
     """Ticks that never came, and those of which the client was told that they would not."""
     if client.get("lost") is not None:
-        row.lost = client["lost"]
+        row.lost, row.lost_tail = client["lost"], client.get("lost_tail") or 0
         row.announced = (client.get("conflated") or 0) + (client.get("dropped") or 0)
         return
     row.lost_is_estimate = True

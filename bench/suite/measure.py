@@ -146,7 +146,10 @@ class Suite:
             return
         self.say(f"    unthrottled: {summary(ran)}")
         row.unthrottled_per_s = ran.delivered_per_s
-        row.unthrottled_lost, row.unthrottled_announced = ran.lost, ran.announced
+        # What is still under way is neither lost nor announced yet.
+        row.unthrottled_lost, row.unthrottled_announced = (ran.lost or 0) - ran.lost_tail, ran.announced
+        if ran.lost_tail:
+            row.notes.append(f"unthrottled: {ran.lost_tail:,} ticks were still to come two seconds after the window")
         row.unthrottled_cpu_us_per_delivery = ran.cpu_us_per_delivery
         row.commands = [*row.commands, *ran.commands]
         if ran.client_is_bottleneck:

@@ -67,7 +67,10 @@ def p99(row: Row) -> str:
 
 def lost(row: Row) -> str:
     """Lost without a word."""
-    return NONE if row.lost is None else ("about " if row.lost_is_estimate and row.lost else "") + count(row.lost)
+    if row.lost is None:
+        return NONE
+    about = "about " if row.lost_is_estimate and row.lost else ""
+    return about + count(row.lost) + (f" ({count(row.lost_tail)} at the end)" if row.lost_tail else "")
 
 
 def client_cpu(row: Row) -> str:
