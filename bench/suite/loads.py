@@ -144,7 +144,7 @@ LOADS = (
          client_ramp_per_s=4_000, variants=variants(("ws",), BOTH_SOURCES)),
     Load("own-topics", "Own topics: 10,000 WebSocket clients, each with its own 20 of 20,000 topics",
          clients=10_000, producers=20_000, rate=1, size=100, subscribers=10, subscribe=(),
-         client_options=("--subscribe-own", "20/20000"), client_ramp_per_s=1_000, peers=("nats",),
+         client_options=("--subscribe-own", "20/20000"), client_ramp_per_s=1_000, peers=("nats",), bare=True,
          variants=variants(("ws",), BOTH_SOURCES)),
     Load("round-trip", "One to one: 1 producer, 1 client, 100 ticks/s",
          clients=1, producers=1, rate=100, size=100, peers=EVERY_PEER,
