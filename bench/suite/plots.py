@@ -42,3 +42,8 @@ def label(row: dict) -> str:
     """A line's name: without what separates it from its file."""
     text = f"{row['system']} ({row['variant']})" if row["variant"] else row["system"]
     return text.replace("=", " ")
+
+
+def already_there(folder: Path) -> list[str]:
+    """Names of the pictures beside a report that is written again from its figures."""
+    return sorted(path.name for path in (folder / "plots").glob("*.svg"))

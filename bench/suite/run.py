@@ -145,11 +145,14 @@ def main(arguments: list[str]) -> int:
                 programs = Programs(typed.bin.resolve() if typed.bin else build())
                 result = run_loads(typed, programs, Path(scratch))
                 drawn = plots.draw(result, Path(scratch), programs)
+            if typed.json and not typed.from_json:
+                # First, so that hours of figures outlive whatever goes wrong with their report.
+                write_whole(typed.json, json.dumps(result, indent=1) + "\n")
+            pictures = plots.already_there(typed.out.parent) if typed.from_json else sorted(drawn)
+            text = report.markdown(result, pictures)
             for name, svg in drawn.items():
                 write_whole(typed.out.parent / "plots" / name, svg)
-            if typed.json:
-                write_whole(typed.json, json.dumps(result, indent=1) + "\n")
-            write_whole(typed.out, report.markdown(result, sorted(drawn)))
+            write_whole(typed.out, text)
     except KeyboardInterrupt:
         say("interrupted: everything is stopped, nothing is written")
         return 130
