@@ -86,6 +86,21 @@ def list_loads() -> None:
         print(f"{'':12} beside: {', '.join(load.peers) or 'no peer'}{'; the bare loop' if load.bare else ''}")
 
 
+def arguments_of(typed: argparse.Namespace) -> list[str]:
+    """What was asked for, of what changes the figures."""
+    words = ["--quick"] if typed.quick else []
+    words += ["--only", typed.only] if typed.only else []
+    words += ["--repeat", str(typed.repeat)] if typed.repeat > 1 else []
+    return [*words, *(["--no-peers"] if typed.no_peers else [])]
+
+
+def check_programs(programs: Programs) -> None:
+    """Refuses a folder without the binaries that every load needs."""
+    for program in (programs.server, programs.client):
+        if not program.exists():
+            raise RunFailed(f"{program} is not there: build the release binaries, or leave --bin away")
+
+
 def check_machine() -> None:
     """Refuses a machine that cannot run the loads, and says what to do."""
     if len(os.sched_getaffinity(0)) < CORES_MIN:
@@ -105,7 +120,7 @@ def run_loads(typed: argparse.Namespace, programs: Programs, scratch: Path) -> d
         "window_s": suite.window.duration_s,
         "warm_up_s": suite.window.warm_up_s,
         "repeat": typed.repeat,
-        "arguments": [f"--only {typed.only}"] if typed.only else [],
+        "arguments": arguments_of(typed),
         "loads": [],
     }
     before = machine.CpuTimes.now()
@@ -143,6 +158,7 @@ def main(arguments: list[str]) -> int:
                 loads.chosen(typed.only)
                 check_machine()
                 programs = Programs(typed.bin.resolve() if typed.bin else build())
+                check_programs(programs)
                 result = run_loads(typed, programs, Path(scratch))
                 drawn = plots.draw(result, Path(scratch), programs)
             if typed.json and not typed.from_json:

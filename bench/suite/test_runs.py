@@ -81,6 +81,10 @@ class CommandLine(unittest.TestCase):
         with mock.patch("sys.stderr"):
             self.assertEqual(run.main(["--only", "S9", "--bin", "/nowhere"]), 1)
 
+    def test_the_report_names_what_changes_its_figures(self):
+        typed = run.parser().parse_args(["--quick", "--only", "S1", "--repeat", "3", "--out", "x"])
+        self.assertEqual(run.arguments_of(typed), ["--quick", "--only", "S1", "--repeat", "3"])
+
     def test_a_file_is_written_whole_or_not_at_all(self):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "made" / "README.md"
