@@ -13,6 +13,11 @@ from dataclasses import asdict, dataclass, field, fields
 # edges of the window.
 WHOLE_SHARE = 0.99
 
+# A publisher that came to less of its rate is told of.
+FEED_SHARE = 0.99
+# Share of their core from which on client and publisher together measure themselves; the load client's own bound.
+BOTTLENECK_SHARE = 0.85
+
 TOTAL_LINE = re.compile(r"\btotal (\w+) (\d+) \w+")
 
 
@@ -51,6 +56,8 @@ class Row:
     server_cpu_share: float | None = None
     server_rss_bytes: int | None = None
     client_cpu_share: float | None = None
+    # Of the publisher, which runs on the client's core.
+    feed_cpu_share: float | None = None
     client_is_bottleneck: bool = False
     payload_mb_per_s: float | None = None
     wire_mb_per_s: float | None = None
@@ -168,6 +175,20 @@ def fill_from_client(row: Row, client: dict, offered_per_s: float, server_cpu_s:
     row.wire_mb_per_s = client["received_bytes_per_s"] / 1e6
     for reason, count in client.get("ended_early", {}).items():
         row.notes.append(f"{count} connections ended: {reason}")
+
+
+def fill_from_feed(row: Row, feed: dict, ticks_per_s: float) -> None:
+    """Takes over what an outside publisher says: what it used of the client's core, and where it did not keep up."""
+    row.feed_cpu_share = feed.get("cpu_share")
+    if (row.client_cpu_share or 0.0) + (row.feed_cpu_share or 0.0) > BOTTLENECK_SHARE:
+        row.client_is_bottleneck = True
+    rate = ratio(feed.get("sent"), feed.get("window_s"))
+    if rate is not None and rate < FEED_SHARE * ticks_per_s:
+        row.notes.append(f"the publisher came to {rate:,.0f} of {ticks_per_s:,} ticks/s")
+    late = (feed.get("late_us") or {}).get("p99")
+    if late is not None and row.p99_us is not None and late > row.p99_us / 2:
+        row.notes.append(f"the publisher itself was late: p99 {late / 1e3:.2f} ms")
+    row.notes += [f"publisher: {failure}" for failure in feed.get("failures", [])]
 
 
 def p99_of(client: dict, name: str) -> float | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import bare
 import client
 from client import Window
-from figures import Row, fill_from_client, fill_from_totals, median_run, ratio, totals
+from figures import Row, fill_from_client, fill_from_feed, fill_from_totals, median_run, totals
 from loads import SATURATION_STEPS_PER_S, SATURATION_TICKCAST_FROM_PER_S, SATURATION_UNTHROTTLED_PER_S, Load
 from processes import Processes, RunFailed, resident_bytes
 from systems import Programs
@@ -18,8 +18,6 @@ from systems import Programs
 EMPTY_S = 0.5
 # A step of the saturation that was not clean is tried so often before it counts: noise is not capacity.
 STEP_ATTEMPTS = 2
-# A publisher that came to less of its rate is told of.
-FEED_SHARE = 0.99
 
 
 @dataclass
@@ -98,7 +96,7 @@ class Suite:
         if dropped:
             row.notes.append(f"the server says that it dropped {dropped:,} ticks, which its clients were not told")
         if feed and feed.report:
-            check_feed(row, feed.report, load)
+            fill_from_feed(row, feed.report, load.ticks_per_s)
         if load.kind == "idle":
             row.rss_bytes_per_connection = (full_bytes - empty_bytes) / load.clients
 
@@ -165,18 +163,6 @@ class Suite:
             self.say(f"    bare loop beside {row.name}: {paced.cpu_us_per_send:.2f} us a SEND")
         except RunFailed as failure:
             row.notes.append(f"no bare loop: {failure}")
-
-
-def check_feed(row: Row, report: dict, load: Load) -> None:
-    """Notes a publisher that could not keep its rate: the server did not take more, or the core was too busy."""
-    rate = ratio(report.get("sent"), report.get("window_s"))
-    if rate is not None and rate < FEED_SHARE * load.ticks_per_s:
-        row.notes.append(f"the publisher came to {rate:,.0f} of {load.ticks_per_s:,} ticks/s")
-    late = report.get("late_us", {}).get("p99")
-    if late is not None and row.p99_us is not None and late > row.p99_us / 2:
-        row.notes.append(f"the publisher itself was late: p99 {late / 1e3:.2f} ms")
-    for failure in report.get("failures", []):
-        row.notes.append(f"publisher: {failure}")
 
 
 def unclean(row: Row) -> str:

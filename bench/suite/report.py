@@ -74,8 +74,9 @@ def lost(row: Row) -> str:
 
 
 def client_cpu(row: Row) -> str:
-    """The busiest thread of the load client, marked where it was the bottleneck."""
-    return percent(row.client_cpu_share) + (f" {BOTTLENECK_MARK}" if row.client_is_bottleneck else "")
+    """The busiest thread of the load client and the publisher beside it, marked where they were the bottleneck."""
+    feed = f" + {percent(row.feed_cpu_share)} feed" if row.feed_cpu_share is not None else ""
+    return percent(row.client_cpu_share) + feed + (f" {BOTTLENECK_MARK}" if row.client_is_bottleneck else "")
 
 
 def noise(row: Row) -> str:
@@ -233,9 +234,9 @@ def intro(result: dict) -> list[str]:
         "*network*: from `tickcast-feed`, as those of the other peers do. NATS and Redis are spoken to in their own "
         "protocols, Nchan and the hub over WebSockets. *Skew* is from the first to the last client that has a tick; "
         "*uncorrected* latency begins when the server received a tick. "
-        f"{BOTTLENECK_MARK} marks rows where the load client used more than 85 % of its core (then latency and rate are "
-        f"its own), or where others had more than {NOISE_PERCENT:.0f} % of the machine in the window (*noise*: steal and "
-        "foreign processes).",
+        f"{BOTTLENECK_MARK} marks rows where the load client, with the publisher, used more than 85 % of their core "
+        f"(then latency and rate are their own), or where others had more than {NOISE_PERCENT:.0f} % of the machine in "
+        "the window (*noise*: steal and foreign processes).",
         "",
         "*CPU per SEND* is beside the bare loop: a program that SENDs the same bytes in the same sizes, as often, to as "
         "many sockets, with no broker at all.",

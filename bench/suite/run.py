@@ -17,16 +17,15 @@ import machine
 import peer_systems
 import plots
 import report
-from client import Window
+from client import CLIENT_CORE, Window
 from figures import Row
 from measure import Suite
 from processes import RunFailed, descriptor_limit
-from systems import Programs, tickcast_systems
+from systems import SERVER_CORE, Programs, tickcast_systems
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Connections that the largest load opens, and what else a process has open.
 DESCRIPTORS_MIN = 10_200
-CORES_MIN = 2
 FULL = Window(warm_up_s=2, duration_s=10)
 QUICK = Window(warm_up_s=1, duration_s=3)
 
@@ -103,8 +102,8 @@ def check_programs(programs: Programs) -> None:
 
 def check_machine() -> None:
     """Refuses a machine that cannot run the loads, and says what to do."""
-    if len(os.sched_getaffinity(0)) < CORES_MIN:
-        raise RunFailed("two cores are needed: one for the server, one for the load")
+    if not {SERVER_CORE, CLIENT_CORE} <= os.sched_getaffinity(0):
+        raise RunFailed(f"cores {SERVER_CORE} (server) and {CLIENT_CORE} (load) are needed, and not allowed here")
     limit = descriptor_limit()
     if limit < DESCRIPTORS_MIN:
         raise RunFailed(f"{DESCRIPTORS_MIN} descriptors a process are needed, the limit is {limit} (ulimit -Hn)")

@@ -2,7 +2,7 @@
 
 import unittest
 
-from figures import Row, fill_from_client, fill_from_totals, median_run, ratio, totals
+from figures import Row, fill_from_client, fill_from_feed, fill_from_totals, median_run, ratio, totals
 
 LOG = """[2026-01-01T00:00:00Z INFO  tickcast::io::server] SIGINT: stopping; again to end at once
 [2026-01-01T00:00:00Z INFO  tickcast::io::server] total ticks_delivered 1000 ticks
@@ -82,6 +82,21 @@ class Client(unittest.TestCase):
         row = filled()
         row.p99_range_us = (1.0, 2.0)
         self.assertEqual(Row.from_json({**row.to_json(), "of_a_later_version": 1}), row)
+
+
+class Publisher(unittest.TestCase):
+    def test_client_and_publisher_share_a_core(self):
+        row = filled(client_cpu_busiest=0.6)
+        fill_from_feed(row, {"cpu_share": 0.2, "sent": 100, "window_s": 1.0}, 100)
+        self.assertFalse(row.client_is_bottleneck)
+        fill_from_feed(row, {"cpu_share": 0.3, "sent": 100, "window_s": 1.0}, 100)
+        self.assertTrue(row.client_is_bottleneck)
+        self.assertEqual(row.notes, [])
+
+    def test_a_publisher_that_fell_behind_is_told(self):
+        row = filled()
+        fill_from_feed(row, {"sent": 50, "window_s": 1.0, "late_us": {"p99": 29.0}, "failures": ["no"]}, 100)
+        self.assertEqual(len(row.notes), 3)
 
 
 class Runs(unittest.TestCase):
