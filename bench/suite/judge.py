@@ -99,7 +99,7 @@ def first_load(rows: list[Row]) -> list[Verdict]:
     """S1: cheap enough with a good tail, and a better tail at any price."""
     whole = [row for row in rows if row.delivered_all]
     within = [row for row in whole if row.p99_us is not None and row.p99_us <= 2 * MS]
-    cheap = best(within, lambda row: row.cpu_us_per_delivery) or best(whole or rows, lambda row: row.cpu_us_per_delivery)
+    cheap = best(within or whole or rows, lambda row: row.cpu_us_per_delivery)
     swift = best(whole or rows, lambda row: row.p99_us)
     return [
         all_delivered("S1", rows),

@@ -130,8 +130,8 @@ LOADS = (
          clients=1_500, producers=10, rate=10, size=100, variants=variants(("ws",), ("simulator",)),
          client_options=("--spike",), client_options_otherwise=(), client_ramp_per_s=100_000,
          without_warm_up=True,
-         note="The window begins when all have subscribed, without warm-up. First tick: from a connection's subscription "
-              "to its first tick."),
+         note="The window begins when all have subscribed, without warm-up. First tick: from a connection's "
+              "subscription to its first tick."),
     Load("wave", "250 Hz waves: 20 waves, 10 samples (40 B) a batch, 500 clients",
          clients=500, producers=20, rate=25, size=40, subscribe=("wave.>",),
          variants=variants(("native", "ws"), ("capture",)),
@@ -149,7 +149,8 @@ LOADS = (
     Load("round-trip", "One to one: 1 producer, 1 client, 100 ticks/s",
          clients=1, producers=1, rate=100, size=100, peers=EVERY_PEER,
          variants=variants(("native", "ws"), BOTH_SOURCES),
-         note="With the publisher in a process of its own a tick goes over the network twice: publisher, server, client."),
+         note="With the publisher in a process of its own a tick goes over the network twice: publisher, server, "
+              "client."),
     Load("idle-native", "Idle: 10,000 native clients, one topic each, no ticks",
          kind="idle", clients=10_000, producers=0, rate=0, size=0, subscribe=("sim.0",), client_ramp_per_s=4_000,
          server_options=("--no-sim",), peers=("nats", "redis"), variants=(Variant(0, "network", "native"),)),

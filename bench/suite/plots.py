@@ -31,7 +31,8 @@ def draw(result: dict, scratch: Path, programs: Programs) -> dict[str, str]:
         if not lines:
             continue
         name = f"{load['name']}.svg"
-        words = [programs.client, "plot", "--out", scratch / name, "--title", f"{load['name']}: latency by percentile", *lines]
+        title = f"{load['name']}: latency by percentile"
+        words = [programs.client, "plot", "--out", scratch / name, "--title", title, *lines]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             pictures[name] = (scratch / name).read_text()

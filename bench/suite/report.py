@@ -220,17 +220,18 @@ def intro(result: dict) -> list[str]:
     return [
         "# Measured",
         "",
-        f"Written by `{words}`; do not edit. `bench/run --help` says what else may be asked for. Each row is a window of "
-        f"{result['window_s']} s after {result['warm_up_s']} s of warm-up, {shown}; the systems of a load run in turn.",
+        f"Written by `{words}`; do not edit. `bench/run --help` says what else may be asked for. Each row is a window "
+        f"of {result['window_s']} s after {result['warm_up_s']} s of warm-up, {shown}; the systems of a load run in turn.",
         "",
         "The server has core 0, the load client and an outside publisher have core 1, all over loopback. Producers are "
-        "an open loop: they send at their rate whatever becomes of it, and latency is corrected, from the time at which "
-        "a tick was meant to be sent to the read that brought it. A delivery is one tick at one client. *Offered* is "
+        "an open loop: they send at their rate whatever becomes of it, and latency is corrected, from the time at "
+        "which a tick was meant to be sent to the read that brought it. A delivery is one tick at one client. *Offered* is "
         "the producers' rate times the clients; *lost* is what had not come two seconds after the window to some "
         "client though another had it, and nobody said so; *announced* is what the client was told it would not get "
         "(conflated or dropped), both since it subscribed. A system that is only ever later loses nothing: *delivered* "
         "shows it. CPU is user and system time of all of the server's "
-        "processes, which the kernel counts in steps of 10 ms. *simulator*: ticks come from inside the server, as the hub's do (the case study's design in Go); "
+        "processes, which the kernel counts in steps of 10 ms. *simulator*: ticks come from inside "
+        "the server, as the hub's do (the case study's design in Go); "
         "*network*: from `tickcast-feed`, as those of the other peers do. NATS and Redis are spoken to in their own "
         "protocols, Nchan and the hub over WebSockets. *Skew* is from the first to the last client that has a tick; "
         "*uncorrected* latency begins when the server received a tick. "
@@ -238,8 +239,8 @@ def intro(result: dict) -> list[str]:
         f"(then latency and rate are their own), or where others had more than {NOISE_PERCENT:.0f} % of the machine in "
         "the window (*noise*: steal and foreign processes).",
         "",
-        "*CPU per SEND* is beside the bare loop: a program that SENDs the same bytes in the same sizes, as often, to as "
-        "many sockets, with no broker at all.",
+        "*CPU per SEND* is beside the bare loop: a program that SENDs the same bytes in the same sizes, as often, to "
+        "as many sockets, with no broker at all.",
         "",
     ]
 
@@ -247,7 +248,9 @@ def intro(result: dict) -> list[str]:
 def reach_section(verdicts: list[judge.Verdict]) -> list[str]:
     """Aims and what became of them."""
     words = {True: "reached", False: "**not reached**", None: "not measured"}
-    lines = [[one.load, one.wanted, one.found if one.reached is not None else NONE, words[one.reached]] for one in verdicts]
+    lines = [
+        [one.load, one.wanted, NONE if one.reached is None else one.found, words[one.reached]] for one in verdicts
+    ]
     return ["## Aims", "", *table(["load", "aim", "figure", ""], lines), ""]
 
 

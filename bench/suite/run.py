@@ -35,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
     it = argparse.ArgumentParser(
         prog="bench/run", description="Runs tickcast's loads beside its peers and writes one Markdown report."
     )
-    it.add_argument("--quick", action="store_true", help=f"windows of {QUICK.duration_s} s instead of {FULL.duration_s}")
+    it.add_argument("--quick", action="store_true",
+                    help=f"windows of {QUICK.duration_s} s instead of {FULL.duration_s}")
     it.add_argument("--only", metavar="NAME[,NAME]", help="these loads alone")
     it.add_argument("--out", metavar="FILE", type=Path, default=REPOSITORY / "bench/README.md",
                     help="where the report goes (bench/README.md); plots go into plots/ beside it")

@@ -124,7 +124,8 @@ class Tickcast:
         self.server = processes.start([*words, "--report"], SERVER_CORE, {"RUST_LOG": "info"})
         native, http = addresses_of(self.server.line_with("tcp=", START_S))
         if self.variant.fed_by == "network" and load.producers:
-            self.feed = Feed(processes, self.programs, ["--protocol", "tickcast", "--topics", str(load.topic_count)], native, load)
+            options = ["--protocol", "tickcast", "--topics", str(load.topic_count)]
+            self.feed = Feed(processes, self.programs, options, native, load)
         policy = ("--policy", load.policy) if load.policy else ()
         if self.variant.transport == "ws":
             return Endpoint(http, ("--transport", "ws", "--encoding", "rkyv"), (self.server.pid,), policy)
