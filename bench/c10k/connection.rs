@@ -75,7 +75,8 @@ impl Connection {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
             _ => {}
         }
-        let session = Feed::open(plan).map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
+        let session =
+            Feed::open(plan, index).map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
         let stream = TcpStream::from_std(socket.into());
         let state = if Feed::acknowledgements(plan) == 0 { State::Subscribed } else { State::Connecting };
         Ok(Connection {

@@ -95,17 +95,16 @@ impl fmt::Display for FeedError {
 }
 
 impl Feed {
-    /// A connection's protocol, with its opening and its subscriptions in [`Feed::output`].
+    /// The `index`-th connection's protocol, with its opening and its subscriptions in [`Feed::output`].
     ///
     /// # Errors
     /// A subscription that tickcast's protocol cannot say.
-    pub fn open(plan: &Plan) -> Result<Feed, RequestError> {
+    pub fn open(plan: &Plan, index: usize) -> Result<Feed, RequestError> {
+        let patterns = plan.patterns_of(index);
         Ok(match plan.peer {
-            None => Feed::Tickcast(Box::new(open_session(plan)?)),
-            Some(PeerProtocol::Nats) => Feed::Nats(Peer::open(|output| Nats::open(&plan.patterns, output))),
-            Some(PeerProtocol::Redis) => {
-                Feed::Redis(Peer::open(|output| Redis::open(&plan.patterns, output)))
-            }
+            None => Feed::Tickcast(Box::new(open_session(plan, &patterns)?)),
+            Some(PeerProtocol::Nats) => Feed::Nats(Peer::open(|output| Nats::open(&patterns, output))),
+            Some(PeerProtocol::Redis) => Feed::Redis(Peer::open(|output| Redis::open(&patterns, output))),
             Some(PeerProtocol::WebSocket) => {
                 let session = &plan.session;
                 Feed::WebSocket(Peer::open(|output| WebSocket::open(&session.host, &session.path, output)))
@@ -117,7 +116,7 @@ impl Feed {
     pub fn acknowledgements(plan: &Plan) -> usize {
         match plan.peer {
             None if plan.session.encoding == Encoding::WebSocketRaw => 1,
-            None | Some(PeerProtocol::Redis) => plan.patterns.len(),
+            None | Some(PeerProtocol::Redis) => plan.subscriptions(),
             Some(PeerProtocol::Nats | PeerProtocol::WebSocket) => 1,
         }
     }
@@ -189,9 +188,9 @@ impl Feed {
     }
 }
 
-fn open_session(plan: &Plan) -> Result<Session, RequestError> {
+fn open_session(plan: &Plan, patterns: &[String]) -> Result<Session, RequestError> {
     let mut session = Session::new(&plan.session);
-    for pattern in &plan.patterns {
+    for pattern in patterns {
         session.subscribe_with(pattern, &plan.subscription)?;
     }
     if plan.session.encoding == Encoding::WebSocketRaw {

@@ -32,6 +32,7 @@
 //! of these. Head is not counted without a warm-up: a tick could have been under way before the last
 //! acknowledgement. With `--expect-ticks` nothing is published before "subscribed N", so `start` is the lowest
 //! sequence that any connection saw. A raw stream carries no sequences: only `--expect-ticks` shows a loss there.
+//! With `--subscribe-own` a connection is judged by its own topics, those that it knows of by a tick or by name.
 //!
 //! A stalled connection subscribes, is acknowledged, and never reads again: the server has to do without its socket. It
 //! counts for no loss. That the server closed it shows only where the end can overtake what it has not read: a reset
@@ -54,6 +55,7 @@ mod connection;
 mod feed;
 mod hgrm;
 mod options;
+mod own;
 mod plot;
 mod process;
 mod progress;

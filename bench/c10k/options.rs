@@ -1,6 +1,7 @@
 //! What was typed, and what it means.
 
 use std::{
+    borrow::Cow,
     net::{IpAddr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
 };
@@ -13,7 +14,7 @@ use tickcast::{
     wire::Encoding,
 };
 
-use crate::{feed::PeerProtocol, plot::PlotArgs, report};
+use crate::{feed::PeerProtocol, own::Own, plot::PlotArgs, report};
 
 /// Connections from one source address: a third of the ephemeral ports stays free for others.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
@@ -55,6 +56,10 @@ pub struct Options {
     /// says it [default: every topic]
     #[arg(long, value_name = "PATTERN")]
     subscribe: Vec<String>,
+    /// Subscribe each connection to N topics of its own instead: the i-th to sim.((i*N + k) mod OF), k from 0 to N-1.
+    /// Its loss is then judged by the topics it knows of, by a tick or by name
+    #[arg(long, value_name = "N/OF", conflicts_with_all = ["subscribe", "path"])]
+    subscribe_own: Option<Own>,
     /// Path and query of the WebSocket's handshake, for nchan and websocket [default: /sub, /ws]
     #[arg(long, value_name = "PATH")]
     path: Option<String>,
@@ -183,6 +188,8 @@ pub struct Plan {
     transport: Transport,
     pub connections: usize,
     pub patterns: Vec<String>,
+    /// Topics of each connection's own; then `patterns` says them for people.
+    pub own: Option<Own>,
     /// What each connection asks for with its patterns.
     pub subscription: SubscribeOptions,
     /// Connections that never read once they have subscribed.
@@ -267,6 +274,7 @@ impl Plan {
             transport: typed.transport,
             connections: typed.connections,
             patterns,
+            own: typed.subscribe_own,
             subscription: SubscribeOptions {
                 delivery: Delivery { policy: typed.policy, ..Delivery::default() },
                 ..SubscribeOptions::default()
@@ -289,6 +297,16 @@ impl Plan {
             max_loss: typed.max_loss,
             max_p99_us: typed.max_p99_us,
         })
+    }
+
+    /// What the `index`-th connection subscribes to.
+    pub fn patterns_of(&self, index: usize) -> Cow<'_, [String]> {
+        self.own.map_or(Cow::Borrowed(&self.patterns), |own| Cow::Owned(own.patterns(index)))
+    }
+
+    /// Subscriptions of each connection.
+    pub fn subscriptions(&self) -> usize {
+        self.own.map_or(self.patterns.len(), |own| own.each)
     }
 
     /// How the report names transport and encoding.
@@ -332,7 +350,7 @@ impl Plan {
 /// The path to upgrade at, and the patterns to ask for or, where the path says it, to report.
 fn subscriptions(peer: Option<PeerProtocol>, typed: &Options) -> Result<(String, Vec<String>), String> {
     if peer == Some(PeerProtocol::WebSocket) {
-        if !typed.subscribe.is_empty() {
+        if !typed.subscribe.is_empty() || typed.subscribe_own.is_some() {
             return Err(
                 "--subscribe is not for --transport nchan and websocket: --path says what they get".into()
             );
@@ -346,6 +364,9 @@ fn subscriptions(peer: Option<PeerProtocol>, typed: &Options) -> Result<(String,
     }
     if typed.path.is_some() {
         return Err("--path is for --transport nchan and websocket".into());
+    }
+    if let Some(own) = typed.subscribe_own {
+        return Ok(("/ws".into(), vec![own.to_string()]));
     }
     let patterns = if typed.subscribe.is_empty() { vec![">".into()] } else { typed.subscribe.clone() };
     if let Some(pattern) = patterns.iter().find(|p| p.is_empty() || p.len() > TOPIC_BYTES_MAX) {
@@ -431,6 +452,9 @@ mod tests {
             "--transport nchan --subscribe a",
             "--transport nchan --path sub",
             "--transport websocket --path /\u{e4}",
+            "--subscribe-own 20/2",
+            "--subscribe-own 1/2 --subscribe a",
+            "--transport nchan --subscribe-own 1/2",
             "--connections 4 --stalled 5",
             "--stalled 1 --expect-ticks 9",
             "--policy patience",

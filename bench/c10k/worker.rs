@@ -21,7 +21,7 @@ use crate::{
     clients::{Client, Counts},
     connection::{Connection, State, Turn},
     options::Plan,
-    process,
+    own, process,
     tally::{self, Cut, Loss, Tally},
 };
 
@@ -346,6 +346,9 @@ impl<'a> Worker<'a> {
             _ if one.is_stalled => true,
             // What ticked before it came back is none of its own.
             State::Subscribed if one.has_returned => Loss::of_session(&one.session, None, &end).tail == 0,
+            _ if self.plan.own.is_some() => {
+                tally::has_reached(&one.session, &own::known_part(&end, &one.session))
+            }
             _ => tally::has_reached(&one.session, &end),
         });
         self.looked_at_ns = now_ns;
@@ -387,10 +390,11 @@ impl<'a> Worker<'a> {
                 continue;
             }
             if self.plan.has_sequences() {
+                let own_end = self.plan.own.map(|_| own::known_part(&end, &connection.session));
                 loss.add(Loss::of_session(
                     &connection.session,
                     self.is_start_judged(at).then_some(&*start),
-                    &end,
+                    own_end.as_ref().unwrap_or(&end),
                 ));
             }
             short += self.plan.expect_ticks.unwrap_or(0).saturating_sub(connection.ticks);
