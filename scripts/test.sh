@@ -51,6 +51,9 @@ descriptors=$(ulimit -n)
 [[ $descriptors == unlimited ]] || ((descriptors >= 11000)) ||
     fail "the tests need 11,000 descriptors a process, the limit is $descriptors (ulimit -n, LimitNOFILE)"
 
+say "bench/suite"
+python3 -m unittest discover bench/suite
+
 say "cargo test"
 cargo test --locked "$@"
 

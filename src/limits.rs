@@ -204,8 +204,8 @@ pub const LATENCY_DIGITS: u8 = 2;
 
 /// Longest line of a replay file, in bytes.
 pub const REPLAY_LINE_BYTES_MAX: usize = 1 << 20;
-/// Smallest payload the simulator can make: the intended send time, a counter and the JSON around them.
-pub const SIM_SIZE_LOWEST: usize = 64;
+/// Smallest payload the simulator can make: the intended send time, a topic, a counter and the JSON around them.
+pub const SIM_SIZE_LOWEST: usize = 80;
 
 const _: () = assert!(FRAME_HEADER_BYTES.is_multiple_of(FRAME_ALIGN));
 const _: () = assert!(FRAME_BYTES_MAX_LOWEST > FRAME_HEADER_BYTES + TOPIC_BYTES_MAX + 256);

@@ -5,13 +5,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use mio::net::TcpStream;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
-use tickcast::{
-    client::{Event, Session},
-    clock,
-    wire::Encoding,
-};
+use tickcast::{client::Event, clock};
 
 use crate::{
+    feed::Feed,
     options::Plan,
     tally::{Tally, intended_ns},
 };
@@ -42,10 +39,12 @@ pub enum Turn {
 #[derive(Debug)]
 pub struct Connection {
     pub stream: TcpStream,
-    pub session: Session,
+    pub session: Feed,
     pub state: State,
     /// Ticks delivered since it was opened.
     pub ticks: u64,
+    /// When it began to connect, monotonic.
+    opened_at_ns: u64,
     /// When the last of its requests began to be written, monotonic; 0 before.
     requested_at_ns: u64,
     /// Never reads once it has subscribed.
@@ -71,28 +70,21 @@ impl Connection {
             setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
             socket.bind(&source.into())?;
         }
+        let opened_at_ns = clock::monotonic_ns();
         match socket.connect(&plan.server.into()) {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
             _ => {}
         }
-        let mut session = Session::new(&plan.session);
-        let refused = |error: tickcast::client::RequestError| io::Error::new(ErrorKind::InvalidInput, error);
-        for pattern in &plan.patterns {
-            session.subscribe_with(pattern, &plan.subscription).map_err(refused)?;
-        }
-        let mut acknowledgements = plan.patterns.len();
-        if plan.session.encoding == Encoding::WebSocketRaw {
-            // Nothing is acknowledged to a raw client: the pong to a ping sent after the requests stands for it.
-            session.ping().map_err(refused)?;
-            acknowledgements = 1;
-        }
+        let session =
+            Feed::open(plan, index).map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
         let stream = TcpStream::from_std(socket.into());
-        let state = if acknowledgements == 0 { State::Subscribed } else { State::Connecting };
+        let state = if Feed::acknowledgements(plan) == 0 { State::Subscribed } else { State::Connecting };
         Ok(Connection {
             stream,
             session,
             state,
             ticks: 0,
+            opened_at_ns,
             requested_at_ns: 0,
             is_stalled: plan.is_stalled(index),
             has_returned: false,
@@ -110,8 +102,7 @@ impl Connection {
             if self.stream.peer_addr().is_err() {
                 return;
             }
-            let raw = plan.session.encoding == Encoding::WebSocketRaw;
-            self.state = State::Subscribing(if raw { 1 } else { plan.patterns.len() });
+            self.state = State::Subscribing(Feed::acknowledgements(plan));
         }
         self.write();
     }
@@ -151,7 +142,10 @@ impl Connection {
             let first_at_ns = (self.ticks == 0).then(clock::monotonic_ns);
             self.take_events(tally);
             if let Some(first_at_ns) = first_at_ns.filter(|_| self.ticks > 0) {
-                tally.first_tick(first_at_ns.saturating_sub(self.requested_at_ns));
+                tally.first_tick(
+                    first_at_ns.saturating_sub(self.opened_at_ns),
+                    first_at_ns.saturating_sub(self.requested_at_ns),
+                );
             }
             self.write();
             if drained {
@@ -170,6 +164,7 @@ impl Connection {
                 Ok(Some(Event::Tick(tick))) => {
                     self.ticks += 1;
                     tally.tick(tick.producer_time_ns, received_ns, tick.payload.len());
+                    tally.numbered(&tick, received_ns);
                 }
                 Ok(Some(Event::Payload(payload))) => {
                     self.ticks += 1;

@@ -8,6 +8,8 @@ use hdrhistogram::Histogram;
 const LINES_PER_HALF: u32 = 5;
 /// Nanoseconds in the unit of the Value column.
 const NS_PER_US: f64 = 1_000.0;
+/// Units of the Value column in a millisecond.
+const US_PER_MS: f64 = 1_000.0;
 
 /// The text of a histogram of nanoseconds, its values in microseconds.
 ///
@@ -41,6 +43,39 @@ fn write_text(latency_ns: &Histogram<u64>, out: &mut String) -> fmt::Result {
     writeln!(out, "#[Mean    = {mean_us:>12.3}, StdDeviation   = {deviation_us:>12.3}]")?;
     writeln!(out, "#[Max     = {max_us:>12.3}, Total count    = {:>12}]", latency_ns.len())?;
     writeln!(out, "#[Buckets = {buckets:>12}, SubBuckets     = {sub_buckets:>12}]")
+}
+
+/// Quantiles and milliseconds of a histogram of nanoseconds, as many as its text has, but for the last, at infinity.
+pub fn points(latency_ns: &Histogram<u64>) -> Vec<(f64, f64)> {
+    let steps = latency_ns.iter_quantiles(LINES_PER_HALF).filter(|_| !latency_ns.is_empty());
+    let all = steps
+        .map(|step| (step.quantile_iterated_to(), step.value_iterated_to() as f64 / NS_PER_US / US_PER_MS));
+    all.filter(|&(quantile, _)| quantile < 1.0).collect()
+}
+
+/// The points of a histogram's text, as [`points`] gives them.
+///
+/// # Errors
+/// Which line is not as HdrHistogram writes it; a text without a point.
+pub fn parse(text: &str) -> Result<Vec<(f64, f64)>, String> {
+    let mut points = Vec::new();
+    for (at, line) in text.lines().enumerate() {
+        let mut fields = line.split_whitespace();
+        let Some(first) = fields.next().filter(|first| *first != "Value" && !first.starts_with('#')) else {
+            continue;
+        };
+        let numbers =
+            first.parse::<f64>().ok().zip(fields.next().and_then(|field| field.parse::<f64>().ok()));
+        let (value_us, quantile) = numbers
+            .filter(|&(value_us, quantile)| {
+                (0.0..f64::INFINITY).contains(&value_us) && (0.0..=1.0).contains(&quantile)
+            })
+            .ok_or_else(|| format!("line {} is no line of a histogram (.hgrm): {line:?}", at + 1))?;
+        if quantile < 1.0 {
+            points.push((quantile, value_us / US_PER_MS));
+        }
+    }
+    if points.is_empty() { Err("no line of a histogram (.hgrm)".into()) } else { Ok(points) }
 }
 
 #[cfg(test)]
@@ -84,6 +119,18 @@ mod tests {
         let (last, others) = rows.split_last().unwrap();
         assert_eq!((last.len(), last[1], last[2]), (3, 1.0, 20_000.0));
         assert!(others.iter().all(|row| row.len() == 4));
+    }
+
+    #[test]
+    fn a_text_is_read_back_as_the_points_that_it_was_written_from() {
+        let histogram = histogram((1..=20_000).map(|i| i * i));
+        let (read, known) = (parse(&text(&histogram)).unwrap(), points(&histogram));
+        assert_eq!(read.len(), known.len());
+        for (read, known) in read.iter().zip(&known) {
+            assert!((read.0 - known.0).abs() < 1e-9 && (read.1 - known.1).abs() < 1e-5, "{read:?} {known:?}");
+        }
+        assert!(parse("Value\n1.0 nought 3").unwrap_err().contains("line 2"));
+        assert!(parse("").is_err() && parse("1 1.5").is_err() && parse("-1 0.5").is_err());
     }
 
     #[test]

@@ -1,18 +1,23 @@
 //! What is reported: machine, command, load, and every number with its unit.
 
+mod json;
+
 use std::{
     collections::BTreeMap,
     fmt::{self, Write},
 };
 
-use serde_json::{Value, json};
-use tickcast::subscription::Policy;
+use hdrhistogram::Histogram;
 
 use crate::{
+    clients::{self, Client},
     options::Plan,
     process,
+    skew::Spread,
     tally::{Loss, Tally},
 };
+
+pub use self::json::KEYS as JSON_KEYS;
 
 /// Share of its core past which the busiest thread measures itself: above it ticks wait for this client in its sockets.
 const BOTTLENECK_SHARE: f64 = 0.85;
@@ -31,7 +36,15 @@ pub struct Server {
 pub struct Report {
     pub tally: Tally,
     pub window_ns: u64,
+    /// From the first connect until all connections were acknowledged, or until the run was interrupted.
+    pub subscribe_ns: u64,
+    /// Connections that were acknowledged by then.
+    pub acknowledged: usize,
     pub loss: Loss,
+    /// Every client, by its number.
+    pub clients: Vec<Client>,
+    /// First-to-last subscriber skew; `None` where no tick has a sequence.
+    pub spread: Option<Spread>,
     pub short: u64,
     pub ended: BTreeMap<String, usize>,
     /// Stalled connections that the server was seen to close.
@@ -43,6 +56,8 @@ pub struct Report {
     /// Share of a core that the busiest thread used.
     pub cpu_busiest: f64,
     pub timed_out: bool,
+    /// Ended by a signal before its time.
+    pub interrupted: bool,
     pub server: Option<Server>,
     pub resident_bytes: Option<u64>,
     pub resident_before_bytes: Option<u64>,
@@ -52,6 +67,9 @@ impl Report {
     /// What was asked for and did not hold; empty for a run that passed.
     pub fn failures(&self, plan: &Plan) -> Vec<String> {
         let mut failures = Vec::new();
+        if self.interrupted {
+            failures.push(format!("interrupted: {:.3} s were measured", self.window_ns as f64 / 1e9));
+        }
         if let (true, Some(wanted)) = (self.timed_out, plan.expect_ticks) {
             failures.push(format!(
                 "not every connection had {wanted} ticks within {} s: {} are missing",
@@ -128,6 +146,20 @@ impl Report {
             plan.threads,
             plan.patterns.join(" ")
         )?;
+        let acknowledged_s = self.subscribe_ns as f64 / 1e9;
+        match plan.spike {
+            true => writeln!(
+                out,
+                "spike         all at once, at most {} under way; {} acknowledged after {acknowledged_s:.3} s",
+                plan.connecting_max() * plan.threads,
+                self.acknowledged
+            )?,
+            false => writeln!(
+                out,
+                "ramp          {} connections/s; {} acknowledged after {acknowledged_s:.3} s",
+                plan.ramp_per_s, self.acknowledged
+            )?,
+        }
         match plan.expect_ticks {
             Some(wanted) => writeln!(out, "window        {seconds:.3} s until each had {wanted} ticks")?,
             None => writeln!(out, "window        {seconds:.3} s after {} s of warm-up", plan.warm_up_s)?,
@@ -171,22 +203,56 @@ impl Report {
                 self.left, self.came_back
             )?;
         }
-        self.write_latency(out)?;
+        self.write_clients(plan, out)?;
+        self.write_latency(plan, out)?;
         self.write_subscription(plan, out)?;
+        self.write_skew(out)?;
         self.write_cost(plan, out)
     }
 
-    fn write_latency(&self, out: &mut String) -> fmt::Result {
-        let latency = &self.tally.latency_ns;
-        writeln!(out, "latency       from the intended send time to the read that brought it, microseconds")?;
+    fn write_clients(&self, plan: &Plan, out: &mut String) -> fmt::Result {
+        let Some(delivered) = clients::distribution(&self.clients, |counts| counts.ticks) else {
+            return Ok(());
+        };
+        writeln!(
+            out,
+            "clients       ticks of each since its subscription: min {}, p50 {}, p99 {}, max {}; the worst:",
+            delivered.min, delivered.p50, delivered.p99, delivered.max
+        )?;
+        writeln!(
+            out,
+            "              {:>7} {:>21} {:>12} {:>12} {:>12} {:>12}",
+            "index", "source", "ticks", "conflated", "dropped", "gap"
+        )?;
+        for Client { index, source, counts, .. } in clients::worst(&self.clients) {
+            let source = source.map_or_else(|| "-".into(), |source| source.to_string());
+            write!(out, "              {index:>7} {source:>21} {:>12}", counts.ticks)?;
+            match plan.has_sequences() {
+                true => writeln!(out, " {:>12} {:>12} {:>12}", counts.conflated, counts.dropped, counts.gap)?,
+                false => writeln!(out, " {:>12} {:>12} {:>12}", "-", "-", "-")?,
+            }
+        }
+        Ok(())
+    }
+
+    fn write_latency(&self, plan: &Plan, out: &mut String) -> fmt::Result {
+        writeln!(
+            out,
+            "latency       microseconds to the read that brought it; corrected: from the intended send time, \
+             uncorrected: from the server's receipt"
+        )?;
         write!(out, "              {:>12}", "count")?;
         QUANTILES.iter().try_for_each(|(name, _)| write!(out, " {name:>12}"))?;
         writeln!(out, " {:>12}", "max")?;
-        write!(out, "              {:>12}", latency.len())?;
-        QUANTILES
-            .iter()
-            .try_for_each(|(_, quantile)| write!(out, " {:>12}", us(latency.value_at_quantile(*quantile))))?;
-        writeln!(out, " {:>12}", us(latency.max()))?;
+        write_quantiles("corrected", &self.tally.latency_ns, out)?;
+        match self.tally.uncorrected() {
+            Some(uncorrected) => write_quantiles("uncorrected", uncorrected, out)?,
+            None => writeln!(
+                out,
+                "uncorrected   not carried: {} ticks do not say when the server had them",
+                plan.transport_name()
+            )?,
+        }
         if self.tally.untimed > 0 {
             writeln!(out, "              {} ticks carried no time and are not in it", self.tally.untimed)?;
         }
@@ -201,21 +267,34 @@ impl Report {
     }
 
     fn write_subscription(&self, plan: &Plan, out: &mut String) -> fmt::Result {
-        let first = &self.tally.subscription_ns;
         if !has_subscription_latency(plan) {
             return writeln!(
                 out,
                 "first tick    not measured: nothing is published until all have subscribed"
             );
         }
+        let Tally { connect_ns, subscription_ns, .. } = &self.tally;
+        for (from, after_ns) in [("connect", connect_ns), ("request", subscription_ns)] {
+            writeln!(
+                out,
+                "first tick    {from} to first tick, microseconds: {} ({} connections)",
+                three(after_ns),
+                after_ns.len()
+            )?;
+        }
+        Ok(())
+    }
+
+    fn write_skew(&self, out: &mut String) -> fmt::Result {
+        let Some(Spread { one_in, sampled, skew_ns }) = &self.spread else {
+            return writeln!(out, "skew          not measured: no tick with a sequence came");
+        };
         writeln!(
             out,
-            "first tick    after a connection's subscription was sent, microseconds: p50 {}, p99 {}, max {} ({} \
-             connections)",
-            us(first.value_at_quantile(0.5)),
-            us(first.value_at_quantile(0.99)),
-            us(first.max()),
-            first.len()
+            "skew          first to last connection that has a tick, microseconds: {} ({} ticks that all had, of \
+             {sampled} sampled, one in {one_in})",
+            three(skew_ns),
+            skew_ns.len()
         )
     }
 
@@ -241,77 +320,24 @@ impl Report {
         }
         Ok(())
     }
-
-    /// The report for programs. What was not measured is `null`.
-    pub fn to_json(&self, plan: &Plan) -> Value {
-        let Report { tally, loss, .. } = self;
-        let latency = &tally.latency_ns;
-        let quantile = |quantile: f64| latency.value_at_quantile(quantile) as f64 / 1e3;
-        let sequences = plan.has_sequences();
-        json!({
-            "machine": process::machine(),
-            "command": process::command(),
-            "transport": plan.transport_name(),
-            "server": plan.server.to_string(),
-            "patterns": plan.patterns,
-            "connections": plan.connections,
-            "threads": plan.threads,
-            "policy": plan.subscription.delivery.policy.map(Policy::name),
-            "churn": { "per_s": plan.churn_per_s, "left": self.left, "came_back": self.came_back },
-            "stalled": { "connections": plan.stalled, "closed": self.stalled_closed },
-            "sources": plan.sources,
-            "warm_up_s": plan.warm_up_s,
-            "window_s": self.window_ns as f64 / 1e9,
-            "deliveries": tally.deliveries,
-            "deliveries_per_s": self.per_second(tally.deliveries),
-            "payload_bytes_per_s": self.per_second(tally.payload_bytes),
-            "received_bytes_per_s": self.per_second(tally.wire_bytes),
-            "lost": sequences.then(|| loss.total()),
-            "lost_gap": sequences.then_some(loss.gap),
-            "lost_head": sequences.then_some(loss.head),
-            "lost_tail": sequences.then_some(loss.tail),
-            "conflated": sequences.then_some(loss.conflated),
-            "dropped": sequences.then_some(loss.announced),
-            "expect_ticks": plan.expect_ticks,
-            "short": plan.expect_ticks.map(|_| self.short),
-            "timed_out": self.timed_out,
-            "ended_early": self.ended,
-            "latency_us": {
-                "count": latency.len(),
-                "p50": quantile(0.5),
-                "p90": quantile(0.9),
-                "p99": quantile(0.99),
-                "p99.9": quantile(0.999),
-                "max": latency.max() as f64 / 1e3,
-                "untimed": tally.untimed,
-                "early": tally.early,
-            },
-            "subscription_us": has_subscription_latency(plan).then(|| {
-                let first = &tally.subscription_ns;
-                json!({
-                    "count": first.len(),
-                    "p50": first.value_at_quantile(0.5) as f64 / 1e3,
-                    "p99": first.value_at_quantile(0.99) as f64 / 1e3,
-                    "max": first.max() as f64 / 1e3,
-                })
-            }),
-            "client_cpu_s": self.cpu_ns as f64 / 1e9,
-            "client_cpu_busiest": self.cpu_busiest,
-            "client_is_bottleneck": self.bottleneck_warning().is_some(),
-            "client_bottleneck_share": BOTTLENECK_SHARE,
-            "client_resident_bytes": self.resident_bytes,
-            "client_connection_bytes": self.connection_bytes(plan),
-            "server_cpu_s": self.server.as_ref().map(|server| server.cpu_ns as f64 / 1e9),
-            "server_cpu_us_per_delivery": self.server_us_per_delivery(),
-            "server_resident_bytes": self.server.as_ref().and_then(|server| server.resident_bytes),
-            "failures": self.failures(plan),
-        })
-    }
 }
 
 /// Whether ticks flow while connections subscribe: else the wait for the first one says nothing about the server.
 fn has_subscription_latency(plan: &Plan) -> bool {
     plan.expect_ticks.is_none()
+}
+
+fn write_quantiles(name: &str, of_ns: &Histogram<u64>, out: &mut String) -> fmt::Result {
+    write!(out, "{name:13} {:>12}", of_ns.len())?;
+    QUANTILES
+        .iter()
+        .try_for_each(|(_, quantile)| write!(out, " {:>12}", us(of_ns.value_at_quantile(*quantile))))?;
+    writeln!(out, " {:>12}", us(of_ns.max()))
+}
+
+fn three(of_ns: &Histogram<u64>) -> String {
+    let at = |quantile| us(of_ns.value_at_quantile(quantile));
+    format!("p50 {}, p99 {}, max {}", at(0.5), at(0.99), us(of_ns.max()))
 }
 
 fn us(ns: u64) -> String {

@@ -1,15 +1,19 @@
 //! Leads the threads through the phases.
 
-use std::{collections::BTreeMap, io::IsTerminal, sync::atomic::Ordering, thread};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use tickcast::clock;
 
 use crate::{
     options::Plan,
     process,
+    progress::Progress,
     report::{Report, Server},
-    tally::{Loss, Tally},
+    tally::{self, Loss, Tally},
     worker::{self, Phase, Shared, WorkerReport},
 };
 
@@ -24,11 +28,11 @@ const NOTE_DEADLINE_NS: u64 = 60_000_000_000;
 /// Share of the warm-up after which the start is noted: noting stalls a thread, and that must not be measured.
 const START_AT_PERCENT: u64 = 80;
 
-/// Runs the load.
+/// Runs the load, to its end or until it is `interrupted`: then the report is of what was measured so far.
 ///
 /// # Errors
 /// One line for the operator.
-pub fn run(plan: &Plan) -> Result<Report, String> {
+pub fn run(plan: &Plan, interrupted: &AtomicBool) -> Result<Report, String> {
     let before_bytes = process::resident_bytes(std::process::id());
     if let Some(pid) = plan.server_pid {
         process::cpu_ns(pid)?;
@@ -42,9 +46,10 @@ pub fn run(plan: &Plan) -> Result<Report, String> {
             })
             .collect();
         let alive = || !threads.iter().any(thread::ScopedJoinHandle::is_finished);
-        let mut lead = Lead { plan, shared: &shared, alive: &alive, progress: progress(plan) };
+        let progress = Progress::new(plan.connections);
+        let lead = Lead { plan, shared: &shared, alive: &alive, interrupted, progress };
         let outcome = lead.lead();
-        lead.progress.finish_and_clear();
+        lead.progress.clear();
         if let Err(why) = &outcome {
             shared.fail(why.clone());
         }
@@ -55,7 +60,7 @@ pub fn run(plan: &Plan) -> Result<Report, String> {
         let led = outcome?;
         match shared.failure() {
             Some(why) => Err(why),
-            None => merge(reports, led, before_bytes),
+            None => merge(plan, reports, led, before_bytes),
         }
     })
 }
@@ -63,8 +68,11 @@ pub fn run(plan: &Plan) -> Result<Report, String> {
 /// What the leading thread found.
 struct Led {
     server: Option<Server>,
+    subscribe_ns: u64,
+    acknowledged: usize,
     window_ns: u64,
     timed_out: bool,
+    interrupted: bool,
     resident_bytes: Option<u64>,
 }
 
@@ -72,29 +80,22 @@ struct Lead<'a> {
     plan: &'a Plan,
     shared: &'a Shared,
     alive: &'a dyn Fn() -> bool,
-    progress: ProgressBar,
+    interrupted: &'a AtomicBool,
+    progress: Progress,
 }
 
 impl Lead<'_> {
-    fn lead(&mut self) -> Result<Led, String> {
+    fn lead(&self) -> Result<Led, String> {
         let plan = self.plan;
+        let began_ns = clock::monotonic_ns();
         self.await_subscribed()?;
-        if plan.warm_up_s > 0 {
-            self.shared.enter(Phase::WarmUp);
-            self.progress.set_message("warming up");
-            let warm_up_ns = plan.warm_up_s * 1_000_000_000;
-            let until_ns = clock::monotonic_ns() + warm_up_ns;
-            self.wait(warm_up_ns / 100 * START_AT_PERCENT, || false);
-            self.note(Phase::Start)?;
-            self.wait(until_ns.saturating_sub(clock::monotonic_ns()), || false);
-        }
+        let subscribe_ns = clock::monotonic_ns() - began_ns;
+        let acknowledged = self.shared.subscribed.load(Ordering::Acquire);
+        self.warm_up()?;
         let cpu_from_ns = self.server_cpu_ns()?;
         self.shared.enter(Phase::Measure);
-        self.progress.set_message("measuring");
-        let complete = || self.shared.complete.load(Ordering::Acquire) >= plan.connections;
         let from_ns = clock::monotonic_ns();
-        let ended_early =
-            self.wait(plan.duration_s * 1_000_000_000, || plan.expect_ticks.is_some() && complete());
+        let is_complete = self.measure();
         let window_ns = clock::monotonic_ns() - from_ns;
         let server = match (plan.server_pid, cpu_from_ns, self.server_cpu_ns()?) {
             (Some(pid), Some(from), Some(to)) => {
@@ -105,22 +106,80 @@ impl Lead<'_> {
         let resident_bytes = process::resident_bytes(std::process::id());
         self.note(Phase::End)?;
         self.shared.enter(Phase::Settle);
-        self.progress.set_message("settling");
-        self.wait(SETTLE_NS, || self.shared.done.load(Ordering::Acquire) == plan.threads);
+        self.progress.times("settling", SETTLE_NS);
+        let settles_ns = clock::monotonic_ns();
+        self.wait_out(SETTLE_NS, || {
+            self.progress.passed(clock::monotonic_ns() - settles_ns);
+            self.shared.done.load(Ordering::Acquire) == plan.threads
+        });
         self.shared.enter(Phase::Done);
-        Ok(Led { server, window_ns, timed_out: plan.expect_ticks.is_some() && !ended_early, resident_bytes })
+        let interrupted = self.is_interrupted();
+        let timed_out = plan.expect_ticks.is_some() && !is_complete && !interrupted;
+        Ok(Led { server, subscribe_ns, acknowledged, window_ns, timed_out, interrupted, resident_bytes })
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Acquire)
+    }
+
+    /// Lets ticks flow, and has the start noted; an interrupted run goes without.
+    fn warm_up(&self) -> Result<(), String> {
+        if self.plan.warm_up_s == 0 || self.is_interrupted() {
+            return Ok(());
+        }
+        self.shared.enter(Phase::WarmUp);
+        let warm_up_ns = self.plan.warm_up_s * 1_000_000_000;
+        self.progress.times("warming up", warm_up_ns);
+        let from_ns = clock::monotonic_ns();
+        let pass = || {
+            self.progress.passed(clock::monotonic_ns() - from_ns);
+            false
+        };
+        self.wait(warm_up_ns / 100 * START_AT_PERCENT, pass);
+        if self.is_interrupted() {
+            return Ok(());
+        }
+        self.note(Phase::Start)?;
+        self.shared.has_start.store(true, Ordering::Release);
+        self.wait((from_ns + warm_up_ns).saturating_sub(clock::monotonic_ns()), pass);
+        Ok(())
+    }
+
+    /// Waits for the window to pass, or for the ticks that were asked for; whether all came.
+    fn measure(&self) -> bool {
+        let duration_ns = self.plan.duration_s * 1_000_000_000;
+        let from_ns = clock::monotonic_ns();
+        if self.plan.expect_ticks.is_none() {
+            self.progress.times("measuring", duration_ns);
+            return self.wait(duration_ns, || {
+                self.progress.passed(clock::monotonic_ns() - from_ns);
+                false
+            });
+        }
+        self.progress.counts("complete", self.plan.connections);
+        self.wait(duration_ns, || {
+            let complete = self.shared.complete.load(Ordering::Acquire);
+            self.progress.reached(complete);
+            complete >= self.plan.connections
+        })
     }
 
     fn await_subscribed(&self) -> Result<(), String> {
         let connections = self.plan.connections;
-        let ramp_ns = connections as u64 * 1_000_000_000 / self.plan.ramp_per_s as u64;
+        let ramp_ns = match self.plan.spike {
+            true => 0,
+            false => connections as u64 * 1_000_000_000 / self.plan.ramp_per_s as u64,
+        };
         let subscribed = || self.shared.subscribed.load(Ordering::Acquire);
         let all = self.wait(ramp_ns + SUBSCRIBE_DEADLINE_NS, || {
-            self.progress.set_position(subscribed() as u64);
+            self.progress.reached(subscribed());
             subscribed() == connections
         });
         if let Some(why) = self.shared.failure() {
             return Err(why);
+        }
+        if self.is_interrupted() {
+            return Ok(());
         }
         if !all {
             return Err(format!(
@@ -128,14 +187,14 @@ impl Lead<'_> {
                 subscribed()
             ));
         }
-        self.progress.suspend(|| eprintln!("subscribed {connections}"));
+        self.progress.say(&format!("subscribed {connections}"));
         Ok(())
     }
 
     fn note(&self, phase: Phase) -> Result<(), String> {
         self.shared.enter(phase);
         let noted =
-            self.wait(NOTE_DEADLINE_NS, || self.shared.done.load(Ordering::Acquire) == self.plan.threads);
+            self.wait_out(NOTE_DEADLINE_NS, || self.shared.done.load(Ordering::Acquire) == self.plan.threads);
         match (noted, self.shared.failure()) {
             (_, Some(why)) => Err(why),
             (false, None) => Err("a thread did not come to note its sequences".into()),
@@ -143,8 +202,18 @@ impl Lead<'_> {
         }
     }
 
-    /// Waits for `duration_ns`, or until `early` or the end of a thread; whether it was `early`.
+    /// Waits for `duration_ns`, or until `early`, the end of a thread, or an interruption; whether it was `early`.
     fn wait(&self, duration_ns: u64, mut early: impl FnMut() -> bool) -> bool {
+        let mut is_early = false;
+        self.wait_out(duration_ns, || {
+            is_early = early();
+            is_early || self.is_interrupted()
+        });
+        is_early
+    }
+
+    /// The same, whether interrupted or not: for what the report needs.
+    fn wait_out(&self, duration_ns: u64, mut early: impl FnMut() -> bool) -> bool {
         let until_ns = clock::monotonic_ns() + duration_ns;
         loop {
             if early() {
@@ -163,21 +232,18 @@ impl Lead<'_> {
     }
 }
 
-fn progress(plan: &Plan) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{msg:12} {wide_bar} {pos}/{len} connections {elapsed}");
-    let bar = ProgressBar::new(plan.connections as u64).with_message("connecting");
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
-}
-
-fn merge(workers: Vec<WorkerReport>, led: Led, before_bytes: Option<u64>) -> Result<Report, String> {
+fn merge(
+    plan: &Plan,
+    workers: Vec<WorkerReport>,
+    led: Led,
+    before_bytes: Option<u64>,
+) -> Result<Report, String> {
     let mut report = Report {
         tally: Tally::new()?,
+        spread: None,
+        clients: Vec::with_capacity(plan.connections),
+        subscribe_ns: led.subscribe_ns,
+        acknowledged: led.acknowledged,
         window_ns: led.window_ns,
         loss: Loss::default(),
         short: 0,
@@ -188,6 +254,7 @@ fn merge(workers: Vec<WorkerReport>, led: Led, before_bytes: Option<u64>) -> Res
         cpu_ns: 0,
         cpu_busiest: 0.0,
         timed_out: led.timed_out,
+        interrupted: led.interrupted,
         server: led.server,
         resident_bytes: led.resident_bytes,
         resident_before_bytes: before_bytes,
@@ -195,6 +262,7 @@ fn merge(workers: Vec<WorkerReport>, led: Led, before_bytes: Option<u64>) -> Res
     for worker in workers {
         report.tally.add(&worker.tally)?;
         report.loss.add(worker.loss);
+        report.clients.extend(worker.clients);
         report.short += worker.short;
         report.stalled_closed += worker.stalled_closed;
         report.left += worker.left;
@@ -205,6 +273,9 @@ fn merge(workers: Vec<WorkerReport>, led: Led, before_bytes: Option<u64>) -> Res
             *report.ended.entry(why).or_insert(0) += count;
         }
     }
+    report.clients.sort_unstable_by_key(|client| client.index);
+    let readers = plan.connections - plan.stalled;
+    report.spread = report.tally.skew.spread(readers as u64, tally::histogram()?);
     Ok(report)
 }
 

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use hdrhistogram::Histogram;
-use tickcast::client::{Session, TopicStats};
+use tickcast::client::{Tick, TopicStats};
+
+use crate::{feed::Feed, skew::Skew};
 
 /// Longest latency told apart: ten minutes. Longer ones count as that.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
@@ -24,19 +26,21 @@ pub struct Tally {
     pub untimed: u64,
     /// Ticks from the future: the clocks of producer and client differ. Counted as 0.
     pub early: u64,
+    /// From the intended send time to the read.
     pub latency_ns: Histogram<u64>,
+    /// From the server's time of receipt to the read; empty where the ticks do not carry it.
+    pub uncorrected_ns: Histogram<u64>,
     /// From a connection's subscription to its first tick, of all connections, ramp included.
     pub subscription_ns: Histogram<u64>,
+    /// The same from the start of its connect.
+    pub connect_ns: Histogram<u64>,
+    pub skew: Skew,
 }
 
 impl Tally {
     /// # Errors
     /// Never in practice: the histogram's bounds are constants.
     pub fn new() -> Result<Tally, String> {
-        let histogram = || {
-            Histogram::new_with_bounds(1, LATENCY_NS_MAX, LATENCY_DIGITS)
-                .map_err(|error| format!("histogram: {error}"))
-        };
         Ok(Tally {
             measuring: false,
             deliveries: 0,
@@ -45,7 +49,10 @@ impl Tally {
             untimed: 0,
             early: 0,
             latency_ns: histogram()?,
+            uncorrected_ns: histogram()?,
             subscription_ns: histogram()?,
+            connect_ns: histogram()?,
+            skew: Skew::default(),
         })
     }
 
@@ -65,9 +72,23 @@ impl Tally {
         self.latency_ns.saturating_record(received_ns.saturating_sub(intended_ns));
     }
 
-    /// Counts the first tick of a connection, `after_ns` after its subscription was sent; in any phase.
-    pub fn first_tick(&mut self, after_ns: u64) {
-        self.subscription_ns.saturating_record(after_ns);
+    /// Takes what else a tick says that has a place in its topic: when the server received it, and which it is.
+    #[inline]
+    pub fn numbered(&mut self, tick: &Tick<'_>, received_ns: u64) {
+        if !self.measuring {
+            return;
+        }
+        if tick.ingest_time_ns != 0 {
+            self.uncorrected_ns.saturating_record(received_ns.saturating_sub(tick.ingest_time_ns));
+        }
+        self.skew.saw(tick.topic_id.0, tick.sequence.0, received_ns);
+    }
+
+    /// Counts the first tick of a connection, so long after it began to connect and after its subscription was sent; in
+    /// any phase.
+    pub fn first_tick(&mut self, after_connect_ns: u64, after_request_ns: u64) {
+        self.connect_ns.saturating_record(after_connect_ns);
+        self.subscription_ns.saturating_record(after_request_ns);
     }
 
     /// Adds what another thread counted.
@@ -80,11 +101,32 @@ impl Tally {
         self.wire_bytes += other.wire_bytes;
         self.untimed += other.untimed;
         self.early += other.early;
-        self.latency_ns
-            .add(&other.latency_ns)
-            .and_then(|()| self.subscription_ns.add(&other.subscription_ns))
-            .map_err(|error| format!("histogram: {error}"))
+        self.skew.add(&other.skew);
+        let tables = [
+            (&mut self.latency_ns, &other.latency_ns),
+            (&mut self.uncorrected_ns, &other.uncorrected_ns),
+            (&mut self.subscription_ns, &other.subscription_ns),
+            (&mut self.connect_ns, &other.connect_ns),
+        ];
+        for (own, others) in tables {
+            own.add(others).map_err(|error| format!("histogram: {error}"))?;
+        }
+        Ok(())
     }
+
+    /// The uncorrected latency; `None` where ticks came, and none said when the server had it.
+    pub fn uncorrected(&self) -> Option<&Histogram<u64>> {
+        (self.deliveries == 0 || !self.uncorrected_ns.is_empty()).then_some(&self.uncorrected_ns)
+    }
+}
+
+/// An empty table for any time that is measured here.
+///
+/// # Errors
+/// Never in practice: its bounds are constants.
+pub fn histogram() -> Result<Histogram<u64>, String> {
+    Histogram::new_with_bounds(1, LATENCY_NS_MAX, LATENCY_DIGITS)
+        .map_err(|error| format!("histogram: {error}"))
 }
 
 /// The intended send time in the simulator's payload, `{"at":<nanoseconds>,...`; 0 in any other.
@@ -121,7 +163,7 @@ impl Loss {
     }
 
     /// What a session lost; `start` is `None` where the beginning cannot be judged.
-    pub fn of_session(session: &Session, start: Option<&Cut>, end: &Cut) -> Loss {
+    pub fn of_session(session: &Feed, start: Option<&Cut>, end: &Cut) -> Loss {
         let seen: HashMap<u32, &TopicStats> = session.topics().map(|(id, topic)| (id.0, topic)).collect();
         let sum = |of: fn(&TopicStats) -> u64| seen.values().map(|topic| of(topic)).sum();
         let mut loss = Loss {
@@ -151,7 +193,7 @@ impl Loss {
 }
 
 /// Raises `cut` to the highest sequences a session has seen.
-pub fn raise_cut(cut: &mut Cut, session: &Session) {
+pub fn raise_cut(cut: &mut Cut, session: &Feed) {
     for (id, topic) in session.topics().filter(|(_, topic)| topic.ticks > 0) {
         let highest = cut.entry(id.0).or_insert(0);
         *highest = (*highest).max(topic.last_sequence);
@@ -159,7 +201,7 @@ pub fn raise_cut(cut: &mut Cut, session: &Session) {
 }
 
 /// Lowers `cut` to just before the first sequences a session has seen.
-pub fn lower_cut(cut: &mut Cut, session: &Session) {
+pub fn lower_cut(cut: &mut Cut, session: &Feed) {
     for (id, topic) in session.topics().filter(|(_, topic)| topic.ticks > 0) {
         let lowest = cut.entry(id.0).or_insert(u64::MAX);
         *lowest = (*lowest).min(topic.first_sequence - 1);
@@ -167,7 +209,7 @@ pub fn lower_cut(cut: &mut Cut, session: &Session) {
 }
 
 /// Whether a session has seen all that any had.
-pub fn has_reached(session: &Session, end: &Cut) -> bool {
+pub fn has_reached(session: &Feed, end: &Cut) -> bool {
     let reached = session
         .topics()
         .filter(|(id, topic)| end.get(&id.0).is_some_and(|&highest| topic.last_sequence >= highest));

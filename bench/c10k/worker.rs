@@ -8,7 +8,7 @@ mod churn;
 use std::{
     collections::{BTreeMap, VecDeque},
     io::ErrorKind,
-    sync::atomic::{AtomicU8, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -18,9 +18,10 @@ use tickcast::clock;
 
 use self::churn::Churn;
 use crate::{
+    clients::{Client, Counts},
     connection::{Connection, State, Turn},
     options::Plan,
-    process,
+    own, process,
     tally::{self, Cut, Loss, Tally},
 };
 
@@ -28,8 +29,8 @@ use crate::{
 const READ_BYTES: usize = 64 << 10;
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 1_024;
-/// Connections under way to the listener at once: within its backlog, so that no SYN is dropped.
-const CONNECTING_MAX: usize = 1_024;
+/// Connections that one turn of a spike opens: what comes for those before is read in between.
+const SPIKE_OPENS_PER_TURN: usize = 64;
 /// Longest sleep: how late a change of phase may be noticed.
 const TICK_MS: u64 = 5;
 /// How often a settling thread looks whether all has come.
@@ -64,6 +65,8 @@ pub struct Shared {
     pub complete: AtomicUsize,
     /// Threads that have done what the phase asks for: Start, End and Settle ask for something.
     pub done: AtomicUsize,
+    /// The start was noted, by all threads: a run that is interrupted before has none.
+    pub has_start: AtomicBool,
     pub start: Mutex<Cut>,
     pub end: Mutex<Cut>,
     /// Why the run cannot go on; the first reason stays.
@@ -102,6 +105,7 @@ pub struct WorkerReport {
     pub window_ns: u64,
     pub cpu_ns: u64,
     pub loss: Loss,
+    pub clients: Vec<Client>,
     /// Ticks that connections are short of what was asked for.
     pub short: u64,
     /// Connections that ended before the run did, by reason.
@@ -197,7 +201,8 @@ impl<'a> Worker<'a> {
             if phase == Phase::Measure && self.plan.churn_per_s > 0 {
                 self.churn_due()?;
             }
-            let timeout_ms = if self.unread.is_empty() { TICK_MS } else { 0 };
+            let is_opening = phase == Phase::Ramp && self.may_open() && self.plan.spike;
+            let timeout_ms = if self.unread.is_empty() && !is_opening { TICK_MS } else { 0 };
             match self.poll.poll(&mut events, Some(Duration::from_millis(timeout_ms))) {
                 Err(error) if error.kind() != ErrorKind::Interrupted => {
                     return Err(format!("epoll: {error}"));
@@ -231,8 +236,11 @@ impl<'a> Worker<'a> {
         let elapsed_ns = clock::monotonic_ns() - self.opened_at_ns;
         let due =
             u128::from(elapsed_ns) * self.plan.ramp_per_s as u128 / self.plan.threads as u128 / 1_000_000_000;
-        let due = self.share.min(due as usize + 1);
-        while self.connections.len() < due && self.connecting < CONNECTING_MAX {
+        let due = match self.plan.spike {
+            true => self.share.min(self.connections.len() + SPIKE_OPENS_PER_TURN),
+            false => self.share.min(due as usize + 1),
+        };
+        while self.connections.len() < due && self.may_open() {
             let at = self.connections.len();
             let global = at * self.plan.threads + self.index;
             let fail = |error| format!("connection {global} to {}: {error}", self.plan.server);
@@ -243,6 +251,10 @@ impl<'a> Worker<'a> {
             self.connecting += 1;
         }
         Ok(())
+    }
+
+    fn may_open(&self) -> bool {
+        self.connections.len() < self.share && self.connecting < self.plan.connecting_max()
     }
 
     fn read(&mut self, at: usize) -> Result<(), String> {
@@ -334,6 +346,9 @@ impl<'a> Worker<'a> {
             _ if one.is_stalled => true,
             // What ticked before it came back is none of its own.
             State::Subscribed if one.has_returned => Loss::of_session(&one.session, None, &end).tail == 0,
+            _ if self.plan.own.is_some() => {
+                tally::has_reached(&one.session, &own::known_part(&end, &one.session))
+            }
             _ => tally::has_reached(&one.session, &end),
         });
         self.looked_at_ns = now_ns;
@@ -344,8 +359,21 @@ impl<'a> Worker<'a> {
 
     /// Whether it is known what the `at`-th connection could have seen first.
     fn is_start_judged(&self, at: usize) -> bool {
-        let is_known = self.plan.warm_up_s > 0 || self.plan.expect_ticks.is_some();
+        let is_known = self.shared.has_start.load(Ordering::Acquire) || self.plan.expect_ticks.is_some();
         is_known && !self.connections[at].has_returned
+    }
+
+    fn client(&self, at: usize) -> Client {
+        let connection = &self.connections[at];
+        let mut counts = Counts::of_topics(connection.ticks, connection.session.topics());
+        counts.add(self.churn.before.get(&at).copied().unwrap_or_default());
+        let index = at * self.plan.threads + self.index;
+        let ended = match &connection.state {
+            State::Ended(why) => Some(why.clone()),
+            _ => None,
+        };
+        let source = connection.stream.local_addr().ok().or_else(|| self.plan.source(index));
+        Client { index, source, counts, stalled: connection.is_stalled, ended }
     }
 
     fn report(self) -> WorkerReport {
@@ -354,16 +382,19 @@ impl<'a> Worker<'a> {
         let mut short = 0;
         let mut ended = BTreeMap::new();
         let mut stalled_closed = 0;
+        let mut clients = Vec::with_capacity(self.connections.len());
         for (at, connection) in self.connections.iter().enumerate() {
+            clients.push(self.client(at));
             if connection.is_stalled {
                 stalled_closed += usize::from(connection.peer_closed);
                 continue;
             }
             if self.plan.has_sequences() {
+                let own_end = self.plan.own.map(|_| own::known_part(&end, &connection.session));
                 loss.add(Loss::of_session(
                     &connection.session,
                     self.is_start_judged(at).then_some(&*start),
-                    &end,
+                    own_end.as_ref().unwrap_or(&end),
                 ));
             }
             short += self.plan.expect_ticks.unwrap_or(0).saturating_sub(connection.ticks);
@@ -377,6 +408,7 @@ impl<'a> Worker<'a> {
             window_ns: self.window_ns,
             cpu_ns: self.cpu_ns,
             loss,
+            clients,
             short,
             ended,
             stalled_closed,

@@ -3,6 +3,7 @@
 //! What happens when a ring is full is decided by the source: the simulator counts a drop, the replay waits.
 //! (A publishing client is a session: the shard stops reading it.)
 
+pub mod payload;
 pub mod replay;
 pub mod simulator;
 

@@ -1,8 +1,8 @@
 //! The built-in source: producers that each publish at a constant rate, whatever becomes of the ticks (open loop).
 
-use std::{io::Write, sync::Arc};
+use std::sync::Arc;
 
-use super::{Lanes, StopFlag, sleep_until};
+use super::{Lanes, StopFlag, payload::Mark, sleep_until};
 use crate::{
     clock,
     counters::{Counter, Counters},
@@ -36,6 +36,8 @@ pub fn run(settings: Settings, mut lanes: Lanes, counters: &Arc<Counters>, stop:
     let after_ns = |k: u64| (u128::from(k) * 1_000_000_000 / per_second) as u64;
     let topics: Vec<String> = (0..settings.topics).map(|topic| format!("sim.{topic}")).collect();
     let (start_ns, start_realtime_ns) = (clock::monotonic_ns(), clock::realtime_ns());
+    // Counts what was published of each topic.
+    let mut published = vec![0; settings.topics as usize];
     let mut payload = Vec::with_capacity(settings.size_bytes);
     let mut k = 0;
     let mut nap_until_ns = 0;
@@ -51,10 +53,13 @@ pub fn run(settings: Settings, mut lanes: Lanes, counters: &Arc<Counters>, stop:
         let batch_end = k + BATCH_TICKS;
         while k < batch_end && after_ns(k) <= elapsed_ns {
             let producer = k % u64::from(settings.producers);
-            let topic = &topics[(producer % u64::from(settings.topics)) as usize];
+            let topic = (producer % u64::from(settings.topics)) as usize;
             let intended_ns = start_realtime_ns + after_ns(k);
-            write_payload(&mut payload, intended_ns, k, settings.size_bytes);
-            if !lanes.publish(topic, intended_ns, ingest_time_ns, &payload) {
+            let mark = Mark { at_ns: intended_ns, topic: topic as u32, n: published[topic] + 1 };
+            mark.write(&mut payload, settings.size_bytes);
+            if lanes.publish(&topics[topic], intended_ns, ingest_time_ns, &payload) {
+                published[topic] += 1;
+            } else {
                 counters.add(Counter::TicksSimulatorDropped, 1);
             }
             k += 1;
@@ -66,30 +71,4 @@ pub fn run(settings: Settings, mut lanes: Lanes, counters: &Arc<Counters>, stop:
         }
     }
     lanes.flush();
-}
-
-/// One JSON object of exactly `size_bytes`: the intended send time, a counter, and padding.
-fn write_payload(payload: &mut Vec<u8>, intended_ns: u64, n: u64, size_bytes: usize) {
-    payload.clear();
-    // Writing to a Vec cannot fail.
-    let _ = write!(payload, "{{\"at\":{intended_ns},\"n\":{n},\"pad\":\"");
-    payload.resize(size_bytes.saturating_sub(2).max(payload.len()), b'.');
-    payload.extend_from_slice(b"\"}");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::limits::SIM_SIZE_LOWEST;
-
-    #[test]
-    fn payloads_are_json_of_the_size_asked_for_at_every_counter() {
-        let mut payload = Vec::new();
-        for (size, n) in [(SIM_SIZE_LOWEST, u64::MAX), (SIM_SIZE_LOWEST, 0), (100, 7), (10_240, 1)] {
-            write_payload(&mut payload, u64::MAX, n, size);
-            let value: serde_json::Value = serde_json::from_slice(&payload).unwrap();
-            assert_eq!((value["n"].as_u64(), value["at"].as_u64()), (Some(n), Some(u64::MAX)));
-            assert!(payload.len() == size, "{} {size}", payload.len());
-        }
-    }
 }

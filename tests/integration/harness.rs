@@ -25,7 +25,7 @@ use nix::{
     unistd::Pid,
 };
 
-pub use machine::{alone, beside_others};
+pub use machine::{alone, beside_others, forget, register};
 pub use processes::wait_for_exit;
 
 /// How long anything is waited for before the test is declared hung.

@@ -55,3 +55,27 @@ fn a_hundred_websocket_clients_of_fifty_producers_lose_nothing() {
     assert!(report["deliveries"].as_u64().unwrap() > 0, "{report}");
     assert_eq!(server.stop_cleanly().total("closed_slow_consumer"), 0);
 }
+
+#[test]
+fn clients_with_topics_of_their_own_get_those_and_no_others() {
+    const CLIENTS: usize = 20;
+    const EACH: usize = 3;
+    // Each topic has two of the clients.
+    const TOPICS: usize = 30;
+    let _machine = alone();
+    let server = Server::start(&[]);
+    let address = server.tcp.to_string();
+    let (connections, own) = (CLIENTS.to_string(), format!("{EACH}/{TOPICS}"));
+    let options = ["--server", &address, "--connections", &connections, "--subscribe-own", &own];
+    let load = LoadClient::start(&[&options[..], &["--expect-ticks", "3", "--duration-s", "60"]].concat());
+    load.log.wait_for(&format!("subscribed {connections}\n"));
+    let mut publisher = connect(&server, Encoding::Native);
+    for topic in 0..TOPICS {
+        publish(&mut publisher, &format!("sim.{topic}"), b"{}");
+    }
+    barrier(&mut publisher);
+    drop(publisher);
+    let report = load.finish();
+    assert_eq!(report["deliveries"], CLIENTS * EACH, "{report}");
+    assert_eq!(server.stop_cleanly().total("ticks_delivered"), (CLIENTS * EACH) as u64);
+}

@@ -10,6 +10,7 @@ mod harness;
 mod bad_http;
 mod bad_native;
 mod bad_websocket;
+mod bare;
 mod churn;
 mod conflate;
 mod echo;

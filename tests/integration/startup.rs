@@ -47,7 +47,7 @@ fn what_the_operator_can_mend_is_one_line_with_the_remedy() {
         (&["--frame-bytes-max", "10"], &["--frame-bytes-max", "1024"]),
         (&["--outbox-bytes-max", "10"], &["--outbox-bytes-max"]),
         (&["--egress-log-bytes", "10"], &["--egress-log-bytes"]),
-        (&["--sim-size", "1"], &["--sim-size", "64"]),
+        (&["--sim-size", "1"], &["--sim-size", "80"]),
         (&["--sim-rate", "0"], &["at least 1"]),
         (&["--replay", "no/such/file"], &["--replay", "no/such/file", "no such file"]),
         (&["--replay", "Cargo.toml", "--speed", "0"], &["--speed", "above 0"]),

@@ -8,6 +8,7 @@ use std::{
 
 use clap::Parser;
 use tickcast::{
+    ingest::payload::Mark,
     limits::FRAME_BYTES_MAX_DEFAULT,
     tick::{Request, Sequence, Subscribed, TickTimes, TopicId, Welcome},
     wire::{
@@ -20,6 +21,8 @@ use super::*;
 use crate::options::Options;
 
 const TICKS: u64 = 20;
+/// How long after its intended time a tick reaches the scripted server: longer than a run takes.
+const LATE_NS: u64 = 100_000_000_000;
 
 /// Serves `connections` clients: each is sent the sequences that `sequences` gives for it once all have subscribed.
 fn serve(connections: usize, sequences: fn(usize) -> Vec<u64>) -> String {
@@ -30,7 +33,8 @@ fn serve(connections: usize, sequences: fn(usize) -> Vec<u64>) -> String {
         for (index, client) in clients.iter_mut().enumerate() {
             let mut bytes = Vec::new();
             for sequence in sequences(index) {
-                let times = TickTimes { producer_time_ns: clock::realtime_ns(), ingest_time_ns: 0 };
+                let now_ns = clock::realtime_ns();
+                let times = TickTimes { producer_time_ns: now_ns - LATE_NS, ingest_time_ns: now_ns };
                 frame::encode_tick(
                     &mut bytes,
                     TopicId(5),
@@ -109,7 +113,7 @@ fn serve_flow(skip: u64) -> String {
 fn load(server: &str, more: &str) -> (Plan, Result<Report, String>) {
     let line = format!("c10k --server {server} --connections 4 --duration-s 1 {more}");
     let plan = Plan::new(Options::try_parse_from(line.split_whitespace()).unwrap()).unwrap();
-    let report = run(&plan);
+    let report = run(&plan, &AtomicBool::new(false));
     (plan, report)
 }
 
@@ -127,6 +131,126 @@ fn every_tick_on_every_connection_is_counted_once() {
         assert!(report.to_text(&plan).contains("lost          0 "));
         assert_eq!(report.to_json(&plan)["deliveries"], 4 * TICKS);
     }
+}
+
+#[test]
+fn uncorrected_latency_leaves_out_what_went_before_the_servers_receipt() {
+    let server = serve(4, |_| (1..=TICKS).collect());
+    let (plan, report) = load(&server, &format!("--expect-ticks {TICKS} --threads 2"));
+    let report = report.unwrap();
+    let (corrected, uncorrected) = (&report.tally.latency_ns, report.tally.uncorrected().unwrap());
+    assert_eq!((corrected.len(), uncorrected.len()), (4 * TICKS, 4 * TICKS));
+    assert!(corrected.min() > LATE_NS / 1_000 * 999 && uncorrected.max() < LATE_NS);
+    let json = report.to_json(&plan);
+    assert_eq!(json["latency_uncorrected_us"]["count"], 4 * TICKS);
+    let picture = crate::plot::of_run(&plan, corrected, Some(uncorrected));
+    assert_eq!(picture.matches("<polyline").count(), 2);
+}
+
+#[test]
+fn what_ticks_do_not_carry_is_said_and_not_made_up() {
+    let (plan, report) = load(&serve_flow(u64::MAX), "");
+    let report = report.unwrap();
+    assert!(report.tally.deliveries > 0 && report.tally.uncorrected().is_none());
+    assert!(report.to_text(&plan).contains("uncorrected   not carried"));
+    assert!(report.to_json(&plan)["latency_uncorrected_us"].is_null());
+}
+
+#[test]
+fn the_skew_is_of_ticks_that_all_connections_had_over_all_threads() {
+    let server = serve(4, |index| (1..=TICKS).filter(|&sequence| index != 3 || sequence != 7).collect());
+    let (plan, report) = load(&server, &format!("--expect-ticks {} --threads 2", TICKS - 1));
+    let report = report.unwrap();
+    let spread = report.spread.as_ref().unwrap();
+    assert_eq!((spread.one_in, spread.sampled), (1, TICKS));
+    // The run may end between the last tick's first connection and its last.
+    assert!((TICKS - 2..TICKS).contains(&spread.skew_ns.len()), "{}", spread.skew_ns.len());
+    let json = report.to_json(&plan);
+    assert_eq!(
+        (&json["skew_us"]["count"], &json["skew_us"]["sampled"]),
+        (&spread.skew_ns.len().into(), &TICKS.into())
+    );
+}
+
+#[test]
+fn a_spike_opens_all_at_once_and_is_timed_from_connect_and_request() {
+    let server = serve(4, |_| (1..=TICKS).collect());
+    let (plan, report) = load(&server, "--spike --threads 2 --warm-up-s 0");
+    let report = report.unwrap();
+    let (connect, request) = (&report.tally.connect_ns, &report.tally.subscription_ns);
+    assert_eq!((connect.len(), request.len()), (4, 4));
+    assert!(connect.min() >= request.min() && connect.max() >= request.max());
+    let text = report.to_text(&plan);
+    assert!(
+        ["spike  ", "connect to first tick", "request to first tick"].iter().all(|part| text.contains(part)),
+        "{text}"
+    );
+    let json = report.to_json(&plan);
+    assert_eq!(json["connecting"]["spike"], true);
+    assert_eq!(json["connect_to_first_tick_us"]["count"], 4);
+}
+
+#[test]
+fn every_client_is_accounted_for_and_the_worst_are_named() {
+    let server = serve(4, |index| (1..=TICKS).filter(|&sequence| index != 2 || sequence % 4 != 0).collect());
+    let (plan, report) = load(&server, &format!("--expect-ticks {TICKS} --threads 2"));
+    let report = report.unwrap();
+    let found: Vec<_> = report.clients.iter().map(|client| (client.index, client.counts)).collect();
+    assert_eq!(found.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    let gaps: Vec<u64> = found.iter().map(|(_, counts)| counts.gap).collect();
+    assert_eq!(gaps.iter().sum::<u64>(), report.loss.gap);
+    // The scripted server counts in the order in which it accepts.
+    assert_eq!(crate::clients::worst(&report.clients)[0].counts.gap, 4);
+    assert!(report.clients.iter().all(|client| client.source.is_some()));
+    let json = report.to_json(&plan);
+    assert_eq!((&json["clients"]["gap"]["min"], &json["clients"]["gap"]["max"]), (&0.into(), &4.into()));
+    assert_eq!(json["clients"]["delivered"]["max"], TICKS);
+}
+
+#[test]
+fn what_a_client_had_before_it_left_is_still_its_own() {
+    let (_, report) = load(&serve_flow(u64::MAX), "--churn-per-s 40");
+    let report = report.unwrap();
+    assert!(report.left >= 8, "each left twice");
+    let ticks: u64 = report.clients.iter().map(|client| client.counts.ticks).sum();
+    assert!(ticks >= report.tally.deliveries, "{ticks} of {}", report.tally.deliveries);
+}
+
+#[test]
+fn an_interrupted_run_reports_what_it_had() {
+    for warm_up_s in [0, 600] {
+        let server = serve_flow(u64::MAX);
+        let line = format!("c10k --server {server} --connections 4 --duration-s 600 --warm-up-s {warm_up_s}");
+        let plan = Plan::new(Options::try_parse_from(line.split_whitespace()).unwrap()).unwrap();
+        let interrupted = AtomicBool::new(false);
+        let report = thread::scope(|scope| {
+            scope.spawn(|| {
+                clock::sleep_ns(300_000_000);
+                interrupted.store(true, Ordering::Release);
+            });
+            run(&plan, &interrupted).unwrap()
+        });
+        assert!(report.interrupted && report.window_ns < 600_000_000_000);
+        assert_eq!(report.loss, Loss::default());
+        assert_eq!(
+            report.clients.len() as u64,
+            report.clients.iter().map(|client| client.index as u64 + 1).max().unwrap_or(0)
+        );
+        assert!(report.failures(&plan)[0].starts_with("interrupted"));
+        assert_eq!(report.to_json(&plan)["interrupted"], true);
+    }
+}
+
+#[test]
+fn every_key_of_the_json_is_documented() {
+    let (plan, report) = load(&serve_flow(u64::MAX), "--warm-up-s 0");
+    let json = report.unwrap().to_json(&plan);
+    let keys = json.as_object().unwrap();
+    assert!(keys.len() > 40, "{}", keys.len());
+    let words: Vec<&str> =
+        crate::report::JSON_KEYS.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let missing: Vec<&String> = keys.keys().filter(|key| !words.contains(&key.as_str())).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]
@@ -208,6 +332,57 @@ fn the_policy_travels_with_every_subscription() {
     for (index, text) in texts.iter().enumerate() {
         assert!(texts[..index].iter().all(|other| other != text), "two of them say the same");
     }
+}
+
+/// Speaks NATS to `connections` clients: once all have subscribed, each is sent the payloads that `numbers` numbers.
+fn serve_nats(connections: usize, numbers: fn(usize) -> Vec<u64>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        let accept = || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"INFO {}\r\n").unwrap();
+            let mut said = Vec::new();
+            while !said.ends_with(b"PING\r\n") {
+                let mut buffer = [0; 512];
+                let read = stream.read(&mut buffer).unwrap();
+                assert!(read > 0, "the client went away");
+                said.extend_from_slice(&buffer[..read]);
+            }
+            stream.write_all(b"PONG\r\n").unwrap();
+            stream
+        };
+        let mut clients: Vec<TcpStream> = (0..connections).map(|_| accept()).collect();
+        for (index, client) in clients.iter_mut().enumerate() {
+            for n in numbers(index) {
+                let (mut payload, mark) = (Vec::new(), Mark { at_ns: clock::realtime_ns(), topic: 3, n });
+                mark.write(&mut payload, 100);
+                let message = [b"MSG sim.3 1 100\r\n", &payload[..], b"\r\n"].concat();
+                client.write_all(&message).unwrap();
+            }
+        }
+        clients.iter_mut().for_each(|client| drop(client.read(&mut [0; 64])));
+    });
+    address
+}
+
+#[test]
+fn a_peers_ticks_are_counted_and_missed_as_tickcasts_are() {
+    let more = format!("--transport nats --expect-ticks {TICKS} --max-loss 0");
+    let (plan, report) = load(&serve_nats(4, |_| (101..=100 + TICKS).collect()), &more);
+    let report = report.unwrap();
+    assert_eq!(report.failures(&plan), Vec::<String>::new());
+    assert_eq!((report.tally.deliveries, report.tally.payload_bytes), (4 * TICKS, 400 * TICKS));
+    assert_eq!((report.tally.latency_ns.len(), report.tally.untimed), (4 * TICKS, 0));
+
+    let server = serve_nats(4, |index| match index {
+        0 => (1..=TICKS).collect(),
+        1 => (1..=TICKS).filter(|&n| n != 7).collect(),
+        2 => (3..=TICKS - 4).collect(),
+        _ => Vec::new(),
+    });
+    let (_, report) = load(&server, &more);
+    assert_eq!(report.unwrap().loss, Loss { gap: 1, head: 2, tail: 4 + TICKS, ..Loss::default() });
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! Connections that leave abruptly and come back, while the window is measured.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use mio::{Interest, Token};
 use socket2::SockRef;
 use tickcast::clock;
 
-use super::{CONNECTING_MAX, Worker, lock};
+use super::{Worker, lock};
 use crate::{
+    clients::Counts,
     connection::{Connection, State},
     tally::{self, Cut, Loss},
 };
@@ -22,6 +23,8 @@ pub struct Churn {
     pub loss: Loss,
     /// Highest sequences that the ones that left had seen.
     pub seen: Cut,
+    /// What clients had before they left, by their place in the thread's connections.
+    pub before: HashMap<usize, Counts>,
     next: usize,
 }
 
@@ -36,7 +39,7 @@ impl Worker<'_> {
             / self.plan.threads as u128
             / 1_000_000_000;
         for _ in 0..self.connections.len() {
-            if u128::from(self.churn.left) >= due || self.connecting >= CONNECTING_MAX {
+            if u128::from(self.churn.left) >= due || self.connecting >= self.plan.connecting_max() {
                 break;
             }
             let at = self.churn.next % self.connections.len();
@@ -60,6 +63,8 @@ impl Worker<'_> {
             self.churn.loss.add(Loss::of_session(&connection.session, start.as_deref(), &own));
             tally::raise_cut(&mut self.churn.seen, &connection.session);
         }
+        let counts = Counts::of_topics(connection.ticks, connection.session.topics());
+        self.churn.before.entry(at).or_default().add(counts);
         let fail = |error| format!("a connection that leaves: {error}");
         self.poll.registry().deregister(&mut connection.stream).map_err(fail)?;
         // A reset says nothing more to the server, and leaves no port waiting here.

@@ -15,9 +15,14 @@ pub struct LoadClient {
 impl LoadClient {
     /// Starts it; it fails where it loses a tick.
     pub fn start(arguments: &[&str]) -> LoadClient {
+        LoadClient::start_lossy(&[arguments, &["--max-loss", "0"]].concat())
+    }
+
+    /// Starts it; it may lose ticks.
+    pub fn start_lossy(arguments: &[&str]) -> LoadClient {
         let mut child = Command::new(env!("CARGO_BIN_EXE_tickcast-c10k"))
             .args(arguments)
-            .args(["--json", "--max-loss", "0"])
+            .arg("--json")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -1,0 +1,232 @@
+//! The few words that make a client of tickcast's take what follows: HELLO and SUBSCRIBE are answered, over a WebSocket
+//! after the upgrade; every topic is announced. Blocking, one connection after the other: nothing of it is measured.
+
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use tickcast::{
+    clock,
+    limits::{FRAME_BYTES_MAX_DEFAULT, HTTP_HEAD_BYTES_MAX_DEFAULT},
+    tick::{Hello, Subscribe},
+    wire::{
+        Encoding, Step,
+        frame::{self, Frame, Kind},
+        http::{self, Answer, Offer, Target},
+        reply::Reply,
+        websocket::{self, DataType, Incoming, WebSocket},
+    },
+};
+
+use crate::{options::Options, rounds};
+
+/// How long a client may take for its part.
+const GREETING_DEADLINE: Duration = Duration::from_secs(5);
+/// Pause before looking again for a connection.
+const ACCEPT_PAUSE_NS: u64 = 500_000;
+/// Read at once from a client.
+const READ_BYTES: usize = 4 << 10;
+/// The life of this sequencer: nobody comes back to it.
+const EPOCH: u64 = 1;
+/// Bytes of the first SUBSCRIBE record, which had no policies.
+const SUBSCRIBE_STRIDE_FIRST: usize = 8;
+
+/// Accepts the connections asked for and greets them, unless it is stopped before.
+///
+/// # Errors
+/// A client that does not speak the protocol, or not in time; the sockets'.
+pub fn greet_all(
+    listener: &TcpListener,
+    options: &Options,
+    stop: &AtomicBool,
+    sockets: &mut Vec<TcpStream>,
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    while sockets.len() < options.connections && !stop.load(Ordering::Relaxed) {
+        match listener.accept() {
+            Ok((socket, _)) => {
+                Greeting::new(socket.try_clone()?, options).run()?;
+                sockets.push(socket);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => clock::sleep_ns(ACCEPT_PAUSE_NS),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// What the bytes of a client go to.
+enum Decoder {
+    Native,
+    HttpHead,
+    WebSocket(Box<WebSocket>),
+}
+
+/// One connection until it has subscribed.
+struct Greeting<'a> {
+    socket: TcpStream,
+    options: &'a Options,
+    decoder: Decoder,
+    encoding: Encoding,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    subscriptions: u32,
+}
+
+impl<'a> Greeting<'a> {
+    fn new(socket: TcpStream, options: &'a Options) -> Greeting<'a> {
+        let (decoder, encoding) = match options.websocket {
+            true => (Decoder::HttpHead, Encoding::WebSocketRkyv),
+            false => (Decoder::Native, Encoding::Native),
+        };
+        let (input, output) = (Vec::new(), Vec::new());
+        Greeting { socket, options, decoder, encoding, input, output, subscriptions: 0 }
+    }
+
+    /// Reads and answers until something is subscribed and nothing half received is left.
+    fn run(mut self) -> io::Result<()> {
+        self.socket.set_read_timeout(Some(GREETING_DEADLINE))?;
+        let mut buffer = [0; READ_BYTES];
+        while self.subscriptions == 0 || !self.input.is_empty() {
+            let read = match self.socket.read(&mut buffer) {
+                Ok(0) => return Err(io::Error::other("closed before it had subscribed")),
+                Ok(read) => read,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    return Err(io::Error::other(format!(
+                        "no subscription within {} s",
+                        GREETING_DEADLINE.as_secs()
+                    )));
+                }
+                Err(error) => return Err(error),
+            };
+            self.input.extend_from_slice(&buffer[..read]);
+            while let Some(used) = self.step()? {
+                self.input.drain(..used);
+            }
+            self.socket.write_all(&self.output)?;
+            self.output.clear();
+        }
+        Ok(())
+    }
+
+    /// Takes one message from the input; `None` when none is whole.
+    fn step(&mut self) -> io::Result<Option<usize>> {
+        let input = std::mem::take(&mut self.input);
+        let used = self.take(&input);
+        self.input = input;
+        used
+    }
+
+    fn take(&mut self, input: &[u8]) -> io::Result<Option<usize>> {
+        match &mut self.decoder {
+            Decoder::Native => match frame::decode(input, FRAME_BYTES_MAX_DEFAULT).map_err(invalid)? {
+                Step::Partial => Ok(None),
+                Step::Complete(used, frame) => {
+                    self.answer(&frame)?;
+                    Ok(Some(used))
+                }
+            },
+            Decoder::HttpHead => {
+                let offer = Offer { head_bytes_max: HTTP_HEAD_BYTES_MAX_DEFAULT, debug_echo: false };
+                match http::step(input, offer) {
+                    Step::Partial => Ok(None),
+                    Step::Complete(used, Answer::Upgrade { response, target }) => {
+                        let Target::Stream { encoding: Encoding::WebSocketRkyv, .. } = target else {
+                            return Err(invalid("only the subprotocol tickcast.v1.rkyv: --encoding rkyv"));
+                        };
+                        self.output.extend_from_slice(&response);
+                        self.decoder =
+                            Decoder::WebSocket(Box::new(WebSocket::server(FRAME_BYTES_MAX_DEFAULT)));
+                        Ok(Some(used))
+                    }
+                    Step::Complete(_, Answer::Respond { status, .. }) => {
+                        Err(invalid(format!("a request that would be answered with {status}")))
+                    }
+                }
+            }
+            Decoder::WebSocket(decoder) => {
+                let Step::Complete(used, incoming) =
+                    decoder.step(input, &mut self.output).map_err(invalid)?
+                else {
+                    return Ok(None);
+                };
+                match incoming {
+                    Incoming::Binary(message) => self.answer_all(&message)?,
+                    Incoming::Nothing => {}
+                    Incoming::Text(_) | Incoming::Close(_) => {
+                        return Err(invalid("not a binary message of frames"));
+                    }
+                }
+                Ok(Some(used))
+            }
+        }
+    }
+
+    fn answer_all(&mut self, frames: &[u8]) -> io::Result<()> {
+        let mut rest = frames;
+        while !rest.is_empty() {
+            let Step::Complete(used, frame) =
+                frame::decode(rest, FRAME_BYTES_MAX_DEFAULT).map_err(invalid)?
+            else {
+                return Err(invalid("a message that ends within a frame"));
+            };
+            self.answer(&frame)?;
+            rest = &rest[used..];
+        }
+        Ok(())
+    }
+
+    /// Everything but HELLO and SUBSCRIBE is thrown away.
+    fn answer(&mut self, frame: &Frame<'_>) -> io::Result<()> {
+        match frame.kind {
+            Kind::Hello => {
+                let Hello { request, .. } = frame.record().map_err(invalid)?;
+                let welcome = Reply::Welcome {
+                    request,
+                    epoch: EPOCH,
+                    session: 1,
+                    frame_bytes_max: FRAME_BYTES_MAX_DEFAULT,
+                };
+                welcome.encode(self.encoding, &mut self.output);
+            }
+            Kind::Subscribe => {
+                let Subscribe { request, .. } =
+                    frame.grown_record(SUBSCRIBE_STRIDE_FIRST).map_err(invalid)?;
+                let pattern = frame.text().map_err(invalid)?;
+                let subscribed = Reply::Subscribed { request, pattern, epoch: EPOCH };
+                subscribed.encode(self.encoding, &mut self.output);
+                if self.subscriptions == 0 {
+                    self.announce();
+                }
+                self.subscriptions += 1;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Every topic, whatever the pattern: ticks of all of them follow.
+    fn announce(&mut self) {
+        for index in 0..self.options.topics {
+            let mut announcement = Vec::new();
+            frame::encode_topic(
+                &mut announcement,
+                rounds::topic_id(index),
+                EPOCH,
+                &rounds::topic_name(index),
+            );
+            match self.encoding {
+                Encoding::Native => self.output.extend_from_slice(&announcement),
+                _ => websocket::encode(&mut self.output, DataType::Binary, &announcement),
+            }
+        }
+    }
+}
+
+fn invalid(error: impl ToString) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, error.to_string())
+}

@@ -1,0 +1,282 @@
+//! The peers' protocols over scripted bytes.
+
+use tickcast::{client::Event, ingest::payload::Mark};
+
+use super::{lines::LINE_BYTES_MAX, *};
+
+fn payload(topic: u32, n: u64) -> String {
+    let mut payload = Vec::new();
+    Mark { at_ns: 1_700_000_000_000_000_000 + n, topic, n }.write(&mut payload, 100);
+    String::from_utf8(payload).unwrap()
+}
+
+fn nats() -> Feed {
+    Feed::Nats(Peer::open(|output| Nats::open(&["sim.>".into(), "a".into()], output)))
+}
+
+fn redis() -> Feed {
+    Feed::Redis(Peer::open(|output| Redis::open(&["sim.>".into(), "a[b".into()], output)))
+}
+
+/// A WebSocket, and the answer that upgrades it.
+fn websocket() -> (Feed, String) {
+    let feed = Feed::WebSocket(Peer::open(|output| WebSocket::open("h:1", "/sub?id=a", output)));
+    let request = String::from_utf8(feed.output().to_vec()).unwrap();
+    assert!(request.starts_with("GET /sub?id=a HTTP/1.1\r\nHost: h:1\r\n"), "{request}");
+    let key = request.split("Sec-WebSocket-Key: ").nth(1).unwrap().split("\r\n").next().unwrap();
+    let accept = tungstenite::handshake::derive_accept_key(key.as_bytes());
+    let answer = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: \
+         {accept}\r\n\r\n"
+    );
+    (feed, answer)
+}
+
+fn opened_websocket() -> Feed {
+    let (mut feed, answer) = websocket();
+    let written = feed.output().len();
+    feed.output_written(written);
+    assert_eq!(drain(&mut feed, answer.as_bytes()), Ok(vec![]));
+    feed
+}
+
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first];
+    match payload.len() {
+        len @ 0..=125 => frame.push(len as u8),
+        len => {
+            frame.push(126);
+            frame.extend_from_slice(&(len as u16).to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// An event in short, so that it can be compared.
+fn short(event: &Event<'_>) -> String {
+    match event {
+        Event::Tick(tick) => {
+            assert_eq!(tick.producer_time_ns, 1_700_000_000_000_000_000 + tick.sequence.0);
+            format!("{}:{}+{} {}", tick.topic_id.0, tick.sequence.0, tick.missed, tick.payload.len())
+        }
+        Event::Pong { .. } => "acknowledged".into(),
+        Event::Closed => "closed".into(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn drain(feed: &mut Feed, bytes: &[u8]) -> Result<Vec<String>, FeedError> {
+    feed.handle_bytes(bytes);
+    let mut events = Vec::new();
+    while let Some(event) = feed.poll_event()? {
+        events.push(short(&event));
+    }
+    Ok(events)
+}
+
+/// The events of `bytes`, which are the same wherever the stream is cut, and byte by byte.
+fn events_at_every_split(open: fn() -> Feed, bytes: &[u8]) -> Vec<String> {
+    let whole = drain(&mut open(), bytes).unwrap();
+    for split in 0..=bytes.len() {
+        let mut feed = open();
+        let mut events = drain(&mut feed, &bytes[..split]).unwrap();
+        events.extend(drain(&mut feed, &bytes[split..]).unwrap());
+        assert_eq!(events, whole, "split at {split}");
+    }
+    let mut feed = open();
+    let single: Vec<_> = bytes.iter().flat_map(|byte| drain(&mut feed, &[*byte]).unwrap()).collect();
+    assert_eq!(single, whole);
+    whole
+}
+
+/// The end of the stream is the end only between two messages.
+fn ends_are_told(open: fn() -> Feed, message: &[u8]) {
+    for len in 0..=message.len() {
+        let mut feed = open();
+        drain(&mut feed, &message[..len]).unwrap();
+        feed.handle_end();
+        let end = drain(&mut feed, b"");
+        if len == 0 || len == message.len() {
+            assert_eq!(end, Ok(vec!["closed".to_owned()]), "{len}");
+            assert_eq!(drain(&mut feed, message), Ok(vec![]), "nothing comes after the end");
+        } else {
+            assert_eq!(end, Err(FeedError::Truncated), "{len}");
+        }
+    }
+}
+
+fn refused(open: fn() -> Feed, bytes: &[u8]) -> FeedError {
+    let mut feed = open();
+    let error = drain(&mut feed, bytes).expect_err(&String::from_utf8_lossy(&bytes[..bytes.len().min(80)]));
+    assert_eq!(drain(&mut feed, b"+OK\r\n"), Ok(vec![]), "what comes after an error is not read");
+    error
+}
+
+fn nats_message(topic: u32, n: u64) -> String {
+    let payload = payload(topic, n);
+    format!("MSG sim.{topic} 1 {}\r\n{payload}\r\n", payload.len())
+}
+
+#[test]
+fn nats_messages_are_ticks_wherever_the_stream_is_cut() {
+    let reply = payload(4, 9);
+    let stream = format!(
+        "INFO {{\"max_payload\":1}}\r\nPONG\r\n{}{}+OK\r\nPING\r\n{}MSG sim.4 2 in.box {}\r\n{reply}\r\n",
+        nats_message(3, 1),
+        nats_message(3, 2),
+        nats_message(3, 7),
+        reply.len()
+    );
+    let events = events_at_every_split(nats, stream.as_bytes());
+    assert_eq!(events, ["acknowledged", "3:1+0 100", "3:2+0 100", "3:7+4 100", "4:9+0 100"]);
+    ends_are_told(nats, nats_message(3, 1).as_bytes());
+}
+
+#[test]
+fn nats_is_told_the_subscriptions_and_its_pings_are_answered() {
+    let mut feed = nats();
+    let opening = String::from_utf8(feed.output().to_vec()).unwrap();
+    assert!(opening.starts_with("CONNECT {") && opening.contains("\"verbose\":false"), "{opening}");
+    assert!(opening.ends_with("}\r\nSUB sim.> 1\r\nSUB a 2\r\nPING\r\n"), "{opening}");
+    feed.output_written(opening.len());
+    drain(&mut feed, b"PING\r\n").unwrap();
+    assert_eq!(feed.output(), b"PONG\r\n");
+    assert_eq!(
+        refused(nats, b"-ERR 'Authorization Violation'\r\n"),
+        FeedError::Refused("'Authorization Violation'".into())
+    );
+}
+
+#[test]
+fn what_nats_does_not_say_is_an_error() {
+    for garbage in [
+        "HTTP/1.1 400 Bad Request\r\n",
+        "PONG\n",
+        "\r\n",
+        "MSG sim.1 1 x\r\n",
+        "MSG sim.1 1 -1\r\n",
+        "MSG sim.1 1 \r\n",
+        "MSG 1 5\r\n",
+        "MSG a b c d 5\r\n",
+        "MSG sim.1 1 3\r\nabcdef",
+    ] {
+        assert!(matches!(refused(nats, garbage.as_bytes()), FeedError::Protocol(_)), "{garbage}");
+    }
+    assert_eq!(refused(nats, &[b'I'; LINE_BYTES_MAX]), FeedError::LongLine);
+    assert!(drain(&mut nats(), &[b'I'; LINE_BYTES_MAX - 1]).is_ok());
+    assert_eq!(refused(nats, b"MSG sim.1 1 16777217\r\n"), FeedError::LongPayload(16_777_217));
+    assert_eq!(refused(nats, b"MSG sim.1 1 2\r\n{}\r\n"), FeedError::Unmarked);
+}
+
+fn redis_message(topic: u32, n: u64) -> String {
+    let payload = payload(topic, n);
+    format!("*3\r\n$7\r\nmessage\r\n$5\r\nsim.{topic}\r\n${}\r\n{payload}\r\n", payload.len())
+}
+
+#[test]
+fn redis_messages_are_ticks_wherever_the_stream_is_cut() {
+    let of_pattern = payload(4, 5);
+    let stream = format!(
+        "*3\r\n$10\r\npsubscribe\r\n$5\r\nsim.*\r\n:1\r\n*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:2\r\n{}{}*4\r\n$8\r\npmessage\r\n\
+         $5\r\nsim.*\r\n$5\r\nsim.4\r\n$100\r\n{of_pattern}\r\n",
+        redis_message(3, 1),
+        redis_message(3, 3)
+    );
+    let events = events_at_every_split(redis, stream.as_bytes());
+    assert_eq!(events, ["acknowledged", "acknowledged", "3:1+0 100", "3:3+1 100", "4:5+0 100"]);
+    ends_are_told(redis, redis_message(3, 1).as_bytes());
+}
+
+#[test]
+fn redis_is_asked_for_patterns_and_for_channels() {
+    let opening = String::from_utf8(redis().output().to_vec()).unwrap();
+    assert_eq!(opening, "*2\r\n$10\r\nPSUBSCRIBE\r\n$5\r\nsim.*\r\n*2\r\n$9\r\nSUBSCRIBE\r\n$3\r\na[b\r\n");
+    let escaped = Peer::open(|output| Redis::open(&["a?[b]\\.*".into()], output));
+    assert!(escaped.output().ends_with(b"$12\r\na\\?\\[b\\]\\\\.*\r\n"));
+    assert_eq!(
+        refused(redis, b"-ERR max number of clients reached\r\n"),
+        FeedError::Refused("ERR max number of clients reached".into())
+    );
+}
+
+#[test]
+fn what_redis_does_not_say_is_an_error() {
+    let nested = "*1\r\n".repeat(100_000);
+    for garbage in [
+        "INFO {}\r\n",
+        "*0\r\n",
+        "*5\r\n",
+        "*-1\r\n",
+        "*99999999999\r\n",
+        "*3\r\n$-1\r\n",
+        "*3\r\n$\r\n",
+        "*3\r\n+OK\r\n",
+        "*1\r\n$4\r\nabcdef\r\n",
+        "*2\r\n$7\r\nmessage\r\n$1\r\na\r\n",
+        "*1\r\n$4\r\nkeys\r\n",
+        &nested,
+    ] {
+        assert!(matches!(refused(redis, garbage.as_bytes()), FeedError::Protocol(_)), "{garbage:.40}");
+    }
+    assert_eq!(refused(redis, &[b"*".as_slice(), &[b'1'; LINE_BYTES_MAX]].concat()), FeedError::LongLine);
+    assert_eq!(refused(redis, &[b"-".as_slice(), &[b'E'; LINE_BYTES_MAX]].concat()), FeedError::LongLine);
+    assert_eq!(refused(redis, b"*3\r\n$7\r\nmessage\r\n$16777217\r\n"), FeedError::LongPayload(16_777_217));
+}
+
+#[test]
+fn websocket_messages_are_ticks_wherever_the_stream_is_cut() {
+    let stream = [
+        frame(0x8a, b""),
+        frame(0x81, payload(3, 1).as_bytes()),
+        frame(0x89, b"p"),
+        frame(0x82, payload(3, 4).as_bytes()),
+    ]
+    .concat();
+    let events = events_at_every_split(opened_websocket, &stream);
+    assert_eq!(events, ["acknowledged", "3:1+0 100", "3:4+2 100"]);
+    ends_are_told(opened_websocket, &frame(0x82, payload(3, 1).as_bytes()));
+}
+
+#[test]
+fn the_upgrade_is_taken_at_every_cut_and_followed_by_a_ping() {
+    let (_, answer) = websocket();
+    for split in 0..=answer.len() {
+        let (mut feed, answer) = websocket();
+        let asked = feed.output().len();
+        feed.output_written(asked);
+        for part in [&answer[..split], &answer[split..]] {
+            assert_eq!(drain(&mut feed, part.as_bytes()), Ok(vec![]));
+        }
+        assert_eq!((feed.output().len(), feed.output()[0], feed.output()[1]), (6, 0x89, 0x80), "{split}");
+    }
+}
+
+#[test]
+fn an_upgrade_that_is_refused_or_proves_nothing_is_an_error() {
+    let refused = |answer: &str| drain(&mut websocket().0, answer.as_bytes()).unwrap_err();
+    assert_eq!(
+        refused("HTTP/1.1 404 Not Found\r\n\r\nno such channel\n"),
+        FeedError::Refused("404 Not Found no such channel".into())
+    );
+    for answer in ["HTTP/1.1 101 Switching Protocols\r\n\r\n", "+PONG\r\n"] {
+        assert!(matches!(refused(answer), FeedError::Protocol(_)), "{answer}");
+    }
+    let endless = format!("HTTP/1.1 101 Switching Protocols\r\nX: {}", "a".repeat(9_000));
+    assert_eq!(refused(&endless), FeedError::LongLine);
+}
+
+#[test]
+fn what_a_websocket_server_may_not_send_is_an_error() {
+    let masked = [&[0x82, 0x81, 1, 2, 3, 4, b'x'][..]].concat();
+    for garbage in
+        [masked, frame(0x01, b"frag"), frame(0xc2, b"x"), frame(0x83, b"x"), frame(0x89, &[0; 126])]
+    {
+        assert!(matches!(refused(opened_websocket, &garbage), FeedError::Protocol(_)), "{garbage:?}");
+    }
+    let announced = [0x82, 127, 0, 0, 0, 1, 0, 0, 0, 0];
+    assert_eq!(refused(opened_websocket, &announced), FeedError::LongPayload(1 << 32));
+    assert_eq!(refused(opened_websocket, &frame(0x81, b"{\"at\":1}")), FeedError::Unmarked);
+    let closed = refused(opened_websocket, &frame(0x88, &1001u16.to_be_bytes()));
+    assert_eq!(closed, FeedError::Refused("it closed the WebSocket with code 1001".into()));
+}

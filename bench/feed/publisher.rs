@@ -1,0 +1,279 @@
+//! One connection's protocol on the publishing side: ticks in, bytes out, and the server's answers in. No socket, no
+//! clock.
+
+use std::io::Write;
+
+use tickcast::{
+    client::{Event, PublishRequest, Session, SessionOptions},
+    limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX},
+    wire::Encoding,
+};
+
+use crate::options::{Plan, Protocol};
+
+/// Bytes that wait for the socket of one connection; a tick past them is refused. One may go past it.
+pub const WAITING_BYTES_MAX: usize = tickcast::client::OUTPUT_BYTES_MAX;
+/// Ticks that wait for their answer on one HTTP connection; one past them is refused.
+pub const UNANSWERED_MAX: u64 = 4_096;
+/// Longest line of an answer, in bytes: NATS allows its server 32 KiB for INFO.
+const LINE_BYTES_MAX: usize = 32 << 10;
+/// Longest body of an HTTP answer, in bytes: Nchan writes four lines about the channel.
+const BODY_BYTES_MAX: usize = 4 << 10;
+
+/// One connection's protocol.
+#[derive(Debug)]
+pub struct Publisher {
+    wire: Wire,
+    output: Vec<u8>,
+    written: usize,
+    /// What was read and does not make a whole answer yet. Bounds: [`LINE_BYTES_MAX`], or a head and a body.
+    input: Vec<u8>,
+    /// Ticks whose answer is still to come, where there are answers.
+    unanswered: u64,
+    /// Ticks that the server answered with an error; the first of the errors.
+    pub failed: u64,
+    pub failure: Option<String>,
+}
+
+#[derive(Debug)]
+enum Wire {
+    Tickcast(Box<Session>),
+    Nats,
+    Redis,
+    Nchan {
+        /// Request line up to the topic, and from the topic to the length.
+        before_topic: String,
+        after_topic: String,
+    },
+}
+
+impl Publisher {
+    /// A connection whose opening, if it has one, is in [`Publisher::output`].
+    pub fn open(plan: &Plan) -> Publisher {
+        let mut output = Vec::new();
+        let wire = match plan.protocol {
+            Protocol::Tickcast => {
+                let options =
+                    SessionOptions { name: "tickcast-feed".into(), ..SessionOptions::new(Encoding::Native) };
+                Wire::Tickcast(Box::new(Session::new(&options)))
+            }
+            Protocol::Nats => {
+                output.extend_from_slice(
+                    b"CONNECT {\"verbose\":false,\"pedantic\":false,\"tls_required\":false,\"lang\":\"rust\",\
+                      \"version\":\"0\",\"name\":\"tickcast-feed\",\"protocol\":1}\r\n",
+                );
+                Wire::Nats
+            }
+            Protocol::Redis => Wire::Redis,
+            Protocol::Nchan => Wire::Nchan {
+                before_topic: format!("POST {}?id=", plan.path),
+                after_topic: format!(" HTTP/1.1\r\nHost: {}\r\nContent-Length: ", plan.host),
+            },
+        };
+        Publisher { wire, output, written: 0, input: Vec::new(), unanswered: 0, failed: 0, failure: None }
+    }
+
+    /// Whether another tick would be refused: too much waits for the socket, or for an answer.
+    pub fn is_full(&self) -> bool {
+        self.output().len() >= WAITING_BYTES_MAX
+            || (matches!(self.wire, Wire::Nchan { .. }) && self.unanswered >= UNANSWERED_MAX)
+    }
+
+    /// Queues one tick. Topics are names that need no escapes in any of the protocols.
+    ///
+    /// # Errors
+    /// What tickcast's client refuses; nothing was queued.
+    pub fn publish(&mut self, topic: &str, producer_time_ns: u64, payload: &[u8]) -> Result<(), String> {
+        let (mut len, out) = (itoa::Buffer::new(), &mut self.output);
+        let len = len.format(payload.len()).as_bytes();
+        match &mut self.wire {
+            Wire::Tickcast(session) => {
+                let request =
+                    PublishRequest { topic, payload, producer_time_ns, ..PublishRequest::default() };
+                return session.publish(request).map(|_| ()).map_err(|error| error.to_string());
+            }
+            Wire::Nats => {
+                for part in [b"PUB ", topic.as_bytes(), b" ", len, b"\r\n", payload, b"\r\n"] {
+                    out.extend_from_slice(part);
+                }
+            }
+            Wire::Redis => {
+                // Writing to a Vec cannot fail.
+                let _ = write!(out, "*3\r\n$7\r\nPUBLISH\r\n${}\r\n", topic.len());
+                for part in [topic.as_bytes(), b"\r\n$", len, b"\r\n", payload, b"\r\n"] {
+                    out.extend_from_slice(part);
+                }
+                self.unanswered += 1;
+            }
+            Wire::Nchan { before_topic, after_topic } => {
+                let parts = [
+                    before_topic.as_bytes(),
+                    topic.as_bytes(),
+                    after_topic.as_bytes(),
+                    len,
+                    b"\r\n\r\n",
+                    payload,
+                ];
+                for part in parts {
+                    out.extend_from_slice(part);
+                }
+                self.unanswered += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes to write to the socket.
+    pub fn output(&self) -> &[u8] {
+        match &self.wire {
+            Wire::Tickcast(session) => session.output(),
+            _ => &self.output[self.written..],
+        }
+    }
+
+    /// Takes note that the first `bytes` of [`Publisher::output`] were written.
+    pub fn output_written(&mut self, bytes: usize) {
+        if let Wire::Tickcast(session) = &mut self.wire {
+            return session.output_written(bytes);
+        }
+        self.written += bytes;
+        if self.written == self.output.len() {
+            self.written = 0;
+            self.output.clear();
+        } else if self.written >= WAITING_BYTES_MAX {
+            // A socket that always leaves a rest would make the buffer grow with all that was ever written.
+            self.output.drain(..self.written);
+            self.written = 0;
+        }
+    }
+
+    /// Takes what the server answered.
+    ///
+    /// # Errors
+    /// One line for the operator: the connection is of no more use.
+    pub fn handle_bytes(&mut self, bytes: &[u8]) -> Result<(), String> {
+        if let Wire::Tickcast(session) = &mut self.wire {
+            session.handle_bytes(bytes);
+            while let Some(event) = session.poll_event().map_err(|error| error.to_string())? {
+                match event {
+                    Event::Error { code, text, .. } => {
+                        self.failed += 1;
+                        self.failure.get_or_insert_with(|| format!("{text} (code {code})"));
+                    }
+                    Event::Closing { code, text, .. } => {
+                        return Err(format!("the server closes: {text} (code {code})"));
+                    }
+                    Event::Pong { .. } => self.unanswered = 0,
+                    _ => {}
+                }
+            }
+            return Ok(());
+        }
+        self.input.extend_from_slice(bytes);
+        let mut taken = 0;
+        while let Some(used) = self.take_answer(taken)? {
+            taken += used;
+        }
+        self.input.drain(..taken);
+        Ok(())
+    }
+
+    /// Asks for an answer to all that was published, where ticks have none of their own.
+    ///
+    /// # Errors
+    /// What tickcast's client refuses.
+    pub fn finish(&mut self) -> Result<(), String> {
+        match &mut self.wire {
+            Wire::Tickcast(session) => {
+                session.ping().map_err(|error| error.to_string())?;
+                self.unanswered += 1;
+            }
+            Wire::Nats => {
+                self.output.extend_from_slice(b"PING\r\n");
+                self.unanswered += 1;
+            }
+            Wire::Redis | Wire::Nchan { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Whether every answer has come that the protocol has.
+    pub fn is_answered(&self) -> bool {
+        self.unanswered == 0
+    }
+
+    /// Takes the answer that stands at `at`: the bytes it took, `None` when they are not all there.
+    fn take_answer(&mut self, at: usize) -> Result<Option<usize>, String> {
+        let rest = &self.input[at..];
+        let (used, failure, is_answer) = match &self.wire {
+            Wire::Nchan { .. } => match http_answer(rest)? {
+                Some((used, None)) => (used, None, true),
+                Some((used, Some(status))) => (used, Some(format!("HTTP {status}")), true),
+                None => return Ok(None),
+            },
+            _ => {
+                let Some(end) = rest.iter().position(|&byte| byte == b'\n') else {
+                    let long = rest.len() > LINE_BYTES_MAX;
+                    return if long { Err("an answer without an end".into()) } else { Ok(None) };
+                };
+                let line = rest[..end].trim_ascii_end();
+                if line == b"PING" && matches!(self.wire, Wire::Nats) {
+                    self.output.extend_from_slice(b"PONG\r\n");
+                }
+                let failed = line.starts_with(b"-").then(|| String::from_utf8_lossy(line).into_owned());
+                if failed.is_none() && !is_known(&self.wire, line) {
+                    let shown = String::from_utf8_lossy(&line[..line.len().min(80)]).into_owned();
+                    return Err(format!("the server answered {shown:?}: is this the port of that protocol?"));
+                }
+                (end + 1, failed, line == b"PONG" || matches!(self.wire, Wire::Redis))
+            }
+        };
+        self.unanswered = self.unanswered.saturating_sub(u64::from(is_answer));
+        if let Some(failure) = failure {
+            self.failed += 1;
+            self.failure.get_or_insert(failure);
+        }
+        Ok(Some(used))
+    }
+}
+
+/// Whether a line is one that the server of such a connection says.
+fn is_known(wire: &Wire, line: &[u8]) -> bool {
+    match wire {
+        Wire::Nats => line.starts_with(b"INFO ") || matches!(line, b"PING" | b"PONG" | b"+OK"),
+        // The number of subscribers that got it.
+        _ => line.starts_with(b":"),
+    }
+}
+
+/// The HTTP answer that `bytes` begin with: what it took, and its status where that is no success.
+fn http_answer(bytes: &[u8]) -> Result<Option<(usize, Option<u16>)>, String> {
+    let head = &bytes[..bytes.len().min(HTTP_HEAD_BYTES_MAX_DEFAULT)];
+    let mut headers = [httparse::EMPTY_HEADER; HTTP_HEADERS_MAX];
+    let mut response = httparse::Response::new(&mut headers);
+    let head_len = match response.parse(head) {
+        Ok(httparse::Status::Complete(used)) => used,
+        Ok(httparse::Status::Partial) if bytes.len() < HTTP_HEAD_BYTES_MAX_DEFAULT => return Ok(None),
+        Ok(httparse::Status::Partial) => return Err("an HTTP head without an end".into()),
+        Err(error) => return Err(format!("the server's answer is not HTTP ({error})")),
+    };
+    let header = |name: &str| response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
+    if header("transfer-encoding").is_some() {
+        return Err("an HTTP answer in chunks: which Nchan does not send to a publisher".into());
+    }
+    let body_len = match header("content-length") {
+        None => 0,
+        Some(header) => std::str::from_utf8(header.value)
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .filter(|&len: &usize| len <= BODY_BYTES_MAX)
+            .ok_or("an HTTP answer with a body of no length that is taken")?,
+    };
+    let status = response.code.unwrap_or_default();
+    let whole_len = head_len + body_len;
+    let failed = (!(200..300).contains(&status)).then_some(status);
+    Ok((bytes.len() >= whole_len).then_some((whole_len, failed)))
+}
+
+#[cfg(test)]
+mod tests;

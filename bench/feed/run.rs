@@ -1,0 +1,231 @@
+//! One thread: publishes what is due, writes it, takes the answers.
+
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    net::{Shutdown, TcpStream as BlockingStream},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use mio::{Events, Interest, Poll, Token, net::TcpStream};
+use tickcast::{clock, ingest::payload::Mark};
+
+use crate::{
+    options::Plan,
+    publisher::Publisher,
+    report::{self, Report},
+};
+
+/// Time for one connection to be made.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest sleep: how late a signal may be noticed.
+const NAP_NS: u64 = 20_000_000;
+/// Ticks queued before the connections are written.
+const BATCH_TICKS: u64 = 256;
+/// Events taken from the kernel at once.
+const EVENTS_MAX: usize = 256;
+/// Bytes one read takes.
+const READ_BYTES: usize = 16 << 10;
+/// Time at the end for what waits to be written, and for the answers to it.
+const DRAIN_NS: u64 = 2_000_000_000;
+/// How often the end is looked at.
+const DRAIN_LOOK: Duration = Duration::from_millis(2);
+
+#[derive(Debug)]
+struct Connection {
+    stream: TcpStream,
+    publisher: Publisher,
+    /// Has ticks that were queued since its last write.
+    is_dirty: bool,
+}
+
+/// Invariant: `published[t]` is the number of the last tick that was queued of topic `t`.
+struct Feeder<'a> {
+    plan: &'a Plan,
+    poll: Poll,
+    events: Events,
+    connections: Vec<Connection>,
+    /// Those with `is_dirty`.
+    dirty: Vec<usize>,
+    topics: Vec<String>,
+    published: Vec<u64>,
+    payload: Vec<u8>,
+    buffer: Box<[u8]>,
+    report: Report,
+}
+
+/// Publishes until the time is over, `stop` is set, or a connection ends.
+///
+/// # Errors
+/// One line for the operator, where not even the connections can be made.
+pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<Report, String> {
+    let mut feeder = Feeder::connect(plan)?;
+    eprintln!("publishing {} ticks/s over {} connections", plan.per_second(), plan.connections);
+    let cpu_from_ns = report::cpu_ns();
+    let from_ns = clock::monotonic_ns();
+    let outcome = feeder.publish(stop).and_then(|()| feeder.drain());
+    let mut report = feeder.report;
+    report.ended = outcome.err();
+    report.window_ns = clock::monotonic_ns() - from_ns;
+    report.cpu_ns = report::cpu_ns() - cpu_from_ns;
+    for connection in &feeder.connections {
+        report.failed += connection.publisher.failed;
+        report.unwritten_bytes += connection.publisher.output().len() as u64;
+        report.failure = report.failure.or_else(|| connection.publisher.failure.clone());
+    }
+    Ok(report)
+}
+
+impl<'a> Feeder<'a> {
+    fn connect(plan: &'a Plan) -> Result<Feeder<'a>, String> {
+        let poll = Poll::new().map_err(|error| format!("epoll: {error}"))?;
+        let mut connections = Vec::with_capacity(plan.connections);
+        for index in 0..plan.connections {
+            let fail = |error: io::Error| format!("connection {index} to {}: {error}", plan.server);
+            let stream = BlockingStream::connect_timeout(&plan.server, CONNECT_DEADLINE).map_err(fail)?;
+            stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true)).map_err(fail)?;
+            let mut stream = TcpStream::from_std(stream);
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            poll.registry().register(&mut stream, Token(index), interest).map_err(fail)?;
+            connections.push(Connection { stream, publisher: Publisher::open(plan), is_dirty: false });
+        }
+        Ok(Feeder {
+            plan,
+            poll,
+            events: Events::with_capacity(EVENTS_MAX),
+            connections,
+            dirty: Vec::with_capacity(plan.connections),
+            topics: (0..plan.topics).map(|topic| format!("sim.{topic}")).collect(),
+            published: vec![0; plan.topics as usize],
+            payload: Vec::with_capacity(plan.size_bytes),
+            buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            report: Report::new()?,
+        })
+    }
+
+    fn publish(&mut self, stop: &AtomicBool) -> Result<(), String> {
+        let per_second = u128::from(self.plan.per_second());
+        let after_ns = |k: u64| (u128::from(k) * 1_000_000_000 / per_second) as u64;
+        let ticks = self.plan.duration_s.map_or(u64::MAX, |seconds| seconds * self.plan.per_second());
+        let (start_ns, start_realtime_ns) = (clock::monotonic_ns(), clock::realtime_ns());
+        let mut k = 0;
+        while k < ticks && !stop.load(Ordering::Acquire) {
+            let elapsed_ns = clock::monotonic_ns() - start_ns;
+            let first = k;
+            while k < ticks && k < first + BATCH_TICKS && after_ns(k) <= elapsed_ns {
+                self.offer(k, start_realtime_ns + after_ns(k))?;
+                k += 1;
+            }
+            let written_at_ns = clock::monotonic_ns() - start_ns;
+            (first..k).for_each(|k| self.report.late(written_at_ns.saturating_sub(after_ns(k))));
+            while let Some(index) = self.dirty.pop() {
+                self.connections[index].is_dirty = false;
+                self.connections[index].write().map_err(|why| ended(index, &why))?;
+            }
+            self.turn(Duration::ZERO)?;
+            let next_ns = after_ns(k).saturating_sub(clock::monotonic_ns() - start_ns);
+            if next_ns > 0 && k < ticks {
+                clock::sleep_ns(next_ns.min(NAP_NS));
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues the k-th tick, or counts that it is refused.
+    fn offer(&mut self, k: u64, intended_ns: u64) -> Result<(), String> {
+        let topic = (k % u64::from(self.plan.topics)) as usize;
+        let index = topic % self.connections.len();
+        let connection = &mut self.connections[index];
+        self.report.offered += 1;
+        if connection.publisher.is_full() {
+            self.report.refused += 1;
+            return Ok(());
+        }
+        let mark = Mark { at_ns: intended_ns, topic: topic as u32, n: self.published[topic] + 1 };
+        mark.write(&mut self.payload, self.plan.size_bytes);
+        connection
+            .publisher
+            .publish(&self.topics[topic], intended_ns, &self.payload)
+            .map_err(|why| ended(index, &why))?;
+        self.published[topic] += 1;
+        self.report.sent += 1;
+        if !connection.is_dirty {
+            connection.is_dirty = true;
+            self.dirty.push(index);
+        }
+        Ok(())
+    }
+
+    /// Lets the connections that the kernel names read and write.
+    fn turn(&mut self, timeout: Duration) -> Result<(), String> {
+        match self.poll.poll(&mut self.events, Some(timeout)) {
+            Err(error) if error.kind() != ErrorKind::Interrupted => return Err(format!("epoll: {error}")),
+            _ => {}
+        }
+        for event in &self.events {
+            let index = event.token().0;
+            let connection = &mut self.connections[index];
+            if event.is_readable() || event.is_read_closed() || event.is_error() {
+                connection.read(&mut self.buffer).map_err(|why| ended(index, &why))?;
+            }
+            // Also what an answer made this side say.
+            connection.write().map_err(|why| ended(index, &why))?;
+        }
+        Ok(())
+    }
+
+    /// Writes what waits, and waits for the answers: what a closed socket had not read yet could take with it what the
+    /// server has not.
+    fn drain(&mut self) -> Result<(), String> {
+        for (index, connection) in self.connections.iter_mut().enumerate() {
+            connection.publisher.finish().map_err(|why| ended(index, &why))?;
+            connection.write().map_err(|why| ended(index, &why))?;
+        }
+        let until_ns = clock::monotonic_ns() + DRAIN_NS;
+        while clock::monotonic_ns() < until_ns
+            && !self
+                .connections
+                .iter()
+                .all(|one| one.publisher.output().is_empty() && one.publisher.is_answered())
+        {
+            self.turn(DRAIN_LOOK)?;
+        }
+        for connection in &self.connections {
+            let _ = connection.stream.shutdown(Shutdown::Both);
+        }
+        Ok(())
+    }
+}
+
+fn ended(index: usize, why: &str) -> String {
+    format!("connection {index}: {why}")
+}
+
+impl Connection {
+    fn write(&mut self) -> Result<(), String> {
+        while !self.publisher.output().is_empty() {
+            match self.stream.write(self.publisher.output()) {
+                Ok(written) => self.publisher.output_written(written),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(format!("write: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<(), String> {
+        loop {
+            match self.stream.read(buffer) {
+                Ok(0) => return Err("the server closed it".into()),
+                Ok(read) => self.publisher.handle_bytes(&buffer[..read])?,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(format!("read: {error}")),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

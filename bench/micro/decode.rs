@@ -1,0 +1,89 @@
+//! Decoding 64 KiB of ticks of 100 bytes, as one read of a busy socket brings them: by the frame decoder alone, and by a
+//! client's session, every event of it polled. An iteration is one tick.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
+use tickcast::{
+    client::{Event, Session, SessionOptions},
+    tick::{Sequence, TopicId},
+    wire::{
+        Encoding, Step,
+        frame::{self, FLAG_PAYLOAD_JSON, TickParts},
+        reply::Reply,
+    },
+};
+
+use crate::{
+    load,
+    measure::{per_unit, timed},
+};
+
+/// Bytes of one read.
+const READ_BYTES: usize = 64 << 10;
+/// Frames longer than this would be refused.
+const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Where a TICK frame has its sequence: wire/PROTOCOL.md.
+const SEQUENCE_AT: usize = 16;
+const TOPIC: TopicId = TopicId(1);
+
+pub fn bench(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decode");
+    let (bytes, frame_bytes) = read();
+    let ticks = bytes.len() / frame_bytes;
+    group.bench_function("frames", |bencher| {
+        per_unit(bencher, ticks as u64, || {
+            let mut decoded = 0;
+            let ns = timed(|| {
+                let mut rest = &bytes[..];
+                while let Ok(Step::Complete(used, frame)) = frame::decode(rest, FRAME_BYTES_MAX) {
+                    black_box(&frame);
+                    decoded += 1;
+                    rest = &rest[used..];
+                }
+            });
+            assert_eq!(decoded, ticks, "every frame was decoded");
+            ns
+        });
+    });
+    session(&mut group, bytes, frame_bytes);
+    group.finish();
+}
+
+/// Whole ticks within a read, and the bytes of each.
+fn read() -> (Vec<u8>, usize) {
+    let payload = load::payload();
+    let parts = TickParts { flags: FLAG_PAYLOAD_JSON, payload: &payload, ..TickParts::default() };
+    let mut one = Vec::new();
+    frame::encode_tick(&mut one, TOPIC, Sequence(1), &parts);
+    (one.repeat(READ_BYTES / one.len()), one.len())
+}
+
+fn session(group: &mut BenchmarkGroup<'_, WallTime>, mut bytes: Vec<u8>, frame_bytes: usize) {
+    let mut session = Session::new(&SessionOptions::new(Encoding::Native));
+    let mut greeting = Vec::new();
+    let welcome = Reply::Welcome { request: 1, epoch: 1, session: 1, frame_bytes_max: FRAME_BYTES_MAX };
+    welcome.encode(Encoding::Native, &mut greeting);
+    frame::encode_topic(&mut greeting, TOPIC, 1, "sim.1");
+    session.handle_bytes(&greeting);
+    let mut sequence = 0u64;
+    group.bench_function("session", |bencher| {
+        per_unit(bencher, (bytes.len() / frame_bytes) as u64, || {
+            for frame in bytes.chunks_exact_mut(frame_bytes) {
+                sequence += 1;
+                frame[SEQUENCE_AT..SEQUENCE_AT + 8].copy_from_slice(&sequence.to_le_bytes());
+            }
+            let mut last = 0;
+            let ns = timed(|| {
+                session.handle_bytes(&bytes);
+                while let Ok(Some(event)) = session.poll_event() {
+                    if let Event::Tick(tick) = black_box(event) {
+                        last = tick.sequence.0;
+                    }
+                }
+            });
+            assert_eq!(last, sequence, "every tick came");
+            ns
+        });
+    });
+}

@@ -1,0 +1,105 @@
+//! The egress log and a session's outbox.
+//!
+//! - `append`: one frame of 160 bytes into the log; in a few warm pages, as where all sessions keep up, and going round
+//!   16 MiB, as where one is behind. An iteration is one frame.
+//! - `gather`: what [`tickcast::sessions::Sessions::take_send`] takes for one SEND: one short range and one long one, both
+//!   straight from the log, and 400 scattered frames, copied together. An iteration is one SEND, of the last one frame.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
+use tickcast::{
+    limits::{
+        BEHIND_BYTES_DEFAULT, EGRESS_LOG_BYTES_DEFAULT, GATHER_BYTES, OUTBOX_BYTES_MAX_DEFAULT,
+        SEND_DIRECT_BYTES,
+    },
+    log::{EgressLog, Mark, Range},
+    session::{Next, Protocol, Session},
+    sessions::Sessions,
+    wire::Encoding,
+};
+
+use crate::measure::{per_unit, timed};
+
+const FRAME: [u8; 160] = [7; 160];
+/// Frames appended in a row.
+const FRAMES: u64 = 64;
+/// Frames, each a range of its own, that go into one SEND.
+const SCATTERED: u64 = 400;
+/// Sessions that have the same waiting: one SEND each is a round.
+const SESSIONS: u32 = 64;
+
+pub fn bench(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("append");
+    let mut log = EgressLog::new(EGRESS_LOG_BYTES_DEFAULT);
+    group.bench_function("warm", |bencher| {
+        per_unit(bencher, FRAMES, || {
+            log.rewind();
+            timed(|| append(&mut log, FRAMES))
+        });
+    });
+    group.bench_function("round 16 MiB", |bencher| {
+        per_unit(bencher, FRAMES, || timed(|| append(&mut log, FRAMES)));
+    });
+    group.finish();
+
+    let mut group = criterion.benchmark_group("gather");
+    let short = |log: &mut EgressLog| ranges(log, 1, FRAME.len());
+    gather(&mut group, "one range of 160 B", 1, &short);
+    gather(&mut group, "one range of 16 KiB", 1, &|log| ranges(log, 1, SEND_DIRECT_BYTES));
+    gather(&mut group, "of 400 ranges of 160 B, each", SCATTERED, &|log| ranges(log, SCATTERED, FRAME.len()));
+    group.finish();
+}
+
+fn append(log: &mut EgressLog, frames: u64) {
+    for sequence in 0..frames {
+        black_box(log.append(Mark { topic: 1, sequence, skipped: 0 }, black_box(&FRAME)));
+    }
+}
+
+/// Ranges with a frame of somebody else's behind each.
+fn ranges(log: &mut EgressLog, count: u64, bytes: usize) -> Vec<Range> {
+    let frame = vec![7; bytes];
+    let one = |sequence| {
+        let range = log.append(Mark { topic: 1, sequence, skipped: 0 }, &frame);
+        log.append(Mark { topic: 2, sequence, skipped: 0 }, &FRAME);
+        range
+    };
+    (0..count).filter_map(one).collect()
+}
+
+fn gather(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    units: u64,
+    ranges: &dyn Fn(&mut EgressLog) -> Vec<Range>,
+) {
+    let mut log = EgressLog::new(EGRESS_LOG_BYTES_DEFAULT);
+    let mut sessions = Sessions::new(OUTBOX_BYTES_MAX_DEFAULT, BEHIND_BYTES_DEFAULT);
+    for slot in 0..SESSIONS {
+        sessions.insert(slot, Session::new(slot.into(), Encoding::Native, Protocol::Native));
+    }
+    let mut gather = Vec::with_capacity(GATHER_BYTES);
+    group.bench_function(name, |bencher| {
+        per_unit(bencher, units * u64::from(SESSIONS), || {
+            log.rewind();
+            let ranges = ranges(&mut log);
+            for slot in 0..SESSIONS {
+                if let Some(session) = sessions.any_mut(slot) {
+                    session.sending = false;
+                }
+                ranges.iter().for_each(|&range| sessions.push_range(slot, &log, range));
+            }
+            let mut taken = 0;
+            let ns = timed(|| {
+                while let Some(slot) = sessions.pop_ready() {
+                    gather.clear();
+                    let next = black_box(sessions.take_send(slot, Some(&log), &mut gather));
+                    taken += u32::from(matches!(next, Next::Send(_)));
+                }
+            });
+            assert_eq!((taken, sessions.waiting()), (SESSIONS, 0), "one SEND took all");
+            ns
+        });
+    });
+}

@@ -1,0 +1,45 @@
+//! What a topic's home keeps of each tick: the newest, without keys and of 1,000 keys in turn, and the recent ones within
+//! the default bounds. An iteration is one tick of 160 bytes.
+
+use std::hint::black_box;
+
+use criterion::Criterion;
+use tickcast::{
+    history::{History, HistoryBounds},
+    limits::{
+        HISTORY_BYTES_DEFAULT, HISTORY_BYTES_MAX_DEFAULT, HISTORY_TICKS_DEFAULT, KEYS_BYTES_MAX_DEFAULT,
+        KEYS_PER_TOPIC_MAX_DEFAULT,
+    },
+    newest::{KeysBudget, Newest},
+};
+
+const FRAME: [u8; 160] = [7; 160];
+/// Keys that ticks go round.
+const KEYS: u64 = 1_000;
+
+pub fn bench(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("newest");
+    for (name, keys) in [("no key", 0), ("1,000 keys", KEYS)] {
+        let mut budget =
+            KeysBudget { keys_max: KEYS_PER_TOPIC_MAX_DEFAULT, bytes_left: KEYS_BYTES_MAX_DEFAULT as isize };
+        let (mut newest, mut sequence) = (Newest::default(), 0u64);
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                sequence += 1;
+                let key = if keys == 0 { 0 } else { sequence % keys + 1 };
+                newest.put(sequence, key, &mut budget, |out| out.extend_from_slice(black_box(&FRAME)));
+            });
+        });
+    }
+    group.finish();
+    let bounds =
+        HistoryBounds { ticks: HISTORY_TICKS_DEFAULT, bytes: HISTORY_BYTES_DEFAULT, age_ns: u64::MAX };
+    let (mut history, mut sequence) = (History::default(), 0u64);
+    let mut budget_bytes = HISTORY_BYTES_MAX_DEFAULT;
+    criterion.bench_function("history", |bencher| {
+        bencher.iter(|| {
+            sequence += 1;
+            history.push(sequence, black_box(&FRAME), bounds, sequence, &mut budget_bytes);
+        });
+    });
+}

@@ -1,0 +1,152 @@
+//! One shard with sessions that take everything, on simulated sockets that always have room: the way of a tick through
+//! the state machines, with no kernel in it.
+
+use std::sync::Arc;
+
+use tickcast::{
+    client::{Event, Session, SessionOptions},
+    clock::Now,
+    config::Limits,
+    counters::Counters,
+    limits::{GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT},
+    shard::{Door, ORIGIN_INGEST, Send, Shard},
+    tick::{Publish, ShardId},
+    wire::{
+        Encoding, Step,
+        frame::{self, FLAG_PAYLOAD_JSON},
+    },
+};
+
+/// The server's life.
+const EPOCH: u64 = 9;
+/// Simulated time between two turns: that of the load in README, 5,000 ticks a second.
+const TURN_NS: u64 = 200_000;
+/// Turns in which a session must have been acknowledged.
+const GREETING_TURNS_MAX: usize = 16;
+
+/// A payload as the simulator's: JSON, 100 bytes.
+pub fn payload() -> Vec<u8> {
+    format!("{:.<98}\"}}", "{\"at\":1793322000130000000,\"n\":1403,\"pad\":\"").into_bytes()
+}
+
+/// What left in SENDs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sent {
+    pub sends: u64,
+    pub bytes: u64,
+}
+
+/// A shard that is home of all topics, and its sessions.
+pub struct Load {
+    pub shard: Shard,
+    pub now: Now,
+    gather: Vec<u8>,
+    /// A PUBLISH for each topic, as an ingest brings it.
+    publishes: Vec<Vec<u8>>,
+    next: usize,
+}
+
+impl Load {
+    /// `sessions` subscribed to `>` in this encoding, and `topics` that [`Load::publish`] goes round, all of them known
+    /// and announced.
+    ///
+    /// # Panics
+    /// When a session is not acknowledged.
+    pub fn new(encoding: Encoding, sessions: u32, topics: usize) -> Load {
+        // Nobody answers pings here.
+        let limits = Limits { ping_interval_ns: u64::MAX, ..Limits::default() };
+        let publishes = (0..topics).map(|topic| {
+            let mut bytes = Vec::new();
+            let (name, record) = (format!("sim.{topic}"), Publish::default());
+            frame::encode_publish(&mut bytes, ORIGIN_INGEST, FLAG_PAYLOAD_JSON, 0, record, &name, &payload());
+            bytes
+        });
+        let mut load = Load {
+            shard: Shard::new(ShardId(0), 1, EPOCH, limits, Arc::new(Counters::default())),
+            now: Now { monotonic_ns: 1 << 41, realtime_ns: 1 << 60 },
+            gather: Vec::with_capacity(GATHER_BYTES),
+            publishes: publishes.collect(),
+            next: 0,
+        };
+        for slot in 0..sessions {
+            load.connect(slot, encoding);
+        }
+        for _ in 0..topics {
+            load.publish();
+            load.turn();
+        }
+        load
+    }
+
+    fn connect(&mut self, slot: u32, encoding: Encoding) {
+        let door = if encoding == Encoding::Native { Door::Native } else { Door::Http };
+        self.shard.handle_accept(slot, door, self.now);
+        let mut client = Session::new(&SessionOptions::new(encoding));
+        let asked = client.subscribe(">");
+        assert!(asked.is_ok(), "{asked:?}");
+        for _ in 0..GREETING_TURNS_MAX {
+            let output = client.output().to_vec();
+            client.output_written(output.len());
+            self.shard.handle_bytes(slot, &output, self.now);
+            self.turn_into(|to, bytes| {
+                if to == slot {
+                    client.handle_bytes(bytes);
+                }
+            });
+            while let Ok(Some(event)) = client.poll_event() {
+                if let Event::Subscribed { .. } = event {
+                    return;
+                }
+            }
+        }
+        panic!("session {slot} was not acknowledged");
+    }
+
+    /// One tick comes from an ingest: its home counts and keeps it, appends it to the log, marks the sessions.
+    pub fn publish(&mut self) {
+        if let Ok(Step::Complete(_, frame)) = frame::decode(&self.publishes[self.next], usize::MAX) {
+            self.shard.handle_request(None, &frame, self.now);
+        }
+        self.next = (self.next + 1) % self.publishes.len();
+    }
+
+    /// The rest of the turn: a SEND for every session that has something, all of them taken whole.
+    pub fn turn(&mut self) -> Sent {
+        self.turn_into(|_, _| {})
+    }
+
+    fn turn_into(&mut self, mut take: impl FnMut(u32, &[u8])) -> Sent {
+        let mut sent = Sent::default();
+        self.shard.turn(self.now);
+        loop {
+            // As the driver has it: in batches.
+            let mut sends: [Option<Send>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
+            self.gather.clear();
+            self.shard.prepare_sends(self.now);
+            let mut len = 0;
+            while len < SENDS_PER_SUBMIT
+                && self.gather.len() + SEND_BYTES_MAX <= GATHER_BYTES
+                && let Some(send) = self.shard.poll_send(&mut self.gather, self.now)
+            {
+                sends[len] = Some(send);
+                len += 1;
+            }
+            if len == 0 {
+                break;
+            }
+            for send in sends.iter().flatten() {
+                let bytes = self.shard.send_bytes(send, &self.gather);
+                take(send.slot, bytes);
+                let len = bytes.len();
+                sent.sends += 1;
+                sent.bytes += len as u64;
+                self.shard.handle_sent(send.slot, len, false, self.now);
+            }
+        }
+        while self.shard.poll_action().is_some() {}
+        self.shard.end_turn();
+        self.now.monotonic_ns += TURN_NS;
+        self.now.realtime_ns += TURN_NS;
+        sent
+    }
+}
