@@ -45,6 +45,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod counters;
+pub mod ecg;
 pub mod error;
 pub mod fanout;
 pub mod history;
