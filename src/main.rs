@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(&args).map_err(|error| error.to_string()),
         Command::Sub(args) => commands::subscribe(&args).map_err(|error| error.to_string()),
         Command::Pub(args) => commands::publish(&args).map_err(|error| error.to_string()),
+        Command::Process(args) => commands::process(&args).map_err(|error| error.to_string()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -42,6 +43,7 @@ fn serve(args: &ServeArgs) -> Result<(), StartupError> {
 fn announce(config: &Config, tcp: SocketAddr, http: SocketAddr) {
     let pattern = match config.sources.first() {
         Some(Source::Simulator(_)) => "sim.>",
+        Some(Source::Ecg(_)) => "ecg.*",
         _ => ">",
     };
     let encoded = pattern.replace('>', "%3E");

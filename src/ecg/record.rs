@@ -246,7 +246,7 @@ fn extend_12(high: u8, low: u8) -> i16 {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::path::PathBuf;
 
     use super::*;

@@ -11,14 +11,14 @@ pub const BPM_HIGHEST: f64 = 240.0;
 /// Samples a second, Hz.
 pub const FS_HZ: f64 = 250.0;
 
-/// Height in mV, place in the cycle in degrees from R, width in radians, at 60 beats a minute. At other rates widths grow
-/// with the root of the rate, and places with this power of that root.
-const WAVES: [(f64, f64, f64, f64); 5] = [
-    (0.12, -70.0, 0.25, 0.5),
-    (-0.12, -15.0, 0.1, 1.0),
-    (1.2, 0.0, 0.1, 0.0),
-    (-0.25, 15.0, 0.1, 1.0),
-    (0.3, 100.0, 0.4, 0.5),
+/// Height in mV, place in the cycle in degrees from R, width in radians, at 60 beats a minute; then the powers of the
+/// root of the rate that place and width grow with at others. With 2 it lasts as long at every rate: the QRS does.
+const WAVES: [(f64, f64, f64, f64, f64); 5] = [
+    (0.12, -70.0, 0.25, 0.5, 1.0),
+    (-0.12, -15.0, 0.1, 2.0, 2.0),
+    (1.2, 0.0, 0.1, 2.0, 2.0),
+    (-0.25, 15.0, 0.1, 2.0, 2.0),
+    (0.3, 100.0, 0.4, 0.5, 1.0),
 ];
 /// The breath moves the rate by so much of it, and the baseline by so many mV.
 const BREATH: (f64, f64) = (0.03, 0.05);
@@ -48,13 +48,13 @@ impl Synthetic {
     pub fn next_mv(&mut self) -> f32 {
         let (rate_share, baseline_mv) = BREATH;
         let bpm = self.bpm * (1.0 + rate_share * self.breath.sin());
-        let factor = (bpm / 60.0).sqrt();
+        let root = (bpm / 60.0).sqrt();
         let mut sample_mv = baseline_mv * self.breath.sin();
-        for (height_mv, degrees, width, power) in WAVES {
-            let place = degrees.to_radians() * factor.powf(power);
+        for (height_mv, degrees, width, place_power, width_power) in WAVES {
+            let place = degrees.to_radians() * root.powf(place_power);
             // The shorter way round the cycle.
             let away = (self.phase - place + PI).rem_euclid(TAU) - PI;
-            sample_mv += height_mv * (-0.5 * (away / (width * factor)).powi(2)).exp();
+            sample_mv += height_mv * (-0.5 * (away / (width * root.powf(width_power))).powi(2)).exp();
         }
         let step = TAU * bpm / 60.0 / self.fs_hz;
         self.is_peak = self.phase.abs() <= step / 2.0;

@@ -168,7 +168,7 @@ fn an_artefact_does_not_deafen_it() {
 #[test]
 fn a_flat_line_has_no_beats_and_the_heart_after_it_has() {
     for level in [0.0, 3.3, -500.0, f32::NAN, f32::INFINITY, 1e30] {
-        assert_eq!(detect(FS_HZ, vec![level; 10_000]), [], "{level}");
+        assert_eq!(detect(FS_HZ, vec![level; 10_000]).len(), 0, "{level}");
         let (samples, peaks) = heart(72.0, 30);
         let detected = detect(FS_HZ, std::iter::repeat_n(level, 10_000).chain(samples));
         let peaks: Vec<u64> = peaks.iter().map(|peak| peak + 10_000).collect();
