@@ -42,7 +42,8 @@ pub(super) fn source(args: &ServeArgs, payload_bytes_max: usize) -> Result<Optio
             return Err(StartupError::Option("--ecg-bpm", text));
         }
         let record = record::load(Path::new(name), args.ecg_signal).map_err(|error| {
-            let text = format!("{error} (give a WFDB header, FILE.hea with its data beside it, or {SYNTHETIC})");
+            let text =
+                format!("{error} (give a WFDB header, FILE.hea with its data beside it, or {SYNTHETIC})");
             StartupError::Option("--ecg", text)
         })?;
         Wave::Record(Arc::new(record))

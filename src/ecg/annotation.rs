@@ -98,7 +98,13 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Annotation>, String> {
             _ => {
                 time += u64::from(interval);
                 let code = code as u8;
-                annotations.push(Annotation { at_frame: time, code, number, channel, ..Annotation::default() });
+                annotations.push(Annotation {
+                    at_frame: time,
+                    code,
+                    number,
+                    channel,
+                    ..Annotation::default()
+                });
             }
         }
     }
@@ -142,7 +148,10 @@ mod tests {
                 annotation(77 + 65_538 + 3 - 2, 1, 2, 0, 1, b""),
             ]
         );
-        assert_eq!(annotations.iter().map(Annotation::is_beat).collect::<Vec<_>>(), [false, true, true, true]);
+        assert_eq!(
+            annotations.iter().map(Annotation::is_beat).collect::<Vec<_>>(),
+            [false, true, true, true]
+        );
     }
 
     #[test]

@@ -406,11 +406,10 @@ impl Filters {
         let window = samples(fs_hz, WINDOW_S);
         let step = samples(fs_hz, 0.005).max(1);
         let slope = (age..age + window).map(|age| self.slope.back(age).abs()).fold(0.0, f64::max);
-        let (height, passed_age) =
-            (age..age + window + 4 * step).fold((0.0, age), |(height, at), age| {
-                let value = self.passed.back(age).abs();
-                if value > height { (value, age) } else { (height, at) }
-            });
+        let (height, passed_age) = (age..age + window + 4 * step).fold((0.0, age), |(height, at), age| {
+            let value = self.passed.back(age).abs();
+            if value > height { (value, age) } else { (height, at) }
+        });
         let around = samples(fs_hz, REFINE_S);
         let middle = passed_age + BandPass::delay(fs_hz);
         let (newest, oldest) = (middle.saturating_sub(around), middle + around);

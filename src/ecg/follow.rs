@@ -132,7 +132,8 @@ impl Follower {
         if samples.is_empty() || !rest.is_empty() {
             return Err(format!("{} bytes are no batch of Float32", payload.len()));
         }
-        let first = wave.info.at_sample(time_ns).and_then(|last| (last + 1).checked_sub(samples.len() as u64));
+        let first =
+            wave.info.at_sample(time_ns).and_then(|last| (last + 1).checked_sub(samples.len() as u64));
         let first = first.ok_or("a batch of before the first sample")?;
         let next = wave.detector.next_sample();
         if !wave.has_begun {

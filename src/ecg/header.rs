@@ -356,7 +356,8 @@ mod tests {
             for _ in 0..random.usize(..4) {
                 if !bytes.is_empty() {
                     let at = random.usize(..bytes.len());
-                    bytes[at] = if random.bool() { random.u8(..) } else { whole[random.usize(..whole.len())] };
+                    bytes[at] =
+                        if random.bool() { random.u8(..) } else { whole[random.usize(..whole.len())] };
                 }
             }
             let _ = parse(&bytes);

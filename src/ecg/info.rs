@@ -87,7 +87,13 @@ pub(crate) mod tests {
     fn a_payload_is_read_again_and_a_bad_one_refused() {
         let info = info(360.0);
         assert_eq!(Info::from_json(&info.to_json()), Ok(info.clone()));
-        for (from, to) in [("360.0", "0"), ("360.0", "1e99"), ("\"fs\"", "\"hz\""), ("{", "["), ("\"batch\":10", "\"batch\":-1")] {
+        for (from, to) in [
+            ("360.0", "0"),
+            ("360.0", "1e99"),
+            ("\"fs\"", "\"hz\""),
+            ("{", "["),
+            ("\"batch\":10", "\"batch\":-1"),
+        ] {
             let text = String::from_utf8(info.to_json()).unwrap().replacen(from, to, 1);
             assert!(Info::from_json(text.as_bytes()).is_err(), "{text}");
         }

@@ -51,11 +51,8 @@ pub fn load(file: &Path, signal: usize) -> Result<Record, FileError> {
         line: Some(error.line),
         text: error.text,
     })?;
-    let plan = Plan::new(&header, signal).map_err(|(line, text)| FileError {
-        file: file.into(),
-        line,
-        text,
-    })?;
+    let plan =
+        Plan::new(&header, signal).map_err(|(line, text)| FileError { file: file.into(), line, text })?;
     let data = file.with_file_name(&plan.signal.file);
     let failed = |error: io::Error| FileError::new(&data, error.to_string());
     // A device or a pipe would not end, and not be rewound.
@@ -147,9 +144,12 @@ impl<'a> Plan<'a> {
         let first = header.signals[..index].iter().rev().take_while(is_beside);
         let first: usize = first.map(|other| other.samples_per_frame).sum();
         let rest = header.signals[index..].iter().take_while(is_beside);
-        if let Some(other) = header.signals.iter().filter(is_beside).find(|other| {
-            (other.format, other.byte_offset) != (signal.format, signal.byte_offset)
-        }) {
+        if let Some(other) = header
+            .signals
+            .iter()
+            .filter(is_beside)
+            .find(|other| (other.format, other.byte_offset) != (signal.format, signal.byte_offset))
+        {
             let text = format!("{} has two formats or offsets: one file, one format", signal.file);
             return Err((Some(other.line), text));
         }

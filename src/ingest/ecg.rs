@@ -156,7 +156,8 @@ mod tests {
         assert_eq!((info.fs, &*info.units, &*info.signal, &*info.record), (360.0, "mV", "MLII", "r"));
         assert_eq!((info.batch, info.start_ns), (10, 5));
         let json = String::from_utf8(Wave::Synthetic(72.0).info(10, 5).to_json()).unwrap();
-        let start = r#"{"fs":250.0,"units":"mV","signal":"synthetic","record":"synthetic","batch":10,"start_ns":5}"#;
+        let start =
+            r#"{"fs":250.0,"units":"mV","signal":"synthetic","record":"synthetic","batch":10,"start_ns":5}"#;
         assert_eq!(json, start);
     }
 }

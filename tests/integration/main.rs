@@ -12,6 +12,7 @@ mod bad_native;
 mod bad_websocket;
 mod churn;
 mod conflate;
+mod ecg;
 mod echo;
 mod heartbeat;
 mod identity;

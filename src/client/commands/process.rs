@@ -109,8 +109,10 @@ fn process_stream(args: &EcgArgs, out: &mut impl Write, stop: &StopFlag) -> Resu
         ReconnectingClient::connect_with(&address, &session_options, ReconnectOptions::default())?;
     // The description first: what comes before it cannot be analysed.
     let latest = SubscribeOptions { from: From::Latest, ..SubscribeOptions::default() };
-    let requests =
-        [(client.subscribe_with(INFO_TOPIC, latest)?, INFO_TOPIC), (client.subscribe(WAVE_TOPIC)?, WAVE_TOPIC)];
+    let requests = [
+        (client.subscribe_with(INFO_TOPIC, latest)?, INFO_TOPIC),
+        (client.subscribe(WAVE_TOPIC)?, WAVE_TOPIC),
+    ];
     let mut follower = Follower::default();
     let mut output = Output { out, json: args.json, complaints: 0 };
     let mut found = Vec::new();
@@ -219,8 +221,7 @@ struct Output<'a, W> {
 
 impl<W: Write> Output<'_, W> {
     fn line(&mut self, object: &str, text: fmt::Arguments<'_>) -> Result<(), CommandError> {
-        let written =
-            if self.json { writeln!(self.out, "{object}") } else { writeln!(self.out, "{text}") };
+        let written = if self.json { writeln!(self.out, "{object}") } else { writeln!(self.out, "{text}") };
         written.map_err(CommandError::Output)
     }
 
@@ -235,9 +236,10 @@ impl<W: Write> Output<'_, W> {
                 let object = format!("{{\"op\":\"beat\",{fields}");
                 match rr_ms {
                     None => self.line(&object, format_args!("beat: sample {at_sample}")),
-                    Some(rr_ms) => {
-                        self.line(&object, format_args!("beat: sample {at_sample}, {rr_ms:.1} ms after the last"))
-                    }
+                    Some(rr_ms) => self.line(
+                        &object,
+                        format_args!("beat: sample {at_sample}, {rr_ms:.1} ms after the last"),
+                    ),
                 }
             }
             Finding::Rate(bpm) => {
@@ -249,7 +251,9 @@ impl<W: Write> Output<'_, W> {
             }
             Finding::Gap { from, to } => self.line(
                 &format!("{{\"op\":\"gap\",\"from\":{from},\"to\":{to}}}"),
-                format_args!("gap: samples [{from}, {to}) did not come: the detector begins anew behind them"),
+                format_args!(
+                    "gap: samples [{from}, {to}) did not come: the detector begins anew behind them"
+                ),
             ),
         }
     }

@@ -56,10 +56,12 @@ pub fn process_file(args: &EcgArgs, out: &mut impl Write) -> Result<(), CommandE
         json::literal(signal),
         beats.len()
     );
-    output.line(&object, format_args!("{}: {signal} of record {name}, {seconds:.1} s", count(beats.len())))?;
+    output
+        .line(&object, format_args!("{}: {signal} of record {name}, {seconds:.1} s", count(beats.len())))?;
     if record.checksum_differs {
         let text = "the samples do not add up to the header's checksum";
-        output.line(&format!("{{\"op\":\"warning\",\"text\":\"{text}\"}}"), format_args!("warning: {text}"))?;
+        output
+            .line(&format!("{{\"op\":\"warning\",\"text\":\"{text}\"}}"), format_args!("warning: {text}"))?;
     }
     if let Some(expert) = expert {
         let in_samples = record.samples_per_frame as u64;

@@ -45,8 +45,7 @@ fn a_record_of_one_s_own_is_analysed_without_annotations() {
     let header = folder.join("own.hea");
     fs::write(&header, "own 1 250\nown.dat 16 1000/mV\n").unwrap();
     let mut wave = Synthetic::new(250.0, 60.0);
-    let data: Vec<u8> =
-        (0..2_500).flat_map(|_| ((wave.next_mv() * 1e3) as i16).to_le_bytes()).collect();
+    let data: Vec<u8> = (0..2_500).flat_map(|_| ((wave.next_mv() * 1e3) as i16).to_le_bytes()).collect();
     fs::write(folder.join("own.dat"), data).unwrap();
     let text = run(&file_args(&header, None, false)).unwrap();
     assert_eq!(text.lines().last().unwrap(), "10 beats: signal 0 of record own, 10.0 s");
