@@ -47,12 +47,17 @@ fn announce(config: &Config, tcp: SocketAddr, http: SocketAddr) {
         _ => ">",
     };
     let encoded = pattern.replace('>', "%3E");
+    let is_ecg = |source: &Source| matches!(source, Source::Ecg(_));
+    let process = match config.sources.iter().any(is_ecg) {
+        true => format!("\nand for the heart beats: tickcast process ecg --server {tcp}"),
+        false => String::new(),
+    };
     // A closed standard output must not end a server.
     let _ = writeln!(
         io::stdout().lock(),
         "listening tcp={tcp} http={http} shards={}\n\
          next: tickcast sub '{pattern}' --server {tcp}\n\
-         or open a WebSocket: ws://{http}/ws?topics={encoded}",
+         or open a WebSocket: ws://{http}/ws?topics={encoded}{process}",
         config.shards
     );
 }

@@ -69,7 +69,7 @@ impl std::error::Error for BadRate {}
 /// Finds beats while samples come: each some 0.4 s after its R peak, later where it had to be searched for. Any sample
 /// may be given: NaN and what no electrode gives is held at the last good value, and no beat is found in it.
 ///
-/// Memory: some 1.3 s of samples at 8 bytes. Time: about 50 ns a sample.
+/// Memory: some 1.6 s of samples at 8 bytes. Time: about 110 ns a sample at 360 Hz.
 #[derive(Clone, Debug)]
 pub struct Detector {
     fs_hz: f64,

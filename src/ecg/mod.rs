@@ -48,7 +48,7 @@ pub const RATE_KEY: u64 = 2;
 
 /// Slowest sampling rate, Hz: the detector's band ends at 15 Hz, and its derivative spans 20 ms.
 pub const FS_HZ_LOWEST: f64 = 60.0;
-/// Fastest sampling rate, Hz: the detector's memory is a second of samples.
+/// Fastest sampling rate, Hz: bounds the detector's memory, which is some 1.6 s of samples.
 pub const FS_HZ_HIGHEST: f64 = 10_000.0;
 /// Samples of a record that are read: a day at 360 Hz, 124 MiB.
 pub const SAMPLES_MAX: usize = 24 * 3600 * 360;

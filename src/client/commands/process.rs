@@ -179,6 +179,10 @@ fn handle(
             let object = format!("{{\"op\":\"lost\",\"topic\":\"{topic}\",\"from\":{from},\"to\":{to}}}");
             output.line(&object, format_args!("lost: {topic} [{from}, {to}): {} batches", to - from))?;
         }
+        StreamEvent::Event(Event::Recovered { topic, recovered: false, .. }) if topic == WAVE_TOPIC => {
+            let object = format!("{{\"op\":\"lost\",\"topic\":\"{topic}\",\"from\":null,\"to\":null}}");
+            output.line(&object, format_args!("lost: {topic}: the server no longer has what was missed"))?;
+        }
         StreamEvent::Event(Event::Error { request, code, text }) => {
             if let Some((_, topic)) = requests.iter().find(|(number, _)| *number == request) {
                 return Err(CommandError::Refused { what: format!("{topic:?}"), text: text.into(), code });
