@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    client::commands::{PubArgs, SubArgs},
+    client::commands::{ProcessArgs, PubArgs, SubArgs},
     limits,
 };
 
@@ -27,6 +27,8 @@ pub enum Command {
     Sub(SubArgs),
     /// Publish one tick, or every line of standard input
     Pub(PubArgs),
+    /// Analyse a stream and publish what it says
+    Process(ProcessArgs),
 }
 
 /// What becomes of a bad line in a capture.
@@ -121,6 +123,20 @@ pub struct ServeArgs {
     /// What a bad line does
     #[arg(long, value_enum, default_value_t = BadLines::Stop, requires = "replay", help_heading = "Replay")]
     pub replay_bad_lines: BadLines,
+
+    /// Stream an ECG on ecg.wave, beside the simulator or replay: a WFDB header (FILE.hea, its data in format 212 or 16
+    /// beside it), again and again, or `synthetic`
+    #[arg(long, value_name = "FILE.hea", help_heading = "ECG")]
+    pub ecg: Option<String>,
+    /// The record's signal, counted from 0
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "ecg", help_heading = "ECG")]
+    pub ecg_signal: usize,
+    /// Samples in a tick
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "ecg", help_heading = "ECG")]
+    pub ecg_batch: usize,
+    /// Heart rate of the synthetic ECG, beats a minute [default: 72]
+    #[arg(long, value_name = "BPM", requires = "ecg", help_heading = "ECG")]
+    pub ecg_bpm: Option<f64>,
 
     /// What becomes of a slow subscriber's ticks where it has not said: conflate, drop or disconnect [default:
     /// disconnect]; or of some topics', as in market.>=conflate, the first that matches. May be given several times

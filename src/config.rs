@@ -1,6 +1,7 @@
 //! What was typed, made to mean something: every bound derived and checked before anything starts.
 
 mod delivery;
+mod ecg;
 pub mod file;
 
 use std::net::SocketAddr;
@@ -9,7 +10,7 @@ use crate::{
     cli::{BadLines, IdentityConflict, ServeArgs},
     error::StartupError,
     history::HistoryBounds,
-    ingest::{replay, simulator},
+    ingest::{self, replay, simulator},
     limits,
     subscription::{Policy, Rules},
     tick::{History, Publish, TickTimes, WireRecord},
@@ -67,6 +68,8 @@ pub enum Source {
     Simulator(simulator::Settings),
     /// A capture.
     Replay(replay::Settings),
+    /// A heart.
+    Ecg(ingest::ecg::Settings),
 }
 
 /// The bounds that the core works within.
@@ -359,6 +362,7 @@ fn sources(args: &ServeArgs) -> Result<Vec<Source>, StartupError> {
         }
         sources.push(Source::Simulator(settings));
     }
+    sources.extend(ecg::source(args, payload_bytes_max)?.map(Source::Ecg));
     Ok(sources)
 }
 
@@ -430,6 +434,14 @@ mod tests {
             ("--sim-rate 0", "--sim-producers"),
             ("--replay /nonexistent", "--replay"),
             ("--replay /dev/null", "--replay"),
+            ("--ecg /nonexistent.hea", "--ecg"),
+            ("--ecg /dev/zero", "--ecg"),
+            ("--ecg synthetic --ecg-batch 0", "--ecg-batch"),
+            ("--ecg synthetic --ecg-batch 300 --frame-bytes-max 1024", "--ecg-batch"),
+            ("--ecg synthetic --ecg-bpm 19", "--ecg-bpm"),
+            ("--ecg synthetic --ecg-bpm NaN", "--ecg-bpm"),
+            ("--ecg /nonexistent.hea --ecg-bpm 60", "--ecg-bpm"),
+            ("--ecg synthetic --ecg-signal 1", "--ecg-signal"),
             ("--max-clients 0", "--max-clients"),
             ("--behind-bytes 0", "--behind-bytes"),
             ("--behind-bytes 99999999", "--behind-bytes"),

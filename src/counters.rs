@@ -54,6 +54,8 @@ counters! {
     TicksRefusedRate = "ticks_refused_rate", "ticks";
     /// Ticks the simulator dropped because the ring to this shard was full.
     TicksSimulatorDropped = "ticks_simulator_dropped", "ticks";
+    /// Batches of the ECG source dropped because a ring was full or the process was stopped.
+    TicksEcgDropped = "ticks_ecg_dropped", "ticks";
     /// Ticks queued to subscribers.
     TicksDelivered = "ticks_delivered", "ticks";
     /// Ticks taken out of outboxes again, to be conflated, dropped or sent anew.

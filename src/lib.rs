@@ -25,7 +25,7 @@
 //! | bytes | [`wire`], [`tick`] |
 //! | state machines: no socket, no clock, no runtime | [`admission`], [`identity`], [`router`], [`topic`], [`newest`], [`history`], [`fanout`], [`log`], [`membership`], [`subscription`], [`session`], [`sessions`], [`wheel`], [`shard`] |
 //! | between threads | [`ring`], [`mesh`], [`counters`], [`latency`]; `sync`, through which loom looks at them |
-//! | sources | [`ingest`] |
+//! | sources | [`ingest`]; hearts: [`ecg`] |
 //! | the kernel | [`io`], and [`clock`], the only reader of time |
 //! | the operator | [`cli`], [`config`], [`limits`], [`error`] |
 //! | the other side | [`client`] |
@@ -45,6 +45,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod counters;
+pub mod ecg;
 pub mod error;
 pub mod fanout;
 pub mod history;

@@ -204,6 +204,8 @@ pub const LATENCY_DIGITS: u8 = 2;
 
 /// Longest line of a replay file, in bytes.
 pub const REPLAY_LINE_BYTES_MAX: usize = 1 << 20;
+/// Samples in one tick of the ECG, at most: a second at 4 kHz.
+pub const ECG_BATCH_HIGHEST: usize = 4_096;
 /// Smallest payload the simulator can make: the intended send time, a topic, a counter and the JSON around them.
 pub const SIM_SIZE_LOWEST: usize = 80;
 

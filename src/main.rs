@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Serve(_) => serve().map_err(|error| error.to_string()),
         Command::Sub(args) => commands::subscribe(&args).map_err(|error| error.to_string()),
         Command::Pub(args) => commands::publish(&args).map_err(|error| error.to_string()),
+        Command::Process(args) => commands::process(&args).map_err(|error| error.to_string()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,15 +54,21 @@ fn serve() -> Result<(), StartupError> {
 fn announce(config: &Config, tcp: SocketAddr, http: SocketAddr) {
     let pattern = match config.sources.first() {
         Some(Source::Simulator(_)) => "sim.>",
+        Some(Source::Ecg(_)) => "ecg.*",
         _ => ">",
     };
     let encoded = pattern.replace('>', "%3E");
+    let is_ecg = |source: &Source| matches!(source, Source::Ecg(_));
+    let process = match config.sources.iter().any(is_ecg) {
+        true => format!("\nand for the heart beats: tickcast process ecg --server {tcp}"),
+        false => String::new(),
+    };
     // A closed standard output must not end a server.
     let _ = writeln!(
         io::stdout().lock(),
         "listening tcp={tcp} http={http} shards={}\n\
          next: tickcast sub '{pattern}' --server {tcp}\n\
-         or open a WebSocket: ws://{http}/ws?topics={encoded}",
+         or open a WebSocket: ws://{http}/ws?topics={encoded}{process}",
         config.shards
     );
 }

@@ -294,7 +294,8 @@ impl Client {
     /// [`ClientError::Io`] when the connection broke.
     pub fn flush(&mut self) -> Result<(), ClientError> {
         while !self.write_some()? {
-            let has_room = self.session.input_waiting_bytes() < INPUT_BYTES_MAX;
+            // After the end there is nothing to read, which a read says at once, each time.
+            let has_room = self.session.input_waiting_bytes() < INPUT_BYTES_MAX && !self.session.has_ended();
             if !has_room || !self.read_some()? {
                 self.wait_for(has_room, None)?;
             }
@@ -397,7 +398,7 @@ impl Client {
 
     /// After a failed write: the server's last words if they are there, else the failure.
     fn read_reason(&mut self, failure: std::io::Error) -> Result<bool, ClientError> {
-        while let Ok(true) = self.read_some() {
+        while !self.session.has_ended() && matches!(self.read_some(), Ok(true)) {
             if self.session.input_waiting_bytes() >= INPUT_BYTES_MAX {
                 break;
             }

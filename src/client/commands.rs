@@ -2,14 +2,19 @@
 
 mod append;
 mod lines;
+mod process;
 mod publish;
 mod subscribe;
 
 use std::{fmt, io, path::PathBuf};
 
-use crate::client::{Address, Client, ClientError, SessionOptions};
+use crate::{
+    client::{Address, Client, ClientError, SessionOptions},
+    ecg::FileError,
+};
 
 pub use self::{
+    process::{EcgArgs, ProcessArgs, Processor, process, process_file},
     publish::{PubArgs, publish, publish_from},
     subscribe::{Beginning, SubArgs, subscribe, subscribe_to},
 };
@@ -39,6 +44,10 @@ pub enum CommandError {
     Input(io::Error),
     /// The output could not be written.
     Output(io::Error),
+    /// A file of a record cannot be used.
+    File(FileError),
+    /// The signals that end the command cannot be awaited.
+    Signals(io::Error),
     /// The file to append to cannot be used.
     Append {
         /// The file.
@@ -60,6 +69,8 @@ impl fmt::Display for CommandError {
             }
             CommandError::Input(error) => write!(f, "cannot read standard input: {error}"),
             CommandError::Output(error) => write!(f, "cannot write the output: {error}"),
+            CommandError::File(error) => write!(f, "{error}"),
+            CommandError::Signals(error) => write!(f, "cannot wait for signals: {error}"),
             CommandError::Append { path, text } => write!(f, "cannot append to {}: {text}", path.display()),
         }
     }

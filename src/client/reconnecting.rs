@@ -1,5 +1,7 @@
 //! A client that comes back by itself and goes on where it was.
 
+mod publish;
+
 use std::{
     collections::HashMap,
     hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState},

@@ -303,6 +303,11 @@ impl Session {
         matches!(self.ready, Some(Item::Closed))
     }
 
+    /// Whether the connection has ended, be it that events of before still wait.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// Bytes received that wait to be polled.
     pub(super) fn input_waiting_bytes(&self) -> usize {
         self.input.len() - self.taken

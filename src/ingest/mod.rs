@@ -3,6 +3,7 @@
 //! What happens when a ring is full is decided by the source: the simulator counts a drop, the replay waits.
 //! (A publishing client is a session: the shard stops reading it.)
 
+pub mod ecg;
 pub mod payload;
 pub mod replay;
 pub mod simulator;
@@ -71,13 +72,35 @@ impl Lanes {
         ingest_time_ns: u64,
         payload: &[u8],
     ) -> bool {
+        self.stage(FLAG_PAYLOAD_JSON, topic, producer_time_ns, ingest_time_ns, payload)
+    }
+
+    /// [`Lanes::publish`] with a payload that is not JSON.
+    pub fn publish_bytes(
+        &mut self,
+        topic: &str,
+        producer_time_ns: u64,
+        ingest_time_ns: u64,
+        payload: &[u8],
+    ) -> bool {
+        self.stage(0, topic, producer_time_ns, ingest_time_ns, payload)
+    }
+
+    fn stage(
+        &mut self,
+        flags: u8,
+        topic: &str,
+        producer_time_ns: u64,
+        ingest_time_ns: u64,
+        payload: &[u8],
+    ) -> bool {
         let home = router::home(topic, self.lanes.len() as u16);
         let lane = &mut self.lanes[usize::from(home.0)];
         if !lane.stage.has_room() {
             return false;
         }
         let record = Publish { producer_time_ns, ingest_time_ns, ..Publish::default() };
-        frame::encode_publish(lane.stage.tail(), ORIGIN_INGEST, FLAG_PAYLOAD_JSON, 0, record, topic, payload);
+        frame::encode_publish(lane.stage.tail(), ORIGIN_INGEST, flags, 0, record, topic, payload);
         true
     }
 

@@ -30,7 +30,7 @@ use crate::{
     config::{Config, Source},
     counters::{Counter, Counters},
     error::StartupError,
-    ingest::{Lanes, StopFlag, replay, simulator},
+    ingest::{Lanes, StopFlag, ecg, replay, simulator},
     latency::{self, Latency},
     limits::SHARDS_MAX,
     mesh::{Mesh, mesh},
@@ -294,6 +294,7 @@ impl Server {
             self.counters.push(own.clone());
             let ingest = move || match source {
                 Source::Simulator(settings) => simulator::run(settings, lanes, &own, &stop),
+                Source::Ecg(settings) => ecg::run(&settings, lanes, &own, &stop),
                 Source::Replay(settings) => {
                     let _ =
                         happened.send(Happened::IngestEnded(replay::run(&settings, lanes, &shards, &stop)));

@@ -13,6 +13,7 @@ mod bad_websocket;
 mod bare;
 mod churn;
 mod conflate;
+mod ecg;
 mod echo;
 mod heartbeat;
 mod identity;

@@ -123,3 +123,24 @@ fn a_refusal_at_the_door_is_told() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     assert!(matches!(Client::connect(&closed.to_string()), Err(ClientError::Connect { .. })));
 }
+
+#[test]
+fn a_publisher_with_ticks_unread_learns_that_the_server_is_gone() {
+    let (done, is_done) = std::sync::mpsc::channel::<()>();
+    let (address, server) = serve(move |peer| {
+        peer.welcome();
+        peer.subscribed();
+        peer.tick(1, b"unread");
+        peer.stream.shutdown(Shutdown::Both).unwrap();
+        // Held open, so that what the client has received stays readable.
+        let _ = is_done.recv();
+    });
+    let mut client = Client::connect(&address).unwrap();
+    client.subscribe("a.>").unwrap();
+    assert!(matches!(client.next_event(Some(LONG)), Ok(Some(Event::Subscribed { .. }))));
+    let publish = PublishRequest { topic: "a", payload: b"x", ..PublishRequest::default() };
+    let failed = (0..100_000).find_map(|_| client.publish(publish).err());
+    assert!(matches!(failed, Some(ClientError::Io(_))), "{failed:?}");
+    drop(done);
+    server.join().unwrap();
+}
