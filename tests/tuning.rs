@@ -713,7 +713,7 @@ fn the_scripts_are_clean() {
 fn every_sysctl_has_its_reason() {
     let files = fs::read_dir(project("tuning")).unwrap().map(|entry| entry.unwrap().path());
     for path in files.filter(|path| path.extension().is_some_and(|is| is == "conf")) {
-        let text = fs::read_to_string(path).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
         let mut explained = false;
         for line in text.lines() {
             let is_setting = !line.starts_with('#') && !line.is_empty();
