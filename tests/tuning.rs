@@ -435,6 +435,7 @@ fn a_later_apply_adds_to_the_save_and_overwrites_nothing() {
     machine.run("apply --only backlog").ends(0);
     machine.write("proc/sys/net/core/somaxconn", "1");
     machine.run("apply --only backlog,latency").ends(0).says("set net.core.somaxconn: 1 -> 65535");
+    assert_eq!(machine.read(STATE).matches("somaxconn").count(), 1, "the value from before the first");
     machine.run("revert").ends(0);
     assert_eq!(machine.values(), before);
 }
@@ -653,24 +654,33 @@ fn virtio_and_irqbalance_and_bonds_are_known() {
     assert!(machine.items("--only irq bond0").contains_key("irq eth0 40 virtio2-input.0"));
 }
 
+/// Runs a shell script in a network namespace of its own, with `$1` the tool and `$2` a file for the save. `None` where
+/// that is not allowed, or where the namespace would show the machine's settings.
+fn in_namespace(folder: &Machine, script: &str) -> Option<Run> {
+    let mine = fs::metadata("/proc/self").unwrap().uid();
+    let alone = "[ ! -e /proc/sys/net/core/netdev_max_backlog ] && mount -t sysfs sysfs /sys";
+    let may = || Command::new("unshare").args(["-n", "-m", "sh", "-c", alone]).output();
+    if mine != 0 || !may().is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: this test needs root and `unshare -n -m`");
+        return None;
+    }
+    let output = Command::new("unshare")
+        .args(["-n", "-m", "sh", "-c", &format!("set -eu\nmount -t sysfs sysfs /sys\n{script}"), "sh"])
+        .arg(project("tuning/tickcast-tune"))
+        .arg(folder.root.join("saved"))
+        .output();
+    Some(Run::of(output.unwrap()))
+}
+
 #[test]
 fn network_settings_of_a_namespace_are_set_and_put_back() {
-    let mine = fs::metadata("/proc/self").unwrap().uid();
-    let may =
-        Command::new("unshare").args(["-n", "true"]).output().is_ok_and(|output| output.status.success());
-    if mine != 0 || !may {
-        eprintln!("skipped: this test needs root and `unshare -n`");
-        return;
-    }
     let folder = Machine::bare("namespace");
     let outside = || fs::read_to_string("/proc/sys/net/ipv4/tcp_notsent_lowat").unwrap();
     let before = outside();
     // Only groups that a namespace has for itself; what belongs to the whole machine is not there to be set.
     let script = r#"
-        set -eu
         all() { sysctl net.core.somaxconn net.ipv4 2>/dev/null | sort; }
         tune() { "$1" "$2" --only backlog,memory,latency,client --state "$3"; }
-        [ ! -e /proc/sys/net/core/netdev_max_backlog ] || { echo "not a namespace of its own"; exit 99; }
         before=$(all)
         tune "$1" apply "$2"
         sysctl -n net.core.somaxconn net.ipv4.tcp_slow_start_after_idle net.ipv4.ip_local_port_range
@@ -680,16 +690,7 @@ fn network_settings_of_a_namespace_are_set_and_put_back() {
         [ "$(all)" = "$before" ] && echo ended where it started
         [ ! -e "$2" ] && echo no save left
     "#;
-    let output = Command::new("unshare")
-        .args(["-n", "sh", "-c", script, "sh"])
-        .arg(project("tuning/tickcast-tune"))
-        .arg(folder.root.join("saved"))
-        .output();
-    let run = Run::of(output.unwrap());
-    if run.code == Some(99) {
-        eprintln!("skipped: this kernel shows the machine's settings in a namespace");
-        return;
-    }
+    let Some(run) = in_namespace(&folder, script) else { return };
     run.ends(0)
         .says("set net.core.somaxconn: ")
         .says("\n65535\n0\n10240\t65535\n")
@@ -697,6 +698,33 @@ fn network_settings_of_a_namespace_are_set_and_put_back() {
         .says("ended where it started")
         .says("no save left");
     assert_eq!(outside(), before);
+}
+
+#[test]
+fn queues_of_a_real_interface_are_set_and_put_back() {
+    if !exists("ip") {
+        eprintln!("skipped: ip is not here");
+        return;
+    }
+    let folder = Machine::bare("veth");
+    let script = r#"
+        ip link add tuned numrxqueues 1 numtxqueues 2 type veth peer name other
+        all() { cat /sys/class/net/tuned/queues/*/?ps_cpus /sys/class/net/tuned/queues/*/rps_flow_cnt; }
+        tune() { "$1" "$2" --only irq,rps,xps --mode mq --state "$3" tuned; }
+        before=$(all)
+        tune "$1" apply "$2"
+        tune "$1" check "$2" >/dev/null && echo all enabled
+        [ "$(all)" != "$before" ] && echo something was set
+        tune "$1" revert "$2"
+        [ "$(all)" = "$before" ] && echo ended where it started
+    "#;
+    let Some(run) = in_namespace(&folder, script) else { return };
+    run.ends(0)
+        .says("tuned has no interrupts of its own")
+        .says("set xps tuned tx-0: ")
+        .says("all enabled")
+        .says("something was set")
+        .says("ended where it started");
 }
 
 #[test]

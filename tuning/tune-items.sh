@@ -24,9 +24,11 @@ is_cpu_list() {
 
 # 0-2,8 as "0 1 2 8".
 expand() {
-    local part all=()
+    local part cpu all=()
     for part in ${1//,/ }; do
-        mapfile -t -O "${#all[@]}" all < <(seq "$((10#${part%-*}))" "$((10#${part#*-}))")
+        for ((cpu = 10#${part%-*}; cpu <= 10#${part#*-}; cpu++)); do
+            all+=("$cpu")
+        done
     done
     echo "${all[*]}"
 }
@@ -84,7 +86,7 @@ ethtool_line() {
 
 # Reads a target into `value`; else says `why` not, and fails.
 read_value() {
-    local target=$1 text nic flag name words
+    local target=$1 text="" nic flag name words
     value="" why=""
     if [[ $target == ethtool:* ]]; then
         IFS=: read -r _ nic flag name <<<"$target"
@@ -102,7 +104,9 @@ read_value() {
         why="this machine has no $target"
         return 1
     fi
-    if ! text=$(cat -- "$root$target" 2>&1); then
+    # One line is all that there is to read; `cat` only says why there is none.
+    IFS= read -r text 2>/dev/null <"$root$target"
+    if [[ -z $text ]] && ! text=$(cat -- "$root$target" 2>&1); then
         why="$target cannot be read: ${text##*: }"
         return 1
     fi
