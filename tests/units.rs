@@ -1,0 +1,242 @@
+//! The systemd units and the scripts that install and remove them, below a folder of their own: no unit is started, and
+//! nothing outside that folder is written.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+/// Ten times the exposure that `systemd-analyze security` may give the server: 1.5 of 10.
+const EXPOSURE_MAX: &str = "--threshold=15";
+
+fn project(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn exists(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
+    if !found.status.success() {
+        eprintln!("skipped: {program} is not here");
+    }
+    found.status.success()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// A folder to install into, and stand-ins for the binaries.
+struct Target {
+    folder: PathBuf,
+}
+
+impl Target {
+    fn new(name: &str) -> Target {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("units-{name}"));
+        if folder.exists() {
+            fs::remove_dir_all(&folder).unwrap();
+        }
+        for program in ["tickcast", "tickcast-c10k"] {
+            let path = folder.join("built").join(program);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "#!/bin/sh\necho stand-in\n").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        fs::create_dir_all(folder.join("root")).unwrap();
+        Target { folder }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.folder.join("root")
+    }
+
+    fn script(&self, name: &str, arguments: &[&str]) -> Output {
+        Command::new(project("scripts").join(name))
+            .args(arguments)
+            .env("DESTDIR", self.root())
+            .env_remove("PREFIX")
+            .output()
+            .unwrap()
+    }
+
+    #[track_caller]
+    fn install(&self) {
+        let built = self.folder.join("built");
+        let output = self.script("install.sh", &["--from", built.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", said(&output));
+    }
+
+    #[track_caller]
+    fn uninstall(&self, arguments: &[&str]) {
+        let output = self.script("uninstall.sh", arguments);
+        assert!(output.status.success(), "{}", said(&output));
+    }
+
+    /// Every file below the root, with its text, by its path from there.
+    fn files(&self) -> Vec<(String, String)> {
+        fn collect(folder: &Path, root: &Path, files: &mut Vec<(String, String)>) {
+            for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+                let path = entry.path();
+                if path.is_dir() {
+                    collect(&path, root, files);
+                } else {
+                    let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
+                    files.push((name, fs::read_to_string(&path).unwrap()));
+                }
+            }
+        }
+        let mut files = Vec::new();
+        collect(&self.root(), &self.root(), &mut files);
+        files.sort();
+        files
+    }
+
+    /// The installed units as they would be if the root were `/`, in a folder for `systemd-analyze`.
+    fn units(&self) -> [PathBuf; 2] {
+        ["tickcast.service", "tickcast-tune.service"].map(|name| {
+            let text = fs::read_to_string(self.root().join("etc/systemd/system").join(name)).unwrap();
+            let path = self.folder.join(name);
+            let usr = format!("{}/usr/local/", self.root().display());
+            fs::write(&path, text.replace("/usr/local/", &usr)).unwrap();
+            path
+        })
+    }
+}
+
+#[test]
+fn everything_is_installed_where_the_units_expect_it() {
+    let target = Target::new("install");
+    target.install();
+    let names: Vec<_> = target.files().into_iter().map(|(name, _)| name).collect();
+    for name in [
+        "usr/local/bin/tickcast",
+        "usr/local/bin/tickcast-c10k",
+        "usr/local/sbin/tickcast-tune",
+        "usr/local/lib/tickcast/tuning/60-tickcast-backlog.conf",
+        "usr/local/lib/tickcast/tuning/README.md",
+        "etc/systemd/system/tickcast.service",
+        "etc/systemd/system/tickcast-tune.service",
+        "etc/default/tickcast-tune",
+    ] {
+        assert!(names.iter().any(|has| has == name), "{name} in {names:?}");
+    }
+    assert!(target.root().join("etc/tickcast").is_dir());
+    // Through the link, the tool finds its sysctl files; what it looks at is a machine with one setting.
+    let knob = target.folder.join("machine/proc/sys/net/core/somaxconn");
+    fs::create_dir_all(knob.parent().unwrap()).unwrap();
+    fs::write(&knob, "128\n").unwrap();
+    let check = Command::new(target.root().join("usr/local/sbin/tickcast-tune"))
+        .args(["check", "--only", "backlog", "--root"])
+        .arg(target.folder.join("machine"))
+        .output()
+        .unwrap();
+    assert_eq!(check.status.code(), Some(1), "{}", said(&check));
+    assert!(said(&check).contains("supported   net.core.somaxconn: now 128"), "{}", said(&check));
+}
+
+#[test]
+fn installing_again_changes_nothing_and_keeps_configuration() {
+    let target = Target::new("again");
+    target.install();
+    let options = target.root().join("etc/default/tickcast-tune");
+    fs::write(&options, "TUNE=--mode sq\n").unwrap();
+    fs::write(target.root().join("etc/tickcast/mine.toml"), "").unwrap();
+    let before = target.files();
+    target.install();
+    assert_eq!(target.files(), before);
+}
+
+#[test]
+fn uninstalling_takes_all_but_configuration_and_purging_that_too() {
+    let target = Target::new("uninstall");
+    fs::create_dir_all(target.root().join("usr/local/bin")).unwrap();
+    fs::write(target.root().join("usr/local/bin/other"), "not ours").unwrap();
+    let names = || target.files().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    target.install();
+    fs::write(target.root().join("etc/tickcast/mine.toml"), "").unwrap();
+    for _ in 0..2 {
+        target.uninstall(&[]);
+        assert_eq!(names(), ["etc/default/tickcast-tune", "etc/tickcast/mine.toml", "usr/local/bin/other"]);
+    }
+    for _ in 0..2 {
+        target.uninstall(&["--purge"]);
+        assert_eq!(names(), ["usr/local/bin/other"]);
+        assert!(!target.root().join("etc/tickcast").exists());
+        assert!(!target.root().join("usr/local/lib/tickcast").exists());
+    }
+}
+
+#[test]
+fn a_wrong_installation_says_what_to_do_and_writes_nothing() {
+    let target = Target::new("wrong");
+    for (script, arguments, answer) in [
+        ("install.sh", &["--from", "/nowhere"][..], "/nowhere/tickcast is not there: cargo build --release"),
+        ("install.sh", &["--from"], "--from takes the folder"),
+        ("install.sh", &["--quick"], "no option --quick"),
+        ("uninstall.sh", &["--all"], "no option --all"),
+    ] {
+        let output = target.script(script, arguments);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(said(&output).contains(answer), "{}", said(&output));
+    }
+    for (variable, value) in [("PREFIX", "usr"), ("PREFIX", "/usr/$HOME"), ("DESTDIR", "here")] {
+        for script in ["install.sh", "uninstall.sh"] {
+            let mut command = Command::new(project("scripts").join(script));
+            command.env("DESTDIR", target.root()).env(variable, value);
+            let output = command.output().unwrap();
+            assert_eq!(output.status.code(), Some(1));
+            assert!(said(&output).contains(&format!("{variable} is an absolute path")), "{}", said(&output));
+        }
+    }
+    assert!(target.files().is_empty());
+}
+
+#[test]
+fn the_units_are_verified() {
+    if !exists("systemd-analyze") {
+        return;
+    }
+    let target = Target::new("verify");
+    target.install();
+    let output =
+        Command::new("systemd-analyze").args(["verify", "--man=no"]).args(target.units()).output().unwrap();
+    assert!(output.status.success() && said(&output).is_empty(), "{}", said(&output));
+}
+
+#[test]
+fn the_server_is_exposed_little() {
+    if !exists("systemd-analyze") {
+        return;
+    }
+    let target = Target::new("security");
+    target.install();
+    let [server, _] = target.units();
+    let output = Command::new("systemd-analyze")
+        .args(["security", "--offline=yes", "--no-pager", EXPOSURE_MAX])
+        .arg(server)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+#[test]
+fn the_server_may_pin_its_threads_and_use_io_uring() {
+    let unit = fs::read_to_string(project("systemd/tickcast.service")).unwrap();
+    let filters: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")).collect();
+    // @system-service has io_uring in @aio; the order counts, what comes last wins.
+    assert_eq!(filters, ["@system-service", "~@privileged @resources", "sched_setaffinity"]);
+    assert!(unit.contains("\nLimitMEMLOCK=infinity\n") && unit.contains("\nLimitNOFILE=1048576\n"));
+}
+
+#[test]
+fn the_scripts_are_clean() {
+    if !exists("shellcheck") {
+        return;
+    }
+    let scripts = ["scripts/install.sh", "scripts/uninstall.sh"].map(project);
+    let output = Command::new("shellcheck").args(scripts).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+}
