@@ -188,8 +188,8 @@ func main() {
 	rate := flag.Int("rate", 100, "ticks a second of each")
 	size := flag.Int("size", 100, "bytes of a payload")
 	flag.Parse()
-	if *producers < 1 || *rate < 1 || *rate > 1_000_000 || *size < 1 || *size > 1<<20 {
-		fmt.Fprintln(os.Stderr, "hub: -producers, -rate (to 1000000) and -size (to 1048576) must be at least 1")
+	if *producers < 0 || *rate < 1 || *rate > 1_000_000 || *size < 1 || *size > 1<<20 {
+		fmt.Fprintln(os.Stderr, "hub: -rate (to 1000000) and -size (to 1048576) must be at least 1, -producers 0 (none: idle)")
 		os.Exit(2)
 	}
 	listener, err := net.Listen("tcp", *listen)
