@@ -125,6 +125,7 @@ CONSTANT_COLUMNS = (
 )
 SATURATION_COLUMNS = (
     ("highest clean step/s", lambda row: count(row.clean_per_s)),
+    ("most delivered/s at any step", lambda row: count(row.most_per_s)),
     ("unthrottled delivered/s", lambda row: count(row.unthrottled_per_s)),
     ("unthrottled lost", lambda row: count(row.unthrottled_lost)),
     ("unthrottled announced", lambda row: count(row.unthrottled_announced)),
