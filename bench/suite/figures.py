@@ -68,6 +68,8 @@ class Row:
     # The bare loop at the same sizes and rate, and as fast as it goes.
     bare_cpu_us_per_send: float | None = None
     bare_wire_mb_per_s: float | None = None
+    bare_p50_us: float | None = None
+    bare_p99_us: float | None = None
     # Idle connections: memory beyond the empty server, bytes a connection.
     rss_bytes_per_connection: float | None = None
     # Saturation: deliveries a second of the highest step without loss, and of the unthrottled run.

@@ -160,6 +160,7 @@ class Suite:
         try:
             paced = bare.run(self, load, row, flat_out=False)
             row.bare_cpu_us_per_send = paced.cpu_us_per_send
+            row.bare_p50_us, row.bare_p99_us = paced.p50_us, paced.p99_us
             if load.bare_flat_out:
                 row.bare_wire_mb_per_s = bare.run(self, load, row, flat_out=True).wire_mb_per_s
             self.say(f"    bare loop beside {row.name}: {paced.cpu_us_per_send:.2f} us a SEND")
