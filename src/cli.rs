@@ -146,7 +146,7 @@ pub struct ServeArgs {
     /// --outbox-bytes-max if that is less]
     #[arg(long, value_name = "BYTES", help_heading = "Slow consumers")]
     pub behind_bytes: Option<usize>,
-    /// Time a socket may take for one SEND (64 KiB at most) before ticks that may be are conflated or dropped
+    /// Time a socket may take for one SEND (32 KiB at most) before ticks that may be are conflated or dropped
     #[arg(long, value_name = "MS", default_value_t = limits::BEHIND_MS_DEFAULT, help_heading = "Slow consumers")]
     pub behind_ms: u64,
     /// Time a socket may take for one SEND before a session with subscriptions that do not yield is closed

@@ -216,15 +216,22 @@ impl Report {
         };
         writeln!(
             out,
-            "clients       ticks of each since its subscription: min {}, p50 {}, p99 {}, max {}; the worst:",
+            "clients       ticks of each since its subscription: min {}, p50 {}, p99 {}, max {}",
             delivered.min, delivered.p50, delivered.p99, delivered.max
         )?;
+        // Where nothing was left out, the last to subscribe has the fewest: that is no news.
+        let left_out =
+            |client: &&Client| client.counts.conflated + client.counts.dropped + client.counts.gap > 0;
+        let worst: Vec<&Client> = clients::worst(&self.clients).into_iter().filter(left_out).collect();
+        if worst.is_empty() {
+            return Ok(());
+        }
         writeln!(
             out,
             "              {:>7} {:>21} {:>12} {:>12} {:>12} {:>12}",
             "index", "source", "ticks", "conflated", "dropped", "gap"
         )?;
-        for Client { index, source, counts, .. } in clients::worst(&self.clients) {
+        for Client { index, source, counts, .. } in worst {
             let source = source.map_or_else(|| "-".into(), |source| source.to_string());
             write!(out, "              {index:>7} {source:>21} {:>12}", counts.ticks)?;
             match plan.has_sequences() {

@@ -33,6 +33,7 @@ const EXIT_NOT_RUN: u8 = 2;
 
 fn main() -> ExitCode {
     let stop = Arc::new(AtomicBool::new(false));
+    tickcast::clock::sleep_precisely();
     let outcome = options::Plan::new(options::Options::parse()).and_then(|plan| {
         let notify = Arc::clone(&stop);
         signals::block()

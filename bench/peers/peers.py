@@ -267,9 +267,10 @@ class Hub(Peer):
     hello = b"GET / HTTP/1.0\r\n\r\n"
     answer = b"HTTP/1.0 400"
 
-    def __init__(self, core=0, folder=None, topics=50, rate=100, size=100):
-        """`topics` producers, each with `rate` ticks a second of `size` bytes."""
+    def __init__(self, core=0, folder=None, topics=50, rate=100, size=100, wait_clients=0):
+        """`topics` producers, each with `rate` ticks a second of `size` bytes, from when `wait_clients` are there."""
         super().__init__(core, folder, topics)
+        self.wait_clients = wait_clients
         self.rate = rate
         self.size = size
 
@@ -285,7 +286,7 @@ class Hub(Peer):
             if done.returncode != 0:
                 raise PeerError(f"the Go hub does not build: {' '.join(build)}\n{done.stderr}")
         return [str(built), "-listen", f"127.0.0.1:{port}", "-producers", str(self.topics), "-rate", str(self.rate), "-size",
-                str(self.size)]
+                str(self.size), "-wait-clients", str(self.wait_clients)]
 
     def _environment(self):
         return {"GOMAXPROCS": "1"}

@@ -32,6 +32,9 @@ class BareRun:
     cpu_us_per_send: float
     bytes_per_send: float
     wire_mb_per_s: float
+    # What the load client saw, from the times of the bare loop's rounds: the machine's own tail.
+    p50_us: float | None
+    p99_us: float | None
 
 
 def ticks_per_send(row: Row, size: int) -> int:
@@ -79,6 +82,8 @@ def run(suite: Suite, load: Load, row: Row, flat_out: bool) -> BareRun:
         cpu_us_per_send=report["cpu_ns_per_send"] / 1e3,
         bytes_per_send=report["bytes_per_send"],
         wire_mb_per_s=measured.report["received_bytes_per_s"] / 1e6,
+        p50_us=measured.report["latency_us"].get("p50"),
+        p99_us=measured.report["latency_us"].get("p99"),
     )
 
 

@@ -68,10 +68,14 @@ class Row:
     # The bare loop at the same sizes and rate, and as fast as it goes.
     bare_cpu_us_per_send: float | None = None
     bare_wire_mb_per_s: float | None = None
+    bare_p50_us: float | None = None
+    bare_p99_us: float | None = None
     # Idle connections: memory beyond the empty server, bytes a connection.
     rss_bytes_per_connection: float | None = None
     # Saturation: deliveries a second of the highest step without loss, and of the unthrottled run.
     clean_per_s: float | None = None
+    # The most that was delivered at any step, clean or not.
+    most_per_s: float | None = None
     unthrottled_per_s: float | None = None
     unthrottled_lost: int | None = None
     unthrottled_announced: int | None = None
@@ -211,10 +215,12 @@ def fill_from_totals(row: Row, counted: dict[str, int]) -> None:
     """SENDs, from the counters of a tickcast that has ended.
 
     The counters are of the server's whole life, so only quotients are taken from them; rates are of the window.
+    Deliveries of a SEND follow from its bytes: the counter of ticks has those that were conflated or dropped, too.
     """
     sends = counted.get("sends", 0)
-    row.deliveries_per_send = ratio(counted.get("ticks_delivered"), sends)
     row.bytes_per_send = ratio(counted.get("bytes_sent"), sends)
+    bytes_per_delivery = ratio((row.wire_mb_per_s or 0.0) * 1e6, row.delivered_per_s)
+    row.deliveries_per_send = ratio(row.bytes_per_send, bytes_per_delivery)
     if row.deliveries_per_send:
         row.sends_per_s = ratio(row.delivered_per_s, row.deliveries_per_send)
         if row.cpu_us_per_delivery is not None:

@@ -56,7 +56,12 @@ COLUMNS = (
     Column("server CPU", lambda row: row.server_cpu_share, lambda share: f"{share:.1%} of a core"),
     Column("server memory", lambda row: row.server_rss_bytes, lambda count: f"{count / (1 << 20):.1f} MiB"),
     Column("memory a connection", lambda row: row.rss_bytes_per_connection, lambda count: f"{count:,.0f} bytes"),
+)
+# Systems that are each at a rate of their own are compared in that rate, and in its cost.
+SATURATION_COLUMNS = (
     Column("highest clean step", lambda row: row.clean_per_s, lambda rate: f"{rate:,.0f}/s", more_is_better=True),
+    Column("most delivered", lambda row: row.most_per_s, lambda rate: f"{rate:,.0f}/s", more_is_better=True),
+    Column("CPU a delivery", lambda row: row.cpu_us_per_delivery, lambda us: f"{us:.3f} us"),
 )
 
 
@@ -246,7 +251,7 @@ def losses(rows: list[Row]) -> list[str]:
     sentences = []
     for peer in peers:
         mine = [row for row in ours(rows) if row.fed_by == peer.fed_by] or ours(rows)
-        for column in COLUMNS:
+        for column in COLUMNS if peer.clean_per_s is None else SATURATION_COLUMNS:
             sentence = loss(peer, mine, column)
             if sentence:
                 sentences.append(sentence)

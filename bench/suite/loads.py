@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 
 # Peers by the names of bench/peers/peers.py.
 EVERY_PEER = ("nats", "redis", "nchan", "hub")
-# The second latency budget that tickcast is shown with, microseconds.
-BUDGET_US = 700
+# The latency budgets that tickcast is shown with, microseconds: what S1 may wait for less CPU, and what 5,000 sockets of a
+# human's screen may.
+BUDGET_US = 1_000
+SCREEN_BUDGET_US = 50_000
 
 
 @dataclass(frozen=True)
@@ -112,43 +114,45 @@ def case_study(name: str, clients: int, size: int, text: str, **more) -> Load:
 BOTH_SOURCES = ("simulator", "network")
 
 LOADS = (
-    case_study("S1", 100, 100, "100 B", variants=variants(("native", "ws"), BOTH_SOURCES)),
-    case_study("S2", 100, 1_024, "1 KB", variants=variants(("native",), BOTH_SOURCES),
+    case_study("S1", 100, 100, "100 B",
+               variants=(*variants(("native", "ws"), BOTH_SOURCES), *variants(("native",), ("simulator",), (600, 1_200)))),
+    case_study("S2", 100, 1_024, "1 KB", variants=variants(("native",), BOTH_SOURCES, (0,)),
                policy="conflate", bare_flat_out=True),
-    case_study("S3", 100, 10_240, "10 KB", variants=variants(("native",), BOTH_SOURCES),
+    case_study("S3", 100, 10_240, "10 KB", variants=variants(("native",), BOTH_SOURCES, (0,)),
                policy="conflate", bare_flat_out=True,
                note="5 GB/s are offered, more than one core moves: tickcast's clients ask for `conflate`, so what "
                     "they cannot take is announced."),
-    case_study("S4", 500, 100, "100 B", variants=variants(("native",), BOTH_SOURCES)),
+    case_study("S4", 500, 100, "100 B", variants=variants(("native",), BOTH_SOURCES, (0,))),
     Load("engine", "Engine, capacity: 5,000 WebSocket clients, 500,000 deliveries/s",
          clients=5_000, producers=10, rate=10, size=100, peers=("nchan", "hub", "nats"), bare=True,
-         variants=variants(("ws",), BOTH_SOURCES)),
+         variants=variants(("ws",), BOTH_SOURCES, (0, SCREEN_BUDGET_US))),
     Load("engine-433k", "Engine, capacity: 5,000 WebSocket clients, the published 433,000 deliveries/s",
-         clients=5_000, producers=29, rate=3, size=100, variants=variants(("ws",), ("simulator",)),
+         clients=5_000, producers=29, rate=3, size=100,
+         variants=variants(("ws",), ("simulator",), (0, SCREEN_BUDGET_US)),
          note="29 producers x 3/s x 5,000 clients are 435,000 deliveries/s, the least above the published figure."),
     Load("spike", "Engine, spike: 1,500 WebSocket clients at once",
-         clients=1_500, producers=10, rate=10, size=100, variants=variants(("ws",), ("simulator",)),
+         clients=1_500, producers=10, rate=10, size=100, variants=variants(("ws",), ("simulator",), (0,)),
          client_options=("--spike",), client_options_otherwise=(), client_ramp_per_s=100_000,
          without_warm_up=True,
          note="The window begins when all have subscribed, without warm-up. First tick: from a connection's "
               "subscription to its first tick."),
     Load("wave", "250 Hz waves: 20 waves, 10 samples (40 B) a batch, 500 clients",
          clients=500, producers=20, rate=25, size=40, subscribe=("wave.>",),
-         variants=variants(("native", "ws"), ("capture",)),
+         variants=variants(("native", "ws"), ("capture",), (0,)),
          note="Latency is from the time at which a batch of 10 samples is complete, to the read that brought it."),
     Load("saturation", "Saturation: 100 clients x 100 B, more and more until something is lost or closed",
          kind="saturation", clients=100, producers=50, rate=50, size=100, peers=EVERY_PEER, bare=True,
-         bare_flat_out=True, variants=variants(("native",), BOTH_SOURCES)),
+         bare_flat_out=True, variants=variants(("native",), BOTH_SOURCES, (0,))),
     Load("broadcast", "Broadcast: 10,000 WebSocket clients, 10 ticks/s to all of them",
          clients=10_000, producers=1, rate=10, size=100, peers=("nchan", "hub", "nats"), bare=True,
-         client_ramp_per_s=4_000, variants=variants(("ws",), BOTH_SOURCES)),
+         client_ramp_per_s=4_000, variants=variants(("ws",), BOTH_SOURCES, (0,))),
     Load("own-topics", "Own topics: 10,000 WebSocket clients, each with its own 20 of 20,000 topics",
          clients=10_000, producers=20_000, rate=1, size=100, subscribers=10, subscribe=(),
          client_options=("--subscribe-own", "20/20000"), client_ramp_per_s=1_000, peers=("nats",), bare=True,
-         variants=variants(("ws",), BOTH_SOURCES)),
+         variants=variants(("ws",), BOTH_SOURCES, (0,))),
     Load("round-trip", "One to one: 1 producer, 1 client, 100 ticks/s",
          clients=1, producers=1, rate=100, size=100, peers=EVERY_PEER,
-         variants=variants(("native", "ws"), BOTH_SOURCES),
+         variants=variants(("native", "ws"), BOTH_SOURCES, (0,)),
          note="With the publisher in a process of its own a tick goes over the network twice: publisher, server, "
               "client."),
     Load("idle-native", "Idle: 10,000 native clients, one topic each, no ticks",
@@ -161,11 +165,11 @@ LOADS = (
 
 # Deliveries a second that the saturation load offers, step by step, until one is not clean.
 SATURATION_STEPS_PER_S = (
-    100_000, 250_000, 500_000, 750_000, 1_000_000, 1_250_000, 1_500_000, 2_000_000, 2_500_000, 3_000_000, 4_000_000,
-    5_000_000, 6_000_000, 8_000_000, 10_000_000, 12_000_000, 16_000_000, 20_000_000,
+    100_000, 250_000, 500_000, 1_000_000, 1_500_000, 2_000_000, 3_000_000, 4_000_000, 6_000_000, 8_000_000, 10_000_000,
+    12_000_000, 16_000_000, 20_000_000,
 )
 # tickcast begins there, the peers at the first step.
-SATURATION_TICKCAST_FROM_PER_S = 500_000
+SATURATION_TICKCAST_FROM_PER_S = 1_000_000
 # What "as fast as it goes" offers: more than any step.
 SATURATION_UNTHROTTLED_PER_S = 50_000_000
 

@@ -102,18 +102,20 @@ class Suite:
 
     def saturation(self, load: Load, system, row: Row) -> Row:
         """More and more, until something is lost or closed. The row is of the highest clean step."""
-        best = None
+        best, most = None, 0.0
         lowest = SATURATION_TICKCAST_FROM_PER_S if row.is_tickcast else 0
         for step in (step for step in SATURATION_STEPS_PER_S if step >= lowest):
             at_step = load.at_rate(step // (load.clients * load.producers))
             tried = self.try_step(at_step, system, row)
             self.say(f"    {step:,}/s offered: {summary(tried)}")
+            most = max(most, tried.delivered_per_s or 0.0)
             if not tried.delivered_all:
                 row = best or tried
                 row.notes.append(f"the next step, {step:,}/s, was not clean: {unclean(tried)}")
                 break
             best = row = tried
         row.clean_per_s = best.offered_per_s if best else 0.0
+        row.most_per_s = most
         if row.is_tickcast:
             self.unthrottled(load, system, row)
         return row
@@ -158,6 +160,7 @@ class Suite:
         try:
             paced = bare.run(self, load, row, flat_out=False)
             row.bare_cpu_us_per_send = paced.cpu_us_per_send
+            row.bare_p50_us, row.bare_p99_us = paced.p50_us, paced.p99_us
             if load.bare_flat_out:
                 row.bare_wire_mb_per_s = bare.run(self, load, row, flat_out=True).wire_mb_per_s
             self.say(f"    bare loop beside {row.name}: {paced.cpu_us_per_send:.2f} us a SEND")

@@ -50,7 +50,10 @@ class PeerSystem:
     def start(self, processes: Processes, load: Load) -> Endpoint:
         """Starts it and waits until it answers."""
         kind = PEERS[self.system]
-        more = {"rate": load.rate, "size": load.size} if self.has_own_producers else {}
+        more = {}
+        if self.has_own_producers:
+            # As the others' publisher does, its producers begin when the clients are there.
+            more = {"rate": max(load.rate, 1), "size": max(load.size, 1), "wait_clients": load.clients}
         # An idle load has one topic to subscribe to, and nobody who publishes.
         topics = load.producers if self.has_own_producers else load.topic_count or 1
         try:

@@ -101,6 +101,14 @@ def bare_share(row: Row) -> str:
     return text + (f" ({row.bare_rate_share:.0%} of bare)" if row.bare_rate_share is not None else "")
 
 
+def latency_ratio(row: Row) -> str:
+    """Latency as multiples of what the bare loop had right after, at the same sizes and rate."""
+    quotients = [(row.p50_us, row.bare_p50_us), (row.p99_us, row.bare_p99_us)]
+    if any(not own or not bare for own, bare in quotients):
+        return NONE
+    return ", ".join(f"{own / bare:.2f}x" for own, bare in quotients) + f" ({ms(row.bare_p99_us)})"
+
+
 # Columns of the loads at a constant rate; those of which no row has a figure are left out.
 CONSTANT_COLUMNS = (
     ("offered/s", lambda row: count(row.offered_per_s)),
@@ -121,10 +129,12 @@ CONSTANT_COLUMNS = (
     ("client CPU", client_cpu),
     ("payload MB/s", bare_share),
     ("CPU per SEND", per_send),
+    ("p50, p99 over the bare loop's", latency_ratio),
     ("noise", noise),
 )
 SATURATION_COLUMNS = (
     ("highest clean step/s", lambda row: count(row.clean_per_s)),
+    ("most delivered/s at any step", lambda row: count(row.most_per_s)),
     ("unthrottled delivered/s", lambda row: count(row.unthrottled_per_s)),
     ("unthrottled lost", lambda row: count(row.unthrottled_lost)),
     ("unthrottled announced", lambda row: count(row.unthrottled_announced)),
@@ -240,7 +250,8 @@ def intro(result: dict) -> list[str]:
         "the window (*noise*: steal and foreign processes).",
         "",
         "*CPU per SEND* is beside the bare loop: a program that SENDs the same bytes in the same sizes, as often, to "
-        "as many sockets, with no broker at all.",
+        "as many sockets, with no broker at all. Its latency, in brackets its p99, is from the time at which a round was due: "
+        "what machine and kernel add to ours. Its ticks wait for no round, ours do for a SEND under way or a budget.",
         "",
     ]
 

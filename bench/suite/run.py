@@ -26,7 +26,7 @@ from systems import SERVER_CORE, Programs, tickcast_systems
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Connections that the largest load opens, and what else a process has open.
 DESCRIPTORS_MIN = 10_200
-FULL = Window(warm_up_s=2, duration_s=10)
+FULL = Window(warm_up_s=1, duration_s=8)
 QUICK = Window(warm_up_s=1, duration_s=3)
 
 

@@ -97,6 +97,13 @@ class Losses(unittest.TestCase):
         simulated.fed_by = "simulator"
         self.assertEqual(judge.losses([row(), simulated, row(system="nats", p99_us=5_000.0)]), [])
 
+    def test_saturated_systems_are_compared_in_their_rates_alone(self):
+        mine = row(clean_per_s=2e6, most_per_s=2e6, p50_us=9_000.0)
+        theirs = row(system="nats", clean_per_s=1e6, most_per_s=3e6, p50_us=1.0)
+        sentences = judge.losses([mine, theirs])
+        self.assertEqual(len(sentences), 1)
+        self.assertTrue(sentences[0].startswith("most delivered: nats 3,000,000/s"))
+
     def test_the_edges_of_the_window_are_no_loss(self):
         self.assertEqual(judge.losses([row(delivered_per_s=499.9), row(system="nats", delivered_per_s=500.1)]), [])
 

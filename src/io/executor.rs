@@ -50,6 +50,15 @@ pub struct Pacing {
     pub spin_ns: u64,
 }
 
+/// Turns that belong together: more sessions stood ready than one turn serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Round {
+    /// When its first turn began.
+    since_ns: u64,
+    /// Sessions that stood ready then and still do.
+    left: usize,
+}
+
 /// A shard and everything it is driven with. Lives on its executor's thread.
 pub struct Driver {
     /// The state machine.
@@ -74,6 +83,8 @@ pub struct Driver {
     sends: u64,
     /// When the shard went to sleep in this round of its loop; 0: it did not.
     asleep_since_ns: u64,
+    /// The round of SENDs under way that the latency budget is for.
+    round: Option<Round>,
     /// When it last did something, while it spins; 0: it does not.
     spins_since_ns: u64,
     gather: Vec<u8>,
@@ -109,6 +120,7 @@ impl Driver {
             reporter,
             sends: 0,
             asleep_since_ns: 0,
+            round: None,
             spins_since_ns: 0,
             gather,
             accept_again_ns,
@@ -132,7 +144,7 @@ impl Driver {
             if self.turn()? {
                 self.spins_since_ns = 0;
                 if self.sends != sends {
-                    self.pace(began_ns);
+                    self.pace(began_ns, self.sends.wrapping_sub(sends) as usize);
                 }
             } else if !self.spin(began_ns) {
                 bell.sleep(|| self.look_and_wait())?;
@@ -156,16 +168,27 @@ impl Driver {
         now_ns
     }
 
-    /// After a turn that sent something: leaves the core alone until the latency budget since it began is used up, so that
-    /// what comes meanwhile leaves together. The first tick after a pause is not delayed. Nobody has to wake the shard:
-    /// the doorbell is not armed, and those who bring something go on at once.
-    fn pace(&mut self, began_ns: u64) {
+    /// After a turn that made `sends` SENDs, once every session that stood ready has had its own: leaves the core alone
+    /// until the latency budget since the first of these turns began is used up, so that what comes meanwhile leaves
+    /// together. The first tick after a pause is not delayed. Nobody has to wake the shard: the doorbell is not armed,
+    /// and those who bring something go on at once.
+    fn pace(&mut self, began_ns: u64, sends: usize) {
         let budget_ns = self.pacing.latency_budget_ns;
         if self.phase != Phase::Running || budget_ns == 0 {
             return;
         }
+        let ready = self.shard.ready_len();
+        let round = match self.round {
+            None => Round { since_ns: began_ns, left: ready },
+            Some(Round { since_ns, left }) => Round { since_ns, left: left.saturating_sub(sends).min(ready) },
+        };
+        if round.left > 0 {
+            self.round = Some(round);
+            return;
+        }
+        self.round = None;
         let now_ns = clock::monotonic_ns();
-        let used_ns = now_ns.saturating_sub(began_ns);
+        let used_ns = now_ns.saturating_sub(round.since_ns);
         if used_ns < budget_ns {
             self.asleep_since_ns = now_ns;
             clock::sleep_ns(budget_ns - used_ns);

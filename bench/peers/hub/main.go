@@ -28,6 +28,9 @@ import (
 // Ticks that wait for one client; the case study's figure.
 const clientQueueTicks = 256
 
+// How often clients are counted while the producers wait for them.
+const clientsLook = 10 * time.Millisecond
+
 // Longest frame taken from a client: it has only pings and a goodbye to send (RFC 6455, section 5.5).
 const controlBytesMax = 125
 
@@ -53,6 +56,13 @@ func (h *hub) publish(frame []byte) {
 			h.dropped.Add(1)
 		}
 	}
+}
+
+// count gives how many clients there are.
+func (h *hub) count() int {
+	h.mutex.RLock()
+	defer h.mutex.RUnlock()
+	return len(h.clients)
 }
 
 // produce publishes `rate` ticks a second of its own topic, each with the time it was meant to be sent at.
@@ -187,9 +197,10 @@ func main() {
 	producers := flag.Int("producers", 50, "producers")
 	rate := flag.Int("rate", 100, "ticks a second of each")
 	size := flag.Int("size", 100, "bytes of a payload")
+	waitClients := flag.Int("wait-clients", 0, "clients that must be there before the first tick")
 	flag.Parse()
-	if *producers < 1 || *rate < 1 || *rate > 1_000_000 || *size < 1 || *size > 1<<20 {
-		fmt.Fprintln(os.Stderr, "hub: -producers, -rate (to 1000000) and -size (to 1048576) must be at least 1")
+	if *producers < 0 || *rate < 1 || *rate > 1_000_000 || *size < 1 || *size > 1<<20 {
+		fmt.Fprintln(os.Stderr, "hub: -rate (to 1000000) and -size (to 1048576) must be at least 1, -producers 0 (none: idle)")
 		os.Exit(2)
 	}
 	listener, err := net.Listen("tcp", *listen)
@@ -199,9 +210,14 @@ func main() {
 	}
 	h := &hub{clients: make(map[chan []byte]struct{})}
 	go http.Serve(listener, h)
-	for topic := 0; topic < *producers; topic++ {
-		go h.produce(topic, *producers, *rate, *size)
-	}
+	go func() {
+		for h.count() < *waitClients {
+			time.Sleep(clientsLook)
+		}
+		for topic := 0; topic < *producers; topic++ {
+			go h.produce(topic, *producers, *rate, *size)
+		}
+	}()
 	fmt.Printf("http=%s\n", listener.Addr())
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
