@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the binaries, the tuning, the units and the configuration folder: scripts/install.sh [--from FOLDER], the
-# folder with the built binaries, target/release unless said otherwise.
+# Installs the binaries, the tuning, the units and the configuration: scripts/install.sh [--from FOLDER], the folder with
+# the built binaries, target/release unless said otherwise.
 #
 # DESTDIR=DIR puts everything below DIR instead (packages, tests), PREFIX=/usr/local says where the programs go. What is
 # there is replaced, configuration never. It starts nothing; scripts/uninstall.sh takes all of it away again.
@@ -59,14 +59,15 @@ put 755 tuning/tickcast-tune "$tuning/tickcast-tune"
 for file in tuning/tune-items.sh tuning/README.md tuning/*.conf; do
     put 644 "$file" "$prefix/lib/tickcast/$file"
 done
-install -d -m 755 "$destdir$prefix/sbin" "$destdir/etc/tickcast"
+install -d -m 755 "$destdir$prefix/sbin"
 ln -sfn ../lib/tickcast/tuning/tickcast-tune "$destdir$prefix/sbin/tickcast-tune"
 put_once 644 systemd/tickcast-tune.default /etc/default/tickcast-tune
+put_once 644 systemd/tickcast.toml /etc/tickcast/tickcast.toml
 
 units=$(mktemp -d)
 trap 'rm -rf -- "$units"' EXIT
-for unit in tickcast.service tickcast-tune.service; do
-    sed "s|/usr/local/|$prefix/|g" "systemd/$unit" >"$units/$unit"
+for unit in tickcast.service tickcast.socket tickcast-http.socket tickcast-tune.service; do
+    sed -E "s,/usr/(s?bin)/,$prefix/\1/,g" "systemd/$unit" >"$units/$unit"
     put 644 "$units/$unit" "/etc/systemd/system/$unit"
 done
 if [[ -z $destdir && -d /run/systemd/system ]]; then
@@ -75,7 +76,8 @@ fi
 
 echo "installed below ${destdir}$prefix and ${destdir}/etc"
 [[ -n $destdir ]] || cat <<TEXT
-next: tickcast-tune check                          what of this machine is worth setting
+next: \$EDITOR /etc/tickcast/tickcast.toml          every option with its default
+      tickcast-tune check                          what of this machine is worth setting
       systemctl enable --now tickcast-tune         set it, now and at every start
       systemctl enable --now tickcast
 TEXT

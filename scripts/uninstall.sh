@@ -31,7 +31,8 @@ prefix=${prefix%/}
 [[ -z $destdir || $destdir == /* ]] || fail "DESTDIR is an absolute path, not $destdir"
 [[ $prefix =~ ^(/[A-Za-z0-9._-]+)+$ ]] || fail "PREFIX is an absolute path of plain letters, not $prefix"
 
-units=(tickcast.service tickcast-tune.service)
+# The sockets first: they would start the server again.
+units=(tickcast.socket tickcast-http.socket tickcast.service tickcast-tune.service)
 files=("$prefix/bin/tickcast" "$prefix/bin/tickcast-c10k" "$prefix/sbin/tickcast-tune" "${units[@]/#//etc/systemd/system/}")
 [[ $purge == no ]] || files+=(/etc/default/tickcast-tune)
 folders=("$prefix/lib/tickcast/tuning")

@@ -1,8 +1,11 @@
 //! What was typed. What it means is [`crate::config`]'s business.
 
+pub mod pages;
+
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::{
     client::commands::{ProcessArgs, PubArgs, SubArgs},
@@ -29,6 +32,19 @@ pub enum Command {
     Pub(PubArgs),
     /// Analyse a stream and publish what it says
     Process(ProcessArgs),
+    /// Print what makes a shell complete these commands, as in: tickcast completions bash >
+    /// ~/.local/share/bash-completion/completions/tickcast
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Write the man pages into a folder, for packages
+    #[command(hide = true)]
+    Man {
+        /// Where to
+        #[arg(long, value_name = "FOLDER")]
+        out: PathBuf,
+    },
 }
 
 /// What becomes of a bad line in a capture.

@@ -13,6 +13,8 @@ pub enum StartupError {
     Descriptors(u64, usize, u64),
     /// An address cannot be listened on.
     Listen(&'static str, SocketAddr, io::Error),
+    /// A socket that the service manager passed cannot be used: which one and why.
+    Passed(String),
     /// A core that this process may not use, and those it may.
     Core(usize, Vec<usize>),
     /// The cores this process may use cannot be found out.
@@ -49,6 +51,9 @@ impl fmt::Display for StartupError {
             ),
             StartupError::Listen(flag, address, error) => {
                 write!(f, "cannot listen on {address} ({flag}): {error}")
+            }
+            StartupError::Passed(text) => {
+                write!(f, "a socket that the service manager passed cannot be used: {text}")
             }
             StartupError::Core(core, allowed) => write!(
                 f,

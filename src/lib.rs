@@ -24,10 +24,10 @@
 //! |---|---|
 //! | bytes | [`wire`], [`tick`] |
 //! | state machines: no socket, no clock, no runtime | [`admission`], [`identity`], [`router`], [`topic`], [`newest`], [`history`], [`fanout`], [`log`], [`membership`], [`subscription`], [`session`], [`sessions`], [`wheel`], [`shard`] |
-//! | between threads | [`ring`], [`mesh`], [`counters`], [`latency`]; `sync`, through which loom looks at them |
+//! | between threads | [`ring`], [`mesh`], [`counters`], [`latency`], [`watchdog`]; `sync`, through which loom looks at them |
 //! | sources | [`ingest`]; hearts: [`ecg`] |
 //! | the kernel | [`io`], and [`clock`], the only reader of time |
-//! | the operator | [`cli`], [`config`], [`limits`], [`error`] |
+//! | the operator | [`cli`], [`config`], [`limits`], [`error`], [`logs`] |
 //! | the other side | [`client`] |
 //!
 //! # Invariants
@@ -55,6 +55,7 @@ pub mod io;
 pub mod latency;
 pub mod limits;
 pub mod log;
+pub mod logs;
 pub mod membership;
 pub mod mesh;
 pub mod newest;
@@ -67,5 +68,6 @@ pub mod subscription;
 mod sync;
 pub mod tick;
 pub mod topic;
+pub mod watchdog;
 pub mod wheel;
 pub mod wire;

@@ -206,6 +206,9 @@ pub const LATENCY_US_HIGHEST: u64 = 60_000_000;
 /// Significant digits of a latency: with two a histogram takes 20 KiB, with three 140.
 pub const LATENCY_DIGITS: u8 = 2;
 
+/// Lines of the log a second about what peers do, of each kind; the rest is counted.
+pub const PEER_LINES_PER_SECOND: u32 = 10;
+
 /// Longest line of a replay file, in bytes.
 pub const REPLAY_LINE_BYTES_MAX: usize = 1 << 20;
 /// Samples in one tick of the ECG, at most: a second at 4 kHz.

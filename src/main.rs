@@ -9,20 +9,28 @@ use std::{
 
 use clap::Parser;
 use tickcast::{
-    cli::{Cli, Command},
+    cli::{Cli, Command, pages},
     client::commands,
     config::{Config, Source, file::Options},
     error::StartupError,
-    io::server,
+    io::{activation::Passed, server},
+    logs,
 };
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    logs::init();
     let result = match Cli::parse().command {
         Command::Serve(_) => serve().map_err(|error| error.to_string()),
         Command::Sub(args) => commands::subscribe(&args).map_err(|error| error.to_string()),
         Command::Pub(args) => commands::publish(&args).map_err(|error| error.to_string()),
         Command::Process(args) => commands::process(&args).map_err(|error| error.to_string()),
+        Command::Completions { shell } => {
+            let written = io::stdout().lock().write_all(&pages::completions(shell));
+            written.map_err(|error| format!("the completions cannot be written: {error}"))
+        }
+        Command::Man { out } => {
+            pages::man(&out).map_err(|error| format!("--out {}: {error}", out.display()))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -34,6 +42,8 @@ fn main() -> ExitCode {
 }
 
 fn serve() -> Result<(), StartupError> {
+    // First of all: nothing else may be open.
+    let passed = Passed::take()?;
     let words: Vec<OsString> = std::env::args_os().collect();
     let options = Options::read(&words)?.unwrap_or_else(|error| error.exit());
     let allowed: Vec<usize> =
@@ -47,7 +57,7 @@ fn serve() -> Result<(), StartupError> {
         let _ = writeln!(io::stdout().lock(), "the configuration is good");
         return Ok(());
     }
-    server::run(&config, |tcp, http| announce(&config, tcp, http))
+    server::run(&config, passed, |tcp, http| announce(&config, tcp, http))
 }
 
 /// One line that scripts can read, then what a person would do next.

@@ -9,6 +9,9 @@ use std::{
     process::{Command, Output},
 };
 
+/// What is installed.
+const UNITS: [&str; 4] =
+    ["tickcast.service", "tickcast.socket", "tickcast-http.socket", "tickcast-tune.service"];
 /// Ten times the exposure that `systemd-analyze security` may give the server: 1.5 of 10.
 const EXPOSURE_MAX: &str = "--threshold=15";
 
@@ -95,8 +98,8 @@ impl Target {
     }
 
     /// The installed units as they would be if the root were `/`, in a folder for `systemd-analyze`.
-    fn units(&self) -> [PathBuf; 2] {
-        ["tickcast.service", "tickcast-tune.service"].map(|name| {
+    fn units(&self) -> [PathBuf; 4] {
+        UNITS.map(|name| {
             let text = fs::read_to_string(self.root().join("etc/systemd/system").join(name)).unwrap();
             let path = self.folder.join(name);
             let usr = format!("{}/usr/local/", self.root().display());
@@ -118,12 +121,19 @@ fn everything_is_installed_where_the_units_expect_it() {
         "usr/local/lib/tickcast/tuning/60-tickcast-backlog.conf",
         "usr/local/lib/tickcast/tuning/README.md",
         "etc/systemd/system/tickcast.service",
+        "etc/systemd/system/tickcast.socket",
+        "etc/systemd/system/tickcast-http.socket",
         "etc/systemd/system/tickcast-tune.service",
         "etc/default/tickcast-tune",
+        "etc/tickcast/tickcast.toml",
     ] {
         assert!(names.iter().any(|has| has == name), "{name} in {names:?}");
     }
-    assert!(target.root().join("etc/tickcast").is_dir());
+    let text = |name: &str| fs::read_to_string(target.root().join(name)).unwrap();
+    assert!(text("etc/systemd/system/tickcast.service").contains(
+        "\nExecStart=/usr/local/bin/tickcast serve --config /etc/tickcast/tickcast.toml\n"
+    ));
+    assert!(text("etc/systemd/system/tickcast-tune.service").contains("=/usr/local/sbin/tickcast-tune apply"));
     // Through the link, the tool finds its sysctl files; what it looks at is a machine with one setting.
     let knob = target.folder.join("machine/proc/sys/net/core/somaxconn");
     fs::create_dir_all(knob.parent().unwrap()).unwrap();
@@ -143,7 +153,7 @@ fn installing_again_changes_nothing_and_keeps_configuration() {
     target.install();
     let options = target.root().join("etc/default/tickcast-tune");
     fs::write(&options, "TUNE=--mode sq\n").unwrap();
-    fs::write(target.root().join("etc/tickcast/mine.toml"), "").unwrap();
+    fs::write(target.root().join("etc/tickcast/tickcast.toml"), "shards = 1\n").unwrap();
     let before = target.files();
     target.install();
     assert_eq!(target.files(), before);
@@ -159,7 +169,8 @@ fn uninstalling_takes_all_but_configuration_and_purging_that_too() {
     fs::write(target.root().join("etc/tickcast/mine.toml"), "").unwrap();
     for _ in 0..2 {
         target.uninstall(&[]);
-        assert_eq!(names(), ["etc/default/tickcast-tune", "etc/tickcast/mine.toml", "usr/local/bin/other"]);
+        let kept = ["etc/default/tickcast-tune", "etc/tickcast/mine.toml", "etc/tickcast/tickcast.toml"];
+        assert_eq!(names(), [&kept[..], &["usr/local/bin/other"]].concat());
     }
     for _ in 0..2 {
         target.uninstall(&["--purge"]);
@@ -213,7 +224,7 @@ fn the_server_is_exposed_little() {
     }
     let target = Target::new("security");
     target.install();
-    let [server, _] = target.units();
+    let [server, ..] = target.units();
     let output = Command::new("systemd-analyze")
         .args(["security", "--offline=yes", "--no-pager", EXPOSURE_MAX])
         .arg(server)
@@ -232,11 +243,31 @@ fn the_server_may_pin_its_threads_and_use_io_uring() {
 }
 
 #[test]
+fn the_server_is_started_once_it_says_so_and_ended_when_a_shard_hangs() {
+    let unit = fs::read_to_string(project("systemd/tickcast.service")).unwrap();
+    for line in ["Type=notify", "NotifyAccess=main", "WatchdogSec=10", "Restart=on-failure"] {
+        assert!(unit.lines().any(|has| has == line), "{line}");
+    }
+}
+
+#[test]
+fn the_sockets_have_the_addresses_of_the_configuration_and_the_names_that_the_server_knows() {
+    let configuration = fs::read_to_string(project("systemd/tickcast.toml")).unwrap();
+    for (unit, name) in [("tickcast.socket", "tcp"), ("tickcast-http.socket", "http")] {
+        let unit = fs::read_to_string(project("systemd").join(unit)).unwrap();
+        let address = unit.lines().find_map(|line| line.strip_prefix("ListenStream=")).unwrap();
+        assert!(configuration.contains(&format!("\n# {name} = \"{address}\"\n")), "{address}");
+        assert!(unit.contains(&format!("\nFileDescriptorName={name}\n")));
+    }
+}
+
+#[test]
 fn the_scripts_are_clean() {
     if !exists("shellcheck") {
         return;
     }
-    let scripts = ["scripts/install.sh", "scripts/uninstall.sh"].map(project);
+    let scripts = ["install.sh", "uninstall.sh", "package.sh", "try-package.sh"];
+    let scripts = scripts.map(|name| project("scripts").join(name));
     let output = Command::new("shellcheck").args(scripts).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
 }

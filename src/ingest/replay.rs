@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{FULL_NAP_NS, Lanes, StopFlag, sleep_until, wait_for_subscribers};
-use crate::{clock, counters::Counters, limits::REPLAY_LINE_BYTES_MAX, router};
+use crate::{clock, counters::Counters, limits::REPLAY_LINE_BYTES_MAX, logs, router};
 
 /// What is replayed, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,7 +118,8 @@ fn replay_once(
         let line = match parse(&bytes, settings.payload_bytes_max) {
             Ok(line) => line,
             Err(text) if settings.skip_bad_lines => {
-                ::log::warn!("replay: {} line {number} skipped: {text}", settings.file.display());
+                let file = settings.file.display();
+                ::log::warn!(target: logs::peer::REPLAY, "replay: {file} line {number} skipped: {text}");
                 summary.bad_lines += 1;
                 continue;
             }

@@ -6,7 +6,7 @@ use std::{io, os::fd::OwnedFd, sync::Arc};
 use super::{
     data_ring::{DataRing, Event, Sent},
     gate::Gate,
-    handover::{Exchange, Handover},
+    handover::{Exchange, Handover, Parcel},
     report::Reporter,
     stop::{Stop, Wait},
 };
@@ -18,9 +18,11 @@ use crate::{
         ACCEPT_RETRY_MS, GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT, SLEEP_NS_HIGHEST, SLEEP_NS_LOWEST,
         TURN_EVENTS, TURN_SENDS,
     },
+    logs,
     mesh::Mesh,
     ring::Doorbell,
     shard::{Action, Door, Send, Shard},
+    tick::ShardId,
 };
 
 /// How often sockets that linger after a refusal are looked at.
@@ -79,6 +81,10 @@ pub struct Driver {
     pub pacing: Pacing,
     /// Takes the latencies to the main thread.
     pub reporter: Reporter,
+    /// By door: connections that this shard accepts are for all of so many shards in turn. `None`: they are its own.
+    pub deals: [Option<u16>; 2],
+    /// Whose turn it is.
+    deal_next: u16,
     /// SENDs made.
     sends: u64,
     /// When the shard went to sleep in this round of its loop; 0: it did not.
@@ -118,6 +124,8 @@ impl Driver {
             exchange,
             pacing: Pacing::default(),
             reporter,
+            deals: [None; 2],
+            deal_next: 0,
             sends: 0,
             asleep_since_ns: 0,
             round: None,
@@ -286,7 +294,11 @@ impl Driver {
                     }
                     self.ring.recycle(received);
                 }
-                Event::Accepted(door, socket) => self.accepted(door, socket, now),
+                Event::Accepted(door, socket) => {
+                    if let Some(socket) = self.deal(door, socket) {
+                        self.accepted(door, socket, now);
+                    }
+                }
                 Event::AcceptFailed(door, errno) => {
                     self.shard.counters().add(Counter::AcceptsFailed, 1);
                     if !std::mem::replace(&mut self.accept_fails[door as usize], true) {
@@ -310,6 +322,20 @@ impl Driver {
         Ok(true)
     }
 
+    /// A connection of a port that has one socket for all shards goes to the next of them: it is admitted there, as if
+    /// accepted there. Returns it if it is this shard's own.
+    fn deal(&mut self, door: Door, socket: OwnedFd) -> Option<OwnedFd> {
+        let Some(shards) = self.deals[door as usize].filter(|_| self.phase == Phase::Running) else {
+            return Some(socket);
+        };
+        let to = ShardId(self.deal_next);
+        self.deal_next = (self.deal_next + 1) % shards;
+        match to == self.shard.id() {
+            true => Some(socket),
+            false => self.exchange.deal(to, door, socket).err(),
+        }
+    }
+
     fn accepted(&mut self, door: Door, socket: OwnedFd, now: Now) {
         self.accept_fails[door as usize] = false;
         if self.phase != Phase::Running {
@@ -323,6 +349,7 @@ impl Driver {
                 }
             }
             Err(refusal) => {
+                ::log::info!(target: logs::peer::ACCEPT, "a connection is refused: {}", refusal.text());
                 self.shard.counters().add(refusal.counter(), 1);
                 self.gate.refuse(socket, door, refusal, now.monotonic_ns);
             }
@@ -337,7 +364,7 @@ impl Driver {
                 Some(slot)
             }
             Err(error) => {
-                ::log::warn!("a connection is refused: {error}");
+                ::log::warn!(target: logs::peer::ACCEPT, "a connection is refused: {error}");
                 self.gate.forget(origin);
                 self.shard.counters().add(Counter::SessionsRefused, 1);
                 None
@@ -366,11 +393,17 @@ impl Driver {
         Ok(())
     }
 
-    /// Connections from other shards, whose identities belong here.
+    /// Connections from other shards: their identities belong here, or it is this shard's turn.
     fn take_placed(&mut self, now: Now) -> io::Result<bool> {
         for taken in 0..self.exchange.turn_max() {
-            let Some(Handover { socket, departure, origin }) = self.exchange.take() else {
-                return Ok(taken > 0);
+            let Some(parcel) = self.exchange.take() else { return Ok(taken > 0) };
+            let Handover { socket, departure, origin } = match parcel {
+                Parcel::Placed(handover) => handover,
+                Parcel::Dealt(door, socket) => {
+                    self.accepted(door, socket, now);
+                    self.actions()?;
+                    continue;
+                }
             };
             if let Some(slot) = self.add(socket, origin) {
                 self.shard.handle_placed(slot, departure.door, &departure.bytes, now);

@@ -13,7 +13,13 @@ use std::{
     },
 };
 
-use crate::{admission::Origin, limits::HANDOVERS_PER_LANE, ring::Doorbell, shard::Departure, tick::ShardId};
+use crate::{
+    admission::Origin,
+    limits::HANDOVERS_PER_LANE,
+    ring::Doorbell,
+    shard::{Departure, Door},
+    tick::ShardId,
+};
 
 /// A connection under way between two shards. Dropped, it is closed.
 #[derive(Debug)]
@@ -26,14 +32,23 @@ pub struct Handover {
     pub origin: Option<Origin>,
 }
 
+/// What goes from one shard to another. Dropped, its socket is closed.
+#[derive(Debug)]
+pub enum Parcel {
+    /// A connection that was admitted, to the shard of its client's identity.
+    Placed(Handover),
+    /// A connection that was accepted from the one socket of a port, to the shard whose turn it is: as if accepted there.
+    Dealt(Door, OwnedFd),
+}
+
 /// The rings between this shard and one other.
 #[derive(Debug)]
 struct Lane {
     shard: ShardId,
-    out: rtrb::Producer<Handover>,
-    /// What found the ring full, in order. Bound: the connections of the server.
-    waiting: VecDeque<Handover>,
-    incoming: rtrb::Consumer<Handover>,
+    out: rtrb::Producer<Parcel>,
+    /// What found the ring full, in order. Bound: the connections of the server, and what [`Exchange::deal`] adds.
+    waiting: VecDeque<Parcel>,
+    incoming: rtrb::Consumer<Parcel>,
     /// The other shard has some for us that found our ring full.
     they_wait: Arc<AtomicBool>,
     /// We have some for it.
@@ -73,7 +88,22 @@ impl Exchange {
         let to = handover.departure.to;
         debug_assert!(self.lanes.iter().any(|lane| lane.shard == to), "identities lead to shards there are");
         if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.shard == to) {
-            lane.waiting.push_back(handover);
+            lane.waiting.push_back(Parcel::Placed(handover));
+        }
+    }
+
+    /// Takes a connection for another shard, which accepts it; [`Exchange::push_out`] sends it. Gives it back where so many
+    /// wait for that shard already that it is better accepted here.
+    ///
+    /// # Errors
+    /// The connection.
+    pub fn deal(&mut self, to: ShardId, door: Door, socket: OwnedFd) -> Result<(), OwnedFd> {
+        match self.lanes.iter_mut().find(|lane| lane.shard == to) {
+            Some(lane) if lane.waiting.len() < HANDOVERS_PER_LANE => {
+                lane.waiting.push_back(Parcel::Dealt(door, socket));
+                Ok(())
+            }
+            _ => Err(socket),
         }
     }
 
@@ -97,14 +127,14 @@ impl Exchange {
     }
 
     /// The next connection from another shard. To be called until `None`, at most [`HANDOVERS_PER_LANE`] times a ring.
-    pub fn take(&mut self) -> Option<Handover> {
+    pub fn take(&mut self) -> Option<Parcel> {
         for lane in &mut self.lanes {
-            if let Ok(handover) = lane.incoming.pop() {
+            if let Ok(parcel) = lane.incoming.pop() {
                 fence(SeqCst);
                 if lane.they_wait.load(SeqCst) && lane.they_wait.swap(false, SeqCst) {
                     lane.bell.ring();
                 }
-                return Some(handover);
+                return Some(parcel);
             }
         }
         None
@@ -151,7 +181,6 @@ mod tests {
     use std::{io::Read, os::unix::net::UnixStream};
 
     use super::*;
-    use crate::shard::Door;
 
     fn handover(to: u16, n: usize) -> (Handover, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -174,7 +203,7 @@ mod tests {
             assert!(exchanges[0].push_out() && !exchanges[0].push_out());
             assert_eq!(exchanges[0].have_left(), round == 2);
             assert!(!exchanges[1].has_input() && exchanges[2].has_input());
-            while let Some(handover) = exchanges[2].take() {
+            while let Some(Parcel::Placed(handover)) = exchanges[2].take() {
                 assert_eq!(handover.departure.bytes, got.to_le_bytes());
                 got += 1;
             }
@@ -204,6 +233,27 @@ mod tests {
         });
         slept.unwrap();
         drop(peers);
+    }
+
+    #[test]
+    fn what_is_dealt_arrives_and_is_given_back_where_too_much_waits() {
+        let bells: Vec<_> = (0..2).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
+        let mut exchanges = exchanges(&bells);
+        let mut peers = Vec::new();
+        let mut deal = |exchange: &mut Exchange, to: u16| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            peers.push(theirs);
+            exchange.deal(ShardId(to), Door::Http, ours.into())
+        };
+        assert!(deal(&mut exchanges[0], 0).is_err(), "it is this shard's own");
+        for waiting in 0..=HANDOVERS_PER_LANE {
+            assert_eq!(deal(&mut exchanges[0], 1).is_ok(), waiting < HANDOVERS_PER_LANE);
+        }
+        assert!(exchanges[0].push_out());
+        for _ in 0..HANDOVERS_PER_LANE {
+            assert!(matches!(exchanges[1].take(), Some(Parcel::Dealt(Door::Http, _))));
+        }
+        assert!(exchanges[1].take().is_none());
     }
 
     #[test]

@@ -1,14 +1,65 @@
-//! Listening sockets: one a shard and port, the kernel spreads connections over them by peer address.
+//! Listening sockets: one a shard and port, the kernel spreads connections over them by peer address. A socket that the
+//! service manager passes is one for all: its first shard accepts, and deals the connections out in turn.
 
 use std::{io, net::SocketAddr, os::fd::OwnedFd};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::{clock, config::SocketBounds, error::StartupError, limits::LISTEN_BACKLOG};
 
 /// Attempts to listen on an address in use, and their pause: half a second in all.
 const LISTEN_ATTEMPTS_MAX: u32 = 10;
 const LISTEN_RETRY_NS: u64 = 50_000_000;
+
+/// One port.
+#[derive(Debug)]
+pub struct Listeners {
+    /// The address in use.
+    pub address: SocketAddr,
+    /// By shard: those without one are dealt connections by the one that has it.
+    pub sockets: Vec<Option<OwnedFd>>,
+}
+
+impl Listeners {
+    /// Whether who accepts deals out.
+    pub fn are_dealt(&self) -> bool {
+        self.sockets.iter().any(Option::is_none)
+    }
+}
+
+/// Listens for `shards` on the socket that the service manager passed, which goes before the address, or else on the
+/// address.
+///
+/// # Errors
+/// [`StartupError::Listen`]; [`StartupError::Passed`] where a bound cannot be set on a passed socket.
+pub fn listeners(
+    flag: &'static str,
+    passed: Option<OwnedFd>,
+    address: SocketAddr,
+    shards: u16,
+    bounds: SocketBounds,
+) -> Result<Listeners, StartupError> {
+    let Some(socket) = passed else {
+        let (address, sockets) = listen(flag, address, shards, bounds)?;
+        return Ok(Listeners { address, sockets: sockets.into_iter().map(Some).collect() });
+    };
+    let address =
+        adopt(&socket, bounds).map_err(|error| StartupError::Passed(format!("for {flag}: {error}")))?;
+    ::log::info!("{flag}: {address}, a socket that the service manager passed");
+    // Were each shard to accept from it, the first that waits would be woken for all connections (EPOLLEXCLUSIVE, in the
+    // order of waiting), and no shard's share of the accept rate would be known.
+    let sockets = std::iter::once(Some(socket)).chain((1..shards).map(|_| None)).collect();
+    Ok(Listeners { address, sockets })
+}
+
+/// Makes a passed socket like one of our own, but for its backlog, which its unit says. Returns its address.
+fn adopt(socket: &OwnedFd, bounds: SocketBounds) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(socket);
+    // Older kernels answer EAGAIN rather than wait.
+    socket.set_nonblocking(false)?;
+    bound(&socket, bounds)?;
+    local_address(&socket)
+}
 
 /// Makes `shards` sockets that listen on one address; port 0 is resolved by the first. Returns the address in use.
 ///
@@ -57,6 +108,13 @@ fn bind(address: SocketAddr, shared: bool, bounds: SocketBounds) -> io::Result<S
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.cloexec(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
+    bound(&socket, bounds)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// What accepted sockets inherit.
+fn bound(socket: &Socket, bounds: SocketBounds) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     if let Some(bytes) = bounds.send_bytes {
         socket.set_send_buffer_size(bytes)?;
@@ -64,8 +122,7 @@ fn bind(address: SocketAddr, shared: bool, bounds: SocketBounds) -> io::Result<S
     if bounds.notsent_lowat_bytes > 0 {
         socket.set_tcp_notsent_lowat(bounds.notsent_lowat_bytes)?;
     }
-    socket.bind(&address.into())?;
-    Ok(socket)
+    Ok(())
 }
 
 fn local_address(socket: &Socket) -> io::Result<SocketAddr> {

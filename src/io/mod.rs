@@ -1,5 +1,6 @@
 //! Everything that knows glommio, io_uring and sockets. The rest of the crate is state machines.
 
+pub mod activation;
 pub mod buffer_ring;
 pub mod checks;
 pub mod data_ring;
@@ -12,3 +13,4 @@ pub mod server;
 pub mod shim;
 pub mod signals;
 pub mod stop;
+pub mod systemd;

@@ -6,7 +6,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, RecvError, RecvTimeoutError, Sender, channel},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -15,15 +15,17 @@ use std::{
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
 
 use super::{
+    activation::Passed,
     checks,
     data_ring::{DataRing, Settings, eventfd},
     executor::{Driver, Pacing},
     gate::{Gate, Shared},
     handover::{Exchange, exchanges},
-    listener::listen,
+    listener::{Listeners, listeners},
     report::{Reporter, Reports},
     signals,
     stop::Stop,
+    systemd::{self, Feeder},
 };
 use crate::{
     clock,
@@ -33,6 +35,7 @@ use crate::{
     ingest::{Lanes, StopFlag, ecg, replay, simulator},
     latency::{self, Latency},
     limits::SHARDS_MAX,
+    logs,
     mesh::{Mesh, mesh},
     ring::{Doorbell, frame_ring},
     shard::{Door, Shard},
@@ -50,7 +53,7 @@ enum Happened {
     /// A shard's ring and listeners are ready, or are not to be had.
     Started(io::Result<()>),
     /// A shard has ended.
-    ShardEnded(io::Result<()>),
+    ShardEnded(ShardId, io::Result<()>),
     /// An ingest has come to its end.
     IngestEnded(Result<replay::Summary, replay::ReplayError>),
 }
@@ -67,6 +70,8 @@ const PREEMPT_TIMER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Locked memory of a server that has just ended is given back late: attempts to make a data ring, and their pause.
 const RING_ATTEMPTS_MAX: u32 = 20;
 const RING_RETRY_NS: u64 = 100_000_000;
+/// How often the log is asked whether it left out lines.
+const LOG_TURN_NS: u64 = 1_000_000_000;
 
 /// A running server.
 struct Server {
@@ -79,30 +84,38 @@ struct Server {
     counters: Vec<Arc<Counters>>,
     happened: Receiver<Happened>,
     happened_in: Sender<Happened>,
+    /// Shows the service manager that the shards are alive.
+    feeder: Feeder,
+    shards_ended: usize,
 }
 
 /// Serves until a signal, or until something that cannot be mended while running. `listening` is told the addresses
-/// in use, native and HTTP, once every shard is ready.
+/// in use, native and HTTP, once every shard is ready. `passed`: sockets that go before the addresses.
 ///
 /// # Errors
 /// A [`StartupError`]: what is wrong and how to mend it.
-pub fn run(config: &Config, listening: impl FnOnce(SocketAddr, SocketAddr)) -> Result<(), StartupError> {
+pub fn run(
+    config: &Config,
+    mut passed: Passed,
+    listening: impl FnOnce(SocketAddr, SocketAddr),
+) -> Result<(), StartupError> {
     signals::block().map_err(|error| StartupError::Executor(error.to_string()))?;
     clock::sleep_precisely();
     let clients_max = checks::check(config.clients_max)?;
-    let (tcp, native) = listen("--tcp", config.tcp, config.shards, config.socket)?;
-    let (http_address, http) = listen("--http", config.http, config.shards, config.socket)?;
+    let native = listeners("--tcp", passed.remove("tcp"), config.tcp, config.shards, config.socket)?;
+    let http = listeners("--http", passed.remove("http"), config.http, config.shards, config.socket)?;
+    let (tcp, http_address) = (native.address, http.address);
     let (server, lanes) = start(config, clients_max, native, http)?;
     listening(tcp, http_address);
-    server.serve(config, lanes)
+    server.serve(config, lanes, || systemd::ready(tcp, http_address, config.shards))
 }
 
 /// Makes and starts the shards, and one set of lanes for each source.
 fn start(
     config: &Config,
     clients_max: usize,
-    native: Vec<OwnedFd>,
-    http: Vec<OwnedFd>,
+    native: Listeners,
+    http: Listeners,
 ) -> Result<(Server, Vec<Lanes>), StartupError> {
     assert!((1..=SHARDS_MAX).contains(&usize::from(config.shards)), "config checks the number of shards");
     let refused = |error: io::Error| StartupError::Executor(error.to_string());
@@ -121,23 +134,27 @@ fn start(
     let mut meshes = mesh(&bells, config.mesh_ring_bytes);
     let lanes = config.sources.iter().map(|_| lanes(&mut meshes, &bells, config.mesh_ring_bytes)).collect();
 
+    let counters: Vec<Arc<Counters>> = bells.iter().map(|_| Arc::default()).collect();
     let mut server = Server {
         shards: Vec::new(),
         ingests: Vec::new(),
         stop_ingests: StopFlag::default(),
         stop: Arc::new(Stop::new(bells.clone())),
         reports: Arc::new(Reports::new(bells.clone())),
-        counters: Vec::new(),
+        feeder: Feeder::new(counters.iter().zip(&bells), clock::monotonic_ns()),
+        counters,
         happened,
         happened_in: happened_in.clone(),
+        shards_ended: 0,
     };
     let shared = Shared::new(clients_max, config.clients_per_source_max);
     let exchanges = exchanges(&bells);
     let epoch = clock::realtime_ns();
-    let parts = eventfds.into_iter().zip(native.into_iter().zip(http)).zip(meshes.into_iter().zip(bells));
+    let deals = [native.are_dealt(), http.are_dealt()].map(|dealt| dealt.then_some(config.shards));
+    let listeners = native.sockets.into_iter().zip(http.sockets);
+    let parts = eventfds.into_iter().zip(listeners).zip(meshes.into_iter().zip(bells));
     for (index, (((eventfd, (native, http)), (mesh, bell)), exchange)) in parts.zip(exchanges).enumerate() {
-        let counters = Arc::new(Counters::default());
-        server.counters.push(counters.clone());
+        let counters = server.counters[index].clone();
         let id = ShardId(index as u16);
         let answer = happened_in.clone();
         let reporter = Reporter::new(server.reports.clone(), id, move |latency| {
@@ -151,6 +168,7 @@ fn start(
             eventfd,
             native,
             http,
+            deals,
             clients_max,
             stop: server.stop.clone(),
             gate: Gate::new(shared.clone(), config.accept_rate, config.shards),
@@ -175,7 +193,7 @@ fn start(
             Ok(Happened::Started(Ok(()))) => started += 1,
             // There is nothing to report yet.
             Ok(Happened::ReportAsked) => {}
-            Ok(Happened::Started(Err(error)) | Happened::ShardEnded(Err(error))) => {
+            Ok(Happened::Started(Err(error)) | Happened::ShardEnded(_, Err(error))) => {
                 return Err(StartupError::IoUring(
                     error,
                     "the data ring could not be made (locked memory: LimitMEMLOCK; descriptors: LimitNOFILE)",
@@ -196,8 +214,9 @@ struct Parts {
     mesh: Mesh,
     bell: Arc<Doorbell>,
     eventfd: OwnedFd,
-    native: OwnedFd,
-    http: OwnedFd,
+    native: Option<OwnedFd>,
+    http: Option<OwnedFd>,
+    deals: [Option<u16>; 2],
     clients_max: usize,
     stop: Arc<Stop>,
     gate: Gate,
@@ -210,9 +229,13 @@ struct Parts {
 impl Parts {
     async fn run(self) {
         // Dropped on every way out, a panic's included: the main thread never waits for a shard that is gone.
-        let mut ended =
-            Ended { happened: self.happened.clone(), result: Err(io::Error::other("it panicked")) };
-        let ring = match make_ring(self.clients_max, &self.eventfd, self.native, self.http) {
+        let mut ended = Ended {
+            shard: self.shard.id(),
+            happened: self.happened.clone(),
+            result: Err(io::Error::other("it panicked")),
+        };
+        let listeners = [(Door::Native, self.native), (Door::Http, self.http)];
+        let ring = match make_ring(self.clients_max, &self.eventfd, listeners) {
             Ok(ring) => ring,
             Err(error) => {
                 let _ = self.happened.send(Happened::Started(Err(error)));
@@ -229,13 +252,17 @@ impl Parts {
             self.gate,
             self.reporter,
         );
-        driver.pacing = self.pacing;
+        (driver.pacing, driver.deals) = (self.pacing, self.deals);
         ended.result = driver.run().await;
     }
 }
 
-/// A data ring that accepts on both listeners, which it then owns.
-fn make_ring(clients_max: usize, doorbell: &OwnedFd, native: OwnedFd, http: OwnedFd) -> io::Result<DataRing> {
+/// A data ring that accepts on these listeners, which it then owns.
+fn make_ring(
+    clients_max: usize,
+    doorbell: &OwnedFd,
+    listeners: [(Door, Option<OwnedFd>); 2],
+) -> io::Result<DataRing> {
     let settings = Settings::for_slots(clients_max as u32);
     let mut attempts = 0;
     let mut ring = loop {
@@ -247,12 +274,16 @@ fn make_ring(clients_max: usize, doorbell: &OwnedFd, native: OwnedFd, http: Owne
             result => break result?,
         }
     };
-    ring.accept(Door::Native, native)?;
-    ring.accept(Door::Http, http)?;
+    for (door, listener) in listeners {
+        if let Some(listener) = listener {
+            ring.accept(door, listener)?;
+        }
+    }
     Ok(ring)
 }
 
 struct Ended {
+    shard: ShardId,
     happened: Sender<Happened>,
     result: io::Result<()>,
 }
@@ -260,28 +291,40 @@ struct Ended {
 impl Drop for Ended {
     fn drop(&mut self) {
         let result = std::mem::replace(&mut self.result, Ok(()));
-        let _ = self.happened.send(Happened::ShardEnded(result));
+        let _ = self.happened.send(Happened::ShardEnded(self.shard, result));
     }
 }
 
 impl Server {
-    /// Starts the ingests, waits for a reason to stop, and stops: the ingests first, then the shards together.
-    fn serve(mut self, config: &Config, lanes: Vec<Lanes>) -> Result<(), StartupError> {
+    /// Starts the ingests, waits for a reason to stop, and stops: the ingests first, then the shards together. `ready` is
+    /// called once everything runs.
+    fn serve(
+        mut self,
+        config: &Config,
+        lanes: Vec<Lanes>,
+        ready: impl FnOnce(),
+    ) -> Result<(), StartupError> {
         let started = self.start_ingests(config, lanes);
-        let outcome = started.and_then(|()| self.wait());
+        let outcome = started.and_then(|()| {
+            ready();
+            self.wait()
+        });
+        systemd::stopping(config.drain_deadline_ns);
         self.stop_ingests.set();
         for ingest in self.ingests.drain(..) {
             let _ = ingest.join();
         }
         self.stop.request(clock::monotonic_ns(), config.drain_deadline_ns);
+        let last = self.wait_for_shards();
         for shard in self.shards.drain(..) {
             if let Err(error) = shard.join() {
                 ::log::error!("a shard's thread: {error}");
             }
         }
+        logs::turn(u64::MAX);
         self.log_totals();
         if config.report {
-            self.print_last_report();
+            self.print_report(&last);
         }
         outcome
     }
@@ -307,11 +350,11 @@ impl Server {
     }
 
     /// Until the server is to stop: well for a signal, with an error otherwise.
-    fn wait(&self) -> Result<(), StartupError> {
+    fn wait(&mut self) -> Result<(), StartupError> {
         // By shard, since the last question.
         let mut answers: Vec<Option<Box<Latency>>> = self.shards.iter().map(|_| None).collect();
         loop {
-            match self.happened.recv() {
+            match self.next() {
                 Ok(Happened::ReportAsked) => self.reports.ask(),
                 Ok(Happened::Latency(shard, latency)) => {
                     answers[usize::from(shard.0)] = Some(latency);
@@ -324,26 +367,47 @@ impl Server {
                     ::log::info!("{name}: stopping; again to end at once");
                     return Ok(());
                 }
-                Ok(Happened::ShardEnded(Err(error))) => return Err(StartupError::Shard(error.to_string())),
+                Ok(Happened::ShardEnded(_, Err(error))) => return Err(StartupError::Shard(error.to_string())),
                 Ok(Happened::IngestEnded(Err(error))) => return Err(StartupError::Ingest(error.to_string())),
                 Ok(Happened::IngestEnded(Ok(summary))) => {
                     ::log::info!("replay done: {} ticks, {} lines skipped", summary.ticks, summary.bad_lines);
                 }
-                Ok(Happened::ShardEnded(Ok(())) | Happened::Started(_)) => {}
+                Ok(Happened::ShardEnded(_, Ok(())) | Happened::Started(_)) => {}
                 Err(_) => return Err(StartupError::Shard("every thread has ended".into())),
             }
         }
     }
 
-    /// What the shards that have ended in order handed over.
-    fn print_last_report(&self) {
-        let mut answers: Vec<Option<Box<Latency>>> = self.counters.iter().map(|_| None).collect();
-        for happened in self.happened.try_iter() {
-            if let Happened::Latency(shard, latency) = happened {
-                answers[usize::from(shard.0)] = Some(latency);
+    /// The next thing that happens. Until then the watchdog is fed, and the log told what it left out.
+    fn next(&mut self) -> Result<Happened, RecvError> {
+        loop {
+            let now_ns = clock::monotonic_ns();
+            logs::turn(now_ns);
+            let wait_ns = self.feeder.turn(now_ns).unwrap_or(u64::MAX).min(LOG_TURN_NS);
+            let happened = match self.happened.recv_timeout(Duration::from_nanos(wait_ns)) {
+                Ok(happened) => happened,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return Err(RecvError),
+            };
+            if let Happened::ShardEnded(shard, _) = &happened {
+                self.feeder.shard_ended(*shard);
+                self.shards_ended += 1;
+            }
+            return Ok(happened);
+        }
+    }
+
+    /// Until every shard has ended. What those that ended in order handed over, by shard.
+    fn wait_for_shards(&mut self) -> Vec<Option<Box<Latency>>> {
+        let mut last: Vec<Option<Box<Latency>>> = self.shards.iter().map(|_| None).collect();
+        while self.shards_ended < self.shards.len() {
+            match self.next() {
+                Ok(Happened::Latency(shard, latency)) => last[usize::from(shard.0)] = Some(latency),
+                Ok(_) => {}
+                Err(_) => break,
             }
         }
-        self.print_report(&answers);
+        last
     }
 
     /// On standard error, whatever the log's level: somebody asked for it.

@@ -5,9 +5,29 @@ use crate::{
     clock::Now,
     counters::Counter,
     limits::LINGER_DEADLINE_MS,
+    logs,
     session::{CloseReason, Ending, Protocol},
     wire::{Encoding, http, reply::Reply, websocket},
 };
+
+/// What a client did wrong is worth a line; that sessions come and go is not.
+fn log_end(session: u64, reason: &CloseReason) {
+    match reason {
+        CloseReason::Protocol(_)
+        | CloseReason::HandshakeDeadline
+        | CloseReason::FrameDeadline
+        | CloseReason::HeartbeatTimeout
+        | CloseReason::SlowConsumer
+        | CloseReason::BadRequest(_) => {
+            ::log::info!(target: logs::peer::SESSION, "session {session:x} ends: {reason}");
+        }
+        CloseReason::Peer
+        | CloseReason::Shutdown
+        | CloseReason::Transport(_)
+        | CloseReason::Http(_)
+        | CloseReason::Replaced => ::log::debug!("session {session:x} ends: {reason}"),
+    }
+}
 
 impl Shard {
     /// The peer has shut its side: whatever it had to say came before. Of a session whose input waits, not all of that
@@ -48,7 +68,7 @@ impl Shard {
     /// Starts a session's end. From here on it gets no tick and its input is discarded.
     pub(super) fn end(&mut self, slot: u32, reason: CloseReason, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        ::log::debug!("session {:x} ends: {reason}", session.id);
+        log_end(session.id, &reason);
         if session.lag.is_some() || session.yielding.0 > 0 {
             self.tell_what_is_owed(slot, &reason, now);
         }
@@ -180,7 +200,7 @@ impl Shard {
     fn gone(&mut self, slot: u32, reason: CloseReason) {
         let Some(session) = self.sessions.any_mut(slot) else { return };
         if session.ending.is_none() {
-            ::log::debug!("session {:x} ends: {reason}", session.id);
+            log_end(session.id, &reason);
             session.ending = Some(Ending { reason, half_closed: true });
             self.detach(slot);
         }

@@ -153,7 +153,33 @@ impl Stopped {
 /// The command, free of settings from the environment.
 pub fn tickcast() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tickcast"));
-    for name in ["TICKCAST_CORES", "TICKCAST_TCP", "TICKCAST_HTTP", "TICKCAST_MAX_CLIENTS", "RUST_LOG"] {
+    for name in ENVIRONMENT {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// What of the environment the command heeds: its options, and what a service manager sets.
+const ENVIRONMENT: [&str; 12] = [
+    "TICKCAST_CORES",
+    "TICKCAST_TCP",
+    "TICKCAST_HTTP",
+    "TICKCAST_MAX_CLIENTS",
+    "RUST_LOG",
+    "JOURNAL_STREAM",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+];
+
+/// The command, started by a shell that does `first` and then becomes it: for what is only known then (`$$`).
+pub fn tickcast_after(first: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{first} \"$@\""), "sh", env!("CARGO_BIN_EXE_tickcast")]);
+    for name in ENVIRONMENT {
         command.env_remove(name);
     }
     command
@@ -172,10 +198,15 @@ impl Server {
 
     /// Starts it as a prepared command, on free ports, with exactly these options.
     pub fn start_command(command: &mut Command, options: &[&str]) -> Server {
+        Server::start_with_input(command, Stdio::null(), options)
+    }
+
+    /// [`Server::start_command`] with a standard input.
+    pub fn start_with_input(command: &mut Command, input: Stdio, options: &[&str]) -> Server {
         let mut child = command
             .args(["serve", "--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0"])
             .args(options)
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

@@ -9,8 +9,13 @@ use crate::harness::{Log, Server, beside_others, tickcast, wait_for_exit};
 
 /// Runs to its end; exit code and standard error.
 fn run(command: &mut Command) -> (Option<i32>, String) {
+    run_with_input(command, Stdio::null())
+}
+
+/// The same with a standard input.
+pub fn run_with_input(command: &mut Command, input: Stdio) -> (Option<i32>, String) {
     let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        command.stdin(input).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let log = Log::collect(child.stderr.take().unwrap());
     let code = wait_for_exit(&mut child);
     (code, log.whole())

@@ -120,7 +120,7 @@ fn everything_taken_in_before_sigterm_arrives_and_every_client_is_told_3001() {
 }
 
 /// A subscriber with a small window that never reads, and megabytes on their way to it.
-fn stuck(server: &Server, publisher: &mut Client, encoding: Encoding) -> Peer {
+pub fn stuck(server: &Server, publisher: &mut Client, encoding: Encoding) -> Peer {
     let address = address(server, encoding).host.parse().unwrap();
     let mut peer = Peer::connect_with_small_window(address);
     if encoding == Encoding::Native {
@@ -140,7 +140,8 @@ fn stuck(server: &Server, publisher: &mut Client, encoding: Encoding) -> Peer {
     peer
 }
 
-const ROOM_FOR_THE_STUCK: [&str; 4] = ["--outbox-bytes-max", "67108864", "--egress-log-bytes", "134217728"];
+/// Options of a server with [`stuck`] clients.
+pub const ROOM_FOR_THE_STUCK: [&str; 4] = ["--outbox-bytes-max", "67108864", "--egress-log-bytes", "134217728"];
 
 #[test]
 fn a_client_that_never_reads_cannot_hold_the_exit_past_the_drain_deadline() {

@@ -1,0 +1,46 @@
+//! The log: for the journal and for people, and what peers can make of it.
+
+use crate::harness::{Server, beside_others, eventually, raw::Peer, tickcast_after};
+
+/// Ends that peers cause in one go.
+const PEERS: usize = 200;
+
+#[test]
+fn the_journal_gets_priorities_without_times() {
+    let _machine = beside_others();
+    let mut command = tickcast_after("export JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2); exec");
+    let stopped = Server::start_command(command.env("RUST_LOG", "info"), &["--no-sim"]).stop_cleanly();
+    assert!(stopped.log.contains("<6>SIGTERM: stopping"), "{}", stopped.log);
+    assert!(stopped.log.lines().all(|line| line.starts_with('<')), "{}", stopped.log);
+}
+
+#[test]
+fn who_inherits_the_journals_variable_but_not_its_stream_gets_times() {
+    let _machine = beside_others();
+    let mut command = tickcast_after("export JOURNAL_STREAM=1:1; exec");
+    let stopped = Server::start_command(command.env("RUST_LOG", "info"), &["--no-sim"]).stop_cleanly();
+    assert!(stopped.log.lines().all(|line| line.starts_with('[')), "{}", stopped.log);
+}
+
+#[test]
+fn of_many_peers_errors_each_is_written_or_counted() {
+    let _machine = beside_others();
+    let server = Server::start(&[]);
+    for _ in 0..PEERS {
+        let mut peer = Peer::connect(server.tcp);
+        peer.send(&[0xff; 64]);
+        while peer.frame().is_some() {}
+    }
+    eventually("the last is written of or counted", || server.connections() == 0);
+    let stopped = server.stop_cleanly();
+    let written = stopped.log.matches(" ends: ").count();
+    let counted: usize = stopped
+        .log
+        .lines()
+        .filter_map(|line| line.strip_suffix(" more like this"))
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap())
+        .sum();
+    assert!(written > 0, "{}", stopped.log);
+    assert_eq!(written + counted, PEERS, "{}", stopped.log);
+    assert_eq!(stopped.total("closed_protocol"), PEERS as u64);
+}

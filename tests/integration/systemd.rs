@@ -1,0 +1,241 @@
+//! As a service: what the service manager is told and when, and sockets that it passes.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::{fd::OwnedFd, unix::net::UnixDatagram},
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
+    time::Duration,
+};
+
+use tickcast::wire::Encoding;
+
+use crate::{
+    harness::{
+        GUARD, Server, beside_others,
+        collector::{Collector, barrier, connect, publish},
+        frames::{self, Raw},
+        raw::Peer,
+        tickcast_after,
+    },
+    startup,
+    stop::{ROOM_FOR_THE_STUCK, stuck},
+};
+
+/// A service manager's end of NOTIFY_SOCKET. It reads all the time, as one that does not holds the server up.
+struct Manager {
+    path: PathBuf,
+    messages: Receiver<String>,
+}
+
+impl Manager {
+    fn new(name: &str) -> Manager {
+        // Not below the target folder: a socket's path has 107 bytes.
+        let path = std::env::temp_dir().join(format!("tickcast-{}-{name}", std::process::id()));
+        let _ = fs::remove_file(&path);
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let (read, messages) = channel();
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(len) = socket.recv(&mut buffer)
+                && len > 0
+            {
+                let _ = read.send(String::from_utf8(buffer[..len].to_vec()).unwrap());
+            }
+        });
+        Manager { path, messages }
+    }
+
+    /// The command with this service manager, which wants to hear of it once in a period.
+    fn command(&self, period: Duration) -> Command {
+        let mut command = tickcast_after("export WATCHDOG_PID=$$; exec");
+        command.env("NOTIFY_SOCKET", &self.path).env("WATCHDOG_USEC", period.as_micros().to_string());
+        command
+    }
+
+    fn next(&self) -> String {
+        self.messages.recv_timeout(GUARD).expect("a message")
+    }
+
+    /// The next message with this line; those before it are thrown away.
+    fn wait_for(&self, line: &str) -> String {
+        loop {
+            let message = self.next();
+            if message.lines().any(|has| has == line) {
+                return message;
+            }
+        }
+    }
+
+    /// Throws away what has come.
+    fn forget(&self) {
+        self.messages.try_iter().for_each(drop);
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        // Ends the reading.
+        let _ = UnixDatagram::unbound().unwrap().send_to(b"", &self.path);
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Short, so that a test sees many looks.
+const PERIOD: Duration = Duration::from_millis(200);
+
+#[test]
+fn ready_is_told_once_it_listens_and_stopping_when_it_drains() {
+    let _machine = beside_others();
+    let manager = Manager::new("ready");
+    let options = ["--no-sim", "--shards", "2", "--drain-deadline-ms", "60000"];
+    let server = Server::start_command(&mut manager.command(PERIOD), &options);
+    let first = manager.next();
+    assert!(first.starts_with("READY=1\n"), "{first}");
+    let expected = format!("STATUS=serving tcp={} http={} shards=2\n", server.tcp, server.http);
+    assert!(first.contains(&expected), "{first}");
+    for address in [server.tcp, server.http] {
+        TcpStream::connect(address).unwrap();
+    }
+    server.terminate();
+    let last = manager.wait_for("STOPPING=1");
+    assert!(last.contains("EXTEND_TIMEOUT_USEC=63000000\n") && last.contains("STATUS=draining"), "{last}");
+    server.wait().assert_clean();
+}
+
+#[test]
+fn the_watchdog_is_fed_while_idle_under_load_and_in_a_long_drain() {
+    let _machine = beside_others();
+    let manager = Manager::new("watchdog");
+    let options =
+        [&["--no-sim", "--shards", "3", "--drain-deadline-ms", "3600000"][..], &ROOM_FOR_THE_STUCK[..]];
+    let server = Server::start_command(&mut manager.command(PERIOD), &options.concat());
+    let fed = || (0..4).for_each(|_| drop(manager.wait_for("WATCHDOG=1")));
+    manager.wait_for("READY=1");
+    fed();
+
+    let subscriber = Collector::start(&server, Encoding::Native, &["load.>"]);
+    let mut publisher = connect(&server, Encoding::Native);
+    manager.forget();
+    let mut published = 0;
+    for _ in 0..4 {
+        for tick in 0..5_000 {
+            publish(&mut publisher, &format!("load.{}", tick % 7), &[b'x'; 100]);
+        }
+        barrier(&mut publisher);
+        published += 5_000;
+        manager.wait_for("WATCHDOG=1");
+    }
+    subscriber.wait_for(published);
+
+    let stuck = stuck(&server, &mut publisher, Encoding::Native);
+    server.terminate();
+    manager.wait_for("STOPPING=1");
+    fed();
+    drop((stuck, publisher));
+    subscriber.finish();
+    let stopped = server.wait();
+    assert_eq!(stopped.code, Some(0), "{}", stopped.log);
+    assert!(!stopped.log.contains("stands still"), "{}", stopped.log);
+}
+
+#[test]
+fn a_service_manager_that_is_gone_does_not_end_the_server() {
+    let _machine = beside_others();
+    let manager = Manager::new("gone");
+    let mut command = manager.command(PERIOD);
+    drop(manager);
+    let server = Server::start_command(&mut command, &["--no-sim"]);
+    server.log.wait_for("cannot be told");
+    TcpStream::connect(server.tcp).unwrap();
+    server.stop_cleanly();
+}
+
+/// A shell's words that hand standard input on as the sockets of these names.
+fn passing(names: &str) -> Command {
+    let count = names.split(':').count();
+    let descriptors: String = (3..3 + count).map(|descriptor| format!("{descriptor}<&0 ")).collect();
+    tickcast_after(&format!(
+        "export LISTEN_PID=$$ LISTEN_FDS={count} LISTEN_FDNAMES={names}; exec {descriptors} </dev/null"
+    ))
+}
+
+fn input(listener: &TcpListener) -> Stdio {
+    OwnedFd::from(listener.try_clone().unwrap()).into()
+}
+
+fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+#[test]
+fn a_passed_socket_is_served_and_what_comes_between_two_servers_waits_in_it() {
+    let _machine = beside_others();
+    let (passed, address) = listener();
+    let server =
+        Server::start_with_input(passing("tcp").env("RUST_LOG", "info"), input(&passed), &["--no-sim"]);
+    assert_eq!(server.tcp, address);
+    assert_ne!(server.http, address);
+    drop(connect(&server, Encoding::Native));
+    drop(connect(&server, Encoding::WebSocketJson));
+    assert!(server.stop_cleanly().log.contains("a socket that the service manager passed"));
+
+    let mut waiting = Peer::connect(address);
+    waiting.send(&Raw::request(frames::HELLO, 1, b"early").bytes());
+    let server =
+        Server::start_with_input(passing("tcp").env("RUST_LOG", "info"), input(&passed), &["--no-sim"]);
+    assert_eq!(waiting.frame().unwrap().kind, frames::WELCOME);
+    drop(waiting);
+    server.stop_cleanly();
+}
+
+#[test]
+fn connections_of_a_passed_socket_are_dealt_to_all_shards() {
+    let _machine = beside_others();
+    let (passed, address) = listener();
+    // Each shard lets in 10 at once: 30 come in only if each has its share, and is asked in turn.
+    let options = ["--no-sim", "--shards", "3", "--accept-rate", "30"];
+    let server = Server::start_with_input(&mut passing("http"), input(&passed), &options);
+    assert_eq!(server.http, address);
+    let mut clients: Vec<_> = (0..30).map(|_| connect(&server, Encoding::WebSocketRkyv)).collect();
+    for client in &mut clients {
+        publish(client, "dealt", b"1");
+        barrier(client);
+    }
+    drop(clients);
+    let stopped = server.stop_cleanly();
+    assert_eq!(stopped.total("ticks_sequenced"), 30);
+    assert_eq!(stopped.total("sessions_refused_rate"), 0);
+}
+
+#[test]
+fn a_socket_passed_to_another_process_is_none_of_ours() {
+    let _machine = beside_others();
+    let (passed, address) = listener();
+    let mut command = tickcast_after("export LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=tcp; exec 3<&0 </dev/null");
+    let server = Server::start_with_input(&mut command, input(&passed), &["--no-sim"]);
+    assert_ne!(server.tcp, address);
+    server.stop_cleanly();
+}
+
+#[test]
+fn a_passed_socket_that_cannot_be_served_is_refused_with_what_its_unit_must_say() {
+    let _machine = beside_others();
+    let (passed, _) = listener();
+    for (names, answer) in [
+        ("tcp:tcp", "one ListenStream= only"),
+        ("tickcast.socket", "FileDescriptorName= of its unit must be one of: tcp, http"),
+    ] {
+        let (code, text) = startup::run_with_input(passing(names).arg("serve"), input(&passed));
+        assert_eq!((code, text.lines().count()), (Some(1), 1), "{names}: {text}");
+        assert!(text.contains(answer), "{names}: {text}");
+    }
+    let (code, text) = startup::run_with_input(passing("tcp").arg("serve"), Stdio::null());
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("not a TCP socket"), "{text}");
+}
