@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -124,6 +125,8 @@ def summed_up(load: loads.Load, variant: loads.Variant, report: dict, data: Path
 def main() -> int:
     """Profiles what was asked for."""
     options = parser().parse_args()
+    for polite in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(polite, signal.default_int_handler)
     if shutil.which("perf") is None:
         print("bench/profile: perf is not installed (Debian: linux-perf)", file=sys.stderr)
         return 2
