@@ -264,6 +264,7 @@ fn messages_in_fragments_of_many_clients_of_one_shard_do_not_mix() {
     gone.send(&masked(0x01, b"half a mess"));
     drop(gone);
     broken.send(&masked(0x80, b"the end of nothing"));
+    assert!(broken.text().starts_with(r#"{"op":"closing","code":1002,"#));
     assert_eq!(broken.message().unwrap().close_code(), 1002);
     closed.send(&masked(0x88, &1000u16.to_be_bytes()));
     assert_eq!(closed.message().unwrap().close_code(), 1000);
