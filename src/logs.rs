@@ -60,7 +60,8 @@ pub fn turn(now_ns: u64) {
 /// variable may have been given another one.
 fn goes_to(stream: &str) -> bool {
     // Follows the link to the socket itself.
-    fs::metadata("/proc/self/fd/2").is_ok_and(|stderr| parse_stream(stream) == Some((stderr.dev(), stderr.ino())))
+    fs::metadata("/proc/self/fd/2")
+        .is_ok_and(|stderr| parse_stream(stream) == Some((stderr.dev(), stderr.ino())))
 }
 
 fn parse_stream(stream: &str) -> Option<(u64, u64)> {

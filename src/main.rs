@@ -28,9 +28,7 @@ fn main() -> ExitCode {
             let written = io::stdout().lock().write_all(&pages::completions(shell));
             written.map_err(|error| format!("the completions cannot be written: {error}"))
         }
-        Command::Man { out } => {
-            pages::man(&out).map_err(|error| format!("--out {}: {error}", out.display()))
-        }
+        Command::Man { out } => pages::man(&out).map_err(|error| format!("--out {}: {error}", out.display())),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -130,10 +130,13 @@ fn everything_is_installed_where_the_units_expect_it() {
         assert!(names.iter().any(|has| has == name), "{name} in {names:?}");
     }
     let text = |name: &str| fs::read_to_string(target.root().join(name)).unwrap();
-    assert!(text("etc/systemd/system/tickcast.service").contains(
-        "\nExecStart=/usr/local/bin/tickcast serve --config /etc/tickcast/tickcast.toml\n"
-    ));
-    assert!(text("etc/systemd/system/tickcast-tune.service").contains("=/usr/local/sbin/tickcast-tune apply"));
+    assert!(
+        text("etc/systemd/system/tickcast.service")
+            .contains("\nExecStart=/usr/local/bin/tickcast serve --config /etc/tickcast/tickcast.toml\n")
+    );
+    assert!(
+        text("etc/systemd/system/tickcast-tune.service").contains("=/usr/local/sbin/tickcast-tune apply")
+    );
     // Through the link, the tool finds its sysctl files; what it looks at is a machine with one setting.
     let knob = target.folder.join("machine/proc/sys/net/core/somaxconn");
     fs::create_dir_all(knob.parent().unwrap()).unwrap();

@@ -60,7 +60,9 @@ impl Passed {
         let is_tcp = asked.r#type().is_ok_and(|kind| kind == Type::STREAM)
             && asked.local_addr().is_ok_and(|address| address.as_socket().is_some());
         if !is_tcp {
-            return refuse("not a TCP socket; ListenStream= of its unit must be a port or an address and a port");
+            return refuse(
+                "not a TCP socket; ListenStream= of its unit must be a port or an address and a port",
+            );
         }
         if !asked.is_listener().is_ok_and(|listens| listens) {
             return refuse("it does not listen; its unit must say Accept=no");
@@ -100,7 +102,9 @@ mod tests {
         let mut passed = Passed::default();
         let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
         assert!(refusal(&mut passed, "tickcast.socket", listener()).contains("one of: tcp, http"));
-        assert!(refusal(&mut passed, "tcp", UdpSocket::bind("127.0.0.1:0").unwrap()).contains("ListenStream="));
+        assert!(
+            refusal(&mut passed, "tcp", UdpSocket::bind("127.0.0.1:0").unwrap()).contains("ListenStream=")
+        );
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(refusal(&mut passed, "tcp", file).contains("not a TCP socket"));
         let path = std::env::temp_dir().join(format!("tickcast-{}.sock", std::process::id()));

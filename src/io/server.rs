@@ -298,12 +298,7 @@ impl Drop for Ended {
 impl Server {
     /// Starts the ingests, waits for a reason to stop, and stops: the ingests first, then the shards together. `ready` is
     /// called once everything runs.
-    fn serve(
-        mut self,
-        config: &Config,
-        lanes: Vec<Lanes>,
-        ready: impl FnOnce(),
-    ) -> Result<(), StartupError> {
+    fn serve(mut self, config: &Config, lanes: Vec<Lanes>, ready: impl FnOnce()) -> Result<(), StartupError> {
         let started = self.start_ingests(config, lanes);
         let outcome = started.and_then(|()| {
             ready();
@@ -367,7 +362,9 @@ impl Server {
                     ::log::info!("{name}: stopping; again to end at once");
                     return Ok(());
                 }
-                Ok(Happened::ShardEnded(_, Err(error))) => return Err(StartupError::Shard(error.to_string())),
+                Ok(Happened::ShardEnded(_, Err(error))) => {
+                    return Err(StartupError::Shard(error.to_string()));
+                }
                 Ok(Happened::IngestEnded(Err(error))) => return Err(StartupError::Ingest(error.to_string())),
                 Ok(Happened::IngestEnded(Ok(summary))) => {
                     ::log::info!("replay done: {} ticks, {} lines skipped", summary.ticks, summary.bad_lines);

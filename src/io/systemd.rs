@@ -70,7 +70,10 @@ impl Watched {
 impl Feeder {
     /// For shards with these counters, in order, that these doorbells wake. Nothing is ever fed unless the service manager
     /// asks for it.
-    pub fn new<'a>(shards: impl Iterator<Item = (&'a Arc<Counters>, &'a Arc<Doorbell>)>, now_ns: u64) -> Feeder {
+    pub fn new<'a>(
+        shards: impl Iterator<Item = (&'a Arc<Counters>, &'a Arc<Doorbell>)>,
+        now_ns: u64,
+    ) -> Feeder {
         let watched = |(counters, bell): (&Arc<Counters>, &Arc<Doorbell>)| Watched {
             counters: counters.clone(),
             bell: bell.clone(),

@@ -14,8 +14,7 @@ fn run(command: &mut Command) -> (Option<i32>, String) {
 
 /// The same with a standard input.
 pub fn run_with_input(command: &mut Command, input: Stdio) -> (Option<i32>, String) {
-    let mut child =
-        command.stdin(input).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.stdin(input).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let log = Log::collect(child.stderr.take().unwrap());
     let code = wait_for_exit(&mut child);
     (code, log.whole())

@@ -141,7 +141,8 @@ pub fn stuck(server: &Server, publisher: &mut Client, encoding: Encoding) -> Pee
 }
 
 /// Options of a server with [`stuck`] clients.
-pub const ROOM_FOR_THE_STUCK: [&str; 4] = ["--outbox-bytes-max", "67108864", "--egress-log-bytes", "134217728"];
+pub const ROOM_FOR_THE_STUCK: [&str; 4] =
+    ["--outbox-bytes-max", "67108864", "--egress-log-bytes", "134217728"];
 
 #[test]
 fn a_client_that_never_reads_cannot_hold_the_exit_past_the_drain_deadline() {

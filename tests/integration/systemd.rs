@@ -217,7 +217,8 @@ fn connections_of_a_passed_socket_are_dealt_to_all_shards() {
 fn a_socket_passed_to_another_process_is_none_of_ours() {
     let _machine = beside_others();
     let (passed, address) = listener();
-    let mut command = tickcast_after("export LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=tcp; exec 3<&0 </dev/null");
+    let mut command =
+        tickcast_after("export LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=tcp; exec 3<&0 </dev/null");
     let server = Server::start_with_input(&mut command, input(&passed), &["--no-sim"]);
     assert_ne!(server.tcp, address);
     server.stop_cleanly();
