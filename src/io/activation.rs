@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     os::fd::{FromRawFd, OwnedFd},
     sync::atomic::{AtomicBool, Ordering::SeqCst},
 };
@@ -35,8 +36,12 @@ impl Passed {
         if TAKEN.swap(true, SeqCst) {
             return Ok(passed);
         }
-        let named = sd_notify::listen_fds_with_names()
-            .map_err(|error| StartupError::Passed(format!("{error} (LISTEN_FDS, LISTEN_FDNAMES)")))?;
+        let refuse = |error: io::Error| StartupError::Passed(format!("{error} (LISTEN_FDS, LISTEN_FDNAMES)"));
+        // Asked first: names that are another process's are no error.
+        if sd_notify::listen_fds().map_err(refuse)?.len() == 0 {
+            return Ok(passed);
+        }
+        let named = sd_notify::listen_fds_with_names().map_err(refuse)?;
         for (fd, name) in named {
             // SAFETY: the service manager opened it for this process, which has opened nothing yet: it is open, as was just
             // asked (F_GETFD), and nobody else in this process owns it, as all this is done once.
