@@ -40,7 +40,7 @@ static LOGGER: OnceLock<Limited> = OnceLock::new();
 pub fn init() {
     let mut builder = Builder::from_env(Env::default().default_filter_or("info"));
     if std::env::var("JOURNAL_STREAM").is_ok_and(|stream| goes_to(&stream)) {
-        builder.format(|line, record| for_the_journal(line, record));
+        builder.format(for_the_journal);
     }
     let logger = LOGGER.get_or_init(|| Limited { logger: builder.build(), limiter: Mutex::default() });
     if log::set_logger(logger).is_ok() {
