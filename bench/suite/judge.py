@@ -257,7 +257,7 @@ def spike(rows: list[Row]) -> list[Verdict]:
         verdict(
             "spike", "p99 from subscription to first tick <= 320 ms (published), every client",
             best(rows, lambda row: row.subscription_p99_us),
-            lambda row: f"{ms(row.subscription_p99_us)}, {row.first_ticks:,} clients",
+            lambda row: f"{ms(row.subscription_p99_us)}, {row.first_ticks or 0:,} clients",
             lambda row: row.ended == 0 and row.first_ticks == SPIKE_CLIENTS and row.subscription_p99_us <= 320 * MS,
         ),
     ]

@@ -178,9 +178,11 @@ def load_table(load: Load, rows: list[Row]) -> list[str]:
     return table(["system", *(name for name, _ in columns)], lines) if columns else []
 
 
-def load_section(load: Load, rows: list[Row], pictures: list[str]) -> list[str]:
+def load_section(load: Load, rows: list[Row], pictures: list[str], started: str = "") -> list[str]:
     """A load with its table, its notes, what others published, and the commands."""
-    lines = [f"### {load.title}", "", *load_table(load, rows), ""]
+    runs = max(row.runs for row in rows)
+    when = f"Measured {started}" + (f"; medians of {runs} runs, p99 with its range" if runs > 1 else "") + "."
+    lines = [f"### {load.title}", "", *([when, ""] if started else []), *load_table(load, rows), ""]
     notes = [load.note] if load.note else []
     for row in rows:
         if row.failed:
@@ -265,7 +267,8 @@ def reach_section(verdicts: list[judge.Verdict]) -> list[str]:
     lines = [
         [one.load, one.wanted, NONE if one.reached is None else one.found, words[one.reached]] for one in verdicts
     ]
-    return ["## Aims", "", *table(["load", "aim", "figure", ""], lines), ""]
+    profiles = "[profiles](profiles), made by `bench/profile`, say where the server's time goes, and so why an aim is not reached."
+    return ["## Aims", "", *table(["load", "aim", "figure", ""], lines), "", profiles, ""]
 
 
 def losses_section(rows: dict[str, list[Row]]) -> list[str]:
@@ -285,9 +288,10 @@ def markdown(result: dict, pictures: list[str]) -> str:
     """The whole report."""
     rows = {one["name"]: [Row.from_json(row) for row in one["rows"]] for one in result["loads"]}
     known = {load.name: load for load in loads.LOADS}
+    starts = {one["name"]: one.get("started", "") for one in result["loads"]}
     lines = [*intro(result), *machine_section(result), *reach_section(judge.verdicts(rows)), *losses_section(rows)]
     lines += ["## Loads", ""]
     for name, of_load in rows.items():
         if name in known:
-            lines += load_section(known[name], of_load, pictures)
+            lines += load_section(known[name], of_load, pictures, starts.get(name, ""))
     return "\n".join(lines).rstrip() + "\n"

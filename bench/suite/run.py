@@ -18,7 +18,7 @@ import peer_systems
 import plots
 import report
 from client import CLIENT_CORE, Window
-from figures import Row
+from figures import Row, median_run
 from measure import Suite
 from processes import RunFailed, descriptor_limit
 from systems import SERVER_CORE, Programs, tickcast_systems
@@ -45,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--bin", metavar="DIR", type=Path, help="use the binaries there instead of building them")
     it.add_argument("--no-peers", action="store_true", help="tickcast alone")
     it.add_argument("--from-json", metavar="FILE", type=Path, help="run nothing: write the report of such a file")
+    it.add_argument("--keep", metavar="FILE", type=Path, action="append", default=[],
+                    help="figures of an earlier run, as --json wrote them: loads that are not run now are taken from the "
+                         "first such file, and those that are count as one more run of theirs")
     it.add_argument("--list", action="store_true", help="print the loads and end")
     return it
 
@@ -90,6 +93,7 @@ def arguments_of(typed: argparse.Namespace) -> list[str]:
     """What was asked for, of what changes the figures."""
     words = ["--quick"] if typed.quick else []
     words += ["--only", typed.only] if typed.only else []
+    words += [word for path in typed.keep for word in ("--keep", path.name)]
     words += ["--repeat", str(typed.repeat)] if typed.repeat > 1 else []
     return [*words, *(["--no-peers"] if typed.no_peers else [])]
 
@@ -110,6 +114,33 @@ def check_machine() -> None:
         raise RunFailed(f"{DESCRIPTORS_MIN} descriptors a process are needed, the limit is {limit} (ulimit -Hn)")
 
 
+def kept_loads(earlier: list[dict], chosen: set[str]) -> list[dict]:
+    """The loads of earlier runs that are not run now, each with the time of its run."""
+    known = {load.name for load in loads.LOADS}
+    return [
+        {"started": result["started"], **load}
+        for result in earlier
+        for load in result["loads"]
+        if load["name"] not in chosen and load["name"] in known
+    ]
+
+
+def with_earlier(name: str, rows: list[Row], earlier: list[dict]) -> list[Row]:
+    """Every row as the median of this run and of the earlier ones of the same load, system and variant."""
+    def same(row: Row) -> list[Row]:
+        found = [
+            Row.from_json(one)
+            for result in earlier
+            for load in result["loads"]
+            if load["name"] == name
+            for one in load["rows"]
+            if (one["system"], one["variant"]) == (row.system, row.variant)
+        ]
+        return [row, *found]
+
+    return [median_run(same(row)) for row in rows] if earlier else rows
+
+
 def run_loads(typed: argparse.Namespace, programs: Programs, scratch: Path) -> dict:
     """Runs everything that was asked for; what the report is made of."""
     chosen = loads.chosen(typed.only)
@@ -123,6 +154,7 @@ def run_loads(typed: argparse.Namespace, programs: Programs, scratch: Path) -> d
         "arguments": arguments_of(typed),
         "loads": [],
     }
+    earlier = [json.loads(path.read_text()) for path in typed.keep]
     before = machine.CpuTimes.now()
     for load in chosen:
         say(f"== {load.title}")
@@ -131,12 +163,16 @@ def run_loads(typed: argparse.Namespace, programs: Programs, scratch: Path) -> d
         if not typed.no_peers:
             peers, missing = peer_systems.for_load(programs, load, scratch)
             systems += peers
-        rows = suite.measure(load, systems)
+        rows = with_earlier(load.name, suite.measure(load, systems), earlier)
         rows += [Row(load=load.name, system=name, fed_by="network", failed=why) for name, why in missing]
-        result["loads"].append({"name": load.name, "rows": [row.to_json() for row in rows]})
+        started = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        result["loads"].append({"name": load.name, "started": started, "rows": [row.to_json() for row in rows]})
         if typed.json:
             # After each load: hours of figures outlive whatever goes wrong later.
             write_whole(typed.json, json.dumps(result, indent=1) + "\n")
+    order = [load.name for load in loads.LOADS]
+    kept = kept_loads(earlier[:1], {load.name for load in chosen})
+    result["loads"] = sorted([*result["loads"], *kept], key=lambda load: order.index(load["name"]))
     result["steal_percent"] = machine.noise(before, machine.CpuTimes.now(), 0.0)["steal_percent"]
     return result
 
@@ -168,7 +204,8 @@ def main(arguments: list[str]) -> int:
             if typed.json and not typed.from_json:
                 # First, so that hours of figures outlive whatever goes wrong with their report.
                 write_whole(typed.json, json.dumps(result, indent=1) + "\n")
-            pictures = plots.already_there(typed.out.parent) if typed.from_json else sorted(drawn)
+            there = plots.already_there(typed.out.parent) if typed.from_json or typed.keep else []
+            pictures = sorted({*there, *drawn})
             text = report.markdown(result, pictures)
             for name, svg in drawn.items():
                 write_whole(typed.out.parent / "plots" / name, svg)
