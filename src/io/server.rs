@@ -15,19 +15,22 @@ use std::{
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
 
 use super::{
+    admin::{Admin, Sights},
     checks,
+    control::{Control, Inquiry, Question, control},
     data_ring::{DataRing, Settings, eventfd},
+    desk::Desk,
     executor::{Driver, Pacing},
     gate::{Gate, Shared},
     handover::{Exchange, exchanges},
     listener::listen,
-    report::{Reporter, Reports},
     signals,
     stop::Stop,
 };
 use crate::{
+    admin::Stage,
     clock,
-    config::{Config, Source},
+    config::{Config, SocketBounds, Source},
     counters::{Counter, Counters},
     error::StartupError,
     ingest::{Lanes, StopFlag, ecg, replay, simulator},
@@ -45,6 +48,8 @@ enum Happened {
     Signal(&'static str),
     /// A signal asks for a report.
     ReportAsked,
+    /// An operator asks the shards.
+    Asked(Inquiry),
     /// A shard's latencies: it was asked, or it ends.
     Latency(ShardId, Box<Latency>),
     /// A shard's ring and listeners are ready, or are not to be had.
@@ -74,39 +79,79 @@ struct Server {
     ingests: Vec<JoinHandle<()>>,
     stop_ingests: StopFlag,
     stop: Arc<Stop>,
-    reports: Arc<Reports>,
+    control: Control,
+    /// Shards that have ended.
+    ended: usize,
     /// Of the shards, then of the ingests.
     counters: Vec<Arc<Counters>>,
     happened: Receiver<Happened>,
     happened_in: Sender<Happened>,
 }
 
+/// What shards answered, by shard, since the last question.
+type Latencies = Vec<Option<Box<Latency>>>;
+
 /// Serves until a signal, or until something that cannot be mended while running. `listening` is told the addresses
-/// in use, native and HTTP, once every shard is ready.
+/// in use, native, HTTP and the operator's, once every shard is ready.
 ///
 /// # Errors
 /// A [`StartupError`]: what is wrong and how to mend it.
-pub fn run(config: &Config, listening: impl FnOnce(SocketAddr, SocketAddr)) -> Result<(), StartupError> {
+pub fn run(
+    config: &Config,
+    listening: impl FnOnce(SocketAddr, SocketAddr, Option<SocketAddr>),
+) -> Result<(), StartupError> {
     signals::block().map_err(|error| StartupError::Executor(error.to_string()))?;
     clock::sleep_precisely();
     let clients_max = checks::check(config.clients_max)?;
+    let count = usize::from(config.shards) + config.sources.len();
+    let counters: Vec<Arc<Counters>> = (0..count).map(|_| Arc::default()).collect();
+    let (happened_in, happened) = channel();
+    // First, so that whoever asks during the start is told what it is at.
+    let admin = config.admin.map(|address| admin(config, address, &counters, &happened_in)).transpose()?;
+    let set_stage = |stage| {
+        if let Some(admin) = &admin {
+            admin.set_stage(stage);
+        }
+    };
     let (tcp, native) = listen("--tcp", config.tcp, config.shards, config.socket)?;
     let (http_address, http) = listen("--http", config.http, config.shards, config.socket)?;
-    let (server, lanes) = start(config, clients_max, native, http)?;
-    listening(tcp, http_address);
-    server.serve(config, lanes)
+    let (server, lanes) = start(config, clients_max, (native, http), counters, (happened_in, happened))?;
+    set_stage(Stage::Serving);
+    listening(tcp, http_address, admin.as_ref().map(Admin::address));
+    server.serve(config, lanes, || set_stage(Stage::Draining))
+}
+
+/// The operator's listener, which looks at these counters and asks the shards through the main thread.
+fn admin(
+    config: &Config,
+    address: SocketAddr,
+    counters: &[Arc<Counters>],
+    happened_in: &Sender<Happened>,
+) -> Result<Admin, StartupError> {
+    let (address, listeners) = listen("--admin", address, 1, SocketBounds::default())?;
+    let of_shards = usize::from(config.shards);
+    let core = |index: usize| config.cores[index % config.cores.len()];
+    let (shards, sources) = counters.split_at(of_shards);
+    let asked = happened_in.clone();
+    let sights = Sights {
+        shards: shards.iter().cloned().enumerate().map(|(index, counters)| (core(index), counters)).collect(),
+        sources: sources.to_vec(),
+        ask: Box::new(move |inquiry| drop(asked.send(Happened::Asked(inquiry)))),
+    };
+    let listener = listeners.into_iter().next().ok_or_else(|| io::Error::other("no listener"));
+    listener.and_then(|listener| Admin::start(address, listener, sights)).map_err(StartupError::Admin)
 }
 
 /// Makes and starts the shards, and one set of lanes for each source.
 fn start(
     config: &Config,
     clients_max: usize,
-    native: Vec<OwnedFd>,
-    http: Vec<OwnedFd>,
+    (native, http): (Vec<OwnedFd>, Vec<OwnedFd>),
+    counters: Vec<Arc<Counters>>,
+    (happened_in, happened): (Sender<Happened>, Receiver<Happened>),
 ) -> Result<(Server, Vec<Lanes>), StartupError> {
     assert!((1..=SHARDS_MAX).contains(&usize::from(config.shards)), "config checks the number of shards");
     let refused = |error: io::Error| StartupError::Executor(error.to_string());
-    let (happened_in, happened) = channel();
     let (signal, report) = (happened_in.clone(), happened_in.clone());
     signals::watch(
         move |name| drop(signal.send(Happened::Signal(name))),
@@ -121,13 +166,15 @@ fn start(
     let mut meshes = mesh(&bells, config.mesh_ring_bytes);
     let lanes = config.sources.iter().map(|_| lanes(&mut meshes, &bells, config.mesh_ring_bytes)).collect();
 
+    let (control, inboxes) = control(&bells);
     let mut server = Server {
         shards: Vec::new(),
         ingests: Vec::new(),
         stop_ingests: StopFlag::default(),
         stop: Arc::new(Stop::new(bells.clone())),
-        reports: Arc::new(Reports::new(bells.clone())),
-        counters: Vec::new(),
+        control,
+        ended: 0,
+        counters,
         happened,
         happened_in: happened_in.clone(),
     };
@@ -135,15 +182,11 @@ fn start(
     let exchanges = exchanges(&bells);
     let epoch = clock::realtime_ns();
     let parts = eventfds.into_iter().zip(native.into_iter().zip(http)).zip(meshes.into_iter().zip(bells));
-    for (index, (((eventfd, (native, http)), (mesh, bell)), exchange)) in parts.zip(exchanges).enumerate() {
-        let counters = Arc::new(Counters::default());
-        server.counters.push(counters.clone());
+    let parts = parts.zip(exchanges.into_iter().zip(inboxes));
+    for (index, (((eventfd, (native, http)), (mesh, bell)), (exchange, inbox))) in parts.enumerate() {
         let id = ShardId(index as u16);
-        let answer = happened_in.clone();
-        let reporter = Reporter::new(server.reports.clone(), id, move |latency| {
-            drop(answer.send(Happened::Latency(id, latency)));
-        });
-        let shard = Shard::new(id, config.shards, epoch, config.limits.clone(), counters);
+        let shard =
+            Shard::new(id, config.shards, epoch, config.limits.clone(), server.counters[index].clone());
         let parts = Parts {
             shard,
             mesh,
@@ -156,7 +199,7 @@ fn start(
             gate: Gate::new(shared.clone(), config.accept_rate, config.shards),
             pacing: Pacing { latency_budget_ns: config.latency_budget_ns, spin_ns: config.spin_ns },
             exchange,
-            reporter,
+            desk: Desk::new(inbox),
             happened: happened_in.clone(),
         };
         let core = config.cores[index % config.cores.len()];
@@ -173,8 +216,8 @@ fn start(
     while started < config.shards {
         match server.happened.recv() {
             Ok(Happened::Started(Ok(()))) => started += 1,
-            // There is nothing to report yet.
-            Ok(Happened::ReportAsked) => {}
+            // There is nothing to report yet, and nobody to ask.
+            Ok(Happened::ReportAsked | Happened::Asked(_)) => {}
             Ok(Happened::Started(Err(error)) | Happened::ShardEnded(Err(error))) => {
                 return Err(StartupError::IoUring(
                     error,
@@ -202,7 +245,7 @@ struct Parts {
     stop: Arc<Stop>,
     gate: Gate,
     exchange: Exchange,
-    reporter: Reporter,
+    desk: Desk,
     pacing: Pacing,
     happened: Sender<Happened>,
 }
@@ -220,6 +263,7 @@ impl Parts {
             }
         };
         let _ = self.happened.send(Happened::Started(Ok(())));
+        let id = self.shard.id();
         let mut driver = Driver::new(
             self.shard,
             ring,
@@ -227,10 +271,12 @@ impl Parts {
             self.bell,
             self.stop,
             self.gate,
-            self.reporter,
+            self.desk,
         );
         driver.pacing = self.pacing;
-        ended.result = driver.run().await;
+        ended.result = driver.run().await.map(|latency| {
+            let _ = self.happened.send(Happened::Latency(id, Box::new(latency)));
+        });
     }
 }
 
@@ -265,15 +311,18 @@ impl Drop for Ended {
 }
 
 impl Server {
-    /// Starts the ingests, waits for a reason to stop, and stops: the ingests first, then the shards together.
-    fn serve(mut self, config: &Config, lanes: Vec<Lanes>) -> Result<(), StartupError> {
+    /// Starts the ingests, waits for a reason to stop, and stops: the ingests first, then the shards together. `drains`
+    /// is called in between.
+    fn serve(mut self, config: &Config, lanes: Vec<Lanes>, drains: impl FnOnce()) -> Result<(), StartupError> {
         let started = self.start_ingests(config, lanes);
         let outcome = started.and_then(|()| self.wait());
+        drains();
         self.stop_ingests.set();
         for ingest in self.ingests.drain(..) {
             let _ = ingest.join();
         }
         self.stop.request(clock::monotonic_ns(), config.drain_deadline_ns);
+        let last_words = self.wait_for_shards();
         for shard in self.shards.drain(..) {
             if let Err(error) = shard.join() {
                 ::log::error!("a shard's thread: {error}");
@@ -281,17 +330,16 @@ impl Server {
         }
         self.log_totals();
         if config.report {
-            self.print_last_report();
+            self.print_report(&last_words);
         }
         outcome
     }
 
     fn start_ingests(&mut self, config: &Config, lanes: Vec<Lanes>) -> Result<(), StartupError> {
-        for (source, lanes) in config.sources.iter().cloned().zip(lanes) {
-            let (stop, shards, happened) =
-                (self.stop_ingests.clone(), self.counters.clone(), self.happened_in.clone());
-            let own = Arc::new(Counters::default());
-            self.counters.push(own.clone());
+        let (of_shards, of_ingests) = self.counters.split_at(usize::from(config.shards));
+        for ((source, lanes), own) in config.sources.iter().cloned().zip(lanes).zip(of_ingests) {
+            let (stop, shards, own, happened) =
+                (self.stop_ingests.clone(), of_shards.to_vec(), own.clone(), self.happened_in.clone());
             let ingest = move || match source {
                 Source::Simulator(settings) => simulator::run(settings, lanes, &own, &stop),
                 Source::Ecg(settings) => ecg::run(&settings, lanes, &own, &stop),
@@ -307,12 +355,12 @@ impl Server {
     }
 
     /// Until the server is to stop: well for a signal, with an error otherwise.
-    fn wait(&self) -> Result<(), StartupError> {
-        // By shard, since the last question.
-        let mut answers: Vec<Option<Box<Latency>>> = self.shards.iter().map(|_| None).collect();
+    fn wait(&mut self) -> Result<(), StartupError> {
+        let mut answers: Latencies = self.shards.iter().map(|_| None).collect();
         loop {
             match self.happened.recv() {
-                Ok(Happened::ReportAsked) => self.reports.ask(),
+                Ok(Happened::ReportAsked) => self.ask_for_report(),
+                Ok(Happened::Asked(inquiry)) => self.control.ask(inquiry),
                 Ok(Happened::Latency(shard, latency)) => {
                     answers[usize::from(shard.0)] = Some(latency);
                     if answers.iter().all(Option::is_some) {
@@ -324,26 +372,55 @@ impl Server {
                     ::log::info!("{name}: stopping; again to end at once");
                     return Ok(());
                 }
-                Ok(Happened::ShardEnded(Err(error))) => return Err(StartupError::Shard(error.to_string())),
+                Ok(Happened::ShardEnded(result)) => {
+                    self.ended += 1;
+                    result.map_err(|error| StartupError::Shard(error.to_string()))?;
+                }
                 Ok(Happened::IngestEnded(Err(error))) => return Err(StartupError::Ingest(error.to_string())),
                 Ok(Happened::IngestEnded(Ok(summary))) => {
                     ::log::info!("replay done: {} ticks, {} lines skipped", summary.ticks, summary.bad_lines);
                 }
-                Ok(Happened::ShardEnded(Ok(())) | Happened::Started(_)) => {}
+                Ok(Happened::Started(_)) => {}
                 Err(_) => return Err(StartupError::Shard("every thread has ended".into())),
             }
         }
     }
 
-    /// What the shards that have ended in order handed over.
-    fn print_last_report(&self) {
-        let mut answers: Vec<Option<Box<Latency>>> = self.counters.iter().map(|_| None).collect();
-        for happened in self.happened.try_iter() {
-            if let Happened::Latency(shard, latency) = happened {
-                answers[usize::from(shard.0)] = Some(latency);
+    /// While the shards stop operators may still ask them. Returns the latencies of those that have ended in order.
+    fn wait_for_shards(&mut self) -> Latencies {
+        let mut last_words: Latencies = self.shards.iter().map(|_| None).collect();
+        while self.ended < self.shards.len()
+            && let Ok(happened) = self.happened.recv()
+        {
+            match happened {
+                Happened::Asked(inquiry) => self.control.ask(inquiry),
+                Happened::Latency(shard, latency) => last_words[usize::from(shard.0)] = Some(latency),
+                Happened::ShardEnded(result) => {
+                    self.ended += 1;
+                    if let Err(error) = result {
+                        ::log::error!("a shard has failed while stopping: {error}");
+                    }
+                }
+                // It stops as it is.
+                Happened::Signal(_)
+                | Happened::ReportAsked
+                | Happened::Started(_)
+                | Happened::IngestEnded(_) => {}
             }
         }
-        self.print_report(&answers);
+        last_words
+    }
+
+    /// Asks every shard for its latencies.
+    fn ask_for_report(&mut self) {
+        let happened_in = self.happened_in.clone();
+        let question = move |shard: ShardId| {
+            let answer = happened_in.clone();
+            Question::State(Box::new(move |state| {
+                drop(answer.send(Happened::Latency(shard, Box::new(state.latency))));
+            }))
+        };
+        self.control.ask(Inquiry { to: None, question: Box::new(question) });
     }
 
     /// On standard error, whatever the log's level: somebody asked for it.

@@ -36,6 +36,17 @@ impl Shard {
         self.settle(now);
     }
 
+    /// The operator closes a session. Returns whether it was there, and open.
+    pub fn close(&mut self, id: u64, now: Now) -> bool {
+        let slot = id as u32;
+        let is_open = self.sessions.open_mut(slot).is_some_and(|session| session.id == id);
+        if is_open {
+            self.end(slot, CloseReason::Operator, now);
+            self.settle(now);
+        }
+        is_open
+    }
+
     /// Ends what was found out while others were being served.
     pub(super) fn settle(&mut self, now: Now) {
         self.count_ticks();
@@ -197,6 +208,7 @@ impl Shard {
     pub(super) fn remove(&mut self, slot: u32) {
         let Some(session) = self.sessions.remove(slot) else { return };
         debug_assert!(session.memberships.is_empty(), "a session leaves every topic before it ends");
+        self.identities.remove(&slot);
         if let Some(ending) = &session.ending {
             self.counters.add(ending.reason.counter(), 1);
         }

@@ -4,6 +4,7 @@ pub mod account;
 pub mod collector;
 pub mod external;
 pub mod frames;
+pub mod http;
 pub mod load_client;
 mod machine;
 pub mod processes;
@@ -28,6 +29,9 @@ use nix::{
 pub use machine::{alone, beside_others, forget, register};
 pub use processes::wait_for_exit;
 
+/// Options for ports that nobody else has.
+pub const FREE_PORTS: [&str; 6] =
+    ["--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
 /// How long anything is waited for before the test is declared hung.
 pub const GUARD: Duration = Duration::from_secs(90);
 /// Pause between two looks at something that has no event to wait for.
@@ -122,6 +126,8 @@ pub struct Server {
     pub tcp: SocketAddr,
     /// HTTP address.
     pub http: SocketAddr,
+    /// The operator's address, unless there is none.
+    pub admin: Option<SocketAddr>,
     /// Its standard error.
     pub log: Log,
 }
@@ -153,9 +159,10 @@ impl Stopped {
 /// The command, free of settings from the environment.
 pub fn tickcast() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tickcast"));
-    for name in ["TICKCAST_CORES", "TICKCAST_TCP", "TICKCAST_HTTP", "TICKCAST_MAX_CLIENTS", "RUST_LOG"] {
-        command.env_remove(name);
+    for name in ["CORES", "TCP", "HTTP", "ADMIN", "MAX_CLIENTS", "CONFIG"] {
+        command.env_remove(format!("TICKCAST_{name}"));
     }
+    command.env_remove("RUST_LOG");
     command
 }
 
@@ -173,7 +180,8 @@ impl Server {
     /// Starts it as a prepared command, on free ports, with exactly these options.
     pub fn start_command(command: &mut Command, options: &[&str]) -> Server {
         let mut child = command
-            .args(["serve", "--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .arg("serve")
+            .args(FREE_PORTS)
             .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -187,9 +195,10 @@ impl Server {
         stdout.read_line(&mut line).unwrap();
         // Read on, so that the server never writes into a closed pipe.
         thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
+        let word = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name));
+        let admin = word("admin=").map(|word| word.parse().unwrap());
         let mut address = |name: &str| {
-            let word = line.split_whitespace().find_map(|word| word.strip_prefix(name));
-            let Some(word) = word else {
+            let Some(word) = word(name) else {
                 let code = wait_for_exit(&mut child);
                 panic!("no address {name} in {line:?}, exit {code:?}; log:\n{}", log.text());
             };
@@ -197,7 +206,7 @@ impl Server {
         };
         let (tcp, http) = (address("tcp="), address("http="));
         assert!(line.starts_with("listening "), "{line:?}");
-        Server { child, tcp, http, log }
+        Server { child, tcp, http, admin, log }
     }
 
     /// Its process.

@@ -7,6 +7,7 @@
 
 mod harness;
 
+mod admin;
 mod bad_http;
 mod bad_native;
 mod bad_websocket;
@@ -19,6 +20,7 @@ mod heartbeat;
 mod identity;
 mod limits;
 mod load;
+mod monitoring;
 mod options;
 mod places;
 mod policies;
