@@ -72,10 +72,8 @@ impl LatencyView {
 ///
 /// Cost: a pass over the table, and about 5 lines for each halving of what lies above: a few hundred at most.
 pub fn hgrm(histogram: &Histogram<u64>) -> String {
-    let mut text = format!(
-        "{:>12} {:>14} {:>10} {:>14}\n\n",
-        "Value", "Percentile", "TotalCount", "1/(1-Percentile)"
-    );
+    let mut text =
+        format!("{:>12} {:>14} {:>10} {:>14}\n\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)");
     let mut counted = 0;
     for step in histogram.iter_quantiles(LINES_PER_HALF) {
         counted += step.count_since_last_iteration();

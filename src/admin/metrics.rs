@@ -19,8 +19,8 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Upper bounds of the latency histograms' buckets, microseconds. A bound is as sharp as the histogram below it: 1 %.
 pub const LATENCY_BOUNDS_US: [u64; 19] = [
-    10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
-    2_500_000, 5_000_000, 10_000_000,
+    10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+    1_000_000, 2_500_000, 5_000_000, 10_000_000,
 ];
 
 /// A shard as it is scraped.
@@ -107,7 +107,8 @@ fn shown(counter: Counter) -> Shown {
     }
 }
 
-const SOURCES_HELP: &str = "Ticks that a source of the server itself dropped, because a ring was full or it was stopped.";
+const SOURCES_HELP: &str =
+    "Ticks that a source of the server itself dropped, because a ring was full or it was stopped.";
 const REFUSED_HELP: &str = "Connections refused, by reason.";
 
 /// Whether the sources count it, and not the shards.
@@ -183,9 +184,11 @@ const GAUGES: [Gauge; 8] = [
     ("tickcast_mesh_ring_bytes", "Bytes in the rings from other shards, not yet taken in.", |state| {
         state.mesh_ring_bytes
     }),
-    ("tickcast_source_ring_bytes", "Bytes in the rings from the server's own sources, not yet taken in.", |state| {
-        state.source_ring_bytes
-    }),
+    (
+        "tickcast_source_ring_bytes",
+        "Bytes in the rings from the server's own sources, not yet taken in.",
+        |state| state.source_ring_bytes,
+    ),
     ("tickcast_mesh_stage_bytes", "Bytes that wait for room in the rings to other shards.", |state| {
         state.mesh_stage_bytes
     }),
@@ -203,11 +206,7 @@ fn states(scrape: &Scrape<'_>, text: &mut Text) {
         "Whether the shard answered this scrape in time: 1; if it did not, 0, and what it would have said is missing.",
     );
     for shard in scrape.shards {
-        text.sample(
-            "tickcast_shard_answered",
-            &[("shard", &shard.shard)],
-            u8::from(shard.state.is_some()),
-        );
+        text.sample("tickcast_shard_answered", &[("shard", &shard.shard)], u8::from(shard.state.is_some()));
     }
     for (name, help, value) in GAUGES {
         text.family(name, "gauge", help);
@@ -265,9 +264,9 @@ fn cumulated(histogram: &Histogram<u64>) -> [u64; LATENCY_BOUNDS_US.len()] {
 
 /// As good as the histogram: 1 %. It never falls from one scrape to the next, as each part of it never does.
 fn sum_us(histogram: &Histogram<u64>) -> u64 {
-    let each = histogram
-        .iter_recorded()
-        .map(|step| histogram.median_equivalent(step.value_iterated_to()).saturating_mul(step.count_at_value()));
+    let each = histogram.iter_recorded().map(|step| {
+        histogram.median_equivalent(step.value_iterated_to()).saturating_mul(step.count_at_value())
+    });
     each.fold(0, u64::saturating_add)
 }
 
@@ -286,14 +285,24 @@ fn server(scrape: &Scrape<'_>, text: &mut Text) {
         "Resident memory size in bytes.",
         process.resident_bytes,
     );
-    text.single("process_virtual_memory_bytes", "gauge", "Virtual memory size in bytes.", process.virtual_bytes);
+    text.single(
+        "process_virtual_memory_bytes",
+        "gauge",
+        "Virtual memory size in bytes.",
+        process.virtual_bytes,
+    );
     text.single(
         "process_open_fds",
         "gauge",
         "Number of open file descriptors. A served client has none: its socket is a registered file.",
         process.descriptors,
     );
-    text.single("process_max_fds", "gauge", "Maximum number of open file descriptors.", process.descriptors_max);
+    text.single(
+        "process_max_fds",
+        "gauge",
+        "Maximum number of open file descriptors.",
+        process.descriptors_max,
+    );
     text.single(
         "process_cpu_seconds_total",
         "counter",

@@ -57,7 +57,12 @@ pub struct Overview<'a> {
 
 impl<'a> Overview<'a> {
     /// Of these shards, `now_seconds` after 1970.
-    pub fn new(stage: Stage, process: &ProcessSample, now_seconds: f64, shards: Vec<ShardView<'a>>) -> Overview<'a> {
+    pub fn new(
+        stage: Stage,
+        process: &ProcessSample,
+        now_seconds: f64,
+        shards: Vec<ShardView<'a>>,
+    ) -> Overview<'a> {
         let silent = |shard: &ShardView<'_>| shard.state.is_none().then_some(shard.shard);
         Overview {
             version: env!("CARGO_PKG_VERSION"),
@@ -80,7 +85,8 @@ mod tests {
         let counters = Counters::default();
         counters.add(Counter::TicksDelivered, 7);
         let process = ProcessSample { start_seconds: 10.0, ..ProcessSample::default() };
-        let overview = Overview::new(Stage::Draining, &process, 12.5, vec![ShardView::new(3, 1, &counters, None)]);
+        let overview =
+            Overview::new(Stage::Draining, &process, 12.5, vec![ShardView::new(3, 1, &counters, None)]);
         let json = serde_json::to_value(&overview).unwrap();
         assert_eq!(json["stage"], "draining");
         assert_eq!(json["uptime_seconds"], 2.5);

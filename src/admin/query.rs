@@ -74,9 +74,8 @@ impl<'a> Parameters<'a> {
         let mut found: Vec<(&str, Cow<'_, str>)> = Vec::new();
         for part in query.split('&').filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let value = percent_decode_str(value)
-                .decode_utf8()
-                .map_err(|_| format!("{}: not UTF-8", shown(name)))?;
+            let value =
+                percent_decode_str(value).decode_utf8().map_err(|_| format!("{}: not UTF-8", shown(name)))?;
             if !known.contains(&name) {
                 return Err(format!("no parameter {}; there is {}", shown(name), known.join(", ")));
             }

@@ -194,7 +194,9 @@ mod tests {
         for own in ["127.0.0.1:9490", "127.0.0.1", "[::1]:9490", "[::1]", "localhost:1", "LocalHost"] {
             assert!(is_own_host(own), "{own}");
         }
-        for other in ["", "evil.example", "evil.example:9490", "127.0.0.1.evil.example", "[evil]", "localhost.evil"] {
+        for other in
+            ["", "evil.example", "evil.example:9490", "127.0.0.1.evil.example", "[evil]", "localhost.evil"]
+        {
             assert!(!is_own_host(other), "{other}");
         }
     }

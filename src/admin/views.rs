@@ -91,7 +91,12 @@ pub struct ShardState {
 }
 
 /// The first `limit` of all shards' rows, the highest rank first; of equal ones as `name` has them.
-pub fn merged<V>(mut rows: Vec<V>, limit: usize, rank: impl Fn(&V) -> u64, name: impl Fn(&V) -> &str) -> Vec<V> {
+pub fn merged<V>(
+    mut rows: Vec<V>,
+    limit: usize,
+    rank: impl Fn(&V) -> u64,
+    name: impl Fn(&V) -> &str,
+) -> Vec<V> {
     rows.sort_by(|one, other| rank(other).cmp(&rank(one)).then_with(|| name(one).cmp(name(other))));
     rows.truncate(limit);
     rows

@@ -1,4 +1,4 @@
-//! SIGINT, SIGTERM and SIGUSR1 as messages: blocked in every thread, so that none is interrupted, and awaited by one.
+//! SIGINT, SIGTERM, SIGHUP and SIGUSR1 as messages: blocked in every thread, so that none is interrupted, and awaited by one.
 
 use std::{io, thread};
 
@@ -18,18 +18,20 @@ pub fn block() -> io::Result<()> {
 }
 
 /// Calls `notify` at the first signal to stop. The second ends the process at once, with 128 + its number. Calls `report`
-/// at every SIGUSR1.
+/// at every SIGUSR1, `reload` at every SIGHUP.
 ///
 /// # Errors
 /// The thread cannot be made.
 pub fn watch(
     notify: impl FnOnce(&'static str) + Send + 'static,
     report: impl Fn() + Send + 'static,
+    reload: impl Fn() + Send + 'static,
 ) -> io::Result<()> {
     let next_to_stop = move || {
         loop {
             match set().wait() {
                 Ok(Signal::SIGUSR1) => report(),
+                Ok(Signal::SIGHUP) => reload(),
                 other => return other,
             }
         }
@@ -54,5 +56,6 @@ fn set() -> SigSet {
     set.add(Signal::SIGINT);
     set.add(Signal::SIGTERM);
     set.add(Signal::SIGUSR1);
+    set.add(Signal::SIGHUP);
     set
 }

@@ -248,7 +248,10 @@ mod tests {
         shard.sessions.leave_out(78, 4, 3);
         let by = |sort, limit| names(&shard, SessionsQuery { sort, limit });
         let first = by(SessionSort::Dropped, 2);
-        assert_eq!(first.iter().map(|view| (view.dropped, view.conflated)).collect::<Vec<_>>(), [(3, 4), (2, 5)]);
+        assert_eq!(
+            first.iter().map(|view| (view.dropped, view.conflated)).collect::<Vec<_>>(),
+            [(3, 4), (2, 5)]
+        );
         assert_eq!(by(SessionSort::Conflated, 1)[0].id, first[1].id);
         let outbox = by(SessionSort::Outbox, 3);
         assert_eq!(outbox[0].identity.as_deref(), Some("the one"), "its WELCOME waits");

@@ -27,7 +27,8 @@ pub fn sample(metrics: &str, name: &str) -> f64 {
 
 /// The sum of a family's samples over shards.
 fn sum(metrics: &str, family: &str) -> f64 {
-    let samples = metrics.lines().filter(|line| line.strip_prefix(family).is_some_and(|rest| rest.starts_with('{')));
+    let samples =
+        metrics.lines().filter(|line| line.strip_prefix(family).is_some_and(|rest| rest.starts_with('{')));
     samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
 }
 
@@ -44,7 +45,11 @@ fn metrics_count_what_the_clients_saw() {
     barrier(&mut publisher);
     collector.wait_for(100);
     let answer = get(admin, "/metrics");
-    assert!(answer.head.to_lowercase().contains("content-type: text/plain; version=0.0.4"), "{}", answer.head);
+    assert!(
+        answer.head.to_lowercase().contains("content-type: text/plain; version=0.0.4"),
+        "{}",
+        answer.head
+    );
     let metrics = answer.body;
     assert_eq!(sum(&metrics, "tickcast_ticks_sequenced_total"), 100.0);
     assert_eq!(sum(&metrics, "tickcast_ticks_delivered_total"), 100.0);
@@ -89,7 +94,10 @@ fn every_path_answers_with_what_there_is() {
     let topics = get(admin, "/v1/topics?limit=2").json();
     assert_eq!(topics["topics"].as_array().unwrap().len(), 2, "{topics}");
     let first = &topics["topics"][0];
-    assert_eq!((&first["topic"], &first["sequence"], &first["sessions"]), (&"c.x".into(), &3.into(), &0.into()));
+    assert_eq!(
+        (&first["topic"], &first["sequence"], &first["sessions"]),
+        (&"c.x".into(), &3.into(), &0.into())
+    );
     assert_eq!(topics["topics"][1]["topic"], "a.x");
     let found = get(admin, "/v1/topics?prefix=a.&sort=newest").json();
     let mut names: Vec<&str> =
@@ -107,7 +115,9 @@ fn every_path_answers_with_what_there_is() {
     assert_eq!((&named["encoding"], &named["state"]), (&"rkyv".into(), &"open".into()));
     let address = named["address"].as_str();
     if address.is_none() {
-        say("addresses and round trips are not checked: the kernel gives no descriptor back (before Linux 6.8)");
+        say(
+            "addresses and round trips are not checked: the kernel gives no descriptor back (before Linux 6.8)",
+        );
     } else {
         assert_eq!(address, Some(&*peer.stream.local_addr().unwrap().to_string()));
         assert!(sessions.iter().all(|session| session["rtt_us"].is_u64()), "{sessions:?}");

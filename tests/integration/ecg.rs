@@ -20,7 +20,8 @@ use tickcast::{
 };
 
 use crate::harness::{
-    FREE_PORTS, Log, Server, beside_others, collector::Collector, processes::end, say, tickcast, wait_for_exit,
+    FREE_PORTS, Log, Server, beside_others, collector::Collector, processes::end, say, tickcast,
+    wait_for_exit,
 };
 
 /// The cardiologists' record, or `None`, said on standard error, where it is not there.

@@ -30,8 +30,7 @@ pub use machine::{alone, beside_others, forget, register};
 pub use processes::wait_for_exit;
 
 /// Options for ports that nobody else has.
-pub const FREE_PORTS: [&str; 6] =
-    ["--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+pub const FREE_PORTS: [&str; 6] = ["--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
 /// How long anything is waited for before the test is declared hung.
 pub const GUARD: Duration = Duration::from_secs(90);
 /// Pause between two looks at something that has no event to wait for.

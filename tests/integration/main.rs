@@ -26,6 +26,7 @@ mod places;
 mod policies;
 mod publish;
 mod recovery;
+mod reload;
 mod replay;
 mod report;
 mod slow;

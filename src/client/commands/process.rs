@@ -84,7 +84,9 @@ pub fn process(args: &ProcessArgs) -> Result<(), CommandError> {
         let stop = StopFlag::default();
         let stopped = stop.clone();
         signals::block().map_err(CommandError::Signals)?;
-        signals::watch(move |_| stopped.set(), || {}).map_err(CommandError::Signals)?;
+        // A terminal that hangs up ends it as well.
+        let hung_up = stopped.clone();
+        signals::watch(move |_| stopped.set(), || {}, move || hung_up.set()).map_err(CommandError::Signals)?;
         process_stream(args, &mut out, &stop)
     };
     match result {

@@ -83,7 +83,10 @@ impl Office {
     /// What a request is for. Nothing is asked of anybody for one that is refused.
     pub(super) fn routed<B>(&self, request: &Request<B>) -> Result<Route, Refusal> {
         if self.refuses_host(request) {
-            return Err(Refusal::new(403, "this listener answers to addresses and to localhost alone (Host)"));
+            return Err(Refusal::new(
+                403,
+                "this listener answers to addresses and to localhost alone (Host)",
+            ));
         }
         let uri = request.uri();
         route::route(request.method().as_str(), uri.path(), uri.query().unwrap_or_default())
@@ -105,8 +108,7 @@ impl Office {
         let host = request.uri().authority().map(|authority| authority.as_str());
         let is_own = |host: &str| route::is_own_host(host);
         self.is_local
-            && (host.is_some_and(|host| !is_own(host))
-                || named.is_some_and(|named| !named.is_ok_and(is_own)))
+            && (host.is_some_and(|host| !is_own(host)) || named.is_some_and(|named| !named.is_ok_and(is_own)))
     }
 
     async fn reply(&self, route: Route) -> Reply {
@@ -178,7 +180,8 @@ impl Office {
         let ids: Arc<[TopicId]> = views.iter().map(|view| TopicId(view.id)).collect();
         let takers = self.ask(None, move |_, answer| Question::Takers(ids.clone(), answer)).await;
         for (view, at) in views.iter_mut().zip(0..) {
-            let of_shards = takers.found.iter().map(|(_, counts)| counts.get(at).copied().unwrap_or_default());
+            let of_shards =
+                takers.found.iter().map(|(_, counts)| counts.get(at).copied().unwrap_or_default());
             view.sessions = of_shards.sum();
         }
         let mut unanswered = answers.missing;
@@ -196,7 +199,8 @@ impl Office {
             let status = if states.missing.is_empty() { 200 } else { 503 };
             return Reply { status, ..Reply::text(hgrm(all.histogram(until))) };
         }
-        let of_shard = states.found.iter().map(|(shard, state)| LatencyView::of(Some(shard.0), &state.latency));
+        let of_shard =
+            states.found.iter().map(|(shard, state)| LatencyView::of(Some(shard.0), &state.latency));
         let value = json!({
             "unit": "microseconds",
             "shards": of_shard.collect::<Vec<_>>(),

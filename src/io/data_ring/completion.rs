@@ -8,7 +8,8 @@ use std::{
 use io_uring::cqueue;
 
 use super::{
-    ACCEPT, DOORBELL, DataRing, Event, INSTALL, Installed, RECEIVE, Received, SEND, SEND_PARKED, SHUTDOWN, State, TIMER,
+    ACCEPT, DOORBELL, DataRing, Event, INSTALL, Installed, RECEIVE, Received, SEND, SEND_PARKED, SHUTDOWN,
+    State, TIMER,
 };
 use crate::{
     io::shim::{Operation, Shim, Verdict},
