@@ -34,6 +34,7 @@ use crate::{
     latency::{self, Latency},
     limits::SHARDS_MAX,
     mesh::{Mesh, mesh},
+    page,
     ring::{Doorbell, frame_ring},
     shard::{Door, Shard},
     tick::ShardId,
@@ -89,6 +90,8 @@ struct Server {
 pub fn run(config: &Config, listening: impl FnOnce(SocketAddr, SocketAddr)) -> Result<(), StartupError> {
     signals::block().map_err(|error| StartupError::Executor(error.to_string()))?;
     clock::sleep_precisely();
+    // Compressed now, not when the first browser comes: a shard has better things to do.
+    page::files();
     let clients_max = checks::check(config.clients_max)?;
     let (tcp, native) = listen("--tcp", config.tcp, config.shards, config.socket)?;
     let (http_address, http) = listen("--http", config.http, config.shards, config.socket)?;

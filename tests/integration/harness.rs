@@ -172,8 +172,13 @@ impl Server {
 
     /// Starts it as a prepared command, on free ports, with exactly these options.
     pub fn start_command(command: &mut Command, options: &[&str]) -> Server {
+        Server::start_on("127.0.0.1:0", command, options)
+    }
+
+    /// The same on an address for HTTP: one that another server has left, so that its clients find this one.
+    pub fn start_on(http: &str, command: &mut Command, options: &[&str]) -> Server {
         let mut child = command
-            .args(["serve", "--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .args(["serve", "--tcp", "127.0.0.1:0", "--http", http])
             .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -20,6 +20,7 @@ mod identity;
 mod limits;
 mod load;
 mod options;
+mod page;
 mod places;
 mod policies;
 mod publish;
