@@ -37,7 +37,7 @@ pub fn sleep_precisely() {
     }
 }
 
-/// Sleeps the calling thread; for ingest threads and tools, never on a shard.
+/// Sleeps the calling thread; for ingest threads, tools, and a shard that has a latency budget.
 pub fn sleep_ns(duration_ns: u64) {
     std::thread::sleep(Duration::from_nanos(duration_ns));
 }

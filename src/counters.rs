@@ -106,7 +106,7 @@ counters! {
     Parks = "parks", "times";
     /// Time the shard was at work.
     BusyNs = "busy_ns", "nanoseconds";
-    /// Time the shard slept: with nothing to do, or for its latency budget.
+    /// Time the shard slept or span: with nothing to do, or for its latency budget.
     IdleNs = "idle_ns", "nanoseconds";
 }
 

@@ -231,6 +231,8 @@ const _: () =
     assert!(SEND_BYTES_MAX + PIECES_IN_FLIGHT_MAX as usize * HISTORY_PIECE_BYTES < BEHIND_BYTES_DEFAULT);
 const _: () = assert!(BEHIND_BYTES_DEFAULT <= OUTBOX_BYTES_MAX_DEFAULT);
 const _: () = assert!(GATHER_BYTES >= SEND_BYTES_MAX);
+const _: () =
+    assert!(NOTSENT_LOWAT_BYTES_DEFAULT as usize >= 2 * SEND_BYTES_MAX, "the wire waits for no SEND");
 const _: () = assert!(SEND_DIRECT_BYTES <= SEND_BYTES_MAX);
 const _: () = assert!(SENDS_PER_SUBMIT <= DATA_RING_ENTRIES as usize);
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());

@@ -263,6 +263,11 @@ impl Sessions {
     }
 
     /// Sessions that stand ready for a SEND.
+    pub fn standing_len(&self) -> usize {
+        self.ready.len() + self.lagging.len()
+    }
+
+    /// Sessions that wait for a SEND and are not behind.
     pub fn ready_len(&self) -> usize {
         self.ready.len()
     }

@@ -230,9 +230,9 @@ impl Shard {
         &mut self.latency
     }
 
-    /// Sessions that stand ready for a SEND.
-    pub fn ready_len(&self) -> usize {
-        self.sessions.ready_len()
+    /// Sessions that stand ready for a SEND, those that are behind included.
+    pub fn standing_len(&self) -> usize {
+        self.sessions.standing_len()
     }
 
     /// A connection came in; its slot is vacant.

@@ -30,6 +30,10 @@ pub struct Tally {
     pub latency_ns: Histogram<u64>,
     /// From the server's time of receipt to the read; empty where the ticks do not carry it.
     pub uncorrected_ns: Histogram<u64>,
+    /// Corrected, of every delivery from the first connect to the end of the window: what the crowd of a spike does to
+    /// itself. Filled while `in_spike`.
+    pub spike_ns: Histogram<u64>,
+    pub in_spike: bool,
     /// From a connection's subscription to its first tick, of all connections, ramp included.
     pub subscription_ns: Histogram<u64>,
     /// The same from the start of its connect.
@@ -50,6 +54,8 @@ impl Tally {
             early: 0,
             latency_ns: histogram()?,
             uncorrected_ns: histogram()?,
+            spike_ns: histogram()?,
+            in_spike: false,
             subscription_ns: histogram()?,
             connect_ns: histogram()?,
             skew: Skew::default(),
@@ -59,6 +65,9 @@ impl Tally {
     /// Counts a tick that a read brought at `received_ns`; `intended_ns` 0 for unknown.
     #[inline]
     pub fn tick(&mut self, intended_ns: u64, received_ns: u64, payload_len: usize) {
+        if self.in_spike && intended_ns != 0 {
+            self.spike_ns.saturating_record(received_ns.saturating_sub(intended_ns));
+        }
         if !self.measuring {
             return;
         }
@@ -105,6 +114,7 @@ impl Tally {
         let tables = [
             (&mut self.latency_ns, &other.latency_ns),
             (&mut self.uncorrected_ns, &other.uncorrected_ns),
+            (&mut self.spike_ns, &other.spike_ns),
             (&mut self.subscription_ns, &other.subscription_ns),
             (&mut self.connect_ns, &other.connect_ns),
         ];

@@ -164,6 +164,7 @@ impl<'a> Worker<'a> {
         }
         let share = plan.connections / plan.threads + usize::from(index < plan.connections % plan.threads);
         let mut tally = Tally::new()?;
+        tally.in_spike = plan.spike;
         tally.measuring = plan.expect_ticks.is_some();
         Ok(Worker {
             plan,
@@ -300,7 +301,7 @@ impl<'a> Worker<'a> {
     fn enter(&mut self, phase: Phase) {
         let (now_ns, cpu_ns) = (clock::monotonic_ns(), process::thread_cpu_ns());
         if self.phase == Phase::Measure {
-            self.tally.measuring = false;
+            (self.tally.measuring, self.tally.in_spike) = (false, false);
             self.window_ns = now_ns - self.window_from_ns;
             self.cpu_ns = cpu_ns - self.cpu_from_ns;
         }

@@ -21,6 +21,8 @@ US_PER_S = 1_000_000
 # What the bare loop takes: bytes of one SEND, and time between two rounds.
 SEND_BYTES_MAX = 1 << 20
 INTERVAL_US_MAX = 10_000_000
+# Part of its rounds that may begin late before its latency says nothing any more.
+LATE_SHARE = 0.01
 # Each client is told every topic's name, and gets all ticks: so many say as much as thousands.
 TOPICS_MAX = 50
 
@@ -35,6 +37,9 @@ class BareRun:
     # What the load client saw, from the times of the bare loop's rounds: the machine's own tail.
     p50_us: float | None
     p99_us: float | None
+    # Its rounds were on time, and no socket was left out of one.
+    kept_up: bool
+    client_is_bottleneck: bool
 
 
 def ticks_per_send(row: Row, size: int) -> int:
@@ -84,6 +89,8 @@ def run(suite: Suite, load: Load, row: Row, flat_out: bool) -> BareRun:
         wire_mb_per_s=measured.report["received_bytes_per_s"] / 1e6,
         p50_us=measured.report["latency_us"].get("p50"),
         p99_us=measured.report["latency_us"].get("p99"),
+        kept_up=not report.get("skipped_sends") and report["late_rounds"] <= LATE_SHARE * max(report["rounds"], 1),
+        client_is_bottleneck=measured.report["client_is_bottleneck"],
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loads import Load
 from machine import CpuTimes, noise
-from processes import Process, Processes, RunFailed, cpu_seconds
+from processes import Process, Processes, RunFailed, cpu_seconds, resident_bytes
 
 # Time, in seconds, beyond ramp, warm-up and window for the client to connect, settle and report.
 MARGIN_S = 100
@@ -107,6 +107,8 @@ class Measured:
     other_cpu_s: float
     # Shares of the machine that others had in the window: see machine.noise.
     noise: dict
+    # Resident memory of the server's processes as the window ended, with every client still there.
+    server_bytes: int
 
 
 def run(
@@ -120,7 +122,7 @@ def run(
     ramp_s = load.clients / load.client_ramp_per_s
     deadline = time.monotonic() + ramp_s + window.warm_up_s + window.duration_s + MARGIN_S
     wait_for(lambda: client.error_seen("subscribed ") or not client.is_running, deadline, client)
-    other_cpu_s, heard = 0.0, {}
+    other_cpu_s, heard, server_bytes = 0.0, {}, 0
     if client.is_running:
         subscribed_at = time.monotonic()
         when_subscribed()
@@ -129,6 +131,7 @@ def run(
         sleep_until(subscribed_at + window.warm_up_s)
         times, own_s, other_s = CpuTimes.now(), cpu_seconds(own_pids), cpu_seconds(server_pids[1:])
         sleep_until(subscribed_at + window.warm_up_s + window.duration_s)
+        server_bytes = resident_bytes(server_pids)
         other_cpu_s = cpu_seconds(server_pids[1:]) - other_s
         heard = noise(times, CpuTimes.now(), cpu_seconds(own_pids) - own_s)
     wait_for(lambda: not client.is_running, deadline, client)
@@ -136,7 +139,7 @@ def run(
     if client.child.returncode not in (0, 1) or not text.strip():
         raise RunFailed(f"the client ended with {client.child.returncode}: {client.error_tail()}")
     try:
-        return Measured(json.loads(text), other_cpu_s, heard)
+        return Measured(json.loads(text), other_cpu_s, heard, server_bytes)
     except json.JSONDecodeError as error:
         raise RunFailed(f"the client's report is not JSON: {error}") from None
 

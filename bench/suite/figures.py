@@ -18,6 +18,8 @@ FEED_SHARE = 0.99
 # Share of their core from which on client and publisher together measure themselves; the load client's own bound.
 BOTTLENECK_SHARE = 0.85
 
+# Counters of ticks that never got a number.
+REFUSED = ("ticks_simulator_dropped", "ticks_refused", "ticks_refused_rate")
 TOTAL_LINE = re.compile(r"\btotal (\w+) (\d+) \w+")
 
 
@@ -39,6 +41,12 @@ class Row:
     # Lost by the count of deliveries alone: the system numbers nothing, so a few ticks at the edges are in it.
     lost_is_estimate: bool = False
     announced: int | None = None
+    # Ticks that the source could not get in, over the server's whole life: they have no number, so nobody misses them.
+    refused: int = 0
+    # Clients that had a first tick; None where that was not looked at.
+    first_ticks: int | None = None
+    # From the first connect of a spike on: of every delivery until the end of the window.
+    spike_p99_us: float | None = None
     ended: int = 0
     p50_us: float | None = None
     p90_us: float | None = None
@@ -68,6 +76,7 @@ class Row:
     # The bare loop at the same sizes and rate, and as fast as it goes.
     bare_cpu_us_per_send: float | None = None
     bare_wire_mb_per_s: float | None = None
+    bare_bytes_per_send: float | None = None
     bare_p50_us: float | None = None
     bare_p99_us: float | None = None
     # Idle connections: memory beyond the empty server, bytes a connection.
@@ -80,6 +89,8 @@ class Row:
     unthrottled_lost: int | None = None
     unthrottled_announced: int | None = None
     unthrottled_cpu_us_per_delivery: float | None = None
+    unthrottled_ended: int = 0
+    unthrottled_client_is_bottleneck: bool = False
     steal_percent: float | None = None
     others_percent: float | None = None
     runs: int = 1
@@ -111,7 +122,7 @@ class Row:
         share = self.delivered_share
         complete = share is not None and share >= WHOLE_SHARE
         counted = self.lost_is_estimate or not (self.lost or self.announced)
-        return not self.failed and complete and counted and self.ended == 0
+        return not self.failed and complete and counted and self.ended == 0 and self.refused == 0
 
     @property
     def bare_ratio(self) -> float | None:
@@ -166,6 +177,8 @@ def fill_from_client(row: Row, client: dict, offered_per_s: float, server_cpu_s:
     row.uncorrected_p99_us = p99_of(client, "latency_uncorrected_us")
     row.connect_p99_us = p99_of(client, "connect_to_first_tick_us")
     row.skew_p99_us = p99_of(client, "skew_us")
+    row.spike_p99_us = p99_of(client, "spike_latency_us")
+    row.first_ticks = (client.get("subscription_us") or {}).get("count")
     subscription = client.get("subscription_us") or {}
     if subscription.get("count"):
         row.subscription_p50_us, row.subscription_p99_us = subscription["p50"], subscription["p99"]
@@ -192,6 +205,7 @@ def fill_from_feed(row: Row, feed: dict, ticks_per_s: float) -> None:
     late = (feed.get("late_us") or {}).get("p99")
     if late is not None and row.p99_us is not None and late > row.p99_us / 2:
         row.notes.append(f"the publisher itself was late: p99 {late / 1e3:.2f} ms")
+    row.refused += (feed.get("refused") or 0) + (feed.get("failed") or 0)
     row.notes += [f"publisher: {failure}" for failure in feed.get("failures", [])]
 
 
@@ -225,17 +239,21 @@ def fill_from_totals(row: Row, counted: dict[str, int]) -> None:
         row.sends_per_s = ratio(row.delivered_per_s, row.deliveries_per_send)
         if row.cpu_us_per_delivery is not None:
             row.cpu_us_per_send = row.cpu_us_per_delivery * row.deliveries_per_send
+    if not counted:
+        row.notes.append("the server printed no totals: nothing is known of its SENDs")
+    row.refused += sum(counted.get(name, 0) for name in REFUSED)
     for name, text in (
         ("ticks_simulator_dropped", "ticks did not fit the simulator's ring"),
         ("closed_slow_consumer", "clients were closed as slow consumers"),
         ("ticks_refused", "ticks were refused"),
+        ("ticks_refused_rate", "ticks were refused for their rate"),
     ):
         if counted.get(name):
             row.notes.append(f"{counted[name]} {text}")
 
 
 def median_run(rows: list[Row]) -> Row:
-    """The run whose p99 is the median (the lower of two), with the range of all. Of saturations it is the run whose
+    """The run whose p99 is the median (the higher of two), with the range of all, and the worst loss of any. Of saturations it is the run whose
     highest clean step is the median. Failed runs are not chosen if any other is there."""
     measured = [row for row in rows if not row.failed] or rows
     with_p99 = [row for row in measured if row.p99_us is not None]
@@ -245,9 +263,16 @@ def median_run(rows: list[Row]) -> Row:
     elif not with_p99:
         chosen = measured[0]
     else:
-        low = statistics.median_low([row.p99_us for row in with_p99])
-        chosen = next(row for row in with_p99 if row.p99_us == low)
+        high = statistics.median_high([row.p99_us for row in with_p99])
+        chosen = next(row for row in with_p99 if row.p99_us == high)
     chosen.runs = len(rows)
+    if all(row.clean_per_s is None for row in measured):
+        # What went wrong once is not hidden by a median.
+        for name in ("lost", "ended", "refused"):
+            worst = max((getattr(row, name) or 0) for row in measured)
+            if worst > (getattr(chosen, name) or 0):
+                chosen.notes.append(f"{name}: {worst} in another run")
+                setattr(chosen, name, worst)
     if len(with_p99) > 1:
         p99s = [row.p99_us for row in with_p99]
         chosen.p99_range_us = (min(p99s), max(p99s))

@@ -77,7 +77,7 @@ class Suite:
             measured = client.run(
                 processes, words, load, window, list(endpoint.pids), feed.start if feed else lambda: None
             )
-            full_bytes = resident_bytes(list(endpoint.pids))
+            full_bytes = measured.server_bytes
             if feed:
                 feed.stop()
             log = system.stop()
@@ -151,6 +151,7 @@ class Suite:
         if ran.lost_tail:
             row.notes.append(f"unthrottled: {ran.lost_tail:,} ticks were still to come two seconds after the window")
         row.unthrottled_cpu_us_per_delivery = ran.cpu_us_per_delivery
+        row.unthrottled_ended, row.unthrottled_client_is_bottleneck = ran.ended, ran.client_is_bottleneck
         row.commands = [*row.commands, *ran.commands]
         if ran.client_is_bottleneck:
             row.notes.append("unthrottled: the client was the bottleneck")
@@ -160,9 +161,16 @@ class Suite:
         try:
             paced = bare.run(self, load, row, flat_out=False)
             row.bare_cpu_us_per_send = paced.cpu_us_per_send
-            row.bare_p50_us, row.bare_p99_us = paced.p50_us, paced.p99_us
+            row.bare_bytes_per_send = paced.bytes_per_send
+            if paced.kept_up:
+                row.bare_p50_us, row.bare_p99_us = paced.p50_us, paced.p99_us
+            else:
+                row.notes.append("the bare loop did not keep up with this rate: no latency beside it")
             if load.bare_flat_out:
-                row.bare_wire_mb_per_s = bare.run(self, load, row, flat_out=True).wire_mb_per_s
+                flat_out = bare.run(self, load, row, flat_out=True)
+                row.bare_wire_mb_per_s = flat_out.wire_mb_per_s
+                if flat_out.client_is_bottleneck:
+                    row.notes.append("the bare loop as fast as it goes: the client was the bottleneck")
             self.say(f"    bare loop beside {row.name}: {paced.cpu_us_per_send:.2f} us a SEND")
         except RunFailed as failure:
             row.notes.append(f"no bare loop: {failure}")

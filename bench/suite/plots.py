@@ -23,9 +23,11 @@ def draw(result: dict, scratch: Path, programs: Programs) -> dict[str, str]:
         return {}
     pictures = {}
     for load in result["loads"]:
+        # Peers first: a picture without them would be of no use. Of ours as many as fit.
+        rows = sorted(load["rows"], key=lambda row: row["system"] == "tickcast")
         lines = [
             f"{label(row)}={scratch / row['hgrm']}"
-            for row in load["rows"]
+            for row in rows
             if row["hgrm"] and (scratch / row["hgrm"]).exists()
         ][:LINES_MAX]
         if not lines:

@@ -202,11 +202,21 @@ class Processes:
 
     def stop_all(self) -> None:
         """Stops what still runs, the last first; what has ended is left as it is."""
+        failures = []
         for process in reversed(self.started):
-            process.stop()
-            process.close()
+            try:
+                process.stop()
+                process.close()
+            except (OSError, RunFailed) as failure:
+                failures.append(failure)
         for stop in reversed(self._others):
-            stop()
+            try:
+                stop()
+            except (OSError, RunFailed) as failure:
+                failures.append(failure)
+        if failures:
+            # The rest is stopped all the same.
+            raise RunFailed(f"could not be stopped: {failures[0]}")
 
 
 def readable_command(argv: list[str]) -> str:

@@ -92,7 +92,8 @@ def per_send(row: Row) -> str:
     if row.cpu_us_per_send is None:
         return NONE
     ratio = row.bare_ratio
-    return f"{row.cpu_us_per_send:.2f} us" + (f", {ratio:.2f}x bare" if ratio is not None else "")
+    own = f"{row.cpu_us_per_send:.2f} us at {row.bytes_per_send or 0:,.0f} B"
+    return own + (f", {ratio:.2f}x bare at {row.bare_bytes_per_send or 0:,.0f} B" if ratio is not None else "")
 
 
 def bare_share(row: Row) -> str:
@@ -115,6 +116,7 @@ CONSTANT_COLUMNS = (
     ("delivered/s", lambda row: count(row.delivered_per_s)),
     ("lost", lost),
     ("announced", lambda row: count(row.announced)),
+    ("refused", lambda row: count(row.refused) if row.refused else NONE),
     ("closed", lambda row: NONE if row.delivered_per_s is None else count(row.ended)),
     ("p50 ms", lambda row: ms(row.p50_us)),
     ("p90 ms", lambda row: ms(row.p90_us)),
@@ -152,6 +154,7 @@ SPIKE_COLUMNS = (
     ("first tick p50 ms", lambda row: ms(row.subscription_p50_us)),
     ("first tick p99 ms", lambda row: ms(row.subscription_p99_us)),
     ("connect to first tick p99 ms", lambda row: ms(row.connect_p99_us)),
+    ("p99 from the first connect on ms", lambda row: ms(row.spike_p99_us)),
     *CONSTANT_COLUMNS,
 )
 
@@ -238,7 +241,7 @@ def intro(result: dict) -> list[str]:
         "which a tick was meant to be sent to the read that brought it. A delivery is one tick at one client. *Offered* is "
         "the producers' rate times the clients; *lost* is what had not come two seconds after the window to some "
         "client though another had it, and nobody said so; *announced* is what the client was told it would not get "
-        "(conflated or dropped), both since it subscribed. A system that is only ever later loses nothing: *delivered* "
+        "(conflated or dropped), both since it subscribed; *refused* never got a number, since there was no room for it or no leave. A system that is only ever later loses nothing: *delivered* "
         "shows it. CPU is user and system time of all of the server's "
         "processes, which the kernel counts in steps of 10 ms. *simulator*: ticks come from inside "
         "the server, as the hub's do (the case study's design in Go); "

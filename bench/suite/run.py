@@ -134,6 +134,9 @@ def run_loads(typed: argparse.Namespace, programs: Programs, scratch: Path) -> d
         rows = suite.measure(load, systems)
         rows += [Row(load=load.name, system=name, fed_by="network", failed=why) for name, why in missing]
         result["loads"].append({"name": load.name, "rows": [row.to_json() for row in rows]})
+        if typed.json:
+            # After each load: hours of figures outlive whatever goes wrong later.
+            write_whole(typed.json, json.dumps(result, indent=1) + "\n")
     result["steal_percent"] = machine.noise(before, machine.CpuTimes.now(), 0.0)["steal_percent"]
     return result
 
@@ -148,6 +151,7 @@ def main(arguments: list[str]) -> int:
         return 0
     # A polite end is an end like Ctrl-C: everything that was started is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
     # A shell that starts it in the background has it ignore Ctrl-C; whoever sends it means it all the same.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

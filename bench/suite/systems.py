@@ -138,8 +138,9 @@ class Tickcast:
         if self.variant.fed_by == "network":
             return ["--no-sim"]
         if self.variant.fed_by == "capture":
-            capture = write_capture(load)
-            processes.add_stop(lambda: shutil.rmtree(capture.parent, ignore_errors=True))
+            folder = Path(tempfile.mkdtemp(prefix="tickcast-capture-"))
+            processes.add_stop(lambda: shutil.rmtree(folder, ignore_errors=True))
+            capture = write_capture(load, folder)
             return ["--replay", str(capture), "--loop"]
         if load.size < SIMULATED_BYTES_MIN:
             raise RunFailed(f"the simulator's payloads have {SIMULATED_BYTES_MIN} bytes at least")
@@ -174,9 +175,9 @@ def capture_lines(load: Load, seconds: int):
         yield f'{{"at_ns":{k * NS_PER_S // per_second},"topic":"{topic}","data":{payload}}}\n'
 
 
-def write_capture(load: Load) -> Path:
-    """The capture in a folder of its own, which the caller removes."""
-    path = Path(tempfile.mkdtemp(prefix="tickcast-capture-")) / f"{load.name}.ndjson"
+def write_capture(load: Load, folder: Path) -> Path:
+    """The capture, in a folder that the caller removes."""
+    path = folder / f"{load.name}.ndjson"
     with path.open("w") as file:
         file.writelines(capture_lines(load, CAPTURE_S))
     return path

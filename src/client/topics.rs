@@ -325,7 +325,9 @@ impl Topics {
     pub(super) fn step(&mut self, id: u32, sequence: u64) -> Option<u32> {
         let at = self.place_of(id)?;
         let (_, topic) = self.all.get_mut(at as usize)?;
-        let is_plain = topic.expected == sequence
+        // 0 is no sequence, and as what is expected it stands for any.
+        let is_plain = sequence != 0
+            && topic.expected == sequence
             && topic.stats.first_sequence != 0
             && topic.hole.is_none()
             && topic.missed_before == 0

@@ -59,6 +59,22 @@ struct Round {
     left: usize,
 }
 
+impl Round {
+    /// After a turn that began at `began_ns` and made `sends` SENDs, with so many sessions still standing ready: the round
+    /// that it belongs to, if there is one, and whether that has come to its end. Who stands ready anew stands behind
+    /// those of the round, and is of the next one.
+    fn after(round: Option<Round>, began_ns: u64, sends: usize, standing: usize) -> (Option<Round>, bool) {
+        let round = match round {
+            None if sends == 0 => return (None, false),
+            None => Round { since_ns: began_ns, left: standing },
+            Some(Round { since_ns, left }) => {
+                Round { since_ns, left: left.saturating_sub(sends).min(standing) }
+            }
+        };
+        (Some(round), round.left == 0)
+    }
+}
+
 /// A shard and everything it is driven with. Lives on its executor's thread.
 pub struct Driver {
     /// The state machine.
@@ -143,9 +159,7 @@ impl Driver {
             let sends = self.sends;
             if self.turn()? {
                 self.spins_since_ns = 0;
-                if self.sends != sends {
-                    self.pace(began_ns, self.sends.wrapping_sub(sends) as usize);
-                }
+                self.pace(began_ns, self.sends.wrapping_sub(sends) as usize);
             } else if !self.spin(began_ns) {
                 bell.sleep(|| self.look_and_wait())?;
             }
@@ -177,16 +191,12 @@ impl Driver {
         if self.phase != Phase::Running || budget_ns == 0 {
             return;
         }
-        let ready = self.shard.ready_len();
-        let round = match self.round {
-            None => Round { since_ns: began_ns, left: ready },
-            Some(Round { since_ns, left }) => Round { since_ns, left: left.saturating_sub(sends).min(ready) },
-        };
-        if round.left > 0 {
+        let (round, ends) = Round::after(self.round.take(), began_ns, sends, self.shard.standing_len());
+        let Some(round) = round else { return };
+        if !ends {
             self.round = Some(round);
             return;
         }
-        self.round = None;
         let now_ns = clock::monotonic_ns();
         let used_ns = now_ns.saturating_sub(round.since_ns);
         if used_ns < budget_ns {
@@ -196,7 +206,7 @@ impl Driver {
     }
 
     /// After a turn that did nothing: whether to look again rather than sleep. What is spent so counts as idle. A turn
-    /// with nothing to do makes no system call: the kernel says in the ring's memory that it has something.
+    /// with nothing to do hardly ever makes a system call: the kernel says in the ring's memory that it has something.
     fn spin(&mut self, began_ns: u64) -> bool {
         if self.pacing.spin_ns == 0 || self.phase != Phase::Running {
             return false;
@@ -245,7 +255,7 @@ impl Driver {
 
     /// After the turn's SENDs. The clock is read only for a turn that took ticks.
     fn note_latency(&mut self, sends: usize) {
-        let ready = self.shard.ready_len();
+        let ready = self.shard.standing_len();
         let latency = self.shard.latency_mut();
         let now_ns = if sends > 0 && latency.wants_time() { clock::realtime_ns() } else { 0 };
         latency.end_turn(sends, ready, now_ns);
@@ -485,5 +495,34 @@ impl Driver {
             Phase::Sessions => {}
         }
         Ok(self.phase != before)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_ends_when_all_that_stood_ready_have_had_a_send() {
+        let (round, ends) = Round::after(None, 7, 1_024, 3_976);
+        assert_eq!((round, ends), (Some(Round { since_ns: 7, left: 3_976 }), false));
+        // Meanwhile all have ticks again: they stand behind, and are not waited for.
+        let (round, ends) = Round::after(round, 8, 1_024, 5_000);
+        assert_eq!((round, ends), (Some(Round { since_ns: 7, left: 2_952 }), false));
+        let (round, ends) = Round::after(round, 9, 2_952, 5_000);
+        assert_eq!((round, ends), (Some(Round { since_ns: 7, left: 0 }), true));
+    }
+
+    #[test]
+    fn a_round_ends_when_those_who_stood_ready_are_gone() {
+        let (round, _) = Round::after(None, 7, 1_024, 976);
+        let (round, ends) = Round::after(round, 8, 0, 0);
+        assert_eq!((round, ends), (Some(Round { since_ns: 7, left: 0 }), true));
+    }
+
+    #[test]
+    fn a_turn_without_sends_begins_no_round() {
+        assert_eq!(Round::after(None, 7, 0, 0), (None, false));
+        assert_eq!(Round::after(None, 7, 100, 0), (Some(Round { since_ns: 7, left: 0 }), true));
     }
 }

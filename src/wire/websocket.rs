@@ -35,7 +35,7 @@ pub enum Incoming {
     Close(u16),
 }
 
-/// A decoder. 264 bytes and its read buffer: between two messages it knows nothing of its connection, so one can serve
+/// A decoder. Under 300 bytes, and its read buffer: between two messages it knows nothing of its connection, so one can serve
 /// many ([`WebSocket::is_between_messages`]).
 #[derive(Debug)]
 pub struct WebSocket {
@@ -87,21 +87,25 @@ impl WebSocket {
     /// # Errors
     /// A [`DecodeError`] whose close code the peer is to be sent.
     pub fn step(&mut self, bytes: &[u8], replies: &mut Vec<u8>) -> Result<Step<Incoming>, DecodeError> {
+        // Unless it goes well.
+        let was_over = std::mem::replace(&mut self.is_over, true);
         let mut cursor = Cursor::new(bytes);
         let Some((header, payload_len)) = FrameHeader::parse(&mut cursor).map_err(refuse)? else {
+            self.is_over = was_over;
             return Ok(Step::Partial);
         };
         if payload_len > self.message_bytes_max as u64 {
             return Err(DecodeError::TooLarge { bytes: payload_len, bytes_max: self.message_bytes_max });
         }
         let frame_len = cursor.position() as usize + payload_len as usize;
-        let Some(frame) = bytes.get(..frame_len) else { return Ok(Step::Partial) };
+        let Some(frame) = bytes.get(..frame_len) else {
+            self.is_over = was_over;
+            return Ok(Step::Partial);
+        };
         let mut pipe = Pipe { input: frame, output: replies };
         if matches!(header.opcode, OpCode::Data(_)) {
             self.within_message = !header.is_final;
         }
-        // Unless it goes well.
-        self.is_over = true;
         let incoming = match self.context.read(&mut pipe) {
             Ok(Message::Text(text)) => Incoming::Text(text),
             Ok(Message::Binary(bytes)) => Incoming::Binary(bytes),
@@ -115,7 +119,7 @@ impl WebSocket {
             Ok(()) | Err(Error::ConnectionClosed) => {}
             Err(error) => return Err(refuse(error)),
         }
-        self.is_over = matches!(incoming, Incoming::Close(_));
+        self.is_over = was_over || matches!(incoming, Incoming::Close(_));
         Ok(Step::Complete(frame_len, incoming))
     }
 

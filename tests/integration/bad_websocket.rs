@@ -242,6 +242,41 @@ fn control_frames_between_fragments_are_answered_and_the_request_is_whole() {
 }
 
 #[test]
+fn messages_in_fragments_of_many_clients_of_one_shard_do_not_mix() {
+    let _machine = beside_others();
+    let server = Server::start(&["--shards", "1"]);
+    let connect = || Peer::websocket(server.http, "/ws", "tickcast.v1.json");
+    let ping = |token: u32| format!(r#"{{"op":"ping","token":{token}}}"#).into_bytes();
+    let pong = |token: u32| format!(r#"{{"op":"pong","token":{token}}}"#);
+    let (mut one, mut other, mut whole) = (connect(), connect(), connect());
+    let (first, second) = (ping(1), ping(22));
+    one.send(&masked(0x01, &first[..9]));
+    other.send(&masked(0x01, &second[..7]));
+    for token in 300..310 {
+        // Whole messages, between the fragments of others, and control frames among those.
+        whole.send(&masked(0x81, &ping(token)));
+        assert_eq!(whole.text(), pong(token));
+        one.send(&masked(0x80 | raw::PING, b"between"));
+        assert_eq!(one.message().unwrap(), Message { opcode: raw::PONG, payload: b"between".to_vec() });
+    }
+    // Who leaves within a message, breaks the protocol or closes leaves nothing behind.
+    let (mut gone, mut broken, mut closed) = (connect(), connect(), connect());
+    gone.send(&masked(0x01, b"half a mess"));
+    drop(gone);
+    broken.send(&masked(0x80, b"the end of nothing"));
+    assert!(broken.text().starts_with(r#"{"op":"closing","code":1002,"#));
+    assert_eq!(broken.message().unwrap().close_code(), 1002);
+    closed.send(&masked(0x88, &1000u16.to_be_bytes()));
+    assert_eq!(closed.message().unwrap().close_code(), 1000);
+    whole.send(&masked(0x81, &ping(400)));
+    assert_eq!(whole.text(), pong(400));
+    other.send(&masked(0x80, &second[7..]));
+    one.send(&masked(0x80, &first[9..]));
+    assert_eq!((one.text(), other.text()), (pong(1), pong(22)));
+    server.stop_cleanly();
+}
+
+#[test]
 fn half_a_websocket_frame_ends_with_the_connection_and_nothing_else() {
     let _machine = beside_others();
     let server = Server::start(&[]);

@@ -26,7 +26,7 @@ const SHARED: [&str; 4] = ["--egress-log-bytes", "4194304", "--outbox-bytes-max"
 /// What the server's memory may grow by while one client does not read: room for noise, and while the machine is too busy
 /// for the healthy ones, a copy of one SEND for each.
 const GROWTH_BYTES_MAX: u64 = 1 << 20;
-const SENDS_BYTES_MAX: u64 = 101 * (64 << 10);
+const SENDS_BYTES_MAX: u64 = 101 * tickcast::limits::SEND_BYTES_MAX as u64;
 /// Published in the end, when only the stuck one is left: forty times what memory may grow by.
 const FLOOD: &str = "sim.flood";
 const FLOOD_TICKS: usize = 4_000;

@@ -24,6 +24,7 @@ Keys of --json (times of latency in microseconds; null: not measured, or not car
   clients                         over the clients that read: delivered, conflated, dropped, gap, each min, p50, p99, max
   latency_us                      corrected, from the intended send time: count, p50, p90, p99, p99.9, max; untimed, early
   latency_uncorrected_us          from the server's time of receipt: count, p50, p90, p99, p99.9, max
+  spike_latency_us                with --spike: of every delivery from the first connect on; else null
   subscription_us                 request to first tick: count, p50, p99, max
   connect_to_first_tick_us        the same from the start of the connect
   skew_us                         first to last connection that has a tick: one_in, sampled, count (had by all), p50, p99, max
@@ -119,6 +120,7 @@ impl Report {
         json!({
             "latency_us": corrected,
             "latency_uncorrected_us": tally.uncorrected().map(latency),
+            "spike_latency_us": (!tally.spike_ns.is_empty()).then(|| latency(&tally.spike_ns)),
             "subscription_us": is_measured.then(|| three(&tally.subscription_ns)),
             "connect_to_first_tick_us": is_measured.then(|| three(&tally.connect_ns)),
             "skew_us": spread,

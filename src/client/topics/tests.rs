@@ -51,6 +51,19 @@ fn a_sequence_that_does_not_increase_is_an_error() {
 }
 
 #[test]
+fn the_short_way_takes_the_expected_tick_and_leaves_all_else_to_the_long_one() {
+    let mut topics = topics();
+    assert_eq!((topics.step(5, 1), topics.step(6, 1)), (None, None), "the first tick, an unknown topic");
+    tick(&mut topics, 7).unwrap();
+    assert_eq!((topics.step(5, 7), topics.step(5, 9), topics.step(5, 0)), (None, None, None));
+    assert!(topics.step(5, 8).is_some());
+    assert!(matches!(tick(&mut topics, 8), Err(SessionError::OutOfOrder { previous: 8, .. })));
+    assert_eq!(topics.topic(5).map(|topic| (topic.ticks, topic.last_sequence)), Some((2, 8)));
+    topics.interrupt();
+    assert_eq!((topics.step(5, 0), topics.step(5, 9)), (None, None), "any may be next, but not none");
+}
+
+#[test]
 fn a_topic_that_was_not_announced_has_no_ticks() {
     assert_eq!(topics().advance(6, 1, false), Err(SessionError::UnknownTopic("6".into())));
     assert_eq!(topics().skip(6, Skip::Gap, 1, 2), Err(SessionError::UnknownTopic("6".into())));
