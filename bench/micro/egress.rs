@@ -3,7 +3,7 @@
 //! - `append`: one frame of 160 bytes into the log; in a few warm pages, as where all sessions keep up, and going round
 //!   16 MiB, as where one is behind. An iteration is one frame.
 //! - `gather`: what [`tickcast::sessions::Sessions::take_send`] takes for one SEND: one short range and one long one, both
-//!   straight from the log, and 400 scattered frames, copied together. An iteration is one SEND, of the last one frame.
+//!   straight from the log, and 200 scattered frames, copied together. An iteration is one SEND, of the last one frame.
 
 use std::hint::black_box;
 
@@ -11,7 +11,7 @@ use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
 use tickcast::{
     limits::{
         BEHIND_BYTES_DEFAULT, EGRESS_LOG_BYTES_DEFAULT, GATHER_BYTES, OUTBOX_BYTES_MAX_DEFAULT,
-        SEND_DIRECT_BYTES,
+        SEND_BYTES_MAX, SEND_DIRECT_BYTES,
     },
     log::{EgressLog, Mark, Range},
     session::{Next, Protocol, Session},
@@ -25,7 +25,8 @@ const FRAME: [u8; 160] = [7; 160];
 /// Frames appended in a row.
 const FRAMES: u64 = 64;
 /// Frames, each a range of its own, that go into one SEND.
-const SCATTERED: u64 = 400;
+const SCATTERED: u64 = 200;
+const _: () = assert!(SCATTERED as usize * FRAME.len() <= SEND_BYTES_MAX, "they all go with one SEND");
 /// Sessions that have the same waiting: one SEND each is a round.
 const SESSIONS: u32 = 64;
 
@@ -47,7 +48,7 @@ pub fn bench(criterion: &mut Criterion) {
     let short = |log: &mut EgressLog| ranges(log, 1, FRAME.len());
     gather(&mut group, "one range of 160 B", 1, &short);
     gather(&mut group, "one range of 16 KiB", 1, &|log| ranges(log, 1, SEND_DIRECT_BYTES));
-    gather(&mut group, "of 400 ranges of 160 B, each", SCATTERED, &|log| ranges(log, SCATTERED, FRAME.len()));
+    gather(&mut group, "of 200 ranges of 160 B, each", SCATTERED, &|log| ranges(log, SCATTERED, FRAME.len()));
     group.finish();
 }
 
