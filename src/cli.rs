@@ -95,6 +95,15 @@ pub struct ServeArgs {
     #[arg(long, env = "TICKCAST_HTTP", value_name = "ADDR", default_value = "127.0.0.1:9480")]
     pub http: SocketAddr,
 
+    /// Address for the operator: metrics, health, sessions (GET / has the list). It has no password: keep it on
+    /// loopback; port 0: any free one
+    #[arg(long, env = "TICKCAST_ADMIN", value_name = "ADDR", default_value = "127.0.0.1:9490")]
+    pub admin: SocketAddr,
+
+    /// No listener for the operator
+    #[arg(long)]
+    pub no_admin: bool,
+
     /// Most connections at once [default: 65536, or what the descriptor limit allows]
     #[arg(long = "max-clients", env = "TICKCAST_MAX_CLIENTS", value_name = "N")]
     pub clients_max: Option<usize>,

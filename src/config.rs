@@ -28,6 +28,8 @@ pub struct Config {
     pub tcp: SocketAddr,
     /// HTTP and WebSocket address.
     pub http: SocketAddr,
+    /// The operator's address; `None`: there is no such listener.
+    pub admin: Option<SocketAddr>,
     /// Most connections; `None`: what the descriptor limit allows.
     pub clients_max: Option<usize>,
     /// What the kernel holds for a client's socket.
@@ -191,6 +193,13 @@ impl Config {
                 format!("{} is already the --tcp address", args.http),
             ));
         }
+        let admin = (!args.no_admin).then_some(args.admin);
+        for (option, address) in [("--tcp", args.tcp), ("--http", args.http)] {
+            if admin == Some(address) && address.port() != 0 {
+                let text = format!("{address} is already the {option} address");
+                return Err(StartupError::Option("--admin", text));
+            }
+        }
         let frame_range = limits::FRAME_BYTES_MAX_LOWEST..=limits::FRAME_BYTES_MAX_HIGHEST;
         if !frame_range.contains(&args.frame_bytes_max) {
             let text =
@@ -260,6 +269,7 @@ impl Config {
             shards,
             tcp: args.tcp,
             http: args.http,
+            admin,
             clients_max: args.clients_max,
             socket: SocketBounds {
                 send_bytes: args.socket_send_bytes,
@@ -454,6 +464,8 @@ mod tests {
             ("--accept-rate 10000001", "--accept-rate"),
             ("--publish-rate 4000000000", "--publish-rate"),
             ("--tcp 127.0.0.1:9480", "--http"),
+            ("--admin 127.0.0.1:9480", "--admin"),
+            ("--tcp 127.0.0.1:9490", "--admin"),
         ] {
             match config(options) {
                 Err(StartupError::Option(option, _)) => assert_eq!(option, name, "{options}"),

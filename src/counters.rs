@@ -72,6 +72,10 @@ counters! {
     Sends = "sends", "operations";
     /// SENDs that the socket did not take whole; the rest was parked.
     SendsParked = "sends_parked", "operations";
+    /// Of those, SENDs that found the socket full: it took nothing.
+    SendsFull = "sends_full", "operations";
+    /// Times a ring to another shard was full, and what was for it waited.
+    MeshRingFull = "mesh_ring_full", "times";
     /// Silent sessions that were pinged.
     Pings = "pings", "pings";
     /// Times a session's input waited for room in the mesh or in its replies.
@@ -100,6 +104,8 @@ counters! {
     ClosedBadRequest = "closed_bad_request", "sessions";
     /// Sessions ended because a newer connection of the same identity came.
     ClosedReplaced = "closed_replaced", "sessions";
+    /// Sessions that the operator closed.
+    ClosedByOperator = "closed_by_operator", "sessions";
     /// Turns of the shard's loop.
     Turns = "turns", "turns";
     /// Times the shard went to sleep.
@@ -108,6 +114,13 @@ counters! {
     BusyNs = "busy_ns", "nanoseconds";
     /// Time the shard slept or span: with nothing to do, or for its latency budget.
     IdleNs = "idle_ns", "nanoseconds";
+}
+
+impl Counter {
+    /// Whether it also falls: what there is now, not what there was ever.
+    pub fn is_gauge(self) -> bool {
+        matches!(self, Counter::SessionsOpen | Counter::SessionsSubscribed)
+    }
 }
 
 /// A shard's counters. One writer: the shard. Padded, so that no two shards share a cache line.

@@ -23,6 +23,8 @@ pub enum StartupError {
     Option(&'static str, String),
     /// A configuration file: which one, the line if it is one line's fault, and what is wrong.
     File(PathBuf, Option<usize>, String),
+    /// The admin listener cannot be made.
+    Admin(io::Error),
     /// A thread or executor cannot be made.
     Executor(String),
     /// An ingest cannot go on.
@@ -67,6 +69,9 @@ impl fmt::Display for StartupError {
                 write!(f, "{}, line {line}: {text}", path.display())
             }
             StartupError::File(path, None, text) => write!(f, "{}: {text}", path.display()),
+            StartupError::Admin(error) => {
+                write!(f, "cannot start the admin listener: {error}; --no-admin goes without it")
+            }
             StartupError::Executor(text) => write!(f, "cannot start a shard: {text}"),
             StartupError::Ingest(text) => write!(f, "{text}"),
             StartupError::Shard(text) => write!(f, "a shard has failed: {text}; the server stops"),

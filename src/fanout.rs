@@ -173,6 +173,12 @@ impl Fanout {
         self.patterns.len()
     }
 
+    /// Sessions that take a topic here.
+    pub fn takers_len(&self, id: TopicId) -> usize {
+        let topic = topic_ref(&self.topics, id, self.shards);
+        topic.map_or(0, |topic| topic.members.iter().map(Vec::len).sum())
+    }
+
     /// The entry of a pattern somebody here holds.
     pub fn entry_of(&mut self, pattern: &str) -> Option<u32> {
         self.patterns.at_mut(pattern).copied()

@@ -117,6 +117,16 @@ impl History {
         })
     }
 
+    /// Ticks it has, those included that are past their age since the last tick came.
+    pub fn len(&self) -> usize {
+        self.times.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.times.is_empty()
+    }
+
     /// Bytes it holds on the heap.
     pub fn memory_bytes(&self) -> usize {
         self.log.as_ref().map_or(0, EgressLog::memory_bytes) + self.times.capacity() * size_of::<u64>()

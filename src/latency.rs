@@ -13,6 +13,28 @@ use crate::{
     limits::{LATENCY_DIGITS, LATENCY_US_HIGHEST, LATENCY_US_LOWEST},
 };
 
+/// Until when a latency is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// The tick has its sequence.
+    Sequenced,
+    /// The turn's SENDs are with the kernel.
+    Sent,
+}
+
+impl Until {
+    /// Both.
+    pub const ALL: [Until; 2] = [Until::Sequenced, Until::Sent];
+
+    /// Name in tables, metrics and requests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Until::Sequenced => "sequenced",
+            Until::Sent => "sent",
+        }
+    }
+}
+
 /// One shard's samples. 40 KiB, allocated once; it never grows.
 #[derive(Clone, Debug)]
 pub struct Latency {
@@ -101,6 +123,14 @@ impl Latency {
         }
     }
 
+    /// The samples, microseconds.
+    pub fn histogram(&self, until: Until) -> &Histogram<u64> {
+        match until {
+            Until::Sequenced => &self.sequenced,
+            Until::Sent => &self.sent,
+        }
+    }
+
     /// Adds another shard's samples.
     pub fn merge(&mut self, other: &Latency) {
         for (own, others) in [(&mut self.sequenced, &other.sequenced), (&mut self.sent, &other.sent)] {
@@ -137,10 +167,10 @@ pub fn table(shards: &[(usize, Option<f64>, &Latency)]) -> String {
 }
 
 fn lines(text: &mut String, shard: &str, busy: &str, latency: &Latency) {
-    for (first, until, histogram) in [(true, "sequenced", &latency.sequenced), (false, "sent", &latency.sent)]
-    {
-        let (shard, busy) = if first { (shard, busy) } else { ("", "") };
-        let _ = write!(text, "{shard:<5} {busy:>6}  {until:<9} {:>11}", histogram.len());
+    for until in Until::ALL {
+        let histogram = latency.histogram(until);
+        let (shard, busy) = if until == Until::Sequenced { (shard, busy) } else { ("", "") };
+        let _ = write!(text, "{shard:<5} {busy:>6}  {:<9} {:>11}", until.name(), histogram.len());
         for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] {
             let _ = match histogram.is_empty() {
                 true => write!(text, " {:>9}", "-"),

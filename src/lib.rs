@@ -27,7 +27,7 @@
 //! | between threads | [`ring`], [`mesh`], [`counters`], [`latency`], [`watchdog`]; `sync`, through which loom looks at them |
 //! | sources | [`ingest`]; hearts: [`ecg`] |
 //! | the kernel | [`io`], and [`clock`], the only reader of time |
-//! | the operator | [`cli`], [`config`], [`limits`], [`error`], [`logs`] |
+//! | the operator | [`cli`], [`config`], [`limits`], [`error`], [`logs`], [`admin`] |
 //! | the other side | [`client`] |
 //!
 //! # Invariants
@@ -39,6 +39,7 @@
 //! - Memory is bounded by configuration: logs, rings, sessions.
 //! - No peer's bytes panic, hang or allocate what they merely announce.
 
+pub mod admin;
 pub mod admission;
 pub mod cli;
 pub mod client;

@@ -191,13 +191,37 @@ pub const REFUSED_LINGER_MS: u64 = 1_000;
 /// When to try again, as a refused HTTP client is told.
 pub const REFUSED_RETRY_AFTER_S: u64 = 1;
 /// Descriptors the process needs besides one for each client: executors, rings, listeners, refused
-/// sockets, log.
+/// sockets, operators, log.
 pub const DESCRIPTOR_RESERVE: u64 = 128;
 /// Most connections a server may be asked to serve: the kernel's bound on a ring's registered files
 /// (io_uring/rsrc.h, IORING_MAX_FIXED_FILES).
 pub const CLIENTS_MAX_HIGHEST: usize = 1 << 20;
 /// Most connections served at once unless configured; lowered to what the descriptor limit allows.
 pub const CLIENTS_MAX_DEFAULT: usize = 65_536;
+
+/// Connections to the admin listener at once; more wait until the kernel's backlog. They count into
+/// [`DESCRIPTOR_RESERVE`].
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// Requests of operators that shards are being asked for at once; more wait, and are refused when that takes too long.
+pub const ADMIN_INQUIRIES_MAX: usize = 16;
+/// Questions that may wait for a shard; more are not asked, and it counts as not answering.
+pub const QUESTIONS_PER_SHARD: usize = 2 * ADMIN_INQUIRIES_MAX;
+/// Time that shards have to answer an operator.
+pub const ADMIN_ANSWER_MS: u64 = 1_000;
+/// Time that an operator's request head may take to arrive.
+pub const ADMIN_HEAD_MS: u64 = 2_000;
+/// Life of a connection to the admin listener: one request and its answer.
+pub const ADMIN_CONNECTION_MS: u64 = 10_000;
+/// Bytes of an operator's request head.
+pub const ADMIN_HEAD_BYTES_MAX: usize = 16 << 10;
+/// Sessions or topics in one answer, unless asked for otherwise.
+pub const ADMIN_ROWS_DEFAULT: usize = 100;
+/// Sessions or topics in one answer, at most: 300 bytes of JSON each.
+pub const ADMIN_ROWS_MAX: usize = 1_000;
+/// Sessions or topics that a shard looks at in one turn for an operator: some 0.2 ms if each misses the cache.
+pub const TURN_SURVEYED: usize = 2_048;
+/// Sockets whose address and round trip a shard asks the kernel for in one turn: some 3 us each.
+pub const TURN_SOCKETS_ASKED: usize = 32;
 
 /// Shortest latency that is told apart, microseconds.
 pub const LATENCY_US_LOWEST: u64 = 1;
@@ -220,6 +244,8 @@ const _: () = assert!(FRAME_HEADER_BYTES.is_multiple_of(FRAME_ALIGN));
 const _: () = assert!(FRAME_BYTES_MAX_LOWEST > FRAME_HEADER_BYTES + TOPIC_BYTES_MAX + 256);
 const _: () = assert!(FRAME_BYTES_MAX_LOWEST > FRAME_HEADER_BYTES + IDENTITY_BYTES_MAX + 512);
 const _: () = assert!(REFUSED_LINGERING_MAX as u64 <= DESCRIPTOR_RESERVE / 2);
+const _: () = assert!((REFUSED_LINGERING_MAX + ADMIN_CONNECTIONS_MAX) as u64 <= DESCRIPTOR_RESERVE * 3 / 4);
+const _: () = assert!(ADMIN_HEAD_MS < ADMIN_CONNECTION_MS && ADMIN_ANSWER_MS < ADMIN_CONNECTION_MS);
 const _: () = assert!(JSON_ENVELOPE_BYTES > 6 * TOPIC_BYTES_MAX + 256);
 const _: () = assert!(FRAME_BYTES_MAX_HIGHEST >= ECHO_BYTES_MAX);
 const _: () = assert!(MESH_RING_BYTES_DEFAULT.is_multiple_of(FRAME_ALIGN));

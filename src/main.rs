@@ -55,11 +55,11 @@ fn serve() -> Result<(), StartupError> {
         let _ = writeln!(io::stdout().lock(), "the configuration is good");
         return Ok(());
     }
-    server::run(&config, passed, |tcp, http| announce(&config, tcp, http))
+    server::run(&config, passed, |tcp, http, admin| announce(&config, tcp, http, admin))
 }
 
 /// One line that scripts can read, then what a person would do next.
-fn announce(config: &Config, tcp: SocketAddr, http: SocketAddr) {
+fn announce(config: &Config, tcp: SocketAddr, http: SocketAddr, admin: Option<SocketAddr>) {
     let pattern = match config.sources.first() {
         Some(Source::Simulator(_)) => "sim.>",
         Some(Source::Ecg(_)) => "ecg.*",
@@ -71,10 +71,11 @@ fn announce(config: &Config, tcp: SocketAddr, http: SocketAddr) {
         true => format!("\nand for the heart beats: tickcast process ecg --server {tcp}"),
         false => String::new(),
     };
+    let admin = admin.map_or(String::new(), |address| format!(" admin={address}"));
     // A closed standard output must not end a server.
     let _ = writeln!(
         io::stdout().lock(),
-        "listening tcp={tcp} http={http} shards={}\n\
+        "listening tcp={tcp} http={http}{admin} shards={}\n\
          next: tickcast sub '{pattern}' --server {tcp}\n\
          or open a WebSocket: ws://{http}/ws?topics={encoded}{process}",
         config.shards

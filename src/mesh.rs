@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     clock::Now,
+    counters::Counter,
     limits::TURN_RING_BYTES,
     ring::{Doorbell, FrameConsumer, FrameProducer, frame_ring},
     shard::Shard,
@@ -90,17 +91,22 @@ impl Mesh {
 
     /// Pushes what waits for the other shards into their rings, one wake-up each. Returns whether anything moved.
     pub fn push_out(&mut self, shard: &mut Shard) -> bool {
-        let mut any = false;
+        let (mut any, mut full) = (false, 0);
         for peer in &mut self.peers {
             let stages = shard.stages_mut(peer.shard);
             let requests =
                 !stages.requests.waiting().is_empty() && peer.requests_out.push(&mut stages.requests);
             let deliveries =
                 !stages.deliveries.waiting().is_empty() && peer.deliveries_out.push(&mut stages.deliveries);
+            full += u64::from(!stages.requests.waiting().is_empty());
+            full += u64::from(!stages.deliveries.waiting().is_empty());
             if requests || deliveries {
                 peer.bell.ring();
                 any = true;
             }
+        }
+        if full > 0 {
+            shard.counters().add(Counter::MeshRingFull, full);
         }
         any
     }
@@ -114,6 +120,13 @@ impl Mesh {
     /// Whether there is something to take in that the shard would take: then it must not sleep.
     pub fn has_input(&mut self, shard: &Shard) -> bool {
         !self.deliveries_are_empty() || (shard.takes_requests() && !self.requests_are_empty())
+    }
+
+    /// Bytes that have come from other shards, and from the server's own sources, and were not taken in.
+    pub fn waiting_bytes(&self) -> (usize, usize) {
+        let of_peer = |peer: &Peer| peer.requests_in.waiting_bytes() + peer.deliveries_in.waiting_bytes();
+        let sources = self.ingests.iter().map(FrameConsumer::waiting_bytes).sum();
+        (self.peers.iter().map(of_peer).sum(), sources)
     }
 
     /// Whether no request is under way to this shard.

@@ -75,6 +75,11 @@ impl Newest {
             .chain(alone.then_some((self.sequence, self.latest.as_slice())))
     }
 
+    /// Keys whose newest tick it has; 0 for a topic without.
+    pub fn keys_len(&self) -> usize {
+        self.keyed.as_deref().map_or(0, |keyed| keyed.by_key.len())
+    }
+
     /// Gives back to the budget what the keys took: the topic is forgotten.
     pub fn give_back(&self, budget: &mut KeysBudget) {
         let bytes = self.keyed.iter().flat_map(|keyed| keyed.frames.values()).map(|(_, frame)| frame.len());

@@ -67,6 +67,11 @@ pub struct FrameConsumer {
 }
 
 impl FrameConsumer {
+    /// Bytes in it that were not read.
+    pub fn waiting_bytes(&self) -> usize {
+        self.ring.slots()
+    }
+
     /// Whether there is no whole frame to be read. (The producer rings again when it brings the rest of one.)
     pub fn is_empty(&mut self) -> bool {
         let slots = self.ring.slots();

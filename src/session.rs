@@ -42,6 +42,8 @@ pub enum CloseReason {
     BadRequest(String),
     /// A newer connection of the same identity takes its place.
     Replaced,
+    /// The operator closed it.
+    Operator,
 }
 
 impl CloseReason {
@@ -57,6 +59,7 @@ impl CloseReason {
             CloseReason::Shutdown => 3001,
             CloseReason::BadRequest(_) => 3501,
             CloseReason::Replaced => 3502,
+            CloseReason::Operator => 3503,
         }
     }
 
@@ -82,6 +85,7 @@ impl CloseReason {
             CloseReason::Http(_) => Counter::ClosedHttp,
             CloseReason::BadRequest(_) => Counter::ClosedBadRequest,
             CloseReason::Replaced => Counter::ClosedReplaced,
+            CloseReason::Operator => Counter::ClosedByOperator,
         }
     }
 
@@ -107,6 +111,7 @@ impl fmt::Display for CloseReason {
             CloseReason::Http(status) => write!(f, "HTTP request answered with {status}"),
             CloseReason::BadRequest(text) => write!(f, "bad request: {text}"),
             CloseReason::Replaced => write!(f, "a newer connection of the same identity takes its place"),
+            CloseReason::Operator => write!(f, "closed by the operator"),
         }
     }
 }

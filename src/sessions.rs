@@ -19,6 +19,15 @@ pub enum Offered {
     Gone,
 }
 
+/// What a session was told that it does not get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Ticks that a newer one stands for.
+    pub conflated: u64,
+    /// Ticks that are lost to it.
+    pub dropped: u64,
+}
+
 /// All sessions of a shard.
 ///
 /// Invariant: a session with work and no SEND under way stands in `ready` or `lagging`, once.
@@ -38,6 +47,8 @@ pub struct Sessions {
     lagging: VecDeque<u32>,
     /// Sessions found out while others were being served: ended when the round is over.
     doomed: Vec<(u32, CloseReason)>,
+    /// By slot, as far as a session was ever told of any. 16 bytes each.
+    left_out: Vec<LeftOut>,
 }
 
 impl Sessions {
@@ -53,6 +64,7 @@ impl Sessions {
             ready: VecDeque::new(),
             lagging: VecDeque::new(),
             doomed: Vec::new(),
+            left_out: Vec::new(),
         }
     }
 
@@ -69,6 +81,31 @@ impl Sessions {
     /// Sessions with something to send.
     pub fn waiting(&self) -> usize {
         self.waiting
+    }
+
+    /// Slots that were ever in use: all there are is below.
+    pub fn slots_len(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    /// What the session in a slot was told that it does not get.
+    pub fn left_out(&self, slot: u32) -> LeftOut {
+        self.left_out.get(slot as usize).copied().unwrap_or_default()
+    }
+
+    /// The session in a slot is told that it does not get so many ticks.
+    pub fn leave_out(&mut self, slot: u32, conflated: u64, dropped: u64) {
+        let at = slot as usize;
+        if self.left_out.len() <= at {
+            self.left_out.resize(at + 1, LeftOut::default());
+        }
+        self.left_out[at].conflated += conflated;
+        self.left_out[at].dropped += dropped;
+    }
+
+    /// Bytes of what was left out.
+    pub fn left_out_bytes(&self) -> usize {
+        self.left_out.capacity() * size_of::<LeftOut>()
     }
 
     /// Slots in use, ascending.
@@ -92,6 +129,9 @@ impl Sessions {
             "the transport gives out a slot again only after its close"
         );
         self.slots[slot as usize] = Some(Box::new(session));
+        if let Some(left_out) = self.left_out.get_mut(slot as usize) {
+            *left_out = LeftOut::default();
+        }
         self.open += 1;
     }
 

@@ -18,9 +18,13 @@ mod input;
 mod lag;
 mod placing;
 mod subscribe;
+mod survey;
 mod timers;
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use self::{
     subscribe::Walk,
@@ -46,7 +50,10 @@ use crate::{
     wire::{Encoding, frame::FLAG_PAYLOAD_JSON, json, reply::Reply, websocket::WebSocket},
 };
 
-pub use self::placing::Departure;
+pub use self::{
+    placing::Departure,
+    survey::{Seen, SessionSurvey, TopicSurvey},
+};
 
 /// The origin of ticks that no session published: nobody is told when they are refused, but it is counted.
 pub const ORIGIN_INGEST: u64 = u64::MAX;
@@ -135,6 +142,8 @@ pub struct Shard {
     draining: Option<u64>,
     /// Who holds which identity; empty unless a second connection replaces the first.
     holders: Holders,
+    /// Who a session's client says it is, by slot: for the operator.
+    identities: HashMap<u32, Box<str>>,
     publishers: Publishers,
     counters: Arc<Counters>,
     latency: Latency,
@@ -192,6 +201,7 @@ impl Shard {
             input_stopped: false,
             draining: None,
             holders: Holders::default(),
+            identities: HashMap::new(),
             publishers: Publishers::new(limits.publish_rate),
             counters,
             latency: Latency::default(),
@@ -415,6 +425,8 @@ impl Shard {
             + stages
             + self.timers.heap_bytes()
             + self.holders.bytes()
+            + self.identities.values().map(|identity| identity.len() + 32).sum::<usize>()
+            + self.sessions.left_out_bytes()
             + self.publishers.bytes()
     }
 

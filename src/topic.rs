@@ -100,6 +100,13 @@ pub struct HomeTopic {
     pub interested: ShardSet,
 }
 
+impl HomeTopic {
+    /// Its recent ticks.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+}
+
 /// What a shard that asked for a pattern is to be told.
 #[derive(Debug)]
 pub enum Notice<'a> {

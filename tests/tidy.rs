@@ -81,6 +81,16 @@ fn only_io_knows_the_executor_and_the_ring() {
 }
 
 #[test]
+fn only_the_admin_listener_knows_its_runtime() {
+    refuse("only src/io/admin names tokio and hyper", |path, line| {
+        let knows = ["tokio::", "hyper::", "hyper_util::", "http_body_util::"];
+        path.starts_with("src/")
+            && !path.starts_with("src/io/admin")
+            && knows.iter().any(|name| line.contains(name))
+    });
+}
+
+#[test]
 fn only_io_and_the_client_know_sockets() {
     refuse("state machines know no socket", |path, line| {
         let knows = ["TcpStream", "TcpListener", "UdpSocket", "socket2::", "OwnedFd", "libc::"];

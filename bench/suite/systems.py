@@ -116,6 +116,7 @@ class Tickcast:
             *("--cores", str(SERVER_CORE)),
             *("--tcp", "127.0.0.1:0"),
             *("--http", "127.0.0.1:0"),
+            "--no-admin",
             *self.source(processes, load),
             *load.server_options,
         ]

@@ -302,6 +302,7 @@ impl Fanout {
             }
             if sequence > from {
                 self.tally.conflated += sequence - from;
+                sessions.leave_out(slot, sequence - from, 0);
                 let notice = Reply::Conflated { topic: id, name: &topic.name, from, to: sequence };
                 sessions.push_own(slot, skipped(id, from, sequence), |out| notice.encode(encoding, out));
             }
@@ -379,6 +380,7 @@ impl Fanout {
                 *log_bytes_left = log_bytes_left.saturating_sub(logs.head(encoding) - before);
             } else if taking != Taking::Live && from < to {
                 self.tally.dropped += to - from;
+                sessions.leave_out(slot, 0, to - from);
                 let notice = Reply::Gap { topic: id, name: &topic.name, from, to };
                 sessions.push_own(slot, skipped(id, from, to), |out| notice.encode(encoding, out));
             }
@@ -434,6 +436,7 @@ impl Fanout {
         let (from, to) = std::mem::take(&mut membership.gap);
         if from < to {
             self.tally.dropped += to - from;
+            sessions.leave_out(slot, 0, to - from);
             Reply::Gap { topic: id, name: &topic.name, from, to }.encode(encoding, &mut self.scratch);
         }
     }

@@ -219,6 +219,7 @@ impl Fanout {
         }
         if start > from {
             self.tally.dropped += start - from;
+            sessions.leave_out(slot, 0, start - from);
             let notice = Reply::Gap { topic: id, name: &name, from, to: start };
             sessions.push_own(slot, skipped(id, from, start), |out| notice.encode(encoding, out));
         }
@@ -230,6 +231,7 @@ impl Fanout {
             let sequence = tick.header.sequence;
             if conflates && sequence > next {
                 self.tally.conflated += sequence - next;
+                sessions.leave_out(slot, sequence - next, 0);
                 let notice = Reply::Conflated { topic: id, name: &name, from: next, to: sequence };
                 sessions.push_own(slot, skipped(id, next, sequence), |out| notice.encode(encoding, out));
             }

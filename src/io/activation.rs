@@ -1,8 +1,8 @@
 //! Sockets that the service manager listens on and passes (sd_listen_fds(3)): they outlive a restart of the server, and
 //! connections that come meanwhile wait in them.
 //!
-//! Each has a name, FileDescriptorName= of its socket unit: `tcp` stands for `--tcp`, `http` for `--http`. systemd/ has a
-//! unit for each.
+//! Each has a name, FileDescriptorName= of its socket unit: `tcp` stands for `--tcp`, `http` for `--http`, `admin`
+//! for `--admin`. systemd/ has a unit for each of the first two.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use socket2::{SockRef, Type};
 use crate::error::StartupError;
 
 /// Names that a passed socket may have.
-const NAMES: [&str; 2] = ["tcp", "http"];
+const NAMES: [&str; 3] = ["tcp", "http", "admin"];
 
 /// What was passed.
 #[derive(Debug, Default)]
@@ -106,7 +106,7 @@ mod tests {
     fn what_cannot_be_served_is_refused_with_what_the_unit_must_say() {
         let mut passed = Passed::default();
         let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
-        assert!(refusal(&mut passed, "tickcast.socket", listener()).contains("one of: tcp, http"));
+        assert!(refusal(&mut passed, "tickcast.socket", listener()).contains("one of: tcp, http, admin"));
         assert!(
             refusal(&mut passed, "tcp", UdpSocket::bind("127.0.0.1:0").unwrap()).contains("ListenStream=")
         );

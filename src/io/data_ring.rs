@@ -12,6 +12,7 @@
 //! It knows slots and bytes, nothing of sessions. One thread: the one that made it.
 
 mod completion;
+mod descriptor;
 mod detach;
 mod event;
 
@@ -29,7 +30,8 @@ use io_uring::{
     types::{CancelBuilder, Fd, Fixed, Timespec},
 };
 
-pub use self::event::{Event, Received, Sent, Settings};
+use self::descriptor::Installed;
+pub use self::event::{Event, Received, Sent, Settings, eventfd};
 use super::{
     buffer_ring::{BufferRing, GROUP},
     shim::{Direct, Operation, Shim, Verdict},
@@ -59,6 +61,7 @@ const TIMER: u8 = 5;
 const DOORBELL: u8 = 6;
 const SHUTDOWN: u8 = 7;
 const IGNORED: u8 = 8;
+const INSTALL: u8 = 9;
 
 /// What a slot's socket is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +123,10 @@ pub struct DataRing<S: Shim = Direct> {
     /// What the READ of the doorbell writes.
     rung: Box<u64>,
     doorbell_armed: bool,
+    /// What became of the last descriptor that was asked for.
+    installed: Option<Installed>,
+    /// SENDs that found their socket full.
+    sends_full: u64,
     /// A batch of SENDs failed halfway: queued entries may point to memory that is gone. Never entered again.
     broken: bool,
     shim: S,
@@ -180,6 +187,8 @@ impl<S: Shim> DataRing<S> {
             timer_rings_ns: None,
             rung: Box::new(0),
             doorbell_armed: false,
+            installed: None,
+            sends_full: 0,
             broken: false,
             shim,
             not_send: PhantomData,
@@ -355,6 +364,7 @@ impl<S: Shim> DataRing<S> {
                 None => Sent::Whole,
                 Some(sent) if sent >= 0 && sent as usize >= bytes.len() => Sent::Whole,
                 Some(sent) if sent >= 0 || sent == -libc::EAGAIN => {
+                    self.sends_full += u64::from(sent <= 0);
                     self.park(slot, &bytes[sent.max(0) as usize..])?;
                     Sent::Parked
                 }
@@ -580,13 +590,4 @@ impl<S: Shim> Drop for DataRing<S> {
 
 fn user_data(operation: u8, extra: u32, slot: u32) -> u64 {
     u64::from(operation) << 56 | u64::from(extra) << 32 | u64::from(slot)
-}
-
-/// A doorbell for a data ring: an eventfd, readable once rung.
-///
-/// # Errors
-/// eventfd(2)'s.
-pub fn eventfd() -> io::Result<OwnedFd> {
-    let fd = nix::sys::eventfd::EventFd::from_value_and_flags(0, nix::sys::eventfd::EfdFlags::EFD_CLOEXEC)?;
-    Ok(OwnedFd::from(fd))
 }

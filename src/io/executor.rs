@@ -5,15 +5,16 @@ use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use super::{
     data_ring::{DataRing, Event, Sent},
+    desk::Desk,
     gate::Gate,
     handover::{Exchange, Handover, Parcel},
-    report::Reporter,
     stop::{Stop, Wait},
 };
 use crate::{
     admission::Origin,
     clock::{self, Now},
     counters::Counter,
+    latency::Latency,
     limits::{
         ACCEPT_RETRY_MS, GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT, SLEEP_NS_HIGHEST, SLEEP_NS_LOWEST,
         TURN_EVENTS, TURN_SENDS,
@@ -95,12 +96,12 @@ pub struct Driver {
     pub exchange: Exchange,
     /// What it does when it could sleep.
     pub pacing: Pacing,
-    /// Takes the latencies to the main thread.
-    pub reporter: Reporter,
     /// By door: connections that this shard accepts are for all of so many shards in turn. `None`: they are its own.
     pub deals: [Option<u16>; 2],
     /// Whose turn it is.
     deal_next: u16,
+    /// What it is asked.
+    pub desk: Desk,
     /// SENDs made.
     sends: u64,
     /// When the shard went to sleep in this round of its loop; 0: it did not.
@@ -126,7 +127,7 @@ impl Driver {
         bell: Arc<Doorbell>,
         stop: Arc<Stop>,
         gate: Gate,
-        reporter: Reporter,
+        desk: Desk,
     ) -> Driver {
         let gather = Vec::with_capacity(GATHER_BYTES);
         let (accept_again_ns, accept_fails, phase) = ([None; 2], [false; 2], Phase::Running);
@@ -139,9 +140,9 @@ impl Driver {
             gate,
             exchange,
             pacing: Pacing::default(),
-            reporter,
             deals: [None; 2],
             deal_next: 0,
+            desk,
             sends: 0,
             asleep_since_ns: 0,
             round: None,
@@ -157,9 +158,11 @@ impl Driver {
     /// and one enter is cheaper than glommio's seven and a membarrier (12.3 us of CPU a delivery against 15.3, at 1,000
     /// ticks/s to 10 clients). It never yields either: see `PREEMPT_TIMER`.
     ///
+    /// Returns its latencies.
+    ///
     /// # Errors
     /// When the data ring or the doorbell is beyond use.
-    pub async fn run(mut self) -> io::Result<()> {
+    pub async fn run(mut self) -> io::Result<Latency> {
         let bell = self.bell.clone();
         let mut began_ns = clock::monotonic_ns();
         while !self.stopped() {
@@ -173,8 +176,7 @@ impl Driver {
             }
             began_ns = self.account(began_ns);
         }
-        self.reporter.answer(self.shard.latency_mut());
-        Ok(())
+        Ok(std::mem::take(self.shard.latency_mut()))
     }
 
     /// Adds a round of the loop to the shard's busy and idle time. Returns when it ended and the next one begins.
@@ -251,6 +253,7 @@ impl Driver {
         let sends = self.sends;
         worked |= self.flush(now)?;
         self.note_latency(self.sends.wrapping_sub(sends) as usize);
+        worked |= self.answer(now)?;
         worked |= self.actions()?;
         worked |= self.mesh.push_out(&mut self.shard);
         worked |= self.exchange.push_out();
@@ -267,7 +270,6 @@ impl Driver {
         let latency = self.shard.latency_mut();
         let now_ns = if sends > 0 && latency.wants_time() { clock::realtime_ns() } else { 0 };
         latency.end_turn(sends, ready, now_ns);
-        self.reporter.answer_if_asked(latency);
     }
 
     /// Whether nothing has come since the turn.
@@ -288,7 +290,7 @@ impl Driver {
         let work_waits = self.ring.has_events()
             || self.mesh.look_again(&mut self.shard)
             || self.exchange.look_again()
-            || self.reporter.is_asked()
+            || self.desk.has_work()
             || self.shard.is_busy();
         Ok(!work_waits && !asked_to_stop && !self.stopped())
     }
@@ -436,7 +438,7 @@ impl Driver {
     /// One SEND for every ready session, in batches, within the turn's budget of SENDs.
     fn flush(&mut self, now: Now) -> io::Result<bool> {
         let mut sends: [Option<Send>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
-        let mut done = 0;
+        let (mut done, full_before) = (0, self.ring.sends_full());
         while done < TURN_SENDS {
             self.gather.clear();
             self.shard.prepare_sends(now);
@@ -469,6 +471,10 @@ impl Driver {
             }
         }
         self.sends = self.sends.wrapping_add(done as u64);
+        let full = self.ring.sends_full() - full_before;
+        if full > 0 {
+            self.shard.counters().add(Counter::SendsFull, full);
+        }
         Ok(done > 0)
     }
 

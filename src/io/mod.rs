@@ -1,14 +1,16 @@
 //! Everything that knows glommio, io_uring and sockets. The rest of the crate is state machines.
 
 pub mod activation;
+pub mod admin;
 pub mod buffer_ring;
 pub mod checks;
+pub mod control;
 pub mod data_ring;
+pub mod desk;
 pub mod executor;
 pub mod gate;
 pub mod handover;
 pub mod listener;
-pub mod report;
 pub mod server;
 pub mod shim;
 pub mod signals;

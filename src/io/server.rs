@@ -16,20 +16,23 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement
 
 use super::{
     activation::Passed,
+    admin::{Admin, Sights},
     checks,
+    control::{Control, Inquiry, Question, control},
     data_ring::{DataRing, Settings, eventfd},
+    desk::Desk,
     executor::{Driver, Pacing},
     gate::{Gate, Shared},
     handover::{Exchange, exchanges},
     listener::{Listeners, listeners},
-    report::{Reporter, Reports},
     signals,
     stop::Stop,
     systemd::{self, Feeder},
 };
 use crate::{
+    admin::Stage,
     clock,
-    config::{Config, Source},
+    config::{Config, SocketBounds, Source},
     counters::{Counter, Counters},
     error::StartupError,
     ingest::{Lanes, StopFlag, ecg, replay, simulator},
@@ -48,6 +51,8 @@ enum Happened {
     Signal(&'static str),
     /// A signal asks for a report.
     ReportAsked,
+    /// An operator asks the shards.
+    Asked(Inquiry),
     /// A shard's latencies: it was asked, or it ends.
     Latency(ShardId, Box<Latency>),
     /// A shard's ring and listeners are ready, or are not to be had.
@@ -79,47 +84,98 @@ struct Server {
     ingests: Vec<JoinHandle<()>>,
     stop_ingests: StopFlag,
     stop: Arc<Stop>,
-    reports: Arc<Reports>,
+    control: Control,
     /// Of the shards, then of the ingests.
     counters: Vec<Arc<Counters>>,
     happened: Receiver<Happened>,
     happened_in: Sender<Happened>,
     /// Shows the service manager that the shards are alive.
     feeder: Feeder,
+    /// Shards that have ended.
     shards_ended: usize,
 }
 
+/// What shards answered, by shard, since the last question.
+type Latencies = Vec<Option<Box<Latency>>>;
+
 /// Serves until a signal, or until something that cannot be mended while running. `listening` is told the addresses
-/// in use, native and HTTP, once every shard is ready. `passed`: sockets that go before the addresses.
+/// in use, native, HTTP and the operator's, once every shard is ready. `passed`: sockets that go before the addresses.
 ///
 /// # Errors
 /// A [`StartupError`]: what is wrong and how to mend it.
 pub fn run(
     config: &Config,
     mut passed: Passed,
-    listening: impl FnOnce(SocketAddr, SocketAddr),
+    listening: impl FnOnce(SocketAddr, SocketAddr, Option<SocketAddr>),
 ) -> Result<(), StartupError> {
     signals::block().map_err(|error| StartupError::Executor(error.to_string()))?;
     clock::sleep_precisely();
     let clients_max = checks::check(config.clients_max)?;
+    let count = usize::from(config.shards) + config.sources.len();
+    let counters: Vec<Arc<Counters>> = (0..count).map(|_| Arc::default()).collect();
+    let (happened_in, happened) = channel();
+    // First, so that whoever asks during the start is told what it is at.
+    let admin = match config.admin {
+        None => None,
+        Some(address) => {
+            let bound = listeners("--admin", passed.remove("admin"), address, 1, SocketBounds::default())?;
+            Some(admin(config, bound, &counters, &happened_in)?)
+        }
+    };
+    let set_stage = |stage| {
+        if let Some(admin) = &admin {
+            admin.set_stage(stage);
+        }
+    };
     let native = listeners("--tcp", passed.remove("tcp"), config.tcp, config.shards, config.socket)?;
     let http = listeners("--http", passed.remove("http"), config.http, config.shards, config.socket)?;
     let (tcp, http_address) = (native.address, http.address);
-    let (server, lanes) = start(config, clients_max, native, http)?;
-    listening(tcp, http_address);
-    server.serve(config, lanes, || systemd::ready(tcp, http_address, config.shards))
+    let (server, lanes) = start(config, clients_max, (native, http), counters, (happened_in, happened))?;
+    listening(tcp, http_address, admin.as_ref().map(Admin::address));
+    let ready = || {
+        set_stage(Stage::Serving);
+        systemd::ready(tcp, http_address, config.shards);
+    };
+    let drains = || {
+        set_stage(Stage::Draining);
+        systemd::stopping(config.drain_deadline_ns);
+    };
+    server.serve(config, lanes, ready, drains)
+}
+
+/// The operator's listener, which looks at these counters and asks the shards through the main thread.
+fn admin(
+    config: &Config,
+    listeners: Listeners,
+    counters: &[Arc<Counters>],
+    happened_in: &Sender<Happened>,
+) -> Result<Admin, StartupError> {
+    let of_shards = usize::from(config.shards);
+    let core = |index: usize| config.cores[index % config.cores.len()];
+    let (shards, sources) = counters.split_at(of_shards);
+    let asked = happened_in.clone();
+    let sights = Sights {
+        shards: shards.iter().cloned().enumerate().map(|(index, counters)| (core(index), counters)).collect(),
+        sources: sources.to_vec(),
+        ask: Box::new(move |inquiry| drop(asked.send(Happened::Asked(inquiry)))),
+    };
+    let listener =
+        listeners.sockets.into_iter().flatten().next().ok_or_else(|| io::Error::other("no listener"));
+    listener
+        .and_then(|listener| Admin::start(listeners.address, listener, sights))
+        .map_err(StartupError::Admin)
 }
 
 /// Makes and starts the shards, and one set of lanes for each source.
 fn start(
     config: &Config,
     clients_max: usize,
-    native: Listeners,
-    http: Listeners,
+    (native, http): (Listeners, Listeners),
+    counters: Vec<Arc<Counters>>,
+    (happened_in, happened): (Sender<Happened>, Receiver<Happened>),
 ) -> Result<(Server, Vec<Lanes>), StartupError> {
     assert!((1..=SHARDS_MAX).contains(&usize::from(config.shards)), "config checks the number of shards");
     let refused = |error: io::Error| StartupError::Executor(error.to_string());
-    let (happened_in, happened) = channel();
     let (signal, report) = (happened_in.clone(), happened_in.clone());
     signals::watch(
         move |name| drop(signal.send(Happened::Signal(name))),
@@ -134,13 +190,13 @@ fn start(
     let mut meshes = mesh(&bells, config.mesh_ring_bytes);
     let lanes = config.sources.iter().map(|_| lanes(&mut meshes, &bells, config.mesh_ring_bytes)).collect();
 
-    let counters: Vec<Arc<Counters>> = bells.iter().map(|_| Arc::default()).collect();
+    let (control, inboxes) = control(&bells);
     let mut server = Server {
         shards: Vec::new(),
         ingests: Vec::new(),
         stop_ingests: StopFlag::default(),
         stop: Arc::new(Stop::new(bells.clone())),
-        reports: Arc::new(Reports::new(bells.clone())),
+        control,
         feeder: Feeder::new(counters.iter().zip(&bells), clock::monotonic_ns()),
         counters,
         happened,
@@ -153,14 +209,11 @@ fn start(
     let deals = [native.are_dealt(), http.are_dealt()].map(|dealt| dealt.then_some(config.shards));
     let listeners = native.sockets.into_iter().zip(http.sockets);
     let parts = eventfds.into_iter().zip(listeners).zip(meshes.into_iter().zip(bells));
-    for (index, (((eventfd, (native, http)), (mesh, bell)), exchange)) in parts.zip(exchanges).enumerate() {
-        let counters = server.counters[index].clone();
+    let parts = parts.zip(exchanges.into_iter().zip(inboxes));
+    for (index, (((eventfd, (native, http)), (mesh, bell)), (exchange, inbox))) in parts.enumerate() {
         let id = ShardId(index as u16);
-        let answer = happened_in.clone();
-        let reporter = Reporter::new(server.reports.clone(), id, move |latency| {
-            drop(answer.send(Happened::Latency(id, latency)));
-        });
-        let shard = Shard::new(id, config.shards, epoch, config.limits.clone(), counters);
+        let shard =
+            Shard::new(id, config.shards, epoch, config.limits.clone(), server.counters[index].clone());
         let parts = Parts {
             shard,
             mesh,
@@ -174,7 +227,7 @@ fn start(
             gate: Gate::new(shared.clone(), config.accept_rate, config.shards),
             pacing: Pacing { latency_budget_ns: config.latency_budget_ns, spin_ns: config.spin_ns },
             exchange,
-            reporter,
+            desk: Desk::new(inbox),
             happened: happened_in.clone(),
         };
         let core = config.cores[index % config.cores.len()];
@@ -191,8 +244,8 @@ fn start(
     while started < config.shards {
         match server.happened.recv() {
             Ok(Happened::Started(Ok(()))) => started += 1,
-            // There is nothing to report yet.
-            Ok(Happened::ReportAsked) => {}
+            // There is nothing to report yet, and nobody to ask.
+            Ok(Happened::ReportAsked | Happened::Asked(_)) => {}
             Ok(Happened::Started(Err(error)) | Happened::ShardEnded(_, Err(error))) => {
                 return Err(StartupError::IoUring(
                     error,
@@ -221,7 +274,7 @@ struct Parts {
     stop: Arc<Stop>,
     gate: Gate,
     exchange: Exchange,
-    reporter: Reporter,
+    desk: Desk,
     pacing: Pacing,
     happened: Sender<Happened>,
 }
@@ -243,6 +296,7 @@ impl Parts {
             }
         };
         let _ = self.happened.send(Happened::Started(Ok(())));
+        let id = self.shard.id();
         let mut driver = Driver::new(
             self.shard,
             ring,
@@ -250,10 +304,12 @@ impl Parts {
             self.bell,
             self.stop,
             self.gate,
-            self.reporter,
+            self.desk,
         );
         (driver.pacing, driver.deals) = (self.pacing, self.deals);
-        ended.result = driver.run().await;
+        ended.result = driver.run().await.map(|latency| {
+            let _ = self.happened.send(Happened::Latency(id, Box::new(latency)));
+        });
     }
 }
 
@@ -297,14 +353,20 @@ impl Drop for Ended {
 
 impl Server {
     /// Starts the ingests, waits for a reason to stop, and stops: the ingests first, then the shards together. `ready` is
-    /// called once everything runs.
-    fn serve(mut self, config: &Config, lanes: Vec<Lanes>, ready: impl FnOnce()) -> Result<(), StartupError> {
+    /// called once everything runs, `drains` when it is to end.
+    fn serve(
+        mut self,
+        config: &Config,
+        lanes: Vec<Lanes>,
+        ready: impl FnOnce(),
+        drains: impl FnOnce(),
+    ) -> Result<(), StartupError> {
         let started = self.start_ingests(config, lanes);
         let outcome = started.and_then(|()| {
             ready();
             self.wait()
         });
-        systemd::stopping(config.drain_deadline_ns);
+        drains();
         self.stop_ingests.set();
         for ingest in self.ingests.drain(..) {
             let _ = ingest.join();
@@ -325,11 +387,10 @@ impl Server {
     }
 
     fn start_ingests(&mut self, config: &Config, lanes: Vec<Lanes>) -> Result<(), StartupError> {
-        for (source, lanes) in config.sources.iter().cloned().zip(lanes) {
-            let (stop, shards, happened) =
-                (self.stop_ingests.clone(), self.counters.clone(), self.happened_in.clone());
-            let own = Arc::new(Counters::default());
-            self.counters.push(own.clone());
+        let (of_shards, of_ingests) = self.counters.split_at(usize::from(config.shards));
+        for ((source, lanes), own) in config.sources.iter().cloned().zip(lanes).zip(of_ingests) {
+            let (stop, shards, own, happened) =
+                (self.stop_ingests.clone(), of_shards.to_vec(), own.clone(), self.happened_in.clone());
             let ingest = move || match source {
                 Source::Simulator(settings) => simulator::run(settings, lanes, &own, &stop),
                 Source::Ecg(settings) => ecg::run(&settings, lanes, &own, &stop),
@@ -346,11 +407,11 @@ impl Server {
 
     /// Until the server is to stop: well for a signal, with an error otherwise.
     fn wait(&mut self) -> Result<(), StartupError> {
-        // By shard, since the last question.
-        let mut answers: Vec<Option<Box<Latency>>> = self.shards.iter().map(|_| None).collect();
+        let mut answers: Latencies = self.shards.iter().map(|_| None).collect();
         loop {
             match self.next() {
-                Ok(Happened::ReportAsked) => self.reports.ask(),
+                Ok(Happened::ReportAsked) => self.ask_for_report(),
+                Ok(Happened::Asked(inquiry)) => self.control.ask(inquiry),
                 Ok(Happened::Latency(shard, latency)) => {
                     answers[usize::from(shard.0)] = Some(latency);
                     if answers.iter().all(Option::is_some) {
@@ -394,17 +455,39 @@ impl Server {
         }
     }
 
-    /// Until every shard has ended. What those that ended in order handed over, by shard.
-    fn wait_for_shards(&mut self) -> Vec<Option<Box<Latency>>> {
-        let mut last: Vec<Option<Box<Latency>>> = self.shards.iter().map(|_| None).collect();
-        while self.shards_ended < self.shards.len() {
-            match self.next() {
-                Ok(Happened::Latency(shard, latency)) => last[usize::from(shard.0)] = Some(latency),
-                Ok(_) => {}
-                Err(_) => break,
+    /// Until every shard has ended; operators may still ask. Returns the latencies of those that have ended in order.
+    fn wait_for_shards(&mut self) -> Latencies {
+        let mut last: Latencies = self.shards.iter().map(|_| None).collect();
+        while self.shards_ended < self.shards.len()
+            && let Ok(happened) = self.next()
+        {
+            match happened {
+                Happened::Asked(inquiry) => self.control.ask(inquiry),
+                Happened::Latency(shard, latency) => last[usize::from(shard.0)] = Some(latency),
+                Happened::ShardEnded(_, Err(error)) => {
+                    ::log::error!("a shard has failed while stopping: {error}");
+                }
+                // It stops as it is.
+                Happened::ShardEnded(_, Ok(()))
+                | Happened::Signal(_)
+                | Happened::ReportAsked
+                | Happened::Started(_)
+                | Happened::IngestEnded(_) => {}
             }
         }
         last
+    }
+
+    /// Asks every shard for its latencies.
+    fn ask_for_report(&mut self) {
+        let happened_in = self.happened_in.clone();
+        let question = move |shard: ShardId| {
+            let answer = happened_in.clone();
+            Question::State(Box::new(move |state| {
+                drop(answer.send(Happened::Latency(shard, Box::new(state.latency))));
+            }))
+        };
+        self.control.ask(Inquiry { to: None, question: Box::new(question) });
     }
 
     /// On standard error, whatever the log's level: somebody asked for it.

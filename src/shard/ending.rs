@@ -21,6 +21,8 @@ fn log_end(session: u64, reason: &CloseReason) {
         | CloseReason::BadRequest(_) => {
             ::log::info!(target: logs::peer::SESSION, "session {session:x} ends: {reason}");
         }
+        // Not a peer's doing, so no peer can make it many.
+        CloseReason::Operator => ::log::info!("session {session:x} ends: {reason}"),
         CloseReason::Peer
         | CloseReason::Shutdown
         | CloseReason::Transport(_)
@@ -54,6 +56,17 @@ impl Shard {
             self.end(slot, CloseReason::Shutdown, now);
         }
         self.settle(now);
+    }
+
+    /// The operator closes a session. Returns whether it was there, and open.
+    pub fn close(&mut self, id: u64, now: Now) -> bool {
+        let slot = id as u32;
+        let is_open = self.sessions.open_mut(slot).is_some_and(|session| session.id == id);
+        if is_open {
+            self.end(slot, CloseReason::Operator, now);
+            self.settle(now);
+        }
+        is_open
     }
 
     /// Ends what was found out while others were being served.
@@ -217,6 +230,7 @@ impl Shard {
     pub(super) fn remove(&mut self, slot: u32) {
         let Some(session) = self.sessions.remove(slot) else { return };
         debug_assert!(session.memberships.is_empty(), "a session leaves every topic before it ends");
+        self.identities.remove(&slot);
         if let Some(ending) = &session.ending {
             self.counters.add(ending.reason.counter(), 1);
         }

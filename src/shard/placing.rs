@@ -71,6 +71,7 @@ impl Shard {
             self.actions.push_back(Action::HandOver(slot));
             return false;
         }
+        self.identities.insert(slot, client.into());
         if self.limits.identity_replaces
             && let Some(before) = self.holders.enter(slot, client)
         {

@@ -20,7 +20,8 @@ use tickcast::{
 };
 
 use crate::harness::{
-    Log, Server, beside_others, collector::Collector, processes::end, say, tickcast, wait_for_exit,
+    FREE_PORTS, Log, Server, beside_others, collector::Collector, processes::end, say, tickcast,
+    wait_for_exit,
 };
 
 /// The cardiologists' record, or `None`, said on standard error, where it is not there.
@@ -203,8 +204,7 @@ fn a_record_that_cannot_be_read_is_an_error_at_the_start_with_file_line_and_reme
         (&*short, &["short.dat", "ends in sample 1 of the 9", "get the whole file"]),
         (folder.to_str().unwrap(), &["not a regular file"]),
     ] {
-        let listen = ["serve", "--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0"];
-        let (code, text) = run(tickcast().args(listen).args(["--ecg", file]));
+        let (code, text) = run(tickcast().arg("serve").args(FREE_PORTS).args(["--ecg", file]));
         assert!(text.contains("--ecg: ") && text.contains("or synthetic"), "{file}: {text}");
         let batch = run(tickcast().args(["process", "ecg", "--file", file]));
         for (code, text) in [(code, text), batch] {

@@ -4,6 +4,7 @@ pub mod account;
 pub mod collector;
 pub mod external;
 pub mod frames;
+pub mod http;
 pub mod load_client;
 mod machine;
 pub mod processes;
@@ -28,6 +29,8 @@ use nix::{
 pub use machine::{alone, beside_others, forget, register};
 pub use processes::wait_for_exit;
 
+/// Options for ports that nobody else has.
+pub const FREE_PORTS: [&str; 6] = ["--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
 /// How long anything is waited for before the test is declared hung.
 pub const GUARD: Duration = Duration::from_secs(90);
 /// Pause between two looks at something that has no event to wait for.
@@ -122,6 +125,8 @@ pub struct Server {
     pub tcp: SocketAddr,
     /// HTTP address.
     pub http: SocketAddr,
+    /// The operator's address, unless there is none.
+    pub admin: Option<SocketAddr>,
     /// Its standard error.
     pub log: Log,
 }
@@ -160,10 +165,12 @@ pub fn tickcast() -> Command {
 }
 
 /// What of the environment the command heeds: its options, and what a service manager sets.
-const ENVIRONMENT: [&str; 12] = [
+const ENVIRONMENT: [&str; 14] = [
     "TICKCAST_CORES",
     "TICKCAST_TCP",
     "TICKCAST_HTTP",
+    "TICKCAST_ADMIN",
+    "TICKCAST_CONFIG",
     "TICKCAST_MAX_CLIENTS",
     "RUST_LOG",
     "JOURNAL_STREAM",
@@ -204,7 +211,8 @@ impl Server {
     /// [`Server::start_command`] with a standard input.
     pub fn start_with_input(command: &mut Command, input: Stdio, options: &[&str]) -> Server {
         let mut child = command
-            .args(["serve", "--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .arg("serve")
+            .args(FREE_PORTS)
             .args(options)
             .stdin(input)
             .stdout(Stdio::piped())
@@ -218,9 +226,10 @@ impl Server {
         stdout.read_line(&mut line).unwrap();
         // Read on, so that the server never writes into a closed pipe.
         thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
+        let word = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name));
+        let admin = word("admin=").map(|word| word.parse().unwrap());
         let mut address = |name: &str| {
-            let word = line.split_whitespace().find_map(|word| word.strip_prefix(name));
-            let Some(word) = word else {
+            let Some(word) = word(name) else {
                 let code = wait_for_exit(&mut child);
                 panic!("no address {name} in {line:?}, exit {code:?}; log:\n{}", log.text());
             };
@@ -228,7 +237,7 @@ impl Server {
         };
         let (tcp, http) = (address("tcp="), address("http="));
         assert!(line.starts_with("listening "), "{line:?}");
-        Server { child, tcp, http, log }
+        Server { child, tcp, http, admin, log }
     }
 
     /// Its process.

@@ -7,6 +7,7 @@
 
 mod harness;
 
+mod admin;
 mod bad_http;
 mod bad_native;
 mod bad_websocket;

@@ -187,7 +187,9 @@ fn a_bad_replay_line_is_skipped_and_named_where_the_operator_says_so() {
 #[test]
 fn a_replay_of_a_file_that_is_not_there_does_not_start() {
     let mut child = crate::harness::tickcast()
-        .args(["serve", "--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0", "--replay", "no/such.ndjson"])
+        .arg("serve")
+        .args(crate::harness::FREE_PORTS)
+        .args(["--replay", "no/such.ndjson"])
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())
         .spawn()

@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::harness::{Log, Server, beside_others, tickcast, wait_for_exit};
+use crate::harness::{FREE_PORTS, Log, Server, beside_others, tickcast, wait_for_exit};
 
 /// Runs to its end; exit code and standard error.
 fn run(command: &mut Command) -> (Option<i32>, String) {
@@ -23,7 +23,7 @@ pub fn run_with_input(command: &mut Command, input: Stdio) -> (Option<i32>, Stri
 fn serve(options: &[&str]) -> (Option<i32>, String) {
     let mut arguments = vec!["serve"];
     // An option given twice is refused, so a test's own address replaces the free one.
-    for address in ["--tcp", "--http"].into_iter().filter(|address| !options.contains(address)) {
+    for address in ["--tcp", "--http", "--admin"].into_iter().filter(|address| !options.contains(address)) {
         arguments.extend([address, "127.0.0.1:0"]);
     }
     run(tickcast().args(arguments).args(options))
@@ -39,6 +39,9 @@ fn what_the_operator_can_mend_is_one_line_with_the_remedy() {
         (&["--http", &taken], &[&taken, "in use", "--http"]),
         (&["--tcp", "192.0.2.1:9400"], &["192.0.2.1:9400", "--tcp"]),
         (&["--tcp", &taken, "--http", &taken], &[&taken, "--http", "--tcp"]),
+        (&["--admin", &taken], &[&taken, "in use", "--admin"]),
+        (&["--admin", "192.0.2.1:9490"], &["192.0.2.1:9490", "--admin"]),
+        (&["--http", &taken, "--admin", &taken], &[&taken, "--admin", "--http"]),
         (&["--cores", "4000"], &["core 4000", "allowed", "taskset"]),
         (&["--cores", "one"], &["--cores", "one", "0,2-3"]),
         (&["--max-clients", "900000"], &["900000", "LimitNOFILE", "--max-clients"]),
@@ -88,7 +91,9 @@ fn what_cannot_be_parsed_is_refused_by_the_option_that_it_is_of() {
 fn a_second_server_on_the_same_ports_does_not_take_a_part_of_the_connections() {
     let _machine = beside_others();
     let server = Server::start(&[]);
-    for (name, address) in [("--tcp", server.tcp), ("--http", server.http)] {
+    for (name, address) in
+        [("--tcp", server.tcp), ("--http", server.http), ("--admin", server.admin.unwrap())]
+    {
         let (code, text) = serve(&[name, &address.to_string()]);
         assert_eq!(code, Some(1), "{text}");
         assert!(text.contains("in use") && text.contains(name), "{text}");
@@ -98,7 +103,8 @@ fn a_second_server_on_the_same_ports_does_not_take_a_part_of_the_connections() {
 
 /// Under limits that a shell sets, hard ones too.
 fn serve_limited(limits: &str, options: &str) -> (Option<i32>, String) {
-    let script = format!("{limits} && exec \"$0\" serve --tcp 127.0.0.1:0 --http 127.0.0.1:0 {options}");
+    let ports = FREE_PORTS.join(" ");
+    let script = format!("{limits} && exec \"$0\" serve {ports} {options}");
     run(Command::new("sh").args(["-c", &script, env!("CARGO_BIN_EXE_tickcast")]))
 }
 

@@ -8,7 +8,8 @@ use std::{
 use io_uring::cqueue;
 
 use super::{
-    ACCEPT, DOORBELL, DataRing, Event, RECEIVE, Received, SEND, SEND_PARKED, SHUTDOWN, State, TIMER,
+    ACCEPT, DOORBELL, DataRing, Event, INSTALL, Installed, RECEIVE, Received, SEND, SEND_PARKED, SHUTDOWN,
+    State, TIMER,
 };
 use crate::{
     io::shim::{Operation, Shim, Verdict},
@@ -62,6 +63,12 @@ impl<S: Shim> DataRing<S> {
                 self.in_flight -= 1;
                 self.slots[slot as usize].shutting = false;
                 self.vacate_if_quiet(slot)?;
+            }
+            INSTALL => {
+                self.in_flight -= 1;
+                // SAFETY: a successful installation gives a new descriptor, and this is its only owner.
+                let socket = (result >= 0).then(|| unsafe { OwnedFd::from_raw_fd(result) });
+                self.installed = Some(Installed { slot, generation: extra, socket });
             }
             DOORBELL => {
                 self.in_flight -= 1;

@@ -1,6 +1,6 @@
 //! What a data ring tells, and the sizes it is made with.
 
-use std::os::fd::OwnedFd;
+use std::{io, os::fd::OwnedFd};
 
 use crate::{
     limits::{RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS},
@@ -67,4 +67,13 @@ impl Settings {
     pub fn for_slots(slots: u32) -> Settings {
         Settings { slots, receive_buffers: RECEIVE_BUFFERS, receive_buffer_bytes: RECEIVE_BUFFER_BYTES }
     }
+}
+
+/// A doorbell for a data ring: an eventfd, readable once rung.
+///
+/// # Errors
+/// eventfd(2)'s.
+pub fn eventfd() -> io::Result<OwnedFd> {
+    let fd = nix::sys::eventfd::EventFd::from_value_and_flags(0, nix::sys::eventfd::EfdFlags::EFD_CLOEXEC)?;
+    Ok(OwnedFd::from(fd))
 }

@@ -1,6 +1,6 @@
 //! Child processes: waited for with a guard, ended by pid.
 
-use std::{fs, process::Child, thread, time::Instant};
+use std::{collections::HashSet, fs, net::SocketAddr, process::Child, thread, time::Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -41,4 +41,24 @@ pub fn rss_bytes(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// Where a process listens with TCP, at the first such socket that it has: for programs that do not say which port they
+/// were given.
+pub fn listens_at(pid: u32) -> Option<SocketAddr> {
+    let sockets: HashSet<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .ok()?
+        .flatten()
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']').map(str::to_owned))
+        .collect();
+    // proc(5): local_address is the second field, the state the fourth, the inode the tenth; 0A is LISTEN.
+    let table = fs::read_to_string("/proc/net/tcp").ok()?;
+    let listening = table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        (fields[3] == "0A" && sockets.contains(fields[9])).then(|| fields[1].to_owned())
+    })?;
+    let (address, port) = listening.split_once(':')?;
+    let address = u32::from_str_radix(address, 16).ok()?.to_ne_bytes();
+    Some(SocketAddr::from((address, u16::from_str_radix(port, 16).ok()?)))
 }

@@ -1,0 +1,42 @@
+//! What an operator asks a running server, and what it answers: requests, selections, views and texts as functions of
+//! plain values. `io::admin` has the listener and the thread.
+
+pub mod latency;
+pub mod metrics;
+pub mod overview;
+pub mod query;
+pub mod route;
+pub mod select;
+pub mod views;
+
+/// What a server is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stage {
+    /// Its shards are being made.
+    Starting = 0,
+    /// It serves.
+    Serving = 1,
+    /// It stops: nobody is let in, and who is there gets what waits for them.
+    Draining = 2,
+}
+
+impl Stage {
+    /// Name in answers and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Starting => "starting",
+            Stage::Serving => "serving",
+            Stage::Draining => "draining",
+        }
+    }
+
+    /// The stage of a number that an atomic holds.
+    pub fn from_number(number: u8) -> Stage {
+        match number {
+            0 => Stage::Starting,
+            1 => Stage::Serving,
+            _ => Stage::Draining,
+        }
+    }
+}

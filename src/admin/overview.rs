@@ -1,0 +1,97 @@
+//! The whole server in one answer: `/v1/shards`.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::{Stage, metrics::ProcessSample, views::ShardState};
+use crate::{
+    counters::{Counter, Counters},
+    latency,
+};
+
+/// A shard.
+#[derive(Debug, Serialize)]
+pub struct ShardView<'a> {
+    /// Which.
+    pub shard: u16,
+    /// The core it is pinned to.
+    pub core: usize,
+    /// The share of its time since the start that it was at work; `None` before its first turn.
+    pub busy_percent: Option<f64>,
+    /// What it counts, by the names that the log has.
+    pub counters: Map<String, Value>,
+    /// What it says of itself; `None` if it did not answer in time.
+    pub state: Option<&'a ShardState>,
+}
+
+impl<'a> ShardView<'a> {
+    /// A shard by its counters and its answer.
+    pub fn new(shard: u16, core: usize, counters: &Counters, state: Option<&'a ShardState>) -> ShardView<'a> {
+        let busy_percent = latency::busy_percent(counters);
+        ShardView { shard, core, busy_percent, counters: counted(counters), state }
+    }
+}
+
+fn counted(counters: &Counters) -> Map<String, Value> {
+    Counter::ALL.iter().map(|&counter| (counter.label().to_owned(), counters.value(counter).into())).collect()
+}
+
+/// The server.
+#[derive(Debug, Serialize)]
+pub struct Overview<'a> {
+    /// Of the program.
+    pub version: &'static str,
+    /// What the server is at.
+    pub stage: &'static str,
+    /// Since the process started, seconds.
+    pub uptime_seconds: f64,
+    /// Resident memory.
+    pub resident_bytes: Option<u64>,
+    /// Open descriptors.
+    pub descriptors: Option<u64>,
+    /// Each shard.
+    pub shards: Vec<ShardView<'a>>,
+    /// Shards that did not answer in time.
+    pub unanswered: Vec<u16>,
+}
+
+impl<'a> Overview<'a> {
+    /// Of these shards, `now_seconds` after 1970.
+    pub fn new(
+        stage: Stage,
+        process: &ProcessSample,
+        now_seconds: f64,
+        shards: Vec<ShardView<'a>>,
+    ) -> Overview<'a> {
+        let silent = |shard: &ShardView<'_>| shard.state.is_none().then_some(shard.shard);
+        Overview {
+            version: env!("CARGO_PKG_VERSION"),
+            stage: stage.name(),
+            uptime_seconds: (now_seconds - process.start_seconds).max(0.0),
+            resident_bytes: process.resident_bytes,
+            descriptors: process.descriptors,
+            unanswered: shards.iter().filter_map(silent).collect(),
+            shards,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_that_did_not_answer_is_there_with_its_counters() {
+        let counters = Counters::default();
+        counters.add(Counter::TicksDelivered, 7);
+        let process = ProcessSample { start_seconds: 10.0, ..ProcessSample::default() };
+        let overview =
+            Overview::new(Stage::Draining, &process, 12.5, vec![ShardView::new(3, 1, &counters, None)]);
+        let json = serde_json::to_value(&overview).unwrap();
+        assert_eq!(json["stage"], "draining");
+        assert_eq!(json["uptime_seconds"], 2.5);
+        assert_eq!(json["unanswered"], serde_json::json!([3]));
+        assert_eq!(json["shards"][0]["counters"]["ticks_delivered"], 7);
+        assert!(json["shards"][0]["state"].is_null() && json["shards"][0]["core"] == 1);
+    }
+}

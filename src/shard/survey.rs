@@ -1,0 +1,315 @@
+//! What an operator asks of a shard: its sessions and topics, chosen in pieces of a turn each, and its state.
+//!
+//! Sessions come, go and change between the pieces: an answer is of the time it took, not of one moment. What is chosen is
+//! looked at once more when the answer is made, and left out if it has gone.
+
+use super::Shard;
+use crate::{
+    admin::{
+        query::{SessionSort, SessionsQuery, TopicSort, TopicsQuery},
+        route::SessionName,
+        select::Largest,
+        views::{SessionView, ShardState, TopicView},
+    },
+    clock::Now,
+    limits::TURN_SURVEYED,
+    session::{Protocol, Session},
+    tick::TopicId,
+    wire::Encoding,
+};
+
+/// A choice among the sessions, under way. At most the query's limit of them is kept.
+#[derive(Debug)]
+pub struct SessionSurvey {
+    sort: SessionSort,
+    next: u32,
+    largest: Largest<(u32, u64)>,
+}
+
+impl SessionSurvey {
+    /// One that has looked at none.
+    pub fn new(query: SessionsQuery) -> SessionSurvey {
+        SessionSurvey { sort: query.sort, next: 0, largest: Largest::new(query.limit) }
+    }
+}
+
+/// A choice among the topics whose home a shard is, under way.
+#[derive(Debug)]
+pub struct TopicSurvey {
+    query: TopicsQuery,
+    next: u32,
+    largest: Largest<u32>,
+}
+
+impl TopicSurvey {
+    /// One that has looked at none.
+    pub fn new(query: TopicsQuery) -> TopicSurvey {
+        TopicSurvey { largest: Largest::new(query.limit), query, next: 0 }
+    }
+}
+
+/// A chosen session, for the transport to add what it knows.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Its slot.
+    pub slot: u32,
+    /// Its id: the slot may be another's by now.
+    pub id: u64,
+    /// What an operator sees of it.
+    pub view: SessionView,
+}
+
+impl Shard {
+    /// Looks at the next [`TURN_SURVEYED`] slots. Returns whether that was all. No allocation but for what is chosen.
+    pub fn survey_sessions(&self, survey: &mut SessionSurvey, now: Now) -> bool {
+        let slots = self.sessions.slots_len();
+        let end = slots.min(survey.next.saturating_add(TURN_SURVEYED as u32));
+        for slot in survey.next..end {
+            if let Some(session) = self.sessions.get(slot) {
+                survey.largest.offer(self.rank(slot, session, survey.sort, now), (slot, session.id));
+            }
+        }
+        survey.next = end;
+        end == slots
+    }
+
+    /// What was chosen, the highest rank first.
+    pub fn seen(&self, survey: SessionSurvey, now: Now) -> Vec<Seen> {
+        let sort = survey.sort;
+        let chosen = survey.largest.into_sorted().filter_map(|(_, (slot, id))| {
+            let session = self.sessions.get(slot).filter(|session| session.id == id)?;
+            let rank = self.rank(slot, session, sort, now);
+            Some(Seen { slot, id, view: self.view(slot, session, rank, now) })
+        });
+        chosen.collect()
+    }
+
+    /// Whether a slot is still the session's with this id.
+    pub fn is_session(&self, slot: u32, id: u64) -> bool {
+        self.sessions.get(slot).is_some_and(|session| session.id == id)
+    }
+
+    fn rank(&self, slot: u32, session: &Session, sort: SessionSort, now: Now) -> u64 {
+        match sort {
+            SessionSort::Outbox => session.outbox_bytes() as u64,
+            SessionSort::Lag => lag_ms(session, now),
+            SessionSort::Dropped => self.sessions.left_out(slot).dropped,
+            SessionSort::Conflated => self.sessions.left_out(slot).conflated,
+            SessionSort::Topics => session.memberships.len() as u64,
+            SessionSort::Newest => session.id >> 32,
+        }
+    }
+
+    fn view(&self, slot: u32, session: &Session, rank: u64, now: Now) -> SessionView {
+        let left_out = self.sessions.left_out(slot);
+        let state = match (&session.ending, session.protocol.is_handshake()) {
+            (Some(_), _) => "ending",
+            (None, true) => "handshake",
+            (None, false) => "open",
+        };
+        let encoding = match (&session.protocol, session.encoding) {
+            (Protocol::Echo(_), _) => "echo",
+            (_, Encoding::Native) => "native",
+            (_, Encoding::WebSocketRkyv) => "rkyv",
+            (_, Encoding::WebSocketJson) => "json",
+            (_, Encoding::WebSocketRaw) => "raw",
+        };
+        SessionView {
+            id: SessionName { shard: self.id, id: session.id }.to_string(),
+            shard: self.id.0,
+            identity: self.identities.get(&slot).map(|identity| identity.to_string()),
+            address: None,
+            encoding,
+            state,
+            subscriptions: session.subscriptions.len(),
+            topics: session.memberships.len(),
+            outbox_bytes: session.outbox_bytes(),
+            lag_ms: lag_ms(session, now),
+            held_topics: session.lag.as_deref().map_or(0, |lag| lag.held.len()),
+            conflated: left_out.conflated,
+            dropped: left_out.dropped,
+            rtt_us: None,
+            rank,
+        }
+    }
+
+    /// Looks at the next [`TURN_SURVEYED`] topics. Returns whether that was all. No allocation but for what is chosen.
+    pub fn survey_topics(&self, survey: &mut TopicSurvey) -> bool {
+        let topics = self.home.len() as u32;
+        let end = topics.min(survey.next.saturating_add(TURN_SURVEYED as u32));
+        for index in survey.next..end {
+            if self.home.topic(index).name.starts_with(&survey.query.prefix) {
+                survey.largest.offer(self.topic_rank(index, survey.query.sort), index);
+            }
+        }
+        survey.next = end;
+        end == topics
+    }
+
+    /// What was chosen, the highest rank first; nobody has counted the sessions yet.
+    pub fn topic_views(&self, survey: TopicSurvey) -> Vec<TopicView> {
+        let sort = survey.query.sort;
+        let view = |index: u32| {
+            let topic = self.home.topic(index);
+            TopicView {
+                topic: topic.name.to_string(),
+                id: topic.id.0,
+                home: self.id.0,
+                sequence: topic.sequence.0,
+                history_ticks: topic.history().len(),
+                keys: topic.newest.keys_len(),
+                history_bytes: topic.history().memory_bytes(),
+                sessions: 0,
+                rank: self.topic_rank(index, sort),
+            }
+        };
+        survey.largest.into_sorted().map(|(_, index)| view(index)).collect()
+    }
+
+    fn topic_rank(&self, index: u32, sort: TopicSort) -> u64 {
+        let topic = self.home.topic(index);
+        match sort {
+            TopicSort::Ticks => topic.sequence.0,
+            TopicSort::Bytes => topic.history().memory_bytes() as u64,
+            TopicSort::Newest => u64::from(index),
+        }
+    }
+
+    /// How many sessions of this shard take each of these topics. A look-up each.
+    pub fn takers(&self, topics: &[TopicId]) -> Vec<u64> {
+        topics.iter().map(|&id| self.fanout.takers_len(id) as u64).collect()
+    }
+
+    /// What it says of itself; the transport adds what it knows of the rings. A copy of the histograms, 40 KiB.
+    pub fn state(&self) -> ShardState {
+        let staged = self.stages.iter();
+        ShardState {
+            mesh_ring_bytes: 0,
+            source_ring_bytes: 0,
+            mesh_stage_bytes: staged
+                .map(|stages| stages.requests.waiting().len() + stages.deliveries.waiting().len())
+                .sum(),
+            topics: self.home.len(),
+            topics_taken: self.fanout.topics_len(),
+            patterns: self.fanout.patterns_len(),
+            sessions_waiting: self.sessions.waiting(),
+            egress_log_bytes: self.logs.bytes(),
+            latency: self.latency.clone(),
+        }
+    }
+}
+
+/// How long the socket has had no room for the SEND under way.
+fn lag_ms(session: &Session, now: Now) -> u64 {
+    match session.parked_since_ns {
+        0 => 0,
+        since_ns => now.monotonic_ns.saturating_sub(since_ns) / 1_000_000,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        config::Limits,
+        counters::{Counter, Counters},
+        shard::{Action, Door},
+        tick::{Publish, ShardId},
+        wire::frame,
+    };
+
+    const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
+
+    fn shard() -> Shard {
+        Shard::new(ShardId(0), 1, 1, Limits::default(), Arc::new(Counters::default()))
+    }
+
+    fn enter(shard: &mut Shard, slot: u32, client: &str) {
+        shard.handle_accept(slot, Door::Native, NOW);
+        let mut hello = Vec::new();
+        frame::encode_hello(&mut hello, 1, client, "test");
+        shard.handle_bytes(slot, &hello, NOW);
+    }
+
+    fn names(shard: &Shard, query: SessionsQuery) -> Vec<SessionView> {
+        let mut survey = SessionSurvey::new(query);
+        while !shard.survey_sessions(&mut survey, NOW) {}
+        shard.seen(survey, NOW).into_iter().map(|seen| seen.view).collect()
+    }
+
+    #[test]
+    fn the_sessions_with_most_of_something_are_chosen_among_many() {
+        let mut shard = shard();
+        (0..3 * TURN_SURVEYED as u32).for_each(|slot| shard.handle_accept(slot, Door::Native, NOW));
+        enter(&mut shard, 1 << 13, "the one");
+        shard.sessions.leave_out(77, 5, 2);
+        shard.sessions.leave_out(78, 4, 3);
+        let by = |sort, limit| names(&shard, SessionsQuery { sort, limit });
+        let first = by(SessionSort::Dropped, 2);
+        assert_eq!(
+            first.iter().map(|view| (view.dropped, view.conflated)).collect::<Vec<_>>(),
+            [(3, 4), (2, 5)]
+        );
+        assert_eq!(by(SessionSort::Conflated, 1)[0].id, first[1].id);
+        let outbox = by(SessionSort::Outbox, 3);
+        assert_eq!(outbox[0].identity.as_deref(), Some("the one"), "its WELCOME waits");
+        assert_eq!((outbox[0].state, outbox[1].state, outbox[0].encoding), ("open", "handshake", "native"));
+        assert_eq!(by(SessionSort::Newest, 1)[0].id, outbox[0].id);
+        assert_eq!(by(SessionSort::Lag, 1_000).len(), 1_000);
+    }
+
+    #[test]
+    fn a_survey_leaves_out_sessions_that_have_gone_meanwhile() {
+        let mut shard = shard();
+        (0..3).for_each(|slot| enter(&mut shard, slot, ""));
+        let mut survey = SessionSurvey::new(SessionsQuery { sort: SessionSort::Newest, limit: 10 });
+        assert!(shard.survey_sessions(&mut survey, NOW));
+        shard.handle_error(1, 104, NOW);
+        enter(&mut shard, 1, "another");
+        let slots: Vec<u32> = shard.seen(survey, NOW).iter().map(|seen| seen.slot).collect();
+        assert_eq!(slots, [2, 0]);
+    }
+
+    #[test]
+    fn the_operator_closes_the_session_that_was_named_and_no_other() {
+        let mut shard = shard();
+        enter(&mut shard, 5, "");
+        let id = names(&shard, SessionsQuery { sort: SessionSort::Newest, limit: 1 })[0].id.clone();
+        let id = id.parse::<SessionName>().unwrap().id;
+        assert!(!shard.close(id + (1 << 32), NOW) && !shard.close(id + 1, NOW));
+        assert!(shard.close(id, NOW) && !shard.close(id, NOW), "once");
+        shard.handle_eof(5, NOW);
+        assert!(!shard.is_session(5, id));
+        assert_eq!(shard.counters().value(Counter::ClosedByOperator), 1);
+        assert!(std::iter::from_fn(|| shard.poll_action()).any(|action| action == Action::Close(5)));
+    }
+
+    #[test]
+    fn topics_are_chosen_by_prefix_and_know_who_takes_them() {
+        let mut shard = shard();
+        enter(&mut shard, 0, "");
+        let mut bytes = Vec::new();
+        crate::wire::command::encode_request(&mut bytes, frame::Kind::Subscribe, 1, "b.>");
+        for (topic, ticks) in [("a.x", 9), ("b.x", 1), ("b.y", 2)] {
+            for _ in 0..ticks {
+                frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), topic, b"1");
+            }
+        }
+        shard.handle_bytes(0, &bytes, NOW);
+        while shard.turn(NOW) {}
+        let by = |prefix: &str, limit| {
+            let mut survey =
+                TopicSurvey::new(TopicsQuery { prefix: prefix.into(), sort: TopicSort::Ticks, limit });
+            assert!(shard.survey_topics(&mut survey));
+            shard.topic_views(survey)
+        };
+        let all: Vec<_> = by("", 10).into_iter().map(|view| (view.topic, view.sequence)).collect();
+        assert_eq!(all, [("a.x".into(), 9), ("b.y".into(), 2), ("b.x".into(), 1)]);
+        let found = by("b.", 1);
+        assert_eq!((found.len(), &*found[0].topic), (1, "b.y"));
+        assert_eq!(shard.takers(&[TopicId(found[0].id), TopicId(u32::MAX)]), [1, 0]);
+        assert_eq!(shard.state().topics, 3);
+    }
+}
