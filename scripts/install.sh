@@ -59,6 +59,9 @@ put 755 tuning/tickcast-tune "$tuning/tickcast-tune"
 for file in tuning/tune-items.sh tuning/README.md tuning/*.conf; do
     put 644 "$file" "$prefix/lib/tickcast/$file"
 done
+for file in tickcast-dashboard.json tickcast-alerts.yml; do
+    put 644 "systemd/$file" "$prefix/lib/tickcast/monitoring/$file"
+done
 install -d -m 755 "$destdir$prefix/sbin"
 ln -sfn ../lib/tickcast/tuning/tickcast-tune "$destdir$prefix/sbin/tickcast-tune"
 put_once 644 systemd/tickcast-tune.default /etc/default/tickcast-tune

@@ -21,6 +21,8 @@ command -v npm >/dev/null || missing+=(npm)
 # Debian's python3 comes without the part of venv that installs pip.
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
+# Debian's package has promtool too.
+command -v promtool >/dev/null || missing+=(prometheus)
 
 if ((${#missing[@]} > 0)); then
     say "installing ${missing[*]}"

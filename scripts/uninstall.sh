@@ -35,7 +35,7 @@ prefix=${prefix%/}
 units=(tickcast.socket tickcast-http.socket tickcast.service tickcast-tune.service)
 files=("$prefix/bin/tickcast" "$prefix/bin/tickcast-c10k" "$prefix/sbin/tickcast-tune" "${units[@]/#//etc/systemd/system/}")
 [[ $purge == no ]] || files+=(/etc/default/tickcast-tune)
-folders=("$prefix/lib/tickcast/tuning")
+folders=("$prefix/lib/tickcast/tuning" "$prefix/lib/tickcast/monitoring")
 [[ $purge == no ]] || folders+=(/etc/tickcast)
 
 # Root is needed only where the folders are root's.

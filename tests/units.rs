@@ -120,6 +120,8 @@ fn everything_is_installed_where_the_units_expect_it() {
         "usr/local/sbin/tickcast-tune",
         "usr/local/lib/tickcast/tuning/60-tickcast-backlog.conf",
         "usr/local/lib/tickcast/tuning/README.md",
+        "usr/local/lib/tickcast/monitoring/tickcast-dashboard.json",
+        "usr/local/lib/tickcast/monitoring/tickcast-alerts.yml",
         "etc/systemd/system/tickcast.service",
         "etc/systemd/system/tickcast.socket",
         "etc/systemd/system/tickcast-http.socket",

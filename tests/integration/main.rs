@@ -22,6 +22,7 @@ mod limits;
 mod load;
 mod logs;
 mod options;
+mod monitoring;
 mod places;
 mod policies;
 mod publish;

@@ -1,0 +1,213 @@
+//! What Prometheus and Grafana make of /metrics: promtool's checks, a real scrape, and every query of the dashboard and of the
+//! alert rules answered. Skipped, with a notice, where Prometheus is not installed (`scripts/test.sh` installs it).
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+use tickcast::wire::Encoding;
+
+use crate::harness::{
+    Log, Server, beside_others,
+    collector::Collector,
+    eventually,
+    http::{get, request},
+    processes, say,
+};
+
+fn exists(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !found {
+        say(&format!("skipped: {program} is not here (scripts/test.sh installs it)"));
+    }
+    found
+}
+
+fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)
+}
+
+/// The queries of a dashboard or of rules, by where they stand.
+fn dashboard_queries() -> Vec<(String, String)> {
+    let dashboard: Value =
+        serde_json::from_str(&fs::read_to_string(shipped("tickcast-dashboard.json")).unwrap()).unwrap();
+    let mut queries = Vec::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().unwrap() {
+            let title = panel["title"].as_str().unwrap().to_owned();
+            queries.push((title, target["expr"].as_str().unwrap().to_owned()));
+        }
+    }
+    assert!(queries.len() > 20, "{queries:?}");
+    queries
+}
+
+/// The names of metrics that a text names.
+fn names(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let is_name = |word: &&str| word.starts_with("tickcast_") || word.starts_with("process_");
+    words.filter(is_name).map(str::to_owned).collect()
+}
+
+/// A server with something of everything to show.
+fn watched_server() -> (Server, Collector) {
+    let server = Server::start_logging("info", &["--shards", "2", "--sim-rate", "100"]);
+    let collector = Collector::start(&server, Encoding::WebSocketJson, &["sim.>"]);
+    collector.wait_for(100);
+    (server, collector)
+}
+
+#[test]
+fn promtool_finds_nothing_wrong_with_the_metrics() {
+    let _machine = beside_others();
+    if !exists("promtool") {
+        return;
+    }
+    let (server, collector) = watched_server();
+    let metrics = get(server.admin.unwrap(), "/metrics").body;
+    let mut check = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    check.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
+    let output = check.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.trim().is_empty(), "{said}\n{metrics}");
+    collector.finish();
+    server.stop_cleanly();
+}
+
+#[test]
+fn promtool_takes_the_alert_rules() {
+    if !exists("promtool") {
+        return;
+    }
+    let output =
+        Command::new("promtool").args(["check", "rules"]).arg(shipped("tickcast-alerts.yml")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("SUCCESS"), "{said}");
+}
+
+#[test]
+fn the_dashboard_and_the_rules_name_only_metrics_that_there_are() {
+    let _machine = beside_others();
+    let (server, collector) = watched_server();
+    let metrics = get(server.admin.unwrap(), "/metrics").body;
+    let there_are: BTreeSet<String> = metrics
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split(['{', ' ']).next().unwrap().to_owned())
+        .collect();
+    let rules = fs::read_to_string(shipped("tickcast-alerts.yml")).unwrap();
+    let expressions: String = dashboard_queries().into_iter().map(|(_, query)| query + "\n").collect();
+    let named = &names(&expressions) | &names(&rules);
+    assert!(named.len() > 20, "{named:?}");
+    let missing: Vec<_> = named.difference(&there_are).collect();
+    assert!(missing.is_empty(), "{missing:?} are not in\n{metrics}");
+    collector.finish();
+    server.stop_cleanly();
+}
+
+/// A Prometheus that scrapes a server every second. Ended, by its pid, when dropped.
+struct Prometheus {
+    child: Child,
+    folder: PathBuf,
+    address: SocketAddr,
+    log: Log,
+}
+
+impl Prometheus {
+    fn start(target: SocketAddr) -> Prometheus {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("prometheus-{}", target.port()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        let rules = shipped("tickcast-alerts.yml");
+        let config = format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [{rules:?}]\nscrape_configs:\n  \
+             - job_name: tickcast\n    static_configs: [{{targets: [\"{target}\"]}}]\n"
+        );
+        fs::write(folder.join("prometheus.yml"), config).unwrap();
+        let mut child = Command::new("prometheus")
+            .arg(format!("--config.file={}", folder.join("prometheus.yml").display()))
+            .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
+            .arg("--web.listen-address=127.0.0.1:0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Log::collect(child.stderr.take().unwrap());
+        let mut found = None;
+        eventually("Prometheus listens", || {
+            assert!(child.try_wait().unwrap().is_none(), "Prometheus has ended:\n{}", log.text());
+            found = processes::listens_at(child.id());
+            found.is_some()
+        });
+        Prometheus { child, folder, address: found.unwrap(), log }
+    }
+
+    /// What a query finds now.
+    fn query(&self, expression: &str) -> Vec<Value> {
+        let encoded = utf8_percent_encode(expression, NON_ALPHANUMERIC);
+        let answer = request(self.address, "GET", &format!("/api/v1/query?query={encoded}"));
+        // It is not ready at once.
+        if answer.status == 503 {
+            return Vec::new();
+        }
+        let json = answer.json();
+        assert_eq!(json["status"], "success", "{expression}: {json}");
+        json["data"]["result"].as_array().unwrap().clone()
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        processes::end(&mut self.child);
+        let _ = fs::remove_dir_all(&self.folder);
+        if std::thread::panicking() {
+            eprintln!("Prometheus' log:\n{}", self.log.text());
+        }
+    }
+}
+
+#[test]
+fn a_real_prometheus_scrapes_it_and_every_query_of_the_dashboard_finds_something() {
+    let _machine = beside_others();
+    if !exists("prometheus") {
+        return;
+    }
+    let (server, collector) = watched_server();
+    let prometheus = Prometheus::start(server.admin.unwrap());
+    let is_up = |prometheus: &Prometheus| {
+        prometheus.query("up{job=\"tickcast\"} == 1").len() == 1
+            && prometheus.query("count_over_time(up{job=\"tickcast\"}[1m]) >= 3").len() == 1
+    };
+    eventually("it is up, and scraped three times", || is_up(&prometheus));
+    for (panel, query) in dashboard_queries() {
+        let query = query.replace("$__rate_interval", "1m").replace("$instance", ".*");
+        let found = prometheus.query(&query);
+        assert!(!found.is_empty(), "{panel}: {query}");
+    }
+    let delivered = prometheus.query("sum(rate(tickcast_ticks_delivered_total[1m])) > 0");
+    assert_eq!(delivered.len(), 1);
+    // The rules are taken and evaluated, and nothing is wrong with this server.
+    let rules = request(prometheus.address, "GET", "/api/v1/rules").json();
+    let rules = rules["data"]["groups"][0]["rules"].as_array().unwrap().clone();
+    assert!(rules.len() >= 9, "{rules:?}");
+    for rule in &rules {
+        assert_ne!(rule["health"], "err", "{rule}");
+        assert_ne!(rule["state"], "firing", "{rule}");
+    }
+    collector.finish();
+    server.stop_cleanly();
+}
