@@ -67,12 +67,19 @@ impl Publishers {
         self.buckets[slot] = Bucket::default();
     }
 
+    /// So many ticks a second each from now on; 0: any number.
+    pub fn set_pace(&mut self, per_second: u32) {
+        self.pace = Pace::new(per_second, 1);
+    }
+
     /// Whether the session in a slot may publish one more tick now, which counts if it may.
     pub fn takes(&mut self, slot: u32, now_ns: u64) -> bool {
-        match (self.pace, self.buckets.get_mut(slot as usize)) {
-            (Some(pace), Some(bucket)) => bucket.take(pace, now_ns),
-            _ => true,
+        let Some(pace) = self.pace else { return true };
+        if self.buckets.len() <= slot as usize {
+            // It came when there was no limit.
+            self.buckets.resize(slot as usize + 1, Bucket::default());
         }
+        self.buckets[slot as usize].take(pace, now_ns)
     }
 
     /// Bytes it holds.

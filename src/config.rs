@@ -3,6 +3,7 @@
 mod delivery;
 mod ecg;
 pub mod file;
+pub mod reload;
 
 use std::net::SocketAddr;
 

@@ -55,7 +55,16 @@ fn serve() -> Result<(), StartupError> {
         let _ = writeln!(io::stdout().lock(), "the configuration is good");
         return Ok(());
     }
-    server::run(&config, passed, |tcp, http, admin| announce(&config, tcp, http, admin))
+    let mut before = options;
+    let reload = move || -> Result<_, StartupError> {
+        let refused = |error: clap::Error| StartupError::Option("--config", error.to_string());
+        let options = Options::read(&words)?.map_err(refused)?;
+        let config = Config::new(&options.args, &allowed).map_err(|error| options.locate(error))?;
+        let changes = options.changes_since(&before);
+        before = options;
+        Ok((config, changes))
+    };
+    server::run(&config, passed, |tcp, http, admin| announce(&config, tcp, http, admin), reload)
 }
 
 /// One line that scripts can read, then what a person would do next.

@@ -68,6 +68,14 @@ impl Sessions {
         }
     }
 
+    /// Holds every session to other bounds from now on.
+    pub fn set_bounds(&mut self, outbox_bytes_max: usize, behind_bytes: usize) {
+        (self.outbox_bytes_max, self.behind_bytes) = (outbox_bytes_max, behind_bytes);
+        for slot in self.slots() {
+            self.set_yield_bytes(slot);
+        }
+    }
+
     /// Sessions there are, those about to end included.
     pub fn len(&self) -> usize {
         self.open

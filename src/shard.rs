@@ -17,6 +17,7 @@ mod homes;
 mod input;
 mod lag;
 mod placing;
+mod reload;
 mod subscribe;
 mod survey;
 mod timers;

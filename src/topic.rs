@@ -182,6 +182,17 @@ impl Home {
         }
     }
 
+    /// Keeps other amounts of the past from now on. What there is is held to it at each topic's next tick.
+    pub fn set_keeping(&mut self, history: Rules<HistoryBounds>, history_bytes_max: usize, keys_max: usize) {
+        let taken = self.keeping.history_bytes_max.saturating_sub(self.history_left_bytes);
+        self.history_left_bytes = history_bytes_max.saturating_sub(taken);
+        for topic in &mut self.topics {
+            topic.bounds = history.of(&topic.name);
+        }
+        self.keeping.keys.keys_max = keys_max;
+        (self.keeping.history, self.keeping.history_bytes_max) = (history, history_bytes_max);
+    }
+
     /// The topic at an index that this home gave out.
     pub fn topic(&self, index: u32) -> &HomeTopic {
         &self.topics[index as usize]

@@ -15,6 +15,7 @@ use clap::{
 };
 use toml::{Spanned, Value};
 
+use super::reload::{Change, LIVE};
 use crate::{
     cli::{Cli, Command, ServeArgs},
     error::StartupError,
@@ -109,6 +110,24 @@ impl Options {
             }
             _ => error,
         }
+    }
+
+    /// What is another than before.
+    pub fn changes_since(&self, before: &Options) -> Vec<Change> {
+        let change = |arg: Arg| {
+            let (id, long) = (arg.get_id().as_str(), arg.get_long()?);
+            let value = |options: &Options| match is_switch(&arg) {
+                true => options.matches.get_flag(id).to_string(),
+                false => {
+                    let values = options.matches.get_raw(id).into_iter().flatten();
+                    values.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(", ")
+                }
+            };
+            let (was, is) = (value(before), value(self));
+            let is_live = LIVE.contains(&long);
+            (was != is).then(|| Change { key: key(long), before: was, after: is, is_live })
+        };
+        options().filter_map(change).collect()
     }
 
     fn is_from_file(&self, entry: &Entry) -> bool {
@@ -422,6 +441,24 @@ mod tests {
         }
         let options = options_of("shipped", shipped, "").unwrap();
         assert!(crate::config::Config::new(&options.args, &[0]).unwrap().sources.is_empty());
+    }
+
+    #[test]
+    fn every_option_that_is_live_is_there_and_changes_say_which_are() {
+        let known: Vec<String> = options().filter_map(|arg| arg.get_long().map(str::to_owned)).collect();
+        assert!(LIVE.iter().all(|live| known.iter().any(|known| known == live)), "{known:?}");
+        let before = options_of("before", "behind_ms = 7\npolicy = [\"drop\"]\n", "").unwrap();
+        let after = options_of("after", "policy = [\"drop\", \"a=conflate\"]\nno_sim = true\n", "").unwrap();
+        let changes: Vec<String> = after.changes_since(&before).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            changes,
+            [
+                "no_sim: true instead of false: takes effect at the next start",
+                "policy: drop, a=conflate instead of drop",
+                "behind_ms: 500 instead of 7",
+            ]
+        );
+        assert!(after.changes_since(&after).is_empty());
     }
 
     #[test]

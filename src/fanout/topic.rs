@@ -52,7 +52,7 @@ pub(super) struct EgressTopic {
     epoch: u64,
     pub(super) json_prefix: Vec<u8>,
     /// What becomes of its ticks where a subscriber has not said.
-    policy: Policy,
+    pub(super) policy: Policy,
     /// The sessions that take it, by encoding.
     pub(super) members: [Vec<Member>; Encoding::COUNT],
     /// Its announcement, to be queued again while it is fresh in the log.

@@ -10,6 +10,7 @@ use crate::{
         query::{SessionsQuery, TopicsQuery},
         views::{SessionView, ShardState, TopicView},
     },
+    config::Limits,
     limits::QUESTIONS_PER_SHARD,
     ring::Doorbell,
     tick::{ShardId, TopicId},
@@ -28,6 +29,8 @@ pub enum Question {
     Topics(TopicsQuery, Answer<Vec<TopicView>>),
     /// How many of its sessions take each of these topics.
     Takers(Arc<[TopicId]>, Answer<Vec<u64>>),
+    /// To work within other limits from now on.
+    Reload(Arc<Limits>),
     /// To close the session with this id, and whether it was there.
     Close(u64, Answer<bool>),
 }
@@ -95,7 +98,7 @@ mod tests {
         let (answered, answers): (Sender<(ShardId, bool)>, _) = channel();
         let question = Box::new(move |shard| {
             let answered = answered.clone();
-            Question::Close(7, Box::new(move |was_there| answered.send((shard, was_there)).unwrap_or(())))
+            Question::Close(7, Box::new(move |was_there| answered.send((shard, was_there)).unwrap()))
         });
         (Inquiry { to, question }, answers)
     }

@@ -62,6 +62,7 @@ impl Driver {
         match question {
             Question::State(answer) => answer(Box::new(self.state())),
             Question::Takers(topics, answer) => answer(self.shard.takers(&topics)),
+            Question::Reload(limits) => self.shard.reload(&limits, now),
             Question::Close(id, answer) => answer(self.shard.close(id, now)),
             Question::Sessions(query, answer) => {
                 return Some(Work::Sessions(SessionSurvey::new(query), answer));

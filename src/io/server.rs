@@ -32,7 +32,7 @@ use super::{
 use crate::{
     admin::Stage,
     clock,
-    config::{Config, SocketBounds, Source},
+    config::{Config, Limits, SocketBounds, Source, reload::Change},
     counters::{Counter, Counters},
     error::StartupError,
     ingest::{Lanes, StopFlag, ecg, replay, simulator},
@@ -51,6 +51,8 @@ enum Happened {
     Signal(&'static str),
     /// A signal asks for a report.
     ReportAsked,
+    /// A signal asks to read the configuration again.
+    ReloadAsked,
     /// An operator asks the shards.
     Asked(Inquiry),
     /// A shard's latencies: it was asked, or it ends.
@@ -100,6 +102,7 @@ type Latencies = Vec<Option<Box<Latency>>>;
 
 /// Serves until a signal, or until something that cannot be mended while running. `listening` is told the addresses
 /// in use, native, HTTP and the operator's, once every shard is ready. `passed`: sockets that go before the addresses.
+/// `reload` reads the configuration again, and says what is another in it than before.
 ///
 /// # Errors
 /// A [`StartupError`]: what is wrong and how to mend it.
@@ -107,6 +110,7 @@ pub fn run(
     config: &Config,
     mut passed: Passed,
     listening: impl FnOnce(SocketAddr, SocketAddr, Option<SocketAddr>),
+    reload: impl FnMut() -> Result<(Config, Vec<Change>), StartupError>,
 ) -> Result<(), StartupError> {
     signals::block().map_err(|error| StartupError::Executor(error.to_string()))?;
     clock::sleep_precisely();
@@ -140,7 +144,7 @@ pub fn run(
         set_stage(Stage::Draining);
         systemd::stopping(config.drain_deadline_ns);
     };
-    server.serve(config, lanes, ready, drains)
+    server.serve(config, lanes, (ready, drains), reload)
 }
 
 /// The operator's listener, which looks at these counters and asks the shards through the main thread.
@@ -176,10 +180,11 @@ fn start(
 ) -> Result<(Server, Vec<Lanes>), StartupError> {
     assert!((1..=SHARDS_MAX).contains(&usize::from(config.shards)), "config checks the number of shards");
     let refused = |error: io::Error| StartupError::Executor(error.to_string());
-    let (signal, report) = (happened_in.clone(), happened_in.clone());
+    let (signal, report, reload) = (happened_in.clone(), happened_in.clone(), happened_in.clone());
     signals::watch(
         move |name| drop(signal.send(Happened::Signal(name))),
         move || drop(report.send(Happened::ReportAsked)),
+        Some(Box::new(move || drop(reload.send(Happened::ReloadAsked)))),
     )
     .map_err(refused)?;
 
@@ -245,7 +250,7 @@ fn start(
         match server.happened.recv() {
             Ok(Happened::Started(Ok(()))) => started += 1,
             // There is nothing to report yet, and nobody to ask.
-            Ok(Happened::ReportAsked | Happened::Asked(_)) => {}
+            Ok(Happened::ReportAsked | Happened::ReloadAsked | Happened::Asked(_)) => {}
             Ok(Happened::Started(Err(error)) | Happened::ShardEnded(_, Err(error))) => {
                 return Err(StartupError::IoUring(
                     error,
@@ -358,13 +363,13 @@ impl Server {
         mut self,
         config: &Config,
         lanes: Vec<Lanes>,
-        ready: impl FnOnce(),
-        drains: impl FnOnce(),
+        (ready, drains): (impl FnOnce(), impl FnOnce()),
+        reload: impl FnMut() -> Result<(Config, Vec<Change>), StartupError>,
     ) -> Result<(), StartupError> {
         let started = self.start_ingests(config, lanes);
         let outcome = started.and_then(|()| {
             ready();
-            self.wait()
+            self.wait(config, reload)
         });
         drains();
         self.stop_ingests.set();
@@ -406,12 +411,22 @@ impl Server {
     }
 
     /// Until the server is to stop: well for a signal, with an error otherwise.
-    fn wait(&mut self) -> Result<(), StartupError> {
+    fn wait(
+        &mut self,
+        config: &Config,
+        mut reload: impl FnMut() -> Result<(Config, Vec<Change>), StartupError>,
+    ) -> Result<(), StartupError> {
+        let mut limits = config.limits.clone();
         let mut answers: Latencies = self.shards.iter().map(|_| None).collect();
         loop {
             match self.next() {
                 Ok(Happened::ReportAsked) => self.ask_for_report(),
                 Ok(Happened::Asked(inquiry)) => self.control.ask(inquiry),
+                Ok(Happened::ReloadAsked) => match reload() {
+                    Ok((config, changes)) => self.reload(&mut limits, &config.limits, &changes),
+                    // It goes on as it was.
+                    Err(error) => ::log::error!("SIGHUP: nothing is changed: {error}"),
+                },
                 Ok(Happened::Latency(shard, latency)) => {
                     answers[usize::from(shard.0)] = Some(latency);
                     if answers.iter().all(Option::is_some) {
@@ -471,11 +486,24 @@ impl Server {
                 Happened::ShardEnded(_, Ok(()))
                 | Happened::Signal(_)
                 | Happened::ReportAsked
+                | Happened::ReloadAsked
                 | Happened::Started(_)
                 | Happened::IngestEnded(_) => {}
             }
         }
         last
+    }
+
+    /// Tells the shards of other limits, and the log what has changed.
+    fn reload(&mut self, limits: &mut Limits, new: &Limits, changes: &[Change]) {
+        changes.iter().for_each(|change| ::log::info!("SIGHUP: {change}"));
+        if changes.is_empty() {
+            ::log::info!("SIGHUP: nothing has changed");
+        }
+        *limits = limits.with_live_of(new);
+        let shared = Arc::new(limits.clone());
+        let question = move |_: ShardId| Question::Reload(shared.clone());
+        self.control.ask(Inquiry { to: None, question: Box::new(question) });
     }
 
     /// Asks every shard for its latencies.

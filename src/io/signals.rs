@@ -1,4 +1,4 @@
-//! SIGINT, SIGTERM and SIGUSR1 as messages: blocked in every thread, so that none is interrupted, and awaited by one.
+//! SIGINT, SIGTERM, SIGHUP and SIGUSR1 as messages: blocked in every thread, so that none is interrupted, and awaited by one.
 
 use std::{io, thread};
 
@@ -18,19 +18,23 @@ pub fn block() -> io::Result<()> {
 }
 
 /// Calls `notify` at the first signal to stop. The second ends the process at once, with 128 + its number. Calls `report`
-/// at every SIGUSR1.
+/// at every SIGUSR1, `reload` at every SIGHUP; where there is nothing to reload, SIGHUP is a signal to stop.
 ///
 /// # Errors
 /// The thread cannot be made.
 pub fn watch(
     notify: impl FnOnce(&'static str) + Send + 'static,
     report: impl Fn() + Send + 'static,
+    reload: Option<Box<dyn Fn() + Send>>,
 ) -> io::Result<()> {
     let next_to_stop = move || {
         loop {
             match set().wait() {
                 Ok(Signal::SIGUSR1) => report(),
-                other => return other,
+                other => match (&reload, other) {
+                    (Some(reload), Ok(Signal::SIGHUP)) => reload(),
+                    _ => return other,
+                },
             }
         }
     };
@@ -54,5 +58,6 @@ fn set() -> SigSet {
     set.add(Signal::SIGINT);
     set.add(Signal::SIGTERM);
     set.add(Signal::SIGUSR1);
+    set.add(Signal::SIGHUP);
     set
 }

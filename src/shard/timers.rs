@@ -148,6 +148,11 @@ impl Shard {
         // Once nothing is taken from clients their silence says nothing, and their goodbye is near.
         let watches = !self.input_stopped;
         let Some(session) = self.sessions.open_mut(slot).filter(|_| watches) else { return };
+        if interval_ns == u64::MAX {
+            // It was switched off since.
+            (session.heartbeat_watched, session.pulse) = (false, Pulse::Quiet);
+            return;
+        }
         // It is not read from for want of room that is not its own, or it works off what was sent to it: a ping may be
         // far behind, but somebody reads.
         let waits_for_others = session.paused && session.takes_requests();

@@ -81,7 +81,8 @@ fn promtool_finds_nothing_wrong_with_the_metrics() {
         .unwrap();
     check.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
     let output = check.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.trim().is_empty(), "{said}\n{metrics}");
     collector.finish();
     server.stop_cleanly();
@@ -92,9 +93,13 @@ fn promtool_takes_the_alert_rules() {
     if !exists("promtool") {
         return;
     }
-    let output =
-        Command::new("promtool").args(["check", "rules"]).arg(shipped("tickcast-alerts.yml")).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let output = Command::new("promtool")
+        .args(["check", "rules"])
+        .arg(shipped("tickcast-alerts.yml"))
+        .output()
+        .unwrap();
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("SUCCESS"), "{said}");
 }
 

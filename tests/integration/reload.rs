@@ -1,0 +1,59 @@
+//! SIGHUP: the configuration is read again while the server serves.
+
+use std::{fs, path::Path};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tickcast::wire::Encoding;
+
+use crate::harness::{
+    Server, beside_others,
+    collector::{barrier, connect, publish},
+    eventually,
+    http::get,
+};
+
+fn refused(server: &Server) -> bool {
+    let metrics = get(server.admin.unwrap(), "/metrics").body;
+    metrics
+        .lines()
+        .any(|line| line.starts_with("tickcast_ticks_refused_rate_total{") && !line.ends_with(" 0"))
+}
+
+#[test]
+fn what_is_live_changes_at_once_what_is_not_waits_and_what_is_wrong_changes_nothing() {
+    let _machine = beside_others();
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reload.toml");
+    fs::write(&file, "behind_ms = 400\n").unwrap();
+    let server = Server::start(&["--shards", "2", "--config", file.to_str().unwrap()]);
+    let hang_up = || kill(Pid::from_raw(server.pid() as i32), Signal::SIGHUP).unwrap();
+    let mut publisher = connect(&server, Encoding::Native);
+    (0..20).for_each(|_| publish(&mut publisher, "a", b"[1]"));
+    barrier(&mut publisher);
+    assert!(!refused(&server));
+
+    fs::write(&file, "behind_ms = 400\npublish_rate = 1\ntopics_max = 10\n").unwrap();
+    hang_up();
+    server.log.wait_for("SIGHUP: publish_rate: 1 instead of 0\n");
+    server.log.wait_for("SIGHUP: topics_max: 10 instead of 65536: takes effect at the next start\n");
+    assert!(!server.log.text().contains("behind_ms"));
+
+    fs::write(&file, "publish_rat = 0\n").unwrap();
+    hang_up();
+    server.log.wait_for("SIGHUP: nothing is changed: ");
+    server.log.wait_for("did you mean publish_rate?");
+    eventually("the pace is held to", || {
+        publish(&mut publisher, "a", b"[1]");
+        publisher.flush().unwrap();
+        refused(&server)
+    });
+
+    fs::write(&file, "behind_ms = 400\npublish_rate = 1\ntopics_max = 10\n").unwrap();
+    hang_up();
+    server.log.wait_for("SIGHUP: nothing has changed");
+    drop(publisher);
+    server.stop_cleanly();
+    fs::remove_file(&file).unwrap();
+}
