@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Counters are read as they are. Whatever only a shard knows is asked for, and shards answer when they come to it: one that
-//! does not within [`ADMIN_ANSWER_MS`] is left out, and the answer says so. It listens before the shards are made and until
+//! does not within [`crate::limits::ADMIN_ANSWER_MS`] is left out, and the answer says so. It listens before the shards are made and until
 //! they have ended.
 //!
 //! A connection is for one request and lives [`ADMIN_CONNECTION_MS`] at most: there is nothing to be kept alive, and nobody

@@ -135,11 +135,9 @@ pub fn run(
     let http = listeners("--http", passed.remove("http"), config.http, config.shards, config.socket)?;
     let (tcp, http_address) = (native.address, http.address);
     let (server, lanes) = start(config, clients_max, (native, http), counters, (happened_in, happened))?;
+    set_stage(Stage::Serving);
     listening(tcp, http_address, admin.as_ref().map(Admin::address));
-    let ready = || {
-        set_stage(Stage::Serving);
-        systemd::ready(tcp, http_address, config.shards);
-    };
+    let ready = || systemd::ready(tcp, http_address, config.shards);
     let drains = || {
         set_stage(Stage::Draining);
         systemd::stopping(config.drain_deadline_ns);

@@ -21,12 +21,12 @@ fn log_end(session: u64, reason: &CloseReason) {
         | CloseReason::BadRequest(_) => {
             ::log::info!(target: logs::peer::SESSION, "session {session:x} ends: {reason}");
         }
-        // Not a peer's doing, so no peer can make it many.
-        CloseReason::Operator => ::log::info!("session {session:x} ends: {reason}"),
         CloseReason::Peer
         | CloseReason::Shutdown
         | CloseReason::Transport(_)
         | CloseReason::Http(_)
+        // Whoever asked for it is told, and so is the log.
+        | CloseReason::Operator
         | CloseReason::Replaced => ::log::debug!("session {session:x} ends: {reason}"),
     }
 }

@@ -53,11 +53,6 @@ impl Reply {
         Reply { status, content_type: JSON, allow: None, body }
     }
 
-    /// Of shards: 503 unless all have answered.
-    fn of_shards(missing: &[u16], value: &impl Serialize) -> Reply {
-        Reply::json(if missing.is_empty() { 200 } else { 503 }, value)
-    }
-
     fn refusal(refusal: &Refusal) -> Reply {
         let reply = Reply::json(refusal.status, &json!({ "error": refusal.text }));
         Reply { allow: refusal.allow, ..reply }
@@ -129,6 +124,16 @@ impl Office {
         }
     }
 
+    /// 503 unless all shards have answered. While they stop, one after the other, those that have ended have nothing to tell.
+    fn status(&self, missing: &[u16]) -> u16 {
+        if missing.is_empty() || self.stage() == Stage::Draining { 200 } else { 503 }
+    }
+
+    /// Of shards.
+    fn of_shards(&self, missing: &[u16], value: &impl Serialize) -> Reply {
+        Reply::json(self.status(missing), value)
+    }
+
     async fn states(&self) -> Answers<Box<ShardState>> {
         if self.stage() == Stage::Starting {
             return Answers { found: Vec::new(), missing: Vec::new() };
@@ -161,7 +166,7 @@ impl Office {
         });
         let process = process::sample(self.started_seconds);
         let overview = Overview::new(self.stage(), &process, process::now_seconds(), views.collect());
-        Reply::of_shards(&overview.unanswered, &overview)
+        self.of_shards(&overview.unanswered, &overview)
     }
 
     async fn sessions(&self, query: SessionsQuery) -> Reply {
@@ -169,7 +174,7 @@ impl Office {
         let found: Vec<SessionView> = answers.found.into_iter().flat_map(|(_, views)| views).collect();
         let views = merged(found, query.limit, |view| view.rank, |view| &view.id);
         let unanswered = answers.missing;
-        Reply::of_shards(&unanswered, &json!({ "sessions": views, "unanswered": unanswered }))
+        self.of_shards(&unanswered, &json!({ "sessions": views, "unanswered": unanswered }))
     }
 
     async fn topics(&self, query: TopicsQuery) -> Reply {
@@ -188,7 +193,7 @@ impl Office {
         unanswered.extend(takers.missing);
         unanswered.sort_unstable();
         unanswered.dedup();
-        Reply::of_shards(&unanswered, &json!({ "topics": views, "unanswered": unanswered }))
+        self.of_shards(&unanswered, &json!({ "topics": views, "unanswered": unanswered }))
     }
 
     async fn latency(&self, format: LatencyFormat) -> Reply {
@@ -196,7 +201,7 @@ impl Office {
         let mut all = Latency::default();
         states.found.iter().for_each(|(_, state)| all.merge(&state.latency));
         if let LatencyFormat::Hgrm(until) = format {
-            let status = if states.missing.is_empty() { 200 } else { 503 };
+            let status = self.status(&states.missing);
             return Reply { status, ..Reply::text(hgrm(all.histogram(until))) };
         }
         let of_shard =
@@ -207,7 +212,7 @@ impl Office {
             "all": LatencyView::of(None, &all),
             "unanswered": states.missing,
         });
-        Reply::of_shards(&states.missing, &value)
+        self.of_shards(&states.missing, &value)
     }
 
     async fn close(&self, name: SessionName) -> Reply {
