@@ -9,7 +9,7 @@ use clap_complete::Shell;
 
 use crate::{
     client::commands::{ProcessArgs, PubArgs, SubArgs},
-    limits,
+    limits, logs,
 };
 
 /// Fans live ticks out to tens of thousands of TCP and WebSocket clients, one pinned io_uring thread per core.
@@ -103,6 +103,11 @@ pub struct ServeArgs {
     /// No listener for the operator
     #[arg(long)]
     pub no_admin: bool,
+
+    /// What is logged: error, warn, info, debug, trace or off, also by part, as in info,tickcast::peer=warn (no lines
+    /// about what clients do wrong)
+    #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info", value_parser = logs::checked)]
+    pub log: String,
 
     /// Most connections at once [default: 65536, or what the descriptor limit allows]
     #[arg(long = "max-clients", env = "TICKCAST_MAX_CLIENTS", value_name = "N")]

@@ -31,6 +31,8 @@ pub struct Config {
     pub http: SocketAddr,
     /// The operator's address; `None`: there is no such listener.
     pub admin: Option<SocketAddr>,
+    /// What is logged, as [`crate::logs::set_filter`] takes it.
+    pub log: String,
     /// Most connections; `None`: what the descriptor limit allows.
     pub clients_max: Option<usize>,
     /// What the kernel holds for a client's socket.
@@ -271,6 +273,7 @@ impl Config {
             tcp: args.tcp,
             http: args.http,
             admin,
+            log: args.log.clone(),
             clients_max: args.clients_max,
             socket: SocketBounds {
                 send_bytes: args.socket_send_bytes,

@@ -9,10 +9,10 @@ use std::{
     fs,
     io::Write,
     os::unix::fs::MetadataExt,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard},
 };
 
-use env_logger::{Builder, Env, Logger, fmt::Formatter};
+use env_logger::{Builder, Logger, fmt::Formatter};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 pub use self::limiter::RateLimiter;
@@ -35,17 +35,51 @@ pub mod peer {
 /// The process's logger; `None` before [`init`].
 static LOGGER: OnceLock<Limited> = OnceLock::new();
 
+/// What is logged where nothing is said.
+const FILTER: &str = "info";
+
 /// Sets up the log, on standard error: at the level that RUST_LOG says, info if it says nothing. For the journal if
 /// standard error goes there. A second call changes nothing.
 pub fn init() {
-    let mut builder = Builder::from_env(Env::default().default_filter_or("info"));
-    if std::env::var("JOURNAL_STREAM").is_ok_and(|stream| goes_to(&stream)) {
-        builder.format(for_the_journal);
-    }
-    let logger = LOGGER.get_or_init(|| Limited { logger: builder.build(), limiter: Mutex::default() });
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| FILTER.to_owned());
+    let logger =
+        LOGGER.get_or_init(|| Limited { logger: RwLock::new(logger(&filter)), limiter: Mutex::default() });
     if log::set_logger(logger).is_ok() {
         log::set_max_level(logger.level());
     }
+}
+
+/// Logs what this filter says from now on, one that [`checked`] took. Without [`init`] nothing is logged as before.
+pub fn set_filter(filter: &str) {
+    if let Some(limited) = LOGGER.get() {
+        *limited.logger.write().unwrap_or_else(PoisonError::into_inner) = logger(filter);
+        log::set_max_level(limited.level());
+    }
+}
+
+/// A filter as it was given, if it is one: `info`, `debug,tickcast::peer=warn`. A word alone is a level: env_logger would
+/// take a misspelt one for a part of the program, and log nothing else.
+///
+/// # Errors
+/// Which part of it cannot be read.
+pub fn checked(filter: &str) -> Result<String, String> {
+    let words = filter.split(',').map(str::trim).filter(|word| !word.is_empty());
+    for word in words {
+        let level = word.split_once('=').map_or(word, |(_, level)| level);
+        if level.parse::<LevelFilter>().is_err() {
+            return Err(format!("\"{level}\" is none of error, warn, info, debug, trace and off"));
+        }
+    }
+    Ok(filter.to_owned())
+}
+
+fn logger(filter: &str) -> Logger {
+    let mut builder = Builder::new();
+    builder.parse_filters(filter);
+    if std::env::var("JOURNAL_STREAM").is_ok_and(|stream| goes_to(&stream)) {
+        builder.format(for_the_journal);
+    }
+    builder.build()
 }
 
 /// Writes how many lines were left out of each kind whose second is over. To be called about once a second; costs nothing
@@ -93,7 +127,9 @@ fn journal_lines(level: Level, target: &str, message: &str) -> String {
 
 /// A logger that keeps lines about peers to [`PEER_LINES_PER_SECOND`] of each kind.
 struct Limited {
-    logger: Logger,
+    /// Written when the operator changes the filter. Read for each line that is written, which takes standard error's lock
+    /// anyway: lines below the level do not come here.
+    logger: RwLock<Logger>,
     /// Taken only for lines about peers, which the logger's own lock makes wait anyway.
     limiter: Mutex<RateLimiter<{ peer::ALL.len() }>>,
 }
@@ -105,8 +141,13 @@ impl Default for RateLimiter<{ peer::ALL.len() }> {
 }
 
 impl Limited {
+    fn logger(&self) -> RwLockReadGuard<'_, Logger> {
+        // A logger is replaced in one step.
+        self.logger.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn level(&self) -> LevelFilter {
-        self.logger.filter()
+        self.logger().filter()
     }
 
     fn limiter(&self) -> MutexGuard<'_, RateLimiter<{ peer::ALL.len() }>> {
@@ -118,7 +159,7 @@ impl Limited {
         loop {
             // Not held while the line is written.
             let Some((kind, lines)) = self.limiter().poll_left_out(now_ns) else { return };
-            self.logger.log(
+            self.logger().log(
                 &Record::builder()
                     .args(format_args!("{lines} more like this"))
                     .level(Level::Info)
@@ -131,12 +172,12 @@ impl Limited {
 
 impl Log for Limited {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.logger.enabled(metadata)
+        self.logger().enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
         if let Some(kind) = peer::ALL.iter().position(|target| *target == record.target()) {
-            if !self.logger.matches(record) {
+            if !self.logger().matches(record) {
                 return;
             }
             let now_ns = clock::monotonic_ns();
@@ -145,11 +186,11 @@ impl Log for Limited {
                 return;
             }
         }
-        self.logger.log(record);
+        self.logger().log(record);
     }
 
     fn flush(&self) {
-        self.logger.flush();
+        self.logger().flush();
     }
 }
 
@@ -177,6 +218,16 @@ mod tests {
             assert_eq!(parse_stream(bad), None, "{bad}");
         }
         assert!(!goes_to("0:0"));
+    }
+
+    #[test]
+    fn a_filter_is_levels_by_part() {
+        for good in ["info", "off", "info,tickcast::peer=warn", "WARN", ""] {
+            assert_eq!(checked(good).as_deref(), Ok(good));
+        }
+        for bad in ["info,,x=y=z", "tickcast=loud", "loud", "info,tickcast="] {
+            assert!(checked(bad).unwrap_err().contains("none of error"), "{bad}");
+        }
     }
 
     #[test]

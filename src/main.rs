@@ -47,6 +47,7 @@ fn serve() -> Result<(), StartupError> {
     let allowed: Vec<usize> =
         core_affinity::get_core_ids().ok_or(StartupError::NoCores)?.into_iter().map(|core| core.id).collect();
     let config = Config::new(&options.args, &allowed).map_err(|error| options.locate(error))?;
+    logs::set_filter(&config.log);
     if options.args.print_config {
         let _ = io::stdout().lock().write_all(options.to_toml().as_bytes());
         return Ok(());

@@ -3,7 +3,8 @@
 use super::Limits;
 
 /// Options that change while the server runs, by their long names.
-pub const LIVE: [&str; 15] = [
+pub const LIVE: [&str; 16] = [
+    "log",
     "policy",
     "behind-bytes",
     "behind-ms",

@@ -421,7 +421,10 @@ impl Server {
                 Ok(Happened::ReportAsked) => self.ask_for_report(),
                 Ok(Happened::Asked(inquiry)) => self.control.ask(inquiry),
                 Ok(Happened::ReloadAsked) => match reload() {
-                    Ok((config, changes)) => self.reload(&mut limits, &config.limits, &changes),
+                    Ok((config, changes)) => {
+                        logs::set_filter(&config.log);
+                        self.reload(&mut limits, &config.limits, &changes);
+                    }
                     // It goes on as it was.
                     Err(error) => ::log::error!("SIGHUP: nothing is changed: {error}"),
                 },

@@ -13,6 +13,8 @@ use crate::harness::{
     collector::{barrier, connect, publish},
     eventually,
     http::get,
+    raw::Peer,
+    tickcast,
 };
 
 fn refused(server: &Server) -> bool {
@@ -54,6 +56,41 @@ fn what_is_live_changes_at_once_what_is_not_waits_and_what_is_wrong_changes_noth
     hang_up();
     server.log.wait_for("SIGHUP: nothing has changed");
     drop(publisher);
+    server.stop_cleanly();
+    fs::remove_file(&file).unwrap();
+}
+
+#[test]
+fn the_log_tells_more_or_less_from_the_next_line_on() {
+    let _machine = beside_others();
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reload-log.toml");
+    fs::write(&file, "log = \"info\"\n").unwrap();
+    let mut command = tickcast();
+    let options = ["--no-sim", "--config", file.to_str().unwrap()];
+    let server = Server::start_command(&mut command, &options);
+    let hang_up = || kill(Pid::from_raw(server.pid() as i32), Signal::SIGHUP).unwrap();
+    let goes = || {
+        let peer = Peer::native(server.tcp);
+        drop(peer);
+        eventually("it is gone", || server.connections() == 0);
+    };
+    goes();
+    fs::write(&file, "log = \"debug\"\n").unwrap();
+    hang_up();
+    server.log.wait_for("SIGHUP: log: debug instead of info\n");
+    let told = |line: &&str| line.contains("DEBUG") && line.contains(" ends: ");
+    assert_eq!(server.log.text().lines().filter(told).count(), 0, "{}", server.log.text());
+    goes();
+    server.log.wait_for(" ends: ");
+    fs::write(&file, "log = \"loud\"\n").unwrap();
+    hang_up();
+    server.log.wait_for("\"loud\" is none of error");
+    fs::write(&file, "log = \"info\"\n").unwrap();
+    hang_up();
+    server.log.wait_for("SIGHUP: log: info instead of debug\n");
+    let before = server.log.text().lines().filter(told).count();
+    goes();
+    assert_eq!(server.log.text().lines().filter(told).count(), before, "{}", server.log.text());
     server.stop_cleanly();
     fs::remove_file(&file).unwrap();
 }
