@@ -158,10 +158,13 @@ impl Fanout {
         }
     }
 
-    /// Sets what is to be done for subscribers that have not said, from their next subscription on, and the bounds.
+    /// Sets what is to be done for subscribers that have not said, from their next subscription on, and the bounds. A pass
+    /// over the topics where `policies` are others than before.
     pub fn set_policies(&mut self, policies: Rules<Policy>, behind_bytes: usize, keys_max: usize) {
-        for topic in self.topics.iter_mut().flatten().flatten() {
-            topic.policy = policies.of(&topic.name);
+        if policies != self.settings.policies {
+            for topic in self.topics.iter_mut().flatten().flatten() {
+                topic.policy = policies.of(&topic.name);
+            }
         }
         (self.settings.policies, self.settings.behind_bytes) = (policies, behind_bytes);
         self.settings.keys.keys_max = keys_max;

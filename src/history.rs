@@ -31,16 +31,18 @@ const FIRST_BYTES: usize = 4 << 10;
 
 impl History {
     /// Takes in the next tick's frame and lets go of what is past its bounds. `budget_bytes` is what all histories
-    /// may still grow by: past it the topic's own oldest ticks make room. One copy, and one of everything kept each
-    /// time the buffer doubles.
+    /// may still grow by: past it the topic's own oldest ticks make room; below zero, as it is when it was made smaller,
+    /// this one gives back half of what it has. One copy, and one of everything kept each time the buffer changes its
+    /// length.
     pub fn push(
         &mut self,
         sequence: u64,
         frame: &[u8],
         bounds: HistoryBounds,
         now_ns: u64,
-        budget_bytes: &mut usize,
+        budget_bytes: &mut isize,
     ) {
+        self.give_back(bounds, budget_bytes);
         if bounds.ticks == 0 || frame.len() > bounds.bytes {
             // Sequences must stay consecutive: what is older cannot stand beside what is newer.
             while self.log.as_ref().is_some_and(|log| !log.is_empty()) {
@@ -65,24 +67,57 @@ impl History {
     }
 
     /// Doubles the buffer while a frame would lap another and the bounds allow.
-    fn make_room(&mut self, len: usize, bounds: HistoryBounds, budget_bytes: &mut usize) {
+    fn make_room(&mut self, len: usize, bounds: HistoryBounds, budget_bytes: &mut isize) {
         loop {
-            let capacity = self.log.as_ref().map_or(0, EgressLog::capacity);
+            let capacity = self.capacity();
             let fits = self.log.as_ref().is_some_and(|log| len <= capacity && !log.would_lap(len));
             // The buffer may be a little longer than its bound: a frame never wraps.
             let wanted = (2 * capacity).clamp(FIRST_BYTES.min(bounds.bytes), bounds.bytes.max(len));
-            if fits || capacity >= wanted || wanted - capacity > *budget_bytes {
+            if fits || capacity >= wanted || (wanted - capacity) as isize > *budget_bytes {
                 return;
             }
-            *budget_bytes -= wanted - capacity;
-            let mut grown = EgressLog::new(wanted);
-            if let Some(log) = &self.log {
-                for (range, mark) in (0..log.len()).filter_map(|index| log.nth(index)) {
-                    let _ = grown.append(mark, log.bytes(range));
+            self.resize(wanted, budget_bytes);
+        }
+    }
+
+    /// Makes the buffer shorter where its bounds, or the budget of all, have become so.
+    fn give_back(&mut self, bounds: HistoryBounds, budget_bytes: &mut isize) {
+        let capacity = self.capacity();
+        let bytes_max = if bounds.ticks == 0 { 0 } else { bounds.bytes };
+        let wanted = if *budget_bytes < 0 { capacity / 2 } else { capacity }.min(bytes_max);
+        if wanted < capacity {
+            // What is shorter than a first buffer is not worth keeping.
+            self.resize(if wanted < FIRST_BYTES.min(bytes_max) { 0 } else { wanted }, budget_bytes);
+        }
+    }
+
+    /// Takes another buffer, with the newest frames that fit.
+    fn resize(&mut self, capacity: usize, budget_bytes: &mut isize) {
+        *budget_bytes += self.capacity() as isize - capacity as isize;
+        let before = self.log.take();
+        if capacity > 0 {
+            let mut log = EgressLog::new(capacity);
+            for (range, mark) in
+                before.iter().flat_map(|before| (0..before.len()).filter_map(|at| before.nth(at)))
+            {
+                // Laps older ones where it is shorter than they are together.
+                if let Some(before) = &before
+                    && log.append(mark, before.bytes(range)).is_none()
+                {
+                    log.rewind();
                 }
             }
-            self.log = Some(grown);
+            self.log = Some(log);
         }
+        let len = self.log.as_ref().map_or(0, EgressLog::len);
+        while self.times.len() > len {
+            self.times.pop_front();
+        }
+    }
+
+    /// Bytes of its buffer: what it took of the budget.
+    pub fn capacity(&self) -> usize {
+        self.log.as_ref().map_or(0, EgressLog::capacity)
     }
 
     fn expire(&mut self, bounds: HistoryBounds, now_ns: u64) {
@@ -139,7 +174,7 @@ mod tests {
 
     const BOUNDS: HistoryBounds = HistoryBounds { ticks: 100, bytes: 64 << 10, age_ns: 0 };
 
-    fn filled(bounds: HistoryBounds, ticks: u64, len: usize) -> (History, usize) {
+    fn filled(bounds: HistoryBounds, ticks: u64, len: usize) -> (History, isize) {
         let (mut history, mut budget) = (History::default(), 1 << 20);
         for sequence in 1..=ticks {
             history.push(sequence, &vec![sequence as u8; len], bounds, sequence, &mut budget);
@@ -206,5 +241,32 @@ mod tests {
         let oldest = history.oldest(BOUNDS, 0).unwrap();
         assert!((210..=225).contains(&oldest), "{oldest}");
         assert_eq!(sequences(&history, oldest).last(), Some(&250));
+    }
+
+    #[test]
+    fn what_is_past_smaller_bounds_is_given_back_at_the_next_tick() {
+        let (mut history, mut budget) = filled(BOUNDS, 100, 600);
+        assert_eq!(budget, (1 << 20) - BOUNDS.bytes as isize);
+        let smaller = HistoryBounds { bytes: 8 << 10, ..BOUNDS };
+        history.push(101, &[101; 600], smaller, 0, &mut budget);
+        assert_eq!((budget, history.capacity()), ((1 << 20) - (8 << 10), 8 << 10));
+        let oldest = history.oldest(smaller, 0).unwrap();
+        assert!((89..=95).contains(&oldest), "{oldest}");
+        assert_eq!(sequences(&history, oldest), (oldest..=101).collect::<Vec<_>>());
+        let nothing = HistoryBounds { ticks: 0, ..BOUNDS };
+        history.push(102, &[102; 600], nothing, 0, &mut budget);
+        assert_eq!((budget, history.capacity(), history.len()), (1 << 20, 0, 0));
+    }
+
+    #[test]
+    fn below_its_budget_each_gives_back_half_until_it_is_met() {
+        let (mut history, _) = filled(BOUNDS, 100, 600);
+        let mut budget = -(40 << 10);
+        for sequence in 101..=110 {
+            history.push(sequence, &[sequence as u8; 600], BOUNDS, 0, &mut budget);
+            let oldest = history.oldest(BOUNDS, 0).unwrap();
+            assert_eq!(sequences(&history, oldest), (oldest..=sequence).collect::<Vec<_>>());
+        }
+        assert_eq!((budget, history.capacity()), (8 << 10, 16 << 10));
     }
 }

@@ -68,8 +68,11 @@ impl Sessions {
         }
     }
 
-    /// Holds every session to other bounds from now on.
+    /// Holds every session to other bounds from now on. A pass over the sessions, unless they are the same.
     pub fn set_bounds(&mut self, outbox_bytes_max: usize, behind_bytes: usize) {
+        if (outbox_bytes_max, behind_bytes) == (self.outbox_bytes_max, self.behind_bytes) {
+            return;
+        }
         (self.outbox_bytes_max, self.behind_bytes) = (outbox_bytes_max, behind_bytes);
         for slot in self.slots() {
             self.set_yield_bytes(slot);

@@ -152,8 +152,8 @@ pub struct Home {
     shards: u16,
     topics_max: usize,
     keeping: Keeping,
-    /// What the histories may still grow by.
-    history_left_bytes: usize,
+    /// What the histories may still grow by; below zero: what they are to give back, since the bound was made smaller.
+    history_left_bytes: isize,
     topics: Vec<HomeTopic>,
     by_name: HashMap<Box<str>, u32>,
     /// Pattern -> shards that hold it.
@@ -173,7 +173,7 @@ impl Home {
             shard,
             shards,
             topics_max,
-            history_left_bytes: keeping.history_bytes_max,
+            history_left_bytes: keeping.history_bytes_max as isize,
             keeping,
             topics: Vec::new(),
             by_name: HashMap::new(),
@@ -182,12 +182,14 @@ impl Home {
         }
     }
 
-    /// Keeps other amounts of the past from now on. What there is is held to it at each topic's next tick.
+    /// Keeps other amounts of the past from now on. What there is is held to it at each topic's next tick. A pass over the
+    /// topics where `history` is another than before.
     pub fn set_keeping(&mut self, history: Rules<HistoryBounds>, history_bytes_max: usize, keys_max: usize) {
-        let taken = self.keeping.history_bytes_max.saturating_sub(self.history_left_bytes);
-        self.history_left_bytes = history_bytes_max.saturating_sub(taken);
-        for topic in &mut self.topics {
-            topic.bounds = history.of(&topic.name);
+        self.history_left_bytes += history_bytes_max as isize - self.keeping.history_bytes_max as isize;
+        if history != self.keeping.history {
+            for topic in &mut self.topics {
+                topic.bounds = history.of(&topic.name);
+            }
         }
         self.keeping.keys.keys_max = keys_max;
         (self.keeping.history, self.keeping.history_bytes_max) = (history, history_bytes_max);

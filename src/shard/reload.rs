@@ -7,7 +7,8 @@ use crate::{clock::Now, config::Limits};
 
 impl Shard {
     /// Works within other limits from now on: those of [`Limits::with_live_of`]. What a session or topic has already is not
-    /// taken away at once: it is held to the new bounds at its next change. A pass over sessions and topics.
+    /// taken away at once: it is held to the new bounds at its next change. A pass over the topics where rules changed that
+    /// go by topic, over the sessions where their bounds did.
     pub fn reload(&mut self, limits: &Arc<Limits>, now: Now) {
         let never_pinged = self.limits.ping_interval_ns == u64::MAX;
         self.limits = Limits::clone(limits);
@@ -74,6 +75,37 @@ mod tests {
         shard.reload(&Arc::new(Limits { history: of(5), ..Limits::default() }), NOW);
         publish(&mut shard, 9);
         assert_eq!(shard.home.topic(0).history().len(), 5);
+    }
+
+    #[test]
+    fn the_bound_of_all_histories_holds_however_often_it_changes() {
+        let bounded = |history_bytes_max| Arc::new(Limits { history_bytes_max, ..Limits::default() });
+        let mut shard = shard(Limits::clone(&bounded(32 << 10)));
+        let tick = |shard: &mut Shard, topic: u8| {
+            let mut bytes = Vec::new();
+            for _ in 0..40 {
+                let topic = format!("t.{topic}");
+                frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), &topic, &[b'1'; 1_000]);
+            }
+            shard.handle_bytes(0, &bytes, NOW);
+        };
+        let held = |shard: &Shard| -> usize {
+            (0..shard.home.len() as u32).map(|index| shard.home.topic(index).history().capacity()).sum()
+        };
+        for round in 0..4 {
+            for topic in 0..4 {
+                tick(&mut shard, topic);
+            }
+            assert!((16 << 10..=32 << 10).contains(&held(&shard)), "{}", held(&shard));
+            shard.reload(&bounded(8 << 10), NOW);
+            if round % 2 == 1 {
+                for topic in 0..4 {
+                    tick(&mut shard, topic);
+                }
+                assert!(held(&shard) <= 8 << 10, "{}", held(&shard));
+            }
+            shard.reload(&bounded(32 << 10), NOW);
+        }
     }
 
     #[test]

@@ -34,20 +34,36 @@ pub struct SocketView {
     pub rtt_us: Option<u32>,
 }
 
+/// The beginning of `struct tcp_info` (linux/tcp.h), which never changes. The kernel writes as much as there is room for;
+/// asked for the whole of libc's, an older kernel writes less than nix insists on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct TcpInfoHead {
+    states: [u8; 8],
+    before_rtt: [u32; 15],
+    /// Microseconds.
+    rtt: u32,
+}
+
+const _: () = assert!(
+    std::mem::offset_of!(TcpInfoHead, rtt) == std::mem::offset_of!(libc::tcp_info, tcpi_rtt)
+        && size_of::<TcpInfoHead>() < size_of::<libc::tcp_info>()
+);
+
 sockopt_impl!(
-    /// TCP_INFO.
+    /// TCP_INFO, as far as it is wanted.
     TcpInfo,
     GetOnly,
     libc::IPPROTO_TCP,
     libc::TCP_INFO,
-    libc::tcp_info
+    TcpInfoHead
 );
 
 impl SocketView {
     fn of(socket: BorrowedFd<'_>) -> SocketView {
         SocketView {
             address: SockRef::from(&socket).peer_addr().ok().and_then(|address| address.as_socket()),
-            rtt_us: getsockopt(&socket, TcpInfo).ok().map(|info| info.tcpi_rtt),
+            rtt_us: getsockopt(&socket, TcpInfo).ok().map(|info| info.rtt),
         }
     }
 }
