@@ -173,6 +173,16 @@ impl Config {
     /// # Errors
     /// [`StartupError::Option`] or [`StartupError::Core`], for the first thing wrong.
     pub fn new(args: &ServeArgs, cores_allowed: &[usize]) -> Result<Config, StartupError> {
+        // Bounds first: sources are held to them.
+        let config = Config::without_sources(args, cores_allowed)?;
+        Ok(Config { sources: sources(args)?, ..config })
+    }
+
+    /// The same, but for the sources, of which there are none: their files are not looked at.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn without_sources(args: &ServeArgs, cores_allowed: &[usize]) -> Result<Config, StartupError> {
         let cores = match &args.cores {
             None => cores_allowed.to_vec(),
             Some(list) => parse_cores(list)?,
@@ -314,7 +324,7 @@ impl Config {
             spin_ns: args.spin_us * 1_000,
             drain_deadline_ns: args.drain_deadline_ms.saturating_mul(1_000_000),
             report: args.report,
-            sources: sources(args)?,
+            sources: Vec::new(),
         })
     }
 }

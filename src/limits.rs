@@ -206,6 +206,10 @@ pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 pub const ADMIN_INQUIRIES_MAX: usize = 16;
 /// Questions that may wait for a shard; more are not asked, and it counts as not answering.
 pub const QUESTIONS_PER_SHARD: usize = 2 * ADMIN_INQUIRIES_MAX;
+/// Questions that a shard takes up in one turn.
+pub const TURN_QUESTIONS: usize = 8;
+/// Surveys of sessions or topics that wait at a shard, the one under way included; one more is not answered.
+pub const SURVEYS_PER_SHARD: usize = ADMIN_INQUIRIES_MAX;
 /// Time that shards have to answer an operator.
 pub const ADMIN_ANSWER_MS: u64 = 1_000;
 /// Time that an operator's request head may take to arrive.

@@ -13,7 +13,7 @@ use tickcast::{
     client::commands,
     config::{Config, Source, file::Options},
     error::StartupError,
-    io::{activation::Passed, server},
+    io::{activation::Passed, reload::Reload, server},
     logs,
 };
 
@@ -56,15 +56,20 @@ fn serve() -> Result<(), StartupError> {
         let _ = writeln!(io::stdout().lock(), "the configuration is good");
         return Ok(());
     }
+    let from_file = options.have_a_file();
     let mut before = options;
-    let reload = move || -> Result<_, StartupError> {
+    let read_again = move || -> Result<_, StartupError> {
         let refused = |error: clap::Error| StartupError::Option("--config", error.to_string());
         let options = Options::read(&words)?.map_err(refused)?;
-        let config = Config::new(&options.args, &allowed).map_err(|error| options.locate(error))?;
+        // Sources are not live, and a record may be as long as a day.
+        let config =
+            Config::without_sources(&options.args, &allowed).map_err(|error| options.locate(error))?;
         let changes = options.changes_since(&before);
         before = options;
         Ok((config, changes))
     };
+    // Without a file there is nothing to read again: a terminal that hangs up ends the server.
+    let reload = from_file.then_some(Box::new(read_again) as Reload);
     server::run(&config, passed, |tcp, http, admin| announce(&config, tcp, http, admin), reload)
 }
 

@@ -35,7 +35,7 @@ pub fn bench(criterion: &mut Criterion) {
     let bounds =
         HistoryBounds { ticks: HISTORY_TICKS_DEFAULT, bytes: HISTORY_BYTES_DEFAULT, age_ns: u64::MAX };
     let (mut history, mut sequence) = (History::default(), 0u64);
-    let mut budget_bytes = HISTORY_BYTES_MAX_DEFAULT;
+    let mut budget_bytes = HISTORY_BYTES_MAX_DEFAULT as isize;
     criterion.bench_function("history", |bencher| {
         bencher.iter(|| {
             sequence += 1;

@@ -95,6 +95,11 @@ impl Options {
         }
     }
 
+    /// Whether some of them stand in a file, which may be another one later.
+    pub fn have_a_file(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// Says where in the file an option stands that makes no sense.
     pub fn locate(&self, error: StartupError) -> StartupError {
         match (&error, &self.file) {

@@ -72,6 +72,30 @@ impl Limits {
     }
 }
 
+impl Limits {
+    /// What of `new` does not go with the rest, which stays as it is until a restart: lines for the log.
+    pub fn held_back_from(&self, new: &Limits) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut tell = |key: &str, is: usize, wanted: usize| {
+            if is != wanted {
+                lines.push(format!(
+                    "{key}: {is} until the next start, as frames and logs are as long as they were"
+                ));
+            }
+        };
+        tell("outbox_bytes_max", self.outbox_bytes_max, new.outbox_bytes_max);
+        tell("behind_bytes", self.behind_bytes, new.behind_bytes);
+        let bytes = |limits: &Limits| -> Vec<usize> {
+            let rules = limits.history.rules.iter().map(|(_, bounds)| bounds);
+            rules.chain([&limits.history.default]).map(|bounds| bounds.bytes).collect()
+        };
+        for (is, wanted) in bytes(self).into_iter().zip(bytes(new)) {
+            tell("history", is, wanted);
+        }
+        lines
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +113,22 @@ mod tests {
         let live = now.with_live_of(&other);
         assert_eq!((live.behind_ns, live.publish_rate), (7, 9));
         assert_eq!((live.frame_bytes_max, live.topics_max), (now.frame_bytes_max, now.topics_max));
+    }
+
+    #[test]
+    fn what_cannot_be_had_before_a_restart_is_told() {
+        let now = Limits::default();
+        let other = Limits {
+            egress_log_bytes: 4 * now.egress_log_bytes,
+            outbox_bytes_max: 2 * now.egress_log_bytes,
+            behind_ns: 7,
+            ..Limits::default()
+        };
+        let live = now.with_live_of(&other);
+        assert_eq!(live.outbox_bytes_max, now.egress_log_bytes);
+        let told = live.held_back_from(&other);
+        assert!(told.len() == 1 && told[0].starts_with("outbox_bytes_max: 16777216 until"), "{told:?}");
+        assert!(now.held_back_from(&now).is_empty());
     }
 
     #[test]

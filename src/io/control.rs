@@ -16,8 +16,36 @@ use crate::{
     tick::{ShardId, TopicId},
 };
 
-/// Takes an answer to whoever asked. Called on the shard's thread: it must not wait.
-pub type Answer<T> = Box<dyn FnOnce(T) + Send>;
+/// The way back to whoever asked. Used on the shard's thread: neither part may wait.
+pub struct Answer<T> {
+    give: Box<dyn FnOnce(T) + Send>,
+    is_gone: Box<dyn Fn() -> bool + Send>,
+}
+
+impl<T> Answer<T> {
+    /// `give` takes the answer, while not `is_gone`.
+    pub fn new(
+        give: impl FnOnce(T) + Send + 'static,
+        is_gone: impl Fn() -> bool + Send + 'static,
+    ) -> Answer<T> {
+        Answer { give: Box::new(give), is_gone: Box::new(is_gone) }
+    }
+
+    /// To somebody who waits for it as long as it takes.
+    pub fn awaited(give: impl FnOnce(T) + Send + 'static) -> Answer<T> {
+        Answer::new(give, || false)
+    }
+
+    /// Gives it.
+    pub fn give(self, answer: T) {
+        (self.give)(answer);
+    }
+
+    /// Whether nobody waits for it any more.
+    pub fn is_gone(&self) -> bool {
+        (self.is_gone)()
+    }
+}
 
 /// What a shard can be asked.
 pub enum Question {
@@ -62,17 +90,23 @@ pub fn control(bells: &[Arc<Doorbell>]) -> (Control, Vec<Inbox>) {
 }
 
 impl Control {
-    /// Asks; a shard that has ended, or whose ring is full, is left out.
-    pub fn ask(&mut self, mut inquiry: Inquiry) {
+    /// Asks. A shard that has ended, or whose ring is full, is left out; the latter are returned, for what must not be lost.
+    pub fn ask(&mut self, mut inquiry: Inquiry) -> Vec<ShardId> {
+        let mut left_out = Vec::new();
         for (index, (ring, bell)) in self.lanes.iter_mut().enumerate() {
             let shard = ShardId(index as u16);
-            let can_be_asked = !ring.is_full() && !ring.is_abandoned();
-            if can_be_asked && inquiry.to.is_none_or(|to| to == shard) {
-                // Cannot fail: this is the only writer, and there was room.
-                let _ = ring.push((inquiry.question)(shard));
-                bell.ring();
+            if ring.is_abandoned() || inquiry.to.is_some_and(|to| to != shard) {
+                continue;
             }
+            if ring.is_full() {
+                left_out.push(shard);
+                continue;
+            }
+            // Cannot fail: this is the only writer, and there was room.
+            let _ = ring.push((inquiry.question)(shard));
+            bell.ring();
         }
+        left_out
     }
 }
 
@@ -88,9 +122,16 @@ impl Inbox {
     }
 }
 
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        // The ring keeps what is in it until both ends are gone, and whoever asked would wait.
+        while self.take().is_some() {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 
     use super::*;
 
@@ -98,14 +139,14 @@ mod tests {
         let (answered, answers): (Sender<(ShardId, bool)>, _) = channel();
         let question = Box::new(move |shard| {
             let answered = answered.clone();
-            Question::Close(7, Box::new(move |was_there| answered.send((shard, was_there)).unwrap()))
+            Question::Close(7, Answer::awaited(move |was_there| answered.send((shard, was_there)).unwrap()))
         });
         (Inquiry { to, question }, answers)
     }
 
     fn answer(inbox: &mut Inbox) {
         let Some(Question::Close(7, answer)) = inbox.take() else { panic!("no question") };
-        answer(true);
+        answer.give(true);
     }
 
     #[test]
@@ -137,7 +178,12 @@ mod tests {
         let (inquiry, answers) = closes(None);
         control.ask(inquiry);
         assert!(answers.recv().is_err(), "nobody holds its answer");
-        assert!(kept.iter().all(|answers| answers.try_recv().is_err()), "those that wait are not lost");
+        let (inquiry, _answers) = closes(None);
+        assert_eq!(control.ask(inquiry), [ShardId(0)]);
+        assert!(kept.iter().all(|answers| answers.try_recv() == Err(TryRecvError::Empty)), "those wait");
         drop(inboxes);
+        assert!(kept.iter().all(|answers| answers.recv().is_err()), "a shard that ends keeps nobody waiting");
+        let (inquiry, answers) = closes(None);
+        assert!(control.ask(inquiry).is_empty() && answers.recv().is_err());
     }
 }

@@ -1,6 +1,6 @@
-//! Where a shard works on what it was asked: one question at a time, a bounded piece of it in each turn.
+//! Where a shard works on what it was asked: what it can tell at once it does, surveys go on by a bounded piece in each turn.
 
-use std::io;
+use std::{collections::VecDeque, io};
 
 use super::{
     control::{Answer, Inbox, Question},
@@ -9,14 +9,15 @@ use super::{
 use crate::{
     admin::views::{SessionView, ShardState, TopicView},
     clock::Now,
-    limits::TURN_SOCKETS_ASKED,
+    limits::{SURVEYS_PER_SHARD, TURN_QUESTIONS, TURN_SOCKETS_ASKED},
     shard::{Seen, SessionSurvey, TopicSurvey},
 };
 
-/// A shard's questions, and the one it works on.
+/// A shard's questions, and what it works on.
 pub struct Desk {
     inbox: Inbox,
-    work: Option<Work>,
+    /// The first is under way. Bound: [`SURVEYS_PER_SHARD`].
+    surveys: VecDeque<Work>,
 }
 
 /// What is left to do for a question.
@@ -32,27 +33,47 @@ enum Work {
 impl Desk {
     /// With questions from the main thread.
     pub fn new(inbox: Inbox) -> Desk {
-        Desk { inbox, work: None }
+        Desk { inbox, surveys: VecDeque::new() }
     }
 
     /// Whether there is something to do: a look at the ring.
     pub fn has_work(&self) -> bool {
-        self.work.is_some() || self.inbox.has_questions()
+        !self.surveys.is_empty() || self.inbox.has_questions()
+    }
+}
+
+impl Work {
+    fn is_gone(&self) -> bool {
+        match self {
+            Work::Sessions(_, answer) | Work::Sockets(_, _, answer) => answer.is_gone(),
+            Work::Topics(_, answer) => answer.is_gone(),
+        }
     }
 }
 
 impl Driver {
-    /// Does a piece of what was asked. Returns whether there was anything.
+    /// Answers what can be answered at once, and does a piece of a survey. Returns whether there was anything.
     pub(super) fn answer(&mut self, now: Now) -> io::Result<bool> {
         if !self.desk.has_work() {
             return Ok(false);
         }
-        let work = match self.desk.work.take() {
-            Some(work) => Some(work),
-            None => self.desk.inbox.take().and_then(|question| self.begin(question, now)),
-        };
-        if let Some(work) = work {
-            self.desk.work = self.go_on(work, now)?;
+        for _ in 0..TURN_QUESTIONS {
+            let Some(question) = self.desk.inbox.take() else { break };
+            let survey = self.begin(question, now);
+            // One that is too many is dropped, and whoever asked finds out.
+            if let Some(survey) = survey.filter(|_| self.desk.surveys.len() < SURVEYS_PER_SHARD) {
+                self.desk.surveys.push_back(survey);
+            }
+        }
+        while let Some(survey) = self.desk.surveys.pop_front() {
+            // Nobody waits for it any more: the next.
+            if survey.is_gone() {
+                continue;
+            }
+            if let Some(rest) = self.go_on(survey, now)? {
+                self.desk.surveys.push_front(rest);
+            }
+            break;
         }
         Ok(true)
     }
@@ -60,10 +81,10 @@ impl Driver {
     /// Answers what is answered at once.
     fn begin(&mut self, question: Question, now: Now) -> Option<Work> {
         match question {
-            Question::State(answer) => answer(Box::new(self.state())),
-            Question::Takers(topics, answer) => answer(self.shard.takers(&topics)),
+            Question::State(answer) => answer.give(Box::new(self.state())),
+            Question::Takers(topics, answer) => answer.give(self.shard.takers(&topics)),
+            Question::Close(id, answer) => answer.give(self.shard.close(id, now)),
             Question::Reload(limits) => self.shard.reload(&limits, now),
-            Question::Close(id, answer) => answer(self.shard.close(id, now)),
             Question::Sessions(query, answer) => {
                 return Some(Work::Sessions(SessionSurvey::new(query), answer));
             }
@@ -95,14 +116,14 @@ impl Driver {
                 if end < seen.len() {
                     return Ok(Some(Work::Sockets(seen, end, answer)));
                 }
-                answer(seen.into_iter().map(|seen| seen.view).collect());
+                answer.give(seen.into_iter().map(|seen| seen.view).collect());
                 None
             }
             Work::Topics(mut survey, answer) => {
                 if !self.shard.survey_topics(&mut survey) {
                     return Ok(Some(Work::Topics(survey, answer)));
                 }
-                answer(self.shard.topic_views(survey));
+                answer.give(self.shard.topic_views(survey));
                 None
             }
         })

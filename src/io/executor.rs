@@ -170,7 +170,7 @@ impl Driver {
             let sends = self.sends;
             if self.turn()? {
                 self.spins_since_ns = 0;
-                self.pace(began_ns, self.sends.wrapping_sub(sends) as usize);
+                self.pace(began_ns, self.sends.wrapping_sub(sends) as usize)?;
             } else if !self.spin(began_ns) {
                 bell.sleep(|| self.look_and_wait())?;
             }
@@ -194,25 +194,29 @@ impl Driver {
 
     /// After a turn that made `sends` SENDs, once every session that stood ready has had its own: leaves the core alone
     /// until the latency budget since the first of these turns began is used up, so that what comes meanwhile leaves
-    /// together. The first tick after a pause is not delayed. Nobody has to wake the shard: the doorbell is not armed,
+    /// together. What an operator asked is worked on in that time. The first tick after a pause is not delayed. Nobody has to wake the shard: the doorbell is not armed,
     /// and those who bring something go on at once.
-    fn pace(&mut self, began_ns: u64, sends: usize) {
+    fn pace(&mut self, began_ns: u64, sends: usize) -> io::Result<()> {
         let budget_ns = self.pacing.latency_budget_ns;
         if self.phase != Phase::Running || budget_ns == 0 {
-            return;
+            return Ok(());
         }
         let (round, ends) = Round::after(self.round.take(), began_ns, sends, self.shard.standing_len());
-        let Some(round) = round else { return };
+        let Some(round) = round else { return Ok(()) };
         if !ends {
             self.round = Some(round);
-            return;
+            return Ok(());
         }
-        let now_ns = clock::monotonic_ns();
-        let used_ns = now_ns.saturating_sub(round.since_ns);
-        if used_ns < budget_ns {
+        let ends_ns = round.since_ns.saturating_add(budget_ns);
+        let mut now_ns = clock::monotonic_ns();
+        while now_ns < ends_ns && self.answer(clock::now())? {
+            now_ns = clock::monotonic_ns();
+        }
+        if now_ns < ends_ns {
             self.asleep_since_ns = now_ns;
-            clock::sleep_ns(budget_ns - used_ns);
+            clock::sleep_ns(ends_ns - now_ns);
         }
+        Ok(())
     }
 
     /// After a turn that did nothing: whether to look again rather than sleep. What is spent so counts as idle. A turn

@@ -11,6 +11,7 @@ pub mod executor;
 pub mod gate;
 pub mod handover;
 pub mod listener;
+pub mod reload;
 pub mod server;
 pub mod shim;
 pub mod signals;

@@ -18,21 +18,22 @@ use super::{
     activation::Passed,
     admin::{Admin, Sights},
     checks,
-    control::{Control, Inquiry, Question, control},
+    control::{Answer, Control, Inquiry, Question, control},
     data_ring::{DataRing, Settings, eventfd},
     desk::Desk,
     executor::{Driver, Pacing},
     gate::{Gate, Shared},
     handover::{Exchange, exchanges},
     listener::{Listeners, listeners},
+    reload::{Reload, Reloader},
     signals,
     stop::Stop,
     systemd::{self, Feeder},
 };
 use crate::{
-    admin::Stage,
+    admin::{Stage, views::ShardState},
     clock,
-    config::{Config, Limits, SocketBounds, Source, reload::Change},
+    config::{Config, SocketBounds, Source},
     counters::{Counter, Counters},
     error::StartupError,
     ingest::{Lanes, StopFlag, ecg, replay, simulator},
@@ -87,6 +88,7 @@ struct Server {
     stop_ingests: StopFlag,
     stop: Arc<Stop>,
     control: Control,
+    reloader: Reloader,
     /// Of the shards, then of the ingests.
     counters: Vec<Arc<Counters>>,
     happened: Receiver<Happened>,
@@ -102,7 +104,7 @@ type Latencies = Vec<Option<Box<Latency>>>;
 
 /// Serves until a signal, or until something that cannot be mended while running. `listening` is told the addresses
 /// in use, native, HTTP and the operator's, once every shard is ready. `passed`: sockets that go before the addresses.
-/// `reload` reads the configuration again, and says what is another in it than before.
+/// `reload` is what SIGHUP does; without it SIGHUP is a signal to stop.
 ///
 /// # Errors
 /// A [`StartupError`]: what is wrong and how to mend it.
@@ -110,7 +112,7 @@ pub fn run(
     config: &Config,
     mut passed: Passed,
     listening: impl FnOnce(SocketAddr, SocketAddr, Option<SocketAddr>),
-    reload: impl FnMut() -> Result<(Config, Vec<Change>), StartupError>,
+    reload: Option<Reload>,
 ) -> Result<(), StartupError> {
     signals::block().map_err(|error| StartupError::Executor(error.to_string()))?;
     clock::sleep_precisely();
@@ -134,7 +136,9 @@ pub fn run(
     let native = listeners("--tcp", passed.remove("tcp"), config.tcp, config.shards, config.socket)?;
     let http = listeners("--http", passed.remove("http"), config.http, config.shards, config.socket)?;
     let (tcp, http_address) = (native.address, http.address);
-    let (server, lanes) = start(config, clients_max, (native, http), counters, (happened_in, happened))?;
+    let reloader = Reloader::new(reload, config.limits.clone());
+    let (server, lanes) =
+        start(config, clients_max, (native, http), counters, (happened_in, happened), reloader)?;
     set_stage(Stage::Serving);
     listening(tcp, http_address, admin.as_ref().map(Admin::address));
     let ready = || systemd::ready(tcp, http_address, config.shards);
@@ -142,7 +146,7 @@ pub fn run(
         set_stage(Stage::Draining);
         systemd::stopping(config.drain_deadline_ns);
     };
-    server.serve(config, lanes, (ready, drains), reload)
+    server.serve(config, lanes, ready, drains)
 }
 
 /// The operator's listener, which looks at these counters and asks the shards through the main thread.
@@ -175,6 +179,7 @@ fn start(
     (native, http): (Listeners, Listeners),
     counters: Vec<Arc<Counters>>,
     (happened_in, happened): (Sender<Happened>, Receiver<Happened>),
+    reloader: Reloader,
 ) -> Result<(Server, Vec<Lanes>), StartupError> {
     assert!((1..=SHARDS_MAX).contains(&usize::from(config.shards)), "config checks the number of shards");
     let refused = |error: io::Error| StartupError::Executor(error.to_string());
@@ -182,7 +187,7 @@ fn start(
     signals::watch(
         move |name| drop(signal.send(Happened::Signal(name))),
         move || drop(report.send(Happened::ReportAsked)),
-        Some(Box::new(move || drop(reload.send(Happened::ReloadAsked)))),
+        reloader.has_a_file().then_some(Box::new(move || drop(reload.send(Happened::ReloadAsked)))),
     )
     .map_err(refused)?;
 
@@ -200,6 +205,7 @@ fn start(
         stop_ingests: StopFlag::default(),
         stop: Arc::new(Stop::new(bells.clone())),
         control,
+        reloader,
         feeder: Feeder::new(counters.iter().zip(&bells), clock::monotonic_ns()),
         counters,
         happened,
@@ -248,7 +254,8 @@ fn start(
         match server.happened.recv() {
             Ok(Happened::Started(Ok(()))) => started += 1,
             // There is nothing to report yet, and nobody to ask.
-            Ok(Happened::ReportAsked | Happened::ReloadAsked | Happened::Asked(_)) => {}
+            Ok(Happened::ReportAsked | Happened::Asked(_)) => {}
+            Ok(Happened::ReloadAsked) => server.reloader.ask(),
             Ok(Happened::Started(Err(error)) | Happened::ShardEnded(_, Err(error))) => {
                 return Err(StartupError::IoUring(
                     error,
@@ -361,13 +368,13 @@ impl Server {
         mut self,
         config: &Config,
         lanes: Vec<Lanes>,
-        (ready, drains): (impl FnOnce(), impl FnOnce()),
-        reload: impl FnMut() -> Result<(Config, Vec<Change>), StartupError>,
+        ready: impl FnOnce(),
+        drains: impl FnOnce(),
     ) -> Result<(), StartupError> {
         let started = self.start_ingests(config, lanes);
         let outcome = started.and_then(|()| {
             ready();
-            self.wait(config, reload)
+            self.wait()
         });
         drains();
         self.stop_ingests.set();
@@ -409,25 +416,16 @@ impl Server {
     }
 
     /// Until the server is to stop: well for a signal, with an error otherwise.
-    fn wait(
-        &mut self,
-        config: &Config,
-        mut reload: impl FnMut() -> Result<(Config, Vec<Change>), StartupError>,
-    ) -> Result<(), StartupError> {
-        let mut limits = config.limits.clone();
+    fn wait(&mut self) -> Result<(), StartupError> {
         let mut answers: Latencies = self.shards.iter().map(|_| None).collect();
         loop {
             match self.next() {
-                Ok(Happened::ReportAsked) => self.ask_for_report(),
-                Ok(Happened::Asked(inquiry)) => self.control.ask(inquiry),
-                Ok(Happened::ReloadAsked) => match reload() {
-                    Ok((config, changes)) => {
-                        logs::set_filter(&config.log);
-                        self.reload(&mut limits, &config.limits, &changes);
-                    }
-                    // It goes on as it was.
-                    Err(error) => ::log::error!("SIGHUP: nothing is changed: {error}"),
-                },
+                Ok(Happened::ReportAsked) => {
+                    answers.fill_with(|| None);
+                    self.ask_for_report();
+                }
+                Ok(Happened::Asked(inquiry)) => drop(self.control.ask(inquiry)),
+                Ok(Happened::ReloadAsked) => self.reloader.ask(),
                 Ok(Happened::Latency(shard, latency)) => {
                     answers[usize::from(shard.0)] = Some(latency);
                     if answers.iter().all(Option::is_some) {
@@ -457,6 +455,7 @@ impl Server {
         loop {
             let now_ns = clock::monotonic_ns();
             logs::turn(now_ns);
+            self.reloader.turn(&mut self.control);
             let wait_ns = self.feeder.turn(now_ns).unwrap_or(u64::MAX).min(LOG_TURN_NS);
             let happened = match self.happened.recv_timeout(Duration::from_nanos(wait_ns)) {
                 Ok(happened) => happened,
@@ -478,16 +477,16 @@ impl Server {
             && let Ok(happened) = self.next()
         {
             match happened {
-                Happened::Asked(inquiry) => self.control.ask(inquiry),
+                Happened::Asked(inquiry) => drop(self.control.ask(inquiry)),
                 Happened::Latency(shard, latency) => last[usize::from(shard.0)] = Some(latency),
                 Happened::ShardEnded(_, Err(error)) => {
                     ::log::error!("a shard has failed while stopping: {error}");
                 }
+                Happened::ReloadAsked => ::log::info!("SIGHUP: nothing is read again, as the server stops"),
                 // It stops as it is.
                 Happened::ShardEnded(_, Ok(()))
                 | Happened::Signal(_)
                 | Happened::ReportAsked
-                | Happened::ReloadAsked
                 | Happened::Started(_)
                 | Happened::IngestEnded(_) => {}
             }
@@ -495,28 +494,19 @@ impl Server {
         last
     }
 
-    /// Tells the shards of other limits, and the log what has changed.
-    fn reload(&mut self, limits: &mut Limits, new: &Limits, changes: &[Change]) {
-        changes.iter().for_each(|change| ::log::info!("SIGHUP: {change}"));
-        if changes.is_empty() {
-            ::log::info!("SIGHUP: nothing has changed");
-        }
-        *limits = limits.with_live_of(new);
-        let shared = Arc::new(limits.clone());
-        let question = move |_: ShardId| Question::Reload(shared.clone());
-        self.control.ask(Inquiry { to: None, question: Box::new(question) });
-    }
-
     /// Asks every shard for its latencies.
     fn ask_for_report(&mut self) {
         let happened_in = self.happened_in.clone();
         let question = move |shard: ShardId| {
             let answer = happened_in.clone();
-            Question::State(Box::new(move |state| {
+            Question::State(Answer::awaited(move |state: Box<ShardState>| {
                 drop(answer.send(Happened::Latency(shard, Box::new(state.latency))));
             }))
         };
-        self.control.ask(Inquiry { to: None, question: Box::new(question) });
+        let left_out = self.control.ask(Inquiry { to: None, question: Box::new(question) });
+        if let Some(shard) = left_out.first() {
+            ::log::warn!("SIGUSR1: shard {} is asked too much: no report; try again", shard.0);
+        }
     }
 
     /// On standard error, whatever the log's level: somebody asked for it.

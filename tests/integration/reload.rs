@@ -61,6 +61,16 @@ fn what_is_live_changes_at_once_what_is_not_waits_and_what_is_wrong_changes_noth
 }
 
 #[test]
+fn without_a_file_a_terminal_that_hangs_up_ends_the_server() {
+    let _machine = beside_others();
+    let server = Server::start(&[]);
+    kill(Pid::from_raw(server.pid() as i32), Signal::SIGHUP).unwrap();
+    let stopped = server.wait();
+    stopped.assert_clean();
+    assert!(stopped.log.contains("SIGHUP: stopping"), "{}", stopped.log);
+}
+
+#[test]
 fn the_log_tells_more_or_less_from_the_next_line_on() {
     let _machine = beside_others();
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reload-log.toml");

@@ -45,7 +45,9 @@ impl Office {
                 to,
                 question: Box::new(move |shard| {
                     let answered = answered.clone();
-                    question(shard, Box::new(move |answer| drop(answered.try_send((shard, answer)))))
+                    let asker = answered.clone();
+                    let give = move |answer| drop(answered.try_send((shard, answer)));
+                    question(shard, Answer::new(give, move || asker.is_closed()))
                 }),
             });
             // It ends when all that could answer have, or have dropped the question.

@@ -90,9 +90,9 @@ fn at_each_stage_readiness_says_which() {
 fn a_shard_that_is_not_asked_or_never_answers_is_left_out_and_named() {
     let kept = Mutex::new(Vec::new());
     let admin = serving(move |shard, question| match question {
-        Question::Close(7, answer) if shard == ShardId(0) => answer(true),
-        Question::Close(_, answer) if shard == ShardId(0) => answer(false),
-        Question::Sessions(_, answer) if shard == ShardId(0) => answer(Vec::new()),
+        Question::Close(7, answer) if shard == ShardId(0) => answer.give(true),
+        Question::Close(_, answer) if shard == ShardId(0) => answer.give(false),
+        Question::Sessions(_, answer) if shard == ShardId(0) => answer.give(Vec::new()),
         // Held for ever: given up after a while.
         Question::Sessions(..) => kept.lock().unwrap().push(question),
         // Dropped: known at once.
