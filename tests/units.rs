@@ -266,6 +266,25 @@ fn the_sockets_have_the_addresses_of_the_configuration_and_the_names_that_the_se
     }
 }
 
+/// The words of a text that begin with `--`, without what ends them.
+fn options(text: &str) -> Vec<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+    let mut options: Vec<_> = words.filter(|word| word.starts_with("--") && word.len() > 2).collect();
+    options.sort_unstable();
+    options.dedup();
+    options
+}
+
+#[test]
+fn the_man_page_of_the_tool_has_every_option_of_its_help_and_no_other() {
+    let help = Command::new(project("tuning/tickcast-tune")).arg("--help").output().unwrap();
+    assert!(help.status.success(), "{}", said(&help));
+    let page = fs::read_to_string(project("tuning/tickcast-tune.8")).unwrap().replace("\\-", "-");
+    // The first line is a comment, for those who write it.
+    let page = page.split_once('\n').unwrap().1;
+    assert_eq!(options(page), options(&said(&help)));
+}
+
 #[test]
 fn the_scripts_are_clean() {
     if !exists("shellcheck") {
