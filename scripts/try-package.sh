@@ -173,6 +173,9 @@ status=0
 timeout "$command_s_max" tickcast-tune check >"$work/tune" || status=$?
 ((status <= 1)) || fail "tickcast-tune check ended with $status: $(cat "$work/tune")"
 echo "tickcast-tune check: $(wc -l <"$work/tune") lines"
+timeout "$command_s_max" tickcast check >"$work/check" || fail "tickcast check ended with $?: $(cat "$work/check")"
+grep -q '^net\.core\.somaxconn ' "$work/check" || fail "tickcast check does not find tickcast-tune: $(cat "$work/check")"
+echo "tickcast check: $(tail -2 "$work/check" | head -1)"
 bash -c 'source /usr/share/bash-completion/completions/tickcast && complete -p tickcast'
 if command -v man >/dev/null; then
     for page in man1/tickcast-serve.1:--drain-deadline-ms man1/tickcast-c10k.1:--connections man8/tickcast-tune.8:--without; do
