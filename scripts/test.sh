@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need, then runs all of them. Arguments go to `cargo test`, and then the Debian package and the
-# models for loom (scripts/loom.sh) are left out.
+# Installs what the tests need, then runs all of them. Arguments go to `cargo test`, and then the micro benches, the Debian
+# package and the models for loom (scripts/loom.sh) are left out.
 #
 # Debian packages are installed only where a command is missing, and only as root; the clients' own packages go into
 # tests/clients/ and nowhere else.
@@ -81,6 +81,9 @@ try_package() {
 }
 
 (($# > 0)) || {
+    # Each once, for what they assert: they are compiled already, and take a second.
+    say "micro benches"
+    cargo test --locked --bench micro
     try_package
     say "loom"
     scripts/loom.sh
