@@ -267,7 +267,7 @@ fn the_server_may_pin_its_threads_and_use_io_uring() {
 }
 
 #[test]
-fn the_server_is_started_once_it_says_so_and_ended_when_a_shard_hangs() {
+fn the_server_is_started_once_it_says_so_reloaded_by_a_signal_and_ended_when_a_shard_hangs() {
     let unit = fs::read_to_string(project("systemd/tickcast.service")).unwrap();
     for line in [
         "Type=notify",
