@@ -81,7 +81,7 @@ try_package() {
 }
 
 (($# > 0)) || {
-    # Each once, for what they assert: they are compiled already, and take a second.
+    # Each once, for what they assert: some seconds, as what they stand on is compiled already.
     say "micro benches"
     cargo test --locked --bench micro
     try_package
