@@ -70,7 +70,7 @@ pub struct Item {
 }
 
 /// Looks at this machine, prints what it sees on standard output, and says how the process ends. Changes nothing. Takes as
-/// long as `tickcast-tune check` does, at most [`tool::RUN_NS_MAX`] and what ending it takes.
+/// long as `tickcast-tune check` does, 20 s at most: then that is ended, and told.
 pub fn run(args: &CheckArgs) -> ExitCode {
     let tool = match tool::find(args.tune.as_deref()) {
         Ok(tool) => tool,

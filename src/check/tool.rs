@@ -4,7 +4,7 @@ use std::{
     env,
     io::Read,
     os::unix::{fs::PermissionsExt, process::CommandExt},
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
@@ -56,7 +56,8 @@ pub(super) struct Said {
 /// What was named is no program: what to do about it.
 pub fn find(named: Option<&Path>) -> Result<Option<PathBuf>, String> {
     match named {
-        Some(path) if is_program(path) => Ok(Some(path.to_owned())),
+        // Absolute: a bare name would be looked for among the programs of PATH.
+        Some(path) if is_program(path) => path::absolute(path).map(Some).map_err(|error| error.to_string()),
         Some(path) => Err(format!("--tune {}: there is no program of that name", path.display())),
         None => Ok(env::current_exe().ok().and_then(|program| find_beside(&program))),
     }
