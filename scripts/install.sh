@@ -1,17 +1,14 @@
 #!/usr/bin/env bash
-# Installs the binaries, the tuning, the units and the configuration: scripts/install.sh [--from FOLDER], the folder with
-# the built binaries, target/release unless said otherwise.
+# Installs the binaries, man pages, completions, the tuning, the units and the configuration: scripts/install.sh
+# [--from FOLDER], the folder with the built binaries, target/release unless said otherwise.
 #
 # DESTDIR=DIR puts everything below DIR instead (packages, tests), PREFIX=/usr/local says where the programs go. What is
 # there is replaced, configuration never. It starts nothing; scripts/uninstall.sh takes all of it away again.
 set -euo pipefail
 called_from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-fail() {
-    printf 'scripts/install.sh: %s\n' "$*" >&2
-    exit 1
-}
+# shellcheck source=SCRIPTDIR/installation.sh
+source scripts/installation.sh
 
 from=${CARGO_TARGET_DIR:-target}/release
 while (($# > 0)); do
@@ -23,21 +20,14 @@ while (($# > 0)); do
             shift 2
             ;;
         -h | --help)
-            sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' scripts/install.sh
+            usage
             exit 0
             ;;
         *) fail "no option $1; there is --from FOLDER" ;;
     esac
 done
 
-destdir=${DESTDIR:-}
-destdir=${destdir%/}
-prefix=${PREFIX:-/usr/local}
-prefix=${prefix%/}
-[[ -z $destdir || $destdir == /* ]] || fail "DESTDIR is an absolute path, not $destdir"
-[[ $prefix =~ ^(/[A-Za-z0-9._-]+)+$ ]] || fail "PREFIX is an absolute path of plain letters, not $prefix"
-
-for program in tickcast tickcast-c10k; do
+for program in "${programs[@]}"; do
     [[ -x $from/$program ]] || fail "$from/$program is not there: cargo build --release, or --from FOLDER"
 done
 
@@ -47,31 +37,47 @@ for folder in "$destdir$prefix" "$destdir/etc"; do
     [[ -w $folder ]] || fail "$folder cannot be written: run as root, or set DESTDIR"
 done
 
+# What the programs say of themselves, first of all: one that does not run here is not installed.
+made=$(mktemp -d)
+trap 'rm -rf -- "$made"' EXIT
+for program in "${programs[@]}"; do
+    "$from/$program" man --out "$made/man" || fail "$from/$program cannot be run here"
+done
+gzip -9n "$made"/man/*
+for shell in "${!completions[@]}"; do
+    "$from/tickcast" completions "$shell" >"$made/$shell"
+done
+
 put() { install -D -C -m "$1" -- "$2" "$destdir$3"; }
 # Configuration belongs to the operator once it is there.
 put_once() { [[ -e $destdir$3 ]] || put "$@"; }
 
-for program in tickcast tickcast-c10k; do
+for program in "${programs[@]}"; do
     put 755 "$from/$program" "$prefix/bin/$program"
 done
-tuning=$prefix/lib/tickcast/tuning
+for page in "$made"/man/*; do
+    put 644 "$page" "$man/man1/$(basename "$page")"
+done
+gzip -9n <tuning/tickcast-tune.8 >"$made/page"
+put 644 "$made/page" "$man/man8/tickcast-tune.8.gz"
+for shell in "${!completions[@]}"; do
+    put 644 "$made/$shell" "${completions[$shell]}"
+done
 put 755 tuning/tickcast-tune "$tuning/tickcast-tune"
 for file in tuning/tune-items.sh tuning/README.md tuning/*.conf; do
-    put 644 "$file" "$prefix/lib/tickcast/$file"
+    put 644 "$file" "$tuning/$(basename "$file")"
 done
 for file in tickcast-dashboard.json tickcast-alerts.yml; do
-    put 644 "systemd/$file" "$prefix/lib/tickcast/monitoring/$file"
+    put 644 "systemd/$file" "$monitoring/$file"
 done
-install -d -m 755 "$destdir$prefix/sbin"
-ln -sfn ../lib/tickcast/tuning/tickcast-tune "$destdir$prefix/sbin/tickcast-tune"
+install -d -m 755 "$destdir${tool%/*}"
+ln -sfn ../lib/tickcast/tuning/tickcast-tune "$destdir$tool"
 put_once 644 systemd/tickcast-tune.default /etc/default/tickcast-tune
 put_once 644 systemd/tickcast.toml /etc/tickcast/tickcast.toml
 
-units=$(mktemp -d)
-trap 'rm -rf -- "$units"' EXIT
-for unit in tickcast.service tickcast.socket tickcast-http.socket tickcast-tune.service; do
-    sed -E "s,/usr/(s?bin)/,$prefix/\1/,g" "systemd/$unit" >"$units/$unit"
-    put 644 "$units/$unit" "/etc/systemd/system/$unit"
+for unit in "${units[@]}"; do
+    sed -E "s,/usr/(s?bin)/,$prefix/\1/,g" "systemd/$unit" >"$made/$unit"
+    put 644 "$made/$unit" "$units_folder/$unit"
 done
 if [[ -z $destdir && -d /run/systemd/system ]]; then
     systemctl daemon-reload
@@ -80,7 +86,7 @@ fi
 echo "installed below ${destdir}$prefix and ${destdir}/etc"
 [[ -n $destdir ]] || cat <<TEXT
 next: \$EDITOR /etc/tickcast/tickcast.toml          every option with its default
-      tickcast-tune check                          what of this machine is worth setting
+      tickcast check                               whether it can serve here, and what is worth setting
       systemctl enable --now tickcast-tune         set it, now and at every start
       systemctl enable --now tickcast
 TEXT

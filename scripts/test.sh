@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need, then runs all of them. Arguments go to `cargo test`, and then the models for loom
-# (scripts/loom.sh) are left out.
+# Installs what the tests need, then runs all of them. Arguments go to `cargo test`, and then the micro benches, the Debian
+# package and the models for loom (scripts/loom.sh) are left out.
 #
 # Debian packages are installed only where a command is missing, and only as root; the clients' own packages go into
 # tests/clients/ and nowhere else.
@@ -23,6 +23,8 @@ python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-ven
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 # Debian's package has promtool too.
 command -v promtool >/dev/null || missing+=(prometheus)
+# Where the package is not tried out, that is said at its turn.
+[[ $EUID -ne 0 ]] || ! command -v dpkg >/dev/null || command -v dpkg-shlibdeps >/dev/null || missing+=(dpkg-dev)
 
 if ((${#missing[@]} > 0)); then
     say "installing ${missing[*]}"
@@ -59,7 +61,30 @@ python3 -m unittest discover bench/suite
 say "cargo test"
 cargo test --locked "$@"
 
+# Of the binaries that the tests have used: whether the files are right does not depend on the profile.
+try_package() {
+    local deb status=0
+    say "the Debian package"
+    if [[ $EUID -ne 0 ]]; then
+        say "skipped: it takes root to install a package"
+    elif ! command -v dpkg >/dev/null; then
+        say "skipped: there is no dpkg here"
+    else
+        deb=$(scripts/package.sh --no-build --profile dev)
+        scripts/try-package.sh "$deb" || status=$?
+        case $status in
+            0) ;;
+            77) say "skipped: the reason is above" ;;
+            *) return "$status" ;;
+        esac
+    fi
+}
+
 (($# > 0)) || {
+    # Each once, for what they assert: some seconds, as what they stand on is compiled already.
+    say "micro benches"
+    cargo test --locked --bench micro
+    try_package
     say "loom"
     scripts/loom.sh
 }

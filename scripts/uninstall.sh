@@ -5,18 +5,15 @@
 # DESTDIR and PREFIX as for scripts/install.sh. What is not there is not missed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-fail() {
-    printf 'scripts/uninstall.sh: %s\n' "$*" >&2
-    exit 1
-}
+# shellcheck source=SCRIPTDIR/installation.sh
+source scripts/installation.sh
 
 purge=no
 while (($# > 0)); do
     case $1 in
         --purge) purge=yes ;;
         -h | --help)
-            sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' scripts/uninstall.sh
+            usage
             exit 0
             ;;
         *) fail "no option $1; there is --purge" ;;
@@ -24,18 +21,13 @@ while (($# > 0)); do
     shift
 done
 
-destdir=${DESTDIR:-}
-destdir=${destdir%/}
-prefix=${PREFIX:-/usr/local}
-prefix=${prefix%/}
-[[ -z $destdir || $destdir == /* ]] || fail "DESTDIR is an absolute path, not $destdir"
-[[ $prefix =~ ^(/[A-Za-z0-9._-]+)+$ ]] || fail "PREFIX is an absolute path of plain letters, not $prefix"
-
-# The sockets first: they would start the server again.
-units=(tickcast.socket tickcast-http.socket tickcast.service tickcast-tune.service)
-files=("$prefix/bin/tickcast" "$prefix/bin/tickcast-c10k" "$prefix/sbin/tickcast-tune" "${units[@]/#//etc/systemd/system/}")
+files=("${programs[@]/#/$prefix/bin/}" "$tool" "$man/man8/tickcast-tune.8.gz" "${completions[@]}" "${units[@]/#/$units_folder/}")
+# A page for each subcommand that there was.
+for page in "$destdir$man"/man1/tickcast.1.gz "$destdir$man"/man1/tickcast-*.1.gz; do
+    files+=("${page#"$destdir"}")
+done
 [[ $purge == no ]] || files+=(/etc/default/tickcast-tune)
-folders=("$prefix/lib/tickcast/tuning" "$prefix/lib/tickcast/monitoring")
+folders=("$tuning" "$monitoring")
 [[ $purge == no ]] || folders+=(/etc/tickcast)
 
 # Root is needed only where the folders are root's.
@@ -47,12 +39,12 @@ done
 if [[ -z $destdir ]]; then
     if [[ -d /run/systemd/system ]]; then
         for unit in "${units[@]}"; do
-            [[ ! -e /etc/systemd/system/$unit ]] || systemctl disable --now "$unit"
+            [[ ! -e $units_folder/$unit ]] || systemctl disable --now "$unit"
         done
     fi
     # Settings that were applied by hand: without the tool nobody could put them back.
-    if [[ -e /var/lib/tickcast/tune.saved && -x $prefix/sbin/tickcast-tune ]]; then
-        "$prefix/sbin/tickcast-tune" revert || fail "the tuning could not be put back: nothing was removed"
+    if [[ -e /var/lib/tickcast/tune.saved && -x $tool ]]; then
+        "$tool" revert || fail "the tuning could not be put back: nothing was removed"
     fi
 fi
 
@@ -60,7 +52,7 @@ for path in "${files[@]}"; do
     rm -f -- "$destdir$path"
 done
 for path in "${folders[@]}"; do
-    # PREFIX is checked above: the path has names in it even where DESTDIR is empty.
+    # PREFIX is checked: the path has names in it even where DESTDIR is empty.
     rm -rf -- "$destdir${path:?}"
 done
 # Only where nothing else is in them.

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
+    check::CheckArgs,
     client::commands::{ProcessArgs, PubArgs, SubArgs},
     limits, logs,
 };
@@ -32,6 +33,8 @@ pub enum Command {
     Pub(PubArgs),
     /// Analyse a stream and publish what it says
     Process(ProcessArgs),
+    /// Say whether tickcast can serve on this machine, and what of it is worth setting; changes nothing
+    Check(CheckArgs),
     /// Print what makes a shell complete these commands, as in: tickcast completions bash >
     /// ~/.local/share/bash-completion/completions/tickcast
     Completions {

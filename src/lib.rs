@@ -27,7 +27,7 @@
 //! | between threads | [`ring`], [`mesh`], [`counters`], [`latency`], [`watchdog`]; `sync`, through which loom looks at them |
 //! | sources | [`ingest`]; hearts: [`ecg`] |
 //! | the kernel | [`io`], and [`clock`], the only reader of time |
-//! | the operator | [`cli`], [`config`], [`limits`], [`error`], [`logs`], [`admin`] |
+//! | the operator | [`cli`], [`config`], [`limits`], [`error`], [`logs`], [`admin`], [`mod@check`] |
 //! | the other side | [`client`] |
 //!
 //! # Invariants
@@ -41,6 +41,7 @@
 
 pub mod admin;
 pub mod admission;
+pub mod check;
 pub mod cli;
 pub mod client;
 pub mod clock;

@@ -9,6 +9,7 @@ use std::{
 
 use clap::Parser;
 use tickcast::{
+    check,
     cli::{Cli, Command, pages},
     client::commands,
     config::{Config, Source, file::Options},
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         Command::Sub(args) => commands::subscribe(&args).map_err(|error| error.to_string()),
         Command::Pub(args) => commands::publish(&args).map_err(|error| error.to_string()),
         Command::Process(args) => commands::process(&args).map_err(|error| error.to_string()),
+        Command::Check(args) => return check::run(&args),
         Command::Completions { shell } => {
             let written = io::stdout().lock().write_all(&pages::completions(shell));
             written.map_err(|error| format!("the completions cannot be written: {error}"))

@@ -31,7 +31,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// A folder to install into, and stand-ins for the binaries.
+/// A folder to install into, and stand-ins for the binaries, which call them.
 struct Target {
     folder: PathBuf,
 }
@@ -42,10 +42,14 @@ impl Target {
         if folder.exists() {
             fs::remove_dir_all(&folder).unwrap();
         }
-        for program in ["tickcast", "tickcast-c10k"] {
+        for (program, built) in [
+            ("tickcast", env!("CARGO_BIN_EXE_tickcast")),
+            ("tickcast-c10k", env!("CARGO_BIN_EXE_tickcast-c10k")),
+        ] {
             let path = folder.join("built").join(program);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, "#!/bin/sh\necho stand-in\n").unwrap();
+            // Man pages and completions are the programs' own words.
+            fs::write(&path, format!("#!/bin/sh\nexec '{built}' \"$@\"\n")).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
         fs::create_dir_all(folder.join("root")).unwrap();
@@ -78,16 +82,16 @@ impl Target {
         assert!(output.status.success(), "{}", said(&output));
     }
 
-    /// Every file below the root, with its text, by its path from there.
-    fn files(&self) -> Vec<(String, String)> {
-        fn collect(folder: &Path, root: &Path, files: &mut Vec<(String, String)>) {
+    /// Every file below the root, with what is in it, by its path from there.
+    fn files(&self) -> Vec<(String, Vec<u8>)> {
+        fn collect(folder: &Path, root: &Path, files: &mut Vec<(String, Vec<u8>)>) {
             for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
                 let path = entry.path();
                 if path.is_dir() {
                     collect(&path, root, files);
                 } else {
                     let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
-                    files.push((name, fs::read_to_string(&path).unwrap()));
+                    files.push((name, fs::read(&path).unwrap()));
                 }
             }
         }
@@ -122,6 +126,13 @@ fn everything_is_installed_where_the_units_expect_it() {
         "usr/local/lib/tickcast/tuning/README.md",
         "usr/local/lib/tickcast/monitoring/tickcast-dashboard.json",
         "usr/local/lib/tickcast/monitoring/tickcast-alerts.yml",
+        "usr/local/share/man/man1/tickcast.1.gz",
+        "usr/local/share/man/man1/tickcast-check.1.gz",
+        "usr/local/share/man/man1/tickcast-c10k.1.gz",
+        "usr/local/share/man/man8/tickcast-tune.8.gz",
+        "usr/local/share/bash-completion/completions/tickcast",
+        "usr/local/share/zsh/site-functions/_tickcast",
+        "usr/local/share/fish/vendor_completions.d/tickcast.fish",
         "etc/systemd/system/tickcast.service",
         "etc/systemd/system/tickcast.socket",
         "etc/systemd/system/tickcast-http.socket",
@@ -136,6 +147,7 @@ fn everything_is_installed_where_the_units_expect_it() {
         text("etc/systemd/system/tickcast.service")
             .contains("\nExecStart=/usr/local/bin/tickcast serve --config /etc/tickcast/tickcast.toml\n")
     );
+    assert!(text("usr/local/share/bash-completion/completions/tickcast").contains("--drain-deadline-ms"));
     assert!(
         text("etc/systemd/system/tickcast-tune.service").contains("=/usr/local/sbin/tickcast-tune apply")
     );
@@ -167,19 +179,23 @@ fn installing_again_changes_nothing_and_keeps_configuration() {
 #[test]
 fn uninstalling_takes_all_but_configuration_and_purging_that_too() {
     let target = Target::new("uninstall");
-    fs::create_dir_all(target.root().join("usr/local/bin")).unwrap();
-    fs::write(target.root().join("usr/local/bin/other"), "not ours").unwrap();
+    let others = ["usr/local/bin/other", "usr/local/share/man/man1/tick.1.gz"];
+    for other in others {
+        let path = target.root().join(other);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "not ours").unwrap();
+    }
     let names = || target.files().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     target.install();
     fs::write(target.root().join("etc/tickcast/mine.toml"), "").unwrap();
     for _ in 0..2 {
         target.uninstall(&[]);
         let kept = ["etc/default/tickcast-tune", "etc/tickcast/mine.toml", "etc/tickcast/tickcast.toml"];
-        assert_eq!(names(), [&kept[..], &["usr/local/bin/other"]].concat());
+        assert_eq!(names(), [&kept[..], &others].concat());
     }
     for _ in 0..2 {
         target.uninstall(&["--purge"]);
-        assert_eq!(names(), ["usr/local/bin/other"]);
+        assert_eq!(names(), others);
         assert!(!target.root().join("etc/tickcast").exists());
         assert!(!target.root().join("usr/local/lib/tickcast").exists());
     }
@@ -193,6 +209,9 @@ fn a_wrong_installation_says_what_to_do_and_writes_nothing() {
         ("install.sh", &["--from"], "--from takes the folder"),
         ("install.sh", &["--quick"], "no option --quick"),
         ("uninstall.sh", &["--all"], "no option --all"),
+        ("package.sh", &["--quick"], "no option --quick"),
+        ("package.sh", &["--profile", "fast"], "--profile is release or dev"),
+        ("try-package.sh", &["--quick"], "no option --quick"),
     ] {
         let output = target.script(script, arguments);
         assert_eq!(output.status.code(), Some(1));
@@ -248,9 +267,15 @@ fn the_server_may_pin_its_threads_and_use_io_uring() {
 }
 
 #[test]
-fn the_server_is_started_once_it_says_so_and_ended_when_a_shard_hangs() {
+fn the_server_is_started_once_it_says_so_reloaded_by_a_signal_and_ended_when_a_shard_hangs() {
     let unit = fs::read_to_string(project("systemd/tickcast.service")).unwrap();
-    for line in ["Type=notify", "NotifyAccess=main", "WatchdogSec=10", "Restart=on-failure"] {
+    for line in [
+        "Type=notify",
+        "NotifyAccess=main",
+        "WatchdogSec=10",
+        "Restart=on-failure",
+        "ExecReload=kill -HUP $MAINPID",
+    ] {
         assert!(unit.lines().any(|has| has == line), "{line}");
     }
 }
@@ -266,13 +291,33 @@ fn the_sockets_have_the_addresses_of_the_configuration_and_the_names_that_the_se
     }
 }
 
+/// The words of a text that begin with `--`, without what ends them.
+fn options(text: &str) -> Vec<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+    let mut options: Vec<_> = words.filter(|word| word.starts_with("--") && word.len() > 2).collect();
+    options.sort_unstable();
+    options.dedup();
+    options
+}
+
+#[test]
+fn the_man_page_of_the_tool_has_every_option_of_its_help_and_no_other() {
+    let help = Command::new(project("tuning/tickcast-tune")).arg("--help").output().unwrap();
+    assert!(help.status.success(), "{}", said(&help));
+    let page = fs::read_to_string(project("tuning/tickcast-tune.8")).unwrap().replace("\\-", "-");
+    // The first line is a comment, for those who write it.
+    let page = page.split_once('\n').unwrap().1;
+    assert_eq!(options(page), options(&said(&help)));
+}
+
 #[test]
 fn the_scripts_are_clean() {
     if !exists("shellcheck") {
         return;
     }
-    let scripts = ["install.sh", "uninstall.sh", "package.sh", "try-package.sh"];
+    let scripts =
+        ["install.sh", "uninstall.sh", "installation.sh", "package.sh", "try-package.sh", "test.sh"];
     let scripts = scripts.map(|name| project("scripts").join(name));
-    let output = Command::new("shellcheck").args(scripts).output().unwrap();
+    let output = Command::new("shellcheck").arg("-x").args(scripts).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
 }

@@ -76,8 +76,8 @@ use std::{
     },
 };
 
-use clap::Parser;
-use tickcast::io::signals;
+use clap::{CommandFactory, Parser};
+use tickcast::{cli::pages, io::signals};
 
 use crate::{
     options::{Command, Options, Plan},
@@ -91,6 +91,9 @@ fn main() -> ExitCode {
     let mut typed = Options::parse();
     let outcome = match typed.command.take() {
         Some(Command::Plot(plot)) => plot::run(&plot).map(|()| ExitCode::SUCCESS),
+        Some(Command::Man { out }) => pages::write(Options::command(), &out)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(|error| format!("--out {}: {error}", out.display())),
         None => load(typed),
     };
     outcome.unwrap_or_else(|text| {

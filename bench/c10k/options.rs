@@ -127,6 +127,13 @@ pub struct Options {
 pub enum Command {
     /// Draw several latency histograms (.hgrm) as lines of one picture
     Plot(PlotArgs),
+    /// Write the man pages into a folder, for packages
+    #[command(hide = true)]
+    Man {
+        /// Where to
+        #[arg(long, value_name = "FOLDER")]
+        out: PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 
 use super::Cli;
@@ -14,13 +14,21 @@ pub fn completions(shell: Shell) -> Vec<u8> {
     words
 }
 
-/// Writes a man page for the command and each subcommand into a folder, which is made if it is not there.
+/// Writes a man page for `tickcast` and each of its subcommands into a folder, which is made if it is not there.
 ///
 /// # Errors
 /// What making the folder and writing the files say.
 pub fn man(folder: &Path) -> io::Result<()> {
+    write(Cli::command(), folder)
+}
+
+/// The same of any command.
+///
+/// # Errors
+/// What making the folder and writing the files say.
+pub fn write(command: Command, folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
-    clap_mangen::generate_to(Cli::command(), folder)
+    clap_mangen::generate_to(command, folder)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::{error::StartupError, limits::DESCRIPTOR_RESERVE};
 
 /// Below this the executor's own rings fail for want of locked memory (measured: glommio 0.9 needs 512 KiB).
-const MEMLOCK_BYTES_MIN: u64 = 512 << 10;
+pub(super) const MEMLOCK_BYTES_MIN: u64 = 512 << 10;
 
 /// Checks everything that can be checked without starting. `clients_max`: `None` for as many as the limits allow.
 /// Returns the clients to serve at most. Raises the soft descriptor limit to the hard one.
@@ -20,7 +20,8 @@ pub fn check(clients_max: Option<usize>) -> Result<usize, StartupError> {
     descriptors(clients_max)
 }
 
-fn io_uring() -> Result<(), StartupError> {
+/// Whether rings as the shards' can be made.
+pub(super) fn io_uring() -> Result<(), StartupError> {
     let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     let remedy = match disabled.trim() {
         "1" => {
@@ -43,7 +44,8 @@ fn io_uring() -> Result<(), StartupError> {
     }
 }
 
-fn memlock() -> Result<(), StartupError> {
+/// Raises the soft limit of locked memory to the hard one, where that is needed.
+pub(super) fn memlock() -> Result<(), StartupError> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap_or((u64::MAX, u64::MAX));
     if soft >= MEMLOCK_BYTES_MIN {
         return Ok(());
@@ -54,7 +56,8 @@ fn memlock() -> Result<(), StartupError> {
     }
 }
 
-fn descriptors(clients_max: Option<usize>) -> Result<usize, StartupError> {
+/// Raises the soft limit of descriptors to the hard one; the clients that there are enough for.
+pub(super) fn descriptors(clients_max: Option<usize>) -> Result<usize, StartupError> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     let have =
         if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };

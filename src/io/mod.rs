@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod admin;
 pub mod buffer_ring;
+pub mod capabilities;
 pub mod checks;
 pub mod control;
 pub mod data_ring;

@@ -1,0 +1,76 @@
+use std::path::Path;
+
+use super::{table::*, *};
+
+fn item(name: &str, required: bool, state: State, now: Option<&str>) -> Item {
+    Item {
+        name: name.to_owned(),
+        required,
+        state,
+        now: now.map(str::to_owned),
+        wanted: "at least 7".to_owned(),
+        reason: format!("Why {name}."),
+    }
+}
+
+fn items() -> Vec<Item> {
+    vec![
+        item("kernel", true, State::Enabled, Some("6.18")),
+        item("net.core.somaxconn", false, State::Supported, Some("4096")),
+        item("governor", false, State::Unsupported, None),
+    ]
+}
+
+#[test]
+fn columns_stand_under_each_other() {
+    assert_eq!(
+        table(&items()),
+        "\
+ITEM                REQUIRED  ENABLED  SUPPORTED  NOW   WANTED      REASON
+kernel              yes       yes      yes        6.18  at least 7  Why kernel.
+net.core.somaxconn  -         no       yes        4096  at least 7  Why net.core.somaxconn.
+governor            -         no       no         -     at least 7  Why governor.
+"
+    );
+    assert_eq!(table(&[]).lines().count(), 1);
+}
+
+#[test]
+fn what_a_tool_says_is_one_line_and_commands_no_terminal() {
+    let wild =
+        Item { reason: "\u{1b}[31mred\nline\u{9b}x".to_owned(), ..item("a\tb", false, State::Enabled, None) };
+    let text = table(&[wild]);
+    assert_eq!(text.lines().count(), 2);
+    assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+}
+
+#[test]
+fn the_summary_names_what_is_missing_and_counts_what_could_be_set() {
+    let tool = Path::new("/usr/sbin/tickcast-tune");
+    // What the server could have more of is not the tool's to set.
+    let own = [item("kernel", true, State::Enabled, None), item("clients", false, State::Supported, None)];
+    let good = summary(&own, &items(), Some(tool));
+    assert!(good.starts_with("all that tickcast serve requires is here\n1 could be set"), "{good}");
+    assert!(good.contains("/usr/sbin/tickcast-tune apply --dry-run"), "{good}");
+    assert_eq!(summary(&own, &[], None), "all that tickcast serve requires is here\n");
+
+    let own = [
+        item("io_uring", true, State::Supported, None),
+        item("cores", true, State::Unsupported, None),
+        own[0].clone(),
+    ];
+    assert_eq!(summary(&own, &items(), None), "tickcast serve cannot run here: io_uring, cores\n");
+    assert_eq!(own.iter().filter(|item| item.is_missing()).count(), 2);
+}
+
+#[test]
+fn json_is_an_object_a_line() {
+    let text = json(&items());
+    let first = text.lines().next().unwrap();
+    assert_eq!(
+        first,
+        r#"{"name":"kernel","required":true,"state":"enabled","now":"6.18","wanted":"at least 7","reason":"Why kernel."}"#
+    );
+    assert!(text.lines().nth(2).unwrap().contains(r#""state":"unsupported","now":null"#));
+    assert_eq!(text.lines().count(), 3);
+}

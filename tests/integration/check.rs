@@ -1,0 +1,146 @@
+//! `tickcast check`: what it says of the machine that runs the tests, and how it ends.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::harness::{beside_others, tickcast};
+
+fn tool() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning/tickcast-tune")
+}
+
+/// Its standard output, and its standard error.
+fn said(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+fn check(command: &mut Command) -> Output {
+    command.env_remove("TICKCAST_TUNE").stdin(Stdio::null()).output().unwrap()
+}
+
+/// The program in a folder of its own, beside which there is no tool.
+fn alone(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("check-{name}/bin"));
+    fs::create_dir_all(&folder).unwrap();
+    let program = folder.join("tickcast");
+    let _ = fs::remove_file(&program);
+    // Not a link by name: that would lead back to where the program lies.
+    fs::hard_link(env!("CARGO_BIN_EXE_tickcast"), &program)
+        .or_else(|_| fs::copy(env!("CARGO_BIN_EXE_tickcast"), &program).map(drop))
+        .unwrap();
+    program
+}
+
+#[test]
+fn every_item_is_a_line_of_json_and_the_server_has_what_it_requires() {
+    let _machine = beside_others();
+    let output = check(tickcast().args(["check", "--json", "--tune"]).arg(tool()));
+    let (out, errors) = said(&output);
+    assert_eq!((output.status.code(), &*errors), (Some(0), ""), "{out}");
+    let mut items = BTreeMap::new();
+    for line in out.lines() {
+        let item: Value = serde_json::from_str(line).unwrap();
+        for key in ["name", "state", "wanted", "reason"] {
+            assert!(item[key].as_str().is_some_and(|text| !text.is_empty()), "{key}: {line}");
+        }
+        assert!(["enabled", "supported", "unsupported"].contains(&item["state"].as_str().unwrap()), "{line}");
+        assert!(item["now"].is_string() || item["now"].is_null(), "{line}");
+        items.insert(item["name"].as_str().unwrap().to_owned(), item);
+    }
+    for name in ["kernel", "io_uring", "io_uring ring", "RLIMIT_MEMLOCK", "RLIMIT_NOFILE", "cores"] {
+        assert_eq!(
+            (&items[name]["required"], &items[name]["state"]),
+            (&true.into(), &"enabled".into()),
+            "{name}"
+        );
+    }
+    // What the tool says is passed on as it is.
+    let somaxconn = &items["net.core.somaxconn"];
+    assert_eq!((&somaxconn["required"], &somaxconn["wanted"]), (&false.into(), &"at least 65535".into()));
+    assert!(items.len() > 20, "{out}");
+}
+
+#[test]
+fn a_person_reads_a_table() {
+    let _machine = beside_others();
+    let output = check(tickcast().args(["check", "--tune"]).arg(tool()));
+    let (out, errors) = said(&output);
+    assert_eq!((output.status.code(), &*errors), (Some(0), ""), "{out}");
+    let mut lines = out.lines();
+    let head = lines.next().unwrap();
+    let column = head.find("REASON").unwrap();
+    assert!(head.starts_with("ITEM "), "{head}");
+    for line in lines.by_ref().take_while(|line| !line.is_empty()) {
+        // A reason stands below the others, after a gap.
+        assert_eq!(line.as_bytes()[column - 1], b' ', "{line}");
+        assert_ne!(line.as_bytes()[column], b' ', "{line}");
+    }
+    assert_eq!(lines.next(), Some("all that tickcast serve requires is here"));
+}
+
+#[test]
+fn without_the_tool_it_says_its_own_part_and_how_to_get_it() {
+    let _machine = beside_others();
+    let output = check(Command::new(alone("without")).arg("check"));
+    let (out, _) = said(&output);
+    assert_eq!(output.status.code(), Some(0), "{out}");
+    assert!(out.contains("\nkernel ") && out.contains("not found: it comes with the package"), "{out}");
+}
+
+#[test]
+fn a_tool_that_is_installed_beside_it_is_found_and_one_that_fails_is_told() {
+    let _machine = beside_others();
+    let program = alone("beside");
+    let prefix = program.parent().unwrap().parent().unwrap();
+    let installed = prefix.join("lib/tickcast/tuning/tickcast-tune");
+    fs::create_dir_all(installed.parent().unwrap()).unwrap();
+    let _ = fs::remove_file(&installed);
+    fs::copy("/bin/false", &installed).unwrap();
+    let output = check(Command::new(&program).arg("check"));
+    // `false` ends with 1, which is: something could be set. It names nothing.
+    let (out, errors) = said(&output);
+    assert_eq!((output.status.code(), &*errors), (Some(0), ""), "{out}");
+    assert!(!out.contains("tickcast-tune"), "{out}");
+
+    let output = check(Command::new(&program).args(["check", "--tune", "/bin/ls"]));
+    let (out, _) = said(&output);
+    assert_eq!(output.status.code(), Some(0), "{out}");
+    assert!(out.contains("/bin/ls: ended with exit status 2: "), "{out}");
+}
+
+#[test]
+fn what_the_server_requires_and_has_not_is_named_and_the_exit_status_says_so() {
+    let _machine = beside_others();
+    for (limit, missing) in [("ulimit -l 64", "RLIMIT_MEMLOCK"), ("ulimit -n 100", "RLIMIT_NOFILE")] {
+        let script = format!("{limit} && exec \"$0\" check");
+        let output = check(Command::new("sh").args(["-c", &script]).arg(alone("limits")));
+        let (out, _) = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{limit}: {out}");
+        let last = out.lines().find(|line| line.starts_with("tickcast serve cannot run here: ")).unwrap();
+        assert!(last.contains(missing), "{limit}: {out}");
+        let item = out.lines().find(|line| line.starts_with(missing)).unwrap();
+        assert!(item.contains("limit too low") && item.contains("ulimit"), "{limit}: {item}");
+    }
+}
+
+#[test]
+fn what_was_typed_wrong_ends_with_2() {
+    let _machine = beside_others();
+    for (arguments, part) in [
+        (&["check", "--tune", "/nowhere/tool"][..], "--tune /nowhere/tool: there is no program"),
+        (&["check", "--tune", "Cargo.toml"], "--tune Cargo.toml: there is no program"),
+        (&["check", "--jsno"], "'--jsno'"),
+    ] {
+        let output = check(tickcast().args(arguments));
+        let (out, errors) = said(&output);
+        assert_eq!((output.status.code(), &*out), (Some(2), ""), "{arguments:?}: {errors}");
+        assert!(errors.contains(part), "{errors}");
+    }
+}
