@@ -10,6 +10,7 @@ use clap_complete::Shell;
 use crate::{
     client::commands::{ProcessArgs, PubArgs, SubArgs},
     limits, logs,
+    top::TopArgs,
 };
 
 /// Fans live ticks out to tens of thousands of TCP and WebSocket clients, one pinned io_uring thread per core.
@@ -32,6 +33,8 @@ pub enum Command {
     Pub(PubArgs),
     /// Analyse a stream and publish what it says
     Process(ProcessArgs),
+    /// Watch a running server: shards, rates, latencies, topics and slow sessions
+    Top(TopArgs),
     /// Print what makes a shell complete these commands, as in: tickcast completions bash >
     /// ~/.local/share/bash-completion/completions/tickcast
     Completions {

@@ -13,7 +13,7 @@ use tickcast::{
     client::commands,
     config::{Config, Source, file::Options},
     error::StartupError,
-    io::{activation::Passed, server},
+    io::{activation::Passed, server, top},
     logs,
 };
 
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Sub(args) => commands::subscribe(&args).map_err(|error| error.to_string()),
         Command::Pub(args) => commands::publish(&args).map_err(|error| error.to_string()),
         Command::Process(args) => commands::process(&args).map_err(|error| error.to_string()),
+        Command::Top(args) => top::run(&args).map_err(|error| error.to_string()),
         Command::Completions { shell } => {
             let written = io::stdout().lock().write_all(&pages::completions(shell));
             written.map_err(|error| format!("the completions cannot be written: {error}"))

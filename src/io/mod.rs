@@ -16,3 +16,4 @@ pub mod shim;
 pub mod signals;
 pub mod stop;
 pub mod systemd;
+pub mod top;
