@@ -23,6 +23,8 @@ python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-ven
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 # Debian's package has promtool too.
 command -v promtool >/dev/null || missing+=(prometheus)
+# The terminal of tickcast top.
+command -v tmux >/dev/null || missing+=(tmux)
 
 if ((${#missing[@]} > 0)); then
     say "installing ${missing[*]}"

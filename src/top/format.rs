@@ -111,7 +111,7 @@ mod tests {
     fn numbers_are_grouped_and_small_rates_are_not_nothing() {
         let counts = [0, 999, 1_000, 1_234_567].map(count);
         assert_eq!(counts, ["0", "999", "1,000", "1,234,567"]);
-        let rates = [0.0, 0.01, 0.05, 3.14, 9.94, 9.96, 499_999.6].map(rate);
+        let rates = [0.0, 0.01, 0.05, 3.12, 9.94, 9.96, 499_999.6].map(rate);
         assert_eq!(rates, ["0", "<0.1", "0.1", "3.1", "9.9", "10", "500,000"]);
         let megabytes = [0.0, 1.0, 12_340_000.0, 512e6, 4.3e9].map(megabytes);
         assert_eq!(megabytes, ["0", "<0.01", "12.34", "512", "4,300"]);

@@ -55,15 +55,29 @@ struct Column {
     width_min: usize,
     /// Where there is not enough room, the column with the highest goes first; 0: never.
     expendable: u8,
-    is_name: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// On the right.
+    Number,
+    /// On the left.
+    Word,
+    /// On the left, and may be cut.
+    Name,
 }
 
 const fn number(title: &'static str, width_min: usize, expendable: u8) -> Column {
-    Column { title: Cow::Borrowed(title), width_min, expendable, is_name: false }
+    Column { title: Cow::Borrowed(title), width_min, expendable, kind: Kind::Number }
+}
+
+const fn word(title: &'static str, width_min: usize, expendable: u8) -> Column {
+    Column { title: Cow::Borrowed(title), width_min, expendable, kind: Kind::Word }
 }
 
 const fn name(title: &'static str, width_min: usize, expendable: u8) -> Column {
-    Column { title: Cow::Borrowed(title), width_min, expendable, is_name: true }
+    Column { title: Cow::Borrowed(title), width_min, expendable, kind: Kind::Name }
 }
 
 /// Rows with a title for each column.
@@ -126,7 +140,7 @@ impl Grid {
             _ => "latency since the start".into(),
         };
         let columns = vec![
-            Column { title: of, ..name("", 23, 0) },
+            Column { title: of, ..word("", 23, 0) },
             number("p50", 8, 0),
             number("p90", 8, 2),
             number("p99", 8, 0),
@@ -181,11 +195,11 @@ impl Grid {
     pub fn sessions(figures: &Figures, rows: Range<usize>, width: usize) -> Grid {
         let has_addresses = width >= ADDRESS_WIDTH_MIN;
         let mut columns = vec![
-            name("session", 7, 4),
-            name("client", 12, 0),
+            word("session", 7, 4),
+            name("client", 15, 0),
             name("address", 15, 5),
-            name("encoding", 8, 3),
-            name("state", 5, 8),
+            word("encoding", 8, 3),
+            word("state", 5, 8),
             number("topics", 6, 7),
             number("outbox", 9, 0),
             number("lag", 7, 0),
@@ -241,9 +255,9 @@ impl Grid {
             let text = cut(&cell.text, width);
             let padding = " ".repeat(width.saturating_sub(width_of(&text)));
             let space = if is_first { "" } else { &" ".repeat(SPACE) };
-            let text = match column.is_name {
-                true => format!("{space}{text}{padding}"),
-                false => format!("{space}{padding}{text}"),
+            let text = match column.kind {
+                Kind::Number => format!("{space}{padding}{text}"),
+                Kind::Word | Kind::Name => format!("{space}{text}{padding}"),
             };
             toned(text, cell.tone)
         };
@@ -267,9 +281,10 @@ impl Grid {
         };
         let wanted: Vec<usize> =
             (0..self.columns.len()).map(|at| content(at).max(self.columns[at].width_min)).collect();
-        // Names may be cut; numbers may not.
-        let needed =
-            |at: usize| if self.columns[at].is_name { self.columns[at].width_min } else { wanted[at] };
+        let needed = |at: usize| match self.columns[at].kind {
+            Kind::Name => self.columns[at].width_min,
+            Kind::Number | Kind::Word => wanted[at],
+        };
         let mut shown: Vec<usize> = (0..self.columns.len()).collect();
         let taken = |shown: &[usize]| shown.iter().map(|&at| needed(at) + SPACE).sum::<usize>();
         while taken(&shown) > width + SPACE {

@@ -35,3 +35,4 @@ mod startup;
 mod stop;
 mod stopped;
 mod systemd;
+mod top;
