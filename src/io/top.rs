@@ -143,8 +143,9 @@ fn watch(asker: Asker, model: &mut Model) -> Result<(), TopError> {
     let palette = Palette { has_colours: std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()) };
     while !stop.is_set() {
         let now = clock::now();
-        screen.draw(model, now, palette)?;
+        // First, so that nothing is drawn over what a thread that panicked has written.
         desk.look_if_due(model, now.monotonic_ns)?;
+        screen.draw(model, now, palette)?;
         let Some(first) = next(&messages, desk.wait(model))? else { continue };
         // What came together is drawn together.
         for message in std::iter::once(first).chain(messages.try_iter().take(EVENTS_MAX)) {

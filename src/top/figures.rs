@@ -19,7 +19,7 @@ pub struct Rates {
     /// SENDs that a socket did not take whole.
     pub parked: f64,
     /// Ticks that subscribers were told are lost.
-    pub lost: f64,
+    pub dropped: f64,
     /// Ticks that subscribers were told a newer one stands for.
     pub conflated: f64,
 }
@@ -33,7 +33,7 @@ impl Rates {
             bytes: rate(|counted| counted.bytes_sent),
             sends: rate(|counted| counted.sends),
             parked: rate(|counted| counted.sends_parked),
-            lost: rate(|counted| counted.ticks_dropped),
+            dropped: rate(|counted| counted.ticks_dropped),
             conflated: rate(|counted| counted.ticks_conflated),
         }
     }
@@ -44,7 +44,7 @@ impl Rates {
         self.bytes += other.bytes;
         self.sends += other.sends;
         self.parked += other.parked;
-        self.lost += other.lost;
+        self.dropped += other.dropped;
         self.conflated += other.conflated;
     }
 }
@@ -363,7 +363,7 @@ pub(super) mod tests {
         let (rates, shard) = (figures.rates.unwrap(), &figures.shards[1]);
         assert_eq!(figures.seconds, Some(4.0));
         assert_eq!((rates.ticks, rates.deliveries, rates.bytes), (200.0, 10_000.0, 3e6));
-        assert_eq!((rates.sends, rates.parked, rates.lost, rates.conflated), (800.0, 2.0, 4.0, 6.0));
+        assert_eq!((rates.sends, rates.parked, rates.dropped, rates.conflated), (800.0, 2.0, 4.0, 6.0));
         assert_eq!(shard.rates.unwrap().deliveries, 5_000.0);
         assert_eq!((shard.busy_percent, shard.ring_bytes, shard.core), (Some(25.0), Some(2_048), 3));
         let topics = figures.topics.unwrap();

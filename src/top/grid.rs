@@ -102,7 +102,7 @@ impl Grid {
             number("parked/s", 8, 8),
             number("busy", 6, 0),
             number("ring", 9, 7),
-            number("lost/s", 6, 4),
+            number("dropped/s", 9, 4),
             number("conflated/s", 11, 6),
         ];
         let rows = slice(&figures.shards, rows).iter().map(|shard| {
@@ -113,7 +113,7 @@ impl Grid {
                 let tone = if percent >= BUSY_PERCENT { Tone::Notable } else { Tone::Plain };
                 toned(format!("{percent:.1}%"), tone)
             };
-            let has_lost = shard.rates.is_some_and(|rates| rates.lost > 0.0);
+            let has_dropped = shard.rates.is_some_and(|rates| rates.dropped > 0.0);
             vec![
                 shard.shard.to_string().into(),
                 shard.core.to_string().into(),
@@ -126,7 +126,7 @@ impl Grid {
                 rate(|rates| rates.parked).into(),
                 shard.busy_percent.map_or(UNKNOWN.into(), busy),
                 shard.ring_bytes.map_or(UNKNOWN.into(), format::bytes).into(),
-                toned(rate(|rates| rates.lost), if has_lost { Tone::Bad } else { Tone::Plain }),
+                toned(rate(|rates| rates.dropped), if has_dropped { Tone::Bad } else { Tone::Plain }),
                 rate(|rates| rates.conflated).into(),
             ]
         });
@@ -205,7 +205,7 @@ impl Grid {
             number("lag", 7, 0),
             number("held", 4, 6),
             number("conflated", 9, 2),
-            number("lost", 6, 1),
+            number("dropped", 7, 1),
             number("rtt", 7, 2),
         ];
         let mut cells: Vec<Vec<Cell>> = Vec::new();
@@ -216,7 +216,7 @@ impl Grid {
                 None if has_addresses => UNKNOWN.into(),
                 None => address.clone(),
             };
-            let (lagging, losing) = (session.lag_ms > 0, session.dropped > 0);
+            let (lagging, dropping) = (session.lag_ms > 0, session.dropped > 0);
             cells.push(vec![
                 shown(&session.id).into(),
                 client.into(),
@@ -231,7 +231,7 @@ impl Grid {
                 ),
                 format::count(session.held_topics).into(),
                 format::count(session.conflated).into(),
-                toned(format::count(session.dropped), if losing { Tone::Bad } else { Tone::Plain }),
+                toned(format::count(session.dropped), if dropping { Tone::Bad } else { Tone::Plain }),
                 session.rtt_us.map_or(UNKNOWN.into(), format::microseconds).into(),
             ]);
         }
@@ -312,17 +312,16 @@ fn slice<T>(rows: &[T], range: Range<usize>) -> &[T] {
     &rows[range.start.min(end)..end]
 }
 
-/// Parts of a sentence, with commas between them: as many as fit into `width`. Those that are marked go first, from the
-/// last one on.
-pub fn sentence(mut parts: Vec<(Cell, bool)>, width: usize) -> Vec<Cell> {
-    let taken =
-        |parts: &[(Cell, bool)]| parts.iter().map(|(cell, _)| width_of(&cell.text) + 2).sum::<usize>();
+/// Parts of a sentence, with commas between them: as many as fit into `width`. The part with the highest number goes
+/// first; those with 0 stay.
+pub fn sentence(mut parts: Vec<(Cell, u8)>, width: usize) -> Vec<Cell> {
+    let taken = |parts: &[(Cell, u8)]| parts.iter().map(|(cell, _)| width_of(&cell.text) + 2).sum::<usize>();
     while taken(&parts) > width + 2
-        && let Some(at) = parts.iter().rposition(|(_, is_expendable)| *is_expendable)
+        && let Some(first) = parts.iter().map(|(_, expendable)| *expendable).max().filter(|&first| first > 0)
     {
-        parts.remove(at);
+        parts.retain(|(_, expendable)| *expendable != first);
     }
-    let with_comma = |(at, (cell, _)): (usize, (Cell, bool))| match at {
+    let with_comma = |(at, (cell, _)): (usize, (Cell, u8))| match at {
         0 => vec![cell],
         _ => vec![", ".into(), cell],
     };
@@ -391,7 +390,7 @@ mod tests {
             ["0", "2", "4", "0", "100", "5,000", "1.50", "400", "1.0", "25.0%", "2.0", "KiB", "2.0", "3.0"];
         assert_eq!(words, expected);
         let narrow = &texts(&Grid::shards(&figures(), 0..2), 80)[0];
-        for title in ["shard", "sessions", "deliveries/s", "MB/s", "busy", "lost/s"] {
+        for title in ["shard", "sessions", "deliveries/s", "MB/s", "busy", "dropped/s"] {
             assert!(narrow.contains(title), "{narrow}");
         }
     }
@@ -426,9 +425,7 @@ mod tests {
 
     #[test]
     fn a_sentence_leaves_out_what_it_can_do_without() {
-        let parts = || {
-            vec![("one".into(), false), ("two".into(), true), ("three".into(), true), ("four".into(), false)]
-        };
+        let parts = || vec![("one".into(), 0), ("two".into(), 1), ("three".into(), 2), ("four".into(), 0)];
         let said = |width| sentence(parts(), width).into_iter().map(|cell| cell.text).collect::<String>();
         assert_eq!(said(21), "one, two, three, four");
         assert_eq!(said(20), "one, two, four");

@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(
             lines.next(),
             Some(
-                "50 sessions, 50 subscribed, 200 ticks/s in, 10,000 deliveries/s, 3.00 MB/s, 4.0 lost/s, 6.0 conflated/s"
+                "50 sessions, 50 subscribed, 200 ticks/s in, 10,000 deliveries/s, 3.00 MB/s, 4.0 dropped/s, 6.0 conflated/s"
             )
         );
         for line in [

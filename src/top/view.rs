@@ -55,8 +55,8 @@ pub fn draw(model: &Model, now: Now, palette: Palette, area: Rect, buffer: &mut 
         let style = if at == 0 { palette.style(Tone::Notable) } else { Style::new() };
         sheet.cells(line, style);
     }
-    for notice in notices(model, now) {
-        sheet.put(notice, palette.style(Tone::Bad).add_modifier(Modifier::REVERSED));
+    for (notice, tone) in notices(model, now) {
+        sheet.put(notice, palette.style(tone).add_modifier(Modifier::REVERSED));
     }
     match &model.figures {
         Some(figures) => body(model, figures, area.height, &mut sheet),
@@ -129,28 +129,25 @@ pub fn header(model: &Model, width: usize) -> Vec<Vec<Cell>> {
         format::shown(&figures.stage),
         format::seconds(figures.uptime_seconds)
     );
-    let mut first: Vec<(Cell, bool)> = vec![(server.into(), false)];
-    first.extend(
-        figures.resident_bytes.map(|bytes| (format!("{} resident", format::bytes(bytes)).into(), false)),
-    );
-    first.extend(
-        figures.descriptors.map(|open| (format!("{} descriptors", format::count(open)).into(), true)),
-    );
+    let mut first: Vec<(Cell, u8)> = vec![(server.into(), 0)];
+    first
+        .extend(figures.resident_bytes.map(|bytes| (format!("{} resident", format::bytes(bytes)).into(), 0)));
+    first.extend(figures.descriptors.map(|open| (format!("{} descriptors", format::count(open)).into(), 1)));
     let sessions = format!("{} sessions", format::count(figures.sessions_open));
     let subscribed = format!("{} subscribed", format::count(figures.sessions_subscribed));
-    let mut second: Vec<(Cell, bool)> = vec![(sessions.into(), false), (subscribed.into(), true)];
+    let mut second: Vec<(Cell, u8)> = vec![(sessions.into(), 0), (subscribed.into(), 3)];
     match &figures.rates {
         Some(rates) => {
-            let lost = if rates.lost > 0.0 { Tone::Bad } else { Tone::Plain };
+            let dropped = if rates.dropped > 0.0 { Tone::Bad } else { Tone::Plain };
             second.extend([
-                (format!("{} ticks/s in", format::rate(rates.ticks)).into(), false),
-                (format!("{} deliveries/s", format::rate(rates.deliveries)).into(), false),
-                (format!("{} MB/s", format::megabytes(rates.bytes)).into(), true),
-                (toned(format!("{} lost/s", format::rate(rates.lost)), lost), false),
-                (format!("{} conflated/s", format::rate(rates.conflated)).into(), false),
+                (format!("{} ticks/s in", format::rate(rates.ticks)).into(), 1),
+                (format!("{} deliveries/s", format::rate(rates.deliveries)).into(), 0),
+                (format!("{} MB/s", format::megabytes(rates.bytes)).into(), 2),
+                (toned(format!("{} dropped/s", format::rate(rates.dropped)), dropped), 0),
+                (format!("{} conflated/s", format::rate(rates.conflated)).into(), 0),
             ]);
         }
-        None => second.push(("rates from the second look on".into(), false)),
+        None => second.push(("rates from the second look on".into(), 0)),
     }
     vec![sentence(first, width), sentence(second, width)]
 }
@@ -168,22 +165,23 @@ pub fn trouble(figures: &Figures) -> Option<String> {
 }
 
 /// What an operator should know before the figures.
-fn notices(model: &Model, now: Now) -> Vec<String> {
+fn notices(model: &Model, now: Now) -> Vec<(String, Tone)> {
     let mut notices = Vec::new();
     if let Some(silence) = &model.silence {
         let seconds = now.monotonic_ns.saturating_sub(silence.since.monotonic_ns) / 1_000_000_000;
-        notices.push(format!(
+        let notice = format!(
             "no answer since {} ({}): {}; asked every {}",
             format::time_of_day(silence.since.realtime_ns),
             format::seconds(seconds),
             silence.reason,
             format::milliseconds(model.interval_ms)
-        ));
+        );
+        notices.push((notice, Tone::Bad));
     }
     if model.is_paused {
-        notices.push("paused: p looks again".into());
+        notices.push(("paused: p looks again".into(), Tone::Notable));
     }
-    notices.extend(model.figures.as_ref().and_then(trouble));
+    notices.extend(model.figures.as_ref().and_then(trouble).map(|trouble| (trouble, Tone::Bad)));
     notices
 }
 

@@ -99,7 +99,7 @@ fn rates_of_a_feed_are_there_and_agree() {
         part.unwrap_or_else(|| panic!("{header:?}")).replace(',', "").parse::<f64>().unwrap()
     };
     assert!(rate(" ticks/s in") > 0.0 && rate(" deliveries/s") > 0.0 && rate(" MB/s") > 0.0, "{text}");
-    assert_eq!(rate(" lost/s"), 0.0, "{text}");
+    assert_eq!(rate(" dropped/s"), 0.0, "{text}");
     assert_eq!(words(&text, "sim.0")[3], "2", "both take it: {text}");
     collectors.into_iter().for_each(|collector| drop(collector.finish()));
     server.stop_cleanly();

@@ -40,7 +40,7 @@ fn a_screen_of_80_by_24_has_each_part() {
     let model = model([answers(100, 2, 30, 50), answers(101, 2, 30, 50)]);
     let lines = lines(&model, at(101), 80, 24);
     assert!(lines[0].starts_with("tickcast 0.1.0 at 127.0.0.1:9490: serving for 1 min 41 s, 12.0 MiB"));
-    assert_eq!(lines[1], "50 sessions, 200 ticks/s in, 10,000 deliveries/s, 4.0 lost/s, 6.0 conflated/s");
+    assert_eq!(lines[1], "50 sessions, 200 ticks/s in, 10,000 deliveries/s, 4.0 dropped/s, 6.0 conflated/s");
     assert!(lines[2].starts_with("latency, last 1.0 s") && lines[2].ends_with("max"), "{lines:#?}");
     assert!(lines[3].starts_with("received to sequenced") && lines[4].starts_with("received to sent"));
     assert_eq!(lines[5], "shards: 2");
