@@ -276,8 +276,15 @@ fn topics(before: Option<(&Answers, f64)>, now: &Answers) -> Result<Vec<TopicFig
     let mut topics: Vec<TopicFigures> =
         now.topics.iter().map(|topic| TopicFigures { rate: rate(topic), topic: topic.clone() }).collect();
     // Of equal ones the server's order stays: the most ticks first, then by name.
-    topics.sort_by(|one, other| other.rate.unwrap_or(0.0).total_cmp(&one.rate.unwrap_or(0.0)));
+    topics.sort_by(|one, other| pace(other.rate).total_cmp(&pace(one.rate)));
     Ok(topics)
+}
+
+/// A rate to two digits: topics of one pace do not change places at each look.
+fn pace(rate: Option<f64>) -> f64 {
+    let rate = rate.filter(|rate| *rate > 0.0).unwrap_or(0.0);
+    let unit = 10f64.powf(rate.log10().floor() - 1.0);
+    if rate > 0.0 { (rate / unit).round() * unit } else { 0.0 }
 }
 
 #[cfg(test)]
@@ -434,6 +441,24 @@ pub(super) mod tests {
         assert!(shard.waiting.is_none() && shard.ring_bytes.is_none());
         assert_eq!(shard.rates.unwrap().deliveries, 5_000.0);
         assert_eq!((figures.unanswered, figures.topics_total), (vec![1], 2));
+    }
+
+    #[test]
+    fn topics_of_one_pace_keep_their_places() {
+        let paces = [None, Some(0.0), Some(0.123), Some(9.96), Some(101.0), Some(104_999.0)].map(pace);
+        let expected = [0.0, 0.0, 0.12, 10.0, 100.0, 100_000.0];
+        assert!(
+            paces.iter().zip(expected).all(|(pace, expected)| (pace - expected).abs() < 1e-9),
+            "{paces:?}"
+        );
+        let (mut before, mut now) = (answers(100, 1, 3, 3), answers(101, 1, 3, 3));
+        for (at, ticks) in [(0, 101), (1, 99), (2, 150)] {
+            before.topics.as_mut().unwrap().topics[at].sequence = 1_000;
+            now.topics.as_mut().unwrap().topics[at].sequence = 1_000 + ticks;
+        }
+        let topics = Figures::of(Some(&before), &now).topics.unwrap();
+        let names: Vec<&str> = topics.iter().map(|topic| &*topic.topic.topic).collect();
+        assert_eq!(names, ["market.2", "market.0", "market.1"]);
     }
 
     #[test]
