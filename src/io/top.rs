@@ -19,7 +19,10 @@ use std::{
 use log::LevelFilter;
 use ratatui::{
     DefaultTerminal,
-    crossterm::event::{self, Event},
+    crossterm::{
+        event::{self, Event},
+        terminal::is_raw_mode_enabled,
+    },
 };
 
 use self::ask::Asker;
@@ -120,8 +123,11 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // A terminal that has gone needs nothing.
-        let _ = ratatui::try_restore();
+        // After a panic it is given back, and its text stands there: a second time would put the cursor before it. A
+        // terminal that has gone needs nothing.
+        if is_raw_mode_enabled().unwrap_or(true) {
+            let _ = ratatui::try_restore();
+        }
     }
 }
 

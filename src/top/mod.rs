@@ -74,7 +74,10 @@ impl fmt::Display for TopError {
             ),
             TopError::Terminal(error) => write!(f, "cannot use the terminal: {error}; try --once"),
             TopError::Signals(error) => write!(f, "cannot wait for signals: {error}"),
-            TopError::Thread(name) => write!(f, "the thread {name} has ended or cannot be made"),
+            TopError::Thread(name) => write!(
+                f,
+                "the thread {name} has ended, with its reason above, or cannot be made (ulimit -u); start it again"
+            ),
             TopError::Output(error) => write!(f, "cannot write the output: {error}"),
         }
     }
