@@ -25,6 +25,8 @@ command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v promtool >/dev/null || missing+=(prometheus)
 # Where the package is not tried out, that is said at its turn.
 [[ $EUID -ne 0 ]] || ! command -v dpkg >/dev/null || command -v dpkg-shlibdeps >/dev/null || missing+=(dpkg-dev)
+# The terminal of tickcast top.
+command -v tmux >/dev/null || missing+=(tmux)
 
 if ((${#missing[@]} > 0)); then
     say "installing ${missing[*]}"

@@ -11,6 +11,7 @@ use crate::{
     check::CheckArgs,
     client::commands::{ProcessArgs, PubArgs, SubArgs},
     limits, logs,
+    top::TopArgs,
 };
 
 /// Fans live ticks out to tens of thousands of TCP and WebSocket clients, one pinned io_uring thread per core.
@@ -35,6 +36,8 @@ pub enum Command {
     Process(ProcessArgs),
     /// Say whether tickcast can serve on this machine, and what of it is worth setting; changes nothing
     Check(CheckArgs),
+    /// Watch a running server: shards, rates, latencies, topics and slow sessions
+    Top(TopArgs),
     /// Print what makes a shell complete these commands, as in: tickcast completions bash >
     /// ~/.local/share/bash-completion/completions/tickcast
     Completions {

@@ -27,7 +27,7 @@
 //! | between threads | [`ring`], [`mesh`], [`counters`], [`latency`], [`watchdog`]; `sync`, through which loom looks at them |
 //! | sources | [`ingest`]; hearts: [`ecg`] |
 //! | the kernel | [`io`], and [`clock`], the only reader of time |
-//! | the operator | [`cli`], [`config`], [`limits`], [`error`], [`logs`], [`admin`], [`mod@check`] |
+//! | the operator | [`cli`], [`config`], [`limits`], [`error`], [`logs`], [`admin`], [`mod@check`], [`top`] |
 //! | the other side | [`client`] |
 //!
 //! # Invariants
@@ -69,6 +69,7 @@ pub mod shard;
 pub mod subscription;
 mod sync;
 pub mod tick;
+pub mod top;
 pub mod topic;
 pub mod watchdog;
 pub mod wheel;

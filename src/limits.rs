@@ -227,6 +227,19 @@ pub const TURN_SURVEYED: usize = 2_048;
 /// Sockets whose address and round trip a shard asks the kernel for in one turn: some 3 us each.
 pub const TURN_SOCKETS_ASKED: usize = 32;
 
+/// Time between two looks of `tickcast top`, unless asked for otherwise.
+pub const TOP_INTERVAL_MS_DEFAULT: u64 = 1_000;
+/// Shortest time between two looks of `tickcast top`: each takes four requests.
+pub const TOP_INTERVAL_MS_LOWEST: u64 = 100;
+/// Longest time between two looks of `tickcast top`.
+pub const TOP_INTERVAL_MS_HIGHEST: u64 = 60_000;
+/// Time that `tickcast top` waits for an answer.
+pub const TOP_ANSWER_MS: u64 = 5_000;
+/// Bytes of an answer that `tickcast top` takes: [`ADMIN_ROWS_MAX`] topics whose names are escapes, or 2,000 shards.
+pub const TOP_ANSWER_BYTES_MAX: usize = 8 << 20;
+/// Topics, and sessions, that `tickcast top --once` prints.
+pub const TOP_ROWS_ONCE: usize = 20;
+
 /// Shortest latency that is told apart, microseconds.
 pub const LATENCY_US_LOWEST: u64 = 1;
 /// Longest latency that is told apart, microseconds; what takes longer counts as this.
@@ -250,6 +263,9 @@ const _: () = assert!(FRAME_BYTES_MAX_LOWEST > FRAME_HEADER_BYTES + IDENTITY_BYT
 const _: () = assert!(REFUSED_LINGERING_MAX as u64 <= DESCRIPTOR_RESERVE / 2);
 const _: () = assert!((REFUSED_LINGERING_MAX + ADMIN_CONNECTIONS_MAX) as u64 <= DESCRIPTOR_RESERVE * 3 / 4);
 const _: () = assert!(ADMIN_HEAD_MS < ADMIN_CONNECTION_MS && ADMIN_ANSWER_MS < ADMIN_CONNECTION_MS);
+// Topics take two questions, and each may wait for its turn as long as for its answers.
+const _: () = assert!(TOP_ANSWER_MS > 4 * ADMIN_ANSWER_MS && TOP_ANSWER_MS < ADMIN_CONNECTION_MS);
+const _: () = assert!(TOP_ANSWER_BYTES_MAX > ADMIN_ROWS_MAX * (6 * TOPIC_BYTES_MAX + 512));
 const _: () = assert!(JSON_ENVELOPE_BYTES > 6 * TOPIC_BYTES_MAX + 256);
 const _: () = assert!(FRAME_BYTES_MAX_HIGHEST >= ECHO_BYTES_MAX);
 const _: () = assert!(MESH_RING_BYTES_DEFAULT.is_multiple_of(FRAME_ALIGN));

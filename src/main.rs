@@ -14,7 +14,7 @@ use tickcast::{
     client::commands,
     config::{Config, Source, file::Options},
     error::StartupError,
-    io::{activation::Passed, reload::Reload, server},
+    io::{activation::Passed, reload::Reload, server, top},
     logs,
 };
 
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Pub(args) => commands::publish(&args).map_err(|error| error.to_string()),
         Command::Process(args) => commands::process(&args).map_err(|error| error.to_string()),
         Command::Check(args) => return check::run(&args),
+        Command::Top(args) => top::run(&args).map_err(|error| error.to_string()),
         Command::Completions { shell } => {
             let written = io::stdout().lock().write_all(&pages::completions(shell));
             written.map_err(|error| format!("the completions cannot be written: {error}"))

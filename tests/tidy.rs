@@ -91,6 +91,15 @@ fn only_the_admin_listener_knows_its_runtime() {
 }
 
 #[test]
+fn only_tickcast_top_knows_its_terminal_and_how_it_asks() {
+    refuse("only src/io/top names ureq, and only it and src/top ratatui", |path, line| {
+        path.starts_with("src/")
+            && !path.starts_with("src/io/top")
+            && (line.contains("ureq::") || line.contains("ratatui::") && !path.starts_with("src/top/"))
+    });
+}
+
+#[test]
 fn only_io_and_the_client_know_sockets() {
     refuse("state machines know no socket", |path, line| {
         let knows = ["TcpStream", "TcpListener", "UdpSocket", "socket2::", "OwnedFd", "libc::"];

@@ -25,6 +25,18 @@ pub enum SessionSort {
     Newest,
 }
 
+impl SessionSort {
+    /// All of them, with the names that a query has for them.
+    pub const ALL: [(&str, SessionSort); 6] = [
+        ("outbox", SessionSort::Outbox),
+        ("lag", SessionSort::Lag),
+        ("dropped", SessionSort::Dropped),
+        ("conflated", SessionSort::Conflated),
+        ("topics", SessionSort::Topics),
+        ("newest", SessionSort::Newest),
+    ];
+}
+
 /// What the topics of an answer are chosen by and sorted by, the highest first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TopicSort {
@@ -62,6 +74,8 @@ pub struct TopicsQuery {
 pub enum LatencyFormat {
     /// Percentiles of each shard and of all together.
     Json,
+    /// How often each latency was seen on all shards together: what an asker can take an earlier answer from.
+    Counts,
     /// All shards' histogram as the text that HdrHistogram's plotters read.
     Hgrm(Until),
 }
@@ -117,17 +131,9 @@ fn shown(text: &str) -> String {
 /// # Errors
 /// What is wrong with which parameter.
 pub fn sessions(query: &str) -> Result<SessionsQuery, String> {
-    use SessionSort::*;
     let parameters = Parameters::parse(query, &["sort", "limit"])?;
-    let sorts = [
-        ("outbox", Outbox),
-        ("lag", Lag),
-        ("dropped", Dropped),
-        ("conflated", Conflated),
-        ("topics", Topics),
-        ("newest", Newest),
-    ];
-    Ok(SessionsQuery { sort: parameters.one_of("sort", &sorts, Outbox)?, limit: parameters.limit()? })
+    let sort = parameters.one_of("sort", &SessionSort::ALL, SessionSort::Outbox)?;
+    Ok(SessionsQuery { sort, limit: parameters.limit()? })
 }
 
 /// What stands behind `/v1/topics?`.
@@ -152,10 +158,16 @@ pub fn latency(query: &str) -> Result<LatencyFormat, String> {
     let parameters = Parameters::parse(query, &["format", "until"])?;
     let untils = [("sequenced", Until::Sequenced), ("sent", Until::Sent)];
     let until = parameters.one_of("until", &untils, Until::Sent)?;
-    match parameters.one_of("format", &[("json", false), ("hgrm", true)], false)? {
-        true => Ok(LatencyFormat::Hgrm(until)),
-        false if parameters.of("until").is_some() => Err("until: goes with format=hgrm".to_owned()),
-        false => Ok(LatencyFormat::Json),
+    let formats = [
+        ("json", LatencyFormat::Json),
+        ("counts", LatencyFormat::Counts),
+        ("hgrm", LatencyFormat::Hgrm(until)),
+    ];
+    match parameters.one_of("format", &formats, LatencyFormat::Json)? {
+        LatencyFormat::Json | LatencyFormat::Counts if parameters.of("until").is_some() => {
+            Err("until: goes with format=hgrm".to_owned())
+        }
+        format => Ok(format),
     }
 }
 
@@ -183,6 +195,7 @@ mod tests {
         assert_eq!(topics("&"), Ok(of("", TopicSort::Ticks)));
         assert_eq!(topics("prefix=k%C3%A4se.&sort=bytes"), Ok(of("käse.", TopicSort::Bytes)));
         assert_eq!(latency(""), Ok(LatencyFormat::Json));
+        assert_eq!(latency("format=counts"), Ok(LatencyFormat::Counts));
         assert_eq!(latency("format=hgrm"), Ok(LatencyFormat::Hgrm(Until::Sent)));
         assert_eq!(latency("format=hgrm&until=sequenced"), Ok(LatencyFormat::Hgrm(Until::Sequenced)));
         assert_eq!(none("&&"), Ok(()));

@@ -83,7 +83,7 @@ GET /readyz                        200 while clients are taken in
 GET /v1/shards                     each shard's counters and state
 GET /v1/topics                     ?prefix= &sort=ticks|bytes|newest &limit=
 GET /v1/sessions                   ?sort=outbox|lag|dropped|conflated|topics|newest &limit=
-GET /v1/latency                    ?format=json|hgrm &until=sequenced|sent
+GET /v1/latency                    ?format=json|counts|hgrm &until=sequenced|sent
 DELETE /v1/sessions/ID             closes a session
 ";
 

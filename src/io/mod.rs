@@ -18,3 +18,4 @@ pub mod shim;
 pub mod signals;
 pub mod stop;
 pub mod systemd;
+pub mod top;

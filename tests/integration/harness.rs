@@ -9,6 +9,7 @@ pub mod load_client;
 mod machine;
 pub mod processes;
 pub mod raw;
+pub mod terminal;
 
 use std::{
     fs,

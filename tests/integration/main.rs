@@ -36,3 +36,4 @@ mod startup;
 mod stop;
 mod stopped;
 mod systemd;
+mod top;

@@ -15,10 +15,10 @@ use super::{Office, ask::Answers, process};
 use crate::{
     admin::{
         Stage,
-        latency::{LatencyView, hgrm},
+        latency::{LatencyView, counts, hgrm},
         metrics::{self, Scrape, ShardSample},
         overview::{Overview, ShardView},
-        query::{LatencyFormat, SessionsQuery, TopicsQuery},
+        query::{LatencyFormat, SessionsQuery, TopicsQuery, Until},
         route::{self, INDEX, Refusal, Route, SessionName},
         views::{SessionView, ShardState, TopicView, merged},
     },
@@ -200,9 +200,21 @@ impl Office {
         let states = self.states().await;
         let mut all = Latency::default();
         states.found.iter().for_each(|(_, state)| all.merge(&state.latency));
-        if let LatencyFormat::Hgrm(until) = format {
-            let status = self.status(&states.missing);
-            return Reply { status, ..Reply::text(hgrm(all.histogram(until))) };
+        match format {
+            LatencyFormat::Hgrm(until) => {
+                let status = self.status(&states.missing);
+                return Reply { status, ..Reply::text(hgrm(all.histogram(until))) };
+            }
+            LatencyFormat::Counts => {
+                let value = json!({
+                    "unit": "microseconds",
+                    "sequenced": counts(all.histogram(Until::Sequenced)),
+                    "sent": counts(all.histogram(Until::Sent)),
+                    "unanswered": states.missing,
+                });
+                return self.of_shards(&states.missing, &value);
+            }
+            LatencyFormat::Json => {}
         }
         let of_shard =
             states.found.iter().map(|(shard, state)| LatencyView::of(Some(shard.0), &state.latency));

@@ -1,0 +1,139 @@
+//! Numbers, times and names as they stand on the screen.
+
+/// What is not known.
+pub const UNKNOWN: &str = "-";
+
+/// With a comma before every three digits.
+pub fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.char_indices() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Something a second: whole from 10 on, else with a tenth unless there is none.
+pub fn rate(per_second: f64) -> String {
+    match per_second {
+        _ if per_second >= 9.95 => count(per_second.round() as u64),
+        _ if per_second >= 0.05 => format!("{per_second:.1}"),
+        // What is there is not shown as nothing.
+        _ if per_second > 0.0 => "<0.1".to_owned(),
+        _ => "0".to_owned(),
+    }
+}
+
+/// Bytes, in units of 1,024.
+pub fn bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1_024.0 {
+            return match unit {
+                "B" => format!("{bytes} B"),
+                _ => format!("{value:.1} {unit}"),
+            };
+        }
+        value /= 1_024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+/// Millions of bytes, without the unit.
+pub fn megabytes(bytes: f64) -> String {
+    let megabytes = bytes / 1e6;
+    match megabytes {
+        _ if megabytes >= 999.5 => count(megabytes.round() as u64),
+        _ if megabytes >= 99.5 => format!("{megabytes:.0}"),
+        _ if megabytes >= 0.005 => format!("{megabytes:.2}"),
+        _ if megabytes > 0.0 => "<0.01".to_owned(),
+        _ => "0".to_owned(),
+    }
+}
+
+/// Microseconds.
+pub fn microseconds(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} us"),
+        1_000..100_000 => format!("{:.2} ms", us as f64 / 1e3),
+        100_000..1_000_000 => format!("{} ms", us / 1_000),
+        _ => format!("{:.2} s", us as f64 / 1e6),
+    }
+}
+
+/// Milliseconds.
+pub fn milliseconds(ms: u64) -> String {
+    match ms {
+        0 => "0".to_owned(),
+        1..1_000 => format!("{ms} ms"),
+        1_000..120_000 => format!("{:.1} s", ms as f64 / 1e3),
+        _ => seconds(ms / 1_000),
+    }
+}
+
+/// Whole seconds, in their two largest units.
+pub fn seconds(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, _, _) => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{days} d {} h", hours % 24),
+    }
+}
+
+/// A time of CLOCK_REALTIME, as the time of its day.
+pub fn time_of_day(realtime_ns: u64) -> String {
+    let seconds = realtime_ns / 1_000_000_000;
+    format!("{:02}:{:02}:{:02} UTC", seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60)
+}
+
+/// A name that a peer gave, fit for a terminal: what controls it, and what is not seen, as an escape.
+pub fn shown(name: &str) -> String {
+    let mut text = String::with_capacity(name.len());
+    for character in name.chars() {
+        match character {
+            '"' | '\'' => text.push(character),
+            _ => text.extend(character.escape_debug()),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_and_small_rates_are_not_nothing() {
+        let counts = [0, 999, 1_000, 1_234_567].map(count);
+        assert_eq!(counts, ["0", "999", "1,000", "1,234,567"]);
+        let rates = [0.0, 0.01, 0.05, 3.12, 9.94, 9.96, 499_999.6].map(rate);
+        assert_eq!(rates, ["0", "<0.1", "0.1", "3.1", "9.9", "10", "500,000"]);
+        let megabytes = [0.0, 1.0, 12_340_000.0, 512e6, 4.3e9].map(megabytes);
+        assert_eq!(megabytes, ["0", "<0.01", "12.34", "512", "4,300"]);
+    }
+
+    #[test]
+    fn sizes_and_times_have_the_unit_that_suits_them() {
+        let sizes = [0, 1_023, 1_024, 7 << 20, 3 << 40].map(bytes);
+        assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "7.0 MiB", "3.0 TiB"]);
+        let times = [1, 999, 1_010, 250_000, 60_000_000].map(microseconds);
+        assert_eq!(times, ["1 us", "999 us", "1.01 ms", "250 ms", "60.00 s"]);
+        let lags = [0, 350, 12_300, 125_000].map(milliseconds);
+        assert_eq!(lags, ["0", "350 ms", "12.3 s", "2 min 5 s"]);
+        let times = [59, 3_599, 3_600 * 3 + 120, 86_400 * 4 + 3_600].map(seconds);
+        assert_eq!(times, ["59 s", "59 min 59 s", "3 h 2 min", "4 d 1 h"]);
+        assert_eq!(time_of_day(1_793_322_000_130_000_000), "01:00:00 UTC");
+    }
+
+    #[test]
+    fn a_name_cannot_steer_the_terminal() {
+        assert_eq!(shown("desk 7 'ü' \"漢\""), "desk 7 'ü' \"漢\"");
+        assert_eq!(shown("a\x1b[2J\r\n\u{7f}\u{9b}"), r"a\u{1b}[2J\r\n\u{7f}\u{9b}");
+        assert_eq!(shown("\u{202e}back\\slash\0"), r"\u{202e}back\\slash\0");
+    }
+}

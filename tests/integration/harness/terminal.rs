@@ -1,0 +1,121 @@
+//! A real terminal that a test sees and types into: a pane of a tmux server of its own.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, id},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use super::{eventually, say};
+
+/// Whether there is a tmux, or a word that there is none.
+pub fn is_there() -> bool {
+    let found = Command::new("tmux").arg("-V").output().is_ok_and(|output| output.status.success());
+    if !found {
+        say("skipped: tmux is not here (scripts/test.sh installs it)");
+    }
+    found
+}
+
+/// A terminal in which one command runs. Ended when dropped.
+pub struct Terminal {
+    /// Its tmux server's socket: nobody else's.
+    socket: PathBuf,
+}
+
+impl Terminal {
+    /// Runs a shell command in a terminal of this size. Around it the shell prints the terminal's settings, before and
+    /// after, and at last `ended CODE`; so a terminal that was not put back shows.
+    pub fn run(command: &str, columns: u16, rows: u16) -> Terminal {
+        static TERMINALS: AtomicUsize = AtomicUsize::new(0);
+        let socket = format!("tickcast-{}-{}", id(), TERMINALS.fetch_add(1, Relaxed));
+        let terminal = Terminal { socket: std::env::temp_dir().join(socket) };
+        let script = format!("stty -g; {command}; code=$?; stty -g; echo ended $code; exec sleep 600");
+        let (columns, rows) = (columns.to_string(), rows.to_string());
+        terminal.tmux(&["new-session", "-d", "-x", &columns, "-y", &rows, &script]);
+        terminal
+    }
+
+    fn tmux(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new("tmux");
+        // UTF-8 whatever the locale, and nobody's configuration.
+        command.args(["-u", "-f", "/dev/null", "-S"]).arg(&self.socket).args(arguments);
+        for name in ["TMUX", "TICKCAST_ADMIN", "RUST_LOG", "NO_COLOR"] {
+            command.env_remove(name);
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "tmux {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What it shows, a line each.
+    pub fn screen(&self) -> String {
+        self.tmux(&["capture-pane", "-p", "-J"])
+    }
+
+    /// Waits until what it shows is as wanted, and returns it.
+    pub fn wait_until(&self, what: &str, done: impl Fn(&str) -> bool) -> String {
+        let mut screen = String::new();
+        eventually(&format!("{what} on a screen"), || {
+            screen = self.screen();
+            done(&screen)
+        });
+        screen
+    }
+
+    /// Waits until it shows this.
+    pub fn wait_for(&self, part: &str) -> String {
+        self.wait_until(part, |screen| screen.contains(part))
+    }
+
+    /// Types: characters, or the name of a key as tmux has it.
+    pub fn press(&self, key: &str) {
+        self.tmux(&["send-keys", key]);
+    }
+
+    /// Gives it another size.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        self.tmux(&["resize-window", "-x", &columns.to_string(), "-y", &rows.to_string()]);
+    }
+
+    /// The command's process, once the shell has started it.
+    pub fn pid(&self) -> i32 {
+        let shell = self.tmux(&["display-message", "-p", "#{pane_pid}"]);
+        let children = format!("/proc/{0}/task/{0}/children", shell.trim());
+        let mut pid = None;
+        eventually("the command runs", || {
+            let children = fs::read_to_string(&children).unwrap();
+            pid = children.split_whitespace().next().and_then(|pid| pid.parse().ok());
+            pid.is_some()
+        });
+        pid.unwrap()
+    }
+
+    /// Waits until the command has ended, and returns its exit code.
+    pub fn exit_code(&self) -> i32 {
+        let is_end = |line: &&str| line.starts_with("ended ");
+        let screen = self.wait_until("the end", |screen| screen.lines().any(|line| is_end(&line)));
+        let line = screen.lines().find(is_end).unwrap();
+        line["ended ".len()..].parse().unwrap()
+    }
+
+    /// Asserts that the terminal is as it was before the command, which has ended. Not after a change of its size: tmux
+    /// then mixes what lies below a program's screen with it.
+    pub fn assert_as_before(&self) {
+        let screen = self.screen();
+        let settings: Vec<&str> = screen.lines().filter(|line| line.split(':').count() > 10).collect();
+        assert_eq!(settings.len(), 2, "{screen}");
+        assert_eq!(settings[0], settings[1], "the terminal's settings before and after");
+        let modes = self.tmux(&["display-message", "-p", "#{alternate_on} #{cursor_flag} #{mouse_any_flag}"]);
+        assert_eq!(modes.trim(), "0 1 0", "no other screen, a cursor, no mouse");
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = Command::new("tmux").arg("-S").arg(&self.socket).arg("kill-server").output();
+        // tmux leaves it behind.
+        let _ = fs::remove_file(&self.socket);
+    }
+}

@@ -1,0 +1,226 @@
+//! `tickcast top` against a real server: as text, and on the screen of a real terminal (skipped, with a notice, where there
+//! is no tmux; `scripts/test.sh` installs it).
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    process::Output,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tickcast::wire::Encoding;
+
+use crate::harness::{
+    Server, beside_others,
+    collector::{Collector, barrier, connect, publish},
+    eventually,
+    http::get,
+    raw::Peer,
+    terminal::{self, Terminal},
+    tickcast,
+};
+
+fn top(arguments: &[&str]) -> Output {
+    tickcast().arg("top").args(arguments).output().unwrap()
+}
+
+fn once(admin: SocketAddr) -> String {
+    let output = top(&["--once", "--interval-ms", "100", "--admin", &admin.to_string()]);
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The words of the line that begins with this one.
+fn words<'a>(text: &'a str, first: &str) -> Vec<&'a str> {
+    let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let mut found = lines.filter(|words| words.first() == Some(&first));
+    found.next().unwrap_or_else(|| panic!("no line of {first} in\n{text}"))
+}
+
+fn on_screen(admin: SocketAddr) -> String {
+    format!("{} top --interval-ms 100 --admin {admin}", env!("CARGO_BIN_EXE_tickcast"))
+}
+
+#[test]
+fn once_prints_what_the_server_counted() {
+    let _machine = beside_others();
+    let server = Server::start(&["--shards", "2"]);
+    let admin = server.admin.unwrap();
+    let collector = Collector::start(&server, Encoding::WebSocketJson, &["odds.>"]);
+    let mut peer = Peer::websocket(server.http, "/ws?topics=odds.a&client=desk%207", "tickcast.v1.rkyv");
+    peer.message();
+    let mut publisher = connect(&server, Encoding::Native);
+    for topic in ["odds.a", "odds.a", "odds.a", "odds.b", "else"] {
+        publish(&mut publisher, topic, b"[1]");
+    }
+    barrier(&mut publisher);
+    collector.wait_for(4);
+    eventually("all are sequenced", || {
+        let shards = get(admin, "/v1/shards").json();
+        let of = |shard: &serde_json::Value| shard["counters"]["ticks_sequenced"].as_u64().unwrap();
+        shards["shards"].as_array().unwrap().iter().map(of).sum::<u64>() == 5
+    });
+
+    let text = once(admin);
+    assert!(
+        text.starts_with(&format!("tickcast {} at {admin}: serving for ", env!("CARGO_PKG_VERSION"))),
+        "{text}"
+    );
+    let header = text.lines().nth(1).unwrap();
+    assert!(header.starts_with("3 sessions, 2 subscribed, 0 ticks/s in, 0 deliveries/s, "), "{header}");
+    assert!(text.contains("\nshards: 2\n") && text.contains("\nlatency, last 0."), "{text}");
+    let sessions: u64 = ["0", "1"].iter().map(|shard| words(&text, shard)[2].parse::<u64>().unwrap()).sum();
+    assert_eq!(sessions, 3, "{text}");
+    // Name, rate, ticks, sessions.
+    assert_eq!(words(&text, "odds.a")[1..4], ["0", "3", "2"], "{text}");
+    assert_eq!(words(&text, "odds.b")[1..4], ["0", "1", "1"], "{text}");
+    assert_eq!(words(&text, "else")[1..4], ["0", "1", "0"], "{text}");
+    assert!(text.contains("\ntopics by rate: 3\n") && text.contains("\nsessions by outbox: 3\n"), "{text}");
+    let named = text.lines().find(|line| line.contains("desk 7")).unwrap_or_else(|| panic!("{text}"));
+    assert!(named.contains("rkyv") && named.contains("open"), "{named}");
+    assert!(!text.contains('\x1b'));
+    collector.finish();
+    drop((peer, publisher));
+    server.stop_cleanly();
+}
+
+#[test]
+fn a_feed_has_rates() {
+    let _machine = beside_others();
+    let server = Server::start_logging("info", &["--shards", "2", "--sim-rate", "100"]);
+    let collectors = [0, 1].map(|_| Collector::start(&server, Encoding::Native, &["sim.>"]));
+    collectors.iter().for_each(|collector| collector.wait_for(100));
+    let rate = |text: &str, unit: &str| {
+        let mut parts = text.lines().nth(1).unwrap().split(", ");
+        let part = parts.find_map(|part| part.strip_suffix(unit));
+        part.unwrap_or_else(|| panic!("{text}")).replace(',', "").parse::<f64>().unwrap()
+    };
+    let mut text = String::new();
+    // A machine that is busy may give the feed nothing for as long as the interval is.
+    eventually("a feed is seen", || {
+        text = once(server.admin.unwrap());
+        [" ticks/s in", " deliveries/s"].iter().all(|unit| rate(&text, unit) > 0.0)
+    });
+    assert_eq!(rate(&text, " dropped/s"), 0.0, "{text}");
+    assert_eq!(words(&text, "sim.0")[3], "2", "both take it: {text}");
+    collectors.into_iter().for_each(|collector| drop(collector.finish()));
+    server.stop_cleanly();
+}
+
+#[test]
+fn what_cannot_be_watched_is_said_with_what_to_do() {
+    let _machine = beside_others();
+    let fails = |arguments: &[&str], parts: &[&str]| {
+        let output = top(arguments);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(matches!(output.status.code(), Some(1 | 2)) && output.stdout.is_empty(), "{said}");
+        assert!(parts.iter().all(|part| said.contains(part)), "{arguments:?}: {said}");
+    };
+    // Bound and let go again: nobody listens there.
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    fails(&["--once", "--admin", &nobody], &[&nobody, "refused", "tickcast serve", "--admin"]);
+    fails(&["--admin", &nobody], &["no terminal", "--once"]);
+    fails(&["--once", "--admin", "127.0.0.1:0"], &["port 0"]);
+    fails(&["--once", "--interval-ms", "99"], &["100..=60000"]);
+    let server = Server::start(&[]);
+    fails(&["--once", "--admin", &server.http.to_string()], &["no admin listener of tickcast"]);
+    server.stop_cleanly();
+}
+
+#[test]
+fn the_screen_follows_the_server_and_the_keys_and_gives_the_terminal_back() {
+    let _machine = beside_others();
+    if !terminal::is_there() {
+        return;
+    }
+    let server = Server::start_logging("info", &["--shards", "2", "--sim-rate", "100"]);
+    let collector = Collector::start(&server, Encoding::WebSocketJson, &["sim.>"]);
+    collector.wait_for(100);
+    let terminal = Terminal::run(&on_screen(server.admin.unwrap()), 120, 40);
+    let screen = terminal.wait_until("rates", |screen| {
+        screen.contains("serving for ") && screen.contains(" ticks/s in") && screen.contains("latency, last ")
+    });
+    for part in ["shards: 2", "topics by rate: 10", "sim.0", "sessions by outbox: 1", "json", "q end"] {
+        assert!(screen.contains(part), "{part}:\n{screen}");
+    }
+    terminal.press("h");
+    terminal.wait_for("what sessions are sorted by");
+    terminal.press("h");
+    terminal.press("s");
+    terminal.wait_for("sessions by lag: 1");
+    terminal.press("+");
+    terminal.wait_for("every 250 ms");
+    terminal.press("p");
+    terminal.wait_for("paused: p looks again");
+    // Escape sequences of arrows are keys, not an Escape that ends it.
+    terminal.press("Up");
+    terminal.press("Down");
+    terminal.press("Tab");
+    terminal.press("p");
+    terminal.wait_until("no pause", |screen| !screen.contains("paused") && screen.contains("sim.0"));
+    terminal.press("q");
+    assert_eq!(terminal.exit_code(), 0);
+    terminal.assert_as_before();
+    collector.finish();
+    server.stop_cleanly();
+}
+
+#[test]
+fn a_server_that_hangs_or_goes_does_not_hold_the_keys() {
+    let _machine = beside_others();
+    if !terminal::is_there() {
+        return;
+    }
+    let server = Server::start(&[]);
+    let terminal = Terminal::run(&on_screen(server.admin.unwrap()), 120, 40);
+    terminal.wait_for("0 ticks/s in");
+    let pid = Pid::from_raw(server.pid() as i32);
+    kill(pid, Signal::SIGSTOP).unwrap();
+    terminal.press("h");
+    terminal.wait_for("what sessions are sorted by");
+    terminal.wait_for("not within 5.0 s");
+    kill(pid, Signal::SIGCONT).unwrap();
+    terminal.press("h");
+    terminal.wait_until("an answer", |screen| !screen.contains("no answer since"));
+    server.stop_cleanly();
+    let screen = terminal.wait_for("refused");
+    assert!(screen.contains("no answer since ") && screen.contains("sessions by outbox: 0"), "{screen}");
+    terminal.press("C-c");
+    assert_eq!(terminal.exit_code(), 0);
+    terminal.assert_as_before();
+}
+
+#[test]
+fn a_signal_ends_it_with_the_terminal_as_it_was() {
+    let _machine = beside_others();
+    if !terminal::is_there() {
+        return;
+    }
+    let server = Server::start(&[]);
+    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
+        let terminal = Terminal::run(&on_screen(server.admin.unwrap()), 80, 24);
+        terminal.wait_for("serving for ");
+        kill(Pid::from_raw(terminal.pid()), signal).unwrap();
+        assert_eq!(terminal.exit_code(), 0, "{signal}");
+        terminal.assert_as_before();
+    }
+    server.stop_cleanly();
+}
+
+#[test]
+fn a_small_terminal_and_one_that_changes_its_size_are_drawn_to() {
+    let _machine = beside_others();
+    if !terminal::is_there() {
+        return;
+    }
+    let server = Server::start(&[]);
+    let terminal = Terminal::run(&on_screen(server.admin.unwrap()), 20, 5);
+    terminal.wait_for("sessions by outbox");
+    terminal.resize(120, 30);
+    terminal.wait_for("shards: ");
+    terminal.press("Escape");
+    assert_eq!(terminal.exit_code(), 0);
+    server.stop_cleanly();
+}
