@@ -114,12 +114,22 @@ impl Shard {
         }
         let deadline = match self.draining {
             Some(drain_ns) => drain_ns,
-            None => now.monotonic_ns + LINGER_DEADLINE_MS * 1_000_000,
+            None => now.monotonic_ns + self.linger_ns(&reason),
         };
         self.watch(deadline, TimerKind::Linger, id);
         if self.sessions.any_mut(slot).is_some_and(|session| !session.sending && session.outbox_bytes() == 0)
         {
             self.flushed(slot);
+        }
+    }
+
+    /// How long what a session is still to take may need. A page is longer than a line of text: it has as much time as
+    /// its request had.
+    fn linger_ns(&self, reason: &CloseReason) -> u64 {
+        let linger_ns = LINGER_DEADLINE_MS * 1_000_000;
+        match reason {
+            CloseReason::Http(200) => linger_ns.max(self.limits.handshake_deadline_ns),
+            _ => linger_ns,
         }
     }
 
