@@ -101,6 +101,7 @@ class Row {
   /** The sequences begin anew: another life of the server, or another subscription. */
   anew(isNewLife) {
     this.next = 0;
+    this.loose = false;
     this.#rateAt = 0;
     if (isNewLife) this.sequence = 0;
   }
@@ -156,8 +157,6 @@ export class Market {
   unannounced = 0;
   /** What was missed while the page was away: ticks, and topics they are of. */
   missed = { ticks: 0, topics: 0 };
-  /** The newest ticks of how many rows came after the page was away. */
-  returned = 0;
   #sort = { key: "name", down: false };
   #stale = false;
   #hasNewcomers = false;
@@ -183,7 +182,6 @@ export class Market {
     const skipped = row.next === 0 ? 0 : sequence - row.next;
     if (row.away) {
       row.away = false;
-      this.returned += 1;
       if (skipped > 0) {
         row.conflated += skipped;
         this.conflated += skipped;
@@ -217,7 +215,6 @@ export class Market {
     }
     if (row.away) {
       row.away = false;
-      this.returned += 1;
       this.missed.ticks += ticks;
       this.missed.topics += 1;
     }
@@ -226,9 +223,7 @@ export class Market {
   /** Nothing comes for a while. */
   leave() {
     this.missed = { ticks: 0, topics: 0 };
-    this.returned = 0;
     for (const row of this.rows.values()) {
-      row.away = row.sequence > 0;
       row.rate = 0;
       row.dirty = true;
     }
@@ -238,9 +233,9 @@ export class Market {
   return(isNewLife) {
     this.unlisted = 0;
     for (const row of this.rows.values()) {
-      if (isNewLife) row.away = false;
+      row.away = !isNewLife && row.sequence > 0;
       row.anew(isNewLife);
-      if (!isNewLife && row.away) row.next = row.sequence + 1;
+      if (row.away) row.next = row.sequence + 1;
     }
   }
 
@@ -248,6 +243,7 @@ export class Market {
     this.rows.clear();
     this.order = [];
     this.unlisted = 0;
+    this.#stale = true;
   }
 
   /** Once a second: rates, and the order that follows from what changes. */

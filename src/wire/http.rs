@@ -70,7 +70,7 @@ pub fn step(bytes: &[u8], offer: Offer) -> Step<Answer> {
     let mut headers = [httparse::EMPTY_HEADER; HTTP_HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
     let refusal = match request.parse(head) {
-        Ok(httparse::Status::Complete(used)) => match upgrade(&request, offer) {
+        Ok(httparse::Status::Complete(used)) => match answer(&request, offer) {
             Ok(answer) => return Step::Complete(used, answer),
             Err(refusal) => refusal,
         },
@@ -101,7 +101,7 @@ fn cut_body(answer: &mut Answer) {
     }
 }
 
-fn upgrade(request: &httparse::Request<'_, '_>, offer: Offer) -> Result<Answer, Refusal> {
+fn answer(request: &httparse::Request<'_, '_>, offer: Offer) -> Result<Answer, Refusal> {
     let refuse = |status, text: &str| Err(Refusal(status, text.to_owned()));
     let parts = convert(request)?;
     let headers = parts.headers();
