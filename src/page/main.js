@@ -359,11 +359,13 @@ function onWoke(sleptMs) {
   }, SETTLE_MS);
 }
 
-document.addEventListener("visibilitychange", () => {
+function onVisibility() {
   clearTimeout(hideTimer);
   if (document.hidden) hideTimer = setTimeout(suspend, HIDDEN_MS, "hidden");
   else if (suspended === "hidden") resume();
-});
+}
+document.addEventListener("visibilitychange", onVisibility);
+onVisibility();
 
 // What is shown.
 
