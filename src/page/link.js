@@ -15,6 +15,8 @@ const NOT_LET_IN = 3504;
 const NOT_LET_IN_MS = 1_000;
 
 const PING_MS = 2_000;
+/** Pings after a welcome, ms: the first finds a page that is busy with its start. */
+const FIRST_PINGS_MS = [250, 500, 750];
 /** Nothing was heard for so long after a ping: the connection is dead, whatever the browser thinks. */
 const SILENCE_MS = 10_000;
 /** The timer was late by more: this page was asleep, and what waits for it is still to be read. */
@@ -66,6 +68,7 @@ export class Link {
     this.#retry = 0;
     this.#closing = null;
     this.#pinged.clear();
+    this.#roundTrips = [];
     this.#silentSince = 0;
     this.#upSince = 0;
     this.#handlers.state("connecting", {});
@@ -115,7 +118,8 @@ export class Link {
       const welcome = { epoch: frame.big(0), session: frame.big(8), server: frame.text() };
       this.#handlers.state("live", welcome);
       this.#handlers.welcome(welcome);
-      this.#ping();
+      const socket = this.#socket;
+      for (const after of FIRST_PINGS_MS) setTimeout(() => this.#socket === socket && this.#ping(), after);
     } else if (frame.kind === KIND.pong) {
       const token = frame.u32(0);
       const sent = this.#pinged.get(token);

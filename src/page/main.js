@@ -173,7 +173,8 @@ function onState(next, detail) {
 
 function onWelcome(welcome) {
   const isNewLife = epoch !== 0n && welcome.epoch !== epoch;
-  if (epoch !== 0n) reconnects += 1;
+  if (epoch === 0n) tell(`Connected to ${welcome.server}.`);
+  else reconnects += 1;
   if (isNewLife) {
     wave.clear();
     Object.assign(place, { next: 0, past: 0, madeUp: 0 });

@@ -33,6 +33,8 @@ export class Stats {
   #shortest = Infinity;
   #shortestBySecond = [];
   #second = performance.now();
+  /** The second in which a connection begins says how long this page took to begin. */
+  #begins = true;
 
   bytes(count) {
     this.#bytes += count;
@@ -56,6 +58,7 @@ export class Stats {
     this.#shortest = Infinity;
     this.#shortestBySecond = [];
     this.#latencies = [];
+    this.#begins = true;
   }
 
   /** The end of a second, or of however long this page slept. */
@@ -70,7 +73,8 @@ export class Stats {
     this.offsetMs = Number.isFinite(shortest) ? shortest - way : NaN;
     const latencies = this.#latencies.sort((a, b) => a - b);
     const at = (share) => latencies[Math.min(latencies.length - 1, Math.floor(share * latencies.length))];
-    const none = latencies.length === 0;
+    const none = latencies.length === 0 || this.#begins;
+    this.#begins = false;
     this.p50 = none ? NaN : Math.max(0, at(0.5) - this.offsetMs);
     this.p99 = none ? NaN : Math.max(0, at(0.99) - this.offsetMs);
     keep(this.latency, this.p50, SECONDS);

@@ -46,7 +46,6 @@ class Line {
       this.element.id = `row-${index}`;
       this.element.setAttribute("aria-rowindex", index + 2);
       this.element.style.transform = `translateY(${top}px)`;
-      this.element.classList.toggle("odd", index % 2 === 1);
     }
     const before = row.value;
     const textBefore = row.text;
