@@ -265,7 +265,8 @@ mod tests {
                     assert!(find(&format!("{folder}{name}")).is_some(), "{}: {name}", file.path);
                 }
             }
-            let mut addresses = text.split("//").skip(1).filter(|part| part.starts_with(char::is_alphanumeric));
+            let mut addresses =
+                text.split("//").skip(1).filter(|part| part.starts_with(char::is_alphanumeric));
             let foreign = addresses.find(|part| !part.starts_with("www.w3.org/2000/svg"));
             assert_eq!(foreign, None, "{} names another host", file.path);
         }

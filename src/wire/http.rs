@@ -435,7 +435,10 @@ mod tests {
             _ => panic!("{request}"),
         };
         let (status, page) = answer("GET /?topics=a.> HTTP/1.1\r\nHost: x");
-        assert!(status == 200 && page.contains("Content-Type: text/html") && page.contains("<html"), "{page}");
+        assert!(
+            status == 200 && page.contains("Content-Type: text/html") && page.contains("<html"),
+            "{page}"
+        );
         assert!(page.contains("\r\nContent-Security-Policy: default-src 'none'; script-src 'self';"));
         let (status, head) = answer("HEAD / HTTP/1.1\r\nHost: x");
         assert!(status == 200 && page.starts_with(&head) && head.ends_with("\r\n\r\n"), "{head}");

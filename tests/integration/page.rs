@@ -51,7 +51,10 @@ fn the_page_is_fetched_plain_or_compressed_and_not_twice() {
         assert_eq!(value(&head, "Content-Length"), Some(&*plain.len().to_string()));
         assert_eq!(value(&head, "Content-Encoding"), None);
         assert!(value(&head, "Content-Security-Policy").unwrap().starts_with("default-src 'none'"));
-        assert_eq!((value(&head, "Cache-Control"), value(&head, "Connection")), (Some("no-cache"), Some("close")));
+        assert_eq!(
+            (value(&head, "Cache-Control"), value(&head, "Connection")),
+            (Some("no-cache"), Some("close"))
+        );
 
         let (zipped_head, zipped) = get(&format!("GET {path}"), "Accept-Encoding: br, gzip\r\n");
         assert_eq!(value(&zipped_head, "Content-Encoding"), Some("gzip"));
@@ -74,7 +77,8 @@ fn the_page_is_fetched_plain_or_compressed_and_not_twice() {
 #[test]
 fn a_client_on_a_slow_link_gets_the_whole_page() {
     let _machine = beside_others();
-    let options = ["--socket-send-bytes", "4096", "--notsent-lowat-bytes", "0", "--handshake-deadline-ms", "60000"];
+    let options =
+        ["--socket-send-bytes", "4096", "--notsent-lowat-bytes", "0", "--handshake-deadline-ms", "60000"];
     let server = Server::start(&options);
     let mut peer = Peer::connect_with_small_window(server.http);
     peer.send(b"GET /page/main.js HTTP/1.1\r\nHost: test\r\n\r\n");
