@@ -156,6 +156,7 @@ export class Table {
     for (const line of free) {
       line.hide();
       line.element.hidden = true;
+      line.element.setAttribute("aria-selected", false);
     }
   }
 
