@@ -4,6 +4,7 @@ use std::{
     env, fs,
     io::Read,
     path::{Path, PathBuf},
+    process::Stdio,
     time::Duration,
 };
 
