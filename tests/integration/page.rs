@@ -88,7 +88,9 @@ fn a_client_on_a_slow_link_gets_the_whole_page() {
     let head = peer.http_head();
     let body = peer.read_to_end();
     assert_eq!(value(&head, "Content-Length"), Some(&*body.len().to_string()));
+    // It does not close its side: the server waits for that no longer than for any other's.
     server.stop_cleanly();
+    drop(peer);
 }
 
 /// The browser, or `None`, said on standard error, where there is none.
