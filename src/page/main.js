@@ -387,7 +387,7 @@ function countDown() {
   const why = at("banner-text").dataset.why ?? "";
   const left = Math.max(0, Math.ceil((retryAt - performance.now()) / 1e3));
   const next = { waiting: left > 0 ? `Next attempt in ${left} s.` : "Trying again.", connecting: "Trying again.", refused: "" };
-  put("banner-text", `Disconnected: ${why}. ${next[state] ?? ""} What is shown is of before.`);
+  put("banner-text", `Disconnected: ${why}. ${next[state] ?? ""} What is shown is from before.`);
 }
 
 function showHeart(seconds) {
@@ -395,6 +395,7 @@ function showHeart(seconds) {
   if (at("heart").hidden) return;
   const { info } = wave;
   if (info !== null) put("lead", `${info.signal}${info.record === info.signal ? "" : ` of record ${info.record}`}, ${info.fs} Hz`);
+  at("pulse").dataset.known = wave.beats.length > 0 || !Number.isNaN(wave.bpm) ? "yes" : "no";
   put("bpm", Number.isNaN(wave.bpm) ? "–" : String(Math.round(wave.bpm)));
   put("scale", sweep.scale);
   const hint = "For beats, run: tickcast process ecg";
@@ -405,7 +406,7 @@ function showHeart(seconds) {
   put("flat", suspended !== "" ? "Paused" : state === "live" ? "No samples come" : "No connection");
   const fps = Math.round(sweep.frames / seconds);
   document.body.dataset.fps = isFlat ? 0 : fps;
-  put("frames", `${fps} frames/s`);
+  put("frames", isFlat ? "" : many(fps, "frame/s", "frames/s"));
 }
 
 function showMarket() {
@@ -415,7 +416,8 @@ function showMarket() {
   const published = [...market.rows.values()].reduce((sum, row) => sum + row.rate, 0);
   const listed = market.unlisted > 0 ? `${count(ROWS_MAX)} of ${count(size + market.unlisted)}: ask for fewer` : count(size);
   put("listed", size === 0 ? "" : listed);
-  put("empty", state === "live" && suspended === "" ? `Nothing has come of ${patterns.join(", ")} yet.` : "Nothing is shown.");
+  const nothing = patterns.includes(">") ? "Nothing has come yet." : `Nothing has come of ${patterns.join(", ")} yet.`;
+  put("empty", state === "live" && suspended === "" ? nothing : "Nothing is shown.");
   put("conflated", count(market.conflated));
   const lost = market.gaps + wave.lost;
   put("lost", count(lost));
@@ -428,10 +430,10 @@ function showMarket() {
 function showNumbers(published) {
   put("latency", ms(stats.p50));
   const measured = waves() ? WAVE : probe || "all topics";
-  put("latency-more", Number.isNaN(stats.p99) ? "of the last second" : `99 % below ${ms(stats.p99)}, on ${measured}`);
+  put("latency-more", Number.isNaN(stats.p99) ? "of the last second" : `99 % below ${ms(stats.p99)}\non ${measured}`);
   const ticks = stats.ticksPerSecond.at(-1);
-  put("ticks", rate(ticks));
-  put("ticks-more", `${bytes(stats.bytesPerSecond)}/s; table: ${rate(published)} published`);
+  put("ticks", Number.isNaN(ticks) ? "–" : rate(ticks));
+  put("ticks-more", `${bytes(stats.bytesPerSecond)}/s\npublished: ${rate(published)}`);
   put("round-trip", ms(link.roundTripMs));
   const offset = stats.offsetMs;
   put("offset", Number.isNaN(offset) ? "–" : `${offset < 0 ? "−" : "+"}${ms(Math.abs(offset))}`);

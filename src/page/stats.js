@@ -1,9 +1,12 @@
 // stats.js: latency, rates and the difference of the clocks, second by second, and the small curves of them.
 
-/** Seconds that a curve shows. */
+/** Seconds that a curve shows in its width: as many as there are, within these bounds. */
 const SECONDS = 60;
+const SECONDS_MIN = 15;
 /** Seconds over which the shortest way here is looked for. */
 const OFFSET_SECONDS = 30;
+/** A second that began so soon after its connection is no measure. */
+const BEGINNING_MS = 500;
 /** Latencies kept of one second; of more, a random part. */
 const SAMPLES_MAX = 4_096;
 
@@ -33,8 +36,8 @@ export class Stats {
   #shortest = Infinity;
   #shortestBySecond = [];
   #second = performance.now();
-  /** The second in which a connection begins says how long this page took to begin. */
-  #begins = true;
+  /** When the connection began: that second says how long this page took to begin, and what the server still had. */
+  #begun = performance.now();
 
   bytes(count) {
     this.#bytes += count;
@@ -58,13 +61,14 @@ export class Stats {
     this.#shortest = Infinity;
     this.#shortestBySecond = [];
     this.#latencies = [];
-    this.#begins = true;
+    this.#begun = performance.now();
   }
 
   /** The end of a second, or of however long this page slept. */
   second(shortestRoundTripMs) {
     const now = performance.now();
     const seconds = Math.max((now - this.#second) / 1e3, 0.001);
+    const isFirst = this.#second < this.#begun + BEGINNING_MS;
     this.#second = now;
     keep(this.#shortestBySecond, this.#shortest, OFFSET_SECONDS);
     const shortest = Math.min(...this.#shortestBySecond);
@@ -73,12 +77,11 @@ export class Stats {
     this.offsetMs = Number.isFinite(shortest) ? shortest - way : NaN;
     const latencies = this.#latencies.sort((a, b) => a - b);
     const at = (share) => latencies[Math.min(latencies.length - 1, Math.floor(share * latencies.length))];
-    const none = latencies.length === 0 || this.#begins;
-    this.#begins = false;
+    const none = latencies.length === 0 || isFirst;
     this.p50 = none ? NaN : Math.max(0, at(0.5) - this.offsetMs);
     this.p99 = none ? NaN : Math.max(0, at(0.99) - this.offsetMs);
     keep(this.latency, this.p50, SECONDS);
-    keep(this.ticksPerSecond, this.#ticks / seconds, SECONDS);
+    keep(this.ticksPerSecond, isFirst ? NaN : this.#ticks / seconds, SECONDS);
     this.bytesPerSecond = this.#bytes / seconds;
     this.#latencies = [];
     this.#seen = this.#ticks = this.#bytes = 0;
@@ -115,13 +118,16 @@ export class Sparkline {
     const { line, area } = this.#colours();
     const known = values.filter((value) => !Number.isNaN(value));
     const top = known.length === 0 ? 1 : Math.max(...known) * 1.1 || 1;
-    const x = (at) => (at + SECONDS - values.length) * (width / (SECONDS - 1));
+    const seconds = Math.max(SECONDS_MIN, values.length);
+    const x = (at) => (at + seconds - values.length) * (width / (seconds - 1));
     const y = (value) => height - ratio - (value / top) * (height - 3 * ratio);
     context.clearRect(0, 0, width, height);
+    // All along, so that a short curve is seen to have only begun.
+    context.fillStyle = area;
+    context.fillRect(0, height - ratio, width, ratio);
     context.lineWidth = 1.5 * ratio;
     context.lineJoin = "round";
     context.strokeStyle = line;
-    context.fillStyle = area;
     for (const [from, to] of runs(values)) {
       context.beginPath();
       for (let at = from; at < to; at += 1) context.lineTo(x(at), y(values[at]));

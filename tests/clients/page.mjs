@@ -2,39 +2,11 @@
 //
 // "live" once rows and wave move, the page was paused and went on, and its screenshots are in FOLDER; "lost" when it has
 // seen the server go, "back" when it has found one again; "end" last. What the page logs as an error is one.
-import { chromium } from "playwright-core";
+import { check, open, run, say } from "./browser.mjs";
 
 const [executablePath, url, folder] = process.argv.slice(2);
-const GUARD_MS = 60_000;
+const SIZE = { width: 1280, height: 900 };
 
-const say = (text) => process.stdout.write(`${text}\n`);
-const check = (holds, what) => {
-  if (!holds) throw new Error(what);
-};
-
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-gpu"] });
-const context = await browser.newContext({ viewport: { width: 1280, height: 900 } });
-context.setDefaultTimeout(GUARD_MS);
-const page = await context.newPage();
-const errors = [];
-/** What a browser says of a server that is away is no error of the page. */
-const isOfConnection = (text) => /WebSocket connection|ERR_CONNECTION|net::ERR/.test(text);
-page.on("pageerror", (error) => errors.push(error.stack ?? String(error)));
-page.on("console", (message) => {
-  if (message.type() === "error" && !isOfConnection(message.text())) errors.push(message.text());
-});
-page.on("requestfailed", (request) => errors.push(`${request.url()}: ${request.failure()?.errorText}`));
-page.on("request", (request) => request.url().startsWith(url) || errors.push(`asks for ${request.url()}`));
-
-/** Looks until it holds. Not with waitForFunction, which the page's content security policy may refuse. */
-async function until(holds, argument) {
-  const end = Date.now() + GUARD_MS;
-  while (!(await page.evaluate(holds, argument))) {
-    check(Date.now() < end, `waited in vain for ${holds} ${argument ?? ""}`);
-    await page.waitForTimeout(50);
-  }
-}
-const state = (wanted) => until((wanted) => document.body.dataset.state === wanted, wanted);
 const valuesOf = () => [...document.querySelectorAll(".row:not([hidden]) .value")].map((cell) => cell.textContent).join();
 const pixelsOf = () => {
   const canvas = document.getElementById("wave");
@@ -47,14 +19,13 @@ const pixelsOf = () => {
   }
   return { hash, inked };
 };
-const text = (id) => page.locator(`#${id}`).textContent();
-
 /** Rows get other values and the wave other pixels. */
-async function moves() {
-  await until(() => Number(document.body.dataset.rows) >= 5);
+async function moves(tab) {
+  const { page } = tab;
+  await tab.until(() => Number(document.body.dataset.rows) >= 5);
   const values = await page.evaluate(valuesOf);
-  await until((before) => [...document.querySelectorAll(".row:not([hidden]) .value")].map((cell) => cell.textContent).join() !== before, values);
-  await until(() => Number(document.body.dataset.fps) > 30);
+  await tab.until((before) => [...document.querySelectorAll(".row:not([hidden]) .value")].map((cell) => cell.textContent).join() !== before, values);
+  await tab.until(() => Number(document.body.dataset.fps) > 30);
   const before = await page.evaluate(pixelsOf);
   check(before.inked > 100, "the wave is drawn");
   await page.waitForTimeout(500);
@@ -62,25 +33,25 @@ async function moves() {
   check(before.hash !== after.hash, "the wave moves");
 }
 
-async function screenshots(suffix) {
+async function screenshots(tab) {
   for (const colorScheme of ["light", "dark"]) {
-    await page.emulateMedia({ colorScheme });
+    await tab.page.emulateMedia({ colorScheme });
     for (const width of [1280, 390]) {
-      await page.setViewportSize({ width, height: width === 390 ? 844 : 900 });
-      await page.waitForTimeout(700);
-      const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-      check(overflow <= 0, `${overflow} pixels are beyond the right edge at ${width}`);
-      await page.screenshot({ path: `${folder}/${colorScheme}-${width}${suffix}.png`, fullPage: width === 390 });
+      await tab.page.setViewportSize({ width, height: width === 390 ? 844 : 900 });
+      await tab.page.waitForTimeout(300);
+      await tab.fits(`${colorScheme} ${width}`);
+      await tab.shot(folder, `${colorScheme}-${width}`, { fullPage: width === 390 });
     }
   }
-  await page.setViewportSize({ width: 1280, height: 900 });
+  await tab.page.setViewportSize(SIZE);
 }
 
-try {
+async function live(tab) {
+  const { page } = tab;
   await page.goto(url);
-  await state("live");
-  await moves();
-  check((await text("unannounced")) === "0", "no tick is lost in silence");
+  await tab.state("live");
+  await moves(tab);
+  check((await tab.text("unannounced")) === "0", "no tick is lost in silence");
 
   // By keyboard alone: a row is chosen, topics are asked for, the page pauses and goes on.
   await page.locator(".body").focus();
@@ -90,7 +61,7 @@ try {
   await page.keyboard.press("/");
   await page.keyboard.type("no.such.topic");
   await page.keyboard.press("Enter");
-  await until(() => document.body.dataset.rows === "0");
+  await tab.until(() => document.body.dataset.rows === "0");
   check(page.url().endsWith("?topics=no.such.topic"), page.url());
   await page.keyboard.press("ControlOrMeta+a");
   await page.keyboard.type("a..b");
@@ -98,39 +69,45 @@ try {
   await page.locator("#topics-error:not([hidden])").waitFor();
   await page.locator("#topics").fill("");
   await page.keyboard.press("Enter");
-  await until(() => Number(document.body.dataset.rows) >= 5);
+  await tab.until(() => Number(document.body.dataset.rows) >= 5);
   await page.keyboard.press("Escape");
   await page.keyboard.press("p");
-  await until(() => document.getElementById("state-text").textContent === "Paused");
-  await page.waitForTimeout(1_000);
+  await tab.tells("state-text", "Paused");
+  await page.waitForTimeout(300);
   await page.keyboard.press("p");
-  await until(() => document.getElementById("events").textContent.includes("Paused for"));
-  check((await text("unannounced")) === "0", "what was missed in the pause is no silent loss");
+  await tab.tells("events", "Paused for");
+  check((await tab.text("unannounced")) === "0", "what was missed in the pause is no silent loss");
 
-  await screenshots("");
+  await screenshots(tab);
   await page.emulateMedia({ colorScheme: "light", reducedMotion: "reduce" });
-  const still = await page.evaluate(pixelsOf);
-  await until(() => Number(document.body.dataset.fps) <= 2);
-  check(still.inked > 100, "a wave in steps is a wave");
+  await tab.until(() => Number(document.body.dataset.fps) <= 2);
+  check((await page.evaluate(pixelsOf)).inked > 100, "a wave in steps is a wave");
   await page.emulateMedia({ reducedMotion: "no-preference" });
-  say("live");
-
-  await until(() => document.body.dataset.state !== "live");
-  await page.locator("#banner:not([hidden])").waitFor();
-  await page.screenshot({ path: `${folder}/light-1280-lost.png` });
-  say("lost");
-  await until(() => document.body.dataset.state === "live" && document.body.dataset.reconnects === "1");
-  await until(() => document.getElementById("events").textContent.includes("started anew"));
-  await moves();
-  check((await text("unannounced")) === "0", "nothing is lost in silence when the server comes back");
-  await page.screenshot({ path: `${folder}/light-1280-back.png` });
-  say("back");
-  check(errors.length === 0, `the page logged: ${errors.join("; ")}`);
-  say("end");
-} catch (error) {
-  await page.screenshot({ path: `${folder}/failed.png` }).catch(() => {});
-  console.error(error, errors);
-  process.exitCode = 1;
-} finally {
-  await browser.close();
 }
+
+async function lostAndBack(tab) {
+  await tab.until(() => document.body.dataset.state !== "live");
+  await tab.page.locator("#banner:not([hidden])").waitFor();
+  await tab.shot(folder, "light-1280-lost");
+  say("lost");
+  await tab.until(() => document.body.dataset.state === "live" && document.body.dataset.reconnects === "1");
+  await tab.tells("events", "started anew");
+  await moves(tab);
+  check((await tab.text("unannounced")) === "0", "nothing is lost in silence when the server comes back");
+  await tab.shot(folder, "light-1280-back");
+}
+
+await run(executablePath, async (browser) => {
+  const tab = await open(browser, url, { viewport: SIZE });
+  try {
+    await live(tab);
+    say("live");
+    await lostAndBack(tab);
+    say("back");
+    tab.assertQuiet();
+  } catch (error) {
+    await tab.shot(folder, "failed").catch(() => {});
+    console.error(tab.errors);
+    throw error;
+  }
+});
