@@ -32,17 +32,6 @@ if ((${#missing[@]} > 0)); then
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends "${missing[@]}"
 fi
-# The page is opened in a browser where there is one; it is a large package, so only root gets it unasked.
-if ! command -v chromium chromium-browser google-chrome >/dev/null; then
-    if [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
-        say "installing chromium"
-        export DEBIAN_FRONTEND=noninteractive
-        apt-get update -qq
-        apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core
-    else
-        say "without Chromium (apt-get install chromium) the page is not opened in a browser"
-    fi
-fi
 command -v cargo >/dev/null || fail "cargo is not here: install Rust 1.90 or later (rustup)"
 
 # Repeated runs ask no registry: each installation leaves a copy of what it was made from.
@@ -50,6 +39,18 @@ if ! cmp -s $clients/package-lock.json $clients/node_modules/.installed-from; th
     say "installing the npm clients"
     npm ci --prefix $clients --no-audit --no-fund --ignore-scripts
     cp $clients/package-lock.json $clients/node_modules/.installed-from
+fi
+# The page is opened in a browser: Debian's for root, else playwright's in the user's cache.
+if ! node $clients/find-browser.mjs >/dev/null; then
+    say "installing chromium"
+    if [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update -qq
+        apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core
+    else
+        node $clients/node_modules/playwright-core/cli.js install --no-shell chromium ||
+            say "without Chromium (apt-get install chromium) the page is not opened in a browser"
+    fi
 fi
 if ! cmp -s $clients/requirements.txt $clients/.venv/.installed-from; then
     say "installing the Python clients"

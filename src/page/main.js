@@ -285,7 +285,11 @@ function onError(request, code, text) {
 function leave(why) {
   if (away !== null && !away.back) return;
   if (away !== null) tellOfAbsence(away);
-  away = { why, since: performance.now(), isNewLife: false, lost: wave.lost, hadWave: wave.isKnown };
+  // A page that was given up while it slept has been away since it fell asleep.
+  const { since, before } = asleep ?? { since: performance.now(), before: counts() };
+  asleep = null;
+  const skipped = counts().skipped - before.skipped;
+  away = { why, since, isNewLife: false, skipped, lost: before.lost, hadWave: wave.isKnown };
   place.madeUp = 0;
   market.leave();
 }
@@ -302,16 +306,15 @@ function comeBack() {
 function tellOfAbsence(absence) {
   if (away !== absence) return;
   away = null;
+  market.measureAnew();
   const before = { lost: "Back after", paused: "Paused for", hidden: "Hidden for" }[absence.why];
   const parts = [`${before} ${duration(absence.back - absence.since)}.`];
   if (absence.isNewLife) {
     parts.push("The server was started anew: sequences begin at 1, and what was missed of those before is not known.");
   } else {
-    const { ticks, topics: of } = market.missed;
+    const ticks = market.missed + absence.skipped;
     parts.push(
-      ticks === 0
-        ? "No tick of the table was missed."
-        : `${many(ticks, "tick")} of ${many(of, "topic")} were skipped; the newest are shown.`,
+      ticks === 0 ? "No tick of the table was missed." : `${many(ticks, "tick")} of the table skipped: the newest are shown.`,
     );
     const lost = wave.lost - absence.lost;
     if (absence.hadWave) {
@@ -346,17 +349,26 @@ function showPause() {
   if (state === "live") put("state-text", isPaused ? "Paused" : "Live");
 }
 
-/** What was counted a second ago, or before this page fell asleep. */
-let counted = { conflated: 0, lost: 0 };
+/** What has not come so far: ticks of the table, and batches of the wave. */
+const counts = () => ({ skipped: market.conflated + market.gaps, lost: wave.lost });
+/** The same a second ago, or before this page fell asleep. */
+let counted = counts();
 let lastSecond = performance.now();
+/** `{since, before}`: this page has just slept, and what it missed is still coming in. */
+let asleep = null;
 
 function onWoke(sleptMs) {
   if (suspended !== "" || away !== null || document.hidden) return;
-  const before = counted;
+  const slept = (asleep = { since: performance.now() - sleptMs, before: counted });
+  market.measureAnew();
   setTimeout(() => {
-    const skipped = market.conflated + market.gaps - before.conflated;
-    const lost = wave.lost - before.lost;
-    tell(`This page slept for ${duration(sleptMs)}. ${many(skipped, "tick")} of the table were skipped, ${many(lost, "batch", "batches")} of the wave lost.`);
+    if (asleep !== slept) return;
+    asleep = null;
+    market.measureAnew();
+    const { skipped, lost } = counts();
+    const ticks = `${many(skipped - slept.before.skipped, "tick")} of the table skipped`;
+    const batches = `${many(lost - slept.before.lost, "batch", "batches")} of the wave lost`;
+    tell(`This page slept for ${duration(sleptMs)}: ${ticks}, ${batches}.`);
   }, SETTLE_MS);
 }
 
@@ -445,7 +457,7 @@ setInterval(() => {
   const now = performance.now();
   const seconds = (now - lastSecond) / 1e3;
   // Late by more: this page was asleep, and what was counted before is still to be told.
-  if (seconds < 4) counted = { conflated: market.conflated + market.gaps, lost: wave.lost };
+  if (seconds < 4) counted = counts();
   lastSecond = now;
   market.second(now);
   stats.second(link.shortestRoundTripMs);

@@ -98,11 +98,16 @@ class Row {
     this.#rateSequence = this.sequence;
   }
 
+  /** What came in one piece is no rate. */
+  measureAnew() {
+    this.#rateAt = 0;
+  }
+
   /** The sequences begin anew: another life of the server, or another subscription. */
   anew(isNewLife) {
     this.next = 0;
     this.loose = false;
-    this.#rateAt = 0;
+    this.measureAnew();
     if (isNewLife) this.sequence = 0;
   }
 }
@@ -155,8 +160,8 @@ export class Market {
   gaps = 0;
   /** Ticks that did not come and were not announced: there should never be one. */
   unannounced = 0;
-  /** What was missed while the page was away: ticks, and topics they are of. */
-  missed = { ticks: 0, topics: 0 };
+  /** Ticks that were missed while the page was away. */
+  missed = 0;
   #sort = { key: "name", down: false };
   #stale = false;
   #hasNewcomers = false;
@@ -185,8 +190,7 @@ export class Market {
       if (skipped > 0) {
         row.conflated += skipped;
         this.conflated += skipped;
-        this.missed.ticks += skipped;
-        this.missed.topics += 1;
+        this.missed += skipped;
       }
     } else if (skipped > 0 && !isSnapshot && !row.loose) {
       this.unannounced += skipped;
@@ -215,14 +219,13 @@ export class Market {
     }
     if (row.away) {
       row.away = false;
-      this.missed.ticks += ticks;
-      this.missed.topics += 1;
+      this.missed += ticks;
     }
   }
 
   /** Nothing comes for a while. */
   leave() {
-    this.missed = { ticks: 0, topics: 0 };
+    this.missed = 0;
     for (const row of this.rows.values()) {
       row.rate = 0;
       row.dirty = true;
@@ -254,6 +257,11 @@ export class Market {
       row.dirty ||= row.rate !== before;
     }
     if (this.#sort.key !== "name") this.#stale = true;
+  }
+
+  /** After what came in one piece. */
+  measureAnew() {
+    for (const row of this.rows.values()) row.measureAnew();
   }
 
   sortBy(key) {

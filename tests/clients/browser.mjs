@@ -13,18 +13,20 @@ export function check(holds, what) {
 
 export const say = (text) => process.stdout.write(`${text}\n`);
 
-/** The browser's program: Debian's or Chrome, or what `playwright-core install chromium-headless-shell` has put down. */
+/** The browser's program: Debian's or Chrome, or what `playwright-core install --no-shell chromium` has put down. */
 export function findBrowser() {
   const folders = (process.env.PATH ?? "").split(delimiter);
   for (const name of ["chromium", "chromium-browser", "google-chrome"]) {
     const found = folders.map((folder) => join(folder, name)).find((file) => existsSync(file));
     if (found !== undefined) return found;
   }
-  return undefined;
+  const own = chromium.executablePath();
+  return existsSync(own) ? own : undefined;
 }
 
-/** Starts a browser; without a program, the one that playwright-core has installed. */
+/** Starts the browser, without a program the one that is found. */
 export function launch(executablePath = findBrowser()) {
+  check(executablePath !== undefined, "no Chromium here: apt-get install chromium, or run scripts/test.sh");
   const args = ["--no-sandbox", "--disable-gpu"];
   // With scroll bars, as people have them.
   return chromium.launch({ executablePath, args, ignoreDefaultArgs: ["--hide-scrollbars"] });

@@ -73,7 +73,7 @@ async function goodbyes(browser) {
   script.send(announced(FIRST, "a.b", EPOCH), tick(FIRST, 9, price(2), nowNs()));
   await tab.until(() => document.querySelector(".row .sequence").textContent === "9");
   await clock.fastForward(2_000);
-  await tab.tells("events", "3 ticks of 1 topic were skipped");
+  await tab.tells("events", "3 ticks of the table skipped");
   check((await tab.text("unannounced")) === "0", "what was missed while away is no silent loss");
 
   script.close(3502, "replaced by a newer connection", 0);
@@ -139,9 +139,38 @@ async function asleep(browser) {
   await tab.until(() => document.querySelector(".row .sequence").textContent === "301");
   await clock.fastForward(2_000);
   await tab.tells("events", "This page slept for");
-  await tab.tells("events", "299 ticks of the table were skipped, 1,400 batches of the wave lost");
+  await tab.tells("events", "299 ticks of the table skipped, 1,400 batches of the wave lost");
   check(script.connections === 1, "a connection that lives is kept");
   check((await tab.text("unannounced")) === "0" && (await tab.text("lost")) === "1,400", "all was announced");
+  await finish(edge);
+}
+
+/** Nobody looks at the tab: after a while it asks for nothing, and looked at again it says what it missed. */
+async function hidden(browser) {
+  const edge = await start(browser, true);
+  const { tab, script } = edge;
+  const { clock } = tab.page;
+  const show = (isHidden) =>
+    tab.page.evaluate((isHidden) => {
+      Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }, isHidden);
+  script.send(announced(FIRST, "a.b", EPOCH), tick(FIRST, 1, price(1), nowNs()));
+  await tab.until(() => document.body.dataset.rows === "1");
+  await show(true);
+  await clock.fastForward(9_000);
+  check(script.asked.has(">"), "a glance elsewhere is no absence");
+  await clock.fastForward(1_500);
+  await script.isAskedForNothing();
+  await clock.fastForward(60_000);
+  await show(false);
+  await script.isAsked(1, ">");
+  script.send(tick(FIRST, 21, price(2), nowNs()));
+  await tab.until(() => document.querySelector(".row .sequence").textContent === "21");
+  await clock.fastForward(2_000);
+  await tab.tells("events", "Hidden for 1 min");
+  await tab.tells("events", "19 ticks of the table skipped");
+  check(script.connections === 1 && (await tab.text("unannounced")) === "0", "the connection is kept");
   await finish(edge);
 }
 
@@ -186,7 +215,7 @@ async function thousands(browser) {
 }
 
 await run(executablePath, async (browser) => {
-  for (const edge of [goodbyes, lostBatches, asleep, thousands]) {
+  for (const edge of [goodbyes, lostBatches, asleep, hidden, thousands]) {
     const begun = Date.now();
     await edge(browser);
     console.log(`${edge.name} ${Date.now() - begun} ms`);

@@ -8,6 +8,7 @@ import { framesOf } from "./wire.mjs";
 
 const HELLO = 1;
 const SUBSCRIBE = 2;
+const UNSUBSCRIBE = 3;
 const PING = 5;
 const TYPES = { html: "text/html", css: "text/css", js: "text/javascript", svg: "image/svg+xml" };
 const FILES = new URL("../../src/page/", import.meta.url);
@@ -65,6 +66,14 @@ export async function serve() {
   return script;
 }
 
+async function until(holds, what) {
+  const end = Date.now() + GUARD_MS;
+  while (!holds()) {
+    check(Date.now() < end, `waited in vain: ${what}`);
+    await new Promise((done) => setTimeout(done, 10));
+  }
+}
+
 class Script {
   url = "";
   /** Connections so far. */
@@ -94,6 +103,9 @@ class Script {
         } else if (kind === SUBSCRIBE) {
           this.asked.add(payload.toString());
           socket.send(frame(65, { payload, record: [[8, this.epoch], [4, record.readUInt32LE(0)], [4, 0]] }));
+        } else if (kind === UNSUBSCRIBE) {
+          this.asked.delete(payload.toString());
+          socket.send(frame(66, { payload, record: [[4, record.readUInt32LE(0)], [4, 0]] }));
         } else if (kind === PING) {
           socket.send(frame(68, { record: [[8, record.readBigUInt64LE(0)]] }));
         }
@@ -102,12 +114,14 @@ class Script {
   }
 
   /** Waits for a connection, the so-manieth, that has asked for a pattern. */
-  async isAsked(connection, pattern) {
-    const end = Date.now() + GUARD_MS;
-    while (this.connections < connection || !this.asked.has(pattern)) {
-      check(Date.now() < end, `connection ${connection} never asked for ${pattern}`);
-      await new Promise((done) => setTimeout(done, 10));
-    }
+  isAsked(connection, pattern) {
+    const holds = () => this.connections >= connection && this.asked.has(pattern);
+    return until(holds, `connection ${connection} asks for ${pattern}`);
+  }
+
+  /** Waits until the connection asks for nothing any more. */
+  isAskedForNothing() {
+    return until(() => this.asked.size === 0, "nothing is asked for");
   }
 
   /** Sends frames as one message. */

@@ -3,7 +3,7 @@
 //
 // Exit code 0: the page was live, showed ticks, lay within each width and logged no error; else 1, with the reason on
 // standard error. With --empty before URL the server need not have a tick. CHROMIUM is the browser's program; without it the
-// one in PATH, or playwright's own. Needs `npm ci --prefix tests/clients` once (scripts/test.sh does it). About 20 s.
+// one that find-browser.mjs prints. Needs `npm ci --prefix tests/clients` once (scripts/test.sh does it). About 20 s.
 import { mkdirSync } from "node:fs";
 import { check, launch, open, say } from "./browser.mjs";
 

@@ -1,10 +1,10 @@
 //! The page at `/`: fetched as it is served, and opened in a real browser against a server that goes away and comes back.
 
 use std::{
-    env, fs,
+    fs,
     io::Read,
-    path::{Path, PathBuf},
-    process::Stdio,
+    path::Path,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -93,27 +93,27 @@ fn a_client_on_a_slow_link_gets_the_whole_page() {
     drop(peer);
 }
 
-/// The browser, or `None`, said on standard error, where there is none.
-fn chromium() -> Option<PathBuf> {
-    let names = ["chromium", "chromium-browser", "google-chrome"];
-    let folders: Vec<PathBuf> = env::split_paths(&env::var_os("PATH").unwrap_or_default()).collect();
-    let found = names.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
-    let found = found.into_iter().find(|file| file.is_file());
-    if found.is_none() {
-        say("skipped, for want of Chromium: install chromium, or run scripts/test.sh as root");
+/// The browser's program, or `None`, said on standard error, where there is none.
+fn browser() -> Option<String> {
+    let finder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/find-browser.mjs");
+    let found = Command::new("node").arg(finder).output().unwrap();
+    match found.status.code() {
+        Some(0) => Some(String::from_utf8(found.stdout).unwrap().trim_end().to_owned()),
+        Some(3) => {
+            say("skipped, for want of Chromium: install chromium, or run scripts/test.sh");
+            None
+        }
+        _ => panic!("run scripts/test.sh once: {}", String::from_utf8_lossy(&found.stderr)),
     }
-    found
 }
 
-/// Opens the page in the browser, in every width and scheme, with screenshots in a folder; says `live`, then `lost` when the
-/// server is gone and `back` when another is there.
-fn browse(server: &Server, folder: &str) -> Option<External> {
-    let chromium = chromium()?;
-    let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
+/// Runs a program with the browser, what else it wants to know, and a folder for its screenshots. `None`: no browser.
+fn browse(program: &str, arguments: &[&str]) -> Option<External> {
+    let browser = browser()?;
+    let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");
     fs::create_dir_all(&shots).unwrap();
-    let url = format!("http://{}/", server.http);
-    let arguments = [chromium.to_str().unwrap(), &url, shots.to_str().unwrap()];
-    Some(External::run(Library::Ws, "page", &arguments))
+    let arguments = [&[&*browser], arguments, &[shots.to_str().unwrap()]].concat();
+    Some(External::run(Library::Ws, program, &arguments))
 }
 
 /// The options of both servers that a page sees, one after the other.
@@ -132,7 +132,8 @@ fn a_browser_sees_rows_and_wave_move_and_the_page_recovers_when_the_server_was_k
     let options = sources(market_capture().as_deref());
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let server = Server::start_logging("info", &options);
-    let Some(browser) = browse(&server, "page") else { return };
+    let url = format!("http://{}/", server.http);
+    let Some(browser) = browse("page", &[&url]) else { return };
     browser.wait_for("live");
     let http = server.http.to_string();
     // SIGKILL: no goodbye.
@@ -142,4 +143,22 @@ fn a_browser_sees_rows_and_wave_move_and_the_page_recovers_when_the_server_was_k
     browser.wait_for("back");
     browser.finish();
     server.stop_cleanly();
+}
+
+#[test]
+fn a_browser_that_slept_until_it_was_given_up_comes_back_and_says_what_it_missed() {
+    let _machine = beside_others();
+    let heartbeat = ["--ping-interval-ms", "400", "--ping-timeout-ms", "400"];
+    let options = ["--ecg", "synthetic", "--sim-producers", "40", "--shards", "2"];
+    let server = Server::start_logging("info", &[&options[..], &heartbeat].concat());
+    let Some(browser) = browse("page-asleep", &[&server.http.to_string()]) else { return };
+    browser.finish();
+    assert_eq!(server.stop_cleanly().total("closed_heartbeat_timeout"), 1);
+}
+
+#[test]
+fn the_page_keeps_to_goodbyes_counts_lost_batches_and_lists_thousands_of_topics() {
+    let _machine = beside_others();
+    let Some(browser) = browse("page-edges", &[]) else { return };
+    browser.finish();
 }
