@@ -158,9 +158,9 @@ async function hidden(browser) {
   script.send(announced(FIRST, "a.b", EPOCH), tick(FIRST, 1, price(1), nowNs()));
   await tab.until(() => document.body.dataset.rows === "1");
   await show(true);
-  await clock.fastForward(9_000);
+  await clock.fastForward(5_000);
   check(script.asked.has(">"), "a glance elsewhere is no absence");
-  await clock.fastForward(1_500);
+  await clock.fastForward(5_500);
   await script.isAskedForNothing();
   await clock.fastForward(60_000);
   await show(false);

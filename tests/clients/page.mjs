@@ -19,13 +19,14 @@ const pixelsOf = () => {
   }
   return { hash, inked };
 };
+
 /** Rows get other values and the wave other pixels. */
 async function moves(tab) {
   const { page } = tab;
   await tab.until(() => Number(document.body.dataset.rows) >= 5);
   const values = await page.evaluate(valuesOf);
   await tab.until((before) => [...document.querySelectorAll(".row:not([hidden]) .value")].map((cell) => cell.textContent).join() !== before, values);
-  await tab.until(() => Number(document.body.dataset.fps) > 30);
+  await tab.until(() => Number(document.body.dataset.fps) > 5);
   const before = await page.evaluate(pixelsOf);
   check(before.inked > 100, "the wave is drawn");
   await page.waitForTimeout(500);

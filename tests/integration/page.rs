@@ -148,7 +148,7 @@ fn a_browser_sees_rows_and_wave_move_and_the_page_recovers_when_the_server_was_k
 #[test]
 fn a_browser_that_slept_until_it_was_given_up_comes_back_and_says_what_it_missed() {
     let _machine = beside_others();
-    let heartbeat = ["--ping-interval-ms", "400", "--ping-timeout-ms", "400"];
+    let heartbeat = ["--ping-interval-ms", "1000", "--ping-timeout-ms", "1500"];
     let options = ["--ecg", "synthetic", "--sim-producers", "40", "--shards", "2"];
     let server = Server::start_logging("info", &[&options[..], &heartbeat].concat());
     let Some(browser) = browse("page-asleep", &[&server.http.to_string()]) else { return };
