@@ -175,9 +175,10 @@ export class Link {
     this.#socket = null;
     const now = performance.now();
     if (this.#upSince !== 0 && now - this.#upSince > STABLE_MS) this.#attempt = 0;
+    const unsaid = this.#upSince === 0 ? "no server answers" : "the connection was lost";
     this.#upSince = 0;
     const { code, reason, after } = this.#closing ?? { code: closeCode, reason: closeReason, after: 0 };
-    const detail = { code, reason: reason || "the connection was lost" };
+    const detail = { code, reason: reason || unsaid };
     if (!isWelcomeBack(code)) return this.#handlers.state("refused", detail);
     const wish = Math.min(code === NOT_LET_IN ? Math.max(after, NOT_LET_IN_MS) : after, WISH_MS_MAX);
     const bound = Math.min(PAUSE_MS * 2 ** Math.min(this.#attempt, 16), PAUSE_MS_MAX);

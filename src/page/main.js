@@ -424,11 +424,10 @@ function showHeart(seconds) {
 function showMarket() {
   const { size } = market.rows;
   at("empty").hidden = size > 0;
-  at("table").style.setProperty("--rows", size);
   const published = [...market.rows.values()].reduce((sum, row) => sum + row.rate, 0);
   const listed = market.unlisted > 0 ? `${count(ROWS_MAX)} of ${count(size + market.unlisted)}: ask for fewer` : count(size);
   put("listed", size === 0 ? "" : listed);
-  const nothing = patterns.includes(">") ? "Nothing has come yet." : `Nothing has come of ${patterns.join(", ")} yet.`;
+  const nothing = patterns.includes(">") ? `Nothing has come yet. Try: tickcast pub my.topic '{"value":1}'` : `Nothing has come of ${patterns.join(", ")} yet.`;
   put("empty", state === "live" && suspended === "" ? nothing : "Nothing is shown.");
   put("conflated", count(market.conflated));
   const lost = market.gaps + wave.lost;

@@ -139,7 +139,9 @@ export class Table {
   #place(order) {
     this.#stale = false;
     this.#space.style.height = `${order.length * this.#rowPx}px`;
+    this.#grid.style.setProperty("--rows", order.length);
     this.#grid.setAttribute("aria-rowcount", order.length + 1);
+    this.#grid.classList.toggle("scrolls", this.#body.scrollHeight > this.#body.clientHeight);
     const first = Math.max(0, Math.floor(this.#body.scrollTop / this.#rowPx) - MARGIN);
     const inSight = Math.ceil(this.#body.clientHeight / this.#rowPx) + 2 * MARGIN;
     const wanted = order.slice(first, first + inSight);
