@@ -71,7 +71,7 @@ async function goodbyes(browser) {
   await script.isAsked(2, ">");
   await tab.state("live");
   script.send(announced(FIRST, "a.b", EPOCH), tick(FIRST, 9, price(2), nowNs()));
-  await tab.until(() => document.querySelector(".row .sequence").textContent === "9");
+  await tab.until(() => document.querySelector(".row .sequence")?.textContent === "9");
   await clock.fastForward(2_000);
   await tab.tells("events", "3 ticks of the table skipped");
   check((await tab.text("unannounced")) === "0", "what was missed while away is no silent loss");
@@ -136,12 +136,37 @@ async function asleep(browser) {
   await clock.fastForward(60_000);
   script.send(conflated(FIRST, 2, 301), tick(FIRST, 301, price(2), nowNs()));
   script.send(gap(WAVE, 101, 1_501), ...batches(startNs, 1_501, 1_600));
-  await tab.until(() => document.querySelector(".row .sequence").textContent === "301");
+  await tab.until(() => document.querySelector(".row .sequence")?.textContent === "301");
   await clock.fastForward(2_000);
   await tab.tells("events", "This page slept for");
   await tab.tells("events", "299 ticks of the table skipped, 1,400 batches of the wave lost");
   check(script.connections === 1, "a connection that lives is kept");
   check((await tab.text("unannounced")) === "0" && (await tab.text("lost")) === "1,400", "all was announced");
+  await finish(edge);
+}
+
+/** The server gives the page up in its sleep, and this is what it wakes to: one absence, told once. */
+async function givenUp(browser) {
+  const edge = await start(browser, true);
+  const { tab, script } = edge;
+  const { clock } = tab.page;
+  const sequence = (wanted) =>
+    tab.until((wanted) => document.querySelector(".row .sequence")?.textContent === wanted, wanted);
+  script.send(announced(FIRST, "a.b", EPOCH), tick(FIRST, 1, price(1), nowNs()));
+  await sequence("1");
+  await clock.pauseAt(Date.now() + 90_000);
+  script.send(conflated(FIRST, 2, 101), tick(FIRST, 101, price(2), nowNs()));
+  script.close(3011, "no answer to a ping in time", 0);
+  await tab.state("waiting");
+  await clock.resume();
+  await script.isAsked(2, ">");
+  script.send(announced(FIRST, "a.b", EPOCH), tick(FIRST, 201, price(3), nowNs()));
+  await sequence("201");
+  await clock.fastForward(2_000);
+  await tab.tells("events", "Back after 1 min");
+  await tab.tells("events", "198 ticks of the table skipped");
+  check(!(await tab.text("events")).includes("slept"), "one absence is told once");
+  check((await tab.text("unannounced")) === "0", "all was announced");
   await finish(edge);
 }
 
@@ -166,7 +191,7 @@ async function hidden(browser) {
   await show(false);
   await script.isAsked(1, ">");
   script.send(tick(FIRST, 21, price(2), nowNs()));
-  await tab.until(() => document.querySelector(".row .sequence").textContent === "21");
+  await tab.until(() => document.querySelector(".row .sequence")?.textContent === "21");
   await clock.fastForward(2_000);
   await tab.tells("events", "Hidden for 1 min");
   await tab.tells("events", "19 ticks of the table skipped");
@@ -215,7 +240,7 @@ async function thousands(browser) {
 }
 
 await run(executablePath, async (browser) => {
-  for (const edge of [goodbyes, lostBatches, asleep, hidden, thousands]) {
+  for (const edge of [goodbyes, lostBatches, asleep, givenUp, hidden, thousands]) {
     const begun = Date.now();
     await edge(browser);
     console.log(`${edge.name} ${Date.now() - begun} ms`);
