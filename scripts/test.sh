@@ -44,6 +44,18 @@ if ! cmp -s $clients/package-lock.json $clients/node_modules/.installed-from; th
     npm ci --prefix $clients --no-audit --no-fund --ignore-scripts
     cp $clients/package-lock.json $clients/node_modules/.installed-from
 fi
+# The page is opened in a browser: Debian's for root, else playwright's in the user's cache.
+if ! node $clients/find-browser.mjs >/dev/null; then
+    say "installing chromium"
+    if [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update -qq
+        apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core
+    else
+        node $clients/node_modules/playwright-core/cli.js install --no-shell chromium ||
+            say "without Chromium (apt-get install chromium) the page is not opened in a browser"
+    fi
+fi
 if ! cmp -s $clients/requirements.txt $clients/.venv/.installed-from; then
     say "installing the Python clients"
     python3 -m venv --clear $clients/.venv

@@ -22,7 +22,7 @@
 //!
 //! | plane | modules |
 //! |---|---|
-//! | bytes | [`wire`], [`tick`] |
+//! | bytes | [`wire`], [`tick`]; [`page`], what a browser is given |
 //! | state machines: no socket, no clock, no runtime | [`admission`], [`identity`], [`router`], [`topic`], [`newest`], [`history`], [`fanout`], [`log`], [`membership`], [`subscription`], [`session`], [`sessions`], [`wheel`], [`shard`] |
 //! | between threads | [`ring`], [`mesh`], [`counters`], [`latency`], [`watchdog`]; `sync`, through which loom looks at them |
 //! | sources | [`ingest`]; hearts: [`ecg`] |
@@ -61,6 +61,7 @@ pub mod logs;
 pub mod membership;
 pub mod mesh;
 pub mod newest;
+pub mod page;
 pub mod ring;
 pub mod router;
 pub mod session;

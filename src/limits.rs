@@ -36,6 +36,11 @@ pub const HTTP_HEAD_BYTES_MAX_DEFAULT: usize = 8 << 10;
 /// Header lines in an HTTP request head.
 pub const HTTP_HEADERS_MAX: usize = 64;
 
+/// Bytes of one file of the page, as it is served to a client that cannot read gzip: it waits with its session.
+pub const PAGE_FILE_BYTES_MAX: usize = 64 << 10;
+/// Bytes of all files of the page, compressed.
+pub const PAGE_GZIP_BYTES_MAX: usize = 40 << 10;
+
 /// Time from accept to the end of the handshake (native HELLO, or the HTTP upgrade), default.
 pub const HANDSHAKE_DEADLINE_MS_DEFAULT: u64 = 5_000;
 /// Time a frame or message that has begun may take to arrive whole, default: 256 KiB at 70 kbit/s.

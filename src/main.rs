@@ -95,7 +95,7 @@ fn announce(config: &Config, tcp: SocketAddr, http: SocketAddr, admin: Option<So
         io::stdout().lock(),
         "listening tcp={tcp} http={http}{admin} shards={}\n\
          next: tickcast sub '{pattern}' --server {tcp}\n\
-         or open a WebSocket: ws://{http}/ws?topics={encoded}{process}",
+         or open http://{http}/ in a browser, or a WebSocket: ws://{http}/ws?topics={encoded}{process}",
         config.shards
     );
 }

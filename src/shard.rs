@@ -342,7 +342,7 @@ impl Shard {
                 Next::Idle => {
                     self.fanout.caught_up(slot, &mut self.sessions);
                     self.fanout.queue_pull(slot, &mut self.sessions);
-                    self.flushed(slot);
+                    self.flushed(slot, now);
                 }
             }
         }

@@ -270,7 +270,7 @@ fn a_peer_with_a_full_socket_that_reads_nothing_is_reaped_and_one_that_reads_slo
     for _ in 0..100 {
         bench.pass(TIMEOUT_MS / 4);
         // The slow one has taken what was parked, and more is parked at once.
-        bench.shard.handle_writable(1);
+        bench.shard.handle_writable(1, bench.now);
     }
     assert_eq!(bench.closed, [0], "its goodbye is given up after the linger deadline");
     assert_eq!((bench.timed_out(), bench.shard.sessions_len()), (1, 1));

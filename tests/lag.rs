@@ -112,7 +112,7 @@ impl Bench {
     fn open(&mut self) {
         self.full.clear();
         for slot in std::mem::take(&mut self.parked) {
-            self.shard.handle_writable(slot);
+            self.shard.handle_writable(slot, self.now);
         }
         self.turn();
     }

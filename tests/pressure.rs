@@ -145,7 +145,7 @@ fn replies_that_are_never_all_read_do_not_pile_up() {
     let (pings, mut gather, mut sent, mut paused) = (pings(100), Vec::new(), 0, false);
     for _ in 0..4_000 {
         // The socket is slow: each SEND parks, and is through a turn later.
-        shard.handle_writable(0);
+        shard.handle_writable(0, NOW);
         shard.turn(NOW);
         for _ in 0..40 {
             while let Some(action) = shard.poll_action() {

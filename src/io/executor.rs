@@ -328,7 +328,7 @@ impl Driver {
                 }
                 Event::Eof(slot) => self.shard.handle_eof(slot, now),
                 Event::Failed(slot, errno) => self.shard.handle_error(slot, errno, now),
-                Event::Writable(slot) => self.shard.handle_writable(slot),
+                Event::Writable(slot) => self.shard.handle_writable(slot, now),
                 Event::Detached(slot) => self.detached(slot)?,
                 Event::Timer => {}
             }

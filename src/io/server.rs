@@ -41,6 +41,7 @@ use crate::{
     limits::SHARDS_MAX,
     logs,
     mesh::{Mesh, mesh},
+    page,
     ring::{Doorbell, frame_ring},
     shard::{Door, Shard},
     tick::ShardId,
@@ -116,6 +117,8 @@ pub fn run(
 ) -> Result<(), StartupError> {
     signals::block().map_err(|error| StartupError::Executor(error.to_string()))?;
     clock::sleep_precisely();
+    // Compressed now, not when the first browser comes: a shard has better things to do.
+    page::files();
     let clients_max = checks::check(config.clients_max)?;
     let count = usize::from(config.shards) + config.sources.len();
     let counters: Vec<Arc<Counters>> = (0..count).map(|_| Arc::default()).collect();

@@ -53,6 +53,10 @@ impl Shard {
     pub fn begin_drain(&mut self, deadline_ns: u64, now: Now) {
         self.draining = Some(deadline_ns);
         for slot in self.sessions.slots() {
+            // One that is about to end anyway has no more time than the others.
+            if let Some(session) = self.sessions.get(slot).filter(|session| session.ending.is_some()) {
+                self.watch(deadline_ns, TimerKind::Linger, session.id);
+            }
             self.end(slot, CloseReason::Shutdown, now);
         }
         self.settle(now);
@@ -114,13 +118,19 @@ impl Shard {
         }
         let deadline = match self.draining {
             Some(drain_ns) => drain_ns,
-            None => now.monotonic_ns + LINGER_DEADLINE_MS * 1_000_000,
+            None => now.monotonic_ns + self.linger_ns(&reason),
         };
         self.watch(deadline, TimerKind::Linger, id);
         if self.sessions.any_mut(slot).is_some_and(|session| !session.sending && session.outbox_bytes() == 0)
         {
-            self.flushed(slot);
+            self.flushed(slot, now);
         }
+    }
+
+    /// How long what a session is still to take may need. A file of the page is longer than a line of text: it has as much
+    /// time as its request had.
+    fn linger_ns(&self, reason: &CloseReason) -> u64 {
+        if is_long(reason) { LINGER_NS.max(self.limits.handshake_deadline_ns) } else { LINGER_NS }
     }
 
     /// What a session is not told any more it would take for delivered.
@@ -159,7 +169,7 @@ impl Shard {
         if goodbye {
             self.say_goodbye(slot, &reason.reason);
         } else {
-            self.flushed(slot);
+            self.flushed(slot, now);
         }
     }
 
@@ -192,7 +202,7 @@ impl Shard {
     }
 
     /// Everything a session had waiting has been taken. If it is to end, the next step of that is due.
-    pub(super) fn flushed(&mut self, slot: u32) {
+    pub(super) fn flushed(&mut self, slot: u32, now: Now) {
         let Some(session) = self.sessions.any_mut(slot) else { return };
         let Some(ending) = &mut session.ending else { return };
         if session.sending || ending.half_closed {
@@ -204,7 +214,12 @@ impl Shard {
             // Unread input would turn a close into a reset, and the goodbye would be lost: FIN first, then wait.
             _ => {
                 ending.half_closed = true;
+                let (id, had_longer) = (session.id, is_long(&ending.reason));
                 self.actions.push_back(Action::ShutdownWrite(slot));
+                // The rest is the kernel's to deliver: to close its own side, every peer has as long.
+                if had_longer && self.draining.is_none() {
+                    self.watch(now.monotonic_ns + LINGER_NS, TimerKind::Linger, id);
+                }
             }
         }
     }
@@ -238,6 +253,13 @@ impl Shard {
         self.counters.subtract(Counter::SessionsOpen, 1);
         self.actions.push_back(Action::Close(slot));
     }
+}
+
+const LINGER_NS: u64 = LINGER_DEADLINE_MS * 1_000_000;
+
+/// Whether what is still to be taken may be a whole file.
+fn is_long(reason: &CloseReason) -> bool {
+    matches!(reason, CloseReason::Http(200))
 }
 
 /// When a session's client is to come back, from 0 to `spread_ms`: another time for each session, the same however often

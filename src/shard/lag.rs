@@ -24,7 +24,7 @@ impl Shard {
         self.counters.add(Counter::BytesSent, bytes as u64);
         self.counters.add(Counter::SendsParked, u64::from(parked));
         if !parked {
-            return self.sent(slot);
+            return self.sent(slot, now);
         }
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.parked_since_ns = now.monotonic_ns.max(1);
@@ -35,14 +35,14 @@ impl Shard {
     }
 
     /// A socket that was full has taken everything it was given: somebody reads at the other end.
-    pub fn handle_writable(&mut self, slot: u32) {
+    pub fn handle_writable(&mut self, slot: u32, now: Now) {
         if let Some(session) = self.sessions.any_mut(slot) {
             session.took_parked = true;
         }
-        self.sent(slot);
+        self.sent(slot, now);
     }
 
-    fn sent(&mut self, slot: u32) {
+    fn sent(&mut self, slot: u32, now: Now) {
         let mut idle = false;
         self.sessions.with_outbox(slot, |session| {
             (session.sending, session.parked_since_ns) = (false, 0);
@@ -51,7 +51,7 @@ impl Shard {
         if idle {
             self.fanout.caught_up(slot, &mut self.sessions);
             self.fanout.queue_pull(slot, &mut self.sessions);
-            self.flushed(slot);
+            self.flushed(slot, now);
         }
     }
 

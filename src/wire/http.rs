@@ -8,6 +8,7 @@ use percent_encoding::percent_decode_str;
 use crate::{
     admission, identity,
     limits::{HTTP_HEADERS_MAX, REFUSED_RETRY_AFTER_S},
+    page,
     subscription::{BadOption, Delivery, From, interval_us},
     wire::{Encoding, Step, json},
 };
@@ -69,7 +70,7 @@ pub fn step(bytes: &[u8], offer: Offer) -> Step<Answer> {
     let mut headers = [httparse::EMPTY_HEADER; HTTP_HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
     let refusal = match request.parse(head) {
-        Ok(httparse::Status::Complete(used)) => match upgrade(&request, offer) {
+        Ok(httparse::Status::Complete(used)) => match answer(&request, offer) {
             Ok(answer) => return Step::Complete(used, answer),
             Err(refusal) => refusal,
         },
@@ -84,10 +85,23 @@ pub fn step(bytes: &[u8], offer: Offer) -> Step<Answer> {
         ),
         Err(error) => Refusal(StatusCode::BAD_REQUEST, format!("malformed HTTP request: {error}")),
     };
-    Step::Complete(bytes.len(), respond(refusal.0, &refusal.1))
+    let mut answer = respond(refusal.0, &refusal.1);
+    if request.method == Some("HEAD") {
+        cut_body(&mut answer);
+    }
+    Step::Complete(bytes.len(), answer)
 }
 
-fn upgrade(request: &httparse::Request<'_, '_>, offer: Offer) -> Result<Answer, Refusal> {
+/// A HEAD is answered without the text (RFC 9110, section 9.3.2).
+fn cut_body(answer: &mut Answer) {
+    if let Answer::Respond { response, .. } = answer
+        && let Some(at) = response.windows(4).position(|bytes| bytes == b"\r\n\r\n")
+    {
+        response.truncate(at + 4);
+    }
+}
+
+fn answer(request: &httparse::Request<'_, '_>, offer: Offer) -> Result<Answer, Refusal> {
     let refuse = |status, text: &str| Err(Refusal(status, text.to_owned()));
     let parts = convert(request)?;
     let headers = parts.headers();
@@ -106,6 +120,13 @@ fn upgrade(request: &httparse::Request<'_, '_>, offer: Offer) -> Result<Answer, 
     {
         return refuse(StatusCode::BAD_REQUEST, "a request body is not taken here");
     }
+    let is_head = parts.method() == Method::HEAD;
+    if let Some(file) = page::find(parts.uri().path())
+        && (is_head || parts.method() == Method::GET)
+    {
+        let (status, response) = file.respond(headers, is_head);
+        return Ok(Answer::Respond { response, status });
+    }
     if parts.method() != Method::GET {
         return refuse(StatusCode::METHOD_NOT_ALLOWED, "only GET");
     }
@@ -115,8 +136,7 @@ fn upgrade(request: &httparse::Request<'_, '_>, offer: Offer) -> Result<Answer, 
             Target::Stream { encoding: Encoding::WebSocketJson, patterns, client, delivery, from }
         }
         "/echo" if offer.debug_echo => Target::Echo,
-        "/" => return Ok(respond(StatusCode::OK, INDEX)),
-        _ => return refuse(StatusCode::NOT_FOUND, "nothing here: the stream is at /ws"),
+        _ => return refuse(StatusCode::NOT_FOUND, "nothing here: the page is at /, the stream at /ws"),
     };
     let mut response = tungstenite::handshake::server::create_response(&parts).map_err(|error| {
         let status = match headers.get(header::UPGRADE) {
@@ -241,9 +261,6 @@ fn query(text: Option<&str>) -> Result<Query, Refusal> {
     }
     Ok(query)
 }
-
-const INDEX: &str = "tickcast. Open a WebSocket to /ws?topics=PATTERN to see a stream: \
-                     `*` matches one token of a topic, `>` the rest.";
 
 /// A whole response that closes the connection.
 fn respond(status: StatusCode, text: &str) -> Answer {
@@ -407,5 +424,39 @@ mod tests {
         assert_eq!(status(&format!("GET / HTTP/1.1\r\n{}", "a: b\r\n".repeat(300))), 431);
         assert_eq!(status(&format!("GET /{}", "a".repeat(2000))), 431);
         assert_eq!(status("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), 200);
+    }
+
+    #[test]
+    fn the_page_is_got_by_get_and_head_and_by_nothing_else() {
+        let answer = |request: &str| match step(format!("{request}\r\n\r\n").as_bytes(), OFFER) {
+            Step::Complete(_, Answer::Respond { response, status }) => {
+                (status, String::from_utf8(response).unwrap())
+            }
+            _ => panic!("{request}"),
+        };
+        let (status, page) = answer("GET /?topics=a.> HTTP/1.1\r\nHost: x");
+        assert!(
+            status == 200 && page.contains("Content-Type: text/html") && page.contains("<html"),
+            "{page}"
+        );
+        assert!(page.contains("\r\nContent-Security-Policy: default-src 'none'; script-src 'self';"));
+        let (status, head) = answer("HEAD / HTTP/1.1\r\nHost: x");
+        assert!(status == 200 && page.starts_with(&head) && head.ends_with("\r\n\r\n"), "{head}");
+        let tag = page.lines().find_map(|line| line.strip_prefix("ETag: ")).unwrap();
+        assert_eq!(answer(&format!("GET / HTTP/1.1\r\nHost: x\r\nIf-None-Match: {tag}")).0, 304);
+        assert_eq!(answer("GET /page/main.js HTTP/1.0").0, 200);
+        for (request, expected) in [
+            ("POST /", 405),
+            ("GET /page", 404),
+            ("GET /page/", 404),
+            ("GET /page/../page.rs", 404),
+            ("GET //", 404),
+            ("HEAD /nothing", 405),
+            ("HEAD /ws", 405),
+        ] {
+            let (status, response) = answer(&format!("{request} HTTP/1.1\r\nHost: x"));
+            assert_eq!(status, expected, "{request}");
+            assert_eq!(response.ends_with("\r\n\r\n"), request.starts_with("HEAD"), "{request}: {response}");
+        }
     }
 }

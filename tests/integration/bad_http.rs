@@ -80,17 +80,6 @@ fn a_request_that_is_no_handshake_gets_its_status_and_is_closed_alone() {
 }
 
 #[test]
-fn a_plain_get_says_where_the_stream_is() {
-    let _machine = beside_others();
-    let server = Server::start(&[]);
-    let mut peer = Peer::connect(server.http);
-    peer.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n");
-    assert!(peer.http_head().starts_with("HTTP/1.1 200 "));
-    assert!(String::from_utf8(peer.read_to_end()).unwrap().contains("/ws?topics="));
-    server.stop_cleanly();
-}
-
-#[test]
 fn a_request_that_arrives_byte_by_byte_is_one_request() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "1"]);

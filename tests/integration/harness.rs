@@ -206,14 +206,18 @@ impl Server {
 
     /// Starts it as a prepared command, on free ports, with exactly these options.
     pub fn start_command(command: &mut Command, options: &[&str]) -> Server {
-        Server::start_with_input(command, Stdio::null(), options)
+        Server::start_on("127.0.0.1:0", command, Stdio::null(), options)
     }
 
     /// [`Server::start_command`] with a standard input.
     pub fn start_with_input(command: &mut Command, input: Stdio, options: &[&str]) -> Server {
+        Server::start_on("127.0.0.1:0", command, input, options)
+    }
+
+    /// The same on an address for HTTP: one that another server has left, so that its clients find this one.
+    pub fn start_on(http: &str, command: &mut Command, input: Stdio, options: &[&str]) -> Server {
         let mut child = command
-            .arg("serve")
-            .args(FREE_PORTS)
+            .args(["serve", "--tcp", "127.0.0.1:0", "--http", http, "--admin", "127.0.0.1:0"])
             .args(options)
             .stdin(input)
             .stdout(Stdio::piped())

@@ -24,6 +24,7 @@ mod load;
 mod logs;
 mod monitoring;
 mod options;
+mod page;
 mod places;
 mod policies;
 mod publish;

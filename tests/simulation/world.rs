@@ -405,7 +405,7 @@ impl World {
             client.socket.extend(client.parked.drain(..room));
             if client.parked.is_empty() && !client.ended {
                 let (shard, slot) = (client.shard, client.slot);
-                self.shards[shard].handle_writable(slot);
+                self.shards[shard].handle_writable(slot, self.now);
                 self.actions(shard);
             }
         } else if client.fin && client.socket.is_empty() && !client.ended {

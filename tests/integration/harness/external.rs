@@ -71,7 +71,12 @@ impl External {
 
     /// Waits until every pattern has been acknowledged.
     pub fn wait_until_ready(&self) {
-        self.out.wait_for("ready\n");
+        self.wait_for("ready");
+    }
+
+    /// Waits until it has printed a line that ends so.
+    pub fn wait_for(&self, end: &str) {
+        self.out.wait_for(&format!("{end}\n"));
     }
 
     /// What it printed so far.

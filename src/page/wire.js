@@ -1,0 +1,181 @@
+// wire.js: tickcast.v1.rkyv, native frames in binary WebSocket messages, as src/wire/PROTOCOL.md has them: little-endian,
+// 32 bytes of header, one fixed record, the payload, zero bytes up to a multiple of 16.
+
+export const SUBPROTOCOL = "tickcast.v1.rkyv";
+
+export const KIND = {
+  hello: 1,
+  subscribe: 2,
+  unsubscribe: 3,
+  ping: 5,
+  update: 6,
+  welcome: 64,
+  subscribed: 65,
+  unsubscribed: 66,
+  tick: 67,
+  pong: 68,
+  error: 69,
+  closing: 70,
+  conflated: 71,
+  gap: 72,
+  recovered: 73,
+};
+
+/** Bits of a frame's flags. */
+export const FLAG_JSON = 1;
+export const FLAG_SNAPSHOT = 2;
+
+/** Where a subscription begins. */
+export const FROM = { live: 0, latest: 1, place: 2 };
+/** What becomes of ticks while this page is behind. */
+export const POLICY = { conflate: 1, drop: 2 };
+
+const HEADER_BYTES = 32;
+const MAGIC = 0x6374;
+const VERSION = 1;
+const TWO_32 = 2 ** 32;
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+
+/** One frame of a message; the next one overwrites it. */
+class Frame {
+  kind = 0;
+  flags = 0;
+  sequence = 0;
+  topicId = 0;
+  /** Offsets within the message. */
+  record = 0;
+  payload = 0;
+  payloadBytes = 0;
+  view = null;
+
+  u16(offset) {
+    return this.view.getUint16(this.record + offset, true);
+  }
+
+  u32(offset) {
+    return this.view.getUint32(this.record + offset, true);
+  }
+
+  /** Exact up to 2^53: sequences are, and times in nanoseconds to a quarter of a microsecond. */
+  u64(offset) {
+    return u64(this.view, this.record + offset);
+  }
+
+  /** Exact: for what goes back to the server. */
+  big(offset) {
+    return this.view.getBigUint64(this.record + offset, true);
+  }
+
+  text() {
+    return decoder.decode(this.bytes());
+  }
+
+  bytes() {
+    return new Uint8Array(this.view.buffer, this.payload, this.payloadBytes);
+  }
+
+  /** The payload as samples, without a copy: a message's buffer is aligned, and so is each frame in it. */
+  floats() {
+    const count = this.payloadBytes >> 2;
+    if (this.payload % 4 === 0) return new Float32Array(this.view.buffer, this.payload, count);
+    return new Float32Array(this.view.buffer.slice(this.payload, this.payload + 4 * count));
+  }
+}
+
+const frame = new Frame();
+
+function u64(view, at) {
+  return view.getUint32(at, true) + TWO_32 * view.getUint32(at + 4, true);
+}
+
+/** Calls `take` with each frame of a message. Throws on what breaks the layout. */
+export function readFrames(buffer, take) {
+  const view = new DataView(buffer);
+  let at = 0;
+  while (at < buffer.byteLength) {
+    if (buffer.byteLength - at < HEADER_BYTES) throw new Error("half a frame header");
+    const length = view.getUint32(at, true);
+    const stride = view.getUint16(at + 10, true);
+    const payloadBytes = view.getUint32(at + 12, true);
+    if (view.getUint16(at + 4, true) !== MAGIC || view.getUint8(at + 6) !== VERSION) {
+      throw new Error("not a frame of this version");
+    }
+    if (length !== aligned(HEADER_BYTES + stride + payloadBytes) || at + length > buffer.byteLength) {
+      throw new Error("a frame's lengths do not add up");
+    }
+    frame.view = view;
+    frame.kind = view.getUint16(at + 8, true);
+    frame.flags = view.getUint8(at + 7);
+    frame.sequence = u64(view, at + 16);
+    frame.topicId = view.getUint32(at + 24, true);
+    frame.record = at + HEADER_BYTES;
+    frame.payload = frame.record + stride;
+    frame.payloadBytes = payloadBytes;
+    take(frame);
+    at += length;
+  }
+}
+
+function aligned(bytes) {
+  return (bytes + 15) & ~15;
+}
+
+/** A frame with a record of `stride` bytes, which `write` fills, and a text. */
+function encode(kind, stride, write, text = "") {
+  const payload = encoder.encode(text);
+  const bytes = new Uint8Array(aligned(HEADER_BYTES + stride + payload.length));
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, bytes.length, true);
+  view.setUint16(4, MAGIC, true);
+  view.setUint8(6, VERSION);
+  view.setUint16(8, kind, true);
+  view.setUint16(10, stride, true);
+  view.setUint32(12, payload.length, true);
+  write(new DataView(bytes.buffer, HEADER_BYTES, stride));
+  bytes.set(payload, HEADER_BYTES + stride);
+  return bytes;
+}
+
+export function hello(name) {
+  return encode(KIND.hello, 8, () => {}, name);
+}
+
+export function ping(token) {
+  return encode(KIND.ping, 8, (record) => record.setUint32(0, token, true));
+}
+
+/** The answer to a ping frame, its token as it came. */
+export function pong(token) {
+  return encode(KIND.pong, 8, (record) => record.setBigUint64(0, token, true));
+}
+
+/** `place`: `{epoch, sequence}`, the last tick this page has; `rate`: ticks a second of each topic at most, 0: all. */
+export function subscribe(request, pattern, { from = FROM.live, policy = 0, rate = 0, place = null }) {
+  const write = (record) => {
+    record.setUint32(0, request, true);
+    record.setUint8(4, place === null ? from : FROM.place);
+    record.setUint8(5, policy);
+    if (place !== null) {
+      record.setBigUint64(8, place.epoch, true);
+      record.setBigUint64(16, BigInt(place.sequence), true);
+    }
+    record.setUint32(24, Math.round(rate * 1000), true);
+  };
+  return encode(KIND.subscribe, 32, write, pattern);
+}
+
+export function unsubscribe(request, pattern) {
+  return encode(KIND.unsubscribe, 8, (record) => record.setUint32(0, request, true), pattern);
+}
+
+/** Whether a pattern matches a topic: `*` stands for one token, `>` at the end for one or more. */
+export function matches(pattern, topic) {
+  const wanted = pattern.split(".");
+  const tokens = topic.split(".");
+  for (let at = 0; at < wanted.length; at += 1) {
+    if (wanted[at] === ">" && at === wanted.length - 1) return tokens.length > at;
+    if (at >= tokens.length || (wanted[at] !== "*" && wanted[at] !== tokens[at])) return false;
+  }
+  return wanted.length === tokens.length;
+}

@@ -1,0 +1,143 @@
+// scripted.mjs: a server that does with the page exactly what a test says: it serves the files of src/page/ and speaks
+// `tickcast.v1.rkyv`, written by the offsets of PROTOCOL.md.
+import { readFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import { WebSocketServer } from "ws";
+import { GUARD_MS, check } from "./browser.mjs";
+import { framesOf } from "./wire.mjs";
+
+const HELLO = 1;
+const SUBSCRIBE = 2;
+const UNSUBSCRIBE = 3;
+const PING = 5;
+const TYPES = { html: "text/html", css: "text/css", js: "text/javascript", svg: "image/svg+xml" };
+const FILES = new URL("../../src/page/", import.meta.url);
+
+function frame(kind, { record = [], payload = "", sequence = 0, topicId = 0, flags = 0 }) {
+  const body = Buffer.isBuffer(payload) ? payload : Buffer.from(payload);
+  const stride = record.reduce((sum, [bytes]) => sum + bytes, 0);
+  const bytes = Buffer.alloc(Math.ceil((32 + stride + body.length) / 16) * 16);
+  bytes.writeUInt32LE(bytes.length, 0);
+  bytes.writeUInt16LE(0x6374, 4);
+  bytes.writeUInt8(1, 6);
+  bytes.writeUInt8(flags, 7);
+  bytes.writeUInt16LE(kind, 8);
+  bytes.writeUInt16LE(stride, 10);
+  bytes.writeUInt32LE(body.length, 12);
+  bytes.writeBigUInt64LE(BigInt(sequence), 16);
+  bytes.writeUInt32LE(topicId, 24);
+  let at = 32;
+  for (const [size, value] of record) {
+    if (size === 8) bytes.writeBigUInt64LE(BigInt(value), at);
+    else if (size === 4) bytes.writeUInt32LE(value, at);
+    else bytes.writeUInt16LE(value, at);
+    at += size;
+  }
+  body.copy(bytes, at);
+  return bytes;
+}
+
+export const announced = (topicId, name, epoch) =>
+  frame(65, { topicId, payload: name, record: [[8, epoch], [4, 0], [4, 0]] });
+export const tick = (topicId, sequence, payload, timeNs) => {
+  const flags = typeof payload === "string" ? 1 : 0;
+  return frame(67, { topicId, sequence, payload, flags, record: [[8, timeNs], [8, timeNs]] });
+};
+export const conflated = (topicId, from, to) => frame(71, { topicId, record: [[8, from], [8, to]] });
+export const gap = (topicId, from, to) => frame(72, { topicId, record: [[8, from], [8, to]] });
+const closing = (code, reason, afterMs) =>
+  frame(70, { payload: reason, record: [[4, afterMs], [2, code], [2, 0]] });
+
+/** Listens on a free port of the loopback. */
+export async function serve() {
+  const http = createServer(async (request, response) => {
+    const { pathname } = new URL(request.url, "http://localhost");
+    const name = pathname === "/" ? "index.html" : pathname.replace(/^\/page\//, "");
+    try {
+      const bytes = await readFile(new URL(name, FILES));
+      response.writeHead(200, { "Content-Type": TYPES[name.split(".").at(-1)] }).end(bytes);
+    } catch {
+      response.writeHead(404).end();
+    }
+  });
+  const script = new Script(http);
+  await new Promise((done) => http.listen(0, "127.0.0.1", done));
+  script.url = `http://127.0.0.1:${http.address().port}/`;
+  return script;
+}
+
+async function until(holds, what) {
+  const end = Date.now() + GUARD_MS;
+  while (!holds()) {
+    check(Date.now() < end, `waited in vain: ${what}`);
+    await new Promise((done) => setTimeout(done, 10));
+  }
+}
+
+class Script {
+  url = "";
+  /** Connections so far. */
+  connections = 0;
+  /** Of this connection: patterns asked for. */
+  asked = new Set();
+  epoch = 7n;
+  #http;
+  #sockets;
+  #socket = null;
+
+  constructor(http) {
+    this.#http = http;
+    this.#sockets = new WebSocketServer({ server: http, path: "/ws", handleProtocols: () => "tickcast.v1.rkyv" });
+    this.#sockets.on("connection", (socket) => this.#connected(socket));
+  }
+
+  #connected(socket) {
+    this.connections += 1;
+    this.#socket = socket;
+    this.asked = new Set();
+    socket.on("message", (data) => {
+      for (const { kind, record, payload } of framesOf(data)) {
+        if (kind === HELLO) {
+          const welcome = [[8, this.epoch], [8, this.connections], [4, 262_144], [4, 0]];
+          socket.send(frame(64, { payload: "scripted/1", record: welcome }));
+        } else if (kind === SUBSCRIBE) {
+          this.asked.add(payload.toString());
+          socket.send(frame(65, { payload, record: [[8, this.epoch], [4, record.readUInt32LE(0)], [4, 0]] }));
+        } else if (kind === UNSUBSCRIBE) {
+          this.asked.delete(payload.toString());
+          socket.send(frame(66, { payload, record: [[4, record.readUInt32LE(0)], [4, 0]] }));
+        } else if (kind === PING) {
+          socket.send(frame(68, { record: [[8, record.readBigUInt64LE(0)]] }));
+        }
+      }
+    });
+  }
+
+  /** Waits for a connection, the so-manieth, that has asked for a pattern. */
+  isAsked(connection, pattern) {
+    const holds = () => this.connections >= connection && this.asked.has(pattern);
+    return until(holds, `connection ${connection} asks for ${pattern}`);
+  }
+
+  /** Waits until the connection asks for nothing any more. */
+  isAskedForNothing() {
+    return until(() => this.asked.size === 0, "nothing is asked for");
+  }
+
+  /** Sends frames as one message. */
+  send(...frames) {
+    this.#socket.send(Buffer.concat(frames));
+  }
+
+  /** Says goodbye, as PROTOCOL.md has it: CLOSING, then the close frame. */
+  close(code, reason, afterMs) {
+    this.send(closing(code, reason, afterMs));
+    this.#socket.close(code === 3001 ? 1001 : code, reason);
+  }
+
+  end() {
+    this.#sockets.clients.forEach((socket) => socket.terminate());
+    this.#sockets.close();
+    this.#http.close();
+  }
+}

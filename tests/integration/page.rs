@@ -1,0 +1,164 @@
+//! The page at `/`: fetched as it is served, and opened in a real browser against a server that goes away and comes back.
+
+use std::{
+    fs,
+    io::Read,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use flate2::read::GzDecoder;
+use tickcast::limits::LINGER_DEADLINE_MS;
+
+use crate::harness::{
+    Server, beside_others,
+    external::{External, Library},
+    market_capture,
+    raw::Peer,
+    say, tickcast,
+};
+
+/// A response's head and body.
+fn request(server: &Server, line: &str, headers: &str) -> (String, Vec<u8>) {
+    let mut peer = Peer::connect(server.http);
+    peer.send(format!("{line} HTTP/1.1\r\nHost: test\r\n{headers}\r\n").as_bytes());
+    let head = peer.http_head();
+    (head, peer.read_to_end())
+}
+
+fn value<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+}
+
+#[test]
+fn the_page_is_fetched_plain_or_compressed_and_not_twice() {
+    let _machine = beside_others();
+    let server = Server::start(&["--shards", "2"]);
+    let mut answers = 0;
+    let mut get = |line: &str, headers: &str| {
+        answers += 1;
+        request(&server, line, headers)
+    };
+    let (_, index) = get("GET /", "");
+    let index = String::from_utf8(index).unwrap();
+    let parts = index.split(['"']).filter(|part| part.starts_with("page/"));
+    let mut paths: Vec<String> = parts.map(|part| format!("/{part}")).collect();
+    paths.push("/".into());
+    assert!(paths.len() > 10, "{paths:?}");
+    for path in &paths {
+        let (head, plain) = get(&format!("GET {path}?topics=a.b"), "");
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{path}: {head}");
+        assert_eq!(value(&head, "Content-Length"), Some(&*plain.len().to_string()));
+        assert_eq!(value(&head, "Content-Encoding"), None);
+        assert!(value(&head, "Content-Security-Policy").unwrap().starts_with("default-src 'none'"));
+        assert_eq!(
+            (value(&head, "Cache-Control"), value(&head, "Connection")),
+            (Some("no-cache"), Some("close"))
+        );
+
+        let (zipped_head, zipped) = get(&format!("GET {path}"), "Accept-Encoding: br, gzip\r\n");
+        assert_eq!(value(&zipped_head, "Content-Encoding"), Some("gzip"));
+        assert_eq!(value(&zipped_head, "Content-Length"), Some(&*zipped.len().to_string()));
+        let mut text = Vec::new();
+        GzDecoder::new(&*zipped).read_to_end(&mut text).unwrap();
+        assert_eq!(text, plain, "{path}");
+
+        for tag in [value(&head, "ETag").unwrap(), value(&zipped_head, "ETag").unwrap()] {
+            let headers = format!("Accept-Encoding: gzip\r\nIf-None-Match: \"other\", {tag}\r\n");
+            let (head, body) = get(&format!("GET {path}"), &headers);
+            assert!(head.starts_with("HTTP/1.1 304 ") && body.is_empty(), "{path}: {head}");
+        }
+        let (head_head, body) = get(&format!("HEAD {path}"), "");
+        assert!(head_head == head && body.is_empty(), "{path}: {head_head}");
+    }
+    assert_eq!(server.stop_cleanly().total("closed_http"), answers);
+}
+
+#[test]
+fn a_client_on_a_slow_link_gets_the_whole_page() {
+    let _machine = beside_others();
+    let options =
+        ["--socket-send-bytes", "4096", "--notsent-lowat-bytes", "0", "--handshake-deadline-ms", "60000"];
+    let server = Server::start(&options);
+    let mut peer = Peer::connect_with_small_window(server.http);
+    peer.send(b"GET /page/main.js HTTP/1.1\r\nHost: test\r\n\r\n");
+    // Longer than other answers may take, while the socket is full.
+    std::thread::sleep(Duration::from_millis(2 * LINGER_DEADLINE_MS));
+    let head = peer.http_head();
+    let body = peer.read_to_end();
+    assert_eq!(value(&head, "Content-Length"), Some(&*body.len().to_string()));
+    // It does not close its side: the server waits for that no longer than for any other's.
+    server.stop_cleanly();
+    drop(peer);
+}
+
+/// The browser's program, or `None`, said on standard error, where there is none.
+fn browser() -> Option<String> {
+    let finder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/find-browser.mjs");
+    let found = Command::new("node").arg(finder).output().unwrap();
+    match found.status.code() {
+        Some(0) => Some(String::from_utf8(found.stdout).unwrap().trim_end().to_owned()),
+        Some(3) => {
+            say("skipped, for want of Chromium: install chromium, or run scripts/test.sh");
+            None
+        }
+        _ => panic!("run scripts/test.sh once: {}", String::from_utf8_lossy(&found.stderr)),
+    }
+}
+
+/// Runs a program with the browser, what else it wants to know, and a folder for its screenshots. `None`: no browser.
+fn browse(program: &str, arguments: &[&str]) -> Option<External> {
+    let browser = browser()?;
+    let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");
+    fs::create_dir_all(&shots).unwrap();
+    let arguments = [&[&*browser], arguments, &[shots.to_str().unwrap()]].concat();
+    Some(External::run(Library::Ws, program, &arguments))
+}
+
+/// The options of both servers that a page sees, one after the other.
+fn sources(capture: Option<&Path>) -> Vec<String> {
+    let mut options: Vec<String> = ["--ecg", "synthetic", "--shards", "2"].map(String::from).into();
+    match capture {
+        Some(file) => options.extend(["--replay", file.to_str().unwrap(), "--loop"].map(String::from)),
+        None => options.extend(["--sim-producers", "40"].map(String::from)),
+    }
+    options
+}
+
+#[test]
+fn a_browser_sees_rows_and_wave_move_and_the_page_recovers_when_the_server_was_killed() {
+    let _machine = beside_others();
+    let options = sources(market_capture().as_deref());
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let server = Server::start_logging("info", &options);
+    let url = format!("http://{}/", server.http);
+    let Some(browser) = browse("page", &[&url]) else { return };
+    browser.wait_for("live");
+    let http = server.http.to_string();
+    // SIGKILL: no goodbye.
+    drop(server);
+    browser.wait_for("lost");
+    let server = Server::start_on(&http, tickcast().env("RUST_LOG", "info"), Stdio::null(), &options);
+    browser.wait_for("back");
+    browser.finish();
+    server.stop_cleanly();
+}
+
+#[test]
+fn a_browser_that_slept_until_it_was_given_up_comes_back_and_says_what_it_missed() {
+    let _machine = beside_others();
+    let heartbeat = ["--ping-interval-ms", "1000", "--ping-timeout-ms", "1500"];
+    let options = ["--ecg", "synthetic", "--sim-producers", "40", "--shards", "2"];
+    let server = Server::start_logging("info", &[&options[..], &heartbeat].concat());
+    let Some(browser) = browse("page-asleep", &[&server.http.to_string()]) else { return };
+    browser.finish();
+    assert_eq!(server.stop_cleanly().total("closed_heartbeat_timeout"), 1);
+}
+
+#[test]
+fn the_page_keeps_to_goodbyes_counts_lost_batches_and_lists_thousands_of_topics() {
+    let _machine = beside_others();
+    let Some(browser) = browse("page-edges", &[]) else { return };
+    browser.finish();
+}
