@@ -18,6 +18,8 @@ pub struct Reloader {
     /// `None`: there is no file to be read again.
     read_again: Option<Reload>,
     limits: Arc<Limits>,
+    /// The log's filter.
+    log: String,
     /// Shards that could not be asked, their rings being full: they are told as soon as they can be.
     untold: Vec<ShardId>,
     /// It was asked for while the server was starting.
@@ -25,9 +27,10 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// For shards that work within these limits.
-    pub fn new(read_again: Option<Reload>, limits: Limits) -> Reloader {
-        Reloader { read_again, limits: Arc::new(limits), untold: Vec::new(), is_asked: false }
+    /// For shards that work within this configuration's limits.
+    pub fn new(read_again: Option<Reload>, config: &Config) -> Reloader {
+        let (limits, log) = (Arc::new(config.limits.clone()), config.log.clone());
+        Reloader { read_again, limits, log, untold: Vec::new(), is_asked: false }
     }
 
     /// Whether there is something to be read again.
@@ -58,15 +61,16 @@ impl Reloader {
             Err(error) => return ::log::error!("SIGHUP: nothing is changed: {error}"),
         };
         let limits = self.limits.with_live_of(&config.limits);
-        // With the louder of the two filters, the one before and the new one.
-        let is_told = ::log::log_enabled!(::log::Level::Info);
-        if is_told {
-            log_changes(&changes);
-        }
         logs::set_filter(&config.log);
-        if !is_told {
+        if ::log::log_enabled!(::log::Level::Info) {
             log_changes(&changes);
+        } else {
+            // Whoever reads the log learns why it falls silent.
+            logs::set_filter(&self.log);
+            log_changes(&changes);
+            logs::set_filter(&config.log);
         }
+        self.log.clone_from(&config.log);
         for line in limits.held_back_from(&config.limits) {
             ::log::warn!("SIGHUP: {line}");
         }
@@ -111,17 +115,14 @@ mod tests {
         for _ in 0..QUESTIONS_PER_SHARD {
             control.ask(Inquiry { to: None, question: Box::new(move |_| close()) });
         }
-        let mut rate = 0;
+        let Command::Serve(args) = Cli::parse_from(["tickcast", "serve"]).command else { panic!("serve") };
+        let config = Config::new(&args, &[0]).unwrap();
+        let mut other = config.clone();
         let read_again = move || {
-            rate += 1;
-            let Command::Serve(args) = Cli::parse_from(["tickcast", "serve"]).command else {
-                panic!("serve")
-            };
-            let mut config = Config::new(&args, &[0])?;
-            config.limits.publish_rate = rate;
-            Ok((config, Vec::new()))
+            other.limits.publish_rate += 1;
+            Ok((other.clone(), Vec::new()))
         };
-        let mut reloader = Reloader::new(Some(Box::new(read_again)), Limits::default());
+        let mut reloader = Reloader::new(Some(Box::new(read_again)), &config);
         for _ in 0..2 {
             reloader.ask();
             reloader.turn(&mut control);

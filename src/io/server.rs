@@ -139,7 +139,7 @@ pub fn run(
     let native = listeners("--tcp", passed.remove("tcp"), config.tcp, config.shards, config.socket)?;
     let http = listeners("--http", passed.remove("http"), config.http, config.shards, config.socket)?;
     let (tcp, http_address) = (native.address, http.address);
-    let reloader = Reloader::new(reload, config.limits.clone());
+    let reloader = Reloader::new(reload, config);
     let (server, lanes) =
         start(config, clients_max, (native, http), counters, (happened_in, happened), reloader)?;
     set_stage(Stage::Serving);
