@@ -11,90 +11,23 @@ set -euo pipefail
 called_from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-step() { printf '\n== %s\n' "$*"; }
-fail() {
-    printf 'scripts/try-package.sh: %s\n' "$*" >&2
-    exit 1
-}
-cannot() {
-    printf 'scripts/try-package.sh: not tried: %s\n' "$*" >&2
-    exit 77
-}
+# shellcheck source=scripts/trial.sh
+source scripts/trial.sh
 
-deb="" force=no
 while (($# > 0)); do
     case $1 in
         --force) force=yes ;;
-        -h | --help)
-            sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' scripts/try-package.sh
-            exit 0
-            ;;
+        -h | --help) usage ;;
         -*) fail "no option $1; there are --force and a package to be named" ;;
-        *)
-            [[ -z $deb ]] || fail "one package, not $deb and $1"
-            deb=$1
-            [[ $deb == /* ]] || deb=$called_from/$deb
-            ;;
+        *) name_package "$1" ;;
     esac
     shift
 done
+begin_trial
 
-command -v dpkg >/dev/null || cannot "there is no dpkg here"
-[[ $EUID -eq 0 ]] || cannot "it takes root to install a package"
-if [[ -z $deb ]]; then
-    target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
-    for package in "$target"/debian/tickcast_*.deb; do [[ $deb -nt $package ]] || deb=$package; done
-    [[ -e $deb ]] || fail "no package in $target/debian: scripts/package.sh makes one"
-fi
-[[ -r $deb ]] || fail "$deb cannot be read"
-# One at a time. The folder is the lock, so that none is left behind.
-exec {lock}</var/lib/dpkg
-flock -w 300 "$lock" || fail "another scripts/try-package.sh has been at work for 5 minutes"
-
-# Whatever is there of it, files of an installation by hand too, is somebody's.
-if [[ $force == no ]]; then
-    for path in /usr/bin/tickcast /usr/local/bin/tickcast /etc/tickcast /var/lib/tickcast /var/lib/dpkg/info/tickcast.list; do
-        [[ ! -e $path ]] || cannot "$path is there: tickcast is installed; --force takes that away"
-    done
-fi
-
-# Seconds for one command, and the attempts, 50 ms apart, for something to be seen.
-command_s_max=120
-looks_max=400
-
-work=$(mktemp -d)
-server="" installed=no
-clean_up() {
-    [[ -z $server ]] || kill -KILL "$server" 2>/dev/null || true
-    [[ $installed == no ]] || dpkg --purge tickcast >/dev/null 2>&1 || true
-    rm -rf -- "$work"
-}
-trap clean_up EXIT
-
-# Without an answer to give, a question is an error. Machines made of container images may leave out manuals.
-run_dpkg() {
-    timeout "$command_s_max" dpkg --path-include='/usr/share/*' "$@" </dev/null >"$work/dpkg" 2>&1 ||
-        fail "dpkg $*: $(cat "$work/dpkg")"
-}
 is_there() { [[ -e $1 ]] || fail "$1 is not there"; }
 is_gone() { [[ ! -e $1 && ! -L $1 ]] || fail "$1 is still there"; }
-waits_for() { # what, then a command that is tried until it succeeds
-    local what=$1 looks
-    shift
-    for ((looks = 0; looks < looks_max; looks++)); do
-        ! "$@" >/dev/null 2>&1 || return 0
-        sleep 0.05
-    done
-    fail "waited in vain for $what: $(tail -5 "$work/log")"
-}
-has_ended() { ! kill -0 "$1"; }
-# All that has its name where a package may put something.
-of_it() { find /etc /usr /var /run -xdev -name '*tickcast*' ! -path "$work*" 2>/dev/null | sort; }
 
-if [[ $force == yes ]]; then
-    dpkg --purge tickcast >/dev/null 2>&1 || true
-fi
-of_it >"$work/before"
 # Folders that come with it, and are to go with it.
 folders=()
 while read -r folder; do
@@ -102,8 +35,7 @@ while read -r folder; do
 done < <(dpkg-deb --contents "$deb" | awk '/^d/ { sub(/^\./, "", $NF); print $NF }')
 
 step "dpkg -i $(basename "$deb")"
-installed=yes
-run_dpkg -i "$deb"
+install_package
 mapfile -t files < <(dpkg -L tickcast | while read -r path; do [[ -d $path ]] || echo "$path"; done)
 for path in /usr/bin/tickcast /usr/bin/tickcast-c10k /usr/sbin/tickcast-tune /etc/tickcast/tickcast.toml \
     /usr/lib/systemd/system/tickcast.service /usr/lib/systemd/system/tickcast.socket \
@@ -127,9 +59,9 @@ done
 for path in "${folders[@]}"; do
     [[ $(stat -c '%U:%G %a' "$path") == "root:root 755" ]] || fail "$path is $(stat -c '%U:%G %a' "$path")"
 done
-configuration=$(dpkg-query -W -f '${Conffiles}' tickcast | awk '{ print $1 }' | sort | xargs)
-[[ $configuration == "/etc/default/tickcast-tune /etc/tickcast/tickcast.toml" ]] || fail "configuration: $configuration"
-echo "${#files[@]} files of root; configuration: $configuration"
+conffiles=$(dpkg-query -W -f '${Conffiles}' tickcast | awk '{ print $1 }' | sort | xargs)
+[[ $conffiles == "/etc/default/tickcast-tune /etc/tickcast/tickcast.toml" ]] || fail "configuration: $conffiles"
+echo "${#files[@]} files of root; configuration: $conffiles"
 if command -v systemctl >/dev/null && systemctl is-enabled tickcast.service >/dev/null 2>&1; then
     fail "tickcast.service is enabled: that is the operator's to decide"
 fi
@@ -139,20 +71,9 @@ if command -v systemd-analyze >/dev/null; then
     systemd-analyze security --offline=yes --no-pager --threshold=15 /usr/lib/systemd/system/tickcast.service | tail -1
 fi
 
-step "tickcast serve --config /etc/tickcast/tickcast.toml as nobody, on free ports"
-tickcast serve --config /etc/tickcast/tickcast.toml --check-config
-(
-    # As the unit has it; a container may not raise it.
-    ulimit -l unlimited 2>/dev/null || true
-    export TICKCAST_TCP=127.0.0.1:0 TICKCAST_HTTP=127.0.0.1:0 TICKCAST_ADMIN=127.0.0.1:0
-    exec setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs \
-        tickcast serve --config /etc/tickcast/tickcast.toml
-) >"$work/said" 2>"$work/log" &
-server=$!
-waits_for "the server" grep -q '^listening ' "$work/said"
-cat "$work/said"
-tcp=$(sed -n 's/^listening.* tcp=\([^ ]*\).*/\1/p' "$work/said")
-http=$(sed -n 's/^listening.* http=\([^ ]*\).*/\1/p' "$work/said")
+step "tickcast serve --config $configuration as nobody, on free ports"
+tickcast serve --config "$configuration" --check-config
+start_server
 timeout "$command_s_max" tickcast pub demo.hello '{"hello":"world"}' --server "$tcp"
 timeout "$command_s_max" tickcast sub demo.hello --from latest --count 1 --server "$tcp" >"$work/tick"
 cat "$work/tick"
@@ -162,11 +83,7 @@ timeout "$command_s_max" tickcast-c10k --server "$http" --transport ws --connect
 if command -v curl >/dev/null; then
     echo "GET / of $http: $(curl -s --max-time 10 -o /dev/null -w '%{http_code}' "http://$http/")"
 fi
-kill -TERM "$server"
-waits_for "the server's end" has_ended "$server"
-wait "$server" || fail "the server did not end well: $(cat "$work/log")"
-server=""
-echo "SIGTERM: exit 0"
+stop_server
 
 step "the tools"
 status=0
@@ -188,26 +105,22 @@ if command -v man >/dev/null; then
 fi
 
 step "dpkg -i again: what was configured stays"
-echo 'shards = 1' >>/etc/tickcast/tickcast.toml
+echo 'shards = 1' >>"$configuration"
 run_dpkg -i "$deb"
-grep -q '^shards = 1$' /etc/tickcast/tickcast.toml || fail "the configuration was replaced"
-tickcast serve --config /etc/tickcast/tickcast.toml --check-config
+grep -q '^shards = 1$' "$configuration" || fail "the configuration was replaced"
+tickcast serve --config "$configuration" --check-config
 
 step "dpkg -r: configuration stays"
 run_dpkg -r tickcast
-grep -q '^shards = 1$' /etc/tickcast/tickcast.toml || fail "the configuration is gone"
+grep -q '^shards = 1$' "$configuration" || fail "the configuration is gone"
 for path in "${files[@]}"; do
     [[ $path == /etc/* ]] || is_gone "$path"
 done
 
 step "dpkg -P: nothing stays"
-run_dpkg -P tickcast
+purge_package
 for path in "${files[@]}" "${folders[@]}"; do
     is_gone "$path"
 done
-of_it >"$work/after"
-diff "$work/before" "$work/after" || fail "the machine is not as it was"
-! dpkg-query -W tickcast >/dev/null 2>&1 || fail "dpkg still knows tickcast"
-installed=no
 
 printf '\nthe package is good\n'

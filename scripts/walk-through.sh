@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# What a new user does, from the package to its removal: scripts/walk-through.sh [--force] [--out FOLDER] [FILE.deb], the
+# newest that scripts/package.sh has made unless said otherwise.
+#
+# Installs the package; starts it with the shipped configuration, on free ports; scrapes it; opens the page, which has no
+# wave yet; looks at `tickcast top` in tmux and at `tickcast check`; adds a heart to the configuration and reloads; drains
+# it under a subscriber; starts it again, and the wave is there; removes it. What was seen is in FOLDER (below the target
+# folder unless said otherwise): screenshots of the page in light and dark on a desktop and a phone, top.txt, metrics.txt,
+# check.txt, server.log (what it logged). The machine is then as it was, but for dpkg's log. About 90 s.
+#
+# What the browser, tmux and promtool are for is left out where they are missing (scripts/test.sh installs them). Exits with
+# 77 where nothing can be tried: not as root, without dpkg, or where tickcast is installed.
+#
+#   --force        do it where tickcast is installed, too: that is taken away, with its configuration
+#   --out FOLDER   where to put what was seen
+set -euo pipefail
+called_from=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/trial.sh
+source scripts/trial.sh
+
+out=${CARGO_TARGET_DIR:-target}/walk-through
+while (($# > 0)); do
+    case $1 in
+        --force) force=yes ;;
+        --out)
+            [[ -n ${2:-} ]] || fail "--out takes a folder"
+            out=$2
+            [[ $out == /* ]] || out=$called_from/$out
+            shift
+            ;;
+        -h | --help) usage ;;
+        -*) fail "no option $1; there are --force, --out FOLDER and a package to be named" ;;
+        *) name_package "$1" ;;
+    esac
+    shift
+done
+begin_trial
+rm -rf -- "$out"
+mkdir -p "$out"
+
+session=tickcast-walk-through-$$
+subscriber=""
+end_own() {
+    [[ -z $subscriber ]] || kill "$subscriber" 2>/dev/null || true
+    ! command -v tmux >/dev/null || tmux -L "$session" kill-server 2>/dev/null || true
+}
+
+ask() { curl --silent --show-error --max-time 10 "http://$admin$1"; }
+status_of() { curl --silent --max-time 10 --output /dev/null --write-out '%{http_code}' "http://$admin$1"; }
+is_status() { [[ $(status_of "$1") == "$2" ]]; }
+
+step "dpkg -i $(basename "$deb")"
+install_package
+echo "next, as the manual says: less $configuration; tickcast check; systemctl enable --now tickcast"
+
+step "tickcast check"
+status=0
+timeout "$command_s_max" tickcast check >"$out/check.txt" 2>&1 || status=$?
+((status <= 1)) || fail "tickcast check ended with $status: $(cat "$out/check.txt")"
+cat "$out/check.txt"
+
+step "tickcast serve --config $configuration, on free ports"
+start_server
+is_status /healthz 200 || fail "it is not healthy"
+is_status /readyz 200 || fail "it is not ready"
+
+step "a subscriber and a scrape"
+timeout "$command_s_max" tickcast sub 'sim.>' --count 5 --server "$tcp"
+ask /metrics >"$out/metrics.txt"
+echo "$(grep -vc '^#' "$out/metrics.txt") samples"
+if command -v promtool >/dev/null; then
+    promtool check metrics <"$out/metrics.txt" || fail "promtool complains"
+    echo "promtool: good"
+fi
+
+pictures() { # folder
+    local browser
+    if ! command -v node >/dev/null || ! browser=$(node tests/clients/find-browser.mjs 2>/dev/null); then
+        echo "left out: no browser (scripts/test.sh installs one)"
+        return
+    fi
+    timeout "$command_s_max" node tests/clients/shots.mjs "http://$http/" "$out/$1" "$browser" || fail "the page: see above"
+}
+step "the page"
+pictures page
+
+step "tickcast top"
+if command -v tmux >/dev/null; then
+    tmux -L "$session" -f /dev/null new-session -d -x 130 -y 40 \
+        "timeout $command_s_max tickcast top --admin $admin; echo \"top ended with \$?\"; sleep $command_s_max"
+    shows() { tmux -L "$session" capture-pane -p >"$out/top.txt" && grep -q "$1" "$out/top.txt"; }
+    waits_for "a screen with rates" shows 'ticks/s in'
+    cat "$out/top.txt"
+    cp "$out/top.txt" "$out/top-screen.txt"
+    tmux -L "$session" send-keys q
+    waits_for "its end" shows 'top ended with 0'
+    mv "$out/top-screen.txt" "$out/top.txt"
+    tmux -L "$session" kill-server
+else
+    echo "left out: no tmux (scripts/test.sh installs it); as text:"
+    timeout "$command_s_max" tickcast top --once --admin "$admin" | tee "$out/top.txt"
+fi
+
+step "another configuration, and SIGHUP, as systemctl reload sends it"
+printf 'behind_ms = 250\necg = "synthetic"\n' >>"$configuration"
+tickcast serve --config "$configuration" --check-config
+kill -HUP "$server"
+waits_for "the change" grep -q 'SIGHUP: behind_ms: 250' "$log"
+grep 'SIGHUP' "$log"
+grep -q 'SIGHUP: ecg: .*takes effect at the next start' "$log" || fail "it does not say that the heart waits"
+echo 'behind_mss = 1' >>"$configuration"
+kill -HUP "$server"
+waits_for "a refusal" grep -q 'SIGHUP: nothing is changed' "$log"
+grep 'nothing is changed' "$log"
+sed -i '$d' "$configuration"
+
+step "SIGTERM: it drains"
+timeout "$command_s_max" tickcast sub 'sim.>' --server "$tcp" >"$work/ticks" 2>"$work/subscriber" &
+subscriber=$!
+waits_for "the subscriber" test -s "$work/ticks"
+stop_server
+echo "the subscriber says: $(tail -1 "$work/subscriber")"
+kill "$subscriber" 2>/dev/null || true
+wait "$subscriber" 2>/dev/null || true
+subscriber=""
+
+step "the new configuration: a heart"
+start_server
+timeout "$command_s_max" tickcast sub 'ecg.*' --count 2 --server "$tcp" >/dev/null
+pictures page-with-ecg
+stop_server
+
+step "dpkg -r, dpkg -P"
+cp "$log" "$out/server.log"
+run_dpkg -r tickcast
+[[ -e $configuration ]] || fail "the configuration is gone before it is purged"
+purge_package
+printf '\nwhat was seen is in %s\n' "$out"
