@@ -42,6 +42,10 @@ counters! {
     SessionsRefusedSource = "sessions_refused_source", "sessions";
     /// Connections refused because more came than may in a second.
     SessionsRefusedRate = "sessions_refused_rate", "sessions";
+    /// Connections refused because the server was stopping.
+    SessionsRefusedDraining = "sessions_refused_draining", "sessions";
+    /// Connections that the ring did not take, for want of memory; ended without a word.
+    SessionsRefusedFailed = "sessions_refused_failed", "sessions";
     /// Times accepting failed, for want of descriptors or memory; tried again after a pause.
     AcceptsFailed = "accepts_failed", "times";
     /// Connections handed to the shard that serves their identity.
@@ -56,6 +60,8 @@ counters! {
     TicksSimulatorDropped = "ticks_simulator_dropped", "ticks";
     /// Batches of the ECG source dropped because a ring was full or the process was stopped.
     TicksEcgDropped = "ticks_ecg_dropped", "ticks";
+    /// Times the replay waited, because the ring to a shard was full.
+    ReplayWaits = "replay_waits", "times";
     /// Ticks queued to subscribers.
     TicksDelivered = "ticks_delivered", "ticks";
     /// Ticks taken out of outboxes again, to be conflated, dropped or sent anew.
@@ -70,11 +76,11 @@ counters! {
     BytesSent = "bytes_sent", "bytes";
     /// SENDs submitted.
     Sends = "sends", "operations";
-    /// SENDs that the socket did not take whole; the rest was parked.
+    /// SENDs that the socket did not take whole, the rest was parked: short ones, and those that found it full.
     SendsParked = "sends_parked", "operations";
-    /// Of those, SENDs that found the socket full: it took nothing.
+    /// Of the parked SENDs, those that found the socket full: it took nothing. The others were short: it took a part.
     SendsFull = "sends_full", "operations";
-    /// Times a ring to another shard was full, and what was for it waited.
+    /// Times a ring to another shard became full, and what was for it waited.
     MeshRingFull = "mesh_ring_full", "times";
     /// Silent sessions that were pinged.
     Pings = "pings", "pings";

@@ -19,6 +19,8 @@ struct Peer {
     deliveries_out: FrameProducer,
     requests_in: FrameConsumer,
     deliveries_in: FrameConsumer,
+    /// Of the rings out: requests, deliveries. Each is full since before the last push.
+    full: [bool; 2],
     bell: Arc<Doorbell>,
 }
 
@@ -45,6 +47,7 @@ pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
                 deliveries_out: deliveries_ab,
                 requests_in: requests_a,
                 deliveries_in: deliveries_a,
+                full: [false; 2],
                 bell: bells[b].clone(),
             });
             meshes[b].peers.push(Peer {
@@ -53,6 +56,7 @@ pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
                 deliveries_out: deliveries_ba,
                 requests_in: requests_b,
                 deliveries_in: deliveries_b,
+                full: [false; 2],
                 bell: bells[a].clone(),
             });
         }
@@ -91,22 +95,23 @@ impl Mesh {
 
     /// Pushes what waits for the other shards into their rings, one wake-up each. Returns whether anything moved.
     pub fn push_out(&mut self, shard: &mut Shard) -> bool {
-        let (mut any, mut full) = (false, 0);
+        let (mut any, mut filled) = (false, 0);
         for peer in &mut self.peers {
             let stages = shard.stages_mut(peer.shard);
             let requests =
                 !stages.requests.waiting().is_empty() && peer.requests_out.push(&mut stages.requests);
             let deliveries =
                 !stages.deliveries.waiting().is_empty() && peer.deliveries_out.push(&mut stages.deliveries);
-            full += u64::from(!stages.requests.waiting().is_empty());
-            full += u64::from(!stages.deliveries.waiting().is_empty());
+            let full = [&stages.requests, &stages.deliveries].map(|stage| !stage.waiting().is_empty());
+            filled += full.iter().zip(peer.full).filter(|&(&is, was)| is && !was).count() as u64;
+            peer.full = full;
             if requests || deliveries {
                 peer.bell.ring();
                 any = true;
             }
         }
-        if full > 0 {
-            shard.counters().add(Counter::MeshRingFull, full);
+        if filled > 0 {
+            shard.counters().add(Counter::MeshRingFull, filled);
         }
         any
     }
@@ -149,4 +154,36 @@ fn requests(ring: &mut FrameConsumer, shard: &mut Shard, from: Option<ShardId>, 
         }
         takes
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Limits, counters::Counters, wire::command::encode_request, wire::frame::Kind};
+
+    const RING_BYTES: usize = 256;
+
+    #[test]
+    fn a_ring_is_counted_as_full_when_it_becomes_so_and_not_for_every_turn() {
+        let bells = [0, 1].map(|_| Arc::new(Doorbell::new(|| {})));
+        let mut meshes = mesh(&bells, RING_BYTES);
+        let (mut other, mut own) = (meshes.remove(1), meshes.remove(0));
+        let mut shard = Shard::new(ShardId(0), 2, 1, Limits::default(), Arc::new(Counters::default()));
+        let full = |shard: &Shard| shard.counters().value(Counter::MeshRingFull);
+        let fill = |shard: &mut Shard| {
+            let tail = shard.stages_mut(ShardId(1)).requests.tail();
+            (0..20).for_each(|request| encode_request(tail, Kind::Subscribe, request, "some.topic"));
+        };
+        for times in 1..3 {
+            fill(&mut shard);
+            own.push_out(&mut shard);
+            assert_eq!(full(&shard), times);
+            // It has room now and then, and is full again at once.
+            while !shard.stages_mut(ShardId(1)).requests.waiting().is_empty() {
+                own.push_out(&mut shard);
+                assert_eq!(full(&shard), times);
+                other.peers[0].requests_in.drain(usize::MAX, |_| true);
+            }
+        }
+    }
 }

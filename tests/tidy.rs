@@ -176,3 +176,19 @@ fn every_module_says_what_it_is() {
         assert!(text.starts_with("//!"), "{path} begins with a module doc");
     }
 }
+
+#[test]
+fn the_readme_names_every_option_that_changes_live() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let table = readme.split_once("| changes at once |").expect("a table of them").1;
+    let table = table.split("\n\n").next().unwrap_or_default();
+    // The names stand between backquotes in the first column.
+    let first: Vec<&str> = table.lines().skip(2).filter_map(|row| row.split('|').nth(1)).collect();
+    let mut named: Vec<String> =
+        first.iter().flat_map(|names| names.split('`').skip(1).step_by(2)).map(str::to_owned).collect();
+    let mut live: Vec<String> =
+        tickcast::config::reload::LIVE.iter().map(|name| name.replace('-', "_")).collect();
+    named.sort_unstable();
+    live.sort_unstable();
+    assert_eq!(named, live);
+}

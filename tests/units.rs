@@ -262,7 +262,7 @@ fn the_server_may_pin_its_threads_and_use_io_uring() {
     let unit = fs::read_to_string(project("systemd/tickcast.service")).unwrap();
     let filters: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")).collect();
     // @system-service has io_uring in @aio; the order counts, what comes last wins.
-    assert_eq!(filters, ["@system-service", "~@privileged @resources", "sched_setaffinity"]);
+    assert_eq!(filters, ["@system-service", "~@privileged @resources", "sched_setaffinity setpriority"]);
     assert!(unit.contains("\nLimitMEMLOCK=infinity\n") && unit.contains("\nLimitNOFILE=1048576\n"));
 }
 

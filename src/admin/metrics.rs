@@ -85,9 +85,12 @@ fn shown(counter: Counter) -> Shown {
     match counter {
         Counter::TicksSimulatorDropped => of("source_ticks_dropped", SOURCES_HELP, ("source", "simulator")),
         Counter::TicksEcgDropped => of("source_ticks_dropped", SOURCES_HELP, ("source", "ecg")),
+        Counter::ReplayWaits => of("source_waits", WAITS_HELP, ("source", "replay")),
         Counter::SessionsRefused => of("sessions_refused", REFUSED_HELP, ("reason", "clients")),
         Counter::SessionsRefusedSource => of("sessions_refused", REFUSED_HELP, ("reason", "source")),
         Counter::SessionsRefusedRate => of("sessions_refused", REFUSED_HELP, ("reason", "rate")),
+        Counter::SessionsRefusedDraining => of("sessions_refused", REFUSED_HELP, ("reason", "draining")),
+        Counter::SessionsRefusedFailed => of("sessions_refused", REFUSED_HELP, ("reason", "failed")),
         _ => match (label.strip_prefix("closed_"), label.strip_suffix("_ns")) {
             (Some(reason), _) => {
                 let reason = reason.strip_prefix("by_").unwrap_or(reason);
@@ -109,11 +112,13 @@ fn shown(counter: Counter) -> Shown {
 
 const SOURCES_HELP: &str =
     "Ticks that a source of the server itself dropped, because a ring was full or it was stopped.";
-const REFUSED_HELP: &str = "Connections refused, by reason.";
+const WAITS_HELP: &str = "Times a source of the server itself waited, because a ring was full.";
+const REFUSED_HELP: &str = "Connections refused, by reason: a bound (clients, source, rate), a server that stops (draining), or a ring that did not \
+     take them (failed).";
 
 /// Whether the sources count it, and not the shards.
 fn is_of_sources(counter: Counter) -> bool {
-    matches!(counter, Counter::TicksSimulatorDropped | Counter::TicksEcgDropped)
+    matches!(counter, Counter::TicksSimulatorDropped | Counter::TicksEcgDropped | Counter::ReplayWaits)
 }
 
 /// A text that grows family by family.
@@ -366,6 +371,8 @@ mod tests {
             counters.add(Counter::ClosedSlowConsumer, 2);
             counters.add(Counter::ClosedByPeer, 4);
             counters.add(Counter::SessionsRefusedRate, 6);
+            counters.add(Counter::SessionsRefusedDraining, 7);
+            counters.add(Counter::SessionsRefusedFailed, 8);
             counters.add(Counter::SessionsOpen, 9);
         });
         has(&text, "# HELP tickcast_ticks_delivered_total Ticks queued to subscribers.");
@@ -378,6 +385,10 @@ mod tests {
         has(&text, "tickcast_sessions_closed_total{shard=\"0\",reason=\"slow_consumer\"} 2");
         has(&text, "tickcast_sessions_closed_total{shard=\"0\",reason=\"peer\"} 4");
         has(&text, "tickcast_sessions_refused_total{shard=\"0\",reason=\"rate\"} 6");
+        has(&text, "tickcast_sessions_refused_total{shard=\"0\",reason=\"draining\"} 7");
+        has(&text, "tickcast_sessions_refused_total{shard=\"0\",reason=\"failed\"} 8");
+        has(&text, "tickcast_sessions_refused_total{shard=\"0\",reason=\"clients\"} 0");
+        has(&text, "tickcast_source_waits_total{source=\"replay\"} 0");
         has(&text, "tickcast_source_ticks_dropped_total{source=\"simulator\"} 5");
         has(&text, "tickcast_source_ticks_dropped_total{source=\"ecg\"} 0");
         has(&text, "process_resident_memory_bytes 4096");

@@ -21,7 +21,7 @@ pub enum SessionSort {
     Conflated,
     /// Topics that it takes.
     Topics,
-    /// The newest first.
+    /// The newest first. Of several shards: the fewer sessions have come to its shard after it, the earlier; nobody notes when.
     Newest,
 }
 
@@ -45,7 +45,7 @@ pub enum TopicSort {
     Ticks,
     /// Memory of its recent ticks.
     Bytes,
-    /// The newest first.
+    /// The newest first. Of several shards: the fewer topics have come to its home after it, the earlier.
     Newest,
 }
 

@@ -13,7 +13,12 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{FULL_NAP_NS, Lanes, StopFlag, sleep_until, wait_for_subscribers};
-use crate::{clock, counters::Counters, limits::REPLAY_LINE_BYTES_MAX, logs, router};
+use crate::{
+    clock,
+    counters::{Counter, Counters},
+    limits::REPLAY_LINE_BYTES_MAX,
+    logs, router,
+};
 
 /// What is replayed, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,13 +80,15 @@ struct Line<'a> {
     data: &'a RawValue,
 }
 
-/// Replays until the end, or until the server stops. Ticks carry the time they are due; a full ring is waited for.
+/// Replays until the end, or until the server stops. Ticks carry the time they are due; a full ring is waited for, which
+/// `own` counts.
 ///
 /// # Errors
 /// [`ReplayError`]; what was published before it stays published.
 pub fn run(
     settings: &Settings,
     mut lanes: Lanes,
+    own: &Counters,
     shards: &[Arc<Counters>],
     stop: &StopFlag,
 ) -> Result<Summary, ReplayError> {
@@ -91,8 +98,8 @@ pub fn run(
     }
     loop {
         let before = summary.ticks;
-        replay_once(settings, &mut lanes, stop, &mut summary)?;
-        lanes.flush_all(stop);
+        replay_once(settings, &mut lanes, own, stop, &mut summary)?;
+        flush_all(&mut lanes, own, stop);
         // A file without a single tick would spin.
         if !settings.again || stop.is_set() || summary.ticks == before {
             return Ok(summary);
@@ -103,6 +110,7 @@ pub fn run(
 fn replay_once(
     settings: &Settings,
     lanes: &mut Lanes,
+    own: &Counters,
     stop: &StopFlag,
     summary: &mut Summary,
 ) -> Result<(), ReplayError> {
@@ -124,7 +132,7 @@ fn replay_once(
                 continue;
             }
             Err(text) => {
-                lanes.flush_all(stop);
+                flush_all(lanes, own, stop);
                 return Err(ReplayError::BadLine(settings.file.clone(), number, text));
             }
         };
@@ -133,24 +141,36 @@ fn replay_once(
             let after_ns = (line.at_ns as f64 / speed) as u64;
             due_realtime_ns = start_realtime_ns.saturating_add(after_ns);
             if clock::monotonic_ns() < start_ns.saturating_add(after_ns) {
-                lanes.flush_all(stop);
+                flush_all(lanes, own, stop);
             }
             if !sleep_until(start_ns.saturating_add(after_ns), stop) {
                 return Ok(());
             }
         }
         let payload = line.data.get().as_bytes();
+        let mut waits = false;
         while !lanes.publish(&line.topic, due_realtime_ns, clock::realtime_ns(), payload) {
             if stop.is_set() {
                 return Ok(());
             }
             if !lanes.flush() {
+                if !std::mem::replace(&mut waits, true) {
+                    own.add(Counter::ReplayWaits, 1);
+                }
                 clock::sleep_ns(FULL_NAP_NS);
             }
         }
         summary.ticks += 1;
     }
     Ok(())
+}
+
+/// Flushes until everything went, or the server stops.
+fn flush_all(lanes: &mut Lanes, own: &Counters, stop: &StopFlag) {
+    if !lanes.flush() && !stop.is_set() {
+        own.add(Counter::ReplayWaits, 1);
+        lanes.flush_all(stop);
+    }
 }
 
 /// Reads one line into `bytes`, at most one byte more than a line may have. Returns `false` at the end.
@@ -214,5 +234,36 @@ mod tests {
         assert!(parse(&bytes, 10).err().expect("an error").contains("longer"));
         assert!(read_line(&mut reader, &mut bytes).unwrap() && bytes == b"last");
         assert!(!read_line(&mut reader, &mut bytes).unwrap());
+    }
+
+    #[test]
+    fn waiting_for_a_ring_that_nobody_reads_is_counted_once() {
+        let file = std::env::temp_dir().join(format!("tickcast-waits-{}.ndjson", std::process::id()));
+        // The first waits at its end, the second before a tick.
+        for lines in [100, 10_000] {
+            std::fs::write(&file, "{\"at_ns\":0,\"topic\":\"a\",\"data\":1}\n".repeat(lines)).unwrap();
+            let settings = Settings {
+                file: file.clone(),
+                speed: None,
+                again: true,
+                wait_clients: 0,
+                skip_bad_lines: false,
+                payload_bytes_max: 8,
+            };
+            let (producer, _consumer) = crate::ring::frame_ring(1 << 12);
+            let lanes = Lanes::new([(producer, Arc::new(crate::ring::Doorbell::new(|| {})))].into_iter());
+            let (own, stop) = (Counters::default(), StopFlag::default());
+            let summary = std::thread::scope(|scope| {
+                let replay = scope.spawn(|| run(&settings, lanes, &own, &[], &stop).unwrap());
+                while own.value(Counter::ReplayWaits) == 0 {
+                    std::thread::yield_now();
+                }
+                stop.set();
+                replay.join().unwrap()
+            });
+            assert!((100..10_000).contains(&summary.ticks), "{summary:?}");
+            assert_eq!(own.value(Counter::ReplayWaits), 1);
+        }
+        std::fs::remove_file(&file).unwrap();
     }
 }

@@ -9,11 +9,14 @@
 //! does not within [`crate::limits::ADMIN_ANSWER_MS`] is left out, and the answer says so. It listens before the shards are made and until
 //! they have ended.
 //!
+//! Its thread makes way for the shards: it keeps to the cores that none of them is pinned to, or else has the lowest priority.
+//!
 //! A connection is for one request and lives [`ADMIN_CONNECTION_MS`] at most: there is nothing to be kept alive, and nobody
 //! can keep others out for long.
 
 mod answer;
 mod ask;
+mod cores;
 mod process;
 
 use std::{
@@ -82,6 +85,11 @@ impl Admin {
     /// # Errors
     /// What epoll(7), eventfd(2) and the thread's start say.
     pub fn start(address: SocketAddr, listener: OwnedFd, sights: Sights) -> io::Result<Admin> {
+        if !is_local(address) {
+            ::log::warn!(
+                "--admin: {address} is not a loopback address: who reaches it needs no password to see and close sessions"
+            );
+        }
         let listener = std::net::TcpListener::from(listener);
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
@@ -89,14 +97,16 @@ impl Admin {
             sights,
             stage: AtomicU8::new(Stage::Starting as u8),
             inquiries: Semaphore::new(ADMIN_INQUIRIES_MAX),
-            is_local: address.ip().is_loopback(),
+            is_local: is_local(address),
             started_seconds: process::start_seconds(),
         });
         let (stop, stopped) = oneshot::channel::<()>();
         let (of_thread, guard) = (office.clone(), runtime.enter());
         let listener = TcpListener::from_std(listener)?;
         drop(guard);
+        let pinned: Vec<usize> = office.sights.shards.iter().map(|(core, _)| *core).collect();
         let serve = move || {
+            cores::make_way(&pinned);
             runtime.block_on(async move {
                 tokio::spawn(accept(listener, of_thread));
                 // Told, or dropped: either way it is over, and what is under way with it.
@@ -116,6 +126,11 @@ impl Admin {
     pub fn set_stage(&self, stage: Stage) {
         self.office.stage.store(stage as u8, Relaxed);
     }
+}
+
+/// An IPv4 address may stand in an IPv6 one.
+fn is_local(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
 }
 
 impl Drop for Admin {

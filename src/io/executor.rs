@@ -355,7 +355,7 @@ impl Driver {
     fn accepted(&mut self, door: Door, socket: OwnedFd, now: Now) {
         self.accept_fails[door as usize] = false;
         if self.phase != Phase::Running {
-            self.shard.counters().add(Counter::SessionsRefused, 1);
+            self.shard.counters().add(Counter::SessionsRefusedDraining, 1);
             return;
         }
         match self.gate.admit(&socket, now.monotonic_ns) {
@@ -382,7 +382,7 @@ impl Driver {
             Err(error) => {
                 ::log::warn!(target: logs::peer::ACCEPT, "a connection is refused: {error}");
                 self.gate.forget(origin);
-                self.shard.counters().add(Counter::SessionsRefused, 1);
+                self.shard.counters().add(Counter::SessionsRefusedFailed, 1);
                 None
             }
         }

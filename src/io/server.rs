@@ -79,6 +79,9 @@ const PREEMPT_TIMER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Locked memory of a server that has just ended is given back late: attempts to make a data ring, and their pause.
 const RING_ATTEMPTS_MAX: u32 = 20;
 const RING_RETRY_NS: u64 = 100_000_000;
+/// A socket that nobody would accept from: who connects would wait for ever.
+const UNWANTED_ADMIN: &str = "\"admin\": there is no admin listener; leave out --no-admin (no_admin in the file), or disable \
+    the socket unit with that FileDescriptorName=";
 /// How often the log is asked whether it left out lines.
 const LOG_TURN_NS: u64 = 1_000_000_000;
 
@@ -125,6 +128,7 @@ pub fn run(
     let (happened_in, happened) = channel();
     // First, so that whoever asks during the start is told what it is at.
     let admin = match config.admin {
+        None if passed.remove("admin").is_some() => return Err(StartupError::Passed(UNWANTED_ADMIN.into())),
         None => None,
         Some(address) => {
             let bound = listeners("--admin", passed.remove("admin"), address, 1, SocketBounds::default())?;
@@ -408,8 +412,8 @@ impl Server {
                 Source::Simulator(settings) => simulator::run(settings, lanes, &own, &stop),
                 Source::Ecg(settings) => ecg::run(&settings, lanes, &own, &stop),
                 Source::Replay(settings) => {
-                    let _ =
-                        happened.send(Happened::IngestEnded(replay::run(&settings, lanes, &shards, &stop)));
+                    let ended = replay::run(&settings, lanes, &own, &shards, &stop);
+                    let _ = happened.send(Happened::IngestEnded(ended));
                 }
             };
             let thread = thread::Builder::new().name("ingest".into()).spawn(ingest);

@@ -189,3 +189,58 @@ impl Shard {
         looked
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        config::Limits,
+        counters::Counters,
+        shard::Door,
+        subscription::{Policy, Rules},
+        tick::{Publish, ShardId},
+        wire::{command::encode_request, frame},
+    };
+
+    const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
+
+    fn subscribe(shard: &mut Shard, slot: u32) {
+        shard.handle_accept(slot, Door::Native, NOW);
+        let mut bytes = Vec::new();
+        frame::encode_hello(&mut bytes, 1, "", "test");
+        encode_request(&mut bytes, frame::Kind::Subscribe, 1, "a.>");
+        shard.handle_bytes(slot, &bytes, NOW);
+        while shard.turn(NOW) {}
+    }
+
+    fn publish(shard: &mut Shard, topic: &str) {
+        let mut bytes = Vec::new();
+        frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), topic, b"1");
+        shard.handle_bytes(0, &bytes, NOW);
+        while shard.turn(NOW) {}
+    }
+
+    /// By topic id: the order of their coming.
+    fn policies(shard: &Shard, slot: u32) -> Vec<Policy> {
+        let held = &shard.sessions.get(slot).unwrap().memberships;
+        let mut held: Vec<_> = held.iter().map(|(id, membership)| (id.0, membership.policy)).collect();
+        held.sort_unstable();
+        held.into_iter().map(|(_, policy)| policy).collect()
+    }
+
+    #[test]
+    fn another_policy_is_for_later_subscriptions_and_topics_and_not_for_what_is_taken_already() {
+        let mut shard = Shard::new(ShardId(0), 1, 1, Limits::default(), Arc::new(Counters::default()));
+        subscribe(&mut shard, 0);
+        publish(&mut shard, "a.before");
+        let limits = Limits { policies: Rules::all(Policy::Drop), ..Limits::default() };
+        shard.reload(&Arc::new(limits), NOW);
+        publish(&mut shard, "a.before");
+        publish(&mut shard, "a.after");
+        subscribe(&mut shard, 1);
+        assert_eq!(policies(&shard, 0), [Policy::default(), Policy::Drop]);
+        assert_eq!(policies(&shard, 1), [Policy::Drop, Policy::Drop]);
+    }
+}

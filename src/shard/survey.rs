@@ -78,7 +78,11 @@ impl Shard {
         let sort = survey.sort;
         let chosen = survey.largest.into_sorted().filter_map(|(_, (slot, id))| {
             let session = self.sessions.get(slot).filter(|session| session.id == id)?;
-            let rank = self.rank(slot, session, sort, now);
+            let mut rank = self.rank(slot, session, sort, now);
+            if sort == SessionSort::Newest {
+                // Not by number: a shard that has had more sessions than another has higher ones.
+                rank = newest_rank(u64::from(self.generation), rank);
+            }
             Some(Seen { slot, id, view: self.view(slot, session, rank, now) })
         });
         chosen.collect()
@@ -160,7 +164,10 @@ impl Shard {
                 keys: topic.newest.keys_len(),
                 history_bytes: topic.history().memory_bytes(),
                 sessions: 0,
-                rank: self.topic_rank(index, sort),
+                rank: match sort {
+                    TopicSort::Newest => newest_rank(self.home.len() as u64, u64::from(index)),
+                    _ => self.topic_rank(index, sort),
+                },
             }
         };
         survey.largest.into_sorted().map(|(_, index)| view(index)).collect()
@@ -197,6 +204,11 @@ impl Shard {
             latency: self.latency.clone(),
         }
     }
+}
+
+/// Higher the fewer have come to the shard after it.
+fn newest_rank(last: u64, number: u64) -> u64 {
+    u64::MAX - last.saturating_sub(number)
 }
 
 /// How long the socket has had no room for the SEND under way.
@@ -258,6 +270,34 @@ mod tests {
         assert_eq!((outbox[0].state, outbox[1].state, outbox[0].encoding), ("open", "handshake", "native"));
         assert_eq!(by(SessionSort::Newest, 1)[0].id, outbox[0].id);
         assert_eq!(by(SessionSort::Lag, 1_000).len(), 1_000);
+    }
+
+    #[test]
+    fn the_newest_of_a_busy_shard_and_of_a_quiet_one_rank_alike() {
+        let (mut busy, mut quiet) = (shard(), shard());
+        (0..200).for_each(|slot| enter(&mut busy, slot, ""));
+        (0..3).for_each(|slot| enter(&mut quiet, slot, ""));
+        let query = SessionsQuery { sort: SessionSort::Newest, limit: 3 };
+        let ranks = |shard: &Shard| names(shard, query).iter().map(|view| view.rank).collect::<Vec<_>>();
+        assert_eq!(ranks(&busy), ranks(&quiet));
+        assert!(ranks(&busy).is_sorted_by(|one, other| one > other));
+
+        let topics = |shard: &mut Shard, count: usize| {
+            let mut bytes = Vec::new();
+            for topic in 0..count {
+                let name = format!("t.{topic}");
+                frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), &name, b"1");
+            }
+            shard.handle_bytes(0, &bytes, NOW);
+            let mut survey =
+                TopicSurvey::new(TopicsQuery { prefix: String::new(), sort: TopicSort::Newest, limit: 3 });
+            assert!(shard.survey_topics(&mut survey));
+            shard.topic_views(survey)
+        };
+        let (of_busy, of_quiet) = (topics(&mut busy, 50), topics(&mut quiet, 3));
+        let ranks = |views: &[TopicView]| views.iter().map(|view| view.rank).collect::<Vec<_>>();
+        assert_eq!(ranks(&of_busy), ranks(&of_quiet));
+        assert_eq!((&*of_busy[0].topic, &*of_quiet[0].topic), ("t.49", "t.2"));
     }
 
     #[test]

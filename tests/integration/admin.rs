@@ -1,7 +1,7 @@
 //! The admin listener of a real server: every path of it, while it serves and while it stops, under many requests at once,
 //! and closing a session.
 
-use std::{net::SocketAddr, thread};
+use std::{fs, net::SocketAddr, path::Path, thread};
 
 use tickcast::{limits::ADMIN_ROWS_MAX, wire::Encoding};
 
@@ -238,6 +238,56 @@ fn while_the_server_stops_it_says_so_and_still_answers() {
     assert_eq!(shards["stage"], "draining");
     drop(peer);
     server.wait().assert_clean();
+}
+
+/// A server's threads whose names begin so: the cores that each may run on, and its nice value.
+fn threads(server: &Server, name: &str) -> Vec<(String, i32)> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+    let read = |folder: &Path, file: &str| fs::read_to_string(folder.join(file)).unwrap();
+    let named = tasks.flatten().map(|task| task.path()).filter(|task| read(task, "comm").starts_with(name));
+    let seen = named.map(|task| {
+        let status = read(&task, "status");
+        let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+        // proc(5): nice is the 19th field, the 17th behind the name.
+        let stat = read(&task, "stat");
+        let nice = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().parse().unwrap();
+        (cores.trim().to_owned(), nice)
+    });
+    seen.collect()
+}
+
+#[test]
+fn the_listener_keeps_off_the_shards_cores_or_gives_way_on_them() {
+    let _machine = beside_others();
+    // Beside each shard's thread there is one for blocking calls, which has no core of its own.
+    let pinned = |server: &Server| -> Vec<(usize, i32)> {
+        let of_shards = threads(server, "shard").into_iter();
+        of_shards.filter_map(|(cores, nice)| Some((cores.parse().ok()?, nice))).collect()
+    };
+    // On every core there is.
+    let server = Server::start(&[]);
+    // Once it answers it has made way.
+    get(admin(&server), "/healthz");
+    let of_shards = pinned(&server);
+    let (first, nice) = of_shards[0];
+    assert_eq!(threads(&server, "admin").iter().map(|thread| thread.1).collect::<Vec<_>>(), [19]);
+    assert!(of_shards.iter().all(|thread| thread.1 == nice), "{of_shards:?}");
+    server.stop_cleanly();
+    if of_shards.len() == 1 {
+        say("one core: there is none that a shard could leave free");
+        return;
+    }
+    let server = Server::start(&["--cores", &first.to_string()]);
+    get(admin(&server), "/healthz");
+    assert_eq!(pinned(&server), [(first, nice)]);
+    let of_listener = threads(&server, "admin");
+    assert_eq!((of_listener.len(), of_listener[0].1), (1, nice));
+    let has_first = of_listener[0].0.split(',').any(|part| {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        (from.parse().unwrap()..=to.parse().unwrap()).contains(&first)
+    });
+    assert!(!has_first, "{of_listener:?}");
+    server.stop_cleanly();
 }
 
 #[test]

@@ -10,6 +10,10 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tickcast::wire::Encoding;
@@ -104,6 +108,42 @@ fn promtool_takes_the_alert_rules() {
 }
 
 #[test]
+fn a_server_that_stops_and_refuses_fires_no_alert_and_one_that_is_full_does() {
+    if !exists("promtool") {
+        return;
+    }
+    let case = |reason: &str, alerts: &str| {
+        format!(
+            "  - interval: 1m\n    input_series:\n      - series: 'tickcast_sessions_refused_total{{job=\"tickcast\",\
+             instance=\"a\",shard=\"0\",reason=\"{reason}\"}}'\n        values: '0+5x20'\n    alert_rule_test:\n      \
+             - eval_time: 18m\n        alertname: TickcastConnectionsRefused\n        exp_alerts: [{alerts}]\n"
+        )
+    };
+    let full = "{exp_labels: {severity: warning, instance: a, reason: clients}, exp_annotations: {summary: \
+                'a has refused 75 connections in 15 minutes (clients)', description: 'clients: --max-clients is reached; \
+                source: --max-clients-per-source; rate: --accept-rate; failed: the kernel had no memory.'}}";
+    let rules = shipped("tickcast-alerts.yml");
+    let text = format!("rule_files: [{rules:?}]\ntests:\n{}{}", case("draining", ""), case("clients", full));
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("alerts-test.yml");
+    fs::write(&file, text).unwrap();
+    let output = Command::new("promtool").args(["test", "rules"]).arg(&file).output().unwrap();
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    fs::remove_file(&file).unwrap();
+}
+
+#[test]
+fn all_servers_of_the_dashboard_are_those_that_are_one() {
+    let text = fs::read_to_string(shipped("tickcast-dashboard.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let instance = variables.iter().find(|variable| variable["name"] == "instance").unwrap();
+    assert_eq!(instance["query"]["query"], "label_values(tickcast_build_info, instance)");
+    assert!(instance.get("allValue").is_none(), "All is each that the query finds");
+}
+
+#[test]
 fn the_dashboard_and_the_rules_name_only_metrics_that_there_are() {
     let _machine = beside_others();
     let (server, collector) = watched_server();
@@ -161,6 +201,18 @@ impl Prometheus {
         Prometheus { child, folder, address: found.unwrap(), log }
     }
 
+    /// From now on it scrapes itself too: a process like many others on an operator's machine.
+    fn watch_itself(&self) {
+        let file = self.folder.join("prometheus.yml");
+        let config = fs::read_to_string(&file).unwrap()
+            + &format!("  - job_name: other\n    static_configs: [{{targets: [\"{}\"]}}]\n", self.address);
+        fs::write(file, config).unwrap();
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGHUP).unwrap();
+        eventually("it scrapes itself", || {
+            !self.query("process_resident_memory_bytes{job=\"other\"}").is_empty()
+        });
+    }
+
     /// What a query finds now.
     fn query(&self, expression: &str) -> Vec<Value> {
         let encoded = utf8_percent_encode(expression, NON_ALPHANUMERIC);
@@ -202,6 +254,20 @@ fn a_real_prometheus_scrapes_it_and_every_query_of_the_dashboard_finds_something
         let query = query.replace("$__rate_interval", "1m").replace("$instance", ".*");
         let found = prometheus.query(&query);
         assert!(!found.is_empty(), "{panel}: {query}");
+    }
+    prometheus.watch_itself();
+    eventually("both have a rate of CPU", || {
+        prometheus.query("rate(process_cpu_seconds_total[1m])").len() == 2
+    });
+    let own: Vec<_> =
+        dashboard_queries().into_iter().filter(|(_, query)| query.contains("process_")).collect();
+    assert!(own.len() >= 3, "{own:?}");
+    for (panel, query) in own {
+        let query = query.replace("$__rate_interval", "1m").replace("$instance", ".*");
+        // Of what is summed, each part.
+        let query = query.strip_prefix("sum(").and_then(|query| query.strip_suffix(')')).unwrap_or(&query);
+        let found = prometheus.query(query);
+        assert!(found.len() == 1 && found[0]["metric"]["job"] == "tickcast", "{panel}: {query}: {found:?}");
     }
     let delivered = prometheus.query("sum(rate(tickcast_ticks_delivered_total[1m])) > 0");
     assert_eq!(delivered.len(), 1);

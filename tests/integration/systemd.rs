@@ -236,6 +236,13 @@ fn a_passed_socket_that_cannot_be_served_is_refused_with_what_its_unit_must_say(
         assert_eq!((code, text.lines().count()), (Some(1), 1), "{names}: {text}");
         assert!(text.contains(answer), "{names}: {text}");
     }
+    let unwanted = startup::run_with_input(passing("admin").args(["serve", "--no-admin"]), input(&passed));
+    assert_eq!((unwanted.0, unwanted.1.lines().count()), (Some(1), 1), "{}", unwanted.1);
+    assert!(
+        unwanted.1.contains("\"admin\"") && unwanted.1.contains("leave out --no-admin"),
+        "{}",
+        unwanted.1
+    );
     let (code, text) = startup::run_with_input(passing("tcp").arg("serve"), Stdio::null());
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("not a TCP socket"), "{text}");

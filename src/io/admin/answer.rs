@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use http_body_util::Full;
 use hyper::{
-    Request, Response,
+    Method, Request, Response,
     body::Bytes,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER},
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN, RETRY_AFTER},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -76,12 +76,18 @@ impl Reply {
 
 impl Office {
     /// What a request is for. Nothing is asked of anybody for one that is refused.
+    ///
+    /// Browsers send `Origin` with every request that is neither GET nor HEAD (Fetch standard, 3.2): no page closes sessions,
+    /// whatever address it came to.
     pub(super) fn routed<B>(&self, request: &Request<B>) -> Result<Route, Refusal> {
         if self.refuses_host(request) {
             return Err(Refusal::new(
                 403,
                 "this listener answers to addresses and to localhost alone (Host)",
             ));
+        }
+        if request.method() == Method::DELETE && request.headers().contains_key(ORIGIN) {
+            return Err(Refusal::new(403, "not from a page in a browser (Origin)"));
         }
         let uri = request.uri();
         route::route(request.method().as_str(), uri.path(), uri.query().unwrap_or_default())

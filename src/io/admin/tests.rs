@@ -14,6 +14,14 @@ use crate::{
 const SHARDS: u16 = 2;
 
 fn admin(ask: impl Fn(Inquiry) + Send + Sync + 'static) -> Admin {
+    admin_known_as(None, ask).1
+}
+
+/// One that takes another address for its own, and its address.
+fn admin_known_as(
+    known_as: Option<SocketAddr>,
+    ask: impl Fn(Inquiry) + Send + Sync + 'static,
+) -> (SocketAddr, Admin) {
     let (address, listeners) =
         listen("--admin", "127.0.0.1:0".parse().unwrap(), 1, SocketBounds::default()).unwrap();
     let sights = Sights {
@@ -21,7 +29,8 @@ fn admin(ask: impl Fn(Inquiry) + Send + Sync + 'static) -> Admin {
         sources: vec![Arc::default()],
         ask: Box::new(ask),
     };
-    Admin::start(address, listeners.into_iter().next().unwrap(), sights).unwrap()
+    let listener = listeners.into_iter().next().unwrap();
+    (address, Admin::start(known_as.unwrap_or(address), listener, sights).unwrap())
 }
 
 /// A serving one whose shards answer what `answer` does.
@@ -36,7 +45,11 @@ fn serving(answer: impl Fn(ShardId, Question) + Send + Sync + 'static) -> Admin 
 }
 
 fn say(admin: &Admin, bytes: &[u8]) -> String {
-    let mut stream = TcpStream::connect(admin.address()).unwrap();
+    say_to(admin.address(), bytes)
+}
+
+fn say_to(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(bytes).unwrap();
     let mut answer = Vec::new();
     // A reset after the answer is the end as well.
@@ -84,6 +97,13 @@ fn at_each_stage_readiness_says_which() {
     assert_eq!(status, 503);
     assert!(body.contains("\"reason\":\"draining\""), "{body}");
     assert_eq!(ask(&admin, "GET /healthz").0, 200);
+    // A scrape shows what there is, whichever shards have ended.
+    let (status, metrics) = ask(&admin, "GET /metrics");
+    assert_eq!(status, 200);
+    for line in ["tickcast_stage{stage=\"draining\"} 1\n", "tickcast_shard_answered{shard=\"1\"} 0\n"] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    assert_eq!(ask(&admin, "GET /v1/shards").0, 200);
 }
 
 #[test]
@@ -121,6 +141,9 @@ fn what_is_no_request_for_this_listener_is_refused() {
         (b"GET /healthz HTTP/1.1\r\nHost: rebound.example\r\n\r\n", 403),
         (b"GET http://rebound.example/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 403),
         (b"DELETE /v1/sessions/0-7 HTTP/1.1\r\nHost: rebound.example:9490\r\n\r\n", 403),
+        (b"DELETE /v1/sessions/0-7 HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n\r\n", 403),
+        (b"DELETE /v1/sessions/0-7 HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\n\r\n", 403),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n\r\n", 200),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
         (b"nonsense\r\n\r\n", 400),
         (b"GET / HTTP/9.9\r\n\r\n", 400),
@@ -135,6 +158,38 @@ fn what_is_no_request_for_this_listener_is_refused() {
     assert!(answer.to_lowercase().contains("allow: get, head\r\n"), "{answer}");
     let head = say(&admin, b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(head.ends_with("\r\n\r\n") && head.to_lowercase().contains("connection: close"), "{head}");
+}
+
+#[test]
+fn on_another_address_than_loopback_any_name_will_do_but_no_page_closes_a_session() {
+    let known_as = Some("192.0.2.1:9490".parse().unwrap());
+    let (address, admin) = admin_known_as(known_as, |mut inquiry| {
+        if let Question::Close(7, answer) = (inquiry.question)(ShardId(0)) {
+            answer(true);
+        }
+    });
+    admin.set_stage(Stage::Serving);
+    let close = "DELETE /v1/sessions/0-7 HTTP/1.1\r\nHost: monitor.example\r\n";
+    let answer = |request: String| status(&say_to(address, request.as_bytes()));
+    assert_eq!(answer("GET /healthz HTTP/1.1\r\nHost: monitor.example\r\n\r\n".into()), 200);
+    assert_eq!(answer(format!("{close}Origin: http://monitor.example\r\n\r\n")), 403);
+    assert_eq!(answer(format!("{close}\r\n")), 200);
+}
+
+#[test]
+fn a_loopback_address_is_one_in_ipv6_too() {
+    for (address, local) in [
+        ("127.0.0.1:1", true),
+        ("127.9.9.9:1", true),
+        ("[::1]:1", true),
+        ("[::ffff:127.0.0.1]:1", true),
+        ("0.0.0.0:1", false),
+        ("[::]:1", false),
+        ("192.0.2.1:1", false),
+        ("[::ffff:192.0.2.1]:1", false),
+    ] {
+        assert_eq!(is_local(address.parse().unwrap()), local, "{address}");
+    }
 }
 
 #[test]
