@@ -165,7 +165,7 @@ fn on_another_address_than_loopback_any_name_will_do_but_no_page_closes_a_sessio
     let known_as = Some("192.0.2.1:9490".parse().unwrap());
     let (address, admin) = admin_known_as(known_as, |mut inquiry| {
         if let Question::Close(7, answer) = (inquiry.question)(ShardId(0)) {
-            answer(true);
+            answer.give(true);
         }
     });
     admin.set_stage(Stage::Serving);
