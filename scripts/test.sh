@@ -77,21 +77,26 @@ cargo test --locked "$@"
 
 # Of the binaries that the tests have used: whether the files are right does not depend on the profile.
 try_package() {
-    local deb status=0
+    local deb trial status
     say "the Debian package"
     if [[ $EUID -ne 0 ]]; then
         say "skipped: it takes root to install a package"
+        return
     elif ! command -v dpkg >/dev/null; then
         say "skipped: there is no dpkg here"
-    else
-        deb=$(scripts/package.sh --no-build --profile dev)
-        scripts/try-package.sh "$deb" || status=$?
+        return
+    fi
+    deb=$(scripts/package.sh --no-build --profile dev)
+    for trial in scripts/try-package.sh scripts/walk-through.sh; do
+        say "$trial"
+        status=0
+        "$trial" "$deb" || status=$?
         case $status in
             0) ;;
             77) say "skipped: the reason is above" ;;
             *) return "$status" ;;
         esac
-    fi
+    done
 }
 
 (($# > 0)) || {

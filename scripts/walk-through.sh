@@ -2,11 +2,11 @@
 # What a new user does, from the package to its removal: scripts/walk-through.sh [--force] [--out FOLDER] [FILE.deb], the
 # newest that scripts/package.sh has made unless said otherwise.
 #
-# Installs the package; starts it with the shipped configuration, on free ports; scrapes it; opens the page, which has no
-# wave yet; looks at `tickcast top` in tmux and at `tickcast check`; adds a heart to the configuration and reloads; drains
-# it under a subscriber; starts it again, and the wave is there; removes it. What was seen is in FOLDER (below the target
-# folder unless said otherwise): screenshots of the page in light and dark on a desktop and a phone, top.txt, metrics.txt,
-# check.txt, server.log (what it logged). The machine is then as it was, but for dpkg's log. About 90 s.
+# Installs the package; reads `tickcast check`; starts it with the shipped configuration, on free ports; publishes prices;
+# scrapes it; opens the page; looks at `tickcast top` in tmux; adds the simulator and a heart to the configuration and
+# reloads; drains it under a subscriber; starts it again, and the wave is on the page; removes it. What was seen is in FOLDER
+# (walk-through below the target folder unless said otherwise): screenshots of the page in light and dark on a desktop and
+# a phone, top.txt, metrics.txt, check.txt, server.log. The machine is then as it was, but for dpkg's log. About 75 s.
 #
 # What the browser, tmux and promtool are for is left out where they are missing (scripts/test.sh installs them). Exits with
 # 77 where nothing can be tried: not as root, without dpkg, or where tickcast is installed.
@@ -40,9 +40,9 @@ rm -rf -- "$out"
 mkdir -p "$out"
 
 session=tickcast-walk-through-$$
-subscriber=""
+own=()
 end_own() {
-    [[ -z $subscriber ]] || kill "$subscriber" 2>/dev/null || true
+    ((${#own[@]} == 0)) || kill "${own[@]}" 2>/dev/null || true
     ! command -v tmux >/dev/null || tmux -L "$session" kill-server 2>/dev/null || true
 }
 
@@ -52,7 +52,7 @@ is_status() { [[ $(status_of "$1") == "$2" ]]; }
 
 step "dpkg -i $(basename "$deb")"
 install_package
-echo "next, as the manual says: less $configuration; tickcast check; systemctl enable --now tickcast"
+echo "from here on systemd would do: systemctl enable --now tickcast, systemctl reload tickcast, systemctl stop tickcast"
 
 step "tickcast check"
 status=0
@@ -65,8 +65,22 @@ start_server
 is_status /healthz 200 || fail "it is not healthy"
 is_status /readyz 200 || fail "it is not ready"
 
-step "a subscriber and a scrape"
-timeout "$command_s_max" tickcast sub 'sim.>' --count 5 --server "$tcp"
+prices() { # seed: ten a second, until nobody reads them or a minute is over
+    awk -v seed="$1" 'BEGIN {
+        srand(seed); price = 100 * (1 + rand())
+        for (n = 0; n < 600; n++) {
+            price *= 1 + (rand() - 0.5) / 500
+            printf "{\"price\":%.2f,\"size\":%d}\n", price, 1 + 90 * rand()
+            fflush(); system("sleep 0.1")
+        }
+    }'
+}
+step "publishers, a subscriber and a scrape"
+for topic in metals.gold metals.silver fx.eurusd fx.usdjpy energy.gas energy.oil; do
+    tickcast pub "$topic" - --server "$tcp" < <(prices "${#topic}$RANDOM") 2>>"$work/publishers" &
+    own+=($!)
+done
+timeout "$command_s_max" tickcast sub '>' --count 5 --server "$tcp"
 ask /metrics >"$out/metrics.txt"
 echo "$(grep -vc '^#' "$out/metrics.txt") samples"
 if command -v promtool >/dev/null; then
@@ -87,10 +101,10 @@ pictures page
 
 step "tickcast top"
 if command -v tmux >/dev/null; then
-    tmux -L "$session" -f /dev/null new-session -d -x 130 -y 40 \
-        "timeout $command_s_max tickcast top --admin $admin; echo \"top ended with \$?\"; sleep $command_s_max"
+    tmux -u -L "$session" -f /dev/null new-session -d -x 130 -y 40 \
+        "timeout --foreground $command_s_max tickcast top --admin $admin; echo \"top ended with \$?\"; sleep $command_s_max"
     shows() { tmux -L "$session" capture-pane -p >"$out/top.txt" && grep -q "$1" "$out/top.txt"; }
-    waits_for "a screen with rates" shows 'ticks/s in'
+    waits_for "a screen with rates" shows ' [1-9][0-9,.]* ticks/s in'
     cat "$out/top.txt"
     cp "$out/top.txt" "$out/top-screen.txt"
     tmux -L "$session" send-keys q
@@ -103,6 +117,7 @@ else
 fi
 
 step "another configuration, and SIGHUP, as systemctl reload sends it"
+sed -i 's/^no_sim = true$/no_sim = false/' "$configuration"
 printf 'behind_ms = 250\necg = "synthetic"\n' >>"$configuration"
 tickcast serve --config "$configuration" --check-config
 kill -HUP "$server"
@@ -116,19 +131,24 @@ grep 'nothing is changed' "$log"
 sed -i '$d' "$configuration"
 
 step "SIGTERM: it drains"
-timeout "$command_s_max" tickcast sub 'sim.>' --server "$tcp" >"$work/ticks" 2>"$work/subscriber" &
-subscriber=$!
+timeout "$command_s_max" tickcast sub '>' --server "$tcp" >"$work/ticks" 2>"$work/subscriber" &
+own+=($!)
 waits_for "the subscriber" test -s "$work/ticks"
 stop_server
 echo "the subscriber says: $(tail -1 "$work/subscriber")"
-kill "$subscriber" 2>/dev/null || true
-wait "$subscriber" 2>/dev/null || true
-subscriber=""
+end_own
+wait "${own[@]}" 2>/dev/null || true
+own=()
 
 step "the new configuration: a heart"
 start_server
-timeout "$command_s_max" tickcast sub 'ecg.*' --count 2 --server "$tcp" >/dev/null
+timeout "$command_s_max" tickcast process ecg --server "$tcp" >"$work/beats" 2>&1 &
+own+=($!)
+waits_for "a beat" grep -q '^beat' "$work/beats"
+head -3 "$work/beats"
 pictures page-with-ecg
+end_own
+own=()
 stop_server
 
 step "dpkg -r, dpkg -P"

@@ -142,7 +142,8 @@ fn watch(asker: Asker, model: &mut Model) -> Result<(), TopError> {
         let _ = wake.try_send(Message::Woken);
     };
     signals::watch(notify, || {}, None).map_err(TopError::Signals)?;
-    let mut desk = Desk::open(asker, told.clone())?;
+    // The first look was before the screen: rates of the moment since would say nothing.
+    let mut desk = Desk::open(asker, told.clone(), clock::monotonic_ns() + model.interval_ns())?;
     let mut screen = Screen::enter()?;
     let thread = thread::Builder::new().name("keys".into());
     thread.spawn(move || read_keys(&told)).map_err(|_| TopError::Thread("keys"))?;
@@ -210,7 +211,7 @@ struct Desk {
 }
 
 impl Desk {
-    fn open(asker: Asker, told: SyncSender<Message>) -> Result<Desk, TopError> {
+    fn open(asker: Asker, told: SyncSender<Message>, due_ns: u64) -> Result<Desk, TopError> {
         let (requests, asked) = sync_channel::<SessionSort>(1);
         let answer = move || {
             for sort in asked {
@@ -221,7 +222,7 @@ impl Desk {
         };
         let thread = thread::Builder::new().name("asker".into());
         let asker = thread.spawn(answer).map_err(|_| TopError::Thread("asker"))?;
-        Ok(Desk { requests, asker, is_asking: false, due_ns: 0 })
+        Ok(Desk { requests, asker, is_asking: false, due_ns })
     }
 
     fn look_if_due(&mut self, model: &Model, now_ns: u64) -> Result<(), TopError> {
