@@ -1,16 +1,16 @@
 //! What threads meet in: std's atomics and rtrb's ring, and what loom can look into in builds that try every order in
-//! which two threads may go (`--cfg loom`, `scripts/loom.sh`).
+//! which two threads may go (`--cfg tickcast_loom`, `scripts/loom.sh`).
 
-#[cfg(not(loom))]
+#[cfg(not(tickcast_loom))]
 pub use std::sync::atomic;
 
-#[cfg(loom)]
+#[cfg(tickcast_loom)]
 pub use loom::sync::atomic;
-#[cfg(not(loom))]
+#[cfg(not(tickcast_loom))]
 pub use rtrb;
 
-#[cfg(loom)]
+#[cfg(tickcast_loom)]
 #[path = "sync/ring.rs"]
 pub mod rtrb;
-#[cfg(all(test, loom))]
+#[cfg(all(test, tickcast_loom))]
 mod tests;
