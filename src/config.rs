@@ -174,15 +174,22 @@ impl Config {
     /// [`StartupError::Option`] or [`StartupError::Core`], for the first thing wrong.
     pub fn new(args: &ServeArgs, cores_allowed: &[usize]) -> Result<Config, StartupError> {
         // Bounds first: sources are held to them.
-        let config = Config::without_sources(args, cores_allowed)?;
-        Ok(Config { sources: sources(args)?, ..config })
+        let config = Config::bounds(args, cores_allowed)?;
+        Ok(Config { sources: sources(args, true)?, ..config })
     }
 
-    /// The same, but for the sources, of which there are none: their files are not looked at.
+    /// The same, but no record is read, which may be as long as a day, and there are no sources: for what changes while the
+    /// server runs.
     ///
     /// # Errors
-    /// The same.
+    /// The same, but for what is in a record.
     pub fn without_sources(args: &ServeArgs, cores_allowed: &[usize]) -> Result<Config, StartupError> {
+        let config = Config::bounds(args, cores_allowed)?;
+        sources(args, false)?;
+        Ok(config)
+    }
+
+    fn bounds(args: &ServeArgs, cores_allowed: &[usize]) -> Result<Config, StartupError> {
         let cores = match &args.cores {
             None => cores_allowed.to_vec(),
             Some(list) => parse_cores(list)?,
@@ -336,7 +343,8 @@ fn mesh_frame_bytes_max(frame_bytes_max: usize) -> usize {
     publish.max(piece).next_multiple_of(limits::FRAME_ALIGN)
 }
 
-fn sources(args: &ServeArgs) -> Result<Vec<Source>, StartupError> {
+/// Checked; records are read if `reads`.
+fn sources(args: &ServeArgs, reads: bool) -> Result<Vec<Source>, StartupError> {
     let mut sources = Vec::new();
     let payload_bytes_max =
         args.frame_bytes_max - frame::encoded_len(TickTimes::STRIDE, 0) - limits::FRAME_ALIGN;
@@ -386,7 +394,7 @@ fn sources(args: &ServeArgs) -> Result<Vec<Source>, StartupError> {
         }
         sources.push(Source::Simulator(settings));
     }
-    sources.extend(ecg::source(args, payload_bytes_max)?.map(Source::Ecg));
+    sources.extend(ecg::source(args, payload_bytes_max, reads)?.map(Source::Ecg));
     Ok(sources)
 }
 
@@ -425,6 +433,25 @@ mod tests {
         assert_eq!((config.shards, config.cores.as_slice()), (4, &[0, 1, 2, 3][..]));
         assert!(matches!(config.sources[..], [Source::Simulator(_)]));
         assert!(config.mesh_ring_bytes >= 2 * config.limits.frame_bytes_max);
+    }
+
+    #[test]
+    fn what_changes_while_it_runs_is_checked_like_the_rest_but_no_record_is_read() {
+        let words =
+            |options: &'static str| ["tickcast", "serve"].into_iter().chain(options.split_whitespace());
+        let reload = |options| {
+            let Command::Serve(args) = Cli::parse_from(words(options)).command else { panic!("serve") };
+            Config::without_sources(&args, &[0, 1, 2, 3])
+        };
+        for bad in
+            ["--sim-size 1", "--replay /missing", "--ecg /missing.hea", "--ecg synthetic --ecg-batch 0"]
+        {
+            assert!(matches!(reload(bad), Err(StartupError::Option(..))), "{bad}");
+        }
+        // No header of a record: the next start would say so.
+        assert!(
+            reload("--ecg Cargo.toml").unwrap().sources.is_empty() && config("--ecg Cargo.toml").is_err()
+        );
     }
 
     #[test]

@@ -31,9 +31,8 @@ const FIRST_BYTES: usize = 4 << 10;
 
 impl History {
     /// Takes in the next tick's frame and lets go of what is past its bounds. `budget_bytes` is what all histories
-    /// may still grow by: past it the topic's own oldest ticks make room; below zero, as it is when it was made smaller,
-    /// this one gives back half of what it has. One copy, and one of everything kept each time the buffer changes its
-    /// length.
+    /// may still grow by: past it the topic's own oldest ticks make room. One copy, and one of everything kept each time
+    /// the buffer changes its length.
     pub fn push(
         &mut self,
         sequence: u64,
@@ -42,7 +41,7 @@ impl History {
         now_ns: u64,
         budget_bytes: &mut isize,
     ) {
-        self.give_back(bounds, budget_bytes);
+        self.hold_to(bounds, budget_bytes);
         if bounds.ticks == 0 || frame.len() > bounds.bytes {
             // Sequences must stay consecutive: what is older cannot stand beside what is newer.
             while self.log.as_ref().is_some_and(|log| !log.is_empty()) {
@@ -80,14 +79,32 @@ impl History {
         }
     }
 
-    /// Makes the buffer shorter where its bounds, or the budget of all, have become so.
-    fn give_back(&mut self, bounds: HistoryBounds, budget_bytes: &mut isize) {
-        let capacity = self.capacity();
-        let bytes_max = if bounds.ticks == 0 { 0 } else { bounds.bytes };
-        let wanted = if *budget_bytes < 0 { capacity / 2 } else { capacity }.min(bytes_max);
-        if wanted < capacity {
+    /// Lets go of what is past its bounds without a tick to come. With `budget_bytes` below zero, as it is once it was made
+    /// smaller, half of the buffer goes as well. Returns the bytes that were copied.
+    pub fn trim(&mut self, bounds: HistoryBounds, now_ns: u64, budget_bytes: &mut isize) -> usize {
+        self.expire(bounds, now_ns);
+        while self.times.len() > bounds.ticks {
+            self.forget_first();
+        }
+        if self.is_empty() {
+            self.resize(0, budget_bytes);
+            return 0;
+        }
+        let before = self.capacity();
+        self.hold_to(bounds, budget_bytes);
+        if *budget_bytes < 0 {
             // What is shorter than a first buffer is not worth keeping.
-            self.resize(if wanted < FIRST_BYTES.min(bytes_max) { 0 } else { wanted }, budget_bytes);
+            let half = self.capacity() / 2;
+            self.resize(if half < FIRST_BYTES { 0 } else { half }, budget_bytes);
+        }
+        if self.capacity() < before { self.capacity() } else { 0 }
+    }
+
+    /// Makes the buffer shorter where its bound has become so.
+    fn hold_to(&mut self, bounds: HistoryBounds, budget_bytes: &mut isize) {
+        let bytes_max = if bounds.ticks == 0 { 0 } else { bounds.bytes };
+        if self.capacity() > bytes_max {
+            self.resize(bytes_max, budget_bytes);
         }
     }
 
@@ -113,6 +130,7 @@ impl History {
         while self.times.len() > len {
             self.times.pop_front();
         }
+        self.times.shrink_to(2 * len);
     }
 
     /// Bytes of its buffer: what it took of the budget.
@@ -262,11 +280,25 @@ mod tests {
     fn below_its_budget_each_gives_back_half_until_it_is_met() {
         let (mut history, _) = filled(BOUNDS, 100, 600);
         let mut budget = -(40 << 10);
-        for sequence in 101..=110 {
-            history.push(sequence, &[sequence as u8; 600], BOUNDS, 0, &mut budget);
+        for _ in 0..3 {
+            history.trim(BOUNDS, 0, &mut budget);
             let oldest = history.oldest(BOUNDS, 0).unwrap();
-            assert_eq!(sequences(&history, oldest), (oldest..=sequence).collect::<Vec<_>>());
+            assert_eq!(sequences(&history, oldest), (oldest..=100).collect::<Vec<_>>());
         }
         assert_eq!((budget, history.capacity()), (8 << 10, 16 << 10));
+        // A tick takes nothing away from those that are there for want of budget.
+        budget = -1;
+        history.push(101, &[101; 600], BOUNDS, 0, &mut budget);
+        assert_eq!((budget, history.capacity(), history.oldest(BOUNDS, 0).is_some()), (-1, 16 << 10, true));
+    }
+
+    #[test]
+    fn what_has_passed_its_age_is_given_back_whole() {
+        let bounds = HistoryBounds { age_ns: 10, ..BOUNDS };
+        let (mut history, mut budget) = filled(bounds, 100, 600);
+        assert_eq!(history.trim(bounds, 200, &mut budget), 0);
+        assert_eq!((budget, history.capacity(), history.len()), (1 << 20, 0, 0));
+        history.push(101, &[101; 600], bounds, 200, &mut budget);
+        assert_eq!(sequences(&history, 101), [101]);
     }
 }

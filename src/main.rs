@@ -71,7 +71,6 @@ fn serve() -> Result<(), StartupError> {
         before = options;
         Ok((config, changes))
     };
-    // Without a file there is nothing to read again: a terminal that hangs up ends the server.
     let reload = from_file.then_some(Box::new(read_again) as Reload);
     server::run(&config, passed, |tcp, http, admin| announce(&config, tcp, http, admin), reload)
 }

@@ -298,6 +298,7 @@ impl Shard {
         if self.stages.iter().all(|stages| stages.deliveries.has_room()) {
             worked |= self.with_home(|home, notify| home.scan(notify)) > 0;
         }
+        worked |= self.home.trim(now.monotonic_ns) > 0;
         self.walk_left = TURN_SCAN_TOPICS;
         worked |= self.walk(now);
         worked |= self.go_live();
@@ -382,6 +383,7 @@ impl Shard {
             || self.may_pull()
             || !self.walks.is_empty()
             || (self.home.scans_len() > 0 && may_scan())
+            || self.home.is_trimming()
             || (self.takes_input() && self.paused_can_resume())
             || !self.actions.is_empty()
     }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::{
     history::{History, HistoryBounds},
-    limits::{HISTORY_PIECE_BYTES, TURN_SCAN_TOPICS},
+    limits::{HISTORY_PIECE_BYTES, TURN_SCAN_TOPICS, TURN_TRIM_BYTES},
     newest::{KeysBudget, Newest},
     router::{self, PatternTrie},
     subscription::Rules,
@@ -154,6 +154,8 @@ pub struct Home {
     keeping: Keeping,
     /// What the histories may still grow by; below zero: what they are to give back, since the bound was made smaller.
     history_left_bytes: isize,
+    /// The topic from which on the histories are to be held to bounds that were made smaller.
+    trim_next: Option<usize>,
     topics: Vec<HomeTopic>,
     by_name: HashMap<Box<str>, u32>,
     /// Pattern -> shards that hold it.
@@ -173,7 +175,8 @@ impl Home {
             shard,
             shards,
             topics_max,
-            history_left_bytes: keeping.history_bytes_max as isize,
+            history_left_bytes: signed(keeping.history_bytes_max),
+            trim_next: None,
             keeping,
             topics: Vec::new(),
             by_name: HashMap::new(),
@@ -182,10 +185,12 @@ impl Home {
         }
     }
 
-    /// Keeps other amounts of the past from now on. What there is is held to it at each topic's next tick. A pass over the
-    /// topics where `history` is another than before.
+    /// Keeps other amounts of the past from now on. What there is is held to it at each topic's next tick, or as
+    /// [`Home::trim`] comes to it. A pass over the topics where `history` is another than before.
     pub fn set_keeping(&mut self, history: Rules<HistoryBounds>, history_bytes_max: usize, keys_max: usize) {
-        self.history_left_bytes += history_bytes_max as isize - self.keeping.history_bytes_max as isize;
+        let taken = signed(self.keeping.history_bytes_max) - self.history_left_bytes;
+        self.history_left_bytes = signed(history_bytes_max) - taken;
+        self.trim_next = Some(0);
         if history != self.keeping.history {
             for topic in &mut self.topics {
                 topic.bounds = history.of(&topic.name);
@@ -193,6 +198,29 @@ impl Home {
         }
         self.keeping.keys.keys_max = keys_max;
         (self.keeping.history, self.keeping.history_bytes_max) = (history, history_bytes_max);
+    }
+
+    /// Whether there is something for [`Home::trim`].
+    pub fn is_trimming(&self) -> bool {
+        self.trim_next.is_some()
+    }
+
+    /// Holds histories to their bounds, and together to theirs: those of topics that have fallen silent, too. Does a
+    /// bounded piece, [`TURN_TRIM_BYTES`] copied and a history more. Returns the topics looked at.
+    pub fn trim(&mut self, now_ns: u64) -> usize {
+        let Some(first) = self.trim_next else { return 0 };
+        let (mut next, mut copied) = (first, 0);
+        while next < self.topics.len() && next - first < TURN_SCAN_TOPICS && copied < TURN_TRIM_BYTES {
+            let HomeTopic { history, bounds, .. } = &mut self.topics[next];
+            copied += history.trim(*bounds, now_ns, &mut self.history_left_bytes);
+            next += 1;
+        }
+        // Each pass halves what there is, so there are few.
+        self.trim_next = match next < self.topics.len() {
+            true => Some(next),
+            false => (self.history_left_bytes < 0 && next > 0).then_some(0),
+        };
+        next - first
     }
 
     /// The topic at an index that this home gave out.
@@ -392,6 +420,11 @@ impl Home {
             notify(Notice::Close(shard, topic));
         }
     }
+}
+
+/// A bound that may be "any number", to be counted down from.
+fn signed(bytes: usize) -> isize {
+    isize::try_from(bytes).unwrap_or(isize::MAX)
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ fn run(options: &Options) -> Result<String, String> {
     signals::block().map_err(|error| format!("signals: {error}"))?;
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();
-    signals::watch(move |_| asked.store(true, Ordering::Relaxed), || {}, None)
+    signals::watch(move |_| asked.store(true, Ordering::Relaxed), || {}, signals::HangUp::Stops)
         .map_err(|error| format!("signals: {error}"))?;
     // Not before the thread above was made: it need not be on that core.
     if let Some(core) = options.core

@@ -109,7 +109,9 @@ fn load(typed: Options) -> Result<ExitCode, String> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let to_raise = Arc::clone(&interrupted);
     signals::block()
-        .and_then(|()| signals::watch(move |_| to_raise.store(true, Ordering::Release), || {}, None))
+        .and_then(|()| {
+            signals::watch(move |_| to_raise.store(true, Ordering::Release), || {}, signals::HangUp::Stops)
+        })
         .map_err(|error| format!("signals: {error}"))?;
     let report = run::run(&plan, &interrupted)?;
     if plan.json {

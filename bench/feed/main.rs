@@ -37,7 +37,9 @@ fn main() -> ExitCode {
     let outcome = options::Plan::new(options::Options::parse()).and_then(|plan| {
         let notify = Arc::clone(&stop);
         signals::block()
-            .and_then(|()| signals::watch(move |_| notify.store(true, Ordering::Release), || (), None))
+            .and_then(|()| {
+                signals::watch(move |_| notify.store(true, Ordering::Release), || (), signals::HangUp::Stops)
+            })
             .map_err(|error| format!("signals: {error}"))?;
         run::run(&plan, &stop).map(|report| (plan, report))
     });

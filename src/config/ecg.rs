@@ -18,8 +18,12 @@ const SYNTHETIC: &str = "synthetic";
 /// The rate of a synthetic heart where none is given, beats a minute.
 const BPM_DEFAULT: f64 = 72.0;
 
-/// The source, if it is asked for.
-pub(super) fn source(args: &ServeArgs, payload_bytes_max: usize) -> Result<Option<Settings>, StartupError> {
+/// The source, if it is asked for. A record is only looked for unless it `reads`, and there is no source then.
+pub(super) fn source(
+    args: &ServeArgs,
+    payload_bytes_max: usize,
+    reads: bool,
+) -> Result<Option<Settings>, StartupError> {
     let Some(name) = &args.ecg else { return Ok(None) };
     let batch_max = limits::ECG_BATCH_HIGHEST.min(payload_bytes_max / size_of::<f32>());
     if !(1..=batch_max).contains(&args.ecg_batch) {
@@ -40,6 +44,12 @@ pub(super) fn source(args: &ServeArgs, payload_bytes_max: usize) -> Result<Optio
         if args.ecg_bpm.is_some() {
             let text = format!("a record has its own heart rate; only --ecg {SYNTHETIC} takes one");
             return Err(StartupError::Option("--ecg-bpm", text));
+        }
+        if !reads {
+            return match Path::new(name).is_file() {
+                true => Ok(None),
+                false => Err(StartupError::Option("--ecg", format!("{name}: no such file"))),
+            };
         }
         let record = record::load(Path::new(name), args.ecg_signal).map_err(|error| {
             let text =

@@ -57,6 +57,8 @@ impl Driver {
         if !self.desk.has_work() {
             return Ok(false);
         }
+        // Nobody waits for these any more.
+        self.desk.surveys.retain(|survey| !survey.is_gone());
         for _ in 0..TURN_QUESTIONS {
             let Some(question) = self.desk.inbox.take() else { break };
             let survey = self.begin(question, now);
@@ -65,15 +67,10 @@ impl Driver {
                 self.desk.surveys.push_back(survey);
             }
         }
-        while let Some(survey) = self.desk.surveys.pop_front() {
-            // Nobody waits for it any more: the next.
-            if survey.is_gone() {
-                continue;
-            }
-            if let Some(rest) = self.go_on(survey, now)? {
-                self.desk.surveys.push_front(rest);
-            }
-            break;
+        if let Some(survey) = self.desk.surveys.pop_front()
+            && let Some(rest) = self.go_on(survey, now)?
+        {
+            self.desk.surveys.push_front(rest);
         }
         Ok(true)
     }
@@ -81,8 +78,9 @@ impl Driver {
     /// Answers what is answered at once.
     fn begin(&mut self, question: Question, now: Now) -> Option<Work> {
         match question {
-            Question::State(answer) => answer.give(Box::new(self.state())),
-            Question::Takers(topics, answer) => answer.give(self.shard.takers(&topics)),
+            Question::State(answer) if !answer.is_gone() => answer.give(Box::new(self.state())),
+            Question::Takers(topics, answer) if !answer.is_gone() => answer.give(self.shard.takers(&topics)),
+            Question::State(_) | Question::Takers(..) => {}
             Question::Close(id, answer) => answer.give(self.shard.close(id, now)),
             Question::Reload(limits) => self.shard.reload(&limits, now),
             Question::Sessions(query, answer) => {

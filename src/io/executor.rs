@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     admission::Origin,
+    admission::Refusal,
     clock::{self, Now},
     counters::Counter,
     latency::Latency,
@@ -358,7 +359,14 @@ impl Driver {
             self.shard.counters().add(Counter::SessionsRefusedDraining, 1);
             return;
         }
-        match self.gate.admit(&socket, now.monotonic_ns) {
+        let mut admitted = self.gate.admit(&socket, now.monotonic_ns);
+        if let Ok(origin) = admitted
+            && !self.ring.has_room()
+        {
+            self.gate.forget(origin);
+            admitted = Err(Refusal::Clients);
+        }
+        match admitted {
             Ok(origin) => {
                 if let Some(slot) = self.add(socket, origin) {
                     self.shard.handle_accept(slot, door, now);

@@ -54,26 +54,31 @@ impl Reloader {
     }
 
     fn reload(&mut self, control: &mut Control) {
-        let Some(read_again) = &mut self.read_again else { return };
+        let Some(read_again) = &mut self.read_again else {
+            return ::log::info!("SIGHUP: there is no file to be read again (--config)");
+        };
         let (config, changes) = match read_again() {
             Ok(read) => read,
             // It goes on as it was.
             Err(error) => return ::log::error!("SIGHUP: nothing is changed: {error}"),
         };
         let limits = self.limits.with_live_of(&config.limits);
+        let tell = || {
+            log_changes(&changes);
+            for line in limits.held_back_from(&config.limits) {
+                ::log::warn!("SIGHUP: {line}");
+            }
+        };
         logs::set_filter(&config.log);
         if ::log::log_enabled!(::log::Level::Info) {
-            log_changes(&changes);
+            tell();
         } else {
             // Whoever reads the log learns why it falls silent.
             logs::set_filter(&self.log);
-            log_changes(&changes);
+            tell();
             logs::set_filter(&config.log);
         }
         self.log.clone_from(&config.log);
-        for line in limits.held_back_from(&config.limits) {
-            ::log::warn!("SIGHUP: {line}");
-        }
         if limits != *self.limits {
             self.limits = Arc::new(limits);
             self.untold.clear();

@@ -26,7 +26,7 @@ use super::{
     handover::{Exchange, exchanges},
     listener::{Listeners, listeners},
     reload::{Reload, Reloader},
-    signals,
+    signals::{self, HangUp},
     stop::Stop,
     systemd::{self, Feeder},
 };
@@ -63,6 +63,8 @@ enum Happened {
     Started(io::Result<()>),
     /// A shard has ended.
     ShardEnded(ShardId, io::Result<()>),
+    /// An ingest's thread has panicked.
+    IngestPanicked,
     /// An ingest has come to its end.
     IngestEnded(Result<replay::Summary, replay::ReplayError>),
 }
@@ -108,7 +110,7 @@ type Latencies = Vec<Option<Box<Latency>>>;
 
 /// Serves until a signal, or until something that cannot be mended while running. `listening` is told the addresses
 /// in use, native, HTTP and the operator's, once every shard is ready. `passed`: sockets that go before the addresses.
-/// `reload` is what SIGHUP does; without it SIGHUP is a signal to stop.
+/// `reload` is what SIGHUP does; without it SIGHUP from a terminal is a signal to stop, and any other is only logged.
 ///
 /// # Errors
 /// A [`StartupError`]: what is wrong and how to mend it.
@@ -191,10 +193,15 @@ fn start(
     assert!((1..=SHARDS_MAX).contains(&usize::from(config.shards)), "config checks the number of shards");
     let refused = |error: io::Error| StartupError::Executor(error.to_string());
     let (signal, report, reload) = (happened_in.clone(), happened_in.clone(), happened_in.clone());
+    // A terminal that hangs up ends the server; a service manager's SIGHUP never does.
+    let hang_up = match signals::has_a_terminal() && !reloader.has_a_file() {
+        true => HangUp::Stops,
+        false => HangUp::Does(Box::new(move || drop(reload.send(Happened::ReloadAsked)))),
+    };
     signals::watch(
         move |name| drop(signal.send(Happened::Signal(name))),
         move || drop(report.send(Happened::ReportAsked)),
-        reloader.has_a_file().then_some(Box::new(move || drop(reload.send(Happened::ReloadAsked)))),
+        hang_up,
     )
     .map_err(refused)?;
 
@@ -447,6 +454,9 @@ impl Server {
                 Ok(Happened::ShardEnded(_, Err(error))) => {
                     return Err(StartupError::Shard(error.to_string()));
                 }
+                Ok(Happened::IngestPanicked) => {
+                    return Err(StartupError::Ingest("a source has panicked; the server stops".into()));
+                }
                 Ok(Happened::IngestEnded(Err(error))) => return Err(StartupError::Ingest(error.to_string())),
                 Ok(Happened::IngestEnded(Ok(summary))) => {
                     ::log::info!("replay done: {} ticks, {} lines skipped", summary.ticks, summary.bad_lines);
@@ -463,6 +473,9 @@ impl Server {
             let now_ns = clock::monotonic_ns();
             logs::turn(now_ns);
             self.reloader.turn(&mut self.control);
+            if self.ingests.iter().any(JoinHandle::is_finished) && self.an_ingest_panicked() {
+                return Ok(Happened::IngestPanicked);
+            }
             let wait_ns = self.feeder.turn(now_ns).unwrap_or(u64::MAX).min(LOG_TURN_NS);
             let happened = match self.happened.recv_timeout(Duration::from_nanos(wait_ns)) {
                 Ok(happened) => happened,
@@ -475,6 +488,15 @@ impl Server {
             }
             return Ok(happened);
         }
+    }
+
+    /// Whether one of those that have ended did so in disorder.
+    fn an_ingest_panicked(&mut self) -> bool {
+        let mut panicked = false;
+        for ingest in self.ingests.extract_if(.., |ingest| ingest.is_finished()) {
+            panicked |= ingest.join().is_err();
+        }
+        panicked
     }
 
     /// Until every shard has ended; operators may still ask. Returns the latencies of those that have ended in order.
@@ -495,6 +517,7 @@ impl Server {
                 | Happened::Signal(_)
                 | Happened::ReportAsked
                 | Happened::Started(_)
+                | Happened::IngestPanicked
                 | Happened::IngestEnded(_) => {}
             }
         }

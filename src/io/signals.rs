@@ -1,6 +1,10 @@
 //! SIGINT, SIGTERM, SIGHUP and SIGUSR1 as messages: blocked in every thread, so that none is interrupted, and awaited by one.
 
-use std::{io, thread};
+use std::{
+    fs,
+    io::{self, IsTerminal},
+    thread,
+};
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -17,24 +21,35 @@ pub fn block() -> io::Result<()> {
     Ok(set().thread_block()?)
 }
 
+/// What SIGHUP does.
+pub enum HangUp {
+    /// It is a signal to stop, unless the process was started to ignore it (nohup(1)).
+    Stops,
+    /// This.
+    Does(Box<dyn Fn() + Send>),
+}
+
 /// Calls `notify` at the first signal to stop. The second ends the process at once, with 128 + its number. Calls `report`
-/// at every SIGUSR1, `reload` at every SIGHUP; where there is nothing to reload, SIGHUP is a signal to stop.
+/// at every SIGUSR1.
 ///
 /// # Errors
 /// The thread cannot be made.
 pub fn watch(
     notify: impl FnOnce(&'static str) + Send + 'static,
     report: impl Fn() + Send + 'static,
-    reload: Option<Box<dyn Fn() + Send>>,
+    hang_up: HangUp,
 ) -> io::Result<()> {
+    let hang_up = match hang_up {
+        // A blocked signal comes even where it is ignored.
+        HangUp::Stops if is_hang_up_ignored() => HangUp::Does(Box::new(|| {})),
+        other => other,
+    };
     let next_to_stop = move || {
         loop {
-            match set().wait() {
-                Ok(Signal::SIGUSR1) => report(),
-                other => match (&reload, other) {
-                    (Some(reload), Ok(Signal::SIGHUP)) => reload(),
-                    _ => return other,
-                },
+            match (set().wait(), &hang_up) {
+                (Ok(Signal::SIGUSR1), _) => report(),
+                (Ok(Signal::SIGHUP), HangUp::Does(what)) => what(),
+                (other, _) => return other,
             }
         }
     };
@@ -53,6 +68,22 @@ pub fn watch(
     Ok(())
 }
 
+/// Whether a terminal may hang up on this process: it reads from one or writes to one.
+pub fn has_a_terminal() -> bool {
+    io::stdin().is_terminal() || io::stdout().is_terminal() || io::stderr().is_terminal()
+}
+
+fn is_hang_up_ignored() -> bool {
+    fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores(&status, Signal::SIGHUP))
+}
+
+/// Whether `SigIgn` of proc(5)'s status has a signal: bit 0 is signal 1.
+fn ignores(status: &str, signal: Signal) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask >> (signal as u32 - 1) & 1 == 1
+}
+
 fn set() -> SigSet {
     let mut set = SigSet::empty();
     set.add(Signal::SIGINT);
@@ -60,4 +91,18 @@ fn set() -> SigSet {
     set.add(Signal::SIGUSR1);
     set.add(Signal::SIGHUP);
     set
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ignored_signal_is_a_bit_in_the_process_status() {
+        let status = |mask: &str| format!("SigBlk:\tffffffffffffffff\nSigIgn:\t{mask}\nSigCgt:\t0\n");
+        assert!(ignores(&status("0000000000001001"), Signal::SIGHUP));
+        assert!(!ignores(&status("0000000000001000"), Signal::SIGHUP));
+        assert!(ignores(&status("0000000000001000"), Signal::SIGPIPE));
+        assert!(!ignores(&status("x"), Signal::SIGHUP) && !ignores("", Signal::SIGHUP));
+    }
 }

@@ -141,7 +141,7 @@ fn watch(asker: Asker, model: &mut Model) -> Result<(), TopError> {
         // If there is no room, the main thread is awake.
         let _ = wake.try_send(Message::Woken);
     };
-    signals::watch(notify, || {}, None).map_err(TopError::Signals)?;
+    signals::watch(notify, || {}, signals::HangUp::Stops).map_err(TopError::Signals)?;
     // The first look was before the screen: rates of the moment since would say nothing.
     let mut desk = Desk::open(asker, told.clone(), clock::monotonic_ns() + model.interval_ns())?;
     let mut screen = Screen::enter()?;

@@ -118,7 +118,7 @@ impl Shard {
         }
         let deadline = match self.draining {
             Some(drain_ns) => drain_ns,
-            None => now.monotonic_ns + self.linger_ns(&reason),
+            None => now.monotonic_ns.saturating_add(self.linger_ns(&reason)),
         };
         self.watch(deadline, TimerKind::Linger, id);
         if self.sessions.any_mut(slot).is_some_and(|session| !session.sending && session.outbox_bytes() == 0)

@@ -99,13 +99,49 @@ mod tests {
             assert!((16 << 10..=32 << 10).contains(&held(&shard)), "{}", held(&shard));
             shard.reload(&bounded(8 << 10), NOW);
             if round % 2 == 1 {
-                for topic in 0..4 {
-                    tick(&mut shard, topic);
+                while shard.home.is_trimming() {
+                    shard.turn(NOW);
                 }
                 assert!(held(&shard) <= 8 << 10, "{}", held(&shard));
             }
             shard.reload(&bounded(32 << 10), NOW);
         }
+    }
+
+    #[test]
+    fn silent_topics_give_memory_back_and_busy_ones_keep_a_history() {
+        let bounded = |history_bytes_max| Arc::new(Limits { history_bytes_max, ..Limits::default() });
+        let mut shard = shard(Limits::clone(&bounded(1 << 20)));
+        let tick = |shard: &mut Shard, topic: u32| {
+            let mut bytes = Vec::new();
+            let topic = format!("t.{topic}");
+            for _ in 0..40 {
+                frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), &topic, &[b'1'; 1_000]);
+            }
+            shard.handle_bytes(0, &bytes, NOW);
+        };
+        let capacity = |shard: &Shard, index| shard.home.topic(index).history().capacity();
+        let held = |shard: &Shard| -> usize {
+            (0..shard.home.len() as u32).map(|index| capacity(shard, index)).sum()
+        };
+        (0..20).for_each(|topic| tick(&mut shard, topic));
+        assert!(held(&shard) > 900 << 10, "{}", held(&shard));
+        shard.reload(&bounded(512 << 10), NOW);
+        let mut turns = 0;
+        while shard.home.is_trimming() {
+            tick(&mut shard, 7);
+            assert!(shard.is_busy() && shard.turn(NOW));
+            turns += 1;
+            assert!(turns < 100, "it comes to an end");
+        }
+        assert!((256 << 10..=512 << 10).contains(&held(&shard)), "{}", held(&shard));
+        assert!(capacity(&shard, 7) >= 16 << 10, "{}", capacity(&shard, 7));
+        // A minute later nothing of it is worth keeping.
+        shard.reload(&bounded(256 << 10), later(61_000));
+        while shard.home.is_trimming() {
+            shard.turn(later(61_000));
+        }
+        assert_eq!(held(&shard), 0);
     }
 
     #[test]

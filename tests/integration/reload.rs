@@ -14,6 +14,7 @@ use crate::harness::{
     eventually,
     http::get,
     raw::Peer,
+    terminal::{self, Terminal},
     tickcast,
 };
 
@@ -61,13 +62,30 @@ fn what_is_live_changes_at_once_what_is_not_waits_and_what_is_wrong_changes_noth
 }
 
 #[test]
-fn without_a_file_a_terminal_that_hangs_up_ends_the_server() {
+fn without_a_file_a_signal_to_reload_is_told_and_changes_nothing() {
     let _machine = beside_others();
     let server = Server::start(&[]);
     kill(Pid::from_raw(server.pid() as i32), Signal::SIGHUP).unwrap();
-    let stopped = server.wait();
-    stopped.assert_clean();
-    assert!(stopped.log.contains("SIGHUP: stopping"), "{}", stopped.log);
+    server.log.wait_for("SIGHUP: there is no file to be read again (--config)");
+    server.stop_cleanly();
+}
+
+#[test]
+fn without_a_file_a_terminal_that_hangs_up_ends_the_server() {
+    let _machine = beside_others();
+    if !terminal::is_there() {
+        return;
+    }
+    let options = "serve --no-sim --shards 1 --tcp 127.0.0.1:0 --http 127.0.0.1:0 --no-admin";
+    let terminal = Terminal::run(&format!("{} {options}", env!("CARGO_BIN_EXE_tickcast")), 100, 10);
+    terminal.wait_for("listening tcp=");
+    let pid = terminal.pid();
+    drop(terminal);
+    let has_ended = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    };
+    eventually("the server ends", has_ended);
 }
 
 #[test]

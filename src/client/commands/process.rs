@@ -84,7 +84,8 @@ pub fn process(args: &ProcessArgs) -> Result<(), CommandError> {
         let stop = StopFlag::default();
         let stopped = stop.clone();
         signals::block().map_err(CommandError::Signals)?;
-        signals::watch(move |_| stopped.set(), || {}, None).map_err(CommandError::Signals)?;
+        signals::watch(move |_| stopped.set(), || {}, signals::HangUp::Stops)
+            .map_err(CommandError::Signals)?;
         process_stream(args, &mut out, &stop)
     };
     match result {

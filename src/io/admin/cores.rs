@@ -14,12 +14,9 @@ const NICE: i32 = 19;
 pub(super) fn make_way(pinned: &[usize]) {
     // 0 and `None` are the calling thread, on Linux also for the priority.
     let moved = sched_getaffinity(None).map(|allowed| free(&allowed, pinned));
-    let done = match moved {
-        Ok(Some(free)) => sched_setaffinity(None, &free),
-        // More cores than the set has room for are not told apart.
-        Ok(None) | Err(_) => setpriority_process(None, NICE),
-    };
-    if let Err(error) = done {
+    let has_moved = matches!(moved, Ok(Some(free)) if sched_setaffinity(None, &free).is_ok());
+    // More cores than the set has room for are not told apart.
+    if !has_moved && let Err(error) = setpriority_process(None, NICE) {
         ::log::info!("the admin thread shares the shards' cores at their priority: {error}");
     }
 }

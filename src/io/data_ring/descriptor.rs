@@ -93,6 +93,11 @@ impl<S: Shim> DataRing<S> {
         Ok(socket.map_or_else(SocketView::default, |socket| SocketView::of(socket.as_fd())))
     }
 
+    /// Whether [`DataRing::add`] finds a slot. One that was closed is free only when its receive has come to its end.
+    pub fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
     /// SENDs so far that found their socket full: it took nothing.
     pub fn sends_full(&self) -> u64 {
         self.sends_full
