@@ -24,6 +24,8 @@ use crate::options::Plan;
 
 /// Longest payload taken from a peer, in bytes: the largest that tickcast can be told to take.
 pub const PAYLOAD_BYTES_MAX: usize = tickcast::limits::FRAME_BYTES_MAX_HIGHEST;
+/// Bytes of answers to a peer that may wait for it to read them.
+pub const ANSWER_BYTES_MAX: usize = 64 << 10;
 
 /// What is spoken to a server that is not tickcast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +66,8 @@ pub enum FeedError {
     TooManyTopics,
     /// A tick's number that does not increase.
     OutOfOrder { topic: u32, previous: u64, n: u64 },
+    /// The server asks for answers and does not read them.
+    Unread,
     /// The connection ended in the middle of a message.
     Truncated,
 }
@@ -88,6 +92,12 @@ impl fmt::Display for FeedError {
             FeedError::TooManyTopics => write!(f, "more than {} topics on one connection", seen::TOPICS_MAX),
             FeedError::OutOfOrder { topic, previous, n } => {
                 write!(f, "topic {topic}: tick {n} after {previous}: does more than one feeder publish?")
+            }
+            FeedError::Unread => {
+                write!(
+                    f,
+                    "the server does not read the answers that it asks for: {ANSWER_BYTES_MAX} bytes wait"
+                )
             }
             FeedError::Truncated => write!(f, "the server ended the connection in the middle of a message"),
         }

@@ -9,7 +9,7 @@ use tickcast::{
     wire::Step,
 };
 
-use super::{FeedError, seen::Seen};
+use super::{ANSWER_BYTES_MAX, FeedError, seen::Seen};
 
 /// What one message of a peer brought.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Peer<P> {
     /// Bytes of `input` that are done with.
     taken: usize,
     output: Vec<u8>,
+    /// What may wait in `output`: the opening, and answers.
+    output_bytes_max: usize,
     written: usize,
     seen: Seen,
     /// The connection gives no more bytes.
@@ -61,8 +63,10 @@ impl<P: Protocol> Peer<P> {
     /// A connection that begins with what `open` writes.
     pub fn open(open: impl FnOnce(&mut Vec<u8>) -> P) -> Peer<P> {
         let mut output = Vec::new();
+        let protocol = open(&mut output);
         Peer {
-            protocol: open(&mut output),
+            protocol,
+            output_bytes_max: output.len() + ANSWER_BYTES_MAX,
             input: Vec::new(),
             taken: 0,
             output,
@@ -149,6 +153,9 @@ impl<P: Protocol> Peer<P> {
                 return Ok(Some(Found::Closed));
             };
             self.taken += used;
+            if self.output().len() > self.output_bytes_max {
+                return Err(FeedError::Unread);
+            }
             match item {
                 Item::Nothing => {}
                 Item::Acknowledged => return Ok(Some(Found::Acknowledged)),

@@ -149,6 +149,19 @@ fn nats_is_told_the_subscriptions_and_its_pings_are_answered() {
 }
 
 #[test]
+fn a_server_that_pings_and_never_reads_is_given_up() {
+    let pings = "PING\r\n".repeat(ANSWER_BYTES_MAX / 6);
+    let mut feed = nats();
+    assert!(drain(&mut feed, pings.as_bytes()).is_ok());
+    assert_eq!(drain(&mut feed, b"PING\r\n"), Err(FeedError::Unread));
+    let mut feed = nats();
+    for _ in 0..3 {
+        assert!(drain(&mut feed, pings.as_bytes()).is_ok());
+        feed.output_written(feed.output().len());
+    }
+}
+
+#[test]
 fn what_nats_does_not_say_is_an_error() {
     for garbage in [
         "HTTP/1.1 400 Bad Request\r\n",
