@@ -6,7 +6,7 @@ use ratatui::text::Span;
 
 use super::{
     figures::{Figures, LatencyFigures, Percentiles},
-    format::{self, UNKNOWN, shown},
+    format::{self, UNKNOWN, shown, word as said},
 };
 
 /// Columns between two columns.
@@ -210,7 +210,7 @@ impl Grid {
         ];
         let mut cells: Vec<Vec<Cell>> = Vec::new();
         for session in slice(figures.sessions.as_deref().unwrap_or_default(), rows) {
-            let address = session.address.as_deref().map_or(UNKNOWN.into(), shown);
+            let address = session.address.as_deref().map_or(UNKNOWN.into(), said);
             let client = match &session.identity {
                 Some(identity) => shown(identity),
                 None if has_addresses => UNKNOWN.into(),
@@ -218,11 +218,11 @@ impl Grid {
             };
             let (lagging, dropping) = (session.lag_ms > 0, session.dropped > 0);
             cells.push(vec![
-                shown(&session.id).into(),
+                said(&session.id).into(),
                 client.into(),
                 address.into(),
-                shown(&session.encoding).into(),
-                shown(&session.state).into(),
+                said(&session.encoding).into(),
+                said(&session.state).into(),
                 format::count(session.topics).into(),
                 format::bytes(session.outbox_bytes).into(),
                 toned(

@@ -124,9 +124,9 @@ pub fn header(model: &Model, width: usize) -> Vec<Vec<Cell>> {
     };
     let server = format!(
         "tickcast {} at {}: {} for {}",
-        format::shown(&figures.version),
+        format::word(&figures.version),
         model.address,
-        format::shown(&figures.stage),
+        format::word(&figures.stage),
         format::seconds(figures.uptime_seconds)
     );
     let mut first: Vec<(Cell, u8)> = vec![(server.into(), 0)];
