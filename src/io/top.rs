@@ -272,7 +272,9 @@ mod tests {
         model.handle_action(Action::Faster);
         desk.hasten(&model, 1_000_000_000);
         assert_eq!(desk.due_ns, 31_000_000_000);
-        (0..9).for_each(|_| drop(model.handle_action(Action::Faster)));
+        for _ in 0..9 {
+            model.handle_action(Action::Faster);
+        }
         desk.hasten(&model, 2_000_000_000);
         assert_eq!(desk.due_ns, 2_100_000_000);
         model.handle_action(Action::Slower);

@@ -195,10 +195,10 @@ impl Grid {
     pub fn sessions(figures: &Figures, rows: Range<usize>, width: usize) -> Grid {
         let has_addresses = width >= ADDRESS_WIDTH_MIN;
         let mut columns = vec![
-            word("session", 7, 4),
+            word("session", 7, 3),
             name("client", 15, 0),
             name("address", 15, 5),
-            word("encoding", 8, 3),
+            word("encoding", 8, 4),
             word("state", 5, 8),
             number("topics", 6, 7),
             number("outbox", 9, 0),
