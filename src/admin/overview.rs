@@ -43,7 +43,10 @@ pub struct Overview<'a> {
     pub version: &'static str,
     /// What the server is at.
     pub stage: &'static str,
-    /// Since the process started, seconds.
+    /// When the process started, seconds since 1970 as the clock had it then: of two answers with different ones, the
+    /// server was started anew between.
+    pub start_seconds: f64,
+    /// Since the process started, seconds, whatever was done to the clock meanwhile.
     pub uptime_seconds: f64,
     /// Resident memory.
     pub resident_bytes: Option<u64>,
@@ -56,18 +59,19 @@ pub struct Overview<'a> {
 }
 
 impl<'a> Overview<'a> {
-    /// Of these shards, `now_seconds` after 1970.
+    /// Of these shards, so long after the start.
     pub fn new(
         stage: Stage,
         process: &ProcessSample,
-        now_seconds: f64,
+        uptime_seconds: f64,
         shards: Vec<ShardView<'a>>,
     ) -> Overview<'a> {
         let silent = |shard: &ShardView<'_>| shard.state.is_none().then_some(shard.shard);
         Overview {
             version: env!("CARGO_PKG_VERSION"),
             stage: stage.name(),
-            uptime_seconds: (now_seconds - process.start_seconds).max(0.0),
+            start_seconds: process.start_seconds,
+            uptime_seconds,
             resident_bytes: process.resident_bytes,
             descriptors: process.descriptors,
             unanswered: shards.iter().filter_map(silent).collect(),
@@ -86,10 +90,10 @@ mod tests {
         counters.add(Counter::TicksDelivered, 7);
         let process = ProcessSample { start_seconds: 10.0, ..ProcessSample::default() };
         let overview =
-            Overview::new(Stage::Draining, &process, 12.5, vec![ShardView::new(3, 1, &counters, None)]);
+            Overview::new(Stage::Draining, &process, 2.5, vec![ShardView::new(3, 1, &counters, None)]);
         let json = serde_json::to_value(&overview).unwrap();
         assert_eq!(json["stage"], "draining");
-        assert_eq!(json["uptime_seconds"], 2.5);
+        assert_eq!((&json["start_seconds"], &json["uptime_seconds"]), (&10.0.into(), &2.5.into()));
         assert_eq!(json["unanswered"], serde_json::json!([3]));
         assert_eq!(json["shards"][0]["counters"]["ticks_delivered"], 7);
         assert!(json["shards"][0]["state"].is_null() && json["shards"][0]["core"] == 1);

@@ -43,6 +43,7 @@ use tokio::{
 use super::control::Inquiry;
 use crate::{
     admin::Stage,
+    clock,
     counters::Counters,
     limits::{
         ACCEPT_RETRY_MS, ADMIN_CONNECTION_MS, ADMIN_CONNECTIONS_MAX, ADMIN_HEAD_BYTES_MAX, ADMIN_HEAD_MS,
@@ -68,7 +69,10 @@ struct Office {
     inquiries: Semaphore,
     /// Only requests that name this machine are answered: the listener is for nobody else.
     is_local: bool,
+    /// By the wall clock: what metrics and answers carry, the same in each.
     started_seconds: f64,
+    /// By CLOCK_MONOTONIC: the wall clock may be set by NTP after the start.
+    started_ns: u64,
 }
 
 /// A running admin listener. Ends when dropped.
@@ -99,6 +103,7 @@ impl Admin {
             inquiries: Semaphore::new(ADMIN_INQUIRIES_MAX),
             is_local: is_local(address),
             started_seconds: process::start_seconds(),
+            started_ns: clock::monotonic_ns(),
         });
         let (stop, stopped) = oneshot::channel::<()>();
         let (of_thread, guard) = (office.clone(), runtime.enter());
@@ -147,6 +152,11 @@ impl Drop for Admin {
 impl Office {
     fn stage(&self) -> Stage {
         Stage::from_number(self.stage.load(Relaxed))
+    }
+
+    /// Since it was opened, which is among the first things that a server does.
+    fn uptime_seconds(&self) -> f64 {
+        clock::monotonic_ns().saturating_sub(self.started_ns) as f64 / 1e9
     }
 }
 

@@ -74,9 +74,10 @@ pub fn run(args: &TopArgs) -> Result<(), TopError> {
     if !io::stdout().is_terminal() {
         return Err(TopError::NotATerminal);
     }
-    // Before any thread is there.
-    signals::block().map_err(TopError::Signals)?;
+    // With signals as they are: a server that hangs is waited for, and Ctrl-C ends that.
     look(&asker, &mut model)?;
+    // Before any thread is there that stays.
+    signals::block().map_err(TopError::Signals)?;
     let level = ::log::max_level();
     // Nothing is written on the screen but the screen.
     ::log::set_max_level(LevelFilter::Off);
@@ -160,7 +161,7 @@ fn watch(asker: Asker, model: &mut Model) -> Result<(), TopError> {
                 Message::Action(action) => match model.handle_action(action) {
                     Effect::Quit => return Ok(()),
                     Effect::Look => desk.due_ns = 0,
-                    Effect::Draw => {}
+                    Effect::Draw => desk.hasten(model, clock::monotonic_ns()),
                 },
                 Message::Look(look) => {
                     desk.is_asking = false;
@@ -244,6 +245,11 @@ impl Desk {
         }
     }
 
+    /// The interval may have become shorter: the look that is awaited comes within it.
+    fn hasten(&mut self, model: &Model, now_ns: u64) {
+        self.due_ns = self.due_ns.min(now_ns + model.interval_ns());
+    }
+
     /// How long nothing has to be done unless something is told.
     fn wait(&self, model: &Model) -> Duration {
         if self.is_asking || model.is_paused {
@@ -251,5 +257,28 @@ impl Desk {
         }
         let left = Duration::from_nanos(self.due_ns.saturating_sub(clock::monotonic_ns()));
         left.min(LOOK_AGAIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shorter_interval_begins_at_once_and_a_longer_one_after_the_next_look() {
+        let (told, _messages) = sync_channel(1);
+        let mut desk = Desk::open(Asker::new("127.0.0.1:9".parse().unwrap()), told, 60_000_000_000).unwrap();
+        let mut model = Model::new("127.0.0.1:9".into(), 60_000);
+        model.handle_action(Action::Faster);
+        desk.hasten(&model, 1_000_000_000);
+        assert_eq!(desk.due_ns, 31_000_000_000);
+        for _ in 0..9 {
+            model.handle_action(Action::Faster);
+        }
+        desk.hasten(&model, 2_000_000_000);
+        assert_eq!(desk.due_ns, 2_100_000_000);
+        model.handle_action(Action::Slower);
+        desk.hasten(&model, 2_000_000_000);
+        assert_eq!(desk.due_ns, 2_100_000_000);
     }
 }

@@ -1,12 +1,12 @@
 //! What the admin listener answers, as far as it is looked at.
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 
-use super::format::shown;
+use super::format::reason;
 use crate::admin::query::SessionSort;
-
-/// Characters of an error's text that are shown.
-const ERROR_CHARS_MAX: usize = 100;
 
 /// All answers of one look.
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ pub struct Server {
     pub version: String,
     /// What it is at.
     pub stage: String,
+    /// When the process started: another value is another process. `None` from versions that do not tell.
+    pub start_seconds: Option<f64>,
     /// Since the process started.
     pub uptime_seconds: f64,
     /// Resident memory.
@@ -163,19 +165,30 @@ pub struct Latency {
 /// The body of an answer. With 503 it has what there is, if that is anything.
 ///
 /// # Errors
-/// The server's own words, or that it is none.
+/// The server's own words, or that it is another version's, or none.
 pub fn parse<T: DeserializeOwned>(status: u16, body: &[u8]) -> Result<T, String> {
     #[derive(Deserialize)]
     struct Refused {
         error: String,
     }
-    let parsed = match status {
-        200 | 503 => serde_json::from_slice(body).ok(),
-        _ => None,
+    let is_answer = matches!(status, 200 | 503);
+    let error = match serde_json::from_slice(body) {
+        Ok(parsed) if is_answer => return Ok(parsed),
+        parsed => parsed.err(),
     };
-    parsed.ok_or_else(|| match serde_json::from_slice::<Refused>(body) {
-        Ok(refused) => shown(&refused.error.chars().take(ERROR_CHARS_MAX).collect::<String>()),
-        Err(_) => format!("what answers is no admin listener of tickcast (status {status})"),
+    if let Ok(refused) = serde_json::from_slice::<Refused>(body) {
+        return Err(reason(&refused.error));
+    }
+    // What an admin listener answers, but with other fields.
+    let is_object =
+        body.trim_ascii_start().starts_with(b"{") && serde_json::from_slice::<IgnoredAny>(body).is_ok();
+    Err(match error {
+        Some(error) if is_answer && is_object => format!(
+            "what answers is another version of tickcast than this, {}: {}",
+            env!("CARGO_PKG_VERSION"),
+            reason(&error.to_string())
+        ),
+        _ => format!("what answers is no admin listener of tickcast (status {status})"),
     })
 }
 
@@ -209,9 +222,11 @@ mod tests {
         };
         let shards =
             vec![ShardView::new(0, 3, &counters, Some(&state)), ShardView::new(1, 4, &counters, None)];
-        let overview = Overview::new(Stage::Serving, &ProcessSample::default(), 9.5, shards);
+        let process = ProcessSample { start_seconds: 1_793_322_000.13, ..ProcessSample::default() };
+        let overview = Overview::new(Stage::Serving, &process, 9.5, shards);
         let server: Server = parse(503, &serde_json::to_vec(&overview).unwrap()).unwrap();
         assert_eq!((&*server.stage, server.uptime_seconds, server.unanswered), ("serving", 9.5, vec![1]));
+        assert_eq!(server.start_seconds, Some(1_793_322_000.13));
         let (of, state) = (server.shards[0].counters, server.shards[0].state.unwrap());
         for (counter, value) in [
             (Counter::SessionsOpen, of.sessions_open),
@@ -283,9 +298,27 @@ mod tests {
         let refused = |status, body: &str| parse::<Topics>(status, body.as_bytes()).unwrap_err();
         assert_eq!(refused(503, r#"{"error":"starting"}"#), "starting");
         let long = format!(r#"{{"error":"{}"}}"#, "\\u001b".repeat(1_000));
-        assert!(refused(400, &long).starts_with(r"\u{1b}\u{1b}") && refused(400, &long).len() <= 600);
-        for (status, body) in [(200, "<html>"), (404, ""), (200, "{}"), (404, r#"{"topics":[]}"#)] {
+        assert!(refused(400, &long).starts_with(r"\u{1b}\u{1b}") && refused(400, &long).len() <= 603);
+        for (status, body) in
+            [(200, "<html>"), (404, ""), (200, "[]"), (200, "ok"), (404, r#"{"topics":[]}"#)]
+        {
             assert!(refused(status, body).contains("no admin listener"), "{status} {body}");
         }
+    }
+
+    #[test]
+    fn what_another_version_answers_is_told_as_that_with_what_is_missing_or_wrong() {
+        let said = |body: &str| parse::<Topics>(200, body.as_bytes()).unwrap_err();
+        let renamed = said(r#"{"subjects":[],"unanswered":[]}"#);
+        assert!(renamed.contains("another version of tickcast") && renamed.contains("`topics`"), "{renamed}");
+        let steering = said(&format!(r#"{{"topics":"{}"}}"#, "\\u001b]0;x".repeat(1_000)));
+        assert!(steering.contains("another version"), "{steering}");
+        assert!(!steering.contains('\x1b') && steering.len() < 1_200, "{steering}");
+        // What an older server does not tell is not needed.
+        let overview = Overview::new(Stage::Serving, &ProcessSample::default(), 9.5, Vec::new());
+        let mut older = serde_json::to_value(&overview).unwrap();
+        older.as_object_mut().unwrap().remove("start_seconds").unwrap();
+        let server: Server = parse(200, older.to_string().as_bytes()).unwrap();
+        assert_eq!(server.start_seconds, None);
     }
 }

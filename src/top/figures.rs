@@ -81,14 +81,15 @@ pub struct Percentiles {
 impl Percentiles {
     /// Of latencies, ascending, and how often each was seen; `None` of none.
     fn of(counts: &[(u64, u64)]) -> Option<Percentiles> {
-        let samples = counts.iter().map(|(_, count)| count).sum::<u64>();
+        // Whoever answers, whatever the counts.
+        let samples = counts.iter().fold(0u64, |samples, &(_, count)| samples.saturating_add(count));
         let &(max, _) = counts.last()?;
         let at = |per_mille: u64| {
             // So many are not above it.
             let rank = (u128::from(samples) * u128::from(per_mille)).div_ceil(1_000) as u64;
-            let mut below = 0;
+            let mut below = 0u64;
             let found = counts.iter().find(|(_, count)| {
-                below += count;
+                below = below.saturating_add(*count);
                 below >= rank
             });
             found.map_or(max, |&(us, _)| us)
@@ -199,11 +200,13 @@ impl Figures {
 }
 
 /// Whether nothing says that the server was started anew meanwhile.
-fn is_same_life(before: &Answers, now: &Answers) -> bool {
+pub(super) fn is_same_life(before: &Answers, now: &Answers) -> bool {
     let sequenced = |answers: &Answers| {
         answers.server.shards.iter().map(|shard| shard.counters.ticks_sequenced).collect::<Vec<_>>()
     };
-    before.server.shards.len() == now.server.shards.len()
+    // Where no version tells when it started, a server that has run for longer than the one before is taken for that one.
+    before.server.start_seconds == now.server.start_seconds
+        && before.server.shards.len() == now.server.shards.len()
         && before.server.uptime_seconds <= now.server.uptime_seconds
         && sequenced(before).iter().zip(sequenced(now)).all(|(before, now)| *before <= now)
 }
@@ -347,6 +350,7 @@ pub(super) mod tests {
             server: Server {
                 version: "0.1.0".into(),
                 stage: "serving".into(),
+                start_seconds: Some(1_793_322_000.13),
                 uptime_seconds: seconds as f64,
                 resident_bytes: Some(12 << 20),
                 descriptors: Some(99),
@@ -401,6 +405,21 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_restart_in_a_gap_that_is_longer_than_the_earlier_life_is_seen() {
+        let (before, mut now) = (answers(10, 1, 2, 3), answers(14, 1, 2, 3));
+        for other in [Some(1_793_322_003.5), None] {
+            now.server.start_seconds = other;
+            assert!(Figures::of(Some(&before), &now).rates.is_none(), "{other:?}");
+        }
+        // Versions that do not tell.
+        let untold = |mut answers: Answers| {
+            answers.server.start_seconds = None;
+            answers
+        };
+        assert!(Figures::of(Some(&untold(before)), &now).rates.is_some());
+    }
+
+    #[test]
     fn latencies_are_of_the_interval_where_both_looks_had_the_same_shards() {
         let (before, mut now) = (answers(10, 1, 2, 3), answers(11, 1, 2, 3));
         let latency = Figures::of(Some(&before), &now).latency.unwrap();
@@ -429,6 +448,8 @@ pub(super) mod tests {
         assert_eq!(Percentiles::of(&counts).unwrap().us, [500, 900, 990, 999, 1_000]);
         assert_eq!(Percentiles::of(&[(7, 1)]).unwrap().us, [7; 5]);
         assert_eq!(Percentiles::of(&[]), None);
+        let absurd = Percentiles::of(&[(1, u64::MAX), (2, u64::MAX)]).unwrap();
+        assert_eq!((absurd.samples, absurd.us), (u64::MAX, [1, 1, 1, 1, 2]));
     }
 
     #[test]

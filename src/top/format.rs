@@ -1,5 +1,16 @@
 //! Numbers, times and names as they stand on the screen.
 
+use crate::limits::{IDENTITY_BYTES_MAX, TOPIC_BYTES_MAX};
+
+/// Characters of a name that are shown.
+const NAME_CHARS_MAX: usize = 255;
+/// Characters of a word of the server's own that are shown: an IPv6 address with its zone and port has 63.
+const WORD_CHARS_MAX: usize = 64;
+/// Characters of a reason that are shown.
+const REASON_CHARS_MAX: usize = 100;
+
+const _: () = assert!(NAME_CHARS_MAX >= TOPIC_BYTES_MAX && NAME_CHARS_MAX >= IDENTITY_BYTES_MAX);
+
 /// What is not known.
 pub const UNKNOWN: &str = "-";
 
@@ -91,16 +102,36 @@ pub fn time_of_day(realtime_ns: u64) -> String {
     format!("{:02}:{:02}:{:02} UTC", seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60)
 }
 
-/// A name that a peer gave, fit for a terminal: what controls it, and what is not seen, as an escape.
+/// A name that a peer gave, fit for a terminal: what controls it, and what is not seen, as an escape. Names that a server
+/// takes are whole; of others, and whoever has the port is not known to be a server, the first characters are.
 pub fn shown(name: &str) -> String {
-    let mut text = String::with_capacity(name.len());
-    for character in name.chars() {
+    escaped(name, NAME_CHARS_MAX)
+}
+
+/// A word of the server's own, fit for a terminal, and not longer than any that it has.
+pub fn word(word: &str) -> String {
+    escaped(word, WORD_CHARS_MAX)
+}
+
+/// Why something failed, as the server or a library says, fit for a terminal.
+pub fn reason(text: &str) -> String {
+    escaped(text, REASON_CHARS_MAX)
+}
+
+/// The first characters, each with 10 at most in its place.
+fn escaped(text: &str, chars_max: usize) -> String {
+    let mut characters = text.chars();
+    let mut shown = String::with_capacity(text.len().min(chars_max));
+    for character in characters.by_ref().take(chars_max) {
         match character {
-            '"' | '\'' => text.push(character),
-            _ => text.extend(character.escape_debug()),
+            '"' | '\'' => shown.push(character),
+            _ => shown.extend(character.escape_debug()),
         }
     }
-    text
+    if characters.next().is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -135,5 +166,20 @@ mod tests {
         assert_eq!(shown("desk 7 'ü' \"漢\""), "desk 7 'ü' \"漢\"");
         assert_eq!(shown("a\x1b[2J\r\n\u{7f}\u{9b}"), r"a\u{1b}[2J\r\n\u{7f}\u{9b}");
         assert_eq!(shown("\u{202e}back\\slash\0"), r"\u{202e}back\\slash\0");
+    }
+
+    #[test]
+    fn names_that_a_server_takes_are_whole_and_longer_ones_have_an_end() {
+        let longest = "漢".repeat(NAME_CHARS_MAX);
+        assert_eq!(shown(&longest), longest);
+        assert_eq!(shown(&(longest.clone() + "x")), longest + "…");
+        let hostile = "\u{10ffff}".repeat(1 << 20);
+        assert!(shown(&hostile).len() <= 10 * NAME_CHARS_MAX + 3);
+        assert!(
+            word(&hostile).len() <= 10 * WORD_CHARS_MAX + 3
+                && reason(&hostile).len() <= 10 * REASON_CHARS_MAX + 3
+        );
+        let address = "[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255%4294967295]:65535";
+        assert_eq!(word(address), address);
     }
 }

@@ -6,7 +6,7 @@ use ratatui::text::Span;
 
 use super::{
     figures::{Figures, LatencyFigures, Percentiles},
-    format::{self, UNKNOWN, shown},
+    format::{self, UNKNOWN, shown, word as said},
 };
 
 /// Columns between two columns.
@@ -195,10 +195,10 @@ impl Grid {
     pub fn sessions(figures: &Figures, rows: Range<usize>, width: usize) -> Grid {
         let has_addresses = width >= ADDRESS_WIDTH_MIN;
         let mut columns = vec![
-            word("session", 7, 4),
+            word("session", 7, 3),
             name("client", 15, 0),
             name("address", 15, 5),
-            word("encoding", 8, 3),
+            word("encoding", 8, 4),
             word("state", 5, 8),
             number("topics", 6, 7),
             number("outbox", 9, 0),
@@ -210,7 +210,7 @@ impl Grid {
         ];
         let mut cells: Vec<Vec<Cell>> = Vec::new();
         for session in slice(figures.sessions.as_deref().unwrap_or_default(), rows) {
-            let address = session.address.as_deref().map_or(UNKNOWN.into(), shown);
+            let address = session.address.as_deref().map_or(UNKNOWN.into(), said);
             let client = match &session.identity {
                 Some(identity) => shown(identity),
                 None if has_addresses => UNKNOWN.into(),
@@ -218,11 +218,11 @@ impl Grid {
             };
             let (lagging, dropping) = (session.lag_ms > 0, session.dropped > 0);
             cells.push(vec![
-                shown(&session.id).into(),
+                said(&session.id).into(),
                 client.into(),
                 address.into(),
-                shown(&session.encoding).into(),
-                shown(&session.state).into(),
+                said(&session.encoding).into(),
+                said(&session.state).into(),
                 format::count(session.topics).into(),
                 format::bytes(session.outbox_bytes).into(),
                 toned(

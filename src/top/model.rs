@@ -1,6 +1,10 @@
 //! What is looked at: the newest figures, whether the server still answers, and what the operator chose.
 
-use super::{answers::Answers, figures::Figures, keys::Action};
+use super::{
+    answers::Answers,
+    figures::{Figures, is_same_life},
+    keys::Action,
+};
 use crate::{admin::query::SessionSort, clock::Now};
 
 /// Times between two looks that the keys go through, milliseconds.
@@ -51,6 +55,14 @@ pub enum Effect {
 /// All that a screen is made of.
 ///
 /// Invariant: each selected row is one of its list's, or 0.
+///
+/// Rates are of looks that are half an interval apart at least: one that a key asked for comes a few milliseconds after
+/// another, and what happened in those is noise.
+///
+/// ```text
+///  looks    earlier ---------- base -- now       now is compared with earlier, and base stays
+///           earlier ---------- base ------- now  now is compared with base, and becomes it
+/// ```
 #[derive(Clone, Debug)]
 pub struct Model {
     /// The server's admin listener, as it was given.
@@ -70,7 +82,10 @@ pub struct Model {
     /// `None` while it answers.
     pub silence: Option<Silence>,
     selected: [usize; Panel::ALL.len()],
-    last: Option<Answers>,
+    base: Option<Answers>,
+    earlier: Option<Answers>,
+    /// Of the figures.
+    sort_shown: Option<SessionSort>,
 }
 
 impl Model {
@@ -86,7 +101,9 @@ impl Model {
             figures: None,
             silence: None,
             selected: [0; Panel::ALL.len()],
-            last: None,
+            base: None,
+            earlier: None,
+            sort_shown: None,
         }
     }
 
@@ -95,8 +112,16 @@ impl Model {
         match look {
             Ok(answers) => {
                 self.silence = None;
-                self.figures = Some(Figures::of(self.last.as_ref(), &answers));
-                self.last = Some(answers);
+                self.sort_shown = Some(answers.sort);
+                let is_soon = self.base.as_ref().is_some_and(|base| {
+                    let since_ns = answers.received_ns.saturating_sub(base.received_ns);
+                    since_ns < self.interval_ns() / 2 && is_same_life(base, &answers)
+                });
+                if !is_soon {
+                    self.earlier = self.base.take();
+                }
+                self.figures = Some(Figures::of(self.earlier.as_ref(), &answers));
+                self.base.get_or_insert(answers);
                 Panel::ALL.into_iter().for_each(|panel| self.select(panel, self.selected(panel)));
             }
             Err(reason) => {
@@ -159,7 +184,7 @@ impl Model {
 
     /// What the sessions that are shown were chosen by: another answer may be on its way.
     pub fn shown_sort(&self) -> SessionSort {
-        self.last.as_ref().map_or(self.sort, |last| last.sort)
+        self.sort_shown.unwrap_or(self.sort)
     }
 
     /// Time between two looks.
@@ -210,6 +235,48 @@ mod tests {
         model.handle_look(Ok(answers(14, 2, 30, 5)), now(14));
         assert_eq!(model.silence, None);
         assert_eq!(model.figures.unwrap().seconds, Some(4.0));
+    }
+
+    /// Answers of a steady server after so many milliseconds.
+    fn answers_at(ms: u64) -> Answers {
+        let mut at = answers(ms, 1, 3, 5);
+        at.received_ns = ms * 1_000_000;
+        at
+    }
+
+    #[test]
+    fn looks_that_come_soon_after_another_have_rates_of_an_interval_all_the_same() {
+        let mut model = Model::new("127.0.0.1:9490".into(), 1_000);
+        let mut seconds = |ms: u64| {
+            model.handle_look(Ok(answers_at(ms)), now(1));
+            let figures = model.figures.as_ref().unwrap();
+            let rate = figures.rates.map(|rates| rates.ticks.round());
+            assert!(rate.is_none_or(|rate| rate == 100_000.0), "{ms}: {rate:?}");
+            figures.seconds
+        };
+        assert_eq!(seconds(1_000), None);
+        assert_eq!(seconds(1_003), None, "nothing to compare with but the look before");
+        assert_eq!(seconds(2_000), Some(1.0));
+        assert_eq!(seconds(2_005), Some(1.005));
+        assert_eq!(seconds(2_400), Some(1.4));
+        assert_eq!(seconds(2_700), Some(0.7), "keys that go on do not make it longer and longer");
+        assert_eq!(seconds(2_710), Some(0.71));
+        assert_eq!(seconds(3_710), Some(1.01));
+    }
+
+    #[test]
+    fn a_server_that_was_started_anew_is_not_compared_however_soon_the_look_is() {
+        let mut model = Model::new("127.0.0.1:9490".into(), 1_000);
+        [1_000, 2_000].into_iter().for_each(|ms| model.handle_look(Ok(answers_at(ms)), now(1)));
+        let anew = |ms: u64| {
+            let mut answers = answers_at(ms);
+            answers.server.start_seconds = Some(7.0);
+            Ok(answers)
+        };
+        model.handle_look(anew(2_010), now(2));
+        assert_eq!(model.figures.as_ref().unwrap().seconds, None);
+        model.handle_look(anew(3_010), now(3));
+        assert_eq!(model.figures.unwrap().seconds, Some(1.0));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use ratatui::{
 use super::{
     figures::Figures,
     format,
-    grid::{Cell, Grid, Tone, sentence, toned, width_of},
+    grid::{Cell, Grid, Tone, cut, sentence, toned, width_of},
     keys::HELP,
     model::{Model, Panel, sort_name},
 };
@@ -55,7 +55,7 @@ pub fn draw(model: &Model, now: Now, palette: Palette, area: Rect, buffer: &mut 
         let style = if at == 0 { palette.style(Tone::Notable) } else { Style::new() };
         sheet.cells(line, style);
     }
-    for (notice, tone) in notices(model, now) {
+    for (notice, tone) in notices(model, now, usize::from(area.width)) {
         sheet.put(notice, palette.style(tone).add_modifier(Modifier::REVERSED));
     }
     match &model.figures {
@@ -95,10 +95,10 @@ impl Sheet<'_> {
         Rect { y: self.left.y + self.left.height, height, ..self.left }
     }
 
-    /// The next line; nothing if there is no room for it.
+    /// The next line, cut to its width; nothing if there is no room for it.
     fn put(&mut self, text: String, style: Style) {
         let area = self.take();
-        self.line(area, text.into(), style);
+        self.line(area, cut(&text, usize::from(area.width)).into(), style);
     }
 
     fn cells(&mut self, cells: Vec<Cell>, style: Style) {
@@ -124,9 +124,9 @@ pub fn header(model: &Model, width: usize) -> Vec<Vec<Cell>> {
     };
     let server = format!(
         "tickcast {} at {}: {} for {}",
-        format::shown(&figures.version),
+        format::word(&figures.version),
         model.address,
-        format::shown(&figures.stage),
+        format::word(&figures.stage),
         format::seconds(figures.uptime_seconds)
     );
     let mut first: Vec<(Cell, u8)> = vec![(server.into(), 0)];
@@ -147,7 +147,7 @@ pub fn header(model: &Model, width: usize) -> Vec<Vec<Cell>> {
                 (format!("{} conflated/s", format::rate(rates.conflated)).into(), 0),
             ]);
         }
-        None => second.push(("rates from the second look on".into(), 0)),
+        None => second.push(("no rates yet".into(), 0)),
     }
     vec![sentence(first, width), sentence(second, width)]
 }
@@ -165,18 +165,19 @@ pub fn trouble(figures: &Figures) -> Option<String> {
 }
 
 /// What an operator should know before the figures.
-fn notices(model: &Model, now: Now) -> Vec<(String, Tone)> {
+fn notices(model: &Model, now: Now, width: usize) -> Vec<(String, Tone)> {
     let mut notices = Vec::new();
     if let Some(silence) = &model.silence {
         let seconds = now.monotonic_ns.saturating_sub(silence.since.monotonic_ns) / 1_000_000_000;
-        let notice = format!(
-            "no answer since {} ({}): {}; asked every {}",
+        let silent = format!(
+            "no answer since {} ({}): {}",
             format::time_of_day(silence.since.realtime_ns),
             format::seconds(seconds),
-            silence.reason,
-            format::milliseconds(model.interval_ms)
+            silence.reason
         );
-        notices.push((notice, Tone::Bad));
+        let asked = format!("asked every {}", format::milliseconds(model.interval_ms));
+        let cells = sentence(vec![(silent.into(), 0), (asked.into(), 1)], width);
+        notices.push((cells.into_iter().map(|cell| cell.text).collect(), Tone::Bad));
     }
     if model.is_paused {
         notices.push(("paused: p looks again".into(), Tone::Notable));

@@ -126,6 +126,11 @@ fn every_path_answers_with_what_there_is() {
 
     let shards = get(admin, "/v1/shards").json();
     assert_eq!(shards["stage"], "serving");
+    assert!(
+        shards["start_seconds"].as_f64().unwrap() > 0.0 && shards["uptime_seconds"].as_f64().unwrap() > 0.0
+    );
+    // The same in each answer: `tickcast top` knows a server by it.
+    assert_eq!(shards["start_seconds"], get(admin, "/v1/shards").json()["start_seconds"]);
     assert_eq!(shards["unanswered"], serde_json::json!([]));
     let of_shards = shards["shards"].as_array().unwrap();
     let sequenced = |shard: &serde_json::Value| shard["counters"]["ticks_sequenced"].as_u64().unwrap();

@@ -63,14 +63,22 @@ fn once_prints_what_the_server_counted() {
         shards["shards"].as_array().unwrap().iter().map(of).sum::<u64>() == 5
     });
 
-    let text = once(admin);
+    let mut text = String::new();
+    // A shard of a busy machine may not answer in time: then latencies are since the start, and rows are missing.
+    eventually("two looks that all shards answer", || {
+        text = once(admin);
+        let header = text.lines().nth(1).unwrap();
+        !text.contains("\nno answer from ")
+            && text.contains("\nlatency, last ")
+            && header.contains(" 0 deliveries/s, ")
+    });
     assert!(
         text.starts_with(&format!("tickcast {} at {admin}: serving for ", env!("CARGO_PKG_VERSION"))),
         "{text}"
     );
     let header = text.lines().nth(1).unwrap();
     assert!(header.starts_with("3 sessions, 2 subscribed, 0 ticks/s in, 0 deliveries/s, "), "{header}");
-    assert!(text.contains("\nshards: 2\n") && text.contains("\nlatency, last 0."), "{text}");
+    assert!(text.contains("\nshards: 2\n"), "{text}");
     let sessions: u64 = ["0", "1"].iter().map(|shard| words(&text, shard)[2].parse::<u64>().unwrap()).sum();
     assert_eq!(sessions, 3, "{text}");
     // Name, rate, ticks, sessions.
@@ -190,6 +198,26 @@ fn a_server_that_hangs_or_goes_does_not_hold_the_keys() {
     terminal.press("C-c");
     assert_eq!(terminal.exit_code(), 0);
     terminal.assert_as_before();
+}
+
+#[test]
+fn a_server_that_hangs_from_the_first_look_on_does_not_hold_a_signal() {
+    let _machine = beside_others();
+    if !terminal::is_there() {
+        return;
+    }
+    let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
+    let terminal = Terminal::run(&on_screen(hanging.local_addr().unwrap()), 80, 24);
+    // Asked, and never answered.
+    let asked = hanging.accept().unwrap();
+    kill(Pid::from_raw(terminal.pid()), Signal::SIGINT).unwrap();
+    assert_eq!(
+        terminal.exit_code(),
+        128 + Signal::SIGINT as i32,
+        "of the signal, not of an answer that is late"
+    );
+    terminal.assert_as_before();
+    drop(asked);
 }
 
 #[test]

@@ -171,7 +171,7 @@ impl Office {
             ShardView::new(shard as u16, *core, counters, states.of(shard).map(|state| &**state))
         });
         let process = process::sample(self.started_seconds);
-        let overview = Overview::new(self.stage(), &process, process::now_seconds(), views.collect());
+        let overview = Overview::new(self.stage(), &process, self.uptime_seconds(), views.collect());
         self.of_shards(&overview.unanswered, &overview)
     }
 

@@ -10,7 +10,7 @@ use crate::{admin::metrics::ProcessSample, clock};
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Now, seconds since 1970.
-pub(super) fn now_seconds() -> f64 {
+fn now_seconds() -> f64 {
     clock::realtime_ns() as f64 / 1e9
 }
 

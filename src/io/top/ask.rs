@@ -11,7 +11,7 @@ use crate::{
     limits::{ADMIN_ROWS_DEFAULT, ADMIN_ROWS_MAX, TOP_ANSWER_BYTES_MAX, TOP_ANSWER_MS},
     top::{
         answers::{self, Answers},
-        format::milliseconds,
+        format,
         model::sort_name,
     },
 };
@@ -72,10 +72,13 @@ impl Asker {
 
 fn reason(error: ureq::Error) -> String {
     match error {
-        ureq::Error::Io(error) => error.to_string(),
-        ureq::Error::Timeout(_) => format!("not within {}", milliseconds(TOP_ANSWER_MS)),
+        ureq::Error::Io(error) => format::reason(&error.to_string()),
+        ureq::Error::Timeout(_) => format!("not within {}", format::milliseconds(TOP_ANSWER_MS)),
         ureq::Error::BodyExceedsLimit(bytes) => format!("an answer of more than {bytes} bytes"),
-        error => format!("what answers is no admin listener of tickcast: {error}"),
+        error => {
+            let error = format::reason(&error.to_string());
+            format!("what answers is no admin listener of tickcast: {error}")
+        }
     }
 }
 

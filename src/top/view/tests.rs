@@ -73,7 +73,7 @@ fn a_tiny_screen_has_the_list_that_the_keys_move_in() {
     let model = model([answers(100, 2, 30, 50), answers(101, 2, 30, 50)]);
     let lines = lines(&model, at(101), 20, 5);
     assert_eq!(lines[0], "tickcast 0.1.0 at 12");
-    assert_eq!(lines[2], "sessions by outbox:");
+    assert_eq!(lines[2], "sessions by outbox:…");
     assert!(lines[4].starts_with("q end"), "{lines:#?}");
 }
 
@@ -117,8 +117,12 @@ fn a_server_that_is_gone_is_told_with_when_and_why_above_its_last_figures() {
     model.handle_look(Err("Connection refused".into()), at(3_600));
     model.handle_look(Err("Connection refused".into()), at(3_601));
     let lines = lines(&model, at(3_725), 80, 24);
-    assert_eq!(lines[2], "no answer since 01:00:00 UTC (2 min 5 s): Connection refused; asked every 1.0 s");
+    assert_eq!(lines[2], "no answer since 01:00:00 UTC (2 min 5 s): Connection refused, asked every 1.0 s");
     assert!(has(&lines, "market.29") && has(&lines, "10,000 deliveries/s"));
+    let lines = super::tests::lines(&model, at(3_725), 75, 24);
+    assert_eq!(lines[2], "no answer since 01:00:00 UTC (2 min 5 s): Connection refused");
+    let lines = super::tests::lines(&model, at(3_725), 50, 24);
+    assert_eq!(lines[2], "no answer since 01:00:00 UTC (2 min 5 s): Connect…");
 }
 
 #[test]

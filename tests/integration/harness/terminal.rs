@@ -33,7 +33,7 @@ impl Terminal {
         let terminal = Terminal { socket: std::env::temp_dir().join(socket) };
         let script = format!("stty -g; {command}; code=$?; stty -g; echo ended $code; exec sleep 600");
         let (columns, rows) = (columns.to_string(), rows.to_string());
-        terminal.tmux(&["new-session", "-d", "-x", &columns, "-y", &rows, &script]);
+        terminal.tmux(&["new-session", "-d", "-x", &columns, "-y", &rows, "/bin/sh", "-c", &script]);
         terminal
     }
 
@@ -44,6 +44,8 @@ impl Terminal {
         for name in ["TMUX", "TICKCAST_ADMIN", "RUST_LOG", "NO_COLOR"] {
             command.env_remove(name);
         }
+        // It is also what tmux takes for its default-shell.
+        command.env("SHELL", "/bin/sh");
         let output = command.output().unwrap();
         assert!(output.status.success(), "tmux {arguments:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
