@@ -22,6 +22,7 @@ use crate::harness::{
     eventually,
     external::{External, Library, ticks},
     frames::{self, Raw},
+    http::get,
     raw::{CLOSE, Peer},
 };
 
@@ -133,11 +134,21 @@ pub fn stuck(server: &Server, publisher: &mut Client, encoding: Encoding) -> Pee
         peer.send_text(r#"{"op":"subscribe","topics":["flood"]}"#);
         assert!(peer.text().contains("subscribed"));
     }
+    let before = sequenced(server);
     for _ in 0..120 {
         publish(publisher, "flood", &[b'x'; 100 << 10]);
     }
     barrier(publisher);
+    // Taken in by the publisher's shard, they may still be on their way to their home.
+    eventually("they are sequenced", || sequenced(server) == before + 120);
     peer
+}
+
+/// Ticks that the server has sequenced.
+fn sequenced(server: &Server) -> u64 {
+    let metrics = get(server.admin.unwrap(), "/metrics").body;
+    let counters = metrics.lines().filter(|line| line.starts_with("tickcast_ticks_sequenced_total{"));
+    counters.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
 /// Options of a server with [`stuck`] clients.
