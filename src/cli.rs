@@ -131,7 +131,7 @@ pub struct ServeArgs {
     /// No simulator: ticks come from clients (and --replay) only
     #[arg(long, help_heading = "Simulator")]
     pub no_sim: bool,
-    /// Producers of the built-in simulator [default: 10]
+    /// Producers of the built-in simulator [default: 10, or one for each topic if those are more]
     #[arg(long, value_name = "N", help_heading = "Simulator")]
     pub sim_producers: Option<u32>,
     /// Ticks a second of each producer [default: 10]

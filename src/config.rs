@@ -372,7 +372,8 @@ fn sources(args: &ServeArgs, reads: bool) -> Result<Vec<Source>, StartupError> {
     }
     if !args.no_sim && (args.replay.is_none() || args.sim_is_asked_for()) {
         let settings = simulator::Settings {
-            producers: args.sim_producers.unwrap_or(10),
+            // A topic without a producer would stay empty.
+            producers: args.sim_producers.unwrap_or(args.sim_topics.unwrap_or_default().max(10)),
             rate: args.sim_rate.unwrap_or(10),
             size_bytes: args.sim_size.unwrap_or(100),
             topics: args.sim_topics.or(args.sim_producers).unwrap_or(10),
@@ -384,6 +385,11 @@ fn sources(args: &ServeArgs, reads: bool) -> Result<Vec<Source>, StartupError> {
         }
         if settings.topics as usize > args.topics_max {
             let text = format!("{}: at most {} (--topics-max)", settings.topics, args.topics_max);
+            return Err(StartupError::Option("--sim-topics", text));
+        }
+        if settings.topics > settings.producers {
+            let text =
+                format!("{}: at most one for each of {} producers", settings.topics, settings.producers);
             return Err(StartupError::Option("--sim-topics", text));
         }
         if settings.producers == 0 || settings.rate == 0 || settings.topics == 0 {
@@ -504,6 +510,7 @@ mod tests {
             ("--socket-send-bytes 1", "--socket-send-bytes"),
             ("--accept-rate 10000001", "--accept-rate"),
             ("--publish-rate 4000000000", "--publish-rate"),
+            ("--sim-topics 3 --sim-producers 2", "--sim-topics"),
             ("--tcp 127.0.0.1:9480", "--http"),
             ("--admin 127.0.0.1:9480", "--admin"),
             ("--tcp 127.0.0.1:9490", "--admin"),
