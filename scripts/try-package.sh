@@ -74,11 +74,11 @@ fi
 step "tickcast serve --config $configuration as nobody, on free ports"
 tickcast serve --config "$configuration" --check-config
 start_server
-timeout "$command_s_max" tickcast pub demo.hello '{"hello":"world"}' --server "$tcp"
-timeout "$command_s_max" tickcast sub demo.hello --from latest --count 1 --server "$tcp" >"$work/tick"
+timeout --foreground "$command_s_max" tickcast pub demo.hello '{"hello":"world"}' --server "$tcp"
+timeout --foreground "$command_s_max" tickcast sub demo.hello --from latest --count 1 --server "$tcp" >"$work/tick"
 cat "$work/tick"
 grep -qF '{"hello":"world"}' "$work/tick" || fail "the subscriber did not get the tick"
-timeout "$command_s_max" tickcast-c10k --server "$http" --transport ws --connections 10 --duration-s 1 --warm-up-s 0 \
+timeout --foreground "$command_s_max" tickcast-c10k --server "$http" --transport ws --connections 10 --duration-s 1 --warm-up-s 0 \
     --subscribe 'demo.>' >"$work/c10k" 2>&1 || fail "tickcast-c10k: $(cat "$work/c10k")"
 if command -v curl >/dev/null; then
     echo "GET / of $http: $(curl -s --max-time 10 -o /dev/null -w '%{http_code}' "http://$http/")"
@@ -87,10 +87,10 @@ stop_server
 
 step "the tools"
 status=0
-timeout "$command_s_max" tickcast-tune check >"$work/tune" || status=$?
+timeout --foreground "$command_s_max" tickcast-tune check >"$work/tune" || status=$?
 ((status <= 1)) || fail "tickcast-tune check ended with $status: $(cat "$work/tune")"
 echo "tickcast-tune check: $(wc -l <"$work/tune") lines"
-timeout "$command_s_max" tickcast check >"$work/check" || fail "tickcast check ended with $?: $(cat "$work/check")"
+timeout --foreground "$command_s_max" tickcast check >"$work/check" || fail "tickcast check ended with $?: $(cat "$work/check")"
 grep -q '^net\.core\.somaxconn ' "$work/check" || fail "tickcast check does not find tickcast-tune: $(cat "$work/check")"
 echo "tickcast check: $(tail -2 "$work/check" | head -1)"
 bash -c 'source /usr/share/bash-completion/completions/tickcast && complete -p tickcast'

@@ -204,6 +204,7 @@ fn uninstalling_takes_all_but_configuration_and_purging_that_too() {
 #[test]
 fn a_wrong_installation_says_what_to_do_and_writes_nothing() {
     let target = Target::new("wrong");
+    let file = target.folder.join("built/tickcast");
     for (script, arguments, answer) in [
         ("install.sh", &["--from", "/nowhere"][..], "/nowhere/tickcast is not there: cargo build --release"),
         ("install.sh", &["--from"], "--from takes the folder"),
@@ -212,6 +213,10 @@ fn a_wrong_installation_says_what_to_do_and_writes_nothing() {
         ("package.sh", &["--quick"], "no option --quick"),
         ("package.sh", &["--profile", "fast"], "--profile is release or dev"),
         ("try-package.sh", &["--quick"], "no option --quick"),
+        ("walk-through.sh", &["--quick"], "no option --quick"),
+        ("walk-through.sh", &["--out"], "--out takes a folder"),
+        ("walk-through.sh", &["--out", target.folder.to_str().unwrap()], "name a new folder, or an empty one"),
+        ("walk-through.sh", &["--out", file.to_str().unwrap()], "name a new folder, or an empty one"),
     ] {
         let output = target.script(script, arguments);
         assert_eq!(output.status.code(), Some(1));
@@ -226,7 +231,7 @@ fn a_wrong_installation_says_what_to_do_and_writes_nothing() {
             assert!(said(&output).contains(&format!("{variable} is an absolute path")), "{}", said(&output));
         }
     }
-    assert!(target.files().is_empty());
+    assert!(target.files().is_empty() && file.is_file());
 }
 
 #[test]
