@@ -1,8 +1,9 @@
 # What the trials of a package share: sourced by scripts/try-package.sh and scripts/walk-through.sh, from the root of the
 # project. They install a package on this machine and leave it as it was.
 #
-# Before begin_trial: `called_from` (the folder it was called from), `force` (yes: take away what is installed) and name_package. Afterwards `deb`, `work` (a folder that
-# goes with the script), and after start_server `server` (its pid), `tcp`, `http`, `admin` (its addresses), `log` (its file).
+# Before begin_trial: `called_from` (the folder it was called from), `force` (yes: take away what is installed) and
+# name_package. Afterwards `deb`, `work` (a folder that goes with the script), and after start_server `server` (its pid),
+# `tcp`, `http`, `admin` (its addresses), `log` (its file).
 # shellcheck shell=bash disable=SC2034,SC2154
 
 script=scripts/$(basename "$0")

@@ -215,7 +215,11 @@ fn a_wrong_installation_says_what_to_do_and_writes_nothing() {
         ("try-package.sh", &["--quick"], "no option --quick"),
         ("walk-through.sh", &["--quick"], "no option --quick"),
         ("walk-through.sh", &["--out"], "--out takes a folder"),
-        ("walk-through.sh", &["--out", target.folder.to_str().unwrap()], "name a new folder, or an empty one"),
+        (
+            "walk-through.sh",
+            &["--out", target.folder.to_str().unwrap()],
+            "name a new folder, or an empty one",
+        ),
         ("walk-through.sh", &["--out", file.to_str().unwrap()], "name a new folder, or an empty one"),
     ] {
         let output = target.script(script, arguments);
@@ -320,9 +324,12 @@ fn the_scripts_are_clean() {
     if !exists("shellcheck") {
         return;
     }
-    let scripts =
-        ["install.sh", "uninstall.sh", "installation.sh", "package.sh", "try-package.sh", "test.sh"];
-    let scripts = scripts.map(|name| project("scripts").join(name));
-    let output = Command::new("shellcheck").arg("-x").args(scripts).output().unwrap();
+    // All that there are; those of tuning/ are looked at by its own tests.
+    let files = |folder: &str| fs::read_dir(project(folder)).unwrap().map(|entry| entry.unwrap().path());
+    let scripts: Vec<_> =
+        files("scripts").filter(|path| path.extension().is_some_and(|end| end == "sh")).collect();
+    let maintainer: Vec<_> = files("systemd/debian").filter(|path| !path.ends_with("copyright")).collect();
+    assert!(scripts.len() >= 12 && maintainer.len() >= 3, "{scripts:?} {maintainer:?}");
+    let output = Command::new("shellcheck").arg("-x").args(scripts).args(maintainer).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
 }
