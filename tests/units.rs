@@ -283,6 +283,7 @@ fn the_server_is_started_once_it_says_so_reloaded_by_a_signal_and_ended_when_a_s
         "NotifyAccess=main",
         "WatchdogSec=10",
         "Restart=on-failure",
+        "RestartPreventExitStatus=2",
         "ExecReload=kill -HUP $MAINPID",
     ] {
         assert!(unit.lines().any(|has| has == line), "{line}");
