@@ -80,7 +80,7 @@ prices() { # seed: ten a second, until nobody reads them: end_own ends who does
             printf "{\"price\":%.2f,\"size\":%d}\n", price, 1 + 90 * rand()
             fflush(); system("sleep 0.1")
         }
-    }'
+    }' 2>/dev/null
 }
 step "publishers, a subscriber and a scrape"
 for topic in metals.gold metals.silver fx.eurusd fx.usdjpy energy.gas energy.oil; do

@@ -188,15 +188,20 @@ fn uninstalling_takes_all_but_configuration_and_purging_that_too() {
     let names = || target.files().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     target.install();
     fs::write(target.root().join("etc/tickcast/mine.toml"), "").unwrap();
+    // What the tool keeps of a boot before.
+    let saved = "var/lib/tickcast/tune.saved.earlier-boot";
+    fs::create_dir_all(target.root().join("var/lib/tickcast")).unwrap();
+    fs::write(target.root().join(saved), "").unwrap();
     for _ in 0..2 {
         target.uninstall(&[]);
         let kept = ["etc/default/tickcast-tune", "etc/tickcast/mine.toml", "etc/tickcast/tickcast.toml"];
-        assert_eq!(names(), [&kept[..], &others].concat());
+        assert_eq!(names(), [&kept[..], &others, &[saved]].concat());
     }
     for _ in 0..2 {
         target.uninstall(&["--purge"]);
         assert_eq!(names(), others);
         assert!(!target.root().join("etc/tickcast").exists());
+        assert!(!target.root().join("var/lib/tickcast").exists());
         assert!(!target.root().join("usr/local/lib/tickcast").exists());
     }
 }

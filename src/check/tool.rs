@@ -161,7 +161,7 @@ fn listen(child: &mut Child, signals: &Signals, deadline_ns: u64) -> Result<Said
             return Err(Ended::Signal(signal));
         }
         output = output.or_else(|| heard.try_recv().ok());
-        if output.as_ref().is_some_and(is_loud) {
+        if output.as_deref().is_some_and(is_loud) {
             return Err(Ended::Loud);
         }
         if clock::monotonic_ns() >= deadline_ns {
@@ -184,7 +184,7 @@ fn listen(child: &mut Child, signals: &Signals, deadline_ns: u64) -> Result<Said
     Ok(Said { output, errors, code: status.code() })
 }
 
-fn is_loud(output: &Vec<u8>) -> bool {
+fn is_loud(output: &[u8]) -> bool {
     output.len() > OUTPUT_BYTES_MAX
 }
 
