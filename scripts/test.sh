@@ -29,7 +29,7 @@ command -v promtool >/dev/null || missing+=(prometheus)
 command -v tmux >/dev/null || missing+=(tmux)
 # What asks the admin listener in the walk-through.
 command -v curl >/dev/null || missing+=(curl)
-# Those who look at scripts and units: without them their tests are skipped, which nobody has to be root to mend.
+# They look at scripts and units. Who is not root goes without: those tests are then skipped.
 if [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
     command -v shellcheck >/dev/null || missing+=(shellcheck)
     command -v systemd-analyze >/dev/null || missing+=(systemd)
