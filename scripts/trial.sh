@@ -124,6 +124,8 @@ waits_for() { # what, then a command that is tried until it succeeds
 has_ended() { ! kill -0 "$1"; }
 
 start_server() { # with the installed configuration, as nobody, on free ports
+    # Where the server before listened is no answer.
+    rm -f -- "$work/said"
     (
         # As the unit has it; a container may not raise it.
         ulimit -l unlimited 2>/dev/null || true
