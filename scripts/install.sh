@@ -27,6 +27,9 @@ while (($# > 0)); do
     esac
 done
 
+# Of two installations nobody would know which one serves: these units go before the package's.
+package=/usr/lib/systemd/system/tickcast.service
+[[ -n $destdir || ! -e $package ]] || fail "the package is installed ($package): dpkg --remove tickcast, or an upgrade of it"
 for program in "${programs[@]}"; do
     [[ -x $from/$program ]] || fail "$from/$program is not there: cargo build --release, or --from FOLDER"
 done
@@ -47,6 +50,9 @@ gzip -9n "$made"/man/*
 for shell in "${!completions[@]}"; do
     "$from/tickcast" completions "$shell" >"$made/$shell"
 done
+
+was_there=no
+[[ ! -e $destdir$prefix/bin/tickcast ]] || was_there=yes
 
 put() { install -D -C -m "$1" -- "$2" "$destdir$3"; }
 # Configuration belongs to the operator once it is there.
@@ -84,7 +90,15 @@ if [[ -z $destdir && -d /run/systemd/system ]]; then
 fi
 
 echo "installed below ${destdir}$prefix and ${destdir}/etc"
-[[ -n $destdir ]] || cat <<TEXT
+[[ -z $destdir ]] || exit 0
+if [[ $was_there == yes ]]; then
+    cat <<TEXT
+next: tickcast serve --config /etc/tickcast/tickcast.toml --check-config     whether this version takes the configuration
+      systemctl restart tickcast                   what runs is still the version before
+TEXT
+    exit 0
+fi
+cat <<TEXT
 next: \$EDITOR /etc/tickcast/tickcast.toml          every option with its default
       tickcast check                               whether it can serve here, and what is worth setting
       systemctl enable --now tickcast-tune         set it, now and at every start

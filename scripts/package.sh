@@ -72,8 +72,9 @@ for program in tickcast tickcast-c10k; do
 done
 
 # A target folder of its own with all that the assets name as target/release/: the binaries and what is made of them. So
-# the profile makes no difference to cargo-deb, which also clears target/debian of what it did not make.
-stage=$target/package
+# the profile makes no difference to cargo-deb, which also clears target/debian of what it did not make. (target/package is
+# where cargo package works.)
+stage=$target/deb-stage.$profile
 rm -rf -- "$stage"
 made=$stage/release/made
 mkdir -p "$made/completions" "$out"

@@ -3,7 +3,7 @@
 # package and the models for loom (scripts/loom.sh) are left out.
 #
 # Debian packages are installed only where a command is missing, and only as root; the clients' own packages go into
-# tests/clients/ and nowhere else.
+# tests/clients/ and nowhere else. Where systemd runs, prometheus.service is masked before its package is installed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,6 +27,13 @@ command -v promtool >/dev/null || missing+=(prometheus)
 [[ $EUID -ne 0 ]] || ! command -v dpkg >/dev/null || command -v dpkg-shlibdeps >/dev/null || missing+=(dpkg-dev)
 # The terminal of tickcast top.
 command -v tmux >/dev/null || missing+=(tmux)
+# What asks the admin listener in the walk-through.
+command -v curl >/dev/null || missing+=(curl)
+# They look at scripts and units. Who is not root goes without: those tests are then skipped.
+if [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
+    command -v shellcheck >/dev/null || missing+=(shellcheck)
+    command -v systemd-analyze >/dev/null || missing+=(systemd)
+fi
 
 if ((${#missing[@]} > 0)); then
     say "installing ${missing[*]}"
@@ -34,6 +41,11 @@ if ((${#missing[@]} > 0)); then
     [[ $EUID -eq 0 ]] || fail "please install as root: apt-get install ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
+    # Debian starts what it installs: Prometheus would listen on all addresses, with no password. Only promtool is wanted.
+    if [[ " ${missing[*]} " == *" prometheus "* && -d /run/systemd/system ]]; then
+        systemctl mask prometheus.service
+        say "prometheus.service is masked: systemctl unmask prometheus.service, if you want to run it"
+    fi
     apt-get install -y -qq --no-install-recommends "${missing[@]}"
 fi
 command -v cargo >/dev/null || fail "cargo is not here: install Rust 1.90 or later (rustup)"

@@ -1,9 +1,10 @@
 # What the trials of a package share: sourced by scripts/try-package.sh and scripts/walk-through.sh, from the root of the
 # project. They install a package on this machine and leave it as it was.
 #
-# Before begin_trial: `force` (yes: take away what is installed) and name_package. Afterwards `deb`, `work` (a folder that
-# goes with the script), and after start_server `server` (its pid), `tcp`, `http`, `admin` (its addresses), `log` (its file).
-# shellcheck shell=bash disable=SC2034
+# Before begin_trial: `called_from` (the folder it was called from), `force` (yes: take away what is installed) and
+# name_package. Afterwards `deb`, `work` (a folder that goes with the script), and after start_server `server` (its pid),
+# `tcp`, `http`, `admin` (its addresses), `log` (its file).
+# shellcheck shell=bash disable=SC2034,SC2154
 
 script=scripts/$(basename "$0")
 force=no deb=""
@@ -47,23 +48,40 @@ begin_trial() {
     exec {lock}</var/lib/dpkg
     flock -w 300 "$lock" || fail "another trial of a package has been at work for 5 minutes"
 
-    # Whatever is there of it, files of an installation by hand too, is somebody's.
+    # Whatever is there of it is somebody's. What was installed by hand dpkg could not take away, and it would go before what
+    # the package brings.
     local path
+    for path in /usr/local/bin/tickcast /etc/systemd/system/tickcast.service; do
+        [[ ! -e $path ]] || cannot "$path is there: tickcast is installed by hand; scripts/uninstall.sh takes that away"
+    done
     if [[ $force == no ]]; then
-        for path in /usr/bin/tickcast /usr/local/bin/tickcast /etc/tickcast /var/lib/tickcast /var/lib/dpkg/info/tickcast.list; do
+        for path in /usr/bin/tickcast /etc/tickcast /var/lib/dpkg/info/tickcast.list; do
             [[ ! -e $path ]] || cannot "$path is there: tickcast is installed; --force takes that away"
         done
     else
         dpkg --purge tickcast >/dev/null 2>&1 || true
     fi
+    # Removing the package would put that back.
+    for path in /var/lib/tickcast/tune.saved*; do
+        [[ ! -e $path ]] || cannot "$path is there: the machine is tuned; tickcast-tune revert undoes that"
+    done
+    # What the package installs, first; after it the tools of whoever runs this, as node.
+    PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
     work=$(mktemp -d)
     log=$work/log
     server="" installed=no
     trap end_trial EXIT
+    # To the end by way of end_trial. Only dpkg is waited for, which timeout puts into a process group of its own: it is not
+    # to stop half way. The other commands have timeout --foreground, so that Ctrl-C is theirs too.
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap 'exit 129' HUP
     of_it >"$work/before"
 }
 
 end_trial() {
+    # Once: whoever asks again gets no half of it.
+    trap '' INT TERM HUP
     # What the script itself has started.
     ! declare -F end_own >/dev/null || end_own
     [[ -z $server ]] || kill -KILL "$server" 2>/dev/null || true
@@ -87,8 +105,12 @@ purge_package() {
     ! dpkg-query -W tickcast >/dev/null 2>&1 || fail "dpkg still knows tickcast"
     installed=no
 }
-# All that has its name where a package may put something.
-of_it() { find /etc /usr /var /run -xdev -name '*tickcast*' ! -path "$work*" 2>/dev/null | sort; }
+# All that has its name where a package may put something. An empty folder of the tool is nobody's, and goes with a purge.
+of_it() {
+    local others=(! -path "$work*" ! '(' -path /var/lib/tickcast -empty ')')
+    # What vanishes under its eyes is no failure.
+    { find /etc /usr /var /run -xdev -name '*tickcast*' "${others[@]}" 2>/dev/null || true; } | sort
+}
 
 waits_for() { # what, then a command that is tried until it succeeds
     local what=$1 looks
@@ -102,6 +124,8 @@ waits_for() { # what, then a command that is tried until it succeeds
 has_ended() { ! kill -0 "$1"; }
 
 start_server() { # with the installed configuration, as nobody, on free ports
+    # Where the server before listened is no answer.
+    rm -f -- "$work/said"
     (
         # As the unit has it; a container may not raise it.
         ulimit -l unlimited 2>/dev/null || true

@@ -3,7 +3,7 @@
 # newest that scripts/package.sh has made unless said otherwise.
 #
 # Installs it with dpkg, looks at its files, serves with the shipped configuration on free ports, installs it again over
-# a changed configuration, removes it, purges it. The machine is then as it was, but for dpkg's log. With or without a
+# a changed configuration, upgrades it to a version with another shipped one, removes it, purges it. The machine is then as it was, but for dpkg's log. With or without a
 # running systemd. Exits with 77 where this cannot be tried: not as root, without dpkg, or where tickcast is installed.
 #
 #   --force   try it where tickcast is installed, too: that is taken away, with its configuration
@@ -46,7 +46,8 @@ for path in /usr/bin/tickcast /usr/bin/tickcast-c10k /usr/sbin/tickcast-tune /et
     /usr/share/man/man1/tickcast-c10k.1.gz /usr/share/man/man8/tickcast-tune.8.gz \
     /usr/share/bash-completion/completions/tickcast /usr/share/zsh/vendor-completions/_tickcast \
     /usr/share/fish/vendor_completions.d/tickcast.fish /usr/share/doc/tickcast/copyright \
-    /usr/share/doc/tickcast/changelog.Debian.gz; do
+    /usr/share/doc/tickcast/changelog.Debian.gz /usr/share/doc/tickcast/README.md \
+    /usr/share/doc/tickcast/PROTOCOL.md /usr/share/doc/tickcast/examples/tickcast.toml; do
     is_there "$path"
 done
 for path in "${files[@]}"; do
@@ -74,11 +75,11 @@ fi
 step "tickcast serve --config $configuration as nobody, on free ports"
 tickcast serve --config "$configuration" --check-config
 start_server
-timeout "$command_s_max" tickcast pub demo.hello '{"hello":"world"}' --server "$tcp"
-timeout "$command_s_max" tickcast sub demo.hello --from latest --count 1 --server "$tcp" >"$work/tick"
+timeout --foreground "$command_s_max" tickcast pub demo.hello '{"hello":"world"}' --server "$tcp"
+timeout --foreground "$command_s_max" tickcast sub demo.hello --from latest --count 1 --server "$tcp" >"$work/tick"
 cat "$work/tick"
 grep -qF '{"hello":"world"}' "$work/tick" || fail "the subscriber did not get the tick"
-timeout "$command_s_max" tickcast-c10k --server "$http" --transport ws --connections 10 --duration-s 1 --warm-up-s 0 \
+timeout --foreground "$command_s_max" tickcast-c10k --server "$http" --transport ws --connections 10 --duration-s 1 --warm-up-s 0 \
     --subscribe 'demo.>' >"$work/c10k" 2>&1 || fail "tickcast-c10k: $(cat "$work/c10k")"
 if command -v curl >/dev/null; then
     echo "GET / of $http: $(curl -s --max-time 10 -o /dev/null -w '%{http_code}' "http://$http/")"
@@ -87,10 +88,10 @@ stop_server
 
 step "the tools"
 status=0
-timeout "$command_s_max" tickcast-tune check >"$work/tune" || status=$?
+timeout --foreground "$command_s_max" tickcast-tune check >"$work/tune" || status=$?
 ((status <= 1)) || fail "tickcast-tune check ended with $status: $(cat "$work/tune")"
 echo "tickcast-tune check: $(wc -l <"$work/tune") lines"
-timeout "$command_s_max" tickcast check >"$work/check" || fail "tickcast check ended with $?: $(cat "$work/check")"
+timeout --foreground "$command_s_max" tickcast check >"$work/check" || fail "tickcast check ended with $?: $(cat "$work/check")"
 grep -q '^net\.core\.somaxconn ' "$work/check" || fail "tickcast check does not find tickcast-tune: $(cat "$work/check")"
 echo "tickcast check: $(tail -2 "$work/check" | head -1)"
 bash -c 'source /usr/share/bash-completion/completions/tickcast && complete -p tickcast'
@@ -109,6 +110,21 @@ echo 'shards = 1' >>"$configuration"
 run_dpkg -i "$deb"
 grep -q '^shards = 1$' "$configuration" || fail "the configuration was replaced"
 tickcast serve --config "$configuration" --check-config
+
+step "an upgrade that ships another configuration, without a terminal: the operator's stays"
+dpkg-deb -R "$deb" "$work/next"
+sed -i 's/^Version: .*/&+next/' "$work/next/DEBIAN/control"
+echo '# news' >>"$work/next/etc/tickcast/tickcast.toml"
+dpkg-deb -z1 -b "$work/next" "$work/next.deb" >/dev/null
+run_dpkg --force-confold -i "$work/next.deb"
+dpkg-query -W tickcast
+[[ $(dpkg-query -W -f '${Version}' tickcast) == *+next ]] || fail "it is not the next version"
+grep -q '^shards = 1$' "$configuration" || fail "the configuration was replaced"
+! grep -q refuses "$work/dpkg" || fail "the configuration is refused: $(cat "$work/dpkg")"
+echo 'behind_mss = 1' >>"$configuration"
+run_dpkg --force-confold -i "$work/next.deb"
+grep -A 4 "this version refuses $configuration" "$work/dpkg" || fail "nothing is said of a configuration that is refused"
+sed -i '$d' "$configuration"
 
 step "dpkg -r: configuration stays"
 run_dpkg -r tickcast

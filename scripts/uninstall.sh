@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Takes away what scripts/install.sh installed: scripts/uninstall.sh [--purge]. Stops the services first, and puts the
-# machine's settings back. Configuration stays unless --purge is given.
+# machine's settings back. Configuration stays unless --purge is given, and so does what tickcast-tune kept.
 #
 # DESTDIR and PREFIX as for scripts/install.sh. What is not there is not missed.
 set -euo pipefail
@@ -55,8 +55,14 @@ for path in "${folders[@]}"; do
     # PREFIX is checked: the path has names in it even where DESTDIR is empty.
     rm -rf -- "$destdir${path:?}"
 done
+if [[ $purge == yes ]]; then
+    saved=$destdir/var/lib/tickcast/tune.saved
+    rm -f -- "$saved.earlier-boot" "$saved.partial"
+    # Only where the tool was gone already.
+    [[ ! -e $saved ]] || printf '%s: %s stays: it has the settings that were not put back\n' "$script" "$saved" >&2
+fi
 # Only where nothing else is in them.
-for path in "$prefix/lib/tickcast" /etc/tickcast; do
+for path in "$prefix/lib/tickcast" /etc/tickcast /var/lib/tickcast; do
     rmdir -- "$destdir$path" 2>/dev/null || true
 done
 if [[ -z $destdir && -d /run/systemd/system ]]; then

@@ -9,17 +9,17 @@
 # a phone, top.txt, metrics.txt, check.txt, server.log. The machine is then as it was, but for dpkg's log. About 75 s.
 #
 # What the browser, tmux and promtool are for is left out where they are missing (scripts/test.sh installs them). Exits with
-# 77 where nothing can be tried: not as root, without dpkg, or where tickcast is installed.
+# 77 where nothing can be tried: not as root, without dpkg or curl, or where tickcast is installed.
 #
 #   --force        do it where tickcast is installed, too: that is taken away, with its configuration
-#   --out FOLDER   where to put what was seen
+#   --out FOLDER   where to put what was seen: a new folder, or an empty one
 set -euo pipefail
 called_from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/trial.sh
 source scripts/trial.sh
 
-out=${CARGO_TARGET_DIR:-target}/walk-through
+out=""
 while (($# > 0)); do
     case $1 in
         --force) force=yes ;;
@@ -27,6 +27,9 @@ while (($# > 0)); do
             [[ -n ${2:-} ]] || fail "--out takes a folder"
             out=$2
             [[ $out == /* ]] || out=$called_from/$out
+            # Nothing in a folder that somebody names is this script's to take away.
+            [[ ! -e $out && ! -L $out ]] || [[ -d $out && -z $(ls -A -- "$out") ]] ||
+                fail "--out $out: there is something; name a new folder, or an empty one"
             shift
             ;;
         -h | --help) usage ;;
@@ -35,9 +38,13 @@ while (($# > 0)); do
     esac
     shift
 done
+command -v curl >/dev/null || cannot "there is no curl here"
 begin_trial
-rm -rf -- "$out"
-mkdir -p "$out"
+if [[ -z $out ]]; then
+    out=${CARGO_TARGET_DIR:-target}/walk-through
+    rm -rf -- "$out"
+fi
+mkdir -p -- "$out"
 
 session=tickcast-walk-through-$$
 own=()
@@ -56,7 +63,7 @@ echo "from here on systemd would do: systemctl enable --now tickcast, systemctl 
 
 step "tickcast check"
 status=0
-timeout "$command_s_max" tickcast check >"$out/check.txt" 2>&1 || status=$?
+timeout --foreground "$command_s_max" tickcast check >"$out/check.txt" 2>&1 || status=$?
 ((status <= 1)) || fail "tickcast check ended with $status: $(cat "$out/check.txt")"
 cat "$out/check.txt"
 
@@ -65,22 +72,22 @@ start_server
 is_status /healthz 200 || fail "it is not healthy"
 is_status /readyz 200 || fail "it is not ready"
 
-prices() { # seed: ten a second, until nobody reads them or a minute is over
+prices() { # seed: ten a second, until nobody reads them: end_own ends who does
     awk -v seed="$1" 'BEGIN {
         srand(seed); price = 100 * (1 + rand())
-        for (n = 0; n < 600; n++) {
+        while (1) {
             price *= 1 + (rand() - 0.5) / 500
             printf "{\"price\":%.2f,\"size\":%d}\n", price, 1 + 90 * rand()
             fflush(); system("sleep 0.1")
         }
-    }'
+    }' 2>/dev/null
 }
 step "publishers, a subscriber and a scrape"
 for topic in metals.gold metals.silver fx.eurusd fx.usdjpy energy.gas energy.oil; do
     tickcast pub "$topic" - --server "$tcp" < <(prices "${#topic}$RANDOM") 2>>"$work/publishers" &
     own+=($!)
 done
-timeout "$command_s_max" tickcast sub '>' --count 5 --server "$tcp"
+timeout --foreground "$command_s_max" tickcast sub '>' --count 5 --server "$tcp"
 ask /metrics >"$out/metrics.txt"
 echo "$(grep -vc '^#' "$out/metrics.txt") samples"
 if command -v promtool >/dev/null; then
@@ -94,7 +101,7 @@ pictures() { # folder
         echo "left out: no browser (scripts/test.sh installs one)"
         return
     fi
-    timeout "$command_s_max" node tests/clients/shots.mjs "http://$http/" "$out/$1" "$browser" || fail "the page: see above"
+    timeout --foreground "$command_s_max" node tests/clients/shots.mjs "http://$http/" "$out/$1" "$browser" || fail "the page: see above"
 }
 step "the page"
 pictures page
@@ -113,7 +120,7 @@ if command -v tmux >/dev/null; then
     tmux -L "$session" kill-server
 else
     echo "left out: no tmux (scripts/test.sh installs it); as text:"
-    timeout "$command_s_max" tickcast top --once --admin "$admin" | tee "$out/top.txt"
+    timeout --foreground "$command_s_max" tickcast top --once --admin "$admin" | tee "$out/top.txt"
 fi
 
 step "another configuration, and SIGHUP, as systemctl reload sends it"
@@ -131,7 +138,7 @@ grep 'nothing is changed' "$log"
 sed -i '$d' "$configuration"
 
 step "SIGTERM: it drains"
-timeout "$command_s_max" tickcast sub '>' --server "$tcp" >"$work/ticks" 2>"$work/subscriber" &
+timeout --foreground "$command_s_max" tickcast sub '>' --server "$tcp" >"$work/ticks" 2>"$work/subscriber" &
 own+=($!)
 waits_for "the subscriber" test -s "$work/ticks"
 stop_server
@@ -142,7 +149,7 @@ own=()
 
 step "the new configuration: a heart"
 start_server
-timeout "$command_s_max" tickcast process ecg --server "$tcp" >"$work/beats" 2>&1 &
+timeout --foreground "$command_s_max" tickcast process ecg --server "$tcp" >"$work/beats" 2>&1 &
 own+=($!)
 waits_for "a beat" grep -q '^beat' "$work/beats"
 head -3 "$work/beats"

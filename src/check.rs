@@ -4,6 +4,7 @@
 //! [`crate::io::capabilities`]), and what `tickcast-tune check` says, which is read only. The first decides the exit status:
 //! the server runs on an untuned machine.
 
+mod place;
 mod table;
 mod tool;
 
@@ -16,6 +17,7 @@ use std::{
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use self::place::Found;
 use crate::io::capabilities;
 
 /// Exit status where something that the server needs is missing.
@@ -35,7 +37,7 @@ pub struct CheckArgs {
     #[arg(long)]
     pub json: bool,
     /// The tickcast-tune to ask what is worth setting [default: the one installed with this program, or in its source
-    /// tree]
+    /// tree, if nobody else may write to it]
     #[arg(long, env = "TICKCAST_TUNE", value_name = "PATH")]
     pub tune: Option<PathBuf>,
 }
@@ -72,19 +74,20 @@ pub struct Item {
 /// Looks at this machine, prints what it sees on standard output, and says how the process ends. Changes nothing. Takes as
 /// long as `tickcast-tune check` does, 20 s at most: then that is ended, and told.
 pub fn run(args: &CheckArgs) -> ExitCode {
-    let tool = match tool::find(args.tune.as_deref()) {
-        Ok(tool) => tool,
+    let found = match place::find(args.tune.as_deref()) {
+        Ok(found) => found,
         Err(text) => {
             log::error!("{text}");
             return ExitCode::from(EXIT_USAGE);
         }
     };
     let own = capabilities::look();
-    let machine = match &tool {
-        Some(path) => tool::check(path),
-        None => vec![tool::absent()],
+    let (tool, machine) = match &found {
+        Found::Tool(path) => (Some(&**path), tool::check(path)),
+        Found::Open(path) => (None, vec![tool::open_to_others(path)]),
+        Found::None => (None, vec![tool::absent()]),
     };
-    let summary = table::summary(&own, &machine, tool.as_deref());
+    let summary = table::summary(&own, &machine, tool);
     let items = [own, machine].concat();
     let said = match args.json {
         true => json(&items),

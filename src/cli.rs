@@ -73,6 +73,9 @@ pub enum IdentityConflict {
 
 /// Options of `tickcast serve`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Exit status: 0 drained and ended, or what was asked for is printed; 1 it cannot serve here, or cannot go on; 2 an option or the \
+configuration is wrong.")]
 pub struct ServeArgs {
     /// Configuration: a TOML file of these options by their long names, with _ for -, as in behind_ms = 500. What is
     /// typed, or stands in the environment, goes before it

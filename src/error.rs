@@ -33,6 +33,22 @@ pub enum StartupError {
     Shard(String),
 }
 
+/// Exit status where the machine, or what happened on it, is in the way: another start may succeed.
+const EXIT_FAILED: u8 = 1;
+/// Exit status where every start would end alike until options or configuration are mended, as clap's for what cannot be
+/// parsed. The unit has it in RestartPreventExitStatus=.
+const EXIT_CONFIGURATION: u8 = 2;
+
+impl StartupError {
+    /// How the process ends.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            StartupError::Core(..) | StartupError::Option(..) | StartupError::File(..) => EXIT_CONFIGURATION,
+            _ => EXIT_FAILED,
+        }
+    }
+}
+
 impl fmt::Display for StartupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

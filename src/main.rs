@@ -21,7 +21,11 @@ use tickcast::{
 fn main() -> ExitCode {
     logs::init();
     let result = match Cli::parse().command {
-        Command::Serve(_) => serve().map_err(|error| error.to_string()),
+        Command::Serve(_) => {
+            let Err(error) = serve() else { return ExitCode::SUCCESS };
+            log::error!("{error}");
+            return ExitCode::from(error.exit_status());
+        }
         Command::Sub(args) => commands::subscribe(&args).map_err(|error| error.to_string()),
         Command::Pub(args) => commands::publish(&args).map_err(|error| error.to_string()),
         Command::Process(args) => commands::process(&args).map_err(|error| error.to_string()),

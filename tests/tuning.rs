@@ -450,6 +450,7 @@ fn a_save_of_an_earlier_boot_undoes_nothing() {
     machine.run("apply").ends(0).says("is of an earlier boot");
     assert!(machine.root.join(format!("{STATE}.earlier-boot")).exists());
     machine.run("revert").ends(0);
+    assert!(!machine.root.join("var/lib/tickcast").exists(), "nothing of the tool is left");
     assert_eq!(machine.read("proc/sys/net/core/somaxconn"), "2048");
     machine.run("apply").ends(0);
     machine.write("proc/sys/kernel/random/boot_id", "third");

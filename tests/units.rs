@@ -188,15 +188,20 @@ fn uninstalling_takes_all_but_configuration_and_purging_that_too() {
     let names = || target.files().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     target.install();
     fs::write(target.root().join("etc/tickcast/mine.toml"), "").unwrap();
+    // What the tool keeps of a boot before.
+    let saved = "var/lib/tickcast/tune.saved.earlier-boot";
+    fs::create_dir_all(target.root().join("var/lib/tickcast")).unwrap();
+    fs::write(target.root().join(saved), "").unwrap();
     for _ in 0..2 {
         target.uninstall(&[]);
         let kept = ["etc/default/tickcast-tune", "etc/tickcast/mine.toml", "etc/tickcast/tickcast.toml"];
-        assert_eq!(names(), [&kept[..], &others].concat());
+        assert_eq!(names(), [&kept[..], &others, &[saved]].concat());
     }
     for _ in 0..2 {
         target.uninstall(&["--purge"]);
         assert_eq!(names(), others);
         assert!(!target.root().join("etc/tickcast").exists());
+        assert!(!target.root().join("var/lib/tickcast").exists());
         assert!(!target.root().join("usr/local/lib/tickcast").exists());
     }
 }
@@ -204,6 +209,7 @@ fn uninstalling_takes_all_but_configuration_and_purging_that_too() {
 #[test]
 fn a_wrong_installation_says_what_to_do_and_writes_nothing() {
     let target = Target::new("wrong");
+    let file = target.folder.join("built/tickcast");
     for (script, arguments, answer) in [
         ("install.sh", &["--from", "/nowhere"][..], "/nowhere/tickcast is not there: cargo build --release"),
         ("install.sh", &["--from"], "--from takes the folder"),
@@ -212,6 +218,14 @@ fn a_wrong_installation_says_what_to_do_and_writes_nothing() {
         ("package.sh", &["--quick"], "no option --quick"),
         ("package.sh", &["--profile", "fast"], "--profile is release or dev"),
         ("try-package.sh", &["--quick"], "no option --quick"),
+        ("walk-through.sh", &["--quick"], "no option --quick"),
+        ("walk-through.sh", &["--out"], "--out takes a folder"),
+        (
+            "walk-through.sh",
+            &["--out", target.folder.to_str().unwrap()],
+            "name a new folder, or an empty one",
+        ),
+        ("walk-through.sh", &["--out", file.to_str().unwrap()], "name a new folder, or an empty one"),
     ] {
         let output = target.script(script, arguments);
         assert_eq!(output.status.code(), Some(1));
@@ -226,7 +240,7 @@ fn a_wrong_installation_says_what_to_do_and_writes_nothing() {
             assert!(said(&output).contains(&format!("{variable} is an absolute path")), "{}", said(&output));
         }
     }
-    assert!(target.files().is_empty());
+    assert!(target.files().is_empty() && file.is_file());
 }
 
 #[test]
@@ -274,6 +288,7 @@ fn the_server_is_started_once_it_says_so_reloaded_by_a_signal_and_ended_when_a_s
         "NotifyAccess=main",
         "WatchdogSec=10",
         "Restart=on-failure",
+        "RestartPreventExitStatus=2",
         "ExecReload=kill -HUP $MAINPID",
     ] {
         assert!(unit.lines().any(|has| has == line), "{line}");
@@ -315,9 +330,12 @@ fn the_scripts_are_clean() {
     if !exists("shellcheck") {
         return;
     }
-    let scripts =
-        ["install.sh", "uninstall.sh", "installation.sh", "package.sh", "try-package.sh", "test.sh"];
-    let scripts = scripts.map(|name| project("scripts").join(name));
-    let output = Command::new("shellcheck").arg("-x").args(scripts).output().unwrap();
+    // All that there are; those of tuning/ are looked at by its own tests.
+    let files = |folder: &str| fs::read_dir(project(folder)).unwrap().map(|entry| entry.unwrap().path());
+    let scripts: Vec<_> =
+        files("scripts").filter(|path| path.extension().is_some_and(|end| end == "sh")).collect();
+    let maintainer: Vec<_> = files("systemd/debian").filter(|path| !path.ends_with("copyright")).collect();
+    assert!(scripts.len() >= 12 && maintainer.len() >= 3, "{scripts:?} {maintainer:?}");
+    let output = Command::new("shellcheck").arg("-x").args(scripts).args(maintainer).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
 }

@@ -1,6 +1,35 @@
-use std::path::Path;
+use std::{env, fs, os::unix::fs::PermissionsExt, path::Path, process};
 
 use super::{table::*, *};
+
+/// A folder of this test's that nobody else may write to, gone when it is dropped.
+pub(super) struct Folder(pub(super) PathBuf);
+
+impl Folder {
+    pub(super) fn new(name: &str) -> Folder {
+        let folder = env::temp_dir().join(format!("tickcast-{}-{name}", process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        Folder(folder)
+    }
+
+    /// A file of that mode, in folders that only their owner may write to.
+    pub(super) fn program(&self, path: &str, mode: u32) -> PathBuf {
+        let path = self.0.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        for folder in path.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.0)) {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        fs::write(&path, "#!/bin/sh\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
 
 fn item(name: &str, required: bool, state: State, now: Option<&str>) -> Item {
     Item {

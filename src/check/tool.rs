@@ -1,10 +1,9 @@
-//! `tickcast-tune check --json` as a child: found, run within bounds, understood.
+//! `tickcast-tune check --json` as a child: run within bounds, understood.
 
 use std::{
-    env,
-    io::Read,
-    os::unix::{fs::PermissionsExt, process::CommandExt},
-    path::{self, Path, PathBuf},
+    io::{self, Read},
+    os::unix::process::CommandExt,
+    path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
@@ -12,7 +11,11 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, killpg},
+    sys::{
+        signal::{SigSet, Signal, killpg, raise},
+        signalfd::{SfdFlags, SignalFd},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    },
     unistd::Pid,
 };
 use serde::Deserialize;
@@ -20,7 +23,7 @@ use serde::Deserialize;
 use super::{Item, State};
 use crate::clock;
 
-const NAME: &str = "tickcast-tune";
+pub(super) const NAME: &str = "tickcast-tune";
 /// How long it may take: it takes a quarter of a second on two cores with one NIC, and a call of ethtool for each NIC
 /// more.
 pub const RUN_NS_MAX: u64 = 20_000_000_000;
@@ -50,33 +53,6 @@ pub(super) struct Said {
     pub(super) code: Option<i32>,
 }
 
-/// The tool that was `named`, else the one that belongs to this program, if it is there.
-///
-/// # Errors
-/// What was named is no program: what to do about it.
-pub fn find(named: Option<&Path>) -> Result<Option<PathBuf>, String> {
-    match named {
-        // Absolute: a bare name would be looked for among the programs of PATH.
-        Some(path) if is_program(path) => path::absolute(path).map(Some).map_err(|error| error.to_string()),
-        Some(path) => Err(format!("--tune {}: there is no program of that name", path.display())),
-        None => Ok(env::current_exe().ok().and_then(|program| find_beside(&program))),
-    }
-}
-
-/// The tool that belongs to a program at `program`. Only where whoever put the program there put the tool too: a working
-/// folder may be anybody's.
-fn find_beside(program: &Path) -> Option<PathBuf> {
-    let folder = program.parent()?;
-    let installed = folder.parent().map(|prefix| prefix.join("lib/tickcast/tuning"));
-    // target/PROFILE/tickcast of the source tree; tests lie one deeper.
-    let source = folder.ancestors().skip(2).take(2).map(|root| root.join("tuning"));
-    installed.into_iter().chain(source).map(|folder| folder.join(NAME)).find(|tool| is_program(tool))
-}
-
-fn is_program(path: &Path) -> bool {
-    path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-}
-
 /// What the tool says of this machine. Where it cannot say it, an item that says why.
 pub fn check(tool: &Path) -> Vec<Item> {
     run(Command::new(tool).args(["check", "--json"]), RUN_NS_MAX)
@@ -92,73 +68,145 @@ pub fn absent() -> Item {
     ))
 }
 
+/// Said where there is one that others may have put there.
+pub fn open_to_others(tool: &Path) -> Item {
+    itself(format!(
+        "{}: found, but others may write to it: name it with --tune PATH if it is the one you mean (it, and the folders \
+         that it shares with this program, belong to root or to you, and only their owner may write)",
+        tool.display()
+    ))
+}
+
 fn itself(reason: String) -> Item {
     let wanted = "says what is worth setting".to_owned();
     Item { name: NAME.to_owned(), required: false, state: State::Unsupported, now: None, wanted, reason }
 }
 
-/// Runs a command to its end, or to the end of its time or of what it may say: then it is ended, with all that it has
-/// started.
+/// Runs a command to its end, or to the end of its time or of what it may say, or until a signal ends this process: then it
+/// is ended. What it has started and left behind is ended in any case.
 ///
 /// # Errors
 /// It could not be started, or was ended: why.
 pub(super) fn run(command: &mut Command, run_ns_max: u64) -> Result<Said, String> {
     let deadline_ns = clock::monotonic_ns() + run_ns_max;
-    // A process group of its own, so that what it waits for can be ended with it.
+    // A process group of its own, so that what it starts can be ended with it. So Ctrl-C does not reach it, and what ends this
+    // process is held back until that one is ended. (A child starts with no signal held back.)
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let signals = Signals::hold_back().map_err(|error| format!("signals cannot be waited for: {error}"))?;
     let mut child = command.spawn().map_err(|error| format!("cannot be started: {error}"))?;
-    let said = listen(&mut child, deadline_ns);
+    let said = listen(&mut child, &signals, deadline_ns);
     if said.is_err() {
-        // Not yet waited for, so the number is still this child's.
-        let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
+        end(&child);
         let _ = child.wait();
     }
     said.map_err(|why| match why {
         Ended::Late => format!("did not end within {} s", run_ns_max / 1_000_000_000),
         Ended::Loud => format!("says more than {OUTPUT_BYTES_MAX} bytes"),
+        Ended::Deaf(error) => format!("cannot be listened to: {error}"),
+        Ended::Signal(signal) => {
+            drop(signals);
+            // What it does by itself: it ends this process, unless whoever started it has seen to something else.
+            let _ = raise(signal);
+            format!("was ended by {signal}")
+        }
     })
+}
+
+/// Ends a child with all that is in its group. Only while it has not been waited for: until then the number is this child's.
+fn end(child: &Child) {
+    let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
+}
+
+/// The signals by which people and service managers end a process, held back on this thread while it lives.
+struct Signals {
+    held: SignalFd,
+    before: SigSet,
+}
+
+impl Signals {
+    fn hold_back() -> nix::Result<Signals> {
+        let ours = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
+        let held = SignalFd::with_flags(&ours, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        let before = SigSet::thread_get_mask()?;
+        ours.thread_block()?;
+        Ok(Signals { held, before })
+    }
+
+    fn came(&self) -> Option<Signal> {
+        let signal = self.held.read_signal().ok()??;
+        Signal::try_from(signal.ssi_signo as i32).ok()
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        let _ = self.before.thread_set_mask();
+    }
 }
 
 /// Why a run is ended before it has ended.
 enum Ended {
     Late,
     Loud,
+    Deaf(io::Error),
+    Signal(Signal),
 }
 
-fn listen(child: &mut Child, deadline_ns: u64) -> Result<Said, Ended> {
-    let output = read(child.stdout.take(), OUTPUT_BYTES_MAX);
-    let errors = read(child.stderr.take(), ERRORS_BYTES_MAX);
+fn listen(child: &mut Child, signals: &Signals, deadline_ns: u64) -> Result<Said, Ended> {
+    let heard = read(child.stdout.take(), OUTPUT_BYTES_MAX).map_err(Ended::Deaf)?;
+    let errors = read(child.stderr.take(), ERRORS_BYTES_MAX).map_err(Ended::Deaf)?;
+    let mut output = None;
+    while !has_ended(child) {
+        if let Some(signal) = signals.came() {
+            return Err(Ended::Signal(signal));
+        }
+        output = output.or_else(|| heard.try_recv().ok());
+        if output.as_deref().is_some_and(is_loud) {
+            return Err(Ended::Loud);
+        }
+        if clock::monotonic_ns() >= deadline_ns {
+            return Err(Ended::Late);
+        }
+        clock::sleep_ns(LOOK_AGAIN_NS);
+    }
+    // What it has left behind would hold the pipes.
+    end(child);
+    let status = child.wait().map_err(Ended::Deaf)?;
     let left = || Duration::from_nanos(deadline_ns.saturating_sub(clock::monotonic_ns()));
-    let output = output.recv_timeout(left()).map_err(|_| Ended::Late)?;
-    if output.len() > OUTPUT_BYTES_MAX {
+    let output = match output {
+        Some(output) => output,
+        None => heard.recv_timeout(left()).map_err(|_| Ended::Late)?,
+    };
+    if is_loud(&output) {
         return Err(Ended::Loud);
     }
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => {
-                // Who still holds standard error may say more; what it complained of is there.
-                let errors = errors.recv_timeout(left()).unwrap_or_default();
-                return Ok(Said { output, errors, code: status.code() });
-            }
-            Ok(None) if clock::monotonic_ns() < deadline_ns => clock::sleep_ns(LOOK_AGAIN_NS),
-            _ => return Err(Ended::Late),
-        }
-    }
+    let errors = errors.recv_timeout(left()).unwrap_or_default();
+    Ok(Said { output, errors, code: status.code() })
+}
+
+fn is_loud(output: &[u8]) -> bool {
+    output.len() > OUTPUT_BYTES_MAX
+}
+
+/// Whether it has ended; it is not waited for. What cannot be known is found out by waiting.
+fn has_ended(child: &Child) -> bool {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    !matches!(waitid(Id::Pid(Pid::from_raw(child.id() as i32)), flags), Ok(WaitStatus::StillAlive))
 }
 
 /// Reads to the end, or one byte past the bound, on a thread: what is left of a process that holds the pipe must not hold
 /// this one.
-fn read(pipe: Option<impl Read + Send + 'static>, bytes_max: usize) -> Receiver<Vec<u8>> {
+fn read(pipe: Option<impl Read + Send + 'static>, bytes_max: usize) -> io::Result<Receiver<Vec<u8>>> {
     let (said, receiver) = channel();
-    thread::spawn(move || {
+    thread::Builder::new().spawn(move || {
         let mut bytes = Vec::new();
         if let Some(pipe) = pipe {
             // What was read before an error counts.
             let _ = pipe.take(bytes_max as u64 + 1).read_to_end(&mut bytes);
         }
         let _ = said.send(bytes);
-    });
-    receiver
+    })?;
+    Ok(receiver)
 }
 
 /// The items of a run.

@@ -27,19 +27,30 @@ const RING_RETRY_NS: u64 = 100_000_000;
 
 /// Looks at all of it. Makes two small rings and ends them; raises this process's soft limits, as the server does.
 pub fn look() -> Vec<Item> {
-    vec![kernel(), io_uring(), ring(), memlock(), descriptors(), clients(), cores(), install()]
+    let asked = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
+    let (release, disabled) = (asked("osrelease"), asked("io_uring_disabled"));
+    let ring = ring();
+    let kernel = kernel(release.trim(), ring.state == State::Enabled);
+    let failed = checks::io_uring().err().map(|error| error.to_string());
+    let io_uring = io_uring(disabled.trim(), failed);
+    vec![kernel, io_uring, ring, memlock(), descriptors(), clients(), cores(), install()]
 }
 
-fn kernel() -> Item {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+/// The number does not decide: distributions bring back to older kernels what is new, and the server asks for the rings.
+fn kernel(release: &str, has_ring: bool) -> Item {
     let (major, minor) = KERNEL_FIRST;
+    let is_new = version(release) >= Some(KERNEL_FIRST);
+    let reason = match is_new || !has_ring {
+        true => "The first with rings that do their work when the shard asks (DEFER_TASKRUN).",
+        false => "It is older, but has all that a shard's ring asks for.",
+    };
     Item {
         name: "kernel".to_owned(),
         required: true,
-        state: if version(&release) >= Some(KERNEL_FIRST) { State::Enabled } else { State::Unsupported },
-        now: Some(release.trim().to_owned()).filter(|release| !release.is_empty()),
+        state: if is_new || has_ring { State::Enabled } else { State::Unsupported },
+        now: Some(release.to_owned()).filter(|release| !release.is_empty()),
         wanted: format!("at least {major}.{minor}"),
-        reason: "The first with rings that do their work when the shard asks (DEFER_TASKRUN).".to_owned(),
+        reason: reason.to_owned(),
     }
 }
 
@@ -49,10 +60,8 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-fn io_uring() -> Item {
-    let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
-    let disabled = disabled.trim();
-    let failed = checks::io_uring().err().map(|error| error.to_string());
+/// `failed`: why this process has none.
+fn io_uring(disabled: &str, failed: Option<String>) -> Item {
     let could_be = matches!(disabled, "1" | "2");
     Item {
         name: "io_uring".to_owned(),
@@ -65,7 +74,13 @@ fn io_uring() -> Item {
         now: Some(if could_be { format!("io_uring_disabled={disabled}") } else { "on".to_owned() })
             .filter(|_| could_be || failed.is_none()),
         wanted: "on".to_owned(),
-        reason: failed.unwrap_or_else(|| "All of a shard's sockets are served through it.".to_owned()),
+        reason: failed.unwrap_or_else(|| match disabled {
+            // Only who has CAP_SYS_ADMIN, or is of that group, comes here.
+            "1" => "This process may use it; a service without capabilities, as the shipped unit's, may not: `sysctl -w \
+                    kernel.io_uring_disabled=0`, or run it in kernel.io_uring_group."
+                .to_owned(),
+            _ => "All of a shard's sockets are served through it.".to_owned(),
+        }),
     }
 }
 
@@ -210,6 +225,34 @@ mod tests {
         }
         assert!(version("5.19") < Some(KERNEL_FIRST) && version("linux") < Some(KERNEL_FIRST));
         assert!(version("6.1.0") >= Some(KERNEL_FIRST) && version("10.0") >= Some(KERNEL_FIRST));
+    }
+
+    #[test]
+    fn an_older_kernel_that_has_the_ring_is_good() {
+        for (release, has_ring, state) in [
+            ("6.1.0", true, State::Enabled),
+            ("6.1.0", false, State::Enabled),
+            ("5.14.0-503.el9", true, State::Enabled),
+            ("5.14.0-503.el9", false, State::Unsupported),
+        ] {
+            assert_eq!(kernel(release, has_ring).state, state, "{release}, {has_ring}");
+        }
+    }
+
+    #[test]
+    fn io_uring_for_the_privileged_is_told() {
+        let privileged = io_uring("1", None);
+        assert_eq!(privileged.state, State::Enabled);
+        assert!(privileged.reason.contains("a service without capabilities"), "{privileged:?}");
+        for (disabled, failed, state) in [
+            ("0", None, State::Enabled),
+            ("1", Some("x"), State::Supported),
+            ("", Some("x"), State::Unsupported),
+        ] {
+            let item = io_uring(disabled, failed.map(str::to_owned));
+            assert_eq!(item.state, state, "{item:?}");
+            assert!(!item.reason.contains("a service"), "{item:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -101,13 +102,22 @@ fn a_tool_that_is_installed_beside_it_is_found_and_one_that_fails_is_told() {
     let prefix = program.parent().unwrap().parent().unwrap();
     let installed = prefix.join("lib/tickcast/tuning/tickcast-tune");
     fs::create_dir_all(installed.parent().unwrap()).unwrap();
-    let _ = fs::remove_file(&installed);
-    fs::copy("/bin/false", &installed).unwrap();
+    // 1: something could be set. It names nothing.
+    fs::write(&installed, "#!/bin/sh\nexit 1\n").unwrap();
+    // One that others may write to would not be taken.
+    for path in installed.ancestors().take_while(|path| path.starts_with(prefix)) {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
     let output = check(Command::new(&program).arg("check"));
-    // `false` ends with 1, which is: something could be set. It names nothing.
     let (out, errors) = said(&output);
     assert_eq!((output.status.code(), &*errors), (Some(0), ""), "{out}");
     assert!(!out.contains("tickcast-tune"), "{out}");
+
+    fs::set_permissions(&installed, fs::Permissions::from_mode(0o777)).unwrap();
+    let output = check(Command::new(&program).arg("check"));
+    let (out, _) = said(&output);
+    assert_eq!(output.status.code(), Some(0), "{out}");
+    assert!(out.contains("found, but others may write to it: name it with --tune"), "{out}");
 
     let output = check(Command::new(&program).args(["check", "--tune", "/bin/ls"]));
     let (out, _) = said(&output);

@@ -195,6 +195,6 @@ fn a_replay_of_a_file_that_is_not_there_does_not_start() {
         .spawn()
         .unwrap();
     let log = crate::harness::Log::collect(child.stderr.take().unwrap());
-    assert_eq!(wait_for_exit(&mut child), Some(1));
+    assert_eq!(wait_for_exit(&mut child), Some(2));
     assert!(log.whole().contains("no/such.ndjson: no such file"));
 }

@@ -1,6 +1,6 @@
-use std::{fs, process};
+use std::fs;
 
-use super::*;
+use super::{super::tests::Folder, *};
 
 const SECOND_NS: u64 = 1_000_000_000;
 /// Nothing here takes as long.
@@ -14,31 +14,6 @@ fn shell(script: &str) -> Command {
 
 fn said(output: &str, code: Option<i32>) -> Said {
     Said { output: output.into(), errors: b"first\nsecond\n".to_vec(), code }
-}
-
-/// A folder of this test's, gone when it is dropped.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let folder = env::temp_dir().join(format!("tickcast-{}-{name}", process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        Folder(folder)
-    }
-
-    fn program(&self, path: &str, mode: u32) -> PathBuf {
-        let path = self.0.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, "#!/bin/sh\n").unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 #[test]
@@ -79,6 +54,15 @@ fn a_run_is_heard_to_its_end() {
 }
 
 #[test]
+fn what_a_run_leaves_behind_is_ended_with_it() {
+    let folder = Folder::new("behind");
+    let number = folder.0.join("number");
+    let said = run(&mut shell(&format!("sleep 1000 & echo $! > {}; echo out", number.display())), LONG_NS);
+    assert_eq!(said.unwrap(), Said { output: b"out\n".to_vec(), errors: Vec::new(), code: Some(0) });
+    ends(fs::read_to_string(&number).unwrap().trim().parse().unwrap());
+}
+
+#[test]
 fn a_run_that_does_not_end_is_ended_with_what_it_started() {
     let folder = Folder::new("late");
     let number = folder.0.join("number");
@@ -90,7 +74,11 @@ fn a_run_that_does_not_end_is_ended_with_what_it_started() {
         assert_eq!(why, format!("did not end within {} s", 1 << doublings));
         fs::read_to_string(&number).ok()?.trim().parse().ok()
     });
-    let number: u32 = started.unwrap();
+    ends(started.unwrap());
+}
+
+#[track_caller]
+fn ends(number: u32) {
     let start_ns = clock::monotonic_ns();
     let is_gone = || {
         let state = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
@@ -126,29 +114,4 @@ fn what_cannot_be_started_is_said() {
         !item.required && item.state == State::Unsupported && item.reason.contains("/nowhere/"),
         "{item:?}"
     );
-}
-
-#[test]
-fn the_tool_is_the_one_that_came_with_the_program() {
-    let folder = Folder::new("find");
-    let installed = folder.program("usr/lib/tickcast/tuning/tickcast-tune", 0o755);
-    assert_eq!(find_beside(&folder.0.join("usr/bin/tickcast")), Some(installed));
-    let source = folder.program("tree/tuning/tickcast-tune", 0o755);
-    for program in ["tree/target/release/tickcast", "tree/target/debug/deps/tickcast"] {
-        assert_eq!(find_beside(&folder.0.join(program)), Some(source.clone()), "{program}");
-    }
-    folder.program("other/lib/tickcast/tuning/tickcast-tune", 0o644);
-    assert_eq!(find_beside(&folder.0.join("other/bin/tickcast")), None);
-    assert_eq!(find_beside(Path::new("tickcast")), None);
-}
-
-#[test]
-fn a_tool_that_is_named_has_to_be_one() {
-    let folder = Folder::new("named");
-    let tool = folder.program("tool", 0o755);
-    assert_eq!(find(Some(&tool)), Ok(Some(tool.clone())));
-    for path in [folder.0.join("none"), folder.0.clone(), folder.program("text", 0o644)] {
-        let why = find(Some(&path)).unwrap_err();
-        assert!(why.starts_with("--tune ") && why.contains("no program"), "{why}");
-    }
 }
