@@ -7,18 +7,22 @@ import { Sparkline, Stats, bytes, count, duration, many, ms, rate, wallMs } from
 import { Sweep } from "./sweep.js";
 import { Table } from "./table.js";
 import { Wave } from "./wave.js";
-import { FLAG_SNAPSHOT, FROM, KIND, POLICY, matches, subscribe, unsubscribe } from "./wire.js";
+import { FLAG_SNAPSHOT, FROM, KIND, POLICY, matches, subscribe, unsubscribe, update } from "./wire.js";
 
 const WAVE = "ecg.wave";
 const INFO = "ecg.info";
 const PARAMS = "ecg.params";
+const HEART = [INFO, PARAMS, WAVE];
 /** Hidden for so long, the page asks for nothing until somebody looks again. */
 const HIDDEN_MS = 10_000;
 /** After coming back, what was missed is told when so long has passed. */
 const SETTLE_MS = 1_500;
-/** Without a batch for so long there is no wave. */
-const FLAT_MS = 1_500;
+/** Without a tick for so long, latency is measured on another topic. */
+const PROBE_QUIET_MS = 5_000;
+/** A second that took longer: this page was asleep. */
+const SECOND_MS_MAX = 4_000;
 const EVENTS_MAX = 12;
+const FAILURES_MAX = 16;
 const RATES = [0, 1, 5, 20];
 
 const at = (id) => document.getElementById(id);
@@ -71,9 +75,13 @@ let retryAt = 0;
 let reconnects = 0;
 /** The wave's place: the next sequence, 0: none; up to which one ticks are of the past; and what was made up for. */
 const place = { next: 0, past: 0, madeUp: 0 };
-let batchAt = 0;
+/** Batches that were lost while the table did not list the wave, and so did not count them. */
+let lostUnlisted = 0;
 /** The topic that latency is measured on where there is no wave: taken whole, as ticks at a pace wait for their turn. */
 let probe = "";
+/** When the newest tick of it came, and whether the server has said that it comes whole. */
+let probeAt = 0;
+let isProbeWhole = false;
 
 const link = new Link(socketAddress(), { state: onState, welcome: onWelcome, frame: onFrame, woke: onWoke });
 
@@ -103,21 +111,35 @@ function askForAll() {
 
 /** Finds a topic to measure latency on: the slowest that has a tick a second, lest it be a burden. */
 function askForProbe() {
-  if (state !== "live" || suspended !== "" || probe !== "" || rateMax === 0 || waves()) return;
-  const fit = [...market.rows.values()].filter((row) => row.rate >= 1 && !asked.has(row.name));
+  if (probe !== "" && (wave.isFlowing || performance.now() - probeAt > PROBE_QUIET_MS)) endProbe();
+  if (state !== "live" || suspended !== "" || probe !== "" || rateMax === 0 || wave.isFlowing) return;
+  const fit = [...market.rows.values()].filter((row) => row.rate >= 1 && !HEART.includes(row.name));
   if (fit.length === 0) return;
   probe = fit.reduce((slowest, row) => (row.rate < slowest.rate ? row : slowest)).name;
-  ask(probe, { policy: POLICY.conflate });
+  probeAt = performance.now();
+  isProbeWhole = false;
+  if (asked.has(probe)) pace(probe, 0);
+  else ask(probe, { policy: POLICY.conflate });
+}
+
+function endProbe() {
+  const name = probe;
+  probe = "";
+  if (patterns.includes(name)) pace(name, rateMax);
+  else stopAsking([name]);
+}
+
+/** Another pace for what is subscribed to by its name. */
+function pace(pattern, ticksASecond) {
+  requests += 1;
+  asked.set(pattern, requests);
+  link.send(update(requests, pattern, { policy: POLICY.conflate, rate: ticksASecond }));
 }
 
 /** Whether a topic's ticks come as they are published. */
 function isMeasured(name) {
-  if (waves()) return name === WAVE;
-  return rateMax === 0 || name === probe;
-}
-
-function waves() {
-  return performance.now() - batchAt < FLAT_MS && batchAt !== 0;
+  if (wave.isFlowing) return name === WAVE;
+  return rateMax === 0 || (isProbeWhole && name === probe);
 }
 
 function stopAsking(stopped) {
@@ -140,8 +162,7 @@ function topicOf(name) {
 }
 
 function choose(text, ticksASecond) {
-  const ecg = [INFO, PARAMS, WAVE];
-  stopAsking([...asked.keys()].filter((pattern) => !ecg.includes(pattern)));
+  stopAsking([...asked.keys()].filter((pattern) => !HEART.includes(pattern)));
   const typed = text.split(",").map((pattern) => pattern.trim());
   patterns = typed.some((pattern) => pattern !== "") ? typed.filter((pattern) => pattern !== "") : [">"];
   rateMax = ticksASecond;
@@ -196,6 +217,7 @@ function onFrame(frame, messageBytes) {
       return onTick(frame);
     case KIND.subscribed:
       if (frame.topicId !== 0) topics.set(frame.topicId, topicOf(frame.text()));
+      else if (frame.u32(8) === asked.get(probe)) isProbeWhole = true;
       return;
     case KIND.conflated:
     case KIND.gap:
@@ -214,9 +236,10 @@ function onTick(frame) {
   const arrivalMs = wallMs();
   const isLive = (frame.flags & FLAG_SNAPSHOT) === 0;
   let isOld = !isLive;
+  if (topic.name === probe) probeAt = performance.now();
   if (topic.name === WAVE) {
     isOld ||= frame.sequence <= place.past;
-    onBatch(frame);
+    onBatch(frame, topic.row !== null);
   } else if (topic.isEcg) {
     onHeart(topic.name, frame, isLive);
   }
@@ -224,19 +247,22 @@ function onTick(frame) {
   if (topic.row !== null) market.tick(topic.row, frame);
 }
 
-function onBatch(frame) {
+function onBatch(frame, isListed) {
   const { sequence } = frame;
   // The newest stand for what the server no longer has.
-  if (place.next !== 0 && sequence > place.next) lose(sequence - place.next, frame.flags & FLAG_SNAPSHOT);
+  const isExplained = (frame.flags & FLAG_SNAPSHOT) !== 0;
+  if (place.next !== 0 && sequence > place.next) lose(sequence - place.next, isExplained, isListed);
   if (sequence < place.next) return;
   if (sequence <= place.past) place.madeUp += 1;
   place.next = sequence + 1;
-  batchAt = performance.now();
-  wave.take(frame.u64(0) / 1e6, frame.floats());
+  wave.take(frame.u64(0) / 1e6, frame.u64(8) / 1e6, frame.floats());
 }
 
-function lose(batches, isExplained) {
+/** The table counts its own. */
+function lose(batches, isExplained, isListed) {
   wave.lost += batches;
+  if (isListed) return;
+  lostUnlisted += batches;
   if (!isExplained) market.unannounced += batches;
 }
 
@@ -259,7 +285,9 @@ function onSkipped(frame) {
   const [from, to] = [frame.u64(0), frame.u64(8)];
   if (topic.name === WAVE) {
     // What was before this page's first batch is no loss of its.
-    if (place.next !== 0 && to > place.next) lose(to - Math.max(from, place.next), true);
+    const isListed = topic.row !== null;
+    if (place.next !== 0 && from > place.next) lose(from - place.next, away !== null, isListed);
+    if (place.next !== 0 && to > place.next) lose(to - Math.max(from, place.next), true, isListed);
     place.next = place.next === 0 ? 0 : Math.max(place.next, to);
   }
   if (topic.row !== null) market.skip(topic.row, frame.kind === KIND.gap, from, to);
@@ -286,7 +314,7 @@ function leave(why) {
   if (away !== null && !away.back) return;
   if (away !== null) tellOfAbsence(away);
   // A page that was given up while it slept has been away since it fell asleep.
-  const { since, before } = asleep ?? { since: performance.now(), before: counts() };
+  const { since, before } = asleep ?? { since: Date.now(), before: counts() };
   asleep = null;
   const skipped = counts().skipped - before.skipped;
   away = { why, since, isNewLife: false, skipped, lost: before.lost, hadWave: wave.isKnown };
@@ -296,7 +324,7 @@ function leave(why) {
 
 function comeBack() {
   if (away !== null && !away.back) {
-    away.back = performance.now();
+    away.back = Date.now();
     market.return(away.isNewLife);
     setTimeout(tellOfAbsence, SETTLE_MS, away);
   }
@@ -310,6 +338,7 @@ function tellOfAbsence(absence) {
   const before = { lost: "Back after", paused: "Paused for", hidden: "Hidden for" }[absence.why];
   const parts = [`${before} ${duration(absence.back - absence.since)}.`];
   if (absence.isNewLife) {
+    market.keep(new Set([...topics.values()].map(({ name }) => name)));
     parts.push("The server was started anew: sequences begin at 1, and what was missed of those before is not known.");
   } else {
     const ticks = market.missed + absence.skipped;
@@ -344,7 +373,7 @@ function resume() {
 function showPause() {
   const isPaused = suspended === "paused";
   const button = at("pause");
-  button.setAttribute("aria-pressed", isPaused);
+  button.classList.toggle("on", isPaused);
   button.textContent = isPaused ? "Go on" : "Pause";
   if (state === "live") put("state-text", isPaused ? "Paused" : "Live");
 }
@@ -354,12 +383,15 @@ const counts = () => ({ skipped: market.conflated + market.gaps, lost: wave.lost
 /** The same a second ago, or before this page fell asleep. */
 let counted = counts();
 let lastSecond = performance.now();
+let lastSecondWall = Date.now();
 /** `{since, before}`: this page has just slept, and what it missed is still coming in. */
 let asleep = null;
 
 function onWoke(sleptMs) {
+  // What was measured before says nothing of now: the clocks and the network may be others.
+  stats.anew();
   if (suspended !== "" || away !== null || document.hidden) return;
-  const slept = (asleep = { since: performance.now() - sleptMs, before: counted });
+  const slept = (asleep = { since: Date.now() - sleptMs, before: counted });
   market.measureAnew();
   setTimeout(() => {
     if (asleep !== slept) return;
@@ -412,8 +444,9 @@ function showHeart(seconds) {
   put("scale", sweep.scale);
   const hint = "For beats, run: tickcast process ecg";
   put("beat", wave.beats.length === 0 ? hint : Number.isNaN(wave.rrMs) ? "" : `Last interval ${Math.round(wave.rrMs)} ms`);
-  put("batches", wave.lost === 0 ? "No batch lost" : `${many(wave.lost, "batch", "batches")} lost`);
-  const isFlat = !waves();
+  const strange = wave.strange === 0 ? "" : `, ${count(wave.strange)} of another time left out`;
+  put("batches", (wave.lost === 0 ? "No batch lost" : `${many(wave.lost, "batch", "batches")} lost`) + strange);
+  const isFlat = !wave.isFlowing;
   at("flat").hidden = !isFlat;
   put("flat", suspended !== "" ? "Paused" : state === "live" ? "No samples come" : "No connection");
   const fps = Math.round(sweep.frames / seconds);
@@ -430,7 +463,7 @@ function showMarket() {
   const nothing = patterns.includes(">") ? `Nothing has come yet. Try: tickcast pub my.topic '{"value":1}'` : `Nothing has come of ${patterns.join(", ")} yet.`;
   put("empty", state === "live" && suspended === "" ? nothing : "Nothing is shown.");
   put("conflated", count(market.conflated));
-  const lost = market.gaps + wave.lost;
+  const lost = market.gaps + lostUnlisted;
   put("lost", count(lost));
   at("lost").classList.toggle("some", lost > 0);
   put("unannounced", count(market.unannounced));
@@ -440,7 +473,7 @@ function showMarket() {
 
 function showNumbers(published) {
   put("latency", ms(stats.p50));
-  const measured = waves() ? WAVE : probe || "all topics";
+  const measured = wave.isFlowing ? WAVE : probe || "all topics";
   put("latency-more", Number.isNaN(stats.p99) ? "of the last second" : `99 % below ${ms(stats.p99)}\non ${measured}`);
   const ticks = stats.ticksPerSecond.at(-1);
   put("ticks", Number.isNaN(ticks) ? "–" : rate(ticks));
@@ -452,27 +485,41 @@ function showNumbers(published) {
   ticksCurve.draw(stats.ticksPerSecond);
 }
 
+/** What went wrong in one part, told once: the others go on. */
+const failed = new Set();
+function attempt(part) {
+  try {
+    part();
+  } catch (error) {
+    if (failed.has(error.message)) return;
+    if (failed.size < FAILURES_MAX) failed.add(error.message);
+    console.error(error);
+  }
+}
+
 setInterval(() => {
-  const now = performance.now();
-  const seconds = (now - lastSecond) / 1e3;
-  // Late by more: this page was asleep, and what was counted before is still to be told.
-  if (seconds < 4) counted = counts();
+  link.notice();
+  const [now, wall] = [performance.now(), Date.now()];
+  const elapsed = now - lastSecond;
+  // Of before a sleep: what was counted then is still to be told.
+  if (Math.max(elapsed, wall - lastSecondWall) < SECOND_MS_MAX) counted = counts();
   lastSecond = now;
-  market.second(now);
-  stats.second(link.shortestRoundTripMs);
-  askForProbe();
-  countDown();
+  lastSecondWall = wall;
+  attempt(() => market.second(now));
+  attempt(() => stats.second(link.shortestRoundTripMs));
+  attempt(askForProbe);
+  attempt(countDown);
   if (document.hidden) return;
-  showHeart(seconds);
+  attempt(() => showHeart(elapsed / 1e3));
   sweep.frames = 0;
-  showNumbers(showMarket());
+  attempt(() => showNumbers(showMarket()));
   document.body.dataset.rows = market.rows.size;
 }, 1_000);
 
 function frame(now) {
   requestAnimationFrame(frame);
-  if (!at("heart").hidden) sweep.draw(now);
-  table.draw();
+  if (!at("heart").hidden) attempt(() => sweep.draw(now));
+  attempt(() => table.draw());
 }
 
 // What people do.
@@ -498,7 +545,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "/") {
     event.preventDefault();
     at("topics").focus();
-  } else if (event.key === "p") {
+  } else if (event.key === "p" && !event.repeat) {
     at("pause").click();
   }
 });
@@ -506,6 +553,12 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   readColours();
   sweep.redraw();
 });
+/** The size of a pixel changes with the zoom, and from one screen to another. */
+function watchPixels() {
+  const changed = matchMedia(`(resolution: ${devicePixelRatio}dppx)`);
+  changed.addEventListener("change", () => (sweep.redraw(), watchPixels()), { once: true });
+}
+watchPixels();
 
 const query = new URLSearchParams(location.search);
 const wanted = Number(query.get("rate") ?? 5);

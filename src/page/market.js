@@ -130,10 +130,10 @@ function valueOf(bytes) {
   } catch {
     return { text: text.slice(0, TEXT_MAX), value: NaN, open: NaN, isPrice: false };
   }
-  const found = (raw, open, isPrice) => ({ text: String(raw), value: number(raw), open, isPrice });
+  const found = (raw, open, isPrice) => ({ text: String(raw).slice(0, TEXT_MAX), value: number(raw), open, isPrice });
   if (data === null || typeof data !== "object") {
     const raw = data === null ? "null" : data;
-    return { ...found(String(raw).slice(0, TEXT_MAX), NaN, false), value: typeof data === "number" ? data : NaN };
+    return { ...found(raw, NaN, false), value: typeof data === "number" ? data : NaN };
   }
   for (const field of VALUE_FIELDS) {
     if (Number.isFinite(number(data[field]))) {
@@ -154,8 +154,7 @@ export class Market {
   rows = new Map();
   /** Listed, sorted. */
   order = [];
-  /** Topics beyond ROWS_MAX. */
-  unlisted = 0;
+  #unlisted = new Set();
   conflated = 0;
   gaps = 0;
   /** Ticks that did not come and were not announced: there should never be one. */
@@ -166,12 +165,17 @@ export class Market {
   #stale = false;
   #hasNewcomers = false;
 
+  /** Topics beyond ROWS_MAX. */
+  get unlisted() {
+    return this.#unlisted.size;
+  }
+
   /** The row of a topic; `null` when there are too many. */
   row(name) {
     const known = this.rows.get(name);
     if (known !== undefined) return known;
     if (this.rows.size >= ROWS_MAX) {
-      this.unlisted += 1;
+      this.#unlisted.add(name);
       return null;
     }
     const row = new Row(name);
@@ -184,20 +188,12 @@ export class Market {
   tick(row, frame) {
     const { sequence } = frame;
     const isSnapshot = (frame.flags & FLAG_SNAPSHOT) !== 0;
-    const skipped = row.next === 0 ? 0 : sequence - row.next;
-    if (row.away) {
-      row.away = false;
-      if (skipped > 0) {
-        row.conflated += skipped;
-        this.conflated += skipped;
-        this.missed += skipped;
-      }
-    } else if (skipped > 0 && !isSnapshot && !row.loose) {
-      this.unannounced += skipped;
-    }
+    if (row.next !== 0 && sequence > row.next) this.#jump(row, sequence - row.next, isSnapshot);
     row.loose = isSnapshot;
+    // A snapshot is of before: what comes after it may have been missed too.
+    if (!isSnapshot) row.away = false;
     // The newest of each key come in any order.
-    if (sequence < row.sequence && isSnapshot) return;
+    if (sequence < row.next && isSnapshot) return;
     row.next = sequence + 1;
     row.sequence = sequence;
     row.ticks += 1;
@@ -205,9 +201,24 @@ export class Market {
     row.keep(frame);
   }
 
+  /** So many ticks did not come, and nothing was said of them. */
+  #jump(row, ticks, isSnapshot) {
+    if (row.away) {
+      row.conflated += ticks;
+      this.conflated += ticks;
+      this.missed += ticks;
+    } else if (!isSnapshot && !row.loose) {
+      this.unannounced += ticks;
+    }
+  }
+
   /** Ticks `[from, to)` do not come. */
   skip(row, isGap, from, to) {
-    const ticks = row.next > from ? Math.max(0, to - row.next) : to - from;
+    if (row.next !== 0 && from > row.next) this.#jump(row, from - row.next, false);
+    row.loose = false;
+    // What was lost before this page's first tick is no loss of its.
+    const isBefore = isGap && row.next === 0;
+    const ticks = isBefore ? 0 : row.next > from ? Math.max(0, to - row.next) : to - from;
     row.next = Math.max(row.next, to);
     row.dirty = true;
     if (isGap) {
@@ -234,7 +245,7 @@ export class Market {
 
   /** Comes back, to a server that counts on or to one that counts from the start. */
   return(isNewLife) {
-    this.unlisted = 0;
+    this.#unlisted.clear();
     for (const row of this.rows.values()) {
       row.away = !isNewLife && row.sequence > 0;
       row.anew(isNewLife);
@@ -245,7 +256,14 @@ export class Market {
   clear() {
     this.rows.clear();
     this.order = [];
-    this.unlisted = 0;
+    this.#unlisted.clear();
+    this.#stale = true;
+  }
+
+  /** Rows of no such topic go: a server that was started anew does not have it. */
+  keep(names) {
+    for (const name of this.rows.keys()) names.has(name) || this.rows.delete(name);
+    this.order = this.order.filter((row) => names.has(row.name));
     this.#stale = true;
   }
 

@@ -10,9 +10,14 @@ const BEGINNING_MS = 500;
 /** Latencies kept of one second; of more, a random part. */
 const SAMPLES_MAX = 4_096;
 
+/** Beyond this, the clock was set, or the machine slept: `performance.now()` may stand still then. */
+const CLOCK_MOVED_MS = 50;
+const baseNow = () => Date.now() - performance.now();
+let base = baseNow();
+
 /** Milliseconds since 1970, finer than `Date.now()`. */
 export function wallMs() {
-  return performance.timeOrigin + performance.now();
+  return base + performance.now();
 }
 
 /**
@@ -67,6 +72,11 @@ export class Stats {
   /** The end of a second, or of however long this page slept. */
   second(shortestRoundTripMs) {
     const now = performance.now();
+    const moved = baseNow();
+    if (Math.abs(moved - base) > CLOCK_MOVED_MS) {
+      base = moved;
+      this.anew();
+    }
     const seconds = Math.max((now - this.#second) / 1e3, 0.001);
     const isFirst = this.#second < this.#begun + BEGINNING_MS;
     this.#second = now;
@@ -182,10 +192,11 @@ export function many(value, one, more = `${one}s`) {
 
 /** Seconds as text. */
 export function duration(milliseconds) {
-  const seconds = milliseconds / 1e3;
-  if (seconds < 60) return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
+  // Rounded before it is divided: 59.7 s are a minute.
+  const seconds = Math.round(milliseconds / 1e3);
+  if (seconds < 60) return milliseconds < 9_950 ? `${(milliseconds / 1e3).toFixed(1)} s` : `${seconds} s`;
   const minutes = Math.floor(seconds / 60);
-  if (minutes < 60) return `${minutes} min ${Math.round(seconds % 60)} s`;
+  if (minutes < 60) return `${minutes} min ${seconds % 60} s`;
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 

@@ -14,8 +14,11 @@ const FILL = 0.82;
 const DELAY_S = 0.12;
 /** How fast that distance is kept: share of the error a second. */
 const PULL = 1.5;
-/** Farther off than this, the trace jumps. */
+/** Farther off than this, or than so many batches, the trace jumps. */
 const JUMP_S = 0.75;
+const JUMP_BATCHES = 2;
+/** The trace is so many batches behind the newest sample, just after that has come. */
+const DELAY_BATCHES = 2.5;
 /** Where motion is not wanted, the trace goes on in steps of so long. */
 const STEP_MS = 1_000;
 
@@ -78,7 +81,7 @@ export class Sweep {
     }
     this.frames += 1;
     const { fs } = wave.info;
-    this.#advance(elapsed / 1e3, fs);
+    this.#advance(now, elapsed / 1e3, fs);
     const to = Math.floor(this.#cursor);
     this.#judge(now, to, fs);
     if (this.#changes !== wave.changes) {
@@ -100,13 +103,16 @@ export class Sweep {
   }
 
   /** Moves the trace on evenly, though samples come in batches. */
-  #advance(elapsedS, fs) {
-    const { end, info } = this.#wave;
-    const delay = Math.max(DELAY_S, (2.5 * info.batch) / fs) * fs;
-    const target = end - 1 - delay;
+  #advance(now, elapsedS, fs) {
+    const { end, info, batchAt } = this.#wave;
+    const delay = Math.max(DELAY_S * fs, DELAY_BATCHES * info.batch);
+    // Between two batches the wave goes on, though nobody has seen it yet.
+    const since = Math.min(Math.max(0, ((now - batchAt) / 1e3) * fs), info.batch);
+    const target = end - 1 - delay + since;
     const wanted = this.#cursor + elapsedS * fs;
     const error = target - wanted;
-    if (this.#cursor < 0 || Math.abs(error) > JUMP_S * fs || this.#cursor > end) this.#cursor = target;
+    const jump = Math.max(JUMP_S * fs, JUMP_BATCHES * info.batch);
+    if (this.#cursor < 0 || Math.abs(error) > jump || this.#cursor > end) this.#cursor = target;
     else this.#cursor = Math.min(end - 1, wanted + error * Math.min(1, PULL * elapsedS));
     this.#cursor = Math.max(0, this.#cursor);
     if (this.#still.matches) this.#cursor = Math.max(0, target);

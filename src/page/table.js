@@ -8,15 +8,20 @@ const FLASH_MS = 700;
 
 const COLUMNS = ["name", "value", "change", "rate", "sequence", "conflated", "gaps"];
 
+/** Elements of rows so far: each has an id of its own, whichever row it shows. */
+let lines = 0;
+
 /** A row's element, and the row that it shows. */
 class Line {
   row = null;
+  index = -1;
   cells = {};
   #texts = {};
 
   constructor() {
     this.element = document.createElement("div");
     this.element.className = "row";
+    this.element.id = `row-${(lines += 1)}`;
     this.element.setAttribute("role", "row");
     for (const name of COLUMNS) {
       const cell = document.createElement("span");
@@ -43,7 +48,6 @@ class Line {
     }
     if (this.index !== index) {
       this.index = index;
-      this.element.id = `row-${index}`;
       this.element.setAttribute("aria-rowindex", index + 2);
       this.element.style.transform = `translateY(${top}px)`;
     }
@@ -87,7 +91,7 @@ class Line {
   }
 }
 
-/** The element is `grid`: a head, and a body that scrolls. */
+/** The element is `grid`, which has the focus: a head, and a body that scrolls. */
 export class Table {
   #market;
   #grid;
@@ -95,7 +99,8 @@ export class Table {
   #space;
   #lines = [];
   #rowPx = 0;
-  #active = -1;
+  /** The row that is chosen. */
+  #active = null;
   #stale = true;
   #still;
 
@@ -107,7 +112,9 @@ export class Table {
     this.#still = matchMedia("(prefers-reduced-motion: reduce)");
     this.#body.addEventListener("scroll", () => (this.#stale = true), { passive: true });
     new ResizeObserver(() => this.#measure()).observe(this.#body);
-    this.#body.addEventListener("keydown", (event) => this.#key(event));
+    this.#grid.addEventListener("keydown", (event) => this.#key(event));
+    // Of what scrolls, browsers make a stop of its own otherwise.
+    this.#body.addEventListener("focus", () => this.#grid.focus({ preventScroll: true }));
     this.#body.addEventListener("click", (event) => this.#click(event));
     for (const button of grid.querySelectorAll("[data-sort]")) {
       button.addEventListener("click", () => this.#sort(button));
@@ -153,13 +160,17 @@ export class Table {
       const index = first + at;
       line.show(row, index, index * this.#rowPx, false);
       line.element.hidden = false;
-      line.element.setAttribute("aria-selected", index === this.#active);
+      line.element.setAttribute("aria-selected", row === this.#active);
     });
     for (const line of free) {
       line.hide();
       line.element.hidden = true;
       line.element.setAttribute("aria-selected", false);
     }
+    // Out of sight it has no element.
+    const active = this.#lines.find(({ row }) => row !== null && row === this.#active);
+    if (active === undefined) this.#grid.removeAttribute("aria-activedescendant");
+    else this.#grid.setAttribute("aria-activedescendant", active.element.id);
   }
 
   #add() {
@@ -182,8 +193,10 @@ export class Table {
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
     const step = steps[event.key];
     if (step === undefined || event.ctrlKey || event.altKey || event.metaKey || last < 0) return;
+    if (event.target !== this.#grid && event.target !== this.#body) return;
     event.preventDefault();
-    this.#choose(Math.min(last, Math.max(0, this.#active + step)));
+    const from = this.#active === null ? -1 : this.#market.order.indexOf(this.#active);
+    this.#choose(Math.min(last, Math.max(0, from + step)));
   }
 
   #click(event) {
@@ -192,12 +205,11 @@ export class Table {
   }
 
   #choose(index) {
-    this.#active = index;
+    this.#active = this.#market.order[index];
     const top = index * this.#rowPx;
     const { scrollTop, clientHeight } = this.#body;
     if (top < scrollTop) this.#body.scrollTop = top;
     else if (top + this.#rowPx > scrollTop + clientHeight) this.#body.scrollTop = top + this.#rowPx - clientHeight;
-    this.#body.setAttribute("aria-activedescendant", `row-${index}`);
     this.#place(this.#market.order);
   }
 }

@@ -37,6 +37,9 @@ const TWO_32 = 2 ** 32;
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
+/** What came is not as PROTOCOL.md has it. */
+export class LayoutError extends Error {}
+
 /** One frame of a message; the next one overwrites it. */
 class Frame {
   kind = 0;
@@ -50,21 +53,28 @@ class Frame {
   view = null;
 
   u16(offset) {
-    return this.view.getUint16(this.record + offset, true);
+    return this.view.getUint16(this.#field(offset, 2), true);
   }
 
   u32(offset) {
-    return this.view.getUint32(this.record + offset, true);
+    return this.view.getUint32(this.#field(offset, 4), true);
   }
 
   /** Exact up to 2^53: sequences are, and times in nanoseconds to a quarter of a microsecond. */
   u64(offset) {
-    return u64(this.view, this.record + offset);
+    return u64(this.view, this.#field(offset, 8));
   }
 
   /** Exact: for what goes back to the server. */
   big(offset) {
-    return this.view.getBigUint64(this.record + offset, true);
+    return this.view.getBigUint64(this.#field(offset, 8), true);
+  }
+
+  /** Where a field of the record is, which ends where the payload begins. */
+  #field(offset, bytes) {
+    const at = this.record + offset;
+    if (at + bytes > this.payload) throw new LayoutError(`a record of kind ${this.kind} is too short`);
+    return at;
   }
 
   text() {
@@ -89,20 +99,21 @@ function u64(view, at) {
   return view.getUint32(at, true) + TWO_32 * view.getUint32(at + 4, true);
 }
 
-/** Calls `take` with each frame of a message. Throws on what breaks the layout. */
+/** Calls `take` with each frame of a message. Throws a LayoutError on what breaks the layout. */
 export function readFrames(buffer, take) {
+  if (!(buffer instanceof ArrayBuffer)) throw new LayoutError("a message of text");
   const view = new DataView(buffer);
   let at = 0;
   while (at < buffer.byteLength) {
-    if (buffer.byteLength - at < HEADER_BYTES) throw new Error("half a frame header");
+    if (buffer.byteLength - at < HEADER_BYTES) throw new LayoutError("half a frame header");
     const length = view.getUint32(at, true);
     const stride = view.getUint16(at + 10, true);
     const payloadBytes = view.getUint32(at + 12, true);
     if (view.getUint16(at + 4, true) !== MAGIC || view.getUint8(at + 6) !== VERSION) {
-      throw new Error("not a frame of this version");
+      throw new LayoutError("not a frame of this version");
     }
     if (length !== aligned(HEADER_BYTES + stride + payloadBytes) || at + length > buffer.byteLength) {
-      throw new Error("a frame's lengths do not add up");
+      throw new LayoutError("a frame's lengths do not add up");
     }
     frame.view = view;
     frame.kind = view.getUint16(at + 8, true);
@@ -151,7 +162,16 @@ export function pong(token) {
 }
 
 /** `place`: `{epoch, sequence}`, the last tick this page has; `rate`: ticks a second of each topic at most, 0: all. */
-export function subscribe(request, pattern, { from = FROM.live, policy = 0, rate = 0, place = null }) {
+export function subscribe(request, pattern, options) {
+  return encodeSubscribe(KIND.subscribe, request, pattern, options);
+}
+
+/** Another policy and rate for what is subscribed to. */
+export function update(request, pattern, { policy, rate }) {
+  return encodeSubscribe(KIND.update, request, pattern, { policy, rate });
+}
+
+function encodeSubscribe(kind, request, pattern, { from = FROM.live, policy = 0, rate = 0, place = null }) {
   const write = (record) => {
     record.setUint32(0, request, true);
     record.setUint8(4, place === null ? from : FROM.place);
@@ -162,7 +182,7 @@ export function subscribe(request, pattern, { from = FROM.live, policy = 0, rate
     }
     record.setUint32(24, Math.round(rate * 1000), true);
   };
-  return encode(KIND.subscribe, 32, write, pattern);
+  return encode(kind, 32, write, pattern);
 }
 
 export function unsubscribe(request, pattern) {

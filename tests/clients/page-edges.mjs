@@ -1,64 +1,19 @@
 // page-edges.mjs CHROMIUM FOLDER: what the page does in cases that a real server seldom makes: goodbyes with a time to come back,
 // lost batches of the wave, a minute asleep, thousands of topics. The server is scripted.mjs, the page's clock is set on
-// by hand where time is to pass. "end" last; a picture of each in FOLDER.
-import { check, open, run } from "./browser.mjs";
-import { announced, conflated, gap, serve, tick } from "./scripted.mjs";
+// by hand where time is to pass. "NAME holds" of each, "end" last; a picture of each in FOLDER.
+import { check, run, say } from "./browser.mjs";
+import { EPOCH, FIRST, MS, WAVE, batches, finish, heart, nowNs, pause, price, start } from "./edge.mjs";
+import { announced, conflated, gap, tick } from "./scripted.mjs";
 
 const [executablePath, folder] = process.argv.slice(2);
-const VIEWPORT = { width: 1280, height: 900 };
-/** The wave: 25 batches of 10 samples a second. */
-const FS = 250;
-const BATCH = 10;
-const [INFO, WAVE, FIRST] = [1, 2, 10];
-const EPOCH = 7n;
-const MS = 1_000_000n;
-
-/** A page that is live on a server of its own; its clock goes on by itself until it is set. */
-async function start(browser, isClockOurs = false) {
-  const script = await serve();
-  const tab = await open(browser, script.url, { viewport: VIEWPORT });
-  if (isClockOurs) await tab.page.clock.install();
-  await tab.page.goto(script.url);
-  await script.isAsked(1, ">");
-  await tab.state("live");
-  return { tab, script };
-}
-
-async function finish({ tab, script }) {
-  tab.assertQuiet();
-  await tab.close();
-  script.end();
-}
-
-const nowNs = () => BigInt(Date.now()) * MS;
-const price = (value) => JSON.stringify({ price: value });
-
-/** Batches `[from, to)` of a wave that began at `startNs`: a slow sine. */
-function batches(startNs, from, to) {
-  return Array.from({ length: to - from }, (_, at) => {
-    const sequence = from + at;
-    const samples = new Float32Array(BATCH).map((_, n) => Math.sin(((sequence - 1) * BATCH + n) / 20));
-    const lastNs = startNs + (BigInt(sequence * BATCH - 1) * 1_000n * MS) / BigInt(FS);
-    return tick(WAVE, sequence, Buffer.from(samples.buffer), lastNs);
-  });
-}
-
-function heart(startNs) {
-  const info = { fs: FS, units: "mV", signal: "synthetic", record: "synthetic", batch: BATCH, start_ns: Number(startNs) };
-  return [
-    announced(INFO, "ecg.info", EPOCH),
-    announced(WAVE, "ecg.wave", EPOCH),
-    tick(INFO, 1, JSON.stringify(info), nowNs()),
-  ];
-}
-
 /** The server stops and says when to come back; later it does not want the page back at all. */
 async function goodbyes(browser) {
-  const edge = await start(browser, true);
+  const edge = await start(browser, { isClockOurs: true });
   const { tab, script } = edge;
   const { clock } = tab.page;
   script.send(announced(FIRST, "a.b", EPOCH), tick(FIRST, 5, price(1), nowNs()));
   await tab.until(() => document.body.dataset.rows === "1");
+  await pause(tab);
   script.close(3001, "the server stops", 600_000);
   await tab.state("waiting");
   await tab.tells("banner-text", "the server stops (3001). Next attempt in 60");
@@ -69,6 +24,7 @@ async function goodbyes(browser) {
   // The pause of its own is half a second at most.
   await clock.fastForward(2_000);
   await script.isAsked(2, ">");
+  await clock.resume();
   await tab.state("live");
   script.send(announced(FIRST, "a.b", EPOCH), tick(FIRST, 9, price(2), nowNs()));
   await tab.until(() => document.querySelector(".row .sequence")?.textContent === "9");
@@ -126,17 +82,19 @@ async function lostBatches(browser) {
 
 /** The page's time jumps by a minute, as when a lid is closed: what the server left out meanwhile is counted and told. */
 async function asleep(browser) {
-  const edge = await start(browser, true);
+  const edge = await start(browser, { isClockOurs: true });
   const { tab, script } = edge;
   const { clock } = tab.page;
   const startNs = nowNs() - 4_000n * MS;
   script.send(...heart(startNs), ...batches(startNs, 1, 101));
   script.send(announced(FIRST, "a.b", EPOCH), tick(FIRST, 1, price(1), nowNs()));
   await tab.until(() => document.body.dataset.rows === "1");
+  await pause(tab);
   await clock.fastForward(60_000);
   script.send(conflated(FIRST, 2, 301), tick(FIRST, 301, price(2), nowNs()));
   script.send(gap(WAVE, 101, 1_501), ...batches(startNs, 1_501, 1_600));
-  await tab.until(() => document.querySelector(".row .sequence")?.textContent === "301");
+  await script.isHeard(tab);
+  await clock.resume();
   await clock.fastForward(2_000);
   await tab.tells("events", "This page slept for");
   await tab.tells("events", "299 ticks of the table skipped, 1,400 batches of the wave lost");
@@ -147,7 +105,7 @@ async function asleep(browser) {
 
 /** The server gives the page up in its sleep, and this is what it wakes to: one absence, told once. */
 async function givenUp(browser) {
-  const edge = await start(browser, true);
+  const edge = await start(browser, { isClockOurs: true });
   const { tab, script } = edge;
   const { clock } = tab.page;
   const sequence = (wanted) =>
@@ -172,7 +130,7 @@ async function givenUp(browser) {
 
 /** Nobody looks at the tab: after a while it asks for nothing, and looked at again it says what it missed. */
 async function hidden(browser) {
-  const edge = await start(browser, true);
+  const edge = await start(browser, { isClockOurs: true });
   const { tab, script } = edge;
   const { clock } = tab.page;
   const show = (isHidden) =>
@@ -220,14 +178,14 @@ async function thousands(browser) {
   const shown = () => [...document.querySelectorAll(".row:not([hidden])")].map((row) => row.textContent);
   const inSight = await tab.page.evaluate(shown);
   check(inSight.length > 5 && inSight.length < 60, `${inSight.length} rows have elements`);
-  await tab.page.locator(".body").focus();
+  await tab.page.locator("#table").focus();
   await tab.page.keyboard.press("End");
   await tab.until((last) => document.querySelector('.row[aria-selected="true"]')?.textContent.startsWith(last), name(listed - 1));
   // Sorted by what changes: the order follows.
   await tab.page.locator('[data-sort="value"]').click();
   for (let sequence = 2; sequence <= 5; sequence += 1) everyTick(sequence);
   await tab.page.keyboard.press("Home");
-  await tab.page.locator(".body").focus();
+  await tab.page.locator("#table").focus();
   await tab.page.keyboard.press("Home");
   await tab.until((first) => {
     const row = document.querySelector(".row:not([hidden])[aria-selected='true']");
@@ -241,8 +199,7 @@ async function thousands(browser) {
 
 await run(executablePath, async (browser) => {
   for (const edge of [goodbyes, lostBatches, asleep, givenUp, hidden, thousands]) {
-    const begun = Date.now();
     await edge(browser);
-    console.log(`${edge.name} ${Date.now() - begun} ms`);
+    say(`${edge.name} holds`);
   }
 });

@@ -10,6 +10,9 @@ const HELLO = 1;
 const SUBSCRIBE = 2;
 const UNSUBSCRIBE = 3;
 const PING = 5;
+const UPDATE = 6;
+/** No kind of PROTOCOL.md: it marks the end of a message for `isHeard`. */
+const MARK = 200;
 const TYPES = { html: "text/html", css: "text/css", js: "text/javascript", svg: "image/svg+xml" };
 const FILES = new URL("../../src/page/", import.meta.url);
 
@@ -39,11 +42,13 @@ function frame(kind, { record = [], payload = "", sequence = 0, topicId = 0, fla
 
 export const announced = (topicId, name, epoch) =>
   frame(65, { topicId, payload: name, record: [[8, epoch], [4, 0], [4, 0]] });
-export const tick = (topicId, sequence, payload, timeNs) => {
-  const flags = typeof payload === "string" ? 1 : 0;
-  return frame(67, { topicId, sequence, payload, flags, record: [[8, timeNs], [8, timeNs]] });
+export const tick = (topicId, sequence, payload, timeNs, { receiptNs = timeNs, isSnapshot = false } = {}) => {
+  const flags = (typeof payload === "string" ? 1 : 0) | (isSnapshot ? 2 : 0);
+  return frame(67, { topicId, sequence, payload, flags, record: [[8, timeNs], [8, receiptNs]] });
 };
 export const conflated = (topicId, from, to) => frame(71, { topicId, record: [[8, from], [8, to]] });
+/** An answer to a request that failed. */
+export const failure = (request, code, text) => frame(69, { payload: text, record: [[4, request], [2, code], [2, 0]] });
 export const gap = (topicId, from, to) => frame(72, { topicId, record: [[8, from], [8, to]] });
 const closing = (code, reason, afterMs) =>
   frame(70, { payload: reason, record: [[4, afterMs], [2, code], [2, 0]] });
@@ -78,12 +83,15 @@ class Script {
   url = "";
   /** Connections so far. */
   connections = 0;
-  /** Of this connection: patterns asked for. */
-  asked = new Set();
+  /** Of this connection: patterns asked for, with the ticks a second in thousandths, 0: all. */
+  asked = new Map();
+  /** Says nothing to a HELLO. */
+  isMute = false;
   epoch = 7n;
   #http;
   #sockets;
   #socket = null;
+  #marks = 0;
 
   constructor(http) {
     this.#http = http;
@@ -94,14 +102,14 @@ class Script {
   #connected(socket) {
     this.connections += 1;
     this.#socket = socket;
-    this.asked = new Set();
+    this.asked = new Map();
     socket.on("message", (data) => {
       for (const { kind, record, payload } of framesOf(data)) {
-        if (kind === HELLO) {
+        if (kind === HELLO && !this.isMute) {
           const welcome = [[8, this.epoch], [8, this.connections], [4, 262_144], [4, 0]];
           socket.send(frame(64, { payload: "scripted/1", record: welcome }));
-        } else if (kind === SUBSCRIBE) {
-          this.asked.add(payload.toString());
+        } else if (kind === SUBSCRIBE || kind === UPDATE) {
+          this.asked.set(payload.toString(), record.readUInt32LE(24));
           socket.send(frame(65, { payload, record: [[8, this.epoch], [4, record.readUInt32LE(0)], [4, 0]] }));
         } else if (kind === UNSUBSCRIBE) {
           this.asked.delete(payload.toString());
@@ -126,12 +134,23 @@ class Script {
 
   /** Sends frames as one message. */
   send(...frames) {
-    this.#socket.send(Buffer.concat(frames));
+    this.#marks += 1;
+    this.#socket.send(Buffer.concat([...frames, frame(MARK, { sequence: this.#marks })]));
+  }
+
+  /** Waits until a tab whose clock is ours has taken in all that was sent. */
+  isHeard(tab) {
+    return tab.until((marks) => window.marksHeard === marks, this.#marks);
+  }
+
+  /** Waits until the connection asks for a pattern at a rate. */
+  isPaced(pattern, rate) {
+    return until(() => this.asked.get(pattern) === rate, `${pattern} is asked for at ${rate}`);
   }
 
   /** Says goodbye, as PROTOCOL.md has it: CLOSING, then the close frame. */
   close(code, reason, afterMs) {
-    this.send(closing(code, reason, afterMs));
+    this.#socket.send(closing(code, reason, afterMs));
     this.#socket.close(code === 3001 ? 1001 : code, reason);
   }
 
