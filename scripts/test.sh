@@ -68,6 +68,8 @@ if ! node $clients/find-browser.mjs >/dev/null; then
             say "without Chromium (apt-get install chromium) the page is not opened in a browser"
     fi
 fi
+# Where one is there now, a test that finds none is wrong.
+! node $clients/find-browser.mjs >/dev/null || export TICKCAST_TESTS_NEED_BROWSER=1
 if ! cmp -s $clients/requirements.txt $clients/.venv/.installed-from; then
     say "installing the Python clients"
     python3 -m venv --clear $clients/.venv

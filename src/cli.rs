@@ -121,10 +121,12 @@ pub struct ServeArgs {
     /// Most connections at once [default: 65536, or what the descriptor limit allows]
     #[arg(long = "max-clients", env = "TICKCAST_MAX_CLIENTS", value_name = "N")]
     pub clients_max: Option<usize>,
-    /// Most connections from one IPv4 address or IPv6 /64 network; 0: any number
+    /// Most connections from one IPv4 address or IPv6 /64 network; 0: any number. The page at / takes up to 13 to load,
+    /// then one
     #[arg(long = "max-clients-per-source", value_name = "N", default_value_t = 0)]
     pub clients_per_source_max: u32,
-    /// New connections a second, divided over the shards, and a second's worth at once; 0: any number
+    /// New connections a second, divided over the shards, and a second's worth at once; 0: any number. The page at /
+    /// takes 13 to load
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub accept_rate: u32,
     /// What a second connection of the same client (client=ID) does to the first

@@ -37,7 +37,9 @@ pub const HTTP_HEAD_BYTES_MAX_DEFAULT: usize = 8 << 10;
 pub const HTTP_HEADERS_MAX: usize = 64;
 
 /// Bytes of one file of the page, as it is served to a client that cannot read gzip: it waits with its session.
-pub const PAGE_FILE_BYTES_MAX: usize = 64 << 10;
+pub const PAGE_FILE_BYTES_MAX: usize = 48 << 10;
+/// Bytes of the head that goes before it.
+pub const PAGE_HEAD_BYTES_MAX: usize = 1 << 10;
 /// Bytes of all files of the page, compressed.
 pub const PAGE_GZIP_BYTES_MAX: usize = 40 << 10;
 

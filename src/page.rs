@@ -13,7 +13,7 @@ use flate2::{Compression, write::GzEncoder};
 use http::{HeaderMap, header};
 use sha1::{Digest, Sha1};
 
-use crate::limits::{PAGE_FILE_BYTES_MAX, PAGE_GZIP_BYTES_MAX};
+use crate::limits::{PAGE_FILE_BYTES_MAX, PAGE_HEAD_BYTES_MAX, REPLY_BYTES_MAX};
 
 /// Nothing but this server's own files and WebSockets.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -25,6 +25,9 @@ const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 const SVG: &str = "image/svg+xml";
+
+/// What a browser may do with any of [`files`].
+pub const METHODS: &str = "GET, HEAD";
 
 /// Path, media type, bytes.
 type Source = (&'static str, &'static str, &'static [u8]);
@@ -67,8 +70,8 @@ impl File {
         File { path, media_type, plain, gzip: compress(plain).ok(), tag }
     }
 
-    /// The whole response to a GET, or with `is_head` to a HEAD: status and bytes. 304 when the request names a form of
-    /// the file that it has. One allocation, of the response.
+    /// The whole response to a GET, or with `is_head` to a HEAD: status and bytes. 304 when the request names the form
+    /// of the file that it would get. One allocation, of the response.
     pub fn respond(&self, request: &HeaderMap, is_head: bool) -> (u16, Vec<u8>) {
         let gzip = self.gzip.as_deref().filter(|_| takes_gzip(request));
         // The forms differ in their bytes, so they do in their tags (RFC 9110, section 8.8.3.3).
@@ -78,7 +81,7 @@ impl File {
             "ETag: \"{tag}{form}\"\r\nCache-Control: no-cache\r\nVary: Accept-Encoding\r\nConnection: close\r\n\
              X-Content-Type-Options: nosniff\r\n"
         );
-        if self.is_had(request) {
+        if is_had(request, &format!("{tag}{form}")) {
             return (304, format!("HTTP/1.1 304 Not Modified\r\n{common}\r\n").into_bytes());
         }
         let body = gzip.unwrap_or(self.plain);
@@ -96,16 +99,16 @@ impl File {
         }
         (200, response)
     }
+}
 
-    /// Whether the client has this file in any form: compared weakly (RFC 9110, section 13.1.2).
-    fn is_had(&self, request: &HeaderMap) -> bool {
-        values(request, header::IF_NONE_MATCH).any(|tag| {
-            let tag = tag.strip_prefix("W/").unwrap_or(tag);
-            let opaque = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-            let plain = opaque.map(|tag| tag.strip_suffix("-gzip").unwrap_or(tag));
-            tag == "*" || plain == Some(&*self.tag)
-        })
-    }
+/// Whether the client has what has this tag: compared weakly, and with the form that would be sent (RFC 9110, section
+/// 13.1.2).
+fn is_had(request: &HeaderMap, sent: &str) -> bool {
+    values(request, header::IF_NONE_MATCH).any(|tag| {
+        let tag = tag.strip_prefix("W/").unwrap_or(tag);
+        let opaque = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+        tag == "*" || opaque == Some(sent)
+    })
 }
 
 /// The page's files, compressed when this is first called: some milliseconds, so the server does before it serves.
@@ -149,14 +152,14 @@ fn values(request: &HeaderMap, name: header::HeaderName) -> impl Iterator<Item =
     lines.flat_map(|line| line.split(',')).map(str::trim)
 }
 
-// A response waits in its session's memory until the socket has taken it.
+// A response waits in its session's memory until the socket has taken it: the largest is a plain file and its head.
 const _: () = {
     let mut at = 0;
     while at < SOURCES.len() {
         assert!(SOURCES[at].2.len() <= PAGE_FILE_BYTES_MAX);
         at += 1;
     }
-    assert!(PAGE_GZIP_BYTES_MAX <= crate::limits::REPLY_BYTES_MAX);
+    assert!(PAGE_FILE_BYTES_MAX + PAGE_HEAD_BYTES_MAX <= REPLY_BYTES_MAX);
 };
 
 #[cfg(test)]
@@ -166,6 +169,7 @@ mod tests {
     use flate2::read::GzDecoder;
 
     use super::*;
+    use crate::limits::PAGE_GZIP_BYTES_MAX;
 
     fn request(headers: &[(header::HeaderName, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
@@ -191,8 +195,10 @@ mod tests {
             let (head, body) = head_and_body(&plain);
             assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())) && !head.contains("gzip"));
             assert_eq!(body, file.plain);
+            assert!(head.len() <= PAGE_HEAD_BYTES_MAX, "{head}");
             let (_, gzip) = file.respond(&request(&[(header::ACCEPT_ENCODING, "gzip")]), false);
             let (zipped_head, zipped) = head_and_body(&gzip);
+            assert!(zipped_head.len() <= PAGE_HEAD_BYTES_MAX, "{zipped_head}");
             assert!(zipped_head.contains("Content-Encoding: gzip\r\nETag: "));
             assert!(zipped_head.contains(&format!("Content-Length: {}\r\n", zipped.len())));
             let mut text = Vec::new();
@@ -228,23 +234,27 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_has_a_form_of_it_is_told_so() {
+    fn a_client_that_has_the_form_it_would_get_is_told_so() {
         let file = find("/").unwrap();
         let other = &find("/page/main.js").unwrap().tag;
         let tag = &file.tag;
-        for (value, is_had) in [
-            (format!("\"{tag}\""), true),
-            (format!("\"{tag}-gzip\""), true),
-            (format!("\"x\", W/\"{tag}\""), true),
-            ("*".to_owned(), true),
-            (tag.clone(), false),
-            (format!("\"{other}\""), false),
-            ("\"".to_owned(), false),
+        for (value, has_plain, has_gzip) in [
+            (format!("\"{tag}\""), true, false),
+            (format!("\"{tag}-gzip\""), false, true),
+            (format!("\"{tag}-gzip\", \"{tag}\""), true, true),
+            (format!("\"x\", W/\"{tag}\""), true, false),
+            ("*".to_owned(), true, true),
+            (tag.clone(), false, false),
+            (format!("\"{other}\""), false, false),
+            ("\"".to_owned(), false, false),
         ] {
-            let (status, response) = file.respond(&request(&[(header::IF_NONE_MATCH, &value)]), false);
-            assert_eq!(status == 304, is_had, "{value}");
-            let (head, body) = head_and_body(&response);
-            assert_eq!((body.is_empty(), head.contains("Content-Length")), (is_had, !is_had), "{value}");
+            for (coding, is_had) in [("identity", has_plain), ("gzip", has_gzip)] {
+                let headers = [(header::IF_NONE_MATCH, &*value), (header::ACCEPT_ENCODING, coding)];
+                let (status, response) = file.respond(&request(&headers), false);
+                assert_eq!(status == 304, is_had, "{value} {coding}");
+                let (head, body) = head_and_body(&response);
+                assert_eq!((body.is_empty(), head.contains("Content-Length")), (is_had, !is_had), "{value}");
+            }
         }
     }
 

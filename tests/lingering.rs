@@ -88,6 +88,14 @@ fn who_has_the_page_and_does_not_close_is_waited_for_as_short_as_any() {
     assert_eq!(slow.after(0), [Action::ShutdownWrite(0)], "all of it has been taken");
     assert_eq!(slow.after(LINGER_DEADLINE_MS - 10), []);
     assert_eq!(slow.after(20), [Action::Close(0)]);
+
+    // At the last moment: what is left of the time that a file has.
+    let mut late = Bench::get("/page/main.js", true);
+    assert_eq!(late.after(HANDSHAKE_MS - 100), []);
+    late.open();
+    assert_eq!(late.after(0), [Action::ShutdownWrite(0)]);
+    assert_eq!(late.after(90), []);
+    assert_eq!(late.after(20), [Action::Close(0)]);
 }
 
 #[test]

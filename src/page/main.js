@@ -181,7 +181,8 @@ function onState(next, detail) {
   const texts = { connecting: "Connecting", live: "Live", waiting: "No connection", refused: "Closed by the server" };
   put("state-text", next === "live" && suspended === "paused" ? "Paused" : texts[next]);
   retryAt = detail.at ?? 0;
-  at("banner").hidden = next === "live" || (next === "connecting" && epoch === 0n);
+  // At the start nothing went wrong yet.
+  at("banner").hidden = next === "live" || (next === "connecting" && at("banner-text").dataset.why === undefined);
   if (next === "waiting" || next === "refused") {
     asked.clear();
     probe = "";

@@ -128,7 +128,7 @@ impl Shard {
     }
 
     /// How long what a session is still to take may need. A file of the page is longer than a line of text: it has as much
-    /// time as its request had.
+    /// time as its request had, the wait for the peer's close included.
     fn linger_ns(&self, reason: &CloseReason) -> u64 {
         if is_long(reason) { LINGER_NS.max(self.limits.handshake_deadline_ns) } else { LINGER_NS }
     }
@@ -216,7 +216,8 @@ impl Shard {
                 ending.half_closed = true;
                 let (id, had_longer) = (session.id, is_long(&ending.reason));
                 self.actions.push_back(Action::ShutdownWrite(slot));
-                // The rest is the kernel's to deliver: to close its own side, every peer has as long.
+                // The rest is the kernel's to deliver: to close its own side, no peer has longer. The deadline of before
+                // stays, so who took the file at the last moment has only what is left of that.
                 if had_longer && self.draining.is_none() {
                     self.watch(now.monotonic_ns + LINGER_NS, TimerKind::Linger, id);
                 }

@@ -128,7 +128,8 @@ fn answer(request: &httparse::Request<'_, '_>, offer: Offer) -> Result<Answer, R
         return Ok(Answer::Respond { response, status });
     }
     if parts.method() != Method::GET {
-        return refuse(StatusCode::METHOD_NOT_ALLOWED, "only GET");
+        let allowed = page::find(parts.uri().path()).map_or("GET", |_| page::METHODS);
+        return refuse(StatusCode::METHOD_NOT_ALLOWED, &format!("{ONLY}{allowed}"));
     }
     let target = match parts.uri().path() {
         "/ws" => {
@@ -262,11 +263,14 @@ fn query(text: Option<&str>) -> Result<Query, Refusal> {
     Ok(query)
 }
 
+/// Before the methods, in the text of a refusal for another one.
+const ONLY: &str = "only ";
+
 /// A whole response that closes the connection.
 fn respond(status: StatusCode, text: &str) -> Answer {
     let header = match status {
         StatusCode::UPGRADE_REQUIRED => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n".into(),
-        StatusCode::METHOD_NOT_ALLOWED => "Allow: GET\r\n".into(),
+        StatusCode::METHOD_NOT_ALLOWED => format!("Allow: {}\r\n", text.trim_start_matches(ONLY)),
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
             format!("Retry-After: {REFUSED_RETRY_AFTER_S}\r\n")
         }
@@ -456,6 +460,8 @@ mod tests {
         ] {
             let (status, response) = answer(&format!("{request} HTTP/1.1\r\nHost: x"));
             assert_eq!(status, expected, "{request}");
+            let allowed = if request == "POST /" { "Allow: GET, HEAD\r\n" } else { "Allow: GET\r\n" };
+            assert_eq!(response.contains(allowed), status == 405, "{request}: {response}");
             assert_eq!(response.ends_with("\r\n\r\n"), request.starts_with("HEAD"), "{request}: {response}");
         }
     }

@@ -25,9 +25,9 @@ function hearMarks() {
 }
 
 /** A page that is opened on a server of its own; its clock goes on by itself until it is set. */
-export async function begin(browser, { isClockOurs = false, isMute = false, query = "" } = {}) {
+export async function begin(browser, { isClockOurs = false, mute = 0, query = "" } = {}) {
   const script = await serve();
-  script.isMute = isMute;
+  script.mute = mute;
   const tab = await open(browser, script.url, { viewport: VIEWPORT });
   await tab.page.addInitScript(hearMarks);
   if (isClockOurs) await tab.page.clock.install();

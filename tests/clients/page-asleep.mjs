@@ -42,13 +42,16 @@ class Proxy {
   #accept(page) {
     const upstream = connect(Number(port), host);
     const pair = { page, kept: [], hasEnded: false };
+    // Files of the page have connections of their own, which end by themselves.
+    let isStream = false;
+    page.once("data", (bytes) => (isStream = bytes.toString("latin1").startsWith("GET /ws")));
     this.#pairs.add(pair);
     page.on("data", (bytes) => upstream.write(bytes));
     upstream.on("data", (bytes) => (this.#isAsleep ? pair.kept.push(bytes) : page.write(bytes)));
     upstream.on("end", () => {
       pair.hasEnded = true;
-      if (this.#isAsleep) this.#tell();
-      else page.end();
+      if (!this.#isAsleep) page.end();
+      else if (isStream) this.#tell();
     });
     page.on("close", () => {
       this.#pairs.delete(pair);

@@ -85,8 +85,8 @@ class Script {
   connections = 0;
   /** Of this connection: patterns asked for, with the ticks a second in thousandths, 0: all. */
   asked = new Map();
-  /** Says nothing to a HELLO. */
-  isMute = false;
+  /** Says nothing to the HELLO of so many connections. */
+  mute = 0;
   epoch = 7n;
   #http;
   #sockets;
@@ -105,7 +105,7 @@ class Script {
     this.asked = new Map();
     socket.on("message", (data) => {
       for (const { kind, record, payload } of framesOf(data)) {
-        if (kind === HELLO && !this.isMute) {
+        if (kind === HELLO && this.connections > this.mute) {
           const welcome = [[8, this.epoch], [8, this.connections], [4, 262_144], [4, 0]];
           socket.send(frame(64, { payload: "scripted/1", record: welcome }));
         } else if (kind === SUBSCRIBE || kind === UPDATE) {
@@ -119,6 +119,11 @@ class Script {
         }
       }
     });
+  }
+
+  /** Waits for the so-manieth connection. */
+  isConnected(connection) {
+    return until(() => this.connections >= connection, `connection ${connection}`);
   }
 
   /** Waits for a connection, the so-manieth, that has asked for a pattern. */
