@@ -1,9 +1,9 @@
 // page-faults.mjs CHROMIUM FOLDER: what the page does about faults of others: a server that never welcomes it, a machine that
-// slept, wrong publishes, batches of another size, holes before a notice. The server is scripted.mjs. "NAME holds" of
+// slept, wrong publishes, batches of another size, holes before a notice, a file that does not come. The server is scripted.mjs. "NAME holds" of
 // each, "end" last.
-import { check, run, say } from "./browser.mjs";
+import { check, open, run, say } from "./browser.mjs";
 import { EPOCH, FIRST, INFO, MS, PARAMS, WAVE, batches, begin, finish, heart, nowNs, pause, price, start } from "./edge.mjs";
-import { announced, conflated, failure, gap, tick } from "./scripted.mjs";
+import { announced, conflated, failure, gap, serve, tick } from "./scripted.mjs";
 
 const [executablePath, folder] = process.argv.slice(2);
 
@@ -232,6 +232,21 @@ async function choices(browser) {
   await finish(edge);
 }
 
+/** A file of the page is refused: the page says so, and is whole when it is loaded again. */
+async function brokenLoad(browser) {
+  const script = await serve();
+  const tab = await open(browser, script.url, {});
+  await tab.page.route("**/wire.js", (route) => route.fulfill({ status: 429 }));
+  await tab.page.goto(script.url);
+  await tab.page.locator("#broken").waitFor();
+  tab.errors.length = 0;
+  await tab.page.unroute("**/wire.js");
+  await tab.page.locator("#broken a").click();
+  await tab.state("live");
+  check(await tab.page.locator("#broken").isHidden(), "a page that is whole says nothing");
+  await finish({ tab, script });
+}
+
 await run(executablePath, async (browser) => {
   for (const fault of [
     neverWelcomed,
@@ -243,6 +258,7 @@ await run(executablePath, async (browser) => {
     probes,
     storms,
     choices,
+    brokenLoad,
   ]) {
     await fault(browser);
     say(`${fault.name} holds`);

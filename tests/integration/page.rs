@@ -187,6 +187,7 @@ fn the_page_outlives_mute_servers_suspended_machines_wrong_publishes_and_holes()
         "probes",
         "storms",
         "choices",
+        "brokenLoad",
     ] {
         browser.wait_for(&format!("{fault} holds"));
     }
