@@ -145,16 +145,17 @@ async function absences(browser) {
   const again = async (connection, ...frames) => {
     script.close(1012, "again", 0);
     await tab.state("waiting");
-    await clock.fastForward(20_000);
+    await clock.runFor(2_500);
     await script.isAsked(connection, ">");
     await tab.state("live");
     script.send(...frames);
     await script.isHeard(tab);
-    await clock.fastForward(2_000);
+    await clock.runFor(3_000);
   };
   script.send(announced(FIRST, "a.b", EPOCH), tick(FIRST, 10, price(1), nowNs()));
   script.send(announced(FIRST + 1, "a.gone", EPOCH), tick(FIRST + 1, 1, price(1), nowNs()));
   await shows(tab, 10);
+  await pause(tab);
   const old = tick(FIRST, 10, price(1), nowNs(), { isSnapshot: true });
   await again(2, announced(FIRST, "a.b", EPOCH), old, tick(FIRST, 14, price(1), nowNs()));
   await tab.tells("events", "3 ticks of the table skipped");
