@@ -291,11 +291,15 @@ impl Client {
     /// they come with the next [`Client::next_event`].
     ///
     /// # Errors
-    /// [`ClientError::Io`] when the connection broke.
+    /// [`ClientError::Io`] when the connection broke, or the server has ended its side and takes no more.
     pub fn flush(&mut self) -> Result<(), ClientError> {
         while !self.write_some()? {
-            // After the end there is nothing to read, which a read says at once, each time.
-            let has_room = self.session.input_waiting_bytes() < INPUT_BYTES_MAX && !self.session.has_ended();
+            // A server that has ended its side takes nothing more. If what it took before fills its socket, nothing
+            // would ever come of waiting for room in ours.
+            if self.session.has_ended() {
+                return self.read_reason(ErrorKind::BrokenPipe.into()).map(drop);
+            }
+            let has_room = self.session.input_waiting_bytes() < INPUT_BYTES_MAX;
             if !has_room || !self.read_some()? {
                 self.wait_for(has_room, None)?;
             }

@@ -125,6 +125,25 @@ fn a_refusal_at_the_door_is_told() {
 }
 
 #[test]
+fn a_publisher_learns_of_a_server_that_has_ended_and_lies_full() {
+    let (done, is_done) = std::sync::mpsc::channel::<()>();
+    let (address, server) = serve(move |peer| {
+        peer.welcome();
+        // It does not read either: what comes lies in its socket until that is full.
+        peer.stream.shutdown(Shutdown::Write).unwrap();
+        let _ = is_done.recv();
+    });
+    let mut client = Client::connect(&address).unwrap();
+    let payload = [b'x'; 64 << 10];
+    let publish = PublishRequest { topic: "a", payload: &payload, ..PublishRequest::default() };
+    // 130 MB: more than two sockets take.
+    let failed = (0..2_000).find_map(|_| client.publish(publish).err());
+    assert!(matches!(failed, Some(ClientError::Io(_))), "{failed:?}");
+    drop(done);
+    server.join().unwrap();
+}
+
+#[test]
 fn a_publisher_with_ticks_unread_learns_that_the_server_is_gone() {
     let (done, is_done) = std::sync::mpsc::channel::<()>();
     let (address, server) = serve(move |peer| {
