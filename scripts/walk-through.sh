@@ -6,7 +6,7 @@
 # scrapes it; opens the page; looks at `tickcast top` in tmux; adds the simulator and a heart to the configuration and
 # reloads; drains it under a subscriber; starts it again, and the wave is on the page; removes it. What was seen is in FOLDER
 # (walk-through below the target folder unless said otherwise): screenshots of the page in light and dark on a desktop and
-# a phone, top.txt, metrics.txt, check.txt, server.log. The machine is then as it was, but for dpkg's log. About 75 s.
+# a phone, top.txt, metrics.txt, check.txt, server.log. The machine is then as it was, but for dpkg's log. About a minute.
 #
 # What the browser, tmux and promtool are for is left out where they are missing (scripts/test.sh installs them). Exits with
 # 77 where nothing can be tried: not as root, without dpkg or curl, or where tickcast is installed.

@@ -114,14 +114,12 @@ impl History {
         let before = self.log.take();
         if capacity > 0 {
             let mut log = EgressLog::new(capacity);
-            for (range, mark) in
-                before.iter().flat_map(|before| (0..before.len()).filter_map(|at| before.nth(at)))
-            {
-                // Laps older ones where it is shorter than they are together.
-                if let Some(before) = &before
-                    && log.append(mark, before.bytes(range)).is_none()
-                {
-                    log.rewind();
+            if let Some(before) = before {
+                for (range, mark) in (0..before.len()).filter_map(|at| before.nth(at)) {
+                    // Laps older ones where it is shorter than they are together.
+                    if log.append(mark, before.bytes(range)).is_none() {
+                        log.rewind();
+                    }
                 }
             }
             self.log = Some(log);

@@ -160,7 +160,7 @@ pub const SCANS_MAX: usize = 1_024;
 pub const LATENCY_BUDGET_US_HIGHEST: u64 = 100_000;
 /// Longest spin before a shard sleeps, microseconds: beyond a second of silence nobody waits for 20 us.
 pub const SPIN_US_HIGHEST: u64 = 1_000_000;
-/// Bytes of histories that are copied into smaller buffers in one turn: some 0.1 ms.
+/// Bytes of histories that are copied into smaller buffers in one turn.
 pub const TURN_TRIM_BYTES: usize = 256 << 10;
 /// SENDs of one turn before the shard looks at its rings again: 1,024 sends are about 5 ms.
 pub const TURN_SENDS: usize = 1_024;

@@ -195,8 +195,8 @@ impl Driver {
 
     /// After a turn that made `sends` SENDs, once every session that stood ready has had its own: leaves the core alone
     /// until the latency budget since the first of these turns began is used up, so that what comes meanwhile leaves
-    /// together. What an operator asked is worked on in that time. The first tick after a pause is not delayed. Nobody has to wake the shard: the doorbell is not armed,
-    /// and those who bring something go on at once.
+    /// together. What an operator asked is worked on in that time. The first tick after a pause is not delayed. Nobody has to
+    /// wake the shard: the doorbell is not armed, and those who bring something go on at once.
     fn pace(&mut self, began_ns: u64, sends: usize) -> io::Result<()> {
         let budget_ns = self.pacing.latency_budget_ns;
         if self.phase != Phase::Running || budget_ns == 0 {

@@ -22,7 +22,7 @@ pub struct Reloader {
     log: String,
     /// Shards that could not be asked, their rings being full: they are told as soon as they can be.
     untold: Vec<ShardId>,
-    /// It was asked for while the server was starting.
+    /// It was asked for, perhaps while there were no shards yet.
     is_asked: bool,
 }
 
