@@ -231,9 +231,9 @@ pub const ADMIN_HEAD_BYTES_MAX: usize = 16 << 10;
 pub const ADMIN_ROWS_DEFAULT: usize = 100;
 /// Sessions or topics in one answer, at most: 300 bytes of JSON each.
 pub const ADMIN_ROWS_MAX: usize = 1_000;
-/// Sessions or topics that a shard looks at in one turn for an operator: some 0.2 ms if each misses the cache.
+/// Sessions or topics that a shard looks at in one turn for an operator: some 0.2 ms by an estimate, if each misses the cache (100 ns).
 pub const TURN_SURVEYED: usize = 2_048;
-/// Sockets whose address and round trip a shard asks the kernel for in one turn: some 3 us each.
+/// Sockets whose address and round trip a shard asks the kernel for in one turn: four system calls each.
 pub const TURN_SOCKETS_ASKED: usize = 32;
 
 /// Time between two looks of `tickcast top`, unless asked for otherwise.
