@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use tickcast::{
-    clock::Now,
+use tickcast::limits::LINGER_DEADLINE_MS;
+use tickcast_core::{
     config::Limits,
-    counters::Counters,
-    limits::LINGER_DEADLINE_MS,
+    metrics::counters::Counters,
+    now::Now,
     shard::{Action, Door, Shard},
-    tick::ShardId,
 };
+use tickcast_proto::ids::ShardId;
 
 const MS: u64 = 1_000_000;
 const HANDSHAKE_MS: u64 = 10 * LINGER_DEADLINE_MS;

@@ -1,7 +1,7 @@
 //! Where a connection's ticks come from: tickcast, or a peer that is measured beside it.
 //!
 //! A peer carries bare payloads. What tickcast says in its frames is read from them instead
-//! ([`tickcast::ingest::payload`]): the intended send time, the topic, and the number of the tick in it. So a tick, a
+//! ([`tickcast::sources::payload`]): the intended send time, the topic, and the number of the tick in it. So a tick, a
 //! gap and a latency mean the same on every transport, and nothing beyond this file knows which one it is.
 
 mod lines;
@@ -13,14 +13,11 @@ mod websocket;
 
 use std::fmt;
 
-use tickcast::{
-    client::{Event, RequestError, Session, SessionError, TopicStats},
-    tick::TopicId,
-    wire::Encoding,
-};
+use crate::options::Plan;
+use tickcast_client::{Event, RequestError, Session, SessionError, TopicStats};
+use tickcast_proto::{Encoding, ids::TopicId};
 
 use self::{nats::Nats, peer::Peer, redis::Redis, websocket::WebSocket};
-use crate::options::Plan;
 
 /// Longest payload taken from a peer, in bytes: the largest that tickcast can be told to take.
 pub const PAYLOAD_BYTES_MAX: usize = tickcast::limits::FRAME_BYTES_MAX_HIGHEST;

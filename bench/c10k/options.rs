@@ -6,15 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Parser, Subcommand, ValueEnum};
-use tickcast::{
-    client::{SessionOptions, SubscribeOptions},
-    limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX},
-    subscription::{Delivery, Policy},
-    wire::Encoding,
-};
-
 use crate::{feed::PeerProtocol, own::Own, plot::PlotArgs, report};
+use clap::{Parser, Subcommand, ValueEnum};
+use tickcast::limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX};
+use tickcast_client::{SessionOptions, SubscribeOptions};
+use tickcast_proto::{
+    Encoding,
+    subscription::{Delivery, Policy},
+};
 
 /// Connections from one source address: a third of the ephemeral ports stays free for others.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;

@@ -3,16 +3,13 @@
 
 use std::io::Write;
 
-use tickcast::{
-    client::{Event, PublishRequest, Session, SessionOptions},
-    limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX},
-    wire::Encoding,
-};
-
 use crate::options::{Plan, Protocol};
+use tickcast::limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX};
+use tickcast_client::{Event, PublishRequest, Session, SessionOptions};
+use tickcast_proto::Encoding;
 
 /// Bytes that wait for the socket of one connection; a tick past them is refused. One may go past it.
-pub const WAITING_BYTES_MAX: usize = tickcast::client::OUTPUT_BYTES_MAX;
+pub const WAITING_BYTES_MAX: usize = tickcast_client::OUTPUT_BYTES_MAX;
 /// Ticks that wait for their answer on one HTTP connection; one past them is refused.
 pub const UNANSWERED_MAX: u64 = 4_096;
 /// Longest line of an answer, in bytes: NATS allows its server 32 KiB for INFO.

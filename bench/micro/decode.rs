@@ -3,20 +3,17 @@
 
 use std::hint::black_box;
 
-use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
-use tickcast::{
-    client::{Event, Session, SessionOptions},
-    tick::{Sequence, TopicId},
-    wire::{
-        Encoding, Step,
-        frame::{self, FLAG_PAYLOAD_JSON, TickParts},
-        reply::Reply,
-    },
-};
-
 use crate::{
     load,
     measure::{per_unit, timed},
+};
+use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
+use tickcast_client::{Event, Session, SessionOptions};
+use tickcast_proto::{
+    Encoding, Step,
+    frame::{self, FLAG_PAYLOAD_JSON, TickParts},
+    ids::{Sequence, TopicId},
+    reply::Reply,
 };
 
 /// Bytes of one read.

@@ -1,5 +1,6 @@
 use super::*;
-use crate::{client::script::serve, wire::frame::Kind};
+use crate::script::serve;
+use tickcast_proto::frame::Kind;
 
 const LONG: Duration = Duration::from_secs(20);
 

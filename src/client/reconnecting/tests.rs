@@ -1,9 +1,9 @@
 use super::*;
-use crate::client::{
+use crate::{
     SessionError,
     script::{Peer, serve_each},
 };
-use crate::wire::reply::Reply;
+use tickcast_proto::reply::Reply;
 
 const LONG: Duration = Duration::from_secs(20);
 const RESUME: &str = "Resume { topic: \"a.b\", position: Position { epoch: 3, sequence: 2 } }";
@@ -258,7 +258,7 @@ fn what_was_told_as_lost_is_not_asked_for_again() {
     let (address, server) = serve_each(vec![
         |peer| {
             first(peer);
-            let (topic, name) = (crate::tick::TopicId(5), "a.b");
+            let (topic, name) = (tickcast_proto::ids::TopicId(5), "a.b");
             peer.reply(Reply::Gap { topic, name, from: 3, to: 9 });
         },
         |peer| {
@@ -352,7 +352,7 @@ fn what_is_asked_without_a_connection_is_asked_with_the_next() {
 fn waiting_without_a_connection_ends_in_time() {
     let (address, server) = serve_each(vec![|peer| {
         peer.welcome_in(3);
-        peer.reply(Reply::Error { request: 0, code: crate::wire::ErrorCode::BadRequest, text: "" });
+        peer.reply(Reply::Error { request: 0, code: tickcast_proto::ErrorCode::BadRequest, text: "" });
     }]);
     let address = Address::parse(&address).unwrap();
     let backoff = Backoff::with_bounds(1, 1 << 40, 1 << 40);

@@ -1,0 +1,439 @@
+//! The home side of topics: assigns sequences, keeps the latest tick, knows which shards take which topic.
+
+pub mod history;
+pub mod last_value;
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::{
+    home::{
+        history::{History, HistoryBounds},
+        last_value::{KeysBudget, Newest},
+    },
+    limits::{HISTORY_PIECE_BYTES, TURN_SCAN_TOPICS, TURN_TRIM_BYTES},
+    pattern_trie::PatternTrie,
+};
+use tickcast_proto::{
+    frame::{self, FLAG_SNAPSHOT, TickParts},
+    ids::{Sequence, ShardId, TopicId},
+    pattern,
+    subscription::Rules,
+};
+
+/// A set of shards, one bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardSet(u128);
+
+impl ShardSet {
+    /// Whether the shard is in it.
+    pub fn contains(self, shard: ShardId) -> bool {
+        self.0 >> shard.0 & 1 == 1
+    }
+    fn insert(&mut self, shard: ShardId) {
+        self.0 |= 1 << shard.0;
+    }
+    fn remove(&mut self, shard: ShardId) {
+        self.0 &= !(1 << shard.0);
+    }
+    fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+    /// The shards in it, ascending.
+    pub fn iter(self) -> impl Iterator<Item = ShardId> {
+        let mut rest = self.0;
+        std::iter::from_fn(move || {
+            let shard = (rest != 0).then(|| ShardId(rest.trailing_zeros() as u16))?;
+            rest &= rest - 1;
+            Some(shard)
+        })
+    }
+}
+
+/// What a session wants of a topic's past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Wanted {
+    /// The newest tick, of each key.
+    Latest = 0,
+    /// What is kept from a sequence on; what is not is told as a gap.
+    Kept = 1,
+    /// Everything from a sequence on, or else the newest, and to be told which.
+    Place = 2,
+    /// The newest, and to be told that its place means nothing here.
+    Lost = 3,
+    /// The newest tick of each key from a sequence on, for a session that could not take them all as they came.
+    Newest = 4,
+}
+
+impl Wanted {
+    /// The value of a number from the mesh.
+    pub fn from_wire(wanted: u32) -> Option<Wanted> {
+        use Wanted::*;
+        [Latest, Kept, Place, Lost, Newest].into_iter().find(|known| *known as u32 == wanted)
+    }
+}
+
+/// The last piece: ticks after it are live.
+pub const PIECE_DONE: u32 = 1;
+/// The place was found: everything after it follows.
+pub const PIECE_RECOVERED: u32 = 2;
+/// The place was not found: the newest ticks follow.
+pub const PIECE_NOT_RECOVERED: u32 = 4;
+
+/// How much of the past is kept.
+#[derive(Clone, Debug)]
+pub struct Keeping {
+    /// By topic.
+    pub history: Rules<HistoryBounds>,
+    /// Bytes of all topics of the home together.
+    pub history_bytes_max: usize,
+    /// The newest ticks by key of all topics of the home.
+    pub keys: KeysBudget,
+}
+
+/// A topic at its home.
+#[derive(Debug)]
+pub struct HomeTopic {
+    /// Its name.
+    pub name: Box<str>,
+    /// Its id on the wire.
+    pub id: TopicId,
+    /// Sequence of the last tick; 0 before the first.
+    pub sequence: Sequence,
+    /// The last tick of each key, as the frames that were sent.
+    pub newest: Newest,
+    history: History,
+    bounds: HistoryBounds,
+    /// Shards that have a subscriber of it.
+    pub interested: ShardSet,
+}
+
+impl HomeTopic {
+    /// Its recent ticks.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+}
+
+/// What a shard that asked for a pattern is to be told.
+#[derive(Debug)]
+pub enum Notice<'a> {
+    /// The shard now gets this topic's ticks.
+    Open(ShardId, &'a HomeTopic),
+    /// The shard no longer gets this topic's ticks.
+    Close(ShardId, &'a HomeTopic),
+    /// Every topic that matched when the shard asked has been opened. Names the request.
+    Ready(ShardId, u32),
+}
+
+/// A walk over the topics for one shard's change of mind, done in pieces of [`TURN_SCAN_TOPICS`].
+#[derive(Debug)]
+struct Scan {
+    shard: ShardId,
+    pattern: Box<str>,
+    /// The request to answer when opening; `None` when closing.
+    request: Option<u32>,
+    next: u32,
+}
+
+/// What a piece of a topic's past is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The topic's last sequence.
+    pub last: u64,
+    /// The first sequence that is still there; what lies before is lost.
+    pub start: u64,
+    /// `PIECE_*`.
+    pub flags: u32,
+}
+
+/// Where a frame's flags stand.
+const FLAGS_OFFSET: usize = 7;
+
+/// All topics whose home this shard is.
+///
+/// Invariant: a shard outside `interested` of a topic holds no pattern that matches it, once no scan is pending.
+/// Invariant: scans run in the order they were asked for, so a close never overtakes the open after it.
+#[derive(Debug)]
+pub struct Home {
+    shard: ShardId,
+    shards: u16,
+    topics_max: usize,
+    keeping: Keeping,
+    /// What the histories may still grow by; below zero: what they are to give back, since the bound was made smaller.
+    history_left_bytes: isize,
+    /// The topic from which on the histories are to be held to bounds that were made smaller.
+    trim_next: Option<usize>,
+    topics: Vec<HomeTopic>,
+    by_name: HashMap<Box<str>, u32>,
+    /// Pattern -> shards that hold it.
+    interest: PatternTrie<ShardSet>,
+    /// Bound: [`crate::limits::SCANS_MAX`], and what the sessions that end add.
+    scans: VecDeque<Scan>,
+}
+
+/// The home has as many topics as it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyTopics;
+
+impl Home {
+    /// An empty home that sequences at most `topics_max` topics.
+    pub fn new(shard: ShardId, shards: u16, topics_max: usize, keeping: Keeping) -> Home {
+        Home {
+            shard,
+            shards,
+            topics_max,
+            history_left_bytes: signed(keeping.history_bytes_max),
+            trim_next: None,
+            keeping,
+            topics: Vec::new(),
+            by_name: HashMap::new(),
+            interest: PatternTrie::default(),
+            scans: VecDeque::new(),
+        }
+    }
+
+    /// Keeps other amounts of the past from now on. What there is is held to it at each topic's next tick, or as
+    /// [`Home::trim`] comes to it. A pass over the topics where `history` is another than before.
+    pub fn set_keeping(&mut self, history: Rules<HistoryBounds>, history_bytes_max: usize, keys_max: usize) {
+        let taken = signed(self.keeping.history_bytes_max) - self.history_left_bytes;
+        self.history_left_bytes = signed(history_bytes_max) - taken;
+        self.trim_next = Some(0);
+        if history != self.keeping.history {
+            for topic in &mut self.topics {
+                topic.bounds = history.of(&topic.name);
+            }
+        }
+        self.keeping.keys.keys_max = keys_max;
+        (self.keeping.history, self.keeping.history_bytes_max) = (history, history_bytes_max);
+    }
+
+    /// Whether there is something for [`Home::trim`].
+    pub fn is_trimming(&self) -> bool {
+        self.trim_next.is_some()
+    }
+
+    /// Holds histories to their bounds, and together to theirs: those of topics that have fallen silent, too. Does a
+    /// bounded piece, [`TURN_TRIM_BYTES`] copied and a history more. Returns the topics looked at.
+    pub fn trim(&mut self, now_ns: u64) -> usize {
+        let Some(first) = self.trim_next else { return 0 };
+        let (mut next, mut copied) = (first, 0);
+        while next < self.topics.len() && next - first < TURN_SCAN_TOPICS && copied < TURN_TRIM_BYTES {
+            let HomeTopic { history, bounds, .. } = &mut self.topics[next];
+            copied += history.trim(*bounds, now_ns, &mut self.history_left_bytes);
+            next += 1;
+        }
+        // Each pass halves what there is, so there are few.
+        self.trim_next = match next < self.topics.len() {
+            true => Some(next),
+            false => (self.history_left_bytes < 0 && next > 0).then_some(0),
+        };
+        next - first
+    }
+
+    /// The topic at an index that this home gave out.
+    pub fn topic(&self, index: u32) -> &HomeTopic {
+        &self.topics[index as usize]
+    }
+
+    /// Gives a tick the next sequence and encodes it as the newest, once for all shards. No allocation once the buffers
+    /// have grown to what the topic needs, but for keys.
+    pub fn advance(&mut self, index: u32, tick: &TickParts<'_>, now_ns: u64) -> &HomeTopic {
+        let topic = &mut self.topics[index as usize];
+        topic.sequence.0 += 1;
+        let (id, sequence) = (topic.id, topic.sequence);
+        topic.newest.put(sequence.0, tick.key, &mut self.keeping.keys, |out| {
+            frame::encode_tick(out, id, sequence, tick);
+        });
+        let left = &mut self.history_left_bytes;
+        topic.history.push(sequence.0, topic.newest.latest(), topic.bounds, now_ns, left);
+        topic
+    }
+
+    /// A piece of a topic's past, from a sequence on: appends whole frames to `out`, about [`HISTORY_PIECE_BYTES`] of
+    /// them, and says what they are. O(piece).
+    pub fn piece(&mut self, id: TopicId, wanted: Wanted, from: u64, now_ns: u64, out: &mut Vec<u8>) -> Piece {
+        let local = id.local_index(self.shards).map_or(usize::MAX, |local| local as usize);
+        let Some(topic) = self.topics.get_mut(local) else {
+            return Piece { last: 0, start: from, flags: PIECE_DONE };
+        };
+        let last = topic.sequence.0;
+        let oldest = topic.history.oldest(topic.bounds, now_ns);
+        let reaches_back = from > last || oldest.is_some_and(|oldest| oldest <= from);
+        let snapshot = wanted != Wanted::Newest;
+        let (mut start, mut flags, mut snapshot_from) = (from, 0, None);
+        match wanted {
+            Wanted::Latest | Wanted::Newest => snapshot_from = Some(from),
+            Wanted::Lost => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(1)),
+            Wanted::Place if from > last + 1 => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(1)),
+            // Who has nothing yet cannot have lost its place: the gap says what is no longer there.
+            Wanted::Place if !reaches_back && from == 1 => {
+                (flags, start) = (PIECE_RECOVERED, oldest.unwrap_or(last));
+            }
+            Wanted::Place if !reaches_back => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(from)),
+            Wanted::Place => flags = PIECE_RECOVERED,
+            Wanted::Kept if !reaches_back => start = oldest.unwrap_or(last),
+            Wanted::Kept => {}
+        }
+        let mut done = true;
+        let mut take = |frame: &[u8], snapshot: bool| {
+            done = out.is_empty() || out.len() + frame.len() <= HISTORY_PIECE_BYTES;
+            if done {
+                let at = out.len() + FLAGS_OFFSET;
+                out.extend_from_slice(frame);
+                out[at] |= if snapshot { FLAG_SNAPSHOT } else { 0 };
+            }
+            done
+        };
+        if let Some(from) = snapshot_from {
+            let _ = topic.newest.since(from).all(|(_, frame)| take(frame, snapshot));
+        } else if oldest.is_some() {
+            let _ = topic.history.since(start).all(|(_, frame)| take(frame, false));
+        } else if start <= last {
+            take(topic.newest.latest(), false);
+        }
+        flags |= if done { PIECE_DONE } else { 0 };
+        Piece { last, start, flags }
+    }
+
+    /// Bytes of the topics' histories and newest ticks.
+    pub fn memory_bytes(&self) -> usize {
+        self.topics.iter().map(|topic| topic.history.memory_bytes() + topic.newest.memory_bytes()).sum()
+    }
+
+    /// Topics it has.
+    pub fn len(&self) -> usize {
+        self.topics.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.topics.is_empty()
+    }
+
+    /// The topic of this name, made at its first tick. The flag says whether it is new: its interested shards are
+    /// then to be told before the tick goes out.
+    ///
+    /// # Errors
+    /// [`TooManyTopics`].
+    pub fn find_or_create(&mut self, name: &str) -> Result<(u32, bool), TooManyTopics> {
+        if let Some(&index) = self.by_name.get(name) {
+            return Ok((index, false));
+        }
+        let index = self.topics.len() as u32;
+        if self.topics.len() >= self.topics_max {
+            return Err(TooManyTopics);
+        }
+        let id = TopicId::new(index, self.shard, self.shards).ok_or(TooManyTopics)?;
+        let mut interested = ShardSet::default();
+        self.interest.matching(name, |shards| interested.0 |= shards.0);
+        self.by_name.insert(name.into(), index);
+        self.topics.push(HomeTopic {
+            name: name.into(),
+            id,
+            sequence: Sequence(0),
+            newest: Newest::default(),
+            history: History::default(),
+            bounds: self.keeping.history.of(name),
+            interested,
+        });
+        Ok((index, true))
+    }
+
+    /// A shard has its first subscriber of `pattern`: topics that appear from now on are opened to it at once, those
+    /// that exist as [`Home::scan`] comes to them, and then it is told that it is ready. A pattern that is a topic's
+    /// name takes one look-up and is answered at once: it does not wait behind anybody's walk.
+    pub fn add_interest(
+        &mut self,
+        shard: ShardId,
+        pattern: &str,
+        request: u32,
+        mut notify: impl FnMut(Notice<'_>),
+    ) {
+        self.interest.at_or_insert(pattern, ShardSet::default).insert(shard);
+        if !pattern::is_exact(pattern) {
+            self.scans.push_back(Scan { shard, pattern: pattern.into(), request: Some(request), next: 0 });
+            return;
+        }
+        if let Some(&index) = self.by_name.get(pattern) {
+            let topic = &mut self.topics[index as usize];
+            if !topic.interested.contains(shard) {
+                topic.interested.insert(shard);
+                notify(Notice::Open(shard, topic));
+            }
+        }
+        notify(Notice::Ready(shard, request));
+    }
+
+    /// A shard has lost its last subscriber of `pattern`.
+    pub fn remove_interest(&mut self, shard: ShardId, pattern: &str, mut notify: impl FnMut(Notice<'_>)) {
+        let Some(shards) = self.interest.at_mut(pattern) else { return };
+        shards.remove(shard);
+        if shards.is_empty() {
+            self.interest.remove(pattern);
+        }
+        if !pattern::is_exact(pattern) {
+            self.scans.push_back(Scan { shard, pattern: pattern.into(), request: None, next: 0 });
+        } else if let Some(&index) = self.by_name.get(pattern) {
+            Self::close_if_unwanted(&self.interest, &mut self.topics[index as usize], shard, &mut notify);
+        }
+    }
+
+    /// Walks that wait. Requests are to be held back while there are [`crate::limits::SCANS_MAX`].
+    pub fn scans_len(&self) -> usize {
+        self.scans.len()
+    }
+
+    /// Does a bounded piece of the pending walks, a look at each topic; `notify` gets what the shards are to be told, in
+    /// order. Returns the topics looked at.
+    pub fn scan(&mut self, mut notify: impl FnMut(Notice<'_>)) -> usize {
+        let mut looked = 0;
+        while looked < TURN_SCAN_TOPICS
+            && let Some(scan) = self.scans.front_mut()
+        {
+            looked += 1;
+            let Some(topic) = self.topics.get_mut(scan.next as usize) else {
+                if let Some(Scan { shard, request: Some(request), .. }) = self.scans.pop_front() {
+                    notify(Notice::Ready(shard, request));
+                }
+                continue;
+            };
+            scan.next += 1;
+            let shard = scan.shard;
+            let taken = topic.interested.contains(shard);
+            if taken == scan.request.is_some() || !pattern::matches(&scan.pattern, &topic.name) {
+                continue;
+            }
+            if taken {
+                Self::close_if_unwanted(&self.interest, topic, shard, &mut notify);
+            } else if self.interest.at_mut(&scan.pattern).is_some_and(|shards| shards.contains(shard)) {
+                topic.interested.insert(shard);
+                notify(Notice::Open(shard, topic));
+            }
+        }
+        looked
+    }
+
+    /// Closes a topic to a shard unless another of its patterns takes it.
+    fn close_if_unwanted(
+        interest: &PatternTrie<ShardSet>,
+        topic: &mut HomeTopic,
+        shard: ShardId,
+        notify: &mut impl FnMut(Notice<'_>),
+    ) {
+        if topic.interested.contains(shard)
+            && !interest.matching_any(&topic.name, |shards| shards.contains(shard))
+        {
+            topic.interested.remove(shard);
+            notify(Notice::Close(shard, topic));
+        }
+    }
+}
+
+/// A bound that may be "any number", to be counted down from.
+fn signed(bytes: usize) -> isize {
+    isize::try_from(bytes).unwrap_or(isize::MAX)
+}
+
+#[cfg(test)]
+mod tests;
