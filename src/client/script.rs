@@ -68,7 +68,7 @@ impl Peer {
 
     /// Takes the hello and welcomes as a server of this epoch.
     pub fn welcome_in(&mut self, epoch: u64) {
-        assert_eq!(self.next().unwrap().0, Kind::Hello);
+        assert_eq!(self.next_frame().unwrap().0, Kind::Hello);
         self.reply(Reply::Welcome { request: 1, epoch, session: 2, frame_bytes_max: 1 << 18 });
     }
 
@@ -95,7 +95,7 @@ impl Peer {
     }
 
     /// The next frame: kind, request or token, and payload without its topic.
-    pub fn next(&mut self) -> Option<(Kind, u64, Vec<u8>)> {
+    pub fn next_frame(&mut self) -> Option<(Kind, u64, Vec<u8>)> {
         loop {
             if let Step::Complete(used, frame) = frame::decode(&self.input, FRAME_BYTES_MAX_DEFAULT).unwrap()
             {
@@ -122,14 +122,14 @@ impl Peer {
 
     /// Takes the hello and welcomes.
     pub fn welcome(&mut self) {
-        assert_eq!(self.next().unwrap().0, Kind::Hello);
+        assert_eq!(self.next_frame().unwrap().0, Kind::Hello);
         let welcome = Welcome { epoch: 1, session: 2, frame_bytes_max: 1 << 18, request: 1 };
         self.send(Kind::Welcome, &welcome, b"tickcast/test");
     }
 
     /// Takes one subscribe, acknowledges it, and announces topic 5 `a.b`.
     pub fn subscribed(&mut self) {
-        let (kind, request, pattern) = self.next().unwrap();
+        let (kind, request, pattern) = self.next_frame().unwrap();
         assert_eq!(kind, Kind::Subscribe);
         self.send(
             Kind::Subscribed,

@@ -64,7 +64,7 @@ const FIRST: [&str; 6] =
 
 /// Acknowledges without a look at what is asked.
 fn acknowledge(peer: &mut Peer, epoch: u64) {
-    let (_, request, _) = peer.next().unwrap();
+    let (_, request, _) = peer.next_frame().unwrap();
     peer.reply(Reply::Subscribed { request: request as u32, pattern: "a.>", epoch });
     peer.topic(epoch);
 }
@@ -75,7 +75,7 @@ fn recovered(peer: &mut Peer, epoch: u64, sequence: u64, recovered: bool) {
 
 /// Stays until the client goes.
 fn stay(peer: &mut Peer) {
-    while peer.next().is_some() {}
+    while peer.next_frame().is_some() {}
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn only_an_acknowledged_subscription_resumes_without_a_tick() {
             false => vec![
                 |peer| {
                     peer.welcome_in(3);
-                    peer.next();
+                    peer.next_frame();
                 },
                 |peer| {
                     peer.welcome_in(3);
@@ -297,13 +297,13 @@ fn attempts_go_on_until_one_succeeds_and_a_refused_pattern_is_not_asked_again() 
     let (address, server) = serve_each(vec![
         |peer| {
             peer.welcome_in(3);
-            let (_, request, _) = peer.next().unwrap();
+            let (_, request, _) = peer.next_frame().unwrap();
             peer.error(request, "bad pattern");
             peer.subscribed();
         },
         |_| {},
         |peer| {
-            peer.next();
+            peer.next_frame();
         },
         |peer| {
             peer.welcome_in(3);

@@ -32,7 +32,7 @@ fn say_all(peer: &mut Peer) {
     peer.reply(Reply::Conflated { topic: TopicId(5), name: "a.b", from: 5, to: 6 });
     peer.snapshot(6);
     peer.tick(7, b"after the count");
-    while peer.next().is_some() {}
+    while peer.next_frame().is_some() {}
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn sub_comes_back_and_goes_on_after_its_last_tick() {
             let reply = Reply::Recovered { topic_id: 5, name: "a.b", epoch: 3, sequence: 2, recovered: true };
             peer.reply(reply);
             peer.tick(2, b"2");
-            while peer.next().is_some() {}
+            while peer.next_frame().is_some() {}
         },
     ]);
     let args = SubArgs { no_reconnect: false, ..sub(address, false, Some(2)) };
@@ -110,7 +110,7 @@ fn sub_append_goes_on_where_its_file_ends() {
             peer.reply(Reply::Gap { topic: TopicId(5), name: "a.b", from: 1, to: 6 });
             peer.tick(6, b"6");
             peer.tick(7, b"7");
-            while peer.next().is_some() {}
+            while peer.next_frame().is_some() {}
         },
         |peer| {
             peer.welcome_in(3);
@@ -126,7 +126,7 @@ fn sub_append_goes_on_where_its_file_ends() {
             };
             peer.reply(place(10, false));
             peer.snapshot(10);
-            while peer.next().is_some() {}
+            while peer.next_frame().is_some() {}
         },
     ]);
     let (result, out, _) = run_sub(&append(address.clone(), 2));
@@ -163,7 +163,7 @@ fn sub_says_why_the_server_closed_or_refused() {
 
     let (address, server) = serve(|peer| {
         peer.welcome();
-        let (_, request, _) = peer.next().unwrap();
+        let (_, request, _) = peer.next_frame().unwrap();
         peer.error(request, "bad pattern");
     });
     let (result, ..) = run_sub(&sub(address, false, None));
@@ -186,7 +186,7 @@ fn a_reader_that_goes_away_ends_sub_quietly() {
         peer.welcome();
         peer.subscribed();
         peer.tick(1, b"x");
-        while peer.next().is_some() {}
+        while peer.next_frame().is_some() {}
     });
     subscribe_to(&sub(address, false, None), &mut Gone, &mut Vec::new()).unwrap();
     server.join().unwrap();
@@ -197,7 +197,7 @@ fn pub_sends_each_line_and_ends_after_the_barrier() {
     let (address, server) = serve(|peer| {
         peer.welcome();
         let mut lines = Vec::new();
-        while let Some((kind, token, payload)) = peer.next() {
+        while let Some((kind, token, payload)) = peer.next_frame() {
             match kind {
                 Kind::Ping => peer.pong(token),
                 _ => lines.push(String::from_utf8(payload).unwrap()),
@@ -220,11 +220,11 @@ fn pub_answers_the_server_while_it_waits_for_the_rest_of_a_line() {
     let (address, server) = serve(move |peer| {
         peer.welcome();
         peer.ping(7);
-        let answer = peer.next().unwrap();
+        let answer = peer.next_frame().unwrap();
         writer.write_all(b" line\n").unwrap();
         drop(writer);
-        let line = peer.next().unwrap().2;
-        let (_, token, _) = peer.next().unwrap();
+        let line = peer.next_frame().unwrap().2;
+        let (_, token, _) = peer.next_frame().unwrap();
         peer.pong(token);
         (answer, line)
     });
@@ -239,7 +239,7 @@ fn pub_names_the_lines_that_were_refused_and_sends_the_rest() {
     let (address, server) = serve(|peer| {
         peer.welcome();
         let mut taken = 0;
-        while let Some((kind, token, payload)) = peer.next() {
+        while let Some((kind, token, payload)) = peer.next_frame() {
             match (kind, &payload[..]) {
                 (Kind::Ping, _) => peer.pong(token),
                 (_, b"bad") => peer.error(token, "not this one"),
@@ -260,8 +260,8 @@ fn pub_names_the_lines_that_were_refused_and_sends_the_rest() {
 fn pub_fails_when_the_server_closes_before_it_took_everything() {
     let (address, server) = serve(|peer| {
         peer.welcome();
-        let (kind, _, payload) = peer.next().unwrap();
-        peer.next();
+        let (kind, _, payload) = peer.next_frame().unwrap();
+        peer.next_frame();
         peer.closing(3001, "the server stops");
         (kind, payload)
     });

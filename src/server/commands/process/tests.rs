@@ -107,7 +107,7 @@ fn heart(peer: &mut Peer) -> Vec<String> {
             tick(peer, 9, sequence, info.time_ns(k * BATCH), b"not four");
         }
     }
-    std::iter::from_fn(|| peer.next())
+    std::iter::from_fn(|| peer.next_frame())
         .filter(|(kind, ..)| *kind == Kind::Publish)
         .map(|(_, _, payload)| String::from_utf8(payload).unwrap())
         .collect()
