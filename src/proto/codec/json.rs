@@ -224,7 +224,7 @@ pub fn tick_prefix(topic: &str) -> Vec<u8> {
     format!("{{\"topic\":{},\"seq\":", literal(topic)).into_bytes()
 }
 
-/// Appends a tick. `prefix` is the topic's [`tick_prefix`]. No allocation for a JSON payload.
+/// Appends a tick. `prefix` is the topic's [`tick_prefix`]. No allocation once `out` has grown.
 pub fn encode_tick(out: &mut Vec<u8>, prefix: &[u8], sequence: u64, tick: &TickParts<'_>) {
     let TickParts { flags, times, key, payload, .. } = *tick;
     let mut digits = itoa::Buffer::new();
@@ -245,9 +245,16 @@ pub fn encode_tick(out: &mut Vec<u8>, prefix: &[u8], sequence: u64, tick: &TickP
         out.push(b'}');
     } else {
         out.extend_from_slice(b",\"encoding\":\"base64\",\"data\":\"");
-        out.extend_from_slice(BASE64.encode(payload).as_bytes());
+        append_base64(out, payload);
         out.extend_from_slice(b"\"}");
     }
+}
+
+fn append_base64(out: &mut Vec<u8>, bytes: &[u8]) {
+    let (start, len) = (out.len(), bytes.len().div_ceil(3) * 4);
+    out.resize(start + len, 0);
+    let written = BASE64.encode_slice(bytes, &mut out[start..]);
+    debug_assert_eq!(written, Ok(len), "base64 has 4 characters for 3 bytes, padded");
 }
 
 /// Appends `{"op":"welcome",...}`.
@@ -434,6 +441,22 @@ mod tests {
         let parts = TickParts { times, payload: &publish.payload, ..Default::default() };
         encode_tick(&mut out, &tick_prefix("t"), 1, &parts);
         assert_eq!(out, br#"{"topic":"t","seq":1,"ts":2,"encoding":"base64","data":"AP8="}"#);
+    }
+
+    #[test]
+    fn a_binary_tick_needs_no_memory_beyond_its_message() {
+        let payload: Vec<u8> = (0..=255).collect();
+        for len in [0, 1, 2, 3, 100, 256] {
+            let parts = TickParts { payload: &payload[..len], ..Default::default() };
+            let mut out = Vec::new();
+            encode_tick(&mut out, b"{", 1, &parts);
+            let (again, capacity) = (out.clone(), out.capacity());
+            out.clear();
+            encode_tick(&mut out, b"{", 1, &parts);
+            assert_eq!((&out, out.capacity()), (&again, capacity), "{len} bytes into a warm buffer");
+            let text = &out[out.iter().rposition(|&byte| byte == b':').unwrap() + 2..out.len() - 2];
+            assert_eq!(BASE64.decode(text).unwrap(), payload[..len]);
+        }
     }
 
     #[test]
