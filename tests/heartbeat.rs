@@ -8,7 +8,7 @@ use tickcast_core::{
     config::Limits,
     metrics::counters::{Counter, Counters},
     now::Now,
-    shard::{Action, Door, Shard},
+    shard::{Action, ListenerKind, Shard},
 };
 use tickcast_proto::{
     Step,
@@ -57,7 +57,7 @@ impl Bench {
     fn native(&mut self, slot: u32) {
         let mut hello = Vec::new();
         frame::encode(&mut hello, Kind::Hello, Meta::default(), &Hello::default(), &[b"x"]);
-        self.shard.handle_accept(slot, Door::Native, self.now);
+        self.shard.handle_accept(slot, ListenerKind::Native, self.now);
         self.shard.handle_bytes(slot, &hello, self.now);
         self.turn();
         self.sent.clear();
@@ -69,7 +69,7 @@ impl Bench {
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
              Sec-WebSocket-Protocol: {subprotocol}\r\n\r\n"
         );
-        self.shard.handle_accept(slot, Door::Http, self.now);
+        self.shard.handle_accept(slot, ListenerKind::Http, self.now);
         self.shard.handle_bytes(slot, request.as_bytes(), self.now);
         self.turn();
         self.sent.clear();
@@ -281,8 +281,8 @@ fn a_peer_with_a_full_socket_that_reads_nothing_is_reaped_and_one_that_reads_slo
 fn a_session_in_its_handshake_is_not_pinged() {
     let mut bench =
         Bench::with(Limits { ping_interval_ns: 100 * MS, ping_timeout_ns: 100 * MS, ..Limits::default() });
-    bench.shard.handle_accept(0, Door::Native, bench.now);
-    bench.shard.handle_accept(1, Door::Http, bench.now);
+    bench.shard.handle_accept(0, ListenerKind::Native, bench.now);
+    bench.shard.handle_accept(1, ListenerKind::Http, bench.now);
     bench.shard.handle_bytes(1, b"GET /ws", bench.now);
     bench.pass(4_900);
     assert_eq!((bench.shard.counters().value(Counter::Pings), bench.shard.sessions_len()), (0, 2));

@@ -8,7 +8,7 @@ use tickcast_core::{
     metrics::counters::{Counter, Counters},
     now::Now,
     session::{Session, membership::Membership},
-    shard::{Action, Door, Shard},
+    shard::{Action, ListenerKind, Shard},
 };
 use tickcast_proto::{
     Step,
@@ -58,7 +58,7 @@ impl Bench {
     }
 
     fn connect(&mut self, slot: u32) {
-        self.shard.handle_accept(slot, Door::Native, self.now);
+        self.shard.handle_accept(slot, ListenerKind::Native, self.now);
         self.send(slot, Kind::Hello, &Hello::default(), b"x");
     }
 

@@ -7,7 +7,7 @@ use tickcast_core::{
     config::Limits,
     metrics::counters::Counters,
     now::Now,
-    shard::{Action, Door, Shard},
+    shard::{Action, ListenerKind, Shard},
 };
 use tickcast_proto::ids::ShardId;
 
@@ -28,7 +28,7 @@ impl Bench {
         let shard = Shard::new(ShardId(0), 1, 1, limits, Arc::new(Counters::default()));
         let now = Now { monotonic_ns: 1 << 41, realtime_ns: 1 << 60 };
         let mut bench = Bench { shard, now, is_full, actions: Vec::new() };
-        bench.shard.handle_accept(0, Door::Http, bench.now);
+        bench.shard.handle_accept(0, ListenerKind::Http, bench.now);
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         bench.shard.handle_bytes(0, request.as_bytes(), bench.now);
         bench.turn();

@@ -6,7 +6,7 @@ use tickcast_core::{
     config::Limits,
     metrics::counters::{Counter, Counters},
     now::Now,
-    shard::{Action, Door, Shard},
+    shard::{Action, ListenerKind, Shard},
 };
 use tickcast_proto::{
     command::encode_request,
@@ -107,7 +107,7 @@ impl Server {
 }
 
 /// Everything the server sends when the conversation comes in pieces of `len`, once its subscription is live.
-fn answer(door: Door, conversation: &Conversation, len: usize) -> Vec<u8> {
+fn answer(door: ListenerKind, conversation: &Conversation, len: usize) -> Vec<u8> {
     let limits = Limits { egress_log_bytes: 1 << 20, ..Limits::default() };
     let shard = Shard::new(ShardId(0), 1, 1, limits, Arc::new(Counters::default()));
     let mut server = Server { shard, sent: Vec::new(), gather: Vec::new() };
@@ -125,7 +125,7 @@ fn answer(door: Door, conversation: &Conversation, len: usize) -> Vec<u8> {
 }
 
 #[track_caller]
-fn check(door: Door, conversation: &Conversation) {
+fn check(door: ListenerKind, conversation: &Conversation) {
     let whole = answer(door, conversation, usize::MAX);
     assert!(whole.len() > PAYLOAD_BYTES.iter().sum(), "every tick came back");
     for len in 1..=PIECE_BYTES_MAX {
@@ -135,15 +135,15 @@ fn check(door: Door, conversation: &Conversation) {
 
 #[test]
 fn native_frames_mean_the_same_in_pieces_of_every_size() {
-    check(Door::Native, &native());
+    check(ListenerKind::Native, &native());
 }
 
 #[test]
 fn websocket_binary_messages_mean_the_same_in_pieces_of_every_size() {
-    check(Door::Http, &rkyv());
+    check(ListenerKind::Http, &rkyv());
 }
 
 #[test]
 fn websocket_text_messages_mean_the_same_in_pieces_of_every_size() {
-    check(Door::Http, &json());
+    check(ListenerKind::Http, &json());
 }

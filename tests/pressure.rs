@@ -16,7 +16,7 @@ use tickcast_core::{
     metrics::counters::{Counter, Counters},
     now::Now,
     placement,
-    shard::{Action, Door, Shard},
+    shard::{Action, ListenerKind, Shard},
 };
 use tickcast_proto::{
     command::encode_request,
@@ -36,7 +36,7 @@ fn shards(count: u16) -> (Vec<Shard>, Vec<Mesh>, Vec<Arc<Doorbell>>) {
 }
 
 fn connect(shard: &mut Shard, slot: u32) {
-    shard.handle_accept(slot, Door::Native, NOW);
+    shard.handle_accept(slot, ListenerKind::Native, NOW);
     let mut hello = Vec::new();
     frame::encode(&mut hello, Kind::Hello, Meta::default(), &Hello::default(), &[b"x"]);
     shard.handle_bytes(slot, &hello, NOW);
@@ -91,7 +91,7 @@ fn clients_that_come_and_go_leave_no_deadlines_behind() {
     let before = shard.memory_bytes();
     for _ in 0..100_000 {
         // Not even the time until the first handshake is due passes.
-        shard.handle_accept(1, Door::Native, NOW);
+        shard.handle_accept(1, ListenerKind::Native, NOW);
         shard.handle_error(1, 104, NOW);
         while shard.poll_action().is_some() {}
     }

@@ -14,9 +14,10 @@ use tickcast::{
     limits::{FRAME_BYTES_MAX_DEFAULT, HTTP_HEAD_BYTES_MAX_DEFAULT},
 };
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
+    codec::MessageType,
     frame::{self, Frame, Kind},
-    framing::websocket::{self, DataType, Incoming, WebSocket},
+    framing::websocket::{self, Incoming, WebSocket},
     http::{self, Answer, NoFiles, Offer, Target},
     records::{Hello, Subscribe},
     reply::Reply,
@@ -70,7 +71,7 @@ struct Greeting<'a> {
     socket: TcpStream,
     options: &'a Options,
     decoder: Decoder,
-    encoding: Encoding,
+    encoding: WireFormat,
     input: Vec<u8>,
     output: Vec<u8>,
     subscriptions: u32,
@@ -79,8 +80,8 @@ struct Greeting<'a> {
 impl<'a> Greeting<'a> {
     fn new(socket: TcpStream, options: &'a Options) -> Greeting<'a> {
         let (decoder, encoding) = match options.websocket {
-            true => (Decoder::HttpHead, Encoding::WebSocketRkyv),
-            false => (Decoder::Native, Encoding::Native),
+            true => (Decoder::HttpHead, WireFormat::WEBSOCKET_NATIVE),
+            false => (Decoder::Native, WireFormat::TCP_NATIVE),
         };
         let (input, output) = (Vec::new(), Vec::new());
         Greeting { socket, options, decoder, encoding, input, output, subscriptions: 0 }
@@ -135,7 +136,7 @@ impl<'a> Greeting<'a> {
                 match http::step(input, offer) {
                     Step::Partial => Ok(None),
                     Step::Complete(used, Answer::Upgrade { response, target }) => {
-                        let Target::Stream { encoding: Encoding::WebSocketRkyv, .. } = target else {
+                        let Target::Stream { format: WireFormat::WEBSOCKET_NATIVE, .. } = target else {
                             return Err(invalid("only the subprotocol tickcast.v1.rkyv: --encoding rkyv"));
                         };
                         self.output.extend_from_slice(&response);
@@ -220,8 +221,8 @@ impl<'a> Greeting<'a> {
                 &rounds::topic_name(index),
             );
             match self.encoding {
-                Encoding::Native => self.output.extend_from_slice(&announcement),
-                _ => websocket::encode(&mut self.output, DataType::Binary, &announcement),
+                WireFormat::TCP_NATIVE => self.output.extend_from_slice(&announcement),
+                _ => websocket::encode(&mut self.output, MessageType::Binary, &announcement),
             }
         }
     }

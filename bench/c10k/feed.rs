@@ -15,7 +15,7 @@ use std::fmt;
 
 use crate::options::Plan;
 use tickcast_client::{Event, RequestError, Session, SessionError, TopicStats};
-use tickcast_proto::{Encoding, ids::TopicId};
+use tickcast_proto::{WireFormat, ids::TopicId};
 
 use self::{nats::Nats, peer::Peer, redis::Redis, websocket::WebSocket};
 
@@ -122,7 +122,7 @@ impl Feed {
     /// How many acknowledgements ([`Event::Subscribed`] or [`Event::Pong`]) make a connection of `plan` subscribed.
     pub fn acknowledgements(plan: &Plan) -> usize {
         match plan.peer {
-            None if plan.session.encoding == Encoding::WebSocketRaw => 1,
+            None if plan.session.encoding == WireFormat::WEBSOCKET_RAW => 1,
             None | Some(PeerProtocol::Redis) => plan.subscriptions(),
             Some(PeerProtocol::Nats | PeerProtocol::WebSocket) => 1,
         }
@@ -200,7 +200,7 @@ fn open_session(plan: &Plan, patterns: &[String]) -> Result<Session, RequestErro
     for pattern in patterns {
         session.subscribe_with(pattern, &plan.subscription)?;
     }
-    if plan.session.encoding == Encoding::WebSocketRaw {
+    if plan.session.encoding == WireFormat::WEBSOCKET_RAW {
         // Nothing is acknowledged to a raw client: the pong to a ping sent after the requests stands for it.
         session.ping()?;
     }

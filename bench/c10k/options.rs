@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use tickcast::limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX};
 use tickcast_client::{SessionOptions, SubscribeOptions};
 use tickcast_proto::{
-    Encoding,
+    WireFormat,
     subscription::{Delivery, Policy},
 };
 
@@ -226,11 +226,11 @@ impl Plan {
     /// One line for the operator.
     pub fn new(typed: Options) -> Result<Plan, String> {
         let encoding = match (typed.transport, typed.encoding) {
-            (Transport::Native | Transport::Nats | Transport::Redis, None) => Encoding::Native,
-            (Transport::Nchan | Transport::Websocket, None) => Encoding::WebSocketRaw,
-            (Transport::Ws, None | Some(WebSocketEncoding::Rkyv)) => Encoding::WebSocketRkyv,
-            (Transport::Ws, Some(WebSocketEncoding::Json)) => Encoding::WebSocketJson,
-            (Transport::Ws, Some(WebSocketEncoding::Raw)) => Encoding::WebSocketRaw,
+            (Transport::Native | Transport::Nats | Transport::Redis, None) => WireFormat::TCP_NATIVE,
+            (Transport::Nchan | Transport::Websocket, None) => WireFormat::WEBSOCKET_RAW,
+            (Transport::Ws, None | Some(WebSocketEncoding::Rkyv)) => WireFormat::WEBSOCKET_NATIVE,
+            (Transport::Ws, Some(WebSocketEncoding::Json)) => WireFormat::WEBSOCKET_JSON,
+            (Transport::Ws, Some(WebSocketEncoding::Raw)) => WireFormat::WEBSOCKET_RAW,
             (_, Some(_)) => {
                 return Err("--encoding is for --transport ws: the others have one encoding".into());
             }
@@ -264,7 +264,7 @@ impl Plan {
         }
         let sources = typed.sources.unwrap_or(typed.connections.div_ceil(CONNECTIONS_PER_SOURCE));
         within("--sources", sources, 1, SOURCES_MAX)?;
-        let has_sequences = peer.is_some() || encoding != Encoding::WebSocketRaw;
+        let has_sequences = peer.is_some() || encoding != WireFormat::WEBSOCKET_RAW;
         if !has_sequences && typed.max_loss.is_some() && typed.expect_ticks.is_none() {
             return Err("--max-loss needs sequences, which raw does not carry: add --expect-ticks".into());
         }
@@ -322,16 +322,16 @@ impl Plan {
             (Transport::Redis, _) => "redis",
             (Transport::Nchan, _) => "nchan",
             (Transport::Websocket, _) => "websocket",
-            (_, Encoding::Native) => "native",
-            (_, Encoding::WebSocketRkyv) => "ws rkyv",
-            (_, Encoding::WebSocketJson) => "ws json",
-            (_, Encoding::WebSocketRaw) => "ws raw",
+            (_, WireFormat::WEBSOCKET_NATIVE) => "ws rkyv",
+            (_, WireFormat::WEBSOCKET_JSON) => "ws json",
+            (_, WireFormat::WEBSOCKET_RAW) => "ws raw",
+            (_, other) => other.name(),
         }
     }
 
     /// Whether ticks carry sequences, so that a loss shows.
     pub fn has_sequences(&self) -> bool {
-        self.peer.is_some() || self.session.encoding != Encoding::WebSocketRaw
+        self.peer.is_some() || self.session.encoding != WireFormat::WEBSOCKET_RAW
     }
 
     /// Connections of one thread that may be on their way to an acknowledgement at once.

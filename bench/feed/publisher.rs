@@ -6,7 +6,7 @@ use std::io::Write;
 use crate::options::{Plan, Protocol};
 use tickcast::limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX};
 use tickcast_client::{Event, PublishRequest, Session, SessionOptions};
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// Bytes that wait for the socket of one connection; a tick past them is refused. One may go past it.
 pub const WAITING_BYTES_MAX: usize = tickcast_client::OUTPUT_BYTES_MAX;
@@ -50,8 +50,10 @@ impl Publisher {
         let mut output = Vec::new();
         let wire = match plan.protocol {
             Protocol::Tickcast => {
-                let options =
-                    SessionOptions { name: "tickcast-feed".into(), ..SessionOptions::new(Encoding::Native) };
+                let options = SessionOptions {
+                    name: "tickcast-feed".into(),
+                    ..SessionOptions::new(WireFormat::TCP_NATIVE)
+                };
                 Wire::Tickcast(Box::new(Session::new(&options)))
             }
             Protocol::Nats => {

@@ -5,9 +5,9 @@ use std::hint::black_box;
 use crate::load;
 use criterion::Criterion;
 use tickcast_proto::{
-    codec::json,
+    codec::{MessageType, json},
     frame::{self, FLAG_PAYLOAD_JSON, TickParts},
-    framing::websocket::{self, DataType},
+    framing::websocket,
     ids::{Sequence, TopicId},
     records::TickTimes,
 };
@@ -31,7 +31,7 @@ pub fn bench(criterion: &mut Criterion) {
     group.bench_function("websocket rkyv", |bencher| {
         bencher.iter(|| {
             out.clear();
-            websocket::encode(&mut out, DataType::Binary, black_box(&native));
+            websocket::encode(&mut out, MessageType::Binary, black_box(&native));
             black_box(out.as_slice());
         });
     });
@@ -42,7 +42,7 @@ pub fn bench(criterion: &mut Criterion) {
             out.clear();
             body.clear();
             json::encode_tick(&mut body, &prefix, black_box(1 << 20), black_box(&tick));
-            websocket::encode(&mut out, DataType::Text, &body);
+            websocket::encode(&mut out, MessageType::Text, &body);
             black_box(out.as_slice());
         });
     });

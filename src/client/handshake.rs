@@ -6,7 +6,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{SessionError, SessionOptions};
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX},
 };
 
@@ -17,7 +17,7 @@ const REFUSAL_TEXT_BYTES_MAX: usize = 512;
 #[derive(Debug)]
 pub(super) struct Handshake {
     accept_key: String,
-    encoding: Encoding,
+    encoding: WireFormat,
 }
 
 impl Handshake {
@@ -124,7 +124,7 @@ mod tests {
         http::Offer { head_bytes_max: 8 << 10, debug_echo: false, files: &http::NoFiles };
 
     /// A started handshake and what the server's own HTTP code answers it.
-    fn answered(encoding: Encoding) -> (Handshake, String) {
+    fn answered(encoding: WireFormat) -> (Handshake, String) {
         let mut request = Vec::new();
         let handshake = Handshake::start(&SessionOptions::new(encoding), &mut request);
         let Step::Complete(used, http::Answer::Upgrade { response, .. }) = http::step(&request, OFFER) else {
@@ -136,7 +136,8 @@ mod tests {
 
     #[test]
     fn the_servers_answer_is_accepted_and_every_truncation_of_it_is_partial() {
-        for encoding in [Encoding::WebSocketRkyv, Encoding::WebSocketJson, Encoding::WebSocketRaw] {
+        for encoding in [WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON, WireFormat::WEBSOCKET_RAW]
+        {
             let (handshake, response) = answered(encoding);
             for len in 0..response.len() {
                 assert_eq!(handshake.step(&response.as_bytes()[..len]), Ok(Step::Partial), "{len}");
@@ -153,7 +154,7 @@ mod tests {
             let options = SessionOptions {
                 path: path.into(),
                 client: client.into(),
-                ..SessionOptions::new(Encoding::WebSocketJson)
+                ..SessionOptions::new(WireFormat::WEBSOCKET_JSON)
             };
             let mut request = Vec::new();
             Handshake::start(&options, &mut request);
@@ -166,7 +167,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_proves_nothing_is_refused() {
-        let (handshake, response) = answered(Encoding::WebSocketJson);
+        let (handshake, response) = answered(WireFormat::WEBSOCKET_JSON);
         let refused = |from: &str, to: &str| {
             let changed = response.replacen(from, to, 1);
             assert_ne!(changed, response, "{from}");
@@ -185,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_refusal_repeats_the_servers_words() {
-        let (handshake, _) = answered(Encoding::WebSocketJson);
+        let (handshake, _) = answered(WireFormat::WEBSOCKET_JSON);
         let error = handshake.step(b"HTTP/1.1 404 Not Found\r\n\r\nthe stream is at /ws\n").unwrap_err();
         assert_eq!(error, SessionError::Handshake("the server answered 404: the stream is at /ws".into()));
     }

@@ -47,7 +47,7 @@ mod session;
 mod topics;
 
 use tickcast_proto::{
-    Encoding,
+    WireFormat,
     ids::{Sequence, TopicId},
     limits::FRAME_BYTES_MAX_DEFAULT,
     subscription::{Delivery, From, Position},
@@ -90,8 +90,8 @@ pub const CLIENT_NAME_BYTES_MAX: usize = 255;
 /// How a [`Session`] speaks and what it accepts.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
-    /// The encoding; all but [`Encoding::Native`] are WebSockets.
-    pub encoding: Encoding,
+    /// The encoding; all but [`WireFormat::TCP_NATIVE`] are WebSockets.
+    pub encoding: WireFormat,
     /// The `Host` of the WebSocket handshake; unused for native.
     pub host: String,
     /// The path and query of the WebSocket handshake, `/ws` or `/ws?topics=a.%3E`; unused for native.
@@ -108,7 +108,7 @@ pub struct SessionOptions {
 
 impl SessionOptions {
     /// The defaults for an encoding.
-    pub fn new(encoding: Encoding) -> SessionOptions {
+    pub fn new(encoding: WireFormat) -> SessionOptions {
         SessionOptions {
             encoding,
             host: "localhost".into(),
@@ -134,7 +134,7 @@ pub struct SubscribeOptions {
 /// What a server said. Borrows from the session until the next event is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// The server answers the hello that the session opens with. Never on [`Encoding::WebSocketRaw`].
+    /// The server answers the hello that the session opens with. Never on [`WireFormat::WEBSOCKET_RAW`].
     Welcome {
         /// The server's name and version.
         server: &'a str,
@@ -214,7 +214,7 @@ pub enum Event<'a> {
         /// Every tick after the place follows.
         recovered: bool,
     },
-    /// A tick on [`Encoding::WebSocketRaw`]: the payload is all that travels.
+    /// A tick on [`WireFormat::WEBSOCKET_RAW`]: the payload is all that travels.
     Payload(&'a [u8]),
     /// The answer to a ping: the server has taken in all that was sent before it.
     Pong {

@@ -17,7 +17,7 @@ use crate::{
     topics::{Skip, Topics},
 };
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
     frame::{self, Kind, Meta},
     framing::websocket::WebSocket,
     identity,
@@ -45,7 +45,7 @@ const MESSAGE_FRAMES_BYTES: usize = 32 << 10;
 /// Invariant: `taken <= input.len()`, `written <= output.len()`, and `message_left > 0` only on a WebSocket.
 #[derive(Debug)]
 pub struct Session {
-    encoding: Encoding,
+    encoding: WireFormat,
     frame_bytes_max: usize,
     message_bytes_max: usize,
     phase: Phase,
@@ -131,7 +131,7 @@ impl Session {
         let frame_bytes_max = options.frame_bytes_max;
         let message_bytes_max = frame_bytes_max / 3 * 4 + MESSAGE_OVERHEAD_BYTES;
         let mut output = Vec::new();
-        let (phase, websocket) = if encoding == Encoding::Native {
+        let (phase, websocket) = if encoding == WireFormat::TCP_NATIVE {
             (Phase::Open, None)
         } else {
             // Past the default bound the decoder takes 64 KiB of read buffer for itself: only who asks for more
@@ -155,7 +155,7 @@ impl Session {
             taken: 0,
             ready: None,
             scratch: Vec::new(),
-            topics: Topics::new(encoding == Encoding::WebSocketJson),
+            topics: Topics::new(encoding == WireFormat::WEBSOCKET_JSON),
             later: VecDeque::new(),
             resuming: Vec::new(),
             websocket,
@@ -170,25 +170,25 @@ impl Session {
             request_last: 0,
             token_last: 0,
         };
-        if encoding != Encoding::WebSocketRaw {
+        if encoding != WireFormat::WEBSOCKET_RAW {
             let request = session.next_request();
             let name = if options.name.len() <= CLIENT_NAME_BYTES_MAX { &options.name } else { "" };
             // A request can only fail for its length, and this one is short.
-            let client = if encoding == Encoding::Native { &options.client } else { "" };
+            let client = if encoding == WireFormat::TCP_NATIVE { &options.client } else { "" };
             let _ = session.enqueue(&Outgoing::Hello { request, client, name });
         }
         session
     }
 
     /// How this session speaks.
-    pub fn encoding(&self) -> Encoding {
+    pub fn encoding(&self) -> WireFormat {
         self.encoding
     }
 
     /// Whether ticks may come: the handshake is done, and the server has not closed.
     pub fn is_open(&self) -> bool {
         match self.phase {
-            Phase::Open => self.welcomed || self.encoding == Encoding::WebSocketRaw,
+            Phase::Open => self.welcomed || self.encoding == WireFormat::WEBSOCKET_RAW,
             _ => false,
         }
     }
@@ -337,10 +337,10 @@ impl Session {
             return Ok(());
         };
         let message = match (self.encoding, outgoing) {
-            (Encoding::WebSocketRaw, Outgoing::Ping { token }) => {
+            (WireFormat::WEBSOCKET_RAW, Outgoing::Ping { token }) => {
                 WebSocketMessage::Ping(token.to_le_bytes().to_vec().into())
             }
-            (Encoding::WebSocketJson, _) => {
+            (WireFormat::WEBSOCKET_JSON, _) => {
                 let text = outgoing.to_json();
                 if text.len() > self.server_frame_bytes_max {
                     let (bytes, bytes_max) = (text.len(), self.server_frame_bytes_max);
@@ -388,7 +388,7 @@ impl Session {
                 Step::Partial => Progress::NeedMore,
             },
             Phase::Open | Phase::Leaving | Phase::Closing => match self.encoding {
-                Encoding::Native => self.step_frame(self.input.len())?,
+                WireFormat::TCP_NATIVE => self.step_frame(self.input.len())?,
                 _ => self.step_websocket()?,
             },
         };
@@ -426,7 +426,7 @@ impl Session {
     /// Queues the answer to a ping of the server's, unless so much waits to be written that it is answered anyway: any
     /// byte is a sign of life. A WebSocket's own pings are answered by its decoder.
     fn answer_ping(&mut self, token: u64) -> Result<Progress, SessionError> {
-        if !self.welcomed && self.encoding == Encoding::Native {
+        if !self.welcomed && self.encoding == WireFormat::TCP_NATIVE {
             return Err(SessionError::WelcomeExpected);
         }
         if self.output().len() <= OUTPUT_BYTES_MAX {
@@ -451,7 +451,7 @@ impl Session {
             }
             Item::Closing { .. } => self.phase = Phase::Closing,
             Item::Error { .. } => {}
-            _ if !self.welcomed && self.encoding == Encoding::Native => {
+            _ if !self.welcomed && self.encoding == WireFormat::TCP_NATIVE => {
                 return Err(SessionError::WelcomeExpected);
             }
             _ => {}

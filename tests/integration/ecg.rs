@@ -19,7 +19,7 @@ use nix::{
 };
 use serde_json::Value;
 use tickcast_ecg::{annotation, info::Info};
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// The cardiologists' record, or `None`, said on standard error, where it is not there.
 fn record_100() -> Option<PathBuf> {
@@ -76,7 +76,7 @@ fn beats_of_a_served_heart_arrive_on_ecg_params() {
     let record = record_100();
     let source = record.as_ref().map_or("synthetic", |file| file.to_str().unwrap());
     let server = Server::start(&["--shards", "2", "--ecg", source]);
-    let collector = Collector::start(&server, Encoding::Native, &["ecg.*"]);
+    let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &["ecg.*"]);
     let processor = Processor::start(server.tcp);
     collector.wait_until("five beats and a rate", |got| {
         let params = got.ticks.get("ecg.params");

@@ -16,7 +16,7 @@ use nix::{
     unistd::Pid,
 };
 use tickcast_client::Client;
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// Often, and with a time-out that no client misses on a busy machine.
 const PATIENT: [&str; 4] = ["--ping-interval-ms", "200", "--ping-timeout-ms", "20000"];
@@ -38,7 +38,7 @@ fn peers_that_neither_read_nor_write_are_reaped_and_their_places_are_free_again(
     let _websocket = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
     let _raw = Peer::websocket(server.http, "/ws?topics=t", "tickcast.v1.raw");
     eventually("all are closed", || server.log.text().matches("ends: no answer to a ping").count() == 3);
-    let address = address(&server, Encoding::Native);
+    let address = address(&server, WireFormat::TCP_NATIVE);
     eventually("there is room for another", || Client::connect_to(&address).is_ok());
     assert_eq!(server.stop_cleanly().total("closed_heartbeat_timeout"), 3);
 }
@@ -71,7 +71,7 @@ fn a_dead_peer_whose_socket_is_full_is_reaped_before_its_outbox_is() {
     peer.send(&Raw::request(frames::SUBSCRIBE, 2, b"t").bytes());
     assert_eq!(peer.frame().unwrap().kind, frames::WELCOME);
     assert_eq!(peer.frame().unwrap().kind, frames::SUBSCRIBED);
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     for _ in 0..80 {
         publish(&mut publisher, "t", &[b'x'; 100 << 10]);
     }
@@ -87,8 +87,12 @@ fn a_dead_peer_whose_socket_is_full_is_reaped_before_its_outbox_is() {
 fn idle_clients_of_every_kind_that_answer_are_kept() {
     let _machine = beside_others();
     let server = Server::start(&PATIENT);
-    let encodings =
-        [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson, Encoding::WebSocketRaw];
+    let encodings = [
+        WireFormat::TCP_NATIVE,
+        WireFormat::WEBSOCKET_NATIVE,
+        WireFormat::WEBSOCKET_JSON,
+        WireFormat::WEBSOCKET_RAW,
+    ];
     let collectors = encodings.map(|encoding| Collector::start(&server, encoding, &["t"]));
     let externals = [Library::Ws, Library::Websockets]
         .map(|library| External::subscribe(library, &server, "json", "t", 1));
@@ -96,7 +100,7 @@ fn idle_clients_of_every_kind_that_answer_are_kept() {
     // A raw peer sees the pings: when it has answered some, so have the others.
     let mut peer = Peer::native(server.tcp);
     (0..5).for_each(|_| answer(&mut peer));
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     publish(&mut publisher, "t", b"1");
     barrier(&mut publisher);
     for collector in collectors {
@@ -117,7 +121,7 @@ fn idle_clients_of_every_kind_that_answer_are_kept() {
 fn a_server_that_was_stopped_for_longer_than_the_time_out_keeps_its_clients() {
     let _machine = beside_others();
     let server = Server::start(&["--ping-interval-ms", "200", "--ping-timeout-ms", "4000"]);
-    let encodings = [Encoding::Native, Encoding::WebSocketJson];
+    let encodings = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_JSON];
     let collectors = encodings.map(|encoding| Collector::start(&server, encoding, &["t"]));
     let mut native = Peer::native(server.tcp);
     let mut websocket = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
@@ -135,7 +139,7 @@ fn a_server_that_was_stopped_for_longer_than_the_time_out_keeps_its_clients() {
         assert_eq!(websocket.any_message().unwrap().opcode, PING);
         websocket.send(&masked(0x80 | PONG, b""));
     }
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     publish(&mut publisher, "t", b"1");
     barrier(&mut publisher);
     for collector in collectors {

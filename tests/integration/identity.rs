@@ -11,7 +11,7 @@ use crate::harness::{
     raw::{CLOSE, Peer, upgrade_request},
 };
 use tickcast_client::{Client, SessionOptions};
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 const SHARDS: [&str; 2] = ["--shards", "4"];
 
@@ -40,7 +40,7 @@ fn connections_of_one_identity_meet_on_one_shard_with_what_they_sent_along() {
     drop(native(&server, "first"));
     eventually("the first is gone", || server.connections() == 0);
     let baseline = server.descriptors();
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
 
     const EACH: usize = 60;
     let subscribe = Raw::request(frames::SUBSCRIBE, 2, b"t").bytes();
@@ -159,7 +159,7 @@ fn what_comes_while_a_connection_changes_shards_arrives_in_order() {
 fn clients_of_other_makers_and_the_client_library_are_served_by_their_identity() {
     let _machine = beside_others();
     let server = Server::start(&SHARDS);
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let externals: Vec<External> = [Library::Ws, Library::Websockets]
         .into_iter()
         .flat_map(|library| (0..4).map(move |n| (library, n)))
@@ -171,7 +171,7 @@ fn clients_of_other_makers_and_the_client_library_are_served_by_their_identity()
         .collect();
     let mut clients: Vec<Client> = (0..8)
         .map(|n| {
-            let address = address(&server, [Encoding::Native, Encoding::WebSocketRkyv][n % 2]);
+            let address = address(&server, [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE][n % 2]);
             let options = SessionOptions { client: format!("lib & {n}"), ..address.session_options() };
             let mut client = Client::connect_with(&address, &options).unwrap();
             client.subscribe("t").unwrap();

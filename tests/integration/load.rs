@@ -5,7 +5,7 @@ use crate::harness::{
     collector::{barrier, connect, publish},
     load_client::LoadClient,
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 const CONNECTIONS: usize = 10_000;
 const BROADCAST_TICKS: usize = 20;
@@ -18,7 +18,7 @@ fn broadcast(transport: &[&str], address: impl Fn(&Server) -> String) {
     let options = ["--server", &address, "--connections", &connections, "--expect-ticks", &ticks];
     let load = LoadClient::start(&[&options[..], &["--duration-s", "80"], transport].concat());
     load.log.wait_for(&format!("subscribed {connections}\n"));
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     for tick in 0..BROADCAST_TICKS {
         publish(&mut publisher, "broadcast", format!("{{\"tick\":{tick}}}").as_bytes());
     }
@@ -68,7 +68,7 @@ fn clients_with_topics_of_their_own_get_those_and_no_others() {
     let options = ["--server", &address, "--connections", &connections, "--subscribe-own", &own];
     let load = LoadClient::start(&[&options[..], &["--expect-ticks", "3", "--duration-s", "60"]].concat());
     load.log.wait_for(&format!("subscribed {connections}\n"));
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     for topic in 0..TOPICS {
         publish(&mut publisher, &format!("sim.{topic}"), b"{}");
     }

@@ -20,7 +20,7 @@ use crate::harness::{
     raw::Peer,
     say,
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 const TOPICS: u64 = 4;
 /// More than fit one piece of history.
@@ -201,7 +201,7 @@ fn after_a_place(server: &Server, native: bool, topic: &str, epoch: u64, sequenc
     client.account.has(topic, sequence);
     client.subscribe(topic, Options { from: FROM_PLACE, epoch, sequence, ..Options::default() });
     client.read_until("what became of the place", |account| !account.recovered.is_empty());
-    let mut publisher = connect(server, Encoding::Native);
+    let mut publisher = connect(server, WireFormat::TCP_NATIVE);
     publish(&mut publisher, topic, b"[7]");
     barrier(&mut publisher);
     client.read_until("the next tick", |account| account.topics[topic].payload == b"[7]");
@@ -214,7 +214,7 @@ fn places_that_mean_nothing_are_answered_and_the_newest_follows() {
     const KEPT: u64 = 10;
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2", "--history", &KEPT.to_string()]);
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let mut topics = 0;
     let mut topic_of_thirty = || {
         topics += 1;

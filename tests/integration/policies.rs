@@ -12,7 +12,7 @@ use crate::harness::{
     raw::Peer,
     say,
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 const HEALTHY: &str = "100";
 /// 5,000 ticks a second, 1.3 MB of frames.
@@ -55,7 +55,7 @@ fn run_healthy(server: &Server, native: bool) -> Run {
 
 /// Published while nobody healthy is there.
 fn flood(server: &Server) {
-    let mut publisher = connect(server, Encoding::Native);
+    let mut publisher = connect(server, WireFormat::TCP_NATIVE);
     for _ in 0..FLOOD_TICKS {
         publish(&mut publisher, FLOOD, &FLOOD_PAYLOAD);
     }

@@ -14,7 +14,7 @@ use crate::harness::{
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 const KILLS: usize = 50;
 const PATTERN: &str = "coinbase.>";
@@ -135,7 +135,7 @@ fn a_client_killed_fifty_times_during_a_replay_has_every_tick_exactly_once() {
     let total: usize = truth.values().map(Vec::len).sum();
     let server = serve(&capture, "20000:4194304:0", 3);
     // The replay waits for three: those that are killed, and one that sees when it is over.
-    let witness = Collector::start(&server, Encoding::Native, &[PATTERN]);
+    let witness = Collector::start(&server, WireFormat::TCP_NATIVE, &[PATTERN]);
     let mut subscribers = [
         Subscriber::start(server.tcp.to_string(), file("killed-native")),
         Subscriber::start(format!("ws://{}/ws", server.http), file("killed-json")),
@@ -167,7 +167,7 @@ fn a_client_whose_history_is_too_short_is_told_what_it_lost() {
     let Some((capture, truth)) = capture() else { return };
     let total: usize = truth.values().map(Vec::len).sum();
     let server = serve(&capture, "3", 2);
-    let witness = Collector::start(&server, Encoding::Native, &[PATTERN]);
+    let witness = Collector::start(&server, WireFormat::TCP_NATIVE, &[PATTERN]);
     let mut subscriber = Subscriber::start(server.tcp.to_string(), file("short"));
     for absence in 1..=5 {
         subscriber.kill_after(100, "lines before a kill");

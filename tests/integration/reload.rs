@@ -15,7 +15,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 fn refused(server: &Server) -> bool {
     let metrics = get(server.admin.unwrap(), "/metrics").body;
@@ -31,7 +31,7 @@ fn what_is_live_changes_at_once_what_is_not_waits_and_what_is_wrong_changes_noth
     fs::write(&file, "behind_ms = 400\n").unwrap();
     let server = Server::start(&["--shards", "2", "--config", file.to_str().unwrap()]);
     let hang_up = || kill(Pid::from_raw(server.pid() as i32), Signal::SIGHUP).unwrap();
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     (0..20).for_each(|_| publish(&mut publisher, "a", b"[1]"));
     barrier(&mut publisher);
     assert!(!refused(&server));

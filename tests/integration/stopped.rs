@@ -28,7 +28,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::{Value, json};
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// Tells this program, started again, which server its clients connect to: native and HTTP address, how many clients, and
 /// whether their receive windows are small.
@@ -110,7 +110,7 @@ fn half_of_a_thousand_clients_stopped_for_seconds_costs_the_others_nothing() {
     for half in [&running, &stopped] {
         half.out.wait_for("subscribed\n");
     }
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let mut published = 0;
     let mut publish_batch = || {
         for _ in 0..BATCH {

@@ -3,7 +3,7 @@
 use super::{Phase, Session};
 use crate::reply::TickItem;
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
     frame::{self, FLAG_SNAPSHOT, Kind},
 };
 
@@ -18,8 +18,8 @@ impl Session {
             return None;
         }
         let end = match self.encoding {
-            Encoding::Native => self.input.len(),
-            Encoding::WebSocketRkyv => self.input.len().min(self.taken + self.message_left),
+            WireFormat::TCP_NATIVE => self.input.len(),
+            WireFormat::WEBSOCKET_NATIVE => self.input.len().min(self.taken + self.message_left),
             _ => return None,
         };
         let Ok(Step::Complete(used, frame)) =

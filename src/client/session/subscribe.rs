@@ -7,7 +7,7 @@ use crate::{
     topics::{Skip, Teller},
 };
 use tickcast_proto::{
-    Encoding,
+    WireFormat,
     limits::RESUME_POSITIONS_MAX,
     subscription::{Delivery, From, Position},
 };
@@ -37,7 +37,7 @@ impl Session {
     /// [`RequestError`]: nothing was queued. Places named by [`Session::resume`] are used up all the same.
     pub fn subscribe_with(&mut self, pattern: &str, options: &SubscribeOptions) -> Result<u32, RequestError> {
         let delivery = options.delivery;
-        let is_raw = self.encoding == Encoding::WebSocketRaw;
+        let is_raw = self.encoding == WireFormat::WEBSOCKET_RAW;
         match &options.from {
             From::Live => self.start(pattern, delivery, Start::Live),
             From::Latest => self.start(pattern, delivery, Start::Latest),
@@ -127,7 +127,7 @@ impl Session {
         places: &[(Box<str>, Position)],
     ) -> Result<u32, RequestError> {
         let request = self.start(pattern, delivery, Start::Places(epoch, places))?;
-        let is_json = self.encoding == Encoding::WebSocketJson;
+        let is_json = self.encoding == WireFormat::WEBSOCKET_JSON;
         for (topic, position) in places {
             let said = !is_json || position.epoch == epoch;
             let teller = if said { Teller::Server } else { Teller::Client(Skip::Gap) };

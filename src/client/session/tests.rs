@@ -3,15 +3,16 @@
 use super::*;
 use tickcast_proto::{
     DecodeError, ErrorCode,
+    codec::MessageType,
     codec::json,
     frame::{FLAG_PAYLOAD_JSON, Kind, Meta},
-    framing::websocket::{DataType, encode, encode_close},
+    framing::websocket::{encode, encode_close},
     http,
     records::{Closing, ErrorRecord, Hello, Request, Subscribed, TickTimes, Token, Welcome},
 };
 
-pub(super) const ENCODINGS: [Encoding; 3] =
-    [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson];
+pub(super) const ENCODINGS: [WireFormat; 3] =
+    [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON];
 
 fn record<R: tickcast_proto::records::WireRecord>(kind: Kind, record: R, text: &str) -> Vec<u8> {
     let mut out = Vec::new();
@@ -95,8 +96,8 @@ fn json_messages() -> Vec<Vec<u8>> {
 }
 
 /// What both say, as `Debug` writes it; JSON carries neither ingest time nor schema.
-fn expected(encoding: Encoding) -> Vec<String> {
-    let native = encoding != Encoding::WebSocketJson;
+fn expected(encoding: WireFormat) -> Vec<String> {
+    let native = encoding != WireFormat::WEBSOCKET_JSON;
     let tick = |sequence: u64, missed, payload: &'static [u8], json| {
         Event::Tick(Tick {
             topic: "a.b",
@@ -131,9 +132,9 @@ fn expected(encoding: Encoding) -> Vec<String> {
 }
 
 /// A session and the server's half of its handshake.
-pub(super) fn open(encoding: Encoding) -> (Session, Vec<u8>) {
+pub(super) fn open(encoding: WireFormat) -> (Session, Vec<u8>) {
     let mut session = Session::new(&SessionOptions::new(encoding));
-    if encoding == Encoding::Native {
+    if encoding == WireFormat::TCP_NATIVE {
         return (session, Vec::new());
     }
     let offer = http::Offer { head_bytes_max: 8 << 10, debug_echo: false, files: &http::NoFiles };
@@ -146,16 +147,16 @@ pub(super) fn open(encoding: Encoding) -> (Session, Vec<u8>) {
 }
 
 /// All that the server sends, handshake and close included.
-fn say(encoding: Encoding, response: Vec<u8>) -> Vec<u8> {
+fn say(encoding: WireFormat, response: Vec<u8>) -> Vec<u8> {
     let mut out = response;
     match encoding {
-        Encoding::Native => out.extend(native_frames().concat()),
-        Encoding::WebSocketRkyv => {
-            native_frames().iter().for_each(|frame| encode(&mut out, DataType::Binary, frame));
+        WireFormat::TCP_NATIVE => out.extend(native_frames().concat()),
+        WireFormat::WEBSOCKET_NATIVE => {
+            native_frames().iter().for_each(|frame| encode(&mut out, MessageType::Binary, frame));
         }
-        _ => json_messages().iter().for_each(|text| encode(&mut out, DataType::Text, text)),
+        _ => json_messages().iter().for_each(|text| encode(&mut out, MessageType::Text, text)),
     }
-    if encoding != Encoding::Native {
+    if encoding != WireFormat::TCP_NATIVE {
         encode_close(&mut out, 1001, "stopping");
     }
     out
@@ -169,7 +170,7 @@ fn drain(session: &mut Session, events: &mut Vec<String>) -> Result<(), SessionE
 }
 
 /// The events of an open session that is sent `bytes` and no more.
-fn events(encoding: Encoding, bytes: &[u8]) -> Result<Vec<String>, SessionError> {
+fn events(encoding: WireFormat, bytes: &[u8]) -> Result<Vec<String>, SessionError> {
     let (mut session, response) = open(encoding);
     let mut events = Vec::new();
     session.handle_bytes(&response);
@@ -180,7 +181,7 @@ fn events(encoding: Encoding, bytes: &[u8]) -> Result<Vec<String>, SessionError>
 
 fn text(message: &str) -> Vec<u8> {
     let mut out = Vec::new();
-    encode(&mut out, DataType::Text, message.as_bytes());
+    encode(&mut out, MessageType::Text, message.as_bytes());
     out
 }
 
@@ -222,8 +223,11 @@ fn a_stream_byte_by_byte_gives_the_same_events() {
 fn frames_batched_and_fragmented_in_messages_give_the_same_events() {
     let all = native_frames().concat();
     let mut batched = Vec::new();
-    encode(&mut batched, DataType::Binary, &all);
-    assert_eq!(events(Encoding::WebSocketRkyv, &batched).unwrap(), expected(Encoding::WebSocketRkyv));
+    encode(&mut batched, MessageType::Binary, &all);
+    assert_eq!(
+        events(WireFormat::WEBSOCKET_NATIVE, &batched).unwrap(),
+        expected(WireFormat::WEBSOCKET_NATIVE)
+    );
 
     let mut fragmented = Vec::new();
     for (at, part) in all.chunks(100).enumerate() {
@@ -234,7 +238,10 @@ fn frames_batched_and_fragmented_in_messages_give_the_same_events() {
             fragmented.extend(b"\x89\x01p");
         }
     }
-    assert_eq!(events(Encoding::WebSocketRkyv, &fragmented).unwrap(), expected(Encoding::WebSocketRkyv));
+    assert_eq!(
+        events(WireFormat::WEBSOCKET_NATIVE, &fragmented).unwrap(),
+        expected(WireFormat::WEBSOCKET_NATIVE)
+    );
 }
 
 #[test]
@@ -242,15 +249,18 @@ fn json_arrays_give_the_same_events_as_their_elements() {
     let messages: Vec<String> =
         json_messages().into_iter().map(|message| String::from_utf8(message).unwrap()).collect();
     let array = format!(" [ {}\n] ", messages.join(" ,\t"));
-    assert_eq!(events(Encoding::WebSocketJson, &text(&array)).unwrap(), expected(Encoding::WebSocketJson));
-    assert_eq!(events(Encoding::WebSocketJson, &text("[]")).unwrap(), ["Closed"]);
+    assert_eq!(
+        events(WireFormat::WEBSOCKET_JSON, &text(&array)).unwrap(),
+        expected(WireFormat::WEBSOCKET_JSON)
+    );
+    assert_eq!(events(WireFormat::WEBSOCKET_JSON, &text("[]")).unwrap(), ["Closed"]);
 }
 
 #[test]
 fn one_json_message_may_announce_several_topics() {
     let message = r#"{"op":"subscribed","id":1,"pattern":"*","later":[1],"topics":[
         {"topic":"x","topic_id":1,"epoch":2},{"topic":"y","topic_id":2,"epoch":2}]}"#;
-    let events = events(Encoding::WebSocketJson, &text(message)).unwrap();
+    let events = events(WireFormat::WEBSOCKET_JSON, &text(message)).unwrap();
     let names: Vec<_> =
         events.iter().map(|event| event.split_once(' ').map_or(&**event, |(name, _)| name)).collect();
     assert_eq!(names, ["Subscribed", "Topic", "Topic", "Closed"]);
@@ -261,7 +271,7 @@ fn json_payloads_survive_to_the_byte() {
     for payload in [&b"null"[..], b"{\"a\": 1.10}", b"\"\\u00e9\"", b"1e400"] {
         let mut tick = Vec::new();
         encode_json(&mut tick, &json::tick_prefix("a.b"), 1, 2, payload, true);
-        let (mut session, response) = open(Encoding::WebSocketJson);
+        let (mut session, response) = open(WireFormat::WEBSOCKET_JSON);
         session.handle_bytes(&response);
         session.handle_bytes(&text(std::str::from_utf8(&json_messages()[2]).unwrap()));
         session.handle_bytes(&text(std::str::from_utf8(&tick).unwrap()));
@@ -273,10 +283,10 @@ fn json_payloads_survive_to_the_byte() {
 
 #[test]
 fn a_raw_session_gets_payloads_and_its_ping_is_answered_by_a_websocket_pong() {
-    let (mut session, response) = open(Encoding::WebSocketRaw);
+    let (mut session, response) = open(WireFormat::WEBSOCKET_RAW);
     session.handle_bytes(&response);
     let mut bytes = Vec::new();
-    encode(&mut bytes, DataType::Binary, &[7; 200]);
+    encode(&mut bytes, MessageType::Binary, &[7; 200]);
     session.handle_bytes(&bytes);
     assert_eq!(session.poll_event(), Ok(Some(Event::Payload(&[7; 200]))));
     assert_eq!(session.poll_event(), Ok(None));
@@ -292,7 +302,7 @@ fn a_raw_session_gets_payloads_and_its_ping_is_answered_by_a_websocket_pong() {
 fn pings_of_the_server_are_answered_without_an_event() {
     let ping = record(Kind::Ping, Token { token: 7 }, "");
     let pong = record(Kind::Pong, Token { token: 7 }, "");
-    let (mut session, _) = open(Encoding::Native);
+    let (mut session, _) = open(WireFormat::TCP_NATIVE);
     session.handle_bytes(&welcome());
     assert!(matches!(session.poll_event(), Ok(Some(Event::Welcome { .. }))));
     session.output_written(session.output().len());
@@ -300,7 +310,7 @@ fn pings_of_the_server_are_answered_without_an_event() {
     assert_eq!(session.poll_event(), Ok(None));
     assert_eq!(session.output(), pong);
 
-    for encoding in [Encoding::WebSocketRkyv, Encoding::WebSocketJson, Encoding::WebSocketRaw] {
+    for encoding in [WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON, WireFormat::WEBSOCKET_RAW] {
         let (mut session, response) = open(encoding);
         session.handle_bytes(&response);
         assert_eq!(session.poll_event(), Ok(None));
@@ -316,7 +326,7 @@ fn pings_of_the_server_are_answered_without_an_event() {
 #[test]
 fn what_the_server_may_not_send_ends_the_session_for_good() {
     let native = |frames: &[&[u8]]| {
-        let (mut session, _) = open(Encoding::Native);
+        let (mut session, _) = open(WireFormat::TCP_NATIVE);
         session.handle_bytes(&frames.concat());
         session.handle_end();
         let error = drain(&mut session, &mut Vec::new()).unwrap_err();
@@ -345,10 +355,10 @@ fn broken_websocket_messages_end_the_session() {
     let refused = |encoding, bytes: &[u8]| events(encoding, bytes).unwrap_err();
     let message = |payload: &[u8]| {
         let mut out = Vec::new();
-        encode(&mut out, DataType::Binary, payload);
+        encode(&mut out, MessageType::Binary, payload);
         out
     };
-    let rkyv = |bytes: &[u8]| refused(Encoding::WebSocketRkyv, bytes);
+    let rkyv = |bytes: &[u8]| refused(WireFormat::WEBSOCKET_NATIVE, bytes);
     assert!(matches!(rkyv(&message(&welcome()[..40])), SessionError::Decode(DecodeError::WebSocket(_))));
     assert!(matches!(rkyv(&text("{}")), SessionError::Decode(DecodeError::WrongMessageType(_))));
     assert!(matches!(rkyv(&[0x82, 0x80, 1, 2, 3, 4]), SessionError::Decode(DecodeError::WebSocket(_))));
@@ -356,7 +366,7 @@ fn broken_websocket_messages_end_the_session() {
     assert!(matches!(rkyv(&huge), SessionError::Decode(DecodeError::TooLarge { .. })));
     assert_eq!(rkyv(&message(&welcome())[..60]), SessionError::Truncated);
 
-    let json = |message: &str| refused(Encoding::WebSocketJson, &text(message));
+    let json = |message: &str| refused(WireFormat::WEBSOCKET_JSON, &text(message));
     for bad in
         ["", " ", "{", "[", "[{\"op\":\"pong\"}", "[,]", "1", "{\"op\":\"fly\"}", "{\"op\":\"pong\"} x", "{}"]
     {
@@ -364,25 +374,25 @@ fn broken_websocket_messages_end_the_session() {
     }
     assert_eq!(json(r#"{"topic":"t","seq":1,"ts":1,"data":1}"#), SessionError::UnknownTopic("t".into()));
     let not_utf8 = [0x81, 1, 0xff];
-    assert_eq!(refused(Encoding::WebSocketJson, &not_utf8), SessionError::Decode(DecodeError::NotUtf8));
+    assert_eq!(refused(WireFormat::WEBSOCKET_JSON, &not_utf8), SessionError::Decode(DecodeError::NotUtf8));
 }
 
 #[test]
 fn a_close_frame_alone_tells_why() {
     let mut close = Vec::new();
     encode_close(&mut close, 3008, "slow");
-    let told = events(Encoding::WebSocketRkyv, &close).unwrap();
+    let told = events(WireFormat::WEBSOCKET_NATIVE, &close).unwrap();
     assert_eq!(told, ["Closing { code: 3008, text: \"slow\", reconnect_after_ms: 0 }", "Closed"]);
 }
 
 #[test]
 fn ticks_under_way_when_this_side_closes_still_come() {
-    let (mut session, response) = open(Encoding::WebSocketRkyv);
+    let (mut session, response) = open(WireFormat::WEBSOCKET_NATIVE);
     session.handle_bytes(&response);
     assert_eq!(session.poll_event(), Ok(None));
     session.close();
     let mut bytes = Vec::new();
-    encode(&mut bytes, DataType::Binary, &[welcome(), topic(), tick(1, b"x")].concat());
+    encode(&mut bytes, MessageType::Binary, &[welcome(), topic(), tick(1, b"x")].concat());
     encode_close(&mut bytes, 1000, "");
     session.handle_bytes(&bytes);
     let mut events = Vec::new();
@@ -393,7 +403,7 @@ fn ticks_under_way_when_this_side_closes_still_come() {
 
 #[test]
 fn requests_wait_for_the_handshake_and_stop_at_the_bound() {
-    let (mut session, response) = open(Encoding::WebSocketJson);
+    let (mut session, response) = open(WireFormat::WEBSOCKET_JSON);
     session.subscribe("a").unwrap();
     assert!(session.output().is_empty());
     session.handle_bytes(&response);
@@ -422,7 +432,7 @@ fn requests_wait_for_the_handshake_and_stop_at_the_bound() {
 fn a_payload_that_only_base64_makes_too_large_is_refused_before_the_server_closes() {
     let payload = vec![0xff; 200 << 10];
     let publish = PublishRequest { topic: "t", payload: &payload, ..PublishRequest::default() };
-    for (encoding, fits) in [(Encoding::WebSocketJson, false), (Encoding::WebSocketRkyv, true)] {
+    for (encoding, fits) in [(WireFormat::WEBSOCKET_JSON, false), (WireFormat::WEBSOCKET_NATIVE, true)] {
         let (mut session, response) = open(encoding);
         session.handle_bytes(&response);
         assert_eq!(session.poll_event(), Ok(None));
@@ -434,7 +444,7 @@ fn a_payload_that_only_base64_makes_too_large_is_refused_before_the_server_close
 
 #[test]
 fn a_burst_gives_its_memory_back() {
-    let (mut session, _) = open(Encoding::Native);
+    let (mut session, _) = open(WireFormat::TCP_NATIVE);
     session.handle_bytes(&welcome());
     session.handle_bytes(&topic());
     for sequence in 1..1_000 {
@@ -452,7 +462,7 @@ fn a_burst_gives_its_memory_back() {
 #[test]
 fn an_identity_opens_a_native_session_and_one_that_breaks_the_rule_sends_nothing() {
     let with = |client: &str| {
-        Session::new(&SessionOptions { client: client.into(), ..SessionOptions::new(Encoding::Native) })
+        Session::new(&SessionOptions { client: client.into(), ..SessionOptions::new(WireFormat::TCP_NATIVE) })
     };
     let session = with("me");
     let Ok(Step::Complete(_, hello)) = frame::decode(session.output(), 1 << 10) else { panic!("hello") };

@@ -6,15 +6,16 @@ use crate::{
     session::{JsonPlace, Phase, Progress, Session},
 };
 use tickcast_proto::{
-    DecodeError, Encoding, Step,
-    framing::websocket::{self, DataType, Incoming},
+    DecodeError, Step, WireFormat,
+    codec::MessageType,
+    framing::websocket::{self, Incoming},
 };
 
 impl Session {
     pub(super) fn step_websocket(&mut self) -> Result<Progress, SessionError> {
         if self.message_left > 0 {
             return match self.encoding {
-                Encoding::WebSocketJson => self.step_json(),
+                WireFormat::WEBSOCKET_JSON => self.step_json(),
                 _ => self.step_message_frame(),
             };
         }
@@ -27,12 +28,12 @@ impl Session {
             return Err(DecodeError::TooLarge { bytes: header.payload_len, bytes_max }.into());
         }
         let expected =
-            if self.encoding == Encoding::WebSocketJson { DataType::Text } else { DataType::Binary };
+            if self.encoding == WireFormat::WEBSOCKET_JSON { MessageType::Text } else { MessageType::Binary };
         if header.data_type != expected {
             return Err(DecodeError::WrongMessageType("text where binary belongs, or binary for text").into());
         }
         let whole_len = header.header_len + header.payload_len as usize;
-        let whole_needed = self.encoding != Encoding::WebSocketRkyv;
+        let whole_needed = self.encoding != WireFormat::WEBSOCKET_NATIVE;
         if whole_needed && bytes.len() < whole_len {
             return Ok(Progress::NeedMore);
         }
@@ -42,11 +43,11 @@ impl Session {
         let start = self.taken + header.header_len;
         let len = header.payload_len as usize;
         match self.encoding {
-            Encoding::WebSocketRaw => {
+            WireFormat::WEBSOCKET_RAW => {
                 self.taken += whole_len;
                 return Ok(Progress::Item(Item::Payload(Span { buffer: Buffer::Input, start, len })));
             }
-            Encoding::WebSocketJson => {
+            WireFormat::WEBSOCKET_JSON => {
                 if len == 0 {
                     return Err(SessionError::Json("an empty message".into()));
                 }
@@ -136,8 +137,8 @@ impl Session {
         let first = bytes[0];
         let start = self.taken;
         let (data_type, payload) = match &incoming {
-            Incoming::Text(text) => (DataType::Text, text.as_bytes()),
-            Incoming::Binary(bytes) => (DataType::Binary, &bytes[..]),
+            Incoming::Text(text) => (MessageType::Text, text.as_bytes()),
+            Incoming::Binary(bytes) => (MessageType::Binary, &bytes[..]),
             Incoming::Nothing => {
                 let token = bytes[..used].last_chunk::<8>().filter(|_| used == 10 && first == 0x8a).copied();
                 self.taken += used;
@@ -145,7 +146,7 @@ impl Session {
                     self.fragmented = true;
                 }
                 return Ok(match token {
-                    Some(token) if self.encoding == Encoding::WebSocketRaw => {
+                    Some(token) if self.encoding == WireFormat::WEBSOCKET_RAW => {
                         Progress::Item(Item::Pong { token: u64::from_le_bytes(token) })
                     }
                     _ => Progress::Taken,
@@ -174,7 +175,7 @@ impl Session {
 
 /// The header of an unmasked data frame that is a whole message (RFC 6455, section 5.2).
 struct DataHeader {
-    data_type: DataType,
+    data_type: MessageType,
     header_len: usize,
     payload_len: u64,
 }
@@ -184,8 +185,8 @@ impl DataHeader {
     #[inline]
     fn read(bytes: &[u8]) -> Option<DataHeader> {
         let data_type = match bytes.first()? {
-            0x81 => DataType::Text,
-            0x82 => DataType::Binary,
+            0x81 => MessageType::Text,
+            0x82 => MessageType::Binary,
             _ => return None,
         };
         let (header_len, payload_len) = match *bytes.get(1)? {

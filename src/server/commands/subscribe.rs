@@ -18,7 +18,7 @@ use tickcast_client::{
     Address, Event, Positions, ReconnectOptions, ReconnectingClient, StreamEvent, SubscribeOptions,
 };
 use tickcast_proto::{
-    Encoding,
+    WireFormat,
     subscription::{self, BadOption, Delivery, From, Policy, Position},
 };
 
@@ -149,7 +149,7 @@ fn run(
     let address = Address::parse(&args.server)?;
     // Raw carries no topic, and JSON no ingest time: both say less than a line needs.
     debug_assert!(
-        matches!(address.encoding, Encoding::Native | Encoding::WebSocketRkyv),
+        matches!(address.encoding, WireFormat::TCP_NATIVE | WireFormat::WEBSOCKET_NATIVE),
         "what Address gives"
     );
     let options = ReconnectOptions { reconnect: !args.no_reconnect, ..ReconnectOptions::default() };

@@ -5,10 +5,11 @@ use crate::{
 };
 use tickcast_proto::{
     Step,
+    codec::MessageType,
     codec::json,
     command::Command,
     frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, TickParts},
-    framing::websocket::{DataType, Incoming, WebSocket, encode},
+    framing::websocket::{Incoming, WebSocket, encode},
     ids::{Sequence, TopicId},
     records::TickTimes,
     reply::Reply,
@@ -18,10 +19,10 @@ use tickcast_proto::{
 const A: TopicId = TopicId(5);
 
 /// What a server says of topic `a`, in one encoding.
-struct Say(Encoding, Vec<u8>);
+struct Say(WireFormat, Vec<u8>);
 
 impl Say {
-    fn new(encoding: Encoding) -> Say {
+    fn new(encoding: WireFormat) -> Say {
         let mut say = Say(encoding, Vec::new());
         say.reply(Reply::Welcome { request: 1, epoch: 3, session: 2, frame_bytes_max: 1 << 18 });
         say
@@ -35,14 +36,14 @@ impl Say {
     fn message(&mut self, native: impl Fn(&mut Vec<u8>), as_json: impl Fn(&mut Vec<u8>)) -> &mut Say {
         let mut body = Vec::new();
         match self.0 {
-            Encoding::Native => native(&mut self.1),
-            Encoding::WebSocketJson => {
+            WireFormat::TCP_NATIVE => native(&mut self.1),
+            WireFormat::WEBSOCKET_JSON => {
                 as_json(&mut body);
-                encode(&mut self.1, DataType::Text, &body);
+                encode(&mut self.1, MessageType::Text, &body);
             }
             _ => {
                 native(&mut body);
-                encode(&mut self.1, DataType::Binary, &body);
+                encode(&mut self.1, MessageType::Binary, &body);
             }
         }
         self
@@ -118,7 +119,7 @@ fn commands(session: &mut Session) -> Vec<String> {
         }
         assert!(bytes.is_empty(), "a message ends with a frame");
     };
-    if session.encoding() == Encoding::Native {
+    if session.encoding() == WireFormat::TCP_NATIVE {
         frames(&bytes);
         return commands;
     }
@@ -137,7 +138,7 @@ fn commands(session: &mut Session) -> Vec<String> {
     commands
 }
 
-fn resumed(encoding: Encoding) -> (Session, Vec<u8>) {
+fn resumed(encoding: WireFormat) -> (Session, Vec<u8>) {
     let (mut session, response) = open(encoding);
     session.resume("a", Position { epoch: 3, sequence: 50 }).unwrap();
     let options = SubscribeOptions { from: From::Resume, ..SubscribeOptions::default() };
@@ -244,7 +245,7 @@ fn a_topic_that_is_no_more_is_told_as_not_recovered() {
 #[test]
 fn places_travel_as_each_encoding_has_them() {
     let place = |epoch, sequence| Position { epoch, sequence };
-    for encoding in [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson] {
+    for encoding in [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON] {
         let (mut session, response) = open(encoding);
         let say = Say::new(encoding);
         events(&mut session, &response, &say).unwrap();
@@ -256,7 +257,7 @@ fn places_travel_as_each_encoding_has_them() {
         session.update("x", Delivery::default()).unwrap();
         let sent = commands(&mut session);
         let position = "Position { epoch: 3, sequence: 50 }";
-        if encoding == Encoding::WebSocketJson {
+        if encoding == WireFormat::WEBSOCKET_JSON {
             assert!(sent[1].contains("from: Positions(3, {\"a\": 50})"), "one epoch: {sent:?}");
             assert!(sent[2].contains("from: Positions(3, {})"), "used up: {sent:?}");
         } else {
@@ -271,13 +272,13 @@ fn places_travel_as_each_encoding_has_them() {
 
 #[test]
 fn a_place_that_json_cannot_name_is_told_by_the_session() {
-    let (mut session, response) = open(Encoding::WebSocketJson);
+    let (mut session, response) = open(WireFormat::WEBSOCKET_JSON);
     session.handle_bytes(&response);
     session.resume("a", Position { epoch: 2, sequence: 9 }).unwrap();
     session.resume("b", Position { epoch: 3, sequence: 1 }).unwrap();
     let options = SubscribeOptions { from: From::Resume, ..SubscribeOptions::default() };
     session.subscribe_with(">", &options).unwrap();
-    let mut say = Say::new(Encoding::WebSocketJson);
+    let mut say = Say::new(WireFormat::WEBSOCKET_JSON);
     say.topic(3).tick(1, 0, 0);
     let expected = ["topic a", "recovered a 2:9 3:0 false", "tick 3:1 key 0 missed 0"];
     assert_eq!(events(&mut session, &[], &say).unwrap(), expected);
@@ -285,8 +286,8 @@ fn a_place_that_json_cannot_name_is_told_by_the_session() {
 
 #[test]
 fn many_places_leave_in_messages_that_every_server_takes() {
-    let (mut session, response) = open(Encoding::WebSocketRkyv);
-    events(&mut session, &response, &Say::new(Encoding::WebSocketRkyv)).unwrap();
+    let (mut session, response) = open(WireFormat::WEBSOCKET_NATIVE);
+    events(&mut session, &response, &Say::new(WireFormat::WEBSOCKET_NATIVE)).unwrap();
     for topic in 0..RESUME_POSITIONS_MAX {
         session.resume(&format!("topic.{topic}"), Position { epoch: 3, sequence: 1 }).unwrap();
     }
@@ -300,7 +301,7 @@ fn many_places_leave_in_messages_that_every_server_takes() {
 
 #[test]
 fn a_raw_session_begins_with_the_newest_where_others_resume() {
-    let (mut session, response) = open(Encoding::WebSocketRaw);
+    let (mut session, response) = open(WireFormat::WEBSOCKET_RAW);
     session.handle_bytes(&response);
     assert_eq!(session.poll_event(), Ok(None));
     session.resume("a", Position { epoch: 3, sequence: 50 }).unwrap();
