@@ -72,6 +72,7 @@ mod sync;
 pub mod tick;
 pub mod top;
 pub mod topic;
+pub mod units;
 pub mod watchdog;
 pub mod wheel;
 pub mod wire;
