@@ -14,9 +14,10 @@ use crate::{
     pattern_trie::PatternTrie,
 };
 use tickcast_proto::{
-    frame::{self, FLAG_SNAPSHOT, TickParts},
+    frame::{self, FLAG_SNAPSHOT, Frame, Kind, TickParts},
     ids::{Sequence, ShardId, TopicId},
     pattern,
+    records::FrameHeader,
     subscription::Rules,
 };
 
@@ -113,6 +114,15 @@ impl HomeTopic {
     pub fn history(&self) -> &History {
         &self.history
     }
+}
+
+/// A tick that its home has just given a sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequenced<'a> {
+    /// Its frame, as every shard gets it.
+    pub tick: Frame<'a>,
+    /// The shards that get it.
+    pub interested: ShardSet,
 }
 
 /// What a shard that asked for a pattern is to be told.
@@ -236,18 +246,20 @@ impl Home {
         &self.topics[index as usize]
     }
 
-    /// Gives a tick the next sequence and encodes it as the newest, once for all shards. No allocation once the buffers
-    /// have grown to what the topic needs, but for keys.
-    pub fn advance(&mut self, index: u32, tick: &TickParts<'_>, now_ns: u64) -> &HomeTopic {
+    /// Gives a tick the next sequence and encodes it as the topic's last value, once for all shards. No allocation once
+    /// the buffers have grown to what the topic needs, but for keys.
+    pub fn sequence(&mut self, index: u32, tick: &TickParts<'_>, now_ns: u64) -> Sequenced<'_> {
         let topic = &mut self.topics[index as usize];
         topic.sequence.0 += 1;
         let (id, sequence) = (topic.id, topic.sequence);
+        let mut header = FrameHeader::default();
         topic.newest.put(sequence.0, tick.key, &mut self.keeping.keys, |out| {
-            frame::encode_tick(out, id, sequence, tick);
+            header = frame::encode_tick(out, id, sequence, tick);
         });
         let left = &mut self.history_left_bytes;
         topic.history.push(sequence.0, topic.newest.latest(), topic.bounds, now_ns, left);
-        topic
+        let tick = Frame { header, kind: Kind::Tick, bytes: topic.newest.latest() };
+        Sequenced { tick, interested: topic.interested }
     }
 
     /// A piece of a topic's past, from a sequence on: appends whole frames to `out`, about [`HISTORY_PIECE_BYTES`] of

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::{
     limits::TURN_RING_BYTES,
-    mesh::ring::{Doorbell, FrameConsumer, FrameProducer, frame_ring},
+    mesh::ring::{Doorbell, FrameConsumer, FrameProducer, Stage, frame_ring},
     metrics::counters::Counter,
     now::Now,
     shard::Shard,
@@ -100,15 +100,17 @@ impl Mesh {
     pub fn push_out(&mut self, shard: &mut Shard) -> bool {
         let (mut any, mut filled) = (false, 0);
         for peer in &mut self.peers {
-            let stages = shard.stages_mut(peer.shard);
-            let requests =
-                !stages.requests.waiting().is_empty() && peer.requests_out.push(&mut stages.requests);
-            let deliveries =
-                !stages.deliveries.waiting().is_empty() && peer.deliveries_out.push(&mut stages.deliveries);
-            let full = [&stages.requests, &stages.deliveries].map(|stage| !stage.waiting().is_empty());
+            let (pushed, full) = shard.with_stages(peer.shard, |stages| {
+                let push = |ring: &mut FrameProducer, stage: &mut Stage| {
+                    !stage.waiting().is_empty() && ring.push(stage)
+                };
+                let pushed = push(&mut peer.requests_out, &mut stages.requests)
+                    | push(&mut peer.deliveries_out, &mut stages.deliveries);
+                (pushed, [&stages.requests, &stages.deliveries].map(|stage| !stage.waiting().is_empty()))
+            });
             filled += full.iter().zip(peer.full).filter(|&(&is, was)| is && !was).count() as u64;
             peer.full = full;
-            if requests || deliveries {
+            if pushed {
                 peer.bell.ring();
                 any = true;
             }
@@ -175,15 +177,17 @@ mod tests {
         let mut shard = Shard::new(ShardId(0), 2, 1, Limits::default(), Arc::new(Counters::default()));
         let full = |shard: &Shard| shard.counters().value(Counter::MeshRingFull);
         let fill = |shard: &mut Shard| {
-            let tail = shard.stages_mut(ShardId(1)).requests.tail();
-            (0..20).for_each(|request| encode_request(tail, Kind::Subscribe, request, "some.topic"));
+            shard.with_stages(ShardId(1), |stages| {
+                let tail = stages.requests.tail();
+                (0..20).for_each(|request| encode_request(tail, Kind::Subscribe, request, "some.topic"));
+            });
         };
         for times in 1..3 {
             fill(&mut shard);
             own.push_out(&mut shard);
             assert_eq!(full(&shard), times);
             // It has room now and then, and is full again at once.
-            while !shard.stages_mut(ShardId(1)).requests.waiting().is_empty() {
+            while !shard.requests_have_left() {
                 own.push_out(&mut shard);
                 assert_eq!(full(&shard), times);
                 other.peers[0].requests_in.drain(usize::MAX, |_| true);

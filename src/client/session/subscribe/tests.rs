@@ -64,7 +64,9 @@ impl Say {
             ..TickParts::default()
         };
         self.message(
-            |out| frame::encode_tick(out, A, Sequence(sequence), &parts),
+            |out| {
+                frame::encode_tick(out, A, Sequence(sequence), &parts);
+            },
             |out| json::encode_tick(out, &json::tick_prefix("a"), sequence, &parts),
         )
     }
