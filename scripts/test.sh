@@ -87,7 +87,7 @@ say "bench/suite"
 python3 -m unittest discover bench/suite
 
 say "cargo test"
-cargo test --locked "$@"
+cargo test --locked --workspace "$@"
 
 # Of the binaries that the tests have used: whether the files are right does not depend on the profile.
 try_package() {

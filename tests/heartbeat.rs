@@ -3,17 +3,18 @@
 
 use std::sync::Arc;
 
-use tickcast::{
-    clock::Now,
+use tickcast::limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS};
+use tickcast_core::{
     config::Limits,
-    counters::{Counter, Counters},
-    limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS},
+    metrics::counters::{Counter, Counters},
+    now::Now,
     shard::{Action, Door, Shard},
-    tick::{Hello, ShardId, Token},
-    wire::{
-        Step,
-        frame::{self, Kind, Meta},
-    },
+};
+use tickcast_proto::{
+    Step,
+    frame::{self, Kind, Meta},
+    ids::ShardId,
+    records::{Hello, Token},
 };
 
 const MS: u64 = 1_000_000;
@@ -335,7 +336,7 @@ fn at_the_drain_each_client_is_told_another_time_to_come_back() {
     let mut times = Vec::new();
     for (_, bytes) in &bench.sent {
         let Ok(Step::Complete(_, frame)) = frame::decode(bytes, 1 << 20) else { panic!("a frame") };
-        let closing: tickcast::tick::Closing = frame.record().unwrap();
+        let closing: tickcast_proto::records::Closing = frame.record().unwrap();
         assert_eq!((frame.kind, closing.code), (Kind::Closing, 3001));
         times.push(closing.reconnect_after_ms);
     }

@@ -3,19 +3,19 @@
 
 use std::sync::Arc;
 
-use tickcast::{
-    clock::Now,
+use tickcast_core::{
     config::Limits,
-    counters::{Counter, Counters},
-    membership::Membership,
-    session::Session,
+    metrics::counters::{Counter, Counters},
+    now::Now,
+    session::{Session, membership::Membership},
     shard::{Action, Door, Shard},
+};
+use tickcast_proto::{
+    Step,
+    frame::{self, FLAG_SNAPSHOT, Kind, Meta},
+    ids::ShardId,
+    records::{Hello, Publish, Resume, Skipped, Subscribe},
     subscription::Policy,
-    tick::{Hello, Publish, Resume, ShardId, Skipped, Subscribe},
-    wire::{
-        Step,
-        frame::{self, FLAG_SNAPSHOT, Kind, Meta},
-    },
 };
 
 const MS: u64 = 1_000_000;
@@ -62,7 +62,13 @@ impl Bench {
         self.send(slot, Kind::Hello, &Hello::default(), b"x");
     }
 
-    fn send<R: tickcast::tick::WireRecord>(&mut self, slot: u32, kind: Kind, record: &R, payload: &[u8]) {
+    fn send<R: tickcast_proto::records::WireRecord>(
+        &mut self,
+        slot: u32,
+        kind: Kind,
+        record: &R,
+        payload: &[u8],
+    ) {
         let mut bytes = Vec::new();
         frame::encode(&mut bytes, kind, Meta::default(), record, &[payload]);
         self.shard.handle_bytes(slot, &bytes, self.now);
@@ -137,10 +143,12 @@ impl Bench {
                 Kind::Conflated => said.push(Conflated(skipped().0, skipped().1)),
                 Kind::Gap => said.push(Gap(skipped().0, skipped().1)),
                 Kind::Recovered => {
-                    said.push(Recovered(frame.record::<tickcast::tick::Recovered>().unwrap().recovered == 1));
+                    said.push(Recovered(
+                        frame.record::<tickcast_proto::records::Recovered>().unwrap().recovered == 1,
+                    ));
                 }
                 Kind::Closing => {
-                    said.push(Closing(frame.record::<tickcast::tick::Closing>().unwrap().code));
+                    said.push(Closing(frame.record::<tickcast_proto::records::Closing>().unwrap().code));
                 }
                 _ => {}
             }
@@ -413,7 +421,7 @@ fn changes_that_go_over_many_topics_take_turns_and_later_requests_wait_for_them(
         let record = Subscribe { request, policy: Policy::Conflate as u8, ..Subscribe::default() };
         frame::encode(&mut bytes, Kind::Update, Meta::default(), &record, &[b"t.*"]);
     }
-    frame::encode(&mut bytes, Kind::Ping, Meta::default(), &tickcast::tick::Token { token: 7 }, &[]);
+    frame::encode(&mut bytes, Kind::Ping, Meta::default(), &tickcast_proto::records::Token { token: 7 }, &[]);
     bench.shard.handle_bytes(READER, &bytes, bench.now);
     let answers = |got: &[u8]| {
         let (mut answers, mut rest) = (Vec::new(), got);

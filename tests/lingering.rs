@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use tickcast::{
-    clock::Now,
+use tickcast::limits::LINGER_DEADLINE_MS;
+use tickcast_core::{
     config::Limits,
-    counters::Counters,
-    limits::LINGER_DEADLINE_MS,
+    metrics::counters::Counters,
+    now::Now,
     shard::{Action, Door, Shard},
-    tick::ShardId,
 };
+use tickcast_proto::ids::ShardId;
 
 const MS: u64 = 1_000_000;
 const HANDSHAKE_MS: u64 = 10 * LINGER_DEADLINE_MS;
@@ -25,7 +25,8 @@ struct Bench {
 impl Bench {
     fn get(path: &str, is_full: bool) -> Bench {
         let limits = Limits { handshake_deadline_ns: HANDSHAKE_MS * MS, ..Limits::default() };
-        let shard = Shard::new(ShardId(0), 1, 1, limits, Arc::new(Counters::default()));
+        let mut shard = Shard::new(ShardId(0), 1, 1, limits, Arc::new(Counters::default()));
+        shard.set_static_files(&tickcast::page::Page);
         let now = Now { monotonic_ns: 1 << 41, realtime_ns: 1 << 60 };
         let mut bench = Bench { shard, now, is_full, actions: Vec::new() };
         bench.shard.handle_accept(0, Door::Http, bench.now);

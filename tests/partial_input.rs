@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use tickcast::{
-    clock::Now,
+use tickcast_core::{
     config::Limits,
-    counters::{Counter, Counters},
+    metrics::counters::{Counter, Counters},
+    now::Now,
     shard::{Action, Door, Shard},
-    tick::{Hello, Publish, ShardId, Token},
-    wire::{
-        command::encode_request,
-        frame::{self, Kind, Meta},
-        websocket::WebSocket,
-    },
+};
+use tickcast_proto::{
+    command::encode_request,
+    frame::{self, Kind, Meta},
+    framing::websocket::WebSocket,
+    ids::ShardId,
+    records::{Hello, Publish, Token},
 };
 use tungstenite::Message;
 

@@ -4,20 +4,25 @@
 use std::sync::Arc;
 
 use tickcast::{
-    clock::Now,
-    config::Limits,
-    counters::{Counter, Counters},
-    ingest::{Lanes, StopFlag},
     limits::TIMERS_GONE_MAX,
-    mesh::{Mesh, mesh},
-    ring::{Doorbell, frame_ring},
-    router,
-    shard::{Action, Door, Shard},
-    tick::{Hello, Publish, ShardId, Token},
-    wire::{
-        command::encode_request,
-        frame::{self, Kind, Meta},
+    sources::{Lanes, StopFlag},
+};
+use tickcast_core::{
+    config::Limits,
+    mesh::{
+        Mesh, mesh,
+        ring::{Doorbell, frame_ring},
     },
+    metrics::counters::{Counter, Counters},
+    now::Now,
+    placement,
+    shard::{Action, Door, Shard},
+};
+use tickcast_proto::{
+    command::encode_request,
+    frame::{self, Kind, Meta},
+    ids::ShardId,
+    records::{Hello, Publish, Token},
 };
 
 const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
@@ -48,12 +53,17 @@ fn publishes(topic: &str, payload: &[u8], bytes: usize) -> Vec<u8> {
 
 fn pings(count: u64) -> Vec<u8> {
     let mut out = Vec::new();
-    (0..count).for_each(|token| frame::encode(&mut out, Kind::Ping, Meta::default(), &Token { token }, &[]));
+    (0..count).for_each(|token| {
+        frame::encode(&mut out, Kind::Ping, Meta::default(), &Token { token }, &[]);
+    });
     out
 }
 
 fn topic_at(home: u16, shards: u16) -> String {
-    (0..).map(|n| format!("t.{n}")).find(|topic| router::home(topic, shards).0 == home).expect("some topic")
+    (0..)
+        .map(|n| format!("t.{n}"))
+        .find(|topic| placement::home_shard(topic, shards).0 == home)
+        .expect("some topic")
 }
 
 /// One turn against sockets that take everything. Returns what the transport was told.

@@ -13,14 +13,14 @@ use std::{
 use tickcast::{
     clock,
     limits::{FRAME_BYTES_MAX_DEFAULT, HTTP_HEAD_BYTES_MAX_DEFAULT},
-    tick::{Hello, Subscribe},
-    wire::{
-        Encoding, Step,
-        frame::{self, Frame, Kind},
-        http::{self, Answer, Offer, Target},
-        reply::Reply,
-        websocket::{self, DataType, Incoming, WebSocket},
-    },
+};
+use tickcast_proto::{
+    Encoding, Step,
+    frame::{self, Frame, Kind},
+    framing::websocket::{self, DataType, Incoming, WebSocket},
+    http::{self, Answer, NoFiles, Offer, Target},
+    records::{Hello, Subscribe},
+    reply::Reply,
 };
 
 use crate::{options::Options, rounds};
@@ -133,7 +133,8 @@ impl<'a> Handshake<'a> {
                 }
             },
             Decoder::HttpHead => {
-                let offer = Offer { head_bytes_max: HTTP_HEAD_BYTES_MAX_DEFAULT, debug_echo: false };
+                let offer =
+                    Offer { head_bytes_max: HTTP_HEAD_BYTES_MAX_DEFAULT, debug_echo: false, files: &NoFiles };
                 match http::step(input, offer) {
                     Step::Partial => Ok(None),
                     Step::Complete(used, Answer::Upgrade { response, target }) => {

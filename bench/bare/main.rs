@@ -62,7 +62,7 @@ mod sender;
 use std::{io::Write, net::TcpListener, process::ExitCode};
 
 use clap::Parser;
-use tickcast::{config::SocketBounds, io::listener};
+use tickcast::{config::SocketBounds, transport::listener};
 
 use self::{
     common::process::{pin_thread, raise_descriptor_limit, stop_on_signal},

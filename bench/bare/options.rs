@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use clap::Parser;
-use tickcast::{
-    limits::{DATA_RING_ENTRIES, FRAME_BYTES_MAX_DEFAULT, SENDS_PER_SUBMIT},
-    units::{NS_PER_S, format_size, parse_duration_ns, parse_microseconds_ns, parse_size_bytes},
+use tickcast::limits::{DATA_RING_ENTRIES, FRAME_BYTES_MAX_DEFAULT, SENDS_PER_SUBMIT};
+use tickcast_proto::units::{
+    NS_PER_S, format_size, parse_duration_ns, parse_microseconds_ns, parse_size_bytes,
 };
 
 use crate::common::checks::{duration_within, size_within, within};

@@ -1,11 +1,10 @@
 //! Bytes of the rounds: shared by all sockets, patched before each round, but never while a SEND still needs them.
 
-use tickcast::{
-    tick::{Sequence, TickTimes, TopicId},
-    wire::{
-        frame::{self, TickParts},
-        websocket::{self, DataType},
-    },
+use tickcast_proto::{
+    frame::{self, TickParts},
+    framing::websocket::{self, DataType},
+    ids::{Sequence, TopicId},
+    records::TickTimes,
 };
 
 use crate::options::Options;
@@ -115,7 +114,7 @@ impl Rounds {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use tickcast::wire::Step;
+    use tickcast_proto::Step;
 
     use super::*;
 

@@ -6,7 +6,8 @@ use std::{
 };
 
 use serde::Serialize;
-use tickcast::{client::TopicStats, tick::TopicId};
+use tickcast_client::TopicStats;
+use tickcast_proto::ids::TopicId;
 
 /// Most clients that the text report lists.
 pub const WORST_CLIENTS: usize = 5;

@@ -5,7 +5,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use mio::net::TcpStream;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
-use tickcast::{client::Event, clock};
+use tickcast::clock;
+use tickcast_client::Event;
 
 use crate::{
     feed::Feed,

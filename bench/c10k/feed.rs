@@ -1,7 +1,7 @@
 //! One connection's feed of ticks, from tickcast or from a peer measured beside it.
 //!
 //! A peer carries bare payloads, so the intended send time, the topic and the tick's number in it are read from the
-//! payload ([`tickcast::ingest::payload`]) instead of a frame. A tick, a gap and a latency therefore mean the same on
+//! payload ([`tickcast::sources::payload`]) instead of a frame. A tick, a gap and a latency therefore mean the same on
 //! every transport, and no other module knows which one is in use.
 
 mod lines;
@@ -13,11 +13,8 @@ mod websocket;
 
 use std::fmt;
 
-use tickcast::{
-    client::{Event, RequestError, Session, SessionError, TopicStats},
-    tick::TopicId,
-    wire::Encoding,
-};
+use tickcast_client::{Event, RequestError, Session, SessionError, TopicStats};
+use tickcast_proto::{Encoding, ids::TopicId};
 
 use self::{nats::Nats, peer::Peer, redis::Redis, websocket::WebSocket};
 use crate::{options::PeerProtocol, plan::Plan};

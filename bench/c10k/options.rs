@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tickcast::{
+use tickcast_proto::{
     subscription::Policy,
     units::{parse_duration_ns, parse_microseconds_ns, parse_seconds_ns},
 };

@@ -6,12 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tickcast::{
-    client::{SessionOptions, SubscribeOptions},
-    limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX},
+use tickcast::limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX};
+use tickcast_client::{SessionOptions, SubscribeOptions};
+use tickcast_proto::{
+    Encoding,
     subscription::Delivery,
     units::{NS_PER_S, NS_PER_US},
-    wire::Encoding,
 };
 
 use crate::{

@@ -8,7 +8,7 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
-use tickcast::units::format_duration;
+use tickcast_proto::units::format_duration;
 
 use crate::{
     clients::{self, Client},

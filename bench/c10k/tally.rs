@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use hdrhistogram::Histogram;
-use tickcast::client::{Tick, TopicStats};
+use tickcast_client::{Tick, TopicStats};
 
 use crate::{common::histogram::histogram, feed::Feed, skew::Skew};
 

@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
-use tickcast::units::{format_duration, format_size};
+use tickcast_proto::units::{format_duration, format_size};
 
 /// Checks that a count is within its bounds.
 ///

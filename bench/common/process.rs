@@ -9,7 +9,7 @@ use nix::sys::{
     resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit},
     time::TimeValLike,
 };
-use tickcast::io::signals;
+use tickcast::process::signals;
 
 /// Descriptors needed besides the connections': standard streams, a ring or epoll, a listener, `/proc`.
 const DESCRIPTOR_RESERVE: u64 = 64;

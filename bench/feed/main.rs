@@ -2,7 +2,7 @@
 //!
 //! Producer `p` of P at R ticks per second is offset by `p / P` of its interval, as in the simulator of `tickcast serve`. The
 //! k-th tick of all is due at `k / (P x R)` seconds, belongs to topic `sim.(k mod topics)`, and carries the time it was
-//! due and its number in that topic ([`tickcast::ingest::payload`]).
+//! due and its number in that topic ([`tickcast::sources::payload`]).
 //!
 //! All ticks of a topic go over one connection, so they arrive in order. By default there is one connection per producer,
 //! or per topic if there are fewer. A write carries what is due on its connection and nothing else: ticks leave together

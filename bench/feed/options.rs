@@ -3,10 +3,8 @@
 use std::net::SocketAddr;
 
 use clap::{Parser, ValueEnum};
-use tickcast::{
-    limits::SIM_SIZE_LOWEST,
-    units::{NS_PER_S, NS_PER_US, parse_duration_ns, parse_seconds_ns, parse_size_bytes},
-};
+use tickcast::limits::SIM_SIZE_LOWEST;
+use tickcast_proto::units::{NS_PER_S, NS_PER_US, parse_duration_ns, parse_seconds_ns, parse_size_bytes};
 
 use crate::common::checks::{check_path, duration_within, resolve_server, size_within, within};
 

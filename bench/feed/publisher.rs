@@ -2,11 +2,9 @@
 
 use std::io::Write;
 
-use tickcast::{
-    client::{Event, PublishRequest, Session, SessionOptions},
-    limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX},
-    wire::Encoding,
-};
+use tickcast::limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX};
+use tickcast_client::{Event, PublishRequest, Session, SessionOptions};
+use tickcast_proto::Encoding;
 
 use crate::{
     common::nats::{LINE_BYTES_MAX, write_connect},
@@ -14,7 +12,7 @@ use crate::{
 };
 
 /// Bytes queued for one connection from which on ticks are refused. The last tick accepted may exceed it.
-pub const UNWRITTEN_BYTES_MAX: usize = tickcast::client::OUTPUT_BYTES_MAX;
+pub const UNWRITTEN_BYTES_MAX: usize = tickcast_client::OUTPUT_BYTES_MAX;
 /// Most unanswered ticks on one HTTP connection; further ones are refused.
 pub const UNANSWERED_MAX: u64 = 4_096;
 /// Longest body of an HTTP response, in bytes: Nchan writes four lines about the channel.

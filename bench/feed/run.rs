@@ -8,7 +8,7 @@ use std::{
 };
 
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
-use tickcast::{clock, ingest::payload::Mark};
+use tickcast::{clock, sources::payload::Mark};
 
 use crate::{common::process::thread_cpu_ns, options::Plan, publisher::Publisher, report::Report};
 

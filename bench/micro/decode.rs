@@ -5,14 +5,12 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
-use tickcast::{
-    client::{Event, Session, SessionOptions},
-    tick::{Sequence, TopicId},
-    wire::{
-        Encoding, Step,
-        frame::{self, FLAG_PAYLOAD_JSON, TickParts},
-        reply::Reply,
-    },
+use tickcast_client::{Event, Session, SessionOptions};
+use tickcast_proto::{
+    Encoding, Step,
+    frame::{self, FLAG_PAYLOAD_JSON, TickParts},
+    ids::{Sequence, TopicId},
+    reply::Reply,
 };
 
 use crate::{

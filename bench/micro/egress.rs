@@ -2,22 +2,21 @@
 //!
 //! - `append`: one frame of 160 bytes into the log, either in a few warm pages, as when all sessions keep up, or wrapping
 //!   around 16 MiB, as when one is behind. An iteration is one frame.
-//! - `gather`: [`tickcast::sessions::Sessions::take_send`] of one SEND: a short range or a long one, both straight from the
+//! - `gather`: [`tickcast_core::session::table::Sessions::take_send`] of one SEND: a short range or a long one, both straight from the
 //!   log, or 200 scattered frames, which are copied together. An iteration is one SEND, for the last case one frame.
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
-use tickcast::{
-    limits::{
-        BEHIND_BYTES_DEFAULT, EGRESS_LOG_BYTES_DEFAULT, GATHER_BYTES, OUTBOX_BYTES_MAX_DEFAULT,
-        SEND_BYTES_MAX, SEND_DIRECT_BYTES,
-    },
-    log::{EgressLog, Mark, Range},
-    session::{Next, Protocol, Session},
-    sessions::Sessions,
-    wire::Encoding,
+use tickcast::limits::{
+    BEHIND_BYTES_DEFAULT, EGRESS_LOG_BYTES_DEFAULT, GATHER_BYTES, OUTBOX_BYTES_MAX_DEFAULT, SEND_BYTES_MAX,
+    SEND_DIRECT_BYTES,
 };
+use tickcast_core::{
+    egress_log::{EgressLog, Mark, Range},
+    session::{Next, Protocol, Session, table::Sessions},
+};
+use tickcast_proto::Encoding;
 
 use crate::measure::{per_unit, timed};
 

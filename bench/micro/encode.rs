@@ -3,13 +3,12 @@
 use std::hint::black_box;
 
 use criterion::Criterion;
-use tickcast::{
-    tick::{Sequence, TickTimes, TopicId},
-    wire::{
-        frame::{self, FLAG_PAYLOAD_JSON, TickParts},
-        json,
-        websocket::{self, DataType},
-    },
+use tickcast_proto::{
+    codec::json,
+    frame::{self, FLAG_PAYLOAD_JSON, TickParts},
+    framing::websocket::{self, DataType},
+    ids::{Sequence, TopicId},
+    records::TickTimes,
 };
 
 use crate::load;

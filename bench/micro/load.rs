@@ -3,18 +3,19 @@
 
 use std::sync::Arc;
 
-use tickcast::{
-    client::{Event, Session, SessionOptions},
-    clock::Now,
+use tickcast::limits::{GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT};
+use tickcast_client::{Event, Session, SessionOptions};
+use tickcast_core::{
     config::Limits,
-    counters::Counters,
-    limits::{GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT},
+    metrics::counters::Counters,
+    now::Now,
     shard::{Door, ORIGIN_INGEST, Send, Shard},
-    tick::{Publish, ShardId},
-    wire::{
-        Encoding, Step,
-        frame::{self, FLAG_PAYLOAD_JSON},
-    },
+};
+use tickcast_proto::{
+    Encoding, Step,
+    frame::{self, FLAG_PAYLOAD_JSON},
+    ids::ShardId,
+    records::Publish,
 };
 
 /// Epoch of the server.

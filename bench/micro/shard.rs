@@ -6,12 +6,11 @@
 //!   is one delivery.
 
 use criterion::{BenchmarkId, Criterion};
-use tickcast::{
-    tick::{Sequence, ShardId, TickTimes, TopicId},
-    wire::{
-        Encoding, Step,
-        frame::{self, FLAG_PAYLOAD_JSON, TickParts},
-    },
+use tickcast_proto::{
+    Encoding, Step,
+    frame::{self, FLAG_PAYLOAD_JSON, TickParts},
+    ids::{Sequence, ShardId, TopicId},
+    records::TickTimes,
 };
 
 use crate::{

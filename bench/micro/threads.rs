@@ -6,11 +6,11 @@
 use std::hint::black_box;
 
 use criterion::Criterion;
-use tickcast::{
-    limits::MESH_RING_BYTES_DEFAULT,
-    ring::{Doorbell, Stage, frame_ring},
-    tick::{Sequence, TopicId},
-    wire::frame::{self, TickParts},
+use tickcast::limits::MESH_RING_BYTES_DEFAULT;
+use tickcast_core::mesh::ring::{Doorbell, Stage, frame_ring};
+use tickcast_proto::{
+    frame::{self, TickParts},
+    ids::{Sequence, TopicId},
 };
 
 use crate::{

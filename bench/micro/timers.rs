@@ -6,7 +6,8 @@
 use std::hint::black_box;
 
 use criterion::Criterion;
-use tickcast::{limits::PING_INTERVAL_MS_DEFAULT, wheel::Wheel};
+use tickcast::limits::PING_INTERVAL_MS_DEFAULT;
+use tickcast_core::timer_wheel::Wheel;
 
 use crate::measure::{per_unit, timed};
 

@@ -12,11 +12,10 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-use crate::{
-    client::{ClientError, Event, PublishRequest, Session, SessionOptions, SubscribeOptions},
-    clock,
+use crate::{ClientError, Event, PublishRequest, Session, SessionOptions, SubscribeOptions, clock};
+use tickcast_proto::{
+    Encoding,
     subscription::{Delivery, Position},
-    wire::Encoding,
 };
 
 /// Time for one address to accept a connection.

@@ -2,7 +2,8 @@
 
 use std::{fmt, io};
 
-use crate::{client::RequestError, identity::IdentityError, wire::DecodeError};
+use crate::RequestError;
+use tickcast_proto::{DecodeError, identity::IdentityError};
 
 /// What the server sent cannot be right. The session is over: drop the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +29,7 @@ pub enum SessionError {
         /// The name announced now.
         to: String,
     },
-    /// More than [`crate::client::SESSION_TOPICS_MAX`] topics.
+    /// More than [`crate::SESSION_TOPICS_MAX`] topics.
     TooManyTopics,
     /// A sequence that does not increase.
     OutOfOrder {
@@ -93,7 +94,7 @@ impl From<DecodeError> for SessionError {
     }
 }
 
-/// Why a [`crate::client::Client`] could not do what it was asked.
+/// Why a [`crate::Client`] could not do what it was asked.
 #[derive(Debug)]
 pub enum ClientError {
     /// The address is not of a form that is known: what is.

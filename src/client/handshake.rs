@@ -4,10 +4,10 @@ use std::io::Write;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::{
-    client::{SessionError, SessionOptions},
+use crate::{SessionError, SessionOptions};
+use tickcast_proto::{
+    Encoding, Step,
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX},
-    wire::{Encoding, Step},
 };
 
 /// Bytes of a refusal's body shown to the user.
@@ -118,9 +118,10 @@ fn refusal(response: &httparse::Response<'_, '_>, body: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::http;
+    use tickcast_proto::http;
 
-    const OFFER: http::Offer = http::Offer { head_bytes_max: 8 << 10, debug_echo: false };
+    const OFFER: http::Offer<'_> =
+        http::Offer { head_bytes_max: 8 << 10, debug_echo: false, files: &http::NoFiles };
 
     /// A started handshake and what the server's own HTTP code answers it.
     fn answered(encoding: Encoding) -> (Handshake, String) {

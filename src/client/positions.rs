@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::{client::SESSION_TOPICS_MAX, subscription::Position};
+use crate::SESSION_TOPICS_MAX;
+use tickcast_proto::subscription::Position;
 
 /// The last tick that was taken, or told as left out, of each topic.
 ///

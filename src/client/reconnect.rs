@@ -1,6 +1,6 @@
 //! When to connect again: no socket, no clock, no source of chance of its own.
 
-use crate::client::{
+use crate::{
     ClientError, RECONNECT_AFTER_MS_MAX, RECONNECT_BASE_MS, RECONNECT_CAP_MS, RECONNECT_STABLE_MS,
     SessionError,
 };

@@ -9,16 +9,16 @@ use std::{
 };
 
 use crate::{
-    client::{
-        Address, Backoff, Client, ClientError, Event, Positions, REMEMBERED_SUBSCRIPTIONS_MAX, RequestError,
-        SessionOptions, SubscribeOptions, Tick,
-        blocking::{deadline_ns, left_ms},
-        reconnect::{is_worth_another_try, pause_ms_min},
-        topics::{IdHasher, Skip},
-    },
+    Address, Backoff, Client, ClientError, Event, Positions, REMEMBERED_SUBSCRIPTIONS_MAX, RequestError,
+    SessionOptions, SubscribeOptions, Tick,
+    blocking::{deadline_ns, left_ms},
     clock,
+    reconnect::{is_worth_another_try, pause_ms_min},
+    topics::{IdHasher, Skip},
+};
+use tickcast_proto::{
     limits::RESUME_POSITIONS_MAX,
-    router,
+    pattern,
     subscription::{Delivery, From, Policy, Position},
 };
 
@@ -227,8 +227,8 @@ impl ReconnectingClient {
                 }
             }
         }
-        let is_taken = |topic: &str| self.subscriptions.iter().any(|s| router::matches(&s.pattern, topic));
-        let matching = self.positions.iter().filter(|(topic, _)| router::matches(pattern, topic));
+        let is_taken = |topic: &str| self.subscriptions.iter().any(|s| pattern::matches(&s.pattern, topic));
+        let matching = self.positions.iter().filter(|(topic, _)| pattern::matches(pattern, topic));
         let places: Places = matching
             .filter(|(topic, _)| !is_taken(topic))
             .map(|(topic, position)| (topic.into(), position))
@@ -404,7 +404,7 @@ impl ReconnectingClient {
         order.sort_by_key(|&index| self.subscriptions[index].conflates());
         let mut places: Vec<Places> = vec![Vec::new(); order.len()];
         for (topic, position) in self.positions.iter() {
-            let takes = |index: &&usize| router::matches(&self.subscriptions[**index].pattern, topic);
+            let takes = |index: &&usize| pattern::matches(&self.subscriptions[**index].pattern, topic);
             if let Some(&index) = order.iter().find(takes) {
                 places[index].push((topic.into(), position));
             }
@@ -503,7 +503,7 @@ impl ReconnectingClient {
     /// Only what a subscription takes is worth its memory.
     fn forget_others(&mut self) {
         let subscriptions = &self.subscriptions;
-        self.positions.retain(|topic| subscriptions.iter().any(|s| router::matches(&s.pattern, topic)));
+        self.positions.retain(|topic| subscriptions.iter().any(|s| pattern::matches(&s.pattern, topic)));
     }
 
     fn next_request(&mut self) -> u32 {

@@ -7,18 +7,16 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    client::{
-        SessionError,
-        topics::{Advanced, Skip, Topics, Unrecovered},
-    },
+    SessionError,
+    topics::{Advanced, Skip, Topics, Unrecovered},
+};
+use tickcast_proto::{
+    DecodeError,
+    codec::json::present,
+    frame::{FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, Kind},
     limits::FRAME_HEADER_BYTES,
+    records::{Closing, ErrorRecord, Recovered, Request, Skipped, Subscribed, TickTimes, Token, Welcome},
     subscription::Position,
-    tick::{Closing, ErrorRecord, Recovered, Request, Skipped, Subscribed, TickTimes, Token, Welcome},
-    wire::{
-        DecodeError,
-        frame::{FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, Kind},
-        json::present,
-    },
 };
 
 /// Where a session keeps the bytes an item speaks of.

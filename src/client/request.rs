@@ -4,15 +4,13 @@ use std::fmt;
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 
-use crate::{
+use tickcast_proto::{
+    codec::json,
+    command::encode_request,
+    frame::{self, Kind, Meta},
     limits::{MAX_RATE_HIGHEST, MAX_RATE_LOWEST, RESUME_POSITIONS_MAX, TOPIC_BYTES_MAX},
+    records::{Publish, Resume, Subscribe, Token, WireRecord},
     subscription::{BadOption, Delivery, Policy, Position},
-    tick::{Publish, Resume, Subscribe, Token, WireRecord},
-    wire::{
-        command::encode_request,
-        frame::{self, Kind, Meta},
-        json,
-    },
 };
 
 /// One tick to publish.
@@ -48,9 +46,9 @@ pub enum RequestError {
     TooManyPlaces,
     /// The pattern is subscribed already.
     AlreadySubscribed,
-    /// More than [`crate::client::REMEMBERED_SUBSCRIPTIONS_MAX`] subscriptions to remember.
+    /// More than [`crate::REMEMBERED_SUBSCRIPTIONS_MAX`] subscriptions to remember.
     TooManySubscriptions,
-    /// More than [`crate::client::OUTPUT_BYTES_MAX`] wait to be written: write first.
+    /// More than [`crate::OUTPUT_BYTES_MAX`] wait to be written: write first.
     Backpressure,
     /// The session has ended or is closing.
     Ended,
@@ -256,12 +254,10 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
-    use crate::{
+    use tickcast_proto::{
+        Step,
+        command::{Command, PublishCommand},
         subscription::From,
-        wire::{
-            Step,
-            command::{Command, PublishCommand},
-        },
     };
 
     fn publish(payload: &[u8]) -> Outgoing<'_> {

@@ -9,23 +9,22 @@ use std::collections::VecDeque;
 use tungstenite::Message as WebSocketMessage;
 
 use crate::{
-    client::{
-        CLIENT_NAME_BYTES_MAX, Event, MESSAGE_OVERHEAD_BYTES, OUTPUT_BYTES_MAX, PublishRequest, RequestError,
-        SESSION_BUFFER_KEEP_BYTES, SessionError, SessionOptions, Tick, TopicStats,
-        handshake::Handshake,
-        reply::{self, Buffer, Item, RecoveredItem, Span, TickItem},
-        request::Outgoing,
-        topics::{Skip, Topics},
-    },
+    CLIENT_NAME_BYTES_MAX, Event, MESSAGE_OVERHEAD_BYTES, OUTPUT_BYTES_MAX, PublishRequest, RequestError,
+    SESSION_BUFFER_KEEP_BYTES, SessionError, SessionOptions, Tick, TopicStats,
+    handshake::Handshake,
+    reply::{self, Buffer, Item, RecoveredItem, Span, TickItem},
+    request::Outgoing,
+    topics::{Skip, Topics},
+};
+use tickcast_proto::{
+    Encoding, Step,
+    frame::{self, Kind, Meta},
+    framing::websocket::WebSocket,
     identity,
+    ids::{Sequence, TopicId},
     limits::FRAME_BYTES_MAX_DEFAULT,
+    records::Token,
     subscription::Position,
-    tick::{Sequence, Token, TopicId},
-    wire::{
-        Encoding, Step,
-        frame::{self, Kind, Meta},
-        websocket::WebSocket,
-    },
 };
 
 /// Frames of one request in one WebSocket message, in bytes: many places to resume from go in several messages, each

@@ -5,11 +5,8 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
 };
 
-use crate::{
-    client::{SESSION_TOPICS_MAX, SessionError},
-    router,
-    subscription::Position,
-};
+use crate::{SESSION_TOPICS_MAX, SessionError};
+use tickcast_proto::{pattern, subscription::Position};
 
 /// What a session has seen of one topic.
 ///
@@ -211,7 +208,7 @@ pub(super) struct Topics {
     id_by_name: Option<HashMap<Box<str>, u32>>,
     /// Places from before, until they are answered. Bound: [`SESSION_TOPICS_MAX`].
     places: HashMap<Box<str>, (Position, Teller)>,
-    /// One place for all that a pattern takes. Bound: [`RESUME_POSITIONS_MAX`](crate::limits::RESUME_POSITIONS_MAX).
+    /// One place for all that a pattern takes. Bound: [`RESUME_POSITIONS_MAX`](tickcast_proto::limits::RESUME_POSITIONS_MAX).
     pattern_places: Vec<(Box<str>, Position)>,
     /// Answers about topics that are not announced yet. Bound: [`SESSION_TOPICS_MAX`].
     outcomes: HashMap<Box<str>, Outcome>,
@@ -303,7 +300,7 @@ impl Topics {
     ) -> Result<(u32, Position), SessionError> {
         let place = self.places.remove(name).map(|(position, _)| position).or_else(|| {
             let mut places = self.pattern_places.iter();
-            places.find(|(pattern, _)| router::matches(pattern, name)).map(|&(_, position)| position)
+            places.find(|(pattern, _)| pattern::matches(pattern, name)).map(|&(_, position)| position)
         });
         let place = place.unwrap_or_default();
         let outcome = Outcome { place, epoch, sequence, recovered };

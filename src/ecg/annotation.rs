@@ -114,7 +114,7 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Annotation>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ecg::record::tests::record_100;
+    use crate::record::tests::record_100;
 
     fn words(words: &[u16]) -> Vec<u8> {
         words.iter().flat_map(|word| word.to_le_bytes()).collect()

@@ -160,7 +160,7 @@ impl Follower {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ecg::{info::tests::info, synthetic::Synthetic};
+    use crate::{info::tests::info, synthetic::Synthetic};
 
     const FS_HZ: f64 = 250.0;
     const BATCH: usize = 10;

@@ -253,7 +253,7 @@ pub(crate) mod tests {
 
     /// The cardiologists' record, or `None`, said on standard error, where it is not there.
     pub(crate) fn record_100() -> Option<PathBuf> {
-        let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data/ecg/100.hea");
+        let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/ecg/100.hea");
         if !file.is_file() {
             use io::Write;
             // Not with eprintln, whose words the test runner keeps to itself when a test passes.

@@ -9,20 +9,17 @@ use std::{
     thread,
 };
 
+use crate::harness::{
+    FREE_PORTS, Log, Server, beside_others, collector::Collector, processes::end, say, tickcast,
+    wait_for_exit,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::Value;
-use tickcast::{
-    ecg::{annotation, info::Info},
-    wire::Encoding,
-};
-
-use crate::harness::{
-    FREE_PORTS, Log, Server, beside_others, collector::Collector, processes::end, say, tickcast,
-    wait_for_exit,
-};
+use tickcast_ecg::{annotation, info::Info};
+use tickcast_proto::Encoding;
 
 /// The cardiologists' record, or `None`, said on standard error, where it is not there.
 fn record_100() -> Option<PathBuf> {

@@ -2,11 +2,6 @@
 
 use std::{collections::HashSet, thread};
 
-use tickcast::{
-    client::{Client, SessionOptions},
-    wire::Encoding,
-};
-
 use crate::harness::{
     Server, beside_others,
     collector::{address, barrier, connect, publish},
@@ -15,6 +10,8 @@ use crate::harness::{
     frames::{self, Raw},
     raw::{CLOSE, Peer, upgrade_request},
 };
+use tickcast_client::{Client, SessionOptions};
+use tickcast_proto::Encoding;
 
 const SHARDS: [&str; 2] = ["--shards", "4"];
 

@@ -1,12 +1,11 @@
 //! The load client against the server, as two processes with many connections and many ticks.
 
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     Server, alone,
     collector::{barrier, connect, publish},
     load_client::LoadClient,
 };
+use tickcast_proto::Encoding;
 
 const CONNECTIONS: usize = 10_000;
 const BROADCAST_TICKS: usize = 20;

@@ -10,14 +10,6 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde_json::Value;
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     Log, Server, beside_others,
     collector::Collector,
@@ -25,6 +17,13 @@ use crate::harness::{
     http::{get, request},
     processes, say,
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+use tickcast_proto::Encoding;
 
 fn exists(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());

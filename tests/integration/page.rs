@@ -8,9 +8,6 @@ use std::{
     time::Duration,
 };
 
-use flate2::read::GzDecoder;
-use tickcast::limits::LINGER_DEADLINE_MS;
-
 use crate::harness::{
     Server, beside_others,
     external::{External, Library},
@@ -18,6 +15,8 @@ use crate::harness::{
     raw::Peer,
     say, tickcast,
 };
+use flate2::read::GzDecoder;
+use tickcast::limits::LINGER_DEADLINE_MS;
 
 /// A response's head and body.
 fn request(server: &Server, line: &str, headers: &str) -> (String, Vec<u8>) {

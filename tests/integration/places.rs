@@ -10,8 +10,6 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     Server,
     account::{Account, Recovered, Subscriber},
@@ -22,6 +20,7 @@ use crate::harness::{
     raw::Peer,
     say,
 };
+use tickcast_proto::Encoding;
 
 const TOPICS: u64 = 4;
 /// More than fit one piece of history.

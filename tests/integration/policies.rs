@@ -1,8 +1,6 @@
 //! One client that never reads among a hundred that do: they lose nothing, the server's memory does not grow, and what
 //! becomes of the one is what its policy says.
 
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     Server,
     account::{Account, Subscriber, Taken},
@@ -14,6 +12,7 @@ use crate::harness::{
     raw::Peer,
     say,
 };
+use tickcast_proto::Encoding;
 
 const HEALTHY: &str = "100";
 /// 5,000 ticks a second, 1.3 MB of frames.

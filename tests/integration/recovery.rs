@@ -9,13 +9,12 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     Server, beside_others, collector::Collector, eventually, market_capture, processes::end, tickcast,
 };
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tickcast_proto::Encoding;
 
 const KILLS: usize = 50;
 const PATTERN: &str = "coinbase.>";

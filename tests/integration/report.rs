@@ -1,16 +1,15 @@
 //! SIGUSR1 and `--report`: the latency table of a running server.
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     Server, beside_others,
     collector::{Collector, connect, publish},
     eventually,
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tickcast_proto::Encoding;
 
 /// Ticks received before each table.
 const TICKS: usize = 20;

@@ -5,27 +5,32 @@ use std::{
     sync::Arc,
 };
 
+use crate::client::{Ask, Begin, Client, EPOCH, Manner, Seen, State, key_of};
 use fastrand::Rng;
 use tickcast::{
-    clock::Now,
-    config::Limits,
-    counters::{Counter, Counters},
-    history::HistoryBounds,
-    ingest::Lanes,
     limits::{
         MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, TIMERS_GONE_MAX,
         TURN_RING_BYTES,
     },
-    mesh::{Mesh, mesh},
-    ring::{Doorbell, frame_ring},
-    router,
-    shard::{Action, Departure, Door, Shard},
-    subscription::{Policy, Rules},
-    tick::ShardId,
-    wire::Encoding,
+    sources::Lanes,
 };
-
-use crate::client::{Ask, Begin, Client, EPOCH, Manner, Seen, State, key_of};
+use tickcast_core::{
+    config::Limits,
+    home::history::HistoryBounds,
+    mesh::{
+        Mesh, mesh,
+        ring::{Doorbell, frame_ring},
+    },
+    metrics::counters::{Counter, Counters},
+    now::Now,
+    shard::{Action, Departure, Door, Shard},
+};
+use tickcast_proto::{
+    Encoding,
+    ids::ShardId,
+    pattern,
+    subscription::{Policy, Rules},
+};
 
 const PATTERNS: [&str; 8] = [">", "t.*", "t.0", "t.1", "t.>", "*.2", "p.>", "c.>"];
 const CLIENTS_MAX: usize = 24;
@@ -255,7 +260,7 @@ impl World {
         self.reached.reconnected += 1;
         client.seen = memory.seen;
         client.seen.values_mut().for_each(|seen| seen.told.clear());
-        client.seen.retain(|topic, _| memory.asked.keys().any(|pattern| router::matches(pattern, topic)));
+        client.seen.retain(|topic, _| memory.asked.keys().any(|pattern| pattern::matches(pattern, topic)));
         for (pattern, ask) in memory.asked {
             client.subscribe(&pattern, Ask { begin: Begin::Resume, ..ask });
         }

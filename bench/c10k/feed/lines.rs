@@ -1,6 +1,6 @@
 //! Parsing of lines and numbers in text protocols.
 
-use tickcast::wire::Step;
+use tickcast_proto::Step;
 
 use super::FeedError;
 

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use tickcast::{
-    client::{Event, SESSION_BUFFER_KEEP_BYTES, Tick, TopicStats},
-    ingest::payload::Mark,
-    tick::{Sequence, TopicId},
-    wire::Step,
+use tickcast::sources::payload::Mark;
+use tickcast_client::{Event, SESSION_BUFFER_KEEP_BYTES, Tick, TopicStats};
+use tickcast_proto::{
+    Step,
+    ids::{Sequence, TopicId},
 };
 
 use super::{ANSWER_BYTES_MAX, FeedError, seen::Seen};

@@ -1,7 +1,9 @@
 //! Per-topic counts of a connection to a peer, read from the payloads.
 
 use rustc_hash::FxHashMap;
-use tickcast::{client::TopicStats, ingest::payload::Mark, tick::TopicId};
+use tickcast::sources::payload::Mark;
+use tickcast_client::TopicStats;
+use tickcast_proto::ids::TopicId;
 
 use super::FeedError;
 

@@ -2,7 +2,7 @@
 
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
-use tickcast::subscription::Policy;
+use tickcast_proto::subscription::Policy;
 
 use super::{BOTTLENECK_SHARE, Report, has_subscription_latency};
 use crate::{clients, plan::Plan, process};

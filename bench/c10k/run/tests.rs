@@ -7,14 +7,12 @@ use std::{
 };
 
 use clap::Parser;
-use tickcast::{
-    ingest::payload::Mark,
-    limits::FRAME_BYTES_MAX_DEFAULT,
-    tick::{Request, Sequence, Subscribed, TickTimes, TopicId, Welcome},
-    wire::{
-        Step,
-        frame::{self, Kind, Meta},
-    },
+use tickcast::{limits::FRAME_BYTES_MAX_DEFAULT, sources::payload::Mark};
+use tickcast_proto::{
+    Step,
+    frame::{self, Kind, Meta},
+    ids::{Sequence, TopicId},
+    records::{Request, Subscribed, TickTimes, Welcome},
 };
 
 use super::*;

@@ -1,5 +1,6 @@
 use super::*;
-use crate::{client::script::serve, wire::frame::Kind};
+use crate::script::serve;
+use tickcast_proto::frame::Kind;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -44,7 +45,7 @@ fn a_client_subscribes_gets_ticks_and_sees_the_end() {
 fn waiting_for_an_event_ends_in_time() {
     let (address, server) = serve(|peer| {
         peer.welcome();
-        assert_eq!(peer.next(), None);
+        assert_eq!(peer.next_frame(), None);
     });
     let mut client = Client::connect(&address).unwrap();
     assert_eq!(client.next_event(Some(Duration::ZERO)).unwrap(), None);
@@ -57,9 +58,9 @@ fn waiting_for_an_event_ends_in_time() {
 fn a_barrier_waits_for_its_own_pong_and_passes_other_events_on() {
     let (address, server) = serve(|peer| {
         peer.welcome();
-        let (kind, request, payload) = peer.next().unwrap();
+        let (kind, request, payload) = peer.next_frame().unwrap();
         assert_eq!((kind, payload), (Kind::Publish, b"x".to_vec()));
-        let (kind, token, _) = peer.next().unwrap();
+        let (kind, token, _) = peer.next_frame().unwrap();
         assert_eq!(kind, Kind::Ping);
         peer.error(request, "no");
         peer.pong(token + 1);
@@ -83,7 +84,7 @@ fn replies_are_read_while_a_write_waits() {
             peer.error(1, "no");
         }
         let mut taken = 0;
-        while let Some((kind, token, _)) = peer.next() {
+        while let Some((kind, token, _)) = peer.next_frame() {
             match kind {
                 Kind::Ping => peer.pong(token),
                 _ => taken += 1,
@@ -114,7 +115,7 @@ fn a_refusal_at_the_door_is_told() {
     server.join().unwrap();
 
     let (address, server) = serve(|peer| {
-        peer.next();
+        peer.next_frame();
         peer.stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
     });
     assert!(matches!(Client::connect(&address), Err(ClientError::Session(_))));

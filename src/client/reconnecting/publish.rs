@@ -1,10 +1,10 @@
 //! Publishing over a connection that comes and goes.
 
-use crate::client::{ClientError, PublishRequest, ReconnectingClient};
+use crate::{ClientError, PublishRequest, ReconnectingClient};
 
 impl ReconnectingClient {
     /// Publishes one tick at once, and tells whether it was sent: without a connection it is not, and it is not kept for
-    /// the next one. A refusal by the server is an [`crate::client::Event::Error`] of request 0.
+    /// the next one. A refusal by the server is an [`crate::Event::Error`] of request 0.
     ///
     /// # Errors
     /// [`ClientError::Request`] for what no server could take; otherwise as [`ReconnectingClient::next_event`]. A

@@ -1,9 +1,9 @@
 use super::*;
-use crate::client::{
+use crate::{
     SessionError,
     script::{Peer, serve_each},
 };
-use crate::wire::reply::Reply;
+use tickcast_proto::reply::Reply;
 
 const LONG: Duration = Duration::from_secs(20);
 const RESUME: &str = "Resume { topic: \"a.b\", position: Position { epoch: 3, sequence: 2 } }";
@@ -64,7 +64,7 @@ const FIRST: [&str; 6] =
 
 /// Acknowledges without a look at what is asked.
 fn acknowledge(peer: &mut Peer, epoch: u64) {
-    let (_, request, _) = peer.next().unwrap();
+    let (_, request, _) = peer.next_frame().unwrap();
     peer.reply(Reply::Subscribed { request: request as u32, pattern: "a.>", epoch });
     peer.topic(epoch);
 }
@@ -75,7 +75,7 @@ fn recovered(peer: &mut Peer, epoch: u64, sequence: u64, recovered: bool) {
 
 /// Stays until the client goes.
 fn stay(peer: &mut Peer) {
-    while peer.next().is_some() {}
+    while peer.next_frame().is_some() {}
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn only_an_acknowledged_subscription_resumes_without_a_tick() {
             false => vec![
                 |peer| {
                     peer.welcome_in(3);
-                    peer.next();
+                    peer.next_frame();
                 },
                 |peer| {
                     peer.welcome_in(3);
@@ -258,7 +258,7 @@ fn what_was_told_as_lost_is_not_asked_for_again() {
     let (address, server) = serve_each(vec![
         |peer| {
             first(peer);
-            let (topic, name) = (crate::tick::TopicId(5), "a.b");
+            let (topic, name) = (tickcast_proto::ids::TopicId(5), "a.b");
             peer.reply(Reply::Gap { topic, name, from: 3, to: 9 });
         },
         |peer| {
@@ -297,13 +297,13 @@ fn attempts_go_on_until_one_succeeds_and_a_refused_pattern_is_not_asked_again() 
     let (address, server) = serve_each(vec![
         |peer| {
             peer.welcome_in(3);
-            let (_, request, _) = peer.next().unwrap();
+            let (_, request, _) = peer.next_frame().unwrap();
             peer.error(request, "bad pattern");
             peer.subscribed();
         },
         |_| {},
         |peer| {
-            peer.next();
+            peer.next_frame();
         },
         |peer| {
             peer.welcome_in(3);
@@ -352,7 +352,7 @@ fn what_is_asked_without_a_connection_is_asked_with_the_next() {
 fn waiting_without_a_connection_ends_in_time() {
     let (address, server) = serve_each(vec![|peer| {
         peer.welcome_in(3);
-        peer.reply(Reply::Error { request: 0, code: crate::wire::ErrorCode::BadRequest, text: "" });
+        peer.reply(Reply::Error { request: 0, code: tickcast_proto::ErrorCode::BadRequest, text: "" });
     }]);
     let address = Address::parse(&address).unwrap();
     let backoff = Backoff::with_bounds(1, 1 << 40, 1 << 40);

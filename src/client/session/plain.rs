@@ -1,12 +1,10 @@
 //! The short way of a tick: nearly all are whole, and the next of their topic.
 
 use super::{Phase, Session};
-use crate::{
-    client::reply::TickItem,
-    wire::{
-        Encoding, Step,
-        frame::{self, FLAG_SNAPSHOT, Kind},
-    },
+use crate::reply::TickItem;
+use tickcast_proto::{
+    Encoding, Step,
+    frame::{self, FLAG_SNAPSHOT, Kind},
 };
 
 impl Session {

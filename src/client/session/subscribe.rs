@@ -1,15 +1,15 @@
 //! What a session asks to be delivered: subscriptions, their options, and where they begin.
 
 use crate::{
-    client::{
-        RequestError, SubscribeOptions,
-        request::{Outgoing, Start},
-        session::Session,
-        topics::{Skip, Teller},
-    },
+    RequestError, SubscribeOptions,
+    request::{Outgoing, Start},
+    session::Session,
+    topics::{Skip, Teller},
+};
+use tickcast_proto::{
+    Encoding,
     limits::RESUME_POSITIONS_MAX,
     subscription::{Delivery, From, Position},
-    wire::Encoding,
 };
 
 impl Session {
@@ -30,7 +30,7 @@ impl Session {
     /// [`Session::subscribe`] with a policy, a rate and a place to begin.
     ///
     /// JSON names one epoch for all places: the server's if it has welcomed, else the newest among them. A place of
-    /// another epoch is not sent, and the session itself gives its [`Event::Recovered`](crate::client::Event) when
+    /// another epoch is not sent, and the session itself gives its [`Event::Recovered`](crate::Event) when
     /// the topic is announced.
     ///
     /// # Errors
@@ -86,7 +86,7 @@ impl Session {
     }
 
     /// Changes how a live subscription is delivered. The acknowledgement is an
-    /// [`Event::Subscribed`](crate::client::Event) that names the number returned.
+    /// [`Event::Subscribed`](crate::Event) that names the number returned.
     ///
     /// # Errors
     /// [`RequestError`]: nothing was queued.
@@ -110,7 +110,7 @@ impl Session {
 
     /// Notes a place that the server is not asked for: what lies between it and the snapshot that the topic begins
     /// with is then told, as conflated or as lost.
-    pub(in crate::client) fn expect_snapshot(&mut self, topic: &str, position: Position, skip: Skip) {
+    pub(crate) fn expect_snapshot(&mut self, topic: &str, position: Position, skip: Skip) {
         self.topics.place(topic, position, Teller::Client(skip));
     }
 

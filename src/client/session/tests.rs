@@ -1,20 +1,19 @@
 //! Claims about the session, held with bytes that the server's own encoders make.
 
 use super::*;
-use crate::{
-    tick::{Closing, ErrorRecord, Hello, Request, Subscribed, TickTimes, Token, Welcome},
-    wire::{
-        DecodeError, ErrorCode,
-        frame::{FLAG_PAYLOAD_JSON, Kind, Meta},
-        http, json,
-        websocket::{DataType, encode, encode_close},
-    },
+use tickcast_proto::{
+    DecodeError, ErrorCode,
+    codec::json,
+    frame::{FLAG_PAYLOAD_JSON, Kind, Meta},
+    framing::websocket::{DataType, encode, encode_close},
+    http,
+    records::{Closing, ErrorRecord, Hello, Request, Subscribed, TickTimes, Token, Welcome},
 };
 
 pub(super) const ENCODINGS: [Encoding; 3] =
     [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson];
 
-fn record<R: crate::tick::WireRecord>(kind: Kind, record: R, text: &str) -> Vec<u8> {
+fn record<R: tickcast_proto::records::WireRecord>(kind: Kind, record: R, text: &str) -> Vec<u8> {
     let mut out = Vec::new();
     frame::encode(&mut out, kind, Meta::default(), &record, &[text.as_bytes()]);
     out
@@ -137,7 +136,7 @@ pub(super) fn open(encoding: Encoding) -> (Session, Vec<u8>) {
     if encoding == Encoding::Native {
         return (session, Vec::new());
     }
-    let offer = http::Offer { head_bytes_max: 8 << 10, debug_echo: false };
+    let offer = http::Offer { head_bytes_max: 8 << 10, debug_echo: false, files: &http::NoFiles };
     let Step::Complete(_, http::Answer::Upgrade { response, .. }) = http::step(session.output(), offer)
     else {
         panic!("the server refuses this client")
@@ -283,7 +282,7 @@ fn a_raw_session_gets_payloads_and_its_ping_is_answered_by_a_websocket_pong() {
     assert_eq!(session.poll_event(), Ok(None));
     let token = session.ping().unwrap();
     let mut pong = Vec::new();
-    let mut server = crate::wire::websocket::WebSocket::server(1 << 10);
+    let mut server = tickcast_proto::framing::websocket::WebSocket::server(1 << 10);
     assert!(matches!(server.step(session.output(), &mut pong), Ok(Step::Complete(..))));
     session.handle_bytes(&pong);
     assert_eq!(session.poll_event(), Ok(Some(Event::Pong { token })));
@@ -307,7 +306,7 @@ fn pings_of_the_server_are_answered_without_an_event() {
         assert_eq!(session.poll_event(), Ok(None));
         session.output_written(session.output().len());
         let mut ping = Vec::new();
-        crate::wire::websocket::encode_ping(&mut ping);
+        tickcast_proto::framing::websocket::encode_ping(&mut ping);
         session.handle_bytes(&ping);
         assert_eq!(session.poll_event(), Ok(None));
         assert_eq!(session.output()[..2], [0x8a, 0x80], "{encoding:?}: a masked pong");
@@ -399,13 +398,13 @@ fn requests_wait_for_the_handshake_and_stop_at_the_bound() {
     assert!(session.output().is_empty());
     session.handle_bytes(&response);
     assert_eq!(session.poll_event(), Ok(None));
-    let mut server = crate::wire::websocket::WebSocket::server(1 << 10);
+    let mut server = tickcast_proto::framing::websocket::WebSocket::server(1 << 10);
     let mut at = 0;
     let mut texts = Vec::new();
     while let Step::Complete(used, incoming) = server.step(&session.output()[at..], &mut Vec::new()).unwrap()
     {
         at += used;
-        if let crate::wire::websocket::Incoming::Text(text) = incoming {
+        if let tickcast_proto::framing::websocket::Incoming::Text(text) = incoming {
             texts.push(text.to_string());
         }
     }

@@ -1,15 +1,13 @@
 //! How a session reads WebSocket messages: whole data frames in place, everything else through the decoder.
 
 use crate::{
-    client::{
-        SessionError,
-        reply::{self, Buffer, Item, JsonTarget, Span},
-        session::{JsonPlace, Phase, Progress, Session},
-    },
-    wire::{
-        DecodeError, Encoding, Step,
-        websocket::{self, DataType, Incoming},
-    },
+    SessionError,
+    reply::{self, Buffer, Item, JsonTarget, Span},
+    session::{JsonPlace, Phase, Progress, Session},
+};
+use tickcast_proto::{
+    DecodeError, Encoding, Step,
+    framing::websocket::{self, DataType, Incoming},
 };
 
 impl Session {

@@ -1,7 +1,7 @@
 use std::{f64::consts::TAU, io::Write};
 
 use super::*;
-use crate::ecg::{
+use crate::{
     annotation,
     record::{self, Record, tests::record_100},
     score::Score,

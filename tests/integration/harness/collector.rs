@@ -11,10 +11,8 @@ use std::{
     time::Duration,
 };
 
-use tickcast::{
-    client::{Address, Client, Event, PublishRequest},
-    wire::Encoding,
-};
+use tickcast_client::{Address, Client, Event, PublishRequest};
+use tickcast_proto::Encoding;
 
 use super::{GUARD, Server};
 

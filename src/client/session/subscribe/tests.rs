@@ -1,19 +1,19 @@
 use super::*;
 use crate::{
-    client::{Event, SessionError, session::tests::open},
-    subscription::Policy,
-    tick::{Sequence, TickTimes, TopicId},
-    wire::{
-        Step,
-        command::Command,
-        frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, TickParts},
-        json,
-        reply::Reply,
-        websocket::{DataType, Incoming, WebSocket, encode},
-    },
+    Event, SessionError,
+    session::tests::{ENCODINGS, open},
 };
-
-use crate::client::session::tests::ENCODINGS;
+use tickcast_proto::{
+    Step,
+    codec::json,
+    command::Command,
+    frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, TickParts},
+    framing::websocket::{DataType, Incoming, WebSocket, encode},
+    ids::{Sequence, TopicId},
+    records::TickTimes,
+    reply::Reply,
+    subscription::Policy,
+};
 
 const A: TopicId = TopicId(5);
 
@@ -64,7 +64,9 @@ impl Say {
             ..TickParts::default()
         };
         self.message(
-            |out| frame::encode_tick(out, A, Sequence(sequence), &parts),
+            |out| {
+                frame::encode_tick(out, A, Sequence(sequence), &parts);
+            },
             |out| json::encode_tick(out, &json::tick_prefix("a"), sequence, &parts),
         )
     }
