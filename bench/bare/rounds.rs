@@ -1,4 +1,6 @@
-//! Bytes of the rounds: shared by all sockets, patched before each round, but never while a SEND still needs them.
+//! Bytes of the rounds, shared by all sockets.
+//!
+//! They are patched before each round, but never while a SEND still needs them.
 
 use tickcast_proto::{
     frame::{self, TickParts},
@@ -49,9 +51,9 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// Allocates a round for each socket that may be full and one for the others, within [`ROUNDS_BYTES_MAX`].
+    /// Allocates a round per socket that may be full and one for the others.
     ///
-    /// The memory is kept for the life of the process.
+    /// They take at most [`ROUNDS_BYTES_MAX`], except that there are always two. The memory is kept for the life of the process.
     pub fn new(options: &Options, sockets: usize) -> Rounds {
         let payload = vec![b'x'; options.size_bytes as usize];
         let mut bytes = Vec::new();

@@ -26,7 +26,9 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// The sum over a connection's topics; the caller counts `ticks`, because a raw session knows no topics.
+    /// The sum over a connection's topics.
+    ///
+    /// The caller counts `ticks`, because a raw session knows no topics.
     pub fn of_topics<'a>(ticks: u64, topics: impl Iterator<Item = (TopicId, &'a TopicStats)>) -> Counts {
         topics.fold(Counts { ticks, ..Counts::default() }, |mut counts, (_, topic)| {
             counts.conflated += topic.conflated;

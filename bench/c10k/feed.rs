@@ -19,7 +19,7 @@ use tickcast_proto::{Encoding, ids::TopicId};
 use self::{nats::Nats, peer::Peer, redis::Redis, websocket::WebSocket};
 use crate::{options::PeerProtocol, plan::Plan};
 
-/// Longest payload accepted from a peer, in bytes: the largest that tickcast can be configured to accept.
+/// Longest payload accepted from a peer, in bytes: as configurable for tickcast.
 pub const PAYLOAD_BYTES_MAX: usize = tickcast::limits::FRAME_BYTES_MAX_HIGHEST;
 /// Most bytes of answers that a peer may leave unread.
 pub const ANSWER_BYTES_MAX: usize = 64 << 10;
@@ -152,7 +152,7 @@ impl Feed {
         }
     }
 
-    /// Notes that the peer has closed the connection.
+    /// Notes that the server has closed the connection.
     pub fn handle_end(&mut self) {
         match self {
             Feed::Tickcast(session) => session.handle_end(),

@@ -45,7 +45,9 @@ fn write_text(latency_ns: &Histogram<u64>, out: &mut String) -> fmt::Result {
     writeln!(out, "#[Buckets = {buckets:>12}, SubBuckets     = {sub_buckets:>12}]")
 }
 
-/// Quantiles and milliseconds of a histogram of nanoseconds, one pair per line of its text except the last, at infinity.
+/// Quantiles and milliseconds of a histogram of nanoseconds.
+///
+/// There is one pair per line of its text except the last, which is at infinity.
 pub fn points(latency_ns: &Histogram<u64>) -> Vec<(f64, f64)> {
     let steps = latency_ns.iter_quantiles(LINES_PER_HALF).filter(|_| !latency_ns.is_empty());
     let all = steps

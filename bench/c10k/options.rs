@@ -1,4 +1,4 @@
-//! Command line of the load client, as typed; [`crate::plan`] checks and interprets it.
+//! Command line of the load client, as typed; the plan checks and interprets it.
 
 use std::path::PathBuf;
 

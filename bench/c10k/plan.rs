@@ -24,9 +24,9 @@ use crate::{
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
 /// Connections opened per second unless `--ramp` says otherwise.
 const RAMP_PER_S_DEFAULT: usize = 2_000;
-/// Connections not yet acknowledged during a ramp: within any server's backlog, so that no SYN is dropped.
+/// Most unacknowledged connections during a ramp: within any server's backlog, so no SYN is dropped.
 const CONNECTING_MAX: usize = 1_024;
-/// Connections not yet acknowledged during a spike: the backlog of one of tickcast's listeners.
+/// Most unacknowledged connections during a spike: the backlog of one of tickcast's listeners.
 const SPIKE_CONNECTING_MAX: usize = LISTEN_BACKLOG as usize;
 /// Most source addresses: 127.0.0.1 to 127.0.3.232.
 const SOURCES_MAX: usize = 1_000;
@@ -216,7 +216,9 @@ impl Plan {
     }
 }
 
-/// The path to upgrade at, and the patterns to subscribe to; where the path selects the topics, it is the pattern.
+/// The path to upgrade at, and the patterns to subscribe to.
+///
+/// Where the path selects the topics, it takes the place of a pattern in the report.
 fn path_and_patterns(peer: Option<PeerProtocol>, options: &Options) -> Result<(String, Vec<String>), String> {
     if peer == Some(PeerProtocol::WebSocket) {
         if !options.subscribe.is_empty() || options.subscribe_own.is_some() {

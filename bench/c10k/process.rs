@@ -2,7 +2,9 @@
 
 use std::fs;
 
-/// Length of a clock tick in `/proc/PID/stat`: USER_HZ is 100 on every Linux architecture this builds for (proc(5)).
+/// Length of a clock tick in `/proc/PID/stat`.
+///
+/// USER_HZ is 100 on every Linux architecture this builds for (proc(5)).
 const CPU_TICK_NS: u64 = 10_000_000;
 
 /// CPU time (user and system) that a process has used, in nanoseconds, with a resolution of 10 ms.

@@ -20,7 +20,9 @@ use crate::{
 
 pub use self::json::KEYS as JSON_KEYS;
 
-/// Share of its core above which the busiest thread measures itself: ticks then wait in this client's sockets.
+/// Share of its core above which the busiest thread is the bottleneck.
+///
+/// Ticks then wait in this client's sockets, and it measures itself.
 const BOTTLENECK_SHARE: f64 = 0.85;
 /// Columns of the latency table.
 const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
@@ -343,7 +345,9 @@ impl Report {
     }
 }
 
-/// Whether ticks flow while connections subscribe; if not, the wait for the first tick says nothing about the server.
+/// Whether ticks flow while connections subscribe.
+///
+/// If not, the wait for the first tick says nothing about the server.
 fn has_subscription_latency(plan: &Plan) -> bool {
     plan.expect_ticks.is_none()
 }

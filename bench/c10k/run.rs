@@ -26,10 +26,12 @@ const SUBSCRIBE_DEADLINE_NS: u64 = 30_000_000_000;
 const SETTLE_NS: u64 = 2_000_000_000;
 /// Time allowed for all threads to note sequences.
 const NOTE_DEADLINE_NS: u64 = 60_000_000_000;
-/// Share of the warm-up after which the start is noted. Noting stalls a thread, which must not be measured.
+/// Share of the warm-up after which the start is noted.
+///
+/// Noting stalls a thread, which must not happen in the measured window.
 const START_AT_PERCENT: u64 = 80;
 
-/// Runs the load to its end or until it is `interrupted`; the report then covers what was measured so far.
+/// Runs the load to its end, or until it is `interrupted`; then it reports what was measured so far.
 ///
 /// # Errors
 /// One line for the operator.
@@ -206,7 +208,9 @@ impl Coordinator<'_> {
         }
     }
 
-    /// Waits for `duration_ns`, or until `is_done`, a thread ends or the run is interrupted; returns whether it `is_done`.
+    /// Waits for `duration_ns` at most, and returns whether `is_done` ended the wait.
+    ///
+    /// The end of a thread and an interruption end it, too.
     fn wait(&self, duration_ns: u64, mut is_done: impl FnMut() -> bool) -> bool {
         let mut done = false;
         self.wait_uninterrupted(duration_ns, || {

@@ -45,7 +45,9 @@ pub struct SkewSummary {
 }
 
 impl Skew {
-    /// Records that a connection received a tick. Cost: a multiplication, plus a lookup if the tick is sampled.
+    /// Records that a connection received a tick.
+    ///
+    /// Cost: a multiplication, plus a lookup if the tick is sampled.
     #[inline]
     pub fn record(&mut self, topic_id: u32, sequence: u64, received_ns: u64) {
         if is_sampled(topic_id, sequence, self.halvings) {
@@ -105,7 +107,9 @@ impl Skew {
     }
 }
 
-/// Whether a tick is among the one in 2^halvings that are sampled; each halving selects a subset of the one before.
+/// Whether a tick is among the one in 2^halvings that are sampled.
+///
+/// Each further halving selects a subset of the ticks before.
 #[inline]
 fn is_sampled(topic_id: u32, sequence: u64, halvings: u32) -> bool {
     (sequence ^ (u64::from(topic_id) << 40)).wrapping_mul(GOLDEN_RATIO).leading_zeros() >= halvings

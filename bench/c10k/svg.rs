@@ -25,7 +25,9 @@ const NOTE_CHARS: usize = 128;
 const NOTES_MAX: usize = 3;
 /// Approximate width of a character in the legend, in pixels.
 const LEGEND_CHAR: f64 = 7.4;
-/// Okabe and Ito's colours, which colour-blind readers can tell apart; without yellow, which is too light on white.
+/// Okabe and Ito's colours, which colour-blind readers can tell apart.
+///
+/// Yellow is left out, because it is too light on white.
 const COLOURS: [&str; LINES_MAX] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7f7f7f"];
 
@@ -37,7 +39,9 @@ pub struct Line {
     pub points: Vec<(f64, f64)>,
 }
 
-/// Renders a plot. Notes stand below the title, cut to a few lines; lines past [`LINES_MAX`] reuse colours.
+/// Renders a plot.
+///
+/// Notes stand below the title, cut to a few lines. Lines past [`LINES_MAX`] reuse colours.
 pub fn render(title: &str, notes: &[&str], lines: &[Line]) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.

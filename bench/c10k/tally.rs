@@ -19,14 +19,15 @@ pub struct Tally {
     pub wire_bytes: u64,
     /// Ticks that carried no send time.
     pub untimed: u64,
-    /// Ticks received before their send time, because the clocks of producer and client differ. Their latency counts as 0.
+    /// Ticks received before their send time, because the clocks differ. Their latency counts as 0.
     pub early: u64,
     /// From the intended send time to the read.
     pub latency_ns: Histogram<u64>,
     /// From the server's time of receipt to the read; empty if the ticks do not carry it.
     pub uncorrected_ns: Histogram<u64>,
-    /// Corrected latency of every delivery from the first connect to the end of the window, recorded while `in_spike`:
-    /// what the connections of a spike do to one another.
+    /// Corrected latency from the first connect to the end of the window, recorded while `in_spike`.
+    ///
+    /// It shows what the connections of a spike do to one another.
     pub spike_ns: Histogram<u64>,
     pub in_spike: bool,
     /// From a connection's subscription to its first tick, ramp included.
@@ -90,7 +91,9 @@ impl Tally {
         self.skew.record(tick.topic_id.0, tick.sequence.0, received_ns);
     }
 
-    /// Counts a connection's first tick, in any phase, by the time since its connect began and since its subscription.
+    /// Counts a connection's first tick, in any phase.
+    ///
+    /// The times are those since its connect began and since its subscription was written.
     pub fn count_first_tick(&mut self, after_connect_ns: u64, after_request_ns: u64) {
         self.connect_ns.saturating_record(after_connect_ns);
         self.subscription_ns.saturating_record(after_request_ns);
@@ -126,7 +129,7 @@ impl Tally {
     }
 }
 
-/// The intended send time in the simulator's payload, `{"at":<nanoseconds>,...`; 0 for any other payload.
+/// Intended send time in the simulator's payload, `{"at":<nanoseconds>,...`; 0 for any other.
 #[inline]
 pub fn intended_ns(payload: &[u8]) -> u64 {
     let Some(rest) = payload.strip_prefix(b"{\"at\":") else { return 0 };
@@ -159,7 +162,9 @@ impl Loss {
         self.dropped += other.dropped;
     }
 
-    /// Loss of one connection; `start` is `None` if it is unknown which tick the connection could have seen first.
+    /// Loss of one connection.
+    ///
+    /// `start` is `None` if it is unknown which ticks the connection could have seen first.
     pub fn of_session(session: &Feed, start: Option<&SequenceByTopic>, end: &SequenceByTopic) -> Loss {
         let seen: HashMap<u32, &TopicStats> = session.topics().map(|(id, topic)| (id.0, topic)).collect();
         let sum = |of: fn(&TopicStats) -> u64| seen.values().map(|topic| of(topic)).sum();
@@ -176,7 +181,7 @@ impl Loss {
         loss
     }
 
-    /// Head and tail of one topic whose sequences after `from`, up to `highest`, the connection could have seen.
+    /// Head and tail of a topic of which the connection could have seen `from + 1` to `highest`.
     fn of_topic(topic: Option<&TopicStats>, from: Option<u64>, highest: u64) -> Loss {
         match topic.filter(|topic| topic.ticks > 0) {
             None => Loss { tail: from.map_or(0, |from| highest.saturating_sub(from)), ..Loss::default() },

@@ -93,7 +93,9 @@ impl Shared {
     }
 }
 
-/// Locks even a poisoned mutex: a thread that panicked has ended the run, and its data is only reported.
+/// Locks a mutex, even a poisoned one.
+///
+/// A thread that panicked has ended the run, and what it guarded is only reported.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! The histogram that every measured time goes into.
+//! Histogram for measured times.
 
 use hdrhistogram::Histogram;
 

@@ -1,6 +1,6 @@
-//! What the bench programs share: checks of option values, and calls on their own process.
+//! Code shared by the bench programs.
 //!
-//! Each program includes this folder by path and uses a part of it.
+//! Each program includes this directory by path and uses a part of it.
 
 pub mod checks;
 pub mod histogram;

@@ -1,9 +1,11 @@
-//! What a publisher and a subscriber of NATS have in common.
+//! NATS handshake and limits, for publishers and subscribers.
 
-/// Longest line accepted from a server, in bytes: NATS limits INFO to 32 KiB. Other text protocols stay far below.
+/// Longest line accepted from a server, in bytes.
+///
+/// NATS limits INFO to 32 KiB; lines of the other text protocols are far shorter.
 pub const LINE_BYTES_MAX: usize = 32 << 10;
 
-/// Appends the CONNECT that opens a connection; the server sends nothing but INFO, messages, PING and errors.
+/// Appends a CONNECT without `verbose`, so the server does not acknowledge each command with +OK.
 pub fn write_connect(program: &str, output: &mut Vec<u8>) {
     let options = concat!(
         "\"verbose\":false,\"pedantic\":false,\"tls_required\":false,\"lang\":\"rust\",\"version\":\"",

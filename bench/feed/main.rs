@@ -1,4 +1,4 @@
-//! Feeder: publishes ticks at a constant rate to tickcast or a peer, without waiting for the server (an open loop).
+//! Feeder: publishes ticks to tickcast or a peer at a constant rate, in an open loop.
 //!
 //! Producer `p` of P at R ticks per second is offset by `p / P` of its interval, as in the simulator of `tickcast serve`. The
 //! k-th tick of all is due at `k / (P x R)` seconds, belongs to topic `sim.(k mod topics)`, and carries the time it was

@@ -1,4 +1,4 @@
-//! Command line of the feeder, and the plan that its options mean.
+//! Command line of the feeder, and the checked plan made from it.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,6 @@
-//! Publisher side of one connection's protocol: ticks in, bytes out, the server's answers in. No socket, no clock.
+//! Publisher side of one connection's protocol, without socket or clock.
+//!
+//! Ticks go in and bytes come out; the server's answers go in.
 
 use std::io::Write;
 
@@ -11,7 +13,7 @@ use crate::{
     options::{Plan, Protocol},
 };
 
-/// Bytes queued for one connection from which on ticks are refused. The last tick accepted may exceed it.
+/// Bytes queued for one connection at which ticks are refused. The last tick accepted may exceed it.
 pub const UNWRITTEN_BYTES_MAX: usize = tickcast_client::OUTPUT_BYTES_MAX;
 /// Most unanswered ticks on one HTTP connection; further ones are refused.
 pub const UNANSWERED_MAX: u64 = 4_096;
@@ -194,7 +196,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Whether every answer that the protocol has is in.
+    /// Whether the server has answered everything.
     pub fn is_answered(&self) -> bool {
         self.unanswered == 0
     }
@@ -245,7 +247,7 @@ fn is_known(wire: &Wire, line: &[u8]) -> bool {
     }
 }
 
-/// Parses the HTTP response that `bytes` begin with: its length, and its status if that is not a success.
+/// Parses the HTTP response that `bytes` begin with: its length, and its status unless a success.
 fn http_answer(bytes: &[u8]) -> Result<Option<(usize, Option<u16>)>, String> {
     let head = &bytes[..bytes.len().min(HTTP_HEAD_BYTES_MAX_DEFAULT)];
     let mut headers = [httparse::EMPTY_HEADER; HTTP_HEADERS_MAX];

@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 
 use crate::{common::histogram::histogram, options::Plan};
 
-/// 99th percentile of lateness above which the feeder did not produce the requested load: the delay would show in the
-/// subscribers' latencies.
+/// 99th percentile of lateness above which the feeder did not produce the requested load.
+///
+/// A longer delay shows in the subscribers' latencies.
 const BEHIND_NS: u64 = 1_000_000;
 
 /// Results of a feed.

@@ -1,5 +1,7 @@
-//! What a topic's home keeps of each tick: the last value, without keys or for 1,000 keys in turn, and the history within
-//! the default bounds. An iteration is one tick of 160 bytes.
+//! Storing of a tick at its topic's home.
+//!
+//! `last_value` runs without keys and with 1,000 keys in turn, `history` with the default bounds. An iteration is one tick
+//! of 160 bytes.
 
 use std::hint::black_box;
 

@@ -1,5 +1,6 @@
-//! One shard and its sessions on simulated sockets that accept everything: the path of a tick through the state machines,
-//! without a kernel.
+//! One shard and its sessions on simulated sockets that accept everything.
+//!
+//! A tick takes its whole path through the state machines, without a kernel.
 
 use std::sync::Arc;
 
@@ -48,7 +49,9 @@ pub struct Load {
 }
 
 impl Load {
-    /// Connects `sessions` that subscribe to `>`, and announces `topics`, to which [`Load::publish`] publishes in turn.
+    /// Connects `sessions` that subscribe to `>` and announces `topics`.
+    ///
+    /// [`Load::publish`] publishes to the topics in turn.
     ///
     /// # Panics
     /// If a session is not acknowledged.
@@ -102,7 +105,9 @@ impl Load {
         panic!("session {slot} was not acknowledged");
     }
 
-    /// Publishes one tick: its home sequences and keeps it, appends it to the egress log and queues it to the sessions.
+    /// Publishes one tick.
+    ///
+    /// Its home sequences and stores it, appends it to the egress log and queues it to the sessions.
     pub fn publish(&mut self) {
         if let Ok(Step::Complete(_, frame)) = frame::decode(&self.publishes[self.next], usize::MAX) {
             self.shard.handle_request(None, &frame, self.now);

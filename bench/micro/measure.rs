@@ -5,9 +5,9 @@ use std::time::Duration;
 use criterion::Bencher;
 use tickcast::clock;
 
-/// Measures rounds of `units` each. `round` also does the work that is not measured, and returns what [`timed`] returned.
+/// Measures rounds of `units` each.
 ///
-/// Reading the clock costs about 50 ns per round, so a round should have many units.
+/// `round` also does the work that is not measured, and returns what [`timed`] returned. Reading the clock costs about 50 ns per round, so a round should have many units.
 pub fn per_unit(bencher: &mut Bencher<'_>, units: u64, mut round: impl FnMut() -> u64) {
     bencher.iter_custom(|iterations| {
         let rounds = iterations.div_ceil(units);

@@ -1,4 +1,4 @@
-//! Buffers and end-of-stream handling shared by the peers' protocols, and the step from payloads to ticks.
+//! What the peers' protocols share: buffers, the end of the stream, and ticks made from payloads.
 
 use std::ops::Range;
 

@@ -22,7 +22,7 @@ const TICKS: u64 = 20;
 /// Time from the intended send to the scripted server's receipt: longer than a run takes.
 const LATE_NS: u64 = 100_000_000_000;
 
-/// Serves `connections` clients; once all have subscribed, sends each the sequences that `sequences` returns for it.
+/// Serves `connections` clients, and sends each its `sequences` once all have subscribed.
 fn serve(connections: usize, sequences: fn(usize) -> Vec<u64>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -73,8 +73,9 @@ fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-/// Serves any number of clients: one tick every 5 ms, numbered by the time, from the one after the subscription on.
-/// Sequences divisible by `skip` are left out.
+/// Serves any number of clients with one tick every 5 ms, numbered by the time.
+///
+/// A client receives the ticks after its subscription, without the sequences that `skip` divides.
 fn serve_flow(skip: u64) -> String {
     const TICK_NS: u64 = 5_000_000;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -332,7 +333,7 @@ fn each_policy_changes_the_subscription() {
     }
 }
 
-/// Speaks NATS to `connections` clients; once all have subscribed, sends each a payload per number of `numbers`.
+/// Speaks NATS to `connections` clients, and sends each its `numbers` once all have subscribed.
 fn serve_nats(connections: usize, numbers: fn(usize) -> Vec<u64>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();

@@ -20,7 +20,7 @@ fn request(protocol: &str) -> String {
     String::from_utf8(publisher.output().to_vec()).unwrap()
 }
 
-/// Splits `answers` at every byte and returns whether all ticks were answered, and how many failed, without repeats.
+/// Whether all ticks were answered, and how many failed, for `answers` split at every byte; without repeats.
 fn answered(protocol: &str, published: usize, answers: &[u8]) -> Vec<(bool, u64)> {
     let mut outcomes: Vec<_> = (0..=answers.len())
         .map(|split| {
