@@ -4,7 +4,7 @@
 //!  ramp        opens --ramp connections per second; each subscribes and must be acknowledged, then prints "subscribed N"
 //!  warm-up     ticks flow, only gaps are counted; near its end the highest sequence of each topic is noted
 //!  measured    deliveries, bytes, latency, CPU
-//!  settle      the highest sequences are noted again; connections have up to 2 s to reach them
+//!  settle      the highest sequences are noted again; connections have --settle to reach them
 //! ```
 //!
 //! # Latency
@@ -30,7 +30,7 @@
 //! - gap: sequences missing between two ticks, from the connection's first tick on, ramp and warm-up included; those that
 //!   the server announced as conflated or dropped are counted separately;
 //! - head: from `start` to the first tick, if there was none before the window;
-//! - tail: from the last tick to `end`, after 2 s to settle; all of `start` to `end` if there was no tick.
+//! - tail: from the last tick to `end`, after the time to settle; all of `start` to `end` if there was no tick.
 //!
 //! All connections subscribe to the same patterns and were acknowledged before `start`, so each could have received all of
 //! these ticks. Without a warm-up, head is not counted, because a tick may have been under way before the last

@@ -58,6 +58,9 @@ pub struct Options {
         value_parser = parse_duration_ns
     )]
     pub warmup_ns: u64,
+    /// Longest wait after the window for every connection to receive what any had received
+    #[arg(long = "settle", value_name = "DURATION", default_value = "2s", value_parser = parse_duration_ns)]
+    pub settle_ns: u64,
     /// End once every connection has received N ticks; publish only after the line "subscribed"
     #[arg(long, value_name = "N")]
     pub expect_ticks: Option<u64>,

@@ -34,7 +34,7 @@ const SOURCES_MAX: usize = 1_000;
 const THREADS_MAX: usize = 64;
 /// Highest value of a count or a rate.
 const COUNT_MAX: u64 = 1_000_000;
-/// Longest window and warm-up.
+/// Longest window, warm-up and time to settle.
 const TIME_NS_MAX: u64 = 1_000_000 * NS_PER_S;
 
 /// A load to run.
@@ -59,6 +59,8 @@ pub struct Plan {
     pub spike: bool,
     pub duration_ns: u64,
     pub warmup_ns: u64,
+    /// Time allowed for every connection to receive what any had received at the end of the window.
+    pub settle_ns: u64,
     pub expect_ticks: Option<u64>,
     pub threads: usize,
     pub pin: Option<usize>,
@@ -104,6 +106,7 @@ impl Plan {
         within("--ramp", ramp_per_s as u64, 1, COUNT_MAX)?;
         duration_within("--duration", duration_ns, NS_PER_US, TIME_NS_MAX)?;
         duration_within("--warmup", warmup_ns, 0, TIME_NS_MAX)?;
+        duration_within("--settle", options.settle_ns, 0, TIME_NS_MAX)?;
         within("--stalled", options.stalled as u64, 0, options.connections as u64)?;
         if options.stalled > 0 && options.expect_ticks.is_some() {
             return Err(
@@ -155,6 +158,7 @@ impl Plan {
             spike: options.spike,
             duration_ns,
             warmup_ns: if options.expect_ticks.is_some() { 0 } else { warmup_ns },
+            settle_ns: options.settle_ns,
             expect_ticks: options.expect_ticks,
             threads: options.threads.min(options.connections),
             pin: options.pin,

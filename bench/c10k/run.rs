@@ -22,8 +22,6 @@ use crate::{
 const CHECK_NS: u64 = 2_000_000;
 /// Time allowed beyond the ramp for the last connections to be acknowledged.
 const SUBSCRIBE_DEADLINE_NS: u64 = 30_000_000_000;
-/// Time allowed for every connection to receive what any had received at the end.
-const SETTLE_NS: u64 = 2_000_000_000;
 /// Time allowed for all threads to note sequences.
 const NOTE_DEADLINE_NS: u64 = 60_000_000_000;
 /// Share of the warm-up after which the start is noted.
@@ -110,9 +108,9 @@ impl Coordinator<'_> {
         let resident_bytes = process::resident_bytes(std::process::id());
         self.note(Phase::End)?;
         self.shared.enter(Phase::Settle);
-        self.progress.begin_time("settling", SETTLE_NS);
+        self.progress.begin_time("settling", plan.settle_ns);
         let settle_from_ns = clock::monotonic_ns();
-        self.wait_uninterrupted(SETTLE_NS, || {
+        self.wait_uninterrupted(plan.settle_ns, || {
             self.progress.set_elapsed(clock::monotonic_ns() - settle_from_ns);
             self.shared.done.load(Ordering::Acquire) == plan.threads
         });
