@@ -139,7 +139,9 @@ def verdict(load: str, target: str, row: Row | None, measured: Callable[[Row], s
 def verdicts(loads: dict[str, list[Row]]) -> list[Verdict]:
     """All targets, from the rows of each load by its name."""
     rows = {name: ours(of_load) for name, of_load in loads.items()}
-    failed = {name: [row.variant for row in of_load if row.is_tickcast and row.failed] for name, of_load in loads.items()}
+    failed = {
+        name: [row.variant for row in of_load if row.is_tickcast and row.failed] for name, of_load in loads.items()
+    }
     judged = [
         *s1(rows.get("S1", [])),
         *saturation(rows.get("saturation", [])),
@@ -204,6 +206,11 @@ def cpu_saturated(row: Row) -> float | None:
     return row.cpu_us_per_delivery
 
 
+def unthrottled_faults(row: Row) -> int | None:
+    """Unannounced losses and closed clients of the unthrottled run."""
+    return None if row.unthrottled_lost is None else row.unthrottled_lost + row.unthrottled_ended
+
+
 def saturation(rows: list[Row]) -> list[Verdict]:
     """Saturation: deliveries/s, and the CPU of each."""
     row = best(rows, most_saturated, more=True)
@@ -218,8 +225,7 @@ def saturation(rows: list[Row]) -> list[Verdict]:
         ),
         verdict(
             "saturation", "unthrottled with `--policy '>=drop'`: every lost tick is announced, no client is closed",
-            best(rows, lambda row: None if row.unthrottled_lost is None else row.unthrottled_lost + row.unthrottled_ended,
-                 more=True),
+            best(rows, unthrottled_faults, more=True),
             lambda row: f"{row.unthrottled_lost:,} lost unannounced, {row.unthrottled_announced:,} announced, "
             f"{row.unthrottled_ended} closed",
             lambda row: row.unthrottled_lost == 0 and row.unthrottled_ended == 0,

@@ -1,6 +1,7 @@
 """Profiles the server under a load with perf(1) and writes one summary per load.
 
-Percentages are shares of the samples of all server threads, including ingest. perf itself costs the server a few percent.
+Percentages are shares of the samples of all server threads, including ingest. perf itself costs the server a few
+percent.
 """
 
 from __future__ import annotations

@@ -183,7 +183,8 @@ def columns_of(load: Load):
 def load_cells(columns, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     """Head and lines of a load's table, one line per system. Omits columns without any figure."""
     measured = [row for row in rows if not row.failed]
-    used = [(name, of) for name, of in columns if any(of(row) != NONE for row in measured)] or [("result", lambda _row: NONE)]
+    used = [(name, of) for name, of in columns if any(of(row) != NONE for row in measured)]
+    used = used or [("result", lambda _row: NONE)]
     lines = [
         [row.name, *(("failed" if at == 0 else NONE) if row.failed else of(row) for at, (_, of) in enumerate(used))]
         for row in rows
