@@ -123,7 +123,7 @@ grep -q '^shards = 1$' "$configuration" || fail "the configuration was replaced"
 ! grep -q refuses "$work/dpkg" || fail "the configuration is refused: $(cat "$work/dpkg")"
 echo 'behind_mss = 1' >>"$configuration"
 run_dpkg --force-confold -i "$work/next.deb"
-grep -A 4 "this version refuses $configuration" "$work/dpkg" || fail "nothing is said of a configuration that is refused"
+grep -A 4 "this version rejects $configuration" "$work/dpkg" || fail "nothing is said of a configuration that is refused"
 sed -i '$d' "$configuration"
 
 step "dpkg -r: configuration stays"
