@@ -1,4 +1,4 @@
-//! WFDB annotation files in MIT format (`.atr`), such as the reference beats of a record. See annot(5wfdb).
+//! WFDB annotation files in MIT format (`.atr`), such as reference beats. See annot(5wfdb).
 //!
 //! ```text
 //!  15      10 9                  0      little-endian

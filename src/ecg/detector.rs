@@ -11,8 +11,8 @@
 //! - The filters work at every sampling frequency.
 //! - A peak is a maximum within 120 ms on both sides.
 //! - The thresholds learned in the first two seconds also apply to these seconds.
-//! - A peak counts at most four times the current signal level when it updates that level, so that one artifact does not
-//!   make the detector miss the following beats.
+//! - When a peak updates the signal level, it counts as at most four times that level, so that one artifact does not make
+//!   the detector miss the following beats.
 //! - After 4 s without a beat the detector learns its thresholds again, for example after an electrode was moved.
 
 use std::{collections::VecDeque, fmt};
@@ -36,11 +36,13 @@ const REFINE_S: f64 = 0.050;
 const LEARN_S: f64 = 2.0;
 /// Time without a beat after which the detector learns again.
 const SILENCE_S: f64 = 4.0;
-/// Lowest peak of the band-passed signal that can be a beat, mV; the smallest QRS complexes have about 0.1 mV.
+/// Lowest peak of the band-passed signal that can be a beat, mV.
+///
+/// The smallest QRS complexes have about 0.1 mV.
 const HEIGHT_MV_LOWEST: f64 = 0.03;
 /// Samples beyond this magnitude are not an ECG but an open input, mV.
 const SAMPLE_MV_HIGHEST: f32 = 10_000.0;
-/// Most peaks kept for learning and search-back; there are at most 9 per second.
+/// Maximum number of peaks kept for learning and search-back; there are at most 9 per second.
 const CANDIDATES_MAX: usize = 64;
 /// Number of recent RR intervals averaged.
 const INTERVALS: usize = 8;
@@ -74,7 +76,9 @@ impl fmt::Display for BadRate {
 
 impl std::error::Error for BadRate {}
 
-/// Streaming beat detector. Call [`push`](Detector::push) for each sample, then [`finish`](Detector::finish).
+/// Streaming beat detector.
+///
+/// Call [`push`](Detector::push) for each sample, then [`finish`](Detector::finish).
 ///
 /// It reports a beat about 0.4 s after its R peak, or later if search-back found it. Any value may be pushed: NaN and values
 /// that no electrode produces are replaced by the last good sample, and no beat is detected there.
@@ -337,8 +341,9 @@ impl Detector {
         self.intervals.clear();
     }
 
-    /// Initializes the levels from the peaks of the learning phase, then classifies these peaks. Without any peak, the
-    /// learning phase starts again.
+    /// Initializes the levels from the peaks of the learning phase, then classifies these peaks.
+    ///
+    /// Without any peak, the learning phase starts again.
     fn learn(&mut self) {
         let candidates = std::mem::replace(&mut self.candidates, Vec::with_capacity(CANDIDATES_MAX));
         let highest = |of: usize| candidates.iter().map(|c| c.levels()[of]).fold(0.0, f64::max);
@@ -405,7 +410,7 @@ impl Detector {
         self.beats.push_back(Beat { at_sample: candidate.at_sample });
     }
 
-    /// Average RR interval in samples, of those intervals that are near the mean of all.
+    /// Average RR interval in samples, ignoring intervals far from the mean.
     fn average_interval(&self) -> Option<f64> {
         let mean_of = |intervals: &mut dyn Iterator<Item = f64>| {
             let (sum, count) = intervals.fold((0.0, 0), |(sum, count), interval| (sum + interval, count + 1));

@@ -1,7 +1,7 @@
 //! Finite impulse response filters of the detector.
 //!
 //! Their memory is finite, so a bad sample has no lasting effect. Their phase is linear, so a peak keeps its position
-//! but for a constant delay.
+//! except for a constant delay.
 
 /// Moving average.
 #[derive(Clone, Debug)]
@@ -19,7 +19,9 @@ impl MovingAverage {
         MovingAverage { ring, at: 0, sum }
     }
 
-    /// Adds a sample and returns the average. Amortized constant time: every `len` samples, it computes the sum again.
+    /// Adds a sample and returns the average.
+    ///
+    /// Amortized constant time: every `len` samples, it computes the sum again.
     pub fn push(&mut self, sample: f64) -> f64 {
         self.sum += sample - self.ring[self.at];
         self.ring[self.at] = sample;
@@ -71,7 +73,7 @@ impl DelayLine {
 
 /// Band-pass filter of Pan and Tompkins, about 5 to 12 Hz, for any sampling frequency.
 ///
-/// Theirs uses integers at 200 Hz. The low-pass stage is two moving averages of 30 ms; the high-pass stage subtracts a
+/// The original works on integers at 200 Hz. The low-pass stage is two moving averages of 30 ms; the high-pass stage subtracts a
 /// moving average of 160 ms.
 #[derive(Clone, Debug)]
 pub struct BandPass {

@@ -75,7 +75,9 @@ impl Rhythm {
         found.push(Finding::Rate(Some(60.0 / mean_s)));
     }
 
-    /// Appends an unknown heart rate to `found`, once per pause without beats. `next` is the number of the next sample.
+    /// Appends an unknown heart rate to `found`, once per pause without beats.
+    ///
+    /// `next` is the number of the next sample.
     pub fn silence(&mut self, fs_hz: f64, next: u64, found: &mut Vec<Finding>) {
         let silent_s = self.last.map_or(0.0, |last| next.saturating_sub(last) as f64 / fs_hz);
         if silent_s > SILENCE_S && !self.intervals_s.is_empty() {
@@ -102,7 +104,9 @@ struct Wave {
 }
 
 impl Follower {
-    /// Processes a tick of [`super::INFO_TOPIC`] from the given epoch. Returns the description if it changed.
+    /// Processes a tick of [`super::INFO_TOPIC`] from the given epoch.
+    ///
+    /// Returns the description if it changed.
     ///
     /// # Errors
     /// Describes why the payload is invalid; the tick has no effect.
@@ -116,7 +120,9 @@ impl Follower {
         Ok(Some(&self.wave.insert(wave).info))
     }
 
-    /// Processes a tick of [`super::WAVE_TOPIC`]. Ignores it until the description from the same epoch has arrived.
+    /// Processes a tick of [`super::WAVE_TOPIC`].
+    ///
+    /// Ignores it until the description from the same epoch has arrived.
     ///
     /// # Errors
     /// Describes why the batch is invalid; the tick has no effect.

@@ -1,12 +1,12 @@
-//! WFDB header files (`.hea`): the signals of a record, the files that hold them, and their units. See header(5wfdb).
+//! WFDB header files (`.hea`): a record's signals, signal files and units. See header(5wfdb).
 
 use super::SIGNALS_MAX;
 
-/// Sampling frequency if the header specifies none, Hz.
+/// Sampling frequency if the header omits it, Hz.
 const FS_HZ_DEFAULT: f64 = 250.0;
-/// ADC gain if the header specifies none or 0 (an uncalibrated signal), ADC units per mV.
+/// ADC gain if the header omits it or gives 0 (uncalibrated signal), ADC units per mV.
 const GAIN_DEFAULT: f64 = 200.0;
-/// Most samples per frame of one signal; no ECG has more.
+/// Maximum samples per frame of a signal; no ECG has more.
 const SAMPLES_PER_FRAME_MAX: usize = 256;
 
 /// Header of a single-segment record.
@@ -25,7 +25,9 @@ pub struct Header {
 /// One signal of a record.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Signal {
-    /// File that holds the signal. Signals that share a file are consecutive in the header and interleaved in the file.
+    /// File that holds the signal.
+    ///
+    /// Signals that share a file are consecutive in the header and interleaved in the file.
     pub file: String,
     /// Storage format of the samples.
     pub format: Format,
@@ -83,7 +85,7 @@ pub fn parse(bytes: &[u8]) -> Result<Header, HeaderError> {
         .filter(|(_, line)| is_specification(line));
     let lines_total = text.lines().count().max(1);
     let Some((number, line)) = lines.next() else {
-        return Err(HeaderError { line: lines_total, text: "no record line: is it a WFDB header?".into() });
+        return Err(HeaderError { line: lines_total, text: "no record line: is this a WFDB header?".into() });
     };
     let at = |number| move |text: String| HeaderError { line: number, text };
     let (mut header, count) = record_line(line).map_err(at(number))?;
@@ -139,7 +141,9 @@ fn record_line(line: &str) -> Result<(Header, usize), String> {
     Ok((Header { record: name.into(), frames_hz, frames, signals: Vec::with_capacity(count) }, count))
 }
 
-/// Parses `fs[/counter[(base)]]`. Only the sampling frequency is used, but the others must be numbers too.
+/// Parses `fs[/counter[(base)]]`.
+///
+/// Only the sampling frequency is used, but the others must be numbers too.
 fn frequency(word: &str) -> Result<f64, String> {
     let bad = || format!("{word:?} is not a sampling frequency; examples: 360, 360/250, 360/250(0)");
     let (fs, counter) = match word.split_once('/') {

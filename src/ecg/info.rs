@@ -43,7 +43,9 @@ impl Info {
         Ok(info)
     }
 
-    /// Time of a sample, nanoseconds since the Unix epoch. Exact for about a hundred days, then within a few nanoseconds.
+    /// Time of a sample, nanoseconds since the Unix epoch.
+    ///
+    /// Exact for about a hundred days, then within a few nanoseconds.
     pub fn time_ns(&self, at_sample: u64) -> u64 {
         self.start_ns.saturating_add(after_ns(self.fs, at_sample))
     }

@@ -6,7 +6,7 @@
 //!  topic ecg.params  <-  tickcast process ecg  <-  follow  <-  detector  <-  filter
 //! ```
 //!
-//! # The topics
+//! # Topics
 //!
 //! `ecg.wave` carries the samples. Each tick is a batch of samples in mV, oldest first, as little-endian Float32 and
 //! nothing else: a browser reads it with `new Float32Array(data)`. NaN marks an invalid sample. The tick's producer time
@@ -51,16 +51,16 @@ pub const RATE_KEY: u64 = 2;
 pub const FS_HZ_LOWEST: f64 = 60.0;
 /// Highest sampling frequency, Hz. Bounds the detector's memory, which holds about 1.6 s of samples.
 pub const FS_HZ_HIGHEST: f64 = 10_000.0;
-/// Most samples read from a record: one day at 360 Hz, 124 MiB.
+/// Maximum number of samples read from a record: one day at 360 Hz, 124 MiB.
 pub const SAMPLES_MAX: usize = 24 * 3600 * 360;
-/// Most bytes in a header file.
+/// Maximum size of a header file, bytes.
 pub const HEADER_BYTES_MAX: usize = 64 << 10;
-/// Most signals in a record, as in WFDB.
+/// Maximum number of signals in a record, as in WFDB.
 pub const SIGNALS_MAX: usize = 32;
-/// Most bytes in an annotation file, about three million beats.
+/// Maximum size of an annotation file, bytes: about three million beats.
 pub const ANNOTATION_BYTES_MAX: usize = 16 << 20;
 
-/// Error in a file of a record.
+/// Error in a header, signal or annotation file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileError {
     /// The file.

@@ -1,4 +1,4 @@
-//! Reader for one signal of a WFDB record. Reads all samples and converts them to mV. See signal(5wfdb).
+//! Reader for one signal of a WFDB record, converted to mV. See signal(5wfdb).
 
 use std::{
     fmt,
@@ -114,7 +114,10 @@ impl<'a> Layout<'a> {
     /// On failure, returns the line of the header that is invalid, if any, and the reason.
     fn new(header: &'a Header, index: usize) -> Result<Layout<'a>, (Option<usize>, String)> {
         let Some(signal) = header.signals.get(index) else {
-            let text = format!("no signal {index}: the record has signals 0 to {}", header.signals.len() - 1);
+            let text = match header.signals.len() {
+                1 => format!("there is no signal {index}: the record has only signal 0"),
+                count => format!("there is no signal {index}: the record has signals 0 to {}", count - 1),
+            };
             return Err((None, text));
         };
         let refuse = |text: String| Err((Some(signal.line), text));
@@ -124,7 +127,10 @@ impl<'a> Layout<'a> {
             ));
         }
         if signal.skew != 0 {
-            return refuse(format!("skew of {} frames is not supported, only 0", signal.skew));
+            return refuse(format!(
+                "skew of {} frames is not supported: use a record without skew",
+                signal.skew
+            ));
         }
         if signal.file.contains('/') || matches!(&*signal.file, "-" | "~" | ".." | ".") {
             return refuse(format!(
@@ -171,7 +177,9 @@ impl<'a> Layout<'a> {
         Ok(Layout { signal, fs_hz, mv_per_unit, frame_samples, first, frames: header.frames })
     }
 
-    /// Reads the samples and their sum modulo 2^16. Memory grows with the samples present, not with the number in the header.
+    /// Reads the samples and their sum modulo 2^16.
+    ///
+    /// Memory grows with the samples present, not with the number in the header.
     fn read(&self, reader: &mut impl Read) -> Result<(Vec<f32>, i16), ReadError> {
         let own = self.first..self.first + self.signal.samples_per_frame;
         let mut raw = RawSamples { reader, format: self.signal.format, second: None };

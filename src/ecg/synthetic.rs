@@ -1,6 +1,7 @@
-//! Synthetic ECG: a sum of Gaussians for the P, Q, R, S and T waves, after McSharry et al. (IEEE Trans. Biomed. Eng. 50, 2003).
+//! Synthetic ECG: a sum of Gaussians for the P, Q, R, S and T waves.
 //!
-//! Here the heart rate sets the phase directly, where they integrate differential equations. The samples are deterministic.
+//! After McSharry et al. (IEEE Trans. Biomed. Eng. 50, 2003), but the heart rate sets the phase directly, where the paper
+//! integrates differential equations. The samples are deterministic.
 
 use std::f64::consts::{PI, TAU};
 
@@ -11,9 +12,9 @@ pub const BPM_HIGHEST: f64 = 240.0;
 /// Sampling frequency, Hz.
 pub const FS_HZ: f64 = 250.0;
 
-/// Shape of each wave at 60 beats per minute: amplitude (mV), phase relative to R (degrees), width (radians).
+/// Amplitude (mV), phase relative to R (degrees) and width (radians) of each wave, at 60 beats per minute.
 ///
-/// The last two numbers are exponents: phase and width scale with the square root of the heart rate to that power. With
+/// The last two numbers of each are exponents: phase and width scale with the square root of the heart rate to that power. With
 /// an exponent of 2, the duration is the same at every rate, as that of a QRS complex is.
 const WAVES: [(f64, f64, f64, f64, f64); 5] = [
     (0.12, -70.0, 0.25, 0.5, 1.0),

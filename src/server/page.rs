@@ -19,7 +19,9 @@ use tickcast_proto::http::StaticFiles;
 /// Content security policy: only this server's own files and WebSockets.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-/// Bytes of the SHA-1 digest kept in an entity tag; 64 bits are enough to tell versions of a file apart.
+/// Bytes of the SHA-1 digest kept in an entity tag.
+///
+/// 64 bits are enough to tell versions of a file apart.
 const TAG_BYTES: usize = 8;
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -109,7 +111,9 @@ fn client_has(request: &HeaderMap, entity_tag: &str) -> bool {
     })
 }
 
-/// The page's files. The first call compresses them, which takes a few milliseconds: make it before serving.
+/// The page's files.
+///
+/// The first call compresses them, which takes a few milliseconds, so call it before serving.
 pub fn files() -> &'static [File] {
     static FILES: LazyLock<Vec<File>> = LazyLock::new(|| SOURCES.into_iter().map(File::new).collect());
     &FILES

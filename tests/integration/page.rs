@@ -96,7 +96,9 @@ fn a_client_on_a_slow_link_gets_the_whole_page() {
     drop(peer);
 }
 
-/// Path of the browser. Without one, returns `None` and says so on standard error, or panics if scripts/test.sh installed one.
+/// Path of the browser, or `None` if there is none.
+///
+/// Reports a missing browser on standard error. Panics if scripts/test.sh installed one.
 fn browser() -> Option<String> {
     let finder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/find-browser.mjs");
     let found = Command::new("node").arg(finder).output().unwrap();
@@ -115,7 +117,9 @@ fn browser() -> Option<String> {
     }
 }
 
-/// Runs a Node program with the path of the browser, `arguments`, and a folder for screenshots. `None` without a browser.
+/// Runs a Node program with the path of the browser, `arguments`, and a folder for screenshots.
+///
+/// `None` without a browser.
 fn browse(program: &str, arguments: &[&str]) -> Option<External> {
     let browser = browser()?;
     let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");

@@ -1,5 +1,5 @@
-// link.js: the connection to the server. It reconnects by itself, with backoff, as far as the close code allows it and no
-// sooner than the server asks. It does not manage subscriptions.
+// link.js: the connection to the server. It reconnects with backoff unless the close code forbids it, and never before the
+// delay that the server asks for. It does not manage subscriptions.
 
 import { KIND, LayoutError, SUBPROTOCOL, hello, ping, pong, readFrames } from "./wire.js";
 
@@ -17,7 +17,7 @@ const NOT_ADMITTED_MS = 1_000;
 const PING_MS = 2_000;
 /** Extra pings after a welcome, ms: the first round trips include the page's own startup. */
 const FIRST_PINGS_MS = [250, 500, 750];
-/** A connection without a welcome, or without a byte after a ping, for this long is dead. */
+/** A connection is dead if no welcome, or nothing after a ping, arrives for this long. */
 const SILENCE_MS = 10_000;
 /** A timer later than this means that the page was suspended: messages may still wait to be read. */
 const SUSPENDED_MS = 5_000;

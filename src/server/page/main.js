@@ -262,7 +262,7 @@ function onBatch(frame, isListed) {
   wave.take(frame.u64(0) / 1e6, frame.u64(8) / 1e6, frame.floats());
 }
 
-/** If the table lists the wave, its row counts the same loss: only `wave.lost` grows here. */
+/** Counts lost batches. If the table lists the wave, its row counts them too, so only `wave.lost` grows here. */
 function countLostBatches(batches, isAnnounced, isListed) {
   wave.lost += batches;
   if (isListed) return;

@@ -10,7 +10,7 @@ const BAR_S = 0.28;
 const GAINS_MM_PER_MV = [40, 20, 10, 5, 2.5];
 /** Fraction of the height that the wave may fill. */
 const FILL = 0.82;
-/** Delay of the trace behind the newest sample, at least these seconds and batches: it hides the jitter of batches. */
+/** Minimum delay of the trace behind the newest sample, in seconds and in batches. It hides the jitter between batches. */
 const DELAY_S = 0.12;
 const DELAY_BATCHES = 2.5;
 /** Speed at which the trace corrects its delay: fraction of the error per second. */
@@ -105,7 +105,7 @@ export class Sweep {
   #advance(now, elapsedS, fs) {
     const { end, info, batchAt } = this.#wave;
     const delay = Math.max(DELAY_S * fs, DELAY_BATCHES * info.batch);
-    // Samples recorded since the newest batch arrived, estimated: they are still to come.
+    // Estimated number of samples recorded since the newest batch arrived.
     const since = Math.min(Math.max(0, ((now - batchAt) / 1e3) * fs), info.batch);
     const target = end - 1 - delay + since;
     const uncorrected = this.#cursor + elapsedS * fs;
