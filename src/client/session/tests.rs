@@ -374,6 +374,8 @@ fn a_close_frame_alone_tells_why() {
     encode_close(&mut close, 3008, "slow");
     let told = events(Encoding::WebSocketRkyv, &close).unwrap();
     assert_eq!(told, ["Closing { code: 3008, text: \"slow\", reconnect_after_ms: 0 }", "Closed"]);
+    let told = events(Encoding::WebSocketRkyv, &[0x88, 0]).unwrap();
+    assert_eq!(told, ["Closing { code: 1005, text: \"\", reconnect_after_ms: 0 }", "Closed"], "no code");
 }
 
 #[test]

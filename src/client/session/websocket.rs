@@ -155,8 +155,9 @@ impl Session {
             }
             Incoming::Close(code) => {
                 self.taken += used;
-                // A control frame from a server: two bytes of header, two of code, the reason.
-                let text = Span { buffer: Buffer::Input, start: start + 4, len: used.saturating_sub(4) };
+                // A close frame from a server has two bytes of header, two of code if there is one, then the reason.
+                let text =
+                    Span { buffer: Buffer::Input, start: start + used.min(4), len: used.saturating_sub(4) };
                 let told = matches!(self.phase, Phase::Closing | Phase::Leaving);
                 self.phase = Phase::Closed;
                 return Ok(match told {
