@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tickcast::{
-    client::{SessionOptions, SubscribeOptions},
+    client::{ConnectOptions, SubscribeOptions},
     limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX},
     subscription::{Delivery, Policy},
     wire::Encoding,
@@ -189,7 +189,7 @@ enum WebSocketEncoding {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub server: SocketAddr,
-    pub session: SessionOptions,
+    pub session: ConnectOptions,
     /// What is spoken instead of `session`'s encoding; its host and path serve a WebSocket all the same.
     pub peer: Option<PeerProtocol>,
     transport: Transport,
@@ -276,7 +276,7 @@ impl Plan {
         }
         Ok(Plan {
             server,
-            session: SessionOptions { host, path, ..SessionOptions::new(encoding) },
+            session: ConnectOptions { host, path, ..ConnectOptions::new(encoding) },
             peer,
             transport: typed.transport,
             connections: typed.connections,

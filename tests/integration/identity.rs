@@ -3,7 +3,7 @@
 use std::{collections::HashSet, thread};
 
 use tickcast::{
-    client::{Client, SessionOptions},
+    client::{Client, ConnectOptions},
     wire::Encoding,
 };
 
@@ -175,7 +175,7 @@ fn clients_of_other_makers_and_the_client_library_are_served_by_their_identity()
     let mut clients: Vec<Client> = (0..8)
         .map(|n| {
             let address = address(&server, [Encoding::Native, Encoding::WebSocketRkyv][n % 2]);
-            let options = SessionOptions { client: format!("lib & {n}"), ..address.session_options() };
+            let options = ConnectOptions { client: format!("lib & {n}"), ..address.connect_options() };
             let mut client = Client::connect_with(&address, &options).unwrap();
             client.subscribe("t").unwrap();
             barrier(&mut client);
