@@ -91,6 +91,9 @@ impl fmt::Display for CommandError {
                 "cannot connect to {address}: {error}; start a server with `tickcast serve`, or name another one \
                  with --server"
             ),
+            CommandError::Client(error @ ClientError::Closed { code: 1.., .. }) if error.is_retryable() => {
+                write!(f, "{error}; try again")
+            }
             CommandError::Client(error) => write!(f, "{error}"),
             CommandError::Refused { what, text, code } => {
                 write!(f, "the server rejected {what}: {text} (code {code})")

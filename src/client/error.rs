@@ -2,11 +2,7 @@
 
 use std::{fmt, io, time::Duration};
 
-use crate::{
-    client::{RequestError, is_retryable_close},
-    identity::IdentityError,
-    wire::DecodeError,
-};
+use crate::{client::RequestError, identity::IdentityError, wire::DecodeError};
 
 /// Why a [`Connection`](crate::client::Connection) failed. It stays failed: drop the socket and connect again.
 ///
@@ -63,6 +59,9 @@ pub enum ProtocolError {
 impl fmt::Display for ProtocolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            ProtocolError::Decode(error @ DecodeError::BadMagic(_)) => {
+                write!(f, "{error}; check that this is the server's native port")
+            }
             ProtocolError::Decode(error) => write!(f, "cannot decode the server's message: {error}"),
             ProtocolError::Json(text) => write!(f, "cannot decode the server's JSON: {text}"),
             ProtocolError::Handshake(text) => write!(f, "the WebSocket handshake failed: {text}"),
@@ -120,7 +119,7 @@ pub enum ClientError {
     Io(io::Error),
     /// The server broke the protocol, or the identity in the options breaks a rule.
     Protocol(ProtocolError),
-    /// The server closed the connection. [`is_retryable_close`](crate::client::is_retryable_close) tells whether to
+    /// The server closed the connection. [`ClientError::is_retryable`] tells whether to
     /// connect again.
     Closed {
         /// The server's close code; 0: none was sent.
@@ -152,8 +151,7 @@ impl fmt::Display for ClientError {
                 write!(f, "the server closed the connection without a reason; see the server's log")
             }
             ClientError::Closed { code, text } => {
-                let advice = if *code != 0 && is_retryable_close(*code) { "; connect again" } else { "" };
-                write!(f, "the server closed the connection: {text} (code {code}){advice}")
+                write!(f, "the server closed the connection: {text} (code {code})")
             }
             ClientError::TimedOut { awaited, waited } => {
                 write!(f, "no {awaited} within {waited:?}; check that this is a tickcast port")

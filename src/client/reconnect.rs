@@ -89,14 +89,16 @@ pub(super) fn delay_ms_min(close_code: u16, reconnect_after_ms: u32) -> u32 {
     }
 }
 
-/// Whether a new connection may succeed after this error.
-pub(super) fn is_retryable(error: &ClientError) -> bool {
-    match error {
-        ClientError::Closed { code, .. } => is_retryable_close(*code),
-        ClientError::Io(_) | ClientError::Connect { .. } | ClientError::TimedOut { .. } => true,
-        // The connection was cut, or a proxy answered for a server that is down.
-        ClientError::Protocol(ProtocolError::Truncated | ProtocolError::Handshake(_)) => true,
-        ClientError::Protocol(_) | ClientError::Address(_) | ClientError::Request(_) => false,
+impl ClientError {
+    /// Whether a new connection may succeed after this error.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            ClientError::Closed { code, .. } => is_retryable_close(*code),
+            ClientError::Io(_) | ClientError::Connect { .. } | ClientError::TimedOut { .. } => true,
+            // The connection was cut, or a proxy answered for a server that is down.
+            ClientError::Protocol(ProtocolError::Truncated | ProtocolError::Handshake(_)) => true,
+            ClientError::Protocol(_) | ClientError::Address(_) | ClientError::Request(_) => false,
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
         Address, Backoff, Client, ClientError, ConnectOptions, Connection, Event, Positions,
         REMEMBERED_SUBSCRIPTIONS_MAX, RequestError, SubscribeOptions, Tick,
         clock::{self, Deadline},
-        reconnect::{delay_ms_min, is_retryable},
+        reconnect::delay_ms_min,
         request::RequestNumbers,
         topics::{IdHasher, SkipReason},
     },
@@ -73,7 +73,7 @@ pub enum StreamEvent<'a> {
 ///   with the newest ticks. Each of its positions is reported as not recovered.
 ///
 /// A subscription that was never acknowledged starts as its options say. Duplicate ticks are a protocol error; they are
-/// not filtered. Patterns in the address's path are not resumed: the server subscribes them anew.
+/// not filtered. Patterns in the address's path are not resumed: the server subscribes them again.
 ///
 /// Memory: the subscriptions, and one position a topic ([`Positions`]). One thread at a time may use it.
 #[derive(Debug)]
@@ -495,7 +495,7 @@ impl ReconnectingClient {
         self.client = None;
         let Closing { code, text, reconnect_after_ms } = std::mem::take(&mut self.closing);
         let error = if code == 0 { error } else { ClientError::Closed { code, text } };
-        if !self.reconnect || !is_retryable(&error) {
+        if !self.reconnect || !error.is_retryable() {
             self.failed = true;
             return Err(error);
         }

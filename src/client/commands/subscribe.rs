@@ -36,7 +36,7 @@ pub struct SubArgs {
     /// Exit after N ticks
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
-    /// What happens to ticks while this client lags: conflate (keep the newest), drop (the oldest) or disconnect
+    /// While this client lags: conflate (keep the newest tick), drop (discard the oldest) or disconnect
     /// [default: the topic's policy]
     #[arg(long, value_name = "POLICY")]
     pub policy: Option<Policy>,

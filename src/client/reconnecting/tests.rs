@@ -1,3 +1,5 @@
+use std::thread::JoinHandle;
+
 use super::*;
 use crate::client::{
     ProtocolError,
@@ -62,6 +64,19 @@ fn first(peer: &mut Peer) {
 const FIRST: [&str; 6] =
     ["subscribed 1", "topic", "tick 3:1 missed 0", "tick 3:2 missed 0", "disconnected 0", "reconnected"];
 
+/// A client with a subscription to `a.>` whose first connection is lost; `scripts` serve the next ones.
+fn reconnected(
+    options: SubscribeOptions,
+    mut scripts: Vec<fn(&mut Peer)>,
+) -> (ReconnectingClient, JoinHandle<()>) {
+    scripts.insert(0, first);
+    let (address, server) = serve_each(scripts);
+    let mut client = connect(&address);
+    client.subscribe_with("a.>", options).unwrap();
+    expect(&mut client, &FIRST);
+    (client, server)
+}
+
 /// Acknowledges the next request, whatever it is.
 fn acknowledge(peer: &mut Peer, epoch: u64) {
     let (_, request, _) = peer.next().unwrap();
@@ -80,20 +95,20 @@ fn stay(peer: &mut Peer) {
 
 #[test]
 fn lost_connection_resumes_after_the_last_tick() {
-    let (address, server) = serve_each(vec![first, |peer| {
-        peer.welcome_in(3);
-        assert_eq!(peer.command(), RESUME);
-        let subscribe = peer.command();
-        assert!(subscribe.ends_with("from: Resume }") && subscribe.contains("a.>"), "{subscribe}");
-        peer.topic(3);
-        recovered(peer, 3, 4, true);
-        peer.tick(3, b"3");
-        peer.tick(4, b"4");
-        stay(peer);
-    }]);
-    let mut client = connect(&address);
-    client.subscribe("a.>").unwrap();
-    expect(&mut client, &FIRST);
+    let (mut client, server) = reconnected(
+        SubscribeOptions::default(),
+        vec![|peer| {
+            peer.welcome_in(3);
+            assert_eq!(peer.command(), RESUME);
+            let subscribe = peer.command();
+            assert!(subscribe.ends_with("from: Resume }") && subscribe.contains("a.>"), "{subscribe}");
+            peer.topic(3);
+            recovered(peer, 3, 4, true);
+            peer.tick(3, b"3");
+            peer.tick(4, b"4");
+            stay(peer);
+        }],
+    );
     expect(&mut client, &["topic", "recovered 3:2 3 true", "tick 3:3 missed 0", "tick 3:4 missed 0"]);
     assert_eq!(client.positions().position("a.b"), Some(Position { epoch: 3, sequence: 4 }));
     client.close().unwrap();
@@ -102,17 +117,17 @@ fn lost_connection_resumes_after_the_last_tick() {
 
 #[test]
 fn duplicate_tick_is_a_final_error() {
-    let (address, server) = serve_each(vec![first, |peer| {
-        peer.welcome_in(3);
-        peer.command();
-        acknowledge(peer, 3);
-        recovered(peer, 3, 4, true);
-        peer.tick(2, b"2");
-        stay(peer);
-    }]);
-    let mut client = connect(&address);
-    client.subscribe("a.>").unwrap();
-    expect(&mut client, &FIRST);
+    let (mut client, server) = reconnected(
+        SubscribeOptions::default(),
+        vec![|peer| {
+            peer.welcome_in(3);
+            peer.command();
+            acknowledge(peer, 3);
+            recovered(peer, 3, 4, true);
+            peer.tick(2, b"2");
+            stay(peer);
+        }],
+    );
     expect(&mut client, &["subscribed 1", "topic", "recovered 3:2 3 true"]);
     let error = ProtocolError::OutOfOrder { topic: "a.b".into(), previous: 2, sequence: 2 };
     assert_eq!(next(&mut client), format!("broken: {error}"));
@@ -122,27 +137,26 @@ fn duplicate_tick_is_a_final_error() {
 
 #[test]
 fn new_epoch_is_reported_and_its_positions_are_used_from_then_on() {
-    let (address, server) = serve_each(vec![
-        first,
-        |peer| {
-            peer.welcome_in(4);
-            assert_eq!(peer.command(), RESUME);
-            acknowledge(peer, 4);
-            recovered(peer, 4, 7, false);
-            peer.snapshot(7);
-        },
-        |peer| {
-            peer.welcome_in(4);
-            assert!(peer.command().contains("Position { epoch: 4, sequence: 7 }"));
-            acknowledge(peer, 4);
-            recovered(peer, 4, 8, true);
-            peer.tick(8, b"8");
-            stay(peer);
-        },
-    ]);
-    let mut client = connect(&address);
-    client.subscribe("a.>").unwrap();
-    expect(&mut client, &FIRST);
+    let (mut client, server) = reconnected(
+        SubscribeOptions::default(),
+        vec![
+            |peer| {
+                peer.welcome_in(4);
+                assert_eq!(peer.command(), RESUME);
+                acknowledge(peer, 4);
+                recovered(peer, 4, 7, false);
+                peer.snapshot(7);
+            },
+            |peer| {
+                peer.welcome_in(4);
+                assert!(peer.command().contains("Position { epoch: 4, sequence: 7 }"));
+                acknowledge(peer, 4);
+                recovered(peer, 4, 8, true);
+                peer.tick(8, b"8");
+                stay(peer);
+            },
+        ],
+    );
     expect(&mut client, &["subscribed 1", "topic", "recovered 3:2 4 false", "gap 1-7", "tick 4:7 missed 0"]);
     expect(&mut client, &["disconnected 0", "reconnected", "subscribed 1", "topic"]);
     expect(&mut client, &["recovered 4:7 4 true", "tick 4:8 missed 0"]);
@@ -152,18 +166,18 @@ fn new_epoch_is_reported_and_its_positions_are_used_from_then_on() {
 
 #[test]
 fn conflating_subscription_resumes_with_the_newest_tick_and_reports_the_range() {
-    let (address, server) = serve_each(vec![first, |peer| {
-        peer.welcome_in(3);
-        let subscribe = peer.command();
-        assert!(subscribe.contains("Conflate") && subscribe.contains("from: Latest"), "{subscribe}");
-        peer.topic(3);
-        peer.snapshot(9);
-        peer.tick(10, b"10");
-        stay(peer);
-    }]);
-    let mut client = connect(&address);
-    client.subscribe_with("a.>", delivered(Policy::Conflate)).unwrap();
-    expect(&mut client, &FIRST);
+    let (mut client, server) = reconnected(
+        delivered(Policy::Conflate),
+        vec![|peer| {
+            peer.welcome_in(3);
+            let subscribe = peer.command();
+            assert!(subscribe.contains("Conflate") && subscribe.contains("from: Latest"), "{subscribe}");
+            peer.topic(3);
+            peer.snapshot(9);
+            peer.tick(10, b"10");
+            stay(peer);
+        }],
+    );
     expect(&mut client, &["topic", "conflated 3-9", "tick 3:9 missed 0", "tick 3:10 missed 0"]);
     drop(client);
     server.join().unwrap();

@@ -58,10 +58,9 @@ impl Connection {
                 if sequences.len() > RESUME_POSITIONS_MAX {
                     return Err(RequestError::TooManyPositions);
                 }
-                let position = |(topic, &sequence): (&Box<str>, &u64)| {
-                    (topic.clone(), Position { epoch: *epoch, sequence })
-                };
-                let positions: Vec<_> = sequences.iter().map(position).collect();
+                let position = |&sequence| Position { epoch: *epoch, sequence };
+                let positions: Vec<_> =
+                    sequences.iter().map(|(topic, sequence)| (topic.clone(), position(sequence))).collect();
                 self.start_after(pattern, delivery, *epoch, &positions)
             }
             From::Resume => {
