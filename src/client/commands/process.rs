@@ -174,13 +174,7 @@ fn handle(
             if topic == WAVE_TOPIC =>
         {
             let object = format!("{{\"op\":\"lost\",\"topic\":\"{topic}\",\"from\":{from},\"to\":{to}}}");
-            output.line(
-                &object,
-                format_args!(
-                    "lost: {topic} [{from}, {to}): {}",
-                    if to - from == 1 { "1 batch".into() } else { format!("{} batches", to - from) }
-                ),
-            )?;
+            output.line(&object, format_args!("lost: {topic}, batches [{from}, {to})"))?;
         }
         StreamEvent::Event(Event::Recovered { topic, recovered: false, .. }) if topic == WAVE_TOPIC => {
             let object = format!("{{\"op\":\"lost\",\"topic\":\"{topic}\",\"from\":null,\"to\":null}}");

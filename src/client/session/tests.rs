@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    client::{PublishRequest, RequestError},
     tick::{Closing, ErrorRecord, Hello, Request, Subscribed, TickTimes, Token, Welcome},
     wire::{
         DecodeError, ErrorCode,
