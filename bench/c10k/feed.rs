@@ -14,7 +14,7 @@ mod websocket;
 use std::fmt;
 
 use crate::options::Plan;
-use tickcast_client::{Event, RequestError, Session, SessionError, TopicStats};
+use tickcast_client::{Connection, Event, ProtocolError, RequestError, TopicStats};
 use tickcast_proto::{Encoding, ids::TopicId};
 
 use self::{nats::Nats, peer::Peer, redis::Redis, websocket::WebSocket};
@@ -35,10 +35,10 @@ pub enum PeerProtocol {
     WebSocket,
 }
 
-/// One connection's protocol: bytes in, events out, as [`Session`] has it. No socket, no clock.
+/// One connection's protocol: bytes in, events out, as [`Connection`] has it. No socket, no clock.
 #[derive(Debug)]
 pub enum Feed {
-    Tickcast(Box<Session>),
+    Tickcast(Box<Connection>),
     Nats(Peer<Nats>),
     Redis(Peer<Redis>),
     WebSocket(Peer<WebSocket>),
@@ -48,7 +48,7 @@ pub enum Feed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FeedError {
     /// tickcast's.
-    Session(SessionError),
+    Tickcast(ProtocolError),
     /// Bytes against the protocol: what and where.
     Protocol(&'static str),
     /// A line of this protocol longer than [`lines::LINE_BYTES_MAX`].
@@ -72,7 +72,7 @@ pub enum FeedError {
 impl fmt::Display for FeedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            FeedError::Session(error) => write!(f, "{error}"),
+            FeedError::Tickcast(error) => write!(f, "{error}"),
             FeedError::Protocol(what) => {
                 write!(f, "the server sent {what}: is this the port of that protocol?")
             }
@@ -132,7 +132,7 @@ impl Feed {
     #[inline]
     pub fn output(&self) -> &[u8] {
         match self {
-            Feed::Tickcast(session) => session.output(),
+            Feed::Tickcast(session) => session.poll_transmit(),
             Feed::Nats(peer) => peer.output(),
             Feed::Redis(peer) => peer.output(),
             Feed::WebSocket(peer) => peer.output(),
@@ -142,7 +142,7 @@ impl Feed {
     /// Takes note that the first `bytes` of [`Feed::output`] were written.
     pub fn output_written(&mut self, bytes: usize) {
         match self {
-            Feed::Tickcast(session) => session.output_written(bytes),
+            Feed::Tickcast(session) => session.handle_transmitted(bytes),
             Feed::Nats(peer) => peer.output_written(bytes),
             Feed::Redis(peer) => peer.output_written(bytes),
             Feed::WebSocket(peer) => peer.output_written(bytes),
@@ -163,7 +163,7 @@ impl Feed {
     /// The connection gives no more bytes.
     pub fn handle_end(&mut self) {
         match self {
-            Feed::Tickcast(session) => session.handle_end(),
+            Feed::Tickcast(session) => session.handle_eof(),
             Feed::Nats(peer) => peer.handle_end(),
             Feed::Redis(peer) => peer.handle_end(),
             Feed::WebSocket(peer) => peer.handle_end(),
@@ -177,7 +177,7 @@ impl Feed {
     #[inline]
     pub fn poll_event(&mut self) -> Result<Option<Event<'_>>, FeedError> {
         match self {
-            Feed::Tickcast(session) => session.poll_event().map_err(FeedError::Session),
+            Feed::Tickcast(session) => session.poll_event().map_err(FeedError::Tickcast),
             Feed::Nats(peer) => peer.poll_event(),
             Feed::Redis(peer) => peer.poll_event(),
             Feed::WebSocket(peer) => peer.poll_event(),
@@ -195,8 +195,8 @@ impl Feed {
     }
 }
 
-fn open_session(plan: &Plan, patterns: &[String]) -> Result<Session, RequestError> {
-    let mut session = Session::new(&plan.session);
+fn open_session(plan: &Plan, patterns: &[String]) -> Result<Connection, RequestError> {
+    let mut session = Connection::new(&plan.session);
     for pattern in patterns {
         session.subscribe_with(pattern, &plan.subscription)?;
     }

@@ -9,7 +9,7 @@ use std::{
 use crate::{feed::PeerProtocol, own::Own, plot::PlotArgs, report};
 use clap::{Parser, Subcommand, ValueEnum};
 use tickcast::limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX};
-use tickcast_client::{SessionOptions, SubscribeOptions};
+use tickcast_client::{ConnectOptions, SubscribeOptions};
 use tickcast_proto::{
     Encoding,
     subscription::{Delivery, Policy},
@@ -188,7 +188,7 @@ enum WebSocketEncoding {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub server: SocketAddr,
-    pub session: SessionOptions,
+    pub session: ConnectOptions,
     /// What is spoken instead of `session`'s encoding; its host and path serve a WebSocket all the same.
     pub peer: Option<PeerProtocol>,
     transport: Transport,
@@ -275,7 +275,7 @@ impl Plan {
         }
         Ok(Plan {
             server,
-            session: SessionOptions { host, path, ..SessionOptions::new(encoding) },
+            session: ConnectOptions { host, path, ..ConnectOptions::new(encoding) },
             peer,
             transport: typed.transport,
             connections: typed.connections,
