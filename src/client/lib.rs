@@ -40,18 +40,18 @@
 //!
 //! `src/client/examples/` has complete programs: `subscribe`, `publish`, and `recover` (gaps, conflation, reconnects).
 
+mod backoff;
 mod blocking;
 mod clock;
+mod connection;
 mod error;
 mod handshake;
 mod positions;
-mod reconnect;
 mod reconnecting;
 mod reply;
 mod request;
-#[cfg(any(test, feature = "script"))]
-pub mod script;
-mod session;
+#[cfg(any(test, feature = "scripted-server"))]
+pub mod scripted_server;
 mod topics;
 
 use tickcast_proto::{
@@ -62,13 +62,13 @@ use tickcast_proto::{
 };
 
 pub use self::{
+    backoff::{Backoff, is_retryable_close},
     blocking::{Address, Client},
+    connection::Connection,
     error::{ClientError, ProtocolError},
     positions::Positions,
-    reconnect::{Backoff, is_retryable_close},
     reconnecting::{ReconnectOptions, ReconnectingClient, StreamEvent},
     request::{PublishRequest, RequestError},
-    session::Connection,
     topics::TopicStats,
 };
 

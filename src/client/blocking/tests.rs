@@ -1,5 +1,5 @@
 use super::*;
-use crate::script::serve;
+use crate::scripted_server::serve;
 use tickcast_proto::frame::Kind;
 
 const LONG: Duration = Duration::from_secs(20);

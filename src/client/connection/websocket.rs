@@ -2,8 +2,8 @@
 
 use crate::{
     ProtocolError,
+    connection::{Connection, JsonState, Phase, Progress},
     reply::{self, Buffer, JsonTarget, Span, StoredEvent},
-    session::{Connection, JsonState, Phase, Progress},
 };
 use tickcast_proto::{
     DecodeError, Encoding, Step,

@@ -4,8 +4,8 @@ use tungstenite::Message as WebSocketMessage;
 
 use crate::{
     OUTPUT_BYTES_MAX, PublishRequest, RequestError,
+    connection::{Connection, Phase},
     request::Outgoing,
-    session::{Connection, Phase},
 };
 use tickcast_proto::Encoding;
 

@@ -2,8 +2,8 @@
 
 use crate::{
     RequestError, SubscribeOptions,
+    connection::Connection,
     request::{Outgoing, Start},
-    session::Connection,
     topics::{Announcer, SkipReason},
 };
 use tickcast_proto::{

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     Event, ProtocolError,
-    session::tests::{ENCODINGS, open},
+    connection::tests::{ENCODINGS, open},
 };
 use tickcast_proto::{
     Step,

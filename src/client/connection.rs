@@ -1,6 +1,6 @@
 //! The client side of the protocol as a state machine over bytes, without I/O.
 
-mod plain;
+mod fast_path;
 mod requests;
 mod subscribe;
 mod websocket;
