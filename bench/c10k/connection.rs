@@ -40,7 +40,7 @@ pub enum Turn {
 #[derive(Debug)]
 pub struct Connection {
     pub stream: TcpStream,
-    pub session: Feed,
+    pub feed: Feed,
     pub state: State,
     /// Ticks received since the connection was opened.
     pub ticks: u64,
@@ -77,13 +77,12 @@ impl Connection {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
             _ => {}
         }
-        let session =
-            Feed::open(plan, index).map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
+        let feed = Feed::open(plan, index).map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
         let stream = TcpStream::from_std(socket.into());
         let state = if Feed::acknowledgements(plan) == 0 { State::Subscribed } else { State::Connecting };
         Ok(Connection {
             stream,
-            session,
+            feed,
             state,
             ticks: 0,
             opened_at_ns,
@@ -125,14 +124,14 @@ impl Connection {
             }
             let mut drained = false;
             match self.stream.read(buffer) {
-                Ok(0) => self.session.handle_end(),
+                Ok(0) => self.feed.handle_end(),
                 Ok(read) => {
                     // A short read has emptied the socket; later bytes are a new edge (epoll(7), question 9).
                     drained = read < buffer.len() && !self.peer_closed;
                     if tally.measuring {
                         tally.wire_bytes += read as u64;
                     }
-                    self.session.handle_bytes(&buffer[..read]);
+                    self.feed.handle_bytes(&buffer[..read]);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Turn::Drained,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -162,7 +161,7 @@ impl Connection {
         // One clock reading for everything that a read returned.
         let received_ns = clock::realtime_ns();
         loop {
-            match self.session.poll_event() {
+            match self.feed.poll_event() {
                 Ok(Some(Event::Tick(tick))) => {
                     self.ticks += 1;
                     tally.count_tick(tick.producer_time_ns, received_ns, tick.payload.len());
@@ -190,7 +189,7 @@ impl Connection {
                     return self
                         .end(why.unwrap_or_else(|| "the server closed without giving a reason".into()));
                 }
-                // The session counts announced losses; the tally reads them there.
+                // The feed counts announced losses; the tally reads them there.
                 Ok(Some(Event::Conflated { .. } | Event::Gap { .. } | Event::Recovered { .. })) => {}
                 Ok(Some(Event::Welcome { .. } | Event::Topic { .. } | Event::Unsubscribed { .. })) => {}
                 Err(error) => {
@@ -204,13 +203,12 @@ impl Connection {
     fn write(&mut self) {
         // Over a WebSocket the subscriptions follow the upgrade, so the last write before the acknowledgement carries
         // them.
-        if self.ticks == 0 && matches!(self.state, State::Subscribing(_)) && !self.session.output().is_empty()
-        {
+        if self.ticks == 0 && matches!(self.state, State::Subscribing(_)) && !self.feed.output().is_empty() {
             self.requested_at_ns = clock::monotonic_ns();
         }
-        while !self.session.output().is_empty() && !matches!(self.state, State::Ended(_)) {
-            match self.stream.write(self.session.output()) {
-                Ok(written) => self.session.output_written(written),
+        while !self.feed.output().is_empty() && !matches!(self.state, State::Ended(_)) {
+            match self.stream.write(self.feed.output()) {
+                Ok(written) => self.feed.output_written(written),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => self.end(format!("write: {error}")),

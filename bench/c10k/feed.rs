@@ -13,7 +13,7 @@ mod websocket;
 
 use std::fmt;
 
-use tickcast_client::{Event, RequestError, Session, SessionError, TopicStats};
+use tickcast_client::{Connection, Event, ProtocolError, RequestError, TopicStats};
 use tickcast_proto::{Encoding, ids::TopicId};
 
 use self::{nats::Nats, peer::Peer, redis::Redis, websocket::WebSocket};
@@ -24,10 +24,10 @@ pub const PAYLOAD_BYTES_MAX: usize = tickcast::limits::FRAME_BYTES_MAX_HIGHEST;
 /// Most bytes of answers that a peer may leave unread.
 pub const ANSWER_BYTES_MAX: usize = 64 << 10;
 
-/// Protocol state of one connection: bytes in, events out, like [`Session`]. No socket, no clock.
+/// Protocol state of one connection: bytes in, events out, like [`Connection`]. No socket, no clock.
 #[derive(Debug)]
 pub enum Feed {
-    Tickcast(Box<Session>),
+    Tickcast(Box<Connection>),
     Nats(Peer<Nats>),
     Redis(Peer<Redis>),
     WebSocket(Peer<WebSocket>),
@@ -37,7 +37,7 @@ pub enum Feed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FeedError {
     /// tickcast's protocol.
-    Session(SessionError),
+    Tickcast(ProtocolError),
     /// Bytes that violate the protocol; what they were.
     Protocol(&'static str),
     /// A line longer than [`lines::LINE_BYTES_MAX`].
@@ -61,7 +61,7 @@ pub enum FeedError {
 impl fmt::Display for FeedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            FeedError::Session(error) => write!(f, "{error}"),
+            FeedError::Tickcast(error) => write!(f, "{error}"),
             FeedError::Protocol(what) => {
                 write!(f, "the server sent {what}: does this port speak that protocol?")
             }
@@ -101,12 +101,12 @@ impl Feed {
     pub fn open(plan: &Plan, index: usize) -> Result<Feed, RequestError> {
         let patterns = plan.patterns_of(index);
         Ok(match plan.peer {
-            None => Feed::Tickcast(Box::new(open_session(plan, &patterns)?)),
+            None => Feed::Tickcast(Box::new(open_connection(plan, &patterns)?)),
             Some(PeerProtocol::Nats) => Feed::Nats(Peer::open(|output| Nats::open(&patterns, output))),
             Some(PeerProtocol::Redis) => Feed::Redis(Peer::open(|output| Redis::open(&patterns, output))),
             Some(PeerProtocol::WebSocket) => {
-                let session = &plan.session;
-                Feed::WebSocket(Peer::open(|output| WebSocket::open(&session.host, &session.path, output)))
+                let options = &plan.connect_options;
+                Feed::WebSocket(Peer::open(|output| WebSocket::open(&options.host, &options.path, output)))
             }
         })
     }
@@ -114,7 +114,7 @@ impl Feed {
     /// Acknowledgements ([`Event::Subscribed`] or [`Event::Pong`]) after which a connection is subscribed.
     pub fn acknowledgements(plan: &Plan) -> usize {
         match plan.peer {
-            None if plan.session.encoding == Encoding::WebSocketRaw => 1,
+            None if plan.connect_options.encoding == Encoding::WebSocketRaw => 1,
             None | Some(PeerProtocol::Redis) => plan.subscriptions(),
             Some(PeerProtocol::Nats | PeerProtocol::WebSocket) => 1,
         }
@@ -124,7 +124,7 @@ impl Feed {
     #[inline]
     pub fn output(&self) -> &[u8] {
         match self {
-            Feed::Tickcast(session) => session.output(),
+            Feed::Tickcast(connection) => connection.poll_transmit(),
             Feed::Nats(peer) => peer.output(),
             Feed::Redis(peer) => peer.output(),
             Feed::WebSocket(peer) => peer.output(),
@@ -134,7 +134,7 @@ impl Feed {
     /// Removes the first `bytes` of [`Feed::output`], which were written.
     pub fn output_written(&mut self, bytes: usize) {
         match self {
-            Feed::Tickcast(session) => session.output_written(bytes),
+            Feed::Tickcast(connection) => connection.handle_transmitted(bytes),
             Feed::Nats(peer) => peer.output_written(bytes),
             Feed::Redis(peer) => peer.output_written(bytes),
             Feed::WebSocket(peer) => peer.output_written(bytes),
@@ -145,7 +145,7 @@ impl Feed {
     #[inline]
     pub fn handle_bytes(&mut self, bytes: &[u8]) {
         match self {
-            Feed::Tickcast(session) => session.handle_bytes(bytes),
+            Feed::Tickcast(connection) => connection.handle_bytes(bytes),
             Feed::Nats(peer) => peer.handle_bytes(bytes),
             Feed::Redis(peer) => peer.handle_bytes(bytes),
             Feed::WebSocket(peer) => peer.handle_bytes(bytes),
@@ -155,7 +155,7 @@ impl Feed {
     /// Notes that the server has closed the connection.
     pub fn handle_end(&mut self) {
         match self {
-            Feed::Tickcast(session) => session.handle_end(),
+            Feed::Tickcast(connection) => connection.handle_eof(),
             Feed::Nats(peer) => peer.handle_end(),
             Feed::Redis(peer) => peer.handle_end(),
             Feed::WebSocket(peer) => peer.handle_end(),
@@ -169,7 +169,7 @@ impl Feed {
     #[inline]
     pub fn poll_event(&mut self) -> Result<Option<Event<'_>>, FeedError> {
         match self {
-            Feed::Tickcast(session) => session.poll_event().map_err(FeedError::Session),
+            Feed::Tickcast(connection) => connection.poll_event().map_err(FeedError::Tickcast),
             Feed::Nats(peer) => peer.poll_event(),
             Feed::Redis(peer) => peer.poll_event(),
             Feed::WebSocket(peer) => peer.poll_event(),
@@ -179,7 +179,7 @@ impl Feed {
     /// Counts of each topic, in no particular order.
     pub fn topics(&self) -> Box<dyn Iterator<Item = (TopicId, &TopicStats)> + '_> {
         match self {
-            Feed::Tickcast(session) => Box::new(session.topics()),
+            Feed::Tickcast(connection) => Box::new(connection.topics()),
             Feed::Nats(peer) => Box::new(peer.topics()),
             Feed::Redis(peer) => Box::new(peer.topics()),
             Feed::WebSocket(peer) => Box::new(peer.topics()),
@@ -187,16 +187,16 @@ impl Feed {
     }
 }
 
-fn open_session(plan: &Plan, patterns: &[String]) -> Result<Session, RequestError> {
-    let mut session = Session::new(&plan.session);
+fn open_connection(plan: &Plan, patterns: &[String]) -> Result<Connection, RequestError> {
+    let mut connection = Connection::new(&plan.connect_options);
     for pattern in patterns {
-        session.subscribe_with(pattern, &plan.subscription)?;
+        connection.subscribe_with(pattern, &plan.subscription)?;
     }
-    if plan.session.encoding == Encoding::WebSocketRaw {
+    if plan.connect_options.encoding == Encoding::WebSocketRaw {
         // The server acknowledges nothing to a raw client; the pong to a ping after the requests takes its place.
-        session.ping()?;
+        connection.ping()?;
     }
-    Ok(session)
+    Ok(connection)
 }
 
 #[cfg(test)]

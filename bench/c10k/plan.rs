@@ -7,7 +7,7 @@ use std::{
 };
 
 use tickcast::limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX};
-use tickcast_client::{SessionOptions, SubscribeOptions};
+use tickcast_client::{ConnectOptions, SubscribeOptions};
 use tickcast_proto::{
     Encoding,
     subscription::Delivery,
@@ -41,8 +41,8 @@ const TIME_NS_MAX: u64 = 1_000_000 * NS_PER_S;
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub server: SocketAddr,
-    pub session: SessionOptions,
-    /// Protocol to speak instead of tickcast's; a WebSocket then takes only host and path from `session`.
+    pub connect_options: ConnectOptions,
+    /// Protocol to speak instead of tickcast's; a WebSocket then takes only host and path from `connect_options`.
     pub peer: Option<PeerProtocol>,
     transport: Transport,
     pub connections: usize,
@@ -141,7 +141,7 @@ impl Plan {
         }
         Ok(Plan {
             server,
-            session: SessionOptions { host, path, ..SessionOptions::new(encoding) },
+            connect_options: ConnectOptions { host, path, ..ConnectOptions::new(encoding) },
             peer,
             transport: options.transport,
             connections: options.connections,
@@ -184,7 +184,7 @@ impl Plan {
 
     /// Name of transport and encoding in the report.
     pub fn transport_name(&self) -> &'static str {
-        match (self.transport, self.session.encoding) {
+        match (self.transport, self.connect_options.encoding) {
             (Transport::Nats, _) => "nats",
             (Transport::Redis, _) => "redis",
             (Transport::Nchan, _) => "nchan",
@@ -198,7 +198,7 @@ impl Plan {
 
     /// Whether ticks carry sequences, which loss is computed from.
     pub fn has_sequences(&self) -> bool {
-        self.peer.is_some() || self.session.encoding != Encoding::WebSocketRaw
+        self.peer.is_some() || self.connect_options.encoding != Encoding::WebSocketRaw
     }
 
     /// Connections of one thread that may be unacknowledged at once.
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!((ws.server.port(), ws.sources, ws.transport_name()), (9480, 3, "ws rkyv"));
         assert_eq!(ws.source(4), Some("127.0.0.2:0".parse().unwrap()));
         let nchan = plan("--transport nchan").unwrap();
-        assert_eq!((nchan.session.path.as_str(), nchan.transport_name()), ("/sub", "nchan"));
+        assert_eq!((nchan.connect_options.path.as_str(), nchan.transport_name()), ("/sub", "nchan"));
         assert!(plan("--transport websocket --path /a?b=c --max-loss 0").unwrap().has_sequences());
         assert_eq!(plan("--transport redis").unwrap().patterns, [">"]);
     }

@@ -165,8 +165,8 @@ impl Loss {
     /// Loss of one connection.
     ///
     /// `start` is `None` if it is unknown which ticks the connection could have seen first.
-    pub fn of_session(session: &Feed, start: Option<&SequenceByTopic>, end: &SequenceByTopic) -> Loss {
-        let seen: HashMap<u32, &TopicStats> = session.topics().map(|(id, topic)| (id.0, topic)).collect();
+    pub fn of_feed(feed: &Feed, start: Option<&SequenceByTopic>, end: &SequenceByTopic) -> Loss {
+        let seen: HashMap<u32, &TopicStats> = feed.topics().map(|(id, topic)| (id.0, topic)).collect();
         let sum = |of: fn(&TopicStats) -> u64| seen.values().map(|topic| of(topic)).sum();
         let mut loss = Loss {
             gap: sum(|topic| topic.missed),
@@ -195,8 +195,8 @@ impl Loss {
 }
 
 /// Raises each sequence to the last one that a connection has seen.
-pub fn raise_to_last(sequences: &mut SequenceByTopic, session: &Feed) {
-    for (id, topic) in session.topics().filter(|(_, topic)| topic.ticks > 0) {
+pub fn raise_to_last(sequences: &mut SequenceByTopic, feed: &Feed) {
+    for (id, topic) in feed.topics().filter(|(_, topic)| topic.ticks > 0) {
         raise(sequences, id.0, topic.last_sequence);
     }
 }
@@ -208,21 +208,21 @@ pub fn raise(sequences: &mut SequenceByTopic, topic: u32, sequence: u64) {
 }
 
 /// Lowers each sequence to just before the first one that a connection has seen.
-pub fn lower_to_first(sequences: &mut SequenceByTopic, session: &Feed) {
-    for (id, topic) in session.topics().filter(|(_, topic)| topic.ticks > 0) {
+pub fn lower_to_first(sequences: &mut SequenceByTopic, feed: &Feed) {
+    for (id, topic) in feed.topics().filter(|(_, topic)| topic.ticks > 0) {
         let lowest = sequences.entry(id.0).or_insert(u64::MAX);
         *lowest = (*lowest).min(topic.first_sequence - 1);
     }
 }
 
 /// The part of `sequences` whose topics a connection knows, by a tick or by name.
-pub fn known_part(sequences: &SequenceByTopic, session: &Feed) -> SequenceByTopic {
-    session.topics().filter_map(|(id, _)| sequences.get(&id.0).map(|&highest| (id.0, highest))).collect()
+pub fn known_part(sequences: &SequenceByTopic, feed: &Feed) -> SequenceByTopic {
+    feed.topics().filter_map(|(id, _)| sequences.get(&id.0).map(|&highest| (id.0, highest))).collect()
 }
 
 /// Whether a connection has seen every topic up to `end`.
-pub fn has_reached(session: &Feed, end: &SequenceByTopic) -> bool {
-    let reached = session
+pub fn has_reached(feed: &Feed, end: &SequenceByTopic) -> bool {
+    let reached = feed
         .topics()
         .filter(|(id, topic)| end.get(&id.0).is_some_and(|&highest| topic.last_sequence >= highest));
     reached.count() == end.len()

@@ -317,7 +317,7 @@ impl<'a> Worker<'a> {
             Phase::End => {
                 if self.plan.expect_ticks.is_some() {
                     let mut start = lock(&self.shared.start);
-                    self.connections.iter().for_each(|one| tally::lower_to_first(&mut start, &one.session));
+                    self.connections.iter().for_each(|one| tally::lower_to_first(&mut start, &one.feed));
                 }
                 self.note(&self.shared.end);
             }
@@ -329,7 +329,7 @@ impl<'a> Worker<'a> {
     /// Raises `shared` to the highest sequences that this thread has seen.
     fn note(&self, shared: &Mutex<SequenceByTopic>) {
         let mut seen = self.churn.seen.clone();
-        self.connections.iter().for_each(|one| tally::raise_to_last(&mut seen, &one.session));
+        self.connections.iter().for_each(|one| tally::raise_to_last(&mut seen, &one.feed));
         let mut shared = lock(shared);
         seen.into_iter().for_each(|(topic, sequence)| tally::raise(&mut shared, topic, sequence));
     }
@@ -344,11 +344,11 @@ impl<'a> Worker<'a> {
             State::Ended(_) => true,
             _ if one.is_stalled => true,
             // Topics that ticked only before it reconnected are not its concern.
-            State::Subscribed if one.is_reconnect => Loss::of_session(&one.session, None, &end).tail == 0,
+            State::Subscribed if one.is_reconnect => Loss::of_feed(&one.feed, None, &end).tail == 0,
             _ if self.plan.own_topics.is_some() => {
-                tally::has_reached(&one.session, &tally::known_part(&end, &one.session))
+                tally::has_reached(&one.feed, &tally::known_part(&end, &one.feed))
             }
-            _ => tally::has_reached(&one.session, &end),
+            _ => tally::has_reached(&one.feed, &end),
         });
         self.checked_at_ns = now_ns;
         if self.is_settled {
@@ -364,7 +364,7 @@ impl<'a> Worker<'a> {
 
     fn client(&self, at: usize) -> Client {
         let connection = &self.connections[at];
-        let mut counts = Counts::of_topics(connection.ticks, connection.session.topics());
+        let mut counts = Counts::of_topics(connection.ticks, connection.feed.topics());
         counts.add(self.churn.before.get(&at).copied().unwrap_or_default());
         let index = at * self.plan.threads + self.index;
         let ended = match &connection.state {
@@ -389,9 +389,9 @@ impl<'a> Worker<'a> {
                 continue;
             }
             if self.plan.has_sequences() {
-                let own_end = self.plan.own_topics.map(|_| tally::known_part(&end, &connection.session));
-                loss.add(Loss::of_session(
-                    &connection.session,
+                let own_end = self.plan.own_topics.map(|_| tally::known_part(&end, &connection.feed));
+                loss.add(Loss::of_feed(
+                    &connection.feed,
                     self.is_start_known(at).then_some(&*start),
                     own_end.as_ref().unwrap_or(&end),
                 ));

@@ -5,7 +5,7 @@
 use std::io::Write;
 
 use tickcast::limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX};
-use tickcast_client::{Event, PublishRequest, Session, SessionOptions};
+use tickcast_client::{ConnectOptions, Connection, Event, PublishRequest};
 use tickcast_proto::Encoding;
 
 use crate::{
@@ -38,7 +38,7 @@ pub struct Publisher {
 
 #[derive(Debug)]
 enum Wire {
-    Tickcast(Box<Session>),
+    Tickcast(Box<Connection>),
     Nats,
     Redis,
     Nchan {
@@ -56,8 +56,8 @@ impl Publisher {
         let wire = match plan.protocol {
             Protocol::Tickcast => {
                 let options =
-                    SessionOptions { name: "tickcast-feed".into(), ..SessionOptions::new(Encoding::Native) };
-                Wire::Tickcast(Box::new(Session::new(&options)))
+                    ConnectOptions { name: "tickcast-feed".into(), ..ConnectOptions::new(Encoding::Native) };
+                Wire::Tickcast(Box::new(Connection::new(&options)))
             }
             Protocol::Nats => {
                 write_connect("tickcast-feed", &mut output);
@@ -125,7 +125,7 @@ impl Publisher {
     /// Bytes to write to the socket.
     pub fn output(&self) -> &[u8] {
         match &self.wire {
-            Wire::Tickcast(session) => session.output(),
+            Wire::Tickcast(session) => session.poll_transmit(),
             _ => &self.output[self.written..],
         }
     }
@@ -133,7 +133,7 @@ impl Publisher {
     /// Removes the first `bytes` of [`Publisher::output`], which were written.
     pub fn output_written(&mut self, bytes: usize) {
         if let Wire::Tickcast(session) = &mut self.wire {
-            return session.output_written(bytes);
+            return session.handle_transmitted(bytes);
         }
         self.written += bytes;
         if self.written == self.output.len() {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use tickcast::limits::{GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT};
-use tickcast_client::{Event, Session, SessionOptions};
+use tickcast_client::{ConnectOptions, Connection, Event};
 use tickcast_core::{
     config::Limits,
     metrics::counters::Counters,
@@ -84,12 +84,12 @@ impl Load {
     fn connect(&mut self, slot: u32, encoding: Encoding) {
         let door = if encoding == Encoding::Native { Door::Native } else { Door::Http };
         self.shard.handle_accept(slot, door, self.now);
-        let mut client = Session::new(&SessionOptions::new(encoding));
+        let mut client = Connection::new(&ConnectOptions::new(encoding));
         let asked = client.subscribe(">");
         assert!(asked.is_ok(), "{asked:?}");
         for _ in 0..HANDSHAKE_TURNS_MAX {
-            let output = client.output().to_vec();
-            client.output_written(output.len());
+            let output = client.poll_transmit().to_vec();
+            client.handle_transmitted(output.len());
             self.shard.handle_bytes(slot, &output, self.now);
             self.turn_into(|to, bytes| {
                 if to == slot {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use tickcast::sources::payload::Mark;
-use tickcast_client::{Event, SESSION_BUFFER_KEEP_BYTES, Tick, TopicStats};
+use tickcast_client::{Event, IDLE_BUFFER_BYTES_MAX, Tick, TopicStats};
 use tickcast_proto::{
     Step,
     ids::{Sequence, TopicId},
@@ -181,10 +181,10 @@ impl<P: Protocol> Peer<P> {
     }
 }
 
-/// Clears a buffer and keeps at most [`SESSION_BUFFER_KEEP_BYTES`] of its capacity.
+/// Clears a buffer and keeps at most [`IDLE_BUFFER_BYTES_MAX`] of its capacity.
 fn reset(buffer: &mut Vec<u8>) {
     buffer.clear();
-    if buffer.capacity() > SESSION_BUFFER_KEEP_BYTES {
+    if buffer.capacity() > IDLE_BUFFER_BYTES_MAX {
         *buffer = Vec::new();
     }
 }

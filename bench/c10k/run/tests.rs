@@ -325,7 +325,7 @@ fn each_policy_changes_the_subscription() {
     let requests = |more: &str| {
         let line = format!("c10k --server {} {more}", listener.local_addr().unwrap());
         let plan = Plan::new(Options::try_parse_from(line.split_whitespace()).unwrap()).unwrap();
-        crate::connection::Connection::open(&plan, 0).unwrap().session.output().to_vec()
+        crate::connection::Connection::open(&plan, 0).unwrap().feed.output().to_vec()
     };
     let texts = ["", "--policy conflate", "--policy drop", "--policy disconnect"].map(requests);
     for (index, text) in texts.iter().enumerate() {

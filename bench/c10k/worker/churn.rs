@@ -58,12 +58,12 @@ impl Worker<'_> {
         let connection = &mut self.connections[at];
         if self.plan.has_sequences() {
             let mut last = SequenceByTopic::new();
-            tally::raise_to_last(&mut last, &connection.session);
+            tally::raise_to_last(&mut last, &connection.feed);
             let start = is_start_known.then(|| lock(&self.shared.start));
-            self.churn.loss.add(Loss::of_session(&connection.session, start.as_deref(), &last));
-            tally::raise_to_last(&mut self.churn.seen, &connection.session);
+            self.churn.loss.add(Loss::of_feed(&connection.feed, start.as_deref(), &last));
+            tally::raise_to_last(&mut self.churn.seen, &connection.feed);
         }
-        let counts = Counts::of_topics(connection.ticks, connection.session.topics());
+        let counts = Counts::of_topics(connection.ticks, connection.feed.topics());
         self.churn.before.entry(at).or_default().add(counts);
         let fail = |error| format!("cannot reset a connection: {error}");
         self.poll.registry().deregister(&mut connection.stream).map_err(fail)?;
