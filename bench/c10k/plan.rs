@@ -17,7 +17,7 @@ use tickcast_proto::{
 use crate::{
     common::checks::{check_path, duration_within, resolve_server, within},
     options::{Options, PeerProtocol, Transport, WebSocketEncoding},
-    own::OwnTopics,
+    own_topics::OwnTopics,
 };
 
 /// Connections per source address: a third of the ephemeral ports stays free for others.
