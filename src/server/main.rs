@@ -87,10 +87,12 @@ fn announce(config: &Config, tcp: SocketAddr, http: SocketAddr, admin: Option<So
         Some(Source::Ecg(_)) => "ecg.*",
         _ => ">",
     };
+    // As this program was called, so that the next step works as printed: `target/release/tickcast` after `cargo run`.
+    let program = std::env::args().next().unwrap_or_else(|| "tickcast".into());
     let encoded = pattern.replace('>', "%3E");
     let is_ecg = |source: &Source| matches!(source, Source::Ecg(_));
     let process = match config.sources.iter().any(is_ecg) {
-        true => format!("\nand for the heart beats: tickcast process ecg --server {tcp}"),
+        true => format!("\nand for the heart beats: {program} process ecg --server {tcp}"),
         false => String::new(),
     };
     let admin = admin.map_or(String::new(), |address| format!(" admin={address}"));
@@ -98,7 +100,7 @@ fn announce(config: &Config, tcp: SocketAddr, http: SocketAddr, admin: Option<So
     let _ = writeln!(
         io::stdout().lock(),
         "listening tcp={tcp} http={http}{admin} shards={}\n\
-         next: tickcast sub '{pattern}' --server {tcp}\n\
+         next: {program} sub '{pattern}' --server {tcp}\n\
          or open http://{http}/ in a browser, or a WebSocket: ws://{http}/ws?topics={encoded}{process}",
         config.shards
     );

@@ -48,7 +48,9 @@ pub(super) fn encode_reply(reply: &Reply<'_>, out: &mut Vec<u8>) {
             frame::encode_skipped(out, Kind::Conflated, topic, from, to);
         }
         Reply::Gap { topic, from, to, .. } => frame::encode_skipped(out, Kind::Gap, topic, from, to),
-        Reply::Pong { token } => frame::encode(out, Kind::Pong, meta, &Token { token }, &[]),
+        Reply::Pong { token } => {
+            frame::encode(out, Kind::Pong, meta, &Token { token }, &[]);
+        }
         Reply::Error { request, code, text } => {
             let record = ErrorRecord { request, code: code as u16, reserved: 0 };
             frame::encode(out, Kind::Error, meta, &record, &[text.as_bytes()]);
