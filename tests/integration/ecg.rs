@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
@@ -20,19 +20,9 @@ use tickcast::{
 };
 
 use crate::harness::{
-    FREE_PORTS, Log, Server, beside_others, collector::Collector, processes::end, say, tickcast,
+    FREE_PORTS, Log, Server, beside_others, collector::Collector, data, processes::end, tickcast,
     wait_for_exit,
 };
-
-/// The cardiologists' record, or `None`, said on standard error, where it is not there.
-fn record_100() -> Option<PathBuf> {
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data/ecg/100.hea");
-    if !file.is_file() {
-        say(&format!("a synthetic heart, for want of {}", file.display()));
-        return None;
-    }
-    Some(file)
-}
 
 /// A running `tickcast process ecg --json`. Ended, by its pid, when dropped.
 struct Processor {
@@ -76,9 +66,8 @@ fn json(collector: &Collector, topic: &str) -> Vec<Value> {
 #[test]
 fn beats_of_a_served_heart_arrive_on_ecg_params() {
     let _machine = beside_others();
-    let record = record_100();
-    let source = record.as_ref().map_or("synthetic", |file| file.to_str().unwrap());
-    let server = Server::start(&["--shards", "2", "--ecg", source]);
+    let record = data("ecg/made.hea");
+    let server = Server::start(&["--shards", "2", "--ecg", record.to_str().unwrap()]);
     let collector = Collector::start(&server, Encoding::Native, &["ecg.*"]);
     let processor = Processor::start(server.tcp);
     collector.wait_until("five beats and a rate", |got| {
@@ -113,11 +102,9 @@ fn beats_of_a_served_heart_arrive_on_ecg_params() {
     }
     let bpm = params.iter().find_map(|tick| tick["bpm"].as_f64()).unwrap();
     assert!((60.0..90.0).contains(&bpm), "{bpm}");
-    if let Some(file) = record {
-        let expert = annotation::load(&file.with_extension("atr")).unwrap();
-        let is_theirs = |at: &u64| expert.iter().any(|a| a.is_beat() && a.at_frame.abs_diff(*at) <= 10);
-        assert!(at.iter().all(is_theirs), "the cardiologists' beats: {at:?}");
-    }
+    let annotations = annotation::load(&record.with_extension("atr")).unwrap();
+    let is_annotated = |at: &u64| annotations.iter().any(|a| a.is_beat() && a.at_frame.abs_diff(*at) <= 10);
+    assert!(at.iter().all(is_annotated), "not an annotated beat: {at:?}");
 
     let said = processor.interrupt();
     assert_eq!(of(&said, "wave").count(), 1);

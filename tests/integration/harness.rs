@@ -15,7 +15,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Condvar, Mutex},
     thread,
@@ -51,14 +51,14 @@ pub fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// The recorded market data, or `None`, said on standard error, where it is not there.
-pub fn market_capture() -> Option<PathBuf> {
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data/market/coinbase.ndjson");
-    if !file.is_file() {
-        say(&format!("skipped, for want of {}", file.display()));
-        return None;
-    }
-    Some(file)
+/// A file of `tests/data`.
+pub fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// The synthetic market capture: 4,000 ticks of 28 topics.
+pub fn market_capture() -> PathBuf {
+    data("market.ndjson")
 }
 
 /// What a process wrote to a pipe, as it comes.

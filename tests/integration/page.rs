@@ -123,19 +123,15 @@ fn browse(program: &str, arguments: &[&str]) -> Option<External> {
 }
 
 /// The options of both servers that a page sees, one after the other.
-fn sources(capture: Option<&Path>) -> Vec<String> {
-    let mut options: Vec<String> = ["--ecg", "synthetic", "--shards", "2"].map(String::from).into();
-    match capture {
-        Some(file) => options.extend(["--replay", file.to_str().unwrap(), "--loop"].map(String::from)),
-        None => options.extend(["--sim-producers", "40"].map(String::from)),
-    }
-    options
+fn sources(capture: &Path) -> Vec<String> {
+    let options = ["--ecg", "synthetic", "--shards", "2", "--replay", capture.to_str().unwrap(), "--loop"];
+    options.map(String::from).into()
 }
 
 #[test]
 fn a_browser_sees_rows_and_wave_move_and_the_page_recovers_when_the_server_was_killed() {
     let _machine = beside_others();
-    let options = sources(market_capture().as_deref());
+    let options = sources(&market_capture());
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let server = Server::start_logging("info", &options);
     let url = format!("http://{}/", server.http);
