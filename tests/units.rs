@@ -19,12 +19,9 @@ fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-fn exists(program: &str) -> bool {
-    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
-    if !found.status.success() {
-        eprintln!("skipped: {program} is not here");
-    }
-    found.status.success()
+/// Runs a tool that `scripts/test.sh` installs.
+fn run(tool: &mut Command) -> Output {
+    tool.output().unwrap_or_else(|error| panic!("{tool:?}: {error}: scripts/test.sh installs it"))
 }
 
 fn said(output: &Output) -> String {
@@ -245,29 +242,19 @@ fn a_wrong_installation_says_what_to_do_and_writes_nothing() {
 
 #[test]
 fn the_units_are_verified() {
-    if !exists("systemd-analyze") {
-        return;
-    }
     let target = Target::new("verify");
     target.install();
-    let output =
-        Command::new("systemd-analyze").args(["verify", "--man=no"]).args(target.units()).output().unwrap();
+    let output = run(Command::new("systemd-analyze").args(["verify", "--man=no"]).args(target.units()));
     assert!(output.status.success() && said(&output).is_empty(), "{}", said(&output));
 }
 
 #[test]
 fn the_server_is_exposed_little() {
-    if !exists("systemd-analyze") {
-        return;
-    }
     let target = Target::new("security");
     target.install();
     let [server, ..] = target.units();
-    let output = Command::new("systemd-analyze")
-        .args(["security", "--offline=yes", "--no-pager", EXPOSURE_MAX])
-        .arg(server)
-        .output()
-        .unwrap();
+    let options = ["security", "--offline=yes", "--no-pager", EXPOSURE_MAX];
+    let output = run(Command::new("systemd-analyze").args(options).arg(server));
     assert!(output.status.success(), "{}", said(&output));
 }
 
@@ -327,15 +314,12 @@ fn the_man_page_of_the_tool_has_every_option_of_its_help_and_no_other() {
 
 #[test]
 fn the_scripts_are_clean() {
-    if !exists("shellcheck") {
-        return;
-    }
     // All that there are; those of tuning/ are looked at by its own tests.
     let files = |folder: &str| fs::read_dir(project(folder)).unwrap().map(|entry| entry.unwrap().path());
     let scripts: Vec<_> =
         files("scripts").filter(|path| path.extension().is_some_and(|end| end == "sh")).collect();
     let maintainer: Vec<_> = files("systemd/debian").filter(|path| !path.ends_with("copyright")).collect();
     assert!(scripts.len() >= 12 && maintainer.len() >= 3, "{scripts:?} {maintainer:?}");
-    let output = Command::new("shellcheck").arg("-x").args(scripts).args(maintainer).output().unwrap();
+    let output = run(Command::new("shellcheck").arg("-x").args(scripts).args(maintainer));
     assert!(output.status.success(), "{}", said(&output));
 }

@@ -1,5 +1,5 @@
 //! What Prometheus and Grafana make of /metrics: promtool's checks, a real scrape, and every query of the dashboard and of the
-//! alert rules answered. Skipped, with a notice, where Prometheus is not installed (`scripts/test.sh` installs it).
+//! alert rules answered. Needs Prometheus and promtool (`scripts/test.sh` installs them).
 
 use std::{
     collections::BTreeSet,
@@ -23,16 +23,8 @@ use crate::harness::{
     collector::Collector,
     eventually,
     http::{get, request},
-    processes, say,
+    processes,
 };
-
-fn exists(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
-    if !found {
-        say(&format!("skipped: {program} is not here (scripts/test.sh installs it)"));
-    }
-    found
-}
 
 fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)
@@ -71,9 +63,6 @@ fn watched_server() -> (Server, Collector) {
 #[test]
 fn promtool_finds_nothing_wrong_with_the_metrics() {
     let _machine = beside_others();
-    if !exists("promtool") {
-        return;
-    }
     let (server, collector) = watched_server();
     let metrics = get(server.admin.unwrap(), "/metrics").body;
     let mut check = Command::new("promtool")
@@ -82,7 +71,7 @@ fn promtool_finds_nothing_wrong_with_the_metrics() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap();
+        .expect("promtool: scripts/test.sh installs it");
     check.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
     let output = check.wait_with_output().unwrap();
     let said =
@@ -94,14 +83,11 @@ fn promtool_finds_nothing_wrong_with_the_metrics() {
 
 #[test]
 fn promtool_takes_the_alert_rules() {
-    if !exists("promtool") {
-        return;
-    }
     let output = Command::new("promtool")
         .args(["check", "rules"])
         .arg(shipped("tickcast-alerts.yml"))
         .output()
-        .unwrap();
+        .expect("promtool: scripts/test.sh installs it");
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("SUCCESS"), "{said}");
@@ -109,9 +95,6 @@ fn promtool_takes_the_alert_rules() {
 
 #[test]
 fn a_server_that_stops_and_refuses_fires_no_alert_and_one_that_is_full_does() {
-    if !exists("promtool") {
-        return;
-    }
     let case = |reason: &str, alerts: &str| {
         format!(
             "  - interval: 1m\n    input_series:\n      - series: 'tickcast_sessions_refused_total{{job=\"tickcast\",\
@@ -126,7 +109,8 @@ fn a_server_that_stops_and_refuses_fires_no_alert_and_one_that_is_full_does() {
     let text = format!("rule_files: [{rules:?}]\ntests:\n{}{}", case("draining", ""), case("clients", full));
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("alerts-test.yml");
     fs::write(&file, text).unwrap();
-    let output = Command::new("promtool").args(["test", "rules"]).arg(&file).output().unwrap();
+    let output = Command::new("promtool").args(["test", "rules"]).arg(&file).output();
+    let output = output.expect("promtool: scripts/test.sh installs it");
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
@@ -190,7 +174,7 @@ impl Prometheus {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap();
+            .expect("prometheus: scripts/test.sh installs it");
         let log = Log::collect(child.stderr.take().unwrap());
         let mut found = None;
         eventually("Prometheus listens", || {
@@ -240,9 +224,6 @@ impl Drop for Prometheus {
 #[test]
 fn a_real_prometheus_scrapes_it_and_every_query_of_the_dashboard_finds_something() {
     let _machine = beside_others();
-    if !exists("prometheus") {
-        return;
-    }
     let (server, collector) = watched_server();
     let prometheus = Prometheus::start(server.admin.unwrap());
     let is_up = |prometheus: &Prometheus| {

@@ -1,7 +1,7 @@
 //! The page at `/`: fetched as it is served, and opened in a real browser against a server that goes away and comes back.
 
 use std::{
-    env, fs,
+    fs,
     io::Read,
     path::Path,
     process::{Command, Stdio},
@@ -16,7 +16,7 @@ use crate::harness::{
     external::{External, Library},
     market_capture,
     raw::Peer,
-    say, tickcast,
+    tickcast,
 };
 
 /// A response's head and body.
@@ -97,29 +97,22 @@ fn a_client_on_a_slow_link_gets_the_whole_page() {
     drop(peer);
 }
 
-/// The browser's program, or `None`, said on standard error, where there is none and none was to be installed.
-fn browser() -> Option<String> {
+/// The browser's program.
+fn browser() -> String {
     let finder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/find-browser.mjs");
-    let found = Command::new("node").arg(finder).output().unwrap();
-    match found.status.code() {
-        Some(0) => Some(String::from_utf8(found.stdout).unwrap().trim_end().to_owned()),
-        Some(3) => {
-            let needed = env::var_os("TICKCAST_TESTS_NEED_BROWSER").is_some_and(|value| value == "1");
-            assert!(!needed, "there is no Chromium, though it was installed");
-            say("skipped, for want of Chromium: install chromium, or run scripts/test.sh");
-            None
-        }
-        _ => panic!("run scripts/test.sh once: {}", String::from_utf8_lossy(&found.stderr)),
-    }
+    let found = Command::new("node").arg(finder).output().expect("node: scripts/test.sh installs it");
+    let errors = String::from_utf8_lossy(&found.stderr);
+    assert!(found.status.success(), "no Chromium: scripts/test.sh installs it {errors}");
+    String::from_utf8(found.stdout).unwrap().trim_end().to_owned()
 }
 
-/// Runs a program with the browser, what else it wants to know, and a folder for its screenshots. `None`: no browser.
-fn browse(program: &str, arguments: &[&str]) -> Option<External> {
-    let browser = browser()?;
+/// Runs a program of `tests/clients` with the browser, its own arguments and a folder for its screenshots.
+fn browse(program: &str, arguments: &[&str]) -> External {
+    let browser = browser();
     let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");
     fs::create_dir_all(&shots).unwrap();
     let arguments = [&[&*browser], arguments, &[shots.to_str().unwrap()]].concat();
-    Some(External::run(Library::Ws, program, &arguments))
+    External::run(Library::Ws, program, &arguments)
 }
 
 /// The options of both servers that a page sees, one after the other.
@@ -135,7 +128,7 @@ fn a_browser_sees_rows_and_wave_move_and_the_page_recovers_when_the_server_was_k
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let server = Server::start_logging("info", &options);
     let url = format!("http://{}/", server.http);
-    let Some(browser) = browse("page", &[&url]) else { return };
+    let browser = browse("page", &[&url]);
     browser.wait_for("live");
     let http = server.http.to_string();
     // SIGKILL: no goodbye.
@@ -154,15 +147,14 @@ fn a_browser_that_slept_until_it_was_given_up_comes_back_and_says_what_it_missed
     let heartbeat = ["--ping-interval-ms", "1000", "--ping-timeout-ms", "4000"];
     let options = ["--ecg", "synthetic", "--sim-producers", "40", "--shards", "2"];
     let server = Server::start_logging("info", &[&options[..], &heartbeat].concat());
-    let Some(browser) = browse("page-asleep", &[&server.http.to_string()]) else { return };
-    browser.finish();
+    browse("page-asleep", &[&server.http.to_string()]).finish();
     assert!(server.stop_cleanly().total("closed_heartbeat_timeout") >= 1);
 }
 
 #[test]
 fn the_page_keeps_to_goodbyes_counts_lost_batches_and_lists_thousands_of_topics() {
     let _machine = beside_others();
-    let Some(browser) = browse("page-edges", &[]) else { return };
+    let browser = browse("page-edges", &[]);
     for edge in ["goodbyes", "lostBatches", "asleep", "givenUp", "hidden", "thousands"] {
         browser.wait_for(&format!("{edge} holds"));
     }
@@ -172,7 +164,7 @@ fn the_page_keeps_to_goodbyes_counts_lost_batches_and_lists_thousands_of_topics(
 #[test]
 fn the_page_outlives_mute_servers_suspended_machines_wrong_publishes_and_holes() {
     let _machine = beside_others();
-    let Some(browser) = browse("page-faults", &[]) else { return };
+    let browser = browse("page-faults", &[]);
     for fault in [
         "neverWelcomed",
         "suspended",

@@ -14,7 +14,7 @@ use crate::harness::{
     eventually,
     http::get,
     raw::Peer,
-    terminal::{self, Terminal},
+    terminal::Terminal,
     tickcast,
 };
 
@@ -73,9 +73,6 @@ fn without_a_file_a_signal_to_reload_is_told_and_changes_nothing() {
 #[test]
 fn without_a_file_a_terminal_that_hangs_up_ends_the_server() {
     let _machine = beside_others();
-    if !terminal::is_there() {
-        return;
-    }
     let options = "serve --no-sim --shards 1 --tcp 127.0.0.1:0 --http 127.0.0.1:0 --no-admin";
     let terminal = Terminal::run(&format!("{} {options}", env!("CARGO_BIN_EXE_tickcast")), 100, 10);
     terminal.wait_for("listening tcp=");

@@ -34,6 +34,8 @@ use crate::harness::{
 /// Tells this program, started again, which server its clients connect to: native and HTTP address, how many clients, and
 /// whether their receive windows are small.
 const CLIENTS: &str = "TICKCAST_TEST_CLIENTS";
+/// The test that starts this program again.
+const HALF_TEST: &str = "stopped::half_of_a_thousand_clients_stopped_for_seconds_costs_the_others_nothing";
 const HALF: usize = 500;
 const TOPICS: u64 = 8;
 /// Ticks of every topic that are published before the running half is waited for: less than a socket holds, so that it is
@@ -56,7 +58,7 @@ struct Half {
 impl Half {
     fn start(server: &Server, small_windows: bool) -> Half {
         let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "stopped::one_half_of_the_clients", "--ignored", "--nocapture", "--quiet"])
+            .args(["--exact", HALF_TEST, "--nocapture", "--quiet"])
             .env(CLIENTS, format!("{} {} {HALF} {small_windows}", server.tcp, server.http))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -101,6 +103,9 @@ impl Drop for Half {
 
 #[test]
 fn half_of_a_thousand_clients_stopped_for_seconds_costs_the_others_nothing() {
+    if let Ok(settings) = env::var(CLIENTS) {
+        return be_one_half(&settings);
+    }
     let _machine = alone();
     let options = [
         &["--no-sim", "--ping-interval-ms", "0", "--shards", "2"][..],
@@ -160,11 +165,8 @@ fn half_of_a_thousand_clients_stopped_for_seconds_costs_the_others_nothing() {
     );
 }
 
-/// Not a test: the program of a [`Half`].
-#[test]
-#[ignore = "started by the test above"]
-fn one_half_of_the_clients() {
-    let Ok(settings) = env::var(CLIENTS) else { return };
+/// The program of a [`Half`].
+fn be_one_half(settings: &str) {
     let [tcp, http, count, small_windows] = settings.split(' ').collect::<Vec<_>>()[..] else {
         panic!("{settings:?}");
     };

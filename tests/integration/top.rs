@@ -1,5 +1,5 @@
-//! `tickcast top` against a real server: as text, and on the screen of a real terminal (skipped, with a notice, where there
-//! is no tmux; `scripts/test.sh` installs it).
+//! `tickcast top` against a real server: as text, and on the screen of a real terminal. Needs tmux (`scripts/test.sh`
+//! installs it).
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -18,7 +18,7 @@ use crate::harness::{
     eventually,
     http::get,
     raw::Peer,
-    terminal::{self, Terminal},
+    terminal::Terminal,
     tickcast,
 };
 
@@ -140,9 +140,6 @@ fn what_cannot_be_watched_is_said_with_what_to_do() {
 #[test]
 fn the_screen_follows_the_server_and_the_keys_and_gives_the_terminal_back() {
     let _machine = beside_others();
-    if !terminal::is_there() {
-        return;
-    }
     let server = Server::start_logging("info", &["--shards", "2", "--sim-rate", "100"]);
     let collector = Collector::start(&server, Encoding::WebSocketJson, &["sim.>"]);
     collector.wait_for(100);
@@ -178,9 +175,6 @@ fn the_screen_follows_the_server_and_the_keys_and_gives_the_terminal_back() {
 #[test]
 fn a_server_that_hangs_or_goes_does_not_hold_the_keys() {
     let _machine = beside_others();
-    if !terminal::is_there() {
-        return;
-    }
     let server = Server::start(&[]);
     let terminal = Terminal::run(&on_screen(server.admin.unwrap()), 120, 40);
     terminal.wait_for("0 ticks/s in");
@@ -203,9 +197,6 @@ fn a_server_that_hangs_or_goes_does_not_hold_the_keys() {
 #[test]
 fn a_server_that_hangs_from_the_first_look_on_does_not_hold_a_signal() {
     let _machine = beside_others();
-    if !terminal::is_there() {
-        return;
-    }
     let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
     let terminal = Terminal::run(&on_screen(hanging.local_addr().unwrap()), 80, 24);
     // Asked, and never answered.
@@ -223,9 +214,6 @@ fn a_server_that_hangs_from_the_first_look_on_does_not_hold_a_signal() {
 #[test]
 fn a_signal_ends_it_with_the_terminal_as_it_was() {
     let _machine = beside_others();
-    if !terminal::is_there() {
-        return;
-    }
     let server = Server::start(&[]);
     for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
         let terminal = Terminal::run(&on_screen(server.admin.unwrap()), 80, 24);
@@ -240,9 +228,6 @@ fn a_signal_ends_it_with_the_terminal_as_it_was() {
 #[test]
 fn a_small_terminal_and_one_that_changes_its_size_are_drawn_to() {
     let _machine = beside_others();
-    if !terminal::is_there() {
-        return;
-    }
     let server = Server::start(&[]);
     let terminal = Terminal::run(&on_screen(server.admin.unwrap()), 20, 5);
     terminal.wait_for("sessions by outbox");

@@ -7,16 +7,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use super::{eventually, say};
-
-/// Whether there is a tmux, or a word that there is none.
-pub fn is_there() -> bool {
-    let found = Command::new("tmux").arg("-V").output().is_ok_and(|output| output.status.success());
-    if !found {
-        say("skipped: tmux is not here (scripts/test.sh installs it)");
-    }
-    found
-}
+use super::eventually;
 
 /// A terminal in which one command runs. Ended when dropped.
 pub struct Terminal {
@@ -46,7 +37,7 @@ impl Terminal {
         }
         // It is also what tmux takes for its default-shell.
         command.env("SHELL", "/bin/sh");
-        let output = command.output().unwrap();
+        let output = command.output().expect("tmux: scripts/test.sh installs it");
         assert!(output.status.success(), "tmux {arguments:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
