@@ -10,7 +10,7 @@ use crate::harness::{
     collector::{Collector, barrier, connect, publish},
     eventually,
     frames::{self, Raw},
-    http::{get, request},
+    http::{get, get_of_all_shards, request},
     raw::Peer,
     say,
 };
@@ -53,7 +53,7 @@ fn metrics_count_what_the_clients_saw() {
     }
     barrier(&mut publisher);
     collector.wait_for(100);
-    let answer = get(admin, "/metrics");
+    let answer = get_of_all_shards(admin, "/metrics");
     assert!(
         answer.head.to_lowercase().contains("content-type: text/plain; version=0.0.4"),
         "{}",
@@ -97,10 +97,10 @@ fn every_path_answers_with_what_there_is() {
     barrier(&mut publisher);
     collector.wait_for(4);
     eventually("all are sequenced", || {
-        sum(&get(admin, "/metrics").body, "tickcast_ticks_sequenced_total") == 7.0
+        sum(&get_of_all_shards(admin, "/metrics").body, "tickcast_ticks_sequenced_total") == 7.0
     });
 
-    let topics = get(admin, "/v1/topics?limit=2").json();
+    let topics = get_of_all_shards(admin, "/v1/topics?limit=2").json();
     assert_eq!(topics["topics"].as_array().unwrap().len(), 2, "{topics}");
     let first = &topics["topics"][0];
     assert_eq!(
@@ -108,14 +108,14 @@ fn every_path_answers_with_what_there_is() {
         (&"c.x".into(), &3.into(), &0.into())
     );
     assert_eq!(topics["topics"][1]["topic"], "a.x");
-    let found = get(admin, "/v1/topics?prefix=a.&sort=newest").json();
+    let found = get_of_all_shards(admin, "/v1/topics?prefix=a.&sort=newest").json();
     let mut names: Vec<&str> =
         found["topics"].as_array().unwrap().iter().map(|topic| topic["topic"].as_str().unwrap()).collect();
     names.sort_unstable();
     assert_eq!(names, ["a.x", "a.y"]);
     assert!(found["topics"].as_array().unwrap().iter().all(|topic| topic["sessions"] == 2), "{found}");
 
-    let sessions = get(admin, "/v1/sessions?sort=topics").json();
+    let sessions = get_of_all_shards(admin, "/v1/sessions?sort=topics").json();
     let sessions = sessions["sessions"].as_array().unwrap();
     assert_eq!(sessions.len(), 3, "{sessions:?}");
     assert_eq!(sessions[0]["topics"], 3, "{sessions:?}");
@@ -127,15 +127,18 @@ fn every_path_answers_with_what_there_is() {
     assert_eq!(address, kernel_knows_addresses().then_some(&*own));
     let has_rtt = |session: &serde_json::Value| session["rtt_us"].is_u64() == kernel_knows_addresses();
     assert!(sessions.iter().all(has_rtt), "{sessions:?}");
-    assert_eq!(get(admin, "/v1/sessions?limit=1").json()["sessions"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        get_of_all_shards(admin, "/v1/sessions?limit=1").json()["sessions"].as_array().unwrap().len(),
+        1
+    );
 
-    let shards = get(admin, "/v1/shards").json();
+    let shards = get_of_all_shards(admin, "/v1/shards").json();
     assert_eq!(shards["stage"], "serving");
     assert!(
         shards["start_seconds"].as_f64().unwrap() > 0.0 && shards["uptime_seconds"].as_f64().unwrap() > 0.0
     );
     // The same in each answer: `tickcast top` knows a server by it.
-    assert_eq!(shards["start_seconds"], get(admin, "/v1/shards").json()["start_seconds"]);
+    assert_eq!(shards["start_seconds"], get_of_all_shards(admin, "/v1/shards").json()["start_seconds"]);
     assert_eq!(shards["unanswered"], serde_json::json!([]));
     let of_shards = shards["shards"].as_array().unwrap();
     let sequenced = |shard: &serde_json::Value| shard["counters"]["ticks_sequenced"].as_u64().unwrap();
@@ -143,10 +146,10 @@ fn every_path_answers_with_what_there_is() {
     let topics = |shard: &serde_json::Value| shard["state"]["topics"].as_u64().unwrap();
     assert_eq!(of_shards.iter().map(topics).sum::<u64>(), 4);
 
-    let latency = get(admin, "/v1/latency").json();
+    let latency = get_of_all_shards(admin, "/v1/latency").json();
     let samples = latency["all"]["sequenced"]["samples"].as_u64().unwrap();
     assert!((1..=7).contains(&samples), "{latency}");
-    let text = get(admin, "/v1/latency?format=hgrm&until=sequenced").body;
+    let text = get_of_all_shards(admin, "/v1/latency?format=hgrm&until=sequenced").body;
     assert!(text.contains(&format!("Total count    = {samples:>12}")), "{text}");
     collector.finish();
     drop((peer, publisher));
@@ -159,7 +162,8 @@ fn a_session_is_closed_by_its_id_with_3503_and_the_others_live_on() {
     let server = Server::start(&["--shards", "2"]);
     let admin = admin(&server);
     let (mut closed, mut other) = (Peer::native(server.tcp), Peer::native(server.tcp));
-    let sessions = get(admin, "/v1/sessions?sort=newest").json()["sessions"].as_array().unwrap().clone();
+    let sessions =
+        get_of_all_shards(admin, "/v1/sessions?sort=newest").json()["sessions"].as_array().unwrap().clone();
     // By address where it is known; both are alike otherwise.
     let own = closed.stream.local_addr().unwrap().to_string();
     let found = sessions.iter().find(|session| session["address"] == *own);
@@ -239,10 +243,10 @@ fn while_the_server_stops_it_says_so_and_still_answers() {
     let metrics = get(admin, "/metrics").body;
     assert_eq!(sample(&metrics, "tickcast_stage{stage=\"draining\"}"), 1.0);
     eventually("its session ends", || {
-        let sessions = get(admin, "/v1/sessions").json();
+        let sessions = request(admin, "GET", "/v1/sessions").json();
         sessions["sessions"].as_array().unwrap().iter().any(|session| session["state"] == "ending")
     });
-    let shards = get(admin, "/v1/shards").json();
+    let shards = request(admin, "GET", "/v1/shards").json();
     assert_eq!(shards["stage"], "draining");
     drop(peer);
     server.wait().assert_clean();
@@ -321,7 +325,8 @@ fn rows_are_chosen_among_all_sessions_and_never_more_than_a_thousand() {
     let server = Server::start(&["--shards", "2"]);
     let admin = admin(&server);
     let peers: Vec<Peer> = (0..PEERS).map(|_| Peer::native(server.tcp)).collect();
-    let sessions = get(admin, &format!("/v1/sessions?limit={ADMIN_ROWS_MAX}&sort=newest")).json();
+    let sessions =
+        get_of_all_shards(admin, &format!("/v1/sessions?limit={ADMIN_ROWS_MAX}&sort=newest")).json();
     assert_eq!(sessions["sessions"].as_array().unwrap().len(), ADMIN_ROWS_MAX);
     assert_eq!(request(admin, "GET", "/v1/sessions?limit=1001").status, 400);
     drop(peers);

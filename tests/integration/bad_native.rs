@@ -244,7 +244,7 @@ fn frames_arrive_whole_however_they_are_cut() {
 #[test]
 fn a_native_handshake_that_is_not_done_in_time_is_closed_even_if_bytes_trickle_in() {
     let _machine = beside_others();
-    let server = Server::start(&["--handshake-deadline-ms", "300"]);
+    let server = Server::start(&["--handshake-deadline-ms", "4000"]);
     let mut bystander = Bystander::watch(&server);
     let mut silent = Peer::connect(server.tcp);
     let mut half = Peer::connect(server.tcp);

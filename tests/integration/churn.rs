@@ -5,7 +5,7 @@ use std::{io::Read, thread};
 use tickcast::wire::Encoding;
 
 use crate::harness::{
-    Server, alone, beside_others,
+    LOSSLESS, Server, alone, beside_others,
     collector::{Collector, barrier, connect, publish},
     eventually,
     frames::{self, Raw},
@@ -13,6 +13,9 @@ use crate::harness::{
     raw::{Peer, header, upgrade_request},
 };
 
+/// Nobody is closed for what is half written, or for not answering, before the test ends it.
+const PATIENT: [&str; 6] =
+    ["--handshake-deadline-ms", "600000", "--frame-deadline-ms", "600000", "--ping-interval-ms", "0"];
 const KILLED: usize = 200;
 const HALF_WRITERS: usize = 50;
 const SURVIVORS: usize = 20;
@@ -83,7 +86,7 @@ fn vanish(peer: Peer, how: u8) {
 #[test]
 fn clients_that_vanish_leave_nothing_behind_and_the_rest_lose_nothing() {
     let _machine = beside_others();
-    let server = Server::start(&["--shards", "4", "--handshake-deadline-ms", "60000"]);
+    let server = Server::start(&[&["--shards", "4"], &PATIENT[..], &LOSSLESS].concat());
     // Whatever is opened for a first client only belongs to the baseline.
     for native in [true, false] {
         drop(victim(&server, native));
@@ -152,7 +155,7 @@ fn a_hundred_rounds_of_a_thousand_killed_connections_leave_nothing() {
     raise_descriptor_limit();
     // A connection that an earlier round has left would soon keep a later round's out.
     let clients_max = (2 * KILLED_A_ROUND).to_string();
-    let server = Server::start(&["--max-clients", &clients_max, "--handshake-deadline-ms", "60000"]);
+    let server = Server::start(&[&["--max-clients", &clients_max], &PATIENT[..]].concat());
     let mut publisher = connect(&server, Encoding::Native);
     let witness = Collector::start(&server, Encoding::WebSocketJson, &["churn.>"]);
     let baseline = (server.connections(), server.descriptors());

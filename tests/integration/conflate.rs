@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use tickcast::{client::Client, wire::Encoding};
 
 use crate::harness::{
-    Server,
+    LOSSLESS, Server,
     account::{Account, Subscriber},
     alone, beside_others,
     collector::{Collector, barrier, connect, publish},
@@ -84,7 +84,7 @@ fn a_slow_reader_has_the_newest(native: bool) {
     let _machine = alone();
     let capture = market_capture();
     let (last, count) = last_of_each_topic(&capture);
-    let server = serve(&capture, SPEED, 2, &SMALL);
+    let server = serve(&capture, SPEED, 2, &[&SMALL[..], &LOSSLESS].concat());
     let mut slow = peer(&server, native, true);
     slow.subscribe("market.>", Options { policy: CONFLATE, ..Options::default() });
     let healthy = Collector::start(&server, Encoding::Native, &["market.>"]);
@@ -125,7 +125,7 @@ fn a_foreign_client_at_a_hundredth_of_the_rate_has_the_newest_of_each_topic() {
     let _machine = alone();
     let capture = market_capture();
     let (last, count) = last_of_each_topic(&capture);
-    let server = serve(&capture, SPEED, 2, &SMALL);
+    let server = serve(&capture, SPEED, 2, &[&SMALL[..], &LOSSLESS].concat());
     let (url, slowness) = (format!("ws://{}/ws", server.http), SLOWNESS.to_string());
     let arguments = [&url, "market.>", &count.to_string(), &slowness];
     let printed = External::run(Library::Websockets, "slow", &arguments).finish();

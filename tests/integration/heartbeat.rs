@@ -65,7 +65,10 @@ fn a_peer_that_reads_and_does_not_answer_is_told_3011() {
 fn a_dead_peer_whose_socket_is_full_is_reaped_before_its_outbox_is() {
     let _machine = beside_others();
     let room = ["--outbox-bytes-max", "67108864", "--egress-log-bytes", "134217728"];
-    let server = Server::start_logging("tickcast=debug", &[&["--no-sim"], &room[..], &SHORT[..]].concat());
+    // Long enough for the publisher, which is silent while it waits for the barrier.
+    let heartbeat = ["--ping-interval-ms", "200", "--ping-timeout-ms", "5000"];
+    let options = [&["--no-sim"], &room[..], &heartbeat].concat();
+    let server = Server::start_logging("tickcast=debug", &options);
     let mut peer = Peer::connect_with_small_window(server.tcp);
     peer.send(&Raw::request(frames::HELLO, 1, b"dead").bytes());
     peer.send(&Raw::request(frames::SUBSCRIBE, 2, b"t").bytes());
@@ -116,7 +119,7 @@ fn idle_clients_of_every_kind_that_answer_are_kept() {
 #[test]
 fn a_server_that_was_stopped_for_longer_than_the_time_out_keeps_its_clients() {
     let _machine = beside_others();
-    let server = Server::start(&["--ping-interval-ms", "200", "--ping-timeout-ms", "4000"]);
+    let server = Server::start(&["--ping-interval-ms", "200", "--ping-timeout-ms", "10000"]);
     let encodings = [Encoding::Native, Encoding::WebSocketJson];
     let collectors = encodings.map(|encoding| Collector::start(&server, encoding, &["t"]));
     let mut native = Peer::native(server.tcp);
@@ -127,7 +130,8 @@ fn a_server_that_was_stopped_for_longer_than_the_time_out_keeps_its_clients() {
     let pid = Pid::from_raw(server.pid() as i32);
     kill(pid, Signal::SIGSTOP).unwrap();
     websocket.send(&masked(0x80 | PONG, b""));
-    thread::sleep(Duration::from_millis(4_600));
+    // There is no event to wait for: the server must be stopped for longer than the time-out.
+    thread::sleep(Duration::from_millis(11_000));
     kill(pid, Signal::SIGCONT).unwrap();
     // Two more heartbeats each, and everybody is still there.
     (0..2).for_each(|_| answer(&mut native));

@@ -3,21 +3,23 @@
 use tickcast::wire::Encoding;
 
 use crate::harness::{
-    Server, alone,
+    LOSSLESS, Server, alone,
     collector::{barrier, connect, publish},
     load_client::LoadClient,
 };
 
+/// No deadline that a client misses on a busy machine.
+const PATIENT: [&str; 4] = ["--handshake-deadline-ms", "600000", "--ping-interval-ms", "0"];
 const CONNECTIONS: usize = 10_000;
 const BROADCAST_TICKS: usize = 20;
 
 fn broadcast(transport: &[&str], address: impl Fn(&Server) -> String) {
     let _machine = alone();
-    let server = Server::start(&[]);
+    let server = Server::start(&PATIENT);
     let address = address(&server);
     let (connections, ticks) = (CONNECTIONS.to_string(), BROADCAST_TICKS.to_string());
     let options = ["--server", &address, "--connections", &connections, "--expect-ticks", &ticks];
-    let load = LoadClient::start(&[&options[..], &["--duration-s", "80"], transport].concat());
+    let load = LoadClient::start(&[&options[..], &["--duration-s", "150"], transport].concat());
     load.log.wait_for(&format!("subscribed {connections}\n"));
     let mut publisher = connect(&server, Encoding::Native);
     for tick in 0..BROADCAST_TICKS {
@@ -47,7 +49,7 @@ fn ten_thousand_websocket_connections_each_get_all_of_twenty_broadcast_ticks() {
 fn a_hundred_websocket_clients_of_fifty_producers_lose_nothing() {
     let _machine = alone();
     let load = ["--sim-producers", "50", "--sim-rate", "100", "--sim-size", "100"];
-    let server = Server::start_logging("info", &load);
+    let server = Server::start_logging("info", &[&load[..], &PATIENT, &LOSSLESS].concat());
     let address = server.http.to_string();
     let options = ["--server", &address, "--transport", "ws", "--encoding", "json", "--subscribe", "sim.>"];
     let client = LoadClient::start(&[&options[..], &["--connections", "100", "--duration-s", "5"]].concat());
@@ -63,7 +65,7 @@ fn clients_with_topics_of_their_own_get_those_and_no_others() {
     // Each topic has two of the clients.
     const TOPICS: usize = 30;
     let _machine = alone();
-    let server = Server::start(&[]);
+    let server = Server::start(&PATIENT);
     let address = server.tcp.to_string();
     let (connections, own) = (CLIENTS.to_string(), format!("{EACH}/{TOPICS}"));
     let options = ["--server", &address, "--connections", &connections, "--subscribe-own", &own];

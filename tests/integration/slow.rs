@@ -14,8 +14,8 @@ const BATCH: usize = 30;
 const PAYLOAD: [u8; 1_000] = [b'x'; 1_000];
 /// Far more batches than the kernel's buffers and the outbox hold.
 const BATCHES_MAX: usize = 2_000;
-/// A slow consumer gets a second to take its goodbye. A machine that holds this test up for longer has it try again.
-const ATTEMPTS_MAX: usize = 5;
+/// A slow consumer gets a second to take its goodbye. Where a busy machine holds this test up for longer, it tries again.
+const ATTEMPTS_MAX: usize = 50;
 
 fn subscribe_and_do_not_read(server: &Server, encoding: Encoding) -> Peer {
     if encoding == Encoding::Native {

@@ -48,6 +48,22 @@ fn unchunked(mut rest: &str) -> String {
     whole
 }
 
+/// [`get`], asked again while a shard of a busy machine does not answer in time.
+pub fn get_of_all_shards(address: SocketAddr, path: &str) -> Answer {
+    let mut answer = Answer { status: 0, head: String::new(), body: String::new() };
+    super::eventually("all shards answer", || {
+        answer = request(address, "GET", path);
+        let is_missing = |line: &str| line.starts_with("tickcast_shard_answered{") && line.ends_with(" 0");
+        let is_partial = match path.starts_with("/metrics") {
+            true => answer.body.lines().any(is_missing),
+            false => answer.body.contains("\"unanswered\":[") && !answer.body.contains("\"unanswered\":[]"),
+        };
+        !is_partial
+    });
+    assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    answer
+}
+
 /// GET, which must be answered with 200.
 pub fn get(address: SocketAddr, path: &str) -> Answer {
     let answer = request(address, "GET", path);

@@ -16,7 +16,7 @@ use nix::{
 };
 
 /// A test that runs for longer hangs in a call that has no guard of its own. Its servers are ended, and the call fails.
-const HUNG_AFTER: Duration = Duration::from_secs(180);
+const HUNG_AFTER: Duration = Duration::from_secs(900);
 
 /// Tests that load the whole machine run alone; the others beside each other.
 static MACHINE: RwLock<()> = RwLock::new(());
