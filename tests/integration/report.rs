@@ -103,5 +103,6 @@ fn a_server_that_stops_survives_sigusr1() {
     let _ = kill(Pid::from_raw(server.pid() as i32), Signal::SIGUSR1);
     let stopped = server.wait();
     stopped.assert_clean();
-    assert_eq!(tables(&stopped.log), 1, "{}", stopped.log);
+    // The one at the end, and one more where the server came to SIGUSR1 before it came to the stop.
+    assert!((1..=2).contains(&tables(&stopped.log)), "{}", stopped.log);
 }
