@@ -1,25 +1,29 @@
 //! Slow, paced and returning subscribers on simulated sockets and time: what they get, what they are told, and what they
 //! cost the server meanwhile.
 
-use std::sync::Arc;
+mod driver;
 
+use std::{
+    collections::HashMap,
+    ops::{Deref, DerefMut},
+};
+
+use driver::{Driver, EPOCH, frame, hello};
 use tickcast::{
-    clock::Now,
     config::Limits,
-    counters::{Counter, Counters},
+    counters::Counter,
     membership::Membership,
     session::Session,
-    shard::{Action, Door, Shard},
+    shard::{Action, Door},
     subscription::Policy,
-    tick::{Hello, Publish, Resume, ShardId, Skipped, Subscribe},
+    tick::{Publish, Resume, Skipped, Subscribe, WireRecord},
     wire::{
         Step,
-        frame::{self, FLAG_SNAPSHOT, Kind, Meta},
+        frame::{self, FLAG_SNAPSHOT, Kind},
     },
 };
 
 const MS: u64 = 1_000_000;
-const EPOCH: u64 = 9;
 const PUBLISHER: u32 = 0;
 const READER: u32 = 1;
 
@@ -37,35 +41,36 @@ use Said::*;
 
 /// One shard, a publisher, and readers whose sockets are open or full.
 struct Bench {
-    shard: Shard,
-    now: Now,
-    /// Readers whose sockets take nothing more.
-    full: Vec<u32>,
-    /// SENDs that wait for room.
-    parked: Vec<u32>,
-    got: Vec<u8>,
-    names: std::collections::HashMap<u32, String>,
+    driver: Driver,
+    names: HashMap<u32, String>,
+}
+
+impl Deref for Bench {
+    type Target = Driver;
+    fn deref(&self) -> &Driver {
+        &self.driver
+    }
+}
+
+impl DerefMut for Bench {
+    fn deref_mut(&mut self) -> &mut Driver {
+        &mut self.driver
+    }
 }
 
 impl Bench {
     fn new(limits: Limits) -> Bench {
-        let shard = Shard::new(ShardId(0), 1, EPOCH, limits, Arc::new(Counters::default()));
-        let now = Now { monotonic_ns: 1 << 41, realtime_ns: 1 << 60 };
-        let (got, names) = (Vec::new(), Default::default());
-        let mut bench = Bench { shard, now, full: Vec::new(), parked: Vec::new(), got, names };
+        let mut bench = Bench { driver: Driver::new(limits), names: HashMap::new() };
         bench.connect(PUBLISHER);
         bench
     }
 
     fn connect(&mut self, slot: u32) {
-        self.shard.handle_accept(slot, Door::Native, self.now);
-        self.send(slot, Kind::Hello, &Hello::default(), b"x");
+        self.accept(slot, Door::Native, &hello());
     }
 
-    fn send<R: tickcast::tick::WireRecord>(&mut self, slot: u32, kind: Kind, record: &R, payload: &[u8]) {
-        let mut bytes = Vec::new();
-        frame::encode(&mut bytes, kind, Meta::default(), record, &[payload]);
-        self.shard.handle_bytes(slot, &bytes, self.now);
+    fn send<R: WireRecord>(&mut self, slot: u32, kind: Kind, record: &R, payload: &[u8]) {
+        self.receive(slot, &frame(kind, record, payload));
         self.turn();
     }
 
@@ -78,48 +83,22 @@ impl Bench {
         let mut bytes = Vec::new();
         let record = Publish { key, ..Publish::default() };
         frame::encode_publish(&mut bytes, 0, 0, 0, record, topic, payload);
-        self.shard.handle_bytes(PUBLISHER, &bytes, self.now);
+        self.receive(PUBLISHER, &bytes);
         self.turn();
     }
 
-    fn pass(&mut self, ms: u64) {
-        self.now.monotonic_ns += ms * MS;
-        self.turn();
-    }
-
-    fn turn(&mut self) {
-        self.shard.turn(self.now);
-        let mut gather = Vec::new();
-        loop {
-            gather.clear();
-            self.shard.prepare_sends(self.now);
-            let Some(send) = self.shard.poll_send(&mut gather, self.now) else { break };
-            let bytes = self.shard.send_bytes(&send, &gather);
-            if send.slot == READER {
-                self.got.extend_from_slice(bytes);
-            }
-            let parked = self.full.contains(&send.slot);
-            self.parked.extend(parked.then_some(send.slot));
-            self.shard.handle_sent(send.slot, bytes.len(), parked, self.now);
-        }
-        while let Some(action) = self.shard.poll_action() {
-            assert!(!matches!(action, Action::Close(_) | Action::HandOver(_)), "{action:?}");
-        }
-        self.shard.end_turn();
-    }
-
-    /// The sockets of all readers have room again.
-    fn open(&mut self) {
-        self.full.clear();
-        for slot in std::mem::take(&mut self.parked) {
-            self.shard.handle_writable(slot, self.now);
-        }
+    /// A jump of time and one turn.
+    fn after(&mut self, ms: u64) {
+        self.jump(ms * MS);
         self.turn();
     }
 
     /// What the reader was sent since this was last asked.
     fn said(&mut self) -> Vec<Said> {
-        let bytes = std::mem::take(&mut self.got);
+        let actions = std::mem::take(&mut self.actions);
+        let ends = |action: &Action| matches!(action, Action::Close(_) | Action::HandOver(_));
+        assert!(!actions.iter().any(ends), "{actions:?}");
+        let bytes = self.take_sent(READER);
         let (mut said, mut rest) = (Vec::new(), &bytes[..]);
         while let Ok(Step::Complete(used, frame)) = frame::decode(rest, usize::MAX) {
             rest = &rest[used..];
@@ -163,7 +142,7 @@ fn stalled(policy_of_reader: Policy) -> Bench {
     let mut bench = Bench::new(Limits { behind_bytes: 1_000, ..Limits::default() });
     bench.connect(READER);
     bench.subscribe(READER, ">", policy(policy_of_reader));
-    bench.full.push(READER);
+    bench.full.insert(READER);
     bench.publish("a", 0, &[0; 40]);
     assert_eq!(bench.said(), [tick("a", 1)]);
     bench
@@ -212,17 +191,17 @@ fn a_subscriber_that_wants_everything_is_closed_when_too_much_waits_or_its_socke
     let mut bench = Bench::new(limits);
     bench.connect(READER);
     bench.subscribe(READER, "a", Subscribe::default());
-    bench.full.push(READER);
+    bench.full.insert(READER);
     (0..200).for_each(|_| bench.publish("a", 0, &[0; 40]));
     bench.open();
     assert_eq!(bench.said(), [tick("a", 1), Closing(3008)]);
 
     let mut bench = stalled(Policy::Disconnect);
     bench.publish("a", 0, &[0; 40]);
-    (0..29).for_each(|_| bench.pass(1_000));
+    (0..29).for_each(|_| bench.after(1_000));
     assert_eq!(bench.shard.counters().value(Counter::ClosedSlowConsumer), 0);
-    bench.pass(1_000);
-    bench.pass(1_000);
+    bench.after(1_000);
+    bench.after(1_000);
     bench.open();
     assert_eq!(bench.said(), [Closing(3008)]);
 }
@@ -232,7 +211,7 @@ fn a_socket_that_was_full_for_too_long_has_its_ticks_conflated_however_few_wait(
     for policy in [Policy::Conflate, Policy::Drop] {
         let mut bench = stalled(policy);
         (0..3).for_each(|_| bench.publish("a", 0, &[0; 40]));
-        (0..20).for_each(|_| bench.pass(100));
+        (0..20).for_each(|_| bench.after(100));
         bench.publish("a", 0, &[0; 40]);
         bench.open();
         let told = if policy == Policy::Conflate { Conflated(2, 5) } else { Gap(2, 5) };
@@ -248,7 +227,7 @@ fn a_stalled_subscriber_costs_a_slot_a_topic_and_no_payload() {
         let mut bench = Bench::new(limits);
         bench.connect(READER);
         bench.subscribe(READER, ">", policy(policy_of_reader));
-        bench.full.push(READER);
+        bench.full.insert(READER);
         let round =
             |bench: &mut Bench| (0..TOPICS).for_each(|n| bench.publish(&format!("t.{n}"), 0, &[0; 500]));
         // Until the log has come round, and the histories are full.
@@ -296,10 +275,10 @@ fn a_paced_subscriber_gets_the_newest_tick_at_its_pace_and_may_change_it() {
     let mut said = Vec::new();
     for _ in 0..100 {
         bench.publish("a", 0, b"1");
-        bench.pass(10);
+        bench.after(10);
         said.extend(bench.said());
     }
-    bench.pass(110);
+    bench.after(110);
     said.extend(bench.said());
     let ticks = said.iter().filter(|said| matches!(said, Tick(..))).count();
     assert!((10..=12).contains(&ticks), "{ticks} ticks in a second");
@@ -352,7 +331,8 @@ fn a_place_is_recovered_or_said_to_be_lost() {
         bench.publish("a", 0, b"1");
         expected.push(tick("a", 21));
         assert_eq!(bench.said(), expected, "{record:?}");
-        bench.shard.handle_error(READER, 104, bench.now);
+        let now = bench.now;
+        bench.shard.handle_error(READER, 104, now);
         while bench.shard.poll_action().is_some() {}
         // Anew, from the same twenty.
         bench = Bench::new(Limits::default());
@@ -372,8 +352,8 @@ fn a_place_is_recovered_or_said_to_be_lost() {
 #[test]
 fn a_drain_gives_what_was_held_back_and_says_what_it_does_not_give() {
     let drained = |bench: &mut Bench| {
-        let deadline_ns = bench.now.monotonic_ns + 5_000 * MS;
-        bench.shard.begin_drain(deadline_ns, bench.now);
+        let now = bench.now;
+        bench.shard.begin_drain(now.monotonic_ns + 5_000 * MS, now);
         bench.turn();
         assert!(!bench.shard.is_busy() || bench.full.is_empty(), "a full socket is nothing to be busy with");
         bench.open();
@@ -407,14 +387,14 @@ fn changes_that_go_over_many_topics_take_turns_and_later_requests_wait_for_them(
     bench.connect(READER);
     bench.subscribe(READER, "t.*", Subscribe::default());
     (0..5).for_each(|_| bench.turn());
-    bench.got.clear();
+    bench.sent.clear();
     let mut bytes = Vec::new();
     for request in 1..=3 {
         let record = Subscribe { request, policy: Policy::Conflate as u8, ..Subscribe::default() };
-        frame::encode(&mut bytes, Kind::Update, Meta::default(), &record, &[b"t.*"]);
+        bytes.extend(frame(Kind::Update, &record, b"t.*"));
     }
-    frame::encode(&mut bytes, Kind::Ping, Meta::default(), &tickcast::tick::Token { token: 7 }, &[]);
-    bench.shard.handle_bytes(READER, &bytes, bench.now);
+    bytes.extend(frame(Kind::Ping, &tickcast::tick::Token { token: 7 }, b""));
+    bench.receive(READER, &bytes);
     let answers = |got: &[u8]| {
         let (mut answers, mut rest) = (Vec::new(), got);
         while let Ok(Step::Complete(used, frame)) = frame::decode(rest, usize::MAX) {
@@ -424,12 +404,13 @@ fn changes_that_go_over_many_topics_take_turns_and_later_requests_wait_for_them(
         answers
     };
     assert!(bench.shard.is_busy(), "not all of it in one go");
-    let mut turns = 0;
-    while answers(&bench.got).len() < 4 {
+    let (mut turns, mut got) = (0, Vec::new());
+    while answers(&got).len() < 4 {
         turns += 1;
-        assert!(turns < 10, "{:?}", answers(&bench.got));
+        assert!(turns < 10, "{:?}", answers(&got));
         bench.turn();
+        got.extend(bench.take_sent(READER));
     }
-    assert_eq!(answers(&bench.got), [Kind::Subscribed, Kind::Subscribed, Kind::Subscribed, Kind::Pong]);
+    assert_eq!(answers(&got), [Kind::Subscribed, Kind::Subscribed, Kind::Subscribed, Kind::Pong]);
     assert!(turns > 1 && !bench.shard.is_busy());
 }

@@ -1,40 +1,38 @@
 //! What pressure must not do: stop two shards for good, keep what was sent, let one client's work stand before another's,
 //! or leave a session without its end.
 
+mod driver;
+
 use std::sync::Arc;
 
+use driver::{START as NOW, frame, hello};
 use tickcast::{
     clock::Now,
     config::Limits,
-    counters::{Counter, Counters},
+    counters::Counter,
     ingest::{Lanes, StopFlag},
     limits::TIMERS_GONE_MAX,
-    mesh::{Mesh, mesh},
+    mesh::Mesh,
     ring::{Doorbell, frame_ring},
     router,
     shard::{Action, Door, Shard},
-    tick::{Hello, Publish, ShardId, Token},
+    tick::{Publish, Token},
     wire::{
         command::encode_request,
-        frame::{self, Kind, Meta},
+        frame::{self, Kind},
     },
 };
 
-const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
 /// A receive buffer's worth.
 const CHUNK: usize = 4096;
 
 fn shards(count: u16) -> (Vec<Shard>, Vec<Mesh>, Vec<Arc<Doorbell>>) {
-    let bells: Vec<_> = (0..count).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
-    let shard = |id| Shard::new(ShardId(id), count, 1, Limits::default(), Arc::new(Counters::default()));
-    ((0..count).map(shard).collect(), mesh(&bells, 1 << 20), bells)
+    driver::cluster(count, &Limits::default(), 1 << 20)
 }
 
 fn connect(shard: &mut Shard, slot: u32) {
     shard.handle_accept(slot, Door::Native, NOW);
-    let mut hello = Vec::new();
-    frame::encode(&mut hello, Kind::Hello, Meta::default(), &Hello::default(), &[b"x"]);
-    shard.handle_bytes(slot, &hello, NOW);
+    shard.handle_bytes(slot, &hello(), NOW);
     assert_eq!(shard.poll_action(), Some(Action::Settled(slot)));
 }
 
@@ -47,9 +45,7 @@ fn publishes(topic: &str, payload: &[u8], bytes: usize) -> Vec<u8> {
 }
 
 fn pings(count: u64) -> Vec<u8> {
-    let mut out = Vec::new();
-    (0..count).for_each(|token| frame::encode(&mut out, Kind::Ping, Meta::default(), &Token { token }, &[]));
-    out
+    (0..count).flat_map(|token| frame(Kind::Ping, &Token { token }, b"")).collect()
 }
 
 fn topic_at(home: u16, shards: u16) -> String {
@@ -58,21 +54,7 @@ fn topic_at(home: u16, shards: u16) -> String {
 
 /// One turn against sockets that take everything. Returns what the transport was told.
 fn turn(shard: &mut Shard, mesh: &mut Mesh) -> Vec<Action> {
-    mesh.take_in(shard, NOW);
-    shard.turn(NOW);
-    let (mut gather, mut actions) = (Vec::new(), Vec::new());
-    shard.prepare_sends(NOW);
-    while let Some(send) = shard.poll_send(&mut gather, NOW) {
-        let len = shard.send_bytes(&send, &gather).len();
-        shard.handle_sent(send.slot, len, false, NOW);
-        gather.clear();
-    }
-    while let Some(action) = shard.poll_action() {
-        actions.push(action);
-    }
-    mesh.push_out(shard);
-    shard.end_turn();
-    actions
+    driver::turn(shard, Some(mesh), NOW, usize::MAX, |_, _| false)
 }
 
 #[test]
@@ -142,7 +124,7 @@ fn replies_that_are_never_all_read_do_not_pile_up() {
     let (mut shards, _, _) = shards(1);
     let shard = &mut shards[0];
     connect(shard, 0);
-    let (pings, mut gather, mut sent, mut paused) = (pings(100), Vec::new(), 0, false);
+    let (pings, mut sent, mut paused) = (pings(100), 0, false);
     for _ in 0..4_000 {
         // The socket is slow: each SEND parks, and is through a turn later.
         shard.handle_writable(0, NOW);
@@ -159,13 +141,10 @@ fn replies_that_are_never_all_read_do_not_pile_up() {
                 shard.handle_bytes(0, &pings, NOW);
             }
         }
-        shard.prepare_sends(NOW);
-        while let Some(send) = shard.poll_send(&mut gather, NOW) {
-            let len = shard.send_bytes(&send, &gather).len();
-            sent += len;
-            shard.handle_sent(send.slot, len, true, NOW);
-            gather.clear();
-        }
+        driver::flush(shard, NOW, usize::MAX, |_, bytes| {
+            sent += bytes.len();
+            true
+        });
     }
     assert!(sent > 64 << 20, "{sent} bytes were sent");
     assert!(shard.memory_bytes() < 1 << 20, "{} bytes are held", shard.memory_bytes());
@@ -275,7 +254,8 @@ fn half_a_frame_ends_its_session_at_the_deadline_and_a_slow_stream_of_whole_ones
     // Long against a granule of the timer wheel, and all of it short against the deadline of a goodbye.
     const UNIT_NS: u64 = 50_000;
     let limits = Limits { frame_deadline_ns: 1_000 * UNIT_NS, ..Limits::default() };
-    let mut shard = Shard::new(ShardId(0), 1, 1, limits, Arc::new(Counters::default()));
+    let (mut shards, _, _) = driver::cluster(1, &limits, 1 << 20);
+    let mut shard = shards.remove(0);
     connect(&mut shard, 0);
     connect(&mut shard, 1);
     let stream = pings(20);

@@ -15,6 +15,8 @@ use tickcast::{
 };
 use tungstenite::Message;
 
+use crate::driver::{EPOCH, upgrade_request};
+
 /// How a client treats its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
@@ -170,15 +172,10 @@ impl Client {
             None => client.send_frame(|out| {
                 frame::encode_hello(out, 0, identity, "simulated");
             }),
-            Some(name) => client.outgoing.extend(
-                format!(
-                    "GET /ws{} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-                     Sec-WebSocket-Protocol: {name}\r\n\r\n",
-                    if identity.is_empty() { String::new() } else { format!("?client={identity}") }
-                )
-                .into_bytes(),
-            ),
+            Some(name) => {
+                let query = if identity.is_empty() { String::new() } else { format!("?client={identity}") };
+                client.outgoing.extend(upgrade_request(&format!("/ws{query}"), name));
+            }
         }
         client
     }
@@ -594,9 +591,6 @@ fn trace(client: &Client, topic: &str, what: std::fmt::Arguments<'_>) {
         eprintln!("client {} {:?} {topic}: {what}", client.name, client.encoding);
     }
 }
-
-/// The server's life.
-pub const EPOCH: u64 = 1;
 
 /// The key of a tick of a client's own topic, from its index.
 pub fn key_of(index: usize) -> u64 {

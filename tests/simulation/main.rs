@@ -6,6 +6,8 @@
 //! and `TICKCAST_PROGRESS=1` says how far they have come: `scripts/simulate.sh` sets these. A failure names its seed.
 
 mod client;
+#[path = "../driver/mod.rs"]
+mod driver;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

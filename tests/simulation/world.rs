@@ -1,31 +1,30 @@
 //! The simulated world: shards, mesh, one ingest, transports that take what they like, and clients that come and go.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::collections::{HashMap, HashSet};
 
 use fastrand::Rng;
 use tickcast::{
     clock::Now,
     config::Limits,
-    counters::{Counter, Counters},
+    counters::Counter,
     history::HistoryBounds,
     ingest::Lanes,
     limits::{
         MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, TIMERS_GONE_MAX,
         TURN_RING_BYTES,
     },
-    mesh::{Mesh, mesh},
-    ring::{Doorbell, frame_ring},
+    mesh::Mesh,
+    ring::frame_ring,
     router,
     shard::{Action, Departure, Door, Shard},
     subscription::{Policy, Rules},
-    tick::ShardId,
     wire::Encoding,
 };
 
-use crate::client::{Ask, Begin, Client, EPOCH, Manner, Seen, State, key_of};
+use crate::{
+    client::{Ask, Begin, Client, Manner, Seen, State, key_of},
+    driver::{self, EPOCH, START},
+};
 
 const PATTERNS: [&str; 8] = [">", "t.*", "t.0", "t.1", "t.>", "*.2", "p.>", "c.>"];
 const CLIENTS_MAX: usize = 24;
@@ -134,7 +133,7 @@ pub struct World {
 impl World {
     pub fn new(seed: u64) -> World {
         let mut rng = Rng::with_seed(seed);
-        let shards = rng.usize(1..=4);
+        let count = rng.usize(1..=4);
         let roomy = rng.bool();
         let limits = Limits {
             frame_bytes_max: 4 << 10,
@@ -162,8 +161,7 @@ impl World {
         };
         // Two of the longest frames, pieces of history, fit.
         let ring_bytes = rng.usize(68 << 10..100 << 10);
-        let bells: Vec<_> = (0..shards).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
-        let mut meshes = mesh(&bells, ring_bytes);
+        let (shards, mut meshes, bells) = driver::cluster(count as u16, &limits, ring_bytes);
         let lanes: Vec<_> = meshes
             .iter_mut()
             .zip(&bells)
@@ -173,18 +171,16 @@ impl World {
                 (producer, bell.clone())
             })
             .collect();
-        let shard =
-            |id| Shard::new(ShardId(id), shards as u16, EPOCH, limits.clone(), Arc::new(Counters::default()));
         World {
-            shards: (0..shards as u16).map(shard).collect(),
-            now: Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 },
+            shards,
+            now: START,
             limits,
             ring_bytes,
             meshes,
             lanes: Lanes::new(lanes.into_iter()),
             clients: Vec::new(),
-            free: vec![Vec::new(); shards],
-            next_slot: vec![0; shards],
+            free: vec![Vec::new(); count],
+            next_slot: vec![0; count],
             names: 0,
             published: HashMap::new(),
             gone: HashSet::new(),
@@ -417,34 +413,35 @@ impl World {
     }
 
     fn turn(&mut self, shard: usize) {
-        self.meshes[shard].take_in(&mut self.shards[shard], self.now);
-        self.shards[shard].turn(self.now);
-        let mut gather = Vec::new();
-        self.shards[shard].prepare_sends(self.now);
-        for _ in 0..self.rng.usize(1..40) {
-            let Some(send) = self.shards[shard].poll_send(&mut gather, self.now) else { break };
-            let bytes = self.shards[shard].send_bytes(&send, &gather).to_vec();
-            assert!(!bytes.is_empty() && bytes.len() <= SEND_BYTES_MAX);
-            let client =
-                self.clients.iter_mut().find(|client| (client.shard, client.slot) == (shard, send.slot));
-            let client = client.expect("a SEND is for a client that is there");
-            assert!(client.parked.is_empty(), "never two SENDs on one socket");
-            let room = client.socket_bytes_max.saturating_sub(client.socket.len());
-            let room = if self.rng.u8(..4) == 0 { self.rng.usize(..=room) } else { room };
-            let taken = room.min(bytes.len());
-            client.socket.extend_from_slice(&bytes[..taken]);
-            client.parked.extend_from_slice(&bytes[taken..]);
-            let parked = !client.parked.is_empty();
-            self.reached.parked += u64::from(parked);
-            self.shards[shard].handle_sent(send.slot, bytes.len(), parked, self.now);
-        }
-        self.actions(shard);
-        self.meshes[shard].push_out(&mut self.shards[shard]);
-        self.shards[shard].end_turn();
+        let sends_max = self.rng.usize(1..40);
+        let (clients, rng, reached) = (&mut self.clients, &mut self.rng, &mut self.reached);
+        let mesh = &mut self.meshes[shard];
+        let actions =
+            driver::turn(&mut self.shards[shard], Some(mesh), self.now, sends_max, |slot, bytes| {
+                assert!(!bytes.is_empty() && bytes.len() <= SEND_BYTES_MAX);
+                let client = clients.iter_mut().find(|client| (client.shard, client.slot) == (shard, slot));
+                let client = client.expect("a SEND is for a client that is there");
+                assert!(client.parked.is_empty(), "never two SENDs on one socket");
+                let room = client.socket_bytes_max.saturating_sub(client.socket.len());
+                let room = if rng.u8(..4) == 0 { rng.usize(..=room) } else { room };
+                let taken = room.min(bytes.len());
+                client.socket.extend_from_slice(&bytes[..taken]);
+                client.parked.extend_from_slice(&bytes[taken..]);
+                let parked = !client.parked.is_empty();
+                reached.parked += u64::from(parked);
+                parked
+            });
+        self.act(shard, actions);
     }
 
     fn actions(&mut self, shard: usize) {
-        while let Some(action) = self.shards[shard].poll_action() {
+        let actions = std::iter::from_fn(|| self.shards[shard].poll_action()).collect();
+        self.act(shard, actions);
+    }
+
+    /// Does what the transport is told.
+    fn act(&mut self, shard: usize, actions: Vec<Action>) {
+        for action in actions {
             match action {
                 Action::PauseReceive(_) => self.reached.paused += 1,
                 Action::ResumeReceive(_) | Action::Settled(_) => {}
