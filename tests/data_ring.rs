@@ -8,13 +8,11 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use tickcast::{
-    io::{
-        data_ring::{DataRing, Event, Sent, Settings, eventfd},
-        shim::{Operation, Shim, Verdict},
-    },
-    shard::Door,
+use tickcast::transport::uring::{
+    data_ring::{DataRing, Event, Sent, Settings, eventfd},
+    shim::{Operation, Shim, Verdict},
 };
+use tickcast_core::shard::Door;
 
 const BYTES_MAX: usize = 64 << 10;
 /// Prime, so that no power of two hides a shift.

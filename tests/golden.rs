@@ -1,16 +1,15 @@
-//! Holds the code to the bytes of `src/wire/PROTOCOL.md`. A change here is a change of the protocol.
+//! Holds the code to the bytes of `src/proto/PROTOCOL.md`. A change here is a change of the protocol.
 
-use tickcast::{
+use tickcast_proto::{
+    Encoding, ErrorCode, Step,
+    codec::json,
+    command::{Command, encode_request},
+    frame::{self, FLAG_PAYLOAD_JSON, Kind, Meta, TickParts},
+    framing::websocket::{self, DataType},
+    ids::{Sequence, TopicId},
+    records::{Hello, Publish, Resume, Subscribe, TickTimes, Token},
+    reply::{Reply, SERVER},
     subscription::{Delivery, From},
-    tick::{Hello, Publish, Resume, Sequence, Subscribe, TickTimes, Token, TopicId},
-    wire::{
-        Encoding, ErrorCode, Step,
-        command::{Command, encode_request},
-        frame::{self, FLAG_PAYLOAD_JSON, Kind, Meta, TickParts},
-        json,
-        reply::{Reply, SERVER},
-        websocket::{self, DataType},
-    },
 };
 
 /// Hexadecimal with blanks, as a person would write a dump; `"text"` stands for its bytes.

@@ -6,16 +6,16 @@ mod driver;
 use std::ops::{Deref, DerefMut};
 
 use driver::{Driver, frame, hello, upgrade_request};
-use tickcast::{
+use tickcast::limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS};
+use tickcast_core::{
     config::Limits,
-    counters::Counter,
-    limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS},
+    metrics::counters::Counter,
     shard::{Action, Door},
-    tick::Token,
-    wire::{
-        Step,
-        frame::{self, Kind},
-    },
+};
+use tickcast_proto::{
+    Step,
+    frame::{self, Kind},
+    records::Token,
 };
 
 const MS: u64 = 1_000_000;
@@ -292,7 +292,7 @@ fn at_the_drain_each_client_is_told_another_time_to_come_back() {
     let mut times = Vec::new();
     for (_, bytes) in &bench.sent {
         let Ok(Step::Complete(_, frame)) = frame::decode(bytes, 1 << 20) else { panic!("a frame") };
-        let closing: tickcast::tick::Closing = frame.record().unwrap();
+        let closing: tickcast_proto::records::Closing = frame.record().unwrap();
         assert_eq!((frame.kind, closing.code), (Kind::Closing, 3001));
         times.push(closing.reconnect_after_ms);
     }

@@ -9,18 +9,20 @@ use std::{
 };
 
 use driver::{Driver, EPOCH, frame, hello};
-use tickcast::{
+use tickcast_core::{
     config::Limits,
-    counters::Counter,
-    membership::Membership,
-    session::Session,
+    metrics::counters::Counter,
+    session::{Session, membership::Membership},
     shard::{Action, Door},
-    subscription::Policy,
-    tick::{Publish, Resume, Skipped, Subscribe, WireRecord},
-    wire::{
-        Step,
-        frame::{self, FLAG_SNAPSHOT, Kind},
+};
+use tickcast_proto::{
+    Step,
+    frame::{self, FLAG_SNAPSHOT, Kind},
+    records::{
+        Closing as ClosingRecord, Publish, Recovered as RecoveredRecord, Resume, Skipped, Subscribe, Token,
+        WireRecord,
     },
+    subscription::Policy,
 };
 
 const MS: u64 = 1_000_000;
@@ -116,10 +118,10 @@ impl Bench {
                 Kind::Conflated => said.push(Conflated(skipped().0, skipped().1)),
                 Kind::Gap => said.push(Gap(skipped().0, skipped().1)),
                 Kind::Recovered => {
-                    said.push(Recovered(frame.record::<tickcast::tick::Recovered>().unwrap().recovered == 1));
+                    said.push(Recovered(frame.record::<RecoveredRecord>().unwrap().recovered == 1));
                 }
                 Kind::Closing => {
-                    said.push(Closing(frame.record::<tickcast::tick::Closing>().unwrap().code));
+                    said.push(Closing(frame.record::<ClosingRecord>().unwrap().code));
                 }
                 _ => {}
             }
@@ -393,7 +395,7 @@ fn changes_that_go_over_many_topics_take_turns_and_later_requests_wait_for_them(
         let record = Subscribe { request, policy: Policy::Conflate as u8, ..Subscribe::default() };
         bytes.extend(frame(Kind::Update, &record, b"t.*"));
     }
-    bytes.extend(frame(Kind::Ping, &tickcast::tick::Token { token: 7 }, b""));
+    bytes.extend(frame(Kind::Ping, &Token { token: 7 }, b""));
     bench.receive(READER, &bytes);
     let answers = |got: &[u8]| {
         let (mut answers, mut rest) = (Vec::new(), got);

@@ -3,9 +3,9 @@
 mod driver;
 
 use driver::Driver;
-use tickcast::{
+use tickcast::{limits::LINGER_DEADLINE_MS, page::Page};
+use tickcast_core::{
     config::Limits,
-    limits::LINGER_DEADLINE_MS,
     shard::{Action, Door},
 };
 
@@ -15,6 +15,7 @@ const HANDSHAKE_MS: u64 = 10 * LINGER_DEADLINE_MS;
 /// A shard with one client, which has asked for a path and whose socket may be full.
 fn get(path: &str, is_full: bool) -> Driver {
     let mut driver = Driver::new(Limits { handshake_deadline_ns: HANDSHAKE_MS * MS, ..Limits::default() });
+    driver.shard.set_static_files(&Page);
     driver.full.extend(is_full.then_some(0));
     driver.accept(0, Door::Http, format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
     driver

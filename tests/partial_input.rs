@@ -3,16 +3,16 @@
 mod driver;
 
 use driver::{Driver, frame, hello, upgrade_request};
-use tickcast::{
+use tickcast_core::{
     config::Limits,
-    counters::Counter,
+    metrics::counters::Counter,
     shard::{Action, Door},
-    tick::{Publish, Token},
-    wire::{
-        command::encode_request,
-        frame::{self, Kind},
-        websocket::WebSocket,
-    },
+};
+use tickcast_proto::{
+    command::encode_request,
+    frame::{self, Kind},
+    framing::websocket::WebSocket,
+    records::{Publish, Token},
 };
 use tungstenite::Message;
 

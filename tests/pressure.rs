@@ -7,20 +7,24 @@ use std::sync::Arc;
 
 use driver::{START as NOW, frame, hello};
 use tickcast::{
-    clock::Now,
-    config::Limits,
-    counters::Counter,
-    ingest::{Lanes, StopFlag},
     limits::TIMERS_GONE_MAX,
-    mesh::Mesh,
-    ring::{Doorbell, frame_ring},
-    router,
-    shard::{Action, Door, Shard},
-    tick::{Publish, Token},
-    wire::{
-        command::encode_request,
-        frame::{self, Kind},
+    sources::{Lanes, StopFlag},
+};
+use tickcast_core::{
+    config::Limits,
+    mesh::{
+        Mesh,
+        ring::{Doorbell, frame_ring},
     },
+    metrics::counters::Counter,
+    now::Now,
+    placement,
+    shard::{Action, Door, Shard},
+};
+use tickcast_proto::{
+    command::encode_request,
+    frame::{self, Kind},
+    records::{Publish, Token},
 };
 
 /// A receive buffer's worth.
@@ -49,7 +53,10 @@ fn pings(count: u64) -> Vec<u8> {
 }
 
 fn topic_at(home: u16, shards: u16) -> String {
-    (0..).map(|n| format!("t.{n}")).find(|topic| router::home(topic, shards).0 == home).expect("some topic")
+    (0..)
+        .map(|n| format!("t.{n}"))
+        .find(|topic| placement::home_shard(topic, shards).0 == home)
+        .expect("some topic")
 }
 
 /// One turn against sockets that take everything. Returns what the transport was told.

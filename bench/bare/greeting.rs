@@ -8,20 +8,19 @@ use std::{
     time::Duration,
 };
 
+use crate::{options::Options, rounds};
 use tickcast::{
     clock,
     limits::{FRAME_BYTES_MAX_DEFAULT, HTTP_HEAD_BYTES_MAX_DEFAULT},
-    tick::{Hello, Subscribe},
-    wire::{
-        Encoding, Step,
-        frame::{self, Frame, Kind},
-        http::{self, Answer, Offer, Target},
-        reply::Reply,
-        websocket::{self, DataType, Incoming, WebSocket},
-    },
 };
-
-use crate::{options::Options, rounds};
+use tickcast_proto::{
+    Encoding, Step,
+    frame::{self, Frame, Kind},
+    framing::websocket::{self, DataType, Incoming, WebSocket},
+    http::{self, Answer, NoFiles, Offer, Target},
+    records::{Hello, Subscribe},
+    reply::Reply,
+};
 
 /// How long a client may take for its part.
 const GREETING_DEADLINE: Duration = Duration::from_secs(5);
@@ -131,7 +130,8 @@ impl<'a> Greeting<'a> {
                 }
             },
             Decoder::HttpHead => {
-                let offer = Offer { head_bytes_max: HTTP_HEAD_BYTES_MAX_DEFAULT, debug_echo: false };
+                let offer =
+                    Offer { head_bytes_max: HTTP_HEAD_BYTES_MAX_DEFAULT, debug_echo: false, files: &NoFiles };
                 match http::step(input, offer) {
                     Step::Partial => Ok(None),
                     Step::Complete(used, Answer::Upgrade { response, target }) => {

@@ -66,7 +66,7 @@ use std::{
 };
 
 use clap::Parser;
-use tickcast::{config::SocketBounds, io::listener, io::signals};
+use tickcast::{config::SocketBounds, process::signals, transport::listener};
 
 use self::{options::Options, rounds::Rounds, sender::Sender};
 

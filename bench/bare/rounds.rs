@@ -1,14 +1,12 @@
 //! The bytes of the rounds: the same for every socket, patched before each round, never while a SEND still needs them.
 
-use tickcast::{
-    tick::{Sequence, TickTimes, TopicId},
-    wire::{
-        frame::{self, TickParts},
-        websocket::{self, DataType},
-    },
-};
-
 use crate::options::Options;
+use tickcast_proto::{
+    frame::{self, TickParts},
+    framing::websocket::{self, DataType},
+    ids::{Sequence, TopicId},
+    records::TickTimes,
+};
 
 /// Bytes of all rounds that are kept: what their parked SENDs point to.
 const ROUNDS_BYTES_MAX: usize = 64 << 20;
@@ -114,7 +112,7 @@ impl Rounds {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use tickcast::wire::Step;
+    use tickcast_proto::Step;
 
     use super::*;
 

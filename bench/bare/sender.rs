@@ -7,6 +7,11 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use crate::{
+    options::Options,
+    report::{Report, thread_cpu_ns},
+    rounds::Rounds,
+};
 use io_uring::{
     IoUring, SubmissionQueue, opcode,
     squeue::{self, Flags},
@@ -15,12 +20,6 @@ use io_uring::{
 use tickcast::{
     clock,
     limits::{DATA_RING_COMPLETIONS, DATA_RING_ENTRIES},
-};
-
-use crate::{
-    options::Options,
-    report::{Report, thread_cpu_ns},
-    rounds::Rounds,
 };
 
 /// Longest wait: how late a signal may be noticed.

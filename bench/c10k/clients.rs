@@ -6,7 +6,8 @@ use std::{
 };
 
 use serde::Serialize;
-use tickcast::{client::TopicStats, tick::TopicId};
+use tickcast_client::TopicStats;
+use tickcast_proto::ids::TopicId;
 
 /// Clients that the report for people names.
 pub const WORST_CLIENTS: usize = 5;

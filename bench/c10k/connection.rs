@@ -2,16 +2,16 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
-use mio::net::TcpStream;
-use nix::sys::socket::{setsockopt, sockopt};
-use socket2::{Domain, Protocol, Socket, Type};
-use tickcast::{client::Event, clock};
-
 use crate::{
     feed::Feed,
     options::Plan,
     tally::{Tally, intended_ns},
 };
+use mio::net::TcpStream;
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+use tickcast::clock;
+use tickcast_client::Event;
 
 /// Reads of one connection in a row, so that a busy one does not keep the others waiting.
 const READS_PER_TURN: usize = 4;

@@ -1,7 +1,7 @@
 //! Where a connection's ticks come from: tickcast, or a peer that is measured beside it.
 //!
 //! A peer carries bare payloads. What tickcast says in its frames is read from them instead
-//! ([`tickcast::ingest::payload`]): the intended send time, the topic, and the number of the tick in it. So a tick, a
+//! ([`tickcast::sources::payload`]): the intended send time, the topic, and the number of the tick in it. So a tick, a
 //! gap and a latency mean the same on every transport, and nothing beyond this file knows which one it is.
 
 mod lines;
@@ -13,14 +13,11 @@ mod websocket;
 
 use std::fmt;
 
-use tickcast::{
-    client::{Event, RequestError, Session, SessionError, TopicStats},
-    tick::TopicId,
-    wire::Encoding,
-};
+use crate::options::Plan;
+use tickcast_client::{Connection, Event, ProtocolError, RequestError, TopicStats};
+use tickcast_proto::{Encoding, ids::TopicId};
 
 use self::{nats::Nats, peer::Peer, redis::Redis, websocket::WebSocket};
-use crate::options::Plan;
 
 /// Longest payload taken from a peer, in bytes: the largest that tickcast can be told to take.
 pub const PAYLOAD_BYTES_MAX: usize = tickcast::limits::FRAME_BYTES_MAX_HIGHEST;
@@ -38,10 +35,10 @@ pub enum PeerProtocol {
     WebSocket,
 }
 
-/// One connection's protocol: bytes in, events out, as [`Session`] has it. No socket, no clock.
+/// One connection's protocol: bytes in, events out, as [`Connection`] has it. No socket, no clock.
 #[derive(Debug)]
 pub enum Feed {
-    Tickcast(Box<Session>),
+    Tickcast(Box<Connection>),
     Nats(Peer<Nats>),
     Redis(Peer<Redis>),
     WebSocket(Peer<WebSocket>),
@@ -51,7 +48,7 @@ pub enum Feed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FeedError {
     /// tickcast's.
-    Session(SessionError),
+    Tickcast(ProtocolError),
     /// Bytes against the protocol: what and where.
     Protocol(&'static str),
     /// A line of this protocol longer than [`lines::LINE_BYTES_MAX`].
@@ -75,7 +72,7 @@ pub enum FeedError {
 impl fmt::Display for FeedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            FeedError::Session(error) => write!(f, "{error}"),
+            FeedError::Tickcast(error) => write!(f, "{error}"),
             FeedError::Protocol(what) => {
                 write!(f, "the server sent {what}: is this the port of that protocol?")
             }
@@ -135,7 +132,7 @@ impl Feed {
     #[inline]
     pub fn output(&self) -> &[u8] {
         match self {
-            Feed::Tickcast(session) => session.output(),
+            Feed::Tickcast(session) => session.poll_transmit(),
             Feed::Nats(peer) => peer.output(),
             Feed::Redis(peer) => peer.output(),
             Feed::WebSocket(peer) => peer.output(),
@@ -145,7 +142,7 @@ impl Feed {
     /// Takes note that the first `bytes` of [`Feed::output`] were written.
     pub fn output_written(&mut self, bytes: usize) {
         match self {
-            Feed::Tickcast(session) => session.output_written(bytes),
+            Feed::Tickcast(session) => session.handle_transmitted(bytes),
             Feed::Nats(peer) => peer.output_written(bytes),
             Feed::Redis(peer) => peer.output_written(bytes),
             Feed::WebSocket(peer) => peer.output_written(bytes),
@@ -166,7 +163,7 @@ impl Feed {
     /// The connection gives no more bytes.
     pub fn handle_end(&mut self) {
         match self {
-            Feed::Tickcast(session) => session.handle_end(),
+            Feed::Tickcast(session) => session.handle_eof(),
             Feed::Nats(peer) => peer.handle_end(),
             Feed::Redis(peer) => peer.handle_end(),
             Feed::WebSocket(peer) => peer.handle_end(),
@@ -180,7 +177,7 @@ impl Feed {
     #[inline]
     pub fn poll_event(&mut self) -> Result<Option<Event<'_>>, FeedError> {
         match self {
-            Feed::Tickcast(session) => session.poll_event().map_err(FeedError::Session),
+            Feed::Tickcast(session) => session.poll_event().map_err(FeedError::Tickcast),
             Feed::Nats(peer) => peer.poll_event(),
             Feed::Redis(peer) => peer.poll_event(),
             Feed::WebSocket(peer) => peer.poll_event(),
@@ -198,8 +195,8 @@ impl Feed {
     }
 }
 
-fn open_session(plan: &Plan, patterns: &[String]) -> Result<Session, RequestError> {
-    let mut session = Session::new(&plan.session);
+fn open_session(plan: &Plan, patterns: &[String]) -> Result<Connection, RequestError> {
+    let mut session = Connection::new(&plan.session);
     for pattern in patterns {
         session.subscribe_with(pattern, &plan.subscription)?;
     }

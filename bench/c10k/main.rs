@@ -76,13 +76,12 @@ use std::{
     },
 };
 
-use clap::{CommandFactory, Parser};
-use tickcast::{cli::pages, io::signals};
-
 use crate::{
     options::{Command, Options, Plan},
     report::Report,
 };
+use clap::{CommandFactory, Parser};
+use tickcast::{cli::pages, process::signals};
 
 /// Exit status for a load that could not be run; 1 is a load that ran and failed what was asked of it.
 const EXIT_NOT_RUN: u8 = 2;

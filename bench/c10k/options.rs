@@ -6,15 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Parser, Subcommand, ValueEnum};
-use tickcast::{
-    client::{SessionOptions, SubscribeOptions},
-    limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX},
-    subscription::{Delivery, Policy},
-    wire::Encoding,
-};
-
 use crate::{feed::PeerProtocol, own::Own, plot::PlotArgs, report};
+use clap::{Parser, Subcommand, ValueEnum};
+use tickcast::limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX};
+use tickcast_client::{ConnectOptions, SubscribeOptions};
+use tickcast_proto::{
+    Encoding,
+    subscription::{Delivery, Policy},
+};
 
 /// Connections from one source address: a third of the ephemeral ports stays free for others.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
@@ -189,7 +188,7 @@ enum WebSocketEncoding {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub server: SocketAddr,
-    pub session: SessionOptions,
+    pub session: ConnectOptions,
     /// What is spoken instead of `session`'s encoding; its host and path serve a WebSocket all the same.
     pub peer: Option<PeerProtocol>,
     transport: Transport,
@@ -276,7 +275,7 @@ impl Plan {
         }
         Ok(Plan {
             server,
-            session: SessionOptions { host, path, ..SessionOptions::new(encoding) },
+            session: ConnectOptions { host, path, ..ConnectOptions::new(encoding) },
             peer,
             transport: typed.transport,
             connections: typed.connections,

@@ -6,8 +6,6 @@ use std::{
     thread,
 };
 
-use tickcast::clock;
-
 use crate::{
     options::Plan,
     process,
@@ -16,6 +14,7 @@ use crate::{
     tally::{self, Loss, Tally},
     worker::{self, Phase, Shared, WorkerReport},
 };
+use tickcast::clock;
 
 /// How often the phases are looked at.
 const LOOK_NS: u64 = 2_000_000;

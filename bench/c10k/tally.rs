@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 
-use hdrhistogram::Histogram;
-use tickcast::client::{Tick, TopicStats};
-
 use crate::{feed::Feed, skew::Skew};
+use hdrhistogram::Histogram;
+use tickcast_client::{Tick, TopicStats};
 
 /// Longest latency told apart: ten minutes. Longer ones count as that.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;

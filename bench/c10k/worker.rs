@@ -13,10 +13,6 @@ use std::{
     time::Duration,
 };
 
-use mio::{Events, Interest, Poll, Token};
-use tickcast::clock;
-
-use self::churn::Churn;
 use crate::{
     clients::{Client, Counts},
     connection::{Connection, State, Turn},
@@ -24,6 +20,10 @@ use crate::{
     own, process,
     tally::{self, Cut, Loss, Tally},
 };
+use mio::{Events, Interest, Poll, Token};
+use tickcast::clock;
+
+use self::churn::Churn;
 
 /// Bytes one read takes, from whichever connection.
 const READ_BYTES: usize = 64 << 10;

@@ -2,7 +2,7 @@
 //!
 //! Producer `p` of P at R ticks a second is offset by `p / P` of its interval, as in `tickcast serve`'s simulator: the
 //! k-th tick of all is due at `k / (P x R)` seconds, belongs to topic `sim.(k mod topics)`, and carries the time it was
-//! due and its number in that topic ([`tickcast::ingest::payload`]).
+//! due and its number in that topic ([`tickcast::sources::payload`]).
 //!
 //! A topic's ticks go over one connection, so that they arrive in order. There is one for each producer, or for each
 //! topic where those are fewer, unless `--connections` says otherwise. A write carries what is due on its connection and
@@ -26,7 +26,7 @@ use std::{
 };
 
 use clap::Parser;
-use tickcast::io::signals;
+use tickcast::process::signals;
 
 /// Exit status for a feed that could not be run; 1 is one that ran and could not send all that it offered.
 const EXIT_NOT_RUN: u8 = 2;

@@ -3,16 +3,13 @@
 
 use std::io::Write;
 
-use tickcast::{
-    client::{Event, PublishRequest, Session, SessionOptions},
-    limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX},
-    wire::Encoding,
-};
-
 use crate::options::{Plan, Protocol};
+use tickcast::limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX};
+use tickcast_client::{ConnectOptions, Connection, Event, PublishRequest};
+use tickcast_proto::Encoding;
 
 /// Bytes that wait for the socket of one connection; a tick past them is refused. One may go past it.
-pub const WAITING_BYTES_MAX: usize = tickcast::client::OUTPUT_BYTES_MAX;
+pub const WAITING_BYTES_MAX: usize = tickcast_client::OUTPUT_BYTES_MAX;
 /// Ticks that wait for their answer on one HTTP connection; one past them is refused.
 pub const UNANSWERED_MAX: u64 = 4_096;
 /// Longest line of an answer, in bytes: NATS allows its server 32 KiB for INFO.
@@ -37,7 +34,7 @@ pub struct Publisher {
 
 #[derive(Debug)]
 enum Wire {
-    Tickcast(Box<Session>),
+    Tickcast(Box<Connection>),
     Nats,
     Redis,
     Nchan {
@@ -54,8 +51,8 @@ impl Publisher {
         let wire = match plan.protocol {
             Protocol::Tickcast => {
                 let options =
-                    SessionOptions { name: "tickcast-feed".into(), ..SessionOptions::new(Encoding::Native) };
-                Wire::Tickcast(Box::new(Session::new(&options)))
+                    ConnectOptions { name: "tickcast-feed".into(), ..ConnectOptions::new(Encoding::Native) };
+                Wire::Tickcast(Box::new(Connection::new(&options)))
             }
             Protocol::Nats => {
                 output.extend_from_slice(
@@ -126,7 +123,7 @@ impl Publisher {
     /// Bytes to write to the socket.
     pub fn output(&self) -> &[u8] {
         match &self.wire {
-            Wire::Tickcast(session) => session.output(),
+            Wire::Tickcast(session) => session.poll_transmit(),
             _ => &self.output[self.written..],
         }
     }
@@ -134,7 +131,7 @@ impl Publisher {
     /// Takes note that the first `bytes` of [`Publisher::output`] were written.
     pub fn output_written(&mut self, bytes: usize) {
         if let Wire::Tickcast(session) = &mut self.wire {
-            return session.output_written(bytes);
+            return session.handle_transmitted(bytes);
         }
         self.written += bytes;
         if self.written == self.output.len() {

@@ -7,14 +7,13 @@ use std::{
     time::Duration,
 };
 
-use mio::{Events, Interest, Poll, Token, net::TcpStream};
-use tickcast::{clock, ingest::payload::Mark};
-
 use crate::{
     options::Plan,
     publisher::Publisher,
     report::{self, Report},
 };
+use mio::{Events, Interest, Poll, Token, net::TcpStream};
+use tickcast::{clock, sources::payload::Mark};
 
 /// Time for one connection to be made.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);

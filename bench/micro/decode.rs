@@ -3,20 +3,17 @@
 
 use std::hint::black_box;
 
-use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
-use tickcast::{
-    client::{Event, Session, SessionOptions},
-    tick::{Sequence, TopicId},
-    wire::{
-        Encoding, Step,
-        frame::{self, FLAG_PAYLOAD_JSON, TickParts},
-        reply::Reply,
-    },
-};
-
 use crate::{
     load,
     measure::{per_unit, timed},
+};
+use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
+use tickcast_client::{ConnectOptions, Connection, Event};
+use tickcast_proto::{
+    Encoding, Step,
+    frame::{self, FLAG_PAYLOAD_JSON, TickParts},
+    ids::{Sequence, TopicId},
+    reply::Reply,
 };
 
 /// Bytes of one read.
@@ -60,7 +57,7 @@ fn read() -> (Vec<u8>, usize) {
 }
 
 fn session(group: &mut BenchmarkGroup<'_, WallTime>, mut bytes: Vec<u8>, frame_bytes: usize) {
-    let mut session = Session::new(&SessionOptions::new(Encoding::Native));
+    let mut session = Connection::new(&ConnectOptions::new(Encoding::Native));
     let mut greeting = Vec::new();
     let welcome = Reply::Welcome { request: 1, epoch: 1, session: 1, frame_bytes_max: FRAME_BYTES_MAX };
     welcome.encode(Encoding::Native, &mut greeting);

@@ -2,24 +2,22 @@
 //!
 //! - `append`: one frame of 160 bytes into the log; in a few warm pages, as where all sessions keep up, and going round
 //!   16 MiB, as where one is behind. An iteration is one frame.
-//! - `gather`: what [`tickcast::sessions::Sessions::take_send`] takes for one SEND: one short range and one long one, both
+//! - `gather`: what [`tickcast_core::session::table::Sessions::take_send`] takes for one SEND: one short range and one long one, both
 //!   straight from the log, and 200 scattered frames, copied together. An iteration is one SEND, of the last one frame.
 
 use std::hint::black_box;
 
-use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
-use tickcast::{
-    limits::{
-        BEHIND_BYTES_DEFAULT, EGRESS_LOG_BYTES_DEFAULT, GATHER_BYTES, OUTBOX_BYTES_MAX_DEFAULT,
-        SEND_BYTES_MAX, SEND_DIRECT_BYTES,
-    },
-    log::{EgressLog, Mark, Range},
-    session::{Next, Protocol, Session},
-    sessions::Sessions,
-    wire::Encoding,
-};
-
 use crate::measure::{per_unit, timed};
+use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
+use tickcast::limits::{
+    BEHIND_BYTES_DEFAULT, EGRESS_LOG_BYTES_DEFAULT, GATHER_BYTES, OUTBOX_BYTES_MAX_DEFAULT, SEND_BYTES_MAX,
+    SEND_DIRECT_BYTES,
+};
+use tickcast_core::{
+    egress_log::{EgressLog, Mark, Range},
+    session::{Next, Protocol, Session, table::Sessions},
+};
+use tickcast_proto::Encoding;
 
 const FRAME: [u8; 160] = [7; 160];
 /// Frames appended in a row.

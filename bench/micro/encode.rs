@@ -2,17 +2,15 @@
 
 use std::hint::black_box;
 
-use criterion::Criterion;
-use tickcast::{
-    tick::{Sequence, TickTimes, TopicId},
-    wire::{
-        frame::{self, FLAG_PAYLOAD_JSON, TickParts},
-        json,
-        websocket::{self, DataType},
-    },
-};
-
 use crate::load;
+use criterion::Criterion;
+use tickcast_proto::{
+    codec::json,
+    frame::{self, FLAG_PAYLOAD_JSON, TickParts},
+    framing::websocket::{self, DataType},
+    ids::{Sequence, TopicId},
+    records::TickTimes,
+};
 
 pub fn bench(criterion: &mut Criterion) {
     let payload = load::payload();

@@ -4,13 +4,13 @@
 use std::hint::black_box;
 
 use criterion::Criterion;
-use tickcast::{
+use tickcast::limits::{
+    HISTORY_BYTES_DEFAULT, HISTORY_BYTES_MAX_DEFAULT, HISTORY_TICKS_DEFAULT, KEYS_BYTES_MAX_DEFAULT,
+    KEYS_PER_TOPIC_MAX_DEFAULT,
+};
+use tickcast_core::home::{
     history::{History, HistoryBounds},
-    limits::{
-        HISTORY_BYTES_DEFAULT, HISTORY_BYTES_MAX_DEFAULT, HISTORY_TICKS_DEFAULT, KEYS_BYTES_MAX_DEFAULT,
-        KEYS_PER_TOPIC_MAX_DEFAULT,
-    },
-    newest::{KeysBudget, Newest},
+    last_value::{KeysBudget, Newest},
 };
 
 const FRAME: [u8; 160] = [7; 160];

@@ -3,18 +3,19 @@
 
 use std::sync::Arc;
 
-use tickcast::{
-    client::{Event, Session, SessionOptions},
-    clock::Now,
+use tickcast::limits::{GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT};
+use tickcast_client::{ConnectOptions, Connection, Event};
+use tickcast_core::{
     config::Limits,
-    counters::Counters,
-    limits::{GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT},
+    metrics::counters::Counters,
+    now::Now,
     shard::{Door, ORIGIN_INGEST, Send, Shard},
-    tick::{Publish, ShardId},
-    wire::{
-        Encoding, Step,
-        frame::{self, FLAG_PAYLOAD_JSON},
-    },
+};
+use tickcast_proto::{
+    Encoding, Step,
+    frame::{self, FLAG_PAYLOAD_JSON},
+    ids::ShardId,
+    records::Publish,
 };
 
 /// The server's life.
@@ -81,12 +82,12 @@ impl Load {
     fn connect(&mut self, slot: u32, encoding: Encoding) {
         let door = if encoding == Encoding::Native { Door::Native } else { Door::Http };
         self.shard.handle_accept(slot, door, self.now);
-        let mut client = Session::new(&SessionOptions::new(encoding));
+        let mut client = Connection::new(&ConnectOptions::new(encoding));
         let asked = client.subscribe(">");
         assert!(asked.is_ok(), "{asked:?}");
         for _ in 0..GREETING_TURNS_MAX {
-            let output = client.output().to_vec();
-            client.output_written(output.len());
+            let output = client.poll_transmit().to_vec();
+            client.handle_transmitted(output.len());
             self.shard.handle_bytes(slot, &output, self.now);
             self.turn_into(|to, bytes| {
                 if to == slot {

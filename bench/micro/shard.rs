@@ -5,18 +5,16 @@
 //! - `way`: from an ingest's PUBLISH to the bytes of a SEND, one tick and eight to a turn, 100 sessions. An iteration is
 //!   one delivery.
 
-use criterion::{BenchmarkId, Criterion};
-use tickcast::{
-    tick::{Sequence, ShardId, TickTimes, TopicId},
-    wire::{
-        Encoding, Step,
-        frame::{self, FLAG_PAYLOAD_JSON, TickParts},
-    },
-};
-
 use crate::{
     load::{self, Load},
     measure::{per_unit, timed},
+};
+use criterion::{BenchmarkId, Criterion};
+use tickcast_proto::{
+    Encoding, Step,
+    frame::{self, FLAG_PAYLOAD_JSON, TickParts},
+    ids::{Sequence, ShardId, TopicId},
+    records::TickTimes,
 };
 
 /// Ticks between two turns.

@@ -5,17 +5,16 @@
 
 use std::hint::black_box;
 
-use criterion::Criterion;
-use tickcast::{
-    limits::MESH_RING_BYTES_DEFAULT,
-    ring::{Doorbell, Stage, frame_ring},
-    tick::{Sequence, TopicId},
-    wire::frame::{self, TickParts},
-};
-
 use crate::{
     load,
     measure::{per_unit, timed},
+};
+use criterion::Criterion;
+use tickcast::limits::MESH_RING_BYTES_DEFAULT;
+use tickcast_core::mesh::ring::{Doorbell, Stage, frame_ring};
+use tickcast_proto::{
+    frame::{self, TickParts},
+    ids::{Sequence, TopicId},
 };
 
 /// Hops in a row.

@@ -3,10 +3,10 @@
 
 use std::hint::black_box;
 
-use criterion::Criterion;
-use tickcast::{limits::PING_INTERVAL_MS_DEFAULT, wheel::Wheel};
-
 use crate::measure::{per_unit, timed};
+use criterion::Criterion;
+use tickcast::limits::PING_INTERVAL_MS_DEFAULT;
+use tickcast_core::timer_wheel::Wheel;
 
 const ENTRIES: u64 = 10_000;
 const STEP_NS: u64 = 1_000_000;

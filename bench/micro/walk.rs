@@ -8,7 +8,7 @@ mod load;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tickcast::wire::Encoding;
+use tickcast_proto::Encoding;
 
 use self::load::{Load, Sent};
 

@@ -1,4 +1,4 @@
-//! A scripted server on a loopback port, for tests of what needs a socket.
+//! A scripted server on a loopback port, for tests that need a socket.
 
 use std::{
     io::{Read, Write},
@@ -6,26 +6,25 @@ use std::{
     thread::JoinHandle,
 };
 
-use crate::{
+use tickcast_proto::{
+    Encoding, Step,
+    command::Command,
+    frame::{self, Kind, Meta},
+    ids::{Sequence, TopicId},
     limits::FRAME_BYTES_MAX_DEFAULT,
-    tick::{Closing, ErrorRecord, Subscribed, TickTimes, Token, TopicId, Welcome, WireRecord},
-    tick::{Hello, Request, Sequence},
-    wire::{
-        Encoding, Step,
-        command::Command,
-        frame::{self, Kind, Meta},
-        reply::Reply,
-    },
+    records::{Closing, ErrorRecord, Hello, Request, Subscribed, TickTimes, Token, Welcome, WireRecord},
+    reply::Reply,
 };
 
-/// One accepted connection, as its script sees it.
-pub(super) struct Peer {
-    pub(super) stream: TcpStream,
+/// One accepted connection of a scripted server.
+pub struct Peer {
+    /// The connection.
+    pub stream: TcpStream,
     input: Vec<u8>,
 }
 
-/// A server that gives its one connection to `script`. Joining the handle gives what the script returned.
-pub(super) fn serve<T: Send + 'static>(
+/// Starts a server that runs `script` on its one connection; joining the handle returns the script's result.
+pub fn serve<T: Send + 'static>(
     script: impl FnOnce(&mut Peer) -> T + Send + 'static,
 ) -> (String, JoinHandle<T>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -37,8 +36,8 @@ pub(super) fn serve<T: Send + 'static>(
     (address, thread)
 }
 
-/// A server that gives each of its connections to the next script. Joining the handle waits for all of them.
-pub(super) fn serve_each(scripts: Vec<fn(&mut Peer)>) -> (String, JoinHandle<()>) {
+/// Starts a server that runs one script on each connection, in order; joining the handle waits for all.
+pub fn serve_each(scripts: Vec<fn(&mut Peer)>) -> (String, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let thread = std::thread::spawn(move || {
@@ -51,8 +50,8 @@ pub(super) fn serve_each(scripts: Vec<fn(&mut Peer)>) -> (String, JoinHandle<()>
 }
 
 impl Peer {
-    /// The next command, as `Debug` writes it.
-    pub(super) fn command(&mut self) -> String {
+    /// The next command in `Debug` format.
+    pub fn command(&mut self) -> String {
         loop {
             if let Step::Complete(used, frame) = frame::decode(&self.input, FRAME_BYTES_MAX_DEFAULT).unwrap()
             {
@@ -62,38 +61,41 @@ impl Peer {
             }
             let mut buffer = [0; 4096];
             let read = self.stream.read(&mut buffer).unwrap();
-            assert_ne!(read, 0, "the client is gone");
+            assert_ne!(read, 0, "the client has disconnected");
             self.input.extend_from_slice(&buffer[..read]);
         }
     }
 
-    /// Takes the hello and welcomes as a server of this epoch.
-    pub(super) fn welcome_in(&mut self, epoch: u64) {
-        assert_eq!(self.next().unwrap().0, Kind::Hello);
+    /// Reads the hello and welcomes the client as a server of this epoch.
+    pub fn welcome_in(&mut self, epoch: u64) {
+        assert_eq!(self.next_frame().unwrap().0, Kind::Hello);
         self.reply(Reply::Welcome { request: 1, epoch, session: 2, frame_bytes_max: 1 << 18 });
     }
 
-    pub(super) fn topic(&mut self, epoch: u64) {
+    /// Announces topic 1.
+    pub fn topic(&mut self, epoch: u64) {
         let mut bytes = Vec::new();
         frame::encode_topic(&mut bytes, TopicId(5), epoch, "a.b");
         self.stream.write_all(&bytes).unwrap();
     }
 
-    pub(super) fn snapshot(&mut self, sequence: u64) {
+    /// Sends a snapshot tick.
+    pub fn snapshot(&mut self, sequence: u64) {
         let mut bytes = Vec::new();
         let parts = frame::TickParts { flags: frame::FLAG_SNAPSHOT, payload: b"7", ..Default::default() };
         frame::encode_tick(&mut bytes, TopicId(5), Sequence(sequence), &parts);
         self.stream.write_all(&bytes).unwrap();
     }
 
-    pub(super) fn reply(&mut self, reply: Reply<'_>) {
+    /// Sends a reply.
+    pub fn reply(&mut self, reply: Reply<'_>) {
         let mut bytes = Vec::new();
         reply.encode(Encoding::Native, &mut bytes);
         self.stream.write_all(&bytes).unwrap();
     }
 
-    /// The next frame: kind, request or token, and payload without its topic.
-    pub(super) fn next(&mut self) -> Option<(Kind, u64, Vec<u8>)> {
+    /// The next frame: its kind, request number or token, and payload without the topic; `None` at the end.
+    pub fn next_frame(&mut self) -> Option<(Kind, u64, Vec<u8>)> {
         loop {
             if let Step::Complete(used, frame) = frame::decode(&self.input, FRAME_BYTES_MAX_DEFAULT).unwrap()
             {
@@ -118,16 +120,16 @@ impl Peer {
         }
     }
 
-    /// Takes the hello and welcomes.
-    pub(super) fn welcome(&mut self) {
-        assert_eq!(self.next().unwrap().0, Kind::Hello);
+    /// Reads the hello and welcomes the client.
+    pub fn welcome(&mut self) {
+        assert_eq!(self.next_frame().unwrap().0, Kind::Hello);
         let welcome = Welcome { epoch: 1, session: 2, frame_bytes_max: 1 << 18, request: 1 };
         self.send(Kind::Welcome, &welcome, b"tickcast/test");
     }
 
-    /// Takes one subscribe, acknowledges it, and announces topic 5 `a.b`.
-    pub(super) fn subscribed(&mut self) {
-        let (kind, request, pattern) = self.next().unwrap();
+    /// Reads one SUBSCRIBE, acknowledges it, and announces topic 5 `a.b`.
+    pub fn subscribed(&mut self) {
+        let (kind, request, pattern) = self.next_frame().unwrap();
         assert_eq!(kind, Kind::Subscribe);
         self.send(
             Kind::Subscribed,
@@ -139,7 +141,8 @@ impl Peer {
         self.stream.write_all(&bytes).unwrap();
     }
 
-    pub(super) fn tick(&mut self, sequence: u64, payload: &[u8]) {
+    /// Sends a tick.
+    pub fn tick(&mut self, sequence: u64, payload: &[u8]) {
         let mut bytes = Vec::new();
         let times = TickTimes { producer_time_ns: 70, ingest_time_ns: 80 };
         frame::encode_tick(
@@ -151,7 +154,8 @@ impl Peer {
         self.stream.write_all(&bytes).unwrap();
     }
 
-    pub(super) fn error(&mut self, request: u64, text: &str) {
+    /// Refuses a request.
+    pub fn error(&mut self, request: u64, text: &str) {
         self.send(
             Kind::Error,
             &ErrorRecord { request: request as u32, code: 101, reserved: 0 },
@@ -159,15 +163,18 @@ impl Peer {
         );
     }
 
-    pub(super) fn closing(&mut self, code: u16, text: &str) {
+    /// Says goodbye.
+    pub fn closing(&mut self, code: u16, text: &str) {
         self.send(Kind::Closing, &Closing { reconnect_after_ms: 0, code, reserved: 0 }, text.as_bytes());
     }
 
-    pub(super) fn ping(&mut self, token: u64) {
+    /// Pings the client.
+    pub fn ping(&mut self, token: u64) {
         self.send(Kind::Ping, &Token { token }, b"");
     }
 
-    pub(super) fn pong(&mut self, token: u64) {
+    /// Answers a ping.
+    pub fn pong(&mut self, token: u64) {
         self.send(Kind::Pong, &Token { token }, b"");
     }
 

@@ -6,15 +6,17 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use tickcast::{
-    clock::Now,
+use tickcast_core::{
     config::Limits,
-    counters::Counters,
-    mesh::{Mesh, mesh},
-    ring::Doorbell,
+    mesh::{Mesh, mesh, ring::Doorbell},
+    metrics::counters::Counters,
+    now::Now,
     shard::{Action, Door, Shard},
-    tick::{Hello, ShardId, WireRecord},
-    wire::frame::{self, Kind, Meta},
+};
+use tickcast_proto::{
+    frame::{self, Kind, Meta},
+    ids::ShardId,
+    records::{Hello, WireRecord},
 };
 
 /// The life of the logs of every driven shard.

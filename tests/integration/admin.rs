@@ -3,8 +3,6 @@
 
 use std::{fs, net::SocketAddr, path::Path, thread};
 
-use tickcast::{limits::ADMIN_ROWS_MAX, wire::Encoding};
-
 use crate::harness::{
     Server, alone, beside_others,
     collector::{Collector, barrier, connect, publish},
@@ -14,6 +12,8 @@ use crate::harness::{
     raw::Peer,
     say,
 };
+use tickcast::limits::ADMIN_ROWS_MAX;
+use tickcast_proto::Encoding;
 
 /// Whether the kernel gives the descriptor of a registered file back, from which the server learns a peer's address and round
 /// trip: since Linux 6.8.

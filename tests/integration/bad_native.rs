@@ -1,13 +1,13 @@
 //! Native peers that break the protocol, or ask for what cannot be: each gets its answer, nobody else notices.
 
-use tickcast::{client::Client, wire::Encoding};
-
 use crate::harness::{
     Server, beside_others,
     collector::{Collector, barrier, connect, publish},
     frames::{self, Raw},
     raw::Peer,
 };
+use tickcast_client::Client;
+use tickcast_proto::Encoding;
 
 /// A session that does nothing wrong while others do, and a producer for it.
 pub struct Bystander {

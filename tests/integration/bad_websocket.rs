@@ -1,9 +1,6 @@
 //! WebSocket peers that break RFC 6455 or the protocol above it: each gets its close code or its error, nobody else
 //! notices.
 
-use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use tickcast::wire::Encoding;
-
 use crate::{
     bad_native::Bystander,
     harness::{
@@ -13,6 +10,8 @@ use crate::{
         raw::{self, CLOSE, Message, Peer, header, masked},
     },
 };
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use tickcast_proto::Encoding;
 
 /// Default of `frame_bytes_max`, and the longest WebSocket message that goes with it.
 const FRAME_BYTES_MAX: usize = 256 << 10;

@@ -2,8 +2,6 @@
 
 use std::{io::Read, thread};
 
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     LOSSLESS, Server, alone, beside_others,
     collector::{Collector, barrier, connect, publish},
@@ -12,6 +10,7 @@ use crate::harness::{
     processes::raise_descriptor_limit,
     raw::{Peer, header, upgrade_request},
 };
+use tickcast_proto::Encoding;
 
 /// Nobody is closed for what is half written, or for not answering, before the test ends it.
 const PATIENT: [&str; 6] =

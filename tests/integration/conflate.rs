@@ -3,11 +3,6 @@
 
 use std::{collections::BTreeMap, fs, path::Path, time::Instant};
 
-use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use tickcast::{client::Client, wire::Encoding};
-
 use crate::harness::{
     LOSSLESS, Server,
     account::{Account, Subscriber},
@@ -19,6 +14,11 @@ use crate::harness::{
     raw::Peer,
     say,
 };
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tickcast_client::Client;
+use tickcast_proto::Encoding;
 
 /// Ticks published for each that the slow reader takes.
 const SLOWNESS: usize = 100;

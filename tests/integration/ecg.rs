@@ -9,20 +9,17 @@ use std::{
     thread,
 };
 
+use crate::harness::{
+    FREE_PORTS, Log, Server, beside_others, collector::Collector, data, processes::end, tickcast,
+    wait_for_exit,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::Value;
-use tickcast::{
-    ecg::{annotation, info::Info},
-    wire::Encoding,
-};
-
-use crate::harness::{
-    FREE_PORTS, Log, Server, beside_others, collector::Collector, data, processes::end, tickcast,
-    wait_for_exit,
-};
+use tickcast_ecg::{annotation, info::Info};
+use tickcast_proto::Encoding;
 
 /// A running `tickcast process ecg --json`. Ended, by its pid, when dropped.
 struct Processor {
@@ -188,7 +185,7 @@ fn a_record_that_cannot_be_read_is_an_error_at_the_start_with_file_line_and_reme
     for (file, parts) in [
         ("no/such.hea", &["no/such.hea", "No such file"][..]),
         (&*malformed, &["malformed.hea line 2", "\"fast\"", "360"]),
-        (&*short, &["short.dat", "ends in sample 1 of the 9", "get the whole file"]),
+        (&*short, &["short.dat", "ends at sample 1 of the 9", "download the complete file"]),
         (folder.to_str().unwrap(), &["not a regular file"]),
     ] {
         let (code, text) = run(tickcast().arg("serve").args(FREE_PORTS).args(["--ecg", file]));

@@ -3,12 +3,6 @@
 
 use std::{thread, time::Duration};
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use tickcast::{client::Client, wire::Encoding};
-
 use crate::harness::{
     Server, beside_others,
     collector::{Collector, address, barrier, connect, publish},
@@ -17,6 +11,12 @@ use crate::harness::{
     frames::{self, Raw},
     raw::{CLOSE, PING, PONG, Peer, masked},
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tickcast_client::Client;
+use tickcast_proto::Encoding;
 
 /// Often, and with a time-out that no client misses on a busy machine.
 const PATIENT: [&str; 4] = ["--ping-interval-ms", "200", "--ping-timeout-ms", "20000"];

@@ -7,16 +7,15 @@ use std::{
     time::Instant,
 };
 
-use nix::sys::resource::{Resource, setrlimit};
-use socket2::{Domain, Socket, Type};
-use tickcast::client::Client;
-
 use crate::harness::{
     GUARD, LOOK_AGAIN, Server, beside_others, eventually,
     frames::{self, Raw},
     raw::{CLOSE, Peer, upgrade_request},
     tickcast,
 };
+use nix::sys::resource::{Resource, setrlimit};
+use socket2::{Domain, Socket, Type};
+use tickcast_client::Client;
 
 /// Reads a refusal through one of the two doors: its code, and its words.
 fn refusal(peer: &mut Peer, native: bool) -> (u16, String) {

@@ -1,13 +1,12 @@
 //! The load client against the server, two processes: many connections, and many ticks.
 
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     LOSSLESS, Server, alone,
     collector::{barrier, connect, publish},
     load_client::LoadClient,
     market_capture,
 };
+use tickcast_proto::Encoding;
 
 /// No deadline that a client misses on a busy machine.
 const PATIENT: [&str; 4] = ["--handshake-deadline-ms", "600000", "--ping-interval-ms", "0"];

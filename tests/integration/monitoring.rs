@@ -10,14 +10,6 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde_json::Value;
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     Log, Server, beside_others,
     collector::Collector,
@@ -25,6 +17,13 @@ use crate::harness::{
     http::{get, request},
     processes,
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+use tickcast_proto::Encoding;
 
 fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)
@@ -103,8 +102,9 @@ fn a_server_that_stops_and_refuses_fires_no_alert_and_one_that_is_full_does() {
         )
     };
     let full = "{exp_labels: {severity: warning, instance: a, reason: clients}, exp_annotations: {summary: \
-                'a has refused 75 connections in 15 minutes (clients)', description: 'clients: --max-clients is reached; \
-                source: --max-clients-per-source; rate: --accept-rate; failed: the kernel had no memory.'}}";
+                'a refused 75 connections in 15 minutes (clients)', description: 'Reached limit by reason: clients \
+                --max-clients, source --max-clients-per-source, rate --accept-rate. Reason failed: the kernel ran out of \
+                memory.'}}";
     let rules = shipped("tickcast-alerts.yml");
     let text = format!("rule_files: [{rules:?}]\ntests:\n{}{}", case("draining", ""), case("clients", full));
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("alerts-test.yml");

@@ -8,8 +8,6 @@ use std::{
     thread,
 };
 
-use tickcast::{limits::RESUME_POSITIONS_MAX, wire::Encoding};
-
 use crate::harness::{
     Server,
     account::{Account, Subscriber},
@@ -19,6 +17,8 @@ use crate::harness::{
     raw::{Peer, upgrade_request},
     say,
 };
+use tickcast::limits::RESUME_POSITIONS_MAX;
+use tickcast_proto::Encoding;
 
 /// What is wrong with an option, and the field that the answer must name.
 const BAD_JSON: [(&str, &str); 22] = [

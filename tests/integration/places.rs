@@ -10,8 +10,6 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     LOOK_AGAIN, LOSSLESS, Server,
     account::{Account, Recovered, Subscriber},
@@ -22,6 +20,7 @@ use crate::harness::{
     raw::Peer,
     say,
 };
+use tickcast_proto::Encoding;
 
 /// Nobody pings a publisher that waits.
 const PATIENT: [&str; 2] = ["--ping-interval-ms", "0"];

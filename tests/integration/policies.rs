@@ -6,8 +6,6 @@
 
 use std::collections::BTreeMap;
 
-use tickcast::{client::Client, wire::Encoding};
-
 use crate::harness::{
     Server,
     account::{Account, Subscriber},
@@ -18,6 +16,8 @@ use crate::harness::{
     raw::Peer,
     say,
 };
+use tickcast_client::Client;
+use tickcast_proto::Encoding;
 
 const HEALTHY: usize = 100;
 const TOPICS: u64 = 50;

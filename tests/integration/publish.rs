@@ -1,7 +1,5 @@
 //! Publishing and subscribing, every encoding with every other.
 
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     Server, beside_others,
     collector::{Collector, barrier, connect, publish},
@@ -10,6 +8,7 @@ use crate::harness::{
     frames::{self, Raw},
     raw::{BINARY, Peer, masked},
 };
+use tickcast_proto::Encoding;
 
 /// What is published: JSON with everything that a reformatting would change, text that is not JSON, bytes, nothing.
 const PAYLOADS: [&[u8]; 6] =

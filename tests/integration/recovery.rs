@@ -9,10 +9,6 @@ use std::{
     thread,
 };
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     Server, beside_others,
     collector::{Collector, barrier, connect, publish},
@@ -20,6 +16,9 @@ use crate::harness::{
     processes::end,
     tickcast,
 };
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tickcast_proto::Encoding;
 
 const KILLS: usize = 50;
 const PATTERN: &str = "market.>";

@@ -2,12 +2,6 @@
 
 use std::{fs, path::Path};
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     Server, beside_others,
     collector::{barrier, connect, publish},
@@ -17,6 +11,11 @@ use crate::harness::{
     terminal::Terminal,
     tickcast,
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tickcast_proto::Encoding;
 
 fn refused(server: &Server) -> bool {
     let metrics = get(server.admin.unwrap(), "/metrics").body;

@@ -6,16 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     Server, beside_others,
     collector::{ByTopic, Collector, assert_same},
     external::{External, Library, ticks},
     market_capture, wait_for_exit,
 };
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tickcast_proto::Encoding;
 
 #[derive(Deserialize)]
 struct Line<'a> {

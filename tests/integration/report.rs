@@ -1,16 +1,15 @@
 //! SIGUSR1 and `--report`: the table of latencies, from a server that goes on serving.
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     Server, beside_others,
     collector::{Collector, connect, publish},
     eventually,
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tickcast_proto::Encoding;
 
 /// Ticks that the subscriber waits for before each table.
 const TICKS: usize = 20;

@@ -1,13 +1,12 @@
 //! A consumer that does not keep up is closed with 3008; the others get everything.
 
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     Server, beside_others,
     collector::{Collector, barrier, connect, publish},
     frames::{self, Raw, Received},
     raw::{Peer, TEXT, take_message},
 };
+use tickcast_proto::Encoding;
 
 /// Ticks published before the others are waited for: less than the outbox of one who reads may hold.
 const BATCH: usize = 30;

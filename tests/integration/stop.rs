@@ -11,11 +11,6 @@ use std::{
     time::Duration,
 };
 
-use tickcast::{
-    client::{Client, Event},
-    wire::Encoding,
-};
-
 use crate::harness::{
     LOOK_AGAIN, LOSSLESS, Server, beside_others,
     collector::{ByTopic, Collector, address, barrier, connect, publish},
@@ -25,6 +20,8 @@ use crate::harness::{
     http::get,
     raw::{CLOSE, Peer},
 };
+use tickcast_client::{Client, Event};
+use tickcast_proto::Encoding;
 
 /// Publishes to two topics of its own until the server says that it stops.
 fn load(mut client: Client, name: usize, published: &AtomicU64) {

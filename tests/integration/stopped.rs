@@ -12,14 +12,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use serde_json::{Value, json};
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     GUARD, Log, Server,
     account::{Account, Subscriber},
@@ -30,6 +22,13 @@ use crate::harness::{
     raw::Peer,
     say, wait_for_exit,
 };
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use tickcast_proto::Encoding;
 
 /// Tells this program, started again, which server its clients connect to: native and HTTP address, how many clients, and
 /// whether their receive windows are small.

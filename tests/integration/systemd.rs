@@ -11,8 +11,6 @@ use std::{
     time::Duration,
 };
 
-use tickcast::wire::Encoding;
-
 use crate::{
     harness::{
         GUARD, Server, beside_others,
@@ -24,6 +22,7 @@ use crate::{
     startup,
     stop::{ROOM_FOR_THE_STUCK, stuck},
 };
+use tickcast_proto::Encoding;
 
 /// A service manager's end of NOTIFY_SOCKET. It reads all the time, as one that does not holds the server up.
 struct Manager {

@@ -6,12 +6,6 @@ use std::{
     process::Output,
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use tickcast::wire::Encoding;
-
 use crate::harness::{
     Server, beside_others,
     collector::{Collector, barrier, connect, publish},
@@ -21,6 +15,11 @@ use crate::harness::{
     terminal::Terminal,
     tickcast,
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tickcast_proto::Encoding;
 
 fn top(arguments: &[&str]) -> Output {
     tickcast().arg("top").args(arguments).output().unwrap()

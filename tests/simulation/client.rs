@@ -2,16 +2,14 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use tickcast::{
-    router,
+use tickcast_proto::{
+    Encoding, Step,
+    command::encode_request,
+    frame::{self, FLAG_SNAPSHOT, Kind, Meta},
+    framing::websocket::{Incoming, WebSocket},
+    pattern,
+    records::{Closing, Publish, Recovered, Resume, Skipped, Subscribe, Subscribed, Token},
     subscription::Policy,
-    tick::{Closing, Publish, Recovered, Resume, Skipped, Subscribe, Subscribed, Token},
-    wire::{
-        Encoding, Step,
-        command::encode_request,
-        frame::{self, FLAG_SNAPSHOT, Kind, Meta},
-        websocket::{Incoming, WebSocket},
-    },
 };
 use tungstenite::Message;
 
@@ -216,7 +214,7 @@ impl Client {
         self.was_faithful |= !matches!(ask.policy, Some(Policy::Conflate | Policy::Drop));
         let places: Vec<(String, u64)> = match ask.begin {
             Begin::Resume => {
-                let of_pattern = |(topic, _): &(&String, &Seen)| router::matches(pattern, topic);
+                let of_pattern = |(topic, _): &(&String, &Seen)| pattern::matches(pattern, topic);
                 let seen = self.seen.iter().filter(of_pattern);
                 seen.map(|(topic, seen)| (topic.clone(), seen.next - 1)).collect()
             }
@@ -284,8 +282,9 @@ impl Client {
     pub fn ping(&mut self) {
         match self.speaks_json() {
             true => self.send_text(r#"{"op":"ping","token":5}"#.into()),
-            false => self
-                .send_frame(|out| frame::encode(out, Kind::Ping, Meta::default(), &Token { token: 5 }, &[])),
+            false => self.send_frame(|out| {
+                frame::encode(out, Kind::Ping, Meta::default(), &Token { token: 5 }, &[]);
+            }),
         }
     }
 
@@ -388,7 +387,9 @@ impl Client {
             Kind::Pong => self.pongs += 1,
             Kind::Ping => {
                 let token = frame.record::<Token>().unwrap();
-                self.send_frame(|out| frame::encode(out, Kind::Pong, Meta::default(), &token, &[]));
+                self.send_frame(|out| {
+                    frame::encode(out, Kind::Pong, Meta::default(), &token, &[]);
+                });
             }
             Kind::Closing => self.closing = Some(frame.record::<Closing>().unwrap().code),
             Kind::Welcome => {}
@@ -455,7 +456,7 @@ impl Client {
         // What another pattern that is live covers goes on; the rest starts anew if it is subscribed again.
         let live = |(pattern, state): (&String, &State)| (*state != State::Asked).then(|| pattern.clone());
         let live: Vec<String> = self.subscriptions.iter().filter_map(live).collect();
-        self.seen.retain(|topic, _| live.iter().any(|pattern| router::matches(pattern, topic)));
+        self.seen.retain(|topic, _| live.iter().any(|pattern| pattern::matches(pattern, topic)));
     }
 
     /// Promise 1: strictly increasing, everything between announced, and the very payload that was published.
@@ -469,7 +470,7 @@ impl Client {
         published: &HashMap<String, Vec<String>>,
     ) {
         assert!(
-            self.subscriptions.keys().any(|pattern| router::matches(pattern, topic)),
+            self.subscriptions.keys().any(|pattern| pattern::matches(pattern, topic)),
             "a tick of {topic}, which is not subscribed"
         );
         let truth = published.get(topic).and_then(|ticks| ticks.get(sequence as usize - 1));
@@ -516,7 +517,7 @@ impl Client {
         // Its place was good: the stream goes on from there, even if nothing was missed.
         // Of several that it named, which one it was is not said: the ticks will tell.
         let mut places = self.asked.iter().filter_map(|(pattern, ask)| match ask.begin {
-            Begin::After(EPOCH, place) if router::matches(pattern, topic) => Some(place),
+            Begin::After(EPOCH, place) if pattern::matches(pattern, topic) => Some(place),
             _ => None,
         });
         if let Some(place) = places.next()
@@ -557,7 +558,7 @@ impl Client {
             }
             let State::Live(counts) = state else { panic!("{pattern} never went live: {state:?}") };
             let matching = |(topic, _): &(&String, &Vec<String>)| {
-                router::matches(pattern, topic) && !gone.contains(*topic)
+                pattern::matches(pattern, topic) && !gone.contains(*topic)
             };
             let begin = self.asked.get(pattern).map_or(Begin::Live, |ask| ask.begin);
             for (topic, ticks) in published.iter().filter(matching) {
@@ -579,7 +580,7 @@ impl Client {
 
     /// Another of its patterns takes the topic too: when the stream began is then that one's affair.
     fn overlaps(&self, pattern: &str, topic: &str) -> bool {
-        self.subscriptions.keys().any(|other| other != pattern && router::matches(other, topic))
+        self.subscriptions.keys().any(|other| other != pattern && pattern::matches(other, topic))
     }
 }
 
@@ -587,7 +588,7 @@ impl Client {
 fn trace(client: &Client, topic: &str, what: std::fmt::Arguments<'_>) {
     static TOPIC: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
     let traced = TOPIC.get_or_init(|| std::env::var("TICKCAST_TRACE").ok());
-    if traced.as_deref().is_some_and(|traced| traced == topic || router::matches(topic, traced)) {
+    if traced.as_deref().is_some_and(|traced| traced == topic || pattern::matches(topic, traced)) {
         eprintln!("client {} {:?} {topic}: {what}", client.name, client.encoding);
     }
 }

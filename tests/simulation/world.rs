@@ -2,28 +2,29 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::{
+    client::{Ask, Begin, Client, Manner, Seen, State, key_of},
+    driver::{self, EPOCH, START},
+};
 use fastrand::Rng;
 use tickcast::{
-    clock::Now,
-    config::Limits,
-    counters::Counter,
-    history::HistoryBounds,
-    ingest::Lanes,
     limits::{
         MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, TIMERS_GONE_MAX,
         TURN_RING_BYTES,
     },
-    mesh::Mesh,
-    ring::frame_ring,
-    router,
-    shard::{Action, Departure, Door, Shard},
-    subscription::{Policy, Rules},
-    wire::Encoding,
+    sources::Lanes,
 };
-
-use crate::{
-    client::{Ask, Begin, Client, Manner, Seen, State, key_of},
-    driver::{self, EPOCH, START},
+use tickcast_core::{
+    config::Limits,
+    home::history::HistoryBounds,
+    mesh::{Mesh, ring::frame_ring},
+    metrics::counters::Counter,
+    now::Now,
+    shard::{Action, Departure, Door, Shard},
+};
+use tickcast_proto::{
+    Encoding, pattern,
+    subscription::{Policy, Rules},
 };
 
 const PATTERNS: [&str; 8] = [">", "t.*", "t.0", "t.1", "t.>", "*.2", "p.>", "c.>"];
@@ -251,7 +252,7 @@ impl World {
         self.reached.reconnected += 1;
         client.seen = memory.seen;
         client.seen.values_mut().for_each(|seen| seen.told.clear());
-        client.seen.retain(|topic, _| memory.asked.keys().any(|pattern| router::matches(pattern, topic)));
+        client.seen.retain(|topic, _| memory.asked.keys().any(|pattern| pattern::matches(pattern, topic)));
         for (pattern, ask) in memory.asked {
             client.subscribe(&pattern, Ask { begin: Begin::Resume, ..ask });
         }

@@ -1,6 +1,6 @@
 //! Lines and numbers of text protocols.
 
-use tickcast::wire::Step;
+use tickcast_proto::Step;
 
 use super::FeedError;
 

@@ -7,7 +7,7 @@
 
 use std::io::Write;
 
-use tickcast::wire::Step;
+use tickcast_proto::Step;
 
 use super::{
     FeedError, PAYLOAD_BYTES_MAX,

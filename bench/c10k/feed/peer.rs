@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use tickcast::{
-    client::{Event, SESSION_BUFFER_KEEP_BYTES, Tick, TopicStats},
-    ingest::payload::Mark,
-    tick::{Sequence, TopicId},
-    wire::Step,
+use tickcast::sources::payload::Mark;
+use tickcast_client::{Event, IDLE_BUFFER_BYTES_MAX, Tick, TopicStats};
+use tickcast_proto::{
+    Step,
+    ids::{Sequence, TopicId},
 };
 
 use super::{ANSWER_BYTES_MAX, FeedError, seen::Seen};
@@ -181,10 +181,10 @@ impl<P: Protocol> Peer<P> {
     }
 }
 
-/// Empties a buffer, keeping at most [`SESSION_BUFFER_KEEP_BYTES`] of it.
+/// Empties a buffer, keeping at most [`IDLE_BUFFER_BYTES_MAX`] of it.
 fn reset(buffer: &mut Vec<u8>) {
     buffer.clear();
-    if buffer.capacity() > SESSION_BUFFER_KEEP_BYTES {
+    if buffer.capacity() > IDLE_BUFFER_BYTES_MAX {
         *buffer = Vec::new();
     }
 }

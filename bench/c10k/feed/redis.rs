@@ -10,7 +10,7 @@
 
 use std::{io::Write, ops::Range};
 
-use tickcast::wire::Step;
+use tickcast_proto::Step;
 
 use super::{
     FeedError, PAYLOAD_BYTES_MAX,

@@ -1,7 +1,9 @@
 //! What a connection has seen of each topic of a peer's, read from the payloads.
 
 use rustc_hash::FxHashMap;
-use tickcast::{client::TopicStats, ingest::payload::Mark, tick::TopicId};
+use tickcast::sources::payload::Mark;
+use tickcast_client::TopicStats;
+use tickcast_proto::ids::TopicId;
 
 use super::FeedError;
 

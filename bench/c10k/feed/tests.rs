@@ -1,6 +1,7 @@
 //! The peers' protocols over scripted bytes.
 
-use tickcast::{client::Event, ingest::payload::Mark};
+use tickcast::sources::payload::Mark;
+use tickcast_client::Event;
 
 use super::{lines::LINE_BYTES_MAX, *};
 

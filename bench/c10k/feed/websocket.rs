@@ -5,12 +5,10 @@
 
 use std::io::{Cursor, Write};
 
-use tickcast::{
-    limits::{FRAME_BYTES_MAX_DEFAULT, HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX},
-    wire::{
-        Step,
-        websocket::{Incoming, WebSocket as Decoder},
-    },
+use tickcast::limits::{FRAME_BYTES_MAX_DEFAULT, HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX};
+use tickcast_proto::{
+    Step,
+    framing::websocket::{Incoming, WebSocket as Decoder},
 };
 use tungstenite::{
     Bytes, Message,

@@ -1,11 +1,11 @@
 //! The report for programs: one JSON object, its keys for good.
 
+use crate::{clients, options::Plan, process};
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
-use tickcast::subscription::Policy;
+use tickcast_proto::subscription::Policy;
 
 use super::{BOTTLENECK_SHARE, Report, has_subscription_latency};
-use crate::{clients, options::Plan, process};
 
 /// What the keys mean, for `--help`. A test holds it to the object.
 pub const KEYS: &str = "\

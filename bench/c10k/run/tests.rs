@@ -6,19 +6,17 @@ use std::{
     thread,
 };
 
+use crate::options::Options;
 use clap::Parser;
-use tickcast::{
-    ingest::payload::Mark,
-    limits::FRAME_BYTES_MAX_DEFAULT,
-    tick::{Request, Sequence, Subscribed, TickTimes, TopicId, Welcome},
-    wire::{
-        Step,
-        frame::{self, Kind, Meta},
-    },
+use tickcast::{limits::FRAME_BYTES_MAX_DEFAULT, sources::payload::Mark};
+use tickcast_proto::{
+    Step,
+    frame::{self, Kind, Meta},
+    ids::{Sequence, TopicId},
+    records::{Request, Subscribed, TickTimes, Welcome},
 };
 
 use super::*;
-use crate::options::Options;
 
 const TICKS: u64 = 20;
 /// How long after its intended time a tick reaches the scripted server: longer than a run takes.

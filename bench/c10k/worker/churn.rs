@@ -2,16 +2,16 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use mio::{Interest, Token};
-use socket2::SockRef;
-use tickcast::clock;
-
-use super::{Worker, lock};
 use crate::{
     clients::Counts,
     connection::{Connection, State},
     tally::{self, Cut, Loss},
 };
+use mio::{Interest, Token};
+use socket2::SockRef;
+use tickcast::clock;
+
+use super::{Worker, lock};
 
 /// What one thread's churn did so far.
 #[derive(Debug, Default)]

@@ -1,42 +1,41 @@
-//! The short way of a tick: nearly all are whole, and the next of their topic.
+//! Fast path for ticks: nearly all are complete and the next one of their topic.
 
-use super::{Phase, Session};
-use crate::{
-    client::reply::TickItem,
-    wire::{
-        Encoding, Step,
-        frame::{self, FLAG_SNAPSHOT, Kind},
-    },
+use super::{Connection, Phase};
+use crate::reply::StoredTick;
+use tickcast_proto::{
+    Encoding, Step,
+    frame::{self, FLAG_SNAPSHOT, Kind},
 };
 
-impl Session {
-    /// A tick that is all there and is the next of its topic, and where its topic stands. Nearly all are, and need not
-    /// go through `ready`: 12 M ticks a second on a core instead of 7.7 M, for who polls without asking [`Session::has_event`]
-    /// first, as the load client does.
+impl Connection {
+    /// A complete tick that is the next one of its topic, and the topic's index; `None`: use the general path.
+    ///
+    /// Such ticks bypass `ready`: 12 M ticks a second on a core instead of 7.7 M, for drivers that poll without calling
+    /// [`Connection::has_event`] first, as the load client does.
     #[inline]
-    pub(super) fn plain_tick(&mut self) -> Option<(u32, TickItem)> {
-        let waits = self.ready.is_some() || !self.later.is_empty();
-        if waits || !self.welcomed || !matches!(self.phase, Phase::Open) {
+    pub(super) fn poll_in_order_tick(&mut self) -> Option<(u32, StoredTick)> {
+        let has_events = self.ready.is_some() || !self.queue.is_empty();
+        if has_events || !self.welcomed || !matches!(self.phase, Phase::Open) {
             return None;
         }
         let end = match self.encoding {
             Encoding::Native => self.input.len(),
-            Encoding::WebSocketRkyv => self.input.len().min(self.taken + self.message_left),
+            Encoding::WebSocketRkyv => self.input.len().min(self.consumed + self.message_left),
             _ => return None,
         };
         let Ok(Step::Complete(used, frame)) =
-            frame::decode(&self.input[self.taken..end], self.frame_bytes_max)
+            frame::decode(&self.input[self.consumed..end], self.frame_bytes_max)
         else {
             return None;
         };
         if frame.kind != Kind::Tick || frame.header.flags & FLAG_SNAPSHOT != 0 {
             return None;
         }
-        let item = TickItem::new(&frame, self.taken, 0).ok()?;
-        let at = self.topics.step(item.topic_id, item.sequence)?;
-        self.taken += used;
-        // Of a native stream it is 0.
+        let tick = StoredTick::new(&frame, self.consumed, 0).ok()?;
+        let index = self.topics.advance_in_order(tick.topic_id, tick.sequence)?;
+        self.consumed += used;
+        // Always 0 on a native connection.
         self.message_left = self.message_left.saturating_sub(used);
-        Some((at, item))
+        Some((index, tick))
     }
 }

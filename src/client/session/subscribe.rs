@@ -1,25 +1,25 @@
-//! What a session asks to be delivered: subscriptions, their options, and where they begin.
+//! Subscriptions of a connection: their options and where they start.
 
 use crate::{
-    client::{
-        RequestError, SubscribeOptions,
-        request::{Outgoing, Start},
-        session::Session,
-        topics::{Skip, Teller},
-    },
+    RequestError, SubscribeOptions,
+    request::{Outgoing, Start},
+    session::Connection,
+    topics::{Announcer, SkipReason},
+};
+use tickcast_proto::{
+    Encoding,
     limits::RESUME_POSITIONS_MAX,
     subscription::{Delivery, From, Position},
-    wire::Encoding,
 };
 
-impl Session {
-    /// The server's life, once it has welcomed.
+impl Connection {
+    /// The server's epoch; `None` before its welcome.
     pub fn server_epoch(&self) -> Option<u64> {
         self.server_epoch
     }
 
-    /// Asks for the ticks of a pattern, from the next one on. The acknowledgement names the number returned; a raw
-    /// session gets none.
+    /// Queues a subscription to a pattern, starting with the next tick; returns the request's number.
+    /// [`Event::Subscribed`](crate::Event) with that number acknowledges it, except on a raw connection.
     ///
     /// # Errors
     /// [`RequestError`]: nothing was queued.
@@ -27,95 +27,94 @@ impl Session {
         self.start(pattern, Delivery::default(), Start::Live)
     }
 
-    /// [`Session::subscribe`] with a policy, a rate and a place to begin.
+    /// [`Connection::subscribe`] with a policy, a rate and a start.
     ///
-    /// JSON names one epoch for all places: the server's if it has welcomed, else the newest among them. A place of
-    /// another epoch is not sent, and the session itself gives its [`Event::Recovered`](crate::client::Event) when
-    /// the topic is announced.
+    /// JSON carries one epoch for all positions: the server's if it is known, else the newest among them. Positions of
+    /// another epoch are not sent; the connection itself reports them as not recovered
+    /// ([`Event::Recovered`](crate::Event)) when their topics are announced.
     ///
     /// # Errors
-    /// [`RequestError`]: nothing was queued. Places named by [`Session::resume`] are used up all the same.
+    /// [`RequestError`]: nothing was queued. Positions passed to [`Connection::resume`] are discarded nevertheless.
     pub fn subscribe_with(&mut self, pattern: &str, options: &SubscribeOptions) -> Result<u32, RequestError> {
         let delivery = options.delivery;
         let is_raw = self.encoding == Encoding::WebSocketRaw;
         match &options.from {
             From::Live => self.start(pattern, delivery, Start::Live),
             From::Latest => self.start(pattern, delivery, Start::Latest),
-            // Payloads travel alone: without sequences there is no place to go on from.
+            // Raw connections carry payloads only. Without sequences there is no position to resume from.
             From::Position(_) | From::Positions(..) | From::Resume if is_raw => {
-                self.resuming = Vec::new();
+                self.resume_positions = Vec::new();
                 self.start(pattern, delivery, Start::Latest)
             }
             From::Position(position) => {
-                if self.topics.pattern_places() >= RESUME_POSITIONS_MAX {
-                    return Err(RequestError::TooManyPlaces);
+                if self.topics.pattern_positions() >= RESUME_POSITIONS_MAX {
+                    return Err(RequestError::TooManyPositions);
                 }
                 let request = self.start(pattern, delivery, Start::After(*position))?;
-                self.topics.place_pattern(pattern, *position);
+                self.topics.add_pattern_position(pattern, *position);
                 Ok(request)
             }
             From::Positions(epoch, sequences) => {
                 if sequences.len() > RESUME_POSITIONS_MAX {
-                    return Err(RequestError::TooManyPlaces);
+                    return Err(RequestError::TooManyPositions);
                 }
-                let mut places = Vec::with_capacity(sequences.len());
-                for (topic, &sequence) in sequences {
-                    places.push((topic.clone(), Position { epoch: *epoch, sequence }));
-                }
-                self.start_after(pattern, delivery, *epoch, &places)
+                let position = |&sequence| Position { epoch: *epoch, sequence };
+                let positions: Vec<_> =
+                    sequences.iter().map(|(topic, sequence)| (topic.clone(), position(sequence))).collect();
+                self.start_after(pattern, delivery, *epoch, &positions)
             }
             From::Resume => {
-                let places = std::mem::take(&mut self.resuming);
-                let newest = places.iter().map(|(_, position)| position.epoch).max().unwrap_or(0);
-                self.start_after(pattern, delivery, self.server_epoch.unwrap_or(newest), &places)
+                let positions = std::mem::take(&mut self.resume_positions);
+                let newest = positions.iter().map(|(_, position)| position.epoch).max().unwrap_or(0);
+                self.start_after(pattern, delivery, self.server_epoch.unwrap_or(newest), &positions)
             }
         }
     }
 
-    /// Names the place that the client has in a topic, for the next subscription with [`From::Resume`]: nothing is
-    /// sent before that.
+    /// Adds the client's position in a topic for the next subscription with [`From::Resume`], which sends it.
     ///
     /// # Errors
-    /// [`RequestError::TooManyPlaces`] past [`RESUME_POSITIONS_MAX`] of them.
+    /// [`RequestError::TooManyPositions`] beyond [`RESUME_POSITIONS_MAX`] of them.
     pub fn resume(&mut self, topic: &str, position: Position) -> Result<(), RequestError> {
-        if self.resuming.len() >= RESUME_POSITIONS_MAX {
-            return Err(RequestError::TooManyPlaces);
+        if self.resume_positions.len() >= RESUME_POSITIONS_MAX {
+            return Err(RequestError::TooManyPositions);
         }
-        self.resuming.push((topic.into(), position));
+        self.resume_positions.push((topic.into(), position));
         Ok(())
     }
 
-    /// Changes how a live subscription is delivered. The acknowledgement is an
-    /// [`Event::Subscribed`](crate::client::Event) that names the number returned.
+    /// Queues a change of an active subscription's delivery; returns the request's number.
+    /// [`Event::Subscribed`](crate::Event) with that number acknowledges it.
     ///
     /// # Errors
     /// [`RequestError`]: nothing was queued.
     pub fn update(&mut self, pattern: &str, delivery: Delivery) -> Result<u32, RequestError> {
-        let request = self.next_request();
+        let request = self.requests.next();
         self.request(&Outgoing::Update { request, pattern, delivery }).map(|()| request)
     }
 
-    /// Ends a subscription, named by its pattern. The answer names the number returned.
+    /// Queues the end of a subscription, identified by its pattern; returns the request's number.
+    /// [`Event::Unsubscribed`](crate::Event) with that number acknowledges it.
     ///
-    /// The next tick of each topic counts as its first again: which topics paused is the server's to know.
+    /// Afterwards the next tick of every topic counts as its first, because only the server knows which topics paused.
     ///
     /// # Errors
     /// [`RequestError`]: nothing was queued.
     pub fn unsubscribe(&mut self, pattern: &str) -> Result<u32, RequestError> {
-        let request = self.next_request();
+        let request = self.requests.next();
         self.request(&Outgoing::Unsubscribe { request, pattern })?;
-        self.topics.forget_pattern(pattern);
+        self.topics.remove_pattern_position(pattern);
         Ok(request)
     }
 
-    /// Notes a place that the server is not asked for: what lies between it and the snapshot that the topic begins
-    /// with is then told, as conflated or as lost.
-    pub(in crate::client) fn expect_snapshot(&mut self, topic: &str, position: Position, skip: Skip) {
-        self.topics.place(topic, position, Teller::Client(skip));
+    /// Adds a position that is not sent to the server. The connection reports the ticks between it and the snapshot that
+    /// the topic starts with, as conflated or as lost.
+    pub(crate) fn expect_snapshot(&mut self, topic: &str, position: Position, reason: SkipReason) {
+        self.topics.add_position(topic, position, Announcer::Client(reason));
     }
 
     fn start(&mut self, pattern: &str, delivery: Delivery, start: Start<'_>) -> Result<u32, RequestError> {
-        let request = self.next_request();
+        let request = self.requests.next();
         self.request(&Outgoing::Subscribe { request, pattern, delivery, start }).map(|()| request)
     }
 
@@ -124,14 +123,14 @@ impl Session {
         pattern: &str,
         delivery: Delivery,
         epoch: u64,
-        places: &[(Box<str>, Position)],
+        positions: &[(Box<str>, Position)],
     ) -> Result<u32, RequestError> {
-        let request = self.start(pattern, delivery, Start::Places(epoch, places))?;
+        let request = self.start(pattern, delivery, Start::Positions(epoch, positions))?;
         let is_json = self.encoding == Encoding::WebSocketJson;
-        for (topic, position) in places {
-            let said = !is_json || position.epoch == epoch;
-            let teller = if said { Teller::Server } else { Teller::Client(Skip::Gap) };
-            self.topics.place(topic, *position, teller);
+        for (topic, position) in positions {
+            let is_sent = !is_json || position.epoch == epoch;
+            let announcer = if is_sent { Announcer::Server } else { Announcer::Client(SkipReason::Gap) };
+            self.topics.add_position(topic, *position, announcer);
         }
         Ok(request)
     }

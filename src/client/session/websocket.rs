@@ -1,28 +1,26 @@
-//! How a session reads WebSocket messages: whole data frames in place, everything else through the decoder.
+//! Decoding of WebSocket messages: whole data frames in place, everything else through the WebSocket decoder.
 
 use crate::{
-    client::{
-        SessionError,
-        reply::{self, Buffer, Item, JsonTarget, Span},
-        session::{JsonPlace, Phase, Progress, Session},
-    },
-    wire::{
-        DecodeError, Encoding, Step,
-        websocket::{self, DataType, Incoming},
-    },
+    ProtocolError,
+    reply::{self, Buffer, JsonTarget, Span, StoredEvent},
+    session::{Connection, JsonState, Phase, Progress},
+};
+use tickcast_proto::{
+    DecodeError, Encoding, Step,
+    framing::websocket::{self, DataType, Incoming},
 };
 
-impl Session {
-    pub(super) fn step_websocket(&mut self) -> Result<Progress, SessionError> {
+impl Connection {
+    pub(super) fn step_websocket(&mut self) -> Result<Progress, ProtocolError> {
         if self.message_left > 0 {
             return match self.encoding {
                 Encoding::WebSocketJson => self.step_json(),
                 _ => self.step_message_frame(),
             };
         }
-        let bytes = &self.input[self.taken..];
-        let Some(header) = DataHeader::read(bytes).filter(|_| !self.fragmented) else {
-            return self.step_control();
+        let bytes = &self.input[self.consumed..];
+        let Some(header) = DataHeader::decode(bytes).filter(|_| !self.fragmented) else {
+            return self.step_other_frame();
         };
         if header.payload_len > self.message_bytes_max as u64 {
             let bytes_max = self.message_bytes_max;
@@ -31,146 +29,156 @@ impl Session {
         let expected =
             if self.encoding == Encoding::WebSocketJson { DataType::Text } else { DataType::Binary };
         if header.data_type != expected {
-            return Err(DecodeError::WrongMessageType("text where binary belongs, or binary for text").into());
+            return Err(DecodeError::WrongMessageType(
+                "the message is text where binary is expected, or binary where text is",
+            )
+            .into());
         }
         let whole_len = header.header_len + header.payload_len as usize;
         let whole_needed = self.encoding != Encoding::WebSocketRkyv;
         if whole_needed && bytes.len() < whole_len {
             return Ok(Progress::NeedMore);
         }
-        if matches!(self.phase, Phase::Closing) {
-            return Err(SessionError::AfterClosing);
+        if matches!(self.phase, Phase::ClosingReceived) {
+            return Err(ProtocolError::AfterClosing);
         }
-        let start = self.taken + header.header_len;
+        let start = self.consumed + header.header_len;
         let len = header.payload_len as usize;
         match self.encoding {
             Encoding::WebSocketRaw => {
-                self.taken += whole_len;
-                return Ok(Progress::Item(Item::Payload(Span { buffer: Buffer::Input, start, len })));
+                self.consumed += whole_len;
+                let payload = Span { buffer: Buffer::Input, start, len };
+                return Ok(Progress::Event(StoredEvent::Payload(payload)));
             }
             Encoding::WebSocketJson => {
                 if len == 0 {
-                    return Err(SessionError::Json("an empty message".into()));
+                    return Err(ProtocolError::Json("an empty message".into()));
                 }
                 simdutf8::basic::from_utf8(&self.input[start..start + len])
                     .map_err(|_| DecodeError::NotUtf8)?;
-                self.json = JsonPlace::Start;
+                self.json = JsonState::Start;
             }
             _ => {}
         }
-        self.taken = start;
+        self.consumed = start;
         self.message_left = len;
-        Ok(Progress::Taken)
+        Ok(Progress::Consumed)
     }
 
-    /// Reads a native frame of the current WebSocket message. Frames are taken as they arrive: the message need not
-    /// be whole, but must end where a frame does.
+    /// Decodes a native frame of the current WebSocket message. Frames are decoded as they arrive: the message need not be
+    /// complete, but it must end where a frame ends.
     #[inline]
-    fn step_message_frame(&mut self) -> Result<Progress, SessionError> {
+    fn step_message_frame(&mut self) -> Result<Progress, ProtocolError> {
         let available = self.message_left.min(self.input_waiting_bytes());
-        let before = self.taken;
+        let before = self.consumed;
         let progress = self.step_frame(before + available)?;
         if matches!(progress, Progress::NeedMore) && available == self.message_left {
-            return Err(DecodeError::WebSocket("a frame goes on past its message".into()).into());
+            return Err(DecodeError::WebSocket("a frame extends beyond its message".into()).into());
         }
-        self.message_left -= self.taken - before;
+        self.message_left -= self.consumed - before;
         Ok(progress)
     }
 
-    /// Reads the next value of the current JSON message, which is whole.
-    fn step_json(&mut self) -> Result<Progress, SessionError> {
-        let end = self.taken + self.message_left;
-        let rest = &self.input[self.taken..end];
+    /// Decodes the next value of the current JSON message, which is complete.
+    fn step_json(&mut self) -> Result<Progress, ProtocolError> {
+        let end = self.consumed + self.message_left;
+        let rest = &self.input[self.consumed..end];
         let blank = rest.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
-        let (place, used) = match (self.json, rest.get(blank)) {
-            (JsonPlace::End, None) => (JsonPlace::Start, blank),
-            (JsonPlace::Start, Some(b'[')) => (JsonPlace::FirstOfArray, blank + 1),
-            (JsonPlace::FirstOfArray | JsonPlace::RestOfArray, Some(b']')) => (JsonPlace::End, blank + 1),
-            (JsonPlace::RestOfArray, Some(b',')) => return self.step_json_value(blank + 1, end),
-            (JsonPlace::Start | JsonPlace::FirstOfArray, Some(_)) => return self.step_json_value(blank, end),
-            _ => return Err(SessionError::Json("not one JSON object or array in a message".into())),
+        let (state, used) = match (self.json, rest.get(blank)) {
+            (JsonState::End, None) => (JsonState::Start, blank),
+            (JsonState::Start, Some(b'[')) => (JsonState::FirstOfArray, blank + 1),
+            (JsonState::FirstOfArray | JsonState::RestOfArray, Some(b']')) => (JsonState::End, blank + 1),
+            (JsonState::RestOfArray, Some(b',')) => return self.step_json_value(blank + 1, end),
+            (JsonState::Start | JsonState::FirstOfArray, Some(_)) => return self.step_json_value(blank, end),
+            _ => return Err(ProtocolError::Json("a message must be one JSON object or array".into())),
         };
-        self.json = place;
-        self.take_json(used)?;
-        Ok(Progress::Taken)
+        self.json = state;
+        self.consume_json(used)?;
+        Ok(Progress::Consumed)
     }
 
-    fn step_json_value(&mut self, skip: usize, end: usize) -> Result<Progress, SessionError> {
-        if matches!(self.phase, Phase::Closing) {
-            return Err(SessionError::AfterClosing);
+    fn step_json_value(&mut self, skip: usize, end: usize) -> Result<Progress, ProtocolError> {
+        if matches!(self.phase, Phase::ClosingReceived) {
+            return Err(ProtocolError::AfterClosing);
         }
-        let text = &self.input[self.taken + skip..end];
+        let text = &self.input[self.consumed + skip..end];
         let mut values = serde_json::Deserializer::from_slice(text).into_iter::<reply::Message<'_>>();
         let message = match values.next() {
             Some(Ok(message)) => message,
-            Some(Err(error)) => return Err(SessionError::Json(error.to_string())),
-            None => return Err(SessionError::Json("a value is missing".into())),
+            Some(Err(error)) => return Err(ProtocolError::Json(error.to_string())),
+            None => return Err(ProtocolError::Json("a value is missing in an array".into())),
         };
         let used = skip + values.byte_offset();
         let target =
-            JsonTarget { scratch: &mut self.scratch, topics: &mut self.topics, later: &mut self.later };
-        let item = reply::from_json(message, target)?;
-        self.json = if self.json == JsonPlace::Start { JsonPlace::End } else { JsonPlace::RestOfArray };
-        self.take_json(used)?;
-        match item {
-            Some(item) => self.note(&item).map(|()| Progress::Item(item)),
-            None => Ok(Progress::Taken),
+            JsonTarget { scratch: &mut self.scratch, topics: &mut self.topics, queue: &mut self.queue };
+        let stored = reply::from_json(message, target)?;
+        self.json = if self.json == JsonState::Start { JsonState::End } else { JsonState::RestOfArray };
+        self.consume_json(used)?;
+        match stored {
+            Some(stored) => self.apply(&stored).map(|()| Progress::Event(stored)),
+            None => Ok(Progress::Consumed),
         }
     }
 
-    fn take_json(&mut self, used: usize) -> Result<(), SessionError> {
-        self.taken += used;
+    fn consume_json(&mut self, used: usize) -> Result<(), ProtocolError> {
+        self.consumed += used;
         self.message_left -= used;
-        if self.message_left == 0 && matches!(self.json, JsonPlace::FirstOfArray | JsonPlace::RestOfArray) {
-            return Err(SessionError::Json("an array that does not end".into()));
+        if self.message_left == 0 && matches!(self.json, JsonState::FirstOfArray | JsonState::RestOfArray) {
+            return Err(ProtocolError::Json("an array does not end".into()));
         }
         Ok(())
     }
 
-    /// Reads one frame that is not a whole data message: control frames, fragments, and what is wrong.
-    fn step_control(&mut self) -> Result<Progress, SessionError> {
-        let Some(websocket) = &mut self.websocket else { return Ok(Progress::NeedMore) };
-        let bytes = &self.input[self.taken..];
+    /// Decodes a frame that is not a whole data message: a control frame, a fragment, or an invalid one.
+    fn step_other_frame(&mut self) -> Result<Progress, ProtocolError> {
+        let Some(websocket) = &mut self.websocket else {
+            debug_assert!(false, "native connections never decode WebSocket frames");
+            return Ok(Progress::NeedMore);
+        };
+        let bytes = &self.input[self.consumed..];
         let (used, incoming) = match websocket.step(bytes, &mut self.output)? {
             Step::Partial => return Ok(Progress::NeedMore),
             Step::Complete(used, incoming) => (used, incoming),
         };
         let first = bytes[0];
-        let start = self.taken;
+        let start = self.consumed;
         let (data_type, payload) = match &incoming {
             Incoming::Text(text) => (DataType::Text, text.as_bytes()),
             Incoming::Binary(bytes) => (DataType::Binary, &bytes[..]),
             Incoming::Nothing => {
                 let token = bytes[..used].last_chunk::<8>().filter(|_| used == 10 && first == 0x8a).copied();
-                self.taken += used;
+                self.consumed += used;
                 if first & 0x0f < 8 {
                     self.fragmented = true;
                 }
                 return Ok(match token {
                     Some(token) if self.encoding == Encoding::WebSocketRaw => {
-                        Progress::Item(Item::Pong { token: u64::from_le_bytes(token) })
+                        Progress::Event(StoredEvent::Pong { token: u64::from_le_bytes(token) })
                     }
-                    _ => Progress::Taken,
+                    _ => Progress::Consumed,
                 });
             }
             Incoming::Close(code) => {
-                self.taken += used;
-                // A control frame from a server: two bytes of header, two of code, the reason.
-                let text = Span { buffer: Buffer::Input, start: start + 4, len: used.saturating_sub(4) };
-                let told = matches!(self.phase, Phase::Closing | Phase::Leaving);
+                self.consumed += used;
+                // A close frame from a server has two bytes of header, two of code if there is one, then the reason.
+                let text =
+                    Span { buffer: Buffer::Input, start: start + used.min(4), len: used.saturating_sub(4) };
+                let is_expected = matches!(self.phase, Phase::ClosingReceived | Phase::CloseSent);
                 self.phase = Phase::Closed;
-                return Ok(match told {
-                    true => Progress::Taken,
-                    false => Progress::Item(Item::Closing { code: *code, text, reconnect_after_ms: 0 }),
+                return Ok(match is_expected {
+                    true => Progress::Consumed,
+                    false => {
+                        Progress::Event(StoredEvent::Closing { code: *code, text, reconnect_after_ms: 0 })
+                    }
                 });
             }
         };
-        // A message that came in fragments goes back as one frame, so that there is one way to read it.
+        // Put a reassembled message back into the input as one frame, so that one code path decodes all messages.
         let mut whole = Vec::with_capacity(payload.len() + 10);
         websocket::encode(&mut whole, data_type, payload);
         self.input.splice(start..start + used, whole);
         self.fragmented = false;
-        Ok(Progress::Taken)
+        Ok(Progress::Consumed)
     }
 }
 
@@ -182,9 +190,9 @@ struct DataHeader {
 }
 
 impl DataHeader {
-    /// `None` for every other frame, and for a header that is not yet whole: the decoder for those tells which.
+    /// `None` for every other frame and for an incomplete header; the WebSocket decoder tells them apart.
     #[inline]
-    fn read(bytes: &[u8]) -> Option<DataHeader> {
+    fn decode(bytes: &[u8]) -> Option<DataHeader> {
         let data_type = match bytes.first()? {
             0x81 => DataType::Text,
             0x82 => DataType::Binary,

@@ -1,38 +1,38 @@
 use super::*;
 use crate::{
-    client::{Event, SessionError, session::tests::open},
-    subscription::Policy,
-    tick::{Sequence, TickTimes, TopicId},
-    wire::{
-        Step,
-        command::Command,
-        frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, TickParts},
-        json,
-        reply::Reply,
-        websocket::{DataType, Incoming, WebSocket, encode},
-    },
+    Event, ProtocolError,
+    session::tests::{ENCODINGS, open},
 };
-
-use crate::client::session::tests::ENCODINGS;
+use tickcast_proto::{
+    Step,
+    codec::json,
+    command::Command,
+    frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, TickParts},
+    framing::websocket::{DataType, Incoming, WebSocket, encode},
+    ids::{Sequence, TopicId},
+    records::TickTimes,
+    reply::Reply,
+    subscription::Policy,
+};
 
 const A: TopicId = TopicId(5);
 
-/// What a server says of topic `a`, in one encoding.
-struct Say(Encoding, Vec<u8>);
+/// What a server sends about topic `a`, in one encoding.
+struct Script(Encoding, Vec<u8>);
 
-impl Say {
-    fn new(encoding: Encoding) -> Say {
-        let mut say = Say(encoding, Vec::new());
-        say.reply(Reply::Welcome { request: 1, epoch: 3, session: 2, frame_bytes_max: 1 << 18 });
-        say
+impl Script {
+    fn new(encoding: Encoding) -> Script {
+        let mut script = Script(encoding, Vec::new());
+        script.reply(Reply::Welcome { request: 1, epoch: 3, session: 2, frame_bytes_max: 1 << 18 });
+        script
     }
 
-    fn reply(&mut self, reply: Reply<'_>) -> &mut Say {
+    fn reply(&mut self, reply: Reply<'_>) -> &mut Script {
         reply.encode(self.0, &mut self.1);
         self
     }
 
-    fn message(&mut self, native: impl Fn(&mut Vec<u8>), as_json: impl Fn(&mut Vec<u8>)) -> &mut Say {
+    fn message(&mut self, native: impl Fn(&mut Vec<u8>), as_json: impl Fn(&mut Vec<u8>)) -> &mut Script {
         let mut body = Vec::new();
         match self.0 {
             Encoding::Native => native(&mut self.1),
@@ -48,14 +48,14 @@ impl Say {
         self
     }
 
-    fn topic(&mut self, epoch: u64) -> &mut Say {
+    fn topic(&mut self, epoch: u64) -> &mut Script {
         self.message(
             |out| frame::encode_topic(out, A, epoch, "a"),
             |out| json::encode_topic(out, A, epoch, "a"),
         )
     }
 
-    fn tick(&mut self, sequence: u64, key: u64, flags: u8) -> &mut Say {
+    fn tick(&mut self, sequence: u64, key: u64, flags: u8) -> &mut Script {
         let parts = TickParts {
             flags: flags | FLAG_PAYLOAD_JSON,
             times: TickTimes { producer_time_ns: 70, ingest_time_ns: 0 },
@@ -64,17 +64,19 @@ impl Say {
             ..TickParts::default()
         };
         self.message(
-            |out| frame::encode_tick(out, A, Sequence(sequence), &parts),
+            |out| {
+                frame::encode_tick(out, A, Sequence(sequence), &parts);
+            },
             |out| json::encode_tick(out, &json::tick_prefix("a"), sequence, &parts),
         )
     }
 
-    fn recovered(&mut self, epoch: u64, sequence: u64, recovered: bool) -> &mut Say {
+    fn recovered(&mut self, epoch: u64, sequence: u64, recovered: bool) -> &mut Script {
         self.reply(Reply::Recovered { topic_id: 5, name: "a", epoch, sequence, recovered })
     }
 }
 
-/// Events in short.
+/// An event in short form.
 fn short(event: &Event<'_>) -> String {
     match *event {
         Event::Tick(tick) => {
@@ -84,8 +86,9 @@ fn short(event: &Event<'_>) -> String {
         }
         Event::Conflated { topic, epoch, from, to, .. } => format!("conflated {topic} {epoch}:{from}-{to}"),
         Event::Gap { topic, epoch, from, to, .. } => format!("gap {topic} {epoch}:{from}-{to}"),
-        Event::Recovered { topic, place, epoch, sequence, recovered, .. } => {
-            format!("recovered {topic} {}:{} {epoch}:{sequence} {recovered}", place.epoch, place.sequence)
+        Event::Recovered { topic, requested, epoch, sequence, recovered, .. } => {
+            let Position { epoch: of, sequence: after } = requested;
+            format!("recovered {topic} {of}:{after} {epoch}:{sequence} {recovered}")
         }
         Event::Topic { name, .. } => format!("topic {name}"),
         Event::Welcome { .. } => "welcome".into(),
@@ -93,12 +96,16 @@ fn short(event: &Event<'_>) -> String {
     }
 }
 
-/// The events after the welcome of what is said to an open session, byte by byte.
-fn events(session: &mut Session, response: &[u8], say: &Say) -> Result<Vec<String>, SessionError> {
+/// The events after the welcome of an open connection that receives the script byte by byte.
+fn events(
+    connection: &mut Connection,
+    response: &[u8],
+    script: &Script,
+) -> Result<Vec<String>, ProtocolError> {
     let mut events = Vec::new();
-    for &byte in response.iter().chain(&say.1) {
-        session.handle_bytes(&[byte]);
-        while let Some(event) = session.poll_event()? {
+    for &byte in response.iter().chain(&script.1) {
+        connection.handle_bytes(&[byte]);
+        while let Some(event) = connection.poll_event()? {
             events.push(short(&event));
         }
     }
@@ -106,11 +113,11 @@ fn events(session: &mut Session, response: &[u8], say: &Say) -> Result<Vec<Strin
     Ok(events)
 }
 
-/// The commands a session sends after its hello, as the server reads them.
-fn commands(session: &mut Session) -> Vec<String> {
+/// The commands a connection sends, as the server decodes them.
+fn commands(connection: &mut Connection) -> Vec<String> {
     let mut commands = Vec::new();
-    let bytes = session.output().to_vec();
-    session.output_written(bytes.len());
+    let bytes = connection.poll_transmit().to_vec();
+    connection.handle_transmitted(bytes.len());
     let mut frames = |mut bytes: &[u8]| {
         while let Ok(Step::Complete(used, frame)) = frame::decode(bytes, 1 << 18) {
             commands.push(format!("{:?}", Command::from_frame(&frame).unwrap()));
@@ -118,7 +125,7 @@ fn commands(session: &mut Session) -> Vec<String> {
         }
         assert!(bytes.is_empty(), "a message ends with a frame");
     };
-    if session.encoding() == Encoding::Native {
+    if connection.encoding() == Encoding::Native {
         frames(&bytes);
         return commands;
     }
@@ -137,21 +144,21 @@ fn commands(session: &mut Session) -> Vec<String> {
     commands
 }
 
-fn resumed(encoding: Encoding) -> (Session, Vec<u8>) {
-    let (mut session, response) = open(encoding);
-    session.resume("a", Position { epoch: 3, sequence: 50 }).unwrap();
+fn resumed(encoding: Encoding) -> (Connection, Vec<u8>) {
+    let (mut connection, response) = open(encoding);
+    connection.resume("a", Position { epoch: 3, sequence: 50 }).unwrap();
     let options = SubscribeOptions { from: From::Resume, ..SubscribeOptions::default() };
-    session.subscribe_with(">", &options).unwrap();
-    (session, response)
+    connection.subscribe_with(">", &options).unwrap();
+    (connection, response)
 }
 
 #[test]
-fn what_is_left_out_is_an_event_before_the_next_tick_in_every_encoding() {
+fn skipped_range_is_an_event_before_the_next_tick_in_every_encoding() {
     for encoding in ENCODINGS {
-        let (mut session, response) = open(encoding);
-        let mut say = Say::new(encoding);
-        say.topic(3).tick(1, 7, 0).reply(Reply::Conflated { topic: A, name: "a", from: 2, to: 5 });
-        say.tick(5, 0, 0).reply(Reply::Gap { topic: A, name: "a", from: 6, to: 7 }).tick(8, u64::MAX, 0);
+        let (mut connection, response) = open(encoding);
+        let mut script = Script::new(encoding);
+        script.topic(3).tick(1, 7, 0).reply(Reply::Conflated { topic: A, name: "a", from: 2, to: 5 });
+        script.tick(5, 0, 0).reply(Reply::Gap { topic: A, name: "a", from: 6, to: 7 }).tick(8, u64::MAX, 0);
         let expected = [
             "topic a",
             "tick 3:1 key 7 missed 0",
@@ -160,44 +167,44 @@ fn what_is_left_out_is_an_event_before_the_next_tick_in_every_encoding() {
             "gap a 3:6-7",
             "tick 3:8 key 18446744073709551615 missed 1",
         ];
-        assert_eq!(events(&mut session, &response, &say).unwrap(), expected, "{encoding:?}");
-        let (_, topic) = session.topics().next().unwrap();
+        assert_eq!(events(&mut connection, &response, &script).unwrap(), expected, "{encoding:?}");
+        let (_, topic) = connection.topics().next().unwrap();
         assert_eq!((topic.ticks, topic.conflated, topic.gap, topic.missed), (3, 3, 1, 1));
     }
 }
 
 #[test]
-fn a_recovered_place_goes_on_after_its_tick_in_every_encoding() {
+fn recovered_position_continues_after_its_tick_in_every_encoding() {
     for encoding in ENCODINGS {
         for topic_first in [true, false] {
-            let (mut session, response) = resumed(encoding);
-            let mut say = Say::new(encoding);
+            let (mut connection, response) = resumed(encoding);
+            let mut script = Script::new(encoding);
             if topic_first {
-                say.topic(3).recovered(3, 52, true);
+                script.topic(3).recovered(3, 52, true);
             } else {
-                say.recovered(3, 52, true).topic(3);
+                script.recovered(3, 52, true).topic(3);
             }
-            say.tick(51, 0, 0).tick(53, 0, 0);
-            let told = events(&mut session, &response, &say).unwrap();
-            assert!(told.contains(&"recovered a 3:50 3:52 true".into()), "{told:?}");
-            assert_eq!(told[2..], ["tick 3:51 key 0 missed 0", "tick 3:53 key 0 missed 1"], "{encoding:?}");
+            script.tick(51, 0, 0).tick(53, 0, 0);
+            let got = events(&mut connection, &response, &script).unwrap();
+            assert!(got.contains(&"recovered a 3:50 3:52 true".into()), "{got:?}");
+            assert_eq!(got[2..], ["tick 3:51 key 0 missed 0", "tick 3:53 key 0 missed 1"], "{encoding:?}");
 
-            let (mut session, response) = resumed(encoding);
-            let mut say = Say::new(encoding);
-            say.topic(3).recovered(3, 52, true).tick(50, 0, 0);
-            let overlap = events(&mut session, &response, &say).unwrap_err();
-            assert!(matches!(overlap, SessionError::OutOfOrder { previous: 50, sequence: 50, .. }));
+            let (mut connection, response) = resumed(encoding);
+            let mut script = Script::new(encoding);
+            script.topic(3).recovered(3, 52, true).tick(50, 0, 0);
+            let overlap = events(&mut connection, &response, &script).unwrap_err();
+            assert!(matches!(overlap, ProtocolError::OutOfOrder { previous: 50, sequence: 50, .. }));
         }
     }
 }
 
 #[test]
-fn what_a_snapshot_leaves_out_is_a_gap_before_each_of_its_ticks() {
+fn snapshot_announces_gaps_before_each_of_its_ticks() {
     for encoding in ENCODINGS {
-        let (mut session, response) = resumed(encoding);
-        let mut say = Say::new(encoding);
-        say.topic(3).recovered(3, 60, false).tick(30, 1, FLAG_SNAPSHOT).tick(55, 2, FLAG_SNAPSHOT);
-        say.tick(60, 3, FLAG_SNAPSHOT).tick(61, 0, 0);
+        let (mut connection, response) = resumed(encoding);
+        let mut script = Script::new(encoding);
+        script.topic(3).recovered(3, 60, false).tick(30, 1, FLAG_SNAPSHOT).tick(55, 2, FLAG_SNAPSHOT);
+        script.tick(60, 3, FLAG_SNAPSHOT).tick(61, 0, 0);
         let expected = [
             "topic a",
             "recovered a 3:50 3:60 false",
@@ -208,16 +215,16 @@ fn what_a_snapshot_leaves_out_is_a_gap_before_each_of_its_ticks() {
             "snapshot 3:60 key 3 missed 0",
             "tick 3:61 key 0 missed 0",
         ];
-        assert_eq!(events(&mut session, &response, &say).unwrap(), expected, "{encoding:?}");
+        assert_eq!(events(&mut connection, &response, &script).unwrap(), expected, "{encoding:?}");
     }
 }
 
 #[test]
-fn a_place_of_another_epoch_is_told_and_counts_anew_in_every_encoding() {
+fn position_of_another_epoch_is_reported_and_counting_restarts_in_every_encoding() {
     for encoding in ENCODINGS {
-        let (mut session, response) = resumed(encoding);
-        let mut say = Say::new(encoding);
-        say.topic(4).recovered(4, 2, false).tick(2, 0, FLAG_SNAPSHOT).tick(3, 0, 0);
+        let (mut connection, response) = resumed(encoding);
+        let mut script = Script::new(encoding);
+        script.topic(4).recovered(4, 2, false).tick(2, 0, FLAG_SNAPSHOT).tick(3, 0, 0);
         let expected = [
             "topic a",
             "recovered a 3:50 4:2 false",
@@ -225,40 +232,40 @@ fn a_place_of_another_epoch_is_told_and_counts_anew_in_every_encoding() {
             "snapshot 4:2 key 0 missed 0",
             "tick 4:3 key 0 missed 0",
         ];
-        assert_eq!(events(&mut session, &response, &say).unwrap(), expected, "{encoding:?}");
+        assert_eq!(events(&mut connection, &response, &script).unwrap(), expected, "{encoding:?}");
     }
 }
 
 #[test]
-fn a_topic_that_is_no_more_is_told_as_not_recovered() {
+fn vanished_topic_is_reported_as_not_recovered() {
     for encoding in ENCODINGS {
-        let (mut session, response) = resumed(encoding);
-        let mut say = Say::new(encoding);
-        say.reply(Reply::Recovered { topic_id: 0, name: "a", epoch: 4, sequence: 0, recovered: false });
-        say.topic(4).tick(1, 0, 0);
+        let (mut connection, response) = resumed(encoding);
+        let mut script = Script::new(encoding);
+        script.reply(Reply::Recovered { topic_id: 0, name: "a", epoch: 4, sequence: 0, recovered: false });
+        script.topic(4).tick(1, 0, 0);
         let expected = ["recovered a 3:50 4:0 false", "topic a", "tick 4:1 key 0 missed 0"];
-        assert_eq!(events(&mut session, &response, &say).unwrap(), expected, "{encoding:?}");
+        assert_eq!(events(&mut connection, &response, &script).unwrap(), expected, "{encoding:?}");
     }
 }
 
 #[test]
-fn places_travel_as_each_encoding_has_them() {
-    let place = |epoch, sequence| Position { epoch, sequence };
+fn each_encoding_carries_resume_positions() {
+    let at = |epoch, sequence| Position { epoch, sequence };
     for encoding in [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson] {
-        let (mut session, response) = open(encoding);
-        let say = Say::new(encoding);
-        events(&mut session, &response, &say).unwrap();
-        session.resume("a", place(3, 50)).unwrap();
-        session.resume("old", place(2, 9)).unwrap();
+        let (mut connection, response) = open(encoding);
+        let script = Script::new(encoding);
+        events(&mut connection, &response, &script).unwrap();
+        connection.resume("a", at(3, 50)).unwrap();
+        connection.resume("old", at(2, 9)).unwrap();
         let delivery = Delivery { policy: Some(Policy::Drop), interval_us: 0 };
-        session.subscribe_with(">", &SubscribeOptions { delivery, from: From::Resume }).unwrap();
-        session.subscribe_with("x", &SubscribeOptions { delivery, from: From::Resume }).unwrap();
-        session.update("x", Delivery::default()).unwrap();
-        let sent = commands(&mut session);
+        connection.subscribe_with(">", &SubscribeOptions { delivery, from: From::Resume }).unwrap();
+        connection.subscribe_with("x", &SubscribeOptions { delivery, from: From::Resume }).unwrap();
+        connection.update("x", Delivery::default()).unwrap();
+        let sent = commands(&mut connection);
         let position = "Position { epoch: 3, sequence: 50 }";
         if encoding == Encoding::WebSocketJson {
             assert!(sent[1].contains("from: Positions(3, {\"a\": 50})"), "one epoch: {sent:?}");
-            assert!(sent[2].contains("from: Positions(3, {})"), "used up: {sent:?}");
+            assert!(sent[2].contains("from: Positions(3, {})"), "sent once: {sent:?}");
         } else {
             let shift = sent.len() - 5;
             assert_eq!(sent[shift], format!("Resume {{ topic: \"a\", position: {position} }}"));
@@ -270,43 +277,43 @@ fn places_travel_as_each_encoding_has_them() {
 }
 
 #[test]
-fn a_place_that_json_cannot_name_is_told_by_the_session() {
-    let (mut session, response) = open(Encoding::WebSocketJson);
-    session.handle_bytes(&response);
-    session.resume("a", Position { epoch: 2, sequence: 9 }).unwrap();
-    session.resume("b", Position { epoch: 3, sequence: 1 }).unwrap();
+fn position_that_json_cannot_carry_is_reported_by_the_connection() {
+    let (mut connection, response) = open(Encoding::WebSocketJson);
+    connection.handle_bytes(&response);
+    connection.resume("a", Position { epoch: 2, sequence: 9 }).unwrap();
+    connection.resume("b", Position { epoch: 3, sequence: 1 }).unwrap();
     let options = SubscribeOptions { from: From::Resume, ..SubscribeOptions::default() };
-    session.subscribe_with(">", &options).unwrap();
-    let mut say = Say::new(Encoding::WebSocketJson);
-    say.topic(3).tick(1, 0, 0);
+    connection.subscribe_with(">", &options).unwrap();
+    let mut script = Script::new(Encoding::WebSocketJson);
+    script.topic(3).tick(1, 0, 0);
     let expected = ["topic a", "recovered a 2:9 3:0 false", "tick 3:1 key 0 missed 0"];
-    assert_eq!(events(&mut session, &[], &say).unwrap(), expected);
+    assert_eq!(events(&mut connection, &[], &script).unwrap(), expected);
 }
 
 #[test]
-fn many_places_leave_in_messages_that_every_server_takes() {
-    let (mut session, response) = open(Encoding::WebSocketRkyv);
-    events(&mut session, &response, &Say::new(Encoding::WebSocketRkyv)).unwrap();
+fn many_positions_are_split_into_messages_that_every_server_accepts() {
+    let (mut connection, response) = open(Encoding::WebSocketRkyv);
+    events(&mut connection, &response, &Script::new(Encoding::WebSocketRkyv)).unwrap();
     for topic in 0..RESUME_POSITIONS_MAX {
-        session.resume(&format!("topic.{topic}"), Position { epoch: 3, sequence: 1 }).unwrap();
+        connection.resume(&format!("topic.{topic}"), Position { epoch: 3, sequence: 1 }).unwrap();
     }
-    let refused = session.resume("one.more", Position::default());
-    assert_eq!(refused, Err(RequestError::TooManyPlaces));
+    let rejected = connection.resume("one.more", Position::default());
+    assert_eq!(rejected, Err(RequestError::TooManyPositions));
     let options = SubscribeOptions { from: From::Resume, ..SubscribeOptions::default() };
-    session.subscribe_with(">", &options).unwrap();
-    // The decoder there refuses messages past 256 KiB.
-    assert_eq!(commands(&mut session).len(), 1 + RESUME_POSITIONS_MAX + 1);
+    connection.subscribe_with(">", &options).unwrap();
+    // The decoder in `commands` rejects messages above 256 KiB.
+    assert_eq!(commands(&mut connection).len(), 1 + RESUME_POSITIONS_MAX + 1);
 }
 
 #[test]
-fn a_raw_session_begins_with_the_newest_where_others_resume() {
-    let (mut session, response) = open(Encoding::WebSocketRaw);
-    session.handle_bytes(&response);
-    assert_eq!(session.poll_event(), Ok(None));
-    session.resume("a", Position { epoch: 3, sequence: 50 }).unwrap();
+fn raw_connection_starts_with_the_newest_tick_instead_of_resuming() {
+    let (mut connection, response) = open(Encoding::WebSocketRaw);
+    connection.handle_bytes(&response);
+    assert_eq!(connection.poll_event(), Ok(None));
+    connection.resume("a", Position { epoch: 3, sequence: 50 }).unwrap();
     for from in [From::Resume, From::Position(Position { epoch: 3, sequence: 50 })] {
-        session.subscribe_with("a", &SubscribeOptions { from, ..SubscribeOptions::default() }).unwrap();
-        let sent = commands(&mut session);
+        connection.subscribe_with("a", &SubscribeOptions { from, ..SubscribeOptions::default() }).unwrap();
+        let sent = commands(&mut connection);
         assert!(sent.len() == 1 && sent[0].contains("from: Latest"), "{sent:?}");
     }
 }

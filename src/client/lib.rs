@@ -1,0 +1,283 @@
+//! Client library for tickcast servers: subscribe to ticks and publish them.
+//!
+//! | type | use it when |
+//! |---|---|
+//! | [`Client`] | a thread may block on one connection |
+//! | [`ReconnectingClient`] | the same, and lost connections must resume by themselves |
+//! | [`Connection`] | you drive the socket: an event loop, an async runtime, a simulation |
+//!
+//! [`Connection`] is the protocol over bytes, without a socket, a clock or a thread. The other two wrap it:
+//!
+//! ```text
+//!                 requests                      events
+//!   subscribe, publish, ping, close       poll_event() -> Event
+//!                    |                           ^
+//!                    v                           |
+//!           +--------------------------------------------+
+//!           |                 Connection                 |
+//!           +--------------------------------------------+
+//!                    |                           ^
+//!                    v                           |
+//!        poll_transmit() -> bytes       handle_bytes(bytes)
+//! ```
+//!
+//! [`Event`]s borrow from the receive buffer: a native tick costs no allocation.
+//!
+//! ```no_run
+//! use tickcast_client::{Client, Event};
+//!
+//! let mut client = Client::connect("127.0.0.1:9400")?;
+//! client.subscribe("coinbase.>")?;
+//! while let Some(event) = client.next_event(None)? {
+//!     match event {
+//!         Event::Tick(tick) => println!("{} {}", tick.topic, tick.sequence.0),
+//!         Event::Closed => break,
+//!         _ => {}
+//!     }
+//! }
+//! # Ok::<(), tickcast_client::ClientError>(())
+//! ```
+//!
+//! `src/client/examples/` has complete programs: `subscribe`, `publish`, and `recover` (gaps, conflation, reconnects).
+
+mod blocking;
+mod clock;
+mod error;
+mod handshake;
+mod positions;
+mod reconnect;
+mod reconnecting;
+mod reply;
+mod request;
+#[cfg(any(test, feature = "script"))]
+pub mod script;
+mod session;
+mod topics;
+
+use tickcast_proto::{
+    Encoding,
+    ids::{Sequence, TopicId},
+    limits::FRAME_BYTES_MAX_DEFAULT,
+    subscription::{Delivery, From, Position},
+};
+
+pub use self::{
+    blocking::{Address, Client},
+    error::{ClientError, ProtocolError},
+    positions::Positions,
+    reconnect::{Backoff, is_retryable_close},
+    reconnecting::{ReconnectOptions, ReconnectingClient, StreamEvent},
+    request::{PublishRequest, RequestError},
+    session::Connection,
+    topics::TopicStats,
+};
+
+/// Bytes of requests waiting to be written at which a [`Connection`] rejects further ones. One request may exceed it.
+pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
+/// Topics a server may announce on one connection, about 170 bytes each.
+pub const CONNECTION_TOPICS_MAX: usize = 1 << 20;
+/// Buffer capacity that an idle connection keeps, in bytes; what a burst needed beyond it is freed.
+pub const IDLE_BUFFER_BYTES_MAX: usize = 4 << 10;
+/// Bytes a WebSocket message may have beyond the largest payload: its envelope and a batch of ticks.
+pub const MESSAGE_OVERHEAD_BYTES: usize = 256 << 10;
+
+/// Upper bound of the first reconnect delay, in milliseconds; it doubles with each attempt.
+pub const RECONNECT_BASE_MS: u64 = 500;
+/// Upper bound of every reconnect delay, in milliseconds.
+pub const RECONNECT_CAP_MS: u64 = 20_000;
+/// Time a connection must last before reconnect delays start small again, in milliseconds.
+pub const RECONNECT_STABLE_MS: u64 = 10_000;
+/// Longest reconnect delay that a server can request, in milliseconds.
+pub const RECONNECT_AFTER_MS_MAX: u64 = 900_000;
+/// Subscriptions that a [`ReconnectingClient`] can hold.
+pub const REMEMBERED_SUBSCRIPTIONS_MAX: usize = 65_536;
+
+/// Longest name of a client, in bytes.
+pub const CLIENT_NAME_BYTES_MAX: usize = 255;
+
+/// Options of a [`Connection`]: its encoding, who the client is, and what it accepts.
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    /// The encoding. All but [`Encoding::Native`] are WebSockets.
+    pub encoding: Encoding,
+    /// `Host` header of the WebSocket handshake; not used by native connections.
+    pub host: String,
+    /// Path and query of the WebSocket handshake, such as `/ws` or `/ws?topics=a.%3E`; not used by native connections.
+    pub path: String,
+    /// The client's identity, 1 to 255 bytes of UTF-8 without control characters; empty: none. It decides which shard
+    /// serves the client. With `--identity-conflict replace`, a new connection closes an older one of the same identity.
+    pub client: String,
+    /// The client's name in the server's log and admin pages. Not sent if longer than [`CLIENT_NAME_BYTES_MAX`].
+    pub name: String,
+    /// Largest frame accepted from the server, in bytes; a WebSocket message may be a third longer, plus
+    /// [`MESSAGE_OVERHEAD_BYTES`]. Must be at least the server's `frame_bytes_max`.
+    pub frame_bytes_max: usize,
+}
+
+impl ConnectOptions {
+    /// The default options for an encoding.
+    pub fn new(encoding: Encoding) -> ConnectOptions {
+        ConnectOptions {
+            encoding,
+            host: "localhost".into(),
+            path: "/ws".into(),
+            client: String::new(),
+            name: concat!("tickcast-client/", env!("CARGO_PKG_VERSION")).into(),
+            frame_bytes_max: FRAME_BYTES_MAX_DEFAULT,
+        }
+    }
+}
+
+/// Delivery and start of a subscription. The default: the topic's configured policy, starting with the next tick.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SubscribeOptions {
+    /// What happens to ticks while the client lags, and their highest rate.
+    pub delivery: Delivery,
+    /// Where the subscription starts. [`From::Resume`] means after the positions passed to [`Connection::resume`]. A raw
+    /// connection has no sequences: every position means [`From::Latest`] there.
+    pub from: From,
+}
+
+/// A message from the server. Borrows from the connection until the next poll.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// The server accepted the connection. Never on [`Encoding::WebSocketRaw`].
+    Welcome {
+        /// The server's name and version.
+        server: &'a str,
+        /// The server's epoch: its start time, nanoseconds since 1970.
+        epoch: u64,
+        /// The server's number for this connection, as in its log.
+        session: u64,
+        /// Largest frame the server accepts, in bytes.
+        frame_bytes_max: u32,
+    },
+    /// A subscription is active: ticks published from now on are delivered.
+    Subscribed {
+        /// Request number returned by [`Connection::subscribe`]; 0 for patterns in the path.
+        request: u32,
+        /// The pattern.
+        pattern: &'a str,
+    },
+    /// A topic that matches a subscription; its ticks follow.
+    Topic {
+        /// The topic's number in native frames.
+        id: TopicId,
+        /// The topic's name.
+        name: &'a str,
+        /// Epoch of the topic's sequences.
+        epoch: u64,
+    },
+    /// A subscription has ended.
+    Unsubscribed {
+        /// Request number returned by [`Connection::unsubscribe`].
+        request: u32,
+        /// The pattern.
+        pattern: &'a str,
+    },
+    /// A tick.
+    Tick(Tick<'a>),
+    /// A range of ticks that a newer one replaces; that one follows.
+    Conflated {
+        /// The topic's name.
+        topic: &'a str,
+        /// The topic's number.
+        topic_id: TopicId,
+        /// Epoch of the range.
+        epoch: u64,
+        /// First sequence of the range.
+        from: u64,
+        /// First sequence after the range.
+        to: u64,
+    },
+    /// A range of ticks that are lost to this client: the server dropped them, no longer has them, or sent a snapshot
+    /// instead.
+    Gap {
+        /// The topic's name.
+        topic: &'a str,
+        /// The topic's number.
+        topic_id: TopicId,
+        /// Epoch of the range.
+        epoch: u64,
+        /// First sequence of the range.
+        from: u64,
+        /// First sequence after the range.
+        to: u64,
+    },
+    /// The answer to a resume position.
+    ///
+    /// If it was not recovered in the same epoch, a snapshot of the newest ticks follows, and an [`Event::Gap`] before
+    /// each of its ticks says exactly what is lost. In another epoch, sequences start over and nobody knows how many
+    /// ticks of the old one were lost.
+    Recovered {
+        /// The topic's name.
+        topic: &'a str,
+        /// The topic's number; 0 if the topic does not exist or is not announced yet.
+        topic_id: TopicId,
+        /// The position that was requested; (0, 0) if this connection does not know it.
+        requested: Position,
+        /// The topic's epoch now.
+        epoch: u64,
+        /// The topic's last sequence when the server looked it up; 0 if the server was not asked.
+        sequence: u64,
+        /// Whether every tick after the position follows.
+        recovered: bool,
+    },
+    /// A tick on [`Encoding::WebSocketRaw`], which carries payloads only.
+    Payload(&'a [u8]),
+    /// The answer to a ping: the server has processed everything sent before it.
+    Pong {
+        /// Token returned by [`Connection::ping`].
+        token: u64,
+    },
+    /// A request failed. The connection stays open.
+    Error {
+        /// The request's number; 0 if the server could not read it.
+        request: u32,
+        /// A [`tickcast_proto::ErrorCode`], or one of a newer server.
+        code: u16,
+        /// The reason, for a person.
+        text: &'a str,
+    },
+    /// The server is about to close the connection. [`Event::Closed`] follows.
+    Closing {
+        /// A close code of the protocol.
+        code: u16,
+        /// The reason, for a person.
+        text: &'a str,
+        /// Delay before reconnecting that the server asks for, in milliseconds; 0: none.
+        reconnect_after_ms: u32,
+    },
+    /// The connection has ended: the last event.
+    Closed,
+}
+
+/// One tick and its position in its topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tick<'a> {
+    /// The topic's name.
+    pub topic: &'a str,
+    /// The topic's number.
+    pub topic_id: TopicId,
+    /// Epoch of the sequence. Both together are a position to resume after.
+    pub epoch: u64,
+    /// Position in the topic, from 1; strictly increasing while subscribed.
+    pub sequence: Sequence,
+    /// Ticks between the previous one of this topic and this one that were neither delivered nor announced as skipped.
+    /// 0 unless the server has a bug. A topic's first tick and snapshots count nothing before them as missed.
+    pub missed: u64,
+    /// Producer's timestamp, nanoseconds since 1970.
+    pub producer_time_ns: u64,
+    /// Server's time of receipt, nanoseconds since 1970; 0 in JSON, which does not carry it.
+    pub ingest_time_ns: u64,
+    /// Application-defined schema number; 0: none, and in JSON, which does not carry it.
+    pub schema: u32,
+    /// Key within the topic; 0: none.
+    pub key: u64,
+    /// Part of a snapshot: current state from before the subscription. Sequences between snapshot ticks are not missing.
+    pub snapshot: bool,
+    /// Whether the server guarantees that the payload is one JSON value.
+    pub payload_is_json: bool,
+    /// The producer's bytes, unchanged.
+    pub payload: &'a [u8],
+}

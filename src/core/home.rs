@@ -1,0 +1,451 @@
+//! The home side of topics: assigns sequences, keeps last values and history, knows which shards subscribe to what.
+
+pub mod history;
+pub mod last_value;
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::{
+    home::{
+        history::{History, HistoryBounds},
+        last_value::{KeysBudget, Newest},
+    },
+    limits::{HISTORY_PIECE_BYTES, TURN_SCAN_TOPICS, TURN_TRIM_BYTES},
+    pattern_trie::PatternTrie,
+};
+use tickcast_proto::{
+    frame::{self, FLAG_SNAPSHOT, Frame, Kind, TickParts},
+    ids::{Sequence, ShardId, TopicId},
+    pattern,
+    records::FrameHeader,
+    subscription::Rules,
+};
+
+/// A set of shards, one bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardSet(u128);
+
+impl ShardSet {
+    /// Whether the set contains the shard.
+    pub fn contains(self, shard: ShardId) -> bool {
+        self.0 >> shard.0 & 1 == 1
+    }
+    fn insert(&mut self, shard: ShardId) {
+        self.0 |= 1 << shard.0;
+    }
+    fn remove(&mut self, shard: ShardId) {
+        self.0 &= !(1 << shard.0);
+    }
+    fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+    /// The shards of the set, ascending.
+    pub fn iter(self) -> impl Iterator<Item = ShardId> {
+        let mut rest = self.0;
+        std::iter::from_fn(move || {
+            let shard = (rest != 0).then(|| ShardId(rest.trailing_zeros() as u16))?;
+            rest &= rest - 1;
+            Some(shard)
+        })
+    }
+}
+
+/// Which part of a topic's past a session asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Wanted {
+    /// The last value of each key.
+    Latest = 0,
+    /// Everything still kept from a sequence on; the rest is announced as a gap.
+    Kept = 1,
+    /// Everything from a sequence on, or else the last values; RECOVERED says which.
+    Place = 2,
+    /// The last values, and RECOVERED 0: the session's place belongs to another epoch.
+    Lost = 3,
+    /// The last value of each key from a sequence on, for a session that fell behind.
+    Newest = 4,
+}
+
+impl Wanted {
+    /// Converts from the number that the mesh carries.
+    pub fn from_wire(wanted: u32) -> Option<Wanted> {
+        use Wanted::*;
+        [Latest, Kept, Place, Lost, Newest].into_iter().find(|known| *known as u32 == wanted)
+    }
+}
+
+/// Flag: the last piece; ticks after it are live.
+pub const PIECE_DONE: u32 = 1;
+/// Flag: the place was found; everything after it follows.
+pub const PIECE_RECOVERED: u32 = 2;
+/// Flag: the place was not found; the last values follow.
+pub const PIECE_NOT_RECOVERED: u32 = 4;
+
+/// How much of the past a home keeps.
+#[derive(Clone, Debug)]
+pub struct Keeping {
+    /// Bounds of each topic's history.
+    pub history: Rules<HistoryBounds>,
+    /// Bytes of the histories of all topics of the home together.
+    pub history_bytes_max: usize,
+    /// Budget of the last values by key of all topics of the home.
+    pub keys: KeysBudget,
+}
+
+/// A topic at its home.
+#[derive(Debug)]
+pub struct HomeTopic {
+    /// Its name.
+    pub name: Box<str>,
+    /// Its id on the wire.
+    pub id: TopicId,
+    /// Sequence of the last tick; 0 before the first.
+    pub sequence: Sequence,
+    /// Last value of each key, as the frames that were sent.
+    pub newest: Newest,
+    history: History,
+    bounds: HistoryBounds,
+    /// Shards with a subscriber.
+    pub interested: ShardSet,
+}
+
+impl HomeTopic {
+    /// The topic's recent ticks.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+}
+
+/// A tick that its home has just given a sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequenced<'a> {
+    /// Its frame, as every shard gets it.
+    pub tick: Frame<'a>,
+    /// The shards that get it.
+    pub interested: ShardSet,
+}
+
+/// News for a shard that registered interest in a pattern.
+#[derive(Debug)]
+pub enum Notice<'a> {
+    /// The shard now gets this topic's ticks.
+    Open(ShardId, &'a HomeTopic),
+    /// The shard no longer gets this topic's ticks.
+    Close(ShardId, &'a HomeTopic),
+    /// Every topic that matched when the shard asked has been opened. Names the request.
+    Ready(ShardId, u32),
+}
+
+/// A walk over all topics after one shard's interest changed, in pieces of [`TURN_SCAN_TOPICS`].
+#[derive(Debug)]
+struct Scan {
+    shard: ShardId,
+    pattern: Box<str>,
+    /// The request to answer once topics are open; `None` when interest ended.
+    request: Option<u32>,
+    next: u32,
+}
+
+/// Describes one piece of a topic's past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The topic's last sequence.
+    pub last: u64,
+    /// The first sequence still kept; earlier ones are lost.
+    pub start: u64,
+    /// `PIECE_*`.
+    pub flags: u32,
+}
+
+/// Offset of the flags in a frame header.
+const FLAGS_OFFSET: usize = 7;
+
+/// All topics that one shard sequences.
+///
+/// Invariant: once no scan is pending, a shard holds a pattern that matches a topic only if it is in `interested`.
+/// Invariant: scans run in the order they were requested, so a close never overtakes a later open.
+#[derive(Debug)]
+pub struct Home {
+    shard: ShardId,
+    shards: u16,
+    topics_max: usize,
+    keeping: Keeping,
+    /// Bytes the histories may still grow by; negative after the bound was lowered: bytes they must return.
+    history_left_bytes: isize,
+    /// Next topic whose history must be trimmed to lowered bounds; `None` when no trim is pending.
+    trim_next: Option<usize>,
+    topics: Vec<HomeTopic>,
+    by_name: HashMap<Box<str>, u32>,
+    /// Shards by the pattern they hold.
+    interest: PatternTrie<ShardSet>,
+    /// Bound: [`crate::limits::SCANS_MAX`], plus the patterns of sessions that end.
+    scans: VecDeque<Scan>,
+}
+
+/// The home has reached its limit of topics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyTopics;
+
+impl Home {
+    /// An empty home that sequences at most `topics_max` topics.
+    pub fn new(shard: ShardId, shards: u16, topics_max: usize, keeping: Keeping) -> Home {
+        Home {
+            shard,
+            shards,
+            topics_max,
+            history_left_bytes: signed(keeping.history_bytes_max),
+            trim_next: None,
+            keeping,
+            topics: Vec::new(),
+            by_name: HashMap::new(),
+            interest: PatternTrie::default(),
+            scans: VecDeque::new(),
+        }
+    }
+
+    /// Changes how much of the past is kept. Existing histories follow at their topic's next tick or when [`Home::trim`]
+    /// reaches them. O(topics) if the rules changed.
+    pub fn set_keeping(&mut self, history: Rules<HistoryBounds>, history_bytes_max: usize, keys_max: usize) {
+        let taken = signed(self.keeping.history_bytes_max) - self.history_left_bytes;
+        self.history_left_bytes = signed(history_bytes_max) - taken;
+        self.trim_next = Some(0);
+        if history != self.keeping.history {
+            for topic in &mut self.topics {
+                topic.bounds = history.of(&topic.name);
+            }
+        }
+        self.keeping.keys.keys_max = keys_max;
+        (self.keeping.history, self.keeping.history_bytes_max) = (history, history_bytes_max);
+    }
+
+    /// Whether a trim is pending.
+    pub fn is_trimming(&self) -> bool {
+        self.trim_next.is_some()
+    }
+
+    /// Trims histories to their bounds and to the common budget, silent topics included. Bounded: stops after
+    /// [`TURN_TRIM_BYTES`] were copied or [`TURN_SCAN_TOPICS`] visited. Returns the number of topics visited.
+    pub fn trim(&mut self, now_ns: u64) -> usize {
+        let Some(first) = self.trim_next else { return 0 };
+        let (mut next, mut copied) = (first, 0);
+        while next < self.topics.len() && next - first < TURN_SCAN_TOPICS && copied < TURN_TRIM_BYTES {
+            let HomeTopic { history, bounds, .. } = &mut self.topics[next];
+            copied += history.trim(*bounds, now_ns, &mut self.history_left_bytes);
+            next += 1;
+        }
+        // Each pass halves what is kept, so few are needed.
+        self.trim_next = match next < self.topics.len() {
+            true => Some(next),
+            false => (self.history_left_bytes < 0 && next > 0).then_some(0),
+        };
+        next - first
+    }
+
+    /// The topic at an index that this home assigned.
+    pub fn topic(&self, index: u32) -> &HomeTopic {
+        &self.topics[index as usize]
+    }
+
+    /// Gives a tick the next sequence and encodes it as the topic's last value, once for all shards. No allocation once
+    /// the buffers have grown to what the topic needs, but for keys.
+    pub fn sequence(&mut self, index: u32, tick: &TickParts<'_>, now_ns: u64) -> Sequenced<'_> {
+        let topic = &mut self.topics[index as usize];
+        topic.sequence.0 += 1;
+        let (id, sequence) = (topic.id, topic.sequence);
+        let mut header = FrameHeader::default();
+        topic.newest.put(sequence.0, tick.key, &mut self.keeping.keys, |out| {
+            header = frame::encode_tick(out, id, sequence, tick);
+        });
+        let left = &mut self.history_left_bytes;
+        topic.history.push(sequence.0, topic.newest.latest(), topic.bounds, now_ns, left);
+        let tick = Frame { header, kind: Kind::Tick, bytes: topic.newest.latest() };
+        Sequenced { tick, interested: topic.interested }
+    }
+
+    /// Appends one piece of a topic's past, about [`HISTORY_PIECE_BYTES`] of whole frames from a sequence on, and
+    /// describes it. O(piece).
+    pub fn piece(&mut self, id: TopicId, wanted: Wanted, from: u64, now_ns: u64, out: &mut Vec<u8>) -> Piece {
+        let local = id.local_index(self.shards).map_or(usize::MAX, |local| local as usize);
+        let Some(topic) = self.topics.get_mut(local) else {
+            return Piece { last: 0, start: from, flags: PIECE_DONE };
+        };
+        let last = topic.sequence.0;
+        let oldest = topic.history.oldest(topic.bounds, now_ns);
+        let reaches_back = from > last || oldest.is_some_and(|oldest| oldest <= from);
+        let snapshot = wanted != Wanted::Newest;
+        let (mut start, mut flags, mut snapshot_from) = (from, 0, None);
+        match wanted {
+            Wanted::Latest | Wanted::Newest => snapshot_from = Some(from),
+            Wanted::Lost => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(1)),
+            Wanted::Place if from > last + 1 => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(1)),
+            // A client without any tick cannot have lost its place: the gap says what is no longer kept.
+            Wanted::Place if !reaches_back && from == 1 => {
+                (flags, start) = (PIECE_RECOVERED, oldest.unwrap_or(last));
+            }
+            Wanted::Place if !reaches_back => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(from)),
+            Wanted::Place => flags = PIECE_RECOVERED,
+            Wanted::Kept if !reaches_back => start = oldest.unwrap_or(last),
+            Wanted::Kept => {}
+        }
+        let mut done = true;
+        let mut take = |frame: &[u8], snapshot: bool| {
+            done = out.is_empty() || out.len() + frame.len() <= HISTORY_PIECE_BYTES;
+            if done {
+                let at = out.len() + FLAGS_OFFSET;
+                out.extend_from_slice(frame);
+                out[at] |= if snapshot { FLAG_SNAPSHOT } else { 0 };
+            }
+            done
+        };
+        if let Some(from) = snapshot_from {
+            let _ = topic.newest.since(from).all(|(_, frame)| take(frame, snapshot));
+        } else if oldest.is_some() {
+            let _ = topic.history.since(start).all(|(_, frame)| take(frame, false));
+        } else if start <= last {
+            take(topic.newest.latest(), false);
+        }
+        flags |= if done { PIECE_DONE } else { 0 };
+        Piece { last, start, flags }
+    }
+
+    /// Bytes of the topics' histories and last values.
+    pub fn memory_bytes(&self) -> usize {
+        self.topics.iter().map(|topic| topic.history.memory_bytes() + topic.newest.memory_bytes()).sum()
+    }
+
+    /// Number of topics.
+    pub fn len(&self) -> usize {
+        self.topics.len()
+    }
+
+    /// Whether there is no topic.
+    pub fn is_empty(&self) -> bool {
+        self.topics.is_empty()
+    }
+
+    /// Finds the topic of this name, or creates it. The flag says whether it is new: the caller must then open it to its
+    /// interested shards before the first tick goes out.
+    ///
+    /// # Errors
+    /// [`TooManyTopics`].
+    pub fn find_or_create(&mut self, name: &str) -> Result<(u32, bool), TooManyTopics> {
+        if let Some(&index) = self.by_name.get(name) {
+            return Ok((index, false));
+        }
+        let index = self.topics.len() as u32;
+        if self.topics.len() >= self.topics_max {
+            return Err(TooManyTopics);
+        }
+        let id = TopicId::new(index, self.shard, self.shards).ok_or(TooManyTopics)?;
+        let mut interested = ShardSet::default();
+        self.interest.matching(name, |shards| interested.0 |= shards.0);
+        self.by_name.insert(name.into(), index);
+        self.topics.push(HomeTopic {
+            name: name.into(),
+            id,
+            sequence: Sequence(0),
+            newest: Newest::default(),
+            history: History::default(),
+            bounds: self.keeping.history.of(name),
+            interested,
+        });
+        Ok((index, true))
+    }
+
+    /// Registers a shard's first subscriber of `pattern`. Topics created from now on are opened to it at once, existing
+    /// ones as [`Home::scan`] reaches them; then the shard gets `Ready`. A pattern without wildcards is one look-up,
+    /// answered at once: it waits behind nobody's scan.
+    pub fn add_interest(
+        &mut self,
+        shard: ShardId,
+        pattern: &str,
+        request: u32,
+        mut notify: impl FnMut(Notice<'_>),
+    ) {
+        self.interest.at_or_insert(pattern, ShardSet::default).insert(shard);
+        if !pattern::is_exact(pattern) {
+            self.scans.push_back(Scan { shard, pattern: pattern.into(), request: Some(request), next: 0 });
+            return;
+        }
+        if let Some(&index) = self.by_name.get(pattern) {
+            let topic = &mut self.topics[index as usize];
+            if !topic.interested.contains(shard) {
+                topic.interested.insert(shard);
+                notify(Notice::Open(shard, topic));
+            }
+        }
+        notify(Notice::Ready(shard, request));
+    }
+
+    /// Removes a shard's interest after its last subscriber of `pattern` left.
+    pub fn remove_interest(&mut self, shard: ShardId, pattern: &str, mut notify: impl FnMut(Notice<'_>)) {
+        let Some(shards) = self.interest.at_mut(pattern) else { return };
+        shards.remove(shard);
+        if shards.is_empty() {
+            self.interest.remove(pattern);
+        }
+        if !pattern::is_exact(pattern) {
+            self.scans.push_back(Scan { shard, pattern: pattern.into(), request: None, next: 0 });
+        } else if let Some(&index) = self.by_name.get(pattern) {
+            Self::close_if_unwanted(&self.interest, &mut self.topics[index as usize], shard, &mut notify);
+        }
+    }
+
+    /// Scans pending. Requests must wait while there are [`crate::limits::SCANS_MAX`].
+    pub fn scans_len(&self) -> usize {
+        self.scans.len()
+    }
+
+    /// Advances the pending scans by at most [`TURN_SCAN_TOPICS`] topics; `notify` gets the news for the shards, in order.
+    /// Returns the number of topics visited.
+    pub fn scan(&mut self, mut notify: impl FnMut(Notice<'_>)) -> usize {
+        let mut looked = 0;
+        while looked < TURN_SCAN_TOPICS
+            && let Some(scan) = self.scans.front_mut()
+        {
+            looked += 1;
+            let Some(topic) = self.topics.get_mut(scan.next as usize) else {
+                if let Some(Scan { shard, request: Some(request), .. }) = self.scans.pop_front() {
+                    notify(Notice::Ready(shard, request));
+                }
+                continue;
+            };
+            scan.next += 1;
+            let shard = scan.shard;
+            let taken = topic.interested.contains(shard);
+            if taken == scan.request.is_some() || !pattern::matches(&scan.pattern, &topic.name) {
+                continue;
+            }
+            if taken {
+                Self::close_if_unwanted(&self.interest, topic, shard, &mut notify);
+            } else if self.interest.at_mut(&scan.pattern).is_some_and(|shards| shards.contains(shard)) {
+                topic.interested.insert(shard);
+                notify(Notice::Open(shard, topic));
+            }
+        }
+        looked
+    }
+
+    /// Closes a topic to a shard unless another of the shard's patterns matches it.
+    fn close_if_unwanted(
+        interest: &PatternTrie<ShardSet>,
+        topic: &mut HomeTopic,
+        shard: ShardId,
+        notify: &mut impl FnMut(Notice<'_>),
+    ) {
+        if topic.interested.contains(shard)
+            && !interest.matching_any(&topic.name, |shards| shards.contains(shard))
+        {
+            topic.interested.remove(shard);
+            notify(Notice::Close(shard, topic));
+        }
+    }
+}
+
+/// Converts a bound that may be `usize::MAX` to a signed budget.
+fn signed(bytes: usize) -> isize {
+    isize::try_from(bytes).unwrap_or(isize::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,315 @@
+//! Recent ticks of one topic, kept at its home for clients that resume.
+
+use crate::{
+    egress_log::{EgressLog, Mark},
+    limits::{HISTORY_AGE_MS_DEFAULT, HISTORY_BYTES_DEFAULT, HISTORY_TICKS_DEFAULT},
+};
+use std::collections::VecDeque;
+
+/// How much of a topic is kept; the tightest of the three bounds wins. Zero ticks or bytes: nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryBounds {
+    /// Ticks.
+    pub ticks: usize,
+    /// Bytes of frames.
+    pub bytes: usize,
+    /// Age, nanoseconds; 0: unlimited.
+    pub age_ns: u64,
+}
+
+impl Default for HistoryBounds {
+    fn default() -> Self {
+        HistoryBounds {
+            ticks: HISTORY_TICKS_DEFAULT,
+            bytes: HISTORY_BYTES_DEFAULT,
+            age_ns: HISTORY_AGE_MS_DEFAULT * 1_000_000,
+        }
+    }
+}
+
+/// Frames of consecutive sequences in a circular buffer that grows with demand, up to its bound.
+///
+/// Memory: at most twice `bytes` plus 32 bytes a tick; the sum over all topics of a home is bounded by the budget passed
+/// to [`History::push`].
+///
+/// Invariant: `times` has an entry for each frame in `log`, whose sequences are consecutive.
+#[derive(Debug, Default)]
+pub struct History {
+    log: Option<EgressLog>,
+    times: VecDeque<u64>,
+}
+
+/// Size of a topic's first buffer.
+const FIRST_BYTES: usize = 4 << 10;
+
+impl History {
+    /// Appends the next tick's frame and drops what exceeds the bounds. `budget_bytes` is what all histories together may
+    /// still grow by; once it is used up, the topic's own oldest ticks make room. One copy of the frame, and one of
+    /// everything kept whenever the buffer is resized.
+    pub fn push(
+        &mut self,
+        sequence: u64,
+        frame: &[u8],
+        bounds: HistoryBounds,
+        now_ns: u64,
+        budget_bytes: &mut isize,
+    ) {
+        self.hold_to(bounds, budget_bytes);
+        if bounds.ticks == 0 || frame.len() > bounds.bytes {
+            // Sequences must stay consecutive, so older frames cannot remain beside newer ones.
+            while self.log.as_ref().is_some_and(|log| !log.is_empty()) {
+                self.forget_first();
+            }
+            return;
+        }
+        self.expire(bounds, now_ns);
+        while self.times.len() >= bounds.ticks {
+            self.forget_first();
+        }
+        self.make_room(frame.len(), bounds, budget_bytes);
+        let Some(log) = &mut self.log else { return };
+        if log.append(Mark { topic: 0, sequence, skipped: 0 }, frame).is_none() {
+            log.rewind();
+        } else {
+            self.times.push_back(now_ns);
+        }
+        while self.times.len() > log.len() {
+            self.times.pop_front();
+        }
+    }
+
+    /// Doubles the buffer while the frame would overwrite another and the bounds allow it.
+    fn make_room(&mut self, len: usize, bounds: HistoryBounds, budget_bytes: &mut isize) {
+        loop {
+            let capacity = self.capacity();
+            let fits = self.log.as_ref().is_some_and(|log| len <= capacity && !log.would_lap(len));
+            // The buffer may be slightly longer than its bound, because a frame never wraps.
+            let wanted = (2 * capacity).clamp(FIRST_BYTES.min(bounds.bytes), bounds.bytes.max(len));
+            if fits || capacity >= wanted || (wanted - capacity) as isize > *budget_bytes {
+                return;
+            }
+            self.resize(wanted, budget_bytes);
+        }
+    }
+
+    /// Drops what exceeds the bounds without a new tick. With a negative `budget_bytes` (after the bound was lowered), also
+    /// gives half of the buffer back. Returns the bytes copied.
+    pub fn trim(&mut self, bounds: HistoryBounds, now_ns: u64, budget_bytes: &mut isize) -> usize {
+        self.expire(bounds, now_ns);
+        while self.times.len() > bounds.ticks {
+            self.forget_first();
+        }
+        if self.is_empty() {
+            self.resize(0, budget_bytes);
+            return 0;
+        }
+        let before = self.capacity();
+        self.hold_to(bounds, budget_bytes);
+        if *budget_bytes < 0 {
+            // Less than a first buffer is not worth keeping.
+            let half = self.capacity() / 2;
+            self.resize(if half < FIRST_BYTES { 0 } else { half }, budget_bytes);
+        }
+        if self.capacity() < before { self.capacity() } else { 0 }
+    }
+
+    /// Shrinks the buffer after its bound was lowered.
+    fn hold_to(&mut self, bounds: HistoryBounds, budget_bytes: &mut isize) {
+        let bytes_max = if bounds.ticks == 0 { 0 } else { bounds.bytes };
+        if self.capacity() > bytes_max {
+            self.resize(bytes_max, budget_bytes);
+        }
+    }
+
+    /// Moves the newest frames that fit into a buffer of another size.
+    fn resize(&mut self, capacity: usize, budget_bytes: &mut isize) {
+        *budget_bytes += self.capacity() as isize - capacity as isize;
+        let before = self.log.take();
+        if capacity > 0 {
+            let mut log = EgressLog::new(capacity);
+            if let Some(before) = before {
+                for (range, mark) in (0..before.len()).filter_map(|at| before.nth(at)) {
+                    // Overwrites older frames where the new buffer cannot hold all.
+                    if log.append(mark, before.bytes(range)).is_none() {
+                        log.rewind();
+                    }
+                }
+            }
+            self.log = Some(log);
+        }
+        let len = self.log.as_ref().map_or(0, EgressLog::len);
+        while self.times.len() > len {
+            self.times.pop_front();
+        }
+        self.times.shrink_to(2 * len);
+    }
+
+    /// Buffer size in bytes: what this history took from the budget.
+    pub fn capacity(&self) -> usize {
+        self.log.as_ref().map_or(0, EgressLog::capacity)
+    }
+
+    fn expire(&mut self, bounds: HistoryBounds, now_ns: u64) {
+        let old = |&at_ns: &u64| bounds.age_ns != 0 && at_ns.saturating_add(bounds.age_ns) < now_ns;
+        while self.times.front().is_some_and(old) {
+            self.forget_first();
+        }
+    }
+
+    fn forget_first(&mut self) {
+        self.times.pop_front();
+        if let Some(log) = &mut self.log {
+            log.forget_first();
+        }
+    }
+
+    /// The oldest sequence still kept, after dropping what is too old.
+    pub fn oldest(&mut self, bounds: HistoryBounds, now_ns: u64) -> Option<u64> {
+        self.expire(bounds, now_ns);
+        self.log.as_ref()?.first().map(|(_, mark)| mark.sequence)
+    }
+
+    /// Frames from `sequence` on, in order; empty if that sequence is no longer kept.
+    pub fn since(&self, sequence: u64) -> impl Iterator<Item = (u64, &[u8])> {
+        let log = self.log.as_ref();
+        let first = log.and_then(|log| log.first()).map_or(0, |(_, mark)| mark.sequence);
+        let skip = sequence.checked_sub(first).map_or(usize::MAX, |skip| skip as usize);
+        let len = log.map_or(0, EgressLog::len);
+        (skip.min(len)..len).filter_map(move |index| {
+            let log = log?;
+            log.nth(index).map(|(range, mark)| (mark.sequence, log.bytes(range)))
+        })
+    }
+
+    /// Number of ticks, including any that expired since the last tick.
+    pub fn len(&self) -> usize {
+        self.times.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.times.is_empty()
+    }
+
+    /// Heap memory in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.log.as_ref().map_or(0, EgressLog::memory_bytes) + self.times.capacity() * size_of::<u64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: HistoryBounds = HistoryBounds { ticks: 100, bytes: 64 << 10, age_ns: 0 };
+
+    fn filled(bounds: HistoryBounds, ticks: u64, len: usize) -> (History, isize) {
+        let (mut history, mut budget) = (History::default(), 1 << 20);
+        for sequence in 1..=ticks {
+            history.push(sequence, &vec![sequence as u8; len], bounds, sequence, &mut budget);
+        }
+        (history, budget)
+    }
+
+    fn sequences(history: &History, from: u64) -> Vec<u64> {
+        let check = |(sequence, frame): (u64, &[u8])| {
+            assert!(frame.iter().all(|&byte| byte == sequence as u8));
+            sequence
+        };
+        history.since(from).map(check).collect()
+    }
+
+    #[test]
+    fn the_last_ticks_are_kept_up_to_their_number() {
+        let (mut history, _) = filled(BOUNDS, 250, 100);
+        assert_eq!(history.oldest(BOUNDS, 250), Some(151));
+        assert_eq!(sequences(&history, 151), (151..=250).collect::<Vec<_>>());
+        assert_eq!(sequences(&history, 249), [249, 250]);
+        assert!(sequences(&history, 251).is_empty() && sequences(&history, 150).is_empty());
+    }
+
+    #[test]
+    fn bytes_bound_what_is_kept() {
+        for len in [48, 100, 1_000, 5_000, 60_000] {
+            let (mut history, _) = filled(BOUNDS, 250, len);
+            let oldest = history.oldest(BOUNDS, 250).unwrap();
+            assert_eq!(sequences(&history, oldest), (oldest..=250).collect::<Vec<_>>());
+            assert!((251 - oldest) as usize * len <= BOUNDS.bytes, "{len}");
+            assert!(
+                (251 - oldest) as usize * len
+                    >= (BOUNDS.bytes / 2 - len.min(BOUNDS.bytes / 2)).min(100 * len)
+            );
+        }
+    }
+
+    #[test]
+    fn age_bounds_what_is_kept() {
+        let bounds = HistoryBounds { age_ns: 10, ..BOUNDS };
+        let (mut history, _) = filled(bounds, 50, 10);
+        assert_eq!(history.oldest(bounds, 50), Some(40));
+        assert_eq!(history.oldest(bounds, 58), Some(48));
+        assert_eq!(history.oldest(bounds, 100), None);
+    }
+
+    #[test]
+    fn a_tick_that_does_not_fit_leaves_no_hole() {
+        let (mut history, mut budget) = filled(BOUNDS, 10, 100);
+        history.push(11, &[0; 70_000], BOUNDS, 0, &mut budget);
+        assert_eq!(history.oldest(BOUNDS, 0), None);
+        history.push(12, &[12; 10], BOUNDS, 0, &mut budget);
+        assert_eq!(sequences(&history, 12), [12]);
+    }
+
+    #[test]
+    fn past_the_budget_the_oldest_make_room() {
+        let (mut history, mut budget) = (History::default(), 8 << 10);
+        for sequence in 1..=250 {
+            history.push(sequence, &[sequence as u8; 200], BOUNDS, 0, &mut budget);
+        }
+        assert_eq!(budget, 0);
+        let oldest = history.oldest(BOUNDS, 0).unwrap();
+        assert!((210..=225).contains(&oldest), "{oldest}");
+        assert_eq!(sequences(&history, oldest).last(), Some(&250));
+    }
+
+    #[test]
+    fn what_is_past_smaller_bounds_is_given_back_at_the_next_tick() {
+        let (mut history, mut budget) = filled(BOUNDS, 100, 600);
+        assert_eq!(budget, (1 << 20) - BOUNDS.bytes as isize);
+        let smaller = HistoryBounds { bytes: 8 << 10, ..BOUNDS };
+        history.push(101, &[101; 600], smaller, 0, &mut budget);
+        assert_eq!((budget, history.capacity()), ((1 << 20) - (8 << 10), 8 << 10));
+        let oldest = history.oldest(smaller, 0).unwrap();
+        assert!((89..=95).contains(&oldest), "{oldest}");
+        assert_eq!(sequences(&history, oldest), (oldest..=101).collect::<Vec<_>>());
+        let nothing = HistoryBounds { ticks: 0, ..BOUNDS };
+        history.push(102, &[102; 600], nothing, 0, &mut budget);
+        assert_eq!((budget, history.capacity(), history.len()), (1 << 20, 0, 0));
+    }
+
+    #[test]
+    fn below_its_budget_each_gives_back_half_until_it_is_met() {
+        let (mut history, _) = filled(BOUNDS, 100, 600);
+        let mut budget = -(40 << 10);
+        for _ in 0..3 {
+            history.trim(BOUNDS, 0, &mut budget);
+            let oldest = history.oldest(BOUNDS, 0).unwrap();
+            assert_eq!(sequences(&history, oldest), (oldest..=100).collect::<Vec<_>>());
+        }
+        assert_eq!((budget, history.capacity()), (8 << 10, 16 << 10));
+        // A tick takes nothing away from those that are there for want of budget.
+        budget = -1;
+        history.push(101, &[101; 600], BOUNDS, 0, &mut budget);
+        assert_eq!((budget, history.capacity(), history.oldest(BOUNDS, 0).is_some()), (-1, 16 << 10, true));
+    }
+
+    #[test]
+    fn what_has_passed_its_age_is_given_back_whole() {
+        let bounds = HistoryBounds { age_ns: 10, ..BOUNDS };
+        let (mut history, mut budget) = filled(bounds, 100, 600);
+        assert_eq!(history.trim(bounds, 200, &mut budget), 0);
+        assert_eq!((budget, history.capacity(), history.len()), (1 << 20, 0, 0));
+        history.push(101, &[101; 600], bounds, 200, &mut budget);
+        assert_eq!(sequences(&history, 101), [101]);
+    }
+}

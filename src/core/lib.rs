@@ -1,0 +1,17 @@
+//! The core of tickcast: plain state machines that take bytes and the time, and give bytes and actions. No socket, no
+//! clock, no runtime, no thread.
+
+pub mod admission;
+pub mod config;
+pub mod egress_log;
+pub mod fanout;
+pub mod home;
+pub mod limits;
+pub mod mesh;
+pub mod metrics;
+pub mod now;
+pub mod pattern_trie;
+pub mod placement;
+pub mod session;
+pub mod shard;
+pub mod timer_wheel;

@@ -1,0 +1,197 @@
+//! One shard's ends of the rings to and from the other shards, and from the sources.
+
+pub mod ring;
+pub mod sync;
+
+use std::sync::Arc;
+
+use crate::{
+    limits::TURN_RING_BYTES,
+    mesh::ring::{Doorbell, FrameConsumer, FrameProducer, Stage, frame_ring},
+    metrics::counters::Counter,
+    now::Now,
+    shard::Shard,
+};
+use tickcast_proto::ids::ShardId;
+
+/// The rings between this shard and one peer.
+#[derive(Debug)]
+struct Peer {
+    shard: ShardId,
+    requests_out: FrameProducer,
+    deliveries_out: FrameProducer,
+    requests_in: FrameConsumer,
+    deliveries_in: FrameConsumer,
+    /// Whether each outgoing ring (requests, deliveries) was full after the last push.
+    full: [bool; 2],
+    bell: Arc<Doorbell>,
+}
+
+/// All of one shard's ring ends. Owned by the shard's thread.
+#[derive(Debug)]
+pub struct Mesh {
+    peers: Vec<Peer>,
+    ingests: Vec<FrameConsumer>,
+}
+
+/// Creates the rings between every pair of shards, each of `ring_bytes`; `bells` wake the shards.
+pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
+    let mut meshes: Vec<Mesh> =
+        bells.iter().map(|_| Mesh { peers: Vec::new(), ingests: Vec::new() }).collect();
+    for a in 0..bells.len() {
+        for b in a + 1..bells.len() {
+            let ((requests_ab, requests_b), (requests_ba, requests_a)) =
+                (frame_ring(ring_bytes), frame_ring(ring_bytes));
+            let ((deliveries_ab, deliveries_b), (deliveries_ba, deliveries_a)) =
+                (frame_ring(ring_bytes), frame_ring(ring_bytes));
+            meshes[a].peers.push(Peer {
+                shard: ShardId(b as u16),
+                requests_out: requests_ab,
+                deliveries_out: deliveries_ab,
+                requests_in: requests_a,
+                deliveries_in: deliveries_a,
+                full: [false; 2],
+                bell: bells[b].clone(),
+            });
+            meshes[b].peers.push(Peer {
+                shard: ShardId(a as u16),
+                requests_out: requests_ba,
+                deliveries_out: deliveries_ba,
+                requests_in: requests_b,
+                deliveries_in: deliveries_b,
+                full: [false; 2],
+                bell: bells[a].clone(),
+            });
+        }
+    }
+    meshes
+}
+
+impl Mesh {
+    /// Adds the consumer end of a source's ring.
+    pub fn add_ingest(&mut self, ring: FrameConsumer) {
+        self.ingests.push(ring);
+    }
+
+    /// Passes incoming frames to the shard, at most [`TURN_RING_BYTES`] per ring: deliveries always and first, requests
+    /// only while the shard has room for what they add. Returns whether there were any.
+    pub fn take_in(&mut self, shard: &mut Shard, now: Now) -> bool {
+        let mut bytes = 0;
+        for peer in &mut self.peers {
+            let deliveries = peer.deliveries_in.drain(TURN_RING_BYTES, |frame| {
+                shard.handle_delivery(frame, now);
+                true
+            });
+            let requests = requests(&mut peer.requests_in, shard, Some(peer.shard), now);
+            let made_room = (deliveries > 0 && peer.deliveries_in.producer_waits())
+                | (requests > 0 && peer.requests_in.producer_waits());
+            if made_room {
+                peer.bell.ring();
+            }
+            bytes += deliveries + requests;
+        }
+        for ingest in &mut self.ingests {
+            bytes += requests(ingest, shard, None, now);
+        }
+        bytes > 0
+    }
+
+    /// Pushes staged frames into the peers' rings, with one wake-up per peer. Returns whether anything moved.
+    pub fn push_out(&mut self, shard: &mut Shard) -> bool {
+        let (mut any, mut filled) = (false, 0);
+        for peer in &mut self.peers {
+            let (pushed, full) = shard.with_stages(peer.shard, |stages| {
+                let push = |ring: &mut FrameProducer, stage: &mut Stage| {
+                    !stage.waiting().is_empty() && ring.push(stage)
+                };
+                let pushed = push(&mut peer.requests_out, &mut stages.requests)
+                    | push(&mut peer.deliveries_out, &mut stages.deliveries);
+                (pushed, [&stages.requests, &stages.deliveries].map(|stage| !stage.waiting().is_empty()))
+            });
+            filled += full.iter().zip(peer.full).filter(|&(&is, was)| is && !was).count() as u64;
+            peer.full = full;
+            if pushed {
+                peer.bell.ring();
+                any = true;
+            }
+        }
+        if filled > 0 {
+            shard.counters().add(Counter::MeshRingFull, filled);
+        }
+        any
+    }
+
+    /// Checks again before sleep, with the doorbell armed, whether there is work after all. Pushes staged frames once more,
+    /// because a consumer that made room earlier rang while this shard was still awake.
+    pub fn look_again(&mut self, shard: &mut Shard) -> bool {
+        self.push_out(shard) || self.has_input(shard)
+    }
+
+    /// Whether there is input the shard would accept: then it must not sleep.
+    pub fn has_input(&mut self, shard: &Shard) -> bool {
+        !self.deliveries_are_empty() || (shard.takes_requests() && !self.requests_are_empty())
+    }
+
+    /// Bytes not yet consumed, from other shards and from sources.
+    pub fn waiting_bytes(&self) -> (usize, usize) {
+        let of_peer = |peer: &Peer| peer.requests_in.waiting_bytes() + peer.deliveries_in.waiting_bytes();
+        let sources = self.ingests.iter().map(FrameConsumer::waiting_bytes).sum();
+        (self.peers.iter().map(of_peer).sum(), sources)
+    }
+
+    /// Whether no request is waiting for this shard.
+    pub fn requests_are_empty(&mut self) -> bool {
+        self.peers.iter_mut().all(|peer| peer.requests_in.is_empty())
+            && self.ingests.iter_mut().all(FrameConsumer::is_empty)
+    }
+
+    /// Whether no delivery is waiting for this shard.
+    pub fn deliveries_are_empty(&mut self) -> bool {
+        self.peers.iter_mut().all(|peer| peer.deliveries_in.is_empty())
+    }
+}
+
+fn requests(ring: &mut FrameConsumer, shard: &mut Shard, from: Option<ShardId>, now: Now) -> usize {
+    ring.drain(TURN_RING_BYTES, |frame| {
+        let takes = shard.takes_requests();
+        if takes {
+            shard.handle_request(from, frame, now);
+        }
+        takes
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Limits, metrics::counters::Counters};
+    use tickcast_proto::{command::encode_request, frame::Kind};
+
+    const RING_BYTES: usize = 256;
+
+    #[test]
+    fn a_ring_is_counted_as_full_when_it_becomes_so_and_not_for_every_turn() {
+        let bells = [0, 1].map(|_| Arc::new(Doorbell::new(|| {})));
+        let mut meshes = mesh(&bells, RING_BYTES);
+        let (mut other, mut own) = (meshes.remove(1), meshes.remove(0));
+        let mut shard = Shard::new(ShardId(0), 2, 1, Limits::default(), Arc::new(Counters::default()));
+        let full = |shard: &Shard| shard.counters().value(Counter::MeshRingFull);
+        let fill = |shard: &mut Shard| {
+            shard.with_stages(ShardId(1), |stages| {
+                let tail = stages.requests.tail();
+                (0..20).for_each(|request| encode_request(tail, Kind::Subscribe, request, "some.topic"));
+            });
+        };
+        for times in 1..3 {
+            fill(&mut shard);
+            own.push_out(&mut shard);
+            assert_eq!(full(&shard), times);
+            // It has room now and then, and fills again at once.
+            while !shard.requests_have_left() {
+                own.push_out(&mut shard);
+                assert_eq!(full(&shard), times);
+                other.peers[0].requests_in.drain(usize::MAX, |_| true);
+            }
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! A bounded SPSC ring of native frames, and the doorbell that wakes a parked shard.
+//!
+//! The ring holds bytes, not messages: its bound is memory, a frame is copied into it once and read in place, and one
+//! push moves a whole batch. The consumer reassembles frames that wrap.
+
+use std::sync::Arc;
+
+use crate::{
+    limits::FRAME_ALIGN,
+    mesh::sync::{
+        atomic::{AtomicBool, Ordering::SeqCst, fence},
+        rtrb,
+    },
+};
+use tickcast_proto::{
+    Step,
+    frame::{self, Frame},
+};
+
+/// Creates a ring of `bytes`, rounded up to a multiple of 16. It must hold the longest frame.
+pub fn frame_ring(bytes: usize) -> (FrameProducer, FrameConsumer) {
+    let (producer, consumer) = rtrb::RingBuffer::new(bytes.next_multiple_of(FRAME_ALIGN));
+    let starved = Arc::new(AtomicBool::new(false));
+    (
+        FrameProducer { ring: producer, starved: starved.clone() },
+        FrameConsumer { ring: consumer, starved, straddling: Vec::new() },
+    )
+}
+
+/// The producer end. Single-threaded.
+#[derive(Debug)]
+pub struct FrameProducer {
+    ring: rtrb::Producer<u8>,
+    /// Set when something did not fit: the consumer must ring once it has made room.
+    starved: Arc<AtomicBool>,
+}
+
+impl FrameProducer {
+    /// Moves as much of `stage` as fits. Returns whether anything moved: the caller then rings the doorbell once.
+    pub fn push(&mut self, stage: &mut Stage) -> bool {
+        let moved = self.push_some(stage);
+        if stage.waiting().is_empty() {
+            return moved;
+        }
+        // Set the flag first, then try again; the consumer makes room first, then checks the flag. One sees the other.
+        // A swap for the reason given in `Doorbell::sleep`.
+        self.starved.swap(true, SeqCst);
+        fence(SeqCst);
+        self.push_some(stage) || moved
+    }
+
+    fn push_some(&mut self, stage: &mut Stage) -> bool {
+        let (pushed, _) = self.ring.push_partial_slice(stage.waiting());
+        let pushed = pushed.len();
+        stage.consume(pushed);
+        pushed > 0
+    }
+}
+
+/// The consumer end. Single-threaded.
+#[derive(Debug)]
+pub struct FrameConsumer {
+    ring: rtrb::Consumer<u8>,
+    starved: Arc<AtomicBool>,
+    /// A frame that wraps around the end of the ring, reassembled. Bound: the longest frame.
+    straddling: Vec<u8>,
+}
+
+impl FrameConsumer {
+    /// Unread bytes.
+    pub fn waiting_bytes(&self) -> usize {
+        self.ring.slots()
+    }
+
+    /// Whether there is no complete frame. (The producer rings again when it adds the rest of one.)
+    pub fn is_empty(&mut self) -> bool {
+        let slots = self.ring.slots();
+        let Ok(chunk) = self.ring.read_chunk(slots) else { return true };
+        // A length never wraps: frames start at multiples of 16 in a ring of a multiple of 16.
+        let len = chunk.as_slices().0.first_chunk::<4>().map(|len| u32::from_le_bytes(*len) as usize);
+        len.is_none_or(|len| len > slots)
+    }
+
+    /// Whether the producer waits for room. Call after a drain, then ring its doorbell.
+    pub fn producer_waits(&self) -> bool {
+        fence(SeqCst);
+        self.starved.load(SeqCst) && self.starved.swap(false, SeqCst)
+    }
+
+    /// Passes whole frames to `take`, in order, until `bytes_max` are read, the ring is empty, or `take` returns `false`:
+    /// that frame stays. Returns the bytes read. Allocates only for frames that wrap.
+    pub fn drain(&mut self, bytes_max: usize, mut take: impl FnMut(&Frame<'_>) -> bool) -> usize {
+        let Ok(chunk) = self.ring.read_chunk(self.ring.slots()) else { return 0 };
+        let (first, second) = chunk.as_slices();
+        let total = first.len() + second.len();
+        let mut at = 0;
+        while at < bytes_max && at < total {
+            // Frames start at multiples of 16 in a ring of a multiple of 16, so a length never wraps.
+            let head = if at < first.len() { &first[at..] } else { &second[at - first.len()..] };
+            let Some(len) = head.first_chunk::<4>().map(|len| u32::from_le_bytes(*len) as usize) else {
+                break;
+            };
+            if at + len > total {
+                break;
+            }
+            let bytes = match head.get(..len) {
+                Some(bytes) => bytes,
+                None => {
+                    self.straddling.clear();
+                    self.straddling.extend_from_slice(head);
+                    self.straddling.extend_from_slice(&second[..len - head.len()]);
+                    &self.straddling
+                }
+            };
+            let Ok(Step::Complete(_, frame)) = frame::decode(bytes, usize::MAX) else {
+                unreachable!("only frames this process encoded go into a ring");
+            };
+            if !take(&frame) {
+                break;
+            }
+            at += len;
+        }
+        chunk.commit(at);
+        at
+    }
+}
+
+/// Frames waiting for room in a ring, in order.
+///
+/// Bound: [`crate::limits::MESH_STAGE_BYTES`], plus what one request, one turn's scan of topics, or the end of sessions
+/// adds. Before the first two, the caller checks [`Stage::has_room`].
+#[derive(Debug, Default)]
+pub struct Stage {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Stage {
+    /// The buffer to append whole frames to.
+    pub fn tail(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// The waiting bytes, in order.
+    pub fn waiting(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    /// Whether another request may add frames.
+    pub fn has_room(&self) -> bool {
+        self.bytes.len() - self.start < crate::limits::MESH_STAGE_BYTES
+    }
+
+    /// Removes the first `len` bytes.
+    pub fn consume(&mut self, len: usize) {
+        self.start += len;
+        if self.start == self.bytes.len() {
+            self.bytes.clear();
+            self.start = 0;
+        } else if self.start > crate::limits::MESH_STAGE_BYTES {
+            self.bytes.drain(..self.start);
+            self.start = 0;
+        }
+    }
+}
+
+/// Wakes a parked shard. The shard announces that it will sleep, checks every ring once more, and only then sleeps; a
+/// producer pushes first and checks for a sleeper after. One of the two checks sees the other side's write.
+///
+/// No system call while the shard is awake.
+pub struct Doorbell {
+    asleep: AtomicBool,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Doorbell {
+    /// Creates a doorbell; `wake` ends the shard's park, for example by a write to its eventfd.
+    pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Doorbell {
+        Doorbell { asleep: AtomicBool::new(false), wake: Box::new(wake) }
+    }
+
+    /// Wakes the shard if it sleeps. Call after a push, once per batch; from any thread.
+    pub fn ring(&self) {
+        fence(SeqCst);
+        if self.asleep.load(SeqCst) && self.asleep.swap(false, SeqCst) {
+            (self.wake)();
+        }
+    }
+
+    /// Announces sleep and calls `look_and_wait`, which checks once more everything the shard could be woken for and waits
+    /// for `wake` only if there is nothing. Called by the shard.
+    ///
+    /// # Errors
+    /// What `look_and_wait` returns.
+    pub fn sleep<E>(&self, look_and_wait: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        // A swap, because loom orders it after the other side's swaps. (For a plain store loom would also try the value of
+        // an older swap, which the memory model rules out. On x86 a sequentially consistent store is a swap anyway.)
+        self.asleep.swap(true, SeqCst);
+        fence(SeqCst);
+        let waited = look_and_wait();
+        self.asleep.store(false, SeqCst);
+        waited
+    }
+}
+
+impl std::fmt::Debug for Doorbell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Doorbell").field("asleep", &self.asleep).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tickcast_proto::{command::encode_request, frame::Kind};
+
+    #[test]
+    fn frames_of_every_size_cross_a_small_ring_in_order() {
+        let (mut producer, mut consumer) = frame_ring(256);
+        let mut stage = Stage::default();
+        let mut got = 0u32;
+        for sent in 0..500u32 {
+            encode_request(stage.tail(), Kind::Subscribe, sent, &"x".repeat(sent as usize % 150));
+            producer.push(&mut stage);
+            consumer.drain(usize::MAX, |frame| {
+                assert_eq!(frame.record::<tickcast_proto::records::Request>().unwrap().request, got);
+                assert_eq!(frame.payload().len(), got as usize % 150);
+                got += 1;
+                true
+            });
+        }
+        while producer.push(&mut stage) {
+            consumer.drain(usize::MAX, |_| {
+                got += 1;
+                true
+            });
+        }
+        assert_eq!(got, 500);
+    }
+
+    #[test]
+    fn a_frame_not_taken_stays() {
+        let (mut producer, mut consumer) = frame_ring(1024);
+        let mut stage = Stage::default();
+        for request in 0..3 {
+            encode_request(stage.tail(), Kind::Subscribe, request, "a");
+        }
+        assert!(producer.push(&mut stage));
+        let mut taken = 0;
+        consumer.drain(usize::MAX, |_| {
+            taken += 1;
+            taken < 2
+        });
+        let mut rest = 0;
+        consumer.drain(usize::MAX, |_| {
+            rest += 1;
+            true
+        });
+        assert_eq!((taken, rest), (2, 2));
+    }
+
+    #[test]
+    fn only_a_sleeper_is_woken_and_only_once() {
+        let woken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = woken.clone();
+        let bell = Doorbell::new(move || {
+            count.fetch_add(1, SeqCst);
+        });
+        bell.ring();
+        let slept = bell.sleep(|| {
+            bell.ring();
+            bell.ring();
+            Ok::<(), ()>(())
+        });
+        bell.ring();
+        assert_eq!(slept, Ok(()));
+        assert_eq!(woken.load(SeqCst), 1);
+    }
+}

@@ -1,0 +1,4 @@
+//! What a shard counts and measures.
+
+pub mod counters;
+pub mod latency;

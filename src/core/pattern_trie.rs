@@ -1,0 +1,160 @@
+//! Patterns by token: which of many patterns match a topic.
+
+use std::collections::HashMap;
+
+/// Patterns by token, to find those that take a topic without trying each.
+///
+/// Invariant: every node but the root is reachable by exactly one path, and holds a value or a child.
+#[derive(Debug)]
+pub struct PatternTrie<V> {
+    root: Node<V>,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Node<V> {
+    value: Option<V>,
+    children: HashMap<Box<str>, Node<V>>,
+}
+
+impl<V> Default for Node<V> {
+    fn default() -> Self {
+        Node { value: None, children: HashMap::new() }
+    }
+}
+
+impl<V> Default for PatternTrie<V> {
+    fn default() -> Self {
+        PatternTrie { root: Node::default(), len: 0 }
+    }
+}
+
+impl<V> PatternTrie<V> {
+    /// Patterns held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The value at exactly this pattern.
+    pub fn at_mut(&mut self, pattern: &str) -> Option<&mut V> {
+        let mut node = &mut self.root;
+        for token in pattern.split('.') {
+            node = node.children.get_mut(token)?;
+        }
+        node.value.as_mut()
+    }
+
+    /// The value at exactly this pattern, made by `make` if there is none.
+    pub fn at_or_insert(&mut self, pattern: &str, make: impl FnOnce() -> V) -> &mut V {
+        let mut node = &mut self.root;
+        for token in pattern.split('.') {
+            node = node.children.entry(token.into()).or_default();
+        }
+        if node.value.is_none() {
+            self.len += 1;
+        }
+        node.value.get_or_insert_with(make)
+    }
+
+    /// Takes a pattern out, and the nodes that only it needed.
+    pub fn remove(&mut self, pattern: &str) -> Option<V> {
+        let removed = Self::remove_below(&mut self.root, pattern);
+        self.len -= usize::from(removed.is_some());
+        removed
+    }
+
+    fn remove_below(node: &mut Node<V>, rest: &str) -> Option<V> {
+        let (token, rest) = match rest.split_once('.') {
+            Some((token, rest)) => (token, Some(rest)),
+            None => (rest, None),
+        };
+        let child = node.children.get_mut(token)?;
+        let removed = match rest {
+            Some(rest) => Self::remove_below(child, rest),
+            None => child.value.take(),
+        };
+        if child.value.is_none() && child.children.is_empty() {
+            node.children.remove(token);
+        }
+        removed
+    }
+
+    /// Calls `found` with the value of every pattern that takes `topic`. At most two branches a token, 128 tokens.
+    pub fn matching(&self, topic: &str, mut found: impl FnMut(&V)) {
+        Self::matching_below(&self.root, topic, &mut found);
+    }
+
+    /// Whether the value of any pattern that takes `topic` satisfies `wanted`.
+    pub fn matching_any(&self, topic: &str, mut wanted: impl FnMut(&V) -> bool) -> bool {
+        let mut found = false;
+        self.matching(topic, |value| found = found || wanted(value));
+        found
+    }
+
+    fn matching_below(node: &Node<V>, rest: &str, found: &mut impl FnMut(&V)) {
+        if node.children.is_empty() {
+            return;
+        }
+        if let Some(value) = node.children.get(">").and_then(|child| child.value.as_ref()) {
+            found(value);
+        }
+        let (token, rest) = match rest.split_once('.') {
+            Some((token, rest)) => (token, Some(rest)),
+            None => (rest, None),
+        };
+        for child in [node.children.get(token), node.children.get("*")].into_iter().flatten() {
+            match rest {
+                Some(rest) => Self::matching_below(child, rest, found),
+                None => child.value.iter().for_each(&mut *found),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tickcast_proto::pattern::matches;
+
+    #[test]
+    fn the_trie_agrees_with_matching_one_by_one() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let tokens = ["a", "b", "c", "*"];
+        for _ in 0..200 {
+            let mut trie = PatternTrie::default();
+            let mut patterns = std::collections::HashSet::new();
+            for _ in 0..20 {
+                let mut pattern: Vec<_> =
+                    (0..random.usize(1..4)).map(|_| tokens[random.usize(..4)]).collect();
+                if random.bool() {
+                    pattern.push(">");
+                }
+                let pattern = pattern.join(".");
+                trie.at_or_insert(&pattern, || pattern.clone());
+                patterns.insert(pattern);
+            }
+            for pattern in patterns.clone() {
+                if random.bool() {
+                    assert_eq!(trie.remove(&pattern), Some(pattern.clone()));
+                    patterns.remove(&pattern);
+                }
+            }
+            assert_eq!(trie.len(), patterns.len());
+            for _ in 0..20 {
+                let topic: Vec<_> = (0..random.usize(1..5)).map(|_| tokens[random.usize(..3)]).collect();
+                let topic = topic.join(".");
+                let mut found = Vec::new();
+                trie.matching(&topic, |pattern| found.push(pattern.clone()));
+                found.sort();
+                let mut expected: Vec<_> = patterns.iter().filter(|p| matches(p, &topic)).cloned().collect();
+                expected.sort();
+                assert_eq!(found, expected, "{topic}");
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! What goes between homes and shards: publishes and interest to a home, ticks and topics from it.
+
+use super::{ORIGIN_INGEST, Shard, Unsequenced};
+use crate::{
+    fanout,
+    home::{Home, Notice, Sequenced},
+    metrics::counters::Counter,
+    now::Now,
+    placement,
+};
+use tickcast_proto::{
+    ErrorCode,
+    command::encode_request,
+    frame::{self, FLAG_PAYLOAD_JSON, Frame, Kind, Meta, TickParts},
+    ids::{ShardId, TopicId},
+    pattern,
+    records::{ErrorRecord, Publish, Recover, Request, Subscribed, TickTimes},
+};
+
+impl Shard {
+    /// A request to this shard as a home: from another shard, or a PUBLISH from an ingest (`from` is then `None`).
+    /// To be called only while [`Shard::takes_requests`].
+    pub fn handle_request(&mut self, from: Option<ShardId>, frame: &Frame<'_>, now: Now) {
+        match (frame.kind, from) {
+            (Kind::Publish, _) => {
+                let Ok((record, topic, payload)) = frame.publish() else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                let Ok(topic) = std::str::from_utf8(topic) else {
+                    return debug_assert!(false, "topics are checked where they come in");
+                };
+                let (origin, flags, schema) =
+                    (frame.header.sequence, frame.header.flags, frame.header.schema);
+                self.sequence(from, &Unsequenced { origin, flags, schema, record, topic, payload }, now);
+            }
+            (Kind::Recover, Some(from)) => {
+                if let Ok(record) = frame.record::<Recover>() {
+                    let id = TopicId(frame.header.topic_id);
+                    self.recover(from, id, frame.header.sequence, record, now);
+                }
+            }
+            (Kind::Subscribe, Some(from)) => {
+                if let (Ok(record), Ok(pattern)) = (frame.record::<Request>(), frame.text()) {
+                    self.with_home(|home, notify| home.add_interest(from, pattern, record.request, notify));
+                }
+            }
+            (Kind::Unsubscribe, Some(from)) => {
+                if let Ok(pattern) = frame.text() {
+                    self.with_home(|home, notify| home.remove_interest(from, pattern, notify));
+                }
+            }
+            _ => debug_assert!(false, "no other request crosses the mesh"),
+        }
+        self.settle(now);
+    }
+
+    /// What a home has for this shard. Always taken in: it only adds to the sessions' outboxes, which are bounded.
+    pub fn handle_delivery(&mut self, frame: &Frame<'_>, now: Now) {
+        let id = TopicId(frame.header.topic_id);
+        match frame.kind {
+            Kind::Tick => {
+                if self.latency.wants_sample()
+                    && let Ok(times) = frame.record::<TickTimes>()
+                {
+                    self.latency.sample(times.ingest_time_ns);
+                }
+                self.fanout.deliver(frame, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+            }
+            Kind::History => self.fanout.handle_history(frame, &mut self.sessions, &mut self.logs),
+            Kind::Subscribed if id.0 != 0 => {
+                if let (Ok(record), Ok(name)) = (frame.record::<Subscribed>(), frame.text()) {
+                    self.fanout.handle_open(id, record.epoch, name, &mut self.sessions, &mut self.logs);
+                }
+            }
+            Kind::Subscribed => {
+                if let Ok(record) = frame.record::<Subscribed>() {
+                    self.fanout.handle_ready(record.request);
+                }
+            }
+            Kind::Unsubscribed => self.fanout.handle_close(id),
+            Kind::Error => {
+                if let Ok(record) = frame.record::<ErrorRecord>() {
+                    self.refused(frame.header.sequence, record, now);
+                }
+            }
+            _ => debug_assert!(false, "no other delivery crosses the mesh"),
+        }
+        self.settle(now);
+    }
+
+    /// Publishes for a session of this shard: here if this is the topic's home, else through the mesh.
+    pub(super) fn publish(&mut self, tick: &Unsequenced<'_>, now: Now) {
+        let home = placement::home_shard(tick.topic, self.shards);
+        if home == self.id {
+            return self.sequence(Some(self.id), tick, now);
+        }
+        let Unsequenced { origin, flags, schema, record, topic, payload } = *tick;
+        self.stages.push_request(home, |out| {
+            frame::encode_publish(out, origin, flags, schema, record, topic, payload);
+        });
+    }
+
+    /// As the topic's home: gives the tick its sequence and passes it to every interested shard, this one included.
+    pub(super) fn sequence(&mut self, from: Option<ShardId>, tick: &Unsequenced<'_>, now: Now) {
+        let Unsequenced { origin, flags, schema, record, topic: name, payload } = *tick;
+        let Ok((index, is_new)) = self.home.find_or_create(name) else {
+            return self.refuse(from, origin, record.request, now);
+        };
+        if is_new {
+            self.open_new_topic(index);
+        }
+        let Publish { producer_time_ns, ingest_time_ns, key, .. } = record;
+        let times = TickTimes { producer_time_ns, ingest_time_ns };
+        let parts = TickParts { flags: flags & FLAG_PAYLOAD_JSON, schema, times, key, payload };
+        let Sequenced { tick, interested } = self.home.sequence(index, &parts, now.monotonic_ns);
+        self.counters.add(Counter::TicksSequenced, 1);
+        self.latency.sequenced(ingest_time_ns, now.realtime_ns);
+        for shard in interested.iter().filter(|&shard| shard != self.id) {
+            self.stages.push_delivery(shard, |out| out.extend_from_slice(tick.bytes));
+        }
+        if interested.contains(self.id) {
+            self.latency.sample(ingest_time_ns);
+            self.fanout.deliver(&tick, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+        }
+    }
+
+    /// Opens a topic that has just been made to the shards whose patterns match it, before its first tick.
+    fn open_new_topic(&mut self, index: u32) {
+        self.with_home(|home, notify| {
+            let topic = home.topic(index);
+            topic.interested.iter().for_each(|shard| notify(Notice::Open(shard, topic)));
+        });
+    }
+
+    /// Answers a publish for which there is no room for another topic.
+    fn refuse(&mut self, from: Option<ShardId>, origin: u64, request: u32, now: Now) {
+        self.counters.add(Counter::TicksRefused, 1);
+        let record = ErrorRecord { request, code: ErrorCode::TooManyTopics as u16, reserved: 0 };
+        match from {
+            // Nobody published it who could be told.
+            None => {}
+            Some(_) if origin == ORIGIN_INGEST => {}
+            Some(from) if from == self.id => self.refused(origin, record, now),
+            Some(from) => {
+                let meta = Meta { sequence: origin, ..Meta::default() };
+                self.stages.push_delivery(from, |out| {
+                    frame::encode(out, Kind::Error, meta, &record, &[]);
+                });
+            }
+        }
+    }
+
+    /// A home has refused what a session of this shard published.
+    pub(super) fn refused(&mut self, origin: u64, record: ErrorRecord, now: Now) {
+        let slot = origin as u32;
+        if self.sessions.open_mut(slot).is_some_and(|session| session.id == origin) {
+            let code = ErrorCode::from_wire(record.code).unwrap_or(ErrorCode::BadRequest);
+            let text = "the server has as many topics as it may (--topics-max)";
+            self.fail(slot, record.request, code, text, now);
+        }
+    }
+
+    /// Lets the home do something, and passes on what it has to tell the shards. Each thing told is at most one frame
+    /// in a stage.
+    pub(super) fn with_home<R>(&mut self, act: impl FnOnce(&mut Home, &mut dyn FnMut(Notice<'_>)) -> R) -> R {
+        let (own, epoch) = (self.id, self.epoch);
+        let Shard { home, fanout, sessions, logs, stages, .. } = self;
+        act(home, &mut |notice| match notice {
+            Notice::Open(shard, topic) if shard == own => {
+                fanout.handle_open(topic.id, epoch, &topic.name, sessions, logs);
+            }
+            Notice::Open(shard, topic) => {
+                stages.push_delivery(shard, |out| frame::encode_topic(out, topic.id, epoch, &topic.name));
+            }
+            Notice::Close(shard, topic) if shard == own => fanout.handle_close(topic.id),
+            Notice::Close(shard, topic) => {
+                let meta = Meta { topic_id: topic.id.0, ..Meta::default() };
+                stages.push_delivery(shard, |out| {
+                    frame::encode(out, Kind::Unsubscribed, meta, &Request::default(), &[]);
+                });
+            }
+            Notice::Ready(shard, request) if shard == own => fanout.handle_ready(request),
+            Notice::Ready(shard, request) => {
+                let record = Subscribed { epoch, request, reserved: 0 };
+                stages.push_delivery(shard, |out| {
+                    frame::encode(out, Kind::Subscribed, Meta::default(), &record, &[]);
+                });
+            }
+        })
+    }
+
+    /// Makes the homes know of a pattern that is new here.
+    pub(super) fn ask_homes(&mut self, pattern: &str, exact: bool, request: u32) {
+        for home in fanout::homes(pattern, exact, self.shards).map(ShardId) {
+            if home == self.id {
+                self.with_home(|own, notify| own.add_interest(home, pattern, request, notify));
+            } else {
+                self.stages.push_request(home, |out| encode_request(out, Kind::Subscribe, request, pattern));
+            }
+        }
+    }
+
+    /// Makes the homes forget a pattern that nobody here holds any more.
+    pub(super) fn tell_homes_gone(&mut self, pattern: &str) {
+        for home in fanout::homes(pattern, pattern::is_exact(pattern), self.shards).map(ShardId) {
+            if home == self.id {
+                self.with_home(|own, notify| own.remove_interest(home, pattern, notify));
+            } else {
+                self.stages.push_request(home, |out| encode_request(out, Kind::Unsubscribe, 0, pattern));
+            }
+        }
+    }
+}

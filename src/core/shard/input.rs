@@ -1,0 +1,422 @@
+//! What peers send: bytes to commands to effects. A broken byte ends its session, a bad request is answered, and
+//! neither touches anybody else.
+
+use std::borrow::Cow;
+
+use super::{Action, Shard, Unsequenced, timers::TimerKind};
+use crate::{
+    limits::ECHO_BYTES_MAX,
+    metrics::counters::Counter,
+    now::Now,
+    session::{CloseReason, Protocol},
+};
+use tickcast_proto::{
+    DecodeError, Encoding, ErrorCode, Step,
+    codec::json,
+    command::{Command, PublishCommand},
+    frame,
+    framing::websocket::{self, DataType, Incoming, WebSocket},
+    http::{self, Answer, Offer, Target},
+    pattern,
+    records::{Publish, TickTimes, WireRecord},
+    reply::Reply,
+};
+
+/// How far a session's input came.
+struct Progress {
+    used: usize,
+    /// What is left waits for room, not for more bytes.
+    blocked: bool,
+}
+
+impl Shard {
+    /// Bytes from a peer, in order, as many or few as came.
+    pub fn handle_bytes(&mut self, slot: u32, bytes: &[u8], now: Now) {
+        self.counters.add(Counter::BytesReceived, bytes.len() as u64);
+        self.take_up(slot, bytes, now);
+        self.settle(now);
+    }
+
+    pub(super) fn take_up(&mut self, slot: u32, bytes: &[u8], now: Now) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        if session.paused || !session.input.is_empty() {
+            session.input.extend_from_slice(bytes);
+            if !session.paused {
+                self.process_waiting(slot, now);
+            }
+        } else {
+            let progress = self.process(slot, bytes, now);
+            if let Some(session) = self.sessions.open_mut(slot) {
+                session.input.extend_from_slice(&bytes[progress.used..]);
+            }
+            self.after_input(slot, &progress, now);
+        }
+        self.heard(slot, now);
+        self.settle(now);
+    }
+
+    /// Takes up sessions whose input waited for room that there may be now.
+    pub(super) fn resume_paused(&mut self, now: Now) -> bool {
+        if self.paused.is_empty() {
+            return false;
+        }
+        let mut resumed = false;
+        for slot in std::mem::take(&mut self.paused) {
+            let Some(session) = self.sessions.open_mut(slot).filter(|session| session.paused) else {
+                continue;
+            };
+            if !session.takes_requests() || session.walks > 0 || !self.takes_input() {
+                self.paused.push(slot);
+                continue;
+            }
+            resumed = true;
+            if let Some(session) = self.sessions.open_mut(slot) {
+                session.paused = false;
+            }
+            self.actions.push_back(Action::ResumeReceive(slot));
+            self.process_waiting(slot, now);
+            self.heard(slot, now);
+        }
+        resumed
+    }
+
+    /// Whether a call to [`Shard::turn`] would take up a paused session.
+    pub(super) fn paused_can_resume(&self) -> bool {
+        self.paused.iter().any(|&slot| {
+            self.sessions.get(slot).is_some_and(|session| session.takes_requests() && session.walks == 0)
+        })
+    }
+
+    fn process_waiting(&mut self, slot: u32, now: Now) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let mut input = std::mem::take(&mut session.input);
+        let progress = self.process(slot, &input, now);
+        if let Some(session) = self.sessions.open_mut(slot)
+            && progress.used < input.len()
+        {
+            input.drain(..progress.used);
+            session.input = input;
+        }
+        self.after_input(slot, &progress, now);
+    }
+
+    /// Pauses a session whose input waits for room, and watches one that waits for the rest of a frame.
+    fn after_input(&mut self, slot: u32, progress: &Progress, now: Now) {
+        self.pause_if(slot, progress.blocked);
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        if session.input.is_empty() || session.paused {
+            session.partial_since_ns = None;
+            return;
+        }
+        if session.partial_since_ns.is_none() || progress.used > 0 {
+            session.partial_since_ns = Some(now.monotonic_ns);
+        }
+        if !std::mem::replace(&mut session.partial_watched, true) {
+            let when = now.monotonic_ns.saturating_add(self.limits.frame_deadline_ns);
+            let id = session.id;
+            self.watch(when, TimerKind::Frame, id);
+        }
+    }
+
+    fn pause_if(&mut self, slot: u32, blocked: bool) {
+        if let Some(session) = self.sessions.open_mut(slot)
+            && blocked
+            && !session.paused
+        {
+            session.paused = true;
+            self.paused.push(slot);
+            self.actions.push_back(Action::PauseReceive(slot));
+            self.counters.add(Counter::InputPaused, 1);
+        }
+    }
+
+    /// Takes whole messages off the front of `bytes` while there is room for their effects.
+    fn process(&mut self, slot: u32, bytes: &[u8], now: Now) -> Progress {
+        let mut used = 0;
+        loop {
+            let room = self.takes_input();
+            let Some(session) = self.sessions.open_mut(slot) else {
+                return Progress { used: bytes.len(), blocked: false };
+            };
+            if used == bytes.len() && session.message_rest.is_empty() {
+                break;
+            }
+            // Newcomers are let in whatever the load: one request, and somebody else's flood is not their fault.
+            let newcomer = session.protocol.is_handshake();
+            let waits = !room || !session.takes_requests() || session.walks > 0;
+            if waits && !newcomer {
+                return Progress { used, blocked: true };
+            }
+            let rest = &bytes[used..];
+            let step = match session.protocol {
+                _ if !session.message_rest.is_empty() => {
+                    let (encoding, message) = (session.encoding, std::mem::take(&mut session.message_rest));
+                    self.binary(slot, encoding, &message, now).map(|()| Step::Complete(0, ()))
+                }
+                Protocol::NativeHello | Protocol::Native => self.native(slot, rest, now),
+                Protocol::HttpHead => self.http(slot, rest, now),
+                Protocol::Leaving(_) => Ok(Step::Partial),
+                Protocol::Stream(_) => self.websocket(slot, rest, now),
+                Protocol::Echo(_) => self.echo(slot, rest, now),
+            };
+            match step {
+                Ok(Step::Complete(len, ())) => used += len,
+                Ok(Step::Partial) => break,
+                Err(error) => {
+                    self.end(slot, CloseReason::Protocol(error), now);
+                    return Progress { used: bytes.len(), blocked: false };
+                }
+            }
+        }
+        Progress { used, blocked: false }
+    }
+
+    fn native(&mut self, slot: u32, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
+        let Step::Complete(used, frame) = frame::decode(bytes, self.limits.frame_bytes_max)? else {
+            return Ok(Step::Partial);
+        };
+        let command = Command::from_frame(&frame)?;
+        if let Command::Hello { client, .. } = &command
+            && !self.place(slot, client, now)
+        {
+            return Ok(Step::Partial);
+        }
+        self.execute(slot, command, now)?;
+        Ok(Step::Complete(used, ()))
+    }
+
+    fn http(&mut self, slot: u32, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
+        let offer = Offer {
+            head_bytes_max: self.limits.http_head_bytes_max,
+            debug_echo: self.limits.debug_echo,
+            files: self.files,
+        };
+        let Step::Complete(used, answer) = http::step(bytes, offer) else { return Ok(Step::Partial) };
+        match answer {
+            Answer::Respond { response, status } => {
+                self.push_bytes(slot, &response);
+                self.end(slot, CloseReason::Http(status), now);
+            }
+            Answer::Upgrade { target: Target::Stream { client, .. }, .. }
+                if !self.place(slot, &client, now) =>
+            {
+                return Ok(Step::Partial);
+            }
+            Answer::Upgrade { response, target } => {
+                self.actions.push_back(Action::Settled(slot));
+                self.push_bytes(slot, &response);
+                let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Complete(used, ())) };
+                match target {
+                    Target::Echo => {
+                        session.protocol =
+                            Protocol::Echo(Box::new(WebSocket::server_of_long_messages(ECHO_BYTES_MAX)));
+                    }
+                    Target::Stream { encoding, patterns, delivery, from, .. } => {
+                        session.encoding = encoding;
+                        session.protocol = Protocol::Stream(None);
+                        let patterns = patterns.into_iter().map(Cow::Owned).collect();
+                        self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)?;
+                    }
+                }
+            }
+        }
+        Ok(Step::Complete(used, ()))
+    }
+
+    fn websocket(&mut self, slot: u32, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
+        let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Partial) };
+        let Protocol::Stream(own) = &mut session.protocol else { return Ok(Step::Partial) };
+        let mut decoder = own
+            .take()
+            .or_else(|| self.websocket.take())
+            .unwrap_or_else(|| Box::new(WebSocket::server(self.limits.message_bytes_max())));
+        let encoding = session.encoding;
+        let mut replies = Vec::new();
+        let step = decoder.step(bytes, &mut replies);
+        // What was refused, or has closed, is of no more use to anybody.
+        match step {
+            Ok(_) if decoder.is_between_messages() => self.websocket = Some(decoder),
+            Ok(_) => *own = Some(decoder),
+            Err(_) => {}
+        }
+        let Step::Complete(used, incoming) = step? else { return Ok(Step::Partial) };
+        self.push_bytes(slot, &replies);
+        match incoming {
+            Incoming::Nothing => {}
+            Incoming::Close(_) => self.end(slot, CloseReason::Peer, now),
+            Incoming::Text(text) => self.text(slot, encoding, &text, now)?,
+            Incoming::Binary(bytes) => self.binary(slot, encoding, &bytes, now)?,
+        }
+        Ok(Step::Complete(used, ()))
+    }
+
+    fn echo(&mut self, slot: u32, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
+        let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Partial) };
+        let Protocol::Echo(decoder) = &mut session.protocol else { return Ok(Step::Partial) };
+        let mut replies = Vec::new();
+        let Step::Complete(used, incoming) = decoder.step(bytes, &mut replies)? else {
+            return Ok(Step::Partial);
+        };
+        self.push_bytes(slot, &replies);
+        match incoming {
+            Incoming::Nothing => {}
+            Incoming::Close(_) => self.end(slot, CloseReason::Peer, now),
+            Incoming::Text(text) => self.push_message(slot, DataType::Text, text.as_bytes()),
+            Incoming::Binary(bytes) => self.push_message(slot, DataType::Binary, &bytes),
+        }
+        Ok(Step::Complete(used, ()))
+    }
+
+    fn text(&mut self, slot: u32, encoding: Encoding, text: &str, now: Now) -> Result<(), DecodeError> {
+        if encoding == Encoding::WebSocketRkyv {
+            return Err(DecodeError::WrongMessageType("tickcast.v1.rkyv takes binary messages"));
+        }
+        match json::decode(text) {
+            Ok(command) => self.execute(slot, command, now),
+            Err(error) => {
+                self.fail(slot, error.request, ErrorCode::BadRequest, &error.text, now);
+                Ok(())
+            }
+        }
+    }
+
+    fn binary(&mut self, slot: u32, encoding: Encoding, bytes: &[u8], now: Now) -> Result<(), DecodeError> {
+        if encoding == Encoding::WebSocketJson {
+            return Err(DecodeError::WrongMessageType("tickcast.v1.json takes text messages"));
+        }
+        let mut at = 0;
+        while at < bytes.len() {
+            if let Some(session) = self.sessions.open_mut(slot)
+                && session.walks > 0
+            {
+                session.message_rest = bytes[at..].to_vec();
+                return Ok(());
+            }
+            let Step::Complete(used, frame) = frame::decode(&bytes[at..], self.limits.frame_bytes_max)?
+            else {
+                return Err(DecodeError::BadLength((bytes.len() - at) as u32));
+            };
+            self.execute(slot, Command::from_frame(&frame)?, now)?;
+            at += used;
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, slot: u32, command: Command<'_>, now: Now) -> Result<(), DecodeError> {
+        let Some(session) = self.sessions.open_mut(slot) else { return Ok(()) };
+        match (&session.protocol, &command) {
+            (Protocol::NativeHello, Command::Hello { .. }) => {
+                session.protocol = Protocol::Native;
+                self.actions.push_back(Action::Settled(slot));
+            }
+            (Protocol::NativeHello, _) => return Err(DecodeError::HelloExpected),
+            _ => {}
+        }
+        match command {
+            Command::Hello { request, name, .. } => {
+                let session = session.id;
+                ::log::debug!(
+                    "session {session:x} says it is {:?}",
+                    name.chars().take(64).collect::<String>()
+                );
+                let (epoch, frame_bytes_max) = (self.epoch, self.limits.frame_bytes_max);
+                self.reply(slot, &Reply::Welcome { request, epoch, session, frame_bytes_max });
+            }
+            Command::Ping { token } => self.reply(slot, &Reply::Pong { token }),
+            Command::Pong => {}
+            Command::Subscribe { request, patterns, .. }
+            | Command::Update { request, patterns, .. }
+            | Command::Unsubscribe { request, patterns }
+                if patterns.len() > self.limits.subscriptions_per_session_max =>
+            {
+                // One answer: an error for each would be many times what was sent.
+                let text = format!(
+                    "{} patterns in one request, a session may hold {}",
+                    patterns.len(),
+                    self.limits.subscriptions_per_session_max
+                );
+                self.fail(slot, request, ErrorCode::TooManySubscriptions, &text, now);
+            }
+            Command::Subscribe { request, patterns, delivery, from } => {
+                let Some(begin) = self.begin(slot, request, from, now) else { return Ok(()) };
+                for pattern in patterns {
+                    self.subscribe(slot, request, &pattern, delivery, begin, now);
+                }
+            }
+            Command::Update { request, patterns, delivery } => {
+                self.queue_walks(slot, request, patterns, Some(delivery), now);
+            }
+            Command::Resume { topic, position } => self.resume(slot, &topic, position, now),
+            Command::Refused { request, error } => {
+                self.fail(slot, request, ErrorCode::BadRequest, &error.to_string(), now);
+            }
+            Command::Unsubscribe { request, patterns } => {
+                self.queue_walks(slot, request, patterns, None, now)
+            }
+            Command::Publish(publish) => self.publish_command(slot, &publish, now),
+        }
+        Ok(())
+    }
+
+    fn publish_command(&mut self, slot: u32, publish: &PublishCommand<'_>, now: Now) {
+        if !self.publishers.takes(slot, now.monotonic_ns) {
+            self.counters.add(Counter::TicksRefusedRate, 1);
+            let text = format!("a session may publish {} ticks a second", self.limits.publish_rate);
+            return self.fail(slot, publish.request, ErrorCode::RateLimited, &text, now);
+        }
+        let topic = match pattern::check_topic(&publish.topic) {
+            Ok(topic) => topic,
+            Err(error) => {
+                self.counters.add(Counter::TicksRefused, 1);
+                let text = format!("topic {}: {error}", shown(&publish.topic));
+                return self.fail(slot, publish.request, ErrorCode::BadTopic, &text, now);
+            }
+        };
+        let frame_len = frame::encoded_len(TickTimes::STRIDE, publish.payload.len());
+        if frame_len > self.limits.frame_bytes_max {
+            self.counters.add(Counter::TicksRefused, 1);
+            let text =
+                format!("the tick's frame has {frame_len} bytes, {} allowed", self.limits.frame_bytes_max);
+            return self.fail(slot, publish.request, ErrorCode::TooLarge, &text, now);
+        }
+        let Some(origin) = self.sessions.open_mut(slot).map(|session| session.id) else { return };
+        let producer_time_ns =
+            if publish.producer_time_ns == 0 { now.realtime_ns } else { publish.producer_time_ns };
+        let record = Publish {
+            producer_time_ns,
+            ingest_time_ns: now.realtime_ns,
+            request: publish.request,
+            key: publish.key,
+            ..Publish::default()
+        };
+        let flags = Self::flags_of(&publish.payload, publish.payload_is_json);
+        let tick =
+            Unsequenced { origin, flags, schema: publish.schema, record, topic, payload: &publish.payload };
+        self.publish(&tick, now);
+    }
+
+    /// Answers a request that failed; a raw session, which has no answers, is ended instead.
+    pub(super) fn fail(&mut self, slot: u32, request: u32, code: ErrorCode, text: &str, now: Now) {
+        if self.sessions.open_mut(slot).is_some_and(|session| session.encoding == Encoding::WebSocketRaw) {
+            return self.end(slot, CloseReason::BadRequest(text.to_owned()), now);
+        }
+        self.reply(slot, &Reply::Error { request, code, text });
+    }
+
+    fn push_message(&mut self, slot: u32, data_type: DataType, payload: &[u8]) {
+        self.sessions.with_outbox(slot, |session| {
+            session.push_reply(|out| websocket::encode(out, data_type, payload));
+        });
+    }
+
+    pub(super) fn push_bytes(&mut self, slot: u32, bytes: &[u8]) {
+        self.sessions.with_outbox(slot, |session| session.push_reply(|out| out.extend_from_slice(bytes)));
+    }
+}
+
+/// A peer's bytes as they may stand in a message: quoted, escaped, cut to 64 characters.
+pub(super) fn shown(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let cut: String = text.chars().take(64).collect();
+    format!("{cut:?}{}", if cut.len() < text.len() { "..." } else { "" })
+}

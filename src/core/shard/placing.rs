@@ -1,0 +1,241 @@
+//! Which shard serves a connection: the one that accepted it, unless the client says who it is. Then it is the shard of
+//! its identity, so that a second connection of the same client meets the first.
+//!
+//! ```text
+//!  accepting shard                                     shard of the identity
+//!  bytes of HELLO or of the request head -> place()
+//!  Action::HandOver(slot)       transport quiets the socket; what still comes is kept
+//!  handle_detached(slot)  ---- socket, all bytes so far ---->  handle_placed(slot, bytes)
+//! ```
+//!
+//! Nothing has been answered before the hand-over, and the other shard reads the same bytes from the first: it comes to
+//! the same identity and so to itself, and nothing is handed over twice.
+
+use super::{Action, Door, Shard};
+use crate::{
+    metrics::counters::Counter,
+    now::Now,
+    placement,
+    session::{CloseReason, Protocol},
+};
+use tickcast_proto::{Encoding, ids::ShardId};
+
+/// A connection that another shard is to serve, without its socket.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Departure {
+    /// Which shard.
+    pub to: ShardId,
+    /// The door it came through.
+    pub door: Door,
+    /// All that was received. Bound: the longest frame or request head and what was in flight while the socket was
+    /// quieted.
+    pub bytes: Vec<u8>,
+}
+
+impl Shard {
+    /// A connection that another shard accepted and handed over, with all that was received from it; the slot is vacant.
+    /// The bytes hold a whole HELLO or request head, so the handshake is done when this returns: its deadline needs no
+    /// time that was used up elsewhere.
+    pub fn handle_placed(&mut self, slot: u32, door: Door, bytes: &[u8], now: Now) {
+        self.open(slot, door, now);
+        // What the server has received is counted where it was received. Once the server stops, nothing is taken up.
+        if !self.input_stopped {
+            self.take_up(slot, bytes, now);
+        }
+        self.settle(now);
+    }
+
+    /// The transport has quieted the socket of [`Action::HandOver`]: the session is forgotten here. `None` when it has
+    /// begun to end since; then it ends here.
+    pub fn handle_detached(&mut self, slot: u32) -> Option<Departure> {
+        let session = self.sessions.open_mut(slot)?;
+        let Protocol::Leaving(to) = session.protocol else { return None };
+        let door = if session.encoding == Encoding::Native { Door::Native } else { Door::Http };
+        let bytes = std::mem::take(&mut session.input);
+        self.sessions.remove(slot);
+        self.counters.subtract(Counter::SessionsOpen, 1);
+        self.counters.add(Counter::SessionsHandedOver, 1);
+        Some(Departure { to, door, bytes })
+    }
+
+    /// A client that opens its session says who it is. Returns whether it is served here; if not, it is on its way.
+    pub(super) fn place(&mut self, slot: u32, client: &str, now: Now) -> bool {
+        let Some(session) = self.sessions.open_mut(slot) else { return true };
+        if client.is_empty() || !session.protocol.is_handshake() {
+            return true;
+        }
+        let to = placement::serving_shard(client, self.shards);
+        if to != self.id {
+            session.protocol = Protocol::Leaving(to);
+            self.actions.push_back(Action::HandOver(slot));
+            return false;
+        }
+        self.identities.insert(slot, client.into());
+        if self.limits.identity_replaces
+            && let Some(before) = self.holders.enter(slot, client)
+        {
+            self.end(before, CloseReason::Replaced, now);
+        }
+        true
+    }
+
+    /// A session that ends on its way to another shard ends here: it says goodbye as its door would have it.
+    pub(super) fn stay(&mut self, slot: u32) {
+        let Some(session) = self.sessions.any_mut(slot) else { return };
+        if let Protocol::Leaving(_) = session.protocol {
+            session.protocol = match session.encoding {
+                Encoding::Native => Protocol::NativeHello,
+                _ => Protocol::HttpHead,
+            };
+            // Its FIN is waited for.
+            self.actions.push_back(Action::ResumeReceive(slot));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{config::Limits, metrics::counters::Counters};
+    use tickcast_proto::{Step, command::encode_request, frame, records::Publish};
+
+    const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
+    const SHARDS: u16 = 4;
+
+    fn shard(id: ShardId, limits: Limits) -> Shard {
+        Shard::new(id, SHARDS, 1, limits, Arc::new(Counters::default()))
+    }
+
+    fn hello(client: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        frame::encode_hello(&mut bytes, 1, client, "test");
+        bytes
+    }
+
+    fn upgrade(client: &str) -> Vec<u8> {
+        format!(
+            "GET /ws?client={client} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        .into_bytes()
+    }
+
+    /// An identity of another shard than this one.
+    fn stranger_to(shard: ShardId) -> (String, ShardId) {
+        let named =
+            (0..).map(|n| format!("client-{n}")).map(|name| (placement::serving_shard(&name, SHARDS), name));
+        named.filter(|(at, _)| *at != shard).map(|(at, name)| (name, at)).next().unwrap()
+    }
+
+    fn sent(shard: &mut Shard) -> Vec<u8> {
+        let (mut gather, mut sent) = (Vec::new(), Vec::new());
+        shard.prepare_sends(NOW);
+        while let Some(send) = shard.poll_send(&mut gather, NOW) {
+            sent.extend_from_slice(shard.send_bytes(&send, &gather));
+            shard.handle_sent(send.slot, 1, false, NOW);
+        }
+        sent
+    }
+
+    fn kinds(mut bytes: &[u8]) -> Vec<frame::Kind> {
+        let mut kinds = Vec::new();
+        while let Ok(Step::Complete(used, frame)) = frame::decode(bytes, 1 << 20) {
+            kinds.push(frame.kind);
+            bytes = &bytes[used..];
+        }
+        kinds
+    }
+
+    #[test]
+    fn a_client_of_another_shard_leaves_unanswered_with_every_byte_it_sent_however_they_came() {
+        let (name, home) = stranger_to(ShardId(0));
+        let mut ping = Vec::new();
+        encode_request(&mut ping, frame::Kind::Subscribe, 2, "a");
+        for (door, opening) in [(Door::Native, hello(&name)), (Door::Http, upgrade(&name))] {
+            let bytes = [opening.clone(), ping.clone()].concat();
+            for piece in [1, 7, bytes.len()] {
+                let mut from = shard(ShardId(0), Limits::default());
+                from.handle_accept(3, door, NOW);
+                bytes.chunks(piece).for_each(|piece| from.handle_bytes(3, piece, NOW));
+                assert_eq!(from.poll_action(), Some(Action::HandOver(3)), "once, and nothing else");
+                assert_eq!(from.poll_action(), None);
+                assert_eq!(sent(&mut from), b"", "nothing is answered before");
+                let departure = from.handle_detached(3).unwrap();
+                assert_eq!(departure, Departure { to: home, door, bytes: bytes.clone() });
+                assert_eq!((from.sessions_len(), from.handle_detached(3)), (0, None));
+
+                let mut to = shard(home, Limits::default());
+                to.handle_placed(8, door, &departure.bytes, NOW);
+                assert_eq!(to.poll_action(), Some(Action::Settled(8)));
+                assert!(!sent(&mut to).is_empty(), "welcome or 101");
+                let open = |shard: &Shard| shard.counters().value(Counter::SessionsOpen);
+                assert_eq!((open(&from), open(&to)), (0, 1));
+                let accepted = |shard: &Shard| shard.counters().value(Counter::SessionsAccepted);
+                assert_eq!((accepted(&from), accepted(&to)), (1, 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_session_that_ends_on_its_way_stays_and_says_goodbye() {
+        let (name, _) = stranger_to(ShardId(0));
+        let mut from = shard(ShardId(0), Limits::default());
+        from.handle_accept(3, Door::Native, NOW);
+        from.handle_bytes(3, &hello(&name), NOW);
+        from.begin_drain(u64::MAX, NOW);
+        let actions: Vec<Action> = std::iter::from_fn(|| from.poll_action()).collect();
+        assert_eq!(actions, [Action::HandOver(3), Action::ResumeReceive(3)]);
+        assert_eq!(from.handle_detached(3), None);
+        assert_eq!(kinds(&sent(&mut from)), [frame::Kind::Closing]);
+        from.handle_eof(3, NOW);
+        assert_eq!(from.sessions_len(), 0);
+    }
+
+    #[test]
+    fn once_the_server_stops_a_placed_client_is_only_told_so() {
+        let (name, home) = stranger_to(ShardId(0));
+        let mut to = shard(home, Limits::default());
+        to.stop_taking_input();
+        to.handle_placed(1, Door::Native, &hello(&name), NOW);
+        to.begin_drain(u64::MAX, NOW);
+        to.handle_placed(2, Door::Native, &hello(&name), NOW);
+        assert_eq!(kinds(&sent(&mut to)), [frame::Kind::Closing, frame::Kind::Closing]);
+    }
+
+    #[test]
+    fn a_second_connection_of_an_identity_replaces_the_first_only_where_it_is_to() {
+        let (name, home) = stranger_to(ShardId(0));
+        for replaces in [false, true] {
+            let mut shard = shard(home, Limits { identity_replaces: replaces, ..Limits::default() });
+            shard.handle_placed(1, Door::Native, &hello(&name), NOW);
+            shard.handle_placed(2, Door::Http, &upgrade(&name), NOW);
+            sent(&mut shard);
+            assert_eq!(shard.sessions.open_mut(1).is_none(), replaces);
+            assert!(shard.sessions.open_mut(2).is_some());
+            shard.handle_error(1, 104, NOW);
+            shard.handle_error(2, 104, NOW);
+            assert_eq!(shard.counters().value(Counter::ClosedReplaced), u64::from(replaces));
+            assert!(shard.holders.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_session_publishes_as_fast_as_it_may_and_is_told_when_it_is_too_fast() {
+        let mut shard = shard(ShardId(0), Limits { publish_rate: 2, ..Limits::default() });
+        shard.handle_accept(0, Door::Native, NOW);
+        shard.handle_bytes(0, &hello(""), NOW);
+        sent(&mut shard);
+        let mut tick = Vec::new();
+        frame::encode_publish(&mut tick, 0, 0, 0, Publish::default(), "a", b"1");
+        let mut burst = |now: Now| {
+            (0..4).for_each(|_| shard.handle_bytes(0, &tick, now));
+            let bytes = sent(&mut shard);
+            (kinds(&bytes), shard.counters().value(Counter::TicksRefusedRate))
+        };
+        assert_eq!(burst(NOW), (vec![frame::Kind::Error; 2], 2));
+        let later = Now { monotonic_ns: NOW.monotonic_ns + 500_000_000, ..NOW };
+        assert_eq!(burst(later), (vec![frame::Kind::Error; 3], 5));
+    }
+}

@@ -1,0 +1,248 @@
+//! Subscriptions as a session asks for them, changes them and ends them.
+
+use std::borrow::Cow;
+
+use super::{Shard, input::shown};
+use crate::{
+    fanout::{Begin, Interest, Subscription},
+    limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
+    now::Now,
+};
+use tickcast_proto::{
+    ErrorCode, pattern,
+    reply::Reply,
+    subscription::{Delivery, From, Position},
+};
+
+/// A change of one subscription that goes over the session's topics: done in the order asked for, with a budget a turn.
+#[derive(Debug)]
+pub(super) struct Walk {
+    session: u64,
+    request: u32,
+    pattern: Box<str>,
+    /// `None`: it ends.
+    delivery: Option<Delivery>,
+}
+
+impl Shard {
+    /// Queues changes of subscriptions, and does as many as this turn still may; the session's later requests wait for the
+    /// rest.
+    pub(super) fn queue_walks(
+        &mut self,
+        slot: u32,
+        request: u32,
+        patterns: Vec<Cow<'_, str>>,
+        delivery: Option<Delivery>,
+        now: Now,
+    ) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        session.walks += patterns.len() as u32;
+        let session = session.id;
+        let walk = |pattern: Cow<'_, str>| Walk { session, request, pattern: pattern.into(), delivery };
+        self.walks.extend(patterns.into_iter().map(walk));
+        self.walk(now);
+    }
+
+    /// Does what the turn's budget allows of the changes that wait. Returns whether there were any.
+    pub(super) fn walk(&mut self, now: Now) -> bool {
+        let any = !self.walks.is_empty();
+        while self.walk_left > 0
+            && let Some(Walk { session: id, request, pattern, delivery }) = self.walks.pop_front()
+        {
+            let slot = id as u32;
+            let Some(session) = self.sessions.open_mut(slot).filter(|session| session.id == id) else {
+                continue;
+            };
+            session.walks -= 1;
+            let looked = match delivery {
+                Some(delivery) => self.update(slot, request, &pattern, delivery, now),
+                None => self.unsubscribe(slot, request, &pattern, now),
+            };
+            self.walk_left = self.walk_left.saturating_sub(looked);
+        }
+        any
+    }
+
+    /// Where a subscription begins; places by topic are kept with the session until their topics are joined. `None`
+    /// when there are more than may be, and the request has been answered.
+    pub(super) fn begin(&mut self, slot: u32, request: u32, from: From, now: Now) -> Option<Begin> {
+        match from {
+            From::Live => Some(Begin::Live),
+            From::Latest => Some(Begin::Latest),
+            From::Position(position) => Some(Begin::After(position)),
+            From::Resume => Some(Begin::Places),
+            From::Positions(epoch, sequences) => {
+                for topic in sequences.keys() {
+                    if let Err(error) = pattern::check_topic(topic.as_bytes()) {
+                        let text = format!("from: sequences: topic {}: {error}", shown(topic.as_bytes()));
+                        self.fail(slot, request, ErrorCode::BadTopic, &text, now);
+                        return None;
+                    }
+                }
+                let session = self.sessions.open_mut(slot)?;
+                let bytes: usize = sequences.keys().map(|topic| topic.len()).sum();
+                let lag = session.lag_mut();
+                if lag.places.len() + sequences.len() > RESUME_POSITIONS_MAX
+                    || lag.places_bytes + bytes > RESUME_BYTES_MAX
+                {
+                    self.too_many_places(slot, request, now);
+                    return None;
+                }
+                for (topic, sequence) in sequences {
+                    lag.put_place(&topic, Position { epoch, sequence });
+                }
+                Some(Begin::Places)
+            }
+        }
+    }
+
+    /// Notes a place in a topic for the subscription that follows.
+    pub(super) fn resume(&mut self, slot: u32, topic: &str, position: Position, now: Now) {
+        if let Err(error) = pattern::check_topic(topic.as_bytes()) {
+            let text = format!("resume: topic {}: {error}", shown(topic.as_bytes()));
+            return self.fail(slot, 0, ErrorCode::BadTopic, &text, now);
+        }
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let lag = session.lag_mut();
+        if lag.places.len() >= RESUME_POSITIONS_MAX || lag.places_bytes + topic.len() > RESUME_BYTES_MAX {
+            return self.too_many_places(slot, 0, now);
+        }
+        lag.put_place(topic, position);
+    }
+
+    fn too_many_places(&mut self, slot: u32, request: u32, now: Now) {
+        let text = format!(
+            "from: a session may name {RESUME_POSITIONS_MAX} places, {RESUME_BYTES_MAX} bytes of names"
+        );
+        self.fail(slot, request, ErrorCode::BadRequest, &text, now);
+    }
+
+    /// Changes how a subscription is delivered. Returns the topics and subscriptions looked at.
+    fn update(&mut self, slot: u32, request: u32, pattern: &str, delivery: Delivery, now: Now) -> usize {
+        let entry = self.fanout.entry_of(pattern);
+        let held = |session: &mut crate::session::Session| {
+            session.subscriptions.iter().any(|held| Some(held.entry) == entry)
+        };
+        let (Some(entry), true) = (entry, self.sessions.open_mut(slot).is_some_and(held)) else {
+            let text = format!("not subscribed to {}", shown(pattern.as_bytes()));
+            self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
+            return 1;
+        };
+        let looked = self.fanout.update(entry, slot, delivery, &mut self.sessions);
+        let epoch = self.epoch;
+        self.reply(slot, &Reply::Subscribed { request, pattern, epoch });
+        looked
+    }
+
+    pub(super) fn subscribe(
+        &mut self,
+        slot: u32,
+        request: u32,
+        pattern: &str,
+        delivery: Delivery,
+        begin: Begin,
+        now: Now,
+    ) {
+        if let Err(error) = pattern::check_pattern(pattern.as_bytes()) {
+            let text = format!("pattern {}: {error}", shown(pattern.as_bytes()));
+            return self.fail(slot, request, ErrorCode::BadPattern, &text, now);
+        }
+        let known = self.fanout.entry_of(pattern);
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        if session.subscriptions.len() >= self.limits.subscriptions_per_session_max {
+            let text =
+                format!("a session may hold {} subscriptions", self.limits.subscriptions_per_session_max);
+            return self.fail(slot, request, ErrorCode::TooManySubscriptions, &text, now);
+        }
+        if known.is_some_and(|entry| session.subscriptions.iter().any(|held| held.entry == entry)) {
+            let text = format!("already subscribed to {}", shown(pattern.as_bytes()));
+            return self.fail(slot, request, ErrorCode::AlreadySubscribed, &text, now);
+        }
+        let (entry, interest) = self.fanout.subscribe(slot, request, pattern);
+        if let Some(session) = self.sessions.open_mut(slot) {
+            if session.subscriptions.is_empty() {
+                // Most sessions have one: a Vec would make room for four.
+                session.subscriptions.reserve_exact(1);
+            }
+            session.subscriptions.push(Subscription { entry, position: None, delivery, begin });
+        }
+        if let Some(Interest { request, exact }) = interest {
+            self.ask_homes(pattern, exact, request);
+        }
+    }
+
+    /// Ends a subscription. Returns the topics and subscriptions looked at.
+    fn unsubscribe(&mut self, slot: u32, request: u32, pattern: &str, now: Now) -> usize {
+        let entry = self.fanout.entry_of(pattern);
+        let held = self.sessions.open_mut(slot).and_then(|session| {
+            let at = session.subscriptions.iter().position(|held| Some(held.entry) == entry)?;
+            Some(session.subscriptions.swap_remove(at))
+        });
+        let Some(held) = held else {
+            let text = format!("not subscribed to {}", shown(pattern.as_bytes()));
+            self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
+            return 1;
+        };
+        let (last, looked) = self.fanout.unsubscribe(held, slot, &mut self.sessions);
+        if let Some(last) = last {
+            self.tell_homes_gone(&last);
+        }
+        self.reply(slot, &Reply::Unsubscribed { request, pattern });
+        looked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{config::Limits, metrics::counters::Counters, shard::Door};
+    use tickcast_proto::{
+        command::encode_request,
+        frame,
+        ids::ShardId,
+        records::Publish,
+        subscription::{Policy, Rules},
+    };
+
+    const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
+
+    fn subscribe(shard: &mut Shard, slot: u32) {
+        shard.handle_accept(slot, Door::Native, NOW);
+        let mut bytes = Vec::new();
+        frame::encode_hello(&mut bytes, 1, "", "test");
+        encode_request(&mut bytes, frame::Kind::Subscribe, 1, "a.>");
+        shard.handle_bytes(slot, &bytes, NOW);
+        while shard.turn(NOW) {}
+    }
+
+    fn publish(shard: &mut Shard, topic: &str) {
+        let mut bytes = Vec::new();
+        frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), topic, b"1");
+        shard.handle_bytes(0, &bytes, NOW);
+        while shard.turn(NOW) {}
+    }
+
+    /// By topic id: the order of their coming.
+    fn policies(shard: &Shard, slot: u32) -> Vec<Policy> {
+        let held = &shard.sessions.get(slot).unwrap().memberships;
+        let mut held: Vec<_> = held.iter().map(|(id, membership)| (id.0, membership.policy)).collect();
+        held.sort_unstable();
+        held.into_iter().map(|(_, policy)| policy).collect()
+    }
+
+    #[test]
+    fn another_policy_is_for_later_subscriptions_and_topics_and_not_for_what_is_taken_already() {
+        let mut shard = Shard::new(ShardId(0), 1, 1, Limits::default(), Arc::new(Counters::default()));
+        subscribe(&mut shard, 0);
+        publish(&mut shard, "a.before");
+        let limits = Limits { policies: Rules::all(Policy::Drop), ..Limits::default() };
+        shard.reload(&Arc::new(limits), NOW);
+        publish(&mut shard, "a.before");
+        publish(&mut shard, "a.after");
+        subscribe(&mut shard, 1);
+        assert_eq!(policies(&shard, 0), [Policy::default(), Policy::Drop]);
+        assert_eq!(policies(&shard, 1), [Policy::Drop, Policy::Drop]);
+    }
+}

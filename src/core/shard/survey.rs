@@ -1,0 +1,462 @@
+//! What an operator asks of a shard: its sessions and topics, chosen in pieces of a turn each, and its state.
+//!
+//! Sessions come, go and change between the pieces: an answer is of the time it took, not of one moment. What is chosen is
+//! looked at once more when the answer is made, and left out if it has gone.
+
+mod largest;
+
+use super::Shard;
+use crate::{
+    limits::TURN_SURVEYED,
+    metrics::latency::Latency,
+    now::Now,
+    session::{Protocol, Session},
+};
+
+use self::largest::Largest;
+use tickcast_proto::{
+    Encoding,
+    ids::{Sequence, ShardId, TopicId},
+};
+
+/// What the sessions of an answer are chosen by and sorted by, the highest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SessionSort {
+    /// Bytes that wait for it.
+    #[default]
+    Outbox,
+    /// How long its socket has had no room.
+    Lag,
+    /// Ticks that it was told are lost.
+    Dropped,
+    /// Ticks that it was told a newer one stands for.
+    Conflated,
+    /// Topics that it takes.
+    Topics,
+    /// The newest first. Of several shards: the fewer sessions have come to its shard after it, the earlier; nobody notes when.
+    Newest,
+}
+
+/// What the topics of an answer are chosen by and sorted by, the highest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TopicSort {
+    /// Ticks that it ever had.
+    #[default]
+    Ticks,
+    /// Memory of its recent ticks.
+    Bytes,
+    /// The newest first. Of several shards: the fewer topics have come to its home after it, the earlier.
+    Newest,
+}
+
+/// Which sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionsQuery {
+    /// By what.
+    pub sort: SessionSort,
+    /// How many, bounded by the caller.
+    pub limit: usize,
+}
+
+/// Which topics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicsQuery {
+    /// What their names begin with.
+    pub prefix: String,
+    /// By what.
+    pub sort: TopicSort,
+    /// How many, bounded by the caller.
+    pub limit: usize,
+}
+
+/// What a shard says of itself when asked, besides its counters.
+#[derive(Clone, Debug)]
+pub struct ShardState {
+    /// Bytes in the rings from other shards that it has not taken in.
+    pub mesh_ring_bytes: usize,
+    /// Bytes in the rings from the server's own sources that it has not taken in.
+    pub source_ring_bytes: usize,
+    /// Bytes that wait for room in the rings to other shards.
+    pub mesh_stage_bytes: usize,
+    /// Topics it sequences.
+    pub topics: usize,
+    /// Topics its sessions take.
+    pub topics_taken: usize,
+    /// Patterns its sessions hold.
+    pub patterns: usize,
+    /// Sessions with something to send.
+    pub sessions_waiting: usize,
+    /// Memory of its egress logs.
+    pub egress_log_bytes: usize,
+    /// Its latencies.
+    pub latency: Latency,
+}
+
+/// A choice among the sessions, under way. At most the query's limit of them is kept.
+#[derive(Debug)]
+pub struct SessionSurvey {
+    sort: SessionSort,
+    next: u32,
+    largest: Largest<(u32, u64)>,
+}
+
+impl SessionSurvey {
+    /// One that has looked at none.
+    pub fn new(query: SessionsQuery) -> SessionSurvey {
+        SessionSurvey { sort: query.sort, next: 0, largest: Largest::new(query.limit) }
+    }
+}
+
+/// A choice among the topics whose home a shard is, under way.
+#[derive(Debug)]
+pub struct TopicSurvey {
+    query: TopicsQuery,
+    next: u32,
+    largest: Largest<u32>,
+}
+
+impl TopicSurvey {
+    /// One that has looked at none.
+    pub fn new(query: TopicsQuery) -> TopicSurvey {
+        TopicSurvey { largest: Largest::new(query.limit), query, next: 0 }
+    }
+}
+
+/// A chosen session as its shard sees it.
+#[derive(Clone, Debug)]
+pub struct SessionSummary {
+    /// Its slot.
+    pub slot: u32,
+    /// Its id: the slot may be another's by now.
+    pub id: u64,
+    /// Who its client says it is.
+    pub identity: Option<String>,
+    /// How its messages are encoded.
+    pub encoding: &'static str,
+    /// `handshake`, `open` or `ending`.
+    pub state: &'static str,
+    /// Patterns it holds.
+    pub subscriptions: usize,
+    /// Topics it takes.
+    pub topics: usize,
+    /// Bytes that wait for it, besides what the kernel has.
+    pub outbox_bytes: usize,
+    /// How long its socket has had no room for the SEND under way, milliseconds; 0: it has.
+    pub lag_ms: u64,
+    /// Topics whose ticks are held back until there is room.
+    pub held_topics: usize,
+    /// Ticks that it was told a newer one stands for.
+    pub conflated: u64,
+    /// Ticks that it was told are lost, in gaps.
+    pub dropped: u64,
+    /// What it is sorted by.
+    pub rank: u64,
+}
+
+/// A chosen topic as its home sees it.
+#[derive(Clone, Debug)]
+pub struct TopicSummary {
+    /// Its name.
+    pub name: String,
+    /// Its number on the wire.
+    pub id: TopicId,
+    /// The shard that sequences it.
+    pub home: ShardId,
+    /// The last sequence: ticks that it ever had.
+    pub sequence: Sequence,
+    /// Recent ticks that are kept.
+    pub history_ticks: usize,
+    /// Keys whose newest tick is kept.
+    pub keys: usize,
+    /// Memory of the recent ticks.
+    pub history_bytes: usize,
+    /// What it is sorted by.
+    pub rank: u64,
+}
+
+impl Shard {
+    /// Looks at the next [`TURN_SURVEYED`] slots. Returns whether that was all. No allocation but for what is chosen.
+    pub fn survey_sessions(&self, survey: &mut SessionSurvey, now: Now) -> bool {
+        let slots = self.sessions.slots_len();
+        let end = slots.min(survey.next.saturating_add(TURN_SURVEYED as u32));
+        for slot in survey.next..end {
+            if let Some(session) = self.sessions.get(slot) {
+                survey.largest.offer(self.rank(slot, session, survey.sort, now), (slot, session.id));
+            }
+        }
+        survey.next = end;
+        end == slots
+    }
+
+    /// What was chosen, the highest rank first.
+    pub fn seen(&self, survey: SessionSurvey, now: Now) -> Vec<SessionSummary> {
+        let sort = survey.sort;
+        let chosen = survey.largest.into_sorted().filter_map(|(_, (slot, id))| {
+            let session = self.sessions.get(slot).filter(|session| session.id == id)?;
+            let mut rank = self.rank(slot, session, sort, now);
+            if sort == SessionSort::Newest {
+                // Not by number: a shard that has had more sessions than another has higher ones.
+                rank = newest_rank(u64::from(self.generation), rank);
+            }
+            Some(self.summary(slot, session, rank, now))
+        });
+        chosen.collect()
+    }
+
+    /// Whether a slot is still the session's with this id.
+    pub fn is_session(&self, slot: u32, id: u64) -> bool {
+        self.sessions.get(slot).is_some_and(|session| session.id == id)
+    }
+
+    fn rank(&self, slot: u32, session: &Session, sort: SessionSort, now: Now) -> u64 {
+        match sort {
+            SessionSort::Outbox => session.outbox_bytes() as u64,
+            SessionSort::Lag => lag_ms(session, now),
+            SessionSort::Dropped => self.sessions.left_out(slot).dropped,
+            SessionSort::Conflated => self.sessions.left_out(slot).conflated,
+            SessionSort::Topics => session.memberships.len() as u64,
+            SessionSort::Newest => session.id >> 32,
+        }
+    }
+
+    fn summary(&self, slot: u32, session: &Session, rank: u64, now: Now) -> SessionSummary {
+        let left_out = self.sessions.left_out(slot);
+        let state = match (&session.ending, session.protocol.is_handshake()) {
+            (Some(_), _) => "ending",
+            (None, true) => "handshake",
+            (None, false) => "open",
+        };
+        let encoding = match (&session.protocol, session.encoding) {
+            (Protocol::Echo(_), _) => "echo",
+            (_, Encoding::Native) => "native",
+            (_, Encoding::WebSocketRkyv) => "rkyv",
+            (_, Encoding::WebSocketJson) => "json",
+            (_, Encoding::WebSocketRaw) => "raw",
+        };
+        SessionSummary {
+            slot,
+            id: session.id,
+            identity: self.identities.get(&slot).map(|identity| identity.to_string()),
+            encoding,
+            state,
+            subscriptions: session.subscriptions.len(),
+            topics: session.memberships.len(),
+            outbox_bytes: session.outbox_bytes(),
+            lag_ms: lag_ms(session, now),
+            held_topics: session.lag.as_deref().map_or(0, |lag| lag.held.len()),
+            conflated: left_out.conflated,
+            dropped: left_out.dropped,
+            rank,
+        }
+    }
+
+    /// Looks at the next [`TURN_SURVEYED`] topics. Returns whether that was all. No allocation but for what is chosen.
+    pub fn survey_topics(&self, survey: &mut TopicSurvey) -> bool {
+        let topics = self.home.len() as u32;
+        let end = topics.min(survey.next.saturating_add(TURN_SURVEYED as u32));
+        for index in survey.next..end {
+            if self.home.topic(index).name.starts_with(&survey.query.prefix) {
+                survey.largest.offer(self.topic_rank(index, survey.query.sort), index);
+            }
+        }
+        survey.next = end;
+        end == topics
+    }
+
+    /// What was chosen, the highest rank first; nobody has counted the sessions yet.
+    pub fn topic_summaries(&self, survey: TopicSurvey) -> Vec<TopicSummary> {
+        let sort = survey.query.sort;
+        let view = |index: u32| {
+            let topic = self.home.topic(index);
+            TopicSummary {
+                name: topic.name.to_string(),
+                id: topic.id,
+                home: self.id,
+                sequence: topic.sequence,
+                history_ticks: topic.history().len(),
+                keys: topic.newest.keys_len(),
+                history_bytes: topic.history().memory_bytes(),
+                rank: match sort {
+                    TopicSort::Newest => newest_rank(self.home.len() as u64, u64::from(index)),
+                    _ => self.topic_rank(index, sort),
+                },
+            }
+        };
+        survey.largest.into_sorted().map(|(_, index)| view(index)).collect()
+    }
+
+    fn topic_rank(&self, index: u32, sort: TopicSort) -> u64 {
+        let topic = self.home.topic(index);
+        match sort {
+            TopicSort::Ticks => topic.sequence.0,
+            TopicSort::Bytes => topic.history().memory_bytes() as u64,
+            TopicSort::Newest => u64::from(index),
+        }
+    }
+
+    /// How many sessions of this shard take each of these topics. A look-up each.
+    pub fn takers(&self, topics: &[TopicId]) -> Vec<u64> {
+        topics.iter().map(|&id| self.fanout.takers_len(id) as u64).collect()
+    }
+
+    /// What it says of itself; the transport adds what it knows of the rings. A copy of the histograms, 40 KiB.
+    pub fn state(&self) -> ShardState {
+        ShardState {
+            mesh_ring_bytes: 0,
+            source_ring_bytes: 0,
+            mesh_stage_bytes: self.stages.waiting_bytes(),
+            topics: self.home.len(),
+            topics_taken: self.fanout.topics_len(),
+            patterns: self.fanout.patterns_len(),
+            sessions_waiting: self.sessions.waiting(),
+            egress_log_bytes: self.logs.bytes(),
+            latency: self.latency.clone(),
+        }
+    }
+}
+
+/// Higher the fewer have come to the shard after it.
+fn newest_rank(last: u64, number: u64) -> u64 {
+    u64::MAX - last.saturating_sub(number)
+}
+
+/// How long the socket has had no room for the SEND under way.
+fn lag_ms(session: &Session, now: Now) -> u64 {
+    match session.parked_since_ns {
+        0 => 0,
+        since_ns => now.monotonic_ns.saturating_sub(since_ns) / 1_000_000,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        config::Limits,
+        metrics::counters::{Counter, Counters},
+        shard::{Action, Door},
+    };
+    use tickcast_proto::{frame, ids::ShardId, records::Publish};
+
+    const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
+
+    fn shard() -> Shard {
+        Shard::new(ShardId(0), 1, 1, Limits::default(), Arc::new(Counters::default()))
+    }
+
+    fn enter(shard: &mut Shard, slot: u32, client: &str) {
+        shard.handle_accept(slot, Door::Native, NOW);
+        let mut hello = Vec::new();
+        frame::encode_hello(&mut hello, 1, client, "test");
+        shard.handle_bytes(slot, &hello, NOW);
+    }
+
+    fn names(shard: &Shard, query: SessionsQuery) -> Vec<SessionSummary> {
+        let mut survey = SessionSurvey::new(query);
+        while !shard.survey_sessions(&mut survey, NOW) {}
+        shard.seen(survey, NOW)
+    }
+
+    #[test]
+    fn the_sessions_with_most_of_something_are_chosen_among_many() {
+        let mut shard = shard();
+        (0..3 * TURN_SURVEYED as u32).for_each(|slot| shard.handle_accept(slot, Door::Native, NOW));
+        enter(&mut shard, 1 << 13, "the one");
+        shard.sessions.leave_out(77, 5, 2);
+        shard.sessions.leave_out(78, 4, 3);
+        let by = |sort, limit| names(&shard, SessionsQuery { sort, limit });
+        let first = by(SessionSort::Dropped, 2);
+        assert_eq!(
+            first.iter().map(|view| (view.dropped, view.conflated)).collect::<Vec<_>>(),
+            [(3, 4), (2, 5)]
+        );
+        assert_eq!(by(SessionSort::Conflated, 1)[0].id, first[1].id);
+        let outbox = by(SessionSort::Outbox, 3);
+        assert_eq!(outbox[0].identity.as_deref(), Some("the one"), "its WELCOME waits");
+        assert_eq!((outbox[0].state, outbox[1].state, outbox[0].encoding), ("open", "handshake", "native"));
+        assert_eq!(by(SessionSort::Newest, 1)[0].id, outbox[0].id);
+        assert_eq!(by(SessionSort::Lag, 1_000).len(), 1_000);
+    }
+
+    #[test]
+    fn the_newest_of_a_busy_shard_and_of_a_quiet_one_rank_alike() {
+        let (mut busy, mut quiet) = (shard(), shard());
+        (0..200).for_each(|slot| enter(&mut busy, slot, ""));
+        (0..3).for_each(|slot| enter(&mut quiet, slot, ""));
+        let query = SessionsQuery { sort: SessionSort::Newest, limit: 3 };
+        let ranks = |shard: &Shard| names(shard, query).iter().map(|view| view.rank).collect::<Vec<_>>();
+        assert_eq!(ranks(&busy), ranks(&quiet));
+        assert!(ranks(&busy).is_sorted_by(|one, other| one > other));
+
+        let topics = |shard: &mut Shard, count: usize| {
+            let mut bytes = Vec::new();
+            for topic in 0..count {
+                let name = format!("t.{topic}");
+                frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), &name, b"1");
+            }
+            shard.handle_bytes(0, &bytes, NOW);
+            let mut survey =
+                TopicSurvey::new(TopicsQuery { prefix: String::new(), sort: TopicSort::Newest, limit: 3 });
+            assert!(shard.survey_topics(&mut survey));
+            shard.topic_summaries(survey)
+        };
+        let (of_busy, of_quiet) = (topics(&mut busy, 50), topics(&mut quiet, 3));
+        let ranks = |views: &[TopicSummary]| views.iter().map(|view| view.rank).collect::<Vec<_>>();
+        assert_eq!(ranks(&of_busy), ranks(&of_quiet));
+        assert_eq!((&*of_busy[0].name, &*of_quiet[0].name), ("t.49", "t.2"));
+    }
+
+    #[test]
+    fn a_survey_leaves_out_sessions_that_have_gone_meanwhile() {
+        let mut shard = shard();
+        (0..3).for_each(|slot| enter(&mut shard, slot, ""));
+        let mut survey = SessionSurvey::new(SessionsQuery { sort: SessionSort::Newest, limit: 10 });
+        assert!(shard.survey_sessions(&mut survey, NOW));
+        shard.handle_error(1, 104, NOW);
+        enter(&mut shard, 1, "another");
+        let slots: Vec<u32> = shard.seen(survey, NOW).iter().map(|seen| seen.slot).collect();
+        assert_eq!(slots, [2, 0]);
+    }
+
+    #[test]
+    fn the_operator_closes_the_session_that_was_named_and_no_other() {
+        let mut shard = shard();
+        enter(&mut shard, 5, "");
+        let id = names(&shard, SessionsQuery { sort: SessionSort::Newest, limit: 1 })[0].id;
+        assert!(!shard.close(id + (1 << 32), NOW) && !shard.close(id + 1, NOW));
+        assert!(shard.close(id, NOW) && !shard.close(id, NOW), "once");
+        shard.handle_eof(5, NOW);
+        assert!(!shard.is_session(5, id));
+        assert_eq!(shard.counters().value(Counter::ClosedByOperator), 1);
+        assert!(std::iter::from_fn(|| shard.poll_action()).any(|action| action == Action::Close(5)));
+    }
+
+    #[test]
+    fn topics_are_chosen_by_prefix_and_know_who_takes_them() {
+        let mut shard = shard();
+        enter(&mut shard, 0, "");
+        let mut bytes = Vec::new();
+        tickcast_proto::command::encode_request(&mut bytes, frame::Kind::Subscribe, 1, "b.>");
+        for (topic, ticks) in [("a.x", 9), ("b.x", 1), ("b.y", 2)] {
+            for _ in 0..ticks {
+                frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), topic, b"1");
+            }
+        }
+        shard.handle_bytes(0, &bytes, NOW);
+        while shard.turn(NOW) {}
+        let by = |prefix: &str, limit| {
+            let mut survey =
+                TopicSurvey::new(TopicsQuery { prefix: prefix.into(), sort: TopicSort::Ticks, limit });
+            assert!(shard.survey_topics(&mut survey));
+            shard.topic_summaries(survey)
+        };
+        let all: Vec<_> = by("", 10).into_iter().map(|view| (view.name, view.sequence.0)).collect();
+        assert_eq!(all, [("a.x".into(), 9), ("b.y".into(), 2), ("b.x".into(), 1)]);
+        let found = by("b.", 1);
+        assert_eq!((found.len(), &*found[0].name), (1, "b.y"));
+        assert_eq!(shard.takers(&[found[0].id, TopicId(u32::MAX)]), [1, 0]);
+        assert_eq!(shard.state().topics, 3);
+    }
+}

@@ -1,0 +1,3 @@
+//! How encoded messages are delimited on a connection.
+
+pub mod websocket;

@@ -1,0 +1,455 @@
+//! The HTTP side of the door: one request head in, a WebSocket upgrade or a short answer out (RFC 9110, RFC 6455).
+
+use std::borrow::Cow;
+
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use percent_encoding::percent_decode_str;
+
+use crate::{
+    Encoding, Step,
+    codec::json,
+    identity,
+    limits::{HTTP_HEADERS_MAX, REFUSED_RETRY_AFTER_S},
+    subscription::{BadOption, Delivery, From, interval_us},
+};
+
+/// What to do with a connection whose request head is complete.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Send the response; from then on it is a WebSocket.
+    Upgrade {
+        /// The 101 response.
+        response: Vec<u8>,
+        /// What the path asked for.
+        target: Target,
+    },
+    /// Send the response and close. HTTP here is a door, not a file server: one request a connection.
+    Respond {
+        /// The whole response.
+        response: Vec<u8>,
+        /// Its status, for the log.
+        status: u16,
+    },
+}
+
+/// What a WebSocket is for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `/ws`: the protocol, in this encoding; patterns to subscribe at once.
+    Stream {
+        /// From the subprotocol asked for; JSON when none was.
+        encoding: Encoding,
+        /// From `?topics=a.b,c.>`, percent-decoded, not yet checked.
+        patterns: Vec<String>,
+        /// From `?policy=conflate&max_rate=5`.
+        delivery: Delivery,
+        /// From `?from=latest`.
+        from: From,
+        /// From `?client=ID`, percent-decoded and checked; empty: none.
+        client: String,
+    },
+    /// `/echo`: every message back.
+    Echo,
+}
+
+/// What the server offers over HTTP.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer<'a> {
+    /// Bytes of a request head.
+    pub head_bytes_max: usize,
+    /// Whether `/echo` exists.
+    pub debug_echo: bool,
+    /// Static files, by path.
+    pub files: &'a dyn StaticFiles,
+}
+
+/// Static files served beside the stream: GET and HEAD of the paths that exist, one response a connection.
+pub trait StaticFiles: std::fmt::Debug + Sync {
+    /// Whether there is a file at this path.
+    fn contains(&self, path: &str) -> bool;
+
+    /// Status and bytes of the whole response, without a body for a HEAD; `None` where no file is at the path.
+    fn respond(&self, path: &str, headers: &http::HeaderMap, is_head: bool) -> Option<(u16, Vec<u8>)>;
+}
+
+/// No file at all.
+#[derive(Clone, Copy, Debug)]
+pub struct NoFiles;
+
+impl StaticFiles for NoFiles {
+    fn contains(&self, _path: &str) -> bool {
+        false
+    }
+
+    fn respond(&self, _path: &str, _headers: &http::HeaderMap, _is_head: bool) -> Option<(u16, Vec<u8>)> {
+        None
+    }
+}
+
+/// A refusal: status and one line that says what to do instead.
+struct Refusal(StatusCode, String);
+
+/// Reads the request head that `bytes` begin with. Allocates only for the request it accepts or answers.
+pub fn step(bytes: &[u8], offer: Offer<'_>) -> Step<Answer> {
+    let head = &bytes[..bytes.len().min(offer.head_bytes_max)];
+    let mut headers = [httparse::EMPTY_HEADER; HTTP_HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut headers);
+    let refusal = match request.parse(head) {
+        Ok(httparse::Status::Complete(used)) => match answer(&request, offer) {
+            Ok(answer) => return Step::Complete(used, answer),
+            Err(refusal) => refusal,
+        },
+        Ok(httparse::Status::Partial) if bytes.len() < offer.head_bytes_max => return Step::Partial,
+        Ok(httparse::Status::Partial) => Refusal(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            format!("the request head is longer than {} bytes", offer.head_bytes_max),
+        ),
+        Err(httparse::Error::TooManyHeaders) => Refusal(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            format!("more than {HTTP_HEADERS_MAX} headers"),
+        ),
+        Err(error) => Refusal(StatusCode::BAD_REQUEST, format!("malformed HTTP request: {error}")),
+    };
+    let mut answer = respond(refusal.0, &refusal.1);
+    if request.method == Some("HEAD") {
+        cut_body(&mut answer);
+    }
+    Step::Complete(bytes.len(), answer)
+}
+
+/// A HEAD is answered without the text (RFC 9110, section 9.3.2).
+fn cut_body(answer: &mut Answer) {
+    if let Answer::Respond { response, .. } = answer
+        && let Some(at) = response.windows(4).position(|bytes| bytes == b"\r\n\r\n")
+    {
+        response.truncate(at + 4);
+    }
+}
+
+fn answer(request: &httparse::Request<'_, '_>, offer: Offer<'_>) -> Result<Answer, Refusal> {
+    let refuse = |status, text: &str| Err(Refusal(status, text.to_owned()));
+    let parts = convert(request)?;
+    let headers = parts.headers();
+    for single in
+        [header::HOST, header::SEC_WEBSOCKET_KEY, header::SEC_WEBSOCKET_VERSION, header::CONTENT_LENGTH]
+    {
+        if headers.get_all(&single).iter().nth(1).is_some() {
+            return Err(Refusal(StatusCode::BAD_REQUEST, format!("header {single} more than once")));
+        }
+    }
+    if !headers.contains_key(header::HOST) && parts.version() == http::Version::HTTP_11 {
+        return refuse(StatusCode::BAD_REQUEST, "header host is missing (RFC 9112, section 3.2)");
+    }
+    if headers.contains_key(header::TRANSFER_ENCODING)
+        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
+    {
+        return refuse(StatusCode::BAD_REQUEST, "a request body is not taken here");
+    }
+    let is_head = parts.method() == Method::HEAD;
+    if (is_head || parts.method() == Method::GET)
+        && let Some((status, response)) = offer.files.respond(parts.uri().path(), headers, is_head)
+    {
+        return Ok(Answer::Respond { response, status });
+    }
+    if parts.method() != Method::GET {
+        let allowed = if offer.files.contains(parts.uri().path()) { "GET, HEAD" } else { "GET" };
+        return refuse(StatusCode::METHOD_NOT_ALLOWED, &format!("{ONLY}{allowed}"));
+    }
+    let target = match parts.uri().path() {
+        "/ws" => {
+            let Query { patterns, client, delivery, from } = query(parts.uri().query())?;
+            Target::Stream { encoding: Encoding::WebSocketJson, patterns, client, delivery, from }
+        }
+        "/echo" if offer.debug_echo => Target::Echo,
+        _ => return refuse(StatusCode::NOT_FOUND, "nothing here: the page is at /, the stream at /ws"),
+    };
+    let mut response = tungstenite::handshake::server::create_response(&parts).map_err(|error| {
+        let status = match headers.get(header::UPGRADE) {
+            Some(_)
+                if parts.version() >= http::Version::HTTP_11
+                    && headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13") =>
+            {
+                StatusCode::BAD_REQUEST
+            }
+            _ => StatusCode::UPGRADE_REQUIRED,
+        };
+        Refusal(status, format!("this is a WebSocket: {error}"))
+    })?;
+    let target = match target {
+        Target::Stream { patterns, client, delivery, from, .. } => {
+            Target::Stream { encoding: negotiate(headers, &mut response)?, patterns, client, delivery, from }
+        }
+        echo => echo,
+    };
+    let mut bytes = Vec::with_capacity(256);
+    tungstenite::handshake::server::write_response(&mut bytes, &response)
+        .map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(Answer::Upgrade { response: bytes, target })
+}
+
+/// httparse's view as the `http` crate's request, which tungstenite's handshake takes.
+fn convert(request: &httparse::Request<'_, '_>) -> Result<http::Request<()>, Refusal> {
+    let bad =
+        |error: http::Error| Refusal(StatusCode::BAD_REQUEST, format!("malformed HTTP request: {error}"));
+    // RFC 3986 wants the `>` of a pattern written %3E, but many WebSocket tools send what was typed.
+    let target = request.path.unwrap_or_default().replace('>', "%3E");
+    let mut parts = http::Request::builder()
+        .method(request.method.unwrap_or_default())
+        .uri(target)
+        .version(if request.version == Some(1) { http::Version::HTTP_11 } else { http::Version::HTTP_10 })
+        .body(())
+        .map_err(bad)?;
+    for field in request.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|error| bad(error.into()))?;
+        let value = HeaderValue::from_bytes(field.value).map_err(|error| bad(error.into()))?;
+        parts.headers_mut().append(name, value);
+    }
+    Ok(parts)
+}
+
+/// The first subprotocol the client offers that this server speaks (RFC 6455, section 4.2.2).
+fn negotiate(headers: &http::HeaderMap, response: &mut http::Response<()>) -> Result<Encoding, Refusal> {
+    let mut asked = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .peekable();
+    if asked.peek().is_none() {
+        return Ok(Encoding::WebSocketJson);
+    }
+    let known = |name: &str| Encoding::ALL.into_iter().find(|encoding| encoding.subprotocol() == Some(name));
+    let Some(encoding) = asked.find_map(known) else {
+        let names: Vec<_> = Encoding::ALL.into_iter().filter_map(Encoding::subprotocol).collect();
+        return Err(Refusal(
+            StatusCode::BAD_REQUEST,
+            format!("unknown subprotocol: use {}", names.join(", ")),
+        ));
+    };
+    if let Some(name) = encoding.subprotocol() {
+        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name));
+    }
+    Ok(encoding)
+}
+
+/// What `/ws?` may ask for.
+#[derive(Default)]
+struct Query {
+    patterns: Vec<String>,
+    client: String,
+    delivery: Delivery,
+    from: From,
+}
+
+/// Reads `topics=a.b,c.>&client=ID&from=latest&policy=conflate&max_rate=5`. A literal comma in a name is written `%2C`,
+/// and `&` in an identity `%26`.
+fn query(text: Option<&str>) -> Result<Query, Refusal> {
+    let bad = |text: String| Refusal(StatusCode::BAD_REQUEST, text);
+    let mut query = Query::default();
+    for pair in text.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        match name {
+            "topics" => {
+                for pattern in value.split(',').filter(|pattern| !pattern.is_empty()) {
+                    let pattern = percent_decode_str(pattern)
+                        .decode_utf8()
+                        .map_err(|_| bad("topics is not UTF-8".into()))?;
+                    query.patterns.push(pattern.into_owned());
+                }
+            }
+            "from" => query.from = json::from_word(value).map_err(|error| bad(error.to_string()))?,
+            "policy" => {
+                query.delivery.policy =
+                    Some(value.parse().map_err(|error: BadOption| bad(error.to_string()))?);
+            }
+            "max_rate" => {
+                let rate =
+                    value.parse().map_err(|_| bad(BadOption::MaxRate(value.to_owned()).to_string()))?;
+                query.delivery.interval_us = interval_us(rate).map_err(|error| bad(error.to_string()))?;
+            }
+            "client" if !query.client.is_empty() => {
+                return Err(bad("parameter client more than once".into()));
+            }
+            "client" => {
+                let value: Cow<'_, [u8]> = percent_decode_str(value).into();
+                let identity =
+                    identity::check(&value).map_err(|error| bad(format!("parameter client: {error}")))?;
+                query.client = identity.to_owned();
+            }
+            _ => {
+                return Err(bad(format!(
+                    "unknown parameter {name:?}: topics=a.b,c.>, client=ID, from=latest, policy=conflate or max_rate=5"
+                )));
+            }
+        }
+    }
+    Ok(query)
+}
+
+/// Before the methods, in the text of a refusal for another one.
+const ONLY: &str = "only ";
+
+/// A whole response that closes the connection.
+fn respond(status: StatusCode, text: &str) -> Answer {
+    let header = match status {
+        StatusCode::UPGRADE_REQUIRED => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n".into(),
+        StatusCode::METHOD_NOT_ALLOWED => format!("Allow: {}\r\n", text.trim_start_matches(ONLY)),
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+            format!("Retry-After: {REFUSED_RETRY_AFTER_S}\r\n")
+        }
+        _ => String::new(),
+    };
+    let response = format!(
+        "HTTP/1.1 {} {}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\
+         X-Content-Type-Options: nosniff\r\n{header}\r\n{text}\n",
+        status.as_u16(),
+        status.canonical_reason().unwrap_or_default(),
+        text.len() + 1,
+    );
+    Answer::Respond { response: response.into_bytes(), status: status.as_u16() }
+}
+
+/// The answer to a client that did not finish its request in time.
+pub fn timed_out() -> Vec<u8> {
+    bytes(respond(StatusCode::REQUEST_TIMEOUT, "the request head did not arrive in time"))
+}
+
+/// The answer to a client that is not let in: its status and why.
+pub fn refused(status: u16, text: &str) -> Vec<u8> {
+    bytes(respond(StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE), text))
+}
+
+fn bytes(answer: Answer) -> Vec<u8> {
+    match answer {
+        Answer::Respond { response, .. } | Answer::Upgrade { response, .. } => response,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::subscription::Policy;
+
+    const OFFER: Offer<'_> = Offer { head_bytes_max: 1024, debug_echo: false, files: &NoFiles };
+    /// The example of RFC 6455, section 1.3.
+    const REQUEST: &str = "GET /ws?topics=a.b,c.%3E HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: \
+                           keep-alive, Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: \
+                           dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+    fn status(request: &str) -> u16 {
+        match step(request.as_bytes(), OFFER) {
+            Step::Complete(_, Answer::Respond { status, .. }) => status,
+            Step::Complete(_, Answer::Upgrade { .. }) => 101,
+            Step::Partial => 0,
+        }
+    }
+
+    #[test]
+    fn an_upgrade_names_encoding_and_topics() {
+        let request = format!("{REQUEST}Sec-WebSocket-Protocol: other, tickcast.v1.raw\r\n\r\nrest");
+        let Step::Complete(used, Answer::Upgrade { response, target }) = step(request.as_bytes(), OFFER)
+        else {
+            panic!("upgrade")
+        };
+        assert_eq!(used, request.len() - 4);
+        let response = String::from_utf8(response).unwrap().to_lowercase();
+        assert!(response.starts_with("http/1.1 101 switching protocols\r\n"));
+        assert!(response.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"));
+        assert!(response.contains("sec-websocket-protocol: tickcast.v1.raw\r\n"));
+        assert_eq!(
+            target,
+            Target::Stream {
+                encoding: Encoding::WebSocketRaw,
+                patterns: vec!["a.b".into(), "c.>".into()],
+                delivery: Delivery::default(),
+                from: From::Live,
+                client: String::new(),
+            }
+        );
+    }
+
+    #[test]
+    fn a_pattern_may_be_typed_without_escapes() {
+        let request = format!("{}\r\n", REQUEST.replace("c.%3E", "c.>,*.d"));
+        let Step::Complete(_, Answer::Upgrade { target, .. }) = step(request.as_bytes(), OFFER) else {
+            panic!("upgrade")
+        };
+        let patterns = vec!["a.b".into(), "c.>".into(), "*.d".into()];
+        let client = String::new();
+        let (encoding, delivery, from) = (Encoding::WebSocketJson, Delivery::default(), From::Live);
+        assert_eq!(target, Target::Stream { encoding, patterns, client, delivery, from });
+    }
+
+    #[test]
+    fn the_path_may_say_how_to_deliver() {
+        let request = format!("{}\r\n", REQUEST.replace("c.%3E", "c&from=latest&policy=conflate&max_rate=5"));
+        let Step::Complete(_, Answer::Upgrade { target, .. }) = step(request.as_bytes(), OFFER) else {
+            panic!("upgrade")
+        };
+        let client = String::new();
+        let delivery = Delivery { policy: Some(Policy::Conflate), interval_us: 200_000 };
+        let (encoding, patterns) = (Encoding::WebSocketJson, vec!["a.b".into(), "c".into()]);
+        assert_eq!(target, Target::Stream { encoding, patterns, client, delivery, from: From::Latest });
+        for bad in ["from=1", "policy=x", "max_rate=0", "max_rate=NaN", "max_rate=x"] {
+            let request = format!("{}\r\n", REQUEST.replace("topics=a.b,c.%3E", bad));
+            assert_eq!(status(&request), 400, "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_identity_is_decoded_and_checked_and_its_refusal_names_the_parameter() {
+        let answer = |query: &str| {
+            let request = format!("{}\r\n", REQUEST.replace("topics=a.b,c.%3E", query));
+            match step(request.as_bytes(), OFFER) {
+                Step::Complete(_, Answer::Upgrade { target: Target::Stream { client, .. }, .. }) => {
+                    Ok(client)
+                }
+                Step::Complete(_, Answer::Respond { response, status: 400 }) => {
+                    Err(String::from_utf8(response).unwrap())
+                }
+                _ => panic!("{query}"),
+            }
+        };
+        assert_eq!(answer("client=a%20%26+%C3%A4&topics=b").unwrap(), "a &+ä");
+        assert_eq!(answer("topics=b").unwrap(), "");
+        for bad in ["client=", "client", "client=%FF", "client=%0A", "client=a&client=a"] {
+            assert!(answer(bad).unwrap_err().contains("client"), "{bad}");
+        }
+        assert!(answer(&format!("client={}", "x".repeat(256))).unwrap_err().contains("256 bytes"));
+    }
+
+    #[test]
+    fn every_truncation_of_a_head_is_partial() {
+        let request = format!("{REQUEST}\r\n");
+        for len in 0..request.len() {
+            assert_eq!(status(&request[..len]), 0, "{len}");
+        }
+        assert_eq!(status(&request), 101);
+    }
+
+    #[test]
+    fn malformed_and_foreign_requests_get_their_status() {
+        let with = |from: &str, to: &str| status(&format!("{}\r\n", REQUEST.replace(from, to)));
+        assert_eq!(with("/ws", "/nope"), 404);
+        assert_eq!(with("/ws", "/echo"), 404);
+        assert_eq!(with("GET", "POST"), 405);
+        assert_eq!(with("HTTP/1.1", "HTTP/1.0"), 426);
+        assert_eq!(with("Upgrade: websocket\r\n", ""), 426);
+        assert_eq!(with("Version: 13", "Version: 8"), 426);
+        assert_eq!(with("dGhlIHNhbXBsZSBub25jZQ==", "short"), 400);
+        assert_eq!(with("Host: x\r\n", ""), 400);
+        assert_eq!(with("Host: x\r\n", "Host: x\r\nHost: y\r\n"), 400);
+        assert_eq!(with("Host: x\r\n", "Host: x\r\n folded\r\n"), 400);
+        assert_eq!(with("Host: x\r\n", "Host: x\r\nContent-Length: 5\r\n"), 400);
+        assert_eq!(with("topics=", "topic="), 400);
+        assert_eq!(with("%3E", "%FF"), 400);
+        assert_eq!(with("Host: x\r\n", "Host: x\r\nSec-WebSocket-Protocol: soap\r\n"), 400);
+        assert_eq!(status("\x16\x03\x01\x02\x00\x01\x00"), 400);
+        assert_eq!(status("SSH-2.0-OpenSSH\r\n\r\n"), 400);
+        assert_eq!(status(&"a: b\r\n".repeat(1000)), 400);
+        assert_eq!(status(&format!("GET / HTTP/1.1\r\n{}", "a: b\r\n".repeat(300))), 431);
+        assert_eq!(status(&format!("GET /{}", "a".repeat(2000))), 431);
+        assert_eq!(status("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), 404);
+    }
+}

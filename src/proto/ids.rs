@@ -1,0 +1,53 @@
+//! Identifiers that every crate shares.
+
+/// Identifies a topic on the wire, for the life of the server: `local_index * shards + home`, never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicId(pub u32);
+
+/// Position of a tick in its topic, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Sequence(pub u64);
+
+/// One executor and all it owns; 0 to `shards - 1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardId(pub u16);
+
+impl TopicId {
+    /// The id of the `local_index`-th topic (from 0) that `home` sequences. `None` when 32 bits are used up.
+    pub fn new(local_index: u32, home: ShardId, shards: u16) -> Option<TopicId> {
+        let id = (u64::from(local_index) + 1) * u64::from(shards) + u64::from(home.0);
+        u32::try_from(id).ok().map(TopicId)
+    }
+
+    /// The shard that sequences this topic.
+    pub fn home(self, shards: u16) -> ShardId {
+        ShardId((self.0 % u32::from(shards)) as u16)
+    }
+
+    /// Position among the topics of its home, from 0; `None` for the ids below `shards`, which no topic has.
+    pub fn local_index(self, shards: u16) -> Option<u32> {
+        (self.0 / u32::from(shards)).checked_sub(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topic_ids_are_unique_over_shards_and_never_zero() {
+        let mut seen = std::collections::HashSet::new();
+        for shards in [1u16, 4, 7] {
+            seen.clear();
+            for home in 0..shards {
+                for local in 0..100 {
+                    let id = TopicId::new(local, ShardId(home), shards).unwrap();
+                    assert!(id.0 != 0 && seen.insert(id));
+                    assert_eq!((id.home(shards), id.local_index(shards)), (ShardId(home), Some(local)));
+                }
+            }
+        }
+        assert_eq!(TopicId::new(u32::MAX, ShardId(0), 2), None);
+        assert_eq!(TopicId(1).local_index(4), None);
+    }
+}

@@ -1,0 +1,144 @@
+//! Topic names and subscription patterns: the rules they follow, and which match.
+//!
+//! The matching rules are NATS's: `*` as a whole token takes one token, `>` as the last token takes one or more.
+
+use std::fmt;
+
+use crate::limits::TOPIC_BYTES_MAX;
+
+/// The rule of names that a topic or pattern breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameError {
+    /// No bytes, or more than 255.
+    Length(usize),
+    /// Not UTF-8.
+    NotUtf8,
+    /// A blank or a control character.
+    BlankOrControl,
+    /// Two dots in a row, or a dot at an end.
+    EmptyToken,
+    /// `*` or `>` in a topic that is published to.
+    Wildcard,
+    /// `>` as a token that is not the last.
+    RestNotLast,
+}
+
+impl fmt::Display for NameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NameError::Length(len) => write!(f, "{len} bytes long, 1 to {TOPIC_BYTES_MAX} allowed"),
+            NameError::NotUtf8 => write!(f, "not UTF-8"),
+            NameError::BlankOrControl => write!(f, "holds a blank or a control character"),
+            NameError::EmptyToken => write!(f, "holds an empty token: two dots in a row, or a dot at an end"),
+            NameError::Wildcard => write!(f, "holds a wildcard: `*` and `>` are for subscriptions"),
+            NameError::RestNotLast => write!(f, "holds `>` before the last token"),
+        }
+    }
+}
+
+/// Checks a name that is published to.
+///
+/// # Errors
+/// The first [`NameError`] found.
+pub fn check_topic(name: &[u8]) -> Result<&str, NameError> {
+    let name = check_tokens(name)?;
+    if name.contains(['*', '>']) {
+        return Err(NameError::Wildcard);
+    }
+    Ok(name)
+}
+
+/// Checks a subscription's pattern.
+///
+/// # Errors
+/// The first [`NameError`] found.
+pub fn check_pattern(pattern: &[u8]) -> Result<&str, NameError> {
+    let pattern = check_tokens(pattern)?;
+    match pattern.split('.').position(|token| token == ">") {
+        Some(at) if at + 1 != pattern.split('.').count() => Err(NameError::RestNotLast),
+        _ => Ok(pattern),
+    }
+}
+
+fn check_tokens(name: &[u8]) -> Result<&str, NameError> {
+    if name.is_empty() || name.len() > TOPIC_BYTES_MAX {
+        return Err(NameError::Length(name.len()));
+    }
+    let name = simdutf8::basic::from_utf8(name).map_err(|_| NameError::NotUtf8)?;
+    if name.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(NameError::BlankOrControl);
+    }
+    if name.split('.').any(str::is_empty) {
+        return Err(NameError::EmptyToken);
+    }
+    Ok(name)
+}
+
+/// Whether the pattern names exactly one topic.
+pub fn is_exact(pattern: &str) -> bool {
+    !pattern.split('.').any(|token| token == "*" || token == ">")
+}
+
+/// Whether `pattern` takes `topic`. No allocation.
+pub fn matches(pattern: &str, topic: &str) -> bool {
+    let mut topic = topic.split('.');
+    for token in pattern.split('.') {
+        match (token, topic.next()) {
+            (">", Some(_)) => return true,
+            ("*", Some(_)) => {}
+            (token, Some(name)) if token == name => {}
+            _ => return false,
+        }
+    }
+    topic.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_rules() {
+        assert_eq!(check_topic(b"a.b-c.D_1"), Ok("a.b-c.D_1"));
+        assert_eq!(check_topic("kurs.größe".as_bytes()), Ok("kurs.größe"));
+        assert_eq!(check_topic(b""), Err(NameError::Length(0)));
+        assert_eq!(check_topic(&[b'a'; 256]), Err(NameError::Length(256)));
+        assert!(check_topic(&[b'a'; 255]).is_ok());
+        assert_eq!(check_topic(b"a\xff"), Err(NameError::NotUtf8));
+        for name in ["a b", "a\tb", "a\u{7f}", "a\u{a0}b", "a\0"] {
+            assert_eq!(check_topic(name.as_bytes()), Err(NameError::BlankOrControl), "{name:?}");
+        }
+        for name in [".", ".a", "a.", "a..b"] {
+            assert_eq!(check_topic(name.as_bytes()), Err(NameError::EmptyToken), "{name:?}");
+        }
+        for name in ["*", ">", "a.*", "a.b>"] {
+            assert_eq!(check_topic(name.as_bytes()), Err(NameError::Wildcard), "{name:?}");
+        }
+        assert!(check_pattern(b"*.b.>").is_ok() && check_pattern(b"a*.>b").is_ok());
+        for pattern in [">.a", "a.>.b"] {
+            assert_eq!(check_pattern(pattern.as_bytes()), Err(NameError::RestNotLast), "{pattern:?}");
+        }
+    }
+
+    /// The examples of the NATS documentation on subject-based messaging, and its corner cases.
+    #[test]
+    fn patterns_match_as_in_nats() {
+        for (pattern, topic, expected) in [
+            ("time.us.east", "time.us.east", true),
+            ("time.us", "time.us.east", false),
+            ("time.*.east", "time.us.east", true),
+            ("time.*.east", "time.us.east.atlanta", false),
+            ("time.*", "time", false),
+            ("time.us.>", "time.us.east.atlanta", true),
+            ("time.us.>", "time.us", false),
+            (">", "time", true),
+            ("*.*", "a.b", true),
+            ("*", "a.b", false),
+            ("*.>", "a", false),
+            ("*.>", "a.b.c", true),
+            ("a*", "ab", false),
+        ] {
+            assert_eq!(matches(pattern, topic), expected, "{pattern} {topic}");
+        }
+    }
+}

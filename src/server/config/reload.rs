@@ -1,0 +1,56 @@
+//! What of a configuration changes while the server runs, and what waits for a restart.
+
+/// Options that change while the server runs, by their long names.
+pub const LIVE: [&str; 16] = [
+    "log",
+    "policy",
+    "behind-bytes",
+    "behind-ms",
+    "stall-deadline-ms",
+    "outbox-bytes-max",
+    "keys-per-topic-max",
+    "history",
+    "history-bytes-max",
+    "http-head-bytes-max",
+    "handshake-deadline-ms",
+    "frame-deadline-ms",
+    "ping-interval-ms",
+    "ping-timeout-ms",
+    "subscriptions-per-session-max",
+    "publish-rate",
+];
+
+/// An option that has another value now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Its name in a file.
+    pub key: String,
+    /// What it was; empty for not set.
+    pub before: String,
+    /// What it is; empty for not set.
+    pub after: String,
+    /// Whether it takes effect without a restart.
+    pub is_live: bool,
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown = |text: &str| if text.is_empty() { "not set".to_owned() } else { text.to_owned() };
+        let Change { key, before, after, is_live } = self;
+        write!(f, "{key}: {} instead of {}", shown(after), shown(before))?;
+        if *is_live { Ok(()) } else { write!(f, ": takes effect at the next start") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_says_what_it_was_and_whether_it_waits() {
+        let change =
+            |is_live| Change { key: "behind_ms".into(), before: "500".into(), after: "7".into(), is_live };
+        assert_eq!(change(true).to_string(), "behind_ms: 7 instead of 500");
+        assert_eq!(change(false).to_string(), "behind_ms: 7 instead of 500: takes effect at the next start");
+    }
+}

@@ -1,0 +1,118 @@
+//! `tickcast top --once`: the same figures as text, whatever its width, with nothing cut.
+
+use std::fmt::Write;
+
+use super::{
+    grid::{Cell, Grid},
+    model::{Model, Panel},
+    view,
+};
+use crate::limits::TOP_ROWS_ONCE;
+
+/// Room that no line needs: names are shown whole.
+const ANY_WIDTH: usize = 1 << 20;
+
+/// All of it, with a line break at the end of each line. Shards are all there, topics and sessions the first
+/// [`TOP_ROWS_ONCE`].
+pub fn text(model: &Model) -> String {
+    let mut text = String::new();
+    let Some(figures) = &model.figures else { return text };
+    for cells in view::header(model, ANY_WIDTH) {
+        line(&mut text, cells);
+    }
+    if let Some(trouble) = view::trouble(figures) {
+        let _ = writeln!(text, "{trouble}");
+    }
+    text.push('\n');
+    match &figures.latency {
+        Ok(latency) => grid(&mut text, &Grid::latency(latency, figures.seconds)),
+        Err(reason) => drop(writeln!(text, "latency: {reason}")),
+    }
+    for panel in Panel::ALL {
+        let rows = match panel {
+            Panel::Shards => model.rows(panel),
+            Panel::Topics | Panel::Sessions => model.rows(panel).min(TOP_ROWS_ONCE),
+        };
+        let _ = writeln!(text, "\n{}", view::title(model, figures, panel));
+        match view::panel_grid(figures, panel, 0..rows, ANY_WIDTH) {
+            Ok(found) => {
+                grid(&mut text, &found);
+                if let Some(more) = view::more(figures, panel, rows) {
+                    let _ = writeln!(text, "{more}");
+                }
+            }
+            Err(reason) => drop(writeln!(text, "{reason}")),
+        }
+    }
+    text
+}
+
+fn grid(text: &mut String, grid: &Grid) {
+    grid.lines(ANY_WIDTH).into_iter().for_each(|cells| line(text, cells));
+}
+
+fn line(text: &mut String, cells: Vec<Cell>) {
+    let line: String = cells.into_iter().map(|cell| cell.text).collect();
+    let _ = writeln!(text, "{}", line.trim_end());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::top::{answers::Answers, figures::tests::answers};
+    use tickcast_core::now::Now;
+
+    fn once(first: Answers, second: Answers) -> String {
+        let mut model = Model::new("127.0.0.1:9490".into(), 1_000);
+        for answers in [first, second] {
+            model.handle_look(Ok(answers), Now { monotonic_ns: 1, realtime_ns: 1 });
+        }
+        text(&model)
+    }
+
+    #[test]
+    fn the_text_has_every_figure_by_name() {
+        let text = once(answers(3_600, 2, 30, 50), answers(3_601, 2, 30, 50));
+        let mut lines = text.lines();
+        assert_eq!(
+            lines.next(),
+            Some(
+                "tickcast 0.1.0 at 127.0.0.1:9490: serving for 1 h 0 min, 12.0 MiB resident, 99 descriptors"
+            )
+        );
+        assert_eq!(
+            lines.next(),
+            Some(
+                "50 sessions, 50 subscribed, 200 ticks/s in, 10,000 deliveries/s, 3.00 MB/s, 4.0 dropped/s, 6.0 conflated/s"
+            )
+        );
+        for line in [
+            "latency, last 1.0 s           p50       p90       p99     p99.9       max    samples",
+            "received to sent            20 us     20 us     20 us     20 us     20 us        100",
+            "topics by rate: 30",
+            "market.29            30      108,030         7     0      16       0    4.0 KiB",
+            "and 10 more",
+            "sessions by outbox: 50",
+            "and 30 more",
+        ] {
+            assert!(text.lines().any(|has| has == line), "{line}\n{text}");
+        }
+        assert!(!text.contains('\x1b') && text.ends_with('\n'));
+    }
+
+    #[test]
+    fn a_server_that_starts_says_so_where_rows_would_be() {
+        let starting = |seconds| {
+            let mut answers = answers(seconds, 1, 1, 1);
+            answers.server.stage = "starting".into();
+            answers.topics = Err("starting".into());
+            answers.sessions = Err("starting".into());
+            answers.latency = Err("starting".into());
+            answers
+        };
+        let text = once(starting(1), starting(2));
+        assert!(text.contains(": starting for 2 s"), "{text}");
+        assert!(text.contains("\nlatency: starting\n"), "{text}");
+        assert!(text.contains("\ntopics by rate\nstarting\n"), "{text}");
+    }
+}

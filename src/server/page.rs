@@ -1,0 +1,344 @@
+//! Files of the web page at `/`, embedded in the binary, and the HTTP responses that serve them.
+//!
+//! The files in `src/page/` are plain HTML, CSS and JavaScript modules, served unmodified. There is no build step, and the
+//! content security policy forbids loading anything from another host. [`files`] compresses them once, at startup.
+
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    sync::LazyLock,
+};
+
+use flate2::{Compression, write::GzEncoder};
+use http::{HeaderMap, header};
+use sha1::{Digest, Sha1};
+
+use crate::limits::{PAGE_FILE_BYTES_MAX, PAGE_HEAD_BYTES_MAX, REPLY_BYTES_MAX};
+use tickcast_proto::http::StaticFiles;
+
+/// Content security policy: only this server's own files and WebSockets.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// Bytes of the SHA-1 digest kept in an entity tag.
+///
+/// 64 bits are enough to tell versions of a file apart.
+const TAG_BYTES: usize = 8;
+
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const SVG: &str = "image/svg+xml";
+
+/// Path, media type and content of a file.
+type Source = (&'static str, &'static str, &'static [u8]);
+
+/// Every file of the page.
+const SOURCES: [Source; 12] = [
+    ("/", HTML, include_bytes!("page/index.html")),
+    ("/page/style.css", CSS, include_bytes!("page/style.css")),
+    ("/page/narrow.css", CSS, include_bytes!("page/narrow.css")),
+    ("/page/icon.svg", SVG, include_bytes!("page/icon.svg")),
+    ("/page/main.js", SCRIPT, include_bytes!("page/main.js")),
+    ("/page/link.js", SCRIPT, include_bytes!("page/link.js")),
+    ("/page/market.js", SCRIPT, include_bytes!("page/market.js")),
+    ("/page/stats.js", SCRIPT, include_bytes!("page/stats.js")),
+    ("/page/sweep.js", SCRIPT, include_bytes!("page/sweep.js")),
+    ("/page/table.js", SCRIPT, include_bytes!("page/table.js")),
+    ("/page/wave.js", SCRIPT, include_bytes!("page/wave.js")),
+    ("/page/wire.js", SCRIPT, include_bytes!("page/wire.js")),
+];
+
+/// A file of the page, uncompressed and gzip-compressed.
+#[derive(Debug)]
+pub struct File {
+    path: &'static str,
+    media_type: &'static str,
+    plain: &'static [u8],
+    /// `None` if compression failed, which it cannot when writing to memory.
+    gzip: Option<Vec<u8>>,
+    /// Truncated SHA-1 digest of `plain`, in hexadecimal.
+    tag: String,
+}
+
+impl File {
+    fn new((path, media_type, plain): Source) -> File {
+        let mut tag = String::with_capacity(2 * TAG_BYTES);
+        for byte in Sha1::digest(plain).iter().take(TAG_BYTES) {
+            // Writing to a String cannot fail.
+            let _ = write!(tag, "{byte:02x}");
+        }
+        File { path, media_type, plain, gzip: compress(plain).ok(), tag }
+    }
+
+    /// Returns the status and the bytes of the complete response to a GET, or to a HEAD if `is_head`.
+    ///
+    /// The status is 304 if the request's `If-None-Match` lists the representation that would be sent, else 200.
+    pub fn respond(&self, request: &HeaderMap, is_head: bool) -> (u16, Vec<u8>) {
+        let gzip = self.gzip.as_deref().filter(|_| accepts_gzip(request));
+        // Each content coding needs its own entity tag (RFC 9110, section 8.8.3.3).
+        let coding = if gzip.is_some() { "-gzip" } else { "" };
+        let tag = &self.tag;
+        let common = format!(
+            "ETag: \"{tag}{coding}\"\r\nCache-Control: no-cache\r\nVary: Accept-Encoding\r\nConnection: close\r\n\
+             X-Content-Type-Options: nosniff\r\n"
+        );
+        if client_has(request, &format!("{tag}{coding}")) {
+            return (304, format!("HTTP/1.1 304 Not Modified\r\n{common}\r\n").into_bytes());
+        }
+        let body = gzip.unwrap_or(self.plain);
+        let encoding = if gzip.is_some() { "Content-Encoding: gzip\r\n" } else { "" };
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: {}\r\nContent-Length: {}\r\n{encoding}{common}\
+             Content-Security-Policy: {CONTENT_SECURITY_POLICY}\r\nReferrer-Policy: no-referrer\r\n\r\n",
+            self.media_type,
+            body.len(),
+        );
+        let mut response = Vec::with_capacity(head.len() + body.len());
+        response.extend_from_slice(head.as_bytes());
+        if !is_head {
+            response.extend_from_slice(body);
+        }
+        (200, response)
+    }
+}
+
+/// Whether `If-None-Match` lists this entity tag, by weak comparison (RFC 9110, section 13.1.2).
+fn client_has(request: &HeaderMap, entity_tag: &str) -> bool {
+    values(request, header::IF_NONE_MATCH).any(|tag| {
+        let tag = tag.strip_prefix("W/").unwrap_or(tag);
+        let opaque = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+        tag == "*" || opaque == Some(entity_tag)
+    })
+}
+
+/// The page's files.
+///
+/// The first call compresses them, which takes a few milliseconds, so call it before serving.
+pub fn files() -> &'static [File] {
+    static FILES: LazyLock<Vec<File>> = LazyLock::new(|| SOURCES.into_iter().map(File::new).collect());
+    &FILES
+}
+
+/// The page's files as the HTTP listener serves them.
+#[derive(Clone, Copy, Debug)]
+pub struct Page;
+
+impl StaticFiles for Page {
+    fn contains(&self, path: &str) -> bool {
+        find(path).is_some()
+    }
+
+    fn respond(&self, path: &str, headers: &HeaderMap, is_head: bool) -> Option<(u16, Vec<u8>)> {
+        find(path).map(|file| file.respond(headers, is_head))
+    }
+}
+
+fn find(path: &str) -> Option<&'static File> {
+    files().iter().find(|file| file.path == path)
+}
+
+fn compress(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(bytes)?;
+    encoder.finish()
+}
+
+/// Whether `Accept-Encoding` allows gzip, by name or else by `*` (RFC 9110, section 12.5.3).
+fn accepts_gzip(request: &HeaderMap) -> bool {
+    let mut by_name = None;
+    let mut by_wildcard = None;
+    for value in values(request, header::ACCEPT_ENCODING) {
+        let mut parts = value.split(';').map(str::trim);
+        let coding = parts.next().unwrap_or_default();
+        let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
+        let is_acceptable = weight.is_none_or(|weight| weight.parse().is_ok_and(|weight: f32| weight > 0.0));
+        if coding.eq_ignore_ascii_case("gzip") || coding.eq_ignore_ascii_case("x-gzip") {
+            by_name = Some(is_acceptable);
+        } else if coding == "*" {
+            by_wildcard = Some(is_acceptable);
+        }
+    }
+    by_name.or(by_wildcard).unwrap_or(false)
+}
+
+/// Elements of a comma-separated list header.
+fn values(request: &HeaderMap, name: header::HeaderName) -> impl Iterator<Item = &str> {
+    let lines = request.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim)
+}
+
+// A response stays in the session's memory until the socket accepts it. The largest is a head and an uncompressed file.
+const _: () = {
+    let mut at = 0;
+    while at < SOURCES.len() {
+        assert!(SOURCES[at].2.len() <= PAGE_FILE_BYTES_MAX);
+        at += 1;
+    }
+    assert!(PAGE_FILE_BYTES_MAX + PAGE_HEAD_BYTES_MAX <= REPLY_BYTES_MAX);
+};
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use flate2::read::GzDecoder;
+
+    use super::*;
+    use crate::limits::PAGE_GZIP_BYTES_MAX;
+    use tickcast_proto::{
+        Step,
+        http::{Answer, Offer, step},
+    };
+
+    fn request(headers: &[(header::HeaderName, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(name, value.parse().unwrap());
+        }
+        map
+    }
+
+    fn head_and_body(response: &[u8]) -> (String, &[u8]) {
+        let at = response.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+        (String::from_utf8(response[..at].to_vec()).unwrap(), &response[at..])
+    }
+
+    fn tag(head: &str) -> String {
+        head.lines().find_map(|line| line.strip_prefix("ETag: ")).unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_file_is_compressed_only_for_clients_that_accept_gzip() {
+        for file in files() {
+            let (_, plain) = file.respond(&request(&[]), false);
+            let (head, body) = head_and_body(&plain);
+            assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())) && !head.contains("gzip"));
+            assert_eq!(body, file.plain);
+            assert!(head.len() <= PAGE_HEAD_BYTES_MAX, "{head}");
+            let (_, gzip) = file.respond(&request(&[(header::ACCEPT_ENCODING, "gzip")]), false);
+            let (zipped_head, zipped) = head_and_body(&gzip);
+            assert!(zipped_head.len() <= PAGE_HEAD_BYTES_MAX, "{zipped_head}");
+            assert!(zipped_head.contains("Content-Encoding: gzip\r\nETag: "));
+            assert!(zipped_head.contains(&format!("Content-Length: {}\r\n", zipped.len())));
+            let mut text = Vec::new();
+            GzDecoder::new(zipped).read_to_end(&mut text).unwrap();
+            assert_eq!(text, file.plain);
+            assert_ne!(tag(&head), tag(&zipped_head), "each coding has its own entity tag");
+        }
+    }
+
+    #[test]
+    fn the_compressed_page_fits_its_size_budget() {
+        let gzip: usize = files().iter().map(|file| file.gzip.as_ref().unwrap().len()).sum();
+        assert!(gzip <= PAGE_GZIP_BYTES_MAX, "{gzip} bytes");
+    }
+
+    #[test]
+    fn weights_and_wildcards_decide_whether_gzip_is_accepted() {
+        for (value, is_accepted) in [
+            ("gzip", true),
+            ("br, GZIP;q=0.5", true),
+            ("deflate, *", true),
+            ("*;q=0.1", true),
+            ("", false),
+            ("br", false),
+            ("gzip;q=0", false),
+            ("gzip; q=0.000, *", false),
+            ("*;q=0", false),
+            ("gzip;q=x", false),
+        ] {
+            assert_eq!(accepts_gzip(&request(&[(header::ACCEPT_ENCODING, value)])), is_accepted, "{value}");
+        }
+        assert!(!accepts_gzip(&request(&[])));
+    }
+
+    #[test]
+    fn a_client_that_already_has_the_representation_gets_304() {
+        let file = find("/").unwrap();
+        let other = &find("/page/main.js").unwrap().tag;
+        let tag = &file.tag;
+        for (value, has_plain, has_gzip) in [
+            (format!("\"{tag}\""), true, false),
+            (format!("\"{tag}-gzip\""), false, true),
+            (format!("\"{tag}-gzip\", \"{tag}\""), true, true),
+            (format!("\"x\", W/\"{tag}\""), true, false),
+            ("*".to_owned(), true, true),
+            (tag.clone(), false, false),
+            (format!("\"{other}\""), false, false),
+            ("\"".to_owned(), false, false),
+        ] {
+            for (coding, matches) in [("identity", has_plain), ("gzip", has_gzip)] {
+                let headers = [(header::IF_NONE_MATCH, &*value), (header::ACCEPT_ENCODING, coding)];
+                let (status, response) = file.respond(&request(&headers), false);
+                assert_eq!(status == 304, matches, "{value} {coding}");
+                let (head, body) = head_and_body(&response);
+                assert_eq!(
+                    (body.is_empty(), head.contains("Content-Length")),
+                    (matches, !matches),
+                    "{value}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_response_has_the_headers_of_the_get() {
+        let file = find("/").unwrap();
+        let (get, head) = (file.respond(&request(&[]), false).1, file.respond(&request(&[]), true).1);
+        assert_eq!(head_and_body(&get).0.into_bytes(), head);
+    }
+
+    #[test]
+    fn the_page_refers_only_to_files_that_are_served() {
+        for file in files() {
+            let text = std::str::from_utf8(file.plain).unwrap();
+            for (prefix, folder) in [("href=\"", "/"), ("src=\"", "/"), ("from \"./", "/page/")] {
+                for part in text.split(prefix).skip(1) {
+                    let name = part.split('"').next().unwrap();
+                    assert!(find(&format!("{folder}{name}")).is_some(), "{}: {name}", file.path);
+                }
+            }
+            let mut addresses =
+                text.split("//").skip(1).filter(|part| part.starts_with(char::is_alphanumeric));
+            let foreign = addresses.find(|part| !part.starts_with("www.w3.org/2000/svg"));
+            assert_eq!(foreign, None, "{} refers to another host", file.path);
+        }
+    }
+
+    #[test]
+    fn the_page_is_got_by_get_and_head_and_by_nothing_else() {
+        let offer = Offer { head_bytes_max: 1024, debug_echo: false, files: &Page };
+        let answer = |request: &str| match step(format!("{request}\r\n\r\n").as_bytes(), offer) {
+            Step::Complete(_, Answer::Respond { response, status }) => {
+                (status, String::from_utf8(response).unwrap())
+            }
+            _ => panic!("{request}"),
+        };
+        let (status, page) = answer("GET /?topics=a.> HTTP/1.1\r\nHost: x");
+        assert!(
+            status == 200 && page.contains("Content-Type: text/html") && page.contains("<html"),
+            "{page}"
+        );
+        assert!(page.contains("\r\nContent-Security-Policy: default-src 'none'; script-src 'self';"));
+        let (status, head) = answer("HEAD / HTTP/1.1\r\nHost: x");
+        assert!(status == 200 && page.starts_with(&head) && head.ends_with("\r\n\r\n"), "{head}");
+        let tag = page.lines().find_map(|line| line.strip_prefix("ETag: ")).unwrap();
+        assert_eq!(answer(&format!("GET / HTTP/1.1\r\nHost: x\r\nIf-None-Match: {tag}")).0, 304);
+        assert_eq!(answer("GET /page/main.js HTTP/1.0").0, 200);
+        for (request, expected) in [
+            ("POST /", 405),
+            ("GET /page", 404),
+            ("GET /page/", 404),
+            ("GET /page/../page.rs", 404),
+            ("GET //", 404),
+            ("HEAD /nothing", 405),
+            ("HEAD /ws", 405),
+        ] {
+            let (status, response) = answer(&format!("{request} HTTP/1.1\r\nHost: x"));
+            assert_eq!(status, expected, "{request}");
+            let allowed = if request == "POST /" { "Allow: GET, HEAD\r\n" } else { "Allow: GET\r\n" };
+            assert_eq!(response.contains(allowed), status == 405, "{request}: {response}");
+            assert_eq!(response.ends_with("\r\n\r\n"), request.starts_with("HEAD"), "{request}: {response}");
+        }
+    }
+}

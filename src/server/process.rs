@@ -1,0 +1,7 @@
+//! The process and its host: signals, resource limits, the service manager.
+
+pub mod activation;
+pub mod rlimits;
+pub mod signals;
+pub mod systemd;
+pub mod watchdog;

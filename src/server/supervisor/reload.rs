@@ -1,0 +1,151 @@
+//! SIGHUP: reads the configuration again, tells the shards their new limits and the log what has changed.
+
+use std::sync::Arc;
+
+use crate::{
+    config::{Config, reload::Change},
+    error::StartupError,
+    logging,
+    operator::control::{Control, Inquiry, Question},
+};
+use tickcast_core::config::Limits;
+use tickcast_proto::ids::ShardId;
+
+/// Reads the configuration again, and says what is another in it than before.
+pub type Reload = Box<dyn FnMut() -> Result<(Config, Vec<Change>), StartupError>>;
+
+/// Holds what the shards work within, and what they are still to be told.
+pub struct Reloader {
+    /// `None`: there is no file to be read again.
+    read_again: Option<Reload>,
+    limits: Arc<Limits>,
+    /// The log's filter.
+    log: String,
+    /// Shards that could not be asked, their rings being full: they are told as soon as they can be.
+    untold: Vec<ShardId>,
+    /// It was asked for, perhaps while there were no shards yet.
+    is_asked: bool,
+}
+
+impl Reloader {
+    /// For shards that work within this configuration's limits.
+    pub fn new(read_again: Option<Reload>, config: &Config) -> Reloader {
+        let (limits, log) = (Arc::new(config.limits.clone()), config.log.clone());
+        Reloader { read_again, limits, log, untold: Vec::new(), is_asked: false }
+    }
+
+    /// Whether there is something to be read again.
+    pub fn has_a_file(&self) -> bool {
+        self.read_again.is_some()
+    }
+
+    /// To be done as soon as there are shards to be told.
+    pub fn ask(&mut self) {
+        self.is_asked = true;
+    }
+
+    /// Does what was asked for, and tells shards what they have not been told: to be called now and then.
+    pub fn turn(&mut self, control: &mut Control) {
+        if std::mem::take(&mut self.is_asked) {
+            self.reload(control);
+        }
+        for shard in std::mem::take(&mut self.untold) {
+            self.tell(Some(shard), control);
+        }
+    }
+
+    fn reload(&mut self, control: &mut Control) {
+        let Some(read_again) = &mut self.read_again else {
+            return ::log::info!("SIGHUP: there is no file to be read again (--config)");
+        };
+        let (config, changes) = match read_again() {
+            Ok(read) => read,
+            // It goes on as it was.
+            Err(error) => return ::log::error!("SIGHUP: nothing is changed: {error}"),
+        };
+        let limits = self.limits.with_live_of(&config.limits);
+        let tell = || {
+            log_changes(&changes);
+            for line in limits.held_back_from(&config.limits) {
+                ::log::warn!("SIGHUP: {line}");
+            }
+        };
+        logging::set_filter(&config.log);
+        if ::log::log_enabled!(::log::Level::Info) {
+            tell();
+        } else {
+            // Whoever reads the log learns why it falls silent.
+            logging::set_filter(&self.log);
+            tell();
+            logging::set_filter(&config.log);
+        }
+        self.log.clone_from(&config.log);
+        if limits != *self.limits {
+            self.limits = Arc::new(limits);
+            self.untold.clear();
+            self.tell(None, control);
+        }
+    }
+
+    fn tell(&mut self, to: Option<ShardId>, control: &mut Control) {
+        let limits = self.limits.clone();
+        let question = Box::new(move |_| Question::Reload(limits.clone()));
+        self.untold.extend(control.ask(Inquiry { to, question }));
+    }
+}
+
+fn log_changes(changes: &[Change]) {
+    changes.iter().for_each(|change| ::log::info!("SIGHUP: {change}"));
+    if changes.is_empty() {
+        ::log::info!("SIGHUP: nothing has changed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::{
+        cli::{Cli, Command},
+        limits::QUESTIONS_PER_SHARD,
+        operator::control::{Answer, control},
+    };
+    use tickcast_core::mesh::ring::Doorbell;
+
+    #[test]
+    fn a_shard_whose_ring_is_full_is_told_later_and_of_the_newest() {
+        let bell = Arc::new(Doorbell::new(|| {}));
+        let (mut control, mut inboxes) = control(&[bell]);
+        let close = || Question::Close(1, Answer::awaited(|_| ()));
+        for _ in 0..QUESTIONS_PER_SHARD {
+            control.ask(Inquiry { to: None, question: Box::new(move |_| close()) });
+        }
+        let Command::Serve(args) = Cli::parse_from(["tickcast", "serve"]).command else { panic!("serve") };
+        let config = Config::new(&args, &[0]).unwrap();
+        let mut other = config.clone();
+        let read_again = move || {
+            other.limits.publish_rate += 1;
+            Ok((other.clone(), Vec::new()))
+        };
+        let mut reloader = Reloader::new(Some(Box::new(read_again)), &config);
+        for _ in 0..2 {
+            reloader.ask();
+            reloader.turn(&mut control);
+        }
+        let mut told = Vec::new();
+        let mut take_all = |told: &mut Vec<u32>| {
+            while let Some(question) = inboxes[0].take() {
+                if let Question::Reload(limits) = question {
+                    told.push(limits.publish_rate);
+                }
+            }
+        };
+        take_all(&mut told);
+        assert!(told.is_empty());
+        reloader.turn(&mut control);
+        reloader.turn(&mut control);
+        take_all(&mut told);
+        assert_eq!(told, [2]);
+    }
+}

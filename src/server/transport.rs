@@ -1,0 +1,11 @@
+//! Everything that knows glommio, io_uring and sockets. The rest of the server is plain state machines and threads.
+
+pub mod admission;
+pub mod desk;
+pub mod driver;
+pub mod handover;
+pub mod listener;
+#[cfg(all(test, tickcast_loom))]
+mod models;
+pub mod stop;
+pub mod uring;

@@ -1,0 +1,130 @@
+//! Where a shard works on what it was asked: what it can tell at once it does, surveys go on by a bounded piece in each turn.
+
+use std::{collections::VecDeque, io};
+
+use crate::operator::control::{Answer, Inbox, Question};
+use crate::{
+    limits::{SURVEYS_PER_SHARD, TURN_QUESTIONS, TURN_SOCKETS_ASKED},
+    operator::admin::views::{SessionView, TopicView},
+    transport::driver::Driver,
+};
+use tickcast_core::{
+    now::Now,
+    shard::survey::{SessionSummary, SessionSurvey, ShardState, TopicSurvey},
+};
+
+/// A shard's questions, and what it works on.
+pub struct Desk {
+    inbox: Inbox,
+    /// The first is under way. Bound: [`SURVEYS_PER_SHARD`].
+    surveys: VecDeque<Work>,
+}
+
+/// What is left to do for a question.
+enum Work {
+    /// Choosing sessions.
+    Sessions(SessionSurvey, Answer<Vec<SessionView>>),
+    /// Asking the kernel about the sockets of those that were chosen, from the one at this index on.
+    Sockets(Vec<SessionSummary>, Vec<SessionView>, Answer<Vec<SessionView>>),
+    /// Choosing topics.
+    Topics(TopicSurvey, Answer<Vec<TopicView>>),
+}
+
+impl Desk {
+    /// With questions from the main thread.
+    pub fn new(inbox: Inbox) -> Desk {
+        Desk { inbox, surveys: VecDeque::new() }
+    }
+
+    /// Whether there is something to do: a look at the ring.
+    pub fn has_work(&self) -> bool {
+        !self.surveys.is_empty() || self.inbox.has_questions()
+    }
+}
+
+impl Work {
+    fn is_gone(&self) -> bool {
+        match self {
+            Work::Sessions(_, answer) | Work::Sockets(_, _, answer) => answer.is_gone(),
+            Work::Topics(_, answer) => answer.is_gone(),
+        }
+    }
+}
+
+impl Driver {
+    /// Answers what can be answered at once, and does a piece of a survey. Returns whether there was anything.
+    pub(super) fn answer(&mut self, now: Now) -> io::Result<bool> {
+        if !self.desk.has_work() {
+            return Ok(false);
+        }
+        // Nobody waits for these any more.
+        self.desk.surveys.retain(|survey| !survey.is_gone());
+        for _ in 0..TURN_QUESTIONS {
+            let Some(question) = self.desk.inbox.take() else { break };
+            let survey = self.begin(question, now);
+            // One that is too many is dropped, and whoever asked finds out.
+            if let Some(survey) = survey.filter(|_| self.desk.surveys.len() < SURVEYS_PER_SHARD) {
+                self.desk.surveys.push_back(survey);
+            }
+        }
+        if let Some(survey) = self.desk.surveys.pop_front()
+            && let Some(rest) = self.go_on(survey, now)?
+        {
+            self.desk.surveys.push_front(rest);
+        }
+        Ok(true)
+    }
+
+    /// Answers what is answered at once.
+    fn begin(&mut self, question: Question, now: Now) -> Option<Work> {
+        match question {
+            Question::State(answer) if !answer.is_gone() => answer.give(Box::new(self.state())),
+            Question::Takers(topics, answer) if !answer.is_gone() => answer.give(self.shard.takers(&topics)),
+            Question::State(_) | Question::Takers(..) => {}
+            Question::Close(id, answer) => answer.give(self.shard.close(id, now)),
+            Question::Reload(limits) => self.shard.reload(&limits, now),
+            Question::Sessions(query, answer) => {
+                return Some(Work::Sessions(SessionSurvey::new(query), answer));
+            }
+            Question::Topics(query, answer) => return Some(Work::Topics(TopicSurvey::new(query), answer)),
+        }
+        None
+    }
+
+    fn state(&self) -> ShardState {
+        let (mesh_ring_bytes, source_ring_bytes) = self.mesh.waiting_bytes();
+        ShardState { mesh_ring_bytes, source_ring_bytes, ..self.shard.state() }
+    }
+
+    /// Returns what is left.
+    fn go_on(&mut self, work: Work, now: Now) -> io::Result<Option<Work>> {
+        Ok(match work {
+            Work::Sessions(mut survey, answer) => Some(match self.shard.survey_sessions(&mut survey, now) {
+                false => Work::Sessions(survey, answer),
+                true => Work::Sockets(self.shard.seen(survey, now), Vec::new(), answer),
+            }),
+            Work::Sockets(seen, mut views, answer) => {
+                for summary in seen.iter().skip(views.len()).take(TURN_SOCKETS_ASKED) {
+                    let mut view = SessionView::new(self.shard.id(), summary);
+                    if self.shard.is_session(summary.slot, summary.id) {
+                        let socket = self.ring.look_at(summary.slot)?;
+                        (view.address, view.rtt_us) = (socket.address, socket.rtt_us);
+                    }
+                    views.push(view);
+                }
+                if views.len() < seen.len() {
+                    return Ok(Some(Work::Sockets(seen, views, answer)));
+                }
+                answer.give(views);
+                None
+            }
+            Work::Topics(mut survey, answer) => {
+                if !self.shard.survey_topics(&mut survey) {
+                    return Ok(Some(Work::Topics(survey, answer)));
+                }
+                answer.give(self.shard.topic_summaries(survey).into_iter().map(TopicView::from).collect());
+                None
+            }
+        })
+    }
+}

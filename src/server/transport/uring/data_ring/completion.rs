@@ -1,0 +1,170 @@
+//! What completions mean: for the slot, for whoever waits for events, and for what is to be armed again.
+
+use std::{
+    io,
+    os::fd::{FromRawFd, OwnedFd},
+};
+
+use io_uring::cqueue;
+
+use super::{
+    ACCEPT, DOORBELL, DataRing, Event, INSTALL, Installed, RECEIVE, Received, SEND, SEND_PARKED, SHUTDOWN,
+    State, TIMER,
+};
+use crate::transport::uring::shim::{Operation, Shim, Verdict};
+use tickcast_core::shard::Door;
+
+impl<S: Shim> DataRing<S> {
+    pub(super) fn complete(
+        &mut self,
+        data: u64,
+        result: i32,
+        flags: u32,
+        short: &mut [Option<i32>],
+    ) -> io::Result<()> {
+        let (operation, extra, slot) = ((data >> 56) as u8, (data >> 32 & 0xff_ffff) as u32, data as u32);
+        match operation {
+            SEND => short[extra as usize] = Some(result),
+            SEND_PARKED => {
+                self.in_flight -= 1;
+                debug_assert!(
+                    self.slots[slot as usize].generation == extra,
+                    "a slot is vacated only when quiet"
+                );
+                self.parked_ended(slot, result)?;
+            }
+            RECEIVE => {
+                debug_assert!(
+                    self.slots[slot as usize].generation == extra,
+                    "a slot is vacated only when quiet"
+                );
+                if let Some(buffer) = cqueue::buffer_select(flags) {
+                    self.received(slot, buffer, result.max(0) as u32);
+                }
+                if !cqueue::more(flags) {
+                    self.in_flight -= 1;
+                    self.slots[slot as usize].receive_armed = false;
+                    self.receive_ended(slot, result)?;
+                }
+            }
+            ACCEPT => self.accepted(
+                if slot == Door::Native as u32 { Door::Native } else { Door::Http },
+                result,
+                flags,
+            )?,
+            TIMER => {
+                self.in_flight -= 1;
+                self.timer_rings_ns = None;
+                self.events.push_back((0, Event::Timer));
+            }
+            SHUTDOWN => {
+                self.in_flight -= 1;
+                self.slots[slot as usize].shutting = false;
+                self.vacate_if_quiet(slot)?;
+            }
+            INSTALL => {
+                self.in_flight -= 1;
+                // SAFETY: a successful installation gives a new descriptor, and this is its only owner.
+                let socket = (result >= 0).then(|| unsafe { OwnedFd::from_raw_fd(result) });
+                self.installed = Some(Installed { slot, generation: extra, socket });
+            }
+            DOORBELL => {
+                self.in_flight -= 1;
+                self.doorbell_armed = false;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn accepted(&mut self, door: Door, result: i32, flags: u32) -> io::Result<()> {
+        let more = cqueue::more(flags);
+        self.in_flight -= usize::from(!more);
+        if result >= 0 {
+            // SAFETY: a successful accept gives a new descriptor, and this is its only owner.
+            let socket = unsafe { OwnedFd::from_raw_fd(result) };
+            self.events.push_back((0, Event::Accepted(door, socket)));
+            // Multishot may end after a success too (a full completion queue).
+            return if more { Ok(()) } else { self.rearm_accept(door) };
+        }
+        if self.listeners[door as usize].is_some() {
+            self.events.push_back((0, Event::AcceptFailed(door, -result)));
+        }
+        Ok(())
+    }
+
+    fn received(&mut self, slot: u32, buffer: u16, len: u32) {
+        if self.slots[slot as usize].state != State::Open || len == 0 {
+            self.buffers.put(buffer);
+            return;
+        }
+        let mut start = 0;
+        while start < len {
+            let rest = len - start;
+            let piece = match self.shim.decide(Operation::Received(rest as usize)) {
+                Verdict::Truncate(piece) => (piece.max(1) as u32).min(rest),
+                _ => rest,
+            };
+            let last = start + piece == len;
+            self.queue(slot, Event::Received(Received { slot, buffer, start, len: piece, last }));
+            start += piece;
+        }
+    }
+
+    pub(super) fn receive_ended(&mut self, slot: u32, result: i32) -> io::Result<()> {
+        let entry = &self.slots[slot as usize];
+        match (entry.state, result) {
+            (State::Open, _) if entry.detaching => self.queue(slot, Event::Detached(slot)),
+            (State::Open, _) if entry.receive_paused => {}
+            // Multishot may end after bytes; a cancellation that was overtaken by a resume starts anew.
+            (State::Open, 1..) => return self.arm_receive(slot),
+            (State::Open, result) if result == -libc::ECANCELED => return self.arm_receive(slot),
+            // Out of buffers: armed again by the next poll, after the waiting events have given theirs back.
+            (State::Open, result) if result == -libc::ENOBUFS => self.starved.push(slot),
+            (State::Open, 0) => self.queue(slot, Event::Eof(slot)),
+            (State::Open, result) => self.queue(slot, Event::Failed(slot, -result)),
+            (State::Closing, _) => return self.vacate_if_quiet(slot),
+            (State::Vacant, _) => debug_assert!(false, "a slot is vacated only when quiet"),
+        }
+        Ok(())
+    }
+
+    pub(super) fn parked_ended(&mut self, slot: u32, result: i32) -> io::Result<()> {
+        let entry = &mut self.slots[slot as usize];
+        let Some(parked) = &mut entry.parked else { return Ok(()) };
+        if result > 0 {
+            parked.sent += result as usize;
+        }
+        let done = parked.sent == parked.bytes.len();
+        match (entry.state, result) {
+            (State::Open, 1..) if !done => return self.send_parked(slot),
+            (State::Open, result) if result == -libc::EINTR => return self.send_parked(slot),
+            (State::Open, 1..) => {
+                entry.parked = None;
+                self.queue(slot, Event::Writable(slot));
+            }
+            (State::Open, result) => {
+                entry.parked = None;
+                let errno = if result == 0 { libc::EPIPE } else { -result };
+                self.queue(slot, Event::Failed(slot, errno));
+            }
+            _ => {
+                entry.parked = None;
+                return self.vacate_if_quiet(slot);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn vacate_if_quiet(&mut self, slot: u32) -> io::Result<()> {
+        let entry = &mut self.slots[slot as usize];
+        if entry.state == State::Closing && !entry.receive_armed && !entry.shutting && entry.parked.is_none()
+        {
+            entry.state = State::Vacant;
+            // The last reference: the kernel closes the socket.
+            self.ring.submitter().register_files_update(slot, &[-1])?;
+            self.free.push(slot);
+        }
+        Ok(())
+    }
+}
