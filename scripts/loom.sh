@@ -10,4 +10,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Not `--cfg loom`: tokio leaves out half of itself under that. The flag reaches every dependency all the same, so the models are
 # built in a folder of their own, and other builds stay warm.
 RUSTFLAGS="--cfg tickcast_loom" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/loom" \
-    cargo test --locked --workspace --lib models:: -- "$@"
+    cargo test --locked --lib models:: -- "$@"

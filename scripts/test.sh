@@ -8,7 +8,7 @@
 # tests/clients/ and nowhere else. Where systemd runs, it masks prometheus.service before it installs the package.
 #
 # Some tests need more than can be installed. They are ignored by `cargo test` and run here where they can:
-#   network_settings_of_a_namespace_are_set_and_put_back, queues_of_a_real_interface_are_set_and_put_back
+#   network_settings_of_a_namespace_are_set_and_restored, queues_of_a_real_interface_are_set_and_restored
 #       need root and network namespaces
 #   record_100_*
 #       need record 100 of the MIT-BIH Arrhythmia Database: TICKCAST_RECORD=path/to/100.hea
@@ -146,7 +146,7 @@ cargo test --locked --workspace
 if can_unshare; then
     step "tests in a network namespace"
     cargo test --locked --workspace --test tuning -- --ignored --exact \
-        network_settings_of_a_namespace_are_set_and_put_back queues_of_a_real_interface_are_set_and_put_back
+        network_settings_of_a_namespace_are_set_and_restored queues_of_a_real_interface_are_set_and_restored
 else
     without+=("the tests in a network namespace (need root and unshare -n -m)")
 fi
@@ -157,6 +157,9 @@ if [[ -n ${TICKCAST_RECORD:-} ]]; then
 else
     without+=("record 100 (needs TICKCAST_RECORD)")
 fi
+
+step "the README's commands and snippets"
+scripts/readme.py "${CARGO_TARGET_DIR:-target}/debug"
 
 # Each once, for what they assert.
 step "micro benches"

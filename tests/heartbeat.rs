@@ -1,5 +1,5 @@
-//! Heartbeats on simulated time: who is silent is pinged, who stays silent is ended, and a server that was itself stopped
-//! ends nobody for it.
+//! Heartbeats on simulated time: silent sessions are pinged, then closed, and a suspended server closes nobody for its own
+//! silence.
 
 mod driver;
 
@@ -21,7 +21,7 @@ use tickcast_proto::{
 const MS: u64 = 1_000_000;
 const INTERVAL_MS: u64 = 25_000;
 const TIMEOUT_MS: u64 = 10_000;
-/// By how much a ping may be late: sessions are looked at together, and the wheel has granules.
+/// Longest delay of a ping: sessions are checked in batches, and the timer wheel has a granularity.
 const LATE_MS: u64 = INTERVAL_MS / PING_LOOKS_PER_INTERVAL + 2 * TIMER_GRANULE_NS / MS + 2;
 
 /// A shard with sessions that are silent unless a test says otherwise.
@@ -78,7 +78,7 @@ impl Bench {
         self.receive(slot, &frame(Kind::Pong, &Token { token: 9 }, b""));
     }
 
-    /// The slots of the SENDs since this was last asked.
+    /// Takes the slots of the SENDs so far.
     fn pinged(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.sent).into_iter().map(|(slot, _)| slot).collect()
     }
@@ -99,7 +99,7 @@ fn kinds(mut bytes: &[u8]) -> Vec<Kind> {
 }
 
 #[test]
-fn a_silent_session_is_pinged_after_the_interval_and_ended_after_the_time_out() {
+fn a_silent_session_is_pinged_after_the_interval_and_closed_after_the_timeout() {
     let mut bench = Bench::new();
     bench.native(0);
     bench.pass(INTERVAL_MS - 10);
@@ -136,7 +136,7 @@ fn every_websocket_is_pinged_as_rfc_6455_says() {
 }
 
 #[test]
-fn an_idle_session_that_answers_is_kept_for_ever_and_any_byte_is_an_answer() {
+fn an_idle_session_that_answers_stays_open_and_any_byte_counts_as_an_answer() {
     let mut bench = Bench::new();
     bench.native(0);
     bench.native(1);
@@ -145,7 +145,7 @@ fn an_idle_session_that_answers_is_kept_for_ever_and_any_byte_is_an_answer() {
         assert_eq!(kinds(&bench.take_sent(0)), [Kind::Ping], "round {round}");
         bench.pass(round % 10 * TIMEOUT_MS / 11);
         bench.pong(0);
-        // One byte of a frame that is never finished would be the frame deadline's affair: all bytes of one, in turn.
+        // Split at every byte in turn. A frame that is never finished would hit the frame deadline instead.
         let ping = frame(Kind::Ping, &Token { token: round }, b"");
         let at = round as usize % ping.len();
         if at == 0 {
@@ -161,7 +161,7 @@ fn an_idle_session_that_answers_is_kept_for_ever_and_any_byte_is_an_answer() {
 }
 
 #[test]
-fn a_time_out_longer_than_the_interval_does_not_delay_the_next_ping() {
+fn a_timeout_longer_than_the_interval_does_not_delay_the_next_ping() {
     let mut bench = Bench::with(Limits {
         ping_interval_ns: 1_000 * MS,
         ping_timeout_ns: 60_000 * MS,
@@ -180,7 +180,7 @@ fn a_time_out_longer_than_the_interval_does_not_delay_the_next_ping() {
 }
 
 #[test]
-fn a_session_that_talks_is_never_pinged() {
+fn an_active_session_is_never_pinged() {
     let mut bench = Bench::new();
     bench.native(0);
     for _ in 0..100 {
@@ -191,22 +191,22 @@ fn a_session_that_talks_is_never_pinged() {
 }
 
 #[test]
-fn a_server_that_was_stopped_finds_the_answers_before_it_ends_their_senders() {
+fn a_suspended_server_reads_late_answers_before_it_closes_anybody() {
     const SESSIONS: u32 = 10;
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..200 {
         let mut bench = Bench::new();
         (0..SESSIONS).for_each(|slot| bench.native(slot));
-        // Stopped at any moment of a heartbeat, for any time, with its clients answering pings they got.
+        // Suspended at any moment of a heartbeat, for any time, while its clients answer the pings they got.
         bench.pass(random.u64(0..INTERVAL_MS + TIMEOUT_MS / 2));
         let pinged = bench.pinged();
         bench.jump(random.u64(1..200_000) * MS);
-        // It wakes, and has not read yet what waits in its sockets: it takes several turns to come to it.
+        // Resumed, it takes several turns before it reads what waits in its sockets.
         (0..5).for_each(|_| bench.turn());
         bench.pass(50);
         pinged.into_iter().for_each(|slot| bench.pong(slot));
         bench.turn();
-        // From here on everybody answers at once.
+        // From here on every client answers immediately.
         for _ in 0..2_000 {
             bench.pass(50);
             bench.pinged().into_iter().for_each(|slot| bench.pong(slot));
@@ -221,11 +221,11 @@ fn a_peer_with_a_full_socket_that_reads_nothing_is_reaped_and_one_that_reads_slo
     bench.native(0);
     bench.native(1);
     bench.full.extend([0, 1]);
-    // Something is parked in both sockets, and nothing ever comes from either again.
+    // Both sockets have a parked SEND, and neither peer ever sends again.
     [0, 1].into_iter().for_each(|slot| bench.ping(slot));
     for _ in 0..100 {
         bench.pass(TIMEOUT_MS / 4);
-        // The slow one has taken what was parked, and more is parked at once.
+        // The slow peer has taken its parked SEND, and the next is parked at once.
         let now = bench.now;
         bench.shard.handle_writable(1, now);
     }
@@ -256,7 +256,7 @@ fn without_an_interval_nobody_is_pinged_and_no_timer_is_left() {
 fn ten_thousand_idle_sessions_wake_the_shard_a_few_times_a_second() {
     const SESSIONS: u32 = 10_000;
     let mut bench = Bench::new();
-    // Connected over a whole interval, so that no two need be due together.
+    // Connected over a whole interval, so that their pings need not be due together.
     for slot in 0..SESSIONS {
         bench.now.monotonic_ns += INTERVAL_MS * MS / u64::from(SESSIONS);
         bench.native(slot);
@@ -273,7 +273,7 @@ fn ten_thousand_idle_sessions_wake_the_shard_a_few_times_a_second() {
 }
 
 #[test]
-fn a_server_that_stops_and_reads_no_more_takes_nobody_for_dead() {
+fn a_draining_server_that_reads_no_more_times_nobody_out() {
     let mut bench = Bench::new();
     bench.native(0);
     bench.pass(INTERVAL_MS + LATE_MS);
@@ -283,7 +283,7 @@ fn a_server_that_stops_and_reads_no_more_takes_nobody_for_dead() {
 }
 
 #[test]
-fn at_the_drain_each_client_is_told_another_time_to_come_back() {
+fn a_drain_spreads_the_reconnect_times() {
     let mut bench = Bench::with(Limits { reconnect_spread_ms: 1_000, ..Limits::default() });
     (0..100).for_each(|slot| bench.native(slot));
     let now = bench.now;

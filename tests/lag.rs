@@ -1,5 +1,4 @@
-//! Slow, paced and returning subscribers on simulated sockets and time: what they get, what they are told, and what they
-//! cost the server meanwhile.
+//! Slow, paced and reconnecting subscribers on simulated sockets and time: what they receive, and what they cost the server.
 
 mod driver;
 
@@ -29,7 +28,7 @@ const MS: u64 = 1_000_000;
 const PUBLISHER: u32 = 0;
 const READER: u32 = 1;
 
-/// What a subscriber is sent, as words.
+/// What a subscriber is sent, in short.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Said {
     Tick(String, u64),
@@ -89,13 +88,13 @@ impl Bench {
         self.turn();
     }
 
-    /// A jump of time and one turn.
+    /// Lets time jump, then one turn.
     fn after(&mut self, ms: u64) {
         self.jump(ms * MS);
         self.turn();
     }
 
-    /// What the reader was sent since this was last asked.
+    /// Takes what the reader was sent so far.
     fn said(&mut self) -> Vec<Said> {
         let actions = std::mem::take(&mut self.actions);
         let ends = |action: &Action| matches!(action, Action::Close(_) | Action::HandOver(_));
@@ -151,7 +150,7 @@ fn stalled(policy_of_reader: Policy) -> Bench {
 }
 
 #[test]
-fn a_conflating_subscriber_gets_the_newest_tick_of_each_topic_and_what_it_stands_for() {
+fn a_conflating_subscriber_gets_the_last_tick_of_each_topic_and_the_range_it_replaces() {
     let mut bench = stalled(Policy::Conflate);
     for _ in 0..1_000 {
         bench.publish("a", 0, &[0; 40]);
@@ -165,7 +164,7 @@ fn a_conflating_subscriber_gets_the_newest_tick_of_each_topic_and_what_it_stands
 }
 
 #[test]
-fn of_each_key_the_newest_tick_survives() {
+fn conflation_keeps_the_last_tick_of_each_key() {
     let mut bench = stalled(Policy::Conflate);
     for key in (1..=3).cycle().take(300) {
         bench.publish("a", key, &[0; 40]);
@@ -175,7 +174,7 @@ fn of_each_key_the_newest_tick_survives() {
 }
 
 #[test]
-fn a_dropping_subscriber_gets_the_last_ticks_and_before_them_the_gap() {
+fn a_dropping_subscriber_gets_a_gap_and_then_the_last_ticks() {
     let mut bench = stalled(Policy::Drop);
     (2..=1_000).for_each(|_| bench.publish("a", 0, &[0; 40]));
     bench.open();
@@ -188,7 +187,7 @@ fn a_dropping_subscriber_gets_the_last_ticks_and_before_them_the_gap() {
 }
 
 #[test]
-fn a_subscriber_that_wants_everything_is_closed_when_too_much_waits_or_its_socket_was_full_for_too_long() {
+fn a_lossless_subscriber_is_closed_when_its_outbox_or_its_stall_exceeds_the_limit() {
     let limits = Limits { outbox_bytes_max: 10_000, behind_bytes: 1_000, ..Limits::default() };
     let mut bench = Bench::new(limits);
     bench.connect(READER);
@@ -209,7 +208,7 @@ fn a_subscriber_that_wants_everything_is_closed_when_too_much_waits_or_its_socke
 }
 
 #[test]
-fn a_socket_that_was_full_for_too_long_has_its_ticks_conflated_however_few_wait() {
+fn a_socket_full_for_too_long_is_conflated_however_few_ticks_wait() {
     for policy in [Policy::Conflate, Policy::Drop] {
         let mut bench = stalled(policy);
         (0..3).for_each(|_| bench.publish("a", 0, &[0; 40]));
@@ -222,7 +221,7 @@ fn a_socket_that_was_full_for_too_long_has_its_ticks_conflated_however_few_wait(
 }
 
 #[test]
-fn a_stalled_subscriber_costs_a_slot_a_topic_and_no_payload() {
+fn a_stalled_subscriber_costs_one_slot_per_topic_and_no_payload() {
     const TOPICS: u64 = 100;
     for policy_of_reader in [Policy::Conflate, Policy::Drop] {
         let limits = Limits { egress_log_bytes: 256 << 10, behind_bytes: 16 << 10, ..Limits::default() };
@@ -232,7 +231,7 @@ fn a_stalled_subscriber_costs_a_slot_a_topic_and_no_payload() {
         bench.full.insert(READER);
         let round =
             |bench: &mut Bench| (0..TOPICS).for_each(|n| bench.publish(&format!("t.{n}"), 0, &[0; 500]));
-        // Until the log has come round, and the histories are full.
+        // Until the egress log has wrapped around and the histories are full.
         (0..300).for_each(|_| round(&mut bench));
         let before = bench.shard.memory_bytes();
         (0..300).for_each(|_| round(&mut bench));
@@ -246,7 +245,7 @@ fn a_stalled_subscriber_costs_a_slot_a_topic_and_no_payload() {
 
 #[test]
 fn a_session_and_a_subscription_cost_what_the_docs_say() {
-    // README.md, "Memory": at most so much a session, and so much for each topic it takes.
+    // Documented bounds per session, and per session and topic.
     const SESSION_BYTES: usize = 544;
     const TOPIC_BYTES: usize = 128;
     const SESSIONS: u32 = 1_000;
@@ -258,7 +257,7 @@ fn a_session_and_a_subscription_cost_what_the_docs_say() {
     (1..=SESSIONS).for_each(|slot| bench.connect(slot));
     let sessions = bench.shard.memory_bytes() - before;
     assert!(sessions <= SESSIONS as usize * SESSION_BYTES, "{} a session", sessions / SESSIONS as usize);
-    // The first of them makes the egress log.
+    // The first subscription creates the egress log.
     bench.subscribe(1, ">", policy(Policy::Conflate));
     let before = bench.shard.memory_bytes();
     (2..=SESSIONS).for_each(|slot| bench.subscribe(slot, ">", policy(Policy::Conflate)));
@@ -270,7 +269,7 @@ fn a_session_and_a_subscription_cost_what_the_docs_say() {
 }
 
 #[test]
-fn a_paced_subscriber_gets_the_newest_tick_at_its_pace_and_may_change_it() {
+fn a_paced_subscriber_gets_the_last_tick_at_its_rate_and_may_change_the_rate() {
     let mut bench = Bench::new(Limits::default());
     bench.connect(READER);
     bench.subscribe(READER, "a", Subscribe { max_rate_millihertz: 10_000, ..Subscribe::default() });
@@ -290,7 +289,7 @@ fn a_paced_subscriber_gets_the_newest_tick_at_its_pace_and_may_change_it() {
         bench.publish("a", 0, b"1");
         assert_eq!(bench.said(), [tick("a", sequence)]);
     }
-    // A tick that waits for its time comes at once when there is no pace any more.
+    // Removing the rate limit releases a held tick at once.
     bench.send(READER, Kind::Update, &Subscribe { max_rate_millihertz: 1, ..Subscribe::default() }, b"a");
     (0..3).for_each(|_| bench.publish("a", 0, b"1"));
     assert_eq!(bench.said(), [tick("a", 106)]);
@@ -299,7 +298,7 @@ fn a_paced_subscriber_gets_the_newest_tick_at_its_pace_and_may_change_it() {
 }
 
 #[test]
-fn latest_gives_the_state_before_the_first_live_tick() {
+fn from_latest_sends_a_snapshot_before_the_first_live_tick() {
     let mut bench = Bench::new(Limits::default());
     for key in [1, 2, 1, 3] {
         bench.publish("book", key, b"1");
@@ -315,7 +314,7 @@ fn latest_gives_the_state_before_the_first_live_tick() {
 }
 
 #[test]
-fn a_place_is_recovered_or_said_to_be_lost() {
+fn a_position_is_recovered_or_reported_lost() {
     let mut bench = Bench::new(Limits::default());
     (0..20).for_each(|_| bench.publish("a", 0, b"1"));
     let from = |epoch, sequence| Subscribe { from: 2, epoch, sequence, ..Subscribe::default() };
@@ -336,7 +335,7 @@ fn a_place_is_recovered_or_said_to_be_lost() {
         let now = bench.now;
         bench.shard.handle_error(READER, 104, now);
         while bench.shard.poll_action().is_some() {}
-        // Anew, from the same twenty.
+        // Each case starts with the same twenty ticks.
         bench = Bench::new(Limits::default());
         (0..20).for_each(|_| bench.publish("a", 0, b"1"));
     }
@@ -352,7 +351,7 @@ fn a_place_is_recovered_or_said_to_be_lost() {
 }
 
 #[test]
-fn a_drain_gives_what_was_held_back_and_says_what_it_does_not_give() {
+fn a_drain_flushes_held_ticks_and_announces_what_it_drops() {
     let drained = |bench: &mut Bench| {
         let now = bench.now;
         bench.shard.begin_drain(now.monotonic_ns + 5_000 * MS, now);
@@ -382,7 +381,7 @@ fn a_drain_gives_what_was_held_back_and_says_what_it_does_not_give() {
 }
 
 #[test]
-fn changes_that_go_over_many_topics_take_turns_and_later_requests_wait_for_them() {
+fn updates_of_many_topics_span_turns_and_later_requests_wait() {
     const TOPICS: usize = 5_000;
     let mut bench = Bench::new(Limits::default());
     (0..TOPICS).for_each(|n| bench.publish(&format!("t.{n}"), 0, b"1"));

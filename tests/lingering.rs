@@ -1,4 +1,4 @@
-//! How long a session that ends is waited for: to take what it is still to have, and then to close its side.
+//! How long an ending session is kept: to read what is queued for it, and then to close its side.
 
 mod driver;
 
@@ -12,7 +12,7 @@ use tickcast_core::{
 const MS: u64 = 1_000_000;
 const HANDSHAKE_MS: u64 = 10 * LINGER_DEADLINE_MS;
 
-/// A shard with one client, which has asked for a path and whose socket may be full.
+/// A shard with one client that has requested a path and whose socket may be full.
 fn get(path: &str, is_full: bool) -> Driver {
     let mut driver = Driver::new(Limits { handshake_deadline_ns: HANDSHAKE_MS * MS, ..Limits::default() });
     driver.shard.set_static_files(&Page);
@@ -21,7 +21,7 @@ fn get(path: &str, is_full: bool) -> Driver {
     driver
 }
 
-/// What was done after so long.
+/// Lets time jump; returns the actions of the next turn.
 fn after(driver: &mut Driver, ms: u64) -> Vec<Action> {
     driver.jump(ms * MS);
     driver.turn();
@@ -29,7 +29,7 @@ fn after(driver: &mut Driver, ms: u64) -> Vec<Action> {
 }
 
 #[test]
-fn a_file_of_the_page_may_be_taken_slowly_and_a_line_of_text_may_not() {
+fn a_page_file_may_be_read_slowly_and_an_error_line_may_not() {
     let mut page = get("/page/main.js", true);
     assert_eq!(after(&mut page, HANDSHAKE_MS - 10), []);
     assert_eq!(after(&mut page, 20), [Action::Close(0)], "as long as its request might have taken");
@@ -40,7 +40,7 @@ fn a_file_of_the_page_may_be_taken_slowly_and_a_line_of_text_may_not() {
 }
 
 #[test]
-fn who_has_the_page_and_does_not_close_is_waited_for_as_short_as_any() {
+fn a_client_that_has_the_page_and_does_not_close_gets_the_usual_linger() {
     for path in ["/page/main.js", "/nothing"] {
         let mut bench = get(path, false);
         assert_eq!(after(&mut bench, 0), [Action::ShutdownWrite(0)], "{path}");
@@ -55,7 +55,7 @@ fn who_has_the_page_and_does_not_close_is_waited_for_as_short_as_any() {
     assert_eq!(after(&mut slow, LINGER_DEADLINE_MS - 10), []);
     assert_eq!(after(&mut slow, 20), [Action::Close(0)]);
 
-    // At the last moment: what is left of the time that a file has.
+    // Read at the last moment: only the rest of the file's deadline remains.
     let mut late = get("/page/main.js", true);
     assert_eq!(after(&mut late, HANDSHAKE_MS - 100), []);
     late.open();
@@ -65,7 +65,7 @@ fn who_has_the_page_and_does_not_close_is_waited_for_as_short_as_any() {
 }
 
 #[test]
-fn a_drain_does_not_wait_longer_for_who_was_about_to_end_already() {
+fn a_drain_does_not_extend_the_linger_of_an_ending_session() {
     let mut page = get("/page/main.js", true);
     let deadline_ns = page.now.monotonic_ns + 500 * MS;
     page.shard.begin_drain(deadline_ns, page.now);

@@ -1,4 +1,4 @@
-//! A peer's bytes mean the same however they are cut: every piece size from 1 byte to 64 KiB, on every door.
+//! A peer's bytes are handled alike however they are split: every piece size from 1 byte to 64 KiB, on every listener.
 
 mod driver;
 
@@ -18,8 +18,7 @@ use tungstenite::Message;
 
 const PIECE_BYTES_MAX: usize = 64 << 10;
 
-/// Opens and subscribes to everything; then publishes ticks of several sizes, the last longer than any piece, and
-/// pings.
+/// Opens a session, subscribes to everything, publishes ticks of several sizes, the last longer than any piece, and pings.
 struct Conversation {
     opening: Vec<u8>,
     rest: Vec<u8>,
@@ -72,7 +71,7 @@ fn json() -> Conversation {
     )
 }
 
-/// Everything the server sends when the conversation comes in pieces of `len`, once its subscription is live.
+/// Everything the server sends when the conversation arrives in pieces of `len`.
 fn answer(door: Door, conversation: &Conversation, len: usize) -> Vec<u8> {
     let mut driver = Driver::new(Limits { egress_log_bytes: 1 << 20, ..Limits::default() });
     driver.shard.handle_accept(0, door, driver.now);
@@ -96,16 +95,16 @@ fn check(door: Door, conversation: &Conversation) {
 }
 
 #[test]
-fn native_frames_mean_the_same_in_pieces_of_every_size() {
+fn native_frames_are_handled_alike_in_pieces_of_every_size() {
     check(Door::Native, &native());
 }
 
 #[test]
-fn websocket_binary_messages_mean_the_same_in_pieces_of_every_size() {
+fn websocket_binary_messages_are_handled_alike_in_pieces_of_every_size() {
     check(Door::Http, &rkyv());
 }
 
 #[test]
-fn websocket_text_messages_mean_the_same_in_pieces_of_every_size() {
+fn websocket_text_messages_are_handled_alike_in_pieces_of_every_size() {
     check(Door::Http, &json());
 }

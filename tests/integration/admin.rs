@@ -1,5 +1,5 @@
-//! The admin listener of a real server: every path of it, while it serves and while it stops, under many requests at once,
-//! and closing a session.
+//! The admin listener of a real server: every path, while the server serves and drains, under many requests at once, and
+//! closing a session.
 
 use std::{fs, net::SocketAddr, path::Path, thread};
 
@@ -15,8 +15,8 @@ use crate::harness::{
 use tickcast::limits::ADMIN_ROWS_MAX;
 use tickcast_proto::Encoding;
 
-/// Whether the kernel gives the descriptor of a registered file back, from which the server learns a peer's address and round
-/// trip: since Linux 6.8.
+/// Whether the server knows peers' addresses and round trips: it needs the descriptor of a registered file, which Linux
+/// hands out from 6.8 on.
 fn kernel_knows_addresses() -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>());
@@ -28,7 +28,7 @@ fn admin(server: &Server) -> SocketAddr {
     server.admin.expect("there is an admin listener")
 }
 
-/// The value of a sample, by its name and labels as they stand in the text.
+/// The value of a sample, found by its name and labels as printed.
 pub fn sample(metrics: &str, name: &str) -> f64 {
     let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).parse().unwrap()
@@ -79,7 +79,7 @@ fn metrics_count_what_the_clients_saw() {
 }
 
 #[test]
-fn every_path_answers_with_what_there_is() {
+fn every_path_answers_with_the_servers_state() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2"]);
     let admin = admin(&server);
@@ -137,7 +137,7 @@ fn every_path_answers_with_what_there_is() {
     assert!(
         shards["start_seconds"].as_f64().unwrap() > 0.0 && shards["uptime_seconds"].as_f64().unwrap() > 0.0
     );
-    // The same in each answer: `tickcast top` knows a server by it.
+    // Constant across answers: `tickcast top` identifies a server by it.
     assert_eq!(shards["start_seconds"], get_of_all_shards(admin, "/v1/shards").json()["start_seconds"]);
     assert_eq!(shards["unanswered"], serde_json::json!([]));
     let of_shards = shards["shards"].as_array().unwrap();
@@ -157,14 +157,14 @@ fn every_path_answers_with_what_there_is() {
 }
 
 #[test]
-fn a_session_is_closed_by_its_id_with_3503_and_the_others_live_on() {
+fn a_session_is_closed_by_its_id_with_3503_and_the_others_stay_open() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2"]);
     let admin = admin(&server);
     let (mut closed, mut other) = (Peer::native(server.tcp), Peer::native(server.tcp));
     let sessions =
         get_of_all_shards(admin, "/v1/sessions?sort=newest").json()["sessions"].as_array().unwrap().clone();
-    // By address where it is known; both are alike otherwise.
+    // Found by address where that is known; otherwise either of the two will do.
     let own = closed.stream.local_addr().unwrap().to_string();
     let found = sessions.iter().find(|session| session["address"] == *own);
     assert_eq!(found.is_some(), kernel_knows_addresses());
@@ -229,11 +229,11 @@ fn a_thousand_requests_at_once_are_all_answered_or_refused_and_a_subscriber_gets
 }
 
 #[test]
-fn while_the_server_stops_it_says_so_and_still_answers() {
+fn the_listener_reports_a_drain_and_still_answers() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2", "--drain-deadline-ms", "60000"]);
     let admin = admin(&server);
-    // It never closes its side, so the drain waits for it.
+    // The peer never closes its side, so the drain waits for it.
     let peer = Peer::native(server.tcp);
     server.terminate();
     eventually("it drains", || request(admin, "GET", "/readyz").status == 503);
@@ -252,7 +252,7 @@ fn while_the_server_stops_it_says_so_and_still_answers() {
     server.wait().assert_clean();
 }
 
-/// A server's threads whose names begin so: the cores that each may run on, and its nice value.
+/// Allowed cores and nice value of each thread of the server whose name starts with `name`.
 fn threads(server: &Server, name: &str) -> Vec<(String, i32)> {
     let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
     let read = |folder: &Path, file: &str| fs::read_to_string(folder.join(file)).unwrap();
@@ -260,7 +260,7 @@ fn threads(server: &Server, name: &str) -> Vec<(String, i32)> {
     let seen = named.map(|task| {
         let status = read(&task, "status");
         let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
-        // proc(5): nice is the 19th field, the 17th behind the name.
+        // proc(5): nice is the 19th field, the 17th after the name.
         let stat = read(&task, "stat");
         let nice = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().parse().unwrap();
         (cores.trim().to_owned(), nice)
@@ -268,8 +268,7 @@ fn threads(server: &Server, name: &str) -> Vec<(String, i32)> {
     seen.collect()
 }
 
-/// The core and the nice value of each shard's thread. Beside each there is one for blocking calls, which has no core of its
-/// own.
+/// Core and nice value of each shard's thread. Each shard has a second thread, for blocking calls, which is not pinned.
 fn pinned(server: &Server) -> Vec<(usize, i32)> {
     let of_shards = threads(server, "shard").into_iter();
     of_shards.filter_map(|(cores, nice)| Some((cores.parse().ok()?, nice))).collect()
@@ -279,7 +278,7 @@ fn pinned(server: &Server) -> Vec<(usize, i32)> {
 fn the_listener_gives_way_where_every_core_has_a_shard() {
     let _machine = beside_others();
     let server = Server::start(&[]);
-    // Once it answers it has made way.
+    // The listener has set its nice value before it answers.
     get(admin(&server), "/healthz");
     let of_shards = pinned(&server);
     assert_eq!(threads(&server, "admin").iter().map(|thread| thread.1).collect::<Vec<_>>(), [19]);
@@ -310,7 +309,7 @@ fn the_listener_keeps_off_the_shards_cores_where_others_are_free() {
 }
 
 #[test]
-fn a_server_without_the_listener_says_nothing_of_it() {
+fn a_server_without_the_listener_announces_none() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "1", "--no-admin"]);
     assert_eq!(server.admin, None);
@@ -318,7 +317,7 @@ fn a_server_without_the_listener_says_nothing_of_it() {
 }
 
 #[test]
-fn rows_are_chosen_among_all_sessions_and_never_more_than_a_thousand() {
+fn rows_come_from_all_sessions_and_never_exceed_a_thousand() {
     const PEERS: usize = ADMIN_ROWS_MAX + 200;
     let _machine = alone();
     crate::harness::processes::raise_descriptor_limit();

@@ -1,4 +1,4 @@
-//! A heart served by the real binary, its beats found by the real processor, and read by a subscriber.
+//! An ECG served by the real binary, its beats detected by the real processor and read by a subscriber.
 
 use std::{
     fs, io,
@@ -21,7 +21,7 @@ use serde_json::Value;
 use tickcast_ecg::{annotation, info::Info};
 use tickcast_proto::Encoding;
 
-/// A running `tickcast process ecg --json`. Ended, by its pid, when dropped.
+/// A running `tickcast process ecg --json`, killed on drop.
 struct Processor {
     child: Child,
     log: Log,
@@ -36,7 +36,7 @@ impl Processor {
         Processor { child, log }
     }
 
-    /// SIGINT: all that it said.
+    /// Sends SIGINT and returns its output.
     fn interrupt(mut self) -> Vec<Value> {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT).unwrap();
         assert_eq!(wait_for_exit(&mut self.child), Some(0), "{}", self.log.text());
@@ -61,7 +61,7 @@ fn json(collector: &Collector, topic: &str) -> Vec<Value> {
 }
 
 #[test]
-fn beats_of_a_served_heart_arrive_on_ecg_params() {
+fn beats_of_a_served_record_arrive_on_ecg_params() {
     let _machine = beside_others();
     let record = data("ecg/made.hea");
     let server = Server::start(&["--shards", "2", "--ecg", record.to_str().unwrap()]);
@@ -111,7 +111,7 @@ fn beats_of_a_served_heart_arrive_on_ecg_params() {
     server.stop_cleanly();
 }
 
-/// A way to a server that can be cut.
+/// A proxy in front of a server, whose connections can be cut.
 struct Way {
     address: SocketAddr,
     open: Arc<Mutex<Vec<TcpStream>>>,
@@ -122,7 +122,7 @@ impl Way {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let way = Way { address: listener.local_addr().unwrap(), open: Arc::default() };
         let open = way.open.clone();
-        // Ends with the process of the tests.
+        // Runs until the test process ends.
         thread::spawn(move || {
             for near in listener.incoming() {
                 let (near, Ok(far)) = (near.unwrap(), TcpStream::connect(server)) else { return };
@@ -142,7 +142,7 @@ impl Way {
 }
 
 #[test]
-fn a_processor_whose_connection_is_cut_comes_back_and_no_sample_is_missing() {
+fn a_processor_reconnects_after_a_cut_and_misses_no_sample() {
     let _machine = beside_others();
     let server = Server::start(&["--ecg", "synthetic", "--ecg-bpm", "200"]);
     let way = Way::to(server.tcp);
@@ -156,7 +156,7 @@ fn a_processor_whose_connection_is_cut_comes_back_and_no_sample_is_missing() {
     let said = processor.interrupt();
     assert_eq!(of(&said, "disconnected").count(), 1, "{said:?}");
     assert_eq!(of(&said, "gap").count() + of(&said, "lost").count(), 0, "{said:?}");
-    // The server still had what was missed: every beat but the first has the one before.
+    // Nothing was missed: every beat but the first has an interval to the one before.
     assert_eq!(of(&said, "beat").filter(|beat| beat["rr_ms"].is_null()).count(), 1, "{said:?}");
     server.stop_cleanly();
 }
@@ -170,7 +170,7 @@ fn run(command: &mut Command) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_record_that_cannot_be_read_is_an_error_at_the_start_with_file_line_and_remedy() {
+fn an_unreadable_record_fails_the_start_with_file_line_and_remedy() {
     let _machine = beside_others();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ecg");
     fs::create_dir_all(&folder).unwrap();

@@ -1,4 +1,4 @@
-//! The load client against the server, two processes: many connections, and many ticks.
+//! The load client against the server: many connections and many ticks.
 
 use crate::harness::{
     LOSSLESS, Server, alone,
@@ -8,7 +8,7 @@ use crate::harness::{
 };
 use tickcast_proto::Encoding;
 
-/// No deadline that a client misses on a busy machine.
+/// Deadlines that no client misses on a busy machine.
 const PATIENT: [&str; 4] = ["--handshake-deadline-ms", "600000", "--ping-interval-ms", "0"];
 const CONNECTIONS: usize = 10_000;
 const BROADCAST_TICKS: usize = 20;
@@ -44,8 +44,8 @@ fn ten_thousand_websocket_connections_each_get_all_of_twenty_broadcast_ticks() {
     broadcast(&["--transport", "ws", "--encoding", "json"], |server| server.http.to_string());
 }
 
-/// A short form of the measured load; the bench suite has the long one, of a release build. The feed ends, so that a busy
-/// machine changes how long it takes and not what arrives.
+/// A short version of the benchmark load. The feed is finite, so a busy machine affects how long it takes and not what
+/// arrives.
 #[test]
 fn a_hundred_websocket_clients_of_a_market_lose_nothing() {
     const CLIENTS: usize = 100;
@@ -68,7 +68,7 @@ fn a_hundred_websocket_clients_of_a_market_lose_nothing() {
 fn clients_with_topics_of_their_own_get_those_and_no_others() {
     const CLIENTS: usize = 20;
     const EACH: usize = 3;
-    // Each topic has two of the clients.
+    // Each topic has two subscribers.
     const TOPICS: usize = 30;
     let _machine = alone();
     let server = Server::start(&PATIENT);

@@ -96,7 +96,7 @@ fn a_client_on_a_slow_link_gets_the_whole_page() {
     drop(peer);
 }
 
-/// The browser's program.
+/// Path of the browser.
 fn browser() -> String {
     let finder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/find-browser.mjs");
     let found = Command::new("node").arg(finder).output().expect("node: scripts/test.sh installs it");
@@ -105,7 +105,7 @@ fn browser() -> String {
     String::from_utf8(found.stdout).unwrap().trim_end().to_owned()
 }
 
-/// Runs a program of `tests/clients` with the browser, its own arguments and a folder for its screenshots.
+/// Runs a Node program with the path of the browser, `arguments`, and a folder for screenshots.
 fn browse(program: &str, arguments: &[&str]) -> External {
     let browser = browser();
     let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");

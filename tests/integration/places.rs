@@ -1,5 +1,5 @@
-//! Subscribers that begin with the newest, and those that come back: what they missed, on whichever shard, without a hole
-//! and without a double, while a publisher goes on.
+//! Subscribers that start with the last values, and those that reconnect: they get what they missed, on any shard, without
+//! gaps or duplicates, while a publisher goes on.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,22 +22,22 @@ use crate::harness::{
 };
 use tickcast_proto::Encoding;
 
-/// Nobody pings a publisher that waits.
+/// A publisher that waits for the test does not answer pings.
 const PATIENT: [&str; 2] = ["--ping-interval-ms", "0"];
 const TOPICS: u64 = 4;
-/// More than fit one piece of history.
+/// More keys than fit one piece of history.
 const KEYS: u64 = 150;
 
-/// What each tick of a topic is about.
+/// The key of each tick of a topic.
 fn key_of(sequence: u64) -> u64 {
     1 + (sequence * sequence / 3 + sequence / 7) % KEYS
 }
 
-/// Ticks of each topic by which the publisher may be ahead of what the test has waited for: it goes on while a client comes
-/// back, and does not fill the history while a busy machine keeps the test waiting.
+/// How far the publisher may run ahead, in ticks per topic: it goes on while a client reconnects, and does not overflow the
+/// history when a busy machine delays the test.
 const AHEAD: u64 = 1_000;
 
-/// Publishes on and on, a tick of each topic by turns.
+/// Publishes continuously, one tick of each topic in turn.
 struct Publisher {
     stop: Arc<AtomicBool>,
     published: Arc<AtomicU64>,
@@ -63,7 +63,7 @@ impl Publisher {
                     let frame = Raw::publish_key(topic.as_bytes(), key_of(sequence), payload.as_bytes());
                     peer.peer.send(&frame.bytes());
                 }
-                // No faster than the server takes it in.
+                // No faster than the server accepts it.
                 peer.barrier(sequence);
                 thread_published.store(sequence, Relaxed);
                 if thread_stop.load(Relaxed) {
@@ -74,12 +74,12 @@ impl Publisher {
         Publisher { stop, published, allowed, thread: Some(thread) }
     }
 
-    /// Lets it publish so many ticks of each topic from now on, and [`AHEAD`] more.
+    /// Allows this many more ticks of each topic, and [`AHEAD`] on top.
     fn allow_more(&self, ticks: u64) {
         self.allowed.store(self.published.load(Relaxed) + ticks + AHEAD, Relaxed);
     }
 
-    /// Waits until so many more ticks of each topic are published.
+    /// Waits for this many more ticks of each topic.
     fn wait_for_more(&self, ticks: u64) {
         let goal = self.published.load(Relaxed) + ticks;
         self.allow_more(ticks);
@@ -101,7 +101,7 @@ fn client(server: &Server, native: bool) -> Subscriber {
     }
 }
 
-fn begins_with_the_newest_of_each_key(shards: &str) {
+fn starts_with_the_last_value_of_each_key(shards: &str) {
     let _machine = beside_others();
     let server = Server::start(&[&["--shards", shards], &PATIENT[..], &LOSSLESS].concat());
     let publisher = Publisher::start(&server);
@@ -133,16 +133,16 @@ fn begins_with_the_newest_of_each_key(shards: &str) {
 }
 
 #[test]
-fn latest_begins_with_the_newest_of_each_key_and_goes_on_live_on_one_shard() {
-    begins_with_the_newest_of_each_key("1");
+fn from_latest_starts_with_the_last_value_of_each_key_and_continues_live_on_one_shard() {
+    starts_with_the_last_value_of_each_key("1");
 }
 
 #[test]
-fn latest_begins_with_the_newest_of_each_key_and_goes_on_live_on_four_shards() {
-    begins_with_the_newest_of_each_key("4");
+fn from_latest_starts_with_the_last_value_of_each_key_and_continues_live_on_four_shards() {
+    starts_with_the_last_value_of_each_key("4");
 }
 
-/// Subscribes to all topics after the places of those that are named.
+/// Subscribes to all topics, resuming after the given positions.
 fn come_back(client: &mut Subscriber, epoch: u64, places: &BTreeMap<String, u64>) {
     for (topic, &sequence) in places {
         client.account.has(topic, sequence);
@@ -166,9 +166,9 @@ fn come_back(client: &mut Subscriber, epoch: u64, places: &BTreeMap<String, u64>
 }
 
 #[test]
-fn clients_that_come_back_get_exactly_what_they_missed_on_whichever_shard() {
+fn clients_that_reconnect_get_exactly_what_they_missed_on_any_shard() {
     let _machine = beside_others();
-    // Everything is kept.
+    // The history keeps every tick.
     let history = ["--shards", "4", "--history", "1000000:16777216:0"];
     let server = Server::start(&[&history[..], &PATIENT, &LOSSLESS].concat());
     let publisher = Publisher::start(&server);
@@ -187,14 +187,14 @@ fn clients_that_come_back_get_exactly_what_they_missed_on_whichever_shard() {
             (topic.clone(), taken.next - 1)
         };
         let mut places: BTreeMap<String, u64> = first.account.topics.iter().map(place).collect();
-        // Ticks are on their way to it.
+        // Reset with ticks on their way.
         first.peer.reset();
         publisher.wait_for_more(60);
-        // A topic without a place comes from its first tick.
+        // A topic without a position starts with its first tick.
         let without = format!("snap.{}", number % TOPICS);
         places.remove(&without);
         let mut second = client(&server, native);
-        // From somewhere else, or another way to the same shard: whoever it is says where.
+        // The second connection may land on another shard.
         second.account.has(&without, 0);
         come_back(&mut second, epoch, &places);
         let now = publisher.published.load(Relaxed);
@@ -215,7 +215,7 @@ fn clients_that_come_back_get_exactly_what_they_missed_on_whichever_shard() {
     server.stop_cleanly();
 }
 
-/// What a client that names a place in `topic` has got once the topic's next tick has come.
+/// What a client that resumes `topic` after a position has received once the topic's next tick has arrived.
 fn after_a_place(server: &Server, native: bool, topic: &str, epoch: u64, sequence: u64) -> Account {
     let mut client = client(server, native);
     client.account.has(topic, sequence);
@@ -229,7 +229,7 @@ fn after_a_place(server: &Server, native: bool, topic: &str, epoch: u64, sequenc
 }
 
 #[test]
-fn places_that_mean_nothing_are_answered_and_the_newest_follows() {
+fn invalid_positions_are_answered_and_the_last_value_follows() {
     const PUBLISHED: u64 = 30;
     const KEPT: u64 = 10;
     let _machine = beside_others();
@@ -271,7 +271,7 @@ fn places_that_mean_nothing_are_answered_and_the_newest_follows() {
             assert_eq!((taken.snapshot.len(), taken.first_live), (0, sequence + 1));
             assert_eq!(taken.delivered, PUBLISHED - sequence + 1);
         }
-        // 0 asks for what is kept, and of the rest there is word.
+        // 0 asks for the whole history; what is no longer kept is announced as a gap.
         let topic = topic_of_thirty();
         let account = after_a_place(&server, native, &topic, epoch, 0);
         let answer = Recovered { topic: topic.clone(), epoch, sequence: PUBLISHED, recovered: true };

@@ -1,8 +1,8 @@
-//! One client that never reads among a hundred that do: they lose nothing, the server's memory does not grow, and what
-//! becomes of the one is what its policy says.
+//! One client that never reads among a hundred that do: the others lose nothing, the server's memory does not grow, and the
+//! policy decides what happens to the one.
 //!
-//! The ticks are published no faster than the healthy clients take them, so that the claim holds on a busy machine too. What a
-//! stuck client costs the others in latency is measured by the bench suite.
+//! Ticks are published no faster than the healthy clients read them, so that the claim holds on a busy machine too. The bench
+//! suite measures the latency that a stuck client costs the others.
 
 use std::collections::BTreeMap;
 
@@ -22,24 +22,24 @@ use tickcast_proto::Encoding;
 const HEALTHY: usize = 100;
 const TOPICS: u64 = 50;
 const PAYLOAD: [u8; 200] = [b'7'; 200];
-/// Ticks of every topic that the healthy clients get, each before the next: 13 KB at a time, which every socket holds.
+/// Rounds of one tick per topic. The healthy clients read each before the next is published: 13 KB, which every socket holds.
 const ROUNDS: u64 = 60;
-/// Bounds of what frames shared by sessions may take: far less than is published.
+/// Bounds on frames shared by sessions: far less than what is published.
 const SHARED: [&str; 4] = ["--egress-log-bytes", "4194304", "--outbox-bytes-max", "4194304"];
-/// What the server's memory may grow by while one client does not read: noise.
+/// Allowed memory growth while one client does not read: noise.
 const GROWTH_BYTES_MAX: u64 = 1 << 20;
-/// Published in the end, when only the stuck client is left: forty times what memory may grow by.
+/// Published at the end, when only the stuck client is left: forty times the allowed memory growth.
 const FLOOD: &str = "sim.flood";
 const FLOOD_TICKS: u64 = 4_000;
 const FLOOD_PAYLOAD: [u8; 10_000] = [b'7'; 10_000];
-/// The least that a client that does not read misses of the flood.
+/// Ticks of the flood that a client that does not read misses at least.
 const MISSED_LEAST: u64 = 3_000;
 
 fn topic(number: u64) -> String {
     format!("sim.{number}")
 }
 
-/// What is published, and how much of it.
+/// The publisher, and the number of ticks published by topic.
 struct Feed {
     publisher: Client,
     published: BTreeMap<String, u64>,
@@ -63,7 +63,7 @@ impl Feed {
     }
 }
 
-/// Publishes while healthy clients read: each of them gets every tick.
+/// Publishes rounds, each after every healthy client has read the one before.
 fn run_healthy(feed: &mut Feed, healthy: &mut [Subscriber]) {
     for _ in 0..ROUNDS {
         feed.round();
@@ -78,7 +78,7 @@ fn run_healthy(feed: &mut Feed, healthy: &mut [Subscriber]) {
 
 fn one_that_does_not_read(policy: u8, native: bool) {
     let _machine = alone();
-    // Raw clients do not answer pings while others are read. The first ticks fill the history, so it grows no more.
+    // Clients answer no pings while others are read. The first round of ticks fills the history, so it does not grow later.
     let alike = ["--cores", "0", "--no-sim", "--ping-interval-ms", "0", "--history", "10"];
     let options = [&alike[..], &SHARED].concat();
     let server = Server::start_logging("tickcast=debug", &options);
@@ -91,7 +91,7 @@ fn one_that_does_not_read(policy: u8, native: bool) {
         client
     };
     let mut feed = Feed { publisher: connect(&server, Encoding::Native), published: BTreeMap::new() };
-    // Touches the log in this encoding whole, and leaves the last value of every topic.
+    // Touches the whole egress log in this encoding, and leaves a last value of every topic.
     let stuck = subscribe(Peer::connect_with_small_window, policy);
     feed.round();
     feed.flood();
@@ -124,7 +124,7 @@ fn one_that_does_not_read(policy: u8, native: bool) {
     if policy == DISCONNECT {
         eventually("the stuck one is closed", || server.log.text().contains("ends: slow consumer"));
     } else {
-        // It is still there, is told what it missed, and every topic goes on from there to the last tick.
+        // It is still connected, is told what it missed, and every topic continues to its last tick.
         feed.round();
         let missed =
             |account: &Account| account.topics.get(FLOOD).map_or(0, |taken| taken.conflated + taken.dropped);
@@ -137,11 +137,11 @@ fn one_that_does_not_read(policy: u8, native: bool) {
         let account = &stuck.account;
         assert!(missed(account) > MISSED_LEAST, "{} missed", missed(account));
         let other = if policy == CONFLATE { account.dropped_ticks() } else { account.conflated_ticks() };
-        assert_eq!(other, 0, "what its policy is not");
+        assert_eq!(other, 0, "losses of another policy");
     }
     drop((stuck, feed));
     let closed = server.stop_cleanly().total("closed_slow_consumer");
-    // Both stuck clients were there during a flood.
+    // Both stuck clients were connected during a flood.
     assert_eq!(closed, if policy == DISCONNECT { 2 } else { 0 });
 }
 
@@ -156,6 +156,6 @@ fn one_dropping_client_that_does_not_read_costs_the_others_nothing() {
 }
 
 #[test]
-fn one_faithful_client_that_does_not_read_is_closed_and_costs_the_others_nothing() {
+fn one_lossless_client_that_does_not_read_is_closed_and_costs_the_others_nothing() {
     one_that_does_not_read(DISCONNECT, true);
 }

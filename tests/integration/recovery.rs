@@ -1,4 +1,4 @@
-//! Clients that are killed and come back: what they missed is given exactly once, or said to be lost.
+//! Clients that are killed and restarted: they get each missed tick exactly once, or are told that it is lost.
 
 use std::{
     collections::BTreeMap,
@@ -41,7 +41,7 @@ struct Line<'a> {
     data: Option<&'a RawValue>,
 }
 
-/// A subscriber that is killed and started again with the same file.
+/// A subscriber that is killed and restarted with the same file.
 struct Subscriber {
     child: Child,
     file: PathBuf,
@@ -57,7 +57,7 @@ impl Subscriber {
         fs::read(&self.file).unwrap_or_default().iter().filter(|&&byte| byte == b'\n').count()
     }
 
-    /// Waits until the file has this many lines; then kills the process wherever it is.
+    /// Waits until the file has this many lines, then kills the process wherever it is.
     fn kill_at(&mut self, lines: usize) {
         eventually("lines before a kill", || self.lines() >= lines);
         end(&mut self.child);
@@ -100,8 +100,8 @@ fn capture() -> (Vec<(String, String)>, BTreeMap<String, Vec<String>>) {
     (ticks, by_topic)
 }
 
-/// Publishes the capture from a thread of its own, as far as it has been allowed to: so the clients are killed while ticks
-/// flow, and there are ticks left for every kill however slow the machine is.
+/// Publishes the capture on a thread of its own, as far as the test allows: clients are killed while ticks flow, and ticks
+/// remain for every kill, however slow the machine is.
 struct Publisher {
     allow: mpsc::Sender<usize>,
 }
@@ -123,7 +123,7 @@ impl Publisher {
         Publisher { allow }
     }
 
-    /// Lets it publish this many more.
+    /// Allows this many more ticks.
     fn allow(&self, ticks: usize) {
         self.allow.send(ticks).unwrap();
     }
@@ -134,7 +134,7 @@ fn serve(history: &str) -> Server {
     Server::start(&["--shards", "4", "--history", history, "--ping-interval-ms", "0"])
 }
 
-/// Every tick of the capture, once, in order, and nothing else.
+/// Asserts that the text has every tick of the capture once, in order, and nothing else.
 fn assert_whole(text: &str, truth: &BTreeMap<String, Vec<String>>) {
     let mut next = BTreeMap::<String, usize>::new();
     for line in text.lines() {
@@ -167,7 +167,7 @@ fn a_client_killed_fifty_times_has_every_tick_exactly_once() {
             subscriber.kill_at(kill * round + random.usize(1..=round));
         }
         if kill % 10 == 0 {
-            // Away until the publisher waits: the history has all that was missed.
+            // Restarted only when all allowed ticks are published: the whole round comes from the history.
             witness.wait_for((kill + 1) * round);
         }
         subscribers.iter_mut().for_each(Subscriber::start_again);
@@ -186,7 +186,7 @@ fn a_client_killed_fifty_times_has_every_tick_exactly_once() {
 }
 
 #[test]
-fn a_client_whose_history_is_too_short_is_told_what_it_lost() {
+fn a_client_that_missed_more_than_the_history_is_told_what_it_lost() {
     const ABSENCES: usize = 5;
     const BEFORE_EACH: usize = 100;
     let _machine = beside_others();
@@ -196,7 +196,7 @@ fn a_client_whose_history_is_too_short_is_told_what_it_lost() {
     let witness = Collector::start(&server, Encoding::Native, &[PATTERN]);
     let publisher = Publisher::start(&server, ticks);
     let mut subscriber = Subscriber::start(server.tcp.to_string(), file("short"));
-    // Every topic's stream is told to its end: ticks and lost ranges leave no hole.
+    // Ticks and gaps of each topic together leave no hole.
     let account = |text: &str| {
         let (mut next, mut lost, mut not_recovered) = (BTreeMap::<String, u64>::new(), 0, 0);
         for line in text.lines() {
@@ -229,7 +229,7 @@ fn a_client_whose_history_is_too_short_is_told_what_it_lost() {
         publisher.allow(BEFORE_EACH);
         eventually("every tick before a kill", || told(&subscriber).0 >= published as u64);
         end(&mut subscriber.child);
-        // Away for so long that three ticks a topic are not enough.
+        // Away for longer than three ticks per topic cover.
         publisher.allow(round - BEFORE_EACH);
         witness.wait_for((absence + 1) * round);
         subscriber.start_again();

@@ -23,7 +23,7 @@ struct Line<'a> {
     data: &'a RawValue,
 }
 
-/// What every subscriber of all topics must get.
+/// What each subscriber to all topics must receive.
 fn expected(capture: &Path) -> (ByTopic, usize) {
     let text = fs::read_to_string(capture).unwrap();
     let (mut ticks, mut count) = (ByTopic::new(), 0);
@@ -78,7 +78,7 @@ fn a_replay_reaches_every_kind_of_client_whole_in_order_and_byte_exact() {
     assert_eq!(server.stop_cleanly().total("ticks_sequenced"), count as u64);
 }
 
-/// A capture of 40 topics whose payloads are everything JSON may be.
+/// A capture of 40 topics whose payloads cover the corners of JSON.
 fn made_capture(name: &str) -> PathBuf {
     let payloads = [
         r#"{"price": 1.10, "size":1e400,"depth":[[1,2],[ ]]}"#,
@@ -98,7 +98,7 @@ fn made_capture(name: &str) -> PathBuf {
     file
 }
 
-/// 64 connections spread over 4 shards by the kernel's hash leave one of them empty in 4 of 10^8 runs.
+/// The kernel's hash spreads 64 connections over 4 shards; one shard stays empty in 4 of 10^8 runs.
 #[test]
 fn clients_on_every_shard_get_the_same_order_of_each_topic() {
     let _machine = beside_others();
@@ -140,7 +140,7 @@ fn a_latency_budget_loses_nothing_and_changes_no_order() {
     server.stop_cleanly();
 }
 
-/// A capture of three ticks with a bad line in between, by number 3.
+/// A capture of three ticks with a bad line 3 in between.
 fn capture_with_a_bad_line(name: &str) -> PathBuf {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let lines = [
@@ -169,7 +169,7 @@ fn a_bad_replay_line_stops_the_server_and_is_named_by_its_number() {
 }
 
 #[test]
-fn a_bad_replay_line_is_skipped_and_named_where_the_operator_says_so() {
+fn a_bad_replay_line_is_skipped_and_logged_on_request() {
     let _machine = beside_others();
     let server = serve(&capture_with_a_bad_line("skip.ndjson"), 1, &["--replay-bad-lines", "skip"]);
     let collector = Collector::start(&server, Encoding::Native, &[">"]);
@@ -184,7 +184,7 @@ fn a_bad_replay_line_is_skipped_and_named_where_the_operator_says_so() {
 }
 
 #[test]
-fn a_replay_of_a_file_that_is_not_there_does_not_start() {
+fn a_replay_of_a_missing_file_does_not_start() {
     let mut child = crate::harness::tickcast()
         .arg("serve")
         .args(crate::harness::FREE_PORTS)

@@ -1,7 +1,7 @@
-//! Half of a thousand clients is stopped for seconds: the others lose nothing, and the stopped ones come to know of every
-//! tick, as delivered, conflated or an announced gap.
+//! Half of a thousand clients are suspended for seconds: the others lose nothing, and the suspended ones account for every
+//! tick as delivered, conflated or an announced gap.
 //!
-//! Each half is a process of its own, this test's own program started again, so that a signal stops all of it at once.
+//! Each half is a process of its own, this test program started again, so that one signal suspends all of it.
 
 use std::{
     env,
@@ -30,19 +30,18 @@ use nix::{
 use serde_json::{Value, json};
 use tickcast_proto::Encoding;
 
-/// Tells this program, started again, which server its clients connect to: native and HTTP address, how many clients, and
-/// whether their receive windows are small.
+/// Environment variable that makes this program one half: native and HTTP address, number of clients, small receive windows.
 const CLIENTS: &str = "TICKCAST_TEST_CLIENTS";
-/// The test that starts this program again.
+/// The test below, which runs as one half if the variable is set.
 const HALF_TEST: &str = "stopped::half_of_a_thousand_clients_stopped_for_seconds_costs_the_others_nothing";
 const HALF: usize = 500;
 const TOPICS: u64 = 8;
-/// Ticks of every topic that are published before the running half is waited for: less than a socket holds, so that it is
-/// never behind, however busy the machine.
+/// Ticks per topic published before the test waits for the running half: fewer than a socket holds, so that it never falls
+/// behind, however busy the machine is.
 const BATCH: u64 = 4;
 const PAYLOAD: [u8; 200] = [b'7'; 200];
 const STOPPED_FOR: Duration = Duration::from_millis(2_500);
-/// Batches published meanwhile at least, however slow the machine: 200 KB for each client.
+/// Batches published meanwhile at least, however slow the machine is: 200 KB per client.
 const BATCHES_WHILE_STOPPED: u64 = 25;
 const BATCHES_BEFORE_AND_AFTER: u64 = 3;
 
@@ -74,12 +73,12 @@ impl Half {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
-    /// Waits until each of its clients accounts for so many ticks.
+    /// Waits until each of its clients accounts for this many ticks.
     fn wait_until_all_have(&self, ticks: u64) {
         self.out.wait_for(&format!("all have {ticks}\n"));
     }
 
-    /// Tells it what was published of each topic; its report.
+    /// Tells it how many ticks of each topic were published; returns its report.
     fn finish(mut self, published: u64) -> Value {
         writeln!(self.commands, "{published}").unwrap();
         self.commands.flush().unwrap();
@@ -171,7 +170,7 @@ fn be_one_half(settings: &str) {
     };
     let (tcp, http): (SocketAddr, SocketAddr) = (tcp.parse().unwrap(), http.parse().unwrap());
     raise_descriptor_limit();
-    // By number: JSON and native by turns, and of each two that conflate and two that drop by turns.
+    // JSON and native alternate; of each encoding, conflating and dropping clients alternate.
     let connect = |number: usize| {
         let (native, policy) = (number % 2 == 1, [CONFLATE, DROP][number / 2 % 2]);
         let address = if native { tcp } else { http };
@@ -206,12 +205,12 @@ fn be_one_half(settings: &str) {
 }
 
 fn tell(line: &str) {
-    // A line of its own, whatever the test runner has begun to print.
+    // On a line of its own, whatever the test runner has begun to print.
     println!("\n{line}");
     stdout().flush().unwrap();
 }
 
-/// Takes what comes, and says how far all are, until the parent says what there was and all of them have it.
+/// Reads and reports progress until the parent has said how many ticks there are and every client accounts for them.
 fn read_on(clients: &mut [Subscriber]) -> u64 {
     let (mut told, mut published) = (0, None);
     let mut progress = Instant::now();

@@ -1,4 +1,4 @@
-//! The simulated world: shards, mesh, one ingest, transports that take what they like, and clients that come and go.
+//! The simulated world: shards, mesh, one source, transports that take any part of a SEND, and clients that come and go.
 
 use std::collections::{HashMap, HashSet};
 
@@ -30,14 +30,14 @@ use tickcast_proto::{
 const PATTERNS: [&str; 8] = [">", "t.*", "t.0", "t.1", "t.>", "*.2", "p.>", "c.>"];
 const CLIENTS_MAX: usize = 24;
 const SETTLE_TURNS_MAX: usize = 10_000;
-/// More than a run publishes: with logs and outboxes like this nobody can be too slow.
+/// More than a run publishes: with logs and outboxes of this size no client can be too slow.
 const ROOMY_BYTES: usize = 16 << 20;
 const HISTORY_BYTES_MAX: usize = 1 << 20;
-/// What a turn of the settling takes, and how many there are at least: paced ticks have come by then.
+/// Simulated time per turn while settling, and the least number of turns: paced ticks have arrived by then.
 const SETTLE_TURN_NS: u64 = 5_000_000;
 const SETTLE_TURNS_MIN: usize = 60;
 
-/// What a run has come across.
+/// How often a run reached each situation.
 #[derive(Debug, Default)]
 pub struct Reached {
     parked: u64,
@@ -58,7 +58,7 @@ pub struct Reached {
     reconnected: u64,
 }
 
-/// What a client that went knows, for when it comes back.
+/// What a client that left remembers when it reconnects.
 struct Memory {
     encoding: Encoding,
     identity: String,
@@ -119,13 +119,13 @@ pub struct World {
     meshes: Vec<Mesh>,
     lanes: Lanes,
     clients: Vec<Client>,
-    /// By shard: slots to give out again.
+    /// Free slots, by shard.
     free: Vec<Vec<u32>>,
     next_slot: Vec<u32>,
     names: u32,
-    /// The truth: every tick the ingest's rings took, by topic, in order.
+    /// Every tick that the source's rings and the clients took, by topic, in order.
     published: HashMap<String, Vec<String>>,
-    /// Topics whose publishing client is gone: only a prefix of the truth may have arrived.
+    /// Topics whose publishing client is gone: only a prefix may have arrived.
     gone: HashSet<String>,
     memories: Vec<Memory>,
     pub reached: Reached,
@@ -153,14 +153,14 @@ impl World {
             }),
             history_bytes_max: HISTORY_BYTES_MAX,
             keys_per_topic_max: 8,
-            // A run lasts 0.4 s. Whoever is served by chance only may well miss a ping.
+            // A run lasts 0.4 s. Clients are served at random, so some miss a ping.
             ping_interval_ns: if rng.u8(..4) == 0 { 20_000_000 } else { u64::MAX },
             ping_timeout_ns: 100_000_000,
-            // The clock is set forward now and then.
+            // The clock jumps forward now and then.
             handshake_deadline_ns: 3_600_000_000_000,
             ..Limits::default()
         };
-        // Two of the longest frames, pieces of history, fit.
+        // Two of the longest frames, pieces of history, fit the ring.
         let ring_bytes = rng.usize(68 << 10..100 << 10);
         let (shards, mut meshes, bells) = driver::cluster(count as u16, &limits, ring_bytes);
         let lanes: Vec<_> = meshes
@@ -195,7 +195,7 @@ impl World {
         self.now.monotonic_ns += self.rng.u64(1..2_000_000);
         self.now.realtime_ns += 1_000;
         if self.rng.u16(..1_000) == 0 {
-            // The machine slept, or somebody set the clock.
+            // The machine was suspended, or the clock was set.
             self.now.monotonic_ns += self.rng.u64(..3_000_000_000);
             self.now.realtime_ns = self.rng.u64(1 << 59..1 << 61);
         }
@@ -229,7 +229,7 @@ impl World {
         let door = if encoding == Encoding::Native { Door::Native } else { Door::Http };
         self.shards[shard].handle_accept(slot, door, self.now);
         self.names += 1;
-        // Some say who they are, and several may be the same.
+        // Some have an identity, and several may share it.
         let identity = match self.rng.bool() {
             _ if memory.is_some() => memory.map(|memory| memory.identity.clone()).unwrap_or_default(),
             true => format!("client-{}", self.rng.u8(..20)),
@@ -247,7 +247,7 @@ impl World {
         self.clients.push(client);
     }
 
-    /// A client that went comes back: it names what it has, and wants the rest.
+    /// A client reconnects: it names the positions it has and asks for the rest.
     fn come_back(&mut self, client: &mut Client, memory: Memory) {
         self.reached.reconnected += 1;
         client.seen = memory.seen;
@@ -273,7 +273,7 @@ impl World {
         }
     }
 
-    /// A client is gone; perhaps it comes back.
+    /// Remembers a client that is gone and may reconnect.
     fn remember(memories: &mut Vec<Memory>, client: &Client, comes_back: bool) {
         if !comes_back || client.encoding == Encoding::WebSocketRaw || client.asked.is_empty() {
             return;
@@ -287,7 +287,7 @@ impl World {
     }
 
     fn publish(&mut self) {
-        // A storm: more than a ring and its stage hold.
+        // A storm publishes more than a ring and its stage hold.
         let storm = self.rng.u8(..30) == 0;
         for _ in 0..if storm { 300 } else { self.rng.usize(1..30) } {
             let kind = if storm { "storm" } else { ["p", "t", "t", "t"][self.rng.usize(..4)] };
@@ -310,16 +310,16 @@ impl World {
         let client = &mut self.clients[client];
         let pattern = PATTERNS[self.rng.usize(..PATTERNS.len())];
         match (self.rng.u8(..10), client.subscriptions.get(pattern)) {
-            // What comes back is joined first: a topic that is taken already goes on as it is.
+            // Only without other subscriptions: a topic that is already covered continues as it is.
             (0..4, None) if client.subscriptions.values().all(|state| *state != State::Asked) => {
                 client.subscribe(pattern, ask);
             }
             (4, Some(State::Live(_))) => client.unsubscribe(pattern),
             (5, Some(State::Live(_))) => client.update(pattern, ask),
-            // A flood: more replies than may wait, so the server must stop reading.
+            // A flood causes more replies than may wait, so the server must stop reading.
             (6, _) => (0..self.rng.usize(1..4_000)).for_each(|_| client.ping()),
             (7..9, _) => {
-                // Its own topic: of all clients only this one publishes there.
+                // A topic that only this client publishes to.
                 let topic = format!("c.{}", client.name);
                 let ticks = self.published.entry(topic.clone()).or_default();
                 let payload = format!("\"{topic} {} \"", ticks.len() + 1);
@@ -367,7 +367,7 @@ impl World {
         }
     }
 
-    /// The transport has quieted a socket that is to go to another shard: it goes there.
+    /// The transport has detached a socket: it moves to another shard.
     fn hand_over(&mut self, index: usize) {
         let (shard, slot) = (self.clients[index].shard, self.clients[index].slot);
         self.clients[index].leaving = false;
@@ -406,7 +406,7 @@ impl World {
                 self.actions(shard);
             }
         } else if client.fin && client.socket.is_empty() && !client.ended {
-            // It has read to the end, and closes.
+            // It has read to the end and closes.
             let (shard, slot) = (client.shard, client.slot);
             self.shards[shard].handle_eof(slot, self.now);
             self.actions(shard);
@@ -440,7 +440,7 @@ impl World {
         self.act(shard, actions);
     }
 
-    /// Does what the transport is told.
+    /// Performs the actions for the transport.
     fn act(&mut self, shard: usize, actions: Vec<Action>) {
         for action in actions {
             match action {
@@ -466,7 +466,7 @@ impl World {
         self.bury(shard);
     }
 
-    /// Clients whose connection the server has closed: only those that were too slow for their outbox.
+    /// Removes clients whose connection the server has closed, and checks that it had a reason.
     fn bury(&mut self, shard: usize) {
         let (published, gone, memories) = (&self.published, &mut self.gone, &mut self.memories);
         self.clients.retain_mut(|client| {
@@ -474,7 +474,7 @@ impl World {
                 return true;
             }
             client.read(usize::MAX, published);
-            // Past its linger deadline a stuck client never sees why; anyone else has been told.
+            // A stuck client never sees the reason once its linger deadline has passed; all others have been told.
             assert!(
                 client.closing.is_none_or(|code| matches!(code, 3008 | 3009 | 3011))
                     || client.manner == Manner::Healthy,
@@ -491,7 +491,7 @@ impl World {
         });
     }
 
-    /// A client goes without a word, perhaps in the middle of one.
+    /// A client vanishes, perhaps within a frame.
     fn vanish(&mut self) {
         let index = self.rng.usize(..self.clients.len());
         if self.rng.bool() {
@@ -508,7 +508,7 @@ impl World {
             if self.rng.bool() {
                 self.shards[client.shard].handle_eof(client.slot, self.now);
             }
-            // A FIN is not heeded while input waits; the socket's failure always is.
+            // A FIN waits behind unread input; a socket error takes effect at once.
             self.shards[client.shard].handle_error(client.slot, 104, self.now);
             self.actions(client.shard);
         }
@@ -519,7 +519,7 @@ impl World {
         self.clients.iter_mut().for_each(|client| client.socket_bytes_max = 64 << 10);
         let mut settled = false;
         for turns in 0..SETTLE_TURNS_MAX {
-            // Then the clock stands still: nobody is pinged any more.
+            // Then the clock stands still, so that nobody is pinged any more.
             if turns < SETTLE_TURNS_MIN {
                 self.now.monotonic_ns += SETTLE_TURN_NS;
             }
@@ -574,8 +574,8 @@ impl World {
         self.reached.silent_closed = totals(Counter::ClosedHeartbeatTimeout);
     }
 
-    /// Promise 1 for everybody who was not told otherwise; promise 2 in that healthy clients were never closed for
-    /// anything but their own outbox.
+    /// Promise 1 for every client that was not told otherwise, and promise 2: healthy clients are closed for nothing but
+    /// their own outbox.
     pub fn check_everything_arrived(&self) {
         let sequenced: u64 =
             self.shards.iter().map(|shard| shard.counters().value(Counter::TicksSequenced)).sum();
@@ -589,7 +589,7 @@ impl World {
             "every tick that was taken was sequenced"
         );
         let mut gone = self.gone.clone();
-        // What a client about to end, or one that never reads, still had to say may have been left unsaid.
+        // Ticks of a client that is about to end, or that never reads, may not have reached the server.
         let silenced =
             |client: &&Client| client.fin || client.closing.is_some() || client.manner == Manner::Stuck;
         gone.extend(self.clients.iter().filter(silenced).map(|client| format!("c.{}", client.name)));

@@ -13,7 +13,7 @@ pub struct LoadClient {
 }
 
 impl LoadClient {
-    /// Starts it; it fails where it loses a tick.
+    /// Starts it; it fails if it loses a tick.
     pub fn start(arguments: &[&str]) -> LoadClient {
         LoadClient::start_lossy(&[arguments, &["--max-loss", "0"]].concat())
     }
@@ -33,7 +33,7 @@ impl LoadClient {
         LoadClient { child, report, log }
     }
 
-    /// Waits for its end, which must be a good one; its report.
+    /// Waits for its successful end; returns its report.
     pub fn finish(mut self) -> serde_json::Value {
         let code = wait_for_exit(&mut self.child);
         assert_eq!(code, Some(0), "{}\n{}", self.log.text(), self.report.text());
