@@ -13,7 +13,7 @@ use tickcast_proto::{
 /// [`StartupError::Option`] that names the value.
 pub(super) fn policies(options: &[String]) -> Result<Rules<Policy>, StartupError> {
     rules("--policy", options, Policy::default(), |value| {
-        value.parse().map_err(|error: tickcast_proto::subscription::BadOption| error.to_string())
+        value.parse().map_err(|error: tickcast_proto::subscription::OptionError| error.to_string())
     })
 }
 
