@@ -259,7 +259,7 @@ fn a_failed_accept_can_be_rearmed() {
     assert!(matches!(next(&mut ring), Event::Accepted(Door::Http, _)));
     ring.stop_accepting().unwrap();
     ring.poll().unwrap();
-    assert!(ring.next_event().is_none(), "a listener that was closed does not fail");
+    assert!(ring.next_event().is_none(), "a closed listener reports no failure");
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn a_cancelled_detach_keeps_receiving_and_a_settled_socket_cannot_be_taken() {
     let (mut peer, socket) = pair();
     let mut ring = ring(roomy());
     let slot = ring.add(socket).unwrap();
-    assert!(ring.take(slot).unwrap().is_none(), "nothing asked for it");
+    assert!(ring.take(slot).unwrap().is_none(), "no detach was requested");
     for _ in 0..20 {
         let mut got = Vec::new();
         ring.detach(slot).unwrap();
@@ -449,5 +449,5 @@ fn a_cancelled_detach_keeps_receiving_and_a_settled_socket_cannot_be_taken() {
     ring.close(slot).unwrap();
     ring.poll().unwrap();
     peer.set_nonblocking(false).unwrap();
-    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the plain descriptor does not keep it open");
+    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the plain descriptor does not keep the connection open");
 }

@@ -46,7 +46,7 @@ fn live_options_change_at_once_others_wait_and_errors_change_nothing() {
     hang_up();
     server.log.wait_for("SIGHUP: nothing is changed: ");
     server.log.wait_for("did you mean publish_rate?");
-    eventually("the pace is held to", || {
+    eventually("the publish rate is enforced", || {
         publish(&mut publisher, "a", b"[1]");
         publisher.flush().unwrap();
         refused(&server)
@@ -96,7 +96,7 @@ fn the_log_level_changes_from_the_next_line_on() {
     let goes = || {
         let peer = Peer::native(server.tcp);
         drop(peer);
-        eventually("it is gone", || server.connections() == 0);
+        eventually("the peer is gone", || server.connections() == 0);
     };
     goes();
     fs::write(&file, "log = \"debug\"\n").unwrap();

@@ -64,7 +64,7 @@ fn once_prints_what_the_server_counted() {
 
     let mut text = String::new();
     // On a busy machine a shard may not answer in time: then latencies are since the start, and rows are missing.
-    eventually("two looks that all shards answer", || {
+    eventually("all shards answer twice in a row", || {
         text = once(admin);
         let header = text.lines().nth(1).unwrap();
         !text.contains("\nno answer from ")
@@ -106,12 +106,12 @@ fn a_feed_has_rates() {
     };
     let mut text = String::new();
     // On a busy machine the feed may publish nothing for a whole interval.
-    eventually("a feed is seen", || {
+    eventually("the feed has a rate", || {
         text = once(server.admin.unwrap());
         [" ticks/s in", " deliveries/s"].iter().all(|unit| rate(&text, unit) > 0.0)
     });
     assert_eq!(rate(&text, " dropped/s"), 0.0, "{text}");
-    assert_eq!(words(&text, "sim.0")[3], "2", "both take it: {text}");
+    assert_eq!(words(&text, "sim.0")[3], "2", "both subscribe to it: {text}");
     collectors.into_iter().for_each(|collector| drop(collector.finish()));
     server.stop_cleanly();
 }
@@ -204,7 +204,7 @@ fn a_server_that_hangs_from_the_start_does_not_block_signals() {
     assert_eq!(
         terminal.exit_code(),
         128 + Signal::SIGINT as i32,
-        "of the signal, not of an answer that is late"
+        "ended by the signal, not by a late answer"
     );
     terminal.assert_as_before();
     drop(asked);
