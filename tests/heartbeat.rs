@@ -10,7 +10,7 @@ use tickcast::limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS};
 use tickcast_core::{
     config::Limits,
     metrics::counters::Counter,
-    shard::{Action, Door},
+    shard::{Action, ListenerKind},
 };
 use tickcast_proto::{
     Step,
@@ -57,12 +57,12 @@ impl Bench {
     }
 
     fn native(&mut self, slot: u32) {
-        self.accept(slot, Door::Native, &hello());
+        self.accept(slot, ListenerKind::Native, &hello());
         self.sent.clear();
     }
 
     fn websocket(&mut self, slot: u32, subprotocol: &str) {
-        self.accept(slot, Door::Http, &upgrade_request("/ws", subprotocol));
+        self.accept(slot, ListenerKind::Http, &upgrade_request("/ws", subprotocol));
         self.sent.clear();
     }
 
@@ -238,8 +238,8 @@ fn a_peer_with_a_full_socket_that_reads_nothing_is_reaped_and_one_that_reads_slo
 fn a_session_in_its_handshake_is_not_pinged() {
     let mut bench =
         Bench::with(Limits { ping_interval_ns: 100 * MS, ping_timeout_ns: 100 * MS, ..Limits::default() });
-    bench.accept(0, Door::Native, b"");
-    bench.accept(1, Door::Http, b"GET /ws");
+    bench.accept(0, ListenerKind::Native, b"");
+    bench.accept(1, ListenerKind::Http, b"GET /ws");
     bench.pass(4_900);
     assert_eq!((bench.shard.counters().value(Counter::Pings), bench.shard.sessions_len()), (0, 2));
 }

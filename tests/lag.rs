@@ -12,7 +12,7 @@ use tickcast_core::{
     config::Limits,
     metrics::counters::Counter,
     session::{Session, membership::Membership},
-    shard::{Action, Door},
+    shard::{Action, ListenerKind},
 };
 use tickcast_proto::{
     Step,
@@ -67,7 +67,7 @@ impl Bench {
     }
 
     fn connect(&mut self, slot: u32) {
-        self.accept(slot, Door::Native, &hello());
+        self.accept(slot, ListenerKind::Native, &hello());
     }
 
     fn send<R: WireRecord>(&mut self, slot: u32, kind: Kind, record: &R, payload: &[u8]) {

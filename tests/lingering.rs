@@ -6,7 +6,7 @@ use driver::Driver;
 use tickcast::{limits::LINGER_DEADLINE_MS, page::Page};
 use tickcast_core::{
     config::Limits,
-    shard::{Action, Door},
+    shard::{Action, ListenerKind},
 };
 
 const MS: u64 = 1_000_000;
@@ -17,7 +17,7 @@ fn get(path: &str, is_full: bool) -> Driver {
     let mut driver = Driver::new(Limits { handshake_deadline_ns: HANDSHAKE_MS * MS, ..Limits::default() });
     driver.shard.set_static_files(&Page);
     driver.full.extend(is_full.then_some(0));
-    driver.accept(0, Door::Http, format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+    driver.accept(0, ListenerKind::Http, format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
     driver
 }
 

@@ -6,7 +6,7 @@ use driver::{Driver, frame, hello, upgrade_request};
 use tickcast_core::{
     config::Limits,
     metrics::counters::Counter,
-    shard::{Action, Door},
+    shard::{Action, ListenerKind},
 };
 use tickcast_proto::{
     command::encode_request,
@@ -72,9 +72,9 @@ fn json() -> Conversation {
 }
 
 /// Everything the server sends when the conversation arrives in pieces of `len`.
-fn answer(door: Door, conversation: &Conversation, len: usize) -> Vec<u8> {
+fn answer(listener: ListenerKind, conversation: &Conversation, len: usize) -> Vec<u8> {
     let mut driver = Driver::new(Limits { egress_log_bytes: 1 << 20, ..Limits::default() });
-    driver.shard.handle_accept(0, door, driver.now);
+    driver.shard.handle_accept(0, listener, driver.now);
     conversation.opening.chunks(len).for_each(|piece| driver.receive(0, piece));
     driver.turn();
     conversation.rest.chunks(len).for_each(|piece| driver.receive(0, piece));
@@ -86,25 +86,25 @@ fn answer(door: Door, conversation: &Conversation, len: usize) -> Vec<u8> {
 }
 
 #[track_caller]
-fn check(door: Door, conversation: &Conversation) {
-    let whole = answer(door, conversation, usize::MAX);
+fn check(listener: ListenerKind, conversation: &Conversation) {
+    let whole = answer(listener, conversation, usize::MAX);
     assert!(whole.len() > PAYLOAD_BYTES.iter().sum(), "every tick came back");
     for len in 1..=PIECE_BYTES_MAX {
-        assert!(answer(door, conversation, len) == whole, "pieces of {len} bytes");
+        assert!(answer(listener, conversation, len) == whole, "pieces of {len} bytes");
     }
 }
 
 #[test]
 fn native_frames_are_handled_alike_in_pieces_of_every_size() {
-    check(Door::Native, &native());
+    check(ListenerKind::Native, &native());
 }
 
 #[test]
 fn websocket_binary_messages_are_handled_alike_in_pieces_of_every_size() {
-    check(Door::Http, &rkyv());
+    check(ListenerKind::Http, &rkyv());
 }
 
 #[test]
 fn websocket_text_messages_are_handled_alike_in_pieces_of_every_size() {
-    check(Door::Http, &json());
+    check(ListenerKind::Http, &json());
 }

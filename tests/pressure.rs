@@ -19,7 +19,7 @@ use tickcast_core::{
     metrics::counters::Counter,
     now::Now,
     placement,
-    shard::{Action, Door, Shard},
+    shard::{Action, ListenerKind, Shard},
 };
 use tickcast_proto::{
     command::encode_request,
@@ -35,7 +35,7 @@ fn shards(count: u16) -> (Vec<Shard>, Vec<Mesh>, Vec<Arc<Doorbell>>) {
 }
 
 fn connect(shard: &mut Shard, slot: u32) {
-    shard.handle_accept(slot, Door::Native, NOW);
+    shard.handle_accept(slot, ListenerKind::Native, NOW);
     shard.handle_bytes(slot, &hello(), NOW);
     assert_eq!(shard.poll_action(), Some(Action::Settled(slot)));
 }
@@ -72,7 +72,7 @@ fn clients_that_come_and_go_leave_no_timers_behind() {
     let before = shard.memory_bytes();
     for _ in 0..100_000 {
         // No time passes, so not even the first handshake's timer is due.
-        shard.handle_accept(1, Door::Native, NOW);
+        shard.handle_accept(1, ListenerKind::Native, NOW);
         shard.handle_error(1, 104, NOW);
         while shard.poll_action().is_some() {}
     }

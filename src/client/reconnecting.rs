@@ -11,8 +11,8 @@ use std::{
 use crate::{
     Address, Backoff, Client, ClientError, ConnectOptions, Connection, Event, Positions,
     REMEMBERED_SUBSCRIPTIONS_MAX, RequestError, SubscribeOptions, Tick,
+    backoff::delay_ms_min,
     clock::{self, Deadline},
-    reconnect::delay_ms_min,
     request::RequestNumbers,
     topics::{IdHasher, SkipReason},
 };

@@ -11,7 +11,7 @@ use tickcast_core::{
     mesh::{Mesh, mesh, ring::Doorbell},
     metrics::counters::Counters,
     now::Now,
-    shard::{Action, Door, Shard},
+    shard::{Action, ListenerKind, Shard},
 };
 use tickcast_proto::{
     frame::{self, Kind, Meta},
@@ -124,8 +124,8 @@ impl Driver {
     }
 
     /// A connection that sends its opening, and a turn.
-    pub fn accept(&mut self, slot: u32, door: Door, opening: &[u8]) {
-        self.shard.handle_accept(slot, door, self.now);
+    pub fn accept(&mut self, slot: u32, listener: ListenerKind, opening: &[u8]) {
+        self.shard.handle_accept(slot, listener, self.now);
         self.shard.handle_bytes(slot, opening, self.now);
         self.turn();
     }

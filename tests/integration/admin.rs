@@ -13,7 +13,7 @@ use crate::harness::{
     say,
 };
 use tickcast::limits::ADMIN_ROWS_MAX;
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// Whether the server knows peers' addresses and round trips: it needs the descriptor of a registered file, which Linux
 /// hands out from 6.8 on.
@@ -46,8 +46,8 @@ fn metrics_count_what_the_clients_saw() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2"]);
     let admin = admin(&server);
-    let collector = Collector::start(&server, Encoding::Native, &["seen.>"]);
-    let mut publisher = connect(&server, Encoding::Native);
+    let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &["seen.>"]);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     for number in 0..100 {
         publish(&mut publisher, &format!("seen.{}", number % 7), b"[1]");
     }
@@ -87,10 +87,10 @@ fn every_path_answers_with_the_servers_state() {
     assert_eq!(get(admin, "/readyz").json()["ready"], true);
     assert!(get(admin, "/").body.contains("/v1/sessions"));
 
-    let collector = Collector::start(&server, Encoding::WebSocketJson, &["a.>", "b.x"]);
+    let collector = Collector::start(&server, WireFormat::WEBSOCKET_JSON, &["a.>", "b.x"]);
     let mut peer = Peer::websocket(server.http, "/ws?topics=a.%3E&client=desk%207", "tickcast.v1.rkyv");
     peer.message();
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     for topic in ["a.x", "a.x", "a.y", "b.x", "c.x", "c.x", "c.x"] {
         publish(&mut publisher, topic, b"[1]");
     }
@@ -198,8 +198,8 @@ fn a_thousand_requests_at_once_are_all_answered_or_refused_and_a_subscriber_gets
     let _machine = alone();
     let server = Server::start(&["--shards", "2"]);
     let admin = admin(&server);
-    let collector = Collector::start(&server, Encoding::Native, &["while.asked"]);
-    let mut publisher = connect(&server, Encoding::Native);
+    let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &["while.asked"]);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let paths = ["/metrics", "/v1/sessions", "/healthz", "/v1/topics", "/v1/latency", "/v1/shards"];
     let (mut answered, mut refused) = (0, 0);
     thread::scope(|scope| {

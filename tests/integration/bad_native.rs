@@ -7,7 +7,7 @@ use crate::harness::{
     raw::Peer,
 };
 use tickcast_client::Client;
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// A well-behaved session beside misbehaving ones, and its publisher.
 pub struct Bystander {
@@ -19,8 +19,8 @@ pub struct Bystander {
 impl Bystander {
     /// Subscribes and connects the publisher.
     pub fn watch(server: &Server) -> Bystander {
-        let collector = Collector::start(server, Encoding::Native, &["bystander.>"]);
-        Bystander { publisher: connect(server, Encoding::WebSocketRkyv), collector, published: 0 }
+        let collector = Collector::start(server, WireFormat::TCP_NATIVE, &["bystander.>"]);
+        Bystander { publisher: connect(server, WireFormat::WEBSOCKET_NATIVE), collector, published: 0 }
     }
 
     /// Asserts that one more tick arrives.
@@ -221,7 +221,7 @@ fn every_truncation_of_a_frame_ends_with_the_connection_and_nothing_else() {
 fn frames_arrive_whole_however_they_are_cut() {
     let _machine = beside_others();
     let server = Server::start(&[]);
-    let collector = Collector::start(&server, Encoding::Native, &["cut"]);
+    let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &["cut"]);
     let mut peer = Peer::native(server.tcp);
     let payloads: Vec<Vec<u8>> = (0..40u8).map(|n| vec![n; usize::from(n) * 7]).collect();
     let bytes: Vec<u8> =

@@ -11,7 +11,7 @@ use crate::{
     },
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// Default of `frame_bytes_max`, and the longest WebSocket message that it allows.
 const FRAME_BYTES_MAX: usize = 256 << 10;
@@ -189,7 +189,7 @@ fn an_invalid_json_request_is_answered_and_the_session_stays_open() {
 fn the_longest_tick_is_delivered_in_every_encoding_and_one_byte_more_is_refused() {
     let _machine = beside_others();
     let server = Server::start(&[]);
-    let collectors = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson]
+    let collectors = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON]
         .map(|encoding| Collector::start(&server, encoding, &["long"]));
     let mut peer = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
     // A tick's header and record take 48 bytes; base64 needs a third more and four bytes for three.

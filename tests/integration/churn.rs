@@ -10,7 +10,7 @@ use crate::harness::{
     processes::raise_descriptor_limit,
     raw::{Peer, header, upgrade_request},
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// No client is closed for a half-written frame or a missing pong before the test ends it.
 const PATIENT: [&str; 6] =
@@ -20,7 +20,8 @@ const HALF_WRITERS: usize = 50;
 const SURVIVORS: usize = 20;
 /// Ticks between two kills.
 const TICKS_PER_KILL: usize = 25;
-const ENCODINGS: [Encoding; 3] = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson];
+const ENCODINGS: [WireFormat; 3] =
+    [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON];
 
 const ROUNDS: usize = 100;
 const KILLED_A_ROUND: usize = 1_000;
@@ -95,7 +96,7 @@ fn clients_that_vanish_leave_nothing_behind_and_the_rest_lose_nothing() {
     let survivors: Vec<Collector> = (0..SURVIVORS)
         .map(|survivor| Collector::start(&server, ENCODINGS[survivor % 3], &["churn.>"]))
         .collect();
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let mut victims: Vec<Peer> = (0..KILLED).map(|victim_no| victim(&server, victim_no % 2 == 0)).collect();
     let half_writers: Vec<Peer> = (0..HALF_WRITERS).map(|kind| half_writer(&server, kind)).collect();
     let everybody = SURVIVORS + 1 + KILLED + HALF_WRITERS;
@@ -154,8 +155,8 @@ fn a_hundred_rounds_of_a_thousand_killed_connections_leave_nothing() {
     // If connections of earlier rounds leaked, later ones would soon be refused.
     let clients_max = (2 * KILLED_A_ROUND).to_string();
     let server = Server::start(&[&["--max-clients", &clients_max], &PATIENT[..]].concat());
-    let mut publisher = connect(&server, Encoding::Native);
-    let witness = Collector::start(&server, Encoding::WebSocketJson, &["churn.>"]);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
+    let witness = Collector::start(&server, WireFormat::WEBSOCKET_JSON, &["churn.>"]);
     let baseline = (server.connections(), server.descriptors());
     let mut warm_rss_bytes = 0;
     for round in 1..=ROUNDS {

@@ -18,7 +18,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tickcast_client::Client;
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// Ticks published per tick that the slow reader takes.
 const SLOWNESS: usize = 100;
@@ -90,7 +90,7 @@ fn a_slow_reader_gets_the_last_values(native: bool) {
     let server = serve(&capture, SPEED, 2, &[&SMALL[..], &LOSSLESS].concat());
     let mut slow = peer(&server, native, true);
     slow.subscribe("market.>", Options { policy: CONFLATE, ..Options::default() });
-    let healthy = Collector::start(&server, Encoding::Native, &["market.>"]);
+    let healthy = Collector::start(&server, WireFormat::TCP_NATIVE, &["market.>"]);
     for published in (SLOWNESS..=count).step_by(SLOWNESS) {
         healthy.wait_for(published);
         let before = slow.account.delivered();
@@ -200,7 +200,7 @@ fn a_rate_limit_can_be_changed_and_removed_while_subscribed() {
     const FASTEST: Options = Options { max_rate_millihertz: 1_000_000, ..NEVER };
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2"]);
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let mut published = 0;
     let mut publish_some = |publisher: &mut Client, ticks: u64| {
         for _ in 0..ticks {
@@ -212,7 +212,7 @@ fn a_rate_limit_can_be_changed_and_removed_while_subscribed() {
     };
     for native in [true, false] {
         let mut reader = peer(&server, native, false);
-        let witness = Collector::start(&server, Encoding::Native, &["pace"]);
+        let witness = Collector::start(&server, WireFormat::TCP_NATIVE, &["pace"]);
         reader.account = Account::default();
         reader.subscribe("pace", NEVER);
         let first = publish_some(&mut publisher, 1);

@@ -19,7 +19,7 @@ use nix::{
 };
 use serde_json::Value;
 use tickcast_ecg::{annotation, info::Info};
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// A running `tickcast process ecg --json`, killed on drop.
 struct Processor {
@@ -65,7 +65,7 @@ fn beats_of_a_served_record_arrive_on_ecg_params() {
     let _machine = beside_others();
     let record = data("ecg/made.hea");
     let server = Server::start(&["--shards", "2", "--ecg", record.to_str().unwrap()]);
-    let collector = Collector::start(&server, Encoding::Native, &["ecg.*"]);
+    let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &["ecg.*"]);
     let processor = Processor::start(server.tcp);
     collector.wait_until("five beats and a rate", |got| {
         let params = got.ticks.get("ecg.params");

@@ -15,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 use tickcast_client::Client;
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// Frequent pings, with a timeout that no client misses on a busy machine.
 const PATIENT: [&str; 4] = ["--ping-interval-ms", "200", "--ping-timeout-ms", "20000"];
@@ -39,7 +39,7 @@ fn dead_peers_are_reaped_and_their_slots_are_freed() {
     eventually("all three are closed", || {
         server.log.text().matches("ends: no answer to a ping").count() == 3
     });
-    let address = address(&server, Encoding::Native);
+    let address = address(&server, WireFormat::TCP_NATIVE);
     eventually("a slot is free", || Client::connect_to(&address).is_ok());
     assert_eq!(server.stop_cleanly().total("closed_heartbeat_timeout"), 3);
 }
@@ -75,7 +75,7 @@ fn a_dead_peer_with_a_full_socket_is_reaped_before_its_outbox_overflows() {
     peer.send(&Raw::request(frames::SUBSCRIBE, 2, b"t").bytes());
     assert_eq!(peer.frame().unwrap().kind, frames::WELCOME);
     assert_eq!(peer.frame().unwrap().kind, frames::SUBSCRIBED);
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     for _ in 0..80 {
         publish(&mut publisher, "t", &[b'x'; 100 << 10]);
     }
@@ -91,8 +91,12 @@ fn a_dead_peer_with_a_full_socket_is_reaped_before_its_outbox_overflows() {
 fn idle_clients_of_every_kind_that_answer_stay_connected() {
     let _machine = beside_others();
     let server = Server::start(&PATIENT);
-    let encodings =
-        [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson, Encoding::WebSocketRaw];
+    let encodings = [
+        WireFormat::TCP_NATIVE,
+        WireFormat::WEBSOCKET_NATIVE,
+        WireFormat::WEBSOCKET_JSON,
+        WireFormat::WEBSOCKET_RAW,
+    ];
     let collectors = encodings.map(|encoding| Collector::start(&server, encoding, &["t"]));
     let externals = [Library::Ws, Library::Websockets]
         .map(|library| External::subscribe(library, &server, "json", "t", 1));
@@ -100,7 +104,7 @@ fn idle_clients_of_every_kind_that_answer_stay_connected() {
     // The raw peer sees the pings: by the time it has answered some, so have the others.
     let mut peer = Peer::native(server.tcp);
     (0..5).for_each(|_| answer(&mut peer));
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     publish(&mut publisher, "t", b"1");
     barrier(&mut publisher);
     for collector in collectors {
@@ -121,7 +125,7 @@ fn idle_clients_of_every_kind_that_answer_stay_connected() {
 fn a_server_suspended_for_longer_than_the_timeout_keeps_its_clients() {
     let _machine = beside_others();
     let server = Server::start(&["--ping-interval-ms", "200", "--ping-timeout-ms", "10000"]);
-    let encodings = [Encoding::Native, Encoding::WebSocketJson];
+    let encodings = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_JSON];
     let collectors = encodings.map(|encoding| Collector::start(&server, encoding, &["t"]));
     let mut native = Peer::native(server.tcp);
     let mut websocket = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
@@ -140,7 +144,7 @@ fn a_server_suspended_for_longer_than_the_timeout_keeps_its_clients() {
         assert_eq!(websocket.any_message().unwrap().opcode, PING);
         websocket.send(&masked(0x80 | PONG, b""));
     }
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     publish(&mut publisher, "t", b"1");
     barrier(&mut publisher);
     for collector in collectors {

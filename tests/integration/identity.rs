@@ -11,7 +11,7 @@ use crate::harness::{
     raw::{CLOSE, Peer, upgrade_request},
 };
 use tickcast_client::{Client, ConnectOptions};
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// With time for every handshake on a busy machine.
 const SHARDS: [&str; 4] = ["--shards", "4", "--handshake-deadline-ms", "600000"];
@@ -41,7 +41,7 @@ fn connections_of_one_identity_share_a_shard_and_keep_their_early_requests() {
     drop(native(&server, "first"));
     eventually("the first is gone", || server.connections() == 0);
     let baseline = server.descriptors();
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
 
     const EACH: usize = 60;
     let subscribe = Raw::request(frames::SUBSCRIBE, 2, b"t").bytes();
@@ -160,7 +160,7 @@ fn bytes_that_arrive_during_a_handover_stay_in_order() {
 fn third_party_clients_and_the_client_library_are_placed_by_identity() {
     let _machine = beside_others();
     let server = Server::start(&SHARDS);
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let externals: Vec<External> = [Library::Ws, Library::Websockets]
         .into_iter()
         .flat_map(|library| (0..4).map(move |n| (library, n)))
@@ -172,7 +172,7 @@ fn third_party_clients_and_the_client_library_are_placed_by_identity() {
         .collect();
     let mut clients: Vec<Client> = (0..8)
         .map(|n| {
-            let address = address(&server, [Encoding::Native, Encoding::WebSocketRkyv][n % 2]);
+            let address = address(&server, [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE][n % 2]);
             let options = ConnectOptions { client: format!("lib & {n}"), ..address.connect_options() };
             let mut client = Client::connect_with(&address, &options).unwrap();
             client.subscribe("t").unwrap();

@@ -6,7 +6,7 @@ use crate::harness::{
     load_client::LoadClient,
     market_capture,
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// Deadlines that no client misses on a busy machine.
 const PATIENT: [&str; 4] = ["--handshake-deadline-ms", "600000", "--ping-interval-ms", "0"];
@@ -21,7 +21,7 @@ fn broadcast(transport: &[&str], address: impl Fn(&Server) -> String) {
     let options = ["--server", &address, "--connections", &connections, "--expect-ticks", &ticks];
     let load = LoadClient::start(&[&options[..], &["--duration-s", "150"], transport].concat());
     load.log.wait_for(&format!("subscribed {connections}\n"));
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     for tick in 0..BROADCAST_TICKS {
         publish(&mut publisher, "broadcast", format!("{{\"tick\":{tick}}}").as_bytes());
     }
@@ -77,7 +77,7 @@ fn clients_with_topics_of_their_own_get_those_and_no_others() {
     let options = ["--server", &address, "--connections", &connections, "--subscribe-own", &own];
     let load = LoadClient::start(&[&options[..], &["--expect-ticks", "3", "--duration-s", "60"]].concat());
     load.log.wait_for(&format!("subscribed {connections}\n"));
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     for topic in 0..TOPICS {
         publish(&mut publisher, &format!("sim.{topic}"), b"{}");
     }

@@ -23,7 +23,7 @@ use nix::{
 };
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)
@@ -54,7 +54,7 @@ fn names(text: &str) -> BTreeSet<String> {
 /// A server whose metrics all have samples.
 fn watched_server() -> (Server, Collector) {
     let server = Server::start_logging("info", &["--shards", "2", "--sim-rate", "100"]);
-    let collector = Collector::start(&server, Encoding::WebSocketJson, &["sim.>"]);
+    let collector = Collector::start(&server, WireFormat::WEBSOCKET_JSON, &["sim.>"]);
     collector.wait_for(100);
     (server, collector)
 }

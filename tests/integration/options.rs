@@ -18,7 +18,7 @@ use crate::harness::{
     say,
 };
 use tickcast::limits::RESUME_POSITIONS_MAX;
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// An invalid option, and the field that the answer must name.
 const BAD_JSON: [(&str, &str); 22] = [
@@ -49,7 +49,7 @@ const BAD_JSON: [(&str, &str); 22] = [
 /// Asserts that the session accepts a subscription and receives a tick.
 fn assert_lives_on(client: &mut Subscriber, server: &Server, topic: &str) {
     client.subscribe(topic, Options::default());
-    let mut publisher = connect(server, Encoding::Native);
+    let mut publisher = connect(server, WireFormat::TCP_NATIVE);
     publish(&mut publisher, topic, b"[1]");
     barrier(&mut publisher);
     client.read_until("a tick", |account| account.topics.contains_key(topic));
@@ -202,8 +202,8 @@ struct Bystander {
 impl Bystander {
     fn start(server: &Server) -> Bystander {
         let stop = Arc::<AtomicBool>::default();
-        let collector = Collector::start(server, Encoding::WebSocketJson, &["by.>"]);
-        let mut publisher = connect(server, Encoding::Native);
+        let collector = Collector::start(server, WireFormat::WEBSOCKET_JSON, &["by.>"]);
+        let mut publisher = connect(server, WireFormat::TCP_NATIVE);
         let thread_stop = stop.clone();
         let thread = thread::spawn(move || {
             let mut published = 0;
@@ -250,7 +250,7 @@ fn a_hundred_thousand_subscriptions_are_answered_and_a_bystander_gets_every_tick
     assert_eq!(client.account.acknowledged, HELD_MAX);
     assert!(client.account.errors.iter().all(|(_, text)| text.contains("1024 subscriptions")));
     let one_of_them = "many.7.x";
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     publish(&mut publisher, one_of_them, b"[1]");
     barrier(&mut publisher);
     client.read_until("a tick of one", |account| account.topics.contains_key(one_of_them));

@@ -20,7 +20,7 @@ use crate::harness::{
     raw::Peer,
     say,
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// A publisher that waits for the test does not answer pings.
 const PATIENT: [&str; 2] = ["--ping-interval-ms", "0"];
@@ -221,7 +221,7 @@ fn after_a_place(server: &Server, native: bool, topic: &str, epoch: u64, sequenc
     client.account.has(topic, sequence);
     client.subscribe(topic, Options { from: FROM_PLACE, epoch, sequence, ..Options::default() });
     client.read_until("the answer to the position", |account| !account.recovered.is_empty());
-    let mut publisher = connect(server, Encoding::Native);
+    let mut publisher = connect(server, WireFormat::TCP_NATIVE);
     publish(&mut publisher, topic, b"[7]");
     barrier(&mut publisher);
     client.read_until("the next tick", |account| account.topics[topic].payload == b"[7]");
@@ -234,7 +234,7 @@ fn invalid_positions_are_answered_and_the_last_value_follows() {
     const KEPT: u64 = 10;
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2", "--history", &KEPT.to_string()]);
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let mut topics = 0;
     let mut topic_of_thirty = || {
         topics += 1;

@@ -17,7 +17,7 @@ use crate::harness::{
     say,
 };
 use tickcast_client::Client;
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 const HEALTHY: usize = 100;
 const TOPICS: u64 = 50;
@@ -90,7 +90,7 @@ fn one_that_does_not_read(policy: u8, native: bool) {
         client.subscribe("sim.>", Options { policy, ..Options::default() });
         client
     };
-    let mut feed = Feed { publisher: connect(&server, Encoding::Native), published: BTreeMap::new() };
+    let mut feed = Feed { publisher: connect(&server, WireFormat::TCP_NATIVE), published: BTreeMap::new() };
     // Touches the whole egress log in this encoding, and leaves a last value of every topic.
     let stuck = subscribe(Peer::connect_with_small_window, policy);
     feed.round();

@@ -8,20 +8,24 @@ use crate::harness::{
     frames::{self, Raw},
     raw::{BINARY, Peer, masked},
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// Payloads: JSON that any reformatting would change, text that is not JSON, bytes, nothing.
 const PAYLOADS: [&[u8]; 6] =
     [br#"{"p": 1.10,"n":[1e400, -0.0 ]}"#, b"1.0", b"not json", b"\x00\xff\xfe", b"", br#""\u00e9 \" }""#];
 
-const PUBLISHERS: [Encoding; 4] =
-    [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson, Encoding::WebSocketRaw];
+const PUBLISHERS: [WireFormat; 4] = [
+    WireFormat::TCP_NATIVE,
+    WireFormat::WEBSOCKET_NATIVE,
+    WireFormat::WEBSOCKET_JSON,
+    WireFormat::WEBSOCKET_RAW,
+];
 
 #[test]
 fn ticks_of_every_publisher_reach_subscribers_of_every_encoding_byte_exact() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "3"]);
-    let with_topics = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson];
+    let with_topics = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON];
     let collectors = with_topics.map(|encoding| Collector::start(&server, encoding, &["p.>"]));
     let count = PUBLISHERS.len() * PAYLOADS.len();
     let externals: Vec<External> = [Library::Ws, Library::Websockets]
@@ -64,9 +68,9 @@ fn raw_subscribers_get_the_payload_and_nothing_else() {
         .map(|library| External::subscribe(library, &server, "raw", "floats", 0));
     externals.iter().for_each(External::wait_until_ready);
     let mut peer = Peer::websocket(server.http, "/ws?topics=floats", "tickcast.v1.raw");
-    let collector = Collector::start(&server, Encoding::WebSocketRaw, &["floats"]);
+    let collector = Collector::start(&server, WireFormat::WEBSOCKET_RAW, &["floats"]);
     // A raw session gets no acknowledgement; its first tick shows that it is subscribed.
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     eventually("raw subscribers get a first tick", || {
         publish(&mut publisher, "floats", b"warm-up");
         barrier(&mut publisher);
@@ -157,10 +161,10 @@ fn json_and_native_messages_match_the_specification_to_the_byte() {
 fn patterns_match_later_topics_and_each_tick_arrives_once() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "4"]);
-    let overlapping = Collector::start(&server, Encoding::Native, &["x.>", "x.*.c", "x.a.c"]);
-    let star = Collector::start(&server, Encoding::WebSocketJson, &["x.*.c"]);
-    let all = Collector::start(&server, Encoding::WebSocketRkyv, &[">"]);
-    let mut publisher = connect(&server, Encoding::Native);
+    let overlapping = Collector::start(&server, WireFormat::TCP_NATIVE, &["x.>", "x.*.c", "x.a.c"]);
+    let star = Collector::start(&server, WireFormat::WEBSOCKET_JSON, &["x.*.c"]);
+    let all = Collector::start(&server, WireFormat::WEBSOCKET_NATIVE, &[">"]);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let topics = ["x", "x.a", "x.a.c", "x.b.c", "x.b.c.d", "y.a.c"];
     for round in [b"1", b"2"] {
         for topic in topics {
@@ -191,13 +195,13 @@ fn patterns_match_later_topics_and_each_tick_arrives_once() {
 fn a_subscription_is_live_once_acknowledged() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "4"]);
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     for round in 0..200u64 {
         let topic = format!("round.{round}");
         publish(&mut publisher, &topic, b"before");
         barrier(&mut publisher);
         let pattern = if round % 2 == 0 { topic.clone() } else { format!("*.{round}") };
-        let collector = Collector::start(&server, Encoding::Native, &[&pattern]);
+        let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &[&pattern]);
         publish(&mut publisher, &topic, b"after");
         barrier(&mut publisher);
         collector.wait_until("the tick published after the acknowledgement", |got| {
@@ -212,7 +216,7 @@ fn a_subscription_is_live_once_acknowledged() {
 fn an_unsubscribed_pattern_delivers_no_more_ticks() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "4"]);
-    let mut publisher = connect(&server, Encoding::WebSocketJson);
+    let mut publisher = connect(&server, WireFormat::WEBSOCKET_JSON);
     let mut peer = Peer::native(server.tcp);
     for (request, pattern) in [(1, "gone"), (2, "kept")] {
         peer.send(&Raw::request(frames::SUBSCRIBE, request, pattern.as_bytes()).bytes());

@@ -18,7 +18,7 @@ use crate::harness::{
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 const KILLS: usize = 50;
 const PATTERN: &str = "market.>";
@@ -109,7 +109,7 @@ struct Publisher {
 impl Publisher {
     fn start(server: &Server, ticks: Vec<(String, String)>) -> Publisher {
         let (allow, allowed) = mpsc::channel();
-        let mut client = connect(server, Encoding::WebSocketJson);
+        let mut client = connect(server, WireFormat::WEBSOCKET_JSON);
         thread::spawn(move || {
             let mut ticks = ticks.iter();
             for count in allowed {
@@ -154,7 +154,7 @@ fn a_client_killed_fifty_times_has_every_tick_exactly_once() {
     let (ticks, truth) = capture();
     let (total, round) = (ticks.len(), ticks.len() / KILLS);
     let server = serve("20000:4194304:0");
-    let witness = Collector::start(&server, Encoding::Native, &[PATTERN]);
+    let witness = Collector::start(&server, WireFormat::TCP_NATIVE, &[PATTERN]);
     let publisher = Publisher::start(&server, ticks);
     let mut subscribers = [
         Subscriber::start(server.tcp.to_string(), file("killed-native")),
@@ -193,7 +193,7 @@ fn a_client_that_missed_more_than_the_history_is_told_what_it_lost() {
     let (ticks, truth) = capture();
     let (total, round) = (ticks.len(), ticks.len() / ABSENCES);
     let server = serve("3");
-    let witness = Collector::start(&server, Encoding::Native, &[PATTERN]);
+    let witness = Collector::start(&server, WireFormat::TCP_NATIVE, &[PATTERN]);
     let publisher = Publisher::start(&server, ticks);
     let mut subscriber = Subscriber::start(server.tcp.to_string(), file("short"));
     // Ticks and gaps of each topic together leave no hole.

@@ -15,7 +15,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 fn refused(server: &Server) -> bool {
     let metrics = get(server.admin.unwrap(), "/metrics").body;
@@ -31,7 +31,7 @@ fn live_options_change_at_once_others_wait_and_errors_change_nothing() {
     fs::write(&file, "behind_ms = 400\n").unwrap();
     let server = Server::start(&["--shards", "2", "--config", file.to_str().unwrap()]);
     let hang_up = || kill(Pid::from_raw(server.pid() as i32), Signal::SIGHUP).unwrap();
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     (0..20).for_each(|_| publish(&mut publisher, "a", b"[1]"));
     barrier(&mut publisher);
     assert!(!refused(&server));

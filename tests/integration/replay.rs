@@ -14,7 +14,7 @@ use crate::harness::{
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 #[derive(Deserialize)]
 struct Line<'a> {
@@ -62,7 +62,7 @@ fn a_replay_reaches_every_kind_of_client_whole_in_order_and_byte_exact() {
     let capture = market_capture();
     let (expected, count) = expected(&capture);
     assert_eq!(count, 4_000, "the size of the capture");
-    let native = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson];
+    let native = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON];
     let server = serve(&capture, native.len() + EXTERNAL.len(), &[]);
     let collectors = native.map(|encoding| Collector::start(&server, encoding, &["market.>"]));
     let externals = externals(&server, count);
@@ -104,7 +104,12 @@ fn clients_on_every_shard_get_the_same_order_of_each_topic() {
     let _machine = beside_others();
     let capture = made_capture("shards.ndjson");
     let (expected, count) = expected(&capture);
-    let encodings = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson, Encoding::Native];
+    let encodings = [
+        WireFormat::TCP_NATIVE,
+        WireFormat::WEBSOCKET_NATIVE,
+        WireFormat::WEBSOCKET_JSON,
+        WireFormat::TCP_NATIVE,
+    ];
     let server = serve(&capture, 64 + EXTERNAL.len(), &["--shards", "4"]);
     let collectors: Vec<Collector> =
         (0..64).map(|client| Collector::start(&server, encodings[client % 4], &["market.>"])).collect();
@@ -125,7 +130,7 @@ fn a_latency_budget_loses_nothing_and_changes_no_order() {
     let _machine = beside_others();
     let capture = made_capture("budget.ndjson");
     let (expected, count) = expected(&capture);
-    let encodings = [Encoding::Native, Encoding::WebSocketJson];
+    let encodings = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_JSON];
     let server = serve(
         &capture,
         encodings.len(),
@@ -157,7 +162,7 @@ fn capture_with_a_bad_line(name: &str) -> PathBuf {
 fn a_bad_replay_line_stops_the_server_and_is_named_by_its_number() {
     let _machine = beside_others();
     let server = serve(&capture_with_a_bad_line("stop.ndjson"), 1, &[]);
-    let collector = Collector::start(&server, Encoding::Native, &[">"]);
+    let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &[">"]);
     collector.wait_for_end();
     let got = collector.finish();
     assert_eq!(got.ticks["a"], [(1, b"1.10".to_vec()), (2, br#"{"b": 2}"#.to_vec())]);
@@ -172,7 +177,7 @@ fn a_bad_replay_line_stops_the_server_and_is_named_by_its_number() {
 fn a_bad_replay_line_is_skipped_and_logged_on_request() {
     let _machine = beside_others();
     let server = serve(&capture_with_a_bad_line("skip.ndjson"), 1, &["--replay-bad-lines", "skip"]);
-    let collector = Collector::start(&server, Encoding::Native, &[">"]);
+    let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &[">"]);
     collector.wait_for(3);
     assert_eq!(
         collector.finish().ticks["a"],

@@ -6,7 +6,7 @@ use crate::harness::{
     frames::{self, Raw, Received},
     raw::{Peer, TEXT, take_message},
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// Ticks published before the test waits for the healthy clients: fewer than an outbox holds.
 const BATCH: usize = 30;
@@ -16,8 +16,8 @@ const BATCHES_MAX: usize = 2_000;
 /// A slow consumer has one second to read its CLOSING. If a busy machine delays the test for longer, it tries again.
 const ATTEMPTS_MAX: usize = 50;
 
-fn subscribe_and_do_not_read(server: &Server, encoding: Encoding) -> Peer {
-    if encoding == Encoding::Native {
+fn subscribe_and_do_not_read(server: &Server, encoding: WireFormat) -> Peer {
+    if encoding == WireFormat::TCP_NATIVE {
         let mut peer = Peer::connect_with_small_window(server.tcp);
         peer.send(&Raw::request(frames::HELLO, 1, b"slow").bytes());
         peer.send(&Raw::request(frames::SUBSCRIBE, 2, b"t").bytes());
@@ -32,10 +32,10 @@ fn subscribe_and_do_not_read(server: &Server, encoding: Encoding) -> Peer {
 }
 
 /// Sequences that a slow consumer received, and its close code if it read that in time.
-fn read_the_rest(peer: &mut Peer, encoding: Encoding) -> (Vec<u64>, Option<u16>) {
+fn read_the_rest(peer: &mut Peer, encoding: WireFormat) -> (Vec<u64>, Option<u16>) {
     let mut bytes = peer.read_to_end();
     let (mut sequences, mut code) = (Vec::new(), None);
-    if encoding == Encoding::Native {
+    if encoding == WireFormat::TCP_NATIVE {
         while let Some(frame) = Received::take(&mut bytes) {
             assert_eq!(code, None, "CLOSING is the last");
             match frame.kind {
@@ -56,7 +56,7 @@ fn read_the_rest(peer: &mut Peer, encoding: Encoding) -> (Vec<u64>, Option<u16>)
     (sequences, code)
 }
 
-fn is_closed_and_the_others_lose_nothing(encoding: Encoding) {
+fn is_closed_and_the_others_lose_nothing(encoding: WireFormat) {
     let _machine = beside_others();
     let options = [
         "--no-sim",
@@ -68,9 +68,10 @@ fn is_closed_and_the_others_lose_nothing(encoding: Encoding) {
         "131072",
     ];
     let server = Server::start_logging("tickcast=debug", &options);
-    let healthy = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson, encoding]
-        .map(|encoding| Collector::start(&server, encoding, &["t"]));
-    let mut publisher = connect(&server, Encoding::Native);
+    let healthy =
+        [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON, encoding]
+            .map(|encoding| Collector::start(&server, encoding, &["t"]));
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let (mut published, mut told) = (0, None);
     let mut attempts = 0;
     while told.is_none() && attempts < ATTEMPTS_MAX {
@@ -110,10 +111,10 @@ fn is_closed_and_the_others_lose_nothing(encoding: Encoding) {
 
 #[test]
 fn a_slow_native_consumer_is_closed_with_3008_and_the_others_lose_nothing() {
-    is_closed_and_the_others_lose_nothing(Encoding::Native);
+    is_closed_and_the_others_lose_nothing(WireFormat::TCP_NATIVE);
 }
 
 #[test]
 fn a_slow_websocket_consumer_is_closed_with_3008_and_the_others_lose_nothing() {
-    is_closed_and_the_others_lose_nothing(Encoding::WebSocketJson);
+    is_closed_and_the_others_lose_nothing(WireFormat::WEBSOCKET_JSON);
 }

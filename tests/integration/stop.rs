@@ -21,7 +21,7 @@ use crate::harness::{
     raw::{CLOSE, Peer},
 };
 use tickcast_client::{Client, Event};
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// Publishes to two topics of its own until the server announces its stop.
 fn load(mut client: Client, name: usize, published: &AtomicU64) {
@@ -66,7 +66,7 @@ fn ticks_accepted_before_sigterm_arrive_and_every_client_is_told_3001() {
     let _machine = beside_others();
     let options = ["--sim-producers", "10", "--sim-rate", "100", "--sim-topics", "3", "--shards", "3"];
     let server = Server::start_logging("info", &[&options[..], &LOSSLESS].concat());
-    let encodings = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson];
+    let encodings = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON];
     let collectors: Vec<Collector> = (0..12)
         .map(|client| Collector::start(&server, encodings[client % 3], &["load.>", "sim.*"]))
         .collect();
@@ -77,14 +77,15 @@ fn ticks_accepted_before_sigterm_arrive_and_every_client_is_told_3001() {
         .collect();
     externals.iter().for_each(External::wait_until_ready);
     let published = Arc::new(AtomicU64::new(0));
-    let publishers: Vec<_> = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson]
-        .into_iter()
-        .enumerate()
-        .map(|(name, encoding)| {
-            let (client, published) = (connect(&server, encoding), published.clone());
-            thread::spawn(move || load(client, name, &published))
-        })
-        .collect();
+    let publishers: Vec<_> =
+        [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON]
+            .into_iter()
+            .enumerate()
+            .map(|(name, encoding)| {
+                let (client, published) = (connect(&server, encoding), published.clone());
+                thread::spawn(move || load(client, name, &published))
+            })
+            .collect();
     collectors.iter().for_each(|collector| collector.wait_for(5_000));
     server.terminate();
     publishers.into_iter().for_each(|publisher| publisher.join().unwrap());
@@ -118,10 +119,10 @@ fn ticks_accepted_before_sigterm_arrive_and_every_client_is_told_3001() {
 }
 
 /// A subscriber that never reads, with a small window and megabytes queued for it.
-pub fn stuck(server: &Server, publisher: &mut Client, encoding: Encoding) -> Peer {
+pub fn stuck(server: &Server, publisher: &mut Client, encoding: WireFormat) -> Peer {
     let address = address(server, encoding).host.parse().unwrap();
     let mut peer = Peer::connect_with_small_window(address);
-    if encoding == Encoding::Native {
+    if encoding == WireFormat::TCP_NATIVE {
         peer.send(&Raw::request(frames::HELLO, 1, b"stuck").bytes());
         assert_eq!(peer.frame().unwrap().kind, frames::WELCOME);
         peer.send(&Raw::request(frames::SUBSCRIBE, 2, b"flood").bytes());
@@ -156,10 +157,10 @@ pub const ROOM_FOR_THE_STUCK: [&str; 4] =
 fn a_client_that_never_reads_cannot_delay_the_exit_past_the_drain_deadline() {
     let _machine = beside_others();
     let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline-ms", "4000"]].concat());
-    let mut publisher = connect(&server, Encoding::Native);
-    let native = stuck(&server, &mut publisher, Encoding::Native);
-    let websocket = stuck(&server, &mut publisher, Encoding::WebSocketJson);
-    let healthy = Collector::start(&server, Encoding::Native, &["healthy"]);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
+    let native = stuck(&server, &mut publisher, WireFormat::TCP_NATIVE);
+    let websocket = stuck(&server, &mut publisher, WireFormat::WEBSOCKET_JSON);
+    let healthy = Collector::start(&server, WireFormat::TCP_NATIVE, &["healthy"]);
     publish(&mut publisher, "healthy", b"last");
     barrier(&mut publisher);
     // Both are still connected and silent when the server exits.
@@ -177,8 +178,8 @@ fn a_client_that_never_reads_cannot_delay_the_exit_past_the_drain_deadline() {
 fn a_draining_server_accepts_no_connection_and_a_second_signal_ends_it() {
     let _machine = beside_others();
     let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline-ms", "3600000"]].concat());
-    let mut publisher = connect(&server, Encoding::Native);
-    let stuck = stuck(&server, &mut publisher, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
+    let stuck = stuck(&server, &mut publisher, WireFormat::TCP_NATIVE);
     server.terminate();
     server.log.wait_for("stopping");
     for address in [server.tcp, server.http] {
@@ -200,9 +201,9 @@ fn a_draining_server_accepts_no_connection_and_a_second_signal_ends_it() {
 fn a_drained_client_that_reads_late_still_gets_everything_in_order() {
     let _machine = beside_others();
     let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline-ms", "3600000"]].concat());
-    let mut publisher = connect(&server, Encoding::Native);
-    let mut native = stuck(&server, &mut publisher, Encoding::Native);
-    let mut websocket = stuck(&server, &mut publisher, Encoding::WebSocketJson);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
+    let mut native = stuck(&server, &mut publisher, WireFormat::TCP_NATIVE);
+    let mut websocket = stuck(&server, &mut publisher, WireFormat::WEBSOCKET_JSON);
     drop(publisher);
     server.terminate();
     server.log.wait_for("stopping");

@@ -28,7 +28,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::{Value, json};
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// Environment variable that makes this program one half: native and HTTP address, number of clients, small receive windows.
 const CLIENTS: &str = "TICKCAST_TEST_CLIENTS";
@@ -114,7 +114,7 @@ fn half_of_a_thousand_clients_stopped_for_seconds_costs_the_others_nothing() {
     for half in [&running, &stopped] {
         half.out.wait_for("subscribed\n");
     }
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let mut published = 0;
     let mut publish_batch = || {
         for _ in 0..BATCH {

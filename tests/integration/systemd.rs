@@ -22,7 +22,7 @@ use crate::{
     startup,
     stop::{ROOM_FOR_THE_STUCK, stuck},
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// A service manager's end of NOTIFY_SOCKET. It reads all the time: a full socket would block the server.
 struct Manager {
@@ -118,8 +118,8 @@ fn the_watchdog_is_fed_while_idle_under_load_and_in_a_long_drain() {
     manager.wait_for("READY=1");
     fed();
 
-    let subscriber = Collector::start(&server, Encoding::Native, &["load.>"]);
-    let mut publisher = connect(&server, Encoding::Native);
+    let subscriber = Collector::start(&server, WireFormat::TCP_NATIVE, &["load.>"]);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     manager.forget();
     let mut published = 0;
     for _ in 0..4 {
@@ -132,7 +132,7 @@ fn the_watchdog_is_fed_while_idle_under_load_and_in_a_long_drain() {
     }
     subscriber.wait_for(published);
 
-    let stuck = stuck(&server, &mut publisher, Encoding::Native);
+    let stuck = stuck(&server, &mut publisher, WireFormat::TCP_NATIVE);
     server.terminate();
     manager.wait_for("STOPPING=1");
     fed();
@@ -182,8 +182,8 @@ fn a_passed_socket_is_served_and_queues_connections_between_two_servers() {
         Server::start_with_input(passing("tcp").env("RUST_LOG", "info"), input(&passed), &["--no-sim"]);
     assert_eq!(server.tcp, address);
     assert_ne!(server.http, address);
-    drop(connect(&server, Encoding::Native));
-    drop(connect(&server, Encoding::WebSocketJson));
+    drop(connect(&server, WireFormat::TCP_NATIVE));
+    drop(connect(&server, WireFormat::WEBSOCKET_JSON));
     assert!(server.stop_cleanly().log.contains("a socket that the service manager passed"));
 
     let mut waiting = Peer::connect(address);
@@ -203,7 +203,7 @@ fn connections_of_a_passed_socket_are_spread_over_all_shards() {
     let options = ["--no-sim", "--shards", "3", "--accept-rate", "30"];
     let server = Server::start_with_input(&mut passing("http"), input(&passed), &options);
     assert_eq!(server.http, address);
-    let mut clients: Vec<_> = (0..30).map(|_| connect(&server, Encoding::WebSocketRkyv)).collect();
+    let mut clients: Vec<_> = (0..30).map(|_| connect(&server, WireFormat::WEBSOCKET_NATIVE)).collect();
     for client in &mut clients {
         publish(client, "dealt", b"1");
         barrier(client);

@@ -19,7 +19,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 fn top(arguments: &[&str]) -> Output {
     tickcast().arg("top").args(arguments).output().unwrap()
@@ -47,10 +47,10 @@ fn once_prints_what_the_server_counted() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2"]);
     let admin = server.admin.unwrap();
-    let collector = Collector::start(&server, Encoding::WebSocketJson, &["odds.>"]);
+    let collector = Collector::start(&server, WireFormat::WEBSOCKET_JSON, &["odds.>"]);
     let mut peer = Peer::websocket(server.http, "/ws?topics=odds.a&client=desk%207", "tickcast.v1.rkyv");
     peer.message();
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     for topic in ["odds.a", "odds.a", "odds.a", "odds.b", "else"] {
         publish(&mut publisher, topic, b"[1]");
     }
@@ -97,7 +97,7 @@ fn once_prints_what_the_server_counted() {
 fn a_feed_has_rates() {
     let _machine = beside_others();
     let server = Server::start_logging("info", &["--shards", "2", "--sim-rate", "100"]);
-    let collectors = [0, 1].map(|_| Collector::start(&server, Encoding::Native, &["sim.>"]));
+    let collectors = [0, 1].map(|_| Collector::start(&server, WireFormat::TCP_NATIVE, &["sim.>"]));
     collectors.iter().for_each(|collector| collector.wait_for(100));
     let rate = |text: &str, unit: &str| {
         let mut parts = text.lines().nth(1).unwrap().split(", ");
@@ -140,7 +140,7 @@ fn an_unreachable_server_is_reported_with_the_remedy() {
 fn the_screen_follows_the_server_and_the_keys_and_restores_the_terminal() {
     let _machine = beside_others();
     let server = Server::start_logging("info", &["--shards", "2", "--sim-rate", "100"]);
-    let collector = Collector::start(&server, Encoding::WebSocketJson, &["sim.>"]);
+    let collector = Collector::start(&server, WireFormat::WEBSOCKET_JSON, &["sim.>"]);
     collector.wait_for(100);
     let terminal = Terminal::run(&on_screen(server.admin.unwrap()), 120, 40);
     let screen = terminal.wait_until("rates", |screen| {

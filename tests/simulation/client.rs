@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
     command::encode_request,
     frame::{self, FLAG_SNAPSHOT, Kind, Meta},
     framing::websocket::{Incoming, WebSocket},
@@ -98,7 +98,7 @@ pub struct Client {
     pub name: u32,
     pub shard: usize,
     pub slot: u32,
-    pub encoding: Encoding,
+    pub encoding: WireFormat,
     pub manner: Manner,
     /// Client to server, not yet delivered.
     pub outgoing: VecDeque<u8>,
@@ -130,7 +130,7 @@ impl Client {
         name: u32,
         shard: usize,
         slot: u32,
-        encoding: Encoding,
+        encoding: WireFormat,
         manner: Manner,
         socket_bytes_max: usize,
         identity: &str,
@@ -200,7 +200,7 @@ impl Client {
     }
 
     fn speaks_json(&self) -> bool {
-        matches!(self.encoding, Encoding::WebSocketJson | Encoding::WebSocketRaw)
+        matches!(self.encoding, WireFormat::WEBSOCKET_JSON | WireFormat::WEBSOCKET_RAW)
     }
 
     pub fn subscribe(&mut self, pattern: &str, ask: Ask) {
@@ -344,7 +344,7 @@ impl Client {
         self.outgoing.extend(replies);
         match incoming {
             Incoming::Text(text) => self.json(&text, published),
-            Incoming::Binary(bytes) if self.encoding == Encoding::WebSocketRkyv => {
+            Incoming::Binary(bytes) if self.encoding == WireFormat::WEBSOCKET_NATIVE => {
                 let mut at = 0;
                 while at < bytes.len() {
                     at += self.read_frame(&bytes[at..], published);
@@ -476,7 +476,7 @@ impl Client {
         let truth = published.get(topic).and_then(|ticks| ticks.get(sequence as usize - 1));
         assert_eq!(truth.map(String::as_str), Some(payload), "{topic} {sequence}");
         trace(self, topic, format_args!("tick {sequence} key {key} snapshot {snapshot}"));
-        let raw = self.encoding == Encoding::WebSocketRaw;
+        let raw = self.encoding == WireFormat::WEBSOCKET_RAW;
         let seen = self.seen.entry(topic.into()).or_insert_with(|| Seen {
             first: sequence,
             next: sequence,
@@ -534,12 +534,12 @@ impl Client {
     pub fn check_complete(&self, published: &HashMap<String, Vec<String>>, gone: &HashSet<String>) {
         for (topic, seen) in self.seen.iter().filter(|(topic, _)| !gone.contains(*topic)) {
             let mut seen = seen.clone();
-            if self.encoding == Encoding::WebSocketRaw && !self.is_faithful() {
+            if self.encoding == WireFormat::WEBSOCKET_RAW && !self.is_faithful() {
                 continue;
             }
             seen.settle(published[topic].len() as u64 + 1, topic);
             // The last tick of each key has arrived, whatever was conflated.
-            if !seen.lost && self.encoding != Encoding::WebSocketRaw && topic.starts_with("c.") {
+            if !seen.lost && self.encoding != WireFormat::WEBSOCKET_RAW && topic.starts_with("c.") {
                 for (index, _) in published[topic].iter().enumerate().skip(seen.first as usize - 1).rev() {
                     let (key, sequence) = (key_of(index), index as u64 + 1);
                     let newest =
@@ -553,7 +553,7 @@ impl Client {
         }
         for (pattern, state) in &self.subscriptions {
             // A raw client gets no acknowledgement, so it cannot know when its subscription went live.
-            if self.encoding == Encoding::WebSocketRaw {
+            if self.encoding == WireFormat::WEBSOCKET_RAW {
                 continue;
             }
             let State::Live(counts) = state else { panic!("{pattern} never went live: {state:?}") };

@@ -20,10 +20,10 @@ use tickcast_core::{
     mesh::{Mesh, ring::frame_ring},
     metrics::counters::Counter,
     now::Now,
-    shard::{Action, Departure, Door, Shard},
+    shard::{Action, Departure, ListenerKind, Shard},
 };
 use tickcast_proto::{
-    Encoding, pattern,
+    WireFormat, pattern,
     subscription::{Policy, Rules},
 };
 
@@ -60,7 +60,7 @@ pub struct Reached {
 
 /// What a client that left remembers when it reconnects.
 struct Memory {
-    encoding: Encoding,
+    encoding: WireFormat,
     identity: String,
     asked: HashMap<String, Ask>,
     seen: HashMap<String, Seen>,
@@ -219,15 +219,16 @@ impl World {
         let memory = self.memories.last();
         let encoding = match memory {
             Some(memory) => memory.encoding,
-            None => Encoding::ALL[self.rng.usize(..Encoding::COUNT)],
+            None => WireFormat::ALL[self.rng.usize(..WireFormat::ALL.len())],
         };
         let manner = match self.rng.u8(..10) {
             0 => Manner::Stuck,
             1..3 => Manner::Slow,
             _ => Manner::Healthy,
         };
-        let door = if encoding == Encoding::Native { Door::Native } else { Door::Http };
-        self.shards[shard].handle_accept(slot, door, self.now);
+        let listener =
+            if encoding == WireFormat::TCP_NATIVE { ListenerKind::Native } else { ListenerKind::Http };
+        self.shards[shard].handle_accept(slot, listener, self.now);
         self.names += 1;
         // Some have an identity, and several may share it.
         let identity = match self.rng.bool() {
@@ -275,7 +276,7 @@ impl World {
 
     /// Remembers a client that is gone and may reconnect.
     fn remember(memories: &mut Vec<Memory>, client: &Client, comes_back: bool) {
-        if !comes_back || client.encoding == Encoding::WebSocketRaw || client.asked.is_empty() {
+        if !comes_back || client.encoding == WireFormat::WEBSOCKET_RAW || client.asked.is_empty() {
             return;
         }
         memories.push(Memory {
@@ -374,12 +375,12 @@ impl World {
         let Some(departure) = self.shards[shard].handle_detached(slot) else { return };
         self.free[shard].push(slot);
         self.reached.handed_over += 1;
-        let Departure { to, door, bytes } = departure;
+        let Departure { to, listener, bytes } = departure;
         let to = usize::from(to.0);
         assert_ne!(to, shard, "a shard does not hand over to itself");
         let slot = self.vacant_slot(to);
         (self.clients[index].shard, self.clients[index].slot) = (to, slot);
-        self.shards[to].handle_placed(slot, door, &bytes, self.now);
+        self.shards[to].handle_placed(slot, listener, &bytes, self.now);
         self.actions(to);
         assert!(
             self.clients.iter().all(|client| !client.leaving || client.shard != to || client.slot != slot)
@@ -611,7 +612,7 @@ impl World {
             let stages = 2 * self.shards.len() * (MESH_STAGE_BYTES + TURN_RING_BYTES);
             // Egress logs with their index, and what the home keeps.
             let topics = self.published.len() * (32 << 10);
-            let bound = Encoding::COUNT * self.limits.egress_log_bytes * 2
+            let bound = WireFormat::ALL.len() * self.limits.egress_log_bytes * 2
                 + 4 * HISTORY_BYTES_MAX
                 + topics
                 + shard.sessions_len() * session

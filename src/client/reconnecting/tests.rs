@@ -3,7 +3,7 @@ use std::thread::JoinHandle;
 use super::*;
 use crate::{
     ProtocolError,
-    script::{Peer, serve_each},
+    scripted_server::{Peer, serve_each},
 };
 use tickcast_proto::reply::Reply;
 

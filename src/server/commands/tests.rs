@@ -1,7 +1,7 @@
 use std::{io::Write, os::fd::AsFd};
 
 use super::{append::tests::Scratch, *};
-use tickcast_client::script::{Peer, serve, serve_each};
+use tickcast_client::scripted_server::{Peer, serve, serve_each};
 use tickcast_proto::{frame::Kind, ids::TopicId, reply::Reply};
 
 fn sub(server: String, json: bool, count: Option<u64>) -> SubArgs {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use tickcast_client::{Address, Client, Event, PublishRequest};
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 use super::{GUARD, Server};
 
@@ -47,15 +47,15 @@ pub struct Collector {
 }
 
 /// The server's address in an encoding.
-pub fn address(server: &Server, encoding: Encoding) -> Address {
+pub fn address(server: &Server, encoding: WireFormat) -> Address {
     match encoding {
-        Encoding::Native => Address { host: server.tcp.to_string(), path: String::new(), encoding },
+        WireFormat::TCP_NATIVE => Address { host: server.tcp.to_string(), path: String::new(), encoding },
         _ => Address { host: server.http.to_string(), path: "/ws".into(), encoding },
     }
 }
 
 /// A client of the server in an encoding.
-pub fn connect(server: &Server, encoding: Encoding) -> Client {
+pub fn connect(server: &Server, encoding: WireFormat) -> Client {
     Client::connect_to(&address(server, encoding)).unwrap()
 }
 
@@ -73,7 +73,7 @@ pub fn barrier(client: &mut Client) {
 
 impl Collector {
     /// Subscribes, and waits until every pattern is acknowledged, except for raw, which gets no answers.
-    pub fn start(server: &Server, encoding: Encoding, patterns: &[&str]) -> Collector {
+    pub fn start(server: &Server, encoding: WireFormat, patterns: &[&str]) -> Collector {
         let address = address(server, encoding);
         let patterns: Vec<String> = patterns.iter().map(|&pattern| pattern.into()).collect();
         let shared: Arc<(Mutex<Got>, Condvar)> = Arc::default();
@@ -85,7 +85,7 @@ impl Collector {
             for pattern in &patterns {
                 client.subscribe(pattern).unwrap();
             }
-            let mut waiting = if encoding == Encoding::WebSocketRaw { 0 } else { patterns.len() };
+            let mut waiting = if encoding == WireFormat::WEBSOCKET_RAW { 0 } else { patterns.len() };
             if waiting == 0 {
                 ready.send(()).unwrap();
             }

@@ -1,7 +1,7 @@
 use std::{fs, path::Path};
 
 use super::*;
-use tickcast_client::script::{Peer, serve};
+use tickcast_client::scripted_server::{Peer, serve};
 use tickcast_ecg::{info::Info, synthetic::Synthetic};
 use tickcast_proto::{
     frame::{self, Kind, TickParts},
