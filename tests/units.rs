@@ -147,7 +147,7 @@ fn everything_is_installed_where_the_units_expect_it() {
         text("etc/systemd/system/tickcast.service")
             .contains("\nExecStart=/usr/local/bin/tickcast serve --config /etc/tickcast/tickcast.toml\n")
     );
-    assert!(text("usr/local/share/bash-completion/completions/tickcast").contains("--drain-deadline-ms"));
+    assert!(text("usr/local/share/bash-completion/completions/tickcast").contains("--drain-deadline"));
     assert!(
         text("etc/systemd/system/tickcast-tune.service").contains("=/usr/local/sbin/tickcast-tune apply")
     );

@@ -170,7 +170,9 @@ pub fn run(
     let (server, lanes) = start(config, clients_max, clients, counters, (happened_in, happened), reloader)?;
     set_stage(Stage::Serving);
     listening(&addresses);
-    let ready = || systemd::ready(&listening_words(&addresses, config.shards));
+    // `systemctl status` is for whoever looks for the clients' addresses.
+    let of_clients: Vec<_> = addresses.iter().filter(|(kind, _)| *kind != Kind::Admin).cloned().collect();
+    let ready = || systemd::ready(&listening_words(&of_clients, config.shards));
     let drains = move || {
         // While they still listen: another server may take the paths from here on.
         drop(files);

@@ -7,15 +7,51 @@ use std::{
     str::FromStr,
 };
 
+use serde::{Deserialize, Serialize};
 use tickcast_core::shard::Door;
 
-use crate::limits;
+use crate::{
+    cli::values::{Mode, Size},
+    limits,
+};
 
 /// What stands before the path of a Unix socket.
 const UNIX_PREFIX: &str = "unix:";
 
+/// A `[[listener]]` of a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListenerTable {
+    /// What it serves.
+    pub kind: Kind,
+    /// Where.
+    pub address: Address,
+    /// What carries its connections.
+    pub transport: Transport,
+    /// Permissions of the file of a Unix socket.
+    pub mode: Option<Mode>,
+    /// Send buffer of an accepted socket; `None`: as `[delivery]` says.
+    pub socket_send_buffer: Option<Size>,
+    /// Unsent data that an accepted TCP socket takes; `None`: as `[delivery]` says.
+    pub notsent_lowat: Option<Size>,
+}
+
+impl ListenerTable {
+    /// Its keys, in the order in which they are printed.
+    pub const KEYS: [&str; 6] =
+        ["kind", "address", "transport", "mode", "socket_send_buffer", "notsent_lowat"];
+}
+
+/// What carries a listener's connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// Bytes as they are.
+    Plain,
+}
+
 /// What a listener serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Native clients.
     Native,
