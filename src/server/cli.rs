@@ -18,7 +18,7 @@ use crate::{
 
 /// Fans live ticks out to tens of thousands of TCP and WebSocket clients, one pinned io_uring thread per core.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "tickcast", version, propagate_version = true)]
+#[command(name = "tickcast", version, propagate_version = true, term_width = 0)]
 pub struct Cli {
     /// The subcommand.
     #[command(subcommand)]

@@ -86,7 +86,7 @@ fn serve() -> Result<(), StartupError> {
 
 /// One line that scripts can read, then what a person would do next.
 fn announce(config: &Config, addresses: &[(Kind, Address)]) {
-    let mut text = format!("listening {}\n", supervisor::listening_words(addresses, config.shards));
+    let mut text = format!("listening {}\n", supervisor::listening::words(addresses, config.shards));
     let first = |kind: Kind| {
         let mut of_kind = addresses.iter().filter(|(has, _)| *has == kind);
         of_kind.find_map(|(_, address)| address.tcp())

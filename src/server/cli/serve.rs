@@ -118,8 +118,8 @@ pub struct ListenerFlags {
 #[group(id = "server")]
 #[command(next_help_heading = "Server")]
 pub struct ServerOptions {
-    /// Cores to pin shards to, such as 0,2-3 [default: all that the process may use]
-    #[arg(long, env = "TICKCAST_CORES", value_name = "LIST")]
+    /// Cores to pin shards to, such as 0,2-3 [env: TICKCAST_CORES] [default: all that the process may use]
+    #[arg(long, env = "TICKCAST_CORES", hide_env = true, value_name = "LIST")]
     pub cores: Option<String>,
     /// Number of shards [default: one for each core]
     #[arg(long, value_name = "N")]
@@ -144,8 +144,8 @@ pub struct ServerOptions {
 #[group(id = "limits")]
 #[command(next_help_heading = "Limits")]
 pub struct LimitOptions {
-    /// Connections at once [default: 65536, or what the descriptor limit allows]
-    #[arg(long, env = "TICKCAST_MAX_CLIENTS", value_name = "N")]
+    /// Connections at once [env: TICKCAST_MAX_CLIENTS] [default: 65536, or what the descriptor limit allows]
+    #[arg(long, env = "TICKCAST_MAX_CLIENTS", hide_env = true, value_name = "N")]
     pub max_clients: Option<usize>,
     /// Connections from one IPv4 address or IPv6 /64 network; 0: no limit; the page needs up to 13
     #[arg(long, value_name = "N", default_value_t = 0)]
