@@ -25,7 +25,8 @@ struct Bench {
 impl Bench {
     fn get(path: &str, is_full: bool) -> Bench {
         let limits = Limits { handshake_deadline_ns: HANDSHAKE_MS * MS, ..Limits::default() };
-        let shard = Shard::new(ShardId(0), 1, 1, limits, Arc::new(Counters::default()));
+        let mut shard = Shard::new(ShardId(0), 1, 1, limits, Arc::new(Counters::default()));
+        shard.set_static_files(&tickcast::page::Page);
         let now = Now { monotonic_ns: 1 << 41, realtime_ns: 1 << 60 };
         let mut bench = Bench { shard, now, is_full, actions: Vec::new() };
         bench.shard.handle_accept(0, Door::Http, bench.now);

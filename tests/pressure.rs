@@ -53,7 +53,9 @@ fn publishes(topic: &str, payload: &[u8], bytes: usize) -> Vec<u8> {
 
 fn pings(count: u64) -> Vec<u8> {
     let mut out = Vec::new();
-    (0..count).for_each(|token| frame::encode(&mut out, Kind::Ping, Meta::default(), &Token { token }, &[]));
+    (0..count).for_each(|token| {
+        frame::encode(&mut out, Kind::Ping, Meta::default(), &Token { token }, &[]);
+    });
     out
 }
 

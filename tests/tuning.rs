@@ -268,7 +268,7 @@ fn what_is_applied_is_enabled_and_applying_again_does_nothing() {
     machine.run("revert").ends(0);
     assert_eq!(machine.values(), before, "put back to the last value");
     assert!(!machine.has_state());
-    machine.run("revert").ends(0).says("nothing to put back");
+    machine.run("revert").ends(0).says("nothing to restore");
     assert_eq!(machine.values(), before);
 }
 
@@ -283,10 +283,7 @@ fn a_dry_run_tells_and_changes_nothing() {
     assert!(!machine.root.join("var").exists());
     machine.run("apply").ends(0);
     let (after, saved) = (machine.values(), machine.read(STATE));
-    machine
-        .run("revert --dry-run")
-        .ends(0)
-        .says("would put back /proc/sys/net/core/somaxconn: 65535 -> 4096");
+    machine.run("revert --dry-run").ends(0).says("would restore /proc/sys/net/core/somaxconn: 65535 -> 4096");
     assert_eq!((machine.values(), machine.read(STATE)), (after, saved));
 }
 
@@ -298,9 +295,9 @@ fn what_the_machine_lacks_is_skipped_with_a_reason() {
         .run("apply")
         .ends(0)
         .says("set net.core.somaxconn: 128 -> 65535")
-        .says("skipped kernel.numa_balancing: this machine has no /proc/sys/kernel/numa_balancing")
+        .says("skipped kernel.numa_balancing: /proc/sys/kernel/numa_balancing does not exist")
         .says("skipped governor: no cpufreq")
-        .says("skipped nic: no interface was named");
+        .says("skipped nic: no interface was specified");
     machine.run("check").ends(0);
     assert_eq!(machine.state_of("kernel.numa_balancing"), "unsupported");
     assert_eq!(machine.items("")["fs.nr_open"]["now"], Value::Null);
@@ -317,7 +314,7 @@ fn an_interface_without_hardware_is_told_apart() {
         .says("dummy0 has no interrupts of its own")
         .says("dummy0 has no receive queues");
     fs::remove_file(machine.root.join("ethtool.sh")).unwrap();
-    machine.run("check --only rings,coalescing").ends(0).says("ethtool is not asked with --root");
+    machine.run("check --only rings,coalescing").ends(0).says("--root disables ethtool");
     machine.run("check --only rings --ethtool /nowhere/ethtool").ends(0).says("is not installed");
 }
 
@@ -350,7 +347,7 @@ fn what_cannot_be_written_or_read_is_unsupported() {
     machine
         .run("check")
         .ends(1)
-        .says("unsupported net.core.somaxconn: now 4096, wanted at least 65535: /proc/sys/net/core/somaxconn is read-only here")
+        .says("unsupported net.core.somaxconn: now 4096, wanted at least 65535: /proc/sys/net/core/somaxconn is read-only")
         .says("tcp_notsent_lowat cannot be read: Is a directory")
         .says("tcp_max_syn_backlog is empty");
     machine.run("apply").ends(0).says("skipped net.core.somaxconn");
@@ -379,11 +376,11 @@ fn what_could_not_be_put_back_is_kept_for_another_revert() {
     let before = machine.values();
     machine.run("apply").ends(0);
     machine.write("refuse", "rx-usecs");
-    machine.run("revert").ends(1).says("1 not put back");
+    machine.run("revert").ends(1).says("1 not restored");
     assert_eq!(machine.read("proc/sys/net/core/somaxconn"), "4096");
     assert_eq!(machine.read("ethtool/rx-usecs"), "8");
     fs::remove_file(machine.root.join("refuse")).unwrap();
-    machine.run("revert").ends(0).says("1 put back");
+    machine.run("revert").ends(0).says("1 restored");
     assert_eq!(machine.values(), before);
     assert!(!machine.has_state());
 }
@@ -393,7 +390,7 @@ fn what_is_gone_meanwhile_does_not_stop_a_revert() {
     let machine = Machine::new("gone");
     machine.run("apply").ends(0);
     fs::remove_file(machine.root.join("proc/sys/net/core/busy_poll")).unwrap();
-    machine.run("revert").ends(0).says("gone: this machine has no /proc/sys/net/core/busy_poll");
+    machine.run("revert").ends(0).says("gone: /proc/sys/net/core/busy_poll does not exist");
     assert_eq!(machine.read("proc/sys/net/core/busy_read"), "0");
     assert!(!machine.root.join("proc/sys/net/core/busy_poll").exists());
 }
@@ -447,7 +444,7 @@ fn a_save_of_an_earlier_boot_undoes_nothing() {
     // The kernel comes up with other values, which that save knows nothing of.
     machine.write("proc/sys/kernel/random/boot_id", "second");
     machine.write("proc/sys/net/core/somaxconn", "2048");
-    machine.run("apply").ends(0).says("is of an earlier boot");
+    machine.run("apply").ends(0).says("is from an earlier boot");
     assert!(machine.root.join(format!("{STATE}.earlier-boot")).exists());
     machine.run("revert").ends(0);
     assert!(!machine.root.join("var/lib/tickcast").exists(), "nothing of the tool is left");
@@ -455,7 +452,7 @@ fn a_save_of_an_earlier_boot_undoes_nothing() {
     machine.run("apply").ends(0);
     machine.write("proc/sys/kernel/random/boot_id", "third");
     machine.write("proc/sys/net/core/somaxconn", "1024");
-    machine.run("revert").ends(0).says("is of an earlier boot");
+    machine.run("revert").ends(0).says("is from an earlier boot");
     assert_eq!(machine.read("proc/sys/net/core/somaxconn"), "1024");
     assert!(!machine.has_state());
 }
@@ -498,7 +495,7 @@ fn a_save_may_name_only_what_this_tool_sets() {
         let sum = String::from_utf8(sum.stdout).unwrap();
         let sum = sum.split(' ').next().unwrap();
         fs::write(machine.root.join(STATE), format!("{body}\nend 1 {sum}\n")).unwrap();
-        machine.run("revert").ends(1).says("names what this tool does not set");
+        machine.run("revert").ends(1).says("contains an unknown setting");
     }
     assert_eq!(machine.read("proc/sys/kernel/core_pattern"), "core");
 }
@@ -511,7 +508,7 @@ fn two_runs_at_once_do_not_meet() {
     let folder = fs::File::open(machine.root.join("var/lib/tickcast")).unwrap();
     folder.lock().unwrap();
     for command in ["apply", "revert"] {
-        machine.run(command).ends(1).says("another tickcast-tune is at work");
+        machine.run(command).ends(1).says("another tickcast-tune is running");
     }
     machine.run("check").ends(1);
     machine.run("apply --dry-run").ends(0);
@@ -525,13 +522,13 @@ fn nothing_is_changed_when_the_save_cannot_be_written() {
     let machine = Machine::new("unwritable");
     let before = machine.values();
     machine.write("var/lib/tickcast", "a file where the folder belongs");
-    machine.run("apply").ends(1).says("cannot be made: nothing was changed");
+    machine.run("apply").ends(1).says("cannot be created: nothing was changed");
     fs::remove_file(machine.root.join("var/lib/tickcast")).unwrap();
     // The unfinished copy has nowhere to go.
     fs::create_dir_all(machine.root.join(format!("{STATE}.partial"))).unwrap();
     machine.run("apply").ends(1).says("cannot be written: nothing was changed");
     fs::create_dir_all(machine.root.join(STATE)).unwrap();
-    machine.run("apply").ends(1).says("is not a file of this user");
+    machine.run("apply").ends(1).says("is not a regular file owned by this user");
     assert_eq!(machine.values(), before);
 }
 
@@ -539,22 +536,22 @@ fn nothing_is_changed_when_the_save_cannot_be_written() {
 fn a_wrong_command_line_says_what_is_right() {
     let machine = Machine::new("misuse");
     for (arguments, answer) in [
-        ("", "say check, apply or revert"),
-        ("check apply", "one command at a time"),
-        ("check --fast", "no option --fast"),
-        ("apply --json", "--json is for check"),
-        ("check eth7", "no network interface eth7; there are: dummy0 eth0"),
+        ("", "specify a command: check, apply or revert"),
+        ("check apply", "specify one command"),
+        ("check --fast", "unknown option --fast"),
+        ("apply --json", "--json is valid only with check"),
+        ("check eth7", "no network interface eth7; available: dummy0 eth0"),
         ("apply ../../../etc", "no network interface"),
         ("apply aninterfacenamethatistoolong", "no network interface"),
-        ("check --role broker", "--role is server, client or both"),
-        ("check --mode all", "--mode is auto, mq, sq or sq_split"),
-        ("check --only disks", "no group disks; there are: backlog"),
-        ("check --only irq --without irq", "leave nothing to do"),
-        ("check --cpus 3-1", "--cpus is a list as 0-3,8"),
-        ("check --cpus all", "--cpus is a list as 0-3,8"),
-        ("check --cpus 0-8", "CPU 8 is not online (0-7 are)"),
-        ("check --cpus 0 --mode sq", "leaves none of the CPUs 0 for tickcast"),
-        ("check --state", "--state takes a value"),
+        ("check --role broker", "--role must be server, client or both"),
+        ("check --mode all", "--mode must be auto, mq, sq or sq_split"),
+        ("check --only disks", "unknown group disks; groups: backlog"),
+        ("check --only irq --without irq", "--only and --without exclude every group"),
+        ("check --cpus 3-1", "--cpus must be a CPU list such as 0-3,8"),
+        ("check --cpus all", "--cpus must be a CPU list such as 0-3,8"),
+        ("check --cpus 0-8", "CPU 8 is not online (online: 0-7)"),
+        ("check --cpus 0 --mode sq", "leaves no CPU for tickcast (--cpus 0)"),
+        ("check --state", "--state requires a value"),
     ] {
         let before = machine.values();
         machine.run(arguments).ends(2).says(answer);
@@ -614,7 +611,7 @@ fn interrupts_and_packets_go_where_the_mode_says() {
     assert_eq!((irqs, rps.as_str()), (["0", "1", "2", "3"].map(str::to_owned).to_vec(), "0"));
     assert_eq!(xps, ["1", "2", "4", "8"]);
     assert!(!machine.items("--cpus 0-3").contains_key("rfs eth0 rx-0"));
-    machine.run("check --cpus 5 --only rps").ends(0).says("one CPU: there is no other");
+    machine.run("check --cpus 5 --only rps").ends(0).says("only one CPU: packets cannot be steered");
 }
 
 #[test]

@@ -211,21 +211,17 @@ fn a_wrong_installation_says_what_to_do_and_writes_nothing() {
     let target = Target::new("wrong");
     let file = target.folder.join("built/tickcast");
     for (script, arguments, answer) in [
-        ("install.sh", &["--from", "/nowhere"][..], "/nowhere/tickcast is not there: cargo build --release"),
-        ("install.sh", &["--from"], "--from takes the folder"),
-        ("install.sh", &["--quick"], "no option --quick"),
-        ("uninstall.sh", &["--all"], "no option --all"),
-        ("package.sh", &["--quick"], "no option --quick"),
-        ("package.sh", &["--profile", "fast"], "--profile is release or dev"),
-        ("try-package.sh", &["--quick"], "no option --quick"),
-        ("walk-through.sh", &["--quick"], "no option --quick"),
-        ("walk-through.sh", &["--out"], "--out takes a folder"),
-        (
-            "walk-through.sh",
-            &["--out", target.folder.to_str().unwrap()],
-            "name a new folder, or an empty one",
-        ),
-        ("walk-through.sh", &["--out", file.to_str().unwrap()], "name a new folder, or an empty one"),
+        ("install.sh", &["--from", "/nowhere"][..], "/nowhere/tickcast not found: run cargo build --release"),
+        ("install.sh", &["--from"], "--from requires a folder"),
+        ("install.sh", &["--quick"], "unknown option --quick"),
+        ("uninstall.sh", &["--all"], "unknown option --all"),
+        ("package.sh", &["--quick"], "unknown option --quick"),
+        ("package.sh", &["--profile", "fast"], "--profile must be release or dev"),
+        ("try-package.sh", &["--quick"], "unknown option --quick"),
+        ("walk-through.sh", &["--quick"], "unknown option --quick"),
+        ("walk-through.sh", &["--out"], "--out requires a folder"),
+        ("walk-through.sh", &["--out", target.folder.to_str().unwrap()], "must be a new or empty directory"),
+        ("walk-through.sh", &["--out", file.to_str().unwrap()], "must be a new or empty directory"),
     ] {
         let output = target.script(script, arguments);
         assert_eq!(output.status.code(), Some(1));
@@ -237,7 +233,11 @@ fn a_wrong_installation_says_what_to_do_and_writes_nothing() {
             command.env("DESTDIR", target.root()).env(variable, value);
             let output = command.output().unwrap();
             assert_eq!(output.status.code(), Some(1));
-            assert!(said(&output).contains(&format!("{variable} is an absolute path")), "{}", said(&output));
+            assert!(
+                said(&output).contains(&format!("{variable} must be an absolute path")),
+                "{}",
+                said(&output)
+            );
         }
     }
     assert!(target.files().is_empty() && file.is_file());

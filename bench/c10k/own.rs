@@ -1,52 +1,44 @@
-//! Topics of a connection's own: `--subscribe-own`.
+//! A few topics for each connection: `--subscribe-own`.
 
 use std::{fmt, str::FromStr};
 
-use crate::{feed::Feed, tally::Cut};
-
-/// Most topics of one connection: as many as tickcast takes of a session unless told otherwise.
+/// Most topics per connection: the server's default limit per session.
 const EACH_MAX: usize = 1_024;
-/// Most topics of all: as many as tickcast takes unless told otherwise.
+/// Most topics in all: the server's default limit.
 const OF_MAX: usize = 65_536;
 
-/// Each connection has `each` topics of its own, of the simulator's first `of`; connections share topics where they
-/// have more of them together than there are.
+/// Topics per connection: the i-th gets `sim.((i * each + k) % of)` for k from 0 to `each - 1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Own {
+pub struct OwnTopics {
     pub each: usize,
     of: usize,
 }
 
-impl Own {
-    /// What the `index`-th connection subscribes to.
-    pub fn patterns(self, index: usize) -> Vec<String> {
+impl OwnTopics {
+    /// Topics of the `index`-th connection.
+    pub fn topics(self, index: usize) -> Vec<String> {
         (0..self.each).map(|k| format!("sim.{}", (index * self.each + k) % self.of)).collect()
     }
 }
 
-impl FromStr for Own {
+impl FromStr for OwnTopics {
     type Err = String;
 
-    fn from_str(typed: &str) -> Result<Own, String> {
+    fn from_str(text: &str) -> Result<OwnTopics, String> {
         let numbers =
-            typed.split_once('/').and_then(|(each, of)| Some((each.parse().ok()?, of.parse().ok()?)));
-        let (each, of): (usize, usize) = numbers.ok_or("N/OF, as in 20/20000")?;
+            text.split_once('/').and_then(|(each, of)| Some((each.parse().ok()?, of.parse().ok()?)));
+        let (each, of): (usize, usize) = numbers.ok_or("expected N/OF, such as 20/20000")?;
         if !(1..=EACH_MAX.min(of)).contains(&each) || of > OF_MAX {
-            return Err(format!("1 to {EACH_MAX} topics each, of as many to {OF_MAX}"));
+            return Err(format!("N must be between 1 and {EACH_MAX} and at most OF, OF at most {OF_MAX}"));
         }
-        Ok(Own { each, of })
+        Ok(OwnTopics { each, of })
     }
 }
 
-impl fmt::Display for Own {
+impl fmt::Display for OwnTopics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} each of sim.0 to sim.{}", self.each, self.of - 1)
     }
-}
-
-/// The part of `cut` that is of a connection's own topics: those that it knows of, by a tick or by name.
-pub fn known_part(cut: &Cut, session: &Feed) -> Cut {
-    session.topics().filter_map(|(id, _)| cut.get(&id.0).map(|&highest| (id.0, highest))).collect()
 }
 
 #[cfg(test)]
@@ -54,17 +46,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_go_round_the_topics() {
-        let own: Own = "3/7".parse().unwrap();
-        assert_eq!(own.patterns(0), ["sim.0", "sim.1", "sim.2"]);
-        assert_eq!(own.patterns(2), ["sim.6", "sim.0", "sim.1"]);
+    fn connections_take_topics_in_turn() {
+        let own: OwnTopics = "3/7".parse().unwrap();
+        assert_eq!(own.topics(0), ["sim.0", "sim.1", "sim.2"]);
+        assert_eq!(own.topics(2), ["sim.6", "sim.0", "sim.1"]);
         assert_eq!(own.to_string(), "3 each of sim.0 to sim.6");
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused() {
+    fn invalid_values_are_refused() {
         for bad in ["", "3", "0/7", "8/7", "-1/7", "1025/2000", "1/65537"] {
-            assert!(bad.parse::<Own>().is_err(), "{bad}");
+            assert!(bad.parse::<OwnTopics>().is_err(), "{bad}");
         }
     }
 }

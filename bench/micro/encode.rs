@@ -1,8 +1,7 @@
-//! Encoding one tick of 100 bytes of JSON. An iteration is one tick, into a warm buffer.
+//! Encoding of one tick with 100 bytes of JSON into a warm buffer. An iteration is one tick.
 
 use std::hint::black_box;
 
-use crate::load;
 use criterion::Criterion;
 use tickcast_proto::{
     codec::json,
@@ -11,6 +10,8 @@ use tickcast_proto::{
     ids::{Sequence, TopicId},
     records::TickTimes,
 };
+
+use crate::load;
 
 pub fn bench(criterion: &mut Criterion) {
     let payload = load::payload();
@@ -25,7 +26,7 @@ pub fn bench(criterion: &mut Criterion) {
             black_box(out.as_slice());
         });
     });
-    // As a shard does it: the home's frame, behind a header of its own.
+    // Like a shard: the home's frame behind a WebSocket header.
     let mut native = Vec::new();
     frame::encode_tick(&mut native, TopicId(7), Sequence(1 << 20), &tick);
     group.bench_function("websocket rkyv", |bencher| {

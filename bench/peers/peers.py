@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
-"""The servers that tickcast is measured beside: start one, pinned to a core, and stop it.
+"""Starts and stops the peers that tickcast is compared with, each pinned to a core.
 
     from peers import PEERS, PeerError
 
     with PEERS["nats"](core=0, folder="/some/empty/folder") as peer:
-        peer.address        # "127.0.0.1:40123": what tickcast-c10k and tickcast-feed get as --server
-        peer.pid            # for tickcast-c10k --server-pid
+        peer.address        # "127.0.0.1:40123": --server of tickcast-c10k and tickcast-feed
+        peer.pid            # --server-pid of tickcast-c10k
         peer.subscriber     # arguments of tickcast-c10k: ["--transport", "nats", ...]
-        peer.feeder         # arguments of tickcast-feed, or None: the peer has producers of its own
+        peer.feeder         # arguments of tickcast-feed, or None if the peer has its own producers
         peer.version        # one line for the report
-        peer.command        # what was run, for the report
+        peer.command        # the server's command line, for the report
 
-A peer is ready when `start` (or `with`) returns: it has answered in its own protocol. `stop` ends it and gives what it
-printed. What cannot be started raises PeerError, whose text says what to do. Ports are the kernel's choice; nothing is
-written but below `folder`. Needs Python 3.9 and nothing else.
+When `start` (or `with`) returns, the peer has answered in its own protocol. `stop` stops it and returns its output. A
+peer that cannot start raises PeerError, whose text says what to do. The kernel chooses the ports. Peers write only
+below `folder`. Needs Python 3.9 and no packages.
 
-By hand: `python3 peers.py nats --core 0` starts one, says what to run beside it, and stops it at Ctrl-C.
+By hand: `python3 peers.py nats --core 0` starts a peer, prints the client commands for it, and stops it at Ctrl-C.
 """
 
 import argparse
@@ -31,33 +31,33 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# Time for a server to answer after its start, and to end after being asked.
+# Time for a server to answer after its start, and to exit after SIGINT.
 READY_S = 15
 STOP_S = 10
-# The server's port is free when it is chosen, not when it is bound: another may take it meanwhile.
+# Another process may take a free port before the server binds it, so the start is repeated with another port.
 START_ATTEMPTS = 3
 NCHAN_MODULES = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules")
-# Descriptors a connection's server needs besides its connections.
+# Open files that a server needs besides its connections.
 DESCRIPTOR_RESERVE = 64
 
 
 class PeerError(Exception):
-    """A peer that cannot be started, and what to do about it."""
+    """A peer that cannot start. The text says why and what to do."""
 
 
 class Peer:
-    """One server. Subclasses say what to run and how it answers."""
+    """One server. Subclasses define its command and its handshake."""
 
     name = ""
     package = ""
     binary = ""
     transport = ""
-    # What tickcast-feed calls its protocol; None: the peer has producers of its own.
+    # Protocol of tickcast-feed; None if the peer has its own producers.
     protocol = None
 
     def __init__(self, core=0, folder=None, topics=50):
-        """`core`: where it runs, or None: anywhere. `folder`: for its files; None: a temporary one. `topics`: how many,
-        sim.0 and up, a subscriber of `subscriber` takes."""
+        """`core` is the CPU to pin to, or None. `folder` holds its files; None makes a temporary one. A `subscriber`
+        subscribes to the topics sim.0 to sim.`topics - 1`."""
         self.core = core
         self.topics = topics
         self._own_folder = folder is None
@@ -76,7 +76,7 @@ class Peer:
         self.stop()
 
     def start(self):
-        """Starts it and waits until it answers; gives itself."""
+        """Starts the server, waits until it answers, and returns itself."""
         self._check_core()
         self._find(self.binary, self.package)
         self.version = self._version()
@@ -87,13 +87,13 @@ class Peer:
             if self.core is not None:
                 command = ["taskset", "-c", str(self.core), *command]
             self.command = command
-            # Output goes to a file: a pipe that nobody reads would stop the server when it is full.
+            # To a file: a pipe that nobody reads would block the server once full.
             with open(self.folder / "output", "w", encoding="utf-8") as output:
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                     cwd=self.folder, env={**os.environ, **self._environment()}, start_new_session=True,
                 )
-            # taskset becomes the server: same process.
+            # taskset replaces itself with the server, so this is the server's pid.
             self.pid = self._process.pid
             try:
                 if self._await_ready():
@@ -103,11 +103,11 @@ class Peer:
                 raise
             printed = self.stop()
             if "ddress already in use" not in printed or attempt == START_ATTEMPTS - 1:
-                raise PeerError(f"{self.name} did not come up within {READY_S} s: {' '.join(command)}\n{printed}")
+                raise PeerError(f"{self.name} did not answer within {READY_S} s: {' '.join(command)}\n{printed}")
         raise AssertionError("the last attempt returns or raises")
 
     def stop(self):
-        """Ends it if it runs (SIGINT, after a while SIGKILL); gives what it printed."""
+        """Stops the server with SIGINT, then SIGKILL if it does not exit; returns its output."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
             try:
@@ -125,12 +125,12 @@ class Peer:
 
     @property
     def subscriber(self):
-        """Arguments of tickcast-c10k that take all topics, --server excepted."""
+        """Arguments of tickcast-c10k, except --server, to subscribe to all topics."""
         return ["--transport", self.transport, "--subscribe", "sim.>"]
 
     @property
     def feeder(self):
-        """Arguments of tickcast-feed for these topics, --server excepted; None where the peer feeds itself."""
+        """Arguments of tickcast-feed, except --server; None if the peer has its own producers."""
         return ["--protocol", self.protocol, "--topics", str(self.topics)] if self.protocol else None
 
     def _command(self, port):
@@ -142,7 +142,7 @@ class Peer:
     def _version(self):
         return first_line([self.binary, "--version"])
 
-    # What to say to the server, and how its answer begins.
+    # Bytes to send once connected, and how the server's answer starts.
     hello = b""
     answer = b""
 
@@ -165,19 +165,20 @@ class Peer:
         self._find("taskset", "util-linux")
         allowed = os.sched_getaffinity(0)
         if self.core not in allowed:
-            raise PeerError(f"core {self.core} is not allowed to this process: {sorted(allowed)} are")
+            raise PeerError(f"this process may not use core {self.core}; choose one of {sorted(allowed)}")
 
     def _find(self, binary, package):
-        # Debian has servers where a user's PATH does not look.
+        # Debian installs servers in folders outside a user's PATH.
         path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/sbin"])
         found = shutil.which(binary, path=path)
         if found is None:
-            raise PeerError(f"{self.name} needs {binary}: install it with bench/peers/install.sh, or apt-get install {package}")
+            raise PeerError(
+                f"{self.name} needs {binary}; install it with bench/peers/install.sh or apt-get install {package}")
         return found
 
 
 class Nats(Peer):
-    """nats-server, from its own client protocol's port."""
+    """nats-server, in its native protocol."""
 
     name = "nats"
     package = "nats-server"
@@ -191,12 +192,12 @@ class Nats(Peer):
                 str(port)]
 
     def _environment(self):
-        # One thread runs Go code on its one core: more would only take it from each other.
+        # One core, so one thread for Go code: more would only compete.
         return {"GOMAXPROCS": "1"}
 
 
 class Redis(Peer):
-    """redis-server's publish/subscribe; each subscriber takes its channels by name, which costs Redis less than a pattern."""
+    """redis-server's publish/subscribe. Clients subscribe by channel name, which costs Redis less than a pattern."""
 
     name = "redis"
     package = "redis-server"
@@ -217,7 +218,7 @@ class Redis(Peer):
 
 
 class Nchan(Peer):
-    """nginx with Nchan, one worker; a subscriber is a WebSocket on /sub?id=CHANNEL,CHANNEL,..."""
+    """nginx with Nchan in one process. Subscribers are WebSockets on /sub?id=CHANNEL,CHANNEL,..."""
 
     name = "nchan"
     package = "nginx libnginx-mod-nchan"
@@ -226,13 +227,13 @@ class Nchan(Peer):
     protocol = "nchan"
     hello = b"GET /nothing HTTP/1.0\r\n\r\n"
     answer = b"HTTP/1.1 404"
-    # Channels one subscriber may name (NCHAN_MULTITAG_MAX).
+    # Channels per subscriber (NCHAN_MULTITAG_MAX).
     CHANNELS_MAX = 255
 
     @property
     def subscriber(self):
         if self.topics > self.CHANNELS_MAX:
-            raise PeerError(f"a subscriber of Nchan takes {self.CHANNELS_MAX} channels at most, not {self.topics}")
+            raise PeerError(f"Nchan allows {self.CHANNELS_MAX} channels per subscriber, not {self.topics}")
         channels = ",".join(f"sim.{topic}" for topic in range(self.topics))
         return ["--transport", "nchan", "--path", f"/sub?id={channels}"]
 
@@ -241,8 +242,8 @@ class Nchan(Peer):
         module = next((path for path in modules if path.exists()), None)
         if module is None:
             raise PeerError(
-                "nchan needs nginx's module ngx_nchan_module.so: install it with bench/peers/install.sh, or apt-get install "
-                "libnginx-mod-nchan")
+                "nchan needs nginx's module ngx_nchan_module.so; install it with bench/peers/install.sh or apt-get "
+                "install libnginx-mod-nchan")
         _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
         descriptors = min(descriptors, 65536) if descriptors != resource.RLIM_INFINITY else 65536
         places = {"MODULE": module, "FOLDER": self.folder, "PORT": port, "DESCRIPTORS": descriptors,
@@ -258,7 +259,9 @@ class Nchan(Peer):
 
 
 class Hub(Peer):
-    """The Go case study's design (hub/main.go), built here; its producers are its own. `stop` gives its counts as JSON."""
+    """The Go case study's design (hub/main.go), built on start, with its own producers.
+
+    `stop` returns its counters as JSON."""
 
     name = "hub"
     package = "golang-go"
@@ -268,7 +271,7 @@ class Hub(Peer):
     answer = b"HTTP/1.0 400"
 
     def __init__(self, core=0, folder=None, topics=50, rate=100, size=100, wait_clients=0):
-        """`topics` producers, each with `rate` ticks a second of `size` bytes, from when `wait_clients` are there."""
+        """`topics` producers with `rate` ticks/s of `size` bytes each, which start once `wait_clients` are connected."""
         super().__init__(core, folder, topics)
         self.wait_clients = wait_clients
         self.rate = rate
@@ -284,7 +287,7 @@ class Hub(Peer):
             build = [self._find("go", self.package), "build", "-o", str(built), str(HERE / "hub" / "main.go")]
             done = subprocess.run(build, capture_output=True, text=True, check=False)
             if done.returncode != 0:
-                raise PeerError(f"the Go hub does not build: {' '.join(build)}\n{done.stderr}")
+                raise PeerError(f"the Go hub failed to build: {' '.join(build)}\n{done.stderr}")
         return [str(built), "-listen", f"127.0.0.1:{port}", "-producers", str(self.topics), "-rate", str(self.rate), "-size",
                 str(self.size), "-wait-clients", str(self.wait_clients)]
 
@@ -299,32 +302,35 @@ PEERS = {peer.name: peer for peer in (Nats, Redis, Nchan, Hub)}
 
 
 def free_port():
-    """A port that the kernel has just given, and nobody has."""
+    """A port that is free now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
 def split(address):
+    """Host and port of an address."""
     host, port = address.rsplit(":", 1)
     return host, int(port)
 
 
 def first_line(command):
-    """What a program says of itself."""
+    """First line that a command prints."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return (done.stdout or done.stderr).strip().split("\n")[0]
 
 
 def main():
-    """Starts one peer by hand."""
-    parser = argparse.ArgumentParser(description="Start a server that tickcast is measured beside, until Ctrl-C.")
+    """The command line: starts one peer until Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        description="Starts a peer of tickcast and prints the client commands for it; stops it at Ctrl-C.")
     parser.add_argument("peer", choices=PEERS)
-    parser.add_argument("--core", type=int, default=0, help="core to pin it to (default 0)")
-    parser.add_argument("--topics", type=int, default=50, help="topics sim.0 to sim.N-1 (default 50)")
-    typed = parser.parse_args()
+    parser.add_argument("--core", type=int, default=0, metavar="CORE", help="CPU to pin the peer to [default: 0]")
+    parser.add_argument("--topics", type=int, default=50, metavar="N",
+                        help="use the topics sim.0 to sim.N-1 [default: 50]")
+    options = parser.parse_args()
     try:
-        with PEERS[typed.peer](core=typed.core, topics=typed.topics) as peer:
+        with PEERS[options.peer](core=options.core, topics=options.topics) as peer:
             print(peer.version)
             print("runs     ", " ".join(peer.command))
             print("subscribe", "tickcast-c10k --server", peer.address, "--server-pid", peer.pid, *peer.subscriber)

@@ -1,4 +1,4 @@
-"""What the figures were measured on: machine, kernel, settings, versions, and how much noise there was."""
+"""The machine that the figures come from: hardware, kernel, settings, versions, and noise during a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-# Kernel settings that change how sockets behave under these loads.
+# Kernel settings that affect sockets under these loads.
 SYSCTLS = (
     "net.ipv4.tcp_congestion_control",
     "net.core.default_qdisc",
@@ -24,7 +24,7 @@ SYSCTLS = (
     "fs.nr_open",
     "kernel.io_uring_disabled",
 )
-# How each program says its version.
+# How to ask each program for its version.
 VERSION_COMMANDS = {
     "nats-server": ["nats-server", "--version"],
     "redis-server": ["redis-server", "--version"],
@@ -36,7 +36,7 @@ VERSION_COMMANDS = {
 
 
 def read(path: str) -> str:
-    """A file's text, or nothing where it cannot be read."""
+    """Text of a file, or nothing if it cannot be read."""
     try:
         return Path(path).read_text().strip()
     except OSError:
@@ -44,7 +44,7 @@ def read(path: str) -> str:
 
 
 def output_of(argv: list[str]) -> str:
-    """First line of what a command says, on either stream; nothing where it is not installed."""
+    """First line that a command prints, on either stream; nothing if it cannot be run."""
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -54,19 +54,19 @@ def output_of(argv: list[str]) -> str:
 
 
 def cpu_model(cpuinfo: str) -> str:
-    """The processor's name in /proc/cpuinfo."""
+    """Processor name from /proc/cpuinfo."""
     found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     return found.group(1).strip() if found else platform.machine()
 
 
 def memory_gib(meminfo: str) -> float:
-    """All memory in /proc/meminfo, GiB."""
+    """Total memory from /proc/meminfo, in GiB."""
     found = re.search(r"^MemTotal:\s+(\d+) kB", meminfo, re.MULTILINE)
     return int(found.group(1)) / (1 << 20) if found else 0.0
 
 
 def facts(repository: Path) -> dict:
-    """What does not change while the suite runs."""
+    """Facts about the machine and the checkout, constant during a run."""
     git = ["git", "-C", str(repository)]
     commit = output_of([*git, "rev-parse", "--short=12", "HEAD"])
     changed = output_of([*git, "status", "--porcelain", "--untracked-files=no"])
@@ -76,15 +76,15 @@ def facts(repository: Path) -> dict:
         "memory_gib": round(memory_gib(read("/proc/meminfo")), 1),
         "kernel": platform.release(),
         "hypervisor": "hypervisor" in read("/proc/cpuinfo"),
-        "commit": commit + (" with changes that are not committed" if changed else ""),
+        "commit": commit + (" with uncommitted changes" if changed else ""),
         "sysctls": {name: read("/proc/sys/" + name.replace(".", "/")).replace("\t", " ") for name in SYSCTLS},
-        "versions": {name: said for name, argv in VERSION_COMMANDS.items() if (said := output_of(argv))},
+        "versions": {name: version for name, argv in VERSION_COMMANDS.items() if (version := output_of(argv))},
     }
 
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """The first line of /proc/stat: what all cores together did, in seconds."""
+    """CPU time of all cores together since boot, from the first line of /proc/stat."""
 
     busy_s: float
     steal_s: float
@@ -92,7 +92,7 @@ class CpuTimes:
 
     @staticmethod
     def parse(stat: str, ticks_per_s: int = os.sysconf("SC_CLK_TCK")) -> CpuTimes:
-        """Reads /proc/stat (proc(5)): user nice system idle iowait irq softirq steal; guests are in user and nice."""
+        """Parses /proc/stat (proc(5)): user nice system idle iowait irq softirq steal; user and nice include guests."""
         fields = [int(field) / ticks_per_s for field in stat.splitlines()[0].split()[1:9]]
         user, nice, system, idle, iowait, irq, softirq, steal = fields
         return CpuTimes(
@@ -103,14 +103,14 @@ class CpuTimes:
 
     @staticmethod
     def now() -> CpuTimes:
-        """The times until now."""
+        """Current values."""
         return CpuTimes.parse(Path("/proc/stat").read_text())
 
 
 def noise(before: CpuTimes, after: CpuTimes, own_cpu_s: float) -> dict:
-    """Shares of all cores' time between two readings that went to other machines (steal) and to other processes here.
+    """CPU time between two readings that the hypervisor stole or other processes used, in percent of all cores.
 
-    `own_cpu_s` is what the run's own processes used. Both are percent of all cores together.
+    `own_cpu_s` is the CPU time of the run's own processes.
     """
     total = max(after.total_s - before.total_s, 1e-9)
     others = max(0.0, after.busy_s - before.busy_s - own_cpu_s)

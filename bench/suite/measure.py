@@ -1,4 +1,4 @@
-"""Runs a load on a system and gives a row: constant rate, saturation, idle; and the bare loop beside it."""
+"""Runs a load on a system and returns a row: constant rate, saturation or idle, with the bare loop after it."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from pathlib import Path
 import bare
 import client
 from client import Window
-from figures import Row, fill_from_client, fill_from_feed, fill_from_totals, median_run, totals
-from loads import SATURATION_STEPS_PER_S, SATURATION_TICKCAST_FROM_PER_S, SATURATION_UNTHROTTLED_PER_S, Load
+from figures import Row, fill_from_client, fill_from_feed, fill_from_totals, latency_curve, median_run, totals
+from loads import SATURATION_STEPS_PER_S, SATURATION_TICKCAST_FROM_PER_S, Load, at_total_rate, unthrottled
 from processes import Processes, RunFailed, resident_bytes
 from systems import Programs
 
-# An empty server is looked at so long after it began to listen, in seconds.
+# Memory of the empty server is read this long after it starts to listen.
 EMPTY_S = 0.5
-# A step of the saturation that was not clean is tried so often before it counts: noise is not capacity.
+# A saturation step fails only after this many attempts, so that noise does not pass for the limit.
 STEP_ATTEMPTS = 2
 
 
 @dataclass
 class Suite:
-    """What every run needs."""
+    """Programs, window and progress log that all runs share."""
 
     programs: Programs
     window: Window
     repeat: int
-    # Folder for .hgrm files of the runs.
+    # Folder for temporary files.
     scratch: Path
-    say: object  # takes one line of progress
+    log: object  # takes one line of progress
     histograms: int = 0
 
     def measure(self, load: Load, systems: list) -> list[Row]:
-        """All systems under one load, in turn, `repeat` times over; the median run of each."""
+        """Runs all systems under one load in turn, `repeat` times; returns the median run of each."""
         runs: list[list[Row]] = [[] for _ in systems]
         for round_number in range(self.repeat):
             for index, system in enumerate(systems):
                 named = Row(load.name, system.system, system.label).name
-                self.say(f"{load.name}: {named}, run {round_number + 1} of {self.repeat}")
+                self.log(f"{load.name}: {named}, run {round_number + 1} of {self.repeat}")
                 row = self.one(load, system)
-                self.say(f"    {summary(row)}")
+                self.log(f"    {summary(row)}")
                 if load.bare and row.is_tickcast and not row.failed and row.deliveries_per_send:
-                    # At once, so that both have the same noise.
-                    self.beside_bare(load, row)
+                    # Right after, so that both see the same noise.
+                    self.add_bare_loop(load, row)
                 runs[index].append(row)
         return [median_run(of_one) for of_one in runs]
 
     def one(self, load: Load, system) -> Row:
-        """One run; what went wrong is in the row."""
+        """One run. Failures are recorded in the row."""
         row = Row(load=load.name, system=system.system, variant=system.label, fed_by=system.fed_by)
         try:
             if load.kind == "saturation":
@@ -57,25 +57,25 @@ class Suite:
         except RunFailed as failure:
             row.failed = str(failure)
         except Exception as error:  # pylint: disable=broad-exception-caught
-            # An hour of figures is not thrown away for one row; the row says it.
-            row.failed = f"the suite itself failed: {type(error).__name__}: {error}"
+            # A bug in the suite must not cost the figures of an hour.
+            row.failed = f"the suite failed: {type(error).__name__}: {error}"
         return row
 
     def constant(self, load: Load, system, row: Row) -> None:
-        """Server, then clients, then the publisher; fills the row."""
+        """Starts the server, the clients and the publisher, and fills in the row."""
         self.histograms += 1
         hgrm = self.scratch / f"{load.name}-{system.system}-{self.histograms}.hgrm"
         with Processes() as processes:
-            # The commands are wanted from a run that failed as well.
+            # Set first, so that a failed run has them too.
             row.commands = processes.commands
             endpoint = system.start(processes, load)
             time.sleep(EMPTY_S)
             empty_bytes = resident_bytes(list(endpoint.pids))
             window = replace(self.window, warm_up_s=0) if load.without_warm_up else self.window
-            words = client.command(self.programs.client, load, endpoint, window, hgrm)
+            argv = client.command(self.programs.client, load, endpoint, window, hgrm)
             feed = system.feed
             measured = client.run(
-                processes, words, load, window, list(endpoint.pids), feed.start if feed else lambda: None
+                processes, argv, load, window, list(endpoint.pids), feed.start if feed else lambda: None
             )
             full_bytes = measured.server_bytes
             if feed:
@@ -88,26 +88,25 @@ class Suite:
             server_cpu_s += measured.other_cpu_s
         fill_from_client(row, report, load.offered_per_s, server_cpu_s)
         row.server_rss_bytes = full_bytes
-        row.hgrm = hgrm.name if hgrm.exists() and row.p99_us is not None else ""
+        row.latency_curve = latency_curve(hgrm.read_text()) if hgrm.exists() and row.p99_us is not None else []
         row.steal_percent = measured.noise.get("steal_percent")
         row.others_percent = measured.noise.get("others_percent")
         if row.is_tickcast:
             fill_from_totals(row, totals(log))
         if dropped:
-            row.notes.append(f"the server says that it dropped {dropped:,} ticks, which its clients were not told")
+            row.notes.append(f"the server dropped {dropped:,} ticks without announcing them to its clients")
         if feed and feed.report:
             fill_from_feed(row, feed.report, load.ticks_per_s)
         if load.kind == "idle":
             row.rss_bytes_per_connection = (full_bytes - empty_bytes) / load.clients
 
     def saturation(self, load: Load, system, row: Row) -> Row:
-        """More and more, until something is lost or closed. The row is of the highest clean step."""
+        """Raises the rate until a tick is lost or a client closed. Returns the row of the highest clean step."""
         best, most = None, 0.0
         lowest = SATURATION_TICKCAST_FROM_PER_S if row.is_tickcast else 0
         for step in (step for step in SATURATION_STEPS_PER_S if step >= lowest):
-            at_step = load.at_rate(step // (load.clients * load.producers))
-            tried = self.try_step(at_step, system, row)
-            self.say(f"    {step:,}/s offered: {summary(tried)}")
+            tried = self.try_step(at_total_rate(load, step), system, row)
+            self.log(f"    {step:,}/s offered: {summary(tried)}")
             most = max(most, tried.delivered_per_s or 0.0)
             if not tried.delivered_all:
                 row = best or tried
@@ -117,11 +116,11 @@ class Suite:
         row.clean_per_s = best.offered_per_s if best else 0.0
         row.most_per_s = most
         if row.is_tickcast:
-            self.unthrottled(load, system, row)
+            self.add_unthrottled(load, system, row)
         return row
 
     def try_step(self, load: Load, system, row: Row) -> Row:
-        """One step, again when it was not clean."""
+        """Runs one step, and again if it was not clean."""
         for _ in range(STEP_ATTEMPTS):
             tried = Row(load=row.load, system=row.system, variant=row.variant, fed_by=row.fed_by)
             try:
@@ -132,52 +131,48 @@ class Suite:
                 break
         return tried
 
-    def unthrottled(self, load: Load, system, row: Row) -> None:
-        """As much as the source gives, to clients that agreed to lose the oldest: each loss must be announced."""
-        flat_out = replace(
-            load.at_rate(SATURATION_UNTHROTTLED_PER_S // (load.clients * load.producers)),
-            server_options=("--policy", ">=drop"),
-        )
+    def add_unthrottled(self, load: Load, system, row: Row) -> None:
+        """Runs the source as fast as it can go and adds the result to the row."""
         ran = Row(load=row.load, system=row.system, variant=row.variant)
         try:
-            self.constant(flat_out, system, ran)
+            self.constant(unthrottled(load), system, ran)
         except RunFailed as failure:
             row.notes.append(f"unthrottled: {failure}")
             return
-        self.say(f"    unthrottled: {summary(ran)}")
+        self.log(f"    unthrottled: {summary(ran)}")
         row.unthrottled_per_s = ran.delivered_per_s
-        # What is still under way is neither lost nor announced yet.
+        # Ticks in flight are neither lost nor announced yet.
         row.unthrottled_lost, row.unthrottled_announced = (ran.lost or 0) - ran.lost_tail, ran.announced
         if ran.lost_tail:
-            row.notes.append(f"unthrottled: {ran.lost_tail:,} ticks were still to come two seconds after the window")
+            row.notes.append(f"unthrottled: {ran.lost_tail:,} ticks were still in flight two seconds after the window")
         row.unthrottled_cpu_us_per_delivery = ran.cpu_us_per_delivery
         row.unthrottled_ended, row.unthrottled_client_is_bottleneck = ran.ended, ran.client_is_bottleneck
         row.commands = [*row.commands, *ran.commands]
         if ran.client_is_bottleneck:
             row.notes.append("unthrottled: the client was the bottleneck")
 
-    def beside_bare(self, load: Load, row: Row) -> None:
-        """Runs the bare loop at the sizes and rate of a row, and as fast as it goes where the load asks for it."""
+    def add_bare_loop(self, load: Load, row: Row) -> None:
+        """Runs the bare loop with the sizes and rate of a row, and unthrottled if the load asks for it."""
         try:
-            paced = bare.run(self, load, row, flat_out=False)
+            paced = bare.run(self.programs, self.window, load, row, unthrottled=False)
             row.bare_cpu_us_per_send = paced.cpu_us_per_send
             row.bare_bytes_per_send = paced.bytes_per_send
             if paced.kept_up:
                 row.bare_p50_us, row.bare_p99_us = paced.p50_us, paced.p99_us
             else:
-                row.notes.append("the bare loop did not keep up with this rate: no latency beside it")
-            if load.bare_flat_out:
-                flat_out = bare.run(self, load, row, flat_out=True)
-                row.bare_wire_mb_per_s = flat_out.wire_mb_per_s
-                if flat_out.client_is_bottleneck:
-                    row.notes.append("the bare loop as fast as it goes: the client was the bottleneck")
-            self.say(f"    bare loop beside {row.name}: {paced.cpu_us_per_send:.2f} us a SEND")
+                row.notes.append("the bare loop did not keep up with this rate, so its latency is omitted")
+            if load.bare_unthrottled:
+                fastest = bare.run(self.programs, self.window, load, row, unthrottled=True)
+                row.bare_wire_mb_per_s = fastest.wire_mb_per_s
+                if fastest.client_is_bottleneck:
+                    row.notes.append("unthrottled bare loop: the client was the bottleneck")
+            self.log(f"    bare loop for {row.name}: {paced.cpu_us_per_send:.2f} us per SEND")
         except RunFailed as failure:
             row.notes.append(f"no bare loop: {failure}")
 
 
 def unclean(row: Row) -> str:
-    """Why a step was not clean."""
+    """Reason why a step was not clean."""
     if row.failed:
         return row.failed
     reasons = []
@@ -192,7 +187,7 @@ def unclean(row: Row) -> str:
 
 
 def summary(row: Row) -> str:
-    """A row in one line of progress."""
+    """One line of progress for a row."""
     if row.failed:
         return f"FAILED: {row.failed}"
     parts = [f"{row.delivered_per_s or 0:,.0f}/s of {row.offered_per_s or 0:,.0f}"]
@@ -201,9 +196,9 @@ def summary(row: Row) -> str:
     if row.lost or row.announced:
         parts.append(f"{row.lost or 0} lost, {row.announced or 0} announced")
     if row.cpu_us_per_delivery is not None:
-        parts.append(f"{row.cpu_us_per_delivery:.2f} us a delivery")
+        parts.append(f"{row.cpu_us_per_delivery:.2f} us per delivery")
     if row.rss_bytes_per_connection is not None:
-        parts.append(f"{row.rss_bytes_per_connection:,.0f} B a connection")
+        parts.append(f"{row.rss_bytes_per_connection:,.0f} B per connection")
     if row.client_is_bottleneck:
         parts.append("client was the bottleneck")
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""The peers beside tickcast, started by bench/peers/peers.py."""
+"""The peers that tickcast is compared with, started by bench/peers/peers.py."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ sys.path.append(str(PEERS_FOLDER))
 
 try:
     from peers import PEERS, PeerError
-except ImportError:  # A checkout without them measures tickcast alone.
+except ImportError:  # A checkout without peers measures tickcast alone.
     PEERS, PeerError = {}, RuntimeError
 
 
 class PeerSystem:
-    """One peer. It is fed by `tickcast-feed`, or by producers of its own where it has no publishers (the Go hub)."""
+    """One peer, fed by `tickcast-feed` or by its own producers (the Go hub)."""
 
     def __init__(self, programs: Programs, name: str, scratch: Path):
         self.programs = programs
         self.system = name
-        # Kept over the runs: what is built there is built once.
+        # Shared by all runs, so that the Go hub is built once.
         self.folder = scratch / f"peer-{name}"
         self.feed: Feed | None = None
         self.peer = None
 
     @property
     def has_own_producers(self) -> bool:
-        """Whether ticks come from inside, as with tickcast's simulator."""
+        """Whether the peer generates its ticks itself, like tickcast's simulator."""
         return PEERS[self.system].protocol is None
 
     @property
     def label(self) -> str:
-        """How it differs from the other peers."""
+        """Marks a peer that generates its ticks itself."""
         return "producers inside" if self.has_own_producers else ""
 
     @property
     def fed_by(self) -> str:
-        """Which of tickcast's rows it is compared with."""
+        """Source of ticks; decides which of tickcast's rows the peer is compared with."""
         return "simulator" if self.has_own_producers else "network"
 
     def start(self, processes: Processes, load: Load) -> Endpoint:
-        """Starts it and waits until it answers."""
+        """Starts the peer and waits until it answers."""
         kind = PEERS[self.system]
         more = {}
         if self.has_own_producers:
-            # As the others' publisher does, its producers begin when the clients are there.
+            # The producers start when all clients are connected, like the external publisher of the other peers.
             more = {"rate": max(load.rate, 1), "size": max(load.size, 1), "wait_clients": load.clients}
-        # An idle load has one topic to subscribe to, and nobody who publishes.
+        # An idle load has one topic and no publisher.
         topics = load.producers if self.has_own_producers else load.topic_count or 1
         try:
             self.peer = kind(core=SERVER_CORE, folder=self.folder, topics=topics, **more)
@@ -65,7 +65,7 @@ class PeerSystem:
             raise RunFailed(" ".join(str(error).split())) from None
         processes.commands.append(readable_command([str(word) for word in self.peer.command]))
         if "--subscribe-own" in load.client_options:
-            # Each client says its topics itself.
+            # The load client chooses the topics of each connection.
             options = [*("--transport", kind.transport)]
         self.feed = None
         if feeder is not None and load.producers:
@@ -73,11 +73,11 @@ class PeerSystem:
         return Endpoint(self.peer.address, tuple(options), (self.peer.pid, *children_of(self.peer.pid)), subscribe=())
 
     def stop(self) -> str:
-        """Ends it; what it printed."""
+        """Stops the peer and returns its output."""
         return self.peer.stop()
 
     def dropped(self, printed: str) -> int | None:
-        """Ticks that it says it dropped, where it says so: the Go hub does, at its end, but not to the clients."""
+        """Dropped ticks that the peer reports at exit; only the Go hub does. Clients are not informed of them."""
         for line in printed.splitlines():
             if line.startswith("{"):
                 return json.loads(line).get("dropped")
@@ -85,7 +85,7 @@ class PeerSystem:
 
 
 def children_of(pid: int) -> list[int]:
-    """Processes that a process has started."""
+    """Child processes."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
@@ -93,12 +93,12 @@ def children_of(pid: int) -> list[int]:
 
 
 def for_load(programs: Programs, load: Load, scratch: Path) -> tuple[list[PeerSystem], list[tuple[str, str]]]:
-    """The load's peers that can be run, and those that cannot, each with the reason."""
+    """The load's peers that can run, and the names of those that cannot, each with the reason."""
     systems, missing = [], []
     for name in load.peers:
         if name not in PEERS:
-            missing.append((name, "bench/peers does not have it"))
-        elif not client.speaks(programs.client, PEERS[name].transport):
+            missing.append((name, "bench/peers has no such peer"))
+        elif not client.has_value(programs.client, PEERS[name].transport):
             missing.append((name, f"the load client does not speak {PEERS[name].transport}"))
         else:
             systems.append(PeerSystem(programs, name, scratch))

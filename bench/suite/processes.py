@@ -1,6 +1,6 @@
-"""Starts, watches and stops the processes of a run: each pinned to a core, each ended by its own pid.
+"""Starts, watches and stops the processes of a run. Each is pinned to a core and stopped by its own pid.
 
-Every process leads a session of its own, so that Ctrl-C reaches only the suite, which then stops them in order.
+Each process leads its own session, so that Ctrl-C reaches only the suite, which then stops them in order.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import threading
 import time
 from pathlib import Path
 
-# A process that was asked to stop has this long, in seconds, before it is asked harder.
-STOP_SECONDS = 8.0
-# Lines of a process's standard error that an error message shows.
+# Time a process has to stop before the next, harsher signal.
+STOP_TIMEOUT_S = 8.0
+# Lines of standard error that an error message quotes.
 ERROR_LINES = 5
 CPU_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class RunFailed(Exception):
-    """A run that could not be made or did not end well: one line for the operator."""
+    """A run that could not start or did not finish; the text is one line for the operator."""
 
 
 def cpu_seconds_of_stat(stat: str) -> float:
-    """User and system time of one /proc/PID/stat; its name may hold blanks and parentheses itself (proc(5))."""
+    """User and system time from /proc/PID/stat. The process name may contain blanks and parentheses (proc(5))."""
     fields = stat.rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / CPU_TICKS_PER_S
 
 
 def cpu_seconds(pids: list[int]) -> float:
-    """CPU time that the processes have used until now; one that is gone counts nothing."""
+    """CPU time that the processes have used so far; processes that have exited count as 0."""
     total = 0.0
     for pid in pids:
         try:
@@ -45,7 +45,7 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 def resident_bytes(pids: list[int]) -> int:
-    """Resident memory of the processes together; what they share counts for each of them."""
+    """Total resident memory of the processes; shared pages count once per process."""
     total = 0
     for pid in pids:
         try:
@@ -56,7 +56,7 @@ def resident_bytes(pids: list[int]) -> int:
 
 
 class Process:
-    """One running process. Its standard output is read line by line, its standard error is kept in a file."""
+    """One child process. Standard output is read line by line; standard error goes to a file."""
 
     def __init__(self, argv: list[str], core: int | None, environment: dict[str, str] | None = None):
         pinned = ["taskset", "-c", str(core), *argv] if core is not None else list(argv)
@@ -75,13 +75,13 @@ class Process:
             )
         except OSError as error:
             self.errors.close()
-            raise RunFailed(f"{pinned[0]}: {error.strerror}: is it installed?") from error
+            raise RunFailed(f"cannot start {pinned[0]}: {error.strerror}; is it installed?") from error
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     @property
     def pid(self) -> int:
-        """The process itself: taskset becomes what it starts."""
+        """Process id. taskset replaces itself with the program, so it is the program's own."""
         return self.child.pid
 
     def _read(self) -> None:
@@ -89,37 +89,37 @@ class Process:
             self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 
-    def line_with(self, mark: str, timeout_s: float) -> str:
-        """The next line of standard output that contains `mark`.
+    def wait_for_line(self, mark: str, timeout_s: float) -> str:
+        """Waits for the next line of standard output that contains `mark`.
 
-        Raises RunFailed when the process ends first, or says nothing of the kind in time.
+        Raises RunFailed if the process exits first or the time runs out.
         """
         deadline = time.monotonic() + timeout_s
         while True:
             try:
                 line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                raise RunFailed(f"{self.name}: no {mark!r} within {timeout_s:.0f} s") from None
+                raise RunFailed(f"{self.name} did not print {mark!r} within {timeout_s:.0f} s") from None
             if line is None:
                 self.child.wait()
-                raise RunFailed(f"{self.name} ended with {self.child.returncode}: {self.error_tail()}")
+                raise RunFailed(f"{self.name} exited with status {self.child.returncode}: {self.stderr_tail()}")
             if mark in line:
                 return line
 
-    def error_seen(self, mark: str) -> bool:
-        """Whether standard error has `mark` by now."""
-        return mark in self.error_text()
+    def stderr_contains(self, mark: str) -> bool:
+        """Whether standard error contains `mark` so far."""
+        return mark in self.stderr_text()
 
     def wait(self, timeout_s: float) -> int:
-        """The exit status; RunFailed when it takes longer."""
+        """Waits for the process and returns its exit status; RunFailed if it takes longer."""
         try:
             return self.child.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise RunFailed(f"{self.name} took more than {timeout_s:.0f} s") from None
 
     def rest_of_output(self) -> str:
-        """What a process that has ended printed and nobody read yet."""
-        self._reader.join(STOP_SECONDS)
+        """Unread standard output of a process that has exited."""
+        self._reader.join(STOP_TIMEOUT_S)
         lines = []
         while not self._lines.empty():
             line = self._lines.get_nowait()
@@ -127,48 +127,47 @@ class Process:
                 lines.append(line)
         return "\n".join(lines)
 
-    def error_text(self) -> str:
-        """All of standard error. The child shares the file's offset, so it is read by position."""
+    def stderr_text(self) -> str:
+        """All of standard error. Reads by position, because the child shares the file's offset."""
         size = os.fstat(self.errors.fileno()).st_size
         return os.pread(self.errors.fileno(), size, 0).decode("utf-8", "replace")
 
-    def error_tail(self) -> str:
-        """The last lines of standard error, as one line."""
-        lines = [line for line in self.error_text().splitlines() if line.strip()]
-        return " | ".join(lines[-ERROR_LINES:]) or "it said nothing"
+    def stderr_tail(self) -> str:
+        """Last lines of standard error, joined into one."""
+        lines = [line for line in self.stderr_text().splitlines() if line.strip()]
+        return " | ".join(lines[-ERROR_LINES:]) or "no error output"
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
-        words = self.argv[3:] if self.argv[0] == "taskset" else self.argv
-        return Path(words[0]).name
+        """Name of the program, for messages."""
+        argv = self.argv[3:] if self.argv[0] == "taskset" else self.argv
+        return Path(argv[0]).name
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not exited."""
         return self.child.poll() is None
 
     def stop(self, first: signal.Signals = signal.SIGINT) -> None:
-        """Asks it to stop, then harder; returns when it is gone."""
+        """Sends `first`, then SIGTERM, then SIGKILL, until the process exits."""
         for number in (first, signal.SIGTERM, signal.SIGKILL):
             if not self.is_running:
                 break
             self.child.send_signal(number)
             try:
-                self.child.wait(STOP_SECONDS)
+                self.child.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 continue
-        self._reader.join(STOP_SECONDS)
-
+        self._reader.join(STOP_TIMEOUT_S)
 
     def close(self) -> None:
-        """Gives back the files of a process that has ended."""
+        """Closes the files of a process that has exited."""
         self.errors.close()
         self.child.stdout.close()
 
 
 class Processes:
-    """Everything that one run has started; leaving the block stops it, the last first."""
+    """All processes of one run. Leaving the `with` block stops them, last started first."""
 
     def __init__(self) -> None:
         self.started: list[Process] = []
@@ -176,14 +175,14 @@ class Processes:
         self._others: list = []
 
     def start(self, argv: list[str], core: int | None = None, environment: dict[str, str] | None = None) -> Process:
-        """Starts a process on `core` and remembers its command."""
+        """Starts a process on `core` and records its command."""
         process = Process(argv, core, environment)
         self.started.append(process)
         self.commands.append(readable_command(process.argv))
         return process
 
     def add_stop(self, stop) -> None:
-        """Calls `stop()` when the block is left: for what starts its own processes."""
+        """Calls `stop()` when the block is left; for systems that start their own processes."""
         self._others.append(stop)
 
     def __enter__(self) -> Processes:
@@ -191,7 +190,7 @@ class Processes:
 
     def __exit__(self, kind, *_unused) -> None:
         if kind is KeyboardInterrupt:
-            # The whole suite is ending: another Ctrl-C must not leave anything running.
+            # A second Ctrl-C must not interrupt the clean-up.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             self.stop_all()
@@ -201,7 +200,7 @@ class Processes:
             raise
 
     def stop_all(self) -> None:
-        """Stops what still runs, the last first; what has ended is left as it is."""
+        """Stops all processes, last started first."""
         failures = []
         for process in reversed(self.started):
             try:
@@ -215,14 +214,14 @@ class Processes:
             except (OSError, RunFailed) as failure:
                 failures.append(failure)
         if failures:
-            # The rest is stopped all the same.
-            raise RunFailed(f"could not be stopped: {failures[0]}")
+            # Raised last, so that one failure does not leave the others running.
+            raise RunFailed(f"a process could not be stopped: {failures[0]}")
 
 
 def readable_command(argv: list[str]) -> str:
-    """A command as somebody would type it: programs by their names, files of the run without their folders.
+    """A command as a person would type it: programs and files without their folders.
 
-    What only looks like a path, as /sub?id=1, has no folder that is there and stays.
+    Words that only look like paths, such as /sub?id=1, stay: their folder does not exist.
     """
 
     def readable(word: str) -> str:
@@ -234,7 +233,7 @@ def readable_command(argv: list[str]) -> str:
 
 
 def descriptor_limit() -> int:
-    """Raises this process's limit of descriptors, which its children inherit, to the hard one."""
+    """Raises the soft limit of open files, which children inherit, to the hard limit; returns it."""
     import resource
 
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

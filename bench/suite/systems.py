@@ -1,4 +1,4 @@
-"""The systems under test: how each is started on its core, reached by the load client, and fed."""
+"""tickcast as a system under test: how it is started, reached by the load client, and fed."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from loads import Load, Variant
 from processes import Process, Processes, RunFailed
 
 SERVER_CORE = 0
-# Connections that the publisher divides its producers over: as many as the case study has producers.
+# The publisher spreads its producers over at most this many connections, one per producer of the case study.
 FEED_CONNECTIONS_MAX = 50
 START_S = 15.0
 NS_PER_S = 1_000_000_000
-# Seconds of a capture that is replayed in a loop: long enough that its seam is rare.
+# Length of a capture that is replayed in a loop: long enough that the seam is rare.
 CAPTURE_S = 60
-# The simulator's payload is JSON with a time in it, and cannot be shorter.
+# The simulator's payload is JSON with a timestamp and cannot be shorter.
 SIMULATED_BYTES_MIN = 64
 
 
 @dataclass(frozen=True)
 class Programs:
-    """The release binaries, in one folder."""
+    """The release binaries in one folder."""
 
     folder: Path
+    # Replaces the server in `folder`.
+    other_server: Path | None = None
 
     @property
     def server(self) -> Path:
-        """tickcast itself."""
-        return self.folder / "tickcast"
+        """The server."""
+        return self.other_server or self.folder / "tickcast"
 
     @property
     def client(self) -> Path:
@@ -42,23 +44,23 @@ class Programs:
 
     @property
     def feed(self) -> Path:
-        """The publisher in a process of its own."""
+        """The external publisher."""
         return self.folder / "tickcast-feed"
 
     @property
     def bare(self) -> Path:
-        """SENDs with no broker at all."""
+        """The bare loop."""
         return self.folder / "tickcast-bare"
 
 
 class Feed:
-    """A publisher in a process of its own, on the client's core. It starts when the clients have subscribed."""
+    """The external publisher, on the client's core. Started once the clients have subscribed."""
 
     def __init__(self, processes: Processes, programs: Programs, options: list[str], address: str, load: Load):
         if not programs.feed.exists():
-            raise RunFailed("tickcast-feed is not built: nothing can publish from outside")
+            raise RunFailed("tickcast-feed is not built: no external publisher")
         self.processes = processes
-        self.words = [
+        self.argv = [
             str(programs.feed),
             *options,
             *("--server", address),
@@ -71,24 +73,24 @@ class Feed:
         self.report: dict = {}
 
     def start(self) -> None:
-        """Begins to publish."""
-        self.process = self.processes.start(self.words, CLIENT_CORE)
+        """Starts publishing."""
+        self.process = self.processes.start(self.argv, CLIENT_CORE)
 
     def stop(self) -> None:
-        """Ends it and takes its report."""
+        """Stops the publisher and reads its report."""
         if self.process is None:
             return
         ended_early = not self.process.is_running
         self.process.stop(signal.SIGINT)
         if ended_early:
-            raise RunFailed(f"the publisher ended by itself: {self.process.error_tail()}")
+            raise RunFailed(f"the publisher exited early: {self.process.stderr_tail()}")
         for line in self.process.rest_of_output().splitlines():
             if line.startswith("{"):
                 self.report = json.loads(line)
 
 
 class Tickcast:
-    """Our own server."""
+    """tickcast in one variant."""
 
     system = "tickcast"
 
@@ -100,17 +102,17 @@ class Tickcast:
 
     @property
     def label(self) -> str:
-        """The variant."""
+        """Label of the variant."""
         return self.variant.label
 
     @property
     def fed_by(self) -> str:
-        """Who publishes."""
+        """Source of ticks."""
         return self.variant.fed_by
 
     def start(self, processes: Processes, load: Load) -> Endpoint:
-        """Starts it; the simulator publishes from the start on."""
-        words = [
+        """Starts the server. The simulator publishes from the start."""
+        argv = [
             str(self.programs.server),
             "serve",
             *("--cores", str(SERVER_CORE)),
@@ -121,9 +123,9 @@ class Tickcast:
             *load.server_options,
         ]
         if self.variant.budget_us:
-            words += ["--latency-budget-us", str(self.variant.budget_us)]
-        self.server = processes.start([*words, "--report"], SERVER_CORE, {"RUST_LOG": "info"})
-        native, http = addresses_of(self.server.line_with("tcp=", START_S))
+            argv += ["--latency-budget-us", str(self.variant.budget_us)]
+        self.server = processes.start([*argv, "--report"], SERVER_CORE, {"RUST_LOG": "info"})
+        native, http = addresses_of(self.server.wait_for_line("tcp=", START_S))
         if self.variant.fed_by == "network" and load.producers:
             options = ["--protocol", "tickcast", "--topics", str(load.topic_count)]
             self.feed = Feed(processes, self.programs, options, native, load)
@@ -133,7 +135,7 @@ class Tickcast:
         return Endpoint(native, ("--transport", "native"), (self.server.pid,), policy)
 
     def source(self, processes: Processes, load: Load) -> list[str]:
-        """Options that say where ticks come from."""
+        """Server options that select the source of ticks."""
         if load.producers == 0:
             return []
         if self.variant.fed_by == "network":
@@ -144,30 +146,30 @@ class Tickcast:
             capture = write_capture(load, folder)
             return ["--replay", str(capture), "--loop"]
         if load.size < SIMULATED_BYTES_MIN:
-            raise RunFailed(f"the simulator's payloads have {SIMULATED_BYTES_MIN} bytes at least")
+            raise RunFailed(f"the simulator needs payloads of at least {SIMULATED_BYTES_MIN} bytes")
         return [
             *("--sim-producers", str(load.producers)),
             *("--sim-rate", str(load.rate)),
             *("--sim-size", str(load.size)),
             *("--sim-topics", str(load.topic_count)),
-            # As many topics as are offered, and some to spare.
+            # Above the server's default limit, with room to spare.
             *(("--topics-max", str(2 * load.topic_count)) if load.topic_count > 32_768 else ()),
         ]
 
     def stop(self) -> str:
-        """Ends it; what it logged."""
+        """Stops the server and returns its log."""
         self.server.stop(signal.SIGINT)
-        return self.server.error_text()
+        return self.server.stderr_text()
 
 
 def addresses_of(line: str) -> tuple[str, str]:
-    """Native and HTTP address in `listening tcp=ADDR http=ADDR`; one that is missing is empty."""
+    """Native and HTTP addresses in `listening tcp=ADDR http=ADDR`; empty if missing."""
     found = dict(word.split("=", 1) for word in line.split() if "=" in word)
     return found.get("tcp", ""), found.get("http", "")
 
 
 def capture_lines(load: Load, seconds: int):
-    """A capture of the load: each producer at its rate, all evenly spaced, payloads of exactly the size."""
+    """Lines of a capture of the load: evenly spaced ticks at the load's rate, payloads of exactly its size."""
     payload = json.dumps("~" * (load.size - 2))
     per_second = load.ticks_per_s
     prefix = load.subscribe[0].split(".")[0]
@@ -177,7 +179,7 @@ def capture_lines(load: Load, seconds: int):
 
 
 def write_capture(load: Load, folder: Path) -> Path:
-    """The capture, in a folder that the caller removes."""
+    """Writes the capture into `folder`."""
     path = folder / f"{load.name}.ndjson"
     with path.open("w") as file:
         file.writelines(capture_lines(load, CAPTURE_S))
@@ -185,5 +187,5 @@ def write_capture(load: Load, folder: Path) -> Path:
 
 
 def tickcast_systems(programs: Programs, load: Load) -> list[Tickcast]:
-    """tickcast in each of the load's variants."""
+    """tickcast in each variant of the load."""
     return [Tickcast(programs, variant) for variant in load.variants]

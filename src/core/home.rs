@@ -1,4 +1,4 @@
-//! The home side of topics: assigns sequences, keeps the latest tick, knows which shards take which topic.
+//! The home side of topics: assigns sequences, keeps last values and history, knows which shards subscribe to what.
 
 pub mod history;
 pub mod last_value;
@@ -14,9 +14,10 @@ use crate::{
     pattern_trie::PatternTrie,
 };
 use tickcast_proto::{
-    frame::{self, FLAG_SNAPSHOT, TickParts},
+    frame::{self, FLAG_SNAPSHOT, Frame, Kind, TickParts},
     ids::{Sequence, ShardId, TopicId},
     pattern,
+    records::FrameHeader,
     subscription::Rules,
 };
 
@@ -25,7 +26,7 @@ use tickcast_proto::{
 pub struct ShardSet(u128);
 
 impl ShardSet {
-    /// Whether the shard is in it.
+    /// Whether the set contains the shard.
     pub fn contains(self, shard: ShardId) -> bool {
         self.0 >> shard.0 & 1 == 1
     }
@@ -38,7 +39,7 @@ impl ShardSet {
     fn is_empty(self) -> bool {
         self.0 == 0
     }
-    /// The shards in it, ascending.
+    /// The shards of the set, ascending.
     pub fn iter(self) -> impl Iterator<Item = ShardId> {
         let mut rest = self.0;
         std::iter::from_fn(move || {
@@ -49,45 +50,45 @@ impl ShardSet {
     }
 }
 
-/// What a session wants of a topic's past.
+/// Which part of a topic's past a session asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Wanted {
-    /// The newest tick, of each key.
+    /// The last value of each key.
     Latest = 0,
-    /// What is kept from a sequence on; what is not is told as a gap.
+    /// Everything still kept from a sequence on; the rest is announced as a gap.
     Kept = 1,
-    /// Everything from a sequence on, or else the newest, and to be told which.
+    /// Everything from a sequence on, or else the last values; RECOVERED says which.
     Place = 2,
-    /// The newest, and to be told that its place means nothing here.
+    /// The last values, and RECOVERED 0: the session's place belongs to another epoch.
     Lost = 3,
-    /// The newest tick of each key from a sequence on, for a session that could not take them all as they came.
+    /// The last value of each key from a sequence on, for a session that fell behind.
     Newest = 4,
 }
 
 impl Wanted {
-    /// The value of a number from the mesh.
+    /// Converts from the number that the mesh carries.
     pub fn from_wire(wanted: u32) -> Option<Wanted> {
         use Wanted::*;
         [Latest, Kept, Place, Lost, Newest].into_iter().find(|known| *known as u32 == wanted)
     }
 }
 
-/// The last piece: ticks after it are live.
+/// Flag: the last piece; ticks after it are live.
 pub const PIECE_DONE: u32 = 1;
-/// The place was found: everything after it follows.
+/// Flag: the place was found; everything after it follows.
 pub const PIECE_RECOVERED: u32 = 2;
-/// The place was not found: the newest ticks follow.
+/// Flag: the place was not found; the last values follow.
 pub const PIECE_NOT_RECOVERED: u32 = 4;
 
-/// How much of the past is kept.
+/// How much of the past a home keeps.
 #[derive(Clone, Debug)]
 pub struct Keeping {
-    /// By topic.
+    /// Bounds of each topic's history.
     pub history: Rules<HistoryBounds>,
-    /// Bytes of all topics of the home together.
+    /// Bytes of the histories of all topics of the home together.
     pub history_bytes_max: usize,
-    /// The newest ticks by key of all topics of the home.
+    /// Budget of the last values by key of all topics of the home.
     pub keys: KeysBudget,
 }
 
@@ -100,22 +101,31 @@ pub struct HomeTopic {
     pub id: TopicId,
     /// Sequence of the last tick; 0 before the first.
     pub sequence: Sequence,
-    /// The last tick of each key, as the frames that were sent.
+    /// Last value of each key, as the frames that were sent.
     pub newest: Newest,
     history: History,
     bounds: HistoryBounds,
-    /// Shards that have a subscriber of it.
+    /// Shards with a subscriber.
     pub interested: ShardSet,
 }
 
 impl HomeTopic {
-    /// Its recent ticks.
+    /// The topic's recent ticks.
     pub fn history(&self) -> &History {
         &self.history
     }
 }
 
-/// What a shard that asked for a pattern is to be told.
+/// A tick that its home has just given a sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequenced<'a> {
+    /// Its frame, as every shard gets it.
+    pub tick: Frame<'a>,
+    /// The shards that get it.
+    pub interested: ShardSet,
+}
+
+/// News for a shard that registered interest in a pattern.
 #[derive(Debug)]
 pub enum Notice<'a> {
     /// The shard now gets this topic's ticks.
@@ -126,53 +136,53 @@ pub enum Notice<'a> {
     Ready(ShardId, u32),
 }
 
-/// A walk over the topics for one shard's change of mind, done in pieces of [`TURN_SCAN_TOPICS`].
+/// A walk over all topics after one shard's interest changed, in pieces of [`TURN_SCAN_TOPICS`].
 #[derive(Debug)]
 struct Scan {
     shard: ShardId,
     pattern: Box<str>,
-    /// The request to answer when opening; `None` when closing.
+    /// The request to answer once topics are open; `None` when interest ended.
     request: Option<u32>,
     next: u32,
 }
 
-/// What a piece of a topic's past is.
+/// Describes one piece of a topic's past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// The topic's last sequence.
     pub last: u64,
-    /// The first sequence that is still there; what lies before is lost.
+    /// The first sequence still kept; earlier ones are lost.
     pub start: u64,
     /// `PIECE_*`.
     pub flags: u32,
 }
 
-/// Where a frame's flags stand.
+/// Offset of the flags in a frame header.
 const FLAGS_OFFSET: usize = 7;
 
-/// All topics whose home this shard is.
+/// All topics that one shard sequences.
 ///
-/// Invariant: a shard outside `interested` of a topic holds no pattern that matches it, once no scan is pending.
-/// Invariant: scans run in the order they were asked for, so a close never overtakes the open after it.
+/// Invariant: once no scan is pending, a shard holds a pattern that matches a topic only if it is in `interested`.
+/// Invariant: scans run in the order they were requested, so a close never overtakes a later open.
 #[derive(Debug)]
 pub struct Home {
     shard: ShardId,
     shards: u16,
     topics_max: usize,
     keeping: Keeping,
-    /// What the histories may still grow by; below zero: what they are to give back, since the bound was made smaller.
+    /// Bytes the histories may still grow by; negative after the bound was lowered: bytes they must return.
     history_left_bytes: isize,
-    /// The topic from which on the histories are to be held to bounds that were made smaller.
+    /// Next topic whose history must be trimmed to lowered bounds; `None` when no trim is pending.
     trim_next: Option<usize>,
     topics: Vec<HomeTopic>,
     by_name: HashMap<Box<str>, u32>,
-    /// Pattern -> shards that hold it.
+    /// Shards by the pattern they hold.
     interest: PatternTrie<ShardSet>,
-    /// Bound: [`crate::limits::SCANS_MAX`], and what the sessions that end add.
+    /// Bound: [`crate::limits::SCANS_MAX`], plus the patterns of sessions that end.
     scans: VecDeque<Scan>,
 }
 
-/// The home has as many topics as it may.
+/// The home has reached its limit of topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyTopics;
 
@@ -193,8 +203,8 @@ impl Home {
         }
     }
 
-    /// Keeps other amounts of the past from now on. What there is is held to it at each topic's next tick, or as
-    /// [`Home::trim`] comes to it. A pass over the topics where `history` is another than before.
+    /// Changes how much of the past is kept. Existing histories follow at their topic's next tick or when [`Home::trim`]
+    /// reaches them. O(topics) if the rules changed.
     pub fn set_keeping(&mut self, history: Rules<HistoryBounds>, history_bytes_max: usize, keys_max: usize) {
         let taken = signed(self.keeping.history_bytes_max) - self.history_left_bytes;
         self.history_left_bytes = signed(history_bytes_max) - taken;
@@ -208,13 +218,13 @@ impl Home {
         (self.keeping.history, self.keeping.history_bytes_max) = (history, history_bytes_max);
     }
 
-    /// Whether there is something for [`Home::trim`].
+    /// Whether a trim is pending.
     pub fn is_trimming(&self) -> bool {
         self.trim_next.is_some()
     }
 
-    /// Holds histories to their bounds, and together to theirs: those of topics that have fallen silent, too. Does a
-    /// bounded piece, [`TURN_TRIM_BYTES`] copied and a history more. Returns the topics looked at.
+    /// Trims histories to their bounds and to the common budget, silent topics included. Bounded: stops after
+    /// [`TURN_TRIM_BYTES`] were copied or [`TURN_SCAN_TOPICS`] visited. Returns the number of topics visited.
     pub fn trim(&mut self, now_ns: u64) -> usize {
         let Some(first) = self.trim_next else { return 0 };
         let (mut next, mut copied) = (first, 0);
@@ -223,7 +233,7 @@ impl Home {
             copied += history.trim(*bounds, now_ns, &mut self.history_left_bytes);
             next += 1;
         }
-        // Each pass halves what there is, so there are few.
+        // Each pass halves what is kept, so few are needed.
         self.trim_next = match next < self.topics.len() {
             true => Some(next),
             false => (self.history_left_bytes < 0 && next > 0).then_some(0),
@@ -231,27 +241,29 @@ impl Home {
         next - first
     }
 
-    /// The topic at an index that this home gave out.
+    /// The topic at an index that this home assigned.
     pub fn topic(&self, index: u32) -> &HomeTopic {
         &self.topics[index as usize]
     }
 
-    /// Gives a tick the next sequence and encodes it as the newest, once for all shards. No allocation once the buffers
-    /// have grown to what the topic needs, but for keys.
-    pub fn advance(&mut self, index: u32, tick: &TickParts<'_>, now_ns: u64) -> &HomeTopic {
+    /// Gives a tick the next sequence and encodes it as the topic's last value, once for all shards. No allocation once
+    /// the buffers have grown to what the topic needs, but for keys.
+    pub fn sequence(&mut self, index: u32, tick: &TickParts<'_>, now_ns: u64) -> Sequenced<'_> {
         let topic = &mut self.topics[index as usize];
         topic.sequence.0 += 1;
         let (id, sequence) = (topic.id, topic.sequence);
+        let mut header = FrameHeader::default();
         topic.newest.put(sequence.0, tick.key, &mut self.keeping.keys, |out| {
-            frame::encode_tick(out, id, sequence, tick);
+            header = frame::encode_tick(out, id, sequence, tick);
         });
         let left = &mut self.history_left_bytes;
         topic.history.push(sequence.0, topic.newest.latest(), topic.bounds, now_ns, left);
-        topic
+        let tick = Frame { header, kind: Kind::Tick, bytes: topic.newest.latest() };
+        Sequenced { tick, interested: topic.interested }
     }
 
-    /// A piece of a topic's past, from a sequence on: appends whole frames to `out`, about [`HISTORY_PIECE_BYTES`] of
-    /// them, and says what they are. O(piece).
+    /// Appends one piece of a topic's past, about [`HISTORY_PIECE_BYTES`] of whole frames from a sequence on, and
+    /// describes it. O(piece).
     pub fn piece(&mut self, id: TopicId, wanted: Wanted, from: u64, now_ns: u64, out: &mut Vec<u8>) -> Piece {
         let local = id.local_index(self.shards).map_or(usize::MAX, |local| local as usize);
         let Some(topic) = self.topics.get_mut(local) else {
@@ -266,7 +278,7 @@ impl Home {
             Wanted::Latest | Wanted::Newest => snapshot_from = Some(from),
             Wanted::Lost => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(1)),
             Wanted::Place if from > last + 1 => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(1)),
-            // Who has nothing yet cannot have lost its place: the gap says what is no longer there.
+            // A client without any tick cannot have lost its place: the gap says what is no longer kept.
             Wanted::Place if !reaches_back && from == 1 => {
                 (flags, start) = (PIECE_RECOVERED, oldest.unwrap_or(last));
             }
@@ -296,23 +308,23 @@ impl Home {
         Piece { last, start, flags }
     }
 
-    /// Bytes of the topics' histories and newest ticks.
+    /// Bytes of the topics' histories and last values.
     pub fn memory_bytes(&self) -> usize {
         self.topics.iter().map(|topic| topic.history.memory_bytes() + topic.newest.memory_bytes()).sum()
     }
 
-    /// Topics it has.
+    /// Number of topics.
     pub fn len(&self) -> usize {
         self.topics.len()
     }
 
-    /// Whether it has none.
+    /// Whether there is no topic.
     pub fn is_empty(&self) -> bool {
         self.topics.is_empty()
     }
 
-    /// The topic of this name, made at its first tick. The flag says whether it is new: its interested shards are
-    /// then to be told before the tick goes out.
+    /// Finds the topic of this name, or creates it. The flag says whether it is new: the caller must then open it to its
+    /// interested shards before the first tick goes out.
     ///
     /// # Errors
     /// [`TooManyTopics`].
@@ -340,9 +352,9 @@ impl Home {
         Ok((index, true))
     }
 
-    /// A shard has its first subscriber of `pattern`: topics that appear from now on are opened to it at once, those
-    /// that exist as [`Home::scan`] comes to them, and then it is told that it is ready. A pattern that is a topic's
-    /// name takes one look-up and is answered at once: it does not wait behind anybody's walk.
+    /// Registers a shard's first subscriber of `pattern`. Topics created from now on are opened to it at once, existing
+    /// ones as [`Home::scan`] reaches them; then the shard gets `Ready`. A pattern without wildcards is one look-up,
+    /// answered at once: it waits behind nobody's scan.
     pub fn add_interest(
         &mut self,
         shard: ShardId,
@@ -365,7 +377,7 @@ impl Home {
         notify(Notice::Ready(shard, request));
     }
 
-    /// A shard has lost its last subscriber of `pattern`.
+    /// Removes a shard's interest after its last subscriber of `pattern` left.
     pub fn remove_interest(&mut self, shard: ShardId, pattern: &str, mut notify: impl FnMut(Notice<'_>)) {
         let Some(shards) = self.interest.at_mut(pattern) else { return };
         shards.remove(shard);
@@ -379,13 +391,13 @@ impl Home {
         }
     }
 
-    /// Walks that wait. Requests are to be held back while there are [`crate::limits::SCANS_MAX`].
+    /// Scans pending. Requests must wait while there are [`crate::limits::SCANS_MAX`].
     pub fn scans_len(&self) -> usize {
         self.scans.len()
     }
 
-    /// Does a bounded piece of the pending walks, a look at each topic; `notify` gets what the shards are to be told, in
-    /// order. Returns the topics looked at.
+    /// Advances the pending scans by at most [`TURN_SCAN_TOPICS`] topics; `notify` gets the news for the shards, in order.
+    /// Returns the number of topics visited.
     pub fn scan(&mut self, mut notify: impl FnMut(Notice<'_>)) -> usize {
         let mut looked = 0;
         while looked < TURN_SCAN_TOPICS
@@ -414,7 +426,7 @@ impl Home {
         looked
     }
 
-    /// Closes a topic to a shard unless another of its patterns takes it.
+    /// Closes a topic to a shard unless another of the shard's patterns matches it.
     fn close_if_unwanted(
         interest: &PatternTrie<ShardSet>,
         topic: &mut HomeTopic,
@@ -430,7 +442,7 @@ impl Home {
     }
 }
 
-/// A bound that may be "any number", to be counted down from.
+/// Converts a bound that may be `usize::MAX` to a signed budget.
 fn signed(bytes: usize) -> isize {
     isize::try_from(bytes).unwrap_or(isize::MAX)
 }

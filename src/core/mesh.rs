@@ -1,4 +1,4 @@
-//! One shard's ends of the rings that join it to the other shards and to the ingests.
+//! One shard's ends of the rings to and from the other shards, and from the sources.
 
 pub mod ring;
 pub mod sync;
@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use crate::{
     limits::TURN_RING_BYTES,
-    mesh::ring::{Doorbell, FrameConsumer, FrameProducer, frame_ring},
+    mesh::ring::{Doorbell, FrameConsumer, FrameProducer, Stage, frame_ring},
     metrics::counters::Counter,
     now::Now,
     shard::Shard,
 };
 use tickcast_proto::ids::ShardId;
 
-/// The rings between this shard and one other.
+/// The rings between this shard and one peer.
 #[derive(Debug)]
 struct Peer {
     shard: ShardId,
@@ -22,19 +22,19 @@ struct Peer {
     deliveries_out: FrameProducer,
     requests_in: FrameConsumer,
     deliveries_in: FrameConsumer,
-    /// Of the rings out: requests, deliveries. Each is full since before the last push.
+    /// Whether each outgoing ring (requests, deliveries) was full after the last push.
     full: [bool; 2],
     bell: Arc<Doorbell>,
 }
 
-/// All of one shard's ends. Moves to the shard's thread and stays there.
+/// All of one shard's ring ends. Owned by the shard's thread.
 #[derive(Debug)]
 pub struct Mesh {
     peers: Vec<Peer>,
     ingests: Vec<FrameConsumer>,
 }
 
-/// Makes the rings between every two of the shards that `bells` wake, each of `ring_bytes`.
+/// Creates the rings between every pair of shards, each of `ring_bytes`; `bells` wake the shards.
 pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
     let mut meshes: Vec<Mesh> =
         bells.iter().map(|_| Mesh { peers: Vec::new(), ingests: Vec::new() }).collect();
@@ -68,13 +68,13 @@ pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
 }
 
 impl Mesh {
-    /// Adds the reading end of an ingest's ring.
+    /// Adds the consumer end of a source's ring.
     pub fn add_ingest(&mut self, ring: FrameConsumer) {
         self.ingests.push(ring);
     }
 
-    /// Hands what has come to the shard, at most [`TURN_RING_BYTES`] a ring. Deliveries first and always; requests
-    /// only while the shard has room for what they add. Returns whether anything came.
+    /// Passes incoming frames to the shard, at most [`TURN_RING_BYTES`] per ring: deliveries always and first, requests
+    /// only while the shard has room for what they add. Returns whether there were any.
     pub fn take_in(&mut self, shard: &mut Shard, now: Now) -> bool {
         let mut bytes = 0;
         for peer in &mut self.peers {
@@ -96,19 +96,21 @@ impl Mesh {
         bytes > 0
     }
 
-    /// Pushes what waits for the other shards into their rings, one wake-up each. Returns whether anything moved.
+    /// Pushes staged frames into the peers' rings, with one wake-up per peer. Returns whether anything moved.
     pub fn push_out(&mut self, shard: &mut Shard) -> bool {
         let (mut any, mut filled) = (false, 0);
         for peer in &mut self.peers {
-            let stages = shard.stages_mut(peer.shard);
-            let requests =
-                !stages.requests.waiting().is_empty() && peer.requests_out.push(&mut stages.requests);
-            let deliveries =
-                !stages.deliveries.waiting().is_empty() && peer.deliveries_out.push(&mut stages.deliveries);
-            let full = [&stages.requests, &stages.deliveries].map(|stage| !stage.waiting().is_empty());
+            let (pushed, full) = shard.with_stages(peer.shard, |stages| {
+                let push = |ring: &mut FrameProducer, stage: &mut Stage| {
+                    !stage.waiting().is_empty() && ring.push(stage)
+                };
+                let pushed = push(&mut peer.requests_out, &mut stages.requests)
+                    | push(&mut peer.deliveries_out, &mut stages.deliveries);
+                (pushed, [&stages.requests, &stages.deliveries].map(|stage| !stage.waiting().is_empty()))
+            });
             filled += full.iter().zip(peer.full).filter(|&(&is, was)| is && !was).count() as u64;
             peer.full = full;
-            if requests || deliveries {
+            if pushed {
                 peer.bell.ring();
                 any = true;
             }
@@ -119,31 +121,31 @@ impl Mesh {
         any
     }
 
-    /// The look before sleep, with the doorbell armed: whether there is something to do after all. What waits for room
-    /// is pushed once more: a reader that made room earlier rang a shard that was still awake.
+    /// Checks again before sleep, with the doorbell armed, whether there is work after all. Pushes staged frames once more,
+    /// because a consumer that made room earlier rang while this shard was still awake.
     pub fn look_again(&mut self, shard: &mut Shard) -> bool {
         self.push_out(shard) || self.has_input(shard)
     }
 
-    /// Whether there is something to take in that the shard would take: then it must not sleep.
+    /// Whether there is input the shard would accept: then it must not sleep.
     pub fn has_input(&mut self, shard: &Shard) -> bool {
         !self.deliveries_are_empty() || (shard.takes_requests() && !self.requests_are_empty())
     }
 
-    /// Bytes that have come from other shards, and from the server's own sources, and were not taken in.
+    /// Bytes not yet consumed, from other shards and from sources.
     pub fn waiting_bytes(&self) -> (usize, usize) {
         let of_peer = |peer: &Peer| peer.requests_in.waiting_bytes() + peer.deliveries_in.waiting_bytes();
         let sources = self.ingests.iter().map(FrameConsumer::waiting_bytes).sum();
         (self.peers.iter().map(of_peer).sum(), sources)
     }
 
-    /// Whether no request is under way to this shard.
+    /// Whether no request is waiting for this shard.
     pub fn requests_are_empty(&mut self) -> bool {
         self.peers.iter_mut().all(|peer| peer.requests_in.is_empty())
             && self.ingests.iter_mut().all(FrameConsumer::is_empty)
     }
 
-    /// Whether no delivery is under way to this shard.
+    /// Whether no delivery is waiting for this shard.
     pub fn deliveries_are_empty(&mut self) -> bool {
         self.peers.iter_mut().all(|peer| peer.deliveries_in.is_empty())
     }
@@ -175,15 +177,17 @@ mod tests {
         let mut shard = Shard::new(ShardId(0), 2, 1, Limits::default(), Arc::new(Counters::default()));
         let full = |shard: &Shard| shard.counters().value(Counter::MeshRingFull);
         let fill = |shard: &mut Shard| {
-            let tail = shard.stages_mut(ShardId(1)).requests.tail();
-            (0..20).for_each(|request| encode_request(tail, Kind::Subscribe, request, "some.topic"));
+            shard.with_stages(ShardId(1), |stages| {
+                let tail = stages.requests.tail();
+                (0..20).for_each(|request| encode_request(tail, Kind::Subscribe, request, "some.topic"));
+            });
         };
         for times in 1..3 {
             fill(&mut shard);
             own.push_out(&mut shard);
             assert_eq!(full(&shard), times);
-            // It has room now and then, and is full again at once.
-            while !shard.stages_mut(ShardId(1)).requests.waiting().is_empty() {
+            // It has room now and then, and fills again at once.
+            while !shard.requests_have_left() {
                 own.push_out(&mut shard);
                 assert_eq!(full(&shard), times);
                 other.peers[0].requests_in.drain(usize::MAX, |_| true);

@@ -1,9 +1,9 @@
-//! Which shard is responsible: the home of a topic, the shard that serves an identity.
+//! Maps topics to their home shard, and client identities to the shard that serves them.
 
 use tickcast_proto::ids::ShardId;
 
-/// The shard that sequences `topic`: FNV-1a over the name, so that every shard and every ingest agree without a
-/// table. (Fowler, Noll, Vo; 64-bit offset basis and prime.)
+/// The shard that sequences `topic`: FNV-1a of the name, so that all shards and sources agree without a table.
+/// (Fowler, Noll, Vo; 64-bit offset basis and prime.)
 pub fn home_shard(topic: &str, shards: u16) -> ShardId {
     let hash = topic.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -12,7 +12,7 @@ pub fn home_shard(topic: &str, shards: u16) -> ShardId {
     ShardId(((hash ^ hash >> 32) % u64::from(shards)) as u16)
 }
 
-/// The shard that serves an identity: the same hash as for topics, so that every shard agrees without a table.
+/// The shard that serves an identity, by the same hash as for topics.
 pub fn serving_shard(identity: &str, shards: u16) -> ShardId {
     home_shard(identity, shards)
 }

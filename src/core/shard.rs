@@ -18,6 +18,7 @@ mod input;
 mod lag;
 mod placing;
 mod reload;
+mod stages;
 mod subscribe;
 pub mod survey;
 mod timers;
@@ -28,6 +29,7 @@ use std::{
 };
 
 use self::{
+    stages::Stages,
     subscribe::Walk,
     timers::{Timer, TimerKind},
 };
@@ -37,7 +39,6 @@ use crate::{
     fanout::{self, Fanout, Logs},
     home::{Home, Keeping, last_value::KeysBudget},
     limits::{GATHER_BYTES, SCANS_MAX, SEND_BYTES_MAX, SENDS_PER_SUBMIT, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
-    mesh::ring::Stage,
     metrics::{
         counters::{Counter, Counters},
         latency::Latency,
@@ -57,7 +58,7 @@ use tickcast_proto::{
     reply::Reply,
 };
 
-pub use self::{ending::LOG_TARGET_SESSION, placing::Departure};
+pub use self::{ending::LOG_TARGET_SESSION, placing::Departure, stages::PeerStages};
 
 /// The origin of ticks that no session published: nobody is told when they are refused, but it is counted.
 pub const ORIGIN_INGEST: u64 = u64::MAX;
@@ -97,16 +98,6 @@ pub struct Send {
     source: Source,
 }
 
-/// What waits for one other shard.
-#[derive(Debug, Default)]
-pub struct Stages {
-    /// Requests to it as a home: publish, subscribe, unsubscribe.
-    pub requests: Stage,
-    /// Deliveries from this home to it: ticks, topics, readiness, refusals. Always taken in, so that two full
-    /// shards cannot wait for each other.
-    pub deliveries: Stage,
-}
-
 /// A tick that its home has not counted yet: the parts of a PUBLISH.
 #[derive(Clone, Copy, Debug)]
 struct Unsequenced<'a> {
@@ -131,8 +122,7 @@ pub struct Shard {
     fanout: Fanout,
     logs: Logs,
     sessions: Sessions,
-    /// By shard; its own stays empty.
-    stages: Vec<Stages>,
+    stages: Stages,
     actions: VecDeque<Action>,
     /// Slots whose input waits. Bound: one entry a session.
     paused: Vec<u32>,
@@ -198,7 +188,7 @@ impl Shard {
             ),
             logs: Logs::new(limits.egress_log_bytes),
             sessions: Sessions::new(limits.outbox_bytes_max, limits.behind_bytes),
-            stages: (0..shards).map(|_| Stages::default()).collect(),
+            stages: Stages::new(shards),
             actions: VecDeque::new(),
             paused: Vec::new(),
             timers: Wheel::new(),
@@ -286,16 +276,12 @@ impl Shard {
     /// Requests add deliveries and walks, never requests: so they may be taken in while the stages of requests are
     /// full, and no two shards wait for each other.
     pub fn takes_requests(&self) -> bool {
-        self.home.scans_len() < SCANS_MAX && self.stages.iter().all(|stages| stages.deliveries.has_room())
+        self.home.scans_len() < SCANS_MAX && self.stages.deliveries_have_room()
     }
 
     /// Whether sessions' input may be taken up: it adds requests too.
     fn takes_input(&self) -> bool {
-        !self.input_stopped && self.takes_requests() && self.requests_have_room()
-    }
-
-    fn requests_have_room(&self) -> bool {
-        self.stages.iter().all(|stages| stages.requests.has_room())
+        !self.input_stopped && self.takes_requests() && self.stages.requests_have_room()
     }
 
     /// The server stops: what clients have sent and was not taken up is not taken up any more.
@@ -306,7 +292,7 @@ impl Shard {
     /// Does what is due: scans, input that waited for room, timers. Returns whether anything was done.
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
-        if self.stages.iter().all(|stages| stages.deliveries.has_room()) {
+        if self.stages.deliveries_have_room() {
             worked |= self.with_home(|home, notify| home.scan(notify)) > 0;
         }
         worked |= self.home.trim(now.monotonic_ns) > 0;
@@ -320,6 +306,7 @@ impl Shard {
         }
         worked |= self.handle_timers(now);
         self.settle(now);
+        self.stages.invariants();
         worked
     }
 
@@ -374,9 +361,9 @@ impl Shard {
         self.actions.pop_front()
     }
 
-    /// What waits for a shard.
-    pub fn stages_mut(&mut self, shard: ShardId) -> &mut Stages {
-        &mut self.stages[usize::from(shard.0)]
+    /// Lets `take` take what waits for another shard, as far as its rings have room.
+    pub fn with_stages<R>(&mut self, shard: ShardId, take: impl FnOnce(&mut PeerStages) -> R) -> R {
+        self.stages.with(shard, take)
     }
 
     /// After the turn's SENDs: nothing borrowed from the logs is in use any more.
@@ -388,12 +375,11 @@ impl Shard {
 
     /// Whether there is work that needs no event from outside.
     pub fn is_busy(&self) -> bool {
-        let may_scan = || self.stages.iter().all(|stages| stages.deliveries.has_room());
         self.sessions.has_ready()
             || self.fanout.has_live()
             || self.may_pull()
             || !self.walks.is_empty()
-            || (self.home.scans_len() > 0 && may_scan())
+            || (self.home.scans_len() > 0 && self.stages.deliveries_have_room())
             || self.home.is_trimming()
             || (self.takes_input() && self.paused_can_resume())
             || !self.actions.is_empty()
@@ -401,12 +387,12 @@ impl Shard {
 
     /// Whether every request to another home has left its stage.
     pub fn requests_have_left(&self) -> bool {
-        self.stages.iter().all(|stages| stages.requests.waiting().is_empty())
+        self.stages.requests_have_left()
     }
 
     /// Whether every delivery to another shard has left its stage.
     pub fn deliveries_have_left(&self) -> bool {
-        self.stages.iter().all(|stages| stages.deliveries.waiting().is_empty())
+        self.stages.deliveries_have_left()
     }
 
     /// When [`Shard::turn`] is due even if nothing happens, CLOCK_MONOTONIC nanoseconds.
@@ -427,16 +413,11 @@ impl Shard {
                     + session.subscriptions.capacity() * size_of::<fanout::Subscription>()
             })
             .sum();
-        let stages: usize = self
-            .stages
-            .iter()
-            .map(|stages| stages.requests.waiting().len() + stages.deliveries.waiting().len())
-            .sum();
         self.logs.bytes()
             + self.home.memory_bytes()
             + sessions
             + memberships
-            + stages
+            + self.stages.waiting_bytes()
             + self.timers.heap_bytes()
             + self.holders.bytes()
             + self.identities.values().map(|identity| identity.len() + 32).sum::<usize>()

@@ -230,15 +230,22 @@ pub struct Meta {
     pub schema: u32,
 }
 
-/// Appends one frame; the payload is the concatenation of `parts`. No allocation beyond the growth of `out`.
+/// Appends one frame; the payload is the concatenation of `parts`. No allocation beyond the growth of `out`. Returns the
+/// frame's header, so that nobody has to decode what was just encoded.
 ///
 /// The caller keeps the whole within `frame_bytes_max`, so the lengths fit their fields.
-pub fn encode<R: WireRecord>(out: &mut Vec<u8>, kind: Kind, meta: Meta, record: &R, parts: &[&[u8]]) {
+pub fn encode<R: WireRecord>(
+    out: &mut Vec<u8>,
+    kind: Kind,
+    meta: Meta,
+    record: &R,
+    parts: &[&[u8]],
+) -> FrameHeader {
     let payload_len: usize = parts.iter().map(|part| part.len()).sum();
     let frame_len = encoded_len(R::STRIDE, payload_len);
     let start = out.len();
     out.reserve(frame_len);
-    FrameHeader {
+    let header = FrameHeader {
         frame_len: frame_len as u32,
         magic: MAGIC,
         version: VERSION,
@@ -249,13 +256,14 @@ pub fn encode<R: WireRecord>(out: &mut Vec<u8>, kind: Kind, meta: Meta, record: 
         sequence: meta.sequence,
         topic_id: meta.topic_id,
         schema: meta.schema,
-    }
-    .write(out);
+    };
+    header.write(out);
     record.write(out);
     for part in parts {
         out.extend_from_slice(part);
     }
     out.resize(start + frame_len, 0);
+    header
 }
 
 /// What a tick is made of besides its place.
@@ -273,15 +281,20 @@ pub struct TickParts<'a> {
     pub payload: &'a [u8],
 }
 
-/// Appends a TICK.
-pub fn encode_tick(out: &mut Vec<u8>, topic: TopicId, sequence: Sequence, tick: &TickParts<'_>) {
+/// Appends a TICK and returns its header.
+pub fn encode_tick(
+    out: &mut Vec<u8>,
+    topic: TopicId,
+    sequence: Sequence,
+    tick: &TickParts<'_>,
+) -> FrameHeader {
     let TickParts { flags, schema, times, key, payload } = *tick;
     let meta = Meta { flags, sequence: sequence.0, topic_id: topic.0, schema };
     if key == 0 {
         return encode(out, Kind::Tick, meta, &times, &[payload]);
     }
     let TickTimes { producer_time_ns, ingest_time_ns } = times;
-    encode(out, Kind::Tick, meta, &KeyedTimes { producer_time_ns, ingest_time_ns, key }, &[payload]);
+    encode(out, Kind::Tick, meta, &KeyedTimes { producer_time_ns, ingest_time_ns, key }, &[payload])
 }
 
 /// Appends a CONFLATED or GAP: the ticks from `from` to before `to` do not come.

@@ -146,7 +146,9 @@ impl Reply<'_> {
                 frame::encode_skipped(out, Kind::Conflated, topic, from, to);
             }
             Reply::Gap { topic, from, to, .. } => frame::encode_skipped(out, Kind::Gap, topic, from, to),
-            Reply::Pong { token } => frame::encode(out, Kind::Pong, meta, &Token { token }, &[]),
+            Reply::Pong { token } => {
+                frame::encode(out, Kind::Pong, meta, &Token { token }, &[]);
+            }
             Reply::Error { request, code, text } => {
                 let record = ErrorRecord { request, code: code as u16, reserved: 0 };
                 frame::encode(out, Kind::Error, meta, &record, &[text.as_bytes()]);

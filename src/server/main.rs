@@ -96,8 +96,10 @@ fn announce(config: &Config, addresses: &[(Kind, Address)]) {
         Some(Source::Ecg(_)) => "ecg.*",
         _ => ">",
     };
+    // As this program was called, so that the next step works as printed: `target/release/tickcast` after `cargo run`.
+    let program = std::env::args().next().unwrap_or_else(|| "tickcast".into());
     if let Some(tcp) = first(Kind::Native) {
-        text += &format!("next: tickcast sub '{pattern}' --server {tcp}\n");
+        text += &format!("next: {program} sub '{pattern}' --server {tcp}\n");
     }
     if let Some(http) = first(Kind::Http) {
         let encoded = pattern.replace('>', "%3E");
@@ -107,7 +109,7 @@ fn announce(config: &Config, addresses: &[(Kind, Address)]) {
     }
     let is_ecg = |source: &Source| matches!(source, Source::Ecg(_));
     if let Some(tcp) = first(Kind::Native).filter(|_| config.sources.iter().any(is_ecg)) {
-        text += &format!("and for the heart beats: tickcast process ecg --server {tcp}\n");
+        text += &format!("and for the heart beats: {program} process ecg --server {tcp}\n");
     }
     // A closed standard output must not end a server.
     let _ = io::stdout().lock().write_all(text.as_bytes());

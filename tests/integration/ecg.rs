@@ -198,7 +198,7 @@ fn a_record_that_cannot_be_read_is_an_error_at_the_start_with_file_line_and_reme
     for (file, parts) in [
         ("no/such.hea", &["no/such.hea", "No such file"][..]),
         (&*malformed, &["malformed.hea line 2", "\"fast\"", "360"]),
-        (&*short, &["short.dat", "ends in sample 1 of the 9", "get the whole file"]),
+        (&*short, &["short.dat", "ends at sample 1 of the 9", "download the complete file"]),
         (folder.to_str().unwrap(), &["not a regular file"]),
     ] {
         let (code, text) = run(tickcast().arg("serve").args(FREE_PORTS).args(["--ecg", file]));

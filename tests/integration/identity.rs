@@ -10,7 +10,7 @@ use crate::harness::{
     frames::{self, Raw},
     raw::{CLOSE, Peer, upgrade_request},
 };
-use tickcast_client::{Client, SessionOptions};
+use tickcast_client::{Client, ConnectOptions};
 use tickcast_proto::Encoding;
 
 const SHARDS: [&str; 2] = ["--shards", "4"];
@@ -172,7 +172,7 @@ fn clients_of_other_makers_and_the_client_library_are_served_by_their_identity()
     let mut clients: Vec<Client> = (0..8)
         .map(|n| {
             let address = address(&server, [Encoding::Native, Encoding::WebSocketRkyv][n % 2]);
-            let options = SessionOptions { client: format!("lib & {n}"), ..address.session_options() };
+            let options = ConnectOptions { client: format!("lib & {n}"), ..address.connect_options() };
             let mut client = Client::connect_with(&address, &options).unwrap();
             client.subscribe("t").unwrap();
             barrier(&mut client);

@@ -119,8 +119,9 @@ fn a_server_that_stops_and_refuses_fires_no_alert_and_one_that_is_full_does() {
         )
     };
     let full = "{exp_labels: {severity: warning, instance: a, reason: clients}, exp_annotations: {summary: \
-                'a has refused 75 connections in 15 minutes (clients)', description: 'clients: --max-clients is reached; \
-                source: --max-clients-per-source; rate: --accept-rate; failed: the kernel had no memory.'}}";
+                'a refused 75 connections in 15 minutes (clients)', description: 'Reached limit by reason: clients \
+                --max-clients, source --max-clients-per-source, rate --accept-rate. Reason failed: the kernel ran out of \
+                memory.'}}";
     let rules = shipped("tickcast-alerts.yml");
     let text = format!("rule_files: [{rules:?}]\ntests:\n{}{}", case("draining", ""), case("clients", full));
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("alerts-test.yml");

@@ -285,8 +285,9 @@ impl Client {
     pub fn ping(&mut self) {
         match self.speaks_json() {
             true => self.send_text(r#"{"op":"ping","token":5}"#.into()),
-            false => self
-                .send_frame(|out| frame::encode(out, Kind::Ping, Meta::default(), &Token { token: 5 }, &[])),
+            false => self.send_frame(|out| {
+                frame::encode(out, Kind::Ping, Meta::default(), &Token { token: 5 }, &[]);
+            }),
         }
     }
 
@@ -389,7 +390,9 @@ impl Client {
             Kind::Pong => self.pongs += 1,
             Kind::Ping => {
                 let token = frame.record::<Token>().unwrap();
-                self.send_frame(|out| frame::encode(out, Kind::Pong, Meta::default(), &token, &[]));
+                self.send_frame(|out| {
+                    frame::encode(out, Kind::Pong, Meta::default(), &token, &[]);
+                });
             }
             Kind::Closing => self.closing = Some(frame.record::<Closing>().unwrap().code),
             Kind::Welcome => {}

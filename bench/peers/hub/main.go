@@ -1,9 +1,9 @@
-// hub: the Go case study's design in a few lines, to be measured beside tickcast.
+// hub is the Go case study's design in a few lines, as a peer of tickcast in the benchmarks.
 //
-// Producers are goroutines that sleep and publish to a hub; each client has a goroutine and a buffered channel;
-// what a full channel does not take is dropped. Ticks leave as WebSocket text frames, one write each.
+// Producers are goroutines that sleep and publish to a hub. Each client has a goroutine and a buffered channel; a tick
+// that finds the channel full is dropped. Each tick leaves as one WebSocket text frame with one write.
 //
-// On SIGINT or SIGTERM it prints what it published, delivered (written to a socket) and dropped, as one JSON object.
+// On SIGINT or SIGTERM it prints one JSON object with the ticks it published, delivered (wrote to a socket) and dropped.
 package main
 
 import (
@@ -25,26 +25,26 @@ import (
 	"time"
 )
 
-// Ticks that wait for one client; the case study's figure.
+// Capacity of a client's queue in ticks, as in the case study.
 const clientQueueTicks = 256
 
-// How often clients are counted while the producers wait for them.
-const clientsLook = 10 * time.Millisecond
+// Interval at which clients are counted while the producers wait for them.
+const clientPollInterval = 10 * time.Millisecond
 
-// Longest frame taken from a client: it has only pings and a goodbye to send (RFC 6455, section 5.5).
+// Longest payload accepted from a client, which sends only control frames (RFC 6455, section 5.5).
 const controlBytesMax = 125
 
-// Longest head of a frame: two bytes and a length of eight.
+// Longest frame header from the server: two bytes and a length of eight.
 const frameHeadBytes = 10
 
 type hub struct {
 	mutex   sync.RWMutex
 	clients map[chan []byte]struct{}
-	// Ticks taken from producers; frames written to sockets; frames that a full queue did not take.
+	// Ticks from producers, frames written to sockets, frames dropped at a full queue.
 	published, delivered, dropped atomic.Uint64
 }
 
-// publish offers one frame, the same bytes for all, to every client.
+// publish queues one frame for every client. All share its bytes.
 func (h *hub) publish(frame []byte) {
 	h.published.Add(1)
 	h.mutex.RLock()
@@ -58,28 +58,28 @@ func (h *hub) publish(frame []byte) {
 	}
 }
 
-// count gives how many clients there are.
+// count returns the number of clients.
 func (h *hub) count() int {
 	h.mutex.RLock()
 	defer h.mutex.RUnlock()
 	return len(h.clients)
 }
 
-// produce publishes `rate` ticks a second of its own topic, each with the time it was meant to be sent at.
+// produce publishes `rate` ticks per second on its own topic. Each carries its intended send time.
 func (h *hub) produce(topic, producers, rate, size int) {
 	interval := time.Second / time.Duration(rate)
-	// Evenly offset, as tickcast's simulator does.
+	// Offsets the producers evenly, as tickcast's simulator does.
 	time.Sleep(interval * time.Duration(topic) / time.Duration(producers))
 	intended := time.Now()
 	for n := 1; ; n++ {
-		// The schedule stands whatever the sleep takes, so that lateness is measured.
+		// The schedule does not depend on how long the sleep takes, so lateness is measured.
 		intended = intended.Add(interval)
 		time.Sleep(time.Until(intended))
 		h.publish(textFrame(payload(intended, topic, n, size)))
 	}
 }
 
-// payload is the form that tickcast's simulator, its feeder and its load client share.
+// payload has the form that tickcast's simulator, publisher and load client share.
 func payload(intended time.Time, topic, n, size int) []byte {
 	text := fmt.Sprintf(`{"at":%d,"topic":%d,"n":%d,"pad":"`, intended.UnixNano(), topic, n)
 	padding := size - len(text) - 2
@@ -110,12 +110,12 @@ func frameHead(first byte, length int) []byte {
 	return head
 }
 
-// ServeHTTP upgrades at any path, registers the client, and writes to it until it goes.
+// ServeHTTP upgrades a request on any path to a WebSocket and writes to the client until it disconnects.
 func (h *hub) ServeHTTP(response http.ResponseWriter, request *http.Request) {
 	key := request.Header.Get("Sec-WebSocket-Key")
 	hijacker, ok := response.(http.Hijacker)
 	if key == "" || !ok {
-		http.Error(response, "this is a WebSocket", http.StatusBadRequest)
+		http.Error(response, "this endpoint accepts only WebSocket requests", http.StatusBadRequest)
 		return
 	}
 	conn, buffered, err := hijacker.Hijack()
@@ -161,7 +161,7 @@ func (h *hub) ServeHTTP(response http.ResponseWriter, request *http.Request) {
 	}
 }
 
-// readControl answers pings until the client says goodbye, goes, or sends what it has no reason to.
+// readControl answers pings. It returns when the client closes, disconnects or sends anything else.
 func readControl(reader *bufio.Reader, pongs chan<- []byte) {
 	var head [6]byte
 	for {
@@ -193,14 +193,14 @@ func readControl(reader *bufio.Reader, pongs chan<- []byte) {
 }
 
 func main() {
-	listen := flag.String("listen", "127.0.0.1:0", "address to listen at; port 0: the kernel chooses")
-	producers := flag.Int("producers", 50, "producers")
-	rate := flag.Int("rate", 100, "ticks a second of each")
-	size := flag.Int("size", 100, "bytes of a payload")
-	waitClients := flag.Int("wait-clients", 0, "clients that must be there before the first tick")
+	listen := flag.String("listen", "127.0.0.1:0", "listen on `ADDRESS`; with port 0, the kernel chooses")
+	producers := flag.Int("producers", 50, "start `N` producers, each with its own topic; 0 for an idle hub")
+	rate := flag.Int("rate", 100, "publish `N` ticks per second from each producer")
+	size := flag.Int("size", 100, "pad payloads to `BYTES`")
+	waitClients := flag.Int("wait-clients", 0, "start the producers once `N` clients are connected")
 	flag.Parse()
 	if *producers < 0 || *rate < 1 || *rate > 1_000_000 || *size < 1 || *size > 1<<20 {
-		fmt.Fprintln(os.Stderr, "hub: -rate (to 1000000) and -size (to 1048576) must be at least 1, -producers 0 (none: idle)")
+		fmt.Fprintln(os.Stderr, "hub: -rate must be 1 to 1000000, -size 1 to 1048576, and -producers at least 0")
 		os.Exit(2)
 	}
 	listener, err := net.Listen("tcp", *listen)
@@ -212,7 +212,7 @@ func main() {
 	go http.Serve(listener, h)
 	go func() {
 		for h.count() < *waitClients {
-			time.Sleep(clientsLook)
+			time.Sleep(clientPollInterval)
 		}
 		for topic := 0; topic < *producers; topic++ {
 			go h.produce(topic, *producers, *rate, *size)

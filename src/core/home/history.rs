@@ -1,4 +1,4 @@
-//! The recent ticks of one topic, kept at its home for clients that come back.
+//! Recent ticks of one topic, kept at its home for clients that resume.
 
 use crate::{
     egress_log::{EgressLog, Mark},
@@ -6,14 +6,14 @@ use crate::{
 };
 use std::collections::VecDeque;
 
-/// How much of a topic is kept: the tightest of the three decides. No ticks or no bytes: nothing.
+/// How much of a topic is kept; the tightest of the three bounds wins. Zero ticks or bytes: nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryBounds {
     /// Ticks.
     pub ticks: usize,
     /// Bytes of frames.
     pub bytes: usize,
-    /// Age, nanoseconds; 0: whatever their age.
+    /// Age, nanoseconds; 0: unlimited.
     pub age_ns: u64,
 }
 
@@ -27,10 +27,10 @@ impl Default for HistoryBounds {
     }
 }
 
-/// The frames of consecutive sequences, in a circular buffer that grows as they come, up to its bound.
+/// Frames of consecutive sequences in a circular buffer that grows with demand, up to its bound.
 ///
-/// Memory: at most twice `bytes` and 32 bytes a tick; what all topics of a home hold together is bounded by the
-/// budget that [`History::push`] is given.
+/// Memory: at most twice `bytes` plus 32 bytes a tick; the sum over all topics of a home is bounded by the budget passed
+/// to [`History::push`].
 ///
 /// Invariant: `times` has an entry for each frame in `log`, whose sequences are consecutive.
 #[derive(Debug, Default)]
@@ -39,13 +39,13 @@ pub struct History {
     times: VecDeque<u64>,
 }
 
-/// The first buffer of a topic's history.
+/// Size of a topic's first buffer.
 const FIRST_BYTES: usize = 4 << 10;
 
 impl History {
-    /// Takes in the next tick's frame and lets go of what is past its bounds. `budget_bytes` is what all histories
-    /// may still grow by: past it the topic's own oldest ticks make room. One copy, and one of everything kept each time
-    /// the buffer changes its length.
+    /// Appends the next tick's frame and drops what exceeds the bounds. `budget_bytes` is what all histories together may
+    /// still grow by; once it is used up, the topic's own oldest ticks make room. One copy of the frame, and one of
+    /// everything kept whenever the buffer is resized.
     pub fn push(
         &mut self,
         sequence: u64,
@@ -56,7 +56,7 @@ impl History {
     ) {
         self.hold_to(bounds, budget_bytes);
         if bounds.ticks == 0 || frame.len() > bounds.bytes {
-            // Sequences must stay consecutive: what is older cannot stand beside what is newer.
+            // Sequences must stay consecutive, so older frames cannot remain beside newer ones.
             while self.log.as_ref().is_some_and(|log| !log.is_empty()) {
                 self.forget_first();
             }
@@ -78,12 +78,12 @@ impl History {
         }
     }
 
-    /// Doubles the buffer while a frame would lap another and the bounds allow.
+    /// Doubles the buffer while the frame would overwrite another and the bounds allow it.
     fn make_room(&mut self, len: usize, bounds: HistoryBounds, budget_bytes: &mut isize) {
         loop {
             let capacity = self.capacity();
             let fits = self.log.as_ref().is_some_and(|log| len <= capacity && !log.would_lap(len));
-            // The buffer may be a little longer than its bound: a frame never wraps.
+            // The buffer may be slightly longer than its bound, because a frame never wraps.
             let wanted = (2 * capacity).clamp(FIRST_BYTES.min(bounds.bytes), bounds.bytes.max(len));
             if fits || capacity >= wanted || (wanted - capacity) as isize > *budget_bytes {
                 return;
@@ -92,8 +92,8 @@ impl History {
         }
     }
 
-    /// Lets go of what is past its bounds without a tick to come. With `budget_bytes` below zero, as it is once it was made
-    /// smaller, half of the buffer goes as well. Returns the bytes that were copied.
+    /// Drops what exceeds the bounds without a new tick. With a negative `budget_bytes` (after the bound was lowered), also
+    /// gives half of the buffer back. Returns the bytes copied.
     pub fn trim(&mut self, bounds: HistoryBounds, now_ns: u64, budget_bytes: &mut isize) -> usize {
         self.expire(bounds, now_ns);
         while self.times.len() > bounds.ticks {
@@ -106,14 +106,14 @@ impl History {
         let before = self.capacity();
         self.hold_to(bounds, budget_bytes);
         if *budget_bytes < 0 {
-            // What is shorter than a first buffer is not worth keeping.
+            // Less than a first buffer is not worth keeping.
             let half = self.capacity() / 2;
             self.resize(if half < FIRST_BYTES { 0 } else { half }, budget_bytes);
         }
         if self.capacity() < before { self.capacity() } else { 0 }
     }
 
-    /// Makes the buffer shorter where its bound has become so.
+    /// Shrinks the buffer after its bound was lowered.
     fn hold_to(&mut self, bounds: HistoryBounds, budget_bytes: &mut isize) {
         let bytes_max = if bounds.ticks == 0 { 0 } else { bounds.bytes };
         if self.capacity() > bytes_max {
@@ -121,7 +121,7 @@ impl History {
         }
     }
 
-    /// Takes another buffer, with the newest frames that fit.
+    /// Moves the newest frames that fit into a buffer of another size.
     fn resize(&mut self, capacity: usize, budget_bytes: &mut isize) {
         *budget_bytes += self.capacity() as isize - capacity as isize;
         let before = self.log.take();
@@ -129,7 +129,7 @@ impl History {
             let mut log = EgressLog::new(capacity);
             if let Some(before) = before {
                 for (range, mark) in (0..before.len()).filter_map(|at| before.nth(at)) {
-                    // Laps older ones where it is shorter than they are together.
+                    // Overwrites older frames where the new buffer cannot hold all.
                     if log.append(mark, before.bytes(range)).is_none() {
                         log.rewind();
                     }
@@ -144,7 +144,7 @@ impl History {
         self.times.shrink_to(2 * len);
     }
 
-    /// Bytes of its buffer: what it took of the budget.
+    /// Buffer size in bytes: what this history took from the budget.
     pub fn capacity(&self) -> usize {
         self.log.as_ref().map_or(0, EgressLog::capacity)
     }
@@ -163,13 +163,13 @@ impl History {
         }
     }
 
-    /// The oldest sequence still there and within its age, after letting go of older ones.
+    /// The oldest sequence still kept, after dropping what is too old.
     pub fn oldest(&mut self, bounds: HistoryBounds, now_ns: u64) -> Option<u64> {
         self.expire(bounds, now_ns);
         self.log.as_ref()?.first().map(|(_, mark)| mark.sequence)
     }
 
-    /// The frames from `sequence` on, in order; empty when it is no longer there.
+    /// Frames from `sequence` on, in order; empty if that sequence is no longer kept.
     pub fn since(&self, sequence: u64) -> impl Iterator<Item = (u64, &[u8])> {
         let log = self.log.as_ref();
         let first = log.and_then(|log| log.first()).map_or(0, |(_, mark)| mark.sequence);
@@ -181,17 +181,17 @@ impl History {
         })
     }
 
-    /// Ticks it has, those included that are past their age since the last tick came.
+    /// Number of ticks, including any that expired since the last tick.
     pub fn len(&self) -> usize {
         self.times.len()
     }
 
-    /// Whether it has none.
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.times.is_empty()
     }
 
-    /// Bytes it holds on the heap.
+    /// Heap memory in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.log.as_ref().map_or(0, EgressLog::memory_bytes) + self.times.capacity() * size_of::<u64>()
     }

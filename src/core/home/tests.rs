@@ -99,7 +99,8 @@ fn home(shards: u16, topics_max: usize) -> Home {
 }
 
 fn advance(home: &mut Home, index: u32, key: u64, payload: &[u8]) -> TopicId {
-    home.advance(index, &TickParts { key, payload, ..TickParts::default() }, 0).id
+    let sequenced = home.sequence(index, &TickParts { key, payload, ..TickParts::default() }, 0);
+    TopicId(sequenced.tick.header.topic_id)
 }
 
 /// Start, flags, and the sequences and snapshot marks of a piece.

@@ -1,7 +1,7 @@
-//! What connects executors: a bounded SPSC ring of native frames, and the doorbell that wakes a parked shard.
+//! A bounded SPSC ring of native frames, and the doorbell that wakes a parked shard.
 //!
-//! A ring holds bytes, not messages: its bound is memory, a frame is copied once into it and read in place, and one
-//! push moves a whole batch. Whole frames are put together again at the reading end.
+//! The ring holds bytes, not messages: its bound is memory, a frame is copied into it once and read in place, and one
+//! push moves a whole batch. The consumer reassembles frames that wrap.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use tickcast_proto::{
     frame::{self, Frame},
 };
 
-/// Makes a ring of `bytes` (rounded up to a multiple of 16), which must hold the longest frame.
+/// Creates a ring of `bytes`, rounded up to a multiple of 16. It must hold the longest frame.
 pub fn frame_ring(bytes: usize) -> (FrameProducer, FrameConsumer) {
     let (producer, consumer) = rtrb::RingBuffer::new(bytes.next_multiple_of(FRAME_ALIGN));
     let starved = Arc::new(AtomicBool::new(false));
@@ -27,22 +27,22 @@ pub fn frame_ring(bytes: usize) -> (FrameProducer, FrameConsumer) {
     )
 }
 
-/// The writing end; one thread.
+/// The producer end. Single-threaded.
 #[derive(Debug)]
 pub struct FrameProducer {
     ring: rtrb::Producer<u8>,
-    /// Something did not fit: the reader is to ring when it has made room.
+    /// Set when something did not fit: the consumer must ring once it has made room.
     starved: Arc<AtomicBool>,
 }
 
 impl FrameProducer {
-    /// Moves as much of `stage` as fits. Returns whether anything moved: then the doorbell is due, once.
+    /// Moves as much of `stage` as fits. Returns whether anything moved: the caller then rings the doorbell once.
     pub fn push(&mut self, stage: &mut Stage) -> bool {
         let moved = self.push_some(stage);
         if stage.waiting().is_empty() {
             return moved;
         }
-        // Say so first, then try again: the reader makes room first, then looks. One of the two sees the other.
+        // Set the flag first, then try again; the consumer makes room first, then checks the flag. One sees the other.
         // A swap for the reason given in `Doorbell::sleep`.
         self.starved.swap(true, SeqCst);
         fence(SeqCst);
@@ -57,22 +57,22 @@ impl FrameProducer {
     }
 }
 
-/// The reading end; one thread.
+/// The consumer end. Single-threaded.
 #[derive(Debug)]
 pub struct FrameConsumer {
     ring: rtrb::Consumer<u8>,
     starved: Arc<AtomicBool>,
-    /// A frame that wraps around the ring's end, put together. Bound: the longest frame.
+    /// A frame that wraps around the end of the ring, reassembled. Bound: the longest frame.
     straddling: Vec<u8>,
 }
 
 impl FrameConsumer {
-    /// Bytes in it that were not read.
+    /// Unread bytes.
     pub fn waiting_bytes(&self) -> usize {
         self.ring.slots()
     }
 
-    /// Whether there is no whole frame to be read. (The producer rings again when it brings the rest of one.)
+    /// Whether there is no complete frame. (The producer rings again when it adds the rest of one.)
     pub fn is_empty(&mut self) -> bool {
         let slots = self.ring.slots();
         let Ok(chunk) = self.ring.read_chunk(slots) else { return true };
@@ -81,14 +81,14 @@ impl FrameConsumer {
         len.is_none_or(|len| len > slots)
     }
 
-    /// After a drain: whether the producer waits for room, and so its doorbell is due.
+    /// Whether the producer waits for room. Call after a drain, then ring its doorbell.
     pub fn producer_waits(&self) -> bool {
         fence(SeqCst);
         self.starved.load(SeqCst) && self.starved.swap(false, SeqCst)
     }
 
-    /// Hands whole frames to `take`, in order, until `bytes_max` are read, the ring is empty, or `take` returns
-    /// `false`: that frame then stays. Returns the bytes read. No allocation but for frames that wrap.
+    /// Passes whole frames to `take`, in order, until `bytes_max` are read, the ring is empty, or `take` returns `false`:
+    /// that frame stays. Returns the bytes read. Allocates only for frames that wrap.
     pub fn drain(&mut self, bytes_max: usize, mut take: impl FnMut(&Frame<'_>) -> bool) -> usize {
         let Ok(chunk) = self.ring.read_chunk(self.ring.slots()) else { return 0 };
         let (first, second) = chunk.as_slices();
@@ -127,8 +127,8 @@ impl FrameConsumer {
 
 /// Frames waiting for room in a ring, in order.
 ///
-/// Bound: [`crate::limits::MESH_STAGE_BYTES`], and what one more request, one turn's walk over topics, or the sessions
-/// that end add; whoever fills it with the first two asks [`Stage::has_room`] before.
+/// Bound: [`crate::limits::MESH_STAGE_BYTES`], plus what one request, one turn's scan of topics, or the end of sessions
+/// adds. Before the first two, the caller checks [`Stage::has_room`].
 #[derive(Debug, Default)]
 pub struct Stage {
     bytes: Vec<u8>,
@@ -136,22 +136,22 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Where frames are appended, whole.
+    /// The buffer to append whole frames to.
     pub fn tail(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }
 
-    /// What waits, in order.
+    /// The waiting bytes, in order.
     pub fn waiting(&self) -> &[u8] {
         &self.bytes[self.start..]
     }
 
-    /// Whether another request may add to it.
+    /// Whether another request may add frames.
     pub fn has_room(&self) -> bool {
         self.bytes.len() - self.start < crate::limits::MESH_STAGE_BYTES
     }
 
-    /// Forgets the first `len` bytes.
+    /// Removes the first `len` bytes.
     pub fn consume(&mut self, len: usize) {
         self.start += len;
         if self.start == self.bytes.len() {
@@ -164,22 +164,22 @@ impl Stage {
     }
 }
 
-/// Wakes a parked shard. The shard announces that it will sleep, looks at every ring once more, and only then
-/// sleeps; a producer pushes first and looks for a sleeper after. Of the two looks, one sees the other's write.
+/// Wakes a parked shard. The shard announces that it will sleep, checks every ring once more, and only then sleeps; a
+/// producer pushes first and checks for a sleeper after. One of the two checks sees the other side's write.
 ///
-/// No syscall while the shard is awake.
+/// No system call while the shard is awake.
 pub struct Doorbell {
     asleep: AtomicBool,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Doorbell {
-    /// `wake` makes a shard return from its park: a write to its eventfd.
+    /// Creates a doorbell; `wake` ends the shard's park, for example by a write to its eventfd.
     pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Doorbell {
         Doorbell { asleep: AtomicBool::new(false), wake: Box::new(wake) }
     }
 
-    /// After a push, from any thread: one wake-up per batch, and only for a sleeper.
+    /// Wakes the shard if it sleeps. Call after a push, once per batch; from any thread.
     pub fn ring(&self) {
         fence(SeqCst);
         if self.asleep.load(SeqCst) && self.asleep.swap(false, SeqCst) {
@@ -187,14 +187,14 @@ impl Doorbell {
         }
     }
 
-    /// By the shard: announces sleep and calls `look_and_wait`, which looks once more at everything it could be woken
-    /// for, and waits for `wake` only if there is nothing.
+    /// Announces sleep and calls `look_and_wait`, which checks once more everything the shard could be woken for and waits
+    /// for `wake` only if there is nothing. Called by the shard.
     ///
     /// # Errors
     /// What `look_and_wait` returns.
     pub fn sleep<E>(&self, look_and_wait: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
-        // A swap, as a store of a flag that others swap would be one on x86 too: it follows their swaps in an order that
-        // loom sees. (To a store loom would prefer the value of an older swap, which the memory model rules out.)
+        // A swap, because loom orders it after the other side's swaps. (For a plain store loom would also try the value of
+        // an older swap, which the memory model rules out. On x86 a sequentially consistent store is a swap anyway.)
         self.asleep.swap(true, SeqCst);
         fence(SeqCst);
         let waited = look_and_wait();

@@ -1,5 +1,5 @@
-//! What threads meet in: std's atomics and rtrb's ring, and what loom can look into in builds that try every order in
-//! which two threads may go (`--cfg tickcast_loom`, `scripts/loom.sh`).
+//! The primitives threads share: std's atomics and rtrb's ring, or loom's counterparts in model-checking builds
+//! (`--cfg tickcast_loom`, `scripts/loom.sh`).
 
 #[cfg(not(tickcast_loom))]
 pub use std::sync::atomic;

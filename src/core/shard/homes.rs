@@ -3,7 +3,7 @@
 use super::{ORIGIN_INGEST, Shard, Unsequenced};
 use crate::{
     fanout,
-    home::{Home, Notice},
+    home::{Home, Notice, Sequenced},
     metrics::counters::Counter,
     now::Now,
     placement,
@@ -14,7 +14,7 @@ use tickcast_proto::{
     frame::{self, FLAG_PAYLOAD_JSON, Frame, Kind, Meta, TickParts},
     ids::{ShardId, TopicId},
     pattern,
-    records::{ErrorRecord, Recover, Request, Subscribed, TickTimes},
+    records::{ErrorRecord, Publish, Recover, Request, Subscribed, TickTimes},
 };
 
 impl Shard {
@@ -23,8 +23,12 @@ impl Shard {
     pub fn handle_request(&mut self, from: Option<ShardId>, frame: &Frame<'_>, now: Now) {
         match (frame.kind, from) {
             (Kind::Publish, _) => {
-                let Ok((record, topic, payload)) = frame.publish() else { return };
-                let Ok(topic) = std::str::from_utf8(topic) else { return };
+                let Ok((record, topic, payload)) = frame.publish() else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                let Ok(topic) = std::str::from_utf8(topic) else {
+                    return debug_assert!(false, "topics are checked where they come in");
+                };
                 let (origin, flags, schema) =
                     (frame.header.sequence, frame.header.flags, frame.header.schema);
                 self.sequence(from, &Unsequenced { origin, flags, schema, record, topic, payload }, now);
@@ -84,68 +88,64 @@ impl Shard {
         self.settle(now);
     }
 
-    /// Publishes for a session of this shard: here if this is the topic's home, else over the mesh.
+    /// Publishes for a session of this shard: here if this is the topic's home, else through the mesh.
     pub(super) fn publish(&mut self, tick: &Unsequenced<'_>, now: Now) {
         let home = placement::home_shard(tick.topic, self.shards);
         if home == self.id {
-            self.sequence(Some(self.id), tick, now);
-        } else {
-            let stage = self.stages[usize::from(home.0)].requests.tail();
-            let Unsequenced { origin, flags, schema, record, topic, payload } = *tick;
-            frame::encode_publish(stage, origin, flags, schema, record, topic, payload);
+            return self.sequence(Some(self.id), tick, now);
         }
+        let Unsequenced { origin, flags, schema, record, topic, payload } = *tick;
+        self.stages.push_request(home, |out| {
+            frame::encode_publish(out, origin, flags, schema, record, topic, payload);
+        });
     }
 
-    /// As the topic's home: gives the tick its sequence and passes it to the interested shards.
+    /// As the topic's home: gives the tick its sequence and passes it to every interested shard, this one included.
     pub(super) fn sequence(&mut self, from: Option<ShardId>, tick: &Unsequenced<'_>, now: Now) {
         let Unsequenced { origin, flags, schema, record, topic: name, payload } = *tick;
-        let Ok((index, new)) = self.home.find_or_create(name) else {
+        let Ok((index, is_new)) = self.home.find_or_create(name) else {
             return self.refuse(from, origin, record.request, now);
         };
-        if new {
-            let topic = self.home.topic(index);
-            for shard in topic.interested.iter() {
-                if shard == self.id {
-                    self.fanout.handle_open(topic.id, self.epoch, name, &mut self.sessions, &mut self.logs);
-                } else {
-                    let stage = self.stages[usize::from(shard.0)].deliveries.tail();
-                    frame::encode_topic(stage, topic.id, self.epoch, name);
-                }
-            }
+        if is_new {
+            self.open_new_topic(index);
         }
-        let times =
-            TickTimes { producer_time_ns: record.producer_time_ns, ingest_time_ns: record.ingest_time_ns };
-        let flags = flags & FLAG_PAYLOAD_JSON;
-        let parts = TickParts { flags, schema, times, key: record.key, payload };
-        let topic = self.home.advance(index, &parts, now.monotonic_ns);
+        let Publish { producer_time_ns, ingest_time_ns, key, .. } = record;
+        let times = TickTimes { producer_time_ns, ingest_time_ns };
+        let parts = TickParts { flags: flags & FLAG_PAYLOAD_JSON, schema, times, key, payload };
+        let Sequenced { tick, interested } = self.home.sequence(index, &parts, now.monotonic_ns);
         self.counters.add(Counter::TicksSequenced, 1);
-        self.latency.sequenced(record.ingest_time_ns, now.realtime_ns);
-        for shard in topic.interested.iter() {
-            if shard != self.id {
-                self.stages[usize::from(shard.0)].deliveries.tail().extend_from_slice(topic.newest.latest());
-            }
+        self.latency.sequenced(ingest_time_ns, now.realtime_ns);
+        for shard in interested.iter().filter(|&shard| shard != self.id) {
+            self.stages.push_delivery(shard, |out| out.extend_from_slice(tick.bytes));
         }
-        if topic.interested.contains(self.id)
-            && let Ok(tickcast_proto::Step::Complete(_, tick)) =
-                frame::decode(topic.newest.latest(), usize::MAX)
-        {
-            self.latency.sample(record.ingest_time_ns);
+        if interested.contains(self.id) {
+            self.latency.sample(ingest_time_ns);
             self.fanout.deliver(&tick, &mut self.sessions, &mut self.logs, now.monotonic_ns);
         }
     }
 
-    /// Tells whoever published that there is no room for another topic.
+    /// Opens a topic that has just been made to the shards whose patterns match it, before its first tick.
+    fn open_new_topic(&mut self, index: u32) {
+        self.with_home(|home, notify| {
+            let topic = home.topic(index);
+            topic.interested.iter().for_each(|shard| notify(Notice::Open(shard, topic)));
+        });
+    }
+
+    /// Answers a publish for which there is no room for another topic.
     fn refuse(&mut self, from: Option<ShardId>, origin: u64, request: u32, now: Now) {
         self.counters.add(Counter::TicksRefused, 1);
         let record = ErrorRecord { request, code: ErrorCode::TooManyTopics as u16, reserved: 0 };
         match from {
-            _ if origin == ORIGIN_INGEST => {}
+            // Nobody published it who could be told.
             None => {}
+            Some(_) if origin == ORIGIN_INGEST => {}
             Some(from) if from == self.id => self.refused(origin, record, now),
             Some(from) => {
                 let meta = Meta { sequence: origin, ..Meta::default() };
-                let stage = self.stages[usize::from(from.0)].deliveries.tail();
-                frame::encode(stage, Kind::Error, meta, &record, &[]);
+                self.stages.push_delivery(from, |out| {
+                    frame::encode(out, Kind::Error, meta, &record, &[]);
+                });
             }
         }
     }
@@ -170,20 +170,21 @@ impl Shard {
                 fanout.handle_open(topic.id, epoch, &topic.name, sessions, logs);
             }
             Notice::Open(shard, topic) => {
-                let stage = stages[usize::from(shard.0)].deliveries.tail();
-                frame::encode_topic(stage, topic.id, epoch, &topic.name);
+                stages.push_delivery(shard, |out| frame::encode_topic(out, topic.id, epoch, &topic.name));
             }
             Notice::Close(shard, topic) if shard == own => fanout.handle_close(topic.id),
             Notice::Close(shard, topic) => {
                 let meta = Meta { topic_id: topic.id.0, ..Meta::default() };
-                let stage = stages[usize::from(shard.0)].deliveries.tail();
-                frame::encode(stage, Kind::Unsubscribed, meta, &Request::default(), &[]);
+                stages.push_delivery(shard, |out| {
+                    frame::encode(out, Kind::Unsubscribed, meta, &Request::default(), &[]);
+                });
             }
             Notice::Ready(shard, request) if shard == own => fanout.handle_ready(request),
             Notice::Ready(shard, request) => {
                 let record = Subscribed { epoch, request, reserved: 0 };
-                let stage = stages[usize::from(shard.0)].deliveries.tail();
-                frame::encode(stage, Kind::Subscribed, Meta::default(), &record, &[]);
+                stages.push_delivery(shard, |out| {
+                    frame::encode(out, Kind::Subscribed, Meta::default(), &record, &[]);
+                });
             }
         })
     }
@@ -194,12 +195,7 @@ impl Shard {
             if home == self.id {
                 self.with_home(|own, notify| own.add_interest(home, pattern, request, notify));
             } else {
-                encode_request(
-                    self.stages[usize::from(home.0)].requests.tail(),
-                    Kind::Subscribe,
-                    request,
-                    pattern,
-                );
+                self.stages.push_request(home, |out| encode_request(out, Kind::Subscribe, request, pattern));
             }
         }
     }
@@ -210,12 +206,7 @@ impl Shard {
             if home == self.id {
                 self.with_home(|own, notify| own.remove_interest(home, pattern, notify));
             } else {
-                encode_request(
-                    self.stages[usize::from(home.0)].requests.tail(),
-                    Kind::Unsubscribe,
-                    0,
-                    pattern,
-                );
+                self.stages.push_request(home, |out| encode_request(out, Kind::Unsubscribe, 0, pattern));
             }
         }
     }

@@ -11,8 +11,7 @@ use crate::{
     session::CloseReason,
 };
 use tickcast_proto::{
-    Step,
-    frame::{self, Kind, Meta},
+    frame::{self, Frame, Kind, Meta},
     ids::{ShardId, TopicId},
     records::{History, Recover},
 };
@@ -96,7 +95,10 @@ impl Shard {
 
     /// Whether a piece of history can be asked for.
     pub(super) fn may_pull(&self) -> bool {
-        !self.input_stopped && self.fanout.has_pulls() && self.takes_requests() && self.requests_have_room()
+        !self.input_stopped
+            && self.fanout.has_pulls()
+            && self.takes_requests()
+            && self.stages.requests_have_room()
     }
 
     /// Asks the homes for the pieces of history that sessions have room for, at most [`TURN_PIECES`]. Returns whether
@@ -111,8 +113,9 @@ impl Shard {
                 self.recover(home, id, from, record, now);
             } else {
                 let meta = Meta { topic_id: id.0, sequence: from, ..Meta::default() };
-                let stage = self.stages[usize::from(home.0)].requests.tail();
-                frame::encode(stage, Kind::Recover, meta, &record, &[]);
+                self.stages.push_request(home, |out| {
+                    frame::encode(out, Kind::Recover, meta, &record, &[]);
+                });
             }
         }
         asked > 0
@@ -127,15 +130,15 @@ impl Shard {
         let meta = Meta { topic_id: id.0, sequence: last, ..Meta::default() };
         let record = History { session: record.session, from, start, flags, wanted: record.wanted };
         if shard != self.id {
-            let stage = self.stages[usize::from(shard.0)].deliveries.tail();
-            frame::encode(stage, Kind::History, meta, &record, &[&frames]);
+            self.stages.push_delivery(shard, |out| {
+                frame::encode(out, Kind::History, meta, &record, &[&frames]);
+            });
         } else {
             let mut own = std::mem::take(&mut self.scratch);
             own.clear();
-            frame::encode(&mut own, Kind::History, meta, &record, &[&frames]);
-            if let Ok(Step::Complete(_, piece)) = frame::decode(&own, usize::MAX) {
-                self.fanout.handle_history(&piece, &mut self.sessions, &mut self.logs);
-            }
+            let header = frame::encode(&mut own, Kind::History, meta, &record, &[&frames]);
+            let piece = Frame { header, kind: Kind::History, bytes: &own };
+            self.fanout.handle_history(&piece, &mut self.sessions, &mut self.logs);
             self.scratch = own;
         }
         self.pieces = frames;

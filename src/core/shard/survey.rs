@@ -301,13 +301,10 @@ impl Shard {
 
     /// What it says of itself; the transport adds what it knows of the rings. A copy of the histograms, 40 KiB.
     pub fn state(&self) -> ShardState {
-        let staged = self.stages.iter();
         ShardState {
             mesh_ring_bytes: 0,
             source_ring_bytes: 0,
-            mesh_stage_bytes: staged
-                .map(|stages| stages.requests.waiting().len() + stages.deliveries.waiting().len())
-                .sum(),
+            mesh_stage_bytes: self.stages.waiting_bytes(),
             topics: self.home.len(),
             topics_taken: self.fanout.topics_len(),
             patterns: self.fanout.patterns_len(),

@@ -108,9 +108,10 @@ fn shards(count: u16, ring_bytes: usize) -> Vec<Turner> {
 impl Turner {
     /// Stages ticks for topics of another shard.
     fn stage(&mut self, count: usize, home: ShardId) -> usize {
-        let stage = &mut self.shard.stages_mut(home).requests;
-        (0..count).for_each(|_| publish(stage, home));
-        stage.waiting().len()
+        self.shard.with_stages(home, |stages| {
+            (0..count).for_each(|_| publish(&mut stages.requests, home));
+            stages.requests.waiting().len()
+        })
     }
 
     fn sequenced(&self) -> u64 {

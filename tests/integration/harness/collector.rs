@@ -62,7 +62,7 @@ pub fn connect(server: &Server, encoding: Encoding) -> Client {
 /// Publishes one tick at a time of 7 ns past 1970.
 pub fn publish(client: &mut Client, topic: &str, payload: &[u8]) {
     client
-        .publish_later(PublishRequest { topic, payload, producer_time_ns: 7, ..Default::default() })
+        .publish_buffered(PublishRequest { topic, payload, producer_time_ns: 7, ..Default::default() })
         .unwrap();
 }
 

@@ -1,6 +1,7 @@
-//! Claims about the session, held with bytes that the server's own encoders make.
+//! Tests of the connection with bytes from the server's own encoders.
 
 use super::*;
+use crate::{PublishRequest, RequestError};
 use tickcast_proto::{
     DecodeError, ErrorCode,
     codec::json,
@@ -56,7 +57,7 @@ fn welcome() -> Vec<u8> {
     record(Kind::Welcome, welcome, "tickcast/0.1.0")
 }
 
-/// One server's say as native frames, one message each.
+/// What a server sends, as native frames of one message each.
 fn native_frames() -> Vec<Vec<u8>> {
     vec![
         welcome(),
@@ -72,7 +73,7 @@ fn native_frames() -> Vec<Vec<u8>> {
     ]
 }
 
-/// The same say in JSON.
+/// The same messages in JSON.
 fn json_messages() -> Vec<Vec<u8>> {
     let prefix = json::tick_prefix("a.b");
     let message = |write: &dyn Fn(&mut Vec<u8>)| {
@@ -94,7 +95,7 @@ fn json_messages() -> Vec<Vec<u8>> {
     ]
 }
 
-/// What both say, as `Debug` writes it; JSON carries neither ingest time nor schema.
+/// The events of both in `Debug` format; JSON carries neither ingest time nor schema.
 fn expected(encoding: Encoding) -> Vec<String> {
     let native = encoding != Encoding::WebSocketJson;
     let tick = |sequence: u64, missed, payload: &'static [u8], json| {
@@ -130,23 +131,24 @@ fn expected(encoding: Encoding) -> Vec<String> {
     .to_vec()
 }
 
-/// A session and the server's half of its handshake.
-pub(super) fn open(encoding: Encoding) -> (Session, Vec<u8>) {
-    let mut session = Session::new(&SessionOptions::new(encoding));
+/// A connection and the server's response to its handshake.
+pub(super) fn open(encoding: Encoding) -> (Connection, Vec<u8>) {
+    let mut connection = Connection::new(&ConnectOptions::new(encoding));
     if encoding == Encoding::Native {
-        return (session, Vec::new());
+        return (connection, Vec::new());
     }
     let offer = http::Offer { head_bytes_max: 8 << 10, debug_echo: false, files: &http::NoFiles };
-    let Step::Complete(_, http::Answer::Upgrade { response, .. }) = http::step(session.output(), offer)
+    let Step::Complete(_, http::Answer::Upgrade { response, .. }) =
+        http::step(connection.poll_transmit(), offer)
     else {
-        panic!("the server refuses this client")
+        panic!("the server rejects this client")
     };
-    session.output_written(session.output().len());
-    (session, response)
+    connection.handle_transmitted(connection.poll_transmit().len());
+    (connection, response)
 }
 
-/// All that the server sends, handshake and close included.
-fn say(encoding: Encoding, response: Vec<u8>) -> Vec<u8> {
+/// Everything the server sends, including handshake and close.
+fn server_stream(encoding: Encoding, response: Vec<u8>) -> Vec<u8> {
     let mut out = response;
     match encoding {
         Encoding::Native => out.extend(native_frames().concat()),
@@ -161,21 +163,21 @@ fn say(encoding: Encoding, response: Vec<u8>) -> Vec<u8> {
     out
 }
 
-fn drain(session: &mut Session, events: &mut Vec<String>) -> Result<(), SessionError> {
-    while let Some(event) = session.poll_event()? {
+fn drain(connection: &mut Connection, events: &mut Vec<String>) -> Result<(), ProtocolError> {
+    while let Some(event) = connection.poll_event()? {
         events.push(format!("{event:?}"));
     }
     Ok(())
 }
 
-/// The events of an open session that is sent `bytes` and no more.
-fn events(encoding: Encoding, bytes: &[u8]) -> Result<Vec<String>, SessionError> {
-    let (mut session, response) = open(encoding);
+/// The events of an open connection that receives `bytes` and then the end of the stream.
+fn events(encoding: Encoding, bytes: &[u8]) -> Result<Vec<String>, ProtocolError> {
+    let (mut connection, response) = open(encoding);
     let mut events = Vec::new();
-    session.handle_bytes(&response);
-    session.handle_bytes(bytes);
-    session.handle_end();
-    drain(&mut session, &mut events).map(|()| events)
+    connection.handle_bytes(&response);
+    connection.handle_bytes(bytes);
+    connection.handle_eof();
+    drain(&mut connection, &mut events).map(|()| events)
 }
 
 fn text(message: &str) -> Vec<u8> {
@@ -184,21 +186,31 @@ fn text(message: &str) -> Vec<u8> {
     out
 }
 
+/// Feeds the server's stream in parts and checks the events.
+fn check_parts<'a>(
+    encoding: Encoding,
+    mut connection: Connection,
+    parts: impl Iterator<Item = &'a [u8]> + Clone,
+) {
+    let mut events = Vec::new();
+    for part in parts.clone() {
+        connection.handle_bytes(part);
+        drain(&mut connection, &mut events).unwrap();
+    }
+    connection.handle_eof();
+    drain(&mut connection, &mut events).unwrap();
+    assert_eq!(events, expected(encoding), "{encoding:?}, first part {:?}", parts.clone().next());
+}
+
 #[test]
 fn every_split_of_the_stream_gives_the_same_events() {
     for encoding in ENCODINGS {
-        let total = { say(encoding, open(encoding).1).len() };
+        let total = { server_stream(encoding, open(encoding).1).len() };
         for split in 0..=total {
-            let (mut session, response) = open(encoding);
-            let stream = say(encoding, response);
-            let mut events = Vec::new();
-            for part in [&stream[..split], &stream[split..]] {
-                session.handle_bytes(part);
-                drain(&mut session, &mut events).unwrap();
-            }
-            session.handle_end();
-            drain(&mut session, &mut events).unwrap();
-            assert_eq!(events, expected(encoding), "{encoding:?} split at {split}");
+            let (connection, response) = open(encoding);
+            let stream = server_stream(encoding, response);
+            let (first, second) = stream.split_at(split);
+            check_parts(encoding, connection, [first, second].into_iter());
         }
     }
 }
@@ -206,20 +218,14 @@ fn every_split_of_the_stream_gives_the_same_events() {
 #[test]
 fn a_stream_byte_by_byte_gives_the_same_events() {
     for encoding in ENCODINGS {
-        let (mut session, response) = open(encoding);
-        let mut events = Vec::new();
-        for byte in say(encoding, response) {
-            session.handle_bytes(&[byte]);
-            drain(&mut session, &mut events).unwrap();
-        }
-        session.handle_end();
-        drain(&mut session, &mut events).unwrap();
-        assert_eq!(events, expected(encoding), "{encoding:?}");
+        let (connection, response) = open(encoding);
+        let stream = server_stream(encoding, response);
+        check_parts(encoding, connection, stream.chunks(1));
     }
 }
 
 #[test]
-fn frames_batched_and_fragmented_in_messages_give_the_same_events() {
+fn batched_and_fragmented_messages_give_the_same_events() {
     let all = native_frames().concat();
     let mut batched = Vec::new();
     encode(&mut batched, DataType::Binary, &all);
@@ -257,151 +263,154 @@ fn one_json_message_may_announce_several_topics() {
 }
 
 #[test]
-fn json_payloads_survive_to_the_byte() {
+fn json_payloads_keep_every_byte() {
     for payload in [&b"null"[..], b"{\"a\": 1.10}", b"\"\\u00e9\"", b"1e400"] {
         let mut tick = Vec::new();
         encode_json(&mut tick, &json::tick_prefix("a.b"), 1, 2, payload, true);
-        let (mut session, response) = open(Encoding::WebSocketJson);
-        session.handle_bytes(&response);
-        session.handle_bytes(&text(std::str::from_utf8(&json_messages()[2]).unwrap()));
-        session.handle_bytes(&text(std::str::from_utf8(&tick).unwrap()));
-        assert!(matches!(session.poll_event(), Ok(Some(Event::Topic { .. }))));
-        let Ok(Some(Event::Tick(tick))) = session.poll_event() else { panic!("tick") };
+        let (mut connection, response) = open(Encoding::WebSocketJson);
+        connection.handle_bytes(&response);
+        connection.handle_bytes(&text(std::str::from_utf8(&json_messages()[2]).unwrap()));
+        connection.handle_bytes(&text(std::str::from_utf8(&tick).unwrap()));
+        assert!(matches!(connection.poll_event(), Ok(Some(Event::Topic { .. }))));
+        let Ok(Some(Event::Tick(tick))) = connection.poll_event() else { panic!("tick") };
         assert_eq!(tick.payload, payload);
     }
 }
 
 #[test]
-fn a_raw_session_gets_payloads_and_its_ping_is_answered_by_a_websocket_pong() {
-    let (mut session, response) = open(Encoding::WebSocketRaw);
-    session.handle_bytes(&response);
+fn raw_connection_receives_payloads_and_pings_over_websocket() {
+    let (mut connection, response) = open(Encoding::WebSocketRaw);
+    connection.handle_bytes(&response);
     let mut bytes = Vec::new();
     encode(&mut bytes, DataType::Binary, &[7; 200]);
-    session.handle_bytes(&bytes);
-    assert_eq!(session.poll_event(), Ok(Some(Event::Payload(&[7; 200]))));
-    assert_eq!(session.poll_event(), Ok(None));
-    let token = session.ping().unwrap();
+    connection.handle_bytes(&bytes);
+    assert_eq!(connection.poll_event(), Ok(Some(Event::Payload(&[7; 200]))));
+    assert_eq!(connection.poll_event(), Ok(None));
+    let token = connection.ping().unwrap();
     let mut pong = Vec::new();
     let mut server = tickcast_proto::framing::websocket::WebSocket::server(1 << 10);
-    assert!(matches!(server.step(session.output(), &mut pong), Ok(Step::Complete(..))));
-    session.handle_bytes(&pong);
-    assert_eq!(session.poll_event(), Ok(Some(Event::Pong { token })));
+    assert!(matches!(server.step(connection.poll_transmit(), &mut pong), Ok(Step::Complete(..))));
+    connection.handle_bytes(&pong);
+    assert_eq!(connection.poll_event(), Ok(Some(Event::Pong { token })));
 }
 
 #[test]
-fn pings_of_the_server_are_answered_without_an_event() {
+fn server_pings_are_answered_without_an_event() {
     let ping = record(Kind::Ping, Token { token: 7 }, "");
     let pong = record(Kind::Pong, Token { token: 7 }, "");
-    let (mut session, _) = open(Encoding::Native);
-    session.handle_bytes(&welcome());
-    assert!(matches!(session.poll_event(), Ok(Some(Event::Welcome { .. }))));
-    session.output_written(session.output().len());
-    session.handle_bytes(&ping);
-    assert_eq!(session.poll_event(), Ok(None));
-    assert_eq!(session.output(), pong);
+    let (mut connection, _) = open(Encoding::Native);
+    connection.handle_bytes(&welcome());
+    assert!(matches!(connection.poll_event(), Ok(Some(Event::Welcome { .. }))));
+    connection.handle_transmitted(connection.poll_transmit().len());
+    connection.handle_bytes(&ping);
+    assert_eq!(connection.poll_event(), Ok(None));
+    assert_eq!(connection.poll_transmit(), pong);
 
     for encoding in [Encoding::WebSocketRkyv, Encoding::WebSocketJson, Encoding::WebSocketRaw] {
-        let (mut session, response) = open(encoding);
-        session.handle_bytes(&response);
-        assert_eq!(session.poll_event(), Ok(None));
-        session.output_written(session.output().len());
+        let (mut connection, response) = open(encoding);
+        connection.handle_bytes(&response);
+        assert_eq!(connection.poll_event(), Ok(None));
+        connection.handle_transmitted(connection.poll_transmit().len());
         let mut ping = Vec::new();
         tickcast_proto::framing::websocket::encode_ping(&mut ping);
-        session.handle_bytes(&ping);
-        assert_eq!(session.poll_event(), Ok(None));
-        assert_eq!(session.output()[..2], [0x8a, 0x80], "{encoding:?}: a masked pong");
+        connection.handle_bytes(&ping);
+        assert_eq!(connection.poll_event(), Ok(None));
+        assert_eq!(connection.poll_transmit()[..2], [0x8a, 0x80], "{encoding:?}: a masked pong");
     }
 }
 
 #[test]
-fn what_the_server_may_not_send_ends_the_session_for_good() {
+fn protocol_violation_fails_the_connection_for_good() {
     let native = |frames: &[&[u8]]| {
-        let (mut session, _) = open(Encoding::Native);
-        session.handle_bytes(&frames.concat());
-        session.handle_end();
-        let error = drain(&mut session, &mut Vec::new()).unwrap_err();
-        assert_eq!(session.poll_event(), Err(error.clone()), "an error is for ever");
-        assert_eq!(session.ping(), Err(RequestError::Ended));
+        let (mut connection, _) = open(Encoding::Native);
+        connection.handle_bytes(&frames.concat());
+        connection.handle_eof();
+        let error = drain(&mut connection, &mut Vec::new()).unwrap_err();
+        assert_eq!(connection.poll_event(), Err(error.clone()), "the error stays");
+        assert_eq!(connection.ping(), Err(RequestError::Ended));
         error
     };
-    let unknown = SessionError::Decode(DecodeError::UnknownKind(1));
+    let unknown = ProtocolError::Decode(DecodeError::UnknownKind(1));
     assert_eq!(native(&[&welcome(), &record(Kind::Hello, Hello::default(), "")]), unknown);
-    assert_eq!(native(&[&record(Kind::Ping, Token { token: 1 }, "")]), SessionError::WelcomeExpected);
-    assert_eq!(native(&[&topic()]), SessionError::WelcomeExpected);
-    assert_eq!(native(&[&welcome(), &tick(1, b"")]), SessionError::UnknownTopic("5".into()));
+    assert_eq!(native(&[&record(Kind::Ping, Token { token: 1 }, "")]), ProtocolError::WelcomeExpected);
+    assert_eq!(native(&[&topic()]), ProtocolError::WelcomeExpected);
+    assert_eq!(native(&[&welcome(), &tick(1, b"")]), ProtocolError::UnknownTopic("5".into()));
     assert!(matches!(
         native(&[&welcome(), &topic(), &tick(2, b""), &tick(2, b"")]),
-        SessionError::OutOfOrder { previous: 2, sequence: 2, .. }
+        ProtocolError::OutOfOrder { previous: 2, sequence: 2, .. }
     ));
-    assert_eq!(native(&[&native_frames().concat(), &tick(9, b"")]), SessionError::AfterClosing);
-    assert_eq!(native(&[&welcome()[..40]]), SessionError::Truncated);
-    assert!(matches!(native(&[b"HTTP/1.1 400"]), SessionError::Decode(DecodeError::BadMagic(_))));
+    assert_eq!(native(&[&native_frames().concat(), &tick(9, b"")]), ProtocolError::AfterClosing);
+    assert_eq!(native(&[&welcome()[..40]]), ProtocolError::Truncated);
+    assert!(matches!(native(&[b"HTTP/1.1 400"]), ProtocolError::Decode(DecodeError::BadMagic(_))));
     let too_large = [&[0, 0, 0, 1][..], &welcome()[4..]].concat();
-    assert!(matches!(native(&[&too_large]), SessionError::Decode(DecodeError::TooLarge { .. })));
+    assert!(matches!(native(&[&too_large]), ProtocolError::Decode(DecodeError::TooLarge { .. })));
 }
 
 #[test]
-fn broken_websocket_messages_end_the_session() {
-    let refused = |encoding, bytes: &[u8]| events(encoding, bytes).unwrap_err();
+fn invalid_websocket_messages_fail_the_connection() {
+    let rejected = |encoding, bytes: &[u8]| events(encoding, bytes).unwrap_err();
     let message = |payload: &[u8]| {
         let mut out = Vec::new();
         encode(&mut out, DataType::Binary, payload);
         out
     };
-    let rkyv = |bytes: &[u8]| refused(Encoding::WebSocketRkyv, bytes);
-    assert!(matches!(rkyv(&message(&welcome()[..40])), SessionError::Decode(DecodeError::WebSocket(_))));
-    assert!(matches!(rkyv(&text("{}")), SessionError::Decode(DecodeError::WrongMessageType(_))));
-    assert!(matches!(rkyv(&[0x82, 0x80, 1, 2, 3, 4]), SessionError::Decode(DecodeError::WebSocket(_))));
+    let rkyv = |bytes: &[u8]| rejected(Encoding::WebSocketRkyv, bytes);
+    assert!(matches!(rkyv(&message(&welcome()[..40])), ProtocolError::Decode(DecodeError::WebSocket(_))));
+    assert!(matches!(rkyv(&text("{}")), ProtocolError::Decode(DecodeError::WrongMessageType(_))));
+    assert!(matches!(rkyv(&[0x82, 0x80, 1, 2, 3, 4]), ProtocolError::Decode(DecodeError::WebSocket(_))));
     let huge = [&[0x82, 127][..], &(1u64 << 40).to_be_bytes()].concat();
-    assert!(matches!(rkyv(&huge), SessionError::Decode(DecodeError::TooLarge { .. })));
-    assert_eq!(rkyv(&message(&welcome())[..60]), SessionError::Truncated);
+    assert!(matches!(rkyv(&huge), ProtocolError::Decode(DecodeError::TooLarge { .. })));
+    assert_eq!(rkyv(&message(&welcome())[..60]), ProtocolError::Truncated);
 
-    let json = |message: &str| refused(Encoding::WebSocketJson, &text(message));
+    let json = |message: &str| rejected(Encoding::WebSocketJson, &text(message));
     for bad in
         ["", " ", "{", "[", "[{\"op\":\"pong\"}", "[,]", "1", "{\"op\":\"fly\"}", "{\"op\":\"pong\"} x", "{}"]
     {
-        assert!(matches!(json(bad), SessionError::Json(_)), "{bad:?}: {:?}", json(bad));
+        assert!(matches!(json(bad), ProtocolError::Json(_)), "{bad:?}: {:?}", json(bad));
     }
-    assert_eq!(json(r#"{"topic":"t","seq":1,"ts":1,"data":1}"#), SessionError::UnknownTopic("t".into()));
+    assert_eq!(json(r#"{"topic":"t","seq":1,"ts":1,"data":1}"#), ProtocolError::UnknownTopic("t".into()));
     let not_utf8 = [0x81, 1, 0xff];
-    assert_eq!(refused(Encoding::WebSocketJson, &not_utf8), SessionError::Decode(DecodeError::NotUtf8));
+    assert_eq!(rejected(Encoding::WebSocketJson, &not_utf8), ProtocolError::Decode(DecodeError::NotUtf8));
 }
 
 #[test]
-fn a_close_frame_alone_tells_why() {
+fn close_frame_alone_gives_the_reason() {
     let mut close = Vec::new();
     encode_close(&mut close, 3008, "slow");
-    let told = events(Encoding::WebSocketRkyv, &close).unwrap();
-    assert_eq!(told, ["Closing { code: 3008, text: \"slow\", reconnect_after_ms: 0 }", "Closed"]);
+    let closing = events(Encoding::WebSocketRkyv, &close).unwrap();
+    assert_eq!(closing, ["Closing { code: 3008, text: \"slow\", reconnect_after_ms: 0 }", "Closed"]);
+    let closing = events(Encoding::WebSocketRkyv, &[0x88, 0]).unwrap();
+    assert_eq!(closing, ["Closing { code: 1005, text: \"\", reconnect_after_ms: 0 }", "Closed"], "no code");
 }
 
 #[test]
-fn ticks_under_way_when_this_side_closes_still_come() {
-    let (mut session, response) = open(Encoding::WebSocketRkyv);
-    session.handle_bytes(&response);
-    assert_eq!(session.poll_event(), Ok(None));
-    session.close();
+fn ticks_in_flight_when_this_side_closes_still_arrive() {
+    let (mut connection, response) = open(Encoding::WebSocketRkyv);
+    connection.handle_bytes(&response);
+    assert_eq!(connection.poll_event(), Ok(None));
+    connection.close();
     let mut bytes = Vec::new();
     encode(&mut bytes, DataType::Binary, &[welcome(), topic(), tick(1, b"x")].concat());
     encode_close(&mut bytes, 1000, "");
-    session.handle_bytes(&bytes);
+    connection.handle_bytes(&bytes);
     let mut events = Vec::new();
-    drain(&mut session, &mut events).unwrap();
+    drain(&mut connection, &mut events).unwrap();
     assert_eq!(events.len(), 4, "{events:?}");
     assert_eq!(events[3], "Closed");
 }
 
 #[test]
 fn requests_wait_for_the_handshake_and_stop_at_the_bound() {
-    let (mut session, response) = open(Encoding::WebSocketJson);
-    session.subscribe("a").unwrap();
-    assert!(session.output().is_empty());
-    session.handle_bytes(&response);
-    assert_eq!(session.poll_event(), Ok(None));
+    let (mut connection, response) = open(Encoding::WebSocketJson);
+    connection.subscribe("a").unwrap();
+    assert!(connection.poll_transmit().is_empty());
+    connection.handle_bytes(&response);
+    assert_eq!(connection.poll_event(), Ok(None));
     let mut server = tickcast_proto::framing::websocket::WebSocket::server(1 << 10);
     let mut at = 0;
     let mut texts = Vec::new();
-    while let Step::Complete(used, incoming) = server.step(&session.output()[at..], &mut Vec::new()).unwrap()
+    while let Step::Complete(used, incoming) =
+        server.step(&connection.poll_transmit()[at..], &mut Vec::new()).unwrap()
     {
         at += used;
         if let tickcast_proto::framing::websocket::Incoming::Text(text) = incoming {
@@ -412,56 +421,58 @@ fn requests_wait_for_the_handshake_and_stop_at_the_bound() {
 
     let payload = vec![0; 100 << 10];
     let publish = PublishRequest { topic: "t", payload: &payload, ..PublishRequest::default() };
-    let refused = (0..100).find_map(|_| session.publish(publish).err());
-    assert_eq!(refused, Some(RequestError::Backpressure));
-    session.output_written(session.output().len());
-    session.publish(publish).unwrap();
+    let rejected = (0..100).find_map(|_| connection.publish(publish).err());
+    assert_eq!(rejected, Some(RequestError::Backpressure));
+    connection.handle_transmitted(connection.poll_transmit().len());
+    connection.publish(publish).unwrap();
 }
 
 #[test]
-fn a_payload_that_only_base64_makes_too_large_is_refused_before_the_server_closes() {
+fn payload_that_base64_makes_too_large_is_rejected_before_sending() {
     let payload = vec![0xff; 200 << 10];
     let publish = PublishRequest { topic: "t", payload: &payload, ..PublishRequest::default() };
     for (encoding, fits) in [(Encoding::WebSocketJson, false), (Encoding::WebSocketRkyv, true)] {
-        let (mut session, response) = open(encoding);
-        session.handle_bytes(&response);
-        assert_eq!(session.poll_event(), Ok(None));
-        let sent = session.publish(publish);
+        let (mut connection, response) = open(encoding);
+        connection.handle_bytes(&response);
+        assert_eq!(connection.poll_event(), Ok(None));
+        let sent = connection.publish(publish);
         assert_eq!(sent.is_ok(), fits);
         assert!(fits || matches!(sent, Err(RequestError::TooLarge { .. })));
     }
 }
 
 #[test]
-fn a_burst_gives_its_memory_back() {
-    let (mut session, _) = open(Encoding::Native);
-    session.handle_bytes(&welcome());
-    session.handle_bytes(&topic());
+fn burst_memory_is_freed() {
+    let (mut connection, _) = open(Encoding::Native);
+    connection.handle_bytes(&welcome());
+    connection.handle_bytes(&topic());
     for sequence in 1..1_000 {
-        session.handle_bytes(&tick(sequence, &[b'x'; 100]));
+        connection.handle_bytes(&tick(sequence, &[b'x'; 100]));
     }
-    session.handle_bytes(&tick(1_000, b"")[..20]);
-    drain(&mut session, &mut Vec::new()).unwrap();
-    session.handle_bytes(&tick(1_000, b"")[20..]);
-    drain(&mut session, &mut Vec::new()).unwrap();
-    assert!(session.input.capacity() <= SESSION_BUFFER_KEEP_BYTES);
-    let (_, topic) = session.topics().next().unwrap();
+    connection.handle_bytes(&tick(1_000, b"")[..20]);
+    drain(&mut connection, &mut Vec::new()).unwrap();
+    connection.handle_bytes(&tick(1_000, b"")[20..]);
+    drain(&mut connection, &mut Vec::new()).unwrap();
+    assert!(connection.input.capacity() <= IDLE_BUFFER_BYTES_MAX);
+    let (_, topic) = connection.topics().next().unwrap();
     assert_eq!((topic.ticks, topic.missed), (1_000, 0));
 }
 
 #[test]
-fn an_identity_opens_a_native_session_and_one_that_breaks_the_rule_sends_nothing() {
+fn identity_is_in_the_hello_and_an_invalid_one_sends_nothing() {
     let with = |client: &str| {
-        Session::new(&SessionOptions { client: client.into(), ..SessionOptions::new(Encoding::Native) })
+        Connection::new(&ConnectOptions { client: client.into(), ..ConnectOptions::new(Encoding::Native) })
     };
-    let session = with("me");
-    let Ok(Step::Complete(_, hello)) = frame::decode(session.output(), 1 << 10) else { panic!("hello") };
+    let connection = with("me");
+    let Ok(Step::Complete(_, hello)) = frame::decode(connection.poll_transmit(), 1 << 10) else {
+        panic!("hello")
+    };
     let (request, client, name) = hello.hello().unwrap();
     assert_eq!((request, client), (1, "me"));
     assert!(name.starts_with("tickcast-client/"));
     for bad in ["a\n", &"x".repeat(256)] {
-        let mut session = with(bad);
-        assert_eq!(session.output(), b"");
-        assert!(matches!(session.poll_event(), Err(SessionError::BadIdentity(_))));
+        let mut connection = with(bad);
+        assert_eq!(connection.poll_transmit(), b"");
+        assert!(matches!(connection.poll_event(), Err(ProtocolError::Identity(_))));
     }
 }
