@@ -301,7 +301,14 @@ fn the_sockets_have_the_addresses_of_the_configuration_and_the_names_that_the_se
     for (unit, name) in [("tickcast.socket", "tcp"), ("tickcast-http.socket", "http")] {
         let unit = fs::read_to_string(project("systemd").join(unit)).unwrap();
         let address = unit.lines().find_map(|line| line.strip_prefix("ListenStream=")).unwrap();
-        assert!(configuration.contains(&format!("\n# {name} = \"{address}\"\n")), "{address}");
+        let kind = if name == "tcp" { "native" } else { name };
+        let listener = configuration.split("\n[[listener]]\n").find(|table| {
+            table
+                .lines()
+                .any(|line| line.split_whitespace().take(3).eq(["kind", "=", &format!("\"{kind}\"")]))
+        });
+        let listener = listener.expect("a listener of this kind");
+        assert!(listener.contains(&format!("\naddress = \"{address}\"\n")), "{address} in {listener}");
         assert!(unit.contains(&format!("\nFileDescriptorName={name}\n")));
     }
 }

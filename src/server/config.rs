@@ -10,7 +10,7 @@ pub mod settings;
 
 pub use self::listener::SocketBounds;
 use self::{
-    listener::{Kind, Listener},
+    listener::{Kind, Listener, ListenerTable},
     settings::{Settings, SourceTable},
 };
 use crate::{
@@ -205,37 +205,9 @@ impl Checks<'_> {
 
     fn listeners(&mut self) -> Vec<Listener> {
         let settings = self.settings;
-        let delivery = &settings.tables.delivery;
         let mut listeners: Vec<Listener> = Vec::new();
         for (at, table) in settings.listeners.iter().enumerate() {
             let path = |key: &str| format!("listener[{at}].{key}");
-            let is_unix = table.address.tcp().is_none();
-            for (key, is_set, is_wrong, text) in [
-                ("mode", table.mode.is_some(), !is_unix, "only the file of a Unix socket has a mode"),
-                (
-                    "notsent_lowat",
-                    table.notsent_lowat.is_some(),
-                    is_unix,
-                    "a Unix socket has no such option; remove it",
-                ),
-            ] {
-                if is_set && is_wrong {
-                    self.refuse(&path(key), text.into());
-                }
-            }
-            let send_buffer = table.socket_send_buffer.or(delivery.socket_send_buffer);
-            if let Some(size) = table.socket_send_buffer {
-                self.send_buffer(&path("socket_send_buffer"), size);
-            }
-            let notsent_lowat = table.notsent_lowat.unwrap_or(delivery.notsent_lowat);
-            if notsent_lowat.bytes > u32::MAX as usize {
-                let text = format!("{notsent_lowat}: must be at most {}", Size::new(u32::MAX as usize));
-                let own = path("notsent_lowat");
-                self.refuse(
-                    if table.notsent_lowat.is_some() { &own } else { "delivery.notsent_lowat" },
-                    text,
-                );
-            }
             let is_taken = |other: &&Listener| {
                 other.address == table.address
                     && table.address.tcp().is_none_or(|address| address.port() != 0)
@@ -253,13 +225,7 @@ impl Checks<'_> {
             listeners.push(Listener {
                 kind: table.kind,
                 address: table.address.clone(),
-                socket: match table.kind {
-                    Kind::Admin => SocketBounds::default(),
-                    _ => SocketBounds {
-                        send_bytes: send_buffer.map(|size| size.bytes),
-                        notsent_lowat_bytes: notsent_lowat.bytes as u32,
-                    },
-                },
+                socket: self.socket_bounds(at, table),
                 mode: table.mode.unwrap_or(Mode(limits::UNIX_MODE_DEFAULT)).0,
                 named: settings.name_of_listener(at),
             });
@@ -276,11 +242,34 @@ impl Checks<'_> {
         listeners
     }
 
-    fn send_buffer(&mut self, path: &str, size: Size) {
-        if size.bytes < limits::SOCKET_SEND_BYTES_LOWEST {
-            let lowest = Size::new(limits::SOCKET_SEND_BYTES_LOWEST);
-            self.refuse(path, format!("{size}: must be at least {lowest}"));
+    /// What accepted sockets inherit: a listener's own options, or else those of `[delivery]`.
+    fn socket_bounds(&mut self, at: usize, table: &ListenerTable) -> SocketBounds {
+        let path = |key: &str| format!("listener[{at}].{key}");
+        let is_unix = table.address.tcp().is_none();
+        if table.mode.is_some() && !is_unix {
+            self.refuse(&path("mode"), "only a Unix socket has a mode; remove it".into());
         }
+        let own = [("socket_send_buffer", table.socket_send_buffer), ("notsent_lowat", table.notsent_lowat)];
+        for (key, size) in own.into_iter().filter_map(|(key, size)| size.map(|size| (key, size))) {
+            match is_unix {
+                // Linux 6.18: what a Unix socket accepts does not inherit SO_SNDBUF.
+                true => self.refuse(&path(key), "a Unix socket has no such option; remove it".into()),
+                false => self.socket_option(&path(key), key, size),
+            }
+        }
+        let delivery = &self.settings.tables.delivery;
+        if is_unix || table.kind == Kind::Admin {
+            return SocketBounds::default();
+        }
+        SocketBounds {
+            send_bytes: table.socket_send_buffer.or(delivery.socket_send_buffer).map(|size| size.bytes),
+            notsent_lowat_bytes: table.notsent_lowat.unwrap_or(delivery.notsent_lowat).bytes as u32,
+        }
+    }
+
+    fn socket_option(&mut self, path: &str, key: &str, size: Size) {
+        let lowest = Size::new(if key == "notsent_lowat" { 0 } else { limits::SOCKET_SEND_BYTES_LOWEST });
+        self.within(path, size, lowest, Size::new(i32::MAX as usize));
     }
 
     fn limits(&mut self) -> Limits {
@@ -308,8 +297,9 @@ impl Checks<'_> {
             self.refuse("delivery.behind_size", text);
         }
         if let Some(size) = delivery.socket_send_buffer {
-            self.send_buffer("delivery.socket_send_buffer", size);
+            self.socket_option("delivery.socket_send_buffer", "socket_send_buffer", size);
         }
+        self.socket_option("delivery.notsent_lowat", "notsent_lowat", delivery.notsent_lowat);
         if delivery.keys_per_topic_max == 0 {
             self.refuse("delivery.keys_per_topic_max", "0: must be at least 1".into());
         }

@@ -88,7 +88,7 @@ pub fn kinds() -> [&'static str; 3] {
     KINDS.map(|(kind, _)| kind)
 }
 
-/// ` (did you mean this?)` for a name that is like one of those known, or else nothing.
+/// The known name that is most like this one, unless none is alike.
 pub fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let name = name.replace('-', "_");
     let alike = known.map(|known| (strsim::jaro_winkler(&name, known), known));

@@ -29,7 +29,7 @@ pub struct ListenerTable {
     pub transport: Transport,
     /// Permissions of the file of a Unix socket.
     pub mode: Option<Mode>,
-    /// Send buffer of an accepted socket; `None`: as `[delivery]` says.
+    /// Send buffer of an accepted TCP socket; `None`: as `[delivery]` says.
     pub socket_send_buffer: Option<Size>,
     /// Unsent data that an accepted TCP socket takes; `None`: as `[delivery]` says.
     pub notsent_lowat: Option<Size>,
@@ -155,7 +155,7 @@ pub struct Listener {
     pub kind: Kind,
     /// Where.
     pub address: Address,
-    /// What the kernel holds for an accepted socket; only its send buffer is set for a Unix socket.
+    /// What the kernel holds for an accepted TCP socket.
     pub socket: SocketBounds,
     /// Permissions of the file of a Unix socket.
     pub mode: u32,

@@ -316,8 +316,11 @@ impl Layers<'_> {
                 items.len() - 1
             });
             // What was set for the address in the file may not suit the new one.
-            let moot = if address.as_str().is_some_and(is_unix) { "notsent_lowat" } else { "mode" };
-            items[at].remove(moot);
+            let moot = match address.as_str().is_some_and(is_unix) {
+                true => &["socket_send_buffer", "notsent_lowat"][..],
+                false => &["mode"],
+            };
+            moot.iter().for_each(|key| items[at].remove(key));
             items[at].set("address", address, origin);
         }
         if self.is_on("no_admin", flags.no_admin) {
