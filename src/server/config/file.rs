@@ -73,33 +73,28 @@ pub struct File {
 impl File {
     /// Reads a file. `defaults` are the options of a command line without any.
     pub fn read(path: &Path, defaults: &ServeArgs) -> File {
-        let mut reader =
-            Reader { text: String::new(), defaults, file: File { path: path.into(), ..File::default() } };
-        match text_of(path) {
-            Ok(text) => reader.text = text,
-            Err(text) => {
-                reader.file.problems.push(Problem {
-                    file: Some(path.into()),
-                    line: None,
-                    named: String::new(),
-                    text,
-                });
-                return reader.file;
+        let mut file = File { path: path.into(), ..File::default() };
+        let of_file = |line, text| Problem { file: Some(path.into()), line, named: String::new(), text };
+        let text = match text_of(path) {
+            Ok(text) => text,
+            Err(error) => {
+                file.problems.push(of_file(None, error));
+                return file;
             }
-        }
-        let text = std::mem::take(&mut reader.text);
-        reader.text.clone_from(&text);
+        };
+        let mut reader = Reader { text: &text, defaults, file, warnings: Vec::new() };
         match DeTable::parse(&text) {
             Ok(root) => reader.root(root.get_ref()),
             Err(error) => {
                 let line = error.span().map(|span| reader.line_at(span.start));
-                let text = error.message().replace('\n', " ");
-                let file = Some(path.into());
-                reader.file.problems.push(Problem { file, line, named: String::new(), text });
+                reader.file.problems.push(of_file(line, error.message().replace('\n', " ")));
             }
         }
-        reader.file.problems.sort_by_key(|problem| problem.line);
-        reader.file
+        let Reader { mut file, mut warnings, .. } = reader;
+        file.problems.sort_by_key(|problem| problem.line);
+        warnings.sort_by_key(|(line, _)| *line);
+        file.warnings = warnings.into_iter().map(|(_, text)| text).collect();
+        file
     }
 }
 
@@ -114,9 +109,11 @@ fn text_of(path: &Path) -> Result<String, String> {
 
 /// Collects a file's entries and problems.
 struct Reader<'a> {
-    text: String,
+    text: &'a str,
     defaults: &'a ServeArgs,
     file: File,
+    /// With their lines.
+    warnings: Vec<(usize, String)>,
 }
 
 type Key<'i> = Spanned<std::borrow::Cow<'i, str>>;
@@ -214,12 +211,15 @@ impl Reader<'_> {
     fn warn(&mut self, key: &Key<'_>, declared: &Declared, value: Option<&Value>) {
         let name = key.get_ref();
         let (table, new) = (&declared.table, &declared.key);
+        let whole = "a file with one [[listener]] lists them all";
         let place = match (&*declared.id, value) {
             ("no_sim", _) => "is now `source = []`, at the top of the file".to_owned(),
             ("no_admin", _) => "is now a file that lists [[listener]] without kind = \"admin\"".to_owned(),
-            ("tcp", Some(value)) => format!("is now [[listener]] kind = \"native\", address = {value}"),
+            ("tcp", Some(value)) => {
+                format!("is now [[listener]] kind = \"native\", address = {value}; {whole}")
+            }
             ("http" | "admin", Some(value)) => {
-                format!("is now [[listener]] kind = \"{name}\", address = {value}")
+                format!("is now [[listener]] kind = \"{name}\", address = {value}; {whole}")
             }
             (_, Some(value)) if declared.is_of_source() => {
                 format!("is now [[source]] kind = \"{table}\", {new} = {value}")
@@ -228,7 +228,7 @@ impl Reader<'_> {
             (_, None) => "is no longer needed".to_owned(),
         };
         let (path, line) = (self.file.path.display().to_string(), self.line_of(key));
-        self.file.warnings.push(format!("{path}, line {line}: {name} {place}"));
+        self.warnings.push((line, format!("{path}, line {line}: {name} {place}")));
     }
 
     fn sections(&mut self, name: &str, list: &Spanned<DeValue<'_>>) -> Vec<Section> {
