@@ -53,7 +53,7 @@
 #[allow(dead_code)]
 #[path = "../common/mod.rs"]
 mod common;
-mod greeting;
+mod handshake;
 mod options;
 mod report;
 mod rounds;
@@ -101,7 +101,7 @@ fn run(options: &Options) -> Result<String, String> {
     let _ = std::io::stdout().flush();
     let mut sockets = Vec::with_capacity(options.connections);
     for listener in listeners.into_iter().map(TcpListener::from) {
-        greeting::accept_all(&listener, options, &stop, &mut sockets)
+        handshake::accept_all(&listener, options, &stop, &mut sockets)
             .map_err(|error| format!("connection {}: {error}", sockets.len() + 1))?;
     }
     let rounds = Rounds::new(options, sockets.len());

@@ -3,8 +3,9 @@
 //! They are patched before each round, but never while a SEND still needs them.
 
 use tickcast_proto::{
+    codec::MessageType,
     frame::{self, TickParts},
-    framing::websocket::{self, DataType},
+    framing::websocket,
     ids::{Sequence, TopicId},
     records::TickTimes,
 };
@@ -63,7 +64,7 @@ impl Rounds {
             let parts = TickParts { times: TickTimes::default(), payload: &payload, ..TickParts::default() };
             frame::encode_tick(&mut tick, topic_id(0), Sequence(0), &parts);
             if options.websocket {
-                websocket::encode_header(&mut bytes, DataType::Binary, tick.len());
+                websocket::encode_header(&mut bytes, MessageType::Binary, tick.len());
             }
             frames.push(bytes.len());
             bytes.extend_from_slice(&tick);

@@ -14,7 +14,7 @@ mod websocket;
 use std::fmt;
 
 use tickcast_client::{Connection, Event, ProtocolError, RequestError, TopicStats};
-use tickcast_proto::{Encoding, ids::TopicId};
+use tickcast_proto::{WireFormat, ids::TopicId};
 
 use self::{nats::Nats, peer::Peer, redis::Redis, websocket::WebSocket};
 use crate::{options::PeerProtocol, plan::Plan};
@@ -114,7 +114,7 @@ impl Feed {
     /// Acknowledgements ([`Event::Subscribed`] or [`Event::Pong`]) after which a connection is subscribed.
     pub fn acknowledgements(plan: &Plan) -> usize {
         match plan.peer {
-            None if plan.connect_options.encoding == Encoding::WebSocketRaw => 1,
+            None if plan.connect_options.encoding == WireFormat::WEBSOCKET_RAW => 1,
             None | Some(PeerProtocol::Redis) => plan.subscriptions(),
             Some(PeerProtocol::Nats | PeerProtocol::WebSocket) => 1,
         }
@@ -192,7 +192,7 @@ fn open_connection(plan: &Plan, patterns: &[String]) -> Result<Connection, Reque
     for pattern in patterns {
         connection.subscribe_with(pattern, &plan.subscription)?;
     }
-    if plan.connect_options.encoding == Encoding::WebSocketRaw {
+    if plan.connect_options.encoding == WireFormat::WEBSOCKET_RAW {
         // The server acknowledges nothing to a raw client; the pong to a ping after the requests takes its place.
         connection.ping()?;
     }

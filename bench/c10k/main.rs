@@ -67,7 +67,7 @@ mod connection;
 mod feed;
 mod hgrm;
 mod options;
-mod own;
+mod own_topics;
 mod plan;
 mod plot;
 mod process;

@@ -8,7 +8,7 @@ use tickcast_proto::{
     units::{parse_duration_ns, parse_microseconds_ns, parse_seconds_ns},
 };
 
-use crate::own::OwnTopics;
+use crate::own_topics::OwnTopics;
 
 /// Load client for tickcast and its peers: opens many subscribers and measures latency, loss and cost
 #[derive(Debug, Parser)]

@@ -9,7 +9,7 @@ use std::{
 use tickcast::limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX};
 use tickcast_client::{ConnectOptions, SubscribeOptions};
 use tickcast_proto::{
-    Encoding,
+    WireFormat,
     subscription::Delivery,
     units::{NS_PER_S, NS_PER_US},
 };
@@ -17,7 +17,7 @@ use tickcast_proto::{
 use crate::{
     common::checks::{check_path, duration_within, resolve_server, within},
     options::{Options, PeerProtocol, Transport, WebSocketEncoding},
-    own::OwnTopics,
+    own_topics::OwnTopics,
 };
 
 /// Connections per source address: a third of the ephemeral ports stays free for others.
@@ -80,11 +80,11 @@ impl Plan {
     /// One line for the operator.
     pub fn new(options: Options) -> Result<Plan, String> {
         let encoding = match (options.transport, options.encoding) {
-            (Transport::Native | Transport::Nats | Transport::Redis, None) => Encoding::Native,
-            (Transport::Nchan | Transport::Websocket, None) => Encoding::WebSocketRaw,
-            (Transport::Ws, None | Some(WebSocketEncoding::Rkyv)) => Encoding::WebSocketRkyv,
-            (Transport::Ws, Some(WebSocketEncoding::Json)) => Encoding::WebSocketJson,
-            (Transport::Ws, Some(WebSocketEncoding::Raw)) => Encoding::WebSocketRaw,
+            (Transport::Native | Transport::Nats | Transport::Redis, None) => WireFormat::TCP_NATIVE,
+            (Transport::Nchan | Transport::Websocket, None) => WireFormat::WEBSOCKET_RAW,
+            (Transport::Ws, None | Some(WebSocketEncoding::Rkyv)) => WireFormat::WEBSOCKET_NATIVE,
+            (Transport::Ws, Some(WebSocketEncoding::Json)) => WireFormat::WEBSOCKET_JSON,
+            (Transport::Ws, Some(WebSocketEncoding::Raw)) => WireFormat::WEBSOCKET_RAW,
             (_, Some(_)) => {
                 return Err(
                     "--encoding needs --transport ws: the other transports have only one encoding".into()
@@ -130,7 +130,7 @@ impl Plan {
         }
         let sources = options.sources.unwrap_or(options.connections.div_ceil(CONNECTIONS_PER_SOURCE));
         within("--sources", sources as u64, 1, SOURCES_MAX as u64)?;
-        let has_sequences = peer.is_some() || encoding != Encoding::WebSocketRaw;
+        let has_sequences = peer.is_some() || encoding != WireFormat::WEBSOCKET_RAW;
         if !has_sequences && options.max_loss.is_some() && options.expect_ticks.is_none() {
             return Err("--max-loss needs --expect-ticks here: raw messages carry no sequences".into());
         }
@@ -189,16 +189,16 @@ impl Plan {
             (Transport::Redis, _) => "redis",
             (Transport::Nchan, _) => "nchan",
             (Transport::Websocket, _) => "websocket",
-            (_, Encoding::Native) => "native",
-            (_, Encoding::WebSocketRkyv) => "ws rkyv",
-            (_, Encoding::WebSocketJson) => "ws json",
-            (_, Encoding::WebSocketRaw) => "ws raw",
+            (_, WireFormat::WEBSOCKET_NATIVE) => "ws rkyv",
+            (_, WireFormat::WEBSOCKET_JSON) => "ws json",
+            (_, WireFormat::WEBSOCKET_RAW) => "ws raw",
+            (_, other) => other.name(),
         }
     }
 
     /// Whether ticks carry sequences, which loss is computed from.
     pub fn has_sequences(&self) -> bool {
-        self.peer.is_some() || self.connect_options.encoding != Encoding::WebSocketRaw
+        self.peer.is_some() || self.connect_options.encoding != WireFormat::WEBSOCKET_RAW
     }
 
     /// Connections of one thread that may be unacknowledged at once.

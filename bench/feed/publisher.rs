@@ -6,7 +6,7 @@ use std::io::Write;
 
 use tickcast::limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX};
 use tickcast_client::{ConnectOptions, Connection, Event, PublishRequest};
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 use crate::{
     common::nats::{LINE_BYTES_MAX, write_connect},
@@ -55,8 +55,10 @@ impl Publisher {
         let mut output = Vec::new();
         let wire = match plan.protocol {
             Protocol::Tickcast => {
-                let options =
-                    ConnectOptions { name: "tickcast-feed".into(), ..ConnectOptions::new(Encoding::Native) };
+                let options = ConnectOptions {
+                    name: "tickcast-feed".into(),
+                    ..ConnectOptions::new(WireFormat::TCP_NATIVE)
+                };
                 Wire::Tickcast(Box::new(Connection::new(&options)))
             }
             Protocol::Nats => {

@@ -7,7 +7,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
 use tickcast_client::{ConnectOptions, Connection, Event};
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
     frame::{self, FLAG_PAYLOAD_JSON, TickParts},
     ids::{Sequence, TopicId},
     reply::Reply,
@@ -59,10 +59,10 @@ fn read() -> (Vec<u8>, usize) {
 }
 
 fn session(group: &mut BenchmarkGroup<'_, WallTime>, mut bytes: Vec<u8>, frame_bytes: usize) {
-    let mut session = Connection::new(&ConnectOptions::new(Encoding::Native));
+    let mut session = Connection::new(&ConnectOptions::new(WireFormat::TCP_NATIVE));
     let mut greeting = Vec::new();
     let welcome = Reply::Welcome { request: 1, epoch: 1, session: 1, frame_bytes_max: FRAME_BYTES_MAX };
-    welcome.encode(Encoding::Native, &mut greeting);
+    welcome.encode(WireFormat::TCP_NATIVE, &mut greeting);
     frame::encode_topic(&mut greeting, TOPIC, 1, "sim.1");
     session.handle_bytes(&greeting);
     let mut sequence = 0u64;

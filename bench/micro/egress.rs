@@ -14,9 +14,8 @@ use tickcast::limits::{
 };
 use tickcast_core::{
     egress_log::{EgressLog, Mark, Range},
-    session::{Next, Protocol, Session, table::Sessions},
+    session::{ListenerKind, Next, Session, table::Sessions},
 };
-use tickcast_proto::Encoding;
 
 use crate::measure::{per_unit, timed};
 
@@ -77,7 +76,7 @@ fn gather(
     let mut log = EgressLog::new(EGRESS_LOG_BYTES_DEFAULT);
     let mut sessions = Sessions::new(OUTBOX_BYTES_MAX_DEFAULT, BEHIND_BYTES_DEFAULT);
     for slot in 0..SESSIONS {
-        sessions.insert(slot, Session::new(slot.into(), Encoding::Native, Protocol::Native));
+        sessions.insert(slot, Session::new(slot.into(), ListenerKind::Native));
     }
     let mut gather = Vec::with_capacity(GATHER_BYTES);
     group.bench_function(name, |bencher| {

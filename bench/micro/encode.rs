@@ -4,9 +4,9 @@ use std::hint::black_box;
 
 use criterion::Criterion;
 use tickcast_proto::{
-    codec::json,
+    codec::{MessageType, json},
     frame::{self, FLAG_PAYLOAD_JSON, TickParts},
-    framing::websocket::{self, DataType},
+    framing::websocket,
     ids::{Sequence, TopicId},
     records::TickTimes,
 };
@@ -32,7 +32,7 @@ pub fn bench(criterion: &mut Criterion) {
     group.bench_function("websocket rkyv", |bencher| {
         bencher.iter(|| {
             out.clear();
-            websocket::encode(&mut out, DataType::Binary, black_box(&native));
+            websocket::encode(&mut out, MessageType::Binary, black_box(&native));
             black_box(out.as_slice());
         });
     });
@@ -43,7 +43,7 @@ pub fn bench(criterion: &mut Criterion) {
             out.clear();
             body.clear();
             json::encode_tick(&mut body, &prefix, black_box(1 << 20), black_box(&tick));
-            websocket::encode(&mut out, DataType::Text, &body);
+            websocket::encode(&mut out, MessageType::Text, &body);
             black_box(out.as_slice());
         });
     });

@@ -10,10 +10,10 @@ use tickcast_core::{
     config::Limits,
     metrics::counters::Counters,
     now::Now,
-    shard::{Door, ORIGIN_INGEST, Send, Shard},
+    shard::{ListenerKind, ORIGIN_INGEST, Send, Shard},
 };
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
     frame::{self, FLAG_PAYLOAD_JSON},
     ids::ShardId,
     records::Publish,
@@ -55,7 +55,7 @@ impl Load {
     ///
     /// # Panics
     /// If a session is not acknowledged.
-    pub fn new(encoding: Encoding, sessions: u32, topics: usize) -> Load {
+    pub fn new(encoding: WireFormat, sessions: u32, topics: usize) -> Load {
         // The simulated clients answer no pings.
         let limits = Limits { ping_interval_ns: u64::MAX, ..Limits::default() };
         let publishes = (0..topics).map(|topic| {
@@ -81,8 +81,8 @@ impl Load {
         load
     }
 
-    fn connect(&mut self, slot: u32, encoding: Encoding) {
-        let door = if encoding == Encoding::Native { Door::Native } else { Door::Http };
+    fn connect(&mut self, slot: u32, encoding: WireFormat) {
+        let door = if encoding == WireFormat::TCP_NATIVE { ListenerKind::Native } else { ListenerKind::Http };
         self.shard.handle_accept(slot, door, self.now);
         let mut client = Connection::new(&ConnectOptions::new(encoding));
         let asked = client.subscribe(">");

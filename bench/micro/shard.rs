@@ -7,7 +7,7 @@
 
 use criterion::{BenchmarkId, Criterion};
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
     frame::{self, FLAG_PAYLOAD_JSON, TickParts},
     ids::{Sequence, ShardId, TopicId},
     records::TickTimes,
@@ -28,7 +28,7 @@ const TOPICS: usize = 50;
 pub fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("fanout");
     for sessions in [1, 100, 10_000] {
-        let mut load = Load::new(Encoding::Native, sessions, 1);
+        let mut load = Load::new(WireFormat::TCP_NATIVE, sessions, 1);
         // The topic's home has sequenced one tick.
         let mut sequence = 1;
         group.bench_function(BenchmarkId::from_parameter(sessions), |bencher| {
@@ -45,9 +45,11 @@ pub fn bench(criterion: &mut Criterion) {
     group.finish();
 
     let mut group = criterion.benchmark_group("path");
-    for (encoding, name) in
-        [(Encoding::Native, "native"), (Encoding::WebSocketRkyv, "rkyv"), (Encoding::WebSocketJson, "json")]
-    {
+    for (encoding, name) in [
+        (WireFormat::TCP_NATIVE, "native"),
+        (WireFormat::WEBSOCKET_NATIVE, "rkyv"),
+        (WireFormat::WEBSOCKET_JSON, "json"),
+    ] {
         let mut load = Load::new(encoding, SESSIONS, TOPICS);
         for ticks in [1, TICKS] {
             group.bench_function(BenchmarkId::new(name, format!("{ticks} per turn")), |bencher| {

@@ -8,7 +8,7 @@ mod load;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 use self::load::{Load, Sent};
 
@@ -29,15 +29,15 @@ struct Options {
     ticks_per_turn: u64,
     /// Encoding of the sessions: native, rkyv, json or raw
     #[arg(value_parser = encoding)]
-    encoding: Encoding,
+    encoding: WireFormat,
 }
 
-fn encoding(name: &str) -> Result<Encoding, String> {
+fn encoding(name: &str) -> Result<WireFormat, String> {
     match name {
-        "native" => Ok(Encoding::Native),
-        "rkyv" => Ok(Encoding::WebSocketRkyv),
-        "json" => Ok(Encoding::WebSocketJson),
-        "raw" => Ok(Encoding::WebSocketRaw),
+        "native" => Ok(WireFormat::TCP_NATIVE),
+        "rkyv" => Ok(WireFormat::WEBSOCKET_NATIVE),
+        "json" => Ok(WireFormat::WEBSOCKET_JSON),
+        "raw" => Ok(WireFormat::WEBSOCKET_RAW),
         _ => Err("expected native, rkyv, json or raw".into()),
     }
 }

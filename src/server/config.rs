@@ -234,7 +234,7 @@ impl Checks<'_> {
             let text = format!("{} listeners, the limit is {}", listeners.len(), limits::LISTENERS_MAX);
             self.refuse(&format!("listener[{}].kind", limits::LISTENERS_MAX), text);
         }
-        let serves_clients = listeners.iter().any(|listener| listener.kind.door().is_some());
+        let serves_clients = listeners.iter().any(|listener| listener.kind.of_clients().is_some());
         if !serves_clients && !settings.broken.iter().any(|name| name == declared::LISTENER) {
             let text = "no client could connect; add [[listener]] with kind = \"native\" or \"http\"";
             self.refuse("listener[0].kind", text.into());

@@ -241,7 +241,7 @@ fn start(
         .iter()
         .filter_map(|listening| {
             let dealt_to = listening.is_dealt().then_some(config.shards);
-            listening.kind.door().map(|door| Accepting::new(door, dealt_to))
+            listening.kind.of_clients().map(|kind| Accepting::new(kind, dealt_to))
         })
         .collect();
     let mut sockets: Vec<_> = clients.into_iter().map(|listening| listening.sockets.into_iter()).collect();

@@ -18,7 +18,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 use crate::{
     harness::{
@@ -124,7 +124,7 @@ fn clients_of_every_listener_get_the_same_ticks_and_unix_sockets_have_no_limit_p
     }
     let mut websocket = unix(&http_path);
     websocket.upgrade("/ws?topics=a", "tickcast.v1.json");
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     publish(&mut publisher, "a", b"[7]");
     barrier(&mut publisher);
     for peer in &mut natives {

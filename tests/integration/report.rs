@@ -9,7 +9,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// Ticks received before each table.
 const TICKS: usize = 20;
@@ -49,8 +49,8 @@ fn tables(log: &str) -> usize {
 fn sigusr1_and_shutdown_print_the_latencies_of_all_shards() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2", "--report"]);
-    let subscriber = Collector::start(&server, Encoding::Native, &["report.>"]);
-    let mut publisher = connect(&server, Encoding::Native);
+    let subscriber = Collector::start(&server, WireFormat::TCP_NATIVE, &["report.>"]);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let mut exchange = |first: usize| {
         for tick in first..first + TICKS {
             publish(&mut publisher, &format!("report.{tick}"), b"1");

@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tickcast_core::shard::Door;
+use tickcast_core::shard::ListenerKind;
 
 use crate::{
     cli::values::{Mode, Size},
@@ -65,11 +65,11 @@ impl Kind {
     /// Every kind, in the order of the `listening` line.
     pub const ALL: [Kind; 3] = [Kind::Native, Kind::Http, Kind::Admin];
 
-    /// The core's name of what accepted clients speak; `None`: no session comes of it.
-    pub fn door(self) -> Option<Door> {
+    /// The core's name for it; `None`: its connections are not clients.
+    pub fn of_clients(self) -> Option<ListenerKind> {
         match self {
-            Kind::Native => Some(Door::Native),
-            Kind::Http => Some(Door::Http),
+            Kind::Native => Some(ListenerKind::Native),
+            Kind::Http => Some(ListenerKind::Http),
             Kind::Admin => None,
         }
     }

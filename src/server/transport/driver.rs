@@ -25,7 +25,7 @@ use tickcast_core::{
     mesh::{Mesh, ring::Doorbell},
     metrics::{counters::Counter, latency::Latency},
     now::Now,
-    shard::{Action, Door, Send, Shard},
+    shard::{Action, ListenerKind, Send, Shard},
 };
 use tickcast_proto::ids::ShardId;
 
@@ -60,7 +60,7 @@ pub struct Pacing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accepting {
     /// What its connections speak.
-    pub door: Door,
+    pub kind: ListenerKind,
     /// It has one socket for this many shards: the shard that accepts deals the connections out. `None`: each shard accepts
     /// its own.
     pub dealt_to: Option<u16>,
@@ -72,8 +72,8 @@ pub struct Accepting {
 
 impl Accepting {
     /// A listener that has not failed yet.
-    pub fn new(door: Door, dealt_to: Option<u16>) -> Accepting {
-        Accepting { door, dealt_to, again_ns: None, fails: false }
+    pub fn new(kind: ListenerKind, dealt_to: Option<u16>) -> Accepting {
+        Accepting { kind, dealt_to, again_ns: None, fails: false }
     }
 }
 
@@ -373,7 +373,7 @@ impl Driver {
     fn accepted(&mut self, listener: ListenerId, socket: OwnedFd, now: Now) {
         let listener = &mut self.listeners[listener.0 as usize];
         listener.fails = false;
-        let door = listener.door;
+        let kind = listener.kind;
         if self.phase != Phase::Running {
             self.shard.counters().add(Counter::SessionsRefusedDraining, 1);
             return;
@@ -388,13 +388,13 @@ impl Driver {
         match admitted {
             Ok(origin) => {
                 if let Some(slot) = self.add(socket, origin) {
-                    self.shard.handle_accept(slot, door, now);
+                    self.shard.handle_accept(slot, kind, now);
                 }
             }
             Err(refusal) => {
                 ::log::info!(target: logging::peer::ACCEPT, "a connection is refused: {}", refusal.text());
                 self.shard.counters().add(refusal.counter(), 1);
-                self.gate.refuse(socket, door, refusal, now.monotonic_ns);
+                self.gate.refuse(socket, kind, refusal, now.monotonic_ns);
             }
         }
     }
@@ -449,7 +449,7 @@ impl Driver {
                 }
             };
             if let Some(slot) = self.add(socket, origin) {
-                self.shard.handle_placed(slot, departure.door, &departure.bytes, now);
+                self.shard.handle_placed(slot, departure.listener, &departure.bytes, now);
                 self.actions()?;
             }
         }

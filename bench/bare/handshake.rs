@@ -15,9 +15,10 @@ use tickcast::{
     limits::{FRAME_BYTES_MAX_DEFAULT, HTTP_HEAD_BYTES_MAX_DEFAULT},
 };
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
+    codec::MessageType,
     frame::{self, Frame, Kind},
-    framing::websocket::{self, DataType, Incoming, WebSocket},
+    framing::websocket::{self, Incoming, WebSocket},
     http::{self, Answer, NoFiles, Offer, Target},
     records::{Hello, Subscribe},
     reply::Reply,
@@ -73,7 +74,7 @@ struct Handshake<'a> {
     socket: TcpStream,
     options: &'a Options,
     decoder: Decoder,
-    encoding: Encoding,
+    encoding: WireFormat,
     input: Vec<u8>,
     output: Vec<u8>,
     subscriptions: u32,
@@ -82,8 +83,8 @@ struct Handshake<'a> {
 impl<'a> Handshake<'a> {
     fn new(socket: TcpStream, options: &'a Options) -> Handshake<'a> {
         let (decoder, encoding) = match options.websocket {
-            true => (Decoder::HttpHead, Encoding::WebSocketRkyv),
-            false => (Decoder::Native, Encoding::Native),
+            true => (Decoder::HttpHead, WireFormat::WEBSOCKET_NATIVE),
+            false => (Decoder::Native, WireFormat::TCP_NATIVE),
         };
         let (input, output) = (Vec::new(), Vec::new());
         Handshake { socket, options, decoder, encoding, input, output, subscriptions: 0 }
@@ -138,7 +139,7 @@ impl<'a> Handshake<'a> {
                 match http::step(input, offer) {
                     Step::Partial => Ok(None),
                     Step::Complete(used, Answer::Upgrade { response, target }) => {
-                        let Target::Stream { encoding: Encoding::WebSocketRkyv, .. } = target else {
+                        let Target::Stream { format: WireFormat::WEBSOCKET_NATIVE, .. } = target else {
                             return Err(invalid(
                                 "the client must offer the subprotocol tickcast.v1.rkyv: --encoding rkyv",
                             ));
@@ -227,8 +228,8 @@ impl<'a> Handshake<'a> {
                 &rounds::topic_name(index),
             );
             match self.encoding {
-                Encoding::Native => self.output.extend_from_slice(&announcement),
-                _ => websocket::encode(&mut self.output, DataType::Binary, &announcement),
+                WireFormat::TCP_NATIVE => self.output.extend_from_slice(&announcement),
+                _ => websocket::encode(&mut self.output, MessageType::Binary, &announcement),
             }
         }
     }
