@@ -26,7 +26,7 @@ fn top(arguments: &[&str]) -> Output {
 }
 
 fn once(admin: SocketAddr) -> String {
-    let output = top(&["--once", "--interval-ms", "100", "--admin", &admin.to_string()]);
+    let output = top(&["--once", "--interval", "100ms", "--admin", &admin.to_string()]);
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
@@ -130,7 +130,8 @@ fn an_unreachable_server_is_reported_with_the_remedy() {
     fails(&["--once", "--admin", &nobody], &[&nobody, "refused", "tickcast serve", "--admin"]);
     fails(&["--admin", &nobody], &["no terminal", "--once"]);
     fails(&["--once", "--admin", "127.0.0.1:0"], &["port 0"]);
-    fails(&["--once", "--interval-ms", "99"], &["100..=60000"]);
+    fails(&["--once", "--interval-ms", "99"], &["99ms", "--interval", "must be 100ms to 1m"]);
+    fails(&["--once", "--interval", "61s"], &["must be 100ms to 1m"]);
     let server = Server::start(&[]);
     fails(&["--once", "--admin", &server.http.to_string()], &["no admin listener of tickcast"]);
     server.stop_cleanly();
