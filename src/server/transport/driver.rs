@@ -22,6 +22,7 @@ use crate::{
 };
 use tickcast_core::{
     admission::{Origin, Refusal},
+    ids::SlotId,
     mesh::{Mesh, ring::Doorbell},
     metrics::{counters::Counter, latency::Latency},
     now::Now,
@@ -323,7 +324,7 @@ impl Driver {
                 Event::Received(received) => {
                     // Once the server stops, nothing more is taken from clients.
                     if self.phase == Phase::Running {
-                        self.shard.handle_bytes(received.slot, self.ring.bytes(&received), now);
+                        self.shard.handle_bytes(SlotId(received.slot), self.ring.bytes(&received), now);
                     }
                     self.ring.recycle(received);
                 }
@@ -343,9 +344,9 @@ impl Driver {
                     }
                     listener.again_ns = Some(now.monotonic_ns + ACCEPT_RETRY_MS * 1_000_000);
                 }
-                Event::Eof(slot) => self.shard.handle_eof(slot, now),
-                Event::Failed(slot, errno) => self.shard.handle_error(slot, errno, now),
-                Event::Writable(slot) => self.shard.handle_writable(slot, now),
+                Event::Eof(slot) => self.shard.handle_eof(SlotId(slot), now),
+                Event::Failed(slot, errno) => self.shard.handle_error(SlotId(slot), errno, now),
+                Event::Writable(slot) => self.shard.handle_writable(SlotId(slot), now),
                 Event::Detached(slot) => self.detached(slot)?,
                 Event::Timer => {}
             }
@@ -388,7 +389,7 @@ impl Driver {
         match admitted {
             Ok(origin) => {
                 if let Some(slot) = self.add(socket, origin) {
-                    self.shard.handle_accept(slot, kind, now);
+                    self.shard.handle_accept(SlotId(slot), kind, now);
                 }
             }
             Err(refusal) => {
@@ -418,7 +419,7 @@ impl Driver {
     /// A socket of this shard is quiet, to go to another. Once the server stops it stays, and ends with the rest.
     fn detached(&mut self, slot: u32) -> io::Result<()> {
         if self.phase == Phase::Running
-            && let Some(departure) = self.shard.handle_detached(slot)
+            && let Some(departure) = self.shard.handle_detached(SlotId(slot))
         {
             match self.ring.take(slot)? {
                 Some(socket) => {
@@ -449,7 +450,7 @@ impl Driver {
                 }
             };
             if let Some(slot) = self.add(socket, origin) {
-                self.shard.handle_placed(slot, departure.listener, &departure.bytes, now);
+                self.shard.handle_placed(SlotId(slot), departure.listener, &departure.bytes, now);
                 self.actions()?;
             }
         }
@@ -487,7 +488,7 @@ impl Driver {
             done += len;
             let mut batch: [(u32, &[u8]); SENDS_PER_SUBMIT] = [(0, &[]); SENDS_PER_SUBMIT];
             for (entry, send) in batch.iter_mut().zip(sends.iter().flatten()).take(len) {
-                *entry = (send.slot, self.shard.send_bytes(send, &self.gather));
+                *entry = (send.slot.0, self.shard.send_bytes(send, &self.gather));
             }
             let mut outcomes = [(0, Sent::Whole); SENDS_PER_SUBMIT];
             self.ring
@@ -514,14 +515,14 @@ impl Driver {
         while let Some(action) = self.shard.poll_action() {
             any = true;
             match action {
-                Action::PauseReceive(slot) => self.ring.pause_receive(slot)?,
-                Action::ResumeReceive(slot) => self.ring.resume_receive(slot)?,
-                Action::ShutdownWrite(slot) => self.ring.shutdown_write(slot)?,
-                Action::Settled(slot) => self.ring.settle(slot),
-                Action::HandOver(slot) => self.ring.detach(slot)?,
+                Action::PauseReceive(slot) => self.ring.pause_receive(slot.0)?,
+                Action::ResumeReceive(slot) => self.ring.resume_receive(slot.0)?,
+                Action::ShutdownWrite(slot) => self.ring.shutdown_write(slot.0)?,
+                Action::Settled(slot) => self.ring.settle(slot.0),
+                Action::HandOver(slot) => self.ring.detach(slot.0)?,
                 Action::Close(slot) => {
-                    self.gate.leave(slot);
-                    self.ring.close(slot)?;
+                    self.gate.leave(slot.0);
+                    self.ring.close(slot.0)?;
                 }
             }
         }
