@@ -12,7 +12,7 @@ use tungstenite::{Bytes, Utf8Bytes};
 
 use crate::{DecodeError, WireFormat, command::Command, frame::Frame, ids::TopicId, reply::Reply};
 
-/// Encoding of a session's messages.
+/// Encodes a session's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Codec {

@@ -12,7 +12,7 @@ use crate::{
 };
 use websocket::WebSocket;
 
-/// Delimiting of a session's messages.
+/// Delimits a session's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Framing {

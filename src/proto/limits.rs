@@ -33,7 +33,7 @@ pub const HTTP_HEADERS_MAX: usize = 64;
 pub const MAX_RATE_LOWEST: f64 = 0.001;
 /// Highest `max_rate` a subscriber may ask for, in ticks per second and topic. Above it, timers are too coarse.
 pub const MAX_RATE_HIGHEST: f64 = 1_000.0;
-/// Most positions that the RESUME frames of one session may name before their SUBSCRIBE.
+/// Most positions that a session may give, by RESUME or `sequences`, before subscriptions use them.
 pub const RESUME_POSITIONS_MAX: usize = 16_384;
 /// Retry-After that a refused HTTP client receives, in seconds.
 pub const REFUSED_RETRY_AFTER_S: u64 = 1;
