@@ -1,83 +1,85 @@
-//! The questions of `tickcast top`, over HTTP. Each has a connection of its own, because the admin listener gives no other.
+//! The HTTP client of `tickcast top`. One connection per request, as the admin listener keeps none open.
 
 use std::{net::SocketAddr, time::Duration};
 
 use serde::de::DeserializeOwned;
 use ureq::Agent;
 
+use super::{
+    format,
+    model::sort_name,
+    responses::{self, Snapshot},
+};
 use crate::{
     clock,
     limits::{ADMIN_ROWS_DEFAULT, ADMIN_ROWS_MAX, TOP_ANSWER_BYTES_MAX, TOP_ANSWER_MS},
-    operator::top::{
-        answers::{self, Answers},
-        format,
-        model::sort_name,
-    },
 };
 use tickcast_core::shard::survey::SessionSort;
 
-/// Who asks a server.
-pub(super) struct Asker {
+/// A client of an admin listener.
+pub(super) struct AdminClient {
     agent: Agent,
     address: SocketAddr,
 }
 
-impl Asker {
-    /// Asks an admin listener. No connection yet.
-    pub(super) fn new(address: SocketAddr) -> Asker {
+impl AdminClient {
+    /// Creates a client. Does not connect yet.
+    pub(super) fn new(address: SocketAddr) -> AdminClient {
         let config = Agent::config_builder()
             .timeout_global(Some(Duration::from_millis(TOP_ANSWER_MS)))
-            // What is refused has a text.
+            // Error responses have a body to show.
             .http_status_as_error(false)
             .max_redirects(0)
             .max_idle_connections(0)
-            // The environment's proxy is not for this machine's loopback.
+            // A proxy from the environment cannot reach this machine's loopback.
             .proxy(None)
             .user_agent(concat!("tickcast-top/", env!("CARGO_PKG_VERSION")))
             .build();
-        Asker { agent: Agent::new_with_config(config), address }
+        AdminClient { agent: Agent::new_with_config(config), address }
     }
 
-    /// Whom it asks.
+    /// The listener's address.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// One look: four questions, [`TOP_ANSWER_MS`] at most for each.
+    /// Polls the server: four requests of at most [`TOP_ANSWER_MS`] each.
     ///
     /// # Errors
-    /// Why there is no answer. What a server has not got, as one that is starting, is missing in the answers instead.
-    pub(super) fn ask(&self, sort: SessionSort) -> Result<Answers, String> {
-        let server = self.answer("/v1/shards")??;
+    /// Why the server did not respond. If only a part is unavailable, as while the server starts, the snapshot has the reason
+    /// in its place.
+    pub(super) fn poll(&self, sort: SessionSort) -> Result<Snapshot, String> {
+        let server = self.get("/v1/shards")??;
         let received_ns = clock::monotonic_ns();
-        Ok(Answers {
+        Ok(Snapshot {
             received_ns,
             server,
-            topics: self.answer(&format!("/v1/topics?limit={ADMIN_ROWS_MAX}"))?,
+            topics: self.get(&format!("/v1/topics?limit={ADMIN_ROWS_MAX}"))?,
             sort,
             sessions: self
-                .answer(&format!("/v1/sessions?sort={}&limit={ADMIN_ROWS_DEFAULT}", sort_name(sort)))?,
-            latency: self.answer("/v1/latency?format=counts")?,
+                .get(&format!("/v1/sessions?sort={}&limit={ADMIN_ROWS_DEFAULT}", sort_name(sort)))?,
+            latency: self.get("/v1/latency?format=counts")?,
         })
     }
 
-    /// Outside, why there is no answer; inside, why it is not what was asked for.
-    fn answer<T: DeserializeOwned>(&self, path: &str) -> Result<Result<T, String>, String> {
-        let mut response = self.agent.get(format!("http://{}{path}", self.address)).call().map_err(reason)?;
+    /// The outer error: no response. The inner error: a response that is not the requested data.
+    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Result<T, String>, String> {
+        let request = self.agent.get(format!("http://{}{path}", self.address));
+        let mut response = request.call().map_err(reason)?;
         let status = response.status().as_u16();
         let body = response.body_mut().with_config().limit(TOP_ANSWER_BYTES_MAX as u64).read_to_vec();
-        Ok(answers::parse(status, &body.map_err(reason)?))
+        Ok(responses::parse(status, &body.map_err(reason)?))
     }
 }
 
 fn reason(error: ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) => format::reason(&error.to_string()),
-        ureq::Error::Timeout(_) => format!("not within {}", format::milliseconds(TOP_ANSWER_MS)),
-        ureq::Error::BodyExceedsLimit(bytes) => format!("an answer of more than {bytes} bytes"),
+        ureq::Error::Timeout(_) => format!("timed out after {}", format::milliseconds(TOP_ANSWER_MS)),
+        ureq::Error::BodyExceedsLimit(bytes) => format!("response is larger than {bytes} bytes"),
         error => {
             let error = format::reason(&error.to_string());
-            format!("what answers is no admin listener of tickcast: {error}")
+            format!("the server is not a tickcast admin listener: {error}")
         }
     }
 }
@@ -92,44 +94,44 @@ mod tests {
 
     use super::*;
 
-    /// What the asker says to something that answers this to everything, until it is not asked any more.
-    fn asked(answer: impl Fn(&mut dyn Write) + Send + 'static) -> Result<Answers, String> {
+    /// Polls a server that responds to every request with `respond`.
+    fn poll(respond: impl Fn(&mut dyn Write) + Send + 'static) -> Result<Snapshot, String> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let asker = Asker::new(listener.local_addr().unwrap());
+        let client = AdminClient::new(listener.local_addr().unwrap());
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
                 let _ = stream.read(&mut [0; 4_096]);
-                answer(&mut stream);
+                respond(&mut stream);
             }
         });
-        asker.ask(SessionSort::Lag)
+        client.poll(SessionSort::Lag)
     }
 
     #[test]
-    fn what_is_no_admin_listener_is_told_as_that() {
+    fn another_server_is_reported_as_not_an_admin_listener() {
         for bytes in ["SSH-2.0-OpenSSH\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", ""] {
-            let error = asked(move |stream| drop(stream.write_all(bytes.as_bytes()))).unwrap_err();
+            let error = poll(move |stream| drop(stream.write_all(bytes.as_bytes()))).unwrap_err();
             assert!(!error.is_empty() && error.len() < 200, "{bytes}: {error}");
         }
-        let error = asked(|stream| {
+        let error = poll(|stream| {
             let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n");
         });
-        assert!(error.unwrap_err().contains("no admin listener of tickcast"));
+        assert!(error.unwrap_err().contains("not a tickcast admin listener"));
     }
 
     #[test]
-    fn an_answer_without_an_end_is_cut() {
-        let error = asked(|stream| {
+    fn an_endless_response_is_an_error() {
+        let error = poll(|stream| {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
             while stream.write_all(&[b' '; 1 << 16]).is_ok() {}
         });
-        assert!(error.unwrap_err().contains("more than"));
+        assert!(error.unwrap_err().contains("larger than"));
     }
 
     #[test]
-    fn nobody_there_is_told_as_the_kernel_does() {
+    fn a_refused_connection_is_reported() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert!(Asker::new(address).ask(SessionSort::Lag).unwrap_err().contains("refused"));
+        assert!(AdminClient::new(address).poll(SessionSort::Lag).unwrap_err().contains("refused"));
     }
 }

@@ -1,4 +1,6 @@
-//! What the admin listener answers, as far as it is looked at.
+//! The admin listener's responses, limited to the fields that `tickcast top` shows.
+//!
+//! Separate from the types that the server writes, so that one version can read another's responses.
 
 use serde::{
     Deserialize,
@@ -8,61 +10,61 @@ use serde::{
 use super::format::reason;
 use tickcast_core::shard::survey::SessionSort;
 
-/// All answers of one look.
+/// The responses of one poll.
 #[derive(Clone, Debug)]
-pub struct Answers {
-    /// When the shards' answer was there, CLOCK_MONOTONIC: rates are of the time between two of these.
+pub struct Snapshot {
+    /// When `/v1/shards` was received, CLOCK_MONOTONIC. Rates cover the time between two of these.
     pub received_ns: u64,
     /// The server and its shards.
-    pub server: Server,
-    /// The topics with the most ticks, or why there are none: a server that starts has none yet.
-    pub topics: Result<Topics, String>,
-    /// What the sessions were chosen by.
+    pub server: ServerResponse,
+    /// The topics with the most ticks, or why there are none, as while the server starts.
+    pub topics: Result<TopicsResponse, String>,
+    /// The order of `sessions`.
     pub sort: SessionSort,
-    /// The first sessions of that order.
-    pub sessions: Result<Sessions, String>,
-    /// Latencies since the start.
-    pub latency: Result<Latency, String>,
+    /// The first sessions in that order, or why there are none.
+    pub sessions: Result<SessionsResponse, String>,
+    /// Latencies since the start, or why there are none.
+    pub latency: Result<LatencyResponse, String>,
 }
 
 /// `/v1/shards`.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Server {
-    /// Of the program.
+pub struct ServerResponse {
+    /// The server's version.
     pub version: String,
-    /// What it is at.
+    /// The server's stage.
     pub stage: String,
-    /// When the process started: another value is another process. `None` from versions that do not tell.
+    /// When the process started; a different value means a different process. `None` from versions without it.
     pub start_seconds: Option<f64>,
-    /// Since the process started.
+    /// Seconds since the process started.
     pub uptime_seconds: f64,
     /// Resident memory.
     pub resident_bytes: Option<u64>,
     /// Open descriptors.
     pub descriptors: Option<u64>,
-    /// Each shard.
-    pub shards: Vec<Shard>,
-    /// Shards that did not answer in time.
+    /// All shards.
+    pub shards: Vec<ShardEntry>,
+    /// Shards that did not reply in time.
     pub unanswered: Vec<u16>,
 }
 
 /// A shard.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Shard {
-    /// Which.
+pub struct ShardEntry {
+    /// Its number.
     pub shard: u16,
     /// The core it is pinned to.
     pub core: usize,
-    /// What it has counted.
-    pub counters: Counted,
-    /// What it said of itself.
-    pub state: Option<State>,
+    /// Its counters.
+    pub counters: ShardCounters,
+    /// Its gauges; `None` if it did not reply in time.
+    pub state: Option<ShardGauges>,
 }
 
-/// Counters, by the labels of [`tickcast_core::metrics::counters::Counter`].
+/// A shard's counters, by the labels of [`tickcast_core::metrics::counters::Counter`].
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[expect(missing_docs, reason = "Counter has them")]
-pub struct Counted {
+#[expect(missing_docs, reason = "Counter documents them")]
+pub struct ShardCounters {
     pub sessions_open: u64,
     pub sessions_subscribed: u64,
     pub ticks_sequenced: u64,
@@ -76,129 +78,131 @@ pub struct Counted {
     pub idle_ns: u64,
 }
 
-/// What a shard says of itself when asked.
+/// A shard's gauges.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub struct State {
-    /// Bytes in the rings from other shards that it has not taken in.
+pub struct ShardGauges {
+    /// Bytes in the rings from other shards that it has not consumed.
     pub mesh_ring_bytes: u64,
-    /// Bytes in the rings from the server's own sources that it has not taken in.
+    /// Bytes in the rings from the server's own sources that it has not consumed.
     pub source_ring_bytes: u64,
     /// Topics it sequences.
     pub topics: u64,
-    /// Sessions with something to send.
+    /// Sessions with data to send.
     pub sessions_waiting: u64,
 }
 
 /// `/v1/topics`.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Topics {
-    /// Those with the most ticks.
-    pub topics: Vec<Topic>,
+pub struct TopicsResponse {
+    /// The topics with the most ticks.
+    pub topics: Vec<TopicEntry>,
 }
 
 /// A topic.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Topic {
-    /// Its name, as its publisher chose it.
+pub struct TopicEntry {
+    /// Its name, chosen by its publisher.
     pub topic: String,
     /// The shard that sequences it.
     pub home: u16,
-    /// Ticks that it ever had.
+    /// The number of ticks so far.
     pub sequence: u64,
-    /// Recent ticks that are kept.
+    /// Ticks in its history.
     pub history_ticks: u64,
-    /// Keys whose newest tick is kept.
+    /// Keys that have a last value.
     pub keys: u64,
-    /// Memory of the recent ticks.
+    /// Bytes of its history.
     pub history_bytes: u64,
-    /// Sessions that take it.
+    /// Sessions subscribed to it.
     pub sessions: u64,
 }
 
 /// `/v1/sessions`.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Sessions {
-    /// The first of the order that was asked for.
-    pub sessions: Vec<Session>,
+pub struct SessionsResponse {
+    /// The first sessions in the requested order.
+    pub sessions: Vec<SessionEntry>,
 }
 
 /// A session.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Session {
-    /// Its name, for DELETE.
+pub struct SessionEntry {
+    /// Its ID, as `DELETE /v1/sessions/ID` takes it.
     pub id: String,
-    /// Who its client says it is.
+    /// The identity its client claims.
     pub identity: Option<String>,
-    /// Its peer, where the kernel says.
+    /// The peer's address, if known.
     pub address: Option<String>,
-    /// How its messages are encoded.
+    /// The encoding of its messages.
     pub encoding: String,
     /// `handshake`, `open` or `ending`.
     pub state: String,
-    /// Topics it takes.
+    /// Topics it is subscribed to.
     pub topics: u64,
-    /// Bytes that wait for it.
+    /// Bytes queued for it.
     pub outbox_bytes: u64,
-    /// How long its socket has had no room.
+    /// How long its current SEND has waited for room in the socket.
     pub lag_ms: u64,
     /// Topics whose ticks are held back.
     pub held_topics: u64,
-    /// Ticks that it was told a newer one stands for.
+    /// Ticks announced to it as conflated.
     pub conflated: u64,
-    /// Ticks that it was told are lost.
+    /// Ticks announced to it as lost.
     pub dropped: u64,
-    /// The round trip, where the kernel says.
+    /// The round-trip time, if known.
     pub rtt_us: Option<u64>,
 }
 
-/// `/v1/latency?format=counts`: microseconds, ascending, and how often each was seen since the start.
+/// `/v1/latency?format=counts`: latencies in microseconds, ascending, each with its count since the start.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct Latency {
-    /// Until a tick had its sequence.
+pub struct LatencyResponse {
+    /// From receipt until a tick has its sequence number.
     pub sequenced: Vec<(u64, u64)>,
-    /// Until its turn's SENDs were with the kernel.
+    /// From receipt until the kernel has the SENDs of the tick's turn.
     pub sent: Vec<(u64, u64)>,
-    /// Shards that did not answer in time.
+    /// Shards that did not reply in time.
     pub unanswered: Vec<u16>,
 }
 
-/// The body of an answer. With 503 it has what there is, if that is anything.
+/// Parses the body of a response. A 503 may still have the data of the shards that replied.
 ///
 /// # Errors
-/// The server's own words, or that it is another version's, or none.
+/// The server's error message, or that the response is from another version of tickcast or from another program.
 pub fn parse<T: DeserializeOwned>(status: u16, body: &[u8]) -> Result<T, String> {
     #[derive(Deserialize)]
-    struct Refused {
+    struct ErrorBody {
         error: String,
     }
-    let is_answer = matches!(status, 200 | 503);
-    let error = match serde_json::from_slice(body) {
-        Ok(parsed) if is_answer => return Ok(parsed),
+    let has_data = matches!(status, 200 | 503);
+    let parse_error = match serde_json::from_slice(body) {
+        Ok(parsed) if has_data => return Ok(parsed),
         parsed => parsed.err(),
     };
-    if let Ok(refused) = serde_json::from_slice::<Refused>(body) {
-        return Err(reason(&refused.error));
+    if let Ok(body) = serde_json::from_slice::<ErrorBody>(body) {
+        return Err(reason(&body.error));
     }
-    // What an admin listener answers, but with other fields.
+    // A JSON object with other fields: most likely from an admin listener of another version.
     let is_object =
         body.trim_ascii_start().starts_with(b"{") && serde_json::from_slice::<IgnoredAny>(body).is_ok();
-    Err(match error {
-        Some(error) if is_answer && is_object => format!(
-            "what answers is another version of tickcast than this, {}: {}",
+    Err(match parse_error {
+        Some(error) if has_data && is_object => format!(
+            "the server runs another version of tickcast (this is {}): {}",
             env!("CARGO_PKG_VERSION"),
             reason(&error.to_string())
         ),
-        _ => format!("what answers is no admin listener of tickcast (status {status})"),
+        _ => format!("the server is not a tickcast admin listener (HTTP status {status})"),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operator::admin::{
-        Stage,
-        metrics::ProcessSample,
-        overview::{Overview, ShardView},
+    use crate::operator::{
+        admin::{
+            Stage,
+            overview::{Overview, ShardView},
+            process_sample::ProcessSample,
+        },
         views::{SessionView, TopicView},
     };
     use tickcast_core::{
@@ -207,7 +211,7 @@ mod tests {
     };
 
     #[test]
-    fn what_the_server_writes_is_read() {
+    fn shards_as_the_server_writes_them_are_parsed() {
         let counters = Counters::default();
         (1..).zip(Counter::ALL).for_each(|(n, &counter)| counters.add(counter, n));
         let state = ShardState {
@@ -225,22 +229,22 @@ mod tests {
             vec![ShardView::new(0, 3, &counters, Some(&state)), ShardView::new(1, 4, &counters, None)];
         let process = ProcessSample { start_seconds: 1_793_322_000.13, ..ProcessSample::default() };
         let overview = Overview::new(Stage::Serving, &process, 9.5, shards);
-        let server: Server = parse(503, &serde_json::to_vec(&overview).unwrap()).unwrap();
+        let server: ServerResponse = parse(503, &serde_json::to_vec(&overview).unwrap()).unwrap();
         assert_eq!((&*server.stage, server.uptime_seconds, server.unanswered), ("serving", 9.5, vec![1]));
         assert_eq!(server.start_seconds, Some(1_793_322_000.13));
-        let (of, state) = (server.shards[0].counters, server.shards[0].state.unwrap());
+        let (entry, state) = (server.shards[0].counters, server.shards[0].state.unwrap());
         for (counter, value) in [
-            (Counter::SessionsOpen, of.sessions_open),
-            (Counter::SessionsSubscribed, of.sessions_subscribed),
-            (Counter::TicksSequenced, of.ticks_sequenced),
-            (Counter::TicksDelivered, of.ticks_delivered),
-            (Counter::TicksConflated, of.ticks_conflated),
-            (Counter::TicksDropped, of.ticks_dropped),
-            (Counter::BytesSent, of.bytes_sent),
-            (Counter::Sends, of.sends),
-            (Counter::SendsParked, of.sends_parked),
-            (Counter::BusyNs, of.busy_ns),
-            (Counter::IdleNs, of.idle_ns),
+            (Counter::SessionsOpen, entry.sessions_open),
+            (Counter::SessionsSubscribed, entry.sessions_subscribed),
+            (Counter::TicksSequenced, entry.ticks_sequenced),
+            (Counter::TicksDelivered, entry.ticks_delivered),
+            (Counter::TicksConflated, entry.ticks_conflated),
+            (Counter::TicksDropped, entry.ticks_dropped),
+            (Counter::BytesSent, entry.bytes_sent),
+            (Counter::Sends, entry.sends),
+            (Counter::SendsParked, entry.sends_parked),
+            (Counter::BusyNs, entry.busy_ns),
+            (Counter::IdleNs, entry.idle_ns),
         ] {
             assert_eq!(counters.value(counter), value, "{counter:?}");
         }
@@ -252,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn topics_sessions_and_latencies_are_read() {
+    fn topics_sessions_and_latencies_as_the_server_writes_them_are_parsed() {
         let topic = TopicView {
             topic: "a.b".into(),
             id: 1,
@@ -265,7 +269,7 @@ mod tests {
             rank: 8,
         };
         let body = serde_json::json!({ "topics": [topic], "unanswered": [] }).to_string();
-        let topics: Topics = parse(200, body.as_bytes()).unwrap();
+        let topics: TopicsResponse = parse(200, body.as_bytes()).unwrap();
         assert_eq!((topics.topics[0].sequence, topics.topics[0].sessions), (3, 7));
         let session = SessionView {
             id: "0-1".into(),
@@ -285,41 +289,41 @@ mod tests {
             rank: 9,
         };
         let body = serde_json::json!({ "sessions": [session], "unanswered": [] }).to_string();
-        let session = parse::<Sessions>(200, body.as_bytes()).unwrap().sessions.remove(0);
+        let session = parse::<SessionsResponse>(200, body.as_bytes()).unwrap().sessions.remove(0);
         assert_eq!(
             (session.address.as_deref(), session.lag_ms, session.rtt_us),
             (Some("[::1]:9"), 4, Some(8))
         );
         let body = br#"{"unit":"microseconds","sequenced":[[1,2]],"sent":[],"unanswered":[]}"#;
-        assert_eq!(parse::<Latency>(200, body).unwrap().sequenced, [(1, 2)]);
+        assert_eq!(parse::<LatencyResponse>(200, body).unwrap().sequenced, [(1, 2)]);
     }
 
     #[test]
-    fn what_is_no_answer_is_told_in_the_servers_words_or_as_what_it_is() {
-        let refused = |status, body: &str| parse::<Topics>(status, body.as_bytes()).unwrap_err();
-        assert_eq!(refused(503, r#"{"error":"starting"}"#), "starting");
+    fn errors_and_foreign_responses_are_reported() {
+        let error = |status, body: &str| parse::<TopicsResponse>(status, body.as_bytes()).unwrap_err();
+        assert_eq!(error(503, r#"{"error":"starting"}"#), "starting");
         let long = format!(r#"{{"error":"{}"}}"#, "\\u001b".repeat(1_000));
-        assert!(refused(400, &long).starts_with(r"\u{1b}\u{1b}") && refused(400, &long).len() <= 603);
+        assert!(error(400, &long).starts_with(r"\u{1b}\u{1b}") && error(400, &long).len() <= 603);
         for (status, body) in
             [(200, "<html>"), (404, ""), (200, "[]"), (200, "ok"), (404, r#"{"topics":[]}"#)]
         {
-            assert!(refused(status, body).contains("no admin listener"), "{status} {body}");
+            assert!(error(status, body).contains("not a tickcast admin listener"), "{status} {body}");
         }
     }
 
     #[test]
-    fn what_another_version_answers_is_told_as_that_with_what_is_missing_or_wrong() {
-        let said = |body: &str| parse::<Topics>(200, body.as_bytes()).unwrap_err();
-        let renamed = said(r#"{"subjects":[],"unanswered":[]}"#);
+    fn a_response_of_another_version_is_reported_with_the_field_that_differs() {
+        let mismatch = |body: &str| parse::<TopicsResponse>(200, body.as_bytes()).unwrap_err();
+        let renamed = mismatch(r#"{"subjects":[],"unanswered":[]}"#);
         assert!(renamed.contains("another version of tickcast") && renamed.contains("`topics`"), "{renamed}");
-        let steering = said(&format!(r#"{{"topics":"{}"}}"#, "\\u001b]0;x".repeat(1_000)));
-        assert!(steering.contains("another version"), "{steering}");
-        assert!(!steering.contains('\x1b') && steering.len() < 1_200, "{steering}");
-        // What an older server does not tell is not needed.
+        let hostile = mismatch(&format!(r#"{{"topics":"{}"}}"#, "\\u001b]0;x".repeat(1_000)));
+        assert!(hostile.contains("another version"), "{hostile}");
+        assert!(!hostile.contains('\x1b') && hostile.len() < 1_200, "{hostile}");
+        // Fields that older versions lack are optional.
         let overview = Overview::new(Stage::Serving, &ProcessSample::default(), 9.5, Vec::new());
         let mut older = serde_json::to_value(&overview).unwrap();
         older.as_object_mut().unwrap().remove("start_seconds").unwrap();
-        let server: Server = parse(200, older.to_string().as_bytes()).unwrap();
+        let server: ServerResponse = parse(200, older.to_string().as_bytes()).unwrap();
         assert_eq!(server.start_seconds, None);
     }
 }
