@@ -111,7 +111,7 @@ fn the_log_tells_more_or_less_from_the_next_line_on() {
     server.log.wait_for(" ends: ");
     fs::write(&file, "log = \"loud\"\n").unwrap();
     hang_up();
-    server.log.wait_for("\"loud\" is none of error");
+    server.log.wait_for("invalid level \"loud\"");
     fs::write(&file, "log = \"info\"\n").unwrap();
     hang_up();
     server.log.wait_for("SIGHUP: log: info instead of debug\n");

@@ -190,7 +190,7 @@ fn while_the_server_drains_it_takes_no_new_connection_and_a_second_signal_ends_i
     eventually("the second signal is taken", || {
         server.terminate();
         thread::sleep(LOOK_AGAIN);
-        server.log.text().contains("again: ending at once")
+        server.log.text().contains("received again: stopping immediately")
     });
     assert_eq!(server.wait().code, Some(128 + 15));
     drop(stuck);
