@@ -44,6 +44,7 @@ impl<const KINDS: usize> RateLimiter<KINDS> {
             true => window.written += 1,
             false => window.suppressed += 1,
         }
+        debug_assert!(window.suppressed == 0 || window.written == self.lines_per_second);
         admitted
     }
 

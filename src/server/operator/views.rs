@@ -137,12 +137,12 @@ impl From<TopicSummary> for TopicView {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    #[test]
-    fn a_session_serializes_with_null_for_unknown_fields() {
-        let view = SessionView {
+    /// A row with a different value in each numeric field.
+    pub fn session_view() -> SessionView {
+        SessionView {
             id: "0-1".into(),
             shard: 0,
             identity: None,
@@ -156,9 +156,14 @@ mod tests {
             held_topics: 5,
             conflated: 6,
             dropped: 7,
-            rtt_us: None,
-            rank: 8,
-        };
+            rtt_us: Some(8),
+            rank: 9,
+        }
+    }
+
+    #[test]
+    fn a_session_serializes_with_null_for_unknown_fields() {
+        let view = SessionView { rtt_us: None, ..session_view() };
         assert_eq!(
             serde_json::to_string(&view).unwrap(),
             r#"{"id":"0-1","shard":0,"identity":null,"address":"127.0.0.1:9","encoding":"json","state":"open","#

@@ -53,7 +53,10 @@ pub fn watch(
             match (set().wait(), &hang_up) {
                 (Ok(Signal::SIGUSR1), _) => report(),
                 (Ok(Signal::SIGHUP), HangUp::Does(action)) => action(),
-                (other, _) => return other,
+                (received, _) => {
+                    debug_assert!(received.is_ok(), "sigwait(3) fails only for an invalid set");
+                    return received;
+                }
             }
         }
     };

@@ -199,6 +199,10 @@ impl AdminContext {
         let ids: Arc<[TopicId]> = topics.iter().map(|topic| TopicId(topic.id)).collect();
         let counts =
             self.query_shards(None, move |reply| ShardRequest::SessionCounts(ids.clone(), reply)).await;
+        debug_assert!(
+            counts.replies.iter().all(|(_, counts)| counts.len() == topics.len()),
+            "a shard replies with one count per topic"
+        );
         for (topic, at) in topics.iter_mut().zip(0..) {
             let of_shards =
                 counts.replies.iter().map(|(_, counts)| counts.get(at).copied().unwrap_or_default());

@@ -318,11 +318,12 @@ fn server(scrape: &Scrape<'_>, writer: &mut Writer) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::operator) mod tests {
     use super::*;
     use tickcast_core::metrics::latency::Latency;
 
-    fn state(latency: Latency) -> ShardState {
+    /// A state with a different value in each gauge.
+    pub fn shard_state(latency: Latency) -> ShardState {
         ShardState {
             mesh_ring_bytes: 1,
             source_ring_bytes: 2,
@@ -345,7 +346,7 @@ mod tests {
             latency.sequenced(1_000_000_000, 1_000_000_000 + us * 1_000);
             latency.end_turn(0, 0, 0);
         }
-        let state = state(latency);
+        let state = shard_state(latency);
         let shards = [
             ShardSample { shard: 0, counters: &one, state: Some(&state) },
             ShardSample { shard: 1, counters: &two, state: None },

@@ -286,6 +286,10 @@ impl Grid {
         };
         let mut shown: Vec<usize> = (0..self.columns.len()).collect();
         let taken = |shown: &[usize]| shown.iter().map(|&at| needed(at) + SPACE).sum::<usize>();
+        debug_assert!(
+            self.columns.iter().any(|column| column.drop_order == 0),
+            "one column is never dropped"
+        );
         while taken(&shown) > width + SPACE {
             let drop_order = |at: usize| self.columns[shown[at]].drop_order;
             let Some(first) = (0..shown.len()).rev().max_by_key(|&at| drop_order(at)) else { break };

@@ -200,12 +200,15 @@ impl Model {
 
 /// The name of an order in the query `sort=`.
 pub fn sort_name(sort: SessionSort) -> &'static str {
-    SESSION_SORTS.into_iter().find(|(_, known)| *known == sort).map_or("", |(name, _)| name)
+    let found = SESSION_SORTS.into_iter().find(|(_, known)| *known == sort);
+    debug_assert!(found.is_some(), "SESSION_SORTS lists every order");
+    found.map_or("", |(name, _)| name)
 }
 
 fn next_sort(sort: SessionSort) -> SessionSort {
-    let at = SESSION_SORTS.into_iter().position(|(_, known)| known == sort).unwrap_or(0);
-    SESSION_SORTS[(at + 1) % SESSION_SORTS.len()].1
+    let at = SESSION_SORTS.into_iter().position(|(_, known)| known == sort);
+    debug_assert!(at.is_some(), "SESSION_SORTS lists every order");
+    SESSION_SORTS[(at.unwrap_or(0) + 1) % SESSION_SORTS.len()].1
 }
 
 #[cfg(test)]

@@ -200,31 +200,22 @@ mod tests {
     use crate::operator::{
         admin::{
             Stage,
+            metrics::tests::shard_state,
             overview::{Overview, ShardView},
             process_sample::ProcessSample,
         },
-        views::{SessionView, TopicView},
+        views::{TopicView, tests::session_view},
     };
-    use tickcast_core::{
-        metrics::counters::{Counter, Counters},
-        shard::survey::ShardState,
+    use tickcast_core::metrics::{
+        counters::{Counter, Counters},
+        latency::Latency,
     };
 
     #[test]
     fn shards_as_the_server_writes_them_are_parsed() {
         let counters = Counters::default();
         (1..).zip(Counter::ALL).for_each(|(n, &counter)| counters.add(counter, n));
-        let state = ShardState {
-            mesh_ring_bytes: 1,
-            source_ring_bytes: 2,
-            mesh_stage_bytes: 3,
-            topics: 4,
-            topics_taken: 5,
-            patterns: 6,
-            sessions_waiting: 7,
-            egress_log_bytes: 8,
-            latency: Default::default(),
-        };
+        let state = shard_state(Latency::default());
         let shards =
             vec![ShardView::new(0, 3, &counters, Some(&state)), ShardView::new(1, 4, &counters, None)];
         let process = ProcessSample { start_seconds: 1_793_322_000.13, ..ProcessSample::default() };
@@ -271,28 +262,11 @@ mod tests {
         let body = serde_json::json!({ "topics": [topic], "unanswered": [] }).to_string();
         let topics: TopicsResponse = parse(200, body.as_bytes()).unwrap();
         assert_eq!((topics.topics[0].sequence, topics.topics[0].sessions), (3, 7));
-        let session = SessionView {
-            id: "0-1".into(),
-            shard: 0,
-            identity: None,
-            address: Some("[::1]:9".parse().unwrap()),
-            encoding: "json",
-            state: "open",
-            subscriptions: 1,
-            topics: 2,
-            outbox_bytes: 3,
-            lag_ms: 4,
-            held_topics: 5,
-            conflated: 6,
-            dropped: 7,
-            rtt_us: Some(8),
-            rank: 9,
-        };
-        let body = serde_json::json!({ "sessions": [session], "unanswered": [] }).to_string();
+        let body = serde_json::json!({ "sessions": [session_view()], "unanswered": [] }).to_string();
         let session = parse::<SessionsResponse>(200, body.as_bytes()).unwrap().sessions.remove(0);
         assert_eq!(
             (session.address.as_deref(), session.lag_ms, session.rtt_us),
-            (Some("[::1]:9"), 4, Some(8))
+            (Some("127.0.0.1:9"), 4, Some(8))
         );
         let body = br#"{"unit":"microseconds","sequenced":[[1,2]],"sent":[],"unanswered":[]}"#;
         assert_eq!(parse::<LatencyResponse>(200, body).unwrap().sequenced, [(1, 2)]);

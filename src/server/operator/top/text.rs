@@ -15,6 +15,7 @@ const ANY_WIDTH: usize = 1 << 20;
 /// Formats all figures: every shard, and the first [`TOP_ROWS_ONCE`] topics and sessions.
 pub fn text(model: &Model) -> String {
     let mut text = String::new();
+    debug_assert!(model.figures.is_some(), "called after a successful poll");
     let Some(figures) = &model.figures else { return text };
     for cells in view::header(model, ANY_WIDTH) {
         line(&mut text, cells);
