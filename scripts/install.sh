@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Installs the binaries, man pages, completions, the tuning, the units and the configuration: scripts/install.sh
-# [--from FOLDER], the folder with the built binaries, target/release unless said otherwise.
+# Installs binaries, man pages, completions, tuning, units and configuration.
 #
-# DESTDIR=DIR puts everything below DIR instead (packages, tests), PREFIX=/usr/local says where the programs go. What is
-# there is replaced, configuration never. It starts nothing; scripts/uninstall.sh takes all of it away again.
+#   scripts/install.sh [--from FOLDER]
+#
+#   --from FOLDER   directory of the built binaries [default: target/release]
+#
+# PREFIX sets the installation prefix [default: /usr/local]. DESTDIR=DIR installs below DIR, for packages and tests. Existing files
+# are replaced, except configuration. No service is started. scripts/uninstall.sh removes everything again.
 set -euo pipefail
 called_from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,7 +17,7 @@ from=${CARGO_TARGET_DIR:-target}/release
 while (($# > 0)); do
     case $1 in
         --from)
-            [[ -n ${2:-} ]] || fail "--from takes the folder with the binaries"
+            [[ -n ${2:-} ]] || fail "--from requires a folder"
             from=$2
             [[ $from == /* ]] || from=$called_from/$from
             shift 2
@@ -23,28 +26,29 @@ while (($# > 0)); do
             usage
             exit 0
             ;;
-        *) fail "no option $1; there is --from FOLDER" ;;
+        *) fail "unknown option $1; see --help" ;;
     esac
 done
 
-# Of two installations nobody would know which one serves: these units go before the package's.
+# Refuse to install beside the Debian package: these units would override the package's.
 package=/usr/lib/systemd/system/tickcast.service
-[[ -n $destdir || ! -e $package ]] || fail "the package is installed ($package): dpkg --remove tickcast, or an upgrade of it"
+[[ -n $destdir || ! -e $package ]] ||
+    fail "the Debian package is installed ($package): remove it first (dpkg --remove tickcast), or upgrade it instead"
 for program in "${programs[@]}"; do
-    [[ -x $from/$program ]] || fail "$from/$program is not there: cargo build --release, or --from FOLDER"
+    [[ -x $from/$program ]] || fail "$from/$program not found: run cargo build --release, or use --from FOLDER"
 done
 
-# Root is needed only where the folders are root's.
+# Root is needed only if root owns the directories.
 for folder in "$destdir$prefix" "$destdir/etc"; do
     while [[ ! -e $folder ]]; do folder=$(dirname "$folder"); done
-    [[ -w $folder ]] || fail "$folder cannot be written: run as root, or set DESTDIR"
+    [[ -w $folder ]] || fail "$folder is not writable: run as root, or set DESTDIR"
 done
 
-# What the programs say of themselves, first of all: one that does not run here is not installed.
+# Generate man pages and completions first: if a program does not run here, nothing is installed.
 made=$(mktemp -d)
 trap 'rm -rf -- "$made"' EXIT
 for program in "${programs[@]}"; do
-    "$from/$program" man --out "$made/man" || fail "$from/$program cannot be run here"
+    "$from/$program" man --out "$made/man" || fail "$from/$program does not run on this machine"
 done
 gzip -9n "$made"/man/*
 for shell in "${!completions[@]}"; do
@@ -55,7 +59,7 @@ was_there=no
 [[ ! -e $destdir$prefix/bin/tickcast ]] || was_there=yes
 
 put() { install -D -C -m "$1" -- "$2" "$destdir$3"; }
-# Configuration belongs to the operator once it is there.
+# Existing configuration belongs to the operator.
 put_once() { [[ -e $destdir$3 ]] || put "$@"; }
 
 for program in "${programs[@]}"; do
@@ -89,18 +93,18 @@ if [[ -z $destdir && -d /run/systemd/system ]]; then
     systemctl daemon-reload
 fi
 
-echo "installed below ${destdir}$prefix and ${destdir}/etc"
+echo "installed in ${destdir}$prefix and ${destdir}/etc"
 [[ -z $destdir ]] || exit 0
 if [[ $was_there == yes ]]; then
     cat <<TEXT
-next: tickcast serve --config /etc/tickcast/tickcast.toml --check-config     whether this version takes the configuration
-      systemctl restart tickcast                   what runs is still the version before
+next: tickcast serve --config /etc/tickcast/tickcast.toml --check-config     check that this version accepts the configuration
+      systemctl restart tickcast                   replace the running version
 TEXT
     exit 0
 fi
 cat <<TEXT
-next: \$EDITOR /etc/tickcast/tickcast.toml          every option with its default
-      tickcast check                               whether it can serve here, and what is worth setting
-      systemctl enable --now tickcast-tune         set it, now and at every start
-      systemctl enable --now tickcast
+next: \$EDITOR /etc/tickcast/tickcast.toml          edit the configuration; it lists every option with its default
+      tickcast check                               check that this machine can run tickcast, and which settings to tune
+      systemctl enable --now tickcast-tune         apply these settings now and at boot
+      systemctl enable --now tickcast              start the server now and at boot
 TEXT

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Builds the Debian package and prints where it is: scripts/package.sh [--no-build] [--profile release|dev].
+# Builds the Debian package and a package of debug symbols, and prints the path of the first.
 #
-#   --no-build       take the binaries as they are there
-#   --profile dev    of the binaries that the tests use, compressed quickly: to try the packaging out, not to be installed
+#   scripts/package.sh [--no-build] [--profile release|dev]
 #
-# It lies in target/debian (of the profile dev in target/debian-dev), or below CARGO_TARGET_DIR, and with it a package of
-# debug symbols. cargo-deb is installed below the same folder if it is missing. scripts/try-package.sh tries the package out.
+#   --no-build          use the existing binaries
+#   --profile PROFILE   release, or dev to test the packaging: it uses the binaries of the tests, compresses quickly and builds no
+#                       debug symbols [default: release]
+#
+# The output directory is target/debian, for dev target/debian-dev; CARGO_TARGET_DIR replaces target. If cargo-deb is missing, it is
+# installed there too. scripts/try-package.sh tests the package.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,21 +24,21 @@ while (($# > 0)); do
         --no-build) build=no ;;
         --profile)
             profile=${2:-}
-            [[ $profile =~ ^(release|dev)$ ]] || fail "--profile is release or dev"
+            [[ $profile =~ ^(release|dev)$ ]] || fail "--profile must be release or dev"
             shift
             ;;
         -h | --help)
             sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' scripts/package.sh
             exit 0
             ;;
-        *) fail "no option $1; there are --no-build and --profile release|dev" ;;
+        *) fail "unknown option $1; see --help" ;;
     esac
     shift
 done
 
-# One version, so that the same commit makes the same package.
+# Pinned, so that a commit always produces the same package.
 cargo_deb_version=3.8.0
-# Seconds that its installation may take: it took 55 on two cores.
+# Timeout of its installation in seconds; it took 55 s on two cores.
 install_s_max=900
 
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
@@ -44,21 +47,21 @@ case $profile in
     dev) built=$target/debug out=$target/debian-dev options=(--no-dbgsym --strip --fast) ;;
 esac
 
-command -v cargo >/dev/null || fail "cargo is not here: install Rust 1.90 or later (rustup)"
-command -v dpkg-shlibdeps >/dev/null || fail "dpkg-shlibdeps is not here: apt-get install dpkg-dev"
-command -v objcopy >/dev/null || fail "objcopy is not here: apt-get install binutils"
+command -v cargo >/dev/null || fail "cargo not found: install Rust 1.90 or later with rustup"
+command -v dpkg-shlibdeps >/dev/null || fail "dpkg-shlibdeps not found: apt-get install dpkg-dev"
+command -v objcopy >/dev/null || fail "objcopy not found: apt-get install binutils"
 
-# The one that is there is taken if it is of that version; otherwise one of our own, which is in nobody's way.
+# Use an installed cargo-deb of this version, or else a private copy.
 tools=$target/tools
 cargo_deb=cargo-deb
-is_it() { [[ $("$1" --version 2>/dev/null) == "cargo-deb $cargo_deb_version" ]]; }
-if ! is_it "$cargo_deb"; then
+has_pinned_version() { [[ $("$1" --version 2>/dev/null) == "cargo-deb $cargo_deb_version" ]]; }
+if ! has_pinned_version "$cargo_deb"; then
     cargo_deb=$tools/bin/cargo-deb
-    if ! is_it "$cargo_deb"; then
+    if ! has_pinned_version "$cargo_deb"; then
         say "installing cargo-deb $cargo_deb_version into $tools"
         CARGO_TARGET_DIR=$tools/build timeout "$install_s_max" \
             cargo install --locked --quiet --force --root "$tools" "cargo-deb@=$cargo_deb_version" ||
-            fail "cargo-deb cannot be installed: the reason is above, or it took more than $install_s_max s"
+            fail "cargo-deb was not installed: see the error above, or it took longer than $install_s_max s"
         rm -rf -- "$tools/build"
     fi
 fi
@@ -68,12 +71,11 @@ if [[ $build == yes ]]; then
     cargo build --locked --profile "$profile" --bin tickcast --bin tickcast-c10k
 fi
 for program in tickcast tickcast-c10k; do
-    [[ -x $built/$program ]] || fail "$built/$program is not there: leave out --no-build"
+    [[ -x $built/$program ]] || fail "$built/$program not found: run without --no-build"
 done
 
-# A target folder of its own with all that the assets name as target/release/: the binaries and what is made of them. So
-# the profile makes no difference to cargo-deb, which also clears target/debian of what it did not make. (target/package is
-# where cargo package works.)
+# Stage everything that the assets in Cargo.toml refer to as target/release/ in a separate target folder: the binaries and the files
+# generated from them. So cargo-deb need not know the profile, and does not delete foreign files in target/debian.
 stage=$target/deb-stage.$profile
 rm -rf -- "$stage"
 made=$stage/release/made
@@ -83,13 +85,13 @@ for program in tickcast tickcast-c10k; do
     "$built/$program" man --out "$made/man"
 done
 gzip -9n "$made"/man/*
-# Packages have to have one. The commit's date, so that the same commit makes the same package.
+# Debian requires a changelog. It has the date of the commit, so that a commit always produces the same package.
 seconds=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 version=$("$built/tickcast" --version)
 gzip -9n >"$made/changelog.Debian.gz" <<TEXT
 tickcast (${version#tickcast }-1) unstable; urgency=medium
 
-  * ${version}: README.md has what it does.
+  * ${version}: see README.md.
 
  -- $(sed -n 's/^maintainer = "\(.*\)"$/\1/p' Cargo.toml)  $(LC_ALL=C date -u -R -d "@$seconds")
 TEXT

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Does with a package what a new user does, and checks what it leaves: scripts/try-package.sh [--force] [FILE.deb], the
-# newest that scripts/package.sh has made unless said otherwise.
+# Tests the Debian package: installation, upgrade, removal and purge.
 #
-# Installs it with dpkg, looks at its files, serves with the shipped configuration on free ports, installs it again over
-# a changed configuration, upgrades it to a version with another shipped one, removes it, purges it. The machine is then as it was, but for dpkg's log. With or without a
-# running systemd. Exits with 77 where this cannot be tried: not as root, without dpkg, or where tickcast is installed.
+#   scripts/try-package.sh [--force] [FILE.deb]
 #
-#   --force   try it where tickcast is installed, too: that is taken away, with its configuration
+#   --force    remove an existing installation, including its configuration, instead of skipping
+#   FILE.deb   package to test [default: the latest from scripts/package.sh]
+#
+# Installs the package with dpkg, checks its files, runs the server with the default configuration on free ports, reinstalls the
+# package over a modified configuration, upgrades to a version with another default configuration, removes it and purges it.
+# Afterwards the machine is as before, except for dpkg's log. Works with and without systemd. Exits with 77 if the test is not
+# possible: without root or dpkg, or if tickcast is installed.
 set -euo pipefail
 called_from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,17 +21,17 @@ while (($# > 0)); do
     case $1 in
         --force) force=yes ;;
         -h | --help) usage ;;
-        -*) fail "no option $1; there are --force and a package to be named" ;;
-        *) name_package "$1" ;;
+        -*) fail "unknown option $1; see --help" ;;
+        *) select_package "$1" ;;
     esac
     shift
 done
 begin_trial
 
-is_there() { [[ -e $1 ]] || fail "$1 is not there"; }
-is_gone() { [[ ! -e $1 && ! -L $1 ]] || fail "$1 is still there"; }
+assert_exists() { [[ -e $1 ]] || fail "$1 does not exist"; }
+assert_removed() { [[ ! -e $1 && ! -L $1 ]] || fail "$1 still exists"; }
 
-# Folders that come with it, and are to go with it.
+# Directories that the package creates and has to remove.
 folders=()
 while read -r folder; do
     [[ -e $folder ]] || folders+=("$folder")
@@ -48,7 +51,7 @@ for path in /usr/bin/tickcast /usr/bin/tickcast-c10k /usr/sbin/tickcast-tune /et
     /usr/share/fish/vendor_completions.d/tickcast.fish /usr/share/doc/tickcast/copyright \
     /usr/share/doc/tickcast/changelog.Debian.gz /usr/share/doc/tickcast/README.md \
     /usr/share/doc/tickcast/PROTOCOL.md /usr/share/doc/tickcast/examples/tickcast.toml; do
-    is_there "$path"
+    assert_exists "$path"
 done
 for path in "${files[@]}"; do
     [[ ! -L $path ]] || continue
@@ -61,13 +64,13 @@ for path in "${folders[@]}"; do
     [[ $(stat -c '%U:%G %a' "$path") == "root:root 755" ]] || fail "$path is $(stat -c '%U:%G %a' "$path")"
 done
 conffiles=$(dpkg-query -W -f '${Conffiles}' tickcast | awk '{ print $1 }' | sort | xargs)
-[[ $conffiles == "/etc/default/tickcast-tune /etc/tickcast/tickcast.toml" ]] || fail "configuration: $conffiles"
-echo "${#files[@]} files of root; configuration: $conffiles"
+[[ $conffiles == "/etc/default/tickcast-tune /etc/tickcast/tickcast.toml" ]] || fail "unexpected conffiles: $conffiles"
+echo "${#files[@]} files owned by root; conffiles: $conffiles"
 if command -v systemctl >/dev/null && systemctl is-enabled tickcast.service >/dev/null 2>&1; then
-    fail "tickcast.service is enabled: that is the operator's to decide"
+    fail "the package enabled tickcast.service, which must be left to the operator"
 fi
 if command -v systemd-analyze >/dev/null; then
-    # With man it would leave pages in man's cache.
+    # --man=no: checking man pages would create files in man's cache.
     systemd-analyze verify --man=no /usr/lib/systemd/system/tickcast{.service,.socket,-http.socket,-tune.service}
     systemd-analyze security --offline=yes --no-pager --threshold=15 /usr/lib/systemd/system/tickcast.service | tail -1
 fi
@@ -82,16 +85,16 @@ grep -qF '{"hello":"world"}' "$work/tick" || fail "the subscriber did not get th
 timeout --foreground "$command_s_max" tickcast-c10k --server "$http" --transport ws --connections 10 --duration-s 1 --warm-up-s 0 \
     --subscribe 'demo.>' >"$work/c10k" 2>&1 || fail "tickcast-c10k: $(cat "$work/c10k")"
 if command -v curl >/dev/null; then
-    echo "GET / of $http: $(curl -s --max-time 10 -o /dev/null -w '%{http_code}' "http://$http/")"
+    echo "GET http://$http/: $(curl -s --max-time 10 -o /dev/null -w '%{http_code}' "http://$http/")"
 fi
 stop_server
 
 step "the tools"
 status=0
 timeout --foreground "$command_s_max" tickcast-tune check >"$work/tune" || status=$?
-((status <= 1)) || fail "tickcast-tune check ended with $status: $(cat "$work/tune")"
+((status <= 1)) || fail "tickcast-tune check exited with $status: $(cat "$work/tune")"
 echo "tickcast-tune check: $(wc -l <"$work/tune") lines"
-timeout --foreground "$command_s_max" tickcast check >"$work/check" || fail "tickcast check ended with $?: $(cat "$work/check")"
+timeout --foreground "$command_s_max" tickcast check >"$work/check" || fail "tickcast check exited with $?: $(cat "$work/check")"
 grep -q '^net\.core\.somaxconn ' "$work/check" || fail "tickcast check does not find tickcast-tune: $(cat "$work/check")"
 echo "tickcast check: $(tail -2 "$work/check" | head -1)"
 bash -c 'source /usr/share/bash-completion/completions/tickcast && complete -p tickcast'
@@ -100,43 +103,43 @@ if command -v man >/dev/null; then
         option=${page#*:} page=${page%:*}
         MANWIDTH=100 man --warnings -l "/usr/share/man/$page.gz" 2>"$work/man" | col -b >"$work/page"
         grep -q -- "$option" "$work/page" || fail "$page does not render: $(head -20 "$work/page")"
-        [[ ! -s $work/man ]] || fail "man complains of $page: $(cat "$work/man")"
+        [[ ! -s $work/man ]] || fail "man warns about $page: $(cat "$work/man")"
         echo "$page: $(wc -l <"$work/page") lines"
     done
 fi
 
-step "dpkg -i again: what was configured stays"
+step "dpkg -i again: the configuration is kept"
 echo 'shards = 1' >>"$configuration"
 run_dpkg -i "$deb"
 grep -q '^shards = 1$' "$configuration" || fail "the configuration was replaced"
 tickcast serve --config "$configuration" --check-config
 
-step "an upgrade that ships another configuration, without a terminal: the operator's stays"
+step "upgrade with a new default configuration, without a terminal: the operator's configuration is kept"
 dpkg-deb -R "$deb" "$work/next"
 sed -i 's/^Version: .*/&+next/' "$work/next/DEBIAN/control"
-echo '# news' >>"$work/next/etc/tickcast/tickcast.toml"
+echo '# changed' >>"$work/next/etc/tickcast/tickcast.toml"
 dpkg-deb -z1 -b "$work/next" "$work/next.deb" >/dev/null
 run_dpkg --force-confold -i "$work/next.deb"
 dpkg-query -W tickcast
-[[ $(dpkg-query -W -f '${Version}' tickcast) == *+next ]] || fail "it is not the next version"
+[[ $(dpkg-query -W -f '${Version}' tickcast) == *+next ]] || fail "the upgrade did not install the next version"
 grep -q '^shards = 1$' "$configuration" || fail "the configuration was replaced"
-! grep -q refuses "$work/dpkg" || fail "the configuration is refused: $(cat "$work/dpkg")"
+! grep -q rejects "$work/dpkg" || fail "the configuration is rejected: $(cat "$work/dpkg")"
 echo 'behind_mss = 1' >>"$configuration"
 run_dpkg --force-confold -i "$work/next.deb"
-grep -A 4 "this version refuses $configuration" "$work/dpkg" || fail "nothing is said of a configuration that is refused"
+grep -A 4 "this version rejects $configuration" "$work/dpkg" || fail "the upgrade does not report a rejected configuration"
 sed -i '$d' "$configuration"
 
-step "dpkg -r: configuration stays"
+step "dpkg -r: the configuration is kept"
 run_dpkg -r tickcast
-grep -q '^shards = 1$' "$configuration" || fail "the configuration is gone"
+grep -q '^shards = 1$' "$configuration" || fail "the configuration was removed"
 for path in "${files[@]}"; do
-    [[ $path == /etc/* ]] || is_gone "$path"
+    [[ $path == /etc/* ]] || assert_removed "$path"
 done
 
-step "dpkg -P: nothing stays"
+step "dpkg -P: everything is removed"
 purge_package
 for path in "${files[@]}" "${folders[@]}"; do
-    is_gone "$path"
+    assert_removed "$path"
 done
 
-printf '\nthe package is good\n'
+printf '\npackage passed\n'

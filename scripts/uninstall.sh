@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Takes away what scripts/install.sh installed: scripts/uninstall.sh [--purge]. Stops the services first, and puts the
-# machine's settings back. Configuration stays unless --purge is given, and so does what tickcast-tune kept.
+# Removes what scripts/install.sh installed. Stops the services first and reverts the host settings.
 #
-# DESTDIR and PREFIX as for scripts/install.sh. What is not there is not missed.
+#   scripts/uninstall.sh [--purge]
+#
+#   --purge   also remove the configuration and the state of tickcast-tune
+#
+# Set DESTDIR and PREFIX as for scripts/install.sh. Missing files are ignored.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=SCRIPTDIR/installation.sh
@@ -16,13 +19,13 @@ while (($# > 0)); do
             usage
             exit 0
             ;;
-        *) fail "no option $1; there is --purge" ;;
+        *) fail "unknown option $1; see --help" ;;
     esac
     shift
 done
 
 files=("${programs[@]/#/$prefix/bin/}" "$tool" "$man/man8/tickcast-tune.8.gz" "${completions[@]}" "${units[@]/#/$units_folder/}")
-# A page for each subcommand that there was.
+# One man page per subcommand, including those of earlier versions.
 for page in "$destdir$man"/man1/tickcast.1.gz "$destdir$man"/man1/tickcast-*.1.gz; do
     files+=("${page#"$destdir"}")
 done
@@ -30,10 +33,10 @@ done
 folders=("$tuning" "$monitoring")
 [[ $purge == no ]] || folders+=(/etc/tickcast)
 
-# Root is needed only where the folders are root's.
+# Root is needed only if root owns the directories.
 for path in "${files[@]}" "${folders[@]}"; do
     path=$destdir$path
-    [[ ! -e $path && ! -L $path ]] || [[ -w ${path%/*} ]] || fail "${path%/*} cannot be written: run as root"
+    [[ ! -e $path && ! -L $path ]] || [[ -w ${path%/*} ]] || fail "${path%/*} is not writable: run as root"
 done
 
 if [[ -z $destdir ]]; then
@@ -42,9 +45,9 @@ if [[ -z $destdir ]]; then
             [[ ! -e $units_folder/$unit ]] || systemctl disable --now "$unit"
         done
     fi
-    # Settings that were applied by hand: without the tool nobody could put them back.
+    # Revert settings that were applied on the command line while the tool still exists.
     if [[ -e /var/lib/tickcast/tune.saved && -x $tool ]]; then
-        "$tool" revert || fail "the tuning could not be put back: nothing was removed"
+        "$tool" revert || fail "the host settings could not be reverted: nothing was removed"
     fi
 fi
 
@@ -52,16 +55,16 @@ for path in "${files[@]}"; do
     rm -f -- "$destdir$path"
 done
 for path in "${folders[@]}"; do
-    # PREFIX is checked: the path has names in it even where DESTDIR is empty.
+    # PREFIX is validated, so the path cannot be / even if DESTDIR is empty.
     rm -rf -- "$destdir${path:?}"
 done
 if [[ $purge == yes ]]; then
     saved=$destdir/var/lib/tickcast/tune.saved
     rm -f -- "$saved.earlier-boot" "$saved.partial"
-    # Only where the tool was gone already.
-    [[ ! -e $saved ]] || printf '%s: %s stays: it has the settings that were not put back\n' "$script" "$saved" >&2
+    # It still exists only if tickcast-tune had already been removed.
+    [[ ! -e $saved ]] || printf '%s: kept %s: it contains host settings that were not restored\n' "$script" "$saved" >&2
 fi
-# Only where nothing else is in them.
+# Remove these only if they are empty.
 for path in "$prefix/lib/tickcast" /etc/tickcast /var/lib/tickcast; do
     rmdir -- "$destdir$path" 2>/dev/null || true
 done

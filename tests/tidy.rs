@@ -136,7 +136,7 @@ fn nothing_unwraps_what_can_fail() {
     refuse("no unwrap and no expect outside tests", |path, line| {
         !path.starts_with("tests/")
             && !path.ends_with("tests.rs")
-            && !path.ends_with("script.rs")
+            && !path.ends_with("scripted_server.rs")
             && !path.ends_with("models.rs")
             && (line.contains(".unwrap()") || line.contains(".expect("))
     });

@@ -1,15 +1,15 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154  # the options are set by tickcast-tune
-# What there is to tune: reads the machine into the arrays of items that tickcast-tune checks, sets and prints. Sourced by
-# it; changes nothing but through `write_value`.
+# Reads the machine's settings into the arrays of items that tickcast-tune checks, applies and prints. Sourced by
+# tickcast-tune. Only `write_value` changes anything.
 
-# CPUs that a list may name: the most that Linux is built for.
+# Highest number of CPUs that Linux supports.
 readonly CPUS_MAX=8192
-# Flows that RFS remembers for all queues together, as in Seastar's perftune.
+# RFS flow table entries, in total over all queues; the value of Seastar's perftune.
 readonly FLOWS=32768
-# Descriptors of a ring: absorbs a burst, and more only makes the ring fall out of the cache.
+# Descriptors per ring: enough for a burst, while a larger ring would no longer fit the cache.
 readonly RING_DESCRIPTORS=4096
-# Longest time in microseconds that the NIC may hold an arrived packet back to save interrupts.
+# Longest interrupt coalescing delay for a received packet, in microseconds.
 readonly COALESCE_RX_US=8
 
 # --- CPU lists and masks ---------------------------------------------------------------------------------------------
@@ -22,7 +22,7 @@ is_cpu_list() {
     done
 }
 
-# 0-2,8 as "0 1 2 8".
+# Expands a CPU list: 0-2,8 becomes "0 1 2 8".
 expand() {
     local part cpu all=()
     for part in ${1//,/ }; do
@@ -33,7 +33,7 @@ expand() {
     echo "${all[*]}"
 }
 
-# The hexadecimal mask of CPUs, in groups of 32 bits as the kernel prints them.
+# Prints the hexadecimal mask of the given CPUs, in groups of 32 bits like the kernel.
 mask_of() {
     local cpu group highest=0 groups=() text=""
     for cpu in "$@"; do
@@ -48,7 +48,7 @@ mask_of() {
     echo "$text"
 }
 
-# A mask without commas and leading zeros, so that two ways to print it compare as equal.
+# Removes commas and leading zeros from a mask, for comparison.
 plain_mask() {
     local digits=${1//,/}
     digits=${digits#"${digits%%[!0]*}"}
@@ -57,12 +57,12 @@ plain_mask() {
 
 # --- Values ----------------------------------------------------------------------------------------------------------
 
-# What `ethtool -g NIC` or `ethtool -c NIC` says; sets `answer`, or `why` and fails.
+# Runs `ethtool -g NIC` or `ethtool -c NIC` once and caches the output. Sets `answer`; on failure, sets `why`.
 declare -A answers=()
 ask_ethtool() {
     local nic=$1 flag=$2
     if [[ -n $root && $ethtool == ethtool ]]; then
-        why="ethtool is not asked with --root"
+        why="--root disables ethtool"
     elif ! command -v "$ethtool" >/dev/null; then
         why="$ethtool is not installed"
     elif [[ -n ${answers[$nic$flag]:-} ]]; then
@@ -72,19 +72,19 @@ ask_ethtool() {
         answers[$nic$flag]=$answer
         return
     else
-        why="the driver says: ${answer##*$'\n'}"
+        why="ethtool failed: ${answer##*$'\n'}"
     fi
     return 1
 }
 
-# The value of one line of the answer: `ethtool_line PATTERN FIELD [SECTION]`, the field counted in words from 1.
+# Prints one word of a line of `answer`: `ethtool_line PATTERN FIELD [SECTION]`, with FIELD counted from 1.
 ethtool_line() {
     awk -v line="$1" -v field="$2" -v section="${3:-}" '
         section != "" && index($0, section) == 1 { inside = 1 }
         (section == "" || inside) && $0 ~ line { print $field; exit }' <<<"$answer"
 }
 
-# Reads a target into `value`; else says `why` not, and fails.
+# Reads a target into `value`. On failure, sets `why`.
 read_value() {
     local target=$1 text="" nic flag name words
     value="" why=""
@@ -97,20 +97,20 @@ read_value() {
             rx-usecs) value=$(ethtool_line "^rx-usecs:" 2) ;;
         esac
         [[ $value =~ ^([0-9]+|on|off)$ ]] && return
-        value="" why="the driver does not offer it"
+        value="" why="not supported by the driver"
         return 1
     fi
     if [[ ! -e $root$target ]]; then
-        why="this machine has no $target"
+        why="$target does not exist"
         return 1
     fi
-    # One line is all that there is to read; `cat` only says why there is none.
+    # The value is a single line. If it cannot be read, `cat` tells why.
     IFS= read -r text 2>/dev/null <"$root$target"
     if [[ -z $text ]] && ! text=$(cat -- "$root$target" 2>&1); then
         why="$target cannot be read: ${text##*: }"
         return 1
     fi
-    # Choices are printed with the chosen one in brackets.
+    # The file lists all choices, with the active one in brackets.
     [[ $target == */transparent_hugepage/* && $text =~ \[([^]]+)\] ]] && text=${BASH_REMATCH[1]}
     read -ra words <<<"$text"
     value="${words[*]}"
@@ -119,17 +119,17 @@ read_value() {
     return 1
 }
 
-# Why a target cannot be written even by root; empty if it can, as far as can be seen without trying.
+# Prints why even root cannot write a target. Prints nothing if it looks writable.
 read_only() {
     local target=$1 bits
     [[ $target == ethtool:* ]] && return
     bits=$(stat -L -c %a -- "$root$target" 2>/dev/null) || return
     if (((8#$bits & 8#222) == 0)) || { ((EUID == 0)) && [[ ! -w $root$target ]]; }; then
-        echo "$target is read-only here"
+        echo "$target is read-only"
     fi
 }
 
-# Writes a target; else says `why` not, and fails.
+# Writes a target. On failure, sets `why`.
 write_value() {
     local target=$1 new=$2 nic flag name
     why=""
@@ -138,7 +138,7 @@ write_value() {
         unset "answers[$nic${flag,,}]"
         why=$("$ethtool" "$flag" "$nic" "$name" "$new" 2>&1) && return
     elif [[ ! -e $root$target ]]; then
-        why="this machine has no $target"
+        why="$target does not exist"
         return 1
     else
         why=$({ printf '%s\n' "$new" >"$root$target"; } 2>&1) && return
@@ -150,13 +150,13 @@ write_value() {
 
 is_number() { [[ $1 =~ ^[0-9]{1,18}$ ]]; }
 
-# Whether a value is as wanted: `is_wanted TARGET NOW RELATION WANTED`.
+# Whether the current value satisfies the wanted one: `is_wanted TARGET NOW RELATION WANTED`.
 is_wanted() {
     local target=$1 now=$2 wanted=$4
     case $3 in
         least) is_number "$now" && ((10#$now >= 10#$wanted)) ;;
         most) is_number "$now" && ((10#$now <= 10#$wanted)) ;;
-        # The first is what is set, the others are left alone.
+        # Any of the listed values is fine; `apply` sets the first.
         among) [[ " $wanted " == *" $now "* ]] ;;
         *)
             case $target in
@@ -173,7 +173,7 @@ names=() targets=() relations=() wanteds=() reasons=() states=() nows=()
 
 is_chosen() { [[ " $chosen " == *" $1 "* ]]; }
 
-# add GROUP NAME TARGET RELATION WANTED REASON: looks at it, too.
+# add GROUP NAME TARGET RELATION WANTED REASON: adds an item with its current value and state.
 add() {
     is_chosen "$1" || return 0
     local target=$3 value why state=supported reason=$6
@@ -188,8 +188,8 @@ add() {
     states+=("$state") nows+=("$value")
 }
 
-# lack GROUP NAME WANTED WHY: an item that this machine has no target for.
-lack() {
+# add_unsupported GROUP NAME WANTED WHY: adds an item that has no target on this machine.
+add_unsupported() {
     is_chosen "$1" || return 0
     names+=("$2") targets+=("") relations+=(same) wanteds+=("$3") reasons+=("$4") states+=(unsupported) nows+=("")
 }
@@ -197,7 +197,7 @@ lack() {
 add_sysctls() {
     local group=$1 file="$here/60-tickcast-$1.conf" line reason="" relation=same key target wanted
     is_chosen "$group" || return 0
-    [[ -r $file ]] || misuse "$file cannot be read: it belongs beside this script"
+    [[ -r $file ]] || misuse "$file cannot be read: it must be in the same directory as this script"
     while IFS= read -r line || [[ -n $line ]]; do
         if [[ $line == "#: at least" ]]; then
             relation=least
@@ -207,46 +207,46 @@ add_sysctls() {
         elif [[ $line =~ ^-?([a-z0-9_.]+)\ *=\ *(.*[^\ ])\ *$ ]]; then
             key=${BASH_REMATCH[1]} wanted=${BASH_REMATCH[2]}
             target=/proc/sys/${key//.//}
-            [[ $target =~ ^$SYSCTLS$ ]] || misuse "$file: $key is not a setting that this tool may set"
+            [[ $target =~ ^$SYSCTLS$ ]] || misuse "$file: tickcast-tune may not set $key"
             add "$group" "$key" "$target" "$relation" "$wanted" "$reason"
             reason="" relation=same
         elif [[ -z $line ]]; then
             reason="" relation=same
         else
-            misuse "$file: not a line of a sysctl file: $line"
+            misuse "$file: invalid line: $line"
         fi
     done <"$file"
 }
 
 add_governors() {
     is_chosen governor || return 0
-    local reason="a core that has slowed down while idle serves the first ticks of a burst late"
+    local reason="an idle CPU lowers its frequency and delays the first ticks of the next burst"
     local governor policy available found=no
     for governor in "$root"/sys/devices/system/cpu/cpufreq/policy*/scaling_governor; do
         [[ -e $governor ]] || continue
         found=yes policy=${governor%/*} available=""
         read -r available 2>/dev/null <"$policy/scaling_available_governors"
         if [[ -n $available && " $available " != *" performance "* ]]; then
-            lack governor "governor ${policy##*/}" performance "the driver has no governor performance, only: $available"
+            add_unsupported governor "governor ${policy##*/}" performance "the driver has no performance governor, only: $available"
         else
             add governor "governor ${policy##*/}" "${governor#"$root"}" same performance "$reason"
         fi
     done
     [[ $found == yes ]] ||
-        lack governor governor performance "no cpufreq: a virtual machine, or the firmware sets the frequency"
+        add_unsupported governor governor performance "no cpufreq driver: this is a virtual machine, or the firmware controls the frequency"
 }
 
 add_huge_pages() {
     local folder=/sys/kernel/mm/transparent_hugepage
     add thp "transparent_hugepage/enabled" $folder/enabled among "madvise never" \
-        "always lets memory grow by pages of 2 MiB that were hardly used; who wants them asks"
+        "with always, barely used pages of 2 MiB inflate memory; programs that want huge pages use madvise"
     add thp "transparent_hugepage/defrag" $folder/defrag among "madvise never defer defer+madvise" \
-        "always makes a page fault wait until memory is compacted: milliseconds on a shard"
+        "with always, a page fault waits for memory compaction, which stalls a shard for milliseconds"
 }
 
 # --- CPUs and network interfaces -------------------------------------------------------------------------------------
 
-# Sets all_cpus, and by the mode irq_cpus and compute_cpus, for an interface with so many receive queues.
+# divide_cpus QUEUES: sets all_cpus, irq_cpus and compute_cpus for an interface with this many receive queues.
 divide_cpus() {
     local queues=$1 cpu siblings first_core="" chosen_mode=$mode
     local -A cores=()
@@ -278,12 +278,12 @@ divide_cpus() {
             compute_cpus+=("$cpu")
         fi
     done
-    ((${#compute_cpus[@]} > 0)) || misuse "--mode $mode leaves none of the CPUs $cpus for tickcast"
+    ((${#compute_cpus[@]} > 0)) || misuse "--mode $mode leaves no CPU for tickcast (--cpus $cpus)"
     [[ $chosen_mode == mq ]] ||
-        warn "$chosen_mode: interrupts go to CPUs ${irq_cpus[*]}; start tickcast with --cores $(IFS=, && echo "${compute_cpus[*]}")"
+        warn "mode $chosen_mode: interrupts go to CPUs ${irq_cpus[*]}; start tickcast with --cores $(IFS=, && echo "${compute_cpus[*]}")"
 }
 
-# Prints an interface's interrupts, `NUMBER NAME` a line; those of its queues only, where their names tell.
+# Prints the interrupts of an interface, one `NUMBER NAME` per line; only those of queues if the names identify them.
 interrupts_of() {
     local device=$root/sys/class/net/$1/device modalias="" folder="" single="" numbers=()
     read -r modalias 2>/dev/null <"$device/modalias"
@@ -317,20 +317,21 @@ add_interrupts() {
     is_chosen irq || return 0
     while read -r number name; do
         found=yes
-        # The receive and the transmit interrupt of one queue go to one CPU.
+        # The receive and transmit interrupts of a queue go to the same CPU.
         if [[ $name =~ (TxRx-|fp-|Tx-Rx-|mlx4-|mlx5_comp|input\.|output\.)([0-9]{1,4}) ]]; then
             queue=$((10#${BASH_REMATCH[2]}))
         else
             queue=$((next++))
         fi
         add irq "irq $nic $number $name" "/proc/irq/$number/smp_affinity_list" same \
-            "${irq_cpus[queue % ${#irq_cpus[@]}]}" "one CPU for each queue: interrupts meet no other queue's, and no core takes all of them by chance"
+            "${irq_cpus[queue % ${#irq_cpus[@]}]}" "one CPU per queue: queues do not share a CPU by chance, and no CPU handles all interrupts"
     done < <(interrupts_of "$nic")
-    [[ $found == yes ]] || lack irq "irq $nic" "one CPU a queue" "$nic has no interrupts of its own: a virtual interface"
+    [[ $found == yes ]] ||
+        add_unsupported irq "irq $nic" "one CPU per queue" "$nic has no interrupts of its own: it is a virtual interface"
     local comm
     for comm in "$root"/proc/[0-9]*/comm; do
         if [[ $(cat -- "$comm" 2>/dev/null) == irqbalance ]]; then
-            lack irq irqbalance "not running" "irqbalance moves interrupts back: stop it, or ban these interrupts in its configuration"
+            add_unsupported irq irqbalance "not running" "irqbalance moves interrupts back: stop it, or ban these interrupts in its configuration"
             break
         fi
     done
@@ -339,29 +340,29 @@ add_interrupts() {
 add_receive_steering() {
     local nic=$1 mask queue queues=("$root/sys/class/net/$1/queues"/rx-*)
     if ((${#all_cpus[@]} == 1)); then
-        lack rps "rps $nic" "every CPU" "one CPU: there is no other to hand packets to"
+        add_unsupported rps "rps $nic" "every CPU" "only one CPU: packets cannot be steered to another"
         return
     fi
-    [[ -d ${queues[0]} ]] || { lack rps "rps $nic" "every CPU" "$nic has no receive queues"; return; }
+    [[ -d ${queues[0]} ]] || { add_unsupported rps "rps $nic" "every CPU" "$nic has no receive queues"; return; }
     mask=$(mask_of "${compute_cpus[@]}")
-    # A queue for each CPU already spreads the load; another hop would only cost.
+    # With one queue per CPU, the NIC already spreads the load; RPS would only add overhead.
     ((${#queues[@]} >= ${#all_cpus[@]} && ${#compute_cpus[@]} == ${#all_cpus[@]})) && mask=0
     for queue in "${queues[@]}"; do
         queue=${queue#"$root"}
         add rps "rps $nic ${queue##*/}" "$queue/rps_cpus" same "$mask" \
-            "fewer queues than CPUs: packets are handed on, so that TCP's work is spread over the shards' cores"
+            "fewer queues than CPUs: RPS spreads TCP processing over the CPUs of the shards"
         [[ $mask == 0 ]] || add rps "rfs $nic ${queue##*/}" "$queue/rps_flow_cnt" least "$((FLOWS / ${#queues[@]}))" \
-            "this queue's share of the table of flows: packets go to the core whose shard reads the connection"
+            "this queue's share of the RFS flow table: packets go to the CPU whose shard reads the connection"
     done
     [[ $mask == 0 || " ${names[*]:-} " == *" net.core.rps_sock_flow_entries "* ]] ||
         add rps net.core.rps_sock_flow_entries /proc/sys/net/core/rps_sock_flow_entries least "$FLOWS" \
-            "flows that are remembered with the core that reads them"
+            "size of the RFS flow table, which records the CPU that reads each flow"
 }
 
 add_transmit_steering() {
     local nic=$1 queue at cpu queues=("$root/sys/class/net/$1/queues"/tx-*) mine=()
     if ((${#queues[@]} == 1)); then
-        lack xps "xps $nic" "a queue for each CPU" "$nic has one transmit queue: there is nothing to choose"
+        add_unsupported xps "xps $nic" "one queue per CPU" "$nic has only one transmit queue"
         return
     fi
     for ((queue = 0; queue < ${#queues[@]} && queue < ${#all_cpus[@]}; queue++)); do
@@ -371,7 +372,7 @@ add_transmit_steering() {
             mine+=("$cpu")
         done
         add xps "xps $nic tx-$queue" "/sys/class/net/$nic/queues/tx-$queue/xps_cpus" same "$(mask_of "${mine[@]}")" \
-            "a shard sends through a queue of its own: no lock shared with another core"
+            "each shard sends on its own queue, without lock contention with other CPUs"
     done
 }
 
@@ -380,22 +381,22 @@ add_driver_settings() {
     for name in rx tx; do
         is_chosen rings || break
         if ! ask_ethtool "$nic" -g; then
-            lack rings "ring $nic $name" "$RING_DESCRIPTORS" "$why"
+            add_unsupported rings "ring $nic $name" "$RING_DESCRIPTORS" "$why"
             continue
         fi
         most=$(ethtool_line "^${name^^}:" 2 "Pre-set maximums")
         wanted=$RING_DESCRIPTORS
         is_number "$most" && ((most < wanted)) && wanted=$most
         add rings "ring $nic $name" "ethtool:$nic:-G:$name" least "$wanted" \
-            "a burst waits in the ring instead of being dropped; setting it may take the link down for a moment"
+            "a larger ring absorbs bursts instead of dropping packets; changing it may take the link down briefly"
     done
     add coalescing "coalescing $nic adaptive-rx" "ethtool:$nic:-C:adaptive-rx" same off \
-        "the NIC's own guess holds packets back longest just after load has changed"
+        "adaptive coalescing delays packets most just after the load changes"
     add coalescing "coalescing $nic rx-usecs" "ethtool:$nic:-C:rx-usecs" most "$COALESCE_RX_US" \
-        "microseconds that an arrived packet may wait for others: a bound on what interrupts saved may cost"
+        "limits how many microseconds the NIC may delay a received packet to save interrupts"
 }
 
-# Replaces a bond by its members; without a name, takes the interface of the default route.
+# Sets `nics` to the named interfaces, or to the one of the default route. Replaces a bond by its members.
 find_nics() {
     local named=("${nics[@]}") nic members
     if ((${#named[@]} == 0)); then
@@ -405,7 +406,7 @@ find_nics() {
     nics=()
     for nic in "${named[@]}"; do
         [[ $nic =~ ^$NIC_NAME$ && -d $root/sys/class/net/$nic ]] ||
-            misuse "no network interface $nic; there are: $(cd "$root/sys/class/net" 2>/dev/null && echo *)"
+            misuse "no network interface $nic; available: $(cd "$root/sys/class/net" 2>/dev/null && echo *)"
         if read -ra members 2>/dev/null <"$root/sys/class/net/$nic/bonding/slaves"; then
             nics+=("${members[@]}")
         else
@@ -423,7 +424,7 @@ add_all() {
     add_huge_pages
     [[ " $chosen " =~ \ (irq|rps|xps|rings|coalescing)\  ]] || return 0
     ((${#nics[@]} > 0)) ||
-        lack "${BASH_REMATCH[1]}" nic "one to tune" "no interface was named, and there is no default route to find one by"
+        add_unsupported "${BASH_REMATCH[1]}" nic "an interface" "no interface was specified, and there is no default route"
     for nic in "${nics[@]}"; do
         queues=("$root/sys/class/net/$nic/queues"/rx-*)
         divide_cpus "${#queues[@]}"

@@ -1,57 +1,57 @@
-//! A session on a blocking socket: for tools, tests and programs with a thread to spare.
+//! A connection on a blocking socket, for tools, tests and programs with a thread to spare.
 
 use std::{
-    io::{ErrorKind, Read, Write},
+    io::{self, ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs},
-    os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
 
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+use crate::{
+    ClientError, ConnectOptions, Connection, Event, PublishRequest, SubscribeOptions,
+    clock::{self, Deadline},
 };
-
-use crate::{ClientError, Event, PublishRequest, Session, SessionOptions, SubscribeOptions, clock};
 use tickcast_proto::{
-    Encoding,
+    WireFormat,
     subscription::{Delivery, Position},
 };
 
-/// Time for one address to accept a connection.
-const CONNECT_DEADLINE_MS: u64 = 5_000;
-/// Time for the server to welcome.
-const WELCOME_DEADLINE_MS: u64 = 5_000;
+/// Time for one socket address to accept the connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for the server to send its welcome.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
+/// Interval at which a write is retried while the socket is full. The standard library cannot wait for a socket to become
+/// readable or writable, whichever is first: the client waits for input and retries the write.
+const WRITE_RETRY_INTERVAL: Duration = Duration::from_millis(1);
 /// Bytes read in one call.
 const READ_BYTES: usize = 64 << 10;
-/// Events' bytes taken in while a write waits. Past it a blocked write only waits.
+/// Bytes of input at which a blocked write stops reading further ones.
 const INPUT_BYTES_MAX: usize = 4 << 20;
 
-/// Where a server is and how to speak to it.
+/// A server's address and the encoding to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     /// `HOST:PORT`.
     pub host: String,
-    /// The path and query of a WebSocket; empty for native.
+    /// Path and query of a WebSocket; empty for native.
     pub path: String,
-    /// Native, or a WebSocket's encoding.
-    pub encoding: Encoding,
+    /// The encoding; all but native are WebSockets.
+    pub encoding: WireFormat,
 }
 
 impl Address {
-    /// Reads `HOST:PORT` and `tcp://HOST:PORT` as native, `ws://HOST:PORT[/PATH]` as a WebSocket with the rkyv
-    /// encoding; without a path, `/ws`.
+    /// Parses `HOST:PORT` and `tcp://HOST:PORT` (native), and `ws://HOST:PORT[/PATH]` (WebSocket with the rkyv encoding;
+    /// the default path is `/ws`).
     ///
     /// # Errors
-    /// [`ClientError::Address`] for every other form.
+    /// [`ClientError::Address`] for any other form.
     pub fn parse(text: &str) -> Result<Address, ClientError> {
         let (encoding, rest) = match text.split_once("://") {
-            None => (Encoding::Native, text),
-            Some(("tcp", rest)) => (Encoding::Native, rest),
-            Some(("ws", rest)) => (Encoding::WebSocketRkyv, rest),
+            None => (WireFormat::TCP_NATIVE, text),
+            Some(("tcp", rest)) => (WireFormat::TCP_NATIVE, rest),
+            Some(("ws", rest)) => (WireFormat::WEBSOCKET_NATIVE, rest),
             Some((scheme, _)) => {
                 return Err(ClientError::Address(format!(
-                    "unknown scheme {scheme:?} in {text:?}: HOST:PORT, or ws://HOST:PORT/ws"
+                    "unknown scheme {scheme:?} in address {text:?}; use HOST:PORT or ws://HOST:PORT/ws"
                 )));
             }
         };
@@ -59,376 +59,325 @@ impl Address {
         let has_port =
             host.rsplit_once(':').is_some_and(|(name, port)| !name.is_empty() && port.parse::<u16>().is_ok());
         let is_clean = !text.contains(|c: char| c.is_whitespace() || c.is_control());
-        if !has_port || !is_clean || (encoding == Encoding::Native && !path.is_empty()) {
+        if !has_port || !is_clean || (encoding == WireFormat::TCP_NATIVE && !path.is_empty()) {
             return Err(ClientError::Address(format!(
-                "{text:?} is no server address: HOST:PORT, or ws://HOST:PORT/ws"
+                "{text:?} is not a server address; use HOST:PORT or ws://HOST:PORT/ws"
             )));
         }
         let path = match (encoding, path) {
-            (Encoding::Native, _) => "",
+            (WireFormat::TCP_NATIVE, _) => "",
             (_, "" | "/") => "/ws",
             (_, path) => path,
         };
         Ok(Address { host: host.into(), path: path.into(), encoding })
     }
 
-    /// The options of a session with this address.
-    pub fn session_options(&self) -> SessionOptions {
-        SessionOptions {
+    /// The default options for a connection to this address.
+    pub fn connect_options(&self) -> ConnectOptions {
+        ConnectOptions {
             host: self.host.clone(),
             path: self.path.clone(),
-            ..SessionOptions::new(self.encoding)
+            ..ConnectOptions::new(self.encoding)
         }
     }
 }
 
-/// A connection to a server. One thread at a time; every call blocks at most as long as it says.
+/// A connection to a server with calls that block.
 ///
-/// The server pings who is silent for long, and closes who does not answer. [`Client::next_event`] answers: call it now
-/// and then, even where nothing is awaited.
+/// One thread at a time may use it. The server pings idle clients and closes those that do not answer;
+/// [`Client::next_event`] answers, so call it at least every few seconds, even if you expect no events.
 ///
-/// Dropping it closes the connection; [`Client::close`] does so politely.
+/// Dropping the client closes the socket at once; [`Client::close`] sends everything first.
 #[derive(Debug)]
 pub struct Client {
+    /// Non-blocking, except during [`Client::wait`].
     stream: TcpStream,
-    session: Session,
+    read_timeout: Option<Duration>,
+    connection: Connection,
     buffer: Box<[u8]>,
 }
 
 impl Client {
-    /// Connects to an [`Address`] and waits for the server's welcome: up to 5 s for the connection, 5 s for that.
+    /// Connects to an [`Address`] and waits for the server's welcome, up to 5 s for each.
     ///
     /// # Errors
-    /// [`ClientError`]: the address, the connection, or an answer that is not a tickcast server's.
+    /// [`ClientError`]: a bad address, no connection, a refusal, or an answer that is not a tickcast server's.
     pub fn connect(server: &str) -> Result<Client, ClientError> {
         Client::connect_to(&Address::parse(server)?)
     }
 
-    /// [`Client::connect`] to an address with an encoding of choice.
+    /// [`Client::connect`] to a parsed address.
     ///
     /// # Errors
     /// As [`Client::connect`].
     pub fn connect_to(address: &Address) -> Result<Client, ClientError> {
-        Client::connect_with(address, &address.session_options())
+        Client::connect_with(address, &address.connect_options())
     }
 
-    /// [`Client::connect`] with all options of the session.
+    /// [`Client::connect`] with all options.
     ///
     /// # Errors
     /// As [`Client::connect`].
-    pub fn connect_with(address: &Address, options: &SessionOptions) -> Result<Client, ClientError> {
+    pub fn connect_with(address: &Address, options: &ConnectOptions) -> Result<Client, ClientError> {
         let fail = |error| ClientError::Connect { address: address.host.clone(), error };
         let addresses: Vec<SocketAddr> = address.host.to_socket_addrs().map_err(fail)?.collect();
-        let timeout = Duration::from_millis(CONNECT_DEADLINE_MS);
         let mut failure = ErrorKind::NotFound.into();
-        let stream = addresses
-            .iter()
-            .find_map(|at| TcpStream::connect_timeout(at, timeout).map_err(|error| failure = error).ok());
+        let stream = addresses.iter().find_map(|at| {
+            TcpStream::connect_timeout(at, CONNECT_TIMEOUT).map_err(|error| failure = error).ok()
+        });
         let stream = stream.ok_or_else(|| fail(failure))?;
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        let buffer = vec![0; READ_BYTES].into_boxed_slice();
-        let mut client = Client { stream, session: Session::new(options), buffer };
+        let (connection, buffer) = (Connection::new(options), vec![0; READ_BYTES].into_boxed_slice());
+        let mut client = Client { stream, read_timeout: None, connection, buffer };
         client.await_welcome()?;
         Ok(client)
     }
 
-    /// The session: topics and what was seen of each.
-    pub fn session(&self) -> &Session {
-        &self.session
+    /// The protocol state: topics, their statistics, bytes waiting to be written.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
     }
 
-    /// Asks for a pattern's ticks. [`Event::Subscribed`] names the number returned; a raw session gets none.
+    /// Subscribes to a pattern, starting with the next tick; returns the request's number. [`Event::Subscribed`] with that
+    /// number acknowledges it, except on a raw connection. Blocks while the server reads nothing.
     ///
     /// # Errors
-    /// [`ClientError`]; blocks while the server takes nothing.
+    /// [`ClientError::Request`] if the request is invalid; otherwise the connection is lost.
     pub fn subscribe(&mut self, pattern: &str) -> Result<u32, ClientError> {
-        let request = self.session.subscribe(pattern)?;
+        let request = self.connection.subscribe(pattern)?;
         self.flush().map(|()| request)
     }
 
-    /// [`Client::subscribe`] with a policy, a rate and a place to begin.
+    /// [`Client::subscribe`] with a policy, a rate and a start.
     ///
     /// # Errors
     /// As [`Client::subscribe`].
     pub fn subscribe_with(&mut self, pattern: &str, options: &SubscribeOptions) -> Result<u32, ClientError> {
-        let request = self.session.subscribe_with(pattern, options)?;
+        let request = self.connection.subscribe_with(pattern, options)?;
         self.flush().map(|()| request)
     }
 
-    /// Names a place for the next subscription that resumes, as [`Session::resume`].
+    /// Adds a position for the next subscription with [`From::Resume`](tickcast_proto::subscription::From::Resume). Sends nothing.
     ///
     /// # Errors
-    /// [`ClientError::Request`] past the bound.
+    /// [`ClientError::Request`] beyond [`RESUME_POSITIONS_MAX`](tickcast_proto::limits::RESUME_POSITIONS_MAX) positions.
     pub fn resume(&mut self, topic: &str, position: Position) -> Result<(), ClientError> {
-        Ok(self.session.resume(topic, position)?)
+        Ok(self.connection.resume(topic, position)?)
     }
 
-    /// Changes how a live subscription is delivered.
+    /// Changes the delivery of an active subscription; returns the request's number.
     ///
     /// # Errors
     /// As [`Client::subscribe`].
     pub fn update(&mut self, pattern: &str, delivery: Delivery) -> Result<u32, ClientError> {
-        let request = self.session.update(pattern, delivery)?;
+        let request = self.connection.update(pattern, delivery)?;
         self.flush().map(|()| request)
     }
 
-    /// Ends a subscription, named by its pattern.
+    /// Ends a subscription, identified by its pattern; returns the request's number.
     ///
     /// # Errors
     /// As [`Client::subscribe`].
     pub fn unsubscribe(&mut self, pattern: &str) -> Result<u32, ClientError> {
-        let request = self.session.unsubscribe(pattern)?;
+        let request = self.connection.unsubscribe(pattern)?;
         self.flush().map(|()| request)
     }
 
-    /// Publishes one tick at once. A failure is an [`Event::Error`] that names the number returned.
+    /// Publishes one tick and flushes; returns the request's number. A failure is an [`Event::Error`] with that number.
     ///
     /// # Errors
     /// As [`Client::subscribe`].
     pub fn publish(&mut self, publish: PublishRequest<'_>) -> Result<u32, ClientError> {
-        let request = self.publish_later(publish)?;
+        let request = self.publish_buffered(publish)?;
         self.flush().map(|()| request)
     }
 
-    /// Publishes one tick with the next [`Client::flush`], or as soon as 64 KiB wait: for many in a row.
+    /// Publishes one tick with the next [`Client::flush`], or once 64 KiB are waiting. Use it for many ticks in a row: one
+    /// write for many of them.
     ///
     /// # Errors
     /// As [`Client::subscribe`].
-    pub fn publish_later(&mut self, publish: PublishRequest<'_>) -> Result<u32, ClientError> {
-        if self.session.output().len() >= READ_BYTES {
+    pub fn publish_buffered(&mut self, publish: PublishRequest<'_>) -> Result<u32, ClientError> {
+        if self.connection.poll_transmit().len() >= READ_BYTES {
             self.flush()?;
         }
-        Ok(self.session.publish(publish)?)
+        Ok(self.connection.publish(publish)?)
     }
 
-    /// Sends a ping. [`Event::Pong`] with the token returned tells that the server took in all that came before.
+    /// Sends a ping; returns its token. [`Event::Pong`] with that token proves that the server processed everything sent
+    /// before.
     ///
     /// # Errors
     /// As [`Client::subscribe`].
     pub fn ping(&mut self) -> Result<u64, ClientError> {
-        let token = self.session.ping()?;
+        let token = self.connection.ping()?;
         self.flush().map(|()| token)
     }
 
-    /// Pings and waits until the server has taken in everything sent before. Other events go to `other`.
+    /// Waits until the server has processed everything sent before. Other events go to `other`.
     ///
     /// # Errors
-    /// [`ClientError::TimedOut`] after `timeout`, [`ClientError::Closed`] when the server ends the session first.
+    /// [`ClientError::TimedOut`] after `timeout`; [`ClientError::Closed`] if the server closes the connection first.
     pub fn barrier(
         &mut self,
         timeout: Duration,
         mut other: impl FnMut(Event<'_>),
     ) -> Result<(), ClientError> {
         let sent = self.ping()?;
-        self.wait_until("answer to a ping", timeout, |event| {
-            let arrived = matches!(event, Event::Pong { token } if token == sent);
-            if !arrived {
-                other(event);
+        let deadline = Deadline::after(Some(timeout));
+        let mut closing = None;
+        loop {
+            let Some(event) = self.next_event(deadline.remaining())? else {
+                return Err(ClientError::TimedOut { awaited: "answer to a ping", waited: timeout });
+            };
+            match event {
+                Event::Pong { token } if token == sent => return Ok(()),
+                Event::Closed => return Err(closed(closing)),
+                event => {
+                    closing = close_reason(&event).or(closing);
+                    other(event);
+                }
             }
-            arrived
-        })
+        }
     }
 
-    /// The next event, waiting up to `timeout` for it (`None`: for ever). `None` when none came in time.
+    /// The next event, waiting up to `timeout` for it (`None`: without limit); `None` if none arrived in time.
     ///
     /// # Errors
-    /// [`ClientError::Io`] when the connection broke, [`ClientError::Session`] when the server broke the protocol.
+    /// [`ClientError::Io`] if the connection broke or has ended, [`ClientError::Protocol`] if the server broke the
+    /// protocol. Connect again.
     pub fn next_event(&mut self, timeout: Option<Duration>) -> Result<Option<Event<'_>>, ClientError> {
         match self.await_event(timeout)? {
-            true => Ok(self.session.poll_event()?),
+            true => Ok(self.connection.poll_event()?),
             false => Ok(None),
         }
     }
 
-    /// Waits up to `timeout` for an event without taking it; whether there is one.
+    /// Waits up to `timeout` for an event without taking it; returns whether there is one.
     pub(super) fn await_event(&mut self, timeout: Option<Duration>) -> Result<bool, ClientError> {
-        let deadline_ns = timeout.map(deadline_ns);
-        while !self.session.has_event()? {
+        self.await_event_or(Deadline::after(timeout), |_| false)
+    }
+
+    /// Waits for an event or for `is_done`; returns `false` if neither came before the deadline.
+    fn await_event_or(
+        &mut self,
+        deadline: Deadline,
+        is_done: impl Fn(&Connection) -> bool,
+    ) -> Result<bool, ClientError> {
+        while !self.connection.has_event()? && !is_done(&self.connection) {
             self.write_some()?;
             if self.read_some()? {
                 continue;
             }
-            let left_ms = deadline_ns.map(left_ms);
-            if left_ms == Some(0) {
-                return Ok(false);
+            match deadline.remaining() {
+                Some(Duration::ZERO) => return Ok(false),
+                timeout => self.wait(timeout, true)?,
             }
-            self.wait(left_ms)?;
         }
         Ok(true)
     }
 
-    /// The session, for what has no method here. What it queues leaves with the next [`Client::flush`].
-    pub(super) fn session_mut(&mut self) -> &mut Session {
-        &mut self.session
+    /// The connection, for requests without a method here. They are sent by the next [`Client::flush`].
+    pub(super) fn connection_mut(&mut self) -> &mut Connection {
+        &mut self.connection
     }
 
-    /// Waits until the server sent something, without taking it. May return early.
+    /// Writes all queued requests. While the socket is full, the server's messages are read, so that neither side waits
+    /// for the other; [`Client::next_event`] returns them later.
     ///
     /// # Errors
-    /// [`ClientError::Io`] when the wait fails.
-    pub fn wait_readable(&self) -> Result<(), ClientError> {
-        self.wait(None)
-    }
-
-    /// Waits until the server sent something or `other` is readable; whether `other` is, or has ended. May return early.
-    ///
-    /// # Errors
-    /// [`ClientError::Io`] when the wait fails.
-    pub fn wait_readable_or(&self, other: BorrowedFd<'_>) -> Result<bool, ClientError> {
-        let mut flags = PollFlags::POLLIN;
-        flags.set(PollFlags::POLLOUT, !self.session.output().is_empty());
-        let mut waited = [PollFd::new(self.stream.as_fd(), flags), PollFd::new(other, PollFlags::POLLIN)];
-        match poll(&mut waited, PollTimeout::NONE) {
-            Ok(_) => Ok(waited[1].any().unwrap_or(true)),
-            Err(Errno::EINTR) => Ok(false),
-            Err(errno) => Err(std::io::Error::from(errno).into()),
-        }
-    }
-
-    /// Writes all requests. While the server takes none, its answers are read, so that neither waits for the other;
-    /// they come with the next [`Client::next_event`].
-    ///
-    /// # Errors
-    /// [`ClientError::Io`] when the connection broke, or the server has ended its side and takes no more.
+    /// [`ClientError::Io`] if the connection broke, or if the server has closed its side and the socket is full;
+    /// [`ClientError::Closed`] if the server said why.
     pub fn flush(&mut self) -> Result<(), ClientError> {
         while !self.write_some()? {
-            // A server that has ended its side takes nothing more. If what it took before fills its socket, nothing
-            // would ever come of waiting for room in ours.
-            if self.session.has_ended() {
-                return self.read_reason(ErrorKind::BrokenPipe.into()).map(drop);
+            // A server that has closed its side reads no more: the socket would stay full for ever.
+            if self.connection.has_eof() {
+                return Err(self.read_reason(ErrorKind::BrokenPipe.into()));
             }
-            let has_room = self.session.input_waiting_bytes() < INPUT_BYTES_MAX;
-            if !has_room || !self.read_some()? {
-                self.wait_for(has_room, None)?;
+            let may_read = self.connection.input_waiting_bytes() < INPUT_BYTES_MAX;
+            if (!may_read || !self.read_some()?)
+                && let Err(error) = self.wait(None, may_read)
+            {
+                return Err(self.read_reason(error));
             }
         }
         Ok(())
     }
 
-    /// Closes politely: what was sent arrives, and a WebSocket's server learns that it was meant.
+    /// Sends everything queued and closes the connection. On a WebSocket, a close frame is sent first.
     ///
     /// # Errors
-    /// [`ClientError::Io`] when the connection broke before.
+    /// [`ClientError::Io`] if the connection broke before.
     pub fn close(mut self) -> Result<(), ClientError> {
-        self.session.close();
+        self.connection.close();
         self.flush()?;
         Ok(self.stream.shutdown(Shutdown::Write)?)
     }
 
     fn await_welcome(&mut self) -> Result<(), ClientError> {
-        let deadline_ns = deadline_ns(Duration::from_millis(WELCOME_DEADLINE_MS));
-        while !self.session.is_open() {
-            let left = Duration::from_millis(left_ms(deadline_ns));
-            let timed_out =
-                ClientError::TimedOut { what: "welcome from the server", waited_ms: WELCOME_DEADLINE_MS };
-            match self.next_event_or_open(left)? {
-                Progress::Event(Some((code, text))) => return Err(ClientError::Closed { code, text }),
-                Progress::Event(None) | Progress::Opened => {}
-                Progress::TimedOut => return Err(timed_out),
+        let deadline = Deadline::after(Some(WELCOME_TIMEOUT));
+        while !self.connection.is_open() {
+            // A raw connection opens without an event.
+            if !self.await_event_or(deadline, Connection::is_open)? {
+                return Err(ClientError::TimedOut { awaited: "welcome", waited: WELCOME_TIMEOUT });
+            }
+            match self.connection.poll_event()? {
+                Some(Event::Closing { code, text, .. } | Event::Error { code, text, .. }) => {
+                    return Err(closed(Some((code, text.to_owned()))));
+                }
+                Some(Event::Closed) => return Err(closed(None)),
+                _ => {}
             }
         }
         Ok(())
     }
 
-    /// As [`Client::next_event`] for the opening alone: a raw session opens without an event.
-    fn next_event_or_open(&mut self, timeout: Duration) -> Result<Progress, ClientError> {
-        let deadline_ns = deadline_ns(timeout);
-        loop {
-            if self.session.has_event()? {
-                let closed = match self.session.poll_event()? {
-                    Some(Event::Closing { code, text, .. }) => Some((code, text.to_owned())),
-                    Some(Event::Error { code, text, .. }) => Some((code, text.to_owned())),
-                    Some(Event::Closed) => Some((0, String::new())),
-                    _ => None,
-                };
-                return Ok(Progress::Event(closed));
-            }
-            if self.session.is_open() {
-                return Ok(Progress::Opened);
-            }
-            self.write_some()?;
-            if self.read_some()? {
-                continue;
-            }
-            match left_ms(deadline_ns) {
-                0 => return Ok(Progress::TimedOut),
-                left_ms => self.wait(Some(left_ms))?,
-            }
-        }
-    }
-
-    fn wait_until(
-        &mut self,
-        what: &'static str,
-        timeout: Duration,
-        mut arrived: impl FnMut(Event<'_>) -> bool,
-    ) -> Result<(), ClientError> {
-        let deadline_ns = deadline_ns(timeout);
-        let (mut code, mut text) = (0, String::new());
-        loop {
-            let left = Duration::from_millis(left_ms(deadline_ns));
-            match self.next_event(Some(left))? {
-                None => {
-                    return Err(ClientError::TimedOut { what, waited_ms: timeout.as_millis() as u64 });
-                }
-                Some(Event::Closed) => return Err(ClientError::Closed { code, text }),
-                Some(event) => {
-                    if let Event::Closing { code: why, text: words, .. } = event {
-                        (code, text) = (why, words.to_owned());
-                    }
-                    if arrived(event) {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-    }
-
-    /// Writes what the socket takes; whether nothing is left.
+    /// Writes what the socket accepts without blocking; returns whether nothing is left.
     fn write_some(&mut self) -> Result<bool, ClientError> {
-        while !self.session.output().is_empty() {
-            match self.stream.write(self.session.output()) {
-                Ok(written) => self.session.output_written(written),
+        while !self.connection.poll_transmit().is_empty() {
+            match self.stream.write(self.connection.poll_transmit()) {
+                Ok(written) => self.connection.handle_transmitted(written),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // The server may have closed with a reason that is still to be read.
-                Err(error) => return self.read_reason(error),
+                // The server may have sent the reason before it closed.
+                Err(error) => return Err(self.read_reason(error)),
             }
         }
         Ok(true)
     }
 
-    /// After a failed write: the server's last words if they are there, else the failure.
-    fn read_reason(&mut self, failure: std::io::Error) -> Result<bool, ClientError> {
-        while !self.session.has_ended() && matches!(self.read_some(), Ok(true)) {
-            if self.session.input_waiting_bytes() >= INPUT_BYTES_MAX {
+    /// The error after a failed write: the server's close reason if it can still be read, else the failure.
+    fn read_reason(&mut self, failure: io::Error) -> ClientError {
+        while !self.connection.has_eof() && matches!(self.read_some(), Ok(true)) {
+            if self.connection.input_waiting_bytes() >= INPUT_BYTES_MAX {
                 break;
             }
         }
-        let (mut code, mut text) = (0, String::new());
-        while let Ok(Some(event)) = self.session.poll_event() {
-            if let Event::Closing { code: why, text: words, .. } = event {
-                (code, text) = (why, words.to_owned());
-            }
+        let mut closing = None;
+        while let Ok(Some(event)) = self.connection.poll_event() {
+            closing = close_reason(&event).or(closing);
         }
-        Err(if code == 0 { ClientError::Io(failure) } else { ClientError::Closed { code, text } })
+        match closing {
+            Some(closing) => closed(Some(closing)),
+            None => ClientError::Io(failure),
+        }
     }
 
-    /// Reads once; whether something came, the end included.
+    /// Reads once without blocking; returns whether anything was received, the end of the stream included.
     fn read_some(&mut self) -> Result<bool, ClientError> {
         loop {
             match self.stream.read(&mut self.buffer) {
                 Ok(0) => {
-                    self.session.handle_end();
-                    // The end is an event the first time, and a broken connection for who goes on after it.
-                    return match self.session.has_event()? {
+                    self.connection.handle_eof();
+                    // The end is an event at first, and an error for callers that go on after it.
+                    return match self.connection.has_event()? {
                         true => Ok(true),
                         false => Err(ClientError::Io(ErrorKind::UnexpectedEof.into())),
                     };
                 }
                 Ok(read) => {
-                    self.session.handle_bytes(&self.buffer[..read]);
+                    self.connection.handle_bytes(&self.buffer[..read]);
                     return Ok(true);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
@@ -438,38 +387,56 @@ impl Client {
         }
     }
 
-    fn wait(&self, timeout_ms: Option<u64>) -> Result<(), ClientError> {
-        self.wait_for(true, timeout_ms)
-    }
-
-    fn wait_for(&self, readable: bool, timeout_ms: Option<u64>) -> Result<(), ClientError> {
-        let mut flags = PollFlags::empty();
-        flags.set(PollFlags::POLLIN, readable);
-        flags.set(PollFlags::POLLOUT, !self.session.output().is_empty());
-        let timeout = timeout_ms
-            .map_or(PollTimeout::NONE, |ms| PollTimeout::try_from(ms.max(1)).unwrap_or(PollTimeout::MAX));
-        match poll(&mut [PollFd::new(self.stream.as_fd(), flags)], timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(std::io::Error::from(errno).into()),
+    /// Waits until input arrives, if `may_read`, or up to `timeout`, or until a blocked write is worth another try. May
+    /// return early.
+    fn wait(&mut self, timeout: Option<Duration>, may_read: bool) -> io::Result<()> {
+        let timeout = match self.connection.poll_transmit().is_empty() {
+            true => timeout,
+            false => Some(timeout.map_or(WRITE_RETRY_INTERVAL, |timeout| timeout.min(WRITE_RETRY_INTERVAL))),
+        };
+        if !may_read {
+            clock::sleep(timeout.unwrap_or(WRITE_RETRY_INTERVAL));
+            return Ok(());
+        }
+        if self.read_timeout != timeout {
+            self.stream.set_read_timeout(timeout)?;
+            self.read_timeout = timeout;
+        }
+        self.stream.set_nonblocking(false)?;
+        // A peek takes nothing, so that a timeout loses nothing on any platform.
+        let peeked = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(true)?;
+        match peeked {
+            Err(error) if !is_timeout(&error) => Err(error),
+            _ => Ok(()),
         }
     }
 }
 
-/// How the opening came along.
-enum Progress {
-    /// An event; the server's refusal, if it was one.
-    Event(Option<(u16, String)>),
-    Opened,
-    TimedOut,
+/// For waiting on the server together with other descriptors. The socket is non-blocking.
+#[cfg(unix)]
+impl std::os::fd::AsFd for Client {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
 }
 
-pub(super) fn deadline_ns(timeout: Duration) -> u64 {
-    clock::monotonic_ns().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
+/// Whether a blocking call ended without a result: Unix reports a timeout as `WouldBlock`, Windows as `TimedOut`.
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
-/// Milliseconds to the deadline, rounded up: 0 only when it has passed.
-pub(super) fn left_ms(deadline_ns: u64) -> u64 {
-    deadline_ns.saturating_sub(clock::monotonic_ns()).div_ceil(1_000_000)
+/// Code and text of the server's CLOSING.
+fn close_reason(event: &Event<'_>) -> Option<(u16, String)> {
+    match *event {
+        Event::Closing { code, text, .. } => Some((code, text.to_owned())),
+        _ => None,
+    }
+}
+
+fn closed(reason: Option<(u16, String)>) -> ClientError {
+    let (code, text) = reason.unwrap_or_default();
+    ClientError::Closed { code, text }
 }
 
 #[cfg(test)]

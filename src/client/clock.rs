@@ -1,18 +1,33 @@
-//! The client's only reader of time.
+//! The library's only reader of time. Everything else takes deadlines or nanoseconds as arguments.
 
 use std::{
     sync::OnceLock,
     time::{Duration, Instant},
 };
 
-/// Nanoseconds of CLOCK_MONOTONIC since this process first asked, plus a second: no reading is 0.
-pub fn monotonic_ns() -> u64 {
+/// Nanoseconds on a monotonic clock with an arbitrary origin.
+pub(super) fn monotonic_ns() -> u64 {
     static ORIGIN: OnceLock<Instant> = OnceLock::new();
-    // With a head start of 1 s a deadline of 0 is always past, and none is confused with "unset".
-    ORIGIN.get_or_init(Instant::now).elapsed().as_nanos() as u64 + 1_000_000_000
+    u64::try_from(ORIGIN.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Blocks the calling thread.
-pub fn sleep_ns(duration_ns: u64) {
-    std::thread::sleep(Duration::from_nanos(duration_ns));
+pub(super) fn sleep(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
+/// A point in time to wait for, or none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline(Option<Instant>);
+
+impl Deadline {
+    /// The deadline after `timeout`; `None`, or a timeout beyond the clock's range: never.
+    pub(super) fn after(timeout: Option<Duration>) -> Deadline {
+        Deadline(timeout.and_then(|timeout| Instant::now().checked_add(timeout)))
+    }
+
+    /// Time left; zero once the deadline has passed, `None` if there is none.
+    pub(super) fn remaining(self) -> Option<Duration> {
+        self.0.map(|at| at.saturating_duration_since(Instant::now()))
+    }
 }

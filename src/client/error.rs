@@ -1,130 +1,141 @@
-//! Why a client stops: by who can act on it.
+//! Errors of the client library, one type per party that can act on them.
 
-use std::{fmt, io};
+use std::{fmt, io, time::Duration};
 
 use crate::RequestError;
 use tickcast_proto::{DecodeError, identity::IdentityError};
 
-/// What the server sent cannot be right. The session is over: drop the connection.
+/// Why a [`Connection`](crate::Connection) failed. It stays failed: drop the socket and connect again.
+///
+/// All but [`ProtocolError::Identity`] mean that the server, or what answered in its place, broke the protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SessionError {
-    /// Bytes against the protocol.
+pub enum ProtocolError {
+    /// Bytes that violate the protocol.
     Decode(DecodeError),
-    /// JSON against the protocol: what and where.
+    /// JSON that violates the protocol: what and where.
     Json(String),
-    /// The HTTP answer to the WebSocket handshake is not an acceptance: what it says.
+    /// The HTTP response does not accept the WebSocket handshake: why.
     Handshake(String),
-    /// The identity asked for breaks a rule: nothing was sent.
-    BadIdentity(IdentityError),
-    /// The first native frame is not a welcome.
+    /// The identity in the options breaks a rule. Nothing was sent.
+    Identity(IdentityError),
+    /// The first native frame is not WELCOME: probably not a tickcast port.
     WelcomeExpected,
-    /// A tick of a topic that was never announced: its number, or its name in JSON.
+    /// A tick of a topic that was not announced: the topic's number, or its name in JSON.
     UnknownTopic(String),
-    /// A topic's number was announced again under another name.
+    /// A topic's number was announced again with another name.
     TopicRenamed {
-        /// The number.
+        /// The topic's number.
         topic_id: u32,
         /// The name it had.
         from: String,
-        /// The name announced now.
+        /// The new name.
         to: String,
     },
-    /// More than [`crate::SESSION_TOPICS_MAX`] topics.
+    /// More than [`crate::CONNECTION_TOPICS_MAX`] topics.
     TooManyTopics,
-    /// A sequence that does not increase.
+    /// A tick whose sequence does not increase.
     OutOfOrder {
         /// The topic.
         topic: String,
-        /// The sequence before.
+        /// The last sequence before.
         previous: u64,
-        /// The sequence that came.
+        /// The sequence received.
         sequence: u64,
     },
-    /// Ticks announced as left out that came, or that were announced before, or none.
+    /// An announced range `[from, to)` of skipped ticks that is empty, or includes ticks received or announced before.
     BadRange {
         /// The topic.
         topic: String,
-        /// The first of them.
+        /// First sequence of the range.
         from: u64,
-        /// The one after the last.
+        /// First sequence after the range.
         to: u64,
     },
-    /// A message after the one that is the last.
+    /// A message after CLOSING, which must be the last one.
     AfterClosing,
     /// The connection ended in the middle of a message.
     Truncated,
 }
 
-impl fmt::Display for SessionError {
+impl fmt::Display for ProtocolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            SessionError::Decode(error) => write!(f, "the server sent what this client cannot read: {error}"),
-            SessionError::Json(text) => write!(f, "the server sent what this client cannot read: {text}"),
-            SessionError::Handshake(text) => write!(f, "the WebSocket handshake failed: {text}"),
-            SessionError::BadIdentity(error) => write!(f, "{error}"),
-            SessionError::WelcomeExpected => {
-                write!(f, "the server did not begin with a welcome: is it a tickcast port?")
+            ProtocolError::Decode(error @ DecodeError::BadMagic(_)) => {
+                write!(f, "{error}; check that this is the server's native port")
             }
-            SessionError::UnknownTopic(topic) => {
-                write!(f, "a tick of topic {topic}, which was not announced")
+            ProtocolError::Decode(error) => write!(f, "cannot decode the server's message: {error}"),
+            ProtocolError::Json(text) => write!(f, "cannot decode the server's JSON: {text}"),
+            ProtocolError::Handshake(text) => write!(f, "the WebSocket handshake failed: {text}"),
+            ProtocolError::Identity(error) => write!(f, "{error}"),
+            ProtocolError::WelcomeExpected => {
+                write!(f, "the server did not start with WELCOME; check that this is a tickcast port")
             }
-            SessionError::TopicRenamed { topic_id, from, to } => {
-                write!(f, "topic {topic_id} was {from:?} and is now {to:?}")
+            ProtocolError::UnknownTopic(topic) => {
+                write!(f, "the server sent a tick of topic {topic}, which it had not announced")
             }
-            SessionError::TooManyTopics => {
-                write!(f, "more than {} topics on one session", super::SESSION_TOPICS_MAX)
+            ProtocolError::TopicRenamed { topic_id, from, to } => {
+                write!(f, "the server renamed topic {topic_id} from {from:?} to {to:?}")
             }
-            SessionError::OutOfOrder { topic, previous, sequence } => {
-                write!(f, "sequence {sequence} after {previous} in topic {topic}: it must increase")
-            }
-            SessionError::BadRange { topic, from, to } => {
-                write!(f, "ticks [{from}, {to}) of topic {topic} are announced as left out: that cannot be")
-            }
-            SessionError::AfterClosing => write!(f, "a message after the closing one"),
-            SessionError::Truncated => write!(f, "the connection ended in the middle of a message"),
+            ProtocolError::TooManyTopics => write!(
+                f,
+                "the server announced more than {} topics on one connection",
+                crate::CONNECTION_TOPICS_MAX
+            ),
+            ProtocolError::OutOfOrder { topic, previous, sequence } => write!(
+                f,
+                "the server sent sequence {sequence} after {previous} in topic {topic}; sequences must increase"
+            ),
+            ProtocolError::BadRange { topic, from, to } => write!(
+                f,
+                "the server announced [{from}, {to}) of topic {topic} as skipped; the range is empty or was already \
+                 received"
+            ),
+            ProtocolError::AfterClosing => write!(f, "the server sent a message after CLOSING"),
+            ProtocolError::Truncated => write!(f, "the connection ended in the middle of a message"),
         }
     }
 }
 
-impl std::error::Error for SessionError {}
+impl std::error::Error for ProtocolError {}
 
-impl From<DecodeError> for SessionError {
-    fn from(error: DecodeError) -> SessionError {
-        SessionError::Decode(error)
+impl From<DecodeError> for ProtocolError {
+    fn from(error: DecodeError) -> ProtocolError {
+        ProtocolError::Decode(error)
     }
 }
 
-/// Why a [`crate::Client`] could not do what it was asked.
+/// Why a [`Client`](crate::Client) or [`ReconnectingClient`](crate::ReconnectingClient) call failed.
 #[derive(Debug)]
 pub enum ClientError {
-    /// The address is not of a form that is known: what is.
+    /// The address has an unknown form: which forms are known.
     Address(String),
-    /// No connection.
+    /// No connection could be made.
     Connect {
         /// The address tried.
         address: String,
-        /// What the system said.
+        /// The system's error for the last of its socket addresses.
         error: io::Error,
     },
-    /// The connection broke.
+    /// The connection broke. Connect again.
     Io(io::Error),
-    /// The server broke the protocol.
-    Session(SessionError),
-    /// The server closed.
+    /// The server broke the protocol, or the identity in the options breaks a rule.
+    Protocol(ProtocolError),
+    /// The server closed the connection. [`ClientError::is_retryable`] tells whether to
+    /// connect again.
     Closed {
-        /// Its close code; 0 when it gave none.
+        /// The server's close code; 0: none was sent.
         code: u16,
-        /// Its reason.
+        /// The server's reason, for a person.
         text: String,
     },
-    /// No answer in time: to what, and how many milliseconds were waited.
+    /// The server did not answer in time.
     TimedOut {
-        /// What was waited for.
-        what: &'static str,
-        /// For how long, milliseconds.
-        waited_ms: u64,
+        /// The answer that was awaited.
+        awaited: &'static str,
+        /// How long it was awaited.
+        waited: Duration,
     },
-    /// The request was not sent: it cannot be valid, or too much is waiting already.
+    /// The request was not sent: it is invalid, or too much is waiting to be written.
     Request(RequestError),
 }
 
@@ -132,24 +143,19 @@ impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ClientError::Address(text) => write!(f, "{text}"),
-            ClientError::Connect { address, error } => write!(
-                f,
-                "cannot connect to {address}: {error}; is `tickcast serve` running there? --server names another"
-            ),
+            ClientError::Connect { address, error } => {
+                write!(f, "cannot connect to {address}: {error}; is a tickcast server listening there?")
+            }
             ClientError::Io(error) => write!(f, "the connection broke: {error}"),
-            ClientError::Session(error) => write!(f, "{error}"),
+            ClientError::Protocol(error) => write!(f, "{error}"),
             ClientError::Closed { code: 0, text } if text.is_empty() => {
-                write!(f, "the server closed the connection without a word: its log says why")
+                write!(f, "the server closed the connection without a reason; see the server's log")
             }
             ClientError::Closed { code, text } => {
-                let advice = match code {
-                    1001 | 3000..=3499 => "; connect again",
-                    _ => "",
-                };
-                write!(f, "the server closed the connection: {text} (code {code}){advice}")
+                write!(f, "the server closed the connection: {text} (code {code})")
             }
-            ClientError::TimedOut { what, waited_ms } => {
-                write!(f, "no {what} within {waited_ms} ms: is it a tickcast port?")
+            ClientError::TimedOut { awaited, waited } => {
+                write!(f, "no {awaited} within {waited:?}; check that this is a tickcast port")
             }
             ClientError::Request(error) => write!(f, "{error}"),
         }
@@ -164,9 +170,9 @@ impl From<io::Error> for ClientError {
     }
 }
 
-impl From<SessionError> for ClientError {
-    fn from(error: SessionError) -> ClientError {
-        ClientError::Session(error)
+impl From<ProtocolError> for ClientError {
+    fn from(error: ProtocolError) -> ClientError {
+        ClientError::Protocol(error)
     }
 }
 

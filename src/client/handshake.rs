@@ -1,28 +1,28 @@
-//! The client's half of the WebSocket handshake (RFC 6455, section 4.1), as bytes.
+//! The client side of the WebSocket handshake (RFC 6455, section 4.1), sans I/O.
 
 use std::io::Write;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::{SessionError, SessionOptions};
+use crate::{ConnectOptions, ProtocolError};
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX},
 };
 
-/// Bytes of a refusal's body shown to the user.
+/// Bytes of a rejection's body that are shown to the user.
 const REFUSAL_TEXT_BYTES_MAX: usize = 512;
 
-/// A handshake that was sent and waits for its answer.
+/// A handshake whose request was sent and whose response is awaited.
 #[derive(Debug)]
 pub(super) struct Handshake {
     accept_key: String,
-    encoding: Encoding,
+    encoding: WireFormat,
 }
 
 impl Handshake {
     /// Appends the upgrade request to `out`.
-    pub(super) fn start(options: &SessionOptions, out: &mut Vec<u8>) -> Handshake {
+    pub(super) fn start(options: &ConnectOptions, out: &mut Vec<u8>) -> Handshake {
         let key = tungstenite::handshake::client::generate_key();
         // Writing to a Vec cannot fail.
         let _ = write!(
@@ -41,9 +41,9 @@ impl Handshake {
         Handshake { accept_key, encoding: options.encoding }
     }
 
-    /// Reads the response head that `bytes` begin with.
-    pub(super) fn step(&self, bytes: &[u8]) -> Result<Step<()>, SessionError> {
-        let refuse = |text: String| Err(SessionError::Handshake(text));
+    /// Checks the response head at the start of `bytes`.
+    pub(super) fn step(&self, bytes: &[u8]) -> Result<Step<()>, ProtocolError> {
+        let reject = |text: String| Err(ProtocolError::Handshake(text));
         let head = &bytes[..bytes.len().min(HTTP_HEAD_BYTES_MAX_DEFAULT)];
         let mut headers = [httparse::EMPTY_HEADER; HTTP_HEADERS_MAX];
         let mut response = httparse::Response::new(&mut headers);
@@ -53,42 +53,48 @@ impl Handshake {
                 return Ok(Step::Partial);
             }
             Ok(httparse::Status::Partial) => {
-                return refuse(format!(
+                return reject(format!(
                     "the response head is longer than {HTTP_HEAD_BYTES_MAX_DEFAULT} bytes"
                 ));
             }
-            Err(error) => return refuse(format!("not HTTP ({error}): is this the server's HTTP port?")),
+            Err(error) => {
+                return reject(format!(
+                    "the response is not HTTP ({error}); check that this is the server's HTTP port"
+                ));
+            }
         };
         if response.code != Some(101) {
-            return refuse(refusal(&response, &bytes[used..]));
+            return reject(rejection(&response, &bytes[used..]));
         }
         if !header(&response, "upgrade").is_some_and(|value| value.eq_ignore_ascii_case(b"websocket")) {
-            return refuse("the response does not upgrade to a WebSocket".into());
+            return reject("the response does not upgrade to a WebSocket".into());
         }
         let connection = header(&response, "connection").unwrap_or_default();
         if !connection
             .split(|&byte| byte == b',')
             .any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
         {
-            return refuse("the response does not say `Connection: Upgrade`".into());
+            return reject("the response lacks `Connection: Upgrade`".into());
         }
         if header(&response, "sec-websocket-accept") != Some(self.accept_key.as_bytes()) {
-            return refuse("Sec-WebSocket-Accept does not answer this client's key: a cache between?".into());
+            return reject(
+                "Sec-WebSocket-Accept does not match this client's key; a cache may have answered".into(),
+            );
         }
         if header(&response, "sec-websocket-extensions").is_some() {
-            return refuse("the server turned on an extension that was not asked for".into());
+            return reject("the server enabled an extension that was not requested".into());
         }
         let subprotocol = header(&response, "sec-websocket-protocol");
         if subprotocol != self.encoding.subprotocol().map(str::as_bytes) {
             let chosen = String::from_utf8_lossy(subprotocol.unwrap_or(b"none")).into_owned();
-            return refuse(format!("the server chose the subprotocol {chosen}: not the one asked for"));
+            return reject(format!("the server chose the subprotocol {chosen}, which was not requested"));
         }
         Ok(Step::Complete(used, ()))
     }
 }
 
-/// What the path gets for the identity: nothing for none.
-fn client_parameter(options: &SessionOptions) -> String {
+/// The query parameter that carries the identity; empty without one.
+fn client_parameter(options: &ConnectOptions) -> String {
     if options.client.is_empty() {
         return String::new();
     }
@@ -96,7 +102,7 @@ fn client_parameter(options: &SessionOptions) -> String {
     format!("{joint}client={}", utf8_percent_encode(&options.client, NON_ALPHANUMERIC))
 }
 
-/// A header that is there once; one that is there twice says nothing that can be relied on.
+/// The value of a header that occurs exactly once; a repeated one is ambiguous and counts as absent.
 fn header<'a>(response: &httparse::Response<'_, 'a>, name: &str) -> Option<&'a [u8]> {
     let mut found = response.headers.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
     match (found.next(), found.next()) {
@@ -105,8 +111,8 @@ fn header<'a>(response: &httparse::Response<'_, 'a>, name: &str) -> Option<&'a [
     }
 }
 
-/// What the server answered instead: its own words say what to do.
-fn refusal(response: &httparse::Response<'_, '_>, body: &[u8]) -> String {
+/// Describes a response other than 101. Its body usually says what to do.
+fn rejection(response: &httparse::Response<'_, '_>, body: &[u8]) -> String {
     let status = response.code.unwrap_or_default();
     let body = String::from_utf8_lossy(&body[..body.len().min(REFUSAL_TEXT_BYTES_MAX)]);
     match body.trim() {
@@ -123,20 +129,21 @@ mod tests {
     const OFFER: http::Offer<'_> =
         http::Offer { head_bytes_max: 8 << 10, debug_echo: false, files: &http::NoFiles };
 
-    /// A started handshake and what the server's own HTTP code answers it.
-    fn answered(encoding: Encoding) -> (Handshake, String) {
+    /// A started handshake and the response of the server's own HTTP code.
+    fn answered(encoding: WireFormat) -> (Handshake, String) {
         let mut request = Vec::new();
-        let handshake = Handshake::start(&SessionOptions::new(encoding), &mut request);
+        let handshake = Handshake::start(&ConnectOptions::new(encoding), &mut request);
         let Step::Complete(used, http::Answer::Upgrade { response, .. }) = http::step(&request, OFFER) else {
-            panic!("the server refuses this client")
+            panic!("the server rejects this client")
         };
         assert_eq!(used, request.len());
         (handshake, String::from_utf8(response).unwrap())
     }
 
     #[test]
-    fn the_servers_answer_is_accepted_and_every_truncation_of_it_is_partial() {
-        for encoding in [Encoding::WebSocketRkyv, Encoding::WebSocketJson, Encoding::WebSocketRaw] {
+    fn server_response_is_accepted_and_each_truncation_is_partial() {
+        for encoding in [WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON, WireFormat::WEBSOCKET_RAW]
+        {
             let (handshake, response) = answered(encoding);
             for len in 0..response.len() {
                 assert_eq!(handshake.step(&response.as_bytes()[..len]), Ok(Step::Partial), "{len}");
@@ -147,46 +154,46 @@ mod tests {
     }
 
     #[test]
-    fn the_identity_goes_into_the_path_and_the_server_reads_it_back() {
+    fn identity_travels_in_the_query_and_decodes_unchanged() {
         for (path, client) in [("/ws", "a b&c=d/\u{e4}"), ("/ws?topics=a.%3E", "x"), ("/ws?topics=a.%3E", "")]
         {
-            let options = SessionOptions {
+            let options = ConnectOptions {
                 path: path.into(),
                 client: client.into(),
-                ..SessionOptions::new(Encoding::WebSocketJson)
+                ..ConnectOptions::new(WireFormat::WEBSOCKET_JSON)
             };
             let mut request = Vec::new();
             Handshake::start(&options, &mut request);
             let Step::Complete(_, http::Answer::Upgrade { target, .. }) = http::step(&request, OFFER) else {
-                panic!("the server refuses this client")
+                panic!("the server rejects this client")
             };
             assert!(matches!(target, http::Target::Stream { client: read, .. } if read == client));
         }
     }
 
     #[test]
-    fn an_answer_that_proves_nothing_is_refused() {
-        let (handshake, response) = answered(Encoding::WebSocketJson);
-        let refused = |from: &str, to: &str| {
+    fn response_without_a_proof_of_the_handshake_is_rejected() {
+        let (handshake, response) = answered(WireFormat::WEBSOCKET_JSON);
+        let rejected = |from: &str, to: &str| {
             let changed = response.replacen(from, to, 1);
             assert_ne!(changed, response, "{from}");
             assert!(handshake.step(changed.as_bytes()).is_err(), "{from} -> {to}");
         };
-        refused("sec-websocket-accept: ", "sec-websocket-accept: x");
-        refused("sec-websocket-accept", "sec-websocket-other");
-        refused("upgrade: websocket", "upgrade: h2c");
-        refused("connection: Upgrade", "connection: close");
-        refused("tickcast.v1.json", "tickcast.v1.raw");
-        refused("\r\n\r\n", "\r\nsec-websocket-extensions: permessage-deflate\r\n\r\n");
-        refused("101 ", "200 ");
-        refused("HTTP/1.1", "SSH-2.0");
+        rejected("sec-websocket-accept: ", "sec-websocket-accept: x");
+        rejected("sec-websocket-accept", "sec-websocket-other");
+        rejected("upgrade: websocket", "upgrade: h2c");
+        rejected("connection: Upgrade", "connection: close");
+        rejected("tickcast.v1.json", "tickcast.v1.raw");
+        rejected("\r\n\r\n", "\r\nsec-websocket-extensions: permessage-deflate\r\n\r\n");
+        rejected("101 ", "200 ");
+        rejected("HTTP/1.1", "SSH-2.0");
         assert!(handshake.step(&[b'a'; 9000]).is_err());
     }
 
     #[test]
-    fn a_refusal_repeats_the_servers_words() {
-        let (handshake, _) = answered(Encoding::WebSocketJson);
+    fn rejection_quotes_the_response_body() {
+        let (handshake, _) = answered(WireFormat::WEBSOCKET_JSON);
         let error = handshake.step(b"HTTP/1.1 404 Not Found\r\n\r\nthe stream is at /ws\n").unwrap_err();
-        assert_eq!(error, SessionError::Handshake("the server answered 404: the stream is at /ws".into()));
+        assert_eq!(error, ProtocolError::Handshake("the server answered 404: the stream is at /ws".into()));
     }
 }

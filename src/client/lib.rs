@@ -1,21 +1,27 @@
-//! The client library: what users, `tickcast sub`, `tickcast pub` and the load client share.
+//! Client library for tickcast servers: subscribe to ticks and publish them.
+//!
+//! | type | use it when |
+//! |---|---|
+//! | [`Client`] | a thread may block on one connection |
+//! | [`ReconnectingClient`] | the same, and lost connections must resume by themselves |
+//! | [`Connection`] | you drive the socket: an event loop, an async runtime, a simulation |
+//!
+//! [`Connection`] is the protocol over bytes, without a socket, a clock or a thread. The other two wrap it:
 //!
 //! ```text
-//!                 requests                     events
-//!   subscribe, publish, ping, close      poll_event() -> Event
-//!                    |                          ^
-//!                    v                          |
-//!              +------------------------------------------+
-//!              | Session: no socket, no clock, no thread  |
-//!              +------------------------------------------+
-//!                    |                          ^
-//!                    v                          |
-//!            output() -> bytes          handle_bytes(bytes)
+//!                 requests                      events
+//!   subscribe, publish, ping, close       poll_event() -> Event
+//!                    |                           ^
+//!                    v                           |
+//!           +--------------------------------------------+
+//!           |                 Connection                 |
+//!           +--------------------------------------------+
+//!                    |                           ^
+//!                    v                           |
+//!        poll_transmit() -> bytes       handle_bytes(bytes)
 //! ```
 //!
-//! [`Session`] is the protocol over bytes, for whoever drives sockets of their own; [`Client`] is a session on a
-//! blocking `std::net` socket; [`ReconnectingClient`] is one that comes back and goes on where it was. All give [`Event`]s
-//! that borrow from what was received: a native tick costs no allocation.
+//! [`Event`]s borrow from the receive buffer: a native tick costs no allocation.
 //!
 //! ```no_run
 //! use tickcast_client::{Client, Event};
@@ -31,85 +37,87 @@
 //! }
 //! # Ok::<(), tickcast_client::ClientError>(())
 //! ```
+//!
+//! `src/client/examples/` has complete programs: `subscribe`, `publish`, and `recover` (gaps, conflation, reconnects).
 
+mod backoff;
 mod blocking;
-pub mod clock;
+mod clock;
+mod connection;
 mod error;
 mod handshake;
 mod positions;
-mod reconnect;
 mod reconnecting;
 mod reply;
 mod request;
-#[cfg(any(test, feature = "script"))]
-pub mod script;
-mod session;
+#[cfg(any(test, feature = "scripted-server"))]
+pub mod scripted_server;
 mod topics;
 
 use tickcast_proto::{
-    Encoding,
+    WireFormat,
     ids::{Sequence, TopicId},
     limits::FRAME_BYTES_MAX_DEFAULT,
     subscription::{Delivery, From, Position},
 };
 
 pub use self::{
+    backoff::{Backoff, is_retryable_close},
     blocking::{Address, Client},
-    error::{ClientError, SessionError},
+    connection::Connection,
+    error::{ClientError, ProtocolError},
     positions::Positions,
-    reconnect::{Backoff, is_welcome_back},
     reconnecting::{ReconnectOptions, ReconnectingClient, StreamEvent},
     request::{PublishRequest, RequestError},
-    session::Session,
     topics::TopicStats,
 };
 
-/// Requests waiting to be written before [`Session`] refuses more, in bytes. One request may go past it.
+/// Bytes of requests waiting to be written at which a [`Connection`] rejects further ones. One request may exceed it.
 pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
-/// Topics a server may announce on one session: about 170 bytes each.
-pub const SESSION_TOPICS_MAX: usize = 1 << 20;
-/// Capacity an idle session keeps for the next bytes; what a burst needed beyond it is given back.
-pub const SESSION_BUFFER_KEEP_BYTES: usize = 4 << 10;
-/// What a WebSocket message may be longer than the largest payload: base64 and a batch of ticks around it.
+/// Topics a server may announce on one connection, about 170 bytes each.
+pub const CONNECTION_TOPICS_MAX: usize = 1 << 20;
+/// Buffer capacity that an idle connection keeps, in bytes; what a burst needed beyond it is freed.
+pub const IDLE_BUFFER_BYTES_MAX: usize = 4 << 10;
+/// Bytes a WebSocket message may have beyond the largest payload: its envelope and a batch of ticks.
 pub const MESSAGE_OVERHEAD_BYTES: usize = 256 << 10;
 
-/// Upper bound of the first pause before connecting again, in milliseconds; it doubles with each attempt.
+/// Upper bound of the first reconnect delay, in milliseconds; it doubles with each attempt.
 pub const RECONNECT_BASE_MS: u64 = 500;
-/// Upper bound of every pause before connecting again, in milliseconds.
+/// Upper bound of every reconnect delay, in milliseconds.
 pub const RECONNECT_CAP_MS: u64 = 20_000;
-/// How long a session must stay up before the next pause is a first one again, in milliseconds.
+/// Time a connection must last before reconnect delays start small again, in milliseconds.
 pub const RECONNECT_STABLE_MS: u64 = 10_000;
-/// Longest time a server may send its clients away for, in milliseconds: a quarter of an hour.
+/// Longest reconnect delay that a server can request, in milliseconds.
 pub const RECONNECT_AFTER_MS_MAX: u64 = 900_000;
-/// Subscriptions a [`ReconnectingClient`] remembers.
+/// Subscriptions that a [`ReconnectingClient`] can hold.
 pub const REMEMBERED_SUBSCRIPTIONS_MAX: usize = 65_536;
 
-/// Longest name a client gives itself, in bytes.
+/// Longest name of a client, in bytes.
 pub const CLIENT_NAME_BYTES_MAX: usize = 255;
 
-/// How a [`Session`] speaks and what it accepts.
+/// Options of a [`Connection`]: its encoding, who the client is, and what it accepts.
 #[derive(Clone, Debug)]
-pub struct SessionOptions {
-    /// The encoding; all but [`Encoding::Native`] are WebSockets.
-    pub encoding: Encoding,
-    /// The `Host` of the WebSocket handshake; unused for native.
+pub struct ConnectOptions {
+    /// The encoding. All but [`WireFormat::TCP_NATIVE`] are WebSockets.
+    pub encoding: WireFormat,
+    /// `Host` header of the WebSocket handshake; not used by native connections.
     pub host: String,
-    /// The path and query of the WebSocket handshake, `/ws` or `/ws?topics=a.%3E`; unused for native.
+    /// Path and query of the WebSocket handshake, such as `/ws` or `/ws?topics=a.%3E`; not used by native connections.
     pub path: String,
-    /// Who the client is to the server, 1 to 255 bytes: the shard that serves it follows from that, and with
-    /// `--identity-conflict replace` a newer connection ends an older one. Empty: nobody.
+    /// The client's identity, 1 to 255 bytes of UTF-8 without control characters; empty: none. It decides which shard
+    /// serves the client. With `--identity-conflict replace`, a new connection closes an older one of the same identity.
     pub client: String,
-    /// What the client calls itself, for the operator's eyes; longer than [`CLIENT_NAME_BYTES_MAX`] it is not sent.
+    /// The client's name in the server's log and admin pages. Not sent if longer than [`CLIENT_NAME_BYTES_MAX`].
     pub name: String,
-    /// Largest frame accepted from the server, in bytes; a WebSocket message may be [`MESSAGE_OVERHEAD_BYTES`] plus
-    /// a third longer. Raise it where the server's `frame_bytes_max` was raised.
+    /// Largest frame accepted from the server, in bytes; a WebSocket message may be a third longer, plus
+    /// [`MESSAGE_OVERHEAD_BYTES`]. Must be at least the server's `frame_bytes_max`.
     pub frame_bytes_max: usize,
 }
 
-impl SessionOptions {
-    /// The defaults for an encoding.
-    pub fn new(encoding: Encoding) -> SessionOptions {
-        SessionOptions {
+impl ConnectOptions {
+    /// The default options for an encoding.
+    pub fn new(encoding: WireFormat) -> ConnectOptions {
+        ConnectOptions {
             encoding,
             host: "localhost".into(),
             path: "/ws".into(),
@@ -120,155 +128,156 @@ impl SessionOptions {
     }
 }
 
-/// How a subscription is to be delivered and where it begins. The default: as the topic is configured, with the next
-/// tick.
+/// Delivery and start of a subscription. The default: the topic's configured policy, starting with the next tick.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SubscribeOptions {
-    /// What becomes of its ticks while the session is behind, and their highest rate.
+    /// What happens to ticks while the client lags, and their highest rate.
     pub delivery: Delivery,
-    /// Where it begins. [`From::Resume`]: after the places that [`Session::resume`] named. A raw session has no
-    /// sequences: for it every place stands for [`From::Latest`].
+    /// Where the subscription starts. [`From::Resume`] means after the positions passed to [`Connection::resume`]. A raw
+    /// connection has no sequences: every position means [`From::Latest`] there.
     pub from: From,
 }
 
-/// What a server said. Borrows from the session until the next event is asked for.
+/// A message from the server. Borrows from the connection until the next poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// The server answers the hello that the session opens with. Never on [`Encoding::WebSocketRaw`].
+    /// The server accepted the connection. Never on [`WireFormat::WEBSOCKET_RAW`].
     Welcome {
         /// The server's name and version.
         server: &'a str,
-        /// The server's life: nanoseconds since 1970 at its start.
+        /// The server's epoch: its start time, nanoseconds since 1970.
         epoch: u64,
-        /// This connection's number, for logs.
+        /// The server's number for this connection, as in its log.
         session: u64,
         /// Largest frame the server accepts, in bytes.
         frame_bytes_max: u32,
     },
-    /// A subscription holds: ticks published after this was read are delivered.
+    /// A subscription is active: ticks published from now on are delivered.
     Subscribed {
-        /// What [`Session::subscribe`] returned; 0 for the patterns of the path.
+        /// Request number returned by [`Connection::subscribe`]; 0 for patterns in the path.
         request: u32,
         /// The pattern.
         pattern: &'a str,
     },
-    /// A topic that ticks may follow of.
+    /// A topic that matches a subscription; its ticks follow.
     Topic {
-        /// Its number in native frames.
+        /// The topic's number in native frames.
         id: TopicId,
-        /// Its name.
+        /// The topic's name.
         name: &'a str,
-        /// The life of the sequencer that counts it.
+        /// Epoch of the topic's sequences.
         epoch: u64,
     },
     /// A subscription has ended.
     Unsubscribed {
-        /// What [`Session::unsubscribe`] returned.
+        /// Request number returned by [`Connection::unsubscribe`].
         request: u32,
         /// The pattern.
         pattern: &'a str,
     },
     /// A tick.
     Tick(Tick<'a>),
-    /// Ticks of a topic that a newer one stands for; that one follows.
+    /// A range of ticks that a newer one replaces; that one follows.
     Conflated {
         /// The topic's name.
         topic: &'a str,
         /// The topic's number.
         topic_id: TopicId,
-        /// The life of the sequencer that counted them.
+        /// Epoch of the range.
         epoch: u64,
-        /// Sequence of the first of them.
+        /// First sequence of the range.
         from: u64,
-        /// Sequence after the last of them.
+        /// First sequence after the range.
         to: u64,
     },
-    /// Ticks of a topic that are lost to this session: the server dropped them or no longer has them, or a snapshot
-    /// came instead of them.
+    /// A range of ticks that are lost to this client: the server dropped them, no longer has them, or sent a snapshot
+    /// instead.
     Gap {
         /// The topic's name.
         topic: &'a str,
         /// The topic's number.
         topic_id: TopicId,
-        /// The life of the sequencer that counted them.
+        /// Epoch of the range.
         epoch: u64,
-        /// Sequence of the first of them.
+        /// First sequence of the range.
         from: u64,
-        /// Sequence after the last of them.
+        /// First sequence after the range.
         to: u64,
     },
-    /// What became of a place that the client had in a topic. Not recovered in the same epoch: the newest follow as
-    /// a snapshot, each with an [`Event::Gap`] before it that says exactly what is lost. Not recovered with another
-    /// epoch than the place's: how much of the old one was lost nobody knows; sequences start anew.
+    /// The answer to a resume position.
+    ///
+    /// If it was not recovered in the same epoch, a snapshot of the newest ticks follows, and an [`Event::Gap`] before
+    /// each of its ticks says exactly what is lost. In another epoch, sequences start over and nobody knows how many
+    /// ticks of the old one were lost.
     Recovered {
         /// The topic's name.
         topic: &'a str,
-        /// The topic's number; 0 where it does not exist, or was not announced yet.
+        /// The topic's number; 0 if the topic does not exist or is not announced yet.
         topic_id: TopicId,
-        /// The place; 0 and 0 where this session does not know which.
-        place: Position,
-        /// The life of the sequencer that counts now.
+        /// The position that was requested; (0, 0) if this connection does not know it.
+        requested: Position,
+        /// The topic's epoch now.
         epoch: u64,
-        /// The topic's last sequence when the server looked it up; 0 where it was not asked.
+        /// The topic's last sequence when the server looked it up; 0 if the server was not asked.
         sequence: u64,
-        /// Every tick after the place follows.
+        /// Whether every tick after the position follows.
         recovered: bool,
     },
-    /// A tick on [`Encoding::WebSocketRaw`]: the payload is all that travels.
+    /// A tick on [`WireFormat::WEBSOCKET_RAW`], which carries payloads only.
     Payload(&'a [u8]),
-    /// The answer to a ping: the server has taken in all that was sent before it.
+    /// The answer to a ping: the server has processed everything sent before it.
     Pong {
-        /// What [`Session::ping`] returned.
+        /// Token returned by [`Connection::ping`].
         token: u64,
     },
-    /// A request failed; the session lives on.
+    /// A request failed. The connection stays open.
     Error {
-        /// The request's number; 0 where the server could not read it.
+        /// The request's number; 0 if the server could not read it.
         request: u32,
-        /// A [`tickcast_proto::ErrorCode`], or a newer one.
+        /// A [`tickcast_proto::ErrorCode`], or one of a newer server.
         code: u16,
-        /// What is wrong.
+        /// The reason, for a person.
         text: &'a str,
     },
-    /// The server is about to close, and says why. [`Event::Closed`] follows.
+    /// The server is about to close the connection. [`Event::Closed`] follows.
     Closing {
         /// A close code of the protocol.
         code: u16,
-        /// Why.
+        /// The reason, for a person.
         text: &'a str,
-        /// When to come back, milliseconds from now; 0: at the client's own pace.
+        /// Delay before reconnecting that the server asks for, in milliseconds; 0: none.
         reconnect_after_ms: u32,
     },
-    /// Nothing more will come.
+    /// The connection has ended: the last event.
     Closed,
 }
 
-/// One tick, with its place in its topic.
+/// One tick and its position in its topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tick<'a> {
     /// The topic's name.
     pub topic: &'a str,
     /// The topic's number.
     pub topic_id: TopicId,
-    /// The life of the sequencer that counted it. With the sequence, a place to resume after.
+    /// Epoch of the sequence. Both together are a position to resume after.
     pub epoch: u64,
     /// Position in the topic, from 1; strictly increasing while subscribed.
     pub sequence: Sequence,
-    /// Ticks of this topic between the previous one seen and this one that neither came nor were announced as left
-    /// out: 0 unless the server broke its word. 0 for a topic's first, and for a snapshot.
+    /// Ticks between the previous one of this topic and this one that were neither delivered nor announced as skipped.
+    /// 0 unless the server has a bug. A topic's first tick and snapshots count nothing before them as missed.
     pub missed: u64,
-    /// Producer's time, nanoseconds since 1970.
+    /// Producer's timestamp, nanoseconds since 1970.
     pub producer_time_ns: u64,
-    /// The server's time of receipt, nanoseconds since 1970; 0 in JSON, which does not carry it.
+    /// Server's time of receipt, nanoseconds since 1970; 0 in JSON, which does not carry it.
     pub ingest_time_ns: u64,
-    /// The producer's mark; 0 for none, and in JSON, which does not carry it.
+    /// Application-defined schema number; 0: none, and in JSON, which does not carry it.
     pub schema: u32,
-    /// What the tick is about within its topic; 0: none.
+    /// Key within the topic; 0: none.
     pub key: u64,
-    /// State to begin with, from before the subscription: the ticks between it and the one before are not missing.
+    /// Part of a snapshot: current state from before the subscription. Sequences between snapshot ticks are not missing.
     pub snapshot: bool,
-    /// The server vouches that the payload is one JSON value.
+    /// Whether the server guarantees that the payload is one JSON value.
     pub payload_is_json: bool,
-    /// The producer's bytes.
+    /// The producer's bytes, unchanged.
     pub payload: &'a [u8],
 }

@@ -1,85 +1,88 @@
-//! The places a client has in its topics: what to resume after.
+//! The positions of a client in its topics: where to resume.
 
 use std::collections::HashMap;
 
-use crate::SESSION_TOPICS_MAX;
+use crate::CONNECTION_TOPICS_MAX;
 use tickcast_proto::subscription::Position;
 
-/// The last tick that was taken, or told as left out, of each topic.
+/// The position of each topic: its last tick that was received or announced as skipped.
 ///
-/// Bound: [`SESSION_TOPICS_MAX`] topics; further ones are not remembered, and counted. About 90 bytes each.
+/// Bound: [`CONNECTION_TOPICS_MAX`] topics of about 90 bytes each; further topics are counted, not stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Positions {
-    places: HashMap<Box<str>, Position>,
-    not_remembered: u64,
+    positions: HashMap<Box<str>, Position>,
+    not_stored: u64,
 }
 
 impl Positions {
-    /// None yet.
+    /// An empty set.
     pub fn new() -> Positions {
         Positions::default()
     }
 
-    /// The place in a topic.
+    /// The position in a topic; `None` if there is none.
     pub fn position(&self, topic: &str) -> Option<Position> {
-        self.places.get(topic).copied()
+        self.positions.get(topic).copied()
     }
 
-    /// All of them, in no order.
+    /// All topics and their positions, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Position)> {
-        self.places.iter().map(|(topic, &position)| (&**topic, position))
+        self.positions.iter().map(|(topic, &position)| (&**topic, position))
     }
 
-    /// Topics with a place.
+    /// Number of topics with a position.
     pub fn len(&self) -> usize {
-        self.places.len()
+        self.positions.len()
     }
 
-    /// Whether there are none.
+    /// Whether no topic has a position.
     pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.positions.is_empty()
     }
 
-    /// Times that a topic had no room: it will be resumed as one that is new.
-    pub fn not_remembered(&self) -> u64 {
-        self.not_remembered
+    /// Number of updates that did not fit the bound; their topics resume as new ones.
+    pub fn not_stored(&self) -> u64 {
+        self.not_stored
     }
 
-    /// Takes a tick, or the last of a range that was told as left out. Within an epoch the place never goes back: a
-    /// snapshot may bring older ticks of some keys. Another epoch counts anew.
+    /// Moves a topic's position to a tick, or to the last tick of an announced range. Within an epoch the position never
+    /// moves back, because a snapshot may contain older ticks of some keys. A new epoch replaces the position.
     pub fn advance(&mut self, topic: &str, to: Position) {
-        let is_full = self.places.len() >= SESSION_TOPICS_MAX;
-        match self.places.get_mut(topic) {
-            Some(place) if place.epoch == to.epoch => place.sequence = place.sequence.max(to.sequence),
-            Some(place) => *place = to,
-            None if is_full => self.not_remembered += 1,
+        let is_full = self.positions.len() >= CONNECTION_TOPICS_MAX;
+        match self.positions.get_mut(topic) {
+            Some(position) if position.epoch == to.epoch => {
+                position.sequence = position.sequence.max(to.sequence)
+            }
+            Some(position) => *position = to,
+            None if is_full => self.not_stored += 1,
             None => {
-                self.places.insert(topic.into(), to);
+                self.positions.insert(topic.into(), to);
             }
         }
     }
 
-    /// Takes what the server said of a place, by its topic's last sequence. What was lost with another epoch has been
-    /// told with it, so that of the new one everything is still to come.
-    pub fn recovered(&mut self, topic: &str, exists: bool, now: Position, recovered: bool) {
-        match self.places.get_mut(topic) {
+    /// Applies the server's answer to a resume position; `now` is the topic's last tick at that time. `exists` is false
+    /// for a topic that is gone. In a new epoch the position becomes sequence 0: the answer itself reported the loss of
+    /// the old epoch, and all of the new one is still to come.
+    pub fn handle_recovered(&mut self, topic: &str, exists: bool, now: Position, recovered: bool) {
+        match self.positions.get_mut(topic) {
             None => {}
             Some(_) if recovered => {}
             Some(_) if !exists => {
-                self.places.remove(topic);
+                self.positions.remove(topic);
             }
-            // Ahead of the topic; 0 says that nobody looked.
-            Some(place) if place.epoch == now.epoch && now.sequence > 0 => {
-                place.sequence = place.sequence.min(now.sequence);
+            // The position may be ahead of the topic; 0 means that the server did not look.
+            Some(position) if position.epoch == now.epoch && now.sequence > 0 => {
+                position.sequence = position.sequence.min(now.sequence);
             }
-            Some(place) if place.epoch == now.epoch => {}
-            Some(place) => *place = Position { epoch: now.epoch, sequence: 0 },
+            Some(position) if position.epoch == now.epoch => {}
+            Some(position) => *position = Position { epoch: now.epoch, sequence: 0 },
         }
     }
 
-    /// Forgets the topics that `is_kept` refuses.
+    /// Removes the topics for which `is_kept` returns false.
     pub fn retain(&mut self, is_kept: impl Fn(&str) -> bool) {
-        self.places.retain(|topic, _| is_kept(topic));
+        self.positions.retain(|topic, _| is_kept(topic));
     }
 }
 
@@ -87,40 +90,40 @@ impl Positions {
 mod tests {
     use super::*;
 
-    fn place(epoch: u64, sequence: u64) -> Position {
+    fn at(epoch: u64, sequence: u64) -> Position {
         Position { epoch, sequence }
     }
 
-    fn at(epoch: u64, sequence: u64) -> Positions {
+    fn positions_of_a(position: Position) -> Positions {
         let mut positions = Positions::new();
-        positions.advance("a", place(epoch, sequence));
+        positions.advance("a", position);
         positions
     }
 
     #[test]
-    fn a_place_goes_on_within_its_epoch_and_anew_in_another() {
-        let mut positions = at(1, 5);
-        positions.advance("a", place(1, 9));
-        positions.advance("a", place(1, 3));
-        assert_eq!(positions.position("a"), Some(place(1, 9)));
-        positions.advance("a", place(2, 1));
-        assert_eq!(positions.position("a"), Some(place(2, 1)));
+    fn position_never_moves_back_within_an_epoch_and_a_new_epoch_replaces_it() {
+        let mut positions = positions_of_a(at(1, 5));
+        positions.advance("a", at(1, 9));
+        positions.advance("a", at(1, 3));
+        assert_eq!(positions.position("a"), Some(at(1, 9)));
+        positions.advance("a", at(2, 1));
+        assert_eq!(positions.position("a"), Some(at(2, 1)));
         assert_eq!((positions.position("b"), positions.len()), (None, 1));
     }
 
     #[test]
-    fn what_could_not_be_recovered_is_not_asked_for_again() {
+    fn position_that_could_not_be_recovered_is_not_requested_again() {
         let after = |exists, now, recovered| {
-            let mut positions = at(1, 5);
-            positions.recovered("a", exists, now, recovered);
-            positions.recovered("unknown", exists, now, recovered);
+            let mut positions = positions_of_a(at(1, 5));
+            positions.handle_recovered("a", exists, now, recovered);
+            positions.handle_recovered("unknown", exists, now, recovered);
             positions.position("a")
         };
-        assert_eq!(after(true, place(1, 9), true), Some(place(1, 5)));
-        assert_eq!(after(true, place(1, 9), false), Some(place(1, 5)), "the snapshot moves it");
-        assert_eq!(after(true, place(1, 3), false), Some(place(1, 3)), "ahead of the topic");
-        assert_eq!(after(true, place(1, 0), false), Some(place(1, 5)), "nobody looked");
-        assert_eq!(after(true, place(2, 9), false), Some(place(2, 0)));
-        assert_eq!(after(false, place(2, 0), false), None);
+        assert_eq!(after(true, at(1, 9), true), Some(at(1, 5)));
+        assert_eq!(after(true, at(1, 9), false), Some(at(1, 5)), "the snapshot will move it");
+        assert_eq!(after(true, at(1, 3), false), Some(at(1, 3)), "ahead of the topic");
+        assert_eq!(after(true, at(1, 0), false), Some(at(1, 5)), "the server did not look");
+        assert_eq!(after(true, at(2, 9), false), Some(at(2, 0)));
+        assert_eq!(after(false, at(2, 0), false), None);
     }
 }

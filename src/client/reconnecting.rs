@@ -1,4 +1,4 @@
-//! A client that comes back by itself and goes on where it was.
+//! A client that reconnects by itself and resumes its subscriptions.
 
 mod publish;
 
@@ -9,12 +9,12 @@ use std::{
 };
 
 use crate::{
-    Address, Backoff, Client, ClientError, Event, Positions, REMEMBERED_SUBSCRIPTIONS_MAX, RequestError,
-    SessionOptions, SubscribeOptions, Tick,
-    blocking::{deadline_ns, left_ms},
-    clock,
-    reconnect::{is_worth_another_try, pause_ms_min},
-    topics::{IdHasher, Skip},
+    Address, Backoff, Client, ClientError, ConnectOptions, Connection, Event, Positions,
+    REMEMBERED_SUBSCRIPTIONS_MAX, RequestError, SubscribeOptions, Tick,
+    backoff::delay_ms_min,
+    clock::{self, Deadline},
+    request::RequestNumbers,
+    topics::{IdHasher, SkipReason},
 };
 use tickcast_proto::{
     limits::RESUME_POSITIONS_MAX,
@@ -22,18 +22,18 @@ use tickcast_proto::{
     subscription::{Delivery, From, Policy, Position},
 };
 
-/// Whether and when to connect again.
+/// Whether and when to reconnect.
 #[derive(Clone, Debug)]
 pub struct ReconnectOptions {
-    /// Connect again at all. Without it the first lost connection is the end.
+    /// Whether to reconnect at all. If not, the first lost connection is an error.
     pub reconnect: bool,
-    /// The pauses between attempts.
+    /// The delays between attempts.
     pub backoff: Backoff,
 }
 
 impl Default for ReconnectOptions {
     fn default() -> ReconnectOptions {
-        // The standard library keys every hasher with the system's randomness.
+        // The standard library seeds its hashers with the system's randomness.
         ReconnectOptions {
             reconnect: true,
             backoff: Backoff::new(RandomState::new().build_hasher().finish()),
@@ -41,65 +41,65 @@ impl Default for ReconnectOptions {
     }
 }
 
-/// What happened. Borrows from the client until the next is asked for.
+/// A message from the server, or a change of the connection. Borrows from the client until the next one is polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamEvent<'a> {
-    /// The server said something. Never [`Event::Closed`]: [`StreamEvent::Disconnected`] stands for it.
+    /// A message from the server. Never [`Event::Closed`]: [`StreamEvent::Disconnected`] replaces it.
     Event(Event<'a>),
-    /// There is no connection, or an attempt to make one failed. What comes after it is resumed.
+    /// The connection was lost, or an attempt to reconnect failed. The client keeps trying.
     Disconnected {
-        /// Why, for a person.
+        /// The reason, for a person.
         reason: &'a str,
         /// The server's close code; 0: none.
         code: u16,
-        /// Milliseconds until the next attempt.
+        /// Time until the next attempt, in milliseconds.
         retry_in_ms: u64,
     },
-    /// There is a connection again, and every subscription was asked for.
+    /// The client is connected again, and all subscriptions were sent.
     Reconnected,
 }
 
-/// A [`Client`] that connects again when the connection is lost, subscribes anew and resumes.
+/// A [`Client`] that reconnects when the connection is lost, and resumes its subscriptions.
 ///
-/// How a subscription goes on depends on what it is:
+/// How a subscription resumes depends on its delivery:
 ///
-/// - one that gets every tick (no rate, no policy but the topic's own, `drop` or `disconnect`) names the last tick it
-///   has of each topic: what was missed follows, or an [`Event::Recovered`] says that it could not be had. A topic
-///   of which it has no tick yet begins with the first one that the server keeps, so that none is lost in silence.
-/// - one that conflates, by policy or by a rate, begins with the newest ticks: of those between it asked to have the
-///   newest only, and the history would be carried over the wire to be left out at its end. What the newest stand
-///   for is told as [`Event::Conflated`]. With a place in its options ([`From::Position`], [`From::Positions`],
-///   [`From::Resume`]) it goes on as the ones that get every tick.
-/// - one with more than [`RESUME_POSITIONS_MAX`] places, or in JSON with more than fit a message, begins with the
-///   newest ticks too, and every place is told as not recovered.
+/// - One that receives every tick (no rate, and the topic's own policy, `drop` or `disconnect`) sends its position in
+///   each topic. The missed ticks follow, or an [`Event::Recovered`] says that they are lost. A topic without a position
+///   starts with the first tick that the server retains, so that no tick is lost unannounced.
+/// - One that conflates, by policy or by a rate, starts with the newest ticks. It asked for the newest only, so fetching
+///   the history would be waste. [`Event::Conflated`] reports the ticks they replace. If its options start it at a
+///   position ([`From::Position`], [`From::Positions`], [`From::Resume`]), it resumes like the first kind.
+/// - One with more than [`RESUME_POSITIONS_MAX`] positions, or in JSON with more than fit into a message, also starts
+///   with the newest ticks. Each of its positions is reported as not recovered.
 ///
-/// A subscription that was never acknowledged begins as its options say. Ticks that come twice break the protocol and
-/// are an error, not dropped. Patterns in the path of the address are the server's to repeat; they begin anew.
+/// A subscription that was never acknowledged starts as its options say. Duplicate ticks are a protocol error; they are
+/// not filtered. Patterns in the address's path are not resumed: the server subscribes them again.
 ///
-/// Memory: a place for each topic ([`Positions`]), and the subscriptions. One thread at a time.
+/// Memory: the subscriptions, and one position a topic ([`Positions`]). One thread at a time may use it.
 #[derive(Debug)]
 pub struct ReconnectingClient {
     address: Address,
-    session_options: SessionOptions,
+    connect_options: ConnectOptions,
     reconnect: bool,
     backoff: Backoff,
     client: Option<Client>,
-    /// When to connect again, by the monotonic clock.
-    retry_at_ns: u64,
+    /// When to connect again.
+    retry_at: Deadline,
     /// An error was final.
-    is_over: bool,
+    failed: bool,
     subscriptions: Vec<Subscription>,
-    /// This connection's requests that wait for an answer, by number: what the user knows them by.
+    /// Requests of this connection without an answer: the connection's number, and the number the caller knows.
     requests: HashMap<u32, u32>,
-    request_last: u32,
-    /// Places but those of this connection.
+    numbers: RequestNumbers,
+    /// Positions, without the progress of this connection.
     positions: Positions,
-    /// Places of this connection, by the topics' numbers.
-    current: HashMap<u32, Position, BuildHasherDefault<IdHasher>>,
-    /// The server's last words.
-    closing: Words,
-    told: Option<Told>,
-    reason: String,
+    /// Progress of this connection, by topic number.
+    progress: HashMap<u32, Position, BuildHasherDefault<IdHasher>>,
+    /// The server's CLOSING.
+    closing: Closing,
+    /// A change of the connection that is still to be returned as an event.
+    pending_change: Option<ConnectionChange>,
+    disconnect_reason: String,
 }
 
 #[derive(Debug)]
@@ -107,12 +107,12 @@ struct Subscription {
     request: u32,
     pattern: Box<str>,
     options: SubscribeOptions,
-    /// It was acknowledged once.
-    begun: bool,
+    /// The server acknowledged it at least once.
+    acknowledged: bool,
 }
 
 impl Subscription {
-    /// It wants the newest rather than everything, and did not ask for a place.
+    /// Whether it receives the newest ticks rather than all, and does not start at a position.
     fn conflates(&self) -> bool {
         let Delivery { policy, interval_us } = self.options.delivery;
         (policy == Some(Policy::Conflate) || interval_us != 0)
@@ -121,28 +121,29 @@ impl Subscription {
 }
 
 #[derive(Debug, Default)]
-struct Words {
+struct Closing {
     code: u16,
     text: String,
     reconnect_after_ms: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Told {
+enum ConnectionChange {
     Disconnected { code: u16, retry_in_ms: u64 },
     Reconnected,
 }
 
-type Places = Vec<(Box<str>, Position)>;
+/// Resume positions by topic.
+type TopicPositions = Vec<(Box<str>, Position)>;
 
 impl ReconnectingClient {
-    /// Connects to an [`Address`], as [`Client::connect`]: this first time an error is an error.
+    /// Connects to an [`Address`] as [`Client::connect`] does. If this first attempt fails, there is no retry.
     ///
     /// # Errors
     /// As [`Client::connect`].
     pub fn connect(server: &str) -> Result<ReconnectingClient, ClientError> {
         let address = Address::parse(server)?;
-        let options = address.session_options();
+        let options = address.connect_options();
         ReconnectingClient::connect_with(&address, &options, ReconnectOptions::default())
     }
 
@@ -152,62 +153,62 @@ impl ReconnectingClient {
     /// As [`Client::connect`].
     pub fn connect_with(
         address: &Address,
-        session_options: &SessionOptions,
+        connect_options: &ConnectOptions,
         options: ReconnectOptions,
     ) -> Result<ReconnectingClient, ClientError> {
-        let client = Client::connect_with(address, session_options)?;
+        let client = Client::connect_with(address, connect_options)?;
         let ReconnectOptions { reconnect, mut backoff } = options;
         backoff.handle_connected(clock::monotonic_ns());
         Ok(ReconnectingClient {
             address: address.clone(),
-            session_options: session_options.clone(),
+            connect_options: connect_options.clone(),
             reconnect,
             backoff,
             client: Some(client),
-            retry_at_ns: 0,
-            is_over: false,
+            retry_at: Deadline::after(None),
+            failed: false,
             subscriptions: Vec::new(),
             requests: HashMap::new(),
-            request_last: 0,
+            numbers: RequestNumbers::default(),
             positions: Positions::new(),
-            current: HashMap::default(),
-            closing: Words::default(),
-            told: None,
-            reason: String::new(),
+            progress: HashMap::default(),
+            closing: Closing::default(),
+            pending_change: None,
+            disconnect_reason: String::new(),
         })
     }
 
-    /// With the places of an earlier life: subscriptions that take their topics resume after them. To be called
+    /// Starts with positions saved by an earlier process: subscriptions that match their topics resume there. Call it
     /// before the first subscription.
     pub fn with_positions(mut self, positions: Positions) -> ReconnectingClient {
         self.positions = positions;
         self
     }
 
-    /// The places to resume after: of all events that were given out, and of no other. Costs a look-up for each
-    /// topic of the connection.
+    /// The positions to resume from: those of the events returned so far, and no later ones. Costs a look-up for each topic
+    /// of the connection.
     pub fn positions(&mut self) -> &Positions {
-        self.merge();
+        self.merge_progress();
         &self.positions
     }
 
-    /// The life of the server connected to; `None` without a connection, and for a raw session.
+    /// The epoch of the connected server; `None` while disconnected, and on a raw connection.
     pub fn server_epoch(&self) -> Option<u64> {
-        self.client.as_ref()?.session().server_epoch()
+        self.client.as_ref()?.connection().server_epoch()
     }
 
-    /// Asks for a pattern's ticks, now and on every connection to come. [`Event::Subscribed`] names the number
-    /// returned, each time anew.
+    /// Subscribes to a pattern on this and every later connection; returns the request's number. [`Event::Subscribed`] with
+    /// that number acknowledges it on each connection.
     ///
     /// # Errors
-    /// [`ClientError::Request`] for what no server could take, or when there are too many. A connection that is lost
-    /// is no error: the subscription is remembered.
+    /// [`ClientError::Request`] if the request is invalid, or if there are too many subscriptions. A lost connection is no
+    /// error, because the subscription is kept. Otherwise as [`ReconnectingClient::next_event`].
     pub fn subscribe(&mut self, pattern: &str) -> Result<u32, ClientError> {
         self.subscribe_with(pattern, SubscribeOptions::default())
     }
 
-    /// [`ReconnectingClient::subscribe`] with a policy, a rate and a place to begin. Where positions are known of
-    /// topics that no other subscription takes ([`ReconnectingClient::with_positions`]), it resumes after them.
+    /// [`ReconnectingClient::subscribe`] with a policy, a rate and a start. It resumes from the known positions of topics
+    /// that no other subscription matches ([`ReconnectingClient::with_positions`]).
     ///
     /// # Errors
     /// As [`ReconnectingClient::subscribe`].
@@ -218,242 +219,259 @@ impl ReconnectingClient {
         if self.subscriptions.len() >= REMEMBERED_SUBSCRIPTIONS_MAX {
             return Err(RequestError::TooManySubscriptions.into());
         }
-        self.merge();
+        self.merge_progress();
         if let From::Positions(epoch, sequences) = &options.from {
             for (topic, &sequence) in sequences {
-                // What it has received since is newer than what its user once had.
+                // A position this client reached itself is newer than the one in the options.
                 if self.positions.position(topic).is_none() {
                     self.positions.advance(topic, Position { epoch: *epoch, sequence });
                 }
             }
         }
-        let is_taken = |topic: &str| self.subscriptions.iter().any(|s| pattern::matches(&s.pattern, topic));
+        let is_delivered =
+            |topic: &str| self.subscriptions.iter().any(|s| pattern::matches(&s.pattern, topic));
         let matching = self.positions.iter().filter(|(topic, _)| pattern::matches(pattern, topic));
-        let places: Places = matching
-            .filter(|(topic, _)| !is_taken(topic))
+        let positions: TopicPositions = matching
+            .filter(|(topic, _)| !is_delivered(topic))
             .map(|(topic, position)| (topic.into(), position))
             .collect();
-        let request = self.next_request();
-        self.subscriptions.push(Subscription { request, pattern: pattern.into(), options, begun: false });
+        let request = self.numbers.next();
+        let (pattern, acknowledged) = (pattern.into(), false);
+        self.subscriptions.push(Subscription { request, pattern, options, acknowledged });
         let index = self.subscriptions.len() - 1;
-        let sent = self.ask(index, &places).and_then(|()| self.flush());
+        let sent = self.send_subscription(index, &positions).and_then(|()| self.flush());
         if let Err(error @ ClientError::Request(_)) = sent {
             self.subscriptions.pop();
             return Err(error);
         }
-        self.unless_lost(sent).map(|()| request)
+        self.retry_if_lost(sent).map(|()| request)
     }
 
-    /// Changes how a subscription is delivered, now and on every connection to come.
+    /// Changes the delivery of a subscription on this and every later connection; returns the request's number.
     ///
     /// # Errors
     /// As [`ReconnectingClient::subscribe`].
     pub fn update(&mut self, pattern: &str, delivery: Delivery) -> Result<u32, ClientError> {
-        let own = self.next_request();
-        let sent = match &mut self.client {
-            None => Ok(()),
-            Some(client) => client.update(pattern, delivery).map(|request| {
-                self.requests.insert(request, own);
-            }),
-        };
+        let number = self.numbers.next();
+        let sent = self.send(number, |client| client.update(pattern, delivery));
         if let Err(ClientError::Request(_)) = sent {
-            return sent.map(|()| own);
+            return sent.map(|()| number);
         }
         if let Some(found) = self.subscriptions.iter_mut().find(|s| *s.pattern == *pattern) {
             found.options.delivery = delivery;
         }
-        self.unless_lost(sent).map(|()| own)
+        self.retry_if_lost(sent).map(|()| number)
     }
 
-    /// Ends a subscription. The places in topics that no other takes are forgotten.
+    /// Ends a subscription; returns the request's number. Positions in topics that no other subscription matches are
+    /// forgotten.
     ///
     /// # Errors
     /// As [`ReconnectingClient::subscribe`].
     pub fn unsubscribe(&mut self, pattern: &str) -> Result<u32, ClientError> {
-        self.merge();
-        self.current.clear();
+        self.merge_progress();
+        self.progress.clear();
         self.subscriptions.retain(|subscription| *subscription.pattern != *pattern);
-        self.forget_others();
-        let own = self.next_request();
-        let sent = match &mut self.client {
-            None => Ok(()),
-            Some(client) => client.unsubscribe(pattern).map(|request| {
-                self.requests.insert(request, own);
-            }),
-        };
-        self.unless_lost(sent).map(|()| own)
+        self.forget_unmatched();
+        let number = self.numbers.next();
+        let sent = self.send(number, |client| client.unsubscribe(pattern));
+        self.retry_if_lost(sent).map(|()| number)
     }
 
-    /// The next event, waiting up to `timeout` for it (`None`: for ever). `None` when none came in time. An attempt
-    /// to connect is not cut short by it: that may take up to 10 s.
+    /// The next event, waiting up to `timeout` for it (`None`: without limit); `None` if none arrived in time. The timeout
+    /// does not cut a connection attempt short, which may take up to 10 s.
     ///
     /// # Errors
-    /// [`ClientError`] when the server does not want this client back, or broke the protocol, or reconnecting is
-    /// turned off: from then on always.
+    /// [`ClientError`] if the server rejects this client for good or broke the protocol, or if reconnecting is turned off.
+    /// Every later call fails as well: make a new client once the cause is fixed.
     pub fn next_event(&mut self, timeout: Option<Duration>) -> Result<Option<StreamEvent<'_>>, ClientError> {
-        if !self.await_event(timeout.map(deadline_ns))? {
+        if !self.await_event(Deadline::after(timeout))? {
             return Ok(None);
         }
-        if let Some(told) = self.told.take() {
-            return Ok(Some(match told {
-                Told::Disconnected { code, retry_in_ms } => {
-                    StreamEvent::Disconnected { reason: &self.reason, code, retry_in_ms }
+        if let Some(change) = self.pending_change.take() {
+            return Ok(Some(match change {
+                ConnectionChange::Disconnected { code, retry_in_ms } => {
+                    StreamEvent::Disconnected { reason: &self.disconnect_reason, code, retry_in_ms }
                 }
-                Told::Reconnected => StreamEvent::Reconnected,
+                ConnectionChange::Reconnected => StreamEvent::Reconnected,
             }));
         }
-        let ReconnectingClient { client, subscriptions, requests, positions, current, closing, .. } = self;
-        let Some(client) = client else { return Ok(None) };
-        let Some(mut event) = client.session_mut().poll_event()? else { return Ok(None) };
-        let mut own = |request: u32| requests.remove(&request).unwrap_or(0);
+        let ReconnectingClient { client, subscriptions, requests, positions, progress, closing, .. } = self;
+        let polled = match client {
+            Some(client) => client.connection_mut().poll_event()?,
+            None => None,
+        };
+        let Some(mut event) = polled else {
+            debug_assert!(false, "await_event returned true, so there is a change or an event");
+            return Ok(None);
+        };
+        let mut number_of = |request: u32| requests.remove(&request).unwrap_or(0);
         match &mut event {
             Event::Tick(Tick { topic_id, epoch, sequence, .. }) => {
-                advance(current, topic_id.0, Position { epoch: *epoch, sequence: sequence.0 });
+                advance(progress, topic_id.0, Position { epoch: *epoch, sequence: sequence.0 });
             }
-            // Told as left out: not to be asked for again.
+            // Announced as skipped: do not request it again.
             Event::Conflated { topic_id, epoch, to, .. } | Event::Gap { topic_id, epoch, to, .. } => {
-                advance(current, topic_id.0, Position { epoch: *epoch, sequence: *to - 1 });
+                advance(progress, topic_id.0, Position { epoch: *epoch, sequence: *to - 1 });
             }
             Event::Recovered { topic, topic_id, epoch, sequence, recovered, .. } => {
                 let now = Position { epoch: *epoch, sequence: *sequence };
-                positions.recovered(topic, topic_id.0 != 0, now, *recovered);
+                positions.handle_recovered(topic, topic_id.0 != 0, now, *recovered);
             }
             Event::Subscribed { request, .. } => {
-                *request = own(*request);
+                *request = number_of(*request);
                 let found = subscriptions.iter_mut().find(|subscription| subscription.request == *request);
                 if let Some(subscription) = found {
-                    subscription.begun = true;
+                    subscription.acknowledged = true;
                 }
             }
-            Event::Unsubscribed { request, .. } => *request = own(*request),
+            Event::Unsubscribed { request, .. } => *request = number_of(*request),
             Event::Error { request, .. } => {
-                *request = own(*request);
-                // Refused: to ask again on the next connection would be refused again.
+                *request = number_of(*request);
+                // The next connection would reject it again.
                 subscriptions.retain(|subscription| subscription.request != *request);
             }
             Event::Closing { code, text, reconnect_after_ms } => {
                 let (code, text, reconnect_after_ms) = (*code, (*text).to_owned(), *reconnect_after_ms);
-                *closing = Words { code, text, reconnect_after_ms };
+                *closing = Closing { code, text, reconnect_after_ms };
             }
             _ => {}
         }
         Ok(Some(StreamEvent::Event(event)))
     }
 
-    /// Closes politely where there is a connection.
+    /// Sends everything queued and closes the connection, if there is one.
     ///
     /// # Errors
-    /// [`ClientError::Io`] when the connection broke before.
+    /// [`ClientError::Io`] if the connection broke before.
     pub fn close(mut self) -> Result<(), ClientError> {
         self.client.take().map_or(Ok(()), Client::close)
     }
 
-    /// Waits for an event, connecting where need be; whether there is one.
-    fn await_event(&mut self, deadline_ns: Option<u64>) -> Result<bool, ClientError> {
+    /// Waits for an event, connecting if necessary; returns whether there is one.
+    fn await_event(&mut self, deadline: Deadline) -> Result<bool, ClientError> {
         loop {
-            if self.told.is_some() {
+            if self.pending_change.is_some() {
                 return Ok(true);
             }
-            if self.is_over {
+            if self.failed {
                 return Err(ClientError::Io(std::io::ErrorKind::UnexpectedEof.into()));
             }
-            let timeout = deadline_ns.map(|deadline_ns| Duration::from_millis(left_ms(deadline_ns)));
+            let timeout = deadline.remaining();
             let Some(client) = &mut self.client else {
-                let now_ns = clock::monotonic_ns();
-                if now_ns >= self.retry_at_ns {
+                let delay = self.retry_at.remaining().unwrap_or_default();
+                if delay.is_zero() {
                     self.connect_again()?;
-                    continue;
-                }
-                if deadline_ns.is_some_and(|deadline_ns| now_ns >= deadline_ns) {
+                } else if timeout == Some(Duration::ZERO) {
                     return Ok(false);
+                } else {
+                    clock::sleep(timeout.map_or(delay, |timeout| timeout.min(delay)));
                 }
-                clock::sleep_ns(self.retry_at_ns.min(deadline_ns.unwrap_or(u64::MAX)) - now_ns);
                 continue;
             };
             match client.await_event(timeout) {
-                Ok(true) if !client.session().is_at_end() => return Ok(true),
+                Ok(true) if !client.connection().is_at_end() => return Ok(true),
                 Ok(false) => return Ok(false),
-                Ok(true) => self.lose(ClientError::Closed { code: 0, text: String::new() })?,
-                Err(error) => self.lose(error)?,
+                Ok(true) => self.handle_lost(ClientError::Closed { code: 0, text: String::new() })?,
+                Err(error) => self.handle_lost(error)?,
             }
         }
     }
 
     fn connect_again(&mut self) -> Result<(), ClientError> {
-        match Client::connect_with(&self.address, &self.session_options) {
-            Err(error) => self.lose(error),
+        match Client::connect_with(&self.address, &self.connect_options) {
+            Err(error) => self.handle_lost(error),
             Ok(client) => {
                 self.backoff.handle_connected(clock::monotonic_ns());
                 self.client = Some(client);
-                let asked = self.ask_all();
-                let is_asked = asked.is_ok();
-                self.unless_lost(asked)?;
-                if is_asked {
-                    self.told = Some(Told::Reconnected);
+                let sent = self.resubscribe();
+                let is_sent = sent.is_ok();
+                self.retry_if_lost(sent)?;
+                if is_sent {
+                    self.pending_change = Some(ConnectionChange::Reconnected);
                 }
                 Ok(())
             }
         }
     }
 
-    /// Subscribes to everything anew: those that get every tick first, so that a topic which a conflating one takes
-    /// as well is resumed.
-    fn ask_all(&mut self) -> Result<(), ClientError> {
-        self.forget_others();
+    /// Sends all subscriptions on a new connection. Those that receive every tick come first, so that a topic is resumed
+    /// even if a conflating subscription matches it too.
+    fn resubscribe(&mut self) -> Result<(), ClientError> {
+        self.forget_unmatched();
         let mut order: Vec<usize> = (0..self.subscriptions.len()).collect();
         order.sort_by_key(|&index| self.subscriptions[index].conflates());
-        let mut places: Vec<Places> = vec![Vec::new(); order.len()];
+        let mut positions: Vec<TopicPositions> = vec![Vec::new(); order.len()];
         for (topic, position) in self.positions.iter() {
-            let takes = |index: &&usize| pattern::matches(&self.subscriptions[**index].pattern, topic);
-            if let Some(&index) = order.iter().find(takes) {
-                places[index].push((topic.into(), position));
+            let matches = |index: &&usize| pattern::matches(&self.subscriptions[**index].pattern, topic);
+            if let Some(&index) = order.iter().find(matches) {
+                positions[index].push((topic.into(), position));
             }
         }
         for index in order {
-            self.ask(index, &std::mem::take(&mut places[index]))?;
+            self.send_subscription(index, &std::mem::take(&mut positions[index]))?;
         }
         self.flush()
     }
 
-    /// Queues one subscription on the connection there is.
-    fn ask(&mut self, index: usize, places: &[(Box<str>, Position)]) -> Result<(), ClientError> {
-        let (Some(client), Some(subscription)) = (&mut self.client, self.subscriptions.get(index)) else {
-            return Ok(());
-        };
-        // A request that waits would be refused past the bound: many subscriptions go out in parts.
+    /// Sends one subscription if there is a connection.
+    fn send_subscription(
+        &mut self,
+        index: usize,
+        positions: &[(Box<str>, Position)],
+    ) -> Result<(), ClientError> {
+        let Some(client) = &mut self.client else { return Ok(()) };
+        let subscription = &self.subscriptions[index];
+        // Beyond its output bound the connection rejects requests, so flush between subscriptions.
         client.flush()?;
-        let Subscription { request: own, pattern, options, begun } = subscription;
-        let session = client.session_mut();
+        let Subscription { request: number, pattern, options, acknowledged } = subscription;
+        let connection = client.connection_mut();
         let with = |from| SubscribeOptions { delivery: options.delivery, from };
-        let request = if places.is_empty() && (!begun || matches!(options.from, From::Position(_))) {
-            let from = match (&options.from, session.server_epoch()) {
-                // Everything kept, whichever life it is of.
+        let expect_snapshots = |connection: &mut Connection, reason| {
+            for (topic, position) in positions {
+                connection.expect_snapshot(topic, *position, reason);
+            }
+        };
+        let request = if positions.is_empty() && (!acknowledged || matches!(options.from, From::Position(_)))
+        {
+            let from = match (&options.from, connection.server_epoch()) {
+                // Sequence 0 asks for all retained ticks, whatever the epoch.
                 (From::Position(Position { sequence: 0, .. }), Some(epoch)) => {
                     From::Position(Position { epoch, sequence: 0 })
                 }
                 (from, _) => from.clone(),
             };
-            session.subscribe_with(pattern, &with(from))?
-        } else if subscription.conflates() || places.len() > RESUME_POSITIONS_MAX {
-            let skip = if subscription.conflates() { Skip::Conflated } else { Skip::Gap };
-            places.iter().for_each(|(topic, position)| session.expect_snapshot(topic, *position, skip));
-            session.subscribe_with(pattern, &with(From::Latest))?
+            connection.subscribe_with(pattern, &with(from))?
+        } else if subscription.conflates() || positions.len() > RESUME_POSITIONS_MAX {
+            let conflates = subscription.conflates();
+            let reason = if conflates { SkipReason::Conflated } else { SkipReason::Gap };
+            expect_snapshots(connection, reason);
+            connection.subscribe_with(pattern, &with(From::Latest))?
         } else {
-            for (topic, position) in places {
-                session.resume(topic, *position)?;
+            for (topic, position) in positions {
+                connection.resume(topic, *position)?;
             }
-            match session.subscribe_with(pattern, &with(From::Resume)) {
+            match connection.subscribe_with(pattern, &with(From::Resume)) {
                 Err(RequestError::TooLarge { .. }) => {
-                    let mut expect = |(topic, position): &(Box<str>, Position)| {
-                        session.expect_snapshot(topic, *position, Skip::Gap);
-                    };
-                    places.iter().for_each(&mut expect);
-                    session.subscribe_with(pattern, &with(From::Latest))?
+                    expect_snapshots(connection, SkipReason::Gap);
+                    connection.subscribe_with(pattern, &with(From::Latest))?
                 }
                 sent => sent?,
             }
         };
-        self.requests.insert(request, *own);
+        self.requests.insert(request, *number);
+        Ok(())
+    }
+
+    /// Sends a request if there is a connection, under the number that the caller knows.
+    fn send(
+        &mut self,
+        number: u32,
+        request: impl FnOnce(&mut Client) -> Result<u32, ClientError>,
+    ) -> Result<(), ClientError> {
+        if let Some(client) = &mut self.client {
+            self.requests.insert(request(client)?, number);
+        }
         Ok(())
     }
 
@@ -461,62 +479,57 @@ impl ReconnectingClient {
         self.client.as_mut().map_or(Ok(()), Client::flush)
     }
 
-    /// A lost connection is an event, and no error.
-    fn unless_lost(&mut self, result: Result<(), ClientError>) -> Result<(), ClientError> {
+    /// Turns a lost connection into an event and schedules the next attempt.
+    fn retry_if_lost(&mut self, result: Result<(), ClientError>) -> Result<(), ClientError> {
         match result {
-            Err(error) => self.lose(error),
+            Err(error) => self.handle_lost(error),
             Ok(()) => Ok(()),
         }
     }
 
-    /// Takes note that the connection is gone, or that there is none.
-    fn lose(&mut self, error: ClientError) -> Result<(), ClientError> {
-        self.merge();
-        self.current.clear();
+    /// Handles the loss of the connection, or a failed attempt to make one.
+    fn handle_lost(&mut self, error: ClientError) -> Result<(), ClientError> {
+        self.merge_progress();
+        self.progress.clear();
         self.requests.clear();
         self.client = None;
-        let Words { code, text, reconnect_after_ms } = std::mem::take(&mut self.closing);
+        let Closing { code, text, reconnect_after_ms } = std::mem::take(&mut self.closing);
         let error = if code == 0 { error } else { ClientError::Closed { code, text } };
-        if !self.reconnect || !is_worth_another_try(&error) {
-            self.is_over = true;
+        if !self.reconnect || !error.is_retryable() {
+            self.failed = true;
             return Err(error);
         }
         let code = if let ClientError::Closed { code, .. } = error { code } else { 0 };
-        let now_ns = clock::monotonic_ns();
-        let retry_in_ms = self.backoff.handle_lost(now_ns, pause_ms_min(code, reconnect_after_ms));
-        self.retry_at_ns = now_ns + retry_in_ms * 1_000_000;
-        self.reason = error.to_string();
-        self.told = Some(Told::Disconnected { code, retry_in_ms });
+        let delay_ms_min = delay_ms_min(code, reconnect_after_ms);
+        let retry_in_ms = self.backoff.handle_disconnected(clock::monotonic_ns(), delay_ms_min);
+        self.retry_at = Deadline::after(Some(Duration::from_millis(retry_in_ms)));
+        self.disconnect_reason = error.to_string();
+        self.pending_change = Some(ConnectionChange::Disconnected { code, retry_in_ms });
         Ok(())
     }
 
-    /// Takes this connection's places to the others.
-    fn merge(&mut self) {
+    /// Merges this connection's progress into the positions.
+    fn merge_progress(&mut self) {
         let Some(client) = &self.client else { return };
-        for (id, topic) in client.session().topics() {
-            if let Some(&position) = self.current.get(&id.0) {
+        for (id, topic) in client.connection().topics() {
+            if let Some(&position) = self.progress.get(&id.0) {
                 self.positions.advance(&topic.name, position);
             }
         }
     }
 
-    /// Only what a subscription takes is worth its memory.
-    fn forget_others(&mut self) {
+    /// Forgets the positions of topics that no subscription matches.
+    fn forget_unmatched(&mut self) {
         let subscriptions = &self.subscriptions;
         self.positions.retain(|topic| subscriptions.iter().any(|s| pattern::matches(&s.pattern, topic)));
-    }
-
-    fn next_request(&mut self) -> u32 {
-        self.request_last = self.request_last.checked_add(1).unwrap_or(1);
-        self.request_last
     }
 }
 
 #[inline]
-fn advance(current: &mut HashMap<u32, Position, BuildHasherDefault<IdHasher>>, topic_id: u32, to: Position) {
-    let place = current.entry(topic_id).or_insert(to);
-    if place.epoch != to.epoch || place.sequence < to.sequence {
-        *place = to;
+fn advance(progress: &mut HashMap<u32, Position, BuildHasherDefault<IdHasher>>, topic_id: u32, to: Position) {
+    let position = progress.entry(topic_id).or_insert(to);
+    if position.epoch != to.epoch || position.sequence < to.sequence {
+        *position = to;
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the server says, from native frames and from JSON, as one set of items.
+//! Decodes server messages, native frames and JSON alike, into [`StoredEvent`]s.
 
 use std::{borrow::Cow, collections::VecDeque};
 
@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    SessionError,
-    topics::{Advanced, Skip, Topics, Unrecovered},
+    ProtocolError,
+    topics::{Advance, OpenRange, SkipReason, Topics},
 };
 use tickcast_proto::{
     DecodeError,
@@ -19,16 +19,16 @@ use tickcast_proto::{
     subscription::Position,
 };
 
-/// Where a session keeps the bytes an item speaks of.
+/// A buffer of the connection that holds bytes of an event.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Buffer {
-    /// As received.
+    /// Bytes as received.
     Input,
-    /// Decoded from JSON.
+    /// Bytes decoded from JSON.
     Scratch,
 }
 
-/// A run of bytes in one of the session's buffers.
+/// A range of bytes in one of the connection's buffers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     pub(super) buffer: Buffer,
@@ -40,16 +40,17 @@ impl Span {
     const EMPTY: Span = Span { buffer: Buffer::Input, start: 0, len: 0 };
 }
 
-/// An event before it borrows: what it says, and where its bytes are.
+/// An event as the connection keeps it: numbers by value, bytes as [`Span`]s. An [`Event`](crate::Event) borrows
+/// the bytes.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Item {
+pub(super) enum StoredEvent {
     Welcome { server: Span, epoch: u64, session: u64, frame_bytes_max: u32 },
     Subscribed { request: u32, pattern: Span },
     Topic { topic_id: u32 },
     Unsubscribed { request: u32, pattern: Span },
-    Tick(TickItem),
-    Skipped { skip: Skip, topic_id: u32, from: u64, to: u64 },
-    Recovered(RecoveredItem),
+    Tick(StoredTick),
+    Skipped { reason: SkipReason, topic_id: u32, from: u64, to: u64 },
+    Recovered(StoredRecovered),
     Payload(Span),
     Pong { token: u64 },
     Error { request: u32, code: u16, text: Span },
@@ -57,9 +58,9 @@ pub(super) enum Item {
     Closed,
 }
 
-/// A tick before it borrows.
+/// A tick as the connection keeps it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TickItem {
+pub(super) struct StoredTick {
     pub(super) topic_id: u32,
     pub(super) sequence: u64,
     pub(super) missed: u64,
@@ -71,12 +72,12 @@ pub(super) struct TickItem {
     pub(super) payload: Span,
 }
 
-impl TickItem {
-    /// The tick of a frame that stands at `at` in the input.
+impl StoredTick {
+    /// The tick of a TICK frame that starts at `at` in the input.
     #[inline]
-    pub(super) fn new(frame: &Frame<'_>, at: usize, missed: u64) -> Result<TickItem, DecodeError> {
+    pub(super) fn new(frame: &Frame<'_>, at: usize, missed: u64) -> Result<StoredTick, DecodeError> {
         let header = &frame.header;
-        Ok(TickItem {
+        Ok(StoredTick {
             topic_id: header.topic_id,
             sequence: header.sequence,
             missed,
@@ -94,48 +95,48 @@ impl TickItem {
     }
 }
 
-/// What became of a place, before it borrows.
+/// The answer to a resume position, as the connection keeps it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct RecoveredItem {
+pub(super) struct StoredRecovered {
     pub(super) topic_id: u32,
-    /// Empty: that of the topic.
+    /// The topic's name; empty: look it up by number.
     pub(super) name: Span,
-    pub(super) place: Position,
-    /// `None`: that of the topic.
+    /// The position that was asked for.
+    pub(super) requested: Position,
+    /// `None`: the epoch that the topic was announced with.
     pub(super) epoch: Option<u64>,
     pub(super) sequence: u64,
     pub(super) recovered: bool,
 }
 
-impl RecoveredItem {
-    /// What a session says by itself.
-    fn by_itself(topic_id: u32, unrecovered: Unrecovered) -> RecoveredItem {
-        let Unrecovered { place } = unrecovered;
-        RecoveredItem { topic_id, name: Span::EMPTY, place, epoch: None, sequence: 0, recovered: false }
+impl StoredRecovered {
+    /// A position that was not sent to the server, so that the connection itself reports it as not recovered.
+    fn not_sent(topic_id: u32, requested: Position) -> StoredRecovered {
+        StoredRecovered { topic_id, name: Span::EMPTY, requested, epoch: None, sequence: 0, recovered: false }
     }
 }
 
-/// An item, with what is left out before it as one of its own.
+/// Puts the skipped range, if there is one, before `event`: returns what comes first and queues what follows.
 #[inline]
-fn after(
-    left_out: Option<(Skip, u64)>,
+fn announced_first(
+    skipped: Option<OpenRange>,
     topic_id: u32,
     to: u64,
-    item: Item,
-    later: &mut VecDeque<Item>,
-) -> Item {
-    let Some((skip, from)) = left_out else { return item };
-    later.push_back(item);
-    Item::Skipped { skip, topic_id, from, to }
+    event: StoredEvent,
+    queue: &mut VecDeque<StoredEvent>,
+) -> StoredEvent {
+    let Some(OpenRange { reason, from }) = skipped else { return event };
+    queue.push_back(event);
+    StoredEvent::Skipped { reason, topic_id, from, to }
 }
 
-/// The item of a frame that stands at `at` in the input. What follows from the same frame goes to `later`.
+/// Decodes a frame that starts at `at` in the input. Further events of the same frame go to `queue`.
 pub(super) fn from_frame(
     frame: &Frame<'_>,
     at: usize,
     topics: &mut Topics,
-    later: &mut VecDeque<Item>,
-) -> Result<Item, SessionError> {
+    queue: &mut VecDeque<StoredEvent>,
+) -> Result<StoredEvent, ProtocolError> {
     let payload = Span {
         buffer: Buffer::Input,
         start: at + FRAME_HEADER_BYTES + usize::from(frame.header.record_stride),
@@ -144,55 +145,57 @@ pub(super) fn from_frame(
     if frame.kind == Kind::Tick {
         let (topic_id, sequence) = (frame.header.topic_id, frame.header.sequence);
         let snapshot = frame.header.flags & FLAG_SNAPSHOT != 0;
-        let Advanced { missed, left_out } = topics.advance(topic_id, sequence, snapshot)?;
-        let tick = Item::Tick(TickItem::new(frame, at, missed)?);
-        return Ok(after(left_out, topic_id, sequence, tick, later));
+        let Advance { missed, skipped } = topics.advance(topic_id, sequence, snapshot)?;
+        let tick = StoredEvent::Tick(StoredTick::new(frame, at, missed)?);
+        return Ok(announced_first(skipped, topic_id, sequence, tick, queue));
     }
     let text = frame.text()?;
     Ok(match frame.kind {
         Kind::Welcome => {
             let Welcome { epoch, session, frame_bytes_max, .. } = frame.record()?;
-            Item::Welcome { server: payload, epoch, session, frame_bytes_max }
+            StoredEvent::Welcome { server: payload, epoch, session, frame_bytes_max }
         }
         Kind::Subscribed => {
             let record = frame.record::<Subscribed>()?;
             match frame.header.topic_id {
-                0 => Item::Subscribed { request: record.request, pattern: payload },
+                0 => StoredEvent::Subscribed { request: record.request, pattern: payload },
                 topic_id => {
-                    let unrecovered = topics.announce(topic_id, text, record.epoch)?;
-                    let told = unrecovered.map(|told| RecoveredItem::by_itself(topic_id, told));
-                    later.extend(told.map(Item::Recovered));
-                    Item::Topic { topic_id }
+                    let not_sent = topics.announce(topic_id, text, record.epoch)?;
+                    let recovered = not_sent.map(|position| StoredRecovered::not_sent(topic_id, position));
+                    queue.extend(recovered.map(StoredEvent::Recovered));
+                    StoredEvent::Topic { topic_id }
                 }
             }
         }
         Kind::Conflated | Kind::Gap => {
             let Skipped { from, to } = frame.record()?;
-            let skip = if frame.kind == Kind::Gap { Skip::Gap } else { Skip::Conflated };
+            let reason = if frame.kind == Kind::Gap { SkipReason::Gap } else { SkipReason::Conflated };
             let topic_id = frame.header.topic_id;
-            let before = topics.skip(topic_id, skip, from, to)?;
-            after(before, topic_id, from, Item::Skipped { skip, topic_id, from, to }, later)
+            let before = topics.skip(topic_id, reason, from, to)?;
+            let skipped = StoredEvent::Skipped { reason, topic_id, from, to };
+            announced_first(before, topic_id, from, skipped, queue)
         }
         Kind::Recovered => {
             let Recovered { epoch, sequence, recovered, .. } = frame.record()?;
             let (id, recovered) = (Some(frame.header.topic_id), recovered != 0);
-            let (topic_id, place) = topics.recover(id, text, epoch, sequence, recovered)?;
-            let epoch = Some(epoch);
-            Item::Recovered(RecoveredItem { topic_id, name: payload, place, epoch, sequence, recovered })
+            let (topic_id, requested) = topics.recover(id, text, epoch, sequence, recovered)?;
+            let (name, epoch) = (payload, Some(epoch));
+            let recovered = StoredRecovered { topic_id, name, requested, epoch, sequence, recovered };
+            StoredEvent::Recovered(recovered)
         }
         Kind::Unsubscribed => {
             topics.interrupt();
-            Item::Unsubscribed { request: frame.record::<Request>()?.request, pattern: payload }
+            StoredEvent::Unsubscribed { request: frame.record::<Request>()?.request, pattern: payload }
         }
-        Kind::Pong => Item::Pong { token: frame.record::<Token>()?.token },
+        Kind::Pong => StoredEvent::Pong { token: frame.record::<Token>()?.token },
         Kind::Error => {
             let record = frame.record::<ErrorRecord>()?;
-            Item::Error { request: record.request, code: record.code, text: payload }
+            StoredEvent::Error { request: record.request, code: record.code, text: payload }
         }
         Kind::Closing => {
             let record = frame.record::<Closing>()?;
             let reconnect_after_ms = record.reconnect_after_ms;
-            Item::Closing { code: record.code, text: payload, reconnect_after_ms }
+            StoredEvent::Closing { code: record.code, text: payload, reconnect_after_ms }
         }
         _ => {
             return Err(DecodeError::UnknownKind(frame.header.kind).into());
@@ -200,7 +203,7 @@ pub(super) fn from_frame(
     })
 }
 
-/// Every field any server message has. Fields added later are passed over.
+/// The fields of all server messages in one struct. Unknown fields are ignored.
 #[derive(Deserialize)]
 pub(super) struct Message<'a> {
     #[serde(default)]
@@ -260,20 +263,23 @@ struct Announcement {
     epoch: u64,
 }
 
-/// What a JSON message is read into, besides its item.
+/// Where decoding a JSON message leaves what its event refers to.
 pub(super) struct JsonTarget<'a> {
-    /// Takes the text or payload of the item.
+    /// Receives the text or payload of the event.
     pub(super) scratch: &'a mut Vec<u8>,
     pub(super) topics: &'a mut Topics,
-    /// Takes what follows the message's own item: the topics that it announces, and what they bring.
-    pub(super) later: &'a mut VecDeque<Item>,
+    /// Receives further events of the same message, such as the topics it announces.
+    pub(super) queue: &'a mut VecDeque<StoredEvent>,
 }
 
-/// The item of a JSON message; `None` for one that only announces topics.
-pub(super) fn from_json(message: Message<'_>, target: JsonTarget<'_>) -> Result<Option<Item>, SessionError> {
-    let JsonTarget { scratch, topics, later } = target;
+/// Decodes a JSON message; `None` for one that only announces topics.
+pub(super) fn from_json(
+    message: Message<'_>,
+    target: JsonTarget<'_>,
+) -> Result<Option<StoredEvent>, ProtocolError> {
+    let JsonTarget { scratch, topics, queue } = target;
     let Some(op) = message.op.as_deref() else {
-        return tick_from_json(&message, scratch, topics, later).map(Some);
+        return tick_from_json(&message, scratch, topics, queue).map(Some);
     };
     let mut keep = |text: &str| {
         scratch.clear();
@@ -281,7 +287,7 @@ pub(super) fn from_json(message: Message<'_>, target: JsonTarget<'_>) -> Result<
         Span { buffer: Buffer::Scratch, start: 0, len: text.len() }
     };
     Ok(Some(match op {
-        "welcome" => Item::Welcome {
+        "welcome" => StoredEvent::Welcome {
             server: keep(&message.server),
             epoch: message.epoch,
             session: message.session,
@@ -289,40 +295,42 @@ pub(super) fn from_json(message: Message<'_>, target: JsonTarget<'_>) -> Result<
         },
         "subscribed" => {
             for Announcement { topic, topic_id, epoch } in &message.topics {
-                let unrecovered = topics.announce(*topic_id, topic, *epoch)?;
-                later.push_back(Item::Topic { topic_id: *topic_id });
-                let told = unrecovered.map(|told| RecoveredItem::by_itself(*topic_id, told));
-                later.extend(told.map(Item::Recovered));
+                let not_sent = topics.announce(*topic_id, topic, *epoch)?;
+                queue.push_back(StoredEvent::Topic { topic_id: *topic_id });
+                let recovered = not_sent.map(|position| StoredRecovered::not_sent(*topic_id, position));
+                queue.extend(recovered.map(StoredEvent::Recovered));
             }
             let Some(pattern) = &message.pattern else { return Ok(None) };
-            Item::Subscribed { request: message.id, pattern: keep(pattern) }
+            StoredEvent::Subscribed { request: message.id, pattern: keep(pattern) }
         }
         "conflated" | "gap" => {
-            let skip = if op == "gap" { Skip::Gap } else { Skip::Conflated };
-            let topic_id = known(topics, &message.topic)?;
+            let reason = if op == "gap" { SkipReason::Gap } else { SkipReason::Conflated };
+            let topic_id = topic_id(topics, &message.topic)?;
             let Message { from, to, .. } = message;
-            let before = topics.skip(topic_id, skip, from, to)?;
-            after(before, topic_id, from, Item::Skipped { skip, topic_id, from, to }, later)
+            let before = topics.skip(topic_id, reason, from, to)?;
+            let skipped = StoredEvent::Skipped { reason, topic_id, from, to };
+            announced_first(before, topic_id, from, skipped, queue)
         }
         "recovered" => {
             let Message { epoch, sequence, recovered, .. } = message;
-            let (topic_id, place) = topics.recover(None, &message.topic, epoch, sequence, recovered)?;
+            let (topic_id, requested) = topics.recover(None, &message.topic, epoch, sequence, recovered)?;
             let (name, epoch) = (keep(&message.topic), Some(epoch));
-            Item::Recovered(RecoveredItem { topic_id, name, place, epoch, sequence, recovered })
+            let recovered = StoredRecovered { topic_id, name, requested, epoch, sequence, recovered };
+            StoredEvent::Recovered(recovered)
         }
         "unsubscribed" => {
             topics.interrupt();
             let pattern = keep(message.pattern.as_deref().unwrap_or_default());
-            Item::Unsubscribed { request: message.id, pattern }
+            StoredEvent::Unsubscribed { request: message.id, pattern }
         }
-        "pong" => Item::Pong { token: message.token },
-        "error" => Item::Error { request: message.id, code: message.code, text: keep(&message.text) },
-        "closing" => Item::Closing {
+        "pong" => StoredEvent::Pong { token: message.token },
+        "error" => StoredEvent::Error { request: message.id, code: message.code, text: keep(&message.text) },
+        "closing" => StoredEvent::Closing {
             code: message.code,
             text: keep(&message.reason),
             reconnect_after_ms: message.reconnect_after_ms,
         },
-        other => return Err(SessionError::Json(format!("unknown op {other:?}"))),
+        other => return Err(ProtocolError::Json(format!("unknown op {other:?}"))),
     }))
 }
 
@@ -330,26 +338,26 @@ fn tick_from_json(
     message: &Message<'_>,
     scratch: &mut Vec<u8>,
     topics: &mut Topics,
-    later: &mut VecDeque<Item>,
-) -> Result<Item, SessionError> {
+    queue: &mut VecDeque<StoredEvent>,
+) -> Result<StoredEvent, ProtocolError> {
     let Some(data) = message.data else {
-        return Err(SessionError::Json("a message with neither \"op\" nor \"data\"".into()));
+        return Err(ProtocolError::Json("a message with neither \"op\" nor \"data\"".into()));
     };
-    let topic_id = known(topics, &message.topic)?;
+    let topic_id = topic_id(topics, &message.topic)?;
     scratch.clear();
     match message.encoding.as_deref() {
         None | Some("json") => scratch.extend_from_slice(data.get().as_bytes()),
         Some("base64") => {
-            let bad = |error: String| SessionError::Json(format!("base64 data: {error}"));
+            let bad = |error: String| ProtocolError::Json(format!("base64 data: {error}"));
             let text: Cow<'_, str> =
                 serde_json::from_str(data.get()).map_err(|error| bad(error.to_string()))?;
             BASE64.decode_vec(text.as_bytes(), scratch).map_err(|error| bad(error.to_string()))?;
         }
-        Some(other) => return Err(SessionError::Json(format!("unknown encoding {other:?}"))),
+        Some(other) => return Err(ProtocolError::Json(format!("unknown encoding {other:?}"))),
     }
     let Message { seq: sequence, snapshot, .. } = *message;
-    let Advanced { missed, left_out } = topics.advance(topic_id, sequence, snapshot)?;
-    let tick = Item::Tick(TickItem {
+    let Advance { missed, skipped } = topics.advance(topic_id, sequence, snapshot)?;
+    let tick = StoredEvent::Tick(StoredTick {
         topic_id,
         sequence,
         missed,
@@ -360,9 +368,9 @@ fn tick_from_json(
         payload_is_json: message.encoding.as_deref() != Some("base64"),
         payload: Span { buffer: Buffer::Scratch, start: 0, len: scratch.len() },
     });
-    Ok(after(left_out, topic_id, sequence, tick, later))
+    Ok(announced_first(skipped, topic_id, sequence, tick, queue))
 }
 
-fn known(topics: &Topics, name: &str) -> Result<u32, SessionError> {
-    topics.id(name).ok_or_else(|| SessionError::UnknownTopic(name.to_owned()))
+fn topic_id(topics: &Topics, name: &str) -> Result<u32, ProtocolError> {
+    topics.id(name).ok_or_else(|| ProtocolError::UnknownTopic(name.to_owned()))
 }

@@ -1,4 +1,4 @@
-//! Requests as bytes: native frames, or JSON text where the session speaks JSON.
+//! Requests and their encoding: native frames, or JSON text where the connection speaks JSON.
 
 use std::fmt;
 
@@ -18,39 +18,41 @@ use tickcast_proto::{
 pub struct PublishRequest<'a> {
     /// The topic: 1 to 255 bytes.
     pub topic: &'a str,
-    /// Any bytes; the frame around them must stay within the server's `frame_bytes_max`.
+    /// Any bytes. The frame around them must stay within the server's `frame_bytes_max`.
     pub payload: &'a [u8],
-    /// Producer's time, nanoseconds since 1970; 0: the server's time of receipt.
+    /// Producer's timestamp, nanoseconds since 1970; 0: the server fills in its time of receipt.
     pub producer_time_ns: u64,
-    /// The producer's mark of what the payload is; 0: unmarked.
+    /// Application-defined schema number, carried unchanged; 0: none.
     pub schema: u32,
-    /// What the tick is about within its topic, a price level say: of each key the newest survives conflation. 0: none.
+    /// Key within the topic, such as a price level: conflation keeps the newest tick of each key. 0: none.
     pub key: u64,
 }
 
-/// A request that was not sent.
+/// Why a request was not sent. Nothing was queued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestError {
-    /// A topic or pattern of no bytes or too many.
+    /// A topic or pattern of this many bytes: empty or too long.
     NameLength(usize),
-    /// A payload that does not fit the server's largest frame, or as base64 its largest message.
+    /// The request is larger than the server accepts, as a frame or as JSON (where binary payloads are base64). Publish
+    /// a smaller payload, or raise `frame_bytes_max` of the server.
     TooLarge {
-        /// Bytes the request would take.
+        /// Bytes of the request.
         bytes: usize,
         /// Bytes the server accepts.
         bytes_max: usize,
     },
-    /// An option that makes no sense.
+    /// A delivery option is out of range.
     Option(BadOption),
-    /// More than [`RESUME_POSITIONS_MAX`] places for one subscription, or subscriptions with one.
-    TooManyPlaces,
-    /// The pattern is subscribed already.
+    /// More than [`RESUME_POSITIONS_MAX`] resume positions for one subscription, or as many subscriptions with a
+    /// position.
+    TooManyPositions,
+    /// The pattern is already subscribed. Use an update to change its delivery.
     AlreadySubscribed,
-    /// More than [`crate::REMEMBERED_SUBSCRIPTIONS_MAX`] subscriptions to remember.
+    /// More than [`crate::REMEMBERED_SUBSCRIPTIONS_MAX`] subscriptions on a reconnecting client.
     TooManySubscriptions,
-    /// More than [`crate::OUTPUT_BYTES_MAX`] wait to be written: write first.
+    /// More than [`crate::OUTPUT_BYTES_MAX`] are waiting to be written. Write to the socket, then try again.
     Backpressure,
-    /// The session has ended or is closing.
+    /// The connection has ended or is closing.
     Ended,
 }
 
@@ -58,36 +60,58 @@ impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             RequestError::NameLength(len) => {
-                write!(f, "a topic or pattern of {len} bytes: 1 to {TOPIC_BYTES_MAX} are allowed")
+                write!(f, "the topic or pattern is {len} bytes long; 1 to {TOPIC_BYTES_MAX} are allowed")
             }
             RequestError::TooLarge { bytes, bytes_max } => {
-                write!(f, "a request of {bytes} bytes: the server takes {bytes_max} (its frame_bytes_max)")
+                write!(
+                    f,
+                    "the request is {bytes} bytes long; the server accepts {bytes_max} (frame_bytes_max)"
+                )
             }
             RequestError::Option(error) => write!(f, "{error}"),
-            RequestError::TooManyPlaces => {
-                write!(f, "more than {RESUME_POSITIONS_MAX} places to resume from")
+            RequestError::TooManyPositions => {
+                write!(f, "more than {RESUME_POSITIONS_MAX} positions to resume from")
             }
-            RequestError::AlreadySubscribed => write!(f, "the pattern is subscribed already"),
-            RequestError::TooManySubscriptions => write!(f, "too many subscriptions to remember"),
-            RequestError::Backpressure => write!(f, "too many requests wait to be written"),
-            RequestError::Ended => write!(f, "the session has ended"),
+            RequestError::AlreadySubscribed => write!(f, "the pattern is already subscribed"),
+            RequestError::TooManySubscriptions => write!(
+                f,
+                "more than {} subscriptions on a reconnecting client",
+                crate::REMEMBERED_SUBSCRIPTIONS_MAX
+            ),
+            RequestError::Backpressure => {
+                write!(f, "too many requests are waiting to be written; write to the socket, then try again")
+            }
+            RequestError::Ended => write!(f, "the connection has ended"),
         }
     }
 }
 
 impl std::error::Error for RequestError {}
 
-/// Where a subscription begins, as it is said on the wire.
+/// Numbers requests from 1. After `u32::MAX` comes 1 again: 0 stands for "no request".
+#[derive(Debug, Default)]
+pub(super) struct RequestNumbers {
+    last: u32,
+}
+
+impl RequestNumbers {
+    pub(super) fn next(&mut self) -> u32 {
+        self.last = self.last.checked_add(1).unwrap_or(1);
+        self.last
+    }
+}
+
+/// Where a subscription starts, as the wire expresses it.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Start<'a> {
     Live,
     Latest,
     After(Position),
-    /// After these; other topics from their first tick if this is the server's epoch.
-    Places(u64, &'a [(Box<str>, Position)]),
+    /// After these positions. Other topics start with their first retained tick if the epoch is the server's.
+    Positions(u64, &'a [(Box<str>, Position)]),
 }
 
-/// A request before it is encoded.
+/// A request that is not encoded yet.
 pub(super) enum Outgoing<'a> {
     Hello { request: u32, client: &'a str, name: &'a str },
     Subscribe { request: u32, pattern: &'a str, delivery: Delivery, start: Start<'a> },
@@ -98,7 +122,7 @@ pub(super) enum Outgoing<'a> {
 }
 
 impl Outgoing<'_> {
-    /// Refuses what no server could take, before it costs anything.
+    /// Rejects what no server accepts, before anything is encoded.
     pub(super) fn check(&self, frame_bytes_max: usize) -> Result<(), RequestError> {
         let name = match self {
             Outgoing::Subscribe { pattern, delivery, .. } | Outgoing::Update { pattern, delivery, .. } => {
@@ -126,8 +150,8 @@ impl Outgoing<'_> {
         match *self {
             Outgoing::Hello { request, client, name } => frame::encode_hello(out, request, client, name),
             Outgoing::Subscribe { request, pattern, delivery, start } => {
-                if let Start::Places(_, places) = start {
-                    for (topic, Position { epoch, sequence }) in places {
+                if let Start::Positions(_, positions) = start {
+                    for (topic, Position { epoch, sequence }) in positions {
                         let record = Resume { epoch: *epoch, sequence: *sequence };
                         frame::encode(out, Kind::Resume, Meta::default(), &record, &[topic.as_bytes()]);
                     }
@@ -186,7 +210,7 @@ impl Outgoing<'_> {
     }
 }
 
-/// Refuses an interval that no rate has.
+/// Rejects intervals outside the range of rates.
 fn check_delivery(delivery: &Delivery) -> Result<(), RequestError> {
     let rate = 1e6 / f64::from(delivery.interval_us);
     if delivery.interval_us != 0 && !(MAX_RATE_LOWEST..=MAX_RATE_HIGHEST).contains(&rate) {
@@ -200,7 +224,7 @@ fn subscribe_record(request: u32, delivery: Delivery, start: Start<'_>) -> Subsc
         Start::Live => (0, Position::default()),
         Start::Latest => (1, Position::default()),
         Start::After(position) => (2, position),
-        Start::Places(epoch, _) => (3, Position { epoch, sequence: 0 }),
+        Start::Positions(epoch, _) => (3, Position { epoch, sequence: 0 }),
     };
     let max_rate_millihertz = match delivery.interval_us {
         0 => 0,
@@ -220,7 +244,8 @@ fn json_delivery(delivery: Delivery) -> String {
     options
 }
 
-/// JSON names one epoch for all places; those of another are not said, as nothing of them can be recovered.
+/// The `from` field. JSON carries one epoch for all positions; those of other epochs are left out because they cannot be
+/// recovered.
 fn json_start(start: Start<'_>) -> String {
     match start {
         Start::Live => String::new(),
@@ -228,10 +253,10 @@ fn json_start(start: Start<'_>) -> String {
         Start::After(Position { epoch, sequence }) => {
             format!(",\"from\":{{\"epoch\":{epoch},\"sequence\":{sequence}}}")
         }
-        Start::Places(epoch, places) => {
+        Start::Positions(epoch, positions) => {
             let mut text = format!(",\"from\":{{\"epoch\":{epoch},\"sequences\":{{");
-            let said = places.iter().filter(|(_, position)| position.epoch == epoch);
-            for (at, (topic, position)) in said.enumerate() {
+            let sent = positions.iter().filter(|(_, position)| position.epoch == epoch);
+            for (at, (topic, position)) in sent.enumerate() {
                 let comma = if at == 0 { "" } else { "," };
                 text.push_str(&format!("{comma}{}:{}", json::literal(topic), position.sequence));
             }
@@ -241,7 +266,7 @@ fn json_start(start: Start<'_>) -> String {
     }
 }
 
-/// A payload inline where that keeps every byte of it, else as base64.
+/// The payload inline where JSON preserves each of its bytes, else as base64.
 fn json_data(payload: &[u8]) -> (&'static str, String) {
     match std::str::from_utf8(payload) {
         Ok(text) if json::is_json(payload) => ("", text.to_owned()),
@@ -266,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_server_reads_the_same_request_from_a_frame_and_from_json() {
+    fn publish_decodes_to_the_same_command_from_frame_and_json() {
         for payload in [&b"{\"p\": 1.10}"[..], b" 1", b"1\n", b"", b"\xff\x00", b"not json", b"null"] {
             let mut bytes = Vec::new();
             publish(payload).encode_frame(&mut bytes);
@@ -294,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn the_other_requests_read_back() {
+    fn unsubscribe_hello_and_ping_survive_json() {
         let json = |outgoing: Outgoing<'_>| outgoing.to_json();
         assert_eq!(
             json::decode(&json(Outgoing::Unsubscribe { request: 2, pattern: "\"" })),
@@ -311,16 +336,16 @@ mod tests {
     }
 
     #[test]
-    fn the_server_reads_the_same_subscription_from_frames_and_from_json() {
+    fn subscribe_decodes_to_the_same_command_from_frame_and_json() {
         let delivery = Delivery { policy: Some(Policy::Drop), interval_us: 250_000 };
         let position = Position { epoch: 4, sequence: 17 };
-        let places = [("d.\"x".into(), position), ("d.y".into(), Position { epoch: 4, sequence: 2 })];
+        let positions = [("d.\"x".into(), position), ("d.y".into(), Position { epoch: 4, sequence: 2 })];
         for (start, from) in [
             (Start::Live, From::Live),
             (Start::Latest, From::Latest),
             (Start::After(position), From::Position(position)),
             (
-                Start::Places(4, &places),
+                Start::Positions(4, &positions),
                 From::Positions(4, HashMap::from([("d.\"x".into(), 17), ("d.y".into(), 2)])),
             ),
         ] {
@@ -330,7 +355,7 @@ mod tests {
             assert_eq!(json::decode(&subscribe.to_json()), Ok(expected));
         }
         let mut bytes = Vec::new();
-        Outgoing::Subscribe { request: 1, pattern: "d.*", delivery, start: Start::Places(4, &places) }
+        Outgoing::Subscribe { request: 1, pattern: "d.*", delivery, start: Start::Positions(4, &positions) }
             .encode_frame(&mut bytes);
         let mut commands = Vec::new();
         let mut rest = &bytes[..];
@@ -348,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interval_that_no_rate_has_is_refused_before_it_is_sent() {
+    fn out_of_range_interval_is_rejected_before_sending() {
         let update = |interval_us| {
             let delivery = Delivery { policy: None, interval_us };
             Outgoing::Update { request: 1, pattern: "c", delivery }.check(1 << 10)
@@ -358,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_server_takes_is_refused_here() {
+    fn bad_names_and_oversized_payloads_are_rejected_before_sending() {
         let long = "x".repeat(256);
         assert_eq!(
             Outgoing::Unsubscribe { request: 1, pattern: &long }.check(1 << 10),

@@ -1,82 +1,86 @@
-//! The topics a session knows, and what it has seen of each.
+//! The topics of a connection, and the sequence accounting of each.
 
 use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
 };
 
-use crate::{SESSION_TOPICS_MAX, SessionError};
+use crate::{CONNECTION_TOPICS_MAX, ProtocolError};
 use tickcast_proto::{pattern, subscription::Position};
 
-/// What a session has seen of one topic.
+/// What a connection has received of one topic.
 ///
-/// Of a subscription without an interruption `ticks + missed + conflated + gap` is the number of sequences from the
-/// first one seen or told of to the last, snapshots aside: those leave out what they stand for.
+/// Without interruptions and snapshots, `ticks + missed + conflated + gap` is the number of sequences from the first one
+/// received or announced to the last. Snapshot ticks break the sum: the ticks they stand for are not counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopicStats {
     /// The topic's name.
     pub name: Box<str>,
-    /// The life of the sequencer that counts it.
+    /// Epoch of the topic's sequences.
     pub epoch: u64,
-    /// Sequence of the first tick seen; 0: none yet.
+    /// Sequence of the first tick received; 0: none yet.
     pub first_sequence: u64,
-    /// Sequence of the last tick seen; 0: none yet.
+    /// Sequence of the last tick received; 0: none yet.
     pub last_sequence: u64,
-    /// Ticks seen.
+    /// Ticks received.
     pub ticks: u64,
-    /// Ticks that neither came nor were announced as left out: with a server that keeps its word, none.
+    /// Ticks that were neither delivered nor announced as skipped; 0 unless the server has a bug.
     pub missed: u64,
-    /// Ticks that the server said a newer one stands for.
+    /// Ticks announced as conflated.
     pub conflated: u64,
-    /// Ticks that are announced as lost.
+    /// Ticks announced as lost.
     pub gap: u64,
 }
 
-/// Why ticks do not come.
+/// Why a range of ticks is not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Skip {
-    /// A newer one stands for them.
+pub(super) enum SkipReason {
+    /// A newer tick stands for them.
     Conflated,
     /// They are lost.
     Gap,
 }
 
-/// Who tells what became of a place that the client has from before.
+/// Who announces whether a resume position was recovered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Teller {
-    /// The server was asked and answers with RECOVERED.
+pub(super) enum Announcer {
+    /// The server: the position was sent to it, and it answers with RECOVERED.
     Server,
-    /// The server was not asked: ticks after the place, up to the snapshot, are left out for this reason.
-    Client(Skip),
+    /// The connection itself: the position was not sent. The ticks between it and the snapshot are skipped for this
+    /// reason.
+    Client(SkipReason),
 }
 
-/// What a session says by itself when a topic is announced whose place the server was not asked for.
+/// A skipped range whose end is still open: it ends before the next tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unrecovered {
-    pub(super) place: Position,
+pub(super) struct OpenRange {
+    pub(super) reason: SkipReason,
+    /// First sequence of the range.
+    pub(super) from: u64,
 }
 
-/// What the next tick of a topic brings besides itself.
+/// What precedes a tick in its topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Advanced {
+pub(super) struct Advance {
+    /// Ticks that were neither delivered nor announced.
     pub(super) missed: u64,
-    /// Told before it: the ticks from here to before it do not come.
-    pub(super) left_out: Option<(Skip, u64)>,
+    /// A skipped range that ends before the tick and must be announced first.
+    pub(super) skipped: Option<OpenRange>,
 }
 
-/// A topic and what is expected of it.
+/// A topic's statistics, and what must come next in it.
 ///
-/// Invariant: `hole` begins at 1 or later, and is only there until the first tick that is no snapshot.
+/// Invariant: `open_range` starts at 1 or later. It exists only until the first tick that is not a snapshot.
 #[derive(Debug, Default)]
 struct Topic {
     stats: TopicStats,
-    /// The next sequence, unless another is announced; 0: any.
-    expected: u64,
-    /// Not recovered, or begun anew: what lies between here and the ticks of the snapshot is left out.
-    hole: Option<(Skip, u64)>,
-    /// Ticks missed before an announcement, to be told with the next tick.
-    missed_before: u64,
-    /// The session was not subscribed throughout: the sequence may even go back.
+    /// The next sequence, unless another one is announced; 0: any.
+    next_sequence: u64,
+    /// The position was not recovered, or the topic started over: the ticks between here and the snapshot are skipped.
+    open_range: Option<OpenRange>,
+    /// Ticks missed before an announcement; reported with the next tick.
+    missed_pending: u64,
+    /// The topic was not subscribed all the time: the next sequence may even be lower than the last.
     interrupted: bool,
 }
 
@@ -85,102 +89,115 @@ impl Topic {
         Topic { stats: TopicStats { name: name.into(), epoch, ..TopicStats::default() }, ..Topic::default() }
     }
 
-    /// Takes the next tick; `None` when the sequence does not increase.
+    /// Counts the next tick; `None` when its sequence does not increase.
     #[inline]
-    fn advance(&mut self, sequence: u64, snapshot: bool) -> Option<Advanced> {
-        let lowest = match (self.expected, self.hole) {
-            (0, Some((_, from))) if !snapshot => from,
+    fn advance(&mut self, sequence: u64, snapshot: bool) -> Option<Advance> {
+        let lowest = match (self.next_sequence, self.open_range) {
+            (0, Some(range)) if !snapshot => range.from,
             (0, None) if !snapshot && !self.interrupted => self.stats.last_sequence + 1,
             (0, _) => 1,
-            (expected, _) => expected,
+            (next, _) => next,
         };
         if sequence < lowest || sequence == u64::MAX {
             return None;
         }
-        let mut missed = std::mem::take(&mut self.missed_before);
-        if self.expected != 0 && !snapshot {
-            missed += sequence - self.expected;
+        let mut missed = std::mem::take(&mut self.missed_pending);
+        if self.next_sequence != 0 && !snapshot {
+            missed += sequence - self.next_sequence;
         }
-        let mut left_out = None;
-        if let Some((skip, from)) = self.hole {
-            if (snapshot || self.expected == 0) && sequence > from {
-                left_out = Some((skip, from));
-                self.count(skip, sequence - from);
+        let mut skipped = None;
+        if let Some(range) = self.open_range {
+            if (snapshot || self.next_sequence == 0) && sequence > range.from {
+                skipped = Some(range);
+                self.count_skipped(range.reason, sequence - range.from);
             }
-            self.hole = snapshot.then_some((skip, from.max(sequence + 1)));
+            self.open_range = snapshot.then_some(OpenRange { from: range.from.max(sequence + 1), ..range });
         }
         if self.stats.first_sequence == 0 {
             self.stats.first_sequence = sequence;
         }
         self.interrupted = false;
-        self.expected = sequence + 1;
+        self.next_sequence = sequence + 1;
         self.stats.last_sequence = sequence;
         self.stats.ticks += 1;
         self.stats.missed += missed;
-        Some(Advanced { missed, left_out })
+        self.invariants();
+        Some(Advance { missed, skipped })
     }
 
-    /// Takes an announcement that the ticks `[from, to)` do not come. Gives where a hole before it begins; `None`
-    /// when it speaks of ticks that came, or of none.
-    fn skip(&mut self, skip: Skip, from: u64, to: u64) -> Option<Option<(Skip, u64)>> {
-        let lowest = match (self.expected, self.hole) {
-            (0, Some((_, from))) => from,
+    /// Counts an announced range `[from, to)`. Returns the open range before it, if there is one; `None` when the
+    /// range is empty or includes ticks that were received or announced before.
+    fn skip(&mut self, reason: SkipReason, from: u64, to: u64) -> Option<Option<OpenRange>> {
+        let lowest = match (self.next_sequence, self.open_range) {
+            (0, Some(range)) => range.from,
             (0, None) if !self.interrupted => self.stats.last_sequence + 1,
             (0, None) => 1,
-            (expected, _) => expected,
+            (next, _) => next,
         };
         if from < lowest || from >= to {
             return None;
         }
-        let hole = self.hole.take().filter(|(_, begin)| self.expected == 0 && from > *begin);
-        if let Some((skip, begin)) = hole {
-            self.count(skip, from - begin);
+        let before = self.open_range.take().filter(|range| self.next_sequence == 0 && from > range.from);
+        if let Some(range) = before {
+            self.count_skipped(range.reason, from - range.from);
         }
-        if self.expected != 0 {
-            self.missed_before += from - self.expected;
+        if self.next_sequence != 0 {
+            self.missed_pending += from - self.next_sequence;
         }
-        self.count(skip, to - from);
-        self.expected = to;
+        self.count_skipped(reason, to - from);
+        self.next_sequence = to;
         self.interrupted = false;
-        Some(hole)
+        self.invariants();
+        Some(before)
     }
 
-    fn count(&mut self, skip: Skip, ticks: u64) {
-        match skip {
-            Skip::Conflated => self.stats.conflated += ticks,
-            Skip::Gap => self.stats.gap += ticks,
+    fn count_skipped(&mut self, reason: SkipReason, ticks: u64) {
+        match reason {
+            SkipReason::Conflated => self.stats.conflated += ticks,
+            SkipReason::Gap => self.stats.gap += ticks,
         }
     }
 
-    /// Takes what became of a place in it. A topic that goes on by another subscription is left as it is.
-    fn begin(&mut self, outcome: Outcome) {
-        if self.expected != 0 {
+    /// Applies the result of a recovery, unless another subscription already delivers the topic.
+    fn apply(&mut self, recovery: Recovery) {
+        if self.next_sequence != 0 {
             return;
         }
-        let Outcome { place, epoch, sequence, recovered } = outcome;
-        match (recovered, place.epoch == epoch) {
-            (true, true) => self.expected = place.sequence.saturating_add(1),
+        let Recovery { requested, epoch, sequence, recovered } = recovery;
+        match (recovered, requested.epoch == epoch) {
+            (true, true) => self.next_sequence = requested.sequence.saturating_add(1),
             (true, false) => {}
-            // Ahead of the topic: what is counted again came before under other numbers, or never was.
-            (false, true) => {
-                self.hole = Some((Skip::Gap, place.sequence.min(sequence).saturating_add(1)));
-            }
-            (false, false) => self.hole = Some((Skip::Gap, 1)),
+            // A position ahead of the topic: the sequences beyond the topic's last either belonged to other ticks or
+            // never existed.
+            (false, true) => self.open_gap(requested.sequence.min(sequence)),
+            (false, false) => self.open_gap(0),
         }
+        self.invariants();
+    }
+
+    /// Marks the ticks after `sequence`, up to the snapshot, as lost.
+    fn open_gap(&mut self, sequence: u64) {
+        self.open_range = Some(OpenRange { reason: SkipReason::Gap, from: sequence.saturating_add(1) });
+    }
+
+    fn invariants(&self) {
+        debug_assert!(self.open_range.is_none_or(|range| range.from >= 1), "sequences start at 1: {self:?}");
     }
 }
 
-/// The server's RECOVERED.
+/// The server's answer to a resume position (RECOVERED).
 #[derive(Clone, Copy, Debug)]
-struct Outcome {
-    place: Position,
+struct Recovery {
+    /// The position that was sent.
+    requested: Position,
     epoch: u64,
+    /// The topic's last sequence when the server looked it up.
     sequence: u64,
     recovered: bool,
 }
 
-/// A topic's number is small and unique: spreading it by a multiplication is all the hashing it needs. SipHash took
-/// most of the time of a tick.
+/// Hashes topic numbers by one multiplication. They are small and unique, so that suffices; with SipHash, hashing took
+/// most of a tick's time.
 #[derive(Default)]
 pub(super) struct IdHasher(u64);
 
@@ -194,102 +211,107 @@ impl Hasher for IdHasher {
         }
     }
     fn write_u32(&mut self, id: u32) {
-        // 2^64 divided by the golden ratio (Knuth, volume 3, section 6.4): high bits vary for ids in a row.
+        // 2^64 divided by the golden ratio (Knuth, volume 3, section 6.4): consecutive ids differ in their high bits.
         self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }
 
-/// All topics of one session, by number; by name as well where ticks come by name.
+/// All topics of one connection, by number; also by name where ticks name their topic (JSON).
 #[derive(Debug)]
 pub(super) struct Topics {
-    /// Where each stands in `all`.
-    by_id: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
+    /// Index of each topic in `all`.
+    index_by_id: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
     all: Vec<(u32, Topic)>,
     id_by_name: Option<HashMap<Box<str>, u32>>,
-    /// Places from before, until they are answered. Bound: [`SESSION_TOPICS_MAX`].
-    places: HashMap<Box<str>, (Position, Teller)>,
-    /// One place for all that a pattern takes. Bound: [`RESUME_POSITIONS_MAX`](tickcast_proto::limits::RESUME_POSITIONS_MAX).
-    pattern_places: Vec<(Box<str>, Position)>,
-    /// Answers about topics that are not announced yet. Bound: [`SESSION_TOPICS_MAX`].
-    outcomes: HashMap<Box<str>, Outcome>,
+    /// Resume positions without an answer yet, by topic. Bound: [`CONNECTION_TOPICS_MAX`].
+    positions: HashMap<Box<str>, (Position, Announcer)>,
+    /// Resume positions that hold for all topics of a pattern. Bound:
+    /// [`RESUME_POSITIONS_MAX`](tickcast_proto::limits::RESUME_POSITIONS_MAX).
+    pattern_positions: Vec<(Box<str>, Position)>,
+    /// Answers about topics that are not announced yet. Bound: [`CONNECTION_TOPICS_MAX`].
+    recoveries: HashMap<Box<str>, Recovery>,
 }
 
 impl Topics {
     pub(super) fn new(by_name: bool) -> Topics {
         Topics {
-            by_id: HashMap::default(),
+            index_by_id: HashMap::default(),
             all: Vec::new(),
             id_by_name: by_name.then(HashMap::new),
-            places: HashMap::new(),
-            pattern_places: Vec::new(),
-            outcomes: HashMap::new(),
+            positions: HashMap::new(),
+            pattern_positions: Vec::new(),
+            recoveries: HashMap::new(),
         }
     }
 
-    /// Notes the place that the client has in a topic. What is beyond the bound is not noted: its ticks then count
-    /// as those of a topic that is new.
-    pub(super) fn place(&mut self, name: &str, position: Position, teller: Teller) {
-        if self.places.len() < SESSION_TOPICS_MAX {
-            self.places.insert(name.into(), (position, teller));
+    /// Adds the resume position of a topic. Positions beyond the bound are dropped: their topics count as new.
+    pub(super) fn add_position(&mut self, name: &str, position: Position, announcer: Announcer) {
+        if self.positions.len() < CONNECTION_TOPICS_MAX {
+            self.positions.insert(name.into(), (position, announcer));
         }
     }
 
-    /// Notes one place for all topics of a pattern.
-    pub(super) fn place_pattern(&mut self, pattern: &str, position: Position) {
-        self.pattern_places.push((pattern.into(), position));
+    /// Adds one resume position for all topics of a pattern.
+    pub(super) fn add_pattern_position(&mut self, pattern: &str, position: Position) {
+        self.pattern_positions.push((pattern.into(), position));
     }
 
-    /// Patterns with a place.
-    pub(super) fn pattern_places(&self) -> usize {
-        self.pattern_places.len()
+    /// Number of patterns with a position.
+    pub(super) fn pattern_positions(&self) -> usize {
+        self.pattern_positions.len()
     }
 
-    /// Takes an announcement. The same topic may be announced again; under a new epoch it counts from the start.
-    /// Gives what the session is to say itself of a place that the server was not asked for.
+    /// Handles a topic's announcement. A topic may be announced again; with a new epoch it starts over. Returns the
+    /// topic's resume position if the connection itself must report it as not recovered.
     pub(super) fn announce(
         &mut self,
         id: u32,
         name: &str,
         epoch: u64,
-    ) -> Result<Option<Unrecovered>, SessionError> {
-        let is_full = self.by_id.len() >= SESSION_TOPICS_MAX;
+    ) -> Result<Option<Position>, ProtocolError> {
+        let is_full = self.index_by_id.len() >= CONNECTION_TOPICS_MAX;
         match self.get_mut(id) {
             Some(topic) if *topic.stats.name != *name => {
                 let (from, to) = (topic.stats.name.to_string(), name.to_owned());
-                return Err(SessionError::TopicRenamed { topic_id: id, from, to });
+                return Err(ProtocolError::TopicRenamed { topic_id: id, from, to });
             }
             Some(topic) if topic.stats.epoch == epoch => return Ok(None),
             Some(topic) => *topic = Topic::new(name, epoch),
-            None if is_full => return Err(SessionError::TooManyTopics),
+            None if is_full => return Err(ProtocolError::TooManyTopics),
             None => {
                 if let Some(ids) = &mut self.id_by_name {
                     ids.insert(name.into(), id);
                 }
-                self.by_id.insert(id, self.all.len() as u32);
+                self.index_by_id.insert(id, self.all.len() as u32);
                 self.all.push((id, Topic::new(name, epoch)));
             }
         }
-        if self.places.is_empty() && self.outcomes.is_empty() {
+        if self.positions.is_empty() && self.recoveries.is_empty() {
             return Ok(None);
         }
-        let outcome = self.outcomes.remove(name);
-        let place = match self.places.get(name) {
-            Some(&(place, Teller::Client(skip))) => self.places.remove(name).map(|_| (place, skip)),
+        let recovery = self.recoveries.remove(name);
+        let position = match self.positions.get(name) {
+            Some(&(position, Announcer::Client(reason))) => {
+                self.positions.remove(name).map(|_| (position, reason))
+            }
             _ => None,
         };
-        let Some(topic) = self.get_mut(id) else { return Ok(None) };
-        if let Some(outcome) = outcome {
-            topic.begin(outcome);
+        let Some(topic) = self.get_mut(id) else {
+            debug_assert!(false, "topic {id} was found or inserted above");
+            return Ok(None);
+        };
+        if let Some(recovery) = recovery {
+            topic.apply(recovery);
         }
-        let Some((place, skip)) = place else { return Ok(None) };
-        if place.epoch == epoch {
-            topic.hole = Some((skip, place.sequence.saturating_add(1)));
+        let Some((position, reason)) = position else { return Ok(None) };
+        if position.epoch == epoch {
+            topic.open_range = Some(OpenRange { reason, from: position.sequence.saturating_add(1) });
         }
-        Ok((place.epoch != epoch || skip == Skip::Gap).then_some(Unrecovered { place }))
+        Ok((position.epoch != epoch || reason == SkipReason::Gap).then_some(position))
     }
 
-    /// Takes the server's word on a place; the place that was asked for. `id` is 0 for a topic that does not exist,
-    /// `None` where the server names none.
+    /// Handles the server's answer to a resume position; returns the topic's number and that position. `id` is 0 for
+    /// a topic that does not exist, `None` where the message carries no number (JSON).
     pub(super) fn recover(
         &mut self,
         id: Option<u32>,
@@ -297,122 +319,123 @@ impl Topics {
         epoch: u64,
         sequence: u64,
         recovered: bool,
-    ) -> Result<(u32, Position), SessionError> {
-        let place = self.places.remove(name).map(|(position, _)| position).or_else(|| {
-            let mut places = self.pattern_places.iter();
-            places.find(|(pattern, _)| pattern::matches(pattern, name)).map(|&(_, position)| position)
+    ) -> Result<(u32, Position), ProtocolError> {
+        let requested = self.positions.remove(name).map(|(position, _)| position).or_else(|| {
+            let mut positions = self.pattern_positions.iter();
+            positions.find(|(pattern, _)| pattern::matches(pattern, name)).map(|&(_, position)| position)
         });
-        let place = place.unwrap_or_default();
-        let outcome = Outcome { place, epoch, sequence, recovered };
+        let requested = requested.unwrap_or_default();
+        let recovery = Recovery { requested, epoch, sequence, recovered };
         let known = id.or_else(|| self.id(name)).unwrap_or(0);
         if let Some(topic) = self.get_mut(known) {
-            topic.begin(outcome);
+            topic.apply(recovery);
         } else if id != Some(0) {
-            if self.outcomes.len() >= SESSION_TOPICS_MAX {
-                return Err(SessionError::TooManyTopics);
+            if self.recoveries.len() >= CONNECTION_TOPICS_MAX {
+                return Err(ProtocolError::TooManyTopics);
             }
-            self.outcomes.insert(name.into(), outcome);
+            self.recoveries.insert(name.into(), recovery);
         }
-        Ok((known, place))
+        Ok((known, requested))
     }
 
-    /// Counts a tick that is the one expected, with nothing to be told before it; where its topic stands. `None`:
-    /// [`Topics::advance`] has to look.
+    /// Fast path: counts a tick that is the next of its topic with nothing to announce before it, and returns the
+    /// topic's index. `None`: call [`Topics::advance`] instead; nothing was counted.
     #[inline]
-    pub(super) fn step(&mut self, id: u32, sequence: u64) -> Option<u32> {
-        let at = self.place_of(id)?;
-        let (_, topic) = self.all.get_mut(at as usize)?;
-        // 0 is no sequence, and as what is expected it stands for any.
-        let is_plain = sequence != 0
-            && topic.expected == sequence
+    pub(super) fn advance_in_order(&mut self, id: u32, sequence: u64) -> Option<u32> {
+        let index = self.index_of(id)?;
+        let (_, topic) = self.all.get_mut(index as usize)?;
+        // 0 is not a sequence, and as `next_sequence` it stands for any.
+        let is_in_order = sequence != 0
+            && topic.next_sequence == sequence
             && topic.stats.first_sequence != 0
-            && topic.hole.is_none()
-            && topic.missed_before == 0
+            && topic.open_range.is_none()
+            && topic.missed_pending == 0
             && sequence != u64::MAX;
-        if !is_plain {
+        if !is_in_order {
             return None;
         }
         topic.interrupted = false;
-        topic.expected = sequence + 1;
+        topic.next_sequence = sequence + 1;
         topic.stats.last_sequence = sequence;
         topic.stats.ticks += 1;
-        Some(at)
+        Some(index)
     }
 
-    /// Counts a tick; what is missing or left out before it.
+    /// Counts a tick; returns what precedes it.
     #[inline]
     pub(super) fn advance(
         &mut self,
         id: u32,
         sequence: u64,
         snapshot: bool,
-    ) -> Result<Advanced, SessionError> {
+    ) -> Result<Advance, ProtocolError> {
         let Some(topic) = self.get_mut(id) else {
-            return Err(SessionError::UnknownTopic(id.to_string()));
+            return Err(ProtocolError::UnknownTopic(id.to_string()));
         };
-        let previous = topic.stats.last_sequence.max(topic.expected.saturating_sub(1));
-        topic.advance(sequence, snapshot).ok_or_else(|| SessionError::OutOfOrder {
+        let previous = topic.stats.last_sequence.max(topic.next_sequence.saturating_sub(1));
+        topic.advance(sequence, snapshot).ok_or_else(|| ProtocolError::OutOfOrder {
             topic: topic.stats.name.to_string(),
             previous,
             sequence,
         })
     }
 
-    /// Counts ticks that do not come; where a hole before them begins that is to be told first.
+    /// Counts an announced range `[from, to)`; returns the open range that must be announced before it.
     pub(super) fn skip(
         &mut self,
         id: u32,
-        skip: Skip,
+        reason: SkipReason,
         from: u64,
         to: u64,
-    ) -> Result<Option<(Skip, u64)>, SessionError> {
+    ) -> Result<Option<OpenRange>, ProtocolError> {
         let Some(topic) = self.get_mut(id) else {
-            return Err(SessionError::UnknownTopic(id.to_string()));
+            return Err(ProtocolError::UnknownTopic(id.to_string()));
         };
-        topic.skip(skip, from, to).ok_or_else(|| SessionError::BadRange {
+        topic.skip(reason, from, to).ok_or_else(|| ProtocolError::BadRange {
             topic: topic.stats.name.to_string(),
             from,
             to,
         })
     }
 
-    /// After an unsubscribe any topic may have paused: which ones, only the server's matching says.
+    /// Marks every topic as interrupted: after an unsubscribe any of them may have paused, and only the server knows
+    /// which.
     pub(super) fn interrupt(&mut self) {
         for (_, topic) in &mut self.all {
-            (topic.expected, topic.hole, topic.missed_before) = (0, None, 0);
+            (topic.next_sequence, topic.open_range, topic.missed_pending) = (0, None, 0);
             topic.interrupted = true;
         }
     }
 
-    /// The pattern's place is no more.
-    pub(super) fn forget_pattern(&mut self, pattern: &str) {
-        self.pattern_places.retain(|(placed, _)| **placed != *pattern);
+    /// Forgets a pattern's resume position.
+    pub(super) fn remove_pattern_position(&mut self, pattern: &str) {
+        self.pattern_positions.retain(|(known, _)| **known != *pattern);
     }
 
     pub(super) fn id(&self, name: &str) -> Option<u32> {
         self.id_by_name.as_ref()?.get(name).copied()
     }
 
-    /// Where a topic stands, for [`Topics::at`].
     #[inline]
-    pub(super) fn place_of(&self, id: u32) -> Option<u32> {
-        self.by_id.get(&id).copied()
+    fn index_of(&self, id: u32) -> Option<u32> {
+        self.index_by_id.get(&id).copied()
     }
 
+    /// The topic at an index that [`Topics::advance_in_order`] returned.
     #[inline]
-    pub(super) fn at(&self, at: u32) -> Option<&TopicStats> {
-        self.all.get(at as usize).map(|(_, topic)| &topic.stats)
+    pub(super) fn at(&self, index: u32) -> Option<&TopicStats> {
+        self.all.get(index as usize).map(|(_, topic)| &topic.stats)
     }
 
     #[inline]
     fn get_mut(&mut self, id: u32) -> Option<&mut Topic> {
-        let at = self.place_of(id)?;
-        self.all.get_mut(at as usize).map(|(_, topic)| topic)
+        let index = self.index_of(id)?;
+        self.all.get_mut(index as usize).map(|(_, topic)| topic)
     }
 
     #[inline]
     pub(super) fn topic(&self, id: u32) -> Option<&TopicStats> {
-        self.at(self.place_of(id)?)
+        self.at(self.index_of(id)?)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &TopicStats)> {

@@ -24,7 +24,7 @@ pub struct Limits {
     pub subscriptions_per_session_max: usize,
     /// Topics of the whole server.
     pub topics_max: usize,
-    /// One egress log (shard x encoding in use), bytes.
+    /// One egress log (shard x wire format in use), bytes.
     pub egress_log_bytes: usize,
     /// Bytes a session may have waiting.
     pub outbox_bytes_max: usize,

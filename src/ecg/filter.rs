@@ -1,115 +1,122 @@
-//! The filters of the detector: all of finite memory, so that what was bad is forgotten, and of linear phase, so that
-//! a peak is where it was, so many samples later.
+//! Finite impulse response filters of the detector.
+//!
+//! Their memory is finite, so a bad sample has no lasting effect. Their phase is linear, so a peak keeps its position
+//! except for a constant delay.
 
-/// The mean of the last samples.
+/// Moving average.
 #[derive(Clone, Debug)]
-pub struct Boxcar {
+pub struct MovingAverage {
     ring: Box<[f64]>,
     at: usize,
     sum: f64,
 }
 
-impl Boxcar {
-    /// Over `len` samples, at least 1, as if all before had been `first`.
-    pub fn new(len: usize, first: f64) -> Boxcar {
+impl MovingAverage {
+    /// Creates an average over `len` samples, at least 1, as if all previous samples had been `first`.
+    pub fn new(len: usize, first: f64) -> MovingAverage {
         let ring = vec![first; len.max(1)].into_boxed_slice();
         let sum = ring.iter().sum();
-        Boxcar { ring, at: 0, sum }
+        MovingAverage { ring, at: 0, sum }
     }
 
-    /// Takes a sample. Constant time but once a round.
+    /// Adds a sample and returns the average.
+    ///
+    /// Amortized constant time: every `len` samples, it computes the sum again.
     pub fn push(&mut self, sample: f64) -> f64 {
         self.sum += sample - self.ring[self.at];
         self.ring[self.at] = sample;
         self.at += 1;
         if self.at == self.ring.len() {
             self.at = 0;
-            // What rounding has added up is dropped: after a huge sample it would be more than the signal.
+            // Drops accumulated rounding errors: after a huge sample they could exceed the signal.
             self.sum = self.ring.iter().sum();
         }
         self.sum / self.ring.len() as f64
     }
 }
 
-/// The last samples by their age.
+/// Delay line: the most recent samples.
 #[derive(Clone, Debug)]
-pub struct Past {
+pub struct DelayLine {
     ring: Box<[f64]>,
     at: usize,
 }
 
-impl Past {
-    /// Of `len` samples, at least 1, as if all before had been `first`.
-    pub fn new(len: usize, first: f64) -> Past {
-        Past { ring: vec![first; len.max(1)].into_boxed_slice(), at: 0 }
+impl DelayLine {
+    /// Creates a delay line of `len` samples, at least 1, as if all previous samples had been `first`.
+    pub fn new(len: usize, first: f64) -> DelayLine {
+        DelayLine { ring: vec![first; len.max(1)].into_boxed_slice(), at: 0 }
     }
 
-    /// Takes a sample.
+    /// Adds a sample.
     pub fn push(&mut self, sample: f64) {
         self.at = (self.at + 1) % self.ring.len();
         self.ring[self.at] = sample;
     }
 
-    /// The sample before `age` others, 0 for the last; the oldest where that is gone.
-    pub fn back(&self, age: usize) -> f64 {
+    /// Returns the sample pushed `delay` samples ago, 0 for the latest, or the oldest one if that is gone.
+    pub fn tap(&self, delay: usize) -> f64 {
         let len = self.ring.len();
-        self.ring[(self.at + len - age.min(len - 1)) % len]
+        self.ring[(self.at + len - delay.min(len - 1)) % len]
     }
 
-    /// How many are kept.
+    /// Capacity in samples; the delay line is always full.
     pub fn len(&self) -> usize {
         self.ring.len()
     }
 
-    /// Never.
+    /// Always false.
     pub fn is_empty(&self) -> bool {
         false
     }
 }
 
-/// Pan and Tompkins' band pass, 5 to 12 Hz or so, for any rate: theirs is of integers at 200 Hz, a low pass of two means
-/// of 30 ms and a high pass that takes away the mean of 160 ms.
+/// Band-pass filter of Pan and Tompkins, about 5 to 12 Hz, for any sampling frequency.
+///
+/// The original works on integers at 200 Hz. The low-pass stage is two moving averages of 30 ms; the high-pass stage subtracts a
+/// moving average of 160 ms.
 #[derive(Clone, Debug)]
 pub struct BandPass {
-    low: [Boxcar; 2],
-    mean: Boxcar,
-    past: Past,
+    low_pass: [MovingAverage; 2],
+    mean: MovingAverage,
+    delayed: DelayLine,
     half: usize,
 }
 
 impl BandPass {
-    /// At a rate, as if all samples before had been `first`.
+    /// Creates a filter, as if all previous samples had been `first`.
     pub fn new(fs_hz: f64, first: f64) -> BandPass {
-        let (low, half) = BandPass::lengths(fs_hz);
+        let (low_pass, half) = BandPass::lengths(fs_hz);
         BandPass {
-            low: [Boxcar::new(low, first), Boxcar::new(low, first)],
-            mean: Boxcar::new(2 * half + 1, first),
-            past: Past::new(half + 1, first),
+            low_pass: [MovingAverage::new(low_pass, first), MovingAverage::new(low_pass, first)],
+            mean: MovingAverage::new(2 * half + 1, first),
+            delayed: DelayLine::new(half + 1, first),
             half,
         }
     }
 
-    /// Samples by which a peak comes later.
+    /// Group delay in samples.
     pub fn delay(fs_hz: f64) -> usize {
-        let (low, half) = BandPass::lengths(fs_hz);
-        low - 1 + half
+        let (low_pass, half) = BandPass::lengths(fs_hz);
+        low_pass - 1 + half
     }
 
+    /// Samples averaged by each low-pass stage, and half of those averaged by the high-pass stage.
     fn lengths(fs_hz: f64) -> (usize, usize) {
         (samples(fs_hz, 0.030).max(1), samples(fs_hz, 0.080))
     }
 
-    /// Takes a sample.
+    /// Filters one sample.
     pub fn push(&mut self, sample: f64) -> f64 {
-        let [first, second] = &mut self.low;
+        let [first, second] = &mut self.low_pass;
         let low = second.push(first.push(sample));
-        self.past.push(low);
+        self.delayed.push(low);
         let mean = self.mean.push(low);
-        self.past.back(self.half) - mean
+        self.delayed.tap(self.half) - mean
     }
 }
 
-/// Seconds in samples.
+/// Number of samples in a duration, rounded.
 pub fn samples(fs_hz: f64, seconds: f64) -> usize {
     (fs_hz * seconds).round() as usize
 }
@@ -120,7 +127,7 @@ mod tests {
 
     use super::*;
 
-    /// The highest output for a sine of amplitude 1, once it has settled.
+    /// Steady-state amplitude for a sine of amplitude 1.
     fn gain(fs_hz: f64, sine_hz: f64) -> f64 {
         let mut filter = BandPass::new(fs_hz, 0.0);
         let outputs = (0..samples(fs_hz, 4.0)).map(|n| filter.push((TAU * sine_hz * n as f64 / fs_hz).sin()));
@@ -128,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_band_is_the_same_at_every_rate() {
+    fn the_passband_is_the_same_at_every_sampling_frequency() {
         for fs_hz in [128.0, 200.0, 250.0, 360.0, 500.0, 1_000.0, 5_000.0] {
             assert!(gain(fs_hz, 0.3) < 0.05, "wander at {fs_hz}: {}", gain(fs_hz, 0.3));
             assert!(gain(fs_hz, 10.0) > 0.5, "QRS at {fs_hz}: {}", gain(fs_hz, 10.0));
@@ -137,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peak_comes_out_after_the_delay() {
+    fn a_peak_appears_after_the_group_delay() {
         for fs_hz in [128.0, 250.0, 360.0, 999.0] {
             let mut filter = BandPass::new(fs_hz, 0.0);
             let outputs: Vec<f64> =
@@ -150,12 +157,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_huge_is_forgotten() {
-        let mut boxcar = Boxcar::new(10, 0.0);
-        boxcar.push(1e300);
+    fn a_huge_sample_leaves_no_rounding_error() {
+        let mut average = MovingAverage::new(10, 0.0);
+        average.push(1e300);
         for _ in 0..20 {
-            boxcar.push(0.25);
+            average.push(0.25);
         }
-        assert_eq!(boxcar.push(0.25), 0.25);
+        assert_eq!(average.push(0.25), 0.25);
     }
 }

@@ -1,4 +1,4 @@
-//! The processor without its connection: ticks of the wave in, beats, heart rate and gaps out.
+//! Processing of a live ECG, without I/O: ticks of the wave in; beats, heart rates and gaps out.
 
 use std::collections::VecDeque;
 
@@ -7,36 +7,36 @@ use super::{
     info::Info,
 };
 
-/// Intervals that a heart rate is the mean of.
+/// Number of RR intervals that the heart rate averages.
 const INTERVALS: usize = 8;
-/// Without a beat for so long there is no heart rate.
+/// Time without a beat after which the heart rate is unknown.
 const SILENCE_S: f64 = 4.5;
 
-/// What there is to tell.
+/// Result of processing a wave.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Finding {
     /// A beat.
     Beat {
-        /// The sample that is the R peak.
+        /// Sample number of the R peak.
         at_sample: u64,
-        /// When it was taken, nanoseconds since 1970; in a file, since its start.
+        /// Time of the R peak, nanoseconds since the Unix epoch, or since the start of a file.
         time_ns: u64,
-        /// Since the beat before, ms; `None`: after a gap, or for the first.
+        /// RR interval, ms; `None` for the first beat and after a gap.
         rr_ms: Option<f64>,
     },
-    /// The heart rate, beats a minute; `None`: no beat for a while.
+    /// Heart rate, beats per minute; `None` if there was no beat recently.
     Rate(Option<f64>),
-    /// These samples did not come: the first, and the one after the last. The detector begins anew behind them.
+    /// Samples `[from, to)` were lost. The detector continues after them.
     Gap {
-        /// The first that is lost.
+        /// First lost sample.
         from: u64,
-        /// The first that is not.
+        /// First sample after the gap.
         to: u64,
     },
 }
 
 impl Finding {
-    /// The payload in [`super::PARAMS_TOPIC`], and its key; `None` for what is not published.
+    /// Key and payload to publish on [`super::PARAMS_TOPIC`]; `None` for a gap, which is not published.
     pub fn to_tick(self) -> Option<(u64, String)> {
         let number = |number: Option<f64>| number.map_or("null".into(), |number| format!("{number:.1}"));
         match self {
@@ -50,7 +50,7 @@ impl Finding {
     }
 }
 
-/// Intervals between beats, and the rate that follows from them.
+/// Recent RR intervals and the heart rate derived from them.
 #[derive(Clone, Debug, Default)]
 pub struct Rhythm {
     last: Option<u64>,
@@ -58,12 +58,12 @@ pub struct Rhythm {
 }
 
 impl Rhythm {
-    /// Takes a beat at a rate of samples: what there is to tell of it. `time_ns` is when it was.
+    /// Adds a beat, and appends it and the new heart rate to `found`. `time_ns` is the time of the beat.
     pub fn beat(&mut self, fs_hz: f64, at_sample: u64, time_ns: u64, found: &mut Vec<Finding>) {
         let interval_s = self.last.map(|last| at_sample.saturating_sub(last) as f64 / fs_hz);
         self.last = Some(at_sample);
         found.push(Finding::Beat { at_sample, time_ns, rr_ms: interval_s.map(|seconds| 1e3 * seconds) });
-        // After a pause the rate is that of the beats behind it.
+        // An interval across a pause does not count towards the rate.
         let Some(interval_s) = interval_s.filter(|seconds| (0.001..=SILENCE_S).contains(seconds)) else {
             return;
         };
@@ -75,7 +75,9 @@ impl Rhythm {
         found.push(Finding::Rate(Some(60.0 / mean_s)));
     }
 
-    /// Says, once, that there is no rate any more. `next` is the number of the next sample.
+    /// Appends an unknown heart rate to `found`, once per pause without beats.
+    ///
+    /// `next` is the number of the next sample.
     pub fn silence(&mut self, fs_hz: f64, next: u64, found: &mut Vec<Finding>) {
         let silent_s = self.last.map_or(0.0, |last| next.saturating_sub(last) as f64 / fs_hz);
         if silent_s > SILENCE_S && !self.intervals_s.is_empty() {
@@ -85,7 +87,7 @@ impl Rhythm {
     }
 }
 
-/// Follows the ticks of a wave. Memory: a [`Detector`].
+/// Processor of the ticks of one wave. Its memory is that of a [`Detector`].
 #[derive(Debug, Default)]
 pub struct Follower {
     wave: Option<Wave>,
@@ -93,33 +95,37 @@ pub struct Follower {
 
 #[derive(Debug)]
 struct Wave {
-    /// The server's life that the description is of.
+    /// Epoch of the description.
     epoch: u64,
     info: Info,
     detector: Detector,
     rhythm: Rhythm,
-    has_begun: bool,
+    has_started: bool,
 }
 
 impl Follower {
-    /// Takes a tick of [`super::INFO_TOPIC`] of this life of the server; what the wave is, if that is news.
+    /// Processes a tick of [`super::INFO_TOPIC`] from the given epoch.
+    ///
+    /// Returns the description if it changed.
     ///
     /// # Errors
-    /// What is wrong with it; it is ignored.
+    /// Describes why the payload is invalid; the tick has no effect.
     pub fn handle_info(&mut self, epoch: u64, payload: &[u8]) -> Result<Option<&Info>, String> {
         let info = Info::from_json(payload)?;
         if self.wave.as_ref().is_some_and(|wave| wave.epoch == epoch && wave.info == info) {
             return Ok(None);
         }
         let detector = Detector::new(info.fs).map_err(|error: BadRate| error.to_string())?;
-        let wave = Wave { epoch, info, detector, rhythm: Rhythm::default(), has_begun: false };
+        let wave = Wave { epoch, info, detector, rhythm: Rhythm::default(), has_started: false };
         Ok(Some(&self.wave.insert(wave).info))
     }
 
-    /// Takes a tick of [`super::WAVE_TOPIC`]. Before the description of its life of the server is known, it is left out.
+    /// Processes a tick of [`super::WAVE_TOPIC`].
+    ///
+    /// Ignores it until the description from the same epoch has arrived.
     ///
     /// # Errors
-    /// What is wrong with it; it is ignored.
+    /// Describes why the batch is invalid; the tick has no effect.
     pub fn handle_wave(
         &mut self,
         epoch: u64,
@@ -130,21 +136,24 @@ impl Follower {
         let Some(wave) = self.wave.as_mut().filter(|wave| wave.epoch == epoch) else { return Ok(()) };
         let (samples, rest) = payload.as_chunks::<4>();
         if samples.is_empty() || !rest.is_empty() {
-            return Err(format!("{} bytes are no batch of Float32", payload.len()));
+            return Err(format!(
+                "a batch of {} bytes is not a whole number of Float32 samples",
+                payload.len()
+            ));
         }
         let first =
             wave.info.at_sample(time_ns).and_then(|last| (last + 1).checked_sub(samples.len() as u64));
-        let first = first.ok_or("a batch of before the first sample")?;
+        let first = first.ok_or("batch starts before sample 0")?;
         let next = wave.detector.next_sample();
-        if !wave.has_begun {
-            wave.has_begun = true;
+        if !wave.has_started {
+            wave.has_started = true;
             wave.detector.skip_to(first);
         } else if first > next {
             found.push(Finding::Gap { from: next, to: first });
             wave.detector.skip_to(first);
             wave.rhythm = Rhythm::default();
         } else if first < next {
-            return Err(format!("a batch from sample {first} where {next} is the next"));
+            return Err(format!("batch starts at sample {first}, but sample {next} is expected next"));
         }
         let fs_hz = wave.info.fs;
         for sample in samples {
@@ -165,7 +174,7 @@ mod tests {
     const FS_HZ: f64 = 250.0;
     const BATCH: usize = 10;
 
-    /// The batches of a synthetic heart, as the source publishes them: time and payload.
+    /// Time and payload of the batches of a synthetic ECG, as the source publishes them.
     fn batches(count: u64) -> Vec<(u64, Vec<u8>)> {
         let (info, mut wave) = (info(FS_HZ), Synthetic::new(FS_HZ, 72.0));
         let batch = |k: u64| {
@@ -178,7 +187,7 @@ mod tests {
     fn follower() -> Follower {
         let mut follower = Follower::default();
         assert!(follower.handle_info(7, &info(FS_HZ).to_json()).unwrap().is_some());
-        assert!(follower.handle_info(7, &info(FS_HZ).to_json()).unwrap().is_none(), "no news");
+        assert!(follower.handle_info(7, &info(FS_HZ).to_json()).unwrap().is_none(), "unchanged");
         follower
     }
 
@@ -199,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn beats_come_with_their_samples_times_and_intervals() {
+    fn beats_have_sample_numbers_times_and_rr_intervals() {
         let found = feed(&mut follower(), &batches(500));
         let beats = beats(&found);
         assert!((22..=24).contains(&beats.len()), "{beats:?}");
@@ -217,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_batch_is_told_and_no_interval_spans_it() {
+    fn a_lost_batch_is_reported_and_no_rr_interval_spans_it() {
         let all = batches(500);
         let mut follower = follower();
         let mut found = feed(&mut follower, &all[..250]);
@@ -233,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wave_of_another_life_waits_for_its_description() {
+    fn the_wave_of_a_new_epoch_is_ignored_until_its_description_arrives() {
         let all = batches(300);
         let mut follower = follower();
         feed(&mut follower, &all[..100]);
@@ -248,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_batch_is_refused_and_changes_nothing() {
+    fn an_invalid_batch_is_rejected_and_has_no_effect() {
         let all = batches(500);
         let mut follower = follower();
         let mut found = feed(&mut follower, &all[..250]);
@@ -267,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heart_that_stops_has_no_rate_and_that_is_told_once() {
+    fn without_beats_the_heart_rate_becomes_unknown_once() {
         let mut follower = follower();
         let mut all = batches(1_000);
         all[500..].iter_mut().for_each(|(_, payload)| payload.fill(0));
@@ -277,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn findings_are_json() {
+    fn findings_are_published_as_json() {
         let beat = Finding::Beat { at_sample: 77, time_ns: 5, rr_ms: Some(812.54) };
         assert_eq!(beat.to_tick().unwrap(), (1, r#"{"at_sample":77,"time_ns":5,"rr_ms":812.5}"#.into()));
         let first = Finding::Beat { at_sample: 77, time_ns: 5, rr_ms: None };

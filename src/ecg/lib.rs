@@ -1,4 +1,4 @@
-//! Electrocardiograms: WFDB records and their annotations, a synthetic wave, and the detector of R peaks.
+//! Electrocardiograms: WFDB records and annotations, a synthetic ECG, and an R-peak detector.
 //!
 //! ```text
 //!  header . record (WFDB files) . synthetic  ->  ingest::ecg  ->  topics ecg.wave and ecg.info
@@ -6,22 +6,23 @@
 //!  topic ecg.params  <-  tickcast process ecg  <-  follow  <-  detector  <-  filter
 //! ```
 //!
-//! # The topics
+//! # Topics
 //!
-//! `ecg.wave`: each tick is one batch of samples in mV, plain Float32, little-endian, oldest first, and nothing else: a
-//! browser reads it with `new Float32Array(data)`. NaN is a sample that the recorder marked as invalid. The tick's
-//! producer time is when the batch was due to be sent, which is the time of its last sample: sample `i` of `n` was
-//! taken at `time - (n - 1 - i) / fs`. A hole in these times is a lost batch.
+//! `ecg.wave` carries the samples. Each tick is a batch of samples in mV, oldest first, as little-endian Float32 and
+//! nothing else: a browser reads it with `new Float32Array(data)`. NaN marks an invalid sample. The tick's producer time
+//! is the nominal time of the batch's last sample, so sample `i` of `n` was taken at `time - (n - 1 - i) / fs`. A gap
+//! between these times is a lost batch.
 //!
-//! `ecg.info`: what the wave is, as JSON, before the first batch and once a second, so that it is the topic's latest:
-//! `{"fs":360,"units":"mV","signal":"MLII","record":"100","batch":10,"start_ns":N}`. `start_ns` is the time of sample 0
-//! of this life of the server; [`info::Info::at_sample`] numbers the others. A record that has come to its end begins
-//! again, and the numbers go on.
+//! `ecg.info` describes the wave as JSON:
+//! `{"fs":360,"units":"mV","signal":"MLII","record":"100","batch":10,"start_ns":N}`. It is published before the first batch
+//! and then once per second, so that it is always the topic's last value. `start_ns` is the time of sample 0, which was taken
+//! when the server started; [`info::Info::at_sample`] maps any other time to a sample number. After the end of a record, the
+//! replay starts over and sample numbers continue.
 //!
-//! `ecg.params`: what the processor finds, as JSON: beats `{"at_sample":N,"time_ns":N,"rr_ms":812.5}` with the number and
-//! the time of the sample that is the R peak, and the heart rate `{"bpm":73.8}`. `rr_ms` is null for the first beat after a
-//! gap; `bpm` is null when there is none to tell. Beats have the key 1 and the rate the key 2, so that conflation
-//! keeps the newest of each.
+//! `ecg.params` carries the results of the processor as JSON. A beat is `{"at_sample":N,"time_ns":N,"rr_ms":812.5}`: the sample
+//! number and time of its R peak, and the RR interval, which is null for the first beat after a gap. A heart rate is
+//! `{"bpm":73.8}`, with null if it is unknown. Beats have key 1 and heart rates key 2, so that conflation keeps the latest
+//! of each.
 
 pub mod annotation;
 pub mod detector;
@@ -35,38 +36,38 @@ pub mod synthetic;
 
 use std::{fmt, path::PathBuf};
 
-/// The topic of the samples.
+/// Topic of the samples.
 pub const WAVE_TOPIC: &str = "ecg.wave";
-/// The topic that says what the samples are.
+/// Topic of the wave's description.
 pub const INFO_TOPIC: &str = "ecg.info";
-/// The topic of beats and heart rate.
+/// Topic of beats and heart rates.
 pub const PARAMS_TOPIC: &str = "ecg.params";
-/// The key of beats in [`PARAMS_TOPIC`].
+/// Key of beats in [`PARAMS_TOPIC`].
 pub const BEAT_KEY: u64 = 1;
-/// The key of heart rates in [`PARAMS_TOPIC`].
+/// Key of heart rates in [`PARAMS_TOPIC`].
 pub const RATE_KEY: u64 = 2;
 
-/// Slowest sampling rate, Hz: the detector's band ends at 15 Hz, and its derivative spans 20 ms.
+/// Lowest sampling frequency, Hz: the detector's passband ends at 15 Hz, and its derivative spans 20 ms.
 pub const FS_HZ_LOWEST: f64 = 60.0;
-/// Fastest sampling rate, Hz: bounds the detector's memory, which is some 1.6 s of samples.
+/// Highest sampling frequency, Hz. Bounds the detector's memory, which holds about 1.6 s of samples.
 pub const FS_HZ_HIGHEST: f64 = 10_000.0;
-/// Samples of a record that are read: a day at 360 Hz, 124 MiB.
+/// Maximum number of samples read from a record: one day at 360 Hz, 124 MiB.
 pub const SAMPLES_MAX: usize = 24 * 3600 * 360;
-/// Bytes of a header file.
+/// Maximum size of a header file, bytes.
 pub const HEADER_BYTES_MAX: usize = 64 << 10;
-/// Signals of a record: WFDB's own bound.
+/// Maximum number of signals in a record, as in WFDB.
 pub const SIGNALS_MAX: usize = 32;
-/// Bytes of an annotation file: some three million beats.
+/// Maximum size of an annotation file, bytes: about three million beats.
 pub const ANNOTATION_BYTES_MAX: usize = 16 << 20;
 
-/// What is wrong with a file of a record.
+/// Error in a header, signal or annotation file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileError {
     /// The file.
     pub file: PathBuf,
-    /// The line, from 1, where the file has lines and one is to blame.
+    /// Line number, from 1, if the error is in a particular line.
     pub line: Option<usize>,
-    /// What is wrong and what to do.
+    /// What is wrong and what to do about it.
     pub text: String,
 }
 

@@ -1,18 +1,20 @@
-//! How well a detector did: its beats against those of an expert.
+//! Beat-by-beat comparison of a detector with the reference annotations of an expert.
 
-/// Beats of both, paired.
+/// Result of a beat-by-beat comparison.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Score {
-    /// Beats that both have.
+    /// True positives: reference beats that were detected.
     pub found: usize,
-    /// Beats of the expert that the detector has not.
+    /// False negatives: reference beats that were not detected.
     pub missed: usize,
-    /// Beats of the detector that the expert has not.
+    /// False positives: detections without a reference beat.
     pub extra: usize,
 }
 
 impl Score {
-    /// Pairs beats that are at most `within` samples apart, each at most once. Both in increasing order.
+    /// Matches each expert beat with at most one detected beat, at most `within` samples apart.
+    ///
+    /// Both slices must be in increasing order.
     pub fn new(expert: &[u64], detected: &[u64], within: u64) -> Score {
         let (mut score, mut at) = (Score::default(), 0);
         for (index, &beat) in expert.iter().enumerate() {
@@ -21,13 +23,13 @@ impl Score {
                 at += 1;
             }
             let is_near = detected.get(at).is_some_and(|&found| found.abs_diff(beat) <= within);
-            // What is nearer to the expert's next beat is left for that one, if this one loses nothing by it.
-            let next_wants = expert.get(index + 1).is_some_and(|&next| {
+            // Leave this detection to the next reference beat if it is nearer to that one and that one has no other match.
+            let is_for_next = expert.get(index + 1).is_some_and(|&next| {
                 is_near
                     && detected[at].abs_diff(next) < detected[at].abs_diff(beat)
                     && detected.get(at + 1).is_none_or(|&after| after.abs_diff(next) > within)
             });
-            if is_near && !next_wants {
+            if is_near && !is_for_next {
                 score.found += 1;
                 at += 1;
             } else {
@@ -38,12 +40,12 @@ impl Score {
         score
     }
 
-    /// Share of the expert's beats that were found, percent; 100 where there are none.
+    /// Sensitivity, TP / (TP + FN), percent; 100 if there are no reference beats.
     pub fn sensitivity_percent(&self) -> f64 {
         percent(self.found, self.missed)
     }
 
-    /// Share of the detector's beats that the expert has too, percent; 100 where there are none.
+    /// Positive predictivity, TP / (TP + FP), percent; 100 if there are no detections.
     pub fn positive_predictivity_percent(&self) -> f64 {
         percent(self.found, self.extra)
     }
@@ -61,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_beat_is_paired_once_within_the_bound() {
+    fn each_beat_is_matched_at_most_once_within_the_tolerance() {
         for (expert, detected, found) in [
             (&[100, 200][..], &[100, 200][..], 2),
             (&[100], &[90, 110], 1),
@@ -81,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_of_the_expert_and_of_the_detector() {
+    fn sensitivity_counts_missed_beats_and_predictivity_counts_extra_ones() {
         let score = Score { found: 3, missed: 1, extra: 2 };
         assert_eq!((score.sensitivity_percent(), score.positive_predictivity_percent()), (75.0, 60.0));
         assert_eq!(Score::default().sensitivity_percent(), 100.0);

@@ -1,18 +1,21 @@
-//! A heart without a patient: the sum of Gaussians of McSharry et al. (IEEE Trans. Biomed. Eng. 50, 2003), one for each
-//! of P, Q, R, S and T, with the phase given by the rate instead of their differential equations. The same rate gives
-//! the same samples.
+//! Synthetic ECG: a sum of Gaussians for the P, Q, R, S and T waves.
+//!
+//! After McSharry et al. (IEEE Trans. Biomed. Eng. 50, 2003), but the heart rate sets the phase directly, where the paper
+//! integrates differential equations. The samples are deterministic.
 
 use std::f64::consts::{PI, TAU};
 
-/// Lowest rate, beats a minute.
+/// Lowest heart rate, beats per minute.
 pub const BPM_LOWEST: f64 = 20.0;
-/// Highest rate, beats a minute.
+/// Highest heart rate, beats per minute.
 pub const BPM_HIGHEST: f64 = 240.0;
-/// Samples a second, Hz.
+/// Sampling frequency, Hz.
 pub const FS_HZ: f64 = 250.0;
 
-/// Height in mV, place in the cycle in degrees from R, width in radians, at 60 beats a minute; then the powers of the
-/// root of the rate that place and width grow with at others. With 2 it lasts as long at every rate: the QRS does.
+/// Amplitude (mV), phase relative to R (degrees) and width (radians) of each wave, at 60 beats per minute.
+///
+/// The last two numbers of each are exponents: phase and width scale with the square root of the heart rate to that power. With
+/// an exponent of 2, the duration is the same at every rate, as that of a QRS complex is.
 const WAVES: [(f64, f64, f64, f64, f64); 5] = [
     (0.12, -70.0, 0.25, 0.5, 1.0),
     (-0.12, -15.0, 0.1, 2.0, 2.0),
@@ -20,41 +23,44 @@ const WAVES: [(f64, f64, f64, f64, f64); 5] = [
     (-0.25, 15.0, 0.1, 2.0, 2.0),
     (0.3, 100.0, 0.4, 0.5, 1.0),
 ];
-/// The breath moves the rate by so much of it, and the baseline by so many mV.
-const BREATH: (f64, f64) = (0.03, 0.05);
-/// Breaths a second.
-const BREATH_HZ: f64 = 0.25;
+/// Respiratory modulation: of the heart rate (relative) and of the baseline (mV).
+const RESPIRATION: (f64, f64) = (0.03, 0.05);
+/// Respiration rate, Hz.
+const RESPIRATION_HZ: f64 = 0.25;
 
-/// The wave. 40 bytes.
+/// Generator of a synthetic ECG.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Synthetic {
     fs_hz: f64,
     bpm: f64,
-    /// In the cycle, radians, -PI to PI; R is at 0.
+    /// Phase of the cardiac cycle, radians, -PI to PI; R is at 0.
     phase: f64,
-    /// In the breath, radians.
-    breath: f64,
+    /// Phase of the respiratory cycle, radians.
+    respiration: f64,
     is_peak: bool,
 }
 
 impl Synthetic {
-    /// A heart of `bpm` beats a minute, held to [`BPM_LOWEST`] and [`BPM_HIGHEST`], at `fs_hz` samples a second.
+    /// Creates an ECG of `bpm` beats per minute, sampled at `fs_hz`.
+    ///
+    /// `bpm` is clamped to [`BPM_LOWEST`] and [`BPM_HIGHEST`].
     pub fn new(fs_hz: f64, bpm: f64) -> Synthetic {
         let bpm = if bpm.is_nan() { BPM_LOWEST } else { bpm.clamp(BPM_LOWEST, BPM_HIGHEST) };
-        Synthetic { fs_hz, bpm, phase: -PI, breath: 0.0, is_peak: false }
+        Synthetic { fs_hz, bpm, phase: -PI, respiration: 0.0, is_peak: false }
     }
 
     /// The next sample, mV.
     pub fn next_mv(&mut self) -> f32 {
-        let (rate_share, baseline_mv) = BREATH;
-        let bpm = self.bpm * (1.0 + rate_share * self.breath.sin());
+        let (rate_modulation, baseline_mv) = RESPIRATION;
+        let bpm = self.bpm * (1.0 + rate_modulation * self.respiration.sin());
         let root = (bpm / 60.0).sqrt();
-        let mut sample_mv = baseline_mv * self.breath.sin();
-        for (height_mv, degrees, width, place_power, width_power) in WAVES {
-            let place = degrees.to_radians() * root.powf(place_power);
-            // The shorter way round the cycle.
-            let away = (self.phase - place + PI).rem_euclid(TAU) - PI;
-            sample_mv += height_mv * (-0.5 * (away / (width * root.powf(width_power))).powi(2)).exp();
+        let mut sample_mv = baseline_mv * self.respiration.sin();
+        for (amplitude_mv, degrees, width, phase_exponent, width_exponent) in WAVES {
+            let center = degrees.to_radians() * root.powf(phase_exponent);
+            // Signed distance around the cycle, the shorter way.
+            let distance = (self.phase - center + PI).rem_euclid(TAU) - PI;
+            sample_mv +=
+                amplitude_mv * (-0.5 * (distance / (width * root.powf(width_exponent))).powi(2)).exp();
         }
         let step = TAU * bpm / 60.0 / self.fs_hz;
         self.is_peak = self.phase.abs() <= step / 2.0;
@@ -62,11 +68,11 @@ impl Synthetic {
         if self.phase > PI {
             self.phase -= TAU;
         }
-        self.breath = (self.breath + TAU * BREATH_HZ / self.fs_hz) % TAU;
+        self.respiration = (self.respiration + TAU * RESPIRATION_HZ / self.fs_hz) % TAU;
         sample_mv as f32
     }
 
-    /// Whether the last sample was the peak of an R wave.
+    /// Whether the last sample was an R peak.
     pub fn was_peak(&self) -> bool {
         self.is_peak
     }
@@ -77,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_beats_at_its_rate_with_the_r_wave_on_top() {
+    fn the_wave_has_the_given_rate_and_the_r_wave_is_the_highest() {
         for bpm in [20.0, 60.0, 72.0, 150.0, 240.0] {
             let mut wave = Synthetic::new(FS_HZ, bpm);
             let samples: Vec<(f32, bool)> =
@@ -92,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_heart_beats_the_same() {
+    fn the_same_rate_gives_the_same_samples() {
         let samples = || {
             let mut wave = Synthetic::new(FS_HZ, 72.0);
             (0..1_000).map(|_| wave.next_mv().to_bits()).collect::<Vec<_>>()
@@ -101,9 +107,9 @@ mod tests {
     }
 
     #[test]
-    fn rates_that_no_heart_has_are_held_to_the_range() {
-        for (bpm, held) in [(f64::NAN, 20.0), (-1.0, 20.0), (1e9, 240.0)] {
-            assert_eq!(Synthetic::new(FS_HZ, bpm), Synthetic::new(FS_HZ, held));
+    fn heart_rates_are_clamped() {
+        for (bpm, clamped) in [(f64::NAN, 20.0), (-1.0, 20.0), (1e9, 240.0)] {
+            assert_eq!(Synthetic::new(FS_HZ, bpm), Synthetic::new(FS_HZ, clamped));
         }
     }
 }

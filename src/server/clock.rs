@@ -1,9 +1,11 @@
 //! The only module that reads the clocks. All others take [`Now`] as an argument.
 
-pub use tickcast_client::clock::{monotonic_ns, sleep_ns};
 use tickcast_core::now::Now;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 /// Reads both clocks. Cost: two vDSO calls, about 40 ns.
 pub fn now() -> Now {
@@ -15,6 +17,14 @@ pub fn realtime_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
+/// Nanoseconds of CLOCK_MONOTONIC since the first call in this process, plus one second.
+///
+/// The second keeps a deadline of 0 in the past, and every reading apart from 0 as "unset".
+pub fn monotonic_ns() -> u64 {
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    ORIGIN.get_or_init(Instant::now).elapsed().as_nanos() as u64 + 1_000_000_000
+}
+
 /// Makes sleeps of this thread, and of threads it starts, end on time rather than up to 50 us late.
 ///
 /// Sets the timer slack (PR_SET_TIMERSLACK, prctl(2)); if the kernel refuses, its default stays.
@@ -22,4 +32,9 @@ pub fn sleep_precisely() {
     if let Err(error) = nix::sys::prctl::set_timerslack(1) {
         ::log::debug!("cannot set the timer slack: {error}");
     }
+}
+
+/// Puts the calling thread to sleep: a source, a tool, or a shard with a latency budget.
+pub fn sleep_ns(duration_ns: u64) {
+    std::thread::sleep(Duration::from_nanos(duration_ns));
 }

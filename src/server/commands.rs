@@ -1,4 +1,4 @@
-//! `tickcast sub` and `tickcast pub`.
+//! The client commands: `tickcast sub`, `tickcast pub` and `tickcast process`.
 
 mod append;
 mod lines;
@@ -8,49 +8,75 @@ mod subscribe;
 
 use std::{fmt, io, path::PathBuf};
 
-use tickcast_client::{Address, Client, ClientError, SessionOptions};
+use tickcast_client::{Address, ClientError, ConnectOptions};
 use tickcast_ecg::FileError;
 
 pub use self::{
     process::{EcgArgs, ProcessArgs, Processor, process, process_file},
     publish::{PubArgs, publish, publish_from},
-    subscribe::{Beginning, SubArgs, subscribe, subscribe_to},
+    subscribe::{StartFrom, SubArgs, subscribe, subscribe_to},
 };
 
-/// Why a command failed. Its text says what to do.
+/// The server to connect to, and the identity to use.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServerArgs {
+    /// Server to connect to: HOST:PORT, or ws://HOST:PORT/ws
+    #[arg(long, value_name = "ADDRESS", env = "TICKCAST_SERVER", default_value = "127.0.0.1:9400")]
+    pub server: String,
+    /// Identity of this client: selects the shard that serves it; the server may close an older connection that has it
+    #[arg(long, value_name = "ID")]
+    pub client: Option<String>,
+}
+
+impl ServerArgs {
+    /// A server, and no identity.
+    pub fn new(server: &str) -> ServerArgs {
+        ServerArgs { server: server.into(), client: None }
+    }
+
+    /// What to connect to and how.
+    fn parse(&self) -> Result<(Address, ConnectOptions), ClientError> {
+        let address = Address::parse(&self.server)?;
+        let client = self.client.clone().unwrap_or_default();
+        let options = ConnectOptions { client, ..address.connect_options() };
+        Ok((address, options))
+    }
+}
+
+/// Why a command failed. The text says what to do.
 #[derive(Debug)]
 pub enum CommandError {
-    /// The connection, or what came over it.
+    /// The connection failed, or the server closed it.
     Client(ClientError),
-    /// The server refused the request: its words.
+    /// The server rejected the request.
     Refused {
-        /// What was asked for.
+        /// What was requested.
         what: String,
-        /// The server's words.
+        /// The server's reason.
         text: String,
         /// A [`tickcast_proto::ErrorCode`].
         code: u16,
     },
-    /// Lines that the server refused or that could not be sent; each was reported as it happened.
+    /// Some lines were not published; each was reported as it happened.
     LinesRefused {
-        /// How many.
+        /// Lines that were not published.
         refused: u64,
         /// Lines read in all.
         lines: u64,
     },
-    /// Standard input could not be read.
+    /// Standard input cannot be read.
     Input(io::Error),
-    /// The output could not be written.
+    /// The output cannot be written.
     Output(io::Error),
     /// A file of a record cannot be used.
     File(FileError),
-    /// The signals that end the command cannot be awaited.
+    /// Signals cannot be handled.
     Signals(io::Error),
     /// The file to append to cannot be used.
     Append {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         text: String,
     },
 }
@@ -58,17 +84,25 @@ pub enum CommandError {
 impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            CommandError::Client(ClientError::Connect { address, error }) => write!(
+                f,
+                "cannot connect to {address}: {error}; start a server with `tickcast serve`, or name another one \
+                 with --server"
+            ),
+            CommandError::Client(error @ ClientError::Closed { code: 1.., .. }) if error.is_retryable() => {
+                write!(f, "{error}; try again")
+            }
             CommandError::Client(error) => write!(f, "{error}"),
             CommandError::Refused { what, text, code } => {
-                write!(f, "the server refuses {what}: {text} (code {code})")
+                write!(f, "the server rejected {what}: {text} (code {code})")
             }
             CommandError::LinesRefused { refused, lines } => {
-                write!(f, "{refused} of {lines} lines were not published; the reasons are above")
+                write!(f, "{refused} of {lines} lines were not published; see the reasons above")
             }
             CommandError::Input(error) => write!(f, "cannot read standard input: {error}"),
             CommandError::Output(error) => write!(f, "cannot write the output: {error}"),
             CommandError::File(error) => write!(f, "{error}"),
-            CommandError::Signals(error) => write!(f, "cannot wait for signals: {error}"),
+            CommandError::Signals(error) => write!(f, "cannot handle signals: {error}"),
             CommandError::Append { path, text } => write!(f, "cannot append to {}: {text}", path.display()),
         }
     }
@@ -82,14 +116,9 @@ impl From<ClientError> for CommandError {
     }
 }
 
-/// Connects, as somebody if an identity is given.
-fn connect(address: &Address, client: &Option<String>) -> Result<Client, ClientError> {
-    Client::connect_with(address, &session_options(address, client))
-}
-
-fn session_options(address: &Address, client: &Option<String>) -> SessionOptions {
-    let client = client.clone().unwrap_or_default();
-    SessionOptions { client, ..address.session_options() }
+/// A number with its noun: `1 tick`, `2 ticks`.
+fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! The page at `/`: its files, compiled in, and the answers to requests for them.
+//! Files of the web page at `/`, embedded in the binary, and the HTTP responses that serve them.
 //!
-//! Plain HTML, CSS and JavaScript modules, served as they are in `src/page/`: nothing is built, nothing is loaded from
-//! elsewhere, and the content security policy says so to the browser. [`files`] compresses them once, at the start.
+//! The files in `src/page/` are plain HTML, CSS and JavaScript modules, served unmodified. There is no build step, and the
+//! content security policy forbids loading anything from another host. [`files`] compresses them once, at startup.
 
 use std::{
     fmt::Write as _,
@@ -16,10 +16,12 @@ use sha1::{Digest, Sha1};
 use crate::limits::{PAGE_FILE_BYTES_MAX, PAGE_HEAD_BYTES_MAX, REPLY_BYTES_MAX};
 use tickcast_proto::http::StaticFiles;
 
-/// Nothing but this server's own files and WebSockets.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+/// Content security policy: only this server's own files and WebSockets.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-/// Bytes of the digest that an entity tag has: 64 bits tell versions of a file apart.
+/// Bytes of the SHA-1 digest kept in an entity tag.
+///
+/// 64 bits are enough to tell versions of a file apart.
 const TAG_BYTES: usize = 8;
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -27,10 +29,10 @@ const CSS: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
-/// Path, media type, bytes.
+/// Path, media type and content of a file.
 type Source = (&'static str, &'static str, &'static [u8]);
 
-/// What the page is made of.
+/// Every file of the page.
 const SOURCES: [Source; 12] = [
     ("/", HTML, include_bytes!("page/index.html")),
     ("/page/style.css", CSS, include_bytes!("page/style.css")),
@@ -46,15 +48,15 @@ const SOURCES: [Source; 12] = [
     ("/page/wire.js", SCRIPT, include_bytes!("page/wire.js")),
 ];
 
-/// A file of the page, in the two forms that it is served in.
+/// A file of the page, uncompressed and gzip-compressed.
 #[derive(Debug)]
 pub struct File {
     path: &'static str,
     media_type: &'static str,
     plain: &'static [u8],
-    /// `None` where compressing failed, which in memory it does not.
+    /// `None` if compression failed, which it cannot when writing to memory.
     gzip: Option<Vec<u8>>,
-    /// Hexadecimal digits of the digest of the plain form.
+    /// Truncated SHA-1 digest of `plain`, in hexadecimal.
     tag: String,
 }
 
@@ -68,25 +70,26 @@ impl File {
         File { path, media_type, plain, gzip: compress(plain).ok(), tag }
     }
 
-    /// The whole response to a GET, or with `is_head` to a HEAD: status and bytes. 304 when the request names the form
-    /// of the file that it would get. One allocation, of the response.
+    /// Returns the status and the bytes of the complete response to a GET, or to a HEAD if `is_head`.
+    ///
+    /// The status is 304 if the request's `If-None-Match` lists the representation that would be sent, else 200.
     pub fn respond(&self, request: &HeaderMap, is_head: bool) -> (u16, Vec<u8>) {
-        let gzip = self.gzip.as_deref().filter(|_| takes_gzip(request));
-        // The forms differ in their bytes, so they do in their tags (RFC 9110, section 8.8.3.3).
-        let form = if gzip.is_some() { "-gzip" } else { "" };
+        let gzip = self.gzip.as_deref().filter(|_| accepts_gzip(request));
+        // Each content coding needs its own entity tag (RFC 9110, section 8.8.3.3).
+        let coding = if gzip.is_some() { "-gzip" } else { "" };
         let tag = &self.tag;
         let common = format!(
-            "ETag: \"{tag}{form}\"\r\nCache-Control: no-cache\r\nVary: Accept-Encoding\r\nConnection: close\r\n\
+            "ETag: \"{tag}{coding}\"\r\nCache-Control: no-cache\r\nVary: Accept-Encoding\r\nConnection: close\r\n\
              X-Content-Type-Options: nosniff\r\n"
         );
-        if is_had(request, &format!("{tag}{form}")) {
+        if client_has(request, &format!("{tag}{coding}")) {
             return (304, format!("HTTP/1.1 304 Not Modified\r\n{common}\r\n").into_bytes());
         }
         let body = gzip.unwrap_or(self.plain);
         let encoding = if gzip.is_some() { "Content-Encoding: gzip\r\n" } else { "" };
         let head = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: {}\r\nContent-Length: {}\r\n{encoding}{common}\
-             Content-Security-Policy: {POLICY}\r\nReferrer-Policy: no-referrer\r\n\r\n",
+             Content-Security-Policy: {CONTENT_SECURITY_POLICY}\r\nReferrer-Policy: no-referrer\r\n\r\n",
             self.media_type,
             body.len(),
         );
@@ -99,17 +102,18 @@ impl File {
     }
 }
 
-/// Whether the client has what has this tag: compared weakly, and with the form that would be sent (RFC 9110, section
-/// 13.1.2).
-fn is_had(request: &HeaderMap, sent: &str) -> bool {
+/// Whether `If-None-Match` lists this entity tag, by weak comparison (RFC 9110, section 13.1.2).
+fn client_has(request: &HeaderMap, entity_tag: &str) -> bool {
     values(request, header::IF_NONE_MATCH).any(|tag| {
         let tag = tag.strip_prefix("W/").unwrap_or(tag);
         let opaque = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-        tag == "*" || opaque == Some(sent)
+        tag == "*" || opaque == Some(entity_tag)
     })
 }
 
-/// The page's files, compressed when this is first called: some milliseconds, so the server does before it serves.
+/// The page's files.
+///
+/// The first call compresses them, which takes a few milliseconds, so call it before serving.
 pub fn files() -> &'static [File] {
     static FILES: LazyLock<Vec<File>> = LazyLock::new(|| SOURCES.into_iter().map(File::new).collect());
     &FILES
@@ -139,31 +143,31 @@ fn compress(bytes: &[u8]) -> io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-/// Whether the client can read gzip: by name, or by `*` where it is not named (RFC 9110, section 12.5.3).
-fn takes_gzip(request: &HeaderMap) -> bool {
+/// Whether `Accept-Encoding` allows gzip, by name or else by `*` (RFC 9110, section 12.5.3).
+fn accepts_gzip(request: &HeaderMap) -> bool {
     let mut by_name = None;
-    let mut by_star = None;
+    let mut by_wildcard = None;
     for value in values(request, header::ACCEPT_ENCODING) {
         let mut parts = value.split(';').map(str::trim);
         let coding = parts.next().unwrap_or_default();
         let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
-        let is_wanted = weight.is_none_or(|weight| weight.parse().is_ok_and(|weight: f32| weight > 0.0));
+        let is_acceptable = weight.is_none_or(|weight| weight.parse().is_ok_and(|weight: f32| weight > 0.0));
         if coding.eq_ignore_ascii_case("gzip") || coding.eq_ignore_ascii_case("x-gzip") {
-            by_name = Some(is_wanted);
+            by_name = Some(is_acceptable);
         } else if coding == "*" {
-            by_star = Some(is_wanted);
+            by_wildcard = Some(is_acceptable);
         }
     }
-    by_name.or(by_star).unwrap_or(false)
+    by_name.or(by_wildcard).unwrap_or(false)
 }
 
-/// The members of a header that is a list.
+/// Elements of a comma-separated list header.
 fn values(request: &HeaderMap, name: header::HeaderName) -> impl Iterator<Item = &str> {
     let lines = request.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     lines.flat_map(|line| line.split(',')).map(str::trim)
 }
 
-// A response waits in its session's memory until the socket has taken it: the largest is a plain file and its head.
+// A response stays in the session's memory until the socket accepts it. The largest is a head and an uncompressed file.
 const _: () = {
     let mut at = 0;
     while at < SOURCES.len() {
@@ -204,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_comes_plain_or_compressed_as_the_client_can_read_it() {
+    fn a_file_is_compressed_only_for_clients_that_accept_gzip() {
         for file in files() {
             let (_, plain) = file.respond(&request(&[]), false);
             let (head, body) = head_and_body(&plain);
@@ -219,19 +223,19 @@ mod tests {
             let mut text = Vec::new();
             GzDecoder::new(zipped).read_to_end(&mut text).unwrap();
             assert_eq!(text, file.plain);
-            assert_ne!(tag(&head), tag(&zipped_head), "two forms, two tags");
+            assert_ne!(tag(&head), tag(&zipped_head), "each coding has its own entity tag");
         }
     }
 
     #[test]
-    fn the_whole_page_is_small() {
+    fn the_compressed_page_fits_its_size_budget() {
         let gzip: usize = files().iter().map(|file| file.gzip.as_ref().unwrap().len()).sum();
         assert!(gzip <= PAGE_GZIP_BYTES_MAX, "{gzip} bytes");
     }
 
     #[test]
-    fn weights_and_stars_say_whether_gzip_is_taken() {
-        for (value, is_taken) in [
+    fn weights_and_wildcards_decide_whether_gzip_is_accepted() {
+        for (value, is_accepted) in [
             ("gzip", true),
             ("br, GZIP;q=0.5", true),
             ("deflate, *", true),
@@ -243,13 +247,13 @@ mod tests {
             ("*;q=0", false),
             ("gzip;q=x", false),
         ] {
-            assert_eq!(takes_gzip(&request(&[(header::ACCEPT_ENCODING, value)])), is_taken, "{value}");
+            assert_eq!(accepts_gzip(&request(&[(header::ACCEPT_ENCODING, value)])), is_accepted, "{value}");
         }
-        assert!(!takes_gzip(&request(&[])));
+        assert!(!accepts_gzip(&request(&[])));
     }
 
     #[test]
-    fn a_client_that_has_the_form_it_would_get_is_told_so() {
+    fn a_client_that_already_has_the_representation_gets_304() {
         let file = find("/").unwrap();
         let other = &find("/page/main.js").unwrap().tag;
         let tag = &file.tag;
@@ -263,29 +267,33 @@ mod tests {
             (format!("\"{other}\""), false, false),
             ("\"".to_owned(), false, false),
         ] {
-            for (coding, is_had) in [("identity", has_plain), ("gzip", has_gzip)] {
+            for (coding, matches) in [("identity", has_plain), ("gzip", has_gzip)] {
                 let headers = [(header::IF_NONE_MATCH, &*value), (header::ACCEPT_ENCODING, coding)];
                 let (status, response) = file.respond(&request(&headers), false);
-                assert_eq!(status == 304, is_had, "{value} {coding}");
+                assert_eq!(status == 304, matches, "{value} {coding}");
                 let (head, body) = head_and_body(&response);
-                assert_eq!((body.is_empty(), head.contains("Content-Length")), (is_had, !is_had), "{value}");
+                assert_eq!(
+                    (body.is_empty(), head.contains("Content-Length")),
+                    (matches, !matches),
+                    "{value}"
+                );
             }
         }
     }
 
     #[test]
-    fn a_head_is_that_of_the_get() {
+    fn a_head_response_has_the_headers_of_the_get() {
         let file = find("/").unwrap();
         let (get, head) = (file.respond(&request(&[]), false).1, file.respond(&request(&[]), true).1);
         assert_eq!(head_and_body(&get).0.into_bytes(), head);
     }
 
     #[test]
-    fn the_page_asks_for_what_is_served_and_for_nothing_else() {
+    fn the_page_refers_only_to_files_that_are_served() {
         for file in files() {
             let text = std::str::from_utf8(file.plain).unwrap();
-            for (mark, folder) in [("href=\"", "/"), ("src=\"", "/"), ("from \"./", "/page/")] {
-                for part in text.split(mark).skip(1) {
+            for (prefix, folder) in [("href=\"", "/"), ("src=\"", "/"), ("from \"./", "/page/")] {
+                for part in text.split(prefix).skip(1) {
                     let name = part.split('"').next().unwrap();
                     assert!(find(&format!("{folder}{name}")).is_some(), "{}: {name}", file.path);
                 }
@@ -293,7 +301,7 @@ mod tests {
             let mut addresses =
                 text.split("//").skip(1).filter(|part| part.starts_with(char::is_alphanumeric));
             let foreign = addresses.find(|part| !part.starts_with("www.w3.org/2000/svg"));
-            assert_eq!(foreign, None, "{} names another host", file.path);
+            assert_eq!(foreign, None, "{} refers to another host", file.path);
         }
     }
 

@@ -54,7 +54,7 @@ use tickcast_core::{
         counters::{Counter, Counters},
         latency::{self, Latency},
     },
-    shard::{Door, Shard, survey::ShardState},
+    shard::{ListenerKind, Shard, survey::ShardState},
 };
 use tickcast_proto::ids::ShardId;
 
@@ -323,7 +323,7 @@ impl Parts {
             happened: self.happened.clone(),
             result: Err(io::Error::other("it panicked")),
         };
-        let listeners = [(Door::Native, self.native), (Door::Http, self.http)];
+        let listeners = [(ListenerKind::Native, self.native), (ListenerKind::Http, self.http)];
         let ring = match make_ring(self.clients_max, &self.eventfd, listeners) {
             Ok(ring) => ring,
             Err(error) => {
@@ -353,7 +353,7 @@ impl Parts {
 fn make_ring(
     clients_max: usize,
     doorbell: &OwnedFd,
-    listeners: [(Door, Option<OwnedFd>); 2],
+    listeners: [(ListenerKind, Option<OwnedFd>); 2],
 ) -> io::Result<DataRing> {
     let settings = Settings::for_slots(clients_max as u32);
     let mut attempts = 0;

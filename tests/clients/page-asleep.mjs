@@ -1,21 +1,21 @@
-// page-asleep.mjs CHROMIUM HOST:PORT FOLDER: a browser that sleeps until the server has given it up, and wakes: it comes back,
-// recovers, and tells what it missed.
+// page-asleep.mjs CHROMIUM HOST:PORT FOLDER: suspends the page until the server closes its connection, then wakes it. The
+// page has to reconnect, recover the history and report what it missed.
 //
-// Between it and the server is a proxy that passes nothing on while the page is asleep: the server hears no answer to its
-// pings, and the proxy keeps what it sends, as a sleeping machine's network would. "end" last.
+// A proxy between page and server forwards nothing while the page is asleep. The server gets no answer to its pings, and the
+// proxy buffers what the server sends, as the network of a sleeping machine would. Prints "end" last.
 import { connect, createServer } from "node:net";
 import { check, open, run, say } from "./browser.mjs";
 
 const [executablePath, server, folder] = process.argv.slice(2);
 const [host, port] = server.split(":");
 
-/** Both ways of every connection; asleep, what comes from the server is kept and what comes from the page is not read. */
+/** Forwards both directions of every connection. While asleep, it buffers the server's data and does not read the page's. */
 class Proxy {
-  /** Resolved when the server has ended a connection that was put to sleep. */
-  givenUp = null;
+  /** Promise that resolves when the server has closed the stream of the sleeping page. */
+  closedByServer = null;
   #isAsleep = false;
   #pairs = new Set();
-  #tell = null;
+  #resolveClosed = null;
   #listener = createServer((page) => this.#accept(page));
 
   async listen() {
@@ -25,7 +25,7 @@ class Proxy {
 
   sleep() {
     this.#isAsleep = true;
-    this.givenUp = new Promise((done) => (this.#tell = done));
+    this.closedByServer = new Promise((done) => (this.#resolveClosed = done));
     for (const { page } of this.#pairs) page.pause();
   }
 
@@ -33,25 +33,25 @@ class Proxy {
     this.#isAsleep = false;
     for (const pair of this.#pairs) {
       pair.page.resume();
-      pair.page.write(Buffer.concat(pair.kept));
-      pair.kept = [];
+      pair.page.write(Buffer.concat(pair.buffered));
+      pair.buffered = [];
       if (pair.hasEnded) pair.page.end();
     }
   }
 
   #accept(page) {
     const upstream = connect(Number(port), host);
-    const pair = { page, kept: [], hasEnded: false };
-    // Files of the page have connections of their own, which end by themselves.
+    const pair = { page, buffered: [], hasEnded: false };
+    // Connections that fetch files of the page end anyway; only the end of the stream counts.
     let isStream = false;
     page.once("data", (bytes) => (isStream = bytes.toString("latin1").startsWith("GET /ws")));
     this.#pairs.add(pair);
     page.on("data", (bytes) => upstream.write(bytes));
-    upstream.on("data", (bytes) => (this.#isAsleep ? pair.kept.push(bytes) : page.write(bytes)));
+    upstream.on("data", (bytes) => (this.#isAsleep ? pair.buffered.push(bytes) : page.write(bytes)));
     upstream.on("end", () => {
       pair.hasEnded = true;
       if (!this.#isAsleep) page.end();
-      else if (isStream) this.#tell();
+      else if (isStream) this.#resolveClosed();
     });
     page.on("close", () => {
       this.#pairs.delete(pair);
@@ -69,15 +69,15 @@ await run(executablePath, async (browser) => {
     await tab.state("live");
     await tab.until(() => Number(document.body.dataset.rows) >= 5 && Number(document.body.dataset.fps) > 0);
     proxy.sleep();
-    await proxy.givenUp;
+    await proxy.closedByServer;
     proxy.wake();
     await tab.until(() => document.body.dataset.state === "live" && document.body.dataset.reconnects === "1");
-    await tab.tells("events", "Back after");
+    await tab.tells("events", "Reconnected after");
     await tab.shot(folder, "asleep");
-    const told = await tab.text("events");
-    check(/[1-9][\d,]* ticks? of the table skipped/.test(told), `what was missed of the table: ${told}`);
-    check(/Wave: [1-9]\d* batch(es)? made up for, none lost/.test(told), `what was missed of the wave: ${told}`);
-    check((await tab.text("unannounced")) === "0", "nothing is lost in silence");
+    const events = await tab.text("events");
+    check(/[1-9][\d,]* ticks? skipped; the table shows the latest/.test(events), `ticks missed in the table: ${events}`);
+    check(/ECG: [1-9]\d* batch(es)? recovered, none lost/.test(events), `batches missed in the wave: ${events}`);
+    check((await tab.text("unannounced")) === "0", "no loss is unannounced");
     await tab.until(() => Number(document.body.dataset.fps) > 0);
     tab.assertQuiet();
     say("back");

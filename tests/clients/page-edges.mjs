@@ -1,13 +1,14 @@
-// page-edges.mjs CHROMIUM FOLDER: what the page does in cases that a real server seldom makes: goodbyes with a time to come back,
-// lost batches of the wave, a minute asleep, thousands of topics. The server is scripted.mjs, the page's clock is set on
-// by hand where time is to pass. "NAME holds" of each, "end" last; a picture of each in FOLDER.
+// page-edges.mjs CHROMIUM FOLDER: tests the page in situations that a real server rarely produces: closing with a retry
+// delay, lost batches of the wave, a suspension of a minute, thousands of topics. scripted.mjs plays the server, and tests
+// advance the page's clock themselves. Prints "NAME holds" for each test and "end" last; screenshots go into FOLDER.
 import { check, run, say } from "./browser.mjs";
 import { EPOCH, FIRST, MS, WAVE, batches, finish, heart, nowNs, pause, price, start } from "./edge.mjs";
 import { announced, conflated, gap, tick } from "./scripted.mjs";
 
 const [executablePath, folder] = process.argv.slice(2);
-/** The server stops and says when to come back; later it does not want the page back at all. */
-async function goodbyes(browser) {
+
+/** The server stops and names a retry delay. Later it closes with a code that forbids reconnecting. */
+async function closes(browser) {
   const edge = await start(browser, { isClockOurs: true });
   const { tab, script } = edge;
   const { clock } = tab.page;
@@ -16,12 +17,12 @@ async function goodbyes(browser) {
   await pause(tab);
   script.close(3001, "the server stops", 600_000);
   await tab.state("waiting");
-  await tab.tells("banner-text", "the server stops (3001). Next attempt in 60");
-  await tab.shot(folder, "edge-goodbye");
+  await tab.tells("banner-text", "the server stops (3001). Retrying in 60");
+  await tab.shot(folder, "edge-close");
   await clock.fastForward(599_000);
-  await tab.tells("banner-text", "Next attempt in ");
-  check(script.connections === 1, "the page comes back before it was asked to");
-  // The pause of its own is half a second at most.
+  await tab.tells("banner-text", "Retrying in ");
+  check(script.connections === 1, "the page does not reconnect before the delay");
+  // The random backoff adds at most half a second.
   await clock.fastForward(2_000);
   await script.isAsked(2, ">");
   await tab.state("live");
@@ -29,20 +30,20 @@ async function goodbyes(browser) {
   await script.isHeard(tab);
   await clock.resume();
   await clock.fastForward(2_000);
-  await tab.tells("events", "3 ticks of the table skipped");
-  check((await tab.text("unannounced")) === "0", "what was missed while away is no silent loss");
+  await tab.tells("events", " 3 ticks skipped; the table");
+  check((await tab.text("unannounced")) === "0", "ticks missed during an absence are not an unannounced loss");
 
   script.close(3502, "replaced by a newer connection", 0);
   await tab.state("refused");
   await clock.fastForward(3_600_000);
-  check(script.connections === 2, "the page comes back though it is not wanted");
+  check(script.connections === 2, "the page does not reconnect after a final close code");
   await tab.page.locator("#retry").click();
   await script.isAsked(3, ">");
   await tab.state("live");
   await finish(edge);
 }
 
-/** Columns of the wave's canvas that are tinted from top to bottom, and of these the ones with a trace. */
+/** Canvas columns that are tinted from top to bottom, and how many of them contain the trace. */
 const columnsOf = () => {
   const canvas = document.getElementById("wave");
   const { width, height } = canvas;
@@ -54,7 +55,7 @@ const columnsOf = () => {
   return { tinted, traced: traced.length, seconds: Math.round(canvas.clientWidth / 110), width };
 };
 
-/** Batches are lost: announced, and in silence. */
+/** Batches are lost, first with and then without an announcement. */
 async function lostBatches(browser) {
   const edge = await start(browser);
   const { tab, script } = edge;
@@ -62,7 +63,7 @@ async function lostBatches(browser) {
   script.send(...heart(startNs), ...batches(startNs, 1, 51), gap(WAVE, 51, 76), ...batches(startNs, 76, 151));
   await tab.tells("batches", "25 batches lost");
   check((await tab.text("lost")) === "25" && (await tab.text("unannounced")) === "0", "announced as lost");
-  // One second without samples: a hole of that width, without a line through it.
+  // One second without samples shows as a gap of that width, without a line through it.
   await tab.until(() => {
     const canvas = document.getElementById("wave");
     const { data } = canvas.getContext("2d").getImageData(0, 4, canvas.width, 1);
@@ -71,8 +72,8 @@ async function lostBatches(browser) {
   const { tinted, traced, seconds, width } = await tab.page.evaluate(columnsOf);
   const wanted = width / seconds;
   check(Math.abs(tinted.length - wanted) < 0.1 * wanted, `${tinted.length} columns are tinted, not ${wanted}`);
-  check(tinted.at(-1) - tinted[0] === tinted.length - 1, "the hole is in one piece");
-  check(traced < 10, `${traced} columns of the hole have a trace`);
+  check(tinted.at(-1) - tinted[0] === tinted.length - 1, "the gap is contiguous");
+  check(traced < 10, `${traced} columns of the gap have a trace`);
   await tab.shot(folder, "edge-gap");
   script.send(...batches(startNs, 161, 170));
   await tab.tells("unannounced", "10");
@@ -80,7 +81,7 @@ async function lostBatches(browser) {
   await finish(edge);
 }
 
-/** The page's time jumps by a minute, as when a lid is closed: what the server left out meanwhile is counted and told. */
+/** The page's clock jumps by a minute, as when a lid is closed: the page counts and reports what it missed. */
 async function asleep(browser) {
   const edge = await start(browser, { isClockOurs: true });
   const { tab, script } = edge;
@@ -96,15 +97,15 @@ async function asleep(browser) {
   await script.isHeard(tab);
   await clock.resume();
   await clock.fastForward(2_000);
-  await tab.tells("events", "This page slept for");
-  await tab.tells("events", "299 ticks of the table skipped, 1,400 batches of the wave lost");
-  check(script.connections === 1, "a connection that lives is kept");
-  check((await tab.text("unannounced")) === "0" && (await tab.text("lost")) === "1,400", "all was announced");
+  await tab.tells("events", "Page suspended for");
+  await tab.tells("events", " 299 ticks skipped, 1,400 ECG batches lost");
+  check(script.connections === 1, "a working connection is kept");
+  check((await tab.text("unannounced")) === "0" && (await tab.text("lost")) === "1,400", "every loss was announced");
   await finish(edge);
 }
 
-/** The server gives the page up in its sleep, and this is what it wakes to: one absence, told once. */
-async function givenUp(browser) {
+/** The server closes the connection while the page is suspended: the page reports one absence, once. */
+async function closedWhileAsleep(browser) {
   const edge = await start(browser, { isClockOurs: true });
   const { tab, script } = edge;
   const { clock } = tab.page;
@@ -122,14 +123,14 @@ async function givenUp(browser) {
   await script.isHeard(tab);
   await clock.resume();
   await clock.fastForward(2_000);
-  await tab.tells("events", "Back after 1 min");
-  await tab.tells("events", "198 ticks of the table skipped");
-  check(!(await tab.text("events")).includes("slept"), "one absence is told once");
-  check((await tab.text("unannounced")) === "0", "all was announced");
+  await tab.tells("events", "Reconnected after 1 min");
+  await tab.tells("events", " 198 ticks skipped; the table");
+  check(!(await tab.text("events")).includes("suspended"), "one absence is reported once");
+  check((await tab.text("unannounced")) === "0", "every loss was announced");
   await finish(edge);
 }
 
-/** Nobody looks at the tab: after a while it asks for nothing, and looked at again it says what it missed. */
+/** A hidden tab unsubscribes after a while, and reports what it missed once it is visible again. */
 async function hidden(browser) {
   const edge = await start(browser, { isClockOurs: true });
   const { tab, script } = edge;
@@ -143,7 +144,7 @@ async function hidden(browser) {
   await tab.until(() => document.body.dataset.rows === "1");
   await show(true);
   await clock.fastForward(5_000);
-  check(script.asked.has(">"), "a glance elsewhere is no absence");
+  check(script.asked.has(">"), "a tab hidden briefly stays subscribed");
   await clock.fastForward(5_500);
   await script.isAskedForNothing();
   await clock.fastForward(60_000);
@@ -155,12 +156,12 @@ async function hidden(browser) {
   await clock.resume();
   await clock.fastForward(2_000);
   await tab.tells("events", "Hidden for 1 min");
-  await tab.tells("events", "19 ticks of the table skipped");
+  await tab.tells("events", " 19 ticks skipped; the table");
   check(script.connections === 1 && (await tab.text("unannounced")) === "0", "the connection is kept");
   await finish(edge);
 }
 
-/** More topics than are listed, each with ticks: what is drawn is bounded by what is in sight. */
+/** More topics than the table lists, all active: only visible rows are rendered. */
 async function thousands(browser) {
   const edge = await start(browser);
   const { tab, script } = edge;
@@ -177,14 +178,14 @@ async function thousands(browser) {
     }
   };
   everyTick(1);
-  await tab.tells("listed", "10,000 of 12,000: ask for fewer");
+  await tab.tells("listed", "10,000 of 12,000 shown; narrow the pattern");
   const shown = () => [...document.querySelectorAll(".row:not([hidden])")].map((row) => row.textContent);
-  const inSight = await tab.page.evaluate(shown);
-  check(inSight.length > 5 && inSight.length < 60, `${inSight.length} rows have elements`);
+  const rendered = await tab.page.evaluate(shown);
+  check(rendered.length > 5 && rendered.length < 60, `${rendered.length} rows have elements`);
   await tab.page.locator("#table").focus();
   await tab.page.keyboard.press("End");
   await tab.until((last) => document.querySelector('.row[aria-selected="true"]')?.textContent.startsWith(last), name(listed - 1));
-  // Sorted by what changes: the order follows.
+  // Sorted by a column that changes, the order follows the values.
   await tab.page.locator('[data-sort="value"]').click();
   for (let sequence = 2; sequence <= 5; sequence += 1) everyTick(sequence);
   await tab.page.keyboard.press("Home");
@@ -194,14 +195,14 @@ async function thousands(browser) {
     const row = document.querySelector(".row:not([hidden])[aria-selected='true']");
     return row?.querySelector(".name").textContent === first && row.querySelector(".value").textContent === "10004";
   }, name(listed - 1));
-  check((await tab.page.locator(".row").count()) < 60, "rows that were scrolled by have no elements");
-  check((await tab.text("unannounced")) === "0", "none is lost");
+  check((await tab.page.locator(".row").count()) < 60, "rows scrolled out of view have no elements");
+  check((await tab.text("unannounced")) === "0", "no tick is lost");
   await tab.shot(folder, "edge-thousands");
   await finish(edge);
 }
 
 await run(executablePath, async (browser) => {
-  for (const edge of [goodbyes, lostBatches, asleep, givenUp, hidden, thousands]) {
+  for (const edge of [closes, lostBatches, asleep, closedWhileAsleep, hidden, thousands]) {
     await edge(browser);
     say(`${edge.name} holds`);
   }

@@ -1,7 +1,8 @@
-// page.mjs CHROMIUM URL FOLDER: opens the page in a headless browser and looks at what it shows, for the integration tests.
+// page.mjs CHROMIUM URL FOLDER: opens the page in a headless browser and checks what it shows, for the integration tests.
 //
-// "live" once rows and wave move, the page was paused and went on, and its screenshots are in FOLDER; "lost" when it has
-// seen the server go, "back" when it has found one again; "end" last. What the page logs as an error is one.
+// Prints "live" once rows and wave have changed, the page has been paused and resumed, and its screenshots are in FOLDER;
+// "lost" once the page has noticed that the server is gone; "back" once it has reconnected; "end" last. An error that the
+// page logs fails the test.
 import { check, open, run, say } from "./browser.mjs";
 
 const [executablePath, url, folder] = process.argv.slice(2);
@@ -20,8 +21,8 @@ const pixelsOf = () => {
   return { hash, inked };
 };
 
-/** Rows get other values and the wave other pixels. */
-async function moves(tab) {
+/** Waits until the values in the rows and the pixels of the wave change. */
+async function updates(tab) {
   const { page } = tab;
   await tab.until(() => Number(document.body.dataset.rows) >= 5);
   const values = await page.evaluate(valuesOf);
@@ -49,14 +50,14 @@ async function live(tab) {
   const { page } = tab;
   await page.goto(url);
   await tab.state("live");
-  await moves(tab);
-  check((await tab.text("unannounced")) === "0", "no tick is lost in silence");
+  await updates(tab);
+  check((await tab.text("unannounced")) === "0", "no loss is unannounced");
 
-  // By keyboard alone: a row is chosen, topics are asked for, the page pauses and goes on.
+  // By keyboard only: select a row, subscribe to topics, pause and resume.
   await page.locator("#table").focus();
   await page.keyboard.press("ArrowDown");
   await page.keyboard.press("End");
-  check((await page.locator('.row[aria-selected="true"]').count()) === 1, "one row is chosen");
+  check((await page.locator('.row[aria-selected="true"]').count()) === 1, "one row is selected");
   await page.keyboard.press("/");
   await page.keyboard.type("no.such.topic");
   await page.keyboard.press("Enter");
@@ -75,12 +76,12 @@ async function live(tab) {
   await page.waitForTimeout(300);
   await page.keyboard.press("p");
   await tab.tells("events", "Paused for");
-  check((await tab.text("unannounced")) === "0", "what was missed in the pause is no silent loss");
+  check((await tab.text("unannounced")) === "0", "ticks missed during a pause are not an unannounced loss");
 
   await screenshots(tab);
   await page.emulateMedia({ colorScheme: "light", reducedMotion: "reduce" });
   await tab.until(() => Number(document.body.dataset.fps) <= 2);
-  check((await page.evaluate(pixelsOf)).inked > 100, "a wave in steps is a wave");
+  check((await page.evaluate(pixelsOf)).inked > 100, "the wave is drawn with reduced motion");
   await page.emulateMedia({ reducedMotion: "no-preference" });
 }
 
@@ -90,9 +91,9 @@ async function lostAndBack(tab) {
   await tab.shot(folder, "light-1280-lost");
   say("lost");
   await tab.until(() => document.body.dataset.state === "live" && document.body.dataset.reconnects === "1");
-  await tab.tells("events", "started anew");
-  await moves(tab);
-  check((await tab.text("unannounced")) === "0", "nothing is lost in silence when the server comes back");
+  await tab.tells("events", "The server restarted");
+  await updates(tab);
+  check((await tab.text("unannounced")) === "0", "no loss is unannounced after a server restart");
   await tab.shot(folder, "light-1280-back");
 }
 

@@ -1,7 +1,7 @@
-//! The page at `/`: fetched as it is served, and opened in a real browser against a server that goes away and comes back.
+//! The page at `/`: fetched over HTTP, and opened in a real browser while the server restarts.
 
 use std::{
-    env, fs,
+    fs,
     io::Read,
     path::Path,
     process::{Command, Stdio},
@@ -13,12 +13,12 @@ use crate::harness::{
     external::{External, Library},
     market_capture,
     raw::Peer,
-    say, tickcast,
+    tickcast,
 };
 use flate2::read::GzDecoder;
 use tickcast::limits::LINGER_DEADLINE_MS;
 
-/// A response's head and body.
+/// Sends a request and returns the head and body of the response.
 fn request(server: &Server, line: &str, headers: &str) -> (String, Vec<u8>) {
     let mut peer = Peer::connect(server.http);
     peer.send(format!("{line} HTTP/1.1\r\nHost: test\r\n{headers}\r\n").as_bytes());
@@ -31,12 +31,12 @@ fn value<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 }
 
 #[test]
-fn the_page_is_fetched_plain_or_compressed_and_not_twice() {
+fn every_file_is_served_plain_and_compressed_and_revalidated_by_entity_tag() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2"]);
-    let mut answers = 0;
+    let mut responses = 0;
     let mut get = |line: &str, headers: &str| {
-        answers += 1;
+        responses += 1;
         request(&server, line, headers)
     };
     let (_, index) = get("GET /", "");
@@ -64,18 +64,18 @@ fn the_page_is_fetched_plain_or_compressed_and_not_twice() {
         assert_eq!(text, plain, "{path}");
 
         let tags = [value(&head, "ETag").unwrap(), value(&zipped_head, "ETag").unwrap()];
-        for (coding, has) in [("identity", tags[0]), ("gzip", tags[1])] {
+        for (coding, current) in [("identity", tags[0]), ("gzip", tags[1])] {
             for tag in tags {
                 let headers = format!("Accept-Encoding: {coding}\r\nIf-None-Match: \"other\", {tag}\r\n");
                 let (head, body) = get(&format!("GET {path}"), &headers);
-                let status = if tag == has { "HTTP/1.1 304 " } else { "HTTP/1.1 200 " };
-                assert!(head.starts_with(status) && body.is_empty() == (tag == has), "{path}: {head}");
+                let status = if tag == current { "HTTP/1.1 304 " } else { "HTTP/1.1 200 " };
+                assert!(head.starts_with(status) && body.is_empty() == (tag == current), "{path}: {head}");
             }
         }
         let (head_head, body) = get(&format!("HEAD {path}"), "");
         assert!(head_head == head && body.is_empty(), "{path}: {head_head}");
     }
-    assert_eq!(server.stop_cleanly().total("closed_http"), answers);
+    assert_eq!(server.stop_cleanly().total("closed_http"), responses);
 }
 
 #[test]
@@ -86,62 +86,51 @@ fn a_client_on_a_slow_link_gets_the_whole_page() {
     let server = Server::start(&options);
     let mut peer = Peer::connect_with_small_window(server.http);
     peer.send(b"GET /page/main.js HTTP/1.1\r\nHost: test\r\n\r\n");
-    // Longer than other answers may take, while the socket is full.
+    // Stall with the socket full for longer than any other response may take.
     std::thread::sleep(Duration::from_millis(2 * LINGER_DEADLINE_MS));
     let head = peer.http_head();
     let body = peer.read_to_end();
     assert_eq!(value(&head, "Content-Length"), Some(&*body.len().to_string()));
-    // It does not close its side: the server waits for that no longer than for any other's.
+    // The client keeps its side open; that must not delay the server's shutdown.
     server.stop_cleanly();
     drop(peer);
 }
 
-/// The browser's program, or `None`, said on standard error, where there is none and none was to be installed.
-fn browser() -> Option<String> {
+/// Path of the browser.
+fn browser() -> String {
     let finder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/find-browser.mjs");
-    let found = Command::new("node").arg(finder).output().unwrap();
-    match found.status.code() {
-        Some(0) => Some(String::from_utf8(found.stdout).unwrap().trim_end().to_owned()),
-        Some(3) => {
-            let needed = env::var_os("TICKCAST_TESTS_NEED_BROWSER").is_some_and(|value| value == "1");
-            assert!(!needed, "there is no Chromium, though it was installed");
-            say("skipped, for want of Chromium: install chromium, or run scripts/test.sh");
-            None
-        }
-        _ => panic!("run scripts/test.sh once: {}", String::from_utf8_lossy(&found.stderr)),
-    }
+    let found = Command::new("node").arg(finder).output().expect("node: scripts/test.sh installs it");
+    let errors = String::from_utf8_lossy(&found.stderr);
+    assert!(found.status.success(), "no Chromium: scripts/test.sh installs it {errors}");
+    String::from_utf8(found.stdout).unwrap().trim_end().to_owned()
 }
 
-/// Runs a program with the browser, what else it wants to know, and a folder for its screenshots. `None`: no browser.
-fn browse(program: &str, arguments: &[&str]) -> Option<External> {
-    let browser = browser()?;
+/// Runs a Node program with the path of the browser, `arguments`, and a folder for screenshots.
+fn browse(program: &str, arguments: &[&str]) -> External {
+    let browser = browser();
     let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");
     fs::create_dir_all(&shots).unwrap();
     let arguments = [&[&*browser], arguments, &[shots.to_str().unwrap()]].concat();
-    Some(External::run(Library::Ws, program, &arguments))
+    External::run(Library::Ws, program, &arguments)
 }
 
-/// The options of both servers that a page sees, one after the other.
-fn sources(capture: Option<&Path>) -> Vec<String> {
-    let mut options: Vec<String> = ["--ecg", "synthetic", "--shards", "2"].map(String::from).into();
-    match capture {
-        Some(file) => options.extend(["--replay", file.to_str().unwrap(), "--loop"].map(String::from)),
-        None => options.extend(["--sim-producers", "40"].map(String::from)),
-    }
-    options
+/// Options of the server before and after its restart.
+fn sources(capture: &Path) -> Vec<String> {
+    let options = ["--ecg", "synthetic", "--shards", "2", "--replay", capture.to_str().unwrap(), "--loop"];
+    options.map(String::from).into()
 }
 
 #[test]
-fn a_browser_sees_rows_and_wave_move_and_the_page_recovers_when_the_server_was_killed() {
+fn the_page_updates_live_and_reconnects_after_the_server_was_killed() {
     let _machine = beside_others();
-    let options = sources(market_capture().as_deref());
+    let options = sources(&market_capture());
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let server = Server::start_logging("info", &options);
     let url = format!("http://{}/", server.http);
-    let Some(browser) = browse("page", &[&url]) else { return };
+    let browser = browse("page", &[&url]);
     browser.wait_for("live");
     let http = server.http.to_string();
-    // SIGKILL: no goodbye.
+    // SIGKILL: the server closes without a CLOSING frame.
     drop(server);
     browser.wait_for("lost");
     let server = Server::start_on(&http, tickcast().env("RUST_LOG", "info"), Stdio::null(), &options);
@@ -151,41 +140,40 @@ fn a_browser_sees_rows_and_wave_move_and_the_page_recovers_when_the_server_was_k
 }
 
 #[test]
-fn a_browser_that_slept_until_it_was_given_up_comes_back_and_says_what_it_missed() {
+fn a_page_disconnected_while_asleep_reconnects_and_reports_what_it_missed() {
     let _machine = beside_others();
-    // Below the ten seconds after which the page itself would give up.
+    // Shorter than the 10 s after which the page itself would disconnect.
     let heartbeat = ["--ping-interval-ms", "1000", "--ping-timeout-ms", "4000"];
     let options = ["--ecg", "synthetic", "--sim-producers", "40", "--shards", "2"];
     let server = Server::start_logging("info", &[&options[..], &heartbeat].concat());
-    let Some(browser) = browse("page-asleep", &[&server.http.to_string()]) else { return };
-    browser.finish();
+    browse("page-asleep", &[&server.http.to_string()]).finish();
     assert!(server.stop_cleanly().total("closed_heartbeat_timeout") >= 1);
 }
 
 #[test]
-fn the_page_keeps_to_goodbyes_counts_lost_batches_and_lists_thousands_of_topics() {
+fn the_page_obeys_close_codes_counts_lost_batches_and_lists_thousands_of_topics() {
     let _machine = beside_others();
-    let Some(browser) = browse("page-edges", &[]) else { return };
-    for edge in ["goodbyes", "lostBatches", "asleep", "givenUp", "hidden", "thousands"] {
+    let browser = browse("page-edges", &[]);
+    for edge in ["closes", "lostBatches", "asleep", "closedWhileAsleep", "hidden", "thousands"] {
         browser.wait_for(&format!("{edge} holds"));
     }
     browser.finish();
 }
 
 #[test]
-fn the_page_outlives_mute_servers_suspended_machines_wrong_publishes_and_holes() {
+fn the_page_survives_silent_servers_suspended_machines_malformed_payloads_and_gaps() {
     let _machine = beside_others();
-    let Some(browser) = browse("page-faults", &[]) else { return };
+    let browser = browse("page-faults", &[]);
     for fault in [
         "neverWelcomed",
         "suspended",
-        "wrongPublishes",
+        "malformedPayloads",
         "longBatches",
-        "holes",
+        "unannouncedGaps",
         "absences",
         "probes",
-        "storms",
-        "choices",
+        "reconnectStorms",
+        "selection",
         "brokenLoad",
     ] {
         browser.wait_for(&format!("{fault} holds"));

@@ -1,4 +1,4 @@
-//! SIGHUP: the configuration is read again while the server serves.
+//! SIGHUP: the server reloads its configuration while it serves.
 
 use std::{fs, path::Path};
 
@@ -8,14 +8,14 @@ use crate::harness::{
     eventually,
     http::get,
     raw::Peer,
-    terminal::{self, Terminal},
+    terminal::Terminal,
     tickcast,
 };
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 fn refused(server: &Server) -> bool {
     let metrics = get(server.admin.unwrap(), "/metrics").body;
@@ -25,13 +25,13 @@ fn refused(server: &Server) -> bool {
 }
 
 #[test]
-fn what_is_live_changes_at_once_what_is_not_waits_and_what_is_wrong_changes_nothing() {
+fn live_options_change_at_once_others_wait_and_errors_change_nothing() {
     let _machine = beside_others();
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reload.toml");
     fs::write(&file, "behind_ms = 400\n").unwrap();
     let server = Server::start(&["--shards", "2", "--config", file.to_str().unwrap()]);
     let hang_up = || kill(Pid::from_raw(server.pid() as i32), Signal::SIGHUP).unwrap();
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     (0..20).for_each(|_| publish(&mut publisher, "a", b"[1]"));
     barrier(&mut publisher);
     assert!(!refused(&server));
@@ -61,7 +61,7 @@ fn what_is_live_changes_at_once_what_is_not_waits_and_what_is_wrong_changes_noth
 }
 
 #[test]
-fn without_a_file_a_signal_to_reload_is_told_and_changes_nothing() {
+fn without_a_file_sighup_is_logged_and_changes_nothing() {
     let _machine = beside_others();
     let server = Server::start(&[]);
     kill(Pid::from_raw(server.pid() as i32), Signal::SIGHUP).unwrap();
@@ -70,11 +70,8 @@ fn without_a_file_a_signal_to_reload_is_told_and_changes_nothing() {
 }
 
 #[test]
-fn without_a_file_a_terminal_that_hangs_up_ends_the_server() {
+fn without_a_file_a_terminal_hangup_ends_the_server() {
     let _machine = beside_others();
-    if !terminal::is_there() {
-        return;
-    }
     let options = "serve --no-sim --shards 1 --tcp 127.0.0.1:0 --http 127.0.0.1:0 --no-admin";
     let terminal = Terminal::run(&format!("{} {options}", env!("CARGO_BIN_EXE_tickcast")), 100, 10);
     terminal.wait_for("listening tcp=");
@@ -88,7 +85,7 @@ fn without_a_file_a_terminal_that_hangs_up_ends_the_server() {
 }
 
 #[test]
-fn the_log_tells_more_or_less_from_the_next_line_on() {
+fn the_log_level_changes_from_the_next_line_on() {
     let _machine = beside_others();
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reload-log.toml");
     fs::write(&file, "log = \"info\"\n").unwrap();

@@ -1,4 +1,4 @@
-//! A server that cannot start says why and how to mend it, in one line, and exits with an error.
+//! A server that cannot start prints the cause and the remedy in one line and exits with an error.
 
 use std::{
     net::TcpListener,
@@ -7,7 +7,7 @@ use std::{
 
 use crate::harness::{FREE_PORTS, Log, Server, beside_others, tickcast, wait_for_exit};
 
-/// Runs to its end; exit code and standard error.
+/// Runs a command to its end; returns exit code and standard error.
 fn run(command: &mut Command) -> (Option<i32>, String) {
     run_with_input(command, Stdio::null())
 }
@@ -22,7 +22,7 @@ pub fn run_with_input(command: &mut Command, input: Stdio) -> (Option<i32>, Stri
 
 fn serve(options: &[&str]) -> (Option<i32>, String) {
     let mut arguments = vec!["serve"];
-    // An option given twice is refused, so a test's own address replaces the free one.
+    // Options given twice are refused, so a test's own address replaces the default.
     for address in ["--tcp", "--http", "--admin"].into_iter().filter(|address| !options.contains(address)) {
         arguments.extend([address, "127.0.0.1:0"]);
     }
@@ -30,11 +30,11 @@ fn serve(options: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn what_the_operator_can_mend_is_one_line_with_the_remedy() {
+fn startup_errors_are_one_line_with_the_remedy() {
     let _machine = beside_others();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
-    // 2: so it would end at every start.
+    // 2: a restart would not help.
     for (wanted, options, parts) in [
         (1, &["--tcp", &taken][..], &[&*taken, "in use", "--tcp"][..]),
         (1, &["--http", &taken], &[&taken, "in use", "--http"]),
@@ -71,7 +71,7 @@ fn what_the_operator_can_mend_is_one_line_with_the_remedy() {
 }
 
 #[test]
-fn what_cannot_be_parsed_is_refused_by_the_option_that_it_is_of() {
+fn unparsable_options_are_refused_by_name() {
     let _machine = beside_others();
     for (options, part) in [
         (&["--tcp", "nonsense"][..], "'--tcp <ADDR>'"),
@@ -89,7 +89,7 @@ fn what_cannot_be_parsed_is_refused_by_the_option_that_it_is_of() {
 }
 
 #[test]
-fn a_second_server_on_the_same_ports_does_not_take_a_part_of_the_connections() {
+fn a_second_server_on_the_same_ports_does_not_start() {
     let _machine = beside_others();
     let server = Server::start(&[]);
     for (name, address) in
@@ -102,7 +102,7 @@ fn a_second_server_on_the_same_ports_does_not_take_a_part_of_the_connections() {
     server.stop_cleanly();
 }
 
-/// Under limits that a shell sets, hard ones too.
+/// Runs the server under limits set by a shell, soft and hard.
 fn serve_limited(limits: &str, options: &str) -> (Option<i32>, String) {
     let ports = FREE_PORTS.join(" ");
     let script = format!("{limits} && exec \"$0\" serve {ports} {options}");
@@ -110,7 +110,7 @@ fn serve_limited(limits: &str, options: &str) -> (Option<i32>, String) {
 }
 
 #[test]
-fn limits_of_the_process_that_are_too_low_are_named_with_what_raises_them() {
+fn process_limits_that_are_too_low_are_named_with_the_remedy() {
     let _machine = beside_others();
     for (limits, options, parts) in [
         ("ulimit -n 500", "--max-clients 1000", ["descriptor limit too low: 500", "LimitNOFILE", "1128"]),

@@ -1,14 +1,14 @@
 use super::*;
-use crate::script::serve;
+use crate::scripted_server::serve;
 use tickcast_proto::frame::Kind;
 
 const LONG: Duration = Duration::from_secs(20);
 
 #[test]
-fn addresses_read_as_they_are_written() {
+fn addresses_are_parsed() {
     let parse = |text: &str| Address::parse(text).map(|a| (a.host, a.path, a.encoding)).ok();
-    let native = |host: &str| Some((host.into(), String::new(), Encoding::Native));
-    let websocket = |host: &str, path: &str| Some((host.into(), path.into(), Encoding::WebSocketRkyv));
+    let native = |host: &str| Some((host.into(), String::new(), WireFormat::TCP_NATIVE));
+    let websocket = |host: &str, path: &str| Some((host.into(), path.into(), WireFormat::WEBSOCKET_NATIVE));
     assert_eq!(parse("127.0.0.1:9400"), native("127.0.0.1:9400"));
     assert_eq!(parse("tcp://[::1]:1"), native("[::1]:1"));
     assert_eq!(parse("ws://h:80"), websocket("h:80", "/ws"));
@@ -21,7 +21,7 @@ fn addresses_read_as_they_are_written() {
 }
 
 #[test]
-fn a_client_subscribes_gets_ticks_and_sees_the_end() {
+fn client_subscribes_receives_ticks_and_sees_the_end() {
     let (address, server) = serve(|peer| {
         peer.welcome();
         peer.subscribed();
@@ -37,12 +37,12 @@ fn a_client_subscribes_gets_ticks_and_sees_the_end() {
     assert_eq!((tick.topic, tick.sequence.0, tick.payload), ("a.b", 1, &b"one"[..]));
     assert!(matches!(client.next_event(Some(LONG)), Ok(Some(Event::Closing { code: 3001, .. }))));
     assert!(matches!(client.next_event(Some(LONG)), Ok(Some(Event::Closed))));
-    assert!(matches!(client.next_event(Some(LONG)), Err(ClientError::Io(_))), "no wait for what never comes");
+    assert!(matches!(client.next_event(Some(LONG)), Err(ClientError::Io(_))), "nothing can follow the end");
     server.join().unwrap();
 }
 
 #[test]
-fn waiting_for_an_event_ends_in_time() {
+fn next_event_times_out() {
     let (address, server) = serve(|peer| {
         peer.welcome();
         assert_eq!(peer.next_frame(), None);
@@ -55,7 +55,7 @@ fn waiting_for_an_event_ends_in_time() {
 }
 
 #[test]
-fn a_barrier_waits_for_its_own_pong_and_passes_other_events_on() {
+fn barrier_waits_for_its_own_pong_and_passes_other_events_on() {
     let (address, server) = serve(|peer| {
         peer.welcome();
         let (kind, request, payload) = peer.next_frame().unwrap();
@@ -75,11 +75,11 @@ fn a_barrier_waits_for_its_own_pong_and_passes_other_events_on() {
 }
 
 #[test]
-fn replies_are_read_while_a_write_waits() {
+fn replies_are_read_while_a_write_is_blocked() {
     const TICKS: usize = 3_000;
     let (address, server) = serve(|peer| {
         peer.welcome();
-        // 3.8 MB before anything is read: more than a receive buffer, within what the client keeps.
+        // 3.8 MB before anything is read: more than a receive buffer, less than the client buffers.
         for _ in 0..80_000 {
             peer.error(1, "no");
         }
@@ -96,7 +96,7 @@ fn replies_are_read_while_a_write_waits() {
     let payload = vec![b'x'; 4 << 10];
     for _ in 0..TICKS {
         let publish = PublishRequest { topic: "t", payload: &payload, ..PublishRequest::default() };
-        client.publish_later(publish).unwrap();
+        client.publish_buffered(publish).unwrap();
         while let Some(event) = client.next_event(Some(Duration::ZERO)).unwrap() {
             assert!(matches!(event, Event::Error { .. }));
         }
@@ -107,7 +107,7 @@ fn replies_are_read_while_a_write_waits() {
 }
 
 #[test]
-fn a_refusal_at_the_door_is_told() {
+fn refused_connection_is_an_error_with_the_reason() {
     let (address, server) = serve(|peer| peer.closing(3001, "stopping"));
     let error = Client::connect(&address).unwrap_err();
     assert!(matches!(&error, ClientError::Closed { code: 3001, .. }), "{error:?}");
@@ -118,7 +118,7 @@ fn a_refusal_at_the_door_is_told() {
         peer.next_frame();
         peer.stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
     });
-    assert!(matches!(Client::connect(&address), Err(ClientError::Session(_))));
+    assert!(matches!(Client::connect(&address), Err(ClientError::Protocol(_))));
     server.join().unwrap();
 
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -126,18 +126,18 @@ fn a_refusal_at_the_door_is_told() {
 }
 
 #[test]
-fn a_publisher_learns_of_a_server_that_has_ended_and_lies_full() {
+fn publisher_fails_when_the_server_half_closes_and_stops_reading() {
     let (done, is_done) = std::sync::mpsc::channel::<()>();
     let (address, server) = serve(move |peer| {
         peer.welcome();
-        // It does not read either: what comes lies in its socket until that is full.
+        // It does not read either, so its socket fills up.
         peer.stream.shutdown(Shutdown::Write).unwrap();
         let _ = is_done.recv();
     });
     let mut client = Client::connect(&address).unwrap();
     let payload = [b'x'; 64 << 10];
     let publish = PublishRequest { topic: "a", payload: &payload, ..PublishRequest::default() };
-    // 130 MB: more than two sockets take.
+    // 130 MB: more than the buffers of two sockets hold.
     let failed = (0..2_000).find_map(|_| client.publish(publish).err());
     assert!(matches!(failed, Some(ClientError::Io(_))), "{failed:?}");
     drop(done);
@@ -145,14 +145,14 @@ fn a_publisher_learns_of_a_server_that_has_ended_and_lies_full() {
 }
 
 #[test]
-fn a_publisher_with_ticks_unread_learns_that_the_server_is_gone() {
+fn publisher_with_unread_ticks_learns_that_the_server_is_gone() {
     let (done, is_done) = std::sync::mpsc::channel::<()>();
     let (address, server) = serve(move |peer| {
         peer.welcome();
         peer.subscribed();
         peer.tick(1, b"unread");
         peer.stream.shutdown(Shutdown::Both).unwrap();
-        // Held open, so that what the client has received stays readable.
+        // Keep the socket, so that the client can still read what it has received.
         let _ = is_done.recv();
     });
     let mut client = Client::connect(&address).unwrap();

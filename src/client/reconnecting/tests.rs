@@ -1,18 +1,20 @@
+use std::thread::JoinHandle;
+
 use super::*;
 use crate::{
-    SessionError,
-    script::{Peer, serve_each},
+    ProtocolError,
+    scripted_server::{Peer, serve_each},
 };
 use tickcast_proto::reply::Reply;
 
 const LONG: Duration = Duration::from_secs(20);
 const RESUME: &str = "Resume { topic: \"a.b\", position: Position { epoch: 3, sequence: 2 } }";
 
-/// A client whose pauses are over at once.
+/// A client that reconnects without delay.
 fn connect(address: &str) -> ReconnectingClient {
     let address = Address::parse(address).unwrap();
     let options = ReconnectOptions { reconnect: true, backoff: Backoff::with_bounds(1, 0, 0) };
-    ReconnectingClient::connect_with(&address, &address.session_options(), options).unwrap()
+    ReconnectingClient::connect_with(&address, &address.connect_options(), options).unwrap()
 }
 
 fn delivered(policy: Policy) -> SubscribeOptions {
@@ -20,15 +22,15 @@ fn delivered(policy: Policy) -> SubscribeOptions {
     SubscribeOptions { delivery, from: From::Live }
 }
 
-/// The next event in short.
+/// The next event in short form.
 fn next(client: &mut ReconnectingClient) -> String {
     match client.next_event(Some(LONG)) {
         Ok(Some(StreamEvent::Event(event))) => match event {
             Event::Tick(tick) => format!("tick {}:{} missed {}", tick.epoch, tick.sequence.0, tick.missed),
             Event::Subscribed { request, .. } => format!("subscribed {request}"),
             Event::Topic { .. } => "topic".into(),
-            Event::Recovered { place, epoch, recovered, .. } => {
-                format!("recovered {}:{} {epoch} {recovered}", place.epoch, place.sequence)
+            Event::Recovered { requested, epoch, recovered, .. } => {
+                format!("recovered {}:{} {epoch} {recovered}", requested.epoch, requested.sequence)
             }
             Event::Conflated { from, to, .. } => format!("conflated {from}-{to}"),
             Event::Gap { from, to, .. } => format!("gap {from}-{to}"),
@@ -39,7 +41,7 @@ fn next(client: &mut ReconnectingClient) -> String {
         Ok(Some(StreamEvent::Disconnected { code, .. })) => format!("disconnected {code}"),
         Ok(Some(StreamEvent::Reconnected)) => "reconnected".into(),
         Ok(None) => "nothing".into(),
-        Err(ClientError::Session(error)) => format!("broken: {error}"),
+        Err(ClientError::Protocol(error)) => format!("broken: {error}"),
         Err(ClientError::Closed { code, .. }) => format!("closed {code}"),
         Err(error) => format!("over: {error}"),
     }
@@ -51,7 +53,7 @@ fn expect(client: &mut ReconnectingClient, expected: &[&str]) {
     }
 }
 
-/// A first connection: ticks 1 and 2 of `a.b` in epoch 3, then it is cut.
+/// The first connection: ticks 1 and 2 of `a.b` in epoch 3, then it is cut.
 fn first(peer: &mut Peer) {
     peer.welcome_in(3);
     peer.subscribed();
@@ -62,7 +64,20 @@ fn first(peer: &mut Peer) {
 const FIRST: [&str; 6] =
     ["subscribed 1", "topic", "tick 3:1 missed 0", "tick 3:2 missed 0", "disconnected 0", "reconnected"];
 
-/// Acknowledges without a look at what is asked.
+/// A client with a subscription to `a.>` whose first connection is lost; `scripts` serve the next ones.
+fn reconnected(
+    options: SubscribeOptions,
+    mut scripts: Vec<fn(&mut Peer)>,
+) -> (ReconnectingClient, JoinHandle<()>) {
+    scripts.insert(0, first);
+    let (address, server) = serve_each(scripts);
+    let mut client = connect(&address);
+    client.subscribe_with("a.>", options).unwrap();
+    expect(&mut client, &FIRST);
+    (client, server)
+}
+
+/// Acknowledges the next request, whatever it is.
 fn acknowledge(peer: &mut Peer, epoch: u64) {
     let (_, request, _) = peer.next_frame().unwrap();
     peer.reply(Reply::Subscribed { request: request as u32, pattern: "a.>", epoch });
@@ -73,27 +88,27 @@ fn recovered(peer: &mut Peer, epoch: u64, sequence: u64, recovered: bool) {
     peer.reply(Reply::Recovered { topic_id: 5, name: "a.b", epoch, sequence, recovered });
 }
 
-/// Stays until the client goes.
+/// Stays until the client disconnects.
 fn stay(peer: &mut Peer) {
     while peer.next_frame().is_some() {}
 }
 
 #[test]
-fn a_lost_connection_resumes_after_the_last_tick() {
-    let (address, server) = serve_each(vec![first, |peer| {
-        peer.welcome_in(3);
-        assert_eq!(peer.command(), RESUME);
-        let subscribe = peer.command();
-        assert!(subscribe.ends_with("from: Resume }") && subscribe.contains("a.>"), "{subscribe}");
-        peer.topic(3);
-        recovered(peer, 3, 4, true);
-        peer.tick(3, b"3");
-        peer.tick(4, b"4");
-        stay(peer);
-    }]);
-    let mut client = connect(&address);
-    client.subscribe("a.>").unwrap();
-    expect(&mut client, &FIRST);
+fn lost_connection_resumes_after_the_last_tick() {
+    let (mut client, server) = reconnected(
+        SubscribeOptions::default(),
+        vec![|peer| {
+            peer.welcome_in(3);
+            assert_eq!(peer.command(), RESUME);
+            let subscribe = peer.command();
+            assert!(subscribe.ends_with("from: Resume }") && subscribe.contains("a.>"), "{subscribe}");
+            peer.topic(3);
+            recovered(peer, 3, 4, true);
+            peer.tick(3, b"3");
+            peer.tick(4, b"4");
+            stay(peer);
+        }],
+    );
     expect(&mut client, &["topic", "recovered 3:2 3 true", "tick 3:3 missed 0", "tick 3:4 missed 0"]);
     assert_eq!(client.positions().position("a.b"), Some(Position { epoch: 3, sequence: 4 }));
     client.close().unwrap();
@@ -101,48 +116,47 @@ fn a_lost_connection_resumes_after_the_last_tick() {
 }
 
 #[test]
-fn a_tick_that_comes_twice_is_an_error_for_good() {
-    let (address, server) = serve_each(vec![first, |peer| {
-        peer.welcome_in(3);
-        peer.command();
-        acknowledge(peer, 3);
-        recovered(peer, 3, 4, true);
-        peer.tick(2, b"2");
-        stay(peer);
-    }]);
-    let mut client = connect(&address);
-    client.subscribe("a.>").unwrap();
-    expect(&mut client, &FIRST);
+fn duplicate_tick_is_a_final_error() {
+    let (mut client, server) = reconnected(
+        SubscribeOptions::default(),
+        vec![|peer| {
+            peer.welcome_in(3);
+            peer.command();
+            acknowledge(peer, 3);
+            recovered(peer, 3, 4, true);
+            peer.tick(2, b"2");
+            stay(peer);
+        }],
+    );
     expect(&mut client, &["subscribed 1", "topic", "recovered 3:2 3 true"]);
-    let error = SessionError::OutOfOrder { topic: "a.b".into(), previous: 2, sequence: 2 };
+    let error = ProtocolError::OutOfOrder { topic: "a.b".into(), previous: 2, sequence: 2 };
     assert_eq!(next(&mut client), format!("broken: {error}"));
     assert!(next(&mut client).starts_with("over"));
     server.join().unwrap();
 }
 
 #[test]
-fn a_server_that_counts_anew_is_told_and_its_places_are_the_ones_from_then_on() {
-    let (address, server) = serve_each(vec![
-        first,
-        |peer| {
-            peer.welcome_in(4);
-            assert_eq!(peer.command(), RESUME);
-            acknowledge(peer, 4);
-            recovered(peer, 4, 7, false);
-            peer.snapshot(7);
-        },
-        |peer| {
-            peer.welcome_in(4);
-            assert!(peer.command().contains("Position { epoch: 4, sequence: 7 }"));
-            acknowledge(peer, 4);
-            recovered(peer, 4, 8, true);
-            peer.tick(8, b"8");
-            stay(peer);
-        },
-    ]);
-    let mut client = connect(&address);
-    client.subscribe("a.>").unwrap();
-    expect(&mut client, &FIRST);
+fn new_epoch_is_reported_and_its_positions_are_used_from_then_on() {
+    let (mut client, server) = reconnected(
+        SubscribeOptions::default(),
+        vec![
+            |peer| {
+                peer.welcome_in(4);
+                assert_eq!(peer.command(), RESUME);
+                acknowledge(peer, 4);
+                recovered(peer, 4, 7, false);
+                peer.snapshot(7);
+            },
+            |peer| {
+                peer.welcome_in(4);
+                assert!(peer.command().contains("Position { epoch: 4, sequence: 7 }"));
+                acknowledge(peer, 4);
+                recovered(peer, 4, 8, true);
+                peer.tick(8, b"8");
+                stay(peer);
+            },
+        ],
+    );
     expect(&mut client, &["subscribed 1", "topic", "recovered 3:2 4 false", "gap 1-7", "tick 4:7 missed 0"]);
     expect(&mut client, &["disconnected 0", "reconnected", "subscribed 1", "topic"]);
     expect(&mut client, &["recovered 4:7 4 true", "tick 4:8 missed 0"]);
@@ -151,26 +165,26 @@ fn a_server_that_counts_anew_is_told_and_its_places_are_the_ones_from_then_on() 
 }
 
 #[test]
-fn a_conflating_subscription_begins_with_the_newest_and_tells_what_it_stands_for() {
-    let (address, server) = serve_each(vec![first, |peer| {
-        peer.welcome_in(3);
-        let subscribe = peer.command();
-        assert!(subscribe.contains("Conflate") && subscribe.contains("from: Latest"), "{subscribe}");
-        peer.topic(3);
-        peer.snapshot(9);
-        peer.tick(10, b"10");
-        stay(peer);
-    }]);
-    let mut client = connect(&address);
-    client.subscribe_with("a.>", delivered(Policy::Conflate)).unwrap();
-    expect(&mut client, &FIRST);
+fn conflating_subscription_resumes_with_the_newest_tick_and_reports_the_range() {
+    let (mut client, server) = reconnected(
+        delivered(Policy::Conflate),
+        vec![|peer| {
+            peer.welcome_in(3);
+            let subscribe = peer.command();
+            assert!(subscribe.contains("Conflate") && subscribe.contains("from: Latest"), "{subscribe}");
+            peer.topic(3);
+            peer.snapshot(9);
+            peer.tick(10, b"10");
+            stay(peer);
+        }],
+    );
     expect(&mut client, &["topic", "conflated 3-9", "tick 3:9 missed 0", "tick 3:10 missed 0"]);
     drop(client);
     server.join().unwrap();
 }
 
 #[test]
-fn a_topic_that_a_faithful_subscription_takes_as_well_is_resumed() {
+fn topic_of_a_conflating_and_a_complete_subscription_is_resumed() {
     let (address, server) = serve_each(vec![
         |peer| {
             peer.welcome_in(3);
@@ -234,7 +248,7 @@ fn only_an_acknowledged_subscription_resumes_without_a_tick() {
 }
 
 #[test]
-fn the_places_of_an_earlier_life_are_resumed_at_once() {
+fn saved_positions_are_resumed_at_once() {
     let (address, server) = serve_each(vec![|peer| {
         peer.welcome_in(3);
         assert_eq!(peer.command(), RESUME);
@@ -254,7 +268,7 @@ fn the_places_of_an_earlier_life_are_resumed_at_once() {
 }
 
 #[test]
-fn what_was_told_as_lost_is_not_asked_for_again() {
+fn announced_gap_is_not_requested_again() {
     let (address, server) = serve_each(vec![
         |peer| {
             first(peer);
@@ -274,7 +288,7 @@ fn what_was_told_as_lost_is_not_asked_for_again() {
 }
 
 #[test]
-fn a_server_that_sends_its_clients_away_for_good_is_not_bothered_again() {
+fn final_close_code_ends_reconnecting() {
     let (address, server) = serve_each(vec![
         |peer| {
             peer.welcome_in(3);
@@ -293,7 +307,7 @@ fn a_server_that_sends_its_clients_away_for_good_is_not_bothered_again() {
 }
 
 #[test]
-fn attempts_go_on_until_one_succeeds_and_a_refused_pattern_is_not_asked_again() {
+fn attempts_continue_until_one_succeeds_and_a_rejected_pattern_is_dropped() {
     let (address, server) = serve_each(vec![
         |peer| {
             peer.welcome_in(3);
@@ -307,7 +321,7 @@ fn attempts_go_on_until_one_succeeds_and_a_refused_pattern_is_not_asked_again() 
         },
         |peer| {
             peer.welcome_in(3);
-            assert!(peer.command().contains("patterns: [\"a.>\"]"), "only this one");
+            assert!(peer.command().contains("patterns: [\"a.>\"]"), "the rejected pattern is not sent again");
         },
     ]);
     let mut client = connect(&address);
@@ -321,7 +335,7 @@ fn attempts_go_on_until_one_succeeds_and_a_refused_pattern_is_not_asked_again() 
 }
 
 #[test]
-fn what_is_asked_without_a_connection_is_asked_with_the_next() {
+fn requests_while_disconnected_are_sent_on_the_next_connection() {
     let (address, server) = serve_each(vec![
         |peer| {
             peer.welcome_in(3);
@@ -349,7 +363,7 @@ fn what_is_asked_without_a_connection_is_asked_with_the_next() {
 }
 
 #[test]
-fn waiting_without_a_connection_ends_in_time() {
+fn next_event_times_out_while_disconnected() {
     let (address, server) = serve_each(vec![|peer| {
         peer.welcome_in(3);
         peer.reply(Reply::Error { request: 0, code: tickcast_proto::ErrorCode::BadRequest, text: "" });
@@ -357,7 +371,7 @@ fn waiting_without_a_connection_ends_in_time() {
     let address = Address::parse(&address).unwrap();
     let backoff = Backoff::with_bounds(1, 1 << 40, 1 << 40);
     let options = ReconnectOptions { reconnect: true, backoff };
-    let mut client = ReconnectingClient::connect_with(&address, &address.session_options(), options).unwrap();
+    let mut client = ReconnectingClient::connect_with(&address, &address.connect_options(), options).unwrap();
     expect(&mut client, &["refused 0", "disconnected 0"]);
     assert_eq!(client.next_event(Some(Duration::ZERO)).unwrap(), None);
     assert_eq!(client.next_event(Some(Duration::from_millis(20))).unwrap(), None);
@@ -366,5 +380,5 @@ fn waiting_without_a_connection_ends_in_time() {
 
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let refused = ReconnectingClient::connect(&closed.to_string());
-    assert!(matches!(refused, Err(ClientError::Connect { .. })), "the first time is an error");
+    assert!(matches!(refused, Err(ClientError::Connect { .. })), "the first attempt is not retried");
 }

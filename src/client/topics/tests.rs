@@ -6,31 +6,31 @@ fn topics() -> Topics {
     topics
 }
 
-/// Topic 5 `a` of epoch 1 on a session that has it up to 50 from before.
+/// Topic 5 `a` on a connection that resumes it after sequence 50 of epoch 1.
 fn resumed(epoch: u64, sequence: u64, recovered: bool) -> Topics {
     let mut topics = Topics::new(false);
-    topics.place("a", Position { epoch: 1, sequence: 50 }, Teller::Server);
+    topics.add_position("a", Position { epoch: 1, sequence: 50 }, Announcer::Server);
     topics.announce(5, "a", epoch).unwrap();
-    let told = topics.recover(Some(5), "a", epoch, sequence, recovered).unwrap();
-    assert_eq!(told, (5, Position { epoch: 1, sequence: 50 }));
+    let answered = topics.recover(Some(5), "a", epoch, sequence, recovered).unwrap();
+    assert_eq!(answered, (5, Position { epoch: 1, sequence: 50 }));
     topics
 }
 
-fn tick(topics: &mut Topics, sequence: u64) -> Result<u64, SessionError> {
-    let advanced = topics.advance(5, sequence, false)?;
-    assert_eq!(advanced.left_out, None);
-    Ok(advanced.missed)
+fn tick(topics: &mut Topics, sequence: u64) -> Result<u64, ProtocolError> {
+    let advance = topics.advance(5, sequence, false)?;
+    assert_eq!(advance.skipped, None);
+    Ok(advance.missed)
 }
 
-/// Where what is left out before a snapshot tick begins.
+/// First sequence of the skipped range before a snapshot tick.
 fn snapshot(topics: &mut Topics, sequence: u64) -> Option<u64> {
-    let advanced = topics.advance(5, sequence, true).unwrap();
-    assert_eq!(advanced.missed, 0);
-    advanced.left_out.map(|(_, from)| from)
+    let advance = topics.advance(5, sequence, true).unwrap();
+    assert_eq!(advance.missed, 0);
+    advance.skipped.map(|range| range.from)
 }
 
 #[test]
-fn a_jump_after_the_first_tick_is_missed_to_its_length() {
+fn jump_after_the_first_tick_counts_as_missed() {
     let mut topics = topics();
     assert_eq!(tick(&mut topics, 10), Ok(0));
     assert_eq!(tick(&mut topics, 11), Ok(0));
@@ -40,49 +40,60 @@ fn a_jump_after_the_first_tick_is_missed_to_its_length() {
 }
 
 #[test]
-fn a_sequence_that_does_not_increase_is_an_error() {
+fn sequence_that_does_not_increase_is_an_error() {
     for again in [0, 1, 7] {
         let mut topics = topics();
         tick(&mut topics, 7).unwrap();
-        assert!(matches!(tick(&mut topics, again), Err(SessionError::OutOfOrder { previous: 7, .. })));
+        assert!(matches!(tick(&mut topics, again), Err(ProtocolError::OutOfOrder { previous: 7, .. })));
     }
-    assert!(matches!(tick(&mut topics(), 0), Err(SessionError::OutOfOrder { .. })));
-    assert!(matches!(tick(&mut topics(), u64::MAX), Err(SessionError::OutOfOrder { .. })));
+    assert!(matches!(tick(&mut topics(), 0), Err(ProtocolError::OutOfOrder { .. })));
+    assert!(matches!(tick(&mut topics(), u64::MAX), Err(ProtocolError::OutOfOrder { .. })));
 }
 
 #[test]
-fn the_short_way_takes_the_expected_tick_and_leaves_all_else_to_the_long_one() {
+fn fast_path_takes_only_the_next_tick() {
     let mut topics = topics();
-    assert_eq!((topics.step(5, 1), topics.step(6, 1)), (None, None), "the first tick, an unknown topic");
+    assert_eq!(
+        (topics.advance_in_order(5, 1), topics.advance_in_order(6, 1)),
+        (None, None),
+        "the first tick, an unknown topic"
+    );
     tick(&mut topics, 7).unwrap();
-    assert_eq!((topics.step(5, 7), topics.step(5, 9), topics.step(5, 0)), (None, None, None));
-    assert!(topics.step(5, 8).is_some());
-    assert!(matches!(tick(&mut topics, 8), Err(SessionError::OutOfOrder { previous: 8, .. })));
+    assert_eq!(
+        (topics.advance_in_order(5, 7), topics.advance_in_order(5, 9), topics.advance_in_order(5, 0)),
+        (None, None, None)
+    );
+    assert!(topics.advance_in_order(5, 8).is_some());
+    assert!(matches!(tick(&mut topics, 8), Err(ProtocolError::OutOfOrder { previous: 8, .. })));
     assert_eq!(topics.topic(5).map(|topic| (topic.ticks, topic.last_sequence)), Some((2, 8)));
     topics.interrupt();
-    assert_eq!((topics.step(5, 0), topics.step(5, 9)), (None, None), "any may be next, but not none");
+    assert_eq!(
+        (topics.advance_in_order(5, 0), topics.advance_in_order(5, 9)),
+        (None, None),
+        "any sequence may be next, but 0 is none"
+    );
 }
 
 #[test]
-fn a_topic_that_was_not_announced_has_no_ticks() {
-    assert_eq!(topics().advance(6, 1, false), Err(SessionError::UnknownTopic("6".into())));
-    assert_eq!(topics().skip(6, Skip::Gap, 1, 2), Err(SessionError::UnknownTopic("6".into())));
+fn ticks_and_ranges_of_unknown_topics_are_errors() {
+    assert_eq!(topics().advance(6, 1, false), Err(ProtocolError::UnknownTopic("6".into())));
+    assert_eq!(topics().skip(6, SkipReason::Gap, 1, 2), Err(ProtocolError::UnknownTopic("6".into())));
     assert_eq!((topics().id("a"), topics().id("b")), (Some(5), None));
 }
 
 #[test]
-fn a_new_epoch_counts_from_the_start_and_a_new_name_is_refused() {
+fn new_epoch_restarts_counting_and_new_name_is_an_error() {
     let mut topics = topics();
     tick(&mut topics, 7).unwrap();
     topics.announce(5, "a", 1).unwrap();
     assert_eq!(tick(&mut topics, 8), Ok(0));
     topics.announce(5, "a", 2).unwrap();
     assert_eq!(tick(&mut topics, 1), Ok(0));
-    assert!(matches!(topics.announce(5, "b", 2), Err(SessionError::TopicRenamed { topic_id: 5, .. })));
+    assert!(matches!(topics.announce(5, "b", 2), Err(ProtocolError::TopicRenamed { topic_id: 5, .. })));
 }
 
 #[test]
-fn what_passed_while_unsubscribed_is_not_missed_and_may_come_again() {
+fn ticks_while_unsubscribed_are_not_missed_and_sequences_may_repeat() {
     let mut topics = topics();
     tick(&mut topics, 1).unwrap();
     topics.interrupt();
@@ -94,16 +105,16 @@ fn what_passed_while_unsubscribed_is_not_missed_and_may_come_again() {
 }
 
 #[test]
-fn what_is_announced_as_left_out_is_not_missed() {
+fn announced_ranges_are_not_missed() {
     let mut topics = topics();
     tick(&mut topics, 1).unwrap();
-    assert_eq!(topics.skip(5, Skip::Conflated, 2, 5), Ok(None));
+    assert_eq!(topics.skip(5, SkipReason::Conflated, 2, 5), Ok(None));
     assert_eq!(tick(&mut topics, 5), Ok(0));
-    assert_eq!(topics.skip(5, Skip::Gap, 6, 8), Ok(None));
-    assert_eq!(topics.skip(5, Skip::Conflated, 8, 9), Ok(None));
+    assert_eq!(topics.skip(5, SkipReason::Gap, 6, 8), Ok(None));
+    assert_eq!(topics.skip(5, SkipReason::Conflated, 8, 9), Ok(None));
     assert_eq!(tick(&mut topics, 9), Ok(0));
-    // 10 neither came nor was announced; neither was 13.
-    assert_eq!(topics.skip(5, Skip::Gap, 11, 13), Ok(None));
+    // 10 and 13 were neither delivered nor announced.
+    assert_eq!(topics.skip(5, SkipReason::Gap, 11, 13), Ok(None));
     assert_eq!(tick(&mut topics, 14), Ok(2));
     let topic = topics.topic(5).unwrap();
     assert_eq!((topic.ticks, topic.missed, topic.conflated, topic.gap), (4, 2, 4, 4));
@@ -111,42 +122,42 @@ fn what_is_announced_as_left_out_is_not_missed() {
 }
 
 #[test]
-fn ranges_of_what_came_or_of_nothing_are_refused() {
+fn empty_ranges_and_ranges_already_received_are_errors() {
     for (from, to) in [(7, 9), (8, 8), (9, 8), (0, 1)] {
         let mut topics = topics();
         tick(&mut topics, 7).unwrap();
-        let refused = topics.skip(5, Skip::Gap, from, to);
-        assert!(matches!(refused, Err(SessionError::BadRange { .. })), "{from} {to}");
+        let rejected = topics.skip(5, SkipReason::Gap, from, to);
+        assert!(matches!(rejected, Err(ProtocolError::BadRange { .. })), "{from} {to}");
     }
     let mut topics = topics();
-    topics.skip(5, Skip::Gap, 1, 9).unwrap();
-    assert!(tick(&mut topics, 8).is_err(), "announced as lost, and yet it came");
+    topics.skip(5, SkipReason::Gap, 1, 9).unwrap();
+    assert!(tick(&mut topics, 8).is_err(), "it was announced as lost");
 }
 
 #[test]
-fn after_a_recovery_the_next_tick_is_the_one_after_the_place() {
+fn recovered_topic_continues_after_the_position() {
     let mut topics = resumed(1, 53, true);
     assert_eq!((tick(&mut topics, 51), tick(&mut topics, 52)), (Ok(0), Ok(0)));
-    assert_eq!(tick(&mut resumed(1, 53, true), 53), Ok(2), "a tick after the place that did not come");
+    assert_eq!(tick(&mut resumed(1, 53, true), 53), Ok(2), "ticks after the position are missing");
     let overlap = tick(&mut resumed(1, 53, true), 50);
-    assert!(matches!(overlap, Err(SessionError::OutOfOrder { previous: 50, sequence: 50, .. })));
+    assert!(matches!(overlap, Err(ProtocolError::OutOfOrder { previous: 50, sequence: 50, .. })));
 }
 
 #[test]
-fn a_snapshot_instead_of_the_history_leaves_out_exactly_what_it_has_not() {
+fn snapshot_instead_of_history_announces_exactly_what_it_lacks() {
     let mut topics = resumed(1, 60, false);
-    // A key whose newest tick is older than the place; then the ones after it.
+    // A key whose newest tick is older than the position, then newer ones.
     assert_eq!(snapshot(&mut topics, 30), None);
     assert_eq!(snapshot(&mut topics, 55), Some(51));
     assert_eq!(snapshot(&mut topics, 56), None);
     assert_eq!(snapshot(&mut topics, 60), Some(57));
     assert_eq!(tick(&mut topics, 61), Ok(0));
     assert_eq!(topics.topic(5).unwrap().gap, 4 + 3);
-    assert_eq!(tick(&mut topics, 63), Ok(1), "the promise holds again");
+    assert_eq!(tick(&mut topics, 63), Ok(1), "after the snapshot, jumps count as missed again");
 }
 
 #[test]
-fn another_epoch_begins_anew_and_its_own_ticks_are_told() {
+fn new_epoch_starts_over_and_announces_its_own_gap() {
     let mut topics = resumed(2, 9, false);
     assert_eq!(snapshot(&mut topics, 9), Some(1));
     assert_eq!(tick(&mut topics, 10), Ok(0));
@@ -154,17 +165,17 @@ fn another_epoch_begins_anew_and_its_own_ticks_are_told() {
 }
 
 #[test]
-fn a_place_ahead_of_the_topic_does_not_stop_its_ticks() {
+fn position_ahead_of_the_topic_does_not_block_its_ticks() {
     let mut topics = resumed(1, 20, false);
     assert_eq!(snapshot(&mut topics, 20), None);
     assert_eq!(tick(&mut topics, 21), Ok(0));
 }
 
 #[test]
-fn an_announcement_after_the_answer_takes_it_up() {
+fn announcement_after_the_answer_applies_it() {
     for by_name in [false, true] {
         let mut topics = Topics::new(by_name);
-        topics.place("a", Position { epoch: 1, sequence: 50 }, Teller::Server);
+        topics.add_position("a", Position { epoch: 1, sequence: 50 }, Announcer::Server);
         let id = if by_name { None } else { Some(5) };
         topics.recover(id, "a", 1, 60, true).unwrap();
         topics.announce(5, "a", 1).unwrap();
@@ -173,33 +184,34 @@ fn an_announcement_after_the_answer_takes_it_up() {
 }
 
 #[test]
-fn one_place_holds_for_all_topics_of_its_pattern() {
+fn pattern_position_holds_for_all_its_topics() {
     let mut topics = topics();
-    topics.place_pattern("*", Position { epoch: 1, sequence: 4 });
+    topics.add_pattern_position("*", Position { epoch: 1, sequence: 4 });
     assert_eq!(topics.recover(Some(5), "a", 1, 9, true), Ok((5, Position { epoch: 1, sequence: 4 })));
     assert_eq!(tick(&mut topics, 6), Ok(1));
 }
 
 #[test]
-fn a_place_the_server_was_not_asked_for_is_told_by_the_session() {
-    let place = Position { epoch: 1, sequence: 50 };
-    let announced = |epoch, skip| {
+fn position_not_sent_to_the_server_is_reported_by_the_connection() {
+    let position = Position { epoch: 1, sequence: 50 };
+    let announced = |epoch, reason| {
         let mut topics = Topics::new(false);
-        topics.place("a", place, Teller::Client(skip));
-        let told = topics.announce(5, "a", epoch).unwrap();
-        (topics, told)
+        topics.add_position("a", position, Announcer::Client(reason));
+        let not_recovered = topics.announce(5, "a", epoch).unwrap();
+        (topics, not_recovered)
     };
-    let (mut topics, told) = announced(1, Skip::Conflated);
-    assert_eq!(told, None, "the newest stands for the ones between: nothing is lost");
-    assert_eq!(topics.advance(5, 60, true).unwrap().left_out, Some((Skip::Conflated, 51)));
+    let range = |reason, from| Some(OpenRange { reason, from });
+    let (mut topics, not_recovered) = announced(1, SkipReason::Conflated);
+    assert_eq!(not_recovered, None, "the newest tick replaces the others: nothing is lost");
+    assert_eq!(topics.advance(5, 60, true).unwrap().skipped, range(SkipReason::Conflated, 51));
     assert_eq!(topics.topic(5).unwrap().conflated, 9);
 
-    let (mut topics, told) = announced(1, Skip::Gap);
-    assert_eq!(told, Some(Unrecovered { place }));
-    assert_eq!(topics.skip(5, Skip::Conflated, 55, 60), Ok(Some((Skip::Gap, 51))));
+    let (mut topics, not_recovered) = announced(1, SkipReason::Gap);
+    assert_eq!(not_recovered, Some(position));
+    assert_eq!(topics.skip(5, SkipReason::Conflated, 55, 60), Ok(range(SkipReason::Gap, 51)));
     assert_eq!(tick(&mut topics, 60), Ok(0));
 
-    let (mut topics, told) = announced(2, Skip::Conflated);
-    assert_eq!(told, Some(Unrecovered { place }), "another epoch is always told");
+    let (mut topics, not_recovered) = announced(2, SkipReason::Conflated);
+    assert_eq!(not_recovered, Some(position), "another epoch is always reported");
     assert_eq!(tick(&mut topics, 3), Ok(0));
 }

@@ -1,4 +1,7 @@
-//! The file of `tickcast sub --append`: what is in it says where to go on, so that the two cannot disagree.
+//! The file of `tickcast sub --append`.
+//!
+//! The positions to resume from are derived from the lines themselves, so the two cannot disagree. A process killed at any
+//! moment leaves each tick in the file exactly once; a crash of the machine may lose the last lines.
 
 use std::{
     borrow::Cow,
@@ -16,19 +19,19 @@ use crate::{
 use tickcast_client::Positions;
 use tickcast_proto::subscription::Position;
 
-/// Longest line: the largest payload as base64, or one that is JSON.
+/// Longest line: the largest payload as base64, or as JSON.
 const LINE_BYTES_MAX: usize = FRAME_BYTES_MAX_HIGHEST / 3 * 4 + JSON_ENVELOPE_BYTES;
 /// Bytes of the file read in one call.
 const READ_BYTES: usize = 256 << 10;
 
-/// The file, and the places that its lines tell.
+/// The file, and the positions after its last line.
 pub(super) struct AppendFile {
-    /// Opened for appending, and locked against another process that would.
+    /// Opened for appending, and locked so that no other process appends.
     pub(super) file: File,
     pub(super) positions: Positions,
 }
 
-/// What of a line tells a place. Everything else is passed over.
+/// The fields of a line that determine a position. Others are ignored.
 #[derive(Deserialize)]
 struct Line<'a> {
     #[serde(default, borrow)]
@@ -50,18 +53,18 @@ struct Line<'a> {
 }
 
 impl AppendFile {
-    /// Opens or creates the file, reads it, and cuts off a last line that was not written whole.
+    /// Opens or creates the file, reads it, and cuts off an incomplete last line.
     ///
     /// # Errors
-    /// [`CommandError::Append`]: the file cannot be opened, another process has it, or a line of it is not one that
-    /// `--append` writes; then it is left as it is.
+    /// [`CommandError::Append`]: the file cannot be opened, another process appends to it, or a line was not written by
+    /// `--append`. The file is not changed then.
     pub(super) fn open(path: &Path) -> Result<AppendFile, CommandError> {
         let fail = |text: String| CommandError::Append { path: path.into(), text };
         let failed = |error: io::Error| fail(error.to_string());
         let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(fail("another process appends to it".into())),
+            Err(TryLockError::WouldBlock) => return Err(fail("another process is appending to it".into())),
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
         let mut positions = Positions::new();
@@ -81,8 +84,8 @@ impl AppendFile {
                 }
                 break;
             };
-            take(&mut positions, text).map_err(|why| {
-                fail(format!("line {number} is not one that --append writes: {why}; name another file"))
+            apply(&mut positions, text).map_err(|why| {
+                fail(format!("line {number} was not written by --append: {why}; choose another file"))
             })?;
             whole_bytes += read as u64;
         }
@@ -90,8 +93,8 @@ impl AppendFile {
     }
 }
 
-/// Takes what a line tells. The same rules as while it was written.
-fn take(positions: &mut Positions, text: &[u8]) -> Result<(), String> {
+/// Applies a line to the positions, by the rules that applied when it was written.
+fn apply(positions: &mut Positions, text: &[u8]) -> Result<(), String> {
     let line: Line<'_> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     let Line { epoch, seq, to, sequence, .. } = line;
     if line.topic.is_empty() || epoch == 0 {
@@ -104,7 +107,12 @@ fn take(positions: &mut Positions, text: &[u8]) -> Result<(), String> {
             positions.advance(&line.topic, Position { epoch, sequence: to - 1 });
         }
         Some("recovered") => {
-            positions.recovered(&line.topic, line.exists, Position { epoch, sequence }, line.recovered);
+            positions.handle_recovered(
+                &line.topic,
+                line.exists,
+                Position { epoch, sequence },
+                line.recovered,
+            );
         }
         Some("missed") => {}
         Some(other) => return Err(format!("unknown op {other:?}")),

@@ -1,8 +1,8 @@
-//! What `tickcast sub` writes: ticks and notices as whole lines.
+//! The output of `tickcast sub`: ticks and notices as whole lines.
 
 use std::io::Write;
 
-use crate::commands::CommandError;
+use crate::commands::{CommandError, counted};
 use tickcast_client::Tick;
 use tickcast_proto::{
     codec::json,
@@ -11,65 +11,90 @@ use tickcast_proto::{
     subscription::Position,
 };
 
-/// Bytes of whole lines handed to the kernel in one write: what a pipe takes whole or not at all (pipe(7),
-/// PIPE_BUF), so that a signal cuts no line.
+/// Bytes of whole lines in one write: PIPE_BUF, which a pipe accepts entirely or not at all (pipe(7)), so that a signal
+/// cuts no line.
 pub(super) const PIPE_WRITE_BYTES_MAX: usize = 4_096;
-/// The same for a file, whose reader knows what to do about a torn line.
+/// Bytes in one write to a file, whose reader handles an incomplete line.
 pub(super) const FILE_WRITE_BYTES_MAX: usize = 64 << 10;
 
 /// How ticks are written, and where notices go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Style {
+pub(super) enum Format {
     /// For people; notices go to standard error.
     Text,
-    /// One JSON object a tick, notices among them.
+    /// JSON objects, one for each tick or notice.
     Json,
-    /// As JSON with the epoch, so that the file tells where to go on; what is only about the connection goes to
-    /// standard error.
+    /// As JSON, with the epoch that a resume needs. Notices about the connection alone go to standard error.
     Append,
 }
 
-/// What is said besides ticks.
+/// What is reported besides ticks.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Notice<'a> {
-    Conflated { topic: &'a str, epoch: u64, from: u64, to: u64 },
-    Gap { topic: &'a str, epoch: u64, from: u64, to: u64 },
-    Missed { topic: &'a str, epoch: u64, from: u64, to: u64 },
-    Recovered { topic: &'a str, exists: bool, place: Position, epoch: u64, sequence: u64, recovered: bool },
-    Disconnected { reason: &'a str, code: u16, retry_in_ms: u64 },
+    Conflated {
+        topic: &'a str,
+        epoch: u64,
+        from: u64,
+        to: u64,
+    },
+    Gap {
+        topic: &'a str,
+        epoch: u64,
+        from: u64,
+        to: u64,
+    },
+    Missed {
+        topic: &'a str,
+        epoch: u64,
+        from: u64,
+        to: u64,
+    },
+    Recovered {
+        topic: &'a str,
+        exists: bool,
+        requested: Position,
+        epoch: u64,
+        sequence: u64,
+        recovered: bool,
+    },
+    Disconnected {
+        reason: &'a str,
+        code: u16,
+        retry_in_ms: u64,
+    },
     Reconnected,
 }
 
-/// Whole lines, collected while ticks come in one read.
-pub(super) struct Lines<'a, W, N> {
+/// Collects the lines of one read and writes them together.
+pub(super) struct LineWriter<'a, W, N> {
     out: &'a mut W,
     notices: &'a mut N,
     lines: Vec<u8>,
-    style: Style,
+    format: Format,
     write_bytes_max: usize,
 }
 
-impl<'a, W: Write, N: Write> Lines<'a, W, N> {
+impl<'a, W: Write, N: Write> LineWriter<'a, W, N> {
     pub(super) fn new(
         out: &'a mut W,
         notices: &'a mut N,
-        style: Style,
+        format: Format,
         write_bytes_max: usize,
-    ) -> Lines<'a, W, N> {
-        Lines { out, notices, lines: Vec::new(), style, write_bytes_max }
+    ) -> LineWriter<'a, W, N> {
+        LineWriter { out, notices, lines: Vec::new(), format, write_bytes_max }
     }
 
-    /// Whether nothing waits to be written.
+    /// Whether no line is waiting to be written.
     pub(super) fn is_empty(&self) -> bool {
         self.lines.is_empty()
     }
 
     pub(super) fn tick(&mut self, tick: &Tick<'_>) -> Result<(), CommandError> {
         let start = self.lines.len();
-        match self.style {
-            Style::Text => write_text(&mut self.lines, tick),
-            Style::Json => write_json(&mut self.lines, tick, &json::tick_prefix(tick.topic)),
-            Style::Append => {
+        match self.format {
+            Format::Text => write_text(&mut self.lines, tick),
+            Format::Json => write_json(&mut self.lines, tick, &json::tick_prefix(tick.topic)),
+            Format::Append => {
                 let (topic, epoch) = (json::literal(tick.topic), tick.epoch);
                 let prefix = format!("{{\"topic\":{topic},\"epoch\":{epoch},\"seq\":");
                 write_json(&mut self.lines, tick, prefix.as_bytes());
@@ -78,21 +103,21 @@ impl<'a, W: Write, N: Write> Lines<'a, W, N> {
         self.end_line(start)
     }
 
-    pub(super) fn tell(&mut self, notice: &Notice<'_>) -> Result<(), CommandError> {
-        let is_aside = match (self.style, notice) {
-            (Style::Text, Notice::Recovered { recovered: true, .. }) => return Ok(()),
-            (Style::Append, Notice::Recovered { recovered: true, .. }) => return Ok(()),
-            (Style::Text, _) => true,
-            (Style::Append, Notice::Disconnected { .. } | Notice::Reconnected) => true,
+    pub(super) fn notice(&mut self, notice: &Notice<'_>) -> Result<(), CommandError> {
+        let is_aside = match (self.format, notice) {
+            (Format::Text, Notice::Recovered { recovered: true, .. }) => return Ok(()),
+            (Format::Append, Notice::Recovered { recovered: true, .. }) => return Ok(()),
+            (Format::Text, _) => true,
+            (Format::Append, Notice::Disconnected { .. } | Notice::Reconnected) => true,
             _ => false,
         };
         if is_aside {
-            // Where standard error is closed nobody reads notices.
-            let _ = writeln!(self.notices, "{}", text(notice));
+            // If standard error is closed, nobody reads notices.
+            let _ = writeln!(self.notices, "{}", notice_text(notice));
             return Ok(());
         }
         let start = self.lines.len();
-        self.lines.extend_from_slice(object(notice).as_bytes());
+        self.lines.extend_from_slice(notice_json(notice).as_bytes());
         self.end_line(start)
     }
 
@@ -103,7 +128,7 @@ impl<'a, W: Write, N: Write> Lines<'a, W, N> {
         self.write_lines(self.lines.len())
     }
 
-    /// Ends the line that begins at `start`, and writes what has become enough.
+    /// Ends the line that starts at `start`, and writes once enough bytes are waiting.
     fn end_line(&mut self, start: usize) -> Result<(), CommandError> {
         self.lines.push(b'\n');
         if self.lines.len() > self.write_bytes_max && start > 0 {
@@ -125,39 +150,40 @@ impl<'a, W: Write, N: Write> Lines<'a, W, N> {
     }
 }
 
-/// A notice for a person.
-fn text(notice: &Notice<'_>) -> String {
+/// A notice for people.
+fn notice_text(notice: &Notice<'_>) -> String {
     match *notice {
         Notice::Conflated { topic, from, to, .. } => {
-            format!("conflated: {topic} [{from}, {to}): the next tick stands for {}", to - from)
-        }
-        Notice::Gap { topic, from, to, .. } => {
-            format!("gap: {topic} [{from}, {to}): {} ticks lost", to - from)
-        }
-        Notice::Missed { topic, from, to, .. } => {
             format!(
-                "missed: {topic} [{from}, {to}): {} ticks neither came nor were announced as lost",
-                to - from
+                "conflated: {topic} [{from}, {to}): {} replaced by the next one",
+                counted(to - from, "tick")
             )
         }
-        Notice::Recovered { topic, recovered: true, .. } => format!("recovered: {topic}"),
-        Notice::Recovered { topic, place, epoch, .. } if place.epoch == epoch => {
-            format!("not recovered: {topic} after {}: the newest ticks follow", place.sequence)
+        Notice::Gap { topic, from, to, .. } => {
+            format!("gap: {topic} [{from}, {to}): {} lost", counted(to - from, "tick"))
         }
-        Notice::Recovered { topic, place, epoch, .. } => format!(
-            "not recovered: {topic} after {} of epoch {}: the server counts anew (epoch {epoch}), and how many \
-             were lost is not known",
-            place.sequence, place.epoch
+        Notice::Missed { topic, from, to, .. } => {
+            let ticks = counted(to - from, "tick");
+            format!("missed: {topic} [{from}, {to}): {ticks} neither delivered nor announced as lost")
+        }
+        Notice::Recovered { topic, recovered: true, .. } => format!("recovered: {topic}"),
+        Notice::Recovered { topic, requested, epoch, .. } if requested.epoch == epoch => {
+            format!("not recovered: {topic} after {}: the newest ticks follow", requested.sequence)
+        }
+        Notice::Recovered { topic, requested, epoch, .. } => format!(
+            "not recovered: {topic} after {} of epoch {}: sequences restarted in epoch {epoch}; how many ticks were \
+             lost is unknown",
+            requested.sequence, requested.epoch
         ),
         Notice::Disconnected { reason, retry_in_ms, .. } => {
-            format!("disconnected: {reason}; next attempt in {retry_in_ms} ms")
+            format!("disconnected: {reason}; reconnecting in {retry_in_ms} ms")
         }
         Notice::Reconnected => "reconnected".into(),
     }
 }
 
 /// A notice as a JSON object.
-fn object(notice: &Notice<'_>) -> String {
+fn notice_json(notice: &Notice<'_>) -> String {
     let range = |op: &str, topic: &str, epoch: u64, from: u64, to: u64| {
         let topic = json::literal(topic);
         format!("{{\"op\":\"{op}\",\"topic\":{topic},\"epoch\":{epoch},\"from\":{from},\"to\":{to}}}")
@@ -166,12 +192,12 @@ fn object(notice: &Notice<'_>) -> String {
         Notice::Conflated { topic, epoch, from, to } => range("conflated", topic, epoch, from, to),
         Notice::Gap { topic, epoch, from, to } => range("gap", topic, epoch, from, to),
         Notice::Missed { topic, epoch, from, to } => range("missed", topic, epoch, from, to),
-        Notice::Recovered { topic, exists, place, epoch, sequence, recovered } => format!(
+        Notice::Recovered { topic, exists, requested, epoch, sequence, recovered } => format!(
             "{{\"op\":\"recovered\",\"topic\":{},\"exists\":{exists},\"epoch\":{epoch},\"sequence\":{sequence},\
              \"recovered\":{recovered},\"from_epoch\":{},\"from_sequence\":{}}}",
             json::literal(topic),
-            place.epoch,
-            place.sequence
+            requested.epoch,
+            requested.sequence
         ),
         Notice::Disconnected { reason, code, retry_in_ms } => format!(
             "{{\"op\":\"disconnected\",\"reason\":{},\"code\":{code},\"retry_in_ms\":{retry_in_ms}}}",
@@ -188,7 +214,7 @@ fn write_json(line: &mut Vec<u8>, tick: &Tick<'_>, prefix: &[u8]) {
     let flags = if is_json { FLAG_PAYLOAD_JSON } else { 0 } | if tick.snapshot { FLAG_SNAPSHOT } else { 0 };
     let parts = TickParts { flags, times, key: tick.key, payload: tick.payload, ..TickParts::default() };
     json::encode_tick(line, prefix, tick.sequence.0, &parts);
-    // A JSON payload may stand over several lines; its line breaks are blanks between tokens and nothing else.
+    // A JSON payload may span several lines. JSON strings contain no raw line breaks, so these are white space.
     for byte in &mut line[start..] {
         if matches!(byte, b'\n' | b'\r') {
             *byte = b' ';
@@ -196,7 +222,8 @@ fn write_json(line: &mut Vec<u8>, tick: &Tick<'_>, prefix: &[u8]) {
     }
 }
 
-/// Control characters are escaped: a payload neither breaks its line nor commands the terminal.
+/// Writes a tick for people. Control characters are escaped, so that a payload can neither break its line nor control the
+/// terminal.
 fn write_text(line: &mut Vec<u8>, tick: &Tick<'_>) {
     // Writing to a Vec cannot fail.
     let _ = write!(line, "{} {} ", tick.topic, tick.sequence.0);

@@ -1,4 +1,4 @@
-//! `tickcast process ecg`: beats and heart rate from a wave, as it comes or from a file.
+//! `tickcast process ecg`: finds heart beats in a live wave or in a file.
 
 mod file;
 
@@ -13,12 +13,12 @@ use clap::Subcommand;
 
 pub use self::file::process_file;
 use crate::{
-    commands::{CommandError, session_options},
+    commands::{CommandError, ServerArgs},
     process::signals,
     sources::StopFlag,
 };
 use tickcast_client::{
-    Address, Event, PublishRequest, ReconnectOptions, ReconnectingClient, StreamEvent, SubscribeOptions,
+    Event, PublishRequest, ReconnectOptions, ReconnectingClient, StreamEvent, SubscribeOptions,
 };
 use tickcast_ecg::{
     INFO_TOPIC, PARAMS_TOPIC, WAVE_TOPIC,
@@ -26,10 +26,10 @@ use tickcast_ecg::{
 };
 use tickcast_proto::{codec::json, subscription::From};
 
-/// Longest wait for an event before the signals are looked at.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// Bad ticks that are told one by one; the rest are left out in silence but for one word.
-const COMPLAINTS_MAX: u64 = 10;
+/// Longest wait for an event before checking for a signal.
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// Problems that are reported one by one. One more report says that further ones are not.
+const PROBLEMS_SHOWN_MAX: u64 = 10;
 
 /// Options of `tickcast process`.
 #[derive(Clone, Debug, clap::Args)]
@@ -42,38 +42,34 @@ pub struct ProcessArgs {
 /// What to analyse.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Processor {
-    /// Find the heart beats in ecg.wave and publish them, and the heart rate, on ecg.params; or in a file
+    /// Find heart beats in ecg.wave and publish them with the heart rate on ecg.params, or analyse a file
     Ecg(EcgArgs),
 }
 
 /// Options of `tickcast process ecg`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct EcgArgs {
-    /// Server: HOST:PORT, or ws://HOST:PORT/ws
-    #[arg(long, value_name = "ADDRESS", env = "TICKCAST_SERVER", default_value = "127.0.0.1:9400")]
-    pub server: String,
-    /// Identity, if this client is to have one: decides which shard serves it, and may replace an older connection
-    #[arg(long, value_name = "ID")]
-    pub client: Option<String>,
-    /// Print one JSON object for each beat, rate, gap and lost connection, each with an "op"
+    /// The server.
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Print JSON: one object for each beat, rate, gap and lost connection
     #[arg(long)]
     pub json: bool,
-    /// Analyse a record instead: its WFDB header, with its data in format 212 or 16 beside it. Nothing is published
+    /// Analyse a WFDB record (format 212 or 16) instead, given its header; nothing is published
     #[arg(long, value_name = "FILE.hea")]
     pub file: Option<PathBuf>,
-    /// The record's signal, counted from 0
+    /// Signal of the record, counted from 0
     #[arg(long, value_name = "N", default_value_t = 0, requires = "file")]
     pub signal: usize,
-    /// Score the beats against an expert's, in MIT format: how many of theirs were found within 150 ms, and how many
-    /// of those found are theirs
+    /// Score the beats found against annotations in MIT format: sensitivity and positive predictivity, within 150 ms
     #[arg(long, value_name = "FILE.atr", requires = "file")]
     pub annotations: Option<PathBuf>,
 }
 
-/// Runs `tickcast process`: a file to its end, a stream until SIGINT or SIGTERM.
+/// Runs `tickcast process`: a file to its end, a live wave until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// [`CommandError`]; none when the output's reader went away.
+/// [`CommandError`]. None if the output's reader exits.
 pub fn process(args: &ProcessArgs) -> Result<(), CommandError> {
     let Processor::Ecg(args) = &args.processor;
     let mut out = io::stdout().lock();
@@ -93,43 +89,43 @@ pub fn process(args: &ProcessArgs) -> Result<(), CommandError> {
     }
 }
 
-/// What of an event matters here, owned: the borrow of the client ends before it publishes.
-enum Step {
+/// What handling an event did; owned, so that the borrow of the client ends before it publishes.
+enum Handled {
+    /// There are findings to report and publish.
     Found,
-    Told,
+    /// Lines were written.
+    Reported,
     Nothing,
 }
 
-/// Follows the wave of a server until `stop` is set. Beats of before a lost connection and after it are found in what
-/// the server still has; what it has not is told as a gap.
+/// Follows a server's wave until `stop` is set. Beats around a lost connection are found in the history that the server
+/// retains; samples that it no longer has are reported as a gap.
 fn process_stream(args: &EcgArgs, out: &mut impl Write, stop: &StopFlag) -> Result<(), CommandError> {
-    let address = Address::parse(&args.server)?;
-    let session_options = session_options(&address, &args.client);
-    let mut client =
-        ReconnectingClient::connect_with(&address, &session_options, ReconnectOptions::default())?;
-    // The description first: what comes before it cannot be analysed.
+    let (address, options) = args.server.parse()?;
+    let mut client = ReconnectingClient::connect_with(&address, &options, ReconnectOptions::default())?;
+    // Subscribe to the description first: samples before it cannot be analysed.
     let latest = SubscribeOptions { from: From::Latest, ..SubscribeOptions::default() };
     let requests = [
         (client.subscribe_with(INFO_TOPIC, latest)?, INFO_TOPIC),
         (client.subscribe(WAVE_TOPIC)?, WAVE_TOPIC),
     ];
     let mut follower = Follower::default();
-    let mut output = Output { out, json: args.json, complaints: 0 };
+    let mut output = Output { out, json: args.json, problems: 0 };
     let mut found = Vec::new();
     while !stop.is_set() {
-        let Some(event) = client.next_event(Some(LOOK_AGAIN))? else { continue };
-        let step = handle(event, &requests, &mut follower, &mut found, &mut output)?;
-        if matches!(step, Step::Found) {
+        let Some(event) = client.next_event(Some(STOP_CHECK_INTERVAL))? else { continue };
+        let handled = handle(event, &requests, &mut follower, &mut found, &mut output)?;
+        if matches!(handled, Handled::Found) {
             for finding in found.drain(..) {
                 output.finding(&finding)?;
                 publish(&mut client, &finding, &mut output)?;
             }
         }
-        if !matches!(step, Step::Nothing) {
+        if !matches!(handled, Handled::Nothing) {
             output.flush()?;
         }
     }
-    // What was found is told and sent: how the goodbye goes changes nothing.
+    // All findings are reported and sent, so a failed close changes nothing.
     let _ = client.close();
     Ok(())
 }
@@ -140,61 +136,62 @@ fn handle(
     follower: &mut Follower,
     found: &mut Vec<Finding>,
     output: &mut Output<'_, impl Write>,
-) -> Result<Step, CommandError> {
+) -> Result<Handled, CommandError> {
     match event {
         StreamEvent::Disconnected { reason, retry_in_ms, .. } => {
             let object = format!(
                 "{{\"op\":\"disconnected\",\"reason\":{},\"retry_in_ms\":{retry_in_ms}}}",
                 json::literal(reason)
             );
-            output.line(&object, format_args!("disconnected: {reason}; next attempt in {retry_in_ms} ms"))?;
+            output.line(&object, format_args!("disconnected: {reason}; reconnecting in {retry_in_ms} ms"))?;
         }
         StreamEvent::Reconnected => {
             output.line("{\"op\":\"reconnected\"}", format_args!("reconnected"))?;
         }
         StreamEvent::Event(Event::Tick(tick)) if tick.topic == INFO_TOPIC => {
             match follower.handle_info(tick.epoch, tick.payload) {
-                Ok(None) => return Ok(Step::Nothing),
+                Ok(None) => return Ok(Handled::Nothing),
                 Ok(Some(info)) => {
                     let (fs, signal, record) = (info.fs, &info.signal, &info.record);
                     let json = String::from_utf8(info.to_json()).unwrap_or_default();
                     let object = format!("{{\"op\":\"wave\",\"info\":{json}}}");
                     output.line(&object, format_args!("wave: {signal} of record {record}, {fs} Hz"))?;
                 }
-                Err(text) => output.complain(INFO_TOPIC, tick.sequence.0, &text)?,
+                Err(text) => output.problem(INFO_TOPIC, tick.sequence.0, &text)?,
             }
         }
         StreamEvent::Event(Event::Tick(tick)) if tick.topic == WAVE_TOPIC => {
             let (epoch, time_ns) = (tick.epoch, tick.producer_time_ns);
             if let Err(text) = follower.handle_wave(epoch, time_ns, tick.payload, found) {
-                output.complain(WAVE_TOPIC, tick.sequence.0, &text)?;
-                return Ok(Step::Told);
+                output.problem(WAVE_TOPIC, tick.sequence.0, &text)?;
+                return Ok(Handled::Reported);
             }
-            return Ok(if found.is_empty() { Step::Nothing } else { Step::Found });
+            return Ok(if found.is_empty() { Handled::Nothing } else { Handled::Found });
         }
-        // What it means for the samples follows from the next batch's time, and is told then.
+        // The time of the next batch tells which samples are missing; they are reported then.
         StreamEvent::Event(Event::Gap { topic, from, to, .. } | Event::Conflated { topic, from, to, .. })
             if topic == WAVE_TOPIC =>
         {
             let object = format!("{{\"op\":\"lost\",\"topic\":\"{topic}\",\"from\":{from},\"to\":{to}}}");
-            output.line(&object, format_args!("lost: {topic} [{from}, {to}): {} batches", to - from))?;
+            output.line(&object, format_args!("lost: {topic}, batches [{from}, {to})"))?;
         }
         StreamEvent::Event(Event::Recovered { topic, recovered: false, .. }) if topic == WAVE_TOPIC => {
             let object = format!("{{\"op\":\"lost\",\"topic\":\"{topic}\",\"from\":null,\"to\":null}}");
-            output.line(&object, format_args!("lost: {topic}: the server no longer has what was missed"))?;
+            output
+                .line(&object, format_args!("lost: {topic}: the server no longer has the missed batches"))?;
         }
         StreamEvent::Event(Event::Error { request, code, text }) => {
             if let Some((_, topic)) = requests.iter().find(|(number, _)| *number == request) {
                 return Err(CommandError::Refused { what: format!("{topic:?}"), text: text.into(), code });
             }
-            output.complain(PARAMS_TOPIC, 0, &format!("not published: {text} (code {code})"))?;
+            output.problem(PARAMS_TOPIC, 0, &format!("not published: {text} (code {code})"))?;
         }
-        StreamEvent::Event(_) => return Ok(Step::Nothing),
+        StreamEvent::Event(_) => return Ok(Handled::Nothing),
     }
-    Ok(Step::Told)
+    Ok(Handled::Reported)
 }
 
-/// Publishes a finding, or tells that there is no connection to.
+/// Publishes a finding, or reports that there is no connection.
 fn publish(
     client: &mut ReconnectingClient,
     finding: &Finding,
@@ -211,7 +208,7 @@ fn publish(
         ..PublishRequest::default()
     };
     if !client.publish(request)? {
-        output.complain(PARAMS_TOPIC, 0, "not published: there is no connection")?;
+        output.problem(PARAMS_TOPIC, 0, "not published: not connected")?;
     }
     Ok(())
 }
@@ -220,7 +217,7 @@ fn publish(
 struct Output<'a, W> {
     out: &'a mut W,
     json: bool,
-    complaints: u64,
+    problems: u64,
 }
 
 impl<W: Write> Output<'_, W> {
@@ -249,26 +246,25 @@ impl<W: Write> Output<'_, W> {
             Finding::Rate(bpm) => {
                 let object = format!("{{\"op\":\"rate\",{fields}");
                 match bpm {
-                    None => self.line(&object, format_args!("heart rate: none, no beat for a while")),
-                    Some(bpm) => self.line(&object, format_args!("heart rate: {bpm:.1} a minute")),
+                    None => self.line(&object, format_args!("heart rate: unknown, no recent beat")),
+                    Some(bpm) => self.line(&object, format_args!("heart rate: {bpm:.1} bpm")),
                 }
             }
             Finding::Gap { from, to } => self.line(
                 &format!("{{\"op\":\"gap\",\"from\":{from},\"to\":{to}}}"),
-                format_args!(
-                    "gap: samples [{from}, {to}) did not come: the detector begins anew behind them"
-                ),
+                format_args!("gap: samples [{from}, {to}) are missing; the detector restarts after them"),
             ),
         }
     }
 
-    /// Anyone may publish on these topics: what is wrong is told, but not without end.
-    fn complain(&mut self, topic: &str, sequence: u64, text: &str) -> Result<(), CommandError> {
-        self.complaints += 1;
-        if self.complaints > COMPLAINTS_MAX + 1 {
+    /// Reports a bad tick or a failed publish. Anyone may publish on these topics, so the number of reports is bounded.
+    fn problem(&mut self, topic: &str, sequence: u64, text: &str) -> Result<(), CommandError> {
+        self.problems += 1;
+        if self.problems > PROBLEMS_SHOWN_MAX + 1 {
             return Ok(());
         }
-        let last = if self.complaints > COMPLAINTS_MAX { "; no more of this kind is told" } else { "" };
+        let last =
+            if self.problems > PROBLEMS_SHOWN_MAX { "; further problems are not reported" } else { "" };
         let object = format!(
             "{{\"op\":\"bad\",\"topic\":\"{topic}\",\"seq\":{sequence},\"text\":{}}}",
             json::literal(&format!("{text}{last}"))

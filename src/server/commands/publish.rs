@@ -1,4 +1,4 @@
-//! `tickcast pub`: one tick, or a tick a line.
+//! `tickcast pub`: publishes one tick, or one for each line of standard input.
 
 use std::{
     io::{self, BufRead, BufReader, ErrorKind, Read, Write},
@@ -6,45 +6,47 @@ use std::{
     time::Duration,
 };
 
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+
 use crate::{
     clock,
-    commands::{CommandError, connect},
+    commands::{CommandError, ServerArgs},
     limits::FRAME_BYTES_MAX_HIGHEST,
 };
-use tickcast_client::{Address, Client, ClientError, Event, PublishRequest, RequestError};
+use tickcast_client::{Client, ClientError, Event, PublishRequest, RequestError};
 
-/// Time for the server to say that it has taken everything.
-const BARRIER_DEADLINE_MS: u64 = 10_000;
-/// Refused lines that are reported one by one; the rest are counted.
-const REFUSALS_SHOWN_MAX: u64 = 10;
-/// Longest line read: no server takes more. Memory is bounded by it.
+/// Time for the server to confirm that it has processed everything.
+const BARRIER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Rejected lines that are reported one by one; further ones are only counted.
+const REJECTIONS_SHOWN_MAX: u64 = 10;
+/// Bytes of a line that are kept: no server accepts more.
 const LINE_BYTES_MAX: usize = FRAME_BYTES_MAX_HIGHEST;
 /// Bytes of standard input read in one call.
 const READ_BYTES: usize = 64 << 10;
 
-/// Publish one tick, or each line of standard input as one
+/// Publish one tick, or one for each line of standard input
 #[derive(Clone, Debug, clap::Args)]
 pub struct PubArgs {
-    /// Topic to publish to, without wildcards
+    /// Topic to publish to; no wildcards
     pub topic: String,
-    /// The payload; `-` publishes each line of standard input
+    /// Payload; `-` publishes each line of standard input
     #[arg(allow_hyphen_values = true)]
     pub data: String,
-    /// What the tick is about within its topic, a price level say: of each key the newest survives conflation. 0: none
+    /// Key within the topic, such as a price level: conflation keeps the newest tick of each key; 0 means none
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub key: u64,
-    /// Server: HOST:PORT, or ws://HOST:PORT/ws
-    #[arg(long, value_name = "ADDRESS", env = "TICKCAST_SERVER", default_value = "127.0.0.1:9400")]
-    pub server: String,
-    /// Identity, if this client is to have one: decides which shard serves it, and may replace an older connection
-    #[arg(long, value_name = "ID")]
-    pub client: Option<String>,
+    /// The server.
+    #[command(flatten)]
+    pub server: ServerArgs,
 }
 
-/// Runs `tickcast pub`. `Ok` means that the server has taken every tick.
+/// Runs `tickcast pub`. `Ok` means that the server has processed every tick.
 ///
 /// # Errors
-/// [`CommandError`]; what the server refused was reported on standard error.
+/// [`CommandError`]; rejected lines were reported on standard error.
 pub fn publish(args: &PubArgs) -> Result<(), CommandError> {
     let input = io::stdin();
     publish_from_either(args, input.lock(), Some(input.as_fd()), &mut io::stderr().lock())
@@ -58,15 +60,16 @@ pub fn publish_from(args: &PubArgs, input: impl Read, notices: &mut impl Write) 
     publish_from_either(args, input, None, notices)
 }
 
-/// [`publish_from`] with the descriptor that `input` reads from: while no line comes, the server is answered.
+/// [`publish_from`] with the descriptor that `input` reads from: while no line arrives, the client answers the server.
 pub(super) fn publish_from_either(
     args: &PubArgs,
     input: impl Read,
     descriptor: Option<BorrowedFd<'_>>,
     notices: &mut impl Write,
 ) -> Result<(), CommandError> {
+    let (address, options) = args.server.parse()?;
     let mut publisher = Publisher {
-        client: connect(&Address::parse(&args.server)?, &args.client)?,
+        client: Client::connect_with(&address, &options)?,
         topic: &args.topic,
         key: args.key,
         notices,
@@ -88,7 +91,7 @@ struct Publisher<'a, W> {
     topic: &'a str,
     key: u64,
     notices: &'a mut W,
-    /// Request and line of the first tick sent: requests and lines count on together from there.
+    /// Request number and line number of the first tick: both increase together from there.
     first_request: Option<(u32, u64)>,
     lines: u64,
     refused: u64,
@@ -110,7 +113,7 @@ impl<W: Write> Publisher<'_, W> {
         Ok(())
     }
 
-    /// Reads a line without its end; of one that is too long only as much as shows that. `false`: there is none.
+    /// Reads a line without its line break, and of an overlong one only the first bytes; returns `false` at the end.
     fn read_line(
         &mut self,
         input: &mut BufReader<impl Read>,
@@ -120,10 +123,10 @@ impl<W: Write> Publisher<'_, W> {
         line.clear();
         loop {
             if input.buffer().is_empty() {
-                // The next read may wait for ever: what was read so far must not wait with it, nor a ping.
+                // The next read may block for long: send what was read so far, and keep answering pings.
                 self.flush()?;
                 while let Some(descriptor) = descriptor
-                    && !self.client.wait_readable_or(descriptor)?
+                    && !self.wait_for_input(descriptor)?
                 {
                     self.flush()?;
                 }
@@ -147,6 +150,18 @@ impl<W: Write> Publisher<'_, W> {
         }
     }
 
+    /// Waits until the server has sent something or `input` is readable; returns whether `input` is, or has ended.
+    fn wait_for_input(&self, input: BorrowedFd<'_>) -> Result<bool, CommandError> {
+        let mut server = PollFlags::POLLIN;
+        server.set(PollFlags::POLLOUT, !self.client.connection().poll_transmit().is_empty());
+        let mut waited = [PollFd::new(self.client.as_fd(), server), PollFd::new(input, PollFlags::POLLIN)];
+        match poll(&mut waited, PollTimeout::NONE) {
+            Ok(_) => Ok(waited[1].any().unwrap_or(true)),
+            Err(Errno::EINTR) => Ok(false),
+            Err(errno) => Err(CommandError::Input(errno.into())),
+        }
+    }
+
     fn publish(&mut self, payload: &[u8]) -> Result<(), CommandError> {
         self.lines += 1;
         let publish = PublishRequest {
@@ -156,7 +171,7 @@ impl<W: Write> Publisher<'_, W> {
             key: self.key,
             ..PublishRequest::default()
         };
-        match self.client.publish_later(publish) {
+        match self.client.publish_buffered(publish) {
             Ok(request) => {
                 self.first_request.get_or_insert((request, self.lines));
                 Ok(())
@@ -164,7 +179,7 @@ impl<W: Write> Publisher<'_, W> {
             Err(ClientError::Request(
                 error @ (RequestError::TooLarge { .. } | RequestError::NameLength(_)),
             )) => {
-                // A refused request used a number up as well, so lines and requests stay in step.
+                // A rejected request uses up a number too, so lines and requests stay in step.
                 let line = self.lines;
                 self.report(Some(line), &error.to_string());
                 Ok(())
@@ -173,15 +188,15 @@ impl<W: Write> Publisher<'_, W> {
         }
     }
 
-    /// Sends what is queued and reports what the server refused so far.
+    /// Sends what is queued and reports what the server has rejected so far.
     fn flush(&mut self) -> Result<(), CommandError> {
         self.client.flush()?;
         loop {
             match self.client.next_event(Some(Duration::ZERO))? {
                 None => return Ok(()),
                 Some(event) => {
-                    let taken = Answer::from(event);
-                    self.take(taken)?;
+                    let answer = Answer::from(event);
+                    self.handle_answer(answer)?;
                 }
             }
         }
@@ -189,19 +204,19 @@ impl<W: Write> Publisher<'_, W> {
 
     fn finish(mut self) -> Result<(), CommandError> {
         let token = self.client.ping()?;
-        let deadline_ns = clock::monotonic_ns() + BARRIER_DEADLINE_MS * 1_000_000;
+        let deadline_ns = clock::monotonic_ns() + BARRIER_TIMEOUT.as_nanos() as u64;
         loop {
             let left = Duration::from_nanos(deadline_ns.saturating_sub(clock::monotonic_ns()));
             let Some(event) = self.client.next_event(Some(left))? else {
-                let what = "answer to a ping";
-                return Err(ClientError::TimedOut { what, waited_ms: BARRIER_DEADLINE_MS }.into());
+                let awaited = "answer to a ping";
+                return Err(ClientError::TimedOut { awaited, waited: BARRIER_TIMEOUT }.into());
             };
             match Answer::from(event) {
                 Answer::Pong(pong) if pong == token => break,
-                answer => self.take(answer)?,
+                answer => self.handle_answer(answer)?,
             }
         }
-        // Everything is taken: how the goodbye goes changes nothing.
+        // The server has processed everything, so a failed close changes nothing.
         let _ = self.client.close();
         match self.refused {
             0 => Ok(()),
@@ -209,7 +224,7 @@ impl<W: Write> Publisher<'_, W> {
         }
     }
 
-    fn take(&mut self, answer: Answer) -> Result<(), CommandError> {
+    fn handle_answer(&mut self, answer: Answer) -> Result<(), CommandError> {
         match answer {
             Answer::Refused { request, code, text } => {
                 let line = self
@@ -230,19 +245,19 @@ impl<W: Write> Publisher<'_, W> {
 
     fn report(&mut self, line: Option<u64>, text: &str) {
         self.refused += 1;
-        // Where standard error is closed nobody reads reports; the exit status still tells.
+        // If standard error is closed, nobody reads reports; the exit status still tells.
         let _ = match (self.refused, line) {
-            (1..=REFUSALS_SHOWN_MAX, Some(line)) => writeln!(self.notices, "line {line}: {text}"),
-            (1..=REFUSALS_SHOWN_MAX, None) => writeln!(self.notices, "{text}"),
-            (refused, _) if refused == REFUSALS_SHOWN_MAX + 1 => {
-                writeln!(self.notices, "more lines were refused; they are counted, not shown")
+            (1..=REJECTIONS_SHOWN_MAX, Some(line)) => writeln!(self.notices, "line {line}: {text}"),
+            (1..=REJECTIONS_SHOWN_MAX, None) => writeln!(self.notices, "{text}"),
+            (refused, _) if refused == REJECTIONS_SHOWN_MAX + 1 => {
+                writeln!(self.notices, "further lines were not published; they are counted but not shown")
             }
             _ => Ok(()),
         };
     }
 }
 
-/// What of an event matters here, owned: the borrow of the client ends.
+/// The parts of an event that matter here, owned, so that the borrow of the client ends.
 enum Answer {
     Pong(u64),
     Refused { request: u32, code: u16, text: String },

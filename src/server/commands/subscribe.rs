@@ -1,4 +1,4 @@
-//! `tickcast sub`: ticks as lines.
+//! `tickcast sub`: prints ticks, one line each.
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -9,81 +9,73 @@ use std::{
 use clap::ValueEnum;
 
 use crate::commands::{
-    CommandError,
+    CommandError, ServerArgs,
     append::AppendFile,
-    lines::{FILE_WRITE_BYTES_MAX, Lines, Notice, PIPE_WRITE_BYTES_MAX, Style},
-    session_options,
+    lines::{FILE_WRITE_BYTES_MAX, Format, LineWriter, Notice, PIPE_WRITE_BYTES_MAX},
 };
 use tickcast_client::{
-    Address, Event, Positions, ReconnectOptions, ReconnectingClient, StreamEvent, SubscribeOptions,
+    Event, Positions, ReconnectOptions, ReconnectingClient, StreamEvent, SubscribeOptions,
 };
 use tickcast_proto::{
-    Encoding,
+    WireFormat,
     subscription::{self, BadOption, Delivery, From, Policy, Position},
 };
 
-/// Print the ticks of one or more patterns, a line each: topic, sequence, payload
+/// Print the ticks of one or more patterns, one line each: topic, sequence, payload
 #[derive(Clone, Debug, clap::Args)]
 pub struct SubArgs {
-    /// Topics to take: `*` matches one token, `>` the rest
+    /// Topics to subscribe to; `*` matches one token, `>` all that follow
     #[arg(required = true, value_name = "PATTERN")]
     pub patterns: Vec<String>,
-    /// Print one JSON object a tick: topic, seq, ts, data (base64 where the payload is not JSON). What was left out
-    /// and lost connections are objects with an "op" among them, instead of notices on standard error
+    /// Print JSON: one object for each tick, skipped range and lost connection
     #[arg(long)]
     pub json: bool,
-    /// Server: HOST:PORT, or ws://HOST:PORT/ws
-    #[arg(long, value_name = "ADDRESS", env = "TICKCAST_SERVER", default_value = "127.0.0.1:9400")]
-    pub server: String,
-    /// Identity, if this client is to have one: decides which shard serves it, and may replace an older connection
-    #[arg(long, value_name = "ID")]
-    pub client: Option<String>,
-    /// End after this many ticks
+    /// The server.
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Exit after N ticks
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
-    /// What becomes of ticks while this client is behind: conflate (the newest survives), drop (the oldest go) or
-    /// disconnect (none goes, up to a bound) [default: the topic's]
+    /// While this client lags: conflate (keep the newest tick), drop (discard the oldest) or disconnect
+    /// [default: the topic's policy]
     #[arg(long, value_name = "POLICY")]
     pub policy: Option<Policy>,
-    /// Ticks a second of each topic at most, 0.001 to 1000; the newest stands for the ones between
-    #[arg(long = "max-rate", value_name = "RATE", value_parser = interval_us)]
+    /// Highest rate of each topic, 0.001 to 1000; ticks in between are conflated
+    #[arg(long = "max-rate", value_name = "TICKS_PER_S", value_parser = interval_us)]
     pub interval_us: Option<u32>,
-    /// Where to begin; places in the --append file come before it
-    #[arg(long, value_enum, value_name = "WHERE", default_value_t = Beginning::Live)]
-    pub from: Beginning,
-    /// End when the connection is lost, instead of connecting again and going on after the last tick
+    /// Where to start; positions in the --append file take precedence
+    #[arg(long, value_enum, value_name = "START", default_value_t = StartFrom::Live)]
+    pub from: StartFrom,
+    /// Exit when the connection is lost instead of reconnecting and resuming
     #[arg(long)]
     pub no_reconnect: bool,
-    /// Append each tick to FILE instead of printing it, as a JSON line with its epoch. A start with the same FILE
-    /// cuts off a torn last line and goes on after the ticks that are in it: each is there once, whenever this
-    /// process was killed (a crash of the machine may lose the last ones). Reads the whole file at the start
+    /// Append ticks to FILE as JSON lines; when FILE exists, resume after its last tick
     #[arg(long, value_name = "FILE")]
     pub append: Option<PathBuf>,
 }
 
 impl SubArgs {
-    /// The defaults for one pattern: what `tickcast sub PATTERN --server SERVER` says.
+    /// The defaults of `tickcast sub PATTERN --server SERVER`.
     pub fn new(pattern: &str, server: &str) -> SubArgs {
         SubArgs {
             patterns: vec![pattern.into()],
             json: false,
-            server: server.into(),
-            client: None,
+            server: ServerArgs::new(server),
             count: None,
             policy: None,
             interval_us: None,
-            from: Beginning::Live,
+            from: StartFrom::Live,
             no_reconnect: false,
             append: None,
         }
     }
 
-    /// How the patterns are asked for, of a server with this epoch.
+    /// The options of each subscription, for a server with this epoch.
     fn options(&self, server_epoch: Option<u64>) -> SubscribeOptions {
         let from = match self.from {
-            Beginning::Live => From::Live,
-            Beginning::Latest => From::Latest,
-            Beginning::Beginning => {
+            StartFrom::Live => From::Live,
+            StartFrom::Latest => From::Latest,
+            StartFrom::Beginning => {
                 From::Position(Position { epoch: server_epoch.unwrap_or(0), sequence: 0 })
             }
         };
@@ -92,14 +84,14 @@ impl SubArgs {
     }
 }
 
-/// Where `tickcast sub` begins.
+/// Where `tickcast sub` starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Beginning {
+pub enum StartFrom {
     /// With the next tick
     Live,
-    /// With the newest tick of every topic and key
+    /// With the newest tick of each topic and key
     Latest,
-    /// With the first tick that the server keeps; what it no longer has is told as a gap
+    /// With the first tick the server retains; older ones are reported as a gap
     Beginning,
 }
 
@@ -107,11 +99,11 @@ fn interval_us(text: &str) -> Result<u32, BadOption> {
     subscription::interval_us(text.parse().map_err(|_| BadOption::MaxRate(text.into()))?)
 }
 
-/// Runs `tickcast sub` on standard output until the count is reached, the reader of the output goes, or the server
-/// closes for good.
+/// Runs `tickcast sub` on standard output until the count is reached, the output's reader exits, or the server closes the
+/// connection for good.
 ///
 /// # Errors
-/// [`CommandError`]; none when the output's reader went away, which is how `| head` ends it.
+/// [`CommandError`]. None if the output's reader exits, as `| head` does.
 pub fn subscribe(args: &SubArgs) -> Result<(), CommandError> {
     subscribe_to(args, &mut io::stdout().lock(), &mut io::stderr().lock())
 }
@@ -127,11 +119,11 @@ pub fn subscribe_to(
 ) -> Result<(), CommandError> {
     if let Some(path) = &args.append {
         let AppendFile { mut file, positions } = AppendFile::open(path)?;
-        let mut lines = Lines::new(&mut file, notices, Style::Append, FILE_WRITE_BYTES_MAX);
+        let mut lines = LineWriter::new(&mut file, notices, Format::Append, FILE_WRITE_BYTES_MAX);
         return run(args, positions, &mut lines);
     }
-    let style = if args.json { Style::Json } else { Style::Text };
-    let mut lines = Lines::new(out, notices, style, PIPE_WRITE_BYTES_MAX);
+    let format = if args.json { Format::Json } else { Format::Text };
+    let mut lines = LineWriter::new(out, notices, format, PIPE_WRITE_BYTES_MAX);
     match run(args, Positions::new(), &mut lines) {
         Err(CommandError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => result,
@@ -141,33 +133,31 @@ pub fn subscribe_to(
 fn run(
     args: &SubArgs,
     positions: Positions,
-    lines: &mut Lines<'_, impl Write, impl Write>,
+    lines: &mut LineWriter<'_, impl Write, impl Write>,
 ) -> Result<(), CommandError> {
     if args.count == Some(0) {
         return Ok(());
     }
-    let address = Address::parse(&args.server)?;
-    // Raw carries no topic, and JSON no ingest time: both say less than a line needs.
+    let (address, options) = args.server.parse()?;
     debug_assert!(
-        matches!(address.encoding, Encoding::Native | Encoding::WebSocketRkyv),
-        "what Address gives"
+        matches!(address.encoding, WireFormat::TCP_NATIVE | WireFormat::WEBSOCKET_NATIVE),
+        "Address gives these two; raw carries no topic for a line"
     );
-    let options = ReconnectOptions { reconnect: !args.no_reconnect, ..ReconnectOptions::default() };
-    let session_options = session_options(&address, &args.client);
+    let reconnect = ReconnectOptions { reconnect: !args.no_reconnect, ..ReconnectOptions::default() };
     let mut client =
-        ReconnectingClient::connect_with(&address, &session_options, options)?.with_positions(positions);
+        ReconnectingClient::connect_with(&address, &options, reconnect)?.with_positions(positions);
     let mut requests = Vec::with_capacity(args.patterns.len());
     for pattern in &args.patterns {
         let options = args.options(client.server_epoch());
         requests.push((client.subscribe_with(pattern, options)?, pattern));
     }
     let result = print(args.count, &mut client, &requests, lines);
-    // What came before the end is written whatever the end was; but what failed half-way would be there twice.
+    // Write the remaining lines whatever ended the loop, except after a failed write, which would write lines twice.
     if !matches!(result, Err(CommandError::Output(_))) {
         lines.flush()?;
     }
     result?;
-    // The ticks are printed: how the goodbye goes changes nothing.
+    // The ticks are printed, so a failed close changes nothing.
     let _ = client.close();
     Ok(())
 }
@@ -176,11 +166,11 @@ fn print(
     count: Option<u64>,
     client: &mut ReconnectingClient,
     requests: &[(u32, &String)],
-    lines: &mut Lines<'_, impl Write, impl Write>,
+    lines: &mut LineWriter<'_, impl Write, impl Write>,
 ) -> Result<(), CommandError> {
     let mut printed = 0u64;
     loop {
-        // Nothing waits here while there is nothing to read.
+        // Before blocking, write the lines of all that was received.
         let timeout = if lines.is_empty() { None } else { Some(Duration::ZERO) };
         let event = match client.next_event(timeout)? {
             None => {
@@ -188,12 +178,12 @@ fn print(
                 continue;
             }
             Some(StreamEvent::Disconnected { reason, code, retry_in_ms }) => {
-                lines.tell(&Notice::Disconnected { reason, code, retry_in_ms })?;
+                lines.notice(&Notice::Disconnected { reason, code, retry_in_ms })?;
                 lines.flush()?;
                 continue;
             }
             Some(StreamEvent::Reconnected) => {
-                lines.tell(&Notice::Reconnected)?;
+                lines.notice(&Notice::Reconnected)?;
                 continue;
             }
             Some(StreamEvent::Event(event)) => event,
@@ -202,7 +192,7 @@ fn print(
             Event::Tick(tick) => {
                 if tick.missed > 0 {
                     let (from, to) = (tick.sequence.0 - tick.missed, tick.sequence.0);
-                    lines.tell(&Notice::Missed { topic: tick.topic, epoch: tick.epoch, from, to })?;
+                    lines.notice(&Notice::Missed { topic: tick.topic, epoch: tick.epoch, from, to })?;
                 }
                 lines.tick(&tick)?;
                 printed += 1;
@@ -211,14 +201,14 @@ fn print(
                 }
             }
             Event::Conflated { topic, epoch, from, to, .. } => {
-                lines.tell(&Notice::Conflated { topic, epoch, from, to })?;
+                lines.notice(&Notice::Conflated { topic, epoch, from, to })?;
             }
             Event::Gap { topic, epoch, from, to, .. } => {
-                lines.tell(&Notice::Gap { topic, epoch, from, to })?;
+                lines.notice(&Notice::Gap { topic, epoch, from, to })?;
             }
-            Event::Recovered { topic, topic_id, place, epoch, sequence, recovered } => {
+            Event::Recovered { topic, topic_id, requested, epoch, sequence, recovered } => {
                 let exists = topic_id.0 != 0;
-                lines.tell(&Notice::Recovered { topic, exists, place, epoch, sequence, recovered })?;
+                lines.notice(&Notice::Recovered { topic, exists, requested, epoch, sequence, recovered })?;
             }
             Event::Error { request, code, text } => {
                 let what = requests.iter().find(|(number, _)| *number == request);

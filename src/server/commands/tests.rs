@@ -1,14 +1,14 @@
 use std::{io::Write, os::fd::AsFd};
 
 use super::{append::tests::Scratch, *};
-use tickcast_client::script::{Peer, serve, serve_each};
+use tickcast_client::scripted_server::{Peer, serve, serve_each};
 use tickcast_proto::{frame::Kind, ids::TopicId, reply::Reply};
 
 fn sub(server: String, json: bool, count: Option<u64>) -> SubArgs {
     SubArgs { json, count, no_reconnect: true, ..SubArgs::new("a.>", &server) }
 }
 
-/// What `sub` does, prints and notes.
+/// Runs `sub`; returns its result, output and notices.
 fn run_sub(args: &SubArgs) -> (Result<(), CommandError>, String, String) {
     let (mut out, mut notices) = (Vec::new(), Vec::new());
     let result = subscribe_to(args, &mut out, &mut notices);
@@ -16,14 +16,14 @@ fn run_sub(args: &SubArgs) -> (Result<(), CommandError>, String, String) {
 }
 
 fn run_pub(server: String, data: &str, input: &[u8]) -> (Result<(), CommandError>, String) {
-    let args = PubArgs { topic: "t".into(), data: data.into(), key: 0, server, client: None };
+    let args = PubArgs { topic: "t".into(), data: data.into(), key: 0, server: ServerArgs::new(&server) };
     let mut notices = Vec::new();
     let result = publish_from(&args, input, &mut notices);
     (result, String::from_utf8(notices).unwrap())
 }
 
-/// Ticks, and what is said of those that do not come.
-fn say_all(peer: &mut Peer) {
+/// Sends ticks, and announces those it skips.
+fn send_all(peer: &mut Peer) {
     peer.welcome();
     peer.subscribed();
     peer.tick(1, b"{\"p\":\n1.10}");
@@ -36,22 +36,22 @@ fn say_all(peer: &mut Peer) {
 }
 
 #[test]
-fn sub_prints_a_line_a_tick_notes_what_is_left_out_and_ends_at_the_count() {
-    let (address, server) = serve(say_all);
+fn sub_prints_a_line_per_tick_reports_skipped_ranges_and_exits_at_the_count() {
+    let (address, server) = serve(send_all);
     let (result, out, notices) = run_sub(&sub(address, false, Some(3)));
     result.unwrap();
     assert_eq!(out, "a.b 1 {\"p\":\\n1.10}\na.b 4 \u{fffd}\\u{1b}[2J\tx\na.b 6 7\n");
     assert_eq!(
         notices,
-        "gap: a.b [2, 3): 1 ticks lost\nmissed: a.b [3, 4): 1 ticks neither came nor were announced as lost\n\
-         conflated: a.b [5, 6): the next tick stands for 1\n"
+        "gap: a.b [2, 3): 1 tick lost\nmissed: a.b [3, 4): 1 tick neither delivered nor announced as lost\n\
+         conflated: a.b [5, 6): 1 tick replaced by the next one\n"
     );
     server.join().unwrap();
 }
 
 #[test]
-fn sub_json_says_everything_in_order_on_standard_output() {
-    let (address, server) = serve(say_all);
+fn sub_json_prints_everything_in_order_on_standard_output() {
+    let (address, server) = serve(send_all);
     let (result, out, notices) = run_sub(&sub(address, true, Some(3)));
     result.unwrap();
     let expected = [
@@ -68,7 +68,7 @@ fn sub_json_says_everything_in_order_on_standard_output() {
 }
 
 #[test]
-fn sub_comes_back_and_goes_on_after_its_last_tick() {
+fn sub_reconnects_and_resumes_after_its_last_tick() {
     let (address, server) = serve_each(vec![
         |peer| {
             peer.welcome_in(3);
@@ -94,11 +94,11 @@ fn sub_comes_back_and_goes_on_after_its_last_tick() {
 }
 
 #[test]
-fn sub_append_goes_on_where_its_file_ends() {
+fn sub_append_resumes_where_its_file_ends() {
     let scratch = Scratch::new("sub", "");
     let append = |address, count| SubArgs {
         append: Some(scratch.0.clone()),
-        from: Beginning::Beginning,
+        from: StartFrom::Beginning,
         ..sub(address, false, Some(count))
     };
     let (address, server) = serve_each(vec![
@@ -117,21 +117,21 @@ fn sub_append_goes_on_where_its_file_ends() {
             assert!(peer.command().contains("Position { epoch: 3, sequence: 7 }"));
             assert!(peer.command().contains("from: Resume"));
             peer.topic(3);
-            let place = |sequence, recovered| Reply::Recovered {
+            let answer = |sequence, recovered| Reply::Recovered {
                 topic_id: 5,
                 name: "a.b",
                 epoch: 3,
                 sequence,
                 recovered,
             };
-            peer.reply(place(10, false));
+            peer.reply(answer(10, false));
             peer.snapshot(10);
             while peer.next_frame().is_some() {}
         },
     ]);
     let (result, out, _) = run_sub(&append(address.clone(), 2));
     result.unwrap();
-    // Killed within a line.
+    // As if killed in the middle of a line.
     std::fs::write(&scratch.0, scratch.text() + "{\"topic\":\"a.b\",\"epoch\":3,\"se").unwrap();
     run_sub(&append(address, 1)).0.unwrap();
     let expected = [
@@ -144,12 +144,12 @@ fn sub_append_goes_on_where_its_file_ends() {
         "{\"topic\":\"a.b\",\"epoch\":3,\"seq\":10,\"ts\":0,\"snapshot\":true,\"data\":7}",
     ];
     assert_eq!(scratch.text().lines().collect::<Vec<_>>(), expected);
-    assert_eq!(out, "", "the file has it");
+    assert_eq!(out, "", "the file has all of it");
     server.join().unwrap();
 }
 
 #[test]
-fn sub_says_why_the_server_closed_or_refused() {
+fn sub_reports_why_the_server_closed_or_rejected() {
     let (address, server) = serve(|peer| {
         peer.welcome();
         peer.subscribed();
@@ -167,12 +167,12 @@ fn sub_says_why_the_server_closed_or_refused() {
         peer.error(request, "bad pattern");
     });
     let (result, ..) = run_sub(&sub(address, false, None));
-    assert_eq!(result.unwrap_err().to_string(), "the server refuses \"a.>\": bad pattern (code 101)");
+    assert_eq!(result.unwrap_err().to_string(), "the server rejected \"a.>\": bad pattern (code 101)");
     server.join().unwrap();
 }
 
 #[test]
-fn a_reader_that_goes_away_ends_sub_quietly() {
+fn sub_succeeds_when_the_reader_of_its_output_exits() {
     struct Gone;
     impl io::Write for Gone {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -193,7 +193,7 @@ fn a_reader_that_goes_away_ends_sub_quietly() {
 }
 
 #[test]
-fn pub_sends_each_line_and_ends_after_the_barrier() {
+fn pub_sends_each_line_and_exits_after_the_barrier() {
     let (address, server) = serve(|peer| {
         peer.welcome();
         let mut lines = Vec::new();
@@ -214,7 +214,7 @@ fn pub_sends_each_line_and_ends_after_the_barrier() {
 }
 
 #[test]
-fn pub_answers_the_server_while_it_waits_for_the_rest_of_a_line() {
+fn pub_answers_pings_while_it_waits_for_the_rest_of_a_line() {
     let (reader, mut writer) = io::pipe().unwrap();
     writer.write_all(b"one").unwrap();
     let (address, server) = serve(move |peer| {
@@ -228,14 +228,15 @@ fn pub_answers_the_server_while_it_waits_for_the_rest_of_a_line() {
         peer.pong(token);
         (answer, line)
     });
-    let args = PubArgs { topic: "a.b".into(), data: "-".into(), key: 0, server: address, client: None };
+    let server_args = ServerArgs::new(&address);
+    let args = PubArgs { topic: "a.b".into(), data: "-".into(), key: 0, server: server_args };
     publish::publish_from_either(&args, &reader, Some(reader.as_fd()), &mut Vec::new()).unwrap();
     let ((kind, token, _), line) = server.join().unwrap();
     assert_eq!((kind, token, &line[..]), (Kind::Pong, 7, &b"one line"[..]));
 }
 
 #[test]
-fn pub_names_the_lines_that_were_refused_and_sends_the_rest() {
+fn pub_reports_rejected_lines_and_sends_the_rest() {
     let (address, server) = serve(|peer| {
         peer.welcome();
         let mut taken = 0;
@@ -251,13 +252,13 @@ fn pub_names_the_lines_that_were_refused_and_sends_the_rest() {
     let huge = "x".repeat(300 << 10);
     let (result, notices) = run_pub(address, "-", format!("ok\n{huge}\nbad\nok\n").as_bytes());
     assert!(matches!(result, Err(CommandError::LinesRefused { refused: 2, lines: 4 })), "{result:?}");
-    assert!(notices.contains("line 2: a request of"), "{notices}");
+    assert!(notices.contains("line 2: the request is"), "{notices}");
     assert!(notices.contains("line 3: not this one (code 101)"), "{notices}");
     assert_eq!(server.join().unwrap(), 2);
 }
 
 #[test]
-fn pub_fails_when_the_server_closes_before_it_took_everything() {
+fn pub_fails_when_the_server_closes_before_processing_everything() {
     let (address, server) = serve(|peer| {
         peer.welcome();
         let (kind, _, payload) = peer.next_frame().unwrap();

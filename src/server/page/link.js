@@ -1,38 +1,40 @@
-// link.js: the connection to the server. It comes back by itself, as the server and its close codes ask, and never more
-// often than is polite; what to subscribe to is not its business.
+// link.js: the connection to the server. It reconnects with backoff unless the close code forbids it, and never before the
+// delay that the server asks for. It does not manage subscriptions.
 
 import { KIND, LayoutError, SUBPROTOCOL, hello, ping, pong, readFrames } from "./wire.js";
 
-/** Pauses between attempts: random within a bound that doubles, as tickcast's other clients wait. */
-const PAUSE_MS = 500;
-const PAUSE_MS_MAX = 20_000;
-/** A session that was up for so long begins with short pauses again. */
+/** Backoff between attempts, as in tickcast's other clients: a random delay below a limit that doubles each time. */
+const BACKOFF_MS = 500;
+const BACKOFF_MS_MAX = 20_000;
+/** A session that stayed up for this long resets the backoff. */
 const STABLE_MS = 10_000;
-/** The longest pause a server may ask for. */
-const WISH_MS_MAX = 900_000;
-/** 3504: not let in now; it asks for a pause of a second or more. */
-const NOT_LET_IN = 3504;
-const NOT_LET_IN_MS = 1_000;
+/** Longest delay that the server may ask for. */
+const RETRY_AFTER_MS_MAX = 900_000;
+/** Close code of a connection that was not admitted, and the shortest delay after it. */
+const NOT_ADMITTED = 3504;
+const NOT_ADMITTED_MS = 1_000;
 
 const PING_MS = 2_000;
-/** Pings after a welcome, ms: the first finds a page that is busy with its start. */
+/** Extra pings after a welcome, ms: the first round trips include the page's own startup. */
 const FIRST_PINGS_MS = [250, 500, 750];
-/** Nothing was heard for so long after a ping, or no welcome came: the connection is dead, whatever the browser thinks. */
+/** A connection is dead if no welcome, or nothing after a ping, arrives for this long. */
 const SILENCE_MS = 10_000;
-/** The timer was late by more: this page was asleep, and what waits for it is still to be read. */
-const ASLEEP_MS = 5_000;
-/** Round trips that the shortest is taken of. */
+/** A timer later than this means that the page was suspended: messages may still wait to be read. */
+const SUSPENDED_MS = 5_000;
+/** Round trips over which the minimum is taken. */
 const ROUND_TRIPS = 32;
 
-/** Whether a server that closed with this code wants its clients back. */
-function isWelcomeBack(code) {
-  return [0, 1001, 1005, 1006, 1012, 1013, NOT_LET_IN].includes(code) || (code >= 3000 && code < 3500);
+/** Whether clients should reconnect after this close code. */
+function mayReconnect(code) {
+  return [0, 1001, 1005, 1006, 1012, 1013, NOT_ADMITTED].includes(code) || (code >= 3000 && code < 3500);
 }
 
 /**
- * `handlers`: `welcome({epoch, session, server})`, `frame(frame, bytes)` for every other frame, `state(state, detail)` and
- * `woke(ms)`. States: `connecting`, `live`, `waiting` (detail: code, reason, at: when the next attempt is), `refused`
- * (code, reason: only a person can try again).
+ * A connection that reconnects.
+ *
+ * `handlers` has four functions: `welcome({epoch, session, server})`; `frame(frame, bytes)` for every other frame;
+ * `state(state, detail)`; `woke(ms)` after a suspension. The states are `connecting`, `live`, `waiting` (detail: `code`,
+ * `reason`, and `at`, the time of the next attempt) and `refused` (`code`, `reason`: only the user can retry).
  */
 export class Link {
   roundTripMs = NaN;
@@ -41,56 +43,56 @@ export class Link {
   #socket = null;
   #attempt = 0;
   #upSince = 0;
-  /** When this connection was begun. */
-  #begun = 0;
-  #retry = 0;
-  /** When the next attempt is, and when the server's wish for a pause ends: `Date.now()`, which goes on in a sleep. */
+  /** When this connection attempt started. */
+  #startedAt = 0;
+  #retryTimer = 0;
+  /** Time of the next attempt, and the earliest one the server allows. `Date.now()`: it advances while the machine sleeps. */
   #retryAt = 0;
-  #wishUntil = 0;
-  /** Why this page waits: `{code, reason}`. */
+  #retryAfter = 0;
+  /** Why the last connection ended: `{code, reason}`. */
   #detail = {};
   #closing = null;
   #token = 0;
   #pinged = new Map();
   #roundTrips = [];
   #silentSince = 0;
-  #noticed = performance.now();
-  #noticedWall = Date.now();
+  #checkedAt = performance.now();
+  #checkedAtWall = Date.now();
 
   constructor(url, handlers) {
     this.#url = url;
     this.#handlers = handlers;
-    setInterval(() => this.#look(), PING_MS);
-    // The network is back, or a person looks: no need to wait out a long pause.
-    addEventListener("online", () => this.#hurry());
-    document.addEventListener("visibilitychange", () => document.hidden || this.#hurry());
+    setInterval(() => this.#checkConnection(), PING_MS);
+    // Retry early when the network returns or the user looks at the page.
+    addEventListener("online", () => this.#retrySoon());
+    document.addEventListener("visibilitychange", () => document.hidden || this.#retrySoon());
   }
 
-  /** The shortest of the last round trips, ms; NaN before the first. */
+  /** Shortest recent round trip, ms; NaN before the first. */
   get shortestRoundTripMs() {
     return this.#roundTrips.length === 0 ? NaN : Math.min(...this.#roundTrips);
   }
 
   connect() {
-    clearTimeout(this.#retry);
-    this.#retry = 0;
+    clearTimeout(this.#retryTimer);
+    this.#retryTimer = 0;
     this.#closing = null;
     this.#pinged.clear();
     this.#roundTrips = [];
     this.#silentSince = 0;
     this.#upSince = 0;
-    this.#begun = performance.now();
-    this.#tell("state", "connecting", {});
+    this.#startedAt = performance.now();
+    this.#notify("state", "connecting", {});
     const socket = new WebSocket(this.#url, [SUBPROTOCOL]);
     socket.binaryType = "arraybuffer";
-    const ours = (handle) => (event) => socket === this.#socket && handle(event);
-    socket.onopen = ours(() => socket.send(hello("page")));
-    socket.onmessage = ours((event) => this.#message(event.data));
-    socket.onclose = ours((event) => this.#lost(event.code, event.reason));
+    const ifCurrent = (handle) => (event) => socket === this.#socket && handle(event);
+    socket.onopen = ifCurrent(() => socket.send(hello("page")));
+    socket.onmessage = ifCurrent((event) => this.#message(event.data));
+    socket.onclose = ifCurrent((event) => this.#lost(event.code, event.reason));
     this.#socket = socket;
   }
 
-  /** Tries at once: a person wants it. A connection that was not welcomed yet is given up for it. */
+  /** Reconnects immediately, on the user's request. Abandons a connection that has no welcome yet. */
   retry() {
     if (this.#upSince !== 0) return;
     const socket = this.#socket;
@@ -100,36 +102,36 @@ export class Link {
     this.connect();
   }
 
-  /** Sends; what is sent without a connection is lost, and is asked for again after the next welcome. */
+  /** Sends a frame. Without a connection it does nothing: the caller subscribes again after the next welcome. */
   send(bytes) {
     if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(bytes);
   }
 
   /**
-   * Tries soon, but not before the server wants to see anybody, and at a random time: the network is back for others
-   * too.
+   * Shortens the wait for the next attempt, but not below what the server asked for. The delay stays random, because the
+   * network returns for all clients at once.
    */
-  #hurry() {
-    if (this.#retry === 0) return;
+  #retrySoon() {
+    if (this.#retryTimer === 0) return;
     const now = Date.now();
-    const soon = Math.max(now, this.#wishUntil) + Math.random() * PAUSE_MS;
-    // The timer of before stood still in a sleep.
+    const soon = Math.max(now, this.#retryAfter) + Math.random() * BACKOFF_MS;
+    // Restart the timer even if the time stays the same: timers stop while the machine sleeps.
     const at = Math.min(soon, Math.max(now, this.#retryAt));
     this.#attempt = 0;
-    this.#wait(at - now);
-    this.#tell("state", "waiting", { ...this.#detail, at: performance.now() + at - now });
+    this.#retryIn(at - now);
+    this.#notify("state", "waiting", { ...this.#detail, at: performance.now() + at - now });
   }
 
-  #wait(pause) {
-    clearTimeout(this.#retry);
-    this.#retryAt = Date.now() + pause;
-    this.#retry = setTimeout(() => this.connect(), pause);
+  #retryIn(delay) {
+    clearTimeout(this.#retryTimer);
+    this.#retryAt = Date.now() + delay;
+    this.#retryTimer = setTimeout(() => this.connect(), delay);
   }
 
-  /** What a handler throws is the page's own mistake, and no reason to give up the connection. */
-  #tell(handler, ...told) {
+  /** Calls a handler. An exception in it is a bug of the page and does not cost the connection. */
+  #notify(handler, ...values) {
     try {
-      this.#handlers[handler](...told);
+      this.#handlers[handler](...values);
     } catch (error) {
       console.error(handler, error);
     }
@@ -146,7 +148,7 @@ export class Link {
     } catch (error) {
       if (!(error instanceof LayoutError)) throw error;
       console.error(error);
-      this.#abandon(1002, `the server's bytes could not be read: ${error.message}`);
+      this.#abandon(1002, `malformed frame from the server: ${error.message}`);
     }
   }
 
@@ -154,15 +156,15 @@ export class Link {
     if (frame.kind === KIND.welcome) {
       this.#upSince = performance.now();
       const welcome = { epoch: frame.big(0), session: frame.big(8), server: frame.text() };
-      this.#tell("state", "live", welcome);
-      this.#tell("welcome", welcome);
+      this.#notify("state", "live", welcome);
+      this.#notify("welcome", welcome);
       const socket = this.#socket;
       for (const after of FIRST_PINGS_MS) setTimeout(() => this.#socket === socket && this.#ping(), after);
     } else if (frame.kind === KIND.pong) {
       const token = frame.u32(0);
       const sent = this.#pinged.get(token);
       this.#pinged.delete(token);
-      if (sent !== undefined) this.#roundTrip(performance.now() - sent);
+      if (sent !== undefined) this.#addRoundTrip(performance.now() - sent);
     } else if (frame.kind === KIND.ping) {
       this.send(pong(frame.big(0)));
     } else if (frame.kind === KIND.closing) {
@@ -171,14 +173,14 @@ export class Link {
       try {
         this.#handlers.frame(frame, bytes);
       } catch (error) {
-        // A record that is too short is found when it is read.
+        // Reading a field past the end of a record also throws this.
         if (error instanceof LayoutError) throw error;
         console.error(error);
       }
     }
   }
 
-  #roundTrip(ms) {
+  #addRoundTrip(ms) {
     this.roundTripMs = ms;
     this.#roundTrips.push(ms);
     if (this.#roundTrips.length > ROUND_TRIPS) this.#roundTrips.shift();
@@ -191,33 +193,33 @@ export class Link {
   }
 
   /**
-   * Finds out whether this page was asleep, if it is called every PING_MS or more often. `performance.now()` stands still
-   * in a machine that is asleep, `Date.now()` does not.
+   * Detects that the page was suspended; call it at least every PING_MS. It compares both clocks, because
+   * `performance.now()` may stop while the machine sleeps and `Date.now()` does not.
    */
-  notice() {
+  detectSuspension() {
     const [now, wall] = [performance.now(), Date.now()];
-    const late = Math.max(now - this.#noticed, wall - this.#noticedWall) - PING_MS;
-    this.#noticed = now;
-    this.#noticedWall = wall;
-    if (late <= ASLEEP_MS) return;
-    // Round trips that were measured asleep say nothing, and silence was our own.
+    const late = Math.max(now - this.#checkedAt, wall - this.#checkedAtWall) - PING_MS;
+    this.#checkedAt = now;
+    this.#checkedAtWall = wall;
+    if (late <= SUSPENDED_MS) return;
+    // The page caused the silence itself, and round trips across the suspension are meaningless.
     this.#pinged.clear();
     this.#silentSince = 0;
-    this.#begun = now;
-    this.#tell("woke", late);
-    this.#hurry();
+    this.#startedAt = now;
+    this.#notify("woke", late);
+    this.#retrySoon();
   }
 
-  /** Every PING_MS, unless the browser let this page sleep. */
-  #look() {
-    this.notice();
+  /** Pings and looks for timeouts, every PING_MS. */
+  #checkConnection() {
+    this.detectSuspension();
     const now = performance.now();
     if (this.#upSince === 0) {
-      const isLate = this.#socket !== null && now - this.#begun > SILENCE_MS;
-      return isLate ? this.#abandon(1006, "no welcome in ten seconds") : undefined;
+      const isLate = this.#socket !== null && now - this.#startedAt > SILENCE_MS;
+      return isLate ? this.#abandon(1006, "no welcome within 10 s") : undefined;
     }
     if (this.#silentSince !== 0 && now - this.#silentSince > SILENCE_MS) {
-      return this.#abandon(1006, "no answer for ten seconds");
+      return this.#abandon(1006, "no response for 10 s");
     }
     if (this.#silentSince === 0) this.#silentSince = now;
     if (this.#pinged.size < ROUND_TRIPS) this.#ping();
@@ -230,22 +232,22 @@ export class Link {
   }
 
   #lost(closeCode, closeReason) {
-    // The first thing that a page hears when it wakes may be this.
-    this.notice();
+    // After a suspension, the close event may run before any timer.
+    this.detectSuspension();
     this.#socket = null;
     const now = performance.now();
     if (this.#upSince !== 0 && now - this.#upSince > STABLE_MS) this.#attempt = 0;
-    const unsaid = this.#upSince === 0 ? "no server answers" : "the connection was lost";
+    const defaultReason = this.#upSince === 0 ? "no response from the server" : "connection lost";
     this.#upSince = 0;
     const { code, reason, after } = this.#closing ?? { code: closeCode, reason: closeReason, after: 0 };
-    const detail = (this.#detail = { code, reason: reason || unsaid });
-    if (!isWelcomeBack(code)) return this.#tell("state", "refused", detail);
-    const wish = Math.min(code === NOT_LET_IN ? Math.max(after, NOT_LET_IN_MS) : after, WISH_MS_MAX);
-    const bound = Math.min(PAUSE_MS * 2 ** Math.min(this.#attempt, 16), PAUSE_MS_MAX);
+    const detail = (this.#detail = { code, reason: reason || defaultReason });
+    if (!mayReconnect(code)) return this.#notify("state", "refused", detail);
+    const retryAfter = Math.min(code === NOT_ADMITTED ? Math.max(after, NOT_ADMITTED_MS) : after, RETRY_AFTER_MS_MAX);
+    const backoffMax = Math.min(BACKOFF_MS * 2 ** Math.min(this.#attempt, 16), BACKOFF_MS_MAX);
     this.#attempt += 1;
-    const pause = wish + Math.random() * bound;
-    this.#wishUntil = Date.now() + wish;
-    this.#wait(pause);
-    this.#tell("state", "waiting", { ...detail, at: now + pause });
+    const delay = retryAfter + Math.random() * backoffMax;
+    this.#retryAfter = Date.now() + retryAfter;
+    this.#retryIn(delay);
+    this.#notify("state", "waiting", { ...detail, at: now + delay });
   }
 }

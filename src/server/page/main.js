@@ -1,5 +1,5 @@
-// main.js: puts the page together: what is subscribed to, who takes which tick, and what is told of ticks that were
-// missed while the connection was lost, the page paused, hidden or asleep.
+// main.js: connects the parts of the page. It manages subscriptions, routes each tick to the table, the ECG trace and the
+// statistics, and reports what was missed while the connection was down or the page was paused, hidden or suspended.
 
 import { Link } from "./link.js";
 import { Market, ROWS_MAX } from "./market.js";
@@ -12,22 +12,22 @@ import { FLAG_SNAPSHOT, FROM, KIND, POLICY, matches, subscribe, unsubscribe, upd
 const WAVE = "ecg.wave";
 const INFO = "ecg.info";
 const PARAMS = "ecg.params";
-const HEART = [INFO, PARAMS, WAVE];
-/** Hidden for so long, the page asks for nothing until somebody looks again. */
+const ECG_TOPICS = [INFO, PARAMS, WAVE];
+/** A page hidden for this long unsubscribes until it is visible again. */
 const HIDDEN_MS = 10_000;
-/** After coming back, what was missed is told when so long has passed. */
+/** Delay between returning from an absence and reporting it, so that announcements of missed ticks can arrive. */
 const SETTLE_MS = 1_500;
-/** Without a tick for so long, latency is measured on another topic. */
-const PROBE_QUIET_MS = 5_000;
-/** A second that took longer: this page was asleep. */
+/** A probe topic without a tick for this long is replaced by another. */
+const PROBE_IDLE_MS = 5_000;
+/** A one-second timer later than this means that the page was suspended. */
 const SECOND_MS_MAX = 4_000;
 const EVENTS_MAX = 12;
 const FAILURES_MAX = 16;
 const RATES = [0, 1, 5, 20];
 
-const at = (id) => document.getElementById(id);
-const put = (id, text) => {
-  const element = at(id);
+const byId = (id) => document.getElementById(id);
+const setText = (id, text) => {
+  const element = byId(id);
   if (element.textContent !== text) element.textContent = text;
 };
 
@@ -42,46 +42,46 @@ readColours();
 const stats = new Stats();
 const market = new Market();
 const wave = new Wave();
-const table = new Table(at("table"), market);
-const sweep = new Sweep(at("grid"), at("wave"), wave, () => ({
+const table = new Table(byId("table"), market);
+const sweep = new Sweep(byId("grid"), byId("wave"), wave, () => ({
   trace: colours.trace,
   beat: colours.beat,
   fine: colours["grid-fine"],
   coarse: colours["grid-coarse"],
   lost: colours.gap,
 }));
-const curve = (id) => new Sparkline(at(id), () => ({ line: colours.line, area: colours.area }));
+const curve = (id) => new Sparkline(byId(id), () => ({ line: colours.line, area: colours.area }));
 const latencyCurve = curve("latency-curve");
 const ticksCurve = curve("ticks-curve");
-const stillness = matchMedia("(prefers-reduced-motion: reduce)");
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
-/** What the table shows. */
+/** Patterns and maximum rate shown in the table. */
 let patterns = [];
 let rateMax = 5;
-/** The life of the server that sequences are of; 0n before the first welcome. */
+/** Epoch that the known sequences belong to; 0n before the first welcome. */
 let epoch = 0n;
-/** Topics of this connection by number: `{name, row, isEcg}`. */
+/** Topics of this connection by topic id: `{name, row, isEcg}`. */
 let topics = new Map();
-/** Patterns that the server has been asked for on this connection, and the requests that asked. */
-const asked = new Map();
+/** Subscribed patterns of this connection, each with the id of the request that last changed it. */
+const subscriptions = new Map();
 let requests = 0;
-/** `{why, since}` while nothing comes. */
-let away = null;
-/** Nothing is asked for: `paused` by a person, `hidden`, or neither. */
+/** The absence in progress or not yet reported: `{why, since, ...}`, with `returnedAt` once ticks flow again. */
+let absence = null;
+/** Why the page has unsubscribed from everything: `paused` by the user, `hidden`, or empty if it has not. */
 let suspended = "";
 let hideTimer = 0;
 let state = "connecting";
 let retryAt = 0;
 let reconnects = 0;
-/** The wave's place: the next sequence, 0: none; up to which one ticks are of the past; and what was made up for. */
-const place = { next: 0, past: 0, madeUp: 0 };
-/** Batches that were lost while the table did not list the wave, and so did not count them. */
+/** Position in `ecg.wave`: the next sequence (0: none), the last sequence of recovered history, and the batches recovered. */
+const wavePosition = { next: 0, recoveredUpTo: 0, recovered: 0 };
+/** Batches lost while the table did not list the wave, so that no row counted them. */
 let lostUnlisted = 0;
-/** The topic that latency is measured on where there is no wave: taken whole, as ticks at a pace wait for their turn. */
+/** Topic that latency is measured on when there is no wave. Its rate is unlimited: a rate limit would delay its ticks. */
 let probe = "";
-/** When the newest tick of it came, and whether the server has said that it comes whole. */
+/** When the probe's newest tick arrived, and whether the server has confirmed its unlimited rate. */
 let probeAt = 0;
-let isProbeWhole = false;
+let isProbeUnlimited = false;
 
 const link = new Link(socketAddress(), { state: onState, welcome: onWelcome, frame: onFrame, woke: onWoke });
 
@@ -91,67 +91,68 @@ function socketAddress() {
   return url.href;
 }
 
-// What is subscribed to.
+// Subscriptions.
 
-function ask(pattern, options) {
-  if (asked.has(pattern)) return;
+function subscribeTo(pattern, options) {
+  if (subscriptions.has(pattern)) return;
   requests += 1;
-  asked.set(pattern, requests);
+  subscriptions.set(pattern, requests);
   link.send(subscribe(requests, pattern, options));
 }
 
-function askForAll() {
+function subscribeToAll() {
   if (suspended !== "") return;
-  ask(INFO, { from: FROM.latest, policy: POLICY.conflate });
-  ask(PARAMS, { from: FROM.latest, policy: POLICY.conflate });
-  // With sequence 0: as much as the server still has, so that the screen is not empty.
-  ask(WAVE, { place: { epoch, sequence: Math.max(0, place.next - 1) }, policy: POLICY.drop });
-  for (const pattern of patterns) ask(pattern, { from: FROM.latest, policy: POLICY.conflate, rate: rateMax });
+  subscribeTo(INFO, { from: FROM.latest, policy: POLICY.conflate });
+  subscribeTo(PARAMS, { from: FROM.latest, policy: POLICY.conflate });
+  // Sequence 0 asks for the whole history that the server still has, so that the trace starts filled.
+  const place = { epoch, sequence: Math.max(0, wavePosition.next - 1) };
+  subscribeTo(WAVE, { place, policy: POLICY.drop });
+  for (const pattern of patterns) subscribeTo(pattern, { from: FROM.latest, policy: POLICY.conflate, rate: rateMax });
 }
 
-/** Finds a topic to measure latency on: the slowest that has a tick a second, lest it be a burden. */
-function askForProbe() {
-  if (probe !== "" && (wave.isFlowing || performance.now() - probeAt > PROBE_QUIET_MS)) endProbe();
+/** Chooses the topic to measure latency on: to add little load, the slowest with at least one tick per second. */
+function chooseProbe() {
+  if (probe !== "" && (wave.isFlowing || performance.now() - probeAt > PROBE_IDLE_MS)) releaseProbe();
   if (state !== "live" || suspended !== "" || probe !== "" || rateMax === 0 || wave.isFlowing) return;
-  const fit = [...market.rows.values()].filter((row) => row.rate >= 1 && !HEART.includes(row.name));
-  if (fit.length === 0) return;
-  probe = fit.reduce((slowest, row) => (row.rate < slowest.rate ? row : slowest)).name;
+  const candidates = [...market.rows.values()].filter((row) => row.rate >= 1 && !ECG_TOPICS.includes(row.name));
+  if (candidates.length === 0) return;
+  probe = candidates.reduce((slowest, row) => (row.rate < slowest.rate ? row : slowest)).name;
   probeAt = performance.now();
-  isProbeWhole = false;
-  if (asked.has(probe)) pace(probe, 0);
-  else ask(probe, { policy: POLICY.conflate });
+  isProbeUnlimited = false;
+  if (subscriptions.has(probe)) setRate(probe, 0);
+  else subscribeTo(probe, { policy: POLICY.conflate });
 }
 
-function endProbe() {
+function releaseProbe() {
   const name = probe;
   probe = "";
-  if (patterns.includes(name)) pace(name, rateMax);
-  else stopAsking([name]);
+  if (patterns.includes(name)) setRate(name, rateMax);
+  else unsubscribeFrom([name]);
 }
 
-/** Another pace for what is subscribed to by its name. */
-function pace(pattern, ticksASecond) {
+/** Changes the maximum rate of a subscription. */
+function setRate(pattern, ticksPerSecond) {
   requests += 1;
-  asked.set(pattern, requests);
-  link.send(update(requests, pattern, { policy: POLICY.conflate, rate: ticksASecond }));
+  subscriptions.set(pattern, requests);
+  link.send(update(requests, pattern, { policy: POLICY.conflate, rate: ticksPerSecond }));
 }
 
-/** Whether a topic's ticks come as they are published. */
+/** Whether latency is measured on this topic, which requires that no rate limit delays its ticks. */
 function isMeasured(name) {
   if (wave.isFlowing) return name === WAVE;
-  return rateMax === 0 || (isProbeWhole && name === probe);
+  return rateMax === 0 || (isProbeUnlimited && name === probe);
 }
 
-function stopAsking(stopped) {
+function unsubscribeFrom(stopped) {
   probe = "";
   for (const pattern of stopped) {
-    if (!asked.delete(pattern)) continue;
+    if (!subscriptions.delete(pattern)) continue;
     requests += 1;
     link.send(unsubscribe(requests, pattern));
   }
 }
 
-/** Whether a topic is one of the table's: those of a heart are only if they were asked for by name. */
+/** Whether the table lists a topic. ECG topics are listed only if a pattern starts with `ecg`. */
 function isListed(name) {
   const matching = patterns.filter((pattern) => matches(pattern, name));
   return matching.some((pattern) => !name.startsWith("ecg.") || pattern.startsWith("ecg"));
@@ -161,54 +162,54 @@ function topicOf(name) {
   return { name, row: isListed(name) ? market.row(name) : null, isEcg: name.startsWith("ecg.") };
 }
 
-function choose(text, ticksASecond) {
-  stopAsking([...asked.keys()].filter((pattern) => !HEART.includes(pattern)));
+function showPatterns(text, ticksPerSecond) {
+  unsubscribeFrom([...subscriptions.keys()].filter((pattern) => !ECG_TOPICS.includes(pattern)));
   const typed = text.split(",").map((pattern) => pattern.trim());
   patterns = typed.some((pattern) => pattern !== "") ? typed.filter((pattern) => pattern !== "") : [">"];
-  rateMax = ticksASecond;
-  at("topics-error").hidden = true;
+  rateMax = ticksPerSecond;
+  byId("topics-error").hidden = true;
   market.clear();
   for (const [id, { name }] of topics) topics.set(id, topicOf(name));
-  if (state === "live") askForAll();
+  if (state === "live") subscribeToAll();
 }
 
-// What comes.
+// Events from the link.
 
 function onState(next, detail) {
-  if (state === "live" && next !== "live") leave("lost");
+  if (state === "live" && next !== "live") beginAbsence("lost");
   state = next;
   document.body.dataset.state = next;
-  const texts = { connecting: "Connecting", live: "Live", waiting: "No connection", refused: "Closed by the server" };
-  put("state-text", next === "live" && suspended === "paused" ? "Paused" : texts[next]);
+  const texts = { connecting: "Connecting", live: "Live", waiting: "Disconnected", refused: "Closed by server" };
+  setText("state-text", next === "live" && suspended === "paused" ? "Paused" : texts[next]);
   retryAt = detail.at ?? 0;
-  // At the start nothing went wrong yet.
-  at("banner").hidden = next === "live" || (next === "connecting" && at("banner-text").dataset.why === undefined);
+  // No banner during the first attempt: nothing has failed yet.
+  byId("banner").hidden = next === "live" || (next === "connecting" && byId("banner-text").dataset.why === undefined);
   if (next === "waiting" || next === "refused") {
-    asked.clear();
+    subscriptions.clear();
     probe = "";
     topics = new Map();
-    at("banner-text").dataset.why = `${detail.reason} (${detail.code})`;
+    byId("banner-text").dataset.why = `${detail.reason} (${detail.code})`;
   }
-  if (next === "refused") tell(`The server closed the connection and does not want it back: ${detail.reason} (${detail.code})`);
+  if (next === "refused") logEvent(`Closed by the server, not reconnecting: ${detail.reason} (${detail.code})`);
   countDown();
 }
 
 function onWelcome(welcome) {
-  const isNewLife = epoch !== 0n && welcome.epoch !== epoch;
-  if (epoch === 0n) tell(`Connected to ${welcome.server}.`);
+  const isNewEpoch = epoch !== 0n && welcome.epoch !== epoch;
+  if (epoch === 0n) logEvent(`Connected to ${welcome.server}.`);
   else reconnects += 1;
-  if (isNewLife) {
+  if (isNewEpoch) {
     wave.clear();
-    Object.assign(place, { next: 0, past: 0, madeUp: 0 });
+    Object.assign(wavePosition, { next: 0, recoveredUpTo: 0, recovered: 0 });
   }
   epoch = welcome.epoch;
-  stats.anew();
-  put("server", welcome.server);
-  at("server").title = `${welcome.server}, session ${welcome.session.toString(16)}`;
-  put("reconnects", count(reconnects));
+  stats.reset();
+  setText("server", welcome.server);
+  byId("server").title = `${welcome.server}, session ${welcome.session.toString(16)}`;
+  setText("reconnects", count(reconnects));
   document.body.dataset.reconnects = reconnects;
-  if (away !== null) away.isNewLife ||= isNewLife;
-  if (suspended === "") comeBack();
+  if (absence !== null) absence.isNewEpoch ||= isNewEpoch;
+  if (suspended === "") endAbsence();
 }
 
 function onFrame(frame, messageBytes) {
@@ -218,7 +219,7 @@ function onFrame(frame, messageBytes) {
       return onTick(frame);
     case KIND.subscribed:
       if (frame.topicId !== 0) topics.set(frame.topicId, topicOf(frame.text()));
-      else if (frame.u32(8) === asked.get(probe)) isProbeWhole = true;
+      else if (frame.u32(8) === subscriptions.get(probe)) isProbeUnlimited = true;
       return;
     case KIND.conflated:
     case KIND.gap:
@@ -235,47 +236,49 @@ function onTick(frame) {
   const topic = topics.get(frame.topicId);
   if (topic === undefined) return;
   const arrivalMs = wallMs();
-  const isLive = (frame.flags & FLAG_SNAPSHOT) === 0;
-  let isOld = !isLive;
+  const isSnapshot = (frame.flags & FLAG_SNAPSHOT) !== 0;
+  let isHistory = isSnapshot;
   if (topic.name === probe) probeAt = performance.now();
   if (topic.name === WAVE) {
-    isOld ||= frame.sequence <= place.past;
+    isHistory ||= frame.sequence <= wavePosition.recoveredUpTo;
     onBatch(frame, topic.row !== null);
   } else if (topic.isEcg) {
-    onHeart(topic.name, frame, isLive);
+    onEcgTick(topic.name, frame, !isSnapshot);
   }
-  stats.tick(arrivalMs, frame.u64(0), frame.u64(8), !isOld && isMeasured(topic.name));
+  stats.tick(arrivalMs, frame.u64(0), frame.u64(8), !isHistory && isMeasured(topic.name));
   if (topic.row !== null) market.tick(topic.row, frame);
 }
 
 function onBatch(frame, isListed) {
   const { sequence } = frame;
-  // The newest stand for what the server no longer has.
-  const isExplained = (frame.flags & FLAG_SNAPSHOT) !== 0;
-  if (place.next !== 0 && sequence > place.next) lose(sequence - place.next, isExplained, isListed);
-  if (sequence < place.next) return;
-  if (sequence <= place.past) place.madeUp += 1;
-  place.next = sequence + 1;
+  // A snapshot stands in for history that the server no longer has, so the gap before it is expected.
+  const isAnnounced = (frame.flags & FLAG_SNAPSHOT) !== 0;
+  if (wavePosition.next !== 0 && sequence > wavePosition.next) {
+    countLostBatches(sequence - wavePosition.next, isAnnounced, isListed);
+  }
+  if (sequence < wavePosition.next) return;
+  if (sequence <= wavePosition.recoveredUpTo) wavePosition.recovered += 1;
+  wavePosition.next = sequence + 1;
   wave.take(frame.u64(0) / 1e6, frame.u64(8) / 1e6, frame.floats());
 }
 
-/** The table counts its own. */
-function lose(batches, isExplained, isListed) {
+/** Counts lost batches. If the table lists the wave, its row counts them too, so only `wave.lost` grows here. */
+function countLostBatches(batches, isAnnounced, isListed) {
   wave.lost += batches;
   if (isListed) return;
   lostUnlisted += batches;
-  if (!isExplained) market.unannounced += batches;
+  if (!isAnnounced) market.unannounced += batches;
 }
 
-function onHeart(name, frame, isLive) {
+function onEcgTick(name, frame, isLive) {
   try {
     if (name === INFO) {
       wave.takeInfo(frame.text());
-    } else if (name === PARAMS && wave.takeParams(frame.text()) !== null && isLive && !stillness.matches) {
-      at("pulse-mark").animate([{ transform: "scale(1.35)" }, { transform: "scale(1)" }], { duration: 260, easing: "ease-out" });
+    } else if (name === PARAMS && wave.takeParams(frame.text()) !== null && isLive && !reducedMotion.matches) {
+      byId("heart-icon").animate([{ transform: "scale(1.35)" }, { transform: "scale(1)" }], { duration: 260, easing: "ease-out" });
     }
   } catch (error) {
-    // Anyone may publish there.
+    // Any client may publish on these topics, so a malformed payload is not an error of the page.
     console.warn(name, error);
   }
 }
@@ -285,123 +288,121 @@ function onSkipped(frame) {
   if (topic === undefined) return;
   const [from, to] = [frame.u64(0), frame.u64(8)];
   if (topic.name === WAVE) {
-    // What was before this page's first batch is no loss of its.
+    // Batches before the first one this page received do not count as lost.
     const isListed = topic.row !== null;
-    if (place.next !== 0 && from > place.next) lose(from - place.next, away !== null, isListed);
-    if (place.next !== 0 && to > place.next) lose(to - Math.max(from, place.next), true, isListed);
-    place.next = place.next === 0 ? 0 : Math.max(place.next, to);
+    const { next } = wavePosition;
+    if (next !== 0 && from > next) countLostBatches(from - next, absence !== null, isListed);
+    if (next !== 0 && to > next) countLostBatches(to - Math.max(from, next), true, isListed);
+    wavePosition.next = next === 0 ? 0 : Math.max(next, to);
   }
   if (topic.row !== null) market.skip(topic.row, frame.kind === KIND.gap, from, to);
 }
 
 function onRecovered(sequence, isRecovered) {
-  place.past = isRecovered ? sequence : 0;
+  wavePosition.recoveredUpTo = isRecovered ? sequence : 0;
 }
 
 function onError(request, code, text) {
-  const [pattern] = [...asked].find(([, number]) => number === request) ?? [];
-  if (pattern !== undefined) asked.delete(pattern);
+  const [pattern] = [...subscriptions].find(([, id]) => id === request) ?? [];
+  if (pattern !== undefined) subscriptions.delete(pattern);
   if (pattern !== undefined && patterns.includes(pattern)) {
-    put("topics-error", `${text} (${code})`);
-    at("topics-error").hidden = false;
+    setText("topics-error", `${text} (${code})`);
+    byId("topics-error").hidden = false;
   } else {
-    tell(`The server answers: ${text} (${code})`);
+    logEvent(`Server error: ${text} (${code})`);
   }
 }
 
-// Being away, and coming back.
+// Absences: times without ticks, because the connection was down or the page was paused, hidden or suspended.
 
-function leave(why) {
-  if (away !== null && !away.back) return;
-  if (away !== null) tellOfAbsence(away);
-  // A page that was given up while it slept has been away since it fell asleep.
-  const { since, before } = asleep ?? { since: Date.now(), before: counts() };
-  asleep = null;
-  const skipped = counts().skipped - before.skipped;
-  away = { why, since, isNewLife: false, skipped, lost: before.lost, hadWave: wave.isKnown };
-  place.madeUp = 0;
-  market.leave();
+function beginAbsence(why) {
+  if (absence !== null && !absence.returnedAt) return;
+  if (absence !== null) reportAbsence(absence);
+  // If the server closed the connection while the page was suspended, the absence began with the suspension.
+  const { since, before } = wakeUp ?? { since: Date.now(), before: missedSoFar() };
+  wakeUp = null;
+  const skipped = missedSoFar().skipped - before.skipped;
+  absence = { why, since, isNewEpoch: false, skipped, lost: before.lost, hadWave: wave.isKnown };
+  wavePosition.recovered = 0;
+  market.pause();
 }
 
-function comeBack() {
-  if (away !== null && !away.back) {
-    away.back = Date.now();
-    market.return(away.isNewLife);
-    setTimeout(tellOfAbsence, SETTLE_MS, away);
+function endAbsence() {
+  if (absence !== null && !absence.returnedAt) {
+    absence.returnedAt = Date.now();
+    market.resume(absence.isNewEpoch);
+    setTimeout(reportAbsence, SETTLE_MS, absence);
   }
-  askForAll();
+  subscribeToAll();
 }
 
-function tellOfAbsence(absence) {
-  if (away !== absence) return;
-  away = null;
-  market.measureAnew();
-  const before = { lost: "Back after", paused: "Paused for", hidden: "Hidden for" }[absence.why];
-  const parts = [`${before} ${duration(absence.back - absence.since)}.`];
-  if (absence.isNewLife) {
-    market.keep(new Set([...topics.values()].map(({ name }) => name)));
-    parts.push("The server was started anew: sequences begin at 1, and what was missed of those before is not known.");
+function reportAbsence(ended) {
+  if (absence !== ended) return;
+  absence = null;
+  market.restartRates();
+  const what = { lost: "Reconnected after", paused: "Paused for", hidden: "Hidden for" }[ended.why];
+  const parts = [`${what} ${duration(ended.returnedAt - ended.since)}.`];
+  if (ended.isNewEpoch) {
+    market.retain(new Set([...topics.values()].map(({ name }) => name)));
+    parts.push("The server restarted: sequences start at 1 again, so the number of missed ticks is unknown.");
   } else {
-    const ticks = market.missed + absence.skipped;
-    parts.push(
-      ticks === 0 ? "No tick of the table was missed." : `${many(ticks, "tick")} of the table skipped: the newest are shown.`,
-    );
-    const lost = wave.lost - absence.lost;
-    if (absence.hadWave) {
-      parts.push(
-        `Wave: ${many(place.madeUp, "batch", "batches")} made up for, ${lost === 0 ? "none" : count(lost)} lost.`,
-      );
+    const ticks = market.missed + ended.skipped;
+    parts.push(ticks === 0 ? "No ticks skipped." : `${many(ticks, "tick")} skipped; the table shows the latest.`);
+    const lost = wave.lost - ended.lost;
+    if (ended.hadWave) {
+      const recovered = many(wavePosition.recovered, "batch", "batches");
+      parts.push(`ECG: ${recovered} recovered, ${lost === 0 ? "none" : count(lost)} lost.`);
     }
   }
-  tell(parts.join(" "));
+  logEvent(parts.join(" "));
 }
 
 function suspend(why) {
   if (suspended !== "") return;
   suspended = why;
-  leave(why);
-  // The wave last: until then `>` would be all that takes it, at a pace.
-  stopAsking([...asked.keys()].reverse());
+  beginAbsence(why);
+  // Patterns first: once the wave's own subscription ends, `>` alone would still deliver it, conflated to the rate limit.
+  unsubscribeFrom([...subscriptions.keys()].reverse());
   showPause();
 }
 
 function resume() {
   suspended = "";
   showPause();
-  if (state === "live") comeBack();
+  if (state === "live") endAbsence();
 }
 
 function showPause() {
   const isPaused = suspended === "paused";
-  const button = at("pause");
+  const button = byId("pause");
   button.classList.toggle("on", isPaused);
-  button.textContent = isPaused ? "Go on" : "Pause";
-  if (state === "live") put("state-text", isPaused ? "Paused" : "Live");
+  button.textContent = isPaused ? "Resume" : "Pause";
+  if (state === "live") setText("state-text", isPaused ? "Paused" : "Live");
 }
 
-/** What has not come so far: ticks of the table, and batches of the wave. */
-const counts = () => ({ skipped: market.conflated + market.gaps, lost: wave.lost });
-/** The same a second ago, or before this page fell asleep. */
-let counted = counts();
+/** Ticks skipped in the table and wave batches lost since the page was opened. */
+const missedSoFar = () => ({ skipped: market.conflated + market.gaps, lost: wave.lost });
+/** `missedSoFar()` one second ago, or before the page was suspended. */
+let missedBefore = missedSoFar();
 let lastSecond = performance.now();
 let lastSecondWall = Date.now();
-/** `{since, before}`: this page has just slept, and what it missed is still coming in. */
-let asleep = null;
+/** `{since, before}` while announcements of what was missed during a suspension still arrive; else `null`. */
+let wakeUp = null;
 
-function onWoke(sleptMs) {
-  // What was measured before says nothing of now: the clocks and the network may be others.
-  stats.anew();
-  if (suspended !== "" || away !== null || document.hidden) return;
-  const slept = (asleep = { since: Date.now() - sleptMs, before: counted });
-  market.measureAnew();
+function onWoke(suspendedMs) {
+  // Clocks and network path may have changed, so earlier measurements no longer apply.
+  stats.reset();
+  if (suspended !== "" || absence !== null || document.hidden) return;
+  const ours = (wakeUp = { since: Date.now() - suspendedMs, before: missedBefore });
+  market.restartRates();
   setTimeout(() => {
-    if (asleep !== slept) return;
-    asleep = null;
-    market.measureAnew();
-    const { skipped, lost } = counts();
-    const ticks = `${many(skipped - slept.before.skipped, "tick")} of the table skipped`;
-    const batches = `${many(lost - slept.before.lost, "batch", "batches")} of the wave lost`;
-    tell(`This page slept for ${duration(sleptMs)}: ${ticks}, ${batches}.`);
+    if (wakeUp !== ours) return;
+    wakeUp = null;
+    market.restartRates();
+    const { skipped, lost } = missedSoFar();
+    const ticks = many(skipped - ours.before.skipped, "tick");
+    const batches = many(lost - ours.before.lost, "ECG batch", "ECG batches");
+    logEvent(`Page suspended for ${duration(suspendedMs)}: ${ticks} skipped, ${batches} lost.`);
   }, SETTLE_MS);
 }
 
@@ -413,131 +414,133 @@ function onVisibility() {
 document.addEventListener("visibilitychange", onVisibility);
 onVisibility();
 
-// What is shown.
+// Display.
 
-function tell(text) {
+function logEvent(text) {
   const item = document.createElement("li");
   const time = document.createElement("time");
   const now = new Date();
   time.dateTime = now.toISOString();
   time.textContent = now.toLocaleTimeString("en-GB");
   item.append(time, text);
-  const events = at("events");
+  const events = byId("events");
   events.prepend(item);
   while (events.children.length > EVENTS_MAX) events.lastElementChild.remove();
 }
 
 function countDown() {
-  if (at("banner").hidden) return;
-  const why = at("banner-text").dataset.why ?? "";
+  if (byId("banner").hidden) return;
+  const why = byId("banner-text").dataset.why ?? "";
   const left = Math.max(0, Math.ceil((retryAt - performance.now()) / 1e3));
-  const next = { waiting: left > 0 ? `Next attempt in ${left} s.` : "Trying again.", connecting: "Trying again.", refused: "" };
-  put("banner-text", `Disconnected: ${why}. ${next[state] ?? ""} What is shown is from before.`);
+  const waiting = left > 0 ? `Retrying in ${left} s.` : "Retrying…";
+  const next = { waiting, connecting: "Retrying…", refused: "" };
+  setText("banner-text", `Disconnected: ${why}. ${next[state] ?? ""} The data shown is stale.`);
 }
 
-function showHeart(seconds) {
-  at("heart").hidden = !wave.isKnown && wave.batches === 0;
-  if (at("heart").hidden) return;
+function showEcg(seconds) {
+  byId("ecg").hidden = !wave.isKnown && wave.batches === 0;
+  if (byId("ecg").hidden) return;
   const { info } = wave;
-  if (info !== null) put("lead", `${info.signal}${info.record === info.signal ? "" : ` of record ${info.record}`}, ${info.fs} Hz`);
-  at("pulse").dataset.known = wave.beats.length > 0 || !Number.isNaN(wave.bpm) ? "yes" : "no";
-  put("bpm", Number.isNaN(wave.bpm) ? "–" : String(Math.round(wave.bpm)));
-  put("scale", sweep.scale);
-  const hint = "For beats, run: tickcast process ecg";
-  put("beat", wave.beats.length === 0 ? hint : Number.isNaN(wave.rrMs) ? "" : `Last interval ${Math.round(wave.rrMs)} ms`);
-  const strange = wave.strange === 0 ? "" : `, ${count(wave.strange)} of another time left out`;
-  put("batches", (wave.lost === 0 ? "No batch lost" : `${many(wave.lost, "batch", "batches")} lost`) + strange);
-  const isFlat = !wave.isFlowing;
-  at("flat").hidden = !isFlat;
-  put("flat", suspended !== "" ? "Paused" : state === "live" ? "No samples come" : "No connection");
+  if (info !== null) setText("lead", `${info.signal}${info.record === info.signal ? "" : `, record ${info.record}`}, ${info.fs} Hz`);
+  byId("pulse").dataset.known = wave.beats.length > 0 || !Number.isNaN(wave.bpm) ? "yes" : "no";
+  setText("bpm", Number.isNaN(wave.bpm) ? "–" : String(Math.round(wave.bpm)));
+  setText("scale", sweep.scale);
+  const hint = "To detect beats, run: tickcast process ecg";
+  setText("beat", wave.beats.length === 0 ? hint : Number.isNaN(wave.rrMs) ? "" : `RR ${Math.round(wave.rrMs)} ms`);
+  const ignored = wave.ignored === 0 ? "" : `, ${count(wave.ignored)} ignored (implausible time)`;
+  setText("batches", (wave.lost === 0 ? "No batches lost" : `${many(wave.lost, "batch", "batches")} lost`) + ignored);
+  const hasNoSignal = !wave.isFlowing;
+  byId("no-signal").hidden = !hasNoSignal;
+  setText("no-signal", suspended !== "" ? "Paused" : state === "live" ? "No signal" : "Disconnected");
   const fps = Math.round(sweep.frames / seconds);
-  document.body.dataset.fps = isFlat ? 0 : fps;
-  put("frames", isFlat ? "" : many(fps, "frame/s", "frames/s"));
+  document.body.dataset.fps = hasNoSignal ? 0 : fps;
+  setText("frames", hasNoSignal ? "" : `${fps} fps`);
 }
 
 function showMarket() {
   const { size } = market.rows;
-  at("empty").hidden = size > 0;
+  byId("empty").hidden = size > 0;
   const published = [...market.rows.values()].reduce((sum, row) => sum + row.rate, 0);
-  const listed = market.unlisted > 0 ? `${count(ROWS_MAX)} of ${count(size + market.unlisted)}: ask for fewer` : count(size);
-  put("listed", size === 0 ? "" : listed);
-  const nothing = patterns.includes(">") ? `Nothing has come yet. Try: tickcast pub my.topic '{"value":1}'` : `Nothing has come of ${patterns.join(", ")} yet.`;
-  put("empty", state === "live" && suspended === "" ? nothing : "Nothing is shown.");
-  put("conflated", count(market.conflated));
+  const listed = market.unlisted > 0 ? `${count(ROWS_MAX)} of ${count(size + market.unlisted)} shown; narrow the pattern` : count(size);
+  setText("listed", size === 0 ? "" : listed);
+  const hint = `No ticks yet. Try: tickcast pub my.topic '{"value":1}'`;
+  const nothing = patterns.includes(">") ? hint : `No ticks yet on ${patterns.join(", ")}.`;
+  setText("empty", state === "live" && suspended === "" ? nothing : "No data.");
+  setText("conflated", count(market.conflated));
   const lost = market.gaps + lostUnlisted;
-  put("lost", count(lost));
-  at("lost").classList.toggle("some", lost > 0);
-  put("unannounced", count(market.unannounced));
-  at("unannounced").classList.toggle("some", market.unannounced > 0);
+  setText("lost", count(lost));
+  byId("lost").classList.toggle("nonzero", lost > 0);
+  setText("unannounced", count(market.unannounced));
+  byId("unannounced").classList.toggle("nonzero", market.unannounced > 0);
   return published;
 }
 
-function showNumbers(published) {
-  put("latency", ms(stats.p50));
+function showStats(published) {
+  setText("latency", ms(stats.p50));
   const measured = wave.isFlowing ? WAVE : probe || "all topics";
-  put("latency-more", Number.isNaN(stats.p99) ? "of the last second" : `99 % below ${ms(stats.p99)}\non ${measured}`);
+  setText("latency-more", Number.isNaN(stats.p99) ? "median, last second" : `median, p99 ${ms(stats.p99)}\non ${measured}`);
   const ticks = stats.ticksPerSecond.at(-1);
-  put("ticks", Number.isNaN(ticks) ? "–" : rate(ticks));
-  put("ticks-more", `${bytes(stats.bytesPerSecond)}/s\npublished: ${rate(published)}`);
-  put("round-trip", ms(link.roundTripMs));
+  setText("ticks", Number.isNaN(ticks) ? "–" : rate(ticks));
+  setText("ticks-more", `${bytes(stats.bytesPerSecond)}/s\n${rate(published)}/s published`);
+  setText("round-trip", ms(link.roundTripMs));
   const offset = stats.offsetMs;
-  put("offset", Number.isNaN(offset) ? "–" : `${offset < 0 ? "−" : "+"}${ms(Math.abs(offset))}`);
+  setText("offset", Number.isNaN(offset) ? "–" : `${offset < 0 ? "−" : "+"}${ms(Math.abs(offset))}`);
   latencyCurve.draw(stats.latency);
   ticksCurve.draw(stats.ticksPerSecond);
 }
 
-/** What went wrong in one part, told once: the others go on. */
-const failed = new Set();
+/** Runs one part of the update. If it throws, logs the error once; the other parts still run. */
+const failures = new Set();
 function attempt(part) {
   try {
     part();
   } catch (error) {
-    if (failed.has(error.message)) return;
-    if (failed.size < FAILURES_MAX) failed.add(error.message);
+    if (failures.has(error.message)) return;
+    if (failures.size < FAILURES_MAX) failures.add(error.message);
     console.error(error);
   }
 }
 
 setInterval(() => {
-  link.notice();
+  link.detectSuspension();
   const [now, wall] = [performance.now(), Date.now()];
   const elapsed = now - lastSecond;
-  // Of before a sleep: what was counted then is still to be told.
-  if (Math.max(elapsed, wall - lastSecondWall) < SECOND_MS_MAX) counted = counts();
+  // After a suspension, keep the counts from before it: the difference is reported once the page has caught up.
+  if (Math.max(elapsed, wall - lastSecondWall) < SECOND_MS_MAX) missedBefore = missedSoFar();
   lastSecond = now;
   lastSecondWall = wall;
   attempt(() => market.second(now));
   attempt(() => stats.second(link.shortestRoundTripMs));
-  attempt(askForProbe);
+  attempt(chooseProbe);
   attempt(countDown);
   if (document.hidden) return;
-  attempt(() => showHeart(elapsed / 1e3));
+  attempt(() => showEcg(elapsed / 1e3));
   sweep.frames = 0;
-  attempt(() => showNumbers(showMarket()));
+  attempt(() => showStats(showMarket()));
   document.body.dataset.rows = market.rows.size;
 }, 1_000);
 
 function frame(now) {
   requestAnimationFrame(frame);
-  if (!at("heart").hidden) attempt(() => sweep.draw(now));
+  if (!byId("ecg").hidden) attempt(() => sweep.draw(now));
   attempt(() => table.draw());
 }
 
-// What people do.
+// User input.
 
-at("choose").addEventListener("submit", (event) => {
+byId("subscription").addEventListener("submit", (event) => {
   event.preventDefault();
-  const text = at("topics").value.trim();
-  const ticksASecond = Number(at("rate").value);
+  const text = byId("topics").value.trim();
+  const ticksPerSecond = Number(byId("rate").value);
   const query = new URLSearchParams();
   if (text !== "") query.set("topics", text);
-  if (ticksASecond !== 5) query.set("rate", ticksASecond);
+  if (ticksPerSecond !== 5) query.set("rate", ticksPerSecond);
   history.replaceState(null, "", `${query}` === "" ? location.pathname : `?${query}`);
-  choose(text, ticksASecond);
+  showPatterns(text, ticksPerSecond);
 });
-at("rate").addEventListener("change", () => at("choose").requestSubmit());
-at("pause").addEventListener("click", () => (suspended === "paused" ? resume() : suspend("paused")));
-at("retry").addEventListener("click", () => link.retry());
+byId("rate").addEventListener("change", () => byId("subscription").requestSubmit());
+byId("pause").addEventListener("click", () => (suspended === "paused" ? resume() : suspend("paused")));
+byId("retry").addEventListener("click", () => link.retry());
 document.addEventListener("keydown", (event) => {
   const isTyping = event.target.matches("input, select, textarea");
   if (event.ctrlKey || event.altKey || event.metaKey) return;
@@ -545,26 +548,26 @@ document.addEventListener("keydown", (event) => {
   if (isTyping) return;
   if (event.key === "/") {
     event.preventDefault();
-    at("topics").focus();
+    byId("topics").focus();
   } else if (event.key === "p" && !event.repeat) {
-    at("pause").click();
+    byId("pause").click();
   }
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   readColours();
   sweep.redraw();
 });
-/** The size of a pixel changes with the zoom, and from one screen to another. */
-function watchPixels() {
+/** Redraws when the device pixel ratio changes: on zoom, or when the window moves to another screen. */
+function watchPixelRatio() {
   const changed = matchMedia(`(resolution: ${devicePixelRatio}dppx)`);
-  changed.addEventListener("change", () => (sweep.redraw(), watchPixels()), { once: true });
+  changed.addEventListener("change", () => (sweep.redraw(), watchPixelRatio()), { once: true });
 }
-watchPixels();
+watchPixelRatio();
 
 const query = new URLSearchParams(location.search);
 const wanted = Number(query.get("rate") ?? 5);
-at("topics").value = query.get("topics") ?? "";
-at("rate").value = String(RATES.includes(wanted) ? wanted : 5);
-choose(at("topics").value, Number(at("rate").value));
+byId("topics").value = query.get("topics") ?? "";
+byId("rate").value = String(RATES.includes(wanted) ? wanted : 5);
+showPatterns(byId("topics").value, Number(byId("rate").value));
 link.connect();
 requestAnimationFrame(frame);

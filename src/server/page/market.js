@@ -1,12 +1,12 @@
-// market.js: what is known of each topic in the table: its newest tick, and every tick that did not come.
+// market.js: the state of each topic in the table: its newest tick and the counts of ticks that did not arrive.
 
 import { FLAG_JSON, FLAG_SNAPSHOT } from "./wire.js";
 
-/** Topics that are listed; of more, only the number is told. */
+/** Topics listed; any more are only counted. */
 export const ROWS_MAX = 10_000;
-/** Payloads up to this are kept as they came, and read when somebody looks. */
-const KEPT_BYTES_MAX = 4_096;
-/** Fields that hold what a topic is about, the first that is there. */
+/** Payloads up to this size are parsed lazily, when their row is drawn or sorted. Larger ones are parsed on arrival. */
+const LAZY_BYTES_MAX = 4_096;
+/** JSON fields to show as the value, in order of preference. */
 const VALUE_FIELDS = ["price", "last", "last_price", "value", "mid", "px", "p", "v", "bpm", "rate", "n"];
 const PRICE_FIELDS = new Set(["price", "last", "last_price", "mid", "px", "p"]);
 const OPEN_FIELDS = ["open_24h", "open"];
@@ -14,28 +14,28 @@ const TEXT_MAX = 24;
 
 const decoder = new TextDecoder();
 
-/** A topic. `shown` and what follows from it is what `look` has read of the newest tick. */
+/** A topic. `text`, `value` and the change describe the newest payload that `parse` has read. */
 class Row {
-  /** The next sequence; 0: not known, whatever comes is no loss. */
+  /** The next sequence expected; 0 if unknown, so that no gap is inferred from the next tick. */
   next = 0;
   sequence = 0;
   ticks = 0;
   conflated = 0;
   gaps = 0;
   rate = 0;
-  /** The page was away, and has had no tick of it since. */
-  away = false;
-  /** The last tick was of a snapshot: what lies between it and the next is not missing. */
-  loose = false;
+  /** No live tick has arrived since the end of an absence, so a gap is due to the absence. */
+  isCatchingUp = false;
+  /** The last tick was a snapshot: the sequences between it and the next tick are not missing. */
+  isAfterSnapshot = false;
   text = "–";
   value = NaN;
   change = NaN;
   changeText = "";
   changeTitle = "";
-  unread = null;
-  /** The newest tick has not been drawn. */
+  unparsed = null;
+  /** The row has changes that are not drawn yet. */
   dirty = true;
-  /** Its place by name. */
+  /** Position in the order by name. */
   rank = 0;
   #first = NaN;
   #rateSequence = 0;
@@ -48,22 +48,22 @@ class Row {
     this.symbol = name.slice(dot + 1);
   }
 
-  keep(frame) {
+  store(frame) {
     const bytes = frame.bytes();
     const isJson = (frame.flags & FLAG_JSON) !== 0;
-    if (bytes.length <= KEPT_BYTES_MAX) this.unread = { bytes: bytes.slice(), isJson };
-    else this.#read(bytes, isJson);
+    if (bytes.length <= LAZY_BYTES_MAX) this.unparsed = { bytes: bytes.slice(), isJson };
+    else this.#parse(bytes, isJson);
   }
 
-  /** Reads the newest payload, if that was not done. */
-  look() {
-    if (this.unread === null) return;
-    const { bytes, isJson } = this.unread;
-    this.unread = null;
-    this.#read(bytes, isJson);
+  /** Parses the newest payload, unless that has been done. */
+  parse() {
+    if (this.unparsed === null) return;
+    const { bytes, isJson } = this.unparsed;
+    this.unparsed = null;
+    this.#parse(bytes, isJson);
   }
 
-  #read(bytes, isJson) {
+  #parse(bytes, isJson) {
     const found = isJson ? valueOf(bytes) : { text: `${bytes.length} bytes`, value: NaN, open: NaN, isPrice: false };
     const before = this.value;
     this.text = found.text;
@@ -75,45 +75,45 @@ class Row {
       this.changeText = "";
     } else if (found.isPrice && open !== 0) {
       this.change = ((found.value - open) / open) * 100;
-      this.changeText = signed(this.change, `${Math.abs(this.change).toFixed(2)} %`);
-      this.changeTitle = Number.isNaN(found.open) ? "since this page first saw it" : "since the opening, 24 hours ago";
+      this.changeText = signed(this.change, `${Math.abs(this.change).toFixed(2)}%`);
+      this.changeTitle = Number.isNaN(found.open) ? "since the first value seen" : "since the opening price";
     } else {
       this.change = Number.isNaN(before) ? 0 : found.value - before;
       this.changeText = signed(this.change, String(+Math.abs(this.change).toPrecision(6)));
-      this.changeTitle = "since the value shown before";
+      this.changeTitle = "since the previous value";
     }
   }
 
-  /** Published ticks a second, from the sequences: those that did not come count too. */
-  measure(now) {
+  /** Updates the publish rate from the sequences, so that ticks that did not arrive count too. */
+  updateRate(now) {
     if (this.#rateAt !== 0 && this.sequence >= this.#rateSequence) {
       const seconds = (now - this.#rateAt) / 1e3;
       const rate = (this.sequence - this.#rateSequence) / seconds;
-      // Half of it is of the last two seconds.
-      const share = 1 - 2 ** (-seconds / 2);
-      const next = this.rate + share * (rate - this.rate);
+      // Exponential moving average with a half-life of 2 s.
+      const weight = 1 - 2 ** (-seconds / 2);
+      const next = this.rate + weight * (rate - this.rate);
       this.rate = next < 0.05 ? 0 : next;
     }
     this.#rateAt = now;
     this.#rateSequence = this.sequence;
   }
 
-  /** What came in one piece is no rate. */
-  measureAnew() {
+  /** Excludes the ticks so far from the rate, because they arrived in one burst. */
+  restartRate() {
     this.#rateAt = 0;
   }
 
-  /** The sequences begin anew: another life of the server, or another subscription. */
-  anew(isNewLife) {
+  /** Forgets the expected sequence after a reconnect; with a new epoch, the last one too. */
+  reset(isNewEpoch) {
     this.next = 0;
-    this.loose = false;
-    this.measureAnew();
-    if (isNewLife) this.sequence = 0;
+    this.isAfterSnapshot = false;
+    this.restartRate();
+    if (isNewEpoch) this.sequence = 0;
   }
 }
 
 function signed(change, text) {
-  if (/^[0.]*( %)?$/.test(text)) return text;
+  if (/^[0.]*%?$/.test(text)) return text;
   return change > 0 ? `+${text}` : `−${text}`;
 }
 
@@ -141,7 +141,7 @@ function valueOf(bytes) {
       return found(data[field], opened === undefined ? NaN : number(data[opened]), PRICE_FIELDS.has(field));
     }
   }
-  // A change of an order book: side, price, size.
+  // An order book update: `[side, price, size]`.
   const level = Array.isArray(data.changes) ? data.changes.at(-1) : undefined;
   if (Array.isArray(level) && Number.isFinite(number(level[1]))) return found(level[1], NaN, true);
   const other = Object.entries(data).find(([, value]) => typeof value === "number");
@@ -149,28 +149,29 @@ function valueOf(bytes) {
   return { text: text.slice(0, TEXT_MAX), value: NaN, open: NaN, isPrice: false };
 }
 
-/** The rows, in the order they are listed in. */
+/** All rows, and the order in which the table lists them. */
 export class Market {
+  /** Rows by topic. */
   rows = new Map();
-  /** Listed, sorted. */
+  /** The rows, sorted. */
   order = [];
   #unlisted = new Set();
   conflated = 0;
   gaps = 0;
-  /** Ticks that did not come and were not announced: there should never be one. */
+  /** Ticks missing without an announcement: anything but 0 is a bug. */
   unannounced = 0;
-  /** Ticks that were missed while the page was away. */
+  /** Ticks missed during the last absence. */
   missed = 0;
   #sort = { key: "name", down: false };
   #stale = false;
-  #hasNewcomers = false;
+  #hasNewRows = false;
 
-  /** Topics beyond ROWS_MAX. */
+  /** Number of topics beyond ROWS_MAX. */
   get unlisted() {
     return this.#unlisted.size;
   }
 
-  /** The row of a topic; `null` when there are too many. */
+  /** The row of a topic, created if necessary; `null` beyond ROWS_MAX. */
   row(name) {
     const known = this.rows.get(name);
     if (known !== undefined) return known;
@@ -181,44 +182,44 @@ export class Market {
     const row = new Row(name);
     this.rows.set(name, row);
     this.order.push(row);
-    this.#stale = this.#hasNewcomers = true;
+    this.#stale = this.#hasNewRows = true;
     return row;
   }
 
   tick(row, frame) {
     const { sequence } = frame;
     const isSnapshot = (frame.flags & FLAG_SNAPSHOT) !== 0;
-    if (row.next !== 0 && sequence > row.next) this.#jump(row, sequence - row.next, isSnapshot);
-    row.loose = isSnapshot;
-    // A snapshot is of before: what comes after it may have been missed too.
-    if (!isSnapshot) row.away = false;
-    // The newest of each key come in any order.
+    if (row.next !== 0 && sequence > row.next) this.#countGap(row, sequence - row.next, isSnapshot);
+    row.isAfterSnapshot = isSnapshot;
+    // A snapshot may predate the end of the absence, so the gap after it belongs to the absence too.
+    if (!isSnapshot) row.isCatchingUp = false;
+    // A snapshot sends the last value of each key, in any order of sequences.
     if (sequence < row.next && isSnapshot) return;
     row.next = sequence + 1;
     row.sequence = sequence;
     row.ticks += 1;
     row.dirty = true;
-    row.keep(frame);
+    row.store(frame);
   }
 
-  /** So many ticks did not come, and nothing was said of them. */
-  #jump(row, ticks, isSnapshot) {
-    if (row.away) {
+  /** Counts ticks that are missing without an announcement. */
+  #countGap(row, ticks, isSnapshot) {
+    if (row.isCatchingUp) {
       row.conflated += ticks;
       this.conflated += ticks;
       this.missed += ticks;
-    } else if (!isSnapshot && !row.loose) {
+    } else if (!isSnapshot && !row.isAfterSnapshot) {
       this.unannounced += ticks;
     }
   }
 
-  /** Ticks `[from, to)` do not come. */
+  /** Handles the announcement that ticks `[from, to)` were conflated, or lost if `isGap`. */
   skip(row, isGap, from, to) {
-    if (row.next !== 0 && from > row.next) this.#jump(row, from - row.next, false);
-    row.loose = false;
-    // What was lost before this page's first tick is no loss of its.
-    const isBefore = isGap && row.next === 0;
-    const ticks = isBefore ? 0 : row.next > from ? Math.max(0, to - row.next) : to - from;
+    if (row.next !== 0 && from > row.next) this.#countGap(row, from - row.next, false);
+    row.isAfterSnapshot = false;
+    // A gap before the first tick that this page received is not its loss.
+    const isBeforeFirst = isGap && row.next === 0;
+    const ticks = isBeforeFirst ? 0 : row.next > from ? Math.max(0, to - row.next) : to - from;
     row.next = Math.max(row.next, to);
     row.dirty = true;
     if (isGap) {
@@ -228,14 +229,14 @@ export class Market {
       row.conflated += ticks;
       this.conflated += ticks;
     }
-    if (row.away) {
-      row.away = false;
+    if (row.isCatchingUp) {
+      row.isCatchingUp = false;
       this.missed += ticks;
     }
   }
 
-  /** Nothing comes for a while. */
-  leave() {
+  /** An absence begins: no ticks until `resume`. */
+  pause() {
     this.missed = 0;
     for (const row of this.rows.values()) {
       row.rate = 0;
@@ -243,13 +244,13 @@ export class Market {
     }
   }
 
-  /** Comes back, to a server that counts on or to one that counts from the start. */
-  return(isNewLife) {
+  /** An absence ends. With a new epoch, sequences start again. */
+  resume(isNewEpoch) {
     this.#unlisted.clear();
     for (const row of this.rows.values()) {
-      row.away = !isNewLife && row.sequence > 0;
-      row.anew(isNewLife);
-      if (row.away) row.next = row.sequence + 1;
+      row.isCatchingUp = !isNewEpoch && row.sequence > 0;
+      row.reset(isNewEpoch);
+      if (row.isCatchingUp) row.next = row.sequence + 1;
     }
   }
 
@@ -260,26 +261,26 @@ export class Market {
     this.#stale = true;
   }
 
-  /** Rows of no such topic go: a server that was started anew does not have it. */
-  keep(names) {
+  /** Removes the rows of all other topics: a restarted server may not have them any more. */
+  retain(names) {
     for (const name of this.rows.keys()) names.has(name) || this.rows.delete(name);
     this.order = this.order.filter((row) => names.has(row.name));
     this.#stale = true;
   }
 
-  /** Once a second: rates, and the order that follows from what changes. */
+  /** Updates the rates, once a second, and marks the order as stale if it depends on values that change. */
   second(now) {
     for (const row of this.rows.values()) {
       const before = row.rate;
-      row.measure(now);
+      row.updateRate(now);
       row.dirty ||= row.rate !== before;
     }
     if (this.#sort.key !== "name") this.#stale = true;
   }
 
-  /** After what came in one piece. */
-  measureAnew() {
-    for (const row of this.rows.values()) row.measureAnew();
+  /** Excludes a burst that follows an absence from the rates. */
+  restartRates() {
+    for (const row of this.rows.values()) row.restartRate();
   }
 
   sortBy(key) {
@@ -289,21 +290,21 @@ export class Market {
     return this.#sort;
   }
 
-  /** Sorts, if that is due; returns whether rows may have moved. */
-  settle() {
+  /** Sorts the rows if their order is stale. Returns whether rows may have moved. */
+  sort() {
     if (!this.#stale) return false;
     this.#stale = false;
-    if (this.#hasNewcomers) {
-      // Names are compared once for each newcomer, not whenever rates change.
-      this.#hasNewcomers = false;
+    if (this.#hasNewRows) {
+      // Compare names only when rows are new. Every other sort uses the rank.
+      this.#hasNewRows = false;
       this.order.sort((a, b) => collator.compare(a.name, b.name));
       this.order.forEach((row, rank) => (row.rank = rank));
     }
     const { key, down } = this.#sort;
     const sign = down ? -1 : 1;
-    if (key === "value" || key === "change") this.order.forEach((row) => row.look());
+    if (key === "value" || key === "change") this.order.forEach((row) => row.parse());
     const byNumber = (a, b) => {
-      // What has no number comes last either way.
+      // Rows without a number come last in both directions.
       const [x, y] = [a[key], b[key]];
       if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y) || a.rank - b.rank;
       return sign * (x - y) || a.rank - b.rank;

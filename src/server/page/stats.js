@@ -1,35 +1,40 @@
-// stats.js: latency, rates and the difference of the clocks, second by second, and the small curves of them.
+// stats.js: latency, rates and clock offset for each second, the sparklines that plot them, and number formatting.
 
-/** Seconds that a curve shows in its width: as many as there are, within these bounds. */
+/** Seconds that a sparkline spans: as many as are known, within these bounds. */
 const SECONDS = 60;
 const SECONDS_MIN = 15;
-/** Seconds over which the shortest way here is looked for. */
+/** Window over which the fastest delivery is determined. */
 const OFFSET_SECONDS = 30;
-/** A second that began so soon after its connection is no measure. */
-const BEGINNING_MS = 500;
-/** Latencies kept of one second; of more, a random part. */
+/** A second that starts this soon after the connection is not measured. */
+const STARTUP_MS = 500;
+/** Latency samples kept per second. Beyond this, a random subset is kept. */
 const SAMPLES_MAX = 4_096;
 
-/** Beyond this, the clock was set, or the machine slept: `performance.now()` may stand still then. */
+/**
+ * A larger difference between the two clocks means that the wall clock was set, or that the machine slept and
+ * `performance.now()` stopped.
+ */
 const CLOCK_MOVED_MS = 50;
 const baseNow = () => Date.now() - performance.now();
 let base = baseNow();
 
-/** Milliseconds since 1970, finer than `Date.now()`. */
+/** Milliseconds since the Unix epoch, with a finer resolution than `Date.now()`. */
 export function wallMs() {
   return base + performance.now();
 }
 
 /**
- * Counts what comes. One way is measured with two clocks: a tick's time is the producer's and the server's, its arrival
- * this browser's. The shortest of (arrival - server's receipt) is the difference of the clocks and the shortest way
- * here, which is taken for half of the shortest round trip: that is what `offsetMs` is.
+ * Statistics of the ticks received.
+ *
+ * One-way latency involves two clocks: the producer and the server stamp a tick with theirs, and this browser stamps its
+ * arrival. The minimum of (arrival - receipt by the server) is the clock offset plus the fastest delivery, and half the
+ * fastest round trip approximates that delivery. `offsetMs` is the difference.
  */
 export class Stats {
-  /** Curves, newest last; NaN: nothing came. */
+  /** One value per second, newest last; NaN if there was none. */
   latency = [];
   ticksPerSecond = [];
-  /** Of the last second. */
+  /** Values of the last second. */
   p50 = NaN;
   p99 = NaN;
   bytesPerSecond = 0;
@@ -41,14 +46,14 @@ export class Stats {
   #shortest = Infinity;
   #shortestBySecond = [];
   #second = performance.now();
-  /** When the connection began: that second says how long this page took to begin, and what the server still had. */
-  #begun = performance.now();
+  /** Start of the connection. Its first second is skewed by the page's startup and by the history that the server sends. */
+  #startedAt = performance.now();
 
   bytes(count) {
     this.#bytes += count;
   }
 
-  /** A tick that was sent as it came; one of a snapshot or of the past only counts. */
+  /** Counts a tick. Only live ticks contribute to latency: snapshots and recovered history are older. */
   tick(arrivalMs, producerNs, receiptNs, isLive) {
     this.#ticks += 1;
     if (!isLive) return;
@@ -61,35 +66,35 @@ export class Stats {
     }
   }
 
-  /** Another connection, perhaps by another way: the clocks are compared anew. */
-  anew() {
+  /** Starts over on a new connection or after a clock change, because clocks and network path may differ. */
+  reset() {
     this.#shortest = Infinity;
     this.#shortestBySecond = [];
     this.#latencies = [];
-    this.#begun = performance.now();
+    this.#startedAt = performance.now();
   }
 
-  /** The end of a second, or of however long this page slept. */
+  /** Closes the current second, which is longer if the page was suspended. */
   second(shortestRoundTripMs) {
     const now = performance.now();
     const moved = baseNow();
     if (Math.abs(moved - base) > CLOCK_MOVED_MS) {
       base = moved;
-      this.anew();
+      this.reset();
     }
     const seconds = Math.max((now - this.#second) / 1e3, 0.001);
-    const isFirst = this.#second < this.#begun + BEGINNING_MS;
+    const isFirst = this.#second < this.#startedAt + STARTUP_MS;
     this.#second = now;
     keep(this.#shortestBySecond, this.#shortest, OFFSET_SECONDS);
     const shortest = Math.min(...this.#shortestBySecond);
-    // Without a round trip the way here counts as difference of the clocks: latency is then above the shortest.
-    const way = Number.isNaN(shortestRoundTripMs) ? 0 : shortestRoundTripMs / 2;
-    this.offsetMs = Number.isFinite(shortest) ? shortest - way : NaN;
+    // Before the first round trip, the offset includes the fastest delivery, so latency is measured relative to it.
+    const delivery = Number.isNaN(shortestRoundTripMs) ? 0 : shortestRoundTripMs / 2;
+    this.offsetMs = Number.isFinite(shortest) ? shortest - delivery : NaN;
     const latencies = this.#latencies.sort((a, b) => a - b);
-    const at = (share) => latencies[Math.min(latencies.length - 1, Math.floor(share * latencies.length))];
-    const none = latencies.length === 0 || isFirst;
-    this.p50 = none ? NaN : Math.max(0, at(0.5) - this.offsetMs);
-    this.p99 = none ? NaN : Math.max(0, at(0.99) - this.offsetMs);
+    const quantile = (q) => latencies[Math.min(latencies.length - 1, Math.floor(q * latencies.length))];
+    const hasNone = latencies.length === 0 || isFirst;
+    this.p50 = hasNone ? NaN : Math.max(0, quantile(0.5) - this.offsetMs);
+    this.p99 = hasNone ? NaN : Math.max(0, quantile(0.99) - this.offsetMs);
     keep(this.latency, this.p50, SECONDS);
     keep(this.ticksPerSecond, isFirst ? NaN : this.#ticks / seconds, SECONDS);
     this.bytesPerSecond = this.#bytes / seconds;
@@ -99,12 +104,13 @@ export class Stats {
   }
 }
 
-function keep(curve, value, count) {
-  curve.push(value);
-  if (curve.length > count) curve.shift();
+/** Appends a value and keeps at most `count` of them. */
+function keep(values, value, count) {
+  values.push(value);
+  if (values.length > count) values.shift();
 }
 
-/** Draws a curve over the whole canvas, from 0 to its highest value. */
+/** A line chart that fills its canvas, from 0 to the highest value. */
 export class Sparkline {
   #canvas;
   #colours;
@@ -132,7 +138,7 @@ export class Sparkline {
     const x = (at) => (at + seconds - values.length) * (width / (seconds - 1));
     const y = (value) => height - ratio - (value / top) * (height - 3 * ratio);
     context.clearRect(0, 0, width, height);
-    // All along, so that a short curve is seen to have only begun.
+    // A baseline over the full width shows how much of the time span is still empty.
     context.fillStyle = area;
     context.fillRect(0, height - ratio, width, ratio);
     context.lineWidth = 1.5 * ratio;
@@ -149,7 +155,7 @@ export class Sparkline {
   }
 }
 
-/** Where values are known: `[from, to)`, one run after the other. */
+/** Ranges `[from, to)` of values that are not NaN. */
 function runs(values) {
   const found = [];
   let from = -1;
@@ -164,7 +170,7 @@ function runs(values) {
   return found;
 }
 
-/** Milliseconds as text, three digits of it. */
+/** Formats milliseconds with about three significant digits. */
 export function ms(value) {
   if (Number.isNaN(value)) return "–";
   const size = Math.abs(value);
@@ -175,24 +181,24 @@ export function ms(value) {
 const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const tenths = new Intl.NumberFormat("en", { maximumFractionDigits: 1, minimumFractionDigits: 1 });
 
-/** A count with groups of three digits. */
+/** Formats a count with thousands separators. */
 export function count(value) {
   return grouped.format(value);
 }
 
-/** A rate: one decimal below ten. */
+/** Formats a rate, with one decimal below ten. */
 export function rate(value) {
   return value === 0 ? "0" : value < 9.95 ? tenths.format(value) : grouped.format(value);
 }
 
-/** A count and its noun. */
+/** Formats a count with its noun, singular or plural. */
 export function many(value, one, more = `${one}s`) {
   return `${count(value)} ${value === 1 ? one : more}`;
 }
 
-/** Seconds as text. */
+/** Formats a duration given in milliseconds. */
 export function duration(milliseconds) {
-  // Rounded before it is divided: 59.7 s are a minute.
+  // Round first, so that 59.7 s becomes 1 min 0 s.
   const seconds = Math.round(milliseconds / 1e3);
   if (seconds < 60) return milliseconds < 9_950 ? `${(milliseconds / 1e3).toFixed(1)} s` : `${seconds} s`;
   const minutes = Math.floor(seconds / 60);

@@ -1,51 +1,50 @@
-// sweep.js: a Wave as a monitor shows it: the trace is written from left to right over the one before, behind a bar that
-// erases it. Only what is new is drawn, once a frame.
+// sweep.js: draws a Wave like a patient monitor. The trace sweeps from left to right and overwrites the previous sweep
+// behind an erase bar. Each frame draws only what is new.
 
-/** A square of the grid: 0.2 s; five small ones, as on paper at 25 mm/s. */
+/** A large square of the grid: 0.2 s, or five small squares of 1 mm, as on ECG paper at 25 mm/s. */
 const SQUARE_S = 0.2;
 const MM_PER_SQUARE = 5;
-/** Width of the erased bar, seconds. */
+/** Width of the erase bar, seconds. */
 const BAR_S = 0.28;
-/** Heights of a millivolt, mm, that are tried from the largest on. */
-const GAINS_MM = [40, 20, 10, 5, 2.5];
-/** Share of the height that the wave may take. */
+/** Gains to choose from, mm/mV, largest first. */
+const GAINS_MM_PER_MV = [40, 20, 10, 5, 2.5];
+/** Fraction of the height that the wave may fill. */
 const FILL = 0.82;
-/** The trace is so far behind the newest sample at least: batches come in one piece, and not on the dot. */
+/** Minimum delay of the trace behind the newest sample, in seconds and in batches. It hides the jitter between batches. */
 const DELAY_S = 0.12;
-/** How fast that distance is kept: share of the error a second. */
-const PULL = 1.5;
-/** Farther off than this, or than so many batches, the trace jumps. */
+const DELAY_BATCHES = 2.5;
+/** Speed at which the trace corrects its delay: fraction of the error per second. */
+const CORRECTION_PER_S = 1.5;
+/** An error larger than both of these makes the trace jump. */
 const JUMP_S = 0.75;
 const JUMP_BATCHES = 2;
-/** The trace is so many batches behind the newest sample, just after that has come. */
-const DELAY_BATCHES = 2.5;
-/** Where motion is not wanted, the trace goes on in steps of so long. */
+/** Interval between updates with reduced motion. */
 const STEP_MS = 1_000;
 
 export class Sweep {
-  /** Frames drawn since somebody asked. */
+  /** Frames drawn since the caller last reset this. */
   frames = 0;
   #wave;
   #grid;
   #canvas;
   #context;
   #colours;
-  #still;
+  #reducedMotion;
   #width = 0;
   #height = 0;
   #ratio = 1;
   #seconds = 8;
-  /** Where the trace is, in samples, with their fractions. */
+  /** Position of the trace, as a fractional sample number. */
   #cursor = -1;
-  /** Samples before this are drawn. */
+  /** The last sample drawn. */
   #drawn = -1;
   #changes = -1;
   #gain = 10;
   #centre = 0.25;
   #beatDrawn = -1;
   #stale = true;
-  #at = 0;
-  #judged = 0;
+  #drawnAt = 0;
+  #gainCheckedAt = 0;
 
   constructor(grid, canvas, wave, colours) {
     this.#wave = wave;
@@ -53,26 +52,26 @@ export class Sweep {
     this.#canvas = canvas;
     this.#context = canvas.getContext("2d");
     this.#colours = colours;
-    this.#still = matchMedia("(prefers-reduced-motion: reduce)");
+    this.#reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
     new ResizeObserver(() => (this.#stale = true)).observe(canvas);
   }
 
-  /** Colours or the size of a pixel are others. */
+  /** Redraws everything in the next frame, after a change of colours or pixel ratio. */
   redraw() {
     this.#stale = true;
   }
 
-  /** What a square of the grid stands for. */
+  /** Scale of the grid, as text. */
   get scale() {
-    return `One square is ${SQUARE_S} s and ${MM_PER_SQUARE / this.#gain} mV`;
+    return `Grid: ${SQUARE_S} s × ${MM_PER_SQUARE / this.#gain} mV`;
   }
 
-  /** Draws up to now (`performance.now()`). */
+  /** Draws the trace up to `now`, a time of `performance.now()`. */
   draw(now) {
     const wave = this.#wave;
-    const elapsed = now - this.#at;
-    if (this.#still.matches && elapsed < STEP_MS && !this.#stale) return;
-    this.#at = now;
+    const elapsed = now - this.#drawnAt;
+    if (this.#reducedMotion.matches && elapsed < STEP_MS && !this.#stale) return;
+    this.#drawnAt = now;
     if (this.#stale) this.#layout();
     if (this.#width === 0) return;
     if (!wave.isKnown) {
@@ -83,7 +82,7 @@ export class Sweep {
     const { fs } = wave.info;
     this.#advance(now, elapsed / 1e3, fs);
     const to = Math.floor(this.#cursor);
-    this.#judge(now, to, fs);
+    this.#adjustGain(now, to, fs);
     if (this.#changes !== wave.changes) {
       this.#changes = wave.changes;
       this.#stale = true;
@@ -92,43 +91,43 @@ export class Sweep {
     if (this.#stale || this.#drawn < to - shown) {
       this.#stale = false;
       this.#context.clearRect(0, 0, this.#width, this.#height);
-      this.#span(Math.max(0, to - shown), to, fs);
+      this.#drawTrace(Math.max(0, to - shown), to, fs);
       this.#beatDrawn = -1;
     } else if (to > this.#drawn) {
       this.#erase(this.#drawn, to, fs);
-      this.#span(this.#drawn, to, fs);
+      this.#drawTrace(this.#drawn, to, fs);
     }
     this.#drawn = to;
-    this.#beats(to - shown, to, fs);
+    this.#drawBeats(to - shown, to, fs);
   }
 
-  /** Moves the trace on evenly, though samples come in batches. */
+  /** Advances the trace at an even speed, although samples arrive in batches. */
   #advance(now, elapsedS, fs) {
     const { end, info, batchAt } = this.#wave;
     const delay = Math.max(DELAY_S * fs, DELAY_BATCHES * info.batch);
-    // Between two batches the wave goes on, though nobody has seen it yet.
+    // Estimated number of samples recorded since the newest batch arrived.
     const since = Math.min(Math.max(0, ((now - batchAt) / 1e3) * fs), info.batch);
     const target = end - 1 - delay + since;
-    const wanted = this.#cursor + elapsedS * fs;
-    const error = target - wanted;
+    const uncorrected = this.#cursor + elapsedS * fs;
+    const error = target - uncorrected;
     const jump = Math.max(JUMP_S * fs, JUMP_BATCHES * info.batch);
     if (this.#cursor < 0 || Math.abs(error) > jump || this.#cursor > end) this.#cursor = target;
-    else this.#cursor = Math.min(end - 1, wanted + error * Math.min(1, PULL * elapsedS));
+    else this.#cursor = Math.min(end - 1, uncorrected + error * Math.min(1, CORRECTION_PER_S * elapsedS));
     this.#cursor = Math.max(0, this.#cursor);
-    if (this.#still.matches) this.#cursor = Math.max(0, target);
+    if (this.#reducedMotion.matches) this.#cursor = Math.max(0, target);
     if (this.#cursor < this.#drawn) this.#cursor = Math.min(this.#drawn, end - 1);
   }
 
-  /** Once a second: whether the wave still fits the height. */
-  #judge(now, to, fs) {
-    if (now - this.#judged < 1_000 && this.#drawn >= 0) return;
-    this.#judged = now;
+  /** Adapts gain and centre to the wave, at most once per second. */
+  #adjustGain(now, to, fs) {
+    if (now - this.#gainCheckedAt < 1_000 && this.#drawn >= 0) return;
+    this.#gainCheckedAt = now;
     const range = this.#wave.range(Math.floor(to - this.#seconds * fs), to);
     if (range === null) return;
     const millimetre = this.#millimetre();
-    const fits = (gain, share) => (range.high - range.low) * gain * millimetre <= share * this.#height;
-    const best = GAINS_MM.find((gain) => fits(gain, FILL)) ?? GAINS_MM.at(-1);
-    // A larger one only where there is room to spare, lest it change with every beat.
+    const fits = (gain, fill) => (range.high - range.low) * gain * millimetre <= fill * this.#height;
+    const best = GAINS_MM_PER_MV.find((gain) => fits(gain, FILL)) ?? GAINS_MM_PER_MV.at(-1);
+    // Increase the gain only with room to spare, so that it does not change with every beat.
     const isLarger = best > this.#gain && fits(best, 0.8 * FILL);
     const gain = best < this.#gain || isLarger ? best : this.#gain;
     const middle = (range.high + range.low) / 2;
@@ -152,28 +151,28 @@ export class Sweep {
     }
     if (width === 0) return;
     this.#seconds = Math.min(12, Math.max(3, Math.round(this.#canvas.clientWidth / 110)));
-    this.#rule();
+    this.#drawGrid();
   }
 
-  /** Pixels of a millimetre on paper. */
+  /** Pixels per millimetre of ECG paper. */
   #millimetre() {
     return (this.#width / this.#seconds) * (SQUARE_S / MM_PER_SQUARE);
   }
 
-  #rule() {
+  #drawGrid() {
     const context = this.#grid.getContext("2d");
     const { fine, coarse } = this.#colours();
     const millimetre = this.#millimetre();
     const middle = Math.round(this.#height / 2);
     context.clearRect(0, 0, this.#width, this.#height);
-    const line = (isAcross, at, isCoarse) => {
+    const line = (isHorizontal, at, isCoarse) => {
       context.fillStyle = isCoarse ? coarse : fine;
-      const thick = Math.max(1, Math.round(this.#ratio * 0.75));
-      if (isAcross) context.fillRect(0, at, this.#width, thick);
-      else context.fillRect(at, 0, thick, this.#height);
+      const thickness = Math.max(1, Math.round(this.#ratio * 0.75));
+      if (isHorizontal) context.fillRect(0, at, this.#width, thickness);
+      else context.fillRect(at, 0, thickness, this.#height);
     };
     for (const isCoarse of [false, true]) {
-      // Small squares of less than three pixels would be a grey area.
+      // Squares smaller than three CSS pixels would merge into grey.
       if (!isCoarse && millimetre < 3 * this.#ratio) continue;
       const step = isCoarse ? MM_PER_SQUARE : 1;
       for (let n = 0; n * millimetre <= this.#width; n += step) line(false, Math.round(n * millimetre), isCoarse);
@@ -198,7 +197,7 @@ export class Sweep {
     return this.#height / 2 - (mv - this.#centre) * this.#gain * this.#millimetre();
   }
 
-  /** The bar goes on from where it was, as far as the trace does. */
+  /** Moves the erase bar forward by as much as the trace. */
   #erase(from, to, fs) {
     const bar = BAR_S * fs;
     const start = Math.floor(this.#x(from + bar, fs));
@@ -208,8 +207,8 @@ export class Sweep {
     this.#context.clearRect(0, 0, end, this.#height);
   }
 
-  /** The trace from a sample to another; nothing is drawn where there is none, and a tint where it is lost. */
-  #span(from, to, fs) {
+  /** Draws the trace between two samples. Lost samples are tinted; missing ones stay empty. */
+  #drawTrace(from, to, fs) {
     const context = this.#context;
     const wave = this.#wave;
     const { trace, lost } = this.#colours();
@@ -226,31 +225,31 @@ export class Sweep {
     context.lineWidth = 1.75 * this.#ratio;
     context.lineJoin = context.lineCap = "round";
     context.beginPath();
-    let isDown = false;
-    let before = Infinity;
+    let isPenDown = false;
+    let previousX = Infinity;
     for (let at = from; at <= to; at += 1) {
       const sample = wave.sample(at);
       const x = this.#x(at, fs);
       if (Number.isNaN(sample)) {
-        isDown = false;
-      } else if (!isDown) {
+        isPenDown = false;
+      } else if (!isPenDown) {
         context.moveTo(x, this.#y(sample));
-        isDown = true;
-      } else if (x < before) {
-        // Over the right edge: out there, and in again on the left.
+        isPenDown = true;
+      } else if (x < previousX) {
+        // Wrap around: leave at the right edge and enter again at the left.
         context.lineTo(x + this.#width, this.#y(sample));
         context.moveTo(this.#x(at - 1, fs) - this.#width, this.#y(wave.sample(at - 1)));
         context.lineTo(x, this.#y(sample));
       } else {
         context.lineTo(x, this.#y(sample));
       }
-      before = x;
+      previousX = x;
     }
     context.stroke();
   }
 
-  /** A mark over each beat, which is known only after the trace has gone by. */
-  #beats(from, to, fs) {
+  /** Draws a marker above each beat. Beats are detected after the trace has passed them. */
+  #drawBeats(from, to, fs) {
     const { beat } = this.#colours();
     const half = 3.5 * this.#ratio;
     this.#context.fillStyle = beat;

@@ -1,17 +1,17 @@
-// table.js: the table of a Market. Only the rows in sight have elements, however many topics there are.
+// table.js: the table of a Market. Only visible rows have elements, so the cost does not grow with the number of topics.
 
 import { count, rate } from "./stats.js";
 
-/** Rows kept ready above and below those in sight. */
-const MARGIN = 4;
+/** Extra rows rendered above and below the visible ones. */
+const OVERSCAN = 4;
 const FLASH_MS = 700;
 
 const COLUMNS = ["name", "value", "change", "rate", "sequence", "conflated", "gaps"];
 
-/** Elements of rows so far: each has an id of its own, whichever row it shows. */
+/** Row elements created so far, to give each a unique id. */
 let lines = 0;
 
-/** A row's element, and the row that it shows. */
+/** A row element, reused for whichever row it currently shows. */
 class Line {
   row = null;
   index = -1;
@@ -53,7 +53,7 @@ class Line {
     }
     const before = row.value;
     const textBefore = row.text;
-    row.look();
+    row.parse();
     row.dirty = false;
     this.#put("value", row.text);
     this.#put("change", row.changeText);
@@ -65,7 +65,7 @@ class Line {
     const { classList } = this.cells.change;
     classList.toggle("up", row.changeText.startsWith("+"));
     classList.toggle("down", row.changeText.startsWith("−"));
-    this.cells.gaps.classList.toggle("some", row.gaps > 0);
+    this.cells.gaps.classList.toggle("nonzero", row.gaps > 0);
     if (isSame && flashes && textBefore !== row.text && textBefore !== "–") this.#flash(row.value - before);
   }
 
@@ -83,7 +83,7 @@ class Line {
     this.flash = this.cells.value.animate(frames, { duration: FLASH_MS, easing: "ease-out" });
   }
 
-  /** Shows nothing. */
+  /** Releases the row. */
   hide() {
     this.row = null;
     this.index = -1;
@@ -91,43 +91,43 @@ class Line {
   }
 }
 
-/** The element is `grid`, which has the focus: a head, and a body that scrolls. */
+/** The table in the element `grid`: a header and a scrolling body. The grid itself takes the keyboard focus. */
 export class Table {
   #market;
   #grid;
   #body;
-  #space;
+  #spacer;
   #lines = [];
   #rowPx = 0;
-  /** The row that is chosen. */
-  #active = null;
+  /** The selected row. */
+  #selected = null;
   #stale = true;
-  #still;
+  #reducedMotion;
 
   constructor(grid, market) {
     this.#market = market;
     this.#grid = grid;
     this.#body = grid.querySelector(".body");
-    this.#space = grid.querySelector(".space");
-    this.#still = matchMedia("(prefers-reduced-motion: reduce)");
+    this.#spacer = grid.querySelector(".spacer");
+    this.#reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
     this.#body.addEventListener("scroll", () => (this.#stale = true), { passive: true });
     new ResizeObserver(() => this.#measure()).observe(this.#body);
-    this.#grid.addEventListener("keydown", (event) => this.#key(event));
-    // Of what scrolls, browsers make a stop of its own otherwise.
+    this.#grid.addEventListener("keydown", (event) => this.#onKey(event));
+    // Browsers make scrolling elements focusable: pass their focus on to the grid.
     this.#body.addEventListener("focus", () => this.#grid.focus({ preventScroll: true }));
-    this.#body.addEventListener("click", (event) => this.#click(event));
+    this.#body.addEventListener("click", (event) => this.#onClick(event));
     for (const button of grid.querySelectorAll("[data-sort]")) {
       button.addEventListener("click", () => this.#sort(button));
     }
     this.#measure();
   }
 
-  /** Draws what changed. Once a frame. */
+  /** Draws the changes; called once per frame. */
   draw() {
-    const moved = this.#market.settle();
+    const moved = this.#market.sort();
     const { order } = this.#market;
     if (moved || this.#stale) this.#place(order);
-    const flashes = !this.#still.matches && !document.hidden;
+    const flashes = !this.#reducedMotion.matches && !document.hidden;
     for (const line of this.#lines) {
       if (line.row !== null) line.show(line.row, line.index, line.index * this.#rowPx, flashes);
     }
@@ -142,41 +142,41 @@ export class Table {
     this.#stale = true;
   }
 
-  /** Gives each row in sight an element: the one it has, if it has one. */
+  /** Assigns an element to each visible row, keeping the ones already assigned. */
   #place(order) {
     this.#stale = false;
-    this.#space.style.height = `${order.length * this.#rowPx}px`;
+    this.#spacer.style.height = `${order.length * this.#rowPx}px`;
     this.#grid.style.setProperty("--rows", order.length);
     this.#grid.setAttribute("aria-rowcount", order.length + 1);
     this.#grid.classList.toggle("scrolls", this.#body.scrollHeight > this.#body.clientHeight);
-    const first = Math.max(0, Math.floor(this.#body.scrollTop / this.#rowPx) - MARGIN);
-    const inSight = Math.ceil(this.#body.clientHeight / this.#rowPx) + 2 * MARGIN;
-    const wanted = order.slice(first, first + inSight);
-    const having = new Map(this.#lines.filter((line) => line.row !== null).map((line) => [line.row, line]));
-    const kept = wanted.map((row) => having.get(row));
+    const first = Math.max(0, Math.floor(this.#body.scrollTop / this.#rowPx) - OVERSCAN);
+    const rendered = Math.ceil(this.#body.clientHeight / this.#rowPx) + 2 * OVERSCAN;
+    const visible = order.slice(first, first + rendered);
+    const assigned = new Map(this.#lines.filter((line) => line.row !== null).map((line) => [line.row, line]));
+    const kept = visible.map((row) => assigned.get(row));
     const free = this.#lines.filter((line) => !kept.includes(line));
-    wanted.forEach((row, at) => {
+    visible.forEach((row, at) => {
       const line = kept[at] ?? free.pop() ?? this.#add();
       const index = first + at;
       line.show(row, index, index * this.#rowPx, false);
       line.element.hidden = false;
-      line.element.setAttribute("aria-selected", row === this.#active);
+      line.element.setAttribute("aria-selected", row === this.#selected);
     });
     for (const line of free) {
       line.hide();
       line.element.hidden = true;
       line.element.setAttribute("aria-selected", false);
     }
-    // Out of sight it has no element.
-    const active = this.#lines.find(({ row }) => row !== null && row === this.#active);
-    if (active === undefined) this.#grid.removeAttribute("aria-activedescendant");
-    else this.#grid.setAttribute("aria-activedescendant", active.element.id);
+    // The selected row has no element while it is scrolled out of view.
+    const selected = this.#lines.find(({ row }) => row !== null && row === this.#selected);
+    if (selected === undefined) this.#grid.removeAttribute("aria-activedescendant");
+    else this.#grid.setAttribute("aria-activedescendant", selected.element.id);
   }
 
   #add() {
     const line = new Line();
     this.#lines.push(line);
-    this.#space.append(line.element);
+    this.#spacer.append(line.element);
     return line;
   }
 
@@ -187,7 +187,7 @@ export class Table {
     header.setAttribute("aria-sort", down ? "descending" : "ascending");
   }
 
-  #key(event) {
+  #onKey(event) {
     const page = Math.max(1, Math.floor(this.#body.clientHeight / this.#rowPx) - 1);
     const last = this.#market.order.length - 1;
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
@@ -195,17 +195,17 @@ export class Table {
     if (step === undefined || event.ctrlKey || event.altKey || event.metaKey || last < 0) return;
     if (event.target !== this.#grid && event.target !== this.#body) return;
     event.preventDefault();
-    const from = this.#active === null ? -1 : this.#market.order.indexOf(this.#active);
-    this.#choose(Math.min(last, Math.max(0, from + step)));
+    const from = this.#selected === null ? -1 : this.#market.order.indexOf(this.#selected);
+    this.#select(Math.min(last, Math.max(0, from + step)));
   }
 
-  #click(event) {
+  #onClick(event) {
     const line = this.#lines.find(({ element }) => element.contains(event.target));
-    if (line !== undefined) this.#choose(line.index);
+    if (line !== undefined) this.#select(line.index);
   }
 
-  #choose(index) {
-    this.#active = this.#market.order[index];
+  #select(index) {
+    this.#selected = this.#market.order[index];
     const top = index * this.#rowPx;
     const { scrollTop, clientHeight } = this.#body;
     if (top < scrollTop) this.#body.scrollTop = top;

@@ -1,22 +1,21 @@
-// wave.js: the samples of `ecg.wave` in a ring, by their numbers since the start of the record. What did not come is known
-// as lost, not left out.
+// wave.js: a ring buffer of the samples of `ecg.wave`, indexed by sample number since the start of the record. Samples of
+// lost batches are marked as lost rather than left out.
 
-/** Seconds of samples that are kept, beside those of batches that the trace is behind. */
+/** Samples kept: this many seconds, plus the batches that the trace is behind and the one arriving. */
 const KEPT_S = 20;
-/** Batches that the trace may be behind, and the one that comes. */
 const KEPT_BATCHES = 3.5;
-/** Samples of a second, and of a batch: the largest frame has no more. */
+/** Highest sampling rate accepted, Hz, and most samples per batch: the largest frame holds no more. */
 const FS_MAX = 100_000;
 const BATCH_MAX = 65_536;
-/** Of the names that a description gives. */
-const NAME_MAX = 64;
-/** Without a batch for so long, or for so many batches, there is no wave. */
-const FLAT_MS = 1_500;
-const FLAT_BATCHES = 3;
-/** So many batches in a row whose times are strange are right, and what was before was strange. */
-const STRANGE_MAX = 8;
-/** Batches that are kept until the description of the wave has come. */
-const WAITING_MAX = 512;
+/** Longest signal or record name shown. */
+const NAME_CHARS_MAX = 64;
+/** Without a batch for this long, and for this many batch durations, there is no signal. */
+const NO_SIGNAL_MS = 1_500;
+const NO_SIGNAL_BATCHES = 3;
+/** After this many consecutive batches with an implausible time, the new time is taken as correct. */
+const IMPLAUSIBLE_MAX = 8;
+/** Batches held until the first `ecg.info` arrives. */
+const PENDING_MAX = 512;
 const BEATS_MAX = 64;
 
 const NONE = 0;
@@ -26,49 +25,49 @@ const LOST = 2;
 export class Wave {
   /** The payload of `ecg.info`; `null` before the first. */
   info = null;
-  /** The number after the newest sample's; -1: none has come. */
+  /** One past the newest sample; -1 before the first. */
   end = -1;
   batches = 0;
-  /** Batches that the server said are lost, or that are missing. */
+  /** Batches announced as lost, or missing without an announcement. */
   lost = 0;
-  /** Beats by the number of their sample, newest last. */
+  /** Sample numbers of the R peaks, newest last. */
   beats = [];
-  /** Batches that were not taken, as their time is not that of the others. */
-  strange = 0;
-  /** `performance.now()` at the newest batch; 0: none has come. */
+  /** Batches ignored because their time does not fit the others. */
+  ignored = 0;
+  /** `performance.now()` at the newest batch; 0 before the first. */
   batchAt = 0;
   bpm = NaN;
   rrMs = NaN;
-  /** Counts what makes a drawing wrong: other samples than were drawn. */
+  /** Grows when samples change that may have been drawn already. */
   changes = 0;
   #samples = new Float32Array(0);
   #kinds = new Uint8Array(0);
-  #waiting = [];
-  /** The producer's time less the server's, ms, of the batch before. */
+  #pending = [];
+  /** Producer time minus server time of the previous batch, ms. */
   #ahead = NaN;
-  #strangeInARow = 0;
+  #implausibleInARow = 0;
 
-  /** Whether batches come. */
+  /** Whether batches are arriving. */
   get isFlowing() {
     const batchMs = this.info === null ? 0 : (1e3 * this.info.batch) / this.info.fs;
-    return this.batchAt !== 0 && performance.now() - this.batchAt < Math.max(FLAT_MS, FLAT_BATCHES * batchMs);
+    return this.batchAt !== 0 && performance.now() - this.batchAt < Math.max(NO_SIGNAL_MS, NO_SIGNAL_BATCHES * batchMs);
   }
 
-  /** Whether anything of a heart has come. */
+  /** Whether both the description and samples have arrived. */
   get isKnown() {
     return this.info !== null && this.end >= 0;
   }
 
-  /** The time of sample 0, ms since 1970. */
+  /** Time of sample 0, ms since the Unix epoch. */
   get #startMs() {
     return this.info.start_ns / 1e6;
   }
 
   takeInfo(text) {
     const { fs, batch, start_ns, signal, record } = JSON.parse(text) ?? {};
-    if (!isWithin(fs, 1, FS_MAX)) throw new Error("no fs that can be");
-    if (!isWithin(batch, 1, BATCH_MAX)) throw new Error("no batch that can be");
-    if (!isWithin(start_ns, 0, Number.MAX_VALUE)) throw new Error("no start_ns that can be");
+    if (!isWithin(fs, 1, FS_MAX)) throw new Error("fs is out of range");
+    if (!isWithin(batch, 1, BATCH_MAX)) throw new Error("batch is out of range");
+    if (!isWithin(start_ns, 0, Number.MAX_VALUE)) throw new Error("start_ns is out of range");
     const known = this.info;
     this.info = { fs, batch, start_ns, signal: nameOf(signal), record: nameOf(record) };
     const length = 2 ** Math.ceil(Math.log2(fs * KEPT_S + batch * KEPT_BATCHES));
@@ -79,28 +78,28 @@ export class Wave {
       this.beats = [];
       this.changes += 1;
     }
-    const waiting = this.#waiting;
-    this.#waiting = [];
-    for (const { endMs, receiptMs, samples } of waiting) this.take(endMs, receiptMs, samples);
+    const pending = this.#pending;
+    this.#pending = [];
+    for (const { endMs, receiptMs, samples } of pending) this.take(endMs, receiptMs, samples);
   }
 
   /**
-   * A batch: the time of its last sample and of the server's receipt, ms since 1970, and the samples, which are only
-   * borrowed.
+   * Stores a batch: the time of its last sample, the time the server received it (both ms since the Unix epoch), and the
+   * samples, which are copied.
    */
   take(endMs, receiptMs, samples) {
     this.batchAt = performance.now();
     if (this.info === null) {
-      this.#waiting.push({ endMs, receiptMs, samples: samples.slice() });
-      if (this.#waiting.length > WAITING_MAX) this.#waiting.shift();
+      this.#pending.push({ endMs, receiptMs, samples: samples.slice() });
+      if (this.#pending.length > PENDING_MAX) this.#pending.shift();
       return;
     }
     this.batches += 1;
-    if (this.#isStrange(endMs - receiptMs)) return;
+    if (this.#isImplausible(endMs - receiptMs)) return;
     const mask = this.#samples.length - 1;
     const end = Math.round(((endMs - this.#startMs) * this.info.fs) / 1e3) + 1;
     const start = end - samples.length;
-    // Of another start of the server: its description is on its way.
+    // From before this description: a restarted server sends another one.
     if (start < 0 || samples.length > mask) return;
     if (this.end >= 0 && end <= this.end - this.#samples.length) return;
     if (this.end >= 0 && start > this.end) {
@@ -116,17 +115,17 @@ export class Wave {
     this.end = Math.max(this.end, end);
   }
 
-  /** Anyone may publish: one time far ahead is not to make all others too old. */
-  #isStrange(aheadMs) {
-    const isStrange = Math.abs(aheadMs - this.#ahead) > KEPT_S * 1e3;
-    if (isStrange && this.#strangeInARow + 1 < STRANGE_MAX) {
-      this.#strangeInARow += 1;
-      this.strange += 1;
+  /** Any client may publish: a single time far in the future must not make all later batches look too old. */
+  #isImplausible(aheadMs) {
+    const isImplausible = Math.abs(aheadMs - this.#ahead) > KEPT_S * 1e3;
+    if (isImplausible && this.#implausibleInARow + 1 < IMPLAUSIBLE_MAX) {
+      this.#implausibleInARow += 1;
+      this.ignored += 1;
       return true;
     }
-    this.#strangeInARow = 0;
+    this.#implausibleInARow = 0;
     this.#ahead = aheadMs;
-    if (isStrange) {
+    if (isImplausible) {
       this.#kinds.fill(NONE);
       this.end = -1;
       this.changes += 1;
@@ -144,7 +143,7 @@ export class Wave {
     return params.at_sample;
   }
 
-  /** The sample in mV; NaN where there is none. */
+  /** A sample, mV; NaN if there is none. */
   sample(at) {
     return this.#isKept(at) && this.#kinds[at & (this.#kinds.length - 1)] === SAMPLE
       ? this.#samples[at & (this.#samples.length - 1)]
@@ -159,7 +158,7 @@ export class Wave {
     return at >= 0 && at < this.end && at >= this.end - this.#samples.length;
   }
 
-  /** The lowest and the highest sample of `[from, to)`; `null` where there is none. */
+  /** Lowest and highest sample in `[from, to)`; `null` if there is none. */
   range(from, to) {
     let low = Infinity;
     let high = -Infinity;
@@ -171,23 +170,23 @@ export class Wave {
     return low <= high ? { low, high } : null;
   }
 
-  /** The server was started anew: its samples are others. */
+  /** Forgets everything, after a restart of the server. */
   clear() {
     this.info = null;
     this.end = -1;
     this.beats = [];
     this.bpm = this.rrMs = NaN;
-    this.#waiting = [];
+    this.#pending = [];
     this.#ahead = NaN;
-    this.#strangeInARow = 0;
+    this.#implausibleInARow = 0;
     this.changes += 1;
   }
 }
 
-function isWithin(value, least, most) {
-  return Number.isFinite(value) && value >= least && value <= most;
+function isWithin(value, min, max) {
+  return Number.isFinite(value) && value >= min && value <= max;
 }
 
 function nameOf(value) {
-  return typeof value === "string" ? value.slice(0, NAME_MAX) : "";
+  return typeof value === "string" ? value.slice(0, NAME_CHARS_MAX) : "";
 }

@@ -1,5 +1,5 @@
-// wire.js: tickcast.v1.rkyv, native frames in binary WebSocket messages, as src/wire/PROTOCOL.md has them: little-endian,
-// 32 bytes of header, one fixed record, the payload, zero bytes up to a multiple of 16.
+// wire.js: encodes and decodes tickcast.v1.rkyv: native frames in binary WebSocket messages, as PROTOCOL.md describes them.
+// A frame is little-endian: a header of 32 bytes, a fixed-size record, the payload, and zero padding to a multiple of 16.
 
 export const SUBPROTOCOL = "tickcast.v1.rkyv";
 
@@ -25,9 +25,9 @@ export const KIND = {
 export const FLAG_JSON = 1;
 export const FLAG_SNAPSHOT = 2;
 
-/** Where a subscription begins. */
+/** Start positions of a subscription. */
 export const FROM = { live: 0, latest: 1, place: 2 };
-/** What becomes of ticks while this page is behind. */
+/** Slow-consumer policies. */
 export const POLICY = { conflate: 1, drop: 2 };
 
 const HEADER_BYTES = 32;
@@ -37,10 +37,10 @@ const TWO_32 = 2 ** 32;
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
-/** What came is not as PROTOCOL.md has it. */
+/** The server sent bytes that violate PROTOCOL.md. */
 export class LayoutError extends Error {}
 
-/** One frame of a message; the next one overwrites it. */
+/** A decoded frame. It is reused: the next frame overwrites it. */
 class Frame {
   kind = 0;
   flags = 0;
@@ -60,20 +60,20 @@ class Frame {
     return this.view.getUint32(this.#field(offset, 4), true);
   }
 
-  /** Exact up to 2^53: sequences are, and times in nanoseconds to a quarter of a microsecond. */
+  /** Exact up to 2^53, which covers sequences. Times in nanoseconds are rounded to 256 ns. */
   u64(offset) {
     return u64(this.view, this.#field(offset, 8));
   }
 
-  /** Exact: for what goes back to the server. */
+  /** Exact, for values that are sent back to the server. */
   big(offset) {
     return this.view.getBigUint64(this.#field(offset, 8), true);
   }
 
-  /** Where a field of the record is, which ends where the payload begins. */
+  /** Offset of a record field within the message. Throws a LayoutError if the field lies outside the record. */
   #field(offset, bytes) {
     const at = this.record + offset;
-    if (at + bytes > this.payload) throw new LayoutError(`a record of kind ${this.kind} is too short`);
+    if (at + bytes > this.payload) throw new LayoutError(`record of kind ${this.kind} is too short`);
     return at;
   }
 
@@ -85,7 +85,7 @@ class Frame {
     return new Uint8Array(this.view.buffer, this.payload, this.payloadBytes);
   }
 
-  /** The payload as samples, without a copy: a message's buffer is aligned, and so is each frame in it. */
+  /** The payload as Float32 samples, without a copy if it is aligned. */
   floats() {
     const count = this.payloadBytes >> 2;
     if (this.payload % 4 === 0) return new Float32Array(this.view.buffer, this.payload, count);
@@ -99,21 +99,21 @@ function u64(view, at) {
   return view.getUint32(at, true) + TWO_32 * view.getUint32(at + 4, true);
 }
 
-/** Calls `take` with each frame of a message. Throws a LayoutError on what breaks the layout. */
+/** Calls `take` with each frame of a message. Throws a LayoutError if the message is malformed. */
 export function readFrames(buffer, take) {
-  if (!(buffer instanceof ArrayBuffer)) throw new LayoutError("a message of text");
+  if (!(buffer instanceof ArrayBuffer)) throw new LayoutError("text message");
   const view = new DataView(buffer);
   let at = 0;
   while (at < buffer.byteLength) {
-    if (buffer.byteLength - at < HEADER_BYTES) throw new LayoutError("half a frame header");
+    if (buffer.byteLength - at < HEADER_BYTES) throw new LayoutError("truncated frame header");
     const length = view.getUint32(at, true);
     const stride = view.getUint16(at + 10, true);
     const payloadBytes = view.getUint32(at + 12, true);
     if (view.getUint16(at + 4, true) !== MAGIC || view.getUint8(at + 6) !== VERSION) {
-      throw new LayoutError("not a frame of this version");
+      throw new LayoutError("unknown magic number or version");
     }
     if (length !== aligned(HEADER_BYTES + stride + payloadBytes) || at + length > buffer.byteLength) {
-      throw new LayoutError("a frame's lengths do not add up");
+      throw new LayoutError("inconsistent frame lengths");
     }
     frame.view = view;
     frame.kind = view.getUint16(at + 8, true);
@@ -132,7 +132,7 @@ function aligned(bytes) {
   return (bytes + 15) & ~15;
 }
 
-/** A frame with a record of `stride` bytes, which `write` fills, and a text. */
+/** Encodes a frame with a record of `stride` bytes, filled by `write`, and a text payload. */
 function encode(kind, stride, write, text = "") {
   const payload = encoder.encode(text);
   const bytes = new Uint8Array(aligned(HEADER_BYTES + stride + payload.length));
@@ -156,17 +156,20 @@ export function ping(token) {
   return encode(KIND.ping, 8, (record) => record.setUint32(0, token, true));
 }
 
-/** The answer to a ping frame, its token as it came. */
+/** The response to a ping frame, with the same token. */
 export function pong(token) {
   return encode(KIND.pong, 8, (record) => record.setBigUint64(0, token, true));
 }
 
-/** `place`: `{epoch, sequence}`, the last tick this page has; `rate`: ticks a second of each topic at most, 0: all. */
+/**
+ * `options.place` is `{epoch, sequence}` of the last tick received; `options.rate` is the maximum number of ticks per second
+ * and topic, 0 for no limit.
+ */
 export function subscribe(request, pattern, options) {
   return encodeSubscribe(KIND.subscribe, request, pattern, options);
 }
 
-/** Another policy and rate for what is subscribed to. */
+/** Changes the policy and rate of a subscription. */
 export function update(request, pattern, { policy, rate }) {
   return encodeSubscribe(KIND.update, request, pattern, { policy, rate });
 }
@@ -189,13 +192,13 @@ export function unsubscribe(request, pattern) {
   return encode(KIND.unsubscribe, 8, (record) => record.setUint32(0, request, true), pattern);
 }
 
-/** Whether a pattern matches a topic: `*` stands for one token, `>` at the end for one or more. */
+/** Whether a pattern matches a topic. `*` matches one token; `>` at the end matches one or more. */
 export function matches(pattern, topic) {
-  const wanted = pattern.split(".");
+  const expected = pattern.split(".");
   const tokens = topic.split(".");
-  for (let at = 0; at < wanted.length; at += 1) {
-    if (wanted[at] === ">" && at === wanted.length - 1) return tokens.length > at;
-    if (at >= tokens.length || (wanted[at] !== "*" && wanted[at] !== tokens[at])) return false;
+  for (let at = 0; at < expected.length; at += 1) {
+    if (expected[at] === ">" && at === expected.length - 1) return tokens.length > at;
+    if (at >= tokens.length || (expected[at] !== "*" && expected[at] !== tokens[at])) return false;
   }
-  return wanted.length === tokens.length;
+  return expected.length === tokens.length;
 }

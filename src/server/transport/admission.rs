@@ -18,9 +18,9 @@ use socket2::SockRef;
 use crate::limits::{REFUSED_LINGER_MS, REFUSED_LINGERING_MAX, REFUSED_RETRY_AFTER_S};
 use tickcast_core::{
     admission::{Bucket, Origin, Origins, Pace, Refusal},
-    shard::Door,
+    shard::ListenerKind,
 };
-use tickcast_proto::{Encoding, http, reply::Reply};
+use tickcast_proto::{WireFormat, http, reply::Reply};
 
 /// CLOSING's code for a connection that is not let in.
 const CLOSE_REFUSED: u16 = 3504;
@@ -141,16 +141,16 @@ impl Gate {
     /// Tells a peer why it is not let in. Never waits: what the socket does not take at once is not said. The socket is
     /// kept for a moment, for the peer to read it: a close while something of the peer's is unread would be a reset, which
     /// destroys the answer. Under a flood the oldest makes room.
-    pub fn refuse(&mut self, socket: OwnedFd, door: Door, refusal: Refusal, now_ns: u64) {
+    pub fn refuse(&mut self, socket: OwnedFd, door: ListenerKind, refusal: Refusal, now_ns: u64) {
         let mut answer = Vec::new();
         match door {
-            Door::Http => answer = http::refused(refusal.status(), refusal.text()),
-            Door::Native => Reply::Closing {
+            ListenerKind::Http => answer = http::refused(refusal.status(), refusal.text()),
+            ListenerKind::Native => Reply::Closing {
                 code: CLOSE_REFUSED,
                 reason: refusal.text(),
                 reconnect_after_ms: REFUSED_RETRY_AFTER_S as u32 * 1_000,
             }
-            .encode(Encoding::Native, &mut answer),
+            .encode(WireFormat::TCP_NATIVE, &mut answer),
         }
         let said = send(socket.as_raw_fd(), &answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
         if said.is_err() || shutdown(socket.as_raw_fd(), Shutdown::Write).is_err() {
@@ -251,7 +251,9 @@ mod tests {
     #[test]
     fn a_refused_peer_reads_why_whatever_it_sends_and_is_let_go_when_it_closes() {
         let mut gate = gate(1, 0, 0);
-        for (door, expected) in [(Door::Http, "HTTP/1.1 503 "), (Door::Native, "--max-clients")] {
+        for (door, expected) in
+            [(ListenerKind::Http, "HTTP/1.1 503 "), (ListenerKind::Native, "--max-clients")]
+        {
             let (mut peer, socket) = pair();
             gate.refuse(socket, door, Refusal::Clients, 1);
             peer.write_all(&[b'x'; 10_000]).unwrap();
@@ -273,7 +275,7 @@ mod tests {
         let peers: Vec<TcpStream> = (0..2 * REFUSED_LINGERING_MAX)
             .map(|_| {
                 let (peer, socket) = pair();
-                gate.refuse(socket, Door::Native, Refusal::Rate, 1);
+                gate.refuse(socket, ListenerKind::Native, Refusal::Rate, 1);
                 peer
             })
             .collect();

@@ -25,7 +25,7 @@ use tickcast_core::{
     mesh::{Mesh, ring::Doorbell},
     metrics::{counters::Counter, latency::Latency},
     now::Now,
-    shard::{Action, Door, Send, Shard},
+    shard::{Action, ListenerKind, Send, Shard},
 };
 use tickcast_proto::ids::ShardId;
 
@@ -343,7 +343,7 @@ impl Driver {
 
     /// A connection of a port that has one socket for all shards goes to the next of them: it is admitted there, as if
     /// accepted there. Returns it if it is this shard's own.
-    fn deal(&mut self, door: Door, socket: OwnedFd) -> Option<OwnedFd> {
+    fn deal(&mut self, door: ListenerKind, socket: OwnedFd) -> Option<OwnedFd> {
         let Some(shards) = self.deals[door as usize].filter(|_| self.phase == Phase::Running) else {
             return Some(socket);
         };
@@ -355,7 +355,7 @@ impl Driver {
         }
     }
 
-    fn accepted(&mut self, door: Door, socket: OwnedFd, now: Now) {
+    fn accepted(&mut self, door: ListenerKind, socket: OwnedFd, now: Now) {
         self.accept_fails[door as usize] = false;
         if self.phase != Phase::Running {
             self.shard.counters().add(Counter::SessionsRefusedDraining, 1);
@@ -432,7 +432,7 @@ impl Driver {
                 }
             };
             if let Some(slot) = self.add(socket, origin) {
-                self.shard.handle_placed(slot, departure.door, &departure.bytes, now);
+                self.shard.handle_placed(slot, departure.listener, &departure.bytes, now);
                 self.actions()?;
             }
         }
@@ -440,7 +440,7 @@ impl Driver {
     }
 
     fn accept_again(&mut self, now: Now) -> io::Result<()> {
-        for door in [Door::Native, Door::Http] {
+        for door in [ListenerKind::Native, ListenerKind::Http] {
             if self.accept_again_ns[door as usize].is_some_and(|when| when <= now.monotonic_ns) {
                 self.accept_again_ns[door as usize] = None;
                 self.ring.rearm_accept(door)?;

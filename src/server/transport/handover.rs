@@ -17,7 +17,7 @@ use crate::limits::HANDOVERS_PER_LANE;
 use tickcast_core::{
     admission::Origin,
     mesh::ring::Doorbell,
-    shard::{Departure, Door},
+    shard::{Departure, ListenerKind},
 };
 use tickcast_proto::ids::ShardId;
 
@@ -38,7 +38,7 @@ pub enum Parcel {
     /// A connection that was admitted, to the shard of its client's identity.
     Placed(Handover),
     /// A connection that was accepted from the one socket of a port, to the shard whose turn it is: as if accepted there.
-    Dealt(Door, OwnedFd),
+    Dealt(ListenerKind, OwnedFd),
 }
 
 /// The rings between this shard and one other.
@@ -97,7 +97,7 @@ impl Exchange {
     ///
     /// # Errors
     /// The connection.
-    pub fn deal(&mut self, to: ShardId, door: Door, socket: OwnedFd) -> Result<(), OwnedFd> {
+    pub fn deal(&mut self, to: ShardId, door: ListenerKind, socket: OwnedFd) -> Result<(), OwnedFd> {
         match self.lanes.iter_mut().find(|lane| lane.shard == to) {
             Some(lane) if lane.waiting.len() < HANDOVERS_PER_LANE => {
                 lane.waiting.push_back(Parcel::Dealt(door, socket));
@@ -184,7 +184,8 @@ mod tests {
 
     fn handover(to: u16, n: usize) -> (Handover, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let departure = Departure { to: ShardId(to), door: Door::Native, bytes: n.to_le_bytes().to_vec() };
+        let departure =
+            Departure { to: ShardId(to), listener: ListenerKind::Native, bytes: n.to_le_bytes().to_vec() };
         (Handover { socket: ours.into(), departure, origin: None }, theirs)
     }
 
@@ -243,7 +244,7 @@ mod tests {
         let mut deal = |exchange: &mut Exchange, to: u16| {
             let (ours, theirs) = UnixStream::pair().unwrap();
             peers.push(theirs);
-            exchange.deal(ShardId(to), Door::Http, ours.into())
+            exchange.deal(ShardId(to), ListenerKind::Http, ours.into())
         };
         assert!(deal(&mut exchanges[0], 0).is_err(), "it is this shard's own");
         for waiting in 0..=HANDOVERS_PER_LANE {
@@ -251,7 +252,7 @@ mod tests {
         }
         assert!(exchanges[0].push_out());
         for _ in 0..HANDOVERS_PER_LANE {
-            assert!(matches!(exchanges[1].take(), Some(Parcel::Dealt(Door::Http, _))));
+            assert!(matches!(exchanges[1].take(), Some(Parcel::Dealt(ListenerKind::Http, _))));
         }
         assert!(exchanges[1].take().is_none());
     }

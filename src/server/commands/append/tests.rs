@@ -2,22 +2,22 @@ use std::{fs, path::PathBuf, process};
 
 use super::*;
 
-/// A file of this test's own, away at its end.
-pub(in crate::commands) struct Scratch(pub(in crate::commands) PathBuf);
+/// A temporary file, removed when dropped.
+pub(in super::super) struct Scratch(pub(in super::super) PathBuf);
 
 impl Scratch {
-    pub(in crate::commands) fn new(name: &str, text: &str) -> Scratch {
+    pub(in super::super) fn new(name: &str, text: &str) -> Scratch {
         let path = std::env::temp_dir().join(format!("tickcast-append-{}-{name}", process::id()));
         fs::write(&path, text).unwrap();
         Scratch(path)
     }
 
-    pub(in crate::commands) fn text(&self) -> String {
+    pub(in super::super) fn text(&self) -> String {
         fs::read_to_string(&self.0).unwrap()
     }
 
-    /// The place that the file tells of topic `a`.
-    fn place(&self) -> Option<(u64, u64)> {
+    /// The position of topic `a` after the last line, as epoch and sequence.
+    fn position(&self) -> Option<(u64, u64)> {
         let positions = AppendFile::open(&self.0).unwrap().positions;
         positions.position("a").map(|position| (position.epoch, position.sequence))
     }
@@ -32,27 +32,27 @@ impl Drop for Scratch {
 const TICK: &str = "{\"topic\":\"a\",\"epoch\":3,\"seq\":7,\"ts\":70,\"key\":1,\"data\":{\"op\":\"x\"}}\n";
 
 #[test]
-fn a_new_or_empty_file_tells_no_place() {
+fn new_or_empty_file_has_no_position() {
     let scratch = Scratch::new("empty", "");
-    assert_eq!(scratch.place(), None);
+    assert_eq!(scratch.position(), None);
     fs::remove_file(&scratch.0).unwrap();
-    assert_eq!((scratch.place(), scratch.text()), (None, String::new()));
+    assert_eq!((scratch.position(), scratch.text()), (None, String::new()));
 }
 
 #[test]
-fn a_torn_last_line_is_cut_off_at_every_byte_of_it() {
+fn incomplete_last_line_is_cut_off_wherever_it_ends() {
     for len in 0..TICK.len() {
         let scratch = Scratch::new("torn", &format!("{TICK}{}", &TICK.replace(":7", ":8")[..len]));
-        assert_eq!(scratch.place(), Some((3, 7)), "{len}");
+        assert_eq!(scratch.position(), Some((3, 7)), "{len}");
         assert_eq!(scratch.text(), TICK, "{len}");
     }
     let scratch = Scratch::new("only-torn", "{\"topic\":\"a");
-    assert_eq!((scratch.place(), scratch.text()), (None, String::new()));
+    assert_eq!((scratch.position(), scratch.text()), (None, String::new()));
 }
 
 #[test]
-fn lines_tell_the_place_as_it_was_while_they_were_written() {
-    for (name, line, place) in [
+fn lines_give_the_position_that_held_when_they_were_written() {
+    for (name, line, position) in [
         ("next", "{\"topic\":\"a\",\"epoch\":3,\"seq\":9}", (3, 9)),
         ("key", "{\"topic\":\"a\",\"epoch\":3,\"seq\":5,\"snapshot\":true}", (3, 7)),
         ("anew", "{\"topic\":\"a\",\"epoch\":4,\"seq\":1}", (4, 1)),
@@ -67,14 +67,14 @@ fn lines_tell_the_place_as_it_was_while_they_were_written() {
         ("escaped", "{\"topic\":\"\\u0061\",\"epoch\":3,\"seq\":9}", (3, 9)),
     ] {
         let scratch = Scratch::new(name, &format!("{TICK}{line}\n"));
-        assert_eq!(scratch.place(), Some(place), "{line}");
+        assert_eq!(scratch.position(), Some(position), "{line}");
     }
     let gone = "{\"op\":\"recovered\",\"topic\":\"a\",\"exists\":false,\"epoch\":4,\"sequence\":0,\"recovered\":false}\n";
-    assert_eq!(Scratch::new("gone", &format!("{TICK}{gone}")).place(), None);
+    assert_eq!(Scratch::new("gone", &format!("{TICK}{gone}")).position(), None);
 }
 
 #[test]
-fn a_file_of_another_kind_is_left_as_it_is() {
+fn file_that_append_did_not_write_is_left_unchanged() {
     for (name, line) in [
         ("text", "a.b 1 x"),
         ("no-epoch", "{\"topic\":\"a\",\"seq\":1,\"ts\":2,\"data\":3}"),
@@ -85,17 +85,17 @@ fn a_file_of_another_kind_is_left_as_it_is() {
         let text = format!("{TICK}{line}\n{TICK}torn");
         let scratch = Scratch::new(name, &text);
         let error = AppendFile::open(&scratch.0).map(|_| ()).unwrap_err().to_string();
-        assert!(error.contains("line 2") && error.contains("name another file"), "{error}");
+        assert!(error.contains("line 2") && error.contains("choose another file"), "{error}");
         assert_eq!(scratch.text(), text);
     }
 }
 
 #[test]
-fn two_processes_do_not_append_to_one_file() {
+fn second_process_cannot_append_to_the_file() {
     let scratch = Scratch::new("locked", TICK);
     let first = AppendFile::open(&scratch.0).unwrap();
     let error = AppendFile::open(&scratch.0).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("another process"), "{error}");
     drop(first);
-    assert_eq!(scratch.place(), Some((3, 7)));
+    assert_eq!(scratch.position(), Some((3, 7)));
 }

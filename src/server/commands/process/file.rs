@@ -1,9 +1,9 @@
-//! `tickcast process ecg --file`: a record at once, and its score.
+//! `tickcast process ecg --file`: analyses a whole record and scores the beats found.
 
 use std::io::Write;
 
 use super::{EcgArgs, Output};
-use crate::commands::CommandError;
+use crate::commands::{CommandError, counted};
 use tickcast_ecg::{
     FileError, annotation,
     detector::{BadRate, Beat, Detector},
@@ -14,38 +14,41 @@ use tickcast_ecg::{
 };
 use tickcast_proto::codec::json;
 
-/// A beat is the expert's if it is so near: what the standard for such comparisons (ANSI/AAMI EC57) allows.
-const WITHIN_S: f64 = 0.150;
+/// Largest distance between a beat found and the expert's, in seconds: the match window of ANSI/AAMI EC57.
+const MATCH_WINDOW_S: f64 = 0.150;
 
-/// Prints the beats of the record in `--file` to `out`, and what there is to say of all of them.
+/// Prints the beats of the record in `--file` to `out`, then a summary and, with annotations, the score.
 ///
 /// # Errors
-/// [`CommandError`]: the record, its annotations, or the output.
+/// [`CommandError`]: the record or its annotations cannot be used, or the output cannot be written.
 pub fn process_file(args: &EcgArgs, out: &mut impl Write) -> Result<(), CommandError> {
-    let Some(file) = &args.file else { return Ok(()) };
+    let Some(file) = &args.file else {
+        debug_assert!(false, "the caller checks that there is a file");
+        return Ok(());
+    };
     let record = record::load(file, args.signal).map_err(CommandError::File)?;
     let expert = args.annotations.as_deref().map(annotation::load).transpose().map_err(CommandError::File)?;
     let fs_hz = record.fs_hz;
-    let refused = |error: BadRate| {
+    let rejected = |error: BadRate| {
         CommandError::File(FileError { file: file.clone(), line: None, text: error.to_string() })
     };
-    let mut detector = Detector::new(fs_hz).map_err(refused)?;
-    let mut output = Output { out, json: args.json, complaints: 0 };
+    let mut detector = Detector::new(fs_hz).map_err(rejected)?;
+    let mut output = Output { out, json: args.json, problems: 0 };
     let (mut rhythm, mut found, mut beats) = (Rhythm::default(), Vec::new(), Vec::new());
-    let mut take = |beat: Beat, output: &mut Output<'_, _>| {
+    let mut report = |beat: Beat, output: &mut Output<'_, _>| {
         rhythm.beat(fs_hz, beat.at_sample, after_ns(fs_hz, beat.at_sample), &mut found);
         beats.push(beat.at_sample);
-        // A line a beat: the rate is for those who watch.
-        let mut told = found.drain(..).filter(|finding| matches!(finding, Finding::Beat { .. }));
-        told.try_for_each(|finding| output.finding(&finding))
+        // Print beats only: the rate is for people watching a live wave.
+        let mut beats_found = found.drain(..).filter(|finding| matches!(finding, Finding::Beat { .. }));
+        beats_found.try_for_each(|finding| output.finding(&finding))
     };
     for &sample in &record.samples {
         if let Some(beat) = detector.push(sample) {
-            take(beat, &mut output)?;
+            report(beat, &mut output)?;
         }
     }
     for beat in detector.finish() {
-        take(beat, &mut output)?;
+        report(beat, &mut output)?;
     }
     let (name, signal, seconds) = (&record.name, &record.signal, record.samples.len() as f64 / fs_hz);
     let object = format!(
@@ -54,10 +57,12 @@ pub fn process_file(args: &EcgArgs, out: &mut impl Write) -> Result<(), CommandE
         json::literal(signal),
         beats.len()
     );
-    output
-        .line(&object, format_args!("{}: {signal} of record {name}, {seconds:.1} s", count(beats.len())))?;
+    output.line(
+        &object,
+        format_args!("{}: {signal} of record {name}, {seconds:.1} s", counted(beats.len() as u64, "beat")),
+    )?;
     if record.checksum_differs {
-        let text = "the samples do not add up to the header's checksum";
+        let text = "the samples do not match the checksum in the header";
         output
             .line(&format!("{{\"op\":\"warning\",\"text\":\"{text}\"}}"), format_args!("warning: {text}"))?;
     }
@@ -69,13 +74,13 @@ pub fn process_file(args: &EcgArgs, out: &mut impl Write) -> Result<(), CommandE
             .map(|annotation| annotation.at_frame.saturating_mul(in_samples))
             .collect();
         expert.sort_unstable();
-        let score = Score::new(&expert, &beats, (WITHIN_S * fs_hz) as u64);
-        tell(&score, &mut output)?;
+        let score = Score::new(&expert, &beats, (MATCH_WINDOW_S * fs_hz) as u64);
+        print_score(&score, &mut output)?;
     }
     output.flush()
 }
 
-fn tell(score: &Score, output: &mut Output<'_, impl Write>) -> Result<(), CommandError> {
+fn print_score(score: &Score, output: &mut Output<'_, impl Write>) -> Result<(), CommandError> {
     let Score { found, missed, extra } = *score;
     let (sensitivity, predictivity) = (score.sensitivity_percent(), score.positive_predictivity_percent());
     let object = format!(
@@ -85,11 +90,7 @@ fn tell(score: &Score, output: &mut Output<'_, impl Write>) -> Result<(), Comman
     let text = format_args!(
         "sensitivity {sensitivity:.2} % ({missed} missed), positive predictivity {predictivity:.2} % ({extra} extra), \
          within 150 ms of the expert's {}",
-        count(found + missed)
+        counted((found + missed) as u64, "beat")
     );
     output.line(&object, text)
-}
-
-fn count(beats: usize) -> String {
-    format!("{beats} beat{}", if beats == 1 { "" } else { "s" })
 }

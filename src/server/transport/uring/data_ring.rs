@@ -40,7 +40,7 @@ use crate::{
     clock,
     limits::{DATA_RING_COMPLETIONS, DATA_RING_ENTRIES, SENDS_PER_SUBMIT},
 };
-use tickcast_core::shard::Door;
+use tickcast_core::shard::ListenerKind;
 
 /// Attempts of one `io_uring_enter` that the kernel has no memory for now (EAGAIN) before giving up, with a pause of
 /// 1 ms each.
@@ -206,13 +206,13 @@ impl<S: Shim> DataRing<S> {
     }
 
     /// Accepts connections on a listening socket until [`DataRing::stop_accepting`].
-    pub fn accept(&mut self, door: Door, listener: OwnedFd) -> io::Result<()> {
+    pub fn accept(&mut self, door: ListenerKind, listener: OwnedFd) -> io::Result<()> {
         self.listeners[door as usize] = Some(listener);
         self.rearm_accept(door)
     }
 
     /// Accepts again after [`Event::AcceptFailed`]. To be called after a pause: at EMFILE the kernel answers at once.
-    pub fn rearm_accept(&mut self, door: Door) -> io::Result<()> {
+    pub fn rearm_accept(&mut self, door: ListenerKind) -> io::Result<()> {
         let Some(listener) = &self.listeners[door as usize] else { return Ok(()) };
         if let Verdict::Fail(errno) = self.shim.decide(Operation::Accept) {
             self.events.push_back((0, Event::AcceptFailed(door, errno)));
@@ -228,7 +228,7 @@ impl<S: Shim> DataRing<S> {
 
     /// Closes the listeners. Connections already accepted still come as events.
     pub fn stop_accepting(&mut self) -> io::Result<()> {
-        for door in [Door::Native, Door::Http] {
+        for door in [ListenerKind::Native, ListenerKind::Http] {
             if self.listeners[door as usize].take().is_some() {
                 self.cancel(user_data(ACCEPT, 0, door as u32))?;
             }

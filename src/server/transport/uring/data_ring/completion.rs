@@ -12,7 +12,7 @@ use super::{
     State, TIMER,
 };
 use crate::transport::uring::shim::{Operation, Shim, Verdict};
-use tickcast_core::shard::Door;
+use tickcast_core::shard::ListenerKind;
 
 impl<S: Shim> DataRing<S> {
     pub(super) fn complete(
@@ -48,7 +48,7 @@ impl<S: Shim> DataRing<S> {
                 }
             }
             ACCEPT => self.accepted(
-                if slot == Door::Native as u32 { Door::Native } else { Door::Http },
+                if slot == ListenerKind::Native as u32 { ListenerKind::Native } else { ListenerKind::Http },
                 result,
                 flags,
             )?,
@@ -77,7 +77,7 @@ impl<S: Shim> DataRing<S> {
         Ok(())
     }
 
-    fn accepted(&mut self, door: Door, result: i32, flags: u32) -> io::Result<()> {
+    fn accepted(&mut self, door: ListenerKind, result: i32, flags: u32) -> io::Result<()> {
         let more = cqueue::more(flags);
         self.in_flight -= usize::from(!more);
         if result >= 0 {

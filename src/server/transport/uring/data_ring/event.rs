@@ -3,15 +3,15 @@
 use std::{io, os::fd::OwnedFd};
 
 use crate::limits::{RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS};
-use tickcast_core::shard::Door;
+use tickcast_core::shard::ListenerKind;
 
 /// What happened, in order.
 #[derive(Debug)]
 pub enum Event {
     /// A connection came in through a door.
-    Accepted(Door, OwnedFd),
+    Accepted(ListenerKind, OwnedFd),
     /// Accepting failed with this errno; it is to be armed again after a pause.
-    AcceptFailed(Door, i32),
+    AcceptFailed(ListenerKind, i32),
     /// Bytes came: `DataRing::bytes` of them, then `DataRing::recycle`.
     Received(Received),
     /// The peer has shut its side.

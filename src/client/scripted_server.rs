@@ -1,4 +1,4 @@
-//! A scripted server on a loopback port, for tests of what needs a socket.
+//! A scripted server on a loopback port, for tests that need a socket.
 
 use std::{
     io::{Read, Write},
@@ -7,7 +7,7 @@ use std::{
 };
 
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
     command::Command,
     frame::{self, Kind, Meta},
     ids::{Sequence, TopicId},
@@ -16,14 +16,14 @@ use tickcast_proto::{
     reply::Reply,
 };
 
-/// One accepted connection, as its script sees it.
+/// One accepted connection of a scripted server.
 pub struct Peer {
-    /// Its socket.
+    /// The connection.
     pub stream: TcpStream,
     input: Vec<u8>,
 }
 
-/// A server that gives its one connection to `script`. Joining the handle gives what the script returned.
+/// Starts a server that runs `script` on its one connection; joining the handle returns the script's result.
 pub fn serve<T: Send + 'static>(
     script: impl FnOnce(&mut Peer) -> T + Send + 'static,
 ) -> (String, JoinHandle<T>) {
@@ -36,7 +36,7 @@ pub fn serve<T: Send + 'static>(
     (address, thread)
 }
 
-/// A server that gives each of its connections to the next script. Joining the handle waits for all of them.
+/// Starts a server that runs one script on each connection, in order; joining the handle waits for all.
 pub fn serve_each(scripts: Vec<fn(&mut Peer)>) -> (String, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -50,7 +50,7 @@ pub fn serve_each(scripts: Vec<fn(&mut Peer)>) -> (String, JoinHandle<()>) {
 }
 
 impl Peer {
-    /// The next command, as `Debug` writes it.
+    /// The next command in `Debug` format.
     pub fn command(&mut self) -> String {
         loop {
             if let Step::Complete(used, frame) = frame::decode(&self.input, FRAME_BYTES_MAX_DEFAULT).unwrap()
@@ -61,12 +61,12 @@ impl Peer {
             }
             let mut buffer = [0; 4096];
             let read = self.stream.read(&mut buffer).unwrap();
-            assert_ne!(read, 0, "the client is gone");
+            assert_ne!(read, 0, "the client has disconnected");
             self.input.extend_from_slice(&buffer[..read]);
         }
     }
 
-    /// Takes the hello and welcomes as a server of this epoch.
+    /// Reads the hello and welcomes the client as a server of this epoch.
     pub fn welcome_in(&mut self, epoch: u64) {
         assert_eq!(self.next_frame().unwrap().0, Kind::Hello);
         self.reply(Reply::Welcome { request: 1, epoch, session: 2, frame_bytes_max: 1 << 18 });
@@ -90,11 +90,11 @@ impl Peer {
     /// Sends a reply.
     pub fn reply(&mut self, reply: Reply<'_>) {
         let mut bytes = Vec::new();
-        reply.encode(Encoding::Native, &mut bytes);
+        reply.encode(WireFormat::TCP_NATIVE, &mut bytes);
         self.stream.write_all(&bytes).unwrap();
     }
 
-    /// The next frame: kind, request or token, and payload without its topic.
+    /// The next frame: its kind, request number or token, and payload without the topic; `None` at the end.
     pub fn next_frame(&mut self) -> Option<(Kind, u64, Vec<u8>)> {
         loop {
             if let Step::Complete(used, frame) = frame::decode(&self.input, FRAME_BYTES_MAX_DEFAULT).unwrap()
@@ -120,14 +120,14 @@ impl Peer {
         }
     }
 
-    /// Takes the hello and welcomes.
+    /// Reads the hello and welcomes the client.
     pub fn welcome(&mut self) {
         assert_eq!(self.next_frame().unwrap().0, Kind::Hello);
         let welcome = Welcome { epoch: 1, session: 2, frame_bytes_max: 1 << 18, request: 1 };
         self.send(Kind::Welcome, &welcome, b"tickcast/test");
     }
 
-    /// Takes one subscribe, acknowledges it, and announces topic 5 `a.b`.
+    /// Reads one SUBSCRIBE, acknowledges it, and announces topic 5 `a.b`.
     pub fn subscribed(&mut self) {
         let (kind, request, pattern) = self.next_frame().unwrap();
         assert_eq!(kind, Kind::Subscribe);

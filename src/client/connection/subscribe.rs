@@ -1,0 +1,140 @@
+//! Subscriptions of a connection: their options and where they start.
+
+use crate::{
+    RequestError, SubscribeOptions,
+    connection::Connection,
+    request::{Outgoing, Start},
+    topics::{Announcer, SkipReason},
+};
+use tickcast_proto::{
+    WireFormat,
+    limits::RESUME_POSITIONS_MAX,
+    subscription::{Delivery, From, Position},
+};
+
+impl Connection {
+    /// The server's epoch; `None` before its welcome.
+    pub fn server_epoch(&self) -> Option<u64> {
+        self.server_epoch
+    }
+
+    /// Queues a subscription to a pattern, starting with the next tick; returns the request's number.
+    /// [`Event::Subscribed`](crate::Event) with that number acknowledges it, except on a raw connection.
+    ///
+    /// # Errors
+    /// [`RequestError`]: nothing was queued.
+    pub fn subscribe(&mut self, pattern: &str) -> Result<u32, RequestError> {
+        self.start(pattern, Delivery::default(), Start::Live)
+    }
+
+    /// [`Connection::subscribe`] with a policy, a rate and a start.
+    ///
+    /// JSON carries one epoch for all positions: the server's if it is known, else the newest among them. Positions of
+    /// another epoch are not sent; the connection itself reports them as not recovered
+    /// ([`Event::Recovered`](crate::Event)) when their topics are announced.
+    ///
+    /// # Errors
+    /// [`RequestError`]: nothing was queued. Positions passed to [`Connection::resume`] are discarded nevertheless.
+    pub fn subscribe_with(&mut self, pattern: &str, options: &SubscribeOptions) -> Result<u32, RequestError> {
+        let delivery = options.delivery;
+        let is_raw = self.encoding == WireFormat::WEBSOCKET_RAW;
+        match &options.from {
+            From::Live => self.start(pattern, delivery, Start::Live),
+            From::Latest => self.start(pattern, delivery, Start::Latest),
+            // Raw connections carry payloads only. Without sequences there is no position to resume from.
+            From::Position(_) | From::Positions(..) | From::Resume if is_raw => {
+                self.resume_positions = Vec::new();
+                self.start(pattern, delivery, Start::Latest)
+            }
+            From::Position(position) => {
+                if self.topics.pattern_positions() >= RESUME_POSITIONS_MAX {
+                    return Err(RequestError::TooManyPositions);
+                }
+                let request = self.start(pattern, delivery, Start::After(*position))?;
+                self.topics.add_pattern_position(pattern, *position);
+                Ok(request)
+            }
+            From::Positions(epoch, sequences) => {
+                if sequences.len() > RESUME_POSITIONS_MAX {
+                    return Err(RequestError::TooManyPositions);
+                }
+                let position = |&sequence| Position { epoch: *epoch, sequence };
+                let positions: Vec<_> =
+                    sequences.iter().map(|(topic, sequence)| (topic.clone(), position(sequence))).collect();
+                self.start_after(pattern, delivery, *epoch, &positions)
+            }
+            From::Resume => {
+                let positions = std::mem::take(&mut self.resume_positions);
+                let newest = positions.iter().map(|(_, position)| position.epoch).max().unwrap_or(0);
+                self.start_after(pattern, delivery, self.server_epoch.unwrap_or(newest), &positions)
+            }
+        }
+    }
+
+    /// Adds the client's position in a topic for the next subscription with [`From::Resume`], which sends it.
+    ///
+    /// # Errors
+    /// [`RequestError::TooManyPositions`] beyond [`RESUME_POSITIONS_MAX`] of them.
+    pub fn resume(&mut self, topic: &str, position: Position) -> Result<(), RequestError> {
+        if self.resume_positions.len() >= RESUME_POSITIONS_MAX {
+            return Err(RequestError::TooManyPositions);
+        }
+        self.resume_positions.push((topic.into(), position));
+        Ok(())
+    }
+
+    /// Queues a change of an active subscription's delivery; returns the request's number.
+    /// [`Event::Subscribed`](crate::Event) with that number acknowledges it.
+    ///
+    /// # Errors
+    /// [`RequestError`]: nothing was queued.
+    pub fn update(&mut self, pattern: &str, delivery: Delivery) -> Result<u32, RequestError> {
+        let request = self.requests.next();
+        self.request(&Outgoing::Update { request, pattern, delivery }).map(|()| request)
+    }
+
+    /// Queues the end of a subscription, identified by its pattern; returns the request's number.
+    /// [`Event::Unsubscribed`](crate::Event) with that number acknowledges it.
+    ///
+    /// Afterwards the next tick of every topic counts as its first, because only the server knows which topics paused.
+    ///
+    /// # Errors
+    /// [`RequestError`]: nothing was queued.
+    pub fn unsubscribe(&mut self, pattern: &str) -> Result<u32, RequestError> {
+        let request = self.requests.next();
+        self.request(&Outgoing::Unsubscribe { request, pattern })?;
+        self.topics.remove_pattern_position(pattern);
+        Ok(request)
+    }
+
+    /// Adds a position that is not sent to the server. The connection reports the ticks between it and the snapshot that
+    /// the topic starts with, as conflated or as lost.
+    pub(crate) fn expect_snapshot(&mut self, topic: &str, position: Position, reason: SkipReason) {
+        self.topics.add_position(topic, position, Announcer::Client(reason));
+    }
+
+    fn start(&mut self, pattern: &str, delivery: Delivery, start: Start<'_>) -> Result<u32, RequestError> {
+        let request = self.requests.next();
+        self.request(&Outgoing::Subscribe { request, pattern, delivery, start }).map(|()| request)
+    }
+
+    fn start_after(
+        &mut self,
+        pattern: &str,
+        delivery: Delivery,
+        epoch: u64,
+        positions: &[(Box<str>, Position)],
+    ) -> Result<u32, RequestError> {
+        let request = self.start(pattern, delivery, Start::Positions(epoch, positions))?;
+        let is_json = self.encoding == WireFormat::WEBSOCKET_JSON;
+        for (topic, position) in positions {
+            let is_sent = !is_json || position.epoch == epoch;
+            let announcer = if is_sent { Announcer::Server } else { Announcer::Client(SkipReason::Gap) };
+            self.topics.add_position(topic, *position, announcer);
+        }
+        Ok(request)
+    }
+}
+
+#[cfg(test)]
+mod tests;
