@@ -9,10 +9,9 @@ use std::{
 };
 
 use tickcast::transport::uring::{
-    data_ring::{DataRing, Event, Sent, Settings, eventfd},
+    data_ring::{DataRing, Event, ListenerId, Sent, Settings, eventfd},
     shim::{Operation, Shim, Verdict},
 };
-use tickcast_core::shard::ListenerKind;
 
 const BYTES_MAX: usize = 64 << 10;
 /// Prime, so that an offset of a power of two does not go unnoticed.
@@ -252,14 +251,14 @@ fn a_failed_accept_can_be_rearmed() {
     let address = listener.local_addr().unwrap();
     let mut ring = ring(roomy());
     ring.shim_mut().accept.push_back(Verdict::Fail(libc::EMFILE));
-    ring.accept(ListenerKind::Http, listener.into()).unwrap();
-    assert!(matches!(next(&mut ring), Event::AcceptFailed(ListenerKind::Http, libc::EMFILE)));
-    ring.rearm_accept(ListenerKind::Http).unwrap();
+    ring.accept(ListenerId(1), listener.into()).unwrap();
+    assert!(matches!(next(&mut ring), Event::AcceptFailed(ListenerId(1), libc::EMFILE)));
+    ring.rearm_accept(ListenerId(1)).unwrap();
     let _peer = TcpStream::connect(address).unwrap();
-    assert!(matches!(next(&mut ring), Event::Accepted(ListenerKind::Http, _)));
+    assert!(matches!(next(&mut ring), Event::Accepted(ListenerId(1), _)));
     ring.stop_accepting().unwrap();
     ring.poll().unwrap();
-    assert!(ring.next_event().is_none(), "a listener that was closed does not fail");
+    assert!(ring.next_event().is_none(), "a closed listener reports no failure");
 }
 
 #[test]
@@ -344,7 +343,7 @@ fn a_ring_with_everything_in_flight_is_dropped_without_waiting_for_peers() {
     let (peers, sockets): (Vec<_>, Vec<_>) = (0..4).map(|_| pair()).unzip();
     let mut ring = ring(roomy());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    ring.accept(ListenerKind::Native, listener.into()).unwrap();
+    ring.accept(ListenerId(0), listener.into()).unwrap();
     ring.arm_timer(3_600_000_000_000).unwrap();
     let pattern = Pattern::new();
     for socket in sockets {
@@ -432,7 +431,7 @@ fn a_cancelled_detach_keeps_receiving_and_a_settled_socket_cannot_be_taken() {
     let (mut peer, socket) = pair();
     let mut ring = ring(roomy());
     let slot = ring.add(socket).unwrap();
-    assert!(ring.take(slot).unwrap().is_none(), "nothing asked for it");
+    assert!(ring.take(slot).unwrap().is_none(), "no detach was requested");
     for _ in 0..20 {
         let mut got = Vec::new();
         ring.detach(slot).unwrap();
@@ -449,5 +448,5 @@ fn a_cancelled_detach_keeps_receiving_and_a_settled_socket_cannot_be_taken() {
     ring.close(slot).unwrap();
     ring.poll().unwrap();
     peer.set_nonblocking(false).unwrap();
-    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the plain descriptor does not keep it open");
+    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the plain descriptor does not keep the connection open");
 }

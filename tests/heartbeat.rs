@@ -230,7 +230,7 @@ fn a_peer_with_a_full_socket_that_reads_nothing_is_reaped_and_one_that_reads_slo
         bench.shard.handle_writable(1, now);
     }
     let closed: Vec<_> = bench.actions.iter().filter(|action| matches!(action, Action::Close(_))).collect();
-    assert_eq!(closed, [&Action::Close(0)], "its goodbye is given up after the linger deadline");
+    assert_eq!(closed, [&Action::Close(0)], "its CLOSING is given up after the linger deadline");
     assert_eq!((bench.timed_out(), bench.shard.sessions_len()), (1, 1));
 }
 

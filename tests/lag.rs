@@ -160,7 +160,7 @@ fn a_conflating_subscriber_gets_the_last_tick_of_each_topic_and_the_range_it_rep
     bench.open();
     assert_eq!(bench.said(), [Conflated(2, 1001), tick("a", 1001), Conflated(1, 1000), tick("b", 1000)]);
     bench.publish("a", 0, &[0; 40]);
-    assert_eq!(bench.said(), [tick("a", 1002)], "it is not behind any more");
+    assert_eq!(bench.said(), [tick("a", 1002)], "it has caught up");
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn a_stalled_subscriber_costs_one_slot_per_topic_and_no_payload() {
         (0..300).for_each(|_| round(&mut bench));
         assert!(
             bench.shard.memory_bytes() <= before + 4_096,
-            "{policy_of_reader:?}: it grows with what is published"
+            "{policy_of_reader:?}: memory grows with what is published"
         );
         assert_eq!(bench.shard.counters().value(Counter::ClosedSlowConsumer), 0);
     }
@@ -346,7 +346,7 @@ fn a_position_is_recovered_or_reported_lost() {
     assert_eq!(
         bench.said(),
         [Recovered(false), Recovered(true), tick("a", 20)],
-        "a topic that never was, and one that is"
+        "a topic that never existed, and one that does"
     );
 }
 
@@ -356,9 +356,12 @@ fn a_drain_flushes_held_ticks_and_announces_what_it_drops() {
         let now = bench.now;
         bench.shard.begin_drain(now.monotonic_ns + 5_000 * MS, now);
         bench.turn();
-        assert!(!bench.shard.is_busy() || bench.full.is_empty(), "a full socket is nothing to be busy with");
+        assert!(
+            !bench.shard.is_busy() || bench.full.is_empty(),
+            "a full socket does not keep the shard busy"
+        );
         bench.open();
-        assert!(!bench.shard.is_busy(), "nothing is left to do until the peers close");
+        assert!(!bench.shard.is_busy(), "nothing to do until the peers close");
         bench.said()
     };
     let mut bench = stalled(Policy::Conflate);
@@ -404,7 +407,7 @@ fn updates_of_many_topics_span_turns_and_later_requests_wait() {
         }
         answers
     };
-    assert!(bench.shard.is_busy(), "not all of it in one go");
+    assert!(bench.shard.is_busy(), "the updates take more than one turn");
     let (mut turns, mut got) = (0, Vec::new());
     while answers(&got).len() < 4 {
         turns += 1;

@@ -32,7 +32,7 @@ fn after(driver: &mut Driver, ms: u64) -> Vec<Action> {
 fn a_page_file_may_be_read_slowly_and_an_error_line_may_not() {
     let mut page = get("/page/main.js", true);
     assert_eq!(after(&mut page, HANDSHAKE_MS - 10), []);
-    assert_eq!(after(&mut page, 20), [Action::Close(0)], "as long as its request might have taken");
+    assert_eq!(after(&mut page, 20), [Action::Close(0)], "after as long as a request may take");
 
     let mut nothing = get("/nothing", true);
     assert_eq!(after(&mut nothing, LINGER_DEADLINE_MS - 10), []);
@@ -51,7 +51,7 @@ fn a_client_that_has_the_page_and_does_not_close_gets_the_usual_linger() {
     let mut slow = get("/page/main.js", true);
     assert_eq!(after(&mut slow, 3 * LINGER_DEADLINE_MS), []);
     slow.open();
-    assert_eq!(after(&mut slow, 0), [Action::ShutdownWrite(0)], "all of it has been taken");
+    assert_eq!(after(&mut slow, 0), [Action::ShutdownWrite(0)], "the whole file has been read");
     assert_eq!(after(&mut slow, LINGER_DEADLINE_MS - 10), []);
     assert_eq!(after(&mut slow, 20), [Action::Close(0)]);
 
@@ -70,5 +70,5 @@ fn a_drain_does_not_extend_the_linger_of_an_ending_session() {
     let deadline_ns = page.now.monotonic_ns + 500 * MS;
     page.shard.begin_drain(deadline_ns, page.now);
     assert_eq!(after(&mut page, 490), []);
-    assert_eq!(after(&mut page, 20), [Action::Close(0)], "the drain's deadline is everybody's");
+    assert_eq!(after(&mut page, 20), [Action::Close(0)], "the drain deadline applies to every session");
 }

@@ -78,7 +78,7 @@ fn clients_that_come_and_go_leave_no_timers_behind() {
     }
     assert_eq!(shard.sessions_len(), 1);
     let (gone, bound) = (shard.memory_bytes() - before, 32 * (TIMERS_GONE_MAX + 16));
-    assert!(gone <= bound, "{gone} bytes are left, bound {bound}");
+    assert!(gone <= bound, "{gone} bytes left, bound {bound}");
 }
 
 #[test]

@@ -144,7 +144,7 @@ fn everything_is_installed_where_the_units_expect_it() {
         text("etc/systemd/system/tickcast.service")
             .contains("\nExecStart=/usr/local/bin/tickcast serve --config /etc/tickcast/tickcast.toml\n")
     );
-    assert!(text("usr/local/share/bash-completion/completions/tickcast").contains("--drain-deadline-ms"));
+    assert!(text("usr/local/share/bash-completion/completions/tickcast").contains("--drain-deadline"));
     assert!(
         text("etc/systemd/system/tickcast-tune.service").contains("=/usr/local/sbin/tickcast-tune apply")
     );
@@ -288,7 +288,14 @@ fn the_socket_units_match_the_configuration_and_the_servers_names() {
     for (unit, name) in [("tickcast.socket", "tcp"), ("tickcast-http.socket", "http")] {
         let unit = fs::read_to_string(project("systemd").join(unit)).unwrap();
         let address = unit.lines().find_map(|line| line.strip_prefix("ListenStream=")).unwrap();
-        assert!(configuration.contains(&format!("\n# {name} = \"{address}\"\n")), "{address}");
+        let kind = if name == "tcp" { "native" } else { name };
+        let listener = configuration.split("\n[[listener]]\n").find(|table| {
+            table
+                .lines()
+                .any(|line| line.split_whitespace().take(3).eq(["kind", "=", &format!("\"{kind}\"")]))
+        });
+        let listener = listener.expect("a listener of this kind");
+        assert!(listener.contains(&format!("\naddress = \"{address}\"\n")), "{address} in {listener}");
         assert!(unit.contains(&format!("\nFileDescriptorName={name}\n")));
     }
 }

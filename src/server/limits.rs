@@ -17,6 +17,8 @@ pub const SOCKET_SEND_BYTES_LOWEST: usize = 4 << 10;
 
 /// Default bytes of the ring from one shard or source to one shard.
 pub const MESH_RING_BYTES_DEFAULT: usize = 1 << 20;
+/// Highest core number in a list of cores.
+pub const CORE_HIGHEST: usize = 4_096;
 /// Completions of the data ring that a shard handles in one turn.
 pub const TURN_EVENTS: usize = 1_024;
 /// Longest latency budget, microseconds. Rings, not time, bound what waits for a turn.
@@ -40,6 +42,12 @@ pub const RECEIVE_BUFFERS: u16 = 256;
 pub const RECEIVE_BUFFER_BYTES: usize = 4 << 10;
 /// Connections that the kernel queues for a listener.
 pub const LISTEN_BACKLOG: i32 = 4_096;
+/// Bytes of the path of a Unix socket: what `sockaddr_un` holds besides the final 0.
+pub const UNIX_PATH_BYTES_MAX: usize = 107;
+/// Default permissions of the file of a Unix socket: its owner and group may connect.
+pub const UNIX_MODE_DEFAULT: u32 = 0o660;
+/// Listeners of one server. Each takes one descriptor per shard, part of [`DESCRIPTOR_RESERVE`].
+pub const LISTENERS_MAX: usize = 16;
 /// Pause before accepting again when the process is out of descriptors or memory, so that EMFILE does not spin.
 pub const ACCEPT_RETRY_MS: u64 = 100;
 /// Connections in transit from one shard to another: about 80 bytes each, plus what the client has sent. More wait on the

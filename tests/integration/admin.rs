@@ -72,7 +72,7 @@ fn metrics_count_what_the_clients_saw() {
     }
     let all = "le=\"+Inf\"} ";
     let samples = metrics.lines().filter(|line| line.starts_with("tickcast_latency_seconds_bucket"));
-    assert_eq!(samples.filter(|line| line.contains(all)).count(), 4, "two latencies of two shards");
+    assert_eq!(samples.filter(|line| line.contains(all)).count(), 4, "two latencies for each of two shards");
     collector.finish();
     drop(publisher);
     server.stop_cleanly();
@@ -185,7 +185,7 @@ fn a_session_is_closed_by_its_id_with_3503_and_the_others_stay_open() {
     drop(closed);
     other.send(&Raw::ping(7).bytes());
     assert_eq!(other.frame().unwrap().token(), 7);
-    eventually("it is forgotten", || request(admin, "DELETE", &path).status == 404);
+    eventually("the session id is unknown", || request(admin, "DELETE", &path).status == 404);
     drop(other);
     let stopped = server.stop_cleanly();
     assert_eq!(stopped.total("closed_by_operator"), 1);
@@ -221,7 +221,7 @@ fn a_thousand_requests_at_once_are_all_answered_or_refused_and_a_subscriber_gets
     });
     say(&format!("{REQUESTS} requests at once: {answered} answered, {refused} refused"));
     assert_eq!(answered + refused, REQUESTS);
-    assert!(answered >= REQUESTS / 6, "what asks no shard is always answered");
+    assert!(answered >= REQUESTS / 6, "requests that ask no shard are always answered");
     assert_eq!(get(admin, "/readyz").status, 200);
     collector.finish().assert_no_gap("while asked");
     drop(publisher);
@@ -236,7 +236,7 @@ fn the_listener_reports_a_drain_and_still_answers() {
     // The peer never closes its side, so the drain waits for it.
     let peer = Peer::native(server.tcp);
     server.terminate();
-    eventually("it drains", || request(admin, "GET", "/readyz").status == 503);
+    eventually("the server drains", || request(admin, "GET", "/readyz").status == 503);
     let ready = request(admin, "GET", "/readyz").json();
     assert_eq!(ready["reason"], "draining");
     assert_eq!(get(admin, "/healthz").json()["alive"], true);

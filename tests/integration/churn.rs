@@ -121,7 +121,7 @@ fn clients_that_vanish_leave_nothing_behind_and_the_rest_lose_nothing() {
         survivor.wait_for(published);
     }
     let left = SURVIVORS + 1 + HALF_WRITERS;
-    eventually("the killed are gone", || server.connections() == left);
+    eventually("the killed clients are gone", || server.connections() == left);
     let enders: Vec<_> = half_writers
         .into_iter()
         .enumerate()
@@ -197,5 +197,5 @@ fn a_hundred_rounds_of_a_thousand_killed_connections_leave_nothing() {
     let stopped = server.stop_cleanly();
     assert_eq!(stopped.total("sessions_accepted"), (ROUNDS * KILLED_A_ROUND) as u64 + 2);
     assert_eq!(stopped.total("sessions_refused"), 0);
-    assert_eq!(stopped.total("closed_shutdown"), 0, "no session was left for the stop to end");
+    assert_eq!(stopped.total("closed_shutdown"), 0, "no session was left at the stop");
 }

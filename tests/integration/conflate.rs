@@ -66,7 +66,10 @@ fn assert_has_the_last_of_each_topic(name: &str, account: &Account, last: &Last)
     assert!(account.topics.keys().eq(last.keys()), "{name}: topics");
     for (topic, (published, payload)) in last {
         account.assert_whole(topic, *published);
-        assert!(account.topics[topic].payload == *payload, "{name}: {topic}: not the last of the file");
+        assert!(
+            account.topics[topic].payload == *payload,
+            "{name}: {topic}: not the last payload of the file"
+        );
     }
     assert_eq!(account.dropped_ticks(), 0, "{name}: a reader that conflates has no gaps");
 }
@@ -104,7 +107,7 @@ fn a_slow_reader_gets_the_last_values(native: bool) {
         "native {native}: of {count} ticks {slowly} while they were published, {remaining} after, {conflated} conflated"
     ));
     assert!(conflated > count as u64 / 2, "{conflated} of {count} conflated");
-    assert!(remaining <= REMAINING_MAX, "{remaining} ticks were still to come: not the newest only");
+    assert!(remaining <= REMAINING_MAX, "{remaining} ticks still came: more than the last values");
     drop(slow);
     let stopped = server.stop_cleanly();
     assert_eq!((stopped.total("ticks_conflated"), stopped.total("closed_slow_consumer")), (conflated, 0));
@@ -152,7 +155,7 @@ fn a_third_party_client_at_a_hundredth_of_the_rate_gets_the_last_value_of_each_t
     ));
     assert!(conflated > count as u64 / 2, "{conflated} of {count} conflated");
     // The library reads ahead; the ticks it has buffered come on top.
-    assert!(remaining <= 2 * REMAINING_MAX, "{remaining} ticks were still to come: not the newest only");
+    assert!(remaining <= 2 * REMAINING_MAX, "{remaining} ticks still came: more than the last values");
     server.stop_cleanly();
 }
 
@@ -217,7 +220,11 @@ fn a_rate_limit_can_be_changed_and_removed_while_subscribed() {
         witness.wait_for(6);
         reader.read_until("the first tick", |account| account.delivered() == 1);
         reader.barrier(1);
-        assert_eq!(reader.account.topics["pace"].next, first + 1, "the pace lets no second tick through");
+        assert_eq!(
+            reader.account.topics["pace"].next,
+            first + 1,
+            "the rate limit holds the second tick back"
+        );
         reader.update("pace", FASTEST);
         reader.read_until("the newest", |account| account.topics["pace"].next == newest + 1);
         let taken = reader.account.topics["pace"].clone();
@@ -228,7 +235,7 @@ fn a_rate_limit_can_be_changed_and_removed_while_subscribed() {
         let newest = publish_some(&mut publisher, 5);
         witness.wait_for(11);
         reader.barrier(2);
-        assert!(reader.account.topics["pace"].delivered <= 3, "the pace is slow again");
+        assert!(reader.account.topics["pace"].delivered <= 3, "the rate limit is low again");
         reader.update("pace", Options::default());
         reader.read_until("the newest", |account| account.topics["pace"].next == newest + 1);
         let before = reader.account.topics["pace"].clone();

@@ -36,9 +36,11 @@ fn dead_peers_are_reaped_and_their_slots_are_freed() {
     let _native = Peer::native(server.tcp);
     let _websocket = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
     let _raw = Peer::websocket(server.http, "/ws?topics=t", "tickcast.v1.raw");
-    eventually("all are closed", || server.log.text().matches("ends: no answer to a ping").count() == 3);
+    eventually("all three are closed", || {
+        server.log.text().matches("ends: no answer to a ping").count() == 3
+    });
     let address = address(&server, WireFormat::TCP_NATIVE);
-    eventually("there is room for another", || Client::connect_to(&address).is_ok());
+    eventually("a slot is free", || Client::connect_to(&address).is_ok());
     assert_eq!(server.stop_cleanly().total("closed_heartbeat_timeout"), 3);
 }
 

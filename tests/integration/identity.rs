@@ -88,7 +88,7 @@ fn connections_of_one_identity_share_a_shard_and_keep_their_early_requests() {
     eventually("descriptors are back at the baseline", || server.descriptors() == baseline);
     let stopped = server.stop_cleanly();
     let everybody = 2 * EACH as u64 + 2;
-    assert_eq!(stopped.total("sessions_accepted"), everybody, "nobody is counted twice");
+    assert_eq!(stopped.total("sessions_accepted"), everybody, "no session is counted twice");
     assert_eq!(stopped.total("closed_by_peer") + stopped.total("closed_transport"), everybody);
     assert!((1..everybody).contains(&stopped.total("sessions_handed_over")));
 }

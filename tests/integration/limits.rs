@@ -239,7 +239,7 @@ fn a_server_out_of_descriptors_logs_it_does_not_spin_and_recovers() {
     let least = silent.len() as u64 + 1;
     drop((silent, witness));
     let stopped = server.stop_cleanly();
-    assert_eq!(stopped.total("sessions_accepted"), least, "nobody was turned away");
+    assert_eq!(stopped.total("sessions_accepted"), least, "no connection was refused");
     // Two listeners per shard, each retried every 100 ms. A busy loop would retry many thousand times.
     let failed = stopped.total("accepts_failed");
     assert!((1..=4 * (10 * start.elapsed().as_secs() + 20)).contains(&failed), "{failed} failed accepts");

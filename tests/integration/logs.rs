@@ -31,7 +31,7 @@ fn each_peer_error_is_logged_or_counted() {
         peer.send(&[0xff; 64]);
         while peer.frame().is_some() {}
     }
-    eventually("the last is written of or counted", || server.connections() == 0);
+    eventually("the last session is logged or counted", || server.connections() == 0);
     let stopped = server.stop_cleanly();
     let written = stopped.log.matches(" ends: ").count();
     let counted: usize = stopped

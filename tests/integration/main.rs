@@ -20,6 +20,7 @@ mod echo;
 mod heartbeat;
 mod identity;
 mod limits;
+mod listeners;
 mod load;
 mod logs;
 mod monitoring;

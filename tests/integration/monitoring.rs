@@ -124,7 +124,7 @@ fn the_dashboard_lists_only_instances_of_tickcast() {
     let variables = dashboard["templating"]["list"].as_array().unwrap();
     let instance = variables.iter().find(|variable| variable["name"] == "instance").unwrap();
     assert_eq!(instance["query"]["query"], "label_values(tickcast_build_info, instance)");
-    assert!(instance.get("allValue").is_none(), "All is each that the query finds");
+    assert!(instance.get("allValue").is_none(), "All means every instance that the query finds");
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn the_dashboard_and_the_rules_name_only_existing_metrics() {
     let named = &names(&expressions) | &names(&rules);
     assert!(named.len() > 20, "{named:?}");
     let missing: Vec<_> = named.difference(&there_are).collect();
-    assert!(missing.is_empty(), "{missing:?} are not in\n{metrics}");
+    assert!(missing.is_empty(), "{missing:?} are missing in\n{metrics}");
     collector.finish();
     server.stop_cleanly();
 }
@@ -192,7 +192,7 @@ impl Prometheus {
             + &format!("  - job_name: other\n    static_configs: [{{targets: [\"{}\"]}}]\n", self.address);
         fs::write(file, config).unwrap();
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGHUP).unwrap();
-        eventually("it scrapes itself", || {
+        eventually("Prometheus scrapes itself", || {
             !self.query("process_resident_memory_bytes{job=\"other\"}").is_empty()
         });
     }
@@ -230,16 +230,14 @@ fn a_real_prometheus_scrapes_the_server_and_every_dashboard_query_finds_somethin
         prometheus.query("up{job=\"tickcast\"} == 1").len() == 1
             && prometheus.query("count_over_time(up{job=\"tickcast\"}[1m]) >= 3").len() == 1
     };
-    eventually("it is up, and scraped three times", || is_up(&prometheus));
+    eventually("the server is up and was scraped three times", || is_up(&prometheus));
     for (panel, query) in dashboard_queries() {
         let query = query.replace("$__rate_interval", "1m").replace("$instance", ".*");
         let found = prometheus.query(&query);
         assert!(!found.is_empty(), "{panel}: {query}");
     }
     prometheus.watch_itself();
-    eventually("both have a rate of CPU", || {
-        prometheus.query("rate(process_cpu_seconds_total[1m])").len() == 2
-    });
+    eventually("both have a CPU rate", || prometheus.query("rate(process_cpu_seconds_total[1m])").len() == 2);
     let own: Vec<_> =
         dashboard_queries().into_iter().filter(|(_, query)| query.contains("process_")).collect();
     assert!(own.len() >= 3, "{own:?}");

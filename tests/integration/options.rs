@@ -164,7 +164,9 @@ fn more_positions_than_a_session_may_name_are_refused_and_it_stays_open() {
     assert!(native.account.errors.iter().all(|(_, text)| text.starts_with("from: ")));
     // The accepted positions are answered as not recovered, because of their epoch.
     native.ask(frames::SUBSCRIBE, 2, "p.*", Options { from: FROM_RESUMES, epoch: 1, ..Options::default() });
-    native.read_until("what became of the places", |account| account.recovered.len() == RESUME_POSITIONS_MAX);
+    native.read_until("the answers to the positions", |account| {
+        account.recovered.len() == RESUME_POSITIONS_MAX
+    });
     assert!(native.account.recovered.iter().all(|answer| !answer.recovered));
     assert_lives_on(&mut native, &server, "after.native");
 
@@ -315,7 +317,7 @@ fn subscriptions_that_come_and_go_disturb_nobody() {
         let mut last = 0;
         for _ in 0..20 {
             let frame = until(&mut peer, frames::TICK);
-            assert!(last == 0 || frame.sequence == last + 1, "a hole after {last}: {frame:?}");
+            assert!(last == 0 || frame.sequence == last + 1, "a gap after {last}: {frame:?}");
             last = frame.sequence;
         }
         ticks

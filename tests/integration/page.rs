@@ -101,7 +101,7 @@ fn browser() -> String {
     let finder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/find-browser.mjs");
     let found = Command::new("node").arg(finder).output().expect("node: scripts/test.sh installs it");
     let errors = String::from_utf8_lossy(&found.stderr);
-    assert!(found.status.success(), "no Chromium: scripts/test.sh installs it {errors}");
+    assert!(found.status.success(), "Chromium not found; scripts/test.sh installs it: {errors}");
     String::from_utf8(found.stdout).unwrap().trim_end().to_owned()
 }
 

@@ -83,7 +83,7 @@ impl Publisher {
     fn wait_for_more(&self, ticks: u64) {
         let goal = self.published.load(Relaxed) + ticks;
         self.allow_more(ticks);
-        eventually("the publisher goes on", || self.published.load(Relaxed) >= goal);
+        eventually("more ticks are published", || self.published.load(Relaxed) >= goal);
     }
 }
 
@@ -122,7 +122,7 @@ fn starts_with_the_last_value_of_each_key(shards: &str) {
             assert!(taken.snapshot.iter().all(|&(sequence, key)| key == key_of(sequence)), "{topic}: a key");
             let given: BTreeMap<u64, u64> =
                 taken.snapshot.iter().map(|&(sequence, key)| (key, sequence)).collect();
-            assert!(given == newest, "{topic}: {given:?} is not the newest of each key: {newest:?}");
+            assert!(given == newest, "{topic}: {given:?} is not the last value of each key: {newest:?}");
             assert_eq!(taken.snapshot.last().unwrap().0, last, "{topic}: live ticks join the snapshot");
             snapshots += taken.snapshot.len();
         }
@@ -210,7 +210,7 @@ fn clients_that_reconnect_get_exactly_what_they_missed_on_any_shard() {
         assert!(second.account.topics.values().all(|taken| taken.snapshot.is_empty()));
         recovered_ticks += second.account.delivered();
     }
-    say(&format!("16 clients that came back got {recovered_ticks} ticks, none missing and none twice"));
+    say(&format!("16 clients that reconnected got {recovered_ticks} ticks without a gap or a duplicate"));
     drop(publisher);
     server.stop_cleanly();
 }
@@ -220,7 +220,7 @@ fn after_a_place(server: &Server, native: bool, topic: &str, epoch: u64, sequenc
     let mut client = client(server, native);
     client.account.has(topic, sequence);
     client.subscribe(topic, Options { from: FROM_PLACE, epoch, sequence, ..Options::default() });
-    client.read_until("what became of the place", |account| !account.recovered.is_empty());
+    client.read_until("the answer to the position", |account| !account.recovered.is_empty());
     let mut publisher = connect(server, WireFormat::TCP_NATIVE);
     publish(&mut publisher, topic, b"[7]");
     barrier(&mut publisher);
@@ -249,10 +249,10 @@ fn invalid_positions_are_answered_and_the_last_value_follows() {
     drop(reader);
     for native in [true, false] {
         for (what, epoch_named, sequence) in [
-            ("a place ahead of the topic", epoch, PUBLISHED + 1),
-            ("a place far ahead", epoch, 1 << 50),
+            ("a position ahead of the topic", epoch, PUBLISHED + 1),
+            ("a position far ahead", epoch, 1 << 50),
             ("another epoch", epoch + 1, PUBLISHED - 1),
-            ("further back than is kept", epoch, PUBLISHED - KEPT - 1),
+            ("a position older than the history", epoch, PUBLISHED - KEPT - 1),
         ] {
             let topic = topic_of_thirty();
             let account = after_a_place(&server, native, &topic, epoch_named, sequence);
@@ -282,7 +282,7 @@ fn invalid_positions_are_answered_and_the_last_value_follows() {
         let topic = format!("never.{native}");
         let account = after_a_place(&server, native, &topic, epoch, 17);
         let answer = Recovered { topic: topic.clone(), epoch, sequence: 0, recovered: false };
-        assert_eq!(account.recovered, [answer], "native {native}: a topic that never was");
+        assert_eq!(account.recovered, [answer], "native {native}: a topic that never existed");
         assert_eq!((account.topics[&topic].first_live, account.topics[&topic].delivered), (1, 1));
     }
     drop(publisher);

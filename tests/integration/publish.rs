@@ -204,7 +204,7 @@ fn a_subscription_is_live_once_acknowledged() {
         let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &[&pattern]);
         publish(&mut publisher, &topic, b"after");
         barrier(&mut publisher);
-        collector.wait_until("the tick after", |got| {
+        collector.wait_until("the tick published after the acknowledgement", |got| {
             got.ticks.values().flatten().any(|tick| *tick == (2, b"after".to_vec()))
         });
     }

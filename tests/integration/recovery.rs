@@ -204,13 +204,13 @@ fn a_client_that_missed_more_than_the_history_is_told_what_it_lost() {
             let at = next.entry(line.topic.clone()).or_insert(1);
             match line.op.as_deref() {
                 None => {
-                    assert_eq!(line.seq, *at, "{}: delivered or told", line.topic);
+                    assert_eq!(line.seq, *at, "{}: delivered or announced", line.topic);
                     let truth = &truth[&line.topic][line.seq as usize - 1];
                     assert_eq!(line.data.unwrap().get(), truth);
                     *at += 1;
                 }
                 Some("gap") => {
-                    assert_eq!(line.from, *at, "{}: delivered or told", line.topic);
+                    assert_eq!(line.from, *at, "{}: delivered or announced", line.topic);
                     (*at, lost) = (line.to, lost + line.to - line.from);
                 }
                 Some("recovered") => not_recovered += u32::from(!line.recovered),
@@ -234,11 +234,11 @@ fn a_client_that_missed_more_than_the_history_is_told_what_it_lost() {
         witness.wait_for((absence + 1) * round);
         subscriber.start_again();
     }
-    eventually("every tick delivered or told as lost", || told(&subscriber).0 >= total as u64);
+    eventually("every tick delivered or announced as lost", || told(&subscriber).0 >= total as u64);
     let (accounted, lost, not_recovered) = told(&subscriber);
     assert_eq!(accounted, total as u64);
     assert!(lost > 100 && not_recovered > 10, "{lost} lost, {not_recovered} topics not recovered");
-    println!("{total} ticks: {lost} told as lost, {not_recovered} times recovered:false");
+    println!("{total} ticks: {lost} announced as lost, {not_recovered} times recovered:false");
     witness.finish();
     drop(publisher);
     server.stop_cleanly();

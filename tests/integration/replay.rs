@@ -61,7 +61,7 @@ fn a_replay_reaches_every_kind_of_client_whole_in_order_and_byte_exact() {
     let _machine = beside_others();
     let capture = market_capture();
     let (expected, count) = expected(&capture);
-    assert_eq!(count, 4_000, "the capture is the one the claim is about");
+    assert_eq!(count, 4_000, "the size of the capture");
     let native = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON];
     let server = serve(&capture, native.len() + EXTERNAL.len(), &[]);
     let collectors = native.map(|encoding| Collector::start(&server, encoding, &["market.>"]));

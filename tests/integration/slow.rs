@@ -79,7 +79,10 @@ fn is_closed_and_the_others_lose_nothing(encoding: WireFormat) {
         let closed = || server.log.text().matches("ends: slow consumer").count();
         let mut slow = subscribe_and_do_not_read(&server, encoding);
         for batch in 0.. {
-            assert!(batch < BATCHES_MAX, "{published} ticks fit a consumer that does not read");
+            assert!(
+                batch < BATCHES_MAX,
+                "a consumer that does not read was not closed after {published} ticks"
+            );
             for _ in 0..BATCH {
                 publish(&mut publisher, "t", &PAYLOAD);
             }

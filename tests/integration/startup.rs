@@ -43,7 +43,7 @@ fn startup_errors_are_one_line_with_the_remedy() {
         (1, &["--admin", &taken], &[&taken, "in use", "--admin"]),
         (1, &["--admin", "192.0.2.1:9490"], &["192.0.2.1:9490", "--admin"]),
         (2, &["--http", &taken, "--admin", &taken], &[&taken, "--admin", "--http"]),
-        (2, &["--cores", "4000"], &["core 4000", "allowed", "taskset"]),
+        (2, &["--cores", "4000"], &["--cores", "core 4000", "allowed", "taskset"]),
         (2, &["--cores", "one"], &["--cores", "one", "0,2-3"]),
         (1, &["--max-clients", "900000"], &["900000", "LimitNOFILE", "--max-clients"]),
         (2, &["--max-clients", "90000000"], &["--max-clients", "90000000", "at most 1048576"]),
@@ -52,14 +52,19 @@ fn startup_errors_are_one_line_with_the_remedy() {
         (2, &["--shards", "129"], &["--shards", "1 to 128"]),
         (2, &["--accept-rate", "99999999"], &["--accept-rate", "at most 10000000"]),
         (2, &["--publish-rate", "99999999"], &["--publish-rate", "at most 10000000"]),
-        (2, &["--frame-bytes-max", "10"], &["--frame-bytes-max", "1024"]),
-        (2, &["--outbox-bytes-max", "10"], &["--outbox-bytes-max"]),
-        (2, &["--egress-log-bytes", "10"], &["--egress-log-bytes"]),
-        (2, &["--sim-size", "1"], &["--sim-size", "80"]),
-        (2, &["--sim-rate", "0"], &["at least 1"]),
+        (2, &["--frame-max", "10"], &["--frame-max", "10B", "1KiB"]),
+        (2, &["--outbox-bytes-max", "10"], &["--outbox-max", "--egress-log"]),
+        (
+            2,
+            &["--egress-log", "10MiB", "--outbox-max", "11MiB"],
+            &["--outbox-max", "11MiB", "10MiB (--egress-log)"],
+        ),
+        (2, &["--sim-size", "1"], &["--sim-size", "80B"]),
+        (2, &["--sim-rate", "0"], &["--sim-rate", "at least 1"]),
         (2, &["--replay", "no/such/file"], &["--replay", "no/such/file", "no such file"]),
-        (2, &["--replay", "Cargo.toml", "--speed", "0"], &["--speed", "above 0"]),
-        (2, &["--replay", "Cargo.toml", "--speed", "fast"], &["--speed", "fast", "max"]),
+        (2, &["--speed", "2"], &["--speed", "no replay source", "--replay"]),
+        (2, &["--replay-wait", "1"], &["--replay-wait", "no replay source", "--replay"]),
+        (2, &["--ping-interval", "1ms"], &["--ping-interval", "1ms", "100ms"]),
     ] {
         let (code, text) = serve(options);
         assert_eq!(code, Some(wanted), "{options:?}: {text}");
@@ -74,10 +79,19 @@ fn startup_errors_are_one_line_with_the_remedy() {
 fn unparsable_options_are_refused_by_name() {
     let _machine = beside_others();
     for (options, part) in [
-        (&["--tcp", "nonsense"][..], "'--tcp <ADDR>'"),
+        (&["--tcp", "nonsense"][..], "'--tcp <ADDRESS>': not an address: write IP:PORT or unix:/path"),
         (&["--shards", "many"], "'--shards <N>'"),
-        (&["--frame-bytes-max", "-1"], "-1"),
-        (&["--replay-wait", "1"], "--replay"),
+        (&["--frame-max", "-1"], "-1"),
+        (&["--frame-max", "1XB"], "'--frame-max <SIZE>': unknown unit"),
+        (
+            &["--behind-time", "500"],
+            "'--behind-time <TIME>': the unit is missing: write 500s, 500ms or 500us",
+        ),
+        (&["--replay", "Cargo.toml", "--speed", "0"], "'--speed <FACTOR>': a number above 0"),
+        (
+            &["--replay", "Cargo.toml", "--speed", "fast"],
+            "'fast' for '--speed <FACTOR>': a number above 0, or max",
+        ),
         (&["--identity-conflict", "both"], "'--identity-conflict"),
         (&["--replay-bad-lines", "mend", "--replay", "x"], "'--replay-bad-lines"),
         (&["--unknown"], "'--unknown'"),

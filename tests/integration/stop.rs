@@ -138,7 +138,7 @@ pub fn stuck(server: &Server, publisher: &mut Client, encoding: WireFormat) -> P
     }
     barrier(publisher);
     // Accepted by the publisher's shard, they may still be on their way to their home shard.
-    eventually("they are sequenced", || sequenced(server) == before + 120);
+    eventually("the flood is sequenced", || sequenced(server) == before + 120);
     peer
 }
 
@@ -188,7 +188,7 @@ fn a_draining_server_accepts_no_connection_and_a_second_signal_ends_it() {
         });
     }
     // A second signal within 200 ms counts as the first.
-    eventually("the second signal is taken", || {
+    eventually("the second signal is handled", || {
         server.terminate();
         thread::sleep(LOOK_AGAIN);
         server.log.text().contains("received again: stopping immediately")

@@ -154,7 +154,10 @@ fn half_of_a_thousand_clients_stopped_for_seconds_costs_the_others_nothing() {
     assert_eq!(running, json!({"delivered": all, "conflated": 0, "dropped": 0, "snapshots": 0}));
     let of = |what: &str| stopped[what].as_u64().unwrap();
     assert_eq!(of("delivered") + of("conflated") + of("dropped"), all);
-    assert!(of("conflated") > all / 20 && of("dropped") > all / 20, "being stopped took effect: {stopped}");
+    assert!(
+        of("conflated") > all / 20 && of("dropped") > all / 20,
+        "the suspension had an effect: {stopped}"
+    );
     let ended = server.stop_cleanly();
     assert_eq!(ended.total("closed_slow_consumer"), 0);
     assert_eq!(
@@ -225,7 +228,7 @@ fn read_on(clients: &mut [Subscriber]) -> u64 {
         {
             return published;
         }
-        assert!(progress.elapsed() < GUARD, "only {told} ticks came to all");
+        assert!(progress.elapsed() < GUARD, "only {told} ticks reached every client");
         let ready: Vec<bool> = {
             let input = stdin();
             let mut polled = vec![PollFd::new(input.as_fd(), PollFlags::POLLIN)];
@@ -237,7 +240,7 @@ fn read_on(clients: &mut [Subscriber]) -> u64 {
         if ready[0] && published.is_none() {
             let mut line = String::new();
             stdin().lock().read_line(&mut line).unwrap();
-            published = Some(line.trim().parse().expect("the parent is there"));
+            published = Some(line.trim().parse().expect("a number from the parent"));
         }
         for (client, _) in clients.iter_mut().zip(&ready[1..]).filter(|(_, ready)| **ready) {
             let mut chunk = [0; 16 << 10];

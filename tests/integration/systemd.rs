@@ -92,7 +92,7 @@ const PATIENT_PERIOD: Duration = Duration::from_secs(6);
 fn ready_is_sent_once_it_listens_and_stopping_when_it_drains() {
     let _machine = beside_others();
     let manager = Manager::new("ready");
-    let options = ["--no-sim", "--shards", "2", "--drain-deadline-ms", "60000"];
+    let options = ["--no-sim", "--shards", "2", "--drain-deadline", "60s"];
     let server = Server::start_command(&mut manager.command(PERIOD), &options);
     let first = manager.next();
     assert!(first.starts_with("READY=1\n"), "{first}");
@@ -111,8 +111,7 @@ fn ready_is_sent_once_it_listens_and_stopping_when_it_drains() {
 fn the_watchdog_is_fed_while_idle_under_load_and_in_a_long_drain() {
     let _machine = beside_others();
     let manager = Manager::new("watchdog");
-    let options =
-        [&["--no-sim", "--shards", "3", "--drain-deadline-ms", "3600000"][..], &ROOM_FOR_THE_STUCK[..]];
+    let options = [&["--no-sim", "--shards", "3", "--drain-deadline", "1h"][..], &ROOM_FOR_THE_STUCK[..]];
     let server = Server::start_command(&mut manager.command(PATIENT_PERIOD), &options.concat());
     let fed = || (0..4).for_each(|_| drop(manager.wait_for("WATCHDOG=1")));
     manager.wait_for("READY=1");
@@ -231,7 +230,7 @@ fn an_unusable_passed_socket_is_refused_with_the_fix_for_its_unit() {
     let (passed, _) = listener();
     for (names, answer) in [
         ("tcp:tcp", "one ListenStream= only"),
-        ("tickcast.socket", "FileDescriptorName= of its unit must be one of: tcp, http"),
+        ("tickcast.socket", "FileDescriptorName= of its unit must be one of: tcp, http, admin"),
     ] {
         let (code, text) = startup::run_with_input(passing(names).arg("serve"), input(&passed));
         assert_eq!((code, text.lines().count()), (Some(1), 1), "{names}: {text}");

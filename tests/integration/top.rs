@@ -26,7 +26,7 @@ fn top(arguments: &[&str]) -> Output {
 }
 
 fn once(admin: SocketAddr) -> String {
-    let output = top(&["--once", "--interval-ms", "100", "--admin", &admin.to_string()]);
+    let output = top(&["--once", "--interval", "100ms", "--admin", &admin.to_string()]);
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
@@ -64,7 +64,7 @@ fn once_prints_what_the_server_counted() {
 
     let mut text = String::new();
     // On a busy machine a shard may not answer in time: then latencies are since the start, and rows are missing.
-    eventually("two looks that all shards answer", || {
+    eventually("all shards answer twice in a row", || {
         text = once(admin);
         let header = text.lines().nth(1).unwrap();
         !text.contains("\nno response from ")
@@ -106,12 +106,12 @@ fn a_feed_has_rates() {
     };
     let mut text = String::new();
     // On a busy machine the feed may publish nothing for a whole interval.
-    eventually("a feed is seen", || {
+    eventually("the feed has a rate", || {
         text = once(server.admin.unwrap());
         [" ticks/s in", " deliveries/s"].iter().all(|unit| rate(&text, unit) > 0.0)
     });
     assert_eq!(rate(&text, " dropped/s"), 0.0, "{text}");
-    assert_eq!(words(&text, "sim.0")[3], "2", "both take it: {text}");
+    assert_eq!(words(&text, "sim.0")[3], "2", "both subscribe to it: {text}");
     collectors.into_iter().for_each(|collector| drop(collector.finish()));
     server.stop_cleanly();
 }
@@ -130,7 +130,8 @@ fn an_unreachable_server_is_reported_with_the_remedy() {
     fails(&["--once", "--admin", &nobody], &[&nobody, "refused", "tickcast serve", "--admin"]);
     fails(&["--admin", &nobody], &["not a terminal", "--once"]);
     fails(&["--once", "--admin", "127.0.0.1:0"], &["port 0"]);
-    fails(&["--once", "--interval-ms", "99"], &["100..=60000"]);
+    fails(&["--once", "--interval-ms", "99"], &["99ms", "--interval", "must be 100ms to 1m"]);
+    fails(&["--once", "--interval", "61s"], &["must be 100ms to 1m"]);
     let server = Server::start(&[]);
     fails(&["--once", "--admin", &server.http.to_string()], &["not a tickcast admin listener"]);
     server.stop_cleanly();
@@ -204,7 +205,7 @@ fn a_server_that_hangs_from_the_start_does_not_block_signals() {
     assert_eq!(
         terminal.exit_code(),
         128 + Signal::SIGINT as i32,
-        "of the signal, not of an answer that is late"
+        "ended by the signal, not by a late answer"
     );
     terminal.assert_as_before();
     drop(asked);

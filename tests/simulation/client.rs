@@ -66,10 +66,10 @@ impl Seen {
     fn settle(&mut self, to: u64, topic: &str) {
         self.told.sort_unstable();
         for (from, end) in std::mem::take(&mut self.told) {
-            assert_eq!(from, self.next, "{topic}: what was told has a hole or an overlap");
+            assert_eq!(from, self.next, "{topic}: the announced ranges have a hole or an overlap");
             self.next = end;
         }
-        assert_eq!(self.next, to, "{topic}: neither delivered nor told");
+        assert_eq!(self.next, to, "{topic}: neither delivered nor announced");
     }
 }
 
@@ -471,7 +471,7 @@ impl Client {
     ) {
         assert!(
             self.subscriptions.keys().any(|pattern| pattern::matches(pattern, topic)),
-            "a tick of {topic}, which is not subscribed"
+            "a tick of {topic} without a subscription"
         );
         let truth = published.get(topic).and_then(|ticks| ticks.get(sequence as usize - 1));
         assert_eq!(truth.map(String::as_str), Some(payload), "{topic} {sequence}");
@@ -484,7 +484,7 @@ impl Client {
         });
         assert!(sequence >= seen.next, "{topic}: {sequence} after {}", seen.next - 1);
         if snapshot {
-            assert!(seen.told.is_empty(), "{topic}: a snapshot comes first");
+            assert!(seen.told.is_empty(), "{topic}: a snapshot precedes announced ranges");
             self.snapshots += 1;
         } else if !raw {
             // A raw client gets no announcements; it only sees that sequences increase.

@@ -47,7 +47,7 @@ fn promises_hold_for_every_seed() {
     let (first, last) = (seeds.start, seeds.end);
     for seed in seeds {
         if catch_unwind(AssertUnwindSafe(|| run(seed))).is_err() {
-            panic!("the simulation failed: TICKCAST_SEED={seed} cargo test --test simulation shows it again");
+            panic!("the simulation failed; to repeat it: TICKCAST_SEED={seed} cargo test --test simulation");
         }
         let done = seed + 1 - first;
         if number("TICKCAST_PROGRESS").is_some() && (done.is_multiple_of(PROGRESS_SEEDS) || seed + 1 == last)

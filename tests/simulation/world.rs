@@ -422,7 +422,7 @@ impl World {
             driver::turn(&mut self.shards[shard], Some(mesh), self.now, sends_max, |slot, bytes| {
                 assert!(!bytes.is_empty() && bytes.len() <= SEND_BYTES_MAX);
                 let client = clients.iter_mut().find(|client| (client.shard, client.slot) == (shard, slot));
-                let client = client.expect("a SEND is for a client that is there");
+                let client = client.expect("a SEND is for an existing client");
                 assert!(client.parked.is_empty(), "never two SENDs on one socket");
                 let room = client.socket_bytes_max.saturating_sub(client.socket.len());
                 let room = if rng.u8(..4) == 0 { rng.usize(..=room) } else { room };
@@ -449,7 +449,7 @@ impl World {
                 Action::ResumeReceive(_) | Action::Settled(_) => {}
                 Action::HandOver(slot) => {
                     let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot);
-                    self.clients.iter_mut().find(here).expect("a client that is there").leaving = true;
+                    self.clients.iter_mut().find(here).expect("the client exists").leaving = true;
                 }
                 Action::ShutdownWrite(slot) | Action::Close(slot) => {
                     let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot);
@@ -484,7 +484,7 @@ impl World {
             );
             assert!(
                 client.closing != Some(3008) || !client.always_yields(),
-                "whose ticks may be left out is not closed for being slow"
+                "a client whose ticks may be left out is not closed for being slow"
             );
             gone.insert(format!("c.{}", client.name));
             Self::remember(memories, client, client.name.is_multiple_of(2));
@@ -585,10 +585,7 @@ impl World {
             if topic.starts_with("c.") { 0 } else { ticks.len() }
         };
         let certain: usize = self.published.iter().map(certain).sum();
-        assert!(
-            (certain as u64..=all as u64).contains(&sequenced),
-            "every tick that was taken was sequenced"
-        );
+        assert!((certain as u64..=all as u64).contains(&sequenced), "every accepted tick was sequenced");
         let mut gone = self.gone.clone();
         // Ticks of a client that is about to end, or that never reads, may not have reached the server.
         let silenced =
@@ -601,7 +598,7 @@ impl World {
         }
         let protocol: u64 =
             self.shards.iter().map(|shard| shard.counters().value(Counter::ClosedProtocol)).sum();
-        assert_eq!(protocol, 0, "nobody broke the protocol");
+        assert_eq!(protocol, 0, "no client broke the protocol");
         if self.limits.outbox_bytes_max == ROOMY_BYTES {
             assert_eq!(self.reached.slow_closed, 0, "there was room for everything");
         }

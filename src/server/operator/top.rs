@@ -21,7 +21,11 @@ pub mod view;
 
 use std::{fmt, io, net::SocketAddr};
 
-use crate::limits::{TOP_INTERVAL_MS_DEFAULT, TOP_INTERVAL_MS_HIGHEST, TOP_INTERVAL_MS_LOWEST};
+use crate::{
+    cli::values::Time,
+    limits::{TOP_INTERVAL_MS_DEFAULT, TOP_INTERVAL_MS_HIGHEST, TOP_INTERVAL_MS_LOWEST},
+};
+use tickcast_proto::units::UnitError;
 
 /// Options of `tickcast top`.
 #[derive(Clone, Debug, clap::Args)]
@@ -29,17 +33,28 @@ pub struct TopArgs {
     /// Address of the server's admin listener, which `tickcast serve` prints as admin=
     #[arg(long, env = "TICKCAST_ADMIN", value_name = "ADDR", default_value = "127.0.0.1:9490")]
     pub admin: SocketAddr,
-    /// Refresh interval, 100 to 60000; rates and latencies cover one interval
+    /// Refresh interval, 100ms to 1m; rates and latencies cover one interval
     #[arg(
         long,
-        value_name = "MS",
-        default_value_t = TOP_INTERVAL_MS_DEFAULT,
-        value_parser = clap::value_parser!(u64).range(TOP_INTERVAL_MS_LOWEST..=TOP_INTERVAL_MS_HIGHEST)
+        alias = "interval-ms",
+        value_name = "TIME",
+        default_value_t = Time::from_ms(TOP_INTERVAL_MS_DEFAULT),
+        value_parser = interval
     )]
-    pub interval_ms: u64,
+    pub interval: Time,
     /// Poll twice, one interval apart, print the result as text and exit; needs no terminal
     #[arg(long)]
     pub once: bool,
+}
+
+/// Parses an interval, in whole milliseconds as they are shown.
+fn interval(text: &str) -> Result<Time, String> {
+    let time: Time = text.parse().map_err(|error: UnitError| error.to_string())?;
+    let (lowest, highest) = (Time::from_ms(TOP_INTERVAL_MS_LOWEST), Time::from_ms(TOP_INTERVAL_MS_HIGHEST));
+    match lowest <= time && time <= highest {
+        true => Ok(Time::from_ms(time.ns / 1_000_000)),
+        false => Err(format!("must be {lowest} to {highest}")),
+    }
 }
 
 /// Why `tickcast top` cannot start or continue. The message says what to do.

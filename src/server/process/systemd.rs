@@ -1,6 +1,6 @@
 //! Notifications to the service manager (sd_notify(3)): ready, alive, stopping. No-ops if NOTIFY_SOCKET is not set.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use sd_notify::NotifyState;
 
@@ -16,9 +16,9 @@ const STOP_MARGIN_NS: u64 = 3_000_000_000;
 /// Shortest pause between two watchdog checks, however short the unit's period.
 const CHECK_NS_LOWEST: u64 = 1_000_000;
 
-/// Reports that every shard listens and the sources run.
-pub fn ready(tcp: SocketAddr, http: SocketAddr, shards: u16) {
-    let status = format!("serving tcp={tcp} http={http} shards={shards}");
+/// Reports that every shard listens and the sources run. `listening`: the addresses, for `systemctl status`.
+pub fn ready(listening: &str) {
+    let status = format!("serving {listening}");
     notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
 }
 

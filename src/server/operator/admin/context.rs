@@ -27,8 +27,8 @@ pub(super) struct AdminContext {
     stage: AtomicU8,
     /// One permit for each request that may query shards at the same time.
     pub(super) shard_requests: Semaphore,
-    /// Whether the listener is on loopback and so refuses foreign Host headers.
-    pub(super) is_loopback: bool,
+    /// Whether only this machine can reach the listener, which then refuses foreign Host headers.
+    pub(super) is_local: bool,
     /// When the process started, by the wall clock; computed once, so that all responses agree.
     pub(super) start_seconds: f64,
     /// When the context was created, CLOCK_MONOTONIC: uptime must not follow steps of the wall clock.
@@ -36,12 +36,12 @@ pub(super) struct AdminContext {
 }
 
 impl AdminContext {
-    pub(super) fn new(handles: ServerHandles, is_loopback: bool) -> AdminContext {
+    pub(super) fn new(handles: ServerHandles, is_local: bool) -> AdminContext {
         AdminContext {
             handles,
             stage: AtomicU8::new(Stage::Starting as u8),
             shard_requests: Semaphore::new(ADMIN_INQUIRIES_MAX),
-            is_loopback,
+            is_local,
             start_seconds: process_sample::start_seconds(),
             created_ns: clock::monotonic_ns(),
         }

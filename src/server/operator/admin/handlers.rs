@@ -91,7 +91,7 @@ impl AdminContext {
         if self.is_foreign_host(request) {
             return Err(RequestError::new(
                 403,
-                "the Host header must be an IP address or localhost on a loopback listener",
+                "this listener is local: the Host header must be an IP address or localhost",
             ));
         }
         if request.method() == Method::DELETE && request.headers().contains_key(ORIGIN) {
@@ -110,12 +110,12 @@ impl AdminContext {
         reply.into_response()
     }
 
-    /// Whether a loopback listener got a request for another host name: from a web page, by DNS rebinding.
+    /// Whether a local listener got a request for another host name: from a web page, by DNS rebinding.
     fn is_foreign_host<B>(&self, request: &Request<B>) -> bool {
         let is_accepted = |host: &str| route::is_address_or_localhost(host);
         let authority = request.uri().authority().map(|authority| authority.as_str());
         let header = request.headers().get(HOST).map(HeaderValue::to_str);
-        self.is_loopback
+        self.is_local
             && (authority.is_some_and(|host| !is_accepted(host))
                 || header.is_some_and(|host| !host.is_ok_and(is_accepted)))
     }

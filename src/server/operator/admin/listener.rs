@@ -16,7 +16,6 @@
 use std::{
     convert::Infallible,
     io,
-    net::SocketAddr,
     os::fd::OwnedFd,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -25,8 +24,10 @@ use std::{
 
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{sleep, timeout},
 };
@@ -36,13 +37,16 @@ use super::{
     context::{AdminContext, ServerHandles},
     stage::Stage,
 };
-use crate::limits::{
-    ACCEPT_RETRY_MS, ADMIN_CONNECTION_MS, ADMIN_CONNECTIONS_MAX, ADMIN_HEAD_BYTES_MAX, ADMIN_HEAD_MS,
+use crate::{
+    config::listener::Address,
+    limits::{
+        ACCEPT_RETRY_MS, ADMIN_CONNECTION_MS, ADMIN_CONNECTIONS_MAX, ADMIN_HEAD_BYTES_MAX, ADMIN_HEAD_MS,
+    },
 };
 
 /// A running admin listener. Stops when dropped.
 pub struct AdminListener {
-    address: SocketAddr,
+    address: Address,
     context: Arc<AdminContext>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -53,24 +57,22 @@ impl AdminListener {
     ///
     /// # Errors
     /// Errors of epoll(7), eventfd(2) and of starting the thread.
-    pub fn start(
-        address: SocketAddr,
-        listener: OwnedFd,
-        handles: ServerHandles,
-    ) -> io::Result<AdminListener> {
-        if !is_loopback(address) {
+    pub fn start(address: Address, listener: OwnedFd, handles: ServerHandles) -> io::Result<AdminListener> {
+        if !is_local(&address) {
             ::log::warn!(
                 "--admin {address} is not a loopback address: anyone who can reach it can list and close sessions \
                  without a password"
             );
         }
-        let listener = std::net::TcpListener::from(listener);
-        listener.set_nonblocking(true)?;
+        SockRef::from(&listener).set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-        let context = Arc::new(AdminContext::new(handles, is_loopback(address)));
+        let context = Arc::new(AdminContext::new(handles, is_local(&address)));
         let (stop, stopped) = oneshot::channel::<()>();
         let guard = runtime.enter();
-        let listener = TcpListener::from_std(listener)?;
+        let listener = match &address {
+            Address::Tcp(_) => Listener::Tcp(TcpListener::from_std(listener.into())?),
+            Address::Unix(_) => Listener::Unix(UnixListener::from_std(listener.into())?),
+        };
         drop(guard);
         let pinned: Vec<usize> = context.handles.shards.iter().map(|(core, _)| *core).collect();
         let shared = context.clone();
@@ -87,8 +89,8 @@ impl AdminListener {
     }
 
     /// The address it listens on.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
     /// Updates the server's stage.
@@ -97,9 +99,9 @@ impl AdminListener {
     }
 }
 
-/// Whether an address is a loopback address, IPv4-mapped ones included.
-fn is_loopback(address: SocketAddr) -> bool {
-    address.ip().to_canonical().is_loopback()
+/// Whether only this machine can reach an address: a Unix socket or a loopback address, IPv4-mapped ones included.
+fn is_local(address: &Address) -> bool {
+    address.tcp().is_none_or(|address| address.ip().to_canonical().is_loopback())
 }
 
 impl Drop for AdminListener {
@@ -113,16 +115,40 @@ impl Drop for AdminListener {
     }
 }
 
+/// A listening socket of either transport.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
+            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+        }
+    }
+}
+
+/// A connection of either transport.
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
 /// Accepts up to [`ADMIN_CONNECTIONS_MAX`] connections at once; more wait in the kernel's backlog.
-async fn accept(listener: TcpListener, context: Arc<AdminContext>) {
+async fn accept(listener: Listener, context: Arc<AdminContext>) {
     let connections = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
     let mut is_failing = false;
     // The semaphore is never closed, so acquiring never fails.
     while let Ok(permit) = connections.clone().acquire_owned().await {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok(stream) => {
                 is_failing = false;
-                tokio::spawn(serve(stream, context.clone(), permit));
+                match stream {
+                    Stream::Tcp(stream) => drop(tokio::spawn(serve(stream, context.clone(), permit))),
+                    Stream::Unix(stream) => drop(tokio::spawn(serve(stream, context.clone(), permit))),
+                }
             }
             Err(error) => {
                 if !std::mem::replace(&mut is_failing, true) {
@@ -137,7 +163,11 @@ async fn accept(listener: TcpListener, context: Arc<AdminContext>) {
 }
 
 /// Serves one connection: a request and its response.
-async fn serve(stream: TcpStream, context: Arc<AdminContext>, _permit: OwnedSemaphorePermit) {
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    context: Arc<AdminContext>,
+    _permit: OwnedSemaphorePermit,
+) {
     let service = service_fn(move |request: Request<Incoming>| {
         // No endpoint takes a body, so it is not read.
         let (context, routed) = (context.clone(), context.route(&request));

@@ -1,12 +1,12 @@
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     sync::Mutex,
 };
 
 use super::*;
 use crate::{
-    config::SocketBounds,
+    config::listener::SocketBounds,
     operator::control::{Dispatch, ShardRequest},
     transport::listener::listen,
 };
@@ -31,7 +31,7 @@ fn start_known_as(
         dispatch: Box::new(dispatch),
     };
     let listener = listeners.into_iter().next().unwrap();
-    (address, AdminListener::start(known_as.unwrap_or(address), listener, handles).unwrap())
+    (address, AdminListener::start(known_as.unwrap_or(address).into(), listener, handles).unwrap())
 }
 
 /// A listener in stage serving whose shards reply as `reply` does.
@@ -46,7 +46,7 @@ fn serving(reply: impl Fn(ShardId, ShardRequest) + Send + Sync + 'static) -> Adm
 }
 
 fn exchange(admin: &AdminListener, bytes: &[u8]) -> String {
-    exchange_with(admin.address(), bytes)
+    exchange_with(admin.address().tcp().unwrap(), bytes)
 }
 
 fn exchange_with(address: SocketAddr, bytes: &[u8]) -> String {
@@ -189,7 +189,7 @@ fn loopback_addresses_are_recognized_in_ipv4_ipv6_and_mapped_form() {
         ("192.0.2.1:1", false),
         ("[::ffff:192.0.2.1]:1", false),
     ] {
-        assert_eq!(is_loopback(address.parse().unwrap()), expected, "{address}");
+        assert_eq!(is_local(&address.parse().unwrap()), expected, "{address}");
     }
 }
 
@@ -198,7 +198,7 @@ fn idle_connections_do_not_block_others_for_long() {
     let admin = serving(|_, _| {});
     let silent: Vec<TcpStream> = (0..2 * ADMIN_CONNECTIONS_MAX)
         .map(|number| {
-            let mut stream = TcpStream::connect(admin.address()).unwrap();
+            let mut stream = TcpStream::connect(admin.address().tcp().unwrap()).unwrap();
             if number % 2 == 0 {
                 stream.write_all(b"GET /metr").unwrap();
             }
@@ -216,7 +216,7 @@ fn idle_connections_do_not_block_others_for_long() {
 #[test]
 fn dropping_it_closes_open_connections() {
     let admin = serving(|_, _| {});
-    let address = admin.address();
+    let address = admin.address().tcp().unwrap();
     let mut open = TcpStream::connect(address).unwrap();
     drop(admin);
     assert!(matches!(open.read(&mut [0]), Ok(0) | Err(_)));
