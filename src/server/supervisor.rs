@@ -26,11 +26,8 @@ use crate::{
     limits::SHARDS_MAX,
     logging,
     operator::{
-        admin::{
-            Stage,
-            listener::{Admin, Sights},
-        },
-        control::{Answer, Control, Inquiry, Question, control},
+        admin::{Stage, context::ServerHandles, listener::AdminListener},
+        control::{ControlSender, Dispatch, ReplySender, ShardRequest, control_channels},
     },
     page,
     process::{
@@ -76,7 +73,7 @@ enum Happened {
     /// A signal asks to read the configuration again.
     ReloadAsked,
     /// An operator asks the shards.
-    Asked(Inquiry),
+    Asked(Dispatch),
     /// A shard's latencies: it was asked, or it ends.
     Latency(ShardId, Box<Latency>),
     /// A shard's ring and listeners are ready, or are not to be had.
@@ -110,7 +107,7 @@ struct Server {
     ingests: Vec<JoinHandle<()>>,
     stop_ingests: StopFlag,
     stop: Arc<Stop>,
-    control: Control,
+    control: ControlSender,
     reloader: Reloader,
     /// Of the shards, then of the ingests.
     counters: Vec<Arc<Counters>>,
@@ -175,18 +172,20 @@ fn start_admin(
     listening: Listening,
     counters: &[Arc<Counters>],
     happened_in: &Sender<Happened>,
-) -> Result<Admin, StartupError> {
+) -> Result<AdminListener, StartupError> {
     let of_shards = usize::from(config.shards);
     let core = |index: usize| config.cores[index % config.cores.len()];
     let (shards, sources) = counters.split_at(of_shards);
     let asked = happened_in.clone();
-    let sights = Sights {
+    let handles = ServerHandles {
         shards: shards.iter().cloned().enumerate().map(|(index, counters)| (core(index), counters)).collect(),
         sources: sources.to_vec(),
-        ask: Box::new(move |inquiry| drop(asked.send(Happened::Asked(inquiry)))),
+        dispatch: Box::new(move |dispatch| drop(asked.send(Happened::Asked(dispatch)))),
     };
     let socket = listening.sockets.into_iter().flatten().next().ok_or_else(|| io::Error::other("no socket"));
-    socket.and_then(|socket| Admin::start(listening.address, socket, sights)).map_err(StartupError::Admin)
+    socket
+        .and_then(|socket| AdminListener::start(listening.address, socket, handles))
+        .map_err(StartupError::Admin)
 }
 
 /// Makes and starts the shards, and one set of lanes for each source.
@@ -220,7 +219,7 @@ fn start(
     let mut meshes = mesh(&bells, config.mesh_ring_bytes);
     let lanes = config.sources.iter().map(|_| lanes(&mut meshes, &bells, config.mesh_ring_bytes)).collect();
 
-    let (control, inboxes) = control(&bells);
+    let (control, receivers) = control_channels(&bells);
     let mut server = Server {
         shards: Vec::new(),
         ingests: Vec::new(),
@@ -246,8 +245,8 @@ fn start(
         .collect();
     let mut sockets: Vec<_> = clients.into_iter().map(|listening| listening.sockets.into_iter()).collect();
     let parts = eventfds.into_iter().zip(meshes.into_iter().zip(bells));
-    let parts = parts.zip(exchanges.into_iter().zip(inboxes));
-    for (index, ((eventfd, (mesh, bell)), (exchange, inbox))) in parts.enumerate() {
+    let parts = parts.zip(exchanges.into_iter().zip(receivers));
+    for (index, ((eventfd, (mesh, bell)), (exchange, receiver))) in parts.enumerate() {
         let id = ShardId(index as u16);
         let mut shard =
             Shard::new(id, config.shards, epoch, config.limits.clone(), server.counters[index].clone());
@@ -264,7 +263,7 @@ fn start(
             gate: Gate::new(shared.clone(), config.accept_rate, config.shards),
             pacing: Pacing { latency_budget_ns: config.latency_budget_ns, spin_ns: config.spin_ns },
             exchange,
-            desk: Desk::new(inbox),
+            desk: Desk::new(receiver),
             happened: happened_in.clone(),
         };
         let core = config.cores[index % config.cores.len()];
@@ -447,7 +446,7 @@ impl Server {
                     answers.fill_with(|| None);
                     self.ask_for_report();
                 }
-                Ok(Happened::Asked(inquiry)) => drop(self.control.ask(inquiry)),
+                Ok(Happened::Asked(dispatch)) => drop(self.control.send(dispatch)),
                 Ok(Happened::ReloadAsked) => self.reloader.ask(),
                 Ok(Happened::Latency(shard, latency)) => {
                     answers[usize::from(shard.0)] = Some(latency);
@@ -515,7 +514,7 @@ impl Server {
             && let Ok(happened) = self.next()
         {
             match happened {
-                Happened::Asked(inquiry) => drop(self.control.ask(inquiry)),
+                Happened::Asked(dispatch) => drop(self.control.send(dispatch)),
                 Happened::Latency(shard, latency) => last[usize::from(shard.0)] = Some(latency),
                 Happened::ShardEnded(_, Err(error)) => {
                     ::log::error!("a shard has failed while stopping: {error}");
@@ -536,13 +535,13 @@ impl Server {
     /// Asks every shard for its latencies.
     fn ask_for_report(&mut self) {
         let happened_in = self.happened_in.clone();
-        let question = move |shard: ShardId| {
+        let request = move |shard: ShardId| {
             let answer = happened_in.clone();
-            Question::State(Answer::awaited(move |state: Box<ShardState>| {
+            ShardRequest::State(ReplySender::always_open(move |state: Box<ShardState>| {
                 drop(answer.send(Happened::Latency(shard, Box::new(state.latency))));
             }))
         };
-        let left_out = self.control.ask(Inquiry { to: None, question: Box::new(question) });
+        let left_out = self.control.send(Dispatch { to: None, request: Box::new(request) });
         if let Some(shard) = left_out.first() {
             ::log::warn!("SIGUSR1: shard {} is asked too much: no report; try again", shard.0);
         }

@@ -191,7 +191,7 @@ fn a_draining_server_accepts_no_connection_and_a_second_signal_ends_it() {
     eventually("the second signal is handled", || {
         server.terminate();
         thread::sleep(LOOK_AGAIN);
-        server.log.text().contains("again: ending at once")
+        server.log.text().contains("received again: stopping immediately")
     });
     assert_eq!(server.wait().code, Some(128 + 15));
     drop(stuck);
