@@ -9,10 +9,9 @@ use std::{
 };
 
 use tickcast::transport::uring::{
-    data_ring::{DataRing, Event, Sent, Settings, eventfd},
+    data_ring::{DataRing, Event, ListenerId, Sent, Settings, eventfd},
     shim::{Operation, Shim, Verdict},
 };
-use tickcast_core::shard::Door;
 
 const BYTES_MAX: usize = 64 << 10;
 /// Prime, so that no power of two hides a shift.
@@ -252,11 +251,11 @@ fn an_accept_that_fails_is_armed_again_on_request() {
     let address = listener.local_addr().unwrap();
     let mut ring = ring(roomy());
     ring.shim_mut().accept.push_back(Verdict::Fail(libc::EMFILE));
-    ring.accept(Door::Http, listener.into()).unwrap();
-    assert!(matches!(next(&mut ring), Event::AcceptFailed(Door::Http, libc::EMFILE)));
-    ring.rearm_accept(Door::Http).unwrap();
+    ring.accept(ListenerId(1), listener.into()).unwrap();
+    assert!(matches!(next(&mut ring), Event::AcceptFailed(ListenerId(1), libc::EMFILE)));
+    ring.rearm_accept(ListenerId(1)).unwrap();
     let _peer = TcpStream::connect(address).unwrap();
-    assert!(matches!(next(&mut ring), Event::Accepted(Door::Http, _)));
+    assert!(matches!(next(&mut ring), Event::Accepted(ListenerId(1), _)));
     ring.stop_accepting().unwrap();
     ring.poll().unwrap();
     assert!(ring.next_event().is_none(), "a listener that was closed does not fail");
@@ -344,7 +343,7 @@ fn a_ring_with_everything_in_flight_is_dropped_without_waiting_for_peers() {
     let (peers, sockets): (Vec<_>, Vec<_>) = (0..4).map(|_| pair()).unzip();
     let mut ring = ring(roomy());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    ring.accept(Door::Native, listener.into()).unwrap();
+    ring.accept(ListenerId(0), listener.into()).unwrap();
     ring.arm_timer(3_600_000_000_000).unwrap();
     let pattern = Pattern::new();
     for socket in sockets {

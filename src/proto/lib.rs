@@ -15,6 +15,7 @@ pub mod pattern;
 pub mod records;
 pub mod reply;
 pub mod subscription;
+pub mod units;
 
 pub use self::error::{DecodeError, ErrorCode};
 

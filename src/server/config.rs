@@ -3,10 +3,13 @@
 mod delivery;
 mod ecg;
 pub mod file;
+pub mod listener;
 pub mod reload;
 
 use std::net::SocketAddr;
 
+pub use self::listener::SocketBounds;
+use self::listener::{Kind, Listener};
 use crate::{
     cli::{BadLines, IdentityConflict, ServeArgs},
     error::StartupError,
@@ -26,18 +29,12 @@ pub struct Config {
     pub cores: Vec<usize>,
     /// Shards.
     pub shards: u16,
-    /// Native address.
-    pub tcp: SocketAddr,
-    /// HTTP and WebSocket address.
-    pub http: SocketAddr,
-    /// The operator's address; `None`: there is no such listener.
-    pub admin: Option<SocketAddr>,
+    /// Where clients and operators connect.
+    pub listeners: Vec<Listener>,
     /// What is logged, as [`crate::logging::set_filter`] takes it.
     pub log: String,
     /// Most connections; `None`: what the descriptor limit allows.
     pub clients_max: Option<usize>,
-    /// What the kernel holds for a client's socket.
-    pub socket: SocketBounds,
     /// Most connections from one address; 0: any number.
     pub clients_per_source_max: u32,
     /// New connections a second, over all shards; 0: any number.
@@ -56,15 +53,6 @@ pub struct Config {
     pub report: bool,
     /// Where ticks come from, besides clients.
     pub sources: Vec<Source>,
-}
-
-/// What the kernel holds for one client's socket: ticks beyond wait where they can be conflated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SocketBounds {
-    /// SO_SNDBUF, bytes; `None`: the kernel's, which grows with the connection's needs.
-    pub send_bytes: Option<usize>,
-    /// TCP_NOTSENT_LOWAT, bytes; 0: the kernel's default.
-    pub notsent_lowat_bytes: u32,
 }
 
 /// A source of ticks on a thread of its own.
@@ -196,18 +184,26 @@ impl Config {
                 return Err(StartupError::Option(option, text));
             }
         }
+        let socket = SocketBounds {
+            send_bytes: args.socket_send_bytes,
+            notsent_lowat_bytes: args.notsent_lowat_bytes,
+        };
+        let listener = |kind: Kind, address: SocketAddr, socket| Listener {
+            kind,
+            address: address.into(),
+            socket,
+            mode: limits::UNIX_MODE_DEFAULT,
+            named: format!("--{}", kind.option()),
+        };
+        let mut listeners =
+            vec![listener(Kind::Native, args.tcp, socket), listener(Kind::Http, args.http, socket)];
+        listeners.extend(admin.map(|address| listener(Kind::Admin, address, SocketBounds::default())));
         Ok(Config {
             cores,
             shards,
-            tcp: args.tcp,
-            http: args.http,
-            admin,
+            listeners,
             log: args.log.clone(),
             clients_max: args.clients_max,
-            socket: SocketBounds {
-                send_bytes: args.socket_send_bytes,
-                notsent_lowat_bytes: args.notsent_lowat_bytes,
-            },
             clients_per_source_max: args.clients_per_source_max,
             accept_rate: args.accept_rate,
             limits: Limits {

@@ -1,6 +1,8 @@
 //! Why the server does not start, or does not go on: what is wrong and how to mend it, in one line.
 
-use std::{fmt, io, net::SocketAddr, path::PathBuf};
+use std::{fmt, io, path::PathBuf};
+
+use crate::config::listener::Address;
 
 /// For the operator.
 #[derive(Debug)]
@@ -11,8 +13,8 @@ pub enum StartupError {
     Memlock(u64, u64),
     /// RLIMIT_NOFILE is too low: what it is, the clients asked for, what they need.
     Descriptors(u64, usize, u64),
-    /// An address cannot be listened on.
-    Listen(&'static str, SocketAddr, io::Error),
+    /// An address cannot be listened on: how the listener is named, the address, and why.
+    Listen(String, Address, io::Error),
     /// A socket that the service manager passed cannot be used: which one and why.
     Passed(String),
     /// A core that this process may not use, and those it may.
@@ -63,12 +65,15 @@ impl fmt::Display for StartupError {
                 "descriptor limit too low: {have}, but {clients} clients need {need}; raise LimitNOFILE (`ulimit -n`) or \
                  lower --max-clients"
             ),
-            StartupError::Listen(flag, address, error) if error.kind() == io::ErrorKind::AddrInUse => write!(
-                f,
-                "{address} is in use; stop what listens there (`ss -ltnp`), or choose another with {flag}"
-            ),
-            StartupError::Listen(flag, address, error) => {
-                write!(f, "cannot listen on {address} ({flag}): {error}")
+            StartupError::Listen(named, address, error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let list = if address.tcp().is_some() { "ss -ltnp" } else { "ss -lxp" };
+                write!(
+                    f,
+                    "{address} is in use ({named}); stop what listens there (`{list}`), or choose another address"
+                )
+            }
+            StartupError::Listen(named, address, error) => {
+                write!(f, "cannot listen on {address} ({named}): {error}")
             }
             StartupError::Passed(text) => {
                 write!(f, "a socket that the service manager passed cannot be used: {text}")

@@ -40,6 +40,12 @@ pub const RECEIVE_BUFFERS: u16 = 256;
 pub const RECEIVE_BUFFER_BYTES: usize = 4 << 10;
 /// Accepted sockets the kernel keeps for a listener.
 pub const LISTEN_BACKLOG: i32 = 4_096;
+/// Bytes of the path of a Unix socket: what `sockaddr_un` holds besides the final 0.
+pub const UNIX_PATH_BYTES_MAX: usize = 107;
+/// Permissions of the file of a Unix socket, default: its owner and group connect.
+pub const UNIX_MODE_DEFAULT: u32 = 0o660;
+/// Listeners of one server: each takes a descriptor a shard and counts into [`DESCRIPTOR_RESERVE`].
+pub const LISTENERS_MAX: usize = 16;
 /// Pause before accepting again when the process is out of descriptors or memory: no spin at EMFILE.
 pub const ACCEPT_RETRY_MS: u64 = 100;
 /// Connections on their way from one shard to another, of one pair and direction: some 80 bytes each, and what the

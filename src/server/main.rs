@@ -3,7 +3,6 @@
 use std::{
     ffi::OsString,
     io::{self, Write},
-    net::SocketAddr,
     process::ExitCode,
 };
 
@@ -11,7 +10,11 @@ use clap::Parser;
 use tickcast::{
     cli::{Cli, Command, pages},
     commands,
-    config::{Config, Source, file::Options},
+    config::{
+        Config, Source,
+        file::Options,
+        listener::{Address, Kind},
+    },
     error::StartupError,
     logging,
     operator::{check, top},
@@ -77,11 +80,16 @@ fn serve() -> Result<(), StartupError> {
         Ok((config, changes))
     };
     let reload = from_file.then_some(Box::new(read_again) as Reload);
-    supervisor::run(&config, passed, |tcp, http, admin| announce(&config, tcp, http, admin), reload)
+    supervisor::run(&config, passed, |addresses| announce(&config, addresses), reload)
 }
 
 /// One line that scripts can read, then what a person would do next.
-fn announce(config: &Config, tcp: SocketAddr, http: SocketAddr, admin: Option<SocketAddr>) {
+fn announce(config: &Config, addresses: &[(Kind, Address)]) {
+    let mut text = format!("listening {}\n", supervisor::listening_words(addresses, config.shards));
+    let first = |kind: Kind| {
+        let mut of_kind = addresses.iter().filter(|(has, _)| *has == kind);
+        of_kind.find_map(|(_, address)| address.tcp())
+    };
     let pattern = match config.sources.first() {
         Some(Source::Simulator(_)) => "sim.>",
         Some(Source::Ecg(_)) => "ecg.*",
@@ -89,19 +97,19 @@ fn announce(config: &Config, tcp: SocketAddr, http: SocketAddr, admin: Option<So
     };
     // As this program was called, so that the next step works as printed: `target/release/tickcast` after `cargo run`.
     let program = std::env::args().next().unwrap_or_else(|| "tickcast".into());
-    let encoded = pattern.replace('>', "%3E");
+    if let Some(tcp) = first(Kind::Native) {
+        text += &format!("next: {program} sub '{pattern}' --server {tcp}\n");
+    }
+    if let Some(http) = first(Kind::Http) {
+        let encoded = pattern.replace('>', "%3E");
+        text += &format!(
+            "or open http://{http}/ in a browser, or a WebSocket: ws://{http}/ws?topics={encoded}\n"
+        );
+    }
     let is_ecg = |source: &Source| matches!(source, Source::Ecg(_));
-    let process = match config.sources.iter().any(is_ecg) {
-        true => format!("\nand for the heart beats: {program} process ecg --server {tcp}"),
-        false => String::new(),
-    };
-    let admin = admin.map_or(String::new(), |address| format!(" admin={address}"));
+    if let Some(tcp) = first(Kind::Native).filter(|_| config.sources.iter().any(is_ecg)) {
+        text += &format!("and for the heart beats: {program} process ecg --server {tcp}\n");
+    }
     // A closed standard output must not end a server.
-    let _ = writeln!(
-        io::stdout().lock(),
-        "listening tcp={tcp} http={http}{admin} shards={}\n\
-         next: {program} sub '{pattern}' --server {tcp}\n\
-         or open http://{http}/ in a browser, or a WebSocket: ws://{http}/ws?topics={encoded}{process}",
-        config.shards
-    );
+    let _ = io::stdout().lock().write_all(text.as_bytes());
 }

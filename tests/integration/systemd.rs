@@ -229,7 +229,7 @@ fn a_passed_socket_that_cannot_be_served_is_refused_with_what_its_unit_must_say(
     let (passed, _) = listener();
     for (names, answer) in [
         ("tcp:tcp", "one ListenStream= only"),
-        ("tickcast.socket", "FileDescriptorName= of its unit must be one of: tcp, http"),
+        ("tickcast.socket", "FileDescriptorName= of its unit must be one of: tcp, http, admin"),
     ] {
         let (code, text) = startup::run_with_input(passing(names).arg("serve"), input(&passed));
         assert_eq!((code, text.lines().count()), (Some(1), 1), "{names}: {text}");
