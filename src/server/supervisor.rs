@@ -42,9 +42,9 @@ use crate::{
     supervisor::reload::{Reload, Reloader},
     transport::desk::Desk,
     transport::{
-        admission::{Gate, Shared},
-        driver::{Accepting, Driver, Pacing},
-        handover::{Exchange, exchanges},
+        admission::{Admission, ConnectionCounts},
+        driver::{ClientListener, Driver, Pacing},
+        handover::{HandoverLanes, handover_lanes},
         listener::{self, Listening},
         stop::Stop,
         uring::data_ring::{DataRing, ListenerId, Settings, eventfd},
@@ -275,20 +275,20 @@ fn start(
         happened_in: happened_in.clone(),
         shards_ended: 0,
     };
-    let shared = Shared::new(clients_max, config.clients_per_source_max);
-    let exchanges = exchanges(&bells);
+    let counts = ConnectionCounts::new(clients_max, config.clients_per_source_max);
+    let handovers = handover_lanes(&bells);
     let epoch = clock::realtime_ns();
-    let accepting: Vec<Accepting> = clients
+    let accepting: Vec<ClientListener> = clients
         .iter()
         .filter_map(|listening| {
             let dealt_to = listening.is_dealt().then_some(config.shards);
-            listening.kind.door().map(|door| Accepting::new(door, dealt_to))
+            listening.kind.door().map(|door| ClientListener::new(door, dealt_to))
         })
         .collect();
     let mut sockets: Vec<_> = clients.into_iter().map(|listening| listening.sockets.into_iter()).collect();
     let parts = eventfds.into_iter().zip(meshes.into_iter().zip(bells));
-    let parts = parts.zip(exchanges.into_iter().zip(inboxes));
-    for (index, ((eventfd, (mesh, bell)), (exchange, inbox))) in parts.enumerate() {
+    let parts = parts.zip(handovers.into_iter().zip(inboxes));
+    for (index, ((eventfd, (mesh, bell)), (handovers, inbox))) in parts.enumerate() {
         let id = ShardId(index as u16);
         let mut shard =
             Shard::new(id, config.shards, epoch, config.limits.clone(), server.counters[index].clone());
@@ -302,9 +302,9 @@ fn start(
             accepting: accepting.clone(),
             clients_max,
             stop: server.stop.clone(),
-            gate: Gate::new(shared.clone(), config.accept_rate, config.shards),
+            admission: Admission::new(counts.clone(), config.accept_rate, config.shards),
             pacing: Pacing { latency_budget_ns: config.latency_budget_ns, spin_ns: config.spin_ns },
-            exchange,
+            handovers,
             desk: Desk::new(inbox),
             happened: happened_in.clone(),
         };
@@ -348,11 +348,11 @@ struct Parts {
     eventfd: OwnedFd,
     /// By [`ListenerId`]; `None` where another shard accepts.
     sockets: Vec<Option<OwnedFd>>,
-    accepting: Vec<Accepting>,
+    accepting: Vec<ClientListener>,
     clients_max: usize,
     stop: Arc<Stop>,
-    gate: Gate,
-    exchange: Exchange,
+    admission: Admission,
+    handovers: HandoverLanes,
     desk: Desk,
     pacing: Pacing,
     happened: Sender<Happened>,
@@ -378,10 +378,10 @@ impl Parts {
         let mut driver = Driver::new(
             self.shard,
             ring,
-            (self.mesh, self.exchange),
+            (self.mesh, self.handovers),
             self.bell,
             self.stop,
-            self.gate,
+            self.admission,
             self.desk,
         );
         (driver.pacing, driver.listeners) = (self.pacing, self.accepting);
