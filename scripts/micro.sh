@@ -7,7 +7,7 @@
 #   --save NAME      save the results under this name in the target folder
 #   --baseline NAME  compare with saved results; a benchmark without any runs without comparison
 #   --core N         run on this core
-#   FILTER           run only benchmarks whose name contains this: encode, mark/100, ...
+#   FILTER           run only benchmarks whose name contains this: encode, fanout/100, ...
 #
 # To measure a change, run with --save before, change the code, then run with --baseline before. Without either option, the
 # change is relative to the last run. Compare only runs in direct succession on an otherwise idle machine.

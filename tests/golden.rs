@@ -1,18 +1,18 @@
 //! Holds the code to the bytes of `src/proto/PROTOCOL.md`. A change here is a change of the protocol.
 
 use tickcast_proto::{
-    Encoding, ErrorCode, Step,
-    codec::json,
+    ErrorCode, Step, WireFormat,
+    codec::{MessageType, json},
     command::{Command, encode_request},
     frame::{self, FLAG_PAYLOAD_JSON, Kind, Meta, TickParts},
-    framing::websocket::{self, DataType},
+    framing::websocket,
     ids::{Sequence, TopicId},
     records::{Hello, Publish, Resume, Subscribe, TickTimes, Token},
     reply::{Reply, SERVER},
     subscription::{Delivery, From},
 };
 
-/// Hexadecimal with blanks, as a person would write a dump; `"text"` stands for its bytes.
+/// Parses a hexadecimal dump with blanks; `"text"` stands for its bytes.
 fn bytes(dump: &str) -> Vec<u8> {
     let mut out = Vec::new();
     for (at, part) in dump.split('"').enumerate() {
@@ -35,14 +35,14 @@ fn check(encoded: &[u8], dump: &str) {
 
 fn native(reply: &Reply<'_>) -> Vec<u8> {
     let mut out = Vec::new();
-    reply.encode(Encoding::Native, &mut out);
+    reply.encode(WireFormat::TCP_NATIVE, &mut out);
     out
 }
 
 fn text(reply: &Reply<'_>) -> String {
     let mut out = Vec::new();
-    reply.encode(Encoding::WebSocketJson, &mut out);
-    // Up to 125 bytes the frame's header is two bytes long, then four.
+    reply.encode(WireFormat::WEBSOCKET_JSON, &mut out);
+    // The frame's header has two bytes for payloads up to 125 bytes, and four for longer ones.
     let header = if out[1] < 126 { 2 } else { 4 };
     assert_eq!(out[0], 0x81, "one whole text message");
     String::from_utf8(out.split_off(header)).unwrap()
@@ -200,14 +200,14 @@ fn ticks_and_topics_have_their_golden_bytes() {
     let recovered =
         Reply::Recovered { topic_id: 5, name: "a.b", epoch: 0x0a, sequence: 0x0b, recovered: true };
     skipped.clear();
-    recovered.encode(Encoding::Native, &mut skipped);
+    recovered.encode(WireFormat::TCP_NATIVE, &mut skipped);
     check(
         &skipped,
         "40000000 7463 01 00  4900 1800 03000000  0000000000000000  05000000 00000000
          0a00000000000000 0b00000000000000 01000000 00000000 \"a.b\" 0000000000",
     );
     let mut message = Vec::new();
-    websocket::encode(&mut message, DataType::Binary, &out);
+    websocket::encode(&mut message, MessageType::Binary, &out);
     assert_eq!((message[..2].to_vec(), &message[2..]), (bytes("82 40"), &out[..]));
 
     out.clear();
@@ -261,7 +261,7 @@ fn json_replies_read_as_specified() {
 }
 
 #[test]
-fn json_requests_mean_what_the_specification_says() {
+fn json_requests_decode_as_specified() {
     let subscribe = json::decode(r#"{"op":"subscribe","id":2,"topics":["a.>","b"]}"#).unwrap();
     let patterns = vec!["a.>".into(), "b".into()];
     let (delivery, from) = (Delivery::default(), From::Live);
@@ -289,7 +289,7 @@ fn heartbeats_have_their_golden_bytes() {
 #[test]
 fn a_raw_session_gets_payloads_and_nothing_else() {
     let mut out = Vec::new();
-    Reply::Pong { token: 7 }.encode(Encoding::WebSocketRaw, &mut out);
-    Reply::Subscribed { request: 2, pattern: "a", epoch: 1 }.encode(Encoding::WebSocketRaw, &mut out);
+    Reply::Pong { token: 7 }.encode(WireFormat::WEBSOCKET_RAW, &mut out);
+    Reply::Subscribed { request: 2, pattern: "a", epoch: 1 }.encode(WireFormat::WEBSOCKET_RAW, &mut out);
     assert!(out.is_empty());
 }

@@ -1,14 +1,6 @@
-//! What a run cost.
+//! The report: what a run cost.
 
-use nix::sys::{
-    resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit},
-    time::TimeValLike,
-};
-
-/// Descriptors besides those of the connections: ring, listener, a second one of the connection that is greeted.
-const DESCRIPTOR_RESERVE: u64 = 64;
-
-/// The figures of a run; the crate's documentation says what each counts.
+/// Figures of a run; the crate's documentation defines each.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report {
     pub sends: u64,
@@ -23,7 +15,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// One JSON object on one line.
+    /// The report as one line of JSON.
     pub fn to_json(self) -> String {
         let per_send = |value: u64| if self.sends == 0 { 0.0 } else { value as f64 / self.sends as f64 };
         serde_json::json!({
@@ -41,29 +33,4 @@ impl Report {
         })
         .to_string()
     }
-}
-
-/// User and system time of this thread, nanoseconds; 0 where the kernel does not say.
-pub fn thread_cpu_ns() -> u64 {
-    getrusage(UsageWho::RUSAGE_THREAD)
-        .map_or(0, |usage| (usage.user_time() + usage.system_time()).num_nanoseconds().max(0) as u64)
-}
-
-/// Raises the soft limit of descriptors to the hard one where the connections need it.
-///
-/// # Errors
-/// One line for the operator when even the hard limit is too low.
-pub fn raise_descriptor_limit(connections: usize) -> Result<(), String> {
-    let needed = connections as u64 + DESCRIPTOR_RESERVE;
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| format!("getrlimit: {errno}"))?;
-    if needed > hard {
-        return Err(format!(
-            "{connections} connections need {needed} descriptors, the hard limit is {hard}: raise it (ulimit -Hn)"
-        ));
-    }
-    if needed > soft {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-            .map_err(|errno| format!("raising the descriptor limit to {hard}: {errno}"))?;
-    }
-    Ok(())
 }

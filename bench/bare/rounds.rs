@@ -1,57 +1,62 @@
-//! The bytes of the rounds: the same for every socket, patched before each round, never while a SEND still needs them.
+//! Bytes of the rounds, shared by all sockets.
+//!
+//! They are patched before each round, but never while a SEND still needs them.
 
-use crate::options::Options;
 use tickcast_proto::{
+    codec::MessageType,
     frame::{self, TickParts},
-    framing::websocket::{self, DataType},
+    framing::websocket,
     ids::{Sequence, TopicId},
     records::TickTimes,
 };
 
-/// Bytes of all rounds that are kept: what their parked SENDs point to.
+use crate::options::Options;
+
+/// Most bytes of rounds that are kept for parked SENDs.
 const ROUNDS_BYTES_MAX: usize = 64 << 20;
-/// Where a TICK frame has what changes: wire/PROTOCOL.md.
+/// Offsets of the patched fields in a TICK frame: PROTOCOL.md.
 const SEQUENCE_AT: usize = 16;
 const TOPIC_AT: usize = 24;
 const PRODUCER_TIME_AT: usize = 32;
 const INGEST_TIME_AT: usize = 40;
 
-/// The number of the `index`-th topic, from 0.
+/// Number of the `index`-th topic, counted from 0.
 pub fn topic_id(index: u32) -> TopicId {
     TopicId(index + 1)
 }
 
-/// The name of the `index`-th topic.
+/// Name of the `index`-th topic.
 pub fn topic_name(index: u32) -> String {
     format!("bare.{index}")
 }
 
-/// One round's bytes.
+/// Bytes of one round.
 ///
 /// Invariant: `bytes` is written only while `pins` is 0.
 struct Round {
-    /// Never freed: what the kernel may still read when this process ends is a page of it.
+    /// Never freed: the kernel may read them until the process ends.
     bytes: &'static mut [u8],
-    /// Parked SENDs that point into it.
+    /// Parked SENDs that point into `bytes`.
     pins: u32,
 }
 
-/// The rounds, one of which is being sent while older ones wait in parked SENDs.
+/// All rounds: one is being sent, older ones wait in parked SENDs.
 pub struct Rounds {
     rounds: Vec<Round>,
     current: usize,
-    /// Where each tick's frame begins in a round.
+    /// Offset of each tick's frame in a round.
     frames: Vec<usize>,
     topics: u32,
-    /// Ticks of all rounds so far.
+    /// Ticks sent so far, over all rounds.
     ticks: u64,
 }
 
 impl Rounds {
-    /// Rounds for so many sockets: one for each that may be full, one for the others, within [`ROUNDS_BYTES_MAX`]. That
-    /// memory is kept for the life of the process.
+    /// Allocates a round per socket that may be full and one for the others.
+    ///
+    /// They take at most [`ROUNDS_BYTES_MAX`], except that there are always two. The memory is kept for the life of the process.
     pub fn new(options: &Options, sockets: usize) -> Rounds {
-        let payload = vec![b'x'; options.size];
+        let payload = vec![b'x'; options.size_bytes as usize];
         let mut bytes = Vec::new();
         let mut frames = Vec::with_capacity(options.ticks_per_send);
         for _ in 0..options.ticks_per_send {
@@ -59,7 +64,7 @@ impl Rounds {
             let parts = TickParts { times: TickTimes::default(), payload: &payload, ..TickParts::default() };
             frame::encode_tick(&mut tick, topic_id(0), Sequence(0), &parts);
             if options.websocket {
-                websocket::encode_header(&mut bytes, DataType::Binary, tick.len());
+                websocket::encode_header(&mut bytes, MessageType::Binary, tick.len());
             }
             frames.push(bytes.len());
             bytes.extend_from_slice(&tick);
@@ -70,10 +75,10 @@ impl Rounds {
         Rounds { rounds, current: 0, frames, topics: options.topics, ticks: 0 }
     }
 
-    /// Begins the next round, with this time on its ticks. `None` while parked SENDs need all there are.
+    /// Begins the next round with this producer time; `None` while parked SENDs need every round.
     pub fn begin(&mut self, producer_time_ns: u64) -> Option<u32> {
         let count = self.rounds.len();
-        // The same one again where nobody needs it: its bytes are in the cache.
+        // Reuse the current round if it is free: its bytes are in the cache.
         let free =
             (0..count).map(|step| (self.current + step) % count).find(|&at| self.rounds[at].pins == 0)?;
         self.current = free;
@@ -93,17 +98,17 @@ impl Rounds {
         Some(free as u32)
     }
 
-    /// The bytes of a round that has begun.
+    /// Bytes of a round that has begun.
     pub fn bytes(&self, round: u32) -> &[u8] {
         self.rounds[round as usize].bytes
     }
 
-    /// A SEND that points into the round goes on after this.
+    /// Notes that a parked SEND points into the round.
     pub fn pin(&mut self, round: u32) {
         self.rounds[round as usize].pins += 1;
     }
 
-    /// It is over.
+    /// Notes that a parked SEND has completed.
     pub fn unpin(&mut self, round: u32) {
         self.rounds[round as usize].pins -= 1;
     }
@@ -129,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn each_topic_is_counted_from_one_over_all_rounds() {
+    fn sequences_of_each_topic_count_from_one_over_all_rounds() {
         let options = Options::parse_from(["bare", "--topics", "2", "--ticks-per-send", "3"]);
         let mut rounds = Rounds::new(&options, 4);
         let first = rounds.begin(7).unwrap();
@@ -139,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_parked_send_needs_is_not_written() {
+    fn bytes_of_a_parked_send_are_not_overwritten() {
         let options = Options::parse_from(["bare"]);
         let mut rounds = Rounds::new(&options, 1);
         let mut pinned = Vec::new();

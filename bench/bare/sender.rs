@@ -1,4 +1,4 @@
-//! The loop itself: rounds into SENDs into one io_uring.
+//! The sending loop: rounds become SENDs in one io_uring.
 
 use std::{
     io,
@@ -7,11 +7,6 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use crate::{
-    options::Options,
-    report::{Report, thread_cpu_ns},
-    rounds::Rounds,
-};
 use io_uring::{
     IoUring, SubmissionQueue, opcode,
     squeue::{self, Flags},
@@ -22,12 +17,14 @@ use tickcast::{
     limits::{DATA_RING_COMPLETIONS, DATA_RING_ENTRIES},
 };
 
-/// Longest wait: how late a signal may be noticed.
+use crate::{common::process::thread_cpu_ns, options::Options, report::Report, rounds::Rounds};
+
+/// Longest wait, which bounds how late a signal is noticed.
 const WAIT_NS_MAX: u64 = 50_000_000;
-/// Attempts of one `io_uring_enter` that the kernel has no memory for now, with a pause of 1 ms each.
+/// Most attempts at an `io_uring_enter` for which the kernel is short of memory, 1 ms apart.
 const ENTER_ATTEMPTS_MAX: u32 = 1_000;
 
-/// Completions copied out of the ring at a time.
+/// Completions copied out of the ring at once.
 const REAP_BATCH: usize = 64;
 
 // user_data = operation:1 | round:31 | socket:32.
@@ -35,9 +32,9 @@ const PARKED: u64 = 1 << 63;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Takes part in rounds.
+    /// Included in rounds.
     Ready,
-    /// What it did not take of a round waits in the kernel; so many bytes are left.
+    /// The rest of a round waits in the kernel; its length in bytes.
     Parked(u32),
     Ended,
 }
@@ -47,11 +44,11 @@ pub struct Sender {
     ring: IoUring,
     rounds: Rounds,
     states: Vec<State>,
-    /// Sockets that are [`State::Ready`]; the others are left out of rounds.
+    /// Sockets that are [`State::Ready`]; rounds skip the others.
     ready: Vec<u32>,
-    /// Where each socket stands in it.
+    /// Index of each socket in `ready`.
     places: Vec<u32>,
-    /// SENDs that wait in the kernel.
+    /// SENDs waiting in the kernel.
     parked: u64,
     interval_ns: u64,
     sends_per_submit: usize,
@@ -59,12 +56,12 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Takes the sockets: from here on the registered files are the only references to them.
+    /// Takes over the sockets: the registered files become the only references to them.
     ///
     /// # Errors
-    /// io_uring_setup(2)'s and io_uring_register(2)'s.
+    /// Those of io_uring_setup(2) and io_uring_register(2).
     pub fn new(options: &Options, rounds: Rounds, sockets: Vec<TcpStream>) -> io::Result<Sender> {
-        // As tickcast's data ring has it.
+        // Same setup as tickcast's data ring.
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -84,7 +81,7 @@ impl Sender {
             ready: (0..sockets.len() as u32).collect(),
             places: (0..sockets.len() as u32).collect(),
             parked: 0,
-            interval_ns: options.interval_us * 1_000,
+            interval_ns: options.interval_ns(),
             sends_per_submit: options.sends_per_submit,
             report: Report::default(),
         })
@@ -93,7 +90,7 @@ impl Sender {
     /// Sends rounds until it is stopped or no connection is left.
     ///
     /// # Errors
-    /// When the ring is beyond use.
+    /// An error of the ring that makes it unusable.
     pub fn run(&mut self, stop: &AtomicBool) -> io::Result<Report> {
         let (from, cpu_from_ns) = (clock::now(), thread_cpu_ns());
         let mut due_ns = 0u64;
@@ -111,7 +108,7 @@ impl Sender {
             }
             let intended_ns = if self.interval_ns == 0 { now_ns } else { due_ns };
             let Some(round) = self.rounds.begin(from.realtime_ns + intended_ns) else {
-                // Parked SENDs need the bytes of all there are.
+                // Parked SENDs need every round.
                 self.wait(WAIT_NS_MAX)?;
                 self.reap()?;
                 continue;
@@ -128,12 +125,13 @@ impl Sender {
         Ok(self.report)
     }
 
-    /// One round to every socket that is ready.
+    /// Sends one round to every ready socket.
     fn send(&mut self, round: u32) -> io::Result<()> {
         let bytes = self.rounds.bytes(round);
         let (start, len) = (bytes.as_ptr(), bytes.len() as u32);
         self.report.skipped_sends += self.parked;
-        // From the end: one that is parked is replaced by one that has had its SEND, and one that comes back stands last.
+        // From the end: a socket that is parked is replaced by one that has had its SEND, and one that is ready again is
+        // appended.
         let mut left = self.ready.len();
         while left > 0 {
             let batch = left.min(self.sends_per_submit);
@@ -144,7 +142,7 @@ impl Sender {
                     .build()
                     .flags(Flags::SKIP_SUCCESS)
                     .user_data(u64::from(round) << 32 | u64::from(socket));
-                // Not to be: `reap` leaves the queue empty, and it is longer than a batch.
+                // Cannot happen: `reap` leaves the queue empty, and it is longer than a batch.
                 if push(&mut queue, &send).is_err() {
                     return Err(io::Error::other("the submission queue is full"));
                 }
@@ -159,12 +157,12 @@ impl Sender {
         Ok(())
     }
 
-    /// Takes in what has completed, and submits what that gives, until the kernel is quiet.
+    /// Handles completions and submits what follows from them, until neither is left.
     fn reap(&mut self) -> io::Result<()> {
         let mut asked = false;
         loop {
             let queue = self.ring.submission();
-            // The kernel's flag is a hint that may stay set with nothing to run: it is not followed twice in a row.
+            // The kernel's flag is a hint that may stay set with nothing to run, so it is not followed twice in a row.
             let asks = !asked && (queue.taskrun() || queue.cq_overflow());
             let enter = asks || !queue.is_empty();
             drop(queue);
@@ -187,7 +185,7 @@ impl Sender {
         }
     }
 
-    /// A SEND that was short or failed, or one that was parked and is over.
+    /// Handles a SEND that was short or failed, or a parked one that completed.
     fn complete(&mut self, data: u64, result: i32) -> io::Result<()> {
         let (round, socket) = ((data >> 32 & 0x7fff_ffff) as u32, data as u32);
         let len = self.rounds.bytes(round).len() as u32;
@@ -226,7 +224,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Takes a socket out of the rounds. The last one that is ready takes its place.
+    /// Removes a socket from the rounds; the last ready one takes its place.
     fn leave(&mut self, socket: u32) {
         let place = self.places[socket as usize];
         self.ready.swap_remove(place as usize);
@@ -235,7 +233,7 @@ impl Sender {
         }
     }
 
-    /// One SEND that may wait in the kernel, of the last `left` bytes of a round.
+    /// Queues a SEND that may wait in the kernel, of the last `left` bytes of a round.
     fn park(&mut self, round: u32, socket: u32, left: u32) -> io::Result<()> {
         self.rounds.pin(round);
         self.parked += 1;
@@ -251,7 +249,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Waits for a completion, at most so long.
+    /// Waits for a completion, at most `wait_ns`.
     fn wait(&mut self, wait_ns: u64) -> io::Result<()> {
         let timeout = Timespec::new().sec(wait_ns / 1_000_000_000).nsec((wait_ns % 1_000_000_000) as u32);
         match self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timeout)) {
@@ -262,7 +260,7 @@ impl Sender {
         }
     }
 
-    /// Submits, runs deferred work, and waits for `wanted` completions.
+    /// Submits, runs deferred work and waits for `wanted` completions.
     fn enter(&mut self, wanted: usize) -> io::Result<()> {
         for _ in 0..ENTER_ATTEMPTS_MAX {
             match self.ring.submit_and_wait(wanted) {
@@ -278,10 +276,10 @@ impl Sender {
     }
 }
 
-/// Queues one SEND of a round's bytes.
+/// Queues a SEND of a round's bytes.
 fn push(queue: &mut SubmissionQueue<'_>, send: &squeue::Entry) -> Result<(), squeue::PushError> {
-    // SAFETY: the entry points into a round's bytes, which are never freed. They are written only by `Rounds::begin`, while
-    // no SEND may read them: one of the fast kind is over when the enter that submits it returns, and a parked one pins
-    // its round until its completion.
+    // SAFETY: the entry points into a round's bytes, which are never freed. Only `Rounds::begin` writes them, and only while
+    // no SEND can read them: a non-blocking SEND is over when the enter that submits it returns, and a parked one pins its
+    // round until it completes.
     unsafe { queue.push(send) }
 }

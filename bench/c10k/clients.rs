@@ -1,4 +1,4 @@
-//! What each client had: its ticks, and what it did not get and was told of or not.
+//! Per-client counts: ticks received, announced losses and gaps.
 
 use std::{
     io::{self, Write},
@@ -9,24 +9,26 @@ use serde::Serialize;
 use tickcast_client::TopicStats;
 use tickcast_proto::ids::TopicId;
 
-/// Clients that the report for people names.
+/// Most clients that the text report lists.
 pub const WORST_CLIENTS: usize = 5;
 
-/// One client's counts, since its first subscription.
+/// Counts of one client since its first subscription.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// Ticks that it had.
+    /// Ticks received.
     pub ticks: u64,
-    /// Ticks that the server said a newer one stands for.
+    /// Ticks that the server announced as replaced by a newer one.
     pub conflated: u64,
-    /// Ticks that the server said it dropped.
+    /// Ticks that the server announced as dropped.
     pub dropped: u64,
-    /// Ticks that are missing without a word.
+    /// Ticks missing without an announcement.
     pub gap: u64,
 }
 
 impl Counts {
-    /// The sum over a session's topics; `ticks` are counted by who reads it, because a raw session knows no topics.
+    /// The sum over a connection's topics.
+    ///
+    /// The caller counts `ticks`, because a raw session knows no topics.
     pub fn of_topics<'a>(ticks: u64, topics: impl Iterator<Item = (TopicId, &'a TopicStats)>) -> Counts {
         topics.fold(Counts { ticks, ..Counts::default() }, |mut counts, (_, topic)| {
             counts.conflated += topic.conflated;
@@ -36,7 +38,7 @@ impl Counts {
         })
     }
 
-    /// Adds what the same client had before it left and came back.
+    /// Adds the counts of the same client before it reconnected.
     pub fn add(&mut self, other: Counts) {
         self.ticks += other.ticks;
         self.conflated += other.conflated;
@@ -45,22 +47,22 @@ impl Counts {
     }
 }
 
-/// One client, as `--clients` writes it.
+/// One client, as written by `--clients`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Client {
-    /// Its number, from 0, in the order of the ramp.
+    /// Index from 0, in the order of the ramp.
     pub index: usize,
-    /// The address and port that its connection came from.
+    /// Local address and port of its connection.
     pub source: Option<SocketAddr>,
     #[serde(flatten)]
     pub counts: Counts,
-    /// Never reads: its counts say nothing about the server.
+    /// Never reads, so its counts say nothing about the server.
     pub stalled: bool,
-    /// Why it ended before the run did.
+    /// Why the connection ended before the run did.
     pub ended: Option<String>,
 }
 
-/// How a number is spread over the clients.
+/// Distribution of a count over the clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Distribution {
     pub min: u64,
@@ -70,7 +72,7 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    /// Exact, by nearest rank; `None` for no values. Cost: one sort.
+    /// Exact quantiles by nearest rank; `None` for no values. Cost: one sort.
     pub fn of(mut values: Vec<u64>) -> Option<Distribution> {
         values.sort_unstable();
         let rank = |percent: usize| values.get((values.len() * percent).div_ceil(100).max(1) - 1).copied();
@@ -78,17 +80,17 @@ impl Distribution {
     }
 }
 
-/// Those of the clients that read.
+/// The clients that are not stalled.
 pub fn readers(clients: &[Client]) -> impl Iterator<Item = &Client> {
     clients.iter().filter(|client| !client.stalled)
 }
 
-/// How one of the counts is spread over the clients that read.
+/// Distribution of one of the counts over the clients that are not stalled.
 pub fn distribution(clients: &[Client], of: fn(&Counts) -> u64) -> Option<Distribution> {
     Distribution::of(readers(clients).map(|client| of(&client.counts)).collect())
 }
 
-/// The clients that fared worst: most gaps first, then most dropped, most conflated, fewest ticks.
+/// The worst-served clients: most gaps first, then most dropped, most conflated, fewest ticks.
 pub fn worst(clients: &[Client]) -> Vec<&Client> {
     let mut found: Vec<&Client> = readers(clients).collect();
     found.sort_by_key(|client| {
@@ -99,10 +101,10 @@ pub fn worst(clients: &[Client]) -> Vec<&Client> {
     found
 }
 
-/// Writes one JSON object a line and client.
+/// Writes one line of JSON per client.
 ///
 /// # Errors
-/// What the writer says.
+/// The writer's.
 pub fn write_ndjson(clients: &[Client], out: &mut impl Write) -> io::Result<()> {
     for client in clients {
         serde_json::to_writer(&mut *out, client)?;
@@ -121,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_have_most_unannounced_gaps_then_most_announced_ones_then_fewest_ticks() {
+    fn the_worst_clients_have_most_gaps_then_most_announced_losses_then_fewest_ticks() {
         let mut clients = vec![
             client(0, 100, 0, 0, 0),
             client(1, 99, 0, 0, 0),
@@ -137,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_distribution_is_exact_and_leaves_out_who_never_reads() {
+    fn a_distribution_is_exact_and_excludes_stalled_clients() {
         let mut clients: Vec<Client> = (1..=200).map(|at| client(at, at as u64, 0, 0, 0)).collect();
         clients.push(Client { stalled: true, ..client(201, 0, 0, 0, 0) });
         let found = distribution(&clients, |counts| counts.ticks);
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_the_file_is_one_client() {
+    fn each_line_of_the_file_is_one_client() {
         let mut text = Vec::new();
         write_ndjson(&[client(3, 60, 1, 40, 2), client(4, 1, 0, 0, 0)], &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();

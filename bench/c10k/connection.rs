@@ -1,37 +1,38 @@
-//! One subscriber: a socket, a session, and how far it came.
+//! One subscriber: a socket, its protocol state and its progress.
 
 use std::io::{self, ErrorKind, Read, Write};
 
-use crate::{
-    feed::Feed,
-    options::Plan,
-    tally::{Tally, intended_ns},
-};
 use mio::net::TcpStream;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tickcast::clock;
 use tickcast_client::Event;
 
-/// Reads of one connection in a row, so that a busy one does not keep the others waiting.
+use crate::{
+    feed::Feed,
+    plan::Plan,
+    tally::{Tally, intended_ns},
+};
+
+/// Most reads of one connection in a row, so that a busy one does not starve the others.
 const READS_PER_TURN: usize = 4;
 
-/// How far a connection came.
+/// Progress of a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum State {
     Connecting,
-    /// Subscriptions that are not acknowledged yet.
+    /// Acknowledgements still to come.
     Subscribing(usize),
     Subscribed,
-    /// Over, and why.
+    /// Ended; the reason.
     Ended(String),
 }
 
-/// What one turn left.
+/// State of the socket after a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
     Drained,
-    /// More may be there, and no event will say so.
+    /// There may be more to read, and no event will announce it.
     MoreToRead,
 }
 
@@ -39,34 +40,35 @@ pub enum Turn {
 #[derive(Debug)]
 pub struct Connection {
     pub stream: TcpStream,
-    pub session: Feed,
+    pub feed: Feed,
     pub state: State,
-    /// Ticks delivered since it was opened.
+    /// Ticks received since the connection was opened.
     pub ticks: u64,
-    /// When it began to connect, monotonic.
+    /// When the connect began, monotonic.
     opened_at_ns: u64,
-    /// When the last of its requests began to be written, monotonic; 0 before.
+    /// When the last subscription was first written, monotonic; 0 before that.
     requested_at_ns: u64,
-    /// Never reads once it has subscribed.
+    /// Never reads once subscribed.
     pub is_stalled: bool,
-    /// In the place of one that left: it was not there when the window began.
-    pub has_returned: bool,
+    /// Replaces a connection that was reset, so it did not exist when the window began.
+    pub is_reconnect: bool,
+    /// Reason that the server announced before closing.
     closing: Option<String>,
     pub peer_closed: bool,
 }
 
 impl Connection {
-    /// Starts to connect, and queues what is to be said.
+    /// Starts to connect and queues the handshake and the subscriptions.
     ///
     /// # Errors
-    /// What the system says to the socket, the source address or the connection.
+    /// Those of socket(2), bind(2) and connect(2).
     pub fn open(plan: &Plan, index: usize) -> io::Result<Connection> {
         let socket = Socket::new(Domain::for_address(plan.server), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
         if let Some(source) = plan.source(index) {
-            // The port is chosen at connect, when the whole four-tuple is known: 28k ports for each pair of
-            // addresses instead of 28k in all (ip(7)).
+            // The kernel then chooses the port at connect(2), when the destination is known: 28,000 ports per pair of
+            // addresses instead of 28,000 in all (ip(7)).
             setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
             socket.bind(&source.into())?;
         }
@@ -75,25 +77,24 @@ impl Connection {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
             _ => {}
         }
-        let session =
-            Feed::open(plan, index).map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
+        let feed = Feed::open(plan, index).map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
         let stream = TcpStream::from_std(socket.into());
         let state = if Feed::acknowledgements(plan) == 0 { State::Subscribed } else { State::Connecting };
         Ok(Connection {
             stream,
-            session,
+            feed,
             state,
             ticks: 0,
             opened_at_ns,
             requested_at_ns: 0,
             is_stalled: plan.is_stalled(index),
-            has_returned: false,
+            is_reconnect: false,
             closing: None,
             peer_closed: false,
         })
     }
 
-    /// The socket may be written: ends the connecting, sends what is queued.
+    /// The socket is writable: completes the connect, then sends what is queued.
     pub fn handle_writable(&mut self, plan: &Plan) {
         if self.state == State::Connecting {
             if let Some(error) = self.stream.take_error().ok().flatten() {
@@ -107,12 +108,12 @@ impl Connection {
         self.write();
     }
 
-    /// The peer has shut its side down: reads go on to the end.
+    /// The server has shut down its side; reading continues to the end of the stream.
     pub fn handle_peer_closed(&mut self) {
         self.peer_closed = true;
     }
 
-    /// The socket may be read: takes what is there, within a budget.
+    /// The socket is readable: reads within a budget.
     pub fn handle_readable(&mut self, buffer: &mut [u8], tally: &mut Tally) -> Turn {
         for _ in 0..READS_PER_TURN {
             if matches!(self.state, State::Ended(_) | State::Connecting) {
@@ -123,14 +124,14 @@ impl Connection {
             }
             let mut drained = false;
             match self.stream.read(buffer) {
-                Ok(0) => self.session.handle_end(),
+                Ok(0) => self.feed.handle_end(),
                 Ok(read) => {
-                    // A short read has emptied the socket; what comes next is a new edge (epoll(7), question 9).
+                    // A short read has emptied the socket; later bytes are a new edge (epoll(7), question 9).
                     drained = read < buffer.len() && !self.peer_closed;
                     if tally.measuring {
                         tally.wire_bytes += read as u64;
                     }
-                    self.session.handle_bytes(&buffer[..read]);
+                    self.feed.handle_bytes(&buffer[..read]);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Turn::Drained,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -142,7 +143,7 @@ impl Connection {
             let first_at_ns = (self.ticks == 0).then(clock::monotonic_ns);
             self.take_events(tally);
             if let Some(first_at_ns) = first_at_ns.filter(|_| self.ticks > 0) {
-                tally.first_tick(
+                tally.count_first_tick(
                     first_at_ns.saturating_sub(self.opened_at_ns),
                     first_at_ns.saturating_sub(self.requested_at_ns),
                 );
@@ -157,18 +158,18 @@ impl Connection {
 
     #[inline]
     fn take_events(&mut self, tally: &mut Tally) {
-        // One reading for all that a read brought: it arrived together.
+        // One clock reading for everything that a read returned.
         let received_ns = clock::realtime_ns();
         loop {
-            match self.session.poll_event() {
+            match self.feed.poll_event() {
                 Ok(Some(Event::Tick(tick))) => {
                     self.ticks += 1;
-                    tally.tick(tick.producer_time_ns, received_ns, tick.payload.len());
-                    tally.numbered(&tick, received_ns);
+                    tally.count_tick(tick.producer_time_ns, received_ns, tick.payload.len());
+                    tally.count_sequenced(&tick, received_ns);
                 }
                 Ok(Some(Event::Payload(payload))) => {
                     self.ticks += 1;
-                    tally.tick(intended_ns(payload), received_ns, payload.len());
+                    tally.count_tick(intended_ns(payload), received_ns, payload.len());
                 }
                 Ok(None) => return,
                 Ok(Some(Event::Subscribed { .. } | Event::Pong { .. })) => {
@@ -185,9 +186,10 @@ impl Connection {
                 }
                 Ok(Some(Event::Closed)) => {
                     let why = self.closing.take();
-                    return self.end(why.unwrap_or_else(|| "the server closed without a word".into()));
+                    return self
+                        .end(why.unwrap_or_else(|| "the server closed without giving a reason".into()));
                 }
-                // The session counts what was announced as left out; the tally reads it there.
+                // The feed counts announced losses; the tally reads them there.
                 Ok(Some(Event::Conflated { .. } | Event::Gap { .. } | Event::Recovered { .. })) => {}
                 Ok(Some(Event::Welcome { .. } | Event::Topic { .. } | Event::Unsubscribed { .. })) => {}
                 Err(error) => {
@@ -199,15 +201,14 @@ impl Connection {
     }
 
     fn write(&mut self) {
-        // Over a WebSocket the subscriptions follow the answer to the upgrade: the last write before they are
-        // acknowledged has them.
-        if self.ticks == 0 && matches!(self.state, State::Subscribing(_)) && !self.session.output().is_empty()
-        {
+        // Over a WebSocket the subscriptions follow the upgrade, so the last write before the acknowledgement carries
+        // them.
+        if self.ticks == 0 && matches!(self.state, State::Subscribing(_)) && !self.feed.output().is_empty() {
             self.requested_at_ns = clock::monotonic_ns();
         }
-        while !self.session.output().is_empty() && !matches!(self.state, State::Ended(_)) {
-            match self.stream.write(self.session.output()) {
-                Ok(written) => self.session.output_written(written),
+        while !self.feed.output().is_empty() && !matches!(self.state, State::Ended(_)) {
+            match self.stream.write(self.feed.output()) {
+                Ok(written) => self.feed.output_written(written),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => self.end(format!("write: {error}")),

@@ -1,8 +1,8 @@
-//! Where a connection's ticks come from: tickcast, or a peer that is measured beside it.
+//! One connection's feed of ticks, from tickcast or from a peer measured beside it.
 //!
-//! A peer carries bare payloads. What tickcast says in its frames is read from them instead
-//! ([`tickcast::sources::payload`]): the intended send time, the topic, and the number of the tick in it. So a tick, a
-//! gap and a latency mean the same on every transport, and nothing beyond this file knows which one it is.
+//! A peer carries bare payloads, so the intended send time, the topic and the tick's number in it are read from the
+//! payload ([`tickcast::sources::payload`]) instead of a frame. A tick, a gap and a latency therefore mean the same on
+//! every transport, and no other module knows which one is in use.
 
 mod lines;
 mod nats;
@@ -13,29 +13,18 @@ mod websocket;
 
 use std::fmt;
 
-use crate::options::Plan;
 use tickcast_client::{Connection, Event, ProtocolError, RequestError, TopicStats};
-use tickcast_proto::{Encoding, ids::TopicId};
+use tickcast_proto::{WireFormat, ids::TopicId};
 
 use self::{nats::Nats, peer::Peer, redis::Redis, websocket::WebSocket};
+use crate::{options::PeerProtocol, plan::Plan};
 
-/// Longest payload taken from a peer, in bytes: the largest that tickcast can be told to take.
+/// Longest payload accepted from a peer, in bytes: as configurable for tickcast.
 pub const PAYLOAD_BYTES_MAX: usize = tickcast::limits::FRAME_BYTES_MAX_HIGHEST;
-/// Bytes of answers to a peer that may wait for it to read them.
+/// Most bytes of answers that a peer may leave unread.
 pub const ANSWER_BYTES_MAX: usize = 64 << 10;
 
-/// What is spoken to a server that is not tickcast.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PeerProtocol {
-    /// NATS client protocol.
-    Nats,
-    /// Redis pub/sub, RESP2.
-    Redis,
-    /// A WebSocket whose messages are bare payloads.
-    WebSocket,
-}
-
-/// One connection's protocol: bytes in, events out, as [`Connection`] has it. No socket, no clock.
+/// Protocol state of one connection: bytes in, events out, like [`Connection`]. No socket, no clock.
 #[derive(Debug)]
 pub enum Feed {
     Tickcast(Box<Connection>),
@@ -44,26 +33,26 @@ pub enum Feed {
     WebSocket(Peer<WebSocket>),
 }
 
-/// What a server sent cannot be right, or says that it will not serve.
+/// Why a connection is over: the server broke the protocol, or refused to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FeedError {
-    /// tickcast's.
+    /// tickcast's protocol.
     Tickcast(ProtocolError),
-    /// Bytes against the protocol: what and where.
+    /// Bytes that violate the protocol; what they were.
     Protocol(&'static str),
-    /// A line of this protocol longer than [`lines::LINE_BYTES_MAX`].
+    /// A line longer than [`lines::LINE_BYTES_MAX`].
     LongLine,
     /// A payload longer than [`PAYLOAD_BYTES_MAX`].
     LongPayload(u64),
-    /// The server's own words.
+    /// The server refused; its own words.
     Refused(String),
-    /// A payload that does not say what it is.
+    /// A payload without time, topic and number.
     Unmarked,
     /// More topics than [`seen::TOPICS_MAX`] on one connection.
     TooManyTopics,
-    /// A tick's number that does not increase.
+    /// A tick whose number does not increase.
     OutOfOrder { topic: u32, previous: u64, n: u64 },
-    /// The server asks for answers and does not read them.
+    /// The server asks for answers but does not read them.
     Unread,
     /// The connection ended in the middle of a message.
     Truncated,
@@ -74,26 +63,29 @@ impl fmt::Display for FeedError {
         match self {
             FeedError::Tickcast(error) => write!(f, "{error}"),
             FeedError::Protocol(what) => {
-                write!(f, "the server sent {what}: is this the port of that protocol?")
+                write!(f, "the server sent {what}: does this port speak that protocol?")
             }
             FeedError::LongLine => {
                 write!(f, "the server sent a line of more than {} bytes", lines::LINE_BYTES_MAX)
             }
             FeedError::LongPayload(bytes) => {
-                write!(f, "the server sent a payload of {bytes} bytes, {PAYLOAD_BYTES_MAX} are taken")
+                write!(f, "the server sent a payload of {bytes} bytes; the limit is {PAYLOAD_BYTES_MAX}")
             }
             FeedError::Refused(text) => write!(f, "the server refused: {text}"),
             FeedError::Unmarked => {
-                write!(f, "a payload without time, topic and number: publish with tickcast-feed")
+                write!(f, "a payload carries no time, topic and number: publish with tickcast-feed")
             }
-            FeedError::TooManyTopics => write!(f, "more than {} topics on one connection", seen::TOPICS_MAX),
+            FeedError::TooManyTopics => write!(f, "the connection has more than {} topics", seen::TOPICS_MAX),
             FeedError::OutOfOrder { topic, previous, n } => {
-                write!(f, "topic {topic}: tick {n} after {previous}: does more than one feeder publish?")
+                write!(
+                    f,
+                    "topic {topic}: tick {n} came after {previous}: is more than one feeder publishing?"
+                )
             }
             FeedError::Unread => {
                 write!(
                     f,
-                    "the server does not read the answers that it asks for: {ANSWER_BYTES_MAX} bytes wait"
+                    "the server does not read the answers it asks for: more than {ANSWER_BYTES_MAX} bytes are waiting"
                 )
             }
             FeedError::Truncated => write!(f, "the server ended the connection in the middle of a message"),
@@ -102,27 +94,27 @@ impl fmt::Display for FeedError {
 }
 
 impl Feed {
-    /// The `index`-th connection's protocol, with its opening and its subscriptions in [`Feed::output`].
+    /// Opens the `index`-th connection's protocol; handshake and subscriptions are in [`Feed::output`].
     ///
     /// # Errors
-    /// A subscription that tickcast's protocol cannot say.
+    /// A subscription that tickcast's protocol cannot express.
     pub fn open(plan: &Plan, index: usize) -> Result<Feed, RequestError> {
         let patterns = plan.patterns_of(index);
         Ok(match plan.peer {
-            None => Feed::Tickcast(Box::new(open_session(plan, &patterns)?)),
+            None => Feed::Tickcast(Box::new(open_connection(plan, &patterns)?)),
             Some(PeerProtocol::Nats) => Feed::Nats(Peer::open(|output| Nats::open(&patterns, output))),
             Some(PeerProtocol::Redis) => Feed::Redis(Peer::open(|output| Redis::open(&patterns, output))),
             Some(PeerProtocol::WebSocket) => {
-                let session = &plan.session;
-                Feed::WebSocket(Peer::open(|output| WebSocket::open(&session.host, &session.path, output)))
+                let options = &plan.connect_options;
+                Feed::WebSocket(Peer::open(|output| WebSocket::open(&options.host, &options.path, output)))
             }
         })
     }
 
-    /// How many acknowledgements ([`Event::Subscribed`] or [`Event::Pong`]) make a connection of `plan` subscribed.
+    /// Acknowledgements ([`Event::Subscribed`] or [`Event::Pong`]) after which a connection is subscribed.
     pub fn acknowledgements(plan: &Plan) -> usize {
         match plan.peer {
-            None if plan.session.encoding == Encoding::WebSocketRaw => 1,
+            None if plan.connect_options.encoding == WireFormat::WEBSOCKET_RAW => 1,
             None | Some(PeerProtocol::Redis) => plan.subscriptions(),
             Some(PeerProtocol::Nats | PeerProtocol::WebSocket) => 1,
         }
@@ -132,62 +124,62 @@ impl Feed {
     #[inline]
     pub fn output(&self) -> &[u8] {
         match self {
-            Feed::Tickcast(session) => session.poll_transmit(),
+            Feed::Tickcast(connection) => connection.poll_transmit(),
             Feed::Nats(peer) => peer.output(),
             Feed::Redis(peer) => peer.output(),
             Feed::WebSocket(peer) => peer.output(),
         }
     }
 
-    /// Takes note that the first `bytes` of [`Feed::output`] were written.
+    /// Removes the first `bytes` of [`Feed::output`], which were written.
     pub fn output_written(&mut self, bytes: usize) {
         match self {
-            Feed::Tickcast(session) => session.handle_transmitted(bytes),
+            Feed::Tickcast(connection) => connection.handle_transmitted(bytes),
             Feed::Nats(peer) => peer.output_written(bytes),
             Feed::Redis(peer) => peer.output_written(bytes),
             Feed::WebSocket(peer) => peer.output_written(bytes),
         }
     }
 
-    /// Takes bytes read from the socket; poll events until there are none before the next call.
+    /// Adds bytes read from the socket; poll until there are no more events before the next call.
     #[inline]
     pub fn handle_bytes(&mut self, bytes: &[u8]) {
         match self {
-            Feed::Tickcast(session) => session.handle_bytes(bytes),
+            Feed::Tickcast(connection) => connection.handle_bytes(bytes),
             Feed::Nats(peer) => peer.handle_bytes(bytes),
             Feed::Redis(peer) => peer.handle_bytes(bytes),
             Feed::WebSocket(peer) => peer.handle_bytes(bytes),
         }
     }
 
-    /// The connection gives no more bytes.
+    /// Notes that the server has closed the connection.
     pub fn handle_end(&mut self) {
         match self {
-            Feed::Tickcast(session) => session.handle_eof(),
+            Feed::Tickcast(connection) => connection.handle_eof(),
             Feed::Nats(peer) => peer.handle_end(),
             Feed::Redis(peer) => peer.handle_end(),
             Feed::WebSocket(peer) => peer.handle_end(),
         }
     }
 
-    /// The next event, or `None` when more bytes are needed. No allocation for a tick.
+    /// The next event, or `None` if more bytes are needed. A tick costs no allocation.
     ///
     /// # Errors
-    /// [`FeedError`]: drop the connection.
+    /// [`FeedError`]; drop the connection.
     #[inline]
     pub fn poll_event(&mut self) -> Result<Option<Event<'_>>, FeedError> {
         match self {
-            Feed::Tickcast(session) => session.poll_event().map_err(FeedError::Tickcast),
+            Feed::Tickcast(connection) => connection.poll_event().map_err(FeedError::Tickcast),
             Feed::Nats(peer) => peer.poll_event(),
             Feed::Redis(peer) => peer.poll_event(),
             Feed::WebSocket(peer) => peer.poll_event(),
         }
     }
 
-    /// What was seen of each topic, in no order.
+    /// Counts of each topic, in no particular order.
     pub fn topics(&self) -> Box<dyn Iterator<Item = (TopicId, &TopicStats)> + '_> {
         match self {
-            Feed::Tickcast(session) => Box::new(session.topics()),
+            Feed::Tickcast(connection) => Box::new(connection.topics()),
             Feed::Nats(peer) => Box::new(peer.topics()),
             Feed::Redis(peer) => Box::new(peer.topics()),
             Feed::WebSocket(peer) => Box::new(peer.topics()),
@@ -195,16 +187,16 @@ impl Feed {
     }
 }
 
-fn open_session(plan: &Plan, patterns: &[String]) -> Result<Connection, RequestError> {
-    let mut session = Connection::new(&plan.session);
+fn open_connection(plan: &Plan, patterns: &[String]) -> Result<Connection, RequestError> {
+    let mut connection = Connection::new(&plan.connect_options);
     for pattern in patterns {
-        session.subscribe_with(pattern, &plan.subscription)?;
+        connection.subscribe_with(pattern, &plan.subscription)?;
     }
-    if plan.session.encoding == Encoding::WebSocketRaw {
-        // Nothing is acknowledged to a raw client: the pong to a ping sent after the requests stands for it.
-        session.ping()?;
+    if plan.connect_options.encoding == WireFormat::WEBSOCKET_RAW {
+        // The server acknowledges nothing to a raw client; the pong to a ping after the requests takes its place.
+        connection.ping()?;
     }
-    Ok(session)
+    Ok(connection)
 }
 
 #[cfg(test)]

@@ -1,19 +1,19 @@
-//! A latency histogram in the percentile text that HdrHistogram's plotters read.
+//! Percentile text (.hgrm) of a latency histogram, the format of HdrHistogram's plotters.
 
 use std::fmt::{self, Write};
 
 use hdrhistogram::Histogram;
 
-/// Lines for each halving of the distance to 100 %, as HdrHistogram writes by default.
+/// Lines per halving of the distance to 100 %: HdrHistogram's default.
 const LINES_PER_HALF: u32 = 5;
-/// Nanoseconds in the unit of the Value column.
+/// Nanoseconds per unit of the Value column.
 const NS_PER_US: f64 = 1_000.0;
-/// Units of the Value column in a millisecond.
+/// Units of the Value column per millisecond.
 const US_PER_MS: f64 = 1_000.0;
 
-/// The text of a histogram of nanoseconds, its values in microseconds.
+/// Formats a histogram of nanoseconds, with values in microseconds.
 ///
-/// Cost: a pass over the table, and about 5 lines for each halving of what lies above: a few hundred at most.
+/// Cost: one pass over the histogram; the text has a few hundred lines at most.
 pub fn text(latency_ns: &Histogram<u64>) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
@@ -29,14 +29,14 @@ fn write_text(latency_ns: &Histogram<u64>, out: &mut String) -> fmt::Result {
         let value_us = step.value_iterated_to() as f64 / NS_PER_US;
         let quantile = step.quantile_iterated_to();
         write!(out, "{value_us:>12.3} {quantile:>14.12} {counted:>10}")?;
-        // The last line is at infinity, which no axis has: plotters know it by the column that is not there.
+        // The last quantile is 1, at infinity: plotters recognise it by the missing last column.
         match quantile < 1.0 {
             true => writeln!(out, " {:>14.2}", 1.0 / (1.0 - quantile))?,
             false => writeln!(out)?,
         }
     }
     let buckets = usize::from(latency_ns.buckets());
-    // The first bucket has all its sub-buckets, each further one the upper half: the rest it shares with the one below.
+    // The first bucket has all its sub-buckets; each further one has only the upper half, as it shares the rest.
     let sub_buckets = 2 * latency_ns.distinct_values() / (buckets + 1);
     let (mean_us, deviation_us) = (latency_ns.mean() / NS_PER_US, latency_ns.stdev() / NS_PER_US);
     let max_us = latency_ns.max() as f64 / NS_PER_US;
@@ -45,7 +45,9 @@ fn write_text(latency_ns: &Histogram<u64>, out: &mut String) -> fmt::Result {
     writeln!(out, "#[Buckets = {buckets:>12}, SubBuckets     = {sub_buckets:>12}]")
 }
 
-/// Quantiles and milliseconds of a histogram of nanoseconds, as many as its text has, but for the last, at infinity.
+/// Quantiles and milliseconds of a histogram of nanoseconds.
+///
+/// There is one pair per line of its text except the last, which is at infinity.
 pub fn points(latency_ns: &Histogram<u64>) -> Vec<(f64, f64)> {
     let steps = latency_ns.iter_quantiles(LINES_PER_HALF).filter(|_| !latency_ns.is_empty());
     let all = steps
@@ -53,10 +55,10 @@ pub fn points(latency_ns: &Histogram<u64>) -> Vec<(f64, f64)> {
     all.filter(|&(quantile, _)| quantile < 1.0).collect()
 }
 
-/// The points of a histogram's text, as [`points`] gives them.
+/// Parses a histogram's text into the same pairs as [`points`].
 ///
 /// # Errors
-/// Which line is not as HdrHistogram writes it; a text without a point.
+/// The first line that is not HdrHistogram's format, or a text without points.
 pub fn parse(text: &str) -> Result<Vec<(f64, f64)>, String> {
     let mut points = Vec::new();
     for (at, line) in text.lines().enumerate() {
@@ -70,12 +72,12 @@ pub fn parse(text: &str) -> Result<Vec<(f64, f64)>, String> {
             .filter(|&(value_us, quantile)| {
                 (0.0..f64::INFINITY).contains(&value_us) && (0.0..=1.0).contains(&quantile)
             })
-            .ok_or_else(|| format!("line {} is no line of a histogram (.hgrm): {line:?}", at + 1))?;
+            .ok_or_else(|| format!("line {} is not part of a histogram (.hgrm): {line:?}", at + 1))?;
         if quantile < 1.0 {
             points.push((quantile, value_us / US_PER_MS));
         }
     }
-    if points.is_empty() { Err("no line of a histogram (.hgrm)".into()) } else { Ok(points) }
+    if points.is_empty() { Err("the file is not a histogram (.hgrm)".into()) } else { Ok(points) }
 }
 
 #[cfg(test)]
@@ -83,14 +85,14 @@ mod tests {
     use super::*;
 
     fn histogram(values_ns: impl IntoIterator<Item = u64>) -> Histogram<u64> {
-        let mut histogram = Histogram::new_with_bounds(1, 600_000_000_000, 3).unwrap();
+        let mut histogram = crate::common::histogram::histogram().unwrap();
         values_ns.into_iter().for_each(|value| histogram.record(value).unwrap());
         histogram
     }
 
     #[test]
-    fn known_values_are_written_as_hdrhistogram_writes_them() {
-        // Ten values that the table holds exactly: 0.1 to 1.0 us.
+    fn known_values_match_hdrhistograms_output() {
+        // Ten values that the histogram represents exactly: 0.1 to 1.0 us.
         let text = text(&histogram((1..=10).map(|i| i * 100)));
         let mut lines = text.lines();
         assert_eq!(lines.next(), Some("       Value     Percentile TotalCount 1/(1-Percentile)"));
@@ -107,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_and_percentiles_never_fall_and_end_with_all() {
+    fn counts_and_percentiles_never_fall_and_end_at_the_total() {
         let text = text(&histogram((1..=20_000).map(|i| i * i)));
         let rows: Vec<Vec<f64>> = text
             .lines()
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_read_back_as_the_points_that_it_was_written_from() {
+    fn a_text_is_parsed_into_the_points_it_was_written_from() {
         let histogram = histogram((1..=20_000).map(|i| i * i));
         let (read, known) = (parse(&text(&histogram)).unwrap(), points(&histogram));
         assert_eq!(read.len(), known.len());
@@ -134,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_measured_is_a_header_and_zeroes() {
+    fn an_empty_histogram_is_a_header_and_zeroes() {
         let text = text(&histogram([]));
         assert!(text.contains("Total count    =            0]"), "{text}");
         assert!(!text.contains("NaN"), "{text}");

@@ -1,64 +1,52 @@
-//! `tickcast-c10k plot`: histograms of several runs in one picture.
+//! `tickcast-c10k plot`: histograms of several runs in one plot.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::Path};
 
-use clap::Args;
 use hdrhistogram::Histogram;
 
 use crate::{
     hgrm,
-    options::Plan,
+    options::PlotArgs,
+    plan::Plan,
     process,
     svg::{self, LINES_MAX, Line},
 };
 
-/// Bytes of a file that is read: a histogram has a few hundred lines.
+/// Largest file accepted; a histogram has a few hundred lines.
 const HGRM_BYTES_MAX: u64 = 1 << 20;
 
-/// What was typed after `plot`.
-#[derive(Debug, Args)]
-pub struct PlotArgs {
-    /// Picture to write
-    #[arg(long, value_name = "FILE.svg")]
-    out: PathBuf,
-    /// Title of the picture
-    #[arg(long, value_name = "TEXT", default_value = "Latency by percentile")]
-    title: String,
-    /// Text below the title, such as the load and its command; may be given several times, 3 lines are shown
-    #[arg(long, value_name = "TEXT")]
-    note: Vec<String>,
-    /// Lines to draw, at most 8: the name in the legend, and what --hgrm wrote
-    #[arg(value_name = "NAME=FILE.hgrm", required = true)]
-    lines: Vec<String>,
-}
-
-/// Reads the files and writes the picture.
+/// Reads the histograms and writes the plot.
 ///
 /// # Errors
 /// One line for the operator.
-pub fn run(typed: &PlotArgs) -> Result<(), String> {
-    if typed.lines.len() > LINES_MAX {
-        return Err(format!("{} lines to draw: at most {LINES_MAX} are told apart", typed.lines.len()));
+pub fn run(args: &PlotArgs) -> Result<(), String> {
+    if args.lines.len() > LINES_MAX {
+        return Err(format!(
+            "{} histograms are too many for one plot: at most {LINES_MAX}",
+            args.lines.len()
+        ));
     }
-    let lines = typed.lines.iter().map(|line| read(line)).collect::<Result<Vec<_>, _>>()?;
-    let notes: Vec<&str> = typed.note.iter().map(String::as_str).collect();
-    write(&typed.out, &svg::render(&typed.title, &notes, &lines)).map_err(|error| format!("--out {error}"))
+    let lines = args.lines.iter().map(|line| read(line)).collect::<Result<Vec<_>, _>>()?;
+    let notes: Vec<&str> = args.note.iter().map(String::as_str).collect();
+    write(&args.out, &svg::render(&args.title, &notes, &lines)).map_err(|error| format!("--out {error}"))
 }
 
-/// Reads one NAME=FILE.
-fn read(typed: &str) -> Result<Line, String> {
-    let named = typed.split_once('=').filter(|(name, path)| !name.is_empty() && !path.is_empty());
-    let (name, path) = named.ok_or_else(|| format!("{typed:?}: NAME=FILE.hgrm"))?;
+/// Reads the histogram of one NAME=FILE argument.
+fn read(argument: &str) -> Result<Line, String> {
+    let named = argument.split_once('=').filter(|(name, path)| !name.is_empty() && !path.is_empty());
+    let (name, path) = named.ok_or_else(|| format!("{argument:?}: expected NAME=FILE.hgrm"))?;
     let length = fs::metadata(path).map_err(|error| format!("{path}: {error}"))?.len();
     if length > HGRM_BYTES_MAX {
-        return Err(format!("{path}: {length} bytes are no histogram: at most {HGRM_BYTES_MAX}"));
+        return Err(format!(
+            "{path}: {length} bytes is too large for a histogram; the limit is {HGRM_BYTES_MAX}"
+        ));
     }
     let text = fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
     let points = hgrm::parse(&text).map_err(|error| format!("{path}: {error}"))?;
     Ok(Line { name: name.to_owned(), points })
 }
 
-/// The picture of one run: `uncorrected` where its ticks carry the time that it needs.
+/// Plots one run; `uncorrected` is `None` if its ticks do not carry the server's time of receipt.
 pub fn of_run(plan: &Plan, corrected: &Histogram<u64>, uncorrected: Option<&Histogram<u64>>) -> String {
     let title = format!(
         "Latency of {} deliveries to {} connections ({})",
@@ -77,11 +65,11 @@ pub fn of_run(plan: &Plan, corrected: &Histogram<u64>, uncorrected: Option<&Hist
     svg::render(&title, &[&process::machine(), &process::command()], &lines)
 }
 
-/// Writes a file; the error names it.
+/// Writes a file.
 ///
 /// # Errors
-/// The file's name, and what the system says.
-pub fn write(path: &std::path::Path, text: &str) -> Result<(), String> {
+/// The file and the system's reason.
+pub fn write(path: &Path, text: &str) -> Result<(), String> {
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
@@ -90,18 +78,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_that_cannot_be_read_are_named() {
-        for (typed, why) in [
+    fn files_that_cannot_be_read_are_named() {
+        for (argument, why) in [
             ("nothing", "NAME=FILE.hgrm"),
             ("=a.hgrm", "NAME=FILE.hgrm"),
             ("a=/nowhere/b.hgrm", "/nowhere/b.hgrm"),
             ("manifest=Cargo.toml", "Cargo.toml: line 1"),
         ] {
-            let error = read(typed).unwrap_err();
+            let error = read(argument).unwrap_err();
             assert!(error.contains(why), "{error}");
         }
         let lines = vec!["a=b".to_owned(); LINES_MAX + 1];
-        let typed = PlotArgs { out: "o".into(), title: "t".into(), note: Vec::new(), lines };
-        assert!(run(&typed).unwrap_err().contains("at most 8"));
+        let args = PlotArgs { out: "o".into(), title: "t".into(), note: Vec::new(), lines };
+        assert!(run(&args).unwrap_err().contains("at most 8"));
     }
 }

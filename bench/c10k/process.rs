@@ -1,57 +1,23 @@
-//! What the kernel says about this process, the server's, and the machine.
+//! CPU time, memory and identity of the server's process, this process and the machine.
 
 use std::fs;
 
-use nix::sys::{
-    resource::{Resource, Usage, UsageWho, getrlimit, getrusage, setrlimit},
-    time::TimeValLike,
-};
-
-/// Descriptors this process needs besides its connections: epoll, standard streams, `/proc`.
-const DESCRIPTOR_RESERVE: u64 = 64;
-/// Length of a tick of `/proc/PID/stat`: USER_HZ is 100 on every Linux architecture this builds for (proc(5)).
+/// Length of a clock tick in `/proc/PID/stat`.
+///
+/// USER_HZ is 100 on every Linux architecture this builds for (proc(5)).
 const CPU_TICK_NS: u64 = 10_000_000;
 
-/// Raises the soft limit of descriptors to the hard one where the connections need it.
+/// CPU time (user and system) that a process has used, in nanoseconds, with a resolution of 10 ms.
 ///
 /// # Errors
-/// One line for the operator when even the hard limit is too low.
-pub fn raise_descriptor_limit(connections: usize) -> Result<(), String> {
-    let needed = connections as u64 + DESCRIPTOR_RESERVE;
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| format!("getrlimit: {errno}"))?;
-    if needed > hard {
-        return Err(format!(
-            "{connections} connections need {needed} descriptors, the hard limit is {hard}: raise it (ulimit -Hn, \
-             LimitNOFILE=) or run several of these"
-        ));
-    }
-    if needed > soft {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-            .map_err(|errno| format!("raising the descriptor limit to {hard}: {errno}"))?;
-    }
-    Ok(())
-}
-
-/// CPU time this thread has used, nanoseconds; 0 where the kernel does not say.
-pub fn thread_cpu_ns() -> u64 {
-    usage_ns(getrusage(UsageWho::RUSAGE_THREAD))
-}
-
-fn usage_ns(usage: nix::Result<Usage>) -> u64 {
-    usage.map_or(0, |usage| (usage.user_time() + usage.system_time()).num_nanoseconds().max(0) as u64)
-}
-
-/// CPU time (user and system) a process has used, nanoseconds, to 10 ms.
-///
-/// # Errors
-/// One line for the operator when there is no such process.
+/// One line for the operator if there is no such process.
 pub fn cpu_ns(pid: u32) -> Result<u64, String> {
     let path = format!("/proc/{pid}/stat");
     let stat = fs::read_to_string(&path).map_err(|error| format!("--server-pid {pid}: {path}: {error}"))?;
-    cpu_ns_from_stat(&stat).ok_or_else(|| format!("--server-pid {pid}: {path} is not as proc(5) has it"))
+    cpu_ns_from_stat(&stat).ok_or_else(|| format!("--server-pid {pid}: cannot parse {path}"))
 }
 
-/// Fields 14 and 15, counted after the name, which may hold blanks and parentheses itself.
+/// Fields 14 and 15, counted from the end of the name, which may itself contain blanks and parentheses.
 fn cpu_ns_from_stat(stat: &str) -> Option<u64> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let user: u64 = fields.next()?.parse().ok()?;
@@ -59,14 +25,14 @@ fn cpu_ns_from_stat(stat: &str) -> Option<u64> {
     Some((user + system) * CPU_TICK_NS)
 }
 
-/// Resident memory of a process in bytes; `None` where the kernel does not say.
+/// Resident memory of a process in bytes; `None` if the kernel does not say.
 pub fn resident_bytes(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
 }
 
-/// One line that tells the machine apart: kernel, processor, cores, memory.
+/// One line that identifies the machine: kernel, processor, cores and memory.
 pub fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let after_colon = |text: &str, name: &str| {
@@ -82,7 +48,7 @@ pub fn machine() -> String {
     format!("Linux {}, {cores} x {model}, {memory}", kernel.trim())
 }
 
-/// This process's command, so that it can be run again.
+/// This process's command line, quoted so that it can be pasted into a shell.
 pub fn command() -> String {
     let plain = |text: &str| {
         !text.is_empty()
@@ -100,14 +66,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpu_time_is_read_past_any_name() {
+    fn cpu_time_is_parsed_after_any_process_name() {
         let stat = "7 (a) b) R 1 1 1 0 -1 0 0 0 0 0 12 30 0 0 20 0 1 0";
         assert_eq!(cpu_ns_from_stat(stat), Some(420_000_000));
         assert_eq!(cpu_ns_from_stat("7 (a"), None);
     }
 
     #[test]
-    fn this_process_can_be_read() {
+    fn figures_of_this_process_are_available() {
         assert!(cpu_ns(std::process::id()).is_ok());
         assert!(resident_bytes(std::process::id()).unwrap() > 0);
         assert!(cpu_ns(u32::MAX).is_err());

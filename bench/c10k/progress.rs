@@ -1,41 +1,41 @@
-//! The progress bar: on standard error, and only where that is a terminal.
+//! Progress bar on standard error, shown only if that is a terminal.
 
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Milliseconds are the units of a bar that runs with the time.
+/// A bar that follows the time counts milliseconds.
 const NS_PER_MS: u64 = 1_000_000;
 
-/// What a bar counts.
+/// Unit that a bar counts.
 #[derive(Clone, Copy, Debug)]
 enum Unit {
     Connections,
     Time,
 }
 
-/// A bar for one phase after the other. Cost: nothing is drawn more than 20 times a second.
+/// One bar, reused for each phase. It is drawn at most 20 times a second.
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// A bar that begins with the ramp.
+    /// A bar for the ramp.
     pub fn new(connections: usize) -> Progress {
         let bar = match std::io::stderr().is_terminal() {
             true => ProgressBar::new(0),
             false => ProgressBar::hidden(),
         };
         let progress = Progress(bar);
-        progress.counts("connecting", connections);
+        progress.begin_count("connecting", connections);
         progress
     }
 
-    /// From now on connections are counted: [`Progress::reached`].
-    pub fn counts(&self, what: &'static str, connections: usize) {
+    /// Begins a phase that counts connections; report them with [`Progress::set_connections`].
+    pub fn begin_count(&self, what: &'static str, connections: usize) {
         self.begin(what, connections as u64, Unit::Connections);
     }
 
-    /// From now on time passes: [`Progress::passed`].
-    pub fn times(&self, what: &'static str, duration_ns: u64) {
+    /// Begins a phase of a given length; report the time with [`Progress::set_elapsed`].
+    pub fn begin_time(&self, what: &'static str, duration_ns: u64) {
         self.begin(what, duration_ns / NS_PER_MS, Unit::Time);
     }
 
@@ -52,22 +52,22 @@ impl Progress {
         self.0.set_message(what);
     }
 
-    /// So many connections are where they are to be.
-    pub fn reached(&self, connections: usize) {
+    /// Sets how many connections have completed the phase.
+    pub fn set_connections(&self, connections: usize) {
         self.0.set_position(connections as u64);
     }
 
-    /// So much of the time has passed.
-    pub fn passed(&self, elapsed_ns: u64) {
+    /// Sets how much of the phase has passed.
+    pub fn set_elapsed(&self, elapsed_ns: u64) {
         self.0.set_position(elapsed_ns / NS_PER_MS);
     }
 
-    /// Writes a line on standard error, whether it is a terminal or not.
-    pub fn say(&self, text: &str) {
+    /// Prints a line on standard error, whether it is a terminal or not.
+    pub fn print(&self, text: &str) {
         self.0.suspend(|| eprintln!("{text}"));
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn clear(&self) {
         self.0.finish_and_clear();
     }

@@ -1,4 +1,4 @@
-//! What is reported: machine, command, load, and every number with its unit.
+//! The report: machine, command, load, and every figure with its unit.
 
 mod json;
 
@@ -8,20 +8,23 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
+use tickcast_proto::units::format_duration;
 
 use crate::{
     clients::{self, Client},
-    options::Plan,
+    plan::Plan,
     process,
-    skew::Spread,
+    skew::SkewSummary,
     tally::{Loss, Tally},
 };
 
 pub use self::json::KEYS as JSON_KEYS;
 
-/// Share of its core past which the busiest thread measures itself: above it ticks wait for this client in its sockets.
+/// Share of its core above which the busiest thread is the bottleneck.
+///
+/// Ticks then wait in this client's sockets, and it measures itself.
 const BOTTLENECK_SHARE: f64 = 0.85;
-/// Quantiles of the table.
+/// Columns of the latency table.
 const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
 
 /// What the server's process used in the measured window.
@@ -31,32 +34,34 @@ pub struct Server {
     pub resident_bytes: Option<u64>,
 }
 
-/// The outcome of a run, all threads together.
+/// Results of a run over all threads.
 #[derive(Debug)]
 pub struct Report {
     pub tally: Tally,
     pub window_ns: u64,
-    /// From the first connect until all connections were acknowledged, or until the run was interrupted.
+    /// From the first connect until all connections were acknowledged or the run was interrupted.
     pub subscribe_ns: u64,
-    /// Connections that were acknowledged by then.
+    /// Connections acknowledged by then.
     pub acknowledged: usize,
     pub loss: Loss,
-    /// Every client, by its number.
+    /// Every client, by index.
     pub clients: Vec<Client>,
-    /// First-to-last subscriber skew; `None` where no tick has a sequence.
-    pub spread: Option<Spread>,
+    /// Skew between subscribers; `None` if no tick had a sequence.
+    pub skew: Option<SkewSummary>,
+    /// Expected ticks that did not arrive.
     pub short: u64,
+    /// Connections that ended before the run did, by reason.
     pub ended: BTreeMap<String, usize>,
     /// Stalled connections that the server was seen to close.
     pub stalled_closed: usize,
-    /// Connections that left, and those of them that were acknowledged again.
+    /// Connections that churn reset, and those of them that subscribed again.
     pub left: u64,
     pub came_back: u64,
     pub cpu_ns: u64,
     /// Share of a core that the busiest thread used.
     pub cpu_busiest: f64,
     pub timed_out: bool,
-    /// Ended by a signal before its time.
+    /// Ended early by a signal.
     pub interrupted: bool,
     pub server: Option<Server>,
     pub resident_bytes: Option<u64>,
@@ -64,16 +69,17 @@ pub struct Report {
 }
 
 impl Report {
-    /// What was asked for and did not hold; empty for a run that passed.
+    /// Requirements that the run missed; empty if it passed.
     pub fn failures(&self, plan: &Plan) -> Vec<String> {
         let mut failures = Vec::new();
         if self.interrupted {
-            failures.push(format!("interrupted: {:.3} s were measured", self.window_ns as f64 / 1e9));
+            failures.push(format!("interrupted after {:.3} s of measurement", self.window_ns as f64 / 1e9));
         }
         if let (true, Some(wanted)) = (self.timed_out, plan.expect_ticks) {
             failures.push(format!(
-                "not every connection had {wanted} ticks within {} s: {} are missing",
-                plan.duration_s, self.short
+                "not every connection received {wanted} ticks within {}: {} are missing",
+                format_duration(plan.duration_ns),
+                self.short
             ));
         }
         for (why, count) in &self.ended {
@@ -84,24 +90,24 @@ impl Report {
             failures.push(format!("{lost} ticks lost, {max} allowed"));
         }
         let p99_ns = self.tally.latency_ns.value_at_quantile(0.99);
-        match plan.max_p99_us {
+        match plan.max_p99_ns {
             Some(_) if self.tally.latency_ns.is_empty() => {
-                failures.push("no latency was measured: --max-p99-us cannot hold".into());
+                failures.push("--max-p99 cannot be checked: no latency was measured".into());
             }
-            Some(max) if p99_ns > max * 1_000 => {
-                failures.push(format!("p99 is {} us, {max} us allowed", us(p99_ns)));
+            Some(max_ns) if p99_ns > max_ns => {
+                failures.push(format!("p99 is {} us, {} us allowed", us(p99_ns), us(max_ns)));
             }
             _ => {}
         }
         failures
     }
 
-    /// What to say when this client was itself the bottleneck.
+    /// Warning for a run in which this client was the bottleneck.
     pub fn bottleneck_warning(&self) -> Option<String> {
         (self.cpu_busiest > BOTTLENECK_SHARE).then(|| {
             format!(
                 "WARNING: this client was the bottleneck (busiest thread above {:.0} % of its core): latency and rate \
-                 are its own; add --threads or cores",
+                 are the client's, not the server's; add --threads or cores",
                 BOTTLENECK_SHARE * 100.0
             )
         })
@@ -111,19 +117,19 @@ impl Report {
         count as f64 * 1e9 / self.window_ns.max(1) as f64
     }
 
-    /// Growth of this process by connection, in bytes.
+    /// Growth of this process per connection, in bytes.
     fn connection_bytes(&self, plan: &Plan) -> Option<u64> {
         let grown = self.resident_bytes?.saturating_sub(self.resident_before_bytes?);
         Some(grown / plan.connections as u64)
     }
 
-    /// Server CPU microseconds by delivery.
+    /// Server CPU time per delivery, in microseconds.
     fn server_us_per_delivery(&self) -> Option<f64> {
         let server = self.server.as_ref()?;
         (self.tally.deliveries > 0).then(|| server.cpu_ns as f64 / 1e3 / self.tally.deliveries as f64)
     }
 
-    /// The report for people.
+    /// The report as text.
     pub fn to_text(&self, plan: &Plan) -> String {
         let mut out = String::new();
         // Writing to a String cannot fail.
@@ -150,7 +156,7 @@ impl Report {
         match plan.spike {
             true => writeln!(
                 out,
-                "spike         all at once, at most {} under way; {} acknowledged after {acknowledged_s:.3} s",
+                "spike         all at once, at most {} unacknowledged; {} acknowledged after {acknowledged_s:.3} s",
                 plan.connecting_max() * plan.threads,
                 self.acknowledged
             )?,
@@ -161,8 +167,14 @@ impl Report {
             )?,
         }
         match plan.expect_ticks {
-            Some(wanted) => writeln!(out, "window        {seconds:.3} s until each had {wanted} ticks")?,
-            None => writeln!(out, "window        {seconds:.3} s after {} s of warm-up", plan.warm_up_s)?,
+            Some(wanted) => {
+                writeln!(out, "window        {seconds:.3} s until every connection had {wanted} ticks")?
+            }
+            None => writeln!(
+                out,
+                "window        {seconds:.3} s after {} of warm-up",
+                format_duration(plan.warmup_ns)
+            )?,
         }
         writeln!(
             out,
@@ -181,12 +193,12 @@ impl Report {
                 loss.head,
                 loss.tail,
                 loss.conflated,
-                loss.announced
+                loss.dropped
             )?,
-            false => writeln!(out, "lost          not measured: raw carries no sequences")?,
+            false => writeln!(out, "lost          not measured: raw messages carry no sequences")?,
         }
         if plan.expect_ticks.is_some() {
-            writeln!(out, "short         {} ticks", self.short)?;
+            writeln!(out, "short         {} expected ticks did not arrive", self.short)?;
         }
         writeln!(out, "ended early   {}", self.ended.values().sum::<usize>())?;
         if plan.stalled > 0 {
@@ -199,7 +211,7 @@ impl Report {
         if plan.churn_per_s > 0 {
             writeln!(
                 out,
-                "churn         {} connections left without a word, {} were back and acknowledged",
+                "churn         {} connections reset, {} reopened and acknowledged",
                 self.left, self.came_back
             )?;
         }
@@ -216,13 +228,13 @@ impl Report {
         };
         writeln!(
             out,
-            "clients       ticks of each since its subscription: min {}, p50 {}, p99 {}, max {}",
+            "clients       ticks per client since it subscribed: min {}, p50 {}, p99 {}, max {}",
             delivered.min, delivered.p50, delivered.p99, delivered.max
         )?;
-        // Where nothing was left out, the last to subscribe has the fewest: that is no news.
-        let left_out =
+        // Without any loss, the worst client would only be the last one to subscribe.
+        let has_loss =
             |client: &&Client| client.counts.conflated + client.counts.dropped + client.counts.gap > 0;
-        let worst: Vec<&Client> = clients::worst(&self.clients).into_iter().filter(left_out).collect();
+        let worst: Vec<&Client> = clients::worst(&self.clients).into_iter().filter(has_loss).collect();
         if worst.is_empty() {
             return Ok(());
         }
@@ -245,7 +257,7 @@ impl Report {
     fn write_latency(&self, plan: &Plan, out: &mut String) -> fmt::Result {
         writeln!(
             out,
-            "latency       microseconds to the read that brought it; corrected: from the intended send time, \
+            "latency       microseconds to the read that returned the tick; corrected: from the intended send time, \
              uncorrected: from the server's receipt"
         )?;
         write!(out, "              {:>12}", "count")?;
@@ -256,17 +268,21 @@ impl Report {
             Some(uncorrected) => write_quantiles("uncorrected", uncorrected, out)?,
             None => writeln!(
                 out,
-                "uncorrected   not carried: {} ticks do not say when the server had them",
+                "uncorrected   not measured: {} ticks do not carry the server's time of receipt",
                 plan.transport_name()
             )?,
         }
         if self.tally.untimed > 0 {
-            writeln!(out, "              {} ticks carried no time and are not in it", self.tally.untimed)?;
+            writeln!(
+                out,
+                "              {} ticks carried no send time and are not counted",
+                self.tally.untimed
+            )?;
         }
         if self.tally.early > 0 {
             writeln!(
                 out,
-                "              {} ticks came before they were sent and count as 0",
+                "              {} ticks arrived before their send time and count as 0",
                 self.tally.early
             )?;
         }
@@ -285,7 +301,7 @@ impl Report {
             writeln!(
                 out,
                 "first tick    {from} to first tick, microseconds: {} ({} connections)",
-                three(after_ns),
+                p50_p99_max(after_ns),
                 after_ns.len()
             )?;
         }
@@ -293,14 +309,14 @@ impl Report {
     }
 
     fn write_skew(&self, out: &mut String) -> fmt::Result {
-        let Some(Spread { one_in, sampled, skew_ns }) = &self.spread else {
-            return writeln!(out, "skew          not measured: no tick with a sequence came");
+        let Some(SkewSummary { one_in, sampled, skew_ns }) = &self.skew else {
+            return writeln!(out, "skew          not measured: no tick had a sequence");
         };
         writeln!(
             out,
-            "skew          first to last connection that has a tick, microseconds: {} ({} ticks that all had, of \
+            "skew          first to last connection to receive a tick, microseconds: {} ({} ticks that all received, of \
              {sampled} sampled, one in {one_in})",
-            three(skew_ns),
+            p50_p99_max(skew_ns),
             skew_ns.len()
         )
     }
@@ -316,11 +332,11 @@ impl Report {
             writeln!(out, "              {warning}")?;
         }
         if let (Some(resident), Some(each)) = (self.resident_bytes, self.connection_bytes(plan)) {
-            writeln!(out, "client memory {:.1} MiB, {each} bytes a connection", mib(resident))?;
+            writeln!(out, "client memory {:.1} MiB, {each} bytes per connection", mib(resident))?;
         }
         if let Some(server) = &self.server {
             let each = self.server_us_per_delivery().map_or("-".into(), |each| format!("{each:.3}"));
-            writeln!(out, "server CPU    {:.3} s, {each} us a delivery", server.cpu_ns as f64 / 1e9)?;
+            writeln!(out, "server CPU    {:.3} s, {each} us per delivery", server.cpu_ns as f64 / 1e9)?;
             if let Some(resident) = server.resident_bytes {
                 writeln!(out, "server memory {:.1} MiB", mib(resident))?;
             }
@@ -329,7 +345,9 @@ impl Report {
     }
 }
 
-/// Whether ticks flow while connections subscribe: else the wait for the first one says nothing about the server.
+/// Whether ticks flow while connections subscribe.
+///
+/// If not, the wait for the first tick says nothing about the server.
 fn has_subscription_latency(plan: &Plan) -> bool {
     plan.expect_ticks.is_none()
 }
@@ -342,7 +360,7 @@ fn write_quantiles(name: &str, of_ns: &Histogram<u64>, out: &mut String) -> fmt:
     writeln!(out, " {:>12}", us(of_ns.max()))
 }
 
-fn three(of_ns: &Histogram<u64>) -> String {
+fn p50_p99_max(of_ns: &Histogram<u64>) -> String {
     let at = |quantile| us(of_ns.value_at_quantile(quantile));
     format!("p50 {}, p99 {}, max {}", at(0.5), at(0.99), us(of_ns.max()))
 }

@@ -1,4 +1,4 @@
-//! Leads the threads through the phases.
+//! The run: starts the threads and takes them through the phases.
 
 use std::{
     collections::BTreeMap,
@@ -6,28 +6,30 @@ use std::{
     thread,
 };
 
+use tickcast::clock;
+
 use crate::{
-    options::Plan,
+    common::histogram::histogram,
+    plan::Plan,
     process,
     progress::Progress,
     report::{Report, Server},
-    tally::{self, Loss, Tally},
+    tally::{Loss, Tally},
     worker::{self, Phase, Shared, WorkerReport},
 };
-use tickcast::clock;
 
-/// How often the phases are looked at.
-const LOOK_NS: u64 = 2_000_000;
-/// Time beyond the ramp's own length for the last connections to be acknowledged.
+/// Interval at which the coordinator checks on a phase.
+const CHECK_NS: u64 = 2_000_000;
+/// Time allowed beyond the ramp for the last connections to be acknowledged.
 const SUBSCRIBE_DEADLINE_NS: u64 = 30_000_000_000;
-/// Time for the connections to reach what any of them had seen at the end.
-const SETTLE_NS: u64 = 2_000_000_000;
-/// Time for all threads to note sequences.
+/// Time allowed for all threads to note sequences.
 const NOTE_DEADLINE_NS: u64 = 60_000_000_000;
-/// Share of the warm-up after which the start is noted: noting stalls a thread, and that must not be measured.
+/// Share of the warm-up after which the start is noted.
+///
+/// Noting stalls a thread, which must not happen in the measured window.
 const START_AT_PERCENT: u64 = 80;
 
-/// Runs the load, to its end or until it is `interrupted`: then the report is of what was measured so far.
+/// Runs the load to its end, or until it is `interrupted`; then it reports what was measured so far.
 ///
 /// # Errors
 /// One line for the operator.
@@ -46,9 +48,9 @@ pub fn run(plan: &Plan, interrupted: &AtomicBool) -> Result<Report, String> {
             .collect();
         let alive = || !threads.iter().any(thread::ScopedJoinHandle::is_finished);
         let progress = Progress::new(plan.connections);
-        let lead = Lead { plan, shared: &shared, alive: &alive, interrupted, progress };
-        let outcome = lead.lead();
-        lead.progress.clear();
+        let coordinator = Coordinator { plan, shared: &shared, alive: &alive, interrupted, progress };
+        let outcome = coordinator.run();
+        coordinator.progress.clear();
         if let Err(why) = &outcome {
             shared.fail(why.clone());
         }
@@ -56,16 +58,16 @@ pub fn run(plan: &Plan, interrupted: &AtomicBool) -> Result<Report, String> {
         for thread in threads {
             reports.push(thread.join().map_err(|_| "a thread panicked".to_owned())??);
         }
-        let led = outcome?;
+        let phases = outcome?;
         match shared.failure() {
             Some(why) => Err(why),
-            None => merge(plan, reports, led, before_bytes),
+            None => merge(plan, reports, phases, before_bytes),
         }
     })
 }
 
-/// What the leading thread found.
-struct Led {
+/// Results of the coordinator.
+struct Phases {
     server: Option<Server>,
     subscribe_ns: u64,
     acknowledged: usize,
@@ -75,7 +77,8 @@ struct Led {
     resident_bytes: Option<u64>,
 }
 
-struct Lead<'a> {
+/// Takes the threads through the phases.
+struct Coordinator<'a> {
     plan: &'a Plan,
     shared: &'a Shared,
     alive: &'a dyn Fn() -> bool,
@@ -83,8 +86,8 @@ struct Lead<'a> {
     progress: Progress,
 }
 
-impl Lead<'_> {
-    fn lead(&self) -> Result<Led, String> {
+impl Coordinator<'_> {
+    fn run(&self) -> Result<Phases, String> {
         let plan = self.plan;
         let began_ns = clock::monotonic_ns();
         self.await_subscribed()?;
@@ -105,60 +108,60 @@ impl Lead<'_> {
         let resident_bytes = process::resident_bytes(std::process::id());
         self.note(Phase::End)?;
         self.shared.enter(Phase::Settle);
-        self.progress.times("settling", SETTLE_NS);
-        let settles_ns = clock::monotonic_ns();
-        self.wait_out(SETTLE_NS, || {
-            self.progress.passed(clock::monotonic_ns() - settles_ns);
+        self.progress.begin_time("settling", plan.settle_ns);
+        let settle_from_ns = clock::monotonic_ns();
+        self.wait_uninterrupted(plan.settle_ns, || {
+            self.progress.set_elapsed(clock::monotonic_ns() - settle_from_ns);
             self.shared.done.load(Ordering::Acquire) == plan.threads
         });
         self.shared.enter(Phase::Done);
         let interrupted = self.is_interrupted();
         let timed_out = plan.expect_ticks.is_some() && !is_complete && !interrupted;
-        Ok(Led { server, subscribe_ns, acknowledged, window_ns, timed_out, interrupted, resident_bytes })
+        Ok(Phases { server, subscribe_ns, acknowledged, window_ns, timed_out, interrupted, resident_bytes })
     }
 
     fn is_interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Acquire)
     }
 
-    /// Lets ticks flow, and has the start noted; an interrupted run goes without.
+    /// Waits for the warm-up and has the threads note the start; an interrupted run skips it.
     fn warm_up(&self) -> Result<(), String> {
-        if self.plan.warm_up_s == 0 || self.is_interrupted() {
+        let warmup_ns = self.plan.warmup_ns;
+        if warmup_ns == 0 || self.is_interrupted() {
             return Ok(());
         }
         self.shared.enter(Phase::WarmUp);
-        let warm_up_ns = self.plan.warm_up_s * 1_000_000_000;
-        self.progress.times("warming up", warm_up_ns);
+        self.progress.begin_time("warming up", warmup_ns);
         let from_ns = clock::monotonic_ns();
         let pass = || {
-            self.progress.passed(clock::monotonic_ns() - from_ns);
+            self.progress.set_elapsed(clock::monotonic_ns() - from_ns);
             false
         };
-        self.wait(warm_up_ns / 100 * START_AT_PERCENT, pass);
+        self.wait(warmup_ns / 100 * START_AT_PERCENT, pass);
         if self.is_interrupted() {
             return Ok(());
         }
         self.note(Phase::Start)?;
         self.shared.has_start.store(true, Ordering::Release);
-        self.wait((from_ns + warm_up_ns).saturating_sub(clock::monotonic_ns()), pass);
+        self.wait((from_ns + warmup_ns).saturating_sub(clock::monotonic_ns()), pass);
         Ok(())
     }
 
-    /// Waits for the window to pass, or for the ticks that were asked for; whether all came.
+    /// Waits for the window to pass or for the expected ticks, and returns whether all of those came.
     fn measure(&self) -> bool {
-        let duration_ns = self.plan.duration_s * 1_000_000_000;
+        let duration_ns = self.plan.duration_ns;
         let from_ns = clock::monotonic_ns();
         if self.plan.expect_ticks.is_none() {
-            self.progress.times("measuring", duration_ns);
+            self.progress.begin_time("measuring", duration_ns);
             return self.wait(duration_ns, || {
-                self.progress.passed(clock::monotonic_ns() - from_ns);
+                self.progress.set_elapsed(clock::monotonic_ns() - from_ns);
                 false
             });
         }
-        self.progress.counts("complete", self.plan.connections);
+        self.progress.begin_count("complete", self.plan.connections);
         self.wait(duration_ns, || {
             let complete = self.shared.complete.load(Ordering::Acquire);
-            self.progress.reached(complete);
+            self.progress.set_connections(complete);
             complete >= self.plan.connections
         })
     }
@@ -171,7 +174,7 @@ impl Lead<'_> {
         };
         let subscribed = || self.shared.subscribed.load(Ordering::Acquire);
         let all = self.wait(ramp_ns + SUBSCRIBE_DEADLINE_NS, || {
-            self.progress.reached(subscribed());
+            self.progress.set_connections(subscribed());
             subscribed() == connections
         });
         if let Some(why) = self.shared.failure() {
@@ -182,47 +185,51 @@ impl Lead<'_> {
         }
         if !all {
             return Err(format!(
-                "only {} of {connections} connections were acknowledged in time: is the server at its client limit?",
+                "only {} of {connections} connections were acknowledged in time: is the server at its connection limit?",
                 subscribed()
             ));
         }
-        self.progress.say(&format!("subscribed {connections}"));
+        self.progress.print(&format!("subscribed {connections}"));
         Ok(())
     }
 
+    /// Enters a phase in which the threads note sequences, and waits for them.
     fn note(&self, phase: Phase) -> Result<(), String> {
         self.shared.enter(phase);
-        let noted =
-            self.wait_out(NOTE_DEADLINE_NS, || self.shared.done.load(Ordering::Acquire) == self.plan.threads);
+        let noted = self.wait_uninterrupted(NOTE_DEADLINE_NS, || {
+            self.shared.done.load(Ordering::Acquire) == self.plan.threads
+        });
         match (noted, self.shared.failure()) {
             (_, Some(why)) => Err(why),
-            (false, None) => Err("a thread did not come to note its sequences".into()),
+            (false, None) => Err("a thread did not note its sequences in time".into()),
             (true, None) => Ok(()),
         }
     }
 
-    /// Waits for `duration_ns`, or until `early`, the end of a thread, or an interruption; whether it was `early`.
-    fn wait(&self, duration_ns: u64, mut early: impl FnMut() -> bool) -> bool {
-        let mut is_early = false;
-        self.wait_out(duration_ns, || {
-            is_early = early();
-            is_early || self.is_interrupted()
+    /// Waits for `duration_ns` at most, and returns whether `is_done` ended the wait.
+    ///
+    /// The end of a thread and an interruption end it, too.
+    fn wait(&self, duration_ns: u64, mut is_done: impl FnMut() -> bool) -> bool {
+        let mut done = false;
+        self.wait_uninterrupted(duration_ns, || {
+            done = is_done();
+            done || self.is_interrupted()
         });
-        is_early
+        done
     }
 
-    /// The same, whether interrupted or not: for what the report needs.
-    fn wait_out(&self, duration_ns: u64, mut early: impl FnMut() -> bool) -> bool {
+    /// Waits like [`Coordinator::wait`], but through an interruption: the report needs these phases.
+    fn wait_uninterrupted(&self, duration_ns: u64, mut is_done: impl FnMut() -> bool) -> bool {
         let until_ns = clock::monotonic_ns() + duration_ns;
         loop {
-            if early() {
+            if is_done() {
                 return true;
             }
             let now_ns = clock::monotonic_ns();
             if now_ns >= until_ns || !(self.alive)() {
                 return false;
             }
-            clock::sleep_ns(LOOK_NS.min(until_ns - now_ns));
+            clock::sleep_ns(CHECK_NS.min(until_ns - now_ns));
         }
     }
 
@@ -231,19 +238,20 @@ impl Lead<'_> {
     }
 }
 
+/// Combines the results of all threads.
 fn merge(
     plan: &Plan,
     workers: Vec<WorkerReport>,
-    led: Led,
+    phases: Phases,
     before_bytes: Option<u64>,
 ) -> Result<Report, String> {
     let mut report = Report {
         tally: Tally::new()?,
-        spread: None,
+        skew: None,
         clients: Vec::with_capacity(plan.connections),
-        subscribe_ns: led.subscribe_ns,
-        acknowledged: led.acknowledged,
-        window_ns: led.window_ns,
+        subscribe_ns: phases.subscribe_ns,
+        acknowledged: phases.acknowledged,
+        window_ns: phases.window_ns,
         loss: Loss::default(),
         short: 0,
         ended: BTreeMap::new(),
@@ -252,10 +260,10 @@ fn merge(
         came_back: 0,
         cpu_ns: 0,
         cpu_busiest: 0.0,
-        timed_out: led.timed_out,
-        interrupted: led.interrupted,
-        server: led.server,
-        resident_bytes: led.resident_bytes,
+        timed_out: phases.timed_out,
+        interrupted: phases.interrupted,
+        server: phases.server,
+        resident_bytes: phases.resident_bytes,
         resident_before_bytes: before_bytes,
     };
     for worker in workers {
@@ -274,7 +282,7 @@ fn merge(
     }
     report.clients.sort_unstable_by_key(|client| client.index);
     let readers = plan.connections - plan.stalled;
-    report.spread = report.tally.skew.spread(readers as u64, tally::histogram()?);
+    report.skew = report.tally.skew.summary(readers as u64, histogram()?);
     Ok(report)
 }
 

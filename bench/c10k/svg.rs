@@ -1,31 +1,33 @@
-//! A percentile plot as SVG text: how latency grows towards the rarest ticks.
+//! Latency by percentile as an SVG plot.
 //!
-//! The horizontal axis is that of HdrHistogram's plotters, logarithmic in 1/(1-percentile): each further nine takes the
-//! same width. The vertical one is linear and begins at 0, so that heights compare.
+//! The horizontal axis is that of HdrHistogram's plotters, logarithmic in 1/(1-percentile): every further nine has the same
+//! width. The vertical axis is linear and begins at 0, so that heights can be compared.
 
 use std::fmt::{self, Write};
 
-/// Lines of one plot: more colours than these are not told apart.
+/// Most lines per plot: more colours cannot be told apart.
 pub const LINES_MAX: usize = 8;
-/// Nines on the horizontal axis, at least and at most: 99.99 % and 99.9999 %.
+/// Fewest and most nines on the horizontal axis: 99.99 % and 99.9999 %.
 const NINES: (f64, f64) = (4.0, 6.0);
-/// What the rounding of a quantile may move it by: nobody sees a hundredth of a nine.
+/// Tolerance for rounded quantiles; a hundredth of a nine is invisible.
 const NINES_ERROR: f64 = 0.01;
-/// Size of the picture, in pixels.
+/// Width and height in pixels.
 const SIZE: (f64, f64) = (960.0, 560.0);
-/// Edges of the plot's area.
+/// Edges of the plot area.
 const LEFT: f64 = 80.0;
 const RIGHT: f64 = 920.0;
 const TOP: f64 = 104.0;
 const BOTTOM: f64 = 500.0;
-/// Most lines along the vertical axis.
+/// Most steps of the vertical axis.
 const STEPS_MAX: f64 = 8.0;
-/// Characters in a line of the notes, and most lines: what is longer is cut.
+/// Characters per line of the notes, and most lines; the rest is cut.
 const NOTE_CHARS: usize = 128;
 const NOTES_MAX: usize = 3;
-/// Width of one character of the legend, in pixels, about.
+/// Approximate width of a character in the legend, in pixels.
 const LEGEND_CHAR: f64 = 7.4;
-/// Okabe and Ito's colours, which colour-blind eyes tell apart as well; the yellow is left out, too light on white.
+/// Okabe and Ito's colours, which colour-blind readers can tell apart.
+///
+/// Yellow is left out, because it is too light on white.
 const COLOURS: [&str; LINES_MAX] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7f7f7f"];
 
@@ -33,12 +35,13 @@ const COLOURS: [&str; LINES_MAX] =
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
     pub name: String,
-    /// Quantile, from 0 up to but without 1, and latency in milliseconds; both never fall.
+    /// Quantile in [0, 1) and latency in milliseconds; neither ever falls.
     pub points: Vec<(f64, f64)>,
 }
 
-/// The text of a plot; `notes` stand below the title, the first few lines of them. Lines past [`LINES_MAX`] share
-/// colours.
+/// Renders a plot.
+///
+/// Notes stand below the title, cut to a few lines. Lines past [`LINES_MAX`] reuse colours.
 pub fn render(title: &str, notes: &[&str], lines: &[Line]) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
@@ -46,7 +49,7 @@ pub fn render(title: &str, notes: &[&str], lines: &[Line]) -> String {
     out
 }
 
-/// What one unit of each axis is in pixels.
+/// Ranges of both axes.
 struct Scale {
     nines: f64,
     top_ms: f64,
@@ -72,12 +75,12 @@ impl Scale {
     }
 }
 
-/// How many nines a quantile has: 0.9 has one.
+/// Number of nines of a quantile: 0.9 has one.
 fn nines(quantile: f64) -> f64 {
     -(1.0 - quantile).log10()
 }
 
-/// The least step of 1, 2 or 5 times a power of ten that needs at most [`STEPS_MAX`].
+/// The smallest step of 1, 2 or 5 times a power of ten that reaches `highest` in [`STEPS_MAX`] steps.
 fn nice_step(highest: f64) -> f64 {
     if highest <= 0.0 {
         return 1.0;
@@ -117,7 +120,7 @@ fn write(title: &str, notes: &[&str], lines: &[Line], out: &mut String) -> fmt::
     out.write_str("</svg>\n")
 }
 
-/// The lines of a note, broken between words where there is a blank to break at.
+/// Wraps a note into lines, at blanks if possible.
 fn wrapped(note: &str) -> Vec<String> {
     let (mut lines, mut line, mut used) = (Vec::new(), String::new(), 0);
     for word in note.split_inclusive(' ') {
@@ -179,7 +182,7 @@ fn write_axes(scale: &Scale, out: &mut String) -> fmt::Result {
 
 fn write_line(scale: &Scale, at: usize, line: &Line, out: &mut String) -> fmt::Result {
     let colour = COLOURS[at % LINES_MAX];
-    // Past the last nine there is no room: what is rarer is in the report.
+    // The axis ends at the last nine; rarer ticks are in the report.
     let shown = line.points.iter().filter(|(quantile, _)| nines(*quantile) <= scale.nines + NINES_ERROR);
     write!(
         out,
@@ -214,7 +217,7 @@ fn write_legend(lines: &[Line], out: &mut String) -> fmt::Result {
     Ok(())
 }
 
-/// Text as XML 1.0 takes it: control characters, which it has no form for, become U+FFFD.
+/// Escapes text for XML 1.0; control characters, which it cannot express, become U+FFFD.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
@@ -239,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn each_nine_takes_the_same_width_and_heights_begin_at_zero() {
+    fn nines_have_equal_width_and_heights_begin_at_zero() {
         let text = render("t", &[], &[line("a", &[(0.0, 0.0), (0.9, 2.0), (0.99, 4.0), (0.9999, 8.0)])]);
         // 840 pixels for four nines, 396 for 8 ms.
         assert!(text.contains("points=\"80.0,500.0 290.0,401.0 500.0,302.0 920.0,104.0 \""), "{text}");
@@ -250,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_have_colours_and_a_legend_of_their_own() {
+    fn each_line_has_its_own_colour_and_legend() {
         let points = [(0.0, 0.1), (0.999999, 3.0)];
         let text = render("t", &["note"], &[line("corrected", &points), line("uncorrected", &points)]);
         assert_eq!(text.matches("<polyline").count(), 2);
@@ -262,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_caller_names_cannot_break_the_markup() {
+    fn names_cannot_break_the_markup() {
         let name = "<a & \"b\">\u{1b}";
         let text = render(name, &[name], &[line(name, &[(0.0, f64::from(1u8))])]);
         assert_eq!(text.matches("&lt;a &amp; &quot;b&quot;&gt;\u{fffd}").count(), 4);
@@ -280,13 +283,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_measured_is_a_plot_without_a_line() {
+    fn an_empty_histogram_is_a_plot_without_a_line() {
         let text = render("t", &[], &[line("a", &[]), line("b", &[(0.0, 0.0)])]);
         assert!(text.ends_with("</svg>\n") && !text.contains("NaN") && !text.contains("inf"), "{text}");
     }
 
     #[test]
-    fn steps_are_ones_twos_and_fives() {
+    fn steps_are_one_two_or_five_times_a_power_of_ten() {
         for (highest, step) in [(8.0, 1.0), (8.1, 2.0), (17.0, 5.0), (41.0, 10.0), (0.03, 0.005), (0.0, 1.0)]
         {
             assert!((nice_step(highest) - step).abs() < 1e-9, "{highest}: {}", nice_step(highest));

@@ -1,18 +1,14 @@
-//! What one thread counts while ticks come in.
+//! Counts of one thread: deliveries, latency and loss.
 
 use std::collections::HashMap;
 
-use crate::{feed::Feed, skew::Skew};
 use hdrhistogram::Histogram;
 use tickcast_client::{Tick, TopicStats};
 
-/// Longest latency told apart: ten minutes. Longer ones count as that.
-const LATENCY_NS_MAX: u64 = 600_000_000_000;
-/// Digits of a latency that are kept: 0.1 %. Each table takes 300 KB.
-const LATENCY_DIGITS: u8 = 3;
+use crate::{common::histogram::histogram, feed::Feed, skew::Skew};
 
-/// Highest sequence seen of each topic, by number.
-pub type Cut = HashMap<u32, u64>;
+/// One sequence per topic number.
+pub type SequenceByTopic = HashMap<u32, u64>;
 
 /// Deliveries and their latency in the measured window.
 #[derive(Debug)]
@@ -21,28 +17,31 @@ pub struct Tally {
     pub deliveries: u64,
     pub payload_bytes: u64,
     pub wire_bytes: u64,
-    /// Ticks that carried no time to measure from.
+    /// Ticks that carried no send time.
     pub untimed: u64,
-    /// Ticks from the future: the clocks of producer and client differ. Counted as 0.
+    /// Ticks received before their send time, because the clocks differ. Their latency counts as 0.
     pub early: u64,
     /// From the intended send time to the read.
     pub latency_ns: Histogram<u64>,
-    /// From the server's time of receipt to the read; empty where the ticks do not carry it.
+    /// From the server's time of receipt to the read; empty if the ticks do not carry it.
     pub uncorrected_ns: Histogram<u64>,
-    /// Corrected, of every delivery from the first connect to the end of the window: what the crowd of a spike does to
-    /// itself. Filled while `in_spike`.
+    /// Corrected latency from the first connect to the end of the window, recorded while `in_spike`.
+    ///
+    /// It shows what the connections of a spike do to one another.
     pub spike_ns: Histogram<u64>,
     pub in_spike: bool,
-    /// From a connection's subscription to its first tick, of all connections, ramp included.
+    /// From a connection's subscription to its first tick, ramp included.
     pub subscription_ns: Histogram<u64>,
-    /// The same from the start of its connect.
+    /// From the start of a connection's connect to its first tick.
     pub connect_ns: Histogram<u64>,
     pub skew: Skew,
 }
 
 impl Tally {
+    /// An empty tally.
+    ///
     /// # Errors
-    /// Never in practice: the histogram's bounds are constants.
+    /// Never in practice: the histograms' bounds are constants.
     pub fn new() -> Result<Tally, String> {
         Ok(Tally {
             measuring: false,
@@ -61,9 +60,9 @@ impl Tally {
         })
     }
 
-    /// Counts a tick that a read brought at `received_ns`; `intended_ns` 0 for unknown.
+    /// Counts a tick received at `received_ns`; an `intended_ns` of 0 is unknown.
     #[inline]
-    pub fn tick(&mut self, intended_ns: u64, received_ns: u64, payload_len: usize) {
+    pub fn count_tick(&mut self, intended_ns: u64, received_ns: u64, payload_len: usize) {
         if self.in_spike && intended_ns != 0 {
             self.spike_ns.saturating_record(received_ns.saturating_sub(intended_ns));
         }
@@ -80,26 +79,27 @@ impl Tally {
         self.latency_ns.saturating_record(received_ns.saturating_sub(intended_ns));
     }
 
-    /// Takes what else a tick says that has a place in its topic: when the server received it, and which it is.
+    /// Counts what only a tick with a sequence has: uncorrected latency and skew.
     #[inline]
-    pub fn numbered(&mut self, tick: &Tick<'_>, received_ns: u64) {
+    pub fn count_sequenced(&mut self, tick: &Tick<'_>, received_ns: u64) {
         if !self.measuring {
             return;
         }
         if tick.ingest_time_ns != 0 {
             self.uncorrected_ns.saturating_record(received_ns.saturating_sub(tick.ingest_time_ns));
         }
-        self.skew.saw(tick.topic_id.0, tick.sequence.0, received_ns);
+        self.skew.record(tick.topic_id.0, tick.sequence.0, received_ns);
     }
 
-    /// Counts the first tick of a connection, so long after it began to connect and after its subscription was sent; in
-    /// any phase.
-    pub fn first_tick(&mut self, after_connect_ns: u64, after_request_ns: u64) {
+    /// Counts a connection's first tick, in any phase.
+    ///
+    /// The times are those since its connect began and since its subscription was written.
+    pub fn count_first_tick(&mut self, after_connect_ns: u64, after_request_ns: u64) {
         self.connect_ns.saturating_record(after_connect_ns);
         self.subscription_ns.saturating_record(after_request_ns);
     }
 
-    /// Adds what another thread counted.
+    /// Adds another thread's counts.
     ///
     /// # Errors
     /// Never in practice: all histograms have the same bounds.
@@ -110,35 +110,26 @@ impl Tally {
         self.untimed += other.untimed;
         self.early += other.early;
         self.skew.add(&other.skew);
-        let tables = [
+        let histograms = [
             (&mut self.latency_ns, &other.latency_ns),
             (&mut self.uncorrected_ns, &other.uncorrected_ns),
             (&mut self.spike_ns, &other.spike_ns),
             (&mut self.subscription_ns, &other.subscription_ns),
             (&mut self.connect_ns, &other.connect_ns),
         ];
-        for (own, others) in tables {
-            own.add(others).map_err(|error| format!("histogram: {error}"))?;
+        for (sum, addend) in histograms {
+            sum.add(addend).map_err(|error| format!("histogram: {error}"))?;
         }
         Ok(())
     }
 
-    /// The uncorrected latency; `None` where ticks came, and none said when the server had it.
+    /// The uncorrected latency; `None` if ticks came and none carried the server's time of receipt.
     pub fn uncorrected(&self) -> Option<&Histogram<u64>> {
         (self.deliveries == 0 || !self.uncorrected_ns.is_empty()).then_some(&self.uncorrected_ns)
     }
 }
 
-/// An empty table for any time that is measured here.
-///
-/// # Errors
-/// Never in practice: its bounds are constants.
-pub fn histogram() -> Result<Histogram<u64>, String> {
-    Histogram::new_with_bounds(1, LATENCY_NS_MAX, LATENCY_DIGITS)
-        .map_err(|error| format!("histogram: {error}"))
-}
-
-/// The intended send time in the simulator's payload, `{"at":<nanoseconds>,...`; 0 in any other.
+/// Intended send time in the simulator's payload, `{"at":<nanoseconds>,...`; 0 for any other.
 #[inline]
 pub fn intended_ns(payload: &[u8]) -> u64 {
     let Some(rest) = payload.strip_prefix(b"{\"at\":") else { return 0 };
@@ -146,16 +137,16 @@ pub fn intended_ns(payload: &[u8]) -> u64 {
     digits.fold(0, |value, digit| value * 10 + u64::from(digit - b'0'))
 }
 
-/// Ticks that did not come; the crate's documentation says what each counts.
+/// Ticks that did not arrive; the crate's documentation defines each count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Loss {
     pub gap: u64,
     pub head: u64,
     pub tail: u64,
-    /// Left out with a word of the server's, and so not in the total: a newer tick stands for them.
+    /// Announced by the server as replaced by a newer tick; not in the total.
     pub conflated: u64,
-    /// Dropped with a word of the server's, and so not in the total.
-    pub announced: u64,
+    /// Announced by the server as dropped; not in the total.
+    pub dropped: u64,
 }
 
 impl Loss {
@@ -168,17 +159,19 @@ impl Loss {
         self.head += other.head;
         self.tail += other.tail;
         self.conflated += other.conflated;
-        self.announced += other.announced;
+        self.dropped += other.dropped;
     }
 
-    /// What a session lost; `start` is `None` where the beginning cannot be judged.
-    pub fn of_session(session: &Feed, start: Option<&Cut>, end: &Cut) -> Loss {
-        let seen: HashMap<u32, &TopicStats> = session.topics().map(|(id, topic)| (id.0, topic)).collect();
+    /// Loss of one connection.
+    ///
+    /// `start` is `None` if it is unknown which ticks the connection could have seen first.
+    pub fn of_feed(feed: &Feed, start: Option<&SequenceByTopic>, end: &SequenceByTopic) -> Loss {
+        let seen: HashMap<u32, &TopicStats> = feed.topics().map(|(id, topic)| (id.0, topic)).collect();
         let sum = |of: fn(&TopicStats) -> u64| seen.values().map(|topic| of(topic)).sum();
         let mut loss = Loss {
             gap: sum(|topic| topic.missed),
             conflated: sum(|topic| topic.conflated),
-            announced: sum(|topic| topic.gap),
+            dropped: sum(|topic| topic.gap),
             ..Loss::default()
         };
         for (id, &highest) in end {
@@ -188,7 +181,7 @@ impl Loss {
         loss
     }
 
-    /// Head and tail of one topic, of which sequences after `from` up to `highest` could have been seen.
+    /// Head and tail of a topic of which the connection could have seen `from + 1` to `highest`.
     fn of_topic(topic: Option<&TopicStats>, from: Option<u64>, highest: u64) -> Loss {
         match topic.filter(|topic| topic.ticks > 0) {
             None => Loss { tail: from.map_or(0, |from| highest.saturating_sub(from)), ..Loss::default() },
@@ -201,25 +194,35 @@ impl Loss {
     }
 }
 
-/// Raises `cut` to the highest sequences a session has seen.
-pub fn raise_cut(cut: &mut Cut, session: &Feed) {
-    for (id, topic) in session.topics().filter(|(_, topic)| topic.ticks > 0) {
-        let highest = cut.entry(id.0).or_insert(0);
-        *highest = (*highest).max(topic.last_sequence);
+/// Raises each sequence to the last one that a connection has seen.
+pub fn raise_to_last(sequences: &mut SequenceByTopic, feed: &Feed) {
+    for (id, topic) in feed.topics().filter(|(_, topic)| topic.ticks > 0) {
+        raise(sequences, id.0, topic.last_sequence);
     }
 }
 
-/// Lowers `cut` to just before the first sequences a session has seen.
-pub fn lower_cut(cut: &mut Cut, session: &Feed) {
-    for (id, topic) in session.topics().filter(|(_, topic)| topic.ticks > 0) {
-        let lowest = cut.entry(id.0).or_insert(u64::MAX);
+/// Raises a topic's sequence.
+pub fn raise(sequences: &mut SequenceByTopic, topic: u32, sequence: u64) {
+    let highest = sequences.entry(topic).or_insert(0);
+    *highest = (*highest).max(sequence);
+}
+
+/// Lowers each sequence to just before the first one that a connection has seen.
+pub fn lower_to_first(sequences: &mut SequenceByTopic, feed: &Feed) {
+    for (id, topic) in feed.topics().filter(|(_, topic)| topic.ticks > 0) {
+        let lowest = sequences.entry(id.0).or_insert(u64::MAX);
         *lowest = (*lowest).min(topic.first_sequence - 1);
     }
 }
 
-/// Whether a session has seen all that any had.
-pub fn has_reached(session: &Feed, end: &Cut) -> bool {
-    let reached = session
+/// The part of `sequences` whose topics a connection knows, by a tick or by name.
+pub fn known_part(sequences: &SequenceByTopic, feed: &Feed) -> SequenceByTopic {
+    feed.topics().filter_map(|(id, _)| sequences.get(&id.0).map(|&highest| (id.0, highest))).collect()
+}
+
+/// Whether a connection has seen every topic up to `end`.
+pub fn has_reached(feed: &Feed, end: &SequenceByTopic) -> bool {
+    let reached = feed
         .topics()
         .filter(|(id, topic)| end.get(&id.0).is_some_and(|&highest| topic.last_sequence >= highest));
     reached.count() == end.len()
@@ -234,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_have_been_seen_before_and_after_counts_as_lost() {
+    fn missing_ticks_before_the_first_and_after_the_last_are_lost() {
         let loss = |topic: Option<&TopicStats>, from| {
             let loss = Loss::of_topic(topic, from, 20);
             (loss.head, loss.tail)
@@ -249,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_intended_time_is_read_from_the_simulators_payload_alone() {
+    fn the_intended_time_is_read_only_from_the_simulators_payload() {
         assert_eq!(intended_ns(b"{\"at\":1700000000000000001,\"n\":1}"), 1_700_000_000_000_000_001);
         assert_eq!(intended_ns(b"{\"at\":"), 0);
         assert_eq!(intended_ns(b"\x00\x01"), 0);
@@ -257,13 +260,13 @@ mod tests {
     }
 
     #[test]
-    fn only_the_measured_window_is_counted_and_the_future_is_zero() {
+    fn only_the_measured_window_counts_and_early_ticks_have_no_latency() {
         let mut tally = Tally::new().unwrap();
-        tally.tick(1, 2, 3);
+        tally.count_tick(1, 2, 3);
         tally.measuring = true;
-        tally.tick(1_000, 3_000, 5);
-        tally.tick(5_000, 3_000, 5);
-        tally.tick(0, 3_000, 5);
+        tally.count_tick(1_000, 3_000, 5);
+        tally.count_tick(5_000, 3_000, 5);
+        tally.count_tick(0, 3_000, 5);
         assert_eq!((tally.deliveries, tally.payload_bytes, tally.untimed, tally.early), (3, 15, 1, 1));
         assert_eq!(tally.latency_ns.len(), 2);
     }

@@ -1,7 +1,7 @@
-//! One thread: its connections, an event loop, a shared read buffer.
+//! One thread: its connections, an event loop and a shared read buffer.
 //!
-//! epoll(7) and recv(2) on purpose: with multishot receives on a ring, 100 connections at 500,000 ticks a second took the same
-//! CPU, and the median was a fifth higher, since a whole round of sockets is received before the first is looked at.
+//! It uses epoll(7) and recv(2) rather than io_uring: multishot receives took the same CPU for 100 connections at 500,000
+//! ticks/s, and the median latency was 20 % higher, because all ready sockets are received before the first is parsed.
 
 mod churn;
 
@@ -13,39 +13,39 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    clients::{Client, Counts},
-    connection::{Connection, State, Turn},
-    options::Plan,
-    own, process,
-    tally::{self, Cut, Loss, Tally},
-};
 use mio::{Events, Interest, Poll, Token};
 use tickcast::clock;
 
 use self::churn::Churn;
+use crate::{
+    clients::{Client, Counts},
+    common::process::{pin_thread, thread_cpu_ns},
+    connection::{Connection, State, Turn},
+    plan::Plan,
+    tally::{self, Loss, SequenceByTopic, Tally},
+};
 
-/// Bytes one read takes, from whichever connection.
+/// Size of the read buffer.
 const READ_BYTES: usize = 64 << 10;
-/// Events taken from the kernel at once.
+/// Most events per epoll_wait(2).
 const EVENTS_MAX: usize = 1_024;
-/// Connections that one turn of a spike opens: what comes for those before is read in between.
+/// Connections opened per turn of a spike; the sockets already open are read in between.
 const SPIKE_OPENS_PER_TURN: usize = 64;
-/// Longest sleep: how late a change of phase may be noticed.
-const TICK_MS: u64 = 5;
-/// How often a settling thread looks whether all has come.
-const SETTLE_LOOK_NS: u64 = 20_000_000;
+/// Longest sleep, which bounds how late a thread notices a new phase.
+const SLEEP_MS_MAX: u64 = 5;
+/// Interval at which a settling thread checks whether everything has arrived.
+const SETTLE_CHECK_NS: u64 = 20_000_000;
 
-/// What all threads do now. Each phase begins when the last thread may begin it.
+/// Phase of the run, the same for all threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Phase {
     Ramp,
     WarmUp,
-    /// Note the highest sequences: loss is counted from there.
+    /// Note the highest sequences, from which loss is counted.
     Start,
     Measure,
-    /// Note the highest sequences again: loss is counted up to there.
+    /// Note the highest sequences again, up to which loss is counted.
     End,
     Settle,
     Done,
@@ -56,20 +56,20 @@ impl Phase {
         [Phase::Ramp, Phase::WarmUp, Phase::Start, Phase::Measure, Phase::End, Phase::Settle, Phase::Done];
 }
 
-/// What the threads and the one that leads them share. Written a few times a second, not per tick.
+/// State shared by the threads and their coordinator; written a few times a second, not per tick.
 #[derive(Debug, Default)]
 pub struct Shared {
     phase: AtomicU8,
     pub subscribed: AtomicUsize,
-    /// Connections that have all the ticks that were asked for.
+    /// Connections that have received all expected ticks.
     pub complete: AtomicUsize,
-    /// Threads that have done what the phase asks for: Start, End and Settle ask for something.
+    /// Threads that have completed the phase; only Start, End and Settle are completed.
     pub done: AtomicUsize,
-    /// The start was noted, by all threads: a run that is interrupted before has none.
+    /// All threads have noted the start; false if the run was interrupted before.
     pub has_start: AtomicBool,
-    pub start: Mutex<Cut>,
-    pub end: Mutex<Cut>,
-    /// Why the run cannot go on; the first reason stays.
+    pub start: Mutex<SequenceByTopic>,
+    pub end: Mutex<SequenceByTopic>,
+    /// The first reason why the run cannot continue.
     failure: Mutex<Option<String>>,
 }
 
@@ -93,12 +93,14 @@ impl Shared {
     }
 }
 
-/// A thread that panicked has ended the run anyway: what it guarded is only reported.
+/// Locks a mutex, even a poisoned one.
+///
+/// A thread that panicked has ended the run, and what it guarded is only reported.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What one thread found.
+/// Results of one thread.
 #[derive(Debug)]
 pub struct WorkerReport {
     pub tally: Tally,
@@ -106,18 +108,18 @@ pub struct WorkerReport {
     pub cpu_ns: u64,
     pub loss: Loss,
     pub clients: Vec<Client>,
-    /// Ticks that connections are short of what was asked for.
+    /// Expected ticks that the connections did not receive.
     pub short: u64,
     /// Connections that ended before the run did, by reason.
     pub ended: BTreeMap<String, usize>,
-    /// Stalled connections that were seen to be closed by the server.
+    /// Stalled connections that the server was seen to close.
     pub stalled_closed: usize,
-    /// Connections that left, and those of them that were acknowledged again.
+    /// Connections that were reset, and those of them that subscribed again.
     pub left: u64,
     pub came_back: u64,
 }
 
-/// One thread's state.
+/// State of one thread.
 ///
 /// Invariant: `subscribed + ended` is at most `connections.len()`, which is at most `share`.
 pub struct Worker<'a> {
@@ -127,7 +129,7 @@ pub struct Worker<'a> {
     share: usize,
     poll: Poll,
     connections: Vec<Connection>,
-    /// Connections that stopped at their budget: no event will come for them.
+    /// Connections that used up their read budget; no event will announce the rest.
     unread: VecDeque<usize>,
     buffer: Box<[u8]>,
     tally: Tally,
@@ -139,14 +141,14 @@ pub struct Worker<'a> {
     window_ns: u64,
     cpu_from_ns: u64,
     cpu_ns: u64,
-    looked_at_ns: u64,
-    reached: bool,
+    checked_at_ns: u64,
+    is_settled: bool,
 }
 
 /// Runs the `index`-th thread to the end of the run.
 ///
 /// # Errors
-/// One line for the operator; the run is ended for all threads.
+/// One line for the operator; the run ends for all threads.
 pub fn run(plan: &Plan, shared: &Shared, index: usize) -> Result<WorkerReport, String> {
     let result = Worker::new(plan, shared, index).and_then(Worker::run);
     if let Err(why) = &result {
@@ -157,10 +159,8 @@ pub fn run(plan: &Plan, shared: &Shared, index: usize) -> Result<WorkerReport, S
 
 impl<'a> Worker<'a> {
     fn new(plan: &'a Plan, shared: &'a Shared, index: usize) -> Result<Worker<'a>, String> {
-        if let Some(first) = plan.pin
-            && !core_affinity::set_for_current(core_affinity::CoreId { id: first + index })
-        {
-            return Err(format!("--pin: core {} is not allowed to this process", first + index));
+        if let Some(first) = plan.pin {
+            pin_thread("--pin", first + index)?;
         }
         let share = plan.connections / plan.threads + usize::from(index < plan.connections % plan.threads);
         let mut tally = Tally::new()?;
@@ -184,8 +184,8 @@ impl<'a> Worker<'a> {
             window_ns: 0,
             cpu_from_ns: 0,
             cpu_ns: 0,
-            looked_at_ns: 0,
-            reached: false,
+            checked_at_ns: 0,
+            is_settled: false,
         })
     }
 
@@ -203,7 +203,7 @@ impl<'a> Worker<'a> {
                 self.churn_due()?;
             }
             let is_opening = phase == Phase::Ramp && self.may_open() && self.plan.spike;
-            let timeout_ms = if self.unread.is_empty() && !is_opening { TICK_MS } else { 0 };
+            let timeout_ms = if self.unread.is_empty() && !is_opening { SLEEP_MS_MAX } else { 0 };
             match self.poll.poll(&mut events, Some(Duration::from_millis(timeout_ms))) {
                 Err(error) if error.kind() != ErrorKind::Interrupted => {
                     return Err(format!("epoll: {error}"));
@@ -216,7 +216,7 @@ impl<'a> Worker<'a> {
                     self.connections[at].handle_peer_closed();
                 }
                 if event.is_writable() || event.is_error() {
-                    self.turn(at, |connection, worker| connection.handle_writable(worker.plan))?;
+                    self.turn(at, |connection, context| connection.handle_writable(context.plan))?;
                 }
                 if event.is_readable() || event.is_read_closed() {
                     self.read(at)?;
@@ -227,7 +227,7 @@ impl<'a> Worker<'a> {
                 self.read(at)?;
             }
             if phase == Phase::Settle {
-                self.look_settled();
+                self.check_settled();
             }
         }
         Ok(self.report())
@@ -260,8 +260,8 @@ impl<'a> Worker<'a> {
 
     fn read(&mut self, at: usize) -> Result<(), String> {
         let mut turn = Turn::Drained;
-        self.turn(at, |connection, worker| {
-            turn = connection.handle_readable(worker.buffer, worker.tally);
+        self.turn(at, |connection, context| {
+            turn = connection.handle_readable(context.buffer, context.tally);
         })?;
         if turn == Turn::MoreToRead {
             self.unread.push_back(at);
@@ -269,16 +269,16 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Lets a connection act, and counts what that changed.
+    /// Runs one connection and counts its changes of state.
     #[inline]
-    fn turn(&mut self, at: usize, act: impl FnOnce(&mut Connection, Parts<'_>)) -> Result<(), String> {
+    fn turn(&mut self, at: usize, act: impl FnOnce(&mut Connection, Context<'_>)) -> Result<(), String> {
         let connection = &mut self.connections[at];
         let was_open = matches!(connection.state, State::Subscribed | State::Ended(_));
         let was_complete = self.plan.expect_ticks.is_some_and(|wanted| connection.ticks >= wanted);
-        act(connection, Parts { plan: self.plan, buffer: &mut self.buffer, tally: &mut self.tally });
+        act(connection, Context { plan: self.plan, buffer: &mut self.buffer, tally: &mut self.tally });
         if !was_open {
             match &connection.state {
-                State::Subscribed if connection.has_returned => {
+                State::Subscribed if connection.is_reconnect => {
                     self.connecting -= 1;
                     self.churn.came_back += 1;
                 }
@@ -286,8 +286,8 @@ impl<'a> Worker<'a> {
                     self.connecting -= 1;
                     self.shared.subscribed.fetch_add(1, Ordering::AcqRel);
                 }
-                // Counted as ended early: what was measured so far stays worth reporting.
-                State::Ended(_) if connection.has_returned => self.connecting -= 1,
+                // Counted as ended early, so that what was measured so far is still reported.
+                State::Ended(_) if connection.is_reconnect => self.connecting -= 1,
                 State::Ended(why) => return Err(format!("a connection to {}: {why}", self.plan.server)),
                 State::Connecting | State::Subscribing(_) => {}
             }
@@ -299,7 +299,7 @@ impl<'a> Worker<'a> {
     }
 
     fn enter(&mut self, phase: Phase) {
-        let (now_ns, cpu_ns) = (clock::monotonic_ns(), process::thread_cpu_ns());
+        let (now_ns, cpu_ns) = (clock::monotonic_ns(), thread_cpu_ns());
         if self.phase == Phase::Measure {
             (self.tally.measuring, self.tally.in_spike) = (false, false);
             self.window_ns = now_ns - self.window_from_ns;
@@ -307,66 +307,64 @@ impl<'a> Worker<'a> {
         }
         self.phase = phase;
         match phase {
-            Phase::Start => self.raise(&self.shared.start),
+            Phase::Start => self.note(&self.shared.start),
             Phase::Measure => {
                 self.tally.measuring = true;
                 (self.window_from_ns, self.cpu_from_ns) = (now_ns, cpu_ns);
-                // Not waited for, and so not counted: the next phase may have begun already.
+                // Nobody waits for this phase, and the next one may have begun: do not count it as done.
                 return;
             }
             Phase::End => {
                 if self.plan.expect_ticks.is_some() {
                     let mut start = lock(&self.shared.start);
-                    self.connections.iter().for_each(|one| tally::lower_cut(&mut start, &one.session));
+                    self.connections.iter().for_each(|one| tally::lower_to_first(&mut start, &one.feed));
                 }
-                self.raise(&self.shared.end);
+                self.note(&self.shared.end);
             }
             Phase::Ramp | Phase::WarmUp | Phase::Settle | Phase::Done => return,
         }
         self.shared.done.fetch_add(1, Ordering::AcqRel);
     }
 
-    fn raise(&self, cut: &Mutex<Cut>) {
-        let mut own = self.churn.seen.clone();
-        self.connections.iter().for_each(|one| tally::raise_cut(&mut own, &one.session));
-        let mut cut = lock(cut);
-        for (id, sequence) in own {
-            let highest = cut.entry(id).or_insert(0);
-            *highest = (*highest).max(sequence);
-        }
+    /// Raises `shared` to the highest sequences that this thread has seen.
+    fn note(&self, shared: &Mutex<SequenceByTopic>) {
+        let mut seen = self.churn.seen.clone();
+        self.connections.iter().for_each(|one| tally::raise_to_last(&mut seen, &one.feed));
+        let mut shared = lock(shared);
+        seen.into_iter().for_each(|(topic, sequence)| tally::raise(&mut shared, topic, sequence));
     }
 
-    fn look_settled(&mut self) {
+    fn check_settled(&mut self) {
         let now_ns = clock::monotonic_ns();
-        if self.reached || now_ns < self.looked_at_ns + SETTLE_LOOK_NS {
+        if self.is_settled || now_ns < self.checked_at_ns + SETTLE_CHECK_NS {
             return;
         }
         let end = lock(&self.shared.end);
-        self.reached = self.connections.iter().all(|one| match one.state {
+        self.is_settled = self.connections.iter().all(|one| match one.state {
             State::Ended(_) => true,
             _ if one.is_stalled => true,
-            // What ticked before it came back is none of its own.
-            State::Subscribed if one.has_returned => Loss::of_session(&one.session, None, &end).tail == 0,
-            _ if self.plan.own.is_some() => {
-                tally::has_reached(&one.session, &own::known_part(&end, &one.session))
+            // Topics that ticked only before it reconnected are not its concern.
+            State::Subscribed if one.is_reconnect => Loss::of_feed(&one.feed, None, &end).tail == 0,
+            _ if self.plan.own_topics.is_some() => {
+                tally::has_reached(&one.feed, &tally::known_part(&end, &one.feed))
             }
-            _ => tally::has_reached(&one.session, &end),
+            _ => tally::has_reached(&one.feed, &end),
         });
-        self.looked_at_ns = now_ns;
-        if self.reached {
+        self.checked_at_ns = now_ns;
+        if self.is_settled {
             self.shared.done.fetch_add(1, Ordering::AcqRel);
         }
     }
 
-    /// Whether it is known what the `at`-th connection could have seen first.
-    fn is_start_judged(&self, at: usize) -> bool {
+    /// Whether it is known which ticks the `at`-th connection could have seen first.
+    fn is_start_known(&self, at: usize) -> bool {
         let is_known = self.shared.has_start.load(Ordering::Acquire) || self.plan.expect_ticks.is_some();
-        is_known && !self.connections[at].has_returned
+        is_known && !self.connections[at].is_reconnect
     }
 
     fn client(&self, at: usize) -> Client {
         let connection = &self.connections[at];
-        let mut counts = Counts::of_topics(connection.ticks, connection.session.topics());
+        let mut counts = Counts::of_topics(connection.ticks, connection.feed.topics());
         counts.add(self.churn.before.get(&at).copied().unwrap_or_default());
         let index = at * self.plan.threads + self.index;
         let ended = match &connection.state {
@@ -391,10 +389,10 @@ impl<'a> Worker<'a> {
                 continue;
             }
             if self.plan.has_sequences() {
-                let own_end = self.plan.own.map(|_| own::known_part(&end, &connection.session));
-                loss.add(Loss::of_session(
-                    &connection.session,
-                    self.is_start_judged(at).then_some(&*start),
+                let own_end = self.plan.own_topics.map(|_| tally::known_part(&end, &connection.feed));
+                loss.add(Loss::of_feed(
+                    &connection.feed,
+                    self.is_start_known(at).then_some(&*start),
                     own_end.as_ref().unwrap_or(&end),
                 ));
             }
@@ -419,8 +417,8 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// What a connection's turn needs of its thread.
-struct Parts<'a> {
+/// Parts of the thread that a connection's turn uses.
+struct Context<'a> {
     plan: &'a Plan,
     buffer: &'a mut [u8],
     tally: &'a mut Tally,

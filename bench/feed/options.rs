@@ -1,68 +1,81 @@
-//! What was typed, and what it means.
+//! Command line of the feeder, and the checked plan made from it.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 
 use clap::{Parser, ValueEnum};
 use tickcast::limits::SIM_SIZE_LOWEST;
+use tickcast_proto::units::{NS_PER_S, NS_PER_US, parse_duration_ns, parse_seconds_ns, parse_size_bytes};
 
-/// Ticks a second of all producers: more than one thread can write.
+use crate::common::checks::{check_path, duration_within, resolve_server, size_within, within};
+
+/// Most ticks per second of all producers: more than one thread can write.
 const TICKS_PER_S_MAX: u64 = 10_000_000;
+/// Most producers.
+const PRODUCERS_MAX: u64 = 1_000_000;
 /// Most topics; each takes some 30 bytes.
 const TOPICS_MAX: u64 = 1 << 20;
-/// Most connections: each is a descriptor and a buffer.
+/// Most connections: each takes a descriptor and a buffer.
 const CONNECTIONS_MAX: u64 = 1_024;
+/// Largest payload, in bytes.
+const SIZE_HIGHEST: u64 = 1 << 20;
+/// Longest feed.
+const DURATION_NS_MAX: u64 = 1_000_000 * NS_PER_S;
 
-/// Publishes ticks at a constant rate to tickcast or a peer
-///
-/// The report is one JSON object on standard output, after --duration-s or at SIGINT. Exits with 0 when all that was
-/// offered was sent, 1 when not, 2 when it could not be run.
+/// Publishes ticks at a constant rate to tickcast or a peer, however slow the server is
 #[derive(Debug, Parser)]
 #[command(name = "tickcast-feed", version)]
+#[command(after_help = "\
+Prints one JSON object when --duration has passed, or at SIGINT or SIGTERM.
+Exit status: 0 every tick offered was sent; 1 some were not; 2 the feed could not run.")]
 pub struct Options {
-    /// What the server speaks
-    #[arg(long, value_enum, default_value_t = Protocol::Tickcast)]
+    /// Protocol of the server
+    #[arg(long, value_enum, value_name = "PROTOCOL", default_value_t = Protocol::Tickcast)]
     protocol: Protocol,
-    /// Server, HOST:PORT [default: 127.0.0.1 and the protocol's usual port]
+    /// Server to connect to [default: 127.0.0.1 and the protocol's usual port]
     #[arg(long, value_name = "HOST:PORT")]
     server: Option<String>,
     /// Producers, evenly offset
-    #[arg(long, value_name = "N", default_value_t = 50)]
+    #[arg(long, value_name = "COUNT", default_value_t = 50)]
     producers: u64,
-    /// Ticks a second of each
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    /// Ticks per second of each producer
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 100)]
     rate: u64,
-    /// Bytes of a payload
-    #[arg(long, value_name = "BYTES", default_value_t = 100)]
-    size: usize,
-    /// Topics sim.0 to sim.N-1 [default: one for each producer]
-    #[arg(long, value_name = "N")]
+    /// Size of a payload
+    #[arg(long = "size", value_name = "SIZE", default_value = "100B", value_parser = parse_size_bytes)]
+    size_bytes: u64,
+    /// Topics, sim.0 to sim.(COUNT-1) [default: one per producer]
+    #[arg(long, value_name = "COUNT")]
     topics: Option<u64>,
-    /// Connections the topics are divided over [default: one for each producer, or topic if those are fewer]
-    #[arg(long, value_name = "N")]
+    /// Connections to divide the topics over [default: one per producer, or per topic if there are fewer]
+    #[arg(long, value_name = "COUNT")]
     connections: Option<u64>,
-    /// Seconds to publish [default: until SIGINT]
-    #[arg(long, value_name = "SECONDS")]
-    duration_s: Option<u64>,
-    /// Nchan's publisher location; ?id=TOPIC is appended
+    /// Time to publish for [default: until a signal]
+    #[arg(long = "duration", value_name = "DURATION", value_parser = parse_duration_ns)]
+    duration_ns: Option<u64>,
+    /// Old spelling of --duration.
+    #[arg(long = "duration-s", hide = true, value_parser = parse_seconds_ns, conflicts_with = "duration_ns")]
+    duration_ns_from_s: Option<u64>,
+    /// Nchan's publisher location, to which ?id=TOPIC is appended
     #[arg(long, value_name = "PATH", default_value = "/pub")]
     path: String,
 }
 
-/// What the server speaks.
+/// Protocol of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Protocol {
-    /// tickcast's native frames
+    // Plain comments: clap would turn doc comments of values into a paragraph of help each.
+    // Native frames.
     Tickcast,
-    /// PUB of the NATS client protocol
+    // PUB of the NATS client protocol.
     Nats,
-    /// PUBLISH, pipelined
+    // PUBLISH, pipelined.
     Redis,
-    /// POST over HTTP/1.1, kept alive and pipelined
+    // POST over HTTP/1.1, kept alive and pipelined.
     Nchan,
 }
 
 impl Protocol {
-    /// How the report names it.
+    /// Name in the report.
     pub fn name(self) -> &'static str {
         match self {
             Protocol::Tickcast => "tickcast",
@@ -82,7 +95,7 @@ impl Protocol {
     }
 }
 
-/// What to do.
+/// A feed to run.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub protocol: Protocol,
@@ -95,58 +108,54 @@ pub struct Plan {
     pub size_bytes: usize,
     pub topics: u32,
     pub connections: usize,
-    pub duration_s: Option<u64>,
+    /// `None` runs until a signal.
+    pub duration_ns: Option<u64>,
 }
 
 impl Plan {
-    /// Checks what was typed.
+    /// Checks the options and fills in defaults.
     ///
     /// # Errors
     /// One line for the operator.
-    pub fn new(typed: Options) -> Result<Plan, String> {
-        within("--producers", typed.producers, 1, 1_000_000)?;
-        within("--rate", typed.rate, 1, TICKS_PER_S_MAX)?;
-        within("--producers x --rate", typed.producers * typed.rate, 1, TICKS_PER_S_MAX)?;
-        within("--size", typed.size as u64, SIM_SIZE_LOWEST as u64, 1 << 20)?;
-        let topics = typed.topics.unwrap_or(typed.producers);
+    pub fn new(options: Options) -> Result<Plan, String> {
+        within("--producers", options.producers, 1, PRODUCERS_MAX)?;
+        within("--rate", options.rate, 1, TICKS_PER_S_MAX)?;
+        within("--producers x --rate", options.producers * options.rate, 1, TICKS_PER_S_MAX)?;
+        size_within("--size", options.size_bytes, SIM_SIZE_LOWEST as u64, SIZE_HIGHEST)?;
+        let topics = options.topics.unwrap_or(options.producers);
         within("--topics", topics, 1, TOPICS_MAX)?;
-        let connections = typed.connections.unwrap_or(typed.producers.min(topics).min(CONNECTIONS_MAX));
+        let connections = options.connections.unwrap_or(options.producers.min(topics).min(CONNECTIONS_MAX));
         within("--connections", connections, 1, topics.min(CONNECTIONS_MAX))?;
-        if let Some(duration_s) = typed.duration_s {
-            within("--duration-s", duration_s, 1, 1_000_000)?;
+        let duration_ns = options.duration_ns_from_s.or(options.duration_ns);
+        if let Some(duration_ns) = duration_ns {
+            duration_within("--duration", duration_ns, NS_PER_US, DURATION_NS_MAX)?;
         }
-        if !typed.path.starts_with('/') || !typed.path.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(format!("--path {:?}: a path, percent-encoded, as /pub", typed.path));
-        }
-        let host = typed.server.unwrap_or_else(|| typed.protocol.default_server().into());
-        let mut found =
-            host.to_socket_addrs().map_err(|error| format!("--server {host}: {error}: HOST:PORT"))?;
-        let server = found.next().ok_or_else(|| format!("--server {host}: no address"))?;
+        check_path(&options.path, "/pub")?;
+        let host = options.server.unwrap_or_else(|| options.protocol.default_server().into());
         Ok(Plan {
-            protocol: typed.protocol,
-            server,
+            protocol: options.protocol,
+            server: resolve_server(&host)?,
             host,
-            path: typed.path,
-            producers: typed.producers,
-            rate: typed.rate,
-            size_bytes: typed.size,
+            path: options.path,
+            producers: options.producers,
+            rate: options.rate,
+            size_bytes: options.size_bytes as usize,
             topics: topics as u32,
             connections: connections as usize,
-            duration_s: typed.duration_s,
+            duration_ns,
         })
     }
 
-    /// Ticks a second of all producers.
-    pub fn per_second(&self) -> u64 {
+    /// Ticks per second of all producers.
+    pub fn ticks_per_s(&self) -> u64 {
         self.producers * self.rate
     }
-}
 
-fn within(name: &str, value: u64, lowest: u64, highest: u64) -> Result<(), String> {
-    if (lowest..=highest).contains(&value) {
-        return Ok(());
+    /// Ticks due before the end of the feed.
+    pub fn ticks(&self) -> u64 {
+        let due = |ns: u64| (u128::from(ns) * u128::from(self.ticks_per_s())).div_ceil(u128::from(NS_PER_S));
+        self.duration_ns.map_or(u64::MAX, |ns| u64::try_from(due(ns)).unwrap_or(u64::MAX))
     }
-    Err(format!("{name} {value}: {lowest} to {highest}"))
 }
 
 #[cfg(test)]
@@ -154,8 +163,8 @@ mod tests {
     use super::*;
 
     fn plan(arguments: &str) -> Result<Plan, String> {
-        let typed = std::iter::once("feed").chain(arguments.split_whitespace());
-        Options::try_parse_from(typed).map_err(|error| error.to_string()).and_then(Plan::new)
+        let words = std::iter::once("feed").chain(arguments.split_whitespace());
+        Options::try_parse_from(words).map_err(|error| error.to_string()).and_then(Plan::new)
     }
 
     #[test]
@@ -169,15 +178,30 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused() {
+    fn durations_and_sizes_take_units_and_the_old_spelling_keeps_its_own() {
+        let ticks = |arguments: &str| plan(arguments).unwrap().ticks();
+        assert_eq!(ticks("--duration 2s"), 10_000);
+        assert_eq!(ticks("--duration 500ms"), 2_500);
+        assert_eq!(ticks("--duration-s 2"), 10_000);
+        assert_eq!(ticks("--duration 1us"), 1, "the first tick is due at once");
+        assert_eq!(ticks(""), u64::MAX);
+        assert_eq!(plan("--size 1KiB").unwrap().size_bytes, 1_024);
+        assert_eq!(plan("--size 1024").unwrap().size_bytes, 1_024);
+        assert!(plan("--duration 2").unwrap_err().contains("2s, 2ms or 2us"));
+    }
+
+    #[test]
+    fn invalid_values_are_refused() {
         for bad in [
             "--producers 0",
             "--rate 0",
             "--producers 1000000 --rate 11",
             "--size 79",
+            "--size 2MiB",
             "--topics 0",
             "--topics 3 --connections 4",
             "--duration-s 0",
+            "--duration 1s --duration-s 1",
             "--protocol kafka",
             "--server nowhere",
             "--path pub",

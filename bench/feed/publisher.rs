@@ -1,34 +1,38 @@
-//! One connection's protocol on the publishing side: ticks in, bytes out, and the server's answers in. No socket, no
-//! clock.
+//! Publisher side of one connection's protocol, without socket or clock.
+//!
+//! Ticks go in and bytes come out; the server's answers go in.
 
 use std::io::Write;
 
-use crate::options::{Plan, Protocol};
 use tickcast::limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX};
 use tickcast_client::{ConnectOptions, Connection, Event, PublishRequest};
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
-/// Bytes that wait for the socket of one connection; a tick past them is refused. One may go past it.
-pub const WAITING_BYTES_MAX: usize = tickcast_client::OUTPUT_BYTES_MAX;
-/// Ticks that wait for their answer on one HTTP connection; one past them is refused.
+use crate::{
+    common::nats::{LINE_BYTES_MAX, write_connect},
+    options::{Plan, Protocol},
+};
+
+/// Bytes queued for one connection at which ticks are refused. The last tick accepted may exceed it.
+pub const UNWRITTEN_BYTES_MAX: usize = tickcast_client::OUTPUT_BYTES_MAX;
+/// Most unanswered ticks on one HTTP connection; further ones are refused.
 pub const UNANSWERED_MAX: u64 = 4_096;
-/// Longest line of an answer, in bytes: NATS allows its server 32 KiB for INFO.
-const LINE_BYTES_MAX: usize = 32 << 10;
-/// Longest body of an HTTP answer, in bytes: Nchan writes four lines about the channel.
+/// Longest body of an HTTP response, in bytes: Nchan writes four lines about the channel.
 const BODY_BYTES_MAX: usize = 4 << 10;
 
-/// One connection's protocol.
+/// Protocol state of one connection.
 #[derive(Debug)]
 pub struct Publisher {
     wire: Wire,
     output: Vec<u8>,
     written: usize,
-    /// What was read and does not make a whole answer yet. Bounds: [`LINE_BYTES_MAX`], or a head and a body.
+    /// An incomplete answer, at most [`LINE_BYTES_MAX`] or an HTTP head and body.
     input: Vec<u8>,
-    /// Ticks whose answer is still to come, where there are answers.
+    /// Ticks that the server has not answered yet, in protocols that answer.
     unanswered: u64,
-    /// Ticks that the server answered with an error; the first of the errors.
+    /// Ticks that the server answered with an error.
     pub failed: u64,
+    /// The first of these errors.
     pub failure: Option<String>,
 }
 
@@ -38,27 +42,27 @@ enum Wire {
     Nats,
     Redis,
     Nchan {
-        /// Request line up to the topic, and from the topic to the length.
+        /// Request head up to the topic.
         before_topic: String,
+        /// Request head from the topic to the length.
         after_topic: String,
     },
 }
 
 impl Publisher {
-    /// A connection whose opening, if it has one, is in [`Publisher::output`].
+    /// Opens a connection; its handshake, if it has one, is in [`Publisher::output`].
     pub fn open(plan: &Plan) -> Publisher {
         let mut output = Vec::new();
         let wire = match plan.protocol {
             Protocol::Tickcast => {
-                let options =
-                    ConnectOptions { name: "tickcast-feed".into(), ..ConnectOptions::new(Encoding::Native) };
+                let options = ConnectOptions {
+                    name: "tickcast-feed".into(),
+                    ..ConnectOptions::new(WireFormat::TCP_NATIVE)
+                };
                 Wire::Tickcast(Box::new(Connection::new(&options)))
             }
             Protocol::Nats => {
-                output.extend_from_slice(
-                    b"CONNECT {\"verbose\":false,\"pedantic\":false,\"tls_required\":false,\"lang\":\"rust\",\
-                      \"version\":\"0\",\"name\":\"tickcast-feed\",\"protocol\":1}\r\n",
-                );
+                write_connect("tickcast-feed", &mut output);
                 Wire::Nats
             }
             Protocol::Redis => Wire::Redis,
@@ -70,16 +74,16 @@ impl Publisher {
         Publisher { wire, output, written: 0, input: Vec::new(), unanswered: 0, failed: 0, failure: None }
     }
 
-    /// Whether another tick would be refused: too much waits for the socket, or for an answer.
+    /// Whether the next tick is refused: too much is unwritten or unanswered.
     pub fn is_full(&self) -> bool {
-        self.output().len() >= WAITING_BYTES_MAX
+        self.output().len() >= UNWRITTEN_BYTES_MAX
             || (matches!(self.wire, Wire::Nchan { .. }) && self.unanswered >= UNANSWERED_MAX)
     }
 
-    /// Queues one tick. Topics are names that need no escapes in any of the protocols.
+    /// Queues one tick. The topic must need no escaping in any of the protocols.
     ///
     /// # Errors
-    /// What tickcast's client refuses; nothing was queued.
+    /// What tickcast's client refuses; nothing is queued.
     pub fn publish(&mut self, topic: &str, producer_time_ns: u64, payload: &[u8]) -> Result<(), String> {
         let (mut len, out) = (itoa::Buffer::new(), &mut self.output);
         let len = len.format(payload.len()).as_bytes();
@@ -128,7 +132,7 @@ impl Publisher {
         }
     }
 
-    /// Takes note that the first `bytes` of [`Publisher::output`] were written.
+    /// Removes the first `bytes` of [`Publisher::output`], which were written.
     pub fn output_written(&mut self, bytes: usize) {
         if let Wire::Tickcast(session) = &mut self.wire {
             return session.handle_transmitted(bytes);
@@ -137,17 +141,17 @@ impl Publisher {
         if self.written == self.output.len() {
             self.written = 0;
             self.output.clear();
-        } else if self.written >= WAITING_BYTES_MAX {
-            // A socket that always leaves a rest would make the buffer grow with all that was ever written.
+        } else if self.written >= UNWRITTEN_BYTES_MAX {
+            // With a socket that never takes everything, the buffer would otherwise grow forever.
             self.output.drain(..self.written);
             self.written = 0;
         }
     }
 
-    /// Takes what the server answered.
+    /// Parses answers of the server.
     ///
     /// # Errors
-    /// One line for the operator: the connection is of no more use.
+    /// One line for the operator; the connection is unusable.
     pub fn handle_bytes(&mut self, bytes: &[u8]) -> Result<(), String> {
         if let Wire::Tickcast(session) = &mut self.wire {
             session.handle_bytes(bytes);
@@ -158,7 +162,7 @@ impl Publisher {
                         self.failure.get_or_insert_with(|| format!("{text} (code {code})"));
                     }
                     Event::Closing { code, text, .. } => {
-                        return Err(format!("the server closes: {text} (code {code})"));
+                        return Err(format!("the server closed: {text} (code {code})"));
                     }
                     Event::Pong { .. } => self.unanswered = 0,
                     _ => {}
@@ -175,7 +179,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Asks for an answer to all that was published, where ticks have none of their own.
+    /// Asks for an acknowledgement of everything published, in protocols that do not answer each tick.
     ///
     /// # Errors
     /// What tickcast's client refuses.
@@ -194,12 +198,12 @@ impl Publisher {
         Ok(())
     }
 
-    /// Whether every answer has come that the protocol has.
+    /// Whether the server has answered everything.
     pub fn is_answered(&self) -> bool {
         self.unanswered == 0
     }
 
-    /// Takes the answer that stands at `at`: the bytes it took, `None` when they are not all there.
+    /// Parses the answer at `at` of the input and returns its length; `None` if it is incomplete.
     fn take_answer(&mut self, at: usize) -> Result<Option<usize>, String> {
         let rest = &self.input[at..];
         let (used, failure, is_answer) = match &self.wire {
@@ -211,7 +215,7 @@ impl Publisher {
             _ => {
                 let Some(end) = rest.iter().position(|&byte| byte == b'\n') else {
                     let long = rest.len() > LINE_BYTES_MAX;
-                    return if long { Err("an answer without an end".into()) } else { Ok(None) };
+                    return if long { Err("the server sent an endless line".into()) } else { Ok(None) };
                 };
                 let line = rest[..end].trim_ascii_end();
                 if line == b"PING" && matches!(self.wire, Wire::Nats) {
@@ -220,7 +224,9 @@ impl Publisher {
                 let failed = line.starts_with(b"-").then(|| String::from_utf8_lossy(line).into_owned());
                 if failed.is_none() && !is_known(&self.wire, line) {
                     let shown = String::from_utf8_lossy(&line[..line.len().min(80)]).into_owned();
-                    return Err(format!("the server answered {shown:?}: is this the port of that protocol?"));
+                    return Err(format!(
+                        "the server answered {shown:?}: does this port speak that protocol?"
+                    ));
                 }
                 (end + 1, failed, line == b"PONG" || matches!(self.wire, Wire::Redis))
             }
@@ -234,16 +240,16 @@ impl Publisher {
     }
 }
 
-/// Whether a line is one that the server of such a connection says.
+/// Whether a line is a valid answer in this protocol.
 fn is_known(wire: &Wire, line: &[u8]) -> bool {
     match wire {
         Wire::Nats => line.starts_with(b"INFO ") || matches!(line, b"PING" | b"PONG" | b"+OK"),
-        // The number of subscribers that got it.
+        // The number of subscribers that received the tick.
         _ => line.starts_with(b":"),
     }
 }
 
-/// The HTTP answer that `bytes` begin with: what it took, and its status where that is no success.
+/// Parses the HTTP response that `bytes` begin with: its length, and its status unless a success.
 fn http_answer(bytes: &[u8]) -> Result<Option<(usize, Option<u16>)>, String> {
     let head = &bytes[..bytes.len().min(HTTP_HEAD_BYTES_MAX_DEFAULT)];
     let mut headers = [httparse::EMPTY_HEADER; HTTP_HEADERS_MAX];
@@ -251,12 +257,12 @@ fn http_answer(bytes: &[u8]) -> Result<Option<(usize, Option<u16>)>, String> {
     let head_len = match response.parse(head) {
         Ok(httparse::Status::Complete(used)) => used,
         Ok(httparse::Status::Partial) if bytes.len() < HTTP_HEAD_BYTES_MAX_DEFAULT => return Ok(None),
-        Ok(httparse::Status::Partial) => return Err("an HTTP head without an end".into()),
+        Ok(httparse::Status::Partial) => return Err("the server sent an endless HTTP head".into()),
         Err(error) => return Err(format!("the server's answer is not HTTP ({error})")),
     };
     let header = |name: &str| response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
     if header("transfer-encoding").is_some() {
-        return Err("an HTTP answer in chunks: which Nchan does not send to a publisher".into());
+        return Err("the server sent a chunked response, which Nchan never sends to a publisher".into());
     }
     let body_len = match header("content-length") {
         None => 0,
@@ -264,7 +270,7 @@ fn http_answer(bytes: &[u8]) -> Result<Option<(usize, Option<u16>)>, String> {
             .ok()
             .and_then(|text| text.trim().parse().ok())
             .filter(|&len: &usize| len <= BODY_BYTES_MAX)
-            .ok_or("an HTTP answer with a body of no length that is taken")?,
+            .ok_or("the server sent a response whose Content-Length is invalid or too large")?,
     };
     let status = response.code.unwrap_or_default();
     let whole_len = head_len + body_len;

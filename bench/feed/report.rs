@@ -1,39 +1,37 @@
-//! What was offered, and what became of it.
+//! The report: ticks offered, sent, refused and failed, and how late they left.
 
 use hdrhistogram::Histogram;
-use nix::sys::{
-    resource::{UsageWho, getrusage},
-    time::TimeValLike,
-};
 use serde_json::{Value, json};
 
-use crate::options::Plan;
+use crate::{common::histogram::histogram, options::Plan};
 
-/// Longest lateness told apart: ten minutes.
-const LATE_NS_MAX: u64 = 600_000_000_000;
-/// Lateness of the 99th percentile from which on the load was not the one that was asked for: it would show in the
-/// subscribers' latencies.
+/// 99th percentile of lateness above which the feeder did not produce the requested load.
+///
+/// A longer delay shows in the subscribers' latencies.
 const BEHIND_NS: u64 = 1_000_000;
 
-/// The outcome of a feed.
+/// Results of a feed.
 #[derive(Debug)]
 pub struct Report {
     pub offered: u64,
     pub sent: u64,
     pub refused: u64,
-    /// Ticks that the server answered with an error, and its first words about it.
+    /// Ticks that the server answered with an error.
     pub failed: u64,
+    /// The first of these errors.
     pub failure: Option<String>,
-    /// What no socket took before the end, in bytes.
+    /// Bytes still queued at the end.
     pub unwritten_bytes: u64,
     late_ns: Histogram<u64>,
     pub window_ns: u64,
     pub cpu_ns: u64,
-    /// Why it ended early.
+    /// Why the feed ended early.
     pub ended: Option<String>,
 }
 
 impl Report {
+    /// An empty report.
+    ///
     /// # Errors
     /// Never in practice: the histogram's bounds are constants.
     pub fn new() -> Result<Report, String> {
@@ -44,30 +42,29 @@ impl Report {
             failed: 0,
             failure: None,
             unwritten_bytes: 0,
-            late_ns: Histogram::new_with_bounds(1, LATE_NS_MAX, 3)
-                .map_err(|error| format!("histogram: {error}"))?,
+            late_ns: histogram()?,
             window_ns: 0,
             cpu_ns: 0,
             ended: None,
         })
     }
 
-    /// Counts a tick that was written `late_ns` after it was due.
-    pub fn late(&mut self, late_ns: u64) {
+    /// Records that a tick was written `late_ns` after it was due.
+    pub fn record_late(&mut self, late_ns: u64) {
         self.late_ns.saturating_record(late_ns);
     }
 
-    /// Whether the ticks left later than the subscribers' latencies can hide.
+    /// Whether ticks left so late that it shows in the subscribers' latencies.
     pub fn is_behind(&self) -> bool {
         self.late_ns.value_at_quantile(0.99) > BEHIND_NS
     }
 
-    /// What was not as asked for; empty for a feed that kept its word. Lateness is told, but is no failure.
+    /// What was not sent as requested; empty if everything was. Lateness is a warning, not a failure.
     pub fn failures(&self) -> Vec<String> {
         let mut failures = Vec::new();
         if self.refused > 0 {
             failures.push(format!(
-                "{} of {} ticks were not sent: the server does not take what is offered",
+                "{} of {} ticks were not sent: the server does not keep up",
                 self.refused, self.offered
             ));
         }
@@ -76,23 +73,23 @@ impl Report {
             failures.push(format!("the server refused {} ticks: {why}", self.failed));
         }
         if self.unwritten_bytes > 0 {
-            failures.push(format!("{} bytes were not taken before the end", self.unwritten_bytes));
+            failures.push(format!("{} bytes were still queued at the end", self.unwritten_bytes));
         }
         failures.extend(self.ended.iter().cloned());
         failures
     }
 
-    /// What to say when this process itself was too slow.
+    /// Warning for a feed in which this process was too slow.
     pub fn behind_warning(&self) -> Option<String> {
         self.is_behind().then(|| {
             format!(
-                "WARNING: this feeder fell behind (99 % of ticks within {:.1} ms of when they were due): give it a core",
+                "WARNING: this feeder fell behind (p99 of lateness {:.1} ms): give it a core of its own",
                 self.late_ns.value_at_quantile(0.99) as f64 / 1e6
             )
         })
     }
 
-    /// The report for programs.
+    /// The report as JSON.
     pub fn to_json(&self, plan: &Plan) -> Value {
         let late = |quantile: f64| self.late_ns.value_at_quantile(quantile) as f64 / 1e3;
         json!({
@@ -117,10 +114,4 @@ impl Report {
             "failures": self.failures(),
         })
     }
-}
-
-/// CPU time this process has used, nanoseconds; 0 where the kernel does not say.
-pub fn cpu_ns() -> u64 {
-    getrusage(UsageWho::RUSAGE_SELF)
-        .map_or(0, |usage| (usage.user_time() + usage.system_time()).num_nanoseconds().max(0) as u64)
 }

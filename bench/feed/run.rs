@@ -1,4 +1,4 @@
-//! One thread: publishes what is due, writes it, takes the answers.
+//! The feed: one thread publishes what is due, writes it and reads the answers.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -7,44 +7,43 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    options::Plan,
-    publisher::Publisher,
-    report::{self, Report},
-};
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
 use tickcast::{clock, sources::payload::Mark};
 
-/// Time for one connection to be made.
+use crate::{common::process::thread_cpu_ns, options::Plan, publisher::Publisher, report::Report};
+
+/// Time allowed per connect.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
-/// Longest sleep: how late a signal may be noticed.
-const NAP_NS: u64 = 20_000_000;
-/// Ticks queued before the connections are written.
+/// Longest sleep, which bounds how late a signal is noticed.
+const SLEEP_NS_MAX: u64 = 20_000_000;
+/// Most ticks queued between two writes.
 const BATCH_TICKS: u64 = 256;
-/// Events taken from the kernel at once.
+/// Most events per epoll_wait(2).
 const EVENTS_MAX: usize = 256;
-/// Bytes one read takes.
+/// Size of the read buffer.
 const READ_BYTES: usize = 16 << 10;
-/// Time at the end for what waits to be written, and for the answers to it.
+/// Time allowed at the end to write what is queued and to read the answers.
 const DRAIN_NS: u64 = 2_000_000_000;
-/// How often the end is looked at.
-const DRAIN_LOOK: Duration = Duration::from_millis(2);
+/// Longest wait for an event while draining.
+const DRAIN_WAIT: Duration = Duration::from_millis(2);
 
 #[derive(Debug)]
 struct Connection {
     stream: TcpStream,
     publisher: Publisher,
-    /// Has ticks that were queued since its last write.
+    /// Has ticks queued since its last write.
     is_dirty: bool,
 }
 
-/// Invariant: `published[t]` is the number of the last tick that was queued of topic `t`.
+/// State of the feed.
+///
+/// Invariant: `published[t]` is the number of the last tick queued for topic `t`.
 struct Feeder<'a> {
     plan: &'a Plan,
     poll: Poll,
     events: Events,
     connections: Vec<Connection>,
-    /// Those with `is_dirty`.
+    /// Indices of the connections with `is_dirty`.
     dirty: Vec<usize>,
     topics: Vec<String>,
     published: Vec<u64>,
@@ -53,20 +52,20 @@ struct Feeder<'a> {
     report: Report,
 }
 
-/// Publishes until the time is over, `stop` is set, or a connection ends.
+/// Publishes until the duration has passed, `stop` is set, or a connection ends.
 ///
 /// # Errors
-/// One line for the operator, where not even the connections can be made.
+/// One line for the operator if a connection cannot be opened.
 pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<Report, String> {
     let mut feeder = Feeder::connect(plan)?;
-    eprintln!("publishing {} ticks/s over {} connections", plan.per_second(), plan.connections);
-    let cpu_from_ns = report::cpu_ns();
+    eprintln!("publishing {} ticks/s over {} connections", plan.ticks_per_s(), plan.connections);
+    let cpu_from_ns = thread_cpu_ns();
     let from_ns = clock::monotonic_ns();
     let outcome = feeder.publish(stop).and_then(|()| feeder.drain());
     let mut report = feeder.report;
     report.ended = outcome.err();
     report.window_ns = clock::monotonic_ns() - from_ns;
-    report.cpu_ns = report::cpu_ns() - cpu_from_ns;
+    report.cpu_ns = thread_cpu_ns() - cpu_from_ns;
     for connection in &feeder.connections {
         report.failed += connection.publisher.failed;
         report.unwritten_bytes += connection.publisher.output().len() as u64;
@@ -103,9 +102,9 @@ impl<'a> Feeder<'a> {
     }
 
     fn publish(&mut self, stop: &AtomicBool) -> Result<(), String> {
-        let per_second = u128::from(self.plan.per_second());
-        let after_ns = |k: u64| (u128::from(k) * 1_000_000_000 / per_second) as u64;
-        let ticks = self.plan.duration_s.map_or(u64::MAX, |seconds| seconds * self.plan.per_second());
+        let ticks_per_s = u128::from(self.plan.ticks_per_s());
+        let after_ns = |k: u64| (u128::from(k) * 1_000_000_000 / ticks_per_s) as u64;
+        let ticks = self.plan.ticks();
         let (start_ns, start_realtime_ns) = (clock::monotonic_ns(), clock::realtime_ns());
         let mut k = 0;
         while k < ticks && !stop.load(Ordering::Acquire) {
@@ -116,7 +115,7 @@ impl<'a> Feeder<'a> {
                 k += 1;
             }
             let written_at_ns = clock::monotonic_ns() - start_ns;
-            (first..k).for_each(|k| self.report.late(written_at_ns.saturating_sub(after_ns(k))));
+            (first..k).for_each(|k| self.report.record_late(written_at_ns.saturating_sub(after_ns(k))));
             while let Some(index) = self.dirty.pop() {
                 self.connections[index].is_dirty = false;
                 self.connections[index].write().map_err(|why| ended(index, &why))?;
@@ -124,13 +123,13 @@ impl<'a> Feeder<'a> {
             self.turn(Duration::ZERO)?;
             let next_ns = after_ns(k).saturating_sub(clock::monotonic_ns() - start_ns);
             if next_ns > 0 && k < ticks {
-                clock::sleep_ns(next_ns.min(NAP_NS));
+                clock::sleep_ns(next_ns.min(SLEEP_NS_MAX));
             }
         }
         Ok(())
     }
 
-    /// Queues the k-th tick, or counts that it is refused.
+    /// Queues the k-th tick, or counts it as refused.
     fn offer(&mut self, k: u64, intended_ns: u64) -> Result<(), String> {
         let topic = (k % u64::from(self.plan.topics)) as usize;
         let index = topic % self.connections.len();
@@ -155,7 +154,7 @@ impl<'a> Feeder<'a> {
         Ok(())
     }
 
-    /// Lets the connections that the kernel names read and write.
+    /// Reads and writes the connections that are ready.
     fn turn(&mut self, timeout: Duration) -> Result<(), String> {
         match self.poll.poll(&mut self.events, Some(timeout)) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(format!("epoll: {error}")),
@@ -167,14 +166,15 @@ impl<'a> Feeder<'a> {
             if event.is_readable() || event.is_read_closed() || event.is_error() {
                 connection.read(&mut self.buffer).map_err(|why| ended(index, &why))?;
             }
-            // Also what an answer made this side say.
+            // An answer may have queued a reply.
             connection.write().map_err(|why| ended(index, &why))?;
         }
         Ok(())
     }
 
-    /// Writes what waits, and waits for the answers: what a closed socket had not read yet could take with it what the
-    /// server has not.
+    /// Writes what is queued and waits for the answers.
+    ///
+    /// Closing a socket with unread answers sends a reset, which may discard what the server has not read yet.
     fn drain(&mut self) -> Result<(), String> {
         for (index, connection) in self.connections.iter_mut().enumerate() {
             connection.publisher.finish().map_err(|why| ended(index, &why))?;
@@ -187,7 +187,7 @@ impl<'a> Feeder<'a> {
                 .iter()
                 .all(|one| one.publisher.output().is_empty() && one.publisher.is_answered())
         {
-            self.turn(DRAIN_LOOK)?;
+            self.turn(DRAIN_WAIT)?;
         }
         for connection in &self.connections {
             let _ = connection.stream.shutdown(Shutdown::Both);
@@ -216,7 +216,7 @@ impl Connection {
     fn read(&mut self, buffer: &mut [u8]) -> Result<(), String> {
         loop {
             match self.stream.read(buffer) {
-                Ok(0) => return Err("the server closed it".into()),
+                Ok(0) => return Err("the server closed the connection".into()),
                 Ok(read) => self.publisher.handle_bytes(&buffer[..read])?,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -1,26 +1,28 @@
-//! Decoding 64 KiB of ticks of 100 bytes, as one read of a busy socket brings them: by the frame decoder alone, and by a
-//! client's session, every event of it polled. An iteration is one tick.
+//! Decoding of 64 KiB of 100-byte ticks, the amount that one read of a busy socket returns.
+//!
+//! `frames` is the frame decoder alone, `session` a client session with every event polled. An iteration is one tick.
 
 use std::hint::black_box;
 
-use crate::{
-    load,
-    measure::{per_unit, timed},
-};
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
 use tickcast_client::{ConnectOptions, Connection, Event};
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
     frame::{self, FLAG_PAYLOAD_JSON, TickParts},
     ids::{Sequence, TopicId},
     reply::Reply,
 };
 
+use crate::{
+    load,
+    measure::{per_unit, timed},
+};
+
 /// Bytes of one read.
 const READ_BYTES: usize = 64 << 10;
-/// Frames longer than this would be refused.
+/// Longest frame accepted.
 const FRAME_BYTES_MAX: usize = 1 << 20;
-/// Where a TICK frame has its sequence: wire/PROTOCOL.md.
+/// Offset of the sequence in a TICK frame: PROTOCOL.md.
 const SEQUENCE_AT: usize = 16;
 const TOPIC: TopicId = TopicId(1);
 
@@ -47,7 +49,7 @@ pub fn bench(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Whole ticks within a read, and the bytes of each.
+/// The complete ticks of one read, and the length of each.
 fn read() -> (Vec<u8>, usize) {
     let payload = load::payload();
     let parts = TickParts { flags: FLAG_PAYLOAD_JSON, payload: &payload, ..TickParts::default() };
@@ -57,10 +59,10 @@ fn read() -> (Vec<u8>, usize) {
 }
 
 fn session(group: &mut BenchmarkGroup<'_, WallTime>, mut bytes: Vec<u8>, frame_bytes: usize) {
-    let mut session = Connection::new(&ConnectOptions::new(Encoding::Native));
+    let mut session = Connection::new(&ConnectOptions::new(WireFormat::TCP_NATIVE));
     let mut greeting = Vec::new();
     let welcome = Reply::Welcome { request: 1, epoch: 1, session: 1, frame_bytes_max: FRAME_BYTES_MAX };
-    welcome.encode(Encoding::Native, &mut greeting);
+    welcome.encode(WireFormat::TCP_NATIVE, &mut greeting);
     frame::encode_topic(&mut greeting, TOPIC, 1, "sim.1");
     session.handle_bytes(&greeting);
     let mut sequence = 0u64;
@@ -79,7 +81,7 @@ fn session(group: &mut BenchmarkGroup<'_, WallTime>, mut bytes: Vec<u8>, frame_b
                     }
                 }
             });
-            assert_eq!(last, sequence, "every tick came");
+            assert_eq!(last, sequence, "every tick arrived");
             ns
         });
     });

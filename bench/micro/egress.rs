@@ -1,13 +1,12 @@
-//! The egress log and a session's outbox.
+//! Egress log and outbox of a session.
 //!
-//! - `append`: one frame of 160 bytes into the log; in a few warm pages, as where all sessions keep up, and going round
-//!   16 MiB, as where one is behind. An iteration is one frame.
-//! - `gather`: what [`tickcast_core::session::table::Sessions::take_send`] takes for one SEND: one short range and one long one, both
-//!   straight from the log, and 200 scattered frames, copied together. An iteration is one SEND, of the last one frame.
+//! - `append`: one frame of 160 bytes into the log, either in a few warm pages, as when all sessions keep up, or wrapping
+//!   around 16 MiB, as when one is behind. An iteration is one frame.
+//! - `gather`: [`tickcast_core::session::table::Sessions::take_send`] of one SEND: a short range or a long one, both straight from the
+//!   log, or 200 scattered frames, which are copied together. An iteration is one SEND, for the last case one frame.
 
 use std::hint::black_box;
 
-use crate::measure::{per_unit, timed};
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
 use tickcast::limits::{
     BEHIND_BYTES_DEFAULT, EGRESS_LOG_BYTES_DEFAULT, GATHER_BYTES, OUTBOX_BYTES_MAX_DEFAULT, SEND_BYTES_MAX,
@@ -15,17 +14,18 @@ use tickcast::limits::{
 };
 use tickcast_core::{
     egress_log::{EgressLog, Mark, Range},
-    session::{Next, Protocol, Session, table::Sessions},
+    session::{ListenerKind, Next, Session, table::Sessions},
 };
-use tickcast_proto::Encoding;
+
+use crate::measure::{per_unit, timed};
 
 const FRAME: [u8; 160] = [7; 160];
-/// Frames appended in a row.
+/// Frames appended per measurement.
 const FRAMES: u64 = 64;
-/// Frames, each a range of its own, that go into one SEND.
+/// Frames in one SEND, each a range of its own.
 const SCATTERED: u64 = 200;
-const _: () = assert!(SCATTERED as usize * FRAME.len() <= SEND_BYTES_MAX, "they all go with one SEND");
-/// Sessions that have the same waiting: one SEND each is a round.
+const _: () = assert!(SCATTERED as usize * FRAME.len() <= SEND_BYTES_MAX, "all of them fit into one SEND");
+/// Sessions with the same outbox; a round is one SEND for each.
 const SESSIONS: u32 = 64;
 
 pub fn bench(criterion: &mut Criterion) {
@@ -37,7 +37,7 @@ pub fn bench(criterion: &mut Criterion) {
             timed(|| append(&mut log, FRAMES))
         });
     });
-    group.bench_function("round 16 MiB", |bencher| {
+    group.bench_function("wrap 16 MiB", |bencher| {
         per_unit(bencher, FRAMES, || timed(|| append(&mut log, FRAMES)));
     });
     group.finish();
@@ -46,7 +46,7 @@ pub fn bench(criterion: &mut Criterion) {
     let short = |log: &mut EgressLog| ranges(log, 1, FRAME.len());
     gather(&mut group, "one range of 160 B", 1, &short);
     gather(&mut group, "one range of 16 KiB", 1, &|log| ranges(log, 1, SEND_DIRECT_BYTES));
-    gather(&mut group, "of 200 ranges of 160 B, each", SCATTERED, &|log| ranges(log, SCATTERED, FRAME.len()));
+    gather(&mut group, "per range of 200, 160 B", SCATTERED, &|log| ranges(log, SCATTERED, FRAME.len()));
     group.finish();
 }
 
@@ -56,7 +56,7 @@ fn append(log: &mut EgressLog, frames: u64) {
     }
 }
 
-/// Ranges with a frame of somebody else's behind each.
+/// Ranges with a frame of another topic after each.
 fn ranges(log: &mut EgressLog, count: u64, bytes: usize) -> Vec<Range> {
     let frame = vec![7; bytes];
     let one = |sequence| {
@@ -76,7 +76,7 @@ fn gather(
     let mut log = EgressLog::new(EGRESS_LOG_BYTES_DEFAULT);
     let mut sessions = Sessions::new(OUTBOX_BYTES_MAX_DEFAULT, BEHIND_BYTES_DEFAULT);
     for slot in 0..SESSIONS {
-        sessions.insert(slot, Session::new(slot.into(), Encoding::Native, Protocol::Native));
+        sessions.insert(slot, Session::new(slot.into(), ListenerKind::Native));
     }
     let mut gather = Vec::with_capacity(GATHER_BYTES);
     group.bench_function(name, |bencher| {

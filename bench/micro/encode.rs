@@ -1,16 +1,17 @@
-//! Encoding one tick of 100 bytes of JSON. An iteration is one tick, into a warm buffer.
+//! Encoding of one tick with 100 bytes of JSON into a warm buffer. An iteration is one tick.
 
 use std::hint::black_box;
 
-use crate::load;
 use criterion::Criterion;
 use tickcast_proto::{
-    codec::json,
+    codec::{MessageType, json},
     frame::{self, FLAG_PAYLOAD_JSON, TickParts},
-    framing::websocket::{self, DataType},
+    framing::websocket,
     ids::{Sequence, TopicId},
     records::TickTimes,
 };
+
+use crate::load;
 
 pub fn bench(criterion: &mut Criterion) {
     let payload = load::payload();
@@ -25,13 +26,13 @@ pub fn bench(criterion: &mut Criterion) {
             black_box(out.as_slice());
         });
     });
-    // As a shard does it: the home's frame, behind a header of its own.
+    // Like a shard: the home's frame behind a WebSocket header.
     let mut native = Vec::new();
     frame::encode_tick(&mut native, TopicId(7), Sequence(1 << 20), &tick);
     group.bench_function("websocket rkyv", |bencher| {
         bencher.iter(|| {
             out.clear();
-            websocket::encode(&mut out, DataType::Binary, black_box(&native));
+            websocket::encode(&mut out, MessageType::Binary, black_box(&native));
             black_box(out.as_slice());
         });
     });
@@ -42,7 +43,7 @@ pub fn bench(criterion: &mut Criterion) {
             out.clear();
             body.clear();
             json::encode_tick(&mut body, &prefix, black_box(1 << 20), black_box(&tick));
-            websocket::encode(&mut out, DataType::Text, &body);
+            websocket::encode(&mut out, MessageType::Text, &body);
             black_box(out.as_slice());
         });
     });

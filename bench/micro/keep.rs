@@ -1,5 +1,7 @@
-//! What a topic's home keeps of each tick: the newest, without keys and of 1,000 keys in turn, and the recent ones within
-//! the default bounds. An iteration is one tick of 160 bytes.
+//! Storing of a tick at its topic's home.
+//!
+//! `last_value` runs without keys and with 1,000 keys in turn, `history` with the default bounds. An iteration is one tick
+//! of 160 bytes.
 
 use std::hint::black_box;
 
@@ -14,11 +16,11 @@ use tickcast_core::home::{
 };
 
 const FRAME: [u8; 160] = [7; 160];
-/// Keys that ticks go round.
+/// Keys that ticks use in turn.
 const KEYS: u64 = 1_000;
 
 pub fn bench(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("newest");
+    let mut group = criterion.benchmark_group("last_value");
     for (name, keys) in [("no key", 0), ("1,000 keys", KEYS)] {
         let mut budget =
             KeysBudget { keys_max: KEYS_PER_TOPIC_MAX_DEFAULT, bytes_left: KEYS_BYTES_MAX_DEFAULT as isize };

@@ -1,5 +1,6 @@
-//! One shard with sessions that take everything, on simulated sockets that always have room: the way of a tick through
-//! the state machines, with no kernel in it.
+//! One shard and its sessions on simulated sockets that accept everything.
+//!
+//! A tick takes its whole path through the state machines, without a kernel.
 
 use std::sync::Arc;
 
@@ -9,52 +10,53 @@ use tickcast_core::{
     config::Limits,
     metrics::counters::Counters,
     now::Now,
-    shard::{Door, ORIGIN_INGEST, Send, Shard},
+    shard::{ListenerKind, ORIGIN_INGEST, Send, Shard},
 };
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
     frame::{self, FLAG_PAYLOAD_JSON},
     ids::ShardId,
     records::Publish,
 };
 
-/// The server's life.
+/// Epoch of the server.
 const EPOCH: u64 = 9;
-/// Simulated time between two turns: that of the load in README, 5,000 ticks a second.
+/// Simulated time between two turns: 5,000 ticks/s with one tick per turn.
 const TURN_NS: u64 = 200_000;
-/// Turns in which a session must have been acknowledged.
-const GREETING_TURNS_MAX: usize = 16;
+/// Most turns until a session must be acknowledged.
+const HANDSHAKE_TURNS_MAX: usize = 16;
 
-/// A payload as the simulator's: JSON, 100 bytes.
+/// A payload like the simulator's: JSON, 100 bytes.
 pub fn payload() -> Vec<u8> {
     format!("{:.<98}\"}}", "{\"at\":1793322000130000000,\"n\":1403,\"pad\":\"").into_bytes()
 }
 
-/// What left in SENDs.
+/// Totals of the SENDs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sent {
     pub sends: u64,
     pub bytes: u64,
 }
 
-/// A shard that is home of all topics, and its sessions.
+/// A shard that is the home of all topics, with its sessions.
 pub struct Load {
     pub shard: Shard,
     pub now: Now,
     gather: Vec<u8>,
-    /// A PUBLISH for each topic, as an ingest brings it.
+    /// One PUBLISH per topic, as a source sends it.
     publishes: Vec<Vec<u8>>,
     next: usize,
 }
 
 impl Load {
-    /// `sessions` subscribed to `>` in this encoding, and `topics` that [`Load::publish`] goes round, all of them known
-    /// and announced.
+    /// Connects `sessions` that subscribe to `>` and announces `topics`.
+    ///
+    /// [`Load::publish`] publishes to the topics in turn.
     ///
     /// # Panics
-    /// When a session is not acknowledged.
-    pub fn new(encoding: Encoding, sessions: u32, topics: usize) -> Load {
-        // Nobody answers pings here.
+    /// If a session is not acknowledged.
+    pub fn new(encoding: WireFormat, sessions: u32, topics: usize) -> Load {
+        // The simulated clients answer no pings.
         let limits = Limits { ping_interval_ns: u64::MAX, ..Limits::default() };
         let publishes = (0..topics).map(|topic| {
             let mut bytes = Vec::new();
@@ -79,13 +81,13 @@ impl Load {
         load
     }
 
-    fn connect(&mut self, slot: u32, encoding: Encoding) {
-        let door = if encoding == Encoding::Native { Door::Native } else { Door::Http };
+    fn connect(&mut self, slot: u32, encoding: WireFormat) {
+        let door = if encoding == WireFormat::TCP_NATIVE { ListenerKind::Native } else { ListenerKind::Http };
         self.shard.handle_accept(slot, door, self.now);
         let mut client = Connection::new(&ConnectOptions::new(encoding));
         let asked = client.subscribe(">");
         assert!(asked.is_ok(), "{asked:?}");
-        for _ in 0..GREETING_TURNS_MAX {
+        for _ in 0..HANDSHAKE_TURNS_MAX {
             let output = client.poll_transmit().to_vec();
             client.handle_transmitted(output.len());
             self.shard.handle_bytes(slot, &output, self.now);
@@ -103,7 +105,9 @@ impl Load {
         panic!("session {slot} was not acknowledged");
     }
 
-    /// One tick comes from an ingest: its home counts and keeps it, appends it to the log, marks the sessions.
+    /// Publishes one tick.
+    ///
+    /// Its home sequences and stores it, appends it to the egress log and queues it to the sessions.
     pub fn publish(&mut self) {
         if let Ok(Step::Complete(_, frame)) = frame::decode(&self.publishes[self.next], usize::MAX) {
             self.shard.handle_request(None, &frame, self.now);
@@ -111,7 +115,7 @@ impl Load {
         self.next = (self.next + 1) % self.publishes.len();
     }
 
-    /// The rest of the turn: a SEND for every session that has something, all of them taken whole.
+    /// Completes the turn with a SEND for every ready session, each accepted in full.
     pub fn turn(&mut self) -> Sent {
         self.turn_into(|_, _| {})
     }
@@ -120,7 +124,7 @@ impl Load {
         let mut sent = Sent::default();
         self.shard.turn(self.now);
         loop {
-            // As the driver has it: in batches.
+            // In batches, like the driver.
             let mut sends: [Option<Send>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
             self.gather.clear();
             self.shard.prepare_sends(self.now);

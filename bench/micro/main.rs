@@ -1,7 +1,7 @@
-//! Micro benches of the hot pieces: scripts/micro.sh runs them. CPU time is noisy on a shared machine: they are for the
-//! comparison of before and after, on one machine, in a row.
+//! Microbenchmarks of the hot paths, run by scripts/micro.sh.
 //!
-//! What one iteration is stands at each; it is a tick, a delivery, a frame or an entry, never a batch of them.
+//! CPU time is noisy on a shared machine, so compare only runs on one machine, one directly after the other. Each module
+//! says what an iteration is: a tick, a delivery, a frame or an entry, never a batch of them.
 
 mod decode;
 mod egress;

@@ -1,12 +1,13 @@
-//! Measuring a part of what is done, and counting it in units.
+//! Measurement of part of an iteration, per unit of work.
 
 use std::time::Duration;
 
 use criterion::Bencher;
 use tickcast::clock;
 
-/// Measures rounds of `units` each: `round` does what is not to be measured as well, and returns what [`timed`] gave
-/// for the rest. Reading the clock costs some 50 ns a round: let it have many units.
+/// Measures rounds of `units` each.
+///
+/// `round` also does the work that is not measured, and returns what [`timed`] returned. Reading the clock costs about 50 ns per round, so a round should have many units.
 pub fn per_unit(bencher: &mut Bencher<'_>, units: u64, mut round: impl FnMut() -> u64) {
     bencher.iter_custom(|iterations| {
         let rounds = iterations.div_ceil(units);
@@ -16,7 +17,7 @@ pub fn per_unit(bencher: &mut Bencher<'_>, units: u64, mut round: impl FnMut() -
     });
 }
 
-/// Nanoseconds that `work` takes.
+/// Runs `work` and returns how many nanoseconds it took.
 pub fn timed(work: impl FnOnce()) -> u64 {
     let from_ns = clock::monotonic_ns();
     work();

@@ -1,14 +1,10 @@
-//! Between threads, both ends on one: what a hop costs where no cache line has to travel.
+//! Hops between threads, with both ends on one thread, so that no cache line has to move.
 //!
-//! - `ring/one`, `ring/of 64`: a frame of 160 bytes through a ring, alone and in a batch. An iteration is one frame.
-//! - `doorbell`: a look at a doorbell of a shard that is awake. An iteration is one look.
+//! - `ring/one`, `ring/of 64`: a frame of 160 bytes through a ring, alone or in a batch. An iteration is one frame.
+//! - `doorbell`: ringing the doorbell of a shard that is awake. An iteration is one ring.
 
 use std::hint::black_box;
 
-use crate::{
-    load,
-    measure::{per_unit, timed},
-};
 use criterion::Criterion;
 use tickcast::limits::MESH_RING_BYTES_DEFAULT;
 use tickcast_core::mesh::ring::{Doorbell, Stage, frame_ring};
@@ -17,7 +13,12 @@ use tickcast_proto::{
     ids::{Sequence, TopicId},
 };
 
-/// Hops in a row.
+use crate::{
+    load,
+    measure::{per_unit, timed},
+};
+
+/// Hops per measurement.
 const HOPS: u64 = 64;
 
 pub fn bench(criterion: &mut Criterion) {
@@ -43,7 +44,7 @@ pub fn bench(criterion: &mut Criterion) {
                         });
                     }
                 });
-                assert_eq!(frames, batch * HOPS, "every frame crossed");
+                assert_eq!(frames, batch * HOPS, "every frame arrived");
                 ns
             });
         });

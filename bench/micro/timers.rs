@@ -1,12 +1,15 @@
-//! The timer wheel with 10,000 entries spread over the ping interval: each is inserted, comes down the levels, and is
-//! taken out as the clock gets there in steps of 1 ms. An iteration is one entry, its share of the steps included.
+//! Timer wheel with 10,000 entries spread over the ping interval.
+//!
+//! Each entry is inserted, cascades through the levels, and expires as the clock advances in steps of 1 ms. An iteration is
+//! one entry, including its share of the steps.
 
 use std::hint::black_box;
 
-use crate::measure::{per_unit, timed};
 use criterion::Criterion;
 use tickcast::limits::PING_INTERVAL_MS_DEFAULT;
 use tickcast_core::timer_wheel::Wheel;
+
+use crate::measure::{per_unit, timed};
 
 const ENTRIES: u64 = 10_000;
 const STEP_NS: u64 = 1_000_000;
@@ -20,7 +23,7 @@ pub fn bench(criterion: &mut Criterion) {
             let mut due = 0;
             let ns = timed(|| {
                 for entry in 0..ENTRIES {
-                    // By the golden ratio: in no order, and the same at each run.
+                    // Multiples of the golden ratio: in no order, but the same in every run.
                     let after_ns = entry.wrapping_mul(0x9e37_79b9_7f4a_7c15) % interval_ns;
                     wheel.insert(now_ns + after_ns, (entry, entry));
                 }
@@ -32,7 +35,7 @@ pub fn bench(criterion: &mut Criterion) {
                     }
                 }
             });
-            assert_eq!(due, ENTRIES, "every entry came");
+            assert_eq!(due, ENTRIES, "every entry expired");
             ns
         });
     });

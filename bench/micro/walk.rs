@@ -1,51 +1,51 @@
-//! A fixed walk through the state machines, for tools that count instructions: scripts/callgrind.sh.
+//! A fixed walk through the state machines, for scripts/callgrind.sh, which counts its instructions.
 //!
-//! `walk SESSIONS TICKS TICKS_PER_TURN ENCODING`: each turn takes in so many ticks of 50 topics and gives every session
-//! its SEND. Prints what was delivered; [`counted`] alone is to be counted.
+//! `walk SESSIONS TICKS TICKS_PER_TURN ENCODING`: each turn publishes TICKS_PER_TURN ticks of 50 topics and completes a SEND
+//! for every session. It prints what was delivered. Only [`counted`] is counted.
 
 mod load;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 use self::load::{Load, Sent};
 
-/// Topics that the ticks go round: the producers of the load in README.
+/// Topics that ticks are published to in turn.
 const TOPICS: usize = 50;
 
-/// Walks ticks through a shard, with no kernel and no clock
+/// Takes ticks through a shard without a kernel or a clock
 #[derive(Parser)]
 struct Options {
-    /// Sessions that take every tick
+    /// Sessions, each subscribed to every tick
     #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
     sessions: u32,
-    /// Ticks
+    /// Ticks to publish
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     ticks: u64,
-    /// Ticks that leave together
+    /// Ticks per turn
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     ticks_per_turn: u64,
-    /// native, rkyv, json or raw
+    /// Encoding of the sessions: native, rkyv, json or raw
     #[arg(value_parser = encoding)]
-    encoding: Encoding,
+    encoding: WireFormat,
 }
 
-fn encoding(name: &str) -> Result<Encoding, String> {
+fn encoding(name: &str) -> Result<WireFormat, String> {
     match name {
-        "native" => Ok(Encoding::Native),
-        "rkyv" => Ok(Encoding::WebSocketRkyv),
-        "json" => Ok(Encoding::WebSocketJson),
-        "raw" => Ok(Encoding::WebSocketRaw),
-        _ => Err("native, rkyv, json or raw".into()),
+        "native" => Ok(WireFormat::TCP_NATIVE),
+        "rkyv" => Ok(WireFormat::WEBSOCKET_NATIVE),
+        "json" => Ok(WireFormat::WEBSOCKET_JSON),
+        "raw" => Ok(WireFormat::WEBSOCKET_RAW),
+        _ => Err("expected native, rkyv, json or raw".into()),
     }
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
     let mut load = Load::new(options.encoding, options.sessions, TOPICS);
-    // What grows as it is first used has grown.
+    // Warms up: buffers grow on their first use.
     walked(&mut load, 2 * TOPICS as u64, options.ticks_per_turn);
     let Sent { sends, bytes } = counted(&mut load, options.ticks, options.ticks_per_turn);
     let deliveries = options.ticks * u64::from(options.sessions);
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What is counted: the tool knows it by its name.
+/// The part that is counted; scripts/callgrind.sh selects it by name.
 #[inline(never)]
 fn counted(load: &mut Load, ticks: u64, ticks_per_turn: u64) -> Sent {
     walked(load, ticks, ticks_per_turn)

@@ -11,7 +11,7 @@ use crate::{
     clock::{self, Deadline},
 };
 use tickcast_proto::{
-    Encoding,
+    WireFormat,
     subscription::{Delivery, Position},
 };
 
@@ -35,7 +35,7 @@ pub struct Address {
     /// Path and query of a WebSocket; empty for native.
     pub path: String,
     /// The encoding; all but native are WebSockets.
-    pub encoding: Encoding,
+    pub encoding: WireFormat,
 }
 
 impl Address {
@@ -46,9 +46,9 @@ impl Address {
     /// [`ClientError::Address`] for any other form.
     pub fn parse(text: &str) -> Result<Address, ClientError> {
         let (encoding, rest) = match text.split_once("://") {
-            None => (Encoding::Native, text),
-            Some(("tcp", rest)) => (Encoding::Native, rest),
-            Some(("ws", rest)) => (Encoding::WebSocketRkyv, rest),
+            None => (WireFormat::TCP_NATIVE, text),
+            Some(("tcp", rest)) => (WireFormat::TCP_NATIVE, rest),
+            Some(("ws", rest)) => (WireFormat::WEBSOCKET_NATIVE, rest),
             Some((scheme, _)) => {
                 return Err(ClientError::Address(format!(
                     "unknown scheme {scheme:?} in address {text:?}; use HOST:PORT or ws://HOST:PORT/ws"
@@ -59,13 +59,13 @@ impl Address {
         let has_port =
             host.rsplit_once(':').is_some_and(|(name, port)| !name.is_empty() && port.parse::<u16>().is_ok());
         let is_clean = !text.contains(|c: char| c.is_whitespace() || c.is_control());
-        if !has_port || !is_clean || (encoding == Encoding::Native && !path.is_empty()) {
+        if !has_port || !is_clean || (encoding == WireFormat::TCP_NATIVE && !path.is_empty()) {
             return Err(ClientError::Address(format!(
                 "{text:?} is not a server address; use HOST:PORT or ws://HOST:PORT/ws"
             )));
         }
         let path = match (encoding, path) {
-            (Encoding::Native, _) => "",
+            (WireFormat::TCP_NATIVE, _) => "",
             (_, "" | "/") => "/ws",
             (_, path) => path,
         };

@@ -18,7 +18,7 @@ use crate::{
     topics::{SkipReason, Topics},
 };
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
     frame::{self, Kind, Meta},
     framing::websocket::WebSocket,
     identity,
@@ -46,7 +46,7 @@ use tickcast_proto::{
 /// Invariant: `consumed <= input.len()`, `written <= output.len()`, and `message_left > 0` only on a WebSocket.
 #[derive(Debug)]
 pub struct Connection {
-    encoding: Encoding,
+    encoding: WireFormat,
     frame_bytes_max: usize,
     message_bytes_max: usize,
     phase: Phase,
@@ -133,7 +133,7 @@ impl Connection {
         let frame_bytes_max = options.frame_bytes_max;
         let message_bytes_max = frame_bytes_max / 3 * 4 + MESSAGE_OVERHEAD_BYTES;
         let mut output = Vec::new();
-        let (phase, websocket) = if encoding == Encoding::Native {
+        let (phase, websocket) = if encoding == WireFormat::TCP_NATIVE {
             (Phase::Open, None)
         } else {
             // With a bound above the default, the decoder allocates 64 KiB of read buffer: only connections with larger
@@ -157,7 +157,7 @@ impl Connection {
             consumed: 0,
             ready: None,
             scratch: Vec::new(),
-            topics: Topics::new(encoding == Encoding::WebSocketJson),
+            topics: Topics::new(encoding == WireFormat::WEBSOCKET_JSON),
             queue: VecDeque::new(),
             resume_positions: Vec::new(),
             websocket,
@@ -172,25 +172,25 @@ impl Connection {
             requests: RequestNumbers::default(),
             last_token: 0,
         };
-        if encoding != Encoding::WebSocketRaw {
+        if encoding != WireFormat::WEBSOCKET_RAW {
             let request = connection.requests.next();
             let name = if options.name.len() <= CLIENT_NAME_BYTES_MAX { &options.name } else { "" };
             // Enqueuing fails only for long requests, and this one is short.
-            let client = if encoding == Encoding::Native { &options.client } else { "" };
+            let client = if encoding == WireFormat::TCP_NATIVE { &options.client } else { "" };
             let _ = connection.enqueue(&Outgoing::Hello { request, client, name });
         }
         connection
     }
 
     /// The encoding of this connection.
-    pub fn encoding(&self) -> Encoding {
+    pub fn encoding(&self) -> WireFormat {
         self.encoding
     }
 
     /// Whether ticks may arrive: the server has accepted the connection, and neither side has closed it.
     pub fn is_open(&self) -> bool {
         match self.phase {
-            Phase::Open => self.welcomed || self.encoding == Encoding::WebSocketRaw,
+            Phase::Open => self.welcomed || self.encoding == WireFormat::WEBSOCKET_RAW,
             _ => false,
         }
     }
@@ -320,7 +320,7 @@ impl Connection {
                 Step::Partial => Progress::NeedMore,
             },
             Phase::Open | Phase::CloseSent | Phase::ClosingReceived => match self.encoding {
-                Encoding::Native => self.step_frame(self.input.len())?,
+                WireFormat::TCP_NATIVE => self.step_frame(self.input.len())?,
                 _ => self.step_websocket()?,
             },
         };
@@ -359,7 +359,7 @@ impl Connection {
     /// Queues the answer to the server's ping, unless much is waiting to be written: the server takes any byte as a sign
     /// of life. WebSocket pings are answered by the WebSocket decoder.
     fn answer_ping(&mut self, token: u64) -> Result<Progress, ProtocolError> {
-        if !self.welcomed && self.encoding == Encoding::Native {
+        if !self.welcomed && self.encoding == WireFormat::TCP_NATIVE {
             return Err(ProtocolError::WelcomeExpected);
         }
         if self.poll_transmit().len() <= OUTPUT_BYTES_MAX {
@@ -384,7 +384,7 @@ impl Connection {
             }
             StoredEvent::Closing { .. } => self.phase = Phase::ClosingReceived,
             StoredEvent::Error { .. } => {}
-            _ if !self.welcomed && self.encoding == Encoding::Native => {
+            _ if !self.welcomed && self.encoding == WireFormat::TCP_NATIVE => {
                 return Err(ProtocolError::WelcomeExpected);
             }
             _ => {}

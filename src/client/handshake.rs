@@ -6,7 +6,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{ConnectOptions, ProtocolError};
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX},
 };
 
@@ -17,7 +17,7 @@ const REFUSAL_TEXT_BYTES_MAX: usize = 512;
 #[derive(Debug)]
 pub(super) struct Handshake {
     accept_key: String,
-    encoding: Encoding,
+    encoding: WireFormat,
 }
 
 impl Handshake {
@@ -130,7 +130,7 @@ mod tests {
         http::Offer { head_bytes_max: 8 << 10, debug_echo: false, files: &http::NoFiles };
 
     /// A started handshake and the response of the server's own HTTP code.
-    fn answered(encoding: Encoding) -> (Handshake, String) {
+    fn answered(encoding: WireFormat) -> (Handshake, String) {
         let mut request = Vec::new();
         let handshake = Handshake::start(&ConnectOptions::new(encoding), &mut request);
         let Step::Complete(used, http::Answer::Upgrade { response, .. }) = http::step(&request, OFFER) else {
@@ -142,7 +142,8 @@ mod tests {
 
     #[test]
     fn server_response_is_accepted_and_each_truncation_is_partial() {
-        for encoding in [Encoding::WebSocketRkyv, Encoding::WebSocketJson, Encoding::WebSocketRaw] {
+        for encoding in [WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON, WireFormat::WEBSOCKET_RAW]
+        {
             let (handshake, response) = answered(encoding);
             for len in 0..response.len() {
                 assert_eq!(handshake.step(&response.as_bytes()[..len]), Ok(Step::Partial), "{len}");
@@ -159,7 +160,7 @@ mod tests {
             let options = ConnectOptions {
                 path: path.into(),
                 client: client.into(),
-                ..ConnectOptions::new(Encoding::WebSocketJson)
+                ..ConnectOptions::new(WireFormat::WEBSOCKET_JSON)
             };
             let mut request = Vec::new();
             Handshake::start(&options, &mut request);
@@ -172,7 +173,7 @@ mod tests {
 
     #[test]
     fn response_without_a_proof_of_the_handshake_is_rejected() {
-        let (handshake, response) = answered(Encoding::WebSocketJson);
+        let (handshake, response) = answered(WireFormat::WEBSOCKET_JSON);
         let rejected = |from: &str, to: &str| {
             let changed = response.replacen(from, to, 1);
             assert_ne!(changed, response, "{from}");
@@ -191,7 +192,7 @@ mod tests {
 
     #[test]
     fn rejection_quotes_the_response_body() {
-        let (handshake, _) = answered(Encoding::WebSocketJson);
+        let (handshake, _) = answered(WireFormat::WEBSOCKET_JSON);
         let error = handshake.step(b"HTTP/1.1 404 Not Found\r\n\r\nthe stream is at /ws\n").unwrap_err();
         assert_eq!(error, ProtocolError::Handshake("the server answered 404: the stream is at /ws".into()));
     }

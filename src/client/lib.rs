@@ -55,7 +55,7 @@ pub mod scripted_server;
 mod topics;
 
 use tickcast_proto::{
-    Encoding,
+    WireFormat,
     ids::{Sequence, TopicId},
     limits::FRAME_BYTES_MAX_DEFAULT,
     subscription::{Delivery, From, Position},
@@ -98,8 +98,8 @@ pub const CLIENT_NAME_BYTES_MAX: usize = 255;
 /// Options of a [`Connection`]: its encoding, who the client is, and what it accepts.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
-    /// The encoding. All but [`Encoding::Native`] are WebSockets.
-    pub encoding: Encoding,
+    /// The encoding. All but [`WireFormat::TCP_NATIVE`] are WebSockets.
+    pub encoding: WireFormat,
     /// `Host` header of the WebSocket handshake; not used by native connections.
     pub host: String,
     /// Path and query of the WebSocket handshake, such as `/ws` or `/ws?topics=a.%3E`; not used by native connections.
@@ -116,7 +116,7 @@ pub struct ConnectOptions {
 
 impl ConnectOptions {
     /// The default options for an encoding.
-    pub fn new(encoding: Encoding) -> ConnectOptions {
+    pub fn new(encoding: WireFormat) -> ConnectOptions {
         ConnectOptions {
             encoding,
             host: "localhost".into(),
@@ -141,7 +141,7 @@ pub struct SubscribeOptions {
 /// A message from the server. Borrows from the connection until the next poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// The server accepted the connection. Never on [`Encoding::WebSocketRaw`].
+    /// The server accepted the connection. Never on [`WireFormat::WEBSOCKET_RAW`].
     Welcome {
         /// The server's name and version.
         server: &'a str,
@@ -223,7 +223,7 @@ pub enum Event<'a> {
         /// Whether every tick after the position follows.
         recovered: bool,
     },
-    /// A tick on [`Encoding::WebSocketRaw`], which carries payloads only.
+    /// A tick on [`WireFormat::WEBSOCKET_RAW`], which carries payloads only.
     Payload(&'a [u8]),
     /// The answer to a ping: the server has processed everything sent before it.
     Pong {

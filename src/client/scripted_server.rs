@@ -7,7 +7,7 @@ use std::{
 };
 
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
     command::Command,
     frame::{self, Kind, Meta},
     ids::{Sequence, TopicId},
@@ -90,7 +90,7 @@ impl Peer {
     /// Sends a reply.
     pub fn reply(&mut self, reply: Reply<'_>) {
         let mut bytes = Vec::new();
-        reply.encode(Encoding::Native, &mut bytes);
+        reply.encode(WireFormat::TCP_NATIVE, &mut bytes);
         self.stream.write_all(&bytes).unwrap();
     }
 

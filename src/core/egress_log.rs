@@ -1,4 +1,4 @@
-//! The egress log: one shard's frames in one encoding, each encoded once, shared by every session that takes it.
+//! The egress log: one shard's messages in one wire format, each encoded once, shared by every session that takes it.
 
 use std::collections::VecDeque;
 
@@ -203,6 +203,7 @@ impl EgressLog {
     }
 
     /// The bytes of a range that is not lapped.
+    #[inline]
     pub fn bytes(&self, range: Range) -> &[u8] {
         debug_assert!(!self.is_lapped(range.start), "a lapped range is never sent");
         let offset = (range.start % self.buffer.len() as u64) as usize;

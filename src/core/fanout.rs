@@ -7,8 +7,11 @@ mod topic;
 
 use std::collections::{HashMap, VecDeque};
 
-use self::topic::EgressTopic;
-pub use self::{conflation::Pace, egress_logs::Logs};
+use self::topic::{EgressTopic, Group};
+pub use self::{
+    conflation::Pace,
+    egress_logs::{EgressLogs, LogIndex},
+};
 use crate::{
     home::last_value::KeysBudget,
     pattern_trie::PatternTrie,
@@ -16,7 +19,6 @@ use crate::{
     session::table::{Offered, Sessions},
 };
 use tickcast_proto::{
-    Encoding,
     frame::Frame,
     ids::{ShardId, TopicId},
     pattern,
@@ -168,7 +170,7 @@ impl Fanout {
     pub fn set_policies(&mut self, policies: Rules<Policy>, behind_bytes: usize, keys_max: usize) {
         if policies != self.settings.policies {
             for topic in self.topics.iter_mut().flatten().flatten() {
-                topic.policy = policies.of(&topic.name);
+                topic.policy = policies.of(&topic.info.name);
             }
         }
         (self.settings.policies, self.settings.behind_bytes) = (policies, behind_bytes);
@@ -193,7 +195,7 @@ impl Fanout {
     /// Sessions that take a topic here.
     pub fn takers_len(&self, id: TopicId) -> usize {
         let topic = topic_ref(&self.topics, id, self.shards);
-        topic.map_or(0, |topic| topic.members.iter().map(Vec::len).sum())
+        topic.map_or(0, EgressTopic::members_len)
     }
 
     /// The entry of a pattern somebody here holds.
@@ -273,7 +275,7 @@ impl Fanout {
 
     /// Makes a live subscription take effect: the session joins every matching topic, each announced to it first. A
     /// look at each topic known here for a wildcard, one look-up for a name. Returns the topics looked at.
-    pub fn attach(&mut self, live: GoesLive, sessions: &mut Sessions, logs: &mut Logs) -> usize {
+    pub fn attach(&mut self, live: GoesLive, sessions: &mut Sessions, logs: &mut EgressLogs) -> usize {
         let Some(entry) = self.entries[live.entry as usize].as_mut() else { return 0 };
         let Some(session) = sessions.open_mut(live.slot) else { return 0 };
         let held = session.subscriptions.iter_mut().find(|held| held.entry == live.entry);
@@ -291,10 +293,11 @@ impl Fanout {
             for home in 0..self.topics.len() {
                 for local in 0..self.topics[home].len() {
                     let found = self.topics[home][local].as_ref();
-                    let Some(topic) = found.filter(|topic| pattern::matches(&pattern, &topic.name)) else {
+                    let Some(topic) = found.filter(|topic| pattern::matches(&pattern, &topic.info.name))
+                    else {
                         continue;
                     };
-                    self.join(topic.id, live.slot, delivery, begin, sessions, logs);
+                    self.join(topic.info.id, live.slot, delivery, begin, sessions, logs);
                     self.relieve(sessions, logs);
                 }
             }
@@ -313,7 +316,7 @@ impl Fanout {
         delivery: Delivery,
         begin: Begin,
         sessions: &mut Sessions,
-        logs: &mut Logs,
+        logs: &mut EgressLogs,
     ) {
         let wanted = self.wanted(id, slot, begin, sessions);
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
@@ -349,7 +352,7 @@ impl Fanout {
         }
         let of_pattern = |id: &&TopicId| {
             topic_ref(&self.topics, **id, self.shards)
-                .is_some_and(|topic| pattern::matches(&entry.pattern, &topic.name))
+                .is_some_and(|topic| pattern::matches(&entry.pattern, &topic.info.name))
         };
         let taken = session.memberships.keys().filter(of_pattern).copied().collect();
         (taken, session.memberships.len() + 1)
@@ -373,7 +376,7 @@ impl Fanout {
                 let matching = session.subscriptions.iter().filter(|held| {
                     let entry = self.entries[held.entry as usize].as_ref();
                     held.position.is_some()
-                        && entry.is_some_and(|entry| pattern::matches(&entry.pattern, &topic.name))
+                        && entry.is_some_and(|entry| pattern::matches(&entry.pattern, &topic.info.name))
                 });
                 (topic.merge(matching.map(|held| held.delivery)), session.subscriptions.len())
             }
@@ -452,7 +455,7 @@ impl Fanout {
         epoch: u64,
         name: &str,
         sessions: &mut Sessions,
-        logs: &mut Logs,
+        logs: &mut EgressLogs,
     ) {
         let Some(local) = id.local_index(self.shards) else { return };
         let of_home = &mut self.topics[usize::from(id.home(self.shards).0)];
@@ -481,13 +484,13 @@ impl Fanout {
         let Some(local) = id.local_index(self.shards) else { return };
         let of_home = &mut self.topics[usize::from(id.home(self.shards).0)];
         let Some(topic) = of_home.get_mut(local as usize).and_then(Option::take) else { return };
-        debug_assert!(topic.members.iter().all(Vec::is_empty), "a topic is closed when nobody here takes it");
+        debug_assert!(topic.groups.is_empty(), "a topic is closed when nobody here takes it");
         topic.newest.give_back(&mut self.settings.keys);
-        self.by_name.remove(&topic.name);
+        self.by_name.remove(&topic.info.name);
     }
 
-    /// Appends a tick once for each encoding in use and queues it to the sessions that take it now.
-    pub fn deliver(&mut self, tick: &Frame<'_>, sessions: &mut Sessions, logs: &mut Logs, now_ns: u64) {
+    /// Appends a tick once for each wire format that its takers use, and queues it to the sessions that take it now.
+    pub fn deliver(&mut self, tick: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs, now_ns: u64) {
         let id = TopicId(tick.header.topic_id);
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
         let sequence = tick.header.sequence;
@@ -495,18 +498,17 @@ impl Fanout {
         topic.newest.put(sequence, tick.key(), &mut self.settings.keys, |out| {
             out.extend_from_slice(tick.bytes);
         });
-        topic.latest = Default::default();
-        for encoding in Encoding::ALL {
-            let members = &mut topic.members[encoding as usize];
+        for Group { format, members, latest, .. } in &mut topic.groups {
+            *latest = None;
             if members.iter().all(|member| member.is_skipped()) {
                 continue;
             }
-            let Some((log, range)) = logs.append_tick(encoding, tick, &topic.json_prefix) else {
+            let Some((log, range)) = logs.append_tick(*format, tick, &topic.info) else {
                 // Longer than a whole log: none of them can have it, and a lost tick is never silent.
                 members.iter().for_each(|member| sessions.doom_slow(member.slot()));
                 continue;
             };
-            topic.latest[encoding as usize] = Some(range);
+            *latest = Some(range);
             for member in members.iter_mut().filter(|member| !member.is_skipped()) {
                 let slot = member.slot();
                 if member.is_paced()

@@ -39,7 +39,7 @@ pub const RATE_HIGHEST: u32 = 10_000_000;
 /// Topics a home shard sequences: the server's `topics_max` is divided over the shards. Default of the whole.
 pub const TOPICS_MAX_DEFAULT: usize = 65_536;
 
-/// One encoding's egress log on one shard, default bytes. A session that falls further behind than this has lost
+/// One wire format's egress log on one shard, default bytes. A session that falls further behind than this has lost
 /// its place in it.
 pub const EGRESS_LOG_BYTES_DEFAULT: usize = 16 << 20;
 /// Lowest bytes of an egress log: what one piece of history adds must not lap what was fresh before it.

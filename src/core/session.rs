@@ -17,7 +17,7 @@ use crate::{
     metrics::counters::Counter,
     session::membership::{Lag, Membership, TopicMap},
 };
-use tickcast_proto::{DecodeError, Encoding, framing::websocket::WebSocket, ids::ShardId};
+use tickcast_proto::{DecodeError, WireFormat, framing::Decoder, ids::ShardId};
 
 /// Why a session ended. Every session ends with exactly one, and each is counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,34 +130,49 @@ pub enum Pulse {
     Late,
 }
 
-/// What a session is at: which decoder its input goes to.
+/// Which kind of listener a connection came through: it decides how the handshake begins, and nothing later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerKind {
+    /// Native TCP: HELLO opens the session.
+    Native,
+    /// HTTP: an upgrade opens the session.
+    Http,
+}
+
+/// How far a session is in the protocol: what its input is.
 #[derive(Debug)]
 pub enum Protocol {
-    /// Native, before HELLO.
-    NativeHello,
-    /// Native.
-    Native,
-    /// Before the end of the handshake, and on its way to the shard of its identity: what comes is kept for it.
-    Leaving(ShardId),
-    /// Before the end of the HTTP request head.
+    /// An HTTP request head, not yet whole.
     HttpHead,
-    /// A WebSocket in one of the three encodings; with a decoder of its own only within a message in fragments.
-    Stream(Option<Box<WebSocket>>),
-    /// A WebSocket on `/echo`.
-    Echo(Box<WebSocket>),
+    /// Messages, of which the first has to be HELLO.
+    Hello(Decoder),
+    /// Handshake bytes, kept for the shard that is to serve the session.
+    Leaving(ShardId),
+    /// Messages of the session's wire format.
+    Open(Decoder),
+    /// WebSocket messages that are sent back: `/echo`.
+    Echo(Decoder),
 }
 
 impl Protocol {
     /// Whether the handshake is still to be done, here or elsewhere.
     pub fn is_handshake(&self) -> bool {
-        matches!(self, Protocol::NativeHello | Protocol::HttpHead | Protocol::Leaving(_))
+        matches!(self, Protocol::Hello(_) | Protocol::HttpHead | Protocol::Leaving(_))
+    }
+
+    /// The decoder of its messages; `None` while its input is no message.
+    pub fn decoder_mut(&mut self) -> Option<&mut Decoder> {
+        match self {
+            Protocol::Hello(decoder) | Protocol::Open(decoder) | Protocol::Echo(decoder) => Some(decoder),
+            Protocol::HttpHead | Protocol::Leaving(_) => None,
+        }
     }
 }
 
 /// Something that waits to be sent, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Segment {
-    /// Shared frames in the egress log of the session's encoding.
+    /// Shared frames in the egress log of the session's wire format.
     Log(Range),
     /// The next bytes of the session's own replies.
     Reply(u32),
@@ -205,9 +220,11 @@ pub struct Ending {
 pub struct Session {
     /// Unique for the life of the shard: a slot is used again, an id never.
     pub id: u64,
-    /// How the server's messages are encoded.
-    pub encoding: Encoding,
-    /// Which decoder takes its input.
+    /// Which kind of listener its connection came through.
+    pub listener: ListenerKind,
+    /// How its messages look on the wire: that of its listener's default until the handshake has named another.
+    pub format: WireFormat,
+    /// How far it is in the protocol.
     pub protocol: Protocol,
     /// Received, not yet decoded. Bound: the longest frame and what was in flight when reading was paused.
     pub input: Vec<u8>,
@@ -270,11 +287,16 @@ pub struct Session {
 
 impl Session {
     /// A session that has just connected.
-    pub fn new(id: u64, encoding: Encoding, protocol: Protocol) -> Session {
-        Session {
+    pub fn new(id: u64, listener: ListenerKind) -> Session {
+        let format = match listener {
+            ListenerKind::Native => WireFormat::TCP_NATIVE,
+            ListenerKind::Http => WireFormat::WEBSOCKET_JSON,
+        };
+        let mut session = Session {
             id,
-            encoding,
-            protocol,
+            listener,
+            format,
+            protocol: Protocol::HttpHead,
             input: Vec::new(),
             partial_since_ns: None,
             partial_watched: false,
@@ -305,7 +327,17 @@ impl Session {
             replies: Vec::new(),
             replies_start: 0,
             own_bytes: 0,
-        }
+        };
+        session.begin_handshake();
+        session
+    }
+
+    /// Awaits the handshake that the listener's clients begin with.
+    pub fn begin_handshake(&mut self) {
+        self.protocol = match self.listener {
+            ListenerKind::Native => Protocol::Hello(Decoder::new(self.format.framing)),
+            ListenerKind::Http => Protocol::HttpHead,
+        };
     }
 
     /// Bytes waiting to be sent.

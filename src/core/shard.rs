@@ -36,7 +36,7 @@ use self::{
 use crate::{
     admission::Publishers,
     config::Limits,
-    fanout::{self, Fanout, Logs},
+    fanout::{self, EgressLogs, Fanout, LogIndex},
     home::{Home, Keeping, last_value::KeysBudget},
     limits::{GATHER_BYTES, SCANS_MAX, SEND_BYTES_MAX, SENDS_PER_SUBMIT, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
     metrics::{
@@ -44,14 +44,13 @@ use crate::{
         latency::Latency,
     },
     now::Now,
-    session::{Next, Protocol, Session, Source, holders::Holders, membership::Membership, table::Sessions},
+    session::{Next, Session, Source, holders::Holders, membership::Membership, table::Sessions},
     timer_wheel::Wheel,
 };
 use tickcast_proto::{
-    Encoding,
     codec::json,
     frame::FLAG_PAYLOAD_JSON,
-    framing::websocket::WebSocket,
+    framing::SharedDecoders,
     http::{NoFiles, StaticFiles},
     ids::{ShardId, TopicId},
     records::Publish,
@@ -59,18 +58,10 @@ use tickcast_proto::{
 };
 
 pub use self::{ending::LOG_TARGET_SESSION, placing::Departure, stages::PeerStages};
+pub use crate::session::ListenerKind;
 
 /// The origin of ticks that no session published: nobody is told when they are refused, but it is counted.
 pub const ORIGIN_INGEST: u64 = u64::MAX;
-
-/// Which door a connection came through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Door {
-    /// The native port.
-    Native,
-    /// The HTTP port.
-    Http,
-}
 
 /// What the transport is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +85,7 @@ pub enum Action {
 pub struct Send {
     /// Whose.
     pub slot: u32,
-    encoding: Encoding,
+    log: LogIndex,
     source: Source,
 }
 
@@ -120,7 +111,7 @@ pub struct Shard {
     limits: Limits,
     home: Home,
     fanout: Fanout,
-    logs: Logs,
+    logs: EgressLogs,
     sessions: Sessions,
     stages: Stages,
     actions: VecDeque<Action>,
@@ -148,8 +139,8 @@ pub struct Shard {
     /// What a drain may still append to the logs.
     drain_left_bytes: u64,
     scratch: Vec<u8>,
-    /// The decoder of all WebSockets that are between two messages.
-    websocket: Option<Box<WebSocket>>,
+    /// What the sessions' decoders share.
+    decoders: SharedDecoders,
     /// Frames of a piece of history while it is put together.
     pieces: Vec<u8>,
     /// Static files that HTTP requests may ask for.
@@ -186,7 +177,7 @@ impl Shard {
                     behind_bytes: limits.behind_bytes,
                 },
             ),
-            logs: Logs::new(limits.egress_log_bytes),
+            logs: EgressLogs::new(limits.egress_log_bytes),
             sessions: Sessions::new(limits.outbox_bytes_max, limits.behind_bytes),
             stages: Stages::new(shards),
             actions: VecDeque::new(),
@@ -205,7 +196,7 @@ impl Shard {
             walk_left: TURN_SCAN_TOPICS,
             drain_left_bytes: (limits.egress_log_bytes / 4) as u64,
             scratch: Vec::new(),
-            websocket: None,
+            decoders: SharedDecoders::new(limits.frame_bytes_max, limits.message_bytes_max()),
             pieces: Vec::new(),
             files: &NoFiles,
             limits,
@@ -248,20 +239,16 @@ impl Shard {
     }
 
     /// A connection came in; its slot is vacant.
-    pub fn handle_accept(&mut self, slot: u32, door: Door, now: Now) {
+    pub fn handle_accept(&mut self, slot: u32, listener: ListenerKind, now: Now) {
         self.counters.add(Counter::SessionsAccepted, 1);
-        self.open(slot, door, now);
+        self.open(slot, listener, now);
     }
 
     /// Makes the session of a connection, whichever shard accepted it.
-    fn open(&mut self, slot: u32, door: Door, now: Now) {
+    fn open(&mut self, slot: u32, listener: ListenerKind, now: Now) {
         self.generation = self.generation.wrapping_add(1);
         let id = u64::from(self.generation) << 32 | u64::from(slot);
-        let session = match door {
-            Door::Native => Session::new(id, Encoding::Native, Protocol::NativeHello),
-            Door::Http => Session::new(id, Encoding::WebSocketJson, Protocol::HttpHead),
-        };
-        self.sessions.insert(slot, session);
+        self.sessions.insert(slot, Session::new(id, listener));
         self.counters.add(Counter::SessionsOpen, 1);
         self.publishers.enter(slot);
         let deadline = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
@@ -331,9 +318,9 @@ impl Shard {
     /// no other until [`Shard::handle_sent`] says what became of it.
     pub fn poll_send(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
         while let Some(slot) = self.sessions.pop_ready() {
-            let encoding = self.sessions.any_mut(slot)?.encoding;
-            match self.sessions.take_send(slot, self.logs.of(encoding), gather) {
-                Next::Send(source) => return Some(Send { slot, encoding, source }),
+            let log = LogIndex::of(self.sessions.any_mut(slot)?.format);
+            match self.sessions.take_send(slot, self.logs.get(log), gather) {
+                Next::Send(source) => return Some(Send { slot, log, source }),
                 Next::Lapped => self.lapped(slot, now),
                 Next::Idle if self.sessions.get(slot).is_some_and(Session::has_work) => {
                     self.sessions.make_ready(slot);
@@ -349,9 +336,10 @@ impl Shard {
     }
 
     /// The bytes of a SEND that `poll_send` returned since the gather buffer was last cleared.
+    #[inline]
     pub fn send_bytes<'a>(&'a self, send: &Send, gather: &'a [u8]) -> &'a [u8] {
         match send.source {
-            Source::Log(range) => self.logs.of(send.encoding).map_or(&[], |log| log.bytes(range)),
+            Source::Log(range) => self.logs.get(send.log).map_or(&[], |log| log.bytes(range)),
             Source::Gathered(start, len) => &gather[start..start + len],
         }
     }
@@ -452,7 +440,7 @@ impl Shard {
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.clear();
         if let Some(session) = self.sessions.any_mut(slot) {
-            reply.encode(session.encoding, &mut scratch);
+            reply.encode(session.format, &mut scratch);
         }
         self.sessions.with_outbox(slot, |session| session.push_reply(|out| out.extend_from_slice(&scratch)));
         self.scratch = scratch;

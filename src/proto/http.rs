@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 
 use crate::{
-    Encoding, Step,
+    Step, WireFormat,
     codec::json,
     identity,
     limits::{HTTP_HEADERS_MAX, REFUSED_RETRY_AFTER_S},
@@ -35,10 +35,10 @@ pub enum Answer {
 /// What a WebSocket is for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Target {
-    /// `/ws`: the protocol, in this encoding; patterns to subscribe at once.
+    /// `/ws`: the protocol, in this wire format; patterns to subscribe at once.
     Stream {
         /// From the subprotocol asked for; JSON when none was.
-        encoding: Encoding,
+        format: WireFormat,
         /// From `?topics=a.b,c.>`, percent-decoded, not yet checked.
         patterns: Vec<String>,
         /// From `?policy=conflate&max_rate=5`.
@@ -158,7 +158,7 @@ fn answer(request: &httparse::Request<'_, '_>, offer: Offer<'_>) -> Result<Answe
     let target = match parts.uri().path() {
         "/ws" => {
             let Query { patterns, client, delivery, from } = query(parts.uri().query())?;
-            Target::Stream { encoding: Encoding::WebSocketJson, patterns, client, delivery, from }
+            Target::Stream { format: WireFormat::WEBSOCKET_JSON, patterns, client, delivery, from }
         }
         "/echo" if offer.debug_echo => Target::Echo,
         _ => return refuse(StatusCode::NOT_FOUND, "nothing here: the page is at /, the stream at /ws"),
@@ -177,7 +177,7 @@ fn answer(request: &httparse::Request<'_, '_>, offer: Offer<'_>) -> Result<Answe
     })?;
     let target = match target {
         Target::Stream { patterns, client, delivery, from, .. } => {
-            Target::Stream { encoding: negotiate(headers, &mut response)?, patterns, client, delivery, from }
+            Target::Stream { format: negotiate(headers, &mut response)?, patterns, client, delivery, from }
         }
         echo => echo,
     };
@@ -208,7 +208,7 @@ fn convert(request: &httparse::Request<'_, '_>) -> Result<http::Request<()>, Ref
 }
 
 /// The first subprotocol the client offers that this server speaks (RFC 6455, section 4.2.2).
-fn negotiate(headers: &http::HeaderMap, response: &mut http::Response<()>) -> Result<Encoding, Refusal> {
+fn negotiate(headers: &http::HeaderMap, response: &mut http::Response<()>) -> Result<WireFormat, Refusal> {
     let mut asked = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
         .iter()
@@ -217,20 +217,19 @@ fn negotiate(headers: &http::HeaderMap, response: &mut http::Response<()>) -> Re
         .map(str::trim)
         .peekable();
     if asked.peek().is_none() {
-        return Ok(Encoding::WebSocketJson);
+        return Ok(WireFormat::WEBSOCKET_JSON);
     }
-    let known = |name: &str| Encoding::ALL.into_iter().find(|encoding| encoding.subprotocol() == Some(name));
-    let Some(encoding) = asked.find_map(known) else {
-        let names: Vec<_> = Encoding::ALL.into_iter().filter_map(Encoding::subprotocol).collect();
+    let Some(format) = asked.find_map(WireFormat::of_subprotocol) else {
+        let names: Vec<_> = WireFormat::subprotocols().collect();
         return Err(Refusal(
             StatusCode::BAD_REQUEST,
             format!("unknown subprotocol: use {}", names.join(", ")),
         ));
     };
-    if let Some(name) = encoding.subprotocol() {
+    if let Some(name) = format.subprotocol() {
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name));
     }
-    Ok(encoding)
+    Ok(format)
 }
 
 /// What `/ws?` may ask for.
@@ -346,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upgrade_names_encoding_and_topics() {
+    fn an_upgrade_names_format_and_topics() {
         let request = format!("{REQUEST}Sec-WebSocket-Protocol: other, tickcast.v1.raw\r\n\r\nrest");
         let Step::Complete(used, Answer::Upgrade { response, target }) = step(request.as_bytes(), OFFER)
         else {
@@ -360,7 +359,7 @@ mod tests {
         assert_eq!(
             target,
             Target::Stream {
-                encoding: Encoding::WebSocketRaw,
+                format: WireFormat::WEBSOCKET_RAW,
                 patterns: vec!["a.b".into(), "c.>".into()],
                 delivery: Delivery::default(),
                 from: From::Live,
@@ -377,8 +376,8 @@ mod tests {
         };
         let patterns = vec!["a.b".into(), "c.>".into(), "*.d".into()];
         let client = String::new();
-        let (encoding, delivery, from) = (Encoding::WebSocketJson, Delivery::default(), From::Live);
-        assert_eq!(target, Target::Stream { encoding, patterns, client, delivery, from });
+        let (format, delivery, from) = (WireFormat::WEBSOCKET_JSON, Delivery::default(), From::Live);
+        assert_eq!(target, Target::Stream { format, patterns, client, delivery, from });
     }
 
     #[test]
@@ -389,8 +388,8 @@ mod tests {
         };
         let client = String::new();
         let delivery = Delivery { policy: Some(Policy::Conflate), interval_us: 200_000 };
-        let (encoding, patterns) = (Encoding::WebSocketJson, vec!["a.b".into(), "c".into()]);
-        assert_eq!(target, Target::Stream { encoding, patterns, client, delivery, from: From::Latest });
+        let (format, patterns) = (WireFormat::WEBSOCKET_JSON, vec!["a.b".into(), "c".into()]);
+        assert_eq!(target, Target::Stream { format, patterns, client, delivery, from: From::Latest });
         for bad in ["from=1", "policy=x", "max_rate=0", "max_rate=NaN", "max_rate=x"] {
             let request = format!("{}\r\n", REQUEST.replace("topics=a.b,c.%3E", bad));
             assert_eq!(status(&request), 400, "{bad}");

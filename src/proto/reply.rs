@@ -1,14 +1,7 @@
-//! What the server says to one session: the same replies in every encoding. What it says to many (ticks, topic
+//! What the server says to one session: the same replies in every wire format. What it says to many (ticks, topic
 //! announcements) is encoded once in the egress logs instead.
 
-use crate::{
-    Encoding, ErrorCode,
-    codec::json,
-    frame::{self, Kind, Meta},
-    framing::websocket::{self, DataType},
-    ids::TopicId,
-    records::{Closing, ErrorRecord, Recovered, Request, Subscribed, Token, Welcome},
-};
+use crate::{ErrorCode, WireFormat, ids::TopicId};
 
 /// One reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,79 +97,9 @@ pub enum Reply<'a> {
 pub const SERVER: &str = concat!("tickcast/", env!("CARGO_PKG_VERSION"));
 
 impl Reply<'_> {
-    /// Appends the reply as its encoding has it: nothing for raw, which carries payloads only.
-    pub fn encode(&self, encoding: Encoding, out: &mut Vec<u8>) {
-        match encoding {
-            Encoding::Native => self.encode_frame(out),
-            Encoding::WebSocketRkyv => {
-                let mut body = Vec::with_capacity(128);
-                self.encode_frame(&mut body);
-                websocket::encode(out, DataType::Binary, &body);
-            }
-            Encoding::WebSocketJson => {
-                let mut body = Vec::with_capacity(128);
-                self.encode_json(&mut body);
-                websocket::encode(out, DataType::Text, &body);
-            }
-            Encoding::WebSocketRaw => {}
-        }
-    }
-
-    fn encode_frame(&self, out: &mut Vec<u8>) {
-        let meta = Meta::default();
-        match *self {
-            Reply::Welcome { request, epoch, session, frame_bytes_max } => {
-                let record = Welcome { epoch, session, frame_bytes_max: frame_bytes_max as u32, request };
-                frame::encode(out, Kind::Welcome, meta, &record, &[SERVER.as_bytes()]);
-            }
-            Reply::Subscribed { request, pattern, epoch } => {
-                let record = Subscribed { epoch, request, reserved: 0 };
-                frame::encode(out, Kind::Subscribed, meta, &record, &[pattern.as_bytes()]);
-            }
-            Reply::Unsubscribed { request, pattern } => {
-                let record = Request { request, reserved: 0 };
-                frame::encode(out, Kind::Unsubscribed, meta, &record, &[pattern.as_bytes()]);
-            }
-            Reply::Recovered { topic_id, name, epoch, sequence, recovered } => {
-                let meta = Meta { topic_id, ..meta };
-                let record = Recovered { epoch, sequence, recovered: recovered.into(), reserved: 0 };
-                frame::encode(out, Kind::Recovered, meta, &record, &[name.as_bytes()]);
-            }
-            Reply::Conflated { topic, from, to, .. } => {
-                frame::encode_skipped(out, Kind::Conflated, topic, from, to);
-            }
-            Reply::Gap { topic, from, to, .. } => frame::encode_skipped(out, Kind::Gap, topic, from, to),
-            Reply::Pong { token } => {
-                frame::encode(out, Kind::Pong, meta, &Token { token }, &[]);
-            }
-            Reply::Error { request, code, text } => {
-                let record = ErrorRecord { request, code: code as u16, reserved: 0 };
-                frame::encode(out, Kind::Error, meta, &record, &[text.as_bytes()]);
-            }
-            Reply::Closing { code, reason, reconnect_after_ms } => {
-                let record = Closing { reconnect_after_ms, code, reserved: 0 };
-                frame::encode(out, Kind::Closing, meta, &record, &[reason.as_bytes()]);
-            }
-        }
-    }
-
-    fn encode_json(&self, out: &mut Vec<u8>) {
-        match *self {
-            Reply::Welcome { request, epoch, session, frame_bytes_max } => {
-                json::encode_welcome(out, request, SERVER, epoch, session, frame_bytes_max);
-            }
-            Reply::Subscribed { request, pattern, .. } => json::encode_subscribed(out, request, pattern),
-            Reply::Unsubscribed { request, pattern } => json::encode_unsubscribed(out, request, pattern),
-            Reply::Recovered { name, epoch, sequence, recovered, .. } => {
-                json::encode_recovered(out, name, epoch, sequence, recovered);
-            }
-            Reply::Conflated { name, from, to, .. } => json::encode_skipped(out, "conflated", name, from, to),
-            Reply::Gap { name, from, to, .. } => json::encode_skipped(out, "gap", name, from, to),
-            Reply::Pong { token } => json::encode_pong(out, token),
-            Reply::Error { request, code, text } => json::encode_error(out, request, code, text),
-            Reply::Closing { code, reason, reconnect_after_ms } => {
-                json::encode_closing(out, code, reason, reconnect_after_ms);
-            }
-        }
+    /// Appends the reply, as a whole message; nothing where the codec has no replies.
+    pub fn encode(&self, format: WireFormat, out: &mut Vec<u8>) {
+        let WireFormat { codec, framing } = format;
+        framing.write_with(codec.message_type(), out, |body| codec.encode_reply(self, body));
     }
 }

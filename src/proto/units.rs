@@ -74,7 +74,9 @@ impl Quantity {
     }
 }
 
-/// Why a text is not a duration or a size. The message says what to write instead; it does not repeat the text.
+/// Why a text is not a duration or a size.
+///
+/// The message says what to write instead, and leaves it to the caller to quote the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnitError {
     /// The text does not begin with a decimal number.
@@ -140,7 +142,7 @@ pub fn parse_size_bytes(text: &str) -> Result<u64, UnitError> {
     parse(text, Quantity::Size, Some("B"))
 }
 
-/// Parses the value of an option whose name carries seconds, `--duration-s 10`; an explicit unit takes precedence.
+/// Parses a duration in seconds unless it has a unit, for options such as `--duration-s 10`.
 ///
 /// # Errors
 /// [`UnitError`].
@@ -148,7 +150,7 @@ pub fn parse_seconds_ns(text: &str) -> Result<u64, UnitError> {
     parse(text, Quantity::Duration, Some("s"))
 }
 
-/// Parses the value of an option whose name carries milliseconds, `--behind-ms 500`; an explicit unit takes precedence.
+/// Parses a duration in milliseconds unless it has a unit, for options such as `--behind-ms 500`.
 ///
 /// # Errors
 /// [`UnitError`].
@@ -156,7 +158,7 @@ pub fn parse_milliseconds_ns(text: &str) -> Result<u64, UnitError> {
     parse(text, Quantity::Duration, Some("ms"))
 }
 
-/// Parses the value of an option whose name carries microseconds, `--interval-us 200`; an explicit unit takes precedence.
+/// Parses a duration in microseconds unless it has a unit, for options such as `--interval-us 200`.
 ///
 /// # Errors
 /// [`UnitError`].
@@ -175,7 +177,7 @@ pub fn format_duration(ns: u64) -> String {
     format(ns, DURATION_UNITS.iter().filter(is_readable))
 }
 
-/// The shortest text, unit included, that [`parse_size_bytes`] reads back as exactly `bytes`: `8MiB`, `1500B`.
+/// The shortest text with a unit that [`parse_size_bytes`] reads back as exactly `bytes`: `8MiB`.
 pub fn format_size(bytes: u64) -> String {
     if bytes == 0 { "0B".into() } else { format(bytes, SIZE_UNITS.iter()) }
 }
@@ -211,7 +213,7 @@ fn parse(text: &str, quantity: Quantity, bare_unit: Option<&str>) -> Result<u64,
     // At most 10^18 times a day's 8.64 * 10^13 ns: far below 2^128.
     let scaled = digits(fraction).unwrap_or(0) * u128::from(multiplier);
     let scale = 10_u128.pow(fraction.len() as u32);
-    if scaled % scale != 0 {
+    if !scaled.is_multiple_of(scale) {
         return Err(UnitError::NotWhole(quantity));
     }
     digits(whole)
@@ -228,8 +230,7 @@ fn digits(digits: &str) -> Option<u128> {
         .map(u128::from)
 }
 
-/// The shortest decimal form of `value` that begins with a digit other than 0; of equally short ones, that in the largest
-/// unit.
+/// The shortest decimal form of `value` in units not larger than it; the largest unit of equally short ones.
 fn format<'a>(value: u64, units: impl Iterator<Item = &'a Unit>) -> String {
     let mut shortest = String::new();
     for &(name, multiplier) in units.filter(|(_, multiplier)| *multiplier <= value) {

@@ -17,6 +17,8 @@ pub const SOCKET_SEND_BYTES_LOWEST: usize = 4 << 10;
 
 /// One direction of one (shard, shard) or (ingest, shard) pair, default bytes.
 pub const MESH_RING_BYTES_DEFAULT: usize = 1 << 20;
+/// Highest number of a core that a list may name.
+pub const CORE_HIGHEST: usize = 4_096;
 /// Completions of the data ring a shard handles in one turn.
 pub const TURN_EVENTS: usize = 1_024;
 /// Longest latency budget, microseconds: what waits for a turn is bounded by the rings, not by time.

@@ -8,12 +8,12 @@ use std::{
 
 use clap::Parser;
 use tickcast::{
-    cli::{Cli, Command, pages},
+    cli::{Cli, Command, old, pages},
     commands,
     config::{
         Config, Source,
-        file::Options,
         listener::{Address, Kind},
+        settings::Settings,
     },
     error::StartupError,
     logging,
@@ -24,10 +24,10 @@ use tickcast::{
 
 fn main() -> ExitCode {
     logging::init();
-    let result = match Cli::parse().command {
+    let result = match Cli::parse_from(old::words(std::env::args_os())).command {
         Command::Serve(_) => {
             let Err(error) = serve() else { return ExitCode::SUCCESS };
-            log::error!("{error}");
+            error.to_string().lines().for_each(|line| log::error!("{line}"));
             return ExitCode::from(error.exit_status());
         }
         Command::Sub(args) => commands::subscribe(&args).map_err(|error| error.to_string()),
@@ -54,29 +54,30 @@ fn serve() -> Result<(), StartupError> {
     // First of all: nothing else may be open.
     let passed = Passed::take()?;
     let words: Vec<OsString> = std::env::args_os().collect();
-    let options = Options::read(&words)?.unwrap_or_else(|error| error.exit());
+    let settings = Settings::read(&words).unwrap_or_else(|error| error.exit());
     let allowed: Vec<usize> =
         core_affinity::get_core_ids().ok_or(StartupError::NoCores)?.into_iter().map(|core| core.id).collect();
-    let config = Config::new(&options.args, &allowed).map_err(|error| options.locate(error))?;
+    settings.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    let config = Config::new(&settings, &allowed)?;
     logging::set_filter(&config.log);
-    if options.args.print_config {
-        let _ = io::stdout().lock().write_all(options.to_toml().as_bytes());
+    if settings.args.print_config {
+        let _ = io::stdout().lock().write_all(settings.to_toml().as_bytes());
         return Ok(());
     }
-    if options.args.check_config {
+    if settings.args.check_config {
         let _ = writeln!(io::stdout().lock(), "the configuration is good");
         return Ok(());
     }
-    let from_file = options.have_a_file();
-    let mut before = options;
+    let from_file = settings.have_a_file();
+    let mut before = settings;
     let read_again = move || -> Result<_, StartupError> {
-        let refused = |error: clap::Error| StartupError::Option("--config", error.to_string());
-        let options = Options::read(&words)?.map_err(refused)?;
+        // The command line was accepted before; only the file may have changed.
+        let settings = Settings::read(&words).map_err(|error| StartupError::Executor(error.to_string()))?;
+        settings.warnings.iter().for_each(|warning| log::warn!("SIGHUP: {warning}"));
         // Sources are not live, and a record may be as long as a day.
-        let config =
-            Config::without_sources(&options.args, &allowed).map_err(|error| options.locate(error))?;
-        let changes = options.changes_since(&before);
-        before = options;
+        let config = Config::without_sources(&settings, &allowed)?;
+        let changes = settings.changes_since(&before);
+        before = settings;
         Ok((config, changes))
     };
     let reload = from_file.then_some(Box::new(read_again) as Reload);
@@ -85,7 +86,7 @@ fn serve() -> Result<(), StartupError> {
 
 /// One line that scripts can read, then what a person would do next.
 fn announce(config: &Config, addresses: &[(Kind, Address)]) {
-    let mut text = format!("listening {}\n", supervisor::listening_words(addresses, config.shards));
+    let mut text = format!("listening {}\n", supervisor::listening::words(addresses, config.shards));
     let first = |kind: Kind| {
         let mut of_kind = addresses.iter().filter(|(has, _)| *has == kind);
         of_kind.find_map(|(_, address)| address.tcp())

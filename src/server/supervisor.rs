@@ -1,5 +1,6 @@
 //! Starts the shards and the ingests, says where it listens, waits for a reason to stop, and stops in order.
 
+pub mod listening;
 pub mod reload;
 
 use std::{
@@ -39,13 +40,16 @@ use crate::{
         systemd::{self, Feeder},
     },
     sources::{Lanes, StopFlag, ecg, replay, simulator},
-    supervisor::reload::{Reload, Reloader},
+    supervisor::{
+        listening::Opened,
+        reload::{Reload, Reloader},
+    },
     transport::desk::Desk,
     transport::{
         admission::{Admission, ConnectionCounts},
         driver::{ClientListener, Driver, Pacing},
         handover::{HandoverLanes, handover_lanes},
-        listener::{self, Listening},
+        listener::Listening,
         stop::Stop,
         uring::data_ring::{DataRing, ListenerId, Settings, eventfd},
     },
@@ -121,7 +125,7 @@ struct Server {
 /// What shards answered, by shard, since the last question.
 type Latencies = Vec<Option<Box<Latency>>>;
 
-/// Serves until a signal, or until something that cannot be mended while running. `listening` is called with the listeners'
+/// Serves until a signal, or until something that cannot be mended while running. `announce` is called with the listeners'
 /// addresses, in the order of the configuration, once every shard is ready. `passed` sockets take precedence over
 /// addresses. `reload` is what SIGHUP does; without it SIGHUP from a terminal stops the server, and any other is only
 /// logged.
@@ -130,8 +134,8 @@ type Latencies = Vec<Option<Box<Latency>>>;
 /// A [`StartupError`]: what is wrong and how to mend it.
 pub fn run(
     config: &Config,
-    mut passed: Passed,
-    listening: impl FnOnce(&[(Kind, Address)]),
+    passed: Passed,
+    announce: impl FnOnce(&[(Kind, Address)]),
     reload: Option<Reload>,
 ) -> Result<(), StartupError> {
     signals::block().map_err(|error| StartupError::Executor(error.to_string()))?;
@@ -142,25 +146,8 @@ pub fn run(
     let count = usize::from(config.shards) + config.sources.len();
     let counters: Vec<Arc<Counters>> = (0..count).map(|_| Arc::default()).collect();
     let (happened_in, happened) = channel();
-    // Admin first, so that whoever asks during the start learns what the server is at.
-    let (mut admin, mut clients, mut files) = (None, Vec::new(), Vec::new());
-    let mut addresses: Vec<(Kind, Address)> = Vec::new();
-    let (admins, others): (Vec<_>, Vec<_>) =
-        config.listeners.iter().partition(|listener| listener.kind == Kind::Admin);
-    for wanted in admins.into_iter().chain(others) {
-        let socket = passed.take_for(wanted.kind);
-        let shards = if wanted.kind == Kind::Admin { 1 } else { config.shards };
-        let mut opened = listener::open(wanted, socket, shards)?;
-        files.extend(opened.take_file());
-        addresses.push((opened.kind, opened.address.clone()));
-        match opened.kind {
-            Kind::Admin => admin = Some(start_admin(config, opened, &counters, &happened_in)?),
-            Kind::Native | Kind::Http => clients.push(opened),
-        }
-    }
-    if let Some(unwanted) = passed.first_left() {
-        return Err(StartupError::Passed(unwanted_socket(unwanted)));
-    }
+    let Opened { admin, clients, files, addresses } = listening::open(config, passed)?;
+    let admin = admin.map(|opened| start_admin(config, opened, &counters, &happened_in)).transpose()?;
     let set_stage = |stage| {
         if let Some(admin) = &admin {
             admin.set_stage(stage);
@@ -169,8 +156,10 @@ pub fn run(
     let reloader = Reloader::new(reload, config);
     let (server, lanes) = start(config, clients_max, clients, counters, (happened_in, happened), reloader)?;
     set_stage(Stage::Serving);
-    listening(&addresses);
-    let ready = || systemd::ready(&listening_words(&addresses, config.shards));
+    announce(&addresses);
+    // `systemctl status` is for whoever looks for the clients' addresses.
+    let of_clients: Vec<_> = addresses.iter().filter(|(kind, _)| *kind != Kind::Admin).cloned().collect();
+    let ready = || systemd::ready(&listening::words(&of_clients, config.shards));
     let drains = move || {
         // While they still listen: another server may take the paths from here on.
         drop(files);
@@ -178,36 +167,6 @@ pub fn run(
         systemd::stopping(config.drain_deadline_ns);
     };
     server.serve(config, lanes, ready, drains)
-}
-
-/// The addresses in use as words that scripts read: `tcp=`, `http=`, `admin=` of the first listeners, the number of shards,
-/// then every other listener by its kind, such as `native=unix:/run/tickcast.sock`.
-pub fn listening_words(addresses: &[(Kind, Address)], shards: u16) -> String {
-    let is_first_tcp = |at: usize| {
-        let (kind, address) = &addresses[at];
-        let is_tcp = |(has, address): &(Kind, Address)| has == kind && address.tcp().is_some();
-        *kind == Kind::Admin || address.tcp().is_some() && !addresses[..at].iter().any(is_tcp)
-    };
-    let (first, others): (Vec<usize>, Vec<usize>) = (0..addresses.len()).partition(|at| is_first_tcp(*at));
-    let of_kind = |kind: Kind| first.iter().find(|at| addresses[**at].0 == kind);
-    let mut words: Vec<String> = Kind::ALL
-        .into_iter()
-        .filter_map(|kind| of_kind(kind).map(|at| format!("{}={}", kind.option(), addresses[*at].1)))
-        .collect();
-    words.push(format!("shards={shards}"));
-    words.extend(others.into_iter().map(|at| format!("{}={}", addresses[at].0.name(), addresses[at].1)));
-    words.join(" ")
-}
-
-/// Nobody would accept from it, and whoever connects would wait for ever.
-fn unwanted_socket(kind: Kind) -> String {
-    let name = kind.option();
-    let remedy = match kind {
-        Kind::Admin => "leave out --no-admin, or add [[listener]] kind = \"admin\" to the file",
-        Kind::Native => "add [[listener]] kind = \"native\" to the file",
-        Kind::Http => "add [[listener]] kind = \"http\" to the file",
-    };
-    format!("{name:?}: there is no {} listener; {remedy}, or disable its socket unit", kind.name())
 }
 
 /// The operator's listener, which looks at these counters and asks the shards through the main thread.
@@ -282,7 +241,7 @@ fn start(
         .iter()
         .filter_map(|listening| {
             let dealt_to = listening.is_dealt().then_some(config.shards);
-            listening.kind.door().map(|door| ClientListener::new(door, dealt_to))
+            listening.kind.of_clients().map(|kind| ClientListener::new(kind, dealt_to))
         })
         .collect();
     let mut sockets: Vec<_> = clients.into_iter().map(|listening| listening.sockets.into_iter()).collect();

@@ -1,4 +1,4 @@
-//! The bare loop against the load client: it speaks enough of the protocol, and says what it sent.
+//! The bare loop against the load client: it speaks enough of the protocol and reports what it sent.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -41,7 +41,7 @@ impl Bare {
         Bare { child, stdout, address }
     }
 
-    /// Its report, once it has ended by itself or by a signal.
+    /// Waits until it ends, by itself or by a signal, and returns its report.
     fn report(mut self) -> Value {
         let mut text = String::new();
         self.stdout.read_to_string(&mut text).unwrap();
@@ -58,12 +58,12 @@ impl Drop for Bare {
     }
 }
 
-fn feeds(options: &[&str], transport: &[&str]) {
+fn feed_clients(options: &[&str], transport: &[&str]) {
     let _machine = beside_others();
-    let load = ["--topics", "2", "--ticks-per-send", "3", "--size", "50", "--interval-us", "2000"];
+    let load = ["--topics", "2", "--ticks-per-send", "3", "--size", "50", "--interval", "2ms"];
     let bare = Bare::start(&[&load[..], options].concat());
-    let arguments = ["--server", &bare.address, "--connections", CONNECTIONS, "--duration-s", "1"];
-    // It fails where a tick is missing.
+    let arguments = ["--server", &bare.address, "--connections", CONNECTIONS, "--duration", "1s"];
+    // The client fails if a tick is missing.
     let client = LoadClient::start(&[&arguments[..], transport].concat()).finish();
     let report = bare.report();
     let count = |report: &Value, name: &str| report[name].as_u64().unwrap();
@@ -75,21 +75,21 @@ fn feeds(options: &[&str], transport: &[&str]) {
 
 #[test]
 fn the_bare_loop_feeds_native_clients() {
-    feeds(&[], &[]);
+    feed_clients(&[], &[]);
 }
 
 #[test]
 fn the_bare_loop_feeds_websocket_clients() {
-    feeds(&["--websocket"], &["--transport", "ws", "--encoding", "rkyv"]);
+    feed_clients(&["--websocket"], &["--transport", "ws", "--encoding", "rkyv"]);
 }
 
 #[test]
-fn as_fast_as_it_goes_no_bytes_go_astray() {
+fn at_full_speed_no_byte_is_lost_or_repeated() {
     let _machine = alone();
-    // A socket takes less than a round at once: what it did not take must go on where it stopped.
-    let load = ["--interval-us", "0", "--size", "30000", "--ticks-per-send", "20"];
-    let bare = Bare::start(&[&load[..], &["--notsent-lowat-bytes", "16384"]].concat());
-    let arguments = ["--server", &bare.address, "--connections", CONNECTIONS, "--duration-s", "1"];
+    // A socket accepts less than a round at once; the rest must continue at the exact byte.
+    let load = ["--interval", "0", "--size", "30kB", "--ticks-per-send", "20"];
+    let bare = Bare::start(&[&load[..], &["--notsent-lowat", "16KiB"]].concat());
+    let arguments = ["--server", &bare.address, "--connections", CONNECTIONS, "--duration", "1s"];
     let client = LoadClient::start_lossy(&arguments).finish();
     let report = bare.report();
     assert_eq!(client["ended_early"], serde_json::json!({}), "{client}");
@@ -97,7 +97,7 @@ fn as_fast_as_it_goes_no_bytes_go_astray() {
 }
 
 #[test]
-fn a_signal_before_anybody_came_ends_it_with_a_report() {
+fn a_signal_before_the_first_connection_ends_it_with_a_report() {
     let _machine = beside_others();
     let bare = Bare::start(&[]);
     kill(Pid::from_raw(bare.child.id() as i32), Signal::SIGTERM).unwrap();

@@ -1,4 +1,4 @@
-//! Publishing and subscribing, every encoding with every other.
+//! Publishing and subscribing, in every combination of encodings.
 
 use crate::harness::{
     Server, beside_others,
@@ -8,20 +8,24 @@ use crate::harness::{
     frames::{self, Raw},
     raw::{BINARY, Peer, masked},
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
-/// What is published: JSON with everything that a reformatting would change, text that is not JSON, bytes, nothing.
+/// Payloads: JSON that any reformatting would change, text that is not JSON, bytes, nothing.
 const PAYLOADS: [&[u8]; 6] =
     [br#"{"p": 1.10,"n":[1e400, -0.0 ]}"#, b"1.0", b"not json", b"\x00\xff\xfe", b"", br#""\u00e9 \" }""#];
 
-const PUBLISHERS: [Encoding; 4] =
-    [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson, Encoding::WebSocketRaw];
+const PUBLISHERS: [WireFormat; 4] = [
+    WireFormat::TCP_NATIVE,
+    WireFormat::WEBSOCKET_NATIVE,
+    WireFormat::WEBSOCKET_JSON,
+    WireFormat::WEBSOCKET_RAW,
+];
 
 #[test]
 fn ticks_of_every_publisher_reach_subscribers_of_every_encoding_byte_exact() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "3"]);
-    let with_topics = [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson];
+    let with_topics = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON];
     let collectors = with_topics.map(|encoding| Collector::start(&server, encoding, &["p.>"]));
     let count = PUBLISHERS.len() * PAYLOADS.len();
     let externals: Vec<External> = [Library::Ws, Library::Websockets]
@@ -64,9 +68,9 @@ fn raw_subscribers_get_the_payload_and_nothing_else() {
         .map(|library| External::subscribe(library, &server, "raw", "floats", 0));
     externals.iter().for_each(External::wait_until_ready);
     let mut peer = Peer::websocket(server.http, "/ws?topics=floats", "tickcast.v1.raw");
-    let collector = Collector::start(&server, Encoding::WebSocketRaw, &["floats"]);
-    // A raw session is not told when its subscription holds: the first tick of any does.
-    let mut publisher = connect(&server, Encoding::Native);
+    let collector = Collector::start(&server, WireFormat::WEBSOCKET_RAW, &["floats"]);
+    // A raw session gets no acknowledgement; its first tick shows that it is subscribed.
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     eventually("raw subscribers get a first tick", || {
         publish(&mut publisher, "floats", b"warm-up");
         barrier(&mut publisher);
@@ -107,7 +111,7 @@ fn raw_subscribers_get_the_payload_and_nothing_else() {
 }
 
 #[test]
-fn json_and_native_messages_are_what_the_specification_says_to_the_byte() {
+fn json_and_native_messages_match_the_specification_to_the_byte() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "1"]);
     let mut json = Peer::websocket(server.http, "/ws", "");
@@ -116,7 +120,7 @@ fn json_and_native_messages_are_what_the_specification_says_to_the_byte() {
     assert!(welcome.starts_with(r#"{"op":"welcome","id":1,"server":"tickcast/"#), "{welcome}");
     assert!(welcome.ends_with(r#","frame_bytes_max":262144}"#), "{welcome}");
     json.send_text(r#"{"op":"subscribe","id":2,"topics":["a.>","b"]}"#);
-    // One for each pattern, in the order they go live.
+    // One per pattern, in the order in which they go live.
     let mut acknowledged = [json.text(), json.text()];
     acknowledged.sort();
     assert_eq!(acknowledged[0], r#"{"op":"subscribed","id":2,"pattern":"a.>","topics":[]}"#);
@@ -154,13 +158,13 @@ fn json_and_native_messages_are_what_the_specification_says_to_the_byte() {
 }
 
 #[test]
-fn patterns_catch_topics_that_appear_later_and_a_tick_comes_once() {
+fn patterns_match_later_topics_and_each_tick_arrives_once() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "4"]);
-    let overlapping = Collector::start(&server, Encoding::Native, &["x.>", "x.*.c", "x.a.c"]);
-    let star = Collector::start(&server, Encoding::WebSocketJson, &["x.*.c"]);
-    let all = Collector::start(&server, Encoding::WebSocketRkyv, &[">"]);
-    let mut publisher = connect(&server, Encoding::Native);
+    let overlapping = Collector::start(&server, WireFormat::TCP_NATIVE, &["x.>", "x.*.c", "x.a.c"]);
+    let star = Collector::start(&server, WireFormat::WEBSOCKET_JSON, &["x.*.c"]);
+    let all = Collector::start(&server, WireFormat::WEBSOCKET_NATIVE, &[">"]);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let topics = ["x", "x.a", "x.a.c", "x.b.c", "x.b.c.d", "y.a.c"];
     for round in [b"1", b"2"] {
         for topic in topics {
@@ -188,19 +192,19 @@ fn patterns_catch_topics_that_appear_later_and_a_tick_comes_once() {
 }
 
 #[test]
-fn a_subscription_holds_once_it_is_acknowledged() {
+fn a_subscription_is_live_once_acknowledged() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "4"]);
-    let mut publisher = connect(&server, Encoding::Native);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     for round in 0..200u64 {
         let topic = format!("round.{round}");
         publish(&mut publisher, &topic, b"before");
         barrier(&mut publisher);
         let pattern = if round % 2 == 0 { topic.clone() } else { format!("*.{round}") };
-        let collector = Collector::start(&server, Encoding::Native, &[&pattern]);
+        let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &[&pattern]);
         publish(&mut publisher, &topic, b"after");
         barrier(&mut publisher);
-        collector.wait_until("the tick after", |got| {
+        collector.wait_until("the tick published after the acknowledgement", |got| {
             got.ticks.values().flatten().any(|tick| *tick == (2, b"after".to_vec()))
         });
     }
@@ -209,10 +213,10 @@ fn a_subscription_holds_once_it_is_acknowledged() {
 }
 
 #[test]
-fn an_unsubscribed_pattern_brings_no_more_ticks() {
+fn an_unsubscribed_pattern_delivers_no_more_ticks() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "4"]);
-    let mut publisher = connect(&server, Encoding::WebSocketJson);
+    let mut publisher = connect(&server, WireFormat::WEBSOCKET_JSON);
     let mut peer = Peer::native(server.tcp);
     for (request, pattern) in [(1, "gone"), (2, "kept")] {
         peer.send(&Raw::request(frames::SUBSCRIBE, request, pattern.as_bytes()).bytes());
@@ -231,7 +235,7 @@ fn an_unsubscribed_pattern_brings_no_more_ticks() {
         assert_eq!(frame.payload, b"kept", "{frame:?}");
         ticks += usize::from(frame.kind == frames::TICK);
     }
-    // And again, from where the topic is now.
+    // Subscribing again continues at the topic's current sequence.
     peer.send(&Raw::request(frames::SUBSCRIBE, 4, b"gone").bytes());
     let reply = peer.frame().unwrap();
     assert_eq!((reply.kind, reply.request()), (frames::SUBSCRIBED, 4));

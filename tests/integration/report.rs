@@ -1,4 +1,4 @@
-//! SIGUSR1 and `--report`: the table of latencies, from a server that goes on serving.
+//! SIGUSR1 and `--report`: the latency table of a running server.
 
 use crate::harness::{
     Server, beside_others,
@@ -9,16 +9,16 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
-/// Ticks that the subscriber waits for before each table.
+/// Ticks received before each table.
 const TICKS: usize = 20;
 
 fn ask_for_report(server: &Server) {
     kill(Pid::from_raw(server.pid() as i32), Signal::SIGUSR1).unwrap();
 }
 
-/// Samples by shard (or `all`) and what the latency is until, of the last table in a log.
+/// Rows of the last table in a log: shard (or `all`), end point of the latency, samples.
 fn last_table(log: &str) -> Vec<(String, String, u64)> {
     let lines: Vec<&str> = log.lines().collect();
     let head = lines.iter().rposition(|line| line.starts_with("shard ")).expect("a table");
@@ -46,11 +46,11 @@ fn tables(log: &str) -> usize {
 }
 
 #[test]
-fn sigusr1_and_the_end_print_the_latencies_of_all_shards() {
+fn sigusr1_and_shutdown_print_the_latencies_of_all_shards() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2", "--report"]);
-    let subscriber = Collector::start(&server, Encoding::Native, &["report.>"]);
-    let mut publisher = connect(&server, Encoding::Native);
+    let subscriber = Collector::start(&server, WireFormat::TCP_NATIVE, &["report.>"]);
+    let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let mut exchange = |first: usize| {
         for tick in first..first + TICKS {
             publish(&mut publisher, &format!("report.{tick}"), b"1");
@@ -61,7 +61,7 @@ fn sigusr1_and_the_end_print_the_latencies_of_all_shards() {
     exchange(0);
     ask_for_report(&server);
     server.log.wait_for("\nall ");
-    // The next line is the table's last.
+    // One more line completes the table.
     eventually("the table's end", || {
         server.log.text().split_once("\nall ").is_some_and(|(_, rest)| rest.matches('\n').count() >= 2)
     });
@@ -69,11 +69,11 @@ fn sigusr1_and_the_end_print_the_latencies_of_all_shards() {
     assert_eq!(first.len(), 6, "{first:?}");
     for until in ["sequenced", "sent"] {
         let all = samples(&first, "all", until);
-        // Each tick is sent and received before the next: none shares a turn with another.
+        // Each tick is received before the next is published, so no two share a turn.
         assert_eq!(all, TICKS as u64, "{until}: {first:?}");
         assert_eq!(samples(&first, "0", until) + samples(&first, "1", until), all);
     }
-    // It goes on serving, and counting.
+    // The server keeps serving and counting.
     exchange(TICKS);
     subscriber.finish();
     drop(publisher);
@@ -87,7 +87,7 @@ fn sigusr1_and_the_end_print_the_latencies_of_all_shards() {
 }
 
 #[test]
-fn nothing_is_printed_that_nobody_asked_for() {
+fn without_report_no_table_is_printed() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "1"]);
     let stopped = server.stop_cleanly();
@@ -95,7 +95,7 @@ fn nothing_is_printed_that_nobody_asked_for() {
 }
 
 #[test]
-fn a_server_that_stops_survives_sigusr1() {
+fn a_stopping_server_survives_sigusr1() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "1", "--report"]);
     server.terminate();

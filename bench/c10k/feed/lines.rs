@@ -1,32 +1,32 @@
-//! Lines and numbers of text protocols.
+//! Parsing of lines and numbers in text protocols.
 
 use tickcast_proto::Step;
 
 use super::FeedError;
 
-/// Longest line taken from a peer, in bytes, its end included: NATS allows its server 32 KiB for INFO.
-pub const LINE_BYTES_MAX: usize = 32 << 10;
-/// Digits of a length or count: more announce nothing that could be meant.
+pub use crate::common::nats::LINE_BYTES_MAX;
+
+/// Most digits of a length or count; a number with more is far past every limit.
 const DIGITS_MAX: usize = 10;
 
-/// The line that `bytes` begin with, without its end (CR LF), and the bytes it took with it.
+/// Splits the first line off `bytes`: its text without CR LF, and its length with them.
 ///
 /// # Errors
-/// [`FeedError::LongLine`], or a line that LF alone ends.
+/// [`FeedError::LongLine`], or a line that ends in LF alone.
 #[inline]
 pub fn line(bytes: &[u8]) -> Result<Step<&[u8]>, FeedError> {
     let within = &bytes[..bytes.len().min(LINE_BYTES_MAX)];
     match within.iter().position(|&byte| byte == b'\n') {
         Some(end) => match within[..end].strip_suffix(b"\r") {
             Some(line) => Ok(Step::Complete(end + 1, line)),
-            None => Err(FeedError::Protocol("a line without CR LF")),
+            None => Err(FeedError::Protocol("a line that does not end in CR LF")),
         },
         None if bytes.len() >= LINE_BYTES_MAX => Err(FeedError::LongLine),
         None => Ok(Step::Partial),
     }
 }
 
-/// A number without a sign; `None` for anything else.
+/// Parses an unsigned decimal number; `None` for anything else.
 #[inline]
 pub fn number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || digits.len() > DIGITS_MAX {

@@ -1,4 +1,4 @@
-//! The subscriber's side of the NATS client protocol.
+//! NATS client protocol, subscriber side.
 //!
 //! ```text
 //!  in:   INFO {...}    MSG subject sid [reply] bytes CR LF payload    PING    PONG    +OK    -ERR 'text'
@@ -14,19 +14,16 @@ use super::{
     lines::{line, number},
     peer::{Item, Protocol},
 };
+use crate::common::nats::write_connect;
 
-/// One connection; its subscriptions are known to the server alone.
+/// One connection. It keeps no state: the server alone knows the subscriptions.
 #[derive(Debug)]
 pub struct Nats;
 
 impl Nats {
-    /// Appends the opening: the options, a subscription a pattern, and the ping whose pong acknowledges them all.
+    /// Appends CONNECT, a SUB per pattern, and a PING whose PONG acknowledges them all.
     pub fn open(patterns: &[String], output: &mut Vec<u8>) -> Nats {
-        output.extend_from_slice(
-            b"CONNECT {\"verbose\":false,\"pedantic\":false,\"tls_required\":false,\"lang\":\"rust\",\"version\":\"",
-        );
-        output.extend_from_slice(env!("CARGO_PKG_VERSION").as_bytes());
-        output.extend_from_slice(b"\",\"name\":\"tickcast-c10k\",\"protocol\":1}\r\n");
+        write_connect("tickcast-c10k", output);
         for (index, pattern) in patterns.iter().enumerate() {
             // Writing to a Vec cannot fail.
             let _ = write!(output, "SUB {pattern} {}\r\n", index + 1);
@@ -53,19 +50,19 @@ impl Protocol for Nats {
             _ if text.starts_with(b"INFO ") => Item::Nothing,
             _ => match text.strip_prefix(b"-ERR ") {
                 Some(why) => return Err(FeedError::Refused(String::from_utf8_lossy(why).into_owned())),
-                None => return Err(FeedError::Protocol("a line that NATS does not have")),
+                None => return Err(FeedError::Protocol("a line that is not NATS")),
             },
         };
         Ok(Step::Complete(used, item))
     }
 }
 
-/// The payload after the line `message` (what follows `MSG `), which ends at `start`.
+/// Parses the arguments of a MSG line, `message`, and the payload that follows it at `start`.
 #[inline]
 fn payload(input: &[u8], start: usize, message: &[u8]) -> Result<Step<Item>, FeedError> {
     let mut fields = message.rsplit(|&byte| byte == b' ');
     let len = fields.next().and_then(number).ok_or(FeedError::Protocol("a message without a length"))?;
-    // Subject and subscription, and perhaps a subject for the reply.
+    // Subject, subscription and possibly a reply subject.
     if !(2..=3).contains(&fields.count()) {
         return Err(FeedError::Protocol("a message without a subject"));
     }
@@ -76,6 +73,6 @@ fn payload(input: &[u8], start: usize, message: &[u8]) -> Result<Step<Item>, Fee
     match input.get(end..end + 2) {
         None => Ok(Step::Partial),
         Some(b"\r\n") => Ok(Step::Complete(end + 2, Item::Payload(start..end))),
-        Some(_) => Err(FeedError::Protocol("a message that is not as long as it says")),
+        Some(_) => Err(FeedError::Protocol("a message whose length is wrong")),
     }
 }

@@ -1,4 +1,4 @@
-//! What the peers' protocols share: buffers, the end of the stream, and the step from payloads to ticks.
+//! What the peers' protocols share: buffers, the end of the stream, and ticks made from payloads.
 
 use std::ops::Range;
 
@@ -11,56 +11,56 @@ use tickcast_proto::{
 
 use super::{ANSWER_BYTES_MAX, FeedError, seen::Seen};
 
-/// What one message of a peer brought.
+/// Meaning of one message from a peer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Item {
-    /// Nothing for the one who counts; what it asks for is in the output.
+    /// Nothing to count; an answer, if it needs one, is in the output.
     Nothing,
-    /// A tick: where in the bytes of the step its payload stands.
+    /// A tick; the range of its payload in the step's input.
     Payload(Range<usize>),
     /// Subscriptions took effect.
     Acknowledged,
 }
 
-/// A peer's protocol after its opening.
+/// A peer's protocol once the connection is open.
 pub trait Protocol {
-    /// Takes the message that `input` begins with; answers are appended to `output`. Partial for no bytes. Bounds
-    /// what is waited for: an announcement past the bounds is an error as soon as it is read.
+    /// Parses the message that `input` begins with and appends answers to `output`; no bytes are `Partial`.
+    ///
+    /// A length past the limits is an error as soon as it is read, so the input never grows to hold it.
     ///
     /// # Errors
-    /// [`FeedError`]: the connection is over.
+    /// [`FeedError`]; the connection is over.
     fn step(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<Step<Item>, FeedError>;
 }
 
 /// One connection to a peer.
 ///
-/// Invariant: `taken <= input.len()` and `written <= output.len()`.
+/// Invariant: `consumed <= input.len()` and `written <= output.len()`.
 #[derive(Debug)]
 pub struct Peer<P> {
     protocol: P,
     input: Vec<u8>,
-    /// Bytes of `input` that are done with.
-    taken: usize,
+    consumed: usize,
     output: Vec<u8>,
-    /// What may wait in `output`: the opening, and answers.
+    /// Room for the opening and for answers.
     output_bytes_max: usize,
     written: usize,
     seen: Seen,
-    /// The connection gives no more bytes.
+    /// The server has closed the connection.
     ended: bool,
-    /// The end was told, or an error given: nothing more comes.
+    /// `Closed` or an error was returned; nothing follows.
     over: bool,
 }
 
-/// An event before it borrows.
-enum Found {
+/// An event that does not borrow from the input yet.
+enum Parsed {
     Tick { mark: Mark, missed: u64, payload: Range<usize> },
     Acknowledged,
     Closed,
 }
 
 impl<P: Protocol> Peer<P> {
-    /// A connection that begins with what `open` writes.
+    /// A connection that begins with the bytes that `open` writes.
     pub fn open(open: impl FnOnce(&mut Vec<u8>) -> P) -> Peer<P> {
         let mut output = Vec::new();
         let protocol = open(&mut output);
@@ -68,7 +68,7 @@ impl<P: Protocol> Peer<P> {
             protocol,
             output_bytes_max: output.len() + ANSWER_BYTES_MAX,
             input: Vec::new(),
-            taken: 0,
+            consumed: 0,
             output,
             written: 0,
             seen: Seen::default(),
@@ -83,7 +83,7 @@ impl<P: Protocol> Peer<P> {
     }
 
     pub fn output_written(&mut self, bytes: usize) {
-        assert!(bytes <= self.output().len(), "more bytes written than there were");
+        assert!(bytes <= self.output().len(), "more bytes written than were queued");
         self.written += bytes;
         if self.written == self.output.len() {
             self.written = 0;
@@ -108,16 +108,16 @@ impl<P: Protocol> Peer<P> {
 
     #[inline]
     pub fn poll_event(&mut self) -> Result<Option<Event<'_>>, FeedError> {
-        let found = match self.next() {
-            Ok(Some(found)) => found,
+        let parsed = match self.next() {
+            Ok(Some(parsed)) => parsed,
             Ok(None) => return Ok(None),
             Err(error) => {
-                (self.over, self.input, self.taken) = (true, Vec::new(), 0);
+                (self.over, self.input, self.consumed) = (true, Vec::new(), 0);
                 return Err(error);
             }
         };
-        Ok(Some(match found {
-            Found::Tick { mark, missed, payload } => Event::Tick(Tick {
+        Ok(Some(match parsed {
+            Parsed::Tick { mark, missed, payload } => Event::Tick(Tick {
                 topic: "",
                 topic_id: TopicId(mark.topic),
                 epoch: 0,
@@ -131,15 +131,15 @@ impl<P: Protocol> Peer<P> {
                 payload_is_json: false,
                 payload: &self.input[payload],
             }),
-            Found::Acknowledged => Event::Pong { token: 0 },
-            Found::Closed => Event::Closed,
+            Parsed::Acknowledged => Event::Pong { token: 0 },
+            Parsed::Closed => Event::Closed,
         }))
     }
 
     #[inline]
-    fn next(&mut self) -> Result<Option<Found>, FeedError> {
+    fn next(&mut self) -> Result<Option<Parsed>, FeedError> {
         while !self.over {
-            let start = self.taken;
+            let start = self.consumed;
             let Step::Complete(used, item) = self.protocol.step(&self.input[start..], &mut self.output)?
             else {
                 self.compact();
@@ -150,38 +150,38 @@ impl<P: Protocol> Peer<P> {
                     return Err(FeedError::Truncated);
                 }
                 self.over = true;
-                return Ok(Some(Found::Closed));
+                return Ok(Some(Parsed::Closed));
             };
-            self.taken += used;
+            self.consumed += used;
             if self.output().len() > self.output_bytes_max {
                 return Err(FeedError::Unread);
             }
             match item {
                 Item::Nothing => {}
-                Item::Acknowledged => return Ok(Some(Found::Acknowledged)),
+                Item::Acknowledged => return Ok(Some(Parsed::Acknowledged)),
                 Item::Payload(range) => {
                     let payload = start + range.start..start + range.end;
                     let mark = Mark::read(&self.input[payload.clone()]).ok_or(FeedError::Unmarked)?;
                     let missed = self.seen.count(mark)?;
-                    return Ok(Some(Found::Tick { mark, missed, payload }));
+                    return Ok(Some(Parsed::Tick { mark, missed, payload }));
                 }
             }
         }
         Ok(None)
     }
 
-    /// Moves what is incomplete to the front, and gives back what a burst needed.
+    /// Moves an incomplete message to the front; frees what a burst needed.
     fn compact(&mut self) {
-        if self.taken == self.input.len() {
+        if self.consumed == self.input.len() {
             reset(&mut self.input);
         } else {
-            self.input.drain(..self.taken);
+            self.input.drain(..self.consumed);
         }
-        self.taken = 0;
+        self.consumed = 0;
     }
 }
 
-/// Empties a buffer, keeping at most [`IDLE_BUFFER_BYTES_MAX`] of it.
+/// Clears a buffer and keeps at most [`IDLE_BUFFER_BYTES_MAX`] of its capacity.
 fn reset(buffer: &mut Vec<u8>) {
     buffer.clear();
     if buffer.capacity() > IDLE_BUFFER_BYTES_MAX {

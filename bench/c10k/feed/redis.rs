@@ -1,12 +1,12 @@
-//! The subscriber's side of Redis pub/sub, RESP2.
+//! Redis pub/sub (RESP2), subscriber side.
 //!
 //! ```text
 //!  in:   *3 "subscribe" channel :n    *3 "message" channel payload    *4 "pmessage" pattern channel payload    -ERR text
 //!  out:  SUBSCRIBE channel    PSUBSCRIBE pattern
 //! ```
 //!
-//! Only these shapes are read. The `redis-protocol` crate (6.0) would read them at 80 to 140 ns a message of 100 bytes, but
-//! it recurses into nested arrays without a bound: 800 KB of `*1` end the process, and no peer may do that.
+//! Only these shapes are parsed. The `redis-protocol` crate (6.0) would parse a message of 100 bytes in 80 to 140 ns, but it
+//! recurses into nested arrays without a limit: 800 KB of `*1` overflow the stack, and no peer may crash this process.
 
 use std::{io::Write, ops::Range};
 
@@ -18,16 +18,18 @@ use super::{
     peer::{Item, Protocol},
 };
 
-/// Elements of the longest push there is, "pmessage".
+/// Elements of the longest push, `pmessage`.
 const ELEMENTS_MAX: usize = 4;
 
-/// One connection; its subscriptions are known to the server alone.
+/// One connection. It keeps no state: the server alone knows the subscriptions.
 #[derive(Debug)]
 pub struct Redis;
 
 impl Redis {
-    /// Appends the subscriptions, each of which is acknowledged. A pattern without `*` and `>` is a channel, which
-    /// costs Redis less than a pattern; `>` is said as `*`, and `*` stands for more than one token.
+    /// Appends the subscriptions, each of which the server acknowledges.
+    ///
+    /// A pattern without `*` and `>` becomes a channel, which costs Redis less. `>` becomes `*`, which matches any number
+    /// of tokens there.
     pub fn open(patterns: &[String], output: &mut Vec<u8>) -> Redis {
         for pattern in patterns {
             let is_channel = !pattern.contains(['*', '>']);
@@ -40,7 +42,7 @@ impl Redis {
     }
 }
 
-/// A pattern in Redis's own terms.
+/// Translates a pattern into a Redis glob.
 fn glob(pattern: &str) -> String {
     let mut glob = String::with_capacity(pattern.len());
     for letter in pattern.chars() {
@@ -63,11 +65,11 @@ impl Protocol for Redis {
                 let Step::Complete(_, text) = line(&input[1..])? else { return Ok(Step::Partial) };
                 return Err(FeedError::Refused(String::from_utf8_lossy(text).into_owned()));
             }
-            Some(_) => return Err(FeedError::Protocol("what Redis does not say to a subscriber")),
+            Some(_) => return Err(FeedError::Protocol("what Redis never sends to a subscriber")),
         }
         let Step::Complete(used, count) = line(&input[1..])? else { return Ok(Step::Partial) };
         let count = number(count).filter(|&count| (1..=ELEMENTS_MAX as u64).contains(&count));
-        let count = count.ok_or(FeedError::Protocol("an array of no length that pub/sub has"))? as usize;
+        let count = count.ok_or(FeedError::Protocol("an array of the wrong length"))? as usize;
         let mut at = 1 + used;
         let mut elements: [Range<usize>; ELEMENTS_MAX] = [0..0, 0..0, 0..0, 0..0];
         for element in &mut elements[..count] {
@@ -79,24 +81,24 @@ impl Protocol for Redis {
             (b"message", 3) => Item::Payload(elements[2].clone()),
             (b"pmessage", 4) => Item::Payload(elements[3].clone()),
             (b"subscribe" | b"psubscribe", 3) => Item::Acknowledged,
-            _ => return Err(FeedError::Protocol("an array that pub/sub does not have")),
+            _ => return Err(FeedError::Protocol("an array that is not pub/sub")),
         };
         Ok(Step::Complete(at, item))
     }
 }
 
-/// The element that `input` begins with, a text or a number: what it took, and where its bytes stand.
+/// Parses the bulk string or integer that `input` begins with: its length, and the range of its value.
 #[inline]
 fn read_element(input: &[u8]) -> Result<Step<Range<usize>>, FeedError> {
     let Some(&kind) = input.first() else { return Ok(Step::Partial) };
     if kind != b'$' && kind != b':' {
-        return Err(FeedError::Protocol("an element that pub/sub does not have"));
+        return Err(FeedError::Protocol("an element that is not pub/sub"));
     }
     let Step::Complete(used, text) = line(&input[1..])? else { return Ok(Step::Partial) };
     if kind == b':' {
         return Ok(Step::Complete(1 + used, 1..1 + text.len()));
     }
-    let len = number(text).ok_or(FeedError::Protocol("a text without a length"))?;
+    let len = number(text).ok_or(FeedError::Protocol("a string without a length"))?;
     if len > PAYLOAD_BYTES_MAX as u64 {
         return Err(FeedError::LongPayload(len));
     }
@@ -104,6 +106,6 @@ fn read_element(input: &[u8]) -> Result<Step<Range<usize>>, FeedError> {
     match input.get(end..end + 2) {
         None => Ok(Step::Partial),
         Some(b"\r\n") => Ok(Step::Complete(end + 2, start..end)),
-        Some(_) => Err(FeedError::Protocol("a text that is not as long as it says")),
+        Some(_) => Err(FeedError::Protocol("a string whose length is wrong")),
     }
 }

@@ -1,4 +1,4 @@
-//! What a connection has seen of each topic of a peer's, read from the payloads.
+//! Per-topic counts of a connection to a peer, read from the payloads.
 
 use rustc_hash::FxHashMap;
 use tickcast::sources::payload::Mark;
@@ -7,7 +7,7 @@ use tickcast_proto::ids::TopicId;
 
 use super::FeedError;
 
-/// Topics of one connection: about 90 bytes each.
+/// Most topics per connection, about 90 bytes each.
 pub const TOPICS_MAX: usize = 1 << 20;
 
 /// Counts by topic.
@@ -17,7 +17,7 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Counts a tick; gives how many of its topic are missing between it and the one before.
+    /// Counts a tick and returns how many ticks of its topic are missing before it.
     ///
     /// # Errors
     /// A number that does not increase, or too many topics.
@@ -44,7 +44,7 @@ impl Seen {
         Ok(missed)
     }
 
-    /// The topics, in no order.
+    /// Counts of each topic, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (TopicId, &TopicStats)> {
         self.topics.iter().map(|(&topic, stats)| (TopicId(topic), stats))
     }

@@ -1,4 +1,4 @@
-//! The peers' protocols over scripted bytes.
+//! The peers' protocols on scripted bytes.
 
 use tickcast::sources::payload::Mark;
 use tickcast_client::Event;
@@ -19,7 +19,7 @@ fn redis() -> Feed {
     Feed::Redis(Peer::open(|output| Redis::open(&["sim.>".into(), "a[b".into()], output)))
 }
 
-/// A WebSocket, and the answer that upgrades it.
+/// A WebSocket and the response that upgrades it.
 fn websocket() -> (Feed, String) {
     let feed = Feed::WebSocket(Peer::open(|output| WebSocket::open("h:1", "/sub?id=a", output)));
     let request = String::from_utf8(feed.output().to_vec()).unwrap();
@@ -54,7 +54,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// An event in short, so that it can be compared.
+/// A short form of an event, for comparison.
 fn short(event: &Event<'_>) -> String {
     match event {
         Event::Tick(tick) => {
@@ -76,7 +76,7 @@ fn drain(feed: &mut Feed, bytes: &[u8]) -> Result<Vec<String>, FeedError> {
     Ok(events)
 }
 
-/// The events of `bytes`, which are the same wherever the stream is cut, and byte by byte.
+/// The events of `bytes`, which must not depend on where the stream is split.
 fn events_at_every_split(open: fn() -> Feed, bytes: &[u8]) -> Vec<String> {
     let whole = drain(&mut open(), bytes).unwrap();
     for split in 0..=bytes.len() {
@@ -91,8 +91,8 @@ fn events_at_every_split(open: fn() -> Feed, bytes: &[u8]) -> Vec<String> {
     whole
 }
 
-/// The end of the stream is the end only between two messages.
-fn ends_are_told(open: fn() -> Feed, message: &[u8]) {
+/// The stream may end only between two messages.
+fn assert_ends_are_reported(open: fn() -> Feed, message: &[u8]) {
     for len in 0..=message.len() {
         let mut feed = open();
         drain(&mut feed, &message[..len]).unwrap();
@@ -100,7 +100,7 @@ fn ends_are_told(open: fn() -> Feed, message: &[u8]) {
         let end = drain(&mut feed, b"");
         if len == 0 || len == message.len() {
             assert_eq!(end, Ok(vec!["closed".to_owned()]), "{len}");
-            assert_eq!(drain(&mut feed, message), Ok(vec![]), "nothing comes after the end");
+            assert_eq!(drain(&mut feed, message), Ok(vec![]), "no event follows the end");
         } else {
             assert_eq!(end, Err(FeedError::Truncated), "{len}");
         }
@@ -110,7 +110,7 @@ fn ends_are_told(open: fn() -> Feed, message: &[u8]) {
 fn refused(open: fn() -> Feed, bytes: &[u8]) -> FeedError {
     let mut feed = open();
     let error = drain(&mut feed, bytes).expect_err(&String::from_utf8_lossy(&bytes[..bytes.len().min(80)]));
-    assert_eq!(drain(&mut feed, b"+OK\r\n"), Ok(vec![]), "what comes after an error is not read");
+    assert_eq!(drain(&mut feed, b"+OK\r\n"), Ok(vec![]), "nothing is parsed after an error");
     error
 }
 
@@ -120,7 +120,7 @@ fn nats_message(topic: u32, n: u64) -> String {
 }
 
 #[test]
-fn nats_messages_are_ticks_wherever_the_stream_is_cut() {
+fn nats_messages_become_ticks_at_every_split() {
     let reply = payload(4, 9);
     let stream = format!(
         "INFO {{\"max_payload\":1}}\r\nPONG\r\n{}{}+OK\r\nPING\r\n{}MSG sim.4 2 in.box {}\r\n{reply}\r\n",
@@ -131,11 +131,11 @@ fn nats_messages_are_ticks_wherever_the_stream_is_cut() {
     );
     let events = events_at_every_split(nats, stream.as_bytes());
     assert_eq!(events, ["acknowledged", "3:1+0 100", "3:2+0 100", "3:7+4 100", "4:9+0 100"]);
-    ends_are_told(nats, nats_message(3, 1).as_bytes());
+    assert_ends_are_reported(nats, nats_message(3, 1).as_bytes());
 }
 
 #[test]
-fn nats_is_told_the_subscriptions_and_its_pings_are_answered() {
+fn nats_gets_the_subscriptions_and_answers_to_its_pings() {
     let mut feed = nats();
     let opening = String::from_utf8(feed.output().to_vec()).unwrap();
     assert!(opening.starts_with("CONNECT {") && opening.contains("\"verbose\":false"), "{opening}");
@@ -150,7 +150,7 @@ fn nats_is_told_the_subscriptions_and_its_pings_are_answered() {
 }
 
 #[test]
-fn a_server_that_pings_and_never_reads_is_given_up() {
+fn a_server_that_pings_and_never_reads_is_dropped() {
     let pings = "PING\r\n".repeat(ANSWER_BYTES_MAX / 6);
     let mut feed = nats();
     assert!(drain(&mut feed, pings.as_bytes()).is_ok());
@@ -163,7 +163,7 @@ fn a_server_that_pings_and_never_reads_is_given_up() {
 }
 
 #[test]
-fn what_nats_does_not_say_is_an_error() {
+fn invalid_nats_messages_are_errors() {
     for garbage in [
         "HTTP/1.1 400 Bad Request\r\n",
         "PONG\n",
@@ -189,7 +189,7 @@ fn redis_message(topic: u32, n: u64) -> String {
 }
 
 #[test]
-fn redis_messages_are_ticks_wherever_the_stream_is_cut() {
+fn redis_messages_become_ticks_at_every_split() {
     let of_pattern = payload(4, 5);
     let stream = format!(
         "*3\r\n$10\r\npsubscribe\r\n$5\r\nsim.*\r\n:1\r\n*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:2\r\n{}{}*4\r\n$8\r\npmessage\r\n\
@@ -199,11 +199,11 @@ fn redis_messages_are_ticks_wherever_the_stream_is_cut() {
     );
     let events = events_at_every_split(redis, stream.as_bytes());
     assert_eq!(events, ["acknowledged", "acknowledged", "3:1+0 100", "3:3+1 100", "4:5+0 100"]);
-    ends_are_told(redis, redis_message(3, 1).as_bytes());
+    assert_ends_are_reported(redis, redis_message(3, 1).as_bytes());
 }
 
 #[test]
-fn redis_is_asked_for_patterns_and_for_channels() {
+fn redis_gets_patterns_and_channels() {
     let opening = String::from_utf8(redis().output().to_vec()).unwrap();
     assert_eq!(opening, "*2\r\n$10\r\nPSUBSCRIBE\r\n$5\r\nsim.*\r\n*2\r\n$9\r\nSUBSCRIBE\r\n$3\r\na[b\r\n");
     let escaped = Peer::open(|output| Redis::open(&["a?[b]\\.*".into()], output));
@@ -215,7 +215,7 @@ fn redis_is_asked_for_patterns_and_for_channels() {
 }
 
 #[test]
-fn what_redis_does_not_say_is_an_error() {
+fn invalid_redis_messages_are_errors() {
     let nested = "*1\r\n".repeat(100_000);
     for garbage in [
         "INFO {}\r\n",
@@ -239,7 +239,7 @@ fn what_redis_does_not_say_is_an_error() {
 }
 
 #[test]
-fn websocket_messages_are_ticks_wherever_the_stream_is_cut() {
+fn websocket_messages_become_ticks_at_every_split() {
     let stream = [
         frame(0x8a, b""),
         frame(0x81, payload(3, 1).as_bytes()),
@@ -249,11 +249,11 @@ fn websocket_messages_are_ticks_wherever_the_stream_is_cut() {
     .concat();
     let events = events_at_every_split(opened_websocket, &stream);
     assert_eq!(events, ["acknowledged", "3:1+0 100", "3:4+2 100"]);
-    ends_are_told(opened_websocket, &frame(0x82, payload(3, 1).as_bytes()));
+    assert_ends_are_reported(opened_websocket, &frame(0x82, payload(3, 1).as_bytes()));
 }
 
 #[test]
-fn the_upgrade_is_taken_at_every_cut_and_followed_by_a_ping() {
+fn the_upgrade_is_parsed_at_every_split_and_followed_by_a_ping() {
     let (_, answer) = websocket();
     for split in 0..=answer.len() {
         let (mut feed, answer) = websocket();
@@ -267,7 +267,7 @@ fn the_upgrade_is_taken_at_every_cut_and_followed_by_a_ping() {
 }
 
 #[test]
-fn an_upgrade_that_is_refused_or_proves_nothing_is_an_error() {
+fn an_upgrade_that_is_refused_or_lacks_the_accept_key_is_an_error() {
     let refused = |answer: &str| drain(&mut websocket().0, answer.as_bytes()).unwrap_err();
     assert_eq!(
         refused("HTTP/1.1 404 Not Found\r\n\r\nno such channel\n"),
@@ -281,7 +281,7 @@ fn an_upgrade_that_is_refused_or_proves_nothing_is_an_error() {
 }
 
 #[test]
-fn what_a_websocket_server_may_not_send_is_an_error() {
+fn invalid_websocket_frames_are_errors() {
     let masked = [&[0x82, 0x81, 1, 2, 3, 4, b'x'][..]].concat();
     for garbage in
         [masked, frame(0x01, b"frag"), frame(0xc2, b"x"), frame(0x83, b"x"), frame(0x89, &[0; 126])]

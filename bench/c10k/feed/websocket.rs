@@ -1,7 +1,7 @@
-//! A WebSocket whose messages, text or binary, are bare payloads (RFC 6455).
+//! A WebSocket (RFC 6455) whose messages, text or binary, are bare payloads.
 //!
-//! No subprotocol is asked for: such servers have none. Subscribed is who has had the pong to a ping that follows the
-//! upgrade: the server has then taken in all that this side had to say.
+//! The handshake offers no subprotocol, because such servers have none. A ping follows the upgrade, and its pong counts as
+//! the acknowledgement: by then the server has read all that this side sent.
 
 use std::io::{Cursor, Write};
 
@@ -24,20 +24,20 @@ use super::{
     peer::{Item, Protocol},
 };
 
-/// Bytes of a refusal's body shown to the user.
+/// Most bytes of a refusal's body that are shown.
 const REFUSAL_TEXT_BYTES_MAX: usize = 512;
 
 /// One connection.
 #[derive(Debug)]
 pub struct WebSocket {
-    /// What the answer to the upgrade must carry; empty once it came.
+    /// Expected `Sec-WebSocket-Accept`; empty once the upgrade is complete.
     accept_key: String,
-    /// For control frames: whole messages are read in place.
+    /// Handles control frames; data messages are parsed in place.
     decoder: Box<Decoder>,
 }
 
 impl WebSocket {
-    /// Appends the request to upgrade.
+    /// Appends the upgrade request.
     pub fn open(host: &str, path: &str, output: &mut Vec<u8>) -> WebSocket {
         let key = generate_key();
         // Writing to a Vec cannot fail.
@@ -62,7 +62,7 @@ impl WebSocket {
                 return Ok(Step::Partial);
             }
             Ok(httparse::Status::Partial) => return Err(FeedError::LongLine),
-            Err(_) => return Err(FeedError::Protocol("what is not HTTP")),
+            Err(_) => return Err(FeedError::Protocol("a response that is not HTTP")),
         };
         if response.code != Some(101) {
             let body = &input[used..];
@@ -75,7 +75,7 @@ impl WebSocket {
                 && header.value.trim_ascii() == self.accept_key.as_bytes()
         });
         if !accepted {
-            return Err(FeedError::Protocol("an upgrade that does not answer this client's key"));
+            return Err(FeedError::Protocol("an upgrade with the wrong Sec-WebSocket-Accept"));
         }
         self.accept_key = String::new();
         self.decoder.write_masked(output, Message::Ping(Bytes::new()));
@@ -88,7 +88,7 @@ impl WebSocket {
         output: &mut Vec<u8>,
         is_pong: bool,
     ) -> Result<Step<Item>, FeedError> {
-        let not_websocket = |_| FeedError::Protocol("what is not a WebSocket frame");
+        let not_websocket = |_| FeedError::Protocol("bytes that are not a WebSocket frame");
         match self.decoder.step(input, output).map_err(not_websocket)? {
             Step::Partial => Ok(Step::Partial),
             Step::Complete(_, Incoming::Close(code)) => {
@@ -107,17 +107,17 @@ impl Protocol for WebSocket {
             return self.step_upgrade(input, output);
         }
         let mut cursor = Cursor::new(input);
-        let not_websocket = |_| FeedError::Protocol("what is not a WebSocket frame");
+        let not_websocket = |_| FeedError::Protocol("bytes that are not a WebSocket frame");
         let Some((header, len)) = FrameHeader::parse(&mut cursor).map_err(not_websocket)? else {
             return Ok(Step::Partial);
         };
         match header.opcode {
             OpCode::Control(kind) => return self.step_control(input, output, kind == Control::Pong),
             OpCode::Data(Data::Text | Data::Binary) if header.is_final => {}
-            OpCode::Data(_) => return Err(FeedError::Protocol("a message in fragments")),
+            OpCode::Data(_) => return Err(FeedError::Protocol("a fragmented message")),
         }
         if header.mask.is_some() || header.rsv1 || header.rsv2 || header.rsv3 {
-            return Err(FeedError::Protocol("a frame with a mask or an extension"));
+            return Err(FeedError::Protocol("a masked frame or one with extension bits"));
         }
         if len > PAYLOAD_BYTES_MAX as u64 {
             return Err(FeedError::LongPayload(len));

@@ -1,40 +1,40 @@
-//! The report for programs: one JSON object, its keys for good.
+//! The report as one JSON object. Its keys are stable.
 
-use crate::{clients, options::Plan, process};
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 use tickcast_proto::subscription::Policy;
 
 use super::{BOTTLENECK_SHARE, Report, has_subscription_latency};
+use crate::{clients, plan::Plan, process};
 
-/// What the keys mean, for `--help`. A test holds it to the object.
+/// Meaning of the keys, for `--help`. A test compares it with the object.
 pub const KEYS: &str = "\
-Keys of --json (times of latency in microseconds; null: not measured, or not carried by the encoding):
+Keys of --json (latencies in microseconds; null if not measured or not carried by the encoding):
   machine, command                where and how it ran
   transport, server, patterns, connections, threads, sources, policy, warm_up_s, expect_ticks
                                   the load
   connecting                      spike, ramp_per_s, under_way_max; acknowledged, and acknowledged_s from the first connect
   stalled, churn                  connections, closed; per_s, left, came_back
   window_s, timed_out, interrupted, failures, ended_early
-                                  how it ended; ended_early counts connections by reason
+                                  how the run ended; ended_early counts connections by reason
   deliveries, deliveries_per_s, payload_bytes_per_s, received_bytes_per_s
                                   in the measured window
   lost, lost_gap, lost_head, lost_tail, conflated, dropped, short
-                                  ticks; conflated and dropped are announced and not lost; short: of expect_ticks
-  clients                         over the clients that read: delivered, conflated, dropped, gap, each min, p50, p99, max
+                                  ticks; conflated and dropped are announced, so not lost; short: expected ticks that did not arrive
+  clients                         over the clients that are not stalled: delivered, conflated, dropped, gap, each min, p50, p99, max
   latency_us                      corrected, from the intended send time: count, p50, p90, p99, p99.9, max; untimed, early
   latency_uncorrected_us          from the server's time of receipt: count, p50, p90, p99, p99.9, max
-  spike_latency_us                with --spike: of every delivery from the first connect on; else null
+  spike_latency_us                with --spike: corrected, from the first connect on; otherwise null
   subscription_us                 request to first tick: count, p50, p99, max
-  connect_to_first_tick_us        the same from the start of the connect
-  skew_us                         first to last connection that has a tick: one_in, sampled, count (had by all), p50, p99, max
+  connect_to_first_tick_us        start of connect to first tick: count, p50, p99, max
+  skew_us                         first to last connection to receive a tick: one_in, sampled, count (received by all), p50, p99, max
   client_cpu_s, client_cpu_busiest, client_is_bottleneck, client_bottleneck_share, client_resident_bytes, client_connection_bytes
                                   what this client used
   server_cpu_s, server_cpu_us_per_delivery, server_resident_bytes
-                                  what the process of --server-pid used";
+                                  what the process given by --server-pid used";
 
 impl Report {
-    /// The report for programs. What was not measured is `null`.
+    /// The report as JSON; figures that were not measured are `null`.
     pub fn to_json(&self, plan: &Plan) -> Value {
         let parts =
             [self.load(plan), self.outcome(plan), self.ticks(plan), self.times(plan), self.cost(plan)];
@@ -56,7 +56,7 @@ impl Report {
             "threads": plan.threads,
             "policy": plan.subscription.delivery.policy.map(Policy::name),
             "sources": plan.sources,
-            "warm_up_s": plan.warm_up_s,
+            "warm_up_s": plan.warmup_ns as f64 / 1e9,
             "expect_ticks": plan.expect_ticks,
             "connecting": {
                 "spike": plan.spike,
@@ -94,7 +94,7 @@ impl Report {
             "lost_head": sequences.then_some(loss.head),
             "lost_tail": sequences.then_some(loss.tail),
             "conflated": sequences.then_some(loss.conflated),
-            "dropped": sequences.then_some(loss.announced),
+            "dropped": sequences.then_some(loss.dropped),
             "short": plan.expect_ticks.map(|_| self.short),
             "clients": {
                 "delivered": clients(|counts| counts.ticks),
@@ -111,19 +111,19 @@ impl Report {
         corrected["untimed"] = tally.untimed.into();
         corrected["early"] = tally.early.into();
         let is_measured = has_subscription_latency(plan);
-        let spread = self.spread.as_ref().map(|spread| {
-            let mut found = three(&spread.skew_ns);
-            found["one_in"] = spread.one_in.into();
-            found["sampled"] = spread.sampled.into();
-            found
+        let skew = self.skew.as_ref().map(|skew| {
+            let mut fields = p50_p99_max(&skew.skew_ns);
+            fields["one_in"] = skew.one_in.into();
+            fields["sampled"] = skew.sampled.into();
+            fields
         });
         json!({
             "latency_us": corrected,
             "latency_uncorrected_us": tally.uncorrected().map(latency),
             "spike_latency_us": (!tally.spike_ns.is_empty()).then(|| latency(&tally.spike_ns)),
-            "subscription_us": is_measured.then(|| three(&tally.subscription_ns)),
-            "connect_to_first_tick_us": is_measured.then(|| three(&tally.connect_ns)),
-            "skew_us": spread,
+            "subscription_us": is_measured.then(|| p50_p99_max(&tally.subscription_ns)),
+            "connect_to_first_tick_us": is_measured.then(|| p50_p99_max(&tally.connect_ns)),
+            "skew_us": skew,
         })
     }
 
@@ -142,7 +142,7 @@ impl Report {
     }
 }
 
-/// Microseconds of a histogram of nanoseconds.
+/// A quantile of nanoseconds, in microseconds.
 fn quantile(of_ns: &Histogram<u64>, quantile: f64) -> f64 {
     of_ns.value_at_quantile(quantile) as f64 / 1e3
 }
@@ -158,7 +158,7 @@ fn latency(of_ns: &Histogram<u64>) -> Value {
     })
 }
 
-fn three(of_ns: &Histogram<u64>) -> Value {
+fn p50_p99_max(of_ns: &Histogram<u64>) -> Value {
     json!({
         "count": of_ns.len(),
         "p50": quantile(of_ns, 0.5),

@@ -1,4 +1,4 @@
-//! Whole runs against a scripted server on a loopback port.
+//! Complete runs against a scripted server on a loopback port.
 
 use std::{
     io::{Read, Write},
@@ -6,7 +6,6 @@ use std::{
     thread,
 };
 
-use crate::options::Options;
 use clap::Parser;
 use tickcast::{limits::FRAME_BYTES_MAX_DEFAULT, sources::payload::Mark};
 use tickcast_proto::{
@@ -17,12 +16,13 @@ use tickcast_proto::{
 };
 
 use super::*;
+use crate::options::Options;
 
 const TICKS: u64 = 20;
-/// How long after its intended time a tick reaches the scripted server: longer than a run takes.
+/// Time from the intended send to the scripted server's receipt: longer than a run takes.
 const LATE_NS: u64 = 100_000_000_000;
 
-/// Serves `connections` clients: each is sent the sequences that `sequences` gives for it once all have subscribed.
+/// Serves `connections` clients, and sends each its `sequences` once all have subscribed.
 fn serve(connections: usize, sequences: fn(usize) -> Vec<u64>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -42,13 +42,13 @@ fn serve(connections: usize, sequences: fn(usize) -> Vec<u64>) -> String {
             }
             client.write_all(&bytes).unwrap();
         }
-        // Until the clients go.
+        // Until the clients disconnect.
         clients.iter_mut().for_each(|client| drop(client.read(&mut [0; 64])));
     });
     address
 }
 
-/// Accepts one client and answers its hello and its subscribe.
+/// Accepts one client and answers its hello and subscribe.
 fn accept(listener: &TcpListener) -> TcpStream {
     let (mut stream, _) = listener.accept().unwrap();
     let (mut input, mut replies) = (Vec::new(), Vec::new());
@@ -68,13 +68,14 @@ fn accept(listener: &TcpListener) -> TcpStream {
         }
         let mut buffer = [0; 4096];
         let read = stream.read(&mut buffer).unwrap();
-        assert!(read > 0, "the client went away");
+        assert!(read > 0, "the client disconnected");
         input.extend_from_slice(&buffer[..read]);
     }
 }
 
-/// Serves whoever comes, until it goes: one tick each 5 ms, numbered by the time, from the one after its subscription;
-/// what `skip` divides is left out.
+/// Serves any number of clients with one tick every 5 ms, numbered by the time.
+///
+/// A client receives the ticks after its subscription, without the sequences that `skip` divides.
 fn serve_flow(skip: u64) -> String {
     const TICK_NS: u64 = 5_000_000;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -109,7 +110,7 @@ fn serve_flow(skip: u64) -> String {
 }
 
 fn load(server: &str, more: &str) -> (Plan, Result<Report, String>) {
-    let line = format!("c10k --server {server} --connections 4 --duration-s 1 {more}");
+    let line = format!("c10k --server {server} --connections 4 --duration 1s {more}");
     let plan = Plan::new(Options::try_parse_from(line.split_whitespace()).unwrap()).unwrap();
     let report = run(&plan, &AtomicBool::new(false));
     (plan, report)
@@ -132,7 +133,7 @@ fn every_tick_on_every_connection_is_counted_once() {
 }
 
 #[test]
-fn uncorrected_latency_leaves_out_what_went_before_the_servers_receipt() {
+fn uncorrected_latency_starts_at_the_servers_receipt() {
     let server = serve(4, |_| (1..=TICKS).collect());
     let (plan, report) = load(&server, &format!("--expect-ticks {TICKS} --threads 2"));
     let report = report.unwrap();
@@ -141,39 +142,39 @@ fn uncorrected_latency_leaves_out_what_went_before_the_servers_receipt() {
     assert!(corrected.min() > LATE_NS / 1_000 * 999 && uncorrected.max() < LATE_NS);
     let json = report.to_json(&plan);
     assert_eq!(json["latency_uncorrected_us"]["count"], 4 * TICKS);
-    let picture = crate::plot::of_run(&plan, corrected, Some(uncorrected));
-    assert_eq!(picture.matches("<polyline").count(), 2);
+    let plot = crate::plot::of_run(&plan, corrected, Some(uncorrected));
+    assert_eq!(plot.matches("<polyline").count(), 2);
 }
 
 #[test]
-fn what_ticks_do_not_carry_is_said_and_not_made_up() {
+fn figures_that_ticks_do_not_carry_are_reported_as_missing() {
     let (plan, report) = load(&serve_flow(u64::MAX), "");
     let report = report.unwrap();
     assert!(report.tally.deliveries > 0 && report.tally.uncorrected().is_none());
-    assert!(report.to_text(&plan).contains("uncorrected   not carried"));
+    assert!(report.to_text(&plan).contains("uncorrected   not measured"));
     assert!(report.to_json(&plan)["latency_uncorrected_us"].is_null());
 }
 
 #[test]
-fn the_skew_is_of_ticks_that_all_connections_had_over_all_threads() {
+fn skew_covers_the_ticks_that_all_connections_of_all_threads_received() {
     let server = serve(4, |index| (1..=TICKS).filter(|&sequence| index != 3 || sequence != 7).collect());
     let (plan, report) = load(&server, &format!("--expect-ticks {} --threads 2", TICKS - 1));
     let report = report.unwrap();
-    let spread = report.spread.as_ref().unwrap();
-    assert_eq!((spread.one_in, spread.sampled), (1, TICKS));
+    let skew = report.skew.as_ref().unwrap();
+    assert_eq!((skew.one_in, skew.sampled), (1, TICKS));
     // The run may end between the last tick's first connection and its last.
-    assert!((TICKS - 2..TICKS).contains(&spread.skew_ns.len()), "{}", spread.skew_ns.len());
+    assert!((TICKS - 2..TICKS).contains(&skew.skew_ns.len()), "{}", skew.skew_ns.len());
     let json = report.to_json(&plan);
     assert_eq!(
         (&json["skew_us"]["count"], &json["skew_us"]["sampled"]),
-        (&spread.skew_ns.len().into(), &TICKS.into())
+        (&skew.skew_ns.len().into(), &TICKS.into())
     );
 }
 
 #[test]
 fn a_spike_opens_all_at_once_and_is_timed_from_connect_and_request() {
     let server = serve(4, |_| (1..=TICKS).collect());
-    let (plan, report) = load(&server, "--spike --threads 2 --warm-up-s 0");
+    let (plan, report) = load(&server, "--spike --threads 2 --warmup 0");
     let report = report.unwrap();
     let (connect, request) = (&report.tally.connect_ns, &report.tally.subscription_ns);
     assert_eq!((connect.len(), request.len()), (4, 4));
@@ -189,7 +190,7 @@ fn a_spike_opens_all_at_once_and_is_timed_from_connect_and_request() {
 }
 
 #[test]
-fn every_client_is_accounted_for_and_the_worst_are_named() {
+fn every_client_is_reported_and_the_worst_are_listed() {
     let server = serve(4, |index| (1..=TICKS).filter(|&sequence| index != 2 || sequence % 4 != 0).collect());
     let (plan, report) = load(&server, &format!("--expect-ticks {TICKS} --threads 2"));
     let report = report.unwrap();
@@ -197,7 +198,7 @@ fn every_client_is_accounted_for_and_the_worst_are_named() {
     assert_eq!(found.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0, 1, 2, 3]);
     let gaps: Vec<u64> = found.iter().map(|(_, counts)| counts.gap).collect();
     assert_eq!(gaps.iter().sum::<u64>(), report.loss.gap);
-    // The scripted server counts in the order in which it accepts.
+    // The scripted server numbers clients in the order in which it accepts them.
     assert_eq!(crate::clients::worst(&report.clients)[0].counts.gap, 4);
     assert!(report.clients.iter().all(|client| client.source.is_some()));
     let json = report.to_json(&plan);
@@ -206,19 +207,19 @@ fn every_client_is_accounted_for_and_the_worst_are_named() {
 }
 
 #[test]
-fn what_a_client_had_before_it_left_is_still_its_own() {
-    let (_, report) = load(&serve_flow(u64::MAX), "--churn-per-s 40");
+fn ticks_received_before_a_reset_stay_counted_for_the_client() {
+    let (_, report) = load(&serve_flow(u64::MAX), "--churn-rate 40");
     let report = report.unwrap();
-    assert!(report.left >= 8, "each left twice");
+    assert!(report.left >= 8, "each was reset twice");
     let ticks: u64 = report.clients.iter().map(|client| client.counts.ticks).sum();
     assert!(ticks >= report.tally.deliveries, "{ticks} of {}", report.tally.deliveries);
 }
 
 #[test]
-fn an_interrupted_run_reports_what_it_had() {
-    for warm_up_s in [0, 600] {
+fn an_interrupted_run_reports_what_it_measured() {
+    for warmup in ["0", "600s"] {
         let server = serve_flow(u64::MAX);
-        let line = format!("c10k --server {server} --connections 4 --duration-s 600 --warm-up-s {warm_up_s}");
+        let line = format!("c10k --server {server} --connections 4 --duration 600s --warmup {warmup}");
         let plan = Plan::new(Options::try_parse_from(line.split_whitespace()).unwrap()).unwrap();
         let interrupted = AtomicBool::new(false);
         let report = thread::scope(|scope| {
@@ -241,7 +242,7 @@ fn an_interrupted_run_reports_what_it_had() {
 
 #[test]
 fn every_key_of_the_json_is_documented() {
-    let (plan, report) = load(&serve_flow(u64::MAX), "--warm-up-s 0");
+    let (plan, report) = load(&serve_flow(u64::MAX), "--warmup 0");
     let json = report.unwrap().to_json(&plan);
     let keys = json.as_object().unwrap();
     assert!(keys.len() > 40, "{}", keys.len());
@@ -252,7 +253,7 @@ fn every_key_of_the_json_is_documented() {
 }
 
 #[test]
-fn gaps_late_starts_early_ends_and_silence_are_lost_ticks() {
+fn gaps_late_starts_early_ends_and_silent_connections_are_loss() {
     let server = serve(4, |index| match index {
         0 => (1..=TICKS).collect(),
         1 => (1..=TICKS).filter(|&sequence| sequence != 7).collect(),
@@ -271,11 +272,11 @@ fn gaps_late_starts_early_ends_and_silence_are_lost_ticks() {
 #[test]
 fn the_first_tick_of_each_connection_is_timed_from_its_subscription() {
     let server = serve(4, |index| if index == 3 { Vec::new() } else { (1..=TICKS).collect() });
-    let (plan, report) = load(&server, "--warm-up-s 0");
+    let (plan, report) = load(&server, "--warmup 0");
     let report = report.unwrap();
     let first = &report.tally.subscription_ns;
-    assert_eq!(first.len(), 3, "one for each connection that had a tick");
-    // Less than the whole run: the time of the request was noted.
+    assert_eq!(first.len(), 3, "one for each connection that received a tick");
+    // Shorter than the run, so the time of the request was noted.
     assert!(first.min() > 0 && first.max() < 60_000_000_000, "{}", first.max());
     assert_eq!(report.to_json(&plan)["subscription_us"]["count"], 3);
     assert!(report.to_text(&plan).contains("(3 connections)"));
@@ -286,7 +287,7 @@ fn the_first_tick_of_each_connection_is_timed_from_its_subscription() {
 }
 
 #[test]
-fn stalled_connections_never_read_and_lose_nothing_that_counts() {
+fn stalled_connections_never_read_and_their_loss_is_not_counted() {
     let (plan, report) = load(&serve_flow(u64::MAX), "--stalled 1 --policy drop --max-loss 0");
     let report = report.unwrap();
     assert_eq!(report.failures(&plan), Vec::<String>::new());
@@ -298,41 +299,41 @@ fn stalled_connections_never_read_and_lose_nothing_that_counts() {
 }
 
 #[test]
-fn connections_that_leave_and_come_back_lose_nothing_by_that() {
-    let (plan, report) = load(&serve_flow(u64::MAX), "--churn-per-s 20 --threads 2 --max-loss 0");
+fn churn_alone_loses_nothing() {
+    let (plan, report) = load(&serve_flow(u64::MAX), "--churn-rate 20 --threads 2 --max-loss 0");
     let report = report.unwrap();
     assert_eq!(report.failures(&plan), Vec::<String>::new());
     assert_eq!(report.loss, Loss::default());
     assert!((10..=40).contains(&report.left), "{}", report.left);
     assert_eq!(report.came_back, report.left);
-    assert!(report.tally.subscription_ns.len() > 4, "who comes back waits for a first tick, too");
+    assert!(report.tally.subscription_ns.len() > 4, "a reopened connection waits for a first tick, too");
     assert_eq!(report.to_json(&plan)["churn"]["left"], report.left);
 }
 
 #[test]
-fn what_connections_lost_before_they_left_stays_counted() {
-    let (_, report) = load(&serve_flow(10), "--churn-per-s 20");
+fn loss_before_a_reset_stays_counted() {
+    let (_, report) = load(&serve_flow(10), "--churn-rate 20");
     let report = report.unwrap();
-    // One in ten is left out for everybody, and hardly anybody stays for long.
+    // One in ten is left out for every connection, and hardly any lives long.
     assert!(report.loss.gap * 18 >= report.tally.deliveries, "{:?}", report.loss);
     assert_eq!((report.loss.head, report.loss.tail), (0, 0));
 }
 
 #[test]
-fn the_policy_travels_with_every_subscription() {
+fn each_policy_changes_the_subscription() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let requests = |more: &str| {
         let line = format!("c10k --server {} {more}", listener.local_addr().unwrap());
         let plan = Plan::new(Options::try_parse_from(line.split_whitespace()).unwrap()).unwrap();
-        crate::connection::Connection::open(&plan, 0).unwrap().session.output().to_vec()
+        crate::connection::Connection::open(&plan, 0).unwrap().feed.output().to_vec()
     };
     let texts = ["", "--policy conflate", "--policy drop", "--policy disconnect"].map(requests);
     for (index, text) in texts.iter().enumerate() {
-        assert!(texts[..index].iter().all(|other| other != text), "two of them say the same");
+        assert!(texts[..index].iter().all(|other| other != text), "two policies send the same bytes");
     }
 }
 
-/// Speaks NATS to `connections` clients: once all have subscribed, each is sent the payloads that `numbers` numbers.
+/// Speaks NATS to `connections` clients, and sends each its `numbers` once all have subscribed.
 fn serve_nats(connections: usize, numbers: fn(usize) -> Vec<u64>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -340,12 +341,12 @@ fn serve_nats(connections: usize, numbers: fn(usize) -> Vec<u64>) -> String {
         let accept = || {
             let (mut stream, _) = listener.accept().unwrap();
             stream.write_all(b"INFO {}\r\n").unwrap();
-            let mut said = Vec::new();
-            while !said.ends_with(b"PING\r\n") {
+            let mut received = Vec::new();
+            while !received.ends_with(b"PING\r\n") {
                 let mut buffer = [0; 512];
                 let read = stream.read(&mut buffer).unwrap();
-                assert!(read > 0, "the client went away");
-                said.extend_from_slice(&buffer[..read]);
+                assert!(read > 0, "the client disconnected");
+                received.extend_from_slice(&buffer[..read]);
             }
             stream.write_all(b"PONG\r\n").unwrap();
             stream
@@ -365,7 +366,7 @@ fn serve_nats(connections: usize, numbers: fn(usize) -> Vec<u64>) -> String {
 }
 
 #[test]
-fn a_peers_ticks_are_counted_and_missed_as_tickcasts_are() {
+fn a_peers_ticks_and_gaps_are_counted_like_tickcasts() {
     let more = format!("--transport nats --expect-ticks {TICKS} --max-loss 0");
     let (plan, report) = load(&serve_nats(4, |_| (101..=100 + TICKS).collect()), &more);
     let report = report.unwrap();
@@ -384,7 +385,7 @@ fn a_peers_ticks_are_counted_and_missed_as_tickcasts_are() {
 }
 
 #[test]
-fn a_client_that_was_the_bottleneck_says_so() {
+fn a_client_that_was_the_bottleneck_warns() {
     let server = serve(4, |_| (1..=TICKS).collect());
     let (plan, report) = load(&server, &format!("--expect-ticks {TICKS}"));
     let mut report = report.unwrap();
@@ -396,7 +397,7 @@ fn a_client_that_was_the_bottleneck_says_so() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_named() {
+fn an_unreachable_server_is_named() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (_, report) = load(&nobody, "");
     let why = report.unwrap_err();

@@ -1,38 +1,38 @@
-//! Connections that leave abruptly and come back, while the window is measured.
+//! Churn: connections that are reset and reopened during the measured window.
 
 use std::{collections::HashMap, time::Duration};
 
-use crate::{
-    clients::Counts,
-    connection::{Connection, State},
-    tally::{self, Cut, Loss},
-};
 use mio::{Interest, Token};
 use socket2::SockRef;
 use tickcast::clock;
 
 use super::{Worker, lock};
+use crate::{
+    clients::Counts,
+    connection::{Connection, State},
+    tally::{self, Loss, SequenceByTopic},
+};
 
-/// What one thread's churn did so far.
+/// One thread's churn so far.
 #[derive(Debug, Default)]
 pub struct Churn {
     pub left: u64,
-    /// Those that were acknowledged again.
+    /// Connections that subscribed again.
     pub came_back: u64,
-    /// What the ones that left had lost until then.
+    /// Loss of the connections up to their reset.
     pub loss: Loss,
-    /// Highest sequences that the ones that left had seen.
-    pub seen: Cut,
-    /// What clients had before they left, by their place in the thread's connections.
+    /// Highest sequences that they had seen.
+    pub seen: SequenceByTopic,
+    /// Counts of clients before their reset, by index in the thread's connections.
     pub before: HashMap<usize, Counts>,
     next: usize,
 }
 
 impl Worker<'_> {
-    /// Lets as many leave as the time since the window began asks for, in turn.
+    /// Resets and reopens the connections that are due, in turn.
     ///
-    /// One that is stalled, has ended or is still on its way back is passed over; where none is left to go, the rest
-    /// waits. Cost: one connection each, and at most one look at all.
+    /// Connections that are stalled, ended or not yet resubscribed are skipped; if no other is left, the rest waits for a
+    /// later turn. Cost: one connect per reset, and one pass over the connections at most.
     pub(super) fn churn_due(&mut self) -> Result<(), String> {
         let elapsed_ns = clock::monotonic_ns() - self.window_from_ns;
         let due = u128::from(elapsed_ns) * u128::from(self.plan.churn_per_s)
@@ -45,40 +45,40 @@ impl Worker<'_> {
             let at = self.churn.next % self.connections.len();
             self.churn.next = at + 1;
             if !self.connections[at].is_stalled && self.connections[at].state == State::Subscribed {
-                self.leave(at)?;
-                self.come_back(at)?;
+                self.reset(at)?;
+                self.reopen(at)?;
             }
         }
         Ok(())
     }
 
-    /// Accounts what a connection lost up to its last tick, and resets it.
-    fn leave(&mut self, at: usize) -> Result<(), String> {
-        let is_judged = self.is_start_judged(at);
+    /// Counts what a connection lost up to its last tick, then resets it.
+    fn reset(&mut self, at: usize) -> Result<(), String> {
+        let is_start_known = self.is_start_known(at);
         let connection = &mut self.connections[at];
         if self.plan.has_sequences() {
-            let mut own = Cut::new();
-            tally::raise_cut(&mut own, &connection.session);
-            let start = is_judged.then(|| lock(&self.shared.start));
-            self.churn.loss.add(Loss::of_session(&connection.session, start.as_deref(), &own));
-            tally::raise_cut(&mut self.churn.seen, &connection.session);
+            let mut last = SequenceByTopic::new();
+            tally::raise_to_last(&mut last, &connection.feed);
+            let start = is_start_known.then(|| lock(&self.shared.start));
+            self.churn.loss.add(Loss::of_feed(&connection.feed, start.as_deref(), &last));
+            tally::raise_to_last(&mut self.churn.seen, &connection.feed);
         }
-        let counts = Counts::of_topics(connection.ticks, connection.session.topics());
+        let counts = Counts::of_topics(connection.ticks, connection.feed.topics());
         self.churn.before.entry(at).or_default().add(counts);
-        let fail = |error| format!("a connection that leaves: {error}");
+        let fail = |error| format!("cannot reset a connection: {error}");
         self.poll.registry().deregister(&mut connection.stream).map_err(fail)?;
-        // A reset says nothing more to the server, and leaves no port waiting here.
+        // A reset sends the server nothing else and leaves no port in TIME_WAIT here.
         SockRef::from(&connection.stream).set_linger(Some(Duration::ZERO)).map_err(fail)?;
         self.churn.left += 1;
         Ok(())
     }
 
-    /// Opens a new connection in the place of one that left; the old one's socket is closed by that.
-    fn come_back(&mut self, at: usize) -> Result<(), String> {
+    /// Replaces a connection that was reset by a new one; dropping the old one closes its socket.
+    fn reopen(&mut self, at: usize) -> Result<(), String> {
         let global = at * self.plan.threads + self.index;
-        let fail = |error| format!("connection {global} back to {}: {error}", self.plan.server);
+        let fail = |error| format!("cannot reopen connection {global} to {}: {error}", self.plan.server);
         let mut connection = Connection::open(self.plan, global).map_err(fail)?;
-        connection.has_returned = true;
+        connection.is_reconnect = true;
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut connection.stream, Token(at), interest).map_err(fail)?;
         self.connections[at] = connection;

@@ -1,4 +1,4 @@
-//! What is said to each server, and what of its answers is taken.
+//! Requests to each server, and parsing of its answers.
 
 use clap::Parser;
 
@@ -14,13 +14,13 @@ fn publisher(protocol: &str) -> Publisher {
     publisher
 }
 
-fn said(protocol: &str) -> String {
+fn request(protocol: &str) -> String {
     let mut publisher = publisher(protocol);
     publisher.publish("sim.7", 5, b"{}").unwrap();
     String::from_utf8(publisher.output().to_vec()).unwrap()
 }
 
-/// Feeds `answers` cut in two at every place; whether all was answered, and how many failed, each time.
+/// Whether all ticks were answered, and how many failed, for `answers` split at every byte; without repeats.
 fn answered(protocol: &str, published: usize, answers: &[u8]) -> Vec<(bool, u64)> {
     let mut outcomes: Vec<_> = (0..=answers.len())
         .map(|split| {
@@ -42,17 +42,17 @@ fn refused(protocol: &str, answer: &[u8]) -> String {
 }
 
 #[test]
-fn each_server_is_told_in_its_own_words() {
-    assert_eq!(said("nats"), "PUB sim.7 2\r\n{}\r\n");
-    assert_eq!(said("redis"), "*3\r\n$7\r\nPUBLISH\r\n$5\r\nsim.7\r\n$2\r\n{}\r\n");
+fn each_server_gets_its_own_request() {
+    assert_eq!(request("nats"), "PUB sim.7 2\r\n{}\r\n");
+    assert_eq!(request("redis"), "*3\r\n$7\r\nPUBLISH\r\n$5\r\nsim.7\r\n$2\r\n{}\r\n");
     assert_eq!(
-        said("nchan"),
+        request("nchan"),
         "POST /pub?id=sim.7 HTTP/1.1\r\nHost: 127.0.0.1:9\r\nContent-Length: 2\r\n\r\n{}"
     );
 }
 
 #[test]
-fn answers_are_counted_wherever_they_are_cut() {
+fn answers_are_counted_at_every_split() {
     assert_eq!(answered("redis", 3, b":0\r\n:12\r\n:1\r\n"), [(true, 0)]);
     assert_eq!(answered("redis", 3, b":0\r\n-ERR no\r\n"), [(false, 1)]);
     assert_eq!(answered("nats", 1, b"INFO {}\r\nPING\r\nPONG\r\n"), [(true, 0)]);
@@ -65,7 +65,7 @@ fn answers_are_counted_wherever_they_are_cut() {
 }
 
 #[test]
-fn answers_that_are_none_are_errors() {
+fn invalid_answers_are_errors() {
     for (protocol, answer) in [
         ("redis", &b"INFO {}\r\n"[..]),
         ("redis", b"HTTP/1.1 400 Bad Request\r\n"),
@@ -78,13 +78,13 @@ fn answers_that_are_none_are_errors() {
     ] {
         assert!(!refused(protocol, answer).is_empty(), "{protocol} {}", String::from_utf8_lossy(answer));
     }
-    assert_eq!(refused("nats", &[b'I'; LINE_BYTES_MAX + 1]), "an answer without an end");
+    assert_eq!(refused("nats", &[b'I'; LINE_BYTES_MAX + 1]), "the server sent an endless line");
     let endless = [b"HTTP/1.1 200 OK\r\nX: ".as_slice(), &[b'a'; HTTP_HEAD_BYTES_MAX_DEFAULT]].concat();
-    assert_eq!(refused("nchan", &endless), "an HTTP head without an end");
+    assert_eq!(refused("nchan", &endless), "the server sent an endless HTTP head");
 }
 
 #[test]
-fn what_does_not_leave_makes_the_next_ticks_be_refused() {
+fn ticks_are_refused_while_too_much_is_unwritten_or_unanswered() {
     let payload = [b'x'; 10_000];
     for protocol in ["tickcast", "nats", "redis", "nchan"] {
         let mut publisher = publisher(protocol);
@@ -93,7 +93,7 @@ fn what_does_not_leave_makes_the_next_ticks_be_refused() {
             publisher.publish("sim.7", 5, &payload).unwrap();
             published += 1;
         }
-        assert_eq!(published, WAITING_BYTES_MAX.div_ceil(10_000), "{protocol}");
+        assert_eq!(published, UNWRITTEN_BYTES_MAX.div_ceil(10_000), "{protocol}");
     }
     let mut publisher = publisher("nchan");
     for _ in 0..UNANSWERED_MAX {
@@ -102,7 +102,7 @@ fn what_does_not_leave_makes_the_next_ticks_be_refused() {
         let waiting = publisher.output().len();
         publisher.output_written(waiting);
     }
-    assert!(publisher.is_full(), "too many wait for their answer");
+    assert!(publisher.is_full(), "too many are unanswered");
     publisher.handle_bytes(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n").unwrap();
     assert!(!publisher.is_full());
 }

@@ -7,8 +7,8 @@ const LONG: Duration = Duration::from_secs(20);
 #[test]
 fn addresses_are_parsed() {
     let parse = |text: &str| Address::parse(text).map(|a| (a.host, a.path, a.encoding)).ok();
-    let native = |host: &str| Some((host.into(), String::new(), Encoding::Native));
-    let websocket = |host: &str, path: &str| Some((host.into(), path.into(), Encoding::WebSocketRkyv));
+    let native = |host: &str| Some((host.into(), String::new(), WireFormat::TCP_NATIVE));
+    let websocket = |host: &str, path: &str| Some((host.into(), path.into(), WireFormat::WEBSOCKET_NATIVE));
     assert_eq!(parse("127.0.0.1:9400"), native("127.0.0.1:9400"));
     assert_eq!(parse("tcp://[::1]:1"), native("[::1]:1"));
     assert_eq!(parse("ws://h:80"), websocket("h:80", "/ws"));

@@ -3,7 +3,7 @@
 use super::{Connection, Phase};
 use crate::reply::StoredTick;
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
     frame::{self, FLAG_SNAPSHOT, Kind},
 };
 
@@ -19,8 +19,8 @@ impl Connection {
             return None;
         }
         let end = match self.encoding {
-            Encoding::Native => self.input.len(),
-            Encoding::WebSocketRkyv => self.input.len().min(self.consumed + self.message_left),
+            WireFormat::TCP_NATIVE => self.input.len(),
+            WireFormat::WEBSOCKET_NATIVE => self.input.len().min(self.consumed + self.message_left),
             _ => return None,
         };
         let Ok(Step::Complete(used, frame)) =

@@ -7,7 +7,7 @@ use crate::{
     connection::{Connection, Phase},
     request::Outgoing,
 };
-use tickcast_proto::Encoding;
+use tickcast_proto::WireFormat;
 
 /// Bytes of one request's frames in one WebSocket message. A subscription with many resume positions is split into
 /// messages that every server accepts.
@@ -60,10 +60,10 @@ impl Connection {
             return Ok(());
         };
         let message = match (self.encoding, outgoing) {
-            (Encoding::WebSocketRaw, Outgoing::Ping { token }) => {
+            (WireFormat::WEBSOCKET_RAW, Outgoing::Ping { token }) => {
                 WebSocketMessage::Ping(token.to_le_bytes().to_vec().into())
             }
-            (Encoding::WebSocketJson, _) => {
+            (WireFormat::WEBSOCKET_JSON, _) => {
                 let text = outgoing.to_json();
                 if text.len() > self.server_frame_bytes_max {
                     let (bytes, bytes_max) = (text.len(), self.server_frame_bytes_max);

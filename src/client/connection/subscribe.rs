@@ -7,7 +7,7 @@ use crate::{
     topics::{Announcer, SkipReason},
 };
 use tickcast_proto::{
-    Encoding,
+    WireFormat,
     limits::RESUME_POSITIONS_MAX,
     subscription::{Delivery, From, Position},
 };
@@ -37,7 +37,7 @@ impl Connection {
     /// [`RequestError`]: nothing was queued. Positions passed to [`Connection::resume`] are discarded nevertheless.
     pub fn subscribe_with(&mut self, pattern: &str, options: &SubscribeOptions) -> Result<u32, RequestError> {
         let delivery = options.delivery;
-        let is_raw = self.encoding == Encoding::WebSocketRaw;
+        let is_raw = self.encoding == WireFormat::WEBSOCKET_RAW;
         match &options.from {
             From::Live => self.start(pattern, delivery, Start::Live),
             From::Latest => self.start(pattern, delivery, Start::Latest),
@@ -126,7 +126,7 @@ impl Connection {
         positions: &[(Box<str>, Position)],
     ) -> Result<u32, RequestError> {
         let request = self.start(pattern, delivery, Start::Positions(epoch, positions))?;
-        let is_json = self.encoding == Encoding::WebSocketJson;
+        let is_json = self.encoding == WireFormat::WEBSOCKET_JSON;
         for (topic, position) in positions {
             let is_sent = !is_json || position.epoch == epoch;
             let announcer = if is_sent { Announcer::Server } else { Announcer::Client(SkipReason::Gap) };

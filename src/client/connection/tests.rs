@@ -4,15 +4,16 @@ use super::*;
 use crate::{PublishRequest, RequestError};
 use tickcast_proto::{
     DecodeError, ErrorCode,
+    codec::MessageType,
     codec::json,
     frame::{FLAG_PAYLOAD_JSON, Kind, Meta},
-    framing::websocket::{DataType, encode, encode_close},
+    framing::websocket::{encode, encode_close},
     http,
     records::{Closing, ErrorRecord, Hello, Request, Subscribed, TickTimes, Token, Welcome},
 };
 
-pub(super) const ENCODINGS: [Encoding; 3] =
-    [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson];
+pub(super) const ENCODINGS: [WireFormat; 3] =
+    [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON];
 
 fn record<R: tickcast_proto::records::WireRecord>(kind: Kind, record: R, text: &str) -> Vec<u8> {
     let mut out = Vec::new();
@@ -96,8 +97,8 @@ fn json_messages() -> Vec<Vec<u8>> {
 }
 
 /// The events of both in `Debug` format; JSON carries neither ingest time nor schema.
-fn expected(encoding: Encoding) -> Vec<String> {
-    let native = encoding != Encoding::WebSocketJson;
+fn expected(encoding: WireFormat) -> Vec<String> {
+    let native = encoding != WireFormat::WEBSOCKET_JSON;
     let tick = |sequence: u64, missed, payload: &'static [u8], json| {
         Event::Tick(Tick {
             topic: "a.b",
@@ -132,9 +133,9 @@ fn expected(encoding: Encoding) -> Vec<String> {
 }
 
 /// A connection and the server's response to its handshake.
-pub(super) fn open(encoding: Encoding) -> (Connection, Vec<u8>) {
+pub(super) fn open(encoding: WireFormat) -> (Connection, Vec<u8>) {
     let mut connection = Connection::new(&ConnectOptions::new(encoding));
-    if encoding == Encoding::Native {
+    if encoding == WireFormat::TCP_NATIVE {
         return (connection, Vec::new());
     }
     let offer = http::Offer { head_bytes_max: 8 << 10, debug_echo: false, files: &http::NoFiles };
@@ -148,16 +149,16 @@ pub(super) fn open(encoding: Encoding) -> (Connection, Vec<u8>) {
 }
 
 /// Everything the server sends, including handshake and close.
-fn server_stream(encoding: Encoding, response: Vec<u8>) -> Vec<u8> {
+fn server_stream(encoding: WireFormat, response: Vec<u8>) -> Vec<u8> {
     let mut out = response;
     match encoding {
-        Encoding::Native => out.extend(native_frames().concat()),
-        Encoding::WebSocketRkyv => {
-            native_frames().iter().for_each(|frame| encode(&mut out, DataType::Binary, frame));
+        WireFormat::TCP_NATIVE => out.extend(native_frames().concat()),
+        WireFormat::WEBSOCKET_NATIVE => {
+            native_frames().iter().for_each(|frame| encode(&mut out, MessageType::Binary, frame));
         }
-        _ => json_messages().iter().for_each(|text| encode(&mut out, DataType::Text, text)),
+        _ => json_messages().iter().for_each(|text| encode(&mut out, MessageType::Text, text)),
     }
-    if encoding != Encoding::Native {
+    if encoding != WireFormat::TCP_NATIVE {
         encode_close(&mut out, 1001, "stopping");
     }
     out
@@ -171,7 +172,7 @@ fn drain(connection: &mut Connection, events: &mut Vec<String>) -> Result<(), Pr
 }
 
 /// The events of an open connection that receives `bytes` and then the end of the stream.
-fn events(encoding: Encoding, bytes: &[u8]) -> Result<Vec<String>, ProtocolError> {
+fn events(encoding: WireFormat, bytes: &[u8]) -> Result<Vec<String>, ProtocolError> {
     let (mut connection, response) = open(encoding);
     let mut events = Vec::new();
     connection.handle_bytes(&response);
@@ -182,13 +183,13 @@ fn events(encoding: Encoding, bytes: &[u8]) -> Result<Vec<String>, ProtocolError
 
 fn text(message: &str) -> Vec<u8> {
     let mut out = Vec::new();
-    encode(&mut out, DataType::Text, message.as_bytes());
+    encode(&mut out, MessageType::Text, message.as_bytes());
     out
 }
 
 /// Feeds the server's stream in parts and checks the events.
 fn check_parts<'a>(
-    encoding: Encoding,
+    encoding: WireFormat,
     mut connection: Connection,
     parts: impl Iterator<Item = &'a [u8]> + Clone,
 ) {
@@ -228,8 +229,11 @@ fn a_stream_byte_by_byte_gives_the_same_events() {
 fn batched_and_fragmented_messages_give_the_same_events() {
     let all = native_frames().concat();
     let mut batched = Vec::new();
-    encode(&mut batched, DataType::Binary, &all);
-    assert_eq!(events(Encoding::WebSocketRkyv, &batched).unwrap(), expected(Encoding::WebSocketRkyv));
+    encode(&mut batched, MessageType::Binary, &all);
+    assert_eq!(
+        events(WireFormat::WEBSOCKET_NATIVE, &batched).unwrap(),
+        expected(WireFormat::WEBSOCKET_NATIVE)
+    );
 
     let mut fragmented = Vec::new();
     for (at, part) in all.chunks(100).enumerate() {
@@ -240,7 +244,10 @@ fn batched_and_fragmented_messages_give_the_same_events() {
             fragmented.extend(b"\x89\x01p");
         }
     }
-    assert_eq!(events(Encoding::WebSocketRkyv, &fragmented).unwrap(), expected(Encoding::WebSocketRkyv));
+    assert_eq!(
+        events(WireFormat::WEBSOCKET_NATIVE, &fragmented).unwrap(),
+        expected(WireFormat::WEBSOCKET_NATIVE)
+    );
 }
 
 #[test]
@@ -248,15 +255,18 @@ fn json_arrays_give_the_same_events_as_their_elements() {
     let messages: Vec<String> =
         json_messages().into_iter().map(|message| String::from_utf8(message).unwrap()).collect();
     let array = format!(" [ {}\n] ", messages.join(" ,\t"));
-    assert_eq!(events(Encoding::WebSocketJson, &text(&array)).unwrap(), expected(Encoding::WebSocketJson));
-    assert_eq!(events(Encoding::WebSocketJson, &text("[]")).unwrap(), ["Closed"]);
+    assert_eq!(
+        events(WireFormat::WEBSOCKET_JSON, &text(&array)).unwrap(),
+        expected(WireFormat::WEBSOCKET_JSON)
+    );
+    assert_eq!(events(WireFormat::WEBSOCKET_JSON, &text("[]")).unwrap(), ["Closed"]);
 }
 
 #[test]
 fn one_json_message_may_announce_several_topics() {
     let message = r#"{"op":"subscribed","id":1,"pattern":"*","later":[1],"topics":[
         {"topic":"x","topic_id":1,"epoch":2},{"topic":"y","topic_id":2,"epoch":2}]}"#;
-    let events = events(Encoding::WebSocketJson, &text(message)).unwrap();
+    let events = events(WireFormat::WEBSOCKET_JSON, &text(message)).unwrap();
     let names: Vec<_> =
         events.iter().map(|event| event.split_once(' ').map_or(&**event, |(name, _)| name)).collect();
     assert_eq!(names, ["Subscribed", "Topic", "Topic", "Closed"]);
@@ -267,7 +277,7 @@ fn json_payloads_keep_every_byte() {
     for payload in [&b"null"[..], b"{\"a\": 1.10}", b"\"\\u00e9\"", b"1e400"] {
         let mut tick = Vec::new();
         encode_json(&mut tick, &json::tick_prefix("a.b"), 1, 2, payload, true);
-        let (mut connection, response) = open(Encoding::WebSocketJson);
+        let (mut connection, response) = open(WireFormat::WEBSOCKET_JSON);
         connection.handle_bytes(&response);
         connection.handle_bytes(&text(std::str::from_utf8(&json_messages()[2]).unwrap()));
         connection.handle_bytes(&text(std::str::from_utf8(&tick).unwrap()));
@@ -279,10 +289,10 @@ fn json_payloads_keep_every_byte() {
 
 #[test]
 fn raw_connection_receives_payloads_and_pings_over_websocket() {
-    let (mut connection, response) = open(Encoding::WebSocketRaw);
+    let (mut connection, response) = open(WireFormat::WEBSOCKET_RAW);
     connection.handle_bytes(&response);
     let mut bytes = Vec::new();
-    encode(&mut bytes, DataType::Binary, &[7; 200]);
+    encode(&mut bytes, MessageType::Binary, &[7; 200]);
     connection.handle_bytes(&bytes);
     assert_eq!(connection.poll_event(), Ok(Some(Event::Payload(&[7; 200]))));
     assert_eq!(connection.poll_event(), Ok(None));
@@ -298,7 +308,7 @@ fn raw_connection_receives_payloads_and_pings_over_websocket() {
 fn server_pings_are_answered_without_an_event() {
     let ping = record(Kind::Ping, Token { token: 7 }, "");
     let pong = record(Kind::Pong, Token { token: 7 }, "");
-    let (mut connection, _) = open(Encoding::Native);
+    let (mut connection, _) = open(WireFormat::TCP_NATIVE);
     connection.handle_bytes(&welcome());
     assert!(matches!(connection.poll_event(), Ok(Some(Event::Welcome { .. }))));
     connection.handle_transmitted(connection.poll_transmit().len());
@@ -306,7 +316,7 @@ fn server_pings_are_answered_without_an_event() {
     assert_eq!(connection.poll_event(), Ok(None));
     assert_eq!(connection.poll_transmit(), pong);
 
-    for encoding in [Encoding::WebSocketRkyv, Encoding::WebSocketJson, Encoding::WebSocketRaw] {
+    for encoding in [WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON, WireFormat::WEBSOCKET_RAW] {
         let (mut connection, response) = open(encoding);
         connection.handle_bytes(&response);
         assert_eq!(connection.poll_event(), Ok(None));
@@ -322,7 +332,7 @@ fn server_pings_are_answered_without_an_event() {
 #[test]
 fn protocol_violation_fails_the_connection_for_good() {
     let native = |frames: &[&[u8]]| {
-        let (mut connection, _) = open(Encoding::Native);
+        let (mut connection, _) = open(WireFormat::TCP_NATIVE);
         connection.handle_bytes(&frames.concat());
         connection.handle_eof();
         let error = drain(&mut connection, &mut Vec::new()).unwrap_err();
@@ -351,10 +361,10 @@ fn invalid_websocket_messages_fail_the_connection() {
     let rejected = |encoding, bytes: &[u8]| events(encoding, bytes).unwrap_err();
     let message = |payload: &[u8]| {
         let mut out = Vec::new();
-        encode(&mut out, DataType::Binary, payload);
+        encode(&mut out, MessageType::Binary, payload);
         out
     };
-    let rkyv = |bytes: &[u8]| rejected(Encoding::WebSocketRkyv, bytes);
+    let rkyv = |bytes: &[u8]| rejected(WireFormat::WEBSOCKET_NATIVE, bytes);
     assert!(matches!(rkyv(&message(&welcome()[..40])), ProtocolError::Decode(DecodeError::WebSocket(_))));
     assert!(matches!(rkyv(&text("{}")), ProtocolError::Decode(DecodeError::WrongMessageType(_))));
     assert!(matches!(rkyv(&[0x82, 0x80, 1, 2, 3, 4]), ProtocolError::Decode(DecodeError::WebSocket(_))));
@@ -362,7 +372,7 @@ fn invalid_websocket_messages_fail_the_connection() {
     assert!(matches!(rkyv(&huge), ProtocolError::Decode(DecodeError::TooLarge { .. })));
     assert_eq!(rkyv(&message(&welcome())[..60]), ProtocolError::Truncated);
 
-    let json = |message: &str| rejected(Encoding::WebSocketJson, &text(message));
+    let json = |message: &str| rejected(WireFormat::WEBSOCKET_JSON, &text(message));
     for bad in
         ["", " ", "{", "[", "[{\"op\":\"pong\"}", "[,]", "1", "{\"op\":\"fly\"}", "{\"op\":\"pong\"} x", "{}"]
     {
@@ -370,27 +380,27 @@ fn invalid_websocket_messages_fail_the_connection() {
     }
     assert_eq!(json(r#"{"topic":"t","seq":1,"ts":1,"data":1}"#), ProtocolError::UnknownTopic("t".into()));
     let not_utf8 = [0x81, 1, 0xff];
-    assert_eq!(rejected(Encoding::WebSocketJson, &not_utf8), ProtocolError::Decode(DecodeError::NotUtf8));
+    assert_eq!(rejected(WireFormat::WEBSOCKET_JSON, &not_utf8), ProtocolError::Decode(DecodeError::NotUtf8));
 }
 
 #[test]
 fn close_frame_alone_gives_the_reason() {
     let mut close = Vec::new();
     encode_close(&mut close, 3008, "slow");
-    let closing = events(Encoding::WebSocketRkyv, &close).unwrap();
+    let closing = events(WireFormat::WEBSOCKET_NATIVE, &close).unwrap();
     assert_eq!(closing, ["Closing { code: 3008, text: \"slow\", reconnect_after_ms: 0 }", "Closed"]);
-    let closing = events(Encoding::WebSocketRkyv, &[0x88, 0]).unwrap();
+    let closing = events(WireFormat::WEBSOCKET_NATIVE, &[0x88, 0]).unwrap();
     assert_eq!(closing, ["Closing { code: 1005, text: \"\", reconnect_after_ms: 0 }", "Closed"], "no code");
 }
 
 #[test]
 fn ticks_in_flight_when_this_side_closes_still_arrive() {
-    let (mut connection, response) = open(Encoding::WebSocketRkyv);
+    let (mut connection, response) = open(WireFormat::WEBSOCKET_NATIVE);
     connection.handle_bytes(&response);
     assert_eq!(connection.poll_event(), Ok(None));
     connection.close();
     let mut bytes = Vec::new();
-    encode(&mut bytes, DataType::Binary, &[welcome(), topic(), tick(1, b"x")].concat());
+    encode(&mut bytes, MessageType::Binary, &[welcome(), topic(), tick(1, b"x")].concat());
     encode_close(&mut bytes, 1000, "");
     connection.handle_bytes(&bytes);
     let mut events = Vec::new();
@@ -401,7 +411,7 @@ fn ticks_in_flight_when_this_side_closes_still_arrive() {
 
 #[test]
 fn requests_wait_for_the_handshake_and_stop_at_the_bound() {
-    let (mut connection, response) = open(Encoding::WebSocketJson);
+    let (mut connection, response) = open(WireFormat::WEBSOCKET_JSON);
     connection.subscribe("a").unwrap();
     assert!(connection.poll_transmit().is_empty());
     connection.handle_bytes(&response);
@@ -431,7 +441,7 @@ fn requests_wait_for_the_handshake_and_stop_at_the_bound() {
 fn payload_that_base64_makes_too_large_is_rejected_before_sending() {
     let payload = vec![0xff; 200 << 10];
     let publish = PublishRequest { topic: "t", payload: &payload, ..PublishRequest::default() };
-    for (encoding, fits) in [(Encoding::WebSocketJson, false), (Encoding::WebSocketRkyv, true)] {
+    for (encoding, fits) in [(WireFormat::WEBSOCKET_JSON, false), (WireFormat::WEBSOCKET_NATIVE, true)] {
         let (mut connection, response) = open(encoding);
         connection.handle_bytes(&response);
         assert_eq!(connection.poll_event(), Ok(None));
@@ -443,7 +453,7 @@ fn payload_that_base64_makes_too_large_is_rejected_before_sending() {
 
 #[test]
 fn burst_memory_is_freed() {
-    let (mut connection, _) = open(Encoding::Native);
+    let (mut connection, _) = open(WireFormat::TCP_NATIVE);
     connection.handle_bytes(&welcome());
     connection.handle_bytes(&topic());
     for sequence in 1..1_000 {
@@ -461,7 +471,10 @@ fn burst_memory_is_freed() {
 #[test]
 fn identity_is_in_the_hello_and_an_invalid_one_sends_nothing() {
     let with = |client: &str| {
-        Connection::new(&ConnectOptions { client: client.into(), ..ConnectOptions::new(Encoding::Native) })
+        Connection::new(&ConnectOptions {
+            client: client.into(),
+            ..ConnectOptions::new(WireFormat::TCP_NATIVE)
+        })
     };
     let connection = with("me");
     let Ok(Step::Complete(_, hello)) = frame::decode(connection.poll_transmit(), 1 << 10) else {

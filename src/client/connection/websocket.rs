@@ -6,15 +6,16 @@ use crate::{
     reply::{self, Buffer, JsonTarget, Span, StoredEvent},
 };
 use tickcast_proto::{
-    DecodeError, Encoding, Step,
-    framing::websocket::{self, DataType, Incoming},
+    DecodeError, Step, WireFormat,
+    codec::MessageType,
+    framing::websocket::{self, Incoming},
 };
 
 impl Connection {
     pub(super) fn step_websocket(&mut self) -> Result<Progress, ProtocolError> {
         if self.message_left > 0 {
             return match self.encoding {
-                Encoding::WebSocketJson => self.step_json(),
+                WireFormat::WEBSOCKET_JSON => self.step_json(),
                 _ => self.step_message_frame(),
             };
         }
@@ -27,7 +28,7 @@ impl Connection {
             return Err(DecodeError::TooLarge { bytes: header.payload_len, bytes_max }.into());
         }
         let expected =
-            if self.encoding == Encoding::WebSocketJson { DataType::Text } else { DataType::Binary };
+            if self.encoding == WireFormat::WEBSOCKET_JSON { MessageType::Text } else { MessageType::Binary };
         if header.data_type != expected {
             return Err(DecodeError::WrongMessageType(
                 "the message is text where binary is expected, or binary where text is",
@@ -35,7 +36,7 @@ impl Connection {
             .into());
         }
         let whole_len = header.header_len + header.payload_len as usize;
-        let whole_needed = self.encoding != Encoding::WebSocketRkyv;
+        let whole_needed = self.encoding != WireFormat::WEBSOCKET_NATIVE;
         if whole_needed && bytes.len() < whole_len {
             return Ok(Progress::NeedMore);
         }
@@ -45,12 +46,12 @@ impl Connection {
         let start = self.consumed + header.header_len;
         let len = header.payload_len as usize;
         match self.encoding {
-            Encoding::WebSocketRaw => {
+            WireFormat::WEBSOCKET_RAW => {
                 self.consumed += whole_len;
                 let payload = Span { buffer: Buffer::Input, start, len };
                 return Ok(Progress::Event(StoredEvent::Payload(payload)));
             }
-            Encoding::WebSocketJson => {
+            WireFormat::WEBSOCKET_JSON => {
                 if len == 0 {
                     return Err(ProtocolError::Json("an empty message".into()));
                 }
@@ -143,8 +144,8 @@ impl Connection {
         let first = bytes[0];
         let start = self.consumed;
         let (data_type, payload) = match &incoming {
-            Incoming::Text(text) => (DataType::Text, text.as_bytes()),
-            Incoming::Binary(bytes) => (DataType::Binary, &bytes[..]),
+            Incoming::Text(text) => (MessageType::Text, text.as_bytes()),
+            Incoming::Binary(bytes) => (MessageType::Binary, &bytes[..]),
             Incoming::Nothing => {
                 let token = bytes[..used].last_chunk::<8>().filter(|_| used == 10 && first == 0x8a).copied();
                 self.consumed += used;
@@ -152,7 +153,7 @@ impl Connection {
                     self.fragmented = true;
                 }
                 return Ok(match token {
-                    Some(token) if self.encoding == Encoding::WebSocketRaw => {
+                    Some(token) if self.encoding == WireFormat::WEBSOCKET_RAW => {
                         Progress::Event(StoredEvent::Pong { token: u64::from_le_bytes(token) })
                     }
                     _ => Progress::Consumed,
@@ -184,7 +185,7 @@ impl Connection {
 
 /// The header of an unmasked data frame that is a whole message (RFC 6455, section 5.2).
 struct DataHeader {
-    data_type: DataType,
+    data_type: MessageType,
     header_len: usize,
     payload_len: u64,
 }
@@ -194,8 +195,8 @@ impl DataHeader {
     #[inline]
     fn decode(bytes: &[u8]) -> Option<DataHeader> {
         let data_type = match bytes.first()? {
-            0x81 => DataType::Text,
-            0x82 => DataType::Binary,
+            0x81 => MessageType::Text,
+            0x82 => MessageType::Binary,
             _ => return None,
         };
         let (header_len, payload_len) = match *bytes.get(1)? {

@@ -1,7 +1,11 @@
 //! Sessions that are behind: what is taken out of their outboxes, what is held back for them, and what they get once
 //! there is room. No payload is kept for a session: held topics are slots, and their newest ticks the topic's.
 
-use super::{Fanout, Logs, topic::Member, topic_mut};
+use super::{
+    EgressLogs, Fanout,
+    topic::{Member, group_of},
+    topic_mut,
+};
 use crate::{
     egress_log::{EgressLog, Mark},
     home::Wanted,
@@ -12,7 +16,7 @@ use crate::{
         table::Sessions,
     },
 };
-use tickcast_proto::{Step, frame, framing::websocket, ids::TopicId, reply::Reply};
+use tickcast_proto::{Step, frame, ids::TopicId, reply::Reply};
 
 /// A tick that is to come later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +98,7 @@ impl Membership {
 
 impl Fanout {
     /// Takes what yields out of the outboxes that are over their bounds, and out of those the log comes round to.
-    pub fn relieve(&mut self, sessions: &mut Sessions, logs: &mut Logs) {
+    pub fn relieve(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs) {
         while let Some(slot) = sessions.pop_over() {
             if sessions.open_mut(slot).is_some_and(|session| session.yielding.0 > 0) {
                 self.yield_frames(slot, Pressure::Bytes, sessions, logs);
@@ -108,10 +112,10 @@ impl Fanout {
         if due.contains(&true) {
             for slot in sessions.slots() {
                 let Some(session) = sessions.open_mut(slot) else { continue };
-                let yields = due[session.encoding as usize] && session.yielding.0 > 0;
+                let yields = due[session.format.index()] && session.yielding.0 > 0;
                 let stale =
                     |log: &EgressLog| session.oldest_shared().is_some_and(|start| !log.is_fresh(start));
-                if yields && logs.of(session.encoding).is_some_and(stale) {
+                if yields && logs.of(session.format).is_some_and(stale) {
                     self.yield_frames(slot, Pressure::Sweep, sessions, logs);
                 }
             }
@@ -120,12 +124,18 @@ impl Fanout {
 
     /// Takes frames out of an outbox: of memberships that conflate all, and their topics are held; of those that drop
     /// the oldest, and their gaps are noted. A look at each frame that waits, at most.
-    pub fn yield_frames(&mut self, slot: u32, pressure: Pressure, sessions: &mut Sessions, logs: &Logs) {
+    pub fn yield_frames(
+        &mut self,
+        slot: u32,
+        pressure: Pressure,
+        sessions: &mut Sessions,
+        logs: &EgressLogs,
+    ) {
         let (topics, shards, tally) = (&mut self.topics, self.shards, &mut self.tally);
         let target = self.settings.behind_bytes / 2;
         sessions.with_outbox(slot, |session| {
-            let Some(log) = logs.of(session.encoding) else { return };
-            let encoding = session.encoding;
+            let format = session.format;
+            let Some(log) = logs.of(format) else { return };
             let conflating = session.yielding.1 > 0;
             session.behind |= conflating;
             let mut memberships = std::mem::take(&mut session.memberships);
@@ -175,7 +185,7 @@ impl Fanout {
                     (membership.taking, membership.from) = (Taking::Held, mark.from());
                     lag.held.push_back(id);
                     if let Some(topic) = topic_mut(topics, id, shards) {
-                        topic.members[encoding as usize][membership.position as usize].set_skipped(true);
+                        topic.set_skipped(format, membership.position, true);
                     }
                 } else {
                     // Held already, or for its pace: from further back.
@@ -192,7 +202,7 @@ impl Fanout {
 
     /// Before a SEND: tells the session what it must know first, and gives it the newest of what was held back, up to
     /// about one SEND.
-    pub fn refill(&mut self, slot: u32, sessions: &mut Sessions, logs: &mut Logs, now_ns: u64) {
+    pub fn refill(&mut self, slot: u32, sessions: &mut Sessions, logs: &mut EgressLogs, now_ns: u64) {
         let send_bytes = self.settings.behind_bytes.min(SEND_BYTES_MAX);
         let Some(session) = sessions.open_mut(slot) else { return };
         if session.lag.is_none() {
@@ -237,7 +247,7 @@ impl Fanout {
         id: TopicId,
         slot: u32,
         sessions: &mut Sessions,
-        logs: &mut Logs,
+        logs: &mut EgressLogs,
         now_ns: u64,
     ) {
         let Some(session) = sessions.open_mut(slot) else { return };
@@ -271,12 +281,12 @@ impl Fanout {
         slot: u32,
         bytes_max: usize,
         sessions: &mut Sessions,
-        logs: &mut Logs,
+        logs: &mut EgressLogs,
         now_ns: u64,
     ) -> bool {
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return true };
         let Some(session) = sessions.open_mut(slot) else { return true };
-        let encoding = session.encoding;
+        let format = session.format;
         let Some(membership) = session.memberships.get_mut(&id) else { return true };
         if membership.taking != Taking::Held {
             return true;
@@ -295,6 +305,7 @@ impl Fanout {
         if !std::mem::replace(&mut membership.announced, true) {
             topic.announce(slot, sessions, logs);
         }
+        let Some(group) = group_of(&mut topic.groups, format) else { return true };
         let mut whole = true;
         for (sequence, bytes) in topic.newest.since(from) {
             if sessions.get(slot).is_some_and(|session| session.outbox_bytes() >= bytes_max) {
@@ -304,28 +315,31 @@ impl Fanout {
             if sequence > from {
                 self.tally.conflated += sequence - from;
                 sessions.leave_out(slot, sequence - from, 0);
-                let notice = Reply::Conflated { topic: id, name: &topic.name, from, to: sequence };
-                sessions.push_own(slot, skipped(id, from, sequence), |out| notice.encode(encoding, out));
+                let notice = Reply::Conflated { topic: id, name: &topic.info.name, from, to: sequence };
+                sessions.push_own(slot, skipped(id, from, sequence), |out| notice.encode(format, out));
             }
             // The topic's last tick is shared by all who get it now; older ones of its keys are this session's own.
             let last = sequence == topic.newest.sequence();
-            let shared = topic.latest[encoding as usize]
-                .filter(|range| last && logs.of(encoding).is_some_and(|log| log.is_shareable(range.start)));
-            let Ok(Step::Complete(_, tick)) = frame::decode(bytes, usize::MAX) else { break };
+            let shared = group
+                .latest
+                .filter(|range| last && logs.of(format).is_some_and(|log| log.is_shareable(range.start)));
+            let Ok(Step::Complete(_, tick)) = frame::decode(bytes, usize::MAX) else {
+                debug_assert!(false, "what is kept of a topic are whole ticks");
+                break;
+            };
             if !last {
                 let mark = Mark { topic: id.0, sequence, skipped: 0 };
-                sessions
-                    .push_own(slot, mark, |out| logs.encode_tick(encoding, &tick, &topic.json_prefix, out));
+                sessions.push_own(slot, mark, |out| logs.encode_tick(format, &tick, &topic.info, out));
             } else {
-                let appended = match (shared, logs.of(encoding)) {
+                let appended = match (shared, logs.of(format)) {
                     (Some(range), Some(log)) => Some((log, range)),
-                    _ => logs.append_tick(encoding, &tick, &topic.json_prefix),
+                    _ => logs.append_tick(format, &tick, &topic.info),
                 };
                 let Some((log, range)) = appended else {
                     sessions.doom_slow(slot);
                     break;
                 };
-                topic.latest[encoding as usize] = Some(range);
+                group.latest = Some(range);
                 sessions.push_range(slot, log, range);
             }
             self.tally.queued += 1;
@@ -350,7 +364,7 @@ impl Fanout {
         outbox_bytes_max: usize,
         log_bytes_left: &mut u64,
         sessions: &mut Sessions,
-        logs: &mut Logs,
+        logs: &mut EgressLogs,
         now_ns: u64,
     ) {
         let Some(session) = sessions.open_mut(slot) else { return };
@@ -372,18 +386,18 @@ impl Fanout {
             if membership.taking == Taking::Paced {
                 membership.taking = Taking::Held;
             }
-            let (taking, from, encoding) = (membership.taking, membership.from, session.encoding);
+            let (taking, from, format) = (membership.taking, membership.from, session.format);
             let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
             let to = topic.newest.sequence() + 1;
             if taking == Taking::Held && from >= topic.tracked_from && *log_bytes_left > 0 {
-                let before = logs.head(encoding);
+                let before = logs.head(format);
                 self.release(id, slot, outbox_bytes_max, sessions, logs, now_ns);
-                *log_bytes_left = log_bytes_left.saturating_sub(logs.head(encoding) - before);
+                *log_bytes_left = log_bytes_left.saturating_sub(logs.head(format) - before);
             } else if taking != Taking::Live && from < to {
                 self.tally.dropped += to - from;
                 sessions.leave_out(slot, 0, to - from);
-                let notice = Reply::Gap { topic: id, name: &topic.name, from, to };
-                sessions.push_own(slot, skipped(id, from, to), |out| notice.encode(encoding, out));
+                let notice = Reply::Gap { topic: id, name: &topic.info.name, from, to };
+                sessions.push_own(slot, skipped(id, from, to), |out| notice.encode(format, out));
             }
         }
     }
@@ -424,21 +438,17 @@ impl Fanout {
 
     fn encode_untold(&mut self, id: TopicId, slot: u32, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
-        let encoding = session.encoding;
+        let format = session.format;
         let Some(membership) = session.memberships.get_mut(&id) else { return };
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
         if !std::mem::replace(&mut membership.announced, true) {
-            let mut body = Vec::with_capacity(128);
-            match topic.encode_announcement(encoding, &mut body) {
-                Some(data_type) => websocket::encode(&mut self.scratch, data_type, &body),
-                None => self.scratch.extend_from_slice(&body),
-            }
+            topic.info.encode(format, &mut self.scratch);
         }
         let (from, to) = std::mem::take(&mut membership.gap);
         if from < to {
             self.tally.dropped += to - from;
             sessions.leave_out(slot, 0, to - from);
-            Reply::Gap { topic: id, name: &topic.name, from, to }.encode(encoding, &mut self.scratch);
+            Reply::Gap { topic: id, name: &topic.info.name, from, to }.encode(format, &mut self.scratch);
         }
     }
 }

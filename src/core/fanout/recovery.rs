@@ -1,7 +1,7 @@
 //! Clients that come back: what they missed is asked of the topic's home in pieces, as their sockets take them, and
 //! joins the live ticks without a hole: pieces and ticks come through the same ring, in order.
 
-use super::{Begin, Fanout, Logs, Settings, topic_mut};
+use super::{Begin, EgressLogs, Fanout, Settings, topic_mut};
 use crate::{
     egress_log::Mark,
     fanout::conflation::{Pressure, skipped},
@@ -48,7 +48,7 @@ impl Fanout {
             Begin::Latest => return Some((Wanted::Latest, 1)),
             Begin::After(position) => position,
             Begin::Places => {
-                let name = &super::topic_ref(&self.topics, id, self.shards)?.name;
+                let name = &super::topic_ref(&self.topics, id, self.shards)?.info.name;
                 let session = sessions.open_mut(slot)?;
                 match session.lag.as_deref_mut().and_then(|lag| lag.take_place(name)) {
                     Some(position) => position,
@@ -113,7 +113,7 @@ impl Fanout {
         self.scratch.clear();
         let scratch = &mut self.scratch;
         sessions.with_outbox(slot, |session| {
-            reply.encode(session.encoding, scratch);
+            reply.encode(session.format, scratch);
             session.push_reply(|out| out.extend_from_slice(scratch));
         });
     }
@@ -161,7 +161,7 @@ impl Fanout {
     }
 
     /// A piece of a topic's history has come for a session.
-    pub fn handle_history(&mut self, piece: &Frame<'_>, sessions: &mut Sessions, logs: &mut Logs) {
+    pub fn handle_history(&mut self, piece: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs) {
         let Ok(record) = piece.record::<History>() else { return };
         let (id, slot) = (TopicId(piece.header.topic_id), record.session as u32);
         let Some(session) = sessions.open_mut(slot).filter(|session| session.id == record.session) else {
@@ -184,11 +184,11 @@ impl Fanout {
         id: TopicId,
         slot: u32,
         sessions: &mut Sessions,
-        logs: &mut Logs,
+        logs: &mut EgressLogs,
     ) {
         let History { from, start, flags, .. } = record;
         let Some(session) = sessions.open_mut(slot) else { return };
-        let encoding = session.encoding;
+        let format = session.format;
         let Some(membership) = session.memberships.get_mut(&id) else { return };
         if membership.taking != Taking::Recovering {
             return;
@@ -201,7 +201,7 @@ impl Fanout {
         let announced = membership.announced;
         let conflates = membership.wanted == Wanted::Newest;
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
-        let (name, last) = (topic.name.clone(), piece.header.sequence);
+        let (name, last) = (topic.info.name.clone(), piece.header.sequence);
         if !announced {
             // Before what came of it already.
             self.tell_of(&[id], slot, sessions);
@@ -221,7 +221,7 @@ impl Fanout {
             self.tally.dropped += start - from;
             sessions.leave_out(slot, 0, start - from);
             let notice = Reply::Gap { topic: id, name: &name, from, to: start };
-            sessions.push_own(slot, skipped(id, from, start), |out| notice.encode(encoding, out));
+            sessions.push_own(slot, skipped(id, from, start), |out| notice.encode(format, out));
         }
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
         let mut next = start;
@@ -233,10 +233,10 @@ impl Fanout {
                 self.tally.conflated += sequence - next;
                 sessions.leave_out(slot, sequence - next, 0);
                 let notice = Reply::Conflated { topic: id, name: &name, from: next, to: sequence };
-                sessions.push_own(slot, skipped(id, next, sequence), |out| notice.encode(encoding, out));
+                sessions.push_own(slot, skipped(id, next, sequence), |out| notice.encode(format, out));
             }
             let mark = Mark { topic: id.0, sequence, skipped: 0 };
-            sessions.push_own(slot, mark, |out| logs.encode_tick(encoding, &tick, &topic.json_prefix, out));
+            sessions.push_own(slot, mark, |out| logs.encode_tick(format, &tick, &topic.info, out));
             next = sequence + 1;
             self.tally.queued += 1;
         }
@@ -257,7 +257,7 @@ impl Fanout {
     }
 
     /// The socket of a session was full for too long.
-    pub fn stalled(&mut self, slot: u32, before_ns: u64, sessions: &mut Sessions, logs: &Logs) {
+    pub fn stalled(&mut self, slot: u32, before_ns: u64, sessions: &mut Sessions, logs: &EgressLogs) {
         if sessions.open_mut(slot).is_some_and(|session| session.yielding.0 > 0) {
             self.yield_frames(slot, Pressure::Time(before_ns), sessions, logs);
         }

@@ -9,15 +9,13 @@ use crate::{
     },
 };
 use tickcast_proto::{
-    Encoding,
-    codec::json,
-    frame,
-    framing::websocket::DataType,
+    WireFormat,
+    codec::TopicInfo,
     ids::TopicId,
     subscription::{Delivery, Policy},
 };
 
-use super::Logs;
+use super::EgressLogs;
 
 /// A member that gets nothing just now: its ticks are held, paced, or still to be recovered.
 const SKIPPED: u32 = 1 << 31;
@@ -48,61 +46,79 @@ impl Member {
     }
 }
 
+/// The members of a topic that share a wire format, and what the format's log has of the topic. 80 bytes, and 4 for
+/// each member.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) format: WireFormat,
+    pub(super) members: Vec<Member>,
+    /// The topic's announcement, queued again while it is fresh in the log.
+    announced: Option<Range>,
+    /// The last tick, queued to sessions that get it later while it is fresh in the log.
+    pub(super) latest: Option<Range>,
+}
+
+const _: () = assert!(size_of::<Group>() == 80, "the docs of Group say how large it is");
+
 /// A topic that some session of this shard may take.
 ///
 /// Invariant: a member is skipped exactly while its membership is not live.
+/// Invariant: every group has a member; groups are sorted by [`WireFormat::index`].
 #[derive(Debug)]
 pub(super) struct EgressTopic {
-    pub(super) id: TopicId,
-    pub(super) name: Box<str>,
-    epoch: u64,
-    pub(super) json_prefix: Vec<u8>,
+    pub(super) info: TopicInfo,
     /// What becomes of its ticks where a subscriber has not said.
     pub(super) policy: Policy,
-    /// The sessions that take it, by encoding.
-    pub(super) members: [Vec<Member>; Encoding::COUNT],
-    /// Its announcement, to be queued again while it is fresh in the log.
-    announced: [Option<Range>; Encoding::COUNT],
+    /// The sessions that take it.
+    pub(super) groups: Vec<Group>,
     /// Its newest ticks, complete from `tracked_from` on: what came before this shard took the topic is the home's.
     pub(super) newest: Newest,
     /// The first sequence that came live; the largest there is before it.
     pub(super) tracked_from: u64,
-    /// The last of them in the logs, to be queued again while it is fresh.
-    pub(super) latest: [Option<Range>; Encoding::COUNT],
+}
+
+/// The group of a member's wire format. A look at each group before it.
+pub(super) fn group_of(groups: &mut [Group], format: WireFormat) -> Option<&mut Group> {
+    let group = groups.iter_mut().find(|group| group.format == format);
+    debug_assert!(group.is_some(), "a group is there as long as its members");
+    group
 }
 
 impl EgressTopic {
     pub(super) fn new(id: TopicId, epoch: u64, name: &str, policy: Policy) -> EgressTopic {
         EgressTopic {
-            id,
-            name: name.into(),
-            epoch,
-            json_prefix: json::tick_prefix(name),
+            info: TopicInfo::new(id, epoch, name),
             policy,
-            members: Default::default(),
-            announced: Default::default(),
+            groups: Vec::new(),
             newest: Newest::default(),
             tracked_from: u64::MAX,
-            latest: Default::default(),
         }
     }
 
-    /// Appends its announcement as a message of the encoding, without the WebSocket header; raw has none.
-    pub(super) fn encode_announcement(&self, encoding: Encoding, out: &mut Vec<u8>) -> Option<DataType> {
-        match encoding {
-            Encoding::WebSocketRaw => None,
-            Encoding::WebSocketJson => {
-                json::encode_topic(out, self.id, self.epoch, &self.name);
-                Some(DataType::Text)
-            }
-            Encoding::Native => {
-                frame::encode_topic(out, self.id, self.epoch, &self.name);
-                None
-            }
-            Encoding::WebSocketRkyv => {
-                frame::encode_topic(out, self.id, self.epoch, &self.name);
-                Some(DataType::Binary)
-            }
+    /// How many sessions take it.
+    pub(super) fn members_len(&self) -> usize {
+        self.groups.iter().map(|group| group.members.len()).sum()
+    }
+
+    /// The members of a wire format.
+    fn group_mut(&mut self, format: WireFormat) -> Option<&mut Group> {
+        group_of(&mut self.groups, format)
+    }
+
+    /// The members of a wire format, none yet if this is the first. One allocation for a topic whose takers agree.
+    fn group_or_insert(&mut self, format: WireFormat) -> &mut Group {
+        let at = self.groups.partition_point(|group| group.format.index() < format.index());
+        if self.groups.get(at).is_none_or(|group| group.format != format) {
+            self.groups.reserve_exact(1);
+            self.groups.insert(at, Group { format, members: Vec::new(), announced: None, latest: None });
+        }
+        &mut self.groups[at]
+    }
+
+    /// Leaves out a member from the next tick on, or no longer.
+    pub(super) fn set_skipped(&mut self, format: WireFormat, position: u32, skipped: bool) {
+        if let Some(group) = self.group_mut(format) {
+            group.members[position as usize].set_skipped(skipped);
         }
     }
 
@@ -114,10 +130,10 @@ impl EgressTopic {
         delivery: Delivery,
         wanted: Option<(Wanted, u64)>,
         sessions: &mut Sessions,
-        logs: &mut Logs,
+        logs: &mut EgressLogs,
     ) -> bool {
         let Some(session) = sessions.open_mut(slot) else { return true };
-        if let Some(&membership) = session.memberships.get(&self.id) {
+        if let Some(&membership) = session.memberships.get(&self.info.id) {
             let Membership { policy, interval_us, references, .. } = membership;
             let both = [Delivery { policy: Some(policy), interval_us }, delivery];
             let merged = self.merge(both.into_iter());
@@ -125,13 +141,14 @@ impl EgressTopic {
                 self.set_delivery(slot, merged, sessions);
             }
             if let Some(membership) =
-                sessions.any_mut(slot).and_then(|session| session.memberships.get_mut(&self.id))
+                sessions.any_mut(slot).and_then(|session| session.memberships.get_mut(&self.info.id))
             {
                 membership.references = references + 1;
             }
             return false;
         }
-        let members = &mut self.members[session.encoding as usize];
+        let default_policy = self.policy;
+        let members = &mut self.group_or_insert(session.format).members;
         let mut member = Member(slot);
         member.set_skipped(wanted.is_some());
         member.set_paced(delivery.interval_us > 0);
@@ -146,17 +163,18 @@ impl EgressTopic {
             position: members.len() as u32,
             references: 1,
             interval_us: delivery.interval_us,
-            policy: delivery.policy.unwrap_or(self.policy),
+            policy: delivery.policy.unwrap_or(default_policy),
             taking,
             wanted,
             announced: true,
         };
         members.push(member);
+        self.invariants();
         if taking == Taking::Recovering {
-            session.lag_mut().recovering.push_back(self.id);
+            session.lag_mut().recovering.push_back(self.info.id);
         }
         let changes = session.count_yielding(None, Some(&membership));
-        session.memberships.insert(self.id, membership);
+        session.memberships.insert(self.info.id, membership);
         if changes {
             sessions.set_yield_bytes(slot);
         }
@@ -165,25 +183,33 @@ impl EgressTopic {
     }
 
     /// Queues the announcement: shared while one is fresh in the log.
-    pub(super) fn announce(&mut self, slot: u32, sessions: &mut Sessions, logs: &mut Logs) {
-        let Some(encoding) = sessions.get(slot).map(|session| session.encoding) else { return };
-        let announced = self.announced[encoding as usize]
-            .filter(|range| logs.of(encoding).is_some_and(|log| log.is_shareable(range.start)));
-        let (log, range) = match (announced, logs.of(encoding)) {
+    pub(super) fn announce(&mut self, slot: u32, sessions: &mut Sessions, logs: &mut EgressLogs) {
+        let Some(format) = sessions.get(slot).map(|session| session.format) else {
+            debug_assert!(false, "a member of a topic is a session");
+            return;
+        };
+        let Some(group) = group_of(&mut self.groups, format) else { return };
+        let announced =
+            group.announced.filter(|range| logs.of(format).is_some_and(|log| log.is_shareable(range.start)));
+        let (log, range) = match (announced, logs.of(format)) {
             (Some(range), Some(log)) => (log, range),
-            _ => match logs.append_topic(encoding, self) {
+            _ => match logs.append_topic(format, &self.info) {
                 Some(appended) => appended,
                 None => return,
             },
         };
-        self.announced[encoding as usize] = Some(range);
+        group.announced = Some(range);
         sessions.push_range(slot, log, range);
     }
 
     /// Changes how the session takes the topic. A tick that waits for its time is to be released by the caller.
     pub(super) fn set_delivery(&mut self, slot: u32, delivery: Delivery, sessions: &mut Sessions) {
+        let id = self.info.id;
         let Some(session) = sessions.any_mut(slot) else { return };
-        let Some(&before) = session.memberships.get(&self.id) else { return };
+        let Some(&before) = session.memberships.get(&id) else {
+            debug_assert!(false, "only what is delivered is delivered in another way");
+            return;
+        };
         let after = Membership {
             policy: delivery.policy.unwrap_or(self.policy),
             interval_us: delivery.interval_us,
@@ -191,9 +217,10 @@ impl EgressTopic {
             ..before
         };
         let changes = session.count_yielding(Some(&before), Some(&after));
-        session.memberships.insert(self.id, after);
-        let member = &mut self.members[session.encoding as usize][before.position as usize];
-        member.set_paced(delivery.interval_us > 0);
+        session.memberships.insert(id, after);
+        if let Some(group) = self.group_mut(session.format) {
+            group.members[before.position as usize].set_paced(delivery.interval_us > 0);
+        }
         if changes {
             sessions.set_yield_bytes(slot);
         }
@@ -202,9 +229,9 @@ impl EgressTopic {
     /// After a change: a tick that waited for its time comes as soon as there is room, as the time may have been long.
     pub(super) fn release_paced(&mut self, slot: u32, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
-        let Some(membership) = session.memberships.get(&self.id) else { return };
+        let Some(membership) = session.memberships.get(&self.info.id) else { return };
         if membership.taking == Taking::Paced && membership.due_ns == 0 {
-            session.lag_mut().held.push_back(self.id);
+            session.lag_mut().held.push_back(self.info.id);
             self.set_taking(slot, Taking::Held, sessions);
             sessions.make_ready(slot);
         }
@@ -229,7 +256,10 @@ impl EgressTopic {
     /// One of the session's patterns that match goes. Returns whether others still do.
     pub(super) fn leave(&mut self, slot: u32, sessions: &mut Sessions) -> bool {
         let Some(session) = sessions.any_mut(slot) else { return false };
-        let Some(membership) = session.memberships.get_mut(&self.id) else { return false };
+        let Some(membership) = session.memberships.get_mut(&self.info.id) else {
+            debug_assert!(false, "only a member leaves");
+            return false;
+        };
         membership.references -= 1;
         let stays = membership.references > 0;
         if !stays {
@@ -241,30 +271,53 @@ impl EgressTopic {
     /// The session goes, whatever its patterns.
     pub(super) fn leave_whole(&mut self, slot: u32, sessions: &mut Sessions) {
         let Some(session) = sessions.any_mut(slot) else { return };
-        let Some(membership) = session.memberships.remove(&self.id) else { return };
+        let Some(membership) = session.memberships.remove(&self.info.id) else {
+            debug_assert!(false, "only a member leaves");
+            return;
+        };
         let changes = session.count_yielding(Some(&membership), None);
         if let Some(lag) = session.lag.as_deref_mut() {
             lag.forget_strangers(&session.memberships);
         }
-        let members = &mut self.members[session.encoding as usize];
-        members.swap_remove(membership.position as usize);
-        if let Some(&moved) = members.get(membership.position as usize)
-            && let Some(moved) =
-                sessions.any_mut(moved.slot()).and_then(|moved| moved.memberships.get_mut(&self.id))
-        {
-            moved.position = membership.position;
-        }
+        let format = session.format;
+        self.remove_member(format, membership.position, sessions);
         if changes {
             sessions.set_yield_bytes(slot);
+        }
+    }
+
+    fn remove_member(&mut self, format: WireFormat, position: u32, sessions: &mut Sessions) {
+        let id = self.info.id;
+        let Some(group) = self.group_mut(format) else { return };
+        group.members.swap_remove(position as usize);
+        if group.members.is_empty() {
+            self.groups.retain(|group| group.format != format);
+        } else if let Some(&moved) = group.members.get(position as usize) {
+            let moved = sessions.any_mut(moved.slot()).and_then(|moved| moved.memberships.get_mut(&id));
+            debug_assert!(moved.is_some(), "a member of a topic has a membership");
+            if let Some(moved) = moved {
+                moved.position = position;
+            }
+        }
+        self.invariants();
+    }
+
+    fn invariants(&self) {
+        if cfg!(debug_assertions) {
+            assert!(self.groups.iter().all(|group| !group.members.is_empty()), "every group has a member");
+            assert!(self.groups.is_sorted_by_key(|group| group.format.index()), "groups are sorted");
         }
     }
 
     /// Sets what the session gets, in its membership and in the list of members.
     pub(super) fn set_taking(&mut self, slot: u32, taking: Taking, sessions: &mut Sessions) {
         let Some(session) = sessions.any_mut(slot) else { return };
-        let Some(membership) = session.memberships.get_mut(&self.id) else { return };
+        let Some(membership) = session.memberships.get_mut(&self.info.id) else {
+            debug_assert!(false, "only a member takes anything");
+            return;
+        };
         membership.taking = taking;
-        let member = &mut self.members[session.encoding as usize][membership.position as usize];
-        member.set_skipped(taking != Taking::Live);
+        let (format, position) = (session.format, membership.position);
+        self.set_skipped(format, position, taking != Taking::Live);
     }
 }

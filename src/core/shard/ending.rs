@@ -7,7 +7,7 @@ use crate::{
     now::Now,
     session::{CloseReason, Ending, Protocol},
 };
-use tickcast_proto::{Encoding, framing::websocket, http, reply::Reply};
+use tickcast_proto::{http, reply::Reply};
 
 /// Log target of sessions that end because of what their client did, or did not: limited and filtered by itself.
 pub const LOG_TARGET_SESSION: &str = "tickcast::peer::session";
@@ -187,17 +187,16 @@ impl Shard {
             }
             _ => 0,
         };
+        let framing = session.format.framing;
         match session.protocol {
             Protocol::HttpHead if *reason == CloseReason::HandshakeDeadline => bytes = http::timed_out(),
             // What is on its way to another shard has come to stay before it ends.
             Protocol::HttpHead | Protocol::Leaving(_) => {}
-            Protocol::Echo(_) => websocket::encode_close(&mut bytes, reason.close_frame_code(), &text),
-            Protocol::NativeHello | Protocol::Native | Protocol::Stream(_) => {
+            Protocol::Echo(_) => framing.write_close(reason.close_frame_code(), &text, &mut bytes),
+            Protocol::Hello(_) | Protocol::Open(_) => {
                 Reply::Closing { code: reason.code(), reason: &text, reconnect_after_ms }
-                    .encode(session.encoding, &mut bytes);
-                if session.encoding != Encoding::Native {
-                    websocket::encode_close(&mut bytes, reason.close_frame_code(), &text);
-                }
+                    .encode(session.format, &mut bytes);
+                framing.write_close(reason.close_frame_code(), &text, &mut bytes);
             }
         }
         self.push_bytes(slot, &bytes);

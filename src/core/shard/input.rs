@@ -11,11 +11,11 @@ use crate::{
     session::{CloseReason, Protocol},
 };
 use tickcast_proto::{
-    DecodeError, Encoding, ErrorCode, Step,
-    codec::json,
+    DecodeError, ErrorCode, Step,
+    codec::{Message, MessageType, RequestFault},
     command::{Command, PublishCommand},
     frame,
-    framing::websocket::{self, DataType, Incoming, WebSocket},
+    framing::{Decoder, Incoming},
     http::{self, Answer, Offer, Target},
     pattern,
     records::{Publish, TickTimes, WireRecord},
@@ -27,6 +27,14 @@ struct Progress {
     used: usize,
     /// What is left waits for room, not for more bytes.
     blocked: bool,
+}
+
+/// Where the session is served whose requests were read.
+enum Served {
+    /// Here: the message has been taken.
+    Here,
+    /// On the shard of its identity, which is to read the message from its beginning.
+    Elsewhere,
 }
 
 impl Shard {
@@ -150,14 +158,12 @@ impl Shard {
             let rest = &bytes[used..];
             let step = match session.protocol {
                 _ if !session.message_rest.is_empty() => {
-                    let (encoding, message) = (session.encoding, std::mem::take(&mut session.message_rest));
-                    self.binary(slot, encoding, &message, now).map(|()| Step::Complete(0, ()))
+                    let message = Message::Binary(std::mem::take(&mut session.message_rest).into());
+                    self.requests(slot, &message, now).map(|_| Step::Complete(0, ()))
                 }
-                Protocol::NativeHello | Protocol::Native => self.native(slot, rest, now),
                 Protocol::HttpHead => self.http(slot, rest, now),
                 Protocol::Leaving(_) => Ok(Step::Partial),
-                Protocol::Stream(_) => self.websocket(slot, rest, now),
-                Protocol::Echo(_) => self.echo(slot, rest, now),
+                Protocol::Hello(_) | Protocol::Open(_) | Protocol::Echo(_) => self.message(slot, rest, now),
             };
             match step {
                 Ok(Step::Complete(len, ())) => used += len,
@@ -171,17 +177,30 @@ impl Shard {
         Progress { used, blocked: false }
     }
 
-    fn native(&mut self, slot: u32, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
-        let Step::Complete(used, frame) = frame::decode(bytes, self.limits.frame_bytes_max)? else {
+    /// Takes the message that `bytes` begin with, in whatever framing, and does what it asks for.
+    fn message(&mut self, slot: u32, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
+        let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Partial) };
+        let is_echo = matches!(session.protocol, Protocol::Echo(_));
+        let Some(decoder) = session.protocol.decoder_mut() else {
+            debug_assert!(false, "the input of a session that takes messages goes to its decoder");
             return Ok(Step::Partial);
         };
-        let command = Command::from_frame(&frame)?;
-        if let Command::Hello { client, .. } = &command
-            && !self.place(slot, client, now)
-        {
+        let mut replies = Vec::new();
+        let Step::Complete(used, incoming) = decoder.step(&mut self.decoders, bytes, &mut replies)? else {
             return Ok(Step::Partial);
+        };
+        if !replies.is_empty() {
+            self.push_bytes(slot, &replies);
         }
-        self.execute(slot, command, now)?;
+        match incoming {
+            Incoming::Nothing => {}
+            Incoming::Close => self.end(slot, CloseReason::Peer, now),
+            Incoming::Message(message) if is_echo => self.echo(slot, &message),
+            Incoming::Message(message) => match self.requests(slot, &message, now)? {
+                Served::Here => {}
+                Served::Elsewhere => return Ok(Step::Partial),
+            },
+        }
         Ok(Step::Complete(used, ()))
     }
 
@@ -208,12 +227,11 @@ impl Shard {
                 let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Complete(used, ())) };
                 match target {
                     Target::Echo => {
-                        session.protocol =
-                            Protocol::Echo(Box::new(WebSocket::server_of_long_messages(ECHO_BYTES_MAX)));
+                        session.protocol = Protocol::Echo(Decoder::of_long_messages(ECHO_BYTES_MAX));
                     }
-                    Target::Stream { encoding, patterns, delivery, from, .. } => {
-                        session.encoding = encoding;
-                        session.protocol = Protocol::Stream(None);
+                    Target::Stream { format, patterns, delivery, from, .. } => {
+                        session.format = format;
+                        session.protocol = Protocol::Open(Decoder::new(format.framing));
                         let patterns = patterns.into_iter().map(Cow::Owned).collect();
                         self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)?;
                     }
@@ -223,93 +241,54 @@ impl Shard {
         Ok(Step::Complete(used, ()))
     }
 
-    fn websocket(&mut self, slot: u32, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
-        let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Partial) };
-        let Protocol::Stream(own) = &mut session.protocol else { return Ok(Step::Partial) };
-        let mut decoder = own
-            .take()
-            .or_else(|| self.websocket.take())
-            .unwrap_or_else(|| Box::new(WebSocket::server(self.limits.message_bytes_max())));
-        let encoding = session.encoding;
-        let mut replies = Vec::new();
-        let step = decoder.step(bytes, &mut replies);
-        // What was refused, or has closed, is of no more use to anybody.
-        match step {
-            Ok(_) if decoder.is_between_messages() => self.websocket = Some(decoder),
-            Ok(_) => *own = Some(decoder),
-            Err(_) => {}
-        }
-        let Step::Complete(used, incoming) = step? else { return Ok(Step::Partial) };
-        self.push_bytes(slot, &replies);
-        match incoming {
-            Incoming::Nothing => {}
-            Incoming::Close(_) => self.end(slot, CloseReason::Peer, now),
-            Incoming::Text(text) => self.text(slot, encoding, &text, now)?,
-            Incoming::Binary(bytes) => self.binary(slot, encoding, &bytes, now)?,
-        }
-        Ok(Step::Complete(used, ()))
-    }
-
-    fn echo(&mut self, slot: u32, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
-        let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Partial) };
-        let Protocol::Echo(decoder) = &mut session.protocol else { return Ok(Step::Partial) };
-        let mut replies = Vec::new();
-        let Step::Complete(used, incoming) = decoder.step(bytes, &mut replies)? else {
-            return Ok(Step::Partial);
-        };
-        self.push_bytes(slot, &replies);
-        match incoming {
-            Incoming::Nothing => {}
-            Incoming::Close(_) => self.end(slot, CloseReason::Peer, now),
-            Incoming::Text(text) => self.push_message(slot, DataType::Text, text.as_bytes()),
-            Incoming::Binary(bytes) => self.push_message(slot, DataType::Binary, &bytes),
-        }
-        Ok(Step::Complete(used, ()))
-    }
-
-    fn text(&mut self, slot: u32, encoding: Encoding, text: &str, now: Now) -> Result<(), DecodeError> {
-        if encoding == Encoding::WebSocketRkyv {
-            return Err(DecodeError::WrongMessageType("tickcast.v1.rkyv takes binary messages"));
-        }
-        match json::decode(text) {
-            Ok(command) => self.execute(slot, command, now),
-            Err(error) => {
-                self.fail(slot, error.request, ErrorCode::BadRequest, &error.text, now);
-                Ok(())
+    /// Does what a message asks for: one request, or several in order. Where one of them makes later ones wait, the rest
+    /// is kept as a message of its own.
+    fn requests(&mut self, slot: u32, message: &Message<'_>, now: Now) -> Result<Served, DecodeError> {
+        let Some(session) = self.sessions.open_mut(slot) else { return Ok(Served::Here) };
+        let mut requests = session.format.codec.decode(message, self.limits.frame_bytes_max)?;
+        while let Some(request) = requests.next() {
+            match request {
+                Ok(Command::Hello { client, .. }) if !self.place(slot, &client, now) => {
+                    return Ok(Served::Elsewhere);
+                }
+                Ok(command) => self.execute(slot, command, now)?,
+                Err(RequestFault::Request(error)) => {
+                    self.fail(slot, error.request, ErrorCode::BadRequest, &error.text, now);
+                }
+                Err(RequestFault::Message(error)) => return Err(error),
             }
-        }
-    }
-
-    fn binary(&mut self, slot: u32, encoding: Encoding, bytes: &[u8], now: Now) -> Result<(), DecodeError> {
-        if encoding == Encoding::WebSocketJson {
-            return Err(DecodeError::WrongMessageType("tickcast.v1.json takes text messages"));
-        }
-        let mut at = 0;
-        while at < bytes.len() {
-            if let Some(session) = self.sessions.open_mut(slot)
+            let rest = requests.frames_left();
+            if !rest.is_empty()
+                && let Some(session) = self.sessions.open_mut(slot)
                 && session.walks > 0
             {
-                session.message_rest = bytes[at..].to_vec();
-                return Ok(());
+                session.message_rest = rest.to_vec();
+                break;
             }
-            let Step::Complete(used, frame) = frame::decode(&bytes[at..], self.limits.frame_bytes_max)?
-            else {
-                return Err(DecodeError::BadLength((bytes.len() - at) as u32));
-            };
-            self.execute(slot, Command::from_frame(&frame)?, now)?;
-            at += used;
         }
-        Ok(())
+        Ok(Served::Here)
+    }
+
+    fn echo(&mut self, slot: u32, message: &Message<'_>) {
+        let (message_type, body) = match message {
+            Message::Text(text) => (MessageType::Text, text.as_bytes()),
+            Message::Binary(bytes) => (MessageType::Binary, &bytes[..]),
+            Message::Frame(frame) => (MessageType::Binary, frame.bytes),
+        };
+        self.sessions.with_outbox(slot, |session| {
+            let framing = session.format.framing;
+            session.push_reply(|out| framing.write(message_type, body, out));
+        });
     }
 
     fn execute(&mut self, slot: u32, command: Command<'_>, now: Now) -> Result<(), DecodeError> {
         let Some(session) = self.sessions.open_mut(slot) else { return Ok(()) };
         match (&session.protocol, &command) {
-            (Protocol::NativeHello, Command::Hello { .. }) => {
-                session.protocol = Protocol::Native;
+            (Protocol::Hello(_), Command::Hello { .. }) => {
+                session.protocol = Protocol::Open(Decoder::new(session.format.framing));
                 self.actions.push_back(Action::Settled(slot));
             }
-            (Protocol::NativeHello, _) => return Err(DecodeError::HelloExpected),
+            (Protocol::Hello(_), _) => return Err(DecodeError::HelloExpected),
             _ => {}
         }
         match command {
@@ -395,18 +374,12 @@ impl Shard {
         self.publish(&tick, now);
     }
 
-    /// Answers a request that failed; a raw session, which has no answers, is ended instead.
+    /// Answers a request that failed; a session whose codec has no answers is ended instead.
     pub(super) fn fail(&mut self, slot: u32, request: u32, code: ErrorCode, text: &str, now: Now) {
-        if self.sessions.open_mut(slot).is_some_and(|session| session.encoding == Encoding::WebSocketRaw) {
+        if self.sessions.open_mut(slot).is_some_and(|session| !session.format.codec.has_replies()) {
             return self.end(slot, CloseReason::BadRequest(text.to_owned()), now);
         }
         self.reply(slot, &Reply::Error { request, code, text });
-    }
-
-    fn push_message(&mut self, slot: u32, data_type: DataType, payload: &[u8]) {
-        self.sessions.with_outbox(slot, |session| {
-            session.push_reply(|out| websocket::encode(out, data_type, payload));
-        });
     }
 
     pub(super) fn push_bytes(&mut self, slot: u32, bytes: &[u8]) {

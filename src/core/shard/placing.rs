@@ -11,22 +11,22 @@
 //! Nothing has been answered before the hand-over, and the other shard reads the same bytes from the first: it comes to
 //! the same identity and so to itself, and nothing is handed over twice.
 
-use super::{Action, Door, Shard};
+use super::{Action, ListenerKind, Shard};
 use crate::{
     metrics::counters::Counter,
     now::Now,
     placement,
     session::{CloseReason, Protocol},
 };
-use tickcast_proto::{Encoding, ids::ShardId};
+use tickcast_proto::ids::ShardId;
 
 /// A connection that another shard is to serve, without its socket.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Departure {
     /// Which shard.
     pub to: ShardId,
-    /// The door it came through.
-    pub door: Door,
+    /// Which kind of listener it came through.
+    pub listener: ListenerKind,
     /// All that was received. Bound: the longest frame or request head and what was in flight while the socket was
     /// quieted.
     pub bytes: Vec<u8>,
@@ -36,8 +36,8 @@ impl Shard {
     /// A connection that another shard accepted and handed over, with all that was received from it; the slot is vacant.
     /// The bytes hold a whole HELLO or request head, so the handshake is done when this returns: its deadline needs no
     /// time that was used up elsewhere.
-    pub fn handle_placed(&mut self, slot: u32, door: Door, bytes: &[u8], now: Now) {
-        self.open(slot, door, now);
+    pub fn handle_placed(&mut self, slot: u32, listener: ListenerKind, bytes: &[u8], now: Now) {
+        self.open(slot, listener, now);
         // What the server has received is counted where it was received. Once the server stops, nothing is taken up.
         if !self.input_stopped {
             self.take_up(slot, bytes, now);
@@ -50,12 +50,12 @@ impl Shard {
     pub fn handle_detached(&mut self, slot: u32) -> Option<Departure> {
         let session = self.sessions.open_mut(slot)?;
         let Protocol::Leaving(to) = session.protocol else { return None };
-        let door = if session.encoding == Encoding::Native { Door::Native } else { Door::Http };
+        let listener = session.listener;
         let bytes = std::mem::take(&mut session.input);
         self.sessions.remove(slot);
         self.counters.subtract(Counter::SessionsOpen, 1);
         self.counters.add(Counter::SessionsHandedOver, 1);
-        Some(Departure { to, door, bytes })
+        Some(Departure { to, listener, bytes })
     }
 
     /// A client that opens its session says who it is. Returns whether it is served here; if not, it is on its way.
@@ -79,14 +79,11 @@ impl Shard {
         true
     }
 
-    /// A session that ends on its way to another shard ends here: it says goodbye as its door would have it.
+    /// A session that ends on its way to another shard ends here: it says goodbye as its listener's clients know it.
     pub(super) fn stay(&mut self, slot: u32) {
         let Some(session) = self.sessions.any_mut(slot) else { return };
         if let Protocol::Leaving(_) = session.protocol {
-            session.protocol = match session.encoding {
-                Encoding::Native => Protocol::NativeHello,
-                _ => Protocol::HttpHead,
-            };
+            session.begin_handshake();
             // Its FIN is waited for.
             self.actions.push_back(Action::ResumeReceive(slot));
         }
@@ -153,21 +150,23 @@ mod tests {
         let (name, home) = stranger_to(ShardId(0));
         let mut ping = Vec::new();
         encode_request(&mut ping, frame::Kind::Subscribe, 2, "a");
-        for (door, opening) in [(Door::Native, hello(&name)), (Door::Http, upgrade(&name))] {
+        for (listener, opening) in
+            [(ListenerKind::Native, hello(&name)), (ListenerKind::Http, upgrade(&name))]
+        {
             let bytes = [opening.clone(), ping.clone()].concat();
             for piece in [1, 7, bytes.len()] {
                 let mut from = shard(ShardId(0), Limits::default());
-                from.handle_accept(3, door, NOW);
+                from.handle_accept(3, listener, NOW);
                 bytes.chunks(piece).for_each(|piece| from.handle_bytes(3, piece, NOW));
                 assert_eq!(from.poll_action(), Some(Action::HandOver(3)), "once, and nothing else");
                 assert_eq!(from.poll_action(), None);
                 assert_eq!(sent(&mut from), b"", "nothing is answered before");
                 let departure = from.handle_detached(3).unwrap();
-                assert_eq!(departure, Departure { to: home, door, bytes: bytes.clone() });
+                assert_eq!(departure, Departure { to: home, listener, bytes: bytes.clone() });
                 assert_eq!((from.sessions_len(), from.handle_detached(3)), (0, None));
 
                 let mut to = shard(home, Limits::default());
-                to.handle_placed(8, door, &departure.bytes, NOW);
+                to.handle_placed(8, listener, &departure.bytes, NOW);
                 assert_eq!(to.poll_action(), Some(Action::Settled(8)));
                 assert!(!sent(&mut to).is_empty(), "welcome or 101");
                 let open = |shard: &Shard| shard.counters().value(Counter::SessionsOpen);
@@ -182,7 +181,7 @@ mod tests {
     fn a_session_that_ends_on_its_way_stays_and_says_goodbye() {
         let (name, _) = stranger_to(ShardId(0));
         let mut from = shard(ShardId(0), Limits::default());
-        from.handle_accept(3, Door::Native, NOW);
+        from.handle_accept(3, ListenerKind::Native, NOW);
         from.handle_bytes(3, &hello(&name), NOW);
         from.begin_drain(u64::MAX, NOW);
         let actions: Vec<Action> = std::iter::from_fn(|| from.poll_action()).collect();
@@ -198,9 +197,9 @@ mod tests {
         let (name, home) = stranger_to(ShardId(0));
         let mut to = shard(home, Limits::default());
         to.stop_taking_input();
-        to.handle_placed(1, Door::Native, &hello(&name), NOW);
+        to.handle_placed(1, ListenerKind::Native, &hello(&name), NOW);
         to.begin_drain(u64::MAX, NOW);
-        to.handle_placed(2, Door::Native, &hello(&name), NOW);
+        to.handle_placed(2, ListenerKind::Native, &hello(&name), NOW);
         assert_eq!(kinds(&sent(&mut to)), [frame::Kind::Closing, frame::Kind::Closing]);
     }
 
@@ -209,8 +208,8 @@ mod tests {
         let (name, home) = stranger_to(ShardId(0));
         for replaces in [false, true] {
             let mut shard = shard(home, Limits { identity_replaces: replaces, ..Limits::default() });
-            shard.handle_placed(1, Door::Native, &hello(&name), NOW);
-            shard.handle_placed(2, Door::Http, &upgrade(&name), NOW);
+            shard.handle_placed(1, ListenerKind::Native, &hello(&name), NOW);
+            shard.handle_placed(2, ListenerKind::Http, &upgrade(&name), NOW);
             sent(&mut shard);
             assert_eq!(shard.sessions.open_mut(1).is_none(), replaces);
             assert!(shard.sessions.open_mut(2).is_some());
@@ -224,7 +223,7 @@ mod tests {
     #[test]
     fn a_session_publishes_as_fast_as_it_may_and_is_told_when_it_is_too_fast() {
         let mut shard = shard(ShardId(0), Limits { publish_rate: 2, ..Limits::default() });
-        shard.handle_accept(0, Door::Native, NOW);
+        shard.handle_accept(0, ListenerKind::Native, NOW);
         shard.handle_bytes(0, &hello(""), NOW);
         sent(&mut shard);
         let mut tick = Vec::new();

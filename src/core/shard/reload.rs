@@ -36,7 +36,7 @@ mod tests {
     use crate::{
         home::history::HistoryBounds,
         metrics::counters::{Counter, Counters},
-        shard::Door,
+        shard::ListenerKind,
     };
     use tickcast_proto::{frame, ids::ShardId, records::Publish, subscription::Rules};
 
@@ -48,7 +48,7 @@ mod tests {
 
     fn shard(limits: Limits) -> Shard {
         let mut shard = Shard::new(ShardId(0), 1, 1, limits, Arc::new(Counters::default()));
-        shard.handle_accept(0, Door::Native, NOW);
+        shard.handle_accept(0, ListenerKind::Native, NOW);
         let mut hello = Vec::new();
         frame::encode_hello(&mut hello, 1, "", "test");
         shard.handle_bytes(0, &hello, NOW);

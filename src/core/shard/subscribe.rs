@@ -197,7 +197,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{config::Limits, metrics::counters::Counters, shard::Door};
+    use crate::{config::Limits, metrics::counters::Counters, shard::ListenerKind};
     use tickcast_proto::{
         command::encode_request,
         frame,
@@ -209,7 +209,7 @@ mod tests {
     const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
 
     fn subscribe(shard: &mut Shard, slot: u32) {
-        shard.handle_accept(slot, Door::Native, NOW);
+        shard.handle_accept(slot, ListenerKind::Native, NOW);
         let mut bytes = Vec::new();
         frame::encode_hello(&mut bytes, 1, "", "test");
         encode_request(&mut bytes, frame::Kind::Subscribe, 1, "a.>");

@@ -14,10 +14,7 @@ use crate::{
 };
 
 use self::largest::Largest;
-use tickcast_proto::{
-    Encoding,
-    ids::{Sequence, ShardId, TopicId},
-};
+use tickcast_proto::ids::{Sequence, ShardId, TopicId};
 
 /// What the sessions of an answer are chosen by and sorted by, the highest first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -226,12 +223,9 @@ impl Shard {
             (None, true) => "handshake",
             (None, false) => "open",
         };
-        let encoding = match (&session.protocol, session.encoding) {
-            (Protocol::Echo(_), _) => "echo",
-            (_, Encoding::Native) => "native",
-            (_, Encoding::WebSocketRkyv) => "rkyv",
-            (_, Encoding::WebSocketJson) => "json",
-            (_, Encoding::WebSocketRaw) => "raw",
+        let encoding = match session.protocol {
+            Protocol::Echo(_) => "echo",
+            _ => session.format.name(),
         };
         SessionSummary {
             slot,
@@ -336,7 +330,7 @@ mod tests {
     use crate::{
         config::Limits,
         metrics::counters::{Counter, Counters},
-        shard::{Action, Door},
+        shard::{Action, ListenerKind},
     };
     use tickcast_proto::{frame, ids::ShardId, records::Publish};
 
@@ -347,7 +341,7 @@ mod tests {
     }
 
     fn enter(shard: &mut Shard, slot: u32, client: &str) {
-        shard.handle_accept(slot, Door::Native, NOW);
+        shard.handle_accept(slot, ListenerKind::Native, NOW);
         let mut hello = Vec::new();
         frame::encode_hello(&mut hello, 1, client, "test");
         shard.handle_bytes(slot, &hello, NOW);
@@ -362,7 +356,7 @@ mod tests {
     #[test]
     fn the_sessions_with_most_of_something_are_chosen_among_many() {
         let mut shard = shard();
-        (0..3 * TURN_SURVEYED as u32).for_each(|slot| shard.handle_accept(slot, Door::Native, NOW));
+        (0..3 * TURN_SURVEYED as u32).for_each(|slot| shard.handle_accept(slot, ListenerKind::Native, NOW));
         enter(&mut shard, 1 << 13, "the one");
         shard.sessions.leave_out(77, 5, 2);
         shard.sessions.leave_out(78, 4, 3);

@@ -12,14 +12,9 @@ use crate::{
     limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS, TIMERS_GONE_MAX, TURN_TIMERS},
     metrics::counters::Counter,
     now::Now,
-    session::{CloseReason, Protocol, Pulse, membership::Taking},
+    session::{CloseReason, Pulse, membership::Taking},
 };
-use tickcast_proto::{
-    frame::{self, Kind, Meta},
-    framing::websocket,
-    ids::TopicId,
-    records::Token,
-};
+use tickcast_proto::ids::TopicId;
 
 /// What a timer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,14 +181,9 @@ impl Shard {
 
     fn ping(&mut self, slot: u32, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
+        debug_assert!(!session.protocol.is_handshake(), "who is not yet there is not watched");
         let mut bytes = Vec::new();
-        match session.protocol {
-            Protocol::Stream(_) | Protocol::Echo(_) => websocket::encode_ping(&mut bytes),
-            Protocol::NativeHello | Protocol::Native | Protocol::HttpHead | Protocol::Leaving(_) => {
-                let token = Token { token: now.monotonic_ns };
-                frame::encode(&mut bytes, Kind::Ping, Meta::default(), &token, &[]);
-            }
-        }
+        session.format.framing.write_ping(now.monotonic_ns, &mut bytes);
         self.counters.add(Counter::Pings, 1);
         self.push_bytes(slot, &bytes);
     }

@@ -12,8 +12,10 @@ use serde_json::value::RawValue;
 use crate::{
     ErrorCode,
     command::{Command, PublishCommand},
-    frame::{FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, TickParts},
+    frame::{FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, TickParts},
     ids::TopicId,
+    records::TickTimes,
+    reply::{Reply, SERVER},
     subscription::{BadOption, Delivery, From, Position, interval_us},
 };
 
@@ -224,7 +226,17 @@ pub fn tick_prefix(topic: &str) -> Vec<u8> {
     format!("{{\"topic\":{},\"seq\":", literal(topic)).into_bytes()
 }
 
-/// Appends a tick. `prefix` is the topic's [`tick_prefix`]. No allocation for a JSON payload.
+/// Appends the tick that a home has encoded; `prefix` is the topic's [`tick_prefix`].
+pub(super) fn encode_frame(out: &mut Vec<u8>, prefix: &[u8], tick: &Frame<'_>) {
+    let times = tick.record::<TickTimes>();
+    debug_assert!(times.is_ok(), "a home's ticks have times");
+    let times = times.unwrap_or_default();
+    let parts =
+        TickParts { flags: tick.header.flags, schema: 0, times, key: tick.key(), payload: tick.payload() };
+    encode_tick(out, prefix, tick.header.sequence, &parts);
+}
+
+/// Appends a tick; `prefix` is the topic's [`tick_prefix`]. No allocation once `out` has grown.
 pub fn encode_tick(out: &mut Vec<u8>, prefix: &[u8], sequence: u64, tick: &TickParts<'_>) {
     let TickParts { flags, times, key, payload, .. } = *tick;
     let mut digits = itoa::Buffer::new();
@@ -245,8 +257,36 @@ pub fn encode_tick(out: &mut Vec<u8>, prefix: &[u8], sequence: u64, tick: &TickP
         out.push(b'}');
     } else {
         out.extend_from_slice(b",\"encoding\":\"base64\",\"data\":\"");
-        out.extend_from_slice(BASE64.encode(payload).as_bytes());
+        append_base64(out, payload);
         out.extend_from_slice(b"\"}");
+    }
+}
+
+fn append_base64(out: &mut Vec<u8>, bytes: &[u8]) {
+    let (start, len) = (out.len(), bytes.len().div_ceil(3) * 4);
+    out.resize(start + len, 0);
+    let written = BASE64.encode_slice(bytes, &mut out[start..]);
+    debug_assert_eq!(written, Ok(len), "base64 has 4 characters for 3 bytes, padded");
+}
+
+/// Appends a reply.
+pub(super) fn encode_reply(reply: &Reply<'_>, out: &mut Vec<u8>) {
+    match *reply {
+        Reply::Welcome { request, epoch, session, frame_bytes_max } => {
+            encode_welcome(out, request, SERVER, epoch, session, frame_bytes_max);
+        }
+        Reply::Subscribed { request, pattern, .. } => encode_subscribed(out, request, pattern),
+        Reply::Unsubscribed { request, pattern } => encode_unsubscribed(out, request, pattern),
+        Reply::Recovered { name, epoch, sequence, recovered, .. } => {
+            encode_recovered(out, name, epoch, sequence, recovered);
+        }
+        Reply::Conflated { name, from, to, .. } => encode_skipped(out, "conflated", name, from, to),
+        Reply::Gap { name, from, to, .. } => encode_skipped(out, "gap", name, from, to),
+        Reply::Pong { token } => encode_pong(out, token),
+        Reply::Error { request, code, text } => encode_error(out, request, code, text),
+        Reply::Closing { code, reason, reconnect_after_ms } => {
+            encode_closing(out, code, reason, reconnect_after_ms);
+        }
     }
 }
 
@@ -348,7 +388,7 @@ fn line(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{records::TickTimes, subscription::Policy};
+    use crate::subscription::Policy;
 
     #[test]
     fn a_json_payload_survives_to_the_byte() {
@@ -434,6 +474,22 @@ mod tests {
         let parts = TickParts { times, payload: &publish.payload, ..Default::default() };
         encode_tick(&mut out, &tick_prefix("t"), 1, &parts);
         assert_eq!(out, br#"{"topic":"t","seq":1,"ts":2,"encoding":"base64","data":"AP8="}"#);
+    }
+
+    #[test]
+    fn a_binary_tick_needs_no_memory_beyond_its_message() {
+        let payload: Vec<u8> = (0..=255).collect();
+        for len in [0, 1, 2, 3, 100, 256] {
+            let parts = TickParts { payload: &payload[..len], ..Default::default() };
+            let mut out = Vec::new();
+            encode_tick(&mut out, b"{", 1, &parts);
+            let (again, capacity) = (out.clone(), out.capacity());
+            out.clear();
+            encode_tick(&mut out, b"{", 1, &parts);
+            assert_eq!((&out, out.capacity()), (&again, capacity), "{len} bytes into a warm buffer");
+            let text = &out[out.iter().rposition(|&byte| byte == b':').unwrap() + 2..out.len() - 2];
+            assert_eq!(BASE64.decode(text).unwrap(), payload[..len]);
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tungstenite::{
     },
 };
 
-use crate::{DecodeError, Step};
+use crate::{DecodeError, Step, codec::MessageType};
 
 /// Bytes tungstenite copies at a time. It allocates them eagerly for each connection: 128 KiB by default.
 const READ_BYTES: usize = 128;
@@ -170,24 +170,15 @@ impl Write for Pipe<'_> {
     }
 }
 
-/// The data opcodes the server sends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DataType {
-    /// Opcode 1.
-    Text,
-    /// Opcode 2.
-    Binary,
-}
-
 /// Appends one unmasked frame: the bytes are the same for every client, so they are made once.
-pub fn encode(out: &mut Vec<u8>, data_type: DataType, payload: &[u8]) {
-    encode_header(out, data_type, payload.len());
+pub fn encode(out: &mut Vec<u8>, message_type: MessageType, payload: &[u8]) {
+    encode_header(out, message_type, payload.len());
     out.extend_from_slice(payload);
 }
 
 /// Appends the header of an unmasked frame whose `payload_len` bytes of payload follow.
-pub fn encode_header(out: &mut Vec<u8>, data_type: DataType, payload_len: usize) {
-    let data = if data_type == DataType::Text { Data::Text } else { Data::Binary };
+pub fn encode_header(out: &mut Vec<u8>, message_type: MessageType, payload_len: usize) {
+    let data = if message_type == MessageType::Text { Data::Text } else { Data::Binary };
     let header = FrameHeader { opcode: OpCode::Data(data), ..FrameHeader::default() };
     // Writing to a Vec cannot fail.
     let _ = header.format(payload_len as u64, out);

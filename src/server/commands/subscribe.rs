@@ -17,7 +17,7 @@ use tickcast_client::{
     Event, Positions, ReconnectOptions, ReconnectingClient, StreamEvent, SubscribeOptions,
 };
 use tickcast_proto::{
-    Encoding,
+    WireFormat,
     subscription::{self, BadOption, Delivery, From, Policy, Position},
 };
 
@@ -140,7 +140,7 @@ fn run(
     }
     let (address, options) = args.server.parse()?;
     debug_assert!(
-        matches!(address.encoding, Encoding::Native | Encoding::WebSocketRkyv),
+        matches!(address.encoding, WireFormat::TCP_NATIVE | WireFormat::WEBSOCKET_NATIVE),
         "Address gives these two; raw carries no topic for a line"
     );
     let reconnect = ReconnectOptions { reconnect: !args.no_reconnect, ..ReconnectOptions::default() };

@@ -7,15 +7,51 @@ use std::{
     str::FromStr,
 };
 
-use tickcast_core::shard::Door;
+use serde::{Deserialize, Serialize};
+use tickcast_core::shard::ListenerKind;
 
-use crate::limits;
+use crate::{
+    cli::values::{Mode, Size},
+    limits,
+};
 
 /// What stands before the path of a Unix socket.
 const UNIX_PREFIX: &str = "unix:";
 
+/// A `[[listener]]` of a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListenerTable {
+    /// What it serves.
+    pub kind: Kind,
+    /// Where.
+    pub address: Address,
+    /// What carries its connections.
+    pub transport: Transport,
+    /// Permissions of the file of a Unix socket.
+    pub mode: Option<Mode>,
+    /// Send buffer of an accepted TCP socket; `None`: as `[delivery]` says.
+    pub socket_send_buffer: Option<Size>,
+    /// Unsent data that an accepted TCP socket takes; `None`: as `[delivery]` says.
+    pub notsent_lowat: Option<Size>,
+}
+
+impl ListenerTable {
+    /// Its keys, in the order in which they are printed.
+    pub const KEYS: [&str; 6] =
+        ["kind", "address", "transport", "mode", "socket_send_buffer", "notsent_lowat"];
+}
+
+/// What carries a listener's connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// Bytes as they are.
+    Plain,
+}
+
 /// What a listener serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Native clients.
     Native,
@@ -29,11 +65,11 @@ impl Kind {
     /// Every kind, in the order of the `listening` line.
     pub const ALL: [Kind; 3] = [Kind::Native, Kind::Http, Kind::Admin];
 
-    /// The core's name of what accepted clients speak; `None`: no session comes of it.
-    pub fn door(self) -> Option<Door> {
+    /// The core's name for it; `None`: its connections are not clients.
+    pub fn of_clients(self) -> Option<ListenerKind> {
         match self {
-            Kind::Native => Some(Door::Native),
-            Kind::Http => Some(Door::Http),
+            Kind::Native => Some(ListenerKind::Native),
+            Kind::Http => Some(ListenerKind::Http),
             Kind::Admin => None,
         }
     }
@@ -119,7 +155,7 @@ pub struct Listener {
     pub kind: Kind,
     /// Where.
     pub address: Address,
-    /// What the kernel holds for an accepted socket; only its send buffer is set for a Unix socket.
+    /// What the kernel holds for an accepted TCP socket.
     pub socket: SocketBounds,
     /// Permissions of the file of a Unix socket.
     pub mode: u32,

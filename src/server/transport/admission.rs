@@ -18,9 +18,9 @@ use socket2::SockRef;
 use crate::limits::{REFUSED_LINGER_MS, REFUSED_LINGERING_MAX, REFUSED_RETRY_AFTER_S};
 use tickcast_core::{
     admission::{Bucket, Origin, Origins, Pace, Refusal},
-    shard::Door,
+    shard::ListenerKind,
 };
-use tickcast_proto::{Encoding, http, reply::Reply};
+use tickcast_proto::{WireFormat, http, reply::Reply};
 
 /// The CLOSING code for a refused connection.
 const CLOSE_REFUSED: u16 = 3504;
@@ -145,16 +145,16 @@ impl Admission {
     /// Answers a refused connection with the reason, without waiting: whatever the socket does not take at once is lost.
     /// The socket is kept for a moment, because closing it with unread input would reset the connection and destroy the
     /// answer. Under a flood the oldest such socket is closed for the newest.
-    pub fn refuse(&mut self, socket: OwnedFd, door: Door, refusal: Refusal, now_ns: u64) {
+    pub fn refuse(&mut self, socket: OwnedFd, kind: ListenerKind, refusal: Refusal, now_ns: u64) {
         let mut answer = Vec::new();
-        match door {
-            Door::Http => answer = http::refused(refusal.status(), refusal.text()),
-            Door::Native => Reply::Closing {
+        match kind {
+            ListenerKind::Http => answer = http::refused(refusal.status(), refusal.text()),
+            ListenerKind::Native => Reply::Closing {
                 code: CLOSE_REFUSED,
                 reason: refusal.text(),
                 reconnect_after_ms: REFUSED_RETRY_AFTER_S as u32 * 1_000,
             }
-            .encode(Encoding::Native, &mut answer),
+            .encode(WireFormat::TCP_NATIVE, &mut answer),
         }
         let sent = send(socket.as_raw_fd(), &answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
         if sent.is_err() || shutdown(socket.as_raw_fd(), Shutdown::Write).is_err() {
@@ -256,9 +256,11 @@ mod tests {
     #[test]
     fn a_refused_peer_reads_the_reason_whatever_it_sends_and_is_closed_when_it_closes() {
         let mut admission = admission(1, 0, 0);
-        for (door, expected) in [(Door::Http, "HTTP/1.1 503 "), (Door::Native, "--max-clients")] {
+        for (kind, expected) in
+            [(ListenerKind::Http, "HTTP/1.1 503 "), (ListenerKind::Native, "--max-clients")]
+        {
             let (mut peer, socket) = pair();
-            admission.refuse(socket, door, Refusal::Clients, 1);
+            admission.refuse(socket, kind, Refusal::Clients, 1);
             peer.write_all(&[b'x'; 10_000]).unwrap();
             admission.sweep(2);
             assert!(admission.lingers());
@@ -278,7 +280,7 @@ mod tests {
         let peers: Vec<TcpStream> = (0..2 * REFUSED_LINGERING_MAX)
             .map(|_| {
                 let (peer, socket) = pair();
-                admission.refuse(socket, Door::Native, Refusal::Rate, 1);
+                admission.refuse(socket, ListenerKind::Native, Refusal::Rate, 1);
                 peer
             })
             .collect();

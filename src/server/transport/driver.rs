@@ -25,7 +25,7 @@ use tickcast_core::{
     mesh::{Mesh, ring::Doorbell},
     metrics::{counters::Counter, latency::Latency},
     now::Now,
-    shard::{Action, Door, Send, Shard},
+    shard::{Action, ListenerKind, Send, Shard},
 };
 use tickcast_proto::ids::ShardId;
 
@@ -60,7 +60,7 @@ pub struct Pacing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientListener {
     /// What its connections speak.
-    pub door: Door,
+    pub kind: ListenerKind,
     /// Number of shards, if the listener has one socket for all of them: the shard that accepts distributes the
     /// connections. `None`: each shard accepts its own.
     pub distributed_over: Option<u16>,
@@ -72,8 +72,8 @@ pub struct ClientListener {
 
 impl ClientListener {
     /// Creates a listener that has not failed.
-    pub fn new(door: Door, distributed_over: Option<u16>) -> ClientListener {
-        ClientListener { door, distributed_over, retry_ns: None, is_failing: false }
+    pub fn new(kind: ListenerKind, distributed_over: Option<u16>) -> ClientListener {
+        ClientListener { kind, distributed_over, retry_ns: None, is_failing: false }
     }
 }
 
@@ -368,7 +368,7 @@ impl Driver {
     fn accepted(&mut self, listener: ListenerId, socket: OwnedFd, now: Now) {
         let listener = &mut self.listeners[listener.0 as usize];
         listener.is_failing = false;
-        let door = listener.door;
+        let kind = listener.kind;
         if self.phase != Phase::Running {
             self.shard.counters().add(Counter::SessionsRefusedDraining, 1);
             return;
@@ -383,13 +383,13 @@ impl Driver {
         match admitted {
             Ok(origin) => {
                 if let Some(slot) = self.add(socket, origin) {
-                    self.shard.handle_accept(slot, door, now);
+                    self.shard.handle_accept(slot, kind, now);
                 }
             }
             Err(refusal) => {
                 ::log::info!(target: logging::peer::ACCEPT, "connection refused: {}", refusal.text());
                 self.shard.counters().add(refusal.counter(), 1);
-                self.admission.refuse(socket, door, refusal, now.monotonic_ns);
+                self.admission.refuse(socket, kind, refusal, now.monotonic_ns);
             }
         }
     }
@@ -446,7 +446,7 @@ impl Driver {
                 }
             };
             if let Some(slot) = self.add(socket, origin) {
-                self.shard.handle_placed(slot, departure.door, &departure.bytes, now);
+                self.shard.handle_placed(slot, departure.listener, &departure.bytes, now);
                 self.actions()?;
             }
         }

@@ -158,11 +158,12 @@ mod tests {
     };
 
     use super::*;
-    use tickcast_core::shard::Door;
+    use tickcast_core::shard::ListenerKind;
 
     fn handover(to: u16, n: usize) -> (Handover, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let departure = Departure { to: ShardId(to), door: Door::Native, bytes: n.to_le_bytes().to_vec() };
+        let departure =
+            Departure { to: ShardId(to), listener: ListenerKind::Native, bytes: n.to_le_bytes().to_vec() };
         (Handover { socket: ours.into(), departure, origin: None }, theirs)
     }
 

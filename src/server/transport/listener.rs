@@ -101,7 +101,7 @@ pub fn open(listener: &Listener, passed: Option<OwnedFd>, shards: u16) -> Result
             Ok(Listening { kind, address: address.into(), sockets, file: None })
         }
         Address::Unix(path) => {
-            let (socket, file) = listen_unix(path, listener.mode, listener.socket).map_err(failed)?;
+            let (socket, file) = listen_unix(path, listener.mode).map_err(failed)?;
             let address = listener.address.clone();
             Ok(Listening { kind, address, sockets: for_first(socket, shards), file: Some(file) })
         }
@@ -120,8 +120,8 @@ fn adopt(socket: &OwnedFd, bounds: SocketBounds) -> io::Result<Address> {
     // Older kernels answer EAGAIN rather than wait.
     socket.set_nonblocking(false)?;
     let address = socket.local_addr()?;
-    set_options(&socket, bounds, address.as_socket().is_some())?;
     if let Some(address) = address.as_socket() {
+        set_options(&socket, bounds)?;
         return Ok(address.into());
     }
     let path = address.as_pathname().map(|path| Address::Unix(path.to_owned()));
@@ -183,16 +183,15 @@ fn bind(address: SocketAddr, shared: bool, bounds: SocketBounds) -> io::Result<S
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.cloexec(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
-    set_options(&socket, bounds, true)?;
+    set_options(&socket, bounds)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
 
 /// Makes a Unix socket that listens at a path. A socket file that nobody listens on is replaced.
-fn listen_unix(path: &Path, mode: u32, bounds: SocketBounds) -> io::Result<(OwnedFd, SocketFile)> {
+fn listen_unix(path: &Path, mode: u32) -> io::Result<(OwnedFd, SocketFile)> {
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM.cloexec(), None)?;
-    set_options(&socket, bounds, false)?;
     socket.bind(&SockAddr::unix(path)?)?;
     let file = SocketFile::of(path)?;
     // Before anyone can connect: until it listens, connecting is refused.
@@ -218,16 +217,14 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Sets what accepted sockets inherit.
-fn set_options(socket: &Socket, bounds: SocketBounds, is_tcp: bool) -> io::Result<()> {
+/// Sets what accepted TCP sockets inherit.
+fn set_options(socket: &Socket, bounds: SocketBounds) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
     if let Some(bytes) = bounds.send_bytes {
         socket.set_send_buffer_size(bytes)?;
     }
-    if is_tcp {
-        socket.set_tcp_nodelay(true)?;
-        if bounds.notsent_lowat_bytes > 0 {
-            socket.set_tcp_notsent_lowat(bounds.notsent_lowat_bytes)?;
-        }
+    if bounds.notsent_lowat_bytes > 0 {
+        socket.set_tcp_notsent_lowat(bounds.notsent_lowat_bytes)?;
     }
     Ok(())
 }
@@ -246,7 +243,7 @@ mod tests {
     fn a_socket_file_has_its_mode_and_is_removed_with_its_listener() {
         let path = path("mode");
         for mode in [0o600, 0o666] {
-            let (socket, file) = listen_unix(&path, mode, SocketBounds::default()).unwrap();
+            let (socket, file) = listen_unix(&path, mode).unwrap();
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
             UnixStream::connect(&path).unwrap();
             drop((file, socket));
@@ -258,7 +255,7 @@ mod tests {
     fn a_path_is_refused_while_somebody_listens_and_taken_over_once_nobody_does() {
         let path = path("stale");
         let killed = UnixListener::bind(&path).unwrap();
-        let listen = || listen_unix(&path, 0o600, SocketBounds::default());
+        let listen = || listen_unix(&path, 0o600);
         assert_eq!(listen().unwrap_err().kind(), ErrorKind::AddrInUse);
         drop(killed);
         let (_socket, _file) = listen().unwrap();
@@ -268,9 +265,9 @@ mod tests {
     #[test]
     fn a_file_that_took_the_place_of_a_socket_is_left_alone() {
         let path = path("replaced");
-        let (_old_socket, old_file) = listen_unix(&path, 0o600, SocketBounds::default()).unwrap();
+        let (_old_socket, old_file) = listen_unix(&path, 0o600).unwrap();
         fs::remove_file(&path).unwrap();
-        let (_socket, _file) = listen_unix(&path, 0o600, SocketBounds::default()).unwrap();
+        let (_socket, _file) = listen_unix(&path, 0o600).unwrap();
         drop(old_file);
         UnixStream::connect(&path).unwrap();
     }
@@ -279,7 +276,7 @@ mod tests {
     fn what_is_no_socket_is_left_alone() {
         let path = path("file");
         fs::write(&path, "precious").unwrap();
-        let error = listen_unix(&path, 0o600, SocketBounds::default()).unwrap_err();
+        let error = listen_unix(&path, 0o600).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
         fs::remove_file(&path).unwrap();

@@ -5,10 +5,11 @@ use crate::{
 };
 use tickcast_proto::{
     Step,
+    codec::MessageType,
     codec::json,
     command::Command,
     frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, TickParts},
-    framing::websocket::{DataType, Incoming, WebSocket, encode},
+    framing::websocket::{Incoming, WebSocket, encode},
     ids::{Sequence, TopicId},
     records::TickTimes,
     reply::Reply,
@@ -18,10 +19,10 @@ use tickcast_proto::{
 const A: TopicId = TopicId(5);
 
 /// What a server sends about topic `a`, in one encoding.
-struct Script(Encoding, Vec<u8>);
+struct Script(WireFormat, Vec<u8>);
 
 impl Script {
-    fn new(encoding: Encoding) -> Script {
+    fn new(encoding: WireFormat) -> Script {
         let mut script = Script(encoding, Vec::new());
         script.reply(Reply::Welcome { request: 1, epoch: 3, session: 2, frame_bytes_max: 1 << 18 });
         script
@@ -35,14 +36,14 @@ impl Script {
     fn message(&mut self, native: impl Fn(&mut Vec<u8>), as_json: impl Fn(&mut Vec<u8>)) -> &mut Script {
         let mut body = Vec::new();
         match self.0 {
-            Encoding::Native => native(&mut self.1),
-            Encoding::WebSocketJson => {
+            WireFormat::TCP_NATIVE => native(&mut self.1),
+            WireFormat::WEBSOCKET_JSON => {
                 as_json(&mut body);
-                encode(&mut self.1, DataType::Text, &body);
+                encode(&mut self.1, MessageType::Text, &body);
             }
             _ => {
                 native(&mut body);
-                encode(&mut self.1, DataType::Binary, &body);
+                encode(&mut self.1, MessageType::Binary, &body);
             }
         }
         self
@@ -125,7 +126,7 @@ fn commands(connection: &mut Connection) -> Vec<String> {
         }
         assert!(bytes.is_empty(), "a message ends with a frame");
     };
-    if connection.encoding() == Encoding::Native {
+    if connection.encoding() == WireFormat::TCP_NATIVE {
         frames(&bytes);
         return commands;
     }
@@ -144,7 +145,7 @@ fn commands(connection: &mut Connection) -> Vec<String> {
     commands
 }
 
-fn resumed(encoding: Encoding) -> (Connection, Vec<u8>) {
+fn resumed(encoding: WireFormat) -> (Connection, Vec<u8>) {
     let (mut connection, response) = open(encoding);
     connection.resume("a", Position { epoch: 3, sequence: 50 }).unwrap();
     let options = SubscribeOptions { from: From::Resume, ..SubscribeOptions::default() };
@@ -251,7 +252,7 @@ fn vanished_topic_is_reported_as_not_recovered() {
 #[test]
 fn each_encoding_carries_resume_positions() {
     let at = |epoch, sequence| Position { epoch, sequence };
-    for encoding in [Encoding::Native, Encoding::WebSocketRkyv, Encoding::WebSocketJson] {
+    for encoding in [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON] {
         let (mut connection, response) = open(encoding);
         let script = Script::new(encoding);
         events(&mut connection, &response, &script).unwrap();
@@ -263,7 +264,7 @@ fn each_encoding_carries_resume_positions() {
         connection.update("x", Delivery::default()).unwrap();
         let sent = commands(&mut connection);
         let position = "Position { epoch: 3, sequence: 50 }";
-        if encoding == Encoding::WebSocketJson {
+        if encoding == WireFormat::WEBSOCKET_JSON {
             assert!(sent[1].contains("from: Positions(3, {\"a\": 50})"), "one epoch: {sent:?}");
             assert!(sent[2].contains("from: Positions(3, {})"), "sent once: {sent:?}");
         } else {
@@ -278,13 +279,13 @@ fn each_encoding_carries_resume_positions() {
 
 #[test]
 fn position_that_json_cannot_carry_is_reported_by_the_connection() {
-    let (mut connection, response) = open(Encoding::WebSocketJson);
+    let (mut connection, response) = open(WireFormat::WEBSOCKET_JSON);
     connection.handle_bytes(&response);
     connection.resume("a", Position { epoch: 2, sequence: 9 }).unwrap();
     connection.resume("b", Position { epoch: 3, sequence: 1 }).unwrap();
     let options = SubscribeOptions { from: From::Resume, ..SubscribeOptions::default() };
     connection.subscribe_with(">", &options).unwrap();
-    let mut script = Script::new(Encoding::WebSocketJson);
+    let mut script = Script::new(WireFormat::WEBSOCKET_JSON);
     script.topic(3).tick(1, 0, 0);
     let expected = ["topic a", "recovered a 2:9 3:0 false", "tick 3:1 key 0 missed 0"];
     assert_eq!(events(&mut connection, &[], &script).unwrap(), expected);
@@ -292,8 +293,8 @@ fn position_that_json_cannot_carry_is_reported_by_the_connection() {
 
 #[test]
 fn many_positions_are_split_into_messages_that_every_server_accepts() {
-    let (mut connection, response) = open(Encoding::WebSocketRkyv);
-    events(&mut connection, &response, &Script::new(Encoding::WebSocketRkyv)).unwrap();
+    let (mut connection, response) = open(WireFormat::WEBSOCKET_NATIVE);
+    events(&mut connection, &response, &Script::new(WireFormat::WEBSOCKET_NATIVE)).unwrap();
     for topic in 0..RESUME_POSITIONS_MAX {
         connection.resume(&format!("topic.{topic}"), Position { epoch: 3, sequence: 1 }).unwrap();
     }
@@ -307,7 +308,7 @@ fn many_positions_are_split_into_messages_that_every_server_accepts() {
 
 #[test]
 fn raw_connection_starts_with_the_newest_tick_instead_of_resuming() {
-    let (mut connection, response) = open(Encoding::WebSocketRaw);
+    let (mut connection, response) = open(WireFormat::WEBSOCKET_RAW);
     connection.handle_bytes(&response);
     assert_eq!(connection.poll_event(), Ok(None));
     connection.resume("a", Position { epoch: 3, sequence: 50 }).unwrap();

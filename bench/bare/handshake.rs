@@ -1,5 +1,7 @@
-//! The few words that make a client of tickcast's take what follows: HELLO and SUBSCRIBE are answered, over a WebSocket
-//! after the upgrade; every topic is announced. Blocking, one connection after the other: nothing of it is measured.
+//! The handshake that a tickcast client needs before it accepts ticks.
+//!
+//! HELLO and SUBSCRIBE are answered, over a WebSocket after the upgrade, and every topic is announced. It blocks, one
+//! connection after the other, because none of it is measured.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -8,36 +10,38 @@ use std::{
     time::Duration,
 };
 
-use crate::{options::Options, rounds};
 use tickcast::{
     clock,
     limits::{FRAME_BYTES_MAX_DEFAULT, HTTP_HEAD_BYTES_MAX_DEFAULT},
 };
 use tickcast_proto::{
-    Encoding, Step,
+    Step, WireFormat,
+    codec::MessageType,
     frame::{self, Frame, Kind},
-    framing::websocket::{self, DataType, Incoming, WebSocket},
+    framing::websocket::{self, Incoming, WebSocket},
     http::{self, Answer, NoFiles, Offer, Target},
     records::{Hello, Subscribe},
     reply::Reply,
 };
 
-/// How long a client may take for its part.
-const GREETING_DEADLINE: Duration = Duration::from_secs(5);
-/// Pause before looking again for a connection.
+use crate::{options::Options, rounds};
+
+/// Longest wait for a client's next bytes.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+/// Pause between two checks for a new connection.
 const ACCEPT_PAUSE_NS: u64 = 500_000;
-/// Read at once from a client.
+/// Size of the read buffer.
 const READ_BYTES: usize = 4 << 10;
-/// The life of this sequencer: nobody comes back to it.
+/// Epoch of every topic; no client ever resumes.
 const EPOCH: u64 = 1;
-/// Bytes of the first SUBSCRIBE record, which had no policies.
+/// Size of a SUBSCRIBE record without policies, the oldest form.
 const SUBSCRIBE_STRIDE_FIRST: usize = 8;
 
-/// Accepts the connections asked for and greets them, unless it is stopped before.
+/// Accepts all connections and completes their handshakes; returns early if stopped.
 ///
 /// # Errors
-/// A client that does not speak the protocol, or not in time; the sockets'.
-pub fn greet_all(
+/// A client that breaks the protocol or misses its deadline, or a failing socket.
+pub fn accept_all(
     listener: &TcpListener,
     options: &Options,
     stop: &AtomicBool,
@@ -47,7 +51,7 @@ pub fn greet_all(
     while sockets.len() < options.connections && !stop.load(Ordering::Relaxed) {
         match listener.accept() {
             Ok((socket, _)) => {
-                Greeting::new(socket.try_clone()?, options).run()?;
+                Handshake::new(socket.try_clone()?, options).run()?;
                 sockets.push(socket);
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => clock::sleep_ns(ACCEPT_PAUSE_NS),
@@ -58,46 +62,46 @@ pub fn greet_all(
     Ok(())
 }
 
-/// What the bytes of a client go to.
+/// Decoder for what a client sends next.
 enum Decoder {
     Native,
     HttpHead,
     WebSocket(Box<WebSocket>),
 }
 
-/// One connection until it has subscribed.
-struct Greeting<'a> {
+/// A connection until it has subscribed.
+struct Handshake<'a> {
     socket: TcpStream,
     options: &'a Options,
     decoder: Decoder,
-    encoding: Encoding,
+    encoding: WireFormat,
     input: Vec<u8>,
     output: Vec<u8>,
     subscriptions: u32,
 }
 
-impl<'a> Greeting<'a> {
-    fn new(socket: TcpStream, options: &'a Options) -> Greeting<'a> {
+impl<'a> Handshake<'a> {
+    fn new(socket: TcpStream, options: &'a Options) -> Handshake<'a> {
         let (decoder, encoding) = match options.websocket {
-            true => (Decoder::HttpHead, Encoding::WebSocketRkyv),
-            false => (Decoder::Native, Encoding::Native),
+            true => (Decoder::HttpHead, WireFormat::WEBSOCKET_NATIVE),
+            false => (Decoder::Native, WireFormat::TCP_NATIVE),
         };
         let (input, output) = (Vec::new(), Vec::new());
-        Greeting { socket, options, decoder, encoding, input, output, subscriptions: 0 }
+        Handshake { socket, options, decoder, encoding, input, output, subscriptions: 0 }
     }
 
-    /// Reads and answers until something is subscribed and nothing half received is left.
+    /// Reads and answers until the client has subscribed and no partial message is left.
     fn run(mut self) -> io::Result<()> {
-        self.socket.set_read_timeout(Some(GREETING_DEADLINE))?;
+        self.socket.set_read_timeout(Some(HANDSHAKE_DEADLINE))?;
         let mut buffer = [0; READ_BYTES];
         while self.subscriptions == 0 || !self.input.is_empty() {
             let read = match self.socket.read(&mut buffer) {
-                Ok(0) => return Err(io::Error::other("closed before it had subscribed")),
+                Ok(0) => return Err(io::Error::other("the client closed before it subscribed")),
                 Ok(read) => read,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     return Err(io::Error::other(format!(
-                        "no subscription within {} s",
-                        GREETING_DEADLINE.as_secs()
+                        "the client did not subscribe within {} s",
+                        HANDSHAKE_DEADLINE.as_secs()
                     )));
                 }
                 Err(error) => return Err(error),
@@ -112,15 +116,15 @@ impl<'a> Greeting<'a> {
         Ok(())
     }
 
-    /// Takes one message from the input; `None` when none is whole.
+    /// Handles one message of the input and returns its length; `None` if none is complete.
     fn step(&mut self) -> io::Result<Option<usize>> {
         let input = std::mem::take(&mut self.input);
-        let used = self.take(&input);
+        let used = self.handle(&input);
         self.input = input;
         used
     }
 
-    fn take(&mut self, input: &[u8]) -> io::Result<Option<usize>> {
+    fn handle(&mut self, input: &[u8]) -> io::Result<Option<usize>> {
         match &mut self.decoder {
             Decoder::Native => match frame::decode(input, FRAME_BYTES_MAX_DEFAULT).map_err(invalid)? {
                 Step::Partial => Ok(None),
@@ -135,8 +139,10 @@ impl<'a> Greeting<'a> {
                 match http::step(input, offer) {
                     Step::Partial => Ok(None),
                     Step::Complete(used, Answer::Upgrade { response, target }) => {
-                        let Target::Stream { encoding: Encoding::WebSocketRkyv, .. } = target else {
-                            return Err(invalid("only the subprotocol tickcast.v1.rkyv: --encoding rkyv"));
+                        let Target::Stream { format: WireFormat::WEBSOCKET_NATIVE, .. } = target else {
+                            return Err(invalid(
+                                "the client must offer the subprotocol tickcast.v1.rkyv: --encoding rkyv",
+                            ));
                         };
                         self.output.extend_from_slice(&response);
                         self.decoder =
@@ -144,7 +150,7 @@ impl<'a> Greeting<'a> {
                         Ok(Some(used))
                     }
                     Step::Complete(_, Answer::Respond { status, .. }) => {
-                        Err(invalid(format!("a request that would be answered with {status}")))
+                        Err(invalid(format!("the client sent a request whose answer would be {status}")))
                     }
                 }
             }
@@ -158,7 +164,9 @@ impl<'a> Greeting<'a> {
                     Incoming::Binary(message) => self.answer_all(&message)?,
                     Incoming::Nothing => {}
                     Incoming::Text(_) | Incoming::Close(_) => {
-                        return Err(invalid("not a binary message of frames"));
+                        return Err(invalid(
+                            "the client sent something other than a binary message of frames",
+                        ));
                     }
                 }
                 Ok(Some(used))
@@ -172,7 +180,7 @@ impl<'a> Greeting<'a> {
             let Step::Complete(used, frame) =
                 frame::decode(rest, FRAME_BYTES_MAX_DEFAULT).map_err(invalid)?
             else {
-                return Err(invalid("a message that ends within a frame"));
+                return Err(invalid("the client sent a message that ends within a frame"));
             };
             self.answer(&frame)?;
             rest = &rest[used..];
@@ -180,7 +188,7 @@ impl<'a> Greeting<'a> {
         Ok(())
     }
 
-    /// Everything but HELLO and SUBSCRIBE is thrown away.
+    /// Answers HELLO and SUBSCRIBE and ignores everything else.
     fn answer(&mut self, frame: &Frame<'_>) -> io::Result<()> {
         match frame.kind {
             Kind::Hello => {
@@ -209,7 +217,7 @@ impl<'a> Greeting<'a> {
         Ok(())
     }
 
-    /// Every topic, whatever the pattern: ticks of all of them follow.
+    /// Announces every topic regardless of the pattern, because ticks of all of them follow.
     fn announce(&mut self) {
         for index in 0..self.options.topics {
             let mut announcement = Vec::new();
@@ -220,8 +228,8 @@ impl<'a> Greeting<'a> {
                 &rounds::topic_name(index),
             );
             match self.encoding {
-                Encoding::Native => self.output.extend_from_slice(&announcement),
-                _ => websocket::encode(&mut self.output, DataType::Binary, &announcement),
+                WireFormat::TCP_NATIVE => self.output.extend_from_slice(&announcement),
+                _ => websocket::encode(&mut self.output, MessageType::Binary, &announcement),
             }
         }
     }
