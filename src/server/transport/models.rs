@@ -164,8 +164,8 @@ fn a_tick_that_arrives_while_a_shard_goes_to_sleep_is_seen_or_wakes_it() {
         let mut lanes = source(&mut shard);
         let shard = spawn(|| shard.run(|shard| shard.sequenced() == 2));
         for _ in 0..2 {
-            assert!(lanes.publish("t", 0, 0, b"1"));
-            assert!(lanes.flush());
+            lanes.publish("t", 0, 0, b"1").unwrap();
+            lanes.flush().unwrap();
         }
         shard.join().unwrap();
     });
@@ -178,8 +178,8 @@ fn two_sources_that_publish_at_once_are_both_heard() {
         let mut shard = shards(1, 1 << 10).remove(0);
         let publish = |mut lanes: Lanes| {
             move || {
-                assert!(lanes.publish("t", 0, 0, b"1"));
-                assert!(lanes.flush());
+                lanes.publish("t", 0, 0, b"1").unwrap();
+                lanes.flush().unwrap();
             }
         };
         let (one, mut other) = (publish(source(&mut shard)), publish(source(&mut shard)));

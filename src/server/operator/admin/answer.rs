@@ -26,7 +26,7 @@ use crate::operator::{
     control::Question,
 };
 use tickcast_core::{
-    metrics::{counters::Counters, latency::Latency},
+    metrics::latency::Latency,
     shard::survey::{SessionsQuery, ShardState, TopicsQuery},
 };
 use tickcast_proto::ids::TopicId;
@@ -158,11 +158,10 @@ impl Office {
             counters,
             state: states.of(shard).map(|state| &**state),
         });
-        let sources: Vec<&Counters> = self.sights.sources.iter().map(|counters| &**counters).collect();
         let text = metrics::text(&Scrape {
             stage: self.stage(),
             shards: &samples.collect::<Vec<_>>(),
-            sources: &sources,
+            sources: &self.sights.sources,
             process: process::sample(self.started_seconds),
         });
         Reply { content_type: metrics::CONTENT_TYPE, ..Reply::text(text) }

@@ -45,6 +45,7 @@ use crate::{
         ADMIN_INQUIRIES_MAX,
     },
     operator::{admin::Stage, control::Inquiry},
+    sources::SourceStatus,
 };
 use tickcast_core::metrics::counters::Counters;
 
@@ -52,8 +53,8 @@ use tickcast_core::metrics::counters::Counters;
 pub struct Sights {
     /// Of the shards, in order, with the core each is pinned to.
     pub shards: Vec<(usize, Arc<Counters>)>,
-    /// Of the server's own sources.
-    pub sources: Vec<Arc<Counters>>,
+    /// The server's own sources.
+    pub sources: Vec<SourceStatus>,
     /// Asks the shards, without waiting. An inquiry that nobody can pass on is dropped.
     pub ask: Box<dyn Fn(Inquiry) + Send + Sync>,
 }

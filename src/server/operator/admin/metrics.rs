@@ -9,6 +9,7 @@ use std::fmt::{Display, Write};
 use hdrhistogram::Histogram;
 
 use super::Stage;
+use crate::sources::{SourceConfig, SourceStatus, health::Health};
 use tickcast_core::{
     metrics::{
         counters::{Counter, Counters},
@@ -61,8 +62,8 @@ pub struct Scrape<'a> {
     pub stage: Stage,
     /// Its shards.
     pub shards: &'a [ShardSample<'a>],
-    /// The counters of its own sources.
-    pub sources: &'a [&'a Counters],
+    /// The server's own sources.
+    pub sources: &'a [SourceStatus],
     /// The process.
     pub process: ProcessSample,
 }
@@ -86,9 +87,6 @@ fn shown(counter: Counter) -> Shown {
     };
     let label = counter.label();
     match counter {
-        Counter::TicksSimulatorDropped => of("source_ticks_dropped", SOURCES_HELP, ("source", "simulator")),
-        Counter::TicksEcgDropped => of("source_ticks_dropped", SOURCES_HELP, ("source", "ecg")),
-        Counter::ReplayWaits => of("source_waits", WAITS_HELP, ("source", "replay")),
         Counter::SessionsRefused => of("sessions_refused", REFUSED_HELP, ("reason", "clients")),
         Counter::SessionsRefusedSource => of("sessions_refused", REFUSED_HELP, ("reason", "source")),
         Counter::SessionsRefusedRate => of("sessions_refused", REFUSED_HELP, ("reason", "rate")),
@@ -113,15 +111,12 @@ fn shown(counter: Counter) -> Shown {
     }
 }
 
-const SOURCES_HELP: &str =
-    "Ticks that a source of the server itself dropped, because a ring was full or it was stopped.";
-const WAITS_HELP: &str = "Times a source of the server itself waited, because a ring was full.";
 const REFUSED_HELP: &str = "Connections refused, by reason: a bound (clients, source, rate), a server that stops (draining), or a ring that did not \
      take them (failed).";
 
 /// Whether the sources count it, and not the shards.
 fn is_of_sources(counter: Counter) -> bool {
-    matches!(counter, Counter::TicksSimulatorDropped | Counter::TicksEcgDropped | Counter::ReplayWaits)
+    matches!(counter, Counter::SourceTicksDropped | Counter::SourceWaits)
 }
 
 /// A text that grows family by family.
@@ -150,12 +145,26 @@ impl Text {
     }
 }
 
+fn sources(scrape: &Scrape<'_>, text: &mut Text) {
+    const NAME: &str = "tickcast_sources";
+    text.family(NAME, "gauge", "Sources of the server, by kind and state.");
+    for kind in SourceConfig::KINDS {
+        let of_kind: Vec<Health> =
+            scrape.sources.iter().filter(|source| source.kind() == kind).map(SourceStatus::health).collect();
+        for state in Health::STATES {
+            let count = of_kind.iter().filter(|health| health.state() == state).count();
+            text.sample(NAME, &[("source", &kind), ("state", &state)], count);
+        }
+    }
+}
+
 /// The text of a scrape. Label values are this crate's own words and numbers: none has to be escaped.
 ///
 /// Cost: some 150 lines and 8 KiB a shard.
 pub fn text(scrape: &Scrape<'_>) -> String {
     let mut text = Text(String::with_capacity(16 << 10));
     counters(scrape, &mut text);
+    sources(scrape, &mut text);
     states(scrape, &mut text);
     latencies(scrape, &mut text);
     server(scrape, &mut text);
@@ -173,8 +182,11 @@ fn counters(scrape: &Scrape<'_>, text: &mut Text) {
             let label = shown.label.as_ref().map(|(name, value)| (*name, value as &dyn Display));
             let value = |count: u64| count as f64 / shown.counts;
             if is_of_sources(*counter) {
-                let sum: u64 = scrape.sources.iter().map(|source| source.value(*counter)).sum();
-                text.sample(family, label.as_slice(), value(sum));
+                for kind in SourceConfig::KINDS {
+                    let of_kind = scrape.sources.iter().filter(|source| source.kind() == kind);
+                    let sum: u64 = of_kind.map(|source| source.counters().value(*counter)).sum();
+                    text.sample(family, &[("source", &kind)], value(sum));
+                }
                 continue;
             }
             for shard in scrape.shards {
@@ -345,9 +357,10 @@ mod tests {
     }
 
     fn scraped(change: impl FnOnce(&Counters)) -> String {
-        let (one, two, source) = (Counters::default(), Counters::default(), Counters::default());
+        let (one, two, source) = (Counters::default(), Counters::default(), SourceStatus::new("simulator"));
         change(&one);
-        source.add(Counter::TicksSimulatorDropped, 5);
+        source.counters().add(Counter::SourceTicksDropped, 5);
+        source.set_health(Health::Running);
         let mut latency = Latency::default();
         for us in [5, 1_000, 1_001, 20_000_000] {
             latency.sequenced(1_000_000_000, 1_000_000_000 + us * 1_000);
@@ -359,7 +372,7 @@ mod tests {
             ShardSample { shard: 1, counters: &two, state: None },
         ];
         let process = ProcessSample { resident_bytes: Some(4_096), ..ProcessSample::default() };
-        text(&Scrape { stage: Stage::Serving, shards: &shards, sources: &[&source], process })
+        text(&Scrape { stage: Stage::Serving, shards: &shards, sources: &[source], process })
     }
 
     fn has(text: &str, line: &str) {
@@ -394,6 +407,9 @@ mod tests {
         has(&text, "tickcast_source_waits_total{source=\"replay\"} 0");
         has(&text, "tickcast_source_ticks_dropped_total{source=\"simulator\"} 5");
         has(&text, "tickcast_source_ticks_dropped_total{source=\"ecg\"} 0");
+        has(&text, "tickcast_source_waits_total{source=\"replay\"} 0");
+        has(&text, "tickcast_sources{source=\"simulator\",state=\"running\"} 1");
+        has(&text, "tickcast_sources{source=\"simulator\",state=\"waiting\"} 0");
         has(&text, "process_resident_memory_bytes 4096");
         assert!(!text.contains("process_open_fds"));
     }

@@ -23,7 +23,7 @@ fn admin_known_as(
         listen("--admin", "127.0.0.1:0".parse().unwrap(), 1, SocketBounds::default()).unwrap();
     let sights = Sights {
         shards: (0..SHARDS).map(|shard| (usize::from(shard), Arc::default())).collect(),
-        sources: vec![Arc::default()],
+        sources: vec![SourceStatus::new("simulator")],
         ask: Box::new(ask),
     };
     let listener = listeners.into_iter().next().unwrap();
