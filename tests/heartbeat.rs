@@ -9,6 +9,7 @@ use driver::{Driver, frame, hello, upgrade_request};
 use tickcast::limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS};
 use tickcast_core::{
     config::Limits,
+    ids::SlotId,
     metrics::counters::Counter,
     shard::{Action, ListenerKind},
 };
@@ -111,7 +112,7 @@ fn a_silent_session_is_pinged_after_the_interval_and_closed_after_the_timeout() 
     bench.pass(2 * LATE_MS);
     assert_eq!(kinds(&bench.take_sent(0)), [Kind::Closing]);
     let now = bench.now;
-    bench.shard.handle_eof(0, now);
+    bench.shard.handle_eof(SlotId(0), now);
     assert_eq!((bench.timed_out(), bench.shard.sessions_len()), (1, 0));
 }
 
@@ -227,10 +228,10 @@ fn a_peer_with_a_full_socket_that_reads_nothing_is_reaped_and_one_that_reads_slo
         bench.pass(TIMEOUT_MS / 4);
         // The slow peer has taken its parked SEND, and the next is parked at once.
         let now = bench.now;
-        bench.shard.handle_writable(1, now);
+        bench.shard.handle_writable(SlotId(1), now);
     }
     let closed: Vec<_> = bench.actions.iter().filter(|action| matches!(action, Action::Close(_))).collect();
-    assert_eq!(closed, [&Action::Close(0)], "its CLOSING is given up after the linger deadline");
+    assert_eq!(closed, [&Action::Close(SlotId(0))], "its CLOSING is given up after the linger deadline");
     assert_eq!((bench.timed_out(), bench.shard.sessions_len()), (1, 1));
 }
 

@@ -10,6 +10,7 @@ use std::{
 use driver::{Driver, EPOCH, frame, hello};
 use tickcast_core::{
     config::Limits,
+    ids::SlotId,
     metrics::counters::Counter,
     session::{Session, membership::Membership},
     shard::{Action, ListenerKind},
@@ -333,7 +334,7 @@ fn a_position_is_recovered_or_reported_lost() {
         expected.push(tick("a", 21));
         assert_eq!(bench.said(), expected, "{record:?}");
         let now = bench.now;
-        bench.shard.handle_error(READER, 104, now);
+        bench.shard.handle_error(SlotId(READER), 104, now);
         while bench.shard.poll_action().is_some() {}
         // Each case starts with the same twenty ticks.
         bench = Bench::new(Limits::default());

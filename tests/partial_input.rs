@@ -5,6 +5,7 @@ mod driver;
 use driver::{Driver, frame, hello, upgrade_request};
 use tickcast_core::{
     config::Limits,
+    ids::SlotId,
     metrics::counters::Counter,
     shard::{Action, ListenerKind},
 };
@@ -74,7 +75,7 @@ fn json() -> Conversation {
 /// Everything the server sends when the conversation arrives in pieces of `len`.
 fn answer(listener: ListenerKind, conversation: &Conversation, len: usize) -> Vec<u8> {
     let mut driver = Driver::new(Limits { egress_log_bytes: 1 << 20, ..Limits::default() });
-    driver.shard.handle_accept(0, listener, driver.now);
+    driver.shard.handle_accept(SlotId(0), listener, driver.now);
     conversation.opening.chunks(len).for_each(|piece| driver.receive(0, piece));
     driver.turn();
     conversation.rest.chunks(len).for_each(|piece| driver.receive(0, piece));

@@ -12,6 +12,7 @@ use tickcast::{
 };
 use tickcast_core::{
     config::Limits,
+    ids::SlotId,
     mesh::{
         Mesh,
         ring::{Doorbell, frame_ring},
@@ -35,9 +36,9 @@ fn shards(count: u16) -> (Vec<Shard>, Vec<Mesh>, Vec<Arc<Doorbell>>) {
 }
 
 fn connect(shard: &mut Shard, slot: u32) {
-    shard.handle_accept(slot, ListenerKind::Native, NOW);
-    shard.handle_bytes(slot, &hello(), NOW);
-    assert_eq!(shard.poll_action(), Some(Action::Settled(slot)));
+    shard.handle_accept(SlotId(slot), ListenerKind::Native, NOW);
+    shard.handle_bytes(SlotId(slot), &hello(), NOW);
+    assert_eq!(shard.poll_action(), Some(Action::Settled(SlotId(slot))));
 }
 
 fn publishes(topic: &str, payload: &[u8], bytes: usize) -> Vec<u8> {
@@ -72,8 +73,8 @@ fn clients_that_come_and_go_leave_no_timers_behind() {
     let before = shard.memory_bytes();
     for _ in 0..100_000 {
         // No time passes, so not even the first handshake's timer is due.
-        shard.handle_accept(1, ListenerKind::Native, NOW);
-        shard.handle_error(1, 104, NOW);
+        shard.handle_accept(SlotId(1), ListenerKind::Native, NOW);
+        shard.handle_error(SlotId(1), 104, NOW);
         while shard.poll_action().is_some() {}
     }
     assert_eq!(shard.sessions_len(), 1);
@@ -105,13 +106,13 @@ fn two_shards_that_flood_each_other_make_progress() {
                     if !paused[id][slot] {
                         floods[id]
                             .chunks(CHUNK)
-                            .for_each(|chunk| shards[id].handle_bytes(slot as u32, chunk, NOW));
+                            .for_each(|chunk| shards[id].handle_bytes(SlotId(slot as u32), chunk, NOW));
                     }
                 }
                 for action in turn(&mut shards[id], &mut meshes[id]) {
                     match action {
-                        Action::PauseReceive(slot) => paused[id][slot as usize] = true,
-                        Action::ResumeReceive(slot) => paused[id][slot as usize] = false,
+                        Action::PauseReceive(slot) => paused[id][slot.index()] = true,
+                        Action::ResumeReceive(slot) => paused[id][slot.index()] = false,
                         _ => {}
                     }
                 }
@@ -134,7 +135,7 @@ fn unread_replies_do_not_pile_up() {
     let (pings, mut sent, mut paused) = (pings(100), 0, false);
     for _ in 0..4_000 {
         // The socket is slow: each SEND is parked and completes a turn later.
-        shard.handle_writable(0, NOW);
+        shard.handle_writable(SlotId(0), NOW);
         shard.turn(NOW);
         for _ in 0..40 {
             while let Some(action) = shard.poll_action() {
@@ -145,7 +146,7 @@ fn unread_replies_do_not_pile_up() {
                 };
             }
             if !paused {
-                shard.handle_bytes(0, &pings, NOW);
+                shard.handle_bytes(SlotId(0), &pings, NOW);
             }
         }
         driver::flush(shard, NOW, usize::MAX, |_, bytes| {
@@ -167,7 +168,7 @@ fn a_client_that_churns_patterns_does_not_delay_the_subscription_of_another() {
     for n in 0..20_000 {
         frame::encode_publish(&mut topics, 0, 0, 0, Publish::default(), &format!("market.topic.{n}"), b"1");
     }
-    shard.handle_bytes(0, &topics, NOW);
+    shard.handle_bytes(SlotId(0), &topics, NOW);
     let mut churn = Vec::new();
     for n in 0..50_000 {
         encode_request(&mut churn, Kind::Subscribe, n, &format!("*.q{n}"));
@@ -179,12 +180,12 @@ fn a_client_that_churns_patterns_does_not_delay_the_subscription_of_another() {
     let mut turns = 0;
     let mut feed = |shard: &mut Shard, mesh: &mut Mesh| {
         if !paused && let Some(chunk) = held.next() {
-            shard.handle_bytes(0, chunk, NOW);
+            shard.handle_bytes(SlotId(0), chunk, NOW);
         }
         for action in turn(shard, mesh) {
             paused = match action {
-                Action::PauseReceive(0) => true,
-                Action::ResumeReceive(0) => false,
+                Action::PauseReceive(SlotId(0)) => true,
+                Action::ResumeReceive(SlotId(0)) => false,
                 _ => paused,
             };
         }
@@ -194,7 +195,7 @@ fn a_client_that_churns_patterns_does_not_delay_the_subscription_of_another() {
     }
     let mut request = Vec::new();
     encode_request(&mut request, Kind::Subscribe, 7, "market.topic.1");
-    shard.handle_bytes(1, &request, NOW);
+    shard.handle_bytes(SlotId(1), &request, NOW);
     while shard.counters().value(Counter::SessionsSubscribed) == 0 {
         feed(shard, mesh);
         turns += 1;
@@ -207,11 +208,15 @@ fn a_client_that_churns_patterns_does_not_delay_the_subscription_of_another() {
 fn a_session_that_ends_while_paused_resumes_receiving() {
     let (mut shards, mut meshes, _) = shards(1);
     connect(&mut shards[0], 0);
-    shards[0].handle_bytes(0, &pings(5_000), NOW);
-    assert_eq!(shards[0].poll_action(), Some(Action::PauseReceive(0)));
+    shards[0].handle_bytes(SlotId(0), &pings(5_000), NOW);
+    assert_eq!(shards[0].poll_action(), Some(Action::PauseReceive(SlotId(0))));
     shards[0].begin_drain(NOW.monotonic_ns + 1, NOW);
     let actions: Vec<_> = (0..20).flat_map(|_| turn(&mut shards[0], &mut meshes[0])).collect();
-    assert_eq!(actions, [Action::ResumeReceive(0), Action::ShutdownWrite(0)], "its FIN is waited for");
+    assert_eq!(
+        actions,
+        [Action::ResumeReceive(SlotId(0)), Action::ShutdownWrite(SlotId(0))],
+        "its FIN is waited for"
+    );
 }
 
 #[test]
@@ -221,14 +226,14 @@ fn ticks_published_before_a_fin_are_sequenced_under_pressure() {
     let ticks = publishes(&topic_at(1, 2), &[b'x'; 1000], 800 << 10);
     let count = (ticks.len() / publishes("t.0", &[b'x'; 1000], 1).len()) as u64;
     // Receives and FIN arrive in one poll.
-    ticks.chunks(CHUNK).for_each(|chunk| shards[0].handle_bytes(0, chunk, NOW));
-    shards[0].handle_eof(0, NOW);
+    ticks.chunks(CHUNK).for_each(|chunk| shards[0].handle_bytes(SlotId(0), chunk, NOW));
+    shards[0].handle_eof(SlotId(0), NOW);
     for _ in 0..100 {
         for id in 0..2 {
             for action in turn(&mut shards[id], &mut meshes[id]) {
-                if action == Action::ResumeReceive(0) {
+                if action == Action::ResumeReceive(SlotId(0)) {
                     // The transport resumes receiving and finds the FIN.
-                    shards[id].handle_eof(0, NOW);
+                    shards[id].handle_eof(SlotId(0), NOW);
                 }
             }
         }
@@ -268,18 +273,19 @@ fn half_a_frame_ends_its_session_at_the_deadline_and_a_slow_stream_of_frames_doe
     let stream = pings(20);
     let half = stream.len() / 40;
     let at = |after: u64| Now { monotonic_ns: NOW.monotonic_ns + after * UNIT_NS, ..NOW };
-    shard.handle_bytes(0, &stream[..half], at(0));
-    shard.handle_bytes(1, &stream[..half], at(0));
+    shard.handle_bytes(SlotId(0), &stream[..half], at(0));
+    shard.handle_bytes(SlotId(1), &stream[..half], at(0));
     // Each piece completes a frame and starts the next, so there is always half a frame, and always progress.
     for (n, piece) in stream[half..].chunks(2 * half).enumerate() {
         let now = at(600 * (n as u64 + 1));
-        shard.handle_bytes(1, piece, now);
+        shard.handle_bytes(SlotId(1), piece, now);
         shard.turn(now);
     }
     assert_eq!(shard.counters().value(Counter::RequestErrors), 0);
     let mut gather = Vec::new();
-    let goodbye = std::iter::from_fn(|| shard.poll_send(&mut gather, at(20_000))).find(|send| send.slot == 0);
+    let goodbye =
+        std::iter::from_fn(|| shard.poll_send(&mut gather, at(20_000))).find(|send| send.slot == SlotId(0));
     assert!(goodbye.is_some(), "it is told why");
-    shard.handle_eof(0, at(20_000));
+    shard.handle_eof(SlotId(0), at(20_000));
     assert_eq!((shard.counters().value(Counter::ClosedFrameDeadline), shard.sessions_len()), (1, 1));
 }

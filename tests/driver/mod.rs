@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use tickcast_core::{
     config::Limits,
+    ids::SlotId,
     mesh::{Mesh, mesh, ring::Doorbell},
     metrics::counters::Counters,
     now::Now,
@@ -68,7 +69,7 @@ pub fn flush(shard: &mut Shard, now: Now, sends_max: usize, mut take: impl FnMut
             && let Some(send) = shard.poll_send(&mut gather, now)
         {
             let bytes = shard.send_bytes(&send, &gather);
-            let (len, parked) = (bytes.len(), take(send.slot, bytes));
+            let (len, parked) = (bytes.len(), take(send.slot.0, bytes));
             shard.handle_sent(send.slot, len, parked, now);
             gather.clear();
             sends += 1;
@@ -125,13 +126,13 @@ impl Driver {
 
     /// A connection that sends its opening, and a turn.
     pub fn accept(&mut self, slot: u32, listener: ListenerKind, opening: &[u8]) {
-        self.shard.handle_accept(slot, listener, self.now);
-        self.shard.handle_bytes(slot, opening, self.now);
+        self.shard.handle_accept(SlotId(slot), listener, self.now);
+        self.shard.handle_bytes(SlotId(slot), opening, self.now);
         self.turn();
     }
 
     pub fn receive(&mut self, slot: u32, bytes: &[u8]) {
-        self.shard.handle_bytes(slot, bytes, self.now);
+        self.shard.handle_bytes(SlotId(slot), bytes, self.now);
     }
 
     pub fn turn(&mut self) {
@@ -170,7 +171,7 @@ impl Driver {
     pub fn open(&mut self) {
         self.full.clear();
         for slot in std::mem::take(&mut self.parked) {
-            self.shard.handle_writable(slot, self.now);
+            self.shard.handle_writable(SlotId(slot), self.now);
         }
         self.turn();
     }

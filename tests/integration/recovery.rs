@@ -88,8 +88,11 @@ fn file(name: &str) -> PathBuf {
     file
 }
 
+/// Topic and payload of each line, and each topic's payloads in order.
+type Capture = (Vec<(String, String)>, BTreeMap<String, Vec<String>>);
+
 /// The capture's ticks in order, and its payloads by topic.
-fn capture() -> (Vec<(String, String)>, BTreeMap<String, Vec<String>>) {
+fn capture() -> Capture {
     let (mut ticks, mut by_topic) = (Vec::new(), BTreeMap::<String, Vec<String>>::new());
     for line in fs::read_to_string(market_capture()).unwrap().lines() {
         let line: Line<'_> = serde_json::from_str(line).unwrap();

@@ -1,6 +1,7 @@
 //! The simulated world: shards, mesh, one source, transports that take any part of a SEND, and clients that come and go.
 
 use std::collections::{HashMap, HashSet};
+use tickcast_core::ids::SlotId;
 
 use crate::{
     client::{Ask, Begin, Client, Manner, Seen, State, key_of},
@@ -228,7 +229,7 @@ impl World {
         };
         let listener =
             if encoding == WireFormat::TCP_NATIVE { ListenerKind::Native } else { ListenerKind::Http };
-        self.shards[shard].handle_accept(slot, listener, self.now);
+        self.shards[shard].handle_accept(SlotId(slot), listener, self.now);
         self.names += 1;
         // Some have an identity, and several may share it.
         let identity = match self.rng.bool() {
@@ -363,7 +364,7 @@ impl World {
         let bytes: Vec<u8> = client.outgoing.drain(..len).collect();
         let (shard, slot) = (client.shard, client.slot);
         if !bytes.is_empty() && !client.ended {
-            self.shards[shard].handle_bytes(slot, &bytes, self.now);
+            self.shards[shard].handle_bytes(SlotId(slot), &bytes, self.now);
             self.actions(shard);
         }
     }
@@ -372,7 +373,7 @@ impl World {
     fn hand_over(&mut self, index: usize) {
         let (shard, slot) = (self.clients[index].shard, self.clients[index].slot);
         self.clients[index].leaving = false;
-        let Some(departure) = self.shards[shard].handle_detached(slot) else { return };
+        let Some(departure) = self.shards[shard].handle_detached(SlotId(slot)) else { return };
         self.free[shard].push(slot);
         self.reached.handed_over += 1;
         let Departure { to, listener, bytes } = departure;
@@ -380,7 +381,7 @@ impl World {
         assert_ne!(to, shard, "a shard does not hand over to itself");
         let slot = self.vacant_slot(to);
         (self.clients[index].shard, self.clients[index].slot) = (to, slot);
-        self.shards[to].handle_placed(slot, listener, &bytes, self.now);
+        self.shards[to].handle_placed(SlotId(slot), listener, &bytes, self.now);
         self.actions(to);
         assert!(
             self.clients.iter().all(|client| !client.leaving || client.shard != to || client.slot != slot)
@@ -403,13 +404,13 @@ impl World {
             client.socket.extend(client.parked.drain(..room));
             if client.parked.is_empty() && !client.ended {
                 let (shard, slot) = (client.shard, client.slot);
-                self.shards[shard].handle_writable(slot, self.now);
+                self.shards[shard].handle_writable(SlotId(slot), self.now);
                 self.actions(shard);
             }
         } else if client.fin && client.socket.is_empty() && !client.ended {
             // It has read to the end and closes.
             let (shard, slot) = (client.shard, client.slot);
-            self.shards[shard].handle_eof(slot, self.now);
+            self.shards[shard].handle_eof(SlotId(slot), self.now);
             self.actions(shard);
         }
     }
@@ -448,18 +449,18 @@ impl World {
                 Action::PauseReceive(_) => self.reached.paused += 1,
                 Action::ResumeReceive(_) | Action::Settled(_) => {}
                 Action::HandOver(slot) => {
-                    let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot);
+                    let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot.0);
                     self.clients.iter_mut().find(here).expect("the client exists").leaving = true;
                 }
                 Action::ShutdownWrite(slot) | Action::Close(slot) => {
-                    let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot);
+                    let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot.0);
                     let closes = action == Action::Close(slot);
                     if let Some(client) = self.clients.iter_mut().find(here) {
                         client.fin = true;
                         client.ended |= closes;
                     }
                     if closes {
-                        self.free[shard].push(slot);
+                        self.free[shard].push(slot.0);
                     }
                 }
             }
@@ -507,10 +508,10 @@ impl World {
             self.reached.vanished += 1;
             Self::remember(&mut self.memories, &client, client.name.is_multiple_of(2));
             if self.rng.bool() {
-                self.shards[client.shard].handle_eof(client.slot, self.now);
+                self.shards[client.shard].handle_eof(SlotId(client.slot), self.now);
             }
             // A FIN waits behind unread input; a socket error takes effect at once.
-            self.shards[client.shard].handle_error(client.slot, 104, self.now);
+            self.shards[client.shard].handle_error(SlotId(client.slot), 104, self.now);
             self.actions(client.shard);
         }
     }
@@ -625,7 +626,7 @@ impl World {
 
     pub fn disconnect_everybody(&mut self) {
         for client in std::mem::take(&mut self.clients) {
-            self.shards[client.shard].handle_error(client.slot, 104, self.now);
+            self.shards[client.shard].handle_error(SlotId(client.slot), 104, self.now);
             self.actions(client.shard);
         }
         self.settle();

@@ -22,6 +22,7 @@ use crate::{
 };
 use tickcast_core::{
     admission::{Origin, Refusal},
+    ids::SlotId,
     mesh::{Mesh, ring::Doorbell},
     metrics::{counters::Counter, latency::Latency},
     now::Now,
@@ -320,7 +321,7 @@ impl Driver {
                 Event::Received(received) => {
                     // A stopping server reads no more input from clients.
                     if self.phase == Phase::Running {
-                        self.shard.handle_bytes(received.slot, self.ring.bytes(&received), now);
+                        self.shard.handle_bytes(SlotId(received.slot), self.ring.bytes(&received), now);
                     }
                     self.ring.recycle(received);
                 }
@@ -340,9 +341,9 @@ impl Driver {
                     }
                     listener.retry_ns = Some(now.monotonic_ns + ACCEPT_RETRY_MS * 1_000_000);
                 }
-                Event::Eof(slot) => self.shard.handle_eof(slot, now),
-                Event::Failed(slot, errno) => self.shard.handle_error(slot, errno, now),
-                Event::Writable(slot) => self.shard.handle_writable(slot, now),
+                Event::Eof(slot) => self.shard.handle_eof(SlotId(slot), now),
+                Event::Failed(slot, errno) => self.shard.handle_error(SlotId(slot), errno, now),
+                Event::Writable(slot) => self.shard.handle_writable(SlotId(slot), now),
                 Event::Detached(slot) => self.detached(slot)?,
                 Event::Timer => {}
             }
@@ -383,7 +384,7 @@ impl Driver {
         match admitted {
             Ok(origin) => {
                 if let Some(slot) = self.add(socket, origin) {
-                    self.shard.handle_accept(slot, kind, now);
+                    self.shard.handle_accept(SlotId(slot), kind, now);
                 }
             }
             Err(refusal) => {
@@ -413,7 +414,7 @@ impl Driver {
     /// Hands over a detached socket to its shard. A stopping server keeps it, to close it with the rest.
     fn detached(&mut self, slot: u32) -> io::Result<()> {
         if self.phase == Phase::Running
-            && let Some(departure) = self.shard.handle_detached(slot)
+            && let Some(departure) = self.shard.handle_detached(SlotId(slot))
         {
             match self.ring.take(slot)? {
                 Some(socket) => {
@@ -446,7 +447,7 @@ impl Driver {
                 }
             };
             if let Some(slot) = self.add(socket, origin) {
-                self.shard.handle_placed(slot, departure.listener, &departure.bytes, now);
+                self.shard.handle_placed(SlotId(slot), departure.listener, &departure.bytes, now);
                 self.actions()?;
             }
         }
@@ -484,7 +485,7 @@ impl Driver {
             done += len;
             let mut batch: [(u32, &[u8]); SENDS_PER_SUBMIT] = [(0, &[]); SENDS_PER_SUBMIT];
             for (entry, send) in batch.iter_mut().zip(sends.iter().flatten()).take(len) {
-                *entry = (send.slot, self.shard.send_bytes(send, &self.gather));
+                *entry = (send.slot.0, self.shard.send_bytes(send, &self.gather));
             }
             let mut outcomes = [(0, Sent::Whole); SENDS_PER_SUBMIT];
             self.ring
@@ -511,14 +512,14 @@ impl Driver {
         while let Some(action) = self.shard.poll_action() {
             any = true;
             match action {
-                Action::PauseReceive(slot) => self.ring.pause_receive(slot)?,
-                Action::ResumeReceive(slot) => self.ring.resume_receive(slot)?,
-                Action::ShutdownWrite(slot) => self.ring.shutdown_write(slot)?,
-                Action::Settled(slot) => self.ring.settle(slot),
-                Action::HandOver(slot) => self.ring.detach(slot)?,
+                Action::PauseReceive(slot) => self.ring.pause_receive(slot.0)?,
+                Action::ResumeReceive(slot) => self.ring.resume_receive(slot.0)?,
+                Action::ShutdownWrite(slot) => self.ring.shutdown_write(slot.0)?,
+                Action::Settled(slot) => self.ring.settle(slot.0),
+                Action::HandOver(slot) => self.ring.detach(slot.0)?,
                 Action::Close(slot) => {
-                    self.admission.release(slot);
-                    self.ring.close(slot)?;
+                    self.admission.release(slot.0);
+                    self.ring.close(slot.0)?;
                 }
             }
         }
