@@ -8,15 +8,15 @@ use std::sync::{
 use tokio::sync::Semaphore;
 
 use super::{process_sample, stage::Stage};
-use crate::{clock, limits::ADMIN_INQUIRIES_MAX, operator::control::Dispatch};
+use crate::{clock, limits::ADMIN_INQUIRIES_MAX, operator::control::Dispatch, sources::SourceStatus};
 use tickcast_core::metrics::counters::Counters;
 
 /// The admin thread's handles to the rest of the server.
 pub struct ServerHandles {
     /// The core and the counters of each shard, in shard order.
     pub shards: Vec<(usize, Arc<Counters>)>,
-    /// The counters of the server's own sources.
-    pub sources: Vec<Arc<Counters>>,
+    /// The server's own sources.
+    pub sources: Vec<SourceStatus>,
     /// Passes a request on to the shards without blocking. Drops it where nothing can pass it on.
     pub dispatch: Box<dyn Fn(Dispatch) + Send + Sync>,
 }

@@ -27,10 +27,7 @@ use crate::operator::{
     views::{GlobalSessionId, SessionView, TopicView},
 };
 use tickcast_core::{
-    metrics::{
-        counters::Counters,
-        latency::{Latency, Until},
-    },
+    metrics::latency::{Latency, Until},
     shard::survey::{SessionsQuery, ShardState, TopicsQuery},
 };
 use tickcast_proto::ids::{ShardId, TopicId};
@@ -162,11 +159,10 @@ impl AdminContext {
             counters,
             state: states.get(shard).map(|state| &**state),
         });
-        let sources: Vec<&Counters> = self.handles.sources.iter().map(|counters| &**counters).collect();
         let text = metrics::text(&Scrape {
             stage: self.stage(),
             shards: &samples.collect::<Vec<_>>(),
-            sources: &sources,
+            sources: &self.handles.sources,
             process: process_sample::sample(self.start_seconds),
         });
         Reply { content_type: metrics::CONTENT_TYPE, ..Reply::text(text) }

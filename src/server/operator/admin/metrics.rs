@@ -8,6 +8,7 @@ use std::fmt::{Display, Write};
 use hdrhistogram::Histogram;
 
 use super::{process_sample::ProcessSample, stage::Stage};
+use crate::sources::{SourceConfig, SourceStatus, health::Health};
 use tickcast_core::{
     metrics::{
         counters::{Counter, Counters},
@@ -43,8 +44,8 @@ pub struct Scrape<'a> {
     pub stage: Stage,
     /// Its shards.
     pub shards: &'a [ShardSample<'a>],
-    /// The counters of the server's own sources.
-    pub sources: &'a [&'a Counters],
+    /// The server's own sources.
+    pub sources: &'a [SourceStatus],
     /// The process.
     pub process: ProcessSample,
 }
@@ -68,11 +69,6 @@ fn series(counter: Counter) -> Series {
     };
     let label = counter.label();
     match counter {
-        Counter::TicksSimulatorDropped => {
-            labeled("source_ticks_dropped", SOURCES_HELP, ("source", "simulator"))
-        }
-        Counter::TicksEcgDropped => labeled("source_ticks_dropped", SOURCES_HELP, ("source", "ecg")),
-        Counter::ReplayWaits => labeled("source_waits", WAITS_HELP, ("source", "replay")),
         Counter::SessionsRefused => labeled("sessions_refused", REFUSED_HELP, ("reason", "clients")),
         Counter::SessionsRefusedSource => labeled("sessions_refused", REFUSED_HELP, ("reason", "source")),
         Counter::SessionsRefusedRate => labeled("sessions_refused", REFUSED_HELP, ("reason", "rate")),
@@ -97,15 +93,12 @@ fn series(counter: Counter) -> Series {
     }
 }
 
-const SOURCES_HELP: &str =
-    "Ticks dropped by a source of the server because a ring was full or the source fell behind.";
-const WAITS_HELP: &str = "Times a source of the server waited because a ring was full.";
 const REFUSED_HELP: &str = "Connections refused, by reason: a limit (clients, source, rate), a stopping server (draining), or an io_uring ring \
      out of memory (failed).";
 
 /// Whether the sources count it rather than the shards.
 fn is_counted_by_sources(counter: Counter) -> bool {
-    matches!(counter, Counter::TicksSimulatorDropped | Counter::TicksEcgDropped | Counter::ReplayWaits)
+    matches!(counter, Counter::SourceTicksDropped | Counter::SourceWaits)
 }
 
 /// Writes the text format, family by family.
@@ -135,12 +128,26 @@ impl Writer {
     }
 }
 
+fn sources(scrape: &Scrape<'_>, writer: &mut Writer) {
+    const NAME: &str = "tickcast_sources";
+    writer.family(NAME, "gauge", "Sources of the server, by kind and state.");
+    for kind in SourceConfig::KINDS {
+        let of_kind: Vec<Health> =
+            scrape.sources.iter().filter(|source| source.kind() == kind).map(SourceStatus::health).collect();
+        for state in Health::STATES {
+            let count = of_kind.iter().filter(|health| health.state() == state).count();
+            writer.sample(NAME, &[("source", &kind), ("state", &state)], count);
+        }
+    }
+}
+
 /// Formats a scrape. Label values are this crate's own words and numbers and need no escaping.
 ///
 /// Cost: about 150 lines and 8 KiB per shard.
 pub fn text(scrape: &Scrape<'_>) -> String {
     let mut writer = Writer(String::with_capacity(16 << 10));
     counters(scrape, &mut writer);
+    sources(scrape, &mut writer);
     states(scrape, &mut writer);
     latencies(scrape, &mut writer);
     server(scrape, &mut writer);
@@ -159,8 +166,11 @@ fn counters(scrape: &Scrape<'_>, writer: &mut Writer) {
             let label = series.label.as_ref().map(|(name, value)| (*name, value as &dyn Display));
             let value = |count: u64| count as f64 / series.divisor;
             if is_counted_by_sources(*counter) {
-                let sum: u64 = scrape.sources.iter().map(|source| source.value(*counter)).sum();
-                writer.sample(family, label.as_slice(), value(sum));
+                for kind in SourceConfig::KINDS {
+                    let of_kind = scrape.sources.iter().filter(|source| source.kind() == kind);
+                    let sum: u64 = of_kind.map(|source| source.counters().value(*counter)).sum();
+                    writer.sample(family, &[("source", &kind)], value(sum));
+                }
                 continue;
             }
             for shard in scrape.shards {
@@ -338,9 +348,10 @@ pub(in crate::operator) mod tests {
     }
 
     fn scraped(change: impl FnOnce(&Counters)) -> String {
-        let (one, two, source) = (Counters::default(), Counters::default(), Counters::default());
+        let (one, two, source) = (Counters::default(), Counters::default(), SourceStatus::new("simulator"));
         change(&one);
-        source.add(Counter::TicksSimulatorDropped, 5);
+        source.counters().add(Counter::SourceTicksDropped, 5);
+        source.set_health(Health::Running);
         let mut latency = Latency::default();
         for us in [5, 1_000, 1_001, 20_000_000] {
             latency.sequenced(1_000_000_000, 1_000_000_000 + us * 1_000);
@@ -352,7 +363,7 @@ pub(in crate::operator) mod tests {
             ShardSample { shard: 1, counters: &two, state: None },
         ];
         let process = ProcessSample { resident_bytes: Some(4_096), ..ProcessSample::default() };
-        text(&Scrape { stage: Stage::Serving, shards: &shards, sources: &[&source], process })
+        text(&Scrape { stage: Stage::Serving, shards: &shards, sources: &[source], process })
     }
 
     fn has(text: &str, line: &str) {
@@ -387,6 +398,9 @@ pub(in crate::operator) mod tests {
         has(&text, "tickcast_source_waits_total{source=\"replay\"} 0");
         has(&text, "tickcast_source_ticks_dropped_total{source=\"simulator\"} 5");
         has(&text, "tickcast_source_ticks_dropped_total{source=\"ecg\"} 0");
+        has(&text, "tickcast_source_waits_total{source=\"replay\"} 0");
+        has(&text, "tickcast_sources{source=\"simulator\",state=\"running\"} 1");
+        has(&text, "tickcast_sources{source=\"simulator\",state=\"waiting\"} 0");
         has(&text, "process_resident_memory_bytes 4096");
         assert!(!text.contains("process_open_fds"));
     }

@@ -5,6 +5,7 @@ use std::{
 };
 
 use super::*;
+use crate::sources::SourceStatus;
 use crate::{
     config::listener::SocketBounds,
     operator::control::{Dispatch, ShardRequest},
@@ -27,7 +28,7 @@ fn start_known_as(
         listen("--admin", "127.0.0.1:0".parse().unwrap(), 1, SocketBounds::default()).unwrap();
     let handles = ServerHandles {
         shards: (0..SHARDS).map(|shard| (usize::from(shard), Arc::default())).collect(),
-        sources: vec![Arc::default()],
+        sources: vec![SourceStatus::new("simulator")],
         dispatch: Box::new(dispatch),
     };
     let listener = listeners.into_iter().next().unwrap();
