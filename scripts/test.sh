@@ -1,9 +1,18 @@
 #!/usr/bin/env bash
-# Installs what the tests need, then runs all of them. Arguments go to `cargo test`, and then the micro benches, the Debian
-# package and the models for loom (scripts/loom.sh) are left out.
+# Installs what the tests need, then runs all of them. The last line says whether they passed.
 #
-# Debian packages are installed only where a command is missing, and only as root; the clients' own packages go into
-# tests/clients/ and nowhere else. Where systemd runs, prometheus.service is masked before its package is installed.
+# Usage: scripts/test.sh [ARGUMENT...]
+# Arguments go to `cargo test`; then only that runs: no micro benches, no Debian package, no loom models.
+#
+# It installs Debian packages only where a command is missing, and only as root. Packages of npm and PyPI go into
+# tests/clients/ and nowhere else. Where systemd runs, it masks prometheus.service before it installs the package.
+#
+# Some tests need more than can be installed. They are ignored by `cargo test` and run here where they can:
+#   network_settings_of_a_namespace_are_set_and_restored, queues_of_a_real_interface_are_set_and_restored
+#       need root and network namespaces
+#   record_100_*
+#       need record 100 of the MIT-BIH Arrhythmia Database: TICKCAST_RECORD=path/to/100.hea
+# What was left out stands in the last line.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,111 +22,167 @@ fail() {
     exit 1
 }
 
+current="looking for tools"
+without=()
+step() {
+    current=$1
+    say "$1"
+}
+verdict() {
+    local status=$? text
+    if ((status != 0)); then
+        text="failed: $current"
+    elif ((${#without[@]} > 0)); then
+        text="passed, without$(printf ', %s' "${without[@]}" | cut -c 2-)"
+    else
+        text="passed"
+    fi
+    printf '\nscripts/test.sh: %s\n' "$text"
+}
+trap verdict EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
 clients=tests/clients
+root=no dpkg=no
+[[ $EUID -ne 0 ]] || root=yes
+! command -v dpkg >/dev/null || dpkg=yes
 
 missing=()
-command -v node >/dev/null || missing+=(nodejs)
-command -v npm >/dev/null || missing+=(npm)
+needs() { # a command and the Debian packages that have it
+    command -v "$1" >/dev/null || missing+=("${@:2}")
+}
+needs node nodejs
+needs npm npm
+needs cc gcc libc6-dev
+needs curl curl
+needs ip iproute2
+# The package has both. Only promtool and a private Prometheus are used: its service is masked.
+needs promtool prometheus
+needs shellcheck shellcheck
+needs systemd-analyze systemd
+needs tmux tmux
+[[ $root == no || $dpkg == no ]] || needs dpkg-shlibdeps dpkg-dev
 # Debian's python3 comes without the part of venv that installs pip.
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
-command -v cc >/dev/null || missing+=(gcc libc6-dev)
-# Debian's package has promtool too.
-command -v promtool >/dev/null || missing+=(prometheus)
-# Where the package is not tried out, that is said at its turn.
-[[ $EUID -ne 0 ]] || ! command -v dpkg >/dev/null || command -v dpkg-shlibdeps >/dev/null || missing+=(dpkg-dev)
-# The terminal of tickcast top.
-command -v tmux >/dev/null || missing+=(tmux)
-# What asks the admin listener in the walk-through.
-command -v curl >/dev/null || missing+=(curl)
-# They look at scripts and units. Who is not root goes without: those tests are then skipped.
-if [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
-    command -v shellcheck >/dev/null || missing+=(shellcheck)
-    command -v systemd-analyze >/dev/null || missing+=(systemd)
-fi
+# The browser is found by a module that npm installs.
+has_browser() { [[ -d $clients/node_modules ]] && node $clients/find-browser.mjs >/dev/null; }
+has_npm_clients() { cmp -s $clients/package-lock.json $clients/node_modules/.installed-from; }
+has_python_clients() { cmp -s $clients/requirements.txt $clients/.venv/.installed-from; }
 
-if ((${#missing[@]} > 0)); then
-    say "installing ${missing[*]}"
-    command -v apt-get >/dev/null || fail "please install: ${missing[*]} (no apt-get here)"
-    [[ $EUID -eq 0 ]] || fail "please install as root: apt-get install ${missing[*]}"
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    # Debian starts what it installs: Prometheus would listen on all addresses, with no password. Only promtool is wanted.
-    if [[ " ${missing[*]} " == *" prometheus "* && -d /run/systemd/system ]]; then
-        systemctl mask prometheus.service
-        say "prometheus.service is masked: systemctl unmask prometheus.service, if you want to run it"
-    fi
-    apt-get install -y -qq --no-install-recommends "${missing[@]}"
-fi
-command -v cargo >/dev/null || fail "cargo is not here: install Rust 1.90 or later (rustup)"
+can_unshare() { [[ $root == yes ]] && unshare -n -m true 2>/dev/null; }
+can_package() { [[ $root == yes && $dpkg == yes ]]; }
 
-# Repeated runs ask no registry: each installation leaves a copy of what it was made from.
-if ! cmp -s $clients/package-lock.json $clients/node_modules/.installed-from; then
-    say "installing the npm clients"
-    npm ci --prefix $clients --no-audit --no-fund --ignore-scripts
-    cp $clients/package-lock.json $clients/node_modules/.installed-from
-fi
-# The page is opened in a browser: Debian's for root, else playwright's in the user's cache.
-if ! node $clients/find-browser.mjs >/dev/null; then
-    say "installing chromium"
-    if [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
-        export DEBIAN_FRONTEND=noninteractive
-        apt-get update -qq
-        apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core
-    else
-        node $clients/node_modules/playwright-core/cli.js install --no-shell chromium ||
-            say "without Chromium (apt-get install chromium) the page is not opened in a browser"
-    fi
-fi
-# Where one is there now, a test that finds none is wrong.
-! node $clients/find-browser.mjs >/dev/null || export TICKCAST_TESTS_NEED_BROWSER=1
-if ! cmp -s $clients/requirements.txt $clients/.venv/.installed-from; then
-    say "installing the Python clients"
-    python3 -m venv --clear $clients/.venv
-    $clients/.venv/bin/pip install --quiet --disable-pip-version-check -r $clients/requirements.txt
-    cp $clients/requirements.txt $clients/.venv/.installed-from
-fi
+announce() {
+    printf 'scripts/test.sh takes about 15 minutes on two idle cores, and 10 more to compile everything the first time.\n'
+    printf 'It installs:\n'
+    ((${#missing[@]} == 0)) || printf '  with apt-get: %s\n' "${missing[*]}"
+    has_npm_clients || printf '  with npm, into %s/node_modules: ws, playwright-core\n' $clients
+    has_python_clients || printf '  with pip, into %s/.venv: websockets\n' $clients
+    has_browser || command -v chromium >/dev/null || printf '  Chromium\n'
+    ((${#missing[@]} > 0)) || ! has_npm_clients || ! has_python_clients || ! has_browser || printf '  nothing: all is here\n'
+}
+announce >&2
 
+[[ $(nproc) -ge 2 ]] || fail "the tests need two cores"
+command -v cargo >/dev/null || fail "there is no cargo: install Rust 1.90 or later (rustup)"
 # The tests open 10,000 connections: a descriptor for each, in the server and in the load client.
 ulimit -n "$(ulimit -Hn)"
 descriptors=$(ulimit -n)
 [[ $descriptors == unlimited ]] || ((descriptors >= 11000)) ||
     fail "the tests need 11,000 descriptors a process, the limit is $descriptors (ulimit -n, LimitNOFILE)"
 
-say "bench/suite"
+apt_install() {
+    command -v apt-get >/dev/null || fail "there is no apt-get: install $*"
+    [[ $root == yes ]] || fail "not root: sudo apt-get install $*"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # Debian starts what it installs: Prometheus would listen on all addresses, without a password.
+    if [[ " $* " == *" prometheus "* && -d /run/systemd/system ]]; then
+        systemctl mask prometheus.service
+        say "prometheus.service is masked; to run it: systemctl unmask prometheus.service"
+    fi
+    apt-get install -y -qq --no-install-recommends "$@"
+}
+if ((${#missing[@]} > 0)); then
+    step "installing ${missing[*]}"
+    apt_install "${missing[@]}"
+fi
+# Each installation leaves a copy of its list of packages, so a repeated run asks no registry.
+if ! has_npm_clients; then
+    step "installing the npm clients"
+    npm ci --prefix $clients --no-audit --no-fund --ignore-scripts
+    cp $clients/package-lock.json $clients/node_modules/.installed-from
+fi
+if ! has_python_clients; then
+    step "installing the Python clients"
+    python3 -m venv --clear $clients/.venv
+    $clients/.venv/bin/pip install --quiet --disable-pip-version-check -r $clients/requirements.txt
+    cp $clients/requirements.txt $clients/.venv/.installed-from
+fi
+# Debian's for root, else playwright's in the user's cache.
+if ! has_browser; then
+    step "installing Chromium"
+    if [[ $root == yes ]] && command -v apt-get >/dev/null; then
+        apt_install chromium fonts-dejavu-core
+    else
+        node $clients/node_modules/playwright-core/cli.js install --no-shell chromium
+    fi
+    has_browser || fail "there is still no Chromium"
+fi
+
+if (($# > 0)); then
+    step "cargo test $*"
+    cargo test --locked --workspace "$@"
+    exit
+fi
+
+step "bench/suite"
 python3 -m unittest discover bench/suite
 
-say "cargo test"
-cargo test --locked --workspace "$@"
+step "cargo test"
+cargo test --locked --workspace
 
-# Of the binaries that the tests have used: whether the files are right does not depend on the profile.
-try_package() {
-    local deb trial status
-    say "the Debian package"
-    if [[ $EUID -ne 0 ]]; then
-        say "skipped: it takes root to install a package"
-        return
-    elif ! command -v dpkg >/dev/null; then
-        say "skipped: there is no dpkg here"
-        return
-    fi
+if can_unshare; then
+    step "tests in a network namespace"
+    cargo test --locked --workspace --test tuning -- --ignored --exact \
+        network_settings_of_a_namespace_are_set_and_restored queues_of_a_real_interface_are_set_and_restored
+else
+    without+=("the tests in a network namespace (need root and unshare -n -m)")
+fi
+
+if [[ -n ${TICKCAST_RECORD:-} ]]; then
+    step "tests on record 100"
+    TICKCAST_RECORD=$(realpath "$TICKCAST_RECORD") cargo test --locked --workspace --lib -- --ignored record_100
+else
+    without+=("record 100 (needs TICKCAST_RECORD)")
+fi
+
+step "the README's commands and snippets"
+scripts/readme.py "${CARGO_TARGET_DIR:-target}/debug"
+
+# Each once, for what they assert.
+step "micro benches"
+cargo test --locked --workspace --bench micro
+
+if can_package; then
+    # Of the binaries that the tests have used: whether the files are right does not depend on the profile.
+    step "the Debian package"
     deb=$(scripts/package.sh --no-build --profile dev)
     for trial in scripts/try-package.sh scripts/walk-through.sh; do
-        say "$trial"
+        step "$trial"
         status=0
         "$trial" "$deb" || status=$?
         case $status in
             0) ;;
-            77) say "skipped: the reason is above" ;;
-            *) return "$status" ;;
+            # It has said why.
+            77) without+=("$trial (tickcast is installed on this machine)") ;;
+            *) exit "$status" ;;
         esac
     done
-}
+else
+    without+=("the Debian package (needs root and dpkg)")
+fi
 
-(($# > 0)) || {
-    # Each once, for what they assert: some seconds, as what they stand on is compiled already.
-    say "micro benches"
-    cargo test --locked --bench micro
-    try_package
-    say "loom"
-    scripts/loom.sh
-}
+step "loom"
+scripts/loom.sh

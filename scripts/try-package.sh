@@ -99,7 +99,7 @@ grep -q '^net\.core\.somaxconn ' "$work/check" || fail "tickcast check does not 
 echo "tickcast check: $(tail -2 "$work/check" | head -1)"
 bash -c 'source /usr/share/bash-completion/completions/tickcast && complete -p tickcast'
 if command -v man >/dev/null; then
-    for page in man1/tickcast-serve.1:--drain-deadline-ms man1/tickcast-c10k.1:--connections man8/tickcast-tune.8:--without; do
+    for page in man1/tickcast-serve.1:--drain-deadline man1/tickcast-c10k.1:--connections man8/tickcast-tune.8:--without; do
         option=${page#*:} page=${page%:*}
         MANWIDTH=100 man --warnings -l "/usr/share/man/$page.gz" 2>"$work/man" | col -b >"$work/page"
         grep -q -- "$option" "$work/page" || fail "$page does not render: $(head -20 "$work/page")"

@@ -1,5 +1,5 @@
-//! The data ring against real sockets, with faults injected through its shim: what arrives is what was sent, to the
-//! byte, whatever the kernel takes or gives at a time.
+//! The data ring on real sockets, with faults injected through its shim: every byte sent arrives, however much the kernel
+//! takes or gives at a time.
 
 use std::{
     collections::VecDeque,
@@ -9,22 +9,21 @@ use std::{
 };
 
 use tickcast::transport::uring::{
-    data_ring::{DataRing, Event, Sent, Settings, eventfd},
+    data_ring::{DataRing, Event, ListenerId, Sent, Settings, eventfd},
     shim::{Operation, Shim, Verdict},
 };
-use tickcast_core::shard::ListenerKind;
 
 const BYTES_MAX: usize = 64 << 10;
-/// Prime, so that no power of two hides a shift.
+/// Prime, so that an offset of a power of two does not go unnoticed.
 const PERIOD: usize = 251;
 
-/// What to do to each kind of operation.
+/// The verdict on each kind of operation.
 #[derive(Default)]
 struct Script {
     send: Option<Verdict>,
     parked: Option<Verdict>,
     received: Option<Verdict>,
-    /// For the next receives that are armed.
+    /// For the next receives to be armed.
     receive: VecDeque<Verdict>,
     accept: VecDeque<Verdict>,
 }
@@ -58,7 +57,7 @@ fn pair() -> (TcpStream, OwnedFd) {
     (peer, listener.accept().unwrap().0.into())
 }
 
-/// Bytes that tell their position.
+/// Bytes that reveal their position.
 struct Pattern(Vec<u8>);
 
 impl Pattern {
@@ -71,7 +70,7 @@ impl Pattern {
     }
 }
 
-/// Reads what there is; checks it against the pattern. Returns the new position.
+/// Reads what is available and checks it against the pattern. Returns the new position.
 fn read_and_check(peer: &mut TcpStream, pattern: &Pattern, mut position: usize, buffer: &mut [u8]) -> usize {
     match peer.read(buffer) {
         Ok(len) => {
@@ -91,7 +90,7 @@ fn partial_sends_of_every_size_resume_at_the_exact_byte() {
     let (pattern, mut buffer) = (Pattern::new(), vec![0; BYTES_MAX]);
     let (mut sent, mut read, mut parked) = (0, 0, 0u32);
     for size in 1..=BYTES_MAX {
-        // The socket takes `size` bytes, then the parked SEND the rest, in two parts when there are enough.
+        // The socket takes `size` bytes; the parked SEND takes the rest, in two parts if it is long enough.
         let len = (size + 1 + size % 5).min(BYTES_MAX);
         ring.shim_mut().send = Some(Verdict::Truncate(size));
         ring.shim_mut().parked = (size % 2 == 0).then_some(Verdict::Truncate(2));
@@ -114,7 +113,7 @@ fn partial_sends_of_every_size_resume_at_the_exact_byte() {
 }
 
 #[test]
-fn receives_of_every_size_hand_on_every_byte_once() {
+fn receives_of_every_size_deliver_every_byte_once() {
     let (mut peer, socket) = pair();
     let mut ring = ring(roomy());
     let slot = ring.add(socket).unwrap();
@@ -148,7 +147,7 @@ fn receives_of_every_size_hand_on_every_byte_once() {
     assert!(distinct > BYTES_MAX / 2, "only {distinct} sizes came in one piece");
 }
 
-/// Polls until an event comes; the peer's side is already done, so it does.
+/// Polls until an event comes. The peer has already acted, so one must.
 fn next<S: Shim>(ring: &mut DataRing<S>) -> Event {
     for _ in 0..10_000_000u64 {
         ring.poll().unwrap();
@@ -166,7 +165,7 @@ fn a_slow_socket_is_parked_once_and_its_neighbour_is_not() {
     let (slow_slot, healthy_slot) = (ring.add(slow_socket).unwrap(), ring.add(healthy_socket).unwrap());
     let (pattern, mut buffer) = (Pattern::new(), vec![0; BYTES_MAX]);
     let (mut sent, mut healthy_read, mut parked) = (0, 0, false);
-    // Nobody reads the slow one: sooner or later its socket is full.
+    // Nobody reads the slow socket, so it fills up.
     for _ in 0..1_000 {
         let bytes = pattern.at(sent, BYTES_MAX);
         ring.send_batch(&[(slow_slot, bytes), (healthy_slot, bytes)], |index, sent| match index {
@@ -217,7 +216,7 @@ fn few_buffers_lose_nothing() {
 }
 
 #[test]
-fn a_receive_that_cannot_be_armed_is_armed_again_or_fails_its_own_socket() {
+fn a_receive_that_cannot_be_armed_is_retried_or_fails_its_own_socket() {
     let ((mut first, first_socket), (mut second, second_socket)) = (pair(), pair());
     let mut ring = ring(roomy());
     ring.shim_mut().receive.extend([Verdict::Fail(libc::ENOBUFS), Verdict::Fail(libc::ECONNRESET)]);
@@ -230,7 +229,7 @@ fn a_receive_that_cannot_be_armed_is_armed_again_or_fails_its_own_socket() {
 }
 
 #[test]
-fn a_send_that_fails_says_so_for_its_own_socket_only() {
+fn a_failed_send_is_reported_for_its_own_socket_only() {
     let ((peer, socket), (mut healthy, healthy_socket)) = (pair(), pair());
     let mut ring = ring(roomy());
     let (slot, healthy_slot) = (ring.add(socket).unwrap(), ring.add(healthy_socket).unwrap());
@@ -247,23 +246,23 @@ fn a_send_that_fails_says_so_for_its_own_socket_only() {
 }
 
 #[test]
-fn an_accept_that_fails_is_armed_again_on_request() {
+fn a_failed_accept_can_be_rearmed() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let mut ring = ring(roomy());
     ring.shim_mut().accept.push_back(Verdict::Fail(libc::EMFILE));
-    ring.accept(ListenerKind::Http, listener.into()).unwrap();
-    assert!(matches!(next(&mut ring), Event::AcceptFailed(ListenerKind::Http, libc::EMFILE)));
-    ring.rearm_accept(ListenerKind::Http).unwrap();
+    ring.accept(ListenerId(1), listener.into()).unwrap();
+    assert!(matches!(next(&mut ring), Event::AcceptFailed(ListenerId(1), libc::EMFILE)));
+    ring.rearm_accept(ListenerId(1)).unwrap();
     let _peer = TcpStream::connect(address).unwrap();
-    assert!(matches!(next(&mut ring), Event::Accepted(ListenerKind::Http, _)));
+    assert!(matches!(next(&mut ring), Event::Accepted(ListenerId(1), _)));
     ring.stop_accepting().unwrap();
     ring.poll().unwrap();
-    assert!(ring.next_event().is_none(), "a listener that was closed does not fail");
+    assert!(ring.next_event().is_none(), "a closed listener reports no failure");
 }
 
 #[test]
-fn closing_a_parked_socket_frees_its_slot_and_nothing_of_it_follows() {
+fn closing_a_parked_socket_frees_its_slot_and_leaks_nothing_to_the_next() {
     let (mut peer, socket) = pair();
     let mut ring = ring(Settings { slots: 1, ..roomy() });
     let slot = ring.add(socket).unwrap();
@@ -273,7 +272,7 @@ fn closing_a_parked_socket_frees_its_slot_and_nothing_of_it_follows() {
         ring.send_batch(&[(slot, pattern.at(0, BYTES_MAX))], |_, sent| parked = sent == Sent::Parked)
             .unwrap();
     }
-    // A request that is still on its way when the slot is closed must not reach whoever gets the slot next.
+    // Bytes on their way when the slot is closed must not reach the next owner of the slot.
     peer.write_all(b"old").unwrap();
     ring.close(slot).unwrap();
     while ring.in_use() > 0 {
@@ -296,7 +295,7 @@ fn a_shutdown_never_reaches_the_next_connection() {
         let slot = ring.add(socket).unwrap();
         ring.poll().unwrap();
         drop(peer);
-        // A goodbye that has left, the peer's FIN and an accept, all in one turn: the kernel has seen nothing of it yet.
+        // A goodbye that was sent, the peer's FIN and an accept in one turn, before the kernel has seen any of it.
         ring.pause_receive(slot).unwrap();
         ring.poll().unwrap();
         ring.shutdown_write(slot).unwrap();
@@ -344,7 +343,7 @@ fn a_ring_with_everything_in_flight_is_dropped_without_waiting_for_peers() {
     let (peers, sockets): (Vec<_>, Vec<_>) = (0..4).map(|_| pair()).unzip();
     let mut ring = ring(roomy());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    ring.accept(ListenerKind::Native, listener.into()).unwrap();
+    ring.accept(ListenerId(0), listener.into()).unwrap();
     ring.arm_timer(3_600_000_000_000).unwrap();
     let pattern = Pattern::new();
     for socket in sockets {
@@ -360,11 +359,11 @@ fn a_ring_with_everything_in_flight_is_dropped_without_waiting_for_peers() {
 }
 
 #[test]
-fn an_armed_timer_is_set_earlier_and_never_later() {
+fn an_armed_timer_moves_earlier_and_never_later() {
     const HOUR_NS: u64 = 3_600_000_000_000;
     let mut ring = ring(roomy());
     ring.arm_timer(HOUR_NS).unwrap();
-    // Once before the kernel knows of it, once after.
+    // Once before the kernel knows of the timer, once after.
     ring.arm_timer(HOUR_NS / 2).unwrap();
     ring.poll().unwrap();
     ring.arm_timer(5_000_000).unwrap();
@@ -374,7 +373,7 @@ fn an_armed_timer_is_set_earlier_and_never_later() {
     assert!(matches!(next(&mut ring), Event::Timer));
 }
 
-/// Takes events in until `done`; appends what was received from the slot.
+/// Handles events until `done`; appends the received bytes.
 fn take_in(ring: &mut DataRing<Script>, got: &mut Vec<u8>, mut done: impl FnMut(&Event, usize) -> bool) {
     loop {
         ring.poll().unwrap();
@@ -397,7 +396,7 @@ fn take_in(ring: &mut DataRing<Script>, got: &mut Vec<u8>, mut done: impl FnMut(
 }
 
 #[test]
-fn a_socket_that_changes_rings_loses_no_byte_of_what_comes_meanwhile() {
+fn a_socket_that_moves_between_rings_loses_no_byte() {
     const BYTES: usize = 4 << 20;
     let mut random = fastrand::Rng::with_seed(11);
     let (mut peer, mut socket) = pair();
@@ -428,11 +427,11 @@ fn a_socket_that_changes_rings_loses_no_byte_of_what_comes_meanwhile() {
 }
 
 #[test]
-fn a_socket_that_is_to_stay_after_all_receives_on_and_a_settled_one_cannot_be_taken() {
+fn a_cancelled_detach_keeps_receiving_and_a_settled_socket_cannot_be_taken() {
     let (mut peer, socket) = pair();
     let mut ring = ring(roomy());
     let slot = ring.add(socket).unwrap();
-    assert!(ring.take(slot).unwrap().is_none(), "nothing asked for it");
+    assert!(ring.take(slot).unwrap().is_none(), "no detach was requested");
     for _ in 0..20 {
         let mut got = Vec::new();
         ring.detach(slot).unwrap();
@@ -449,5 +448,5 @@ fn a_socket_that_is_to_stay_after_all_receives_on_and_a_settled_one_cannot_be_ta
     ring.close(slot).unwrap();
     ring.poll().unwrap();
     peer.set_nonblocking(false).unwrap();
-    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the plain descriptor does not keep it open");
+    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the plain descriptor does not keep the connection open");
 }

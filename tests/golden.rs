@@ -12,7 +12,7 @@ use tickcast_proto::{
     subscription::{Delivery, From},
 };
 
-/// Hexadecimal with blanks, as a person would write a dump; `"text"` stands for its bytes.
+/// Parses a hexadecimal dump with blanks; `"text"` stands for its bytes.
 fn bytes(dump: &str) -> Vec<u8> {
     let mut out = Vec::new();
     for (at, part) in dump.split('"').enumerate() {
@@ -42,7 +42,7 @@ fn native(reply: &Reply<'_>) -> Vec<u8> {
 fn text(reply: &Reply<'_>) -> String {
     let mut out = Vec::new();
     reply.encode(WireFormat::WEBSOCKET_JSON, &mut out);
-    // Up to 125 bytes the frame's header is two bytes long, then four.
+    // The frame's header has two bytes for payloads up to 125 bytes, and four for longer ones.
     let header = if out[1] < 126 { 2 } else { 4 };
     assert_eq!(out[0], 0x81, "one whole text message");
     String::from_utf8(out.split_off(header)).unwrap()
@@ -261,7 +261,7 @@ fn json_replies_read_as_specified() {
 }
 
 #[test]
-fn json_requests_mean_what_the_specification_says() {
+fn json_requests_decode_as_specified() {
     let subscribe = json::decode(r#"{"op":"subscribe","id":2,"topics":["a.>","b"]}"#).unwrap();
     let patterns = vec!["a.>".into(), "b".into()];
     let (delivery, from) = (Delivery::default(), From::Live);

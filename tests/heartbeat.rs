@@ -1,37 +1,47 @@
-//! Heartbeats on simulated time: who is silent is pinged, who stays silent is ended, and a server that was itself stopped
-//! ends nobody for it.
+//! Heartbeats on simulated time: silent sessions are pinged, then closed, and a suspended server closes nobody for its own
+//! silence.
 
-use std::sync::Arc;
+mod driver;
 
+use std::ops::{Deref, DerefMut};
+
+use driver::{Driver, frame, hello, upgrade_request};
 use tickcast::limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS};
 use tickcast_core::{
     config::Limits,
-    metrics::counters::{Counter, Counters},
-    now::Now,
-    shard::{Action, ListenerKind, Shard},
+    ids::SlotId,
+    metrics::counters::Counter,
+    shard::{Action, ListenerKind},
 };
 use tickcast_proto::{
     Step,
-    frame::{self, Kind, Meta},
-    ids::ShardId,
-    records::{Hello, Token},
+    frame::{self, Kind},
+    records::Token,
 };
 
 const MS: u64 = 1_000_000;
 const INTERVAL_MS: u64 = 25_000;
 const TIMEOUT_MS: u64 = 10_000;
-/// By how much a ping may be late: sessions are looked at together, and the wheel has granules.
+/// Longest delay of a ping: sessions are checked in batches, and the timer wheel has a granularity.
 const LATE_MS: u64 = INTERVAL_MS / PING_LOOKS_PER_INTERVAL + 2 * TIMER_GRANULE_NS / MS + 2;
 
-/// A shard, its time, and what it sent to whom.
+/// A shard with sessions that are silent unless a test says otherwise.
 struct Bench {
-    shard: Shard,
-    now: Now,
-    sent: Vec<(u32, Vec<u8>)>,
-    closed: Vec<u32>,
-    /// Sockets that take nothing: their SENDs stay parked.
-    full: Vec<u32>,
+    driver: Driver,
     wakes: u32,
+}
+
+impl Deref for Bench {
+    type Target = Driver;
+    fn deref(&self) -> &Driver {
+        &self.driver
+    }
+}
+
+impl DerefMut for Bench {
+    fn deref_mut(&mut self) -> &mut Driver {
+        &mut self.driver
+    }
 }
 
 impl Bench {
@@ -44,86 +54,38 @@ impl Bench {
     }
 
     fn with(limits: Limits) -> Bench {
-        Bench {
-            shard: Shard::new(ShardId(0), 1, 1, limits, Arc::new(Counters::default())),
-            now: Now { monotonic_ns: 1 << 41, realtime_ns: 1 << 60 },
-            sent: Vec::new(),
-            closed: Vec::new(),
-            full: Vec::new(),
-            wakes: 0,
-        }
+        Bench { driver: Driver::new(limits), wakes: 0 }
     }
 
     fn native(&mut self, slot: u32) {
-        let mut hello = Vec::new();
-        frame::encode(&mut hello, Kind::Hello, Meta::default(), &Hello::default(), &[b"x"]);
-        self.shard.handle_accept(slot, ListenerKind::Native, self.now);
-        self.shard.handle_bytes(slot, &hello, self.now);
-        self.turn();
+        self.accept(slot, ListenerKind::Native, &hello());
         self.sent.clear();
     }
 
     fn websocket(&mut self, slot: u32, subprotocol: &str) {
-        let request = format!(
-            "GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-             Sec-WebSocket-Protocol: {subprotocol}\r\n\r\n"
-        );
-        self.shard.handle_accept(slot, ListenerKind::Http, self.now);
-        self.shard.handle_bytes(slot, request.as_bytes(), self.now);
-        self.turn();
+        self.accept(slot, ListenerKind::Http, &upgrade_request("/ws", subprotocol));
         self.sent.clear();
     }
 
-    fn turn(&mut self) {
-        self.shard.turn(self.now);
-        let mut gather = Vec::new();
-        self.shard.prepare_sends(self.now);
-        while let Some(send) = self.shard.poll_send(&mut gather, self.now) {
-            let bytes = self.shard.send_bytes(&send, &gather).to_vec();
-            let parked = self.full.contains(&send.slot);
-            self.shard.handle_sent(send.slot, bytes.len(), parked, self.now);
-            self.sent.push((send.slot, bytes));
-            gather.clear();
-        }
-        while let Some(action) = self.shard.poll_action() {
-            if let Action::Close(slot) = action {
-                self.closed.push(slot);
-            }
-        }
-        self.shard.end_turn();
-    }
-
-    /// As the driver: sleeps until the shard wants a turn.
     fn pass(&mut self, duration_ms: u64) {
-        let end_ns = self.now.monotonic_ns + duration_ms * MS;
-        while let Some(when_ns) = self.shard.next_deadline().filter(|&when_ns| when_ns <= end_ns) {
-            self.now.monotonic_ns = self.now.monotonic_ns.max(when_ns);
-            self.turn();
-            self.wakes += 1;
-        }
-        self.now.monotonic_ns = end_ns;
-        self.turn();
+        self.wakes += self.driver.pass(duration_ms * MS);
     }
 
-    /// The server does not run: one turn at the end, after what came meanwhile.
-    fn is_stopped_for(&mut self, duration_ms: u64) {
-        self.now.monotonic_ns += duration_ms * MS;
+    fn ping(&mut self, slot: u32) {
+        self.receive(slot, &frame(Kind::Ping, &Token { token: 1 }, b""));
     }
 
     fn pong(&mut self, slot: u32) {
-        let mut pong = Vec::new();
-        frame::encode(&mut pong, Kind::Pong, Meta::default(), &Token { token: 9 }, &[]);
-        self.shard.handle_bytes(slot, &pong, self.now);
+        self.receive(slot, &frame(Kind::Pong, &Token { token: 9 }, b""));
+    }
+
+    /// Takes the slots of the SENDs so far.
+    fn pinged(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.sent).into_iter().map(|(slot, _)| slot).collect()
     }
 
     fn timed_out(&self) -> u64 {
         self.shard.counters().value(Counter::ClosedHeartbeatTimeout)
-    }
-
-    fn sent_to(&mut self, slot: u32) -> Vec<u8> {
-        let sent = std::mem::take(&mut self.sent);
-        sent.into_iter().filter(|(of, _)| *of == slot).flat_map(|(_, bytes)| bytes).collect()
     }
 }
 
@@ -138,18 +100,19 @@ fn kinds(mut bytes: &[u8]) -> Vec<Kind> {
 }
 
 #[test]
-fn a_silent_session_is_pinged_after_the_interval_and_ended_after_the_time_out() {
+fn a_silent_session_is_pinged_after_the_interval_and_closed_after_the_timeout() {
     let mut bench = Bench::new();
     bench.native(0);
     bench.pass(INTERVAL_MS - 10);
-    assert!(bench.sent_to(0).is_empty());
+    assert!(bench.take_sent(0).is_empty());
     bench.pass(LATE_MS + 10);
-    assert_eq!(kinds(&bench.sent_to(0)), [Kind::Ping]);
+    assert_eq!(kinds(&bench.take_sent(0)), [Kind::Ping]);
     bench.pass(TIMEOUT_MS - LATE_MS - 10);
-    assert!(bench.sent_to(0).is_empty());
+    assert!(bench.take_sent(0).is_empty());
     bench.pass(2 * LATE_MS);
-    assert_eq!(kinds(&bench.sent_to(0)), [Kind::Closing]);
-    bench.shard.handle_eof(0, bench.now);
+    assert_eq!(kinds(&bench.take_sent(0)), [Kind::Closing]);
+    let now = bench.now;
+    bench.shard.handle_eof(SlotId(0), now);
     assert_eq!((bench.timed_out(), bench.shard.sessions_len()), (1, 0));
 }
 
@@ -174,24 +137,23 @@ fn every_websocket_is_pinged_as_rfc_6455_says() {
 }
 
 #[test]
-fn an_idle_session_that_answers_is_kept_for_ever_and_any_byte_is_an_answer() {
+fn an_idle_session_that_answers_stays_open_and_any_byte_counts_as_an_answer() {
     let mut bench = Bench::new();
     bench.native(0);
     bench.native(1);
     for round in 0..100u64 {
         bench.pass(INTERVAL_MS + LATE_MS);
-        assert_eq!(kinds(&bench.sent_to(0)), [Kind::Ping], "round {round}");
+        assert_eq!(kinds(&bench.take_sent(0)), [Kind::Ping], "round {round}");
         bench.pass(round % 10 * TIMEOUT_MS / 11);
         bench.pong(0);
-        // One byte of a frame that is never finished would be the frame deadline's affair: all bytes of one, in turn.
-        let mut ping = Vec::new();
-        frame::encode(&mut ping, Kind::Ping, Meta::default(), &Token { token: round }, &[]);
+        // Split at every byte in turn. A frame that is never finished would hit the frame deadline instead.
+        let ping = frame(Kind::Ping, &Token { token: round }, b"");
         let at = round as usize % ping.len();
         if at == 0 {
-            bench.shard.handle_bytes(1, &ping, bench.now);
+            bench.receive(1, &ping);
         } else {
-            bench.shard.handle_bytes(1, &ping[..at], bench.now);
-            bench.shard.handle_bytes(1, &ping[at..], bench.now);
+            bench.receive(1, &ping[..at]);
+            bench.receive(1, &ping[at..]);
         }
         bench.turn();
         bench.sent.clear();
@@ -200,7 +162,7 @@ fn an_idle_session_that_answers_is_kept_for_ever_and_any_byte_is_an_answer() {
 }
 
 #[test]
-fn a_time_out_longer_than_the_interval_does_not_delay_the_next_ping() {
+fn a_timeout_longer_than_the_interval_does_not_delay_the_next_ping() {
     let mut bench = Bench::with(Limits {
         ping_interval_ns: 1_000 * MS,
         ping_timeout_ns: 60_000 * MS,
@@ -209,17 +171,17 @@ fn a_time_out_longer_than_the_interval_does_not_delay_the_next_ping() {
     bench.native(0);
     for _ in 0..20 {
         bench.pass(1_100);
-        assert_eq!(kinds(&bench.sent_to(0)), [Kind::Ping]);
+        assert_eq!(kinds(&bench.take_sent(0)), [Kind::Ping]);
         bench.pong(0);
     }
     bench.pass(1_100 + 59_000);
-    assert_eq!((bench.timed_out(), kinds(&bench.sent_to(0))), (0, vec![Kind::Ping]));
+    assert_eq!((bench.timed_out(), kinds(&bench.take_sent(0))), (0, vec![Kind::Ping]));
     bench.pass(2_000);
-    assert_eq!(kinds(&bench.sent_to(0)), [Kind::Closing]);
+    assert_eq!(kinds(&bench.take_sent(0)), [Kind::Closing]);
 }
 
 #[test]
-fn a_session_that_talks_is_never_pinged() {
+fn an_active_session_is_never_pinged() {
     let mut bench = Bench::new();
     bench.native(0);
     for _ in 0..100 {
@@ -230,27 +192,25 @@ fn a_session_that_talks_is_never_pinged() {
 }
 
 #[test]
-fn a_server_that_was_stopped_finds_the_answers_before_it_ends_their_senders() {
+fn a_suspended_server_reads_late_answers_before_it_closes_anybody() {
     const SESSIONS: u32 = 10;
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..200 {
         let mut bench = Bench::new();
         (0..SESSIONS).for_each(|slot| bench.native(slot));
-        // Stopped at any moment of a heartbeat, for any time, with its clients answering pings they got.
+        // Suspended at any moment of a heartbeat, for any time, while its clients answer the pings they got.
         bench.pass(random.u64(0..INTERVAL_MS + TIMEOUT_MS / 2));
-        let pinged: Vec<u32> = std::mem::take(&mut bench.sent).into_iter().map(|(slot, _)| slot).collect();
-        bench.is_stopped_for(random.u64(1..200_000));
-        // It wakes, and has not read yet what waits in its sockets: it takes several turns to come to it.
+        let pinged = bench.pinged();
+        bench.jump(random.u64(1..200_000) * MS);
+        // Resumed, it takes several turns before it reads what waits in its sockets.
         (0..5).for_each(|_| bench.turn());
         bench.pass(50);
         pinged.into_iter().for_each(|slot| bench.pong(slot));
         bench.turn();
-        // From here on everybody answers at once.
+        // From here on every client answers immediately.
         for _ in 0..2_000 {
             bench.pass(50);
-            let pinged: Vec<u32> =
-                std::mem::take(&mut bench.sent).into_iter().map(|(slot, _)| slot).collect();
-            pinged.into_iter().for_each(|slot| bench.pong(slot));
+            bench.pinged().into_iter().for_each(|slot| bench.pong(slot));
         }
         assert_eq!(bench.shard.sessions_len(), SESSIONS as usize);
     }
@@ -261,19 +221,17 @@ fn a_peer_with_a_full_socket_that_reads_nothing_is_reaped_and_one_that_reads_slo
     let mut bench = Bench::new();
     bench.native(0);
     bench.native(1);
-    bench.full = vec![0, 1];
-    // Something is parked in both sockets, and nothing ever comes from either again.
-    for slot in [0, 1] {
-        let mut ping = Vec::new();
-        frame::encode(&mut ping, Kind::Ping, Meta::default(), &Token { token: 1 }, &[]);
-        bench.shard.handle_bytes(slot, &ping, bench.now);
-    }
+    bench.full.extend([0, 1]);
+    // Both sockets have a parked SEND, and neither peer ever sends again.
+    [0, 1].into_iter().for_each(|slot| bench.ping(slot));
     for _ in 0..100 {
         bench.pass(TIMEOUT_MS / 4);
-        // The slow one has taken what was parked, and more is parked at once.
-        bench.shard.handle_writable(1, bench.now);
+        // The slow peer has taken its parked SEND, and the next is parked at once.
+        let now = bench.now;
+        bench.shard.handle_writable(SlotId(1), now);
     }
-    assert_eq!(bench.closed, [0], "its goodbye is given up after the linger deadline");
+    let closed: Vec<_> = bench.actions.iter().filter(|action| matches!(action, Action::Close(_))).collect();
+    assert_eq!(closed, [&Action::Close(SlotId(0))], "its CLOSING is given up after the linger deadline");
     assert_eq!((bench.timed_out(), bench.shard.sessions_len()), (1, 1));
 }
 
@@ -281,9 +239,8 @@ fn a_peer_with_a_full_socket_that_reads_nothing_is_reaped_and_one_that_reads_slo
 fn a_session_in_its_handshake_is_not_pinged() {
     let mut bench =
         Bench::with(Limits { ping_interval_ns: 100 * MS, ping_timeout_ns: 100 * MS, ..Limits::default() });
-    bench.shard.handle_accept(0, ListenerKind::Native, bench.now);
-    bench.shard.handle_accept(1, ListenerKind::Http, bench.now);
-    bench.shard.handle_bytes(1, b"GET /ws", bench.now);
+    bench.accept(0, ListenerKind::Native, b"");
+    bench.accept(1, ListenerKind::Http, b"GET /ws");
     bench.pass(4_900);
     assert_eq!((bench.shard.counters().value(Counter::Pings), bench.shard.sessions_len()), (0, 2));
 }
@@ -300,7 +257,7 @@ fn without_an_interval_nobody_is_pinged_and_no_timer_is_left() {
 fn ten_thousand_idle_sessions_wake_the_shard_a_few_times_a_second() {
     const SESSIONS: u32 = 10_000;
     let mut bench = Bench::new();
-    // Connected over a whole interval, so that no two need be due together.
+    // Connected over a whole interval, so that their pings need not be due together.
     for slot in 0..SESSIONS {
         bench.now.monotonic_ns += INTERVAL_MS * MS / u64::from(SESSIONS);
         bench.native(slot);
@@ -309,8 +266,7 @@ fn ten_thousand_idle_sessions_wake_the_shard_a_few_times_a_second() {
     bench.wakes = 0;
     for _ in 0..minutes * 600 {
         bench.pass(100);
-        let pinged: Vec<u32> = std::mem::take(&mut bench.sent).into_iter().map(|(slot, _)| slot).collect();
-        pinged.into_iter().for_each(|slot| bench.pong(slot));
+        bench.pinged().into_iter().for_each(|slot| bench.pong(slot));
     }
     assert_eq!(bench.shard.sessions_len(), SESSIONS as usize);
     let wakes_per_s = u64::from(bench.wakes) / (minutes * 60);
@@ -318,7 +274,7 @@ fn ten_thousand_idle_sessions_wake_the_shard_a_few_times_a_second() {
 }
 
 #[test]
-fn a_server_that_stops_and_reads_no_more_takes_nobody_for_dead() {
+fn a_draining_server_that_reads_no_more_times_nobody_out() {
     let mut bench = Bench::new();
     bench.native(0);
     bench.pass(INTERVAL_MS + LATE_MS);
@@ -328,10 +284,11 @@ fn a_server_that_stops_and_reads_no_more_takes_nobody_for_dead() {
 }
 
 #[test]
-fn at_the_drain_each_client_is_told_another_time_to_come_back() {
+fn a_drain_spreads_the_reconnect_times() {
     let mut bench = Bench::with(Limits { reconnect_spread_ms: 1_000, ..Limits::default() });
     (0..100).for_each(|slot| bench.native(slot));
-    bench.shard.begin_drain(bench.now.monotonic_ns + 1_000 * MS, bench.now);
+    let now = bench.now;
+    bench.shard.begin_drain(now.monotonic_ns + 1_000 * MS, now);
     bench.turn();
     let mut times = Vec::new();
     for (_, bytes) in &bench.sent {

@@ -1,46 +1,44 @@
-//! What pressure must not do: stop two shards for good, keep what was sent, let one client's work stand before another's,
-//! or leave a session without its end.
+//! Behaviour under pressure: shards do not deadlock, sent bytes are freed, one client's work does not delay another's, and
+//! every session ends.
+
+mod driver;
 
 use std::sync::Arc;
 
+use driver::{START as NOW, frame, hello};
 use tickcast::{
     limits::TIMERS_GONE_MAX,
     sources::{Lanes, StopFlag},
 };
 use tickcast_core::{
     config::Limits,
+    ids::SlotId,
     mesh::{
-        Mesh, mesh,
+        Mesh,
         ring::{Doorbell, frame_ring},
     },
-    metrics::counters::{Counter, Counters},
+    metrics::counters::Counter,
     now::Now,
     placement,
     shard::{Action, ListenerKind, Shard},
 };
 use tickcast_proto::{
     command::encode_request,
-    frame::{self, Kind, Meta},
-    ids::ShardId,
-    records::{Hello, Publish, Token},
+    frame::{self, Kind},
+    records::{Publish, Token},
 };
 
-const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
-/// A receive buffer's worth.
+/// Size of a receive buffer.
 const CHUNK: usize = 4096;
 
 fn shards(count: u16) -> (Vec<Shard>, Vec<Mesh>, Vec<Arc<Doorbell>>) {
-    let bells: Vec<_> = (0..count).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
-    let shard = |id| Shard::new(ShardId(id), count, 1, Limits::default(), Arc::new(Counters::default()));
-    ((0..count).map(shard).collect(), mesh(&bells, 1 << 20), bells)
+    driver::cluster(count, &Limits::default(), 1 << 20)
 }
 
 fn connect(shard: &mut Shard, slot: u32) {
-    shard.handle_accept(slot, ListenerKind::Native, NOW);
-    let mut hello = Vec::new();
-    frame::encode(&mut hello, Kind::Hello, Meta::default(), &Hello::default(), &[b"x"]);
-    shard.handle_bytes(slot, &hello, NOW);
-    assert_eq!(shard.poll_action(), Some(Action::Settled(slot)));
+    shard.handle_accept(SlotId(slot), ListenerKind::Native, NOW);
+    shard.handle_bytes(SlotId(slot), &hello(), NOW);
+    assert_eq!(shard.poll_action(), Some(Action::Settled(SlotId(slot))));
 }
 
 fn publishes(topic: &str, payload: &[u8], bytes: usize) -> Vec<u8> {
@@ -52,11 +50,7 @@ fn publishes(topic: &str, payload: &[u8], bytes: usize) -> Vec<u8> {
 }
 
 fn pings(count: u64) -> Vec<u8> {
-    let mut out = Vec::new();
-    (0..count).for_each(|token| {
-        frame::encode(&mut out, Kind::Ping, Meta::default(), &Token { token }, &[]);
-    });
-    out
+    (0..count).flat_map(|token| frame(Kind::Ping, &Token { token }, b"")).collect()
 }
 
 fn topic_at(home: u16, shards: u16) -> String {
@@ -66,44 +60,30 @@ fn topic_at(home: u16, shards: u16) -> String {
         .expect("some topic")
 }
 
-/// One turn against sockets that take everything. Returns what the transport was told.
+/// One turn with sockets that take everything. Returns the actions.
 fn turn(shard: &mut Shard, mesh: &mut Mesh) -> Vec<Action> {
-    mesh.take_in(shard, NOW);
-    shard.turn(NOW);
-    let (mut gather, mut actions) = (Vec::new(), Vec::new());
-    shard.prepare_sends(NOW);
-    while let Some(send) = shard.poll_send(&mut gather, NOW) {
-        let len = shard.send_bytes(&send, &gather).len();
-        shard.handle_sent(send.slot, len, false, NOW);
-        gather.clear();
-    }
-    while let Some(action) = shard.poll_action() {
-        actions.push(action);
-    }
-    mesh.push_out(shard);
-    shard.end_turn();
-    actions
+    driver::turn(shard, Some(mesh), NOW, usize::MAX, |_, _| false)
 }
 
 #[test]
-fn clients_that_come_and_go_leave_no_deadlines_behind() {
+fn clients_that_come_and_go_leave_no_timers_behind() {
     let (mut shards, _, _) = shards(1);
     let shard = &mut shards[0];
     connect(shard, 0);
     let before = shard.memory_bytes();
     for _ in 0..100_000 {
-        // Not even the time until the first handshake is due passes.
-        shard.handle_accept(1, ListenerKind::Native, NOW);
-        shard.handle_error(1, 104, NOW);
+        // No time passes, so not even the first handshake's timer is due.
+        shard.handle_accept(SlotId(1), ListenerKind::Native, NOW);
+        shard.handle_error(SlotId(1), 104, NOW);
         while shard.poll_action().is_some() {}
     }
     assert_eq!(shard.sessions_len(), 1);
     let (gone, bound) = (shard.memory_bytes() - before, 32 * (TIMERS_GONE_MAX + 16));
-    assert!(gone <= bound, "{gone} bytes are left, bound {bound}");
+    assert!(gone <= bound, "{gone} bytes left, bound {bound}");
 }
 
 #[test]
-fn two_shards_that_flood_each_other_go_on() {
+fn two_shards_that_flood_each_other_make_progress() {
     const PUBLISHERS: usize = 40;
     for seed in 0..5 {
         let mut random = fastrand::Rng::with_seed(seed);
@@ -116,7 +96,7 @@ fn two_shards_that_flood_each_other_go_on() {
         let floods: Vec<_> =
             (0..2).map(|id| publishes(&topic_at(1 - id, 2), &[b'x'; 1000], 128 << 10)).collect();
         let mut sequenced = 0;
-        // Bursts of turns on one shard while the other does not run, as on a busy machine.
+        // Bursts of turns of one shard while the other does not run, as on a busy machine.
         for burst in 0..400 {
             let id = burst % 2;
             for _ in 0..random.usize(1..10) {
@@ -126,13 +106,13 @@ fn two_shards_that_flood_each_other_go_on() {
                     if !paused[id][slot] {
                         floods[id]
                             .chunks(CHUNK)
-                            .for_each(|chunk| shards[id].handle_bytes(slot as u32, chunk, NOW));
+                            .for_each(|chunk| shards[id].handle_bytes(SlotId(slot as u32), chunk, NOW));
                     }
                 }
                 for action in turn(&mut shards[id], &mut meshes[id]) {
                     match action {
-                        Action::PauseReceive(slot) => paused[id][slot as usize] = true,
-                        Action::ResumeReceive(slot) => paused[id][slot as usize] = false,
+                        Action::PauseReceive(slot) => paused[id][slot.index()] = true,
+                        Action::ResumeReceive(slot) => paused[id][slot.index()] = false,
                         _ => {}
                     }
                 }
@@ -148,14 +128,14 @@ fn two_shards_that_flood_each_other_go_on() {
 }
 
 #[test]
-fn replies_that_are_never_all_read_do_not_pile_up() {
+fn unread_replies_do_not_pile_up() {
     let (mut shards, _, _) = shards(1);
     let shard = &mut shards[0];
     connect(shard, 0);
-    let (pings, mut gather, mut sent, mut paused) = (pings(100), Vec::new(), 0, false);
+    let (pings, mut sent, mut paused) = (pings(100), 0, false);
     for _ in 0..4_000 {
-        // The socket is slow: each SEND parks, and is through a turn later.
-        shard.handle_writable(0, NOW);
+        // The socket is slow: each SEND is parked and completes a turn later.
+        shard.handle_writable(SlotId(0), NOW);
         shard.turn(NOW);
         for _ in 0..40 {
             while let Some(action) = shard.poll_action() {
@@ -166,16 +146,13 @@ fn replies_that_are_never_all_read_do_not_pile_up() {
                 };
             }
             if !paused {
-                shard.handle_bytes(0, &pings, NOW);
+                shard.handle_bytes(SlotId(0), &pings, NOW);
             }
         }
-        shard.prepare_sends(NOW);
-        while let Some(send) = shard.poll_send(&mut gather, NOW) {
-            let len = shard.send_bytes(&send, &gather).len();
-            sent += len;
-            shard.handle_sent(send.slot, len, true, NOW);
-            gather.clear();
-        }
+        driver::flush(shard, NOW, usize::MAX, |_, bytes| {
+            sent += bytes.len();
+            true
+        });
     }
     assert!(sent > 64 << 20, "{sent} bytes were sent");
     assert!(shard.memory_bytes() < 1 << 20, "{} bytes are held", shard.memory_bytes());
@@ -191,24 +168,24 @@ fn a_client_that_churns_patterns_does_not_delay_the_subscription_of_another() {
     for n in 0..20_000 {
         frame::encode_publish(&mut topics, 0, 0, 0, Publish::default(), &format!("market.topic.{n}"), b"1");
     }
-    shard.handle_bytes(0, &topics, NOW);
+    shard.handle_bytes(SlotId(0), &topics, NOW);
     let mut churn = Vec::new();
     for n in 0..50_000 {
         encode_request(&mut churn, Kind::Subscribe, n, &format!("*.q{n}"));
         encode_request(&mut churn, Kind::Unsubscribe, n, &format!("*.q{n}"));
     }
-    // The churn is held back: a socket that is not read from is the bound.
+    // The churn is held back by not reading from its socket.
     let mut held = churn.chunks(CHUNK);
     let mut paused = false;
     let mut turns = 0;
     let mut feed = |shard: &mut Shard, mesh: &mut Mesh| {
         if !paused && let Some(chunk) = held.next() {
-            shard.handle_bytes(0, chunk, NOW);
+            shard.handle_bytes(SlotId(0), chunk, NOW);
         }
         for action in turn(shard, mesh) {
             paused = match action {
-                Action::PauseReceive(0) => true,
-                Action::ResumeReceive(0) => false,
+                Action::PauseReceive(SlotId(0)) => true,
+                Action::ResumeReceive(SlotId(0)) => false,
                 _ => paused,
             };
         }
@@ -218,7 +195,7 @@ fn a_client_that_churns_patterns_does_not_delay_the_subscription_of_another() {
     }
     let mut request = Vec::new();
     encode_request(&mut request, Kind::Subscribe, 7, "market.topic.1");
-    shard.handle_bytes(1, &request, NOW);
+    shard.handle_bytes(SlotId(1), &request, NOW);
     while shard.counters().value(Counter::SessionsSubscribed) == 0 {
         feed(shard, mesh);
         turns += 1;
@@ -228,31 +205,35 @@ fn a_client_that_churns_patterns_does_not_delay_the_subscription_of_another() {
 }
 
 #[test]
-fn a_session_that_ends_while_it_is_paused_is_received_from_again() {
+fn a_session_that_ends_while_paused_resumes_receiving() {
     let (mut shards, mut meshes, _) = shards(1);
     connect(&mut shards[0], 0);
-    shards[0].handle_bytes(0, &pings(5_000), NOW);
-    assert_eq!(shards[0].poll_action(), Some(Action::PauseReceive(0)));
+    shards[0].handle_bytes(SlotId(0), &pings(5_000), NOW);
+    assert_eq!(shards[0].poll_action(), Some(Action::PauseReceive(SlotId(0))));
     shards[0].begin_drain(NOW.monotonic_ns + 1, NOW);
     let actions: Vec<_> = (0..20).flat_map(|_| turn(&mut shards[0], &mut meshes[0])).collect();
-    assert_eq!(actions, [Action::ResumeReceive(0), Action::ShutdownWrite(0)], "its FIN is waited for");
+    assert_eq!(
+        actions,
+        [Action::ResumeReceive(SlotId(0)), Action::ShutdownWrite(SlotId(0))],
+        "its FIN is waited for"
+    );
 }
 
 #[test]
-fn what_was_published_before_a_fin_is_taken_up_under_pressure_too() {
+fn ticks_published_before_a_fin_are_sequenced_under_pressure() {
     let (mut shards, mut meshes, _) = shards(2);
     connect(&mut shards[0], 0);
     let ticks = publishes(&topic_at(1, 2), &[b'x'; 1000], 800 << 10);
     let count = (ticks.len() / publishes("t.0", &[b'x'; 1000], 1).len()) as u64;
-    // The receives and the FIN of one poll.
-    ticks.chunks(CHUNK).for_each(|chunk| shards[0].handle_bytes(0, chunk, NOW));
-    shards[0].handle_eof(0, NOW);
+    // Receives and FIN arrive in one poll.
+    ticks.chunks(CHUNK).for_each(|chunk| shards[0].handle_bytes(SlotId(0), chunk, NOW));
+    shards[0].handle_eof(SlotId(0), NOW);
     for _ in 0..100 {
         for id in 0..2 {
             for action in turn(&mut shards[id], &mut meshes[id]) {
-                if action == Action::ResumeReceive(0) {
-                    // The transport receives again, and finds the FIN.
-                    shards[id].handle_eof(0, NOW);
+                if action == Action::ResumeReceive(SlotId(0)) {
+                    // The transport resumes receiving and finds the FIN.
+                    shards[id].handle_eof(SlotId(0), NOW);
                 }
             }
         }
@@ -262,7 +243,7 @@ fn what_was_published_before_a_fin_is_taken_up_under_pressure_too() {
 }
 
 #[test]
-fn half_a_frame_that_an_ingest_left_keeps_nobody_awake() {
+fn half_a_frame_left_by_a_source_does_not_keep_the_shard_awake() {
     let (mut shards, mut meshes, bells) = shards(1);
     let (producer, consumer) = frame_ring(1 << 20);
     meshes[0].add_ingest(consumer);
@@ -271,7 +252,7 @@ fn half_a_frame_that_an_ingest_left_keeps_nobody_awake() {
     while publish() {}
     let stop = StopFlag::default();
     stop.set();
-    // The ring takes what fits, which ends within a frame; the rest is gone with the ingest.
+    // The ring takes what fits, which ends within a frame; the rest is lost with the source.
     lanes.flush_all(&stop);
     drop(lanes);
     for _ in 0..1_000 {
@@ -281,28 +262,30 @@ fn half_a_frame_that_an_ingest_left_keeps_nobody_awake() {
 }
 
 #[test]
-fn half_a_frame_ends_its_session_at_the_deadline_and_a_slow_stream_of_whole_ones_does_not() {
-    // Long against a granule of the timer wheel, and all of it short against the deadline of a goodbye.
+fn half_a_frame_ends_its_session_at_the_deadline_and_a_slow_stream_of_frames_does_not() {
+    // Long compared with the timer wheel's granularity; the whole test is short compared with the linger deadline.
     const UNIT_NS: u64 = 50_000;
     let limits = Limits { frame_deadline_ns: 1_000 * UNIT_NS, ..Limits::default() };
-    let mut shard = Shard::new(ShardId(0), 1, 1, limits, Arc::new(Counters::default()));
+    let (mut shards, _, _) = driver::cluster(1, &limits, 1 << 20);
+    let mut shard = shards.remove(0);
     connect(&mut shard, 0);
     connect(&mut shard, 1);
     let stream = pings(20);
     let half = stream.len() / 40;
     let at = |after: u64| Now { monotonic_ns: NOW.monotonic_ns + after * UNIT_NS, ..NOW };
-    shard.handle_bytes(0, &stream[..half], at(0));
-    shard.handle_bytes(1, &stream[..half], at(0));
-    // Each piece completes a frame and begins the next: there is always half a frame, and always progress.
+    shard.handle_bytes(SlotId(0), &stream[..half], at(0));
+    shard.handle_bytes(SlotId(1), &stream[..half], at(0));
+    // Each piece completes a frame and starts the next, so there is always half a frame, and always progress.
     for (n, piece) in stream[half..].chunks(2 * half).enumerate() {
         let now = at(600 * (n as u64 + 1));
-        shard.handle_bytes(1, piece, now);
+        shard.handle_bytes(SlotId(1), piece, now);
         shard.turn(now);
     }
     assert_eq!(shard.counters().value(Counter::RequestErrors), 0);
     let mut gather = Vec::new();
-    let goodbye = std::iter::from_fn(|| shard.poll_send(&mut gather, at(20_000))).find(|send| send.slot == 0);
+    let goodbye =
+        std::iter::from_fn(|| shard.poll_send(&mut gather, at(20_000))).find(|send| send.slot == SlotId(0));
     assert!(goodbye.is_some(), "it is told why");
-    shard.handle_eof(0, at(20_000));
+    shard.handle_eof(SlotId(0), at(20_000));
     assert_eq!((shard.counters().value(Counter::ClosedFrameDeadline), shard.sessions_len()), (1, 1));
 }

@@ -1,5 +1,5 @@
 //! The systemd units and the scripts that install and remove them, below a folder of their own: no unit is started, and
-//! nothing outside that folder is written.
+//! nothing is written outside that folder.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 use std::{
@@ -9,29 +9,26 @@ use std::{
     process::{Command, Output},
 };
 
-/// What is installed.
+/// The installed units.
 const UNITS: [&str; 4] =
     ["tickcast.service", "tickcast.socket", "tickcast-http.socket", "tickcast-tune.service"];
-/// Ten times the exposure that `systemd-analyze security` may give the server: 1.5 of 10.
+/// Highest exposure that `systemd-analyze security` may give the server, times ten: 1.5 of 10.
 const EXPOSURE_MAX: &str = "--threshold=15";
 
 fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-fn exists(program: &str) -> bool {
-    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
-    if !found.status.success() {
-        eprintln!("skipped: {program} is not here");
-    }
-    found.status.success()
+/// Runs a tool that `scripts/test.sh` installs.
+fn run(tool: &mut Command) -> Output {
+    tool.output().unwrap_or_else(|error| panic!("{tool:?}: {error}: scripts/test.sh installs it"))
 }
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// A folder to install into, and stand-ins for the binaries, which call them.
+/// A folder to install into, and wrapper scripts that call the built binaries.
 struct Target {
     folder: PathBuf,
 }
@@ -48,7 +45,7 @@ impl Target {
         ] {
             let path = folder.join("built").join(program);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            // Man pages and completions are the programs' own words.
+            // install.sh runs the programs for their man pages and completions.
             fs::write(&path, format!("#!/bin/sh\nexec '{built}' \"$@\"\n")).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
@@ -82,7 +79,7 @@ impl Target {
         assert!(output.status.success(), "{}", said(&output));
     }
 
-    /// Every file below the root, with what is in it, by its path from there.
+    /// Path and content of every file below the root.
     fn files(&self) -> Vec<(String, Vec<u8>)> {
         fn collect(folder: &Path, root: &Path, files: &mut Vec<(String, Vec<u8>)>) {
             for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
@@ -101,7 +98,7 @@ impl Target {
         files
     }
 
-    /// The installed units as they would be if the root were `/`, in a folder for `systemd-analyze`.
+    /// Copies of the installed units for `systemd-analyze`, with paths below the root.
     fn units(&self) -> [PathBuf; 4] {
         UNITS.map(|name| {
             let text = fs::read_to_string(self.root().join("etc/systemd/system").join(name)).unwrap();
@@ -147,11 +144,11 @@ fn everything_is_installed_where_the_units_expect_it() {
         text("etc/systemd/system/tickcast.service")
             .contains("\nExecStart=/usr/local/bin/tickcast serve --config /etc/tickcast/tickcast.toml\n")
     );
-    assert!(text("usr/local/share/bash-completion/completions/tickcast").contains("--drain-deadline-ms"));
+    assert!(text("usr/local/share/bash-completion/completions/tickcast").contains("--drain-deadline"));
     assert!(
         text("etc/systemd/system/tickcast-tune.service").contains("=/usr/local/sbin/tickcast-tune apply")
     );
-    // Through the link, the tool finds its sysctl files; what it looks at is a machine with one setting.
+    // The tool finds its sysctl files through the link. It checks a fake machine with one setting.
     let knob = target.folder.join("machine/proc/sys/net/core/somaxconn");
     fs::create_dir_all(knob.parent().unwrap()).unwrap();
     fs::write(&knob, "128\n").unwrap();
@@ -177,7 +174,7 @@ fn installing_again_changes_nothing_and_keeps_configuration() {
 }
 
 #[test]
-fn uninstalling_takes_all_but_configuration_and_purging_that_too() {
+fn uninstall_keeps_the_configuration_and_purge_removes_it() {
     let target = Target::new("uninstall");
     let others = ["usr/local/bin/other", "usr/local/share/man/man1/tick.1.gz"];
     for other in others {
@@ -188,7 +185,7 @@ fn uninstalling_takes_all_but_configuration_and_purging_that_too() {
     let names = || target.files().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     target.install();
     fs::write(target.root().join("etc/tickcast/mine.toml"), "").unwrap();
-    // What the tool keeps of a boot before.
+    // A save that the tool kept from an earlier boot.
     let saved = "var/lib/tickcast/tune.saved.earlier-boot";
     fs::create_dir_all(target.root().join("var/lib/tickcast")).unwrap();
     fs::write(target.root().join(saved), "").unwrap();
@@ -207,7 +204,7 @@ fn uninstalling_takes_all_but_configuration_and_purging_that_too() {
 }
 
 #[test]
-fn a_wrong_installation_says_what_to_do_and_writes_nothing() {
+fn a_failed_installation_names_the_remedy_and_writes_nothing() {
     let target = Target::new("wrong");
     let file = target.folder.join("built/tickcast");
     for (script, arguments, answer) in [
@@ -244,30 +241,20 @@ fn a_wrong_installation_says_what_to_do_and_writes_nothing() {
 }
 
 #[test]
-fn the_units_are_verified() {
-    if !exists("systemd-analyze") {
-        return;
-    }
+fn systemd_accepts_the_units() {
     let target = Target::new("verify");
     target.install();
-    let output =
-        Command::new("systemd-analyze").args(["verify", "--man=no"]).args(target.units()).output().unwrap();
+    let output = run(Command::new("systemd-analyze").args(["verify", "--man=no"]).args(target.units()));
     assert!(output.status.success() && said(&output).is_empty(), "{}", said(&output));
 }
 
 #[test]
-fn the_server_is_exposed_little() {
-    if !exists("systemd-analyze") {
-        return;
-    }
+fn the_server_unit_is_sandboxed() {
     let target = Target::new("security");
     target.install();
     let [server, ..] = target.units();
-    let output = Command::new("systemd-analyze")
-        .args(["security", "--offline=yes", "--no-pager", EXPOSURE_MAX])
-        .arg(server)
-        .output()
-        .unwrap();
+    let options = ["security", "--offline=yes", "--no-pager", EXPOSURE_MAX];
+    let output = run(Command::new("systemd-analyze").args(options).arg(server));
     assert!(output.status.success(), "{}", said(&output));
 }
 
@@ -275,13 +262,13 @@ fn the_server_is_exposed_little() {
 fn the_server_may_pin_its_threads_and_use_io_uring() {
     let unit = fs::read_to_string(project("systemd/tickcast.service")).unwrap();
     let filters: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")).collect();
-    // @system-service has io_uring in @aio; the order counts, what comes last wins.
+    // @system-service has io_uring in @aio. The order matters: the last match wins.
     assert_eq!(filters, ["@system-service", "~@privileged @resources", "sched_setaffinity setpriority"]);
     assert!(unit.contains("\nLimitMEMLOCK=infinity\n") && unit.contains("\nLimitNOFILE=1048576\n"));
 }
 
 #[test]
-fn the_server_is_started_once_it_says_so_reloaded_by_a_signal_and_ended_when_a_shard_hangs() {
+fn the_server_unit_uses_notify_reload_and_watchdog() {
     let unit = fs::read_to_string(project("systemd/tickcast.service")).unwrap();
     for line in [
         "Type=notify",
@@ -296,17 +283,24 @@ fn the_server_is_started_once_it_says_so_reloaded_by_a_signal_and_ended_when_a_s
 }
 
 #[test]
-fn the_sockets_have_the_addresses_of_the_configuration_and_the_names_that_the_server_knows() {
+fn the_socket_units_match_the_configuration_and_the_servers_names() {
     let configuration = fs::read_to_string(project("systemd/tickcast.toml")).unwrap();
     for (unit, name) in [("tickcast.socket", "tcp"), ("tickcast-http.socket", "http")] {
         let unit = fs::read_to_string(project("systemd").join(unit)).unwrap();
         let address = unit.lines().find_map(|line| line.strip_prefix("ListenStream=")).unwrap();
-        assert!(configuration.contains(&format!("\n# {name} = \"{address}\"\n")), "{address}");
+        let kind = if name == "tcp" { "native" } else { name };
+        let listener = configuration.split("\n[[listener]]\n").find(|table| {
+            table
+                .lines()
+                .any(|line| line.split_whitespace().take(3).eq(["kind", "=", &format!("\"{kind}\"")]))
+        });
+        let listener = listener.expect("a listener of this kind");
+        assert!(listener.contains(&format!("\naddress = \"{address}\"\n")), "{address} in {listener}");
         assert!(unit.contains(&format!("\nFileDescriptorName={name}\n")));
     }
 }
 
-/// The words of a text that begin with `--`, without what ends them.
+/// The words of a text that start with `--`, without trailing punctuation.
 fn options(text: &str) -> Vec<&str> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
     let mut options: Vec<_> = words.filter(|word| word.starts_with("--") && word.len() > 2).collect();
@@ -320,22 +314,19 @@ fn the_man_page_of_the_tool_has_every_option_of_its_help_and_no_other() {
     let help = Command::new(project("tuning/tickcast-tune")).arg("--help").output().unwrap();
     assert!(help.status.success(), "{}", said(&help));
     let page = fs::read_to_string(project("tuning/tickcast-tune.8")).unwrap().replace("\\-", "-");
-    // The first line is a comment, for those who write it.
+    // The first line is a comment for authors.
     let page = page.split_once('\n').unwrap().1;
     assert_eq!(options(page), options(&said(&help)));
 }
 
 #[test]
-fn the_scripts_are_clean() {
-    if !exists("shellcheck") {
-        return;
-    }
-    // All that there are; those of tuning/ are looked at by its own tests.
+fn shellcheck_accepts_the_scripts() {
+    // All scripts except those of tuning/, which its own tests check.
     let files = |folder: &str| fs::read_dir(project(folder)).unwrap().map(|entry| entry.unwrap().path());
     let scripts: Vec<_> =
         files("scripts").filter(|path| path.extension().is_some_and(|end| end == "sh")).collect();
     let maintainer: Vec<_> = files("systemd/debian").filter(|path| !path.ends_with("copyright")).collect();
     assert!(scripts.len() >= 12 && maintainer.len() >= 3, "{scripts:?} {maintainer:?}");
-    let output = Command::new("shellcheck").arg("-x").args(scripts).args(maintainer).output().unwrap();
+    let output = run(Command::new("shellcheck").arg("-x").args(scripts).args(maintainer));
     assert!(output.status.success(), "{}", said(&output));
 }

@@ -14,6 +14,7 @@ use tickcast::limits::{
 };
 use tickcast_core::{
     egress_log::{EgressLog, Mark, Range},
+    ids::{SessionId, SlotId},
     session::{ListenerKind, Next, Session, table::Sessions},
 };
 
@@ -76,7 +77,7 @@ fn gather(
     let mut log = EgressLog::new(EGRESS_LOG_BYTES_DEFAULT);
     let mut sessions = Sessions::new(OUTBOX_BYTES_MAX_DEFAULT, BEHIND_BYTES_DEFAULT);
     for slot in 0..SESSIONS {
-        sessions.insert(slot, Session::new(slot.into(), ListenerKind::Native));
+        sessions.insert(SlotId(slot), Session::new(SessionId::new(0, SlotId(slot)), ListenerKind::Native));
     }
     let mut gather = Vec::with_capacity(GATHER_BYTES);
     group.bench_function(name, |bencher| {
@@ -84,10 +85,10 @@ fn gather(
             log.rewind();
             let ranges = ranges(&mut log);
             for slot in 0..SESSIONS {
-                if let Some(session) = sessions.any_mut(slot) {
+                if let Some(session) = sessions.any_mut(SlotId(slot)) {
                     session.sending = false;
                 }
-                ranges.iter().for_each(|&range| sessions.push_range(slot, &log, range));
+                ranges.iter().for_each(|&range| sessions.push_range(SlotId(slot), &log, range));
             }
             let mut taken = 0;
             let ns = timed(|| {

@@ -8,6 +8,7 @@ use tickcast::limits::{GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT};
 use tickcast_client::{ConnectOptions, Connection, Event};
 use tickcast_core::{
     config::Limits,
+    ids::SlotId,
     metrics::counters::Counters,
     now::Now,
     shard::{ListenerKind, ORIGIN_INGEST, Send, Shard},
@@ -83,14 +84,14 @@ impl Load {
 
     fn connect(&mut self, slot: u32, encoding: WireFormat) {
         let door = if encoding == WireFormat::TCP_NATIVE { ListenerKind::Native } else { ListenerKind::Http };
-        self.shard.handle_accept(slot, door, self.now);
+        self.shard.handle_accept(SlotId(slot), door, self.now);
         let mut client = Connection::new(&ConnectOptions::new(encoding));
         let asked = client.subscribe(">");
         assert!(asked.is_ok(), "{asked:?}");
         for _ in 0..HANDSHAKE_TURNS_MAX {
             let output = client.poll_transmit().to_vec();
             client.handle_transmitted(output.len());
-            self.shard.handle_bytes(slot, &output, self.now);
+            self.shard.handle_bytes(SlotId(slot), &output, self.now);
             self.turn_into(|to, bytes| {
                 if to == slot {
                     client.handle_bytes(bytes);
@@ -141,7 +142,7 @@ impl Load {
             }
             for send in sends.iter().flatten() {
                 let bytes = self.shard.send_bytes(send, &self.gather);
-                take(send.slot, bytes);
+                take(send.slot.0, bytes);
                 let len = bytes.len();
                 sent.sends += 1;
                 sent.bytes += len as u64;

@@ -3,6 +3,7 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
+use crate::ids::SlotId;
 use crate::{limits::BURST_NS, metrics::counters::Counter};
 
 /// How often something may happen.
@@ -56,11 +57,11 @@ impl Publishers {
     }
 
     /// A new session is in a slot: it has published nothing yet.
-    pub fn enter(&mut self, slot: u32) {
+    pub fn enter(&mut self, slot: SlotId) {
         if self.pace.is_none() {
             return;
         }
-        let slot = slot as usize;
+        let slot = slot.index();
         if self.buckets.len() <= slot {
             self.buckets.resize(slot + 1, Bucket::default());
         }
@@ -73,13 +74,13 @@ impl Publishers {
     }
 
     /// Whether the session in a slot may publish one more tick now, which counts if it may.
-    pub fn takes(&mut self, slot: u32, now_ns: u64) -> bool {
+    pub fn takes(&mut self, slot: SlotId, now_ns: u64) -> bool {
         let Some(pace) = self.pace else { return true };
-        if self.buckets.len() <= slot as usize {
+        if self.buckets.len() <= slot.index() {
             // It came when there was no limit.
-            self.buckets.resize(slot as usize + 1, Bucket::default());
+            self.buckets.resize(slot.index() + 1, Bucket::default());
         }
-        self.buckets[slot as usize].take(pace, now_ns)
+        self.buckets[slot.index()].take(pace, now_ns)
     }
 
     /// Bytes it holds.
@@ -214,14 +215,18 @@ mod tests {
     #[test]
     fn each_session_has_its_own_pace_and_a_new_one_starts_afresh() {
         let mut publishers = Publishers::new(1);
-        publishers.enter(0);
-        publishers.enter(5);
-        assert!(publishers.takes(0, SECOND) && !publishers.takes(0, SECOND) && publishers.takes(5, SECOND));
-        publishers.enter(0);
-        assert!(publishers.takes(0, SECOND));
+        publishers.enter(SlotId(0));
+        publishers.enter(SlotId(5));
+        assert!(
+            publishers.takes(SlotId(0), SECOND)
+                && !publishers.takes(SlotId(0), SECOND)
+                && publishers.takes(SlotId(5), SECOND)
+        );
+        publishers.enter(SlotId(0));
+        assert!(publishers.takes(SlotId(0), SECOND));
         let mut free = Publishers::new(0);
-        free.enter(0);
-        assert!((0..1_000).all(|_| free.takes(0, SECOND)));
+        free.enter(SlotId(0));
+        assert!((0..1_000).all(|_| free.takes(SlotId(0), SECOND)));
         assert_eq!(free.bytes(), 0);
     }
 

@@ -130,14 +130,14 @@ impl Limits {
                 ));
             }
         };
-        tell("outbox_bytes_max", self.outbox_bytes_max, new.outbox_bytes_max);
-        tell("behind_bytes", self.behind_bytes, new.behind_bytes);
+        tell("limits.outbox_max", self.outbox_bytes_max, new.outbox_bytes_max);
+        tell("delivery.behind_size", self.behind_bytes, new.behind_bytes);
         let bytes = |limits: &Limits| -> Vec<usize> {
             let rules = limits.history.rules.iter().map(|(_, bounds)| bounds);
             rules.chain([&limits.history.default]).map(|bounds| bounds.bytes).collect()
         };
         for (is, wanted) in bytes(self).into_iter().zip(bytes(new)) {
-            tell("history", is, wanted);
+            tell("delivery.history", is, wanted);
         }
         lines
     }
@@ -174,7 +174,7 @@ mod tests {
         let live = now.with_live_of(&other);
         assert_eq!(live.outbox_bytes_max, now.egress_log_bytes);
         let told = live.held_back_from(&other);
-        assert!(told.len() == 1 && told[0].starts_with("outbox_bytes_max: 16777216 until"), "{told:?}");
+        assert!(told.len() == 1 && told[0].starts_with("limits.outbox_max: 16777216 until"), "{told:?}");
         assert!(now.held_back_from(&now).is_empty());
     }
 }

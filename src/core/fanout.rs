@@ -14,6 +14,7 @@ pub use self::{
 };
 use crate::{
     home::last_value::KeysBudget,
+    ids::SlotId,
     pattern_trie::PatternTrie,
     placement,
     session::table::{Offered, Sessions},
@@ -30,9 +31,9 @@ use tickcast_proto::{
 struct Entry {
     pattern: Box<str>,
     /// Slots of the sessions for which it is live.
-    members: Vec<u32>,
+    members: Vec<SlotId>,
     /// Sessions to acknowledge: slot and request. First until every home is ready, then until their turn comes.
-    waiters: VecDeque<(u32, u32)>,
+    waiters: VecDeque<(SlotId, u32)>,
     /// Homes that have not said they are ready.
     homes_pending: u16,
     /// Stands in `Fanout::attaching`.
@@ -85,7 +86,7 @@ pub struct GoesLive {
     /// The pattern's entry.
     pub entry: u32,
     /// The session.
-    pub slot: u32,
+    pub slot: SlotId,
     /// Its request.
     pub request: u32,
 }
@@ -112,7 +113,7 @@ pub struct Fanout {
     topics: Vec<Vec<Option<Box<EgressTopic>>>>,
     by_name: HashMap<Box<str>, TopicId>,
     /// Sessions that ask for history. Bound: one entry a session.
-    pulls: VecDeque<u32>,
+    pulls: VecDeque<SlotId>,
     /// Ticks that are to come later. Bound: one entry a paced membership, until taken.
     paces: Vec<Pace>,
     tally: Tally,
@@ -205,7 +206,7 @@ impl Fanout {
 
     /// Enters a session's subscription; the session must not hold the pattern already. It goes live through
     /// [`Fanout::next_live`], once every home is ready. Returns what to ask of the homes if it is the first.
-    pub fn subscribe(&mut self, slot: u32, request: u32, pattern: &str) -> (u32, Option<Interest>) {
+    pub fn subscribe(&mut self, slot: SlotId, request: u32, pattern: &str) -> (u32, Option<Interest>) {
         if let Some(index) = self.entry_of(pattern)
             && let Some(entry) = self.entries[index as usize].as_mut()
         {
@@ -312,7 +313,7 @@ impl Fanout {
     fn join(
         &mut self,
         id: TopicId,
-        slot: u32,
+        slot: SlotId,
         delivery: Delivery,
         begin: Begin,
         sessions: &mut Sessions,
@@ -326,7 +327,7 @@ impl Fanout {
     }
 
     /// Changes how a live subscription is delivered. Returns the topics and subscriptions looked at.
-    pub fn update(&mut self, entry: u32, slot: u32, delivery: Delivery, sessions: &mut Sessions) -> usize {
+    pub fn update(&mut self, entry: u32, slot: SlotId, delivery: Delivery, sessions: &mut Sessions) -> usize {
         let Some(session) = sessions.open_mut(slot) else { return 1 };
         let Some(held) = session.subscriptions.iter_mut().find(|held| held.entry == entry) else { return 1 };
         held.delivery = delivery;
@@ -343,7 +344,7 @@ impl Fanout {
 
     /// The topics that a session takes and an entry's pattern matches, and how many were looked at: a wildcard goes over
     /// the session's memberships.
-    fn memberships_of(&self, entry: u32, slot: u32, sessions: &Sessions) -> (Vec<TopicId>, usize) {
+    fn memberships_of(&self, entry: u32, slot: SlotId, sessions: &Sessions) -> (Vec<TopicId>, usize) {
         let entry = self.entries[entry as usize].as_ref();
         let Some((entry, session)) = entry.zip(sessions.get(slot)) else { return (Vec::new(), 1) };
         if pattern::is_exact(&entry.pattern) {
@@ -363,7 +364,7 @@ impl Fanout {
     fn merge_deliveries(
         &mut self,
         id: TopicId,
-        slot: u32,
+        slot: SlotId,
         alone: Option<Delivery>,
         sessions: &mut Sessions,
     ) -> usize {
@@ -391,7 +392,7 @@ impl Fanout {
     pub fn unsubscribe(
         &mut self,
         held: Subscription,
-        slot: u32,
+        slot: SlotId,
         sessions: &mut Sessions,
     ) -> (Option<Box<str>>, usize) {
         let mut looked = 1;
@@ -410,7 +411,7 @@ impl Fanout {
     }
 
     /// Takes a session out of everything it holds, as it ends. Returns the patterns it was the last of.
-    pub fn detach(&mut self, slot: u32, sessions: &mut Sessions) -> Vec<Box<str>> {
+    pub fn detach(&mut self, slot: SlotId, sessions: &mut Sessions) -> Vec<Box<str>> {
         let Some(session) = sessions.any_mut(slot) else { return Vec::new() };
         let held = std::mem::take(&mut session.subscriptions);
         let taken: Vec<TopicId> = session.memberships.keys().copied().collect();
@@ -423,7 +424,7 @@ impl Fanout {
     }
 
     /// Takes a session out of a pattern's entry, and the entry away with its last session.
-    fn give_up(&mut self, held: Subscription, slot: u32, sessions: &mut Sessions) -> Option<Box<str>> {
+    fn give_up(&mut self, held: Subscription, slot: SlotId, sessions: &mut Sessions) -> Option<Box<str>> {
         let entry = self.entries[held.entry as usize].as_mut()?;
         match held.position {
             None => entry.waiters.retain(|&(waiter, _)| waiter != slot),

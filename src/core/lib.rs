@@ -6,6 +6,7 @@ pub mod config;
 pub mod egress_log;
 pub mod fanout;
 pub mod home;
+pub mod ids;
 pub mod limits;
 pub mod mesh;
 pub mod metrics;

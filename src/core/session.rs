@@ -14,6 +14,7 @@ use std::{collections::VecDeque, fmt};
 use crate::{
     egress_log::{EgressLog, Mark, Range},
     fanout::Subscription,
+    ids::SessionId,
     limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, SEND_DIRECT_BYTES},
     metrics::counters::Counter,
     session::membership::{Lag, Membership, TopicMap},
@@ -219,8 +220,8 @@ pub struct Ending {
 /// Invariant: the replies' segments add up to the replies not yet taken.
 #[derive(Debug)]
 pub struct Session {
-    /// Unique for the life of the shard: a slot is used again, an id never.
-    pub id: u64,
+    /// Unique for the life of the shard.
+    pub id: SessionId,
     /// Which kind of listener its connection came through.
     pub listener: ListenerKind,
     /// How its messages look on the wire: that of its listener's default until the handshake has named another.
@@ -288,7 +289,7 @@ pub struct Session {
 
 impl Session {
     /// A session that has just connected.
-    pub fn new(id: u64, listener: ListenerKind) -> Session {
+    pub fn new(id: SessionId, listener: ListenerKind) -> Session {
         let format = match listener {
             ListenerKind::Native => WireFormat::TCP_NATIVE,
             ListenerKind::Http => WireFormat::WEBSOCKET_JSON,

@@ -38,6 +38,7 @@ use crate::{
     config::Limits,
     fanout::{self, EgressLogs, Fanout, LogIndex},
     home::{Home, Keeping, last_value::KeysBudget},
+    ids::{SessionId, SlotId},
     limits::{GATHER_BYTES, SCANS_MAX, SEND_BYTES_MAX, SENDS_PER_SUBMIT, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
     metrics::{
         counters::{Counter, Counters},
@@ -67,24 +68,24 @@ pub const ORIGIN_INGEST: u64 = u64::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Stop receiving from this slot; what already came is still handed over.
-    PauseReceive(u32),
+    PauseReceive(SlotId),
     /// Receive again.
-    ResumeReceive(u32),
+    ResumeReceive(SlotId),
     /// Shut the write side: everything has been sent.
-    ShutdownWrite(u32),
+    ShutdownWrite(SlotId),
     /// The handshake is done here: the socket stays.
-    Settled(u32),
+    Settled(SlotId),
     /// Quiet the socket, then ask [`Shard::handle_detached`]: another shard is to serve it.
-    HandOver(u32),
+    HandOver(SlotId),
     /// Close the socket. The shard has forgotten the session: no event of it may follow.
-    Close(u32),
+    Close(SlotId),
 }
 
 /// One SEND to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Send {
     /// Whose.
-    pub slot: u32,
+    pub slot: SlotId,
     log: LogIndex,
     source: Source,
 }
@@ -116,7 +117,7 @@ pub struct Shard {
     stages: Stages,
     actions: VecDeque<Action>,
     /// Slots whose input waits. Bound: one entry a session.
-    paused: Vec<u32>,
+    paused: Vec<SlotId>,
     timers: Wheel<Timer>,
     /// So many timers before those of sessions that are gone are forgotten.
     timers_max: usize,
@@ -128,7 +129,7 @@ pub struct Shard {
     /// Who holds which identity; empty unless a second connection replaces the first.
     holders: Holders,
     /// Who a session's client says it is, by slot: for the operator.
-    identities: HashMap<u32, Box<str>>,
+    identities: HashMap<SlotId, Box<str>>,
     publishers: Publishers,
     counters: Arc<Counters>,
     latency: Latency,
@@ -239,15 +240,15 @@ impl Shard {
     }
 
     /// A connection came in; its slot is vacant.
-    pub fn handle_accept(&mut self, slot: u32, listener: ListenerKind, now: Now) {
+    pub fn handle_accept(&mut self, slot: SlotId, listener: ListenerKind, now: Now) {
         self.counters.add(Counter::SessionsAccepted, 1);
         self.open(slot, listener, now);
     }
 
     /// Makes the session of a connection, whichever shard accepted it.
-    fn open(&mut self, slot: u32, listener: ListenerKind, now: Now) {
+    fn open(&mut self, slot: SlotId, listener: ListenerKind, now: Now) {
         self.generation = self.generation.wrapping_add(1);
-        let id = u64::from(self.generation) << 32 | u64::from(slot);
+        let id = SessionId::new(self.generation, slot);
         self.sessions.insert(slot, Session::new(id, listener));
         self.counters.add(Counter::SessionsOpen, 1);
         self.publishers.enter(slot);
@@ -433,7 +434,7 @@ impl Shard {
         looked > 0
     }
 
-    fn reply(&mut self, slot: u32, reply: &Reply<'_>) {
+    fn reply(&mut self, slot: SlotId, reply: &Reply<'_>) {
         if let Reply::Error { .. } = reply {
             self.counters.add(Counter::RequestErrors, 1);
         }

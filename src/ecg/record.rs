@@ -270,16 +270,15 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Header file of MIT-BIH record 100. If it is missing, returns `None` and says so on standard error.
-    pub(crate) fn record_100() -> Option<PathBuf> {
-        let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/ecg/100.hea");
-        if !file.is_file() {
-            use io::Write;
-            // Not eprintln: the test runner captures its output when a test passes.
-            let _ = writeln!(io::stderr(), "skipped: {} not found", file.display());
-            return None;
-        }
-        Some(file)
+    /// The synthetic record of `tests/data`.
+    pub(crate) fn made_record() -> PathBuf {
+        let folders = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+        folders.map(|folder| folder.join("tests/data/ecg/made.hea")).find(|file| file.is_file()).unwrap()
+    }
+
+    /// Record 100 of the MIT-BIH Arrhythmia Database, which is not part of the repository.
+    pub(crate) fn record_100() -> PathBuf {
+        std::env::var_os("TICKCAST_RECORD").expect("TICKCAST_RECORD=path/to/100.hea").into()
     }
 
     /// Temporary folder with files, removed on drop.
@@ -375,15 +374,24 @@ pub(crate) mod tests {
         assert!(load(&long.0.join("none.hea"), 0).unwrap_err().to_string().contains("No such file"));
     }
 
-    #[test]
-    fn record_100_matches_its_checksums() {
-        let Some(file) = record_100() else { return };
-        for (signal, name, first) in [(0, "MLII", 995), (1, "V5", 1011)] {
-            let record = load(&file, signal).unwrap();
-            assert_eq!((&*record.name, &*record.signal, record.fs_hz), ("100", name, 360.0));
-            assert_eq!(record.samples.len(), 650_000);
+    fn assert_read(file: &Path, name: &str, samples: usize, signals: [(&str, i16); 2]) {
+        for (index, (signal, first)) in signals.into_iter().enumerate() {
+            let record = load(file, index).unwrap();
+            assert_eq!((&*record.name, &*record.signal, record.fs_hz), (name, signal, 360.0));
+            assert_eq!(record.samples.len(), samples);
             assert_eq!(record.samples[0], ((f64::from(first) - 1024.0) / 200.0) as f32);
-            assert!(!record.checksum_differs, "{name}");
+            assert!(!record.checksum_differs, "{signal}");
         }
+    }
+
+    #[test]
+    fn made_record_matches_its_checksums() {
+        assert_read(&made_record(), "made", 108_000, [("II", 1022), ("V5", 1036)]);
+    }
+
+    #[test]
+    #[ignore = "needs TICKCAST_RECORD=path/to/100.hea"]
+    fn record_100_matches_its_checksums() {
+        assert_read(&record_100(), "100", 650_000, [("MLII", 995), ("V5", 1011)]);
     }
 }

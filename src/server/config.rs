@@ -1,15 +1,24 @@
-//! What was typed, made to mean something: every bound derived and checked before anything starts.
+//! What the options mean: every bound derived and checked before anything starts.
 
+pub mod declared;
 mod delivery;
 mod ecg;
 pub mod file;
+pub mod listener;
 pub mod reload;
+pub mod settings;
 
-use std::net::SocketAddr;
-
+pub use self::listener::SocketBounds;
+use self::{
+    listener::{Kind, Listener, ListenerTable},
+    settings::{Settings, SourceTable},
+};
 use crate::{
-    cli::{BadLines, IdentityConflict, ServeArgs},
-    error::StartupError,
+    cli::{
+        serve::{BadLines, IdentityConflict, ReplayOptions, SimulatorOptions},
+        values::{Mode, Size, Speed, Time},
+    },
+    error::{Problem, StartupError},
     limits,
     sources::{self, replay, simulator},
 };
@@ -26,18 +35,12 @@ pub struct Config {
     pub cores: Vec<usize>,
     /// Shards.
     pub shards: u16,
-    /// Native address.
-    pub tcp: SocketAddr,
-    /// HTTP and WebSocket address.
-    pub http: SocketAddr,
-    /// The operator's address; `None`: there is no such listener.
-    pub admin: Option<SocketAddr>,
+    /// Where clients and operators connect.
+    pub listeners: Vec<Listener>,
     /// What is logged, as [`crate::logging::set_filter`] takes it.
     pub log: String,
     /// Most connections; `None`: what the descriptor limit allows.
     pub clients_max: Option<usize>,
-    /// What the kernel holds for a client's socket.
-    pub socket: SocketBounds,
     /// Most connections from one address; 0: any number.
     pub clients_per_source_max: u32,
     /// New connections a second, over all shards; 0: any number.
@@ -58,15 +61,6 @@ pub struct Config {
     pub sources: Vec<Source>,
 }
 
-/// What the kernel holds for one client's socket: ticks beyond wait where they can be conflated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SocketBounds {
-    /// SO_SNDBUF, bytes; `None`: the kernel's, which grows with the connection's needs.
-    pub send_bytes: Option<usize>,
-    /// TCP_NOTSENT_LOWAT, bytes; 0: the kernel's default.
-    pub notsent_lowat_bytes: u32,
-}
-
 /// A source of ticks on a thread of its own.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
@@ -83,11 +77,9 @@ impl Config {
     /// use.
     ///
     /// # Errors
-    /// [`StartupError::Option`] or [`StartupError::Core`], for the first thing wrong.
-    pub fn new(args: &ServeArgs, cores_allowed: &[usize]) -> Result<Config, StartupError> {
-        // Bounds first: sources are held to them.
-        let config = Config::bounds(args, cores_allowed)?;
-        Ok(Config { sources: sources(args, true)?, ..config })
+    /// [`StartupError::Configuration`] with everything that is wrong; [`StartupError::NoCores`].
+    pub fn new(settings: &Settings, cores_allowed: &[usize]) -> Result<Config, StartupError> {
+        Config::checked(settings, cores_allowed, true)
     }
 
     /// The same, but no record is read, which may be as long as a day, and there are no sources: for what changes while the
@@ -95,156 +87,353 @@ impl Config {
     ///
     /// # Errors
     /// The same, but for what is in a record.
-    pub fn without_sources(args: &ServeArgs, cores_allowed: &[usize]) -> Result<Config, StartupError> {
-        let config = Config::bounds(args, cores_allowed)?;
-        sources(args, false)?;
-        Ok(config)
+    pub fn without_sources(settings: &Settings, cores_allowed: &[usize]) -> Result<Config, StartupError> {
+        let config = Config::checked(settings, cores_allowed, false)?;
+        Ok(Config { sources: Vec::new(), ..config })
     }
 
-    fn bounds(args: &ServeArgs, cores_allowed: &[usize]) -> Result<Config, StartupError> {
-        let cores = match &args.cores {
-            None => cores_allowed.to_vec(),
-            Some(list) => parse_cores(list)?,
-        };
-        if cores.is_empty() {
+    fn checked(settings: &Settings, cores_allowed: &[usize], reads: bool) -> Result<Config, StartupError> {
+        let mut checks = Checks { settings, problems: Vec::new() };
+        let config = checks.config(cores_allowed, reads);
+        let problems = checks.all();
+        if !problems.is_empty() {
+            return Err(StartupError::Configuration(problems));
+        }
+        if config.cores.is_empty() {
             return Err(StartupError::NoCores);
         }
-        if let Some(&core) = cores.iter().find(|core| !cores_allowed.contains(core)) {
-            return Err(StartupError::Core(core, cores_allowed.to_vec()));
+        Ok(config)
+    }
+}
+
+/// Collects what is wrong. Every check goes on, so that one start tells of all mistakes.
+struct Checks<'a> {
+    settings: &'a Settings,
+    problems: Vec<Problem>,
+}
+
+impl Checks<'_> {
+    fn refuse(&mut self, path: &str, text: String) {
+        let problem = self.settings.problem(path, text);
+        self.problems.push(problem);
+    }
+
+    /// Refuses a value outside of a range.
+    fn within<T: PartialOrd + std::fmt::Display>(&mut self, path: &str, value: T, lowest: T, highest: T) {
+        if value < lowest || value > highest {
+            self.refuse(path, format!("{value}: must be {lowest} to {highest}"));
         }
-        let shards = args.shards.unwrap_or(cores.len().min(limits::SHARDS_MAX) as u16);
+    }
+
+    /// What is wrong with single values, then what is wrong with them together: but for complaints that name an option whose
+    /// value could not be read, and is the default here.
+    fn all(self) -> Vec<Problem> {
+        let broken: Vec<String> = self.settings.broken.iter().map(|flag| format!("--{flag}")).collect();
+        let follows = |problem: &Problem| broken.iter().any(|flag| problem.text.contains(flag));
+        let mut all = self.settings.problems.clone();
+        all.extend(self.problems.into_iter().filter(|problem| !follows(problem)));
+        all.sort_by_key(|problem| problem.line);
+        all
+    }
+
+    fn config(&mut self, cores_allowed: &[usize], reads: bool) -> Config {
+        let tables = &self.settings.tables;
+        let (server, limits, timeouts) = (&tables.server, &tables.limits, &tables.timeouts);
+        let cores = self.cores(cores_allowed);
+        let shards = server.shards.unwrap_or(cores.len().clamp(1, limits::SHARDS_MAX) as u16);
         if !(1..=limits::SHARDS_MAX as u16).contains(&shards) {
-            return Err(StartupError::Option(
-                "--shards",
-                format!("{shards}: 1 to {} shards", limits::SHARDS_MAX),
-            ));
+            self.refuse("server.shards", format!("{shards}: must be 1 to {} shards", limits::SHARDS_MAX));
         }
-        if args.tcp == args.http && args.tcp.port() != 0 {
-            return Err(StartupError::Option(
-                "--http",
-                format!("{} is already the --tcp address", args.http),
-            ));
-        }
-        let admin = (!args.no_admin).then_some(args.admin);
-        for (option, address) in [("--tcp", args.tcp), ("--http", args.http)] {
-            if admin == Some(address) && address.port() != 0 {
-                let text = format!("{address} is already the {option} address");
-                return Err(StartupError::Option("--admin", text));
-            }
-        }
-        let frame_range = limits::FRAME_BYTES_MAX_LOWEST..=limits::FRAME_BYTES_MAX_HIGHEST;
-        if !frame_range.contains(&args.frame_bytes_max) {
-            let text =
-                format!("{}: {} to {} bytes", args.frame_bytes_max, frame_range.start(), frame_range.end());
-            return Err(StartupError::Option("--frame-bytes-max", text));
-        }
-        let encoded_bytes_max = message_bytes_max(args.frame_bytes_max);
-        let log_bytes_lowest = (2 * encoded_bytes_max).max(limits::EGRESS_LOG_BYTES_LOWEST);
-        if args.egress_log_bytes < log_bytes_lowest || args.egress_log_bytes > 1 << 30 {
-            let text = format!("{}: {log_bytes_lowest} bytes to 1 GiB", args.egress_log_bytes);
-            return Err(StartupError::Option("--egress-log-bytes", text));
-        }
-        if args.outbox_bytes_max < encoded_bytes_max || args.outbox_bytes_max > args.egress_log_bytes {
-            let text = format!(
-                "{}: {encoded_bytes_max} bytes (one frame) to {} (--egress-log-bytes)",
-                args.outbox_bytes_max, args.egress_log_bytes
-            );
-            return Err(StartupError::Option("--outbox-bytes-max", text));
-        }
-        let behind_bytes =
-            args.behind_bytes.unwrap_or(limits::BEHIND_BYTES_DEFAULT.min(args.outbox_bytes_max));
-        if behind_bytes == 0 || behind_bytes > args.outbox_bytes_max {
-            let text = format!("{behind_bytes}: 1 byte to {} (--outbox-bytes-max)", args.outbox_bytes_max);
-            return Err(StartupError::Option("--behind-bytes", text));
-        }
-        if let Some(bytes) = args.socket_send_bytes
-            && bytes < limits::SOCKET_SEND_BYTES_LOWEST
-        {
-            let text = format!("{bytes}: at least {} bytes", limits::SOCKET_SEND_BYTES_LOWEST);
-            return Err(StartupError::Option("--socket-send-bytes", text));
-        }
-        if args.latency_budget_us > limits::LATENCY_BUDGET_US_HIGHEST {
-            let text = format!("{}: at most {}", args.latency_budget_us, limits::LATENCY_BUDGET_US_HIGHEST);
-            return Err(StartupError::Option("--latency-budget-us", text));
-        }
-        if args.spin_us > limits::SPIN_US_HIGHEST {
-            let text = format!("{}: at most {}", args.spin_us, limits::SPIN_US_HIGHEST);
-            return Err(StartupError::Option("--spin-us", text));
-        }
-        if args.keys_per_topic_max == 0 {
-            return Err(StartupError::Option("--keys-per-topic-max", "0: at least 1".into()));
-        }
-        let ping_range = limits::PING_MS_LOWEST..=limits::PING_MS_HIGHEST;
-        for (option, ping_ms, is_none) in [
-            ("--ping-interval-ms", args.ping_interval_ms, args.ping_interval_ms == 0),
-            ("--ping-timeout-ms", args.ping_timeout_ms, false),
-        ] {
-            if !is_none && !ping_range.contains(&ping_ms) {
-                let text = format!("{ping_ms}: {} to {} ms", ping_range.start(), ping_range.end());
-                return Err(StartupError::Option(option, text));
-            }
-        }
-        if let Some(clients) = args.clients_max
+        let listeners = self.listeners();
+        let core_limits = self.limits();
+        let (budget, spin) = (server.latency_budget, server.spin);
+        let budget_highest = Time::from_us(limits::LATENCY_BUDGET_US_HIGHEST);
+        self.within("server.latency_budget", budget, Time::default(), budget_highest);
+        self.within("server.spin", spin, Time::default(), Time::from_us(limits::SPIN_US_HIGHEST));
+        if let Some(clients) = limits.max_clients
             && !(1..=limits::CLIENTS_MAX_HIGHEST).contains(&clients)
         {
-            let text = format!("{clients}: at least 1, at most {}", limits::CLIENTS_MAX_HIGHEST);
-            return Err(StartupError::Option("--max-clients", text));
+            let text = format!("{clients}: must be at least 1, at most {}", limits::CLIENTS_MAX_HIGHEST);
+            self.refuse("limits.max_clients", text);
         }
-        for (option, rate) in [("--accept-rate", args.accept_rate), ("--publish-rate", args.publish_rate)] {
+        for (path, rate) in
+            [("limits.accept_rate", limits.accept_rate), ("limits.publish_rate", limits.publish_rate)]
+        {
             if rate > limits::RATE_HIGHEST {
-                let text = format!("{rate}: at most {} a second, 0 for no limit", limits::RATE_HIGHEST);
-                return Err(StartupError::Option(option, text));
+                let text =
+                    format!("{rate}: must be at most {} per second, or 0 for no limit", limits::RATE_HIGHEST);
+                self.refuse(path, text);
             }
         }
-        Ok(Config {
+        let sources = self.sources(reads);
+        Config {
             cores,
             shards,
-            tcp: args.tcp,
-            http: args.http,
-            admin,
-            log: args.log.clone(),
-            clients_max: args.clients_max,
-            socket: SocketBounds {
-                send_bytes: args.socket_send_bytes,
-                notsent_lowat_bytes: args.notsent_lowat_bytes,
-            },
-            clients_per_source_max: args.clients_per_source_max,
-            accept_rate: args.accept_rate,
-            limits: Limits {
-                frame_bytes_max: args.frame_bytes_max,
-                http_head_bytes_max: args.http_head_bytes_max,
-                handshake_deadline_ns: args.handshake_deadline_ms.saturating_mul(1_000_000),
-                frame_deadline_ns: args.frame_deadline_ms.saturating_mul(1_000_000),
-                ping_interval_ns: match args.ping_interval_ms {
-                    0 => u64::MAX,
-                    interval_ms => interval_ms * 1_000_000,
-                },
-                ping_timeout_ns: args.ping_timeout_ms * 1_000_000,
-                reconnect_spread_ms: args.reconnect_spread_ms,
-                subscriptions_per_session_max: args.subscriptions_per_session_max,
-                topics_max: args.topics_max,
-                egress_log_bytes: args.egress_log_bytes,
-                outbox_bytes_max: args.outbox_bytes_max,
-                behind_bytes,
-                behind_ns: args.behind_ms.saturating_mul(1_000_000),
-                stall_deadline_ns: args.stall_deadline_ms.saturating_mul(1_000_000),
-                policies: delivery::policies(&args.policy)?,
-                history: delivery::histories(&args.history, args.egress_log_bytes)?,
-                history_bytes_max: args.history_bytes_max,
-                keys_per_topic_max: args.keys_per_topic_max,
-                keys_bytes_max: args.keys_bytes_max,
-                publish_rate: args.publish_rate,
-                identity_replaces: args.identity_conflict == IdentityConflict::Replace,
-                debug_echo: args.debug_echo,
-            },
+            listeners,
+            log: server.log.clone(),
+            clients_max: limits.max_clients,
+            clients_per_source_max: limits.max_clients_per_source,
+            accept_rate: limits.accept_rate,
             // The longest frame of the mesh must fit, and a second behind it.
-            mesh_ring_bytes: args.mesh_ring_bytes.max(2 * mesh_frame_bytes_max(args.frame_bytes_max)),
-            latency_budget_ns: args.latency_budget_us * 1_000,
-            spin_ns: args.spin_us * 1_000,
-            drain_deadline_ns: args.drain_deadline_ms.saturating_mul(1_000_000),
-            report: args.report,
-            sources: Vec::new(),
+            mesh_ring_bytes: limits
+                .mesh_ring
+                .bytes
+                .max(2 * mesh_frame_bytes_max(core_limits.frame_bytes_max)),
+            limits: core_limits,
+            latency_budget_ns: budget.ns,
+            spin_ns: spin.ns,
+            drain_deadline_ns: timeouts.drain_deadline.ns,
+            report: tables.debug.report,
+            sources,
+        }
+    }
+
+    fn cores(&mut self, allowed: &[usize]) -> Vec<usize> {
+        let Some(list) = &self.settings.tables.server.cores else { return allowed.to_vec() };
+        let Some(cores) = parse_cores(list) else {
+            self.refuse("server.cores", format!("{list}: must be numbers and ranges, such as 0,2-3"));
+            return allowed.to_vec();
+        };
+        if let Some(core) = cores.iter().find(|core| !allowed.contains(core)) {
+            let text = format!(
+                "this process may not use core {core}; allowed: {allowed:?} (see CPUAffinity= in the unit, and `taskset`)"
+            );
+            self.refuse("server.cores", text);
+        }
+        cores
+    }
+
+    fn listeners(&mut self) -> Vec<Listener> {
+        let settings = self.settings;
+        let mut listeners: Vec<Listener> = Vec::new();
+        for (at, table) in settings.listeners.iter().enumerate() {
+            let path = |key: &str| format!("listener[{at}].{key}");
+            let is_taken = |other: &&Listener| {
+                other.address == table.address
+                    && table.address.tcp().is_none_or(|address| address.port() != 0)
+            };
+            if let Some(other) = listeners.iter().find(is_taken) {
+                let text = format!("{} is already the address of {}", table.address, other.named);
+                self.refuse(&path("address"), text);
+            }
+            if table.kind == Kind::Admin && listeners.iter().any(|other| other.kind == Kind::Admin) {
+                self.refuse(
+                    &path("kind"),
+                    "there is an admin listener already, and a server has at most one".into(),
+                );
+            }
+            listeners.push(Listener {
+                kind: table.kind,
+                address: table.address.clone(),
+                socket: self.socket_bounds(at, table),
+                mode: table.mode.unwrap_or(Mode(limits::UNIX_MODE_DEFAULT)).0,
+                named: settings.name_of_listener(at),
+            });
+        }
+        if listeners.len() > limits::LISTENERS_MAX {
+            let text = format!("{} listeners, the limit is {}", listeners.len(), limits::LISTENERS_MAX);
+            self.refuse(&format!("listener[{}].kind", limits::LISTENERS_MAX), text);
+        }
+        let serves_clients = listeners.iter().any(|listener| listener.kind.of_clients().is_some());
+        if !serves_clients && !settings.broken.iter().any(|name| name == declared::LISTENER) {
+            let text = "no client could connect; add [[listener]] with kind = \"native\" or \"http\"";
+            self.refuse("listener[0].kind", text.into());
+        }
+        listeners
+    }
+
+    /// What accepted sockets inherit: a listener's own options, or else those of `[delivery]`.
+    fn socket_bounds(&mut self, at: usize, table: &ListenerTable) -> SocketBounds {
+        let path = |key: &str| format!("listener[{at}].{key}");
+        let is_unix = table.address.tcp().is_none();
+        if table.mode.is_some() && !is_unix {
+            self.refuse(&path("mode"), "only a Unix socket has a mode; remove it".into());
+        }
+        let own = [("socket_send_buffer", table.socket_send_buffer), ("notsent_lowat", table.notsent_lowat)];
+        for (key, size) in own.into_iter().filter_map(|(key, size)| size.map(|size| (key, size))) {
+            match is_unix {
+                // Linux 6.18: what a Unix socket accepts does not inherit SO_SNDBUF.
+                true => self.refuse(&path(key), "a Unix socket has no such option; remove it".into()),
+                false => self.socket_option(&path(key), key, size),
+            }
+        }
+        let delivery = &self.settings.tables.delivery;
+        if is_unix || table.kind == Kind::Admin {
+            return SocketBounds::default();
+        }
+        SocketBounds {
+            send_bytes: table.socket_send_buffer.or(delivery.socket_send_buffer).map(|size| size.bytes),
+            notsent_lowat_bytes: table.notsent_lowat.unwrap_or(delivery.notsent_lowat).bytes as u32,
+        }
+    }
+
+    fn socket_option(&mut self, path: &str, key: &str, size: Size) {
+        let lowest = Size::new(if key == "notsent_lowat" { 0 } else { limits::SOCKET_SEND_BYTES_LOWEST });
+        self.within(path, size, lowest, Size::new(i32::MAX as usize));
+    }
+
+    fn limits(&mut self) -> Limits {
+        let tables = &self.settings.tables;
+        let (limits, delivery, timeouts) = (&tables.limits, &tables.delivery, &tables.timeouts);
+        let (lowest, highest) =
+            (Size::new(limits::FRAME_BYTES_MAX_LOWEST), Size::new(limits::FRAME_BYTES_MAX_HIGHEST));
+        self.within("limits.frame_max", limits.frame_max, lowest, highest);
+        // What follows from a frame of a length that is refused would only confuse.
+        let frame_max = limits.frame_max.clamp(lowest, highest);
+        let encoded_max = Size::new(message_bytes_max(frame_max.bytes));
+        let log_lowest = Size::new((2 * encoded_max.bytes).max(limits::EGRESS_LOG_BYTES_LOWEST));
+        self.within("limits.egress_log", limits.egress_log, log_lowest, Size::new(1 << 30));
+        if limits.outbox_max < encoded_max || limits.outbox_max > limits.egress_log {
+            let text = format!(
+                "{}: must be {encoded_max} (one frame, --frame-max) to {} (--egress-log)",
+                limits.outbox_max, limits.egress_log
+            );
+            self.refuse("limits.outbox_max", text);
+        }
+        let behind_default = Size::new(limits::BEHIND_BYTES_DEFAULT).min(limits.outbox_max);
+        let behind = delivery.behind_size.unwrap_or(behind_default);
+        if delivery.behind_size.is_some() && (behind.bytes == 0 || behind > limits.outbox_max) {
+            let text = format!("{behind}: must be 1B to {} (--outbox-max)", limits.outbox_max);
+            self.refuse("delivery.behind_size", text);
+        }
+        if let Some(size) = delivery.socket_send_buffer {
+            self.socket_option("delivery.socket_send_buffer", "socket_send_buffer", size);
+        }
+        self.socket_option("delivery.notsent_lowat", "notsent_lowat", delivery.notsent_lowat);
+        if delivery.keys_per_topic_max == 0 {
+            self.refuse("delivery.keys_per_topic_max", "0: must be at least 1".into());
+        }
+        let (ping_lowest, ping_highest) =
+            (Time::from_ms(limits::PING_MS_LOWEST), Time::from_ms(limits::PING_MS_HIGHEST));
+        if timeouts.ping_interval != Time::default() {
+            self.within("timeouts.ping_interval", timeouts.ping_interval, ping_lowest, ping_highest);
+        }
+        self.within("timeouts.ping_timeout", timeouts.ping_timeout, ping_lowest, ping_highest);
+        let spread_highest = Time::from_ms(u32::MAX.into());
+        self.within("timeouts.reconnect_spread", timeouts.reconnect_spread, Time::default(), spread_highest);
+        let policies = self.rules("delivery.policy", delivery::policies(&delivery.policy));
+        let histories = delivery::histories(&delivery.history, limits.egress_log.bytes);
+        let history = self.rules("delivery.history", histories);
+        let defaults = Limits::default();
+        Limits {
+            frame_bytes_max: frame_max.bytes,
+            http_head_bytes_max: limits.http_head_max.bytes,
+            handshake_deadline_ns: timeouts.handshake_deadline.ns,
+            frame_deadline_ns: timeouts.frame_deadline.ns,
+            ping_interval_ns: match timeouts.ping_interval.ns {
+                0 => u64::MAX,
+                interval_ns => interval_ns,
+            },
+            ping_timeout_ns: timeouts.ping_timeout.ns,
+            reconnect_spread_ms: (timeouts.reconnect_spread.ns / 1_000_000) as u32,
+            subscriptions_per_session_max: limits.subscriptions_per_session_max,
+            topics_max: limits.topics_max,
+            egress_log_bytes: limits.egress_log.bytes,
+            outbox_bytes_max: limits.outbox_max.bytes,
+            behind_bytes: behind.bytes,
+            behind_ns: delivery.behind_time.ns,
+            stall_deadline_ns: delivery.stall_deadline.ns,
+            policies: policies.unwrap_or(defaults.policies),
+            history: history.unwrap_or(defaults.history),
+            history_bytes_max: delivery.history_memory.bytes,
+            keys_per_topic_max: delivery.keys_per_topic_max,
+            keys_bytes_max: delivery.keys_memory.bytes,
+            publish_rate: limits.publish_rate,
+            identity_replaces: tables.server.identity_conflict == IdentityConflict::Replace,
+            debug_echo: tables.debug.debug_echo,
+        }
+    }
+
+    fn rules<T>(&mut self, path: &str, rules: Result<T, Vec<String>>) -> Option<T> {
+        match rules {
+            Ok(rules) => Some(rules),
+            Err(texts) => {
+                texts.into_iter().for_each(|text| self.refuse(path, text));
+                None
+            }
+        }
+    }
+
+    /// Records are read if `reads`.
+    fn sources(&mut self, reads: bool) -> Vec<Source> {
+        let settings = self.settings;
+        let frame_max = settings.tables.limits.frame_max.bytes.max(limits::FRAME_BYTES_MAX_LOWEST);
+        let payload_bytes_max = frame_max - frame::encoded_len(TickTimes::STRIDE, 0) - limits::FRAME_ALIGN;
+        let mut sources = Vec::new();
+        for (at, table) in settings.sources.iter().enumerate() {
+            let same_kind =
+                |other: &SourceTable| std::mem::discriminant(other) == std::mem::discriminant(table);
+            let is_second = settings.sources[..at].iter().any(same_kind);
+            let source = match table {
+                SourceTable::Replay(options) => Some(self.replay(at, options, payload_bytes_max)),
+                _ if is_second => {
+                    let text = "there is such a source already, and two would publish on the same topics";
+                    self.refuse(&format!("source[{at}].kind"), text.into());
+                    None
+                }
+                SourceTable::Simulator(options) => Some(self.simulator(at, options, payload_bytes_max)),
+                SourceTable::Ecg(options) => {
+                    let mut wrong = Vec::new();
+                    let refuse = |key: &str, text| wrong.push((format!("source[{at}].{key}"), text));
+                    let source = ecg::source(options, payload_bytes_max, reads, refuse);
+                    wrong.into_iter().for_each(|(path, text)| self.refuse(&path, text));
+                    source.map(Source::Ecg)
+                }
+            };
+            sources.extend(source);
+        }
+        sources
+    }
+
+    fn replay(&mut self, at: usize, options: &ReplayOptions, payload_bytes_max: usize) -> Source {
+        let file = options.replay_file.clone().unwrap_or_default();
+        if !file.is_file() {
+            self.refuse(&format!("source[{at}].file"), format!("{}: no such file", file.display()));
+        }
+        Source::Replay(replay::Settings {
+            file,
+            speed: match options.replay_speed {
+                Speed::Factor(factor) => Some(factor),
+                Speed::Max => None,
+            },
+            again: options.replay_loop,
+            wait_clients: options.replay_wait,
+            skip_bad_lines: options.replay_bad_lines == BadLines::Skip,
+            payload_bytes_max,
         })
+    }
+
+    fn simulator(&mut self, at: usize, options: &SimulatorOptions, payload_bytes_max: usize) -> Source {
+        let path = |key: &str| format!("source[{at}].{key}");
+        let settings = simulator::Settings {
+            // A topic without a producer would stay empty.
+            producers: options.sim_producers.unwrap_or(options.sim_topics.unwrap_or_default().max(10)),
+            rate: options.sim_rate,
+            size_bytes: options.sim_size.bytes,
+            topics: options.sim_topics.or(options.sim_producers).unwrap_or(10),
+        };
+        let (lowest, highest) = (Size::new(limits::SIM_SIZE_LOWEST), Size::new(payload_bytes_max));
+        self.within(&path("size"), options.sim_size, lowest, highest);
+        let topics_max = self.settings.tables.limits.topics_max;
+        if settings.topics as usize > topics_max {
+            let text = format!("{}: must be at most {topics_max} (--topics-max)", settings.topics);
+            self.refuse(&path("topics"), text);
+        }
+        for (key, value) in
+            [("producers", settings.producers), ("rate", settings.rate), ("topics", settings.topics)]
+        {
+            if value == 0 {
+                self.refuse(&path(key), "0: must be at least 1".into());
+            }
+        }
+        if settings.topics > settings.producers {
+            let text = format!(
+                "{}: must be at most one for each of {} producers",
+                settings.topics, settings.producers
+            );
+            self.refuse(&path("topics"), text);
+        }
+        Source::Simulator(settings)
     }
 }
 
@@ -255,182 +444,19 @@ fn mesh_frame_bytes_max(frame_bytes_max: usize) -> usize {
     publish.max(piece).next_multiple_of(limits::FRAME_ALIGN)
 }
 
-/// Checked; records are read if `reads`.
-fn sources(args: &ServeArgs, reads: bool) -> Result<Vec<Source>, StartupError> {
-    let mut sources = Vec::new();
-    let payload_bytes_max =
-        args.frame_bytes_max - frame::encoded_len(TickTimes::STRIDE, 0) - limits::FRAME_ALIGN;
-    if let Some(file) = &args.replay {
-        if !file.is_file() {
-            return Err(StartupError::Option("--replay", format!("{}: no such file", file.display())));
-        }
-        let speed = match args.speed.as_str() {
-            "max" => None,
-            text => match text.parse::<f64>() {
-                Ok(speed) if speed.is_finite() && speed > 0.0 => Some(speed),
-                _ => {
-                    return Err(StartupError::Option("--speed", format!("{text}: a number above 0, or max")));
-                }
-            },
-        };
-        sources.push(Source::Replay(replay::Settings {
-            file: file.clone(),
-            speed,
-            again: args.again,
-            wait_clients: args.replay_wait,
-            skip_bad_lines: args.replay_bad_lines == BadLines::Skip,
-            payload_bytes_max,
-        }));
-    }
-    if !args.no_sim && (args.replay.is_none() || args.sim_is_asked_for()) {
-        let settings = simulator::Settings {
-            // A topic without a producer would stay empty.
-            producers: args.sim_producers.unwrap_or(args.sim_topics.unwrap_or_default().max(10)),
-            rate: args.sim_rate.unwrap_or(10),
-            size_bytes: args.sim_size.unwrap_or(100),
-            topics: args.sim_topics.or(args.sim_producers).unwrap_or(10),
-        };
-        if !(limits::SIM_SIZE_LOWEST..=payload_bytes_max).contains(&settings.size_bytes) {
-            let text =
-                format!("{}: {} to {payload_bytes_max} bytes", settings.size_bytes, limits::SIM_SIZE_LOWEST);
-            return Err(StartupError::Option("--sim-size", text));
-        }
-        if settings.topics as usize > args.topics_max {
-            let text = format!("{}: at most {} (--topics-max)", settings.topics, args.topics_max);
-            return Err(StartupError::Option("--sim-topics", text));
-        }
-        if settings.topics > settings.producers {
-            let text =
-                format!("{}: at most one for each of {} producers", settings.topics, settings.producers);
-            return Err(StartupError::Option("--sim-topics", text));
-        }
-        if settings.producers == 0 || settings.rate == 0 || settings.topics == 0 {
-            return Err(StartupError::Option(
-                "--sim-producers",
-                "producers, rate and topics: at least 1".into(),
-            ));
-        }
-        sources.push(Source::Simulator(settings));
-    }
-    sources.extend(ecg::source(args, payload_bytes_max, reads)?.map(Source::Ecg));
-    Ok(sources)
-}
-
-/// `0,2-3` as cores, each once.
-fn parse_cores(list: &str) -> Result<Vec<usize>, StartupError> {
-    let bad = || StartupError::Option("--cores", format!("{list}: numbers and ranges, as in 0,2-3"));
+/// `0,2-3` as cores, each once; `None` for what is not such a list.
+fn parse_cores(list: &str) -> Option<Vec<usize>> {
     let mut cores = Vec::new();
     for part in list.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (usize, usize) =
-            (first.trim().parse().map_err(|_| bad())?, last.trim().parse().map_err(|_| bad())?);
-        if first > last || last > 4096 {
-            return Err(bad());
+        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if first > last || last > limits::CORE_HIGHEST {
+            return None;
         }
         cores.extend((first..=last).filter(|core| !cores.contains(core)).collect::<Vec<_>>());
     }
-    Ok(cores)
+    Some(cores)
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-    use crate::cli::{Cli, Command};
-
-    fn config(options: &str) -> Result<Config, StartupError> {
-        let words = ["tickcast", "serve"].into_iter().chain(options.split_whitespace());
-        let Command::Serve(args) = Cli::parse_from(words).command else { panic!("serve") };
-        Config::new(&args, &[0, 1, 2, 3])
-    }
-
-    #[test]
-    fn defaults_serve_the_simulator_on_every_core() {
-        let config = config("").unwrap();
-        assert_eq!((config.shards, config.cores.as_slice()), (4, &[0, 1, 2, 3][..]));
-        assert!(matches!(config.sources[..], [Source::Simulator(_)]));
-        assert!(config.mesh_ring_bytes >= 2 * config.limits.frame_bytes_max);
-    }
-
-    #[test]
-    fn what_changes_while_it_runs_is_checked_like_the_rest_but_no_record_is_read() {
-        let words =
-            |options: &'static str| ["tickcast", "serve"].into_iter().chain(options.split_whitespace());
-        let reload = |options| {
-            let Command::Serve(args) = Cli::parse_from(words(options)).command else { panic!("serve") };
-            Config::without_sources(&args, &[0, 1, 2, 3])
-        };
-        for bad in
-            ["--sim-size 1", "--replay /missing", "--ecg /missing.hea", "--ecg synthetic --ecg-batch 0"]
-        {
-            assert!(matches!(reload(bad), Err(StartupError::Option(..))), "{bad}");
-        }
-        // No header of a record: the next start would say so.
-        assert!(
-            reload("--ecg Cargo.toml").unwrap().sources.is_empty() && config("--ecg Cargo.toml").is_err()
-        );
-    }
-
-    #[test]
-    fn cores_are_lists_and_ranges_of_allowed_ones() {
-        assert_eq!(config("--cores 3,0-1").unwrap().cores, [3, 0, 1]);
-        assert_eq!(config("--cores 0-2,1").unwrap().cores, [0, 1, 2]);
-        for bad in ["x", "2-1", "", "0,,1", "0-99999999"] {
-            assert!(matches!(config(&format!("--cores={bad}")), Err(StartupError::Option(..))), "{bad}");
-        }
-        assert!(matches!(config("--cores 7"), Err(StartupError::Core(7, _))));
-    }
-
-    #[test]
-    fn a_ping_interval_of_0_is_none() {
-        assert_eq!(config("--ping-interval-ms 0").unwrap().limits.ping_interval_ns, u64::MAX);
-        assert_eq!(config("--ping-interval-ms 100").unwrap().limits.ping_interval_ns, 100_000_000);
-    }
-
-    #[test]
-    fn values_that_make_no_sense_are_refused_by_name() {
-        for (options, name) in [
-            ("--shards 0", "--shards"),
-            ("--shards 500", "--shards"),
-            ("--frame-bytes-max 10", "--frame-bytes-max"),
-            ("--outbox-bytes-max 100", "--outbox-bytes-max"),
-            ("--egress-log-bytes 100", "--egress-log-bytes"),
-            ("--ping-interval-ms 99", "--ping-interval-ms"),
-            ("--ping-interval-ms 86400001", "--ping-interval-ms"),
-            ("--ping-timeout-ms 0", "--ping-timeout-ms"),
-            ("--sim-size 10", "--sim-size"),
-            ("--sim-rate 0", "--sim-producers"),
-            ("--replay /nonexistent", "--replay"),
-            ("--replay /dev/null", "--replay"),
-            ("--ecg /nonexistent.hea", "--ecg"),
-            ("--ecg /dev/zero", "--ecg"),
-            ("--ecg synthetic --ecg-batch 0", "--ecg-batch"),
-            ("--ecg synthetic --ecg-batch 300 --frame-bytes-max 1024", "--ecg-batch"),
-            ("--ecg synthetic --ecg-bpm 19", "--ecg-bpm"),
-            ("--ecg synthetic --ecg-bpm NaN", "--ecg-bpm"),
-            ("--ecg /nonexistent.hea --ecg-bpm 60", "--ecg-bpm"),
-            ("--ecg synthetic --ecg-signal 1", "--ecg-signal"),
-            ("--max-clients 0", "--max-clients"),
-            ("--behind-bytes 0", "--behind-bytes"),
-            ("--behind-bytes 99999999", "--behind-bytes"),
-            ("--policy never", "--policy"),
-            ("--latency-budget-us 100001", "--latency-budget-us"),
-            ("--spin-us 1000001", "--spin-us"),
-            ("--history 1:2:3:4", "--history"),
-            ("--keys-per-topic-max 0", "--keys-per-topic-max"),
-            ("--socket-send-bytes 1", "--socket-send-bytes"),
-            ("--accept-rate 10000001", "--accept-rate"),
-            ("--publish-rate 4000000000", "--publish-rate"),
-            ("--sim-topics 3 --sim-producers 2", "--sim-topics"),
-            ("--tcp 127.0.0.1:9480", "--http"),
-            ("--admin 127.0.0.1:9480", "--admin"),
-            ("--tcp 127.0.0.1:9490", "--admin"),
-        ] {
-            match config(options) {
-                Err(StartupError::Option(option, _)) => assert_eq!(option, name, "{options}"),
-                other => panic!("{options}: {other:?}"),
-            }
-        }
-    }
-}
+mod tests;

@@ -1,6 +1,8 @@
-//! Why the server does not start, or does not go on: what is wrong and how to mend it, in one line.
+//! Why the server does not start, or does not go on: what is wrong and how to mend it, one line each.
 
-use std::{fmt, io, net::SocketAddr, path::PathBuf};
+use std::{fmt, io, path::PathBuf};
+
+use crate::config::listener::Address;
 
 /// For the operator.
 #[derive(Debug)]
@@ -11,18 +13,14 @@ pub enum StartupError {
     Memlock(u64, u64),
     /// RLIMIT_NOFILE is too low: what it is, the clients asked for, what they need.
     Descriptors(u64, usize, u64),
-    /// An address cannot be listened on.
-    Listen(&'static str, SocketAddr, io::Error),
+    /// An address cannot be listened on: how the listener is named, the address, and why.
+    Listen(String, Address, io::Error),
     /// A socket that the service manager passed cannot be used: which one and why.
     Passed(String),
-    /// A core that this process may not use, and those it may.
-    Core(usize, Vec<usize>),
     /// The cores this process may use cannot be found out.
     NoCores,
-    /// An option's value makes no sense: its name and why.
-    Option(&'static str, String),
-    /// A configuration file: which one, the line if it is one line's fault, and what is wrong.
-    File(PathBuf, Option<usize>, String),
+    /// Everything that is wrong with the options and the file; at least one problem.
+    Configuration(Vec<Problem>),
     /// The admin listener cannot be made.
     Admin(io::Error),
     /// A thread or executor cannot be made.
@@ -31,6 +29,33 @@ pub enum StartupError {
     Ingest(String),
     /// A shard has failed while serving.
     Shard(String),
+}
+
+/// What is wrong with one option, or one place of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file, if it is the file's fault.
+    pub file: Option<PathBuf>,
+    /// The line in it, if it is one line's fault.
+    pub line: Option<usize>,
+    /// The option as it was given: a flag, a variable, or a key of the file; empty for the whole file.
+    pub named: String,
+    /// What is wrong, and what to do.
+    pub text: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.file, self.line) {
+            (Some(file), Some(line)) => write!(f, "{}, line {line}: ", file.display())?,
+            (Some(file), None) => write!(f, "{}: ", file.display())?,
+            (None, _) => {}
+        }
+        match self.named.is_empty() {
+            true => write!(f, "{}", self.text),
+            false => write!(f, "{}: {}", self.named, self.text),
+        }
+    }
 }
 
 /// Exit status where the machine, or what happened on it, is in the way: another start may succeed.
@@ -43,7 +68,7 @@ impl StartupError {
     /// How the process ends.
     pub fn exit_status(&self) -> u8 {
         match self {
-            StartupError::Core(..) | StartupError::Option(..) | StartupError::File(..) => EXIT_CONFIGURATION,
+            StartupError::Configuration(_) => EXIT_CONFIGURATION,
             _ => EXIT_FAILED,
         }
     }
@@ -63,28 +88,26 @@ impl fmt::Display for StartupError {
                 "descriptor limit too low: {have}, but {clients} clients need {need}; raise LimitNOFILE (`ulimit -n`) or \
                  lower --max-clients"
             ),
-            StartupError::Listen(flag, address, error) if error.kind() == io::ErrorKind::AddrInUse => write!(
-                f,
-                "{address} is in use; stop what listens there (`ss -ltnp`), or choose another with {flag}"
-            ),
-            StartupError::Listen(flag, address, error) => {
-                write!(f, "cannot listen on {address} ({flag}): {error}")
+            StartupError::Listen(named, address, error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let list = if address.tcp().is_some() { "ss -ltnp" } else { "ss -lxp" };
+                write!(
+                    f,
+                    "{address} is in use ({named}); stop what listens there (`{list}`), or choose another address"
+                )
+            }
+            StartupError::Listen(named, address, error) => {
+                write!(f, "cannot listen on {address} ({named}): {error}")
             }
             StartupError::Passed(text) => {
                 write!(f, "a socket that the service manager passed cannot be used: {text}")
             }
-            StartupError::Core(core, allowed) => write!(
-                f,
-                "core {core} is not one this process may use; allowed: {allowed:?} (see --cores, CPUAffinity= and `taskset`)"
-            ),
             StartupError::NoCores => {
                 write!(f, "cannot find out which cores this process may use; name them with --cores")
             }
-            StartupError::Option(option, text) => write!(f, "{option}: {text}"),
-            StartupError::File(path, Some(line), text) => {
-                write!(f, "{}, line {line}: {text}", path.display())
+            StartupError::Configuration(problems) => {
+                let lines: Vec<String> = problems.iter().map(Problem::to_string).collect();
+                f.write_str(&lines.join("\n"))
             }
-            StartupError::File(path, None, text) => write!(f, "{}: {text}", path.display()),
             StartupError::Admin(error) => {
                 write!(f, "cannot start the admin listener: {error}; --no-admin goes without it")
             }

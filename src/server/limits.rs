@@ -17,6 +17,8 @@ pub const SOCKET_SEND_BYTES_LOWEST: usize = 4 << 10;
 
 /// One direction of one (shard, shard) or (ingest, shard) pair, default bytes.
 pub const MESH_RING_BYTES_DEFAULT: usize = 1 << 20;
+/// Highest number of a core that a list may name.
+pub const CORE_HIGHEST: usize = 4_096;
 /// Completions of the data ring a shard handles in one turn.
 pub const TURN_EVENTS: usize = 1_024;
 /// Longest latency budget, microseconds: what waits for a turn is bounded by the rings, not by time.
@@ -40,6 +42,12 @@ pub const RECEIVE_BUFFERS: u16 = 256;
 pub const RECEIVE_BUFFER_BYTES: usize = 4 << 10;
 /// Accepted sockets the kernel keeps for a listener.
 pub const LISTEN_BACKLOG: i32 = 4_096;
+/// Bytes of the path of a Unix socket: what `sockaddr_un` holds besides the final 0.
+pub const UNIX_PATH_BYTES_MAX: usize = 107;
+/// Permissions of the file of a Unix socket, default: its owner and group connect.
+pub const UNIX_MODE_DEFAULT: u32 = 0o660;
+/// Listeners of one server: each takes a descriptor a shard and counts into [`DESCRIPTOR_RESERVE`].
+pub const LISTENERS_MAX: usize = 16;
 /// Pause before accepting again when the process is out of descriptors or memory: no spin at EMFILE.
 pub const ACCEPT_RETRY_MS: u64 = 100;
 /// Connections on their way from one shard to another, of one pair and direction: some 80 bytes each, and what the

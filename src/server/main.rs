@@ -3,15 +3,18 @@
 use std::{
     ffi::OsString,
     io::{self, Write},
-    net::SocketAddr,
     process::ExitCode,
 };
 
 use clap::Parser;
 use tickcast::{
-    cli::{Cli, Command, pages},
+    cli::{Cli, Command, old, pages},
     commands,
-    config::{Config, Source, file::Options},
+    config::{
+        Config, Source,
+        listener::{Address, Kind},
+        settings::Settings,
+    },
     error::StartupError,
     logging,
     operator::{check, top},
@@ -21,10 +24,10 @@ use tickcast::{
 
 fn main() -> ExitCode {
     logging::init();
-    let result = match Cli::parse().command {
+    let result = match Cli::parse_from(old::words(std::env::args_os())).command {
         Command::Serve(_) => {
             let Err(error) = serve() else { return ExitCode::SUCCESS };
-            log::error!("{error}");
+            error.to_string().lines().for_each(|line| log::error!("{line}"));
             return ExitCode::from(error.exit_status());
         }
         Command::Sub(args) => commands::subscribe(&args).map_err(|error| error.to_string()),
@@ -51,37 +54,43 @@ fn serve() -> Result<(), StartupError> {
     // First of all: nothing else may be open.
     let passed = Passed::take()?;
     let words: Vec<OsString> = std::env::args_os().collect();
-    let options = Options::read(&words)?.unwrap_or_else(|error| error.exit());
+    let settings = Settings::read(&words).unwrap_or_else(|error| error.exit());
     let allowed: Vec<usize> =
         core_affinity::get_core_ids().ok_or(StartupError::NoCores)?.into_iter().map(|core| core.id).collect();
-    let config = Config::new(&options.args, &allowed).map_err(|error| options.locate(error))?;
+    settings.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    let config = Config::new(&settings, &allowed)?;
     logging::set_filter(&config.log);
-    if options.args.print_config {
-        let _ = io::stdout().lock().write_all(options.to_toml().as_bytes());
+    if settings.args.print_config {
+        let _ = io::stdout().lock().write_all(settings.to_toml().as_bytes());
         return Ok(());
     }
-    if options.args.check_config {
+    if settings.args.check_config {
         let _ = writeln!(io::stdout().lock(), "the configuration is good");
         return Ok(());
     }
-    let from_file = options.have_a_file();
-    let mut before = options;
+    let from_file = settings.have_a_file();
+    let mut before = settings;
     let read_again = move || -> Result<_, StartupError> {
-        let refused = |error: clap::Error| StartupError::Option("--config", error.to_string());
-        let options = Options::read(&words)?.map_err(refused)?;
+        // The command line was accepted before; only the file may have changed.
+        let settings = Settings::read(&words).map_err(|error| StartupError::Executor(error.to_string()))?;
+        settings.warnings.iter().for_each(|warning| log::warn!("SIGHUP: {warning}"));
         // Sources are not live, and a record may be as long as a day.
-        let config =
-            Config::without_sources(&options.args, &allowed).map_err(|error| options.locate(error))?;
-        let changes = options.changes_since(&before);
-        before = options;
+        let config = Config::without_sources(&settings, &allowed)?;
+        let changes = settings.changes_since(&before);
+        before = settings;
         Ok((config, changes))
     };
     let reload = from_file.then_some(Box::new(read_again) as Reload);
-    supervisor::run(&config, passed, |tcp, http, admin| announce(&config, tcp, http, admin), reload)
+    supervisor::run(&config, passed, |addresses| announce(&config, addresses), reload)
 }
 
 /// One line that scripts can read, then what a person would do next.
-fn announce(config: &Config, tcp: SocketAddr, http: SocketAddr, admin: Option<SocketAddr>) {
+fn announce(config: &Config, addresses: &[(Kind, Address)]) {
+    let mut text = format!("listening {}\n", supervisor::listening::words(addresses, config.shards));
+    let first = |kind: Kind| {
+        let mut of_kind = addresses.iter().filter(|(has, _)| *has == kind);
+        of_kind.find_map(|(_, address)| address.tcp())
+    };
     let pattern = match config.sources.first() {
         Some(Source::Simulator(_)) => "sim.>",
         Some(Source::Ecg(_)) => "ecg.*",
@@ -89,19 +98,19 @@ fn announce(config: &Config, tcp: SocketAddr, http: SocketAddr, admin: Option<So
     };
     // As this program was called, so that the next step works as printed: `target/release/tickcast` after `cargo run`.
     let program = std::env::args().next().unwrap_or_else(|| "tickcast".into());
-    let encoded = pattern.replace('>', "%3E");
+    if let Some(tcp) = first(Kind::Native) {
+        text += &format!("next: {program} sub '{pattern}' --server {tcp}\n");
+    }
+    if let Some(http) = first(Kind::Http) {
+        let encoded = pattern.replace('>', "%3E");
+        text += &format!(
+            "or open http://{http}/ in a browser, or a WebSocket: ws://{http}/ws?topics={encoded}\n"
+        );
+    }
     let is_ecg = |source: &Source| matches!(source, Source::Ecg(_));
-    let process = match config.sources.iter().any(is_ecg) {
-        true => format!("\nand for the heart beats: {program} process ecg --server {tcp}"),
-        false => String::new(),
-    };
-    let admin = admin.map_or(String::new(), |address| format!(" admin={address}"));
+    if let Some(tcp) = first(Kind::Native).filter(|_| config.sources.iter().any(is_ecg)) {
+        text += &format!("and for the heart beats: {program} process ecg --server {tcp}\n");
+    }
     // A closed standard output must not end a server.
-    let _ = writeln!(
-        io::stdout().lock(),
-        "listening tcp={tcp} http={http}{admin} shards={}\n\
-         next: {program} sub '{pattern}' --server {tcp}\n\
-         or open http://{http}/ in a browser, or a WebSocket: ws://{http}/ws?topics={encoded}{process}",
-        config.shards
-    );
+    let _ = io::stdout().lock().write_all(text.as_bytes());
 }

@@ -1,10 +1,10 @@
 //! Starts the shards and the ingests, says where it listens, waits for a reason to stop, and stops in order.
 
+pub mod listening;
 pub mod reload;
 
 use std::{
     io::{self, Write},
-    net::SocketAddr,
     os::fd::OwnedFd,
     sync::{
         Arc,
@@ -18,7 +18,10 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement
 
 use crate::{
     clock,
-    config::{Config, SocketBounds, Source},
+    config::{
+        Config, Source,
+        listener::{Address, Kind},
+    },
     error::StartupError,
     limits::SHARDS_MAX,
     logging,
@@ -37,15 +40,18 @@ use crate::{
         systemd::{self, Feeder},
     },
     sources::{Lanes, StopFlag, ecg, replay, simulator},
-    supervisor::reload::{Reload, Reloader},
+    supervisor::{
+        listening::Opened,
+        reload::{Reload, Reloader},
+    },
     transport::desk::Desk,
     transport::{
         admission::{Gate, Shared},
-        driver::{Driver, Pacing},
+        driver::{Accepting, Driver, Pacing},
         handover::{Exchange, exchanges},
-        listener::{Listeners, listeners},
+        listener::Listening,
         stop::Stop,
-        uring::data_ring::{DataRing, Settings, eventfd},
+        uring::data_ring::{DataRing, ListenerId, Settings, eventfd},
     },
 };
 use tickcast_core::{
@@ -57,7 +63,7 @@ use tickcast_core::{
         counters::{Counter, Counters},
         latency::{self, Latency},
     },
-    shard::{ListenerKind, Shard, survey::ShardState},
+    shard::{Shard, survey::ShardState},
 };
 use tickcast_proto::ids::ShardId;
 
@@ -95,9 +101,6 @@ const PREEMPT_TIMER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Locked memory of a server that has just ended is given back late: attempts to make a data ring, and their pause.
 const RING_ATTEMPTS_MAX: u32 = 20;
 const RING_RETRY_NS: u64 = 100_000_000;
-/// A socket that nobody would accept from: who connects would wait for ever.
-const UNWANTED_ADMIN: &str = "\"admin\": there is no admin listener; leave out --no-admin (no_admin in the file), or disable \
-    the socket unit with that FileDescriptorName=";
 /// How often the log is asked whether it left out lines.
 const LOG_TURN_NS: u64 = 1_000_000_000;
 
@@ -122,16 +125,17 @@ struct Server {
 /// What shards answered, by shard, since the last question.
 type Latencies = Vec<Option<Box<Latency>>>;
 
-/// Serves until a signal, or until something that cannot be mended while running. `listening` is told the addresses
-/// in use, native, HTTP and the operator's, once every shard is ready. `passed`: sockets that go before the addresses.
-/// `reload` is what SIGHUP does; without it SIGHUP from a terminal is a signal to stop, and any other is only logged.
+/// Serves until a signal, or until something that cannot be mended while running. `announce` is called with the listeners'
+/// addresses, in the order of the configuration, once every shard is ready. `passed` sockets take precedence over
+/// addresses. `reload` is what SIGHUP does; without it SIGHUP from a terminal stops the server, and any other is only
+/// logged.
 ///
 /// # Errors
 /// A [`StartupError`]: what is wrong and how to mend it.
 pub fn run(
     config: &Config,
-    mut passed: Passed,
-    listening: impl FnOnce(SocketAddr, SocketAddr, Option<SocketAddr>),
+    passed: Passed,
+    announce: impl FnOnce(&[(Kind, Address)]),
     reload: Option<Reload>,
 ) -> Result<(), StartupError> {
     signals::block().map_err(|error| StartupError::Executor(error.to_string()))?;
@@ -142,30 +146,23 @@ pub fn run(
     let count = usize::from(config.shards) + config.sources.len();
     let counters: Vec<Arc<Counters>> = (0..count).map(|_| Arc::default()).collect();
     let (happened_in, happened) = channel();
-    // First, so that whoever asks during the start is told what it is at.
-    let admin = match config.admin {
-        None if passed.remove("admin").is_some() => return Err(StartupError::Passed(UNWANTED_ADMIN.into())),
-        None => None,
-        Some(address) => {
-            let bound = listeners("--admin", passed.remove("admin"), address, 1, SocketBounds::default())?;
-            Some(admin(config, bound, &counters, &happened_in)?)
-        }
-    };
+    let Opened { admin, clients, files, addresses } = listening::open(config, passed)?;
+    let admin = admin.map(|opened| start_admin(config, opened, &counters, &happened_in)).transpose()?;
     let set_stage = |stage| {
         if let Some(admin) = &admin {
             admin.set_stage(stage);
         }
     };
-    let native = listeners("--tcp", passed.remove("tcp"), config.tcp, config.shards, config.socket)?;
-    let http = listeners("--http", passed.remove("http"), config.http, config.shards, config.socket)?;
-    let (tcp, http_address) = (native.address, http.address);
     let reloader = Reloader::new(reload, config);
-    let (server, lanes) =
-        start(config, clients_max, (native, http), counters, (happened_in, happened), reloader)?;
+    let (server, lanes) = start(config, clients_max, clients, counters, (happened_in, happened), reloader)?;
     set_stage(Stage::Serving);
-    listening(tcp, http_address, admin.as_ref().map(Admin::address));
-    let ready = || systemd::ready(tcp, http_address, config.shards);
-    let drains = || {
+    announce(&addresses);
+    // `systemctl status` is for whoever looks for the clients' addresses.
+    let of_clients: Vec<_> = addresses.iter().filter(|(kind, _)| *kind != Kind::Admin).cloned().collect();
+    let ready = || systemd::ready(&listening::words(&of_clients, config.shards));
+    let drains = move || {
+        // While they still listen: another server may take the paths from here on.
+        drop(files);
         set_stage(Stage::Draining);
         systemd::stopping(config.drain_deadline_ns);
     };
@@ -173,9 +170,9 @@ pub fn run(
 }
 
 /// The operator's listener, which looks at these counters and asks the shards through the main thread.
-fn admin(
+fn start_admin(
     config: &Config,
-    listeners: Listeners,
+    listening: Listening,
     counters: &[Arc<Counters>],
     happened_in: &Sender<Happened>,
 ) -> Result<Admin, StartupError> {
@@ -188,18 +185,15 @@ fn admin(
         sources: sources.to_vec(),
         ask: Box::new(move |inquiry| drop(asked.send(Happened::Asked(inquiry)))),
     };
-    let listener =
-        listeners.sockets.into_iter().flatten().next().ok_or_else(|| io::Error::other("no listener"));
-    listener
-        .and_then(|listener| Admin::start(listeners.address, listener, sights))
-        .map_err(StartupError::Admin)
+    let socket = listening.sockets.into_iter().flatten().next().ok_or_else(|| io::Error::other("no socket"));
+    socket.and_then(|socket| Admin::start(listening.address, socket, sights)).map_err(StartupError::Admin)
 }
 
 /// Makes and starts the shards, and one set of lanes for each source.
 fn start(
     config: &Config,
     clients_max: usize,
-    (native, http): (Listeners, Listeners),
+    clients: Vec<Listening>,
     counters: Vec<Arc<Counters>>,
     (happened_in, happened): (Sender<Happened>, Receiver<Happened>),
     reloader: Reloader,
@@ -243,11 +237,17 @@ fn start(
     let shared = Shared::new(clients_max, config.clients_per_source_max);
     let exchanges = exchanges(&bells);
     let epoch = clock::realtime_ns();
-    let deals = [native.are_dealt(), http.are_dealt()].map(|dealt| dealt.then_some(config.shards));
-    let listeners = native.sockets.into_iter().zip(http.sockets);
-    let parts = eventfds.into_iter().zip(listeners).zip(meshes.into_iter().zip(bells));
+    let accepting: Vec<Accepting> = clients
+        .iter()
+        .filter_map(|listening| {
+            let dealt_to = listening.is_dealt().then_some(config.shards);
+            listening.kind.of_clients().map(|kind| Accepting::new(kind, dealt_to))
+        })
+        .collect();
+    let mut sockets: Vec<_> = clients.into_iter().map(|listening| listening.sockets.into_iter()).collect();
+    let parts = eventfds.into_iter().zip(meshes.into_iter().zip(bells));
     let parts = parts.zip(exchanges.into_iter().zip(inboxes));
-    for (index, (((eventfd, (native, http)), (mesh, bell)), (exchange, inbox))) in parts.enumerate() {
+    for (index, ((eventfd, (mesh, bell)), (exchange, inbox))) in parts.enumerate() {
         let id = ShardId(index as u16);
         let mut shard =
             Shard::new(id, config.shards, epoch, config.limits.clone(), server.counters[index].clone());
@@ -257,9 +257,8 @@ fn start(
             mesh,
             bell,
             eventfd,
-            native,
-            http,
-            deals,
+            sockets: sockets.iter_mut().map(|of_listener| of_listener.next().flatten()).collect(),
+            accepting: accepting.clone(),
             clients_max,
             stop: server.stop.clone(),
             gate: Gate::new(shared.clone(), config.accept_rate, config.shards),
@@ -306,9 +305,9 @@ struct Parts {
     mesh: Mesh,
     bell: Arc<Doorbell>,
     eventfd: OwnedFd,
-    native: Option<OwnedFd>,
-    http: Option<OwnedFd>,
-    deals: [Option<u16>; 2],
+    /// By [`ListenerId`]; `None` where another shard accepts.
+    sockets: Vec<Option<OwnedFd>>,
+    accepting: Vec<Accepting>,
     clients_max: usize,
     stop: Arc<Stop>,
     gate: Gate,
@@ -326,8 +325,7 @@ impl Parts {
             happened: self.happened.clone(),
             result: Err(io::Error::other("it panicked")),
         };
-        let listeners = [(ListenerKind::Native, self.native), (ListenerKind::Http, self.http)];
-        let ring = match make_ring(self.clients_max, &self.eventfd, listeners) {
+        let ring = match make_ring(self.clients_max, &self.eventfd, self.sockets) {
             Ok(ring) => ring,
             Err(error) => {
                 let _ = self.happened.send(Happened::Started(Err(error)));
@@ -345,7 +343,7 @@ impl Parts {
             self.gate,
             self.desk,
         );
-        (driver.pacing, driver.deals) = (self.pacing, self.deals);
+        (driver.pacing, driver.listeners) = (self.pacing, self.accepting);
         ended.result = driver.run().await.map(|latency| {
             let _ = self.happened.send(Happened::Latency(id, Box::new(latency)));
         });
@@ -353,11 +351,7 @@ impl Parts {
 }
 
 /// A data ring that accepts on these listeners, which it then owns.
-fn make_ring(
-    clients_max: usize,
-    doorbell: &OwnedFd,
-    listeners: [(ListenerKind, Option<OwnedFd>); 2],
-) -> io::Result<DataRing> {
+fn make_ring(clients_max: usize, doorbell: &OwnedFd, sockets: Vec<Option<OwnedFd>>) -> io::Result<DataRing> {
     let settings = Settings::for_slots(clients_max as u32);
     let mut attempts = 0;
     let mut ring = loop {
@@ -369,9 +363,9 @@ fn make_ring(
             result => break result?,
         }
     };
-    for (door, listener) in listeners {
-        if let Some(listener) = listener {
-            ring.accept(door, listener)?;
+    for (id, socket) in sockets.into_iter().enumerate() {
+        if let Some(socket) = socket {
+            ring.accept(ListenerId(id as u32), socket)?;
         }
     }
     Ok(ring)

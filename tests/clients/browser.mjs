@@ -1,10 +1,10 @@
-// browser.mjs: the page in a headless browser, for the tests and for screenshots: where the browser is, what the page logs
-// as an error, and waiting until something holds.
+// browser.mjs: opens the page in a headless browser for tests and screenshots, collects the errors it logs, and waits for
+// conditions.
 import { existsSync } from "node:fs";
 import { delimiter, join } from "node:path";
 import { chromium } from "playwright-core";
 
-/** How long anything is waited for. */
+/** Longest wait for anything. */
 export const GUARD_MS = 60_000;
 
 export function check(holds, what) {
@@ -13,7 +13,7 @@ export function check(holds, what) {
 
 export const say = (text) => process.stdout.write(`${text}\n`);
 
-/** The browser's program: Debian's or Chrome, or what `playwright-core install --no-shell chromium` has put down. */
+/** Path of the browser: Debian's Chromium, Chrome, or the one of `playwright-core install --no-shell chromium`. */
 export function findBrowser() {
   const folders = (process.env.PATH ?? "").split(delimiter);
   for (const name of ["chromium", "chromium-browser", "google-chrome"]) {
@@ -24,15 +24,15 @@ export function findBrowser() {
   return existsSync(own) ? own : undefined;
 }
 
-/** Starts the browser, without a program the one that is found. */
+/** Starts the browser, by default the one that `findBrowser` finds. */
 export function launch(executablePath = findBrowser()) {
-  check(executablePath !== undefined, "no Chromium here: apt-get install chromium, or run scripts/test.sh");
+  check(executablePath !== undefined, "Chromium not found: apt-get install chromium, or run scripts/test.sh");
   const args = ["--no-sandbox", "--disable-gpu"];
-  // With scroll bars, as people have them.
+  // With scroll bars, as users see them.
   return chromium.launch({ executablePath, args, ignoreDefaultArgs: ["--hide-scrollbars"] });
 }
 
-/** What a browser says of a server that is away is no error of the page. */
+/** Whether a message is about the connection: a server that is down is not an error of the page. */
 const isOfConnection = (text) => /WebSocket connection|ERR_CONNECTION|net::ERR/.test(text);
 
 /** A tab of its own with the page, not opened yet. `options` are playwright's for a context. */

@@ -1,5 +1,5 @@
-// echo.mjs URL SIZES: sends messages of many sizes and shapes, one after the other, and prints of each whether the
-// echo is the same, to the byte: "KIND SIZE FRAGMENTS same". Then "end".
+// echo.mjs URL SIZES: sends messages of many sizes and shapes one after the other, and prints for each whether the echo is
+// the same to the byte: "KIND SIZE FRAGMENTS same". Then "end".
 import WebSocket from "ws";
 
 const [url, sizeList] = process.argv.slice(2);
@@ -8,7 +8,7 @@ for (const size of sizeList.split(",").map(Number))
   for (const kind of ["text", "binary"])
     for (const fragments of [1, 3]) shapes.push({ kind, size, fragments });
 
-// Every byte value in binary; characters of one to four bytes in text, so that fragments cut within them.
+// Every byte value in binary; characters of one to four bytes in text, so that fragments split them.
 const binary = (size) => Buffer.from(Uint8Array.from({ length: size }, (_, at) => (at * 31 + (at >> 8)) & 0xff));
 const text = (size) => Buffer.from("aé漢🦀".repeat(Math.ceil(size / 10) + 1)).subarray(0, size - (size % 10));
 

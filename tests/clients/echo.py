@@ -1,4 +1,4 @@
-"""echo.py URL SIZES: as echo.mjs, with Python `websockets`."""
+"""echo.py URL SIZES: the same as echo.mjs with Python `websockets`."""
 
 import sys
 

@@ -1,21 +1,21 @@
-// edge.mjs: what page-edges.mjs and page-faults.mjs share: a page on a scripted server of its own, its clock, and a wave.
+// edge.mjs: shared by page-edges.mjs and page-faults.mjs: a page on a scripted server of its own, its clock, and a wave.
 import { open } from "./browser.mjs";
 import { announced, serve, tick } from "./scripted.mjs";
 
 const VIEWPORT = { width: 1280, height: 900 };
-/** The wave: 25 batches of 10 samples a second, if nothing else is said. */
+/** The default wave: 25 batches of 10 samples a second. */
 export const FS = 250;
 export const BATCH = 10;
 export const [INFO, WAVE, PARAMS, FIRST] = [1, 2, 3, 10];
 export const EPOCH = 7n;
 export const MS = 1_000_000n;
 
-/** Tells the test which of the server's marks (`isHeard`) this page has taken in. */
+/** Tells the test which of the server's marks (`isHeard`) this page has processed. */
 function hearMarks() {
   window.WebSocket = class extends WebSocket {
     constructor(...words) {
       super(...words);
-      // Before the page's own handler, and in one task with it: nobody looks in between.
+      // Runs before the page's own handler, in the same task, so nothing can observe the state in between.
       this.addEventListener("message", ({ data }) => {
         const end = new DataView(data, data.byteLength - 32);
         if (end.getUint16(8, true) === 200) window.marksHeard = end.getUint32(16, true);
@@ -24,7 +24,7 @@ function hearMarks() {
   };
 }
 
-/** A page that is opened on a server of its own; its clock goes on by itself until it is set. */
+/** Opens a page on a server of its own. Its clock runs until it is set. */
 export async function begin(browser, { isClockOurs = false, mute = 0, query = "" } = {}) {
   const script = await serve();
   script.mute = mute;
@@ -35,7 +35,7 @@ export async function begin(browser, { isClockOurs = false, mute = 0, query = ""
   return { tab, script };
 }
 
-/** The same, and it is live and has asked for a pattern. */
+/** Opens a page as above and waits until it is live and has subscribed to a pattern. */
 export async function start(browser, options, pattern = ">") {
   const edge = await begin(browser, options);
   await edge.script.isAsked(1, pattern);
@@ -43,7 +43,7 @@ export async function start(browser, options, pattern = ">") {
   return edge;
 }
 
-/** The page's clock stands still: time passes by `fastForward` alone. It is set on by less than counts as a sleep. */
+/** Stops the page's clock: only `fastForward` moves it. It is set forward by less than what counts as sleep. */
 export async function pause({ page }) {
   await page.clock.pauseAt((await page.evaluate(() => Date.now())) + 4_000);
 }
@@ -57,7 +57,7 @@ export async function finish({ tab, script }) {
 export const nowNs = () => BigInt(Date.now()) * MS;
 export const price = (value) => JSON.stringify({ price: value });
 
-/** Batches `[from, to)` of a wave that began at `startNs`: a slow sine. */
+/** Batches `[from, to)` of a slow sine wave that started at `startNs`. */
 export function batches(startNs, from, to, batch = BATCH) {
   return Array.from({ length: to - from }, (_, at) => {
     const sequence = from + at;

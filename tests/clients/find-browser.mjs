@@ -1,4 +1,4 @@
-// find-browser.mjs: prints the browser's program that the page is opened in; exit code 3 where there is none.
+// find-browser.mjs: prints the path of the browser; exit code 3 if there is none.
 import { findBrowser, say } from "./browser.mjs";
 
 const program = findBrowser();

@@ -1,5 +1,5 @@
-// scripted.mjs: a server that does with the page exactly what a test says: it serves the files of src/page/ and speaks
-// `tickcast.v1.rkyv`, written by the offsets of PROTOCOL.md.
+// scripted.mjs: a server that does to the page exactly what a test says. It serves the files of src/server/page/ and speaks
+// `tickcast.v1.rkyv`, encoded by the offsets of PROTOCOL.md.
 import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { WebSocketServer } from "ws";
@@ -11,10 +11,10 @@ const SUBSCRIBE = 2;
 const UNSUBSCRIBE = 3;
 const PING = 5;
 const UPDATE = 6;
-/** No kind of PROTOCOL.md: it marks the end of a message for `isHeard`. */
+/** A kind that PROTOCOL.md does not have: it marks the end of a message for `isHeard`. */
 const MARK = 200;
 const TYPES = { html: "text/html", css: "text/css", js: "text/javascript", svg: "image/svg+xml" };
-const FILES = new URL("../../src/page/", import.meta.url);
+const FILES = new URL("../../src/server/page/", import.meta.url);
 
 function frame(kind, { record = [], payload = "", sequence = 0, topicId = 0, flags = 0 }) {
   const body = Buffer.isBuffer(payload) ? payload : Buffer.from(payload);
@@ -47,13 +47,13 @@ export const tick = (topicId, sequence, payload, timeNs, { receiptNs = timeNs, i
   return frame(67, { topicId, sequence, payload, flags, record: [[8, timeNs], [8, receiptNs]] });
 };
 export const conflated = (topicId, from, to) => frame(71, { topicId, record: [[8, from], [8, to]] });
-/** An answer to a request that failed. */
+/** The answer to a failed request. */
 export const failure = (request, code, text) => frame(69, { payload: text, record: [[4, request], [2, code], [2, 0]] });
 export const gap = (topicId, from, to) => frame(72, { topicId, record: [[8, from], [8, to]] });
 const closing = (code, reason, afterMs) =>
   frame(70, { payload: reason, record: [[4, afterMs], [2, code], [2, 0]] });
 
-/** Listens on a free port of the loopback. */
+/** Listens on a free loopback port. */
 export async function serve() {
   const http = createServer(async (request, response) => {
     const { pathname } = new URL(request.url, "http://localhost");
@@ -81,11 +81,11 @@ async function until(holds, what) {
 
 class Script {
   url = "";
-  /** Connections so far. */
+  /** Number of connections so far. */
   connections = 0;
-  /** Of this connection: patterns asked for, with the ticks a second in thousandths, 0: all. */
+  /** Subscribed patterns of the current connection, with their rates in millihertz; 0: unlimited. */
   asked = new Map();
-  /** Says nothing to the HELLO of so many connections. */
+  /** Number of connections whose HELLO is not answered. */
   mute = 0;
   epoch = 7n;
   #http;
@@ -121,18 +121,18 @@ class Script {
     });
   }
 
-  /** Waits for the so-manieth connection. */
+  /** Waits for the n-th connection. */
   isConnected(connection) {
     return until(() => this.connections >= connection, `connection ${connection}`);
   }
 
-  /** Waits for a connection, the so-manieth, that has asked for a pattern. */
+  /** Waits until the n-th connection has subscribed to a pattern. */
   isAsked(connection, pattern) {
     const holds = () => this.connections >= connection && this.asked.has(pattern);
     return until(holds, `connection ${connection} asks for ${pattern}`);
   }
 
-  /** Waits until the connection asks for nothing any more. */
+  /** Waits until the connection has unsubscribed from everything. */
   isAskedForNothing() {
     return until(() => this.asked.size === 0, "nothing is asked for");
   }
@@ -143,17 +143,17 @@ class Script {
     this.#socket.send(Buffer.concat([...frames, frame(MARK, { sequence: this.#marks })]));
   }
 
-  /** Waits until a tab whose clock is ours has taken in all that was sent. */
+  /** Waits until a tab with a controlled clock has processed everything that was sent. */
   isHeard(tab) {
     return tab.until((marks) => window.marksHeard === marks, this.#marks);
   }
 
-  /** Waits until the connection asks for a pattern at a rate. */
+  /** Waits until the connection subscribes to a pattern at a rate. */
   isPaced(pattern, rate) {
     return until(() => this.asked.get(pattern) === rate, `${pattern} is asked for at ${rate}`);
   }
 
-  /** Says goodbye, as PROTOCOL.md has it: CLOSING, then the close frame. */
+  /** Closes as PROTOCOL.md says: CLOSING, then the close frame. */
   close(code, reason, afterMs) {
     this.#socket.send(closing(code, reason, afterMs));
     this.#socket.close(code === 3001 ? 1001 : code, reason);

@@ -1,8 +1,8 @@
 """slow.py URL PATTERN COUNT EVERY: a conflating reader that takes one message while another client gets EVERY ticks.
 
-Prints, of the slow one, a line a tick (topic TAB sequence TAB base64 of the payload) and a line a notice (the word
-conflated TAB topic TAB from TAB to), "remaining N" before the ticks that it takes once the other has all COUNT, "end" last.
-The slow one's receive buffer is as small as the kernel makes it, and the library keeps one message.
+Prints for the slow client one line per tick (topic TAB sequence TAB base64 of the payload) and per announced range (the word
+conflated TAB topic TAB from TAB to), then "remaining N", the number of ticks it still got once the other had all COUNT, and
+finally "end". The slow client's receive buffer is as small as the kernel allows, and the library buffers one message.
 """
 
 import base64
@@ -29,7 +29,7 @@ def subscribe(client, **options):
 
 
 def ticks(client):
-    """The ticks of the next message, its other objects printed."""
+    """The ticks of the next message. Prints its other objects."""
     for text in wire.objects(client.recv()):
         if (parts := wire.tick(text)) is not None:
             yield parts
@@ -42,7 +42,7 @@ def ticks(client):
 
 
 def take_slowly():
-    """Takes messages up to one with a tick."""
+    """Reads messages up to one with a tick."""
     while not (found := list(ticks(slow))):
         pass
     for topic, sequence, payload in found:

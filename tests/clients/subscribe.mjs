@@ -1,7 +1,7 @@
-// subscribe.mjs URL rkyv|json|raw PATTERNS COUNT: prints what npm `ws` gets, for the integration tests to compare.
+// subscribe.mjs URL rkyv|json|raw PATTERNS COUNT: prints what npm `ws` receives, for the integration tests to compare.
 //
-// "ready" once every pattern is acknowledged (raw: once open), one line a tick (topic TAB sequence TAB base64 of the
-// payload's bytes as received), "closing CODE" and "closed CODE" when the server ends it, "end" last.
+// It prints "ready" once every pattern is acknowledged (raw: once open), one line per tick (topic TAB sequence TAB base64 of the
+// payload as received), "closing CODE" and "closed CODE" when the server closes, and finally "end".
 import WebSocket from "ws";
 import { framesOf, ticksOfJson } from "./wire.mjs";
 

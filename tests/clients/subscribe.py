@@ -1,4 +1,4 @@
-"""subscribe.py URL rkyv|json|raw PATTERNS COUNT: prints what Python `websockets` gets, as subscribe.mjs does."""
+"""subscribe.py URL rkyv|json|raw PATTERNS COUNT: prints what Python `websockets` receives, as subscribe.mjs does."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-// The wire as PROTOCOL.md describes it, by offsets and by text.
+// The wire format of PROTOCOL.md, by offsets and by text.
 
 /** The frames of a binary message. */
 export function framesOf(data) {
@@ -10,7 +10,7 @@ export function framesOf(data) {
     const payloadLength = data.readUInt32LE(at + 12);
     if (data.readUInt16LE(at + 4) !== 0x6374 || data.readUInt8(at + 6) !== 1) throw new Error("magic or version");
     if (length !== Math.ceil((32 + stride + payloadLength) / 16) * 16) throw new Error("frame_len");
-    if (at + length > data.length) throw new Error("a frame reaches past its message");
+    if (at + length > data.length) throw new Error("a frame extends past its message");
     frames.push({
       kind: data.readUInt16LE(at + 8),
       sequence: data.readBigUInt64LE(at + 16),
@@ -23,7 +23,7 @@ export function framesOf(data) {
   return frames;
 }
 
-/** The texts of the objects in a message: itself, or the elements of an array, without parsing them. */
+/** The texts of a message's objects, unparsed: the message itself, or the elements of an array. */
 function objectsOf(text) {
   if (!text.startsWith("[")) return [text];
   const objects = [];
@@ -46,7 +46,7 @@ function objectsOf(text) {
 
 const TICK = /^\{"topic":("(?:[^"\\]|\\.)*"),"seq":(\d+),"ts":\d+(,"encoding":"base64")?,"data":/;
 
-/** The messages of a text: ticks with their payload's bytes as they came, others parsed. */
+/** The messages in a text: ticks with their payload's bytes as received, others parsed. */
 export function ticksOfJson(text) {
   return objectsOf(text).map((object) => {
     const head = TICK.exec(object);

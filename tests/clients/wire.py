@@ -1,4 +1,4 @@
-"""The wire as PROTOCOL.md describes it, by offsets and by text."""
+"""The wire format of PROTOCOL.md, by offsets and by text."""
 
 import base64
 import json
@@ -33,7 +33,7 @@ def subscribe(pattern):
 
 
 def objects(text):
-    """The texts of the objects in a message: itself, or the elements of an array, without parsing them."""
+    """The texts of a message's objects, unparsed: the message itself, or the elements of an array."""
     if not text.startswith("["):
         return [text]
     found, depth, start, at = [], 0, 0, 0
@@ -56,7 +56,7 @@ def objects(text):
 
 
 def tick(text):
-    """A tick's topic, sequence and payload's bytes as they came; None for another message."""
+    """A tick's topic, sequence and payload as received; None for another message."""
     head = TICK.match(text)
     if head is None:
         return None

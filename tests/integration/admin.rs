@@ -1,5 +1,5 @@
-//! The admin listener of a real server: every path of it, while it serves and while it stops, under many requests at once,
-//! and closing a session.
+//! The admin listener of a real server: every path, while the server serves and drains, under many requests at once, and
+//! closing a session.
 
 use std::{fs, net::SocketAddr, path::Path, thread};
 
@@ -8,18 +8,27 @@ use crate::harness::{
     collector::{Collector, barrier, connect, publish},
     eventually,
     frames::{self, Raw},
-    http::{get, request},
+    http::{get, get_of_all_shards, request},
     raw::Peer,
     say,
 };
 use tickcast::limits::ADMIN_ROWS_MAX;
 use tickcast_proto::WireFormat;
 
+/// Whether the server knows peers' addresses and round trips: it needs the descriptor of a registered file, which Linux
+/// hands out from 6.8 on.
+fn kernel_knows_addresses() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>());
+    let mut number = || numbers.next().unwrap().unwrap();
+    (number(), number()) >= (6, 8)
+}
+
 fn admin(server: &Server) -> SocketAddr {
     server.admin.expect("there is an admin listener")
 }
 
-/// The value of a sample, by its name and labels as they stand in the text.
+/// The value of a sample, found by its name and labels as printed.
 pub fn sample(metrics: &str, name: &str) -> f64 {
     let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).parse().unwrap()
@@ -44,7 +53,7 @@ fn metrics_count_what_the_clients_saw() {
     }
     barrier(&mut publisher);
     collector.wait_for(100);
-    let answer = get(admin, "/metrics");
+    let answer = get_of_all_shards(admin, "/metrics");
     assert!(
         answer.head.to_lowercase().contains("content-type: text/plain; version=0.0.4"),
         "{}",
@@ -63,14 +72,14 @@ fn metrics_count_what_the_clients_saw() {
     }
     let all = "le=\"+Inf\"} ";
     let samples = metrics.lines().filter(|line| line.starts_with("tickcast_latency_seconds_bucket"));
-    assert_eq!(samples.filter(|line| line.contains(all)).count(), 4, "two latencies of two shards");
+    assert_eq!(samples.filter(|line| line.contains(all)).count(), 4, "two latencies for each of two shards");
     collector.finish();
     drop(publisher);
     server.stop_cleanly();
 }
 
 #[test]
-fn every_path_answers_with_what_there_is() {
+fn every_path_answers_with_the_servers_state() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2"]);
     let admin = admin(&server);
@@ -88,10 +97,10 @@ fn every_path_answers_with_what_there_is() {
     barrier(&mut publisher);
     collector.wait_for(4);
     eventually("all are sequenced", || {
-        sum(&get(admin, "/metrics").body, "tickcast_ticks_sequenced_total") == 7.0
+        sum(&get_of_all_shards(admin, "/metrics").body, "tickcast_ticks_sequenced_total") == 7.0
     });
 
-    let topics = get(admin, "/v1/topics?limit=2").json();
+    let topics = get_of_all_shards(admin, "/v1/topics?limit=2").json();
     assert_eq!(topics["topics"].as_array().unwrap().len(), 2, "{topics}");
     let first = &topics["topics"][0];
     assert_eq!(
@@ -99,14 +108,14 @@ fn every_path_answers_with_what_there_is() {
         (&"c.x".into(), &3.into(), &0.into())
     );
     assert_eq!(topics["topics"][1]["topic"], "a.x");
-    let found = get(admin, "/v1/topics?prefix=a.&sort=newest").json();
+    let found = get_of_all_shards(admin, "/v1/topics?prefix=a.&sort=newest").json();
     let mut names: Vec<&str> =
         found["topics"].as_array().unwrap().iter().map(|topic| topic["topic"].as_str().unwrap()).collect();
     names.sort_unstable();
     assert_eq!(names, ["a.x", "a.y"]);
     assert!(found["topics"].as_array().unwrap().iter().all(|topic| topic["sessions"] == 2), "{found}");
 
-    let sessions = get(admin, "/v1/sessions?sort=topics").json();
+    let sessions = get_of_all_shards(admin, "/v1/sessions?sort=topics").json();
     let sessions = sessions["sessions"].as_array().unwrap();
     assert_eq!(sessions.len(), 3, "{sessions:?}");
     assert_eq!(sessions[0]["topics"], 3, "{sessions:?}");
@@ -114,23 +123,22 @@ fn every_path_answers_with_what_there_is() {
     let named = sessions.iter().find(|session| session["identity"] == "desk 7").unwrap();
     assert_eq!((&named["encoding"], &named["state"]), (&"rkyv".into(), &"open".into()));
     let address = named["address"].as_str();
-    if address.is_none() {
-        say(
-            "addresses and round trips are not checked: the kernel gives no descriptor back (before Linux 6.8)",
-        );
-    } else {
-        assert_eq!(address, Some(&*peer.stream.local_addr().unwrap().to_string()));
-        assert!(sessions.iter().all(|session| session["rtt_us"].is_u64()), "{sessions:?}");
-    }
-    assert_eq!(get(admin, "/v1/sessions?limit=1").json()["sessions"].as_array().unwrap().len(), 1);
+    let own = peer.stream.local_addr().unwrap().to_string();
+    assert_eq!(address, kernel_knows_addresses().then_some(&*own));
+    let has_rtt = |session: &serde_json::Value| session["rtt_us"].is_u64() == kernel_knows_addresses();
+    assert!(sessions.iter().all(has_rtt), "{sessions:?}");
+    assert_eq!(
+        get_of_all_shards(admin, "/v1/sessions?limit=1").json()["sessions"].as_array().unwrap().len(),
+        1
+    );
 
-    let shards = get(admin, "/v1/shards").json();
+    let shards = get_of_all_shards(admin, "/v1/shards").json();
     assert_eq!(shards["stage"], "serving");
     assert!(
         shards["start_seconds"].as_f64().unwrap() > 0.0 && shards["uptime_seconds"].as_f64().unwrap() > 0.0
     );
-    // The same in each answer: `tickcast top` knows a server by it.
-    assert_eq!(shards["start_seconds"], get(admin, "/v1/shards").json()["start_seconds"]);
+    // Constant across answers: `tickcast top` identifies a server by it.
+    assert_eq!(shards["start_seconds"], get_of_all_shards(admin, "/v1/shards").json()["start_seconds"]);
     assert_eq!(shards["unanswered"], serde_json::json!([]));
     let of_shards = shards["shards"].as_array().unwrap();
     let sequenced = |shard: &serde_json::Value| shard["counters"]["ticks_sequenced"].as_u64().unwrap();
@@ -138,10 +146,10 @@ fn every_path_answers_with_what_there_is() {
     let topics = |shard: &serde_json::Value| shard["state"]["topics"].as_u64().unwrap();
     assert_eq!(of_shards.iter().map(topics).sum::<u64>(), 4);
 
-    let latency = get(admin, "/v1/latency").json();
+    let latency = get_of_all_shards(admin, "/v1/latency").json();
     let samples = latency["all"]["sequenced"]["samples"].as_u64().unwrap();
     assert!((1..=7).contains(&samples), "{latency}");
-    let text = get(admin, "/v1/latency?format=hgrm&until=sequenced").body;
+    let text = get_of_all_shards(admin, "/v1/latency?format=hgrm&until=sequenced").body;
     assert!(text.contains(&format!("Total count    = {samples:>12}")), "{text}");
     collector.finish();
     drop((peer, publisher));
@@ -149,18 +157,17 @@ fn every_path_answers_with_what_there_is() {
 }
 
 #[test]
-fn a_session_is_closed_by_its_id_with_3503_and_the_others_live_on() {
+fn a_session_is_closed_by_its_id_with_3503_and_the_others_stay_open() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2"]);
     let admin = admin(&server);
     let (mut closed, mut other) = (Peer::native(server.tcp), Peer::native(server.tcp));
-    let sessions = get(admin, "/v1/sessions?sort=newest").json()["sessions"].as_array().unwrap().clone();
-    // By address where it is known; both are alike otherwise.
+    let sessions =
+        get_of_all_shards(admin, "/v1/sessions?sort=newest").json()["sessions"].as_array().unwrap().clone();
+    // Found by address where that is known; otherwise either of the two will do.
     let own = closed.stream.local_addr().unwrap().to_string();
     let found = sessions.iter().find(|session| session["address"] == *own);
-    if found.is_none() {
-        say("which of two is closed is not checked: the kernel gives no descriptor back (before Linux 6.8)");
-    }
+    assert_eq!(found.is_some(), kernel_knows_addresses());
     let id = found.unwrap_or(&sessions[0])["id"].as_str().unwrap().to_owned();
     let path = format!("/v1/sessions/{id}");
     assert_eq!(request(admin, "GET", &path).status, 405);
@@ -178,7 +185,7 @@ fn a_session_is_closed_by_its_id_with_3503_and_the_others_live_on() {
     drop(closed);
     other.send(&Raw::ping(7).bytes());
     assert_eq!(other.frame().unwrap().token(), 7);
-    eventually("it is forgotten", || request(admin, "DELETE", &path).status == 404);
+    eventually("the session id is unknown", || request(admin, "DELETE", &path).status == 404);
     drop(other);
     let stopped = server.stop_cleanly();
     assert_eq!(stopped.total("closed_by_operator"), 1);
@@ -214,7 +221,7 @@ fn a_thousand_requests_at_once_are_all_answered_or_refused_and_a_subscriber_gets
     });
     say(&format!("{REQUESTS} requests at once: {answered} answered, {refused} refused"));
     assert_eq!(answered + refused, REQUESTS);
-    assert!(answered >= REQUESTS / 6, "what asks no shard is always answered");
+    assert!(answered >= REQUESTS / 6, "requests that ask no shard are always answered");
     assert_eq!(get(admin, "/readyz").status, 200);
     collector.finish().assert_no_gap("while asked");
     drop(publisher);
@@ -222,30 +229,30 @@ fn a_thousand_requests_at_once_are_all_answered_or_refused_and_a_subscriber_gets
 }
 
 #[test]
-fn while_the_server_stops_it_says_so_and_still_answers() {
+fn the_listener_reports_a_drain_and_still_answers() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2", "--drain-deadline-ms", "60000"]);
     let admin = admin(&server);
-    // It never closes its side, so the drain waits for it.
+    // The peer never closes its side, so the drain waits for it.
     let peer = Peer::native(server.tcp);
     server.terminate();
-    eventually("it drains", || request(admin, "GET", "/readyz").status == 503);
+    eventually("the server drains", || request(admin, "GET", "/readyz").status == 503);
     let ready = request(admin, "GET", "/readyz").json();
     assert_eq!(ready["reason"], "draining");
     assert_eq!(get(admin, "/healthz").json()["alive"], true);
     let metrics = get(admin, "/metrics").body;
     assert_eq!(sample(&metrics, "tickcast_stage{stage=\"draining\"}"), 1.0);
     eventually("its session ends", || {
-        let sessions = get(admin, "/v1/sessions").json();
+        let sessions = request(admin, "GET", "/v1/sessions").json();
         sessions["sessions"].as_array().unwrap().iter().any(|session| session["state"] == "ending")
     });
-    let shards = get(admin, "/v1/shards").json();
+    let shards = request(admin, "GET", "/v1/shards").json();
     assert_eq!(shards["stage"], "draining");
     drop(peer);
     server.wait().assert_clean();
 }
 
-/// A server's threads whose names begin so: the cores that each may run on, and its nice value.
+/// Allowed cores and nice value of each thread of the server whose name starts with `name`.
 fn threads(server: &Server, name: &str) -> Vec<(String, i32)> {
     let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
     let read = |folder: &Path, file: &str| fs::read_to_string(folder.join(file)).unwrap();
@@ -253,7 +260,7 @@ fn threads(server: &Server, name: &str) -> Vec<(String, i32)> {
     let seen = named.map(|task| {
         let status = read(&task, "status");
         let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
-        // proc(5): nice is the 19th field, the 17th behind the name.
+        // proc(5): nice is the 19th field, the 17th after the name.
         let stat = read(&task, "stat");
         let nice = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().parse().unwrap();
         (cores.trim().to_owned(), nice)
@@ -261,27 +268,33 @@ fn threads(server: &Server, name: &str) -> Vec<(String, i32)> {
     seen.collect()
 }
 
+/// Core and nice value of each shard's thread. Each shard has a second thread, for blocking calls, which is not pinned.
+fn pinned(server: &Server) -> Vec<(usize, i32)> {
+    let of_shards = threads(server, "shard").into_iter();
+    of_shards.filter_map(|(cores, nice)| Some((cores.parse().ok()?, nice))).collect()
+}
+
 #[test]
-fn the_listener_keeps_off_the_shards_cores_or_gives_way_on_them() {
+fn the_listener_gives_way_where_every_core_has_a_shard() {
     let _machine = beside_others();
-    // Beside each shard's thread there is one for blocking calls, which has no core of its own.
-    let pinned = |server: &Server| -> Vec<(usize, i32)> {
-        let of_shards = threads(server, "shard").into_iter();
-        of_shards.filter_map(|(cores, nice)| Some((cores.parse().ok()?, nice))).collect()
-    };
-    // On every core there is.
     let server = Server::start(&[]);
-    // Once it answers it has made way.
+    // The listener has set its nice value before it answers.
+    get(admin(&server), "/healthz");
+    let of_shards = pinned(&server);
+    assert_eq!(threads(&server, "admin").iter().map(|thread| thread.1).collect::<Vec<_>>(), [19]);
+    assert!(of_shards.iter().all(|thread| thread.1 == of_shards[0].1), "{of_shards:?}");
+    server.stop_cleanly();
+}
+
+#[test]
+fn the_listener_keeps_off_the_shards_cores_where_others_are_free() {
+    let _machine = beside_others();
+    let server = Server::start(&[]);
     get(admin(&server), "/healthz");
     let of_shards = pinned(&server);
     let (first, nice) = of_shards[0];
-    assert_eq!(threads(&server, "admin").iter().map(|thread| thread.1).collect::<Vec<_>>(), [19]);
-    assert!(of_shards.iter().all(|thread| thread.1 == nice), "{of_shards:?}");
     server.stop_cleanly();
-    if of_shards.len() == 1 {
-        say("one core: there is none that a shard could leave free");
-        return;
-    }
+    assert!(of_shards.len() > 1, "this test needs two cores");
     let server = Server::start(&["--cores", &first.to_string()]);
     get(admin(&server), "/healthz");
     assert_eq!(pinned(&server), [(first, nice)]);
@@ -296,7 +309,7 @@ fn the_listener_keeps_off_the_shards_cores_or_gives_way_on_them() {
 }
 
 #[test]
-fn a_server_without_the_listener_says_nothing_of_it() {
+fn a_server_without_the_listener_announces_none() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "1", "--no-admin"]);
     assert_eq!(server.admin, None);
@@ -304,14 +317,15 @@ fn a_server_without_the_listener_says_nothing_of_it() {
 }
 
 #[test]
-fn rows_are_chosen_among_all_sessions_and_never_more_than_a_thousand() {
+fn rows_come_from_all_sessions_and_never_exceed_a_thousand() {
     const PEERS: usize = ADMIN_ROWS_MAX + 200;
     let _machine = alone();
     crate::harness::processes::raise_descriptor_limit();
     let server = Server::start(&["--shards", "2"]);
     let admin = admin(&server);
     let peers: Vec<Peer> = (0..PEERS).map(|_| Peer::native(server.tcp)).collect();
-    let sessions = get(admin, &format!("/v1/sessions?limit={ADMIN_ROWS_MAX}&sort=newest")).json();
+    let sessions =
+        get_of_all_shards(admin, &format!("/v1/sessions?limit={ADMIN_ROWS_MAX}&sort=newest")).json();
     assert_eq!(sessions["sessions"].as_array().unwrap().len(), ADMIN_ROWS_MAX);
     assert_eq!(request(admin, "GET", "/v1/sessions?limit=1001").status, 400);
     drop(peers);

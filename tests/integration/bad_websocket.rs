@@ -1,5 +1,5 @@
-//! WebSocket peers that break RFC 6455 or the protocol above it: each gets its close code or its error, nobody else
-//! notices.
+//! WebSocket peers that break RFC 6455 or the protocol above it: each gets its close code or error, and nobody else is
+//! affected.
 
 use crate::{
     bad_native::Bystander,
@@ -13,11 +13,11 @@ use crate::{
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use tickcast_proto::WireFormat;
 
-/// Default of `frame_bytes_max`, and the longest WebSocket message that goes with it.
+/// Default of `frame_bytes_max`, and the longest WebSocket message that it allows.
 const FRAME_BYTES_MAX: usize = 256 << 10;
 const MESSAGE_BYTES_MAX: usize = FRAME_BYTES_MAX / 3 * 4 + (4 << 10);
 
-/// What a peer in `encoding` sends, and the close code that answers it.
+/// A violation in one encoding: the bytes sent and the expected close code.
 struct Case {
     name: &'static str,
     encoding: &'static str,
@@ -88,7 +88,7 @@ fn broken() -> Vec<Case> {
     ]
 }
 
-/// The code of the CLOSING before the close frame, in the encoding's words.
+/// The code of the CLOSING message that precedes the close frame.
 fn closing_code(encoding: &str, message: &Message) -> u16 {
     if encoding == "json" {
         let text: serde_json::Value = serde_json::from_str(message.text()).unwrap();
@@ -103,7 +103,7 @@ fn closing_code(encoding: &str, message: &Message) -> u16 {
 }
 
 #[test]
-fn a_websocket_peer_that_breaks_the_protocol_gets_its_close_code_and_is_closed_alone() {
+fn a_websocket_peer_that_breaks_the_protocol_gets_its_close_code_and_only_it_is_closed() {
     let _machine = beside_others();
     let server = Server::start(&[]);
     let mut bystander = Bystander::watch(&server);
@@ -121,7 +121,7 @@ fn a_websocket_peer_that_breaks_the_protocol_gets_its_close_code_and_is_closed_a
             closing = Some(closing_code(case.encoding, &message));
         };
         assert_eq!(close.close_code(), case.code, "{}: {:?}", case.name, close);
-        // A peer's own close frame is answered by a close frame alone.
+        // A peer's own close frame is answered without CLOSING.
         assert!(closing.is_none_or(|code| code == case.code), "{}: {closing:?}", case.name);
         assert!(std::str::from_utf8(&close.payload[2..]).is_ok(), "{}", case.name);
         assert_eq!(peer.message(), None, "{}: the close frame is the last", case.name);
@@ -132,7 +132,7 @@ fn a_websocket_peer_that_breaks_the_protocol_gets_its_close_code_and_is_closed_a
 }
 
 #[test]
-fn a_json_request_that_cannot_be_read_is_answered_and_the_session_lives_on() {
+fn an_invalid_json_request_is_answered_and_the_session_stays_open() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "1"]);
     let mut peer = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
@@ -173,7 +173,7 @@ fn a_json_request_that_cannot_be_read_is_answered_and_the_session_lives_on() {
         let (op, got_id, got_code) = (&answer["op"], &answer["id"], &answer["code"]);
         assert_eq!((op, got_id, got_code), (&"error".into(), &id.into(), &code.into()), "{request}: {text}");
     }
-    // One bad pattern of several: the others hold.
+    // One bad pattern among several: the others are accepted.
     peer.send_text(r#"{"op":"subscribe","id":8,"topics":["a","a..b","c"]}"#);
     let answers: Vec<String> = (0..3).map(|_| peer.text()).collect();
     assert_eq!(answers.iter().filter(|text| text.contains(r#""op":"subscribed","id":8"#)).count(), 2);
@@ -241,7 +241,7 @@ fn control_frames_between_fragments_are_answered_and_the_request_is_whole() {
 }
 
 #[test]
-fn messages_in_fragments_of_many_clients_of_one_shard_do_not_mix() {
+fn fragmented_messages_of_many_clients_do_not_mix() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "1"]);
     let connect = || Peer::websocket(server.http, "/ws", "tickcast.v1.json");
@@ -252,13 +252,13 @@ fn messages_in_fragments_of_many_clients_of_one_shard_do_not_mix() {
     one.send(&masked(0x01, &first[..9]));
     other.send(&masked(0x01, &second[..7]));
     for token in 300..310 {
-        // Whole messages, between the fragments of others, and control frames among those.
+        // Whole messages and control frames between the fragments of other messages.
         whole.send(&masked(0x81, &ping(token)));
         assert_eq!(whole.text(), pong(token));
         one.send(&masked(0x80 | raw::PING, b"between"));
         assert_eq!(one.message().unwrap(), Message { opcode: raw::PONG, payload: b"between".to_vec() });
     }
-    // Who leaves within a message, breaks the protocol or closes leaves nothing behind.
+    // A client that leaves within a message, breaks the protocol or closes leaves nothing behind.
     let (mut gone, mut broken, mut closed) = (connect(), connect(), connect());
     gone.send(&masked(0x01, b"half a mess"));
     drop(gone);

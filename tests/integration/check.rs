@@ -1,4 +1,4 @@
-//! `tickcast check`: what it says of the machine that runs the tests, and how it ends.
+//! `tickcast check` on the machine that runs the tests: output and exit status.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ fn tool() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning/tickcast-tune")
 }
 
-/// Its standard output, and its standard error.
+/// Standard output and standard error.
 fn said(output: &Output) -> (String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     (text(&output.stdout), text(&output.stderr))
@@ -26,13 +26,13 @@ fn check(command: &mut Command) -> Output {
     command.env_remove("TICKCAST_TUNE").stdin(Stdio::null()).output().unwrap()
 }
 
-/// The program in a folder of its own, beside which there is no tool.
+/// The program in a folder of its own, without tickcast-tune beside it.
 fn alone(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("check-{name}/bin"));
     fs::create_dir_all(&folder).unwrap();
     let program = folder.join("tickcast");
     let _ = fs::remove_file(&program);
-    // Not a link by name: that would lead back to where the program lies.
+    // Not a symbolic link: that would resolve to the folder with the tool.
     fs::hard_link(env!("CARGO_BIN_EXE_tickcast"), &program)
         .or_else(|_| fs::copy(env!("CARGO_BIN_EXE_tickcast"), &program).map(drop))
         .unwrap();
@@ -62,14 +62,14 @@ fn every_item_is_a_line_of_json_and_the_server_has_what_it_requires() {
             "{name}"
         );
     }
-    // What the tool says is passed on as it is.
+    // Items of tickcast-tune are passed on unchanged.
     let somaxconn = &items["net.core.somaxconn"];
     assert_eq!((&somaxconn["required"], &somaxconn["wanted"]), (&false.into(), &"at least 65535".into()));
     assert!(items.len() > 20, "{out}");
 }
 
 #[test]
-fn a_person_reads_a_table() {
+fn the_default_output_is_a_table() {
     let _machine = beside_others();
     let output = check(tickcast().args(["check", "--tune"]).arg(tool()));
     let (out, errors) = said(&output);
@@ -79,7 +79,7 @@ fn a_person_reads_a_table() {
     let column = head.find("REASON").unwrap();
     assert!(head.starts_with("ITEM "), "{head}");
     for line in lines.by_ref().take_while(|line| !line.is_empty()) {
-        // A reason stands below the others, after a gap.
+        // Reasons are aligned, and at least one blank precedes them.
         assert_eq!(line.as_bytes()[column - 1], b' ', "{line}");
         assert_ne!(line.as_bytes()[column], b' ', "{line}");
     }
@@ -87,7 +87,7 @@ fn a_person_reads_a_table() {
 }
 
 #[test]
-fn without_the_tool_it_says_its_own_part_and_how_to_get_it() {
+fn without_the_tool_it_reports_its_own_checks_and_how_to_get_it() {
     let _machine = beside_others();
     let output = check(Command::new(alone("without")).arg("check"));
     let (out, _) = said(&output);
@@ -96,15 +96,15 @@ fn without_the_tool_it_says_its_own_part_and_how_to_get_it() {
 }
 
 #[test]
-fn a_tool_that_is_installed_beside_it_is_found_and_one_that_fails_is_told() {
+fn a_tool_installed_beside_it_is_found_and_a_failing_one_is_reported() {
     let _machine = beside_others();
     let program = alone("beside");
     let prefix = program.parent().unwrap().parent().unwrap();
     let installed = prefix.join("lib/tickcast/tuning/tickcast-tune");
     fs::create_dir_all(installed.parent().unwrap()).unwrap();
-    // 1: something could be set. It names nothing.
+    // Exit status 1 without items: something could be set.
     fs::write(&installed, "#!/bin/sh\nexit 1\n").unwrap();
-    // One that others may write to would not be taken.
+    // A tool that others can write to is not run.
     for path in installed.ancestors().take_while(|path| path.starts_with(prefix)) {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
@@ -126,7 +126,7 @@ fn a_tool_that_is_installed_beside_it_is_found_and_one_that_fails_is_told() {
 }
 
 #[test]
-fn what_the_server_requires_and_has_not_is_named_and_the_exit_status_says_so() {
+fn a_missing_requirement_is_named_and_sets_the_exit_status() {
     let _machine = beside_others();
     for (limit, missing) in [("ulimit -l 64", "RLIMIT_MEMLOCK"), ("ulimit -n 100", "RLIMIT_NOFILE")] {
         let script = format!("{limit} && exec \"$0\" check");
@@ -141,7 +141,7 @@ fn what_the_server_requires_and_has_not_is_named_and_the_exit_status_says_so() {
 }
 
 #[test]
-fn what_was_typed_wrong_ends_with_2() {
+fn usage_errors_exit_with_2() {
     let _machine = beside_others();
     for (arguments, part) in [
         (&["check", "--tune", "/nowhere/tool"][..], "--tune /nowhere/tool: there is no program"),

@@ -1,16 +1,16 @@
-//! A heart served by the real binary, its beats found by the real processor, and read by a subscriber.
+//! An ECG served by the real binary, its beats detected by the real processor and read by a subscriber.
 
 use std::{
     fs, io,
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
 };
 
 use crate::harness::{
-    FREE_PORTS, Log, Server, beside_others, collector::Collector, processes::end, say, tickcast,
+    FREE_PORTS, Log, Server, beside_others, collector::Collector, data, processes::end, tickcast,
     wait_for_exit,
 };
 use nix::{
@@ -21,17 +21,7 @@ use serde_json::Value;
 use tickcast_ecg::{annotation, info::Info};
 use tickcast_proto::WireFormat;
 
-/// The cardiologists' record, or `None`, said on standard error, where it is not there.
-fn record_100() -> Option<PathBuf> {
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data/ecg/100.hea");
-    if !file.is_file() {
-        say(&format!("a synthetic heart, for want of {}", file.display()));
-        return None;
-    }
-    Some(file)
-}
-
-/// A running `tickcast process ecg --json`. Ended, by its pid, when dropped.
+/// A running `tickcast process ecg --json`, killed on drop.
 struct Processor {
     child: Child,
     log: Log,
@@ -46,7 +36,7 @@ impl Processor {
         Processor { child, log }
     }
 
-    /// SIGINT: all that it said.
+    /// Sends SIGINT and returns its output.
     fn interrupt(mut self) -> Vec<Value> {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT).unwrap();
         assert_eq!(wait_for_exit(&mut self.child), Some(0), "{}", self.log.text());
@@ -71,11 +61,10 @@ fn json(collector: &Collector, topic: &str) -> Vec<Value> {
 }
 
 #[test]
-fn beats_of_a_served_heart_arrive_on_ecg_params() {
+fn beats_of_a_served_record_arrive_on_ecg_params() {
     let _machine = beside_others();
-    let record = record_100();
-    let source = record.as_ref().map_or("synthetic", |file| file.to_str().unwrap());
-    let server = Server::start(&["--shards", "2", "--ecg", source]);
+    let record = data("ecg/made.hea");
+    let server = Server::start(&["--shards", "2", "--ecg", record.to_str().unwrap()]);
     let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &["ecg.*"]);
     let processor = Processor::start(server.tcp);
     collector.wait_until("five beats and a rate", |got| {
@@ -110,11 +99,9 @@ fn beats_of_a_served_heart_arrive_on_ecg_params() {
     }
     let bpm = params.iter().find_map(|tick| tick["bpm"].as_f64()).unwrap();
     assert!((60.0..90.0).contains(&bpm), "{bpm}");
-    if let Some(file) = record {
-        let expert = annotation::load(&file.with_extension("atr")).unwrap();
-        let is_theirs = |at: &u64| expert.iter().any(|a| a.is_beat() && a.at_frame.abs_diff(*at) <= 10);
-        assert!(at.iter().all(is_theirs), "the cardiologists' beats: {at:?}");
-    }
+    let annotations = annotation::load(&record.with_extension("atr")).unwrap();
+    let is_annotated = |at: &u64| annotations.iter().any(|a| a.is_beat() && a.at_frame.abs_diff(*at) <= 10);
+    assert!(at.iter().all(is_annotated), "not an annotated beat: {at:?}");
 
     let said = processor.interrupt();
     assert_eq!(of(&said, "wave").count(), 1);
@@ -124,7 +111,7 @@ fn beats_of_a_served_heart_arrive_on_ecg_params() {
     server.stop_cleanly();
 }
 
-/// A way to a server that can be cut.
+/// A proxy in front of a server, whose connections can be cut.
 struct Way {
     address: SocketAddr,
     open: Arc<Mutex<Vec<TcpStream>>>,
@@ -135,7 +122,7 @@ impl Way {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let way = Way { address: listener.local_addr().unwrap(), open: Arc::default() };
         let open = way.open.clone();
-        // Ends with the process of the tests.
+        // Runs until the test process ends.
         thread::spawn(move || {
             for near in listener.incoming() {
                 let (near, Ok(far)) = (near.unwrap(), TcpStream::connect(server)) else { return };
@@ -155,7 +142,7 @@ impl Way {
 }
 
 #[test]
-fn a_processor_whose_connection_is_cut_comes_back_and_no_sample_is_missing() {
+fn a_processor_reconnects_after_a_cut_and_misses_no_sample() {
     let _machine = beside_others();
     let server = Server::start(&["--ecg", "synthetic", "--ecg-bpm", "200"]);
     let way = Way::to(server.tcp);
@@ -169,7 +156,7 @@ fn a_processor_whose_connection_is_cut_comes_back_and_no_sample_is_missing() {
     let said = processor.interrupt();
     assert_eq!(of(&said, "disconnected").count(), 1, "{said:?}");
     assert_eq!(of(&said, "gap").count() + of(&said, "lost").count(), 0, "{said:?}");
-    // The server still had what was missed: every beat but the first has the one before.
+    // Nothing was missed: every beat but the first has an interval to the one before.
     assert_eq!(of(&said, "beat").filter(|beat| beat["rr_ms"].is_null()).count(), 1, "{said:?}");
     server.stop_cleanly();
 }
@@ -183,7 +170,7 @@ fn run(command: &mut Command) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_record_that_cannot_be_read_is_an_error_at_the_start_with_file_line_and_remedy() {
+fn an_unreadable_record_fails_the_start_with_file_line_and_remedy() {
     let _machine = beside_others();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ecg");
     fs::create_dir_all(&folder).unwrap();

@@ -1,4 +1,4 @@
-//! `/echo`: every message back, byte-exact, through the same codec and data ring as the stream.
+//! `/echo`: every message comes back byte-exact, through the same codec and data ring as the stream.
 
 use crate::harness::{
     Server, beside_others,
@@ -6,7 +6,7 @@ use crate::harness::{
     raw::{BINARY, CLOSE, Message, PING, PONG, Peer, TEXT, header, masked},
 };
 
-/// Around every change of the header's form and of the buffers' sizes, up to the largest message.
+/// Message sizes around every change of header format and buffer size, up to the largest message.
 const SIZES: [usize; 12] = [0, 1, 125, 126, 127, 4_095, 4_096, 65_535, 65_536, 100_000, 1 << 20, 16 << 20];
 
 fn echoes_byte_exact(library: Library) {
@@ -38,7 +38,7 @@ fn python_websockets_gets_every_message_back() {
 }
 
 #[test]
-fn echoes_keep_their_order_among_fragments_and_pings_and_end_at_the_largest_message() {
+fn echoes_keep_their_order_among_fragments_and_pings_up_to_the_largest_message() {
     let _machine = beside_others();
     let server = Server::start(&["--debug-echo"]);
     let mut peer = Peer::websocket(server.http, "/echo", "");
@@ -49,7 +49,7 @@ fn echoes_keep_their_order_among_fragments_and_pings_and_end_at_the_largest_mess
         sent.extend(masked(0x80 | PING, &n.to_be_bytes()));
         sent.extend(masked(0x80, " and half".as_bytes()));
     }
-    // Sent by another thread: the server stops reading from a peer that does not read its echoes.
+    // On a thread of its own: the server stops reading from a peer that does not read its echoes.
     let mut writer = peer.stream.try_clone().unwrap();
     let writing = std::thread::spawn(move || std::io::Write::write_all(&mut writer, &sent).unwrap());
     for n in 0..500usize {
@@ -63,7 +63,7 @@ fn echoes_keep_their_order_among_fragments_and_pings_and_end_at_the_largest_mess
         }
     }
     writing.join().unwrap();
-    // One byte more than the largest, announced only.
+    // The header of a message one byte too long.
     peer.send(&[&header(0x82, 0x80, (16 << 20) + 1)[..], &[0; 4]].concat());
     let close = peer.message().unwrap();
     assert_eq!((close.opcode, close.close_code()), (CLOSE, 1009));

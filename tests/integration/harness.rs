@@ -15,7 +15,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Condvar, Mutex},
     thread,
@@ -30,38 +30,42 @@ use nix::{
 pub use machine::{alone, beside_others, forget, register};
 pub use processes::wait_for_exit;
 
-/// Options for ports that nobody else has.
+/// Options that bind free ports.
 pub const FREE_PORTS: [&str; 6] = ["--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
-/// How long anything is waited for before the test is declared hung.
-pub const GUARD: Duration = Duration::from_secs(90);
-/// Pause between two looks at something that has no event to wait for.
+/// Options with room for everything that a test publishes, so that no client is closed for being slow, however long a busy
+/// machine keeps it from reading.
+pub const LOSSLESS: [&str; 6] =
+    ["--outbox-bytes-max", "67108864", "--egress-log-bytes", "134217728", "--stall-deadline-ms", "600000"];
+/// Longest wait for anything before the test fails as hung.
+pub const GUARD: Duration = Duration::from_secs(180);
+/// Polling interval for conditions without an event to wait for.
 pub const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// Looks until `done`, at most [`GUARD`] long.
+/// Polls until `done`, at most [`GUARD`] long.
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < GUARD, "waited in vain: {what}");
+        assert!(start.elapsed() < GUARD, "timed out waiting for: {what}");
         thread::sleep(LOOK_AGAIN);
     }
 }
 
-/// Writes a line to standard error: not with eprintln, whose words the test runner keeps to itself when a test passes.
+/// Writes a line to standard error. Not eprintln: the test runner captures its output when a test passes.
 pub fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// The recorded market data, or `None`, said on standard error, where it is not there.
-pub fn market_capture() -> Option<PathBuf> {
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data/market/coinbase.ndjson");
-    if !file.is_file() {
-        say(&format!("skipped, for want of {}", file.display()));
-        return None;
-    }
-    Some(file)
+/// A file of `tests/data`.
+pub fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
 
-/// What a process wrote to a pipe, as it comes.
+/// The synthetic market capture: 4,000 ticks of 28 topics.
+pub fn market_capture() -> PathBuf {
+    data("market.ndjson")
+}
+
+/// A process's output, collected as it arrives.
 #[derive(Clone, Default)]
 pub struct Log(Arc<(Mutex<Written>, Condvar)>);
 
@@ -72,7 +76,7 @@ struct Written {
 }
 
 impl Log {
-    /// Collects from a pipe, on a thread of its own, until its end.
+    /// Collects from a pipe until its end, on a thread of its own.
     pub fn collect(pipe: impl std::io::Read + Send + 'static) -> Log {
         let log = Log::default();
         let (shared, mut reader) = (log.clone(), BufReader::new(pipe));
@@ -94,18 +98,18 @@ impl Log {
         log
     }
 
-    /// All so far.
+    /// The text so far.
     pub fn text(&self) -> String {
         self.0.0.lock().unwrap().text.clone()
     }
 
-    /// All of it, once the process has ended.
+    /// Waits for the end of the process and returns the whole text.
     pub fn whole(&self) -> String {
         self.wait_until("the end", |written| written.ended);
         self.text()
     }
 
-    /// Waits until it holds `part`.
+    /// Waits until the text contains `part`.
     pub fn wait_for(&self, part: &str) {
         self.wait_until(&format!("{part:?}"), |written| written.text.contains(part));
     }
@@ -115,18 +119,18 @@ impl Log {
         let guard = written.lock().unwrap();
         let (written, _) =
             grown.wait_timeout_while(guard, GUARD, |written| !done(written) && !written.ended).unwrap();
-        assert!(done(&written), "{what} did not come:\n{}", written.text);
+        assert!(done(&written), "{what} did not arrive:\n{}", written.text);
     }
 }
 
-/// A running `tickcast serve`. Ended, by its pid, when dropped.
+/// A running `tickcast serve`, killed on drop.
 pub struct Server {
     child: Child,
     /// Native address.
     pub tcp: SocketAddr,
     /// HTTP address.
     pub http: SocketAddr,
-    /// The operator's address, unless there is none.
+    /// Address of the admin listener, if there is one.
     pub admin: Option<SocketAddr>,
     /// Its standard error.
     pub log: Log,
@@ -141,14 +145,14 @@ pub struct Stopped {
 }
 
 impl Stopped {
-    /// A total it logged; 0 for one it did not.
+    /// A logged total; 0 if it was not logged.
     pub fn total(&self, counter: &str) -> u64 {
         let before = format!("total {counter} ");
         let line = self.log.lines().find_map(|line| line.split_once(&before).map(|(_, rest)| rest));
         line.map_or(0, |rest| rest.split(' ').next().unwrap().parse().unwrap())
     }
 
-    /// Asserts that it ended well, with no session left behind.
+    /// Asserts exit code 0 and no session left.
     pub fn assert_clean(&self) {
         assert_eq!(self.code, Some(0), "exit code; log:\n{}", self.log);
         assert_eq!(self.total("sessions_open"), 0, "sessions left; log:\n{}", self.log);
@@ -156,7 +160,7 @@ impl Stopped {
     }
 }
 
-/// The command, free of settings from the environment.
+/// The command, without settings from the environment.
 pub fn tickcast() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tickcast"));
     for name in ENVIRONMENT {
@@ -165,7 +169,7 @@ pub fn tickcast() -> Command {
     command
 }
 
-/// What of the environment the command heeds: its options, and what a service manager sets.
+/// Environment variables that the command reads: its options, and those of a service manager.
 const ENVIRONMENT: [&str; 14] = [
     "TICKCAST_CORES",
     "TICKCAST_TCP",
@@ -183,7 +187,7 @@ const ENVIRONMENT: [&str; 14] = [
     "LISTEN_FDNAMES",
 ];
 
-/// The command, started by a shell that does `first` and then becomes it: for what is only known then (`$$`).
+/// The command, started by a shell that runs `first` and then execs it, so that `$$` is its pid.
 pub fn tickcast_after(first: &str) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("{first} \"$@\""), "sh", env!("CARGO_BIN_EXE_tickcast")]);
@@ -204,7 +208,7 @@ impl Server {
         Server::start_command(tickcast().env("RUST_LOG", level), options)
     }
 
-    /// Starts it as a prepared command, on free ports, with exactly these options.
+    /// Starts a prepared command on free ports with exactly these options.
     pub fn start_command(command: &mut Command, options: &[&str]) -> Server {
         Server::start_on("127.0.0.1:0", command, Stdio::null(), options)
     }
@@ -214,7 +218,7 @@ impl Server {
         Server::start_on("127.0.0.1:0", command, input, options)
     }
 
-    /// The same on an address for HTTP: one that another server has left, so that its clients find this one.
+    /// [`Server::start_with_input`] on a given HTTP address, so that clients of a previous server find this one.
     pub fn start_on(http: &str, command: &mut Command, input: Stdio, options: &[&str]) -> Server {
         let mut child = command
             .args(["serve", "--tcp", "127.0.0.1:0", "--http", http, "--admin", "127.0.0.1:0"])
@@ -229,7 +233,7 @@ impl Server {
         let mut line = String::new();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         stdout.read_line(&mut line).unwrap();
-        // Read on, so that the server never writes into a closed pipe.
+        // Drained, so that the server never writes into a closed pipe.
         thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
         let word = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name));
         let admin = word("admin=").map(|word| word.parse().unwrap());
@@ -245,7 +249,7 @@ impl Server {
         Server { child, tcp, http, admin, log }
     }
 
-    /// Its process.
+    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -255,28 +259,27 @@ impl Server {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
     }
 
-    /// Waits until it has ended by itself or by a signal.
+    /// Waits until it has exited.
     pub fn wait(mut self) -> Stopped {
         machine::forget(self.pid());
         let code = wait_for_exit(&mut self.child);
         Stopped { code, log: self.log.whole() }
     }
 
-    /// SIGTERM, then waits.
+    /// Sends SIGTERM and waits.
     pub fn stop(self) -> Stopped {
         self.terminate();
         self.wait()
     }
 
-    /// SIGTERM, waits, and asserts a clean end.
+    /// Sends SIGTERM, waits and asserts a clean exit.
     pub fn stop_cleanly(self) -> Stopped {
         let stopped = self.stop();
         stopped.assert_clean();
         stopped
     }
 
-    /// Open descriptors. Clients' sockets are registered files of a ring and not among them: see
-    /// [`Server::connections`].
+    /// Open descriptors. Clients' sockets are registered files of a ring and not counted: see [`Server::connections`].
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
@@ -286,7 +289,7 @@ impl Server {
         processes::rss_bytes(self.pid())
     }
 
-    /// Sockets on its two ports that have not ended on the server's side: connected, or waiting for a close of ours.
+    /// Sockets on its two ports that the server has not finished with: connected, or waiting for the client's close.
     pub fn connections(&self) -> usize {
         let ports = [self.tcp, self.http].map(|address| format!(":{:04X}", address.port()));
         let table = fs::read_to_string("/proc/net/tcp").unwrap();

@@ -1,5 +1,4 @@
-//! Heartbeats against the real binary: the dead are reaped, the idle are kept, and a server that was stopped keeps
-//! everybody.
+//! Heartbeats of the real binary: dead peers are reaped, idle ones stay connected, and a suspended server keeps its clients.
 
 use std::{thread, time::Duration};
 
@@ -18,9 +17,9 @@ use nix::{
 use tickcast_client::Client;
 use tickcast_proto::WireFormat;
 
-/// Often, and with a time-out that no client misses on a busy machine.
+/// Frequent pings, with a timeout that no client misses on a busy machine.
 const PATIENT: [&str; 4] = ["--ping-interval-ms", "200", "--ping-timeout-ms", "20000"];
-/// As often, for peers that are dead.
+/// Frequent pings with a short timeout, for dead peers.
 const SHORT: [&str; 4] = ["--ping-interval-ms", "200", "--ping-timeout-ms", "1000"];
 
 fn answer(peer: &mut Peer) {
@@ -30,16 +29,18 @@ fn answer(peer: &mut Peer) {
 }
 
 #[test]
-fn peers_that_neither_read_nor_write_are_reaped_and_their_places_are_free_again() {
+fn dead_peers_are_reaped_and_their_slots_are_freed() {
     let _machine = beside_others();
     let options = [&["--no-sim", "--max-clients", "3"], &SHORT[..]].concat();
     let server = Server::start_logging("tickcast=debug", &options);
     let _native = Peer::native(server.tcp);
     let _websocket = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
     let _raw = Peer::websocket(server.http, "/ws?topics=t", "tickcast.v1.raw");
-    eventually("all are closed", || server.log.text().matches("ends: no answer to a ping").count() == 3);
+    eventually("all three are closed", || {
+        server.log.text().matches("ends: no answer to a ping").count() == 3
+    });
     let address = address(&server, WireFormat::TCP_NATIVE);
-    eventually("there is room for another", || Client::connect_to(&address).is_ok());
+    eventually("a slot is free", || Client::connect_to(&address).is_ok());
     assert_eq!(server.stop_cleanly().total("closed_heartbeat_timeout"), 3);
 }
 
@@ -62,10 +63,13 @@ fn a_peer_that_reads_and_does_not_answer_is_told_3011() {
 }
 
 #[test]
-fn a_dead_peer_whose_socket_is_full_is_reaped_before_its_outbox_is() {
+fn a_dead_peer_with_a_full_socket_is_reaped_before_its_outbox_overflows() {
     let _machine = beside_others();
     let room = ["--outbox-bytes-max", "67108864", "--egress-log-bytes", "134217728"];
-    let server = Server::start_logging("tickcast=debug", &[&["--no-sim"], &room[..], &SHORT[..]].concat());
+    // The timeout also applies to the publisher, which is silent while it waits for the barrier.
+    let heartbeat = ["--ping-interval-ms", "200", "--ping-timeout-ms", "5000"];
+    let options = [&["--no-sim"], &room[..], &heartbeat].concat();
+    let server = Server::start_logging("tickcast=debug", &options);
     let mut peer = Peer::connect_with_small_window(server.tcp);
     peer.send(&Raw::request(frames::HELLO, 1, b"dead").bytes());
     peer.send(&Raw::request(frames::SUBSCRIBE, 2, b"t").bytes());
@@ -84,7 +88,7 @@ fn a_dead_peer_whose_socket_is_full_is_reaped_before_its_outbox_is() {
 }
 
 #[test]
-fn idle_clients_of_every_kind_that_answer_are_kept() {
+fn idle_clients_of_every_kind_that_answer_stay_connected() {
     let _machine = beside_others();
     let server = Server::start(&PATIENT);
     let encodings = [
@@ -97,7 +101,7 @@ fn idle_clients_of_every_kind_that_answer_are_kept() {
     let externals = [Library::Ws, Library::Websockets]
         .map(|library| External::subscribe(library, &server, "json", "t", 1));
     externals.iter().for_each(External::wait_until_ready);
-    // A raw peer sees the pings: when it has answered some, so have the others.
+    // The raw peer sees the pings: by the time it has answered some, so have the others.
     let mut peer = Peer::native(server.tcp);
     (0..5).for_each(|_| answer(&mut peer));
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
@@ -118,22 +122,23 @@ fn idle_clients_of_every_kind_that_answer_are_kept() {
 }
 
 #[test]
-fn a_server_that_was_stopped_for_longer_than_the_time_out_keeps_its_clients() {
+fn a_server_suspended_for_longer_than_the_timeout_keeps_its_clients() {
     let _machine = beside_others();
-    let server = Server::start(&["--ping-interval-ms", "200", "--ping-timeout-ms", "4000"]);
+    let server = Server::start(&["--ping-interval-ms", "200", "--ping-timeout-ms", "10000"]);
     let encodings = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_JSON];
     let collectors = encodings.map(|encoding| Collector::start(&server, encoding, &["t"]));
     let mut native = Peer::native(server.tcp);
     let mut websocket = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
-    // Stopped while pings are on their way.
+    // Suspended with pings on their way.
     assert_eq!(websocket.any_message().unwrap().opcode, PING);
     answer(&mut native);
     let pid = Pid::from_raw(server.pid() as i32);
     kill(pid, Signal::SIGSTOP).unwrap();
     websocket.send(&masked(0x80 | PONG, b""));
-    thread::sleep(Duration::from_millis(4_600));
+    // There is no event to wait for: the server must be suspended for longer than the timeout.
+    thread::sleep(Duration::from_millis(11_000));
     kill(pid, Signal::SIGCONT).unwrap();
-    // Two more heartbeats each, and everybody is still there.
+    // Two more heartbeats each: everybody is still connected.
     (0..2).for_each(|_| answer(&mut native));
     for _ in 0..2 {
         assert_eq!(websocket.any_message().unwrap().opcode, PING);
@@ -151,7 +156,7 @@ fn a_server_that_was_stopped_for_longer_than_the_time_out_keeps_its_clients() {
 }
 
 #[test]
-fn each_client_is_told_when_to_come_back() {
+fn each_client_is_told_when_to_reconnect() {
     let _machine = beside_others();
     let server = Server::start(&["--reconnect-spread-ms", "1000000000"]);
     let mut natives: Vec<Peer> = (0..5).map(|_| Peer::native(server.tcp)).collect();

@@ -1,4 +1,4 @@
-//! Clients that say who they are: served by one shard whichever accepted them, and replaced by a newer one if so asked.
+//! Clients with an identity: one shard serves them whichever accepted them, and a newer connection can replace the older.
 
 use std::{collections::HashSet, thread};
 
@@ -13,14 +13,15 @@ use crate::harness::{
 use tickcast_client::{Client, ConnectOptions};
 use tickcast_proto::WireFormat;
 
-const SHARDS: [&str; 2] = ["--shards", "4"];
+/// With time for every handshake on a busy machine.
+const SHARDS: [&str; 4] = ["--shards", "4", "--handshake-deadline-ms", "600000"];
 
 fn hello(identity: &[u8]) -> Vec<u8> {
     let record = [&1u32.to_le_bytes()[..], &(identity.len() as u16).to_le_bytes(), &[0; 2]].concat();
     Raw::new(frames::HELLO, &record, &[identity, b"raw"].concat()).bytes()
 }
 
-/// A native session of an identity that has been welcomed.
+/// A native session with an identity, after WELCOME.
 fn native(server: &Server, identity: &str) -> Peer {
     let mut peer = Peer::connect(server.tcp);
     peer.send(&hello(identity.as_bytes()));
@@ -34,7 +35,7 @@ fn assert_answers(peer: &mut Peer, token: u64) {
 }
 
 #[test]
-fn connections_of_one_identity_meet_on_one_shard_with_what_they_sent_along() {
+fn connections_of_one_identity_share_a_shard_and_keep_their_early_requests() {
     let _machine = beside_others();
     let server = Server::start(&SHARDS);
     drop(native(&server, "first"));
@@ -50,17 +51,17 @@ fn connections_of_one_identity_meet_on_one_shard_with_what_they_sent_along() {
     let path = "/ws?client=k%C3%A4se%20%26%20co&topics=t";
     for (native, websocket) in natives.iter_mut().zip(&mut websockets) {
         native.send(&opening);
-        // A masked close frame would end it: a ping comes along instead.
+        // A ping follows the handshake in the same write.
         let ping = [0x89, 0x80, 0, 0, 0, 0];
         websocket.send(&[upgrade_request(path, "tickcast.v1.json").as_bytes(), &ping].concat());
     }
-    // A session's number holds a count of its shard's: unique within a shard, used again on another.
+    // A session id contains a per-shard count: unique within a shard, repeated on others.
     let mut sessions = HashSet::new();
     for peer in &mut natives {
         let welcome = peer.frame().unwrap();
         assert_eq!(welcome.kind, frames::WELCOME);
         sessions.insert(u64::from_le_bytes(welcome.record[8..16].try_into().unwrap()) >> 32);
-        // The subscription goes live a moment after the ping is answered, or before.
+        // SUBSCRIBED and PONG may come in either order.
         let kinds = [peer.frame().unwrap().kind, peer.frame().unwrap().kind];
         assert!(kinds.contains(&frames::SUBSCRIBED) && kinds.contains(&frames::PONG), "{kinds:?}");
     }
@@ -87,7 +88,7 @@ fn connections_of_one_identity_meet_on_one_shard_with_what_they_sent_along() {
     eventually("descriptors are back at the baseline", || server.descriptors() == baseline);
     let stopped = server.stop_cleanly();
     let everybody = 2 * EACH as u64 + 2;
-    assert_eq!(stopped.total("sessions_accepted"), everybody, "nobody is counted twice");
+    assert_eq!(stopped.total("sessions_accepted"), everybody, "no session is counted twice");
     assert_eq!(stopped.total("closed_by_peer") + stopped.total("closed_transport"), everybody);
     assert!((1..everybody).contains(&stopped.total("sessions_handed_over")));
 }
@@ -135,7 +136,7 @@ fn an_opening_that_comes_byte_by_byte_is_handed_over_whole() {
 }
 
 #[test]
-fn what_comes_while_a_connection_changes_shards_arrives_in_order() {
+fn bytes_that_arrive_during_a_handover_stay_in_order() {
     let _machine = beside_others();
     let server = Server::start(&SHARDS);
     let clients: Vec<_> = (0..8)
@@ -144,7 +145,7 @@ fn what_comes_while_a_connection_changes_shards_arrives_in_order() {
             thread::spawn(move || {
                 let mut peer = Peer::connect(tcp);
                 peer.send(&hello(format!("client-{n}").as_bytes()));
-                // Many writes behind the first, while it is read, decided about and moved.
+                // Many writes follow the first while the connection is read, placed and moved.
                 (0..2_000).for_each(|token| peer.send(&Raw::ping(token).bytes()));
                 assert_eq!(peer.frame().unwrap().kind, frames::WELCOME);
                 (0..2_000).for_each(|token| assert_eq!(peer.frame().unwrap().token(), token));
@@ -156,7 +157,7 @@ fn what_comes_while_a_connection_changes_shards_arrives_in_order() {
 }
 
 #[test]
-fn clients_of_other_makers_and_the_client_library_are_served_by_their_identity() {
+fn third_party_clients_and_the_client_library_are_placed_by_identity() {
     let _machine = beside_others();
     let server = Server::start(&SHARDS);
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
@@ -192,7 +193,7 @@ fn clients_of_other_makers_and_the_client_library_are_served_by_their_identity()
 }
 
 #[test]
-fn a_newer_connection_replaces_the_older_one_whichever_door_and_shard_it_came_through() {
+fn a_newer_connection_replaces_the_older_one_whichever_listener_and_shard_accepted_it() {
     let _machine = beside_others();
     let server = Server::start(&[&SHARDS[..], &["--identity-conflict", "replace"]].concat());
     let mut bystander = native(&server, "somebody else");
@@ -228,7 +229,7 @@ fn a_newer_connection_replaces_the_older_one_whichever_door_and_shard_it_came_th
 }
 
 #[test]
-fn connections_of_one_identity_are_all_served_where_that_is_allowed() {
+fn several_connections_of_one_identity_are_served_by_default() {
     let _machine = beside_others();
     let server = Server::start(&SHARDS);
     let mut peers: Vec<Peer> = (0..10).map(|_| native(&server, "me")).collect();
@@ -255,7 +256,7 @@ fn identities_that_break_a_rule_are_refused_by_name() {
         let closing = peer.frame().unwrap();
         assert_eq!((closing.kind, closing.code()), (frames::CLOSING, 1002), "{closing:?}");
     }
-    // What fits exactly is served.
+    // The longest identity is accepted.
     let mut peer = native(&server, &long[..255]);
     assert_answers(&mut peer, 7);
     drop(peer);
@@ -265,8 +266,8 @@ fn identities_that_break_a_rule_are_refused_by_name() {
 #[test]
 fn more_connections_at_once_than_a_ring_holds_all_come_through() {
     let _machine = beside_others();
-    let server = Server::start(&["--shards", "2"]);
-    // Connected first, and then heard all at once.
+    let server = Server::start(&["--shards", "2", "--handshake-deadline-ms", "600000"]);
+    // All are connected before any sends HELLO.
     let mut peers: Vec<Peer> = (0..600).map(|_| Peer::connect(server.tcp)).collect();
     eventually("all are accepted", || server.connections() == peers.len());
     peers.iter_mut().for_each(|peer| peer.send(&hello(b"one and the same")));
@@ -278,7 +279,7 @@ fn more_connections_at_once_than_a_ring_holds_all_come_through() {
 }
 
 #[test]
-fn a_server_that_stops_while_connections_change_shards_leaves_none_behind() {
+fn a_stop_during_handovers_leaves_no_connection_behind() {
     let _machine = beside_others();
     let server = Server::start(&SHARDS);
     let clients: Vec<_> = (0..6)
@@ -289,7 +290,7 @@ fn a_server_that_stops_while_connections_change_shards_leaves_none_behind() {
                     let Ok(stream) = std::net::TcpStream::connect(tcp) else { return };
                     let mut peer = Peer { stream, buffer: Vec::new() };
                     peer.send_as_far_as_it_goes(&hello(format!("{thread}.{n}").as_bytes()));
-                    // Every third goes without waiting for an answer.
+                    // Every third leaves without waiting for an answer.
                     if n % 3 != 0 && peer.frame().is_none_or(|frame| frame.kind == frames::CLOSING) {
                         return;
                     }

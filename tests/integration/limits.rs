@@ -1,4 +1,4 @@
-//! Each limit refuses with its own code, is counted, and touches nobody who is within it.
+//! Each limit refuses with its own code, is counted, and does not affect clients within it.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -17,7 +17,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use socket2::{Domain, Socket, Type};
 use tickcast_client::Client;
 
-/// Reads a refusal through one of the two doors: its code, and its words.
+/// Reads a refusal from either listener: code and text.
 fn refusal(peer: &mut Peer, native: bool) -> (u16, String) {
     if native {
         let closing = peer.frame().unwrap();
@@ -32,7 +32,7 @@ fn refusal(peer: &mut Peer, native: bool) -> (u16, String) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), text.to_owned())
 }
 
-/// Connects from an address of this machine, and asks to be let in; a refused peer has sent that too.
+/// Connects from a local address and sends the opening, which a refusal does not wait for.
 fn knock(server: &Server, from: &str, native: bool) -> Peer {
     let address: SocketAddr = if native { server.tcp } else { server.http };
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -56,7 +56,7 @@ fn assert_served(peer: &mut Peer, native: bool) {
 }
 
 #[test]
-fn connections_past_max_clients_are_told_503_or_3504_and_the_others_served() {
+fn connections_beyond_max_clients_get_503_or_3504_and_the_others_are_served() {
     let _machine = beside_others();
     let server = Server::start(&["--max-clients", "5", "--shards", "2"]);
     let mut peers: Vec<_> = (0..5).map(|_| Peer::native(server.tcp)).collect();
@@ -72,7 +72,7 @@ fn connections_past_max_clients_are_told_503_or_3504_and_the_others_served() {
         peer.send(&Raw::ping(token).bytes());
         assert_eq!(peer.frame().unwrap().token(), token);
     }
-    // A place that becomes free is given to the next.
+    // A slot that is freed goes to the next connection.
     peers.pop();
     eventually("another is served", || {
         knock(&server, "127.0.0.1", true).frame().unwrap().kind == frames::WELCOME
@@ -84,12 +84,12 @@ fn connections_past_max_clients_are_told_503_or_3504_and_the_others_served() {
 }
 
 #[test]
-fn refused_sockets_are_given_back() {
+fn refused_connections_release_their_descriptors() {
     let _machine = beside_others();
     let server = Server::start(&["--max-clients", "1", "--shards", "2"]);
     let peer = Peer::native(server.tcp);
     let baseline = server.descriptors();
-    // These read and close; the others neither read nor close, and are let go all the same.
+    // These read and close. The silent ones below do neither, and are released all the same.
     for round in 0..100 {
         refusal(&mut knock(&server, "127.0.0.1", round % 2 == 0), round % 2 == 0);
     }
@@ -100,7 +100,7 @@ fn refused_sockets_are_given_back() {
 }
 
 #[test]
-fn an_address_with_as_many_connections_as_it_may_is_told_429_or_3504_and_others_are_served() {
+fn an_address_at_its_connection_limit_gets_429_or_3504_and_others_are_served() {
     let _machine = beside_others();
     let server = Server::start(&["--max-clients-per-source", "3", "--shards", "4"]);
     let mut held: Vec<Peer> = (0..3)
@@ -132,7 +132,7 @@ fn an_address_with_as_many_connections_as_it_may_is_told_429_or_3504_and_others_
 }
 
 #[test]
-fn connections_that_come_too_fast_are_told_429_or_3504_and_later_ones_are_served() {
+fn connections_beyond_the_accept_rate_get_429_or_3504_and_later_ones_are_served() {
     let _machine = beside_others();
     let server = Server::start(&["--accept-rate", "1", "--shards", "1"]);
     let start = Instant::now();
@@ -154,7 +154,7 @@ fn connections_that_come_too_fast_are_told_429_or_3504_and_later_ones_are_served
         };
         served += u64::from(is_served);
     }
-    // One at once, and one for each second that has passed, however long this machine took.
+    // One at once, and one for each second that has passed, however long that was.
     assert!((1..=2 + start.elapsed().as_secs()).contains(&served), "{served} served");
     eventually("another is served", || {
         knock(&server, "127.0.0.1", true).frame().unwrap().kind == frames::WELCOME
@@ -165,7 +165,7 @@ fn connections_that_come_too_fast_are_told_429_or_3504_and_later_ones_are_served
 }
 
 #[test]
-fn a_session_that_publishes_too_fast_is_told_109_and_a_raw_one_closed() {
+fn a_session_that_publishes_too_fast_gets_109_and_a_raw_one_is_closed() {
     let _machine = beside_others();
     let server = Server::start(&["--publish-rate", "2", "--shards", "2"]);
     let mut peer = Peer::native(server.tcp);
@@ -183,7 +183,7 @@ fn a_session_that_publishes_too_fast_is_told_109_and_a_raw_one_closed() {
         errors += 1;
     }
     assert!((1..=48).contains(&errors), "{errors}");
-    // The limit is the session's: another publishes on, in JSON.
+    // The limit is per session: another one still publishes.
     let mut json = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
     json.send_text(r#"{"op":"publish","topic":"t","data":2}"#);
     json.send_text(r#"{"op":"ping","token":3}"#);
@@ -201,13 +201,12 @@ fn a_session_that_publishes_too_fast_is_told_109_and_a_raw_one_closed() {
     assert_eq!(stopped.total("closed_bad_request"), 1);
 }
 
-/// Descriptors that a server finds open, as if something else in the process held them, and the limit it starts under:
-/// its own reserve and 128 clients, so that the two do not fit together.
+/// Descriptors already open when the server starts, and its limit: enough for its reserve and 128 clients, but not for both.
 const DESCRIPTORS_TAKEN: usize = 150;
 const DESCRIPTORS_MAX: u64 = 256;
 
 #[test]
-fn a_server_out_of_descriptors_says_so_does_not_spin_and_recovers() {
+fn a_server_out_of_descriptors_logs_it_does_not_spin_and_recovers() {
     let _machine = beside_others();
     let mut command = tickcast();
     let prepare = || {
@@ -223,16 +222,16 @@ fn a_server_out_of_descriptors_says_so_does_not_spin_and_recovers() {
     let start = Instant::now();
     let server = Server::start_command(command.env("RUST_LOG", "info"), &options);
     let mut witness = Peer::native(server.tcp);
-    // Each holds a descriptor until its handshake is done.
+    // Each holds a descriptor until its handshake is complete.
     let mut silent: Vec<Peer> = (0..120).map(|_| Peer::connect(server.tcp)).collect();
     server.log.wait_for("raise LimitNOFILE");
-    // A while without descriptors: those who are served are served on.
+    // Without descriptors for a while, the server still serves its sessions.
     for token in 0..50 {
         witness.send(&Raw::ping(token).bytes());
         assert_eq!(witness.frame().unwrap().token(), token);
         thread::sleep(LOOK_AGAIN);
     }
-    // Those that were accepted give theirs back as they are served, and make room for those that wait.
+    // Accepted connections release their descriptors as they are served, which makes room for those that wait.
     for peer in &mut silent {
         peer.send(&Raw::request(frames::HELLO, 1, b"").bytes());
     }
@@ -240,8 +239,8 @@ fn a_server_out_of_descriptors_says_so_does_not_spin_and_recovers() {
     let least = silent.len() as u64 + 1;
     drop((silent, witness));
     let stopped = server.stop_cleanly();
-    assert_eq!(stopped.total("sessions_accepted"), least, "nobody was turned away");
-    // Two listeners a shard, each tried again every 100 ms: a spin would be many thousands.
+    assert_eq!(stopped.total("sessions_accepted"), least, "no connection was refused");
+    // Two listeners per shard, each retried every 100 ms. A busy loop would retry many thousand times.
     let failed = stopped.total("accepts_failed");
     assert!((1..=4 * (10 * start.elapsed().as_secs() + 20)).contains(&failed), "{failed} failed accepts");
     assert!(stopped.total("turns") < 20_000, "{}", stopped.log);

@@ -1,12 +1,12 @@
-//! The log: for the journal and for people, and what peers can make of it.
+//! The log: its format in the journal and elsewhere, and how much of it peers can cause.
 
 use crate::harness::{Server, beside_others, eventually, raw::Peer, tickcast_after};
 
-/// Ends that peers cause in one go.
+/// Sessions that end with an error in a row.
 const PEERS: usize = 200;
 
 #[test]
-fn the_journal_gets_priorities_without_times() {
+fn log_lines_for_the_journal_have_priorities_and_no_times() {
     let _machine = beside_others();
     let mut command = tickcast_after("export JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2); exec");
     let stopped = Server::start_command(command.env("RUST_LOG", "info"), &["--no-sim"]).stop_cleanly();
@@ -15,7 +15,7 @@ fn the_journal_gets_priorities_without_times() {
 }
 
 #[test]
-fn who_inherits_the_journals_variable_but_not_its_stream_gets_times() {
+fn a_server_that_inherits_the_journals_variable_but_not_its_stream_logs_times() {
     let _machine = beside_others();
     let mut command = tickcast_after("export JOURNAL_STREAM=1:1; exec");
     let stopped = Server::start_command(command.env("RUST_LOG", "info"), &["--no-sim"]).stop_cleanly();
@@ -23,7 +23,7 @@ fn who_inherits_the_journals_variable_but_not_its_stream_gets_times() {
 }
 
 #[test]
-fn of_many_peers_errors_each_is_written_or_counted() {
+fn each_peer_error_is_logged_or_counted() {
     let _machine = beside_others();
     let server = Server::start(&[]);
     for _ in 0..PEERS {
@@ -31,7 +31,7 @@ fn of_many_peers_errors_each_is_written_or_counted() {
         peer.send(&[0xff; 64]);
         while peer.frame().is_some() {}
     }
-    eventually("the last is written of or counted", || server.connections() == 0);
+    eventually("the last session is logged or counted", || server.connections() == 0);
     let stopped = server.stop_cleanly();
     let written = stopped.log.matches(" ends: ").count();
     let counted: usize = stopped

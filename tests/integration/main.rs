@@ -1,8 +1,8 @@
 //! The real binary, started as an operator would, against real clients: the native client library, npm `ws`, Python
 //! `websockets`, raw sockets and the load client.
 //!
-//! One test binary for all of it, so that the library is linked once. Deadlines here only guard against hangs
-//! ([`harness::GUARD`]); no test asserts how long anything took.
+//! One test binary, so that the library is linked once. Deadlines only guard against hangs ([`harness::GUARD`]); no test
+//! asserts how long anything took.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 mod harness;
@@ -20,6 +20,7 @@ mod echo;
 mod heartbeat;
 mod identity;
 mod limits;
+mod listeners;
 mod load;
 mod logs;
 mod monitoring;

@@ -1,5 +1,5 @@
-//! What Prometheus and Grafana make of /metrics: promtool's checks, a real scrape, and every query of the dashboard and of the
-//! alert rules answered. Skipped, with a notice, where Prometheus is not installed (`scripts/test.sh` installs it).
+//! /metrics as Prometheus and Grafana see it: promtool's checks, a real scrape, and every query of the dashboard and the alert
+//! rules. Needs Prometheus and promtool (`scripts/test.sh` installs them).
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +15,7 @@ use crate::harness::{
     collector::Collector,
     eventually,
     http::{get, request},
-    processes, say,
+    processes,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -25,19 +25,11 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tickcast_proto::WireFormat;
 
-fn exists(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
-    if !found {
-        say(&format!("skipped: {program} is not here (scripts/test.sh installs it)"));
-    }
-    found
-}
-
 fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)
 }
 
-/// The queries of a dashboard or of rules, by where they stand.
+/// The dashboard's queries, by panel title.
 fn dashboard_queries() -> Vec<(String, String)> {
     let dashboard: Value =
         serde_json::from_str(&fs::read_to_string(shipped("tickcast-dashboard.json")).unwrap()).unwrap();
@@ -52,14 +44,14 @@ fn dashboard_queries() -> Vec<(String, String)> {
     queries
 }
 
-/// The names of metrics that a text names.
+/// The metric names in a text.
 fn names(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let is_name = |word: &&str| word.starts_with("tickcast_") || word.starts_with("process_");
     words.filter(is_name).map(str::to_owned).collect()
 }
 
-/// A server with something of everything to show.
+/// A server whose metrics all have samples.
 fn watched_server() -> (Server, Collector) {
     let server = Server::start_logging("info", &["--shards", "2", "--sim-rate", "100"]);
     let collector = Collector::start(&server, WireFormat::WEBSOCKET_JSON, &["sim.>"]);
@@ -70,9 +62,6 @@ fn watched_server() -> (Server, Collector) {
 #[test]
 fn promtool_finds_nothing_wrong_with_the_metrics() {
     let _machine = beside_others();
-    if !exists("promtool") {
-        return;
-    }
     let (server, collector) = watched_server();
     let metrics = get(server.admin.unwrap(), "/metrics").body;
     let mut check = Command::new("promtool")
@@ -81,7 +70,7 @@ fn promtool_finds_nothing_wrong_with_the_metrics() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap();
+        .expect("promtool: scripts/test.sh installs it");
     check.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
     let output = check.wait_with_output().unwrap();
     let said =
@@ -92,25 +81,19 @@ fn promtool_finds_nothing_wrong_with_the_metrics() {
 }
 
 #[test]
-fn promtool_takes_the_alert_rules() {
-    if !exists("promtool") {
-        return;
-    }
+fn promtool_accepts_the_alert_rules() {
     let output = Command::new("promtool")
         .args(["check", "rules"])
         .arg(shipped("tickcast-alerts.yml"))
         .output()
-        .unwrap();
+        .expect("promtool: scripts/test.sh installs it");
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("SUCCESS"), "{said}");
 }
 
 #[test]
-fn a_server_that_stops_and_refuses_fires_no_alert_and_one_that_is_full_does() {
-    if !exists("promtool") {
-        return;
-    }
+fn refusals_alert_when_the_server_is_full_and_not_when_it_drains() {
     let case = |reason: &str, alerts: &str| {
         format!(
             "  - interval: 1m\n    input_series:\n      - series: 'tickcast_sessions_refused_total{{job=\"tickcast\",\
@@ -126,7 +109,8 @@ fn a_server_that_stops_and_refuses_fires_no_alert_and_one_that_is_full_does() {
     let text = format!("rule_files: [{rules:?}]\ntests:\n{}{}", case("draining", ""), case("clients", full));
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("alerts-test.yml");
     fs::write(&file, text).unwrap();
-    let output = Command::new("promtool").args(["test", "rules"]).arg(&file).output().unwrap();
+    let output = Command::new("promtool").args(["test", "rules"]).arg(&file).output();
+    let output = output.expect("promtool: scripts/test.sh installs it");
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
@@ -134,17 +118,17 @@ fn a_server_that_stops_and_refuses_fires_no_alert_and_one_that_is_full_does() {
 }
 
 #[test]
-fn all_servers_of_the_dashboard_are_those_that_are_one() {
+fn the_dashboard_lists_only_instances_of_tickcast() {
     let text = fs::read_to_string(shipped("tickcast-dashboard.json")).unwrap();
     let dashboard: Value = serde_json::from_str(&text).unwrap();
     let variables = dashboard["templating"]["list"].as_array().unwrap();
     let instance = variables.iter().find(|variable| variable["name"] == "instance").unwrap();
     assert_eq!(instance["query"]["query"], "label_values(tickcast_build_info, instance)");
-    assert!(instance.get("allValue").is_none(), "All is each that the query finds");
+    assert!(instance.get("allValue").is_none(), "All means every instance that the query finds");
 }
 
 #[test]
-fn the_dashboard_and_the_rules_name_only_metrics_that_there_are() {
+fn the_dashboard_and_the_rules_name_only_existing_metrics() {
     let _machine = beside_others();
     let (server, collector) = watched_server();
     let metrics = get(server.admin.unwrap(), "/metrics").body;
@@ -158,12 +142,12 @@ fn the_dashboard_and_the_rules_name_only_metrics_that_there_are() {
     let named = &names(&expressions) | &names(&rules);
     assert!(named.len() > 20, "{named:?}");
     let missing: Vec<_> = named.difference(&there_are).collect();
-    assert!(missing.is_empty(), "{missing:?} are not in\n{metrics}");
+    assert!(missing.is_empty(), "{missing:?} are missing in\n{metrics}");
     collector.finish();
     server.stop_cleanly();
 }
 
-/// A Prometheus that scrapes a server every second. Ended, by its pid, when dropped.
+/// A Prometheus that scrapes a server every second, killed on drop.
 struct Prometheus {
     child: Child,
     folder: PathBuf,
@@ -190,7 +174,7 @@ impl Prometheus {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap();
+            .expect("prometheus: scripts/test.sh installs it");
         let log = Log::collect(child.stderr.take().unwrap());
         let mut found = None;
         eventually("Prometheus listens", || {
@@ -201,23 +185,23 @@ impl Prometheus {
         Prometheus { child, folder, address: found.unwrap(), log }
     }
 
-    /// From now on it scrapes itself too: a process like many others on an operator's machine.
+    /// Makes it scrape itself too, as one more process with `process_` metrics.
     fn watch_itself(&self) {
         let file = self.folder.join("prometheus.yml");
         let config = fs::read_to_string(&file).unwrap()
             + &format!("  - job_name: other\n    static_configs: [{{targets: [\"{}\"]}}]\n", self.address);
         fs::write(file, config).unwrap();
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGHUP).unwrap();
-        eventually("it scrapes itself", || {
+        eventually("Prometheus scrapes itself", || {
             !self.query("process_resident_memory_bytes{job=\"other\"}").is_empty()
         });
     }
 
-    /// What a query finds now.
+    /// The current result of a query.
     fn query(&self, expression: &str) -> Vec<Value> {
         let encoded = utf8_percent_encode(expression, NON_ALPHANUMERIC);
         let answer = request(self.address, "GET", &format!("/api/v1/query?query={encoded}"));
-        // It is not ready at once.
+        // Prometheus is still starting.
         if answer.status == 503 {
             return Vec::new();
         }
@@ -238,40 +222,35 @@ impl Drop for Prometheus {
 }
 
 #[test]
-fn a_real_prometheus_scrapes_it_and_every_query_of_the_dashboard_finds_something() {
+fn a_real_prometheus_scrapes_the_server_and_every_dashboard_query_finds_something() {
     let _machine = beside_others();
-    if !exists("prometheus") {
-        return;
-    }
     let (server, collector) = watched_server();
     let prometheus = Prometheus::start(server.admin.unwrap());
     let is_up = |prometheus: &Prometheus| {
         prometheus.query("up{job=\"tickcast\"} == 1").len() == 1
             && prometheus.query("count_over_time(up{job=\"tickcast\"}[1m]) >= 3").len() == 1
     };
-    eventually("it is up, and scraped three times", || is_up(&prometheus));
+    eventually("the server is up and was scraped three times", || is_up(&prometheus));
     for (panel, query) in dashboard_queries() {
         let query = query.replace("$__rate_interval", "1m").replace("$instance", ".*");
         let found = prometheus.query(&query);
         assert!(!found.is_empty(), "{panel}: {query}");
     }
     prometheus.watch_itself();
-    eventually("both have a rate of CPU", || {
-        prometheus.query("rate(process_cpu_seconds_total[1m])").len() == 2
-    });
+    eventually("both have a CPU rate", || prometheus.query("rate(process_cpu_seconds_total[1m])").len() == 2);
     let own: Vec<_> =
         dashboard_queries().into_iter().filter(|(_, query)| query.contains("process_")).collect();
     assert!(own.len() >= 3, "{own:?}");
     for (panel, query) in own {
         let query = query.replace("$__rate_interval", "1m").replace("$instance", ".*");
-        // Of what is summed, each part.
+        // Each part of a sum on its own.
         let query = query.strip_prefix("sum(").and_then(|query| query.strip_suffix(')')).unwrap_or(&query);
         let found = prometheus.query(query);
         assert!(found.len() == 1 && found[0]["metric"]["job"] == "tickcast", "{panel}: {query}: {found:?}");
     }
     let delivered = prometheus.query("sum(rate(tickcast_ticks_delivered_total[1m])) > 0");
     assert_eq!(delivered.len(), 1);
-    // The rules are taken and evaluated, and nothing is wrong with this server.
+    // The rules are loaded and evaluated, and none fires for a healthy server.
     let rules = request(prometheus.address, "GET", "/api/v1/rules").json();
     let rules = rules["data"]["groups"][0]["rules"].as_array().unwrap().clone();
     assert!(rules.len() >= 9, "{rules:?}");

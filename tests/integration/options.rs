@@ -1,4 +1,4 @@
-//! Options that make no sense are answered by name and the session lives on; and who asks for far too much disturbs nobody.
+//! Invalid options are answered by name and the session stays open; excessive requests do not affect others.
 
 use std::{
     sync::{
@@ -20,7 +20,7 @@ use crate::harness::{
 use tickcast::limits::RESUME_POSITIONS_MAX;
 use tickcast_proto::WireFormat;
 
-/// What is wrong with an option, and the field that the answer must name.
+/// An invalid option, and the field that the answer must name.
 const BAD_JSON: [(&str, &str); 22] = [
     (r#""policy":"fast""#, "policy"),
     (r#""policy":"Conflate""#, "policy"),
@@ -46,7 +46,7 @@ const BAD_JSON: [(&str, &str); 22] = [
     (r#""from":{"epoch":1,"sequence":1,"more":1}"#, "from"),
 ];
 
-/// The session takes a subscription, and a tick.
+/// Asserts that the session accepts a subscription and receives a tick.
 fn assert_lives_on(client: &mut Subscriber, server: &Server, topic: &str) {
     client.subscribe(topic, Options::default());
     let mut publisher = connect(server, WireFormat::TCP_NATIVE);
@@ -57,7 +57,7 @@ fn assert_lives_on(client: &mut Subscriber, server: &Server, topic: &str) {
 }
 
 #[test]
-fn bad_json_options_are_answered_by_name_and_the_session_lives_on() {
+fn bad_json_options_are_answered_by_name_and_the_session_stays_open() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2"]);
     let mut client = Subscriber::json(Peer::connect(server.http), Account::default());
@@ -88,7 +88,7 @@ fn bad_json_options_are_answered_by_name_and_the_session_lives_on() {
 }
 
 #[test]
-fn bad_native_options_are_answered_by_name_and_the_session_lives_on() {
+fn bad_native_options_are_answered_by_name_and_the_session_stays_open() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2"]);
     let mut client = Subscriber::native(Peer::connect(server.tcp), Account::default());
@@ -151,7 +151,7 @@ fn bad_options_of_a_path_are_answered_with_400_by_name() {
 }
 
 #[test]
-fn more_places_than_a_session_may_name_are_refused_and_it_lives_on() {
+fn more_positions_than_a_session_may_name_are_refused_and_it_stays_open() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2"]);
     let count = RESUME_POSITIONS_MAX as u64 + 5;
@@ -162,9 +162,11 @@ fn more_places_than_a_session_may_name_are_refused_and_it_lives_on() {
     native.barrier(1);
     assert_eq!(native.account.errors.len(), 5);
     assert!(native.account.errors.iter().all(|(_, text)| text.starts_with("from: ")));
-    // The ones that were taken are answered: the epoch is another.
+    // The accepted positions are answered as not recovered, because of their epoch.
     native.ask(frames::SUBSCRIBE, 2, "p.*", Options { from: FROM_RESUMES, epoch: 1, ..Options::default() });
-    native.read_until("what became of the places", |account| account.recovered.len() == RESUME_POSITIONS_MAX);
+    native.read_until("the answers to the positions", |account| {
+        account.recovered.len() == RESUME_POSITIONS_MAX
+    });
     assert!(native.account.recovered.iter().all(|answer| !answer.recovered));
     assert_lives_on(&mut native, &server, "after.native");
 
@@ -181,7 +183,7 @@ fn more_places_than_a_session_may_name_are_refused_and_it_lives_on() {
     let (id, text) = &json.account.errors[0];
     assert!(*id == 9 && text.starts_with("from: "), "{text}");
     assert_eq!(json.account.acknowledged, 0);
-    // Places wait for their topics: what one request has left over is the next one's.
+    // Positions wait for their topics, so the second request has only what the first left over.
     json.peer.send_text(&places(0, count - 10));
     json.read_until("the acknowledgement", |account| account.acknowledged == 1);
     json.peer.send_text(&places(count, count + 10).replace("q.*", "r.*"));
@@ -191,7 +193,7 @@ fn more_places_than_a_session_may_name_are_refused_and_it_lives_on() {
     server.stop_cleanly();
 }
 
-/// A bystander that must get every tick, one after the other, while something else goes on.
+/// A session that must get every tick in order while others misbehave.
 struct Bystander {
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<usize>>,
@@ -260,7 +262,7 @@ fn a_hundred_thousand_subscriptions_are_answered_and_a_bystander_gets_every_tick
     server.stop_cleanly();
 }
 
-/// The next frame of a kind; errors and the end are none of those that may come before it.
+/// The next frame of a kind. Fails on an error or a close before it.
 fn until(peer: &mut Peer, kind: u16) -> Received {
     loop {
         let frame = peer.frame().unwrap();
@@ -275,7 +277,7 @@ fn until(peer: &mut Peer, kind: u16) -> Received {
 fn subscriptions_that_come_and_go_disturb_nobody() {
     const ROUNDS: u32 = 50;
     const PAIRS: u32 = 100;
-    /// So many of a round are there until they have had a tick.
+    /// Subscriptions per round that last until they have received a tick.
     const PAIRS_WITH_TICKS: u32 = 5;
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2", "--history", "100"]);
@@ -287,7 +289,7 @@ fn subscriptions_that_come_and_go_disturb_nobody() {
             let (round, pair) = (number / PAIRS, number % PAIRS);
             let pattern = ["by.>", "by.stander", "*.stander"][(number / 3 % 3) as usize];
             let options = Options {
-                // The epoch is wrong: what comes is a snapshot.
+                // The wrong epoch, so a snapshot follows.
                 from: [0, FROM_LATEST, FROM_PLACE][(number % 3) as usize],
                 policy: (number % 4) as u8,
                 epoch: 1,
@@ -310,12 +312,12 @@ fn subscriptions_that_come_and_go_disturb_nobody() {
                 assert_eq!(until(&mut peer, frames::PONG).token(), u64::from(round));
             }
         }
-        // Nothing is left of it: a new subscription begins as any other.
+        // No trace is left: a new subscription starts like any other.
         peer.send(&Raw::request(frames::SUBSCRIBE, 7, b"by.stander").bytes());
         let mut last = 0;
         for _ in 0..20 {
             let frame = until(&mut peer, frames::TICK);
-            assert!(last == 0 || frame.sequence == last + 1, "a hole after {last}: {frame:?}");
+            assert!(last == 0 || frame.sequence == last + 1, "a gap after {last}: {frame:?}");
             last = frame.sequence;
         }
         ticks

@@ -1,7 +1,7 @@
 //! The page at `/`: fetched over HTTP, and opened in a real browser while the server restarts.
 
 use std::{
-    env, fs,
+    fs,
     io::Read,
     path::Path,
     process::{Command, Stdio},
@@ -13,7 +13,7 @@ use crate::harness::{
     external::{External, Library},
     market_capture,
     raw::Peer,
-    say, tickcast,
+    tickcast,
 };
 use flate2::read::GzDecoder;
 use tickcast::limits::LINGER_DEADLINE_MS;
@@ -96,56 +96,38 @@ fn a_client_on_a_slow_link_gets_the_whole_page() {
     drop(peer);
 }
 
-/// Path of the browser, or `None` if there is none.
-///
-/// Reports a missing browser on standard error. Panics if scripts/test.sh installed one.
-fn browser() -> Option<String> {
+/// Path of the browser.
+fn browser() -> String {
     let finder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/find-browser.mjs");
-    let found = Command::new("node").arg(finder).output().unwrap();
-    match found.status.code() {
-        Some(0) => Some(String::from_utf8(found.stdout).unwrap().trim_end().to_owned()),
-        Some(3) => {
-            let is_required = env::var_os("TICKCAST_TESTS_NEED_BROWSER").is_some_and(|value| value == "1");
-            assert!(!is_required, "Chromium was installed but is not found");
-            say("skipped: Chromium not found; install chromium or run scripts/test.sh");
-            None
-        }
-        _ => panic!(
-            "find-browser.mjs failed; run scripts/test.sh once to install its dependencies: {}",
-            String::from_utf8_lossy(&found.stderr)
-        ),
-    }
+    let found = Command::new("node").arg(finder).output().expect("node: scripts/test.sh installs it");
+    let errors = String::from_utf8_lossy(&found.stderr);
+    assert!(found.status.success(), "Chromium not found; scripts/test.sh installs it: {errors}");
+    String::from_utf8(found.stdout).unwrap().trim_end().to_owned()
 }
 
 /// Runs a Node program with the path of the browser, `arguments`, and a folder for screenshots.
-///
-/// `None` without a browser.
-fn browse(program: &str, arguments: &[&str]) -> Option<External> {
-    let browser = browser()?;
+fn browse(program: &str, arguments: &[&str]) -> External {
+    let browser = browser();
     let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");
     fs::create_dir_all(&shots).unwrap();
     let arguments = [&[&*browser], arguments, &[shots.to_str().unwrap()]].concat();
-    Some(External::run(Library::Ws, program, &arguments))
+    External::run(Library::Ws, program, &arguments)
 }
 
 /// Options of the server before and after its restart.
-fn sources(capture: Option<&Path>) -> Vec<String> {
-    let mut options: Vec<String> = ["--ecg", "synthetic", "--shards", "2"].map(String::from).into();
-    match capture {
-        Some(file) => options.extend(["--replay", file.to_str().unwrap(), "--loop"].map(String::from)),
-        None => options.extend(["--sim-producers", "40"].map(String::from)),
-    }
-    options
+fn sources(capture: &Path) -> Vec<String> {
+    let options = ["--ecg", "synthetic", "--shards", "2", "--replay", capture.to_str().unwrap(), "--loop"];
+    options.map(String::from).into()
 }
 
 #[test]
 fn the_page_updates_live_and_reconnects_after_the_server_was_killed() {
     let _machine = beside_others();
-    let options = sources(market_capture().as_deref());
+    let options = sources(&market_capture());
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let server = Server::start_logging("info", &options);
     let url = format!("http://{}/", server.http);
-    let Some(browser) = browse("page", &[&url]) else { return };
+    let browser = browse("page", &[&url]);
     browser.wait_for("live");
     let http = server.http.to_string();
     // SIGKILL: the server closes without a CLOSING frame.
@@ -164,15 +146,14 @@ fn a_page_disconnected_while_asleep_reconnects_and_reports_what_it_missed() {
     let heartbeat = ["--ping-interval-ms", "1000", "--ping-timeout-ms", "4000"];
     let options = ["--ecg", "synthetic", "--sim-producers", "40", "--shards", "2"];
     let server = Server::start_logging("info", &[&options[..], &heartbeat].concat());
-    let Some(browser) = browse("page-asleep", &[&server.http.to_string()]) else { return };
-    browser.finish();
+    browse("page-asleep", &[&server.http.to_string()]).finish();
     assert!(server.stop_cleanly().total("closed_heartbeat_timeout") >= 1);
 }
 
 #[test]
 fn the_page_obeys_close_codes_counts_lost_batches_and_lists_thousands_of_topics() {
     let _machine = beside_others();
-    let Some(browser) = browse("page-edges", &[]) else { return };
+    let browser = browse("page-edges", &[]);
     for edge in ["closes", "lostBatches", "asleep", "closedWhileAsleep", "hidden", "thousands"] {
         browser.wait_for(&format!("{edge} holds"));
     }
@@ -182,7 +163,7 @@ fn the_page_obeys_close_codes_counts_lost_batches_and_lists_thousands_of_topics(
 #[test]
 fn the_page_survives_silent_servers_suspended_machines_malformed_payloads_and_gaps() {
     let _machine = beside_others();
-    let Some(browser) = browse("page-faults", &[]) else { return };
+    let browser = browse("page-faults", &[]);
     for fault in [
         "neverWelcomed",
         "suspended",

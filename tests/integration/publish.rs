@@ -1,4 +1,4 @@
-//! Publishing and subscribing, every encoding with every other.
+//! Publishing and subscribing, in every combination of encodings.
 
 use crate::harness::{
     Server, beside_others,
@@ -10,7 +10,7 @@ use crate::harness::{
 };
 use tickcast_proto::WireFormat;
 
-/// What is published: JSON with everything that a reformatting would change, text that is not JSON, bytes, nothing.
+/// Payloads: JSON that any reformatting would change, text that is not JSON, bytes, nothing.
 const PAYLOADS: [&[u8]; 6] =
     [br#"{"p": 1.10,"n":[1e400, -0.0 ]}"#, b"1.0", b"not json", b"\x00\xff\xfe", b"", br#""\u00e9 \" }""#];
 
@@ -69,7 +69,7 @@ fn raw_subscribers_get_the_payload_and_nothing_else() {
     externals.iter().for_each(External::wait_until_ready);
     let mut peer = Peer::websocket(server.http, "/ws?topics=floats", "tickcast.v1.raw");
     let collector = Collector::start(&server, WireFormat::WEBSOCKET_RAW, &["floats"]);
-    // A raw session is not told when its subscription holds: the first tick of any does.
+    // A raw session gets no acknowledgement; its first tick shows that it is subscribed.
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     eventually("raw subscribers get a first tick", || {
         publish(&mut publisher, "floats", b"warm-up");
@@ -111,7 +111,7 @@ fn raw_subscribers_get_the_payload_and_nothing_else() {
 }
 
 #[test]
-fn json_and_native_messages_are_what_the_specification_says_to_the_byte() {
+fn json_and_native_messages_match_the_specification_to_the_byte() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "1"]);
     let mut json = Peer::websocket(server.http, "/ws", "");
@@ -120,7 +120,7 @@ fn json_and_native_messages_are_what_the_specification_says_to_the_byte() {
     assert!(welcome.starts_with(r#"{"op":"welcome","id":1,"server":"tickcast/"#), "{welcome}");
     assert!(welcome.ends_with(r#","frame_bytes_max":262144}"#), "{welcome}");
     json.send_text(r#"{"op":"subscribe","id":2,"topics":["a.>","b"]}"#);
-    // One for each pattern, in the order they go live.
+    // One per pattern, in the order in which they go live.
     let mut acknowledged = [json.text(), json.text()];
     acknowledged.sort();
     assert_eq!(acknowledged[0], r#"{"op":"subscribed","id":2,"pattern":"a.>","topics":[]}"#);
@@ -158,7 +158,7 @@ fn json_and_native_messages_are_what_the_specification_says_to_the_byte() {
 }
 
 #[test]
-fn patterns_catch_topics_that_appear_later_and_a_tick_comes_once() {
+fn patterns_match_later_topics_and_each_tick_arrives_once() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "4"]);
     let overlapping = Collector::start(&server, WireFormat::TCP_NATIVE, &["x.>", "x.*.c", "x.a.c"]);
@@ -192,7 +192,7 @@ fn patterns_catch_topics_that_appear_later_and_a_tick_comes_once() {
 }
 
 #[test]
-fn a_subscription_holds_once_it_is_acknowledged() {
+fn a_subscription_is_live_once_acknowledged() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "4"]);
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
@@ -204,7 +204,7 @@ fn a_subscription_holds_once_it_is_acknowledged() {
         let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &[&pattern]);
         publish(&mut publisher, &topic, b"after");
         barrier(&mut publisher);
-        collector.wait_until("the tick after", |got| {
+        collector.wait_until("the tick published after the acknowledgement", |got| {
             got.ticks.values().flatten().any(|tick| *tick == (2, b"after".to_vec()))
         });
     }
@@ -213,7 +213,7 @@ fn a_subscription_holds_once_it_is_acknowledged() {
 }
 
 #[test]
-fn an_unsubscribed_pattern_brings_no_more_ticks() {
+fn an_unsubscribed_pattern_delivers_no_more_ticks() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "4"]);
     let mut publisher = connect(&server, WireFormat::WEBSOCKET_JSON);
@@ -235,7 +235,7 @@ fn an_unsubscribed_pattern_brings_no_more_ticks() {
         assert_eq!(frame.payload, b"kept", "{frame:?}");
         ticks += usize::from(frame.kind == frames::TICK);
     }
-    // And again, from where the topic is now.
+    // Subscribing again continues at the topic's current sequence.
     peer.send(&Raw::request(frames::SUBSCRIBE, 4, b"gone").bytes());
     let reply = peer.frame().unwrap();
     assert_eq!((reply.kind, reply.request()), (frames::SUBSCRIBED, 4));

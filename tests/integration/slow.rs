@@ -1,4 +1,4 @@
-//! A consumer that does not keep up is closed with 3008; the others get everything.
+//! A slow consumer is closed with 3008; the others get every tick.
 
 use crate::harness::{
     Server, beside_others,
@@ -8,13 +8,13 @@ use crate::harness::{
 };
 use tickcast_proto::WireFormat;
 
-/// Ticks published before the others are waited for: less than the outbox of one who reads may hold.
+/// Ticks published before the test waits for the healthy clients: fewer than an outbox holds.
 const BATCH: usize = 30;
 const PAYLOAD: [u8; 1_000] = [b'x'; 1_000];
-/// Far more batches than the kernel's buffers and the outbox hold.
+/// Far more batches than kernel buffers and outbox hold.
 const BATCHES_MAX: usize = 2_000;
-/// A slow consumer gets a second to take its goodbye. A machine that holds this test up for longer has it try again.
-const ATTEMPTS_MAX: usize = 5;
+/// A slow consumer has one second to read its CLOSING. If a busy machine delays the test for longer, it tries again.
+const ATTEMPTS_MAX: usize = 50;
 
 fn subscribe_and_do_not_read(server: &Server, encoding: WireFormat) -> Peer {
     if encoding == WireFormat::TCP_NATIVE {
@@ -31,7 +31,7 @@ fn subscribe_and_do_not_read(server: &Server, encoding: WireFormat) -> Peer {
     peer
 }
 
-/// Sequences that a slow consumer had got when it was closed, and the code it was told, if there was time to tell it.
+/// Sequences that a slow consumer received, and its close code if it read that in time.
 fn read_the_rest(peer: &mut Peer, encoding: WireFormat) -> (Vec<u64>, Option<u16>) {
     let mut bytes = peer.read_to_end();
     let (mut sequences, mut code) = (Vec::new(), None);
@@ -79,7 +79,10 @@ fn is_closed_and_the_others_lose_nothing(encoding: WireFormat) {
         let closed = || server.log.text().matches("ends: slow consumer").count();
         let mut slow = subscribe_and_do_not_read(&server, encoding);
         for batch in 0.. {
-            assert!(batch < BATCHES_MAX, "{published} ticks fit a consumer that does not read");
+            assert!(
+                batch < BATCHES_MAX,
+                "a consumer that does not read was not closed after {published} ticks"
+            );
             for _ in 0..BATCH {
                 publish(&mut publisher, "t", &PAYLOAD);
             }

@@ -1,4 +1,4 @@
-//! A server that cannot start says why and how to mend it, in one line, and exits with an error.
+//! A server that cannot start prints the cause and the remedy in one line and exits with an error.
 
 use std::{
     net::TcpListener,
@@ -7,7 +7,7 @@ use std::{
 
 use crate::harness::{FREE_PORTS, Log, Server, beside_others, tickcast, wait_for_exit};
 
-/// Runs to its end; exit code and standard error.
+/// Runs a command to its end; returns exit code and standard error.
 fn run(command: &mut Command) -> (Option<i32>, String) {
     run_with_input(command, Stdio::null())
 }
@@ -22,7 +22,7 @@ pub fn run_with_input(command: &mut Command, input: Stdio) -> (Option<i32>, Stri
 
 fn serve(options: &[&str]) -> (Option<i32>, String) {
     let mut arguments = vec!["serve"];
-    // An option given twice is refused, so a test's own address replaces the free one.
+    // Options given twice are refused, so a test's own address replaces the default.
     for address in ["--tcp", "--http", "--admin"].into_iter().filter(|address| !options.contains(address)) {
         arguments.extend([address, "127.0.0.1:0"]);
     }
@@ -30,11 +30,11 @@ fn serve(options: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn what_the_operator_can_mend_is_one_line_with_the_remedy() {
+fn startup_errors_are_one_line_with_the_remedy() {
     let _machine = beside_others();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
-    // 2: so it would end at every start.
+    // 2: a restart would not help.
     for (wanted, options, parts) in [
         (1, &["--tcp", &taken][..], &[&*taken, "in use", "--tcp"][..]),
         (1, &["--http", &taken], &[&taken, "in use", "--http"]),
@@ -43,7 +43,7 @@ fn what_the_operator_can_mend_is_one_line_with_the_remedy() {
         (1, &["--admin", &taken], &[&taken, "in use", "--admin"]),
         (1, &["--admin", "192.0.2.1:9490"], &["192.0.2.1:9490", "--admin"]),
         (2, &["--http", &taken, "--admin", &taken], &[&taken, "--admin", "--http"]),
-        (2, &["--cores", "4000"], &["core 4000", "allowed", "taskset"]),
+        (2, &["--cores", "4000"], &["--cores", "core 4000", "allowed", "taskset"]),
         (2, &["--cores", "one"], &["--cores", "one", "0,2-3"]),
         (1, &["--max-clients", "900000"], &["900000", "LimitNOFILE", "--max-clients"]),
         (2, &["--max-clients", "90000000"], &["--max-clients", "90000000", "at most 1048576"]),
@@ -52,14 +52,19 @@ fn what_the_operator_can_mend_is_one_line_with_the_remedy() {
         (2, &["--shards", "129"], &["--shards", "1 to 128"]),
         (2, &["--accept-rate", "99999999"], &["--accept-rate", "at most 10000000"]),
         (2, &["--publish-rate", "99999999"], &["--publish-rate", "at most 10000000"]),
-        (2, &["--frame-bytes-max", "10"], &["--frame-bytes-max", "1024"]),
-        (2, &["--outbox-bytes-max", "10"], &["--outbox-bytes-max"]),
-        (2, &["--egress-log-bytes", "10"], &["--egress-log-bytes"]),
-        (2, &["--sim-size", "1"], &["--sim-size", "80"]),
-        (2, &["--sim-rate", "0"], &["at least 1"]),
+        (2, &["--frame-max", "10"], &["--frame-max", "10B", "1KiB"]),
+        (2, &["--outbox-bytes-max", "10"], &["--outbox-max", "--egress-log"]),
+        (
+            2,
+            &["--egress-log", "10MiB", "--outbox-max", "11MiB"],
+            &["--outbox-max", "11MiB", "10MiB (--egress-log)"],
+        ),
+        (2, &["--sim-size", "1"], &["--sim-size", "80B"]),
+        (2, &["--sim-rate", "0"], &["--sim-rate", "at least 1"]),
         (2, &["--replay", "no/such/file"], &["--replay", "no/such/file", "no such file"]),
-        (2, &["--replay", "Cargo.toml", "--speed", "0"], &["--speed", "above 0"]),
-        (2, &["--replay", "Cargo.toml", "--speed", "fast"], &["--speed", "fast", "max"]),
+        (2, &["--speed", "2"], &["--speed", "no replay source", "--replay"]),
+        (2, &["--replay-wait", "1"], &["--replay-wait", "no replay source", "--replay"]),
+        (2, &["--ping-interval", "1ms"], &["--ping-interval", "1ms", "100ms"]),
     ] {
         let (code, text) = serve(options);
         assert_eq!(code, Some(wanted), "{options:?}: {text}");
@@ -71,13 +76,22 @@ fn what_the_operator_can_mend_is_one_line_with_the_remedy() {
 }
 
 #[test]
-fn what_cannot_be_parsed_is_refused_by_the_option_that_it_is_of() {
+fn unparsable_options_are_refused_by_name() {
     let _machine = beside_others();
     for (options, part) in [
-        (&["--tcp", "nonsense"][..], "'--tcp <ADDR>'"),
+        (&["--tcp", "nonsense"][..], "'--tcp <ADDRESS>': not an address: write IP:PORT or unix:/path"),
         (&["--shards", "many"], "'--shards <N>'"),
-        (&["--frame-bytes-max", "-1"], "-1"),
-        (&["--replay-wait", "1"], "--replay"),
+        (&["--frame-max", "-1"], "-1"),
+        (&["--frame-max", "1XB"], "'--frame-max <SIZE>': unknown unit"),
+        (
+            &["--behind-time", "500"],
+            "'--behind-time <TIME>': the unit is missing: write 500s, 500ms or 500us",
+        ),
+        (&["--replay", "Cargo.toml", "--speed", "0"], "'--speed <FACTOR>': a number above 0"),
+        (
+            &["--replay", "Cargo.toml", "--speed", "fast"],
+            "'fast' for '--speed <FACTOR>': a number above 0, or max",
+        ),
         (&["--identity-conflict", "both"], "'--identity-conflict"),
         (&["--replay-bad-lines", "mend", "--replay", "x"], "'--replay-bad-lines"),
         (&["--unknown"], "'--unknown'"),
@@ -89,7 +103,7 @@ fn what_cannot_be_parsed_is_refused_by_the_option_that_it_is_of() {
 }
 
 #[test]
-fn a_second_server_on_the_same_ports_does_not_take_a_part_of_the_connections() {
+fn a_second_server_on_the_same_ports_does_not_start() {
     let _machine = beside_others();
     let server = Server::start(&[]);
     for (name, address) in
@@ -102,7 +116,7 @@ fn a_second_server_on_the_same_ports_does_not_take_a_part_of_the_connections() {
     server.stop_cleanly();
 }
 
-/// Under limits that a shell sets, hard ones too.
+/// Runs the server under limits set by a shell, soft and hard.
 fn serve_limited(limits: &str, options: &str) -> (Option<i32>, String) {
     let ports = FREE_PORTS.join(" ");
     let script = format!("{limits} && exec \"$0\" serve {ports} {options}");
@@ -110,7 +124,7 @@ fn serve_limited(limits: &str, options: &str) -> (Option<i32>, String) {
 }
 
 #[test]
-fn limits_of_the_process_that_are_too_low_are_named_with_what_raises_them() {
+fn process_limits_that_are_too_low_are_named_with_the_remedy() {
     let _machine = beside_others();
     for (limits, options, parts) in [
         ("ulimit -n 500", "--max-clients 1000", ["descriptor limit too low: 500", "LimitNOFILE", "1128"]),

@@ -1,4 +1,4 @@
-//! SIGTERM: everything that was taken in arrives, everybody is told, and nobody can hold the server up.
+//! SIGTERM: every accepted tick arrives, every client is told, and no client can delay the exit.
 
 use std::{
     io::ErrorKind,
@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::harness::{
-    LOOK_AGAIN, Server, beside_others,
+    LOOK_AGAIN, LOSSLESS, Server, beside_others,
     collector::{ByTopic, Collector, address, barrier, connect, publish},
     eventually,
     external::{External, Library, ticks},
@@ -23,7 +23,7 @@ use crate::harness::{
 use tickcast_client::{Client, Event};
 use tickcast_proto::WireFormat;
 
-/// Publishes to two topics of its own until the server says that it stops.
+/// Publishes to two topics of its own until the server announces its stop.
 fn load(mut client: Client, name: usize, published: &AtomicU64) {
     let payload = [b'x'; 100];
     let mut stopping = false;
@@ -41,12 +41,12 @@ fn load(mut client: Client, name: usize, published: &AtomicU64) {
                 break;
             }
         }
-        // A pace that every client on a busy machine can follow; the simulator adds to it.
+        // Leaves CPU for the other processes.
         thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// The last sequence of each topic; there must be no gap before it. The simulator began before anybody subscribed.
+/// The last sequence of each topic, asserting no gap before it. The simulator starts before anybody subscribes.
 fn last_sequences(name: &str, ticks: &ByTopic) -> Vec<(String, u64)> {
     ticks
         .iter()
@@ -62,10 +62,10 @@ fn last_sequences(name: &str, ticks: &ByTopic) -> Vec<(String, u64)> {
 }
 
 #[test]
-fn everything_taken_in_before_sigterm_arrives_and_every_client_is_told_3001() {
+fn ticks_accepted_before_sigterm_arrive_and_every_client_is_told_3001() {
     let _machine = beside_others();
     let options = ["--sim-producers", "10", "--sim-rate", "100", "--sim-topics", "3", "--shards", "3"];
-    let server = Server::start_logging("info", &options);
+    let server = Server::start_logging("info", &[&options[..], &LOSSLESS].concat());
     let encodings = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON];
     let collectors: Vec<Collector> = (0..12)
         .map(|client| Collector::start(&server, encodings[client % 3], &["load.>", "sim.*"]))
@@ -118,7 +118,7 @@ fn everything_taken_in_before_sigterm_arrives_and_every_client_is_told_3001() {
     assert!(published.load(Relaxed) > 0);
 }
 
-/// A subscriber with a small window that never reads, and megabytes on their way to it.
+/// A subscriber that never reads, with a small window and megabytes queued for it.
 pub fn stuck(server: &Server, publisher: &mut Client, encoding: WireFormat) -> Peer {
     let address = address(server, encoding).host.parse().unwrap();
     let mut peer = Peer::connect_with_small_window(address);
@@ -137,8 +137,8 @@ pub fn stuck(server: &Server, publisher: &mut Client, encoding: WireFormat) -> P
         publish(publisher, "flood", &[b'x'; 100 << 10]);
     }
     barrier(publisher);
-    // Taken in by the publisher's shard, they may still be on their way to their home.
-    eventually("they are sequenced", || sequenced(server) == before + 120);
+    // Accepted by the publisher's shard, they may still be on their way to their home shard.
+    eventually("the flood is sequenced", || sequenced(server) == before + 120);
     peer
 }
 
@@ -149,21 +149,21 @@ fn sequenced(server: &Server) -> u64 {
     counters.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
-/// Options of a server with [`stuck`] clients.
+/// Options for a server with [`stuck`] clients.
 pub const ROOM_FOR_THE_STUCK: [&str; 4] =
     ["--outbox-bytes-max", "67108864", "--egress-log-bytes", "134217728"];
 
 #[test]
-fn a_client_that_never_reads_cannot_hold_the_exit_past_the_drain_deadline() {
+fn a_client_that_never_reads_cannot_delay_the_exit_past_the_drain_deadline() {
     let _machine = beside_others();
-    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline-ms", "500"]].concat());
+    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline-ms", "4000"]].concat());
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let native = stuck(&server, &mut publisher, WireFormat::TCP_NATIVE);
     let websocket = stuck(&server, &mut publisher, WireFormat::WEBSOCKET_JSON);
     let healthy = Collector::start(&server, WireFormat::TCP_NATIVE, &["healthy"]);
     publish(&mut publisher, "healthy", b"last");
     barrier(&mut publisher);
-    // Both are still there, and silent, when the server has gone.
+    // Both are still connected and silent when the server exits.
     let stopped = server.stop();
     assert_eq!(stopped.code, Some(0), "{}", stopped.log);
     assert_eq!(stopped.total("closed_slow_consumer"), 0);
@@ -175,7 +175,7 @@ fn a_client_that_never_reads_cannot_hold_the_exit_past_the_drain_deadline() {
 }
 
 #[test]
-fn while_the_server_drains_it_takes_no_new_connection_and_a_second_signal_ends_it() {
+fn a_draining_server_accepts_no_connection_and_a_second_signal_ends_it() {
     let _machine = beside_others();
     let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline-ms", "3600000"]].concat());
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
@@ -188,7 +188,7 @@ fn while_the_server_drains_it_takes_no_new_connection_and_a_second_signal_ends_i
         });
     }
     // A second signal within 200 ms counts as the first.
-    eventually("the second signal is taken", || {
+    eventually("the second signal is handled", || {
         server.terminate();
         thread::sleep(LOOK_AGAIN);
         server.log.text().contains("again: ending at once")

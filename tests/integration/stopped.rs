@@ -1,7 +1,7 @@
-//! Half of a thousand clients is stopped for seconds: the others lose nothing, and the stopped ones come to know of every
-//! tick, as delivered, conflated or an announced gap.
+//! Half of a thousand clients are suspended for seconds: the others lose nothing, and the suspended ones account for every
+//! tick as delivered, conflated or an announced gap.
 //!
-//! Each half is a process of its own, this test's own program started again, so that a signal stops all of it at once.
+//! Each half is a process of its own, this test program started again, so that one signal suspends all of it.
 
 use std::{
     env,
@@ -30,17 +30,18 @@ use nix::{
 use serde_json::{Value, json};
 use tickcast_proto::WireFormat;
 
-/// Tells this program, started again, which server its clients connect to: native and HTTP address, how many clients, and
-/// whether their receive windows are small.
+/// Environment variable that makes this program one half: native and HTTP address, number of clients, small receive windows.
 const CLIENTS: &str = "TICKCAST_TEST_CLIENTS";
+/// The test below, which runs as one half if the variable is set.
+const HALF_TEST: &str = "stopped::half_of_a_thousand_clients_stopped_for_seconds_costs_the_others_nothing";
 const HALF: usize = 500;
 const TOPICS: u64 = 8;
-/// Ticks of every topic that are published before the running half is waited for: less than a socket holds, so that it is
-/// never behind, however busy the machine.
+/// Ticks per topic published before the test waits for the running half: fewer than a socket holds, so that it never falls
+/// behind, however busy the machine is.
 const BATCH: u64 = 4;
 const PAYLOAD: [u8; 200] = [b'7'; 200];
 const STOPPED_FOR: Duration = Duration::from_millis(2_500);
-/// Batches published meanwhile at least, however slow the machine: 200 KB for each client.
+/// Batches published meanwhile at least, however slow the machine is: 200 KB per client.
 const BATCHES_WHILE_STOPPED: u64 = 25;
 const BATCHES_BEFORE_AND_AFTER: u64 = 3;
 
@@ -55,7 +56,7 @@ struct Half {
 impl Half {
     fn start(server: &Server, small_windows: bool) -> Half {
         let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "stopped::one_half_of_the_clients", "--ignored", "--nocapture", "--quiet"])
+            .args(["--exact", HALF_TEST, "--nocapture", "--quiet"])
             .env(CLIENTS, format!("{} {} {HALF} {small_windows}", server.tcp, server.http))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -72,12 +73,12 @@ impl Half {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
-    /// Waits until each of its clients accounts for so many ticks.
+    /// Waits until each of its clients accounts for this many ticks.
     fn wait_until_all_have(&self, ticks: u64) {
         self.out.wait_for(&format!("all have {ticks}\n"));
     }
 
-    /// Tells it what was published of each topic; its report.
+    /// Tells it how many ticks of each topic were published; returns its report.
     fn finish(mut self, published: u64) -> Value {
         writeln!(self.commands, "{published}").unwrap();
         self.commands.flush().unwrap();
@@ -100,6 +101,9 @@ impl Drop for Half {
 
 #[test]
 fn half_of_a_thousand_clients_stopped_for_seconds_costs_the_others_nothing() {
+    if let Ok(settings) = env::var(CLIENTS) {
+        return be_one_half(&settings);
+    }
     let _machine = alone();
     let options = [
         &["--no-sim", "--ping-interval-ms", "0", "--shards", "2"][..],
@@ -150,7 +154,10 @@ fn half_of_a_thousand_clients_stopped_for_seconds_costs_the_others_nothing() {
     assert_eq!(running, json!({"delivered": all, "conflated": 0, "dropped": 0, "snapshots": 0}));
     let of = |what: &str| stopped[what].as_u64().unwrap();
     assert_eq!(of("delivered") + of("conflated") + of("dropped"), all);
-    assert!(of("conflated") > all / 20 && of("dropped") > all / 20, "being stopped took effect: {stopped}");
+    assert!(
+        of("conflated") > all / 20 && of("dropped") > all / 20,
+        "the suspension had an effect: {stopped}"
+    );
     let ended = server.stop_cleanly();
     assert_eq!(ended.total("closed_slow_consumer"), 0);
     assert_eq!(
@@ -159,17 +166,14 @@ fn half_of_a_thousand_clients_stopped_for_seconds_costs_the_others_nothing() {
     );
 }
 
-/// Not a test: the program of a [`Half`].
-#[test]
-#[ignore = "started by the test above"]
-fn one_half_of_the_clients() {
-    let Ok(settings) = env::var(CLIENTS) else { return };
+/// The program of a [`Half`].
+fn be_one_half(settings: &str) {
     let [tcp, http, count, small_windows] = settings.split(' ').collect::<Vec<_>>()[..] else {
         panic!("{settings:?}");
     };
     let (tcp, http): (SocketAddr, SocketAddr) = (tcp.parse().unwrap(), http.parse().unwrap());
     raise_descriptor_limit();
-    // By number: JSON and native by turns, and of each two that conflate and two that drop by turns.
+    // JSON and native alternate; of each encoding, conflating and dropping clients alternate.
     let connect = |number: usize| {
         let (native, policy) = (number % 2 == 1, [CONFLATE, DROP][number / 2 % 2]);
         let address = if native { tcp } else { http };
@@ -204,19 +208,19 @@ fn one_half_of_the_clients() {
 }
 
 fn tell(line: &str) {
-    // A line of its own, whatever the test runner has begun to print.
+    // On a line of its own, whatever the test runner has begun to print.
     println!("\n{line}");
     stdout().flush().unwrap();
 }
 
-/// Takes what comes, and says how far all are, until the parent says what there was and all of them have it.
+/// Reads and reports progress until the parent has said how many ticks there are and every client accounts for them.
 fn read_on(clients: &mut [Subscriber]) -> u64 {
     let (mut told, mut published) = (0, None);
-    let start = Instant::now();
+    let mut progress = Instant::now();
     loop {
         let all_have = clients.iter().map(|client| client.account.reached()).min().unwrap();
         if all_have > told {
-            told = all_have;
+            (told, progress) = (all_have, Instant::now());
             tell(&format!("all have {told}"));
         }
         if let Some(published) = published
@@ -224,7 +228,7 @@ fn read_on(clients: &mut [Subscriber]) -> u64 {
         {
             return published;
         }
-        assert!(start.elapsed() < GUARD, "only {told} ticks came to all");
+        assert!(progress.elapsed() < GUARD, "only {told} ticks reached every client");
         let ready: Vec<bool> = {
             let input = stdin();
             let mut polled = vec![PollFd::new(input.as_fd(), PollFlags::POLLIN)];
@@ -236,7 +240,7 @@ fn read_on(clients: &mut [Subscriber]) -> u64 {
         if ready[0] && published.is_none() {
             let mut line = String::new();
             stdin().lock().read_line(&mut line).unwrap();
-            published = Some(line.trim().parse().expect("the parent is there"));
+            published = Some(line.trim().parse().expect("a number from the parent"));
         }
         for (client, _) in clients.iter_mut().zip(&ready[1..]).filter(|(_, ready)| **ready) {
             let mut chunk = [0; 16 << 10];

@@ -1,5 +1,5 @@
-//! `tickcast top` against a real server: as text, and on the screen of a real terminal (skipped, with a notice, where there
-//! is no tmux; `scripts/test.sh` installs it).
+//! `tickcast top` against a real server: as text, and on the screen of a real terminal. Needs tmux (`scripts/test.sh`
+//! installs it).
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -12,7 +12,7 @@ use crate::harness::{
     eventually,
     http::get,
     raw::Peer,
-    terminal::{self, Terminal},
+    terminal::Terminal,
     tickcast,
 };
 use nix::{
@@ -26,12 +26,12 @@ fn top(arguments: &[&str]) -> Output {
 }
 
 fn once(admin: SocketAddr) -> String {
-    let output = top(&["--once", "--interval-ms", "100", "--admin", &admin.to_string()]);
+    let output = top(&["--once", "--interval", "100ms", "--admin", &admin.to_string()]);
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The words of the line that begins with this one.
+/// The words of the line whose first word is `first`.
 fn words<'a>(text: &'a str, first: &str) -> Vec<&'a str> {
     let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     let mut found = lines.filter(|words| words.first() == Some(&first));
@@ -63,8 +63,8 @@ fn once_prints_what_the_server_counted() {
     });
 
     let mut text = String::new();
-    // A shard of a busy machine may not answer in time: then latencies are since the start, and rows are missing.
-    eventually("two looks that all shards answer", || {
+    // On a busy machine a shard may not answer in time: then latencies are since the start, and rows are missing.
+    eventually("all shards answer twice in a row", || {
         text = once(admin);
         let header = text.lines().nth(1).unwrap();
         !text.contains("\nno answer from ")
@@ -105,19 +105,19 @@ fn a_feed_has_rates() {
         part.unwrap_or_else(|| panic!("{text}")).replace(',', "").parse::<f64>().unwrap()
     };
     let mut text = String::new();
-    // A machine that is busy may give the feed nothing for as long as the interval is.
-    eventually("a feed is seen", || {
+    // On a busy machine the feed may publish nothing for a whole interval.
+    eventually("the feed has a rate", || {
         text = once(server.admin.unwrap());
         [" ticks/s in", " deliveries/s"].iter().all(|unit| rate(&text, unit) > 0.0)
     });
     assert_eq!(rate(&text, " dropped/s"), 0.0, "{text}");
-    assert_eq!(words(&text, "sim.0")[3], "2", "both take it: {text}");
+    assert_eq!(words(&text, "sim.0")[3], "2", "both subscribe to it: {text}");
     collectors.into_iter().for_each(|collector| drop(collector.finish()));
     server.stop_cleanly();
 }
 
 #[test]
-fn what_cannot_be_watched_is_said_with_what_to_do() {
+fn an_unreachable_server_is_reported_with_the_remedy() {
     let _machine = beside_others();
     let fails = |arguments: &[&str], parts: &[&str]| {
         let output = top(arguments);
@@ -125,23 +125,21 @@ fn what_cannot_be_watched_is_said_with_what_to_do() {
         assert!(matches!(output.status.code(), Some(1 | 2)) && output.stdout.is_empty(), "{said}");
         assert!(parts.iter().all(|part| said.contains(part)), "{arguments:?}: {said}");
     };
-    // Bound and let go again: nobody listens there.
+    // Bound and closed again: nobody listens there.
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     fails(&["--once", "--admin", &nobody], &[&nobody, "refused", "tickcast serve", "--admin"]);
     fails(&["--admin", &nobody], &["no terminal", "--once"]);
     fails(&["--once", "--admin", "127.0.0.1:0"], &["port 0"]);
-    fails(&["--once", "--interval-ms", "99"], &["100..=60000"]);
+    fails(&["--once", "--interval-ms", "99"], &["99ms", "--interval", "must be 100ms to 1m"]);
+    fails(&["--once", "--interval", "61s"], &["must be 100ms to 1m"]);
     let server = Server::start(&[]);
     fails(&["--once", "--admin", &server.http.to_string()], &["no admin listener of tickcast"]);
     server.stop_cleanly();
 }
 
 #[test]
-fn the_screen_follows_the_server_and_the_keys_and_gives_the_terminal_back() {
+fn the_screen_follows_the_server_and_the_keys_and_restores_the_terminal() {
     let _machine = beside_others();
-    if !terminal::is_there() {
-        return;
-    }
     let server = Server::start_logging("info", &["--shards", "2", "--sim-rate", "100"]);
     let collector = Collector::start(&server, WireFormat::WEBSOCKET_JSON, &["sim.>"]);
     collector.wait_for(100);
@@ -161,7 +159,7 @@ fn the_screen_follows_the_server_and_the_keys_and_gives_the_terminal_back() {
     terminal.wait_for("every 250 ms");
     terminal.press("p");
     terminal.wait_for("paused: p looks again");
-    // Escape sequences of arrows are keys, not an Escape that ends it.
+    // The escape sequences of arrow keys are not an Escape, which would quit.
     terminal.press("Up");
     terminal.press("Down");
     terminal.press("Tab");
@@ -175,11 +173,8 @@ fn the_screen_follows_the_server_and_the_keys_and_gives_the_terminal_back() {
 }
 
 #[test]
-fn a_server_that_hangs_or_goes_does_not_hold_the_keys() {
+fn a_hanging_or_stopped_server_does_not_block_the_keys() {
     let _machine = beside_others();
-    if !terminal::is_there() {
-        return;
-    }
     let server = Server::start(&[]);
     let terminal = Terminal::run(&on_screen(server.admin.unwrap()), 120, 40);
     terminal.wait_for("0 ticks/s in");
@@ -200,31 +195,25 @@ fn a_server_that_hangs_or_goes_does_not_hold_the_keys() {
 }
 
 #[test]
-fn a_server_that_hangs_from_the_first_look_on_does_not_hold_a_signal() {
+fn a_server_that_hangs_from_the_start_does_not_block_signals() {
     let _machine = beside_others();
-    if !terminal::is_there() {
-        return;
-    }
     let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
     let terminal = Terminal::run(&on_screen(hanging.local_addr().unwrap()), 80, 24);
-    // Asked, and never answered.
+    // The request is never answered.
     let asked = hanging.accept().unwrap();
     kill(Pid::from_raw(terminal.pid()), Signal::SIGINT).unwrap();
     assert_eq!(
         terminal.exit_code(),
         128 + Signal::SIGINT as i32,
-        "of the signal, not of an answer that is late"
+        "ended by the signal, not by a late answer"
     );
     terminal.assert_as_before();
     drop(asked);
 }
 
 #[test]
-fn a_signal_ends_it_with_the_terminal_as_it_was() {
+fn a_signal_ends_it_and_restores_the_terminal() {
     let _machine = beside_others();
-    if !terminal::is_there() {
-        return;
-    }
     let server = Server::start(&[]);
     for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
         let terminal = Terminal::run(&on_screen(server.admin.unwrap()), 80, 24);
@@ -237,11 +226,8 @@ fn a_signal_ends_it_with_the_terminal_as_it_was() {
 }
 
 #[test]
-fn a_small_terminal_and_one_that_changes_its_size_are_drawn_to() {
+fn small_and_resized_terminals_are_drawn() {
     let _machine = beside_others();
-    if !terminal::is_there() {
-        return;
-    }
     let server = Server::start(&[]);
     let terminal = Terminal::run(&on_screen(server.admin.unwrap()), 20, 5);
     terminal.wait_for("sessions by outbox");

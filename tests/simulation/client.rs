@@ -1,4 +1,4 @@
-//! One simulated client: what it asked for, what it got, and whether that is what it was promised.
+//! One simulated client: what it asked for, what it received, and whether the promises held.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -13,10 +13,12 @@ use tickcast_proto::{
 };
 use tungstenite::Message;
 
+use crate::driver::{EPOCH, upgrade_request};
+
 /// How a client treats its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
-    /// Reads whatever comes.
+    /// Reads whatever arrives.
     Healthy,
     /// Reads a little now and then.
     Slow,
@@ -24,11 +26,11 @@ pub enum Manner {
     Stuck,
 }
 
-/// How and from where on it wants a pattern.
+/// Delivery options and starting point of a subscription.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ask {
     pub policy: Option<Policy>,
-    /// Ticks of a topic at most so far apart; 0: as they come.
+    /// Shortest interval between ticks of a topic; 0: none.
     pub interval_ms: u32,
     pub begin: Begin,
 }
@@ -40,34 +42,34 @@ pub enum Begin {
     Latest,
     /// After this sequence of every topic, of the server's epoch or another.
     After(u64, u64),
-    /// After what it has seen of each topic, on a connection before this.
+    /// After what it has seen of each topic on an earlier connection.
     Resume,
 }
 
-/// What it knows of one topic.
+/// What it has seen of one topic.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     /// The first sequence accounted for.
     pub first: u64,
     /// The next sequence to account for.
     pub next: u64,
-    /// Ranges told since the last tick.
+    /// Ranges announced since the last tick.
     pub told: Vec<(u64, u64)>,
-    /// The newest tick of each key.
+    /// The last tick of each key.
     pub keys: HashMap<u64, u64>,
-    /// A range was lost: keys may be too.
+    /// A range was lost, and with it perhaps keys.
     pub lost: bool,
 }
 
 impl Seen {
-    /// Takes what was told as accounted for: it must lie before `to`, without a hole or an overlap.
+    /// Accounts for the announced ranges, which must reach up to `to` without a hole or an overlap.
     fn settle(&mut self, to: u64, topic: &str) {
         self.told.sort_unstable();
         for (from, end) in std::mem::take(&mut self.told) {
-            assert_eq!(from, self.next, "{topic}: what was told has a hole or an overlap");
+            assert_eq!(from, self.next, "{topic}: the announced ranges have a hole or an overlap");
             self.next = end;
         }
-        assert_eq!(self.next, to, "{topic}: neither delivered nor told");
+        assert_eq!(self.next, to, "{topic}: neither delivered nor announced");
     }
 }
 
@@ -75,18 +77,18 @@ impl Seen {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     Asked,
-    /// Acknowledged when so many ticks of each topic had been published.
+    /// Acknowledged, with the number of ticks of each topic published by then.
     Live(HashMap<String, u64>),
     Leaving,
 }
 
 pub struct Client {
-    /// What it asked for, by pattern: the last time.
+    /// The latest request, by pattern.
     pub asked: HashMap<String, Ask>,
     was_faithful: bool,
-    /// Patterns asked for while there were others.
+    /// Patterns requested while there were others.
     not_alone: HashSet<String>,
-    /// Ticks told as conflated and as lost.
+    /// Ticks announced as conflated and as lost.
     pub conflated: u64,
     pub lost: u64,
     pub recovered: u64,
@@ -102,20 +104,20 @@ pub struct Client {
     pub outgoing: VecDeque<u8>,
     /// Taken by the socket, not yet read by the client.
     pub socket: Vec<u8>,
-    /// Kept by the transport: the rest of a SEND that the socket did not take.
+    /// Held by the transport: the rest of a SEND that the socket did not take.
     pub parked: Vec<u8>,
-    /// What the socket holds at most.
+    /// Capacity of the socket.
     pub socket_bytes_max: usize,
     pub subscriptions: HashMap<String, State>,
     pub seen: HashMap<String, Seen>,
     /// Set by a CLOSING, with its code.
     pub closing: Option<u16>,
-    /// The server has shut its write side: after what is on the way comes FIN.
+    /// The server has shut its write side: FIN follows what is on the way.
     pub fin: bool,
     /// The server has closed.
     pub ended: bool,
     pub pongs: u64,
-    /// Its shard has asked for the socket to be quieted, to hand it over.
+    /// Its shard has asked to detach the socket, to hand it over.
     pub leaving: bool,
     input: Vec<u8>,
     websocket: Option<WebSocket>,
@@ -168,15 +170,10 @@ impl Client {
             None => client.send_frame(|out| {
                 frame::encode_hello(out, 0, identity, "simulated");
             }),
-            Some(name) => client.outgoing.extend(
-                format!(
-                    "GET /ws{} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-                     Sec-WebSocket-Protocol: {name}\r\n\r\n",
-                    if identity.is_empty() { String::new() } else { format!("?client={identity}") }
-                )
-                .into_bytes(),
-            ),
+            Some(name) => {
+                let query = if identity.is_empty() { String::new() } else { format!("?client={identity}") };
+                client.outgoing.extend(upgrade_request(&format!("/ws{query}"), name));
+            }
         }
         client
     }
@@ -207,7 +204,7 @@ impl Client {
     }
 
     pub fn subscribe(&mut self, pattern: &str, ask: Ask) {
-        // A topic that is taken already goes on as it is, wherever this one begins.
+        // A topic covered by another subscription continues as it is, wherever this one starts.
         match self.subscriptions.is_empty() {
             true => self.not_alone.remove(pattern),
             false => self.not_alone.insert(pattern.into()),
@@ -264,12 +261,12 @@ impl Client {
         }
     }
 
-    /// Whether nothing of what it takes may be left out.
+    /// Whether it must get every tick.
     fn is_faithful(&self) -> bool {
         self.asked.values().all(|ask| ask.policy == Some(Policy::Disconnect) && ask.interval_ms == 0)
     }
 
-    /// Whether each of its subscriptions has always said that its ticks may be left out.
+    /// Whether all its subscriptions have always allowed ticks to be left out.
     pub fn always_yields(&self) -> bool {
         !self.was_faithful
     }
@@ -302,7 +299,7 @@ impl Client {
         }
     }
 
-    /// Reads at most `len` bytes of what its socket holds. `published` is the truth by topic.
+    /// Reads at most `len` bytes from its socket. `published` has every tick, by topic.
     pub fn read(&mut self, len: usize, published: &HashMap<String, Vec<String>>) {
         let len = len.min(self.socket.len());
         self.input.extend(self.socket.drain(..len));
@@ -433,7 +430,7 @@ impl Client {
         }
     }
 
-    /// A raw client sees payloads only: `"TOPIC N PAD"`, which name topic and sequence.
+    /// A raw client sees payloads only. `"TOPIC N PAD"` names topic and sequence.
     fn raw(&mut self, payload: &[u8], published: &HashMap<String, Vec<String>>) {
         let text: String = serde_json::from_slice(payload).expect("a JSON string");
         let mut parts = text.split(' ');
@@ -446,7 +443,7 @@ impl Client {
         let counts = published.iter().map(|(topic, ticks)| (topic.clone(), ticks.len() as u64)).collect();
         trace(self, pattern, format_args!("live: {:?}", self.asked[pattern]));
         let before = self.subscriptions.get(pattern).cloned();
-        // An update is acknowledged too.
+        // Updates are acknowledged too.
         if !matches!(before, Some(State::Live(_))) {
             self.subscriptions.insert(pattern.into(), State::Live(counts));
             assert!(matches!(before, Some(State::Asked | State::Leaving)), "{pattern} {before:?}");
@@ -456,13 +453,13 @@ impl Client {
     fn left(&mut self, pattern: &str) {
         trace(self, pattern, format_args!("left"));
         self.subscriptions.remove(pattern);
-        // What another pattern that is live covers goes on; the rest starts anew if it is subscribed again.
+        // Topics covered by another live pattern continue; the rest start again with the next subscription.
         let live = |(pattern, state): (&String, &State)| (*state != State::Asked).then(|| pattern.clone());
         let live: Vec<String> = self.subscriptions.iter().filter_map(live).collect();
         self.seen.retain(|topic, _| live.iter().any(|pattern| pattern::matches(pattern, topic)));
     }
 
-    /// Promise 1: strictly increasing, everything between announced, and the very payload that was published.
+    /// Promise 1: sequences strictly increase, ranges between them are announced, and payloads are as published.
     fn tick(
         &mut self,
         topic: &str,
@@ -474,7 +471,7 @@ impl Client {
     ) {
         assert!(
             self.subscriptions.keys().any(|pattern| pattern::matches(pattern, topic)),
-            "a tick of {topic}, which is not subscribed"
+            "a tick of {topic} without a subscription"
         );
         let truth = published.get(topic).and_then(|ticks| ticks.get(sequence as usize - 1));
         assert_eq!(truth.map(String::as_str), Some(payload), "{topic} {sequence}");
@@ -487,10 +484,10 @@ impl Client {
         });
         assert!(sequence >= seen.next, "{topic}: {sequence} after {}", seen.next - 1);
         if snapshot {
-            assert!(seen.told.is_empty(), "{topic}: a snapshot comes first");
+            assert!(seen.told.is_empty(), "{topic}: a snapshot precedes announced ranges");
             self.snapshots += 1;
         } else if !raw {
-            // A raw client is told of nothing: it sees that sequences increase.
+            // A raw client gets no announcements; it only sees that sequences increase.
             seen.settle(sequence, topic);
         }
         seen.next = sequence + 1;
@@ -517,8 +514,8 @@ impl Client {
             self.seen.remove(topic);
             return;
         }
-        // Its place was good: the stream goes on from there, even if nothing was missed.
-        // Of several that it named, which one it was is not said: the ticks will tell.
+        // The position was valid: the stream continues from there, even if nothing was missed. If it named several, the
+        // answer does not say which one applied.
         let mut places = self.asked.iter().filter_map(|(pattern, ask)| match ask.begin {
             Begin::After(EPOCH, place) if pattern::matches(pattern, topic) => Some(place),
             _ => None,
@@ -532,8 +529,8 @@ impl Client {
         }
     }
 
-    /// Whether everything published since its subscriptions went live has come.
-    /// (Of a client that went, what it published last may not have arrived.)
+    /// Asserts that everything published since its subscriptions went live has arrived. Topics of clients that are gone are
+    /// left out: their last ticks may not have reached the server.
     pub fn check_complete(&self, published: &HashMap<String, Vec<String>>, gone: &HashSet<String>) {
         for (topic, seen) in self.seen.iter().filter(|(topic, _)| !gone.contains(*topic)) {
             let mut seen = seen.clone();
@@ -541,7 +538,7 @@ impl Client {
                 continue;
             }
             seen.settle(published[topic].len() as u64 + 1, topic);
-            // Of each key the newest has come, whatever was conflated.
+            // The last tick of each key has arrived, whatever was conflated.
             if !seen.lost && self.encoding != WireFormat::WEBSOCKET_RAW && topic.starts_with("c.") {
                 for (index, _) in published[topic].iter().enumerate().skip(seen.first as usize - 1).rev() {
                     let (key, sequence) = (key_of(index), index as u64 + 1);
@@ -555,7 +552,7 @@ impl Client {
             }
         }
         for (pattern, state) in &self.subscriptions {
-            // A raw client gets no acknowledgement: since when it is subscribed it cannot know.
+            // A raw client gets no acknowledgement, so it cannot know when its subscription went live.
             if self.encoding == WireFormat::WEBSOCKET_RAW {
                 continue;
             }
@@ -581,13 +578,13 @@ impl Client {
         }
     }
 
-    /// Another of its patterns takes the topic too: when the stream began is then that one's affair.
+    /// Whether another of its patterns covers the topic too, and may have started the stream.
     fn overlaps(&self, pattern: &str, topic: &str) -> bool {
         self.subscriptions.keys().any(|other| other != pattern && pattern::matches(other, topic))
     }
 }
 
-/// What clients see, with `TICKCAST_TRACE=TOPIC`: to be used with one seed.
+/// Prints what clients see of a topic, with `TICKCAST_TRACE=TOPIC`; for runs of one seed.
 fn trace(client: &Client, topic: &str, what: std::fmt::Arguments<'_>) {
     static TOPIC: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
     let traced = TOPIC.get_or_init(|| std::env::var("TICKCAST_TRACE").ok());
@@ -596,10 +593,7 @@ fn trace(client: &Client, topic: &str, what: std::fmt::Arguments<'_>) {
     }
 }
 
-/// The server's life.
-pub const EPOCH: u64 = 1;
-
-/// The key of a tick of a client's own topic, from its index.
+/// The key of a tick of a client's own topic, by index.
 pub fn key_of(index: usize) -> u64 {
     if index < 3 { 0 } else { index as u64 % 4 }
 }

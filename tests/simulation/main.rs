@@ -2,10 +2,12 @@
 //! sequences strictly increase, delivered = published since subscribe, memory stays within its bounds, and nobody
 //! pays for somebody else's fault.
 //!
-//! `TICKCAST_SEED=N` runs one seed; `TICKCAST_SEEDS=N` changes how many are run, `TICKCAST_FIRST_SEED=N` where they begin,
-//! and `TICKCAST_PROGRESS=1` says how far they have come: `scripts/simulate.sh` sets these. A failure names its seed.
+//! `TICKCAST_SEED=N` runs one seed. `TICKCAST_SEEDS=N` sets the number of seeds, `TICKCAST_FIRST_SEED=N` the first, and
+//! `TICKCAST_PROGRESS=1` prints progress: `scripts/simulate.sh` sets these. A failure names its seed.
 
 mod client;
+#[path = "../driver/mod.rs"]
+mod driver;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +16,7 @@ use world::World;
 
 const SEEDS_DEFAULT: u64 = 1_000;
 const STEPS: usize = 400;
-/// Seeds between two words on how far it has come.
+/// Seeds between two progress messages.
 const PROGRESS_SEEDS: u64 = 500;
 
 fn run(seed: u64) {
@@ -45,7 +47,7 @@ fn promises_hold_for_every_seed() {
     let (first, last) = (seeds.start, seeds.end);
     for seed in seeds {
         if catch_unwind(AssertUnwindSafe(|| run(seed))).is_err() {
-            panic!("the simulation failed: TICKCAST_SEED={seed} cargo test --test simulation shows it again");
+            panic!("the simulation failed; to repeat it: TICKCAST_SEED={seed} cargo test --test simulation");
         }
         let done = seed + 1 - first;
         if number("TICKCAST_PROGRESS").is_some() && (done.is_multiple_of(PROGRESS_SEEDS) || seed + 1 == last)
@@ -55,9 +57,9 @@ fn promises_hold_for_every_seed() {
     }
 }
 
-/// The simulation is worth something only if it reaches what it is about.
+/// The simulation is worth running only if it reaches the situations it is about.
 #[test]
-fn the_seeds_reach_what_they_are_meant_to_reach() {
+fn the_seeds_cover_every_situation() {
     let mut reached = world::Reached::default();
     for seed in 0..100 {
         let mut world = World::new(seed);

@@ -1,11 +1,12 @@
-//! The simulated world: shards, mesh, one ingest, transports that take what they like, and clients that come and go.
+//! The simulated world: shards, mesh, one source, transports that take any part of a SEND, and clients that come and go.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
+use std::collections::{HashMap, HashSet};
+use tickcast_core::ids::SlotId;
+
+use crate::{
+    client::{Ask, Begin, Client, Manner, Seen, State, key_of},
+    driver::{self, EPOCH, START},
 };
-
-use crate::client::{Ask, Begin, Client, EPOCH, Manner, Seen, State, key_of};
 use fastrand::Rng;
 use tickcast::{
     limits::{
@@ -17,32 +18,27 @@ use tickcast::{
 use tickcast_core::{
     config::Limits,
     home::history::HistoryBounds,
-    mesh::{
-        Mesh, mesh,
-        ring::{Doorbell, frame_ring},
-    },
-    metrics::counters::{Counter, Counters},
+    mesh::{Mesh, ring::frame_ring},
+    metrics::counters::Counter,
     now::Now,
     shard::{Action, Departure, ListenerKind, Shard},
 };
 use tickcast_proto::{
-    WireFormat,
-    ids::ShardId,
-    pattern,
+    WireFormat, pattern,
     subscription::{Policy, Rules},
 };
 
 const PATTERNS: [&str; 8] = [">", "t.*", "t.0", "t.1", "t.>", "*.2", "p.>", "c.>"];
 const CLIENTS_MAX: usize = 24;
 const SETTLE_TURNS_MAX: usize = 10_000;
-/// More than a run publishes: with logs and outboxes like this nobody can be too slow.
+/// More than a run publishes: with logs and outboxes of this size no client can be too slow.
 const ROOMY_BYTES: usize = 16 << 20;
 const HISTORY_BYTES_MAX: usize = 1 << 20;
-/// What a turn of the settling takes, and how many there are at least: paced ticks have come by then.
+/// Simulated time per turn while settling, and the least number of turns: paced ticks have arrived by then.
 const SETTLE_TURN_NS: u64 = 5_000_000;
 const SETTLE_TURNS_MIN: usize = 60;
 
-/// What a run has come across.
+/// How often a run reached each situation.
 #[derive(Debug, Default)]
 pub struct Reached {
     parked: u64,
@@ -63,7 +59,7 @@ pub struct Reached {
     reconnected: u64,
 }
 
-/// What a client that went knows, for when it comes back.
+/// What a client that left remembers when it reconnects.
 struct Memory {
     encoding: WireFormat,
     identity: String,
@@ -124,13 +120,13 @@ pub struct World {
     meshes: Vec<Mesh>,
     lanes: Lanes,
     clients: Vec<Client>,
-    /// By shard: slots to give out again.
+    /// Free slots, by shard.
     free: Vec<Vec<u32>>,
     next_slot: Vec<u32>,
     names: u32,
-    /// The truth: every tick the ingest's rings took, by topic, in order.
+    /// Every tick that the source's rings and the clients took, by topic, in order.
     published: HashMap<String, Vec<String>>,
-    /// Topics whose publishing client is gone: only a prefix of the truth may have arrived.
+    /// Topics whose publishing client is gone: only a prefix may have arrived.
     gone: HashSet<String>,
     memories: Vec<Memory>,
     pub reached: Reached,
@@ -139,7 +135,7 @@ pub struct World {
 impl World {
     pub fn new(seed: u64) -> World {
         let mut rng = Rng::with_seed(seed);
-        let shards = rng.usize(1..=4);
+        let count = rng.usize(1..=4);
         let roomy = rng.bool();
         let limits = Limits {
             frame_bytes_max: 4 << 10,
@@ -158,17 +154,16 @@ impl World {
             }),
             history_bytes_max: HISTORY_BYTES_MAX,
             keys_per_topic_max: 8,
-            // A run lasts 0.4 s. Whoever is served by chance only may well miss a ping.
+            // A run lasts 0.4 s. Clients are served at random, so some miss a ping.
             ping_interval_ns: if rng.u8(..4) == 0 { 20_000_000 } else { u64::MAX },
             ping_timeout_ns: 100_000_000,
-            // The clock is set forward now and then.
+            // The clock jumps forward now and then.
             handshake_deadline_ns: 3_600_000_000_000,
             ..Limits::default()
         };
-        // Two of the longest frames, pieces of history, fit.
+        // Two of the longest frames, pieces of history, fit the ring.
         let ring_bytes = rng.usize(68 << 10..100 << 10);
-        let bells: Vec<_> = (0..shards).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
-        let mut meshes = mesh(&bells, ring_bytes);
+        let (shards, mut meshes, bells) = driver::cluster(count as u16, &limits, ring_bytes);
         let lanes: Vec<_> = meshes
             .iter_mut()
             .zip(&bells)
@@ -178,18 +173,16 @@ impl World {
                 (producer, bell.clone())
             })
             .collect();
-        let shard =
-            |id| Shard::new(ShardId(id), shards as u16, EPOCH, limits.clone(), Arc::new(Counters::default()));
         World {
-            shards: (0..shards as u16).map(shard).collect(),
-            now: Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 },
+            shards,
+            now: START,
             limits,
             ring_bytes,
             meshes,
             lanes: Lanes::new(lanes.into_iter()),
             clients: Vec::new(),
-            free: vec![Vec::new(); shards],
-            next_slot: vec![0; shards],
+            free: vec![Vec::new(); count],
+            next_slot: vec![0; count],
             names: 0,
             published: HashMap::new(),
             gone: HashSet::new(),
@@ -203,7 +196,7 @@ impl World {
         self.now.monotonic_ns += self.rng.u64(1..2_000_000);
         self.now.realtime_ns += 1_000;
         if self.rng.u16(..1_000) == 0 {
-            // The machine slept, or somebody set the clock.
+            // The machine was suspended, or the clock was set.
             self.now.monotonic_ns += self.rng.u64(..3_000_000_000);
             self.now.realtime_ns = self.rng.u64(1 << 59..1 << 61);
         }
@@ -234,10 +227,11 @@ impl World {
             1..3 => Manner::Slow,
             _ => Manner::Healthy,
         };
-        let door = if encoding == WireFormat::TCP_NATIVE { ListenerKind::Native } else { ListenerKind::Http };
-        self.shards[shard].handle_accept(slot, door, self.now);
+        let listener =
+            if encoding == WireFormat::TCP_NATIVE { ListenerKind::Native } else { ListenerKind::Http };
+        self.shards[shard].handle_accept(SlotId(slot), listener, self.now);
         self.names += 1;
-        // Some say who they are, and several may be the same.
+        // Some have an identity, and several may share it.
         let identity = match self.rng.bool() {
             _ if memory.is_some() => memory.map(|memory| memory.identity.clone()).unwrap_or_default(),
             true => format!("client-{}", self.rng.u8(..20)),
@@ -255,7 +249,7 @@ impl World {
         self.clients.push(client);
     }
 
-    /// A client that went comes back: it names what it has, and wants the rest.
+    /// A client reconnects: it names the positions it has and asks for the rest.
     fn come_back(&mut self, client: &mut Client, memory: Memory) {
         self.reached.reconnected += 1;
         client.seen = memory.seen;
@@ -281,7 +275,7 @@ impl World {
         }
     }
 
-    /// A client is gone; perhaps it comes back.
+    /// Remembers a client that is gone and may reconnect.
     fn remember(memories: &mut Vec<Memory>, client: &Client, comes_back: bool) {
         if !comes_back || client.encoding == WireFormat::WEBSOCKET_RAW || client.asked.is_empty() {
             return;
@@ -295,7 +289,7 @@ impl World {
     }
 
     fn publish(&mut self) {
-        // A storm: more than a ring and its stage hold.
+        // A storm publishes more than a ring and its stage hold.
         let storm = self.rng.u8(..30) == 0;
         for _ in 0..if storm { 300 } else { self.rng.usize(1..30) } {
             let kind = if storm { "storm" } else { ["p", "t", "t", "t"][self.rng.usize(..4)] };
@@ -318,16 +312,16 @@ impl World {
         let client = &mut self.clients[client];
         let pattern = PATTERNS[self.rng.usize(..PATTERNS.len())];
         match (self.rng.u8(..10), client.subscriptions.get(pattern)) {
-            // What comes back is joined first: a topic that is taken already goes on as it is.
+            // Only without other subscriptions: a topic that is already covered continues as it is.
             (0..4, None) if client.subscriptions.values().all(|state| *state != State::Asked) => {
                 client.subscribe(pattern, ask);
             }
             (4, Some(State::Live(_))) => client.unsubscribe(pattern),
             (5, Some(State::Live(_))) => client.update(pattern, ask),
-            // A flood: more replies than may wait, so the server must stop reading.
+            // A flood causes more replies than may wait, so the server must stop reading.
             (6, _) => (0..self.rng.usize(1..4_000)).for_each(|_| client.ping()),
             (7..9, _) => {
-                // Its own topic: of all clients only this one publishes there.
+                // A topic that only this client publishes to.
                 let topic = format!("c.{}", client.name);
                 let ticks = self.published.entry(topic.clone()).or_default();
                 let payload = format!("\"{topic} {} \"", ticks.len() + 1);
@@ -370,16 +364,16 @@ impl World {
         let bytes: Vec<u8> = client.outgoing.drain(..len).collect();
         let (shard, slot) = (client.shard, client.slot);
         if !bytes.is_empty() && !client.ended {
-            self.shards[shard].handle_bytes(slot, &bytes, self.now);
+            self.shards[shard].handle_bytes(SlotId(slot), &bytes, self.now);
             self.actions(shard);
         }
     }
 
-    /// The transport has quieted a socket that is to go to another shard: it goes there.
+    /// The transport has detached a socket: it moves to another shard.
     fn hand_over(&mut self, index: usize) {
         let (shard, slot) = (self.clients[index].shard, self.clients[index].slot);
         self.clients[index].leaving = false;
-        let Some(departure) = self.shards[shard].handle_detached(slot) else { return };
+        let Some(departure) = self.shards[shard].handle_detached(SlotId(slot)) else { return };
         self.free[shard].push(slot);
         self.reached.handed_over += 1;
         let Departure { to, listener, bytes } = departure;
@@ -387,7 +381,7 @@ impl World {
         assert_ne!(to, shard, "a shard does not hand over to itself");
         let slot = self.vacant_slot(to);
         (self.clients[index].shard, self.clients[index].slot) = (to, slot);
-        self.shards[to].handle_placed(slot, listener, &bytes, self.now);
+        self.shards[to].handle_placed(SlotId(slot), listener, &bytes, self.now);
         self.actions(to);
         assert!(
             self.clients.iter().all(|client| !client.leaving || client.shard != to || client.slot != slot)
@@ -410,62 +404,63 @@ impl World {
             client.socket.extend(client.parked.drain(..room));
             if client.parked.is_empty() && !client.ended {
                 let (shard, slot) = (client.shard, client.slot);
-                self.shards[shard].handle_writable(slot, self.now);
+                self.shards[shard].handle_writable(SlotId(slot), self.now);
                 self.actions(shard);
             }
         } else if client.fin && client.socket.is_empty() && !client.ended {
-            // It has read to the end, and closes.
+            // It has read to the end and closes.
             let (shard, slot) = (client.shard, client.slot);
-            self.shards[shard].handle_eof(slot, self.now);
+            self.shards[shard].handle_eof(SlotId(slot), self.now);
             self.actions(shard);
         }
     }
 
     fn turn(&mut self, shard: usize) {
-        self.meshes[shard].take_in(&mut self.shards[shard], self.now);
-        self.shards[shard].turn(self.now);
-        let mut gather = Vec::new();
-        self.shards[shard].prepare_sends(self.now);
-        for _ in 0..self.rng.usize(1..40) {
-            let Some(send) = self.shards[shard].poll_send(&mut gather, self.now) else { break };
-            let bytes = self.shards[shard].send_bytes(&send, &gather).to_vec();
-            assert!(!bytes.is_empty() && bytes.len() <= SEND_BYTES_MAX);
-            let client =
-                self.clients.iter_mut().find(|client| (client.shard, client.slot) == (shard, send.slot));
-            let client = client.expect("a SEND is for a client that is there");
-            assert!(client.parked.is_empty(), "never two SENDs on one socket");
-            let room = client.socket_bytes_max.saturating_sub(client.socket.len());
-            let room = if self.rng.u8(..4) == 0 { self.rng.usize(..=room) } else { room };
-            let taken = room.min(bytes.len());
-            client.socket.extend_from_slice(&bytes[..taken]);
-            client.parked.extend_from_slice(&bytes[taken..]);
-            let parked = !client.parked.is_empty();
-            self.reached.parked += u64::from(parked);
-            self.shards[shard].handle_sent(send.slot, bytes.len(), parked, self.now);
-        }
-        self.actions(shard);
-        self.meshes[shard].push_out(&mut self.shards[shard]);
-        self.shards[shard].end_turn();
+        let sends_max = self.rng.usize(1..40);
+        let (clients, rng, reached) = (&mut self.clients, &mut self.rng, &mut self.reached);
+        let mesh = &mut self.meshes[shard];
+        let actions =
+            driver::turn(&mut self.shards[shard], Some(mesh), self.now, sends_max, |slot, bytes| {
+                assert!(!bytes.is_empty() && bytes.len() <= SEND_BYTES_MAX);
+                let client = clients.iter_mut().find(|client| (client.shard, client.slot) == (shard, slot));
+                let client = client.expect("a SEND is for an existing client");
+                assert!(client.parked.is_empty(), "never two SENDs on one socket");
+                let room = client.socket_bytes_max.saturating_sub(client.socket.len());
+                let room = if rng.u8(..4) == 0 { rng.usize(..=room) } else { room };
+                let taken = room.min(bytes.len());
+                client.socket.extend_from_slice(&bytes[..taken]);
+                client.parked.extend_from_slice(&bytes[taken..]);
+                let parked = !client.parked.is_empty();
+                reached.parked += u64::from(parked);
+                parked
+            });
+        self.act(shard, actions);
     }
 
     fn actions(&mut self, shard: usize) {
-        while let Some(action) = self.shards[shard].poll_action() {
+        let actions = std::iter::from_fn(|| self.shards[shard].poll_action()).collect();
+        self.act(shard, actions);
+    }
+
+    /// Performs the actions for the transport.
+    fn act(&mut self, shard: usize, actions: Vec<Action>) {
+        for action in actions {
             match action {
                 Action::PauseReceive(_) => self.reached.paused += 1,
                 Action::ResumeReceive(_) | Action::Settled(_) => {}
                 Action::HandOver(slot) => {
-                    let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot);
-                    self.clients.iter_mut().find(here).expect("a client that is there").leaving = true;
+                    let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot.0);
+                    self.clients.iter_mut().find(here).expect("the client exists").leaving = true;
                 }
                 Action::ShutdownWrite(slot) | Action::Close(slot) => {
-                    let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot);
+                    let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot.0);
                     let closes = action == Action::Close(slot);
                     if let Some(client) = self.clients.iter_mut().find(here) {
                         client.fin = true;
                         client.ended |= closes;
                     }
                     if closes {
-                        self.free[shard].push(slot);
+                        self.free[shard].push(slot.0);
                     }
                 }
             }
@@ -473,7 +468,7 @@ impl World {
         self.bury(shard);
     }
 
-    /// Clients whose connection the server has closed: only those that were too slow for their outbox.
+    /// Removes clients whose connection the server has closed, and checks that it had a reason.
     fn bury(&mut self, shard: usize) {
         let (published, gone, memories) = (&self.published, &mut self.gone, &mut self.memories);
         self.clients.retain_mut(|client| {
@@ -481,7 +476,7 @@ impl World {
                 return true;
             }
             client.read(usize::MAX, published);
-            // Past its linger deadline a stuck client never sees why; anyone else has been told.
+            // A stuck client never sees the reason once its linger deadline has passed; all others have been told.
             assert!(
                 client.closing.is_none_or(|code| matches!(code, 3008 | 3009 | 3011))
                     || client.manner == Manner::Healthy,
@@ -490,7 +485,7 @@ impl World {
             );
             assert!(
                 client.closing != Some(3008) || !client.always_yields(),
-                "whose ticks may be left out is not closed for being slow"
+                "a client whose ticks may be left out is not closed for being slow"
             );
             gone.insert(format!("c.{}", client.name));
             Self::remember(memories, client, client.name.is_multiple_of(2));
@@ -498,7 +493,7 @@ impl World {
         });
     }
 
-    /// A client goes without a word, perhaps in the middle of one.
+    /// A client vanishes, perhaps within a frame.
     fn vanish(&mut self) {
         let index = self.rng.usize(..self.clients.len());
         if self.rng.bool() {
@@ -513,10 +508,10 @@ impl World {
             self.reached.vanished += 1;
             Self::remember(&mut self.memories, &client, client.name.is_multiple_of(2));
             if self.rng.bool() {
-                self.shards[client.shard].handle_eof(client.slot, self.now);
+                self.shards[client.shard].handle_eof(SlotId(client.slot), self.now);
             }
-            // A FIN is not heeded while input waits; the socket's failure always is.
-            self.shards[client.shard].handle_error(client.slot, 104, self.now);
+            // A FIN waits behind unread input; a socket error takes effect at once.
+            self.shards[client.shard].handle_error(SlotId(client.slot), 104, self.now);
             self.actions(client.shard);
         }
     }
@@ -526,7 +521,7 @@ impl World {
         self.clients.iter_mut().for_each(|client| client.socket_bytes_max = 64 << 10);
         let mut settled = false;
         for turns in 0..SETTLE_TURNS_MAX {
-            // Then the clock stands still: nobody is pinged any more.
+            // Then the clock stands still, so that nobody is pinged any more.
             if turns < SETTLE_TURNS_MIN {
                 self.now.monotonic_ns += SETTLE_TURN_NS;
             }
@@ -581,8 +576,8 @@ impl World {
         self.reached.silent_closed = totals(Counter::ClosedHeartbeatTimeout);
     }
 
-    /// Promise 1 for everybody who was not told otherwise; promise 2 in that healthy clients were never closed for
-    /// anything but their own outbox.
+    /// Promise 1 for every client that was not told otherwise, and promise 2: healthy clients are closed for nothing but
+    /// their own outbox.
     pub fn check_everything_arrived(&self) {
         let sequenced: u64 =
             self.shards.iter().map(|shard| shard.counters().value(Counter::TicksSequenced)).sum();
@@ -591,12 +586,9 @@ impl World {
             if topic.starts_with("c.") { 0 } else { ticks.len() }
         };
         let certain: usize = self.published.iter().map(certain).sum();
-        assert!(
-            (certain as u64..=all as u64).contains(&sequenced),
-            "every tick that was taken was sequenced"
-        );
+        assert!((certain as u64..=all as u64).contains(&sequenced), "every accepted tick was sequenced");
         let mut gone = self.gone.clone();
-        // What a client about to end, or one that never reads, still had to say may have been left unsaid.
+        // Ticks of a client that is about to end, or that never reads, may not have reached the server.
         let silenced =
             |client: &&Client| client.fin || client.closing.is_some() || client.manner == Manner::Stuck;
         gone.extend(self.clients.iter().filter(silenced).map(|client| format!("c.{}", client.name)));
@@ -607,7 +599,7 @@ impl World {
         }
         let protocol: u64 =
             self.shards.iter().map(|shard| shard.counters().value(Counter::ClosedProtocol)).sum();
-        assert_eq!(protocol, 0, "nobody broke the protocol");
+        assert_eq!(protocol, 0, "no client broke the protocol");
         if self.limits.outbox_bytes_max == ROOMY_BYTES {
             assert_eq!(self.reached.slow_closed, 0, "there was room for everything");
         }
@@ -634,7 +626,7 @@ impl World {
 
     pub fn disconnect_everybody(&mut self) {
         for client in std::mem::take(&mut self.clients) {
-            self.shards[client.shard].handle_error(client.slot, 104, self.now);
+            self.shards[client.shard].handle_error(SlotId(client.slot), 104, self.now);
             self.actions(client.shard);
         }
         self.settle();

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     egress_log::{EgressLog, Mark},
     home::Wanted,
+    ids::SlotId,
     limits::SEND_BYTES_MAX,
     session::{
         Fate,
@@ -24,7 +25,7 @@ pub struct Pace {
     /// When, CLOCK_MONOTONIC nanoseconds.
     pub due_ns: u64,
     /// To whom.
-    pub slot: u32,
+    pub slot: SlotId,
     /// Of what.
     pub topic: TopicId,
 }
@@ -126,7 +127,7 @@ impl Fanout {
     /// the oldest, and their gaps are noted. A look at each frame that waits, at most.
     pub fn yield_frames(
         &mut self,
-        slot: u32,
+        slot: SlotId,
         pressure: Pressure,
         sessions: &mut Sessions,
         logs: &EgressLogs,
@@ -202,7 +203,7 @@ impl Fanout {
 
     /// Before a SEND: tells the session what it must know first, and gives it the newest of what was held back, up to
     /// about one SEND.
-    pub fn refill(&mut self, slot: u32, sessions: &mut Sessions, logs: &mut EgressLogs, now_ns: u64) {
+    pub fn refill(&mut self, slot: SlotId, sessions: &mut Sessions, logs: &mut EgressLogs, now_ns: u64) {
         let send_bytes = self.settings.behind_bytes.min(SEND_BYTES_MAX);
         let Some(session) = sessions.open_mut(slot) else { return };
         if session.lag.is_none() {
@@ -232,7 +233,7 @@ impl Fanout {
     }
 
     /// A session has nothing left to send: it is no longer behind.
-    pub fn caught_up(&mut self, slot: u32, sessions: &mut Sessions) {
+    pub fn caught_up(&mut self, slot: SlotId, sessions: &mut Sessions) {
         if let Some(session) = sessions.any_mut(slot)
             && session.yielding.0 > 0
         {
@@ -245,7 +246,7 @@ impl Fanout {
     pub fn pace_is_due(
         &mut self,
         id: TopicId,
-        slot: u32,
+        slot: SlotId,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
         now_ns: u64,
@@ -278,7 +279,7 @@ impl Fanout {
     fn release(
         &mut self,
         id: TopicId,
-        slot: u32,
+        slot: SlotId,
         bytes_max: usize,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
@@ -360,7 +361,7 @@ impl Fanout {
     /// `log_bytes_left`: what all that end together may still append to the logs, so that none laps another.
     pub fn finish(
         &mut self,
-        slot: u32,
+        slot: SlotId,
         outbox_bytes_max: usize,
         log_bytes_left: &mut u64,
         sessions: &mut Sessions,
@@ -403,7 +404,7 @@ impl Fanout {
     }
 
     /// Announcements and gaps that were taken out or came about: before any frame that waits, as many as fit a SEND.
-    fn tell(&mut self, slot: u32, sessions: &mut Sessions) {
+    fn tell(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) else {
             return;
         };
@@ -427,7 +428,7 @@ impl Fanout {
 
     /// Tells what is still to be told of topics that the session is about to leave: nothing that waits of them is to be
     /// more than was told.
-    pub fn tell_of(&mut self, ids: &[TopicId], slot: u32, sessions: &mut Sessions) {
+    pub fn tell_of(&mut self, ids: &[TopicId], slot: SlotId, sessions: &mut Sessions) {
         self.scratch.clear();
         for &id in ids {
             self.encode_untold(id, slot, sessions);
@@ -436,7 +437,7 @@ impl Fanout {
         sessions.with_outbox(slot, |session| session.insert_before_frames(notices));
     }
 
-    fn encode_untold(&mut self, id: TopicId, slot: u32, sessions: &mut Sessions) {
+    fn encode_untold(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
         let format = session.format;
         let Some(membership) = session.memberships.get_mut(&id) else { return };

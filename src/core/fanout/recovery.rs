@@ -6,6 +6,7 @@ use crate::{
     egress_log::Mark,
     fanout::conflation::{Pressure, skipped},
     home::{PIECE_DONE, PIECE_NOT_RECOVERED, PIECE_RECOVERED, Wanted},
+    ids::{SessionId, SlotId},
     limits::{HISTORY_PIECE_BYTES, PIECES_IN_FLIGHT_MAX},
     session::{
         membership::{Lag, Taking},
@@ -39,7 +40,7 @@ impl Fanout {
     pub(super) fn wanted(
         &self,
         id: TopicId,
-        slot: u32,
+        slot: SlotId,
         begin: Begin,
         sessions: &mut Sessions,
     ) -> Option<(Wanted, u64)> {
@@ -67,7 +68,7 @@ impl Fanout {
         &mut self,
         pattern: &str,
         begin: Begin,
-        slot: u32,
+        slot: SlotId,
         sessions: &mut Sessions,
     ) {
         let unknown: Vec<(Box<str>, Position)> = match begin {
@@ -109,7 +110,7 @@ impl Fanout {
         }
     }
 
-    fn push_notice(&mut self, slot: u32, reply: &Reply<'_>, sessions: &mut Sessions) {
+    fn push_notice(&mut self, slot: SlotId, reply: &Reply<'_>, sessions: &mut Sessions) {
         self.scratch.clear();
         let scratch = &mut self.scratch;
         sessions.with_outbox(slot, |session| {
@@ -119,7 +120,7 @@ impl Fanout {
     }
 
     /// Lets a session ask for its next pieces, if it has topics to recover and room for what comes.
-    pub fn queue_pull(&mut self, slot: u32, sessions: &mut Sessions) {
+    pub fn queue_pull(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
         let waiting = session.outbox_bytes();
         let Some(lag) = session.lag.as_deref_mut() else { return };
@@ -149,7 +150,7 @@ impl Fanout {
                 }
                 lag.pieces_in_flight += 1;
                 let record =
-                    Recover { session: session.id, wanted: membership.wanted as u32, ..Recover::default() };
+                    Recover { session: session.id.0, wanted: membership.wanted as u32, ..Recover::default() };
                 return Some((id, membership.from, record));
             }
             self.pulls.pop_front();
@@ -163,8 +164,9 @@ impl Fanout {
     /// A piece of a topic's history has come for a session.
     pub fn handle_history(&mut self, piece: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs) {
         let Ok(record) = piece.record::<History>() else { return };
-        let (id, slot) = (TopicId(piece.header.topic_id), record.session as u32);
-        let Some(session) = sessions.open_mut(slot).filter(|session| session.id == record.session) else {
+        let (id, session_id) = (TopicId(piece.header.topic_id), SessionId(record.session));
+        let slot = session_id.slot();
+        let Some(session) = sessions.open_mut(slot).filter(|session| session.id == session_id) else {
             return;
         };
         let lag = session.lag_mut();
@@ -182,7 +184,7 @@ impl Fanout {
         piece: &Frame<'_>,
         record: History,
         id: TopicId,
-        slot: u32,
+        slot: SlotId,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
@@ -257,7 +259,7 @@ impl Fanout {
     }
 
     /// The socket of a session was full for too long.
-    pub fn stalled(&mut self, slot: u32, before_ns: u64, sessions: &mut Sessions, logs: &EgressLogs) {
+    pub fn stalled(&mut self, slot: SlotId, before_ns: u64, sessions: &mut Sessions, logs: &EgressLogs) {
         if sessions.open_mut(slot).is_some_and(|session| session.yielding.0 > 0) {
             self.yield_frames(slot, Pressure::Time(before_ns), sessions, logs);
         }

@@ -3,6 +3,7 @@
 use crate::{
     egress_log::Range,
     home::{Wanted, last_value::Newest},
+    ids::SlotId,
     session::{
         membership::{Membership, Taking},
         table::Sessions,
@@ -29,8 +30,8 @@ const _: () = assert!(crate::limits::CLIENTS_MAX_HIGHEST <= PACED as usize, "slo
 pub(super) struct Member(u32);
 
 impl Member {
-    pub(super) fn slot(self) -> u32 {
-        self.0 & !(SKIPPED | PACED)
+    pub(super) fn slot(self) -> SlotId {
+        SlotId(self.0 & !(SKIPPED | PACED))
     }
     pub(super) fn is_skipped(self) -> bool {
         self.0 & SKIPPED != 0
@@ -126,7 +127,7 @@ impl EgressTopic {
     /// Returns `false` when it is one already.
     pub(super) fn join(
         &mut self,
-        slot: u32,
+        slot: SlotId,
         delivery: Delivery,
         wanted: Option<(Wanted, u64)>,
         sessions: &mut Sessions,
@@ -149,7 +150,7 @@ impl EgressTopic {
         }
         let default_policy = self.policy;
         let members = &mut self.group_or_insert(session.format).members;
-        let mut member = Member(slot);
+        let mut member = Member(slot.0);
         member.set_skipped(wanted.is_some());
         member.set_paced(delivery.interval_us > 0);
         let (taking, (wanted, from)) = match wanted {
@@ -183,7 +184,7 @@ impl EgressTopic {
     }
 
     /// Queues the announcement: shared while one is fresh in the log.
-    pub(super) fn announce(&mut self, slot: u32, sessions: &mut Sessions, logs: &mut EgressLogs) {
+    pub(super) fn announce(&mut self, slot: SlotId, sessions: &mut Sessions, logs: &mut EgressLogs) {
         let Some(format) = sessions.get(slot).map(|session| session.format) else {
             debug_assert!(false, "a member of a topic is a session");
             return;
@@ -203,7 +204,7 @@ impl EgressTopic {
     }
 
     /// Changes how the session takes the topic. A tick that waits for its time is to be released by the caller.
-    pub(super) fn set_delivery(&mut self, slot: u32, delivery: Delivery, sessions: &mut Sessions) {
+    pub(super) fn set_delivery(&mut self, slot: SlotId, delivery: Delivery, sessions: &mut Sessions) {
         let id = self.info.id;
         let Some(session) = sessions.any_mut(slot) else { return };
         let Some(&before) = session.memberships.get(&id) else {
@@ -227,7 +228,7 @@ impl EgressTopic {
     }
 
     /// After a change: a tick that waited for its time comes as soon as there is room, as the time may have been long.
-    pub(super) fn release_paced(&mut self, slot: u32, sessions: &mut Sessions) {
+    pub(super) fn release_paced(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
         let Some(membership) = session.memberships.get(&self.info.id) else { return };
         if membership.taking == Taking::Paced && membership.due_ns == 0 {
@@ -254,7 +255,7 @@ impl EgressTopic {
     }
 
     /// One of the session's patterns that match goes. Returns whether others still do.
-    pub(super) fn leave(&mut self, slot: u32, sessions: &mut Sessions) -> bool {
+    pub(super) fn leave(&mut self, slot: SlotId, sessions: &mut Sessions) -> bool {
         let Some(session) = sessions.any_mut(slot) else { return false };
         let Some(membership) = session.memberships.get_mut(&self.info.id) else {
             debug_assert!(false, "only a member leaves");
@@ -269,7 +270,7 @@ impl EgressTopic {
     }
 
     /// The session goes, whatever its patterns.
-    pub(super) fn leave_whole(&mut self, slot: u32, sessions: &mut Sessions) {
+    pub(super) fn leave_whole(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.any_mut(slot) else { return };
         let Some(membership) = session.memberships.remove(&self.info.id) else {
             debug_assert!(false, "only a member leaves");
@@ -310,7 +311,7 @@ impl EgressTopic {
     }
 
     /// Sets what the session gets, in its membership and in the list of members.
-    pub(super) fn set_taking(&mut self, slot: u32, taking: Taking, sessions: &mut Sessions) {
+    pub(super) fn set_taking(&mut self, slot: SlotId, taking: Taking, sessions: &mut Sessions) {
         let Some(session) = sessions.any_mut(slot) else { return };
         let Some(membership) = session.memberships.get_mut(&self.info.id) else {
             debug_assert!(false, "only a member takes anything");

@@ -1,5 +1,6 @@
 //! Which session holds an identity, where a second connection replaces the first.
 
+use crate::ids::SlotId;
 use std::{collections::HashMap, sync::Arc};
 
 /// Who holds an identity on its shard. Kept only where a second connection replaces the first.
@@ -8,15 +9,15 @@ use std::{collections::HashMap, sync::Arc};
 /// session.
 #[derive(Debug, Default)]
 pub struct Holders {
-    by_identity: HashMap<Arc<str>, u32>,
-    by_slot: HashMap<u32, Arc<str>>,
+    by_identity: HashMap<Arc<str>, SlotId>,
+    by_slot: HashMap<SlotId, Arc<str>>,
     bytes: usize,
 }
 
 impl Holders {
     /// Gives an identity to a slot that holds none. Returns the slot that had it. One allocation, none where the
     /// identity was held.
-    pub fn enter(&mut self, slot: u32, identity: &str) -> Option<u32> {
+    pub fn enter(&mut self, slot: SlotId, identity: &str) -> Option<SlotId> {
         debug_assert!(!self.by_slot.contains_key(&slot), "a session says once who it is");
         let (identity, before) = match self.by_identity.get_key_value(identity) {
             Some((identity, &before)) => (identity.clone(), Some(before)),
@@ -33,7 +34,7 @@ impl Holders {
     }
 
     /// A slot's session ends, whether it held an identity or not.
-    pub fn leave(&mut self, slot: u32) {
+    pub fn leave(&mut self, slot: SlotId) {
         if let Some(identity) = self.by_slot.remove(&slot) {
             self.by_identity.remove(&identity);
             self.bytes -= identity.len();
@@ -48,7 +49,7 @@ impl Holders {
 
     /// Bytes of the identities and their entries.
     pub fn bytes(&self) -> usize {
-        self.bytes + self.by_slot.len() * 2 * (size_of::<Arc<str>>() + size_of::<u32>())
+        self.bytes + self.by_slot.len() * 2 * (size_of::<Arc<str>>() + size_of::<SlotId>())
     }
 
     fn invariants(&self) {
@@ -63,17 +64,21 @@ mod tests {
     #[test]
     fn the_newest_holder_has_the_identity_and_the_older_one_does_not_take_it_along() {
         let mut holders = Holders::default();
-        assert_eq!(holders.enter(1, "a"), None);
-        assert_eq!(holders.enter(2, "b"), None);
-        assert_eq!(holders.enter(3, "a"), Some(1));
-        holders.leave(1);
-        assert_eq!(holders.enter(4, "a"), Some(3), "the end of the first leaves the second its identity");
-        holders.leave(3);
-        holders.leave(4);
-        holders.leave(9);
-        assert_eq!(holders.enter(1, "a"), None);
-        holders.leave(1);
-        holders.leave(2);
+        assert_eq!(holders.enter(SlotId(1), "a"), None);
+        assert_eq!(holders.enter(SlotId(2), "b"), None);
+        assert_eq!(holders.enter(SlotId(3), "a"), Some(SlotId(1)));
+        holders.leave(SlotId(1));
+        assert_eq!(
+            holders.enter(SlotId(4), "a"),
+            Some(SlotId(3)),
+            "the end of the first leaves the second its identity"
+        );
+        holders.leave(SlotId(3));
+        holders.leave(SlotId(4));
+        holders.leave(SlotId(9));
+        assert_eq!(holders.enter(SlotId(1), "a"), None);
+        holders.leave(SlotId(1));
+        holders.leave(SlotId(2));
         assert!(holders.is_empty());
         assert_eq!(holders.bytes(), 0);
     }

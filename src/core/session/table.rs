@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crate::{
     egress_log::{EgressLog, Mark, Range},
+    ids::SlotId,
     limits::OUTBOX_RANGES_MAX,
     session::{CloseReason, Next, Session},
 };
@@ -40,13 +41,13 @@ pub struct Sessions {
     outbox_bytes_max: usize,
     behind_bytes: usize,
     /// Sessions past what may wait for them. Bound: one entry a session.
-    over: Vec<u32>,
+    over: Vec<SlotId>,
     /// Bound: one entry a session.
-    ready: VecDeque<u32>,
+    ready: VecDeque<SlotId>,
     /// Sessions that are ready but must first be given what they are behind with. Bound: one entry a session.
-    lagging: VecDeque<u32>,
+    lagging: VecDeque<SlotId>,
     /// Sessions found out while others were being served: ended when the round is over.
-    doomed: Vec<(u32, CloseReason)>,
+    doomed: Vec<(SlotId, CloseReason)>,
     /// By slot, as far as a session was ever told of any. 16 bytes each.
     left_out: Vec<LeftOut>,
 }
@@ -100,13 +101,13 @@ impl Sessions {
     }
 
     /// What the session in a slot was told that it does not get.
-    pub fn left_out(&self, slot: u32) -> LeftOut {
-        self.left_out.get(slot as usize).copied().unwrap_or_default()
+    pub fn left_out(&self, slot: SlotId) -> LeftOut {
+        self.left_out.get(slot.index()).copied().unwrap_or_default()
     }
 
     /// The session in a slot is told that it does not get so many ticks.
-    pub fn leave_out(&mut self, slot: u32, conflated: u64, dropped: u64) {
-        let at = slot as usize;
+    pub fn leave_out(&mut self, slot: SlotId, conflated: u64, dropped: u64) {
+        let at = slot.index();
         if self.left_out.len() <= at {
             self.left_out.resize(at + 1, LeftOut::default());
         }
@@ -120,8 +121,8 @@ impl Sessions {
     }
 
     /// Slots in use, ascending.
-    pub fn slots(&self) -> Vec<u32> {
-        (0..self.slots.len() as u32).filter(|&slot| self.slots[slot as usize].is_some()).collect()
+    pub fn slots(&self) -> Vec<SlotId> {
+        (0..self.slots.len() as u32).map(SlotId).filter(|&slot| self.slots[slot.index()].is_some()).collect()
     }
 
     /// All sessions.
@@ -130,57 +131,57 @@ impl Sessions {
     }
 
     /// Puts a session into a vacant slot.
-    pub fn insert(&mut self, slot: u32, mut session: Session) {
+    pub fn insert(&mut self, slot: SlotId, mut session: Session) {
         session.yield_bytes = self.outbox_bytes_max;
-        if self.slots.len() <= slot as usize {
-            self.slots.resize_with(slot as usize + 1, || None);
+        if self.slots.len() <= slot.index() {
+            self.slots.resize_with(slot.index() + 1, || None);
         }
         assert!(
-            self.slots[slot as usize].is_none(),
+            self.slots[slot.index()].is_none(),
             "the transport gives out a slot again only after its close"
         );
-        self.slots[slot as usize] = Some(Box::new(session));
-        if let Some(left_out) = self.left_out.get_mut(slot as usize) {
+        self.slots[slot.index()] = Some(Box::new(session));
+        if let Some(left_out) = self.left_out.get_mut(slot.index()) {
             *left_out = LeftOut::default();
         }
         self.open += 1;
     }
 
     /// Takes a session out.
-    pub fn remove(&mut self, slot: u32) -> Option<Box<Session>> {
-        let session = self.slots.get_mut(slot as usize)?.take()?;
+    pub fn remove(&mut self, slot: SlotId) -> Option<Box<Session>> {
+        let session = self.slots.get_mut(slot.index())?.take()?;
         self.open -= 1;
         self.waiting -= usize::from(session.outbox_bytes() > 0);
         Some(session)
     }
 
     /// The session in a slot, to look at.
-    pub fn get(&self, slot: u32) -> Option<&Session> {
-        self.slots.get(slot as usize)?.as_deref()
+    pub fn get(&self, slot: SlotId) -> Option<&Session> {
+        self.slots.get(slot.index())?.as_deref()
     }
 
     /// The session in a slot, even if it is about to end.
-    pub fn any_mut(&mut self, slot: u32) -> Option<&mut Session> {
-        self.slots.get_mut(slot as usize)?.as_deref_mut()
+    pub fn any_mut(&mut self, slot: SlotId) -> Option<&mut Session> {
+        self.slots.get_mut(slot.index())?.as_deref_mut()
     }
 
     /// The session in a slot, unless it is about to end.
-    pub fn open_mut(&mut self, slot: u32) -> Option<&mut Session> {
+    pub fn open_mut(&mut self, slot: SlotId) -> Option<&mut Session> {
         self.any_mut(slot).filter(|session| session.ending.is_none())
     }
 
     /// Offers shared frames to an open session that is not behind.
-    pub fn offer(&mut self, slot: u32, log: &EgressLog, range: Range) -> Offered {
+    pub fn offer(&mut self, slot: SlotId, log: &EgressLog, range: Range) -> Offered {
         self.offer_to(slot, log, range, false)
     }
 
     /// Queues shared frames to an open session; one past its bounds is noted for [`Sessions::pop_over`].
-    pub fn push_range(&mut self, slot: u32, log: &EgressLog, range: Range) {
+    pub fn push_range(&mut self, slot: SlotId, log: &EgressLog, range: Range) {
         self.offer_to(slot, log, range, true);
     }
 
-    fn offer_to(&mut self, slot: u32, log: &EgressLog, range: Range, whatever: bool) -> Offered {
-        let Some(session) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else {
+    fn offer_to(&mut self, slot: SlotId, log: &EgressLog, range: Range, whatever: bool) -> Offered {
+        let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else {
             return Offered::Gone;
         };
         if session.ending.is_some() {
@@ -201,7 +202,7 @@ impl Sessions {
     }
 
     /// Queues a frame of a topic that only this session gets; otherwise as [`Sessions::push_range`].
-    pub fn push_own(&mut self, slot: u32, mark: Mark, write: impl FnOnce(&mut Vec<u8>)) {
+    pub fn push_own(&mut self, slot: SlotId, mark: Mark, write: impl FnOnce(&mut Vec<u8>)) {
         let mut over = false;
         self.with_outbox(slot, |session| {
             if session.ending.is_none() {
@@ -214,7 +215,7 @@ impl Sessions {
     }
 
     /// The next session that has more waiting than it should.
-    pub fn pop_over(&mut self) -> Option<u32> {
+    pub fn pop_over(&mut self) -> Option<SlotId> {
         let slot = self.over.pop()?;
         if let Some(session) = self.any_mut(slot) {
             session.over = false;
@@ -224,14 +225,14 @@ impl Sessions {
 
     /// Sets how much may wait before something must yield, by what the session takes. To be called as that changes, and
     /// once nothing waits.
-    pub fn set_yield_bytes(&mut self, slot: u32) {
+    pub fn set_yield_bytes(&mut self, slot: SlotId) {
         let (outbox_bytes_max, behind_bytes) = (self.outbox_bytes_max, self.behind_bytes);
         let Some(session) = self.any_mut(slot) else { return };
         session.yield_bytes = if session.yielding.0 > 0 { behind_bytes } else { outbox_bytes_max };
     }
 
     /// What has yielded was not enough: twice what still waits may, so that it is not gone over for every tick.
-    pub fn raise_yield_bytes(&mut self, slot: u32) {
+    pub fn raise_yield_bytes(&mut self, slot: SlotId) {
         self.set_yield_bytes(slot);
         let outbox_bytes_max = self.outbox_bytes_max;
         let Some(session) = self.any_mut(slot) else { return };
@@ -239,15 +240,15 @@ impl Sessions {
     }
 
     /// Whether what waits for a session is more than it may have.
-    pub fn is_too_slow(&self, slot: u32) -> bool {
+    pub fn is_too_slow(&self, slot: SlotId) -> bool {
         self.get(slot).is_some_and(|session| {
             session.frame_bytes() > self.outbox_bytes_max || session.outbox_segments() > OUTBOX_RANGES_MAX
         })
     }
 
     /// Puts a session that has work into the queue of those to send to.
-    pub fn make_ready(&mut self, slot: u32) {
-        let Some(session) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return };
+    pub fn make_ready(&mut self, slot: SlotId) {
+        let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else { return };
         if session.has_work() && !session.queued && !session.sending {
             session.queued = true;
             match session.lag {
@@ -258,8 +259,8 @@ impl Sessions {
     }
 
     /// Changes a session's outbox by its own hand, and keeps the queues right.
-    pub fn with_outbox(&mut self, slot: u32, change: impl FnOnce(&mut Session)) {
-        let Some(session) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return };
+    pub fn with_outbox(&mut self, slot: SlotId, change: impl FnOnce(&mut Session)) {
+        let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else { return };
         self.waiting -= usize::from(session.outbox_bytes() > 0);
         change(session);
         self.waiting += usize::from(session.outbox_bytes() > 0);
@@ -269,17 +270,17 @@ impl Sessions {
     }
 
     /// Marks a session as one that cannot keep up.
-    pub fn doom_slow(&mut self, slot: u32) {
+    pub fn doom_slow(&mut self, slot: SlotId) {
         self.doomed.push((slot, CloseReason::SlowConsumer));
     }
 
     /// The next doomed session.
-    pub fn pop_doomed(&mut self) -> Option<(u32, CloseReason)> {
+    pub fn pop_doomed(&mut self) -> Option<(SlotId, CloseReason)> {
         self.doomed.pop()
     }
 
     /// The next session that has something to send and is not sending.
-    pub fn pop_ready(&mut self) -> Option<u32> {
+    pub fn pop_ready(&mut self) -> Option<SlotId> {
         while let Some(slot) = self.ready.pop_front() {
             // A slot may have been vacated, and even filled again, since it was queued.
             if let Some(session) = self.any_mut(slot)
@@ -300,7 +301,7 @@ impl Sessions {
     }
 
     /// The next session that is ready but must first be given what it is behind with. It then stands in the other queue.
-    pub fn pop_lagging(&mut self) -> Option<u32> {
+    pub fn pop_lagging(&mut self) -> Option<SlotId> {
         while let Some(slot) = self.lagging.pop_front() {
             if let Some(session) = self.any_mut(slot)
                 && session.queued
@@ -329,8 +330,8 @@ impl Sessions {
     }
 
     /// Takes a session's next SEND.
-    pub fn take_send(&mut self, slot: u32, log: Option<&EgressLog>, gather: &mut Vec<u8>) -> Next {
-        let Some(session) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else {
+    pub fn take_send(&mut self, slot: SlotId, log: Option<&EgressLog>, gather: &mut Vec<u8>) -> Next {
+        let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else {
             return Next::Idle;
         };
         let before = session.outbox_bytes() > 0;

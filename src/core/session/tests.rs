@@ -6,7 +6,7 @@ use crate::egress_log::Mark;
 const MARK: Mark = Mark { topic: 5, sequence: 1, skipped: 0 };
 
 fn session() -> Session {
-    Session::new(1, ListenerKind::Native)
+    Session::new(SessionId(1), ListenerKind::Native)
 }
 
 fn drain(session: &mut Session, log: &EgressLog) -> Vec<u8> {

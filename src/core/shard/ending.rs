@@ -2,6 +2,7 @@
 
 use super::{Action, Shard, timers::TimerKind};
 use crate::{
+    ids::{SessionId, SlotId},
     limits::LINGER_DEADLINE_MS,
     metrics::counters::Counter,
     now::Now,
@@ -13,7 +14,7 @@ use tickcast_proto::{http, reply::Reply};
 pub const LOG_TARGET_SESSION: &str = "tickcast::peer::session";
 
 /// What a client did wrong is worth a line; that sessions come and go is not.
-fn log_end(session: u64, reason: &CloseReason) {
+fn log_end(session: SessionId, reason: &CloseReason) {
     match reason {
         CloseReason::Protocol(_)
         | CloseReason::HandshakeDeadline
@@ -36,7 +37,7 @@ fn log_end(session: u64, reason: &CloseReason) {
 impl Shard {
     /// The peer has shut its side: whatever it had to say came before. Of a session whose input waits, not all of that
     /// has been taken up: the transport tells again when it receives again.
-    pub fn handle_eof(&mut self, slot: u32, now: Now) {
+    pub fn handle_eof(&mut self, slot: SlotId, now: Now) {
         if self.sessions.open_mut(slot).is_some_and(|session| session.paused) {
             return;
         }
@@ -45,7 +46,7 @@ impl Shard {
     }
 
     /// The socket has failed.
-    pub fn handle_error(&mut self, slot: u32, errno: i32, now: Now) {
+    pub fn handle_error(&mut self, slot: SlotId, errno: i32, now: Now) {
         self.gone(slot, CloseReason::Transport(errno));
         self.settle(now);
     }
@@ -65,8 +66,8 @@ impl Shard {
     }
 
     /// The operator closes a session. Returns whether it was there, and open.
-    pub fn close(&mut self, id: u64, now: Now) -> bool {
-        let slot = id as u32;
+    pub fn close(&mut self, id: SessionId, now: Now) -> bool {
+        let slot = id.slot();
         let is_open = self.sessions.open_mut(slot).is_some_and(|session| session.id == id);
         if is_open {
             self.end(slot, CloseReason::Operator, now);
@@ -85,7 +86,7 @@ impl Shard {
     }
 
     /// Starts a session's end. From here on it gets no tick and its input is discarded.
-    pub(super) fn end(&mut self, slot: u32, reason: CloseReason, now: Now) {
+    pub(super) fn end(&mut self, slot: SlotId, reason: CloseReason, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         log_end(session.id, &reason);
         if session.lag.is_some() || session.yielding.0 > 0 {
@@ -136,7 +137,7 @@ impl Shard {
     }
 
     /// What a session is not told any more it would take for delivered.
-    fn tell_what_is_owed(&mut self, slot: u32, reason: &CloseReason, now: Now) {
+    fn tell_what_is_owed(&mut self, slot: SlotId, reason: &CloseReason, now: Now) {
         match reason {
             CloseReason::Shutdown => {
                 let max = self.limits.outbox_bytes_max;
@@ -154,7 +155,7 @@ impl Shard {
     }
 
     /// What waited for a session has been overwritten.
-    pub(super) fn lapped(&mut self, slot: u32, now: Now) {
+    pub(super) fn lapped(&mut self, slot: SlotId, now: Now) {
         self.end(slot, CloseReason::SlowConsumer, now);
         let Some(reason) = self.sessions.any_mut(slot).and_then(|session| session.ending.clone()) else {
             return;
@@ -175,7 +176,7 @@ impl Shard {
         }
     }
 
-    fn say_goodbye(&mut self, slot: u32, reason: &CloseReason) {
+    fn say_goodbye(&mut self, slot: SlotId, reason: &CloseReason) {
         let Some(session) = self.sessions.any_mut(slot) else { return };
         let mut bytes = Vec::new();
         let text = reason.to_string();
@@ -203,7 +204,7 @@ impl Shard {
     }
 
     /// Everything a session had waiting has been taken. If it is to end, the next step of that is due.
-    pub(super) fn flushed(&mut self, slot: u32, now: Now) {
+    pub(super) fn flushed(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.any_mut(slot) else { return };
         let Some(ending) = &mut session.ending else { return };
         if session.sending || ending.half_closed {
@@ -227,7 +228,7 @@ impl Shard {
     }
 
     /// The connection is no more.
-    fn gone(&mut self, slot: u32, reason: CloseReason) {
+    fn gone(&mut self, slot: SlotId, reason: CloseReason) {
         let Some(session) = self.sessions.any_mut(slot) else { return };
         if session.ending.is_none() {
             log_end(session.id, &reason);
@@ -237,14 +238,14 @@ impl Shard {
         self.remove(slot);
     }
 
-    fn detach(&mut self, slot: u32) {
+    fn detach(&mut self, slot: SlotId) {
         self.holders.leave(slot);
         for pattern in self.fanout.detach(slot, &mut self.sessions) {
             self.tell_homes_gone(&pattern);
         }
     }
 
-    pub(super) fn remove(&mut self, slot: u32) {
+    pub(super) fn remove(&mut self, slot: SlotId) {
         let Some(session) = self.sessions.remove(slot) else { return };
         debug_assert!(session.memberships.is_empty(), "a session leaves every topic before it ends");
         self.identities.remove(&slot);
@@ -266,8 +267,8 @@ fn is_long(reason: &CloseReason) -> bool {
 
 /// When a session's client is to come back, from 0 to `spread_ms`: another time for each session, the same however often
 /// it is asked for.
-fn reconnect_after_ms(life: u64, session: u64, spread_ms: u32) -> u32 {
-    let hash = mixed(mixed(life) ^ session);
+fn reconnect_after_ms(life: u64, session: SessionId, spread_ms: u32) -> u32 {
+    let hash = mixed(mixed(life) ^ session.0);
     (((hash >> 32) * (u64::from(spread_ms) + 1)) >> 32) as u32
 }
 
@@ -288,12 +289,12 @@ mod tests {
         let mut seconds = [0; 5];
         for shard in 0..2 {
             for slot in 0..5_000u64 {
-                let after_ms = reconnect_after_ms(7 ^ shard, 1 << 32 | slot, 4_999);
+                let after_ms = reconnect_after_ms(7 ^ shard, SessionId(1 << 32 | slot), 4_999);
                 seconds[after_ms as usize / 1_000] += 1;
             }
         }
         assert!(seconds.iter().all(|count| (1_800..2_200).contains(count)), "{seconds:?}");
-        assert!((0..1_000).all(|id| reconnect_after_ms(7, id, 0) == 0));
-        assert!((0..1_000).any(|id| reconnect_after_ms(7, id, u32::MAX) > 1 << 31));
+        assert!((0..1_000).all(|id| reconnect_after_ms(7, SessionId(id), 0) == 0));
+        assert!((0..1_000).any(|id| reconnect_after_ms(7, SessionId(id), u32::MAX) > 1 << 31));
     }
 }

@@ -4,6 +4,7 @@ use super::{ORIGIN_INGEST, Shard, Unsequenced};
 use crate::{
     fanout,
     home::{Home, Notice, Sequenced},
+    ids::SessionId,
     metrics::counters::Counter,
     now::Now,
     placement,
@@ -152,7 +153,8 @@ impl Shard {
 
     /// A home has refused what a session of this shard published.
     pub(super) fn refused(&mut self, origin: u64, record: ErrorRecord, now: Now) {
-        let slot = origin as u32;
+        let origin = SessionId(origin);
+        let slot = origin.slot();
         if self.sessions.open_mut(slot).is_some_and(|session| session.id == origin) {
             let code = ErrorCode::from_wire(record.code).unwrap_or(ErrorCode::BadRequest);
             let text = "the server has as many topics as it may (--topics-max)";

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use super::{Action, Shard, Unsequenced, timers::TimerKind};
 use crate::{
+    ids::SlotId,
     limits::ECHO_BYTES_MAX,
     metrics::counters::Counter,
     now::Now,
@@ -39,13 +40,13 @@ enum Served {
 
 impl Shard {
     /// Bytes from a peer, in order, as many or few as came.
-    pub fn handle_bytes(&mut self, slot: u32, bytes: &[u8], now: Now) {
+    pub fn handle_bytes(&mut self, slot: SlotId, bytes: &[u8], now: Now) {
         self.counters.add(Counter::BytesReceived, bytes.len() as u64);
         self.take_up(slot, bytes, now);
         self.settle(now);
     }
 
-    pub(super) fn take_up(&mut self, slot: u32, bytes: &[u8], now: Now) {
+    pub(super) fn take_up(&mut self, slot: SlotId, bytes: &[u8], now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         if session.paused || !session.input.is_empty() {
             session.input.extend_from_slice(bytes);
@@ -95,7 +96,7 @@ impl Shard {
         })
     }
 
-    fn process_waiting(&mut self, slot: u32, now: Now) {
+    fn process_waiting(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         let mut input = std::mem::take(&mut session.input);
         let progress = self.process(slot, &input, now);
@@ -109,7 +110,7 @@ impl Shard {
     }
 
     /// Pauses a session whose input waits for room, and watches one that waits for the rest of a frame.
-    fn after_input(&mut self, slot: u32, progress: &Progress, now: Now) {
+    fn after_input(&mut self, slot: SlotId, progress: &Progress, now: Now) {
         self.pause_if(slot, progress.blocked);
         let Some(session) = self.sessions.open_mut(slot) else { return };
         if session.input.is_empty() || session.paused {
@@ -126,7 +127,7 @@ impl Shard {
         }
     }
 
-    fn pause_if(&mut self, slot: u32, blocked: bool) {
+    fn pause_if(&mut self, slot: SlotId, blocked: bool) {
         if let Some(session) = self.sessions.open_mut(slot)
             && blocked
             && !session.paused
@@ -139,7 +140,7 @@ impl Shard {
     }
 
     /// Takes whole messages off the front of `bytes` while there is room for their effects.
-    fn process(&mut self, slot: u32, bytes: &[u8], now: Now) -> Progress {
+    fn process(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Progress {
         let mut used = 0;
         loop {
             let room = self.takes_input();
@@ -178,7 +179,7 @@ impl Shard {
     }
 
     /// Takes the message that `bytes` begin with, in whatever framing, and does what it asks for.
-    fn message(&mut self, slot: u32, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
+    fn message(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
         let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Partial) };
         let is_echo = matches!(session.protocol, Protocol::Echo(_));
         let Some(decoder) = session.protocol.decoder_mut() else {
@@ -204,7 +205,7 @@ impl Shard {
         Ok(Step::Complete(used, ()))
     }
 
-    fn http(&mut self, slot: u32, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
+    fn http(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
         let offer = Offer {
             head_bytes_max: self.limits.http_head_bytes_max,
             debug_echo: self.limits.debug_echo,
@@ -243,7 +244,7 @@ impl Shard {
 
     /// Does what a message asks for: one request, or several in order. Where one of them makes later ones wait, the rest
     /// is kept as a message of its own.
-    fn requests(&mut self, slot: u32, message: &Message<'_>, now: Now) -> Result<Served, DecodeError> {
+    fn requests(&mut self, slot: SlotId, message: &Message<'_>, now: Now) -> Result<Served, DecodeError> {
         let Some(session) = self.sessions.open_mut(slot) else { return Ok(Served::Here) };
         let mut requests = session.format.codec.decode(message, self.limits.frame_bytes_max)?;
         while let Some(request) = requests.next() {
@@ -269,7 +270,7 @@ impl Shard {
         Ok(Served::Here)
     }
 
-    fn echo(&mut self, slot: u32, message: &Message<'_>) {
+    fn echo(&mut self, slot: SlotId, message: &Message<'_>) {
         let (message_type, body) = match message {
             Message::Text(text) => (MessageType::Text, text.as_bytes()),
             Message::Binary(bytes) => (MessageType::Binary, &bytes[..]),
@@ -281,7 +282,7 @@ impl Shard {
         });
     }
 
-    fn execute(&mut self, slot: u32, command: Command<'_>, now: Now) -> Result<(), DecodeError> {
+    fn execute(&mut self, slot: SlotId, command: Command<'_>, now: Now) -> Result<(), DecodeError> {
         let Some(session) = self.sessions.open_mut(slot) else { return Ok(()) };
         match (&session.protocol, &command) {
             (Protocol::Hello(_), Command::Hello { .. }) => {
@@ -299,7 +300,7 @@ impl Shard {
                     name.chars().take(64).collect::<String>()
                 );
                 let (epoch, frame_bytes_max) = (self.epoch, self.limits.frame_bytes_max);
-                self.reply(slot, &Reply::Welcome { request, epoch, session, frame_bytes_max });
+                self.reply(slot, &Reply::Welcome { request, epoch, session: session.0, frame_bytes_max });
             }
             Command::Ping { token } => self.reply(slot, &Reply::Pong { token }),
             Command::Pong => {}
@@ -337,7 +338,7 @@ impl Shard {
         Ok(())
     }
 
-    fn publish_command(&mut self, slot: u32, publish: &PublishCommand<'_>, now: Now) {
+    fn publish_command(&mut self, slot: SlotId, publish: &PublishCommand<'_>, now: Now) {
         if !self.publishers.takes(slot, now.monotonic_ns) {
             self.counters.add(Counter::TicksRefusedRate, 1);
             let text = format!("a session may publish {} ticks a second", self.limits.publish_rate);
@@ -358,7 +359,7 @@ impl Shard {
                 format!("the tick's frame has {frame_len} bytes, {} allowed", self.limits.frame_bytes_max);
             return self.fail(slot, publish.request, ErrorCode::TooLarge, &text, now);
         }
-        let Some(origin) = self.sessions.open_mut(slot).map(|session| session.id) else { return };
+        let Some(origin) = self.sessions.open_mut(slot).map(|session| session.id.0) else { return };
         let producer_time_ns =
             if publish.producer_time_ns == 0 { now.realtime_ns } else { publish.producer_time_ns };
         let record = Publish {
@@ -375,14 +376,14 @@ impl Shard {
     }
 
     /// Answers a request that failed; a session whose codec has no answers is ended instead.
-    pub(super) fn fail(&mut self, slot: u32, request: u32, code: ErrorCode, text: &str, now: Now) {
+    pub(super) fn fail(&mut self, slot: SlotId, request: u32, code: ErrorCode, text: &str, now: Now) {
         if self.sessions.open_mut(slot).is_some_and(|session| !session.format.codec.has_replies()) {
             return self.end(slot, CloseReason::BadRequest(text.to_owned()), now);
         }
         self.reply(slot, &Reply::Error { request, code, text });
     }
 
-    pub(super) fn push_bytes(&mut self, slot: u32, bytes: &[u8]) {
+    pub(super) fn push_bytes(&mut self, slot: SlotId, bytes: &[u8]) {
         self.sessions.with_outbox(slot, |session| session.push_reply(|out| out.extend_from_slice(bytes)));
     }
 }

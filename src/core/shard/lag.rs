@@ -5,6 +5,7 @@ use super::{Shard, timers::TimerKind};
 use crate::{
     fanout::Tally,
     home::{Piece, Wanted},
+    ids::SlotId,
     limits::TURN_PIECES,
     metrics::counters::Counter,
     now::Now,
@@ -19,7 +20,7 @@ use tickcast_proto::{
 impl Shard {
     /// The transport has taken a SEND's bytes over. `parked`: the socket did not take them all at once; the slot
     /// is busy until [`Shard::handle_writable`].
-    pub fn handle_sent(&mut self, slot: u32, bytes: usize, parked: bool, now: Now) {
+    pub fn handle_sent(&mut self, slot: SlotId, bytes: usize, parked: bool, now: Now) {
         self.counters.add(Counter::Sends, 1);
         self.counters.add(Counter::BytesSent, bytes as u64);
         self.counters.add(Counter::SendsParked, u64::from(parked));
@@ -35,14 +36,14 @@ impl Shard {
     }
 
     /// A socket that was full has taken everything it was given: somebody reads at the other end.
-    pub fn handle_writable(&mut self, slot: u32, now: Now) {
+    pub fn handle_writable(&mut self, slot: SlotId, now: Now) {
         if let Some(session) = self.sessions.any_mut(slot) {
             session.took_parked = true;
         }
         self.sent(slot, now);
     }
 
-    fn sent(&mut self, slot: u32, now: Now) {
+    fn sent(&mut self, slot: SlotId, now: Now) {
         let mut idle = false;
         self.sessions.with_outbox(slot, |session| {
             (session.sending, session.parked_since_ns) = (false, 0);
@@ -56,7 +57,7 @@ impl Shard {
     }
 
     /// Looks after a socket that was full: one that still is loses what yields, and in the end its session.
-    pub(super) fn stall_is_due(&mut self, slot: u32, now: Now) {
+    pub(super) fn stall_is_due(&mut self, slot: SlotId, now: Now) {
         let (behind_ns, deadline_ns) = (self.limits.behind_ns, self.limits.stall_deadline_ns);
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.stall_watched = false;

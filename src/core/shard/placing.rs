@@ -13,6 +13,7 @@
 
 use super::{Action, ListenerKind, Shard};
 use crate::{
+    ids::SlotId,
     metrics::counters::Counter,
     now::Now,
     placement,
@@ -36,7 +37,7 @@ impl Shard {
     /// A connection that another shard accepted and handed over, with all that was received from it; the slot is vacant.
     /// The bytes hold a whole HELLO or request head, so the handshake is done when this returns: its deadline needs no
     /// time that was used up elsewhere.
-    pub fn handle_placed(&mut self, slot: u32, listener: ListenerKind, bytes: &[u8], now: Now) {
+    pub fn handle_placed(&mut self, slot: SlotId, listener: ListenerKind, bytes: &[u8], now: Now) {
         self.open(slot, listener, now);
         // What the server has received is counted where it was received. Once the server stops, nothing is taken up.
         if !self.input_stopped {
@@ -47,7 +48,7 @@ impl Shard {
 
     /// The transport has quieted the socket of [`Action::HandOver`]: the session is forgotten here. `None` when it has
     /// begun to end since; then it ends here.
-    pub fn handle_detached(&mut self, slot: u32) -> Option<Departure> {
+    pub fn handle_detached(&mut self, slot: SlotId) -> Option<Departure> {
         let session = self.sessions.open_mut(slot)?;
         let Protocol::Leaving(to) = session.protocol else { return None };
         let listener = session.listener;
@@ -59,7 +60,7 @@ impl Shard {
     }
 
     /// A client that opens its session says who it is. Returns whether it is served here; if not, it is on its way.
-    pub(super) fn place(&mut self, slot: u32, client: &str, now: Now) -> bool {
+    pub(super) fn place(&mut self, slot: SlotId, client: &str, now: Now) -> bool {
         let Some(session) = self.sessions.open_mut(slot) else { return true };
         if client.is_empty() || !session.protocol.is_handshake() {
             return true;
@@ -80,7 +81,7 @@ impl Shard {
     }
 
     /// A session that ends on its way to another shard ends here: it says goodbye as its listener's clients know it.
-    pub(super) fn stay(&mut self, slot: u32) {
+    pub(super) fn stay(&mut self, slot: SlotId) {
         let Some(session) = self.sessions.any_mut(slot) else { return };
         if let Protocol::Leaving(_) = session.protocol {
             session.begin_handshake();
@@ -156,18 +157,18 @@ mod tests {
             let bytes = [opening.clone(), ping.clone()].concat();
             for piece in [1, 7, bytes.len()] {
                 let mut from = shard(ShardId(0), Limits::default());
-                from.handle_accept(3, listener, NOW);
-                bytes.chunks(piece).for_each(|piece| from.handle_bytes(3, piece, NOW));
-                assert_eq!(from.poll_action(), Some(Action::HandOver(3)), "once, and nothing else");
+                from.handle_accept(SlotId(3), listener, NOW);
+                bytes.chunks(piece).for_each(|piece| from.handle_bytes(SlotId(3), piece, NOW));
+                assert_eq!(from.poll_action(), Some(Action::HandOver(SlotId(3))), "once, and nothing else");
                 assert_eq!(from.poll_action(), None);
                 assert_eq!(sent(&mut from), b"", "nothing is answered before");
-                let departure = from.handle_detached(3).unwrap();
+                let departure = from.handle_detached(SlotId(3)).unwrap();
                 assert_eq!(departure, Departure { to: home, listener, bytes: bytes.clone() });
-                assert_eq!((from.sessions_len(), from.handle_detached(3)), (0, None));
+                assert_eq!((from.sessions_len(), from.handle_detached(SlotId(3))), (0, None));
 
                 let mut to = shard(home, Limits::default());
-                to.handle_placed(8, listener, &departure.bytes, NOW);
-                assert_eq!(to.poll_action(), Some(Action::Settled(8)));
+                to.handle_placed(SlotId(8), listener, &departure.bytes, NOW);
+                assert_eq!(to.poll_action(), Some(Action::Settled(SlotId(8))));
                 assert!(!sent(&mut to).is_empty(), "welcome or 101");
                 let open = |shard: &Shard| shard.counters().value(Counter::SessionsOpen);
                 assert_eq!((open(&from), open(&to)), (0, 1));
@@ -181,14 +182,14 @@ mod tests {
     fn a_session_that_ends_on_its_way_stays_and_says_goodbye() {
         let (name, _) = stranger_to(ShardId(0));
         let mut from = shard(ShardId(0), Limits::default());
-        from.handle_accept(3, ListenerKind::Native, NOW);
-        from.handle_bytes(3, &hello(&name), NOW);
+        from.handle_accept(SlotId(3), ListenerKind::Native, NOW);
+        from.handle_bytes(SlotId(3), &hello(&name), NOW);
         from.begin_drain(u64::MAX, NOW);
         let actions: Vec<Action> = std::iter::from_fn(|| from.poll_action()).collect();
-        assert_eq!(actions, [Action::HandOver(3), Action::ResumeReceive(3)]);
-        assert_eq!(from.handle_detached(3), None);
+        assert_eq!(actions, [Action::HandOver(SlotId(3)), Action::ResumeReceive(SlotId(3))]);
+        assert_eq!(from.handle_detached(SlotId(3)), None);
         assert_eq!(kinds(&sent(&mut from)), [frame::Kind::Closing]);
-        from.handle_eof(3, NOW);
+        from.handle_eof(SlotId(3), NOW);
         assert_eq!(from.sessions_len(), 0);
     }
 
@@ -197,9 +198,9 @@ mod tests {
         let (name, home) = stranger_to(ShardId(0));
         let mut to = shard(home, Limits::default());
         to.stop_taking_input();
-        to.handle_placed(1, ListenerKind::Native, &hello(&name), NOW);
+        to.handle_placed(SlotId(1), ListenerKind::Native, &hello(&name), NOW);
         to.begin_drain(u64::MAX, NOW);
-        to.handle_placed(2, ListenerKind::Native, &hello(&name), NOW);
+        to.handle_placed(SlotId(2), ListenerKind::Native, &hello(&name), NOW);
         assert_eq!(kinds(&sent(&mut to)), [frame::Kind::Closing, frame::Kind::Closing]);
     }
 
@@ -208,13 +209,13 @@ mod tests {
         let (name, home) = stranger_to(ShardId(0));
         for replaces in [false, true] {
             let mut shard = shard(home, Limits { identity_replaces: replaces, ..Limits::default() });
-            shard.handle_placed(1, ListenerKind::Native, &hello(&name), NOW);
-            shard.handle_placed(2, ListenerKind::Http, &upgrade(&name), NOW);
+            shard.handle_placed(SlotId(1), ListenerKind::Native, &hello(&name), NOW);
+            shard.handle_placed(SlotId(2), ListenerKind::Http, &upgrade(&name), NOW);
             sent(&mut shard);
-            assert_eq!(shard.sessions.open_mut(1).is_none(), replaces);
-            assert!(shard.sessions.open_mut(2).is_some());
-            shard.handle_error(1, 104, NOW);
-            shard.handle_error(2, 104, NOW);
+            assert_eq!(shard.sessions.open_mut(SlotId(1)).is_none(), replaces);
+            assert!(shard.sessions.open_mut(SlotId(2)).is_some());
+            shard.handle_error(SlotId(1), 104, NOW);
+            shard.handle_error(SlotId(2), 104, NOW);
             assert_eq!(shard.counters().value(Counter::ClosedReplaced), u64::from(replaces));
             assert!(shard.holders.is_empty());
         }
@@ -223,13 +224,13 @@ mod tests {
     #[test]
     fn a_session_publishes_as_fast_as_it_may_and_is_told_when_it_is_too_fast() {
         let mut shard = shard(ShardId(0), Limits { publish_rate: 2, ..Limits::default() });
-        shard.handle_accept(0, ListenerKind::Native, NOW);
-        shard.handle_bytes(0, &hello(""), NOW);
+        shard.handle_accept(SlotId(0), ListenerKind::Native, NOW);
+        shard.handle_bytes(SlotId(0), &hello(""), NOW);
         sent(&mut shard);
         let mut tick = Vec::new();
         frame::encode_publish(&mut tick, 0, 0, 0, Publish::default(), "a", b"1");
         let mut burst = |now: Now| {
-            (0..4).for_each(|_| shard.handle_bytes(0, &tick, now));
+            (0..4).for_each(|_| shard.handle_bytes(SlotId(0), &tick, now));
             let bytes = sent(&mut shard);
             (kinds(&bytes), shard.counters().value(Counter::TicksRefusedRate))
         };

@@ -33,6 +33,7 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::SlotId;
     use crate::{
         home::history::HistoryBounds,
         metrics::counters::{Counter, Counters},
@@ -48,17 +49,17 @@ mod tests {
 
     fn shard(limits: Limits) -> Shard {
         let mut shard = Shard::new(ShardId(0), 1, 1, limits, Arc::new(Counters::default()));
-        shard.handle_accept(0, ListenerKind::Native, NOW);
+        shard.handle_accept(SlotId(0), ListenerKind::Native, NOW);
         let mut hello = Vec::new();
         frame::encode_hello(&mut hello, 1, "", "test");
-        shard.handle_bytes(0, &hello, NOW);
+        shard.handle_bytes(SlotId(0), &hello, NOW);
         shard
     }
 
     fn publish(shard: &mut Shard, ticks: usize) {
         let mut bytes = Vec::new();
         (0..ticks).for_each(|_| frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), "a", b"1"));
-        shard.handle_bytes(0, &bytes, NOW);
+        shard.handle_bytes(SlotId(0), &bytes, NOW);
     }
 
     #[test]
@@ -85,7 +86,7 @@ mod tests {
                 let topic = format!("t.{topic}");
                 frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), &topic, &[b'1'; 1_000]);
             }
-            shard.handle_bytes(0, &bytes, NOW);
+            shard.handle_bytes(SlotId(0), &bytes, NOW);
         };
         let held = |shard: &Shard| -> usize {
             (0..shard.home.len() as u32).map(|index| shard.home.topic(index).history().capacity()).sum()
@@ -116,7 +117,7 @@ mod tests {
             for _ in 0..40 {
                 frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), &topic, &[b'1'; 1_000]);
             }
-            shard.handle_bytes(0, &bytes, NOW);
+            shard.handle_bytes(SlotId(0), &bytes, NOW);
         };
         let capacity = |shard: &Shard, index| shard.home.topic(index).history().capacity();
         let held = |shard: &Shard| -> usize {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use super::{Shard, input::shown};
 use crate::{
     fanout::{Begin, Interest, Subscription},
+    ids::{SessionId, SlotId},
     limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
     now::Now,
 };
@@ -17,7 +18,7 @@ use tickcast_proto::{
 /// A change of one subscription that goes over the session's topics: done in the order asked for, with a budget a turn.
 #[derive(Debug)]
 pub(super) struct Walk {
-    session: u64,
+    session: SessionId,
     request: u32,
     pattern: Box<str>,
     /// `None`: it ends.
@@ -29,7 +30,7 @@ impl Shard {
     /// rest.
     pub(super) fn queue_walks(
         &mut self,
-        slot: u32,
+        slot: SlotId,
         request: u32,
         patterns: Vec<Cow<'_, str>>,
         delivery: Option<Delivery>,
@@ -49,7 +50,7 @@ impl Shard {
         while self.walk_left > 0
             && let Some(Walk { session: id, request, pattern, delivery }) = self.walks.pop_front()
         {
-            let slot = id as u32;
+            let slot = id.slot();
             let Some(session) = self.sessions.open_mut(slot).filter(|session| session.id == id) else {
                 continue;
             };
@@ -65,7 +66,7 @@ impl Shard {
 
     /// Where a subscription begins; places by topic are kept with the session until their topics are joined. `None`
     /// when there are more than may be, and the request has been answered.
-    pub(super) fn begin(&mut self, slot: u32, request: u32, from: From, now: Now) -> Option<Begin> {
+    pub(super) fn begin(&mut self, slot: SlotId, request: u32, from: From, now: Now) -> Option<Begin> {
         match from {
             From::Live => Some(Begin::Live),
             From::Latest => Some(Begin::Latest),
@@ -97,7 +98,7 @@ impl Shard {
     }
 
     /// Notes a place in a topic for the subscription that follows.
-    pub(super) fn resume(&mut self, slot: u32, topic: &str, position: Position, now: Now) {
+    pub(super) fn resume(&mut self, slot: SlotId, topic: &str, position: Position, now: Now) {
         if let Err(error) = pattern::check_topic(topic.as_bytes()) {
             let text = format!("resume: topic {}: {error}", shown(topic.as_bytes()));
             return self.fail(slot, 0, ErrorCode::BadTopic, &text, now);
@@ -110,7 +111,7 @@ impl Shard {
         lag.put_place(topic, position);
     }
 
-    fn too_many_places(&mut self, slot: u32, request: u32, now: Now) {
+    fn too_many_places(&mut self, slot: SlotId, request: u32, now: Now) {
         let text = format!(
             "from: a session may name {RESUME_POSITIONS_MAX} places, {RESUME_BYTES_MAX} bytes of names"
         );
@@ -118,7 +119,7 @@ impl Shard {
     }
 
     /// Changes how a subscription is delivered. Returns the topics and subscriptions looked at.
-    fn update(&mut self, slot: u32, request: u32, pattern: &str, delivery: Delivery, now: Now) -> usize {
+    fn update(&mut self, slot: SlotId, request: u32, pattern: &str, delivery: Delivery, now: Now) -> usize {
         let entry = self.fanout.entry_of(pattern);
         let held = |session: &mut crate::session::Session| {
             session.subscriptions.iter().any(|held| Some(held.entry) == entry)
@@ -136,7 +137,7 @@ impl Shard {
 
     pub(super) fn subscribe(
         &mut self,
-        slot: u32,
+        slot: SlotId,
         request: u32,
         pattern: &str,
         delivery: Delivery,
@@ -172,7 +173,7 @@ impl Shard {
     }
 
     /// Ends a subscription. Returns the topics and subscriptions looked at.
-    fn unsubscribe(&mut self, slot: u32, request: u32, pattern: &str, now: Now) -> usize {
+    fn unsubscribe(&mut self, slot: SlotId, request: u32, pattern: &str, now: Now) -> usize {
         let entry = self.fanout.entry_of(pattern);
         let held = self.sessions.open_mut(slot).and_then(|session| {
             let at = session.subscriptions.iter().position(|held| Some(held.entry) == entry)?;
@@ -208,7 +209,7 @@ mod tests {
 
     const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
 
-    fn subscribe(shard: &mut Shard, slot: u32) {
+    fn subscribe(shard: &mut Shard, slot: SlotId) {
         shard.handle_accept(slot, ListenerKind::Native, NOW);
         let mut bytes = Vec::new();
         frame::encode_hello(&mut bytes, 1, "", "test");
@@ -220,12 +221,12 @@ mod tests {
     fn publish(shard: &mut Shard, topic: &str) {
         let mut bytes = Vec::new();
         frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), topic, b"1");
-        shard.handle_bytes(0, &bytes, NOW);
+        shard.handle_bytes(SlotId(0), &bytes, NOW);
         while shard.turn(NOW) {}
     }
 
     /// By topic id: the order of their coming.
-    fn policies(shard: &Shard, slot: u32) -> Vec<Policy> {
+    fn policies(shard: &Shard, slot: SlotId) -> Vec<Policy> {
         let held = &shard.sessions.get(slot).unwrap().memberships;
         let mut held: Vec<_> = held.iter().map(|(id, membership)| (id.0, membership.policy)).collect();
         held.sort_unstable();
@@ -235,14 +236,14 @@ mod tests {
     #[test]
     fn another_policy_is_for_later_subscriptions_and_topics_and_not_for_what_is_taken_already() {
         let mut shard = Shard::new(ShardId(0), 1, 1, Limits::default(), Arc::new(Counters::default()));
-        subscribe(&mut shard, 0);
+        subscribe(&mut shard, SlotId(0));
         publish(&mut shard, "a.before");
         let limits = Limits { policies: Rules::all(Policy::Drop), ..Limits::default() };
         shard.reload(&Arc::new(limits), NOW);
         publish(&mut shard, "a.before");
         publish(&mut shard, "a.after");
-        subscribe(&mut shard, 1);
-        assert_eq!(policies(&shard, 0), [Policy::default(), Policy::Drop]);
-        assert_eq!(policies(&shard, 1), [Policy::Drop, Policy::Drop]);
+        subscribe(&mut shard, SlotId(1));
+        assert_eq!(policies(&shard, SlotId(0)), [Policy::default(), Policy::Drop]);
+        assert_eq!(policies(&shard, SlotId(1)), [Policy::Drop, Policy::Drop]);
     }
 }

@@ -7,6 +7,7 @@ mod largest;
 
 use super::Shard;
 use crate::{
+    ids::{SessionId, SlotId},
     limits::TURN_SURVEYED,
     metrics::latency::Latency,
     now::Now,
@@ -94,7 +95,7 @@ pub struct ShardState {
 pub struct SessionSurvey {
     sort: SessionSort,
     next: u32,
-    largest: Largest<(u32, u64)>,
+    largest: Largest<(SlotId, SessionId)>,
 }
 
 impl SessionSurvey {
@@ -123,9 +124,9 @@ impl TopicSurvey {
 #[derive(Clone, Debug)]
 pub struct SessionSummary {
     /// Its slot.
-    pub slot: u32,
+    pub slot: SlotId,
     /// Its id: the slot may be another's by now.
-    pub id: u64,
+    pub id: SessionId,
     /// Who its client says it is.
     pub identity: Option<String>,
     /// How its messages are encoded.
@@ -176,7 +177,7 @@ impl Shard {
     pub fn survey_sessions(&self, survey: &mut SessionSurvey, now: Now) -> bool {
         let slots = self.sessions.slots_len();
         let end = slots.min(survey.next.saturating_add(TURN_SURVEYED as u32));
-        for slot in survey.next..end {
+        for slot in (survey.next..end).map(SlotId) {
             if let Some(session) = self.sessions.get(slot) {
                 survey.largest.offer(self.rank(slot, session, survey.sort, now), (slot, session.id));
             }
@@ -201,22 +202,22 @@ impl Shard {
     }
 
     /// Whether a slot is still the session's with this id.
-    pub fn is_session(&self, slot: u32, id: u64) -> bool {
+    pub fn is_session(&self, slot: SlotId, id: SessionId) -> bool {
         self.sessions.get(slot).is_some_and(|session| session.id == id)
     }
 
-    fn rank(&self, slot: u32, session: &Session, sort: SessionSort, now: Now) -> u64 {
+    fn rank(&self, slot: SlotId, session: &Session, sort: SessionSort, now: Now) -> u64 {
         match sort {
             SessionSort::Outbox => session.outbox_bytes() as u64,
             SessionSort::Lag => lag_ms(session, now),
             SessionSort::Dropped => self.sessions.left_out(slot).dropped,
             SessionSort::Conflated => self.sessions.left_out(slot).conflated,
             SessionSort::Topics => session.memberships.len() as u64,
-            SessionSort::Newest => session.id >> 32,
+            SessionSort::Newest => u64::from(session.id.generation()),
         }
     }
 
-    fn summary(&self, slot: u32, session: &Session, rank: u64, now: Now) -> SessionSummary {
+    fn summary(&self, slot: SlotId, session: &Session, rank: u64, now: Now) -> SessionSummary {
         let left_out = self.sessions.left_out(slot);
         let state = match (&session.ending, session.protocol.is_handshake()) {
             (Some(_), _) => "ending",
@@ -340,7 +341,7 @@ mod tests {
         Shard::new(ShardId(0), 1, 1, Limits::default(), Arc::new(Counters::default()))
     }
 
-    fn enter(shard: &mut Shard, slot: u32, client: &str) {
+    fn enter(shard: &mut Shard, slot: SlotId, client: &str) {
         shard.handle_accept(slot, ListenerKind::Native, NOW);
         let mut hello = Vec::new();
         frame::encode_hello(&mut hello, 1, client, "test");
@@ -356,10 +357,11 @@ mod tests {
     #[test]
     fn the_sessions_with_most_of_something_are_chosen_among_many() {
         let mut shard = shard();
-        (0..3 * TURN_SURVEYED as u32).for_each(|slot| shard.handle_accept(slot, ListenerKind::Native, NOW));
-        enter(&mut shard, 1 << 13, "the one");
-        shard.sessions.leave_out(77, 5, 2);
-        shard.sessions.leave_out(78, 4, 3);
+        (0..3 * TURN_SURVEYED as u32)
+            .for_each(|slot| shard.handle_accept(SlotId(slot), ListenerKind::Native, NOW));
+        enter(&mut shard, SlotId(1 << 13), "the one");
+        shard.sessions.leave_out(SlotId(77), 5, 2);
+        shard.sessions.leave_out(SlotId(78), 4, 3);
         let by = |sort, limit| names(&shard, SessionsQuery { sort, limit });
         let first = by(SessionSort::Dropped, 2);
         assert_eq!(
@@ -377,8 +379,8 @@ mod tests {
     #[test]
     fn the_newest_of_a_busy_shard_and_of_a_quiet_one_rank_alike() {
         let (mut busy, mut quiet) = (shard(), shard());
-        (0..200).for_each(|slot| enter(&mut busy, slot, ""));
-        (0..3).for_each(|slot| enter(&mut quiet, slot, ""));
+        (0..200).for_each(|slot| enter(&mut busy, SlotId(slot), ""));
+        (0..3).for_each(|slot| enter(&mut quiet, SlotId(slot), ""));
         let query = SessionsQuery { sort: SessionSort::Newest, limit: 3 };
         let ranks = |shard: &Shard| names(shard, query).iter().map(|view| view.rank).collect::<Vec<_>>();
         assert_eq!(ranks(&busy), ranks(&quiet));
@@ -390,7 +392,7 @@ mod tests {
                 let name = format!("t.{topic}");
                 frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), &name, b"1");
             }
-            shard.handle_bytes(0, &bytes, NOW);
+            shard.handle_bytes(SlotId(0), &bytes, NOW);
             let mut survey =
                 TopicSurvey::new(TopicsQuery { prefix: String::new(), sort: TopicSort::Newest, limit: 3 });
             assert!(shard.survey_topics(&mut survey));
@@ -405,32 +407,32 @@ mod tests {
     #[test]
     fn a_survey_leaves_out_sessions_that_have_gone_meanwhile() {
         let mut shard = shard();
-        (0..3).for_each(|slot| enter(&mut shard, slot, ""));
+        (0..3).for_each(|slot| enter(&mut shard, SlotId(slot), ""));
         let mut survey = SessionSurvey::new(SessionsQuery { sort: SessionSort::Newest, limit: 10 });
         assert!(shard.survey_sessions(&mut survey, NOW));
-        shard.handle_error(1, 104, NOW);
-        enter(&mut shard, 1, "another");
-        let slots: Vec<u32> = shard.seen(survey, NOW).iter().map(|seen| seen.slot).collect();
+        shard.handle_error(SlotId(1), 104, NOW);
+        enter(&mut shard, SlotId(1), "another");
+        let slots: Vec<u32> = shard.seen(survey, NOW).iter().map(|seen| seen.slot.0).collect();
         assert_eq!(slots, [2, 0]);
     }
 
     #[test]
     fn the_operator_closes_the_session_that_was_named_and_no_other() {
         let mut shard = shard();
-        enter(&mut shard, 5, "");
+        enter(&mut shard, SlotId(5), "");
         let id = names(&shard, SessionsQuery { sort: SessionSort::Newest, limit: 1 })[0].id;
-        assert!(!shard.close(id + (1 << 32), NOW) && !shard.close(id + 1, NOW));
+        assert!(!shard.close(SessionId(id.0 + (1 << 32)), NOW) && !shard.close(SessionId(id.0 + 1), NOW));
         assert!(shard.close(id, NOW) && !shard.close(id, NOW), "once");
-        shard.handle_eof(5, NOW);
-        assert!(!shard.is_session(5, id));
+        shard.handle_eof(SlotId(5), NOW);
+        assert!(!shard.is_session(SlotId(5), id));
         assert_eq!(shard.counters().value(Counter::ClosedByOperator), 1);
-        assert!(std::iter::from_fn(|| shard.poll_action()).any(|action| action == Action::Close(5)));
+        assert!(std::iter::from_fn(|| shard.poll_action()).any(|action| action == Action::Close(SlotId(5))));
     }
 
     #[test]
     fn topics_are_chosen_by_prefix_and_know_who_takes_them() {
         let mut shard = shard();
-        enter(&mut shard, 0, "");
+        enter(&mut shard, SlotId(0), "");
         let mut bytes = Vec::new();
         tickcast_proto::command::encode_request(&mut bytes, frame::Kind::Subscribe, 1, "b.>");
         for (topic, ticks) in [("a.x", 9), ("b.x", 1), ("b.y", 2)] {
@@ -438,7 +440,7 @@ mod tests {
                 frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), topic, b"1");
             }
         }
-        shard.handle_bytes(0, &bytes, NOW);
+        shard.handle_bytes(SlotId(0), &bytes, NOW);
         while shard.turn(NOW) {}
         let by = |prefix: &str, limit| {
             let mut survey =

@@ -9,6 +9,7 @@
 
 use super::Shard;
 use crate::{
+    ids::{SessionId, SlotId},
     limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS, TIMERS_GONE_MAX, TURN_TIMERS},
     metrics::counters::Counter,
     now::Now,
@@ -38,7 +39,7 @@ pub(super) enum TimerKind {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timer {
     kind: TimerKind,
-    slot: u32,
+    slot: SlotId,
     /// The upper half of the session's id: the slot may be another's by then.
     generation: u32,
 }
@@ -47,12 +48,12 @@ const _: () = assert!(size_of::<Timer>() == 16, "the docs of Timer say how large
 
 impl Timer {
     /// A timer of the session with this id.
-    pub(super) fn new(kind: TimerKind, id: u64) -> Timer {
-        Timer { kind, slot: id as u32, generation: (id >> 32) as u32 }
+    pub(super) fn new(kind: TimerKind, id: SessionId) -> Timer {
+        Timer { kind, slot: id.slot(), generation: id.generation() }
     }
 
-    fn id(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.slot)
+    fn id(self) -> SessionId {
+        SessionId::new(self.generation, self.slot)
     }
 }
 
@@ -60,7 +61,7 @@ impl Shard {
     /// Sets a timer of a session. Once there are too many, those of sessions that are gone are forgotten: they would be
     /// kept until they are due, and clients that come and go fast enough would take all memory. A few steps a call in the
     /// long run.
-    pub(super) fn watch(&mut self, when_ns: u64, kind: TimerKind, id: u64) {
+    pub(super) fn watch(&mut self, when_ns: u64, kind: TimerKind, id: SessionId) {
         if self.timers.len() >= self.timers_max {
             let sessions = &self.sessions;
             self.timers.retain(|granule, timer| {
@@ -110,7 +111,7 @@ impl Shard {
     }
 
     /// Ends a session that has held part of a frame for too long; watches on while one has only begun since.
-    fn frame_is_due(&mut self, slot: u32, now: Now) {
+    fn frame_is_due(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.partial_watched = false;
         let Some(since_ns) = session.partial_since_ns else { return };
@@ -124,7 +125,7 @@ impl Shard {
     }
 
     /// Something came from the peer: it lives. From the end of the handshake on it is watched.
-    pub(super) fn heard(&mut self, slot: u32, now: Now) {
+    pub(super) fn heard(&mut self, slot: SlotId, now: Now) {
         let interval_ns = self.limits.ping_interval_ns;
         let Some(session) = self.sessions.open_mut(slot).filter(|_| interval_ns != u64::MAX) else { return };
         session.pulse_ms = low_ms(now);
@@ -138,7 +139,7 @@ impl Shard {
     }
 
     /// Pings a peer that was silent for the interval, and ends one that was silent since its ping.
-    fn heartbeat_is_due(&mut self, slot: u32, now: Now) {
+    fn heartbeat_is_due(&mut self, slot: SlotId, now: Now) {
         let (interval_ns, timeout_ns) = (self.limits.ping_interval_ns, self.limits.ping_timeout_ns);
         // Once nothing is taken from clients their silence says nothing, and their goodbye is near.
         let watches = !self.input_stopped;
@@ -179,7 +180,7 @@ impl Shard {
         self.timers.insert(now.monotonic_ns + next_ms * 1_000_000, timer);
     }
 
-    fn ping(&mut self, slot: u32, now: Now) {
+    fn ping(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         debug_assert!(!session.protocol.is_handshake(), "who is not yet there is not watched");
         let mut bytes = Vec::new();

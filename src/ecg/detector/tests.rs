@@ -1,17 +1,15 @@
-use std::{f64::consts::TAU, io::Write};
+use std::{f64::consts::TAU, path::Path};
 
 use super::*;
 use crate::{
     annotation,
-    record::{self, Record, tests::record_100},
+    record::{
+        self, Record,
+        tests::{made_record, record_100},
+    },
     score::Score,
     synthetic::{FS_HZ, Synthetic},
 };
-
-fn say(text: &str) {
-    // Not eprintln: the test runner captures its output when a test passes.
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
 
 fn detect(fs_hz: f64, samples: impl IntoIterator<Item = f32>) -> Vec<u64> {
     let mut detector = Detector::new(fs_hz).unwrap();
@@ -21,42 +19,61 @@ fn detect(fs_hz: f64, samples: impl IntoIterator<Item = f32>) -> Vec<u64> {
     beats.iter().map(|beat| beat.at_sample).collect()
 }
 
-/// Record 100 and its reference beats.
-fn expert() -> Option<(Record, Vec<u64>)> {
-    let file = record_100()?;
-    let annotations = annotation::load(&file.with_extension("atr")).unwrap();
+/// A record's first signal and its annotated beats.
+fn annotated(header: &Path) -> (Record, Vec<u64>) {
+    let annotations = annotation::load(&header.with_extension("atr")).unwrap();
     let beats = annotations.iter().filter(|a| a.is_beat()).map(|a| a.at_frame).collect();
-    Some((record::load(&file, 0).unwrap(), beats))
+    (record::load(header, 0).unwrap(), beats)
 }
 
 fn assert_scores(what: &str, expert: &[u64], detected: &[u64], fs_hz: f64, percent_min: f64) {
     let score = Score::new(expert, detected, (0.150 * fs_hz) as u64);
     let (sensitivity, predictivity) = (score.sensitivity_percent(), score.positive_predictivity_percent());
-    say(&format!(
+    // `cargo test -- --nocapture` shows the figures.
+    println!(
         "{what}: {} beats, sensitivity {sensitivity:.2} %, positive predictivity {predictivity:.2} % ({score:?})",
         expert.len()
-    ));
+    );
     assert!(sensitivity >= percent_min && predictivity >= percent_min, "{what}: {score:?}");
 }
 
-#[test]
-fn beats_of_record_100_match_the_reference_annotations() {
-    let Some((record, expert)) = expert() else { return };
+fn assert_beats_match_the_annotations(header: &Path) {
+    let (record, expert) = annotated(header);
     let detected = detect(record.fs_hz, record.samples.iter().copied());
-    assert_scores("record 100, MLII", &expert, &detected, record.fs_hz, 99.5);
+    assert_scores(&record.name, &expert, &detected, record.fs_hz, 99.5);
     let near = |within| Score::new(&expert, &detected, within).found;
-    say(&format!("R peaks within 3 samples of the reference: {}, within 10: {}", near(3), near(10)));
+    println!("R peaks within 3 samples of the annotation: {}, within 10: {}", near(3), near(10));
     assert!(near(10) as f64 > 0.99 * expert.len() as f64, "beats are located on the R peak itself");
 }
 
 #[test]
-fn beats_of_record_100_are_found_on_the_other_lead_and_inverted() {
-    let Some((record, expert)) = expert() else { return };
-    let file = record_100().unwrap();
-    let v5 = record::load(&file, 1).unwrap();
-    assert_scores("record 100, V5", &expert, &detect(v5.fs_hz, v5.samples), record.fs_hz, 99.5);
+fn beats_of_the_made_record_match_its_annotations() {
+    assert_beats_match_the_annotations(&made_record());
+}
+
+#[test]
+#[ignore = "needs TICKCAST_RECORD=path/to/100.hea"]
+fn beats_of_record_100_match_the_reference_annotations() {
+    assert_beats_match_the_annotations(&record_100());
+}
+
+fn assert_beats_are_found_on_the_other_lead_and_inverted(header: &Path) {
+    let (record, expert) = annotated(header);
+    let other = record::load(header, 1).unwrap();
+    assert_scores("the other lead", &expert, &detect(other.fs_hz, other.samples), record.fs_hz, 99.5);
     let inverted = record.samples.iter().map(|sample| -sample);
-    assert_scores("record 100, inverted", &expert, &detect(record.fs_hz, inverted), record.fs_hz, 99.5);
+    assert_scores("inverted", &expert, &detect(record.fs_hz, inverted), record.fs_hz, 99.5);
+}
+
+#[test]
+fn beats_of_the_made_record_are_found_on_the_other_lead_and_inverted() {
+    assert_beats_are_found_on_the_other_lead_and_inverted(&made_record());
+}
+
+#[test]
+#[ignore = "needs TICKCAST_RECORD=path/to/100.hea"]
+fn beats_of_record_100_are_found_on_the_other_lead_and_inverted() {
+    assert_beats_are_found_on_the_other_lead_and_inverted(&record_100());
 }
 
 /// Approximately Gaussian noise: the sum of twelve uniform values.
@@ -67,9 +84,8 @@ fn noise(random: &mut fastrand::Rng) -> f32 {
 /// Noise to add at a time in seconds, mV.
 type Noise = fn(f64, &mut fastrand::Rng) -> f32;
 
-#[test]
-fn beats_of_record_100_are_found_despite_noise_and_baseline_wander() {
-    let Some((record, expert)) = expert() else { return };
+fn assert_beats_are_found_despite_noise_and_baseline_wander(header: &Path) {
+    let (record, expert) = annotated(header);
     let noises: [(&str, f64, Noise); 6] = [
         ("1.5 mV of baseline wander", 99.5, |s, _| 1.5 * sine(0.3 * s) + 0.7 * sine(0.11 * s)),
         ("0.3 mV of 50 Hz interference", 99.5, |s, _| 0.3 * sine(50.0 * s)),
@@ -83,17 +99,27 @@ fn beats_of_record_100_are_found_despite_noise_and_baseline_wander() {
         let samples = record.samples.iter().enumerate();
         let noisy = samples.map(|(n, sample)| sample + noise(n as f64 / record.fs_hz, &mut random));
         let detected = detect(record.fs_hz, noisy);
-        assert_scores(&format!("record 100 with {what}"), &expert, &detected, record.fs_hz, percent_min);
+        assert_scores(&format!("with {what}"), &expert, &detected, record.fs_hz, percent_min);
     }
+}
+
+#[test]
+fn beats_of_the_made_record_are_found_despite_noise_and_baseline_wander() {
+    assert_beats_are_found_despite_noise_and_baseline_wander(&made_record());
+}
+
+#[test]
+#[ignore = "needs TICKCAST_RECORD=path/to/100.hea"]
+fn beats_of_record_100_are_found_despite_noise_and_baseline_wander() {
+    assert_beats_are_found_despite_noise_and_baseline_wander(&record_100());
 }
 
 fn sine(cycles: f64) -> f32 {
     (TAU * cycles).sin() as f32
 }
 
-#[test]
-fn beats_of_record_100_are_found_at_every_sampling_frequency() {
-    let Some((record, expert)) = expert() else { return };
+fn assert_beats_are_found_at_every_sampling_frequency(header: &Path) {
+    let (record, expert) = annotated(header);
     for fs_hz in [100.0, 128.0, 250.0, 500.0, 1_000.0] {
         let ratio = record.fs_hz / fs_hz;
         let len = ((record.samples.len() - 1) as f64 / ratio) as usize;
@@ -103,8 +129,19 @@ fn beats_of_record_100_are_found_at_every_sampling_frequency() {
             before + fraction * (record.samples[at as usize + 1] - before)
         });
         let expert: Vec<u64> = expert.iter().map(|&beat| (beat as f64 / ratio) as u64).collect();
-        assert_scores(&format!("record 100 at {fs_hz} Hz"), &expert, &detect(fs_hz, samples), fs_hz, 99.5);
+        assert_scores(&format!("at {fs_hz} Hz"), &expert, &detect(fs_hz, samples), fs_hz, 99.5);
     }
+}
+
+#[test]
+fn beats_of_the_made_record_are_found_at_every_sampling_frequency() {
+    assert_beats_are_found_at_every_sampling_frequency(&made_record());
+}
+
+#[test]
+#[ignore = "needs TICKCAST_RECORD=path/to/100.hea"]
+fn beats_of_record_100_are_found_at_every_sampling_frequency() {
+    assert_beats_are_found_at_every_sampling_frequency(&record_100());
 }
 
 /// Some seconds of a synthetic ECG, and its R peaks.

@@ -1,74 +1,79 @@
 //! Options that differ by topic: `[PATTERN=]VALUE`, given several times.
 
-use crate::error::StartupError;
+use crate::cli::{
+    old::with_unit,
+    values::{Size, Time},
+};
 use tickcast_core::home::history::HistoryBounds;
 use tickcast_proto::{
     pattern,
     subscription::{Policy, Rules},
 };
 
-/// What becomes of a slow subscriber's ticks.
+/// Policies for slow subscribers.
 ///
 /// # Errors
-/// [`StartupError::Option`] that names the value.
-pub(super) fn policies(options: &[String]) -> Result<Rules<Policy>, StartupError> {
-    rules("--policy", options, Policy::default(), |value| {
+/// One text for each value that makes no sense; it repeats the value.
+pub(super) fn policies(options: &[String]) -> Result<Rules<Policy>, Vec<String>> {
+    rules(options, Policy::default(), |value| {
         value.parse().map_err(|error: tickcast_proto::subscription::BadOption| error.to_string())
     })
 }
 
-/// Recent ticks kept.
+/// Recent ticks kept. `bytes_highest`: most for one topic.
 ///
 /// # Errors
-/// [`StartupError::Option`] that names the value.
+/// As [`policies`].
 pub(super) fn histories(
     options: &[String],
     bytes_highest: usize,
-) -> Result<Rules<HistoryBounds>, StartupError> {
-    rules("--history", options, HistoryBounds::default(), |value| history(value, bytes_highest))
+) -> Result<Rules<HistoryBounds>, Vec<String>> {
+    rules(options, HistoryBounds::default(), |value| history(value, bytes_highest))
 }
 
 fn rules<T: Copy>(
-    option: &'static str,
     options: &[String],
     default: T,
     parse: impl Fn(&str) -> Result<T, String>,
-) -> Result<Rules<T>, StartupError> {
-    let mut rules = Rules::all(default);
+) -> Result<Rules<T>, Vec<String>> {
+    let (mut rules, mut errors) = (Rules::all(default), Vec::new());
     for text in options {
-        let bad = |error: String| StartupError::Option(option, format!("{text}: {error}"));
-        match text.rsplit_once('=') {
-            None => rules.default = parse(text).map_err(bad)?,
-            Some((pattern, value)) => {
-                pattern::check_pattern(pattern.as_bytes()).map_err(|error| bad(error.to_string()))?;
-                rules.rules.push((pattern.into(), parse(value).map_err(bad)?));
-            }
+        let (pattern, value) = match text.rsplit_once('=') {
+            None => (None, parse(text)),
+            Some((pattern, value)) => match pattern::check_pattern(pattern.as_bytes()) {
+                Ok(_) => (Some(pattern), parse(value)),
+                Err(error) => (Some(pattern), Err(error.to_string())),
+            },
+        };
+        match (pattern, value) {
+            (None, Ok(value)) => rules.default = value,
+            (Some(pattern), Ok(value)) => rules.rules.push((pattern.into(), value)),
+            (_, Err(error)) => errors.push(format!("{text}: {error}")),
         }
     }
-    Ok(rules)
+    if errors.is_empty() { Ok(rules) } else { Err(errors) }
 }
 
+/// `TICKS[:SIZE[:TIME]]`; a bare number for the time is milliseconds, as in 0.1.
 fn history(value: &str, bytes_highest: usize) -> Result<HistoryBounds, String> {
     let mut bounds = HistoryBounds::default();
-    let number = |text: &str| text.parse::<u64>().map_err(|_| format!("{text:?} is no number"));
     let mut parts = value.split(':');
     if let Some(ticks) = parts.next() {
-        bounds.ticks = number(ticks)? as usize;
+        bounds.ticks = ticks.parse().map_err(|_| format!("{ticks:?} is not a number of ticks"))?;
     }
-    if let Some(bytes) = parts.next() {
-        bounds.bytes = number(bytes)? as usize;
+    if let Some(size) = parts.next() {
+        bounds.bytes = size.parse::<Size>().map_err(|error| format!("{size:?}: {error}"))?.bytes;
     }
-    if let Some(age_ms) = parts.next() {
-        bounds.age_ns = number(age_ms)?.saturating_mul(1_000_000);
+    if let Some(time) = parts.next() {
+        let parsed = with_unit(time, "ms").parse::<Time>();
+        bounds.age_ns = parsed.map_err(|error| format!("{time:?}: {error}"))?.ns;
     }
     if parts.next().is_some() {
-        return Err("TICKS, TICKS:BYTES or TICKS:BYTES:MS".into());
+        return Err("too many parts; write TICKS, TICKS:SIZE or TICKS:SIZE:TIME".into());
     }
     if bounds.bytes > bytes_highest {
-        return Err(format!(
-            "{} bytes for one topic: at most {bytes_highest} (--egress-log-bytes)",
-            bounds.bytes
-        ));
+        let (size, highest) = (Size::new(bounds.bytes), Size::new(bytes_highest));
+        return Err(format!("{size} for one topic is too much: at most {highest} (--egress-log)"));
     }
     Ok(bounds)
 }
@@ -88,15 +93,17 @@ mod tests {
         let rules = histories(&strings(&["a.*=7", "9:100:5"]), 1 << 20).unwrap();
         assert_eq!(rules.of("a.b"), HistoryBounds { ticks: 7, ..HistoryBounds::default() });
         assert_eq!(rules.of("b"), HistoryBounds { ticks: 9, bytes: 100, age_ns: 5_000_000 });
+        let rules = histories(&strings(&["9:64KiB:5s"]), 1 << 20).unwrap();
+        assert_eq!(rules.of("b"), HistoryBounds { ticks: 9, bytes: 64 << 10, age_ns: 5_000_000_000 });
     }
 
     #[test]
     fn values_that_make_no_sense_are_refused_with_what_was_typed() {
         for bad in ["fast", "a..b=drop", "=drop", "a.>=never"] {
-            assert!(policies(&strings(&[bad])).unwrap_err().to_string().contains(bad), "{bad}");
+            assert!(policies(&strings(&["drop", bad])).unwrap_err()[0].contains(bad), "{bad}");
         }
         for bad in ["x", "1:x", "1:2:x", "1:2:3:4", "a.>=", "1:99999999"] {
-            assert!(histories(&strings(&[bad]), 1 << 20).unwrap_err().to_string().contains(bad), "{bad}");
+            assert!(histories(&strings(&[bad, "7"]), 1 << 20).unwrap_err()[0].contains(bad), "{bad}");
         }
     }
 }

@@ -1,10 +1,9 @@
-//! The ECG source: the record is read at the start, so that what is wrong with it is known then.
+//! The ECG source. The record is read at the start, so that a bad one is reported then.
 
 use std::{path::Path, sync::Arc};
 
 use crate::{
-    cli::ServeArgs,
-    error::StartupError,
+    cli::serve::EcgOptions,
     limits,
     sources::ecg::{Settings, Wave},
 };
@@ -13,50 +12,52 @@ use tickcast_ecg::{
     synthetic::{BPM_HIGHEST, BPM_LOWEST},
 };
 
-/// What stands for a synthetic heart instead of a file.
+/// The name that stands for the synthetic ECG instead of a file.
 const SYNTHETIC: &str = "synthetic";
-/// The rate of a synthetic heart where none is given, beats a minute.
+/// Heart rate of the synthetic ECG unless configured, beats per minute.
 const BPM_DEFAULT: f64 = 72.0;
 
-/// The source, if it is asked for. A record is only looked for unless it `reads`, and there is no source then.
+/// The source; `None` unless `reads`: then a record is only looked for. `refuse` collects what is wrong, by its key.
 pub(super) fn source(
-    args: &ServeArgs,
+    options: &EcgOptions,
     payload_bytes_max: usize,
     reads: bool,
-) -> Result<Option<Settings>, StartupError> {
-    let Some(name) = &args.ecg else { return Ok(None) };
+    mut refuse: impl FnMut(&str, String),
+) -> Option<Settings> {
+    let name = options.ecg_record.as_deref().unwrap_or_default();
     let batch_max = limits::ECG_BATCH_HIGHEST.min(payload_bytes_max / size_of::<f32>());
-    if !(1..=batch_max).contains(&args.ecg_batch) {
-        let text = format!("{}: 1 to {batch_max} samples", args.ecg_batch);
-        return Err(StartupError::Option("--ecg-batch", text));
+    if !(1..=batch_max).contains(&options.ecg_batch) {
+        refuse("batch", format!("{}: must be 1 to {batch_max} samples", options.ecg_batch));
     }
     let wave = if name == SYNTHETIC {
-        if args.ecg_signal != 0 {
-            return Err(StartupError::Option("--ecg-signal", "a synthetic heart has one signal: 0".into()));
+        if options.ecg_signal != 0 {
+            refuse("signal", "must be 0: the synthetic ECG has one signal".into());
         }
-        let bpm = args.ecg_bpm.unwrap_or(BPM_DEFAULT);
+        let bpm = options.ecg_bpm.unwrap_or(BPM_DEFAULT);
         if !(BPM_LOWEST..=BPM_HIGHEST).contains(&bpm) {
-            let text = format!("{bpm}: {BPM_LOWEST} to {BPM_HIGHEST} beats a minute");
-            return Err(StartupError::Option("--ecg-bpm", text));
+            refuse("bpm", format!("{bpm}: must be {BPM_LOWEST} to {BPM_HIGHEST} beats per minute"));
         }
         Wave::Synthetic(bpm)
     } else {
-        if args.ecg_bpm.is_some() {
-            let text = format!("a record has its own heart rate; only --ecg {SYNTHETIC} takes one");
-            return Err(StartupError::Option("--ecg-bpm", text));
+        if options.ecg_bpm.is_some() {
+            refuse("bpm", format!("a record has its own heart rate; use it with --ecg {SYNTHETIC} only"));
         }
         if !reads {
-            return match Path::new(name).is_file() {
-                true => Ok(None),
-                false => Err(StartupError::Option("--ecg", format!("{name}: no such file"))),
-            };
+            if !Path::new(name).is_file() {
+                refuse("record", format!("{name}: no such file"));
+            }
+            return None;
         }
-        let record = record::load(Path::new(name), args.ecg_signal).map_err(|error| {
-            let text =
-                format!("{error} (give a WFDB header, FILE.hea with its data beside it, or {SYNTHETIC})");
-            StartupError::Option("--ecg", text)
-        })?;
-        Wave::Record(Arc::new(record))
+        match record::load(Path::new(name), options.ecg_signal) {
+            Ok(record) => Wave::Record(Arc::new(record)),
+            Err(error) => {
+                refuse(
+                    "record",
+                    format!("{error} (give a WFDB header, FILE.hea beside its data, or {SYNTHETIC})"),
+                );
+                return None;
+            }
+        }
     };
-    Ok(Some(Settings { wave, batch: args.ecg_batch }))
+    Some(Settings { wave, batch: options.ecg_batch })
 }

@@ -1,29 +1,11 @@
-//! What of a configuration changes while the server runs, and what waits for a restart.
+//! What changes while the server runs, and what waits for a restart.
 
-/// Options that change while the server runs, by their long names.
-pub const LIVE: [&str; 16] = [
-    "log",
-    "policy",
-    "behind-bytes",
-    "behind-ms",
-    "stall-deadline-ms",
-    "outbox-bytes-max",
-    "keys-per-topic-max",
-    "history",
-    "history-bytes-max",
-    "http-head-bytes-max",
-    "handshake-deadline-ms",
-    "frame-deadline-ms",
-    "ping-interval-ms",
-    "ping-timeout-ms",
-    "subscriptions-per-session-max",
-    "publish-rate",
-];
+pub use crate::cli::serve::LIVE;
 
 /// An option that has another value now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Its name in a file.
+    /// Its path in a file: `limits.publish_rate`.
     pub key: String,
     /// What it was; empty for not set.
     pub before: String,
@@ -48,9 +30,16 @@ mod tests {
 
     #[test]
     fn a_change_says_what_it_was_and_whether_it_waits() {
-        let change =
-            |is_live| Change { key: "behind_ms".into(), before: "500".into(), after: "7".into(), is_live };
-        assert_eq!(change(true).to_string(), "behind_ms: 7 instead of 500");
-        assert_eq!(change(false).to_string(), "behind_ms: 7 instead of 500: takes effect at the next start");
+        let change = |is_live| Change {
+            key: "delivery.behind_time".into(),
+            before: "500".into(),
+            after: "7".into(),
+            is_live,
+        };
+        assert_eq!(change(true).to_string(), "delivery.behind_time: 7 instead of 500");
+        assert_eq!(
+            change(false).to_string(),
+            "delivery.behind_time: 7 instead of 500: takes effect at the next start"
+        );
     }
 }

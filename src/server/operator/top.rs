@@ -19,7 +19,11 @@ pub mod view;
 
 use std::{fmt, io, net::SocketAddr};
 
-use crate::limits::{TOP_INTERVAL_MS_DEFAULT, TOP_INTERVAL_MS_HIGHEST, TOP_INTERVAL_MS_LOWEST};
+use crate::{
+    cli::values::Time,
+    limits::{TOP_INTERVAL_MS_DEFAULT, TOP_INTERVAL_MS_HIGHEST, TOP_INTERVAL_MS_LOWEST},
+};
+use tickcast_proto::units::UnitError;
 
 /// Options of `tickcast top`.
 #[derive(Clone, Debug, clap::Args)]
@@ -27,17 +31,28 @@ pub struct TopArgs {
     /// The server's admin listener: the address that `tickcast serve` prints as admin=
     #[arg(long, env = "TICKCAST_ADMIN", value_name = "ADDR", default_value = "127.0.0.1:9490")]
     pub admin: SocketAddr,
-    /// Time between two looks, 100 to 60000; rates and latencies are of that time
+    /// Time between two looks, 100ms to 1m; rates and latencies are of that time
     #[arg(
         long,
-        value_name = "MS",
-        default_value_t = TOP_INTERVAL_MS_DEFAULT,
-        value_parser = clap::value_parser!(u64).range(TOP_INTERVAL_MS_LOWEST..=TOP_INTERVAL_MS_HIGHEST)
+        alias = "interval-ms",
+        value_name = "TIME",
+        default_value_t = Time::from_ms(TOP_INTERVAL_MS_DEFAULT),
+        value_parser = interval
     )]
-    pub interval_ms: u64,
+    pub interval: Time,
     /// Look twice, an interval apart, print what there is as text and end: for scripts, and without a terminal
     #[arg(long)]
     pub once: bool,
+}
+
+/// Whole milliseconds: what is shown of the interval.
+fn interval(text: &str) -> Result<Time, String> {
+    let time: Time = text.parse().map_err(|error: UnitError| error.to_string())?;
+    let (lowest, highest) = (Time::from_ms(TOP_INTERVAL_MS_LOWEST), Time::from_ms(TOP_INTERVAL_MS_HIGHEST));
+    match lowest <= time && time <= highest {
+        true => Ok(Time::from_ms(time.ns / 1_000_000)),
+        false => Err(format!("must be {lowest} to {highest}")),
+    }
 }
 
 /// Why `tickcast top` does not start, or does not go on. Its text says what to do.

@@ -1,11 +1,10 @@
 //! Sockets that the service manager listens on and passes (sd_listen_fds(3)): they outlive a restart of the server, and
 //! connections that come meanwhile wait in them.
 //!
-//! Each has a name, FileDescriptorName= of its socket unit: `tcp` stands for `--tcp`, `http` for `--http`, `admin`
-//! for `--admin`. systemd/ has a unit for each of the first two.
+//! Each has a name, FileDescriptorName= of its socket unit: `tcp` is the first native listener, `http` the first HTTP
+//! listener, `admin` the operator's. systemd/ has a unit for each of the first two.
 
 use std::{
-    collections::BTreeMap,
     io,
     os::fd::{FromRawFd, OwnedFd},
     sync::atomic::{AtomicBool, Ordering::SeqCst},
@@ -13,15 +12,12 @@ use std::{
 
 use socket2::{SockRef, Type};
 
-use crate::error::StartupError;
+use crate::{config::listener::Kind, error::StartupError};
 
-/// Names that a passed socket may have.
-const NAMES: [&str; 3] = ["tcp", "http", "admin"];
-
-/// What was passed.
+/// The sockets that were passed, by what they serve.
 #[derive(Debug, Default)]
 pub struct Passed {
-    sockets: BTreeMap<&'static str, OwnedFd>,
+    sockets: Vec<(Kind, OwnedFd)>,
 }
 
 impl Passed {
@@ -29,7 +25,7 @@ impl Passed {
     /// finds nothing.
     ///
     /// # Errors
-    /// [`StartupError::Passed`]: a name that is not known or comes twice, or what is no listening TCP socket.
+    /// [`StartupError::Passed`]: a name that is unknown or comes twice, or not a listening stream socket.
     pub fn take() -> Result<Passed, StartupError> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
         let mut passed = Passed::default();
@@ -51,31 +47,42 @@ impl Passed {
         Ok(passed)
     }
 
-    /// The socket of a name.
-    pub fn remove(&mut self, name: &str) -> Option<OwnedFd> {
-        self.sockets.remove(name)
+    /// Takes the socket for the first listener of a kind.
+    pub fn take_for(&mut self, kind: Kind) -> Option<OwnedFd> {
+        let at = self.sockets.iter().position(|(has, _)| *has == kind)?;
+        Some(self.sockets.swap_remove(at).1)
+    }
+
+    /// What the first socket is for that no listener has taken.
+    pub fn first_left(&self) -> Option<Kind> {
+        self.sockets.first().map(|(kind, _)| *kind)
     }
 
     fn add(&mut self, name: &str, socket: OwnedFd) -> Result<(), StartupError> {
         let refuse = |why: &str| Err(StartupError::Passed(format!("{name:?}: {why}")));
-        let Some(known) = NAMES.into_iter().find(|known| *known == name) else {
-            return refuse(&format!("FileDescriptorName= of its unit must be one of: {}", NAMES.join(", ")));
+        let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.option() == name) else {
+            let names = Kind::ALL.map(Kind::option).join(", ");
+            return refuse(&format!("FileDescriptorName= of its unit must be one of: {names}"));
         };
         let asked = SockRef::from(&socket);
-        let is_tcp = asked.r#type().is_ok_and(|kind| kind == Type::STREAM)
-            && asked.local_addr().is_ok_and(|address| address.as_socket().is_some());
-        if !is_tcp {
+        let is_stream = asked.r#type().is_ok_and(|kind| kind == Type::STREAM)
+            && asked
+                .local_addr()
+                .is_ok_and(|address| address.as_socket().is_some() || address.as_pathname().is_some());
+        if !is_stream {
             return refuse(
-                "not a TCP socket; ListenStream= of its unit must be a port or an address and a port",
+                "not a TCP socket or Unix stream socket; ListenStream= of its unit must be a port, an address and a port, \
+                 or a path",
             );
         }
         if !asked.is_listener().is_ok_and(|listens| listens) {
             return refuse("it does not listen; its unit must say Accept=no");
         }
-        match self.sockets.insert(known, socket) {
-            None => Ok(()),
-            Some(_) => refuse("passed twice; its unit may have one ListenStream= only"),
+        if self.sockets.iter().any(|(has, _)| *has == kind) {
+            return refuse("passed twice; its unit may have one ListenStream= only");
         }
+        self.sockets.push((kind, socket));
+        Ok(())
     }
 }
 
@@ -83,7 +90,7 @@ impl Passed {
 mod tests {
     use std::{
         net::{TcpListener, TcpStream, UdpSocket},
-        os::unix::net::UnixListener,
+        os::unix::net::{UnixDatagram, UnixListener},
     };
 
     use super::*;
@@ -93,13 +100,16 @@ mod tests {
     }
 
     #[test]
-    fn listening_tcp_sockets_are_taken_by_their_names() {
+    fn listening_sockets_are_taken_by_their_names() {
         let mut passed = Passed::default();
-        for name in NAMES {
+        for name in ["tcp", "http"] {
             passed.add(name, TcpListener::bind("127.0.0.1:0").unwrap().into()).unwrap();
         }
-        assert!(passed.remove("http").is_some() && passed.remove("http").is_none());
-        assert!(passed.remove("tcp").is_some());
+        let path = std::env::temp_dir().join(format!("tickcast-{}.sock", std::process::id()));
+        passed.add("admin", UnixListener::bind(&path).unwrap().into()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(passed.take_for(Kind::Http).is_some() && passed.take_for(Kind::Http).is_none());
+        assert!(passed.take_for(Kind::Native).is_some() && passed.take_for(Kind::Admin).is_some());
     }
 
     #[test]
@@ -112,10 +122,8 @@ mod tests {
         );
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(refusal(&mut passed, "tcp", file).contains("not a TCP socket"));
-        let path = std::env::temp_dir().join(format!("tickcast-{}.sock", std::process::id()));
-        let unix = UnixListener::bind(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        assert!(refusal(&mut passed, "http", unix).contains("not a TCP socket"));
+        let datagrams = UnixDatagram::unbound().unwrap();
+        assert!(refusal(&mut passed, "http", datagrams).contains("not a TCP socket"));
         let to = listener();
         let connected = TcpStream::connect(to.local_addr().unwrap()).unwrap();
         assert!(refusal(&mut passed, "tcp", connected).contains("Accept=no"));

@@ -1,7 +1,7 @@
 //! What the service manager is told (sd_notify(3)): ready, alive, stopping. Nothing where there is none (NOTIFY_SOCKET is
 //! not set).
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use sd_notify::NotifyState;
 
@@ -17,9 +17,9 @@ const STOP_MARGIN_NS: u64 = 3_000_000_000;
 /// Shortest pause between two looks, whatever period was asked for.
 const LOOK_NS_LOWEST: u64 = 1_000_000;
 
-/// Every shard listens, and the sources run.
-pub fn ready(tcp: SocketAddr, http: SocketAddr, shards: u16) {
-    let status = format!("serving tcp={tcp} http={http} shards={shards}");
+/// Every shard listens, and the sources run. `listening`: the addresses, as `systemctl status` shows them.
+pub fn ready(listening: &str) {
+    let status = format!("serving {listening}");
     tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
 }
 

@@ -248,9 +248,11 @@ mod tests {
                 payload_bytes_max: 8,
             };
             let (producer, _consumer) = tickcast_core::mesh::ring::frame_ring(1 << 12);
-            let lanes = Lanes::new(
-                [(producer, Arc::new(tickcast_core::mesh::ring::Doorbell::new(|| {})))].into_iter(),
-            );
+            let bell = Arc::new(tickcast_core::mesh::ring::Doorbell::new(|| {}));
+            let mut lanes = Lanes::new([(producer, bell)].into_iter());
+            // The ring is full from the start: a flush that moved a part of the stage would make room for another wait.
+            (0..100).for_each(|_| assert!(lanes.publish("a", 0, 0, b"1")));
+            assert!(!lanes.flush());
             let (own, stop) = (Counters::default(), StopFlag::default());
             let summary = std::thread::scope(|scope| {
                 let replay = scope.spawn(|| run(&settings, lanes, &own, &[], &stop).unwrap());

@@ -61,7 +61,11 @@ impl Reloader {
         let (config, changes) = match read_again() {
             Ok(read) => read,
             // It goes on as it was.
-            Err(error) => return ::log::error!("SIGHUP: nothing is changed: {error}"),
+            Err(error) => {
+                return error.to_string().lines().for_each(|line| {
+                    ::log::error!("SIGHUP: nothing is changed: {line}");
+                });
+            }
         };
         let limits = self.limits.with_live_of(&config.limits);
         let tell = || {
@@ -103,11 +107,9 @@ fn log_changes(changes: &[Change]) {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
     use crate::{
-        cli::{Cli, Command},
+        config::settings::Settings,
         limits::QUESTIONS_PER_SHARD,
         operator::control::{Answer, control},
     };
@@ -121,8 +123,8 @@ mod tests {
         for _ in 0..QUESTIONS_PER_SHARD {
             control.ask(Inquiry { to: None, question: Box::new(move |_| close()) });
         }
-        let Command::Serve(args) = Cli::parse_from(["tickcast", "serve"]).command else { panic!("serve") };
-        let config = Config::new(&args, &[0]).unwrap();
+        let settings = Settings::read(&["tickcast", "serve"].map(Into::into)).unwrap();
+        let config = Config::new(&settings, &[0]).unwrap();
         let mut other = config.clone();
         let read_again = move || {
             other.limits.publish_rate += 1;

@@ -141,9 +141,9 @@ impl Gate {
     /// Tells a peer why it is not let in. Never waits: what the socket does not take at once is not said. The socket is
     /// kept for a moment, for the peer to read it: a close while something of the peer's is unread would be a reset, which
     /// destroys the answer. Under a flood the oldest makes room.
-    pub fn refuse(&mut self, socket: OwnedFd, door: ListenerKind, refusal: Refusal, now_ns: u64) {
+    pub fn refuse(&mut self, socket: OwnedFd, kind: ListenerKind, refusal: Refusal, now_ns: u64) {
         let mut answer = Vec::new();
-        match door {
+        match kind {
             ListenerKind::Http => answer = http::refused(refusal.status(), refusal.text()),
             ListenerKind::Native => Reply::Closing {
                 code: CLOSE_REFUSED,
@@ -251,11 +251,11 @@ mod tests {
     #[test]
     fn a_refused_peer_reads_why_whatever_it_sends_and_is_let_go_when_it_closes() {
         let mut gate = gate(1, 0, 0);
-        for (door, expected) in
+        for (kind, expected) in
             [(ListenerKind::Http, "HTTP/1.1 503 "), (ListenerKind::Native, "--max-clients")]
         {
             let (mut peer, socket) = pair();
-            gate.refuse(socket, door, Refusal::Clients, 1);
+            gate.refuse(socket, kind, Refusal::Clients, 1);
             peer.write_all(&[b'x'; 10_000]).unwrap();
             gate.sweep(2);
             assert!(gate.lingers());

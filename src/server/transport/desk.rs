@@ -9,6 +9,7 @@ use crate::{
     transport::driver::Driver,
 };
 use tickcast_core::{
+    ids::SessionId,
     now::Now,
     shard::survey::{SessionSummary, SessionSurvey, ShardState, TopicSurvey},
 };
@@ -81,7 +82,7 @@ impl Driver {
             Question::State(answer) if !answer.is_gone() => answer.give(Box::new(self.state())),
             Question::Takers(topics, answer) if !answer.is_gone() => answer.give(self.shard.takers(&topics)),
             Question::State(_) | Question::Takers(..) => {}
-            Question::Close(id, answer) => answer.give(self.shard.close(id, now)),
+            Question::Close(id, answer) => answer.give(self.shard.close(SessionId(id), now)),
             Question::Reload(limits) => self.shard.reload(&limits, now),
             Question::Sessions(query, answer) => {
                 return Some(Work::Sessions(SessionSurvey::new(query), answer));
@@ -107,7 +108,7 @@ impl Driver {
                 for summary in seen.iter().skip(views.len()).take(TURN_SOCKETS_ASKED) {
                     let mut view = SessionView::new(self.shard.id(), summary);
                     if self.shard.is_session(summary.slot, summary.id) {
-                        let socket = self.ring.look_at(summary.slot)?;
+                        let socket = self.ring.look_at(summary.slot.0)?;
                         (view.address, view.rtt_us) = (socket.address, socket.rtt_us);
                     }
                     views.push(view);

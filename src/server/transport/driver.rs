@@ -17,11 +17,12 @@ use crate::{
     transport::desk::Desk,
     transport::{
         admission::Gate,
-        uring::data_ring::{DataRing, Event, Sent},
+        uring::data_ring::{DataRing, Event, ListenerId, Sent},
     },
 };
 use tickcast_core::{
     admission::{Origin, Refusal},
+    ids::SlotId,
     mesh::{Mesh, ring::Doorbell},
     metrics::{counters::Counter, latency::Latency},
     now::Now,
@@ -54,6 +55,27 @@ pub struct Pacing {
     pub latency_budget_ns: u64,
     /// How long a shard with nothing to do looks for work before it sleeps, nanoseconds.
     pub spin_ns: u64,
+}
+
+/// A listener, as a shard that takes in its connections sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepting {
+    /// What its connections speak.
+    pub kind: ListenerKind,
+    /// It has one socket for this many shards: the shard that accepts deals the connections out. `None`: each shard accepts
+    /// its own.
+    pub dealt_to: Option<u16>,
+    /// When to accept again after accepting failed.
+    again_ns: Option<u64>,
+    /// Accepting failed at the last attempt, and the log says so.
+    fails: bool,
+}
+
+impl Accepting {
+    /// A listener that has not failed yet.
+    pub fn new(kind: ListenerKind, dealt_to: Option<u16>) -> Accepting {
+        Accepting { kind, dealt_to, again_ns: None, fails: false }
+    }
 }
 
 /// Turns that belong together: more sessions stood ready than one turn serves.
@@ -99,9 +121,9 @@ pub struct Driver {
     pub exchange: Exchange,
     /// What it does when it could sleep.
     pub pacing: Pacing,
-    /// By door: connections that this shard accepts are for all of so many shards in turn. `None`: they are its own.
-    pub deals: [Option<u16>; 2],
-    /// Whose turn it is.
+    /// The server's listeners for clients, by [`ListenerId`].
+    pub listeners: Vec<Accepting>,
+    /// The shard that the next connection is dealt to.
     deal_next: u16,
     /// What it is asked.
     pub desk: Desk,
@@ -114,10 +136,6 @@ pub struct Driver {
     /// When it last did something, while it spins; 0: it does not.
     spins_since_ns: u64,
     gather: Vec<u8>,
-    /// When to accept again, by door, after accepting failed.
-    accept_again_ns: [Option<u64>; 2],
-    /// Accepting failed at the last attempt, and the log says so.
-    accept_fails: [bool; 2],
     phase: Phase,
 }
 
@@ -133,7 +151,6 @@ impl Driver {
         desk: Desk,
     ) -> Driver {
         let gather = Vec::with_capacity(GATHER_BYTES);
-        let (accept_again_ns, accept_fails, phase) = ([None; 2], [false; 2], Phase::Running);
         Driver {
             shard,
             ring,
@@ -143,7 +160,7 @@ impl Driver {
             gate,
             exchange,
             pacing: Pacing::default(),
-            deals: [None; 2],
+            listeners: Vec::new(),
             deal_next: 0,
             desk,
             sends: 0,
@@ -151,9 +168,7 @@ impl Driver {
             round: None,
             spins_since_ns: 0,
             gather,
-            accept_again_ns,
-            accept_fails,
-            phase,
+            phase: Phase::Running,
         }
     }
 
@@ -281,7 +296,7 @@ impl Driver {
 
     /// Whether nothing has come since the turn.
     fn may_sleep(&mut self) -> io::Result<bool> {
-        let accepts_ns = self.accept_again_ns.iter().flatten().min().copied();
+        let accepts_ns = self.listeners.iter().filter_map(|listener| listener.again_ns).min();
         if let Some(when_ns) = self.shard.next_deadline().into_iter().chain(accepts_ns).min() {
             let after_ns = when_ns.saturating_sub(clock::monotonic_ns());
             self.ring.arm_timer(after_ns.clamp(SLEEP_NS_LOWEST, SLEEP_NS_HIGHEST))?;
@@ -309,29 +324,29 @@ impl Driver {
                 Event::Received(received) => {
                     // Once the server stops, nothing more is taken from clients.
                     if self.phase == Phase::Running {
-                        self.shard.handle_bytes(received.slot, self.ring.bytes(&received), now);
+                        self.shard.handle_bytes(SlotId(received.slot), self.ring.bytes(&received), now);
                     }
                     self.ring.recycle(received);
                 }
-                Event::Accepted(door, socket) => {
-                    if let Some(socket) = self.deal(door, socket) {
-                        self.accepted(door, socket, now);
+                Event::Accepted(listener, socket) => {
+                    if let Some(socket) = self.deal(listener, socket) {
+                        self.accepted(listener, socket, now);
                     }
                 }
-                Event::AcceptFailed(door, errno) => {
+                Event::AcceptFailed(listener, errno) => {
                     self.shard.counters().add(Counter::AcceptsFailed, 1);
-                    if !std::mem::replace(&mut self.accept_fails[door as usize], true) {
+                    let listener = &mut self.listeners[listener.0 as usize];
+                    if !std::mem::replace(&mut listener.fails, true) {
                         ::log::warn!(
                             "accept: {}: trying again every {ACCEPT_RETRY_MS} ms (raise LimitNOFILE if descriptors ran out)",
                             io::Error::from_raw_os_error(errno)
                         );
                     }
-                    self.accept_again_ns[door as usize] =
-                        Some(now.monotonic_ns + ACCEPT_RETRY_MS * 1_000_000);
+                    listener.again_ns = Some(now.monotonic_ns + ACCEPT_RETRY_MS * 1_000_000);
                 }
-                Event::Eof(slot) => self.shard.handle_eof(slot, now),
-                Event::Failed(slot, errno) => self.shard.handle_error(slot, errno, now),
-                Event::Writable(slot) => self.shard.handle_writable(slot, now),
+                Event::Eof(slot) => self.shard.handle_eof(SlotId(slot), now),
+                Event::Failed(slot, errno) => self.shard.handle_error(SlotId(slot), errno, now),
+                Event::Writable(slot) => self.shard.handle_writable(SlotId(slot), now),
                 Event::Detached(slot) => self.detached(slot)?,
                 Event::Timer => {}
             }
@@ -341,22 +356,25 @@ impl Driver {
         Ok(true)
     }
 
-    /// A connection of a port that has one socket for all shards goes to the next of them: it is admitted there, as if
-    /// accepted there. Returns it if it is this shard's own.
-    fn deal(&mut self, door: ListenerKind, socket: OwnedFd) -> Option<OwnedFd> {
-        let Some(shards) = self.deals[door as usize].filter(|_| self.phase == Phase::Running) else {
+    /// Deals a connection to the next shard if its listener has one socket for all: it is admitted there, as if accepted
+    /// there. Returns it if it is this shard's own.
+    fn deal(&mut self, listener: ListenerId, socket: OwnedFd) -> Option<OwnedFd> {
+        let dealt_to = self.listeners[listener.0 as usize].dealt_to;
+        let Some(shards) = dealt_to.filter(|_| self.phase == Phase::Running) else {
             return Some(socket);
         };
         let to = ShardId(self.deal_next);
         self.deal_next = (self.deal_next + 1) % shards;
         match to == self.shard.id() {
             true => Some(socket),
-            false => self.exchange.deal(to, door, socket).err(),
+            false => self.exchange.deal(to, listener, socket).err(),
         }
     }
 
-    fn accepted(&mut self, door: ListenerKind, socket: OwnedFd, now: Now) {
-        self.accept_fails[door as usize] = false;
+    fn accepted(&mut self, listener: ListenerId, socket: OwnedFd, now: Now) {
+        let listener = &mut self.listeners[listener.0 as usize];
+        listener.fails = false;
+        let kind = listener.kind;
         if self.phase != Phase::Running {
             self.shard.counters().add(Counter::SessionsRefusedDraining, 1);
             return;
@@ -371,13 +389,13 @@ impl Driver {
         match admitted {
             Ok(origin) => {
                 if let Some(slot) = self.add(socket, origin) {
-                    self.shard.handle_accept(slot, door, now);
+                    self.shard.handle_accept(SlotId(slot), kind, now);
                 }
             }
             Err(refusal) => {
                 ::log::info!(target: logging::peer::ACCEPT, "a connection is refused: {}", refusal.text());
                 self.shard.counters().add(refusal.counter(), 1);
-                self.gate.refuse(socket, door, refusal, now.monotonic_ns);
+                self.gate.refuse(socket, kind, refusal, now.monotonic_ns);
             }
         }
     }
@@ -401,7 +419,7 @@ impl Driver {
     /// A socket of this shard is quiet, to go to another. Once the server stops it stays, and ends with the rest.
     fn detached(&mut self, slot: u32) -> io::Result<()> {
         if self.phase == Phase::Running
-            && let Some(departure) = self.shard.handle_detached(slot)
+            && let Some(departure) = self.shard.handle_detached(SlotId(slot))
         {
             match self.ring.take(slot)? {
                 Some(socket) => {
@@ -425,14 +443,14 @@ impl Driver {
             let Some(parcel) = self.exchange.take() else { return Ok(taken > 0) };
             let Handover { socket, departure, origin } = match parcel {
                 Parcel::Placed(handover) => handover,
-                Parcel::Dealt(door, socket) => {
-                    self.accepted(door, socket, now);
+                Parcel::Dealt(listener, socket) => {
+                    self.accepted(listener, socket, now);
                     self.actions()?;
                     continue;
                 }
             };
             if let Some(slot) = self.add(socket, origin) {
-                self.shard.handle_placed(slot, departure.listener, &departure.bytes, now);
+                self.shard.handle_placed(SlotId(slot), departure.listener, &departure.bytes, now);
                 self.actions()?;
             }
         }
@@ -440,10 +458,10 @@ impl Driver {
     }
 
     fn accept_again(&mut self, now: Now) -> io::Result<()> {
-        for door in [ListenerKind::Native, ListenerKind::Http] {
-            if self.accept_again_ns[door as usize].is_some_and(|when| when <= now.monotonic_ns) {
-                self.accept_again_ns[door as usize] = None;
-                self.ring.rearm_accept(door)?;
+        for (id, listener) in self.listeners.iter_mut().enumerate() {
+            if listener.again_ns.is_some_and(|when| when <= now.monotonic_ns) {
+                listener.again_ns = None;
+                self.ring.rearm_accept(ListenerId(id as u32))?;
             }
         }
         Ok(())
@@ -470,7 +488,7 @@ impl Driver {
             done += len;
             let mut batch: [(u32, &[u8]); SENDS_PER_SUBMIT] = [(0, &[]); SENDS_PER_SUBMIT];
             for (entry, send) in batch.iter_mut().zip(sends.iter().flatten()).take(len) {
-                *entry = (send.slot, self.shard.send_bytes(send, &self.gather));
+                *entry = (send.slot.0, self.shard.send_bytes(send, &self.gather));
             }
             let mut outcomes = [(0, Sent::Whole); SENDS_PER_SUBMIT];
             self.ring
@@ -497,14 +515,14 @@ impl Driver {
         while let Some(action) = self.shard.poll_action() {
             any = true;
             match action {
-                Action::PauseReceive(slot) => self.ring.pause_receive(slot)?,
-                Action::ResumeReceive(slot) => self.ring.resume_receive(slot)?,
-                Action::ShutdownWrite(slot) => self.ring.shutdown_write(slot)?,
-                Action::Settled(slot) => self.ring.settle(slot),
-                Action::HandOver(slot) => self.ring.detach(slot)?,
+                Action::PauseReceive(slot) => self.ring.pause_receive(slot.0)?,
+                Action::ResumeReceive(slot) => self.ring.resume_receive(slot.0)?,
+                Action::ShutdownWrite(slot) => self.ring.shutdown_write(slot.0)?,
+                Action::Settled(slot) => self.ring.settle(slot.0),
+                Action::HandOver(slot) => self.ring.detach(slot.0)?,
                 Action::Close(slot) => {
-                    self.gate.leave(slot);
-                    self.ring.close(slot)?;
+                    self.gate.leave(slot.0);
+                    self.ring.close(slot.0)?;
                 }
             }
         }

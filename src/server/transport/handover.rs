@@ -13,12 +13,8 @@ use std::{
     },
 };
 
-use crate::limits::HANDOVERS_PER_LANE;
-use tickcast_core::{
-    admission::Origin,
-    mesh::ring::Doorbell,
-    shard::{Departure, ListenerKind},
-};
+use crate::{limits::HANDOVERS_PER_LANE, transport::uring::data_ring::ListenerId};
+use tickcast_core::{admission::Origin, mesh::ring::Doorbell, shard::Departure};
 use tickcast_proto::ids::ShardId;
 
 /// A connection under way between two shards. Dropped, it is closed.
@@ -37,8 +33,8 @@ pub struct Handover {
 pub enum Parcel {
     /// A connection that was admitted, to the shard of its client's identity.
     Placed(Handover),
-    /// A connection that was accepted from the one socket of a port, to the shard whose turn it is: as if accepted there.
-    Dealt(ListenerKind, OwnedFd),
+    /// A connection that was accepted from the one socket of a listener, to the shard whose turn it is: as if accepted there.
+    Dealt(ListenerId, OwnedFd),
 }
 
 /// The rings between this shard and one other.
@@ -97,10 +93,10 @@ impl Exchange {
     ///
     /// # Errors
     /// The connection.
-    pub fn deal(&mut self, to: ShardId, door: ListenerKind, socket: OwnedFd) -> Result<(), OwnedFd> {
+    pub fn deal(&mut self, to: ShardId, listener: ListenerId, socket: OwnedFd) -> Result<(), OwnedFd> {
         match self.lanes.iter_mut().find(|lane| lane.shard == to) {
             Some(lane) if lane.waiting.len() < HANDOVERS_PER_LANE => {
-                lane.waiting.push_back(Parcel::Dealt(door, socket));
+                lane.waiting.push_back(Parcel::Dealt(listener, socket));
                 Ok(())
             }
             _ => Err(socket),
@@ -181,6 +177,7 @@ mod tests {
     use std::{io::Read, os::unix::net::UnixStream};
 
     use super::*;
+    use tickcast_core::shard::ListenerKind;
 
     fn handover(to: u16, n: usize) -> (Handover, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -244,7 +241,7 @@ mod tests {
         let mut deal = |exchange: &mut Exchange, to: u16| {
             let (ours, theirs) = UnixStream::pair().unwrap();
             peers.push(theirs);
-            exchange.deal(ShardId(to), ListenerKind::Http, ours.into())
+            exchange.deal(ShardId(to), ListenerId(1), ours.into())
         };
         assert!(deal(&mut exchanges[0], 0).is_err(), "it is this shard's own");
         for waiting in 0..=HANDOVERS_PER_LANE {
@@ -252,7 +249,7 @@ mod tests {
         }
         assert!(exchanges[0].push_out());
         for _ in 0..HANDOVERS_PER_LANE {
-            assert!(matches!(exchanges[1].take(), Some(Parcel::Dealt(ListenerKind::Http, _))));
+            assert!(matches!(exchanges[1].take(), Some(Parcel::Dealt(ListenerId(1), _))));
         }
         assert!(exchanges[1].take().is_none());
     }

@@ -1,5 +1,5 @@
-//! What a subscriber was given and told of each topic, held to PROTOCOL.md as it comes: sequences strictly increase, and
-//! what lies between two ticks was announced, no more and no less.
+//! A subscriber's record of each topic, checked against PROTOCOL.md as messages arrive: sequences strictly increase, and the
+//! ranges between ticks are announced exactly.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,28 +11,28 @@ use super::{
     raw::{CLOSE, PING, PONG, Peer, TEXT, masked, take_message},
 };
 
-/// What came of one topic.
+/// What was received of one topic.
 #[derive(Clone, Debug, Default)]
 pub struct Taken {
-    /// The sequence that must come next; 0: whichever does.
+    /// The next sequence; 0: any.
     pub next: u64,
-    /// Ticks that came.
+    /// Ticks received.
     pub delivered: u64,
-    /// Ticks that CONFLATED stood for.
+    /// Ticks announced by CONFLATED.
     pub conflated: u64,
-    /// Ticks that GAP stood for.
+    /// Ticks announced by GAP.
     pub dropped: u64,
-    /// The ticks that were marked as of a snapshot: sequence and key.
+    /// Ticks marked as snapshot: sequence and key.
     pub snapshot: Vec<(u64, u64)>,
-    /// The first tick that was not.
+    /// The first tick not marked as snapshot.
     pub first_live: u64,
     /// The payload of the last tick.
     pub payload: Vec<u8>,
-    /// A CONFLATED was the last, and this is the tick that it stands before.
+    /// After a CONFLATED: the tick that must follow it.
     owed: Option<u64>,
 }
 
-/// The answer to a place that was named.
+/// The answer to a position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
     pub topic: String,
@@ -41,16 +41,16 @@ pub struct Recovered {
     pub recovered: bool,
 }
 
-/// All that one subscriber was given and told.
+/// Everything that one subscriber received.
 #[derive(Clone, Debug, Default)]
 pub struct Account {
     /// By topic.
     pub topics: BTreeMap<String, Taken>,
-    /// What became of places, in order.
+    /// Answers to positions, in order.
     pub recovered: Vec<Recovered>,
     /// Patterns acknowledged.
     pub acknowledged: usize,
-    /// Why the server closes.
+    /// Code of the CLOSING.
     pub closing: Option<u16>,
     /// Errors: request and text.
     pub errors: Vec<(u32, String)>,
@@ -58,12 +58,12 @@ pub struct Account {
     pub pongs: Vec<u64>,
     /// The epoch of the last topic announced.
     pub epoch: u64,
-    /// It subscribed before anything was published: every topic begins with 1.
+    /// Whether it subscribed before anything was published: then every topic starts with 1.
     from_start: bool,
     names: HashMap<u32, String>,
 }
 
-/// Every field of the server's JSON messages that matters here.
+/// The fields of the server's JSON messages that matter here.
 #[derive(Deserialize)]
 struct Message<'a> {
     op: Option<String>,
@@ -104,12 +104,12 @@ struct Announced {
 }
 
 impl Account {
-    /// Of a subscriber that was there before anything was published.
+    /// For a subscriber that was there before anything was published.
     pub fn from_start() -> Account {
         Account { from_start: true, ..Account::default() }
     }
 
-    /// What it has of a topic.
+    /// The record of a topic.
     pub fn topic(&mut self, name: &str) -> &mut Taken {
         if !self.topics.contains_key(name) {
             let next = u64::from(self.from_start);
@@ -118,7 +118,7 @@ impl Account {
         self.topics.get_mut(name).unwrap()
     }
 
-    /// It has this tick of the topic already, from before.
+    /// Notes that it has this tick of the topic from an earlier connection.
     pub fn has(&mut self, name: &str, sequence: u64) {
         self.topic(name).next = sequence + 1;
     }
@@ -127,15 +127,15 @@ impl Account {
     pub fn tick(&mut self, name: &str, sequence: u64, key: u64, snapshot: bool, payload: &[u8]) {
         let taken = self.topic(name);
         if let Some(owed) = taken.owed.take() {
-            assert_eq!(sequence, owed, "{name}: CONFLATED stands before the tick that survived");
+            assert_eq!(sequence, owed, "{name}: CONFLATED precedes the tick that replaces its range");
         }
         if snapshot {
-            // A snapshot says where it begins; it may go back only where the client is told so.
-            assert!(sequence >= taken.next, "{name}: {sequence} of a snapshot after {}", taken.next);
+            // A snapshot may start anywhere after what was received; it goes back only after a failed recovery.
+            assert!(sequence >= taken.next, "{name}: snapshot tick {sequence} after {}", taken.next);
             taken.snapshot.push((sequence, key));
         } else {
             let next = if taken.next == 0 { sequence } else { taken.next };
-            assert_eq!(sequence, next, "{name}: a hole or a double: {taken:?}");
+            assert_eq!(sequence, next, "{name}: a gap or a duplicate: {taken:?}");
             if taken.first_live == 0 {
                 taken.first_live = sequence;
             }
@@ -164,7 +164,7 @@ impl Account {
         taken.dropped += to - from;
     }
 
-    /// Takes what became of a place. What was not recovered begins anew, with a snapshot.
+    /// Takes the answer to a position. A topic that was not recovered starts again with a snapshot.
     pub fn recovery(&mut self, topic: &str, epoch: u64, sequence: u64, recovered: bool) {
         if !recovered {
             self.topic(topic).next = 0;
@@ -235,27 +235,27 @@ impl Account {
         }
     }
 
-    /// Ticks that came, of all topics.
+    /// Ticks received, of all topics.
     pub fn delivered(&self) -> u64 {
         self.topics.values().map(|taken| taken.delivered).sum()
     }
 
-    /// Ticks that CONFLATED stood for.
+    /// Ticks announced by CONFLATED.
     pub fn conflated_ticks(&self) -> u64 {
         self.topics.values().map(|taken| taken.conflated).sum()
     }
 
-    /// Ticks that GAP stood for.
+    /// Ticks announced by GAP.
     pub fn dropped_ticks(&self) -> u64 {
         self.topics.values().map(|taken| taken.dropped).sum()
     }
 
-    /// Ticks that have been accounted for, of a subscriber from the start.
+    /// Ticks accounted for, of a subscriber from the start.
     pub fn reached(&self) -> u64 {
         self.topics.values().map(|taken| taken.next - 1).sum()
     }
 
-    /// Asserts that every tick of the topic, 1 to `published`, was given or announced.
+    /// Asserts that every tick of the topic, 1 to `published`, was received or announced.
     pub fn assert_whole(&self, name: &str, published: u64) {
         let taken = &self.topics[name];
         assert_eq!(taken.next, published + 1, "{name}: the last tick: {taken:?}");
@@ -264,7 +264,7 @@ impl Account {
     }
 }
 
-/// A raw connection with its account: native, or a WebSocket that speaks JSON.
+/// A raw connection with its account: native, or a JSON WebSocket.
 pub struct Subscriber {
     pub peer: Peer,
     pub account: Account,
@@ -272,7 +272,7 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// A native session that has said hello.
+    /// A native session after HELLO and WELCOME.
     pub fn native(mut peer: Peer, account: Account) -> Subscriber {
         peer.send(&Raw::request(frames::HELLO, 1, b"raw").bytes());
         let mut subscriber = Subscriber { peer, account, native: true };
@@ -336,7 +336,7 @@ impl Subscriber {
         self.read_until("the pong", |account| account.pongs.last() == Some(&token));
     }
 
-    /// Takes one message, if a whole one has been read. Pings are answered.
+    /// Takes one message if a whole one has been read; answers pings.
     pub fn take(&mut self) -> bool {
         if self.native {
             let Some(frame) = Received::take(&mut self.peer.buffer) else { return false };
@@ -357,7 +357,7 @@ impl Subscriber {
         true
     }
 
-    /// Reads, blocking, message by message, until the account holds `done`.
+    /// Reads message by message until `done` holds.
     pub fn read_until(&mut self, what: &str, done: impl Fn(&Account) -> bool) {
         while !done(&self.account) {
             if !self.take() && !self.peer.more() {

@@ -1,4 +1,4 @@
-//! Subscribers over the client library, each on a thread, that keep all they get.
+//! Subscribers over the client library, each on a thread, that keep everything they receive.
 
 use std::{
     collections::BTreeMap,
@@ -19,21 +19,21 @@ use super::{GUARD, Server};
 /// Payloads by topic, in order of arrival, with their sequences.
 pub type ByTopic = BTreeMap<String, Vec<(u64, Vec<u8>)>>;
 
-/// How often a collector looks whether it is to stop.
+/// How often a collector checks whether to stop.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// All that came to one subscriber.
+/// Everything that one subscriber received.
 #[derive(Clone, Debug, Default)]
 pub struct Got {
-    /// The ticks. A raw subscriber's have topic "" and sequences counted here.
+    /// The ticks. Those of a raw subscriber have topic "" and sequences counted here.
     pub ticks: ByTopic,
-    /// How many they are.
+    /// Number of ticks.
     pub count: usize,
     /// Topics announced, in order.
     pub topics: Vec<String>,
-    /// The server's last words.
+    /// Code and text of the CLOSING.
     pub closing: Option<(u16, String)>,
-    /// The connection has ended; with an error's text if it did not end well.
+    /// Whether the connection has ended, and the error if it failed.
     pub ended: Option<Result<(), String>>,
 }
 
@@ -42,7 +42,7 @@ pub struct Collector {
     shared: Arc<(Mutex<Got>, Condvar)>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
-    /// Its name in failures.
+    /// Its name in failure messages.
     pub name: String,
 }
 
@@ -59,20 +59,20 @@ pub fn connect(server: &Server, encoding: WireFormat) -> Client {
     Client::connect_to(&address(server, encoding)).unwrap()
 }
 
-/// Publishes one tick at a time of 7 ns past 1970.
+/// Publishes one tick with producer time 7 ns.
 pub fn publish(client: &mut Client, topic: &str, payload: &[u8]) {
     client
         .publish_buffered(PublishRequest { topic, payload, producer_time_ns: 7, ..Default::default() })
         .unwrap();
 }
 
-/// Waits until the server has taken in all that was published.
+/// Waits until the server has accepted everything that was published.
 pub fn barrier(client: &mut Client) {
     client.barrier(GUARD, |event| assert!(!matches!(event, Event::Error { .. }), "{event:?}")).unwrap();
 }
 
 impl Collector {
-    /// Subscribes; returns once every pattern is acknowledged, but for raw, which gets no answers.
+    /// Subscribes, and waits until every pattern is acknowledged, except for raw, which gets no answers.
     pub fn start(server: &Server, encoding: WireFormat, patterns: &[&str]) -> Collector {
         let address = address(server, encoding);
         let patterns: Vec<String> = patterns.iter().map(|&pattern| pattern.into()).collect();
@@ -114,7 +114,7 @@ impl Collector {
         Collector { shared, stop, thread: Some(thread), name: format!("{encoding:?}") }
     }
 
-    /// Waits until it holds of what it got.
+    /// Waits until `done` holds.
     pub fn wait_until(&self, what: &str, done: impl Fn(&Got) -> bool) {
         let (got, grown) = &*self.shared;
         let guard = got.lock().unwrap();
@@ -122,9 +122,9 @@ impl Collector {
             grown.wait_timeout_while(guard, GUARD, |got| !done(got) && got.ended.is_none()).unwrap();
         assert!(
             done(&got),
-            "{}: waited in vain{} for {what}: {} ticks, closing {:?}, ended {:?}",
+            "{}: no {what}{}: {} ticks, closing {:?}, ended {:?}",
             self.name,
-            if timeout.timed_out() { " (guard)" } else { "" },
+            if timeout.timed_out() { " in time" } else { "" },
             got.count,
             got.closing,
             got.ended
@@ -141,12 +141,12 @@ impl Collector {
         self.wait_until("the end", |got| got.ended.is_some());
     }
 
-    /// What came so far, without ending it.
+    /// What has been received so far.
     pub fn so_far(&self) -> Got {
         self.shared.0.lock().unwrap().clone()
     }
 
-    /// Ends it; all that came.
+    /// Ends it and returns everything it received.
     pub fn finish(mut self) -> Got {
         self.stop.store(true, Relaxed);
         self.thread.take().unwrap().join().unwrap();
@@ -185,7 +185,7 @@ impl Got {
     }
 }
 
-/// Fails with the first difference, rather than with a megabyte of ticks.
+/// Fails with the first difference instead of a megabyte of ticks.
 pub fn assert_same(name: &str, got: &ByTopic, expected: &ByTopic) {
     let topics = |ticks: &ByTopic| ticks.keys().cloned().collect::<Vec<_>>();
     assert_eq!(topics(got), topics(expected), "{name}: topics");

@@ -1,7 +1,7 @@
-//! Clients that others wrote, as child processes: npm `ws` and Python `websockets`.
+//! Third-party clients as child processes: npm `ws` and Python `websockets`.
 //!
-//! `scripts/test.sh` installs them. Their programs in `tests/clients/` print `ready`, then one line a tick: topic TAB
-//! sequence TAB base64 of the payload's bytes as received, at last `closed CODE`.
+//! `scripts/test.sh` installs them. Their programs in `tests/clients/` print `ready`, then one line per tick (topic TAB
+//! sequence TAB base64 of the payload as received), and finally `closed CODE`.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,7 +12,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 
 use super::{Log, Server, collector::ByTopic, processes, wait_for_exit};
 
-/// Which client.
+/// A client library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Library {
     /// npm `ws`.
@@ -26,12 +26,12 @@ pub struct External {
     child: Child,
     out: Log,
     errors: Log,
-    /// For failures.
+    /// Its name in failure messages.
     pub name: String,
 }
 
 impl External {
-    /// Runs `tests/clients/PROGRAM` of a library.
+    /// Runs the program `tests/clients/PROGRAM` for a library.
     pub fn run(library: Library, program: &str, arguments: &[&str]) -> External {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
         let (interpreter, installed, program) = match library {
@@ -57,7 +57,7 @@ impl External {
         External { child, out, errors, name: format!("{program} {}", arguments.join(" ")) }
     }
 
-    /// Subscribes, as `tickcast.v1.SUBPROTOCOL`, until `count` ticks have come, or for 0 until the server closes.
+    /// Subscribes as `tickcast.v1.SUBPROTOCOL` until `count` ticks have arrived; 0: until the server closes.
     pub fn subscribe(
         library: Library,
         server: &Server,
@@ -74,17 +74,17 @@ impl External {
         self.wait_for("ready");
     }
 
-    /// Waits until it has printed a line that ends so.
+    /// Waits until it has printed a line with this ending.
     pub fn wait_for(&self, end: &str) {
         self.out.wait_for(&format!("{end}\n"));
     }
 
-    /// What it printed so far.
+    /// Its output so far.
     pub fn printed(&self) -> String {
         self.out.text()
     }
 
-    /// Waits for its end, which must be a good one; all that it printed.
+    /// Waits for its successful end; returns its output.
     pub fn finish(mut self) -> String {
         let code = wait_for_exit(&mut self.child);
         assert_eq!(code, Some(0), "{}: {}", self.name, self.errors.text());
@@ -103,7 +103,7 @@ impl Drop for External {
     }
 }
 
-/// The ticks in what a subscriber printed.
+/// The ticks in a subscriber's output.
 pub fn ticks(printed: &str) -> ByTopic {
     let mut ticks = ByTopic::new();
     for line in printed.lines().filter(|line| line.contains('\t')) {

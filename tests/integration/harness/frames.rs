@@ -1,9 +1,9 @@
 //! Native frames written and read by the offsets of PROTOCOL.md, independently of the code under test.
 
-/// A frame that may be as broken as a test wants.
+/// A frame that a test may break at will.
 #[derive(Clone, Debug)]
 pub struct Raw {
-    /// The field; `None`: what it should be.
+    /// The field; `None`: the correct value.
     pub frame_len: Option<u32>,
     /// The field.
     pub magic: u16,
@@ -41,7 +41,7 @@ pub const CONFLATED: u16 = 71;
 pub const GAP: u16 = 72;
 pub const RECOVERED: u16 = 73;
 
-/// The options of a SUBSCRIBE or UPDATE, as the numbers that travel.
+/// The options of a SUBSCRIBE or UPDATE as they appear on the wire.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     pub from: u8,
@@ -79,7 +79,7 @@ impl Raw {
         Raw::new(kind, &[request.to_le_bytes(), [0; 4]].concat(), text)
     }
 
-    /// SUBSCRIBE and UPDATE with all of their record.
+    /// SUBSCRIBE and UPDATE with their whole record.
     pub fn with_options(kind: u16, request: u32, pattern: &str, options: Options) -> Raw {
         let record = [
             &request.to_le_bytes()[..],
@@ -151,7 +151,7 @@ pub struct Received {
 }
 
 impl Received {
-    /// Takes the first frame off `bytes`, which must follow the rules of PROTOCOL.md; `None` while it is incomplete.
+    /// Takes the first frame off `bytes`, which must follow PROTOCOL.md; `None` while it is incomplete.
     pub fn take(bytes: &mut Vec<u8>) -> Option<Received> {
         if bytes.len() < 32 {
             return None;
@@ -194,7 +194,7 @@ impl Received {
         u32::from_le_bytes(self.record[at..at + 4].try_into().unwrap())
     }
 
-    /// The sequences `[from, to)` that a CONFLATED or GAP stands for.
+    /// The range `[from, to)` of a CONFLATED or GAP.
     pub fn skipped(&self) -> (u64, u64) {
         assert!([CONFLATED, GAP].contains(&self.kind), "{self:?}");
         (self.u64_at(0), self.u64_at(8))

@@ -1,4 +1,4 @@
-//! One HTTP request and its answer, as curl would do it.
+//! One HTTP request per connection, as curl does it.
 
 use std::{
     io::{Read, Write},
@@ -22,7 +22,7 @@ impl Answer {
     }
 }
 
-/// Asks, on a connection of its own.
+/// Sends a request on a connection of its own.
 pub fn request(address: SocketAddr, method: &str, path: &str) -> Answer {
     let mut stream = TcpStream::connect_timeout(&address, GUARD).unwrap();
     stream.set_read_timeout(Some(GUARD)).unwrap();
@@ -48,7 +48,23 @@ fn unchunked(mut rest: &str) -> String {
     whole
 }
 
-/// GET, which must be answered with 200.
+/// [`get`], repeated until all shards have answered: on a busy machine one may be late.
+pub fn get_of_all_shards(address: SocketAddr, path: &str) -> Answer {
+    let mut answer = Answer { status: 0, head: String::new(), body: String::new() };
+    super::eventually("all shards answer", || {
+        answer = request(address, "GET", path);
+        let is_missing = |line: &str| line.starts_with("tickcast_shard_answered{") && line.ends_with(" 0");
+        let is_partial = match path.starts_with("/metrics") {
+            true => answer.body.lines().any(is_missing),
+            false => answer.body.contains("\"unanswered\":[") && !answer.body.contains("\"unanswered\":[]"),
+        };
+        !is_partial
+    });
+    assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    answer
+}
+
+/// Sends a GET, which must be answered with 200.
 pub fn get(address: SocketAddr, path: &str) -> Answer {
     let answer = request(address, "GET", path);
     assert_eq!(answer.status, 200, "{path}: {answer:?}");

@@ -1,4 +1,4 @@
-//! Who may use the machine, and what ends a test that hangs.
+//! Which tests run side by side, and a watchdog for tests that hang.
 
 use std::{
     cell::RefCell,
@@ -15,23 +15,23 @@ use nix::{
     unistd::Pid,
 };
 
-/// A test that runs for longer hangs in a call that has no guard of its own. Its servers are ended, and the call fails.
-const HUNG_AFTER: Duration = Duration::from_secs(180);
+/// A test that runs for longer hangs in a call without a guard. Its servers are killed, so that the call fails.
+const HUNG_AFTER: Duration = Duration::from_secs(900);
 
-/// Tests that load the whole machine run alone; the others beside each other.
+/// Tests that load the whole machine run alone; the others run side by side.
 static MACHINE: RwLock<()> = RwLock::new(());
 
 type Pids = Arc<Mutex<Vec<u32>>>;
 
 thread_local! {
-    /// The servers of the test that runs on this thread and that have not been waited for.
+    /// Servers of the test on this thread that have not been waited for.
     static SERVERS: RefCell<Pids> = RefCell::default();
 }
 
-/// The right to run, and the watch over it.
+/// Permission to run, and the watchdog.
 pub struct Machine {
     _lock: Lock,
-    /// Dropped with the test: the watchdog ends.
+    /// Ends the watchdog when dropped.
     _watchdog: Sender<()>,
 }
 
@@ -41,7 +41,7 @@ enum Lock {
     Alone(RwLockWriteGuard<'static, ()>),
 }
 
-/// For a test that may run beside others.
+/// For a test that may run beside others of this kind.
 pub fn beside_others() -> Machine {
     watch(Lock::Beside(MACHINE.read().unwrap_or_else(|poisoned| poisoned.into_inner())))
 }
@@ -51,12 +51,12 @@ pub fn alone() -> Machine {
     watch(Lock::Alone(MACHINE.write().unwrap_or_else(|poisoned| poisoned.into_inner())))
 }
 
-/// A server has been started by the test on this thread.
+/// Notes a server started by the test on this thread.
 pub fn register(pid: u32) {
     SERVERS.with_borrow(|servers| servers.lock().unwrap().push(pid));
 }
 
-/// A server is about to be waited for: from then on its pid may be another's.
+/// Forgets a server that is about to be waited for: its pid may be reused from then on.
 pub fn forget(pid: u32) {
     SERVERS.with_borrow(|servers| servers.lock().unwrap().retain(|&server| server != pid));
 }
@@ -68,7 +68,7 @@ fn watch(lock: Lock) -> Machine {
     thread::spawn(move || {
         if test.recv_timeout(HUNG_AFTER) == Err(RecvTimeoutError::Timeout) {
             for &pid in servers.lock().unwrap().iter() {
-                eprintln!("the test hangs: ending server {pid}");
+                eprintln!("the test hangs: killing server {pid}");
                 let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
             }
         }

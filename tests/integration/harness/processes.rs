@@ -1,4 +1,4 @@
-//! Child processes: waited for with a guard, ended by pid.
+//! Child processes: waiting with a guard, killing by pid.
 
 use std::{collections::HashSet, fs, net::SocketAddr, process::Child, thread, time::Instant};
 
@@ -6,7 +6,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{GUARD, LOOK_AGAIN};
 
-/// Waits for a child's exit code; `None` for a signal. A child that does not end in time is ended and fails the test.
+/// Waits for a child's exit code; `None` for a signal. Kills a child that does not exit in time, and fails the test.
 pub fn wait_for_exit(child: &mut Child) -> Option<i32> {
     let start = Instant::now();
     loop {
@@ -15,22 +15,22 @@ pub fn wait_for_exit(child: &mut Child) -> Option<i32> {
         }
         if start.elapsed() > GUARD {
             end(child);
-            panic!("process {} did not end", child.id());
+            panic!("process {} did not exit", child.id());
         }
         thread::sleep(LOOK_AGAIN);
     }
 }
 
-/// Ends a child that has not ended by itself.
+/// Kills a child that is still running.
 pub fn end(child: &mut Child) {
-    // Not yet waited for, so the pid is still this child's.
+    // Not yet waited for, so the pid cannot have been reused.
     if matches!(child.try_wait(), Ok(None)) {
         let _ = child.kill();
         let _ = child.wait();
     }
 }
 
-/// Raises this process's soft limit of descriptors to the hard one.
+/// Raises this process's soft descriptor limit to the hard one.
 pub fn raise_descriptor_limit() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
@@ -43,8 +43,7 @@ pub fn rss_bytes(pid: u32) -> u64 {
     line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
 }
 
-/// Where a process listens with TCP, at the first such socket that it has: for programs that do not say which port they
-/// were given.
+/// Address of a process's first listening TCP socket, for programs that do not print their port.
 pub fn listens_at(pid: u32) -> Option<SocketAddr> {
     let sockets: HashSet<String> = fs::read_dir(format!("/proc/{pid}/fd"))
         .ok()?

@@ -12,7 +12,7 @@ use super::{
     frames::{self, Raw, Received},
 };
 
-/// A connection with what has been read from it and not been used.
+/// A connection and the bytes read from it but not yet used.
 pub struct Peer {
     pub stream: TcpStream,
     pub buffer: Vec<u8>,
@@ -50,10 +50,10 @@ impl Peer {
         Peer::new(TcpStream::connect_timeout(&address, GUARD).unwrap())
     }
 
-    /// Connects with the smallest receive window: the server is soon stuck when this side does not read.
+    /// Connects with the smallest receive window, so that the server is soon stuck when this side does not read.
     pub fn connect_with_small_window(address: SocketAddr) -> Peer {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        // Before the connection, or the window has been announced already.
+        // Before connecting: the window is announced in the handshake.
         socket.set_recv_buffer_size(2048).unwrap();
         socket.connect_timeout(&address.into(), GUARD).unwrap();
         Peer::new(socket.into())
@@ -66,7 +66,7 @@ impl Peer {
         Peer { stream, buffer: Vec::new() }
     }
 
-    /// A native session that has been welcomed.
+    /// A native session after WELCOME.
     pub fn native(address: SocketAddr) -> Peer {
         let mut peer = Peer::connect(address);
         peer.send(&Raw::request(frames::HELLO, 1, b"raw").bytes());
@@ -74,14 +74,14 @@ impl Peer {
         peer
     }
 
-    /// A WebSocket on `path`, of a subprotocol unless it is empty.
+    /// A WebSocket on `path`, with a subprotocol unless it is empty.
     pub fn websocket(address: SocketAddr, path: &str, subprotocol: &str) -> Peer {
         let mut peer = Peer::connect(address);
         peer.upgrade(path, subprotocol);
         peer
     }
 
-    /// Makes a WebSocket of a connection to the HTTP port.
+    /// Upgrades a connection to the HTTP port to a WebSocket.
     pub fn upgrade(&mut self, path: &str, subprotocol: &str) {
         self.send(upgrade_request(path, subprotocol).as_bytes());
         let head = self.http_head();
@@ -94,12 +94,12 @@ impl Peer {
         assert_eq!(accepted.unwrap_or_default(), subprotocol);
     }
 
-    /// Sends all of it.
+    /// Sends all bytes.
     pub fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Sends what the server lets it: a server that refuses may close before all is written.
+    /// Sends as much as it can: a server that refuses may close before everything is written.
     pub fn send_as_far_as_it_goes(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
@@ -125,7 +125,7 @@ impl Peer {
             }
             // The server closed while something of ours was still unread.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => false,
-            Err(error) => panic!("nothing came: {error}"),
+            Err(error) => panic!("read failed: {error}"),
         }
     }
 
@@ -137,7 +137,7 @@ impl Peer {
         !matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// The next native frame, pings answered and passed over; `None` at the end.
+    /// The next native frame other than a ping, which is answered; `None` at the end.
     pub fn frame(&mut self) -> Option<Received> {
         loop {
             let frame = self.any_frame()?;
@@ -161,7 +161,7 @@ impl Peer {
         }
     }
 
-    /// The next WebSocket frame, pings answered and passed over; `None` at the end.
+    /// The next WebSocket frame other than a ping, which is answered; `None` at the end.
     pub fn message(&mut self) -> Option<Message> {
         loop {
             let message = self.any_message()?;
@@ -197,7 +197,7 @@ impl Peer {
         self.send(&masked(0x80 | TEXT, text.as_bytes()));
     }
 
-    /// Reads to the end; whether it came.
+    /// Reads to the end of the stream.
     pub fn read_to_end(&mut self) -> Vec<u8> {
         while self.more() {}
         std::mem::take(&mut self.buffer)

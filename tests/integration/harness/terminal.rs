@@ -1,4 +1,4 @@
-//! A real terminal that a test sees and types into: a pane of a tmux server of its own.
+//! A real terminal that a test reads and types into: a pane of a tmux server of its own.
 
 use std::{
     fs,
@@ -7,26 +7,17 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use super::{eventually, say};
+use super::eventually;
 
-/// Whether there is a tmux, or a word that there is none.
-pub fn is_there() -> bool {
-    let found = Command::new("tmux").arg("-V").output().is_ok_and(|output| output.status.success());
-    if !found {
-        say("skipped: tmux is not here (scripts/test.sh installs it)");
-    }
-    found
-}
-
-/// A terminal in which one command runs. Ended when dropped.
+/// A terminal that runs one command, ended on drop.
 pub struct Terminal {
-    /// Its tmux server's socket: nobody else's.
+    /// The socket of its own tmux server.
     socket: PathBuf,
 }
 
 impl Terminal {
-    /// Runs a shell command in a terminal of this size. Around it the shell prints the terminal's settings, before and
-    /// after, and at last `ended CODE`; so a terminal that was not put back shows.
+    /// Runs a shell command in a terminal of this size. The shell prints the terminal's settings before and after it, and
+    /// finally `ended CODE`, so that settings that were not restored show.
     pub fn run(command: &str, columns: u16, rows: u16) -> Terminal {
         static TERMINALS: AtomicUsize = AtomicUsize::new(0);
         let socket = format!("tickcast-{}-{}", id(), TERMINALS.fetch_add(1, Relaxed));
@@ -39,24 +30,24 @@ impl Terminal {
 
     fn tmux(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("tmux");
-        // UTF-8 whatever the locale, and nobody's configuration.
+        // UTF-8 whatever the locale is, and no configuration file.
         command.args(["-u", "-f", "/dev/null", "-S"]).arg(&self.socket).args(arguments);
         for name in ["TMUX", "TICKCAST_ADMIN", "RUST_LOG", "NO_COLOR"] {
             command.env_remove(name);
         }
-        // It is also what tmux takes for its default-shell.
+        // tmux also uses it as its default-shell.
         command.env("SHELL", "/bin/sh");
-        let output = command.output().unwrap();
+        let output = command.output().expect("tmux: scripts/test.sh installs it");
         assert!(output.status.success(), "tmux {arguments:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What it shows, a line each.
+    /// The screen's text.
     pub fn screen(&self) -> String {
         self.tmux(&["capture-pane", "-p", "-J"])
     }
 
-    /// Waits until what it shows is as wanted, and returns it.
+    /// Waits until `done` holds of the screen, and returns it.
     pub fn wait_until(&self, what: &str, done: impl Fn(&str) -> bool) -> String {
         let mut screen = String::new();
         eventually(&format!("{what} on a screen"), || {
@@ -66,22 +57,22 @@ impl Terminal {
         screen
     }
 
-    /// Waits until it shows this.
+    /// Waits until the screen contains `part`.
     pub fn wait_for(&self, part: &str) -> String {
         self.wait_until(part, |screen| screen.contains(part))
     }
 
-    /// Types: characters, or the name of a key as tmux has it.
+    /// Types characters, or a key by its tmux name.
     pub fn press(&self, key: &str) {
         self.tmux(&["send-keys", key]);
     }
 
-    /// Gives it another size.
+    /// Changes its size.
     pub fn resize(&self, columns: u16, rows: u16) {
         self.tmux(&["resize-window", "-x", &columns.to_string(), "-y", &rows.to_string()]);
     }
 
-    /// The command's process, once the shell has started it.
+    /// The command's process id, once the shell has started it.
     pub fn pid(&self) -> i32 {
         let shell = self.tmux(&["display-message", "-p", "#{pane_pid}"]);
         let children = format!("/proc/{0}/task/{0}/children", shell.trim());
@@ -94,7 +85,7 @@ impl Terminal {
         pid.unwrap()
     }
 
-    /// Waits until the command has ended, and returns its exit code.
+    /// Waits for the end of the command; returns its exit code.
     pub fn exit_code(&self) -> i32 {
         let is_end = |line: &&str| line.starts_with("ended ");
         let screen = self.wait_until("the end", |screen| screen.lines().any(|line| is_end(&line)));
@@ -102,8 +93,8 @@ impl Terminal {
         line["ended ".len()..].parse().unwrap()
     }
 
-    /// Asserts that the terminal is as it was before the command, which has ended. Not after a change of its size: tmux
-    /// then mixes what lies below a program's screen with it.
+    /// Asserts that the terminal is as it was before the command, which has ended. Not after a resize: tmux then mixes the
+    /// main screen with the program's.
     pub fn assert_as_before(&self) {
         let screen = self.screen();
         let settings: Vec<&str> = screen.lines().filter(|line| line.split(':').count() > 10).collect();
@@ -117,7 +108,7 @@ impl Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         let _ = Command::new("tmux").arg("-S").arg(&self.socket).arg("kill-server").output();
-        // tmux leaves it behind.
+        // tmux does not remove it.
         let _ = fs::remove_file(&self.socket);
     }
 }

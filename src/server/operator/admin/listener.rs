@@ -17,7 +17,6 @@
 use std::{
     convert::Infallible,
     io,
-    net::SocketAddr,
     os::fd::OwnedFd,
     sync::{
         Arc,
@@ -29,8 +28,10 @@ use std::{
 
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{sleep, timeout},
 };
@@ -38,6 +39,7 @@ use tokio::{
 use super::{cores, process};
 use crate::{
     clock,
+    config::listener::Address,
     limits::{
         ACCEPT_RETRY_MS, ADMIN_CONNECTION_MS, ADMIN_CONNECTIONS_MAX, ADMIN_HEAD_BYTES_MAX, ADMIN_HEAD_MS,
         ADMIN_INQUIRIES_MAX,
@@ -72,7 +74,7 @@ pub(super) struct Office {
 
 /// A running admin listener. Ends when dropped.
 pub struct Admin {
-    address: SocketAddr,
+    address: Address,
     office: Arc<Office>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -83,26 +85,28 @@ impl Admin {
     ///
     /// # Errors
     /// What epoll(7), eventfd(2) and the thread's start say.
-    pub fn start(address: SocketAddr, listener: OwnedFd, sights: Sights) -> io::Result<Admin> {
-        if !is_local(address) {
+    pub fn start(address: Address, listener: OwnedFd, sights: Sights) -> io::Result<Admin> {
+        if !is_local(&address) {
             ::log::warn!(
                 "--admin: {address} is not a loopback address: who reaches it needs no password to see and close sessions"
             );
         }
-        let listener = std::net::TcpListener::from(listener);
-        listener.set_nonblocking(true)?;
+        SockRef::from(&listener).set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         let office = Arc::new(Office {
             sights,
             stage: AtomicU8::new(Stage::Starting as u8),
             inquiries: Semaphore::new(ADMIN_INQUIRIES_MAX),
-            is_local: is_local(address),
+            is_local: is_local(&address),
             started_seconds: process::start_seconds(),
             started_ns: clock::monotonic_ns(),
         });
         let (stop, stopped) = oneshot::channel::<()>();
         let (of_thread, guard) = (office.clone(), runtime.enter());
-        let listener = TcpListener::from_std(listener)?;
+        let listener = match &address {
+            Address::Tcp(_) => Listener::Tcp(TcpListener::from_std(listener.into())?),
+            Address::Unix(_) => Listener::Unix(UnixListener::from_std(listener.into())?),
+        };
         drop(guard);
         let pinned: Vec<usize> = office.sights.shards.iter().map(|(core, _)| *core).collect();
         let serve = move || {
@@ -118,8 +122,8 @@ impl Admin {
     }
 
     /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
     /// The server is at another stage.
@@ -128,9 +132,9 @@ impl Admin {
     }
 }
 
-/// An IPv4 address may stand in an IPv6 one.
-fn is_local(address: SocketAddr) -> bool {
-    address.ip().to_canonical().is_loopback()
+/// Whether only this machine reaches it. An IPv4 address may stand in an IPv6 one.
+fn is_local(address: &Address) -> bool {
+    address.tcp().is_none_or(|address| address.ip().to_canonical().is_loopback())
 }
 
 impl Drop for Admin {
@@ -155,16 +159,40 @@ impl Office {
     }
 }
 
+/// What connections come in on.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
+            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+        }
+    }
+}
+
+/// An operator's connection.
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
 /// Takes in connections while there is room for them; the kernel keeps the others waiting.
-async fn accept(listener: TcpListener, office: Arc<Office>) {
+async fn accept(listener: Listener, office: Arc<Office>) {
     let room = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
     let mut fails = false;
     // It is never closed, so there is always a permit to come.
     while let Ok(permit) = room.clone().acquire_owned().await {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok(stream) => {
                 fails = false;
-                tokio::spawn(serve(stream, office.clone(), permit));
+                match stream {
+                    Stream::Tcp(stream) => drop(tokio::spawn(serve(stream, office.clone(), permit))),
+                    Stream::Unix(stream) => drop(tokio::spawn(serve(stream, office.clone(), permit))),
+                }
             }
             Err(error) => {
                 if !std::mem::replace(&mut fails, true) {
@@ -177,7 +205,11 @@ async fn accept(listener: TcpListener, office: Arc<Office>) {
 }
 
 /// One connection: one request and its answer.
-async fn serve(stream: TcpStream, office: Arc<Office>, _permit: OwnedSemaphorePermit) {
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    office: Arc<Office>,
+    _permit: OwnedSemaphorePermit,
+) {
     let service = service_fn(move |request: Request<Incoming>| {
         // The body is of no use to anybody here: it is not read.
         let (office, routed) = (office.clone(), office.routed(&request));

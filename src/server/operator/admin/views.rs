@@ -108,7 +108,7 @@ impl SessionView {
     /// A session of a shard as the shard sees it; what only the kernel knows is still missing.
     pub fn new(shard: ShardId, summary: &SessionSummary) -> SessionView {
         SessionView {
-            id: SessionName { shard, id: summary.id }.to_string(),
+            id: SessionName { shard, id: summary.id.0 }.to_string(),
             shard: shard.0,
             identity: summary.identity.clone(),
             address: None,

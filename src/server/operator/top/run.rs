@@ -65,7 +65,7 @@ pub fn run(args: &TopArgs) -> Result<(), TopError> {
         return Err(TopError::Port(args.admin));
     }
     let asker = Asker::new(args.admin);
-    let mut model = Model::new(args.admin.to_string(), args.interval_ms);
+    let mut model = Model::new(args.admin.to_string(), args.interval.ns / 1_000_000);
     if args.once {
         return once(&asker, &mut model);
     }

@@ -31,7 +31,7 @@ use io_uring::{
 };
 
 use self::descriptor::Installed;
-pub use self::event::{Event, Received, Sent, Settings, eventfd};
+pub use self::event::{Event, ListenerId, Received, Sent, Settings, eventfd};
 use super::{
     buffer_ring::{BufferRing, GROUP},
     shim::{Direct, Operation, Shim, Verdict},
@@ -40,7 +40,6 @@ use crate::{
     clock,
     limits::{DATA_RING_COMPLETIONS, DATA_RING_ENTRIES, SENDS_PER_SUBMIT},
 };
-use tickcast_core::shard::ListenerKind;
 
 /// Attempts of one `io_uring_enter` that the kernel has no memory for now (EAGAIN) before giving up, with a pause of
 /// 1 ms each.
@@ -116,7 +115,8 @@ pub struct DataRing<S: Shim = Direct> {
     /// With the generation of the slot it is about. Bound: the completion queue and what the shim splits.
     events: VecDeque<(u32, Event)>,
     in_flight: usize,
-    listeners: [Option<OwnedFd>; 2],
+    /// By [`ListenerId`]; `None` for one that another ring accepts on, and once accepting has stopped.
+    listeners: Vec<Option<OwnedFd>>,
     timer: Box<Timespec>,
     /// When it rings, CLOCK_MONOTONIC nanoseconds; `None` while it is not armed.
     timer_rings_ns: Option<u64>,
@@ -182,7 +182,7 @@ impl<S: Shim> DataRing<S> {
             starved: Vec::new(),
             events: VecDeque::new(),
             in_flight: 0,
-            listeners: [None, None],
+            listeners: Vec::new(),
             timer: Box::new(Timespec::new()),
             timer_rings_ns: None,
             rung: Box::new(0),
@@ -206,31 +206,35 @@ impl<S: Shim> DataRing<S> {
     }
 
     /// Accepts connections on a listening socket until [`DataRing::stop_accepting`].
-    pub fn accept(&mut self, door: ListenerKind, listener: OwnedFd) -> io::Result<()> {
-        self.listeners[door as usize] = Some(listener);
-        self.rearm_accept(door)
+    pub fn accept(&mut self, id: ListenerId, listener: OwnedFd) -> io::Result<()> {
+        let at = id.0 as usize;
+        if self.listeners.len() <= at {
+            self.listeners.resize_with(at + 1, || None);
+        }
+        self.listeners[at] = Some(listener);
+        self.rearm_accept(id)
     }
 
-    /// Accepts again after [`Event::AcceptFailed`]. To be called after a pause: at EMFILE the kernel answers at once.
-    pub fn rearm_accept(&mut self, door: ListenerKind) -> io::Result<()> {
-        let Some(listener) = &self.listeners[door as usize] else { return Ok(()) };
+    /// Accepts again after [`Event::AcceptFailed`]. Call it after a pause: at EMFILE the kernel answers at once.
+    pub fn rearm_accept(&mut self, id: ListenerId) -> io::Result<()> {
+        let Some(Some(listener)) = self.listeners.get(id.0 as usize) else { return Ok(()) };
         if let Verdict::Fail(errno) = self.shim.decide(Operation::Accept) {
-            self.events.push_back((0, Event::AcceptFailed(door, errno)));
+            self.events.push_back((0, Event::AcceptFailed(id, errno)));
             return Ok(());
         }
         let accept = opcode::AcceptMulti::new(Fd(listener.as_raw_fd()))
             .flags(libc::SOCK_CLOEXEC)
             .build()
-            .user_data(user_data(ACCEPT, 0, door as u32));
+            .user_data(user_data(ACCEPT, 0, id.0));
         self.in_flight += 1;
         self.push(accept)
     }
 
     /// Closes the listeners. Connections already accepted still come as events.
     pub fn stop_accepting(&mut self) -> io::Result<()> {
-        for door in [ListenerKind::Native, ListenerKind::Http] {
-            if self.listeners[door as usize].take().is_some() {
-                self.cancel(user_data(ACCEPT, 0, door as u32))?;
+        for id in 0..self.listeners.len() {
+            if self.listeners[id].take().is_some() {
+                self.cancel(user_data(ACCEPT, 0, id as u32))?;
             }
         }
         Ok(())

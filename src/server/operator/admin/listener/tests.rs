@@ -1,11 +1,11 @@
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     sync::Mutex,
 };
 
 use super::*;
-use crate::{config::SocketBounds, operator::control::Question, transport::listener::listen};
+use crate::{config::listener::SocketBounds, operator::control::Question, transport::listener::listen};
 use tickcast_proto::ids::ShardId;
 
 const SHARDS: u16 = 2;
@@ -27,7 +27,7 @@ fn admin_known_as(
         ask: Box::new(ask),
     };
     let listener = listeners.into_iter().next().unwrap();
-    (address, Admin::start(known_as.unwrap_or(address), listener, sights).unwrap())
+    (address, Admin::start(known_as.unwrap_or(address).into(), listener, sights).unwrap())
 }
 
 /// A serving one whose shards answer what `answer` does.
@@ -42,7 +42,7 @@ fn serving(answer: impl Fn(ShardId, Question) + Send + Sync + 'static) -> Admin 
 }
 
 fn say(admin: &Admin, bytes: &[u8]) -> String {
-    say_to(admin.address(), bytes)
+    say_to(admin.address().tcp().unwrap(), bytes)
 }
 
 fn say_to(address: SocketAddr, bytes: &[u8]) -> String {
@@ -185,7 +185,7 @@ fn a_loopback_address_is_one_in_ipv6_too() {
         ("192.0.2.1:1", false),
         ("[::ffff:192.0.2.1]:1", false),
     ] {
-        assert_eq!(is_local(address.parse().unwrap()), local, "{address}");
+        assert_eq!(is_local(&address.parse().unwrap()), local, "{address}");
     }
 }
 
@@ -194,7 +194,7 @@ fn connections_that_say_nothing_or_half_a_head_keep_nobody_out_for_long() {
     let admin = serving(|_, _| {});
     let silent: Vec<TcpStream> = (0..2 * ADMIN_CONNECTIONS_MAX)
         .map(|number| {
-            let mut stream = TcpStream::connect(admin.address()).unwrap();
+            let mut stream = TcpStream::connect(admin.address().tcp().unwrap()).unwrap();
             if number % 2 == 0 {
                 stream.write_all(b"GET /metr").unwrap();
             }
@@ -212,7 +212,7 @@ fn connections_that_say_nothing_or_half_a_head_keep_nobody_out_for_long() {
 #[test]
 fn dropped_it_ends_with_connections_open() {
     let admin = serving(|_, _| {});
-    let address = admin.address();
+    let address = admin.address().tcp().unwrap();
     let mut open = TcpStream::connect(address).unwrap();
     drop(admin);
     assert!(matches!(open.read(&mut [0]), Ok(0) | Err(_)));

@@ -8,11 +8,10 @@ use std::{
 use io_uring::cqueue;
 
 use super::{
-    ACCEPT, DOORBELL, DataRing, Event, INSTALL, Installed, RECEIVE, Received, SEND, SEND_PARKED, SHUTDOWN,
-    State, TIMER,
+    ACCEPT, DOORBELL, DataRing, Event, INSTALL, Installed, ListenerId, RECEIVE, Received, SEND, SEND_PARKED,
+    SHUTDOWN, State, TIMER,
 };
 use crate::transport::uring::shim::{Operation, Shim, Verdict};
-use tickcast_core::shard::ListenerKind;
 
 impl<S: Shim> DataRing<S> {
     pub(super) fn complete(
@@ -47,11 +46,7 @@ impl<S: Shim> DataRing<S> {
                     self.receive_ended(slot, result)?;
                 }
             }
-            ACCEPT => self.accepted(
-                if slot == ListenerKind::Native as u32 { ListenerKind::Native } else { ListenerKind::Http },
-                result,
-                flags,
-            )?,
+            ACCEPT => self.accepted(ListenerId(slot), result, flags)?,
             TIMER => {
                 self.in_flight -= 1;
                 self.timer_rings_ns = None;
@@ -77,18 +72,18 @@ impl<S: Shim> DataRing<S> {
         Ok(())
     }
 
-    fn accepted(&mut self, door: ListenerKind, result: i32, flags: u32) -> io::Result<()> {
+    fn accepted(&mut self, id: ListenerId, result: i32, flags: u32) -> io::Result<()> {
         let more = cqueue::more(flags);
         self.in_flight -= usize::from(!more);
         if result >= 0 {
             // SAFETY: a successful accept gives a new descriptor, and this is its only owner.
             let socket = unsafe { OwnedFd::from_raw_fd(result) };
-            self.events.push_back((0, Event::Accepted(door, socket)));
+            self.events.push_back((0, Event::Accepted(id, socket)));
             // Multishot may end after a success too (a full completion queue).
-            return if more { Ok(()) } else { self.rearm_accept(door) };
+            return if more { Ok(()) } else { self.rearm_accept(id) };
         }
-        if self.listeners[door as usize].is_some() {
-            self.events.push_back((0, Event::AcceptFailed(door, -result)));
+        if let Some(Some(_)) = self.listeners.get(id.0 as usize) {
+            self.events.push_back((0, Event::AcceptFailed(id, -result)));
         }
         Ok(())
     }

@@ -3,15 +3,18 @@
 use std::{io, os::fd::OwnedFd};
 
 use crate::limits::{RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS};
-use tickcast_core::shard::ListenerKind;
+
+/// A listener of the server, counted from 0 in the order of the configuration: the same number on every shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerId(pub u32);
 
 /// What happened, in order.
 #[derive(Debug)]
 pub enum Event {
-    /// A connection came in through a door.
-    Accepted(ListenerKind, OwnedFd),
+    /// A listener accepted a connection.
+    Accepted(ListenerId, OwnedFd),
     /// Accepting failed with this errno; it is to be armed again after a pause.
-    AcceptFailed(ListenerKind, i32),
+    AcceptFailed(ListenerId, i32),
     /// Bytes came: `DataRing::bytes` of them, then `DataRing::recycle`.
     Received(Received),
     /// The peer has shut its side.

@@ -1,0 +1,352 @@
+//! The options of `tickcast serve`: the one place that declares an option.
+//!
+//! A field is an option. It gives the flag, its old spellings (`alias`), the environment variable, the default and the
+//! help; its name is the key in a file. The group of its struct is the table in a file (`[limits]`), or the kind of a
+//! `[[source]]`; keys of a source go without the prefix. What an option means is [`crate::config`]'s business.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
+
+use super::values::{Size, Speed, Time};
+use crate::{config::listener::Address, limits, logging};
+
+/// Options that a reload changes while the server runs, by their keys. All others wait for a restart.
+pub const LIVE: [&str; 16] = [
+    "log",
+    "policy",
+    "behind_size",
+    "behind_time",
+    "stall_deadline",
+    "outbox_max",
+    "keys_per_topic_max",
+    "history",
+    "history_memory",
+    "http_head_max",
+    "handshake_deadline",
+    "frame_deadline",
+    "ping_interval",
+    "ping_timeout",
+    "subscriptions_per_session_max",
+    "publish_rate",
+];
+
+/// Options of `tickcast serve`.
+#[derive(Args, Clone, Debug)]
+#[group(skip)]
+#[command(after_help = "\
+Times take a unit: 250ms, 5s, 100us. So do sizes: 64KiB, 8MiB; a bare number is bytes.
+In a file, an option is a key of the table that its heading names, with _ for -. --print-config prints such a file.
+Precedence: command line, environment, file, defaults.
+
+Exit status: 0 stopped on request, or printed what was asked for; 1 it cannot serve here, or cannot go on; 2 an option or the \
+file is wrong.")]
+pub struct ServeArgs {
+    /// Read options from a TOML file
+    #[arg(long, env = "TICKCAST_CONFIG", value_name = "FILE", help_heading = "Configuration")]
+    pub config: Option<PathBuf>,
+    /// Check options and file, report every error, and exit
+    #[arg(long, help_heading = "Configuration")]
+    pub check_config: bool,
+    /// Print the effective configuration as a file, with where each value comes from, and exit
+    #[arg(long, conflicts_with = "check_config", help_heading = "Configuration")]
+    pub print_config: bool,
+
+    /// Addresses of the first listeners.
+    #[command(flatten)]
+    pub listeners: ListenerFlags,
+    /// The tables of a file.
+    #[command(flatten)]
+    pub tables: Tables,
+    /// Do not run the simulator
+    #[arg(long, help_heading = "Simulator")]
+    pub no_sim: bool,
+    /// The built-in simulator.
+    #[command(flatten)]
+    pub simulator: SimulatorOptions,
+    /// A capture.
+    #[command(flatten)]
+    pub replay: ReplayOptions,
+    /// An ECG.
+    #[command(flatten)]
+    pub ecg: EcgOptions,
+}
+
+/// The tables of a file.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[group(skip)]
+pub struct Tables {
+    /// `[server]`.
+    #[command(flatten)]
+    pub server: ServerOptions,
+    /// `[limits]`.
+    #[command(flatten)]
+    pub limits: LimitOptions,
+    /// `[delivery]`.
+    #[command(flatten)]
+    pub delivery: DeliveryOptions,
+    /// `[timeouts]`.
+    #[command(flatten)]
+    pub timeouts: TimeoutOptions,
+    /// `[debug]`.
+    #[command(flatten)]
+    pub debug: DebugOptions,
+}
+
+/// Addresses of the first listener of each kind; in a file, `[[listener]]`.
+#[derive(Args, Clone, Debug)]
+#[group(id = "listener")]
+#[command(next_help_heading = "Listeners")]
+pub struct ListenerFlags {
+    /// Address for native clients: IP:PORT or unix:/path; port 0 is any free port
+    #[arg(long, env = "TICKCAST_TCP", value_name = "ADDRESS", default_value = "127.0.0.1:9400")]
+    pub tcp: Address,
+    /// Address for HTTP and WebSocket clients
+    #[arg(long, env = "TICKCAST_HTTP", value_name = "ADDRESS", default_value = "127.0.0.1:9480")]
+    pub http: Address,
+    /// Address for the operator (metrics, health, sessions); it has no password, so keep it local
+    #[arg(long, env = "TICKCAST_ADMIN", value_name = "ADDRESS", default_value = "127.0.0.1:9490")]
+    pub admin: Address,
+    /// Do not open the admin listener
+    #[arg(long)]
+    pub no_admin: bool,
+}
+
+/// `[server]`: cores, pace and identity.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[group(id = "server")]
+#[command(next_help_heading = "Server")]
+pub struct ServerOptions {
+    /// Cores to pin shards to, such as 0,2-3 [env: TICKCAST_CORES] [default: all that the process may use]
+    #[arg(long, env = "TICKCAST_CORES", hide_env = true, value_name = "LIST")]
+    pub cores: Option<String>,
+    /// Number of shards [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub shards: Option<u16>,
+    /// Hold a tick up to this long under load so that more leave in one SEND: less CPU; 0: never
+    #[arg(long, alias = "latency-budget-us", value_name = "TIME", default_value_t = Time::default())]
+    pub latency_budget: Time,
+    /// Busy-poll this long before sleeping: a whole core for about 20us less latency; 0: never
+    #[arg(long, alias = "spin-us", value_name = "TIME", default_value_t = Time::default())]
+    pub spin: Time,
+    /// What a second connection of the same client (client=ID) does: allow (both live) or replace (the first ends)
+    #[arg(long, value_enum, value_name = "ACTION", hide_possible_values = true, default_value_t = IdentityConflict::Allow)]
+    pub identity_conflict: IdentityConflict,
+    /// Log level, also by part: error, warn, info, debug, trace, off; info,tickcast::peer=warn
+    #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info", value_parser = logging::checked)]
+    #[serde(deserialize_with = "log_filter")]
+    pub log: String,
+}
+
+/// `[limits]`: what a client, and the server, may use.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[group(id = "limits")]
+#[command(next_help_heading = "Limits")]
+pub struct LimitOptions {
+    /// Connections at once [env: TICKCAST_MAX_CLIENTS] [default: 65536, or what the descriptor limit allows]
+    #[arg(long, env = "TICKCAST_MAX_CLIENTS", hide_env = true, value_name = "N")]
+    pub max_clients: Option<usize>,
+    /// Connections from one IPv4 address or IPv6 /64 network; 0: no limit; the page needs up to 13
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub max_clients_per_source: u32,
+    /// New connections per second, divided among the shards; 0: no limit; the page needs 13
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub accept_rate: u32,
+    /// Ticks per second that one session may publish; 0: no limit
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub publish_rate: u32,
+    /// Subscriptions of one session
+    #[arg(long, value_name = "N", default_value_t = limits::SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT)]
+    pub subscriptions_per_session_max: usize,
+    /// Topics of the server
+    #[arg(long, value_name = "N", default_value_t = limits::TOPICS_MAX_DEFAULT)]
+    pub topics_max: usize,
+    /// Largest frame or message from a client
+    #[arg(long, alias = "frame-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::FRAME_BYTES_MAX_DEFAULT))]
+    pub frame_max: Size,
+    /// Largest HTTP request head
+    #[arg(long, alias = "http-head-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::HTTP_HEAD_BYTES_MAX_DEFAULT))]
+    pub http_head_max: Size,
+    /// Backlog at which a session is closed as a slow consumer, unless its subscriptions yield
+    #[arg(long, alias = "outbox-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::OUTBOX_BYTES_MAX_DEFAULT))]
+    pub outbox_max: Size,
+    /// Frames kept for sessions that lag, for each shard and encoding in use
+    #[arg(long, alias = "egress-log-bytes", value_name = "SIZE", default_value_t = Size::new(limits::EGRESS_LOG_BYTES_DEFAULT))]
+    pub egress_log: Size,
+    /// One ring between two shards; each pair has four
+    #[arg(long, alias = "mesh-ring-bytes", value_name = "SIZE", default_value_t = Size::new(limits::MESH_RING_BYTES_DEFAULT))]
+    pub mesh_ring: Size,
+}
+
+/// `[delivery]`: slow consumers and history.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[group(id = "delivery")]
+#[command(next_help_heading = "Delivery")]
+pub struct DeliveryOptions {
+    /// Policy for slow subscribers: conflate, drop, disconnect; by topic: market.>=conflate; repeatable [default: disconnect]
+    #[arg(long, value_name = "[PATTERN=]POLICY")]
+    pub policy: Vec<String>,
+    /// Backlog at which ticks are conflated or dropped [default: 256KiB, or --outbox-max if smaller]
+    #[arg(long, alias = "behind-bytes", value_name = "SIZE")]
+    pub behind_size: Option<Size>,
+    /// Time that a socket may block one SEND before ticks are conflated or dropped
+    #[arg(long, alias = "behind-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::BEHIND_MS_DEFAULT))]
+    pub behind_time: Time,
+    /// Time that a socket may block one SEND before a session that does not yield is closed
+    #[arg(long, alias = "stall-deadline-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::STALL_DEADLINE_MS_DEFAULT))]
+    pub stall_deadline: Time,
+    /// Keys of one topic whose last value is kept; the most recently updated win
+    #[arg(long, value_name = "N", default_value_t = limits::KEYS_PER_TOPIC_MAX_DEFAULT)]
+    pub keys_per_topic_max: usize,
+    /// Memory for last values by key, all topics together: once at their homes, once where subscribed
+    #[arg(long, alias = "keys-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::KEYS_BYTES_MAX_DEFAULT))]
+    pub keys_memory: Size,
+    /// Recent ticks kept per topic for clients that return; by topic: market.>=10000:4MiB:0; repeatable [default: 256:64KiB:1m]
+    #[arg(long, value_name = "[PATTERN=]TICKS[:SIZE[:TIME]]")]
+    pub history: Vec<String>,
+    /// Memory for recent ticks, all topics together
+    #[arg(long, alias = "history-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::HISTORY_BYTES_MAX_DEFAULT))]
+    pub history_memory: Size,
+    /// Send buffer of a client's socket (SO_SNDBUF) [default: the kernel's]
+    #[arg(long, alias = "socket-send-bytes", value_name = "SIZE")]
+    pub socket_send_buffer: Option<Size>,
+    /// Unsent data that a TCP socket accepts (TCP_NOTSENT_LOWAT); 0: the kernel's
+    #[arg(long, alias = "notsent-lowat-bytes", value_name = "SIZE", default_value_t = Size::new(limits::NOTSENT_LOWAT_BYTES_DEFAULT as usize))]
+    pub notsent_lowat: Size,
+}
+
+/// `[timeouts]`: handshake, heartbeat and shutdown.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[group(id = "timeouts")]
+#[command(next_help_heading = "Timeouts")]
+pub struct TimeoutOptions {
+    /// From accept to the end of the handshake
+    #[arg(long, alias = "handshake-deadline-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::HANDSHAKE_DEADLINE_MS_DEFAULT))]
+    pub handshake_deadline: Time,
+    /// From a frame's first byte to its last
+    #[arg(long, alias = "frame-deadline-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::FRAME_DEADLINE_MS_DEFAULT))]
+    pub frame_deadline: Time,
+    /// Ping a client after this much silence; 0: never
+    #[arg(long, alias = "ping-interval-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::PING_INTERVAL_MS_DEFAULT))]
+    pub ping_interval: Time,
+    /// Close a client that stays silent this long after a ping
+    #[arg(long, alias = "ping-timeout-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::PING_TIMEOUT_MS_DEFAULT))]
+    pub ping_timeout: Time,
+    /// From SIGTERM to exit, for clients to take their backlog
+    #[arg(long, alias = "drain-deadline-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::DRAIN_DEADLINE_MS_DEFAULT))]
+    pub drain_deadline: Time,
+    /// Spread the clients' return after a stop over this time
+    #[arg(long, alias = "reconnect-spread-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::RECONNECT_SPREAD_MS_DEFAULT as u64))]
+    pub reconnect_spread: Time,
+}
+
+/// `[debug]`.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[group(id = "debug")]
+#[command(next_help_heading = "Debug")]
+pub struct DebugOptions {
+    /// Print each shard's latencies and busy share to standard error at exit, as SIGUSR1 does at any time
+    #[arg(long)]
+    pub report: bool,
+    /// Open /echo, which returns every WebSocket message: for conformance suites only
+    #[arg(long)]
+    pub debug_echo: bool,
+}
+
+/// A `[[source]]` of kind `simulator`.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[group(id = "simulator")]
+#[command(next_help_heading = "Simulator")]
+pub struct SimulatorOptions {
+    /// Simulated producers [default: 10, or --sim-topics if more]
+    #[arg(long, value_name = "N")]
+    #[serde(rename = "producers")]
+    pub sim_producers: Option<u32>,
+    /// Ticks per second of each producer
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[serde(rename = "rate")]
+    pub sim_rate: u32,
+    /// Size of a payload: JSON that carries the time it was due
+    #[arg(long, value_name = "SIZE", default_value_t = Size::new(100))]
+    #[serde(rename = "size")]
+    pub sim_size: Size,
+    /// Topics sim.0 to sim.N-1 [default: one for each producer]
+    #[arg(long, value_name = "N")]
+    #[serde(rename = "topics")]
+    pub sim_topics: Option<u32>,
+}
+
+/// A `[[source]]` of kind `replay`.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[group(id = "replay")]
+#[command(next_help_heading = "Replay")]
+pub struct ReplayOptions {
+    /// Replay a capture instead of simulating: lines of {"at_ns", "topic", "data"}
+    #[arg(long = "replay", value_name = "FILE")]
+    #[serde(rename = "file")]
+    pub replay_file: Option<PathBuf>,
+    /// Multiple of the capture's own pace, or max
+    #[arg(long = "speed", value_name = "FACTOR", default_value_t = Speed::Factor(1.0))]
+    #[serde(rename = "speed")]
+    pub replay_speed: Speed,
+    /// Start again at the end
+    #[arg(long = "loop")]
+    #[serde(rename = "loop")]
+    pub replay_loop: bool,
+    /// Wait for this many clients to subscribe before the first tick
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[serde(rename = "wait")]
+    pub replay_wait: u64,
+    /// What a bad line does: stop (the server ends and names the line) or skip (it is logged)
+    #[arg(long, value_enum, value_name = "ACTION", hide_possible_values = true, default_value_t = BadLines::Stop)]
+    #[serde(rename = "bad_lines")]
+    pub replay_bad_lines: BadLines,
+}
+
+/// A `[[source]]` of kind `ecg`.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[group(id = "ecg")]
+#[command(next_help_heading = "ECG")]
+pub struct EcgOptions {
+    /// Stream a WFDB record (format 212 or 16), or `synthetic`, on ecg.wave, again and again
+    #[arg(long = "ecg", value_name = "FILE.hea")]
+    #[serde(rename = "record")]
+    pub ecg_record: Option<String>,
+    /// Signal of the record, counted from 0
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[serde(rename = "signal")]
+    pub ecg_signal: usize,
+    /// Samples per tick
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[serde(rename = "batch")]
+    pub ecg_batch: usize,
+    /// Heart rate of the synthetic ECG, beats per minute [default: 72]
+    #[arg(long, value_name = "BPM")]
+    #[serde(rename = "bpm")]
+    pub ecg_bpm: Option<f64>,
+}
+
+/// What a bad line in a capture does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BadLines {
+    /// The server ends and names the line.
+    Stop,
+    /// The line is logged and skipped.
+    Skip,
+}
+
+/// What a second connection of the same client does to the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdentityConflict {
+    /// Both are served.
+    Allow,
+    /// The first is closed, with code 3502.
+    Replace,
+}
+
+fn log_filter<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    logging::checked(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}

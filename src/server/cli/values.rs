@@ -1,0 +1,191 @@
+//! Values that an option takes, alike on the command line and in a file.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use tickcast_proto::units::{UnitError, format_duration, format_size, parse_duration_ns, parse_size_bytes};
+
+/// A time: `250ms`, `5s`, `0`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time {
+    /// Nanoseconds.
+    pub ns: u64,
+}
+
+impl Time {
+    /// From whole milliseconds.
+    pub const fn from_ms(ms: u64) -> Time {
+        Time { ns: ms * 1_000_000 }
+    }
+
+    /// From whole microseconds.
+    pub const fn from_us(us: u64) -> Time {
+        Time { ns: us * 1_000 }
+    }
+}
+
+/// A size: `8MiB`, `64KiB`, `4096`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size {
+    /// Bytes.
+    pub bytes: usize,
+}
+
+impl Size {
+    /// From bytes.
+    pub const fn new(bytes: usize) -> Size {
+        Size { bytes }
+    }
+}
+
+/// How fast a capture is replayed: a multiple of its own pace, or as fast as possible.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Speed {
+    /// Times the capture's own pace; finite and above 0.
+    Factor(f64),
+    /// As fast as the shards take it.
+    Max,
+}
+
+/// Permissions of a file in octal: `0660`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode(pub u32);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&format_duration(self.ns))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&format_size(self.bytes as u64))
+    }
+}
+
+impl fmt::Display for Speed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Speed::Factor(factor) => write!(f, "{factor:?}"),
+            Speed::Max => f.write_str("max"),
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+impl FromStr for Time {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Time, UnitError> {
+        parse_duration_ns(text).map(|ns| Time { ns })
+    }
+}
+
+impl FromStr for Size {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Size, UnitError> {
+        // A 64-bit server: every size is a usize.
+        parse_size_bytes(text).map(|bytes| Size { bytes: bytes as usize })
+    }
+}
+
+impl FromStr for Speed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Speed, String> {
+        match text.parse::<f64>() {
+            _ if text == "max" => Ok(Speed::Max),
+            Ok(factor) if factor.is_finite() && factor > 0.0 => Ok(Speed::Factor(factor)),
+            _ => Err("a number above 0, or max".into()),
+        }
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Mode, String> {
+        match u32::from_str_radix(text, 8) {
+            Ok(mode) if mode <= 0o777 && !text.starts_with('+') => Ok(Mode(mode)),
+            _ => Err("permissions are octal digits, at most 0777: 0660".into()),
+        }
+    }
+}
+
+/// Reads what `FromStr` takes. A bare number is text, too: 0 is a time and 4096 a size, and the message for 5 names units.
+struct FromText<T>(std::marker::PhantomData<T>);
+
+impl<T: FromStr<Err: fmt::Display>> de::Visitor<'_> for FromText<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or a number")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+}
+
+macro_rules! as_text {
+    ($($type:ty),*) => {$(
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
+                deserializer.deserialize_any(FromText(std::marker::PhantomData))
+            }
+        }
+    )*};
+}
+
+as_text!(Time, Size, Speed, Mode, crate::config::listener::Address);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read_as_they_are_written() {
+        for text in ["0s", "250ms", "25s", "1m", "100us"] {
+            assert_eq!(text.parse::<Time>().unwrap().to_string(), text);
+        }
+        for text in ["0B", "8MiB", "256KiB", "100B"] {
+            assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
+        }
+        for text in ["1.0", "0.5", "max", "1e300"] {
+            assert_eq!(text.parse::<Speed>().unwrap().to_string(), text);
+        }
+        assert_eq!("660".parse::<Mode>().unwrap().to_string(), "0660");
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused() {
+        assert!("5".parse::<Time>().is_err() && "5ms".parse::<Size>().is_err());
+        for bad in ["0", "-1", "inf", "NaN", "fast"] {
+            assert!(bad.parse::<Speed>().is_err(), "{bad}");
+        }
+        for bad in ["rw", "0888", "7777", "+660", ""] {
+            assert!(bad.parse::<Mode>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What [`crate::cli::serve`] declares of each option, as clap knows it: the file's keys and tables come from there.
+
+use std::sync::OnceLock;
+
+use clap::{ArgAction, Command, CommandFactory};
+
+use crate::cli::Cli;
+
+/// Kinds of sources, and the prefix that their keys go without.
+const KINDS: [(&str, &str); 3] = [("simulator", "sim_"), ("replay", "replay_"), ("ecg", "ecg_")];
+/// The options that set the listeners' addresses.
+pub const LISTENER: &str = "listener";
+/// How alike an unknown name and a known one must be for the known one to be suggested (Jaro-Winkler, 0 to 1).
+const ALIKE_LOWEST: f64 = 0.75;
+
+/// One option of `tickcast serve` that a file may hold.
+#[derive(Clone, Debug)]
+pub struct Declared {
+    /// Its name in the code.
+    pub id: String,
+    /// Its table in a file, or the kind of source that it belongs to; empty for none.
+    pub table: String,
+    /// Its key in that table.
+    pub key: String,
+    /// The flag, without dashes.
+    pub flag: String,
+    /// Old spellings of the flag.
+    pub aliases: Vec<String>,
+    /// The environment variable.
+    pub env: Option<String>,
+    /// Whether it is on or off.
+    pub is_switch: bool,
+    /// What its value is called.
+    pub placeholder: String,
+}
+
+impl Declared {
+    /// Whether its table is the kind of a `[[source]]`.
+    pub fn is_of_source(&self) -> bool {
+        KINDS.iter().any(|(kind, _)| self.table == *kind)
+    }
+
+    /// Whether its table is one of a file's own.
+    pub fn is_of_table(&self) -> bool {
+        !self.table.is_empty() && self.table != LISTENER && !self.is_of_source()
+    }
+
+    /// The path of its value in a file.
+    pub fn path(&self) -> String {
+        format!("{}.{}", self.table, self.key)
+    }
+
+    /// The spelling of 0.1, if a file's flat key is one.
+    pub fn flat_spelling(&self, key: &str) -> Option<&str> {
+        let spellings = self.aliases.iter().chain([&self.flag]);
+        spellings.map(String::as_str).find(|spelling| spelling.replace('-', "_") == key)
+    }
+}
+
+/// All of them, in the order of `--help`.
+pub fn all() -> &'static [Declared] {
+    static ALL: OnceLock<Vec<Declared>> = OnceLock::new();
+    ALL.get_or_init(|| {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").cloned().unwrap_or_default();
+        serve.get_arguments().filter_map(|arg| declared(&serve, arg)).collect()
+    })
+}
+
+/// The options of one table or kind.
+pub fn of(table: &str) -> impl Iterator<Item = &'static Declared> {
+    all().iter().filter(move |declared| declared.table == table)
+}
+
+/// The tables of a file.
+pub fn tables() -> Vec<&'static str> {
+    let mut tables: Vec<&str> = Vec::new();
+    for declared in all().iter().filter(|declared| declared.is_of_table()) {
+        if !tables.contains(&&*declared.table) {
+            tables.push(&declared.table);
+        }
+    }
+    tables
+}
+
+/// The kinds of sources.
+pub fn kinds() -> [&'static str; 3] {
+    KINDS.map(|(kind, _)| kind)
+}
+
+/// The known name that is most like this one, unless none is alike.
+pub fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let name = name.replace('-', "_");
+    let alike = known.map(|known| (strsim::jaro_winkler(&name, known), known));
+    let alike = alike.filter(|(alike, _)| *alike >= ALIKE_LOWEST);
+    alike.max_by(|(one, _), (other, _)| one.total_cmp(other)).map(|(_, known)| known)
+}
+
+fn declared(serve: &Command, arg: &clap::Arg) -> Option<Declared> {
+    let id = arg.get_id().as_str();
+    let flag = arg.get_long()?;
+    if ["config", "check_config", "print_config", "help", "version"].contains(&id) {
+        return None;
+    }
+    let group = serve.get_groups().find(|group| group.get_args().any(|has| has == arg.get_id()));
+    let table = group.map_or(String::new(), |group| group.get_id().to_string());
+    let prefix = KINDS.iter().find(|(kind, _)| *kind == table).map_or("", |(_, prefix)| prefix);
+    let names = arg.get_value_names().unwrap_or_default();
+    Some(Declared {
+        key: id.strip_prefix(prefix).unwrap_or(id).to_owned(),
+        table,
+        id: id.to_owned(),
+        flag: flag.to_owned(),
+        aliases: arg.get_all_aliases().unwrap_or_default().into_iter().map(str::to_owned).collect(),
+        env: arg.get_env().map(|name| name.to_string_lossy().into_owned()),
+        is_switch: matches!(arg.get_action(), ArgAction::SetTrue),
+        placeholder: names.first().map(ToString::to_string).unwrap_or_default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::serve::LIVE;
+
+    #[test]
+    fn every_option_has_a_place_in_a_file_and_live_options_exist() {
+        assert_eq!(tables(), ["server", "limits", "delivery", "timeouts", "debug"]);
+        let homeless: Vec<&str> =
+            all().iter().filter(|declared| declared.table.is_empty()).map(|declared| &*declared.id).collect();
+        assert_eq!(homeless, ["no_sim"]);
+        assert_eq!(of(LISTENER).count(), 4);
+        assert!(kinds().into_iter().all(|kind| of(kind).count() > 1));
+        for live in LIVE {
+            assert!(all().iter().any(|declared| declared.is_of_table() && declared.key == live), "{live}");
+        }
+        let flags: Vec<&str> = all().iter().map(|declared| &*declared.flag).collect();
+        for old in ["-ms", "-us", "-bytes", "-bytes-max"] {
+            assert!(!flags.iter().any(|flag| flag.ends_with(old)), "{old}: {flags:?}");
+        }
+    }
+
+    #[test]
+    fn old_names_are_found_and_alike_names_suggested() {
+        let behind = all().iter().find(|declared| declared.id == "behind_time").unwrap();
+        assert_eq!(behind.flat_spelling("behind_ms"), Some("behind-ms"));
+        assert_eq!(behind.flat_spelling("behind_time"), Some("behind-time"));
+        assert_eq!(suggestion("behind-tim", ["behind_time", "report"].into_iter()), Some("behind_time"));
+        assert_eq!(suggestion("xyzzy", ["behind_time", "report"].into_iter()), None);
+    }
+}

@@ -1,0 +1,195 @@
+//! Listeners: what they serve, where, and with which socket options.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use serde::{Deserialize, Serialize};
+use tickcast_core::shard::ListenerKind;
+
+use crate::{
+    cli::values::{Mode, Size},
+    limits,
+};
+
+/// What stands before the path of a Unix socket.
+const UNIX_PREFIX: &str = "unix:";
+
+/// A `[[listener]]` of a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListenerTable {
+    /// What it serves.
+    pub kind: Kind,
+    /// Where.
+    pub address: Address,
+    /// What carries its connections.
+    pub transport: Transport,
+    /// Permissions of the file of a Unix socket.
+    pub mode: Option<Mode>,
+    /// Send buffer of an accepted TCP socket; `None`: as `[delivery]` says.
+    pub socket_send_buffer: Option<Size>,
+    /// Unsent data that an accepted TCP socket takes; `None`: as `[delivery]` says.
+    pub notsent_lowat: Option<Size>,
+}
+
+impl ListenerTable {
+    /// Its keys, in the order in which they are printed.
+    pub const KEYS: [&str; 6] =
+        ["kind", "address", "transport", "mode", "socket_send_buffer", "notsent_lowat"];
+}
+
+/// What carries a listener's connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// Bytes as they are.
+    Plain,
+}
+
+/// What a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Native clients.
+    Native,
+    /// HTTP and WebSocket clients.
+    Http,
+    /// The operator: metrics, health, sessions.
+    Admin,
+}
+
+impl Kind {
+    /// Every kind, in the order of the `listening` line.
+    pub const ALL: [Kind; 3] = [Kind::Native, Kind::Http, Kind::Admin];
+
+    /// The core's name for it; `None`: its connections are not clients.
+    pub fn of_clients(self) -> Option<ListenerKind> {
+        match self {
+            Kind::Native => Some(ListenerKind::Native),
+            Kind::Http => Some(ListenerKind::Http),
+            Kind::Admin => None,
+        }
+    }
+
+    /// Its name in a file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Native => "native",
+            Kind::Http => "http",
+            Kind::Admin => "admin",
+        }
+    }
+
+    /// The option that sets the address of the first listener of this kind, and the name a service manager passes it by.
+    pub fn option(self) -> &'static str {
+        match self {
+            Kind::Native => "tcp",
+            Kind::Http => "http",
+            Kind::Admin => "admin",
+        }
+    }
+}
+
+/// Where a listener listens: `IP:PORT` or `unix:/path`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// A TCP port; 0 is any free one.
+    Tcp(SocketAddr),
+    /// A Unix stream socket, by its absolute path.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// The TCP address, unless it is a Unix socket.
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Address::Tcp(address) => Some(*address),
+            Address::Unix(_) => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Address {
+        Address::Tcp(address)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => write!(f, "{address}"),
+            Address::Unix(path) => write!(f, "{UNIX_PREFIX}{}", path.display()),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Address, String> {
+        let Some(path) = text.strip_prefix(UNIX_PREFIX) else {
+            let address = text.parse().map(Address::Tcp);
+            return address.map_err(|_| "not an address: write IP:PORT or unix:/path".to_owned());
+        };
+        if !Path::new(path).is_absolute() {
+            return Err("the path of a Unix socket must be absolute: unix:/run/tickcast.sock".to_owned());
+        }
+        if path.len() > limits::UNIX_PATH_BYTES_MAX {
+            let (bytes, bytes_max) = (path.len(), limits::UNIX_PATH_BYTES_MAX);
+            return Err(format!(
+                "the path of the Unix socket is too long: {bytes} bytes, the limit is {bytes_max}"
+            ));
+        }
+        Ok(Address::Unix(path.into()))
+    }
+}
+
+/// One listener, ready to be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// What it serves.
+    pub kind: Kind,
+    /// Where.
+    pub address: Address,
+    /// What the kernel holds for an accepted TCP socket.
+    pub socket: SocketBounds,
+    /// Permissions of the file of a Unix socket.
+    pub mode: u32,
+    /// How errors name it: the option that set its address, or its place in the file.
+    pub named: String,
+}
+
+/// What the kernel holds for one client's socket: ticks beyond wait where they can be conflated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketBounds {
+    /// SO_SNDBUF, bytes; `None`: the kernel's, which grows with the connection's needs.
+    pub send_bytes: Option<usize>,
+    /// TCP_NOTSENT_LOWAT, bytes; 0: the kernel's default.
+    pub notsent_lowat_bytes: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_they_are_written() {
+        for text in ["127.0.0.1:0", "[::1]:9400", "unix:/run/tickcast/native.sock"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        let long = format!("unix:/{}", "x".repeat(limits::UNIX_PATH_BYTES_MAX));
+        for (bad, why) in [
+            ("9400", "IP:PORT"),
+            ("localhost:9400", "IP:PORT"),
+            ("unix:run/x.sock", "absolute"),
+            ("unix:", "absolute"),
+            (&long, "108 bytes, the limit is 107"),
+        ] {
+            assert!(bad.parse::<Address>().unwrap_err().contains(why), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Opens the listeners that are configured, and says where they listen.
+
+use crate::{
+    config::{
+        Config,
+        listener::{Address, Kind},
+    },
+    error::StartupError,
+    process::activation::Passed,
+    transport::listener::{self, Listening, SocketFile},
+};
+
+/// The listeners of a server.
+pub(super) struct Opened {
+    /// The operator's.
+    pub(super) admin: Option<Listening>,
+    /// The clients', in the order of the configuration.
+    pub(super) clients: Vec<Listening>,
+    /// Dropped, the files of Unix sockets are removed.
+    pub(super) files: Vec<SocketFile>,
+    /// The addresses in use, in the order of the configuration.
+    pub(super) addresses: Vec<(Kind, Address)>,
+}
+
+/// Opens every listener. A passed socket takes the place of the first listener of its kind.
+///
+/// # Errors
+/// [`StartupError::Listen`]; [`StartupError::Passed`] for a socket that cannot be used, or that no listener takes.
+pub(super) fn open(config: &Config, mut passed: Passed) -> Result<Opened, StartupError> {
+    let mut opened = Opened { admin: None, clients: Vec::new(), files: Vec::new(), addresses: Vec::new() };
+    for wanted in &config.listeners {
+        let shards = if wanted.kind == Kind::Admin { 1 } else { config.shards };
+        let mut listening = listener::open(wanted, passed.take_for(wanted.kind), shards)?;
+        opened.files.extend(listening.take_file());
+        opened.addresses.push((listening.kind, listening.address.clone()));
+        match listening.kind {
+            Kind::Admin => opened.admin = Some(listening),
+            Kind::Native | Kind::Http => opened.clients.push(listening),
+        }
+    }
+    match passed.first_left() {
+        Some(unwanted) => Err(StartupError::Passed(unwanted_socket(unwanted))),
+        None => Ok(opened),
+    }
+}
+
+/// The addresses in use as words that scripts read: `tcp=`, `http=`, `admin=` of the first listeners, the number of shards,
+/// then every other listener by its kind, such as `native=unix:/run/tickcast.sock`.
+pub fn words(addresses: &[(Kind, Address)], shards: u16) -> String {
+    let is_first_tcp = |at: usize| {
+        let (kind, address) = &addresses[at];
+        let is_tcp = |(has, address): &(Kind, Address)| has == kind && address.tcp().is_some();
+        *kind == Kind::Admin || address.tcp().is_some() && !addresses[..at].iter().any(is_tcp)
+    };
+    let (first, others): (Vec<usize>, Vec<usize>) = (0..addresses.len()).partition(|at| is_first_tcp(*at));
+    let of_kind = |kind: Kind| first.iter().find(|at| addresses[**at].0 == kind);
+    let mut words: Vec<String> = Kind::ALL
+        .into_iter()
+        .filter_map(|kind| of_kind(kind).map(|at| format!("{}={}", kind.option(), addresses[*at].1)))
+        .collect();
+    words.push(format!("shards={shards}"));
+    words.extend(others.into_iter().map(|at| format!("{}={}", addresses[at].0.name(), addresses[at].1)));
+    words.join(" ")
+}
+
+/// Nobody would accept from it, and whoever connects would wait for ever.
+fn unwanted_socket(kind: Kind) -> String {
+    let name = kind.option();
+    let remedy = match kind {
+        Kind::Admin => "leave out --no-admin, or add [[listener]] kind = \"admin\" to the file",
+        Kind::Native => "add [[listener]] kind = \"native\" to the file",
+        Kind::Http => "add [[listener]] kind = \"http\" to the file",
+    };
+    format!("{name:?}: there is no {} listener; {remedy}, or disable its socket unit", kind.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_tcp_address_of_each_kind_keeps_its_word_and_the_others_follow() {
+        let of = |kind: Kind, address: &str| (kind, address.parse::<Address>().unwrap());
+        let usual =
+            [of(Kind::Native, "127.0.0.1:1"), of(Kind::Http, "127.0.0.1:2"), of(Kind::Admin, "127.0.0.1:3")];
+        assert_eq!(words(&usual, 4), "tcp=127.0.0.1:1 http=127.0.0.1:2 admin=127.0.0.1:3 shards=4");
+        assert_eq!(words(&usual[..2], 4), "tcp=127.0.0.1:1 http=127.0.0.1:2 shards=4");
+        let many = [
+            of(Kind::Admin, "unix:/a"),
+            of(Kind::Native, "unix:/n"),
+            of(Kind::Native, "[::1]:1"),
+            of(Kind::Native, "[::1]:2"),
+            of(Kind::Http, "unix:/h"),
+        ];
+        assert_eq!(
+            words(&many, 1),
+            "tcp=[::1]:1 admin=unix:/a shards=1 native=unix:/n native=[::1]:2 http=unix:/h"
+        );
+    }
+}
