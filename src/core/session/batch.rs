@@ -131,6 +131,7 @@ mod tests {
     use super::*;
     use crate::{
         egress_log::Mark,
+        ids::SessionId,
         session::{Fate, ListenerKind},
     };
     use tickcast_proto::{
@@ -145,7 +146,7 @@ mod tests {
     const MARK: Mark = Mark { topic: 5, sequence: 1, skipped: 0 };
 
     fn session() -> Session {
-        let mut session = Session::new(1, ListenerKind::Http);
+        let mut session = Session::new(SessionId(1), ListenerKind::Http);
         session.format = WireFormat { codec: Codec::Native, framing: Framing::WebSocketBatch };
         session
     }
