@@ -1,18 +1,18 @@
-//! Holds the code to the bytes of `src/proto/PROTOCOL.md`. A change here is a change of the protocol.
+//! Checks the code against the bytes in `src/proto/PROTOCOL.md`. A change here changes the protocol.
 
 use tickcast_proto::{
     ErrorCode, Step, WireFormat,
     codec::{MessageType, json},
     command::{Command, encode_request},
-    frame::{self, FLAG_PAYLOAD_JSON, Kind, Meta, TickParts},
+    frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, HeaderFields, Kind, TickParts},
     framing::websocket,
     ids::{Sequence, TopicId},
     records::{Hello, Publish, Resume, Subscribe, TickTimes, Token},
     reply::{Reply, SERVER},
-    subscription::{Delivery, From},
+    subscription::{Delivery, Position, StartPosition},
 };
 
-/// Parses a hexadecimal dump with blanks; `"text"` stands for its bytes.
+/// Parses a hexadecimal dump with whitespace. `"text"` stands for its bytes.
 fn bytes(dump: &str) -> Vec<u8> {
     let mut out = Vec::new();
     for (at, part) in dump.split('"').enumerate() {
@@ -49,12 +49,12 @@ fn text(reply: &Reply<'_>) -> String {
 }
 
 #[test]
-fn requests_have_their_golden_bytes() {
+fn requests_encode_to_the_golden_bytes() {
     let mut out = Vec::new();
     frame::encode(
         &mut out,
         Kind::Hello,
-        Meta::default(),
+        HeaderFields::default(),
         &Hello { request: 1, ..Hello::default() },
         &[b"app"],
     );
@@ -102,7 +102,7 @@ fn requests_have_their_golden_bytes() {
         max_rate_millihertz: 500,
         ..Subscribe::default()
     };
-    frame::encode(&mut out, Kind::Update, Meta::default(), &record, &[b"a.>"]);
+    frame::encode(&mut out, Kind::Update, HeaderFields::default(), &record, &[b"a.>"]);
     check(
         &out,
         "50000000 7463 01 00  0600 2000 03000000  0000000000000000  00000000 00000000
@@ -112,7 +112,7 @@ fn requests_have_their_golden_bytes() {
     frame::encode(
         &mut out,
         Kind::Resume,
-        Meta::default(),
+        HeaderFields::default(),
         &Resume { epoch: 0x0a, sequence: 0x0b },
         &[b"a.b"],
     );
@@ -122,7 +122,7 @@ fn requests_have_their_golden_bytes() {
          0a00000000000000 0b00000000000000 \"a.b\" 00000000000000000000000000",
     );
     out.clear();
-    frame::encode(&mut out, Kind::Ping, Meta::default(), &Token { token: 7 }, &[]);
+    frame::encode(&mut out, Kind::Ping, HeaderFields::default(), &Token { token: 7 }, &[]);
     check(
         &out,
         "30000000 7463 01 00  0500 0800 00000000  0000000000000000  00000000 00000000
@@ -131,9 +131,9 @@ fn requests_have_their_golden_bytes() {
 }
 
 #[test]
-fn replies_have_their_golden_bytes() {
+fn replies_encode_to_the_golden_bytes() {
     let welcome = Reply::Welcome { request: 1, epoch: 0x0a, session: 0x0b, frame_bytes_max: 0x40000 };
-    assert_eq!(SERVER.len(), 14, "the dump below counts it");
+    assert_eq!(SERVER.len(), 14, "the dump below has its length");
     check(
         &native(&welcome),
         &format!(
@@ -169,7 +169,7 @@ fn replies_have_their_golden_bytes() {
 }
 
 #[test]
-fn ticks_and_topics_have_their_golden_bytes() {
+fn ticks_and_announcements_encode_to_the_golden_bytes() {
     let mut out = Vec::new();
     frame::encode_topic(&mut out, TopicId(5), 0x0a, "a.b");
     check(
@@ -190,11 +190,23 @@ fn ticks_and_topics_have_their_golden_bytes() {
         "40000000 7463 01 01  4300 1000 02000000  0300000000000000  05000000 09000000
          0100000000000000 0200000000000000 \"{}\" 0000000000000000000000000000",
     );
+    let mut keyed = Vec::new();
+    let flags = FLAG_PAYLOAD_JSON | FLAG_SNAPSHOT;
+    let snapshot = TickParts { flags, schema: 9, times, key: 7, payload: b"{}" };
+    frame::encode_tick(&mut keyed, TopicId(5), Sequence(3), &snapshot);
+    check(
+        &keyed,
+        "40000000 7463 01 03  4300 1800 02000000  0300000000000000  05000000 09000000
+         0100000000000000 0200000000000000 0700000000000000 \"{}\" 000000000000",
+    );
     let mut skipped = Vec::new();
+    frame::encode_skipped(&mut skipped, Kind::Conflated, TopicId(5), 3, 9);
     frame::encode_skipped(&mut skipped, Kind::Gap, TopicId(5), 3, 9);
     check(
         &skipped,
-        "30000000 7463 01 00  4800 1000 00000000  0000000000000000  05000000 00000000
+        "30000000 7463 01 00  4700 1000 00000000  0000000000000000  05000000 00000000
+         0300000000000000 0900000000000000
+         30000000 7463 01 00  4800 1000 00000000  0000000000000000  05000000 00000000
          0300000000000000 0900000000000000",
     );
     let recovered =
@@ -227,12 +239,15 @@ fn ticks_and_topics_have_their_golden_bytes() {
     );
     assert_eq!(out, br#"{"topic":"a.b","seq":4,"ts":1,"encoding":"base64","data":"AP8="}"#);
     out.clear();
+    json::encode_tick(&mut out, &json::tick_prefix("a.b"), 5, &snapshot);
+    assert_eq!(out, br#"{"topic":"a.b","seq":5,"ts":1,"key":7,"snapshot":true,"data":{}}"#);
+    out.clear();
     json::encode_topic(&mut out, TopicId(5), 10, "a.b");
     assert_eq!(out, br#"{"op":"subscribed","topics":[{"topic":"a.b","topic_id":5,"epoch":10}]}"#);
 }
 
 #[test]
-fn json_replies_read_as_specified() {
+fn json_replies_encode_as_specified() {
     let welcome = Reply::Welcome { request: 1, epoch: 10, session: 11, frame_bytes_max: 262_144 };
     assert_eq!(
         text(&welcome),
@@ -246,6 +261,18 @@ fn json_replies_read_as_specified() {
             r#"{"op":"subscribed","id":2,"pattern":"a.>","topics":[]}"#,
         ),
         (Reply::Unsubscribed { request: 3, pattern: "b" }, r#"{"op":"unsubscribed","id":3,"pattern":"b"}"#),
+        (
+            Reply::Recovered { topic_id: 5, name: "d.x", epoch: 10, sequence: 20, recovered: true },
+            r#"{"op":"recovered","topic":"d.x","epoch":10,"sequence":20,"recovered":true}"#,
+        ),
+        (
+            Reply::Conflated { topic: TopicId(5), name: "c", from: 3, to: 9 },
+            r#"{"op":"conflated","topic":"c","from":3,"to":9}"#,
+        ),
+        (
+            Reply::Gap { topic: TopicId(5), name: "d.x", from: 21, to: 40 },
+            r#"{"op":"gap","topic":"d.x","from":21,"to":40}"#,
+        ),
         (Reply::Pong { token: 7 }, r#"{"op":"pong","token":7}"#),
         (
             Reply::Error { request: 4, code: ErrorCode::BadTopic, text: "a \"b\"" },
@@ -264,11 +291,26 @@ fn json_replies_read_as_specified() {
 fn json_requests_decode_as_specified() {
     let subscribe = json::decode(r#"{"op":"subscribe","id":2,"topics":["a.>","b"]}"#).unwrap();
     let patterns = vec!["a.>".into(), "b".into()];
-    let (delivery, from) = (Delivery::default(), From::Live);
+    let (delivery, from) = (Delivery::default(), StartPosition::Live);
     assert_eq!(subscribe, Command::Subscribe { request: 2, patterns, delivery, from });
     let unsubscribe = json::decode(r#"{"op":"unsubscribe","id":3,"topics":["b"]}"#).unwrap();
     assert_eq!(unsubscribe, Command::Unsubscribe { request: 3, patterns: vec!["b".into()] });
-    assert_eq!(json::decode(r#"{"op":"ping","token":7}"#).unwrap(), Command::Ping { token: 7 });
+    let start = |from: &str| {
+        let text = format!(r#"{{"op":"subscribe","id":2,"topic":"d.*","from":{from}}}"#);
+        match json::decode(&text).unwrap() {
+            Command::Subscribe { from, .. } => from,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(start(r#""latest""#), StartPosition::Latest);
+    let position = Position { epoch: 10, sequence: 17 };
+    assert_eq!(start(r#"{"epoch":10,"sequence":17}"#), StartPosition::After(position));
+    let sequences = [("d.x".into(), 17)].into();
+    let each = StartPosition::AfterEach { epoch: 10, sequences };
+    assert_eq!(start(r#"{"epoch":10,"sequences":{"d.x":17}}"#), each);
+    for ping in [r#"{"op":"ping","token":7}"#, r#"{"op":"ping","id":7}"#] {
+        assert_eq!(json::decode(ping).unwrap(), Command::Ping { token: 7 });
+    }
     assert_eq!(
         json::decode(r#"{"op":"hello","id":1,"name":"app"}"#).unwrap(),
         Command::Hello { request: 1, client: "".into(), name: "app".into() }
@@ -276,9 +318,9 @@ fn json_requests_decode_as_specified() {
 }
 
 #[test]
-fn heartbeats_have_their_golden_bytes() {
+fn heartbeats_encode_to_the_golden_bytes() {
     let mut out = Vec::new();
-    frame::encode(&mut out, Kind::Pong, Meta::default(), &Token { token: 7 }, &[]);
+    frame::encode(&mut out, Kind::Pong, HeaderFields::default(), &Token { token: 7 }, &[]);
     let Ok(Step::Complete(_, pong)) = frame::decode(&out, 1 << 10) else { panic!("a whole frame") };
     assert_eq!(Command::from_frame(&pong).unwrap(), Command::Pong);
     out.clear();
@@ -287,7 +329,7 @@ fn heartbeats_have_their_golden_bytes() {
 }
 
 #[test]
-fn a_raw_session_gets_payloads_and_nothing_else() {
+fn raw_session_receives_no_replies() {
     let mut out = Vec::new();
     Reply::Pong { token: 7 }.encode(WireFormat::WEBSOCKET_RAW, &mut out);
     Reply::Subscribed { request: 2, pattern: "a", epoch: 1 }.encode(WireFormat::WEBSOCKET_RAW, &mut out);

@@ -19,8 +19,8 @@ use tickcast_proto::{
     Step,
     frame::{self, FLAG_SNAPSHOT, Kind},
     records::{
-        Closing as ClosingRecord, Publish, Recovered as RecoveredRecord, Resume, Skipped, Subscribe, Token,
-        WireRecord,
+        Closing as ClosingRecord, Publish, Recovered as RecoveredRecord, Resume, SkippedRange, Subscribe,
+        Token, WireRecord,
     },
     subscription::Policy,
 };
@@ -105,7 +105,8 @@ impl Bench {
         while let Ok(Step::Complete(used, frame)) = frame::decode(rest, usize::MAX) {
             rest = &rest[used..];
             let sequence = frame.header.sequence;
-            let skipped = || frame.record::<Skipped>().map(|Skipped { from, to }| (from, to)).unwrap();
+            let skipped =
+                || frame.record::<SkippedRange>().map(|SkippedRange { from, to }| (from, to)).unwrap();
             let name = || self.names[&frame.header.topic_id].clone();
             match frame.kind {
                 Kind::Subscribed if frame.header.topic_id != 0 => {

@@ -19,7 +19,7 @@ use tickcast_proto::{
     codec::MessageType,
     frame::{self, Frame, Kind},
     framing::websocket::{self, Incoming, WebSocket},
-    http::{self, Answer, NoFiles, Offer, Target},
+    http::{self, Answer, HttpConfig, NoFiles, Target},
     records::{Hello, Subscribe},
     reply::Reply,
 };
@@ -134,9 +134,12 @@ impl<'a> Handshake<'a> {
                 }
             },
             Decoder::HttpHead => {
-                let offer =
-                    Offer { head_bytes_max: HTTP_HEAD_BYTES_MAX_DEFAULT, debug_echo: false, files: &NoFiles };
-                match http::step(input, offer) {
+                let config = HttpConfig {
+                    head_bytes_max: HTTP_HEAD_BYTES_MAX_DEFAULT,
+                    debug_echo: false,
+                    files: &NoFiles,
+                };
+                match http::step(input, config) {
                     Step::Partial => Ok(None),
                     Step::Complete(used, Answer::Upgrade { response, target }) => {
                         let Target::Stream { format: WireFormat::WEBSOCKET_NATIVE, .. } = target else {
@@ -203,7 +206,7 @@ impl<'a> Handshake<'a> {
             }
             Kind::Subscribe => {
                 let Subscribe { request, .. } =
-                    frame.grown_record(SUBSCRIBE_STRIDE_FIRST).map_err(invalid)?;
+                    frame.zero_extended_record(SUBSCRIBE_STRIDE_FIRST).map_err(invalid)?;
                 let pattern = frame.text().map_err(invalid)?;
                 let subscribed = Reply::Subscribed { request, pattern, epoch: EPOCH };
                 subscribed.encode(self.encoding, &mut self.output);

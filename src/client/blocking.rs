@@ -158,7 +158,7 @@ impl Client {
         self.flush().map(|()| request)
     }
 
-    /// Adds a position for the next subscription with [`From::Resume`](tickcast_proto::subscription::From::Resume). Sends nothing.
+    /// Adds a position for the next subscription with [`StartPosition::Resume`](tickcast_proto::subscription::StartPosition::Resume). Sends nothing.
     ///
     /// # Errors
     /// [`ClientError::Request`] beyond [`RESUME_POSITIONS_MAX`](tickcast_proto::limits::RESUME_POSITIONS_MAX) positions.

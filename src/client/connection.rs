@@ -19,7 +19,7 @@ use crate::{
 };
 use tickcast_proto::{
     Step, WireFormat,
-    frame::{self, Kind, Meta},
+    frame::{self, HeaderFields, Kind},
     framing::websocket::WebSocket,
     identity,
     ids::{Sequence, TopicId},
@@ -364,7 +364,7 @@ impl Connection {
         }
         if self.poll_transmit().len() <= OUTPUT_BYTES_MAX {
             let mut pong = Vec::new();
-            frame::encode(&mut pong, Kind::Pong, Meta::default(), &Token { token }, &[]);
+            frame::encode(&mut pong, Kind::Pong, HeaderFields::default(), &Token { token }, &[]);
             match &mut self.websocket {
                 None => self.output.append(&mut pong),
                 Some(websocket) => websocket.write_masked(&mut self.output, WebSocketMessage::binary(pong)),

@@ -126,14 +126,15 @@ mod tests {
     use super::*;
     use tickcast_proto::http;
 
-    const OFFER: http::Offer<'_> =
-        http::Offer { head_bytes_max: 8 << 10, debug_echo: false, files: &http::NoFiles };
+    const CONFIG: http::HttpConfig<'_> =
+        http::HttpConfig { head_bytes_max: 8 << 10, debug_echo: false, files: &http::NoFiles };
 
     /// A started handshake and the response of the server's own HTTP code.
     fn answered(encoding: WireFormat) -> (Handshake, String) {
         let mut request = Vec::new();
         let handshake = Handshake::start(&ConnectOptions::new(encoding), &mut request);
-        let Step::Complete(used, http::Answer::Upgrade { response, .. }) = http::step(&request, OFFER) else {
+        let Step::Complete(used, http::Answer::Upgrade { response, .. }) = http::step(&request, CONFIG)
+        else {
             panic!("the server rejects this client")
         };
         assert_eq!(used, request.len());
@@ -164,7 +165,7 @@ mod tests {
             };
             let mut request = Vec::new();
             Handshake::start(&options, &mut request);
-            let Step::Complete(_, http::Answer::Upgrade { target, .. }) = http::step(&request, OFFER) else {
+            let Step::Complete(_, http::Answer::Upgrade { target, .. }) = http::step(&request, CONFIG) else {
                 panic!("the server rejects this client")
             };
             assert!(matches!(target, http::Target::Stream { client: read, .. } if read == client));

@@ -58,7 +58,7 @@ use tickcast_proto::{
     WireFormat,
     ids::{Sequence, TopicId},
     limits::FRAME_BYTES_MAX_DEFAULT,
-    subscription::{Delivery, From, Position},
+    subscription::{Delivery, Position, StartPosition},
 };
 
 pub use self::{
@@ -133,9 +133,9 @@ impl ConnectOptions {
 pub struct SubscribeOptions {
     /// What happens to ticks while the client lags, and their highest rate.
     pub delivery: Delivery,
-    /// Where the subscription starts. [`From::Resume`] means after the positions passed to [`Connection::resume`]. A raw
-    /// connection has no sequences: every position means [`From::Latest`] there.
-    pub from: From,
+    /// Where the subscription starts. [`StartPosition::Resume`] means after the positions passed to [`Connection::resume`]. A raw
+    /// connection has no sequences: every position means [`StartPosition::Latest`] there.
+    pub from: StartPosition,
 }
 
 /// A message from the server. Borrows from the connection until the next poll.

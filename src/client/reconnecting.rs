@@ -19,7 +19,7 @@ use crate::{
 use tickcast_proto::{
     limits::RESUME_POSITIONS_MAX,
     pattern,
-    subscription::{Delivery, From, Policy, Position},
+    subscription::{Delivery, Policy, Position, StartPosition},
 };
 
 /// Whether and when to reconnect.
@@ -68,7 +68,7 @@ pub enum StreamEvent<'a> {
 ///   starts with the first tick that the server retains, so that no tick is lost unannounced.
 /// - One that conflates, by policy or by a rate, starts with the newest ticks. It asked for the newest only, so fetching
 ///   the history would be waste. [`Event::Conflated`] reports the ticks they replace. If its options start it at a
-///   position ([`From::Position`], [`From::Positions`], [`From::Resume`]), it resumes like the first kind.
+///   position ([`StartPosition::After`], [`StartPosition::AfterEach`], [`StartPosition::Resume`]), it resumes like the first kind.
 /// - One with more than [`RESUME_POSITIONS_MAX`] positions, or in JSON with more than fit into a message, also starts
 ///   with the newest ticks. Each of its positions is reported as not recovered.
 ///
@@ -116,7 +116,10 @@ impl Subscription {
     fn conflates(&self) -> bool {
         let Delivery { policy, interval_us } = self.options.delivery;
         (policy == Some(Policy::Conflate) || interval_us != 0)
-            && !matches!(self.options.from, From::Position(_) | From::Positions(..) | From::Resume)
+            && !matches!(
+                self.options.from,
+                StartPosition::After(_) | StartPosition::AfterEach { .. } | StartPosition::Resume
+            )
     }
 }
 
@@ -220,7 +223,7 @@ impl ReconnectingClient {
             return Err(RequestError::TooManySubscriptions.into());
         }
         self.merge_progress();
-        if let From::Positions(epoch, sequences) = &options.from {
+        if let StartPosition::AfterEach { epoch, sequences } = &options.from {
             for (topic, &sequence) in sequences {
                 // A position this client reached itself is newer than the one in the options.
                 if self.positions.position(topic).is_none() {
@@ -432,33 +435,33 @@ impl ReconnectingClient {
                 connection.expect_snapshot(topic, *position, reason);
             }
         };
-        let request = if positions.is_empty() && (!acknowledged || matches!(options.from, From::Position(_)))
-        {
-            let from = match (&options.from, connection.server_epoch()) {
-                // Sequence 0 asks for all retained ticks, whatever the epoch.
-                (From::Position(Position { sequence: 0, .. }), Some(epoch)) => {
-                    From::Position(Position { epoch, sequence: 0 })
+        let request =
+            if positions.is_empty() && (!acknowledged || matches!(options.from, StartPosition::After(_))) {
+                let from = match (&options.from, connection.server_epoch()) {
+                    // Sequence 0 asks for all retained ticks, whatever the epoch.
+                    (StartPosition::After(Position { sequence: 0, .. }), Some(epoch)) => {
+                        StartPosition::After(Position { epoch, sequence: 0 })
+                    }
+                    (from, _) => from.clone(),
+                };
+                connection.subscribe_with(pattern, &with(from))?
+            } else if subscription.conflates() || positions.len() > RESUME_POSITIONS_MAX {
+                let conflates = subscription.conflates();
+                let reason = if conflates { SkipReason::Conflated } else { SkipReason::Gap };
+                expect_snapshots(connection, reason);
+                connection.subscribe_with(pattern, &with(StartPosition::Latest))?
+            } else {
+                for (topic, position) in positions {
+                    connection.resume(topic, *position)?;
                 }
-                (from, _) => from.clone(),
+                match connection.subscribe_with(pattern, &with(StartPosition::Resume)) {
+                    Err(RequestError::TooLarge { .. }) => {
+                        expect_snapshots(connection, SkipReason::Gap);
+                        connection.subscribe_with(pattern, &with(StartPosition::Latest))?
+                    }
+                    sent => sent?,
+                }
             };
-            connection.subscribe_with(pattern, &with(from))?
-        } else if subscription.conflates() || positions.len() > RESUME_POSITIONS_MAX {
-            let conflates = subscription.conflates();
-            let reason = if conflates { SkipReason::Conflated } else { SkipReason::Gap };
-            expect_snapshots(connection, reason);
-            connection.subscribe_with(pattern, &with(From::Latest))?
-        } else {
-            for (topic, position) in positions {
-                connection.resume(topic, *position)?;
-            }
-            match connection.subscribe_with(pattern, &with(From::Resume)) {
-                Err(RequestError::TooLarge { .. }) => {
-                    expect_snapshots(connection, SkipReason::Gap);
-                    connection.subscribe_with(pattern, &with(From::Latest))?
-                }
-                sent => sent?,
-            }
-        };
         self.requests.insert(request, *number);
         Ok(())
     }

@@ -15,7 +15,9 @@ use tickcast_proto::{
     codec::json::present,
     frame::{FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, Kind},
     limits::FRAME_HEADER_BYTES,
-    records::{Closing, ErrorRecord, Recovered, Request, Skipped, Subscribed, TickTimes, Token, Welcome},
+    records::{
+        Closing, ErrorRecord, Recovered, Request, SkippedRange, Subscribed, TickTimes, Token, Welcome,
+    },
     subscription::Position,
 };
 
@@ -168,7 +170,7 @@ pub(super) fn from_frame(
             }
         }
         Kind::Conflated | Kind::Gap => {
-            let Skipped { from, to } = frame.record()?;
+            let SkippedRange { from, to } = frame.record()?;
             let reason = if frame.kind == Kind::Gap { SkipReason::Gap } else { SkipReason::Conflated };
             let topic_id = frame.header.topic_id;
             let before = topics.skip(topic_id, reason, from, to)?;

@@ -7,10 +7,10 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use tickcast_proto::{
     codec::json,
     command::encode_request,
-    frame::{self, Kind, Meta},
+    frame::{self, HeaderFields, Kind},
     limits::{MAX_RATE_HIGHEST, MAX_RATE_LOWEST, RESUME_POSITIONS_MAX, TOPIC_BYTES_MAX},
     records::{Publish, Resume, Subscribe, Token, WireRecord},
-    subscription::{BadOption, Delivery, Policy, Position},
+    subscription::{Delivery, OptionError, Policy, Position},
 };
 
 /// One tick to publish.
@@ -42,7 +42,7 @@ pub enum RequestError {
         bytes_max: usize,
     },
     /// A delivery option is out of range.
-    Option(BadOption),
+    Option(OptionError),
     /// More than [`RESUME_POSITIONS_MAX`] resume positions for one subscription, or as many subscriptions with a
     /// position.
     TooManyPositions,
@@ -153,15 +153,21 @@ impl Outgoing<'_> {
                 if let Start::Positions(_, positions) = start {
                     for (topic, Position { epoch, sequence }) in positions {
                         let record = Resume { epoch: *epoch, sequence: *sequence };
-                        frame::encode(out, Kind::Resume, Meta::default(), &record, &[topic.as_bytes()]);
+                        frame::encode(
+                            out,
+                            Kind::Resume,
+                            HeaderFields::default(),
+                            &record,
+                            &[topic.as_bytes()],
+                        );
                     }
                 }
                 let record = subscribe_record(request, delivery, start);
-                frame::encode(out, Kind::Subscribe, Meta::default(), &record, &[pattern.as_bytes()]);
+                frame::encode(out, Kind::Subscribe, HeaderFields::default(), &record, &[pattern.as_bytes()]);
             }
             Outgoing::Update { request, pattern, delivery } => {
                 let record = subscribe_record(request, delivery, Start::Live);
-                frame::encode(out, Kind::Update, Meta::default(), &record, &[pattern.as_bytes()]);
+                frame::encode(out, Kind::Update, HeaderFields::default(), &record, &[pattern.as_bytes()]);
             }
             Outgoing::Unsubscribe { request, pattern } => {
                 encode_request(out, Kind::Unsubscribe, request, pattern)
@@ -172,7 +178,7 @@ impl Outgoing<'_> {
                 frame::encode_publish(out, 0, 0, publish.schema, record, publish.topic, publish.payload);
             }
             Outgoing::Ping { token } => {
-                frame::encode(out, Kind::Ping, Meta::default(), &Token { token }, &[]);
+                frame::encode(out, Kind::Ping, HeaderFields::default(), &Token { token }, &[]);
             }
         }
     }
@@ -214,7 +220,7 @@ impl Outgoing<'_> {
 fn check_delivery(delivery: &Delivery) -> Result<(), RequestError> {
     let rate = 1e6 / f64::from(delivery.interval_us);
     if delivery.interval_us != 0 && !(MAX_RATE_LOWEST..=MAX_RATE_HIGHEST).contains(&rate) {
-        return Err(RequestError::Option(BadOption::MaxRate(rate.to_string())));
+        return Err(RequestError::Option(OptionError::MaxRate(rate.to_string())));
     }
     Ok(())
 }
@@ -282,7 +288,7 @@ mod tests {
     use tickcast_proto::{
         Step,
         command::{Command, PublishCommand},
-        subscription::From,
+        subscription::StartPosition,
     };
 
     fn publish(payload: &[u8]) -> Outgoing<'_> {
@@ -341,12 +347,15 @@ mod tests {
         let position = Position { epoch: 4, sequence: 17 };
         let positions = [("d.\"x".into(), position), ("d.y".into(), Position { epoch: 4, sequence: 2 })];
         for (start, from) in [
-            (Start::Live, From::Live),
-            (Start::Latest, From::Latest),
-            (Start::After(position), From::Position(position)),
+            (Start::Live, StartPosition::Live),
+            (Start::Latest, StartPosition::Latest),
+            (Start::After(position), StartPosition::After(position)),
             (
                 Start::Positions(4, &positions),
-                From::Positions(4, HashMap::from([("d.\"x".into(), 17), ("d.y".into(), 2)])),
+                StartPosition::AfterEach {
+                    epoch: 4,
+                    sequences: HashMap::from([("d.\"x".into(), 17), ("d.y".into(), 2)]),
+                },
             ),
         ] {
             let subscribe = Outgoing::Subscribe { request: 1, pattern: "d.*", delivery, start };
@@ -366,7 +375,10 @@ mod tests {
         assert_eq!(commands.len(), 3);
         assert_eq!(commands[0], Command::Resume { topic: "d.\"x".into(), position });
         let patterns = vec!["d.*".into()];
-        assert_eq!(commands[2], Command::Subscribe { request: 1, patterns, delivery, from: From::Resume });
+        assert_eq!(
+            commands[2],
+            Command::Subscribe { request: 1, patterns, delivery, from: StartPosition::Resume }
+        );
         let update = Outgoing::Update { request: 3, pattern: "c", delivery };
         let patterns = vec!["c".into()];
         assert_eq!(json::decode(&update.to_json()), Ok(Command::Update { request: 3, patterns, delivery }));
@@ -378,7 +390,7 @@ mod tests {
             let delivery = Delivery { policy: None, interval_us };
             Outgoing::Update { request: 1, pattern: "c", delivery }.check(1 << 10)
         };
-        assert!(matches!(update(5), Err(RequestError::Option(BadOption::MaxRate(_)))));
+        assert!(matches!(update(5), Err(RequestError::Option(OptionError::MaxRate(_)))));
         assert_eq!((update(0), update(1_000), update(1_000_000_000)), (Ok(()), Ok(()), Ok(())));
     }
 

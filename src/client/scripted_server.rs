@@ -9,7 +9,7 @@ use std::{
 use tickcast_proto::{
     Step, WireFormat,
     command::Command,
-    frame::{self, Kind, Meta},
+    frame::{self, HeaderFields, Kind},
     ids::{Sequence, TopicId},
     limits::FRAME_BYTES_MAX_DEFAULT,
     records::{Closing, ErrorRecord, Hello, Request, Subscribed, TickTimes, Token, Welcome, WireRecord},
@@ -180,7 +180,7 @@ impl Peer {
 
     fn send<R: WireRecord>(&mut self, kind: Kind, record: &R, payload: &[u8]) {
         let mut bytes = Vec::new();
-        frame::encode(&mut bytes, kind, Meta::default(), record, &[payload]);
+        frame::encode(&mut bytes, kind, HeaderFields::default(), record, &[payload]);
         self.stream.write_all(&bytes).unwrap();
     }
 }

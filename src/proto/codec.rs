@@ -1,4 +1,4 @@
-//! How a message is encoded, whatever delimits and carries it.
+//! Codecs: how messages are encoded, independent of framing and transport.
 //!
 //! ```text
 //!  to a client:    tick, announcement, reply --Codec--> message body --Framing--> bytes
@@ -12,7 +12,7 @@ use tungstenite::{Bytes, Utf8Bytes};
 
 use crate::{DecodeError, WireFormat, command::Command, frame::Frame, ids::TopicId, reply::Reply};
 
-/// What encodes a session's messages.
+/// Encoding of a session's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Codec {
@@ -20,11 +20,11 @@ pub enum Codec {
     Native = 0,
     /// JSON objects.
     Json = 1,
-    /// A tick's payload alone; the server sends nothing else. Requests are JSON or native frames.
+    /// The server sends tick payloads and nothing else. Requests are JSON objects or native frames.
     Raw = 2,
 }
 
-/// Whether a message is text or binary, for framings that tell them apart.
+/// Text or binary, for framings that distinguish them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageType {
     /// UTF-8.
@@ -33,36 +33,37 @@ pub enum MessageType {
     Binary,
 }
 
-/// One whole message from a peer.
+/// A complete message from a peer.
 #[derive(Clone, Debug)]
 pub enum Message<'a> {
-    /// A native frame, its header checked.
+    /// A native frame with a validated header.
     Frame(Frame<'a>),
-    /// Text, its UTF-8 checked.
+    /// Text, validated as UTF-8.
     Text(Utf8Bytes),
-    /// Bytes.
+    /// Binary data.
     Binary(Bytes),
 }
 
-/// A topic, as its announcement and its ticks are encoded from.
+/// What the encoders need to know of a topic.
 #[derive(Debug)]
 pub struct TopicInfo {
-    /// Its number.
+    /// Id on the wire.
     pub id: TopicId,
-    /// The life of the log that counts its ticks.
+    /// Epoch of its sequences.
     pub epoch: u64,
-    /// Its name.
+    /// Name.
     pub name: Box<str>,
+    /// Beginning of each of its ticks in JSON.
     json_prefix: Box<[u8]>,
 }
 
 impl TopicInfo {
-    /// A topic. Encodes once what every tick of it repeats.
+    /// Describes a topic, and encodes what all of its ticks have in common.
     pub fn new(id: TopicId, epoch: u64, name: &str) -> TopicInfo {
         TopicInfo { id, epoch, name: name.into(), json_prefix: json::tick_prefix(name).into() }
     }
 
-    /// Appends its announcement, as a whole message; nothing where the codec has none.
+    /// Appends its announcement as a complete message, or nothing if the codec has no announcements.
     pub fn encode(&self, format: WireFormat, out: &mut Vec<u8>) {
         let WireFormat { codec, framing } = format;
         framing.write_with(codec.message_type(), out, |body| codec.encode_topic(self, body));
@@ -73,7 +74,7 @@ impl Codec {
     /// Number of codecs.
     pub const COUNT: usize = 3;
 
-    /// The type of the messages that the server sends.
+    /// Type of the messages that the server sends.
     pub fn message_type(self) -> MessageType {
         match self {
             Codec::Native | Codec::Raw => MessageType::Binary,
@@ -81,13 +82,15 @@ impl Codec {
         }
     }
 
-    /// Whether requests are answered; where they are not, a request that fails ends its session.
+    /// Whether the server answers requests. If not, a request that fails closes its session.
     pub fn has_replies(self) -> bool {
         self != Codec::Raw
     }
 
-    /// Encodes a tick: the body of one message. No copy where the tick's own frame has the bytes; else they are written
-    /// to `scratch`, whatever it held. No allocation once `scratch` has grown.
+    /// Encodes a tick as a message body.
+    ///
+    /// Returns a slice of the tick's frame if that contains the body. Otherwise overwrites and returns `scratch`;
+    /// allocates only to grow it.
     #[inline]
     pub fn encode_tick<'a>(self, tick: &Frame<'a>, topic: &TopicInfo, scratch: &'a mut Vec<u8>) -> &'a [u8] {
         match self {
@@ -101,7 +104,7 @@ impl Codec {
         }
     }
 
-    /// Appends a topic's announcement: the body of one message, or nothing.
+    /// Appends a topic's announcement as a message body, or nothing if the codec has no announcements.
     pub fn encode_topic(self, topic: &TopicInfo, out: &mut Vec<u8>) {
         let TopicInfo { id, epoch, ref name, .. } = *topic;
         match self {
@@ -111,7 +114,7 @@ impl Codec {
         }
     }
 
-    /// Appends a reply: the body of one message, or nothing.
+    /// Appends a reply as a message body, or nothing if the codec has no replies.
     pub fn encode_reply(self, reply: &Reply<'_>, out: &mut Vec<u8>) {
         match self {
             Codec::Native => native::encode_reply(reply, out),
@@ -120,84 +123,84 @@ impl Codec {
         }
     }
 
-    /// Decodes a message: its requests, in order.
+    /// Decodes a message into its requests, in order.
     ///
     /// # Errors
-    /// [`DecodeError::WrongMessageType`] for text where the codec takes binary messages, and the other way round.
+    /// [`DecodeError::WrongMessageType`] for a text message if the codec requires binary ones, or the reverse.
     #[inline]
     pub fn decode<'a>(
         self,
         message: &'a Message<'_>,
         frame_bytes_max: usize,
     ) -> Result<Requests<'a>, DecodeError> {
-        let left = match (message, self) {
-            (Message::Frame(frame), _) => Left::Frame(*frame),
+        let remaining = match (message, self) {
+            (Message::Frame(frame), _) => Remaining::Frame(*frame),
             (Message::Text(_), Codec::Native) => {
-                return Err(DecodeError::WrongMessageType("tickcast.v1.rkyv takes binary messages"));
+                return Err(DecodeError::WrongMessageType("tickcast.v1.rkyv requires binary messages"));
             }
             (Message::Binary(_), Codec::Json) => {
-                return Err(DecodeError::WrongMessageType("tickcast.v1.json takes text messages"));
+                return Err(DecodeError::WrongMessageType("tickcast.v1.json requires text messages"));
             }
-            (Message::Text(text), Codec::Json | Codec::Raw) => Left::Json(text),
-            (Message::Binary(frames), Codec::Native | Codec::Raw) => Left::Frames(frames),
+            (Message::Text(text), Codec::Json | Codec::Raw) => Remaining::Json(text),
+            (Message::Binary(frames), Codec::Native | Codec::Raw) => Remaining::Frames(frames),
         };
-        Ok(Requests { left, frame_bytes_max })
+        Ok(Requests { remaining, frame_bytes_max })
     }
 }
 
-/// The requests of one message, in order: what [`Codec::decode`] returns.
+/// Iterator over the requests of one message, returned by [`Codec::decode`].
 #[derive(Debug)]
 pub struct Requests<'a> {
-    left: Left<'a>,
+    remaining: Remaining<'a>,
     frame_bytes_max: usize,
 }
 
-/// What of the message is still to be decoded.
+/// The part of a message that is not decoded yet.
 #[derive(Debug)]
-enum Left<'a> {
+enum Remaining<'a> {
     Nothing,
     Frame(Frame<'a>),
-    /// Whole frames, one after the other.
+    /// Concatenated frames.
     Frames(&'a [u8]),
     /// One JSON object.
     Json(&'a str),
 }
 
-/// Why a request could not be decoded.
+/// Why a request cannot be decoded.
 #[derive(Debug, PartialEq, Eq)]
-pub enum RequestFault {
-    /// Its session cannot go on.
-    Message(DecodeError),
-    /// The request failed; the session lives on.
-    Request(json::RequestError),
+pub enum RequestDecodeError {
+    /// The session cannot continue.
+    Fatal(DecodeError),
+    /// Only the request fails.
+    Invalid(json::InvalidRequest),
 }
 
 impl<'a> Requests<'a> {
-    /// The frames not yet decoded: a binary message of their own, where the session has to wait before it goes on.
-    pub fn frames_left(&self) -> &'a [u8] {
-        match self.left {
-            Left::Frames(frames) => frames,
-            Left::Nothing | Left::Frame(_) | Left::Json(_) => &[],
+    /// The frames not decoded yet. They form a binary message, which a session that must wait can decode later.
+    pub fn remaining_frames(&self) -> &'a [u8] {
+        match self.remaining {
+            Remaining::Frames(frames) => frames,
+            Remaining::Nothing | Remaining::Frame(_) | Remaining::Json(_) => &[],
         }
     }
 }
 
 impl<'a> Iterator for Requests<'a> {
-    type Item = Result<Command<'a>, RequestFault>;
+    type Item = Result<Command<'a>, RequestDecodeError>;
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        match std::mem::replace(&mut self.left, Left::Nothing) {
-            Left::Nothing | Left::Frames([]) => None,
-            Left::Frame(frame) => Some(Command::from_frame(&frame).map_err(RequestFault::Message)),
-            Left::Frames(frames) => {
+        match std::mem::replace(&mut self.remaining, Remaining::Nothing) {
+            Remaining::Nothing | Remaining::Frames([]) => None,
+            Remaining::Frame(frame) => Some(Command::from_frame(&frame).map_err(RequestDecodeError::Fatal)),
+            Remaining::Frames(frames) => {
                 let next = native::decode_next(frames, self.frame_bytes_max);
-                Some(next.map_err(RequestFault::Message).map(|(command, rest)| {
-                    self.left = Left::Frames(rest);
+                Some(next.map_err(RequestDecodeError::Fatal).map(|(command, rest)| {
+                    self.remaining = Remaining::Frames(rest);
                     command
                 }))
             }
-            Left::Json(text) => Some(json::decode(text).map_err(RequestFault::Request)),
+            Remaining::Json(text) => Some(json::decode(text).map_err(RequestDecodeError::Invalid)),
         }
     }
 }
@@ -220,48 +223,48 @@ mod tests {
     }
 
     #[test]
-    fn a_binary_message_may_hold_several_requests_and_its_rest_is_a_message_too() {
+    fn binary_message_holds_several_requests_and_the_remaining_ones_decode_later() {
         let message = Message::Binary(subscribes().into());
         for codec in [Codec::Native, Codec::Raw] {
             let mut requests = codec.decode(&message, 1 << 10).unwrap();
             assert!(matches!(requests.next(), Some(Ok(Command::Subscribe { .. }))));
-            let rest = Message::Binary(requests.frames_left().to_vec().into());
+            let rest = Message::Binary(requests.remaining_frames().to_vec().into());
             assert_eq!(codec.decode(&rest, 1 << 10).unwrap().count(), 1);
             assert_eq!(requests.count(), 1);
         }
     }
 
     #[test]
-    fn a_binary_message_that_ends_within_a_frame_is_refused_at_that_frame() {
+    fn binary_message_cut_within_a_frame_fails_at_that_frame() {
         let mut frames = subscribes();
         frames.truncate(frames.len() - 1);
         let message = Message::Binary(frames.into());
         let mut requests = Codec::Native.decode(&message, 1 << 10).unwrap();
         assert!(requests.next().unwrap().is_ok());
-        let Some(Err(RequestFault::Message(DecodeError::BadLength(_)))) = requests.next() else {
-            panic!("refused")
+        let Some(Err(RequestDecodeError::Fatal(DecodeError::BadLength(_)))) = requests.next() else {
+            panic!("not rejected")
         };
         assert!(requests.next().is_none());
     }
 
     #[test]
-    fn messages_of_the_wrong_type_are_refused_where_the_codec_has_one() {
+    fn message_of_the_wrong_type_is_rejected() {
         let (text, binary) = (Message::Text("{\"op\":\"ping\"}".into()), Message::Binary(Bytes::new()));
         let taken = |codec: Codec| [&text, &binary].map(|message| codec.decode(message, 1 << 10).is_ok());
         assert_eq!(ALL.map(taken), [[false, true], [true, false], [true, true]]);
     }
 
     #[test]
-    fn a_tick_is_copied_only_where_its_frame_does_not_have_the_bytes() {
+    fn tick_is_copied_only_by_codecs_that_transform_it() {
         let topic = TopicInfo::new(TopicId(5), 1, "a.b");
         let mut frame = Vec::new();
         let tick = frame::TickParts { times: TickTimes::default(), payload: b"{}", ..Default::default() };
         frame::encode_tick(&mut frame, topic.id, crate::ids::Sequence(3), &tick);
-        let Ok(crate::Step::Complete(_, tick)) = frame::decode(&frame, 1 << 10) else { panic!("a tick") };
-        let mut scratch = b"of before".to_vec();
+        let Ok(crate::Step::Complete(_, tick)) = frame::decode(&frame, 1 << 10) else { panic!("not a tick") };
+        let mut scratch = b"stale".to_vec();
         assert_eq!(Codec::Native.encode_tick(&tick, &topic, &mut scratch).as_ptr(), frame.as_ptr());
         assert_eq!(Codec::Raw.encode_tick(&tick, &topic, &mut scratch), b"{}");
-        assert_eq!(scratch, b"of before");
+        assert_eq!(scratch, b"stale");
         let json = br#"{"topic":"a.b","seq":3,"ts":0,"encoding":"base64","data":"e30="}"#;
         assert_eq!(Codec::Json.encode_tick(&tick, &topic, &mut scratch), json);
     }

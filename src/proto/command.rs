@@ -1,4 +1,4 @@
-//! What a client asks for, in whichever encoding it asked.
+//! Requests from clients, independent of codec and framing.
 
 use std::borrow::Cow;
 
@@ -6,99 +6,98 @@ use crate::{
     DecodeError,
     frame::{Frame, Kind},
     records::{Request, Resume, Subscribe, Token, WireRecord},
-    subscription::{BadOption, Delivery, From, Policy, Position, interval_us},
+    subscription::{Delivery, OptionError, Policy, Position, StartPosition, interval_us},
 };
 
-/// One request. Names and patterns are not yet checked against their rules: that failure is the request's, not the
-/// connection's.
+/// One request. Topic names and patterns are not validated yet: an invalid one fails the request, not the connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command<'a> {
-    /// Opens a native session; on a WebSocket it only asks for `welcome`.
+    /// Opens a native session. On a WebSocket, only asks for WELCOME.
     Hello {
-        /// Named by the answer.
+        /// Request id, repeated in the answer.
         request: u32,
-        /// Who the client says it is, checked; empty: nobody. Only what opens a native session places it.
+        /// Identity, validated; empty: none. Used only when the HELLO opens a native session.
         client: Cow<'a, str>,
-        /// The client's name for itself.
+        /// Name of the client software.
         name: Cow<'a, str>,
     },
-    /// Adds subscriptions; each is answered by itself.
+    /// Adds subscriptions. Each pattern is acknowledged separately.
     Subscribe {
-        /// Named by the answers.
+        /// Request id, repeated in the answers.
         request: u32,
         /// One pattern or several.
         patterns: Vec<Cow<'a, str>>,
-        /// How they are delivered.
+        /// Policy and rate.
         delivery: Delivery,
-        /// Where they begin.
-        from: From,
+        /// Where they start.
+        from: StartPosition,
     },
-    /// Changes how live subscriptions are delivered; each is answered by itself.
+    /// Changes policy and rate of existing subscriptions. Each pattern is acknowledged separately.
     Update {
-        /// Named by the answers.
+        /// Request id, repeated in the answers.
         request: u32,
         /// One pattern or several.
         patterns: Vec<Cow<'a, str>>,
-        /// From now on.
+        /// New policy and rate.
         delivery: Delivery,
     },
-    /// Names the client's place in a topic, for the subscribe that follows.
+    /// Gives the client's position in a topic to the SUBSCRIBE that follows.
     Resume {
         /// The topic.
         topic: Cow<'a, str>,
-        /// The last tick the client has of it.
+        /// Last tick that the client has.
         position: Position,
     },
-    /// A request that could be read but asks for what is not to be had.
-    Refused {
-        /// The request.
+    /// A SUBSCRIBE or UPDATE frame with an invalid option. Fails with an error; the session stays open.
+    InvalidOption {
+        /// Request id, repeated in the error.
         request: u32,
-        /// What is wrong.
-        error: BadOption,
+        /// Which option, and why it is invalid.
+        error: OptionError,
     },
     /// Ends subscriptions.
     Unsubscribe {
-        /// Named by the answers.
+        /// Request id, repeated in the answers.
         request: u32,
         /// One pattern or several.
         patterns: Vec<Cow<'a, str>>,
     },
     /// Publishes one tick.
     Publish(PublishCommand<'a>),
-    /// Asks for a pong, which comes after everything asked before it was handled.
+    /// Asks for a pong, which is sent after all earlier requests were handled.
     Ping {
-        /// Returned as it came.
+        /// Repeated in the pong.
         token: u64,
     },
-    /// Answers a ping of the server's: a sign of life, whatever its token.
+    /// Answers the server's ping. Any token counts as a sign of life.
     Pong,
 }
 
-/// One tick to publish.
+/// A tick to publish.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PublishCommand<'a> {
-    /// Named by the error, if there is one.
+    /// Request id, repeated in the error if there is one.
     pub request: u32,
-    /// The topic's name, unchecked.
+    /// Topic name, not validated.
     pub topic: Cow<'a, [u8]>,
-    /// Nanoseconds since 1970; 0: the server's time of receipt.
+    /// Producer's timestamp, nanoseconds since 1970; 0: the server uses the time of receipt.
     pub producer_time_ns: u64,
-    /// The producer's mark.
+    /// Payload type chosen by the producer; 0: none.
     pub schema: u32,
-    /// The tick's payload.
+    /// Payload of the tick.
     pub payload: Cow<'a, [u8]>,
-    /// Whether the payload is known to be one JSON value.
+    /// Whether the payload is known to be one JSON value. `false` if it was not checked.
     pub payload_is_json: bool,
     /// The conflation key; 0: none.
     pub key: u64,
 }
 
 impl<'a> Command<'a> {
-    /// The command of a native frame.
+    /// Decodes the request in a native frame.
     ///
     /// # Errors
-    /// A [`DecodeError`] for kinds that only a server sends (PONG goes both ways), short records, text that is not UTF-8,
-    /// and identities that break a rule.
+    /// A [`DecodeError`] for kinds that clients do not send, records that are too short, texts that are not UTF-8 and
+    /// invalid identities.
     pub fn from_frame(frame: &Frame<'a>) -> Result<Command<'a>, DecodeError> {
         Ok(match frame.kind {
             Kind::Hello => {
@@ -106,11 +105,11 @@ impl<'a> Command<'a> {
                 Command::Hello { request, client: Cow::Borrowed(client), name: Cow::Borrowed(name) }
             }
             Kind::Subscribe | Kind::Update => {
-                let record: Subscribe = frame.grown_record(Request::STRIDE)?;
+                let record: Subscribe = frame.zero_extended_record(Request::STRIDE)?;
                 let (request, patterns) = (record.request, vec![Cow::Borrowed(frame.text()?)]);
-                let options = delivery(&record).and_then(|delivery| Ok((delivery, from(&record)?)));
+                let options = delivery(&record).and_then(|delivery| Ok((delivery, start_position(&record)?)));
                 match (frame.kind, options) {
-                    (_, Err(error)) => Command::Refused { request, error },
+                    (_, Err(error)) => Command::InvalidOption { request, error },
                     (Kind::Update, Ok((delivery, _))) => Command::Update { request, patterns, delivery },
                     (_, Ok((delivery, from))) => Command::Subscribe { request, patterns, delivery, from },
                 }
@@ -132,7 +131,7 @@ impl<'a> Command<'a> {
                     producer_time_ns: record.producer_time_ns,
                     schema: frame.header.schema,
                     payload: Cow::Borrowed(payload),
-                    // The peer's flag is a claim; only the server's own check sets it.
+                    // The client's flag is not trusted: the server validates the payload itself.
                     payload_is_json: false,
                     key: record.key,
                 })
@@ -144,13 +143,13 @@ impl<'a> Command<'a> {
     }
 }
 
-fn delivery(record: &Subscribe) -> Result<Delivery, BadOption> {
+fn delivery(record: &Subscribe) -> Result<Delivery, OptionError> {
     let policy = match record.policy {
         0 => None,
         1 => Some(Policy::Conflate),
         2 => Some(Policy::Drop),
         3 => Some(Policy::Disconnect),
-        other => return Err(BadOption::Policy(other.to_string())),
+        other => return Err(OptionError::Policy(other.to_string())),
     };
     let interval_us = match record.max_rate_millihertz {
         0 => 0,
@@ -159,18 +158,18 @@ fn delivery(record: &Subscribe) -> Result<Delivery, BadOption> {
     Ok(Delivery { policy, interval_us })
 }
 
-fn from(record: &Subscribe) -> Result<From, BadOption> {
+fn start_position(record: &Subscribe) -> Result<StartPosition, OptionError> {
     Ok(match record.from {
-        0 => From::Live,
-        1 => From::Latest,
-        2 => From::Position(Position { epoch: record.epoch, sequence: record.sequence }),
-        3 => From::Resume,
-        other => return Err(BadOption::From(other.to_string())),
+        0 => StartPosition::Live,
+        1 => StartPosition::Latest,
+        2 => StartPosition::After(Position { epoch: record.epoch, sequence: record.sequence }),
+        3 => StartPosition::Resume,
+        other => return Err(OptionError::From(other.to_string())),
     })
 }
 
-/// Appends a SUBSCRIBE or UNSUBSCRIBE frame without options, as clients and shards send them.
+/// Appends a SUBSCRIBE (default options) or UNSUBSCRIBE frame. Clients and shards send these.
 pub fn encode_request(out: &mut Vec<u8>, kind: Kind, request: u32, pattern: &str) {
     let record = Request { request, ..Request::default() };
-    super::frame::encode(out, kind, super::frame::Meta::default(), &record, &[pattern.as_bytes()]);
+    super::frame::encode(out, kind, super::frame::HeaderFields::default(), &record, &[pattern.as_bytes()]);
 }

@@ -1,35 +1,35 @@
-//! What can be wrong with what a peer sends.
+//! Errors in what a peer sends: those that close its session and those that fail a request.
 
 use std::fmt;
 
 use crate::{frame, identity::IdentityError};
 
-/// Why a request failed; the session lives on. The same numbers in every encoding.
+/// Why a request failed. The session stays open. The numbers are the same in every codec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum ErrorCode {
-    /// The message is well-formed but not a request this server knows, or a field of it is wrong.
+    /// Not a request this server knows, or a field has an invalid value.
     BadRequest = 100,
-    /// The topic name breaks a rule of names.
+    /// The topic name is invalid.
     BadTopic = 101,
-    /// The subscription pattern breaks a rule of patterns.
+    /// The subscription pattern is invalid.
     BadPattern = 102,
-    /// The session holds as many subscriptions as it may.
+    /// The session has reached its limit of subscriptions.
     TooManySubscriptions = 103,
-    /// The server has as many topics as it may.
+    /// The server has reached its limit of topics.
     TooManyTopics = 104,
-    /// The session holds no such subscription.
+    /// The session has no such subscription.
     NotSubscribed = 105,
-    /// The session holds this subscription already.
+    /// The session already has this subscription.
     AlreadySubscribed = 106,
-    /// The published tick does not fit a frame.
+    /// The published tick does not fit into the largest frame allowed.
     TooLarge = 107,
-    /// The session publishes faster than it may.
+    /// The session publishes faster than its rate limit.
     RateLimited = 109,
 }
 
 impl ErrorCode {
-    /// The code of a number from the wire.
+    /// Converts a code from the wire; `None` if it is unknown.
     pub fn from_wire(code: u16) -> Option<ErrorCode> {
         use ErrorCode::*;
         [
@@ -48,40 +48,40 @@ impl ErrorCode {
     }
 }
 
-/// What a peer sent cannot be understood. The session it came from is closed; no other is touched.
+/// Why a peer's bytes cannot be decoded. The peer's session is closed; no other session is affected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DecodeError {
-    /// The frame does not begin with the magic number: not this protocol, or out of step.
+    /// The magic number is wrong: another protocol, or a stream that lost its frame boundaries.
     BadMagic(u16),
-    /// A version this server does not speak.
+    /// An unsupported version of the frame layout.
     UnknownVersion(u8),
-    /// A kind that does not exist, or that this side does not take.
+    /// A kind that does not exist or is not sent in this direction.
     UnknownKind(u16),
-    /// The frame's length is not a multiple of 16 or shorter than its parts.
+    /// `frame_len` does not match the frame's parts, or a binary message ends in the middle of a frame.
     BadLength(u32),
-    /// The frame or message announces more bytes than may be sent.
+    /// A header announces a frame or message larger than allowed.
     TooLarge {
-        /// What it announced.
+        /// Bytes announced.
         bytes: u64,
-        /// What is allowed.
+        /// Bytes allowed.
         bytes_max: usize,
     },
-    /// The record is shorter than its kind demands or holds values that cannot be.
+    /// The record is too short for the frame's kind or has an invalid field; the kind.
     BadRecord(u16),
-    /// Text that is not UTF-8.
+    /// A text that is not UTF-8.
     NotUtf8,
-    /// A WebSocket frame against RFC 6455.
+    /// A violation of RFC 6455; what it is.
     WebSocket(String),
-    /// A message of the wrong type for the subprotocol.
+    /// A WebSocket message of the wrong type (text or binary) for the subprotocol.
     WrongMessageType(&'static str),
-    /// A request other than HELLO before HELLO.
+    /// The first request of a native connection is not HELLO.
     HelloExpected,
-    /// A HELLO whose identity breaks a rule.
+    /// The identity in a HELLO is invalid.
     BadIdentity(IdentityError),
 }
 
 impl DecodeError {
-    /// The WebSocket close code that says the same (RFC 6455, section 7.4.1).
+    /// The close code for this error (RFC 6455, section 7.4.1).
     pub fn close_code(&self) -> u16 {
         match self {
             DecodeError::TooLarge { .. } => 1009,
@@ -96,19 +96,22 @@ impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DecodeError::BadMagic(magic) => {
-                write!(f, "not a tickcast frame: magic {magic:#06x}, expected {:#06x}", frame::MAGIC)
+                write!(f, "not a tickcast frame: its magic is {magic:#06x}, not {:#06x}", frame::MAGIC)
             }
             DecodeError::UnknownVersion(version) => {
-                write!(f, "unknown frame version {version}, this server speaks {}", frame::VERSION)
+                write!(f, "unsupported frame version {version}; only version {} is supported", frame::VERSION)
             }
-            DecodeError::UnknownKind(kind) => write!(f, "unknown frame kind {kind}"),
+            DecodeError::UnknownKind(kind) => write!(f, "unexpected frame kind {kind}"),
             DecodeError::BadLength(len) => {
-                write!(f, "bad frame length {len}: a multiple of 16, parts included")
+                write!(
+                    f,
+                    "frame length {len} does not match header, record and payload, padded to a multiple of 16"
+                )
             }
             DecodeError::TooLarge { bytes, bytes_max } => {
                 write!(f, "{bytes} bytes announced, {bytes_max} allowed")
             }
-            DecodeError::BadRecord(kind) => write!(f, "bad record in a frame of kind {kind}"),
+            DecodeError::BadRecord(kind) => write!(f, "invalid record in a frame of kind {kind}"),
             DecodeError::NotUtf8 => write!(f, "text is not UTF-8"),
             DecodeError::WebSocket(text) => write!(f, "{text}"),
             DecodeError::WrongMessageType(text) => write!(f, "{text}"),

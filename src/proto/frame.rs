@@ -1,37 +1,41 @@
-//! The native frame: header, one fixed record, payload, zero padding to 16 bytes.
+//! The native frame: header, one fixed-layout record, payload, zero padding to 16 bytes.
 //!
 //! ```text
-//!  0  u32 frame_len (all of it)          16  u64 sequence
-//!  4  u16 magic    6 u8 version 7 flags  24  u32 topic_id
-//!  8  u16 kind    10 u16 record_stride   28  u32 schema
-//! 12  u32 payload_len                    32  record, payload, padding
+//!  0  u32 frame_len (padding included)       16  u64 sequence
+//!  4  u16 magic     6  u8  version  7 flags  24  u32 topic_id
+//!  8  u16 kind     10  u16 record_stride     28  u32 schema
+//! 12  u32 payload_len                        32  record, payload, padding
 //! ```
 //!
-//! Little-endian. A shard speaks it to its clients, and shards speak it to each other over the mesh rings, so a
-//! tick is encoded once by its home shard and copied from there on.
+//! Little-endian. Clients and the mesh between shards use the same frame, so a tick is encoded once, by its home shard,
+//! and only copied afterwards.
 
 use crate::{
     DecodeError, Step, identity,
     ids::{Sequence, TopicId},
     limits::{FRAME_ALIGN, FRAME_HEADER_BYTES},
     records::{
-        FrameHeader, Hello, KeyedTimes, Publish, RECORD_BYTES_MAX, Skipped, Subscribed, TickTimes, WireRecord,
+        FrameHeader, Hello, KeyedTickTimes, Publish, RECORD_BYTES_MAX, SkippedRange, Subscribed, TickTimes,
+        WireRecord,
     },
 };
 
-/// "tc" on the wire.
+/// The magic number: "tc" on the wire.
 pub const MAGIC: u16 = 0x6374;
 /// The version of the frame layout.
 pub const VERSION: u8 = 1;
-/// The payload is known to be one JSON value: the server checked it, or made it.
+/// Flag: the payload is one JSON value. Only the server sets it, after validating or producing the payload.
 pub const FLAG_PAYLOAD_JSON: u8 = 1;
-/// A tick of before the subscription, sent as the state to begin with: the ones between it and the next are not missing.
+/// Flag: the tick belongs to a snapshot. Sequences between it and the next tick are not missing.
 pub const FLAG_SNAPSHOT: u8 = 2;
 
-/// What a frame is. Requests below 64, answers from 64; from 128 only between shards.
+/// Kind of a frame.
+///
+/// Clients send kinds below 64, the server kinds from 64 (PING and PONG go both ways), shards to each other also those
+/// from 128.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
-#[allow(missing_docs, reason = "PROTOCOL.md describes each; the records' docs repeat it")]
+#[allow(missing_docs, reason = "PROTOCOL.md and the records describe each")]
 pub enum Kind {
     Hello = 1,
     Subscribe = 2,
@@ -54,11 +58,11 @@ pub enum Kind {
     History = 129,
 }
 
-/// Bytes of the first PUBLISH record, which had no key.
-const PUBLISH_STRIDE_FIRST: usize = 24;
+/// Length of the PUBLISH record before it had a key, in bytes.
+const PUBLISH_STRIDE_MIN: usize = 24;
 
 impl Kind {
-    /// The kind of a number from the wire.
+    /// Converts a kind from the wire; `None` if it is unknown.
     pub fn from_wire(kind: u16) -> Option<Kind> {
         use Kind::*;
         Some(match kind {
@@ -86,28 +90,30 @@ impl Kind {
     }
 }
 
-/// A decoded frame, borrowed from the bytes it was received in. Its parts lie within `bytes`.
+/// A decoded frame, borrowed from its input.
+///
+/// Invariant: record and payload lie within `bytes`.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
-    /// The header, checked.
+    /// The validated header.
     pub header: FrameHeader,
-    /// The header's kind.
+    /// The kind in the header.
     pub kind: Kind,
-    /// The whole frame as received, to be passed on.
+    /// The whole frame, for forwarding.
     pub bytes: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
-    /// The record, of the type its kind carries.
+    /// Reads the record as `R`. A longer record is fine: the extra bytes are ignored.
     ///
     /// # Errors
-    /// [`DecodeError::BadRecord`] when it is too short: the peer's record is older than this protocol's first.
+    /// [`DecodeError::BadRecord`] if it is shorter than `R` or has an invalid field.
     pub fn record<R: WireRecord>(&self) -> Result<R, DecodeError> {
         let end = FRAME_HEADER_BYTES + usize::from(self.header.record_stride);
         R::read(&self.bytes[FRAME_HEADER_BYTES..end]).ok_or(DecodeError::BadRecord(self.header.kind))
     }
 
-    /// What follows the record: a pattern, a text, the producer's bytes.
+    /// The payload: a pattern, a text or the producer's bytes, depending on the kind.
     pub fn payload(&self) -> &'a [u8] {
         let start = FRAME_HEADER_BYTES + usize::from(self.header.record_stride);
         &self.bytes[start..start + self.header.payload_len as usize]
@@ -116,16 +122,16 @@ impl<'a> Frame<'a> {
     /// The payload as text.
     ///
     /// # Errors
-    /// [`DecodeError::NotUtf8`].
+    /// [`DecodeError::NotUtf8`] if it is not UTF-8.
     pub fn text(&self) -> Result<&'a str, DecodeError> {
         simdutf8::basic::from_utf8(self.payload()).map_err(|_| DecodeError::NotUtf8)
     }
 
-    /// A record that has grown: what a shorter one of at least `stride_min` bytes lacks is 0.
+    /// Reads the record as `R`, with zeros for fields that an older peer's shorter record lacks.
     ///
     /// # Errors
-    /// As [`Frame::record`].
-    pub fn grown_record<R: WireRecord>(&self, stride_min: usize) -> Result<R, DecodeError> {
+    /// [`DecodeError::BadRecord`] if it is shorter than `stride_min` or has an invalid field.
+    pub fn zero_extended_record<R: WireRecord>(&self, stride_min: usize) -> Result<R, DecodeError> {
         let stride = usize::from(self.header.record_stride);
         if stride >= R::STRIDE || stride < stride_min {
             return self.record();
@@ -135,19 +141,23 @@ impl<'a> Frame<'a> {
         R::read(&bytes).ok_or(DecodeError::BadRecord(self.header.kind))
     }
 
-    /// A TICK's conflation key; 0: none.
+    /// The conflation key of a TICK; 0: none.
     pub fn key(&self) -> u64 {
         match usize::from(self.header.record_stride) {
-            stride if stride < KeyedTimes::STRIDE => 0,
-            _ => self.record::<KeyedTimes>().map_or(0, |record| record.key),
+            stride if stride < KeyedTickTimes::STRIDE => 0,
+            _ => {
+                let record = self.record::<KeyedTickTimes>();
+                debug_assert!(record.is_ok(), "a record of this length has a key");
+                record.map_or(0, |record| record.key)
+            }
         }
     }
 
-    /// A HELLO frame's request, identity (empty: none) and name.
+    /// The request id, identity (empty: none) and client name of a HELLO.
     ///
     /// # Errors
-    /// [`DecodeError::BadRecord`] when the identity is longer than the payload, [`DecodeError::BadIdentity`],
-    /// [`DecodeError::NotUtf8`].
+    /// [`DecodeError::BadRecord`] if the identity would be longer than the payload, [`DecodeError::BadIdentity`] if it
+    /// is invalid, [`DecodeError::NotUtf8`] if the name is not UTF-8.
     pub fn hello(&self) -> Result<(u32, &'a str, &'a str), DecodeError> {
         let record: Hello = self.record()?;
         let (client, name) = self
@@ -161,12 +171,12 @@ impl<'a> Frame<'a> {
         Ok((record.request, client, simdutf8::basic::from_utf8(name).map_err(|_| DecodeError::NotUtf8)?))
     }
 
-    /// A PUBLISH frame's record, topic bytes and tick payload.
+    /// The record, topic name (not validated) and tick payload of a PUBLISH.
     ///
     /// # Errors
-    /// [`DecodeError::BadRecord`] when the topic is longer than the payload.
+    /// [`DecodeError::BadRecord`] if the topic name would be longer than the payload.
     pub fn publish(&self) -> Result<(Publish, &'a [u8], &'a [u8]), DecodeError> {
-        let record: Publish = self.grown_record(PUBLISH_STRIDE_FIRST)?;
+        let record: Publish = self.zero_extended_record(PUBLISH_STRIDE_MIN)?;
         let (topic, payload) = self
             .payload()
             .split_at_checked(usize::from(record.topic_len))
@@ -175,13 +185,13 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Decodes the frame that `bytes` begin with. Checks everything the header says against the rest; no allocation.
+/// Decodes the frame at the start of `bytes` and validates its header. Does not allocate.
 ///
 /// # Errors
-/// A [`DecodeError`] as soon as the header shows it: nothing is waited for that would be refused.
+/// A [`DecodeError`] as soon as the header is known to be invalid, without waiting for the rest of the frame.
 pub fn decode(bytes: &[u8], frame_bytes_max: usize) -> Result<Step<Frame<'_>>, DecodeError> {
     let Some(header) = FrameHeader::read(bytes) else {
-        // A stream of another protocol may never send 32 bytes: its first ones already tell.
+        // Another protocol may never send 32 bytes, but the magic number is known after 6.
         return match bytes.get(4..6) {
             Some(magic) if magic != MAGIC.to_le_bytes() => {
                 Err(DecodeError::BadMagic(u16::from_le_bytes([magic[0], magic[1]])))
@@ -212,50 +222,51 @@ pub fn decode(bytes: &[u8], frame_bytes_max: usize) -> Result<Step<Frame<'_>>, D
     }
 }
 
-/// Bytes of a frame with a record of `stride` and a payload of `payload_len`.
+/// Length of a frame, padding included, with a record of `stride` and a payload of `payload_len` bytes.
 pub const fn encoded_len(stride: usize, payload_len: usize) -> usize {
     (FRAME_HEADER_BYTES + stride + payload_len).next_multiple_of(FRAME_ALIGN)
 }
 
-/// The header fields that are not lengths; the rest of a frame follows from its record and payload.
+/// Header fields that the caller of [`encode`] chooses. The others follow from the kind, the record and the payload.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Meta {
+pub struct HeaderFields {
     /// `FLAG_*`.
     pub flags: u8,
-    /// Position in the topic.
+    /// Sequence within the topic; 0: none.
     pub sequence: u64,
-    /// The topic.
+    /// Topic id; 0: none.
     pub topic_id: u32,
-    /// The producer's mark.
+    /// Payload type chosen by the producer; 0: none.
     pub schema: u32,
 }
 
-/// Appends one frame; the payload is the concatenation of `parts`. No allocation beyond the growth of `out`. Returns the
-/// frame's header, so that nobody has to decode what was just encoded.
+/// Appends a frame whose payload is the concatenation of `parts`. Allocates only to grow `out`.
 ///
-/// The caller keeps the whole within `frame_bytes_max`, so the lengths fit their fields.
+/// The caller must keep the frame within `frame_bytes_max`, so that the lengths fit their fields. Returns the header,
+/// which saves the caller from decoding the frame.
 pub fn encode<R: WireRecord>(
     out: &mut Vec<u8>,
     kind: Kind,
-    meta: Meta,
+    fields: HeaderFields,
     record: &R,
     parts: &[&[u8]],
 ) -> FrameHeader {
     let payload_len: usize = parts.iter().map(|part| part.len()).sum();
     let frame_len = encoded_len(R::STRIDE, payload_len);
     let start = out.len();
+    debug_assert!(u32::try_from(frame_len).is_ok(), "the caller keeps a frame within frame_bytes_max");
     out.reserve(frame_len);
     let header = FrameHeader {
         frame_len: frame_len as u32,
         magic: MAGIC,
         version: VERSION,
-        flags: meta.flags,
+        flags: fields.flags,
         kind: kind as u16,
         record_stride: R::STRIDE as u16,
         payload_len: payload_len as u32,
-        sequence: meta.sequence,
-        topic_id: meta.topic_id,
-        schema: meta.schema,
+        sequence: fields.sequence,
+        topic_id: fields.topic_id,
+        schema: fields.schema,
     };
     header.write(out);
     record.write(out);
@@ -266,18 +277,18 @@ pub fn encode<R: WireRecord>(
     header
 }
 
-/// What a tick is made of besides its place.
+/// Contents of a tick, without its topic and sequence.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TickParts<'a> {
     /// `FLAG_*`.
     pub flags: u8,
-    /// The producer's mark.
+    /// Payload type chosen by the producer; 0: none.
     pub schema: u32,
-    /// When.
+    /// When it was produced and received.
     pub times: TickTimes,
     /// The conflation key; 0: none.
     pub key: u64,
-    /// The producer's bytes.
+    /// Payload, as published.
     pub payload: &'a [u8],
 }
 
@@ -289,34 +300,34 @@ pub fn encode_tick(
     tick: &TickParts<'_>,
 ) -> FrameHeader {
     let TickParts { flags, schema, times, key, payload } = *tick;
-    let meta = Meta { flags, sequence: sequence.0, topic_id: topic.0, schema };
+    let fields = HeaderFields { flags, sequence: sequence.0, topic_id: topic.0, schema };
     if key == 0 {
-        return encode(out, Kind::Tick, meta, &times, &[payload]);
+        return encode(out, Kind::Tick, fields, &times, &[payload]);
     }
     let TickTimes { producer_time_ns, ingest_time_ns } = times;
-    encode(out, Kind::Tick, meta, &KeyedTimes { producer_time_ns, ingest_time_ns, key }, &[payload])
+    encode(out, Kind::Tick, fields, &KeyedTickTimes { producer_time_ns, ingest_time_ns, key }, &[payload])
 }
 
-/// Appends a CONFLATED or GAP: the ticks from `from` to before `to` do not come.
+/// Appends a CONFLATED or GAP: the ticks `[from, to)` will not be delivered.
 pub fn encode_skipped(out: &mut Vec<u8>, kind: Kind, topic: TopicId, from: u64, to: u64) {
-    let meta = Meta { topic_id: topic.0, ..Meta::default() };
-    encode(out, kind, meta, &Skipped { from, to }, &[]);
+    let fields = HeaderFields { topic_id: topic.0, ..HeaderFields::default() };
+    encode(out, kind, fields, &SkippedRange { from, to }, &[]);
 }
 
-/// Appends a topic's announcement: a SUBSCRIBED that names it.
+/// Appends a topic's announcement, a SUBSCRIBED with the topic's id and name.
 pub fn encode_topic(out: &mut Vec<u8>, topic: TopicId, epoch: u64, name: &str) {
-    let meta = Meta { topic_id: topic.0, ..Meta::default() };
-    encode(out, Kind::Subscribed, meta, &Subscribed { epoch, ..Subscribed::default() }, &[name.as_bytes()]);
+    let fields = HeaderFields { topic_id: topic.0, ..HeaderFields::default() };
+    encode(out, Kind::Subscribed, fields, &Subscribed { epoch, ..Subscribed::default() }, &[name.as_bytes()]);
 }
 
-/// Appends a HELLO; `client` is an identity that [`identity::check`] has seen, or empty.
+/// Appends a HELLO. `client` is empty or an identity accepted by [`identity::check`].
 pub fn encode_hello(out: &mut Vec<u8>, request: u32, client: &str, name: &str) {
-    debug_assert!(client.len() <= crate::limits::IDENTITY_BYTES_MAX, "checked where it came in");
+    debug_assert!(client.len() <= crate::limits::IDENTITY_BYTES_MAX, "identities are validated on input");
     let record = Hello { request, client_len: client.len() as u16, reserved: 0 };
-    encode(out, Kind::Hello, Meta::default(), &record, &[client.as_bytes(), name.as_bytes()]);
+    encode(out, Kind::Hello, HeaderFields::default(), &record, &[client.as_bytes(), name.as_bytes()]);
 }
 
-/// Appends a PUBLISH. `origin` goes into the sequence field, which only the mesh reads: who to tell of a refusal.
+/// Appends a PUBLISH. `origin` fills the sequence field, which only shards read: the session to notify of an error.
 pub fn encode_publish(
     out: &mut Vec<u8>,
     origin: u64,
@@ -326,10 +337,10 @@ pub fn encode_publish(
     topic: &str,
     payload: &[u8],
 ) {
-    debug_assert!(topic.len() <= crate::limits::TOPIC_BYTES_MAX, "names are checked where they come in");
+    debug_assert!(topic.len() <= crate::limits::TOPIC_BYTES_MAX, "topic names are validated on input");
     let record = Publish { topic_len: topic.len() as u16, ..record };
-    let meta = Meta { flags, sequence: origin, topic_id: 0, schema };
-    encode(out, Kind::Publish, meta, &record, &[topic.as_bytes(), payload]);
+    let fields = HeaderFields { flags, sequence: origin, topic_id: 0, schema };
+    encode(out, Kind::Publish, fields, &record, &[topic.as_bytes(), payload]);
 }
 
 #[cfg(test)]
@@ -356,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_headers_are_refused_by_name() {
+    fn invalid_header_is_rejected_with_the_violated_rule() {
         let with = |offset: usize, value: &[u8]| {
             let mut bytes = tick();
             bytes[offset..offset + value.len()].copy_from_slice(value);
@@ -374,13 +385,13 @@ mod tests {
     }
 
     #[test]
-    fn another_protocol_is_refused_from_its_first_six_bytes() {
+    fn another_protocol_is_rejected_after_six_bytes() {
         assert!(matches!(decode(b"GET / ", 1024), Err(DecodeError::BadMagic(_))));
         assert!(matches!(decode(b"GET /", 1024), Ok(Step::Partial)));
     }
 
     #[test]
-    fn a_key_travels_in_a_longer_record_and_costs_nothing_without_one() {
+    fn keyed_tick_has_a_longer_record_that_reads_as_a_plain_one() {
         let parts = TickParts { key: 7, payload: b"payload", ..TickParts::default() };
         let mut keyed = Vec::new();
         encode_tick(&mut keyed, TopicId(9), Sequence(3), &parts);
@@ -394,23 +405,23 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_an_older_client_is_taken_with_zeros_at_its_end() {
+    fn shorter_record_of_an_older_client_is_extended_with_zeros() {
         let mut bytes = Vec::new();
         encode(
             &mut bytes,
             Kind::Subscribe,
-            Meta::default(),
+            HeaderFields::default(),
             &Hello { request: 5, ..Hello::default() },
             &[b"a"],
         );
         let Ok(Step::Complete(_, frame)) = decode(&bytes, 1024) else { panic!("complete") };
-        let record: crate::records::Subscribe = frame.grown_record(8).unwrap();
+        let record: crate::records::Subscribe = frame.zero_extended_record(8).unwrap();
         assert_eq!(record, crate::records::Subscribe { request: 5, ..Default::default() });
-        assert!(frame.grown_record::<crate::records::Subscribe>(16).is_err());
+        assert!(frame.zero_extended_record::<crate::records::Subscribe>(16).is_err());
     }
 
     #[test]
-    fn a_short_record_is_refused() {
+    fn too_short_record_is_rejected() {
         let bytes = tick();
         let Ok(Step::Complete(_, frame)) = decode(&bytes, 1024) else { panic!("complete") };
         assert!(frame.record::<TickTimes>().is_ok());

@@ -1,7 +1,7 @@
-//! How encoded messages are delimited on a connection, and what else a connection says: pings and closes.
+//! Framings: how messages are delimited on a connection, and how pings and closes are sent.
 //!
-//! Adding a framing: a variant here and its module beside [`tcp`] and [`websocket`], its pairs with codecs in
-//! [`crate::WireFormat`]'s table, and how a client asks for it (for HTTP, [`crate::http`]).
+//! To add a framing, add a variant here and a module beside [`tcp`] and [`websocket`], its pairs with codecs to the
+//! table of [`crate::WireFormat`], and the way a client asks for it (over HTTP: [`crate::http`]).
 
 pub mod tcp;
 pub mod websocket;
@@ -12,11 +12,11 @@ use crate::{
 };
 use websocket::WebSocket;
 
-/// What delimits a session's messages.
+/// Delimiting of a session's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Framing {
-    /// Nothing of its own: every message is a native frame, which says how long it is.
+    /// No bytes of its own: each message is a native frame, which contains its length.
     Tcp = 0,
     /// WebSocket messages (RFC 6455), one for each message that is encoded.
     WebSocket = 1,
@@ -92,7 +92,7 @@ impl Framing {
         }
     }
 
-    /// Appends a ping; `token` goes into it where the framing has room for one.
+    /// Appends a ping, with `token` if the framing has a field for it.
     pub fn write_ping(self, token: u64, out: &mut Vec<u8>) {
         match self {
             Framing::Tcp => tcp::encode_ping(out, token),
@@ -100,7 +100,7 @@ impl Framing {
         }
     }
 
-    /// Appends what closes the stream of messages, after the last of them. Nothing over TCP: the FIN says it.
+    /// Appends what ends the stream of messages: a WebSocket close frame; nothing over TCP, where FIN does.
     pub fn write_close(self, code: u16, reason: &str, out: &mut Vec<u8>) {
         match self {
             Framing::Tcp => {}
@@ -109,49 +109,50 @@ impl Framing {
     }
 }
 
-/// What one step of a [`Decoder`] brought.
+/// Result of one step of a [`Decoder`].
 #[derive(Debug)]
 pub enum Incoming<'a> {
-    /// Something that is for the framing alone: a fragment, a ping (its pong is in the replies), a pong.
+    /// No message: a fragment, a pong, or a ping, whose pong was appended to the replies.
     Nothing,
-    /// A whole message.
+    /// A complete message.
     Message(Message<'a>),
-    /// The peer closes; the answer is in the replies, and nothing may follow it.
+    /// The peer closes. The answer was appended to the replies; nothing may follow it.
     Close,
 }
 
-/// How far a session's input is decoded: 16 bytes, and more only within a message that comes in parts.
+/// A session's decoder: 16 bytes, and more only within a fragmented message.
 #[derive(Debug)]
 pub enum Decoder {
-    /// [`Framing::Tcp`]: the session's own input is all there is to know.
+    /// [`Framing::Tcp`]: keeps no state besides the session's input.
     Tcp,
     /// A WebSocket, with a decoder of its own only within a message in fragments.
     WebSocket(Option<Box<WebSocket>>),
-    /// The same with a decoder of its own for good, which takes longer messages than others.
+    /// A WebSocket with a permanent decoder of its own, for longer messages than the shared ones accept.
     WebSocketOwned(Box<WebSocket>),
 }
 
-const _: () = assert!(size_of::<Decoder>() == 16, "the docs of Decoder say how large it is");
+const _: () = assert!(size_of::<Decoder>() == 16, "the docs of Decoder state its size");
 
-/// What the decoders of one shard share: their bounds, and what those between two messages can do without.
+/// What the decoders of one shard share: limits, and a WebSocket decoder for sessions between messages.
 #[derive(Debug)]
 pub struct SharedDecoders {
     /// Largest native frame, in bytes.
     frame_bytes_max: usize,
-    /// Largest message, in bytes.
+    /// Largest WebSocket message, in bytes.
     message_bytes_max: usize,
+    /// `None` until first needed, and while a session within a message has taken it.
     websocket: Option<Box<WebSocket>>,
 }
 
 impl SharedDecoders {
-    /// Decoders that refuse frames and messages past these bounds.
+    /// Limits of native frames and WebSocket messages, in bytes.
     pub fn new(frame_bytes_max: usize, message_bytes_max: usize) -> SharedDecoders {
         SharedDecoders { frame_bytes_max, message_bytes_max, websocket: None }
     }
 }
 
 impl Decoder {
-    /// A decoder of a session that begins.
+    /// The decoder of a new session.
     pub fn new(framing: Framing) -> Decoder {
         match framing {
             Framing::Tcp => Decoder::Tcp,
@@ -159,15 +160,15 @@ impl Decoder {
         }
     }
 
-    /// A decoder of WebSocket messages of up to `message_bytes_max`, for few sessions.
-    pub fn of_long_messages(message_bytes_max: usize) -> Decoder {
-        Decoder::WebSocketOwned(Box::new(WebSocket::server_of_long_messages(message_bytes_max)))
+    /// A WebSocket decoder with a limit of its own, for the few sessions with long messages.
+    pub fn for_long_messages(message_bytes_max: usize) -> Decoder {
+        Decoder::WebSocketOwned(Box::new(WebSocket::server_for_long_messages(message_bytes_max)))
     }
 
-    /// Takes what `bytes` begin with; what the framing itself answers (pongs, close answers) is appended to `replies`.
+    /// Decodes the message or frame at the start of `bytes`. Pongs and close answers are appended to `replies`.
     ///
     /// # Errors
-    /// A [`DecodeError`]: the session is to end with it, and its decoder is of no more use.
+    /// A [`DecodeError`], after which the session must be closed and the decoder not be used again.
     #[inline]
     pub fn step<'a>(
         &mut self,
@@ -208,7 +209,7 @@ fn incoming<'a>(step: Step<websocket::Incoming>) -> Step<Incoming<'a>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::{self, Kind, Meta};
+    use crate::frame::{self, HeaderFields, Kind};
 
     #[test]
     fn a_message_is_the_same_whole_and_as_it_waits_and_is_sent() {
@@ -233,14 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn a_websocket_has_a_decoder_of_its_own_only_within_a_message() {
+    fn websocket_has_its_own_decoder_only_within_a_message() {
         let mut shared = SharedDecoders::new(1 << 10, 1 << 10);
         let mut decoder = Decoder::new(Framing::WebSocket);
         let mut step = |bytes: &[u8]| {
             let mut replies = Vec::new();
             let step = decoder.step(&mut shared, bytes, &mut replies).unwrap();
             let is_message = matches!(step, Step::Complete(_, Incoming::Message(_)));
-            let Decoder::WebSocket(own) = &decoder else { panic!("a WebSocket") };
+            let Decoder::WebSocket(own) = &decoder else { panic!("not a WebSocket") };
             (is_message, own.is_some(), shared.websocket.is_some())
         };
         assert_eq!(step(&[0x81, 0x82, 0, 0, 0, 0, b'h', b'i']), (true, false, true));
@@ -249,15 +250,23 @@ mod tests {
     }
 
     #[test]
-    fn a_native_frame_is_a_message_of_tcp() {
+    fn native_frame_is_a_message_over_tcp() {
         let mut shared = SharedDecoders::new(1 << 10, 1 << 10);
         let mut bytes = Vec::new();
         Framing::Tcp.write_ping(7, &mut bytes);
         let ping = bytes.len();
-        frame::encode(&mut bytes, Kind::Pong, Meta::default(), &crate::records::Token { token: 7 }, &[]);
+        frame::encode(
+            &mut bytes,
+            Kind::Pong,
+            HeaderFields::default(),
+            &crate::records::Token { token: 7 },
+            &[],
+        );
         let mut decoder = Decoder::new(Framing::Tcp);
         let step = decoder.step(&mut shared, &bytes, &mut Vec::new()).unwrap();
-        let Step::Complete(used, Incoming::Message(Message::Frame(frame))) = step else { panic!("a frame") };
+        let Step::Complete(used, Incoming::Message(Message::Frame(frame))) = step else {
+            panic!("not a frame")
+        };
         assert_eq!((used, frame.kind), (ping, Kind::Ping));
         let partial = decoder.step(&mut shared, &bytes[..ping - 1], &mut Vec::new());
         assert!(matches!(partial, Ok(Step::Partial)));

@@ -1,4 +1,4 @@
-//! The HTTP side of the door: one request head in, a WebSocket upgrade or a short answer out (RFC 9110, RFC 6455).
+//! HTTP: answers one request with a WebSocket upgrade or a short response (RFC 9110, RFC 6455).
 
 use std::borrow::Cow;
 
@@ -10,52 +10,52 @@ use crate::{
     codec::json,
     identity,
     limits::{HTTP_HEADERS_MAX, REFUSED_RETRY_AFTER_S},
-    subscription::{BadOption, Delivery, From, interval_us},
+    subscription::{Delivery, OptionError, StartPosition, interval_us},
 };
 
-/// What to do with a connection whose request head is complete.
+/// What to do on a connection after a complete request head.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Send the response; from then on it is a WebSocket.
+    /// Send the response, then speak WebSocket.
     Upgrade {
         /// The 101 response.
         response: Vec<u8>,
-        /// What the path asked for.
+        /// What the request target asks for.
         target: Target,
     },
-    /// Send the response and close. HTTP here is a door, not a file server: one request a connection.
+    /// Send the response and close: each connection serves one request.
     Respond {
-        /// The whole response.
+        /// The complete response.
         response: Vec<u8>,
-        /// Its status, for the log.
+        /// Its status, for logging.
         status: u16,
     },
 }
 
-/// What a WebSocket is for.
+/// What a WebSocket is used for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Target {
-    /// `/ws`: the protocol, in this wire format; patterns to subscribe at once.
+    /// `/ws`: the protocol, with subscriptions to start immediately.
     Stream {
-        /// From the subprotocol asked for; JSON when none was.
+        /// Selected by the subprotocol; JSON if the client offers none.
         format: WireFormat,
-        /// From `?topics=a.b,c.>`, percent-decoded, not yet checked.
+        /// `?topics=a.b,c.>`, percent-decoded, not validated.
         patterns: Vec<String>,
-        /// From `?policy=conflate&max_rate=5`.
+        /// `?policy=conflate&max_rate=5`.
         delivery: Delivery,
-        /// From `?from=latest`.
-        from: From,
-        /// From `?client=ID`, percent-decoded and checked; empty: none.
+        /// `?from=latest`.
+        from: StartPosition,
+        /// `?client=ID`, percent-decoded and validated; empty: none.
         client: String,
     },
-    /// `/echo`: every message back.
+    /// `/echo`: returns every message.
     Echo,
 }
 
-/// What the server offers over HTTP.
+/// What the server serves over HTTP.
 #[derive(Clone, Copy, Debug)]
-pub struct Offer<'a> {
-    /// Bytes of a request head.
+pub struct HttpConfig<'a> {
+    /// Largest request head, in bytes.
     pub head_bytes_max: usize,
     /// Whether `/echo` exists.
     pub debug_echo: bool,
@@ -63,16 +63,16 @@ pub struct Offer<'a> {
     pub files: &'a dyn StaticFiles,
 }
 
-/// Static files served beside the stream: GET and HEAD of the paths that exist, one response a connection.
+/// Static files, served for GET and HEAD.
 pub trait StaticFiles: std::fmt::Debug + Sync {
-    /// Whether there is a file at this path.
+    /// Whether a file exists at this path.
     fn contains(&self, path: &str) -> bool;
 
-    /// Status and bytes of the whole response, without a body for a HEAD; `None` where no file is at the path.
+    /// Status and bytes of the complete response, without a body for HEAD. `None` if no file exists at this path.
     fn respond(&self, path: &str, headers: &http::HeaderMap, is_head: bool) -> Option<(u16, Vec<u8>)>;
 }
 
-/// No file at all.
+/// No static files.
 #[derive(Clone, Copy, Debug)]
 pub struct NoFiles;
 
@@ -86,38 +86,38 @@ impl StaticFiles for NoFiles {
     }
 }
 
-/// A refusal: status and one line that says what to do instead.
-struct Refusal(StatusCode, String);
+/// An error response: status, and one line of text that says what is wrong.
+struct ErrorResponse(StatusCode, String);
 
-/// Reads the request head that `bytes` begin with. Allocates only for the request it accepts or answers.
-pub fn step(bytes: &[u8], offer: Offer<'_>) -> Step<Answer> {
-    let head = &bytes[..bytes.len().min(offer.head_bytes_max)];
+/// Decodes the request head at the start of `bytes`. Does not allocate while the head is incomplete.
+pub fn step(bytes: &[u8], config: HttpConfig<'_>) -> Step<Answer> {
+    let head = &bytes[..bytes.len().min(config.head_bytes_max)];
     let mut headers = [httparse::EMPTY_HEADER; HTTP_HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
-    let refusal = match request.parse(head) {
-        Ok(httparse::Status::Complete(used)) => match answer(&request, offer) {
+    let error = match request.parse(head) {
+        Ok(httparse::Status::Complete(used)) => match answer(&request, config) {
             Ok(answer) => return Step::Complete(used, answer),
-            Err(refusal) => refusal,
+            Err(error) => error,
         },
-        Ok(httparse::Status::Partial) if bytes.len() < offer.head_bytes_max => return Step::Partial,
-        Ok(httparse::Status::Partial) => Refusal(
+        Ok(httparse::Status::Partial) if bytes.len() < config.head_bytes_max => return Step::Partial,
+        Ok(httparse::Status::Partial) => ErrorResponse(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            format!("the request head is longer than {} bytes", offer.head_bytes_max),
+            format!("the request head is longer than {} bytes", config.head_bytes_max),
         ),
-        Err(httparse::Error::TooManyHeaders) => Refusal(
+        Err(httparse::Error::TooManyHeaders) => ErrorResponse(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            format!("more than {HTTP_HEADERS_MAX} headers"),
+            format!("the request has more than {HTTP_HEADERS_MAX} headers"),
         ),
-        Err(error) => Refusal(StatusCode::BAD_REQUEST, format!("malformed HTTP request: {error}")),
+        Err(error) => ErrorResponse(StatusCode::BAD_REQUEST, format!("malformed HTTP request: {error}")),
     };
-    let mut answer = respond(refusal.0, &refusal.1);
+    let mut answer = respond(error.0, &error.1);
     if request.method == Some("HEAD") {
         cut_body(&mut answer);
     }
     Step::Complete(bytes.len(), answer)
 }
 
-/// A HEAD is answered without the text (RFC 9110, section 9.3.2).
+/// Removes the body, for the response to a HEAD (RFC 9110, section 9.3.2).
 fn cut_body(answer: &mut Answer) {
     if let Answer::Respond { response, .. } = answer
         && let Some(at) = response.windows(4).position(|bytes| bytes == b"\r\n\r\n")
@@ -126,42 +126,45 @@ fn cut_body(answer: &mut Answer) {
     }
 }
 
-fn answer(request: &httparse::Request<'_, '_>, offer: Offer<'_>) -> Result<Answer, Refusal> {
-    let refuse = |status, text: &str| Err(Refusal(status, text.to_owned()));
+fn answer(request: &httparse::Request<'_, '_>, config: HttpConfig<'_>) -> Result<Answer, ErrorResponse> {
+    let fail = |status, text: &str| Err(ErrorResponse(status, text.to_owned()));
     let parts = convert(request)?;
     let headers = parts.headers();
     for single in
         [header::HOST, header::SEC_WEBSOCKET_KEY, header::SEC_WEBSOCKET_VERSION, header::CONTENT_LENGTH]
     {
         if headers.get_all(&single).iter().nth(1).is_some() {
-            return Err(Refusal(StatusCode::BAD_REQUEST, format!("header {single} more than once")));
+            return Err(ErrorResponse(
+                StatusCode::BAD_REQUEST,
+                format!("header {single} is given more than once"),
+            ));
         }
     }
     if !headers.contains_key(header::HOST) && parts.version() == http::Version::HTTP_11 {
-        return refuse(StatusCode::BAD_REQUEST, "header host is missing (RFC 9112, section 3.2)");
+        return fail(StatusCode::BAD_REQUEST, "header host is missing (RFC 9112, section 3.2)");
     }
     if headers.contains_key(header::TRANSFER_ENCODING)
         || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
     {
-        return refuse(StatusCode::BAD_REQUEST, "a request body is not taken here");
+        return fail(StatusCode::BAD_REQUEST, "a request body is not accepted here");
     }
     let is_head = parts.method() == Method::HEAD;
     if (is_head || parts.method() == Method::GET)
-        && let Some((status, response)) = offer.files.respond(parts.uri().path(), headers, is_head)
+        && let Some((status, response)) = config.files.respond(parts.uri().path(), headers, is_head)
     {
         return Ok(Answer::Respond { response, status });
     }
     if parts.method() != Method::GET {
-        let allowed = if offer.files.contains(parts.uri().path()) { "GET, HEAD" } else { "GET" };
-        return refuse(StatusCode::METHOD_NOT_ALLOWED, &format!("{ONLY}{allowed}"));
+        let allowed = if config.files.contains(parts.uri().path()) { "GET, HEAD" } else { "GET" };
+        return fail(StatusCode::METHOD_NOT_ALLOWED, &format!("{ONLY}{allowed}"));
     }
     let target = match parts.uri().path() {
         "/ws" => {
             let Query { patterns, client, delivery, from } = query(parts.uri().query())?;
             Target::Stream { format: WireFormat::WEBSOCKET_JSON, patterns, client, delivery, from }
         }
-        "/echo" if offer.debug_echo => Target::Echo,
-        _ => return refuse(StatusCode::NOT_FOUND, "nothing here: the page is at /, the stream at /ws"),
+        "/echo" if config.debug_echo => Target::Echo,
+        _ => return fail(StatusCode::NOT_FOUND, "not found; the page is at /, the WebSocket at /ws"),
     };
     let mut response = tungstenite::handshake::server::create_response(&parts).map_err(|error| {
         let status = match headers.get(header::UPGRADE) {
@@ -173,7 +176,7 @@ fn answer(request: &httparse::Request<'_, '_>, offer: Offer<'_>) -> Result<Answe
             }
             _ => StatusCode::UPGRADE_REQUIRED,
         };
-        Refusal(status, format!("this is a WebSocket: {error}"))
+        ErrorResponse(status, format!("this path is a WebSocket endpoint: {error}"))
     })?;
     let target = match target {
         Target::Stream { patterns, client, delivery, from, .. } => {
@@ -183,15 +186,16 @@ fn answer(request: &httparse::Request<'_, '_>, offer: Offer<'_>) -> Result<Answe
     };
     let mut bytes = Vec::with_capacity(256);
     tungstenite::handshake::server::write_response(&mut bytes, &response)
-        .map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        .map_err(|error| ErrorResponse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(Answer::Upgrade { response: bytes, target })
 }
 
-/// httparse's view as the `http` crate's request, which tungstenite's handshake takes.
-fn convert(request: &httparse::Request<'_, '_>) -> Result<http::Request<()>, Refusal> {
-    let bad =
-        |error: http::Error| Refusal(StatusCode::BAD_REQUEST, format!("malformed HTTP request: {error}"));
-    // RFC 3986 wants the `>` of a pattern written %3E, but many WebSocket tools send what was typed.
+/// Converts to the `http` crate's request, which tungstenite's handshake requires.
+fn convert(request: &httparse::Request<'_, '_>) -> Result<http::Request<()>, ErrorResponse> {
+    let bad = |error: http::Error| {
+        ErrorResponse(StatusCode::BAD_REQUEST, format!("malformed HTTP request: {error}"))
+    };
+    // RFC 3986 requires %3E for the `>` of a pattern, but many WebSocket tools send it unescaped.
     let target = request.path.unwrap_or_default().replace('>', "%3E");
     let mut parts = http::Request::builder()
         .method(request.method.unwrap_or_default())
@@ -207,23 +211,26 @@ fn convert(request: &httparse::Request<'_, '_>) -> Result<http::Request<()>, Ref
     Ok(parts)
 }
 
-/// The first subprotocol the client offers that this server speaks (RFC 6455, section 4.2.2).
-fn negotiate(headers: &http::HeaderMap, response: &mut http::Response<()>) -> Result<WireFormat, Refusal> {
-    let mut asked = headers
+/// Selects the first offered subprotocol that is supported (RFC 6455, section 4.2.2), for the response too.
+fn negotiate(
+    headers: &http::HeaderMap,
+    response: &mut http::Response<()>,
+) -> Result<WireFormat, ErrorResponse> {
+    let mut offered = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim)
         .peekable();
-    if asked.peek().is_none() {
+    if offered.peek().is_none() {
         return Ok(WireFormat::WEBSOCKET_JSON);
     }
-    let Some(format) = asked.find_map(WireFormat::of_subprotocol) else {
+    let Some(format) = offered.find_map(WireFormat::of_subprotocol) else {
         let names: Vec<_> = WireFormat::subprotocols().collect();
-        return Err(Refusal(
+        return Err(ErrorResponse(
             StatusCode::BAD_REQUEST,
-            format!("unknown subprotocol: use {}", names.join(", ")),
+            format!("unknown subprotocol; use {}", names.join(", ")),
         ));
     };
     if let Some(name) = format.subprotocol() {
@@ -232,19 +239,19 @@ fn negotiate(headers: &http::HeaderMap, response: &mut http::Response<()>) -> Re
     Ok(format)
 }
 
-/// What `/ws?` may ask for.
+/// The query parameters of `/ws`.
 #[derive(Default)]
 struct Query {
     patterns: Vec<String>,
     client: String,
     delivery: Delivery,
-    from: From,
+    from: StartPosition,
 }
 
-/// Reads `topics=a.b,c.>&client=ID&from=latest&policy=conflate&max_rate=5`. A literal comma in a name is written `%2C`,
-/// and `&` in an identity `%26`.
-fn query(text: Option<&str>) -> Result<Query, Refusal> {
-    let bad = |text: String| Refusal(StatusCode::BAD_REQUEST, text);
+/// Parses `topics=a.b,c.>&client=ID&from=latest&policy=conflate&max_rate=5`. A comma within a name is escaped as `%2C`,
+/// an `&` within an identity as `%26`.
+fn query(text: Option<&str>) -> Result<Query, ErrorResponse> {
+    let bad = |text: String| ErrorResponse(StatusCode::BAD_REQUEST, text);
     let mut query = Query::default();
     for pair in text.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -253,22 +260,22 @@ fn query(text: Option<&str>) -> Result<Query, Refusal> {
                 for pattern in value.split(',').filter(|pattern| !pattern.is_empty()) {
                     let pattern = percent_decode_str(pattern)
                         .decode_utf8()
-                        .map_err(|_| bad("topics is not UTF-8".into()))?;
+                        .map_err(|_| bad("parameter topics is not UTF-8".into()))?;
                     query.patterns.push(pattern.into_owned());
                 }
             }
-            "from" => query.from = json::from_word(value).map_err(|error| bad(error.to_string()))?,
+            "from" => query.from = json::start_from_word(value).map_err(|error| bad(error.to_string()))?,
             "policy" => {
                 query.delivery.policy =
-                    Some(value.parse().map_err(|error: BadOption| bad(error.to_string()))?);
+                    Some(value.parse().map_err(|error: OptionError| bad(error.to_string()))?);
             }
             "max_rate" => {
                 let rate =
-                    value.parse().map_err(|_| bad(BadOption::MaxRate(value.to_owned()).to_string()))?;
+                    value.parse().map_err(|_| bad(OptionError::MaxRate(value.to_owned()).to_string()))?;
                 query.delivery.interval_us = interval_us(rate).map_err(|error| bad(error.to_string()))?;
             }
             "client" if !query.client.is_empty() => {
-                return Err(bad("parameter client more than once".into()));
+                return Err(bad("parameter client is given more than once".into()));
             }
             "client" => {
                 let value: Cow<'_, [u8]> = percent_decode_str(value).into();
@@ -278,7 +285,7 @@ fn query(text: Option<&str>) -> Result<Query, Refusal> {
             }
             _ => {
                 return Err(bad(format!(
-                    "unknown parameter {name:?}: topics=a.b,c.>, client=ID, from=latest, policy=conflate or max_rate=5"
+                    "unknown parameter {name:?}; use topics=a.b,c.>, client=ID, from=latest, policy=conflate or max_rate=5"
                 )));
             }
         }
@@ -286,10 +293,10 @@ fn query(text: Option<&str>) -> Result<Query, Refusal> {
     Ok(query)
 }
 
-/// Before the methods, in the text of a refusal for another one.
+/// Precedes the allowed methods in the text of a 405 response.
 const ONLY: &str = "only ";
 
-/// A whole response that closes the connection.
+/// A complete response that closes the connection.
 fn respond(status: StatusCode, text: &str) -> Answer {
     let header = match status {
         StatusCode::UPGRADE_REQUIRED => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n".into(),
@@ -309,14 +316,16 @@ fn respond(status: StatusCode, text: &str) -> Answer {
     Answer::Respond { response: response.into_bytes(), status: status.as_u16() }
 }
 
-/// The answer to a client that did not finish its request in time.
+/// The response to a client that did not complete its request in time.
 pub fn timed_out() -> Vec<u8> {
     bytes(respond(StatusCode::REQUEST_TIMEOUT, "the request head did not arrive in time"))
 }
 
-/// The answer to a client that is not let in: its status and why.
+/// The response to a client that is not admitted: `status` (503 or 429) and the reason.
 pub fn refused(status: u16, text: &str) -> Vec<u8> {
-    bytes(respond(StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE), text))
+    let code = StatusCode::from_u16(status);
+    debug_assert!(code.is_ok(), "{status} is an HTTP status");
+    bytes(respond(code.unwrap_or(StatusCode::SERVICE_UNAVAILABLE), text))
 }
 
 fn bytes(answer: Answer) -> Vec<u8> {
@@ -330,14 +339,14 @@ mod tests {
     use super::*;
     use crate::subscription::Policy;
 
-    const OFFER: Offer<'_> = Offer { head_bytes_max: 1024, debug_echo: false, files: &NoFiles };
-    /// The example of RFC 6455, section 1.3.
+    const CONFIG: HttpConfig<'_> = HttpConfig { head_bytes_max: 1024, debug_echo: false, files: &NoFiles };
+    /// The example in RFC 6455, section 1.3, with the path of the stream.
     const REQUEST: &str = "GET /ws?topics=a.b,c.%3E HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: \
                            keep-alive, Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: \
                            dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
     fn status(request: &str) -> u16 {
-        match step(request.as_bytes(), OFFER) {
+        match step(request.as_bytes(), CONFIG) {
             Step::Complete(_, Answer::Respond { status, .. }) => status,
             Step::Complete(_, Answer::Upgrade { .. }) => 101,
             Step::Partial => 0,
@@ -345,11 +354,11 @@ mod tests {
     }
 
     #[test]
-    fn an_upgrade_names_format_and_topics() {
+    fn upgrade_request_selects_format_and_topics() {
         let request = format!("{REQUEST}Sec-WebSocket-Protocol: other, tickcast.v1.raw\r\n\r\nrest");
-        let Step::Complete(used, Answer::Upgrade { response, target }) = step(request.as_bytes(), OFFER)
+        let Step::Complete(used, Answer::Upgrade { response, target }) = step(request.as_bytes(), CONFIG)
         else {
-            panic!("upgrade")
+            panic!("not an upgrade")
         };
         assert_eq!(used, request.len() - 4);
         let response = String::from_utf8(response).unwrap().to_lowercase();
@@ -362,34 +371,37 @@ mod tests {
                 format: WireFormat::WEBSOCKET_RAW,
                 patterns: vec!["a.b".into(), "c.>".into()],
                 delivery: Delivery::default(),
-                from: From::Live,
+                from: StartPosition::Live,
                 client: String::new(),
             }
         );
     }
 
     #[test]
-    fn a_pattern_may_be_typed_without_escapes() {
+    fn pattern_in_the_query_needs_no_escapes() {
         let request = format!("{}\r\n", REQUEST.replace("c.%3E", "c.>,*.d"));
-        let Step::Complete(_, Answer::Upgrade { target, .. }) = step(request.as_bytes(), OFFER) else {
-            panic!("upgrade")
+        let Step::Complete(_, Answer::Upgrade { target, .. }) = step(request.as_bytes(), CONFIG) else {
+            panic!("not an upgrade")
         };
         let patterns = vec!["a.b".into(), "c.>".into(), "*.d".into()];
         let client = String::new();
-        let (format, delivery, from) = (WireFormat::WEBSOCKET_JSON, Delivery::default(), From::Live);
+        let (format, delivery, from) = (WireFormat::WEBSOCKET_JSON, Delivery::default(), StartPosition::Live);
         assert_eq!(target, Target::Stream { format, patterns, client, delivery, from });
     }
 
     #[test]
-    fn the_path_may_say_how_to_deliver() {
+    fn query_parameters_select_start_policy_and_rate() {
         let request = format!("{}\r\n", REQUEST.replace("c.%3E", "c&from=latest&policy=conflate&max_rate=5"));
-        let Step::Complete(_, Answer::Upgrade { target, .. }) = step(request.as_bytes(), OFFER) else {
-            panic!("upgrade")
+        let Step::Complete(_, Answer::Upgrade { target, .. }) = step(request.as_bytes(), CONFIG) else {
+            panic!("not an upgrade")
         };
         let client = String::new();
         let delivery = Delivery { policy: Some(Policy::Conflate), interval_us: 200_000 };
         let (format, patterns) = (WireFormat::WEBSOCKET_JSON, vec!["a.b".into(), "c".into()]);
-        assert_eq!(target, Target::Stream { format, patterns, client, delivery, from: From::Latest });
+        assert_eq!(
+            target,
+            Target::Stream { format, patterns, client, delivery, from: StartPosition::Latest }
+        );
         for bad in ["from=1", "policy=x", "max_rate=0", "max_rate=NaN", "max_rate=x"] {
             let request = format!("{}\r\n", REQUEST.replace("topics=a.b,c.%3E", bad));
             assert_eq!(status(&request), 400, "{bad}");
@@ -397,10 +409,10 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_is_decoded_and_checked_and_its_refusal_names_the_parameter() {
+    fn identity_in_the_query_is_decoded_and_validated() {
         let answer = |query: &str| {
             let request = format!("{}\r\n", REQUEST.replace("topics=a.b,c.%3E", query));
-            match step(request.as_bytes(), OFFER) {
+            match step(request.as_bytes(), CONFIG) {
                 Step::Complete(_, Answer::Upgrade { target: Target::Stream { client, .. }, .. }) => {
                     Ok(client)
                 }
@@ -428,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_and_foreign_requests_get_their_status() {
+    fn invalid_requests_are_answered_with_their_status() {
         let with = |from: &str, to: &str| status(&format!("{}\r\n", REQUEST.replace(from, to)));
         assert_eq!(with("/ws", "/nope"), 404);
         assert_eq!(with("/ws", "/echo"), 404);

@@ -1,20 +1,20 @@
-//! Who a client says it is: the rule of identities, the shard that serves one, and who holds one now.
+//! Client identities and the rules they follow.
 //!
-//! An identity is a client's own word, not a proof: it decides where a client is served and which connection is taken
-//! for an older one of the same client, nothing else.
+//! An identity is a claim, not a credential. It decides only which shard serves the client and which earlier connection
+//! belongs to the same client.
 
 use std::fmt;
 
 use crate::limits::IDENTITY_BYTES_MAX;
 
-/// The rule that an identity breaks.
+/// A rule that an identity violates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdentityError {
-    /// No bytes, or more than 255.
+    /// Empty, or longer than 255 bytes; the length.
     Length(usize),
     /// Not UTF-8.
     NotUtf8,
-    /// A control character.
+    /// Contains a control character.
     Control,
 }
 
@@ -22,20 +22,20 @@ impl fmt::Display for IdentityError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             IdentityError::Length(len) => {
-                write!(f, "client identity: {len} bytes long, 1 to {IDENTITY_BYTES_MAX} allowed")
+                write!(f, "client identity is {len} bytes long; 1 to {IDENTITY_BYTES_MAX} are allowed")
             }
-            IdentityError::NotUtf8 => write!(f, "client identity: not UTF-8"),
-            IdentityError::Control => write!(f, "client identity: holds a control character"),
+            IdentityError::NotUtf8 => write!(f, "client identity is not UTF-8"),
+            IdentityError::Control => write!(f, "client identity contains a control character"),
         }
     }
 }
 
 impl std::error::Error for IdentityError {}
 
-/// Checks an identity.
+/// Checks an identity and returns it as text.
 ///
 /// # Errors
-/// The first [`IdentityError`] found.
+/// The first rule violated.
 pub fn check(identity: &[u8]) -> Result<&str, IdentityError> {
     if identity.is_empty() || identity.len() > IDENTITY_BYTES_MAX {
         return Err(IdentityError::Length(identity.len()));
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn identities_are_short_text_without_control_characters() {
+    fn identity_is_short_utf8_without_control_characters() {
         for good in ["a", "app 7", "käse/\u{1f600}", &"x".repeat(255)] {
             assert_eq!(check(good.as_bytes()), Ok(good));
         }

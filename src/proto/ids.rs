@@ -1,30 +1,30 @@
-//! Identifiers that every crate shares.
+//! Identifiers that all crates share.
 
-/// Identifies a topic on the wire, for the life of the server: `local_index * shards + home`, never 0.
+/// Wire id of a topic, never 0. Fixed while the server runs: `(local_index + 1) * shards + home`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicId(pub u32);
 
-/// Position of a tick in its topic, from 1.
+/// Number of a tick within its topic, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Sequence(pub u64);
 
-/// One executor and all it owns; 0 to `shards - 1`.
+/// Index of a shard (one executor and everything it owns), from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardId(pub u16);
 
 impl TopicId {
-    /// The id of the `local_index`-th topic (from 0) that `home` sequences. `None` when 32 bits are used up.
+    /// The id of topic `local_index` (from 0) of the shard `home`. `None` if it does not fit 32 bits.
     pub fn new(local_index: u32, home: ShardId, shards: u16) -> Option<TopicId> {
         let id = (u64::from(local_index) + 1) * u64::from(shards) + u64::from(home.0);
         u32::try_from(id).ok().map(TopicId)
     }
 
-    /// The shard that sequences this topic.
+    /// The topic's home: the shard that sequences it.
     pub fn home(self, shards: u16) -> ShardId {
         ShardId((self.0 % u32::from(shards)) as u16)
     }
 
-    /// Position among the topics of its home, from 0; `None` for the ids below `shards`, which no topic has.
+    /// Index among the topics of its home, from 0. `None` for ids below `shards`, which are never assigned.
     pub fn local_index(self, shards: u16) -> Option<u32> {
         (self.0 / u32::from(shards)).checked_sub(1)
     }
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn topic_ids_are_unique_over_shards_and_never_zero() {
+    fn topic_ids_are_unique_across_shards_and_never_zero() {
         let mut seen = std::collections::HashSet::new();
         for shards in [1u16, 4, 7] {
             seen.clear();

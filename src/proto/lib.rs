@@ -1,6 +1,6 @@
-//! What goes over the wire: pure bytes in, values out, and back. No socket, no clock, no session.
+//! The wire protocol: decodes bytes into values and encodes values into bytes. No socket, no clock, no session state.
 //!
-//! `PROTOCOL.md` beside this file is the specification; `tests/golden.rs` holds the code to its bytes.
+//! `PROTOCOL.md` beside this file is the specification; `tests/golden.rs` checks the code against its bytes.
 
 pub mod codec;
 pub mod command;
@@ -23,11 +23,11 @@ pub use self::{
     wire_format::WireFormat,
 };
 
-/// How far a decoder came: needing more bytes is a value, not an error.
+/// Result of one decoding step. "More bytes needed" is a value, not an error.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<T> {
-    /// The bytes end before the message does.
+    /// The input ends in the middle of a message. Nothing was consumed: call again with the same bytes and more.
     Partial,
-    /// One message, and how many bytes it took.
+    /// The number of bytes consumed, and what they hold.
     Complete(usize, T),
 }

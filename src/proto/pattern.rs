@@ -1,45 +1,47 @@
-//! Topic names and subscription patterns: the rules they follow, and which match.
+//! Topic names and subscription patterns: syntax and matching.
 //!
-//! The matching rules are NATS's: `*` as a whole token takes one token, `>` as the last token takes one or more.
+//! Patterns match as in NATS: the token `*` matches exactly one token; `>` as the last token matches one or more.
 
 use std::fmt;
 
 use crate::limits::TOPIC_BYTES_MAX;
 
-/// The rule of names that a topic or pattern breaks.
+/// A rule that a topic name or pattern violates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameError {
-    /// No bytes, or more than 255.
+    /// Empty, or longer than 255 bytes; the length.
     Length(usize),
     /// Not UTF-8.
     NotUtf8,
-    /// A blank or a control character.
-    BlankOrControl,
-    /// Two dots in a row, or a dot at an end.
+    /// Contains whitespace or a control character.
+    WhitespaceOrControl,
+    /// Contains an empty token: two dots in a row, or a dot at either end.
     EmptyToken,
-    /// `*` or `>` in a topic that is published to.
+    /// Contains `*` or `>`, which only patterns may.
     Wildcard,
-    /// `>` as a token that is not the last.
-    RestNotLast,
+    /// Contains `>` as a token before the last.
+    FullWildcardNotLast,
 }
 
 impl fmt::Display for NameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            NameError::Length(len) => write!(f, "{len} bytes long, 1 to {TOPIC_BYTES_MAX} allowed"),
+            NameError::Length(len) => write!(f, "{len} bytes long; 1 to {TOPIC_BYTES_MAX} are allowed"),
             NameError::NotUtf8 => write!(f, "not UTF-8"),
-            NameError::BlankOrControl => write!(f, "holds a blank or a control character"),
-            NameError::EmptyToken => write!(f, "holds an empty token: two dots in a row, or a dot at an end"),
-            NameError::Wildcard => write!(f, "holds a wildcard: `*` and `>` are for subscriptions"),
-            NameError::RestNotLast => write!(f, "holds `>` before the last token"),
+            NameError::WhitespaceOrControl => write!(f, "contains whitespace or a control character"),
+            NameError::EmptyToken => {
+                write!(f, "contains an empty token: two dots in a row, or a dot at either end")
+            }
+            NameError::Wildcard => write!(f, "contains a wildcard; `*` and `>` are for subscriptions"),
+            NameError::FullWildcardNotLast => write!(f, "contains `>` before the last token"),
         }
     }
 }
 
-/// Checks a name that is published to.
+/// Checks a topic name, as in PUBLISH, and returns it as text.
 ///
 /// # Errors
-/// The first [`NameError`] found.
+/// The first rule violated.
 pub fn check_topic(name: &[u8]) -> Result<&str, NameError> {
     let name = check_tokens(name)?;
     if name.contains(['*', '>']) {
@@ -48,14 +50,14 @@ pub fn check_topic(name: &[u8]) -> Result<&str, NameError> {
     Ok(name)
 }
 
-/// Checks a subscription's pattern.
+/// Checks a subscription pattern and returns it as text.
 ///
 /// # Errors
-/// The first [`NameError`] found.
+/// The first rule violated.
 pub fn check_pattern(pattern: &[u8]) -> Result<&str, NameError> {
     let pattern = check_tokens(pattern)?;
     match pattern.split('.').position(|token| token == ">") {
-        Some(at) if at + 1 != pattern.split('.').count() => Err(NameError::RestNotLast),
+        Some(at) if at + 1 != pattern.split('.').count() => Err(NameError::FullWildcardNotLast),
         _ => Ok(pattern),
     }
 }
@@ -66,7 +68,7 @@ fn check_tokens(name: &[u8]) -> Result<&str, NameError> {
     }
     let name = simdutf8::basic::from_utf8(name).map_err(|_| NameError::NotUtf8)?;
     if name.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return Err(NameError::BlankOrControl);
+        return Err(NameError::WhitespaceOrControl);
     }
     if name.split('.').any(str::is_empty) {
         return Err(NameError::EmptyToken);
@@ -74,12 +76,12 @@ fn check_tokens(name: &[u8]) -> Result<&str, NameError> {
     Ok(name)
 }
 
-/// Whether the pattern names exactly one topic.
+/// Whether the pattern has no wildcard and so matches exactly one topic.
 pub fn is_exact(pattern: &str) -> bool {
     !pattern.split('.').any(|token| token == "*" || token == ">")
 }
 
-/// Whether `pattern` takes `topic`. No allocation.
+/// Whether `pattern` matches `topic`. Does not allocate.
 pub fn matches(pattern: &str, topic: &str) -> bool {
     let mut topic = topic.split('.');
     for token in pattern.split('.') {
@@ -98,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_follow_the_rules() {
+    fn names_that_violate_a_rule_are_rejected_with_it() {
         assert_eq!(check_topic(b"a.b-c.D_1"), Ok("a.b-c.D_1"));
         assert_eq!(check_topic("kurs.größe".as_bytes()), Ok("kurs.größe"));
         assert_eq!(check_topic(b""), Err(NameError::Length(0)));
@@ -106,7 +108,7 @@ mod tests {
         assert!(check_topic(&[b'a'; 255]).is_ok());
         assert_eq!(check_topic(b"a\xff"), Err(NameError::NotUtf8));
         for name in ["a b", "a\tb", "a\u{7f}", "a\u{a0}b", "a\0"] {
-            assert_eq!(check_topic(name.as_bytes()), Err(NameError::BlankOrControl), "{name:?}");
+            assert_eq!(check_topic(name.as_bytes()), Err(NameError::WhitespaceOrControl), "{name:?}");
         }
         for name in [".", ".a", "a.", "a..b"] {
             assert_eq!(check_topic(name.as_bytes()), Err(NameError::EmptyToken), "{name:?}");
@@ -116,11 +118,11 @@ mod tests {
         }
         assert!(check_pattern(b"*.b.>").is_ok() && check_pattern(b"a*.>b").is_ok());
         for pattern in [">.a", "a.>.b"] {
-            assert_eq!(check_pattern(pattern.as_bytes()), Err(NameError::RestNotLast), "{pattern:?}");
+            assert_eq!(check_pattern(pattern.as_bytes()), Err(NameError::FullWildcardNotLast), "{pattern:?}");
         }
     }
 
-    /// The examples of the NATS documentation on subject-based messaging, and its corner cases.
+    /// The examples in the NATS documentation on subject-based messaging, and corner cases.
     #[test]
     fn patterns_match_as_in_nats() {
         for (pattern, topic, expected) in [

@@ -1,103 +1,103 @@
-//! What the server says to one session: the same replies in every wire format. What it says to many (ticks, topic
-//! announcements) is encoded once in the egress logs instead.
+//! Replies: messages to one session, the same in every wire format. Messages that sessions share (ticks and topic
+//! announcements) are encoded once, in the egress logs.
 
 use crate::{ErrorCode, WireFormat, ids::TopicId};
 
-/// One reply.
+/// A message to one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply<'a> {
-    /// To hello.
+    /// Answers HELLO.
     Welcome {
-        /// The hello's.
+        /// Request id of the HELLO.
         request: u32,
-        /// The server's life.
+        /// Epoch of the server's topics.
         epoch: u64,
-        /// This session.
+        /// Session id.
         session: u64,
-        /// Largest frame taken, in bytes.
+        /// Largest frame that the server accepts, in bytes.
         frame_bytes_max: usize,
     },
-    /// A subscription is live.
+    /// A subscription is live, or was updated.
     Subscribed {
-        /// The subscribe's.
+        /// Request id of the SUBSCRIBE or UPDATE.
         request: u32,
-        /// What was subscribed.
+        /// The pattern subscribed.
         pattern: &'a str,
-        /// The server's life.
+        /// Epoch of the server's topics.
         epoch: u64,
     },
-    /// What became of a place that was named.
+    /// Whether the ticks after a given position follow.
     Recovered {
-        /// 0 for a topic that does not exist.
+        /// Topic id; 0: the topic does not exist.
         topic_id: u32,
-        /// The topic.
+        /// Topic name.
         name: &'a str,
-        /// The server's life.
+        /// Epoch of the server's topics.
         epoch: u64,
-        /// The topic's last sequence.
+        /// Last sequence of the topic.
         sequence: u64,
-        /// Whether every tick after the place follows; else the newest do.
+        /// Whether every tick after the position follows. If not, a snapshot does.
         recovered: bool,
     },
-    /// Ticks that a newer one stands for.
+    /// Ticks that the next one replaces.
     Conflated {
-        /// The topic.
+        /// Topic id.
         topic: TopicId,
-        /// The topic.
+        /// Topic name.
         name: &'a str,
-        /// The first of them.
+        /// First sequence of the range.
         from: u64,
-        /// The one after the last.
+        /// First sequence after the range.
         to: u64,
     },
-    /// Ticks that are lost to this session.
+    /// Ticks that this session has lost.
     Gap {
-        /// The topic.
+        /// Topic id.
         topic: TopicId,
-        /// The topic.
+        /// Topic name.
         name: &'a str,
-        /// The first of them.
+        /// First sequence of the range.
         from: u64,
-        /// The one after the last.
+        /// First sequence after the range.
         to: u64,
     },
     /// A subscription has ended.
     Unsubscribed {
-        /// The unsubscribe's.
+        /// Request id of the UNSUBSCRIBE.
         request: u32,
-        /// What was unsubscribed.
+        /// The pattern unsubscribed.
         pattern: &'a str,
     },
-    /// To a ping.
+    /// Answers PING.
     Pong {
-        /// As it came.
+        /// Token of the PING.
         token: u64,
     },
     /// A request failed.
     Error {
-        /// The request's; 0 where it named none.
+        /// Request id of the failed request; 0 if it had none.
         request: u32,
-        /// Which rule it broke.
+        /// Why it failed.
         code: ErrorCode,
-        /// For a person.
+        /// Text for people.
         text: &'a str,
     },
-    /// The last message; on a WebSocket the close frame follows by itself.
+    /// The last message. Over WebSocket, a close frame follows it.
     Closing {
-        /// As in the close frame.
+        /// Close code.
         code: u16,
-        /// For a person.
+        /// Text for people.
         reason: &'a str,
-        /// When to come back, milliseconds from now; 0: at the client's own pace.
+        /// Delay before reconnecting, milliseconds; 0: the client decides.
         reconnect_after_ms: u32,
     },
 }
 
-/// Who the server says it is.
+/// The server's name and version, in WELCOME.
 pub const SERVER: &str = concat!("tickcast/", env!("CARGO_PKG_VERSION"));
 
 impl Reply<'_> {
-    /// Appends the reply, as a whole message; nothing where the codec has no replies.
+    /// Appends the reply as a complete message, or nothing if the codec has no replies.
     pub fn encode(&self, format: WireFormat, out: &mut Vec<u8>) {
         let WireFormat { codec, framing } = format;
         framing.write_with(codec.message_type(), out, |body| codec.encode_reply(self, body));

@@ -1,5 +1,4 @@
-//! What a subscriber may ask for besides a pattern: where to begin, how fast, and what becomes of ticks that its
-//! socket has no room for.
+//! Options of a subscription: start position, rate limit, and policy while the session is behind.
 
 use std::{collections::HashMap, fmt, str::FromStr};
 
@@ -8,23 +7,23 @@ use crate::{
     pattern,
 };
 
-/// What becomes of a subscriber's ticks while its session is behind.
+/// What to do with a subscription's ticks while its session is behind.
 ///
-/// In this order the more faithful one wins where several subscriptions of a session match a topic.
+/// Ordered: if several subscriptions of a session match a topic, the greatest policy applies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Policy {
-    /// Only the newest tick of each topic (and key) survives; a CONFLATED before it says which it stands for.
+    /// Keep only the newest tick of each topic and key; announce the ones it replaces with CONFLATED.
     Conflate = 1,
-    /// The oldest go; a GAP before the next tick says which.
+    /// Drop the oldest ticks and announce them with GAP before the next tick.
     Drop = 2,
-    /// Nothing is left out: a session that falls too far behind is closed.
+    /// Keep every tick; close a session that falls too far behind.
     #[default]
     Disconnect = 3,
 }
 
 impl Policy {
-    /// Name in JSON, in options and in logs.
+    /// Name in JSON, options and logs.
     pub fn name(self) -> &'static str {
         match self {
             Policy::Conflate => "conflate",
@@ -35,108 +34,117 @@ impl Policy {
 }
 
 impl FromStr for Policy {
-    type Err = BadOption;
+    type Err = OptionError;
 
-    fn from_str(text: &str) -> Result<Policy, BadOption> {
+    fn from_str(text: &str) -> Result<Policy, OptionError> {
         [Policy::Conflate, Policy::Drop, Policy::Disconnect]
             .into_iter()
             .find(|policy| policy.name() == text)
-            .ok_or_else(|| BadOption::Policy(text.chars().take(32).collect()))
+            .ok_or_else(|| OptionError::Policy(text.chars().take(32).collect()))
     }
 }
 
-/// Where a subscription begins.
+/// Where a subscription starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum From {
-    /// With the next tick.
+pub enum StartPosition {
+    /// At the next tick.
     #[default]
     Live,
-    /// With the newest tick of every matching topic and key.
+    /// At the newest tick of each matching topic and key, sent as a snapshot.
     Latest,
-    /// After this position, in every matching topic.
-    Position(Position),
-    /// After these positions, by topic's name; a topic that is not among them from its first tick, if the epoch is
-    /// the server's.
-    Positions(u64, HashMap<Box<str>, u64>),
-    /// After the positions that RESUME frames named before.
+    /// After this position in every matching topic.
+    After(Position),
+    /// After one position per topic. Matching topics without one start at their oldest tick kept.
+    AfterEach {
+        /// Epoch of all the sequences.
+        epoch: u64,
+        /// Last sequence received, by topic name.
+        sequences: HashMap<Box<str>, u64>,
+    },
+    /// Like `AfterEach`, with the positions that RESUME frames gave before.
     Resume,
 }
 
-/// A place in a topic: the last tick a client has.
+/// A client's position in a topic: the last tick it has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// The life of the sequencer that counted.
+    /// Epoch of the sequence: changes whenever sequences start again.
     pub epoch: u64,
-    /// The last sequence received; 0 for none.
+    /// Last sequence received; 0: none.
     pub sequence: u64,
 }
 
-/// How a subscription is to be delivered. What is not given is left to the topic's default.
+/// Policy and rate of a subscription.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Delivery {
-    /// What becomes of its ticks while the session is behind.
+    /// What to do while the session is behind; `None`: the topic's default.
     pub policy: Option<Policy>,
-    /// Ticks of one topic come at least this far apart, the ones between conflated; 0: no bound. Microseconds, so that
-    /// the slowest rate fits.
+    /// Shortest interval between ticks of a topic, in microseconds; 0: none. Ticks in between are conflated.
     pub interval_us: u32,
 }
 
-/// An option that makes no sense.
+/// An invalid subscription option, with the value given.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BadOption {
-    /// No such policy.
+pub enum OptionError {
+    /// Unknown policy.
     Policy(String),
-    /// Out of range, or not a number.
+    /// Not a number, or out of range.
     MaxRate(String),
-    /// No such beginning.
+    /// Unknown start position.
     From(String),
 }
 
-impl fmt::Display for BadOption {
+impl fmt::Display for OptionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            BadOption::Policy(text) => {
-                write!(f, "policy: unknown {text:?}: conflate, drop or disconnect")
+            OptionError::Policy(text) => {
+                write!(f, "policy: unknown value {text:?}; use conflate, drop or disconnect")
             }
-            BadOption::MaxRate(text) => {
-                write!(f, "max_rate: {text}: {MAX_RATE_LOWEST} to {MAX_RATE_HIGHEST} ticks a second")
+            OptionError::MaxRate(text) => {
+                write!(
+                    f,
+                    "max_rate: {text} is not a rate from {MAX_RATE_LOWEST} to {MAX_RATE_HIGHEST} ticks per second"
+                )
             }
-            BadOption::From(text) => {
-                write!(f, "from: unknown {text}: live, latest, or a position: epoch and sequence")
+            OptionError::From(text) => {
+                write!(
+                    f,
+                    "from: {text} is not a start position; use live, latest, or epoch with sequence or sequences"
+                )
             }
         }
     }
 }
 
-impl std::error::Error for BadOption {}
+impl std::error::Error for OptionError {}
 
-/// The interval of a rate in ticks a second.
+/// Converts a rate in ticks per second to an interval in microseconds.
 ///
 /// # Errors
-/// [`BadOption::MaxRate`] outside [`MAX_RATE_LOWEST`] to [`MAX_RATE_HIGHEST`], NaN included.
-pub fn interval_us(max_rate: f64) -> Result<u32, BadOption> {
+/// [`OptionError::MaxRate`] if it is not within [`MAX_RATE_LOWEST`] to [`MAX_RATE_HIGHEST`].
+pub fn interval_us(max_rate: f64) -> Result<u32, OptionError> {
     if !(MAX_RATE_LOWEST..=MAX_RATE_HIGHEST).contains(&max_rate) {
-        return Err(BadOption::MaxRate(max_rate.to_string()));
+        return Err(OptionError::MaxRate(max_rate.to_string()));
     }
     Ok((1e6 / max_rate).round() as u32)
 }
 
-/// A value for each topic: that of the first pattern which matches, else a default. Looked up once a topic.
+/// A setting by topic: the value of the first pattern that matches, else the default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules<T> {
-    /// Pattern and value, the first that matches wins. Bound: what the configuration lists.
+    /// Patterns and their values. The first match wins. Bound: the rules in the configuration.
     pub rules: Vec<(Box<str>, T)>,
-    /// Where none matches.
+    /// Value of topics that no pattern matches.
     pub default: T,
 }
 
 impl<T: Copy> Rules<T> {
-    /// The same for every topic.
+    /// The same value for every topic.
     pub fn all(default: T) -> Rules<T> {
         Rules { rules: Vec::new(), default }
     }
 
-    /// The value for a topic.
+    /// The value for a topic. A match against each rule.
     pub fn of(&self, topic: &str) -> T {
         let rule = self.rules.iter().find(|(pattern, _)| pattern::matches(pattern, topic));
         rule.map_or(self.default, |&(_, value)| value)
@@ -148,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_outside_their_range_are_refused_by_name() {
+    fn rate_out_of_range_is_rejected_with_the_option_name() {
         assert_eq!(interval_us(10.0), Ok(100_000));
         assert_eq!(interval_us(MAX_RATE_LOWEST), Ok(1_000_000_000));
         for bad in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-9, 1e9] {
@@ -157,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_rule_that_matches_wins() {
+    fn first_matching_rule_wins() {
         let rules = Rules {
             rules: vec![("a.b".into(), Policy::Drop), ("a.>".into(), Policy::Conflate)],
             default: Policy::Disconnect,
@@ -168,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn policies_read_back_from_their_names() {
+    fn policies_parse_from_their_names() {
         for policy in [Policy::Conflate, Policy::Drop, Policy::Disconnect] {
             assert_eq!(policy.name().parse(), Ok(policy));
         }

@@ -1,10 +1,10 @@
 //! Durations and sizes as an operator writes them: `250ms`, `1.5s`, `8MiB`.
 //!
-//! One grammar for the command line, the environment and files: a decimal number without a sign, then a unit. Blanks
-//! around either are ignored; units are case-sensitive. All arithmetic is exact: a value that is not a whole number of
-//! nanoseconds or bytes is refused, never rounded.
+//! The command line, the environment and files share one grammar: a decimal number without a sign, then a unit.
+//! Whitespace around either is ignored; units are case-sensitive. All arithmetic is exact: a value that is not a whole
+//! number of nanoseconds or bytes is rejected, never rounded.
 //!
-//! | durations | `ns`, `us` (or `µs`), `ms`, `s`, `m` (or `min`), `h`, `d`; only 0 may stand without a unit |
+//! | durations | `ns`, `us` (or `µs`), `ms`, `s`, `m` (or `min`), `h`, `d`; only 0 needs no unit |
 //! |---|---|
 //! | sizes, powers of 1024 | `KiB`, `MiB`, `GiB` |
 //! | sizes, powers of 1000 | `kB`, `MB`, `GB` |
@@ -19,13 +19,13 @@ pub const NS_PER_MS: u64 = 1_000_000;
 /// Nanoseconds in a second.
 pub const NS_PER_S: u64 = 1_000_000_000;
 
-/// Most digits after the decimal point, trailing zeros aside: no unit needs more to be exact.
+/// Most digits after the decimal point, without trailing zeros. No unit needs more to be exact.
 const FRACTION_DIGITS_MAX: usize = 18;
 
-/// A unit's name and how many nanoseconds or bytes it stands for.
+/// A unit's name, and its length in nanoseconds or bytes.
 type Unit = (&'static str, u64);
 
-/// Units of a duration, largest first. The first name of a length is the one that is written.
+/// Units of a duration, largest first. Of two names for a unit, the first is used for output.
 const DURATION_UNITS: [Unit; 9] = [
     ("d", 86_400 * NS_PER_S),
     ("h", 3_600 * NS_PER_S),
@@ -76,18 +76,18 @@ impl Quantity {
 
 /// Why a text is not a duration or a size.
 ///
-/// The message says what to write instead, and leaves it to the caller to quote the text.
+/// The message says what to write instead. The caller quotes the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnitError {
     /// The text does not begin with a decimal number.
     NotANumber(Quantity),
     /// The number has a minus sign.
     Negative(Quantity),
-    /// A duration without a unit; the text as it was given.
+    /// A duration without a unit; its number.
     MissingUnit(String),
-    /// The unit does not exist; the unit as it was given.
+    /// The unit does not exist; the unit given.
     UnknownUnit(Quantity, String),
-    /// More than 64 bits of nanoseconds or bytes.
+    /// Does not fit 64 bits of nanoseconds or bytes.
     TooLarge(Quantity),
     /// Not a whole number of nanoseconds or bytes.
     NotWhole(Quantity),
@@ -129,7 +129,7 @@ impl std::error::Error for UnitError {}
 /// Parses a duration into nanoseconds: `1.5s`, `250ms`, `0`.
 ///
 /// # Errors
-/// [`UnitError`]; in particular a bare number other than 0.
+/// [`UnitError`] if it is not a duration. A number without a unit is one only if it is 0.
 pub fn parse_duration_ns(text: &str) -> Result<u64, UnitError> {
     parse(text, Quantity::Duration, None)
 }
@@ -137,38 +137,38 @@ pub fn parse_duration_ns(text: &str) -> Result<u64, UnitError> {
 /// Parses a size into bytes: `8MiB`, `1.5kB`, `4096`.
 ///
 /// # Errors
-/// [`UnitError`].
+/// [`UnitError`] if it is not a size.
 pub fn parse_size_bytes(text: &str) -> Result<u64, UnitError> {
     parse(text, Quantity::Size, Some("B"))
 }
 
-/// Parses a duration in seconds unless it has a unit, for options such as `--duration-s 10`.
+/// Parses a duration; a number without a unit means seconds. For options such as `--duration-s 10`.
 ///
 /// # Errors
-/// [`UnitError`].
+/// [`UnitError`] if it is not a duration.
 pub fn parse_seconds_ns(text: &str) -> Result<u64, UnitError> {
     parse(text, Quantity::Duration, Some("s"))
 }
 
-/// Parses a duration in milliseconds unless it has a unit, for options such as `--behind-ms 500`.
+/// Parses a duration; a number without a unit means milliseconds. For options such as `--behind-ms 500`.
 ///
 /// # Errors
-/// [`UnitError`].
+/// [`UnitError`] if it is not a duration.
 pub fn parse_milliseconds_ns(text: &str) -> Result<u64, UnitError> {
     parse(text, Quantity::Duration, Some("ms"))
 }
 
-/// Parses a duration in microseconds unless it has a unit, for options such as `--interval-us 200`.
+/// Parses a duration; a number without a unit means microseconds. For options such as `--interval-us 200`.
 ///
 /// # Errors
-/// [`UnitError`].
+/// [`UnitError`] if it is not a duration.
 pub fn parse_microseconds_ns(text: &str) -> Result<u64, UnitError> {
     parse(text, Quantity::Duration, Some("us"))
 }
 
-/// The shortest text that [`parse_duration_ns`] reads back as exactly `ns`: `1.5s`, `500ms`, `2h`.
+/// Formats a duration as the shortest text that parses back exactly: `1.5s`, `500ms`, `2h`.
 ///
-/// Minutes, hours and days are never fractions.
+/// Minutes, hours and days are whole numbers.
 pub fn format_duration(ns: u64) -> String {
     if ns == 0 {
         return "0s".into();
@@ -177,7 +177,7 @@ pub fn format_duration(ns: u64) -> String {
     format(ns, DURATION_UNITS.iter().filter(is_readable))
 }
 
-/// The shortest text with a unit that [`parse_size_bytes`] reads back as exactly `bytes`: `8MiB`.
+/// Formats a size as the shortest text, with a unit, that parses back exactly: `8MiB`.
 pub fn format_size(bytes: u64) -> String {
     if bytes == 0 { "0B".into() } else { format(bytes, SIZE_UNITS.iter()) }
 }
@@ -210,7 +210,7 @@ fn parse(text: &str, quantity: Quantity, bare_unit: Option<&str>) -> Result<u64,
     if fraction.len() > FRACTION_DIGITS_MAX {
         return Err(UnitError::NotWhole(quantity));
     }
-    // At most 10^18 times a day's 8.64 * 10^13 ns: far below 2^128.
+    // At most 10^18 times the 8.64 * 10^13 ns of a day: far below 2^128.
     let scaled = digits(fraction).unwrap_or(0) * u128::from(multiplier);
     let scale = 10_u128.pow(fraction.len() as u32);
     if !scaled.is_multiple_of(scale) {
@@ -222,7 +222,7 @@ fn parse(text: &str, quantity: Quantity, bare_unit: Option<&str>) -> Result<u64,
         .ok_or(UnitError::TooLarge(quantity))
 }
 
-/// The value of decimal digits, 0 for none; `None` past 64 bits.
+/// The value of decimal digits; 0 if there are none, `None` if it exceeds 64 bits.
 fn digits(digits: &str) -> Option<u128> {
     digits
         .bytes()
@@ -230,12 +230,12 @@ fn digits(digits: &str) -> Option<u128> {
         .map(u128::from)
 }
 
-/// The shortest decimal form of `value` in units not larger than it; the largest unit of equally short ones.
+/// The shortest exact form of `value` in a unit not larger than it. Of equally short ones, that with the largest unit.
 fn format<'a>(value: u64, units: impl Iterator<Item = &'a Unit>) -> String {
     let mut shortest = String::new();
     for &(name, multiplier) in units.filter(|(_, multiplier)| *multiplier <= value) {
         let Some(number) = exact_decimal(value, multiplier) else { continue };
-        // In bytes, µs is longer than us and never chosen.
+        // µs is one byte longer than us, so it is never chosen.
         if shortest.is_empty() || number.len() + name.len() < shortest.len() {
             shortest = number + name;
         }
@@ -243,7 +243,7 @@ fn format<'a>(value: u64, units: impl Iterator<Item = &'a Unit>) -> String {
     shortest
 }
 
-/// `value / multiplier` with all its digits; `None` where they do not end.
+/// `value / multiplier` with all digits; `None` if they do not end.
 fn exact_decimal(value: u64, multiplier: u64) -> Option<String> {
     let mut number = (value / multiplier).to_string();
     let mut rest = u128::from(value % multiplier);
@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_unit_has_its_length() {
+    fn every_unit_parses() {
         for (text, ns) in [
             ("7ns", 7),
             ("7us", 7_000),
@@ -305,26 +305,26 @@ mod tests {
     }
 
     #[test]
-    fn blanks_around_number_and_unit_are_ignored() {
+    fn whitespace_around_number_and_unit_is_ignored() {
         assert_eq!(parse_duration_ns(" \t10 ms\n"), Ok(10_000_000));
         assert_eq!(parse_size_bytes("  8  MiB "), Ok(8 << 20));
         assert_eq!(parse_size_bytes(" 12 "), Ok(12));
         assert_eq!(
             parse_duration_ns("1 0s"),
             Err(UnitError::UnknownUnit(Quantity::Duration, "0s".into())),
-            "a blank does not join digits"
+            "whitespace does not join digits"
         );
     }
 
     #[test]
-    fn a_duration_without_a_unit_is_refused_with_suggestions() {
+    fn duration_without_a_unit_is_rejected_with_suggestions() {
         let error = parse_duration_ns("10").unwrap_err();
         assert_eq!(error, UnitError::MissingUnit("10".into()));
         assert_eq!(error.to_string(), "the unit is missing: write 10s, 10ms or 10us");
     }
 
     #[test]
-    fn an_option_that_names_its_unit_takes_a_bare_number() {
+    fn option_that_names_its_unit_accepts_a_bare_number() {
         assert_eq!(parse_seconds_ns("10"), Ok(10 * NS_PER_S));
         assert_eq!(parse_milliseconds_ns("250"), Ok(250 * NS_PER_MS));
         assert_eq!(parse_microseconds_ns("200"), Ok(200 * NS_PER_US));
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_is_refused() {
+    fn text_without_a_number_is_rejected() {
         for text in
             ["", "  ", "s", "NaN", "nan", "inf", "+1s", "e3s", "one", ".", ".s", "1.2.3s", "MiB", "٣s"]
         {
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_units_are_named_with_those_that_exist() {
+    fn unknown_unit_is_rejected_with_the_known_ones() {
         for (text, unit) in [("1S", "S"), ("1M", "M"), ("1e3s", "e3s"), ("1h30m", "h30m"), ("1,5s", ",5s")] {
             let error = parse_duration_ns(text).unwrap_err();
             assert_eq!(error, UnitError::UnknownUnit(Quantity::Duration, unit.into()), "{text}");
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn values_past_64_bits_are_refused() {
+    fn value_beyond_64_bits_is_rejected() {
         assert_eq!(parse_duration_ns("18446744073709551615ns"), Ok(u64::MAX));
         assert_eq!(parse_size_bytes("18446744073709551615"), Ok(u64::MAX));
         for text in
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_rounded() {
+    fn inexact_value_is_rejected() {
         for text in ["0.5ns", "1.0000000001s", "0.3333us", "0.00000000000000000001d"] {
             assert_eq!(parse_duration_ns(text), Err(UnitError::NotWhole(Quantity::Duration)), "{text}");
         }
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_written_as_short_as_they_can_be() {
+    fn duration_formats_as_the_shortest_text() {
         for (ns, text) in [
             (0, "0s"),
             (1, "1ns"),
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_written_as_short_as_they_can_be() {
+    fn size_formats_as_the_shortest_text() {
         for (bytes, text) in [
             (0, "0B"),
             (100, "100B"),
@@ -422,8 +422,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
-        // Powers of two and their neighbours, and values that end in many zeros.
+    fn formatted_value_parses_back() {
+        // Powers of two and their neighbours, and round decimal values.
         let powers = (0..64).flat_map(|bit| [(1_u64 << bit) - 1, 1 << bit, (1 << bit) + 1]);
         let rounds =
             (0..19).flat_map(|zeros| [1, 3, 15, 86_400].map(|n: u64| n.saturating_mul(10_u64.pow(zeros))));

@@ -1,26 +1,26 @@
-//! The pairs of codec and framing that clients can choose between.
+//! The supported pairs of codec and framing.
 
 use crate::{codec::Codec, framing::Framing};
 
-/// How a session's messages look on the wire: what encodes them, and what delimits them.
+/// Wire format of a session: a codec and a framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WireFormat {
-    /// What encodes them.
+    /// Encodes the messages.
     pub codec: Codec,
-    /// What delimits them.
+    /// Delimits the messages.
     pub framing: Framing,
 }
 
-/// A supported pair.
+/// A supported pair and its names.
 struct Supported {
     format: WireFormat,
-    /// The short name.
+    /// Short name, for options and metrics.
     name: &'static str,
-    /// The WebSocket subprotocol that asks for it.
+    /// WebSocket subprotocol that selects it.
     subprotocol: Option<&'static str>,
 }
 
-/// One row for each pair in [`WireFormat::ALL`], in the same order.
+/// One row per pair in [`WireFormat::ALL`], in the same order.
 const SUPPORTED: [Supported; WireFormat::ALL.len()] = [
     Supported { format: WireFormat::TCP_NATIVE, name: "native", subprotocol: None },
     Supported { format: WireFormat::WEBSOCKET_NATIVE, name: "rkyv", subprotocol: Some("tickcast.v1.rkyv") },
@@ -35,39 +35,39 @@ impl WireFormat {
     pub const WEBSOCKET_NATIVE: WireFormat = WireFormat { codec: Codec::Native, framing: Framing::WebSocket };
     /// `tickcast.v1.json`: JSON objects in WebSocket text messages.
     pub const WEBSOCKET_JSON: WireFormat = WireFormat { codec: Codec::Json, framing: Framing::WebSocket };
-    /// `tickcast.v1.raw`: a tick's payload alone in a binary WebSocket message.
+    /// `tickcast.v1.raw`: tick payloads in binary WebSocket messages.
     pub const WEBSOCKET_RAW: WireFormat = WireFormat { codec: Codec::Raw, framing: Framing::WebSocket };
 
-    /// The supported pairs.
+    /// All supported pairs.
     pub const ALL: [WireFormat; 4] =
         [Self::TCP_NATIVE, Self::WEBSOCKET_NATIVE, Self::WEBSOCKET_JSON, Self::WEBSOCKET_RAW];
 
-    /// Number of pairs there could be: the length of arrays indexed by [`WireFormat::index`].
+    /// Number of conceivable pairs: the length of arrays indexed by [`WireFormat::index`].
     pub const PAIRS: usize = Codec::COUNT * Framing::COUNT;
 
-    /// The pair's place among all there could be, below [`WireFormat::PAIRS`].
+    /// Index among all conceivable pairs, below [`WireFormat::PAIRS`].
     #[inline]
     pub const fn index(self) -> usize {
         self.framing as usize * Codec::COUNT + self.codec as usize
     }
 
-    /// The short name: `native`, `rkyv`, `json` or `raw`.
+    /// Short name: `native`, `rkyv`, `json` or `raw`.
     pub fn name(self) -> &'static str {
         self.supported().map_or("unsupported", |supported| supported.name)
     }
 
-    /// The name of the WebSocket subprotocol; `None` for a pair that is no WebSocket.
+    /// Name of the WebSocket subprotocol; `None` for pairs that are not selected by one.
     pub fn subprotocol(self) -> Option<&'static str> {
         self.supported()?.subprotocol
     }
 
-    /// The pair that a WebSocket subprotocol asks for.
+    /// The pair that a WebSocket subprotocol selects.
     pub fn of_subprotocol(name: &str) -> Option<WireFormat> {
         let known = SUPPORTED.iter().find(|supported| supported.subprotocol == Some(name));
         known.map(|supported| supported.format)
     }
 
-    /// The names of all WebSocket subprotocols.
+    /// Names of all WebSocket subprotocols.
     pub fn subprotocols() -> impl Iterator<Item = &'static str> {
         SUPPORTED.iter().filter_map(|supported| supported.subprotocol)
     }
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_supported_pair_has_a_row_an_index_and_names_of_its_own() {
+    fn every_supported_pair_has_a_row_and_unique_index_and_names() {
         for (at, format) in WireFormat::ALL.into_iter().enumerate() {
             assert_eq!(SUPPORTED[at].format, format);
             assert!(format.index() < WireFormat::PAIRS);

@@ -187,7 +187,7 @@ mod tests {
     use crate::limits::PAGE_GZIP_BYTES_MAX;
     use tickcast_proto::{
         Step,
-        http::{Answer, Offer, step},
+        http::{Answer, HttpConfig, step},
     };
 
     fn request(headers: &[(header::HeaderName, &str)]) -> HeaderMap {
@@ -307,8 +307,8 @@ mod tests {
 
     #[test]
     fn the_page_is_got_by_get_and_head_and_by_nothing_else() {
-        let offer = Offer { head_bytes_max: 1024, debug_echo: false, files: &Page };
-        let answer = |request: &str| match step(format!("{request}\r\n\r\n").as_bytes(), offer) {
+        let config = HttpConfig { head_bytes_max: 1024, debug_echo: false, files: &Page };
+        let answer = |request: &str| match step(format!("{request}\r\n\r\n").as_bytes(), config) {
             Step::Complete(_, Answer::Respond { response, status }) => {
                 (status, String::from_utf8(response).unwrap())
             }

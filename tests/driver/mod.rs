@@ -15,7 +15,7 @@ use tickcast_core::{
     shard::{Action, ListenerKind, Shard},
 };
 use tickcast_proto::{
-    frame::{self, Kind, Meta},
+    frame::{self, HeaderFields, Kind},
     ids::ShardId,
     records::{Hello, WireRecord},
 };
@@ -80,7 +80,7 @@ pub fn flush(shard: &mut Shard, now: Now, sends_max: usize, mut take: impl FnMut
 /// A native frame.
 pub fn frame<R: WireRecord>(kind: Kind, record: &R, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    frame::encode(&mut bytes, kind, Meta::default(), record, &[payload]);
+    frame::encode(&mut bytes, kind, HeaderFields::default(), record, &[payload]);
     bytes
 }
 

@@ -5,10 +5,10 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use tickcast_proto::{
     Step, WireFormat,
     command::encode_request,
-    frame::{self, FLAG_SNAPSHOT, Kind, Meta},
+    frame::{self, FLAG_SNAPSHOT, HeaderFields, Kind},
     framing::websocket::{Incoming, WebSocket},
     pattern,
-    records::{Closing, Publish, Recovered, Resume, Skipped, Subscribe, Subscribed, Token},
+    records::{Closing, Publish, Recovered, Resume, SkippedRange, Subscribe, Subscribed, Token},
     subscription::Policy,
 };
 use tungstenite::Message;
@@ -239,11 +239,17 @@ impl Client {
         for (topic, sequence) in places {
             self.send_frame(|out| {
                 let record = Resume { epoch: EPOCH, sequence };
-                frame::encode(out, Kind::Resume, Meta::default(), &record, &[topic.as_bytes()]);
+                frame::encode(out, Kind::Resume, HeaderFields::default(), &record, &[topic.as_bytes()]);
             });
         }
         self.send_frame(|out| {
-            frame::encode(out, Kind::Subscribe, Meta::default(), &record(&ask), &[pattern.as_bytes()]);
+            frame::encode(
+                out,
+                Kind::Subscribe,
+                HeaderFields::default(),
+                &record(&ask),
+                &[pattern.as_bytes()],
+            );
         });
     }
 
@@ -256,7 +262,13 @@ impl Client {
         match self.speaks_json() {
             true => self.send_text(format!(r#"{{"op":"update","topics":["{pattern}"]{options}}}"#)),
             false => self.send_frame(|out| {
-                frame::encode(out, Kind::Update, Meta::default(), &record(&ask), &[pattern.as_bytes()]);
+                frame::encode(
+                    out,
+                    Kind::Update,
+                    HeaderFields::default(),
+                    &record(&ask),
+                    &[pattern.as_bytes()],
+                );
             }),
         }
     }
@@ -283,7 +295,7 @@ impl Client {
         match self.speaks_json() {
             true => self.send_text(r#"{"op":"ping","token":5}"#.into()),
             false => self.send_frame(|out| {
-                frame::encode(out, Kind::Ping, Meta::default(), &Token { token: 5 }, &[]);
+                frame::encode(out, Kind::Ping, HeaderFields::default(), &Token { token: 5 }, &[]);
             }),
         }
     }
@@ -370,7 +382,7 @@ impl Client {
                 self.tick(&name, frame.header.sequence, frame.key(), snapshot, &payload, published);
             }
             kind @ (Kind::Conflated | Kind::Gap) => {
-                let Skipped { from, to } = frame.record().unwrap();
+                let SkippedRange { from, to } = frame.record().unwrap();
                 let name = self.names.get(&frame.header.topic_id).expect("announced before").clone();
                 self.told(&name, kind == Kind::Gap, from, to);
             }
@@ -388,7 +400,7 @@ impl Client {
             Kind::Ping => {
                 let token = frame.record::<Token>().unwrap();
                 self.send_frame(|out| {
-                    frame::encode(out, Kind::Pong, Meta::default(), &token, &[]);
+                    frame::encode(out, Kind::Pong, HeaderFields::default(), &token, &[]);
                 });
             }
             Kind::Closing => self.closing = Some(frame.record::<Closing>().unwrap().code),

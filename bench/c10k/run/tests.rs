@@ -10,7 +10,7 @@ use clap::Parser;
 use tickcast::{limits::FRAME_BYTES_MAX_DEFAULT, sources::payload::Mark};
 use tickcast_proto::{
     Step,
-    frame::{self, Kind, Meta},
+    frame::{self, HeaderFields, Kind},
     ids::{Sequence, TopicId},
     records::{Request, Subscribed, TickTimes, Welcome},
 };
@@ -57,13 +57,13 @@ fn accept(listener: &TcpListener) -> TcpStream {
             let Ok(Request { request, .. }) = frame.record() else { panic!("a request") };
             if frame.kind == Kind::Subscribe {
                 let record = Subscribed { request, ..Subscribed::default() };
-                frame::encode(&mut replies, Kind::Subscribed, Meta::default(), &record, &[b">"]);
+                frame::encode(&mut replies, Kind::Subscribed, HeaderFields::default(), &record, &[b">"]);
                 frame::encode_topic(&mut replies, TopicId(5), 1, "t");
                 stream.write_all(&replies).unwrap();
                 return stream;
             }
             let welcome = Welcome { frame_bytes_max: 1 << 18, request, ..Welcome::default() };
-            frame::encode(&mut replies, Kind::Welcome, Meta::default(), &welcome, &[b"test"]);
+            frame::encode(&mut replies, Kind::Welcome, HeaderFields::default(), &welcome, &[b"test"]);
             input.drain(..used);
         }
         let mut buffer = [0; 4096];

@@ -9,7 +9,7 @@ use crate::{
 use tickcast_proto::{
     WireFormat,
     limits::RESUME_POSITIONS_MAX,
-    subscription::{Delivery, From, Position},
+    subscription::{Delivery, Position, StartPosition},
 };
 
 impl Connection {
@@ -39,14 +39,14 @@ impl Connection {
         let delivery = options.delivery;
         let is_raw = self.encoding == WireFormat::WEBSOCKET_RAW;
         match &options.from {
-            From::Live => self.start(pattern, delivery, Start::Live),
-            From::Latest => self.start(pattern, delivery, Start::Latest),
+            StartPosition::Live => self.start(pattern, delivery, Start::Live),
+            StartPosition::Latest => self.start(pattern, delivery, Start::Latest),
             // Raw connections carry payloads only. Without sequences there is no position to resume from.
-            From::Position(_) | From::Positions(..) | From::Resume if is_raw => {
+            StartPosition::After(_) | StartPosition::AfterEach { .. } | StartPosition::Resume if is_raw => {
                 self.resume_positions = Vec::new();
                 self.start(pattern, delivery, Start::Latest)
             }
-            From::Position(position) => {
+            StartPosition::After(position) => {
                 if self.topics.pattern_positions() >= RESUME_POSITIONS_MAX {
                     return Err(RequestError::TooManyPositions);
                 }
@@ -54,7 +54,7 @@ impl Connection {
                 self.topics.add_pattern_position(pattern, *position);
                 Ok(request)
             }
-            From::Positions(epoch, sequences) => {
+            StartPosition::AfterEach { epoch, sequences } => {
                 if sequences.len() > RESUME_POSITIONS_MAX {
                     return Err(RequestError::TooManyPositions);
                 }
@@ -63,7 +63,7 @@ impl Connection {
                     sequences.iter().map(|(topic, sequence)| (topic.clone(), position(sequence))).collect();
                 self.start_after(pattern, delivery, *epoch, &positions)
             }
-            From::Resume => {
+            StartPosition::Resume => {
                 let positions = std::mem::take(&mut self.resume_positions);
                 let newest = positions.iter().map(|(_, position)| position.epoch).max().unwrap_or(0);
                 self.start_after(pattern, delivery, self.server_epoch.unwrap_or(newest), &positions)
@@ -71,7 +71,7 @@ impl Connection {
         }
     }
 
-    /// Adds the client's position in a topic for the next subscription with [`From::Resume`], which sends it.
+    /// Adds the client's position in a topic for the next subscription with [`StartPosition::Resume`], which sends it.
     ///
     /// # Errors
     /// [`RequestError::TooManyPositions`] beyond [`RESUME_POSITIONS_MAX`] of them.

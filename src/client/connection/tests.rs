@@ -6,7 +6,7 @@ use tickcast_proto::{
     DecodeError, ErrorCode,
     codec::MessageType,
     codec::json,
-    frame::{FLAG_PAYLOAD_JSON, Kind, Meta},
+    frame::{FLAG_PAYLOAD_JSON, HeaderFields, Kind},
     framing::websocket::{encode, encode_close},
     http,
     records::{Closing, ErrorRecord, Hello, Request, Subscribed, TickTimes, Token, Welcome},
@@ -17,7 +17,7 @@ pub(super) const ENCODINGS: [WireFormat; 3] =
 
 fn record<R: tickcast_proto::records::WireRecord>(kind: Kind, record: R, text: &str) -> Vec<u8> {
     let mut out = Vec::new();
-    frame::encode(&mut out, kind, Meta::default(), &record, &[text.as_bytes()]);
+    frame::encode(&mut out, kind, HeaderFields::default(), &record, &[text.as_bytes()]);
     out
 }
 
@@ -138,9 +138,9 @@ pub(super) fn open(encoding: WireFormat) -> (Connection, Vec<u8>) {
     if encoding == WireFormat::TCP_NATIVE {
         return (connection, Vec::new());
     }
-    let offer = http::Offer { head_bytes_max: 8 << 10, debug_echo: false, files: &http::NoFiles };
+    let config = http::HttpConfig { head_bytes_max: 8 << 10, debug_echo: false, files: &http::NoFiles };
     let Step::Complete(_, http::Answer::Upgrade { response, .. }) =
-        http::step(connection.poll_transmit(), offer)
+        http::step(connection.poll_transmit(), config)
     else {
         panic!("the server rejects this client")
     };

@@ -19,7 +19,7 @@ fn connect(address: &str) -> ReconnectingClient {
 
 fn delivered(policy: Policy) -> SubscribeOptions {
     let delivery = Delivery { policy: Some(policy), interval_us: 0 };
-    SubscribeOptions { delivery, from: From::Live }
+    SubscribeOptions { delivery, from: StartPosition::Live }
 }
 
 /// The next event in short form.

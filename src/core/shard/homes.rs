@@ -12,7 +12,7 @@ use crate::{
 use tickcast_proto::{
     ErrorCode,
     command::encode_request,
-    frame::{self, FLAG_PAYLOAD_JSON, Frame, Kind, Meta, TickParts},
+    frame::{self, FLAG_PAYLOAD_JSON, Frame, HeaderFields, Kind, TickParts},
     ids::{ShardId, TopicId},
     pattern,
     records::{ErrorRecord, Publish, Recover, Request, Subscribed, TickTimes},
@@ -143,7 +143,7 @@ impl Shard {
             Some(_) if origin == ORIGIN_INGEST => {}
             Some(from) if from == self.id => self.refused(origin, record, now),
             Some(from) => {
-                let meta = Meta { sequence: origin, ..Meta::default() };
+                let meta = HeaderFields { sequence: origin, ..HeaderFields::default() };
                 self.stages.push_delivery(from, |out| {
                     frame::encode(out, Kind::Error, meta, &record, &[]);
                 });
@@ -176,7 +176,7 @@ impl Shard {
             }
             Notice::Close(shard, topic) if shard == own => fanout.handle_close(topic.id),
             Notice::Close(shard, topic) => {
-                let meta = Meta { topic_id: topic.id.0, ..Meta::default() };
+                let meta = HeaderFields { topic_id: topic.id.0, ..HeaderFields::default() };
                 stages.push_delivery(shard, |out| {
                     frame::encode(out, Kind::Unsubscribed, meta, &Request::default(), &[]);
                 });
@@ -185,7 +185,7 @@ impl Shard {
             Notice::Ready(shard, request) => {
                 let record = Subscribed { epoch, request, reserved: 0 };
                 stages.push_delivery(shard, |out| {
-                    frame::encode(out, Kind::Subscribed, Meta::default(), &record, &[]);
+                    frame::encode(out, Kind::Subscribed, HeaderFields::default(), &record, &[]);
                 });
             }
         })

@@ -13,11 +13,11 @@ use crate::{
 };
 use tickcast_proto::{
     DecodeError, ErrorCode, Step,
-    codec::{Message, MessageType, RequestFault},
+    codec::{Message, MessageType, RequestDecodeError},
     command::{Command, PublishCommand},
     frame,
     framing::{Decoder, Incoming},
-    http::{self, Answer, Offer, Target},
+    http::{self, Answer, HttpConfig, Target},
     pattern,
     records::{Publish, TickTimes, WireRecord},
     reply::Reply,
@@ -206,12 +206,12 @@ impl Shard {
     }
 
     fn http(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
-        let offer = Offer {
+        let config = HttpConfig {
             head_bytes_max: self.limits.http_head_bytes_max,
             debug_echo: self.limits.debug_echo,
             files: self.files,
         };
-        let Step::Complete(used, answer) = http::step(bytes, offer) else { return Ok(Step::Partial) };
+        let Step::Complete(used, answer) = http::step(bytes, config) else { return Ok(Step::Partial) };
         match answer {
             Answer::Respond { response, status } => {
                 self.push_bytes(slot, &response);
@@ -228,7 +228,7 @@ impl Shard {
                 let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Complete(used, ())) };
                 match target {
                     Target::Echo => {
-                        session.protocol = Protocol::Echo(Decoder::of_long_messages(ECHO_BYTES_MAX));
+                        session.protocol = Protocol::Echo(Decoder::for_long_messages(ECHO_BYTES_MAX));
                     }
                     Target::Stream { format, patterns, delivery, from, .. } => {
                         session.format = format;
@@ -253,12 +253,12 @@ impl Shard {
                     return Ok(Served::Elsewhere);
                 }
                 Ok(command) => self.execute(slot, command, now)?,
-                Err(RequestFault::Request(error)) => {
+                Err(RequestDecodeError::Invalid(error)) => {
                     self.fail(slot, error.request, ErrorCode::BadRequest, &error.text, now);
                 }
-                Err(RequestFault::Message(error)) => return Err(error),
+                Err(RequestDecodeError::Fatal(error)) => return Err(error),
             }
-            let rest = requests.frames_left();
+            let rest = requests.remaining_frames();
             if !rest.is_empty()
                 && let Some(session) = self.sessions.open_mut(slot)
                 && session.walks > 0
@@ -327,7 +327,7 @@ impl Shard {
                 self.queue_walks(slot, request, patterns, Some(delivery), now);
             }
             Command::Resume { topic, position } => self.resume(slot, &topic, position, now),
-            Command::Refused { request, error } => {
+            Command::InvalidOption { request, error } => {
                 self.fail(slot, request, ErrorCode::BadRequest, &error.to_string(), now);
             }
             Command::Unsubscribe { request, patterns } => {

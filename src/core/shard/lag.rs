@@ -12,7 +12,7 @@ use crate::{
     session::CloseReason,
 };
 use tickcast_proto::{
-    frame::{self, Frame, Kind, Meta},
+    frame::{self, Frame, HeaderFields, Kind},
     ids::{ShardId, TopicId},
     records::{History, Recover},
 };
@@ -113,7 +113,7 @@ impl Shard {
             if home == self.id {
                 self.recover(home, id, from, record, now);
             } else {
-                let meta = Meta { topic_id: id.0, sequence: from, ..Meta::default() };
+                let meta = HeaderFields { topic_id: id.0, sequence: from, ..HeaderFields::default() };
                 self.stages.push_request(home, |out| {
                     frame::encode(out, Kind::Recover, meta, &record, &[]);
                 });
@@ -128,7 +128,7 @@ impl Shard {
         let mut frames = std::mem::take(&mut self.pieces);
         frames.clear();
         let Piece { last, start, flags } = self.home.piece(id, wanted, from, now.monotonic_ns, &mut frames);
-        let meta = Meta { topic_id: id.0, sequence: last, ..Meta::default() };
+        let meta = HeaderFields { topic_id: id.0, sequence: last, ..HeaderFields::default() };
         let record = History { session: record.session, from, start, flags, wanted: record.wanted };
         if shard != self.id {
             self.stages.push_delivery(shard, |out| {

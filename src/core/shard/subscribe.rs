@@ -12,7 +12,7 @@ use crate::{
 use tickcast_proto::{
     ErrorCode, pattern,
     reply::Reply,
-    subscription::{Delivery, From, Position},
+    subscription::{Delivery, Position, StartPosition},
 };
 
 /// A change of one subscription that goes over the session's topics: done in the order asked for, with a budget a turn.
@@ -66,13 +66,19 @@ impl Shard {
 
     /// Where a subscription begins; places by topic are kept with the session until their topics are joined. `None`
     /// when there are more than may be, and the request has been answered.
-    pub(super) fn begin(&mut self, slot: SlotId, request: u32, from: From, now: Now) -> Option<Begin> {
+    pub(super) fn begin(
+        &mut self,
+        slot: SlotId,
+        request: u32,
+        from: StartPosition,
+        now: Now,
+    ) -> Option<Begin> {
         match from {
-            From::Live => Some(Begin::Live),
-            From::Latest => Some(Begin::Latest),
-            From::Position(position) => Some(Begin::After(position)),
-            From::Resume => Some(Begin::Places),
-            From::Positions(epoch, sequences) => {
+            StartPosition::Live => Some(Begin::Live),
+            StartPosition::Latest => Some(Begin::Latest),
+            StartPosition::After(position) => Some(Begin::After(position)),
+            StartPosition::Resume => Some(Begin::Places),
+            StartPosition::AfterEach { epoch, sequences } => {
                 for topic in sequences.keys() {
                     if let Err(error) = pattern::check_topic(topic.as_bytes()) {
                         let text = format!("from: sequences: topic {}: {error}", shown(topic.as_bytes()));

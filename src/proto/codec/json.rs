@@ -1,7 +1,7 @@
-//! The JSON encoding: one object a message.
+//! The JSON codec: one object per message.
 //!
-//! Payloads travel as they came: a JSON payload is neither parsed into a tree nor written anew, so every digit of
-//! the producer's numbers survives.
+//! A JSON payload is copied verbatim, never parsed into a tree and written again, so every digit of the producer's
+//! numbers is preserved.
 
 use std::{borrow::Cow, collections::HashMap, io::Write};
 
@@ -16,10 +16,10 @@ use crate::{
     ids::TopicId,
     records::TickTimes,
     reply::{Reply, SERVER},
-    subscription::{BadOption, Delivery, From, Position, interval_us},
+    subscription::{Delivery, OptionError, Position, StartPosition, interval_us},
 };
 
-/// Every field any request has. Unknown ones are refused, so that a misspelt option is not silently ignored.
+/// The fields of all requests. Unknown fields are rejected, so that a misspelt option is not ignored.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Message<'a> {
@@ -45,7 +45,7 @@ struct Message<'a> {
     token: u64,
     #[serde(default)]
     key: u64,
-    // As they came: what is wrong with one of these is said by its name, and the request's id is known.
+    // Not parsed yet, so that an error can name the option and the request id.
     #[serde(default, borrow)]
     policy: Option<&'a RawValue>,
     #[serde(default, borrow)]
@@ -54,18 +54,18 @@ struct Message<'a> {
     from: Option<&'a RawValue>,
 }
 
-/// Where to begin: a word, or a place.
+/// The value of `from`.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Beginning {
+enum FromOption {
     Word(String),
-    Place(Place),
+    Position(FromPosition),
 }
 
-/// One sequence for every topic, or one for each.
+/// A position in `from`: one sequence for every topic, or one per topic.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Place {
+struct FromPosition {
     epoch: u64,
     #[serde(default)]
     sequence: Option<u64>,
@@ -74,76 +74,78 @@ struct Place {
 }
 
 impl Message<'_> {
-    fn delivery(&self) -> Result<Delivery, BadOption> {
-        let policy: Option<Cow<'_, str>> = option(self.policy, BadOption::Policy)?;
-        let max_rate: Option<f64> = option(self.max_rate, BadOption::MaxRate)?;
+    fn delivery(&self) -> Result<Delivery, OptionError> {
+        let policy: Option<Cow<'_, str>> = option(self.policy, OptionError::Policy)?;
+        let max_rate: Option<f64> = option(self.max_rate, OptionError::MaxRate)?;
         Ok(Delivery {
             policy: policy.as_deref().map(str::parse).transpose()?,
             interval_us: max_rate.map(interval_us).transpose()?.unwrap_or(0),
         })
     }
 
-    fn beginning(&self) -> Result<From, BadOption> {
-        match option(self.from, BadOption::From)? {
-            None => Ok(From::Live),
-            Some(Beginning::Word(word)) => from_word(&word),
-            Some(Beginning::Place(Place { epoch, sequence: Some(sequence), sequences: None })) => {
-                Ok(From::Position(Position { epoch, sequence }))
-            }
-            Some(Beginning::Place(Place { epoch, sequence: None, sequences: Some(sequences) })) => {
-                Ok(From::Positions(epoch, sequences))
-            }
-            Some(Beginning::Place(_)) => {
-                Err(BadOption::From("place: either \"sequence\" or \"sequences\"".into()))
-            }
+    fn start_position(&self) -> Result<StartPosition, OptionError> {
+        let FromPosition { epoch, sequence, sequences } = match option(self.from, OptionError::From)? {
+            None => return Ok(StartPosition::Live),
+            Some(FromOption::Word(word)) => return start_from_word(&word),
+            Some(FromOption::Position(position)) => position,
+        };
+        match (sequence, sequences) {
+            (Some(sequence), None) => Ok(StartPosition::After(Position { epoch, sequence })),
+            (None, Some(sequences)) => Ok(StartPosition::AfterEach { epoch, sequences }),
+            _ => Err(OptionError::From(self.from.map_or_else(String::new, |given| cut(given.get())))),
         }
     }
 }
 
-/// Reads an option that was given; of one of another type, its first 32 characters are shown.
+/// Parses an option, if given. The error shows the first 32 characters of a value of the wrong type.
 fn option<'de, T: Deserialize<'de>>(
     given: Option<&'de RawValue>,
-    bad: impl FnOnce(String) -> BadOption,
-) -> Result<Option<T>, BadOption> {
+    bad: impl FnOnce(String) -> OptionError,
+) -> Result<Option<T>, OptionError> {
     let Some(given) = given.map(RawValue::get) else { return Ok(None) };
-    serde_json::from_str(given).map(Some).map_err(|_| bad(given.chars().take(32).collect()))
+    serde_json::from_str(given).map(Some).map_err(|_| bad(cut(given)))
 }
 
-/// The beginnings that are words: `live`, `latest`.
+/// The first 32 characters of a text.
+fn cut(text: &str) -> String {
+    text.chars().take(32).collect()
+}
+
+/// Parses a start position that is a word: `live` or `latest`.
 ///
 /// # Errors
-/// [`BadOption::From`].
-pub fn from_word(word: &str) -> Result<From, BadOption> {
+/// [`OptionError::From`] for any other word.
+pub fn start_from_word(word: &str) -> Result<StartPosition, OptionError> {
     match word {
-        "live" => Ok(From::Live),
-        "latest" => Ok(From::Latest),
-        other => Err(BadOption::From(format!("{:?}", other.chars().take(32).collect::<String>()))),
+        "live" => Ok(StartPosition::Live),
+        "latest" => Ok(StartPosition::Latest),
+        other => Err(OptionError::From(format!("{:?}", cut(other)))),
     }
 }
 
-/// Reads a field that is there, `null` included: serde would take that for a missing one.
+/// Deserializes a field that is present, even as `null`, which serde would treat as missing.
 pub fn present<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
-/// A request that could not be read: what to answer. The session lives on.
+/// A request that is not valid, and the error to answer with. The session stays open.
 #[derive(Debug, PartialEq, Eq)]
-pub struct RequestError {
-    /// The request's id where it could be read, else 0.
+pub struct InvalidRequest {
+    /// Request id if it could be parsed, else 0.
     pub request: u32,
-    /// What is wrong and with which field.
+    /// What is wrong, and in which field.
     pub text: String,
 }
 
-/// Reads one request.
+/// Decodes one request.
 ///
 /// # Errors
-/// [`RequestError`] for text that is not a JSON object of the protocol.
-pub fn decode(text: &str) -> Result<Command<'_>, RequestError> {
+/// [`InvalidRequest`] if the text is not a JSON request of the protocol.
+pub fn decode(text: &str) -> Result<Command<'_>, InvalidRequest> {
     let mut message: Message<'_> = serde_json::from_str(text)
-        .map_err(|error| RequestError { request: 0, text: format!("not a request: {error}") })?;
+        .map_err(|error| InvalidRequest { request: 0, text: format!("not a request: {error}") })?;
     let request = message.id;
-    let fail = |text: String| RequestError { request, text };
+    let fail = |text: String| InvalidRequest { request, text };
     let op = std::mem::take(&mut message.op);
     match op.as_ref() {
         "hello" => {
@@ -151,9 +153,9 @@ pub fn decode(text: &str) -> Result<Command<'_>, RequestError> {
         }
         op @ ("subscribe" | "unsubscribe" | "update") => {
             let delivery = message.delivery().map_err(|error| fail(format!("{op}: {error}")))?;
-            let from = message.beginning().map_err(|error| fail(format!("{op}: {error}")))?;
-            if op != "subscribe" && from != From::Live {
-                return Err(fail(format!("{op}: \"from\" is for subscribe")));
+            let from = message.start_position().map_err(|error| fail(format!("{op}: {error}")))?;
+            if op != "subscribe" && from != StartPosition::Live {
+                return Err(fail(format!("{op}: \"from\" is only for subscribe")));
             }
             let mut patterns: Vec<Cow<'_, str>> =
                 message.topics.unwrap_or_default().into_iter().map(Cow::Owned).collect();
@@ -177,11 +179,11 @@ pub fn decode(text: &str) -> Result<Command<'_>, RequestError> {
                         .map_err(|_| fail("publish: base64 \"data\" must be a string".into()))?;
                     let bytes = BASE64
                         .decode(text.as_bytes())
-                        .map_err(|error| fail(format!("publish: \"data\": {error}")))?;
+                        .map_err(|error| fail(format!("publish: \"data\" is not base64: {error}")))?;
                     (Cow::Owned(bytes), false)
                 }
                 Some(other) => {
-                    return Err(fail(format!("publish: unknown \"encoding\" {other:?}: json or base64")));
+                    return Err(fail(format!("publish: unknown \"encoding\" {other:?}; use json or base64")));
                 }
             };
             Ok(Command::Publish(PublishCommand {
@@ -200,43 +202,45 @@ pub fn decode(text: &str) -> Result<Command<'_>, RequestError> {
         "ping" => {
             Ok(Command::Ping { token: if message.token != 0 { message.token } else { u64::from(request) } })
         }
-        other => {
-            Err(fail(format!("unknown op {other:?}: hello, subscribe, update, unsubscribe, publish or ping")))
-        }
+        other => Err(fail(format!(
+            "unknown op {other:?}; use hello, subscribe, update, unsubscribe, publish or ping"
+        ))),
     }
 }
 
-/// Whether the payload is one JSON value, so that it may stand inline. Blanks around it would be lost to whoever
-/// reads it there, so a payload that has some is none. Two passes, no allocation.
+/// Whether the payload can be inlined in a JSON message.
+///
+/// It must be one JSON value without surrounding whitespace, which readers would lose. Two passes over the payload;
+/// does not allocate.
 pub fn is_json(payload: &[u8]) -> bool {
-    // serde_json skips strings without a look at their UTF-8, and one bad byte in a text frame would have every JSON
-    // subscriber close.
+    // serde_json ignores strings without validating their UTF-8, and one invalid byte in a text message would make
+    // every JSON subscriber close its connection.
     payload.trim_ascii().len() == payload.len()
         && simdutf8::basic::from_utf8(payload)
             .is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
 }
 
-/// A string as a JSON literal, quotes included.
+/// The text as a JSON string, with quotes.
 pub fn literal(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// The part of a tick that is the same for all ticks of a topic: `{"topic":"NAME","seq":`.
+/// The beginning of every tick of a topic: `{"topic":"NAME","seq":`.
 pub fn tick_prefix(topic: &str) -> Vec<u8> {
     format!("{{\"topic\":{},\"seq\":", literal(topic)).into_bytes()
 }
 
-/// Appends the tick that a home has encoded; `prefix` is the topic's [`tick_prefix`].
+/// Appends the tick in a TICK frame. `prefix` is the topic's [`tick_prefix`].
 pub(super) fn encode_frame(out: &mut Vec<u8>, prefix: &[u8], tick: &Frame<'_>) {
     let times = tick.record::<TickTimes>();
-    debug_assert!(times.is_ok(), "a home's ticks have times");
+    debug_assert!(times.is_ok(), "a TICK frame has times");
     let times = times.unwrap_or_default();
     let parts =
         TickParts { flags: tick.header.flags, schema: 0, times, key: tick.key(), payload: tick.payload() };
     encode_tick(out, prefix, tick.header.sequence, &parts);
 }
 
-/// Appends a tick; `prefix` is the topic's [`tick_prefix`]. No allocation once `out` has grown.
+/// Appends a tick. `prefix` is the topic's [`tick_prefix`]. Allocates only to grow `out`.
 pub fn encode_tick(out: &mut Vec<u8>, prefix: &[u8], sequence: u64, tick: &TickParts<'_>) {
     let TickParts { flags, times, key, payload, .. } = *tick;
     let mut digits = itoa::Buffer::new();
@@ -266,7 +270,7 @@ fn append_base64(out: &mut Vec<u8>, bytes: &[u8]) {
     let (start, len) = (out.len(), bytes.len().div_ceil(3) * 4);
     out.resize(start + len, 0);
     let written = BASE64.encode_slice(bytes, &mut out[start..]);
-    debug_assert_eq!(written, Ok(len), "base64 has 4 characters for 3 bytes, padded");
+    debug_assert_eq!(written, Ok(len), "base64 has 4 characters per 3 bytes, padded");
 }
 
 /// Appends a reply.
@@ -300,7 +304,7 @@ pub fn encode_welcome(
     frame_bytes_max: usize,
 ) {
     let server = literal(server);
-    line(
+    append(
         out,
         format_args!(
             "{{\"op\":\"welcome\",\"id\":{request},\"server\":{server},\"epoch\":{epoch},\"session\":{session},\
@@ -309,9 +313,9 @@ pub fn encode_welcome(
     );
 }
 
-/// Appends the acknowledgement of one pattern. Topics follow in announcements of their own.
+/// Appends the acknowledgement of one pattern. Its topics are announced separately.
 pub fn encode_subscribed(out: &mut Vec<u8>, request: u32, pattern: &str) {
-    line(
+    append(
         out,
         format_args!(
             "{{\"op\":\"subscribed\",\"id\":{request},\"pattern\":{},\"topics\":[]}}",
@@ -320,9 +324,9 @@ pub fn encode_subscribed(out: &mut Vec<u8>, request: u32, pattern: &str) {
     );
 }
 
-/// Appends the announcement of a topic: shared by every session that takes it.
+/// Appends the announcement of a topic. All of its subscribers share it.
 pub fn encode_topic(out: &mut Vec<u8>, topic: TopicId, epoch: u64, name: &str) {
-    line(
+    append(
         out,
         format_args!(
             "{{\"op\":\"subscribed\",\"topics\":[{{\"topic\":{},\"topic_id\":{},\"epoch\":{epoch}}}]}}",
@@ -332,15 +336,18 @@ pub fn encode_topic(out: &mut Vec<u8>, topic: TopicId, epoch: u64, name: &str) {
     );
 }
 
-/// Appends the acknowledgement of an unsubscribe.
+/// Appends the acknowledgement of an UNSUBSCRIBE.
 pub fn encode_unsubscribed(out: &mut Vec<u8>, request: u32, pattern: &str) {
-    line(out, format_args!("{{\"op\":\"unsubscribed\",\"id\":{request},\"pattern\":{}}}", literal(pattern)));
+    append(
+        out,
+        format_args!("{{\"op\":\"unsubscribed\",\"id\":{request},\"pattern\":{}}}", literal(pattern)),
+    );
 }
 
-/// Appends what became of a place that was named.
+/// Appends whether the ticks after a given position follow.
 pub fn encode_recovered(out: &mut Vec<u8>, topic: &str, epoch: u64, sequence: u64, recovered: bool) {
     let topic = literal(topic);
-    line(
+    append(
         out,
         format_args!(
             "{{\"op\":\"recovered\",\"topic\":{topic},\"epoch\":{epoch},\"sequence\":{sequence},\
@@ -349,21 +356,21 @@ pub fn encode_recovered(out: &mut Vec<u8>, topic: &str, epoch: u64, sequence: u6
     );
 }
 
-/// Appends that ticks do not come: `op` is `conflated` or `gap`.
+/// Appends a range of ticks that are not delivered. `op` is `conflated` or `gap`.
 pub fn encode_skipped(out: &mut Vec<u8>, op: &str, topic: &str, from: u64, to: u64) {
     let topic = literal(topic);
-    line(out, format_args!("{{\"op\":\"{op}\",\"topic\":{topic},\"from\":{from},\"to\":{to}}}"));
+    append(out, format_args!("{{\"op\":\"{op}\",\"topic\":{topic},\"from\":{from},\"to\":{to}}}"));
 }
 
 /// Appends a pong.
 pub fn encode_pong(out: &mut Vec<u8>, token: u64) {
-    line(out, format_args!("{{\"op\":\"pong\",\"token\":{token}}}"));
+    append(out, format_args!("{{\"op\":\"pong\",\"token\":{token}}}"));
 }
 
 /// Appends an error.
 pub fn encode_error(out: &mut Vec<u8>, request: u32, code: ErrorCode, text: &str) {
     let code = code as u16;
-    line(
+    append(
         out,
         format_args!("{{\"op\":\"error\",\"id\":{request},\"code\":{code},\"text\":{}}}", literal(text)),
     );
@@ -371,7 +378,7 @@ pub fn encode_error(out: &mut Vec<u8>, request: u32, code: ErrorCode, text: &str
 
 /// Appends the last message before a close.
 pub fn encode_closing(out: &mut Vec<u8>, code: u16, reason: &str, reconnect_after_ms: u32) {
-    line(
+    append(
         out,
         format_args!(
             "{{\"op\":\"closing\",\"code\":{code},\"reason\":{},\"reconnect_after_ms\":{reconnect_after_ms}}}",
@@ -380,9 +387,9 @@ pub fn encode_closing(out: &mut Vec<u8>, code: u16, reason: &str, reconnect_afte
     );
 }
 
-fn line(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
-    // Writing to a Vec cannot fail.
-    let _ = out.write_fmt(text);
+fn append(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    let written = out.write_fmt(text);
+    debug_assert!(written.is_ok(), "writing to a Vec does not fail");
 }
 
 #[cfg(test)]
@@ -391,7 +398,7 @@ mod tests {
     use crate::subscription::Policy;
 
     #[test]
-    fn a_json_payload_survives_to_the_byte() {
+    fn json_payload_is_preserved_verbatim() {
         let text = r#"{"op":"publish","topic":"t","data":{"a": 1.10, "b":[ 1e400 ]},"ts":5}"#;
         let Ok(Command::Publish(publish)) = decode(text) else { panic!("publish") };
         assert_eq!(publish.payload.as_ref(), br#"{"a": 1.10, "b":[ 1e400 ]}"#);
@@ -404,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_survives_inline_is_json() {
+    fn only_payloads_that_can_be_inlined_are_json() {
         for inline in [&b"1"[..], b"null", b"{\"a\": [ 1 ]}", b"\" \""] {
             assert!(is_json(inline));
         }
@@ -414,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn subscribe_takes_options_and_refuses_bad_ones_by_name() {
+    fn invalid_subscribe_options_are_rejected_by_name() {
         let with = |options: &str| {
             decode(&format!(r#"{{"op":"subscribe","id":3,"topics":["a"]{options}}}"#)).map(|command| {
                 match command {
@@ -423,14 +430,14 @@ mod tests {
                 }
             })
         };
-        assert_eq!(with("").unwrap(), (Delivery::default(), From::Live));
+        assert_eq!(with("").unwrap(), (Delivery::default(), StartPosition::Live));
         assert_eq!(
             with(r#","policy":"drop","max_rate":4,"from":"latest""#).unwrap(),
-            (Delivery { policy: Some(Policy::Drop), interval_us: 250_000 }, From::Latest)
+            (Delivery { policy: Some(Policy::Drop), interval_us: 250_000 }, StartPosition::Latest)
         );
         let position = Position { epoch: 5, sequence: 6 };
-        assert_eq!(with(r#","from":{"epoch":5,"sequence":6}"#).unwrap().1, From::Position(position));
-        let positions = From::Positions(5, HashMap::from([("a".into(), 7)]));
+        assert_eq!(with(r#","from":{"epoch":5,"sequence":6}"#).unwrap().1, StartPosition::After(position));
+        let positions = StartPosition::AfterEach { epoch: 5, sequences: HashMap::from([("a".into(), 7)]) };
         assert_eq!(with(r#","from":{"epoch":5,"sequences":{"a":7}}"#).unwrap().1, positions);
         for (options, field) in [
             (r#","policy":"fast""#, "policy"),
@@ -451,13 +458,13 @@ mod tests {
             assert!(error.text.contains(field) && error.request == 3, "{options}: {error:?}");
         }
         let none = with(r#","max_rate":null,"policy":null,"from":null"#).unwrap();
-        assert_eq!(none, (Delivery::default(), From::Live));
-        // A NaN is no JSON.
+        assert_eq!(none, (Delivery::default(), StartPosition::Live));
+        // NaN is not JSON.
         assert!(with(r#","max_rate":NaN"#).is_err());
     }
 
     #[test]
-    fn null_is_a_payload() {
+    fn null_is_a_valid_payload() {
         let Ok(Command::Publish(publish)) = decode(r#"{"op":"publish","topic":"t","data":null}"#) else {
             panic!("publish")
         };
@@ -465,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_binary_payload_goes_through_base64_both_ways() {
+    fn binary_payload_is_base64_in_both_directions() {
         let text = r#"{"op":"publish","topic":"t","encoding":"base64","data":"AP8="}"#;
         let Ok(Command::Publish(publish)) = decode(text) else { panic!("publish") };
         assert_eq!((publish.payload.as_ref(), publish.payload_is_json), (&[0u8, 255][..], false));
@@ -477,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn a_binary_tick_needs_no_memory_beyond_its_message() {
+    fn binary_tick_does_not_allocate_once_the_buffer_has_grown() {
         let payload: Vec<u8> = (0..=255).collect();
         for len in [0, 1, 2, 3, 100, 256] {
             let parts = TickParts { payload: &payload[..len], ..Default::default() };
@@ -486,14 +493,14 @@ mod tests {
             let (again, capacity) = (out.clone(), out.capacity());
             out.clear();
             encode_tick(&mut out, b"{", 1, &parts);
-            assert_eq!((&out, out.capacity()), (&again, capacity), "{len} bytes into a warm buffer");
+            assert_eq!((&out, out.capacity()), (&again, capacity), "{len} bytes");
             let text = &out[out.iter().rposition(|&byte| byte == b':').unwrap() + 2..out.len() - 2];
             assert_eq!(BASE64.decode(text).unwrap(), payload[..len]);
         }
     }
 
     #[test]
-    fn bad_requests_name_what_is_wrong() {
+    fn invalid_requests_are_rejected_with_the_field_in_error() {
         for (text, part) in [
             ("{", "not a request"),
             ("[]", "not a request"),

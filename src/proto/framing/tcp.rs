@@ -1,14 +1,14 @@
-//! Native frames on a TCP connection: they say themselves how long they are, so nothing is put around them.
+//! Native frames over TCP. They contain their length, so the framing adds nothing.
 
 use super::Incoming;
 use crate::{
     DecodeError, Step,
     codec::Message,
-    frame::{self, Kind, Meta},
+    frame::{self, HeaderFields, Kind},
     records::Token,
 };
 
-/// Takes the frame that `bytes` begin with.
+/// Decodes the frame at the start of `bytes`.
 #[inline]
 pub(super) fn step(bytes: &[u8], frame_bytes_max: usize) -> Result<Step<Incoming<'_>>, DecodeError> {
     Ok(match frame::decode(bytes, frame_bytes_max)? {
@@ -17,7 +17,7 @@ pub(super) fn step(bytes: &[u8], frame_bytes_max: usize) -> Result<Step<Incoming
     })
 }
 
-/// Appends a PING.
+/// Appends a PING frame.
 pub fn encode_ping(out: &mut Vec<u8>, token: u64) {
-    frame::encode(out, Kind::Ping, Meta::default(), &Token { token }, &[]);
+    frame::encode(out, Kind::Ping, HeaderFields::default(), &Token { token }, &[]);
 }

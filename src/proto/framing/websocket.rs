@@ -1,5 +1,6 @@
-//! The server's side of RFC 6455 over bytes: tungstenite's state machine for what comes in, shared frame bytes for
-//! what goes out.
+//! WebSocket framing (RFC 6455).
+//!
+//! Input is decoded by tungstenite's state machine. Output is unmasked frames, which sessions share.
 
 use std::io::{self, Cursor, Read, Write};
 
@@ -17,48 +18,50 @@ use tungstenite::{
 
 use crate::{DecodeError, Step, codec::MessageType};
 
-/// Bytes tungstenite copies at a time. It allocates them eagerly for each connection: 128 KiB by default.
+/// tungstenite's read buffer, in bytes. It is allocated eagerly; the default would be 128 KiB per connection.
 const READ_BYTES: usize = 128;
-/// The same for connections that are few and talk much.
+/// The same for a few connections with long messages.
 const LONG_READ_BYTES: usize = 64 << 10;
 
-/// What one complete frame from the peer brought.
+/// What one complete frame from the peer contained.
 #[derive(Debug)]
 pub enum Incoming {
-    /// A fragment, a ping (its pong is in the replies) or a pong.
+    /// A fragment, a pong, or a ping, whose pong was appended to the replies.
     Nothing,
-    /// A whole text message, UTF-8 checked.
+    /// A complete text message, validated as UTF-8.
     Text(Utf8Bytes),
-    /// A whole binary message.
+    /// A complete binary message.
     Binary(Bytes),
-    /// The peer closes; the answer is in the replies, and nothing may follow it. The peer's code, 1005 for none.
+    /// A close frame; its code, 1005 if it has none. The answer was appended to the replies; nothing may follow it.
     Close(u16),
 }
 
-/// A decoder. Under 300 bytes, and its read buffer: between two messages it knows nothing of its connection, so one can serve
-/// many ([`WebSocket::is_between_messages`]).
+/// A WebSocket decoder: less than 300 bytes and a read buffer.
+///
+/// Between two messages it keeps nothing of its connection, so one decoder can serve many: see
+/// [`WebSocket::is_between_messages`].
 #[derive(Debug)]
 pub struct WebSocket {
     context: WebSocketContext,
     message_bytes_max: usize,
-    /// A message has begun, and its last fragment has not come.
+    /// A fragmented message has started, and its last fragment has not arrived.
     within_message: bool,
-    /// A close came, or a frame that is refused: nothing may follow it.
+    /// A close frame or an invalid frame has arrived: nothing may follow it.
     is_over: bool,
 }
 
 impl WebSocket {
-    /// A decoder that refuses messages past `message_bytes_max`.
+    /// A server's decoder. Rejects messages longer than `message_bytes_max`.
     pub fn server(message_bytes_max: usize) -> WebSocket {
         WebSocket::new(Role::Server, message_bytes_max, READ_BYTES)
     }
 
-    /// The same for few connections with long messages: it copies, and allocates eagerly, 64 KiB at a time.
-    pub fn server_of_long_messages(message_bytes_max: usize) -> WebSocket {
+    /// The same for a few connections with long messages: with a read buffer of 64 KiB.
+    pub fn server_for_long_messages(message_bytes_max: usize) -> WebSocket {
         WebSocket::new(Role::Server, message_bytes_max, LONG_READ_BYTES)
     }
 
-    /// The client's side of the same: what the client library decodes with.
+    /// A client's decoder.
     pub fn client(message_bytes_max: usize) -> WebSocket {
         WebSocket::new(Role::Client, message_bytes_max, READ_BYTES)
     }
@@ -73,24 +76,23 @@ impl WebSocket {
         WebSocket { context, message_bytes_max, within_message: false, is_over: false }
     }
 
-    /// Whether what comes next needs nothing of what came before: only whole frames are taken, so a decoder keeps a
-    /// message's fragments and nothing else.
+    /// Whether the decoder keeps no state of its connection. It consumes whole frames only, so its only state is the
+    /// fragments of an incomplete message.
     pub fn is_between_messages(&self) -> bool {
         !self.within_message && !self.is_over
     }
 
-    /// Takes the frame that `bytes` begin with; pongs and close answers are appended to `replies`.
+    /// Decodes the frame at the start of `bytes`. Pongs and close answers are appended to `replies`.
     ///
-    /// Only whole frames reach tungstenite, which reserves what a header announces: so a peer's announcement
-    /// allocates nothing here.
+    /// tungstenite reserves the length in a header, so it is given whole frames only: a header alone does not allocate.
     ///
     /// # Errors
-    /// A [`DecodeError`] whose close code the peer is to be sent.
+    /// A [`DecodeError`], after which the decoder must not be used again. The peer should be sent its close code.
     pub fn step(&mut self, bytes: &[u8], replies: &mut Vec<u8>) -> Result<Step<Incoming>, DecodeError> {
-        // Unless it goes well.
+        // Reset below unless decoding fails.
         let was_over = std::mem::replace(&mut self.is_over, true);
         let mut cursor = Cursor::new(bytes);
-        let Some((header, payload_len)) = FrameHeader::parse(&mut cursor).map_err(refuse)? else {
+        let Some((header, payload_len)) = FrameHeader::parse(&mut cursor).map_err(decode_error)? else {
             self.is_over = was_over;
             return Ok(Step::Partial);
         };
@@ -112,40 +114,41 @@ impl WebSocket {
             Ok(Message::Close(close)) => Incoming::Close(close.map_or(1005, |close| close.code.into())),
             Ok(_) => Incoming::Nothing,
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Incoming::Nothing,
-            Err(error) => return Err(refuse(error)),
+            Err(error) => return Err(decode_error(error)),
         };
-        // A pong or close answer is only queued by read().
+        // read() only queues pongs and close answers.
         match self.context.flush(&mut pipe) {
             Ok(()) | Err(Error::ConnectionClosed) => {}
-            Err(error) => return Err(refuse(error)),
+            Err(error) => return Err(decode_error(error)),
         }
+        debug_assert!(pipe.input.is_empty(), "tungstenite consumes the whole frame; a rest would be lost");
         self.is_over = was_over || matches!(incoming, Incoming::Close(_));
         Ok(Step::Complete(frame_len, incoming))
     }
 
-    /// Appends one masked message to `out`: the client's side, whose frames are its own and not shared.
+    /// Appends one masked message to `out`, as a client sends it.
     pub fn write_masked(&mut self, out: &mut Vec<u8>, message: Message) {
         let mut pipe = Pipe { input: &[], output: out };
-        // The pipe takes everything; what can fail is a write after a close, and then nobody reads it.
+        // The pipe accepts everything. A write after a close fails, but then the peer reads nothing more.
         let _ = self.context.write(&mut pipe, message);
         let _ = self.context.flush(&mut pipe);
     }
 }
 
-fn refuse(error: Error) -> DecodeError {
+fn decode_error(error: Error) -> DecodeError {
     match error {
         Error::Utf8(_) => DecodeError::NotUtf8,
         Error::Capacity(CapacityError::MessageTooLong { size, max_size }) => {
             DecodeError::TooLarge { bytes: size as u64, bytes_max: max_size }
         }
         Error::Protocol(ProtocolError::UnmaskedFrameFromClient) => {
-            DecodeError::WebSocket("frame is not masked".into())
+            DecodeError::WebSocket("a frame from the client is not masked".into())
         }
         other => DecodeError::WebSocket(other.to_string()),
     }
 }
 
-/// One frame in, replies out; never blocks on output.
+/// tungstenite's stream: reads one frame, and writes replies without ever blocking.
 struct Pipe<'a> {
     input: &'a [u8],
     output: &'a mut Vec<u8>,
@@ -170,34 +173,37 @@ impl Write for Pipe<'_> {
     }
 }
 
-/// Appends one unmasked frame: the bytes are the same for every client, so they are made once.
+/// Appends one unmasked frame. Its bytes are the same for every client, so sessions share them.
 pub fn encode(out: &mut Vec<u8>, message_type: MessageType, payload: &[u8]) {
     encode_header(out, message_type, payload.len());
     out.extend_from_slice(payload);
 }
 
-/// Appends the header of an unmasked frame whose `payload_len` bytes of payload follow.
+/// Appends the header of an unmasked frame. The caller appends the payload of `payload_len` bytes.
 pub fn encode_header(out: &mut Vec<u8>, message_type: MessageType, payload_len: usize) {
     let data = if message_type == MessageType::Text { Data::Text } else { Data::Binary };
     let header = FrameHeader { opcode: OpCode::Data(data), ..FrameHeader::default() };
-    // Writing to a Vec cannot fail.
-    let _ = header.format(payload_len as u64, out);
+    append_header(&header, payload_len, out);
+}
+
+fn append_header(header: &FrameHeader, payload_len: usize, out: &mut Vec<u8>) {
+    let written = header.format(payload_len as u64, out);
+    debug_assert!(written.is_ok(), "writing to a Vec does not fail");
 }
 
 /// Appends a ping without a payload (RFC 6455, section 5.5.2).
 pub fn encode_ping(out: &mut Vec<u8>) {
     let header = FrameHeader { opcode: OpCode::Control(Control::Ping), ..FrameHeader::default() };
-    // Writing to a Vec cannot fail.
-    let _ = header.format(0, out);
+    append_header(&header, 0, out);
 }
 
-/// Appends a close frame (RFC 6455, section 5.5.1); `reason` is cut to the 123 bytes that fit.
+/// Appends a close frame (RFC 6455, section 5.5.1). `reason` is cut to the 123 bytes that fit.
 pub fn encode_close(out: &mut Vec<u8>, code: u16, reason: &str) {
     let mut payload = code.to_be_bytes().to_vec();
     let end = (0..=reason.len().min(123)).rev().find(|&end| reason.is_char_boundary(end)).unwrap_or(0);
     payload.extend_from_slice(&reason.as_bytes()[..end]);
     let header = FrameHeader { opcode: OpCode::Control(Control::Close), ..FrameHeader::default() };
-    let _ = header.format(payload.len() as u64, out);
+    append_header(&header, payload.len(), out);
     out.extend_from_slice(&payload);
 }
 
@@ -219,12 +225,12 @@ mod tests {
         frame
     }
 
-    fn refused(bytes: &[u8]) -> DecodeError {
+    fn error_of(bytes: &[u8]) -> DecodeError {
         WebSocket::server(1 << 10).step(bytes, &mut Vec::new()).unwrap_err()
     }
 
     #[test]
-    fn a_ping_between_fragments_is_answered_and_the_message_is_whole() {
+    fn ping_between_fragments_is_answered_and_the_message_is_complete() {
         let mut socket = WebSocket::server(1 << 10);
         let mut replies = Vec::new();
         let input = [masked(0x01, b"he"), masked(0x89, b"p"), masked(0x80, b"llo")].concat();
@@ -241,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn between_messages_a_decoder_serves_any_connection() {
+    fn decoder_has_no_state_between_messages() {
         let mut socket = WebSocket::server(1 << 10);
         let mut after = |frame: &[u8]| {
             let _ = socket.step(frame, &mut Vec::new());
@@ -251,26 +257,26 @@ mod tests {
         assert!(!after(&masked(0x01, b"he")) && !after(&masked(0x89, b"p")) && !after(&masked(0x00, b"ll")));
         assert!(after(&masked(0x80, b"o")));
         assert!(!after(&masked(0x88, &1000u16.to_be_bytes())));
-        let mut refused = WebSocket::server(1 << 10);
-        assert!(refused.step(&masked(0x80, b"a rest of nothing"), &mut Vec::new()).is_err());
-        assert!(!refused.is_between_messages());
+        let mut failed = WebSocket::server(1 << 10);
+        assert!(failed.step(&masked(0x80, b"the end of no message"), &mut Vec::new()).is_err());
+        assert!(!failed.is_between_messages());
     }
 
     #[test]
-    fn what_a_header_announces_is_refused_before_it_arrives() {
+    fn too_long_message_is_rejected_by_its_header() {
         let announce = [0x82, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 1, 2, 3, 4];
-        assert_eq!(refused(&announce), DecodeError::TooLarge { bytes: 1 << 32, bytes_max: 1 << 10 });
+        assert_eq!(error_of(&announce), DecodeError::TooLarge { bytes: 1 << 32, bytes_max: 1 << 10 });
     }
 
     #[test]
-    fn broken_frames_name_the_close_code() {
-        assert_eq!(refused(&[0x81, 1, b'x']).close_code(), 1002);
-        assert_eq!(refused(&masked(0x81, &[0xff])).close_code(), 1007);
-        assert_eq!(refused(&masked(0xc1, b"x")).close_code(), 1002);
-        assert_eq!(refused(&masked(0x83, b"x")).close_code(), 1002);
-        assert_eq!(refused(&masked(0x80, b"x")).close_code(), 1002);
-        assert_eq!(refused(&masked(0x89, &[0; 126])).close_code(), 1002);
-        assert_eq!(refused(&masked(0x82, &[0; 2000])).close_code(), 1009);
+    fn invalid_frames_have_their_close_code() {
+        assert_eq!(error_of(&[0x81, 1, b'x']).close_code(), 1002);
+        assert_eq!(error_of(&masked(0x81, &[0xff])).close_code(), 1007);
+        assert_eq!(error_of(&masked(0xc1, b"x")).close_code(), 1002);
+        assert_eq!(error_of(&masked(0x83, b"x")).close_code(), 1002);
+        assert_eq!(error_of(&masked(0x80, b"x")).close_code(), 1002);
+        assert_eq!(error_of(&masked(0x89, &[0; 126])).close_code(), 1002);
+        assert_eq!(error_of(&masked(0x82, &[0; 2000])).close_code(), 1009);
     }
 
     #[test]
@@ -283,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_is_answered_with_its_code() {
+    fn close_frame_is_answered_with_its_code() {
         let mut replies = Vec::new();
         let step = WebSocket::server(1 << 10).step(&masked(0x88, &1000u16.to_be_bytes()), &mut replies);
         assert!(matches!(step, Ok(Step::Complete(_, Incoming::Close(1000)))));

@@ -24,7 +24,7 @@ use tickcast_ecg::{
     INFO_TOPIC, PARAMS_TOPIC, WAVE_TOPIC,
     follow::{Finding, Follower},
 };
-use tickcast_proto::{codec::json, subscription::From};
+use tickcast_proto::{codec::json, subscription::StartPosition};
 
 /// Longest wait for an event before checking for a signal.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -104,7 +104,7 @@ fn process_stream(args: &EcgArgs, out: &mut impl Write, stop: &StopFlag) -> Resu
     let (address, options) = args.server.parse()?;
     let mut client = ReconnectingClient::connect_with(&address, &options, ReconnectOptions::default())?;
     // Subscribe to the description first: samples before it cannot be analysed.
-    let latest = SubscribeOptions { from: From::Latest, ..SubscribeOptions::default() };
+    let latest = SubscribeOptions { from: StartPosition::Latest, ..SubscribeOptions::default() };
     let requests = [
         (client.subscribe_with(INFO_TOPIC, latest)?, INFO_TOPIC),
         (client.subscribe(WAVE_TOPIC)?, WAVE_TOPIC),

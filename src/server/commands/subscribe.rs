@@ -18,7 +18,7 @@ use tickcast_client::{
 };
 use tickcast_proto::{
     WireFormat,
-    subscription::{self, BadOption, Delivery, From, Policy, Position},
+    subscription::{self, Delivery, OptionError, Policy, Position, StartPosition},
 };
 
 /// Print the ticks of one or more patterns, one line each: topic, sequence, payload
@@ -73,10 +73,10 @@ impl SubArgs {
     /// The options of each subscription, for a server with this epoch.
     fn options(&self, server_epoch: Option<u64>) -> SubscribeOptions {
         let from = match self.from {
-            StartFrom::Live => From::Live,
-            StartFrom::Latest => From::Latest,
+            StartFrom::Live => StartPosition::Live,
+            StartFrom::Latest => StartPosition::Latest,
             StartFrom::Beginning => {
-                From::Position(Position { epoch: server_epoch.unwrap_or(0), sequence: 0 })
+                StartPosition::After(Position { epoch: server_epoch.unwrap_or(0), sequence: 0 })
             }
         };
         let interval_us = self.interval_us.unwrap_or(0);
@@ -95,8 +95,8 @@ pub enum StartFrom {
     Beginning,
 }
 
-fn interval_us(text: &str) -> Result<u32, BadOption> {
-    subscription::interval_us(text.parse().map_err(|_| BadOption::MaxRate(text.into()))?)
+fn interval_us(text: &str) -> Result<u32, OptionError> {
+    subscription::interval_us(text.parse().map_err(|_| OptionError::MaxRate(text.into()))?)
 }
 
 /// Runs `tickcast sub` on standard output until the count is reached, the output's reader exits, or the server closes the

@@ -105,7 +105,7 @@ fn sub_append_resumes_where_its_file_ends() {
         |peer| {
             peer.welcome_in(3);
             let subscribe = peer.command();
-            assert!(subscribe.contains("Position(Position { epoch: 3, sequence: 0 })"), "{subscribe}");
+            assert!(subscribe.contains("After(Position { epoch: 3, sequence: 0 })"), "{subscribe}");
             peer.topic(3);
             peer.reply(Reply::Gap { topic: TopicId(5), name: "a.b", from: 1, to: 6 });
             peer.tick(6, b"6");

@@ -16,7 +16,7 @@ use tickcast_proto::{
 /// One text for each value that makes no sense; it repeats the value.
 pub(super) fn policies(options: &[String]) -> Result<Rules<Policy>, Vec<String>> {
     rules(options, Policy::default(), |value| {
-        value.parse().map_err(|error: tickcast_proto::subscription::BadOption| error.to_string())
+        value.parse().map_err(|error: tickcast_proto::subscription::OptionError| error.to_string())
     })
 }
 

@@ -33,7 +33,7 @@ use tickcast_core::{
     shard::Shard,
 };
 use tickcast_proto::{
-    frame::{self, Kind, Meta},
+    frame::{self, HeaderFields, Kind},
     ids::ShardId,
     records::{Hello, Publish},
 };
@@ -212,7 +212,7 @@ fn a_producer_that_found_no_room_is_woken_when_there_is_some() {
 #[test]
 fn a_producer_that_goes_to_sleep_while_room_is_made_goes_on() {
     let frame = |stage: &mut Stage| {
-        frame::encode(stage.tail(), Kind::Hello, Meta::default(), &Hello::default(), &[]);
+        frame::encode(stage.tail(), Kind::Hello, HeaderFields::default(), &Hello::default(), &[]);
         stage.waiting().len()
     };
     model(8, move || {

@@ -148,7 +148,7 @@ fn commands(connection: &mut Connection) -> Vec<String> {
 fn resumed(encoding: WireFormat) -> (Connection, Vec<u8>) {
     let (mut connection, response) = open(encoding);
     connection.resume("a", Position { epoch: 3, sequence: 50 }).unwrap();
-    let options = SubscribeOptions { from: From::Resume, ..SubscribeOptions::default() };
+    let options = SubscribeOptions { from: StartPosition::Resume, ..SubscribeOptions::default() };
     connection.subscribe_with(">", &options).unwrap();
     (connection, response)
 }
@@ -259,14 +259,17 @@ fn each_encoding_carries_resume_positions() {
         connection.resume("a", at(3, 50)).unwrap();
         connection.resume("old", at(2, 9)).unwrap();
         let delivery = Delivery { policy: Some(Policy::Drop), interval_us: 0 };
-        connection.subscribe_with(">", &SubscribeOptions { delivery, from: From::Resume }).unwrap();
-        connection.subscribe_with("x", &SubscribeOptions { delivery, from: From::Resume }).unwrap();
+        connection.subscribe_with(">", &SubscribeOptions { delivery, from: StartPosition::Resume }).unwrap();
+        connection.subscribe_with("x", &SubscribeOptions { delivery, from: StartPosition::Resume }).unwrap();
         connection.update("x", Delivery::default()).unwrap();
         let sent = commands(&mut connection);
         let position = "Position { epoch: 3, sequence: 50 }";
         if encoding == WireFormat::WEBSOCKET_JSON {
-            assert!(sent[1].contains("from: Positions(3, {\"a\": 50})"), "one epoch: {sent:?}");
-            assert!(sent[2].contains("from: Positions(3, {})"), "sent once: {sent:?}");
+            assert!(
+                sent[1].contains("from: AfterEach { epoch: 3, sequences: {\"a\": 50} }"),
+                "one epoch: {sent:?}"
+            );
+            assert!(sent[2].contains("from: AfterEach { epoch: 3, sequences: {} }"), "sent once: {sent:?}");
         } else {
             let shift = sent.len() - 5;
             assert_eq!(sent[shift], format!("Resume {{ topic: \"a\", position: {position} }}"));
@@ -283,7 +286,7 @@ fn position_that_json_cannot_carry_is_reported_by_the_connection() {
     connection.handle_bytes(&response);
     connection.resume("a", Position { epoch: 2, sequence: 9 }).unwrap();
     connection.resume("b", Position { epoch: 3, sequence: 1 }).unwrap();
-    let options = SubscribeOptions { from: From::Resume, ..SubscribeOptions::default() };
+    let options = SubscribeOptions { from: StartPosition::Resume, ..SubscribeOptions::default() };
     connection.subscribe_with(">", &options).unwrap();
     let mut script = Script::new(WireFormat::WEBSOCKET_JSON);
     script.topic(3).tick(1, 0, 0);
@@ -300,7 +303,7 @@ fn many_positions_are_split_into_messages_that_every_server_accepts() {
     }
     let rejected = connection.resume("one.more", Position::default());
     assert_eq!(rejected, Err(RequestError::TooManyPositions));
-    let options = SubscribeOptions { from: From::Resume, ..SubscribeOptions::default() };
+    let options = SubscribeOptions { from: StartPosition::Resume, ..SubscribeOptions::default() };
     connection.subscribe_with(">", &options).unwrap();
     // The decoder in `commands` rejects messages above 256 KiB.
     assert_eq!(commands(&mut connection).len(), 1 + RESUME_POSITIONS_MAX + 1);
@@ -312,7 +315,7 @@ fn raw_connection_starts_with_the_newest_tick_instead_of_resuming() {
     connection.handle_bytes(&response);
     assert_eq!(connection.poll_event(), Ok(None));
     connection.resume("a", Position { epoch: 3, sequence: 50 }).unwrap();
-    for from in [From::Resume, From::Position(Position { epoch: 3, sequence: 50 })] {
+    for from in [StartPosition::Resume, StartPosition::After(Position { epoch: 3, sequence: 50 })] {
         connection.subscribe_with("a", &SubscribeOptions { from, ..SubscribeOptions::default() }).unwrap();
         let sent = commands(&mut connection);
         assert!(sent.len() == 1 && sent[0].contains("from: Latest"), "{sent:?}");
