@@ -26,10 +26,15 @@ struct Script {
     /// For the next receives to be armed.
     receive: VecDeque<Verdict>,
     accept: VecDeque<Verdict>,
+    /// Panics at the SEND after this many.
+    sends_before_panic: Option<usize>,
 }
 
 impl Shim for Script {
     fn decide(&mut self, operation: Operation) -> Verdict {
+        if let (Operation::Send(_), Some(left)) = (operation, &mut self.sends_before_panic) {
+            *left = left.checked_sub(1).expect("a panic between queueing and submitting");
+        }
         let verdict = match operation {
             Operation::Send(_) => self.send,
             Operation::SendParked(_) => self.parked,
@@ -243,6 +248,74 @@ fn a_failed_send_is_reported_for_its_own_socket_only() {
     healthy.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"here");
     drop(peer);
+}
+
+/// Runs a batch that is expected to panic.
+fn panics(ring: &mut DataRing<Script>, sends: &[(u32, &[u8])], outcome: impl FnMut(usize, Sent)) {
+    let batch = std::panic::AssertUnwindSafe(|| ring.send_batch(sends, outcome));
+    assert!(std::panic::catch_unwind(batch).is_err(), "the batch panics");
+}
+
+/// Reads until the peer closes. Whatever it has closed with counts as the end.
+fn read_all(mut peer: TcpStream) -> Vec<u8> {
+    peer.set_nonblocking(false).unwrap();
+    let mut bytes = Vec::new();
+    let _ = peer.read_to_end(&mut bytes);
+    bytes
+}
+
+#[test]
+fn a_batch_abandoned_by_a_panic_is_never_submitted() {
+    let (peers, sockets): (Vec<_>, Vec<_>) = (0..3).map(|_| pair()).unzip();
+    let mut ring = ring(roomy());
+    let slots: Vec<u32> = sockets.into_iter().map(|socket| ring.add(socket).unwrap()).collect();
+    ring.poll().unwrap();
+    ring.shim_mut().sends_before_panic = Some(2);
+    // Two SENDs are queued, with pointers to bytes that are freed before anything else happens.
+    let bytes = vec![7u8; 100];
+    let sends: Vec<(u32, &[u8])> = slots.iter().map(|&slot| (slot, &bytes[..])).collect();
+    panics(&mut ring, &sends, |_, _| panic!("no SEND has an outcome"));
+    drop(sends);
+    drop(bytes);
+    ring.shim_mut().sends_before_panic = None;
+    assert!(ring.poll().is_err() && ring.wait().is_err(), "the ring refuses to submit");
+    assert!(ring.send_batch(&[(slots[2], b"later")], |_, _| ()).is_err());
+    drop(ring);
+    for peer in peers {
+        assert_eq!(read_all(peer), b"", "nothing was sent, not even while the ring was dropped");
+    }
+}
+
+#[test]
+fn a_panic_after_the_sends_leaves_the_ring_in_use() {
+    let (peer, socket) = pair();
+    let mut ring = ring(roomy());
+    let slot = ring.add(socket).unwrap();
+    panics(&mut ring, &[(slot, b"first")], |_, _| panic!("the SENDs are over"));
+    ring.send_batch(&[(slot, b" second")], |_, sent| assert_eq!(sent, Sent::Whole)).unwrap();
+    drop(ring);
+    assert_eq!(read_all(peer), b"first second");
+}
+
+#[test]
+fn pieces_of_one_buffer_may_be_recycled_in_any_order() {
+    let (mut peer, socket) = pair();
+    let mut ring = ring(Settings { receive_buffers: 1, ..roomy() });
+    let slot = ring.add(socket).unwrap();
+    ring.shim_mut().received = Some(Verdict::Truncate(2));
+    for round in [b"abcdef", b"ghijkl"] {
+        peer.write_all(round).unwrap();
+        let mut pieces = Vec::new();
+        while pieces.iter().map(|received| ring.bytes(received).len()).sum::<usize>() < round.len() {
+            let Event::Received(received) = next(&mut ring) else { panic!("bytes of slot {slot}") };
+            pieces.push(received);
+        }
+        // The last goes first: the others still hold the ring's only buffer, and keep their bytes.
+        ring.recycle(pieces.pop().unwrap());
+        let rest: Vec<u8> = pieces.iter().flat_map(|received| ring.bytes(received)).copied().collect();
+        assert_eq!(rest, round[..rest.len()]);
+        pieces.into_iter().for_each(|received| ring.recycle(received));
+    }
 }
 
 #[test]

@@ -249,7 +249,7 @@ fn half_a_frame_left_by_a_source_does_not_keep_the_shard_awake() {
     meshes[0].add_ingest(consumer);
     let mut lanes = Lanes::new([(producer, bells[0].clone())].into_iter());
     let mut publish = || lanes.publish("sim.1", 1, 1, &[b'1'; 100]);
-    while publish() {}
+    while publish().is_ok() {}
     let stop = StopFlag::default();
     stop.set();
     // The ring takes what fits, which ends within a frame; the rest is lost with the source.

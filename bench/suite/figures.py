@@ -18,7 +18,7 @@ FEED_SHARE_MIN = 0.99
 BOTTLENECK_SHARE = 0.85
 
 # Counters of ticks that were refused before they got a sequence number.
-REFUSED = ("ticks_simulator_dropped", "ticks_refused", "ticks_refused_rate")
+REFUSED = ("source_ticks_dropped", "ticks_simulator_dropped", "ticks_refused", "ticks_refused_rate")
 # Figures whose spread over the repeats is kept.
 RANGED = (
     "delivered_per_s", "lost", "p50_us", "p90_us", "p99_us", "p999_us", "max_us", "uncorrected_p99_us",
@@ -252,6 +252,8 @@ def fill_from_totals(row: Row, counted: dict[str, int]) -> None:
         row.notes.append("the server logged no totals: its SENDs are unknown")
     row.refused += sum(counted.get(name, 0) for name in REFUSED)
     for name, text in (
+        ("source_ticks_dropped", "ticks did not fit the simulator's ring"),
+        # The name in 0.1.
         ("ticks_simulator_dropped", "ticks did not fit the simulator's ring"),
         ("closed_slow_consumer", "clients were closed as slow consumers"),
         ("ticks_refused", "ticks were refused"),

@@ -18,7 +18,7 @@ LOG = """[2026-01-01T00:00:00Z INFO  tickcast::io::server] SIGINT: stopping
 [2026-01-01T00:00:00Z INFO  tickcast::io::server] total ticks_delivered 1000 ticks
 [2026-01-01T00:00:00Z INFO  tickcast::io::server] total bytes_sent 160000 bytes
 [2026-01-01T00:00:00Z INFO  tickcast::io::server] total sends 250 operations
-[2026-01-01T00:00:00Z INFO  tickcast::io::server] total ticks_simulator_dropped 7 ticks
+[2026-01-01T00:00:00Z INFO  tickcast::io::server] total source_ticks_dropped 7 ticks
 """
 
 

@@ -1,5 +1,6 @@
 //! One shard's ends of the rings to and from the other shards, and from the sources.
 
+pub mod item_ring;
 pub mod ring;
 pub mod sync;
 

@@ -1,4 +1,5 @@
 //! One client connection's state: what it speaks, what it has sent, what waits to be sent, and why it ends.
+mod batch;
 mod eviction;
 pub mod holders;
 pub mod membership;
@@ -469,6 +470,9 @@ impl Session {
     /// Takes the next SEND: a long range straight from the log, else as many segments as fit, gathered into
     /// `gather` (which must have room for [`SEND_BYTES_MAX`]). Cuts fall between frames where there is a boundary.
     pub fn take_send(&mut self, log: Option<&EgressLog>, gather: &mut Vec<u8>) -> Next {
+        if self.format.framing.has_send_headers() {
+            return self.take_batch(log, gather);
+        }
         let start = gather.len();
         let mut left = SEND_BYTES_MAX;
         while left > 0
@@ -514,6 +518,15 @@ impl Session {
                 }
             }
         }
+        self.trim_replies();
+        match gather.len() - start {
+            0 => Next::Idle,
+            len => self.sends(Source::Gathered(start, len)),
+        }
+    }
+
+    /// Gives back the memory of replies that have been taken.
+    fn trim_replies(&mut self) {
         // A peer that always leaves some unread would keep everything it was ever sent.
         if self.replies_start > REPLY_BYTES_MAX {
             self.replies.drain(..self.replies_start);
@@ -523,10 +536,6 @@ impl Session {
             // Most sessions are answered once in their life: 10,000 of them would keep what a handshake took.
             self.replies = Vec::new();
             self.replies_start = 0;
-        }
-        match gather.len() - start {
-            0 => Next::Idle,
-            len => self.sends(Source::Gathered(start, len)),
         }
     }
 

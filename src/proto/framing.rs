@@ -18,16 +18,38 @@ use websocket::WebSocket;
 pub enum Framing {
     /// No bytes of its own: each message is a native frame, which contains its length.
     Tcp = 0,
-    /// WebSocket messages (RFC 6455).
+    /// WebSocket messages (RFC 6455), one for each message that is encoded.
     WebSocket = 1,
+    /// WebSocket messages, each of all the native frames that leave in one SEND: the header is written as the SEND is
+    /// gathered. No supported [`crate::WireFormat`] has it: a SEND that begins with a header of its own is always a copy,
+    /// where [`Framing::WebSocket`] sends from the log.
+    WebSocketBatch = 2,
 }
+
+/// Longest header that [`Framing::write_send_header`] writes.
+pub const SEND_HEADER_BYTES_MAX: usize = 10;
 
 impl Framing {
     /// Number of framings.
-    pub const COUNT: usize = 2;
+    pub const COUNT: usize = 3;
 
-    /// Delimits a message: returns the bytes to send, in two parts. The header is written to `scratch`, whatever it held;
-    /// the body is not copied. No allocation once `scratch` has grown.
+    /// Whether headers are written as a SEND is gathered; what waits for it has none.
+    #[inline]
+    pub fn has_send_headers(self) -> bool {
+        self == Framing::WebSocketBatch
+    }
+
+    /// Appends the header of a message that is the next `len` bytes of a SEND, or of that and the SENDs after it. Nothing
+    /// where messages have their headers already.
+    pub fn write_send_header(self, message_type: MessageType, len: usize, out: &mut Vec<u8>) {
+        match self {
+            Framing::Tcp | Framing::WebSocket => {}
+            Framing::WebSocketBatch => websocket::encode_header(out, message_type, len),
+        }
+    }
+
+    /// Delimits a message that is to wait for a SEND: returns its bytes, in two parts. The header is written to `scratch`,
+    /// whatever it held; the body is not copied. No allocation once `scratch` has grown.
     #[inline]
     pub fn delimit<'a>(
         self,
@@ -37,21 +59,21 @@ impl Framing {
     ) -> (&'a [u8], &'a [u8]) {
         scratch.clear();
         match self {
-            Framing::Tcp => {}
+            Framing::Tcp | Framing::WebSocketBatch => {}
             Framing::WebSocket => websocket::encode_header(scratch, message_type, body.len()),
         }
         (scratch, body)
     }
 
-    /// Appends a whole message.
+    /// Appends a whole message, its header included.
     pub fn write(self, message_type: MessageType, body: &[u8], out: &mut Vec<u8>) {
         match self {
             Framing::Tcp => out.extend_from_slice(body),
-            Framing::WebSocket => websocket::encode(out, message_type, body),
+            Framing::WebSocket | Framing::WebSocketBatch => websocket::encode(out, message_type, body),
         }
     }
 
-    /// Appends the message whose body `write_body` appends; nothing where it appends nothing.
+    /// The same for a body that `write_body` appends; nothing where it appends nothing.
     pub fn write_with(
         self,
         message_type: MessageType,
@@ -60,7 +82,7 @@ impl Framing {
     ) {
         match self {
             Framing::Tcp => write_body(out),
-            Framing::WebSocket => {
+            Framing::WebSocket | Framing::WebSocketBatch => {
                 let mut body = Vec::with_capacity(128);
                 write_body(&mut body);
                 if !body.is_empty() {
@@ -74,7 +96,7 @@ impl Framing {
     pub fn write_ping(self, token: u64, out: &mut Vec<u8>) {
         match self {
             Framing::Tcp => tcp::encode_ping(out, token),
-            Framing::WebSocket => websocket::encode_ping(out),
+            Framing::WebSocket | Framing::WebSocketBatch => websocket::encode_ping(out),
         }
     }
 
@@ -82,7 +104,7 @@ impl Framing {
     pub fn write_close(self, code: u16, reason: &str, out: &mut Vec<u8>) {
         match self {
             Framing::Tcp => {}
-            Framing::WebSocket => websocket::encode_close(out, code, reason),
+            Framing::WebSocket | Framing::WebSocketBatch => websocket::encode_close(out, code, reason),
         }
     }
 }
@@ -103,7 +125,7 @@ pub enum Incoming<'a> {
 pub enum Decoder {
     /// [`Framing::Tcp`]: keeps no state besides the session's input.
     Tcp,
-    /// [`Framing::WebSocket`], with a decoder of its own only within a message in fragments.
+    /// A WebSocket, with a decoder of its own only within a message in fragments.
     WebSocket(Option<Box<WebSocket>>),
     /// A WebSocket with a permanent decoder of its own, for longer messages than the shared ones accept.
     WebSocketOwned(Box<WebSocket>),
@@ -134,7 +156,7 @@ impl Decoder {
     pub fn new(framing: Framing) -> Decoder {
         match framing {
             Framing::Tcp => Decoder::Tcp,
-            Framing::WebSocket => Decoder::WebSocket(None),
+            Framing::WebSocket | Framing::WebSocketBatch => Decoder::WebSocket(None),
         }
     }
 
@@ -190,16 +212,20 @@ mod tests {
     use crate::frame::{self, HeaderFields, Kind};
 
     #[test]
-    fn every_framing_delimits_a_message_the_same_in_parts_and_whole() {
-        for framing in [Framing::Tcp, Framing::WebSocket] {
+    fn a_message_is_the_same_whole_and_as_it_waits_and_is_sent() {
+        for framing in [Framing::Tcp, Framing::WebSocket, Framing::WebSocketBatch] {
             for body in [&b"x"[..], &[7; 200], &[7; 70_000]] {
                 let (mut whole, mut with) = (b"before".to_vec(), b"before".to_vec());
                 framing.write(MessageType::Binary, body, &mut whole);
                 framing.write_with(MessageType::Binary, &mut with, |out| out.extend_from_slice(body));
                 let mut scratch = b"of before".to_vec();
                 let (header, rest) = framing.delimit(MessageType::Binary, body, &mut scratch);
-                assert_eq!(whole, with);
-                assert_eq!(whole, [&b"before"[..], header, rest].concat());
+                let mut sent = b"before".to_vec();
+                framing.write_send_header(MessageType::Binary, body.len(), &mut sent);
+                assert!(sent.len() - 6 <= SEND_HEADER_BYTES_MAX);
+                assert_eq!(framing.has_send_headers(), sent.len() > 6);
+                sent.extend_from_slice(&[header, rest].concat());
+                assert_eq!((&whole, &whole), (&with, &sent));
             }
             let mut nothing = Vec::new();
             framing.write_with(MessageType::Text, &mut nothing, |_| {});

@@ -102,4 +102,13 @@ impl Reply<'_> {
         let WireFormat { codec, framing } = format;
         framing.write_with(codec.message_type(), out, |body| codec.encode_reply(self, body));
     }
+
+    /// Appends the reply as it waits among the frames of its topic: without a header where headers are written as a SEND is
+    /// gathered.
+    pub fn encode_queued(&self, format: WireFormat, out: &mut Vec<u8>) {
+        match format.framing.has_send_headers() {
+            true => format.codec.encode_reply(self, out),
+            false => self.encode(format, out),
+        }
+    }
 }

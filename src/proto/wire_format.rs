@@ -86,7 +86,7 @@ mod tests {
         for (at, format) in WireFormat::ALL.into_iter().enumerate() {
             assert_eq!(SUPPORTED[at].format, format);
             assert!(format.index() < WireFormat::PAIRS);
-            assert_eq!(format.subprotocol().is_some(), format.framing == Framing::WebSocket);
+            assert_eq!(format.subprotocol().is_some(), format.framing != Framing::Tcp);
             assert!(format.subprotocol().is_none_or(|name| WireFormat::of_subprotocol(name) == Some(format)));
             for other in &WireFormat::ALL[..at] {
                 assert!(other.index() != format.index() && other.name() != format.name());

@@ -1,4 +1,4 @@
-//! The only reader of time. Everything else takes [`Now`] as an argument.
+//! The only module that reads the clocks. All others take [`Now`] as an argument.
 
 use tickcast_core::now::Now;
 
@@ -7,32 +7,34 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// Reads both clocks. Two vDSO calls, about 40 ns.
+/// Reads both clocks. Cost: two vDSO calls, about 40 ns.
 pub fn now() -> Now {
     Now { monotonic_ns: monotonic_ns(), realtime_ns: realtime_ns() }
 }
 
-/// Nanoseconds since 1970 (CLOCK_REALTIME); 0 for a clock set before that.
+/// Nanoseconds since 1970 (CLOCK_REALTIME); 0 if the clock is set earlier.
 pub fn realtime_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
-/// Nanoseconds of CLOCK_MONOTONIC since the process first asked, plus one second: a deadline of 0 is always past, and no
-/// reading is confused with "unset".
+/// Nanoseconds of CLOCK_MONOTONIC since the first call in this process, plus one second.
+///
+/// The second keeps a deadline of 0 in the past, and every reading apart from 0 as "unset".
 pub fn monotonic_ns() -> u64 {
     static ORIGIN: OnceLock<Instant> = OnceLock::new();
     ORIGIN.get_or_init(Instant::now).elapsed().as_nanos() as u64 + 1_000_000_000
 }
 
-/// Makes the sleeps of this thread, and of those it starts from now on, end on time rather than up to 50 us late, the
-/// kernel's default (PR_SET_TIMERSLACK, prctl(2)). A kernel that refuses keeps its own.
+/// Makes sleeps of this thread, and of threads it starts, end on time rather than up to 50 us late.
+///
+/// Sets the timer slack (PR_SET_TIMERSLACK, prctl(2)); if the kernel refuses, its default stays.
 pub fn sleep_precisely() {
     if let Err(error) = nix::sys::prctl::set_timerslack(1) {
-        ::log::debug!("prctl(PR_SET_TIMERSLACK): {error}");
+        ::log::debug!("cannot set the timer slack: {error}");
     }
 }
 
-/// Sleeps the calling thread; for source threads, tools, and a shard that has a latency budget.
+/// Puts the calling thread to sleep: a source, a tool, or a shard with a latency budget.
 pub fn sleep_ns(duration_ns: u64) {
     std::thread::sleep(Duration::from_nanos(duration_ns));
 }

@@ -20,7 +20,7 @@ use crate::{
     },
     error::{Problem, StartupError},
     limits,
-    sources::{self, replay, simulator},
+    sources::{SourceConfig, replay, simulator},
 };
 use tickcast_core::config::{Limits, message_bytes_max};
 use tickcast_proto::{
@@ -58,18 +58,7 @@ pub struct Config {
     /// Print the latencies at exit.
     pub report: bool,
     /// Where ticks come from, besides clients.
-    pub sources: Vec<Source>,
-}
-
-/// A source of ticks on a thread of its own.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Source {
-    /// The built-in simulator.
-    Simulator(simulator::Settings),
-    /// A capture.
-    Replay(replay::Settings),
-    /// A heart.
-    Ecg(sources::ecg::Settings),
+    pub sources: Vec<SourceConfig>,
 }
 
 impl Config {
@@ -355,7 +344,7 @@ impl Checks<'_> {
     }
 
     /// Records are read if `reads`.
-    fn sources(&mut self, reads: bool) -> Vec<Source> {
+    fn sources(&mut self, reads: bool) -> Vec<SourceConfig> {
         let settings = self.settings;
         let frame_max = settings.tables.limits.frame_max.bytes.max(limits::FRAME_BYTES_MAX_LOWEST);
         let payload_bytes_max = frame_max - frame::encoded_len(TickTimes::STRIDE, 0) - limits::FRAME_ALIGN;
@@ -377,7 +366,7 @@ impl Checks<'_> {
                     let refuse = |key: &str, text| wrong.push((format!("source[{at}].{key}"), text));
                     let source = ecg::source(options, payload_bytes_max, reads, refuse);
                     wrong.into_iter().for_each(|(path, text)| self.refuse(&path, text));
-                    source.map(Source::Ecg)
+                    source.map(SourceConfig::Ecg)
                 }
             };
             sources.extend(source);
@@ -385,12 +374,12 @@ impl Checks<'_> {
         sources
     }
 
-    fn replay(&mut self, at: usize, options: &ReplayOptions, payload_bytes_max: usize) -> Source {
+    fn replay(&mut self, at: usize, options: &ReplayOptions, payload_bytes_max: usize) -> SourceConfig {
         let file = options.replay_file.clone().unwrap_or_default();
         if !file.is_file() {
             self.refuse(&format!("source[{at}].file"), format!("{}: no such file", file.display()));
         }
-        Source::Replay(replay::Settings {
+        SourceConfig::Replay(replay::Settings {
             file,
             speed: match options.replay_speed {
                 Speed::Factor(factor) => Some(factor),
@@ -403,7 +392,7 @@ impl Checks<'_> {
         })
     }
 
-    fn simulator(&mut self, at: usize, options: &SimulatorOptions, payload_bytes_max: usize) -> Source {
+    fn simulator(&mut self, at: usize, options: &SimulatorOptions, payload_bytes_max: usize) -> SourceConfig {
         let path = |key: &str| format!("source[{at}].{key}");
         let settings = simulator::Settings {
             // A topic without a producer would stay empty.
@@ -433,7 +422,7 @@ impl Checks<'_> {
             );
             self.refuse(&path("topics"), text);
         }
-        Source::Simulator(settings)
+        SourceConfig::Simulator(settings)
     }
 }
 

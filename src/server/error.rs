@@ -25,8 +25,8 @@ pub enum StartupError {
     Admin(io::Error),
     /// A thread or executor cannot be made.
     Executor(String),
-    /// An ingest cannot go on.
-    Ingest(String),
+    /// A source cannot go on.
+    Source(String),
     /// A shard has failed while serving.
     Shard(String),
 }
@@ -112,7 +112,7 @@ impl fmt::Display for StartupError {
                 write!(f, "cannot start the admin listener: {error}; --no-admin goes without it")
             }
             StartupError::Executor(text) => write!(f, "cannot start a shard: {text}"),
-            StartupError::Ingest(text) => write!(f, "{text}"),
+            StartupError::Source(text) => write!(f, "{text}"),
             StartupError::Shard(text) => write!(f, "a shard has failed: {text}; the server stops"),
         }
     }

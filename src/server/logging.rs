@@ -1,7 +1,6 @@
-//! Where log lines go and what they look like: for people with time and level, for the journal with its priorities. What
-//! peers can cause is kept to a few lines a second.
+//! The logger: timestamps for people, priorities for the journal, and a rate limit on lines that peers cause.
 //!
-//! A line about a peer has a target of its own, one of [`peer`]'s; all others are written as they come.
+//! Lines about peers use the targets in [`peer`] and are rate-limited; all others are not.
 
 mod limiter;
 
@@ -18,56 +17,60 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 pub use self::limiter::RateLimiter;
 use crate::{clock, limits::PEER_LINES_PER_SECOND};
 
-/// Targets of lines that peers cause: each is limited by itself, and can be filtered by itself, as in
+/// Targets of lines that peers cause. Each has its own rate limit and can be filtered, as in
 /// `RUST_LOG=info,tickcast::peer=warn`.
 pub mod peer {
-    /// Connections that are not taken in.
+    /// Refused connections.
     pub const ACCEPT: &str = "tickcast::peer::accept";
-    /// Sessions that end because of what their client did, or did not.
+    /// Sessions ended by something their client did or failed to do.
     pub use tickcast_core::shard::LOG_TARGET_SESSION as SESSION;
-    /// Lines of a capture that are not ticks.
+    /// Lines of a replay file that are not ticks.
     pub const REPLAY: &str = "tickcast::peer::replay";
 
-    /// All of them.
+    /// All of these targets.
     pub const ALL: [&str; 3] = [ACCEPT, SESSION, REPLAY];
 }
 
 /// The process's logger; `None` before [`init`].
-static LOGGER: OnceLock<Limited> = OnceLock::new();
+static LOGGER: OnceLock<RateLimitedLogger> = OnceLock::new();
 
-/// What is logged where nothing is said.
-const FILTER: &str = "info";
+/// The filter without RUST_LOG.
+const FILTER_DEFAULT: &str = "info";
 
-/// Sets up the log, on standard error: at the level that RUST_LOG says, info if it says nothing. For the journal if
-/// standard error goes there. A second call changes nothing.
+/// Starts logging to standard error, filtered by RUST_LOG. Later calls have no effect.
+///
+/// Uses the journal's format if standard error goes to the journal.
 pub fn init() {
-    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| FILTER.to_owned());
-    let logger =
-        LOGGER.get_or_init(|| Limited { logger: RwLock::new(logger(&filter)), limiter: Mutex::default() });
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| FILTER_DEFAULT.to_owned());
+    let logger = LOGGER.get_or_init(|| RateLimitedLogger {
+        logger: RwLock::new(logger(&filter)),
+        limiter: Mutex::default(),
+    });
     if log::set_logger(logger).is_ok() {
         log::set_max_level(logger.level());
     }
 }
 
-/// Logs what this filter says from now on, one that [`checked`] took. Without [`init`] nothing is logged as before.
+/// Replaces the filter by one that passed [`checked`]. No effect before [`init`].
 pub fn set_filter(filter: &str) {
-    if let Some(limited) = LOGGER.get() {
-        *limited.logger.write().unwrap_or_else(PoisonError::into_inner) = logger(filter);
-        log::set_max_level(limited.level());
+    if let Some(current) = LOGGER.get() {
+        *current.logger.write().unwrap_or_else(PoisonError::into_inner) = logger(filter);
+        log::set_max_level(current.level());
     }
 }
 
-/// A filter as it was given, if it is one: `info`, `debug,tickcast::peer=warn`. A word alone is a level: env_logger would
-/// take a misspelt one for a part of the program, and log nothing else.
+/// Validates a filter such as `info` or `debug,tickcast::peer=warn`, and returns it unchanged.
+///
+/// A word without `=` must be a level: env_logger would take a misspelt level for a module name and log nothing else.
 ///
 /// # Errors
-/// Which part of it cannot be read.
+/// The level that is invalid.
 pub fn checked(filter: &str) -> Result<String, String> {
     let words = filter.split(',').map(str::trim).filter(|word| !word.is_empty());
     for word in words {
         let level = word.split_once('=').map_or(word, |(_, level)| level);
         if level.parse::<LevelFilter>().is_err() {
-            return Err(format!("\"{level}\" is none of error, warn, info, debug, trace and off"));
+            return Err(format!("invalid level \"{level}\"; use error, warn, info, debug, trace or off"));
         }
     }
     Ok(filter.to_owned())
@@ -76,24 +79,24 @@ pub fn checked(filter: &str) -> Result<String, String> {
 fn logger(filter: &str) -> Logger {
     let mut builder = Builder::new();
     builder.parse_filters(filter);
-    if std::env::var("JOURNAL_STREAM").is_ok_and(|stream| goes_to(&stream)) {
-        builder.format(for_the_journal);
+    if std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stderr_is(&stream)) {
+        builder.format(write_journal_lines);
     }
     builder.build()
 }
 
-/// Writes how many lines were left out of each kind whose second is over. To be called about once a second; costs nothing
-/// where none was.
+/// Reports suppressed lines. Call it about once a second; costs next to nothing if there were none.
 pub fn turn(now_ns: u64) {
     if let Some(logger) = LOGGER.get() {
-        logger.tell_left_out(now_ns);
+        logger.report_suppressed(now_ns);
     }
 }
 
-/// Whether standard error is the stream that JOURNAL_STREAM names (`device:inode`, systemd.exec(5)): who inherits the
-/// variable may have been given another one.
-fn goes_to(stream: &str) -> bool {
-    // Follows the link to the socket itself.
+/// Whether standard error is the stream that JOURNAL_STREAM names (`device:inode`, systemd.exec(5)).
+///
+/// A child that inherits the variable may have its standard error redirected.
+fn stderr_is(stream: &str) -> bool {
+    // metadata() follows the link to the socket itself.
     fs::metadata("/proc/self/fd/2")
         .is_ok_and(|stderr| parse_stream(stream) == Some((stderr.dev(), stderr.ino())))
 }
@@ -103,7 +106,7 @@ fn parse_stream(stream: &str) -> Option<(u64, u64)> {
     Some((device.parse().ok()?, inode.parse().ok()?))
 }
 
-/// sd-daemon(3): `<3>` to `<7>`, and no time, which the journal has itself.
+/// The priority of sd-daemon(3), written as `<3>` to `<7>`.
 fn priority(level: Level) -> u8 {
     match level {
         Level::Error => 3,
@@ -113,24 +116,24 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-fn for_the_journal(line: &mut Formatter, record: &Record<'_>) -> std::io::Result<()> {
-    line.write_all(journal_lines(record.level(), record.target(), &record.args().to_string()).as_bytes())
+fn write_journal_lines(out: &mut Formatter, record: &Record<'_>) -> std::io::Result<()> {
+    out.write_all(journal_lines(record.level(), record.target(), &record.args().to_string()).as_bytes())
 }
 
-/// A message as the journal takes it: every line is an entry of its own there.
+/// A message in the journal's format, which has a priority per line and no time, as the journal adds its own.
 fn journal_lines(level: Level, target: &str, message: &str) -> String {
     let priority = priority(level);
-    // Who looks for faults wants to know where.
-    let from = if level >= Level::Debug { format!("{target}: ") } else { String::new() };
-    message.lines().map(|line| format!("<{priority}>{from}{line}\n")).collect()
+    // The target helps when debugging.
+    let target = if level >= Level::Debug { format!("{target}: ") } else { String::new() };
+    message.lines().map(|line| format!("<{priority}>{target}{line}\n")).collect()
 }
 
-/// A logger that keeps lines about peers to [`PEER_LINES_PER_SECOND`] of each kind.
-struct Limited {
-    /// Written when the operator changes the filter. Read for each line that is written, which takes standard error's lock
-    /// anyway: lines below the level do not come here.
+/// A logger that limits lines about peers to [`PEER_LINES_PER_SECOND`] of each kind.
+struct RateLimitedLogger {
+    /// Write-locked to change the filter, read-locked for each line. Lines below the maximum level never get here, and written
+    /// lines take standard error's lock anyway.
     logger: RwLock<Logger>,
-    /// Taken only for lines about peers, which the logger's own lock makes wait anyway.
+    /// Locked only for lines about peers, which wait for standard error's lock anyway.
     limiter: Mutex<RateLimiter<{ peer::ALL.len() }>>,
 }
 
@@ -140,9 +143,9 @@ impl Default for RateLimiter<{ peer::ALL.len() }> {
     }
 }
 
-impl Limited {
+impl RateLimitedLogger {
     fn logger(&self) -> RwLockReadGuard<'_, Logger> {
-        // A logger is replaced in one step.
+        // A panic cannot leave it half-replaced.
         self.logger.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -151,17 +154,17 @@ impl Limited {
     }
 
     fn limiter(&self) -> MutexGuard<'_, RateLimiter<{ peer::ALL.len() }>> {
-        // What a panic left is whole: a count is changed in one step.
+        // A panic cannot leave it inconsistent: each change is a single assignment.
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell_left_out(&self, now_ns: u64) {
+    fn report_suppressed(&self, now_ns: u64) {
         loop {
-            // Not held while the line is written.
-            let Some((kind, lines)) = self.limiter().poll_left_out(now_ns) else { return };
+            // The limiter's lock is released before the line is written.
+            let Some((kind, lines)) = self.limiter().poll_suppressed(now_ns) else { return };
             self.logger().log(
                 &Record::builder()
-                    .args(format_args!("{lines} more like this"))
+                    .args(format_args!("{lines} similar messages suppressed"))
                     .level(Level::Info)
                     .target(peer::ALL[kind])
                     .build(),
@@ -170,7 +173,7 @@ impl Limited {
     }
 }
 
-impl Log for Limited {
+impl Log for RateLimitedLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         self.logger().enabled(metadata)
     }
@@ -181,7 +184,7 @@ impl Log for Limited {
                 return;
             }
             let now_ns = clock::monotonic_ns();
-            self.tell_left_out(now_ns);
+            self.report_suppressed(now_ns);
             if !self.limiter().admit(kind, now_ns) {
                 return;
             }
@@ -199,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_journal_gets_priorities_and_no_times() {
+    fn journal_lines_have_priorities_and_no_times() {
         for (level, expected) in [
             (Level::Error, "<3>a\n<3>b\n"),
             (Level::Warn, "<4>a\n<4>b\n"),
@@ -212,26 +215,26 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_a_device_and_an_inode() {
+    fn a_journal_stream_is_a_device_and_an_inode() {
         assert_eq!(parse_stream("9:12345"), Some((9, 12345)));
         for bad in ["", "9", "9:", ":9", "a:b", "9:1:2", "-1:2"] {
             assert_eq!(parse_stream(bad), None, "{bad}");
         }
-        assert!(!goes_to("0:0"));
+        assert!(!stderr_is("0:0"));
     }
 
     #[test]
-    fn a_filter_is_levels_by_part() {
+    fn a_filter_is_a_level_by_target() {
         for good in ["info", "off", "info,tickcast::peer=warn", "WARN", ""] {
             assert_eq!(checked(good).as_deref(), Ok(good));
         }
         for bad in ["info,,x=y=z", "tickcast=loud", "loud", "info,tickcast="] {
-            assert!(checked(bad).unwrap_err().contains("none of error"), "{bad}");
+            assert!(checked(bad).unwrap_err().contains("use error"), "{bad}");
         }
     }
 
     #[test]
-    fn every_kind_is_below_the_one_name_that_filters_all() {
+    fn every_peer_target_is_below_the_common_prefix() {
         assert!(peer::ALL.iter().all(|target| target.starts_with("tickcast::peer::")));
     }
 }

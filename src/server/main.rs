@@ -11,7 +11,7 @@ use tickcast::{
     cli::{Cli, Command, old, pages},
     commands,
     config::{
-        Config, Source,
+        Config,
         listener::{Address, Kind},
         settings::Settings,
     },
@@ -19,6 +19,7 @@ use tickcast::{
     logging,
     operator::{check, top},
     process::activation::Passed,
+    sources::SourceConfig,
     supervisor::{self, reload::Reload},
 };
 
@@ -91,11 +92,7 @@ fn announce(config: &Config, addresses: &[(Kind, Address)]) {
         let mut of_kind = addresses.iter().filter(|(has, _)| *has == kind);
         of_kind.find_map(|(_, address)| address.tcp())
     };
-    let pattern = match config.sources.first() {
-        Some(Source::Simulator(_)) => "sim.>",
-        Some(Source::Ecg(_)) => "ecg.*",
-        _ => ">",
-    };
+    let pattern = config.sources.first().map_or(">", SourceConfig::pattern);
     // As this program was called, so that the next step works as printed: `target/release/tickcast` after `cargo run`.
     let program = std::env::args().next().unwrap_or_else(|| "tickcast".into());
     if let Some(tcp) = first(Kind::Native) {
@@ -107,7 +104,7 @@ fn announce(config: &Config, addresses: &[(Kind, Address)]) {
             "or open http://{http}/ in a browser, or a WebSocket: ws://{http}/ws?topics={encoded}\n"
         );
     }
-    let is_ecg = |source: &Source| matches!(source, Source::Ecg(_));
+    let is_ecg = |source: &SourceConfig| matches!(source, SourceConfig::Ecg(_));
     if let Some(tcp) = first(Kind::Native).filter(|_| config.sources.iter().any(is_ecg)) {
         text += &format!("and for the heart beats: {program} process ecg --server {tcp}\n");
     }

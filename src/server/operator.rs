@@ -1,6 +1,7 @@
-//! What an operator sees and does: the admin listener, `tickcast top`, `tickcast check`.
+//! What operators use: the admin listener, `tickcast top` and `tickcast check`.
 
 pub mod admin;
 pub mod check;
 pub mod control;
 pub mod top;
+pub mod views;

@@ -1,4 +1,4 @@
-//! The process and its host: signals, resource limits, the service manager.
+//! The process and its host: signals, resource limits and the service manager.
 
 pub mod activation;
 pub mod rlimits;

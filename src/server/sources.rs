@@ -1,18 +1,36 @@
-//! Sources of ticks that are not clients: each runs on a thread of its own, with one ring to every shard.
+//! Sources of ticks other than clients. Each runs on a thread of its own, with one ring to every shard.
 //!
-//! What happens when a ring is full is decided by the source: the simulator counts a drop, the replay waits.
-//! (A publishing client is a session: the shard stops reading it.)
+//! ```text
+//!  supervisor -- start() --> RunningSource: stop, join, status (health, counters)
+//!                                 |
+//!                            own thread: Source::run(context)
+//!                                 |   context: publish, flush  -> Ok | Backpressure { shard }
+//!                                 |            health, counters, stop
+//!                                 v
+//!                            one ring per shard
+//! ```
+//!
+//! A full ring is a value, [`Backpressure`], and each source has its own policy for it: the simulator and the ECG drop and
+//! count, the replay waits. (A publishing client is a session: the shard stops reading from it.)
 
 pub mod ecg;
+pub mod health;
 pub mod payload;
 pub mod replay;
+mod runner;
 pub mod simulator;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    error::Error,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
+use self::health::{Health, Waiting};
+pub use self::runner::{RunningSource, SourceStatus, start};
 use crate::clock;
 use tickcast_core::{
     mesh::ring::{Doorbell, FrameProducer, Stage},
@@ -22,30 +40,98 @@ use tickcast_core::{
 };
 use tickcast_proto::{
     frame::{self, FLAG_PAYLOAD_JSON},
+    ids::ShardId,
     records::Publish,
 };
 
-/// Longest a source sleeps before it looks whether the server stops.
-const NAP_NS: u64 = 20_000_000;
+/// A source of ticks: a generator, a reader of files, or a client of another engine.
+///
+/// The supervisor knows sources only by this trait and by what [`start`] returns. A source may block its thread. One with an
+/// asynchronous client runs a current-thread runtime on it: nothing in [`SourceContext`] blocks but the functions that say
+/// so, and a task that checks [`SourceContext::is_stopping`] every [`NAP_NS`] ends in time.
+pub trait Source: Send {
+    /// The kind, as in `[[source]] kind = "..."`: the name in logs, and the label of its metrics.
+    fn kind(&self) -> &'static str;
+
+    /// Publishes until it has no more ticks, or the context says that the server stops. Called once, on the source's own
+    /// thread.
+    ///
+    /// # Errors
+    /// Why the source cannot go on, for the operator. The server then stops.
+    fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError>;
+}
+
+/// Why a source cannot go on: what happened, to what, and what to do.
+pub type SourceError = Box<dyn Error + Send + Sync>;
+
+/// The sources that a server can be configured with: the table of kinds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SourceConfig {
+    /// The built-in simulator.
+    Simulator(simulator::Settings),
+    /// A capture.
+    Replay(replay::Settings),
+    /// An electrocardiogram.
+    Ecg(ecg::Settings),
+}
+
+impl SourceConfig {
+    /// All kinds.
+    pub const KINDS: [&'static str; 3] = ["simulator", "replay", "ecg"];
+
+    /// Creates the source.
+    pub fn build(&self) -> Box<dyn Source> {
+        match self.clone() {
+            SourceConfig::Simulator(settings) => Box::new(settings),
+            SourceConfig::Replay(settings) => Box::new(settings),
+            SourceConfig::Ecg(settings) => Box::new(settings),
+        }
+    }
+
+    /// A pattern that matches the source's topics.
+    pub fn pattern(&self) -> &'static str {
+        match self {
+            SourceConfig::Simulator(_) => "sim.>",
+            SourceConfig::Replay(_) => ">",
+            SourceConfig::Ecg(_) => "ecg.*",
+        }
+    }
+}
+
+/// A shard's ring is full: the tick was not taken, or what was staged did not all leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backpressure {
+    /// The shard.
+    pub shard: ShardId,
+}
+
+impl fmt::Display for Backpressure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the ring to shard {} is full", self.shard.0)
+    }
+}
+
+/// Longest sleep of a source between two checks whether the server stops.
+pub const NAP_NS: u64 = 20_000_000;
 /// Pause of a source that found a ring full.
 const FULL_NAP_NS: u64 = 200_000;
 
-/// Tells the ingest threads that the server stops.
+/// Tells threads to stop.
 #[derive(Clone, Debug, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// From any thread.
+    /// Sets the flag; from any thread.
     pub fn set(&self) {
         self.0.store(true, Relaxed);
     }
-    /// Whether it was set.
+    /// Whether it is set.
     pub fn is_set(&self) -> bool {
         self.0.load(Relaxed)
     }
 }
 
-/// One ingest's way to one shard.
+/// A source's ring to one shard.
 #[derive(Debug)]
 struct Lane {
     ring: FrameProducer,
@@ -53,38 +139,43 @@ struct Lane {
     bell: Arc<Doorbell>,
 }
 
-/// One ingest's ways to all shards.
+/// A source's rings to all shards.
 #[derive(Debug)]
 pub struct Lanes {
     lanes: Vec<Lane>,
 }
 
 impl Lanes {
-    /// One ring and its shard's doorbell for each shard, in order.
+    /// Creates the lanes from one ring and doorbell per shard, in order.
     pub fn new(lanes: impl Iterator<Item = (FrameProducer, Arc<Doorbell>)>) -> Lanes {
         Lanes { lanes: lanes.map(|(ring, bell)| Lane { ring, stage: Stage::default(), bell }).collect() }
     }
 
-    /// Stages one JSON tick for its home. Returns `false`, and stages nothing, when that shard's ring and stage are
-    /// full. `topic` is a valid name.
+    /// Stages one JSON tick for its home shard. `topic` is a valid name. Never blocks.
+    ///
+    /// # Errors
+    /// [`Backpressure`] if that shard's ring and stage are full. Nothing was staged.
     pub fn publish(
         &mut self,
         topic: &str,
         producer_time_ns: u64,
         ingest_time_ns: u64,
         payload: &[u8],
-    ) -> bool {
+    ) -> Result<(), Backpressure> {
         self.stage(FLAG_PAYLOAD_JSON, topic, producer_time_ns, ingest_time_ns, payload)
     }
 
     /// [`Lanes::publish`] with a payload that is not JSON.
+    ///
+    /// # Errors
+    /// As [`Lanes::publish`].
     pub fn publish_bytes(
         &mut self,
         topic: &str,
         producer_time_ns: u64,
         ingest_time_ns: u64,
         payload: &[u8],
-    ) -> bool {
+    ) -> Result<(), Backpressure> {
         self.stage(0, topic, producer_time_ns, ingest_time_ns, payload)
     }
 
@@ -95,60 +186,149 @@ impl Lanes {
         producer_time_ns: u64,
         ingest_time_ns: u64,
         payload: &[u8],
-    ) -> bool {
+    ) -> Result<(), Backpressure> {
         let home = placement::home_shard(topic, self.lanes.len() as u16);
         let lane = &mut self.lanes[usize::from(home.0)];
         if !lane.stage.has_room() {
-            return false;
+            return Err(Backpressure { shard: home });
         }
         let record = Publish { producer_time_ns, ingest_time_ns, ..Publish::default() };
         frame::encode_publish(lane.stage.tail(), ORIGIN_INGEST, flags, 0, record, topic, payload);
-        true
+        Ok(())
     }
 
-    /// Pushes what is staged, one wake-up a shard. Returns whether everything went.
-    pub fn flush(&mut self) -> bool {
-        let mut all = true;
-        for lane in &mut self.lanes {
+    /// Pushes staged ticks, with one wake-up per shard. Never blocks.
+    ///
+    /// # Errors
+    /// [`Backpressure`] of the first shard whose ring did not take everything. The rest stays staged.
+    pub fn flush(&mut self) -> Result<(), Backpressure> {
+        let mut full = None;
+        for (shard, lane) in (0..).zip(&mut self.lanes) {
             if !lane.stage.waiting().is_empty() {
                 if lane.ring.push(&mut lane.stage) {
                     lane.bell.ring();
                 }
-                all &= lane.stage.waiting().is_empty();
+                if !lane.stage.waiting().is_empty() {
+                    full.get_or_insert(Backpressure { shard: ShardId(shard) });
+                }
             }
         }
-        all
+        full.map_or(Ok(()), Err)
     }
 
-    /// Flushes until everything went, or the server stops.
+    /// Flushes until everything has left or `stop` is set. Blocks.
     pub fn flush_all(&mut self, stop: &StopFlag) {
-        while !self.flush() && !stop.is_set() {
+        while self.flush().is_err() && !stop.is_set() {
             clock::sleep_ns(FULL_NAP_NS);
         }
     }
 }
 
-/// Sleeps until `due_ns` (CLOCK_MONOTONIC as [`clock::monotonic_ns`] has it). Returns `false` when the server stops.
-fn sleep_until(due_ns: u64, stop: &StopFlag) -> bool {
-    loop {
-        if stop.is_set() {
-            return false;
-        }
-        match due_ns.saturating_sub(clock::monotonic_ns()) {
-            0 => return true,
-            left_ns => clock::sleep_ns(left_ns.min(NAP_NS)),
-        }
-    }
+/// What a running source works with. Only the functions that say so block.
+#[derive(Debug)]
+pub struct SourceContext {
+    lanes: Lanes,
+    status: SourceStatus,
+    /// Counters of the shards, in order.
+    shards: Vec<Arc<Counters>>,
+    stop: StopFlag,
 }
 
-/// Waits until `clients` sessions have a live subscription. Returns `false` when the server stops.
-fn wait_for_subscribers(clients: u64, shards: &[Arc<Counters>], stop: &StopFlag) -> bool {
-    let subscribed = || shards.iter().map(|shard| shard.value(Counter::SessionsSubscribed)).sum::<u64>();
-    while subscribed() < clients {
-        if stop.is_set() {
-            return false;
-        }
-        clock::sleep_ns(1_000_000);
+impl SourceContext {
+    /// Creates the context of a source that publishes through `lanes`, shows `status` and stops with `stop`.
+    pub fn new(
+        lanes: Lanes,
+        status: SourceStatus,
+        shards: Vec<Arc<Counters>>,
+        stop: StopFlag,
+    ) -> SourceContext {
+        SourceContext { lanes, status, shards, stop }
     }
-    true
+
+    /// The rings to the shards.
+    pub fn lanes(&mut self) -> &mut Lanes {
+        &mut self.lanes
+    }
+
+    /// Whether the source must end.
+    pub fn is_stopping(&self) -> bool {
+        self.stop.is_set()
+    }
+
+    /// Counts ticks that were dropped because a ring was full, or because they were overdue.
+    pub fn count_dropped(&self, ticks: u64) {
+        self.status.counters().add(Counter::SourceTicksDropped, ticks);
+    }
+
+    /// Sets the state that operators see.
+    pub fn set_health(&self, health: Health) {
+        self.status.set_health(health);
+    }
+
+    /// Publishes a JSON tick. While the shard's ring is full, waits for room, which is counted once and shown as the source's
+    /// state. Blocks. Returns `false` if the server stops first: the tick was not published.
+    pub fn publish_waiting(&mut self, topic: &str, producer_time_ns: u64, payload: impl AsRef<[u8]>) -> bool {
+        let mut waits = false;
+        loop {
+            let published =
+                self.lanes.publish(topic, producer_time_ns, clock::realtime_ns(), payload.as_ref());
+            if published.is_ok() || self.is_stopping() {
+                if waits {
+                    self.set_health(Health::Running);
+                }
+                return published.is_ok();
+            }
+            if let Err(Backpressure { shard }) = self.lanes.flush() {
+                if !std::mem::replace(&mut waits, true) {
+                    self.begin_wait(shard);
+                }
+                clock::sleep_ns(FULL_NAP_NS);
+            }
+        }
+    }
+
+    /// Flushes until everything has left or the server stops. Waiting is counted once and shown as the source's state.
+    /// Blocks.
+    pub fn flush_waiting(&mut self) {
+        if let Err(Backpressure { shard }) = self.lanes.flush()
+            && !self.is_stopping()
+        {
+            self.begin_wait(shard);
+            self.lanes.flush_all(&self.stop);
+            self.set_health(Health::Running);
+        }
+    }
+
+    fn begin_wait(&self, shard: ShardId) {
+        self.status.counters().add(Counter::SourceWaits, 1);
+        self.set_health(Health::Waiting(Waiting::Room(shard)));
+    }
+
+    /// Sleeps until `due_ns`, a time of [`clock::monotonic_ns`]. Blocks. Returns `false` if the server stops.
+    pub fn sleep_until(&self, due_ns: u64) -> bool {
+        loop {
+            if self.is_stopping() {
+                return false;
+            }
+            match due_ns.saturating_sub(clock::monotonic_ns()) {
+                0 => return true,
+                left_ns => clock::sleep_ns(left_ns.min(NAP_NS)),
+            }
+        }
+    }
+
+    /// Waits until `sessions` sessions have a live subscription. Blocks. Returns `false` if the server stops.
+    pub fn wait_for_subscribers(&self, sessions: u64) -> bool {
+        let subscribed =
+            || self.shards.iter().map(|shard| shard.value(Counter::SessionsSubscribed)).sum::<u64>();
+        while subscribed() < sessions {
+            if self.is_stopping() {
+                return false;
+            }
+            self.set_health(Health::Waiting(Waiting::Subscribers(sessions)));
+            clock::sleep_ns(1_000_000);
+        }
+        self.set_health(Health::Running);
+        true
+    }
 }

@@ -1,4 +1,4 @@
-//! Starts the shards and the ingests, says where it listens, waits for a reason to stop, and stops in order.
+//! Starts the shards and the sources, announces the listeners, waits for a reason to stop, and stops in order.
 
 pub mod listening;
 pub mod reload;
@@ -10,7 +10,6 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvError, RecvTimeoutError, Sender, channel},
     },
-    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -19,18 +18,15 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement
 use crate::{
     clock,
     config::{
-        Config, Source,
+        Config,
         listener::{Address, Kind},
     },
     error::StartupError,
     limits::SHARDS_MAX,
     logging,
     operator::{
-        admin::{
-            Stage,
-            listener::{Admin, Sights},
-        },
-        control::{Answer, Control, Inquiry, Question, control},
+        admin::{Stage, context::ServerHandles, listener::AdminListener},
+        control::{ControlSender, Dispatch, ReplySender, ShardRequest, control_channels},
     },
     page,
     process::{
@@ -39,16 +35,16 @@ use crate::{
         signals::{self, HangUp},
         systemd::{self, Feeder},
     },
-    sources::{Lanes, StopFlag, ecg, replay, simulator},
+    sources::{self, Lanes, RunningSource, SourceContext, SourceError, SourceStatus, StopFlag},
     supervisor::{
         listening::Opened,
         reload::{Reload, Reloader},
     },
     transport::desk::Desk,
     transport::{
-        admission::{Gate, Shared},
-        driver::{Accepting, Driver, Pacing},
-        handover::{Exchange, exchanges},
+        admission::{Admission, ConnectionCounts},
+        driver::{ClientListener, Driver, Pacing},
+        handover::{HandoverLanes, handover_lanes},
         listener::Listening,
         stop::Stop,
         uring::data_ring::{DataRing, ListenerId, Settings, eventfd},
@@ -76,17 +72,15 @@ enum Happened {
     /// A signal asks to read the configuration again.
     ReloadAsked,
     /// An operator asks the shards.
-    Asked(Inquiry),
+    Asked(Dispatch),
     /// A shard's latencies: it was asked, or it ends.
     Latency(ShardId, Box<Latency>),
     /// A shard's ring and listeners are ready, or are not to be had.
     Started(io::Result<()>),
     /// A shard has ended.
     ShardEnded(ShardId, io::Result<()>),
-    /// An ingest's thread has panicked.
-    IngestPanicked,
-    /// An ingest has come to its end.
-    IngestEnded(Result<replay::Summary, replay::ReplayError>),
+    /// A source of this kind has ended, or cannot go on.
+    SourceEnded(&'static str, Result<(), SourceError>),
 }
 
 /// Memory of glommio's own rings: control plane only. Its default of 10 MiB is registered three times over.
@@ -107,12 +101,13 @@ const LOG_TURN_NS: u64 = 1_000_000_000;
 /// A running server.
 struct Server {
     shards: Vec<ExecutorJoinHandle<()>>,
-    ingests: Vec<JoinHandle<()>>,
-    stop_ingests: StopFlag,
+    sources: Vec<RunningSource>,
+    /// The configured sources, running or not.
+    source_statuses: Vec<SourceStatus>,
     stop: Arc<Stop>,
-    control: Control,
+    control: ControlSender,
     reloader: Reloader,
-    /// Of the shards, then of the ingests.
+    /// By shard.
     counters: Vec<Arc<Counters>>,
     happened: Receiver<Happened>,
     happened_in: Sender<Happened>,
@@ -143,18 +138,21 @@ pub fn run(
     // Compressed now, not when the first browser comes: a shard has better things to do.
     page::files();
     let clients_max = rlimits::check(config.clients_max)?;
-    let count = usize::from(config.shards) + config.sources.len();
-    let counters: Vec<Arc<Counters>> = (0..count).map(|_| Arc::default()).collect();
+    let counters: Vec<Arc<Counters>> = (0..config.shards).map(|_| Arc::default()).collect();
+    let statuses: Vec<SourceStatus> =
+        config.sources.iter().map(|source| SourceStatus::new(source.build().kind())).collect();
     let (happened_in, happened) = channel();
     let Opened { admin, clients, files, addresses } = listening::open(config, passed)?;
-    let admin = admin.map(|opened| start_admin(config, opened, &counters, &happened_in)).transpose()?;
+    let admin =
+        admin.map(|opened| start_admin(config, opened, (&counters, &statuses), &happened_in)).transpose()?;
     let set_stage = |stage| {
         if let Some(admin) = &admin {
             admin.set_stage(stage);
         }
     };
     let reloader = Reloader::new(reload, config);
-    let (server, lanes) = start(config, clients_max, clients, counters, (happened_in, happened), reloader)?;
+    let (server, lanes) =
+        start(config, clients_max, clients, (counters, statuses), (happened_in, happened), reloader)?;
     set_stage(Stage::Serving);
     announce(&addresses);
     // `systemctl status` is for whoever looks for the clients' addresses.
@@ -173,28 +171,28 @@ pub fn run(
 fn start_admin(
     config: &Config,
     listening: Listening,
-    counters: &[Arc<Counters>],
+    (shards, sources): (&[Arc<Counters>], &[SourceStatus]),
     happened_in: &Sender<Happened>,
-) -> Result<Admin, StartupError> {
-    let of_shards = usize::from(config.shards);
+) -> Result<AdminListener, StartupError> {
     let core = |index: usize| config.cores[index % config.cores.len()];
-    let (shards, sources) = counters.split_at(of_shards);
     let asked = happened_in.clone();
-    let sights = Sights {
+    let handles = ServerHandles {
         shards: shards.iter().cloned().enumerate().map(|(index, counters)| (core(index), counters)).collect(),
         sources: sources.to_vec(),
-        ask: Box::new(move |inquiry| drop(asked.send(Happened::Asked(inquiry)))),
+        dispatch: Box::new(move |dispatch| drop(asked.send(Happened::Asked(dispatch)))),
     };
     let socket = listening.sockets.into_iter().flatten().next().ok_or_else(|| io::Error::other("no socket"));
-    socket.and_then(|socket| Admin::start(listening.address, socket, sights)).map_err(StartupError::Admin)
+    socket
+        .and_then(|socket| AdminListener::start(listening.address, socket, handles))
+        .map_err(StartupError::Admin)
 }
 
-/// Makes and starts the shards, and one set of lanes for each source.
+/// Starts the shards, and creates the lanes of each source.
 fn start(
     config: &Config,
     clients_max: usize,
     clients: Vec<Listening>,
-    counters: Vec<Arc<Counters>>,
+    (counters, source_statuses): (Vec<Arc<Counters>>, Vec<SourceStatus>),
     (happened_in, happened): (Sender<Happened>, Receiver<Happened>),
     reloader: Reloader,
 ) -> Result<(Server, Vec<Lanes>), StartupError> {
@@ -220,11 +218,11 @@ fn start(
     let mut meshes = mesh(&bells, config.mesh_ring_bytes);
     let lanes = config.sources.iter().map(|_| lanes(&mut meshes, &bells, config.mesh_ring_bytes)).collect();
 
-    let (control, inboxes) = control(&bells);
+    let (control, receivers) = control_channels(&bells);
     let mut server = Server {
         shards: Vec::new(),
-        ingests: Vec::new(),
-        stop_ingests: StopFlag::default(),
+        sources: Vec::new(),
+        source_statuses,
         stop: Arc::new(Stop::new(bells.clone())),
         control,
         reloader,
@@ -234,20 +232,20 @@ fn start(
         happened_in: happened_in.clone(),
         shards_ended: 0,
     };
-    let shared = Shared::new(clients_max, config.clients_per_source_max);
-    let exchanges = exchanges(&bells);
+    let counts = ConnectionCounts::new(clients_max, config.clients_per_source_max);
+    let handovers = handover_lanes(&bells);
     let epoch = clock::realtime_ns();
-    let accepting: Vec<Accepting> = clients
+    let accepting: Vec<ClientListener> = clients
         .iter()
         .filter_map(|listening| {
             let dealt_to = listening.is_dealt().then_some(config.shards);
-            listening.kind.of_clients().map(|kind| Accepting::new(kind, dealt_to))
+            listening.kind.of_clients().map(|kind| ClientListener::new(kind, dealt_to))
         })
         .collect();
     let mut sockets: Vec<_> = clients.into_iter().map(|listening| listening.sockets.into_iter()).collect();
     let parts = eventfds.into_iter().zip(meshes.into_iter().zip(bells));
-    let parts = parts.zip(exchanges.into_iter().zip(inboxes));
-    for (index, ((eventfd, (mesh, bell)), (exchange, inbox))) in parts.enumerate() {
+    let parts = parts.zip(handovers.into_iter().zip(receivers));
+    for (index, ((eventfd, (mesh, bell)), (handovers, receiver))) in parts.enumerate() {
         let id = ShardId(index as u16);
         let mut shard =
             Shard::new(id, config.shards, epoch, config.limits.clone(), server.counters[index].clone());
@@ -261,10 +259,10 @@ fn start(
             accepting: accepting.clone(),
             clients_max,
             stop: server.stop.clone(),
-            gate: Gate::new(shared.clone(), config.accept_rate, config.shards),
+            admission: Admission::new(counts.clone(), config.accept_rate, config.shards),
             pacing: Pacing { latency_budget_ns: config.latency_budget_ns, spin_ns: config.spin_ns },
-            exchange,
-            desk: Desk::new(inbox),
+            handovers,
+            desk: Desk::new(receiver),
             happened: happened_in.clone(),
         };
         let core = config.cores[index % config.cores.len()];
@@ -307,11 +305,11 @@ struct Parts {
     eventfd: OwnedFd,
     /// By [`ListenerId`]; `None` where another shard accepts.
     sockets: Vec<Option<OwnedFd>>,
-    accepting: Vec<Accepting>,
+    accepting: Vec<ClientListener>,
     clients_max: usize,
     stop: Arc<Stop>,
-    gate: Gate,
-    exchange: Exchange,
+    admission: Admission,
+    handovers: HandoverLanes,
     desk: Desk,
     pacing: Pacing,
     happened: Sender<Happened>,
@@ -337,10 +335,10 @@ impl Parts {
         let mut driver = Driver::new(
             self.shard,
             ring,
-            (self.mesh, self.exchange),
+            (self.mesh, self.handovers),
             self.bell,
             self.stop,
-            self.gate,
+            self.admission,
             self.desk,
         );
         (driver.pacing, driver.listeners) = (self.pacing, self.accepting);
@@ -385,8 +383,8 @@ impl Drop for Ended {
 }
 
 impl Server {
-    /// Starts the ingests, waits for a reason to stop, and stops: the ingests first, then the shards together. `ready` is
-    /// called once everything runs, `drains` when it is to end.
+    /// Starts the sources, waits for a reason to stop, and stops: the sources first, then all shards together. `ready` is
+    /// called once everything runs, `drains` when the server starts to stop.
     fn serve(
         mut self,
         config: &Config,
@@ -394,16 +392,14 @@ impl Server {
         ready: impl FnOnce(),
         drains: impl FnOnce(),
     ) -> Result<(), StartupError> {
-        let started = self.start_ingests(config, lanes);
+        let started = self.start_sources(config, lanes);
         let outcome = started.and_then(|()| {
             ready();
             self.wait()
         });
         drains();
-        self.stop_ingests.set();
-        for ingest in self.ingests.drain(..) {
-            let _ = ingest.join();
-        }
+        self.sources.iter().for_each(RunningSource::stop);
+        self.sources.drain(..).for_each(RunningSource::join);
         self.stop.request(clock::monotonic_ns(), config.drain_deadline_ns);
         let last = self.wait_for_shards();
         for shard in self.shards.drain(..) {
@@ -419,21 +415,14 @@ impl Server {
         outcome
     }
 
-    fn start_ingests(&mut self, config: &Config, lanes: Vec<Lanes>) -> Result<(), StartupError> {
-        let (of_shards, of_ingests) = self.counters.split_at(usize::from(config.shards));
-        for ((source, lanes), own) in config.sources.iter().cloned().zip(lanes).zip(of_ingests) {
-            let (stop, shards, own, happened) =
-                (self.stop_ingests.clone(), of_shards.to_vec(), own.clone(), self.happened_in.clone());
-            let ingest = move || match source {
-                Source::Simulator(settings) => simulator::run(settings, lanes, &own, &stop),
-                Source::Ecg(settings) => ecg::run(&settings, lanes, &own, &stop),
-                Source::Replay(settings) => {
-                    let ended = replay::run(&settings, lanes, &own, &shards, &stop);
-                    let _ = happened.send(Happened::IngestEnded(ended));
-                }
-            };
-            let thread = thread::Builder::new().name("ingest".into()).spawn(ingest);
-            self.ingests.push(thread.map_err(|error| StartupError::Executor(error.to_string()))?);
+    fn start_sources(&mut self, config: &Config, lanes: Vec<Lanes>) -> Result<(), StartupError> {
+        for ((source, lanes), status) in config.sources.iter().zip(lanes).zip(&self.source_statuses) {
+            let context =
+                SourceContext::new(lanes, status.clone(), self.counters.clone(), StopFlag::default());
+            let happened = self.happened_in.clone();
+            let on_end = move |kind, result| drop(happened.send(Happened::SourceEnded(kind, result)));
+            let running = sources::start(source.build(), context, on_end);
+            self.sources.push(running.map_err(|error| StartupError::Executor(error.to_string()))?);
         }
         Ok(())
     }
@@ -447,7 +436,7 @@ impl Server {
                     answers.fill_with(|| None);
                     self.ask_for_report();
                 }
-                Ok(Happened::Asked(inquiry)) => drop(self.control.ask(inquiry)),
+                Ok(Happened::Asked(dispatch)) => drop(self.control.send(dispatch)),
                 Ok(Happened::ReloadAsked) => self.reloader.ask(),
                 Ok(Happened::Latency(shard, latency)) => {
                     answers[usize::from(shard.0)] = Some(latency);
@@ -463,13 +452,10 @@ impl Server {
                 Ok(Happened::ShardEnded(_, Err(error))) => {
                     return Err(StartupError::Shard(error.to_string()));
                 }
-                Ok(Happened::IngestPanicked) => {
-                    return Err(StartupError::Ingest("a source has panicked; the server stops".into()));
+                Ok(Happened::SourceEnded(_, Err(error))) => {
+                    return Err(StartupError::Source(error.to_string()));
                 }
-                Ok(Happened::IngestEnded(Err(error))) => return Err(StartupError::Ingest(error.to_string())),
-                Ok(Happened::IngestEnded(Ok(summary))) => {
-                    ::log::info!("replay done: {} ticks, {} lines skipped", summary.ticks, summary.bad_lines);
-                }
+                Ok(Happened::SourceEnded(kind, Ok(()))) => ::log::debug!("source {kind} ended"),
                 Ok(Happened::ShardEnded(_, Ok(())) | Happened::Started(_)) => {}
                 Err(_) => return Err(StartupError::Shard("every thread has ended".into())),
             }
@@ -482,9 +468,6 @@ impl Server {
             let now_ns = clock::monotonic_ns();
             logging::turn(now_ns);
             self.reloader.turn(&mut self.control);
-            if self.ingests.iter().any(JoinHandle::is_finished) && self.an_ingest_panicked() {
-                return Ok(Happened::IngestPanicked);
-            }
             let wait_ns = self.feeder.turn(now_ns).unwrap_or(u64::MAX).min(LOG_TURN_NS);
             let happened = match self.happened.recv_timeout(Duration::from_nanos(wait_ns)) {
                 Ok(happened) => happened,
@@ -499,15 +482,6 @@ impl Server {
         }
     }
 
-    /// Whether one of those that have ended did so in disorder.
-    fn an_ingest_panicked(&mut self) -> bool {
-        let mut panicked = false;
-        for ingest in self.ingests.extract_if(.., |ingest| ingest.is_finished()) {
-            panicked |= ingest.join().is_err();
-        }
-        panicked
-    }
-
     /// Until every shard has ended; operators may still ask. Returns the latencies of those that have ended in order.
     fn wait_for_shards(&mut self) -> Latencies {
         let mut last: Latencies = self.shards.iter().map(|_| None).collect();
@@ -515,7 +489,7 @@ impl Server {
             && let Ok(happened) = self.next()
         {
             match happened {
-                Happened::Asked(inquiry) => drop(self.control.ask(inquiry)),
+                Happened::Asked(dispatch) => drop(self.control.send(dispatch)),
                 Happened::Latency(shard, latency) => last[usize::from(shard.0)] = Some(latency),
                 Happened::ShardEnded(_, Err(error)) => {
                     ::log::error!("a shard has failed while stopping: {error}");
@@ -526,8 +500,7 @@ impl Server {
                 | Happened::Signal(_)
                 | Happened::ReportAsked
                 | Happened::Started(_)
-                | Happened::IngestPanicked
-                | Happened::IngestEnded(_) => {}
+                | Happened::SourceEnded(..) => {}
             }
         }
         last
@@ -536,13 +509,13 @@ impl Server {
     /// Asks every shard for its latencies.
     fn ask_for_report(&mut self) {
         let happened_in = self.happened_in.clone();
-        let question = move |shard: ShardId| {
+        let request = move |shard: ShardId| {
             let answer = happened_in.clone();
-            Question::State(Answer::awaited(move |state: Box<ShardState>| {
+            ShardRequest::State(ReplySender::always_open(move |state: Box<ShardState>| {
                 drop(answer.send(Happened::Latency(shard, Box::new(state.latency))));
             }))
         };
-        let left_out = self.control.ask(Inquiry { to: None, question: Box::new(question) });
+        let left_out = self.control.send(Dispatch { to: None, request: Box::new(request) });
         if let Some(shard) = left_out.first() {
             ::log::warn!("SIGUSR1: shard {} is asked too much: no report; try again", shard.0);
         }
@@ -564,8 +537,9 @@ impl Server {
 
     fn log_totals(&self) {
         for &counter in Counter::ALL {
-            let total: u64 =
-                self.counters.iter().map(|counters| counters.value(counter)).fold(0, u64::wrapping_add);
+            let sources = self.source_statuses.iter().map(SourceStatus::counters);
+            let all = self.counters.iter().map(|counters| &**counters).chain(sources);
+            let total: u64 = all.map(|counters| counters.value(counter)).fold(0, u64::wrapping_add);
             if total > 0 {
                 ::log::info!("total {} {total} {}", counter.label(), counter.unit());
             }
@@ -582,7 +556,7 @@ fn doorbell(eventfd: &OwnedFd) -> io::Result<Doorbell> {
     }))
 }
 
-/// One ingest's rings to all shards: the reading ends go into the meshes.
+/// Creates a source's rings to all shards, and gives the consumer ends to the meshes.
 fn lanes(meshes: &mut [Mesh], bells: &[Arc<Doorbell>], ring_bytes: usize) -> Lanes {
     let lanes: Vec<_> = meshes
         .iter_mut()

@@ -83,7 +83,7 @@ fn the_default_output_is_a_table() {
         assert_eq!(line.as_bytes()[column - 1], b' ', "{line}");
         assert_ne!(line.as_bytes()[column], b' ', "{line}");
     }
-    assert_eq!(lines.next(), Some("all that tickcast serve requires is here"));
+    assert_eq!(lines.next(), Some("this machine meets all requirements of tickcast serve"));
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn without_the_tool_it_reports_its_own_checks_and_how_to_get_it() {
     let output = check(Command::new(alone("without")).arg("check"));
     let (out, _) = said(&output);
     assert_eq!(output.status.code(), Some(0), "{out}");
-    assert!(out.contains("\nkernel ") && out.contains("not found: it comes with the package"), "{out}");
+    assert!(out.contains("\nkernel ") && out.contains("not found: the package"), "{out}");
 }
 
 #[test]
@@ -117,12 +117,12 @@ fn a_tool_installed_beside_it_is_found_and_a_failing_one_is_reported() {
     let output = check(Command::new(&program).arg("check"));
     let (out, _) = said(&output);
     assert_eq!(output.status.code(), Some(0), "{out}");
-    assert!(out.contains("found, but others may write to it: name it with --tune"), "{out}");
+    assert!(out.contains("was not run because other users may write to it: pass --tune"), "{out}");
 
     let output = check(Command::new(&program).args(["check", "--tune", "/bin/ls"]));
     let (out, _) = said(&output);
     assert_eq!(output.status.code(), Some(0), "{out}");
-    assert!(out.contains("/bin/ls: ended with exit status 2: "), "{out}");
+    assert!(out.contains("/bin/ls: failed with exit status 2: "), "{out}");
 }
 
 #[test]
@@ -133,7 +133,8 @@ fn a_missing_requirement_is_named_and_sets_the_exit_status() {
         let output = check(Command::new("sh").args(["-c", &script]).arg(alone("limits")));
         let (out, _) = said(&output);
         assert_eq!(output.status.code(), Some(1), "{limit}: {out}");
-        let last = out.lines().find(|line| line.starts_with("tickcast serve cannot run here: ")).unwrap();
+        let prefix = "tickcast serve cannot run on this machine; missing: ";
+        let last = out.lines().find(|line| line.starts_with(prefix)).unwrap();
         assert!(last.contains(missing), "{limit}: {out}");
         let item = out.lines().find(|line| line.starts_with(missing)).unwrap();
         assert!(item.contains("limit too low") && item.contains("ulimit"), "{limit}: {item}");
@@ -144,8 +145,8 @@ fn a_missing_requirement_is_named_and_sets_the_exit_status() {
 fn usage_errors_exit_with_2() {
     let _machine = beside_others();
     for (arguments, part) in [
-        (&["check", "--tune", "/nowhere/tool"][..], "--tune /nowhere/tool: there is no program"),
-        (&["check", "--tune", "Cargo.toml"], "--tune Cargo.toml: there is no program"),
+        (&["check", "--tune", "/nowhere/tool"][..], "--tune /nowhere/tool: not an executable file"),
+        (&["check", "--tune", "Cargo.toml"], "--tune Cargo.toml: not an executable file"),
         (&["check", "--jsno"], "'--jsno'"),
     ] {
         let output = check(tickcast().args(arguments));

@@ -37,7 +37,7 @@ fn each_peer_error_is_logged_or_counted() {
     let counted: usize = stopped
         .log
         .lines()
-        .filter_map(|line| line.strip_suffix(" more like this"))
+        .filter_map(|line| line.strip_suffix(" similar messages suppressed"))
         .map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap())
         .sum();
     assert!(written > 0, "{}", stopped.log);

@@ -112,7 +112,7 @@ fn the_log_level_changes_from_the_next_line_on() {
     server.log.wait_for(" ends: ");
     fs::write(&file, "[server]\nlog = \"loud\"\n").unwrap();
     hang_up();
-    server.log.wait_for("\"loud\" is none of error");
+    server.log.wait_for("invalid level \"loud\"");
     fs::write(&file, "[server]\nlog = \"info\"\n").unwrap();
     hang_up();
     server.log.wait_for("SIGHUP: server.log: info instead of debug\n");

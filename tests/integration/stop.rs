@@ -107,7 +107,7 @@ fn ticks_accepted_before_sigterm_arrive_and_every_client_is_told_3001() {
     }
     let stopped = server.wait();
     stopped.assert_clean();
-    assert_eq!(stopped.total("ticks_simulator_dropped"), 0);
+    assert_eq!(stopped.total("source_ticks_dropped"), 0);
     let expected = last_sequences(&results[0].0, &results[0].1);
     assert_eq!(expected.len(), 9);
     let sequenced: u64 = expected.iter().map(|(_, last)| last).sum();
@@ -191,7 +191,7 @@ fn a_draining_server_accepts_no_connection_and_a_second_signal_ends_it() {
     eventually("the second signal is handled", || {
         server.terminate();
         thread::sleep(LOOK_AGAIN);
-        server.log.text().contains("again: ending at once")
+        server.log.text().contains("received again: stopping immediately")
     });
     assert_eq!(server.wait().code, Some(128 + 15));
     drop(stuck);

@@ -139,7 +139,7 @@ fn the_watchdog_is_fed_while_idle_under_load_and_in_a_long_drain() {
     subscriber.finish();
     let stopped = server.wait();
     assert_eq!(stopped.code, Some(0), "{}", stopped.log);
-    assert!(!stopped.log.contains("stands still"), "{}", stopped.log);
+    assert!(!stopped.log.contains("is stuck"), "{}", stopped.log);
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn a_lost_service_manager_does_not_end_the_server() {
     let mut command = manager.command(PERIOD);
     drop(manager);
     let server = Server::start_command(&mut command, &["--no-sim"]);
-    server.log.wait_for("cannot be told");
+    server.log.wait_for("cannot notify");
     TcpStream::connect(server.tcp).unwrap();
     server.stop_cleanly();
 }

@@ -67,12 +67,12 @@ fn once_prints_what_the_server_counted() {
     eventually("all shards answer twice in a row", || {
         text = once(admin);
         let header = text.lines().nth(1).unwrap();
-        !text.contains("\nno answer from ")
+        !text.contains("\nno response from ")
             && text.contains("\nlatency, last ")
             && header.contains(" 0 deliveries/s, ")
     });
     assert!(
-        text.starts_with(&format!("tickcast {} at {admin}: serving for ", env!("CARGO_PKG_VERSION"))),
+        text.starts_with(&format!("tickcast {} at {admin}: serving, up ", env!("CARGO_PKG_VERSION"))),
         "{text}"
     );
     let header = text.lines().nth(1).unwrap();
@@ -128,12 +128,12 @@ fn an_unreachable_server_is_reported_with_the_remedy() {
     // Bound and closed again: nobody listens there.
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     fails(&["--once", "--admin", &nobody], &[&nobody, "refused", "tickcast serve", "--admin"]);
-    fails(&["--admin", &nobody], &["no terminal", "--once"]);
+    fails(&["--admin", &nobody], &["not a terminal", "--once"]);
     fails(&["--once", "--admin", "127.0.0.1:0"], &["port 0"]);
     fails(&["--once", "--interval-ms", "99"], &["99ms", "--interval", "must be 100ms to 1m"]);
     fails(&["--once", "--interval", "61s"], &["must be 100ms to 1m"]);
     let server = Server::start(&[]);
-    fails(&["--once", "--admin", &server.http.to_string()], &["no admin listener of tickcast"]);
+    fails(&["--once", "--admin", &server.http.to_string()], &["not a tickcast admin listener"]);
     server.stop_cleanly();
 }
 
@@ -145,20 +145,20 @@ fn the_screen_follows_the_server_and_the_keys_and_restores_the_terminal() {
     collector.wait_for(100);
     let terminal = Terminal::run(&on_screen(server.admin.unwrap()), 120, 40);
     let screen = terminal.wait_until("rates", |screen| {
-        screen.contains("serving for ") && screen.contains(" ticks/s in") && screen.contains("latency, last ")
+        screen.contains("serving, up ") && screen.contains(" ticks/s in") && screen.contains("latency, last ")
     });
-    for part in ["shards: 2", "topics by rate: 10", "sim.0", "sessions by outbox: 1", "json", "q end"] {
+    for part in ["shards: 2", "topics by rate: 10", "sim.0", "sessions by outbox: 1", "json", "q quit"] {
         assert!(screen.contains(part), "{part}:\n{screen}");
     }
     terminal.press("h");
-    terminal.wait_for("what sessions are sorted by");
+    terminal.wait_for("sort sessions by the next criterion");
     terminal.press("h");
     terminal.press("s");
     terminal.wait_for("sessions by lag: 1");
     terminal.press("+");
-    terminal.wait_for("every 250 ms");
+    terminal.wait_for("interval: 250 ms");
     terminal.press("p");
-    terminal.wait_for("paused: p looks again");
+    terminal.wait_for("paused; press p to resume");
     // The escape sequences of arrow keys are not an Escape, which would quit.
     terminal.press("Up");
     terminal.press("Down");
@@ -181,14 +181,14 @@ fn a_hanging_or_stopped_server_does_not_block_the_keys() {
     let pid = Pid::from_raw(server.pid() as i32);
     kill(pid, Signal::SIGSTOP).unwrap();
     terminal.press("h");
-    terminal.wait_for("what sessions are sorted by");
-    terminal.wait_for("not within 5.0 s");
+    terminal.wait_for("sort sessions by the next criterion");
+    terminal.wait_for("timed out after 5.0 s");
     kill(pid, Signal::SIGCONT).unwrap();
     terminal.press("h");
-    terminal.wait_until("an answer", |screen| !screen.contains("no answer since"));
+    terminal.wait_until("an answer", |screen| !screen.contains("no response since"));
     server.stop_cleanly();
     let screen = terminal.wait_for("refused");
-    assert!(screen.contains("no answer since ") && screen.contains("sessions by outbox: 0"), "{screen}");
+    assert!(screen.contains("no response since ") && screen.contains("sessions by outbox: 0"), "{screen}");
     terminal.press("C-c");
     assert_eq!(terminal.exit_code(), 0);
     terminal.assert_as_before();
@@ -217,7 +217,7 @@ fn a_signal_ends_it_and_restores_the_terminal() {
     let server = Server::start(&[]);
     for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
         let terminal = Terminal::run(&on_screen(server.admin.unwrap()), 80, 24);
-        terminal.wait_for("serving for ");
+        terminal.wait_for("serving, up ");
         kill(Pid::from_raw(terminal.pid()), signal).unwrap();
         assert_eq!(terminal.exit_code(), 0, "{signal}");
         terminal.assert_as_before();

@@ -297,13 +297,13 @@ impl World {
             let ticks = self.published.entry(topic.clone()).or_default();
             let pad = "x".repeat(if storm || self.rng.u8(..20) == 0 { self.rng.usize(..3_000) } else { 0 });
             let payload = format!("\"{topic} {} {pad}\"", ticks.len() + 1);
-            let sent = self.lanes.publish(&topic, 1, 1, payload.as_bytes());
+            let sent = self.lanes.publish(&topic, 1, 1, payload.as_bytes()).is_ok();
             match sent {
                 true => ticks.push(payload),
                 false => self.reached.ingest_full += 1,
             }
         }
-        self.lanes.flush();
+        let _ = self.lanes.flush();
     }
 
     fn client_asks(&mut self) {
@@ -525,7 +525,7 @@ impl World {
             if turns < SETTLE_TURNS_MIN {
                 self.now.monotonic_ns += SETTLE_TURN_NS;
             }
-            self.lanes.flush();
+            let _ = self.lanes.flush();
             for shard in 0..self.shards.len() {
                 self.turn(shard);
             }
@@ -541,7 +541,7 @@ impl World {
                 }
                 index += usize::from(self.clients.len() == before);
             }
-            let staged = self.lanes.flush();
+            let staged = self.lanes.flush().is_ok();
             let still = self.shards.iter().zip(&mut self.meshes).all(|(shard, mesh)| {
                 !shard.is_busy()
                     && mesh.requests_are_empty()

@@ -317,7 +317,7 @@ impl Fanout {
                 self.tally.conflated += sequence - from;
                 sessions.leave_out(slot, sequence - from, 0);
                 let notice = Reply::Conflated { topic: id, name: &topic.info.name, from, to: sequence };
-                sessions.push_own(slot, skipped(id, from, sequence), |out| notice.encode(format, out));
+                sessions.push_own(slot, skipped(id, from, sequence), |out| notice.encode_queued(format, out));
             }
             // The topic's last tick is shared by all who get it now; older ones of its keys are this session's own.
             let last = sequence == topic.newest.sequence();
@@ -398,7 +398,7 @@ impl Fanout {
                 self.tally.dropped += to - from;
                 sessions.leave_out(slot, 0, to - from);
                 let notice = Reply::Gap { topic: id, name: &topic.info.name, from, to };
-                sessions.push_own(slot, skipped(id, from, to), |out| notice.encode(format, out));
+                sessions.push_own(slot, skipped(id, from, to), |out| notice.encode_queued(format, out));
             }
         }
     }

@@ -90,7 +90,7 @@ impl EgressLogs {
         append(&mut self.logs, self.log_bytes, format, mark, header, body)
     }
 
-    /// Appends a tick to `out`, the bytes of one session alone.
+    /// Appends a tick to `out`, where it waits for one session alone.
     pub(super) fn encode_tick(
         &mut self,
         format: WireFormat,
@@ -99,7 +99,10 @@ impl EgressLogs {
         out: &mut Vec<u8>,
     ) {
         let WireFormat { codec, framing } = format;
-        framing.write(codec.message_type(), codec.encode_tick(tick, topic, &mut self.body), out);
+        let body = codec.encode_tick(tick, topic, &mut self.body);
+        let (header, body) = framing.delimit(codec.message_type(), body, &mut self.header);
+        out.extend_from_slice(header);
+        out.extend_from_slice(body);
     }
 
     /// The wire formats whose waiting sessions are to be looked over, by [`WireFormat::index`]: see

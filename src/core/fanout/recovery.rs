@@ -223,7 +223,7 @@ impl Fanout {
             self.tally.dropped += start - from;
             sessions.leave_out(slot, 0, start - from);
             let notice = Reply::Gap { topic: id, name: &name, from, to: start };
-            sessions.push_own(slot, skipped(id, from, start), |out| notice.encode(format, out));
+            sessions.push_own(slot, skipped(id, from, start), |out| notice.encode_queued(format, out));
         }
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
         let mut next = start;
@@ -235,7 +235,7 @@ impl Fanout {
                 self.tally.conflated += sequence - next;
                 sessions.leave_out(slot, sequence - next, 0);
                 let notice = Reply::Conflated { topic: id, name: &name, from: next, to: sequence };
-                sessions.push_own(slot, skipped(id, next, sequence), |out| notice.encode(format, out));
+                sessions.push_own(slot, skipped(id, next, sequence), |out| notice.encode_queued(format, out));
             }
             let mark = Mark { topic: id.0, sequence, skipped: 0 };
             sessions.push_own(slot, mark, |out| logs.encode_tick(format, &tick, &topic.info, out));

@@ -20,19 +20,46 @@ use tickcast_proto::{
 /// Creates a ring of `bytes`, rounded up to a multiple of 16. It must hold the longest frame.
 pub fn frame_ring(bytes: usize) -> (FrameProducer, FrameConsumer) {
     let (producer, consumer) = rtrb::RingBuffer::new(bytes.next_multiple_of(FRAME_ALIGN));
-    let starved = Arc::new(AtomicBool::new(false));
+    let starved = Starved::default();
     (
         FrameProducer { ring: producer, starved: starved.clone() },
         FrameConsumer { ring: consumer, starved, straddling: Vec::new() },
     )
 }
 
+/// Set by a producer that found its ring full: the consumer must ring it once there is room.
+///
+/// The producer sets it first, then tries to push again; the consumer makes room first, then checks it. One of the two
+/// sees the other's write.
+#[derive(Clone, Debug)]
+pub(super) struct Starved(Arc<AtomicBool>);
+
+impl Default for Starved {
+    fn default() -> Starved {
+        Starved(Arc::new(AtomicBool::new(false)))
+    }
+}
+
+impl Starved {
+    /// By the producer, between two attempts to push.
+    pub(super) fn announce(&self) {
+        // A swap for the reason given in `Doorbell::sleep`.
+        self.0.swap(true, SeqCst);
+        fence(SeqCst);
+    }
+
+    /// By the consumer, after it has made room: whether to ring the producer's doorbell, once.
+    pub(super) fn take(&self) -> bool {
+        fence(SeqCst);
+        self.0.load(SeqCst) && self.0.swap(false, SeqCst)
+    }
+}
+
 /// The producer end. Single-threaded.
 #[derive(Debug)]
 pub struct FrameProducer {
     ring: rtrb::Producer<u8>,
-    /// Set when something did not fit: the consumer must ring once it has made room.
-    starved: Arc<AtomicBool>,
+    starved: Starved,
 }
 
 impl FrameProducer {
@@ -42,10 +69,7 @@ impl FrameProducer {
         if stage.waiting().is_empty() {
             return moved;
         }
-        // Set the flag first, then try again; the consumer makes room first, then checks the flag. One sees the other.
-        // A swap for the reason given in `Doorbell::sleep`.
-        self.starved.swap(true, SeqCst);
-        fence(SeqCst);
+        self.starved.announce();
         self.push_some(stage) || moved
     }
 
@@ -61,7 +85,7 @@ impl FrameProducer {
 #[derive(Debug)]
 pub struct FrameConsumer {
     ring: rtrb::Consumer<u8>,
-    starved: Arc<AtomicBool>,
+    starved: Starved,
     /// A frame that wraps around the end of the ring, reassembled. Bound: the longest frame.
     straddling: Vec<u8>,
 }
@@ -83,8 +107,7 @@ impl FrameConsumer {
 
     /// Whether the producer waits for room. Call after a drain, then ring its doorbell.
     pub fn producer_waits(&self) -> bool {
-        fence(SeqCst);
-        self.starved.load(SeqCst) && self.starved.swap(false, SeqCst)
+        self.starved.take()
     }
 
     /// Passes whole frames to `take`, in order, until `bytes_max` are read, the ring is empty, or `take` returns `false`:

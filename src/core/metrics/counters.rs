@@ -56,12 +56,10 @@ counters! {
     TicksRefused = "ticks_refused", "ticks";
     /// Ticks refused because their session publishes faster than it may.
     TicksRefusedRate = "ticks_refused_rate", "ticks";
-    /// Ticks the simulator dropped because the ring to this shard was full.
-    TicksSimulatorDropped = "ticks_simulator_dropped", "ticks";
-    /// Batches of the ECG source dropped because a ring was full or the process was stopped.
-    TicksEcgDropped = "ticks_ecg_dropped", "ticks";
-    /// Times the replay waited, because the ring to a shard was full.
-    ReplayWaits = "replay_waits", "times";
+    /// Ticks dropped by a source of the server, because a ring was full or the process had been stopped.
+    SourceTicksDropped = "source_ticks_dropped", "ticks";
+    /// Times a source of the server waited, because the ring to a shard was full.
+    SourceWaits = "source_waits", "times";
     /// Ticks queued to subscribers.
     TicksDelivered = "ticks_delivered", "ticks";
     /// Ticks taken out of outboxes again, to be conflated, dropped or sent anew.

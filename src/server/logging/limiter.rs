@@ -1,13 +1,13 @@
-//! So many lines a second of each kind, and a count of the rest: what peers cause must not fill the disk, nor be silent.
+//! A rate limiter for log lines. Lines beyond the limit are counted, so that peers can neither fill the disk nor hide.
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// What was written of one kind since its second began.
+/// The lines of one kind in the current second.
 #[derive(Clone, Copy, Debug, Default)]
 struct Window {
     began_ns: u64,
     written: u32,
-    left_out: u64,
+    suppressed: u64,
 }
 
 impl Window {
@@ -16,11 +16,11 @@ impl Window {
     }
 }
 
-/// Limits the lines of `KINDS` kinds, each by itself. Bound: 24 bytes a kind.
+/// Limits the lines of each of `KINDS` kinds separately. Memory: 24 bytes per kind.
 ///
-/// Before each line [`RateLimiter::poll_left_out`] is called until `None`, then [`RateLimiter::admit`].
+/// Before each line, call [`RateLimiter::poll_suppressed`] until it returns `None`, then [`RateLimiter::admit`].
 ///
-/// Invariant: `left_out` only where `written` is at the limit.
+/// Invariant: `suppressed` is 0 unless `written` is at the limit.
 #[derive(Clone, Debug)]
 pub struct RateLimiter<const KINDS: usize> {
     windows: [Window; KINDS],
@@ -28,32 +28,33 @@ pub struct RateLimiter<const KINDS: usize> {
 }
 
 impl<const KINDS: usize> RateLimiter<KINDS> {
-    /// So many lines of each kind a second.
+    /// Admits this many lines of each kind per second.
     pub fn new(lines_per_second: u32) -> Self {
         RateLimiter { windows: [Window::default(); KINDS], lines_per_second }
     }
 
-    /// Whether a line of this kind is to be written. It counts either way.
+    /// Whether to write a line of this kind; counts it as written or suppressed.
     pub fn admit(&mut self, kind: usize, now_ns: u64) -> bool {
         let window = &mut self.windows[kind];
-        if window.left_out == 0 && (window.written == 0 || window.is_over(now_ns)) {
-            *window = Window { began_ns: now_ns, written: 0, left_out: 0 };
+        if window.suppressed == 0 && (window.written == 0 || window.is_over(now_ns)) {
+            *window = Window { began_ns: now_ns, written: 0, suppressed: 0 };
         }
         let admitted = window.written < self.lines_per_second;
         match admitted {
             true => window.written += 1,
-            false => window.left_out += 1,
+            false => window.suppressed += 1,
         }
+        debug_assert!(window.suppressed == 0 || window.written == self.lines_per_second);
         admitted
     }
 
-    /// A kind whose second is over, and how many of its lines were left out: each once.
-    pub fn poll_left_out(&mut self, now_ns: u64) -> Option<(usize, u64)> {
-        let kind = self.windows.iter().position(|window| window.left_out > 0 && window.is_over(now_ns))?;
+    /// A kind whose second is over and the number of its suppressed lines, which is then reset.
+    pub fn poll_suppressed(&mut self, now_ns: u64) -> Option<(usize, u64)> {
+        let kind = self.windows.iter().position(|window| window.suppressed > 0 && window.is_over(now_ns))?;
         let window = &mut self.windows[kind];
-        let left_out = window.left_out;
+        let suppressed = window.suppressed;
         *window = Window::default();
-        Some((kind, left_out))
+        Some((kind, suppressed))
     }
 }
 
@@ -64,57 +65,57 @@ mod tests {
     const START: u64 = 7 * SECOND_NS;
 
     #[test]
-    fn a_burst_is_a_few_lines_and_a_count_once_its_second_is_over() {
+    fn a_burst_is_limited_and_counted_after_its_second() {
         let mut limiter = RateLimiter::<2>::new(3);
         let admitted = (0..100).filter(|n| limiter.admit(0, START + n)).count();
         assert_eq!(admitted, 3);
-        assert_eq!(limiter.poll_left_out(START + SECOND_NS - 1), None);
-        assert_eq!(limiter.poll_left_out(START + SECOND_NS), Some((0, 97)));
-        assert_eq!(limiter.poll_left_out(START + SECOND_NS), None, "told once");
+        assert_eq!(limiter.poll_suppressed(START + SECOND_NS - 1), None);
+        assert_eq!(limiter.poll_suppressed(START + SECOND_NS), Some((0, 97)));
+        assert_eq!(limiter.poll_suppressed(START + SECOND_NS), None, "reported once");
         assert!(limiter.admit(0, START + SECOND_NS));
     }
 
     #[test]
-    fn a_flood_is_the_same_few_lines_each_second() {
+    fn a_flood_is_limited_in_each_second() {
         let mut limiter = RateLimiter::<1>::new(2);
-        let (mut written, mut told, mut counted) = (0, 0, 0);
+        let (mut written, mut reports, mut counted) = (0, 0, 0);
         for n in 0..10_000u64 {
             let now_ns = START + n * 1_000_000;
-            while let Some((_, left_out)) = limiter.poll_left_out(now_ns) {
-                told += 1;
-                counted += left_out;
+            while let Some((_, suppressed)) = limiter.poll_suppressed(now_ns) {
+                reports += 1;
+                counted += suppressed;
             }
             written += u64::from(limiter.admit(0, now_ns));
         }
-        assert_eq!((written, told), (20, 9));
-        assert_eq!(limiter.poll_left_out(u64::MAX), Some((0, 10_000 - written - counted)));
+        assert_eq!((written, reports), (20, 9));
+        assert_eq!(limiter.poll_suppressed(u64::MAX), Some((0, 10_000 - written - counted)));
     }
 
     #[test]
-    fn kinds_do_not_take_each_others_lines() {
+    fn kinds_have_separate_limits() {
         let mut limiter = RateLimiter::<2>::new(1);
         assert!(limiter.admit(0, START) && !limiter.admit(0, START));
         assert!(limiter.admit(1, START) && !limiter.admit(1, START));
-        let mut told: Vec<_> = std::iter::from_fn(|| limiter.poll_left_out(START + SECOND_NS)).collect();
-        told.sort_unstable();
-        assert_eq!(told, [(0, 1), (1, 1)]);
+        let mut reports: Vec<_> = std::iter::from_fn(|| limiter.poll_suppressed(START + SECOND_NS)).collect();
+        reports.sort_unstable();
+        assert_eq!(reports, [(0, 1), (1, 1)]);
     }
 
     #[test]
-    fn few_lines_are_all_written_and_none_is_counted() {
+    fn lines_within_the_limit_are_all_written() {
         let mut limiter = RateLimiter::<1>::new(2);
         for n in 0..100 {
             assert!(limiter.admit(0, START + n * SECOND_NS / 2));
         }
-        assert_eq!(limiter.poll_left_out(u64::MAX), None);
+        assert_eq!(limiter.poll_suppressed(u64::MAX), None);
     }
 
     #[test]
-    fn a_clock_that_goes_back_does_not_stop_the_lines() {
+    fn a_clock_that_goes_back_does_not_stop_logging() {
         let mut limiter = RateLimiter::<1>::new(1);
         assert!(limiter.admit(0, START));
         assert!(!limiter.admit(0, START - 1));
-        assert_eq!(limiter.poll_left_out(START - 1), None);
-        assert_eq!(limiter.poll_left_out(START + SECOND_NS), Some((0, 1)));
+        assert_eq!(limiter.poll_suppressed(START - 1), None);
+        assert_eq!(limiter.poll_suppressed(START + SECOND_NS), Some((0, 1)));
     }
 }

@@ -1,46 +1,19 @@
-//! What an operator asks a running server, and what it answers: requests, selections, views and texts as functions of
-//! plain values. [`listener`] has the socket and the thread.
+//! The admin listener: metrics, health and the state of a running server over HTTP.
+//!
+//! [`listener`] owns the socket and the thread, `handlers` answers requests, `shard_replies` collects what shards reply. The
+//! other modules parse requests and format responses as functions of plain values.
 
-mod answer;
-mod ask;
-mod cores;
+mod affinity;
+pub mod context;
+mod handlers;
 pub mod latency;
 pub mod listener;
 pub mod metrics;
 pub mod overview;
-mod process;
+pub mod process_sample;
 pub mod query;
 pub mod route;
-pub mod views;
+mod shard_replies;
+mod stage;
 
-/// What a server is at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Stage {
-    /// Its shards are being made.
-    Starting = 0,
-    /// It serves.
-    Serving = 1,
-    /// It stops: nobody is let in, and who is there gets what waits for them.
-    Draining = 2,
-}
-
-impl Stage {
-    /// Name in answers and logs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Stage::Starting => "starting",
-            Stage::Serving => "serving",
-            Stage::Draining => "draining",
-        }
-    }
-
-    /// The stage of a number that an atomic holds.
-    pub fn from_number(number: u8) -> Stage {
-        match number {
-            0 => Stage::Starting,
-            1 => Stage::Serving,
-            _ => Stage::Draining,
-        }
-    }
-}
+pub use self::stage::Stage;

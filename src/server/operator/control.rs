@@ -1,13 +1,13 @@
-//! How the main thread asks running shards: one bounded SPSC ring of questions for each, looked at once a turn.
+//! Control channels from the main thread to the shards: one bounded SPSC ring each, polled once a turn.
 //!
-//! A shard answers on its own thread from its own state; nobody waits for it, and a shard whose ring is full is not asked.
-//! Whoever asked finds out either way: the answer comes, or is dropped.
+//! A shard replies from its own thread and its own state. The sender never waits, and skips a shard whose ring is full.
+//! Every request ends in a reply or in a dropped [`ReplySender`], so the requester always learns the outcome.
 
 use std::sync::Arc;
 
 use crate::{
     limits::QUESTIONS_PER_SHARD,
-    operator::admin::views::{SessionView, TopicView},
+    operator::views::{SessionView, TopicView},
 };
 use tickcast_core::{
     config::Limits,
@@ -16,116 +16,116 @@ use tickcast_core::{
 };
 use tickcast_proto::ids::{ShardId, TopicId};
 
-/// The way back to whoever asked. Used on the shard's thread: neither part may wait.
-pub struct Answer<T> {
-    give: Box<dyn FnOnce(T) + Send>,
-    is_gone: Box<dyn Fn() -> bool + Send>,
+/// Where a shard sends its reply. Both closures run on the shard's thread and must not block.
+pub struct ReplySender<T> {
+    send: Box<dyn FnOnce(T) + Send>,
+    is_closed: Box<dyn Fn() -> bool + Send>,
 }
 
-impl<T> Answer<T> {
-    /// `give` takes the answer, while not `is_gone`.
+impl<T> ReplySender<T> {
+    /// Passes the reply to `send`; `is_closed` tells whether the requester has given up.
     pub fn new(
-        give: impl FnOnce(T) + Send + 'static,
-        is_gone: impl Fn() -> bool + Send + 'static,
-    ) -> Answer<T> {
-        Answer { give: Box::new(give), is_gone: Box::new(is_gone) }
+        send: impl FnOnce(T) + Send + 'static,
+        is_closed: impl Fn() -> bool + Send + 'static,
+    ) -> ReplySender<T> {
+        ReplySender { send: Box::new(send), is_closed: Box::new(is_closed) }
     }
 
-    /// To somebody who waits for it as long as it takes.
-    pub fn awaited(give: impl FnOnce(T) + Send + 'static) -> Answer<T> {
-        Answer::new(give, || false)
+    /// For a requester that never gives up.
+    pub fn always_open(send: impl FnOnce(T) + Send + 'static) -> ReplySender<T> {
+        ReplySender::new(send, || false)
     }
 
-    /// Gives it.
-    pub fn give(self, answer: T) {
-        (self.give)(answer);
+    /// Sends the reply.
+    pub fn send(self, reply: T) {
+        (self.send)(reply);
     }
 
-    /// Whether nobody waits for it any more.
-    pub fn is_gone(&self) -> bool {
-        (self.is_gone)()
+    /// Whether the requester has given up.
+    pub fn is_closed(&self) -> bool {
+        (self.is_closed)()
     }
 }
 
-/// What a shard can be asked.
-pub enum Question {
-    /// What it says of itself.
-    State(Answer<Box<ShardState>>),
-    /// Some of its sessions.
-    Sessions(SessionsQuery, Answer<Vec<SessionView>>),
-    /// Some of the topics that it sequences.
-    Topics(TopicsQuery, Answer<Vec<TopicView>>),
-    /// How many of its sessions take each of these topics.
-    Takers(Arc<[TopicId]>, Answer<Vec<u64>>),
-    /// To work within other limits from now on.
+/// A request to one shard, with the sender of its reply where there is one.
+pub enum ShardRequest {
+    /// The shard's gauges and latency histograms.
+    State(ReplySender<Box<ShardState>>),
+    /// The sessions that match a query.
+    Sessions(SessionsQuery, ReplySender<Vec<SessionView>>),
+    /// The topics that the shard sequences and that match a query.
+    Topics(TopicsQuery, ReplySender<Vec<TopicView>>),
+    /// The number of the shard's sessions subscribed to each of these topics, in the same order.
+    SessionCounts(Arc<[TopicId]>, ReplySender<Vec<u64>>),
+    /// Applies new limits.
     Reload(Arc<Limits>),
-    /// To close the session with this id, and whether it was there.
-    Close(u64, Answer<bool>),
+    /// Closes the session with this id; replies whether it existed.
+    Close(u64, ReplySender<bool>),
 }
 
-/// A question for one shard or for all, each with an answer of its own.
-pub struct Inquiry {
-    /// Whom to ask; `None`: all.
+/// A request to dispatch to one shard or to all.
+pub struct Dispatch {
+    /// The only shard to send it to; `None` for all.
     pub to: Option<ShardId>,
-    /// Makes the question for a shard.
-    pub question: Box<dyn FnMut(ShardId) -> Question + Send>,
+    /// Makes the request for a shard.
+    pub request: Box<dyn FnMut(ShardId) -> ShardRequest + Send>,
 }
 
-/// The main thread's ends.
-pub struct Control {
-    lanes: Vec<(rtrb::Producer<Question>, Arc<Doorbell>)>,
+/// The main thread's end of all control channels.
+pub struct ControlSender {
+    lanes: Vec<(rtrb::Producer<ShardRequest>, Arc<Doorbell>)>,
 }
 
-/// A shard's end.
-pub struct Inbox(rtrb::Consumer<Question>);
+/// A shard's end of its control channel.
+pub struct ControlReceiver(rtrb::Consumer<ShardRequest>);
 
-/// Makes the rings to the shards that `bells` wake.
-pub fn control(bells: &[Arc<Doorbell>]) -> (Control, Vec<Inbox>) {
+/// Creates one control channel for each doorbell, in shard order.
+pub fn control_channels(bells: &[Arc<Doorbell>]) -> (ControlSender, Vec<ControlReceiver>) {
     let ring = |bell: &Arc<Doorbell>| {
         let (producer, consumer) = rtrb::RingBuffer::new(QUESTIONS_PER_SHARD);
-        ((producer, bell.clone()), Inbox(consumer))
+        ((producer, bell.clone()), ControlReceiver(consumer))
     };
-    let (lanes, inboxes) = bells.iter().map(ring).unzip();
-    (Control { lanes }, inboxes)
+    let (lanes, receivers) = bells.iter().map(ring).unzip();
+    (ControlSender { lanes }, receivers)
 }
 
-impl Control {
-    /// Asks. A shard that has ended, or whose ring is full, is left out; the latter are returned, for what must not be lost.
-    pub fn ask(&mut self, mut inquiry: Inquiry) -> Vec<ShardId> {
-        let mut left_out = Vec::new();
+impl ControlSender {
+    /// Sends without blocking. Skips shards that have ended, and returns those whose ring was full, for a retry.
+    pub fn send(&mut self, mut dispatch: Dispatch) -> Vec<ShardId> {
+        let mut full = Vec::new();
         for (index, (ring, bell)) in self.lanes.iter_mut().enumerate() {
             let shard = ShardId(index as u16);
-            if ring.is_abandoned() || inquiry.to.is_some_and(|to| to != shard) {
+            if ring.is_abandoned() || dispatch.to.is_some_and(|to| to != shard) {
                 continue;
             }
             if ring.is_full() {
-                left_out.push(shard);
+                full.push(shard);
                 continue;
             }
-            // Cannot fail: this is the only writer, and there was room.
-            let _ = ring.push((inquiry.question)(shard));
+            let pushed = ring.push((dispatch.request)(shard));
+            debug_assert!(pushed.is_ok(), "the only producer found room");
             bell.ring();
         }
-        left_out
+        full
     }
 }
 
-impl Inbox {
-    /// Whether a question waits: one load.
-    pub fn has_questions(&self) -> bool {
+impl ControlReceiver {
+    /// Whether a request is waiting. Cost: one load.
+    pub fn has_requests(&self) -> bool {
         !self.0.is_empty()
     }
 
-    /// The next question.
-    pub fn take(&mut self) -> Option<Question> {
+    /// The next request, if one is waiting.
+    pub fn try_recv(&mut self) -> Option<ShardRequest> {
         self.0.pop().ok()
     }
 }
 
-impl Drop for Inbox {
+impl Drop for ControlReceiver {
     fn drop(&mut self) {
-        // The ring keeps what is in it until both ends are gone, and whoever asked would wait.
-        while self.take().is_some() {}
+        // The ring lives until both ends are dropped; requests left in it would keep their requesters waiting.
+        while self.try_recv().is_some() {}
     }
 }
 
@@ -135,55 +135,56 @@ mod tests {
 
     use super::*;
 
-    fn closes(to: Option<ShardId>) -> (Inquiry, Receiver<(ShardId, bool)>) {
-        let (answered, answers): (Sender<(ShardId, bool)>, _) = channel();
-        let question = Box::new(move |shard| {
-            let answered = answered.clone();
-            Question::Close(7, Answer::awaited(move |was_there| answered.send((shard, was_there)).unwrap()))
+    fn close(to: Option<ShardId>) -> (Dispatch, Receiver<(ShardId, bool)>) {
+        let (sender, replies): (Sender<(ShardId, bool)>, _) = channel();
+        let request = Box::new(move |shard| {
+            let sender = sender.clone();
+            let send = move |existed| sender.send((shard, existed)).unwrap();
+            ShardRequest::Close(7, ReplySender::always_open(send))
         });
-        (Inquiry { to, question }, answers)
+        (Dispatch { to, request }, replies)
     }
 
-    fn answer(inbox: &mut Inbox) {
-        let Some(Question::Close(7, answer)) = inbox.take() else { panic!("no question") };
-        answer.give(true);
+    fn reply(receiver: &mut ControlReceiver) {
+        let Some(ShardRequest::Close(7, reply)) = receiver.try_recv() else { panic!("no request") };
+        reply.send(true);
     }
 
     #[test]
-    fn a_question_reaches_all_shards_or_the_one_it_is_for() {
+    fn a_request_reaches_all_shards_or_only_its_target() {
         let bells: Vec<_> = (0..3).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
-        let (mut control, mut inboxes) = control(&bells);
-        let (inquiry, answers) = closes(None);
-        control.ask(inquiry);
-        inboxes.iter_mut().for_each(answer);
-        let who: Vec<u16> = answers.iter().map(|(shard, _)| shard.0).collect();
-        assert_eq!(who, [0, 1, 2]);
-        let (inquiry, answers) = closes(Some(ShardId(1)));
-        control.ask(inquiry);
-        assert!(!inboxes[0].has_questions() && !inboxes[2].has_questions());
-        answer(&mut inboxes[1]);
-        assert_eq!(answers.iter().collect::<Vec<_>>(), [(ShardId(1), true)]);
+        let (mut control, mut receivers) = control_channels(&bells);
+        let (dispatch, replies) = close(None);
+        control.send(dispatch);
+        receivers.iter_mut().for_each(reply);
+        let shards: Vec<u16> = replies.iter().map(|(shard, _)| shard.0).collect();
+        assert_eq!(shards, [0, 1, 2]);
+        let (dispatch, replies) = close(Some(ShardId(1)));
+        control.send(dispatch);
+        assert!(!receivers[0].has_requests() && !receivers[2].has_requests());
+        reply(&mut receivers[1]);
+        assert_eq!(replies.iter().collect::<Vec<_>>(), [(ShardId(1), true)]);
     }
 
     #[test]
-    fn a_shard_that_does_not_look_is_not_asked_any_more_and_whoever_asks_finds_out() {
-        let (mut control, inboxes) = control(&[Arc::new(Doorbell::new(|| {}))]);
-        let kept: Vec<_> = (0..QUESTIONS_PER_SHARD)
+    fn a_full_ring_or_an_ended_shard_drops_the_request_and_the_requester_learns_of_it() {
+        let (mut control, receivers) = control_channels(&[Arc::new(Doorbell::new(|| {}))]);
+        let queued: Vec<_> = (0..QUESTIONS_PER_SHARD)
             .map(|_| {
-                let (inquiry, answers) = closes(None);
-                control.ask(inquiry);
-                answers
+                let (dispatch, replies) = close(None);
+                control.send(dispatch);
+                replies
             })
             .collect();
-        let (inquiry, answers) = closes(None);
-        control.ask(inquiry);
-        assert!(answers.recv().is_err(), "nobody holds its answer");
-        let (inquiry, _answers) = closes(None);
-        assert_eq!(control.ask(inquiry), [ShardId(0)]);
-        assert!(kept.iter().all(|answers| answers.try_recv() == Err(TryRecvError::Empty)), "those wait");
-        drop(inboxes);
-        assert!(kept.iter().all(|answers| answers.recv().is_err()), "a shard that ends keeps nobody waiting");
-        let (inquiry, answers) = closes(None);
-        assert!(control.ask(inquiry).is_empty() && answers.recv().is_err());
+        let (dispatch, replies) = close(None);
+        control.send(dispatch);
+        assert!(replies.recv().is_err(), "its reply sender was dropped");
+        let (dispatch, _replies) = close(None);
+        assert_eq!(control.send(dispatch), [ShardId(0)]);
+        assert!(queued.iter().all(|replies| replies.try_recv() == Err(TryRecvError::Empty)), "still queued");
+        drop(receivers);
+        assert!(queued.iter().all(|replies| replies.recv().is_err()), "an ended shard drops what was queued");
+        let (dispatch, replies) = close(None);
+        assert!(control.send(dispatch).is_empty() && replies.recv().is_err());
     }
 }

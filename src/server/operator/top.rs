@@ -1,18 +1,20 @@
-//! `tickcast top`: a running server as a terminal shows it, as functions of plain values: answers of the admin listener in,
-//! text and cells out. [`run`] has the terminal, the clock and the connection.
+//! `tickcast top`: a live view of a running server in the terminal.
+//!
+//! [`run`] owns the terminal, the clock and the connection. The other modules are functions of plain values: responses of the
+//! admin listener in, text and cells out.
 //!
 //! ```text
-//!  answers --> figures (of two answers: rates) --> grid (columns that fit) --> view (a screen) or text (--once)
-//!  keys -----> model (what is shown of them, and whether the server still answers) --^
+//!  responses --> figures (rates, from two polls) --> grid (columns that fit) --> view (a screen) or text (--once)
+//!  keys ------> model (what to show, and whether the server responds) -----------^
 //! ```
 
-pub mod answers;
-mod ask;
+mod client;
 pub mod figures;
 pub mod format;
 pub mod grid;
 pub mod keys;
 pub mod model;
+pub mod responses;
 pub mod run;
 pub mod text;
 pub mod view;
@@ -28,10 +30,10 @@ use tickcast_proto::units::UnitError;
 /// Options of `tickcast top`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct TopArgs {
-    /// The server's admin listener: the address that `tickcast serve` prints as admin=
+    /// Address of the server's admin listener, which `tickcast serve` prints as admin=
     #[arg(long, env = "TICKCAST_ADMIN", value_name = "ADDR", default_value = "127.0.0.1:9490")]
     pub admin: SocketAddr,
-    /// Time between two looks, 100ms to 1m; rates and latencies are of that time
+    /// Refresh interval, 100ms to 1m; rates and latencies cover one interval
     #[arg(
         long,
         alias = "interval-ms",
@@ -40,12 +42,12 @@ pub struct TopArgs {
         value_parser = interval
     )]
     pub interval: Time,
-    /// Look twice, an interval apart, print what there is as text and end: for scripts, and without a terminal
+    /// Poll twice, one interval apart, print the result as text and exit; needs no terminal
     #[arg(long)]
     pub once: bool,
 }
 
-/// Whole milliseconds: what is shown of the interval.
+/// Parses an interval, in whole milliseconds as they are shown.
 fn interval(text: &str) -> Result<Time, String> {
     let time: Time = text.parse().map_err(|error: UnitError| error.to_string())?;
     let (lowest, highest) = (Time::from_ms(TOP_INTERVAL_MS_LOWEST), Time::from_ms(TOP_INTERVAL_MS_HIGHEST));
@@ -55,22 +57,22 @@ fn interval(text: &str) -> Result<Time, String> {
     }
 }
 
-/// Why `tickcast top` does not start, or does not go on. Its text says what to do.
+/// Why `tickcast top` cannot start or continue. The message says what to do.
 #[derive(Debug)]
 pub enum TopError {
-    /// An address that nobody can listen at.
+    /// The address has port 0.
     Port(SocketAddr),
-    /// Standard output is no terminal.
+    /// Standard output is not a terminal.
     NotATerminal,
-    /// The server does not answer: where, and why.
+    /// The server at this address does not respond, and why.
     Unreachable(SocketAddr, String),
     /// The terminal cannot be used.
     Terminal(io::Error),
-    /// The signals that end it cannot be awaited.
+    /// Signals cannot be handled.
     Signals(io::Error),
-    /// A thread cannot be made, or has ended.
+    /// This thread cannot be started, or has panicked.
     Thread(&'static str),
-    /// The output cannot be written.
+    /// Standard output cannot be written.
     Output(io::Error),
 }
 
@@ -79,23 +81,23 @@ impl fmt::Display for TopError {
         match self {
             TopError::Port(address) => write!(
                 f,
-                "--admin {address}: no server has port 0; give the address that `tickcast serve` prints as admin="
+                "--admin {address}: no server listens on port 0; use the address that `tickcast serve` prints as admin="
             ),
             TopError::NotATerminal => {
-                write!(f, "standard output is no terminal; `tickcast top --once` prints text once")
+                write!(f, "standard output is not a terminal; use `tickcast top --once` to print text")
             }
             TopError::Unreachable(address, reason) => write!(
                 f,
-                "no answer from an admin listener at {address}: {reason}; start `tickcast serve`, or give the address that \
-                 it prints as admin= with --admin"
+                "cannot query the admin listener at {address}: {reason}; start `tickcast serve`, or set --admin to the \
+                 address that it prints as admin="
             ),
             TopError::Terminal(error) => write!(f, "cannot use the terminal: {error}; try --once"),
-            TopError::Signals(error) => write!(f, "cannot wait for signals: {error}"),
+            TopError::Signals(error) => write!(f, "cannot handle signals: {error}"),
             TopError::Thread(name) => write!(
                 f,
-                "the thread {name} has ended, with its reason above, or cannot be made (ulimit -u); start it again"
+                "thread {name} panicked (see the message above) or cannot start (see ulimit -u); run tickcast top again"
             ),
-            TopError::Output(error) => write!(f, "cannot write the output: {error}"),
+            TopError::Output(error) => write!(f, "cannot write to standard output: {error}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the kernel and the limits of this process allow, looked at before anything starts.
+//! Checks of io_uring and resource limits before anything starts.
 
 use std::{fs, io};
 
@@ -6,30 +6,31 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{error::StartupError, limits::DESCRIPTOR_RESERVE};
 
-/// Below this the executor's own rings fail for want of locked memory (measured: glommio 0.9 needs 512 KiB).
+/// The least locked memory that the executor's own rings need (measured: glommio 0.9 needs 512 KiB).
 pub(crate) const MEMLOCK_BYTES_MIN: u64 = 512 << 10;
 
-/// Checks everything that can be checked without starting. `clients_max`: `None` for as many as the limits allow.
-/// Returns the clients to serve at most. Raises the soft descriptor limit to the hard one.
+/// Checks everything that can be checked without starting, and raises soft limits to the hard ones where needed.
+///
+/// Returns the most clients to serve: `clients_max`, or as many as the descriptor limit allows.
 ///
 /// # Errors
-/// The first [`StartupError`] found.
+/// The first problem found.
 pub fn check(clients_max: Option<usize>) -> Result<usize, StartupError> {
     io_uring()?;
     memlock()?;
     descriptors(clients_max)
 }
 
-/// Whether rings as the shards' can be made.
+/// Checks that this process can create rings like the shards'.
 pub(crate) fn io_uring() -> Result<(), StartupError> {
     let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     let remedy = match disabled.trim() {
         "1" => {
-            "kernel.io_uring_disabled is 1: `sysctl -w kernel.io_uring_disabled=0`, or run in kernel.io_uring_group"
+            "kernel.io_uring_disabled is 1: run `sysctl -w kernel.io_uring_disabled=0`, or join kernel.io_uring_group"
         }
-        "2" => "kernel.io_uring_disabled is 2: `sysctl -w kernel.io_uring_disabled=0`",
+        "2" => "kernel.io_uring_disabled is 2: run `sysctl -w kernel.io_uring_disabled=0`",
         _ => {
-            "Linux 6.1 or later with io_uring is needed, and a container must allow its system calls (seccomp)"
+            "Linux 6.1 or later with io_uring is required; a container must allow its system calls (seccomp)"
         }
     };
     let probe = || -> io::Result<()> {
@@ -38,13 +39,13 @@ pub(crate) fn io_uring() -> Result<(), StartupError> {
         Ok(())
     };
     match probe() {
-        // Locked memory of a server that has just ended is given back late: it is retried where the rings are made.
+        // The kernel releases the locked memory of an exited server late: creating the real rings retries.
         Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => Ok(()),
         result => result.map_err(|error| StartupError::IoUring(error, remedy)),
     }
 }
 
-/// Raises the soft limit of locked memory to the hard one, where that is needed.
+/// Checks the limit of locked memory; raises the soft limit to the hard one if needed.
 pub(crate) fn memlock() -> Result<(), StartupError> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap_or((u64::MAX, u64::MAX));
     if soft >= MEMLOCK_BYTES_MIN {
@@ -56,17 +57,17 @@ pub(crate) fn memlock() -> Result<(), StartupError> {
     }
 }
 
-/// Raises the soft limit of descriptors to the hard one; the clients that there are enough for.
+/// Raises the soft limit of descriptors to the hard one, and returns the most clients to serve.
 pub(crate) fn descriptors(clients_max: Option<usize>) -> Result<usize, StartupError> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    let have =
+    let limit =
         if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
-    let room = have.saturating_sub(DESCRIPTOR_RESERVE) as usize;
+    let room = limit.saturating_sub(DESCRIPTOR_RESERVE) as usize;
     match clients_max {
-        None if room == 0 => Err(StartupError::Descriptors(have, 1, DESCRIPTOR_RESERVE + 1)),
+        None if room == 0 => Err(StartupError::Descriptors(limit, 1, DESCRIPTOR_RESERVE + 1)),
         None => Ok(room.min(crate::limits::CLIENTS_MAX_DEFAULT)),
         Some(clients) if clients > room => {
-            Err(StartupError::Descriptors(have, clients, clients as u64 + DESCRIPTOR_RESERVE))
+            Err(StartupError::Descriptors(limit, clients, clients as u64 + DESCRIPTOR_RESERVE))
         }
         Some(clients) => Ok(clients),
     }

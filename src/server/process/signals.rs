@@ -1,4 +1,6 @@
-//! SIGINT, SIGTERM, SIGHUP and SIGUSR1 as messages: blocked in every thread, so that none is interrupted, and awaited by one.
+//! SIGINT, SIGTERM, SIGHUP and SIGUSR1, blocked in every thread and received by one.
+//!
+//! So no system call of another thread is interrupted, and handlers run as ordinary code.
 
 use std::{
     fs,
@@ -10,37 +12,39 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::clock;
 
-/// A second signal this soon is the same one: timeout(1), for one, signals the process and its group.
+/// A second signal this soon counts as the first: timeout(1), for example, signals both the process and its group.
 const SAME_SIGNAL_NS: u64 = 200_000_000;
 
-/// Blocks these signals in this thread and all it starts. To be called before any other thread exists.
+/// Blocks these signals in this thread and all it starts. Call it before any other thread exists.
 ///
 /// # Errors
-/// pthread_sigmask(3)'s.
+/// Errors of pthread_sigmask(3).
 pub fn block() -> io::Result<()> {
     Ok(set().thread_block()?)
 }
 
 /// What SIGHUP does.
 pub enum HangUp {
-    /// It is a signal to stop, unless the process was started to ignore it (nohup(1)).
+    /// Stops the process, unless it was started to ignore SIGHUP (nohup(1)).
     Stops,
-    /// This.
+    /// Calls this.
     Does(Box<dyn Fn() + Send>),
 }
 
-/// Calls `notify` at the first signal to stop. The second ends the process at once, with 128 + its number. Calls `report`
-/// at every SIGUSR1.
+/// Starts the thread that receives the signals.
+///
+/// Calls `notify` at the first signal to stop, and `report` at every SIGUSR1. A second signal to stop exits the process at
+/// once, with status 128 + its number.
 ///
 /// # Errors
-/// The thread cannot be made.
+/// The thread cannot be started.
 pub fn watch(
     notify: impl FnOnce(&'static str) + Send + 'static,
     report: impl Fn() + Send + 'static,
     hang_up: HangUp,
 ) -> io::Result<()> {
     let hang_up = match hang_up {
-        // A blocked signal comes even where it is ignored.
+        // A blocked signal is received even if it is ignored.
         HangUp::Stops if is_hang_up_ignored() => HangUp::Does(Box::new(|| {})),
         other => other,
     };
@@ -48,8 +52,11 @@ pub fn watch(
         loop {
             match (set().wait(), &hang_up) {
                 (Ok(Signal::SIGUSR1), _) => report(),
-                (Ok(Signal::SIGHUP), HangUp::Does(what)) => what(),
-                (other, _) => return other,
+                (Ok(Signal::SIGHUP), HangUp::Does(action)) => action(),
+                (received, _) => {
+                    debug_assert!(received.is_ok(), "sigwait(3) fails only for an invalid set");
+                    return received;
+                }
             }
         }
     };
@@ -59,7 +66,7 @@ pub fn watch(
         notify(first.as_str());
         while let Ok(second) = next_to_stop() {
             if clock::monotonic_ns() - first_ns >= SAME_SIGNAL_NS {
-                ::log::warn!("{second} again: ending at once");
+                ::log::warn!("{second} received again: stopping immediately");
                 std::process::exit(128 + second as i32);
             }
         }
@@ -68,7 +75,7 @@ pub fn watch(
     Ok(())
 }
 
-/// Whether a terminal may hang up on this process: it reads from one or writes to one.
+/// Whether this process reads from or writes to a terminal, which may hang up.
 pub fn has_a_terminal() -> bool {
     io::stdin().is_terminal() || io::stdout().is_terminal() || io::stderr().is_terminal()
 }
@@ -77,7 +84,7 @@ fn is_hang_up_ignored() -> bool {
     fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores(&status, Signal::SIGHUP))
 }
 
-/// Whether `SigIgn` of proc(5)'s status has a signal: bit 0 is signal 1.
+/// Whether a signal is set in `SigIgn` of `/proc/self/status` (proc(5)); bit 0 is signal 1.
 fn ignores(status: &str, signal: Signal) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
@@ -98,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ignored_signal_is_a_bit_in_the_process_status() {
+    fn ignored_signals_are_read_from_the_process_status() {
         let status = |mask: &str| format!("SigBlk:\tffffffffffffffff\nSigIgn:\t{mask}\nSigCgt:\t0\n");
         assert!(ignores(&status("0000000000001001"), Signal::SIGHUP));
         assert!(!ignores(&status("0000000000001000"), Signal::SIGHUP));

@@ -1,48 +1,48 @@
-//! What the service manager is told (sd_notify(3)): ready, alive, stopping. Nothing where there is none (NOTIFY_SOCKET is
-//! not set).
+//! Notifications to the service manager (sd_notify(3)): ready, alive, stopping. No-ops if NOTIFY_SOCKET is not set.
 
 use std::sync::Arc;
 
 use sd_notify::NotifyState;
 
-use crate::process::watchdog::{LOOKS_PER_PERIOD, Look, Watchdog};
+use crate::process::watchdog::{CHECKS_PER_PERIOD, Verdict, Watchdog};
 use tickcast_core::{
     mesh::ring::Doorbell,
     metrics::counters::{Counter, Counters},
 };
 use tickcast_proto::ids::ShardId;
 
-/// What stopping takes at most besides the drain: the sources, the executors, what the log still has.
+/// Time that stopping may take beyond the drain: stopping sources and executors, writing the last log lines.
 const STOP_MARGIN_NS: u64 = 3_000_000_000;
-/// Shortest pause between two looks, whatever period was asked for.
-const LOOK_NS_LOWEST: u64 = 1_000_000;
+/// Shortest pause between two watchdog checks, however short the unit's period.
+const CHECK_NS_LOWEST: u64 = 1_000_000;
 
-/// Every shard listens, and the sources run. `listening`: the addresses, as `systemctl status` shows them.
+/// Reports that every shard listens and the sources run. `listening`: the addresses, for `systemctl status`.
 pub fn ready(listening: &str) {
     let status = format!("serving {listening}");
-    tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
 }
 
-/// The server stops, and takes `drain_ns` for it at most: a longer drain than the unit's TimeoutStopSec asks for more time.
+/// Reports that the server is draining for at most `drain_ns`, and asks for more time than TimeoutStopSec= if necessary.
 pub fn stopping(drain_ns: u64) {
-    let status = format!("draining, {:.1} s at most", drain_ns as f64 / 1e9);
-    let extended = NotifyState::ExtendTimeoutUsec(extended_us(drain_ns));
-    tell(&[NotifyState::Stopping, extended, NotifyState::Status(&status)]);
+    let status = format!("draining, at most {:.1} s", drain_ns as f64 / 1e9);
+    let extended = NotifyState::ExtendTimeoutUsec(stop_timeout_us(drain_ns));
+    notify(&[NotifyState::Stopping, extended, NotifyState::Status(&status)]);
 }
 
-/// How long stopping may take, microseconds: 71 minutes at most, which is all that can be said. Never shorter than the
-/// unit says: the service manager takes the later of both.
-fn extended_us(drain_ns: u64) -> u32 {
+/// Time to ask for to stop, microseconds; capped at 71 minutes by the type.
+///
+/// Cannot shorten the unit's timeout: the service manager takes the later of both.
+fn stop_timeout_us(drain_ns: u64) -> u32 {
     u32::try_from(drain_ns.saturating_add(STOP_MARGIN_NS) / 1_000).unwrap_or(u32::MAX)
 }
 
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        ::log::warn!("the service manager cannot be told: {error} (NOTIFY_SOCKET)");
+        ::log::warn!("cannot notify the service manager: {error} (NOTIFY_SOCKET)");
     }
 }
 
-/// The service manager's watchdog (WatchdogSec= of the unit), fed by the main thread.
+/// Feeds the service manager's watchdog (WatchdogSec= of the unit) from the main thread.
 pub struct Feeder {
     watchdog: Option<Period>,
     shards: Vec<Watched>,
@@ -50,11 +50,11 @@ pub struct Feeder {
 
 struct Period {
     watchdog: Watchdog,
-    look_ns: u64,
+    check_ns: u64,
     next_ns: u64,
 }
 
-/// What shows that a shard is alive, and what wakes it.
+/// A shard's counters, which show its progress, and the doorbell that wakes it.
 struct Watched {
     counters: Arc<Counters>,
     bell: Arc<Doorbell>,
@@ -68,8 +68,8 @@ impl Watched {
 }
 
 impl Feeder {
-    /// For shards with these counters, in order, that these doorbells wake. Nothing is ever fed unless the service manager
-    /// asks for it.
+    /// For shards with these counters and doorbells, in shard order. Does nothing unless the service manager asks for a
+    /// watchdog.
     pub fn new<'a>(
         shards: impl Iterator<Item = (&'a Arc<Counters>, &'a Arc<Doorbell>)>,
         now_ns: u64,
@@ -81,36 +81,39 @@ impl Feeder {
         };
         let shards: Vec<Watched> = shards.map(watched).collect();
         let watchdog = sd_notify::watchdog_enabled().map(|period| {
-            let look_ns = (period.as_nanos() as u64 / LOOKS_PER_PERIOD).max(LOOK_NS_LOWEST);
+            let check_ns = (period.as_nanos() as u64 / CHECKS_PER_PERIOD).max(CHECK_NS_LOWEST);
             Period {
                 watchdog: Watchdog::new(shards.iter().map(Watched::turns)),
-                look_ns,
-                // At once: a shard that is well answers the first ring before the second look.
+                check_ns,
+                // Immediately: a healthy shard responds to the first doorbell before the second check.
                 next_ns: now_ns,
             }
         });
         Feeder { watchdog, shards }
     }
 
-    /// A shard has ended: it is not waited for.
+    /// Stops watching a shard that has ended.
     pub fn shard_ended(&mut self, shard: ShardId) {
-        if let Some(watched) = self.shards.get_mut(usize::from(shard.0)) {
+        let watched = self.shards.get_mut(usize::from(shard.0));
+        debug_assert!(watched.is_some(), "only a shard of this server can end");
+        if let Some(watched) = watched {
             watched.ended = true;
         }
     }
 
-    /// Looks and feeds if it is time to. Returns nanoseconds until it is again; `None`: never.
+    /// Checks the shards and feeds the watchdog if it is time. Returns the nanoseconds until the next check; `None` without a
+    /// watchdog.
     pub fn turn(&mut self, now_ns: u64) -> Option<u64> {
         let period = self.watchdog.as_mut()?;
         if now_ns >= period.next_ns {
-            period.next_ns = now_ns + period.look_ns;
+            period.next_ns = now_ns + period.check_ns;
             let turns = self.shards.iter().map(|shard| (!shard.ended).then(|| shard.turns()));
-            match period.watchdog.look(turns) {
-                Look::Feed => tell(&[NotifyState::Watchdog]),
-                Look::Wait { shard, tell: true } => {
-                    ::log::warn!("shard {shard} stands still: the watchdog is not fed until it turns again");
+            match period.watchdog.check(turns) {
+                Verdict::Feed => notify(&[NotifyState::Watchdog]),
+                Verdict::Wait { shard, log: true } => {
+                    ::log::warn!("shard {shard} is stuck: the watchdog is not fed until it makes progress");
                 }
-                Look::Wait { .. } => {}
+                Verdict::Wait { .. } => {}
             }
             self.shards.iter().for_each(|shard| shard.bell.ring());
         }
@@ -123,9 +126,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stopping_may_take_the_drain_and_a_little_more_and_any_drain_can_be_said() {
-        assert_eq!(extended_us(5_000_000_000), 8_000_000);
-        assert_eq!(extended_us(0), 3_000_000);
-        assert_eq!(extended_us(u64::MAX), u32::MAX);
+    fn the_stop_timeout_is_the_drain_plus_a_margin_and_saturates() {
+        assert_eq!(stop_timeout_us(5_000_000_000), 8_000_000);
+        assert_eq!(stop_timeout_us(0), 3_000_000);
+        assert_eq!(stop_timeout_us(u64::MAX), u32::MAX);
     }
 }

@@ -1,10 +1,10 @@
-//! A heart as a source: a WFDB record, or a synthetic one, at its own rate. The topics are described in [`tickcast_ecg`].
+//! The ECG source: a WFDB record or a synthetic ECG, at its own rate. [`tickcast_ecg`] describes the topics. A batch that
+//! finds a ring full is dropped and counted.
 
 use std::sync::Arc;
 
-use super::{Lanes, StopFlag, sleep_until};
+use super::{Source, SourceContext, SourceError};
 use crate::clock;
-use tickcast_core::metrics::counters::{Counter, Counters};
 use tickcast_ecg::{
     INFO_TOPIC, WAVE_TOPIC,
     info::{Info, after_ns},
@@ -12,28 +12,28 @@ use tickcast_ecg::{
     synthetic::{self, Synthetic},
 };
 
-/// A source that was asleep for longer (a stopped process) skips, and counts, what it missed beyond this.
+/// After a longer pause (of a stopped process), the batches missed before it are skipped and counted as dropped.
 const CATCH_UP_NS: u64 = 1_000_000_000;
-/// The description of the wave is published so often.
+/// Interval between two descriptions of the waveform.
 const INFO_NS: u64 = 1_000_000_000;
-/// Batches staged before the rings are pushed.
+/// Batches staged before the rings are flushed.
 const BATCHES_STAGED: u64 = 64;
 
-/// Whose heart, and how it is told.
+/// A configured ECG source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Where the samples come from.
     pub wave: Wave,
-    /// Samples in a tick; at least 1.
+    /// Samples per tick; at least 1.
     pub batch: usize,
 }
 
 /// Where the samples come from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Wave {
-    /// A record, which begins again after its end.
+    /// A record, repeated after its end.
     Record(Arc<Record>),
-    /// A synthetic heart at this rate, beats a minute.
+    /// A synthetic ECG with this heart rate, beats per minute.
     Synthetic(f64),
 }
 
@@ -47,7 +47,7 @@ impl Wave {
     }
 }
 
-/// The samples in order, without an end.
+/// The endless sequence of samples.
 enum Samples {
     Record(Arc<Record>, usize),
     Synthetic(Synthetic),
@@ -73,52 +73,61 @@ impl Samples {
         }
     }
 
-    /// The next `count` samples as a payload.
+    /// Replaces `payload` by the next `count` samples.
     fn fill(&mut self, payload: &mut Vec<u8>, count: usize) {
         payload.clear();
         payload.extend((0..count).flat_map(|_| self.next_mv().to_le_bytes()));
     }
 }
 
-/// Publishes until the server stops, whatever becomes of the ticks (open loop): a batch is due when its last sample is,
-/// and carries that as its time. One that finds a ring full is dropped and counted; its hole in the times is seen.
-pub fn run(settings: &Settings, mut lanes: Lanes, counters: &Arc<Counters>, stop: &StopFlag) {
-    let (start_ns, start_realtime_ns) = (clock::monotonic_ns(), clock::realtime_ns());
-    let info = settings.wave.info(settings.batch, start_realtime_ns);
-    if let Wave::Record(record) = &settings.wave
-        && record.checksum_differs
-    {
-        ::log::warn!("ecg: record {}: the samples do not add up to the header's checksum", record.name);
+impl Source for Settings {
+    fn kind(&self) -> &'static str {
+        "ecg"
     }
-    let (description, batch) = (info.to_json(), settings.batch as u64);
-    let due_ns = |k: u64| after_ns(info.fs, (k + 1) * batch - 1);
-    let mut samples = Samples::new(&settings.wave);
-    let mut payload = Vec::with_capacity(4 * settings.batch);
-    let (mut k, mut info_due_ns) = (0, 0);
-    loop {
-        let elapsed_ns = clock::monotonic_ns() - start_ns;
-        let ingest_time_ns = clock::realtime_ns();
-        if elapsed_ns >= info_due_ns {
-            let time_ns = start_realtime_ns + info_due_ns;
-            lanes.publish(INFO_TOPIC, time_ns, ingest_time_ns, &description);
-            info_due_ns = elapsed_ns - elapsed_ns % INFO_NS + INFO_NS;
+
+    /// Publishes until the server stops, in an open loop: a batch is due when its last sample is, which is its producer time.
+    /// A batch that was dropped leaves a hole in the times.
+    fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
+        let (start_ns, start_realtime_ns) = (clock::monotonic_ns(), clock::realtime_ns());
+        let info = self.wave.info(self.batch, start_realtime_ns);
+        if let Wave::Record(record) = &self.wave
+            && record.checksum_differs
+        {
+            ::log::warn!("ecg: record {}: the samples do not add up to the header's checksum", record.name);
         }
-        while due_ns(k).saturating_add(CATCH_UP_NS) < elapsed_ns && !stop.is_set() {
-            (0..batch).for_each(|_| _ = samples.next_mv());
-            counters.add(Counter::TicksEcgDropped, 1);
-            k += 1;
-        }
-        let staged_end = k + BATCHES_STAGED;
-        while k < staged_end && due_ns(k) <= elapsed_ns {
-            samples.fill(&mut payload, settings.batch);
-            if !lanes.publish_bytes(WAVE_TOPIC, start_realtime_ns + due_ns(k), ingest_time_ns, &payload) {
-                counters.add(Counter::TicksEcgDropped, 1);
+        let (description, batch) = (info.to_json(), self.batch as u64);
+        let due_ns = |k: u64| after_ns(info.fs, (k + 1) * batch - 1);
+        let mut samples = Samples::new(&self.wave);
+        let mut payload = Vec::with_capacity(4 * self.batch);
+        let (mut k, mut info_due_ns) = (0, 0);
+        loop {
+            let elapsed_ns = clock::monotonic_ns() - start_ns;
+            let ingest_time_ns = clock::realtime_ns();
+            if elapsed_ns >= info_due_ns {
+                let time_ns = start_realtime_ns + info_due_ns;
+                // The next description follows within a second.
+                let _ = context.lanes().publish(INFO_TOPIC, time_ns, ingest_time_ns, &description);
+                info_due_ns = elapsed_ns - elapsed_ns % INFO_NS + INFO_NS;
             }
-            k += 1;
-        }
-        lanes.flush();
-        if !sleep_until(start_ns + due_ns(k).min(info_due_ns), stop) {
-            return;
+            while due_ns(k).saturating_add(CATCH_UP_NS) < elapsed_ns && !context.is_stopping() {
+                (0..batch).for_each(|_| _ = samples.next_mv());
+                context.count_dropped(1);
+                k += 1;
+            }
+            let staged_end = k + BATCHES_STAGED;
+            while k < staged_end && due_ns(k) <= elapsed_ns {
+                samples.fill(&mut payload, self.batch);
+                let time_ns = start_realtime_ns + due_ns(k);
+                if context.lanes().publish_bytes(WAVE_TOPIC, time_ns, ingest_time_ns, &payload).is_err() {
+                    context.count_dropped(1);
+                }
+                k += 1;
+            }
+            // What a full ring does not take stays staged for the next round.
+            let _ = context.lanes().flush();
+            if !context.sleep_until(start_ns + due_ns(k).min(info_due_ns)) {
+                return Ok(());
+            }
         }
     }
 }
@@ -139,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_are_float32_and_a_record_begins_again_in_the_middle_of_one() {
+    fn batches_are_float32_and_a_record_repeats_within_a_batch() {
         let mut samples = Samples::new(&record(vec![0.5, -1.25, 3.0]));
         let mut payload = Vec::new();
         for expected in [[0.5f32, -1.25], [3.0, 0.5], [-1.25, 3.0]] {
@@ -149,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_description_is_that_of_the_wave() {
+    fn the_description_matches_the_waveform() {
         let info = record(vec![0.0]).info(10, 5);
         assert_eq!((info.fs, &*info.units, &*info.signal, &*info.record), (360.0, "mV", "MLII", "r"));
         assert_eq!((info.batch, info.start_ns), (10, 5));

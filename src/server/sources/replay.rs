@@ -1,4 +1,5 @@
-//! Replays a capture: NDJSON, one `{"at_ns": N, "topic": "a.b", "data": ...}` a line, in order of `at_ns`.
+//! Replays a capture: NDJSON, one `{"at_ns": N, "topic": "a.b", "data": ...}` per line, in order of `at_ns`. A tick that finds
+//! a ring full waits for room.
 
 use std::{
     borrow::Cow,
@@ -6,49 +7,47 @@ use std::{
     fs::File,
     io::{self, BufRead, BufReader},
     path::PathBuf,
-    sync::Arc,
 };
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{FULL_NAP_NS, Lanes, StopFlag, sleep_until, wait_for_subscribers};
+use super::{Source, SourceContext, SourceError};
 use crate::{clock, limits::REPLAY_LINE_BYTES_MAX, logging};
-use tickcast_core::metrics::counters::{Counter, Counters};
 use tickcast_proto::pattern;
 
-/// What is replayed, and how.
+/// A configured replay.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// The capture.
     pub file: PathBuf,
-    /// Times the capture's own pace; `None`: as fast as the shards take it.
+    /// Factor of the capture's own speed; `None`: as fast as the shards take the ticks.
     pub speed: Option<f64>,
-    /// From the start again after the end.
+    /// Starts again after the end.
     pub again: bool,
-    /// Sessions that must have subscribed before the first tick.
+    /// Subscribed sessions to wait for before the first tick.
     pub wait_clients: u64,
-    /// Whether a bad line is skipped (and logged) or ends the server.
+    /// Skips and logs a bad line, instead of stopping the server.
     pub skip_bad_lines: bool,
-    /// Largest payload, bytes: a tick must fit a frame.
+    /// Largest payload, bytes, so that a tick fits a frame.
     pub payload_bytes_max: usize,
 }
 
-/// How a replay ended.
+/// What a replay has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Summary {
+struct Progress {
     /// Ticks published.
-    pub ticks: u64,
-    /// Lines skipped.
-    pub bad_lines: u64,
+    ticks: u64,
+    /// Bad lines skipped.
+    bad_lines: u64,
 }
 
 /// Why a replay cannot go on.
 #[derive(Debug)]
-pub enum ReplayError {
+enum ReplayError {
     /// The file cannot be read.
     Io(PathBuf, io::Error),
-    /// A line is not a tick: its number, from 1, and what is wrong.
+    /// A line is not a tick: its number, from 1, and what is wrong with it.
     BadLine(PathBuf, u64, String),
 }
 
@@ -58,7 +57,7 @@ impl fmt::Display for ReplayError {
             ReplayError::Io(file, error) => write!(f, "replay: {}: {error}", file.display()),
             ReplayError::BadLine(file, line, text) => write!(
                 f,
-                "replay: {} line {line}: {text} (mend the line, or pass --replay-bad-lines skip)",
+                "replay: {} line {line}: {text} (correct the line, or pass --replay-bad-lines skip)",
                 file.display()
             ),
         }
@@ -77,100 +76,78 @@ struct Line<'a> {
     data: &'a RawValue,
 }
 
-/// Replays until the end, or until the server stops. Ticks carry the time they are due; a full ring is waited for, which
-/// `own` counts.
-///
-/// # Errors
-/// [`ReplayError`]; what was published before it stays published.
-pub fn run(
-    settings: &Settings,
-    mut lanes: Lanes,
-    own: &Counters,
-    shards: &[Arc<Counters>],
-    stop: &StopFlag,
-) -> Result<Summary, ReplayError> {
-    let mut summary = Summary::default();
-    if !wait_for_subscribers(settings.wait_clients, shards, stop) {
-        return Ok(summary);
+impl Source for Settings {
+    fn kind(&self) -> &'static str {
+        "replay"
     }
-    loop {
-        let before = summary.ticks;
-        replay_once(settings, &mut lanes, own, stop, &mut summary)?;
-        flush_all(&mut lanes, own, stop);
-        // A file without a single tick would spin.
-        if !settings.again || stop.is_set() || summary.ticks == before {
-            return Ok(summary);
+
+    /// Publishes until the end of the capture. A tick's producer time is when it is due. What was published before an error
+    /// stays published.
+    fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
+        let mut progress = Progress::default();
+        if !context.wait_for_subscribers(self.wait_clients) {
+            return Ok(());
+        }
+        loop {
+            let before = progress.ticks;
+            let replayed = self.replay_once(context, &mut progress);
+            context.flush_waiting();
+            replayed?;
+            if context.is_stopping() {
+                return Ok(());
+            }
+            // A file without a single tick would spin.
+            if !self.again || progress.ticks == before {
+                let Progress { ticks, bad_lines } = progress;
+                ::log::info!("replay done: {ticks} ticks, {bad_lines} lines skipped");
+                return Ok(());
+            }
         }
     }
 }
 
-fn replay_once(
-    settings: &Settings,
-    lanes: &mut Lanes,
-    own: &Counters,
-    stop: &StopFlag,
-    summary: &mut Summary,
-) -> Result<(), ReplayError> {
-    let failed = |error| ReplayError::Io(settings.file.clone(), error);
-    let mut reader = BufReader::with_capacity(1 << 16, File::open(&settings.file).map_err(failed)?);
-    let (start_ns, start_realtime_ns) = (clock::monotonic_ns(), clock::realtime_ns());
-    let (mut bytes, mut number) = (Vec::new(), 0);
-    while read_line(&mut reader, &mut bytes).map_err(failed)? {
-        number += 1;
-        if bytes.trim_ascii().is_empty() {
-            continue;
-        }
-        let line = match parse(&bytes, settings.payload_bytes_max) {
-            Ok(line) => line,
-            Err(text) if settings.skip_bad_lines => {
-                let file = settings.file.display();
-                ::log::warn!(target: logging::peer::REPLAY, "replay: {file} line {number} skipped: {text}");
-                summary.bad_lines += 1;
+impl Settings {
+    fn replay_once(&self, context: &mut SourceContext, progress: &mut Progress) -> Result<(), ReplayError> {
+        let failed = |error| ReplayError::Io(self.file.clone(), error);
+        let mut reader = BufReader::with_capacity(1 << 16, File::open(&self.file).map_err(failed)?);
+        let (start_ns, start_realtime_ns) = (clock::monotonic_ns(), clock::realtime_ns());
+        let (mut bytes, mut number) = (Vec::new(), 0);
+        while read_line(&mut reader, &mut bytes).map_err(failed)? {
+            number += 1;
+            if bytes.trim_ascii().is_empty() {
                 continue;
             }
-            Err(text) => {
-                flush_all(lanes, own, stop);
-                return Err(ReplayError::BadLine(settings.file.clone(), number, text));
-            }
-        };
-        let mut due_realtime_ns = clock::realtime_ns();
-        if let Some(speed) = settings.speed {
-            let after_ns = (line.at_ns as f64 / speed) as u64;
-            due_realtime_ns = start_realtime_ns.saturating_add(after_ns);
-            if clock::monotonic_ns() < start_ns.saturating_add(after_ns) {
-                flush_all(lanes, own, stop);
-            }
-            if !sleep_until(start_ns.saturating_add(after_ns), stop) {
-                return Ok(());
-            }
-        }
-        let payload = line.data.get().as_bytes();
-        let mut waits = false;
-        while !lanes.publish(&line.topic, due_realtime_ns, clock::realtime_ns(), payload) {
-            if stop.is_set() {
-                return Ok(());
-            }
-            if !lanes.flush() {
-                if !std::mem::replace(&mut waits, true) {
-                    own.add(Counter::ReplayWaits, 1);
+            let line = match parse(&bytes, self.payload_bytes_max) {
+                Ok(line) => line,
+                Err(text) if self.skip_bad_lines => {
+                    let file = self.file.display();
+                    ::log::warn!(target: logging::peer::REPLAY, "replay: {file} line {number} skipped: {text}");
+                    progress.bad_lines += 1;
+                    continue;
                 }
-                clock::sleep_ns(FULL_NAP_NS);
+                Err(text) => return Err(ReplayError::BadLine(self.file.clone(), number, text)),
+            };
+            let mut due_realtime_ns = clock::realtime_ns();
+            if let Some(speed) = self.speed {
+                let after_ns = (line.at_ns as f64 / speed) as u64;
+                due_realtime_ns = start_realtime_ns.saturating_add(after_ns);
+                if clock::monotonic_ns() < start_ns.saturating_add(after_ns) {
+                    context.flush_waiting();
+                }
+                if !context.sleep_until(start_ns.saturating_add(after_ns)) {
+                    return Ok(());
+                }
             }
+            if !context.publish_waiting(&line.topic, due_realtime_ns, line.data.get()) {
+                return Ok(());
+            }
+            progress.ticks += 1;
         }
-        summary.ticks += 1;
-    }
-    Ok(())
-}
-
-/// Flushes until everything went, or the server stops.
-fn flush_all(lanes: &mut Lanes, own: &Counters, stop: &StopFlag) {
-    if !lanes.flush() && !stop.is_set() {
-        own.add(Counter::ReplayWaits, 1);
-        lanes.flush_all(stop);
+        Ok(())
     }
 }
 
-/// Reads one line into `bytes`, at most one byte more than a line may have. Returns `false` at the end.
+/// Reads one line into `bytes`, truncated to one byte more than a line may have. Returns `false` at the end.
 fn read_line(reader: &mut impl BufRead, bytes: &mut Vec<u8>) -> io::Result<bool> {
     bytes.clear();
     loop {
@@ -203,7 +180,18 @@ fn parse(bytes: &[u8], payload_bytes_max: usize) -> Result<Line<'_>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::sources::{
+        Lanes, SourceStatus, StopFlag,
+        health::{Health, Waiting},
+    };
+    use tickcast_core::{
+        mesh::ring::{Doorbell, frame_ring},
+        metrics::counters::Counter,
+    };
+    use tickcast_proto::ids::ShardId;
 
     #[test]
     fn bad_lines_say_what_is_wrong() {
@@ -233,38 +221,44 @@ mod tests {
         assert!(!read_line(&mut reader, &mut bytes).unwrap());
     }
 
+    /// Replays a file of `lines` ticks to a ring that nobody reads, and stops the replay once it waits. Returns its progress.
+    fn replay_until_it_waits(lines: usize) -> Progress {
+        let file = std::env::temp_dir().join(format!("tickcast-waits-{}-{lines}.ndjson", std::process::id()));
+        std::fs::write(&file, "{\"at_ns\":0,\"topic\":\"a\",\"data\":1}\n".repeat(lines)).unwrap();
+        let settings = Settings {
+            file: file.clone(),
+            speed: None,
+            again: true,
+            wait_clients: 0,
+            skip_bad_lines: false,
+            payload_bytes_max: 8,
+        };
+        let (producer, _consumer) = frame_ring(1 << 12);
+        let lanes = Lanes::new([(producer, Arc::new(Doorbell::new(|| {})))].into_iter());
+        let (status, stop) = (SourceStatus::new("replay"), StopFlag::default());
+        let mut context = SourceContext::new(lanes, status.clone(), Vec::new(), stop.clone());
+        let mut progress = Progress::default();
+        std::thread::scope(|scope| {
+            let replay = scope.spawn(|| {
+                let replayed = settings.replay_once(&mut context, &mut progress);
+                context.flush_waiting();
+                replayed.unwrap();
+            });
+            while status.health() != Health::Waiting(Waiting::Room(ShardId(0))) {
+                std::thread::yield_now();
+            }
+            stop.set();
+            replay.join().unwrap();
+        });
+        assert_eq!(status.counters().value(Counter::SourceWaits), 1, "a wait is counted once");
+        std::fs::remove_file(&file).unwrap();
+        progress
+    }
+
     #[test]
     fn waiting_for_a_ring_that_nobody_reads_is_counted_once() {
-        let file = std::env::temp_dir().join(format!("tickcast-waits-{}.ndjson", std::process::id()));
-        // The first waits at its end, the second before a tick.
-        for lines in [100, 10_000] {
-            std::fs::write(&file, "{\"at_ns\":0,\"topic\":\"a\",\"data\":1}\n".repeat(lines)).unwrap();
-            let settings = Settings {
-                file: file.clone(),
-                speed: None,
-                again: true,
-                wait_clients: 0,
-                skip_bad_lines: false,
-                payload_bytes_max: 8,
-            };
-            let (producer, _consumer) = tickcast_core::mesh::ring::frame_ring(1 << 12);
-            let bell = Arc::new(tickcast_core::mesh::ring::Doorbell::new(|| {}));
-            let mut lanes = Lanes::new([(producer, bell)].into_iter());
-            // The ring is full from the start: a flush that moved a part of the stage would make room for another wait.
-            (0..100).for_each(|_| assert!(lanes.publish("a", 0, 0, b"1")));
-            assert!(!lanes.flush());
-            let (own, stop) = (Counters::default(), StopFlag::default());
-            let summary = std::thread::scope(|scope| {
-                let replay = scope.spawn(|| run(&settings, lanes, &own, &[], &stop).unwrap());
-                while own.value(Counter::ReplayWaits) == 0 {
-                    std::thread::yield_now();
-                }
-                stop.set();
-                replay.join().unwrap()
-            });
-            assert!((100..10_000).contains(&summary.ticks), "{summary:?}");
-            assert_eq!(own.value(Counter::ReplayWaits), 1);
-        }
-        std::fs::remove_file(&file).unwrap();
+        assert_eq!(replay_until_it_waits(100).ticks, 100, "all are staged; it waits at the end of the file");
+        let ticks = replay_until_it_waits(10_000).ticks;
+        assert!((100..10_000).contains(&ticks), "it waits before a tick that finds no room: {ticks}");
     }
 }

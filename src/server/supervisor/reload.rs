@@ -6,7 +6,7 @@ use crate::{
     config::{Config, reload::Change},
     error::StartupError,
     logging,
-    operator::control::{Control, Inquiry, Question},
+    operator::control::{ControlSender, Dispatch, ShardRequest},
 };
 use tickcast_core::config::Limits;
 use tickcast_proto::ids::ShardId;
@@ -45,7 +45,7 @@ impl Reloader {
     }
 
     /// Does what was asked for, and tells shards what they have not been told: to be called now and then.
-    pub fn turn(&mut self, control: &mut Control) {
+    pub fn turn(&mut self, control: &mut ControlSender) {
         if std::mem::take(&mut self.is_asked) {
             self.reload(control);
         }
@@ -54,7 +54,7 @@ impl Reloader {
         }
     }
 
-    fn reload(&mut self, control: &mut Control) {
+    fn reload(&mut self, control: &mut ControlSender) {
         let Some(read_again) = &mut self.read_again else {
             return ::log::info!("SIGHUP: there is no file to be read again (--config)");
         };
@@ -91,10 +91,10 @@ impl Reloader {
         }
     }
 
-    fn tell(&mut self, to: Option<ShardId>, control: &mut Control) {
+    fn tell(&mut self, to: Option<ShardId>, control: &mut ControlSender) {
         let limits = self.limits.clone();
-        let question = Box::new(move |_| Question::Reload(limits.clone()));
-        self.untold.extend(control.ask(Inquiry { to, question }));
+        let request = Box::new(move |_| ShardRequest::Reload(limits.clone()));
+        self.untold.extend(control.send(Dispatch { to, request }));
     }
 }
 
@@ -111,17 +111,17 @@ mod tests {
     use crate::{
         config::settings::Settings,
         limits::QUESTIONS_PER_SHARD,
-        operator::control::{Answer, control},
+        operator::control::{ReplySender, control_channels},
     };
     use tickcast_core::mesh::ring::Doorbell;
 
     #[test]
     fn a_shard_whose_ring_is_full_is_told_later_and_of_the_newest() {
         let bell = Arc::new(Doorbell::new(|| {}));
-        let (mut control, mut inboxes) = control(&[bell]);
-        let close = || Question::Close(1, Answer::awaited(|_| ()));
+        let (mut control, mut receivers) = control_channels(&[bell]);
+        let close = || ShardRequest::Close(1, ReplySender::always_open(|_| ()));
         for _ in 0..QUESTIONS_PER_SHARD {
-            control.ask(Inquiry { to: None, question: Box::new(move |_| close()) });
+            control.send(Dispatch { to: None, request: Box::new(move |_| close()) });
         }
         let settings = Settings::read(&["tickcast", "serve"].map(Into::into)).unwrap();
         let config = Config::new(&settings, &[0]).unwrap();
@@ -137,8 +137,8 @@ mod tests {
         }
         let mut told = Vec::new();
         let mut take_all = |told: &mut Vec<u32>| {
-            while let Some(question) = inboxes[0].take() {
-                if let Question::Reload(limits) = question {
+            while let Some(request) = receivers[0].try_recv() {
+                if let ShardRequest::Reload(limits) = request {
                     told.push(limits.publish_rate);
                 }
             }

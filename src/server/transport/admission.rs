@@ -1,7 +1,7 @@
-//! Who is let in: counts connections as they come and go, and tells those that are refused why, without a slot.
+//! Admission control: counts connections, and answers those it refuses with the reason, without giving them a slot.
 //!
-//! What it shares with the other shards' gates (the number of connections, and those of each address behind a lock) is
-//! touched only as connections come and go: nothing here is on a tick's way.
+//! The state shared between shards (the number of connections, and a locked count for each address) is touched only when
+//! a connection opens or closes, never on a tick's path.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,58 +22,59 @@ use tickcast_core::{
 };
 use tickcast_proto::{WireFormat, http, reply::Reply};
 
-/// CLOSING's code for a connection that is not let in.
+/// The CLOSING code for a refused connection.
 const CLOSE_REFUSED: u16 = 3504;
-/// How often refused sockets are looked at.
+/// Interval between two sweeps over refused sockets.
 const SWEEP_NS: u64 = 50_000_000;
-/// Bytes of a refused peer's request that are read at a time, to be thrown away.
+/// Bytes of a refused peer's request discarded by one read.
 const DISCARD_BYTES: usize = 4 << 10;
-/// Reads of it in one look.
+/// Reads per refused socket in one sweep.
 const DISCARDS_MAX: usize = 16;
 
-/// What all shards' gates count together.
+/// The connection counts that all shards share.
 #[derive(Clone, Debug)]
-pub struct Shared {
+pub struct ConnectionCounts {
     connections: Arc<AtomicUsize>,
     clients_max: usize,
-    /// `None`: not limited, and not counted.
+    /// `None`: connections are neither limited nor counted by origin.
     origins: Option<Arc<Mutex<Origins>>>,
 }
 
-impl Shared {
-    /// At most so many connections in all, and so many (0: any number) from each address.
-    pub fn new(clients_max: usize, clients_per_source_max: u32) -> Shared {
+impl ConnectionCounts {
+    /// Allows at most `clients_max` connections, and `clients_per_source_max` from each address; 0: no limit per address.
+    pub fn new(clients_max: usize, clients_per_source_max: u32) -> ConnectionCounts {
         let origins =
             (clients_per_source_max > 0).then(|| Arc::new(Mutex::new(Origins::new(clients_per_source_max))));
-        Shared { connections: Arc::default(), clients_max, origins }
+        ConnectionCounts { connections: Arc::default(), clients_max, origins }
     }
 }
 
-/// A refused socket that has been told why, and may not have read it yet.
+/// A refused socket whose peer may not have read the answer yet.
 #[derive(Debug)]
 struct Lingering {
     socket: OwnedFd,
     until_ns: u64,
 }
 
-/// One shard's gate.
+/// One shard's admission control.
 #[derive(Debug)]
-pub struct Gate {
-    shared: Shared,
+pub struct Admission {
+    counts: ConnectionCounts,
     pace: Option<Pace>,
     bucket: Bucket,
-    /// Where the connection in a slot comes from; empty without that limit.
+    /// The origin of the connection in each slot; empty without a limit per address.
     origins: HashMap<u32, Origin>,
     lingering: VecDeque<Lingering>,
     lingering_max: usize,
     sweep_next_ns: u64,
 }
 
-impl Gate {
-    /// One of `shards` gates that let in `accept_rate` connections a second together (0: any number).
-    pub fn new(shared: Shared, accept_rate: u32, shards: u16) -> Gate {
-        Gate {
-            shared,
+impl Admission {
+    /// Creates the admission control of one of `shards` shards, which together admit `accept_rate` connections per second;
+    /// 0: no limit.
+    pub fn new(counts: ConnectionCounts, accept_rate: u32, shards: u16) -> Admission {
+        Admission {
+            counts,
             pace: Pace::new(accept_rate, shards),
             bucket: Bucket::default(),
             origins: HashMap::new(),
@@ -83,64 +84,67 @@ impl Gate {
         }
     }
 
-    /// Counts a connection that has come, and where from; or says why it is refused. One getpeername(2) if addresses are
-    /// limited.
+    /// Admits and counts a new connection. Returns its origin if connections are limited by address, which costs one
+    /// getpeername(2).
+    ///
+    /// # Errors
+    /// The limit that refuses the connection.
     pub fn admit(&mut self, socket: &OwnedFd, now_ns: u64) -> Result<Option<Origin>, Refusal> {
         if let Some(pace) = self.pace
             && !self.bucket.take(pace, now_ns)
         {
             return Err(Refusal::Rate);
         }
-        if self.shared.connections.fetch_add(1, SeqCst) >= self.shared.clients_max {
-            self.shared.connections.fetch_sub(1, SeqCst);
+        if self.counts.connections.fetch_add(1, SeqCst) >= self.counts.clients_max {
+            self.counts.connections.fetch_sub(1, SeqCst);
             return Err(Refusal::Clients);
         }
-        // A peer that has gone again has no address; its first receive tells.
-        let address = self.shared.origins.is_some().then(|| SockRef::from(socket).peer_addr().ok()).flatten();
+        // A peer that is gone already has no address; its first receive fails.
+        let address = self.counts.origins.is_some().then(|| SockRef::from(socket).peer_addr().ok()).flatten();
         let origin = address.and_then(|address| address.as_socket()).map(|address| Origin::of(address.ip()));
         if let Some(origin) = origin
-            && self.counted().is_some_and(|mut origins| !origins.enter(origin))
+            && self.origin_counts().is_some_and(|mut origins| !origins.enter(origin))
         {
-            self.shared.connections.fetch_sub(1, SeqCst);
+            self.counts.connections.fetch_sub(1, SeqCst);
             return Err(Refusal::Source);
         }
         Ok(origin)
     }
 
-    /// A connection that was admitted, here or at another shard's gate, is in a slot.
-    pub fn enter(&mut self, slot: u32, origin: Option<Origin>) {
+    /// Assigns a slot to a connection that this shard or another has admitted.
+    pub fn assign(&mut self, slot: u32, origin: Option<Origin>) {
         if let Some(origin) = origin {
             self.origins.insert(slot, origin);
         }
     }
 
-    /// The connection in a slot goes to another shard, and counts on.
+    /// Frees the slot of a connection that moves to another shard, where it still counts.
     pub fn hand_over(&mut self, slot: u32) -> Option<Origin> {
         self.origins.remove(&slot)
     }
 
-    /// The connection in a slot has ended.
-    pub fn leave(&mut self, slot: u32) {
+    /// Uncounts the connection in a slot, which has ended.
+    pub fn release(&mut self, slot: u32) {
         let origin = self.origins.remove(&slot);
-        self.forget(origin);
+        self.release_without_slot(origin);
     }
 
-    /// A connection that was admitted has ended without a slot.
-    pub fn forget(&mut self, origin: Option<Origin>) {
-        self.shared.connections.fetch_sub(1, SeqCst);
-        if let (Some(origin), Some(mut origins)) = (origin, self.counted()) {
+    /// Uncounts an admitted connection that ended before it had a slot.
+    pub fn release_without_slot(&mut self, origin: Option<Origin>) {
+        self.counts.connections.fetch_sub(1, SeqCst);
+        if let (Some(origin), Some(mut origins)) = (origin, self.origin_counts()) {
             origins.leave(origin);
         }
     }
 
-    fn counted(&self) -> Option<MutexGuard<'_, Origins>> {
-        // What a panic left is whole: a count is changed in one step.
-        self.shared.origins.as_ref().map(|origins| origins.lock().unwrap_or_else(PoisonError::into_inner))
+    fn origin_counts(&self) -> Option<MutexGuard<'_, Origins>> {
+        // A panic leaves no count half changed: each changes in one step.
+        self.counts.origins.as_ref().map(|origins| origins.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Tells a peer why it is not let in. Never waits: what the socket does not take at once is not said. The socket is
-    /// kept for a moment, for the peer to read it: a close while something of the peer's is unread would be a reset, which
-    /// destroys the answer. Under a flood the oldest makes room.
+    /// Answers a refused connection with the reason, without waiting: whatever the socket does not take at once is lost.
+    /// The socket is kept for a moment, because closing it with unread input would reset the connection and destroy the
+    /// answer. Under a flood the oldest such socket is closed for the newest.
     pub fn refuse(&mut self, socket: OwnedFd, kind: ListenerKind, refusal: Refusal, now_ns: u64) {
         let mut answer = Vec::new();
         match kind {
@@ -152,8 +156,8 @@ impl Gate {
             }
             .encode(WireFormat::TCP_NATIVE, &mut answer),
         }
-        let said = send(socket.as_raw_fd(), &answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
-        if said.is_err() || shutdown(socket.as_raw_fd(), Shutdown::Write).is_err() {
+        let sent = send(socket.as_raw_fd(), &answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+        if sent.is_err() || shutdown(socket.as_raw_fd(), Shutdown::Write).is_err() {
             return;
         }
         if self.lingering.len() >= self.lingering_max {
@@ -163,12 +167,12 @@ impl Gate {
         self.lingering.push_back(Lingering { socket, until_ns });
     }
 
-    /// Whether refused sockets are kept: then [`Gate::turn`] is to be called now and then.
+    /// Whether refused sockets linger: then [`Admission::turn`] needs to be called from time to time.
     pub fn lingers(&self) -> bool {
         !self.lingering.is_empty()
     }
 
-    /// Sweeps when it is time to. Costs nothing otherwise.
+    /// Sweeps if a sweep is due. Costs nothing otherwise.
     pub fn turn(&mut self, now_ns: u64) {
         if self.lingers() && self.sweep_next_ns <= now_ns {
             self.sweep_next_ns = now_ns + SWEEP_NS;
@@ -176,13 +180,13 @@ impl Gate {
         }
     }
 
-    /// Closes the refused sockets whose peers have closed, or whose time is up. A few reads each.
+    /// Closes the refused sockets whose peer has closed or whose time is up. A few reads each.
     fn sweep(&mut self, now_ns: u64) {
         self.lingering.retain(|kept| kept.until_ns > now_ns && !has_ended(&kept.socket));
     }
 }
 
-/// Throws away what a refused peer has sent; whether it has closed.
+/// Discards what a refused peer has sent. Returns whether it has closed.
 fn has_ended(socket: &OwnedFd) -> bool {
     let mut discarded = [0; DISCARD_BYTES];
     for _ in 0..DISCARDS_MAX {
@@ -213,75 +217,76 @@ mod tests {
         (peer, listener.accept().unwrap().0.into())
     }
 
-    fn gate(clients_max: usize, per_source: u32, accept_rate: u32) -> Gate {
-        Gate::new(Shared::new(clients_max, per_source), accept_rate, 1)
+    fn admission(clients_max: usize, per_source: u32, accept_rate: u32) -> Admission {
+        Admission::new(ConnectionCounts::new(clients_max, per_source), accept_rate, 1)
     }
 
     #[test]
-    fn each_limit_refuses_for_its_own_reason_and_what_ends_makes_room() {
+    fn each_limit_refuses_for_its_own_reason_until_a_connection_ends() {
         let (_peer, socket) = pair();
-        let mut gates = [gate(2, 0, 0), gate(9, 2, 0), gate(9, 0, 2)];
-        for (gate, refusal) in gates.iter_mut().zip([Refusal::Clients, Refusal::Source, Refusal::Rate]) {
+        let mut limits = [admission(2, 0, 0), admission(9, 2, 0), admission(9, 0, 2)];
+        for (admission, refusal) in limits.iter_mut().zip([Refusal::Clients, Refusal::Source, Refusal::Rate])
+        {
             for slot in 0..2 {
-                let origin = gate.admit(&socket, 1).unwrap();
-                gate.enter(slot, origin);
+                let origin = admission.admit(&socket, 1).unwrap();
+                admission.assign(slot, origin);
             }
-            assert_eq!(gate.admit(&socket, 1), Err(refusal));
-            gate.leave(0);
-            assert_eq!(gate.admit(&socket, 1).is_ok(), refusal != Refusal::Rate);
+            assert_eq!(admission.admit(&socket, 1), Err(refusal));
+            admission.release(0);
+            assert_eq!(admission.admit(&socket, 1).is_ok(), refusal != Refusal::Rate);
         }
-        assert!(gates[2].admit(&socket, LATER).is_ok());
+        assert!(limits[2].admit(&socket, LATER).is_ok());
     }
 
     #[test]
     fn a_connection_that_is_handed_over_is_counted_once() {
         let (_peer, socket) = pair();
-        let shared = Shared::new(9, 1);
-        let mut gates = [Gate::new(shared.clone(), 0, 2), Gate::new(shared.clone(), 0, 2)];
-        let origin = gates[0].admit(&socket, 1).unwrap();
-        gates[0].enter(4, origin);
-        let origin = gates[0].hand_over(4);
-        gates[1].enter(7, origin);
-        assert_eq!(gates[0].admit(&socket, 1), Err(Refusal::Source));
-        gates[1].leave(7);
-        assert_eq!(shared.connections.load(SeqCst), 0);
-        assert!(shared.origins.unwrap().lock().unwrap().is_empty());
+        let counts = ConnectionCounts::new(9, 1);
+        let mut shards = [Admission::new(counts.clone(), 0, 2), Admission::new(counts.clone(), 0, 2)];
+        let origin = shards[0].admit(&socket, 1).unwrap();
+        shards[0].assign(4, origin);
+        let origin = shards[0].hand_over(4);
+        shards[1].assign(7, origin);
+        assert_eq!(shards[0].admit(&socket, 1), Err(Refusal::Source));
+        shards[1].release(7);
+        assert_eq!(counts.connections.load(SeqCst), 0);
+        assert!(counts.origins.unwrap().lock().unwrap().is_empty());
     }
 
     #[test]
-    fn a_refused_peer_reads_why_whatever_it_sends_and_is_let_go_when_it_closes() {
-        let mut gate = gate(1, 0, 0);
+    fn a_refused_peer_reads_the_reason_whatever_it_sends_and_is_closed_when_it_closes() {
+        let mut admission = admission(1, 0, 0);
         for (kind, expected) in
             [(ListenerKind::Http, "HTTP/1.1 503 "), (ListenerKind::Native, "--max-clients")]
         {
             let (mut peer, socket) = pair();
-            gate.refuse(socket, kind, Refusal::Clients, 1);
+            admission.refuse(socket, kind, Refusal::Clients, 1);
             peer.write_all(&[b'x'; 10_000]).unwrap();
-            gate.sweep(2);
-            assert!(gate.lingers());
+            admission.sweep(2);
+            assert!(admission.lingers());
             let mut text = Vec::new();
             peer.read_to_end(&mut text).unwrap();
             assert!(String::from_utf8_lossy(&text).contains(expected));
             drop(peer);
-            while gate.lingers() {
-                gate.sweep(2);
+            while admission.lingers() {
+                admission.sweep(2);
             }
         }
     }
 
     #[test]
     fn refused_sockets_are_bounded_in_number_and_time() {
-        let mut gate = gate(1, 0, 0);
+        let mut admission = admission(1, 0, 0);
         let peers: Vec<TcpStream> = (0..2 * REFUSED_LINGERING_MAX)
             .map(|_| {
                 let (peer, socket) = pair();
-                gate.refuse(socket, ListenerKind::Native, Refusal::Rate, 1);
+                admission.refuse(socket, ListenerKind::Native, Refusal::Rate, 1);
                 peer
             })
             .collect();
-        assert_eq!(gate.lingering.len(), REFUSED_LINGERING_MAX);
-        gate.sweep(1 + REFUSED_LINGER_MS * 1_000_000);
-        assert!(!gate.lingers());
+        assert_eq!(admission.lingering.len(), REFUSED_LINGERING_MAX);
+        admission.sweep(1 + REFUSED_LINGER_MS * 1_000_000);
+        assert!(!admission.lingers());
         drop(peers);
     }
 }

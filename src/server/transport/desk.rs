@@ -2,10 +2,10 @@
 
 use std::{collections::VecDeque, io};
 
-use crate::operator::control::{Answer, Inbox, Question};
+use crate::operator::control::{ControlReceiver, ReplySender, ShardRequest};
 use crate::{
     limits::{SURVEYS_PER_SHARD, TURN_QUESTIONS, TURN_SOCKETS_ASKED},
-    operator::admin::views::{SessionView, TopicView},
+    operator::views::{SessionView, TopicView},
     transport::driver::Driver,
 };
 use tickcast_core::{
@@ -16,7 +16,7 @@ use tickcast_core::{
 
 /// A shard's questions, and what it works on.
 pub struct Desk {
-    inbox: Inbox,
+    receiver: ControlReceiver,
     /// The first is under way. Bound: [`SURVEYS_PER_SHARD`].
     surveys: VecDeque<Work>,
 }
@@ -24,30 +24,30 @@ pub struct Desk {
 /// What is left to do for a question.
 enum Work {
     /// Choosing sessions.
-    Sessions(SessionSurvey, Answer<Vec<SessionView>>),
+    Sessions(SessionSurvey, ReplySender<Vec<SessionView>>),
     /// Asking the kernel about the sockets of those that were chosen, from the one at this index on.
-    Sockets(Vec<SessionSummary>, Vec<SessionView>, Answer<Vec<SessionView>>),
+    Sockets(Vec<SessionSummary>, Vec<SessionView>, ReplySender<Vec<SessionView>>),
     /// Choosing topics.
-    Topics(TopicSurvey, Answer<Vec<TopicView>>),
+    Topics(TopicSurvey, ReplySender<Vec<TopicView>>),
 }
 
 impl Desk {
     /// With questions from the main thread.
-    pub fn new(inbox: Inbox) -> Desk {
-        Desk { inbox, surveys: VecDeque::new() }
+    pub fn new(receiver: ControlReceiver) -> Desk {
+        Desk { receiver, surveys: VecDeque::new() }
     }
 
     /// Whether there is something to do: a look at the ring.
     pub fn has_work(&self) -> bool {
-        !self.surveys.is_empty() || self.inbox.has_questions()
+        !self.surveys.is_empty() || self.receiver.has_requests()
     }
 }
 
 impl Work {
-    fn is_gone(&self) -> bool {
+    fn is_closed(&self) -> bool {
         match self {
-            Work::Sessions(_, answer) | Work::Sockets(_, _, answer) => answer.is_gone(),
-            Work::Topics(_, answer) => answer.is_gone(),
+            Work::Sessions(_, answer) | Work::Sockets(_, _, answer) => answer.is_closed(),
+            Work::Topics(_, answer) => answer.is_closed(),
         }
     }
 }
@@ -59,9 +59,9 @@ impl Driver {
             return Ok(false);
         }
         // Nobody waits for these any more.
-        self.desk.surveys.retain(|survey| !survey.is_gone());
+        self.desk.surveys.retain(|survey| !survey.is_closed());
         for _ in 0..TURN_QUESTIONS {
-            let Some(question) = self.desk.inbox.take() else { break };
+            let Some(question) = self.desk.receiver.try_recv() else { break };
             let survey = self.begin(question, now);
             // One that is too many is dropped, and whoever asked finds out.
             if let Some(survey) = survey.filter(|_| self.desk.surveys.len() < SURVEYS_PER_SHARD) {
@@ -77,17 +77,21 @@ impl Driver {
     }
 
     /// Answers what is answered at once.
-    fn begin(&mut self, question: Question, now: Now) -> Option<Work> {
+    fn begin(&mut self, question: ShardRequest, now: Now) -> Option<Work> {
         match question {
-            Question::State(answer) if !answer.is_gone() => answer.give(Box::new(self.state())),
-            Question::Takers(topics, answer) if !answer.is_gone() => answer.give(self.shard.takers(&topics)),
-            Question::State(_) | Question::Takers(..) => {}
-            Question::Close(id, answer) => answer.give(self.shard.close(SessionId(id), now)),
-            Question::Reload(limits) => self.shard.reload(&limits, now),
-            Question::Sessions(query, answer) => {
+            ShardRequest::State(answer) if !answer.is_closed() => answer.send(Box::new(self.state())),
+            ShardRequest::SessionCounts(topics, answer) if !answer.is_closed() => {
+                answer.send(self.shard.takers(&topics))
+            }
+            ShardRequest::State(_) | ShardRequest::SessionCounts(..) => {}
+            ShardRequest::Close(id, answer) => answer.send(self.shard.close(SessionId(id), now)),
+            ShardRequest::Reload(limits) => self.shard.reload(&limits, now),
+            ShardRequest::Sessions(query, answer) => {
                 return Some(Work::Sessions(SessionSurvey::new(query), answer));
             }
-            Question::Topics(query, answer) => return Some(Work::Topics(TopicSurvey::new(query), answer)),
+            ShardRequest::Topics(query, answer) => {
+                return Some(Work::Topics(TopicSurvey::new(query), answer));
+            }
         }
         None
     }
@@ -116,14 +120,14 @@ impl Driver {
                 if views.len() < seen.len() {
                     return Ok(Some(Work::Sockets(seen, views, answer)));
                 }
-                answer.give(views);
+                answer.send(views);
                 None
             }
             Work::Topics(mut survey, answer) => {
                 if !self.shard.survey_topics(&mut survey) {
                     return Ok(Some(Work::Topics(survey, answer)));
                 }
-                answer.give(self.shard.topic_summaries(survey).into_iter().map(TopicView::from).collect());
+                answer.send(self.shard.topic_summaries(survey).into_iter().map(TopicView::from).collect());
                 None
             }
         })

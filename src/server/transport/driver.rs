@@ -1,11 +1,11 @@
-//! One shard's loop, the one task of a pinned glommio executor: drives the data ring, the mesh and the shard in turns,
-//! and sleeps in the ring when there is nothing to do.
+//! A shard's loop, the only task of a pinned glommio executor: drives the data ring, the mesh and the shard in turns, and
+//! sleeps in the ring when there is nothing to do.
 
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use super::{
-    handover::{Exchange, Handover, Parcel},
-    stop::{Stop, Wait},
+    handover::{Handover, HandoverLanes, Transfer},
+    stop::{Barrier, Stop},
 };
 use crate::{
     clock,
@@ -16,7 +16,7 @@ use crate::{
     logging,
     transport::desk::Desk,
     transport::{
-        admission::Gate,
+        admission::Admission,
         uring::data_ring::{DataRing, Event, ListenerId, Sent},
     },
 };
@@ -30,80 +30,78 @@ use tickcast_core::{
 };
 use tickcast_proto::ids::ShardId;
 
-/// How often sockets that linger after a refusal are looked at.
+/// Longest sleep while refused sockets linger.
 const LINGER_TICK_NS: u64 = 100_000_000;
-/// How often a shard that stops looks whether time is up.
+/// Longest sleep of a stopping shard, so that it notices its deadlines.
 const STOP_TICK_NS: u64 = 50_000_000;
 
-/// How far a shard has come in stopping.
+/// The phase of a shard's shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Serving.
     Running,
-    /// Nothing more is taken from clients; requests under way reach their homes.
+    /// Input from clients is no longer read; requests in flight reach their home shards.
     Requests,
-    /// No shard has requests left; deliveries under way reach the sessions.
+    /// No shard has requests left; deliveries in flight reach the sessions.
     Deliveries,
-    /// Sessions take what waits for them and go.
+    /// Sessions are flushed and closed.
     Sessions,
 }
 
-/// How a shard spends the time when it could sleep.
+/// How long a shard batches under load, and spins when idle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pacing {
-    /// What a tick may wait under load for others to leave with it, nanoseconds; 0: every turn sends.
+    /// Longest a tick may wait under load to be sent together with others, nanoseconds; 0: every turn sends.
     pub latency_budget_ns: u64,
-    /// How long a shard with nothing to do looks for work before it sleeps, nanoseconds.
+    /// Busy-polls this long before sleeping, nanoseconds.
     pub spin_ns: u64,
 }
 
-/// A listener, as a shard that takes in its connections sees it.
+/// A shard's view of a listener for clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Accepting {
+pub struct ClientListener {
     /// What its connections speak.
     pub kind: ListenerKind,
-    /// It has one socket for this many shards: the shard that accepts deals the connections out. `None`: each shard accepts
-    /// its own.
-    pub dealt_to: Option<u16>,
-    /// When to accept again after accepting failed.
-    again_ns: Option<u64>,
-    /// Accepting failed at the last attempt, and the log says so.
-    fails: bool,
+    /// Number of shards, if the listener has one socket for all of them: the shard that accepts distributes the
+    /// connections. `None`: each shard accepts its own.
+    pub distributed_over: Option<u16>,
+    /// When to retry after accepting failed.
+    retry_ns: Option<u64>,
+    /// The last attempt to accept failed, and a warning was logged.
+    is_failing: bool,
 }
 
-impl Accepting {
-    /// A listener that has not failed yet.
-    pub fn new(kind: ListenerKind, dealt_to: Option<u16>) -> Accepting {
-        Accepting { kind, dealt_to, again_ns: None, fails: false }
+impl ClientListener {
+    /// Creates a listener that has not failed.
+    pub fn new(kind: ListenerKind, distributed_over: Option<u16>) -> ClientListener {
+        ClientListener { kind, distributed_over, retry_ns: None, is_failing: false }
     }
 }
 
-/// Turns that belong together: more sessions stood ready than one turn serves.
+/// Consecutive turns that serve one set of ready sessions, because it is more than one turn serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Round {
-    /// When its first turn began.
+    /// Start of its first turn.
     since_ns: u64,
-    /// Sessions that stood ready then and still do.
+    /// Sessions that were ready then and are not served yet.
     left: usize,
 }
 
 impl Round {
-    /// After a turn that began at `began_ns` and made `sends` SENDs, with so many sessions still standing ready: the round
-    /// that it belongs to, if there is one, and whether that has come to its end. Who stands ready anew stands behind
-    /// those of the round, and is of the next one.
-    fn after(round: Option<Round>, began_ns: u64, sends: usize, standing: usize) -> (Option<Round>, bool) {
+    /// Advances `round` by a turn that began at `began_ns`, made `sends` SENDs and left `ready` sessions ready. Returns the
+    /// round the turn belongs to, if any, and whether it is complete. Sessions that become ready later queue behind those
+    /// of the round and belong to the next one.
+    fn after(round: Option<Round>, began_ns: u64, sends: usize, ready: usize) -> (Option<Round>, bool) {
         let round = match round {
             None if sends == 0 => return (None, false),
-            None => Round { since_ns: began_ns, left: standing },
-            Some(Round { since_ns, left }) => {
-                Round { since_ns, left: left.saturating_sub(sends).min(standing) }
-            }
+            None => Round { since_ns: began_ns, left: ready },
+            Some(Round { since_ns, left }) => Round { since_ns, left: left.saturating_sub(sends).min(ready) },
         };
         (Some(round), round.left == 0)
     }
 }
 
-/// A shard and everything it is driven with. Lives on its executor's thread.
+/// A shard and everything that drives it. Owned by its executor's thread.
 pub struct Driver {
     /// The state machine.
     pub shard: Shard,
@@ -111,43 +109,43 @@ pub struct Driver {
     pub ring: DataRing,
     /// The rings to the other shards.
     pub mesh: Mesh,
-    /// Rung when something comes while this shard sleeps.
+    /// Wakes this shard when something arrives while it sleeps.
     pub bell: Arc<Doorbell>,
-    /// How the server stops.
+    /// Coordinates the shutdown of all shards.
     pub stop: Arc<Stop>,
-    /// Who is let in.
-    pub gate: Gate,
-    /// Where connections go to the shard of their identity, and come from.
-    pub exchange: Exchange,
-    /// What it does when it could sleep.
+    /// Admits or refuses connections.
+    pub admission: Admission,
+    /// Connections that move to or from other shards.
+    pub handovers: HandoverLanes,
+    /// Batching and spinning.
     pub pacing: Pacing,
     /// The server's listeners for clients, by [`ListenerId`].
-    pub listeners: Vec<Accepting>,
-    /// The shard that the next connection is dealt to.
-    deal_next: u16,
-    /// What it is asked.
+    pub listeners: Vec<ClientListener>,
+    /// The shard that gets the next distributed connection.
+    distribute_next: u16,
+    /// The operators' requests.
     pub desk: Desk,
-    /// SENDs made.
+    /// SENDs made so far.
     sends: u64,
-    /// When the shard went to sleep in this round of its loop; 0: it did not.
+    /// When the shard went to sleep in this iteration of its loop; 0: it did not.
     asleep_since_ns: u64,
-    /// The round of SENDs under way that the latency budget is for.
+    /// The current round of SENDs, to which the latency budget applies.
     round: Option<Round>,
-    /// When it last did something, while it spins; 0: it does not.
+    /// Start of the current spin; 0: the shard does not spin.
     spins_since_ns: u64,
     gather: Vec<u8>,
     phase: Phase,
 }
 
 impl Driver {
-    /// Puts the parts together. [`Driver::run`] does the rest.
+    /// Creates a driver; [`Driver::run`] runs it.
     pub fn new(
         shard: Shard,
         ring: DataRing,
-        (mesh, exchange): (Mesh, Exchange),
+        (mesh, handovers): (Mesh, HandoverLanes),
         bell: Arc<Doorbell>,
         stop: Arc<Stop>,
-        gate: Gate,
+        admission: Admission,
         desk: Desk,
     ) -> Driver {
         let gather = Vec::with_capacity(GATHER_BYTES);
@@ -157,11 +155,11 @@ impl Driver {
             mesh,
             bell,
             stop,
-            gate,
-            exchange,
+            admission,
+            handovers,
             pacing: Pacing::default(),
             listeners: Vec::new(),
-            deal_next: 0,
+            distribute_next: 0,
             desk,
             sends: 0,
             asleep_since_ns: 0,
@@ -172,14 +170,14 @@ impl Driver {
         }
     }
 
-    /// Turns until the server has stopped. With nothing to do it sleeps in the data ring: it is the executor's one task,
-    /// and one enter is cheaper than glommio's seven and a membarrier (12.3 us of CPU a delivery against 15.3, at 1,000
-    /// ticks/s to 10 clients). It never yields either: see `PREEMPT_TIMER`.
+    /// Runs turns until the server has stopped, and returns the shard's latencies.
     ///
-    /// Returns its latencies.
+    /// An idle shard sleeps in the data ring and not in the executor, whose only task this is: one `io_uring_enter` is cheaper
+    /// than glommio's seven and a membarrier (12.3 us of CPU per delivery against 15.3, at 1,000 ticks/s to 10 clients).
+    /// Nor does it ever yield: see `PREEMPT_TIMER`.
     ///
     /// # Errors
-    /// When the data ring or the doorbell is beyond use.
+    /// When the data ring or the doorbell has failed for good.
     pub async fn run(mut self) -> io::Result<Latency> {
         let bell = self.bell.clone();
         let mut began_ns = clock::monotonic_ns();
@@ -197,7 +195,7 @@ impl Driver {
         Ok(std::mem::take(self.shard.latency_mut()))
     }
 
-    /// Adds a round of the loop to the shard's busy and idle time. Returns when it ended and the next one begins.
+    /// Adds an iteration of the loop to the shard's busy and idle time. Returns its end, which is the next one's start.
     fn account(&mut self, began_ns: u64) -> u64 {
         let now_ns = clock::monotonic_ns();
         let asleep_ns = match std::mem::take(&mut self.asleep_since_ns) {
@@ -210,10 +208,9 @@ impl Driver {
         now_ns
     }
 
-    /// After a turn that made `sends` SENDs, once every session that stood ready has had its own: leaves the core alone
-    /// until the latency budget since the first of these turns began is used up, so that what comes meanwhile leaves
-    /// together. What an operator asked is worked on in that time. The first tick after a pause is not delayed. Nobody has to
-    /// wake the shard: the doorbell is not armed, and those who bring something go on at once.
+    /// Once a round is complete, sleeps until the latency budget since its start is used up, so that ticks arriving meanwhile
+    /// leave together. Operators' requests are handled in that time. The first tick after a pause is not delayed. The
+    /// doorbell is not armed meanwhile, so producers pay for no wake-up.
     fn pace(&mut self, began_ns: u64, sends: usize) -> io::Result<()> {
         let budget_ns = self.pacing.latency_budget_ns;
         if self.phase != Phase::Running || budget_ns == 0 {
@@ -237,8 +234,8 @@ impl Driver {
         Ok(())
     }
 
-    /// After a turn that did nothing: whether to look again rather than sleep. What is spent so counts as idle. A turn
-    /// with nothing to do hardly ever makes a system call: the kernel says in the ring's memory that it has something.
+    /// Whether to poll again, after a turn that did nothing, instead of sleeping. Counts as idle time. Such a turn hardly
+    /// ever makes a system call, because the kernel announces completions in the ring's memory.
     fn spin(&mut self, began_ns: u64) -> bool {
         if self.pacing.spin_ns == 0 || self.phase != Phase::Running {
             return false;
@@ -254,7 +251,7 @@ impl Driver {
         spins
     }
 
-    /// After a turn that did nothing, with the doorbell armed.
+    /// Sleeps unless something has arrived since the last turn. The doorbell is armed.
     fn look_and_wait(&mut self) -> io::Result<()> {
         if self.may_sleep()? {
             self.shard.counters().add(Counter::Parks, 1);
@@ -264,12 +261,12 @@ impl Driver {
         Ok(())
     }
 
-    /// One turn. Returns whether anything was done.
+    /// Runs one turn. Returns whether it did anything.
     fn turn(&mut self) -> io::Result<bool> {
         let now = clock::now();
         self.ring.poll()?;
         let mut worked = self.events(now)?;
-        worked |= self.take_placed(now)?;
+        worked |= self.take_transfers(now)?;
         worked |= self.mesh.take_in(&mut self.shard, now);
         worked |= self.shard.turn(now);
         let sends = self.sends;
@@ -278,15 +275,15 @@ impl Driver {
         worked |= self.answer(now)?;
         worked |= self.actions()?;
         worked |= self.mesh.push_out(&mut self.shard);
-        worked |= self.exchange.push_out();
+        worked |= self.handovers.push_out();
         self.shard.end_turn();
-        self.accept_again(now)?;
-        self.gate.turn(now.monotonic_ns);
+        self.retry_accepts(now)?;
+        self.admission.turn(now.monotonic_ns);
         worked |= self.advance_stop(now)?;
         Ok(worked)
     }
 
-    /// After the turn's SENDs. The clock is read only for a turn that took ticks.
+    /// Records the turn's latencies, after its SENDs. The clock is read only if the turn took in ticks.
     fn note_latency(&mut self, sends: usize) {
         let ready = self.shard.standing_len();
         let latency = self.shard.latency_mut();
@@ -294,14 +291,14 @@ impl Driver {
         latency.end_turn(sends, ready, now_ns);
     }
 
-    /// Whether nothing has come since the turn.
+    /// Whether nothing has arrived since the last turn. Arms the timer for the next deadline.
     fn may_sleep(&mut self) -> io::Result<bool> {
-        let accepts_ns = self.listeners.iter().filter_map(|listener| listener.again_ns).min();
+        let accepts_ns = self.listeners.iter().filter_map(|listener| listener.retry_ns).min();
         if let Some(when_ns) = self.shard.next_deadline().into_iter().chain(accepts_ns).min() {
             let after_ns = when_ns.saturating_sub(clock::monotonic_ns());
             self.ring.arm_timer(after_ns.clamp(SLEEP_NS_LOWEST, SLEEP_NS_HIGHEST))?;
         }
-        if self.gate.lingers() {
+        if self.admission.lingers() {
             self.ring.arm_timer(LINGER_TICK_NS)?;
         }
         if self.phase != Phase::Running {
@@ -311,7 +308,7 @@ impl Driver {
         let asked_to_stop = self.phase == Phase::Running && self.stop.is_requested();
         let work_waits = self.ring.has_events()
             || self.mesh.look_again(&mut self.shard)
-            || self.exchange.look_again()
+            || self.handovers.look_again()
             || self.desk.has_work()
             || self.shard.is_busy();
         Ok(!work_waits && !asked_to_stop && !self.stopped())
@@ -322,27 +319,27 @@ impl Driver {
             let Some(event) = self.ring.next_event() else { return Ok(handled > 0) };
             match event {
                 Event::Received(received) => {
-                    // Once the server stops, nothing more is taken from clients.
+                    // A stopping server reads no more input from clients.
                     if self.phase == Phase::Running {
                         self.shard.handle_bytes(SlotId(received.slot), self.ring.bytes(&received), now);
                     }
                     self.ring.recycle(received);
                 }
                 Event::Accepted(listener, socket) => {
-                    if let Some(socket) = self.deal(listener, socket) {
+                    if let Some(socket) = self.distribute(listener, socket) {
                         self.accepted(listener, socket, now);
                     }
                 }
                 Event::AcceptFailed(listener, errno) => {
                     self.shard.counters().add(Counter::AcceptsFailed, 1);
                     let listener = &mut self.listeners[listener.0 as usize];
-                    if !std::mem::replace(&mut listener.fails, true) {
+                    if !std::mem::replace(&mut listener.is_failing, true) {
                         ::log::warn!(
-                            "accept: {}: trying again every {ACCEPT_RETRY_MS} ms (raise LimitNOFILE if descriptors ran out)",
+                            "accept: {}: retrying every {ACCEPT_RETRY_MS} ms (raise LimitNOFILE if descriptors ran out)",
                             io::Error::from_raw_os_error(errno)
                         );
                     }
-                    listener.again_ns = Some(now.monotonic_ns + ACCEPT_RETRY_MS * 1_000_000);
+                    listener.retry_ns = Some(now.monotonic_ns + ACCEPT_RETRY_MS * 1_000_000);
                 }
                 Event::Eof(slot) => self.shard.handle_eof(SlotId(slot), now),
                 Event::Failed(slot, errno) => self.shard.handle_error(SlotId(slot), errno, now),
@@ -350,40 +347,38 @@ impl Driver {
                 Event::Detached(slot) => self.detached(slot)?,
                 Event::Timer => {}
             }
-            // Closes come before the next event, so that none of a closed socket's is handled.
+            // Before the next event, so that no event of a socket that was closed just now is handled.
             self.actions()?;
         }
         Ok(true)
     }
 
-    /// Deals a connection to the next shard if its listener has one socket for all: it is admitted there, as if accepted
-    /// there. Returns it if it is this shard's own.
-    fn deal(&mut self, listener: ListenerId, socket: OwnedFd) -> Option<OwnedFd> {
-        let dealt_to = self.listeners[listener.0 as usize].dealt_to;
-        let Some(shards) = dealt_to.filter(|_| self.phase == Phase::Running) else {
-            return Some(socket);
-        };
-        let to = ShardId(self.deal_next);
-        self.deal_next = (self.deal_next + 1) % shards;
+    /// Sends a connection to the next shard in turn, if its listener has one socket for all shards; that shard admits it.
+    /// Returns the connection if this shard keeps it.
+    fn distribute(&mut self, listener: ListenerId, socket: OwnedFd) -> Option<OwnedFd> {
+        let over = self.listeners[listener.0 as usize].distributed_over;
+        let Some(shards) = over.filter(|_| self.phase == Phase::Running) else { return Some(socket) };
+        let to = ShardId(self.distribute_next);
+        self.distribute_next = (self.distribute_next + 1) % shards;
         match to == self.shard.id() {
             true => Some(socket),
-            false => self.exchange.deal(to, listener, socket).err(),
+            false => self.handovers.distribute(to, listener, socket).err(),
         }
     }
 
     fn accepted(&mut self, listener: ListenerId, socket: OwnedFd, now: Now) {
         let listener = &mut self.listeners[listener.0 as usize];
-        listener.fails = false;
+        listener.is_failing = false;
         let kind = listener.kind;
         if self.phase != Phase::Running {
             self.shard.counters().add(Counter::SessionsRefusedDraining, 1);
             return;
         }
-        let mut admitted = self.gate.admit(&socket, now.monotonic_ns);
+        let mut admitted = self.admission.admit(&socket, now.monotonic_ns);
         if let Ok(origin) = admitted
             && !self.ring.has_room()
         {
-            self.gate.forget(origin);
+            self.admission.release_without_slot(origin);
             admitted = Err(Refusal::Clients);
         }
         match admitted {
@@ -393,43 +388,45 @@ impl Driver {
                 }
             }
             Err(refusal) => {
-                ::log::info!(target: logging::peer::ACCEPT, "a connection is refused: {}", refusal.text());
+                ::log::info!(target: logging::peer::ACCEPT, "connection refused: {}", refusal.text());
                 self.shard.counters().add(refusal.counter(), 1);
-                self.gate.refuse(socket, kind, refusal, now.monotonic_ns);
+                self.admission.refuse(socket, kind, refusal, now.monotonic_ns);
             }
         }
     }
 
-    /// Puts a connection that was admitted into a slot.
+    /// Gives an admitted connection a slot. `None` if the ring did not take it.
     fn add(&mut self, socket: OwnedFd, origin: Option<Origin>) -> Option<u32> {
         match self.ring.add(socket) {
             Ok(slot) => {
-                self.gate.enter(slot, origin);
+                self.admission.assign(slot, origin);
                 Some(slot)
             }
             Err(error) => {
-                ::log::warn!(target: logging::peer::ACCEPT, "a connection is refused: {error}");
-                self.gate.forget(origin);
+                ::log::warn!(target: logging::peer::ACCEPT, "connection refused: {error}");
+                self.admission.release_without_slot(origin);
                 self.shard.counters().add(Counter::SessionsRefusedFailed, 1);
                 None
             }
         }
     }
 
-    /// A socket of this shard is quiet, to go to another. Once the server stops it stays, and ends with the rest.
+    /// Hands over a detached socket to its shard. A stopping server keeps it, to close it with the rest.
     fn detached(&mut self, slot: u32) -> io::Result<()> {
         if self.phase == Phase::Running
             && let Some(departure) = self.shard.handle_detached(SlotId(slot))
         {
             match self.ring.take(slot)? {
                 Some(socket) => {
-                    let origin = self.gate.hand_over(slot);
-                    self.exchange.send(Handover { socket, departure, origin });
+                    let origin = self.admission.hand_over(slot);
+                    self.handovers.send(Handover { socket, departure, origin });
                 }
-                // Not to be: a socket that is detached is neither settled nor closed.
                 None => {
-                    debug_assert!(false, "what is detached can be taken");
-                    self.gate.leave(slot);
+                    debug_assert!(
+                        false,
+                        "a detached socket is neither settled nor closed, so it can be taken"
+                    );
+                    self.admission.release(slot);
                     self.ring.close(slot)?;
                 }
             }
@@ -437,13 +434,13 @@ impl Driver {
         Ok(())
     }
 
-    /// Connections from other shards: their identities belong here, or it is this shard's turn.
-    fn take_placed(&mut self, now: Now) -> io::Result<bool> {
-        for taken in 0..self.exchange.turn_max() {
-            let Some(parcel) = self.exchange.take() else { return Ok(taken > 0) };
-            let Handover { socket, departure, origin } = match parcel {
-                Parcel::Placed(handover) => handover,
-                Parcel::Dealt(listener, socket) => {
+    /// Takes in connections that other shards have transferred.
+    fn take_transfers(&mut self, now: Now) -> io::Result<bool> {
+        for taken in 0..self.handovers.turn_max() {
+            let Some(transfer) = self.handovers.take() else { return Ok(taken > 0) };
+            let Handover { socket, departure, origin } = match transfer {
+                Transfer::Admitted(handover) => handover,
+                Transfer::Accepted(listener, socket) => {
                     self.accepted(listener, socket, now);
                     self.actions()?;
                     continue;
@@ -454,20 +451,20 @@ impl Driver {
                 self.actions()?;
             }
         }
-        Ok(self.exchange.turn_max() > 0)
+        Ok(self.handovers.turn_max() > 0)
     }
 
-    fn accept_again(&mut self, now: Now) -> io::Result<()> {
+    fn retry_accepts(&mut self, now: Now) -> io::Result<()> {
         for (id, listener) in self.listeners.iter_mut().enumerate() {
-            if listener.again_ns.is_some_and(|when| when <= now.monotonic_ns) {
-                listener.again_ns = None;
+            if listener.retry_ns.is_some_and(|when| when <= now.monotonic_ns) {
+                listener.retry_ns = None;
                 self.ring.rearm_accept(ListenerId(id as u32))?;
             }
         }
         Ok(())
     }
 
-    /// One SEND for every ready session, in batches, within the turn's budget of SENDs.
+    /// Makes one SEND for every ready session, in batches, within the turn's budget of SENDs.
     fn flush(&mut self, now: Now) -> io::Result<bool> {
         let mut sends: [Option<Send>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
         let (mut done, full_before) = (0, self.ring.sends_full());
@@ -497,7 +494,7 @@ impl Driver {
                 match sent {
                     Sent::Whole => self.shard.handle_sent(send.slot, bytes, false, now),
                     Sent::Parked => self.shard.handle_sent(send.slot, bytes, true, now),
-                    // The event that says why is on its way.
+                    // An event with the reason follows.
                     Sent::Failed => {}
                 }
             }
@@ -521,7 +518,7 @@ impl Driver {
                 Action::Settled(slot) => self.ring.settle(slot.0),
                 Action::HandOver(slot) => self.ring.detach(slot.0)?,
                 Action::Close(slot) => {
-                    self.gate.leave(slot.0);
+                    self.admission.release(slot.0);
                     self.ring.close(slot.0)?;
                 }
             }
@@ -529,12 +526,12 @@ impl Driver {
         Ok(any)
     }
 
-    /// Whether everything that stopping takes has been done.
+    /// Whether the shutdown is complete.
     fn stopped(&self) -> bool {
         self.phase == Phase::Sessions && self.shard.sessions_len() == 0 && self.ring.in_use() == 0
     }
 
-    /// The next phase of stopping, once what it waits for holds on every shard, or time is up.
+    /// Enters the next phase of the shutdown once every shard has passed the current one's barrier, or its time is up.
     fn advance_stop(&mut self, now: Now) -> io::Result<bool> {
         let before = self.phase;
         let late = self.stop.mesh_deadline_ns() <= now.monotonic_ns;
@@ -546,19 +543,19 @@ impl Driver {
             }
             Phase::Running => {}
             Phase::Requests => {
-                if self.shard.requests_have_left() && self.exchange.have_left() {
-                    self.stop.arrive(self.shard.id(), Wait::Requests);
+                if self.shard.requests_have_left() && self.handovers.is_flushed() {
+                    self.stop.arrive(self.shard.id(), Barrier::Requests);
                 }
-                let nothing_comes = !self.exchange.has_input();
-                if late || (self.stop.is_over(Wait::Requests, &mut self.mesh) && nothing_comes) {
+                let is_passed = self.stop.is_passed(Barrier::Requests, &mut self.mesh);
+                if late || is_passed && !self.handovers.has_input() {
                     self.phase = Phase::Deliveries;
                 }
             }
             Phase::Deliveries => {
                 if self.shard.deliveries_have_left() {
-                    self.stop.arrive(self.shard.id(), Wait::Deliveries);
+                    self.stop.arrive(self.shard.id(), Barrier::Deliveries);
                 }
-                if late || self.stop.is_over(Wait::Deliveries, &mut self.mesh) {
+                if late || self.stop.is_passed(Barrier::Deliveries, &mut self.mesh) {
                     self.phase = Phase::Sessions;
                     self.shard.begin_drain(self.stop.deadline_ns(), now);
                 }
@@ -574,10 +571,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_round_ends_when_all_that_stood_ready_have_had_a_send() {
+    fn a_round_ends_when_all_sessions_that_were_ready_have_had_a_send() {
         let (round, ends) = Round::after(None, 7, 1_024, 3_976);
         assert_eq!((round, ends), (Some(Round { since_ns: 7, left: 3_976 }), false));
-        // Meanwhile all have ticks again: they stand behind, and are not waited for.
+        // Meanwhile all have ticks again: they queue behind the round, which does not wait for them.
         let (round, ends) = Round::after(round, 8, 1_024, 5_000);
         assert_eq!((round, ends), (Some(Round { since_ns: 7, left: 2_952 }), false));
         let (round, ends) = Round::after(round, 9, 2_952, 5_000);
@@ -585,14 +582,14 @@ mod tests {
     }
 
     #[test]
-    fn a_round_ends_when_those_who_stood_ready_are_gone() {
+    fn a_round_ends_when_the_sessions_that_were_ready_are_gone() {
         let (round, _) = Round::after(None, 7, 1_024, 976);
         let (round, ends) = Round::after(round, 8, 0, 0);
         assert_eq!((round, ends), (Some(Round { since_ns: 7, left: 0 }), true));
     }
 
     #[test]
-    fn a_turn_without_sends_begins_no_round() {
+    fn a_turn_without_sends_starts_no_round() {
         assert_eq!(Round::after(None, 7, 0, 0), (None, false));
         assert_eq!(Round::after(None, 7, 100, 0), (Some(Round { since_ns: 7, left: 0 }), true));
     }

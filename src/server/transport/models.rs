@@ -1,11 +1,11 @@
-//! Models of everything that two threads of this crate do with each other, run by loom in every order and with every
-//! stale value that the orderings allow: `scripts/loom.sh`.
+//! Models of everything that threads of this crate share, run by loom in every interleaving and with every stale value
+//! that the orderings allow: `scripts/loom.sh`.
 //!
-//! The code under test is the code that runs: `ring`, `mesh`, `shard` and `io::stop`. Only what is not ours is played:
-//! rtrb's ring (`sync/ring.rs`), the eventfd, and `io::executor`'s loop around a turn. A lost wake-up is a deadlock here,
-//! and loom says so.
+//! The code under test is the code that runs: `mesh`, `shard`, `transport::handover` and `transport::stop`. Only foreign
+//! parts are replaced: rtrb's ring (`sync/ring.rs`), the eventfd, and the driver's loop around a turn. A lost wake-up is a
+//! deadlock here, which loom reports.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, fs::File, sync::Arc};
 
 use loom::{
     model::Builder,
@@ -15,7 +15,11 @@ use loom::{
 
 use crate::{
     sources::Lanes,
-    transport::stop::{Stop, Wait},
+    transport::{
+        handover::{HandoverLanes, Transfer, lanes_with_capacity},
+        stop::{Barrier, Stop},
+        uring::data_ring::ListenerId,
+    },
 };
 use tickcast_core::{
     config::Limits,
@@ -36,15 +40,15 @@ use tickcast_proto::{
 
 const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
 
-/// Every order in which no more than `preemptions_max` times a thread is interrupted where it could go on; as many as
-/// stay within some seconds. LOOM_MAX_PREEMPTIONS says otherwise for all.
+/// Runs every interleaving with at most `preemptions_max` preemptions, a number chosen so that each model takes some
+/// seconds. LOOM_MAX_PREEMPTIONS overrides it for all.
 fn model(preemptions_max: usize, run: impl Fn() + Send + Sync + 'static) {
     let mut builder = Builder::new();
     builder.preemption_bound.get_or_insert(preemptions_max);
     builder.check(run);
 }
 
-/// A shard's eventfd: written to from any thread, waited for by the shard.
+/// A shard's eventfd: any thread writes to it, the shard waits for it.
 #[derive(Default)]
 struct Eventfd {
     rung: Mutex<bool>,
@@ -72,19 +76,19 @@ fn doorbell() -> (Arc<Doorbell>, Arc<Eventfd>) {
     (Arc::new(Doorbell::new(move || write.write())), eventfd)
 }
 
-/// Runs it on a thread whose stack takes a shard's turn: in words, loom's own are 32 KiB.
+/// Spawns a thread whose stack is large enough for a shard's turn. The size is in words; loom's default is 32 KiB.
 fn spawn(run: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
     thread::Builder::new().stack_size(64 << 10).spawn(run).unwrap()
 }
 
-/// A PUBLISH with a payload of 20 bytes, to a topic of one of two shards.
+/// Stages a PUBLISH with a payload of 20 bytes, to a topic whose home is one of two shards.
 fn publish(stage: &mut Stage, home: ShardId) {
     let topic =
         (0..).map(|n| format!("t.{n}")).find(|topic| placement::home_shard(topic, 2) == home).unwrap();
     frame::encode_publish(stage.tail(), 0, 0, 0, Publish::default(), &topic, &[b'x'; 20]);
 }
 
-/// A shard on a thread of its own, and all it goes to sleep and wakes with.
+/// A shard, and what it sleeps and wakes with.
 struct Turner {
     shard: Box<Shard>,
     mesh: Mesh,
@@ -93,7 +97,7 @@ struct Turner {
     eventfd: Arc<Eventfd>,
 }
 
-/// So many shards, between which the rings have this length.
+/// Creates shards with rings of `ring_bytes` between them.
 fn shards(count: u16, ring_bytes: usize) -> Vec<Turner> {
     let bells: Vec<_> = (0..count).map(|_| doorbell()).collect();
     let meshes = mesh(&bells.iter().map(|(bell, _)| bell.clone()).collect::<Vec<_>>(), ring_bytes);
@@ -106,7 +110,7 @@ fn shards(count: u16, ring_bytes: usize) -> Vec<Turner> {
 }
 
 impl Turner {
-    /// Stages ticks for topics of another shard.
+    /// Stages ticks for topics of another shard. Returns the bytes staged.
     fn stage(&mut self, count: usize, home: ShardId) -> usize {
         self.shard.with_stages(home, |stages| {
             (0..count).for_each(|_| publish(&mut stages.requests, home));
@@ -118,13 +122,13 @@ impl Turner {
         self.counters.value(Counter::TicksSequenced)
     }
 
-    /// One turn; whether it did something.
+    /// Runs one turn. Returns whether it did anything.
     fn turn(&mut self) -> bool {
         let came = self.mesh.take_in(&mut self.shard, NOW);
         self.mesh.push_out(&mut self.shard) || came
     }
 
-    /// As `io::executor` does: looks once more, and waits if there is nothing.
+    /// Sleeps as the driver does: checks once more, and waits if there is nothing.
     fn sleep_unless(&mut self, work_waits: impl FnOnce() -> bool) {
         let Ok(()) = self.bell.sleep(|| {
             if !self.mesh.look_again(&mut self.shard) && !work_waits() {
@@ -134,7 +138,7 @@ impl Turner {
         });
     }
 
-    /// Turns, and sleeps after one that did nothing, until `done`.
+    /// Runs turns until `done`, and sleeps after a turn that did nothing.
     fn run(mut self, done: impl Fn(&Turner) -> bool) {
         while !done(&self) {
             if !self.turn() {
@@ -144,41 +148,41 @@ impl Turner {
     }
 }
 
-/// An ingest's way to the only shard.
-fn ingest(shard: &mut Turner) -> Lanes {
+/// Creates a source's ring to the only shard.
+fn source(shard: &mut Turner) -> Lanes {
     let (producer, consumer) = frame_ring(1 << 10);
     shard.mesh.add_ingest(consumer);
     Lanes::new([(producer, shard.bell.clone())].into_iter())
 }
 
-/// Caught when tried: `Doorbell::ring` or `Doorbell::sleep` without its fence; sleep announced after the look; an ingest
-/// that rings before it pushes.
+/// Mutations that it caught: `Doorbell::ring` or `Doorbell::sleep` without its fence; sleep announced after the last check; a
+/// source that rings before it pushes.
 #[test]
-fn what_comes_while_a_shard_goes_to_sleep_is_seen_or_wakes_it() {
+fn a_tick_that_arrives_while_a_shard_goes_to_sleep_is_seen_or_wakes_it() {
     model(5, || {
         let mut shard = shards(1, 1 << 10).remove(0);
-        let mut lanes = ingest(&mut shard);
+        let mut lanes = source(&mut shard);
         let shard = spawn(|| shard.run(|shard| shard.sequenced() == 2));
         for _ in 0..2 {
-            assert!(lanes.publish("t", 0, 0, b"1"));
-            assert!(lanes.flush());
+            lanes.publish("t", 0, 0, b"1").unwrap();
+            lanes.flush().unwrap();
         }
         shard.join().unwrap();
     });
 }
 
-/// Both find the shard asleep; one wakes it, and what the other brings must not be missed.
+/// Both sources find the shard asleep. One wakes it, and the tick of the other must not be missed.
 #[test]
-fn two_who_bring_something_at_once_are_both_heard() {
+fn two_sources_that_publish_at_once_are_both_heard() {
     model(4, || {
         let mut shard = shards(1, 1 << 10).remove(0);
-        let bring = |mut lanes: Lanes| {
+        let publish = |mut lanes: Lanes| {
             move || {
-                assert!(lanes.publish("t", 0, 0, b"1"));
-                assert!(lanes.flush());
+                lanes.publish("t", 0, 0, b"1").unwrap();
+                lanes.flush().unwrap();
             }
         };
-        let (one, mut other) = (bring(ingest(&mut shard)), bring(ingest(&mut shard)));
+        let (one, mut other) = (publish(source(&mut shard)), publish(source(&mut shard)));
         let shard = spawn(|| shard.run(|shard| shard.sequenced() == 2));
         let one = spawn(one);
         other();
@@ -186,9 +190,9 @@ fn two_who_bring_something_at_once_are_both_heard() {
     });
 }
 
-/// Caught: sleep without one more push, with room made between the last push and the announcement of sleep (as the
-/// code had it until this model). Caught when tried: `FrameConsumer::producer_waits` without its fence, or asked before the
-/// drain; a reader that does not ring; a look before sleep that leaves out the requests.
+/// A fault that it found: sleep without one more push, when room was made between the last push and the announcement of
+/// sleep. Mutations that it caught: `FrameConsumer::producer_waits` without its fence, or asked before the drain; a
+/// consumer that does not ring; a last check before sleep that leaves out the requests.
 #[test]
 fn a_producer_that_found_no_room_is_woken_when_there_is_some() {
     model(3, || {
@@ -200,13 +204,13 @@ fn a_producer_that_found_no_room_is_woken_when_there_is_some() {
     });
 }
 
-/// The last step of the above in every order: the reader takes the one frame of a full ring and looks at the flag once,
-/// while the writer has another and goes to sleep.
+/// The last step of the above in every interleaving: the consumer takes the only frame of a full ring and checks the flag
+/// once, while the producer has another frame and goes to sleep.
 ///
-/// Caught when tried: `FrameProducer::push` without its fence, without the second attempt, or with the flag set after it;
-/// `FrameConsumer::producer_waits` without its fence.
+/// Mutations that it caught: `FrameProducer::push` without its fence, without the second attempt, or with the flag set after
+/// it; `FrameConsumer::producer_waits` without its fence.
 #[test]
-fn a_writer_that_goes_to_sleep_while_room_is_made_goes_on() {
+fn a_producer_that_goes_to_sleep_while_room_is_made_goes_on() {
     let frame = |stage: &mut Stage| {
         frame::encode(stage.tail(), Kind::Hello, HeaderFields::default(), &Hello::default(), &[]);
         stage.waiting().len()
@@ -251,7 +255,7 @@ fn two_shards_that_fill_each_others_rings_both_get_on() {
     });
 }
 
-/// Caught when tried: a request that is noted after the doorbells are rung, or before its deadline is.
+/// Mutations that it caught: a request that is stored after the doorbells are rung, or before its deadline.
 #[test]
 fn a_stop_reaches_a_shard_that_goes_to_sleep() {
     model(5, || {
@@ -269,8 +273,8 @@ fn a_stop_reaches_a_shard_that_goes_to_sleep() {
     });
 }
 
-/// Caught when tried: `Stop::is_over` with its two questions in the other order, or with a relaxed load; a shard that says
-/// it has arrived before it has pushed.
+/// Mutations that it caught: `Stop::is_passed` with its two checks in the other order, or with a relaxed load; a shard that
+/// arrives before it has pushed.
 #[test]
 fn a_shard_that_goes_on_in_stopping_has_taken_what_the_others_had_sent() {
     model(5, || {
@@ -281,19 +285,75 @@ fn a_shard_that_goes_on_in_stopping_has_taken_what_the_others_had_sent() {
         let from = spawn(move || {
             from.turn();
             if from.shard.requests_have_left() {
-                arriving.arrive(ShardId(0), Wait::Requests);
+                arriving.arrive(ShardId(0), Barrier::Requests);
             }
         });
         let to = spawn(move || {
-            stop.arrive(ShardId(1), Wait::Requests);
-            // A shard that stops sleeps for a timer's tick at most.
-            while !stop.is_over(Wait::Requests, &mut to.mesh) {
+            stop.arrive(ShardId(1), Barrier::Requests);
+            // A stopping shard sleeps for a timer's interval at most.
+            while !stop.is_passed(Barrier::Requests, &mut to.mesh) {
                 if !to.turn() {
                     thread::yield_now();
                 }
             }
             assert_eq!(to.sequenced(), 1);
         });
+        [from, to].into_iter().for_each(|thread| thread.join().unwrap());
+    });
+}
+
+/// A shard's part of a handover, driven as the driver does it.
+struct HandoverShard {
+    lanes: HandoverLanes,
+    bell: Arc<Doorbell>,
+    eventfd: Arc<Eventfd>,
+}
+
+impl HandoverShard {
+    /// Runs turns until `done`, and sleeps after a turn that did nothing.
+    fn run(mut self, done: impl Fn(&HandoverLanes, usize) -> bool) {
+        let mut taken = 0;
+        while !done(&self.lanes, taken) {
+            let mut worked = false;
+            while let Some(transfer) = self.lanes.take() {
+                assert!(matches!(transfer, Transfer::Accepted(ListenerId(n), _) if n as usize == taken));
+                taken += 1;
+                worked = true;
+            }
+            worked |= self.lanes.push_out();
+            if !worked {
+                let Ok(()) = self.bell.sleep(|| {
+                    if !self.lanes.look_again() {
+                        self.eventfd.wait();
+                    }
+                    Ok::<(), Infallible>(())
+                });
+            }
+        }
+    }
+}
+
+/// One shard hands over more connections than the lane holds, and both go to sleep whenever they have nothing to do: the
+/// consumer for the next connection, the producer for room.
+///
+/// Mutations that it caught: `Starved::announce` or `Starved::take` without its fence; `ItemProducer::push` without the second
+/// attempt; a consumer that does not ring; a last check before sleep without `push_out` or without `has_input`.
+#[test]
+fn connections_handed_over_through_a_full_lane_all_arrive() {
+    const CONNECTIONS: usize = 2;
+    model(4, || {
+        let bells: Vec<_> = (0..2).map(|_| doorbell()).collect();
+        let rung: Vec<_> = bells.iter().map(|(bell, _)| bell.clone()).collect();
+        let shards = lanes_with_capacity(&rung, 1).into_iter().zip(bells);
+        let shards = shards.map(|(lanes, (bell, eventfd))| HandoverShard { lanes, bell, eventfd });
+        let [mut from, to] = <[HandoverShard; 2]>::try_from(shards.collect::<Vec<_>>()).ok().unwrap();
+        for n in 0..CONNECTIONS {
+            // Stands for a socket.
+            let socket = File::open("/dev/null").unwrap().into();
+            from.lanes.distribute(ShardId(1), ListenerId(n as u32), socket).unwrap();
+        }
+        let from = spawn(|| from.run(|lanes, _| lanes.is_flushed()));
+        let to = spawn(|| to.run(|_, taken| taken == CONNECTIONS));
         [from, to].into_iter().for_each(|thread| thread.join().unwrap());
     });
 }

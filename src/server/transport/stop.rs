@@ -1,4 +1,4 @@
-//! How the shards stop together: nothing that was accepted may be lost between two of them.
+//! Coordinates the shutdown of all shards, so that nothing accepted is lost on its way between two of them.
 
 use std::sync::Arc;
 
@@ -9,16 +9,17 @@ use tickcast_core::mesh::{
 };
 use tickcast_proto::ids::ShardId;
 
-/// What every shard must have reached before any goes on.
+/// A point of the shutdown that every shard must reach before any goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// Its requests to other homes are in their rings.
+pub enum Barrier {
+    /// The shard's requests to other home shards are in their rings.
     Requests = 0,
-    /// Its deliveries to other shards are in their rings.
+    /// The shard's deliveries to other shards are in their rings.
     Deliveries = 1,
 }
 
-/// Shared by all shards and the main thread; looked at once a turn, written a few times in a server's life.
+/// The shutdown's state, shared by all shards and the main thread. Shards read it once per turn; it is written a few times
+/// in a server's life.
 #[derive(Debug)]
 pub struct Stop {
     requested: AtomicBool,
@@ -29,7 +30,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// For the shards that `bells` wake.
+    /// Creates the state for the shards that `bells` wake, in order.
     pub fn new(bells: Vec<Arc<Doorbell>>) -> Stop {
         let none = || bells.iter().map(|_| AtomicBool::new(false)).collect();
         Stop {
@@ -41,8 +42,8 @@ impl Stop {
         }
     }
 
-    /// By the main thread: stop, and be done `drain_ns` from `now_ns` (CLOCK_MONOTONIC). Half of that is for what is
-    /// under way between shards, so that there is time left for the sessions.
+    /// Requests the shutdown, to be complete within `drain_ns` from `now_ns` (CLOCK_MONOTONIC). Half of that time is for
+    /// frames in flight between shards, the rest for sessions. Called by the main thread.
     pub fn request(&self, now_ns: u64, drain_ns: u64) {
         self.deadline_ns.store(now_ns.saturating_add(drain_ns), SeqCst);
         self.mesh_deadline_ns.store(now_ns.saturating_add(drain_ns / 2), SeqCst);
@@ -50,39 +51,39 @@ impl Stop {
         self.ring_all();
     }
 
-    /// Whether the server is to stop.
+    /// Whether the shutdown was requested.
     pub fn is_requested(&self) -> bool {
         self.requested.load(SeqCst)
     }
 
-    /// When waiting ends; far away until a stop is requested.
+    /// When the shutdown must be complete; `u64::MAX` until it is requested.
     pub fn deadline_ns(&self) -> u64 {
         self.deadline_ns.load(SeqCst)
     }
 
-    /// When waiting for other shards ends.
+    /// When shards stop waiting for each other; `u64::MAX` until the shutdown is requested.
     pub fn mesh_deadline_ns(&self) -> u64 {
         self.mesh_deadline_ns.load(SeqCst)
     }
 
-    /// By a shard, as often as it likes: it has reached this.
-    pub fn arrive(&self, shard: ShardId, wait: Wait) {
-        if !self.arrived[wait as usize][usize::from(shard.0)].swap(true, SeqCst) {
+    /// Records that a shard has reached a barrier. Called by that shard, any number of times.
+    pub fn arrive(&self, shard: ShardId, barrier: Barrier) {
+        if !self.arrived[barrier as usize][usize::from(shard.0)].swap(true, SeqCst) {
             self.ring_all();
         }
     }
 
-    fn all_arrived(&self, wait: Wait) -> bool {
-        self.arrived[wait as usize].iter().all(|arrived| arrived.load(SeqCst))
+    fn all_arrived(&self, barrier: Barrier) -> bool {
+        self.arrived[barrier as usize].iter().all(|arrived| arrived.load(SeqCst))
     }
 
-    /// By a shard: whether every shard has, and what they sent before is no longer under way to this one. Asked in this
-    /// order: an empty ring says nothing while somebody may still push.
-    pub fn is_over(&self, wait: Wait, mesh: &mut Mesh) -> bool {
-        self.all_arrived(wait)
-            && match wait {
-                Wait::Requests => mesh.requests_are_empty(),
-                Wait::Deliveries => mesh.deliveries_are_empty(),
+    /// Whether every shard has reached a barrier, and everything they sent before has been taken from this shard's rings.
+    /// Checked in this order, because an empty ring proves nothing while a shard may still push.
+    pub fn is_passed(&self, barrier: Barrier, mesh: &mut Mesh) -> bool {
+        self.all_arrived(barrier)
+            && match barrier {
+                Barrier::Requests => mesh.requests_are_empty(),
+                Barrier::Deliveries => mesh.deliveries_are_empty(),
             }
     }
 

@@ -1,5 +1,5 @@
-//! The data plane: one io_uring ring per shard.
+//! The data plane: one io_uring per shard.
 
-pub mod buffer_ring;
+mod buffer_ring;
 pub mod data_ring;
 pub mod shim;

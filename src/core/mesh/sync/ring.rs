@@ -1,8 +1,8 @@
 //! A stand-in for rtrb in builds for loom, which sees only its own atomics.
 //!
-//! It has rtrb's two positions, with rtrb's orderings, and keeps them at hand as rtrb does: an end looks at the other's
-//! position only where rtrb would, and may see an old one. The bytes are not modelled: that they are there when the
-//! position says so is rtrb's own promise.
+//! It has rtrb's two positions with rtrb's orderings, and caches them as rtrb does: an end loads the other's position only
+//! where rtrb would, and may use a stale one. The items are not modelled: rtrb itself guarantees that they are there when
+//! the position says so.
 
 use std::{
     cell::Cell,
@@ -14,18 +14,18 @@ use super::atomic::{
     Ordering::{Acquire, Release},
 };
 
-/// Makes the two ends.
+/// Creates the two ends.
 #[derive(Debug)]
 pub struct RingBuffer;
 
 impl RingBuffer {
-    /// A ring of `capacity` bytes.
+    /// Creates a ring of `capacity` items.
     #[expect(clippy::new_ret_no_self, reason = "as rtrb has it")]
-    pub fn new(capacity: usize) -> (Producer<u8>, Consumer<u8>) {
+    pub fn new<T>(capacity: usize) -> (Producer<T>, Consumer<T>) {
         let shared = Arc::new(Shared {
             head: AtomicUsize::new(0),
             tail: AtomicUsize::new(0),
-            bytes: Mutex::new(vec![0; capacity]),
+            items: Mutex::new((0..capacity).map(|_| None).collect()),
             capacity,
         });
         (
@@ -40,24 +40,51 @@ impl RingBuffer {
 struct Shared<T> {
     head: AtomicUsize,
     tail: AtomicUsize,
-    /// Not loom's: taking it is no step of the model.
-    bytes: Mutex<Vec<T>>,
+    /// Not loom's: locking it is no step of the model. `None`: an empty slot.
+    items: Mutex<Vec<Option<T>>>,
     capacity: usize,
 }
 
 impl<T> Shared<T> {
-    fn bytes(&self) -> MutexGuard<'_, Vec<T>> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn items(&self) -> MutexGuard<'_, Vec<Option<T>>> {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The writing end.
+/// The producer end.
 #[derive(Debug)]
 pub struct Producer<T> {
     shared: Arc<Shared<T>>,
-    /// The reader's position as last seen.
+    /// The consumer's position when last loaded.
     head: usize,
     tail: usize,
+}
+
+/// The ring is full; returns the item.
+#[derive(Debug)]
+pub enum PushError<T> {
+    /// As rtrb names it.
+    Full(T),
+}
+
+impl<T> Producer<T> {
+    /// Writes one item.
+    ///
+    /// # Errors
+    /// The item, if the ring is full.
+    pub fn push(&mut self, item: T) -> Result<(), PushError<T>> {
+        let capacity = self.shared.capacity;
+        if self.tail - self.head == capacity {
+            self.head = self.shared.head.load(Acquire);
+            if self.tail - self.head == capacity {
+                return Err(PushError::Full(item));
+            }
+        }
+        self.shared.items()[self.tail % capacity] = Some(item);
+        self.tail += 1;
+        self.shared.tail.store(self.tail, Release);
+        Ok(())
+    }
 }
 
 impl Producer<u8> {
@@ -68,32 +95,60 @@ impl Producer<u8> {
             self.head = self.shared.head.load(Acquire);
         }
         let (pushed, left) = slice.split_at(slice.len().min(room(self)));
-        let mut bytes = self.shared.bytes();
+        let mut items = self.shared.items();
         for (at, &byte) in (self.tail..).zip(pushed) {
-            bytes[at % self.shared.capacity] = byte;
+            items[at % self.shared.capacity] = Some(byte);
         }
-        drop(bytes);
+        drop(items);
         self.tail += pushed.len();
         self.shared.tail.store(self.tail, Release);
         (pushed, left)
     }
 }
 
-/// The reading end.
+/// The consumer end.
 #[derive(Debug)]
 pub struct Consumer<T> {
     shared: Arc<Shared<T>>,
     head: usize,
-    /// The writer's position as last seen.
+    /// The producer's position when last loaded.
     tail: Cell<usize>,
 }
 
-/// Fewer bytes are there than were asked for.
+/// The ring is empty.
+#[derive(Debug)]
+pub struct PopError;
+
+/// The ring holds fewer bytes than requested.
 #[derive(Debug)]
 pub struct ChunkError;
 
+impl<T> Consumer<T> {
+    /// Removes one item.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pop(&mut self) -> Result<T, PopError> {
+        if self.is_empty() {
+            return Err(PopError);
+        }
+        let item = self.shared.items()[self.head % self.shared.capacity].take();
+        self.head += 1;
+        self.shared.head.store(self.head, Release);
+        item.ok_or(PopError)
+    }
+
+    /// Whether there is no item. Loads the producer's position only if the cached one says so.
+    pub fn is_empty(&self) -> bool {
+        if self.tail.get() == self.head {
+            self.tail.set(self.shared.tail.load(Acquire));
+        }
+        self.tail.get() == self.head
+    }
+}
+
 impl Consumer<u8> {
-    /// Bytes there are to be read, by a look at the writer's position.
+    /// Bytes in the ring, from the producer's position as it is now.
     pub fn slots(&self) -> usize {
         self.tail.set(self.shared.tail.load(Acquire));
         self.tail.get() - self.head
@@ -109,14 +164,15 @@ impl Consumer<u8> {
         }
         let start = self.head % self.shared.capacity;
         let first_len = n.min(self.shared.capacity - start);
-        let bytes = self.shared.bytes();
-        let (first, second) = (bytes[start..start + first_len].to_vec(), bytes[..n - first_len].to_vec());
-        drop(bytes);
+        let items = self.shared.items();
+        let copy = |slots: &[Option<u8>]| slots.iter().flatten().copied().collect::<Vec<u8>>();
+        let (first, second) = (copy(&items[start..start + first_len]), copy(&items[..n - first_len]));
+        drop(items);
         Ok(ReadChunk { consumer: self, first, second })
     }
 }
 
-/// Bytes that are being read.
+/// Bytes being read.
 #[derive(Debug)]
 pub struct ReadChunk<'a> {
     consumer: &'a mut Consumer<u8>,
@@ -125,12 +181,12 @@ pub struct ReadChunk<'a> {
 }
 
 impl ReadChunk<'_> {
-    /// Up to the ring's end, and from its beginning.
+    /// The bytes up to the ring's end, and those from its beginning.
     pub fn as_slices(&self) -> (&[u8], &[u8]) {
         (&self.first, &self.second)
     }
 
-    /// Gives the room of the first `n` back to the writer.
+    /// Frees the room of the first `n` bytes for the producer.
     pub fn commit(self, n: usize) {
         self.consumer.head += n;
         self.consumer.shared.head.store(self.consumer.head, Release);

@@ -1,39 +1,38 @@
-//! Latencies as JSON, and as the percentile text that HdrHistogram's plotters read.
+//! Latency histograms as JSON and in HdrHistogram's plotter format.
 
 use std::fmt::Write;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::query::Until;
-use tickcast_core::metrics::latency::Latency;
+use tickcast_core::metrics::latency::{Latency, Until};
 
-/// Lines for each halving of the distance to 100 %, as HdrHistogram writes by default.
-const LINES_PER_HALF: u32 = 5;
+/// Lines per halving of the distance to 100 %: HdrHistogram's default.
+const LINES_PER_HALVING: u32 = 5;
 
-/// A histogram's figures, microseconds.
+/// A histogram's mean and percentiles, microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Percentiles {
-    /// Turns that were sampled.
+pub struct PercentilesView {
+    /// Sampled ticks, one per turn.
     pub samples: u64,
     /// Mean.
     pub mean: f64,
     /// Median.
     pub p50: u64,
-    /// 90 %.
+    /// 90th percentile.
     pub p90: u64,
-    /// 99 %.
+    /// 99th percentile.
     pub p99: u64,
-    /// 99.9 %.
+    /// 99.9th percentile.
     pub p999: u64,
-    /// The highest.
+    /// Maximum.
     pub max: u64,
 }
 
-impl Percentiles {
-    fn of(histogram: &Histogram<u64>) -> Percentiles {
+impl PercentilesView {
+    fn new(histogram: &Histogram<u64>) -> PercentilesView {
         let at = |quantile| histogram.value_at_quantile(quantile);
-        Percentiles {
+        PercentilesView {
             samples: histogram.len(),
             mean: histogram.mean(),
             p50: at(0.5),
@@ -45,57 +44,58 @@ impl Percentiles {
     }
 }
 
-/// Both latencies of a shard, or of all.
+/// Both latencies of one shard or of all shards together.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LatencyView {
-    /// Of which one; `None` for all together.
+    /// The shard; `None` for all together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shard: Option<u16>,
-    /// From a tick's receipt until it had its sequence.
-    pub sequenced: Percentiles,
-    /// From a tick's receipt until its turn's SENDs were with the kernel.
-    pub sent: Percentiles,
+    /// From the receipt of a tick until it has its sequence number.
+    pub sequenced: PercentilesView,
+    /// From the receipt of a tick until the kernel has the SENDs of its turn.
+    pub sent: PercentilesView,
 }
 
 impl LatencyView {
-    /// The figures of one shard's samples.
-    pub fn of(shard: Option<u16>, latency: &Latency) -> LatencyView {
+    /// Summarizes the samples of a shard, or of all.
+    pub fn new(shard: Option<u16>, latency: &Latency) -> LatencyView {
         LatencyView {
             shard,
-            sequenced: Percentiles::of(latency.histogram(Until::Sequenced)),
-            sent: Percentiles::of(latency.histogram(Until::Sent)),
+            sequenced: PercentilesView::new(latency.histogram(Until::Sequenced)),
+            sent: PercentilesView::new(latency.histogram(Until::Sent)),
         }
     }
 }
 
-/// Each latency that was seen, ascending, and how often: `[microseconds, count]`. A latency stands for those that the
-/// histogram does not tell from it, and is the highest of them, as in percentiles.
+/// The recorded latencies, ascending, each with its count: `[microseconds, count]`.
 ///
-/// Cost: a pass over the table; some 2,500 rows at most, and a few hundred in practice.
+/// Each latency is the highest of its histogram bucket, as it is in percentiles.
+///
+/// Cost: one pass over the histogram. About 2,500 rows at most, a few hundred in practice.
 pub fn counts(histogram: &Histogram<u64>) -> Vec<(u64, u64)> {
     let recorded = histogram.iter_recorded();
     recorded.map(|step| (step.value_iterated_to(), step.count_at_value())).collect()
 }
 
-/// The text of a histogram of microseconds.
+/// A histogram of microseconds in HdrHistogram's plotter format.
 ///
-/// Cost: a pass over the table, and about 5 lines for each halving of what lies above: a few hundred at most.
+/// Cost: one pass over the histogram; a few hundred lines at most.
 pub fn hgrm(histogram: &Histogram<u64>) -> String {
     let mut text =
         format!("{:>12} {:>14} {:>10} {:>14}\n\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)");
-    let mut counted = 0;
-    for step in histogram.iter_quantiles(LINES_PER_HALF) {
-        counted += step.count_since_last_iteration();
+    let mut total = 0;
+    for step in histogram.iter_quantiles(LINES_PER_HALVING) {
+        total += step.count_since_last_iteration();
         let (value, quantile) = (step.value_iterated_to() as f64, step.quantile_iterated_to());
-        let _ = write!(text, "{value:>12.3} {quantile:>14.12} {counted:>10}");
-        // The last line is at infinity, which no axis has: plotters know it by the column that is not there.
+        let _ = write!(text, "{value:>12.3} {quantile:>14.12} {total:>10}");
+        // At 100 % the last column would be infinite; plotters expect it to be missing there.
         let _ = match quantile < 1.0 {
             true => writeln!(text, " {:>14.2}", 1.0 / (1.0 - quantile)),
             false => writeln!(text),
         };
     }
     let buckets = usize::from(histogram.buckets());
-    // The first bucket has all its sub-buckets, each further one the upper half: the rest it shares with the one below.
+    // The first bucket uses all its sub-buckets, each further one only the upper half: the lower half repeats the bucket below.
     let sub_buckets = 2 * histogram.distinct_values() / (buckets + 1);
     let _ = write!(
         text,
@@ -114,7 +114,7 @@ pub fn hgrm(histogram: &Histogram<u64>) -> String {
 mod tests {
     use super::*;
 
-    /// A tick a turn, received at 1 ms, sequenced after `us`, sent after twice that.
+    /// One tick a turn, received at 1 ms, sequenced after `us` and sent after twice as long.
     fn latency(us: impl IntoIterator<Item = u64>) -> Latency {
         let mut latency = Latency::default();
         for us in us {
@@ -126,18 +126,18 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_those_of_the_histogram() {
-        let view = LatencyView::of(Some(1), &latency(1..=100));
+    fn views_have_the_percentiles_of_the_histogram() {
+        let view = LatencyView::new(Some(1), &latency(1..=100));
         assert_eq!((view.sequenced.samples, view.sequenced.p50, view.sequenced.p99), (100, 50, 99));
         assert_eq!((view.sent.p50, view.sent.samples), (100, 100));
         let text = serde_json::to_string(&view).unwrap();
         assert!(text.starts_with(r#"{"shard":1,"sequenced":{"samples":100,"mean":50.5,"p50":50,"#), "{text}");
-        let all = serde_json::to_string(&LatencyView::of(None, &Latency::default())).unwrap();
+        let all = serde_json::to_string(&LatencyView::new(None, &Latency::default())).unwrap();
         assert!(all.starts_with(r#"{"sequenced":{"samples":0,"mean":0.0,"p50":0,"#), "{all}");
     }
 
     #[test]
-    fn counts_add_up_and_have_the_latencies_of_the_percentiles() {
+    fn counts_add_up_and_contain_the_percentiles() {
         let latency = latency((1..=1_000).chain([500_000; 3]));
         let histogram = latency.histogram(Until::Sequenced);
         let counts = counts(histogram);
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_is_as_hdrhistogram_writes_it() {
+    fn the_text_matches_hdrhistograms_format() {
         let text = hgrm(latency(1..=10).histogram(Until::Sequenced));
         let mut lines = text.lines();
         assert_eq!(lines.next(), Some("       Value     Percentile TotalCount 1/(1-Percentile)"));

@@ -1,27 +1,23 @@
-//! The admin listener: what `crate::operator::admin` answers, over HTTP on a thread of its own.
+//! The admin listener: an HTTP server on a thread of its own.
 //!
 //! ```text
-//!  operator --HTTP--> "admin" thread --Inquiry--> main thread --Question--> shards
-//!                          ^-------------------- answers ----------------------'
+//!  operator --HTTP--> "admin" thread --Dispatch--> main thread --ShardRequest--> shards
+//!                          ^----------------------- replies --------------------------'
 //! ```
 //!
-//! Counters are read as they are. Whatever only a shard knows is asked for, and shards answer when they come to it: one that
-//! does not within [`crate::limits::ADMIN_ANSWER_MS`] is left out, and the answer says so. It listens before the shards are made and until
-//! they have ended.
+//! Counters are read directly. Everything else is a request to the shards, which reply once they get to it: a response lists
+//! the shards that did not reply within [`crate::limits::ADMIN_ANSWER_MS`] and omits their part. The listener starts before
+//! the shards and stops after them.
 //!
-//! Its thread makes way for the shards: it keeps to the cores that none of them is pinned to, or else has the lowest priority.
+//! Its thread runs on cores without a shard where there are any, otherwise at the lowest priority.
 //!
-//! A connection is for one request and lives [`ADMIN_CONNECTION_MS`] at most: there is nothing to be kept alive, and nobody
-//! can keep others out for long.
+//! Each connection carries one request and lives at most [`ADMIN_CONNECTION_MS`], so no client can keep others out for long.
 
 use std::{
     convert::Infallible,
     io,
     os::fd::OwnedFd,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering::Relaxed},
-    },
+    sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -36,108 +32,79 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{cores, process};
+use super::{
+    affinity,
+    context::{AdminContext, ServerHandles},
+    stage::Stage,
+};
 use crate::{
-    clock,
     config::listener::Address,
     limits::{
         ACCEPT_RETRY_MS, ADMIN_CONNECTION_MS, ADMIN_CONNECTIONS_MAX, ADMIN_HEAD_BYTES_MAX, ADMIN_HEAD_MS,
-        ADMIN_INQUIRIES_MAX,
     },
-    operator::{admin::Stage, control::Inquiry},
 };
-use tickcast_core::metrics::counters::Counters;
 
-/// What the admin thread looks at by itself.
-pub struct Sights {
-    /// Of the shards, in order, with the core each is pinned to.
-    pub shards: Vec<(usize, Arc<Counters>)>,
-    /// Of the server's own sources.
-    pub sources: Vec<Arc<Counters>>,
-    /// Asks the shards, without waiting. An inquiry that nobody can pass on is dropped.
-    pub ask: Box<dyn Fn(Inquiry) + Send + Sync>,
-}
-
-/// All that requests share.
-pub(super) struct Office {
-    pub(super) sights: Sights,
-    pub(super) stage: AtomicU8,
-    /// Requests that ask shards.
-    pub(super) inquiries: Semaphore,
-    /// Only requests that name this machine are answered: the listener is for nobody else.
-    pub(super) is_local: bool,
-    /// By the wall clock: what metrics and answers carry, the same in each.
-    pub(super) started_seconds: f64,
-    /// By CLOCK_MONOTONIC: the wall clock may be set by NTP after the start.
-    pub(super) started_ns: u64,
-}
-
-/// A running admin listener. Ends when dropped.
-pub struct Admin {
+/// A running admin listener. Stops when dropped.
+pub struct AdminListener {
     address: Address,
-    office: Arc<Office>,
+    context: Arc<AdminContext>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Admin {
-    /// Serves on a listening socket, at first as a server that is starting.
+impl AdminListener {
+    /// Serves on a listening socket, in stage [`Stage::Starting`].
     ///
     /// # Errors
-    /// What epoll(7), eventfd(2) and the thread's start say.
-    pub fn start(address: Address, listener: OwnedFd, sights: Sights) -> io::Result<Admin> {
+    /// Errors of epoll(7), eventfd(2) and of starting the thread.
+    pub fn start(address: Address, listener: OwnedFd, handles: ServerHandles) -> io::Result<AdminListener> {
         if !is_local(&address) {
             ::log::warn!(
-                "--admin: {address} is not a loopback address: who reaches it needs no password to see and close sessions"
+                "--admin {address} is not a loopback address: anyone who can reach it can list and close sessions \
+                 without a password"
             );
         }
         SockRef::from(&listener).set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-        let office = Arc::new(Office {
-            sights,
-            stage: AtomicU8::new(Stage::Starting as u8),
-            inquiries: Semaphore::new(ADMIN_INQUIRIES_MAX),
-            is_local: is_local(&address),
-            started_seconds: process::start_seconds(),
-            started_ns: clock::monotonic_ns(),
-        });
+        let context = Arc::new(AdminContext::new(handles, is_local(&address)));
         let (stop, stopped) = oneshot::channel::<()>();
-        let (of_thread, guard) = (office.clone(), runtime.enter());
+        let guard = runtime.enter();
         let listener = match &address {
             Address::Tcp(_) => Listener::Tcp(TcpListener::from_std(listener.into())?),
             Address::Unix(_) => Listener::Unix(UnixListener::from_std(listener.into())?),
         };
         drop(guard);
-        let pinned: Vec<usize> = office.sights.shards.iter().map(|(core, _)| *core).collect();
+        let pinned: Vec<usize> = context.handles.shards.iter().map(|(core, _)| *core).collect();
+        let shared = context.clone();
         let serve = move || {
-            cores::make_way(&pinned);
+            affinity::avoid_shard_cores(&pinned);
             runtime.block_on(async move {
-                tokio::spawn(accept(listener, of_thread));
-                // Told, or dropped: either way it is over, and what is under way with it.
+                tokio::spawn(accept(listener, shared));
+                // Ends when the sender is dropped, and aborts the open connections.
                 let _ = stopped.await;
             });
         };
         let thread = thread::Builder::new().name("admin".into()).spawn(serve)?;
-        Ok(Admin { address, office, stop: Some(stop), thread: Some(thread) })
+        Ok(AdminListener { address, context, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// The server is at another stage.
+    /// Updates the server's stage.
     pub fn set_stage(&self, stage: Stage) {
-        self.office.stage.store(stage as u8, Relaxed);
+        self.context.set_stage(stage);
     }
 }
 
-/// Whether only this machine reaches it. An IPv4 address may stand in an IPv6 one.
+/// Whether only this machine can reach an address: a Unix socket or a loopback address, IPv4-mapped ones included.
 fn is_local(address: &Address) -> bool {
     address.tcp().is_none_or(|address| address.ip().to_canonical().is_loopback())
 }
 
-impl Drop for Admin {
+impl Drop for AdminListener {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take()
@@ -148,18 +115,7 @@ impl Drop for Admin {
     }
 }
 
-impl Office {
-    pub(super) fn stage(&self) -> Stage {
-        Stage::from_number(self.stage.load(Relaxed))
-    }
-
-    /// Since it was opened, which is among the first things that a server does.
-    pub(super) fn uptime_seconds(&self) -> f64 {
-        clock::monotonic_ns().saturating_sub(self.started_ns) as f64 / 1e9
-    }
-}
-
-/// What connections come in on.
+/// A listening socket of either transport.
 enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
@@ -174,29 +130,31 @@ impl Listener {
     }
 }
 
-/// An operator's connection.
+/// A connection of either transport.
 enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-/// Takes in connections while there is room for them; the kernel keeps the others waiting.
-async fn accept(listener: Listener, office: Arc<Office>) {
-    let room = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
-    let mut fails = false;
-    // It is never closed, so there is always a permit to come.
-    while let Ok(permit) = room.clone().acquire_owned().await {
+/// Accepts up to [`ADMIN_CONNECTIONS_MAX`] connections at once; more wait in the kernel's backlog.
+async fn accept(listener: Listener, context: Arc<AdminContext>) {
+    let connections = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
+    let mut is_failing = false;
+    // The semaphore is never closed, so acquiring never fails.
+    while let Ok(permit) = connections.clone().acquire_owned().await {
         match listener.accept().await {
             Ok(stream) => {
-                fails = false;
+                is_failing = false;
                 match stream {
-                    Stream::Tcp(stream) => drop(tokio::spawn(serve(stream, office.clone(), permit))),
-                    Stream::Unix(stream) => drop(tokio::spawn(serve(stream, office.clone(), permit))),
+                    Stream::Tcp(stream) => drop(tokio::spawn(serve(stream, context.clone(), permit))),
+                    Stream::Unix(stream) => drop(tokio::spawn(serve(stream, context.clone(), permit))),
                 }
             }
             Err(error) => {
-                if !std::mem::replace(&mut fails, true) {
-                    ::log::warn!("accept (--admin): {error}: trying again every {ACCEPT_RETRY_MS} ms");
+                if !std::mem::replace(&mut is_failing, true) {
+                    ::log::warn!(
+                        "--admin: cannot accept a connection: {error}; retrying every {ACCEPT_RETRY_MS} ms"
+                    );
                 }
                 sleep(Duration::from_millis(ACCEPT_RETRY_MS)).await;
             }
@@ -204,16 +162,16 @@ async fn accept(listener: Listener, office: Arc<Office>) {
     }
 }
 
-/// One connection: one request and its answer.
+/// Serves one connection: a request and its response.
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin,
-    office: Arc<Office>,
+    context: Arc<AdminContext>,
     _permit: OwnedSemaphorePermit,
 ) {
     let service = service_fn(move |request: Request<Incoming>| {
-        // The body is of no use to anybody here: it is not read.
-        let (office, routed) = (office.clone(), office.routed(&request));
-        async move { Ok::<_, Infallible>(office.answer(routed).await) }
+        // No endpoint takes a body, so it is not read.
+        let (context, routed) = (context.clone(), context.route(&request));
+        async move { Ok::<_, Infallible>(context.respond(routed).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -222,7 +180,7 @@ async fn serve(
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
     if let Ok(Err(error)) = timeout(Duration::from_millis(ADMIN_CONNECTION_MS), connection).await {
-        ::log::debug!("admin: {error}");
+        ::log::debug!("--admin: {error}");
     }
 }
 

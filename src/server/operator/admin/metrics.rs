@@ -1,14 +1,14 @@
-//! What Prometheus scrapes: the text format 0.0.4, from counters that are read without asking anybody, and from what the
-//! shards said of themselves.
+//! The Prometheus endpoint: counters and shard states in text format 0.0.4.
 //!
-//! Counters are of one shard each and are added up by whoever looks: a query says `sum without (shard)`. What has several
-//! reasons or sources is one family with a label for it.
+//! Counters are exported per shard; queries add them up with `sum without (shard)`. Counters that differ only in a reason or a
+//! source share a family and have a label for it.
 
 use std::fmt::{Display, Write};
 
 use hdrhistogram::Histogram;
 
-use super::Stage;
+use super::{process_sample::ProcessSample, stage::Stage};
+use crate::sources::{SourceConfig, SourceStatus, health::Health};
 use tickcast_core::{
     metrics::{
         counters::{Counter, Counters},
@@ -17,89 +17,69 @@ use tickcast_core::{
     shard::survey::ShardState,
 };
 
-/// The type of [`text`].
+/// The content type of [`text`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Upper bounds of the latency histograms' buckets, microseconds. A bound is as sharp as the histogram below it: 1 %.
+/// Upper bounds of the latency buckets, microseconds. Exact to the histogram's precision, 1 %.
 pub const LATENCY_BOUNDS_US: [u64; 19] = [
     10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
     1_000_000, 2_500_000, 5_000_000, 10_000_000,
 ];
 
-/// A shard as it is scraped.
+/// A shard's part of a scrape.
 #[derive(Clone, Copy, Debug)]
 pub struct ShardSample<'a> {
-    /// Which.
+    /// Its number.
     pub shard: u16,
     /// Its counters.
     pub counters: &'a Counters,
-    /// What it said of itself; `None` if it did not answer in time.
+    /// Its state; `None` if it did not reply in time.
     pub state: Option<&'a ShardState>,
 }
 
-/// What the kernel says of the process.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ProcessSample {
-    /// Resident memory.
-    pub resident_bytes: Option<u64>,
-    /// Virtual memory.
-    pub virtual_bytes: Option<u64>,
-    /// Open descriptors; a served client has none.
-    pub descriptors: Option<u64>,
-    /// As many as there may be.
-    pub descriptors_max: Option<u64>,
-    /// CPU time, user and system.
-    pub cpu_seconds: Option<f64>,
-    /// When it started, seconds since 1970.
-    pub start_seconds: f64,
-}
-
-/// All that one scrape shows.
+/// Everything that a scrape reports.
 #[derive(Clone, Debug)]
 pub struct Scrape<'a> {
-    /// What the server is at.
+    /// The server's stage.
     pub stage: Stage,
     /// Its shards.
     pub shards: &'a [ShardSample<'a>],
-    /// The counters of its own sources.
-    pub sources: &'a [&'a Counters],
+    /// The server's own sources.
+    pub sources: &'a [SourceStatus],
     /// The process.
     pub process: ProcessSample,
 }
 
-/// Where a counter is shown: a family, and the label that tells it from the others of the family.
+/// How a counter is exported: its family, and the label that distinguishes it within the family.
 #[derive(Clone, Debug, PartialEq)]
-struct Shown {
+struct Series {
     family: String,
     help: String,
     label: Option<(&'static str, &'static str)>,
-    /// Counts in one of what is shown.
-    counts: f64,
+    /// Counts per exported unit: 1e9 for nanoseconds exported as seconds.
+    divisor: f64,
 }
 
-fn shown(counter: Counter) -> Shown {
-    let of = |family: &str, help: &str, label| Shown {
+fn series(counter: Counter) -> Series {
+    let labeled = |family: &str, help: &str, label| Series {
         family: format!("tickcast_{family}_total"),
         help: help.to_owned(),
         label: Some(label),
-        counts: 1.0,
+        divisor: 1.0,
     };
     let label = counter.label();
     match counter {
-        Counter::TicksSimulatorDropped => of("source_ticks_dropped", SOURCES_HELP, ("source", "simulator")),
-        Counter::TicksEcgDropped => of("source_ticks_dropped", SOURCES_HELP, ("source", "ecg")),
-        Counter::ReplayWaits => of("source_waits", WAITS_HELP, ("source", "replay")),
-        Counter::SessionsRefused => of("sessions_refused", REFUSED_HELP, ("reason", "clients")),
-        Counter::SessionsRefusedSource => of("sessions_refused", REFUSED_HELP, ("reason", "source")),
-        Counter::SessionsRefusedRate => of("sessions_refused", REFUSED_HELP, ("reason", "rate")),
-        Counter::SessionsRefusedDraining => of("sessions_refused", REFUSED_HELP, ("reason", "draining")),
-        Counter::SessionsRefusedFailed => of("sessions_refused", REFUSED_HELP, ("reason", "failed")),
+        Counter::SessionsRefused => labeled("sessions_refused", REFUSED_HELP, ("reason", "clients")),
+        Counter::SessionsRefusedSource => labeled("sessions_refused", REFUSED_HELP, ("reason", "source")),
+        Counter::SessionsRefusedRate => labeled("sessions_refused", REFUSED_HELP, ("reason", "rate")),
+        Counter::SessionsRefusedDraining => labeled("sessions_refused", REFUSED_HELP, ("reason", "draining")),
+        Counter::SessionsRefusedFailed => labeled("sessions_refused", REFUSED_HELP, ("reason", "failed")),
         _ => match (label.strip_prefix("closed_"), label.strip_suffix("_ns")) {
             (Some(reason), _) => {
                 let reason = reason.strip_prefix("by_").unwrap_or(reason);
-                of("sessions_closed", "Sessions ended, by reason.", ("reason", reason))
+                labeled("sessions_closed", "Sessions ended, by reason.", ("reason", reason))
             }
-            (None, seconds) => Shown {
+            (None, seconds) => Series {
                 family: match (counter.is_gauge(), seconds) {
                     (true, _) => format!("tickcast_{label}"),
                     (false, Some(name)) => format!("tickcast_{name}_seconds_total"),
@@ -107,29 +87,26 @@ fn shown(counter: Counter) -> Shown {
                 },
                 help: counter.help().trim().to_owned(),
                 label: None,
-                counts: if seconds.is_some() { 1e9 } else { 1.0 },
+                divisor: if seconds.is_some() { 1e9 } else { 1.0 },
             },
         },
     }
 }
 
-const SOURCES_HELP: &str =
-    "Ticks that a source of the server itself dropped, because a ring was full or it was stopped.";
-const WAITS_HELP: &str = "Times a source of the server itself waited, because a ring was full.";
-const REFUSED_HELP: &str = "Connections refused, by reason: a bound (clients, source, rate), a server that stops (draining), or a ring that did not \
-     take them (failed).";
+const REFUSED_HELP: &str = "Connections refused, by reason: a limit (clients, source, rate), a stopping server (draining), or an io_uring ring \
+     out of memory (failed).";
 
-/// Whether the sources count it, and not the shards.
-fn is_of_sources(counter: Counter) -> bool {
-    matches!(counter, Counter::TicksSimulatorDropped | Counter::TicksEcgDropped | Counter::ReplayWaits)
+/// Whether the sources count it rather than the shards.
+fn is_counted_by_sources(counter: Counter) -> bool {
+    matches!(counter, Counter::SourceTicksDropped | Counter::SourceWaits)
 }
 
-/// A text that grows family by family.
-struct Text(String);
+/// Writes the text format, family by family.
+struct Writer(String);
 
-impl Text {
+impl Writer {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
-        // Help is one line; backslashes would have to be doubled, and no help has any.
+        // Help must be one line. Backslashes would need escaping, but no help text has any.
         let _ = writeln!(self.0, "# HELP {name} {}\n# TYPE {name} {kind}", help.replace('\n', " "));
     }
 
@@ -142,6 +119,7 @@ impl Text {
         let _ = writeln!(self.0, "{end} {value}");
     }
 
+    /// A family with one sample; nothing if the value is unknown.
     fn single(&mut self, name: &str, kind: &str, help: &str, value: Option<impl Display>) {
         if let Some(value) = value {
             self.family(name, kind, help);
@@ -150,37 +128,55 @@ impl Text {
     }
 }
 
-/// The text of a scrape. Label values are this crate's own words and numbers: none has to be escaped.
-///
-/// Cost: some 150 lines and 8 KiB a shard.
-pub fn text(scrape: &Scrape<'_>) -> String {
-    let mut text = Text(String::with_capacity(16 << 10));
-    counters(scrape, &mut text);
-    states(scrape, &mut text);
-    latencies(scrape, &mut text);
-    server(scrape, &mut text);
-    text.0
+fn sources(scrape: &Scrape<'_>, writer: &mut Writer) {
+    const NAME: &str = "tickcast_sources";
+    writer.family(NAME, "gauge", "Sources of the server, by kind and state.");
+    for kind in SourceConfig::KINDS {
+        let of_kind: Vec<Health> =
+            scrape.sources.iter().filter(|source| source.kind() == kind).map(SourceStatus::health).collect();
+        for state in Health::STATES {
+            let count = of_kind.iter().filter(|health| health.state() == state).count();
+            writer.sample(NAME, &[("source", &kind), ("state", &state)], count);
+        }
+    }
 }
 
-fn counters(scrape: &Scrape<'_>, text: &mut Text) {
-    let all: Vec<(Counter, Shown)> = Counter::ALL.iter().map(|&counter| (counter, shown(counter))).collect();
-    for (at, (first, Shown { family, help, .. })) in all.iter().enumerate() {
+/// Formats a scrape. Label values are this crate's own words and numbers and need no escaping.
+///
+/// Cost: about 150 lines and 8 KiB per shard.
+pub fn text(scrape: &Scrape<'_>) -> String {
+    let mut writer = Writer(String::with_capacity(16 << 10));
+    counters(scrape, &mut writer);
+    sources(scrape, &mut writer);
+    states(scrape, &mut writer);
+    latencies(scrape, &mut writer);
+    server(scrape, &mut writer);
+    writer.0
+}
+
+fn counters(scrape: &Scrape<'_>, writer: &mut Writer) {
+    let all: Vec<(Counter, Series)> =
+        Counter::ALL.iter().map(|&counter| (counter, series(counter))).collect();
+    for (at, (first, Series { family, help, .. })) in all.iter().enumerate() {
         if all[..at].iter().any(|(_, before)| before.family == *family) {
             continue;
         }
-        text.family(family, if first.is_gauge() { "gauge" } else { "counter" }, help);
-        for (counter, shown) in all.iter().filter(|(_, shown)| shown.family == *family) {
-            let label = shown.label.as_ref().map(|(name, value)| (*name, value as &dyn Display));
-            let value = |count: u64| count as f64 / shown.counts;
-            if is_of_sources(*counter) {
-                let sum: u64 = scrape.sources.iter().map(|source| source.value(*counter)).sum();
-                text.sample(family, label.as_slice(), value(sum));
+        writer.family(family, if first.is_gauge() { "gauge" } else { "counter" }, help);
+        for (counter, series) in all.iter().filter(|(_, series)| series.family == *family) {
+            let label = series.label.as_ref().map(|(name, value)| (*name, value as &dyn Display));
+            let value = |count: u64| count as f64 / series.divisor;
+            if is_counted_by_sources(*counter) {
+                for kind in SourceConfig::KINDS {
+                    let of_kind = scrape.sources.iter().filter(|source| source.kind() == kind);
+                    let sum: u64 = of_kind.map(|source| source.counters().value(*counter)).sum();
+                    writer.sample(family, &[("source", &kind)], value(sum));
+                }
                 continue;
             }
             for shard in scrape.shards {
                 let labels: Vec<(&str, &dyn Display)> =
                     std::iter::once(("shard", &shard.shard as &dyn Display)).chain(label).collect();
-                text.sample(family, &labels, value(shard.counters.value(*counter)));
+                writer.sample(family, &labels, value(shard.counters.value(*counter)));
             }
         }
     }
@@ -189,72 +185,74 @@ fn counters(scrape: &Scrape<'_>, text: &mut Text) {
 type Gauge = (&'static str, &'static str, fn(&ShardState) -> usize);
 
 const GAUGES: [Gauge; 8] = [
-    ("tickcast_mesh_ring_bytes", "Bytes in the rings from other shards, not yet taken in.", |state| {
+    ("tickcast_mesh_ring_bytes", "Bytes in the rings from other shards, not yet consumed.", |state| {
         state.mesh_ring_bytes
     }),
     (
         "tickcast_source_ring_bytes",
-        "Bytes in the rings from the server's own sources, not yet taken in.",
+        "Bytes in the rings from the server's own sources, not yet consumed.",
         |state| state.source_ring_bytes,
     ),
-    ("tickcast_mesh_stage_bytes", "Bytes that wait for room in the rings to other shards.", |state| {
+    ("tickcast_mesh_stage_bytes", "Bytes staged for rings to other shards that are full.", |state| {
         state.mesh_stage_bytes
     }),
-    ("tickcast_topics", "Topics that the shard sequences.", |state| state.topics),
-    ("tickcast_topics_taken", "Topics that the shard's sessions take.", |state| state.topics_taken),
-    ("tickcast_patterns", "Patterns that the shard's sessions hold.", |state| state.patterns),
-    ("tickcast_sessions_waiting", "Sessions with something to send.", |state| state.sessions_waiting),
-    ("tickcast_egress_log_bytes", "Memory of the shard's egress logs.", |state| state.egress_log_bytes),
+    ("tickcast_topics", "Topics sequenced by the shard.", |state| state.topics),
+    ("tickcast_topics_taken", "Topics that the shard's sessions are subscribed to.", |state| {
+        state.topics_taken
+    }),
+    ("tickcast_patterns", "Patterns that the shard's sessions are subscribed to.", |state| state.patterns),
+    ("tickcast_sessions_waiting", "Sessions with data to send.", |state| state.sessions_waiting),
+    ("tickcast_egress_log_bytes", "Bytes of the shard's egress logs.", |state| state.egress_log_bytes),
 ];
 
-fn states(scrape: &Scrape<'_>, text: &mut Text) {
-    text.family(
+fn states(scrape: &Scrape<'_>, writer: &mut Writer) {
+    writer.family(
         "tickcast_shard_answered",
         "gauge",
-        "Whether the shard answered this scrape in time: 1; if it did not, 0, and what it would have said is missing.",
+        "1 if the shard replied to this scrape in time; 0 if not, and its gauges and histograms are missing.",
     );
     for shard in scrape.shards {
-        text.sample("tickcast_shard_answered", &[("shard", &shard.shard)], u8::from(shard.state.is_some()));
+        writer.sample("tickcast_shard_answered", &[("shard", &shard.shard)], u8::from(shard.state.is_some()));
     }
     for (name, help, value) in GAUGES {
-        text.family(name, "gauge", help);
-        for (shard, state) in answered(scrape) {
-            text.sample(name, &[("shard", &shard)], value(state));
+        writer.family(name, "gauge", help);
+        for (shard, state) in shard_states(scrape) {
+            writer.sample(name, &[("shard", &shard)], value(state));
         }
     }
 }
 
-fn answered<'a>(scrape: &'a Scrape<'_>) -> impl Iterator<Item = (u16, &'a ShardState)> {
+fn shard_states<'a>(scrape: &'a Scrape<'_>) -> impl Iterator<Item = (u16, &'a ShardState)> {
     scrape.shards.iter().filter_map(|shard| Some((shard.shard, shard.state?)))
 }
 
-fn latencies(scrape: &Scrape<'_>, text: &mut Text) {
+fn latencies(scrape: &Scrape<'_>, writer: &mut Writer) {
     const NAME: &str = "tickcast_latency_seconds";
-    text.family(
+    writer.family(
         NAME,
         "histogram",
-        "From a tick's receipt until it had its sequence, or until its turn's SENDs were with the kernel: one tick a turn.",
+        "Time from the receipt of a tick until it has its sequence number (sequenced) or the kernel has its SENDs (sent); one tick per turn.",
     );
-    for (shard, state) in answered(scrape) {
+    for (shard, state) in shard_states(scrape) {
         for until in Until::ALL {
             let histogram = state.latency.histogram(until);
             let until = until.name();
             let (bucket, sum, count) =
                 (format!("{NAME}_bucket"), format!("{NAME}_sum"), format!("{NAME}_count"));
             let labels: [(&str, &dyn Display); 2] = [("shard", &shard), ("until", &until)];
-            for (bound_us, cumulated) in LATENCY_BOUNDS_US.iter().zip(cumulated(histogram)) {
+            for (bound_us, count) in LATENCY_BOUNDS_US.iter().zip(cumulative_counts(histogram)) {
                 let bound = *bound_us as f64 / 1e6;
-                text.sample(&bucket, &[labels[0], labels[1], ("le", &bound)], cumulated);
+                writer.sample(&bucket, &[labels[0], labels[1], ("le", &bound)], count);
             }
-            text.sample(&bucket, &[labels[0], labels[1], ("le", &"+Inf")], histogram.len());
-            text.sample(&sum, &labels, sum_us(histogram) as f64 / 1e6);
-            text.sample(&count, &labels, histogram.len());
+            writer.sample(&bucket, &[labels[0], labels[1], ("le", &"+Inf")], histogram.len());
+            writer.sample(&sum, &labels, sum_us(histogram) as f64 / 1e6);
+            writer.sample(&count, &labels, histogram.len());
         }
     }
 }
 
-/// How many samples are at most each of [`LATENCY_BOUNDS_US`].
-fn cumulated(histogram: &Histogram<u64>) -> [u64; LATENCY_BOUNDS_US.len()] {
+/// The number of samples at or below each of [`LATENCY_BOUNDS_US`].
+fn cumulative_counts(histogram: &Histogram<u64>) -> [u64; LATENCY_BOUNDS_US.len()] {
     let mut counts = [0; LATENCY_BOUNDS_US.len()];
     for step in histogram.iter_recorded() {
         let us = histogram.lowest_equivalent(step.value_iterated_to());
@@ -270,7 +268,7 @@ fn cumulated(histogram: &Histogram<u64>) -> [u64; LATENCY_BOUNDS_US.len()] {
     })
 }
 
-/// As good as the histogram: 1 %. It never falls from one scrape to the next, as each part of it never does.
+/// The sum of all samples, exact to the histogram's precision, 1 %. Never decreases between scrapes, as no term does.
 fn sum_us(histogram: &Histogram<u64>) -> u64 {
     let each = histogram.iter_recorded().map(|step| {
         histogram.median_equivalent(step.value_iterated_to()).saturating_mul(step.count_at_value())
@@ -278,59 +276,64 @@ fn sum_us(histogram: &Histogram<u64>) -> u64 {
     each.fold(0, u64::saturating_add)
 }
 
-fn server(scrape: &Scrape<'_>, text: &mut Text) {
-    text.family("tickcast_stage", "gauge", "1 for what the server is at: starting, serving or draining.");
-    for stage in [Stage::Starting, Stage::Serving, Stage::Draining] {
-        let is = u8::from(stage == scrape.stage);
-        text.sample("tickcast_stage", &[("stage", &stage.name())], is);
+fn server(scrape: &Scrape<'_>, writer: &mut Writer) {
+    writer.family(
+        "tickcast_stage",
+        "gauge",
+        "1 for the server's current stage (starting, serving or draining), 0 for the others.",
+    );
+    for stage in Stage::ALL {
+        let is_current = u8::from(stage == scrape.stage);
+        writer.sample("tickcast_stage", &[("stage", &stage.name())], is_current);
     }
-    text.family("tickcast_build_info", "gauge", "1, with the version.");
-    text.sample("tickcast_build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
+    writer.family("tickcast_build_info", "gauge", "Always 1; the label has the version.");
+    writer.sample("tickcast_build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
     let process = &scrape.process;
-    text.single(
+    writer.single(
         "process_resident_memory_bytes",
         "gauge",
         "Resident memory size in bytes.",
         process.resident_bytes,
     );
-    text.single(
+    writer.single(
         "process_virtual_memory_bytes",
         "gauge",
         "Virtual memory size in bytes.",
         process.virtual_bytes,
     );
-    text.single(
+    writer.single(
         "process_open_fds",
         "gauge",
-        "Number of open file descriptors. A served client has none: its socket is a registered file.",
+        "Number of open file descriptors. Clients use none: their sockets are registered files.",
         process.descriptors,
     );
-    text.single(
+    writer.single(
         "process_max_fds",
         "gauge",
         "Maximum number of open file descriptors.",
         process.descriptors_max,
     );
-    text.single(
+    writer.single(
         "process_cpu_seconds_total",
         "counter",
         "Total user and system CPU time spent in seconds.",
         process.cpu_seconds,
     );
-    text.single(
+    writer.single(
         "process_start_time_seconds",
         "gauge",
-        "Start time of the process since unix epoch in seconds.",
+        "Start time of the process since the Unix epoch in seconds.",
         Some(process.start_seconds),
     );
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::operator) mod tests {
     use super::*;
     use tickcast_core::metrics::latency::Latency;
 
-    fn state(latency: Latency) -> ShardState {
+    /// A state with a different value in each gauge.
+    pub fn shard_state(latency: Latency) -> ShardState {
         ShardState {
             mesh_ring_bytes: 1,
             source_ring_bytes: 2,
@@ -345,21 +348,22 @@ mod tests {
     }
 
     fn scraped(change: impl FnOnce(&Counters)) -> String {
-        let (one, two, source) = (Counters::default(), Counters::default(), Counters::default());
+        let (one, two, source) = (Counters::default(), Counters::default(), SourceStatus::new("simulator"));
         change(&one);
-        source.add(Counter::TicksSimulatorDropped, 5);
+        source.counters().add(Counter::SourceTicksDropped, 5);
+        source.set_health(Health::Running);
         let mut latency = Latency::default();
         for us in [5, 1_000, 1_001, 20_000_000] {
             latency.sequenced(1_000_000_000, 1_000_000_000 + us * 1_000);
             latency.end_turn(0, 0, 0);
         }
-        let state = state(latency);
+        let state = shard_state(latency);
         let shards = [
             ShardSample { shard: 0, counters: &one, state: Some(&state) },
             ShardSample { shard: 1, counters: &two, state: None },
         ];
         let process = ProcessSample { resident_bytes: Some(4_096), ..ProcessSample::default() };
-        text(&Scrape { stage: Stage::Serving, shards: &shards, sources: &[&source], process })
+        text(&Scrape { stage: Stage::Serving, shards: &shards, sources: &[source], process })
     }
 
     fn has(text: &str, line: &str) {
@@ -367,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_are_shown_by_shard_in_base_units_and_by_reason() {
+    fn counters_are_exported_per_shard_in_base_units_and_by_reason() {
         let text = scraped(|counters| {
             counters.add(Counter::TicksDelivered, 3);
             counters.add(Counter::BusyNs, 1_500_000_000);
@@ -394,12 +398,15 @@ mod tests {
         has(&text, "tickcast_source_waits_total{source=\"replay\"} 0");
         has(&text, "tickcast_source_ticks_dropped_total{source=\"simulator\"} 5");
         has(&text, "tickcast_source_ticks_dropped_total{source=\"ecg\"} 0");
+        has(&text, "tickcast_source_waits_total{source=\"replay\"} 0");
+        has(&text, "tickcast_sources{source=\"simulator\",state=\"running\"} 1");
+        has(&text, "tickcast_sources{source=\"simulator\",state=\"waiting\"} 0");
         has(&text, "process_resident_memory_bytes 4096");
         assert!(!text.contains("process_open_fds"));
     }
 
     #[test]
-    fn a_shard_that_did_not_answer_has_counters_and_says_so() {
+    fn a_shard_without_a_reply_is_exported_with_its_counters_only() {
         let text = scraped(|_| {});
         has(&text, "tickcast_shard_answered{shard=\"0\"} 1");
         has(&text, "tickcast_shard_answered{shard=\"1\"} 0");
@@ -410,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn histograms_are_cumulative_and_end_with_all_samples() {
+    fn histograms_are_cumulative_up_to_all_samples() {
         let text = scraped(|_| {});
         let bucket = |bound: &str| {
             format!("tickcast_latency_seconds_bucket{{shard=\"0\",until=\"sequenced\",le=\"{bound}\"}} ")
@@ -427,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn every_family_has_one_head_before_all_of_its_samples() {
+    fn every_family_has_one_header_before_its_samples() {
         let text = scraped(|_| {});
         let mut families: Vec<&str> = Vec::new();
         for line in text.lines() {

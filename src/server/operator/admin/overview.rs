@@ -1,9 +1,9 @@
-//! The whole server in one answer: `/v1/shards`.
+//! The response of `/v1/shards`: the server and all its shards.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Stage, metrics::ProcessSample, views::StateView};
+use super::{process_sample::ProcessSample, stage::Stage};
 use tickcast_core::{
     metrics::{
         counters::{Counter, Counters},
@@ -15,67 +15,99 @@ use tickcast_core::{
 /// A shard.
 #[derive(Debug, Serialize)]
 pub struct ShardView {
-    /// Which.
+    /// Its number.
     pub shard: u16,
     /// The core it is pinned to.
     pub core: usize,
-    /// The share of its time since the start that it was at work; `None` before its first turn.
+    /// Busy share of its time since the start; `None` before its first turn.
     pub busy_percent: Option<f64>,
-    /// What it counts, by the names that the log has.
+    /// Its counters, by [`Counter::label`].
     pub counters: Map<String, Value>,
-    /// What it says of itself; `None` if it did not answer in time.
+    /// Its gauges; `None` if it did not reply in time.
     pub state: Option<StateView>,
 }
 
 impl ShardView {
-    /// A shard by its counters and its answer.
+    /// Combines a shard's counters with its reply.
     pub fn new(shard: u16, core: usize, counters: &Counters, state: Option<&ShardState>) -> ShardView {
-        let busy_percent = latency::busy_percent(counters);
+        let value = |&counter: &Counter| (counter.label().to_owned(), counters.value(counter).into());
         ShardView {
             shard,
             core,
-            busy_percent,
-            counters: counted(counters),
+            busy_percent: latency::busy_percent(counters),
+            counters: Counter::ALL.iter().map(value).collect(),
             state: state.map(StateView::from),
         }
     }
 }
 
-fn counted(counters: &Counters) -> Map<String, Value> {
-    Counter::ALL.iter().map(|&counter| (counter.label().to_owned(), counters.value(counter).into())).collect()
+/// A shard's gauges: [`ShardState`] without the histograms.
+#[derive(Clone, Debug, Serialize)]
+pub struct StateView {
+    /// Bytes in the rings from other shards that it has not consumed.
+    pub mesh_ring_bytes: usize,
+    /// Bytes in the rings from the server's own sources that it has not consumed.
+    pub source_ring_bytes: usize,
+    /// Bytes staged for rings to other shards that are full.
+    pub mesh_stage_bytes: usize,
+    /// Topics it sequences.
+    pub topics: usize,
+    /// Topics its sessions are subscribed to.
+    pub topics_taken: usize,
+    /// Patterns its sessions are subscribed to.
+    pub patterns: usize,
+    /// Sessions with data to send.
+    pub sessions_waiting: usize,
+    /// Bytes of its egress logs.
+    pub egress_log_bytes: usize,
+}
+
+impl From<&ShardState> for StateView {
+    fn from(state: &ShardState) -> StateView {
+        StateView {
+            mesh_ring_bytes: state.mesh_ring_bytes,
+            source_ring_bytes: state.source_ring_bytes,
+            mesh_stage_bytes: state.mesh_stage_bytes,
+            topics: state.topics,
+            topics_taken: state.topics_taken,
+            patterns: state.patterns,
+            sessions_waiting: state.sessions_waiting,
+            egress_log_bytes: state.egress_log_bytes,
+        }
+    }
 }
 
 /// The server.
 #[derive(Debug, Serialize)]
 pub struct Overview {
-    /// Of the program.
+    /// The program's version.
     pub version: &'static str,
-    /// What the server is at.
+    /// [`Stage::name`].
     pub stage: &'static str,
-    /// When the process started, seconds since 1970 as the clock had it then: of two answers with different ones, the
-    /// server was started anew between.
+    /// When the process started, seconds since 1970 by the clock at that time. Two responses with different values come
+    /// from different processes.
     pub start_seconds: f64,
-    /// Since the process started, seconds, whatever was done to the clock meanwhile.
+    /// Seconds since the process started, unaffected by steps of the wall clock.
     pub uptime_seconds: f64,
     /// Resident memory.
     pub resident_bytes: Option<u64>,
     /// Open descriptors.
     pub descriptors: Option<u64>,
-    /// Each shard.
+    /// All shards.
     pub shards: Vec<ShardView>,
-    /// Shards that did not answer in time.
+    /// Shards that did not reply in time.
     pub unanswered: Vec<u16>,
 }
 
 impl Overview {
-    /// Of these shards, so long after the start.
+    /// Builds the response; shards without a state are listed in `unanswered`.
     pub fn new(
         stage: Stage,
         process: &ProcessSample,
         uptime_seconds: f64,
         shards: Vec<ShardView>,
     ) -> Overview {
-        let silent = |shard: &ShardView| shard.state.is_none().then_some(shard.shard);
+        let unanswered = |shard: &ShardView| shard.state.is_none().then_some(shard.shard);
         Overview {
             version: env!("CARGO_PKG_VERSION"),
             stage: stage.name(),
@@ -83,7 +115,7 @@ impl Overview {
             uptime_seconds,
             resident_bytes: process.resident_bytes,
             descriptors: process.descriptors,
-            unanswered: shards.iter().filter_map(silent).collect(),
+            unanswered: shards.iter().filter_map(unanswered).collect(),
             shards,
         }
     }
@@ -94,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shard_that_did_not_answer_is_there_with_its_counters() {
+    fn a_shard_without_a_reply_is_listed_with_its_counters() {
         let counters = Counters::default();
         counters.add(Counter::TicksDelivered, 7);
         let process = ProcessSample { start_seconds: 10.0, ..ProcessSample::default() };

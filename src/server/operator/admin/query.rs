@@ -1,14 +1,16 @@
-//! What may stand behind the `?` of an operator's request.
+//! Query strings of the admin API.
 
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
 use crate::limits::{ADMIN_ROWS_DEFAULT, ADMIN_ROWS_MAX};
-pub use tickcast_core::metrics::latency::Until;
-use tickcast_core::shard::survey::{SessionSort, SessionsQuery, TopicSort, TopicsQuery};
+use tickcast_core::{
+    metrics::latency::Until,
+    shard::survey::{SessionSort, SessionsQuery, TopicSort, TopicsQuery},
+};
 
-/// Names of the session sorts in a query.
+/// The values of `sort=` in `/v1/sessions`.
 pub const SESSION_SORTS: [(&str, SessionSort); 6] = [
     ("outbox", SessionSort::Outbox),
     ("lag", SessionSort::Lag),
@@ -18,18 +20,18 @@ pub const SESSION_SORTS: [(&str, SessionSort); 6] = [
     ("newest", SessionSort::Newest),
 ];
 
-/// How latencies are to be answered.
+/// The format of `/v1/latency`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LatencyFormat {
-    /// Percentiles of each shard and of all together.
+    /// Percentiles of each shard and of all shards together.
     Json,
-    /// How often each latency was seen on all shards together: what an asker can take an earlier answer from.
+    /// A count for each latency, over all shards; two responses can be subtracted.
     Counts,
-    /// All shards' histogram as the text that HdrHistogram's plotters read.
+    /// The histogram over all shards, in HdrHistogram's plotter format.
     Hgrm(Until),
 }
 
-/// The parameters of a query, each once.
+/// Parsed parameters, each name at most once.
 struct Parameters<'a>(Vec<(&'a str, Cow<'a, str>)>);
 
 impl<'a> Parameters<'a> {
@@ -37,72 +39,73 @@ impl<'a> Parameters<'a> {
         let mut found: Vec<(&str, Cow<'_, str>)> = Vec::new();
         for part in query.split('&').filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let value =
-                percent_decode_str(value).decode_utf8().map_err(|_| format!("{}: not UTF-8", shown(name)))?;
+            let value = percent_decode_str(value)
+                .decode_utf8()
+                .map_err(|_| format!("parameter {} is not UTF-8", quoted(name)))?;
             if !known.contains(&name) {
-                return Err(format!("no parameter {}; there is {}", shown(name), known.join(", ")));
+                return Err(format!("unknown parameter {}; use {}", quoted(name), known.join(", ")));
             }
             if found.iter().any(|(before, _)| *before == name) {
-                return Err(format!("{name}: given twice"));
+                return Err(format!("parameter {name} is given twice"));
             }
             found.push((name, value));
         }
         Ok(Parameters(found))
     }
 
-    fn of(&self, name: &str) -> Option<&str> {
+    fn value(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_ref())
     }
 
     fn one_of<T: Copy>(&self, name: &str, values: &[(&str, T)], default: T) -> Result<T, String> {
-        let Some(text) = self.of(name) else { return Ok(default) };
+        let Some(text) = self.value(name) else { return Ok(default) };
         let value = values.iter().find(|(known, _)| *known == text).map(|&(_, value)| value);
         value.ok_or_else(|| {
             let known: Vec<&str> = values.iter().map(|(known, _)| *known).collect();
-            format!("{name}: {}: {}", shown(text), known.join(", "))
+            format!("invalid {name} {}; use one of {}", quoted(text), known.join(", "))
         })
     }
 
     fn limit(&self) -> Result<usize, String> {
-        let Some(text) = self.of("limit") else { return Ok(ADMIN_ROWS_DEFAULT) };
+        let Some(text) = self.value("limit") else { return Ok(ADMIN_ROWS_DEFAULT) };
         let limit = text.parse::<usize>().ok().filter(|limit| (1..=ADMIN_ROWS_MAX).contains(limit));
-        limit.ok_or_else(|| format!("limit: {}: 1 to {ADMIN_ROWS_MAX}", shown(text)))
+        limit.ok_or_else(|| format!("invalid limit {}; use 1 to {ADMIN_ROWS_MAX}", quoted(text)))
     }
 }
 
-/// Somebody else's text as it may stand in an answer: quoted and cut.
-fn shown(text: &str) -> String {
+/// A client's text, quoted and truncated so that it is safe to send back.
+fn quoted(text: &str) -> String {
     format!("{:?}", text.chars().take(64).collect::<String>())
 }
 
-/// What stands behind `/v1/sessions?`.
+/// Parses the query of `/v1/sessions`.
 ///
 /// # Errors
-/// What is wrong with which parameter.
+/// Which parameter is invalid, and why.
 pub fn sessions(query: &str) -> Result<SessionsQuery, String> {
     let parameters = Parameters::parse(query, &["sort", "limit"])?;
     let sort = parameters.one_of("sort", &SESSION_SORTS, SessionSort::Outbox)?;
     Ok(SessionsQuery { sort, limit: parameters.limit()? })
 }
 
-/// What stands behind `/v1/topics?`.
+/// Parses the query of `/v1/topics`.
 ///
 /// # Errors
-/// What is wrong with which parameter.
+/// Which parameter is invalid, and why.
 pub fn topics(query: &str) -> Result<TopicsQuery, String> {
     let parameters = Parameters::parse(query, &["prefix", "sort", "limit"])?;
     let sorts = [("ticks", TopicSort::Ticks), ("bytes", TopicSort::Bytes), ("newest", TopicSort::Newest)];
     Ok(TopicsQuery {
-        prefix: parameters.of("prefix").unwrap_or_default().to_owned(),
+        prefix: parameters.value("prefix").unwrap_or_default().to_owned(),
         sort: parameters.one_of("sort", &sorts, TopicSort::Ticks)?,
         limit: parameters.limit()?,
     })
 }
 
-/// What stands behind `/v1/latency?`.
+/// Parses the query of `/v1/latency`.
 ///
 /// # Errors
-/// What is wrong with which parameter.
+/// Which parameter is invalid, and why.
 pub fn latency(query: &str) -> Result<LatencyFormat, String> {
     let parameters = Parameters::parse(query, &["format", "until"])?;
     let untils = [("sequenced", Until::Sequenced), ("sent", Until::Sent)];
@@ -113,20 +116,23 @@ pub fn latency(query: &str) -> Result<LatencyFormat, String> {
         ("hgrm", LatencyFormat::Hgrm(until)),
     ];
     match parameters.one_of("format", &formats, LatencyFormat::Json)? {
-        LatencyFormat::Json | LatencyFormat::Counts if parameters.of("until").is_some() => {
-            Err("until: goes with format=hgrm".to_owned())
+        LatencyFormat::Json | LatencyFormat::Counts if parameters.value("until").is_some() => {
+            Err("parameter until requires format=hgrm".to_owned())
         }
         format => Ok(format),
     }
 }
 
-/// What stands behind the `?` of what takes nothing.
+/// Checks the query of an endpoint that takes no parameters.
 ///
 /// # Errors
-/// The first parameter.
-pub fn none(query: &str) -> Result<(), String> {
+/// The first parameter found.
+pub fn no_parameters(query: &str) -> Result<(), String> {
     match query.split('&').find(|part| !part.is_empty()) {
-        Some(part) => Err(format!("no parameter {}", shown(part.split('=').next().unwrap_or_default()))),
+        Some(part) => {
+            let name = part.split('=').next().unwrap_or_default();
+            Err(format!("unknown parameter {}; this path takes none", quoted(name)))
+        }
         None => Ok(()),
     }
 }
@@ -136,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_given_has_its_default() {
+    fn omitted_parameters_have_defaults() {
         let outbox = SessionsQuery { sort: SessionSort::Outbox, limit: ADMIN_ROWS_DEFAULT };
         assert_eq!(sessions(""), Ok(outbox));
         assert_eq!(sessions("limit=7&sort=lag"), Ok(SessionsQuery { sort: SessionSort::Lag, limit: 7 }));
@@ -147,11 +153,11 @@ mod tests {
         assert_eq!(latency("format=counts"), Ok(LatencyFormat::Counts));
         assert_eq!(latency("format=hgrm"), Ok(LatencyFormat::Hgrm(Until::Sent)));
         assert_eq!(latency("format=hgrm&until=sequenced"), Ok(LatencyFormat::Hgrm(Until::Sequenced)));
-        assert_eq!(none("&&"), Ok(()));
+        assert_eq!(no_parameters("&&"), Ok(()));
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_by_its_name() {
+    fn invalid_parameters_are_refused_by_name() {
         let refused = |query: &str| sessions(query).map(|_| ()).unwrap_err();
         for (query, name) in [
             ("limit=0", "limit"),
@@ -168,7 +174,7 @@ mod tests {
         }
         assert!(topics("prefix=%80").is_err() && topics("sort=lag").is_err());
         assert!(latency("until=sent").unwrap_err().contains("hgrm"));
-        assert!(none("a=b").unwrap_err().contains("\"a\""));
+        assert!(no_parameters("a=b").unwrap_err().contains("\"a\""));
         assert!(refused(&format!("{}=1", "x".repeat(10_000))).len() < 200);
     }
 }

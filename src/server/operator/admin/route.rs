@@ -1,110 +1,80 @@
-//! Which request is for what, and which is refused.
+//! Routing: which endpoint a request is for, or the error it gets.
 
 use super::query::{self, LatencyFormat};
+use crate::operator::views::GlobalSessionId;
 use tickcast_core::shard::survey::{SessionsQuery, TopicsQuery};
-use tickcast_proto::ids::ShardId;
 
-/// What an operator asks for.
+/// An endpoint of the admin API, with its parsed parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// What there is.
+    /// The list of endpoints.
     Index,
-    /// Whether the process lives.
+    /// Liveness.
     Health,
-    /// Whether clients are taken in.
+    /// Readiness: whether clients are accepted.
     Ready,
-    /// Counters, gauges and histograms for Prometheus.
+    /// Prometheus metrics.
     Metrics,
-    /// Each shard's counters and state.
+    /// Each shard's counters and gauges.
     Shards,
     /// Topics.
     Topics(TopicsQuery),
     /// Sessions.
     Sessions(SessionsQuery),
-    /// Latencies.
+    /// Latency histograms.
     Latency(LatencyFormat),
-    /// Close a session.
-    Close(SessionName),
+    /// Closing a session.
+    Close(GlobalSessionId),
 }
 
-/// Why a request is refused.
+/// An error response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct RequestError {
     /// HTTP status.
     pub status: u16,
-    /// The methods there are, if that is what is wrong.
+    /// The allowed methods, with status 405.
     pub allow: Option<&'static str>,
-    /// For the operator.
-    pub text: String,
+    /// What went wrong, for the operator.
+    pub message: String,
 }
 
-impl Refusal {
-    /// With a status and a reason.
-    pub fn new(status: u16, text: impl Into<String>) -> Refusal {
-        Refusal { status, allow: None, text: text.into() }
+impl RequestError {
+    /// An error without an Allow header.
+    pub fn new(status: u16, message: impl Into<String>) -> RequestError {
+        RequestError { status, allow: None, message: message.into() }
     }
 }
 
-/// A session by the name that the whole server knows it by: `SHARD-ID`, the id in hexadecimal as in logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SessionName {
-    /// Its shard.
-    pub shard: ShardId,
-    /// Its id there.
-    pub id: u64,
-}
-
-impl std::fmt::Display for SessionName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}-{:x}", self.shard.0, self.id)
-    }
-}
-
-impl std::str::FromStr for SessionName {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<SessionName, ()> {
-        let (shard, id) = text.split_once('-').ok_or(())?;
-        // What parse() takes beside digits: a sign.
-        let is_plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if !is_plain(shard) || !is_plain(id) {
-            return Err(());
-        }
-        let shard = ShardId(shard.parse().map_err(|_| ())?);
-        Ok(SessionName { shard, id: u64::from_str_radix(id, 16).map_err(|_| ())? })
-    }
-}
-
-/// What there is, for people.
+/// The text of `GET /`.
 pub const INDEX: &str = "\
 tickcast
-GET /metrics                       Prometheus text
-GET /healthz                       200 while the process lives
-GET /readyz                        200 while clients are taken in
-GET /v1/shards                     each shard's counters and state
+GET /metrics                       Prometheus text format
+GET /healthz                       200 while the process is alive
+GET /readyz                        200 while clients are accepted
+GET /v1/shards                     each shard's counters and gauges
 GET /v1/topics                     ?prefix= &sort=ticks|bytes|newest &limit=
 GET /v1/sessions                   ?sort=outbox|lag|dropped|conflated|topics|newest &limit=
 GET /v1/latency                    ?format=json|counts|hgrm &until=sequenced|sent
 DELETE /v1/sessions/ID             closes a session
 ";
 
-const READ: &str = "GET, HEAD";
+const READ_METHODS: &str = "GET, HEAD";
 
-/// What a request is for.
+/// Finds the endpoint of a request and parses its query.
 ///
 /// # Errors
-/// 404 for a path that is not there, 405 for a method that it does not have, 400 for a query that makes no sense.
-pub fn route(method: &str, path: &str, query: &str) -> Result<Route, Refusal> {
-    let bad = |text: String| Refusal::new(400, text);
-    if let Some(name) = path.strip_prefix("/v1/sessions/") {
+/// 404 for an unknown path, 405 for a method the path does not support, 400 for an invalid query.
+pub fn route(method: &str, path: &str, query: &str) -> Result<Route, RequestError> {
+    let bad_request = |message: String| RequestError::new(400, message);
+    if let Some(id) = path.strip_prefix("/v1/sessions/") {
         if method != "DELETE" {
-            return Err(not_allowed(method, "DELETE"));
+            return Err(method_not_allowed(method, "DELETE"));
         }
-        query::none(query).map_err(bad)?;
-        let named = name.parse().map(Route::Close);
-        return named.map_err(|()| Refusal::new(404, "no such session: GET /v1/sessions has their ids"));
+        query::no_parameters(query).map_err(bad_request)?;
+        let close = id.parse().map(Route::Close);
+        return close.map_err(|()| RequestError::new(404, "no such session; GET /v1/sessions lists the IDs"));
     }
-    let plain = |route: Route| query::none(query).map(|()| route);
+    let plain = |route: Route| query::no_parameters(query).map(|()| route);
     let routed = match path {
         "/" => plain(Route::Index),
         "/healthz" => plain(Route::Health),
@@ -114,22 +84,25 @@ pub fn route(method: &str, path: &str, query: &str) -> Result<Route, Refusal> {
         "/v1/topics" => query::topics(query).map(Route::Topics),
         "/v1/sessions" => query::sessions(query).map(Route::Sessions),
         "/v1/latency" => query::latency(query).map(Route::Latency),
-        _ => return Err(Refusal::new(404, "no such path: GET / has them")),
+        _ => return Err(RequestError::new(404, "no such path; GET / lists the endpoints")),
     };
     match method {
-        "GET" | "HEAD" => routed.map_err(bad),
-        _ => Err(not_allowed(method, READ)),
+        "GET" | "HEAD" => routed.map_err(bad_request),
+        _ => Err(method_not_allowed(method, READ_METHODS)),
     }
 }
 
-fn not_allowed(method: &str, allow: &'static str) -> Refusal {
-    let text = format!("{}: here it is {allow}", method.chars().take(32).collect::<String>());
-    Refusal { status: 405, allow: Some(allow), text }
+fn method_not_allowed(method: &str, allow: &'static str) -> RequestError {
+    let method: String = method.chars().take(32).collect();
+    let message = format!("method {method} is not allowed here; use {allow}");
+    RequestError { status: 405, allow: Some(allow), message }
 }
 
-/// Whether a Host header (or an absolute path's authority) names this machine as a browser would only do for a page of
-/// this listener: an address, or `localhost`. A page from elsewhere whose name was made to lead here has its own name in it.
-pub fn is_own_host(host: &str) -> bool {
+/// Whether a Host header or URI authority is an IP address or `localhost`, and so not the name of a foreign page.
+///
+/// In a DNS rebinding attack a page from elsewhere makes its own name resolve to this machine: the browser then sends
+/// that name.
+pub fn is_address_or_localhost(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
@@ -142,11 +115,11 @@ mod tests {
     use super::*;
 
     fn status(method: &str, path: &str, query: &str) -> u16 {
-        route(method, path, query).map_or_else(|refusal| refusal.status, |_| 200)
+        route(method, path, query).map_or_else(|error| error.status, |_| 200)
     }
 
     #[test]
-    fn every_path_of_the_index_is_there() {
+    fn every_endpoint_in_the_index_exists() {
         for line in INDEX.lines().skip(1) {
             let mut words = line.split_whitespace();
             let (method, path) = (words.next().unwrap(), words.next().unwrap());
@@ -156,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_404_a_wrong_method_405_and_a_wrong_query_400() {
+    fn unknown_path_is_404_wrong_method_405_invalid_query_400() {
         for (method, path, query, expected) in [
             ("GET", "/nothing", "", 404),
             ("POST", "/nothing", "", 404),
@@ -181,24 +154,14 @@ mod tests {
     }
 
     #[test]
-    fn names_of_sessions_read_back() {
-        let name = SessionName { shard: ShardId(3), id: 0x1_0000_00ff };
-        assert_eq!(name.to_string(), "3-1000000ff");
-        assert_eq!(name.to_string().parse(), Ok(name));
-        for bad in ["", "-", "1-", "-1", "1-2-3", "x-1", "1-x", "1-fffffffffffffffff"] {
-            assert_eq!(bad.parse::<SessionName>(), Err(()), "{bad}");
+    fn only_addresses_and_localhost_pass_as_host() {
+        for accepted in ["127.0.0.1:9490", "127.0.0.1", "[::1]:9490", "[::1]", "localhost:1", "LocalHost"] {
+            assert!(is_address_or_localhost(accepted), "{accepted}");
         }
-    }
-
-    #[test]
-    fn a_name_that_somebody_else_made_lead_here_is_not_this_machine() {
-        for own in ["127.0.0.1:9490", "127.0.0.1", "[::1]:9490", "[::1]", "localhost:1", "LocalHost"] {
-            assert!(is_own_host(own), "{own}");
-        }
-        for other in
+        for foreign in
             ["", "evil.example", "evil.example:9490", "127.0.0.1.evil.example", "[evil]", "localhost.evil"]
         {
-            assert!(!is_own_host(other), "{other}");
+            assert!(!is_address_or_localhost(foreign), "{foreign}");
         }
     }
 }

@@ -1,15 +1,15 @@
-//! What was looked at, as a person reads it.
+//! The result of a check as text for people.
 
 use std::path::Path;
 
-use super::{Item, State};
+use super::item::{CheckItem, ItemState};
 
-/// Between two columns.
+/// Space between two columns.
 const GAP: &str = "  ";
 const HEAD: [&str; 7] = ["ITEM", "REQUIRED", "ENABLED", "SUPPORTED", "NOW", "WANTED", "REASON"];
 
-/// A line an item, its columns under each other. The last one, the reason, is as long as it is.
-pub fn table(items: &[Item]) -> String {
+/// One line per item in aligned columns. The last column, the reason, is not wrapped.
+pub fn table(items: &[CheckItem]) -> String {
     let rows: Vec<[String; 7]> =
         std::iter::once(HEAD.map(str::to_owned)).chain(items.iter().map(row)).collect();
     let mut widths = [0; 7];
@@ -28,28 +28,29 @@ pub fn table(items: &[Item]) -> String {
     text
 }
 
-/// What follows from it, a line or two: of what this program knows by itself, and of what the tool says.
-pub fn summary(own: &[Item], machine: &[Item], tool: Option<&Path>) -> String {
+/// A line that says whether the server can run, and one that points to `tool` if settings are worth changing.
+pub fn summary(own: &[CheckItem], tuning: &[CheckItem], tool: Option<&Path>) -> String {
     let missing: Vec<&str> =
         own.iter().filter(|item| item.is_missing()).map(|item| item.name.as_str()).collect();
-    let settable = machine.iter().filter(|item| item.state == State::Supported).count();
+    let settable = tuning.iter().filter(|item| item.state == ItemState::Supported).count();
     let mut text = match missing.is_empty() {
-        true => "all that tickcast serve requires is here\n".to_owned(),
-        false => format!("tickcast serve cannot run here: {}\n", missing.join(", ")),
+        true => "this machine meets all requirements of tickcast serve\n".to_owned(),
+        false => format!("tickcast serve cannot run on this machine; missing: {}\n", missing.join(", ")),
     };
     if let Some(tool) = tool.filter(|_| settable > 0) {
-        text += &format!("{settable} could be set; what that changes: {} apply --dry-run\n", tool.display());
+        let settings = if settable == 1 { "1 setting is" } else { &format!("{settable} settings are") };
+        text += &format!("{settings} worth changing; to preview: {} apply --dry-run\n", tool.display());
     }
     text
 }
 
-fn row(item: &Item) -> [String; 7] {
+fn row(item: &CheckItem) -> [String; 7] {
     let yes_no = |yes| if yes { "yes" } else { "no" };
     [
         item.name.as_str(),
         if item.required { "yes" } else { "-" },
-        yes_no(item.state == State::Enabled),
-        yes_no(item.state != State::Unsupported),
+        yes_no(item.state == ItemState::Enabled),
+        yes_no(item.state != ItemState::Unsupported),
         item.now.as_deref().unwrap_or("-"),
         &item.wanted,
         &item.reason,
@@ -57,7 +58,7 @@ fn row(item: &Item) -> [String; 7] {
     .map(printable)
 }
 
-/// On one line, and nothing that a terminal would obey.
+/// Replaces line breaks and other control characters, which a terminal would obey.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -1,18 +1,18 @@
 use std::{env, fs, os::unix::fs::PermissionsExt, path::Path, process};
 
-use super::{table::*, *};
+use super::{item::ItemState, table::*, *};
 
-/// A folder of this test's that nobody else may write to, gone when it is dropped.
-pub(super) struct Folder(pub(super) PathBuf);
+/// A temporary folder that only its owner may write to; removed when dropped.
+pub(super) struct TestFolder(pub(super) PathBuf);
 
-impl Folder {
-    pub(super) fn new(name: &str) -> Folder {
+impl TestFolder {
+    pub(super) fn new(name: &str) -> TestFolder {
         let folder = env::temp_dir().join(format!("tickcast-{}-{name}", process::id()));
         fs::create_dir_all(&folder).unwrap();
-        Folder(folder)
+        TestFolder(folder)
     }
 
-    /// A file of that mode, in folders that only their owner may write to.
+    /// Creates a file with this mode, in folders that only their owner may write to.
     pub(super) fn program(&self, path: &str, mode: u32) -> PathBuf {
         let path = self.0.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -25,14 +25,14 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for TestFolder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-fn item(name: &str, required: bool, state: State, now: Option<&str>) -> Item {
-    Item {
+fn item(name: &str, required: bool, state: ItemState, now: Option<&str>) -> CheckItem {
+    CheckItem {
         name: name.to_owned(),
         required,
         state,
@@ -42,11 +42,11 @@ fn item(name: &str, required: bool, state: State, now: Option<&str>) -> Item {
     }
 }
 
-fn items() -> Vec<Item> {
+fn items() -> Vec<CheckItem> {
     vec![
-        item("kernel", true, State::Enabled, Some("6.18")),
-        item("net.core.somaxconn", false, State::Supported, Some("4096")),
-        item("governor", false, State::Unsupported, None),
+        item("kernel", true, ItemState::Enabled, Some("6.18")),
+        item("net.core.somaxconn", false, ItemState::Supported, Some("4096")),
+        item("governor", false, ItemState::Unsupported, None),
     ]
 }
 
@@ -65,35 +65,46 @@ governor            -         no       no         -     at least 7  Why governor
 }
 
 #[test]
-fn what_a_tool_says_is_one_line_and_commands_no_terminal() {
-    let wild =
-        Item { reason: "\u{1b}[31mred\nline\u{9b}x".to_owned(), ..item("a\tb", false, State::Enabled, None) };
+fn control_characters_of_a_tool_do_not_reach_the_terminal() {
+    let wild = CheckItem {
+        reason: "\u{1b}[31mred\nline\u{9b}x".to_owned(),
+        ..item("a\tb", false, ItemState::Enabled, None)
+    };
     let text = table(&[wild]);
     assert_eq!(text.lines().count(), 2);
     assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
 }
 
 #[test]
-fn the_summary_names_what_is_missing_and_counts_what_could_be_set() {
+fn the_summary_names_what_is_missing_and_counts_settings_worth_changing() {
     let tool = Path::new("/usr/sbin/tickcast-tune");
-    // What the server could have more of is not the tool's to set.
-    let own = [item("kernel", true, State::Enabled, None), item("clients", false, State::Supported, None)];
+    // Optional items of our own are not settings that the tool can change.
+    let own =
+        [item("kernel", true, ItemState::Enabled, None), item("clients", false, ItemState::Supported, None)];
     let good = summary(&own, &items(), Some(tool));
-    assert!(good.starts_with("all that tickcast serve requires is here\n1 could be set"), "{good}");
+    assert!(
+        good.starts_with(
+            "this machine meets all requirements of tickcast serve\n1 setting is worth changing"
+        ),
+        "{good}"
+    );
     assert!(good.contains("/usr/sbin/tickcast-tune apply --dry-run"), "{good}");
-    assert_eq!(summary(&own, &[], None), "all that tickcast serve requires is here\n");
+    assert_eq!(summary(&own, &[], None), "this machine meets all requirements of tickcast serve\n");
 
     let own = [
-        item("io_uring", true, State::Supported, None),
-        item("cores", true, State::Unsupported, None),
+        item("io_uring", true, ItemState::Supported, None),
+        item("cores", true, ItemState::Unsupported, None),
         own[0].clone(),
     ];
-    assert_eq!(summary(&own, &items(), None), "tickcast serve cannot run here: io_uring, cores\n");
+    assert_eq!(
+        summary(&own, &items(), None),
+        "tickcast serve cannot run on this machine; missing: io_uring, cores\n"
+    );
     assert_eq!(own.iter().filter(|item| item.is_missing()).count(), 2);
 }
 
 #[test]
-fn json_is_an_object_a_line() {
+fn json_is_one_object_per_line() {
     let text = json(&items());
     let first = text.lines().next().unwrap();
     assert_eq!(

@@ -1,20 +1,20 @@
-//! Numbers, times and names as they stand on the screen.
+//! Formatting of numbers, times and names for the screen.
 
 use crate::limits::{IDENTITY_BYTES_MAX, TOPIC_BYTES_MAX};
 
-/// Characters of a name that are shown.
+/// Characters shown of a name.
 const NAME_CHARS_MAX: usize = 255;
-/// Characters of a word of the server's own that are shown: an IPv6 address with its zone and port has 63.
+/// Characters shown of a word that the server chose: an IPv6 address with zone and port has 63.
 const WORD_CHARS_MAX: usize = 64;
-/// Characters of a reason that are shown.
+/// Characters shown of an error message.
 const REASON_CHARS_MAX: usize = 100;
 
 const _: () = assert!(NAME_CHARS_MAX >= TOPIC_BYTES_MAX && NAME_CHARS_MAX >= IDENTITY_BYTES_MAX);
 
-/// What is not known.
+/// Stands for an unknown value.
 pub const UNKNOWN: &str = "-";
 
-/// With a comma before every three digits.
+/// A whole number with thousands separators.
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -27,18 +27,18 @@ pub fn count(number: u64) -> String {
     text
 }
 
-/// Something a second: whole from 10 on, else with a tenth unless there is none.
+/// A rate per second: whole from 10 on, with one decimal below.
 pub fn rate(per_second: f64) -> String {
     match per_second {
         _ if per_second >= 9.95 => count(per_second.round() as u64),
         _ if per_second >= 0.05 => format!("{per_second:.1}"),
-        // What is there is not shown as nothing.
+        // A small rate must not look like none.
         _ if per_second > 0.0 => "<0.1".to_owned(),
         _ => "0".to_owned(),
     }
 }
 
-/// Bytes, in units of 1,024.
+/// A size in bytes, in binary units.
 pub fn bytes(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "KiB", "MiB", "GiB"] {
@@ -65,7 +65,7 @@ pub fn megabytes(bytes: f64) -> String {
     }
 }
 
-/// Microseconds.
+/// A time in microseconds.
 pub fn microseconds(us: u64) -> String {
     match us {
         0..1_000 => format!("{us} us"),
@@ -75,7 +75,7 @@ pub fn microseconds(us: u64) -> String {
     }
 }
 
-/// Milliseconds.
+/// A time in milliseconds.
 pub fn milliseconds(ms: u64) -> String {
     match ms {
         0 => "0".to_owned(),
@@ -85,7 +85,7 @@ pub fn milliseconds(ms: u64) -> String {
     }
 }
 
-/// Whole seconds, in their two largest units.
+/// A time in seconds, in its two largest units.
 pub fn seconds(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
     match (days, hours, minutes) {
@@ -96,29 +96,30 @@ pub fn seconds(seconds: u64) -> String {
     }
 }
 
-/// A time of CLOCK_REALTIME, as the time of its day.
+/// The time of day of a CLOCK_REALTIME time, UTC.
 pub fn time_of_day(realtime_ns: u64) -> String {
     let seconds = realtime_ns / 1_000_000_000;
     format!("{:02}:{:02}:{:02} UTC", seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60)
 }
 
-/// A name that a peer gave, fit for a terminal: what controls it, and what is not seen, as an escape. Names that a server
-/// takes are whole; of others, and whoever has the port is not known to be a server, the first characters are.
-pub fn shown(name: &str) -> String {
+/// A name that a peer chose, safe for a terminal: control and invisible characters are escaped.
+///
+/// Names within the server's limits are shown in full; longer ones, which only another program could send, are truncated.
+pub fn name(name: &str) -> String {
     escaped(name, NAME_CHARS_MAX)
 }
 
-/// A word of the server's own, fit for a terminal, and not longer than any that it has.
+/// A word that the server chose, safe for a terminal and truncated to the longest one there is.
 pub fn word(word: &str) -> String {
     escaped(word, WORD_CHARS_MAX)
 }
 
-/// Why something failed, as the server or a library says, fit for a terminal.
+/// An error message of the server or a library, safe for a terminal and truncated.
 pub fn reason(text: &str) -> String {
     escaped(text, REASON_CHARS_MAX)
 }
 
-/// The first characters, each with 10 at most in its place.
+/// Escapes and truncates. A character becomes at most 10.
 fn escaped(text: &str, chars_max: usize) -> String {
     let mut characters = text.chars();
     let mut shown = String::with_capacity(text.len().min(chars_max));
@@ -139,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_grouped_and_small_rates_are_not_nothing() {
+    fn numbers_are_grouped_and_small_rates_are_not_zero() {
         let counts = [0, 999, 1_000, 1_234_567].map(count);
         assert_eq!(counts, ["0", "999", "1,000", "1,234,567"]);
         let rates = [0.0, 0.01, 0.05, 3.12, 9.94, 9.96, 499_999.6].map(rate);
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_and_times_have_the_unit_that_suits_them() {
+    fn sizes_and_times_have_a_suitable_unit() {
         let sizes = [0, 1_023, 1_024, 7 << 20, 3 << 40].map(bytes);
         assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "7.0 MiB", "3.0 TiB"]);
         let times = [1, 999, 1_010, 250_000, 60_000_000].map(microseconds);
@@ -162,19 +163,19 @@ mod tests {
     }
 
     #[test]
-    fn a_name_cannot_steer_the_terminal() {
-        assert_eq!(shown("desk 7 'ü' \"漢\""), "desk 7 'ü' \"漢\"");
-        assert_eq!(shown("a\x1b[2J\r\n\u{7f}\u{9b}"), r"a\u{1b}[2J\r\n\u{7f}\u{9b}");
-        assert_eq!(shown("\u{202e}back\\slash\0"), r"\u{202e}back\\slash\0");
+    fn a_name_cannot_control_the_terminal() {
+        assert_eq!(name("desk 7 'ü' \"漢\""), "desk 7 'ü' \"漢\"");
+        assert_eq!(name("a\x1b[2J\r\n\u{7f}\u{9b}"), r"a\u{1b}[2J\r\n\u{7f}\u{9b}");
+        assert_eq!(name("\u{202e}back\\slash\0"), r"\u{202e}back\\slash\0");
     }
 
     #[test]
-    fn names_that_a_server_takes_are_whole_and_longer_ones_have_an_end() {
+    fn names_within_the_limits_are_shown_in_full_and_longer_ones_truncated() {
         let longest = "漢".repeat(NAME_CHARS_MAX);
-        assert_eq!(shown(&longest), longest);
-        assert_eq!(shown(&(longest.clone() + "x")), longest + "…");
+        assert_eq!(name(&longest), longest);
+        assert_eq!(name(&(longest.clone() + "x")), longest + "…");
         let hostile = "\u{10ffff}".repeat(1 << 20);
-        assert!(shown(&hostile).len() <= 10 * NAME_CHARS_MAX + 3);
+        assert!(name(&hostile).len() <= 10 * NAME_CHARS_MAX + 3);
         assert!(
             word(&hostile).len() <= 10 * WORD_CHARS_MAX + 3
                 && reason(&hostile).len() <= 10 * REASON_CHARS_MAX + 3

@@ -1,4 +1,4 @@
-//! Rows and columns: what each cell says, and which columns there is room for.
+//! Tables: the text of each cell, and the choice of columns that fit.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -6,33 +6,33 @@ use ratatui::text::Span;
 
 use super::{
     figures::{Figures, LatencyFigures, Percentiles},
-    format::{self, UNKNOWN, shown, word as said},
+    format::{self, UNKNOWN},
 };
 
-/// Columns between two columns.
+/// Space between two columns.
 const SPACE: usize = 2;
-/// From this share of its time on a shard is called busy.
+/// A shard with at least this busy share is highlighted.
 const BUSY_PERCENT: f64 = 85.0;
-/// Room from which a session's address has a column of its own.
+/// From this width on, session addresses have a column of their own.
 const ADDRESS_WIDTH_MIN: usize = 110;
 
-/// How much a cell wants to be seen.
+/// How strongly a cell is highlighted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
-    /// As the others.
+    /// Not highlighted.
     Plain,
-    /// Worth a look.
+    /// Worth attention.
     Notable,
-    /// Something is lost.
+    /// Something was lost.
     Bad,
 }
 
 /// A cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cell {
-    /// What it says.
+    /// Its text.
     pub text: String,
-    /// How.
+    /// Its highlighting.
     pub tone: Tone,
 }
 
@@ -42,45 +42,47 @@ impl<T: Into<String>> From<T> for Cell {
     }
 }
 
-/// A cell that says it in some way.
-pub fn toned(text: String, tone: Tone) -> Cell {
-    Cell { text, tone }
+impl Cell {
+    /// A cell with this tone if `is_toned`, else a plain one.
+    pub fn toned(text: String, tone: Tone, is_toned: bool) -> Cell {
+        Cell { text, tone: if is_toned { tone } else { Tone::Plain } }
+    }
 }
 
 /// A column.
 #[derive(Clone, Debug)]
 struct Column {
     title: Cow<'static, str>,
-    /// At least; so that it does not move as its numbers do.
+    /// Wide enough for common values, so that the layout does not jump as they change.
     width_min: usize,
-    /// Where there is not enough room, the column with the highest goes first; 0: never.
-    expendable: u8,
+    /// Without enough room, columns with the highest value are dropped first; 0 is never dropped.
+    drop_order: u8,
     kind: Kind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// On the right.
+    /// Right-aligned.
     Number,
-    /// On the left.
+    /// Left-aligned.
     Word,
-    /// On the left, and may be cut.
+    /// Left-aligned, may be truncated.
     Name,
 }
 
-const fn number(title: &'static str, width_min: usize, expendable: u8) -> Column {
-    Column { title: Cow::Borrowed(title), width_min, expendable, kind: Kind::Number }
+const fn number(title: &'static str, width_min: usize, drop_order: u8) -> Column {
+    Column { title: Cow::Borrowed(title), width_min, drop_order, kind: Kind::Number }
 }
 
-const fn word(title: &'static str, width_min: usize, expendable: u8) -> Column {
-    Column { title: Cow::Borrowed(title), width_min, expendable, kind: Kind::Word }
+const fn word(title: &'static str, width_min: usize, drop_order: u8) -> Column {
+    Column { title: Cow::Borrowed(title), width_min, drop_order, kind: Kind::Word }
 }
 
-const fn name(title: &'static str, width_min: usize, expendable: u8) -> Column {
-    Column { title: Cow::Borrowed(title), width_min, expendable, kind: Kind::Name }
+const fn name(title: &'static str, width_min: usize, drop_order: u8) -> Column {
+    Column { title: Cow::Borrowed(title), width_min, drop_order, kind: Kind::Name }
 }
 
-/// Rows with a title for each column.
+/// A table with column titles.
 #[derive(Clone, Debug)]
 pub struct Grid {
     columns: Vec<Column>,
@@ -88,7 +90,7 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// Shards.
+    /// The shards in these rows.
     pub fn shards(figures: &Figures, rows: Range<usize>) -> Grid {
         let columns = vec![
             number("shard", 5, 0),
@@ -109,10 +111,8 @@ impl Grid {
             let rate = |of: fn(&super::figures::Rates) -> f64| {
                 shard.rates.as_ref().map_or(UNKNOWN.into(), |rates| format::rate(of(rates)))
             };
-            let busy = |percent: f64| {
-                let tone = if percent >= BUSY_PERCENT { Tone::Notable } else { Tone::Plain };
-                toned(format!("{percent:.1}%"), tone)
-            };
+            let busy =
+                |percent: f64| Cell::toned(format!("{percent:.1}%"), Tone::Notable, percent >= BUSY_PERCENT);
             let has_dropped = shard.rates.is_some_and(|rates| rates.dropped > 0.0);
             vec![
                 shard.shard.to_string().into(),
@@ -126,21 +126,21 @@ impl Grid {
                 rate(|rates| rates.parked).into(),
                 shard.busy_percent.map_or(UNKNOWN.into(), busy),
                 shard.ring_bytes.map_or(UNKNOWN.into(), format::bytes).into(),
-                toned(rate(|rates| rates.dropped), if has_dropped { Tone::Bad } else { Tone::Plain }),
+                Cell::toned(rate(|rates| rates.dropped), Tone::Bad, has_dropped),
                 rate(|rates| rates.conflated).into(),
             ]
         });
         Grid { rows: rows.collect(), columns }
     }
 
-    /// Latencies: both rows. The first title says what they are of; `seconds` is the time between the looks.
+    /// Both latencies. The first title names the time they cover; `seconds` is the interval.
     pub fn latency(figures: &LatencyFigures, seconds: Option<f64>) -> Grid {
-        let of = match (figures.is_of_interval, seconds) {
+        let title = match (figures.is_of_interval, seconds) {
             (true, Some(seconds)) => format!("latency, last {seconds:.1} s").into(),
-            _ => "latency since the start".into(),
+            _ => "latency since start".into(),
         };
         let columns = vec![
-            Column { title: of, ..word("", 23, 0) },
+            Column { title, ..word("", 23, 0) },
             number("p50", 8, 0),
             number("p90", 8, 2),
             number("p99", 8, 0),
@@ -149,8 +149,9 @@ impl Grid {
             number("samples", 9, 3),
         ];
         let row = |until: &str, percentiles: &Option<Percentiles>| {
-            let us = |at: usize| percentiles.map_or(UNKNOWN.into(), |of| format::microseconds(of.us[at]));
-            let samples = format::count(percentiles.map_or(0, |of| of.samples));
+            let us =
+                |at: usize| percentiles.map_or(UNKNOWN.into(), |found| format::microseconds(found.us[at]));
+            let samples = format::count(percentiles.map_or(0, |found| found.samples));
             let mut cells: Vec<Cell> = vec![until.into()];
             cells.extend((0..5).map(|at| Cell::from(us(at))));
             cells.push(samples.into());
@@ -161,7 +162,7 @@ impl Grid {
         Grid { rows, columns }
     }
 
-    /// Topics; none if the server gives none.
+    /// The topics in these rows; empty if the server sent none.
     pub fn topics(figures: &Figures, rows: Range<usize>) -> Grid {
         let columns = vec![
             name("topic", 12, 0),
@@ -169,7 +170,7 @@ impl Grid {
             number("ticks", 11, 2),
             number("sessions", 8, 1),
             number("home", 4, 3),
-            number("kept", 6, 5),
+            number("history", 7, 5),
             number("keys", 6, 6),
             number("memory", 9, 4),
         ];
@@ -177,7 +178,7 @@ impl Grid {
         let rows = slice(topics, rows).iter().map(|figures| {
             let topic = &figures.topic;
             vec![
-                shown(&topic.topic).into(),
+                format::name(&topic.topic).into(),
                 figures.rate.map_or(UNKNOWN.into(), format::rate).into(),
                 format::count(topic.sequence).into(),
                 format::count(topic.sessions).into(),
@@ -190,8 +191,9 @@ impl Grid {
         Grid { rows: rows.collect(), columns }
     }
 
-    /// Sessions; none if the server gives none. Where `width` has no room for an address of each, it stands for an
-    /// identity that is not there.
+    /// The sessions in these rows; empty if the server sent none.
+    ///
+    /// If `width` has no room for an address column, a session without an identity shows its address instead.
     pub fn sessions(figures: &Figures, rows: Range<usize>, width: usize) -> Grid {
         let has_addresses = width >= ADDRESS_WIDTH_MIN;
         let mut columns = vec![
@@ -210,28 +212,24 @@ impl Grid {
         ];
         let mut cells: Vec<Vec<Cell>> = Vec::new();
         for session in slice(figures.sessions.as_deref().unwrap_or_default(), rows) {
-            let address = session.address.as_deref().map_or(UNKNOWN.into(), said);
+            let address = session.address.as_deref().map_or(UNKNOWN.into(), format::word);
             let client = match &session.identity {
-                Some(identity) => shown(identity),
+                Some(identity) => format::name(identity),
                 None if has_addresses => UNKNOWN.into(),
                 None => address.clone(),
             };
-            let (lagging, dropping) = (session.lag_ms > 0, session.dropped > 0);
             cells.push(vec![
-                said(&session.id).into(),
+                format::word(&session.id).into(),
                 client.into(),
                 address.into(),
-                said(&session.encoding).into(),
-                said(&session.state).into(),
+                format::word(&session.encoding).into(),
+                format::word(&session.state).into(),
                 format::count(session.topics).into(),
                 format::bytes(session.outbox_bytes).into(),
-                toned(
-                    format::milliseconds(session.lag_ms),
-                    if lagging { Tone::Notable } else { Tone::Plain },
-                ),
+                Cell::toned(format::milliseconds(session.lag_ms), Tone::Notable, session.lag_ms > 0),
                 format::count(session.held_topics).into(),
                 format::count(session.conflated).into(),
-                toned(format::count(session.dropped), if dropping { Tone::Bad } else { Tone::Plain }),
+                Cell::toned(format::count(session.dropped), Tone::Bad, session.dropped > 0),
                 session.rtt_us.map_or(UNKNOWN.into(), format::microseconds).into(),
             ]);
         }
@@ -242,13 +240,14 @@ impl Grid {
         Grid { columns, rows: cells }
     }
 
-    /// Rows that there are.
+    /// The number of rows, without the titles.
     pub fn rows_len(&self) -> usize {
         self.rows.len()
     }
 
-    /// The titles, then each row: cells that are padded to their columns and fit into `width` together, with the space
-    /// between them. Names are cut, and columns that can be done without are left out, where there is no room.
+    /// The titles, then each row, as cells padded to their columns.
+    ///
+    /// Fits each line into `width`: truncates names, then drops columns.
     pub fn lines(&self, width: usize) -> Vec<Vec<Cell>> {
         let widths = self.widths(width);
         let padded = |cell: &Cell, column: &Column, is_first: bool, width: usize| {
@@ -259,7 +258,7 @@ impl Grid {
                 Kind::Number => format!("{space}{padding}{text}"),
                 Kind::Word | Kind::Name => format!("{space}{text}{padding}"),
             };
-            toned(text, cell.tone)
+            Cell { text, tone: cell.tone }
         };
         let line = |row: &[Cell]| -> Vec<Cell> {
             let cells = widths
@@ -273,7 +272,7 @@ impl Grid {
         std::iter::once(&titles).chain(&self.rows).map(|row| line(row)).collect()
     }
 
-    /// The columns that are shown, and how wide.
+    /// The index and width of each column to show.
     fn widths(&self, width: usize) -> Vec<(usize, usize)> {
         let content = |at: usize| {
             let cells = self.rows.iter().map(|row| width_of(&row[at].text));
@@ -287,10 +286,14 @@ impl Grid {
         };
         let mut shown: Vec<usize> = (0..self.columns.len()).collect();
         let taken = |shown: &[usize]| shown.iter().map(|&at| needed(at) + SPACE).sum::<usize>();
+        debug_assert!(
+            self.columns.iter().any(|column| column.drop_order == 0),
+            "one column is never dropped"
+        );
         while taken(&shown) > width + SPACE {
-            let expendable = |at: usize| self.columns[shown[at]].expendable;
-            let Some(first) = (0..shown.len()).rev().max_by_key(|&at| expendable(at)) else { break };
-            if expendable(first) == 0 {
+            let drop_order = |at: usize| self.columns[shown[at]].drop_order;
+            let Some(first) = (0..shown.len()).rev().max_by_key(|&at| drop_order(at)) else { break };
+            if drop_order(first) == 0 {
                 break;
             }
             shown.remove(first);
@@ -312,14 +315,13 @@ fn slice<T>(rows: &[T], range: Range<usize>) -> &[T] {
     &rows[range.start.min(end)..end]
 }
 
-/// Parts of a sentence, with commas between them: as many as fit into `width`. The part with the highest number goes
-/// first; those with 0 stay.
+/// Joins parts with commas, as many as fit into `width`. Parts with the highest number are dropped first, 0 never.
 pub fn sentence(mut parts: Vec<(Cell, u8)>, width: usize) -> Vec<Cell> {
     let taken = |parts: &[(Cell, u8)]| parts.iter().map(|(cell, _)| width_of(&cell.text) + 2).sum::<usize>();
     while taken(&parts) > width + 2
-        && let Some(first) = parts.iter().map(|(_, expendable)| *expendable).max().filter(|&first| first > 0)
+        && let Some(first) = parts.iter().map(|(_, drop_order)| *drop_order).max().filter(|&first| first > 0)
     {
-        parts.retain(|(_, expendable)| *expendable != first);
+        parts.retain(|(_, drop_order)| *drop_order != first);
     }
     let with_comma = |(at, (cell, _)): (usize, (Cell, u8))| match at {
         0 => vec![cell],
@@ -328,12 +330,12 @@ pub fn sentence(mut parts: Vec<(Cell, u8)>, width: usize) -> Vec<Cell> {
     parts.into_iter().enumerate().flat_map(with_comma).collect()
 }
 
-/// Columns that a text takes.
+/// The width of a text in terminal columns.
 pub fn width_of(text: &str) -> usize {
     Span::raw(text).width()
 }
 
-/// A text that takes `width` columns at most; what is missing is seen.
+/// Truncates a text to `width` columns, with an ellipsis.
 pub fn cut(text: &str, width: usize) -> String {
     if width_of(text) <= width {
         return text.to_owned();
@@ -355,10 +357,10 @@ pub fn cut(text: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operator::top::figures::tests::answers;
+    use crate::operator::top::figures::tests::snapshot;
 
     fn figures() -> Figures {
-        Figures::of(Some(&answers(10, 2, 5, 8)), &answers(12, 2, 5, 8))
+        Figures::new(Some(&snapshot(10, 2, 5, 8)), &snapshot(12, 2, 5, 8))
     }
 
     fn texts(grid: &Grid, width: usize) -> Vec<String> {
@@ -367,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn every_line_fits_or_has_only_what_cannot_be_done_without() {
+    fn every_line_fits_or_has_only_columns_that_are_never_dropped() {
         let figures = figures();
         for width in 0..200 {
             for grid in [
@@ -383,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn shards_have_all_their_columns_where_there_is_room_and_the_important_ones_at_80() {
+    fn shards_have_all_columns_at_200_and_the_important_ones_at_80() {
         let lines = texts(&Grid::shards(&figures(), 0..2), 200);
         let words: Vec<&str> = lines[1].split_whitespace().collect();
         let expected =
@@ -396,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_cut_before_numbers_and_cannot_steer_the_terminal() {
+    fn names_are_truncated_before_numbers_and_cannot_control_the_terminal() {
         let mut figures = figures();
         let topics = figures.topics.as_mut().unwrap();
         topics[0].topic.topic = format!("\x1b[2J{}", "漢".repeat(100));
@@ -408,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_without_an_identity_is_known_by_its_address() {
+    fn a_session_without_an_identity_shows_its_address() {
         let narrow = texts(&Grid::sessions(&figures(), 0..2, 80), 80);
         assert!(narrow[1].contains("desk 0") && narrow[2].contains("127.0.0.1:40"), "{narrow:#?}");
         let wide = texts(&Grid::sessions(&figures(), 0..2, 160), 160);
@@ -417,23 +419,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_a_dash() {
-        let figures = Figures::of(None, &answers(10, 1, 1, 1));
+    fn an_unknown_value_is_a_dash() {
+        let figures = Figures::new(None, &snapshot(10, 1, 1, 1));
         let line = &texts(&Grid::shards(&figures, 0..1), 200)[1];
         assert_eq!(line.split_whitespace().filter(|&word| word == "-").count(), 8, "{line}");
     }
 
     #[test]
-    fn a_sentence_leaves_out_what_it_can_do_without() {
+    fn a_sentence_drops_parts_by_their_order() {
         let parts = || vec![("one".into(), 0), ("two".into(), 1), ("three".into(), 2), ("four".into(), 0)];
-        let said = |width| sentence(parts(), width).into_iter().map(|cell| cell.text).collect::<String>();
-        assert_eq!(said(21), "one, two, three, four");
-        assert_eq!(said(20), "one, two, four");
-        assert_eq!((said(13), said(0)), ("one, four".into(), "one, four".into()));
+        let text = |width| sentence(parts(), width).into_iter().map(|cell| cell.text).collect::<String>();
+        assert_eq!(text(21), "one, two, three, four");
+        assert_eq!(text(20), "one, two, four");
+        assert_eq!((text(13), text(0)), ("one, four".into(), "one, four".into()));
     }
 
     #[test]
-    fn a_cut_text_takes_no_more_than_it_may() {
+    fn a_truncated_text_fits_its_width() {
         assert_eq!(cut("abc", 3), "abc");
         assert_eq!(cut("abcd", 3), "ab…");
         assert_eq!(cut("漢漢漢", 4), "漢…");

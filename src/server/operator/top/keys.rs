@@ -1,52 +1,52 @@
-//! What a key means.
+//! Key bindings.
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
-/// What an operator wants.
+/// What a key does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// End.
+    /// Quit.
     Quit,
-    /// Close what lies above the figures; end if nothing does.
+    /// Close the help if it is open, else quit.
     Back,
-    /// Move by rows: up is negative.
+    /// Move the selection by rows; negative is up.
     Move(isize),
-    /// Move by a page: up or down.
+    /// Move the selection by pages; negative is up.
     Page(isize),
-    /// To the first row.
+    /// Select the first row.
     First,
-    /// To the last row.
+    /// Select the last row.
     Last,
-    /// To the next list.
+    /// Focus the next list.
     NextPanel,
-    /// To the list before.
-    PanelBefore,
-    /// Sort the sessions by the next thing.
+    /// Focus the previous list.
+    PreviousPanel,
+    /// Sort the sessions by the next criterion.
     Sort,
-    /// Stop looking, or look again.
+    /// Pause or resume polling.
     Pause,
-    /// Look more often.
+    /// Shorten the interval.
     Faster,
-    /// Look less often.
+    /// Lengthen the interval.
     Slower,
-    /// Show or hide the keys.
+    /// Show or hide the help.
     Help,
 }
 
-/// The keys, for the operator.
+/// The help: keys, and what they do.
 pub const HELP: [(&str, &str); 9] = [
-    ("q  Esc  Ctrl-C", "end"),
-    ("Tab  right  left", "the next list, the one before"),
-    ("up  down", "a row"),
-    ("PgUp  PgDn", "ten rows"),
-    ("Home  End", "the first row, the last"),
-    ("s", "what sessions are sorted by"),
-    ("p  space", "stop looking, look again"),
-    ("+  -", "look less often, more often"),
-    ("h  ?", "this"),
+    ("q  Esc  Ctrl-C", "quit"),
+    ("Tab  right  left", "next or previous list"),
+    ("up  down", "move one row"),
+    ("PgUp  PgDn", "move ten rows"),
+    ("Home  End", "first or last row"),
+    ("s", "sort sessions by the next criterion"),
+    ("p  space", "pause or resume"),
+    ("+  -", "longer or shorter interval"),
+    ("h  ?", "show or hide this help"),
 ];
 
-/// What a key means; `None` if nothing.
+/// The action of a key, if it has one.
 pub fn action(key: &KeyEvent) -> Option<Action> {
     if key.kind == KeyEventKind::Release {
         return None;
@@ -64,7 +64,7 @@ pub fn action(key: &KeyEvent) -> Option<Action> {
         KeyCode::Home => Action::First,
         KeyCode::End => Action::Last,
         KeyCode::Tab | KeyCode::Right => Action::NextPanel,
-        KeyCode::BackTab | KeyCode::Left => Action::PanelBefore,
+        KeyCode::BackTab | KeyCode::Left => Action::PreviousPanel,
         KeyCode::Char('s' | 'S') => Action::Sort,
         KeyCode::Char('p' | 'P' | ' ') => Action::Pause,
         KeyCode::Char('+' | '=') => Action::Slower,
@@ -79,20 +79,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_mean_what_the_help_says() {
-        let means = |code| action(&KeyEvent::new(code, KeyModifiers::NONE));
+    fn keys_do_what_the_help_says() {
+        let press = |code| action(&KeyEvent::new(code, KeyModifiers::NONE));
         let control = |letter| action(&KeyEvent::new(KeyCode::Char(letter), KeyModifiers::CONTROL));
-        assert_eq!((means(KeyCode::Char('q')), control('c')), (Some(Action::Quit), Some(Action::Quit)));
-        assert_eq!((means(KeyCode::Esc), means(KeyCode::Tab)), (Some(Action::Back), Some(Action::NextPanel)));
+        assert_eq!((press(KeyCode::Char('q')), control('c')), (Some(Action::Quit), Some(Action::Quit)));
+        assert_eq!((press(KeyCode::Esc), press(KeyCode::Tab)), (Some(Action::Back), Some(Action::NextPanel)));
         assert_eq!(
-            (means(KeyCode::Down), means(KeyCode::Up)),
+            (press(KeyCode::Down), press(KeyCode::Up)),
             (Some(Action::Move(1)), Some(Action::Move(-1)))
         );
         assert_eq!(
-            (means(KeyCode::Char('+')), means(KeyCode::Char('-'))),
+            (press(KeyCode::Char('+')), press(KeyCode::Char('-'))),
             (Some(Action::Slower), Some(Action::Faster))
         );
-        assert_eq!((control('s'), means(KeyCode::Char('x')), means(KeyCode::F(1))), (None, None, None));
+        assert_eq!((control('s'), press(KeyCode::Char('x')), press(KeyCode::F(1))), (None, None, None));
         let mut released = KeyEvent::new(KeyCode::Char('q'), KeyModifiers::NONE);
         released.kind = KeyEventKind::Release;
         assert_eq!(action(&released), None);

@@ -1,11 +1,11 @@
-//! `tickcast top`: the terminal, the clock and the threads around `crate::operator::top`.
+//! Running `tickcast top`: the terminal, the clock and the threads.
 //!
 //! ```text
-//!  "keys" --Action-->  main: model, screen  <--answers-- "asker" --HTTP--> admin listener
-//!  "signals" --stop-->        '--------------request------^
+//!  "keys" ----Action--->  main: model, screen  <--Snapshot-- "poller" --HTTP--> admin listener
+//!  "signals" ---stop--->          '-------poll request--------^
 //! ```
 //!
-//! A server that hangs is waited for by the asker alone: keys are answered meanwhile.
+//! Only the poller waits for the server, so keys work even if the server hangs.
 
 use std::{
     io::{self, ErrorKind, IsTerminal, Write},
@@ -23,79 +23,75 @@ use ratatui::{
     },
 };
 
-use super::ask::Asker;
-use crate::{
-    clock,
-    operator::top::{
-        TopArgs, TopError,
-        answers::Answers,
-        keys::{self, Action},
-        model::{Effect, Model},
-        text,
-        view::{self, Palette},
-    },
-    process::signals,
-    sources::StopFlag,
+use super::{
+    TopArgs, TopError,
+    client::AdminClient,
+    keys::{self, Action},
+    model::{Effect, Model},
+    responses::Snapshot,
+    text,
+    view::{self, Palette},
 };
+use crate::{clock, process::signals, sources::StopFlag};
 use tickcast_core::{now::Now, shard::survey::SessionSort};
 
-/// Events that wait for the main thread; whoever has more waits.
-const EVENTS_MAX: usize = 64;
-/// Longest wait before the time that is shown, and the threads, are looked at.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Messages that may wait for the main thread; senders block beyond.
+const MESSAGES_MAX: usize = 64;
+/// Longest wait before the displayed time and the threads are checked again.
+const WAIT_MAX: Duration = Duration::from_millis(500);
 
-/// What the main thread is told.
+/// A message to the main thread.
 enum Message {
     Action(Action),
-    /// The terminal has another size.
+    /// The terminal was resized.
     Resized,
-    /// The terminal has no more keys.
+    /// Keys can no longer be read.
     KeysFailed(io::Error),
-    Look(Box<Result<Answers, String>>),
-    /// Something else is to be looked at.
-    Woken,
+    Polled(Box<Result<Snapshot, String>>),
+    /// Wakes the main thread to check the stop flag.
+    Wake,
 }
 
-/// Runs `tickcast top` until the operator, or a signal, ends it; with `--once`, for two looks.
+/// Runs `tickcast top` until a key or a signal ends it; with `--once`, for two polls.
 ///
 /// # Errors
-/// [`TopError`]; none when the output's reader went away.
+/// [`TopError`]. A closed pipe on standard output is not an error.
 pub fn run(args: &TopArgs) -> Result<(), TopError> {
     if args.admin.port() == 0 {
         return Err(TopError::Port(args.admin));
     }
-    let asker = Asker::new(args.admin);
+    let client = AdminClient::new(args.admin);
     let mut model = Model::new(args.admin.to_string(), args.interval.ns / 1_000_000);
     if args.once {
-        return once(&asker, &mut model);
+        return once(&client, &mut model);
     }
     if !io::stdout().is_terminal() {
         return Err(TopError::NotATerminal);
     }
-    // With signals as they are: a server that hangs is waited for, and Ctrl-C ends that.
-    look(&asker, &mut model)?;
-    // Before any thread is there that stays.
+    // Signals are not blocked yet, so that Ctrl-C works while the server hangs.
+    poll(&client, &mut model)?;
+    // Before any long-lived thread exists: threads inherit the mask.
     signals::block().map_err(TopError::Signals)?;
     let level = ::log::max_level();
-    // Nothing is written on the screen but the screen.
+    // Log lines would garble the screen.
     ::log::set_max_level(LevelFilter::Off);
-    let result = watch(asker, &mut model);
+    let result = watch(client, &mut model);
     ::log::set_max_level(level);
     result
 }
 
-/// The first looks: a server that does not answer at all ends it.
-fn look(asker: &Asker, model: &mut Model) -> Result<(), TopError> {
-    let unreachable = |reason| TopError::Unreachable(asker.address(), reason);
-    let answers = asker.ask(model.sort).map_err(unreachable)?;
-    model.handle_look(Ok(answers), clock::now());
+/// Polls on this thread; no response is an error.
+fn poll(client: &AdminClient, model: &mut Model) -> Result<(), TopError> {
+    let unreachable = |reason| TopError::Unreachable(client.address(), reason);
+    let snapshot = client.poll(model.sort).map_err(unreachable)?;
+    model.handle_poll(Ok(snapshot), clock::now());
     Ok(())
 }
 
-fn once(asker: &Asker, model: &mut Model) -> Result<(), TopError> {
-    look(asker, model)?;
+fn once(client: &AdminClient, model: &mut Model) -> Result<(), TopError> {
+    poll(client, model)?;
     clock::sleep_ns(model.interval_ns());
-    look(asker, model)?;
+    poll(client, model)?;
     let mut out = io::stdout().lock();
     match out.write_all(text::text(model).as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(TopError::Output(error)),
@@ -103,7 +99,7 @@ fn once(asker: &Asker, model: &mut Model) -> Result<(), TopError> {
     }
 }
 
-/// The terminal as a screen, until it is dropped. A panic, on whatever thread, gives it back before its text.
+/// The terminal in raw mode. Restored on drop, and before the message of a panic on any thread.
 struct Screen(DefaultTerminal);
 
 impl Screen {
@@ -122,51 +118,51 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // After a panic it is given back, and its text stands there: a second time would put the cursor before it. A
-        // terminal that has gone needs nothing.
+        // After a panic the terminal is already restored; restoring it again would move the cursor above the message. A
+        // terminal that has gone away needs nothing.
         if is_raw_mode_enabled().unwrap_or(true) {
             let _ = ratatui::try_restore();
         }
     }
 }
 
-/// The screen, from the first figures to the end.
-fn watch(asker: Asker, model: &mut Model) -> Result<(), TopError> {
-    let (told, messages) = sync_channel(EVENTS_MAX);
+/// Shows the screen until a key or a signal ends it.
+fn watch(client: AdminClient, model: &mut Model) -> Result<(), TopError> {
+    let (sender, messages) = sync_channel(MESSAGES_MAX);
     let stop = StopFlag::default();
-    let (stopped, wake) = (stop.clone(), told.clone());
+    let (stopped, wake) = (stop.clone(), sender.clone());
     let notify = move |_| {
         stopped.set();
-        // If there is no room, the main thread is awake.
-        let _ = wake.try_send(Message::Woken);
+        // A full channel keeps the main thread awake anyway.
+        let _ = wake.try_send(Message::Wake);
     };
     signals::watch(notify, || {}, signals::HangUp::Stops).map_err(TopError::Signals)?;
-    // The first look was before the screen: rates of the moment since would say nothing.
-    let mut desk = Desk::open(asker, told.clone(), clock::monotonic_ns() + model.interval_ns())?;
+    // One interval after the first poll, which was just made: rates over a shorter time would be noise.
+    let mut poller = Poller::start(client, sender.clone(), clock::monotonic_ns() + model.interval_ns())?;
     let mut screen = Screen::enter()?;
     let thread = thread::Builder::new().name("keys".into());
-    thread.spawn(move || read_keys(&told)).map_err(|_| TopError::Thread("keys"))?;
+    thread.spawn(move || read_keys(&sender)).map_err(|_| TopError::Thread("keys"))?;
     let palette = Palette { has_colours: std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()) };
     while !stop.is_set() {
         let now = clock::now();
-        // First, so that nothing is drawn over what a thread that panicked has written.
-        desk.look_if_due(model, now.monotonic_ns)?;
+        // Before drawing, so that nothing covers the message of a panicked thread.
+        poller.poll_if_due(model, now.monotonic_ns)?;
         screen.draw(model, now, palette)?;
-        let Some(first) = next(&messages, desk.wait(model))? else { continue };
-        // What came together is drawn together.
-        for message in std::iter::once(first).chain(messages.try_iter().take(EVENTS_MAX)) {
+        let Some(first) = next(&messages, poller.time_to_wait(model))? else { continue };
+        // Handle all waiting messages before drawing again.
+        for message in std::iter::once(first).chain(messages.try_iter().take(MESSAGES_MAX)) {
             match message {
                 Message::Action(action) => match model.handle_action(action) {
                     Effect::Quit => return Ok(()),
-                    Effect::Look => desk.due_ns = 0,
-                    Effect::Draw => desk.hasten(model, clock::monotonic_ns()),
+                    Effect::Poll => poller.due_ns = 0,
+                    Effect::Draw => poller.shorten(model, clock::monotonic_ns()),
                 },
-                Message::Look(look) => {
-                    desk.is_asking = false;
-                    model.handle_look(*look, clock::now());
+                Message::Polled(poll) => {
+                    poller.is_polling = false;
+                    model.handle_poll(*poll, clock::now());
                 }
                 Message::KeysFailed(error) => return Err(TopError::Terminal(error)),
-                Message::Resized | Message::Woken => {}
+                Message::Resized | Message::Wake => {}
             }
         }
     }
@@ -181,8 +177,8 @@ fn next(messages: &Receiver<Message>, wait: Duration) -> Result<Option<Message>,
     }
 }
 
-/// Passes on what is typed, until the terminal has nothing more.
-fn read_keys(told: &SyncSender<Message>) {
+/// Forwards keys until the terminal is closed.
+fn read_keys(sender: &SyncSender<Message>) {
     loop {
         let message = match event::read() {
             Ok(Event::Key(key)) => keys::action(&key).map(Message::Action),
@@ -190,71 +186,74 @@ fn read_keys(told: &SyncSender<Message>) {
             Ok(_) => None,
             Err(error) if error.kind() == ErrorKind::Interrupted => None,
             Err(error) => {
-                let _ = told.send(Message::KeysFailed(error));
+                let _ = sender.send(Message::KeysFailed(error));
                 return;
             }
         };
-        if message.is_some_and(|message| told.send(message).is_err()) {
+        if message.is_some_and(|message| sender.send(message).is_err()) {
             return;
         }
     }
 }
 
-/// When the server is asked, and the thread that does.
-struct Desk {
+/// The thread that polls the server, and when it is due.
+struct Poller {
     requests: SyncSender<SessionSort>,
-    asker: JoinHandle<()>,
-    is_asking: bool,
-    /// The next look, CLOCK_MONOTONIC; one that is under way is waited for.
+    thread: JoinHandle<()>,
+    is_polling: bool,
+    /// The next poll, CLOCK_MONOTONIC. A poll under way completes first.
     due_ns: u64,
 }
 
-impl Desk {
-    fn open(asker: Asker, told: SyncSender<Message>, due_ns: u64) -> Result<Desk, TopError> {
-        let (requests, asked) = sync_channel::<SessionSort>(1);
-        let answer = move || {
-            for sort in asked {
-                if told.send(Message::Look(Box::new(asker.ask(sort)))).is_err() {
+impl Poller {
+    fn start(client: AdminClient, sender: SyncSender<Message>, due_ns: u64) -> Result<Poller, TopError> {
+        let (requests, receiver) = sync_channel::<SessionSort>(1);
+        let serve = move || {
+            for sort in receiver {
+                if sender.send(Message::Polled(Box::new(client.poll(sort)))).is_err() {
                     return;
                 }
             }
         };
-        let thread = thread::Builder::new().name("asker".into());
-        let asker = thread.spawn(answer).map_err(|_| TopError::Thread("asker"))?;
-        Ok(Desk { requests, asker, is_asking: false, due_ns })
+        let thread = thread::Builder::new().name("poller".into());
+        let thread = thread.spawn(serve).map_err(|_| TopError::Thread("poller"))?;
+        Ok(Poller { requests, thread, is_polling: false, due_ns })
     }
 
-    fn look_if_due(&mut self, model: &Model, now_ns: u64) -> Result<(), TopError> {
-        // It ends only when it panics, and what it said has been seen.
-        if self.asker.is_finished() {
-            return Err(TopError::Thread("asker"));
+    fn poll_if_due(&mut self, model: &Model, now_ns: u64) -> Result<(), TopError> {
+        // The thread only ends by a panic, whose message is on the terminal by now.
+        if self.thread.is_finished() {
+            return Err(TopError::Thread("poller"));
         }
-        if self.is_asking || model.is_paused || now_ns < self.due_ns {
+        if self.is_polling || model.is_paused || now_ns < self.due_ns {
             return Ok(());
         }
         match self.requests.try_send(model.sort) {
             Ok(()) => {
-                self.is_asking = true;
+                self.is_polling = true;
                 self.due_ns = now_ns + model.interval_ns();
                 Ok(())
             }
-            Err(TrySendError::Full(_)) => Ok(()),
-            Err(TrySendError::Disconnected(_)) => Err(TopError::Thread("asker")),
+            Err(TrySendError::Full(_)) => {
+                debug_assert!(false, "no request is queued unless a poll is under way");
+                Ok(())
+            }
+            Err(TrySendError::Disconnected(_)) => Err(TopError::Thread("poller")),
         }
     }
 
-    /// The interval may have become shorter: the look that is awaited comes within it.
-    fn hasten(&mut self, model: &Model, now_ns: u64) {
+    /// Brings the next poll forward if the interval became shorter.
+    fn shorten(&mut self, model: &Model, now_ns: u64) {
         self.due_ns = self.due_ns.min(now_ns + model.interval_ns());
     }
 
-    /// How long nothing has to be done unless something is told.
-    fn wait(&self, model: &Model) -> Duration {
-        if self.is_asking || model.is_paused {
-            return LOOK_AGAIN;
+    /// How long the main thread may wait for a message.
+    fn time_to_wait(&self, model: &Model) -> Duration {
+        if self.is_polling || model.is_paused {
+            return WAIT_MAX;
         }
         let left = Duration::from_nanos(self.due_ns.saturating_sub(clock::monotonic_ns()));
-        left.min(LOOK_AGAIN)
+        left.min(WAIT_MAX)
     }
 }
 
@@ -263,20 +262,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shorter_interval_begins_at_once_and_a_longer_one_after_the_next_look() {
-        let (told, _messages) = sync_channel(1);
-        let mut desk = Desk::open(Asker::new("127.0.0.1:9".parse().unwrap()), told, 60_000_000_000).unwrap();
+    fn a_shorter_interval_applies_at_once_and_a_longer_one_after_the_next_poll() {
+        let (sender, _messages) = sync_channel(1);
+        let client = AdminClient::new("127.0.0.1:9".parse().unwrap());
+        let mut poller = Poller::start(client, sender, 60_000_000_000).unwrap();
         let mut model = Model::new("127.0.0.1:9".into(), 60_000);
         model.handle_action(Action::Faster);
-        desk.hasten(&model, 1_000_000_000);
-        assert_eq!(desk.due_ns, 31_000_000_000);
+        poller.shorten(&model, 1_000_000_000);
+        assert_eq!(poller.due_ns, 31_000_000_000);
         for _ in 0..9 {
             model.handle_action(Action::Faster);
         }
-        desk.hasten(&model, 2_000_000_000);
-        assert_eq!(desk.due_ns, 2_100_000_000);
+        poller.shorten(&model, 2_000_000_000);
+        assert_eq!(poller.due_ns, 2_100_000_000);
         model.handle_action(Action::Slower);
-        desk.hasten(&model, 2_000_000_000);
-        assert_eq!(desk.due_ns, 2_100_000_000);
+        poller.shorten(&model, 2_000_000_000);
+        assert_eq!(poller.due_ns, 2_100_000_000);
     }
 }

@@ -1,4 +1,4 @@
-//! `tickcast top --once`: the same figures as text, whatever its width, with nothing cut.
+//! The output of `tickcast top --once`: the same figures as text of any width, nothing truncated.
 
 use std::fmt::Write;
 
@@ -9,19 +9,19 @@ use super::{
 };
 use crate::limits::TOP_ROWS_ONCE;
 
-/// Room that no line needs: names are shown whole.
+/// Wider than any line.
 const ANY_WIDTH: usize = 1 << 20;
 
-/// All of it, with a line break at the end of each line. Shards are all there, topics and sessions the first
-/// [`TOP_ROWS_ONCE`].
+/// Formats all figures: every shard, and the first [`TOP_ROWS_ONCE`] topics and sessions.
 pub fn text(model: &Model) -> String {
     let mut text = String::new();
+    debug_assert!(model.figures.is_some(), "called after a successful poll");
     let Some(figures) = &model.figures else { return text };
     for cells in view::header(model, ANY_WIDTH) {
         line(&mut text, cells);
     }
-    if let Some(trouble) = view::trouble(figures) {
-        let _ = writeln!(text, "{trouble}");
+    if let Some(notice) = view::unanswered_notice(figures) {
+        let _ = writeln!(text, "{notice}");
     }
     text.push('\n');
     match &figures.latency {
@@ -59,25 +59,25 @@ fn line(text: &mut String, cells: Vec<Cell>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operator::top::{answers::Answers, figures::tests::answers};
+    use crate::operator::top::{figures::tests::snapshot, responses::Snapshot};
     use tickcast_core::now::Now;
 
-    fn once(first: Answers, second: Answers) -> String {
+    fn once(first: Snapshot, second: Snapshot) -> String {
         let mut model = Model::new("127.0.0.1:9490".into(), 1_000);
-        for answers in [first, second] {
-            model.handle_look(Ok(answers), Now { monotonic_ns: 1, realtime_ns: 1 });
+        for snapshot in [first, second] {
+            model.handle_poll(Ok(snapshot), Now { monotonic_ns: 1, realtime_ns: 1 });
         }
         text(&model)
     }
 
     #[test]
-    fn the_text_has_every_figure_by_name() {
-        let text = once(answers(3_600, 2, 30, 50), answers(3_601, 2, 30, 50));
+    fn the_text_names_every_figure() {
+        let text = once(snapshot(3_600, 2, 30, 50), snapshot(3_601, 2, 30, 50));
         let mut lines = text.lines();
         assert_eq!(
             lines.next(),
             Some(
-                "tickcast 0.1.0 at 127.0.0.1:9490: serving for 1 h 0 min, 12.0 MiB resident, 99 descriptors"
+                "tickcast 0.1.0 at 127.0.0.1:9490: serving, up 1 h 0 min, 12.0 MiB resident, 99 descriptors"
             )
         );
         assert_eq!(
@@ -90,7 +90,7 @@ mod tests {
             "latency, last 1.0 s           p50       p90       p99     p99.9       max    samples",
             "received to sent            20 us     20 us     20 us     20 us     20 us        100",
             "topics by rate: 30",
-            "market.29            30      108,030         7     0      16       0    4.0 KiB",
+            "market.29            30      108,030         7     0       16       0    4.0 KiB",
             "and 10 more",
             "sessions by outbox: 50",
             "and 30 more",
@@ -101,17 +101,17 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_starts_says_so_where_rows_would_be() {
+    fn a_starting_server_has_the_reason_in_place_of_rows() {
         let starting = |seconds| {
-            let mut answers = answers(seconds, 1, 1, 1);
-            answers.server.stage = "starting".into();
-            answers.topics = Err("starting".into());
-            answers.sessions = Err("starting".into());
-            answers.latency = Err("starting".into());
-            answers
+            let mut snapshot = snapshot(seconds, 1, 1, 1);
+            snapshot.server.stage = "starting".into();
+            snapshot.topics = Err("starting".into());
+            snapshot.sessions = Err("starting".into());
+            snapshot.latency = Err("starting".into());
+            snapshot
         };
         let text = once(starting(1), starting(2));
-        assert!(text.contains(": starting for 2 s"), "{text}");
+        assert!(text.contains(": starting, up 2 s"), "{text}");
         assert!(text.contains("\nlatency: starting\n"), "{text}");
         assert!(text.contains("\ntopics by rate\nstarting\n"), "{text}");
     }

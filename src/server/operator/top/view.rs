@@ -1,7 +1,7 @@
-//! A model as a screen: into a buffer of any size, and no further.
+//! Draws a model into a buffer of any size, never past its edges.
 //!
-//! Colours are few: the terminal's own for all that is well, bold for what is worth a look, red for what is lost. So it can
-//! be read on light and dark ground, and without colours.
+//! Colours are few, so that the screen is readable on light and dark backgrounds and without colours: the terminal's own for
+//! normal values, bold for notable ones, red for losses.
 
 use std::ops::Range;
 
@@ -15,24 +15,24 @@ use ratatui::{
 use super::{
     figures::Figures,
     format,
-    grid::{Cell, Grid, Tone, cut, sentence, toned, width_of},
+    grid::{Cell, Grid, Tone, cut, sentence, width_of},
     keys::HELP,
     model::{Model, Panel, sort_name},
 };
 use crate::limits::ADMIN_ROWS_MAX;
 use tickcast_core::now::Now;
 
-/// Rows from which all three lists are shown; with fewer, the one that the keys move in.
+/// From this height on all three lists are shown; below, only the focused one.
 const ROWS_FOR_ALL_PANELS: u16 = 12;
-/// Rows of a list that has anything: title, columns, one of its rows, and how many more there are.
+/// The least height of a list: title, column titles, one row, and the count of hidden rows.
 const PANEL_ROWS_MIN: u16 = 4;
-/// Rows from which latencies are shown.
+/// From this height on latencies are shown.
 const ROWS_FOR_LATENCY: u16 = 10;
 
-/// What the terminal may show.
+/// The colours of the terminal.
 #[derive(Clone, Copy, Debug)]
 pub struct Palette {
-    /// Whether there are colours: not with NO_COLOR.
+    /// Whether colours may be used; not with NO_COLOR.
     pub has_colours: bool,
 }
 
@@ -47,42 +47,42 @@ impl Palette {
     }
 }
 
-/// Draws a model as it is at `now` into an area of a buffer. Cost: the rows that are seen, whatever there is.
+/// Draws a model at time `now` into an area of a buffer. Cost: proportional to the visible rows only.
 pub fn draw(model: &Model, now: Now, palette: Palette, area: Rect, buffer: &mut Buffer) {
     let area = area.intersection(buffer.area);
-    let mut sheet = Sheet { left: area, palette, buffer };
-    let footer = sheet.take_last();
+    let mut canvas = Canvas { left: area, palette, buffer };
+    let footer = canvas.take_last();
     for (line, at) in header(model, usize::from(area.width)).into_iter().zip(0..) {
         let style = if at == 0 { palette.style(Tone::Notable) } else { Style::new() };
-        sheet.cells(line, style);
+        canvas.cells(line, style);
     }
     for (notice, tone) in notices(model, now, usize::from(area.width)) {
-        sheet.put(notice, palette.style(tone).add_modifier(Modifier::REVERSED));
+        canvas.put(notice, palette.style(tone).add_modifier(Modifier::REVERSED));
     }
     match &model.figures {
-        Some(figures) => body(model, figures, area.height, &mut sheet),
-        None => sheet.put("no answer yet".into(), Style::new()),
+        Some(figures) => body(model, figures, area.height, &mut canvas),
+        None => canvas.put("waiting for the first response".into(), Style::new()),
     }
     let keys = format!(
-        "q end  Tab list  s sort by {}  p {}  +/- every {}  h keys",
+        "q quit  Tab next list  s sort: {}  p {}  +/- interval: {}  h help",
         sort_name(model.sort),
-        if model.is_paused { "look again" } else { "pause" },
+        if model.is_paused { "resume" } else { "pause" },
         format::milliseconds(model.interval_ms)
     );
-    sheet.line(footer, keys.into(), Style::new().add_modifier(Modifier::DIM));
+    canvas.line(footer, keys.into(), Style::new().add_modifier(Modifier::DIM));
     if model.shows_help {
         help(area, buffer);
     }
 }
 
-/// What is left of an area, from the top down.
-struct Sheet<'a> {
+/// An area that is filled line by line from the top.
+struct Canvas<'a> {
     left: Rect,
     palette: Palette,
     buffer: &'a mut Buffer,
 }
 
-impl Sheet<'_> {
+impl Canvas<'_> {
     fn take(&mut self) -> Rect {
         let height = self.left.height.min(1);
         let line = Rect { height, ..self.left };
@@ -96,7 +96,7 @@ impl Sheet<'_> {
         Rect { y: self.left.y + self.left.height, height, ..self.left }
     }
 
-    /// The next line, cut to its width; nothing if there is no room for it.
+    /// Writes the next line, truncated to the width. Does nothing if no line is left.
     fn put(&mut self, text: String, style: Style) {
         let area = self.take();
         self.line(area, cut(&text, usize::from(area.width)).into(), style);
@@ -118,13 +118,13 @@ impl Sheet<'_> {
     }
 }
 
-/// The server, and what all shards do together, in lines of this width where that can be.
+/// Two lines about the server and the sum of its shards, fitted into `width` where possible.
 pub fn header(model: &Model, width: usize) -> Vec<Vec<Cell>> {
     let Some(figures) = &model.figures else {
         return vec![vec![format!("tickcast at {}", model.address).into()]];
     };
     let server = format!(
-        "tickcast {} at {}: {} for {}",
+        "tickcast {} at {}: {}, up {}",
         format::word(&figures.version),
         model.address,
         format::word(&figures.stage),
@@ -139,12 +139,12 @@ pub fn header(model: &Model, width: usize) -> Vec<Vec<Cell>> {
     let mut second: Vec<(Cell, u8)> = vec![(sessions.into(), 0), (subscribed.into(), 3)];
     match &figures.rates {
         Some(rates) => {
-            let dropped = if rates.dropped > 0.0 { Tone::Bad } else { Tone::Plain };
+            let dropped = format!("{} dropped/s", format::rate(rates.dropped));
             second.extend([
                 (format!("{} ticks/s in", format::rate(rates.ticks)).into(), 1),
                 (format!("{} deliveries/s", format::rate(rates.deliveries)).into(), 0),
                 (format!("{} MB/s", format::megabytes(rates.bytes)).into(), 2),
-                (toned(format!("{} dropped/s", format::rate(rates.dropped)), dropped), 0),
+                (Cell::toned(dropped, Tone::Bad, rates.dropped > 0.0), 0),
                 (format!("{} conflated/s", format::rate(rates.conflated)).into(), 0),
             ]);
         }
@@ -153,8 +153,8 @@ pub fn header(model: &Model, width: usize) -> Vec<Vec<Cell>> {
     vec![sentence(first, width), sentence(second, width)]
 }
 
-/// Shards that did not answer, if there are any.
-pub fn trouble(figures: &Figures) -> Option<String> {
+/// A notice about shards that did not reply, if there are any.
+pub fn unanswered_notice(figures: &Figures) -> Option<String> {
     let mut unanswered = figures.unanswered.iter().map(u16::to_string);
     let first: Vec<String> = unanswered.by_ref().take(8).collect();
     let more = match unanswered.count() {
@@ -162,66 +162,66 @@ pub fn trouble(figures: &Figures) -> Option<String> {
         more => format!(" and {more} more"),
     };
     let shards = if figures.unanswered.len() == 1 { "shard" } else { "shards" };
-    (!first.is_empty()).then(|| format!("no answer from {shards} {}{more}", first.join(", ")))
+    (!first.is_empty()).then(|| format!("no response from {shards} {}{more}", first.join(", ")))
 }
 
-/// What an operator should know before the figures.
+/// Notices above the figures.
 fn notices(model: &Model, now: Now, width: usize) -> Vec<(String, Tone)> {
     let mut notices = Vec::new();
-    if let Some(silence) = &model.silence {
-        let seconds = now.monotonic_ns.saturating_sub(silence.since.monotonic_ns) / 1_000_000_000;
-        let silent = format!(
-            "no answer since {} ({}): {}",
-            format::time_of_day(silence.since.realtime_ns),
+    if let Some(outage) = &model.outage {
+        let seconds = now.monotonic_ns.saturating_sub(outage.since.monotonic_ns) / 1_000_000_000;
+        let text = format!(
+            "no response since {} ({}): {}",
+            format::time_of_day(outage.since.realtime_ns),
             format::seconds(seconds),
-            silence.reason
+            outage.reason
         );
-        let asked = format!("asked every {}", format::milliseconds(model.interval_ms));
-        let cells = sentence(vec![(silent.into(), 0), (asked.into(), 1)], width);
+        let retry = format!("retrying every {}", format::milliseconds(model.interval_ms));
+        let cells = sentence(vec![(text.into(), 0), (retry.into(), 1)], width);
         notices.push((cells.into_iter().map(|cell| cell.text).collect(), Tone::Bad));
     }
     if model.is_paused {
-        notices.push(("paused: p looks again".into(), Tone::Notable));
+        notices.push(("paused; press p to resume".into(), Tone::Notable));
     }
-    notices.extend(model.figures.as_ref().and_then(trouble).map(|trouble| (trouble, Tone::Bad)));
+    notices.extend(model.figures.as_ref().and_then(unanswered_notice).map(|notice| (notice, Tone::Bad)));
     notices
 }
 
-fn body(model: &Model, figures: &Figures, rows: u16, sheet: &mut Sheet<'_>) {
-    let width = usize::from(sheet.left.width);
+fn body(model: &Model, figures: &Figures, rows: u16, canvas: &mut Canvas<'_>) {
+    let width = usize::from(canvas.left.width);
     if rows >= ROWS_FOR_LATENCY {
         match &figures.latency {
             Ok(latency) => {
                 let mut lines = Grid::latency(latency, figures.seconds).lines(width).into_iter();
                 if let Some(titles) = lines.next() {
-                    sheet.cells(titles, Style::new().add_modifier(Modifier::DIM));
+                    canvas.cells(titles, Style::new().add_modifier(Modifier::DIM));
                 }
-                lines.for_each(|cells| sheet.cells(cells, Style::new()));
+                lines.for_each(|cells| canvas.cells(cells, Style::new()));
             }
-            Err(reason) => sheet.put(format!("latency: {reason}"), Style::new()),
+            Err(reason) => canvas.put(format!("latency: {reason}"), Style::new()),
         }
     }
-    if sheet.left.height < ROWS_FOR_ALL_PANELS {
-        panel(model, figures, model.focus, sheet.left.height, sheet);
+    if canvas.left.height < ROWS_FOR_ALL_PANELS {
+        panel(model, figures, model.focus, canvas.left.height, canvas);
         return;
     }
-    for (at, height) in heights(model, figures, sheet.left.height) {
-        panel(model, figures, at, height, sheet);
+    for (at, height) in heights(model, figures, canvas.left.height) {
+        panel(model, figures, at, height, canvas);
     }
 }
 
-/// Rows for each list: as many as it wants, as long as the ones below have a third or a half of what is left.
+/// The height of each list: shards get what they need, up to a third of all rows; topics and sessions share the rest.
 fn heights(model: &Model, figures: &Figures, rows: u16) -> [(Panel, u16); 3] {
-    let wanted = |panel: Panel| {
+    let needed = |panel: Panel| {
         let rows = model.rows(panel);
         let more = usize::from(more(figures, panel, rows).is_some());
         u16::try_from(2 + rows.max(1) + more).unwrap_or(u16::MAX).max(PANEL_ROWS_MIN)
     };
-    let shards = wanted(Panel::Shards).min((rows / 3).max(PANEL_ROWS_MIN));
+    let shards = needed(Panel::Shards).min((rows / 3).max(PANEL_ROWS_MIN));
     let left = rows - shards;
-    // What one of the two does not want is the other's.
-    let sessions_least = wanted(Panel::Sessions).min(left - left / 2);
-    let topics = wanted(Panel::Topics).min(left - sessions_least);
+    // Rows that one of the two does not need go to the other.
+    let sessions_least = needed(Panel::Sessions).min(left - left / 2);
+    let topics = needed(Panel::Topics).min(left - sessions_least);
     [(Panel::Shards, shards), (Panel::Topics, topics), (Panel::Sessions, left - topics)]
 }
 
@@ -233,9 +233,9 @@ pub fn title(model: &Model, figures: &Figures, panel: Panel) -> String {
         Panel::Topics if figures.topics.is_err() => "topics by rate".into(),
         Panel::Topics => {
             let name = if figures.seconds.is_some() { "topics by rate" } else { "topics by ticks" };
-            let all = model.rows(panel) < ADMIN_ROWS_MAX;
-            let known = format::count(ADMIN_ROWS_MAX as u64);
-            let of = if all { String::new() } else { format!(", of the {known} with the most ticks") };
+            let is_complete = model.rows(panel) < ADMIN_ROWS_MAX;
+            let listed = format::count(ADMIN_ROWS_MAX as u64);
+            let of = if is_complete { "" } else { &format!(", of the {listed} with the most ticks") };
             format!("{name}: {total}{of}")
         }
         Panel::Sessions if figures.sessions.is_err() => "sessions".into(),
@@ -243,7 +243,7 @@ pub fn title(model: &Model, figures: &Figures, panel: Panel) -> String {
     }
 }
 
-/// How many there are of a list, those that the server did not send among them.
+/// The length of a list, including rows that the server did not send.
 fn total(figures: &Figures, panel: Panel) -> u64 {
     match panel {
         Panel::Shards => figures.shards.len() as u64,
@@ -252,16 +252,16 @@ fn total(figures: &Figures, panel: Panel) -> u64 {
     }
 }
 
-/// How many of a list are not among its first `shown`.
+/// A line that counts the rows after the first `shown`.
 pub fn more(figures: &Figures, panel: Panel, shown: usize) -> Option<String> {
     let more = total(figures, panel).saturating_sub(shown as u64);
     (more > 0).then(|| format!("and {} more", format::count(more)))
 }
 
-/// Some rows of a list.
+/// These rows of a list as a grid.
 ///
 /// # Errors
-/// Why the server gives none, or that there is none.
+/// Why the server sent no rows, or that there are none.
 pub fn panel_grid(figures: &Figures, panel: Panel, rows: Range<usize>, width: usize) -> Result<Grid, String> {
     let (grid, none) = match panel {
         Panel::Shards => (Grid::shards(figures, rows), "no shards yet"),
@@ -277,51 +277,51 @@ pub fn panel_grid(figures: &Figures, panel: Panel, rows: Range<usize>, width: us
     if grid.rows_len() == 0 { Err(none.into()) } else { Ok(grid) }
 }
 
-fn panel(model: &Model, figures: &Figures, panel: Panel, height: u16, sheet: &mut Sheet<'_>) {
-    let end = sheet.left.height.saturating_sub(height);
+fn panel(model: &Model, figures: &Figures, panel: Panel, height: u16, canvas: &mut Canvas<'_>) {
+    let end = canvas.left.height.saturating_sub(height);
     let has_focus = model.focus == panel;
     let mark = if has_focus { Modifier::REVERSED } else { Modifier::UNDERLINED };
     let style = Style::new().add_modifier(Modifier::BOLD | mark);
-    sheet.put(title(model, figures, panel), style);
-    // Without its titles a small one is not understood; without its last line it only is not all.
+    canvas.put(title(model, figures, panel), style);
+    // In a small list the titles matter more than the count of hidden rows.
     let room = usize::from(height.saturating_sub(2));
     let is_cut = more(figures, panel, room).is_some();
     let room = if is_cut && room > 1 { room - 1 } else { room };
     let selected = model.selected(panel);
     let first = (selected + 1).saturating_sub(room);
-    let width = usize::from(sheet.left.width);
+    let width = usize::from(canvas.left.width);
     match panel_grid(figures, panel, first..first + room, width) {
         Ok(grid) => {
             let shown = grid.rows_len();
             let mut lines = grid.lines(width).into_iter();
             if let Some(titles) = lines.next() {
-                sheet.cells(titles, Style::new().add_modifier(Modifier::DIM));
+                canvas.cells(titles, Style::new().add_modifier(Modifier::DIM));
             }
             for (cells, row) in lines.zip(first..) {
                 let is_selected = has_focus && row == selected;
                 let style =
                     if is_selected { Style::new().add_modifier(Modifier::REVERSED) } else { Style::new() };
-                sheet.cells(cells, style);
+                canvas.cells(cells, style);
             }
             if let Some(more) = more(figures, panel, first + shown)
-                && sheet.left.height > end
+                && canvas.left.height > end
             {
-                sheet.put(more, Style::new().add_modifier(Modifier::DIM));
+                canvas.put(more, Style::new().add_modifier(Modifier::DIM));
             }
         }
-        Err(reason) if sheet.left.height > end => sheet.put(reason, Style::new()),
+        Err(reason) if canvas.left.height > end => canvas.put(reason, Style::new()),
         Err(_) => {}
     }
-    // The next one begins where it should, whatever this one had.
-    while sheet.left.height > end {
-        sheet.take();
+    // Leaves unused rows blank, so that the next list starts at its place.
+    while canvas.left.height > end {
+        canvas.take();
     }
 }
 
-/// The keys, in the middle.
+/// Draws the help in the middle of the screen.
 fn help(area: Rect, buffer: &mut Buffer) {
     let keys_width = HELP.iter().map(|(keys, _)| keys.len()).max().unwrap_or(0);
-    let lines = HELP.iter().map(|(keys, what)| format!(" {keys:keys_width$}  {what} "));
+    let lines = HELP.iter().map(|(keys, effect)| format!(" {keys:keys_width$}  {effect} "));
     let lines: Vec<String> = std::iter::once(" keys".to_owned()).chain(lines).collect();
     let width = lines.iter().map(|line| width_of(line)).max().unwrap_or(0) as u16;
     let (width, height) = (width.min(area.width), (lines.len() as u16).min(area.height));

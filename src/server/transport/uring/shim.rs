@@ -1,7 +1,7 @@
-//! Where tests come between the data ring and the kernel.
+//! Fault injection between the data ring and the kernel, for tests.
 //!
-//! Ring operations are invisible to strace and seccomp, so faults are injected here: before an operation is
-//! submitted, so that what the ring is told always agrees with what the kernel did.
+//! Ring operations are invisible to strace and seccomp. Faults are injected before an operation is submitted, so that the
+//! result the ring sees always agrees with what the kernel did.
 
 /// Operations a shim may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,30 +12,30 @@ pub enum Operation {
     SendParked(usize),
     /// Arming a multishot receive.
     Receive,
-    /// Handing this many received bytes on.
+    /// Passing on this many received bytes.
     Received(usize),
     /// Arming an accept.
     Accept,
 }
 
-/// What happens to an operation.
+/// The fate of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// As asked.
+    /// It is submitted unchanged.
     Pass,
-    /// Only so many of its bytes, at least 1: the operation completes short.
+    /// It is submitted with only so many of its bytes, at least 1, and completes short.
     Truncate(usize),
-    /// It is not submitted, and completes with this errno.
+    /// It is not submitted and completes with this errno.
     Fail(i32),
 }
 
-/// Decides about every operation. The server's own is [`Direct`], which costs nothing.
+/// Decides the fate of every operation. The server uses [`Direct`], which costs nothing.
 pub trait Shim {
-    /// Called once before each operation.
+    /// Decides about one operation before it is submitted.
     fn decide(&mut self, operation: Operation) -> Verdict;
 }
 
-/// Lets everything pass.
+/// Passes everything.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Direct;
 

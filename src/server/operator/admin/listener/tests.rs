@@ -5,57 +5,62 @@ use std::{
 };
 
 use super::*;
-use crate::{config::listener::SocketBounds, operator::control::Question, transport::listener::listen};
+use crate::sources::SourceStatus;
+use crate::{
+    config::listener::SocketBounds,
+    operator::control::{Dispatch, ShardRequest},
+    transport::listener::listen,
+};
 use tickcast_proto::ids::ShardId;
 
 const SHARDS: u16 = 2;
 
-fn admin(ask: impl Fn(Inquiry) + Send + Sync + 'static) -> Admin {
-    admin_known_as(None, ask).1
+fn start(dispatch: impl Fn(Dispatch) + Send + Sync + 'static) -> AdminListener {
+    start_known_as(None, dispatch).1
 }
 
-/// One that takes another address for its own, and its address.
-fn admin_known_as(
+/// A listener that believes it has the address `known_as`, and its real address.
+fn start_known_as(
     known_as: Option<SocketAddr>,
-    ask: impl Fn(Inquiry) + Send + Sync + 'static,
-) -> (SocketAddr, Admin) {
+    dispatch: impl Fn(Dispatch) + Send + Sync + 'static,
+) -> (SocketAddr, AdminListener) {
     let (address, listeners) =
         listen("--admin", "127.0.0.1:0".parse().unwrap(), 1, SocketBounds::default()).unwrap();
-    let sights = Sights {
+    let handles = ServerHandles {
         shards: (0..SHARDS).map(|shard| (usize::from(shard), Arc::default())).collect(),
-        sources: vec![Arc::default()],
-        ask: Box::new(ask),
+        sources: vec![SourceStatus::new("simulator")],
+        dispatch: Box::new(dispatch),
     };
     let listener = listeners.into_iter().next().unwrap();
-    (address, Admin::start(known_as.unwrap_or(address).into(), listener, sights).unwrap())
+    (address, AdminListener::start(known_as.unwrap_or(address).into(), listener, handles).unwrap())
 }
 
-/// A serving one whose shards answer what `answer` does.
-fn serving(answer: impl Fn(ShardId, Question) + Send + Sync + 'static) -> Admin {
-    let admin = admin(move |mut inquiry| {
-        for shard in (0..SHARDS).map(ShardId).filter(|shard| inquiry.to.is_none_or(|to| to == *shard)) {
-            answer(shard, (inquiry.question)(shard));
+/// A listener in stage serving whose shards reply as `reply` does.
+fn serving(reply: impl Fn(ShardId, ShardRequest) + Send + Sync + 'static) -> AdminListener {
+    let admin = start(move |mut dispatch| {
+        for shard in (0..SHARDS).map(ShardId).filter(|shard| dispatch.to.is_none_or(|to| to == *shard)) {
+            reply(shard, (dispatch.request)(shard));
         }
     });
     admin.set_stage(Stage::Serving);
     admin
 }
 
-fn say(admin: &Admin, bytes: &[u8]) -> String {
-    say_to(admin.address().tcp().unwrap(), bytes)
+fn exchange(admin: &AdminListener, bytes: &[u8]) -> String {
+    exchange_with(admin.address().tcp().unwrap(), bytes)
 }
 
-fn say_to(address: SocketAddr, bytes: &[u8]) -> String {
+fn exchange_with(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(bytes).unwrap();
     let mut answer = Vec::new();
-    // A reset after the answer is the end as well.
+    // A reset after the response is an end too.
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-fn ask(admin: &Admin, request: &str) -> (u16, String) {
-    let answer = say(admin, format!("{request} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
+fn request(admin: &AdminListener, request: &str) -> (u16, String) {
+    let answer = exchange(admin, format!("{request} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
     (status(&answer), answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
 }
 
@@ -65,9 +70,9 @@ fn status(answer: &str) -> u16 {
 }
 
 #[test]
-fn during_the_start_it_lives_is_not_ready_and_asks_nobody() {
-    let admin = admin(|_| panic!("there is nobody to be asked"));
-    for (request, expected, part) in [
+fn while_starting_it_is_alive_but_not_ready_and_queries_no_shard() {
+    let admin = start(|_| panic!("there are no shards to query"));
+    for (line, expected, part) in [
         ("GET /", 200, "/metrics"),
         ("GET /healthz", 200, "true"),
         ("GET /readyz", 503, "\"reason\":\"starting\""),
@@ -79,56 +84,56 @@ fn during_the_start_it_lives_is_not_ready_and_asks_nobody() {
         ("GET /v1/latency", 503, "starting"),
         ("DELETE /v1/sessions/0-1", 503, "starting"),
     ] {
-        let (status, body) = ask(&admin, request);
-        assert_eq!(status, expected, "{request}: {body}");
-        assert!(body.contains(part), "{request}: {body}");
+        let (status, body) = request(&admin, line);
+        assert_eq!(status, expected, "{line}: {body}");
+        assert!(body.contains(part), "{line}: {body}");
     }
 }
 
 #[test]
-fn at_each_stage_readiness_says_which() {
+fn readiness_reports_the_stage() {
     let admin = serving(|_, _| {});
-    assert_eq!(ask(&admin, "GET /readyz"), (200, "{\"ready\":true}\n".into()));
+    assert_eq!(request(&admin, "GET /readyz"), (200, "{\"ready\":true}\n".into()));
     admin.set_stage(Stage::Draining);
-    let (status, body) = ask(&admin, "GET /readyz");
+    let (status, body) = request(&admin, "GET /readyz");
     assert_eq!(status, 503);
     assert!(body.contains("\"reason\":\"draining\""), "{body}");
-    assert_eq!(ask(&admin, "GET /healthz").0, 200);
-    // A scrape shows what there is, whichever shards have ended.
-    let (status, metrics) = ask(&admin, "GET /metrics");
+    assert_eq!(request(&admin, "GET /healthz").0, 200);
+    // A scrape succeeds even if shards have ended.
+    let (status, metrics) = request(&admin, "GET /metrics");
     assert_eq!(status, 200);
     for line in ["tickcast_stage{stage=\"draining\"} 1\n", "tickcast_shard_answered{shard=\"1\"} 0\n"] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }
-    assert_eq!(ask(&admin, "GET /v1/shards").0, 200);
+    assert_eq!(request(&admin, "GET /v1/shards").0, 200);
 }
 
 #[test]
-fn a_shard_that_is_not_asked_or_never_answers_is_left_out_and_named() {
-    let kept = Mutex::new(Vec::new());
-    let admin = serving(move |shard, question| match question {
-        Question::Close(7, answer) if shard == ShardId(0) => answer.give(true),
-        Question::Close(_, answer) if shard == ShardId(0) => answer.give(false),
-        Question::Sessions(_, answer) if shard == ShardId(0) => answer.give(Vec::new()),
-        // Held for ever: given up after a while.
-        Question::Sessions(..) => kept.lock().unwrap().push(question),
-        // Dropped: known at once.
+fn a_shard_that_never_replies_is_listed_as_unanswered() {
+    let held = Mutex::new(Vec::new());
+    let admin = serving(move |shard, request| match request {
+        ShardRequest::Close(7, reply) if shard == ShardId(0) => reply.send(true),
+        ShardRequest::Close(_, reply) if shard == ShardId(0) => reply.send(false),
+        ShardRequest::Sessions(_, reply) if shard == ShardId(0) => reply.send(Vec::new()),
+        // Held forever: runs into the timeout.
+        ShardRequest::Sessions(..) => held.lock().unwrap().push(request),
+        // Dropped: noticed immediately.
         _ => {}
     });
-    assert_eq!(ask(&admin, "GET /v1/sessions"), (503, "{\"sessions\":[],\"unanswered\":[1]}\n".into()));
-    assert_eq!(ask(&admin, "GET /v1/topics"), (503, "{\"topics\":[],\"unanswered\":[0,1]}\n".into()));
-    assert_eq!(ask(&admin, "DELETE /v1/sessions/0-7"), (200, "{\"closed\":\"0-7\"}\n".into()));
-    assert_eq!(ask(&admin, "DELETE /v1/sessions/0-8").0, 404);
-    assert_eq!(ask(&admin, "DELETE /v1/sessions/1-7").0, 503);
-    assert_eq!(ask(&admin, "DELETE /v1/sessions/2-7").0, 404, "there is no such shard");
-    assert_eq!(ask(&admin, "GET /metrics").0, 200, "counters need no answer");
-    assert_eq!(ask(&admin, "GET /v1/latency?format=hgrm").0, 503);
+    assert_eq!(request(&admin, "GET /v1/sessions"), (503, "{\"sessions\":[],\"unanswered\":[1]}\n".into()));
+    assert_eq!(request(&admin, "GET /v1/topics"), (503, "{\"topics\":[],\"unanswered\":[0,1]}\n".into()));
+    assert_eq!(request(&admin, "DELETE /v1/sessions/0-7"), (200, "{\"closed\":\"0-7\"}\n".into()));
+    assert_eq!(request(&admin, "DELETE /v1/sessions/0-8").0, 404);
+    assert_eq!(request(&admin, "DELETE /v1/sessions/1-7").0, 503);
+    assert_eq!(request(&admin, "DELETE /v1/sessions/2-7").0, 404, "there is no such shard");
+    assert_eq!(request(&admin, "GET /metrics").0, 200, "counters need no answer");
+    assert_eq!(request(&admin, "GET /v1/latency?format=hgrm").0, 503);
 }
 
 #[test]
-fn what_is_no_request_for_this_listener_is_refused() {
+fn foreign_and_malformed_requests_are_refused() {
     let admin = serving(|_, _| {});
-    for (request, expected) in [
+    for (bytes, expected) in [
         (&b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n"[..], 404),
         (b"PUT /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
         (b"GET /v1/sessions?limit=0 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
@@ -146,36 +151,36 @@ fn what_is_no_request_for_this_listener_is_refused() {
         (b"GET / HTTP/9.9\r\n\r\n", 400),
         (b"GET /healthz HTTP/1.1\r\nno colon\r\n\r\n", 400),
     ] {
-        let answer = say(&admin, request);
-        assert_eq!(status(&answer), expected, "{}: {answer}", String::from_utf8_lossy(request));
+        let answer = exchange(&admin, bytes);
+        assert_eq!(status(&answer), expected, "{}: {answer}", String::from_utf8_lossy(bytes));
     }
     let long = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(2 * ADMIN_HEAD_BYTES_MAX));
-    assert!([414, 431].contains(&status(&say(&admin, long.as_bytes()))));
-    let answer = say(&admin, b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
+    assert!([414, 431].contains(&status(&exchange(&admin, long.as_bytes()))));
+    let answer = exchange(&admin, b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
     assert!(answer.to_lowercase().contains("allow: get, head\r\n"), "{answer}");
-    let head = say(&admin, b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let head = exchange(&admin, b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(head.ends_with("\r\n\r\n") && head.to_lowercase().contains("connection: close"), "{head}");
 }
 
 #[test]
-fn on_another_address_than_loopback_any_name_will_do_but_no_page_closes_a_session() {
+fn off_loopback_any_host_is_accepted_but_no_web_page_closes_a_session() {
     let known_as = Some("192.0.2.1:9490".parse().unwrap());
-    let (address, admin) = admin_known_as(known_as, |mut inquiry| {
-        if let Question::Close(7, answer) = (inquiry.question)(ShardId(0)) {
-            answer.give(true);
+    let (address, admin) = start_known_as(known_as, |mut dispatch| {
+        if let ShardRequest::Close(7, reply) = (dispatch.request)(ShardId(0)) {
+            reply.send(true);
         }
     });
     admin.set_stage(Stage::Serving);
     let close = "DELETE /v1/sessions/0-7 HTTP/1.1\r\nHost: monitor.example\r\n";
-    let answer = |request: String| status(&say_to(address, request.as_bytes()));
+    let answer = |request: String| status(&exchange_with(address, request.as_bytes()));
     assert_eq!(answer("GET /healthz HTTP/1.1\r\nHost: monitor.example\r\n\r\n".into()), 200);
     assert_eq!(answer(format!("{close}Origin: http://monitor.example\r\n\r\n")), 403);
     assert_eq!(answer(format!("{close}\r\n")), 200);
 }
 
 #[test]
-fn a_loopback_address_is_one_in_ipv6_too() {
-    for (address, local) in [
+fn loopback_addresses_are_recognized_in_ipv4_ipv6_and_mapped_form() {
+    for (address, expected) in [
         ("127.0.0.1:1", true),
         ("127.9.9.9:1", true),
         ("[::1]:1", true),
@@ -185,12 +190,12 @@ fn a_loopback_address_is_one_in_ipv6_too() {
         ("192.0.2.1:1", false),
         ("[::ffff:192.0.2.1]:1", false),
     ] {
-        assert_eq!(is_local(&address.parse().unwrap()), local, "{address}");
+        assert_eq!(is_local(&address.parse().unwrap()), expected, "{address}");
     }
 }
 
 #[test]
-fn connections_that_say_nothing_or_half_a_head_keep_nobody_out_for_long() {
+fn idle_connections_do_not_block_others_for_long() {
     let admin = serving(|_, _| {});
     let silent: Vec<TcpStream> = (0..2 * ADMIN_CONNECTIONS_MAX)
         .map(|number| {
@@ -201,7 +206,7 @@ fn connections_that_say_nothing_or_half_a_head_keep_nobody_out_for_long() {
             stream
         })
         .collect();
-    assert_eq!(ask(&admin, "GET /healthz").0, 200);
+    assert_eq!(request(&admin, "GET /healthz").0, 200);
     for mut stream in silent {
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest);
@@ -210,7 +215,7 @@ fn connections_that_say_nothing_or_half_a_head_keep_nobody_out_for_long() {
 }
 
 #[test]
-fn dropped_it_ends_with_connections_open() {
+fn dropping_it_closes_open_connections() {
     let admin = serving(|_, _| {});
     let address = admin.address().tcp().unwrap();
     let mut open = TcpStream::connect(address).unwrap();

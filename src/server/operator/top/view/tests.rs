@@ -1,7 +1,7 @@
 use ratatui::{Terminal, backend::TestBackend};
 
 use super::*;
-use crate::operator::top::{answers::Answers, figures::tests::answers, keys::Action};
+use crate::operator::top::{figures::tests::snapshot, keys::Action, responses::Snapshot};
 
 const PLAIN: Palette = Palette { has_colours: false };
 const COLOURED: Palette = Palette { has_colours: true };
@@ -10,11 +10,11 @@ fn at(seconds: u64) -> Now {
     Now { monotonic_ns: seconds * 1_000_000_000, realtime_ns: seconds * 1_000_000_000 }
 }
 
-fn model(looks: impl IntoIterator<Item = Answers>) -> Model {
+fn model(polls: impl IntoIterator<Item = Snapshot>) -> Model {
     let mut model = Model::new("127.0.0.1:9490".into(), 1_000);
-    for answers in looks {
-        let now = Now { monotonic_ns: answers.received_ns, realtime_ns: answers.received_ns };
-        model.handle_look(Ok(answers), now);
+    for snapshot in polls {
+        let now = Now { monotonic_ns: snapshot.received_ns, realtime_ns: snapshot.received_ns };
+        model.handle_poll(Ok(snapshot), now);
     }
     model
 }
@@ -36,10 +36,10 @@ fn has(lines: &[String], part: &str) -> bool {
 }
 
 #[test]
-fn a_screen_of_80_by_24_has_each_part() {
-    let model = model([answers(100, 2, 30, 50), answers(101, 2, 30, 50)]);
+fn a_screen_of_80_by_24_has_every_part() {
+    let model = model([snapshot(100, 2, 30, 50), snapshot(101, 2, 30, 50)]);
     let lines = lines(&model, at(101), 80, 24);
-    assert!(lines[0].starts_with("tickcast 0.1.0 at 127.0.0.1:9490: serving for 1 min 41 s, 12.0 MiB"));
+    assert!(lines[0].starts_with("tickcast 0.1.0 at 127.0.0.1:9490: serving, up 1 min 41 s, 12.0 MiB"));
     assert_eq!(lines[1], "50 sessions, 200 ticks/s in, 10,000 deliveries/s, 4.0 dropped/s, 6.0 conflated/s");
     assert!(lines[2].starts_with("latency, last 1.0 s") && lines[2].ends_with("max"), "{lines:#?}");
     assert!(lines[3].starts_with("received to sequenced") && lines[4].starts_with("received to sent"));
@@ -49,14 +49,16 @@ fn a_screen_of_80_by_24_has_each_part() {
     assert_eq!(lines[9], "topics by rate: 30");
     assert!(lines[11].starts_with("market.29"));
     assert!(has(&lines, "sessions by outbox: 50") && has(&lines, "desk 0"), "{lines:#?}");
-    assert!(lines[23].starts_with("q end  Tab list  s sort by outbox  p pause  +/- every 1.0 s  h keys"));
+    assert!(
+        lines[23].starts_with("q quit  Tab next list  s sort: outbox  p pause  +/- interval: 1.0 s  h help")
+    );
     let more: Vec<&String> = lines.iter().filter(|line| line.starts_with("and ")).collect();
     assert_eq!(more.len(), 2, "{lines:#?}");
 }
 
 #[test]
-fn a_wide_screen_has_every_column_and_says_what_latencies_are_of() {
-    let model = model([answers(100, 2, 30, 50), answers(102, 2, 30, 50)]);
+fn a_wide_screen_has_every_column_and_names_the_interval_of_latencies() {
+    let model = model([snapshot(100, 2, 30, 50), snapshot(102, 2, 30, 50)]);
     let lines = lines(&model, at(102), 160, 50);
     assert!(lines[2].starts_with("latency, last 2.0 s") && lines[2].ends_with("samples"), "{}", lines[2]);
     for title in ["waiting", "ticks/s", "sends/s", "parked/s", "ring", "conflated/s"] {
@@ -69,26 +71,27 @@ fn a_wide_screen_has_every_column_and_says_what_latencies_are_of() {
 }
 
 #[test]
-fn a_tiny_screen_has_the_list_that_the_keys_move_in() {
-    let model = model([answers(100, 2, 30, 50), answers(101, 2, 30, 50)]);
+fn a_tiny_screen_has_the_focused_list() {
+    let model = model([snapshot(100, 2, 30, 50), snapshot(101, 2, 30, 50)]);
     let lines = lines(&model, at(101), 20, 5);
     assert_eq!(lines[0], "tickcast 0.1.0 at 12");
     assert_eq!(lines[2], "sessions by outbox:…");
-    assert!(lines[4].starts_with("q end"), "{lines:#?}");
+    assert!(lines[4].starts_with("q quit"), "{lines:#?}");
 }
 
 #[test]
-fn no_size_and_no_state_panics() {
-    let mut silent = model([answers(100, 2, 30, 50)]);
-    silent.handle_look(Err("refused".into()), at(101));
-    let mut helped = model([answers(100, 200, 5_000, 100_000), answers(101, 200, 5_000, 100_000)]);
+fn no_size_or_state_panics() {
+    let mut unreachable = model([snapshot(100, 2, 30, 50)]);
+    unreachable.handle_poll(Err("refused".into()), at(101));
+    let mut helped = model([snapshot(100, 200, 5_000, 100_000), snapshot(101, 200, 5_000, 100_000)]);
     helped.handle_action(Action::Help);
     helped.handle_action(Action::Last);
-    let mut starting = answers(1, 1, 1, 1);
+    let mut starting = snapshot(1, 1, 1, 1);
     starting.topics = Err("starting".into());
     starting.sessions = Err("starting".into());
     starting.latency = Err("starting".into());
-    let models = [Model::new("a".into(), 1), model([answers(1, 1, 0, 0)]), model([starting]), silent, helped];
+    let models =
+        [Model::new("a".into(), 1), model([snapshot(1, 1, 0, 0)]), model([starting]), unreachable, helped];
     for model in &models {
         for (width, height) in (0..30).flat_map(|height| [0, 1, 2, 7, 20, 79, 80, 300].map(|w| (w, height))) {
             for focus in Panel::ALL {
@@ -99,46 +102,49 @@ fn no_size_and_no_state_panics() {
             }
         }
     }
-    // A terminal that shrinks between its size and the drawing.
+    // A terminal that shrank after its size was read.
     let small = Rect::new(0, 0, 10, 3);
     draw(&models[4], at(200), PLAIN, Rect::new(0, 0, 80, 24), &mut Buffer::empty(small));
 }
 
 #[test]
-fn before_the_first_answer_there_is_a_word_for_it() {
+fn before_the_first_response_the_screen_says_so() {
     let lines = lines(&Model::new("127.0.0.1:9".into(), 500), at(1), 80, 24);
-    assert_eq!(lines[..2], ["tickcast at 127.0.0.1:9", "no answer yet"]);
-    assert!(lines[23].contains("every 500 ms"));
+    assert_eq!(lines[..2], ["tickcast at 127.0.0.1:9", "waiting for the first response"]);
+    assert!(lines[23].contains("interval: 500 ms"));
 }
 
 #[test]
-fn a_server_that_is_gone_is_told_with_when_and_why_above_its_last_figures() {
-    let mut model = model([answers(100, 2, 30, 50), answers(101, 2, 30, 50)]);
-    model.handle_look(Err("Connection refused".into()), at(3_600));
-    model.handle_look(Err("Connection refused".into()), at(3_601));
-    let lines = lines(&model, at(3_725), 80, 24);
-    assert_eq!(lines[2], "no answer since 01:00:00 UTC (2 min 5 s): Connection refused, asked every 1.0 s");
+fn an_outage_is_shown_with_time_and_reason_above_the_last_figures() {
+    let mut model = model([snapshot(100, 2, 30, 50), snapshot(101, 2, 30, 50)]);
+    model.handle_poll(Err("Connection refused".into()), at(3_600));
+    model.handle_poll(Err("Connection refused".into()), at(3_601));
+    let lines = lines(&model, at(3_725), 90, 24);
+    assert_eq!(
+        lines[2],
+        "no response since 01:00:00 UTC (2 min 5 s): Connection refused, retrying every 1.0 s"
+    );
     assert!(has(&lines, "market.29") && has(&lines, "10,000 deliveries/s"));
-    let lines = super::tests::lines(&model, at(3_725), 75, 24);
-    assert_eq!(lines[2], "no answer since 01:00:00 UTC (2 min 5 s): Connection refused");
+    let lines = super::tests::lines(&model, at(3_725), 80, 24);
+    assert_eq!(lines[2], "no response since 01:00:00 UTC (2 min 5 s): Connection refused");
     let lines = super::tests::lines(&model, at(3_725), 50, 24);
-    assert_eq!(lines[2], "no answer since 01:00:00 UTC (2 min 5 s): Connect…");
+    assert_eq!(lines[2], "no response since 01:00:00 UTC (2 min 5 s): Conne…");
 }
 
 #[test]
-fn a_pause_and_shards_that_do_not_answer_are_told() {
-    let mut of_many = answers(101, 20, 30, 50);
+fn a_pause_and_unanswered_shards_are_shown() {
+    let mut of_many = snapshot(101, 20, 30, 50);
     of_many.server.unanswered = (3..13).collect();
     let mut model = model([of_many]);
     model.handle_action(Action::Pause);
     let lines = lines(&model, at(101), 80, 24);
     assert!(lines[2].starts_with("paused"));
-    assert_eq!(lines[3], "no answer from shards 3, 4, 5, 6, 7, 8, 9, 10 and 2 more");
+    assert_eq!(lines[3], "no response from shards 3, 4, 5, 6, 7, 8, 9, 10 and 2 more");
 }
 
 #[test]
-fn thousands_are_cut_to_what_is_seen_and_the_rest_is_counted() {
-    let mut model = model([answers(100, 500, 50_000, 100_000), answers(101, 500, 50_000, 100_000)]);
+fn rows_beyond_the_screen_are_counted() {
+    let mut model = model([snapshot(100, 500, 50_000, 100_000), snapshot(101, 500, 50_000, 100_000)]);
     let lines = lines(&model, at(101), 80, 40);
     let counted: Vec<&String> = lines.iter().filter(|line| line.starts_with("and ")).collect();
     assert_eq!(counted.len(), 3, "{lines:#?}");
@@ -151,7 +157,7 @@ fn thousands_are_cut_to_what_is_seen_and_the_rest_is_counted() {
     let (shards, sessions) = (rows("shards:"), rows("sessions by"));
     assert_eq!(number(counted[0]), 500 - shards);
     assert_eq!(number(counted[2]), 100_000 - sessions);
-    // At the end of the list, what the server did not send is still counted.
+    // At the end of the list, rows that the server did not send are still counted.
     model.focus = Panel::Sessions;
     model.handle_action(Action::Last);
     let lines = super::tests::lines(&model, at(101), 80, 40);
@@ -159,8 +165,8 @@ fn thousands_are_cut_to_what_is_seen_and_the_rest_is_counted() {
 }
 
 #[test]
-fn the_selected_row_is_always_seen() {
-    let mut model = model([answers(100, 2, 300, 50)]);
+fn the_selected_row_is_always_visible() {
+    let mut model = model([snapshot(100, 2, 300, 50)]);
     model.focus = Panel::Topics;
     for rows in [0, 5, 100, 299] {
         model.handle_action(Action::First);
@@ -179,8 +185,8 @@ fn the_selected_row_is_always_seen() {
 }
 
 #[test]
-fn without_colours_there_are_none_and_with_them_only_red_for_what_is_lost() {
-    let model = model([answers(100, 2, 30, 50), answers(101, 2, 30, 50)]);
+fn only_losses_are_coloured_and_only_if_colours_are_allowed() {
+    let model = model([snapshot(100, 2, 30, 50), snapshot(101, 2, 30, 50)]);
     let colours = |palette| {
         let screen = buffer(&model, at(101), palette, 160, 50);
         let mut colours: Vec<Color> = screen.content().iter().flat_map(|cell| [cell.fg, cell.bg]).collect();
@@ -193,23 +199,23 @@ fn without_colours_there_are_none_and_with_them_only_red_for_what_is_lost() {
 }
 
 #[test]
-fn the_help_lies_above_the_figures() {
-    let mut model = model([answers(100, 2, 30, 50)]);
+fn the_help_covers_the_figures() {
+    let mut model = model([snapshot(100, 2, 30, 50)]);
     model.handle_action(Action::Help);
     let lines = lines(&model, at(100), 80, 24);
-    for (keys, what) in HELP {
-        assert!(lines.iter().any(|line| line.contains(keys) && line.contains(what)), "{keys}: {lines:#?}");
+    for (keys, effect) in HELP {
+        assert!(lines.iter().any(|line| line.contains(keys) && line.contains(effect)), "{keys}: {lines:#?}");
     }
-    assert!(lines[0].starts_with("tickcast") && lines[23].starts_with("q end"));
+    assert!(lines[0].starts_with("tickcast") && lines[23].starts_with("q quit"));
 }
 
 #[test]
-fn what_peers_name_cannot_steer_the_terminal() {
-    let mut answers = answers(100, 1, 1, 1);
-    answers.topics.as_mut().unwrap().topics[0].topic = "\x1b]0;title\x07".into();
-    answers.sessions.as_mut().unwrap().sessions[0].identity = Some("a\r\n\u{202e}b".into());
-    answers.server.stage = "\x1b[31m".into();
-    let lines = lines(&model([answers]), at(100), 200, 24);
+fn names_chosen_by_peers_cannot_control_the_terminal() {
+    let mut snapshot = snapshot(100, 1, 1, 1);
+    snapshot.topics.as_mut().unwrap().topics[0].topic = "\x1b]0;title\x07".into();
+    snapshot.sessions.as_mut().unwrap().sessions[0].identity = Some("a\r\n\u{202e}b".into());
+    snapshot.server.stage = "\x1b[31m".into();
+    let lines = lines(&model([snapshot]), at(100), 200, 24);
     for shown in [r"\u{1b}]0;title\u{7}", r"a\r\n\u{202e}b", r"\u{1b}[31m"] {
         assert!(has(&lines, shown), "{shown}: {lines:#?}");
     }

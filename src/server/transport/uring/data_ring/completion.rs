@@ -1,4 +1,4 @@
-//! What completions mean: for the slot, for whoever waits for events, and for what is to be armed again.
+//! Handling of completions: the state of slots, the events they cause, and what is armed again.
 
 use std::{
     io,
@@ -8,8 +8,8 @@ use std::{
 use io_uring::cqueue;
 
 use super::{
-    ACCEPT, DOORBELL, DataRing, Event, INSTALL, Installed, ListenerId, RECEIVE, Received, SEND, SEND_PARKED,
-    SHUTDOWN, State, TIMER,
+    ACCEPT, DOORBELL, DataRing, Event, IGNORED, INSTALL, Installed, ListenerId, RECEIVE, Received, SEND,
+    SEND_PARKED, SHUTDOWN, State, TIMER,
 };
 use crate::transport::uring::shim::{Operation, Shim, Verdict};
 
@@ -28,14 +28,14 @@ impl<S: Shim> DataRing<S> {
                 self.in_flight -= 1;
                 debug_assert!(
                     self.slots[slot as usize].generation == extra,
-                    "a slot is vacated only when quiet"
+                    "a slot is vacated only when nothing of it is in flight"
                 );
                 self.parked_ended(slot, result)?;
             }
             RECEIVE => {
                 debug_assert!(
                     self.slots[slot as usize].generation == extra,
-                    "a slot is vacated only when quiet"
+                    "a slot is vacated only when nothing of it is in flight"
                 );
                 if let Some(buffer) = cqueue::buffer_select(flags) {
                     self.received(slot, buffer, result.max(0) as u32);
@@ -49,7 +49,7 @@ impl<S: Shim> DataRing<S> {
             ACCEPT => self.accepted(ListenerId(slot), result, flags)?,
             TIMER => {
                 self.in_flight -= 1;
-                self.timer_rings_ns = None;
+                self.timer_fires_ns = None;
                 self.events.push_back((0, Event::Timer));
             }
             SHUTDOWN => {
@@ -59,7 +59,7 @@ impl<S: Shim> DataRing<S> {
             }
             INSTALL => {
                 self.in_flight -= 1;
-                // SAFETY: a successful installation gives a new descriptor, and this is its only owner.
+                // SAFETY: a successful installation returns a new descriptor, whose only owner this is.
                 let socket = (result >= 0).then(|| unsafe { OwnedFd::from_raw_fd(result) });
                 self.installed = Some(Installed { slot, generation: extra, socket });
             }
@@ -67,7 +67,8 @@ impl<S: Shim> DataRing<S> {
                 self.in_flight -= 1;
                 self.doorbell_armed = false;
             }
-            _ => {}
+            IGNORED => {}
+            _ => debug_assert!(false, "user_data names one of the operations above"),
         }
         Ok(())
     }
@@ -76,7 +77,7 @@ impl<S: Shim> DataRing<S> {
         let more = cqueue::more(flags);
         self.in_flight -= usize::from(!more);
         if result >= 0 {
-            // SAFETY: a successful accept gives a new descriptor, and this is its only owner.
+            // SAFETY: a successful accept returns a new descriptor, whose only owner this is.
             let socket = unsafe { OwnedFd::from_raw_fd(result) };
             self.events.push_back((0, Event::Accepted(id, socket)));
             // Multishot may end after a success too (a full completion queue).
@@ -89,19 +90,24 @@ impl<S: Shim> DataRing<S> {
     }
 
     fn received(&mut self, slot: u32, buffer: u16, len: u32) {
+        let hold = self.buffers.take(buffer);
         if self.slots[slot as usize].state != State::Open || len == 0 {
-            self.buffers.put(buffer);
+            self.buffers.release(hold);
             return;
         }
         let mut start = 0;
-        while start < len {
+        loop {
             let rest = len - start;
             let piece = match self.shim.decide(Operation::Received(rest as usize)) {
                 Verdict::Truncate(piece) => (piece.max(1) as u32).min(rest),
                 _ => rest,
             };
-            let last = start + piece == len;
-            self.queue(slot, Event::Received(Received { slot, buffer, start, len: piece, last }));
+            if piece == rest {
+                self.queue(slot, Event::Received(Received { slot, hold, start, len: piece }));
+                return;
+            }
+            let again = self.buffers.hold_again(&hold);
+            self.queue(slot, Event::Received(Received { slot, hold: again, start, len: piece }));
             start += piece;
         }
     }
@@ -111,41 +117,16 @@ impl<S: Shim> DataRing<S> {
         match (entry.state, result) {
             (State::Open, _) if entry.detaching => self.queue(slot, Event::Detached(slot)),
             (State::Open, _) if entry.receive_paused => {}
-            // Multishot may end after bytes; a cancellation that was overtaken by a resume starts anew.
+            // A multishot receive may end after bytes. A resume may have overtaken the cancellation.
             (State::Open, 1..) => return self.arm_receive(slot),
             (State::Open, result) if result == -libc::ECANCELED => return self.arm_receive(slot),
-            // Out of buffers: armed again by the next poll, after the waiting events have given theirs back.
+            // Out of buffers: the next poll arms it again, after the waiting events have returned theirs.
             (State::Open, result) if result == -libc::ENOBUFS => self.starved.push(slot),
             (State::Open, 0) => self.queue(slot, Event::Eof(slot)),
             (State::Open, result) => self.queue(slot, Event::Failed(slot, -result)),
             (State::Closing, _) => return self.vacate_if_quiet(slot),
-            (State::Vacant, _) => debug_assert!(false, "a slot is vacated only when quiet"),
-        }
-        Ok(())
-    }
-
-    pub(super) fn parked_ended(&mut self, slot: u32, result: i32) -> io::Result<()> {
-        let entry = &mut self.slots[slot as usize];
-        let Some(parked) = &mut entry.parked else { return Ok(()) };
-        if result > 0 {
-            parked.sent += result as usize;
-        }
-        let done = parked.sent == parked.bytes.len();
-        match (entry.state, result) {
-            (State::Open, 1..) if !done => return self.send_parked(slot),
-            (State::Open, result) if result == -libc::EINTR => return self.send_parked(slot),
-            (State::Open, 1..) => {
-                entry.parked = None;
-                self.queue(slot, Event::Writable(slot));
-            }
-            (State::Open, result) => {
-                entry.parked = None;
-                let errno = if result == 0 { libc::EPIPE } else { -result };
-                self.queue(slot, Event::Failed(slot, errno));
-            }
-            _ => {
-                entry.parked = None;
-                return self.vacate_if_quiet(slot);
+            (State::Vacant, _) => {
+                debug_assert!(false, "a slot is vacated only when nothing of it is in flight")
             }
         }
         Ok(())

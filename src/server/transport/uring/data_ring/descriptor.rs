@@ -1,8 +1,8 @@
-//! What an operator is shown of a socket: its peer and its round trip, which only a descriptor tells.
+//! The peer address and round trip of a socket, for operators. Both need a descriptor.
 //!
-//! A served socket is a registered file and nothing else. From Linux 6.8 on the ring gives a descriptor of it back
-//! (IORING_OP_FIXED_FD_INSTALL); it is asked for here, looked at and closed, so a client costs none. Before 6.8 nothing is
-//! known of a socket once its handshake is done.
+//! After the handshake a socket is only a registered file. From Linux 6.8 on the ring can return a descriptor of it
+//! (IORING_OP_FIXED_FD_INSTALL); it is requested here, read and closed, so that a client costs none. On older kernels
+//! nothing is known of a socket after its handshake.
 
 use std::{
     io,
@@ -25,17 +25,17 @@ pub(super) struct Installed {
     pub(super) socket: Option<OwnedFd>,
 }
 
-/// What a socket's descriptor tells.
+/// The state of a socket, read through its descriptor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketView {
-    /// Its peer.
+    /// The peer's address.
     pub address: Option<SocketAddr>,
-    /// The round trip as TCP smooths it, microseconds.
+    /// TCP's smoothed round trip, microseconds.
     pub rtt_us: Option<u32>,
 }
 
-/// The beginning of `struct tcp_info` (linux/tcp.h), which never changes. The kernel writes as much as there is room for;
-/// asked for the whole of libc's, an older kernel writes less than nix insists on.
+/// The beginning of `struct tcp_info` (linux/tcp.h), which never changes. The kernel fills as much as there is room for; of
+/// libc's whole struct an older kernel fills less than nix requires.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct TcpInfoHead {
@@ -51,7 +51,7 @@ const _: () = assert!(
 );
 
 sockopt_impl!(
-    /// TCP_INFO, as far as it is wanted.
+    /// The beginning of TCP_INFO.
     TcpInfo,
     GetOnly,
     libc::IPPROTO_TCP,
@@ -69,11 +69,11 @@ impl SocketView {
 }
 
 impl<S: Shim> DataRing<S> {
-    /// Asks the kernel for what an operator is shown of a socket: four system calls, two while its handshake lasts.
-    /// Nothing of it is known where the kernel has no descriptor for us.
+    /// Reads a socket's address and round trip: four system calls, two during its handshake. The fields are `None` where
+    /// the kernel returns no descriptor.
     ///
     /// # Errors
-    /// Only when the ring itself is beyond use.
+    /// Only when the ring has failed for good.
     pub fn look_at(&mut self, slot: u32) -> io::Result<SocketView> {
         let Some(entry) = self.slots.get(slot as usize).filter(|entry| entry.state == State::Open) else {
             return Ok(SocketView::default());
@@ -86,14 +86,14 @@ impl<S: Shim> DataRing<S> {
         self.in_flight += 1;
         let install = opcode::FixedFdInstall::new(Fixed(slot), 0).build();
         self.push(install.user_data(self.of_slot(INSTALL, slot)))?;
-        // It never waits, so it is over when this returns; one that were not is dropped with the next.
+        // The operation never waits, so it is complete when this returns; a late one would be dropped by the next call.
         self.drive(&mut [])?;
         let of_slot = |installed: &Installed| (installed.slot, installed.generation) == (slot, generation);
         let socket = self.installed.take().filter(of_slot).and_then(|installed| installed.socket);
         Ok(socket.map_or_else(SocketView::default, |socket| SocketView::of(socket.as_fd())))
     }
 
-    /// Whether [`DataRing::add`] finds a slot. One that was closed is free only when its receive has come to its end.
+    /// Whether [`DataRing::add`] finds a slot. A closed socket frees its slot only once its receive has ended.
     pub fn has_room(&self) -> bool {
         !self.free.is_empty()
     }

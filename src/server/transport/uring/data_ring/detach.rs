@@ -1,8 +1,8 @@
-//! How a socket leaves a ring alive, for another shard's.
+//! Moving an open socket out of a ring, to another shard's.
 //!
-//! io_uring gives a registered file back as a descriptor only from Linux 6.8 on (IORING_OP_FIXED_FD_INSTALL). So the
-//! descriptor that the accept gave is kept while the socket may still go elsewhere, which is for the handshake: a process
-//! has that many descriptors anyway, and a served client costs none.
+//! io_uring returns a registered file as a descriptor only from Linux 6.8 on (IORING_OP_FIXED_FD_INSTALL). Therefore the
+//! descriptor from the accept is kept while the socket may still move, that is during the handshake: a process has that
+//! many descriptors anyway, and a client costs none after it.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -10,15 +10,16 @@ use super::{DataRing, Event, RECEIVE, State};
 use crate::transport::uring::shim::Shim;
 
 impl<S: Shim> DataRing<S> {
-    /// The socket stays in this ring: its plain descriptor is closed.
+    /// Closes the plain descriptor of a socket that stays in this ring.
     pub fn settle(&mut self, slot: u32) {
         self.slots[slot as usize].plain = None;
     }
 
-    /// Stops receiving, so that the socket can be taken out. What has already come is still handed over;
-    /// [`Event::Detached`] follows it. [`DataRing::resume_receive`] makes the socket stay after all.
+    /// Stops receiving, so that the socket can be taken out: [`Event::Detached`] follows the events of bytes received before.
+    /// [`DataRing::resume_receive`] undoes it.
     pub fn detach(&mut self, slot: u32) -> io::Result<()> {
         let entry = &mut self.slots[slot as usize];
+        debug_assert!(entry.state == State::Open, "the shard closes a socket or hands it over, not both");
         if entry.state != State::Open {
             return Ok(());
         }
@@ -32,8 +33,8 @@ impl<S: Shim> DataRing<S> {
         }
     }
 
-    /// Takes a socket out after [`Event::Detached`]: the slot is vacant, and nothing of the socket is in flight here.
-    /// `None` for one that was settled or never detached; it stays.
+    /// Takes a socket out after [`Event::Detached`]. Nothing of it is in flight here, and the slot becomes vacant. Returns
+    /// `None`, and keeps the socket, if it was settled or never detached.
     pub fn take(&mut self, slot: u32) -> io::Result<Option<OwnedFd>> {
         let entry = &mut self.slots[slot as usize];
         if !entry.detaching || entry.receive_armed || entry.parked.is_some() {

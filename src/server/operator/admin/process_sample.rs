@@ -1,24 +1,37 @@
-//! What the kernel says of this process: `/proc/self`, and getrusage(2).
+//! Memory, descriptors and CPU time of this process, from `/proc/self` and getrusage(2).
 
 use std::fs;
 
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
 
-use crate::{clock, operator::admin::metrics::ProcessSample};
+use crate::clock;
 
-/// Clock ticks in `/proc/self/stat`, a second: the kernel's ABI (USER_HZ).
+/// Clock ticks per second in `/proc/self/stat` (USER_HZ, part of the kernel's ABI).
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Now, seconds since 1970.
-fn now_seconds() -> f64 {
-    clock::realtime_ns() as f64 / 1e9
+/// The kernel's accounting of the process; `None` where it cannot be read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProcessSample {
+    /// Resident memory.
+    pub resident_bytes: Option<u64>,
+    /// Virtual memory.
+    pub virtual_bytes: Option<u64>,
+    /// Open descriptors. Clients have none: their sockets are registered files.
+    pub descriptors: Option<u64>,
+    /// The descriptor limit.
+    pub descriptors_max: Option<u64>,
+    /// CPU time, user and system.
+    pub cpu_seconds: Option<f64>,
+    /// When the process started, seconds since 1970.
+    pub start_seconds: f64,
 }
 
-/// When this process started, seconds since 1970; now, if the kernel does not say.
+/// When this process started, seconds since 1970; now if the kernel does not say.
 pub(super) fn start_seconds() -> f64 {
+    let now_seconds = || clock::realtime_ns() as f64 / 1e9;
     let started = || {
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
-        // The program's name may hold anything, so fields are counted behind its closing bracket: the 22nd is the 20th.
+        // The process name may contain anything, so count after its closing bracket: field 22 is the 20th there.
         let ticks: f64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
         let uptime = fs::read_to_string("/proc/uptime").ok()?;
         let uptime: f64 = uptime.split_whitespace().next()?.parse().ok()?;
@@ -27,7 +40,7 @@ pub(super) fn start_seconds() -> f64 {
     started().unwrap_or_else(now_seconds)
 }
 
-/// A sample of the process that started then. Some 50 us, and more with very many descriptors before Linux 6.2.
+/// Samples the process. Cost: about 50 us; before Linux 6.2 more with very many descriptors.
 pub(super) fn sample(start_seconds: f64) -> ProcessSample {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let bytes = |name: &str| {
@@ -41,17 +54,17 @@ pub(super) fn sample(start_seconds: f64) -> ProcessSample {
     ProcessSample {
         resident_bytes: bytes("VmRSS:"),
         virtual_bytes: bytes("VmSize:"),
-        descriptors: descriptors(),
+        descriptors: open_descriptors(),
         descriptors_max: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft),
         cpu_seconds: cpu,
         start_seconds,
     }
 }
 
-/// Open descriptors. From Linux 6.2 on the folder's size is their number.
-fn descriptors() -> Option<u64> {
+/// Counts open descriptors. Since Linux 6.2 the size of `/proc/self/fd` is the count.
+fn open_descriptors() -> Option<u64> {
     match fs::metadata("/proc/self/fd").ok()?.len() {
-        // The one that the folder is read through is not counted.
+        // Without the descriptor that reads the folder.
         0 => fs::read_dir("/proc/self/fd").ok().map(|entries| (entries.count() as u64).saturating_sub(1)),
         len => Some(len),
     }

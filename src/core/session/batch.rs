@@ -1,0 +1,282 @@
+//! SENDs whose headers are written as they are gathered: frames wait without, and those that leave together are one
+//! message.
+
+use super::{Next, Segment, Session, Source};
+use crate::{
+    egress_log::{EgressLog, Range},
+    limits::SEND_BYTES_MAX,
+};
+use tickcast_proto::framing::SEND_HEADER_BYTES_MAX;
+
+/// What one message is to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Batch {
+    /// Bytes at the front of the outbox that go with this SEND.
+    taken: u32,
+    /// Bytes after them that end a frame, for the next SENDs.
+    cut_rest: u32,
+}
+
+impl Session {
+    /// As [`Session::take_send`], for a framing that has headers for what a SEND gathers. The headers count as bytes of the
+    /// SEND, not of the outbox.
+    pub(super) fn take_batch(&mut self, log: Option<&EgressLog>, gather: &mut Vec<u8>) -> Next {
+        let start = gather.len();
+        loop {
+            let left = start + SEND_BYTES_MAX - gather.len();
+            let Some(segment) = self.segments.front().copied().filter(|_| left > 0) else { break };
+            match segment {
+                // Replies have their headers already.
+                Segment::Reply(len) => {
+                    let taken = len.min(left as u32);
+                    self.take_front(log, taken, len - taken, gather);
+                }
+                Segment::Log(range) if log.is_none_or(|log| log.is_lapped(range.start)) => {
+                    match gather.len() > start {
+                        true => break,
+                        false => return Next::Lapped,
+                    }
+                }
+                // The rest of a message whose header has left.
+                Segment::Log(_) | Segment::Own { .. } if self.cut_rest > 0 => {
+                    let taken = self.cut_rest.min(left as u32).min(segment.len());
+                    self.take_front(log, taken, self.cut_rest - taken, gather);
+                }
+                Segment::Log(_) | Segment::Own { .. } if self.has_untold() => break,
+                Segment::Log(_) | Segment::Own { .. } => {
+                    let batch = self.next_batch(log, left.saturating_sub(SEND_HEADER_BYTES_MAX));
+                    // Not worth a cut: what is gathered leaves, this comes next.
+                    if batch.taken == 0 || (batch.cut_rest > 0 && gather.len() > start) {
+                        break;
+                    }
+                    self.take_message(log, batch, gather);
+                }
+            }
+        }
+        self.trim_replies();
+        match gather.len() - start {
+            0 => Next::Idle,
+            len => self.sends(Source::Gathered(start, len)),
+        }
+    }
+
+    /// The frames at the front of the outbox that fit into `room`, or the beginning of a longer one.
+    fn next_batch(&self, log: Option<&EgressLog>, room: usize) -> Batch {
+        let mut taken = 0;
+        for &segment in &self.segments {
+            let len = match segment {
+                Segment::Log(range) if log.is_some_and(|log| !log.is_lapped(range.start)) => range.len,
+                Segment::Own { len, .. } => len,
+                Segment::Log(_) | Segment::Reply(_) => break,
+            };
+            if taken as usize + len as usize <= room {
+                taken += len;
+                continue;
+            }
+            if taken == 0 {
+                let (taken, cut_rest) = match (segment, log) {
+                    (Segment::Log(range), Some(log)) => log.cut(range, room),
+                    _ => (room as u32, len - room as u32),
+                };
+                return Batch { taken, cut_rest };
+            }
+            break;
+        }
+        Batch { taken, cut_rest: 0 }
+    }
+
+    fn take_message(&mut self, log: Option<&EgressLog>, batch: Batch, gather: &mut Vec<u8>) {
+        let Batch { taken, cut_rest } = batch;
+        let (message_type, framing) = (self.format.codec.message_type(), self.format.framing);
+        framing.write_send_header(message_type, taken as usize + cut_rest as usize, gather);
+        let mut left = taken;
+        while left > 0
+            && let Some(segment) = self.segments.front()
+        {
+            let len = segment.len().min(left);
+            left -= len;
+            self.take_front(log, len, if left == 0 { cut_rest } else { 0 }, gather);
+        }
+    }
+
+    /// Takes bytes of the first segment; `cut_rest` of it are then the rest of a frame that was begun.
+    fn take_front(&mut self, log: Option<&EgressLog>, len: u32, cut_rest: u32, gather: &mut Vec<u8>) {
+        match (self.segments.front().copied(), log) {
+            (Some(Segment::Log(range)), Some(log)) => {
+                gather.extend_from_slice(log.bytes(Range { start: range.start, len }));
+            }
+            (Some(segment @ (Segment::Reply(_) | Segment::Own { .. })), _) => {
+                let end = self.replies_start + len as usize;
+                gather.extend_from_slice(&self.replies[self.replies_start..end]);
+                self.replies_start = end;
+                self.own_bytes -= if let Segment::Own { .. } = segment { len as usize } else { 0 };
+            }
+            (Some(Segment::Log(_)), None) | (None, _) => debug_assert!(false, "only what is there is taken"),
+        }
+        self.advance_front(len, cut_rest);
+    }
+}
+
+impl Segment {
+    fn len(self) -> u32 {
+        match self {
+            Segment::Log(range) => range.len,
+            Segment::Reply(len) | Segment::Own { len, .. } => len,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        egress_log::Mark,
+        ids::SessionId,
+        session::{Fate, ListenerKind},
+    };
+    use tickcast_proto::{
+        Step, WireFormat,
+        codec::{Codec, MessageType},
+        framing::{
+            Framing,
+            websocket::{Incoming, WebSocket},
+        },
+    };
+
+    const MARK: Mark = Mark { topic: 5, sequence: 1, skipped: 0 };
+
+    fn session() -> Session {
+        let mut session = Session::new(SessionId(1), ListenerKind::Http);
+        session.format = WireFormat { codec: Codec::Native, framing: Framing::WebSocketBatch };
+        session
+    }
+
+    fn reply(session: &mut Session, text: &[u8]) {
+        session.push_reply(|out| Framing::WebSocketBatch.write(MessageType::Text, text, out));
+    }
+
+    fn shared(session: &mut Session, log: &mut EgressLog, frame: &[u8]) {
+        let range = log.append(MARK, frame).unwrap();
+        session.push_range(log, range);
+    }
+
+    /// The next SEND's bytes; `None` when nothing waits.
+    fn send(session: &mut Session, log: &EgressLog) -> Option<Vec<u8>> {
+        let mut gather = b"another's".to_vec();
+        match session.take_send(Some(log), &mut gather) {
+            Next::Send(Source::Gathered(9, len)) => {
+                assert!((1..=SEND_BYTES_MAX).contains(&len) && gather.len() == 9 + len);
+                Some(gather.split_off(9))
+            }
+            Next::Idle => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn sends(session: &mut Session, log: &EgressLog) -> Vec<Vec<u8>> {
+        let sends = std::iter::from_fn(|| send(session, log)).collect();
+        assert_eq!((session.outbox_bytes(), session.cut_rest), (0, 0));
+        sends
+    }
+
+    /// The messages that a client reads: whether each is a reply, and its bytes.
+    fn messages(bytes: &[u8]) -> Vec<(bool, Vec<u8>)> {
+        let (mut client, mut at, mut messages) = (WebSocket::client(1 << 20), 0, Vec::new());
+        while let Step::Complete(used, incoming) = client.step(&bytes[at..], &mut Vec::new()).unwrap() {
+            at += used;
+            match incoming {
+                Incoming::Text(text) => messages.push((true, text.as_bytes().to_vec())),
+                Incoming::Binary(bytes) => messages.push((false, bytes.to_vec())),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(at, bytes.len(), "whole messages");
+        messages
+    }
+
+    #[test]
+    fn what_leaves_in_batches_is_what_was_queued_and_messages_end_where_frames_do() {
+        let mut random = fastrand::Rng::with_seed(4);
+        for _ in 0..300 {
+            let (mut session, mut log) = (session(), EgressLog::new(4 << 20));
+            let (mut expected, mut frame_ends, mut frame_bytes) = (Vec::new(), vec![0], 0);
+            for n in 0..random.u8(1..60) {
+                let len = random.usize(1..if n % 10 == 0 { 90_000 } else { 300 });
+                let frame = vec![b'a' + n % 26; len];
+                match random.u8(..4) {
+                    0 => reply(&mut session, &frame),
+                    kind => {
+                        frame_bytes += len;
+                        frame_ends.push(frame_bytes);
+                        match kind {
+                            1 => drop(session.push_own(MARK, |out| out.extend_from_slice(&frame))),
+                            _ => shared(&mut session, &mut log, &frame),
+                        }
+                    }
+                }
+                if random.bool() {
+                    log.append(MARK, b"somebody else's").unwrap();
+                }
+                expected.extend_from_slice(&frame);
+            }
+            let messages = messages(&sends(&mut session, &log).concat());
+            let got: Vec<u8> = messages.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
+            assert!(got == expected);
+            let mut frame_bytes = 0;
+            for (_, bytes) in messages.iter().filter(|(is_reply, _)| !is_reply) {
+                frame_bytes += bytes.len();
+                assert!(frame_ends.contains(&frame_bytes));
+            }
+        }
+    }
+
+    #[test]
+    fn frames_that_leave_together_are_one_message() {
+        let (mut session, mut log) = (session(), EgressLog::new(1 << 20));
+        reply(&mut session, b"subscribed");
+        for n in 0..5 {
+            shared(&mut session, &mut log, &[n; 100]);
+            log.append(MARK, b"somebody else's").unwrap();
+        }
+        session.push_own(MARK, |out| out.extend_from_slice(&[5; 100]));
+        reply(&mut session, b"pong");
+        let sends = sends(&mut session, &log);
+        assert_eq!(sends.len(), 1);
+        let lengths: Vec<_> =
+            messages(&sends[0]).iter().map(|(reply, bytes)| (*reply, bytes.len())).collect();
+        assert_eq!(lengths, [(true, 10), (false, 600), (true, 4)]);
+    }
+
+    #[test]
+    fn a_message_that_was_begun_ends_before_a_notice_and_whatever_is_taken_out() {
+        for thins_out in [false, true] {
+            let (mut session, mut log) = (session(), EgressLog::new(1 << 20));
+            let long = vec![b'l'; 3 * SEND_BYTES_MAX];
+            shared(&mut session, &mut log, &long);
+            shared(&mut session, &mut log, b"after");
+            let mut sent = send(&mut session, &log).unwrap();
+            assert_eq!(sent.len(), SEND_BYTES_MAX);
+            assert_eq!(session.cut_rest as usize, long.len() + SEND_HEADER_BYTES_MAX - SEND_BYTES_MAX);
+            if thins_out {
+                session.thin_out(&log, |_, _, _| Fate::TakeOut);
+            }
+            let mut notice = Vec::new();
+            Framing::WebSocketBatch.write(MessageType::Text, b"notice", &mut notice);
+            session.insert_before_frames(&notice);
+            sent.extend(sends(&mut session, &log).concat());
+            let mut expected = vec![(false, long), (true, b"notice".to_vec())];
+            expected.extend((!thins_out).then(|| (false, b"after".to_vec())));
+            assert_eq!(messages(&sent), expected);
+        }
+    }
+
+    #[test]
+    fn a_lapped_session_gets_what_comes_before_and_is_told_so() {
+        let (mut session, mut log) = (session(), EgressLog::new(1_000));
+        session.push_own(MARK, |out| out.extend_from_slice(b"own"));
+        shared(&mut session, &mut log, &[0; 600]);
+        log.append(MARK, &[0; 600]).unwrap();
+        assert_eq!(messages(&send(&mut session, &log).unwrap()), [(false, b"own".to_vec())]);
+        assert_eq!(session.take_send(Some(&log), &mut Vec::new()), Next::Lapped);
+    }
+}

@@ -1,0 +1,62 @@
+//! What all requests share: handles to the server, its stage and its start time.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, Ordering::Relaxed},
+};
+
+use tokio::sync::Semaphore;
+
+use super::{process_sample, stage::Stage};
+use crate::{clock, limits::ADMIN_INQUIRIES_MAX, operator::control::Dispatch, sources::SourceStatus};
+use tickcast_core::metrics::counters::Counters;
+
+/// The admin thread's handles to the rest of the server.
+pub struct ServerHandles {
+    /// The core and the counters of each shard, in shard order.
+    pub shards: Vec<(usize, Arc<Counters>)>,
+    /// The server's own sources.
+    pub sources: Vec<SourceStatus>,
+    /// Passes a request on to the shards without blocking. Drops it where nothing can pass it on.
+    pub dispatch: Box<dyn Fn(Dispatch) + Send + Sync>,
+}
+
+/// State shared by all requests.
+pub(super) struct AdminContext {
+    pub(super) handles: ServerHandles,
+    stage: AtomicU8,
+    /// One permit for each request that may query shards at the same time.
+    pub(super) shard_requests: Semaphore,
+    /// Whether only this machine can reach the listener, which then refuses foreign Host headers.
+    pub(super) is_local: bool,
+    /// When the process started, by the wall clock; computed once, so that all responses agree.
+    pub(super) start_seconds: f64,
+    /// When the context was created, CLOCK_MONOTONIC: uptime must not follow steps of the wall clock.
+    created_ns: u64,
+}
+
+impl AdminContext {
+    pub(super) fn new(handles: ServerHandles, is_local: bool) -> AdminContext {
+        AdminContext {
+            handles,
+            stage: AtomicU8::new(Stage::Starting as u8),
+            shard_requests: Semaphore::new(ADMIN_INQUIRIES_MAX),
+            is_local,
+            start_seconds: process_sample::start_seconds(),
+            created_ns: clock::monotonic_ns(),
+        }
+    }
+
+    pub(super) fn stage(&self) -> Stage {
+        Stage::from_number(self.stage.load(Relaxed))
+    }
+
+    pub(super) fn set_stage(&self, stage: Stage) {
+        self.stage.store(stage as u8, Relaxed);
+    }
+
+    /// Seconds since the context was created, which is one of the first things a server does.
+    pub(super) fn uptime_seconds(&self) -> f64 {
+        clock::monotonic_ns().saturating_sub(self.created_ns) as f64 / 1e9
+    }
+}

@@ -1,0 +1,280 @@
+//! Request handlers: from a request to its response.
+
+use std::sync::Arc;
+
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response,
+    body::Bytes,
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN, RETRY_AFTER},
+};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{
+    context::AdminContext,
+    latency::{LatencyView, counts, hgrm},
+    metrics::{self, Scrape, ShardSample},
+    overview::{Overview, ShardView},
+    process_sample,
+    query::LatencyFormat,
+    route::{self, INDEX, RequestError, Route},
+    shard_replies::ShardReplies,
+    stage::Stage,
+};
+use crate::operator::{
+    control::ShardRequest,
+    views::{GlobalSessionId, SessionView, TopicView},
+};
+use tickcast_core::{
+    metrics::latency::{Latency, Until},
+    shard::survey::{SessionsQuery, ShardState, TopicsQuery},
+};
+use tickcast_proto::ids::{ShardId, TopicId};
+
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain; charset=utf-8";
+/// When a client that got 503 should try again.
+const RETRY_AFTER_SECONDS: &str = "1";
+
+/// A response before it becomes hyper's.
+struct Reply {
+    status: u16,
+    content_type: &'static str,
+    allow: Option<&'static str>,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    fn text(text: impl Into<Vec<u8>>) -> Reply {
+        Reply { status: 200, content_type: TEXT, allow: None, body: text.into() }
+    }
+
+    fn json(status: u16, value: &impl Serialize) -> Reply {
+        let body = serde_json::to_vec(value);
+        debug_assert!(body.is_ok(), "only maps with non-string keys cannot be serialized");
+        let mut body = body.unwrap_or_default();
+        body.push(b'\n');
+        Reply { status, content_type: JSON, allow: None, body }
+    }
+
+    fn error(error: &RequestError) -> Reply {
+        let reply = Reply::json(error.status, &json!({ "error": error.message }));
+        Reply { allow: error.allow, ..reply }
+    }
+
+    fn into_response(self) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::new(Bytes::from(self.body)));
+        *response.status_mut() = http::StatusCode::from_u16(self.status).unwrap_or_default();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(allow) = self.allow {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.status == 503 {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        }
+        response
+    }
+}
+
+impl AdminContext {
+    /// Finds the endpoint of a request, or refuses it before any shard is involved.
+    ///
+    /// Browsers send `Origin` with every request that is neither GET nor HEAD (Fetch standard, 3.2), so refusing it keeps web
+    /// pages from closing sessions, whatever address they were loaded from.
+    pub(super) fn route<B>(&self, request: &Request<B>) -> Result<Route, RequestError> {
+        if self.is_foreign_host(request) {
+            return Err(RequestError::new(
+                403,
+                "this listener is local: the Host header must be an IP address or localhost",
+            ));
+        }
+        if request.method() == Method::DELETE && request.headers().contains_key(ORIGIN) {
+            return Err(RequestError::new(403, "web pages may not close sessions (Origin header present)"));
+        }
+        let uri = request.uri();
+        route::route(request.method().as_str(), uri.path(), uri.query().unwrap_or_default())
+    }
+
+    /// Responds to a routed or refused request.
+    pub(super) async fn respond(&self, routed: Result<Route, RequestError>) -> Response<Full<Bytes>> {
+        let reply = match routed {
+            Ok(route) => self.reply(route).await,
+            Err(error) => Reply::error(&error),
+        };
+        reply.into_response()
+    }
+
+    /// Whether a local listener got a request for another host name: from a web page, by DNS rebinding.
+    fn is_foreign_host<B>(&self, request: &Request<B>) -> bool {
+        let is_accepted = |host: &str| route::is_address_or_localhost(host);
+        let authority = request.uri().authority().map(|authority| authority.as_str());
+        let header = request.headers().get(HOST).map(HeaderValue::to_str);
+        self.is_local
+            && (authority.is_some_and(|host| !is_accepted(host))
+                || header.is_some_and(|host| !host.is_ok_and(is_accepted)))
+    }
+
+    async fn reply(&self, route: Route) -> Reply {
+        let stage = self.stage();
+        match route {
+            Route::Index => Reply::text(INDEX),
+            Route::Health => Reply::json(200, &json!({ "alive": true })),
+            Route::Ready if stage == Stage::Serving => Reply::json(200, &json!({ "ready": true })),
+            Route::Ready => Reply::json(503, &json!({ "ready": false, "reason": stage.name() })),
+            Route::Metrics => self.metrics().await,
+            Route::Shards => self.shards().await,
+            // There are no shards to query yet.
+            _ if stage == Stage::Starting => Reply::error(&RequestError::new(503, stage.name())),
+            Route::Topics(query) => self.topics(query).await,
+            Route::Sessions(query) => self.sessions(query).await,
+            Route::Latency(format) => self.latency(format).await,
+            Route::Close(id) => self.close(id).await,
+        }
+    }
+
+    /// 503 unless all shards replied. While draining, shards end one after the other, so missing replies are no error.
+    fn status(&self, unanswered: &[u16]) -> u16 {
+        if unanswered.is_empty() || self.stage() == Stage::Draining { 200 } else { 503 }
+    }
+
+    fn json_of_shards(&self, unanswered: &[u16], value: &impl Serialize) -> Reply {
+        Reply::json(self.status(unanswered), value)
+    }
+
+    async fn states(&self) -> ShardReplies<Box<ShardState>> {
+        if self.stage() == Stage::Starting {
+            return ShardReplies::none();
+        }
+        self.query_shards(None, ShardRequest::State).await
+    }
+
+    /// Always 200: counters need no reply, and a failed scrape would hide what is wrong.
+    async fn metrics(&self) -> Reply {
+        let states = self.states().await;
+        let samples = self.handles.shards.iter().enumerate().map(|(shard, (_, counters))| ShardSample {
+            shard: shard as u16,
+            counters,
+            state: states.get(shard).map(|state| &**state),
+        });
+        let text = metrics::text(&Scrape {
+            stage: self.stage(),
+            shards: &samples.collect::<Vec<_>>(),
+            sources: &self.handles.sources,
+            process: process_sample::sample(self.start_seconds),
+        });
+        Reply { content_type: metrics::CONTENT_TYPE, ..Reply::text(text) }
+    }
+
+    async fn shards(&self) -> Reply {
+        let states = self.states().await;
+        let views = self.handles.shards.iter().enumerate().map(|(shard, (core, counters))| {
+            ShardView::new(shard as u16, *core, counters, states.get(shard).map(|state| &**state))
+        });
+        let process = process_sample::sample(self.start_seconds);
+        let overview = Overview::new(self.stage(), &process, self.uptime_seconds(), views.collect());
+        self.json_of_shards(&overview.unanswered, &overview)
+    }
+
+    async fn sessions(&self, query: SessionsQuery) -> Reply {
+        let ShardReplies { replies, unanswered } =
+            self.query_shards(None, move |reply| ShardRequest::Sessions(query, reply)).await;
+        let rows: Vec<SessionView> = replies.into_iter().flat_map(|(_, views)| views).collect();
+        let sessions = merge(rows, query.limit, |row| row.rank, |row| &row.id);
+        self.json_of_shards(&unanswered, &json!({ "sessions": sessions, "unanswered": unanswered }))
+    }
+
+    async fn topics(&self, query: TopicsQuery) -> Reply {
+        let limit = query.limit;
+        let ShardReplies { replies, mut unanswered } =
+            self.query_shards(None, move |reply| ShardRequest::Topics(query.clone(), reply)).await;
+        let rows: Vec<TopicView> = replies.into_iter().flat_map(|(_, views)| views).collect();
+        let mut topics = merge(rows, limit, |row| row.rank, |row| &row.topic);
+        let ids: Arc<[TopicId]> = topics.iter().map(|topic| TopicId(topic.id)).collect();
+        let counts =
+            self.query_shards(None, move |reply| ShardRequest::SessionCounts(ids.clone(), reply)).await;
+        debug_assert!(
+            counts.replies.iter().all(|(_, counts)| counts.len() == topics.len()),
+            "a shard replies with one count per topic"
+        );
+        for (topic, at) in topics.iter_mut().zip(0..) {
+            let of_shards =
+                counts.replies.iter().map(|(_, counts)| counts.get(at).copied().unwrap_or_default());
+            topic.sessions = of_shards.sum();
+        }
+        unanswered.extend(counts.unanswered);
+        unanswered.sort_unstable();
+        unanswered.dedup();
+        self.json_of_shards(&unanswered, &json!({ "topics": topics, "unanswered": unanswered }))
+    }
+
+    async fn latency(&self, format: LatencyFormat) -> Reply {
+        let ShardReplies { replies, unanswered } = self.states().await;
+        let mut all = Latency::default();
+        replies.iter().for_each(|(_, state)| all.merge(&state.latency));
+        let value = match format {
+            LatencyFormat::Hgrm(until) => {
+                return Reply { status: self.status(&unanswered), ..Reply::text(hgrm(all.histogram(until))) };
+            }
+            LatencyFormat::Counts => json!({
+                "unit": "microseconds",
+                "sequenced": counts(all.histogram(Until::Sequenced)),
+                "sent": counts(all.histogram(Until::Sent)),
+                "unanswered": unanswered,
+            }),
+            LatencyFormat::Json => {
+                let of_shard = |(shard, state): &(ShardId, Box<ShardState>)| {
+                    LatencyView::new(Some(shard.0), &state.latency)
+                };
+                json!({
+                    "unit": "microseconds",
+                    "shards": replies.iter().map(of_shard).collect::<Vec<_>>(),
+                    "all": LatencyView::new(None, &all),
+                    "unanswered": unanswered,
+                })
+            }
+        };
+        self.json_of_shards(&unanswered, &value)
+    }
+
+    async fn close(&self, session: GlobalSessionId) -> Reply {
+        let GlobalSessionId { shard, id } = session;
+        if usize::from(shard.0) >= self.handles.shards.len() {
+            let message = format!("no session {session}: there is no shard {}", shard.0);
+            return Reply::error(&RequestError::new(404, message));
+        }
+        let closed = self.query_shards(Some(shard), move |reply| ShardRequest::Close(id, reply)).await;
+        match closed.replies.first() {
+            Some((_, true)) => {
+                ::log::info!("session {session} closed by the operator");
+                Reply::json(200, &json!({ "closed": session.to_string() }))
+            }
+            Some((_, false)) => Reply::error(&RequestError::new(404, format!("no session {session}"))),
+            None => {
+                let message = format!("shard {} did not reply in time; try again", shard.0);
+                Reply::error(&RequestError::new(503, message))
+            }
+        }
+    }
+}
+
+/// The `limit` rows with the highest rank, from all shards; rows of equal rank in the order of `name`.
+fn merge<V>(mut rows: Vec<V>, limit: usize, rank: impl Fn(&V) -> u64, name: impl Fn(&V) -> &str) -> Vec<V> {
+    rows.sort_by(|one, other| rank(other).cmp(&rank(one)).then_with(|| name(one).cmp(name(other))));
+    rows.truncate(limit);
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_all_shards_are_merged_by_rank_and_truncated() {
+        let rows = vec![(1, "c"), (9, "b"), (9, "a"), (4, "d")];
+        let first: Vec<_> = merge(rows, 3, |row| row.0, |row| row.1);
+        assert_eq!(first, [(9, "a"), (9, "b"), (4, "d")]);
+    }
+}

@@ -1,0 +1,303 @@
+//! The admin listener's responses, limited to the fields that `tickcast top` shows.
+//!
+//! Separate from the types that the server writes, so that one version can read another's responses.
+
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
+
+use super::format::reason;
+use tickcast_core::shard::survey::SessionSort;
+
+/// The responses of one poll.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// When `/v1/shards` was received, CLOCK_MONOTONIC. Rates cover the time between two of these.
+    pub received_ns: u64,
+    /// The server and its shards.
+    pub server: ServerResponse,
+    /// The topics with the most ticks, or why there are none, as while the server starts.
+    pub topics: Result<TopicsResponse, String>,
+    /// The order of `sessions`.
+    pub sort: SessionSort,
+    /// The first sessions in that order, or why there are none.
+    pub sessions: Result<SessionsResponse, String>,
+    /// Latencies since the start, or why there are none.
+    pub latency: Result<LatencyResponse, String>,
+}
+
+/// `/v1/shards`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ServerResponse {
+    /// The server's version.
+    pub version: String,
+    /// The server's stage.
+    pub stage: String,
+    /// When the process started; a different value means a different process. `None` from versions without it.
+    pub start_seconds: Option<f64>,
+    /// Seconds since the process started.
+    pub uptime_seconds: f64,
+    /// Resident memory.
+    pub resident_bytes: Option<u64>,
+    /// Open descriptors.
+    pub descriptors: Option<u64>,
+    /// All shards.
+    pub shards: Vec<ShardEntry>,
+    /// Shards that did not reply in time.
+    pub unanswered: Vec<u16>,
+}
+
+/// A shard.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ShardEntry {
+    /// Its number.
+    pub shard: u16,
+    /// The core it is pinned to.
+    pub core: usize,
+    /// Its counters.
+    pub counters: ShardCounters,
+    /// Its gauges; `None` if it did not reply in time.
+    pub state: Option<ShardGauges>,
+}
+
+/// A shard's counters, by the labels of [`tickcast_core::metrics::counters::Counter`].
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[expect(missing_docs, reason = "Counter documents them")]
+pub struct ShardCounters {
+    pub sessions_open: u64,
+    pub sessions_subscribed: u64,
+    pub ticks_sequenced: u64,
+    pub ticks_delivered: u64,
+    pub ticks_conflated: u64,
+    pub ticks_dropped: u64,
+    pub bytes_sent: u64,
+    pub sends: u64,
+    pub sends_parked: u64,
+    pub busy_ns: u64,
+    pub idle_ns: u64,
+}
+
+/// A shard's gauges.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct ShardGauges {
+    /// Bytes in the rings from other shards that it has not consumed.
+    pub mesh_ring_bytes: u64,
+    /// Bytes in the rings from the server's own sources that it has not consumed.
+    pub source_ring_bytes: u64,
+    /// Topics it sequences.
+    pub topics: u64,
+    /// Sessions with data to send.
+    pub sessions_waiting: u64,
+}
+
+/// `/v1/topics`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct TopicsResponse {
+    /// The topics with the most ticks.
+    pub topics: Vec<TopicEntry>,
+}
+
+/// A topic.
+#[derive(Clone, Debug, Deserialize)]
+pub struct TopicEntry {
+    /// Its name, chosen by its publisher.
+    pub topic: String,
+    /// The shard that sequences it.
+    pub home: u16,
+    /// The number of ticks so far.
+    pub sequence: u64,
+    /// Ticks in its history.
+    pub history_ticks: u64,
+    /// Keys that have a last value.
+    pub keys: u64,
+    /// Bytes of its history.
+    pub history_bytes: u64,
+    /// Sessions subscribed to it.
+    pub sessions: u64,
+}
+
+/// `/v1/sessions`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct SessionsResponse {
+    /// The first sessions in the requested order.
+    pub sessions: Vec<SessionEntry>,
+}
+
+/// A session.
+#[derive(Clone, Debug, Deserialize)]
+pub struct SessionEntry {
+    /// Its ID, as `DELETE /v1/sessions/ID` takes it.
+    pub id: String,
+    /// The identity its client claims.
+    pub identity: Option<String>,
+    /// The peer's address, if known.
+    pub address: Option<String>,
+    /// The encoding of its messages.
+    pub encoding: String,
+    /// `handshake`, `open` or `ending`.
+    pub state: String,
+    /// Topics it is subscribed to.
+    pub topics: u64,
+    /// Bytes queued for it.
+    pub outbox_bytes: u64,
+    /// How long its current SEND has waited for room in the socket.
+    pub lag_ms: u64,
+    /// Topics whose ticks are held back.
+    pub held_topics: u64,
+    /// Ticks announced to it as conflated.
+    pub conflated: u64,
+    /// Ticks announced to it as lost.
+    pub dropped: u64,
+    /// The round-trip time, if known.
+    pub rtt_us: Option<u64>,
+}
+
+/// `/v1/latency?format=counts`: latencies in microseconds, ascending, each with its count since the start.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct LatencyResponse {
+    /// From receipt until a tick has its sequence number.
+    pub sequenced: Vec<(u64, u64)>,
+    /// From receipt until the kernel has the SENDs of the tick's turn.
+    pub sent: Vec<(u64, u64)>,
+    /// Shards that did not reply in time.
+    pub unanswered: Vec<u16>,
+}
+
+/// Parses the body of a response. A 503 may still have the data of the shards that replied.
+///
+/// # Errors
+/// The server's error message, or that the response is from another version of tickcast or from another program.
+pub fn parse<T: DeserializeOwned>(status: u16, body: &[u8]) -> Result<T, String> {
+    #[derive(Deserialize)]
+    struct ErrorBody {
+        error: String,
+    }
+    let has_data = matches!(status, 200 | 503);
+    let parse_error = match serde_json::from_slice(body) {
+        Ok(parsed) if has_data => return Ok(parsed),
+        parsed => parsed.err(),
+    };
+    if let Ok(body) = serde_json::from_slice::<ErrorBody>(body) {
+        return Err(reason(&body.error));
+    }
+    // A JSON object with other fields: most likely from an admin listener of another version.
+    let is_object =
+        body.trim_ascii_start().starts_with(b"{") && serde_json::from_slice::<IgnoredAny>(body).is_ok();
+    Err(match parse_error {
+        Some(error) if has_data && is_object => format!(
+            "the server runs another version of tickcast (this is {}): {}",
+            env!("CARGO_PKG_VERSION"),
+            reason(&error.to_string())
+        ),
+        _ => format!("the server is not a tickcast admin listener (HTTP status {status})"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::{
+        admin::{
+            Stage,
+            metrics::tests::shard_state,
+            overview::{Overview, ShardView},
+            process_sample::ProcessSample,
+        },
+        views::{TopicView, tests::session_view},
+    };
+    use tickcast_core::metrics::{
+        counters::{Counter, Counters},
+        latency::Latency,
+    };
+
+    #[test]
+    fn shards_as_the_server_writes_them_are_parsed() {
+        let counters = Counters::default();
+        (1..).zip(Counter::ALL).for_each(|(n, &counter)| counters.add(counter, n));
+        let state = shard_state(Latency::default());
+        let shards =
+            vec![ShardView::new(0, 3, &counters, Some(&state)), ShardView::new(1, 4, &counters, None)];
+        let process = ProcessSample { start_seconds: 1_793_322_000.13, ..ProcessSample::default() };
+        let overview = Overview::new(Stage::Serving, &process, 9.5, shards);
+        let server: ServerResponse = parse(503, &serde_json::to_vec(&overview).unwrap()).unwrap();
+        assert_eq!((&*server.stage, server.uptime_seconds, server.unanswered), ("serving", 9.5, vec![1]));
+        assert_eq!(server.start_seconds, Some(1_793_322_000.13));
+        let (entry, state) = (server.shards[0].counters, server.shards[0].state.unwrap());
+        for (counter, value) in [
+            (Counter::SessionsOpen, entry.sessions_open),
+            (Counter::SessionsSubscribed, entry.sessions_subscribed),
+            (Counter::TicksSequenced, entry.ticks_sequenced),
+            (Counter::TicksDelivered, entry.ticks_delivered),
+            (Counter::TicksConflated, entry.ticks_conflated),
+            (Counter::TicksDropped, entry.ticks_dropped),
+            (Counter::BytesSent, entry.bytes_sent),
+            (Counter::Sends, entry.sends),
+            (Counter::SendsParked, entry.sends_parked),
+            (Counter::BusyNs, entry.busy_ns),
+            (Counter::IdleNs, entry.idle_ns),
+        ] {
+            assert_eq!(counters.value(counter), value, "{counter:?}");
+        }
+        assert_eq!(
+            (state.mesh_ring_bytes, state.source_ring_bytes, state.topics, state.sessions_waiting),
+            (1, 2, 4, 7)
+        );
+        assert!(server.shards[1].state.is_none() && server.shards[1].core == 4);
+    }
+
+    #[test]
+    fn topics_sessions_and_latencies_as_the_server_writes_them_are_parsed() {
+        let topic = TopicView {
+            topic: "a.b".into(),
+            id: 1,
+            home: 2,
+            sequence: 3,
+            history_ticks: 4,
+            keys: 5,
+            history_bytes: 6,
+            sessions: 7,
+            rank: 8,
+        };
+        let body = serde_json::json!({ "topics": [topic], "unanswered": [] }).to_string();
+        let topics: TopicsResponse = parse(200, body.as_bytes()).unwrap();
+        assert_eq!((topics.topics[0].sequence, topics.topics[0].sessions), (3, 7));
+        let body = serde_json::json!({ "sessions": [session_view()], "unanswered": [] }).to_string();
+        let session = parse::<SessionsResponse>(200, body.as_bytes()).unwrap().sessions.remove(0);
+        assert_eq!(
+            (session.address.as_deref(), session.lag_ms, session.rtt_us),
+            (Some("127.0.0.1:9"), 4, Some(8))
+        );
+        let body = br#"{"unit":"microseconds","sequenced":[[1,2]],"sent":[],"unanswered":[]}"#;
+        assert_eq!(parse::<LatencyResponse>(200, body).unwrap().sequenced, [(1, 2)]);
+    }
+
+    #[test]
+    fn errors_and_foreign_responses_are_reported() {
+        let error = |status, body: &str| parse::<TopicsResponse>(status, body.as_bytes()).unwrap_err();
+        assert_eq!(error(503, r#"{"error":"starting"}"#), "starting");
+        let long = format!(r#"{{"error":"{}"}}"#, "\\u001b".repeat(1_000));
+        assert!(error(400, &long).starts_with(r"\u{1b}\u{1b}") && error(400, &long).len() <= 603);
+        for (status, body) in
+            [(200, "<html>"), (404, ""), (200, "[]"), (200, "ok"), (404, r#"{"topics":[]}"#)]
+        {
+            assert!(error(status, body).contains("not a tickcast admin listener"), "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_response_of_another_version_is_reported_with_the_field_that_differs() {
+        let mismatch = |body: &str| parse::<TopicsResponse>(200, body.as_bytes()).unwrap_err();
+        let renamed = mismatch(r#"{"subjects":[],"unanswered":[]}"#);
+        assert!(renamed.contains("another version of tickcast") && renamed.contains("`topics`"), "{renamed}");
+        let hostile = mismatch(&format!(r#"{{"topics":"{}"}}"#, "\\u001b]0;x".repeat(1_000)));
+        assert!(hostile.contains("another version"), "{hostile}");
+        assert!(!hostile.contains('\x1b') && hostile.len() < 1_200, "{hostile}");
+        // Fields that older versions lack are optional.
+        let overview = Overview::new(Stage::Serving, &ProcessSample::default(), 9.5, Vec::new());
+        let mut older = serde_json::to_value(&overview).unwrap();
+        older.as_object_mut().unwrap().remove("start_seconds").unwrap();
+        let server: ServerResponse = parse(200, older.to_string().as_bytes()).unwrap();
+        assert_eq!(server.start_seconds, None);
+    }
+}

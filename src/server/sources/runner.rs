@@ -1,0 +1,193 @@
+//! Runs a source on a thread of its own, the same for all kinds: start, stop, health, counters, and its end.
+
+use std::{
+    any::Any,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+};
+
+use super::{
+    Source, SourceContext, SourceError, StopFlag,
+    health::{Health, Waiting},
+};
+use tickcast_core::metrics::counters::Counters;
+
+/// What operators see of a source. Clones share the state.
+#[derive(Clone, Debug)]
+pub struct SourceStatus {
+    kind: &'static str,
+    counters: Arc<Counters>,
+    /// Locked for a moment whenever the state changes, never on a tick's path.
+    health: Arc<Mutex<Health>>,
+}
+
+impl SourceStatus {
+    /// Creates the status of a source that has not been started.
+    pub fn new(kind: &'static str) -> SourceStatus {
+        let health = Arc::new(Mutex::new(Health::Waiting(Waiting::Shards)));
+        SourceStatus { kind, counters: Arc::default(), health }
+    }
+
+    /// The kind of the source.
+    pub fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    /// Its counters. Only its own thread adds to them.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Its current state.
+    pub fn health(&self) -> Health {
+        self.lock().clone()
+    }
+
+    /// Sets its state.
+    pub fn set_health(&self, health: Health) {
+        *self.lock() = health;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Health> {
+        // A panic leaves the old state or the new one, never a mixture.
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A source on its thread.
+#[derive(Debug)]
+pub struct RunningSource {
+    status: SourceStatus,
+    stop: StopFlag,
+    thread: JoinHandle<()>,
+}
+
+impl RunningSource {
+    /// Health and counters.
+    pub fn status(&self) -> &SourceStatus {
+        &self.status
+    }
+
+    /// Tells the source to end, without waiting for it. It flushes nothing more than fits the rings.
+    pub fn stop(&self) {
+        self.stop.set();
+    }
+
+    /// Waits for the thread to end.
+    pub fn join(self) {
+        // A panic of the source was caught and reported as its failure.
+        let _ = self.thread.join();
+    }
+}
+
+/// Starts a source on a thread of its own. Calls `on_end` from it when the source has ended, failed or panicked.
+///
+/// # Errors
+/// Those of the thread's start.
+pub fn start(
+    mut source: Box<dyn Source>,
+    mut context: SourceContext,
+    on_end: impl FnOnce(&'static str, Result<(), SourceError>) + Send + 'static,
+) -> io::Result<RunningSource> {
+    let (status, stop) = (context.status.clone(), context.stop.clone());
+    let kind = status.kind();
+    let of_thread = status.clone();
+    let run = move || {
+        of_thread.set_health(Health::Running);
+        let ended = catch_unwind(AssertUnwindSafe(|| source.run(&mut context)));
+        let result =
+            ended.unwrap_or_else(|panic| Err(format!("{kind}: panicked: {}", message(&*panic)).into()));
+        of_thread.set_health(match &result {
+            Ok(()) => Health::Ended,
+            Err(error) => Health::Failed(error.to_string()),
+        });
+        on_end(kind, result);
+    };
+    let thread = thread::Builder::new().name(format!("source {kind}")).spawn(run)?;
+    Ok(RunningSource { status, stop, thread })
+}
+
+/// The text of a panic.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+    use crate::sources::Lanes;
+
+    struct Scripted<F>(F);
+
+    impl<F: FnMut(&mut SourceContext) -> Result<(), SourceError> + Send> Source for Scripted<F> {
+        fn kind(&self) -> &'static str {
+            "scripted"
+        }
+
+        fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
+            (self.0)(context)
+        }
+    }
+
+    fn started(
+        run: impl FnMut(&mut SourceContext) -> Result<(), SourceError> + Send + 'static,
+    ) -> (RunningSource, Receiver<Result<(), String>>) {
+        let source = Box::new(Scripted(run));
+        let status = SourceStatus::new(source.kind());
+        assert_eq!(status.health(), Health::Waiting(Waiting::Shards));
+        let context =
+            SourceContext::new(Lanes::new(std::iter::empty()), status, Vec::new(), StopFlag::default());
+        let (sender, ends) = channel();
+        let on_end = move |kind, result: Result<(), SourceError>| {
+            assert_eq!(kind, "scripted");
+            sender.send(result.map_err(|error| error.to_string())).unwrap();
+        };
+        (start(source, context, on_end).unwrap(), ends)
+    }
+
+    #[test]
+    fn a_source_runs_until_it_is_stopped() {
+        let (running, ends) = started(|context| {
+            context.count_dropped(3);
+            while context.sleep_until(u64::MAX) {}
+            Ok(())
+        });
+        running.stop();
+        assert_eq!(ends.recv().unwrap(), Ok(()));
+        let status = running.status().clone();
+        running.join();
+        assert_eq!(status.health(), Health::Ended);
+        assert_eq!(status.counters().value(tickcast_core::metrics::counters::Counter::SourceTicksDropped), 3);
+    }
+
+    #[test]
+    fn a_source_that_fails_or_panics_reports_why() {
+        let (failed, ends) = started(|_| Err("no such file; name another".into()));
+        assert_eq!(ends.recv().unwrap(), Err("no such file; name another".into()));
+        let status = failed.status().clone();
+        failed.join();
+        assert_eq!(status.health().reason().unwrap(), "no such file; name another");
+        let (panicked, ends) = started(|_| panic!("number {}", 7));
+        assert_eq!(ends.recv().unwrap(), Err("scripted: panicked: number 7".into()));
+        panicked.join();
+    }
+
+    #[test]
+    fn a_waiting_source_says_what_for() {
+        let (running, ends) = started(|context| {
+            context.wait_for_subscribers(5);
+            Ok(())
+        });
+        while running.status().health() != Health::Waiting(Waiting::Subscribers(5)) {
+            thread::yield_now();
+        }
+        running.stop();
+        assert_eq!(ends.recv().unwrap(), Ok(()));
+        running.join();
+    }
+}
