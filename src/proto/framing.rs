@@ -18,29 +18,30 @@ use websocket::WebSocket;
 pub enum Framing {
     /// No bytes of its own: each message is a native frame, which contains its length.
     Tcp = 0,
-    /// WebSocket messages (RFC 6455), one for each message that is encoded.
+    /// WebSocket messages (RFC 6455): one for each encoded message.
     WebSocket = 1,
-    /// WebSocket messages, each of all the native frames that leave in one SEND: the header is written as the SEND is
-    /// gathered. No supported [`crate::WireFormat`] has it: a SEND that begins with a header of its own is always a copy,
-    /// where [`Framing::WebSocket`] sends from the log.
+    /// WebSocket messages: one for all native frames of a SEND, with a header written when the SEND is gathered.
+    ///
+    /// No supported [`crate::WireFormat`] uses it: a SEND with a header of its own must be copied, whereas
+    /// [`Framing::WebSocket`] sends from the log.
     WebSocketBatch = 2,
 }
 
-/// Longest header that [`Framing::write_send_header`] writes.
+/// Longest header that [`Framing::write_send_header`] writes, in bytes.
 pub const SEND_HEADER_BYTES_MAX: usize = 10;
 
 impl Framing {
     /// Number of framings.
     pub const COUNT: usize = 3;
 
-    /// Whether headers are written as a SEND is gathered; what waits for it has none.
+    /// Whether headers are written when a SEND is gathered. If so, queued messages have none.
     #[inline]
     pub fn has_send_headers(self) -> bool {
         self == Framing::WebSocketBatch
     }
 
-    /// Appends the header of a message that is the next `len` bytes of a SEND, or of that and the SENDs after it. Nothing
-    /// where messages have their headers already.
+    /// Appends the header for a message of the next `len` bytes, which may span several SENDs. Appends nothing if
+    /// queued messages have headers already.
     pub fn write_send_header(self, message_type: MessageType, len: usize, out: &mut Vec<u8>) {
         match self {
             Framing::Tcp | Framing::WebSocket => {}
@@ -48,8 +49,9 @@ impl Framing {
         }
     }
 
-    /// Delimits a message that is to wait for a SEND: returns its bytes, in two parts. The header is written to `scratch`,
-    /// whatever it held; the body is not copied. No allocation once `scratch` has grown.
+    /// Delimits a message for queueing. Returns its bytes in two parts: header and body.
+    ///
+    /// The header overwrites `scratch`; the body is not copied. Allocates only to grow `scratch`.
     #[inline]
     pub fn delimit<'a>(
         self,
@@ -65,7 +67,7 @@ impl Framing {
         (scratch, body)
     }
 
-    /// Appends a whole message, its header included.
+    /// Appends a complete message, header included.
     pub fn write(self, message_type: MessageType, body: &[u8], out: &mut Vec<u8>) {
         match self {
             Framing::Tcp => out.extend_from_slice(body),
@@ -73,7 +75,7 @@ impl Framing {
         }
     }
 
-    /// The same for a body that `write_body` appends; nothing where it appends nothing.
+    /// Appends a complete message whose body `write_body` appends. Appends nothing if the body is empty.
     pub fn write_with(
         self,
         message_type: MessageType,
@@ -125,7 +127,7 @@ pub enum Incoming<'a> {
 pub enum Decoder {
     /// [`Framing::Tcp`]: keeps no state besides the session's input.
     Tcp,
-    /// A WebSocket, with a decoder of its own only within a message in fragments.
+    /// A WebSocket, with a decoder of its own only within a fragmented message.
     WebSocket(Option<Box<WebSocket>>),
     /// A WebSocket with a permanent decoder of its own, for longer messages than the shared ones accept.
     WebSocketOwned(Box<WebSocket>),
@@ -212,13 +214,13 @@ mod tests {
     use crate::frame::{self, HeaderFields, Kind};
 
     #[test]
-    fn a_message_is_the_same_whole_and_as_it_waits_and_is_sent() {
+    fn message_has_the_same_bytes_written_at_once_and_queued_then_sent() {
         for framing in [Framing::Tcp, Framing::WebSocket, Framing::WebSocketBatch] {
             for body in [&b"x"[..], &[7; 200], &[7; 70_000]] {
                 let (mut whole, mut with) = (b"before".to_vec(), b"before".to_vec());
                 framing.write(MessageType::Binary, body, &mut whole);
                 framing.write_with(MessageType::Binary, &mut with, |out| out.extend_from_slice(body));
-                let mut scratch = b"of before".to_vec();
+                let mut scratch = b"stale".to_vec();
                 let (header, rest) = framing.delimit(MessageType::Binary, body, &mut scratch);
                 let mut sent = b"before".to_vec();
                 framing.write_send_header(MessageType::Binary, body.len(), &mut sent);

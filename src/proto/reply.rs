@@ -103,8 +103,8 @@ impl Reply<'_> {
         framing.write_with(codec.message_type(), out, |body| codec.encode_reply(self, body));
     }
 
-    /// Appends the reply as it waits among the frames of its topic: without a header where headers are written as a SEND is
-    /// gathered.
+    /// Appends the reply for queueing among the frames of its topic: without a header if headers are written when a
+    /// SEND is gathered.
     pub fn encode_queued(&self, format: WireFormat, out: &mut Vec<u8>) {
         match format.framing.has_send_headers() {
             true => format.codec.encode_reply(self, out),
