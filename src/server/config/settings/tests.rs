@@ -113,7 +113,7 @@ fn values_that_do_not_fit_are_refused_with_their_line() {
         ("range", "[server]\nshards = 70000\n", "line 2"),
         ("switch", "\n\nno_sim = 1\n", "line 3"),
         ("choice", "[server]\nidentity_conflict = \"fight\"\n", "line 2"),
-        ("log", "[server]\nlog = \"loud\"\n", "line 2: server.log: \"loud\" is none of error"),
+        ("log", "[server]\nlog = \"loud\"\n", "line 2: server.log: invalid level \"loud\""),
         ("syntax", "tcp = \"127.0.0.1:0\"\nhttp =\n", "line 2"),
         ("twice", "[server]\nshards = 1\nshards = 2\n", "line 3"),
         ("both", "shards = 1\n[server]\nshards = 2\n", "is set twice"),
