@@ -95,7 +95,7 @@ impl Default for Limits {
 
 impl Limits {
     /// These limits with the live ones of others, as far as they go with the rest, which stays as it is.
-    pub fn with_live_of(&self, other: &Limits) -> Limits {
+    pub fn with_reloadable_from(&self, other: &Limits) -> Limits {
         let outbox_bytes_max = other.outbox_bytes_max.clamp(self.message_bytes_max(), self.egress_log_bytes);
         let mut history = other.history.clone();
         let bounds = history.rules.iter_mut().map(|(_, bounds)| bounds).chain([&mut history.default]);
@@ -121,7 +121,7 @@ impl Limits {
     }
 
     /// What of `new` does not go with the rest, which stays as it is until a restart: lines for the log.
-    pub fn held_back_from(&self, new: &Limits) -> Vec<String> {
+    pub fn changes_needing_restart(&self, new: &Limits) -> Vec<String> {
         let mut lines = Vec::new();
         let mut tell = |key: &str, is: usize, wanted: usize| {
             if is != wanted {
@@ -157,7 +157,7 @@ mod tests {
             topics_max: 1,
             ..Limits::default()
         };
-        let live = now.with_live_of(&other);
+        let live = now.with_reloadable_from(&other);
         assert_eq!((live.behind_ns, live.publish_rate), (7, 9));
         assert_eq!((live.frame_bytes_max, live.topics_max), (now.frame_bytes_max, now.topics_max));
     }
@@ -171,10 +171,10 @@ mod tests {
             behind_ns: 7,
             ..Limits::default()
         };
-        let live = now.with_live_of(&other);
+        let live = now.with_reloadable_from(&other);
         assert_eq!(live.outbox_bytes_max, now.egress_log_bytes);
-        let told = live.held_back_from(&other);
+        let told = live.changes_needing_restart(&other);
         assert!(told.len() == 1 && told[0].starts_with("limits.outbox_max: 16777216 until"), "{told:?}");
-        assert!(now.held_back_from(&now).is_empty());
+        assert!(now.changes_needing_restart(&now).is_empty());
     }
 }

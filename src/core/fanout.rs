@@ -9,8 +9,9 @@ use std::collections::{HashMap, VecDeque};
 
 use self::topic::{EgressTopic, Group};
 pub use self::{
-    conflation::Pace,
+    conflation::PaceTimer,
     egress_logs::{EgressLogs, LogIndex},
+    recovery::HistoryRequest,
 };
 use crate::{
     home::last_value::KeysBudget,
@@ -28,32 +29,40 @@ use tickcast_proto::{
 
 /// A pattern that some session of this shard holds.
 #[derive(Debug)]
-struct Entry {
+struct PatternEntry {
     pattern: Box<str>,
     /// Slots of the sessions for which it is live.
     members: Vec<SlotId>,
-    /// Sessions to acknowledge: slot and request. First until every home is ready, then until their turn comes.
-    waiters: VecDeque<(SlotId, u32)>,
+    /// Sessions to acknowledge, once every home is ready and their turn comes.
+    pending: VecDeque<PendingSubscriber>,
     /// Homes that have not said they are ready.
     homes_pending: u16,
-    /// Stands in `Fanout::attaching`.
-    attaching: bool,
+    /// Stands in `Fanout::activating`.
+    activating: bool,
     /// Names this entry to the homes.
+    request: u32,
+}
+
+/// A session that waits for its subscription to go live.
+#[derive(Clone, Copy, Debug)]
+struct PendingSubscriber {
+    slot: SlotId,
+    /// The client's request, to acknowledge.
     request: u32,
 }
 
 /// Where a subscription begins, once it is live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Begin {
+pub enum StartFrom {
     /// With the next tick.
     #[default]
     Live,
     /// With the newest ticks.
     Latest,
-    /// After a place.
+    /// After a position.
     After(Position),
     /// After the places that the session has named, by topic; with what is kept where it named none.
-    Places,
+    SavedPositions,
 }
 
 /// A pattern a session holds. 48 bytes.
@@ -62,7 +71,7 @@ pub struct Subscription {
     /// How its ticks are to come.
     pub delivery: Delivery,
     /// Where it begins.
-    pub begin: Begin,
+    pub start_from: StartFrom,
     /// The pattern's entry.
     pub entry: u32,
     /// Where the session stands in the entry's members; `None` until it is live.
@@ -80,9 +89,35 @@ pub struct Interest {
     pub exact: bool,
 }
 
+/// A subscription that [`Fanout::subscribe`] has entered.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// The pattern's entry.
+    pub entry: u32,
+    /// What to ask of the homes, if this is the first subscription to the pattern here.
+    pub interest: Option<Interest>,
+}
+
+/// What [`Fanout::unsubscribe`] did.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unsubscribed {
+    /// The pattern, if no session here holds it any more: the homes must forget it.
+    pub pattern_gone: Option<Box<str>>,
+    /// Topics and subscriptions visited.
+    pub visited: usize,
+}
+
+/// The topics that a session takes and a pattern matches.
+#[derive(Debug)]
+struct Affected {
+    topics: Vec<TopicId>,
+    /// Memberships visited to find them.
+    visited: usize,
+}
+
 /// A session whose subscription goes live now: it is to be acknowledged, then attached.
 #[derive(Clone, Copy, Debug)]
-pub struct GoesLive {
+pub struct Activation {
     /// The pattern's entry.
     pub entry: u32,
     /// The session.
@@ -95,7 +130,7 @@ pub struct GoesLive {
 ///
 /// Invariant: a session is in a topic's members exactly once while at least one of its live patterns matches it, and
 /// its membership counts these patterns.
-/// Invariant: an entry whose homes are ready and that has waiters stands in `attaching`.
+/// Invariant: an entry whose homes are ready and that has pending subscribers is in `activating`.
 #[derive(Debug)]
 pub struct Fanout {
     shards: u16,
@@ -103,20 +138,20 @@ pub struct Fanout {
     settings: Settings,
     patterns: PatternTrie<u32>,
     /// Bound: sessions x `subscriptions_per_session_max`.
-    entries: Vec<Option<Entry>>,
+    entries: Vec<Option<PatternEntry>>,
     free: Vec<u32>,
     by_request: HashMap<u32, u32>,
     next_request: u32,
     /// Entries with sessions that can go live. Bound: the entries.
-    attaching: VecDeque<u32>,
+    activating: VecDeque<u32>,
     /// By home and local index, so that a tick finds its topic without hashing. Bound: `topics_max`.
     topics: Vec<Vec<Option<Box<EgressTopic>>>>,
     by_name: HashMap<Box<str>, TopicId>,
     /// Sessions that ask for history. Bound: one entry a session.
     pulls: VecDeque<SlotId>,
     /// Ticks that are to come later. Bound: one entry a paced membership, until taken.
-    paces: Vec<Pace>,
-    tally: Tally,
+    pace_timers: Vec<PaceTimer>,
+    tally: DeliveryCounts,
     scratch: Vec<u8>,
 }
 
@@ -133,11 +168,11 @@ pub struct Settings {
 
 /// What became of ticks since it was last asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct DeliveryCounts {
     /// Queued to subscribers.
     pub queued: u64,
     /// Taken out of outboxes again: counted once more as conflated, dropped, or queued anew.
-    pub taken_out: u64,
+    pub evicted: u64,
     /// Told as conflated.
     pub conflated: u64,
     /// Told as lost.
@@ -156,12 +191,12 @@ impl Fanout {
             free: Vec::new(),
             by_request: HashMap::new(),
             next_request: 1,
-            attaching: VecDeque::new(),
+            activating: VecDeque::new(),
             topics: (0..shards).map(|_| Vec::new()).collect(),
             by_name: HashMap::new(),
             pulls: VecDeque::new(),
-            paces: Vec::new(),
-            tally: Tally::default(),
+            pace_timers: Vec::new(),
+            tally: DeliveryCounts::default(),
             scratch: Vec::new(),
         }
     }
@@ -184,7 +219,7 @@ impl Fanout {
     }
 
     /// What became of ticks since this was last asked.
-    pub fn take_tally(&mut self) -> Tally {
+    pub fn take_counts(&mut self) -> DeliveryCounts {
         std::mem::take(&mut self.tally)
     }
 
@@ -194,37 +229,37 @@ impl Fanout {
     }
 
     /// Sessions that take a topic here.
-    pub fn takers_len(&self, id: TopicId) -> usize {
+    pub fn subscribers_len(&self, id: TopicId) -> usize {
         let topic = topic_ref(&self.topics, id, self.shards);
         topic.map_or(0, EgressTopic::members_len)
     }
 
     /// The entry of a pattern somebody here holds.
     pub fn entry_of(&mut self, pattern: &str) -> Option<u32> {
-        self.patterns.at_mut(pattern).copied()
+        self.patterns.get_mut(pattern).copied()
     }
 
     /// Enters a session's subscription; the session must not hold the pattern already. It goes live through
-    /// [`Fanout::next_live`], once every home is ready. Returns what to ask of the homes if it is the first.
-    pub fn subscribe(&mut self, slot: SlotId, request: u32, pattern: &str) -> (u32, Option<Interest>) {
+    /// [`Fanout::next_activation`], once every home is ready. Returns what to ask of the homes if it is the first.
+    pub fn subscribe(&mut self, slot: SlotId, request: u32, pattern: &str) -> Registration {
         if let Some(index) = self.entry_of(pattern)
             && let Some(entry) = self.entries[index as usize].as_mut()
         {
-            entry.waiters.push_back((slot, request));
-            if entry.homes_pending == 0 && !std::mem::replace(&mut entry.attaching, true) {
-                self.attaching.push_back(index);
+            entry.pending.push_back(PendingSubscriber { slot, request });
+            if entry.homes_pending == 0 && !std::mem::replace(&mut entry.activating, true) {
+                self.activating.push_back(index);
             }
-            return (index, None);
+            return Registration { entry: index, interest: None };
         }
         let exact = pattern::is_exact(pattern);
         let interest = Interest { request: self.next_request, exact };
         self.next_request = self.next_request.wrapping_add(1).max(1);
-        let entry = Entry {
+        let entry = PatternEntry {
             pattern: pattern.into(),
             members: Vec::new(),
-            waiters: VecDeque::from([(slot, request)]),
+            pending: VecDeque::from([PendingSubscriber { slot, request }]),
             homes_pending: if exact { 1 } else { self.shards },
-            attaching: false,
+            activating: false,
             request: interest.request,
         };
         let index = self.free.pop().unwrap_or_else(|| {
@@ -232,9 +267,9 @@ impl Fanout {
             self.entries.len() as u32 - 1
         });
         self.entries[index as usize] = Some(entry);
-        self.patterns.at_or_insert(pattern, || index);
+        self.patterns.get_or_insert_with(pattern, || index);
         self.by_request.insert(interest.request, index);
-        (index, Some(interest))
+        Registration { entry: index, interest: Some(interest) }
     }
 
     /// A home has opened every topic that matches. Once all have, the waiters can go live.
@@ -242,29 +277,29 @@ impl Fanout {
         let Some(&index) = self.by_request.get(&request) else { return };
         let Some(entry) = self.entries[index as usize].as_mut() else { return };
         entry.homes_pending -= 1;
-        if entry.homes_pending == 0 && !std::mem::replace(&mut entry.attaching, true) {
-            self.attaching.push_back(index);
+        if entry.homes_pending == 0 && !std::mem::replace(&mut entry.activating, true) {
+            self.activating.push_back(index);
         }
     }
 
-    /// Whether [`Fanout::next_live`] has one.
-    pub fn has_live(&self) -> bool {
-        !self.attaching.is_empty()
+    /// Whether [`Fanout::next_activation`] has one.
+    pub fn has_activations(&self) -> bool {
+        !self.activating.is_empty()
     }
 
     /// The next session whose subscription goes live, in the order they can.
-    pub fn next_live(&mut self) -> Option<GoesLive> {
-        while let Some(&index) = self.attaching.front() {
+    pub fn next_activation(&mut self) -> Option<Activation> {
+        while let Some(&index) = self.activating.front() {
             // An entry may have been given up, and even made anew, since it was queued.
             if let Some(entry) =
                 self.entries[index as usize].as_mut().filter(|entry| entry.homes_pending == 0)
             {
-                if let Some((slot, request)) = entry.waiters.pop_front() {
-                    return Some(GoesLive { entry: index, slot, request });
+                if let Some(PendingSubscriber { slot, request }) = entry.pending.pop_front() {
+                    return Some(Activation { entry: index, slot, request });
                 }
-                entry.attaching = false;
+                entry.activating = false;
             }
-            self.attaching.pop_front();
+            self.activating.pop_front();
         }
         None
     }
@@ -276,18 +311,18 @@ impl Fanout {
 
     /// Makes a live subscription take effect: the session joins every matching topic, each announced to it first. A
     /// look at each topic known here for a wildcard, one look-up for a name. Returns the topics looked at.
-    pub fn attach(&mut self, live: GoesLive, sessions: &mut Sessions, logs: &mut EgressLogs) -> usize {
+    pub fn attach(&mut self, live: Activation, sessions: &mut Sessions, logs: &mut EgressLogs) -> usize {
         let Some(entry) = self.entries[live.entry as usize].as_mut() else { return 0 };
         let Some(session) = sessions.open_mut(live.slot) else { return 0 };
         let held = session.subscriptions.iter_mut().find(|held| held.entry == live.entry);
         let Some(held) = held else { return 0 };
         held.position = Some(entry.members.len() as u32);
-        let Subscription { delivery, begin, .. } = *held;
+        let Subscription { delivery, start_from, .. } = *held;
         entry.members.push(live.slot);
         let pattern = entry.pattern.clone();
         let looked = if pattern::is_exact(&pattern) {
             if let Some(&id) = self.by_name.get(&pattern) {
-                self.join(id, live.slot, delivery, begin, sessions, logs);
+                self.join(id, live.slot, delivery, start_from, sessions, logs);
             }
             1
         } else {
@@ -298,15 +333,15 @@ impl Fanout {
                     else {
                         continue;
                     };
-                    self.join(topic.info.id, live.slot, delivery, begin, sessions, logs);
-                    self.relieve(sessions, logs);
+                    self.join(topic.info.id, live.slot, delivery, start_from, sessions, logs);
+                    self.evict_overflowing(sessions, logs);
                 }
             }
             self.by_name.len()
         };
-        self.tell_of_unknown_places(&pattern, begin, live.slot, sessions);
+        self.answer_unknown_positions(&pattern, start_from, live.slot, sessions);
         self.queue_pull(live.slot, sessions);
-        self.relieve(sessions, logs);
+        self.evict_overflowing(sessions, logs);
         looked
     }
 
@@ -315,13 +350,13 @@ impl Fanout {
         id: TopicId,
         slot: SlotId,
         delivery: Delivery,
-        begin: Begin,
+        start_from: StartFrom,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
-        let wanted = self.wanted(id, slot, begin, sessions);
+        let backlog = self.backlog(id, slot, start_from, sessions);
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
-        if !topic.join(slot, delivery, wanted, sessions, logs) {
+        if !topic.join(slot, delivery, backlog, sessions, logs) {
             topic.release_paced(slot, sessions);
         }
     }
@@ -335,28 +370,30 @@ impl Fanout {
             // It takes nothing yet: what its topics come by another subscription stays as it is.
             return 1;
         }
-        let (taken, mut looked) = self.memberships_of(entry, slot, sessions);
-        for &id in &taken {
-            looked += self.merge_deliveries(id, slot, Some(delivery), sessions);
+        let Affected { topics, mut visited } = self.affected_by(entry, slot, sessions);
+        for &id in &topics {
+            visited += self.merge_deliveries(id, slot, Some(delivery), sessions);
         }
-        looked
+        visited
     }
 
     /// The topics that a session takes and an entry's pattern matches, and how many were looked at: a wildcard goes over
     /// the session's memberships.
-    fn memberships_of(&self, entry: u32, slot: SlotId, sessions: &Sessions) -> (Vec<TopicId>, usize) {
+    fn affected_by(&self, entry: u32, slot: SlotId, sessions: &Sessions) -> Affected {
         let entry = self.entries[entry as usize].as_ref();
-        let Some((entry, session)) = entry.zip(sessions.get(slot)) else { return (Vec::new(), 1) };
+        let Some((entry, session)) = entry.zip(sessions.get(slot)) else {
+            return Affected { topics: Vec::new(), visited: 1 };
+        };
         if pattern::is_exact(&entry.pattern) {
             let taken = self.by_name.get(&entry.pattern).filter(|id| session.memberships.contains_key(id));
-            return (taken.copied().into_iter().collect(), 1);
+            return Affected { topics: taken.copied().into_iter().collect(), visited: 1 };
         }
         let of_pattern = |id: &&TopicId| {
             topic_ref(&self.topics, **id, self.shards)
                 .is_some_and(|topic| pattern::matches(&entry.pattern, &topic.info.name))
         };
-        let taken = session.memberships.keys().filter(of_pattern).copied().collect();
-        (taken, session.memberships.len() + 1)
+        let topics = session.memberships.keys().filter(of_pattern).copied().collect();
+        Affected { topics, visited: session.memberships.len() + 1 }
     }
 
     /// Brings a membership in line with the session's live subscriptions that match: with `alone` if it is the only one,
@@ -389,25 +426,20 @@ impl Fanout {
 
     /// Takes a session's subscription out; it must no longer stand in the session's list. Returns the pattern if it was
     /// the last of it, for the homes to be told, and how many topics and subscriptions were looked at.
-    pub fn unsubscribe(
-        &mut self,
-        held: Subscription,
-        slot: SlotId,
-        sessions: &mut Sessions,
-    ) -> (Option<Box<str>>, usize) {
-        let mut looked = 1;
+    pub fn unsubscribe(&mut self, held: Subscription, slot: SlotId, sessions: &mut Sessions) -> Unsubscribed {
+        let mut visited = 1;
         if held.position.is_some() {
-            let taken;
-            (taken, looked) = self.memberships_of(held.entry, slot, sessions);
-            self.tell_of(&taken, slot, sessions);
-            for id in taken {
+            let affected = self.affected_by(held.entry, slot, sessions);
+            visited = affected.visited;
+            self.flush_notices_of(&affected.topics, slot, sessions);
+            for id in affected.topics {
                 let topic = topic_mut(&mut self.topics, id, self.shards);
-                if topic.is_some_and(|topic| topic.leave(slot, sessions)) {
-                    looked += self.merge_deliveries(id, slot, None, sessions);
+                if topic.is_some_and(|topic| topic.drop_reference(slot, sessions)) {
+                    visited += self.merge_deliveries(id, slot, None, sessions);
                 }
             }
         }
-        (self.give_up(held, slot, sessions), looked)
+        Unsubscribed { pattern_gone: self.leave_pattern(held, slot, sessions), visited }
     }
 
     /// Takes a session out of everything it holds, as it ends. Returns the patterns it was the last of.
@@ -417,17 +449,22 @@ impl Fanout {
         let taken: Vec<TopicId> = session.memberships.keys().copied().collect();
         for id in taken {
             if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
-                topic.leave_whole(slot, sessions);
+                topic.leave(slot, sessions);
             }
         }
-        held.into_iter().filter_map(|held| self.give_up(held, slot, sessions)).collect()
+        held.into_iter().filter_map(|held| self.leave_pattern(held, slot, sessions)).collect()
     }
 
     /// Takes a session out of a pattern's entry, and the entry away with its last session.
-    fn give_up(&mut self, held: Subscription, slot: SlotId, sessions: &mut Sessions) -> Option<Box<str>> {
+    fn leave_pattern(
+        &mut self,
+        held: Subscription,
+        slot: SlotId,
+        sessions: &mut Sessions,
+    ) -> Option<Box<str>> {
         let entry = self.entries[held.entry as usize].as_mut()?;
         match held.position {
-            None => entry.waiters.retain(|&(waiter, _)| waiter != slot),
+            None => entry.pending.retain(|pending| pending.slot != slot),
             Some(position) => {
                 entry.members.swap_remove(position as usize);
                 if let Some(&moved) = entry.members.get(position as usize)
@@ -439,7 +476,7 @@ impl Fanout {
                 }
             }
         }
-        if !entry.members.is_empty() || !entry.waiters.is_empty() {
+        if !entry.members.is_empty() || !entry.pending.is_empty() {
             return None;
         }
         let entry = self.entries[held.entry as usize].take()?;
@@ -466,7 +503,7 @@ impl Fanout {
         debug_assert!(of_home[local as usize].is_none(), "a home opens a topic once");
         let mut topic = EgressTopic::new(id, epoch, name, self.settings.policies.of(name));
         let entries = &self.entries;
-        self.patterns.matching(name, |&index| {
+        self.patterns.for_each_match(name, |&index| {
             let Some(entry) = entries[index as usize].as_ref() else { return };
             for &slot in &entry.members {
                 let held = sessions.get(slot).map(|session| &session.subscriptions);
@@ -477,7 +514,7 @@ impl Fanout {
         });
         of_home[local as usize] = Some(Box::new(topic));
         self.by_name.insert(name.into(), id);
-        self.relieve(sessions, logs);
+        self.evict_overflowing(sessions, logs);
     }
 
     /// A home has stopped sending this topic's ticks, as this shard asked.
@@ -486,7 +523,7 @@ impl Fanout {
         let of_home = &mut self.topics[usize::from(id.home(self.shards).0)];
         let Some(topic) = of_home.get_mut(local as usize).and_then(Option::take) else { return };
         debug_assert!(topic.groups.is_empty(), "a topic is closed when nobody here takes it");
-        topic.newest.give_back(&mut self.settings.keys);
+        topic.last_values.release(&mut self.settings.keys);
         self.by_name.remove(&topic.info.name);
     }
 
@@ -496,7 +533,7 @@ impl Fanout {
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
         let sequence = tick.header.sequence;
         topic.tracked_from = topic.tracked_from.min(sequence);
-        topic.newest.put(sequence, tick.key(), &mut self.settings.keys, |out| {
+        topic.last_values.store(sequence, tick.key(), &mut self.settings.keys, |out| {
             out.extend_from_slice(tick.bytes);
         });
         for Group { format, members, latest, .. } in &mut topic.groups {
@@ -513,20 +550,22 @@ impl Fanout {
             for member in members.iter_mut().filter(|member| !member.is_skipped()) {
                 let slot = member.slot();
                 if member.is_paced()
-                    && !conflation::is_due(id, sequence, member, sessions, &mut self.paces, now_ns)
+                    && !conflation::pace_allows(id, sequence, member, sessions, &mut self.pace_timers, now_ns)
                 {
                     continue;
                 }
                 match sessions.offer(slot, log, range) {
                     Offered::Gone => continue,
-                    Offered::Behind if conflation::hold(id, sequence, member, sessions) => continue,
+                    Offered::Behind if conflation::hold_if_conflating(id, sequence, member, sessions) => {
+                        continue;
+                    }
                     Offered::Behind => sessions.push_range(slot, log, range),
                     Offered::Queued => {}
                 }
                 self.tally.queued += 1;
             }
         }
-        self.relieve(sessions, logs);
+        self.evict_overflowing(sessions, logs);
     }
 }
 

@@ -43,7 +43,7 @@ pub const TOPICS_MAX_DEFAULT: usize = 65_536;
 /// its place in it.
 pub const EGRESS_LOG_BYTES_DEFAULT: usize = 16 << 20;
 /// Lowest bytes of an egress log: what one piece of history adds must not lap what was fresh before it.
-pub const EGRESS_LOG_BYTES_LOWEST: usize = 4 * HISTORY_PIECE_BYTES;
+pub const EGRESS_LOG_BYTES_LOWEST: usize = 4 * HISTORY_CHUNK_BYTES;
 /// Bytes a session may have waiting in the egress logs before it counts as a slow consumer, default.
 pub const OUTBOX_BYTES_MAX_DEFAULT: usize = 8 << 20;
 /// Ranges of the egress logs a session may have waiting: 24 bytes each, 1.5 MiB for a session at the bound.
@@ -71,11 +71,11 @@ pub const HISTORY_AGE_MS_DEFAULT: u64 = 60_000;
 /// Bytes of recent ticks that all topics keep together, default; divided over the shards.
 pub const HISTORY_BYTES_MAX_DEFAULT: usize = 256 << 20;
 /// History that a home sends to a shard in one piece, unless a single tick is longer.
-pub const HISTORY_PIECE_BYTES: usize = 32 << 10;
+pub const HISTORY_CHUNK_BYTES: usize = 32 << 10;
 /// Pieces of history that a session waits for at once.
-pub const PIECES_IN_FLIGHT_MAX: u32 = 2;
+pub const HISTORY_CHUNKS_IN_FLIGHT_MAX: u32 = 2;
 /// Pieces of history that a shard asks for in one turn.
-pub const TURN_PIECES: usize = 256;
+pub const TURN_HISTORY_CHUNKS: usize = 256;
 
 /// Replies (acknowledgements, pongs, errors) a session may have waiting. Past it the session's input waits, so a
 /// peer that does not read its replies is not read from either.
@@ -129,8 +129,9 @@ pub const LATENCY_DIGITS: u8 = 2;
 const _: () = assert!(FRAME_BYTES_MAX_HIGHEST >= ECHO_BYTES_MAX);
 const _: () = assert!(OUTBOX_BYTES_MAX_DEFAULT <= EGRESS_LOG_BYTES_DEFAULT / 2);
 // What comes back in pieces must not be what makes a session yield.
-const _: () =
-    assert!(SEND_BYTES_MAX + PIECES_IN_FLIGHT_MAX as usize * HISTORY_PIECE_BYTES < BEHIND_BYTES_DEFAULT);
+const _: () = assert!(
+    SEND_BYTES_MAX + HISTORY_CHUNKS_IN_FLIGHT_MAX as usize * HISTORY_CHUNK_BYTES < BEHIND_BYTES_DEFAULT
+);
 const _: () = assert!(BEHIND_BYTES_DEFAULT <= OUTBOX_BYTES_MAX_DEFAULT);
 const _: () = assert!(GATHER_BYTES >= SEND_BYTES_MAX);
 const _: () = assert!(SEND_DIRECT_BYTES <= SEND_BYTES_MAX);

@@ -41,7 +41,7 @@ impl<V> PatternTrie<V> {
     }
 
     /// The value at exactly this pattern.
-    pub fn at_mut(&mut self, pattern: &str) -> Option<&mut V> {
+    pub fn get_mut(&mut self, pattern: &str) -> Option<&mut V> {
         let mut node = &mut self.root;
         for token in pattern.split('.') {
             node = node.children.get_mut(token)?;
@@ -50,7 +50,7 @@ impl<V> PatternTrie<V> {
     }
 
     /// The value at exactly this pattern, made by `make` if there is none.
-    pub fn at_or_insert(&mut self, pattern: &str, make: impl FnOnce() -> V) -> &mut V {
+    pub fn get_or_insert_with(&mut self, pattern: &str, make: impl FnOnce() -> V) -> &mut V {
         let mut node = &mut self.root;
         for token in pattern.split('.') {
             node = node.children.entry(token.into()).or_default();
@@ -85,14 +85,14 @@ impl<V> PatternTrie<V> {
     }
 
     /// Calls `found` with the value of every pattern that takes `topic`. At most two branches a token, 128 tokens.
-    pub fn matching(&self, topic: &str, mut found: impl FnMut(&V)) {
+    pub fn for_each_match(&self, topic: &str, mut found: impl FnMut(&V)) {
         Self::matching_below(&self.root, topic, &mut found);
     }
 
     /// Whether the value of any pattern that takes `topic` satisfies `wanted`.
-    pub fn matching_any(&self, topic: &str, mut wanted: impl FnMut(&V) -> bool) -> bool {
+    pub fn any_match(&self, topic: &str, mut wanted: impl FnMut(&V) -> bool) -> bool {
         let mut found = false;
-        self.matching(topic, |value| found = found || wanted(value));
+        self.for_each_match(topic, |value| found = found || wanted(value));
         found
     }
 
@@ -135,7 +135,7 @@ mod tests {
                     pattern.push(">");
                 }
                 let pattern = pattern.join(".");
-                trie.at_or_insert(&pattern, || pattern.clone());
+                trie.get_or_insert_with(&pattern, || pattern.clone());
                 patterns.insert(pattern);
             }
             for pattern in patterns.clone() {
@@ -149,7 +149,7 @@ mod tests {
                 let topic: Vec<_> = (0..random.usize(1..5)).map(|_| tokens[random.usize(..3)]).collect();
                 let topic = topic.join(".");
                 let mut found = Vec::new();
-                trie.matching(&topic, |pattern| found.push(pattern.clone()));
+                trie.for_each_match(&topic, |pattern| found.push(pattern.clone()));
                 found.sort();
                 let mut expected: Vec<_> = patterns.iter().filter(|p| matches(p, &topic)).cloned().collect();
                 expected.sort();

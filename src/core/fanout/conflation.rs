@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     egress_log::{EgressLog, Mark},
-    home::Wanted,
+    home::Backfill,
     ids::SlotId,
     limits::SEND_BYTES_MAX,
     session::{
@@ -21,7 +21,7 @@ use tickcast_proto::{Step, frame, ids::TopicId, reply::Reply};
 
 /// A tick that is to come later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct PaceTimer {
     /// When, CLOCK_MONOTONIC nanoseconds.
     pub due_ns: u64,
     /// To whom.
@@ -32,39 +32,44 @@ pub struct Pace {
 
 /// Why something is to be taken out of an outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pressure {
+pub enum EvictionCause {
     /// Too much waits.
-    Bytes,
+    OutboxFull,
     /// The socket was full for too long: what was queued before this time goes, CLOCK_MONOTONIC nanoseconds.
-    Time(u64),
+    SocketStalled { queued_before_ns: u64 },
     /// The log comes round: what is no longer fresh goes.
-    Sweep,
+    LogWrapping,
 }
 
 /// Whether a paced member may have a tick now. If not, it is skipped until its time, which is noted.
-pub(super) fn is_due(
+pub(super) fn pace_allows(
     id: TopicId,
     sequence: u64,
     member: &mut Member,
     sessions: &mut Sessions,
-    paces: &mut Vec<Pace>,
+    pace_timers: &mut Vec<PaceTimer>,
     now_ns: u64,
 ) -> bool {
     let slot = member.slot();
     let Some(session) = sessions.open_mut(slot) else { return true };
     let Some(membership) = session.memberships.get_mut(&id) else { return true };
     if membership.due_ns <= now_ns {
-        membership.paced(now_ns);
+        membership.advance_pace(now_ns);
         return true;
     }
     (membership.taking, membership.from) = (Taking::Paced, sequence);
-    paces.push(Pace { due_ns: membership.due_ns, slot, topic: id });
+    pace_timers.push(PaceTimer { due_ns: membership.due_ns, slot, topic: id });
     member.set_skipped(true);
     false
 }
 
 /// Holds a tick back for a session that is behind. Returns `false` if its subscription does not conflate.
-pub(super) fn hold(id: TopicId, sequence: u64, member: &mut Member, sessions: &mut Sessions) -> bool {
+pub(super) fn hold_if_conflating(
+    id: TopicId,
+    sequence: u64,
+    member: &mut Member,
+    sessions: &mut Sessions,
+) -> bool {
     let slot = member.slot();
     let Some(session) = sessions.open_mut(slot) else { return true };
     let Some(membership) = session.memberships.get_mut(&id) else { return true };
@@ -86,7 +91,7 @@ pub(super) fn skipped(id: TopicId, from: u64, to: u64) -> Mark {
 
 impl Membership {
     /// A tick comes now: when the next may. Those that come in time keep their pace, others start it anew.
-    fn paced(&mut self, now_ns: u64) {
+    fn advance_pace(&mut self, now_ns: u64) {
         // A tick that was held after its time had come has its next one reckoned already.
         if self.due_ns > now_ns {
             return;
@@ -99,10 +104,10 @@ impl Membership {
 
 impl Fanout {
     /// Takes what yields out of the outboxes that are over their bounds, and out of those the log comes round to.
-    pub fn relieve(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs) {
+    pub fn evict_overflowing(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs) {
         while let Some(slot) = sessions.pop_over() {
             if sessions.open_mut(slot).is_some_and(|session| session.yielding.0 > 0) {
-                self.yield_frames(slot, Pressure::Bytes, sessions, logs);
+                self.evict_frames(slot, EvictionCause::OutboxFull, sessions, logs);
             }
             match sessions.is_too_slow(slot) {
                 true => sessions.doom_slow(slot),
@@ -117,7 +122,7 @@ impl Fanout {
                 let stale =
                     |log: &EgressLog| session.oldest_shared().is_some_and(|start| !log.is_fresh(start));
                 if yields && logs.of(session.format).is_some_and(stale) {
-                    self.yield_frames(slot, Pressure::Sweep, sessions, logs);
+                    self.evict_frames(slot, EvictionCause::LogWrapping, sessions, logs);
                 }
             }
         }
@@ -125,10 +130,10 @@ impl Fanout {
 
     /// Takes frames out of an outbox: of memberships that conflate all, and their topics are held; of those that drop
     /// the oldest, and their gaps are noted. A look at each frame that waits, at most.
-    pub fn yield_frames(
+    pub fn evict_frames(
         &mut self,
         slot: SlotId,
-        pressure: Pressure,
+        cause: EvictionCause,
         sessions: &mut Sessions,
         logs: &EgressLogs,
     ) {
@@ -142,14 +147,16 @@ impl Fanout {
             let mut memberships = std::mem::take(&mut session.memberships);
             let mut lag = session.lag.take().unwrap_or_default();
             let mut waiting = session.frame_bytes();
-            let old_ends = match pressure {
-                Pressure::Time(time_ns) => log.head_at(time_ns),
+            let old_ends = match cause {
+                EvictionCause::SocketStalled { queued_before_ns } => log.head_at(queued_before_ns),
                 _ => 0,
             };
-            let mut stays = match pressure {
-                Pressure::Bytes => false,
-                Pressure::Time(_) => session.oldest_shared().is_none_or(|start| start >= old_ends),
-                Pressure::Sweep => session.oldest_shared().is_none_or(|start| log.is_fresh(start)),
+            let mut stays = match cause {
+                EvictionCause::OutboxFull => false,
+                EvictionCause::SocketStalled { .. } => {
+                    session.oldest_shared().is_none_or(|start| start >= old_ends)
+                }
+                EvictionCause::LogWrapping => session.oldest_shared().is_none_or(|start| log.is_fresh(start)),
             };
             session.thin_out(log, |mark, len, shared| {
                 let id = TopicId(mark.topic);
@@ -164,11 +171,11 @@ impl Fanout {
                 if !membership.conflates() {
                     // The oldest go first: behind the first that stays all stay. What is the session's own and stands
                     // before frames that go is older than they are.
-                    stays |= match (pressure, shared) {
-                        (Pressure::Bytes, _) => waiting <= target,
-                        (Pressure::Time(_), Some(frame)) => frame.start >= old_ends,
-                        (Pressure::Sweep, Some(frame)) => log.is_fresh(frame.start),
-                        (Pressure::Time(_) | Pressure::Sweep, None) => false,
+                    stays |= match (cause, shared) {
+                        (EvictionCause::OutboxFull, _) => waiting <= target,
+                        (EvictionCause::SocketStalled { .. }, Some(frame)) => frame.start >= old_ends,
+                        (EvictionCause::LogWrapping, Some(frame)) => log.is_fresh(frame.start),
+                        (EvictionCause::SocketStalled { .. } | EvictionCause::LogWrapping, None) => false,
                     };
                     match (stays, conflating) {
                         (true, false) => return Fate::KeepRest,
@@ -193,7 +200,7 @@ impl Fanout {
                     membership.from = membership.from.min(mark.from());
                 }
                 waiting -= len as usize;
-                tally.taken_out += u64::from(mark.sequence > 0 && mark.skipped == 0);
+                tally.evicted += u64::from(mark.sequence > 0 && mark.skipped == 0);
                 Fate::TakeOut
             });
             session.memberships = memberships;
@@ -211,13 +218,13 @@ impl Fanout {
         }
         // What it is given now must not be what makes it yield.
         session.yield_bytes = usize::MAX;
-        self.tell(slot, sessions);
+        self.flush_notices(slot, sessions);
         while let Some(session) = sessions.open_mut(slot)
             && session.outbox_bytes() < send_bytes
             && let Some(lag) = session.lag.as_deref_mut()
             && let Some(id) = lag.held.pop_front()
         {
-            if !self.release(id, slot, 2 * send_bytes, sessions, logs, now_ns)
+            if !self.release_held(id, slot, 2 * send_bytes, sessions, logs, now_ns)
                 && let Some(session) = sessions.open_mut(slot)
             {
                 session.lag_mut().held.push_front(id);
@@ -233,7 +240,7 @@ impl Fanout {
     }
 
     /// A session has nothing left to send: it is no longer behind.
-    pub fn caught_up(&mut self, slot: SlotId, sessions: &mut Sessions) {
+    pub fn handle_drained(&mut self, slot: SlotId, sessions: &mut Sessions) {
         if let Some(session) = sessions.any_mut(slot)
             && session.yielding.0 > 0
         {
@@ -243,7 +250,7 @@ impl Fanout {
     }
 
     /// The time of a paced tick has come. If the socket has no room it is held on.
-    pub fn pace_is_due(
+    pub fn handle_pace_due(
         &mut self,
         id: TopicId,
         slot: SlotId,
@@ -261,22 +268,22 @@ impl Fanout {
         if session.behind || session.outbox_bytes() >= SEND_BYTES_MAX {
             session.lag_mut().held.push_back(id);
             sessions.make_ready(slot);
-        } else if !self.release(id, slot, 2 * send_bytes, sessions, logs, now_ns)
+        } else if !self.release_held(id, slot, 2 * send_bytes, sessions, logs, now_ns)
             && let Some(session) = sessions.open_mut(slot)
         {
             session.lag_mut().held.push_back(id);
         }
-        self.relieve(sessions, logs);
+        self.evict_overflowing(sessions, logs);
     }
 
     /// The ticks that are to come later, since this was last asked.
-    pub fn take_paces(&mut self) -> Vec<Pace> {
-        std::mem::take(&mut self.paces)
+    pub fn take_pace_timers(&mut self) -> Vec<PaceTimer> {
+        std::mem::take(&mut self.pace_timers)
     }
 
     /// Gives a session the newest ticks of a held topic, each preceded by what it stands for, while less than `bytes_max`
     /// waits. Returns `false` when that was not all of them.
-    fn release(
+    fn release_held(
         &mut self,
         id: TopicId,
         slot: SlotId,
@@ -293,11 +300,11 @@ impl Fanout {
             return true;
         }
         if membership.interval_us > 0 {
-            membership.paced(now_ns);
+            membership.advance_pace(now_ns);
         }
         let mut from = membership.from;
         if from < topic.tracked_from {
-            membership.wanted = Wanted::Newest;
+            membership.wanted = Backfill::Conflated;
             session.lag_mut().recovering.push_back(id);
             topic.set_taking(slot, Taking::Recovering, sessions);
             self.queue_pull(slot, sessions);
@@ -308,7 +315,7 @@ impl Fanout {
         }
         let Some(group) = group_of(&mut topic.groups, format) else { return true };
         let mut whole = true;
-        for (sequence, bytes) in topic.newest.since(from) {
+        for (sequence, bytes) in topic.last_values.since(from) {
             if sessions.get(slot).is_some_and(|session| session.outbox_bytes() >= bytes_max) {
                 whole = false;
                 break;
@@ -320,7 +327,7 @@ impl Fanout {
                 sessions.push_own(slot, skipped(id, from, sequence), |out| notice.encode(format, out));
             }
             // The topic's last tick is shared by all who get it now; older ones of its keys are this session's own.
-            let last = sequence == topic.newest.sequence();
+            let last = sequence == topic.last_values.sequence();
             let shared = group
                 .latest
                 .filter(|range| last && logs.of(format).is_some_and(|log| log.is_shareable(range.start)));
@@ -359,7 +366,7 @@ impl Fanout {
     /// Before a session ends that is still to get what waits for it: the newest of what was held back or paced, and word of
     /// everything else that it will not get. At most `outbox_bytes_max`; past that it learns when it comes back.
     /// `log_bytes_left`: what all that end together may still append to the logs, so that none laps another.
-    pub fn finish(
+    pub fn flush_for_close(
         &mut self,
         slot: SlotId,
         outbox_bytes_max: usize,
@@ -377,7 +384,7 @@ impl Fanout {
             .filter(|(_, membership)| waits(membership))
             .map(|(&id, _)| id)
             .collect();
-        self.tell_of(&waiting, slot, sessions);
+        self.flush_notices_of(&waiting, slot, sessions);
         for id in waiting {
             let Some(session) = sessions.open_mut(slot) else { return };
             if session.frame_bytes() > outbox_bytes_max {
@@ -389,10 +396,10 @@ impl Fanout {
             }
             let (taking, from, format) = (membership.taking, membership.from, session.format);
             let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
-            let to = topic.newest.sequence() + 1;
+            let to = topic.last_values.sequence() + 1;
             if taking == Taking::Held && from >= topic.tracked_from && *log_bytes_left > 0 {
                 let before = logs.head(format);
-                self.release(id, slot, outbox_bytes_max, sessions, logs, now_ns);
+                self.release_held(id, slot, outbox_bytes_max, sessions, logs, now_ns);
                 *log_bytes_left = log_bytes_left.saturating_sub(logs.head(format) - before);
             } else if taking != Taking::Live && from < to {
                 self.tally.dropped += to - from;
@@ -404,7 +411,7 @@ impl Fanout {
     }
 
     /// Announcements and gaps that were taken out or came about: before any frame that waits, as many as fit a SEND.
-    fn tell(&mut self, slot: SlotId, sessions: &mut Sessions) {
+    fn flush_notices(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) else {
             return;
         };
@@ -416,7 +423,7 @@ impl Fanout {
                 break;
             }
             told += 1;
-            self.encode_untold(id, slot, sessions);
+            self.encode_notices(id, slot, sessions);
         }
         if let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) {
             lag.untold = untold;
@@ -428,16 +435,16 @@ impl Fanout {
 
     /// Tells what is still to be told of topics that the session is about to leave: nothing that waits of them is to be
     /// more than was told.
-    pub fn tell_of(&mut self, ids: &[TopicId], slot: SlotId, sessions: &mut Sessions) {
+    pub fn flush_notices_of(&mut self, ids: &[TopicId], slot: SlotId, sessions: &mut Sessions) {
         self.scratch.clear();
         for &id in ids {
-            self.encode_untold(id, slot, sessions);
+            self.encode_notices(id, slot, sessions);
         }
         let notices = &self.scratch;
         sessions.with_outbox(slot, |session| session.insert_before_frames(notices));
     }
 
-    fn encode_untold(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
+    fn encode_notices(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
         let format = session.format;
         let Some(membership) = session.memberships.get_mut(&id) else { return };

@@ -2,7 +2,7 @@
 
 use crate::{
     egress_log::Range,
-    home::{Wanted, last_value::Newest},
+    home::{Backfill, last_value::LastValues},
     ids::SlotId,
     session::{
         membership::{Membership, Taking},
@@ -73,9 +73,17 @@ pub(super) struct EgressTopic {
     /// The sessions that take it.
     pub(super) groups: Vec<Group>,
     /// Its newest ticks, complete from `tracked_from` on: what came before this shard took the topic is the home's.
-    pub(super) newest: Newest,
+    pub(super) last_values: LastValues,
     /// The first sequence that came live; the largest there is before it.
     pub(super) tracked_from: u64,
+}
+
+/// The part of a topic's past that a new member recovers before it goes live.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Backlog {
+    pub(super) backfill: Backfill,
+    /// The first sequence wanted.
+    pub(super) from: u64,
 }
 
 /// The group of a member's wire format. A look at each group before it.
@@ -91,7 +99,7 @@ impl EgressTopic {
             info: TopicInfo::new(id, epoch, name),
             policy,
             groups: Vec::new(),
-            newest: Newest::default(),
+            last_values: LastValues::default(),
             tracked_from: u64::MAX,
         }
     }
@@ -123,13 +131,14 @@ impl EgressTopic {
         }
     }
 
-    /// Makes the session a member, and announces the topic to it. `wanted`: what it wants of before, and from where on.
+    /// Makes the session a member, and announces the topic to it. `backlog`: what to recover
+    /// before it goes live.
     /// Returns `false` when it is one already.
     pub(super) fn join(
         &mut self,
         slot: SlotId,
         delivery: Delivery,
-        wanted: Option<(Wanted, u64)>,
+        backlog: Option<Backlog>,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) -> bool {
@@ -151,11 +160,11 @@ impl EgressTopic {
         let default_policy = self.policy;
         let members = &mut self.group_or_insert(session.format).members;
         let mut member = Member(slot.0);
-        member.set_skipped(wanted.is_some());
+        member.set_skipped(backlog.is_some());
         member.set_paced(delivery.interval_us > 0);
-        let (taking, (wanted, from)) = match wanted {
-            None => (Taking::Live, (Wanted::Latest, 0)),
-            Some(wanted) => (Taking::Recovering, wanted),
+        let (taking, Backlog { backfill, from }) = match backlog {
+            None => (Taking::Live, Backlog { backfill: Backfill::LastValues, from: 0 }),
+            Some(backlog) => (Taking::Recovering, backlog),
         };
         let membership = Membership {
             from,
@@ -166,7 +175,7 @@ impl EgressTopic {
             interval_us: delivery.interval_us,
             policy: delivery.policy.unwrap_or(default_policy),
             taking,
-            wanted,
+            wanted: backfill,
             announced: true,
         };
         members.push(member);
@@ -255,7 +264,7 @@ impl EgressTopic {
     }
 
     /// One of the session's patterns that match goes. Returns whether others still do.
-    pub(super) fn leave(&mut self, slot: SlotId, sessions: &mut Sessions) -> bool {
+    pub(super) fn drop_reference(&mut self, slot: SlotId, sessions: &mut Sessions) -> bool {
         let Some(session) = sessions.any_mut(slot) else { return false };
         let Some(membership) = session.memberships.get_mut(&self.info.id) else {
             debug_assert!(false, "only a member leaves");
@@ -264,13 +273,13 @@ impl EgressTopic {
         membership.references -= 1;
         let stays = membership.references > 0;
         if !stays {
-            self.leave_whole(slot, sessions);
+            self.leave(slot, sessions);
         }
         stays
     }
 
     /// The session goes, whatever its patterns.
-    pub(super) fn leave_whole(&mut self, slot: SlotId, sessions: &mut Sessions) {
+    pub(super) fn leave(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.any_mut(slot) else { return };
         let Some(membership) = session.memberships.remove(&self.info.id) else {
             debug_assert!(false, "only a member leaves");

@@ -142,13 +142,20 @@ impl Shard {
             CloseReason::Shutdown => {
                 let max = self.limits.outbox_bytes_max;
                 let left = &mut self.drain_left_bytes;
-                self.fanout.finish(slot, max, left, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+                self.fanout.flush_for_close(
+                    slot,
+                    max,
+                    left,
+                    &mut self.sessions,
+                    &mut self.logs,
+                    now.monotonic_ns,
+                );
             }
             // What waits for it is still sent.
             CloseReason::Peer => {
                 let lag = self.sessions.get(slot).and_then(|session| session.lag.as_deref());
                 let untold = lag.map(|lag| lag.untold.clone()).unwrap_or_default();
-                self.fanout.tell_of(&untold, slot, &mut self.sessions);
+                self.fanout.flush_notices_of(&untold, slot, &mut self.sessions);
             }
             _ => {}
         }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{Shard, input::shown};
 use crate::{
-    fanout::{Begin, Interest, Subscription},
+    fanout::{Interest, Registration, StartFrom, Subscription, Unsubscribed},
     ids::{SessionId, SlotId},
     limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
     now::Now,
@@ -66,12 +66,12 @@ impl Shard {
 
     /// Where a subscription begins; places by topic are kept with the session until their topics are joined. `None`
     /// when there are more than may be, and the request has been answered.
-    pub(super) fn begin(&mut self, slot: SlotId, request: u32, from: From, now: Now) -> Option<Begin> {
+    pub(super) fn begin(&mut self, slot: SlotId, request: u32, from: From, now: Now) -> Option<StartFrom> {
         match from {
-            From::Live => Some(Begin::Live),
-            From::Latest => Some(Begin::Latest),
-            From::Position(position) => Some(Begin::After(position)),
-            From::Resume => Some(Begin::Places),
+            From::Live => Some(StartFrom::Live),
+            From::Latest => Some(StartFrom::Latest),
+            From::Position(position) => Some(StartFrom::After(position)),
+            From::Resume => Some(StartFrom::SavedPositions),
             From::Positions(epoch, sequences) => {
                 for topic in sequences.keys() {
                     if let Err(error) = pattern::check_topic(topic.as_bytes()) {
@@ -92,7 +92,7 @@ impl Shard {
                 for (topic, sequence) in sequences {
                     lag.put_place(&topic, Position { epoch, sequence });
                 }
-                Some(Begin::Places)
+                Some(StartFrom::SavedPositions)
             }
         }
     }
@@ -141,7 +141,7 @@ impl Shard {
         request: u32,
         pattern: &str,
         delivery: Delivery,
-        begin: Begin,
+        begin: StartFrom,
         now: Now,
     ) {
         if let Err(error) = pattern::check_pattern(pattern.as_bytes()) {
@@ -159,13 +159,13 @@ impl Shard {
             let text = format!("already subscribed to {}", shown(pattern.as_bytes()));
             return self.fail(slot, request, ErrorCode::AlreadySubscribed, &text, now);
         }
-        let (entry, interest) = self.fanout.subscribe(slot, request, pattern);
+        let Registration { entry, interest } = self.fanout.subscribe(slot, request, pattern);
         if let Some(session) = self.sessions.open_mut(slot) {
             if session.subscriptions.is_empty() {
                 // Most sessions have one: a Vec would make room for four.
                 session.subscriptions.reserve_exact(1);
             }
-            session.subscriptions.push(Subscription { entry, position: None, delivery, begin });
+            session.subscriptions.push(Subscription { entry, position: None, delivery, start_from: begin });
         }
         if let Some(Interest { request, exact }) = interest {
             self.ask_homes(pattern, exact, request);
@@ -184,7 +184,8 @@ impl Shard {
             self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
             return 1;
         };
-        let (last, looked) = self.fanout.unsubscribe(held, slot, &mut self.sessions);
+        let Unsubscribed { pattern_gone: last, visited: looked } =
+            self.fanout.unsubscribe(held, slot, &mut self.sessions);
         if let Some(last) = last {
             self.tell_homes_gone(&last);
         }
