@@ -42,7 +42,7 @@ pub struct Limits {
     pub history_bytes_max: usize,
     /// Keys of one topic whose newest tick is kept.
     pub keys_per_topic_max: usize,
-    /// Bytes of the newest ticks by key of the whole server, at their homes, and again where they are taken.
+    /// Bytes of the last values by key of the whole server: at their homes, and again on other shards with subscribers.
     pub keys_bytes_max: usize,
     /// Ticks a second that a session may publish; 0: as many as it can.
     pub publish_rate: u32,

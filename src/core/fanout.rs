@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 
 use self::topic::{EgressTopic, Group};
 pub use self::{
-    conflation::PaceTimer,
+    conflation::{CloseBudget, PaceTimer},
     egress_logs::{EgressLogs, LogIndex},
     recovery::HistoryRequest,
 };
@@ -133,6 +133,7 @@ pub struct Activation {
 /// Invariant: an entry whose homes are ready and that has pending subscribers is in `activating`.
 #[derive(Debug)]
 pub struct Fanout {
+    shard: ShardId,
     shards: u16,
     epoch: u64,
     settings: Settings,
@@ -181,8 +182,9 @@ pub struct DeliveryCounts {
 
 impl Fanout {
     /// Nothing known, nothing held.
-    pub fn new(shards: u16, epoch: u64, settings: Settings) -> Fanout {
+    pub fn new(shard: ShardId, shards: u16, epoch: u64, settings: Settings) -> Fanout {
         Fanout {
+            shard,
             shards,
             epoch,
             settings,
@@ -501,7 +503,9 @@ impl Fanout {
             of_home.resize_with(local as usize + 1, || None);
         }
         debug_assert!(of_home[local as usize].is_none(), "a home opens a topic once");
-        let mut topic = EgressTopic::new(id, epoch, name, self.settings.policies.of(name));
+        let is_homed_here = id.home(self.shards) == self.shard;
+        let policy = self.settings.policies.of(name);
+        let mut topic = EgressTopic::new(id, epoch, name, policy, is_homed_here);
         let entries = &self.entries;
         self.patterns.for_each_match(name, |&index| {
             let Some(entry) = entries[index as usize].as_ref() else { return };
@@ -533,9 +537,12 @@ impl Fanout {
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
         let sequence = tick.header.sequence;
         topic.tracked_from = topic.tracked_from.min(sequence);
-        topic.last_values.store(sequence, tick.key(), &mut self.settings.keys, |out| {
-            out.extend_from_slice(tick.bytes);
-        });
+        topic.last_sequence = sequence;
+        if !topic.is_homed_here {
+            topic.last_values.store(sequence, tick.key(), &mut self.settings.keys, |out| {
+                out.extend_from_slice(tick.bytes);
+            });
+        }
         for Group { format, members, latest, .. } in &mut topic.groups {
             *latest = None;
             if members.iter().all(|member| member.is_skipped()) {
@@ -589,5 +596,44 @@ pub fn homes(pattern: &str, exact: bool, shards: u16) -> std::ops::Range<u16> {
             home..home + 1
         }
         false => 0..shards,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tickcast_proto::{
+        frame::{self, Kind, TickParts},
+        ids::Sequence,
+    };
+
+    const SHARDS: u16 = 2;
+    const OWN: ShardId = ShardId(0);
+
+    #[test]
+    fn only_topics_of_other_homes_have_a_copy_of_their_last_values_here() {
+        let settings = Settings {
+            policies: Rules::all(Policy::default()),
+            keys: KeysBudget { keys_max: 4, bytes_left: 1 << 20 },
+            behind_bytes: 1 << 16,
+        };
+        let mut fanout = Fanout::new(OWN, SHARDS, 1, settings);
+        let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20));
+        for (home, copies) in [(OWN, 0), (ShardId(1), 3)] {
+            let id = TopicId::new(0, home, SHARDS).unwrap();
+            fanout.handle_open(id, 1, "a", &mut sessions, &mut logs);
+            for sequence in 5..8 {
+                let parts = TickParts { key: sequence, payload: b"x", ..TickParts::default() };
+                let mut bytes = Vec::new();
+                let header = frame::encode_tick(&mut bytes, id, Sequence(sequence), &parts);
+                let tick = Frame { header, kind: Kind::Tick, bytes: &bytes };
+                fanout.deliver(&tick, &mut sessions, &mut logs, 0);
+            }
+            let topic = topic_ref(&fanout.topics, id, SHARDS).unwrap();
+            assert_eq!((topic.tracked_from, topic.last_sequence), (5, 7));
+            assert_eq!(topic.last_values.keys_len(), copies);
+            fanout.handle_close(id);
+        }
+        assert_eq!(fanout.settings.keys.bytes_left, 1 << 20);
     }
 }

@@ -262,6 +262,12 @@ impl Home {
         &self.topics[index as usize]
     }
 
+    /// The last values of a topic that this home sequences; `None` for a topic of another home.
+    pub fn last_values(&self, id: TopicId) -> Option<&LastValues> {
+        let local = id.local_index(self.shards).filter(|_| id.home(self.shards) == self.shard)?;
+        self.topics.get(local as usize).map(|topic| &topic.last_values)
+    }
+
     /// Gives a tick the next sequence and encodes it as the topic's last value, once for all shards. No allocation once
     /// the buffers have grown to what the topic needs, but for keys.
     pub fn sequence(&mut self, index: u32, tick: &TickParts<'_>, now_ns: u64) -> Sequenced<'_> {

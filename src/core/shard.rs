@@ -170,6 +170,7 @@ impl Shard {
                 },
             ),
             fanout: Fanout::new(
+                id,
                 shards,
                 epoch,
                 fanout::Settings {
@@ -309,7 +310,7 @@ impl Shard {
             && let Some(slot) = self.sessions.pop_lagging()
         {
             bytes += SEND_BYTES_MAX;
-            self.fanout.refill(slot, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+            self.fanout.refill(slot, &self.home, &mut self.sessions, &mut self.logs, now.monotonic_ns);
             self.fanout.evict_overflowing(&mut self.sessions, &mut self.logs);
         }
         self.settle(now);

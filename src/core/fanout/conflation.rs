@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     egress_log::{EgressLog, Mark},
-    home::Backfill,
+    home::{Backfill, Home},
     ids::SlotId,
     limits::SEND_BYTES_MAX,
     session::{
@@ -39,6 +39,23 @@ pub enum EvictionCause {
     SocketStalled { queued_before_ns: u64 },
     /// The log comes round: what is no longer fresh goes.
     LogWrapping,
+}
+
+/// What closing sessions may still be given.
+#[derive(Debug)]
+pub struct CloseBudget<'a> {
+    /// Bytes that may wait for the session.
+    pub outbox_bytes_max: usize,
+    /// Bytes that all closing sessions together may still append to the logs, so that none laps another.
+    pub log_bytes_left: &'a mut u64,
+}
+
+/// A held topic to release to a session while less than `bytes_max` waits for it.
+#[derive(Clone, Copy, Debug)]
+struct HeldTopic {
+    id: TopicId,
+    slot: SlotId,
+    bytes_max: usize,
 }
 
 /// Whether a paced member may have a tick now. If not, it is skipped until its time, which is noted.
@@ -210,7 +227,14 @@ impl Fanout {
 
     /// Before a SEND: tells the session what it must know first, and gives it the newest of what was held back, up to
     /// about one SEND.
-    pub fn refill(&mut self, slot: SlotId, sessions: &mut Sessions, logs: &mut EgressLogs, now_ns: u64) {
+    pub fn refill(
+        &mut self,
+        slot: SlotId,
+        home: &Home,
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+        now_ns: u64,
+    ) {
         let send_bytes = self.settings.behind_bytes.min(SEND_BYTES_MAX);
         let Some(session) = sessions.open_mut(slot) else { return };
         if session.lag.is_none() {
@@ -224,8 +248,13 @@ impl Fanout {
             && let Some(lag) = session.lag.as_deref_mut()
             && let Some(id) = lag.held.pop_front()
         {
-            if !self.release_held(id, slot, 2 * send_bytes, sessions, logs, now_ns)
-                && let Some(session) = sessions.open_mut(slot)
+            if !self.release_held(
+                HeldTopic { id, slot, bytes_max: 2 * send_bytes },
+                home,
+                sessions,
+                logs,
+                now_ns,
+            ) && let Some(session) = sessions.open_mut(slot)
             {
                 session.lag_mut().held.push_front(id);
             }
@@ -254,6 +283,7 @@ impl Fanout {
         &mut self,
         id: TopicId,
         slot: SlotId,
+        home: &Home,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
         now_ns: u64,
@@ -268,8 +298,13 @@ impl Fanout {
         if session.behind || session.outbox_bytes() >= SEND_BYTES_MAX {
             session.lag_mut().held.push_back(id);
             sessions.make_ready(slot);
-        } else if !self.release_held(id, slot, 2 * send_bytes, sessions, logs, now_ns)
-            && let Some(session) = sessions.open_mut(slot)
+        } else if !self.release_held(
+            HeldTopic { id, slot, bytes_max: 2 * send_bytes },
+            home,
+            sessions,
+            logs,
+            now_ns,
+        ) && let Some(session) = sessions.open_mut(slot)
         {
             session.lag_mut().held.push_back(id);
         }
@@ -285,13 +320,13 @@ impl Fanout {
     /// waits. Returns `false` when that was not all of them.
     fn release_held(
         &mut self,
-        id: TopicId,
-        slot: SlotId,
-        bytes_max: usize,
+        held: HeldTopic,
+        home: &Home,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
         now_ns: u64,
     ) -> bool {
+        let HeldTopic { id, slot, bytes_max } = held;
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return true };
         let Some(session) = sessions.open_mut(slot) else { return true };
         let format = session.format;
@@ -314,8 +349,14 @@ impl Fanout {
             topic.announce(slot, sessions, logs);
         }
         let Some(group) = group_of(&mut topic.groups, format) else { return true };
+        let last_values = home.last_values(id).unwrap_or(&topic.last_values);
+        debug_assert_eq!(
+            last_values.sequence(),
+            topic.last_sequence,
+            "every tick is delivered as it is sequenced"
+        );
         let mut whole = true;
-        for (sequence, bytes) in topic.last_values.since(from) {
+        for (sequence, bytes) in last_values.since(from) {
             if sessions.get(slot).is_some_and(|session| session.outbox_bytes() >= bytes_max) {
                 whole = false;
                 break;
@@ -327,7 +368,7 @@ impl Fanout {
                 sessions.push_own(slot, skipped(id, from, sequence), |out| notice.encode(format, out));
             }
             // The topic's last tick is shared by all who get it now; older ones of its keys are this session's own.
-            let last = sequence == topic.last_values.sequence();
+            let last = sequence == topic.last_sequence;
             let shared = group
                 .latest
                 .filter(|range| last && logs.of(format).is_some_and(|log| log.is_shareable(range.start)));
@@ -369,12 +410,13 @@ impl Fanout {
     pub fn flush_for_close(
         &mut self,
         slot: SlotId,
-        outbox_bytes_max: usize,
-        log_bytes_left: &mut u64,
+        budget: CloseBudget<'_>,
+        home: &Home,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
         now_ns: u64,
     ) {
+        let CloseBudget { outbox_bytes_max, log_bytes_left } = budget;
         let Some(session) = sessions.open_mut(slot) else { return };
         session.yield_bytes = usize::MAX;
         let waits = |membership: &Membership| membership.taking != Taking::Live || membership.is_untold();
@@ -396,10 +438,16 @@ impl Fanout {
             }
             let (taking, from, format) = (membership.taking, membership.from, session.format);
             let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
-            let to = topic.last_values.sequence() + 1;
+            let to = topic.last_sequence + 1;
             if taking == Taking::Held && from >= topic.tracked_from && *log_bytes_left > 0 {
                 let before = logs.head(format);
-                self.release_held(id, slot, outbox_bytes_max, sessions, logs, now_ns);
+                self.release_held(
+                    HeldTopic { id, slot, bytes_max: outbox_bytes_max },
+                    home,
+                    sessions,
+                    logs,
+                    now_ns,
+                );
                 *log_bytes_left = log_bytes_left.saturating_sub(logs.head(format) - before);
             } else if taking != Taking::Live && from < to {
                 self.tally.dropped += to - from;

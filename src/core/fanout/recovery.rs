@@ -261,7 +261,7 @@ impl Fanout {
         let Some(membership) = session.memberships.get_mut(&id) else { return };
         membership.from = next;
         if flags & CHUNK_LAST != 0 {
-            debug_assert!(topic.last_values.sequence() <= last, "ticks after the piece come after it");
+            debug_assert!(topic.last_sequence <= last, "ticks after the piece come after it");
             topic.set_taking(slot, Taking::Live, sessions);
         } else {
             membership.wanted = match membership.wanted {

@@ -72,10 +72,14 @@ pub(super) struct EgressTopic {
     pub(super) policy: Policy,
     /// The sessions that take it.
     pub(super) groups: Vec<Group>,
-    /// Its newest ticks, complete from `tracked_from` on: what came before this shard took the topic is the home's.
+    /// This shard is the topic's home: its last values are read from there, and `last_values` stays empty.
+    pub(super) is_homed_here: bool,
+    /// Last values, complete from `tracked_from` on; earlier ones must be recovered from the home.
     pub(super) last_values: LastValues,
-    /// The first sequence that came live; the largest there is before it.
+    /// First sequence that arrived live; `u64::MAX` before it.
     pub(super) tracked_from: u64,
+    /// Last sequence that arrived live; 0 before the first.
+    pub(super) last_sequence: u64,
 }
 
 /// The part of a topic's past that a new member recovers before it goes live.
@@ -94,13 +98,21 @@ pub(super) fn group_of(groups: &mut [Group], format: WireFormat) -> Option<&mut 
 }
 
 impl EgressTopic {
-    pub(super) fn new(id: TopicId, epoch: u64, name: &str, policy: Policy) -> EgressTopic {
+    pub(super) fn new(
+        id: TopicId,
+        epoch: u64,
+        name: &str,
+        policy: Policy,
+        is_homed_here: bool,
+    ) -> EgressTopic {
         EgressTopic {
             info: TopicInfo::new(id, epoch, name),
             policy,
             groups: Vec::new(),
+            is_homed_here,
             last_values: LastValues::default(),
             tracked_from: u64::MAX,
+            last_sequence: 0,
         }
     }
 

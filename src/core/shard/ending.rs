@@ -2,6 +2,7 @@
 
 use super::{Action, Shard, timers::TimerKind};
 use crate::{
+    fanout::CloseBudget,
     ids::{SessionId, SlotId},
     limits::LINGER_DEADLINE_MS,
     metrics::counters::Counter,
@@ -140,12 +141,14 @@ impl Shard {
     fn tell_what_is_owed(&mut self, slot: SlotId, reason: &CloseReason, now: Now) {
         match reason {
             CloseReason::Shutdown => {
-                let max = self.limits.outbox_bytes_max;
-                let left = &mut self.drain_left_bytes;
+                let budget = CloseBudget {
+                    outbox_bytes_max: self.limits.outbox_bytes_max,
+                    log_bytes_left: &mut self.drain_left_bytes,
+                };
                 self.fanout.flush_for_close(
                     slot,
-                    max,
-                    left,
+                    budget,
+                    &self.home,
                     &mut self.sessions,
                     &mut self.logs,
                     now.monotonic_ns,

@@ -107,6 +107,7 @@ impl Shard {
                 self.fanout.handle_pace_due(
                     topic,
                     slot,
+                    &self.home,
                     &mut self.sessions,
                     &mut self.logs,
                     now.monotonic_ns,
