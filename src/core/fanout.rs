@@ -251,6 +251,7 @@ impl Fanout {
             if entry.homes_pending == 0 && !std::mem::replace(&mut entry.activating, true) {
                 self.activating.push_back(index);
             }
+            self.invariants(Some(index));
             return Registration { entry: index, interest: None };
         }
         let exact = pattern::is_exact(pattern);
@@ -271,6 +272,7 @@ impl Fanout {
         self.entries[index as usize] = Some(entry);
         self.patterns.get_or_insert_with(pattern, || index);
         self.by_request.insert(interest.request, index);
+        self.invariants(Some(index));
         Registration { entry: index, interest: Some(interest) }
     }
 
@@ -282,6 +284,7 @@ impl Fanout {
         if entry.homes_pending == 0 && !std::mem::replace(&mut entry.activating, true) {
             self.activating.push_back(index);
         }
+        self.invariants(Some(index));
     }
 
     /// Whether [`Fanout::next_activation`] has one.
@@ -344,6 +347,7 @@ impl Fanout {
         self.answer_unknown_positions(&pattern, start_from, live.slot, sessions);
         self.queue_pull(live.slot, sessions);
         self.evict_overflowing(sessions, logs);
+        self.invariants(Some(live.entry));
         looked
     }
 
@@ -479,12 +483,14 @@ impl Fanout {
             }
         }
         if !entry.members.is_empty() || !entry.pending.is_empty() {
+            self.invariants(Some(held.entry));
             return None;
         }
         let entry = self.entries[held.entry as usize].take()?;
         self.free.push(held.entry);
         self.by_request.remove(&entry.request);
         self.patterns.remove(&entry.pattern);
+        self.invariants(None);
         Some(entry.pattern)
     }
 
@@ -519,6 +525,7 @@ impl Fanout {
         of_home[local as usize] = Some(Box::new(topic));
         self.by_name.insert(name.into(), id);
         self.evict_overflowing(sessions, logs);
+        self.invariants(None);
     }
 
     /// A home has stopped sending this topic's ticks, as this shard asked.
@@ -529,6 +536,7 @@ impl Fanout {
         debug_assert!(topic.groups.is_empty(), "a topic is closed when nobody here takes it");
         topic.last_values.release(&mut self.settings.keys);
         self.by_name.remove(&topic.info.name);
+        self.invariants(None);
     }
 
     /// Appends a tick once for each wire format that its takers use, and queues it to the sessions that take it now.
@@ -573,6 +581,32 @@ impl Fanout {
             }
         }
         self.evict_overflowing(sessions, logs);
+    }
+
+    /// Checks the tables against each other, and the entry that has just changed. O(1), as it runs in every debug build.
+    fn invariants(&self, changed: Option<u32>) {
+        if cfg!(debug_assertions) {
+            let used = self.entries.len() - self.free.len();
+            assert_eq!(used, self.patterns.len(), "every entry in use is in the trie");
+            assert_eq!(used, self.by_request.len(), "every entry in use has a request");
+            let entry = changed.and_then(|index| self.entries[index as usize].as_ref());
+            assert_eq!(entry.is_some(), changed.is_some(), "an entry that has just changed is in use");
+            if let Some(entry) = entry {
+                assert_eq!(
+                    self.by_request.get(&entry.request).copied(),
+                    changed,
+                    "a request names its entry"
+                );
+                assert!(
+                    entry.homes_pending > 0 || entry.pending.is_empty() || entry.activating,
+                    "a ready entry with pending subscribers is in `activating`"
+                );
+                assert!(
+                    entry.members.is_empty() || entry.homes_pending == 0,
+                    "a subscription goes live only once every home is ready"
+                );
+            }
+        }
     }
 }
 

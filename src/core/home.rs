@@ -159,6 +159,9 @@ pub struct HistoryChunk {
     pub flags: u32,
 }
 
+/// Topics whose interest [`Home::invariants`] checks: all in most tests, and still cheap with many.
+const TOPICS_CHECKED: usize = 16;
+
 /// Offset of the flags in a frame header.
 const FLAGS_OFFSET: usize = 7;
 
@@ -232,6 +235,7 @@ impl Home {
         }
         self.retention.keys.keys_max = keys_max;
         (self.retention.history, self.retention.history_bytes_max) = (history, history_bytes_max);
+        self.invariants();
     }
 
     /// Whether a trim is pending.
@@ -254,6 +258,7 @@ impl Home {
             true => Some(next),
             false => (self.history_left_bytes < 0 && next > 0).then_some(0),
         };
+        self.invariants();
         next - first
     }
 
@@ -377,6 +382,7 @@ impl Home {
             bounds: self.retention.history.of(name),
             interested,
         });
+        self.invariants();
         Ok(TopicLookup { index, is_new: true })
     }
 
@@ -408,6 +414,7 @@ impl Home {
             }
         }
         notify(InterestEvent::Ready(shard, request));
+        self.invariants();
     }
 
     /// Removes a shard's interest after its last subscriber of `pattern` left.
@@ -427,6 +434,7 @@ impl Home {
         } else if let Some(&index) = self.by_name.get(pattern) {
             Self::close_if_unwanted(&self.interest, &mut self.topics[index as usize], shard, &mut notify);
         }
+        self.invariants();
     }
 
     /// Scans pending. Requests must wait while there are [`crate::limits::SCANS_MAX`].
@@ -461,7 +469,34 @@ impl Home {
                 notify(InterestEvent::Open(shard, topic));
             }
         }
+        if looked > 0 {
+            self.invariants();
+        }
         looked
+    }
+
+    /// Checks the tables against each other, and the interest of the first [`TOPICS_CHECKED`] topics.
+    fn invariants(&self) {
+        if cfg!(debug_assertions) {
+            assert_eq!(self.topics.len(), self.by_name.len(), "every topic has its name in the table");
+            assert!(self.topics.len() <= self.topics_max, "topics are bounded");
+            assert!(
+                self.trim_next.is_none_or(|next| next <= self.topics.len()),
+                "a trim stays within the topics"
+            );
+            assert!(
+                self.history_left_bytes <= signed(self.retention.history_bytes_max),
+                "histories return no more bytes than they took"
+            );
+            if !self.scans.is_empty() {
+                return;
+            }
+            for topic in self.topics.iter().take(TOPICS_CHECKED) {
+                let mut interested = ShardSet::default();
+                self.interest.for_each_match(&topic.name, |shards| interested.0 |= shards.0);
+                assert_eq!(topic.interested, interested, "a shard gets the topics that its patterns match");
+            }
+        }
     }
 
     /// Closes a topic to a shard unless another of the shard's patterns matches it.

@@ -200,6 +200,7 @@ impl EgressTopic {
         if changes {
             sessions.set_yield_bytes(slot);
         }
+        self.check_member(slot, sessions);
         self.announce(slot, sessions, logs);
         true
     }
@@ -246,6 +247,7 @@ impl EgressTopic {
         if changes {
             sessions.set_yield_bytes(slot);
         }
+        self.check_member(slot, sessions);
     }
 
     /// After a change: a tick that waited for its time comes as soon as there is room, as the time may have been long.
@@ -324,10 +326,15 @@ impl EgressTopic {
         self.invariants();
     }
 
+    /// Checks the groups; members change too often to check them all.
     fn invariants(&self) {
         if cfg!(debug_assertions) {
             assert!(self.groups.iter().all(|group| !group.members.is_empty()), "every group has a member");
             assert!(self.groups.is_sorted_by_key(|group| group.format.index()), "groups are sorted");
+            assert!(
+                !self.is_homed_here || self.last_values.sequence() == 0,
+                "a topic's home keeps its only copy of the last values"
+            );
         }
     }
 
@@ -341,5 +348,25 @@ impl EgressTopic {
         membership.taking = taking;
         let (format, position) = (session.format, membership.position);
         self.set_skipped(format, position, taking != Taking::Live);
+        self.check_member(slot, sessions);
+    }
+
+    /// Checks a member that has just changed against its membership.
+    fn check_member(&self, slot: SlotId, sessions: &Sessions) {
+        if cfg!(debug_assertions)
+            && let Some(session) = sessions.get(slot)
+            && let Some(membership) = session.memberships.get(&self.info.id)
+        {
+            let group = self.groups.iter().find(|group| group.format == session.format);
+            let member = group.and_then(|group| group.members.get(membership.position as usize)).copied();
+            let Some(member) = member else { panic!("a membership names a member") };
+            assert_eq!(member.slot(), slot, "a membership names its own session");
+            assert_eq!(
+                member.is_skipped(),
+                membership.taking != Taking::Live,
+                "a member not live is skipped"
+            );
+            assert_eq!(member.is_paced(), membership.interval_us > 0, "a member with a pace is marked");
+        }
     }
 }
