@@ -1,4 +1,4 @@
-//! The egress side of topics: which sessions of this shard take which, and the logs they share.
+//! The egress side of topics: the subscriptions of this shard's sessions, and delivery to them through shared logs.
 
 mod conflation;
 mod egress_logs;
@@ -27,19 +27,19 @@ use tickcast_proto::{
     subscription::{Delivery, Policy, Position, Rules},
 };
 
-/// A pattern that some session of this shard holds.
+/// A pattern that at least one session of this shard subscribes to.
 #[derive(Debug)]
 struct PatternEntry {
     pattern: Box<str>,
-    /// Slots of the sessions for which it is live.
+    /// Sessions whose subscription is live.
     members: Vec<SlotId>,
-    /// Sessions to acknowledge, once every home is ready and their turn comes.
+    /// Sessions to acknowledge once every home is ready, in order of subscription.
     pending: VecDeque<PendingSubscriber>,
-    /// Homes that have not said they are ready.
+    /// Homes that have not answered READY yet.
     homes_pending: u16,
-    /// Stands in `Fanout::activating`.
+    /// The entry is in `Fanout::activating`.
     activating: bool,
-    /// Names this entry to the homes.
+    /// Identifies this entry in messages to the homes.
     request: u32,
 }
 
@@ -47,67 +47,67 @@ struct PatternEntry {
 #[derive(Clone, Copy, Debug)]
 struct PendingSubscriber {
     slot: SlotId,
-    /// The client's request, to acknowledge.
+    /// The client's request number, for the acknowledgement.
     request: u32,
 }
 
-/// Where a subscription begins, once it is live.
+/// Where a subscription starts once it is live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StartFrom {
-    /// With the next tick.
+    /// At the next tick.
     #[default]
     Live,
-    /// With the newest ticks.
+    /// At the last values, then live.
     Latest,
-    /// After a position.
+    /// Just after a position.
     After(Position),
-    /// After the places that the session has named, by topic; with what is kept where it named none.
+    /// Just after the position that the session saved for each topic; topics without one start at the oldest tick kept.
     SavedPositions,
 }
 
-/// A pattern a session holds. 48 bytes.
+/// A session's subscription to one pattern. 48 bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Subscription {
-    /// How its ticks are to come.
+    /// Policy and pace.
     pub delivery: Delivery,
-    /// Where it begins.
+    /// Where it starts.
     pub start_from: StartFrom,
     /// The pattern's entry.
     pub entry: u32,
-    /// Where the session stands in the entry's members; `None` until it is live.
+    /// Index of the session in the entry's members; `None` until it is live.
     pub position: Option<u32>,
 }
 
 const _: () = assert!(size_of::<Subscription>() <= 48, "the docs of Subscription say how large it is");
 
-/// What is to be asked of the homes for a pattern that is new here.
+/// A new pattern to register with the homes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Interest {
-    /// Names the interest to the homes.
+    /// Identifies the pattern in the homes' answers.
     pub request: u32,
-    /// The pattern is a topic's name: only that topic's home is asked.
+    /// The pattern has no wildcard: only that topic's home needs to know.
     pub exact: bool,
 }
 
-/// A subscription that [`Fanout::subscribe`] has entered.
+/// A subscription registered by [`Fanout::subscribe`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Registration {
     /// The pattern's entry.
     pub entry: u32,
-    /// What to ask of the homes, if this is the first subscription to the pattern here.
+    /// What to register with the homes if this is the shard's first subscription to the pattern.
     pub interest: Option<Interest>,
 }
 
-/// What [`Fanout::unsubscribe`] did.
+/// The result of [`Fanout::unsubscribe`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unsubscribed {
-    /// The pattern, if no session here holds it any more: the homes must forget it.
+    /// The pattern, if this was its last subscription on the shard: the caller must deregister it from the homes.
     pub pattern_gone: Option<Box<str>>,
     /// Topics and subscriptions visited.
     pub visited: usize,
 }
 
-/// The topics that a session takes and a pattern matches.
+/// The topics of a session that match a pattern.
 #[derive(Debug)]
 struct Affected {
     topics: Vec<TopicId>,
@@ -115,21 +115,21 @@ struct Affected {
     visited: usize,
 }
 
-/// A session whose subscription goes live now: it is to be acknowledged, then attached.
+/// A subscription ready to go live: the caller acknowledges it, then calls [`Fanout::attach`].
 #[derive(Clone, Copy, Debug)]
 pub struct Activation {
     /// The pattern's entry.
     pub entry: u32,
     /// The session.
     pub slot: SlotId,
-    /// Its request.
+    /// The client's request number.
     pub request: u32,
 }
 
-/// Patterns, topics and their members on one shard.
+/// The subscriptions of one shard: patterns, topics and their members.
 ///
-/// Invariant: a session is in a topic's members exactly once while at least one of its live patterns matches it, and
-/// its membership counts these patterns.
+/// Invariant: a session is a member of a topic exactly once while any of its live patterns matches the topic; its
+/// membership counts those patterns.
 /// Invariant: an entry whose homes are ready and that has pending subscribers is in `activating`.
 #[derive(Debug)]
 pub struct Fanout {
@@ -143,45 +143,45 @@ pub struct Fanout {
     free: Vec<u32>,
     by_request: HashMap<u32, u32>,
     next_request: u32,
-    /// Entries with sessions that can go live. Bound: the entries.
+    /// Entries with subscriptions that can go live. Bound: the number of entries, plus entries removed while queued.
     activating: VecDeque<u32>,
     /// By home and local index, so that a tick finds its topic without hashing. Bound: `topics_max`.
     topics: Vec<Vec<Option<Box<EgressTopic>>>>,
     by_name: HashMap<Box<str>, TopicId>,
-    /// Sessions that ask for history. Bound: one entry a session.
+    /// Sessions with room for another chunk of history. Bound: one entry a session.
     pulls: VecDeque<SlotId>,
-    /// Ticks that are to come later. Bound: one entry a paced membership, until taken.
+    /// Timers to set for paced ticks. Bound: one entry a paced membership, until taken.
     pace_timers: Vec<PaceTimer>,
     tally: DeliveryCounts,
     scratch: Vec<u8>,
 }
 
-/// What an operator may set of it.
+/// Fan-out settings that an operator may change.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Of a topic whose subscriber has not said.
+    /// Default policy by topic.
     pub policies: Rules<Policy>,
-    /// The newest ticks by key of all topics taken here.
+    /// Budget for the last values by key of topics whose home is another shard.
     pub keys: KeysBudget,
-    /// Bytes waiting for a session before what yields is taken out.
+    /// Bytes that may wait for a session before frames are evicted from its outbox.
     pub behind_bytes: usize,
 }
 
-/// What became of ticks since it was last asked.
+/// Delivery counts since they were last taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeliveryCounts {
-    /// Queued to subscribers.
+    /// Ticks queued to subscribers.
     pub queued: u64,
-    /// Taken out of outboxes again: counted once more as conflated, dropped, or queued anew.
+    /// Queued ticks evicted from outboxes; each is counted again when it is conflated, dropped or requeued.
     pub evicted: u64,
-    /// Told as conflated.
+    /// Ticks announced as conflated.
     pub conflated: u64,
-    /// Told as lost.
+    /// Ticks announced as lost.
     pub dropped: u64,
 }
 
 impl Fanout {
-    /// Nothing known, nothing held.
+    /// A fan-out without subscriptions or topics.
     pub fn new(shard: ShardId, shards: u16, epoch: u64, settings: Settings) -> Fanout {
         Fanout {
             shard,
@@ -203,8 +203,8 @@ impl Fanout {
         }
     }
 
-    /// Sets what is to be done for subscribers that have not said, from their next subscription on, and the bounds. A pass
-    /// over the topics where `policies` are others than before.
+    /// Replaces the default policies and the bounds. New policies apply to new subscriptions. O(topics) if they
+    /// changed.
     pub fn set_policies(&mut self, policies: Rules<Policy>, behind_bytes: usize, keys_max: usize) {
         if policies != self.settings.policies {
             for topic in self.topics.iter_mut().flatten().flatten() {
@@ -215,34 +215,34 @@ impl Fanout {
         self.settings.keys.keys_max = keys_max;
     }
 
-    /// Topics known here.
+    /// Number of topics open on this shard.
     pub fn topics_len(&self) -> usize {
         self.by_name.len()
     }
 
-    /// What became of ticks since this was last asked.
+    /// Returns the counts since the last call.
     pub fn take_counts(&mut self) -> DeliveryCounts {
         std::mem::take(&mut self.tally)
     }
 
-    /// Patterns held here.
+    /// Number of distinct patterns subscribed to on this shard.
     pub fn patterns_len(&self) -> usize {
         self.patterns.len()
     }
 
-    /// Sessions that take a topic here.
+    /// Number of this shard's sessions subscribed to a topic.
     pub fn subscribers_len(&self, id: TopicId) -> usize {
         let topic = topic_ref(&self.topics, id, self.shards);
         topic.map_or(0, EgressTopic::members_len)
     }
 
-    /// The entry of a pattern somebody here holds.
+    /// The entry of a pattern, if any session of this shard subscribes to it.
     pub fn entry_of(&mut self, pattern: &str) -> Option<u32> {
         self.patterns.get_mut(pattern).copied()
     }
 
-    /// Enters a session's subscription; the session must not hold the pattern already. It goes live through
-    /// [`Fanout::next_activation`], once every home is ready. Returns what to ask of the homes if it is the first.
+    /// Registers a subscription; the session must not hold the pattern already. It goes live through
+    /// [`Fanout::next_activation`] once every home is ready.
     pub fn subscribe(&mut self, slot: SlotId, request: u32, pattern: &str) -> Registration {
         if let Some(index) = self.entry_of(pattern)
             && let Some(entry) = self.entries[index as usize].as_mut()
@@ -276,10 +276,13 @@ impl Fanout {
         Registration { entry: index, interest: Some(interest) }
     }
 
-    /// A home has opened every topic that matches. Once all have, the waiters can go live.
+    /// Notes that a home has opened every matching topic. Once all homes have, the pending subscriptions can go live.
     pub fn handle_ready(&mut self, request: u32) {
+        // The last subscriber may have left before the home answered.
         let Some(&index) = self.by_request.get(&request) else { return };
-        let Some(entry) = self.entries[index as usize].as_mut() else { return };
+        let Some(entry) = self.entries[index as usize].as_mut() else {
+            return debug_assert!(false, "a request names an entry in use");
+        };
         entry.homes_pending -= 1;
         if entry.homes_pending == 0 && !std::mem::replace(&mut entry.activating, true) {
             self.activating.push_back(index);
@@ -287,15 +290,15 @@ impl Fanout {
         self.invariants(Some(index));
     }
 
-    /// Whether [`Fanout::next_activation`] has one.
+    /// Whether subscriptions may be ready to go live.
     pub fn has_activations(&self) -> bool {
         !self.activating.is_empty()
     }
 
-    /// The next session whose subscription goes live, in the order they can.
+    /// The next subscription to go live, in the order they became ready.
     pub fn next_activation(&mut self) -> Option<Activation> {
         while let Some(&index) = self.activating.front() {
-            // An entry may have been given up, and even made anew, since it was queued.
+            // The entry may have been removed, and its index reused, since it was queued.
             if let Some(entry) =
                 self.entries[index as usize].as_mut().filter(|entry| entry.homes_pending == 0)
             {
@@ -314,18 +317,25 @@ impl Fanout {
         self.entries[entry as usize].as_ref().map_or("", |entry| &entry.pattern)
     }
 
-    /// Makes a live subscription take effect: the session joins every matching topic, each announced to it first. A
-    /// look at each topic known here for a wildcard, one look-up for a name. Returns the topics looked at.
+    /// Makes a subscription live: the session joins every matching topic, each announced to it first. O(topics) for a
+    /// wildcard, else one look-up. Returns the number of topics visited.
     pub fn attach(&mut self, live: Activation, sessions: &mut Sessions, logs: &mut EgressLogs) -> usize {
-        let Some(entry) = self.entries[live.entry as usize].as_mut() else { return 0 };
+        let Some(entry) = self.entries[live.entry as usize].as_mut() else {
+            debug_assert!(false, "an entry stays while it has pending subscribers");
+            return 0;
+        };
+        // A closing session no longer joins topics.
         let Some(session) = sessions.open_mut(live.slot) else { return 0 };
         let held = session.subscriptions.iter_mut().find(|held| held.entry == live.entry);
-        let Some(held) = held else { return 0 };
+        let Some(held) = held else {
+            debug_assert!(false, "a pending subscriber has the subscription");
+            return 0;
+        };
         held.position = Some(entry.members.len() as u32);
         let Subscription { delivery, start_from, .. } = *held;
         entry.members.push(live.slot);
         let pattern = entry.pattern.clone();
-        let looked = if pattern::is_exact(&pattern) {
+        let visited = if pattern::is_exact(&pattern) {
             if let Some(&id) = self.by_name.get(&pattern) {
                 self.join(id, live.slot, delivery, start_from, sessions, logs);
             }
@@ -348,7 +358,7 @@ impl Fanout {
         self.queue_pull(live.slot, sessions);
         self.evict_overflowing(sessions, logs);
         self.invariants(Some(live.entry));
-        looked
+        visited
     }
 
     fn join(
@@ -361,19 +371,24 @@ impl Fanout {
         logs: &mut EgressLogs,
     ) {
         let backlog = self.backlog(id, slot, start_from, sessions);
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
+            return debug_assert!(false, "only open topics are joined");
+        };
         if !topic.join(slot, delivery, backlog, sessions, logs) {
             topic.release_paced(slot, sessions);
         }
     }
 
-    /// Changes how a live subscription is delivered. Returns the topics and subscriptions looked at.
+    /// Changes the policy and pace of a subscription. Returns the number of topics and subscriptions visited.
     pub fn update(&mut self, entry: u32, slot: SlotId, delivery: Delivery, sessions: &mut Sessions) -> usize {
         let Some(session) = sessions.open_mut(slot) else { return 1 };
-        let Some(held) = session.subscriptions.iter_mut().find(|held| held.entry == entry) else { return 1 };
+        let Some(held) = session.subscriptions.iter_mut().find(|held| held.entry == entry) else {
+            debug_assert!(false, "a session updates only its own subscriptions");
+            return 1;
+        };
         held.delivery = delivery;
         if held.position.is_none() {
-            // It takes nothing yet: what its topics come by another subscription stays as it is.
+            // Not live yet: its topics may be delivered by another subscription, whose settings stay.
             return 1;
         }
         let Affected { topics, mut visited } = self.affected_by(entry, slot, sessions);
@@ -383,16 +398,16 @@ impl Fanout {
         visited
     }
 
-    /// The topics that a session takes and an entry's pattern matches, and how many were looked at: a wildcard goes over
-    /// the session's memberships.
+    /// Finds the topics of a session that match an entry's pattern. O(memberships) for a wildcard, else one look-up.
     fn affected_by(&self, entry: u32, slot: SlotId, sessions: &Sessions) -> Affected {
         let entry = self.entries[entry as usize].as_ref();
         let Some((entry, session)) = entry.zip(sessions.get(slot)) else {
+            debug_assert!(false, "a live subscription has an entry and a session");
             return Affected { topics: Vec::new(), visited: 1 };
         };
         if pattern::is_exact(&entry.pattern) {
-            let taken = self.by_name.get(&entry.pattern).filter(|id| session.memberships.contains_key(id));
-            return Affected { topics: taken.copied().into_iter().collect(), visited: 1 };
+            let topics = self.by_name.get(&entry.pattern).filter(|id| session.memberships.contains_key(id));
+            return Affected { topics: topics.copied().into_iter().collect(), visited: 1 };
         }
         let of_pattern = |id: &&TopicId| {
             topic_ref(&self.topics, **id, self.shards)
@@ -402,8 +417,8 @@ impl Fanout {
         Affected { topics, visited: session.memberships.len() + 1 }
     }
 
-    /// Brings a membership in line with the session's live subscriptions that match: with `alone` if it is the only one,
-    /// else a look at each. Returns how many were looked at.
+    /// Recomputes a membership's delivery from the session's live subscriptions that match its topic. If only one does,
+    /// `alone` is its delivery. Returns the number of subscriptions visited.
     fn merge_deliveries(
         &mut self,
         id: TopicId,
@@ -411,10 +426,14 @@ impl Fanout {
         alone: Option<Delivery>,
         sessions: &mut Sessions,
     ) -> usize {
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return 0 };
-        let Some(session) = sessions.get(slot) else { return 0 };
-        let Some(membership) = session.memberships.get(&id) else { return 0 };
-        let (merged, looked) = match alone {
+        let topic = topic_mut(&mut self.topics, id, self.shards);
+        let session = sessions.get(slot);
+        let membership = session.and_then(|session| session.memberships.get(&id));
+        let (Some(topic), Some(session), Some(membership)) = (topic, session, membership) else {
+            debug_assert!(false, "a membership has a topic and a session");
+            return 0;
+        };
+        let (merged, visited) = match alone {
             Some(delivery) if membership.references == 1 => (delivery, 1),
             _ => {
                 let matching = session.subscriptions.iter().filter(|held| {
@@ -427,11 +446,10 @@ impl Fanout {
         };
         topic.set_delivery(slot, merged, sessions);
         topic.release_paced(slot, sessions);
-        looked
+        visited
     }
 
-    /// Takes a session's subscription out; it must no longer stand in the session's list. Returns the pattern if it was
-    /// the last of it, for the homes to be told, and how many topics and subscriptions were looked at.
+    /// Removes a subscription that the caller has already taken out of the session's list.
     pub fn unsubscribe(&mut self, held: Subscription, slot: SlotId, sessions: &mut Sessions) -> Unsubscribed {
         let mut visited = 1;
         if held.position.is_some() {
@@ -448,12 +466,13 @@ impl Fanout {
         Unsubscribed { pattern_gone: self.leave_pattern(held, slot, sessions), visited }
     }
 
-    /// Takes a session out of everything it holds, as it ends. Returns the patterns it was the last of.
+    /// Removes all subscriptions of a session as it ends. Returns the patterns that nobody on this shard holds any
+    /// more.
     pub fn detach(&mut self, slot: SlotId, sessions: &mut Sessions) -> Vec<Box<str>> {
         let Some(session) = sessions.any_mut(slot) else { return Vec::new() };
         let held = std::mem::take(&mut session.subscriptions);
-        let taken: Vec<TopicId> = session.memberships.keys().copied().collect();
-        for id in taken {
+        let topics: Vec<TopicId> = session.memberships.keys().copied().collect();
+        for id in topics {
             if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
                 topic.leave(slot, sessions);
             }
@@ -461,14 +480,18 @@ impl Fanout {
         held.into_iter().filter_map(|held| self.leave_pattern(held, slot, sessions)).collect()
     }
 
-    /// Takes a session out of a pattern's entry, and the entry away with its last session.
+    /// Removes a session from a pattern's entry, and the entry after its last session. Returns the pattern if it is
+    /// gone.
     fn leave_pattern(
         &mut self,
         held: Subscription,
         slot: SlotId,
         sessions: &mut Sessions,
     ) -> Option<Box<str>> {
-        let entry = self.entries[held.entry as usize].as_mut()?;
+        let Some(entry) = self.entries[held.entry as usize].as_mut() else {
+            debug_assert!(false, "an entry stays while a session holds its pattern");
+            return None;
+        };
         match held.position {
             None => entry.pending.retain(|pending| pending.slot != slot),
             Some(position) => {
@@ -494,7 +517,7 @@ impl Fanout {
         Some(entry.pattern)
     }
 
-    /// A home will send this topic's ticks from now on: the sessions whose live patterns match it join.
+    /// Opens a topic whose ticks its home sends from now on: sessions with a matching live pattern join.
     pub fn handle_open(
         &mut self,
         id: TopicId,
@@ -503,7 +526,9 @@ impl Fanout {
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
-        let Some(local) = id.local_index(self.shards) else { return };
+        let Some(local) = id.local_index(self.shards) else {
+            return debug_assert!(false, "a home opens topics with ids of its own");
+        };
         let of_home = &mut self.topics[usize::from(id.home(self.shards).0)];
         if of_home.len() <= local as usize {
             of_home.resize_with(local as usize + 1, || None);
@@ -514,7 +539,9 @@ impl Fanout {
         let mut topic = EgressTopic::new(id, epoch, name, policy, is_homed_here);
         let entries = &self.entries;
         self.patterns.for_each_match(name, |&index| {
-            let Some(entry) = entries[index as usize].as_ref() else { return };
+            let Some(entry) = entries[index as usize].as_ref() else {
+                return debug_assert!(false, "a pattern in the trie has an entry");
+            };
             for &slot in &entry.members {
                 let held = sessions.get(slot).map(|session| &session.subscriptions);
                 let held = held.and_then(|held| held.iter().find(|held| held.entry == index));
@@ -528,21 +555,28 @@ impl Fanout {
         self.invariants(None);
     }
 
-    /// A home has stopped sending this topic's ticks, as this shard asked.
+    /// Closes a topic after its home stopped sending ticks, at this shard's request.
     pub fn handle_close(&mut self, id: TopicId) {
-        let Some(local) = id.local_index(self.shards) else { return };
+        let Some(local) = id.local_index(self.shards) else {
+            return debug_assert!(false, "a home opens topics with ids of its own");
+        };
         let of_home = &mut self.topics[usize::from(id.home(self.shards).0)];
-        let Some(topic) = of_home.get_mut(local as usize).and_then(Option::take) else { return };
-        debug_assert!(topic.groups.is_empty(), "a topic is closed when nobody here takes it");
+        let Some(topic) = of_home.get_mut(local as usize).and_then(Option::take) else {
+            return debug_assert!(false, "a home closes only topics that it opened");
+        };
+        debug_assert!(topic.groups.is_empty(), "a topic closes only after its last member left");
         topic.last_values.release(&mut self.settings.keys);
         self.by_name.remove(&topic.info.name);
         self.invariants(None);
     }
 
-    /// Appends a tick once for each wire format that its takers use, and queues it to the sessions that take it now.
+    /// Appends a tick once for each wire format in use by its members, and queues it to every member that is live.
     pub fn deliver(&mut self, tick: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs, now_ns: u64) {
         let id = TopicId(tick.header.topic_id);
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
+            return debug_assert!(false, "a home sends ticks only of topics that it opened");
+        };
+        debug_assert!(tick.header.sequence > topic.last_sequence, "sequences increase");
         let sequence = tick.header.sequence;
         topic.tracked_from = topic.tracked_from.min(sequence);
         topic.last_sequence = sequence;
@@ -557,7 +591,7 @@ impl Fanout {
                 continue;
             }
             let Some((log, range)) = logs.append_tick(*format, tick, &topic.info) else {
-                // Longer than a whole log: none of them can have it, and a lost tick is never silent.
+                // The tick is longer than the log, so no member can receive it; closing them keeps the loss announced.
                 members.iter().for_each(|member| sessions.doom_slow(member.slot()));
                 continue;
             };
@@ -583,7 +617,8 @@ impl Fanout {
         self.evict_overflowing(sessions, logs);
     }
 
-    /// Checks the tables against each other, and the entry that has just changed. O(1), as it runs in every debug build.
+    /// Checks the tables against each other, and the entry that has just changed. O(1), as it runs in every debug
+    /// build.
     fn invariants(&self, changed: Option<u32>) {
         if cfg!(debug_assertions) {
             let used = self.entries.len() - self.free.len();
@@ -622,7 +657,7 @@ fn topic_ref(topics: &[Vec<Option<Box<EgressTopic>>>], id: TopicId, shards: u16)
     topics[usize::from(id.home(shards).0)].get(id.local_index(shards)? as usize)?.as_deref()
 }
 
-/// The home of a pattern that is a topic's name, or every shard.
+/// The homes of the topics that a pattern may match: one for an exact name, else all.
 pub fn homes(pattern: &str, exact: bool, shards: u16) -> std::ops::Range<u16> {
     match exact {
         true => {

@@ -1,4 +1,4 @@
-//! The home side of topics: assigns sequences, keeps last values and history, knows which shards subscribe to what.
+//! The home side of topics: sequencing, last values, history, and which shards subscribe to which topics.
 
 pub mod history;
 pub mod last_value;
@@ -50,19 +50,19 @@ impl ShardSet {
     }
 }
 
-/// Which part of a topic's past a session asks for.
+/// The part of a topic's past that a session requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Backfill {
     /// The last value of each key.
     LastValues = 0,
-    /// Everything still kept from a sequence on; the rest is announced as a gap.
+    /// Every tick still kept from a sequence on; earlier ones are announced as a gap.
     Retained = 1,
-    /// Everything from a sequence on, or else the last values; RECOVERED says which.
+    /// Every tick from a sequence on, or the last values if some are gone; RECOVERED says which.
     Position = 2,
-    /// The last values, and RECOVERED 0: the session's place belongs to another epoch.
+    /// The last values with RECOVERED 0: the session's position belongs to another epoch.
     PositionLost = 3,
-    /// The last value of each key from a sequence on, for a session that fell behind.
+    /// The last value of each key from a sequence on: for a session that fell behind.
     Conflated = 4,
 }
 
@@ -76,19 +76,19 @@ impl Backfill {
     }
 }
 
-/// Flag: the last piece; ticks after it are live.
+/// Flag: the last chunk; ticks after it are live.
 pub const CHUNK_LAST: u32 = 1;
-/// Flag: the place was found; everything after it follows.
+/// Flag: the position was found; everything after it follows.
 pub const CHUNK_RECOVERED: u32 = 2;
-/// Flag: the place was not found; the last values follow.
+/// Flag: the position was not found; the last values follow.
 pub const CHUNK_NOT_RECOVERED: u32 = 4;
 
-/// How much of the past a home keeps.
+/// How much of each topic's past a home keeps.
 #[derive(Clone, Debug)]
 pub struct Retention {
-    /// Bounds of each topic's history.
+    /// Bounds of each topic's history, by topic.
     pub history: Rules<HistoryBounds>,
-    /// Bytes of the histories of all topics of the home together.
+    /// Bytes of the histories of all topics of the home.
     pub history_bytes_max: usize,
     /// Budget of the last values by key of all topics of the home.
     pub keys: KeysBudget,
@@ -97,13 +97,13 @@ pub struct Retention {
 /// A topic at its home.
 #[derive(Debug)]
 pub struct HomeTopic {
-    /// Its name.
+    /// Name.
     pub name: Box<str>,
-    /// Its id on the wire.
+    /// Id on the wire.
     pub id: TopicId,
     /// Sequence of the last tick; 0 before the first.
     pub sequence: Sequence,
-    /// Last value of each key, as the frames that were sent.
+    /// Last value of each key, as the frames sent to the shards.
     pub last_values: LastValues,
     history: History,
     bounds: HistoryBounds,
@@ -118,16 +118,16 @@ impl HomeTopic {
     }
 }
 
-/// A tick that its home has just given a sequence.
+/// A tick that its home has just sequenced.
 #[derive(Clone, Copy, Debug)]
 pub struct Sequenced<'a> {
-    /// Its frame, as every shard gets it.
+    /// The tick's frame, the same for every shard.
     pub tick: Frame<'a>,
-    /// The shards that get it.
+    /// The shards that receive it.
     pub interested: ShardSet,
 }
 
-/// News for a shard that registered interest in a pattern.
+/// A message to a shard that registered interest in a pattern.
 #[derive(Debug)]
 pub enum InterestEvent<'a> {
     /// The shard now gets this topic's ticks.
@@ -138,24 +138,24 @@ pub enum InterestEvent<'a> {
     Ready(ShardId, u32),
 }
 
-/// A walk over all topics after one shard's interest changed, in pieces of [`TURN_SCAN_TOPICS`].
+/// A scan of all topics after a shard's interest changed, at most [`TURN_SCAN_TOPICS`] a turn.
 #[derive(Debug)]
 struct InterestScan {
     shard: ShardId,
     pattern: Box<str>,
-    /// The request to answer once topics are open; `None` when interest ended.
+    /// The request to answer once the topics are open; `None` if the interest ended.
     request: Option<u32>,
     next: u32,
 }
 
-/// Describes one piece of a topic's past.
+/// Describes one chunk of a topic's past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryChunk {
     /// The topic's last sequence.
     pub last: u64,
     /// The first sequence still kept; earlier ones are lost.
     pub start: u64,
-    /// `PIECE_*`.
+    /// `CHUNK_*`.
     pub flags: u32,
 }
 
@@ -167,7 +167,7 @@ const FLAGS_OFFSET: usize = 7;
 
 /// All topics that one shard sequences.
 ///
-/// Invariant: once no scan is pending, a shard holds a pattern that matches a topic only if it is in `interested`.
+/// Invariant: while no scan is pending, a topic's `interested` are exactly the shards with a pattern that matches it.
 /// Invariant: scans run in the order they were requested, so a close never overtakes a later open.
 #[derive(Debug)]
 pub struct Home {
@@ -217,8 +217,8 @@ impl Home {
         }
     }
 
-    /// Changes how much of the past is kept. Existing histories follow at their topic's next tick or when [`Home::trim`]
-    /// reaches them. O(topics) if the rules changed.
+    /// Changes how much of the past is kept. Existing histories follow at their topic's next tick or when
+    /// [`Home::trim`] reaches them. O(topics) if the rules changed.
     pub fn set_retention(
         &mut self,
         history: Rules<HistoryBounds>,
@@ -253,7 +253,7 @@ impl Home {
             copied += history.trim(*bounds, now_ns, &mut self.history_left_bytes);
             next += 1;
         }
-        // Each pass halves what is kept, so few are needed.
+        // Each pass halves the histories, so a few passes suffice.
         self.trim_next = match next < self.topics.len() {
             true => Some(next),
             false => (self.history_left_bytes < 0 && next > 0).then_some(0),
@@ -273,8 +273,8 @@ impl Home {
         self.topics.get(local as usize).map(|topic| &topic.last_values)
     }
 
-    /// Gives a tick the next sequence and encodes it as the topic's last value, once for all shards. No allocation once
-    /// the buffers have grown to what the topic needs, but for keys.
+    /// Assigns a tick the next sequence and encodes it as the topic's last value, once for all shards. Once the buffers
+    /// have grown to the topic's largest tick, only keys allocate.
     pub fn sequence(&mut self, index: u32, tick: &TickParts<'_>, now_ns: u64) -> Sequenced<'_> {
         let topic = &mut self.topics[index as usize];
         topic.sequence.0 += 1;
@@ -289,8 +289,8 @@ impl Home {
         Sequenced { tick, interested: topic.interested }
     }
 
-    /// Appends one piece of a topic's past, about [`HISTORY_CHUNK_BYTES`] of whole frames from a sequence on, and
-    /// describes it. O(piece).
+    /// Appends one chunk of a topic's past, about [`HISTORY_CHUNK_BYTES`] of whole frames from a sequence on, and
+    /// describes it. O(chunk).
     pub fn history_chunk(
         &mut self,
         id: TopicId,
@@ -312,7 +312,7 @@ impl Home {
             Backfill::LastValues | Backfill::Conflated => snapshot_from = Some(from),
             Backfill::PositionLost => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(1)),
             Backfill::Position if from > last + 1 => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(1)),
-            // A client without any tick cannot have lost its place: the gap says what is no longer kept.
+            // A client without any tick has no position to lose: a gap announces what is no longer kept.
             Backfill::Position if !reaches_back && from == 1 => {
                 (flags, start) = (CHUNK_RECOVERED, oldest.unwrap_or(last));
             }
@@ -342,7 +342,7 @@ impl Home {
         HistoryChunk { last, start, flags }
     }
 
-    /// Bytes of the topics' histories and last values.
+    /// Memory of the topics' histories and last values, bytes.
     pub fn memory_bytes(&self) -> usize {
         self.topics.iter().map(|topic| topic.history.memory_bytes() + topic.last_values.memory_bytes()).sum()
     }
@@ -387,8 +387,8 @@ impl Home {
     }
 
     /// Registers a shard's first subscriber of `pattern`. Topics created from now on are opened to it at once, existing
-    /// ones as [`Home::advance_scans`] reaches them; then the shard gets `Ready`. A pattern without wildcards is one look-up,
-    /// answered at once: it waits behind nobody's scan.
+    /// ones as [`Home::advance_scans`] reaches them; then the shard gets `Ready`. A pattern without wildcards is one
+    /// look-up, answered at once without waiting for other scans.
     pub fn add_interest(
         &mut self,
         shard: ShardId,
@@ -424,7 +424,10 @@ impl Home {
         pattern: &str,
         mut notify: impl FnMut(InterestEvent<'_>),
     ) {
-        let Some(shards) = self.interest.get_mut(pattern) else { return };
+        let Some(shards) = self.interest.get_mut(pattern) else {
+            return debug_assert!(false, "a shard removes only interest that it registered");
+        };
+        debug_assert!(shards.contains(shard), "a shard removes only interest that it registered");
         shards.remove(shard);
         if shards.is_empty() {
             self.interest.remove(pattern);
@@ -442,14 +445,14 @@ impl Home {
         self.scans.len()
     }
 
-    /// Advances the pending scans by at most [`TURN_SCAN_TOPICS`] topics; `notify` gets the news for the shards, in order.
-    /// Returns the number of topics visited.
+    /// Advances the pending scans by at most [`TURN_SCAN_TOPICS`] topics; `notify` receives the messages for the
+    /// shards in order. Returns the number of topics visited.
     pub fn advance_scans(&mut self, mut notify: impl FnMut(InterestEvent<'_>)) -> usize {
-        let mut looked = 0;
-        while looked < TURN_SCAN_TOPICS
+        let mut visited = 0;
+        while visited < TURN_SCAN_TOPICS
             && let Some(scan) = self.scans.front_mut()
         {
-            looked += 1;
+            visited += 1;
             let Some(topic) = self.topics.get_mut(scan.next as usize) else {
                 if let Some(InterestScan { shard, request: Some(request), .. }) = self.scans.pop_front() {
                     notify(InterestEvent::Ready(shard, request));
@@ -469,10 +472,10 @@ impl Home {
                 notify(InterestEvent::Open(shard, topic));
             }
         }
-        if looked > 0 {
+        if visited > 0 {
             self.invariants();
         }
-        looked
+        visited
     }
 
     /// Checks the tables against each other, and the interest of the first [`TOPICS_CHECKED`] topics.

@@ -1,8 +1,8 @@
-//! Patterns by token: which of many patterns match a topic.
+//! A trie of patterns, to find all that match a topic without trying each.
 
 use std::collections::HashMap;
 
-/// Patterns by token, to find those that take a topic without trying each.
+/// A trie of patterns by token, each with a value.
 ///
 /// Invariant: every node but the root is reachable by exactly one path, and holds a value or a child.
 #[derive(Debug)]
@@ -30,12 +30,12 @@ impl<V> Default for PatternTrie<V> {
 }
 
 impl<V> PatternTrie<V> {
-    /// Patterns held.
+    /// Number of patterns.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it holds none.
+    /// Whether there is no pattern.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -49,7 +49,7 @@ impl<V> PatternTrie<V> {
         node.value.as_mut()
     }
 
-    /// The value at exactly this pattern, made by `make` if there is none.
+    /// The value at exactly this pattern, inserted by `make` if absent.
     pub fn get_or_insert_with(&mut self, pattern: &str, make: impl FnOnce() -> V) -> &mut V {
         let mut node = &mut self.root;
         for token in pattern.split('.') {
@@ -61,7 +61,7 @@ impl<V> PatternTrie<V> {
         node.value.get_or_insert_with(make)
     }
 
-    /// Takes a pattern out, and the nodes that only it needed.
+    /// Removes a pattern, and the nodes that only it needed.
     pub fn remove(&mut self, pattern: &str) -> Option<V> {
         let removed = Self::remove_below(&mut self.root, pattern);
         self.len -= usize::from(removed.is_some());
@@ -84,12 +84,12 @@ impl<V> PatternTrie<V> {
         removed
     }
 
-    /// Calls `found` with the value of every pattern that takes `topic`. At most two branches a token, 128 tokens.
+    /// Calls `found` with the value of every pattern that matches `topic`. At most two branches per token, 128 tokens.
     pub fn for_each_match(&self, topic: &str, mut found: impl FnMut(&V)) {
         Self::matching_below(&self.root, topic, &mut found);
     }
 
-    /// Whether the value of any pattern that takes `topic` satisfies `wanted`.
+    /// Whether the value of any pattern that matches `topic` satisfies `wanted`.
     pub fn any_match(&self, topic: &str, mut wanted: impl FnMut(&V) -> bool) -> bool {
         let mut found = false;
         self.for_each_match(topic, |value| found = found || wanted(value));

@@ -1,5 +1,5 @@
-//! Sessions that are behind: what is taken out of their outboxes, what is held back for them, and what they get once
-//! there is room. No payload is kept for a session: held topics are slots, and their newest ticks the topic's.
+//! Sessions that are behind: eviction from their outboxes, held topics, and their release once there is room. No
+//! payload is kept per session: a held topic is an id, and its last values are shared by all sessions.
 
 use super::{
     EgressLogs, Fanout,
@@ -19,32 +19,32 @@ use crate::{
 };
 use tickcast_proto::{Step, frame, ids::TopicId, reply::Reply};
 
-/// A tick that is to come later.
+/// A timer for a paced tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PaceTimer {
-    /// When, CLOCK_MONOTONIC nanoseconds.
+    /// When the tick may be sent, CLOCK_MONOTONIC nanoseconds.
     pub due_ns: u64,
-    /// To whom.
+    /// The session.
     pub slot: SlotId,
-    /// Of what.
+    /// The topic.
     pub topic: TopicId,
 }
 
-/// Why something is to be taken out of an outbox.
+/// Why frames are evicted from an outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EvictionCause {
-    /// Too much waits.
+    /// More bytes wait than the session may have.
     OutboxFull,
-    /// The socket was full for too long: what was queued before this time goes, CLOCK_MONOTONIC nanoseconds.
+    /// The socket was full for too long: evicts what was queued before this time, CLOCK_MONOTONIC nanoseconds.
     SocketStalled { queued_before_ns: u64 },
-    /// The log comes round: what is no longer fresh goes.
+    /// The log is about to overwrite old frames: evicts those that are no longer fresh.
     LogWrapping,
 }
 
-/// What closing sessions may still be given.
+/// Bounds on what a closing session still receives.
 #[derive(Debug)]
 pub struct CloseBudget<'a> {
-    /// Bytes that may wait for the session.
+    /// Bytes that may wait for the session. Beyond it, it learns of its losses when it reconnects.
     pub outbox_bytes_max: usize,
     /// Bytes that all closing sessions together may still append to the logs, so that none laps another.
     pub log_bytes_left: &'a mut u64,
@@ -58,7 +58,7 @@ struct HeldTopic {
     bytes_max: usize,
 }
 
-/// Whether a paced member may have a tick now. If not, it is skipped until its time, which is noted.
+/// Whether a paced member may receive a tick now. If not, the member is skipped and a timer is queued.
 pub(super) fn pace_allows(
     id: TopicId,
     sequence: u64,
@@ -68,8 +68,12 @@ pub(super) fn pace_allows(
     now_ns: u64,
 ) -> bool {
     let slot = member.slot();
+    // Nothing is queued to a closing session.
     let Some(session) = sessions.open_mut(slot) else { return true };
-    let Some(membership) = session.memberships.get_mut(&id) else { return true };
+    let Some(membership) = session.memberships.get_mut(&id) else {
+        debug_assert!(false, "a member of a topic has a membership");
+        return true;
+    };
     if membership.due_ns <= now_ns {
         membership.advance_pace(now_ns);
         return true;
@@ -80,7 +84,7 @@ pub(super) fn pace_allows(
     false
 }
 
-/// Holds a tick back for a session that is behind. Returns `false` if its subscription does not conflate.
+/// Holds a topic for a session that is behind. Returns `false` if its subscription does not conflate.
 pub(super) fn hold_if_conflating(
     id: TopicId,
     sequence: u64,
@@ -88,8 +92,14 @@ pub(super) fn hold_if_conflating(
     sessions: &mut Sessions,
 ) -> bool {
     let slot = member.slot();
-    let Some(session) = sessions.open_mut(slot) else { return true };
-    let Some(membership) = session.memberships.get_mut(&id) else { return true };
+    let Some(session) = sessions.open_mut(slot) else {
+        debug_assert!(false, "only an open session is behind");
+        return true;
+    };
+    let Some(membership) = session.memberships.get_mut(&id) else {
+        debug_assert!(false, "a member of a topic has a membership");
+        return true;
+    };
     if !membership.conflates() {
         return false;
     }
@@ -100,16 +110,17 @@ pub(super) fn hold_if_conflating(
     true
 }
 
-/// What a notice is that ticks do not come.
+/// The mark of a notice about ticks that are not delivered: `[from, to)`.
 pub(super) fn skipped(id: TopicId, from: u64, to: u64) -> Mark {
-    // So many at once that 32 bits do not hold them would take a century to publish.
+    // More than 32 bits hold would take a century to publish.
     Mark { topic: id.0, sequence: to, skipped: (to - from).min(u64::from(u32::MAX)) as u32 }
 }
 
 impl Membership {
-    /// A tick comes now: when the next may. Those that come in time keep their pace, others start it anew.
+    /// Sets when the next tick may be sent, as one is sent now. A tick on time keeps the rhythm, a late one restarts
+    /// it.
     fn advance_pace(&mut self, now_ns: u64) {
-        // A tick that was held after its time had come has its next one reckoned already.
+        // A tick held after its due time has already advanced the pace.
         if self.due_ns > now_ns {
             return;
         }
@@ -120,7 +131,7 @@ impl Membership {
 }
 
 impl Fanout {
-    /// Takes what yields out of the outboxes that are over their bounds, and out of those the log comes round to.
+    /// Evicts frames from outboxes that exceed their bounds, and from those whose frames the log is about to overwrite.
     pub fn evict_overflowing(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs) {
         while let Some(slot) = sessions.pop_over() {
             if sessions.open_mut(slot).is_some_and(|session| session.yielding.0 > 0) {
@@ -145,8 +156,8 @@ impl Fanout {
         }
     }
 
-    /// Takes frames out of an outbox: of memberships that conflate all, and their topics are held; of those that drop
-    /// the oldest, and their gaps are noted. A look at each frame that waits, at most.
+    /// Evicts frames from an outbox: all of conflating memberships, whose topics become held; the oldest of dropping
+    /// ones, whose gaps are noted. O(frames waiting).
     pub fn evict_frames(
         &mut self,
         slot: SlotId,
@@ -182,12 +193,12 @@ impl Fanout {
                     return Fate::Keep;
                 }
                 if membership.taking == Taking::Recovering && mark.sequence > 0 {
-                    // It was asked for, as much as there was room for; taken out, it would be asked for again.
+                    // History was requested to fit the room there is; evicted, it would be requested again.
                     return Fate::Keep;
                 }
                 if !membership.conflates() {
-                    // The oldest go first: behind the first that stays all stay. What is the session's own and stands
-                    // before frames that go is older than they are.
+                    // The oldest go first: once a frame stays, all later ones do. A frame of the session's own has no
+                    // position in the log, but it is older than the evicted frames behind it.
                     stays |= match (cause, shared) {
                         (EvictionCause::OutboxFull, _) => waiting <= target,
                         (EvictionCause::SocketStalled { .. }, Some(frame)) => frame.start >= old_ends,
@@ -213,7 +224,7 @@ impl Fanout {
                         topic.set_skipped(format, membership.position, true);
                     }
                 } else {
-                    // Held already, or for its pace: from further back.
+                    // Already held or paced: extend it to older ticks.
                     membership.from = membership.from.min(mark.from());
                 }
                 waiting -= len as usize;
@@ -225,7 +236,7 @@ impl Fanout {
         });
     }
 
-    /// Before a SEND: tells the session what it must know first, and gives it the newest of what was held back, up to
+    /// Prepares the next SEND of a lagging session: pending notices first, then the last values of held topics, up to
     /// about one SEND.
     pub fn refill(
         &mut self,
@@ -240,7 +251,7 @@ impl Fanout {
         if session.lag.is_none() {
             return;
         }
-        // What it is given now must not be what makes it yield.
+        // Frames queued here must not trigger eviction themselves.
         session.yield_bytes = usize::MAX;
         self.flush_notices(slot, sessions);
         while let Some(session) = sessions.open_mut(slot)
@@ -268,7 +279,7 @@ impl Fanout {
         }
     }
 
-    /// A session has nothing left to send: it is no longer behind.
+    /// Notes that a session's outbox is empty: it is no longer behind.
     pub fn handle_drained(&mut self, slot: SlotId, sessions: &mut Sessions) {
         if let Some(session) = sessions.any_mut(slot)
             && session.yielding.0 > 0
@@ -278,7 +289,7 @@ impl Fanout {
         }
     }
 
-    /// The time of a paced tick has come. If the socket has no room it is held on.
+    /// Releases a paced tick whose time has come, or holds it while the socket is full.
     pub fn handle_pace_due(
         &mut self,
         id: TopicId,
@@ -311,13 +322,13 @@ impl Fanout {
         self.evict_overflowing(sessions, logs);
     }
 
-    /// The ticks that are to come later, since this was last asked.
+    /// Takes the timers to set for paced ticks.
     pub fn take_pace_timers(&mut self) -> Vec<PaceTimer> {
         std::mem::take(&mut self.pace_timers)
     }
 
-    /// Gives a session the newest ticks of a held topic, each preceded by what it stands for, while less than `bytes_max`
-    /// waits. Returns `false` when that was not all of them.
+    /// Queues the last values of a held topic, each preceded by a notice of the ticks it replaces. Returns `false` if
+    /// some did not fit.
     fn release_held(
         &mut self,
         held: HeldTopic,
@@ -353,7 +364,7 @@ impl Fanout {
         debug_assert_eq!(
             last_values.sequence(),
             topic.last_sequence,
-            "every tick is delivered as it is sequenced"
+            "the last values end at the last tick delivered"
         );
         let mut whole = true;
         for (sequence, bytes) in last_values.since(from) {
@@ -367,13 +378,14 @@ impl Fanout {
                 let notice = Reply::Conflated { topic: id, name: &topic.info.name, from, to: sequence };
                 sessions.push_own(slot, skipped(id, from, sequence), |out| notice.encode(format, out));
             }
-            // The topic's last tick is shared by all who get it now; older ones of its keys are this session's own.
+            // The topic's last tick goes to the shared log; older ones, of other keys, are encoded for this session
+            // alone.
             let last = sequence == topic.last_sequence;
             let shared = group
                 .latest
                 .filter(|range| last && logs.of(format).is_some_and(|log| log.is_shareable(range.start)));
             let Ok(Step::Complete(_, tick)) = frame::decode(bytes, usize::MAX) else {
-                debug_assert!(false, "what is kept of a topic are whole ticks");
+                debug_assert!(false, "last values are whole frames");
                 break;
             };
             if !last {
@@ -404,9 +416,8 @@ impl Fanout {
         whole
     }
 
-    /// Before a session ends that is still to get what waits for it: the newest of what was held back or paced, and word of
-    /// everything else that it will not get. At most `outbox_bytes_max`; past that it learns when it comes back.
-    /// `log_bytes_left`: what all that end together may still append to the logs, so that none laps another.
+    /// Flushes a draining session: the last values of held and paced topics, then gaps for everything else it will not
+    /// receive.
     pub fn flush_for_close(
         &mut self,
         slot: SlotId,
@@ -458,7 +469,7 @@ impl Fanout {
         }
     }
 
-    /// Announcements and gaps that were taken out or came about: before any frame that waits, as many as fit a SEND.
+    /// Queues pending announcements and gaps before all waiting frames, as many as fit one SEND.
     fn flush_notices(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) else {
             return;
@@ -481,8 +492,8 @@ impl Fanout {
         sessions.with_outbox(slot, |session| session.insert_before_frames(notices));
     }
 
-    /// Tells what is still to be told of topics that the session is about to leave: nothing that waits of them is to be
-    /// more than was told.
+    /// Queues the pending announcements and gaps of topics that the session is about to leave, before all waiting
+    /// frames.
     pub fn flush_notices_of(&mut self, ids: &[TopicId], slot: SlotId, sessions: &mut Sessions) {
         self.scratch.clear();
         for &id in ids {
@@ -496,7 +507,9 @@ impl Fanout {
         let Some(session) = sessions.open_mut(slot) else { return };
         let format = session.format;
         let Some(membership) = session.memberships.get_mut(&id) else { return };
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
+            return debug_assert!(false, "a membership has a topic");
+        };
         if !std::mem::replace(&mut membership.announced, true) {
             topic.info.encode(format, &mut self.scratch);
         }

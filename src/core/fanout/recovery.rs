@@ -1,5 +1,5 @@
-//! Clients that come back: what they missed is asked of the topic's home in pieces, as their sockets take them, and
-//! joins the live ticks without a hole: pieces and ticks come through the same ring, in order.
+//! Recovery of missed ticks: sessions request history from the topic's home in chunks, as their sockets have room. It
+//! meets the live ticks without a hole, because chunks and ticks travel through the same ring in order.
 
 use super::{EgressLogs, Fanout, Settings, StartFrom, topic::Backlog, topic_mut};
 use crate::{
@@ -23,7 +23,7 @@ use tickcast_proto::{
     subscription::Position,
 };
 
-/// What a piece takes in an outbox: in JSON it is longer than as frames.
+/// Outbox bytes reserved for a chunk: JSON is longer than native frames.
 const CHUNK_OUTBOX_BYTES: usize = HISTORY_CHUNK_BYTES / 2 * 3;
 
 /// A request for the next chunk of a topic's history.
@@ -38,7 +38,7 @@ pub struct HistoryRequest {
 }
 
 impl Settings {
-    /// Whether another piece may be asked for, so that those that come do not make their session yield.
+    /// Whether a session may request another chunk without risking eviction when it arrives.
     fn has_room(&self, waiting_bytes: usize, lag: &Lag) -> bool {
         let in_flight = lag.pieces_in_flight;
         let room = waiting_bytes + (in_flight as usize + 1) * CHUNK_OUTBOX_BYTES <= self.behind_bytes;
@@ -47,7 +47,7 @@ impl Settings {
 }
 
 impl Fanout {
-    /// What a session wants of a topic's past, and from where on.
+    /// The part of a topic's past that a subscription starts with; `None` if it starts live.
     pub(super) fn backlog(
         &self,
         id: TopicId,
@@ -78,7 +78,7 @@ impl Fanout {
         })
     }
 
-    /// Answers for places in topics that do not exist: nothing else would.
+    /// Answers positions in topics that do not exist, which no home will answer.
     pub(super) fn answer_unknown_positions(
         &mut self,
         pattern: &str,
@@ -99,13 +99,13 @@ impl Fanout {
                     return;
                 };
                 if pattern::is_exact(pattern) {
-                    // It was taken out as its topic was joined, if that exists.
+                    // If the topic exists, joining it took the position out.
                     match lag.take_place(pattern) {
                         Some(place) if !self.by_name.contains_key(pattern) => vec![(pattern.into(), place)],
                         _ => return,
                     }
                 } else {
-                    // Those of topics that exist and match have been taken out as they were joined.
+                    // Joining the matching topics that exist took their positions out.
                     let unknown: Vec<_> = lag
                         .places
                         .extract_if(|name, _| {
@@ -134,7 +134,7 @@ impl Fanout {
         });
     }
 
-    /// Lets a session ask for its next pieces, if it has topics to recover and room for what comes.
+    /// Queues a session to request history, if it has topics to recover and room for another chunk.
     pub fn queue_pull(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
         let waiting = session.outbox_bytes();
@@ -145,12 +145,12 @@ impl Fanout {
         }
     }
 
-    /// Whether a session asks for a piece.
+    /// Whether a session may request a chunk.
     pub fn has_pulls(&self) -> bool {
         !self.pulls.is_empty()
     }
 
-    /// The next piece to ask for: the topic, the first sequence wanted, and for whom.
+    /// The next chunk to request from a home.
     pub fn next_pull(&mut self, sessions: &mut Sessions) -> Option<HistoryRequest> {
         while let Some(&slot) = self.pulls.front() {
             if let Some(session) = sessions.open_mut(slot)
@@ -176,9 +176,11 @@ impl Fanout {
         None
     }
 
-    /// A piece of a topic's history has come for a session.
+    /// Handles a chunk of a topic's history for a session.
     pub fn handle_history(&mut self, chunk: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs) {
-        let Ok(record) = chunk.record::<History>() else { return };
+        let Ok(record) = chunk.record::<History>() else {
+            return debug_assert!(false, "this process encoded the chunk");
+        };
         let (id, session_id) = (TopicId(chunk.header.topic_id), SessionId(record.session));
         let slot = session_id.slot();
         let Some(session) = sessions.open_mut(slot).filter(|session| session.id == session_id) else {
@@ -186,7 +188,7 @@ impl Fanout {
         };
         let lag = session.lag_mut();
         lag.pieces_in_flight = lag.pieces_in_flight.saturating_sub(1);
-        // What it asked for must not be what makes it yield: it would ask for the same again.
+        // Requested history must not trigger eviction: the session would only request it again.
         session.yield_bytes = usize::MAX;
         self.apply_history_chunk(chunk, record, id, slot, sessions, logs);
         sessions.raise_yield_bytes(slot);
@@ -211,16 +213,18 @@ impl Fanout {
             return;
         }
         if (membership.from, membership.wanted as u32) != (from, record.wanted) {
-            // It was asked for before the session left the topic and took it again.
+            // Requested before the session left the topic and joined it again.
             session.lag_mut().recovering.push_front(id);
             return;
         }
         let announced = membership.announced;
         let conflates = membership.wanted == Backfill::Conflated;
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
+            return debug_assert!(false, "a membership has a topic");
+        };
         let (name, last) = (topic.info.name.clone(), chunk.header.sequence);
         if !announced {
-            // Before what came of it already.
+            // The topic's name must precede its frames.
             self.flush_notices_of(&[id], slot, sessions);
         }
         if flags & (CHUNK_RECOVERED | CHUNK_NOT_RECOVERED) != 0 {
@@ -240,7 +244,9 @@ impl Fanout {
             let notice = Reply::Gap { topic: id, name: &name, from, to: start };
             sessions.push_own(slot, skipped(id, from, start), |out| notice.encode(format, out));
         }
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
+            return debug_assert!(false, "a membership has a topic");
+        };
         let mut next = start;
         let mut rest = chunk.payload();
         while let Ok(Step::Complete(used, tick)) = frame::decode(rest, usize::MAX) {
@@ -258,10 +264,12 @@ impl Fanout {
             self.tally.queued += 1;
         }
         let Some(session) = sessions.open_mut(slot) else { return };
-        let Some(membership) = session.memberships.get_mut(&id) else { return };
+        let Some(membership) = session.memberships.get_mut(&id) else {
+            return debug_assert!(false, "queueing frames keeps the membership");
+        };
         membership.from = next;
         if flags & CHUNK_LAST != 0 {
-            debug_assert!(topic.last_sequence <= last, "ticks after the piece come after it");
+            debug_assert!(topic.last_sequence <= last, "ticks after the chunk arrive after it");
             topic.set_taking(slot, Taking::Live, sessions);
         } else {
             membership.wanted = match membership.wanted {
@@ -273,7 +281,7 @@ impl Fanout {
         }
     }
 
-    /// The socket of a session was full for too long.
+    /// Evicts frames queued before a time, because the session's socket was full for too long.
     pub fn handle_stall(&mut self, slot: SlotId, before_ns: u64, sessions: &mut Sessions, logs: &EgressLogs) {
         if sessions.open_mut(slot).is_some_and(|session| session.yielding.0 > 0) {
             self.evict_frames(

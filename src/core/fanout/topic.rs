@@ -1,4 +1,4 @@
-//! A topic on the egress side: its members on this shard, and its newest tick.
+//! A topic on the egress side: its members on this shard, and its last values.
 
 use crate::{
     egress_log::Range,
@@ -18,14 +18,14 @@ use tickcast_proto::{
 
 use super::EgressLogs;
 
-/// A member that gets nothing just now: its ticks are held, paced, or still to be recovered.
+/// Flag of a member that is not live: its ticks are held, paced or being recovered.
 const SKIPPED: u32 = 1 << 31;
-/// A member with a pace: whether it gets a tick is a question of time.
+/// Flag of a member with a pace: the clock decides whether it receives a tick.
 const PACED: u32 = 1 << 30;
 
 const _: () = assert!(crate::limits::CLIENTS_MAX_HIGHEST <= PACED as usize, "slots and flags share a word");
 
-/// A session that takes a topic: its slot, and what decides at a glance whether it gets the next tick.
+/// A subscriber of a topic: the session's slot, and flags that decide whether it receives the next tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Member(u32);
 
@@ -47,30 +47,30 @@ impl Member {
     }
 }
 
-/// The members of a topic that share a wire format, and what the format's log has of the topic. 80 bytes, and 4 for
-/// each member.
+/// The members of a topic that share a wire format, and what that format's log holds of the topic. 80 bytes, plus 4 per
+/// member.
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) format: WireFormat,
     pub(super) members: Vec<Member>,
-    /// The topic's announcement, queued again while it is fresh in the log.
+    /// The topic's announcement, reused while it is fresh in the log.
     announced: Option<Range>,
-    /// The last tick, queued to sessions that get it later while it is fresh in the log.
+    /// The last tick, reused for sessions that receive it later while it is fresh in the log.
     pub(super) latest: Option<Range>,
 }
 
 const _: () = assert!(size_of::<Group>() == 80, "the docs of Group say how large it is");
 
-/// A topic that some session of this shard may take.
+/// A topic that its home has opened to this shard.
 ///
 /// Invariant: a member is skipped exactly while its membership is not live.
 /// Invariant: every group has a member; groups are sorted by [`WireFormat::index`].
 #[derive(Debug)]
 pub(super) struct EgressTopic {
     pub(super) info: TopicInfo,
-    /// What becomes of its ticks where a subscriber has not said.
+    /// Policy of subscribers that name none.
     pub(super) policy: Policy,
-    /// The sessions that take it.
+    /// Members by wire format.
     pub(super) groups: Vec<Group>,
     /// This shard is the topic's home: its last values are read from there, and `last_values` stays empty.
     pub(super) is_homed_here: bool,
@@ -90,10 +90,10 @@ pub(super) struct Backlog {
     pub(super) from: u64,
 }
 
-/// The group of a member's wire format. A look at each group before it.
+/// The group of a member's wire format. O(groups).
 pub(super) fn group_of(groups: &mut [Group], format: WireFormat) -> Option<&mut Group> {
     let group = groups.iter_mut().find(|group| group.format == format);
-    debug_assert!(group.is_some(), "a group is there as long as its members");
+    debug_assert!(group.is_some(), "a group exists as long as it has members");
     group
 }
 
@@ -116,17 +116,17 @@ impl EgressTopic {
         }
     }
 
-    /// How many sessions take it.
+    /// Number of members.
     pub(super) fn members_len(&self) -> usize {
         self.groups.iter().map(|group| group.members.len()).sum()
     }
 
-    /// The members of a wire format.
+    /// The group of a wire format.
     fn group_mut(&mut self, format: WireFormat) -> Option<&mut Group> {
         group_of(&mut self.groups, format)
     }
 
-    /// The members of a wire format, none yet if this is the first. One allocation for a topic whose takers agree.
+    /// The group of a wire format, created for its first member. Reserves one group: most topics need no second.
     fn group_or_insert(&mut self, format: WireFormat) -> &mut Group {
         let at = self.groups.partition_point(|group| group.format.index() < format.index());
         if self.groups.get(at).is_none_or(|group| group.format != format) {
@@ -136,16 +136,15 @@ impl EgressTopic {
         &mut self.groups[at]
     }
 
-    /// Leaves out a member from the next tick on, or no longer.
+    /// Sets whether ticks skip a member.
     pub(super) fn set_skipped(&mut self, format: WireFormat, position: u32, skipped: bool) {
         if let Some(group) = self.group_mut(format) {
             group.members[position as usize].set_skipped(skipped);
         }
     }
 
-    /// Makes the session a member, and announces the topic to it. `backlog`: what to recover
-    /// before it goes live.
-    /// Returns `false` when it is one already.
+    /// Makes a session a member and announces the topic to it. `backlog` is what it recovers before it goes live.
+    /// Returns `false` if it already was a member.
     pub(super) fn join(
         &mut self,
         slot: SlotId,
@@ -205,10 +204,10 @@ impl EgressTopic {
         true
     }
 
-    /// Queues the announcement: shared while one is fresh in the log.
+    /// Queues the topic's announcement, shared while one is fresh in the log.
     pub(super) fn announce(&mut self, slot: SlotId, sessions: &mut Sessions, logs: &mut EgressLogs) {
         let Some(format) = sessions.get(slot).map(|session| session.format) else {
-            debug_assert!(false, "a member of a topic is a session");
+            debug_assert!(false, "only an existing session gets an announcement");
             return;
         };
         let Some(group) = group_of(&mut self.groups, format) else { return };
@@ -225,12 +224,12 @@ impl EgressTopic {
         sessions.push_range(slot, log, range);
     }
 
-    /// Changes how the session takes the topic. A tick that waits for its time is to be released by the caller.
+    /// Changes a member's policy and pace. The caller must then call [`EgressTopic::release_paced`].
     pub(super) fn set_delivery(&mut self, slot: SlotId, delivery: Delivery, sessions: &mut Sessions) {
         let id = self.info.id;
         let Some(session) = sessions.any_mut(slot) else { return };
         let Some(&before) = session.memberships.get(&id) else {
-            debug_assert!(false, "only what is delivered is delivered in another way");
+            debug_assert!(false, "only a member's delivery changes");
             return;
         };
         let after = Membership {
@@ -250,7 +249,7 @@ impl EgressTopic {
         self.check_member(slot, sessions);
     }
 
-    /// After a change: a tick that waited for its time comes as soon as there is room, as the time may have been long.
+    /// Holds a paced tick instead after its pace changed, so that it leaves as soon as there is room.
     pub(super) fn release_paced(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
         let Some(membership) = session.memberships.get(&self.info.id) else { return };
@@ -261,7 +260,7 @@ impl EgressTopic {
         }
     }
 
-    /// What several subscriptions come to: the highest rate, the more faithful policy.
+    /// Merges the deliveries of several subscriptions: the shortest interval and the most faithful policy win.
     pub(super) fn merge(&self, deliveries: impl Iterator<Item = Delivery>) -> Delivery {
         let mut merged: Option<Delivery> = None;
         for Delivery { policy, interval_us } in deliveries {
@@ -277,9 +276,12 @@ impl EgressTopic {
         merged.unwrap_or_default()
     }
 
-    /// One of the session's patterns that match goes. Returns whether others still do.
+    /// Removes one of the session's matching patterns. Returns whether others still match.
     pub(super) fn drop_reference(&mut self, slot: SlotId, sessions: &mut Sessions) -> bool {
-        let Some(session) = sessions.any_mut(slot) else { return false };
+        let Some(session) = sessions.any_mut(slot) else {
+            debug_assert!(false, "only an existing session leaves");
+            return false;
+        };
         let Some(membership) = session.memberships.get_mut(&self.info.id) else {
             debug_assert!(false, "only a member leaves");
             return false;
@@ -292,7 +294,7 @@ impl EgressTopic {
         stays
     }
 
-    /// The session goes, whatever its patterns.
+    /// Removes a member, whatever its patterns.
     pub(super) fn leave(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.any_mut(slot) else { return };
         let Some(membership) = session.memberships.remove(&self.info.id) else {
@@ -338,11 +340,11 @@ impl EgressTopic {
         }
     }
 
-    /// Sets what the session gets, in its membership and in the list of members.
+    /// Sets a member's state in its membership and in the list of members.
     pub(super) fn set_taking(&mut self, slot: SlotId, taking: Taking, sessions: &mut Sessions) {
         let Some(session) = sessions.any_mut(slot) else { return };
         let Some(membership) = session.memberships.get_mut(&self.info.id) else {
-            debug_assert!(false, "only a member takes anything");
+            debug_assert!(false, "only a member has a state");
             return;
         };
         membership.taking = taking;

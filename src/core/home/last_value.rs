@@ -1,13 +1,13 @@
-//! The newest tick of a topic, and of each key within it.
+//! The last value of a topic, and of each key within it.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// What a conflating subscriber and a snapshot get: the last frame, and once a tick had a key, the last of each key.
+/// The frames for snapshots and conflating subscribers: a topic's last one, and with keys the last of each key.
 ///
 /// Memory: one frame; with keys one frame and about 100 bytes for each of at most `keys_max` keys, within what the
-/// [`KeysBudget`] of all topics has left. Of more those that were updated last are kept.
+/// [`KeysBudget`] of all topics has left. Beyond either bound, the keys updated longest ago are evicted.
 ///
-/// Invariant: once there are keys, `by_key` and `frames` name the same sequences, and the last of them is `sequence`.
+/// Invariant: with keys, `by_key` and `frames` have the same sequences, and the highest is `sequence`.
 #[derive(Debug, Default)]
 pub struct LastValues {
     last_frame: Vec<u8>,
@@ -15,12 +15,13 @@ pub struct LastValues {
     keyed: Option<Box<Keyed>>,
 }
 
-/// What the newest ticks by key of many topics may take together.
+/// The memory that the last values by key of many topics share.
 #[derive(Clone, Copy, Debug)]
 pub struct KeysBudget {
-    /// Keys of one topic.
+    /// Keys per topic.
     pub keys_max: usize,
-    /// Bytes of frames that are left to all. The last tick of a topic is kept beyond it: below 0 by one frame a topic.
+    /// Bytes of frames left for all topics. Each topic keeps its last tick regardless, so this can fall below 0 by
+    /// one frame per topic.
     pub bytes_left: isize,
 }
 
@@ -48,8 +49,8 @@ impl LastValues {
         &self.last_frame
     }
 
-    /// Takes in the next tick: `write` appends its frame to the empty buffer it is given. No allocation once the buffer
-    /// has grown to the topic's largest tick, while there are no keys.
+    /// Stores the next tick, whose frame `write` appends to an empty buffer. Without keys, no allocation once the
+    /// buffer has grown to the topic's largest tick.
     pub fn store(
         &mut self,
         sequence: u64,
@@ -72,7 +73,7 @@ impl LastValues {
         }
     }
 
-    /// The newest frames of at least this sequence, in order, the topic's last one always the last of them.
+    /// The stored frames from `sequence` on, in order; the topic's last frame comes last.
     pub fn since(&self, sequence: u64) -> impl Iterator<Item = (u64, &[u8])> {
         let keyed = self.keyed.iter().flat_map(move |keyed| keyed.frames.range(sequence..));
         let alone = self.keyed.is_none() && self.sequence != 0 && self.sequence >= sequence;
@@ -81,19 +82,19 @@ impl LastValues {
             .chain(alone.then_some((self.sequence, self.last_frame.as_slice())))
     }
 
-    /// Keys whose newest tick it has; 0 for a topic without.
+    /// Number of keys stored; 0 for a topic without keys.
     pub fn keys_len(&self) -> usize {
         self.keyed.as_deref().map_or(0, |keyed| keyed.by_key.len())
     }
 
-    /// Gives back to the budget what the keys took: the topic is forgotten.
+    /// Returns the keys' memory to the budget. To be called before the value is dropped.
     pub fn release(&self, budget: &mut KeysBudget) {
         let bytes =
             self.keyed.iter().flat_map(|keyed| keyed.frames.values()).map(|stored| stored.frame.len());
         budget.bytes_left += bytes.sum::<usize>() as isize;
     }
 
-    /// Bytes it holds on the heap.
+    /// Heap memory in bytes.
     pub fn memory_bytes(&self) -> usize {
         let of = |keyed: &Keyed| keyed.frames.values().map(|stored| stored.frame.len() + 100).sum::<usize>();
         self.last_frame.capacity() + self.keyed.as_deref().map_or(0, of)
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_of_each_key_is_kept_in_the_order_of_sequences() {
+    fn the_last_value_of_each_key_is_kept_in_sequence_order() {
         let mut last_values = LastValues::default();
         for (sequence, key) in [(1, 0), (2, 7), (3, 8), (4, 7)] {
             store(&mut last_values, sequence, key);
@@ -152,14 +153,14 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_keys_those_updated_last_are_kept() {
+    fn beyond_keys_max_the_keys_updated_longest_ago_are_evicted() {
         let mut last_values = LastValues::default();
         (1..=10).for_each(|sequence| store(&mut last_values, sequence, sequence));
         assert_eq!(since(&last_values, 1), [8, 9, 10]);
     }
 
     #[test]
-    fn past_the_bytes_of_all_topics_the_oldest_keys_make_room() {
+    fn without_budget_the_oldest_keys_make_room() {
         let mut budget = KeysBudget { keys_max: 1_000, bytes_left: 1_000 };
         let mut last_values = [LastValues::default(), LastValues::default()];
         for sequence in 1..=100 {
@@ -175,6 +176,6 @@ mod tests {
                 .all(|last_values| last_values.since(1).last().is_some_and(|(sequence, _)| sequence == 100))
         );
         last_values.iter().for_each(|last_values| last_values.release(&mut budget));
-        assert_eq!(budget.bytes_left, 1_000, "what was taken is given back, and no more");
+        assert_eq!(budget.bytes_left, 1_000, "every byte taken is returned, and no more");
     }
 }

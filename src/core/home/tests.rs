@@ -46,17 +46,17 @@ fn interest_opens_existing_topics_then_says_ready() {
 }
 
 #[test]
-fn interest_in_one_topic_does_not_wait_behind_walks() {
+fn interest_in_one_topic_does_not_wait_for_scans() {
     let mut home = home(2, 10);
     home.find_or_create("a.x").unwrap();
     add(&mut home, ">", 1);
     assert_eq!(add(&mut home, "a.x", 2), ["open 1 a.x", "ready 1 2"]);
-    assert_eq!(scan_events(&mut home), ["ready 1 1"], "it is open already");
-    assert!(remove(&mut home, "a.x").is_empty(), "the other pattern still takes it");
+    assert_eq!(scan_events(&mut home), ["ready 1 1"], "the topic is already open");
+    assert!(remove(&mut home, "a.x").is_empty(), "the other pattern still matches it");
 }
 
 #[test]
-fn interest_that_overlaps_outlives_the_other_pattern() {
+fn overlapping_interest_outlives_the_other_pattern() {
     let mut home = home(2, 10);
     home.find_or_create("a.x").unwrap();
     home.find_or_create("a.y").unwrap();
@@ -69,7 +69,7 @@ fn interest_that_overlaps_outlives_the_other_pattern() {
 }
 
 #[test]
-fn interest_that_comes_back_before_its_walk_keeps_its_topics() {
+fn interest_that_returns_before_its_scan_keeps_its_topics() {
     let mut home = home(2, 10);
     home.find_or_create("a.x").unwrap();
     add(&mut home, "a.*", 1);
@@ -103,7 +103,7 @@ fn advance(home: &mut Home, index: u32, key: u64, payload: &[u8]) -> TopicId {
     TopicId(sequenced.tick.header.topic_id)
 }
 
-/// Start, flags, and the sequences and snapshot marks of a piece.
+/// Start, flags, and the sequences and snapshot marks of a chunk.
 fn chunk(home: &mut Home, id: TopicId, backfill: Backfill, from: u64) -> (u64, u32, Vec<(u64, bool)>) {
     let mut out = Vec::new();
     let chunk = home.history_chunk(id, backfill, from, 0, &mut out);
@@ -117,7 +117,7 @@ fn chunk(home: &mut Home, id: TopicId, backfill: Backfill, from: u64) -> (u64, u
 }
 
 #[test]
-fn a_place_within_the_history_is_recovered_exactly() {
+fn a_position_within_the_history_is_recovered_exactly() {
     let mut home = home(1, 1);
     let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
     let mut id = TopicId(0);
@@ -129,7 +129,7 @@ fn a_place_within_the_history_is_recovered_exactly() {
 }
 
 #[test]
-fn a_place_out_of_reach_gives_the_newest_and_says_so() {
+fn a_position_out_of_reach_yields_the_last_values_and_says_so() {
     let mut home = home(1, 1);
     let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
     let mut id = TopicId(0);
@@ -149,7 +149,7 @@ fn a_place_out_of_reach_gives_the_newest_and_says_so() {
 }
 
 #[test]
-fn who_has_nothing_yet_gets_all_that_is_kept_from_the_first() {
+fn a_client_without_ticks_gets_all_that_is_kept() {
     let mut home = home(1, 1);
     let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
     let mut id = TopicId(0);
@@ -163,7 +163,7 @@ fn who_has_nothing_yet_gets_all_that_is_kept_from_the_first() {
 }
 
 #[test]
-fn a_snapshot_has_the_newest_of_every_key() {
+fn a_snapshot_has_the_last_value_of_every_key() {
     let mut home = home(1, 1);
     let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
     let mut id = TopicId(0);
@@ -173,20 +173,20 @@ fn a_snapshot_has_the_newest_of_every_key() {
 }
 
 #[test]
-fn a_long_history_comes_in_pieces() {
+fn a_long_history_comes_in_chunks() {
     let mut home = home(1, 1);
     let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
     let mut id = TopicId(0);
     (0..8).for_each(|_| id = advance(&mut home, index, 0, &[0; 12 << 10]));
-    let (mut from, mut pieces) = (4, 0);
+    let (mut from, mut chunks) = (4, 0);
     loop {
         let (_, flags, ticks) = chunk(&mut home, id, Backfill::Position, from);
         assert!(!ticks.is_empty() && ticks[0].0 == from);
         from = ticks.last().unwrap().0 + 1;
-        pieces += 1;
+        chunks += 1;
         if flags & CHUNK_LAST != 0 {
             break;
         }
     }
-    assert_eq!((from, pieces), (9, 3));
+    assert_eq!((from, chunks), (9, 3));
 }
