@@ -12,7 +12,7 @@ use tickcast::limits::{
 };
 use tickcast_core::home::{
     history::{History, HistoryBounds},
-    last_value::{KeysBudget, Newest},
+    last_value::{KeysBudget, LastValues},
 };
 
 const FRAME: [u8; 160] = [7; 160];
@@ -24,12 +24,12 @@ pub fn bench(criterion: &mut Criterion) {
     for (name, keys) in [("no key", 0), ("1,000 keys", KEYS)] {
         let mut budget =
             KeysBudget { keys_max: KEYS_PER_TOPIC_MAX_DEFAULT, bytes_left: KEYS_BYTES_MAX_DEFAULT as isize };
-        let (mut newest, mut sequence) = (Newest::default(), 0u64);
+        let (mut last_values, mut sequence) = (LastValues::default(), 0u64);
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 sequence += 1;
                 let key = if keys == 0 { 0 } else { sequence % keys + 1 };
-                newest.put(sequence, key, &mut budget, |out| out.extend_from_slice(black_box(&FRAME)));
+                last_values.store(sequence, key, &mut budget, |out| out.extend_from_slice(black_box(&FRAME)));
             });
         });
     }

@@ -1,65 +1,66 @@
-//! What an operator sets of the core.
+//! The core's configuration.
 
 use crate::{home::history::HistoryBounds, limits};
 use tickcast_proto::subscription::{Policy, Rules};
 
-/// The bounds that the core works within.
+/// The configured bounds and policies of the core.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Largest frame or message from a peer, bytes.
+    /// Largest frame or message accepted from a peer, bytes.
     pub frame_bytes_max: usize,
-    /// HTTP request head, bytes.
+    /// Largest HTTP request head, bytes.
     pub http_head_bytes_max: usize,
-    /// Accept to the end of the handshake, nanoseconds.
+    /// Time from accept to the end of the handshake, nanoseconds.
     pub handshake_deadline_ns: u64,
-    /// From a frame's first bytes to its last, nanoseconds.
+    /// Time from a frame's first byte to its last, nanoseconds.
     pub frame_deadline_ns: u64,
-    /// Silence after which a peer is pinged, nanoseconds; `u64::MAX`: never.
+    /// Idle time after which a peer is pinged, nanoseconds; `u64::MAX` disables pings.
     pub ping_interval_ns: u64,
-    /// From the ping to the end of a peer that stays silent, nanoseconds.
+    /// Time from a ping until a silent peer is closed, nanoseconds.
     pub ping_timeout_ns: u64,
-    /// Clients that are told to come back are spread over so many milliseconds.
+    /// Window over which reconnecting clients are spread when the server stops, milliseconds.
     pub reconnect_spread_ms: u32,
-    /// Patterns a session may hold.
+    /// Patterns per session.
     pub subscriptions_per_session_max: usize,
-    /// Topics of the whole server.
+    /// Topics on the whole server.
     pub topics_max: usize,
     /// One egress log (shard x wire format in use), bytes.
     pub egress_log_bytes: usize,
-    /// Bytes a session may have waiting.
+    /// Bytes that may wait for a session before it is closed as a slow consumer.
     pub outbox_bytes_max: usize,
-    /// Bytes waiting for a session before what yields is taken out of its outbox.
+    /// Bytes that may wait for a session before frames are evicted from its outbox.
     pub behind_bytes: usize,
-    /// Time a socket may take for one SEND before what yields is taken out, nanoseconds.
+    /// Time a socket may take for one SEND before frames are evicted, nanoseconds.
     pub behind_ns: u64,
-    /// Time a socket may take for one SEND before a session that does not yield is closed, nanoseconds.
+    /// Time a socket may take for one SEND before a session whose policy is `disconnect` is closed, nanoseconds.
     pub stall_deadline_ns: u64,
-    /// What becomes of a slow subscriber's ticks, by topic, where it has not said.
+    /// Default policy for slow subscribers, by topic.
     pub policies: Rules<Policy>,
-    /// Recent ticks kept, by topic.
+    /// Bounds of the history, by topic.
     pub history: Rules<HistoryBounds>,
-    /// Bytes of recent ticks of the whole server.
+    /// Bytes of all histories on the whole server.
     pub history_bytes_max: usize,
-    /// Keys of one topic whose newest tick is kept.
+    /// Keys per topic whose last value is kept.
     pub keys_per_topic_max: usize,
-    /// Bytes of the newest ticks by key of the whole server, at their homes, and again where they are taken.
+    /// Bytes of the last values by key on the whole server: at their homes, and as many again on other shards with
+    /// subscribers.
     pub keys_bytes_max: usize,
-    /// Ticks a second that a session may publish; 0: as many as it can.
+    /// Ticks per second that a session may publish; 0 is unlimited.
     pub publish_rate: u32,
-    /// Whether a second connection of an identity replaces the first.
+    /// Whether a second connection with the same identity replaces the first.
     pub identity_replaces: bool,
-    /// Whether `/echo` exists.
+    /// Whether `/echo` is served.
     pub debug_echo: bool,
 }
 
 impl Limits {
-    /// Largest WebSocket message, bytes: the longest frame's payload may come as base64, 4 bytes for 3, in JSON.
+    /// Largest WebSocket message, bytes: JSON carries the longest payload as base64, 4 bytes for 3.
     pub fn message_bytes_max(&self) -> usize {
         message_bytes_max(self.frame_bytes_max)
     }
 }
 
-/// Largest WebSocket message for a `frame_bytes_max`: see [`Limits::message_bytes_max`].
+/// Largest WebSocket message for a given `frame_bytes_max`: see [`Limits::message_bytes_max`].
 pub fn message_bytes_max(frame_bytes_max: usize) -> usize {
     frame_bytes_max / 3 * 4 + limits::JSON_ENVELOPE_BYTES
 }
@@ -94,8 +95,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// These limits with the live ones of others, as far as they go with the rest, which stays as it is.
-    pub fn with_live_of(&self, other: &Limits) -> Limits {
+    /// These limits with the reloadable ones of `other`, clamped to fit those that need a restart.
+    pub fn with_reloadable_from(&self, other: &Limits) -> Limits {
         let outbox_bytes_max = other.outbox_bytes_max.clamp(self.message_bytes_max(), self.egress_log_bytes);
         let mut history = other.history.clone();
         let bounds = history.rules.iter_mut().map(|(_, bounds)| bounds).chain([&mut history.default]);
@@ -120,13 +121,13 @@ impl Limits {
         }
     }
 
-    /// What of `new` does not go with the rest, which stays as it is until a restart: lines for the log.
-    pub fn held_back_from(&self, new: &Limits) -> Vec<String> {
+    /// Log lines for the limits in `new` that cannot apply fully before a restart.
+    pub fn changes_needing_restart(&self, new: &Limits) -> Vec<String> {
         let mut lines = Vec::new();
         let mut tell = |key: &str, is: usize, wanted: usize| {
             if is != wanted {
                 lines.push(format!(
-                    "{key}: {is} until the next start, as frames and logs are as long as they were"
+                    "{key}: {is} until a restart, because frame and log sizes are fixed at startup"
                 ));
             }
         };
@@ -148,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_live_changes() {
+    fn only_reloadable_limits_change() {
         let now = Limits::default();
         let other = Limits {
             behind_ns: 7,
@@ -157,13 +158,13 @@ mod tests {
             topics_max: 1,
             ..Limits::default()
         };
-        let live = now.with_live_of(&other);
+        let live = now.with_reloadable_from(&other);
         assert_eq!((live.behind_ns, live.publish_rate), (7, 9));
         assert_eq!((live.frame_bytes_max, live.topics_max), (now.frame_bytes_max, now.topics_max));
     }
 
     #[test]
-    fn what_cannot_be_had_before_a_restart_is_told() {
+    fn limits_that_need_a_restart_are_reported() {
         let now = Limits::default();
         let other = Limits {
             egress_log_bytes: 4 * now.egress_log_bytes,
@@ -171,10 +172,10 @@ mod tests {
             behind_ns: 7,
             ..Limits::default()
         };
-        let live = now.with_live_of(&other);
+        let live = now.with_reloadable_from(&other);
         assert_eq!(live.outbox_bytes_max, now.egress_log_bytes);
-        let told = live.held_back_from(&other);
+        let told = live.changes_needing_restart(&other);
         assert!(told.len() == 1 && told[0].starts_with("limits.outbox_max: 16777216 until"), "{told:?}");
-        assert!(now.held_back_from(&now).is_empty());
+        assert!(now.changes_needing_restart(&now).is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! The egress side of topics: which sessions of this shard take which, and the logs they share.
+//! The egress side of topics: the subscriptions of this shard's sessions, and delivery to them through shared logs.
 
 mod conflation;
 mod egress_logs;
@@ -9,8 +9,9 @@ use std::collections::{HashMap, VecDeque};
 
 use self::topic::{EgressTopic, Group};
 pub use self::{
-    conflation::Pace,
+    conflation::{CloseBudget, PaceTimer},
     egress_logs::{EgressLogs, LogIndex},
+    recovery::HistoryRequest,
 };
 use crate::{
     home::last_value::KeysBudget,
@@ -26,128 +27,164 @@ use tickcast_proto::{
     subscription::{Delivery, Policy, Position, Rules},
 };
 
-/// A pattern that some session of this shard holds.
+/// A pattern that at least one session of this shard subscribes to.
 #[derive(Debug)]
-struct Entry {
+struct PatternEntry {
     pattern: Box<str>,
-    /// Slots of the sessions for which it is live.
+    /// Sessions whose subscription is live.
     members: Vec<SlotId>,
-    /// Sessions to acknowledge: slot and request. First until every home is ready, then until their turn comes.
-    waiters: VecDeque<(SlotId, u32)>,
-    /// Homes that have not said they are ready.
+    /// Sessions to acknowledge once every home is ready, in order of subscription.
+    pending: VecDeque<PendingSubscriber>,
+    /// Homes that have not answered READY yet.
     homes_pending: u16,
-    /// Stands in `Fanout::attaching`.
-    attaching: bool,
-    /// Names this entry to the homes.
+    /// The entry is in `Fanout::activating`.
+    activating: bool,
+    /// Identifies this entry in messages to the homes.
     request: u32,
 }
 
-/// Where a subscription begins, once it is live.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Begin {
-    /// With the next tick.
-    #[default]
-    Live,
-    /// With the newest ticks.
-    Latest,
-    /// After a place.
-    After(Position),
-    /// After the places that the session has named, by topic; with what is kept where it named none.
-    Places,
+/// A session that waits for its subscription to go live.
+#[derive(Clone, Copy, Debug)]
+struct PendingSubscriber {
+    slot: SlotId,
+    /// The client's request number, for the acknowledgement.
+    request: u32,
 }
 
-/// A pattern a session holds. 48 bytes.
+/// Where a subscription starts once it is live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StartFrom {
+    /// At the next tick.
+    #[default]
+    Live,
+    /// At the last values, then live.
+    Latest,
+    /// Just after a position.
+    After(Position),
+    /// Just after the position that the session saved for each topic; topics without one start at the oldest tick kept.
+    SavedPositions,
+}
+
+/// A session's subscription to one pattern. 48 bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Subscription {
-    /// How its ticks are to come.
+    /// Policy and pace.
     pub delivery: Delivery,
-    /// Where it begins.
-    pub begin: Begin,
+    /// Where it starts.
+    pub start_from: StartFrom,
     /// The pattern's entry.
     pub entry: u32,
-    /// Where the session stands in the entry's members; `None` until it is live.
+    /// Index of the session in the entry's members; `None` until it is live.
     pub position: Option<u32>,
 }
 
 const _: () = assert!(size_of::<Subscription>() <= 48, "the docs of Subscription say how large it is");
 
-/// What is to be asked of the homes for a pattern that is new here.
+/// A new pattern to register with the homes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Interest {
-    /// Names the interest to the homes.
+    /// Identifies the pattern in the homes' answers.
     pub request: u32,
-    /// The pattern is a topic's name: only that topic's home is asked.
+    /// The pattern has no wildcard: only that topic's home needs to know.
     pub exact: bool,
 }
 
-/// A session whose subscription goes live now: it is to be acknowledged, then attached.
+/// A subscription registered by [`Fanout::subscribe`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// The pattern's entry.
+    pub entry: u32,
+    /// What to register with the homes if this is the shard's first subscription to the pattern.
+    pub interest: Option<Interest>,
+}
+
+/// The result of [`Fanout::unsubscribe`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unsubscribed {
+    /// The pattern, if this was its last subscription on the shard: the caller must deregister it from the homes.
+    pub pattern_gone: Option<Box<str>>,
+    /// Topics and subscriptions visited.
+    pub visited: usize,
+}
+
+/// The topics of a session that match a pattern.
+#[derive(Debug)]
+struct Affected {
+    topics: Vec<TopicId>,
+    /// Memberships visited to find them.
+    visited: usize,
+}
+
+/// A subscription ready to go live: the caller acknowledges it, then calls [`Fanout::attach`].
 #[derive(Clone, Copy, Debug)]
-pub struct GoesLive {
+pub struct Activation {
     /// The pattern's entry.
     pub entry: u32,
     /// The session.
     pub slot: SlotId,
-    /// Its request.
+    /// The client's request number.
     pub request: u32,
 }
 
-/// Patterns, topics and their members on one shard.
+/// The subscriptions of one shard: patterns, topics and their members.
 ///
-/// Invariant: a session is in a topic's members exactly once while at least one of its live patterns matches it, and
-/// its membership counts these patterns.
-/// Invariant: an entry whose homes are ready and that has waiters stands in `attaching`.
+/// Invariant: a session is a member of a topic exactly once while any of its live patterns matches the topic; its
+/// membership counts those patterns.
+/// Invariant: an entry whose homes are ready and that has pending subscribers is in `activating`.
 #[derive(Debug)]
 pub struct Fanout {
+    shard: ShardId,
     shards: u16,
     epoch: u64,
     settings: Settings,
     patterns: PatternTrie<u32>,
     /// Bound: sessions x `subscriptions_per_session_max`.
-    entries: Vec<Option<Entry>>,
+    entries: Vec<Option<PatternEntry>>,
     free: Vec<u32>,
     by_request: HashMap<u32, u32>,
     next_request: u32,
-    /// Entries with sessions that can go live. Bound: the entries.
-    attaching: VecDeque<u32>,
+    /// Entries with subscriptions that can go live. Bound: the number of entries, plus entries removed while queued.
+    activating: VecDeque<u32>,
     /// By home and local index, so that a tick finds its topic without hashing. Bound: `topics_max`.
     topics: Vec<Vec<Option<Box<EgressTopic>>>>,
     by_name: HashMap<Box<str>, TopicId>,
-    /// Sessions that ask for history. Bound: one entry a session.
+    /// Sessions with room for another chunk of history. Bound: one entry a session.
     pulls: VecDeque<SlotId>,
-    /// Ticks that are to come later. Bound: one entry a paced membership, until taken.
-    paces: Vec<Pace>,
-    tally: Tally,
+    /// Timers to set for paced ticks. Bound: one entry a paced membership, until taken.
+    pace_timers: Vec<PaceTimer>,
+    tally: DeliveryCounts,
     scratch: Vec<u8>,
 }
 
-/// What an operator may set of it.
+/// Fan-out settings that an operator may change.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Of a topic whose subscriber has not said.
+    /// Default policy by topic.
     pub policies: Rules<Policy>,
-    /// The newest ticks by key of all topics taken here.
+    /// Budget for the last values by key of topics whose home is another shard.
     pub keys: KeysBudget,
-    /// Bytes waiting for a session before what yields is taken out.
+    /// Bytes that may wait for a session before frames are evicted from its outbox.
     pub behind_bytes: usize,
 }
 
-/// What became of ticks since it was last asked.
+/// Delivery counts since they were last taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Queued to subscribers.
+pub struct DeliveryCounts {
+    /// Ticks queued to subscribers.
     pub queued: u64,
-    /// Taken out of outboxes again: counted once more as conflated, dropped, or queued anew.
-    pub taken_out: u64,
-    /// Told as conflated.
+    /// Queued ticks evicted from outboxes; each is counted again when it is conflated, dropped or requeued.
+    pub evicted: u64,
+    /// Ticks announced as conflated.
     pub conflated: u64,
-    /// Told as lost.
+    /// Ticks announced as lost.
     pub dropped: u64,
 }
 
 impl Fanout {
-    /// Nothing known, nothing held.
-    pub fn new(shards: u16, epoch: u64, settings: Settings) -> Fanout {
+    /// A fan-out without subscriptions or topics.
+    pub fn new(shard: ShardId, shards: u16, epoch: u64, settings: Settings) -> Fanout {
         Fanout {
+            shard,
             shards,
             epoch,
             settings,
@@ -156,18 +193,18 @@ impl Fanout {
             free: Vec::new(),
             by_request: HashMap::new(),
             next_request: 1,
-            attaching: VecDeque::new(),
+            activating: VecDeque::new(),
             topics: (0..shards).map(|_| Vec::new()).collect(),
             by_name: HashMap::new(),
             pulls: VecDeque::new(),
-            paces: Vec::new(),
-            tally: Tally::default(),
+            pace_timers: Vec::new(),
+            tally: DeliveryCounts::default(),
             scratch: Vec::new(),
         }
     }
 
-    /// Sets what is to be done for subscribers that have not said, from their next subscription on, and the bounds. A pass
-    /// over the topics where `policies` are others than before.
+    /// Replaces the default policies and the bounds. New policies apply to new subscriptions. O(topics) if they
+    /// changed.
     pub fn set_policies(&mut self, policies: Rules<Policy>, behind_bytes: usize, keys_max: usize) {
         if policies != self.settings.policies {
             for topic in self.topics.iter_mut().flatten().flatten() {
@@ -178,53 +215,54 @@ impl Fanout {
         self.settings.keys.keys_max = keys_max;
     }
 
-    /// Topics known here.
+    /// Number of topics open on this shard.
     pub fn topics_len(&self) -> usize {
         self.by_name.len()
     }
 
-    /// What became of ticks since this was last asked.
-    pub fn take_tally(&mut self) -> Tally {
+    /// Returns the counts since the last call.
+    pub fn take_counts(&mut self) -> DeliveryCounts {
         std::mem::take(&mut self.tally)
     }
 
-    /// Patterns held here.
+    /// Number of distinct patterns subscribed to on this shard.
     pub fn patterns_len(&self) -> usize {
         self.patterns.len()
     }
 
-    /// Sessions that take a topic here.
-    pub fn takers_len(&self, id: TopicId) -> usize {
+    /// Number of this shard's sessions subscribed to a topic.
+    pub fn subscribers_len(&self, id: TopicId) -> usize {
         let topic = topic_ref(&self.topics, id, self.shards);
         topic.map_or(0, EgressTopic::members_len)
     }
 
-    /// The entry of a pattern somebody here holds.
+    /// The entry of a pattern, if any session of this shard subscribes to it.
     pub fn entry_of(&mut self, pattern: &str) -> Option<u32> {
-        self.patterns.at_mut(pattern).copied()
+        self.patterns.get_mut(pattern).copied()
     }
 
-    /// Enters a session's subscription; the session must not hold the pattern already. It goes live through
-    /// [`Fanout::next_live`], once every home is ready. Returns what to ask of the homes if it is the first.
-    pub fn subscribe(&mut self, slot: SlotId, request: u32, pattern: &str) -> (u32, Option<Interest>) {
+    /// Registers a subscription; the session must not hold the pattern already. It goes live through
+    /// [`Fanout::next_activation`] once every home is ready.
+    pub fn subscribe(&mut self, slot: SlotId, request: u32, pattern: &str) -> Registration {
         if let Some(index) = self.entry_of(pattern)
             && let Some(entry) = self.entries[index as usize].as_mut()
         {
-            entry.waiters.push_back((slot, request));
-            if entry.homes_pending == 0 && !std::mem::replace(&mut entry.attaching, true) {
-                self.attaching.push_back(index);
+            entry.pending.push_back(PendingSubscriber { slot, request });
+            if entry.homes_pending == 0 && !std::mem::replace(&mut entry.activating, true) {
+                self.activating.push_back(index);
             }
-            return (index, None);
+            self.invariants(Some(index));
+            return Registration { entry: index, interest: None };
         }
         let exact = pattern::is_exact(pattern);
         let interest = Interest { request: self.next_request, exact };
         self.next_request = self.next_request.wrapping_add(1).max(1);
-        let entry = Entry {
+        let entry = PatternEntry {
             pattern: pattern.into(),
             members: Vec::new(),
-            waiters: VecDeque::from([(slot, request)]),
+            pending: VecDeque::from([PendingSubscriber { slot, request }]),
             homes_pending: if exact { 1 } else { self.shards },
-            attaching: false,
+            activating: false,
             request: interest.request,
         };
         let index = self.free.pop().unwrap_or_else(|| {
@@ -232,39 +270,44 @@ impl Fanout {
             self.entries.len() as u32 - 1
         });
         self.entries[index as usize] = Some(entry);
-        self.patterns.at_or_insert(pattern, || index);
+        self.patterns.get_or_insert_with(pattern, || index);
         self.by_request.insert(interest.request, index);
-        (index, Some(interest))
+        self.invariants(Some(index));
+        Registration { entry: index, interest: Some(interest) }
     }
 
-    /// A home has opened every topic that matches. Once all have, the waiters can go live.
+    /// Notes that a home has opened every matching topic. Once all homes have, the pending subscriptions can go live.
     pub fn handle_ready(&mut self, request: u32) {
+        // The last subscriber may have left before the home answered.
         let Some(&index) = self.by_request.get(&request) else { return };
-        let Some(entry) = self.entries[index as usize].as_mut() else { return };
+        let Some(entry) = self.entries[index as usize].as_mut() else {
+            return debug_assert!(false, "a request names an entry in use");
+        };
         entry.homes_pending -= 1;
-        if entry.homes_pending == 0 && !std::mem::replace(&mut entry.attaching, true) {
-            self.attaching.push_back(index);
+        if entry.homes_pending == 0 && !std::mem::replace(&mut entry.activating, true) {
+            self.activating.push_back(index);
         }
+        self.invariants(Some(index));
     }
 
-    /// Whether [`Fanout::next_live`] has one.
-    pub fn has_live(&self) -> bool {
-        !self.attaching.is_empty()
+    /// Whether subscriptions may be ready to go live.
+    pub fn has_activations(&self) -> bool {
+        !self.activating.is_empty()
     }
 
-    /// The next session whose subscription goes live, in the order they can.
-    pub fn next_live(&mut self) -> Option<GoesLive> {
-        while let Some(&index) = self.attaching.front() {
-            // An entry may have been given up, and even made anew, since it was queued.
+    /// The next subscription to go live, in the order they became ready.
+    pub fn next_activation(&mut self) -> Option<Activation> {
+        while let Some(&index) = self.activating.front() {
+            // The entry may have been removed, and its index reused, since it was queued.
             if let Some(entry) =
                 self.entries[index as usize].as_mut().filter(|entry| entry.homes_pending == 0)
             {
-                if let Some((slot, request)) = entry.waiters.pop_front() {
-                    return Some(GoesLive { entry: index, slot, request });
+                if let Some(PendingSubscriber { slot, request }) = entry.pending.pop_front() {
+                    return Some(Activation { entry: index, slot, request });
                 }
-                entry.attaching = false;
+                entry.activating = false;
             }
-            self.attaching.pop_front();
+            self.activating.pop_front();
         }
         None
     }
@@ -274,20 +317,27 @@ impl Fanout {
         self.entries[entry as usize].as_ref().map_or("", |entry| &entry.pattern)
     }
 
-    /// Makes a live subscription take effect: the session joins every matching topic, each announced to it first. A
-    /// look at each topic known here for a wildcard, one look-up for a name. Returns the topics looked at.
-    pub fn attach(&mut self, live: GoesLive, sessions: &mut Sessions, logs: &mut EgressLogs) -> usize {
-        let Some(entry) = self.entries[live.entry as usize].as_mut() else { return 0 };
+    /// Makes a subscription live: the session joins every matching topic, each announced to it first. O(topics) for a
+    /// wildcard, else one look-up. Returns the number of topics visited.
+    pub fn attach(&mut self, live: Activation, sessions: &mut Sessions, logs: &mut EgressLogs) -> usize {
+        let Some(entry) = self.entries[live.entry as usize].as_mut() else {
+            debug_assert!(false, "an entry stays while it has pending subscribers");
+            return 0;
+        };
+        // A closing session no longer joins topics.
         let Some(session) = sessions.open_mut(live.slot) else { return 0 };
         let held = session.subscriptions.iter_mut().find(|held| held.entry == live.entry);
-        let Some(held) = held else { return 0 };
+        let Some(held) = held else {
+            debug_assert!(false, "a pending subscriber has the subscription");
+            return 0;
+        };
         held.position = Some(entry.members.len() as u32);
-        let Subscription { delivery, begin, .. } = *held;
+        let Subscription { delivery, start_from, .. } = *held;
         entry.members.push(live.slot);
         let pattern = entry.pattern.clone();
-        let looked = if pattern::is_exact(&pattern) {
+        let visited = if pattern::is_exact(&pattern) {
             if let Some(&id) = self.by_name.get(&pattern) {
-                self.join(id, live.slot, delivery, begin, sessions, logs);
+                self.join(id, live.slot, delivery, start_from, sessions, logs);
             }
             1
         } else {
@@ -298,16 +348,17 @@ impl Fanout {
                     else {
                         continue;
                     };
-                    self.join(topic.info.id, live.slot, delivery, begin, sessions, logs);
-                    self.relieve(sessions, logs);
+                    self.join(topic.info.id, live.slot, delivery, start_from, sessions, logs);
+                    self.evict_overflowing(sessions, logs);
                 }
             }
             self.by_name.len()
         };
-        self.tell_of_unknown_places(&pattern, begin, live.slot, sessions);
+        self.answer_unknown_positions(&pattern, start_from, live.slot, sessions);
         self.queue_pull(live.slot, sessions);
-        self.relieve(sessions, logs);
-        looked
+        self.evict_overflowing(sessions, logs);
+        self.invariants(Some(live.entry));
+        visited
     }
 
     fn join(
@@ -315,52 +366,59 @@ impl Fanout {
         id: TopicId,
         slot: SlotId,
         delivery: Delivery,
-        begin: Begin,
+        start_from: StartFrom,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
-        let wanted = self.wanted(id, slot, begin, sessions);
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
-        if !topic.join(slot, delivery, wanted, sessions, logs) {
+        let backlog = self.backlog(id, slot, start_from, sessions);
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
+            return debug_assert!(false, "only open topics are joined");
+        };
+        if !topic.join(slot, delivery, backlog, sessions, logs) {
             topic.release_paced(slot, sessions);
         }
     }
 
-    /// Changes how a live subscription is delivered. Returns the topics and subscriptions looked at.
+    /// Changes the policy and pace of a subscription. Returns the number of topics and subscriptions visited.
     pub fn update(&mut self, entry: u32, slot: SlotId, delivery: Delivery, sessions: &mut Sessions) -> usize {
         let Some(session) = sessions.open_mut(slot) else { return 1 };
-        let Some(held) = session.subscriptions.iter_mut().find(|held| held.entry == entry) else { return 1 };
+        let Some(held) = session.subscriptions.iter_mut().find(|held| held.entry == entry) else {
+            debug_assert!(false, "a session updates only its own subscriptions");
+            return 1;
+        };
         held.delivery = delivery;
         if held.position.is_none() {
-            // It takes nothing yet: what its topics come by another subscription stays as it is.
+            // Not live yet: its topics may be delivered by another subscription, whose settings stay.
             return 1;
         }
-        let (taken, mut looked) = self.memberships_of(entry, slot, sessions);
-        for &id in &taken {
-            looked += self.merge_deliveries(id, slot, Some(delivery), sessions);
+        let Affected { topics, mut visited } = self.affected_by(entry, slot, sessions);
+        for &id in &topics {
+            visited += self.merge_deliveries(id, slot, Some(delivery), sessions);
         }
-        looked
+        visited
     }
 
-    /// The topics that a session takes and an entry's pattern matches, and how many were looked at: a wildcard goes over
-    /// the session's memberships.
-    fn memberships_of(&self, entry: u32, slot: SlotId, sessions: &Sessions) -> (Vec<TopicId>, usize) {
+    /// Finds the topics of a session that match an entry's pattern. O(memberships) for a wildcard, else one look-up.
+    fn affected_by(&self, entry: u32, slot: SlotId, sessions: &Sessions) -> Affected {
         let entry = self.entries[entry as usize].as_ref();
-        let Some((entry, session)) = entry.zip(sessions.get(slot)) else { return (Vec::new(), 1) };
+        let Some((entry, session)) = entry.zip(sessions.get(slot)) else {
+            debug_assert!(false, "a live subscription has an entry and a session");
+            return Affected { topics: Vec::new(), visited: 1 };
+        };
         if pattern::is_exact(&entry.pattern) {
-            let taken = self.by_name.get(&entry.pattern).filter(|id| session.memberships.contains_key(id));
-            return (taken.copied().into_iter().collect(), 1);
+            let topics = self.by_name.get(&entry.pattern).filter(|id| session.memberships.contains_key(id));
+            return Affected { topics: topics.copied().into_iter().collect(), visited: 1 };
         }
         let of_pattern = |id: &&TopicId| {
             topic_ref(&self.topics, **id, self.shards)
                 .is_some_and(|topic| pattern::matches(&entry.pattern, &topic.info.name))
         };
-        let taken = session.memberships.keys().filter(of_pattern).copied().collect();
-        (taken, session.memberships.len() + 1)
+        let topics = session.memberships.keys().filter(of_pattern).copied().collect();
+        Affected { topics, visited: session.memberships.len() + 1 }
     }
 
-    /// Brings a membership in line with the session's live subscriptions that match: with `alone` if it is the only one,
-    /// else a look at each. Returns how many were looked at.
+    /// Recomputes a membership's delivery from the session's live subscriptions that match its topic. If only one does,
+    /// `alone` is its delivery. Returns the number of subscriptions visited.
     fn merge_deliveries(
         &mut self,
         id: TopicId,
@@ -368,10 +426,14 @@ impl Fanout {
         alone: Option<Delivery>,
         sessions: &mut Sessions,
     ) -> usize {
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return 0 };
-        let Some(session) = sessions.get(slot) else { return 0 };
-        let Some(membership) = session.memberships.get(&id) else { return 0 };
-        let (merged, looked) = match alone {
+        let topic = topic_mut(&mut self.topics, id, self.shards);
+        let session = sessions.get(slot);
+        let membership = session.and_then(|session| session.memberships.get(&id));
+        let (Some(topic), Some(session), Some(membership)) = (topic, session, membership) else {
+            debug_assert!(false, "a membership has a topic and a session");
+            return 0;
+        };
+        let (merged, visited) = match alone {
             Some(delivery) if membership.references == 1 => (delivery, 1),
             _ => {
                 let matching = session.subscriptions.iter().filter(|held| {
@@ -384,50 +446,54 @@ impl Fanout {
         };
         topic.set_delivery(slot, merged, sessions);
         topic.release_paced(slot, sessions);
-        looked
+        visited
     }
 
-    /// Takes a session's subscription out; it must no longer stand in the session's list. Returns the pattern if it was
-    /// the last of it, for the homes to be told, and how many topics and subscriptions were looked at.
-    pub fn unsubscribe(
+    /// Removes a subscription that the caller has already taken out of the session's list.
+    pub fn unsubscribe(&mut self, held: Subscription, slot: SlotId, sessions: &mut Sessions) -> Unsubscribed {
+        let mut visited = 1;
+        if held.position.is_some() {
+            let affected = self.affected_by(held.entry, slot, sessions);
+            visited = affected.visited;
+            self.flush_notices_of(&affected.topics, slot, sessions);
+            for id in affected.topics {
+                let topic = topic_mut(&mut self.topics, id, self.shards);
+                if topic.is_some_and(|topic| topic.drop_reference(slot, sessions)) {
+                    visited += self.merge_deliveries(id, slot, None, sessions);
+                }
+            }
+        }
+        Unsubscribed { pattern_gone: self.leave_pattern(held, slot, sessions), visited }
+    }
+
+    /// Removes all subscriptions of a session as it ends. Returns the patterns that nobody on this shard holds any
+    /// more.
+    pub fn detach(&mut self, slot: SlotId, sessions: &mut Sessions) -> Vec<Box<str>> {
+        let Some(session) = sessions.any_mut(slot) else { return Vec::new() };
+        let held = std::mem::take(&mut session.subscriptions);
+        let topics: Vec<TopicId> = session.memberships.keys().copied().collect();
+        for id in topics {
+            if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
+                topic.leave(slot, sessions);
+            }
+        }
+        held.into_iter().filter_map(|held| self.leave_pattern(held, slot, sessions)).collect()
+    }
+
+    /// Removes a session from a pattern's entry, and the entry after its last session. Returns the pattern if it is
+    /// gone.
+    fn leave_pattern(
         &mut self,
         held: Subscription,
         slot: SlotId,
         sessions: &mut Sessions,
-    ) -> (Option<Box<str>>, usize) {
-        let mut looked = 1;
-        if held.position.is_some() {
-            let taken;
-            (taken, looked) = self.memberships_of(held.entry, slot, sessions);
-            self.tell_of(&taken, slot, sessions);
-            for id in taken {
-                let topic = topic_mut(&mut self.topics, id, self.shards);
-                if topic.is_some_and(|topic| topic.leave(slot, sessions)) {
-                    looked += self.merge_deliveries(id, slot, None, sessions);
-                }
-            }
-        }
-        (self.give_up(held, slot, sessions), looked)
-    }
-
-    /// Takes a session out of everything it holds, as it ends. Returns the patterns it was the last of.
-    pub fn detach(&mut self, slot: SlotId, sessions: &mut Sessions) -> Vec<Box<str>> {
-        let Some(session) = sessions.any_mut(slot) else { return Vec::new() };
-        let held = std::mem::take(&mut session.subscriptions);
-        let taken: Vec<TopicId> = session.memberships.keys().copied().collect();
-        for id in taken {
-            if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
-                topic.leave_whole(slot, sessions);
-            }
-        }
-        held.into_iter().filter_map(|held| self.give_up(held, slot, sessions)).collect()
-    }
-
-    /// Takes a session out of a pattern's entry, and the entry away with its last session.
-    fn give_up(&mut self, held: Subscription, slot: SlotId, sessions: &mut Sessions) -> Option<Box<str>> {
-        let entry = self.entries[held.entry as usize].as_mut()?;
+    ) -> Option<Box<str>> {
+        let Some(entry) = self.entries[held.entry as usize].as_mut() else {
+            debug_assert!(false, "an entry stays while a session holds its pattern");
+            return None;
+        };
         match held.position {
-            None => entry.waiters.retain(|&(waiter, _)| waiter != slot),
+            None => entry.pending.retain(|pending| pending.slot != slot),
             Some(position) => {
                 entry.members.swap_remove(position as usize);
                 if let Some(&moved) = entry.members.get(position as usize)
@@ -439,17 +505,19 @@ impl Fanout {
                 }
             }
         }
-        if !entry.members.is_empty() || !entry.waiters.is_empty() {
+        if !entry.members.is_empty() || !entry.pending.is_empty() {
+            self.invariants(Some(held.entry));
             return None;
         }
         let entry = self.entries[held.entry as usize].take()?;
         self.free.push(held.entry);
         self.by_request.remove(&entry.request);
         self.patterns.remove(&entry.pattern);
+        self.invariants(None);
         Some(entry.pattern)
     }
 
-    /// A home will send this topic's ticks from now on: the sessions whose live patterns match it join.
+    /// Opens a topic whose ticks its home sends from now on: sessions with a matching live pattern join.
     pub fn handle_open(
         &mut self,
         id: TopicId,
@@ -458,16 +526,22 @@ impl Fanout {
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
-        let Some(local) = id.local_index(self.shards) else { return };
+        let Some(local) = id.local_index(self.shards) else {
+            return debug_assert!(false, "a home opens topics with ids of its own");
+        };
         let of_home = &mut self.topics[usize::from(id.home(self.shards).0)];
         if of_home.len() <= local as usize {
             of_home.resize_with(local as usize + 1, || None);
         }
         debug_assert!(of_home[local as usize].is_none(), "a home opens a topic once");
-        let mut topic = EgressTopic::new(id, epoch, name, self.settings.policies.of(name));
+        let is_homed_here = id.home(self.shards) == self.shard;
+        let policy = self.settings.policies.of(name);
+        let mut topic = EgressTopic::new(id, epoch, name, policy, is_homed_here);
         let entries = &self.entries;
-        self.patterns.matching(name, |&index| {
-            let Some(entry) = entries[index as usize].as_ref() else { return };
+        self.patterns.for_each_match(name, |&index| {
+            let Some(entry) = entries[index as usize].as_ref() else {
+                return debug_assert!(false, "a pattern in the trie has an entry");
+            };
             for &slot in &entry.members {
                 let held = sessions.get(slot).map(|session| &session.subscriptions);
                 let held = held.and_then(|held| held.iter().find(|held| held.entry == index));
@@ -477,35 +551,47 @@ impl Fanout {
         });
         of_home[local as usize] = Some(Box::new(topic));
         self.by_name.insert(name.into(), id);
-        self.relieve(sessions, logs);
+        self.evict_overflowing(sessions, logs);
+        self.invariants(None);
     }
 
-    /// A home has stopped sending this topic's ticks, as this shard asked.
+    /// Closes a topic after its home stopped sending ticks, at this shard's request.
     pub fn handle_close(&mut self, id: TopicId) {
-        let Some(local) = id.local_index(self.shards) else { return };
+        let Some(local) = id.local_index(self.shards) else {
+            return debug_assert!(false, "a home opens topics with ids of its own");
+        };
         let of_home = &mut self.topics[usize::from(id.home(self.shards).0)];
-        let Some(topic) = of_home.get_mut(local as usize).and_then(Option::take) else { return };
-        debug_assert!(topic.groups.is_empty(), "a topic is closed when nobody here takes it");
-        topic.newest.give_back(&mut self.settings.keys);
+        let Some(topic) = of_home.get_mut(local as usize).and_then(Option::take) else {
+            return debug_assert!(false, "a home closes only topics that it opened");
+        };
+        debug_assert!(topic.groups.is_empty(), "a topic closes only after its last member left");
+        topic.last_values.release(&mut self.settings.keys);
         self.by_name.remove(&topic.info.name);
+        self.invariants(None);
     }
 
-    /// Appends a tick once for each wire format that its takers use, and queues it to the sessions that take it now.
+    /// Appends a tick once for each wire format in use by its members, and queues it to every member that is live.
     pub fn deliver(&mut self, tick: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs, now_ns: u64) {
         let id = TopicId(tick.header.topic_id);
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
+            return debug_assert!(false, "a home sends ticks only of topics that it opened");
+        };
+        debug_assert!(tick.header.sequence > topic.last_sequence, "sequences increase");
         let sequence = tick.header.sequence;
         topic.tracked_from = topic.tracked_from.min(sequence);
-        topic.newest.put(sequence, tick.key(), &mut self.settings.keys, |out| {
-            out.extend_from_slice(tick.bytes);
-        });
+        topic.last_sequence = sequence;
+        if !topic.is_homed_here {
+            topic.last_values.store(sequence, tick.key(), &mut self.settings.keys, |out| {
+                out.extend_from_slice(tick.bytes);
+            });
+        }
         for Group { format, members, latest, .. } in &mut topic.groups {
             *latest = None;
             if members.iter().all(|member| member.is_skipped()) {
                 continue;
             }
             let Some((log, range)) = logs.append_tick(*format, tick, &topic.info) else {
-                // Longer than a whole log: none of them can have it, and a lost tick is never silent.
+                // The tick is longer than the log, so no member can receive it; closing them keeps the loss announced.
                 members.iter().for_each(|member| sessions.doom_slow(member.slot()));
                 continue;
             };
@@ -513,20 +599,49 @@ impl Fanout {
             for member in members.iter_mut().filter(|member| !member.is_skipped()) {
                 let slot = member.slot();
                 if member.is_paced()
-                    && !conflation::is_due(id, sequence, member, sessions, &mut self.paces, now_ns)
+                    && !conflation::pace_allows(id, sequence, member, sessions, &mut self.pace_timers, now_ns)
                 {
                     continue;
                 }
                 match sessions.offer(slot, log, range) {
                     Offered::Gone => continue,
-                    Offered::Behind if conflation::hold(id, sequence, member, sessions) => continue,
+                    Offered::Behind if conflation::hold_if_conflating(id, sequence, member, sessions) => {
+                        continue;
+                    }
                     Offered::Behind => sessions.push_range(slot, log, range),
                     Offered::Queued => {}
                 }
                 self.tally.queued += 1;
             }
         }
-        self.relieve(sessions, logs);
+        self.evict_overflowing(sessions, logs);
+    }
+
+    /// Checks the tables against each other, and the entry that has just changed. O(1), as it runs in every debug
+    /// build.
+    fn invariants(&self, changed: Option<u32>) {
+        if cfg!(debug_assertions) {
+            let used = self.entries.len() - self.free.len();
+            assert_eq!(used, self.patterns.len(), "every entry in use is in the trie");
+            assert_eq!(used, self.by_request.len(), "every entry in use has a request");
+            let entry = changed.and_then(|index| self.entries[index as usize].as_ref());
+            assert_eq!(entry.is_some(), changed.is_some(), "an entry that has just changed is in use");
+            if let Some(entry) = entry {
+                assert_eq!(
+                    self.by_request.get(&entry.request).copied(),
+                    changed,
+                    "a request names its entry"
+                );
+                assert!(
+                    entry.homes_pending > 0 || entry.pending.is_empty() || entry.activating,
+                    "a ready entry with pending subscribers is in `activating`"
+                );
+                assert!(
+                    entry.members.is_empty() || entry.homes_pending == 0,
+                    "a subscription goes live only once every home is ready"
+                );
+            }
+        }
     }
 }
 
@@ -542,7 +657,7 @@ fn topic_ref(topics: &[Vec<Option<Box<EgressTopic>>>], id: TopicId, shards: u16)
     topics[usize::from(id.home(shards).0)].get(id.local_index(shards)? as usize)?.as_deref()
 }
 
-/// The home of a pattern that is a topic's name, or every shard.
+/// The homes of the topics that a pattern may match: one for an exact name, else all.
 pub fn homes(pattern: &str, exact: bool, shards: u16) -> std::ops::Range<u16> {
     match exact {
         true => {
@@ -550,5 +665,44 @@ pub fn homes(pattern: &str, exact: bool, shards: u16) -> std::ops::Range<u16> {
             home..home + 1
         }
         false => 0..shards,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tickcast_proto::{
+        frame::{self, Kind, TickParts},
+        ids::Sequence,
+    };
+
+    const SHARDS: u16 = 2;
+    const OWN: ShardId = ShardId(0);
+
+    #[test]
+    fn only_topics_of_other_homes_have_a_copy_of_their_last_values_here() {
+        let settings = Settings {
+            policies: Rules::all(Policy::default()),
+            keys: KeysBudget { keys_max: 4, bytes_left: 1 << 20 },
+            behind_bytes: 1 << 16,
+        };
+        let mut fanout = Fanout::new(OWN, SHARDS, 1, settings);
+        let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20));
+        for (home, copies) in [(OWN, 0), (ShardId(1), 3)] {
+            let id = TopicId::new(0, home, SHARDS).unwrap();
+            fanout.handle_open(id, 1, "a", &mut sessions, &mut logs);
+            for sequence in 5..8 {
+                let parts = TickParts { key: sequence, payload: b"x", ..TickParts::default() };
+                let mut bytes = Vec::new();
+                let header = frame::encode_tick(&mut bytes, id, Sequence(sequence), &parts);
+                let tick = Frame { header, kind: Kind::Tick, bytes: &bytes };
+                fanout.deliver(&tick, &mut sessions, &mut logs, 0);
+            }
+            let topic = topic_ref(&fanout.topics, id, SHARDS).unwrap();
+            assert_eq!((topic.tracked_from, topic.last_sequence), (5, 7));
+            assert_eq!(topic.last_values.keys_len(), copies);
+            fanout.handle_close(id);
+        }
+        assert_eq!(fanout.settings.keys.bytes_left, 1 << 20);
     }
 }

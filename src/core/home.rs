@@ -1,4 +1,4 @@
-//! The home side of topics: assigns sequences, keeps last values and history, knows which shards subscribe to what.
+//! The home side of topics: sequencing, last values, history, and which shards subscribe to which topics.
 
 pub mod history;
 pub mod last_value;
@@ -8,9 +8,9 @@ use std::collections::{HashMap, VecDeque};
 use crate::{
     home::{
         history::{History, HistoryBounds},
-        last_value::{KeysBudget, Newest},
+        last_value::{KeysBudget, LastValues},
     },
-    limits::{HISTORY_PIECE_BYTES, TURN_SCAN_TOPICS, TURN_TRIM_BYTES},
+    limits::{HISTORY_CHUNK_BYTES, TURN_SCAN_TOPICS, TURN_TRIM_BYTES},
     pattern_trie::PatternTrie,
 };
 use tickcast_proto::{
@@ -50,43 +50,45 @@ impl ShardSet {
     }
 }
 
-/// Which part of a topic's past a session asks for.
+/// The part of a topic's past that a session requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Wanted {
+pub enum Backfill {
     /// The last value of each key.
-    Latest = 0,
-    /// Everything still kept from a sequence on; the rest is announced as a gap.
-    Kept = 1,
-    /// Everything from a sequence on, or else the last values; RECOVERED says which.
-    Place = 2,
-    /// The last values, and RECOVERED 0: the session's place belongs to another epoch.
-    Lost = 3,
-    /// The last value of each key from a sequence on, for a session that fell behind.
-    Newest = 4,
+    LastValues = 0,
+    /// Every tick still kept from a sequence on; earlier ones are announced as a gap.
+    Retained = 1,
+    /// Every tick from a sequence on, or the last values if some are gone; RECOVERED says which.
+    Position = 2,
+    /// The last values with RECOVERED 0: the session's position belongs to another epoch.
+    PositionLost = 3,
+    /// The last value of each key from a sequence on: for a session that fell behind.
+    Conflated = 4,
 }
 
-impl Wanted {
+impl Backfill {
     /// Converts from the number that the mesh carries.
-    pub fn from_wire(wanted: u32) -> Option<Wanted> {
-        use Wanted::*;
-        [Latest, Kept, Place, Lost, Newest].into_iter().find(|known| *known as u32 == wanted)
+    pub fn from_wire(number: u32) -> Option<Backfill> {
+        use Backfill::*;
+        [LastValues, Retained, Position, PositionLost, Conflated]
+            .into_iter()
+            .find(|known| *known as u32 == number)
     }
 }
 
-/// Flag: the last piece; ticks after it are live.
-pub const PIECE_DONE: u32 = 1;
-/// Flag: the place was found; everything after it follows.
-pub const PIECE_RECOVERED: u32 = 2;
-/// Flag: the place was not found; the last values follow.
-pub const PIECE_NOT_RECOVERED: u32 = 4;
+/// Flag: the last chunk; ticks after it are live.
+pub const CHUNK_LAST: u32 = 1;
+/// Flag: the position was found; everything after it follows.
+pub const CHUNK_RECOVERED: u32 = 2;
+/// Flag: the position was not found; the last values follow.
+pub const CHUNK_NOT_RECOVERED: u32 = 4;
 
-/// How much of the past a home keeps.
+/// How much of each topic's past a home keeps.
 #[derive(Clone, Debug)]
-pub struct Keeping {
-    /// Bounds of each topic's history.
+pub struct Retention {
+    /// Bounds of each topic's history, by topic.
     pub history: Rules<HistoryBounds>,
-    /// Bytes of the histories of all topics of the home together.
+    /// Bytes of the histories of all topics of the home.
     pub history_bytes_max: usize,
     /// Budget of the last values by key of all topics of the home.
     pub keys: KeysBudget,
@@ -95,14 +97,14 @@ pub struct Keeping {
 /// A topic at its home.
 #[derive(Debug)]
 pub struct HomeTopic {
-    /// Its name.
+    /// Name.
     pub name: Box<str>,
-    /// Its id on the wire.
+    /// Id on the wire.
     pub id: TopicId,
     /// Sequence of the last tick; 0 before the first.
     pub sequence: Sequence,
-    /// Last value of each key, as the frames that were sent.
-    pub newest: Newest,
+    /// Last value of each key, as the frames sent to the shards.
+    pub last_values: LastValues,
     history: History,
     bounds: HistoryBounds,
     /// Shards with a subscriber.
@@ -116,18 +118,18 @@ impl HomeTopic {
     }
 }
 
-/// A tick that its home has just given a sequence.
+/// A tick that its home has just sequenced.
 #[derive(Clone, Copy, Debug)]
 pub struct Sequenced<'a> {
-    /// Its frame, as every shard gets it.
+    /// The tick's frame, the same for every shard.
     pub tick: Frame<'a>,
-    /// The shards that get it.
+    /// The shards that receive it.
     pub interested: ShardSet,
 }
 
-/// News for a shard that registered interest in a pattern.
+/// A message to a shard that registered interest in a pattern.
 #[derive(Debug)]
-pub enum Notice<'a> {
+pub enum InterestEvent<'a> {
     /// The shard now gets this topic's ticks.
     Open(ShardId, &'a HomeTopic),
     /// The shard no longer gets this topic's ticks.
@@ -136,40 +138,43 @@ pub enum Notice<'a> {
     Ready(ShardId, u32),
 }
 
-/// A walk over all topics after one shard's interest changed, in pieces of [`TURN_SCAN_TOPICS`].
+/// A scan of all topics after a shard's interest changed, at most [`TURN_SCAN_TOPICS`] a turn.
 #[derive(Debug)]
-struct Scan {
+struct InterestScan {
     shard: ShardId,
     pattern: Box<str>,
-    /// The request to answer once topics are open; `None` when interest ended.
+    /// The request to answer once the topics are open; `None` if the interest ended.
     request: Option<u32>,
     next: u32,
 }
 
-/// Describes one piece of a topic's past.
+/// Describes one chunk of a topic's past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct HistoryChunk {
     /// The topic's last sequence.
     pub last: u64,
     /// The first sequence still kept; earlier ones are lost.
     pub start: u64,
-    /// `PIECE_*`.
+    /// `CHUNK_*`.
     pub flags: u32,
 }
+
+/// Topics whose interest [`Home::invariants`] checks: all in most tests, and still cheap with many.
+const TOPICS_CHECKED: usize = 16;
 
 /// Offset of the flags in a frame header.
 const FLAGS_OFFSET: usize = 7;
 
 /// All topics that one shard sequences.
 ///
-/// Invariant: once no scan is pending, a shard holds a pattern that matches a topic only if it is in `interested`.
+/// Invariant: while no scan is pending, a topic's `interested` are exactly the shards with a pattern that matches it.
 /// Invariant: scans run in the order they were requested, so a close never overtakes a later open.
 #[derive(Debug)]
 pub struct Home {
     shard: ShardId,
     shards: u16,
     topics_max: usize,
-    keeping: Keeping,
+    retention: Retention,
     /// Bytes the histories may still grow by; negative after the bound was lowered: bytes they must return.
     history_left_bytes: isize,
     /// Next topic whose history must be trimmed to lowered bounds; `None` when no trim is pending.
@@ -179,7 +184,16 @@ pub struct Home {
     /// Shards by the pattern they hold.
     interest: PatternTrie<ShardSet>,
     /// Bound: [`crate::limits::SCANS_MAX`], plus the patterns of sessions that end.
-    scans: VecDeque<Scan>,
+    scans: VecDeque<InterestScan>,
+}
+
+/// A topic that [`Home::find_or_create`] found or created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopicLookup {
+    /// Its index in the home.
+    pub index: u32,
+    /// The topic is new: the caller must open it to the interested shards before its first tick goes out.
+    pub is_new: bool,
 }
 
 /// The home has reached its limit of topics.
@@ -188,14 +202,14 @@ pub struct TooManyTopics;
 
 impl Home {
     /// An empty home that sequences at most `topics_max` topics.
-    pub fn new(shard: ShardId, shards: u16, topics_max: usize, keeping: Keeping) -> Home {
+    pub fn new(shard: ShardId, shards: u16, topics_max: usize, retention: Retention) -> Home {
         Home {
             shard,
             shards,
             topics_max,
-            history_left_bytes: signed(keeping.history_bytes_max),
+            history_left_bytes: signed(retention.history_bytes_max),
             trim_next: None,
-            keeping,
+            retention,
             topics: Vec::new(),
             by_name: HashMap::new(),
             interest: PatternTrie::default(),
@@ -203,19 +217,25 @@ impl Home {
         }
     }
 
-    /// Changes how much of the past is kept. Existing histories follow at their topic's next tick or when [`Home::trim`]
-    /// reaches them. O(topics) if the rules changed.
-    pub fn set_keeping(&mut self, history: Rules<HistoryBounds>, history_bytes_max: usize, keys_max: usize) {
-        let taken = signed(self.keeping.history_bytes_max) - self.history_left_bytes;
+    /// Changes how much of the past is kept. Existing histories follow at their topic's next tick or when
+    /// [`Home::trim`] reaches them. O(topics) if the rules changed.
+    pub fn set_retention(
+        &mut self,
+        history: Rules<HistoryBounds>,
+        history_bytes_max: usize,
+        keys_max: usize,
+    ) {
+        let taken = signed(self.retention.history_bytes_max) - self.history_left_bytes;
         self.history_left_bytes = signed(history_bytes_max) - taken;
         self.trim_next = Some(0);
-        if history != self.keeping.history {
+        if history != self.retention.history {
             for topic in &mut self.topics {
                 topic.bounds = history.of(&topic.name);
             }
         }
-        self.keeping.keys.keys_max = keys_max;
-        (self.keeping.history, self.keeping.history_bytes_max) = (history, history_bytes_max);
+        self.retention.keys.keys_max = keys_max;
+        (self.retention.history, self.retention.history_bytes_max) = (history, history_bytes_max);
+        self.invariants();
     }
 
     /// Whether a trim is pending.
@@ -233,11 +253,12 @@ impl Home {
             copied += history.trim(*bounds, now_ns, &mut self.history_left_bytes);
             next += 1;
         }
-        // Each pass halves what is kept, so few are needed.
+        // Each pass halves the histories, so a few passes suffice.
         self.trim_next = match next < self.topics.len() {
             true => Some(next),
             false => (self.history_left_bytes < 0 && next > 0).then_some(0),
         };
+        self.invariants();
         next - first
     }
 
@@ -246,50 +267,63 @@ impl Home {
         &self.topics[index as usize]
     }
 
-    /// Gives a tick the next sequence and encodes it as the topic's last value, once for all shards. No allocation once
-    /// the buffers have grown to what the topic needs, but for keys.
+    /// The last values of a topic that this home sequences; `None` for a topic of another home.
+    pub fn last_values(&self, id: TopicId) -> Option<&LastValues> {
+        let local = id.local_index(self.shards).filter(|_| id.home(self.shards) == self.shard)?;
+        self.topics.get(local as usize).map(|topic| &topic.last_values)
+    }
+
+    /// Assigns a tick the next sequence and encodes it as the topic's last value, once for all shards. Once the buffers
+    /// have grown to the topic's largest tick, only keys allocate.
     pub fn sequence(&mut self, index: u32, tick: &TickParts<'_>, now_ns: u64) -> Sequenced<'_> {
         let topic = &mut self.topics[index as usize];
         topic.sequence.0 += 1;
         let (id, sequence) = (topic.id, topic.sequence);
         let mut header = FrameHeader::default();
-        topic.newest.put(sequence.0, tick.key, &mut self.keeping.keys, |out| {
+        topic.last_values.store(sequence.0, tick.key, &mut self.retention.keys, |out| {
             header = frame::encode_tick(out, id, sequence, tick);
         });
         let left = &mut self.history_left_bytes;
-        topic.history.push(sequence.0, topic.newest.latest(), topic.bounds, now_ns, left);
-        let tick = Frame { header, kind: Kind::Tick, bytes: topic.newest.latest() };
+        topic.history.push(sequence.0, topic.last_values.last_frame(), topic.bounds, now_ns, left);
+        let tick = Frame { header, kind: Kind::Tick, bytes: topic.last_values.last_frame() };
         Sequenced { tick, interested: topic.interested }
     }
 
-    /// Appends one piece of a topic's past, about [`HISTORY_PIECE_BYTES`] of whole frames from a sequence on, and
-    /// describes it. O(piece).
-    pub fn piece(&mut self, id: TopicId, wanted: Wanted, from: u64, now_ns: u64, out: &mut Vec<u8>) -> Piece {
+    /// Appends one chunk of a topic's past, about [`HISTORY_CHUNK_BYTES`] of whole frames from a sequence on, and
+    /// describes it. O(chunk).
+    pub fn history_chunk(
+        &mut self,
+        id: TopicId,
+        backfill: Backfill,
+        from: u64,
+        now_ns: u64,
+        out: &mut Vec<u8>,
+    ) -> HistoryChunk {
         let local = id.local_index(self.shards).map_or(usize::MAX, |local| local as usize);
         let Some(topic) = self.topics.get_mut(local) else {
-            return Piece { last: 0, start: from, flags: PIECE_DONE };
+            return HistoryChunk { last: 0, start: from, flags: CHUNK_LAST };
         };
         let last = topic.sequence.0;
         let oldest = topic.history.oldest(topic.bounds, now_ns);
         let reaches_back = from > last || oldest.is_some_and(|oldest| oldest <= from);
-        let snapshot = wanted != Wanted::Newest;
+        let snapshot = backfill != Backfill::Conflated;
         let (mut start, mut flags, mut snapshot_from) = (from, 0, None);
-        match wanted {
-            Wanted::Latest | Wanted::Newest => snapshot_from = Some(from),
-            Wanted::Lost => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(1)),
-            Wanted::Place if from > last + 1 => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(1)),
-            // A client without any tick cannot have lost its place: the gap says what is no longer kept.
-            Wanted::Place if !reaches_back && from == 1 => {
-                (flags, start) = (PIECE_RECOVERED, oldest.unwrap_or(last));
+        match backfill {
+            Backfill::LastValues | Backfill::Conflated => snapshot_from = Some(from),
+            Backfill::PositionLost => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(1)),
+            Backfill::Position if from > last + 1 => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(1)),
+            // A client without any tick has no position to lose: a gap announces what is no longer kept.
+            Backfill::Position if !reaches_back && from == 1 => {
+                (flags, start) = (CHUNK_RECOVERED, oldest.unwrap_or(last));
             }
-            Wanted::Place if !reaches_back => (flags, snapshot_from) = (PIECE_NOT_RECOVERED, Some(from)),
-            Wanted::Place => flags = PIECE_RECOVERED,
-            Wanted::Kept if !reaches_back => start = oldest.unwrap_or(last),
-            Wanted::Kept => {}
+            Backfill::Position if !reaches_back => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(from)),
+            Backfill::Position => flags = CHUNK_RECOVERED,
+            Backfill::Retained if !reaches_back => start = oldest.unwrap_or(last),
+            Backfill::Retained => {}
         }
         let mut done = true;
         let mut take = |frame: &[u8], snapshot: bool| {
-            done = out.is_empty() || out.len() + frame.len() <= HISTORY_PIECE_BYTES;
+            done = out.is_empty() || out.len() + frame.len() <= HISTORY_CHUNK_BYTES;
             if done {
                 let at = out.len() + FLAGS_OFFSET;
                 out.extend_from_slice(frame);
@@ -298,19 +332,19 @@ impl Home {
             done
         };
         if let Some(from) = snapshot_from {
-            let _ = topic.newest.since(from).all(|(_, frame)| take(frame, snapshot));
+            let _ = topic.last_values.since(from).all(|(_, frame)| take(frame, snapshot));
         } else if oldest.is_some() {
             let _ = topic.history.since(start).all(|(_, frame)| take(frame, false));
         } else if start <= last {
-            take(topic.newest.latest(), false);
+            take(topic.last_values.last_frame(), false);
         }
-        flags |= if done { PIECE_DONE } else { 0 };
-        Piece { last, start, flags }
+        flags |= if done { CHUNK_LAST } else { 0 };
+        HistoryChunk { last, start, flags }
     }
 
-    /// Bytes of the topics' histories and last values.
+    /// Memory of the topics' histories and last values, bytes.
     pub fn memory_bytes(&self) -> usize {
-        self.topics.iter().map(|topic| topic.history.memory_bytes() + topic.newest.memory_bytes()).sum()
+        self.topics.iter().map(|topic| topic.history.memory_bytes() + topic.last_values.memory_bytes()).sum()
     }
 
     /// Number of topics.
@@ -323,14 +357,13 @@ impl Home {
         self.topics.is_empty()
     }
 
-    /// Finds the topic of this name, or creates it. The flag says whether it is new: the caller must then open it to its
-    /// interested shards before the first tick goes out.
+    /// Finds the topic of this name, or creates it.
     ///
     /// # Errors
     /// [`TooManyTopics`].
-    pub fn find_or_create(&mut self, name: &str) -> Result<(u32, bool), TooManyTopics> {
+    pub fn find_or_create(&mut self, name: &str) -> Result<TopicLookup, TooManyTopics> {
         if let Some(&index) = self.by_name.get(name) {
-            return Ok((index, false));
+            return Ok(TopicLookup { index, is_new: false });
         }
         let index = self.topics.len() as u32;
         if self.topics.len() >= self.topics_max {
@@ -338,57 +371,73 @@ impl Home {
         }
         let id = TopicId::new(index, self.shard, self.shards).ok_or(TooManyTopics)?;
         let mut interested = ShardSet::default();
-        self.interest.matching(name, |shards| interested.0 |= shards.0);
+        self.interest.for_each_match(name, |shards| interested.0 |= shards.0);
         self.by_name.insert(name.into(), index);
         self.topics.push(HomeTopic {
             name: name.into(),
             id,
             sequence: Sequence(0),
-            newest: Newest::default(),
+            last_values: LastValues::default(),
             history: History::default(),
-            bounds: self.keeping.history.of(name),
+            bounds: self.retention.history.of(name),
             interested,
         });
-        Ok((index, true))
+        self.invariants();
+        Ok(TopicLookup { index, is_new: true })
     }
 
     /// Registers a shard's first subscriber of `pattern`. Topics created from now on are opened to it at once, existing
-    /// ones as [`Home::scan`] reaches them; then the shard gets `Ready`. A pattern without wildcards is one look-up,
-    /// answered at once: it waits behind nobody's scan.
+    /// ones as [`Home::advance_scans`] reaches them; then the shard gets `Ready`. A pattern without wildcards is one
+    /// look-up, answered at once without waiting for other scans.
     pub fn add_interest(
         &mut self,
         shard: ShardId,
         pattern: &str,
         request: u32,
-        mut notify: impl FnMut(Notice<'_>),
+        mut notify: impl FnMut(InterestEvent<'_>),
     ) {
-        self.interest.at_or_insert(pattern, ShardSet::default).insert(shard);
+        self.interest.get_or_insert_with(pattern, ShardSet::default).insert(shard);
         if !pattern::is_exact(pattern) {
-            self.scans.push_back(Scan { shard, pattern: pattern.into(), request: Some(request), next: 0 });
+            self.scans.push_back(InterestScan {
+                shard,
+                pattern: pattern.into(),
+                request: Some(request),
+                next: 0,
+            });
             return;
         }
         if let Some(&index) = self.by_name.get(pattern) {
             let topic = &mut self.topics[index as usize];
             if !topic.interested.contains(shard) {
                 topic.interested.insert(shard);
-                notify(Notice::Open(shard, topic));
+                notify(InterestEvent::Open(shard, topic));
             }
         }
-        notify(Notice::Ready(shard, request));
+        notify(InterestEvent::Ready(shard, request));
+        self.invariants();
     }
 
     /// Removes a shard's interest after its last subscriber of `pattern` left.
-    pub fn remove_interest(&mut self, shard: ShardId, pattern: &str, mut notify: impl FnMut(Notice<'_>)) {
-        let Some(shards) = self.interest.at_mut(pattern) else { return };
+    pub fn remove_interest(
+        &mut self,
+        shard: ShardId,
+        pattern: &str,
+        mut notify: impl FnMut(InterestEvent<'_>),
+    ) {
+        let Some(shards) = self.interest.get_mut(pattern) else {
+            return debug_assert!(false, "a shard removes only interest that it registered");
+        };
+        debug_assert!(shards.contains(shard), "a shard removes only interest that it registered");
         shards.remove(shard);
         if shards.is_empty() {
             self.interest.remove(pattern);
         }
         if !pattern::is_exact(pattern) {
-            self.scans.push_back(Scan { shard, pattern: pattern.into(), request: None, next: 0 });
+            self.scans.push_back(InterestScan { shard, pattern: pattern.into(), request: None, next: 0 });
         } else if let Some(&index) = self.by_name.get(pattern) {
             Self::close_if_unwanted(&self.interest, &mut self.topics[index as usize], shard, &mut notify);
         }
+        self.invariants();
     }
 
     /// Scans pending. Requests must wait while there are [`crate::limits::SCANS_MAX`].
@@ -396,17 +445,17 @@ impl Home {
         self.scans.len()
     }
 
-    /// Advances the pending scans by at most [`TURN_SCAN_TOPICS`] topics; `notify` gets the news for the shards, in order.
-    /// Returns the number of topics visited.
-    pub fn scan(&mut self, mut notify: impl FnMut(Notice<'_>)) -> usize {
-        let mut looked = 0;
-        while looked < TURN_SCAN_TOPICS
+    /// Advances the pending scans by at most [`TURN_SCAN_TOPICS`] topics; `notify` receives the messages for the
+    /// shards in order. Returns the number of topics visited.
+    pub fn advance_scans(&mut self, mut notify: impl FnMut(InterestEvent<'_>)) -> usize {
+        let mut visited = 0;
+        while visited < TURN_SCAN_TOPICS
             && let Some(scan) = self.scans.front_mut()
         {
-            looked += 1;
+            visited += 1;
             let Some(topic) = self.topics.get_mut(scan.next as usize) else {
-                if let Some(Scan { shard, request: Some(request), .. }) = self.scans.pop_front() {
-                    notify(Notice::Ready(shard, request));
+                if let Some(InterestScan { shard, request: Some(request), .. }) = self.scans.pop_front() {
+                    notify(InterestEvent::Ready(shard, request));
                 }
                 continue;
             };
@@ -418,12 +467,39 @@ impl Home {
             }
             if taken {
                 Self::close_if_unwanted(&self.interest, topic, shard, &mut notify);
-            } else if self.interest.at_mut(&scan.pattern).is_some_and(|shards| shards.contains(shard)) {
+            } else if self.interest.get_mut(&scan.pattern).is_some_and(|shards| shards.contains(shard)) {
                 topic.interested.insert(shard);
-                notify(Notice::Open(shard, topic));
+                notify(InterestEvent::Open(shard, topic));
             }
         }
-        looked
+        if visited > 0 {
+            self.invariants();
+        }
+        visited
+    }
+
+    /// Checks the tables against each other, and the interest of the first [`TOPICS_CHECKED`] topics.
+    fn invariants(&self) {
+        if cfg!(debug_assertions) {
+            assert_eq!(self.topics.len(), self.by_name.len(), "every topic has its name in the table");
+            assert!(self.topics.len() <= self.topics_max, "topics are bounded");
+            assert!(
+                self.trim_next.is_none_or(|next| next <= self.topics.len()),
+                "a trim stays within the topics"
+            );
+            assert!(
+                self.history_left_bytes <= signed(self.retention.history_bytes_max),
+                "histories return no more bytes than they took"
+            );
+            if !self.scans.is_empty() {
+                return;
+            }
+            for topic in self.topics.iter().take(TOPICS_CHECKED) {
+                let mut interested = ShardSet::default();
+                self.interest.for_each_match(&topic.name, |shards| interested.0 |= shards.0);
+                assert_eq!(topic.interested, interested, "a shard gets the topics that its patterns match");
+            }
+        }
     }
 
     /// Closes a topic to a shard unless another of the shard's patterns matches it.
@@ -431,13 +507,13 @@ impl Home {
         interest: &PatternTrie<ShardSet>,
         topic: &mut HomeTopic,
         shard: ShardId,
-        notify: &mut impl FnMut(Notice<'_>),
+        notify: &mut impl FnMut(InterestEvent<'_>),
     ) {
         if topic.interested.contains(shard)
-            && !interest.matching_any(&topic.name, |shards| shards.contains(shard))
+            && !interest.any_match(&topic.name, |shards| shards.contains(shard))
         {
             topic.interested.remove(shard);
-            notify(Notice::Close(shard, topic));
+            notify(InterestEvent::Close(shard, topic));
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Patterns by token: which of many patterns match a topic.
+//! A trie of patterns, to find all that match a topic without trying each.
 
 use std::collections::HashMap;
 
-/// Patterns by token, to find those that take a topic without trying each.
+/// A trie of patterns by token, each with a value.
 ///
 /// Invariant: every node but the root is reachable by exactly one path, and holds a value or a child.
 #[derive(Debug)]
@@ -30,18 +30,18 @@ impl<V> Default for PatternTrie<V> {
 }
 
 impl<V> PatternTrie<V> {
-    /// Patterns held.
+    /// Number of patterns.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it holds none.
+    /// Whether there is no pattern.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// The value at exactly this pattern.
-    pub fn at_mut(&mut self, pattern: &str) -> Option<&mut V> {
+    pub fn get_mut(&mut self, pattern: &str) -> Option<&mut V> {
         let mut node = &mut self.root;
         for token in pattern.split('.') {
             node = node.children.get_mut(token)?;
@@ -49,8 +49,8 @@ impl<V> PatternTrie<V> {
         node.value.as_mut()
     }
 
-    /// The value at exactly this pattern, made by `make` if there is none.
-    pub fn at_or_insert(&mut self, pattern: &str, make: impl FnOnce() -> V) -> &mut V {
+    /// The value at exactly this pattern, inserted by `make` if absent.
+    pub fn get_or_insert_with(&mut self, pattern: &str, make: impl FnOnce() -> V) -> &mut V {
         let mut node = &mut self.root;
         for token in pattern.split('.') {
             node = node.children.entry(token.into()).or_default();
@@ -61,7 +61,7 @@ impl<V> PatternTrie<V> {
         node.value.get_or_insert_with(make)
     }
 
-    /// Takes a pattern out, and the nodes that only it needed.
+    /// Removes a pattern, and the nodes that only it needed.
     pub fn remove(&mut self, pattern: &str) -> Option<V> {
         let removed = Self::remove_below(&mut self.root, pattern);
         self.len -= usize::from(removed.is_some());
@@ -84,15 +84,15 @@ impl<V> PatternTrie<V> {
         removed
     }
 
-    /// Calls `found` with the value of every pattern that takes `topic`. At most two branches a token, 128 tokens.
-    pub fn matching(&self, topic: &str, mut found: impl FnMut(&V)) {
+    /// Calls `found` with the value of every pattern that matches `topic`. At most two branches per token, 128 tokens.
+    pub fn for_each_match(&self, topic: &str, mut found: impl FnMut(&V)) {
         Self::matching_below(&self.root, topic, &mut found);
     }
 
-    /// Whether the value of any pattern that takes `topic` satisfies `wanted`.
-    pub fn matching_any(&self, topic: &str, mut wanted: impl FnMut(&V) -> bool) -> bool {
+    /// Whether the value of any pattern that matches `topic` satisfies `wanted`.
+    pub fn any_match(&self, topic: &str, mut wanted: impl FnMut(&V) -> bool) -> bool {
         let mut found = false;
-        self.matching(topic, |value| found = found || wanted(value));
+        self.for_each_match(topic, |value| found = found || wanted(value));
         found
     }
 
@@ -135,7 +135,7 @@ mod tests {
                     pattern.push(">");
                 }
                 let pattern = pattern.join(".");
-                trie.at_or_insert(&pattern, || pattern.clone());
+                trie.get_or_insert_with(&pattern, || pattern.clone());
                 patterns.insert(pattern);
             }
             for pattern in patterns.clone() {
@@ -149,7 +149,7 @@ mod tests {
                 let topic: Vec<_> = (0..random.usize(1..5)).map(|_| tokens[random.usize(..3)]).collect();
                 let topic = topic.join(".");
                 let mut found = Vec::new();
-                trie.matching(&topic, |pattern| found.push(pattern.clone()));
+                trie.for_each_match(&topic, |pattern| found.push(pattern.clone()));
                 found.sort();
                 let mut expected: Vec<_> = patterns.iter().filter(|p| matches(p, &topic)).cloned().collect();
                 expected.sort();

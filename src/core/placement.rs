@@ -1,18 +1,17 @@
-//! Maps topics to their home shard, and client identities to the shard that serves them.
+//! Placement: topics on their home shard, client identities on the shard that serves them.
 
 use tickcast_proto::ids::ShardId;
 
-/// The shard that sequences `topic`: FNV-1a of the name, so that all shards and sources agree without a table.
-/// (Fowler, Noll, Vo; 64-bit offset basis and prime.)
+/// The shard that sequences `topic`: 64-bit FNV-1a of the name, so that all shards and sources agree without a table.
 pub fn home_shard(topic: &str, shards: u16) -> ShardId {
     let hash = topic.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
-    // The low bits of FNV-1a of short names are poor; the high half is folded in.
+    // FNV-1a has poor low bits for short names, so the high half is folded in.
     ShardId(((hash ^ hash >> 32) % u64::from(shards)) as u16)
 }
 
-/// The shard that serves an identity, by the same hash as for topics.
+/// The shard that serves a client identity, by the same hash as topics.
 pub fn serving_shard(identity: &str, shards: u16) -> ShardId {
     home_shard(identity, shards)
 }

@@ -37,7 +37,7 @@ use crate::{
     admission::Publishers,
     config::Limits,
     fanout::{self, EgressLogs, Fanout, LogIndex},
-    home::{Home, Keeping, last_value::KeysBudget},
+    home::{Home, Retention, last_value::KeysBudget},
     ids::{SessionId, SlotId},
     limits::{GATHER_BYTES, SCANS_MAX, SEND_BYTES_MAX, SENDS_PER_SUBMIT, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
     metrics::{
@@ -163,13 +163,14 @@ impl Shard {
                 id,
                 shards,
                 limits.topics_max.div_ceil(usize::from(shards)),
-                Keeping {
+                Retention {
                     history: limits.history.clone(),
                     history_bytes_max: limits.history_bytes_max / usize::from(shards),
                     keys,
                 },
             ),
             fanout: Fanout::new(
+                id,
                 shards,
                 epoch,
                 fanout::Settings {
@@ -281,7 +282,7 @@ impl Shard {
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
         if self.stages.deliveries_have_room() {
-            worked |= self.with_home(|home, notify| home.scan(notify)) > 0;
+            worked |= self.with_home(|home, notify| home.advance_scans(notify)) > 0;
         }
         worked |= self.home.trim(now.monotonic_ns) > 0;
         self.walk_left = TURN_SCAN_TOPICS;
@@ -309,8 +310,8 @@ impl Shard {
             && let Some(slot) = self.sessions.pop_lagging()
         {
             bytes += SEND_BYTES_MAX;
-            self.fanout.refill(slot, &mut self.sessions, &mut self.logs, now.monotonic_ns);
-            self.fanout.relieve(&mut self.sessions, &mut self.logs);
+            self.fanout.refill(slot, &self.home, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+            self.fanout.evict_overflowing(&mut self.sessions, &mut self.logs);
         }
         self.settle(now);
     }
@@ -327,7 +328,7 @@ impl Shard {
                     self.sessions.make_ready(slot);
                 }
                 Next::Idle => {
-                    self.fanout.caught_up(slot, &mut self.sessions);
+                    self.fanout.handle_drained(slot, &mut self.sessions);
                     self.fanout.queue_pull(slot, &mut self.sessions);
                     self.flushed(slot, now);
                 }
@@ -365,7 +366,7 @@ impl Shard {
     /// Whether there is work that needs no event from outside.
     pub fn is_busy(&self) -> bool {
         self.sessions.has_ready()
-            || self.fanout.has_live()
+            || self.fanout.has_activations()
             || self.may_pull()
             || !self.walks.is_empty()
             || (self.home.scans_len() > 0 && self.stages.deliveries_have_room())
@@ -419,7 +420,7 @@ impl Shard {
     fn go_live(&mut self) -> bool {
         let mut looked = 0;
         while looked < TURN_SCAN_TOPICS
-            && let Some(live) = self.fanout.next_live()
+            && let Some(live) = self.fanout.next_activation()
         {
             let pattern = self.fanout.pattern(live.entry).to_owned();
             let reply = Reply::Subscribed { request: live.request, pattern: &pattern, epoch: self.epoch };

@@ -429,7 +429,7 @@ impl Checks<'_> {
 /// The PUBLISH of the longest tick on the topic of the longest name, or a piece of history of one such tick.
 fn mesh_frame_bytes_max(frame_bytes_max: usize) -> usize {
     let publish = frame_bytes_max + Publish::STRIDE + limits::TOPIC_BYTES_MAX;
-    let piece = frame::encoded_len(History::STRIDE, frame_bytes_max.max(limits::HISTORY_PIECE_BYTES));
+    let piece = frame::encoded_len(History::STRIDE, frame_bytes_max.max(limits::HISTORY_CHUNK_BYTES));
     publish.max(piece).next_multiple_of(limits::FRAME_ALIGN)
 }
 

@@ -1,5 +1,5 @@
-//! Sessions that are behind: what is taken out of their outboxes, what is held back for them, and what they get once
-//! there is room. No payload is kept for a session: held topics are slots, and their newest ticks the topic's.
+//! Sessions that are behind: eviction from their outboxes, held topics, and their release once there is room. No
+//! payload is kept per session: a held topic is an id, and its last values are shared by all sessions.
 
 use super::{
     EgressLogs, Fanout,
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     egress_log::{EgressLog, Mark},
-    home::Wanted,
+    home::{Backfill, Home},
     ids::SlotId,
     limits::SEND_BYTES_MAX,
     session::{
@@ -19,55 +19,87 @@ use crate::{
 };
 use tickcast_proto::{Step, frame, ids::TopicId, reply::Reply};
 
-/// A tick that is to come later.
+/// A timer for a paced tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
-    /// When, CLOCK_MONOTONIC nanoseconds.
+pub struct PaceTimer {
+    /// When the tick may be sent, CLOCK_MONOTONIC nanoseconds.
     pub due_ns: u64,
-    /// To whom.
+    /// The session.
     pub slot: SlotId,
-    /// Of what.
+    /// The topic.
     pub topic: TopicId,
 }
 
-/// Why something is to be taken out of an outbox.
+/// Why frames are evicted from an outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pressure {
-    /// Too much waits.
-    Bytes,
-    /// The socket was full for too long: what was queued before this time goes, CLOCK_MONOTONIC nanoseconds.
-    Time(u64),
-    /// The log comes round: what is no longer fresh goes.
-    Sweep,
+pub enum EvictionCause {
+    /// More bytes wait than the session may have.
+    OutboxFull,
+    /// The socket was full for too long: evicts what was queued before this time, CLOCK_MONOTONIC nanoseconds.
+    SocketStalled { queued_before_ns: u64 },
+    /// The log is about to overwrite old frames: evicts those that are no longer fresh.
+    LogWrapping,
 }
 
-/// Whether a paced member may have a tick now. If not, it is skipped until its time, which is noted.
-pub(super) fn is_due(
+/// Bounds on what a closing session still receives.
+#[derive(Debug)]
+pub struct CloseBudget<'a> {
+    /// Bytes that may wait for the session. Beyond it, it learns of its losses when it reconnects.
+    pub outbox_bytes_max: usize,
+    /// Bytes that all closing sessions together may still append to the logs, so that none laps another.
+    pub log_bytes_left: &'a mut u64,
+}
+
+/// A held topic to release to a session while less than `bytes_max` waits for it.
+#[derive(Clone, Copy, Debug)]
+struct HeldTopic {
+    id: TopicId,
+    slot: SlotId,
+    bytes_max: usize,
+}
+
+/// Whether a paced member may receive a tick now. If not, the member is skipped and a timer is queued.
+pub(super) fn pace_allows(
     id: TopicId,
     sequence: u64,
     member: &mut Member,
     sessions: &mut Sessions,
-    paces: &mut Vec<Pace>,
+    pace_timers: &mut Vec<PaceTimer>,
     now_ns: u64,
 ) -> bool {
     let slot = member.slot();
+    // Nothing is queued to a closing session.
     let Some(session) = sessions.open_mut(slot) else { return true };
-    let Some(membership) = session.memberships.get_mut(&id) else { return true };
+    let Some(membership) = session.memberships.get_mut(&id) else {
+        debug_assert!(false, "a member of a topic has a membership");
+        return true;
+    };
     if membership.due_ns <= now_ns {
-        membership.paced(now_ns);
+        membership.advance_pace(now_ns);
         return true;
     }
     (membership.taking, membership.from) = (Taking::Paced, sequence);
-    paces.push(Pace { due_ns: membership.due_ns, slot, topic: id });
+    pace_timers.push(PaceTimer { due_ns: membership.due_ns, slot, topic: id });
     member.set_skipped(true);
     false
 }
 
-/// Holds a tick back for a session that is behind. Returns `false` if its subscription does not conflate.
-pub(super) fn hold(id: TopicId, sequence: u64, member: &mut Member, sessions: &mut Sessions) -> bool {
+/// Holds a topic for a session that is behind. Returns `false` if its subscription does not conflate.
+pub(super) fn hold_if_conflating(
+    id: TopicId,
+    sequence: u64,
+    member: &mut Member,
+    sessions: &mut Sessions,
+) -> bool {
     let slot = member.slot();
-    let Some(session) = sessions.open_mut(slot) else { return true };
-    let Some(membership) = session.memberships.get_mut(&id) else { return true };
+    let Some(session) = sessions.open_mut(slot) else {
+        debug_assert!(false, "only an open session is behind");
+        return true;
+    };
+    let Some(membership) = session.memberships.get_mut(&id) else {
+        debug_assert!(false, "a member of a topic has a membership");
+        return true;
+    };
     if !membership.conflates() {
         return false;
     }
@@ -78,16 +110,17 @@ pub(super) fn hold(id: TopicId, sequence: u64, member: &mut Member, sessions: &m
     true
 }
 
-/// What a notice is that ticks do not come.
+/// The mark of a notice about ticks that are not delivered: `[from, to)`.
 pub(super) fn skipped(id: TopicId, from: u64, to: u64) -> Mark {
-    // So many at once that 32 bits do not hold them would take a century to publish.
+    // More than 32 bits hold would take a century to publish.
     Mark { topic: id.0, sequence: to, skipped: (to - from).min(u64::from(u32::MAX)) as u32 }
 }
 
 impl Membership {
-    /// A tick comes now: when the next may. Those that come in time keep their pace, others start it anew.
-    fn paced(&mut self, now_ns: u64) {
-        // A tick that was held after its time had come has its next one reckoned already.
+    /// Sets when the next tick may be sent, as one is sent now. A tick on time keeps the rhythm, a late one restarts
+    /// it.
+    fn advance_pace(&mut self, now_ns: u64) {
+        // A tick held after its due time has already advanced the pace.
         if self.due_ns > now_ns {
             return;
         }
@@ -98,11 +131,11 @@ impl Membership {
 }
 
 impl Fanout {
-    /// Takes what yields out of the outboxes that are over their bounds, and out of those the log comes round to.
-    pub fn relieve(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs) {
+    /// Evicts frames from outboxes that exceed their bounds, and from those whose frames the log is about to overwrite.
+    pub fn evict_overflowing(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs) {
         while let Some(slot) = sessions.pop_over() {
             if sessions.open_mut(slot).is_some_and(|session| session.yielding.0 > 0) {
-                self.yield_frames(slot, Pressure::Bytes, sessions, logs);
+                self.evict_frames(slot, EvictionCause::OutboxFull, sessions, logs);
             }
             match sessions.is_too_slow(slot) {
                 true => sessions.doom_slow(slot),
@@ -117,18 +150,18 @@ impl Fanout {
                 let stale =
                     |log: &EgressLog| session.oldest_shared().is_some_and(|start| !log.is_fresh(start));
                 if yields && logs.of(session.format).is_some_and(stale) {
-                    self.yield_frames(slot, Pressure::Sweep, sessions, logs);
+                    self.evict_frames(slot, EvictionCause::LogWrapping, sessions, logs);
                 }
             }
         }
     }
 
-    /// Takes frames out of an outbox: of memberships that conflate all, and their topics are held; of those that drop
-    /// the oldest, and their gaps are noted. A look at each frame that waits, at most.
-    pub fn yield_frames(
+    /// Evicts frames from an outbox: all of conflating memberships, whose topics become held; the oldest of dropping
+    /// ones, whose gaps are noted. O(frames waiting).
+    pub fn evict_frames(
         &mut self,
         slot: SlotId,
-        pressure: Pressure,
+        cause: EvictionCause,
         sessions: &mut Sessions,
         logs: &EgressLogs,
     ) {
@@ -142,14 +175,16 @@ impl Fanout {
             let mut memberships = std::mem::take(&mut session.memberships);
             let mut lag = session.lag.take().unwrap_or_default();
             let mut waiting = session.frame_bytes();
-            let old_ends = match pressure {
-                Pressure::Time(time_ns) => log.head_at(time_ns),
+            let old_ends = match cause {
+                EvictionCause::SocketStalled { queued_before_ns } => log.head_at(queued_before_ns),
                 _ => 0,
             };
-            let mut stays = match pressure {
-                Pressure::Bytes => false,
-                Pressure::Time(_) => session.oldest_shared().is_none_or(|start| start >= old_ends),
-                Pressure::Sweep => session.oldest_shared().is_none_or(|start| log.is_fresh(start)),
+            let mut stays = match cause {
+                EvictionCause::OutboxFull => false,
+                EvictionCause::SocketStalled { .. } => {
+                    session.oldest_shared().is_none_or(|start| start >= old_ends)
+                }
+                EvictionCause::LogWrapping => session.oldest_shared().is_none_or(|start| log.is_fresh(start)),
             };
             session.thin_out(log, |mark, len, shared| {
                 let id = TopicId(mark.topic);
@@ -158,17 +193,17 @@ impl Fanout {
                     return Fate::Keep;
                 }
                 if membership.taking == Taking::Recovering && mark.sequence > 0 {
-                    // It was asked for, as much as there was room for; taken out, it would be asked for again.
+                    // History was requested to fit the room there is; evicted, it would be requested again.
                     return Fate::Keep;
                 }
                 if !membership.conflates() {
-                    // The oldest go first: behind the first that stays all stay. What is the session's own and stands
-                    // before frames that go is older than they are.
-                    stays |= match (pressure, shared) {
-                        (Pressure::Bytes, _) => waiting <= target,
-                        (Pressure::Time(_), Some(frame)) => frame.start >= old_ends,
-                        (Pressure::Sweep, Some(frame)) => log.is_fresh(frame.start),
-                        (Pressure::Time(_) | Pressure::Sweep, None) => false,
+                    // The oldest go first: once a frame stays, all later ones do. A frame of the session's own has no
+                    // position in the log, but it is older than the evicted frames behind it.
+                    stays |= match (cause, shared) {
+                        (EvictionCause::OutboxFull, _) => waiting <= target,
+                        (EvictionCause::SocketStalled { .. }, Some(frame)) => frame.start >= old_ends,
+                        (EvictionCause::LogWrapping, Some(frame)) => log.is_fresh(frame.start),
+                        (EvictionCause::SocketStalled { .. } | EvictionCause::LogWrapping, None) => false,
                     };
                     match (stays, conflating) {
                         (true, false) => return Fate::KeepRest,
@@ -189,11 +224,11 @@ impl Fanout {
                         topic.set_skipped(format, membership.position, true);
                     }
                 } else {
-                    // Held already, or for its pace: from further back.
+                    // Already held or paced: extend it to older ticks.
                     membership.from = membership.from.min(mark.from());
                 }
                 waiting -= len as usize;
-                tally.taken_out += u64::from(mark.sequence > 0 && mark.skipped == 0);
+                tally.evicted += u64::from(mark.sequence > 0 && mark.skipped == 0);
                 Fate::TakeOut
             });
             session.memberships = memberships;
@@ -201,24 +236,36 @@ impl Fanout {
         });
     }
 
-    /// Before a SEND: tells the session what it must know first, and gives it the newest of what was held back, up to
+    /// Prepares the next SEND of a lagging session: pending notices first, then the last values of held topics, up to
     /// about one SEND.
-    pub fn refill(&mut self, slot: SlotId, sessions: &mut Sessions, logs: &mut EgressLogs, now_ns: u64) {
+    pub fn refill(
+        &mut self,
+        slot: SlotId,
+        home: &Home,
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+        now_ns: u64,
+    ) {
         let send_bytes = self.settings.behind_bytes.min(SEND_BYTES_MAX);
         let Some(session) = sessions.open_mut(slot) else { return };
         if session.lag.is_none() {
             return;
         }
-        // What it is given now must not be what makes it yield.
+        // Frames queued here must not trigger eviction themselves.
         session.yield_bytes = usize::MAX;
-        self.tell(slot, sessions);
+        self.flush_notices(slot, sessions);
         while let Some(session) = sessions.open_mut(slot)
             && session.outbox_bytes() < send_bytes
             && let Some(lag) = session.lag.as_deref_mut()
             && let Some(id) = lag.held.pop_front()
         {
-            if !self.release(id, slot, 2 * send_bytes, sessions, logs, now_ns)
-                && let Some(session) = sessions.open_mut(slot)
+            if !self.release_held(
+                HeldTopic { id, slot, bytes_max: 2 * send_bytes },
+                home,
+                sessions,
+                logs,
+                now_ns,
+            ) && let Some(session) = sessions.open_mut(slot)
             {
                 session.lag_mut().held.push_front(id);
             }
@@ -232,8 +279,8 @@ impl Fanout {
         }
     }
 
-    /// A session has nothing left to send: it is no longer behind.
-    pub fn caught_up(&mut self, slot: SlotId, sessions: &mut Sessions) {
+    /// Notes that a session's outbox is empty: it is no longer behind.
+    pub fn handle_drained(&mut self, slot: SlotId, sessions: &mut Sessions) {
         if let Some(session) = sessions.any_mut(slot)
             && session.yielding.0 > 0
         {
@@ -242,11 +289,12 @@ impl Fanout {
         }
     }
 
-    /// The time of a paced tick has come. If the socket has no room it is held on.
-    pub fn pace_is_due(
+    /// Releases a paced tick whose time has come, or holds it while the socket is full.
+    pub fn handle_pace_due(
         &mut self,
         id: TopicId,
         slot: SlotId,
+        home: &Home,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
         now_ns: u64,
@@ -261,30 +309,35 @@ impl Fanout {
         if session.behind || session.outbox_bytes() >= SEND_BYTES_MAX {
             session.lag_mut().held.push_back(id);
             sessions.make_ready(slot);
-        } else if !self.release(id, slot, 2 * send_bytes, sessions, logs, now_ns)
-            && let Some(session) = sessions.open_mut(slot)
+        } else if !self.release_held(
+            HeldTopic { id, slot, bytes_max: 2 * send_bytes },
+            home,
+            sessions,
+            logs,
+            now_ns,
+        ) && let Some(session) = sessions.open_mut(slot)
         {
             session.lag_mut().held.push_back(id);
         }
-        self.relieve(sessions, logs);
+        self.evict_overflowing(sessions, logs);
     }
 
-    /// The ticks that are to come later, since this was last asked.
-    pub fn take_paces(&mut self) -> Vec<Pace> {
-        std::mem::take(&mut self.paces)
+    /// Takes the timers to set for paced ticks.
+    pub fn take_pace_timers(&mut self) -> Vec<PaceTimer> {
+        std::mem::take(&mut self.pace_timers)
     }
 
-    /// Gives a session the newest ticks of a held topic, each preceded by what it stands for, while less than `bytes_max`
-    /// waits. Returns `false` when that was not all of them.
-    fn release(
+    /// Queues the last values of a held topic, each preceded by a notice of the ticks it replaces. Returns `false` if
+    /// some did not fit.
+    fn release_held(
         &mut self,
-        id: TopicId,
-        slot: SlotId,
-        bytes_max: usize,
+        held: HeldTopic,
+        home: &Home,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
         now_ns: u64,
     ) -> bool {
+        let HeldTopic { id, slot, bytes_max } = held;
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return true };
         let Some(session) = sessions.open_mut(slot) else { return true };
         let format = session.format;
@@ -293,11 +346,11 @@ impl Fanout {
             return true;
         }
         if membership.interval_us > 0 {
-            membership.paced(now_ns);
+            membership.advance_pace(now_ns);
         }
         let mut from = membership.from;
         if from < topic.tracked_from {
-            membership.wanted = Wanted::Newest;
+            membership.wanted = Backfill::Conflated;
             session.lag_mut().recovering.push_back(id);
             topic.set_taking(slot, Taking::Recovering, sessions);
             self.queue_pull(slot, sessions);
@@ -307,8 +360,14 @@ impl Fanout {
             topic.announce(slot, sessions, logs);
         }
         let Some(group) = group_of(&mut topic.groups, format) else { return true };
+        let last_values = home.last_values(id).unwrap_or(&topic.last_values);
+        debug_assert_eq!(
+            last_values.sequence(),
+            topic.last_sequence,
+            "the last values end at the last tick delivered"
+        );
         let mut whole = true;
-        for (sequence, bytes) in topic.newest.since(from) {
+        for (sequence, bytes) in last_values.since(from) {
             if sessions.get(slot).is_some_and(|session| session.outbox_bytes() >= bytes_max) {
                 whole = false;
                 break;
@@ -319,13 +378,14 @@ impl Fanout {
                 let notice = Reply::Conflated { topic: id, name: &topic.info.name, from, to: sequence };
                 sessions.push_own(slot, skipped(id, from, sequence), |out| notice.encode_queued(format, out));
             }
-            // The topic's last tick is shared by all who get it now; older ones of its keys are this session's own.
-            let last = sequence == topic.newest.sequence();
+            // The topic's last tick goes to the shared log; older ones, of other keys, are encoded for this session
+            // alone.
+            let last = sequence == topic.last_sequence;
             let shared = group
                 .latest
                 .filter(|range| last && logs.of(format).is_some_and(|log| log.is_shareable(range.start)));
             let Ok(Step::Complete(_, tick)) = frame::decode(bytes, usize::MAX) else {
-                debug_assert!(false, "what is kept of a topic are whole ticks");
+                debug_assert!(false, "last values are whole frames");
                 break;
             };
             if !last {
@@ -356,18 +416,18 @@ impl Fanout {
         whole
     }
 
-    /// Before a session ends that is still to get what waits for it: the newest of what was held back or paced, and word of
-    /// everything else that it will not get. At most `outbox_bytes_max`; past that it learns when it comes back.
-    /// `log_bytes_left`: what all that end together may still append to the logs, so that none laps another.
-    pub fn finish(
+    /// Flushes a draining session: the last values of held and paced topics, then gaps for everything else it will not
+    /// receive.
+    pub fn flush_for_close(
         &mut self,
         slot: SlotId,
-        outbox_bytes_max: usize,
-        log_bytes_left: &mut u64,
+        budget: CloseBudget<'_>,
+        home: &Home,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
         now_ns: u64,
     ) {
+        let CloseBudget { outbox_bytes_max, log_bytes_left } = budget;
         let Some(session) = sessions.open_mut(slot) else { return };
         session.yield_bytes = usize::MAX;
         let waits = |membership: &Membership| membership.taking != Taking::Live || membership.is_untold();
@@ -377,7 +437,7 @@ impl Fanout {
             .filter(|(_, membership)| waits(membership))
             .map(|(&id, _)| id)
             .collect();
-        self.tell_of(&waiting, slot, sessions);
+        self.flush_notices_of(&waiting, slot, sessions);
         for id in waiting {
             let Some(session) = sessions.open_mut(slot) else { return };
             if session.frame_bytes() > outbox_bytes_max {
@@ -389,10 +449,16 @@ impl Fanout {
             }
             let (taking, from, format) = (membership.taking, membership.from, session.format);
             let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
-            let to = topic.newest.sequence() + 1;
+            let to = topic.last_sequence + 1;
             if taking == Taking::Held && from >= topic.tracked_from && *log_bytes_left > 0 {
                 let before = logs.head(format);
-                self.release(id, slot, outbox_bytes_max, sessions, logs, now_ns);
+                self.release_held(
+                    HeldTopic { id, slot, bytes_max: outbox_bytes_max },
+                    home,
+                    sessions,
+                    logs,
+                    now_ns,
+                );
                 *log_bytes_left = log_bytes_left.saturating_sub(logs.head(format) - before);
             } else if taking != Taking::Live && from < to {
                 self.tally.dropped += to - from;
@@ -403,8 +469,8 @@ impl Fanout {
         }
     }
 
-    /// Announcements and gaps that were taken out or came about: before any frame that waits, as many as fit a SEND.
-    fn tell(&mut self, slot: SlotId, sessions: &mut Sessions) {
+    /// Queues pending announcements and gaps before all waiting frames, as many as fit one SEND.
+    fn flush_notices(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) else {
             return;
         };
@@ -416,7 +482,7 @@ impl Fanout {
                 break;
             }
             told += 1;
-            self.encode_untold(id, slot, sessions);
+            self.encode_notices(id, slot, sessions);
         }
         if let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) {
             lag.untold = untold;
@@ -426,22 +492,24 @@ impl Fanout {
         sessions.with_outbox(slot, |session| session.insert_before_frames(notices));
     }
 
-    /// Tells what is still to be told of topics that the session is about to leave: nothing that waits of them is to be
-    /// more than was told.
-    pub fn tell_of(&mut self, ids: &[TopicId], slot: SlotId, sessions: &mut Sessions) {
+    /// Queues the pending announcements and gaps of topics that the session is about to leave, before all waiting
+    /// frames.
+    pub fn flush_notices_of(&mut self, ids: &[TopicId], slot: SlotId, sessions: &mut Sessions) {
         self.scratch.clear();
         for &id in ids {
-            self.encode_untold(id, slot, sessions);
+            self.encode_notices(id, slot, sessions);
         }
         let notices = &self.scratch;
         sessions.with_outbox(slot, |session| session.insert_before_frames(notices));
     }
 
-    fn encode_untold(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
+    fn encode_notices(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
         let format = session.format;
         let Some(membership) = session.memberships.get_mut(&id) else { return };
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
+            return debug_assert!(false, "a membership has a topic");
+        };
         if !std::mem::replace(&mut membership.announced, true) {
             topic.info.encode(format, &mut self.scratch);
         }

@@ -1,21 +1,21 @@
-//! The egress logs of a shard, one for each wire format in use.
+//! The egress logs of a shard: one per wire format in use.
 
 use crate::egress_log::{EgressLog, Mark, Range};
 use tickcast_proto::{WireFormat, codec::TopicInfo, frame::Frame};
 
-/// Where the log of a wire format stands among a shard's logs.
+/// Index of a wire format's log among a shard's logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogIndex(u8);
 
 impl LogIndex {
-    /// Where the log of this wire format stands.
+    /// The index of a wire format's log.
     #[inline]
     pub fn of(format: WireFormat) -> LogIndex {
         LogIndex(format.index() as u8)
     }
 }
 
-/// One egress log for each wire format in use; made at the first message in it.
+/// The egress logs of a shard; each is created when its wire format is first used.
 #[derive(Debug)]
 pub struct EgressLogs {
     /// By [`WireFormat::index`].
@@ -26,39 +26,39 @@ pub struct EgressLogs {
 }
 
 impl EgressLogs {
-    /// No log yet; each will hold `log_bytes`.
+    /// No log yet; each will have `log_bytes`.
     pub fn new(log_bytes: usize) -> EgressLogs {
         EgressLogs { logs: Default::default(), log_bytes, header: Vec::new(), body: Vec::new() }
     }
 
-    /// The log of a wire format, if it was ever used.
+    /// The log of a wire format, if it has been used.
     #[inline]
     pub fn of(&self, format: WireFormat) -> Option<&EgressLog> {
         self.get(LogIndex::of(format))
     }
 
-    /// The log at an index, if it was ever used.
+    /// The log at an index, if it has been used.
     #[inline]
     pub fn get(&self, index: LogIndex) -> Option<&EgressLog> {
         self.logs[usize::from(index.0)].as_ref()
     }
 
-    /// Starts the logs over in their warm pages: every session has taken everything.
+    /// Rewinds the logs, so that they reuse pages still in the cache. Only while no session has anything waiting.
     pub fn rewind(&mut self) {
         self.logs.iter_mut().flatten().for_each(EgressLog::rewind);
     }
 
-    /// Bytes that were ever appended in a wire format, and skipped at the ends of the buffer.
+    /// Bytes ever appended in a wire format, including those skipped at the end of the buffer.
     pub(super) fn head(&self, format: WireFormat) -> u64 {
         self.of(format).map_or(0, EgressLog::head)
     }
 
-    /// Bytes held by the logs in use.
+    /// Memory of the logs in use, bytes.
     pub fn bytes(&self) -> usize {
         self.logs.iter().flatten().map(EgressLog::memory_bytes).sum()
     }
 
-    /// Encodes a tick once for all its takers in a wire format. `None` when it is longer than a log. No allocation once
+    /// Encodes a tick once for all members with a wire format. `None` if it is longer than the log. No allocation once
     /// the buffers have grown.
     pub(super) fn append_tick(
         &mut self,
@@ -73,7 +73,7 @@ impl EgressLogs {
         append(&mut self.logs, self.log_bytes, format, mark, header, body)
     }
 
-    /// Appends a topic's announcement. `None` where the codec has none.
+    /// Appends a topic's announcement. `None` if the codec has none.
     pub(super) fn append_topic(
         &mut self,
         format: WireFormat,
@@ -105,19 +105,19 @@ impl EgressLogs {
         out.extend_from_slice(body);
     }
 
-    /// The wire formats whose waiting sessions are to be looked over, by [`WireFormat::index`]: see
+    /// Wire formats whose waiting sessions are due for a sweep, by [`WireFormat::index`]: see
     /// [`EgressLog::take_sweep`].
     pub(super) fn take_sweeps(&mut self) -> [bool; WireFormat::PAIRS] {
         std::array::from_fn(|index| self.logs[index].as_mut().is_some_and(EgressLog::take_sweep))
     }
 
-    /// Notes the time, so that it is known what was appended before.
+    /// Records the time, so that [`EgressLog::head_at`] can tell what was appended before it.
     pub fn note_time(&mut self, now_ns: u64) {
         self.logs.iter_mut().flatten().for_each(|log| log.note_time(now_ns));
     }
 }
 
-/// Appends a message in two parts to the log of its wire format, made if this is its first use.
+/// Appends a message in two parts to the log of its wire format, which it creates on first use.
 fn append<'a>(
     logs: &'a mut [Option<EgressLog>; WireFormat::PAIRS],
     log_bytes: usize,

@@ -1,13 +1,13 @@
-//! Clients that come back: what they missed is asked of the topic's home in pieces, as their sockets take them, and
-//! joins the live ticks without a hole: pieces and ticks come through the same ring, in order.
+//! Recovery of missed ticks: sessions request history from the topic's home in chunks, as their sockets have room. It
+//! meets the live ticks without a hole, because chunks and ticks travel through the same ring in order.
 
-use super::{Begin, EgressLogs, Fanout, Settings, topic_mut};
+use super::{EgressLogs, Fanout, Settings, StartFrom, topic::Backlog, topic_mut};
 use crate::{
     egress_log::Mark,
-    fanout::conflation::{Pressure, skipped},
-    home::{PIECE_DONE, PIECE_NOT_RECOVERED, PIECE_RECOVERED, Wanted},
+    fanout::conflation::{EvictionCause, skipped},
+    home::{Backfill, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED},
     ids::{SessionId, SlotId},
-    limits::{HISTORY_PIECE_BYTES, PIECES_IN_FLIGHT_MAX},
+    limits::{HISTORY_CHUNK_BYTES, HISTORY_CHUNKS_IN_FLIGHT_MAX},
     session::{
         membership::{Lag, Taking},
         table::Sessions,
@@ -23,74 +23,89 @@ use tickcast_proto::{
     subscription::Position,
 };
 
-/// What a piece takes in an outbox: in JSON it is longer than as frames.
-const PIECE_OUTBOX_BYTES: usize = HISTORY_PIECE_BYTES / 2 * 3;
+/// Outbox bytes reserved for a chunk: JSON is longer than native frames.
+const CHUNK_OUTBOX_BYTES: usize = HISTORY_CHUNK_BYTES / 2 * 3;
+
+/// A request for the next chunk of a topic's history.
+#[derive(Clone, Copy, Debug)]
+pub struct HistoryRequest {
+    /// The topic.
+    pub topic: TopicId,
+    /// The first sequence wanted.
+    pub from: u64,
+    /// The session, and which part of the past it asks for.
+    pub record: Recover,
+}
 
 impl Settings {
-    /// Whether another piece may be asked for, so that those that come do not make their session yield.
+    /// Whether a session may request another chunk without risking eviction when it arrives.
     fn has_room(&self, waiting_bytes: usize, lag: &Lag) -> bool {
         let in_flight = lag.pieces_in_flight;
-        let room = waiting_bytes + (in_flight as usize + 1) * PIECE_OUTBOX_BYTES <= self.behind_bytes;
-        in_flight < PIECES_IN_FLIGHT_MAX && (room || (waiting_bytes == 0 && in_flight == 0))
+        let room = waiting_bytes + (in_flight as usize + 1) * CHUNK_OUTBOX_BYTES <= self.behind_bytes;
+        in_flight < HISTORY_CHUNKS_IN_FLIGHT_MAX && (room || (waiting_bytes == 0 && in_flight == 0))
     }
 }
 
 impl Fanout {
-    /// What a session wants of a topic's past, and from where on.
-    pub(super) fn wanted(
+    /// The part of a topic's past that a subscription starts with; `None` if it starts live.
+    pub(super) fn backlog(
         &self,
         id: TopicId,
         slot: SlotId,
-        begin: Begin,
+        start_from: StartFrom,
         sessions: &mut Sessions,
-    ) -> Option<(Wanted, u64)> {
-        let place = match begin {
-            Begin::Live => return None,
-            Begin::Latest => return Some((Wanted::Latest, 1)),
-            Begin::After(position) => position,
-            Begin::Places => {
+    ) -> Option<Backlog> {
+        let position = match start_from {
+            StartFrom::Live => return None,
+            StartFrom::Latest => return Some(Backlog { backfill: Backfill::LastValues, from: 1 }),
+            StartFrom::After(position) => position,
+            StartFrom::SavedPositions => {
                 let name = &super::topic_ref(&self.topics, id, self.shards)?.info.name;
                 let session = sessions.open_mut(slot)?;
                 match session.lag.as_deref_mut().and_then(|lag| lag.take_place(name)) {
                     Some(position) => position,
-                    None => return Some((Wanted::Kept, 1)),
+                    None => return Some(Backlog { backfill: Backfill::Retained, from: 1 }),
                 }
             }
         };
-        Some(match place {
-            Position { epoch, .. } if epoch != self.epoch => (Wanted::Lost, 1),
-            Position { sequence, .. } => (Wanted::Place, sequence.saturating_add(1)),
+        Some(match position {
+            Position { epoch, .. } if epoch != self.epoch => {
+                Backlog { backfill: Backfill::PositionLost, from: 1 }
+            }
+            Position { sequence, .. } => {
+                Backlog { backfill: Backfill::Position, from: sequence.saturating_add(1) }
+            }
         })
     }
 
-    /// Answers for places in topics that do not exist: nothing else would.
-    pub(super) fn tell_of_unknown_places(
+    /// Answers positions in topics that do not exist, which no home will answer.
+    pub(super) fn answer_unknown_positions(
         &mut self,
         pattern: &str,
-        begin: Begin,
+        start_from: StartFrom,
         slot: SlotId,
         sessions: &mut Sessions,
     ) {
-        let unknown: Vec<(Box<str>, Position)> = match begin {
-            Begin::Live | Begin::Latest => return,
-            Begin::After(position) => {
+        let unknown: Vec<(Box<str>, Position)> = match start_from {
+            StartFrom::Live | StartFrom::Latest => return,
+            StartFrom::After(position) => {
                 match pattern::is_exact(pattern) && !self.by_name.contains_key(pattern) {
                     true => vec![(pattern.into(), position)],
                     false => return,
                 }
             }
-            Begin::Places => {
+            StartFrom::SavedPositions => {
                 let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) else {
                     return;
                 };
                 if pattern::is_exact(pattern) {
-                    // It was taken out as its topic was joined, if that exists.
+                    // If the topic exists, joining it took the position out.
                     match lag.take_place(pattern) {
                         Some(place) if !self.by_name.contains_key(pattern) => vec![(pattern.into(), place)],
                         _ => return,
                     }
                 } else {
-                    // Those of topics that exist and match have been taken out as they were joined.
+                    // Joining the matching topics that exist took their positions out.
                     let unknown: Vec<_> = lag
                         .places
                         .extract_if(|name, _| {
@@ -119,7 +134,7 @@ impl Fanout {
         });
     }
 
-    /// Lets a session ask for its next pieces, if it has topics to recover and room for what comes.
+    /// Queues a session to request history, if it has topics to recover and room for another chunk.
     pub fn queue_pull(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
         let waiting = session.outbox_bytes();
@@ -130,13 +145,13 @@ impl Fanout {
         }
     }
 
-    /// Whether a session asks for a piece.
+    /// Whether a session may request a chunk.
     pub fn has_pulls(&self) -> bool {
         !self.pulls.is_empty()
     }
 
-    /// The next piece to ask for: the topic, the first sequence wanted, and for whom.
-    pub fn next_pull(&mut self, sessions: &mut Sessions) -> Option<(TopicId, u64, Recover)> {
+    /// The next chunk to request from a home.
+    pub fn next_pull(&mut self, sessions: &mut Sessions) -> Option<HistoryRequest> {
         while let Some(&slot) = self.pulls.front() {
             if let Some(session) = sessions.open_mut(slot)
                 && let waiting = session.outbox_bytes()
@@ -151,7 +166,7 @@ impl Fanout {
                 lag.pieces_in_flight += 1;
                 let record =
                     Recover { session: session.id.0, wanted: membership.wanted as u32, ..Recover::default() };
-                return Some((id, membership.from, record));
+                return Some(HistoryRequest { topic: id, from: membership.from, record });
             }
             self.pulls.pop_front();
             if let Some(lag) = sessions.any_mut(slot).and_then(|session| session.lag.as_deref_mut()) {
@@ -161,27 +176,29 @@ impl Fanout {
         None
     }
 
-    /// A piece of a topic's history has come for a session.
-    pub fn handle_history(&mut self, piece: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs) {
-        let Ok(record) = piece.record::<History>() else { return };
-        let (id, session_id) = (TopicId(piece.header.topic_id), SessionId(record.session));
+    /// Handles a chunk of a topic's history for a session.
+    pub fn handle_history(&mut self, chunk: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs) {
+        let Ok(record) = chunk.record::<History>() else {
+            return debug_assert!(false, "this process encoded the chunk");
+        };
+        let (id, session_id) = (TopicId(chunk.header.topic_id), SessionId(record.session));
         let slot = session_id.slot();
         let Some(session) = sessions.open_mut(slot).filter(|session| session.id == session_id) else {
             return;
         };
         let lag = session.lag_mut();
         lag.pieces_in_flight = lag.pieces_in_flight.saturating_sub(1);
-        // What it asked for must not be what makes it yield: it would ask for the same again.
+        // Requested history must not trigger eviction: the session would only request it again.
         session.yield_bytes = usize::MAX;
-        self.take_piece(piece, record, id, slot, sessions, logs);
+        self.apply_history_chunk(chunk, record, id, slot, sessions, logs);
         sessions.raise_yield_bytes(slot);
         self.queue_pull(slot, sessions);
-        self.relieve(sessions, logs);
+        self.evict_overflowing(sessions, logs);
     }
 
-    fn take_piece(
+    fn apply_history_chunk(
         &mut self,
-        piece: &Frame<'_>,
+        chunk: &Frame<'_>,
         record: History,
         id: TopicId,
         slot: SlotId,
@@ -196,20 +213,22 @@ impl Fanout {
             return;
         }
         if (membership.from, membership.wanted as u32) != (from, record.wanted) {
-            // It was asked for before the session left the topic and took it again.
+            // Requested before the session left the topic and joined it again.
             session.lag_mut().recovering.push_front(id);
             return;
         }
         let announced = membership.announced;
-        let conflates = membership.wanted == Wanted::Newest;
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
-        let (name, last) = (topic.info.name.clone(), piece.header.sequence);
+        let conflates = membership.wanted == Backfill::Conflated;
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
+            return debug_assert!(false, "a membership has a topic");
+        };
+        let (name, last) = (topic.info.name.clone(), chunk.header.sequence);
         if !announced {
-            // Before what came of it already.
-            self.tell_of(&[id], slot, sessions);
+            // The topic's name must precede its frames.
+            self.flush_notices_of(&[id], slot, sessions);
         }
-        if flags & (PIECE_RECOVERED | PIECE_NOT_RECOVERED) != 0 {
-            let recovered = flags & PIECE_RECOVERED != 0;
+        if flags & (CHUNK_RECOVERED | CHUNK_NOT_RECOVERED) != 0 {
+            let recovered = flags & CHUNK_RECOVERED != 0;
             let reply = Reply::Recovered {
                 topic_id: id.0,
                 name: &name,
@@ -225,9 +244,11 @@ impl Fanout {
             let notice = Reply::Gap { topic: id, name: &name, from, to: start };
             sessions.push_own(slot, skipped(id, from, start), |out| notice.encode_queued(format, out));
         }
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
+            return debug_assert!(false, "a membership has a topic");
+        };
         let mut next = start;
-        let mut rest = piece.payload();
+        let mut rest = chunk.payload();
         while let Ok(Step::Complete(used, tick)) = frame::decode(rest, usize::MAX) {
             rest = &rest[used..];
             let sequence = tick.header.sequence;
@@ -243,25 +264,32 @@ impl Fanout {
             self.tally.queued += 1;
         }
         let Some(session) = sessions.open_mut(slot) else { return };
-        let Some(membership) = session.memberships.get_mut(&id) else { return };
+        let Some(membership) = session.memberships.get_mut(&id) else {
+            return debug_assert!(false, "queueing frames keeps the membership");
+        };
         membership.from = next;
-        if flags & PIECE_DONE != 0 {
-            debug_assert!(topic.newest.sequence() <= last, "ticks after the piece come after it");
+        if flags & CHUNK_LAST != 0 {
+            debug_assert!(topic.last_sequence <= last, "ticks after the chunk arrive after it");
             topic.set_taking(slot, Taking::Live, sessions);
         } else {
             membership.wanted = match membership.wanted {
-                Wanted::Place if flags & PIECE_NOT_RECOVERED == 0 => Wanted::Kept,
-                kept @ (Wanted::Kept | Wanted::Newest) => kept,
-                _ => Wanted::Latest,
+                Backfill::Position if flags & CHUNK_NOT_RECOVERED == 0 => Backfill::Retained,
+                kept @ (Backfill::Retained | Backfill::Conflated) => kept,
+                _ => Backfill::LastValues,
             };
             session.lag_mut().recovering.push_front(id);
         }
     }
 
-    /// The socket of a session was full for too long.
-    pub fn stalled(&mut self, slot: SlotId, before_ns: u64, sessions: &mut Sessions, logs: &EgressLogs) {
+    /// Evicts frames queued before a time, because the session's socket was full for too long.
+    pub fn handle_stall(&mut self, slot: SlotId, before_ns: u64, sessions: &mut Sessions, logs: &EgressLogs) {
         if sessions.open_mut(slot).is_some_and(|session| session.yielding.0 > 0) {
-            self.yield_frames(slot, Pressure::Time(before_ns), sessions, logs);
+            self.evict_frames(
+                slot,
+                EvictionCause::SocketStalled { queued_before_ns: before_ns },
+                sessions,
+                logs,
+            );
         }
     }
 }

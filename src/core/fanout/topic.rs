@@ -1,8 +1,8 @@
-//! A topic on the egress side: its members on this shard, and its newest tick.
+//! A topic on the egress side: its members on this shard, and its last values.
 
 use crate::{
     egress_log::Range,
-    home::{Wanted, last_value::Newest},
+    home::{Backfill, last_value::LastValues},
     ids::SlotId,
     session::{
         membership::{Membership, Taking},
@@ -18,14 +18,14 @@ use tickcast_proto::{
 
 use super::EgressLogs;
 
-/// A member that gets nothing just now: its ticks are held, paced, or still to be recovered.
+/// Flag of a member that is not live: its ticks are held, paced or being recovered.
 const SKIPPED: u32 = 1 << 31;
-/// A member with a pace: whether it gets a tick is a question of time.
+/// Flag of a member with a pace: the clock decides whether it receives a tick.
 const PACED: u32 = 1 << 30;
 
 const _: () = assert!(crate::limits::CLIENTS_MAX_HIGHEST <= PACED as usize, "slots and flags share a word");
 
-/// A session that takes a topic: its slot, and what decides at a glance whether it gets the next tick.
+/// A subscriber of a topic: the session's slot, and flags that decide whether it receives the next tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Member(u32);
 
@@ -47,66 +47,86 @@ impl Member {
     }
 }
 
-/// The members of a topic that share a wire format, and what the format's log has of the topic. 80 bytes, and 4 for
-/// each member.
+/// The members of a topic that share a wire format, and what that format's log holds of the topic. 80 bytes, plus 4 per
+/// member.
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) format: WireFormat,
     pub(super) members: Vec<Member>,
-    /// The topic's announcement, queued again while it is fresh in the log.
+    /// The topic's announcement, reused while it is fresh in the log.
     announced: Option<Range>,
-    /// The last tick, queued to sessions that get it later while it is fresh in the log.
+    /// The last tick, reused for sessions that receive it later while it is fresh in the log.
     pub(super) latest: Option<Range>,
 }
 
 const _: () = assert!(size_of::<Group>() == 80, "the docs of Group say how large it is");
 
-/// A topic that some session of this shard may take.
+/// A topic that its home has opened to this shard.
 ///
 /// Invariant: a member is skipped exactly while its membership is not live.
 /// Invariant: every group has a member; groups are sorted by [`WireFormat::index`].
 #[derive(Debug)]
 pub(super) struct EgressTopic {
     pub(super) info: TopicInfo,
-    /// What becomes of its ticks where a subscriber has not said.
+    /// Policy of subscribers that name none.
     pub(super) policy: Policy,
-    /// The sessions that take it.
+    /// Members by wire format.
     pub(super) groups: Vec<Group>,
-    /// Its newest ticks, complete from `tracked_from` on: what came before this shard took the topic is the home's.
-    pub(super) newest: Newest,
-    /// The first sequence that came live; the largest there is before it.
+    /// This shard is the topic's home: its last values are read from there, and `last_values` stays empty.
+    pub(super) is_homed_here: bool,
+    /// Last values, complete from `tracked_from` on; earlier ones must be recovered from the home.
+    pub(super) last_values: LastValues,
+    /// First sequence that arrived live; `u64::MAX` before it.
     pub(super) tracked_from: u64,
+    /// Last sequence that arrived live; 0 before the first.
+    pub(super) last_sequence: u64,
 }
 
-/// The group of a member's wire format. A look at each group before it.
+/// The part of a topic's past that a new member recovers before it goes live.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Backlog {
+    pub(super) backfill: Backfill,
+    /// The first sequence wanted.
+    pub(super) from: u64,
+}
+
+/// The group of a member's wire format. O(groups).
 pub(super) fn group_of(groups: &mut [Group], format: WireFormat) -> Option<&mut Group> {
     let group = groups.iter_mut().find(|group| group.format == format);
-    debug_assert!(group.is_some(), "a group is there as long as its members");
+    debug_assert!(group.is_some(), "a group exists as long as it has members");
     group
 }
 
 impl EgressTopic {
-    pub(super) fn new(id: TopicId, epoch: u64, name: &str, policy: Policy) -> EgressTopic {
+    pub(super) fn new(
+        id: TopicId,
+        epoch: u64,
+        name: &str,
+        policy: Policy,
+        is_homed_here: bool,
+    ) -> EgressTopic {
         EgressTopic {
             info: TopicInfo::new(id, epoch, name),
             policy,
             groups: Vec::new(),
-            newest: Newest::default(),
+            is_homed_here,
+            last_values: LastValues::default(),
             tracked_from: u64::MAX,
+            last_sequence: 0,
         }
     }
 
-    /// How many sessions take it.
+    /// Number of members.
     pub(super) fn members_len(&self) -> usize {
         self.groups.iter().map(|group| group.members.len()).sum()
     }
 
-    /// The members of a wire format.
+    /// The group of a wire format.
     fn group_mut(&mut self, format: WireFormat) -> Option<&mut Group> {
         group_of(&mut self.groups, format)
     }
 
-    /// The members of a wire format, none yet if this is the first. One allocation for a topic whose takers agree.
+    /// The group of a wire format, created for its first member. Reserves one group: most topics need no second.
     fn group_or_insert(&mut self, format: WireFormat) -> &mut Group {
         let at = self.groups.partition_point(|group| group.format.index() < format.index());
         if self.groups.get(at).is_none_or(|group| group.format != format) {
@@ -116,20 +136,20 @@ impl EgressTopic {
         &mut self.groups[at]
     }
 
-    /// Leaves out a member from the next tick on, or no longer.
+    /// Sets whether ticks skip a member.
     pub(super) fn set_skipped(&mut self, format: WireFormat, position: u32, skipped: bool) {
         if let Some(group) = self.group_mut(format) {
             group.members[position as usize].set_skipped(skipped);
         }
     }
 
-    /// Makes the session a member, and announces the topic to it. `wanted`: what it wants of before, and from where on.
-    /// Returns `false` when it is one already.
+    /// Makes a session a member and announces the topic to it. `backlog` is what it recovers before it goes live.
+    /// Returns `false` if it already was a member.
     pub(super) fn join(
         &mut self,
         slot: SlotId,
         delivery: Delivery,
-        wanted: Option<(Wanted, u64)>,
+        backlog: Option<Backlog>,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) -> bool {
@@ -151,11 +171,11 @@ impl EgressTopic {
         let default_policy = self.policy;
         let members = &mut self.group_or_insert(session.format).members;
         let mut member = Member(slot.0);
-        member.set_skipped(wanted.is_some());
+        member.set_skipped(backlog.is_some());
         member.set_paced(delivery.interval_us > 0);
-        let (taking, (wanted, from)) = match wanted {
-            None => (Taking::Live, (Wanted::Latest, 0)),
-            Some(wanted) => (Taking::Recovering, wanted),
+        let (taking, Backlog { backfill, from }) = match backlog {
+            None => (Taking::Live, Backlog { backfill: Backfill::LastValues, from: 0 }),
+            Some(backlog) => (Taking::Recovering, backlog),
         };
         let membership = Membership {
             from,
@@ -166,7 +186,7 @@ impl EgressTopic {
             interval_us: delivery.interval_us,
             policy: delivery.policy.unwrap_or(default_policy),
             taking,
-            wanted,
+            wanted: backfill,
             announced: true,
         };
         members.push(member);
@@ -179,14 +199,15 @@ impl EgressTopic {
         if changes {
             sessions.set_yield_bytes(slot);
         }
+        self.check_member(slot, sessions);
         self.announce(slot, sessions, logs);
         true
     }
 
-    /// Queues the announcement: shared while one is fresh in the log.
+    /// Queues the topic's announcement, shared while one is fresh in the log.
     pub(super) fn announce(&mut self, slot: SlotId, sessions: &mut Sessions, logs: &mut EgressLogs) {
         let Some(format) = sessions.get(slot).map(|session| session.format) else {
-            debug_assert!(false, "a member of a topic is a session");
+            debug_assert!(false, "only an existing session gets an announcement");
             return;
         };
         let Some(group) = group_of(&mut self.groups, format) else { return };
@@ -203,12 +224,12 @@ impl EgressTopic {
         sessions.push_range(slot, log, range);
     }
 
-    /// Changes how the session takes the topic. A tick that waits for its time is to be released by the caller.
+    /// Changes a member's policy and pace. The caller must then call [`EgressTopic::release_paced`].
     pub(super) fn set_delivery(&mut self, slot: SlotId, delivery: Delivery, sessions: &mut Sessions) {
         let id = self.info.id;
         let Some(session) = sessions.any_mut(slot) else { return };
         let Some(&before) = session.memberships.get(&id) else {
-            debug_assert!(false, "only what is delivered is delivered in another way");
+            debug_assert!(false, "only a member's delivery changes");
             return;
         };
         let after = Membership {
@@ -225,9 +246,10 @@ impl EgressTopic {
         if changes {
             sessions.set_yield_bytes(slot);
         }
+        self.check_member(slot, sessions);
     }
 
-    /// After a change: a tick that waited for its time comes as soon as there is room, as the time may have been long.
+    /// Holds a paced tick instead after its pace changed, so that it leaves as soon as there is room.
     pub(super) fn release_paced(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
         let Some(membership) = session.memberships.get(&self.info.id) else { return };
@@ -238,7 +260,7 @@ impl EgressTopic {
         }
     }
 
-    /// What several subscriptions come to: the highest rate, the more faithful policy.
+    /// Merges the deliveries of several subscriptions: the shortest interval and the most faithful policy win.
     pub(super) fn merge(&self, deliveries: impl Iterator<Item = Delivery>) -> Delivery {
         let mut merged: Option<Delivery> = None;
         for Delivery { policy, interval_us } in deliveries {
@@ -254,9 +276,12 @@ impl EgressTopic {
         merged.unwrap_or_default()
     }
 
-    /// One of the session's patterns that match goes. Returns whether others still do.
-    pub(super) fn leave(&mut self, slot: SlotId, sessions: &mut Sessions) -> bool {
-        let Some(session) = sessions.any_mut(slot) else { return false };
+    /// Removes one of the session's matching patterns. Returns whether others still match.
+    pub(super) fn drop_reference(&mut self, slot: SlotId, sessions: &mut Sessions) -> bool {
+        let Some(session) = sessions.any_mut(slot) else {
+            debug_assert!(false, "only an existing session leaves");
+            return false;
+        };
         let Some(membership) = session.memberships.get_mut(&self.info.id) else {
             debug_assert!(false, "only a member leaves");
             return false;
@@ -264,13 +289,13 @@ impl EgressTopic {
         membership.references -= 1;
         let stays = membership.references > 0;
         if !stays {
-            self.leave_whole(slot, sessions);
+            self.leave(slot, sessions);
         }
         stays
     }
 
-    /// The session goes, whatever its patterns.
-    pub(super) fn leave_whole(&mut self, slot: SlotId, sessions: &mut Sessions) {
+    /// Removes a member, whatever its patterns.
+    pub(super) fn leave(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.any_mut(slot) else { return };
         let Some(membership) = session.memberships.remove(&self.info.id) else {
             debug_assert!(false, "only a member leaves");
@@ -303,22 +328,47 @@ impl EgressTopic {
         self.invariants();
     }
 
+    /// Checks the groups; members change too often to check them all.
     fn invariants(&self) {
         if cfg!(debug_assertions) {
             assert!(self.groups.iter().all(|group| !group.members.is_empty()), "every group has a member");
             assert!(self.groups.is_sorted_by_key(|group| group.format.index()), "groups are sorted");
+            assert!(
+                !self.is_homed_here || self.last_values.sequence() == 0,
+                "a topic's home keeps its only copy of the last values"
+            );
         }
     }
 
-    /// Sets what the session gets, in its membership and in the list of members.
+    /// Sets a member's state in its membership and in the list of members.
     pub(super) fn set_taking(&mut self, slot: SlotId, taking: Taking, sessions: &mut Sessions) {
         let Some(session) = sessions.any_mut(slot) else { return };
         let Some(membership) = session.memberships.get_mut(&self.info.id) else {
-            debug_assert!(false, "only a member takes anything");
+            debug_assert!(false, "only a member has a state");
             return;
         };
         membership.taking = taking;
         let (format, position) = (session.format, membership.position);
         self.set_skipped(format, position, taking != Taking::Live);
+        self.check_member(slot, sessions);
+    }
+
+    /// Checks a member that has just changed against its membership.
+    fn check_member(&self, slot: SlotId, sessions: &Sessions) {
+        if cfg!(debug_assertions)
+            && let Some(session) = sessions.get(slot)
+            && let Some(membership) = session.memberships.get(&self.info.id)
+        {
+            let group = self.groups.iter().find(|group| group.format == session.format);
+            let member = group.and_then(|group| group.members.get(membership.position as usize)).copied();
+            let Some(member) = member else { panic!("a membership names a member") };
+            assert_eq!(member.slot(), slot, "a membership names its own session");
+            assert_eq!(
+                member.is_skipped(),
+                membership.taking != Taking::Live,
+                "a member not live is skipped"
+            );
+            assert_eq!(member.is_paced(), membership.interval_us > 0, "a member with a pace is marked");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Recent ticks of one topic, kept at its home for clients that resume.
+//! Recent ticks of one topic, kept at its home for clients that recover missed ticks.
 
 use crate::{
     egress_log::{EgressLog, Mark},
@@ -6,10 +6,10 @@ use crate::{
 };
 use std::collections::VecDeque;
 
-/// How much of a topic is kept; the tightest of the three bounds wins. Zero ticks or bytes: nothing.
+/// Bounds of a topic's history; the tightest applies. Zero ticks or bytes keep nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryBounds {
-    /// Ticks.
+    /// Number of ticks.
     pub ticks: usize,
     /// Bytes of frames.
     pub bytes: usize,
@@ -27,10 +27,10 @@ impl Default for HistoryBounds {
     }
 }
 
-/// Frames of consecutive sequences in a circular buffer that grows with demand, up to its bound.
+/// Frames of consecutive sequences in a circular buffer that grows on demand up to its bound.
 ///
-/// Memory: at most twice `bytes` plus 32 bytes a tick; the sum over all topics of a home is bounded by the budget passed
-/// to [`History::push`].
+/// Memory: at most twice `bytes` plus 32 bytes a tick; the sum over all topics of a home is bounded by the budget
+/// passed to [`History::push`].
 ///
 /// Invariant: `times` has an entry for each frame in `log`, whose sequences are consecutive.
 #[derive(Debug, Default)]
@@ -43,9 +43,9 @@ pub struct History {
 const FIRST_BYTES: usize = 4 << 10;
 
 impl History {
-    /// Appends the next tick's frame and drops what exceeds the bounds. `budget_bytes` is what all histories together may
-    /// still grow by; once it is used up, the topic's own oldest ticks make room. One copy of the frame, and one of
-    /// everything kept whenever the buffer is resized.
+    /// Appends the next tick's frame and drops ticks beyond the bounds. `budget_bytes` is what all histories together
+    /// may still grow by; once it is used up, the topic's own oldest ticks make room. Copies the frame once, and all
+    /// kept frames when the buffer is resized.
     pub fn push(
         &mut self,
         sequence: u64,
@@ -92,8 +92,8 @@ impl History {
         }
     }
 
-    /// Drops what exceeds the bounds without a new tick. With a negative `budget_bytes` (after the bound was lowered), also
-    /// gives half of the buffer back. Returns the bytes copied.
+    /// Drops ticks beyond the bounds without a new tick. With a negative `budget_bytes` (after the bound was
+    /// lowered), also returns half of the buffer. Returns the number of bytes copied.
     pub fn trim(&mut self, bounds: HistoryBounds, now_ns: u64, budget_bytes: &mut isize) -> usize {
         self.expire(bounds, now_ns);
         while self.times.len() > bounds.ticks {
@@ -144,7 +144,7 @@ impl History {
         self.times.shrink_to(2 * len);
     }
 
-    /// Buffer size in bytes: what this history took from the budget.
+    /// Buffer size in bytes: this history's share of the budget.
     pub fn capacity(&self) -> usize {
         self.log.as_ref().map_or(0, EgressLog::capacity)
     }
@@ -163,13 +163,13 @@ impl History {
         }
     }
 
-    /// The oldest sequence still kept, after dropping what is too old.
+    /// The oldest sequence still kept, after dropping expired ticks.
     pub fn oldest(&mut self, bounds: HistoryBounds, now_ns: u64) -> Option<u64> {
         self.expire(bounds, now_ns);
         self.log.as_ref()?.first().map(|(_, mark)| mark.sequence)
     }
 
-    /// Frames from `sequence` on, in order; empty if that sequence is no longer kept.
+    /// Frames from `sequence` on, in order; none if that sequence is no longer kept.
     pub fn since(&self, sequence: u64) -> impl Iterator<Item = (u64, &[u8])> {
         let log = self.log.as_ref();
         let first = log.and_then(|log| log.first()).map_or(0, |(_, mark)| mark.sequence);
@@ -181,12 +181,12 @@ impl History {
         })
     }
 
-    /// Number of ticks, including any that expired since the last tick.
+    /// Number of ticks, including those expired since the last tick.
     pub fn len(&self) -> usize {
         self.times.len()
     }
 
-    /// Whether there is none.
+    /// Whether no tick is kept.
     pub fn is_empty(&self) -> bool {
         self.times.is_empty()
     }
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_ticks_are_kept_up_to_their_number() {
+    fn tick_count_bounds_the_history() {
         let (mut history, _) = filled(BOUNDS, 250, 100);
         assert_eq!(history.oldest(BOUNDS, 250), Some(151));
         assert_eq!(sequences(&history, 151), (151..=250).collect::<Vec<_>>());
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_bound_what_is_kept() {
+    fn bytes_bound_the_history() {
         for len in [48, 100, 1_000, 5_000, 60_000] {
             let (mut history, _) = filled(BOUNDS, 250, len);
             let oldest = history.oldest(BOUNDS, 250).unwrap();
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn age_bounds_what_is_kept() {
+    fn age_bounds_the_history() {
         let bounds = HistoryBounds { age_ns: 10, ..BOUNDS };
         let (mut history, _) = filled(bounds, 50, 10);
         assert_eq!(history.oldest(bounds, 50), Some(40));
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn past_the_budget_the_oldest_make_room() {
+    fn without_budget_the_oldest_ticks_make_room() {
         let (mut history, mut budget) = (History::default(), 8 << 10);
         for sequence in 1..=250 {
             history.push(sequence, &[sequence as u8; 200], BOUNDS, 0, &mut budget);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_past_smaller_bounds_is_given_back_at_the_next_tick() {
+    fn the_next_tick_returns_what_exceeds_lowered_bounds() {
         let (mut history, mut budget) = filled(BOUNDS, 100, 600);
         assert_eq!(budget, (1 << 20) - BOUNDS.bytes as isize);
         let smaller = HistoryBounds { bytes: 8 << 10, ..BOUNDS };
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn below_its_budget_each_gives_back_half_until_it_is_met() {
+    fn a_negative_budget_halves_the_buffer_until_it_is_met() {
         let (mut history, _) = filled(BOUNDS, 100, 600);
         let mut budget = -(40 << 10);
         for _ in 0..3 {
@@ -297,14 +297,14 @@ mod tests {
             assert_eq!(sequences(&history, oldest), (oldest..=100).collect::<Vec<_>>());
         }
         assert_eq!((budget, history.capacity()), (8 << 10, 16 << 10));
-        // A tick takes nothing away from those that are there for want of budget.
+        // Without budget, a tick still does not shrink the buffer.
         budget = -1;
         history.push(101, &[101; 600], BOUNDS, 0, &mut budget);
         assert_eq!((budget, history.capacity(), history.oldest(BOUNDS, 0).is_some()), (-1, 16 << 10, true));
     }
 
     #[test]
-    fn what_has_passed_its_age_is_given_back_whole() {
+    fn expired_history_returns_its_whole_buffer() {
         let bounds = HistoryBounds { age_ns: 10, ..BOUNDS };
         let (mut history, mut budget) = filled(bounds, 100, 600);
         assert_eq!(history.trim(bounds, 200, &mut budget), 0);

@@ -5,32 +5,32 @@ use super::*;
 const A: ShardId = ShardId(0);
 const B: ShardId = ShardId(1);
 
-fn text(notice: Notice<'_>) -> String {
-    match notice {
-        Notice::Open(shard, topic) => format!("open {} {}", shard.0, topic.name),
-        Notice::Close(shard, topic) => format!("close {} {}", shard.0, topic.name),
-        Notice::Ready(shard, request) => format!("ready {} {request}", shard.0),
+fn text(event: InterestEvent<'_>) -> String {
+    match event {
+        InterestEvent::Open(shard, topic) => format!("open {} {}", shard.0, topic.name),
+        InterestEvent::Close(shard, topic) => format!("close {} {}", shard.0, topic.name),
+        InterestEvent::Ready(shard, request) => format!("ready {} {request}", shard.0),
     }
 }
 
-fn notices(home: &mut Home) -> Vec<String> {
-    let mut notices = Vec::new();
+fn scan_events(home: &mut Home) -> Vec<String> {
+    let mut events = Vec::new();
     while home.scans_len() > 0 {
-        home.scan(|notice| notices.push(text(notice)));
+        home.advance_scans(|event| events.push(text(event)));
     }
-    notices
+    events
 }
 
 fn add(home: &mut Home, pattern: &str, request: u32) -> Vec<String> {
-    let mut notices = Vec::new();
-    home.add_interest(B, pattern, request, |notice| notices.push(text(notice)));
-    notices
+    let mut events = Vec::new();
+    home.add_interest(B, pattern, request, |event| events.push(text(event)));
+    events
 }
 
 fn remove(home: &mut Home, pattern: &str) -> Vec<String> {
-    let mut notices = Vec::new();
-    home.remove_interest(B, pattern, |notice| notices.push(text(notice)));
-    notices
+    let mut events = Vec::new();
+    home.remove_interest(B, pattern, |event| events.push(text(event)));
+    events
 }
 
 #[test]
@@ -40,43 +40,43 @@ fn interest_opens_existing_topics_then_says_ready() {
         home.find_or_create(name).unwrap();
     }
     assert!(add(&mut home, "a.*", 7).is_empty());
-    assert_eq!(notices(&mut home), ["open 1 a.x", "open 1 a.y", "ready 1 7"]);
-    let (index, new) = home.find_or_create("a.z").unwrap();
-    assert!(new && home.topic(index).interested.contains(B) && !home.topic(index).interested.contains(A));
+    assert_eq!(scan_events(&mut home), ["open 1 a.x", "open 1 a.y", "ready 1 7"]);
+    let TopicLookup { index, is_new } = home.find_or_create("a.z").unwrap();
+    assert!(is_new && home.topic(index).interested.contains(B) && !home.topic(index).interested.contains(A));
 }
 
 #[test]
-fn interest_in_one_topic_does_not_wait_behind_walks() {
+fn interest_in_one_topic_does_not_wait_for_scans() {
     let mut home = home(2, 10);
     home.find_or_create("a.x").unwrap();
     add(&mut home, ">", 1);
     assert_eq!(add(&mut home, "a.x", 2), ["open 1 a.x", "ready 1 2"]);
-    assert_eq!(notices(&mut home), ["ready 1 1"], "it is open already");
-    assert!(remove(&mut home, "a.x").is_empty(), "the other pattern still takes it");
+    assert_eq!(scan_events(&mut home), ["ready 1 1"], "the topic is already open");
+    assert!(remove(&mut home, "a.x").is_empty(), "the other pattern still matches it");
 }
 
 #[test]
-fn interest_that_overlaps_outlives_the_other_pattern() {
+fn overlapping_interest_outlives_the_other_pattern() {
     let mut home = home(2, 10);
     home.find_or_create("a.x").unwrap();
     home.find_or_create("a.y").unwrap();
     add(&mut home, ">", 1);
     add(&mut home, "a.x", 2);
-    notices(&mut home);
+    scan_events(&mut home);
     remove(&mut home, ">");
-    assert_eq!(notices(&mut home), ["close 1 a.y"]);
+    assert_eq!(scan_events(&mut home), ["close 1 a.y"]);
     assert_eq!(remove(&mut home, "a.x"), ["close 1 a.x"]);
 }
 
 #[test]
-fn interest_that_comes_back_before_its_walk_keeps_its_topics() {
+fn interest_that_returns_before_its_scan_keeps_its_topics() {
     let mut home = home(2, 10);
     home.find_or_create("a.x").unwrap();
     add(&mut home, "a.*", 1);
-    notices(&mut home);
+    scan_events(&mut home);
     remove(&mut home, "a.*");
     add(&mut home, "a.*", 2);
-    assert_eq!(notices(&mut home), ["ready 1 2"]);
+    assert_eq!(scan_events(&mut home), ["ready 1 2"]);
 }
 
 #[test]
@@ -84,18 +84,18 @@ fn topics_are_bounded() {
     let mut home = home(1, 1);
     assert!(home.find_or_create("a").is_ok());
     assert_eq!(home.find_or_create("b"), Err(TooManyTopics));
-    assert_eq!(home.find_or_create("a"), Ok((0, false)));
+    assert_eq!(home.find_or_create("a"), Ok(TopicLookup { index: 0, is_new: false }));
 }
 
 const BOUNDS: HistoryBounds = HistoryBounds { ticks: 10, bytes: 64 << 10, age_ns: 0 };
 
 fn home(shards: u16, topics_max: usize) -> Home {
-    let keeping = Keeping {
+    let retention = Retention {
         history: Rules::all(BOUNDS),
         history_bytes_max: 1 << 20,
         keys: KeysBudget { keys_max: 4, bytes_left: 1 << 20 },
     };
-    Home::new(A, shards, topics_max, keeping)
+    Home::new(A, shards, topics_max, retention)
 }
 
 fn advance(home: &mut Home, index: u32, key: u64, payload: &[u8]) -> TopicId {
@@ -103,87 +103,90 @@ fn advance(home: &mut Home, index: u32, key: u64, payload: &[u8]) -> TopicId {
     TopicId(sequenced.tick.header.topic_id)
 }
 
-/// Start, flags, and the sequences and snapshot marks of a piece.
-fn piece(home: &mut Home, id: TopicId, wanted: Wanted, from: u64) -> (u64, u32, Vec<(u64, bool)>) {
+/// Start, flags, and the sequences and snapshot marks of a chunk.
+fn chunk(home: &mut Home, id: TopicId, backfill: Backfill, from: u64) -> (u64, u32, Vec<(u64, bool)>) {
     let mut out = Vec::new();
-    let piece = home.piece(id, wanted, from, 0, &mut out);
+    let chunk = home.history_chunk(id, backfill, from, 0, &mut out);
     let (mut ticks, mut rest) = (Vec::new(), &out[..]);
     while let Ok(tickcast_proto::Step::Complete(used, tick)) = frame::decode(rest, usize::MAX) {
         ticks.push((tick.header.sequence, tick.header.flags & FLAG_SNAPSHOT != 0));
         rest = &rest[used..];
     }
     assert!(rest.is_empty());
-    (piece.start, piece.flags, ticks)
+    (chunk.start, chunk.flags, ticks)
 }
 
 #[test]
-fn a_place_within_the_history_is_recovered_exactly() {
+fn a_position_within_the_history_is_recovered_exactly() {
     let mut home = home(1, 1);
-    let (index, _) = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
     let mut id = TopicId(0);
     (0..25).for_each(|_| id = advance(&mut home, index, 0, b"x"));
-    let (start, flags, ticks) = piece(&mut home, id, Wanted::Place, 20);
-    assert_eq!((start, flags), (20, PIECE_RECOVERED | PIECE_DONE));
+    let (start, flags, ticks) = chunk(&mut home, id, Backfill::Position, 20);
+    assert_eq!((start, flags), (20, CHUNK_RECOVERED | CHUNK_LAST));
     assert_eq!(ticks, (20..=25).map(|sequence| (sequence, false)).collect::<Vec<_>>());
-    assert_eq!(piece(&mut home, id, Wanted::Place, 26), (26, PIECE_RECOVERED | PIECE_DONE, vec![]));
+    assert_eq!(chunk(&mut home, id, Backfill::Position, 26), (26, CHUNK_RECOVERED | CHUNK_LAST, vec![]));
 }
 
 #[test]
-fn a_place_out_of_reach_gives_the_newest_and_says_so() {
+fn a_position_out_of_reach_yields_the_last_values_and_says_so() {
     let mut home = home(1, 1);
-    let (index, _) = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
     let mut id = TopicId(0);
     (0..25).for_each(|_| id = advance(&mut home, index, 0, b"x"));
-    let lost = PIECE_NOT_RECOVERED | PIECE_DONE;
-    for (wanted, from) in
-        [(Wanted::Place, 3), (Wanted::Place, 27), (Wanted::Place, u64::MAX), (Wanted::Lost, 1)]
-    {
-        let (_, flags, ticks) = piece(&mut home, id, wanted, from);
+    let lost = CHUNK_NOT_RECOVERED | CHUNK_LAST;
+    for (backfill, from) in [
+        (Backfill::Position, 3),
+        (Backfill::Position, 27),
+        (Backfill::Position, u64::MAX),
+        (Backfill::PositionLost, 1),
+    ] {
+        let (_, flags, ticks) = chunk(&mut home, id, backfill, from);
         assert_eq!((flags, ticks), (lost, vec![(25, true)]), "{from}");
     }
-    let (start, flags, ticks) = piece(&mut home, id, Wanted::Kept, 3);
-    assert_eq!((start, flags, ticks.len()), (16, PIECE_DONE, 10));
+    let (start, flags, ticks) = chunk(&mut home, id, Backfill::Retained, 3);
+    assert_eq!((start, flags, ticks.len()), (16, CHUNK_LAST, 10));
 }
 
 #[test]
-fn who_has_nothing_yet_gets_all_that_is_kept_from_the_first() {
+fn a_client_without_ticks_gets_all_that_is_kept() {
     let mut home = home(1, 1);
-    let (index, _) = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
     let mut id = TopicId(0);
     (0..5).for_each(|_| id = advance(&mut home, index, 0, b"x"));
-    let (start, flags, ticks) = piece(&mut home, id, Wanted::Place, 1);
-    assert_eq!((start, flags, ticks.len()), (1, PIECE_RECOVERED | PIECE_DONE, 5));
+    let (start, flags, ticks) = chunk(&mut home, id, Backfill::Position, 1);
+    assert_eq!((start, flags, ticks.len()), (1, CHUNK_RECOVERED | CHUNK_LAST, 5));
     (0..20).for_each(|_| id = advance(&mut home, index, 0, b"x"));
-    let (start, flags, ticks) = piece(&mut home, id, Wanted::Place, 1);
-    assert_eq!((start, flags), (16, PIECE_RECOVERED | PIECE_DONE));
+    let (start, flags, ticks) = chunk(&mut home, id, Backfill::Position, 1);
+    assert_eq!((start, flags), (16, CHUNK_RECOVERED | CHUNK_LAST));
     assert_eq!(ticks, (16..=25).map(|sequence| (sequence, false)).collect::<Vec<_>>());
 }
 
 #[test]
-fn a_snapshot_has_the_newest_of_every_key() {
+fn a_snapshot_has_the_last_value_of_every_key() {
     let mut home = home(1, 1);
-    let (index, _) = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
     let mut id = TopicId(0);
     [1, 2, 1, 3].into_iter().for_each(|key| id = advance(&mut home, index, key, b"x"));
-    let (_, flags, ticks) = piece(&mut home, id, Wanted::Latest, 1);
-    assert_eq!((flags, ticks), (PIECE_DONE, vec![(2, true), (3, true), (4, true)]));
+    let (_, flags, ticks) = chunk(&mut home, id, Backfill::LastValues, 1);
+    assert_eq!((flags, ticks), (CHUNK_LAST, vec![(2, true), (3, true), (4, true)]));
 }
 
 #[test]
-fn a_long_history_comes_in_pieces() {
+fn a_long_history_comes_in_chunks() {
     let mut home = home(1, 1);
-    let (index, _) = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
     let mut id = TopicId(0);
     (0..8).for_each(|_| id = advance(&mut home, index, 0, &[0; 12 << 10]));
-    let (mut from, mut pieces) = (4, 0);
+    let (mut from, mut chunks) = (4, 0);
     loop {
-        let (_, flags, ticks) = piece(&mut home, id, Wanted::Place, from);
+        let (_, flags, ticks) = chunk(&mut home, id, Backfill::Position, from);
         assert!(!ticks.is_empty() && ticks[0].0 == from);
         from = ticks.last().unwrap().0 + 1;
-        pieces += 1;
-        if flags & PIECE_DONE != 0 {
+        chunks += 1;
+        if flags & CHUNK_LAST != 0 {
             break;
         }
     }
-    assert_eq!((from, pieces), (9, 3));
+    assert_eq!((from, chunks), (9, 3));
 }

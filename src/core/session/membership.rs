@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::home::Wanted;
+use crate::home::Backfill;
 use tickcast_proto::{
     ids::TopicId,
     subscription::{Policy, Position},
@@ -42,7 +42,7 @@ pub struct Membership {
     /// What it gets now.
     pub taking: Taking,
     /// While recovering: from where.
-    pub wanted: Wanted,
+    pub wanted: Backfill,
     /// The session knows the topic's name.
     pub announced: bool,
 }

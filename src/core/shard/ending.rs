@@ -2,6 +2,7 @@
 
 use super::{Action, Shard, timers::TimerKind};
 use crate::{
+    fanout::CloseBudget,
     ids::{SessionId, SlotId},
     limits::LINGER_DEADLINE_MS,
     metrics::counters::Counter,
@@ -140,15 +141,24 @@ impl Shard {
     fn tell_what_is_owed(&mut self, slot: SlotId, reason: &CloseReason, now: Now) {
         match reason {
             CloseReason::Shutdown => {
-                let max = self.limits.outbox_bytes_max;
-                let left = &mut self.drain_left_bytes;
-                self.fanout.finish(slot, max, left, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+                let budget = CloseBudget {
+                    outbox_bytes_max: self.limits.outbox_bytes_max,
+                    log_bytes_left: &mut self.drain_left_bytes,
+                };
+                self.fanout.flush_for_close(
+                    slot,
+                    budget,
+                    &self.home,
+                    &mut self.sessions,
+                    &mut self.logs,
+                    now.monotonic_ns,
+                );
             }
             // What waits for it is still sent.
             CloseReason::Peer => {
                 let lag = self.sessions.get(slot).and_then(|session| session.lag.as_deref());
                 let untold = lag.map(|lag| lag.untold.clone()).unwrap_or_default();
-                self.fanout.tell_of(&untold, slot, &mut self.sessions);
+                self.fanout.flush_notices_of(&untold, slot, &mut self.sessions);
             }
             _ => {}
         }

@@ -3,7 +3,7 @@
 use super::{ORIGIN_INGEST, Shard, Unsequenced};
 use crate::{
     fanout,
-    home::{Home, Notice, Sequenced},
+    home::{Home, InterestEvent, Sequenced, TopicLookup},
     ids::SessionId,
     metrics::counters::Counter,
     now::Now,
@@ -104,7 +104,7 @@ impl Shard {
     /// As the topic's home: gives the tick its sequence and passes it to every interested shard, this one included.
     pub(super) fn sequence(&mut self, from: Option<ShardId>, tick: &Unsequenced<'_>, now: Now) {
         let Unsequenced { origin, flags, schema, record, topic: name, payload } = *tick;
-        let Ok((index, is_new)) = self.home.find_or_create(name) else {
+        let Ok(TopicLookup { index, is_new }) = self.home.find_or_create(name) else {
             return self.refuse(from, origin, record.request, now);
         };
         if is_new {
@@ -129,7 +129,7 @@ impl Shard {
     fn open_new_topic(&mut self, index: u32) {
         self.with_home(|home, notify| {
             let topic = home.topic(index);
-            topic.interested.iter().for_each(|shard| notify(Notice::Open(shard, topic)));
+            topic.interested.iter().for_each(|shard| notify(InterestEvent::Open(shard, topic)));
         });
     }
 
@@ -164,25 +164,28 @@ impl Shard {
 
     /// Lets the home do something, and passes on what it has to tell the shards. Each thing told is at most one frame
     /// in a stage.
-    pub(super) fn with_home<R>(&mut self, act: impl FnOnce(&mut Home, &mut dyn FnMut(Notice<'_>)) -> R) -> R {
+    pub(super) fn with_home<R>(
+        &mut self,
+        act: impl FnOnce(&mut Home, &mut dyn FnMut(InterestEvent<'_>)) -> R,
+    ) -> R {
         let (own, epoch) = (self.id, self.epoch);
         let Shard { home, fanout, sessions, logs, stages, .. } = self;
         act(home, &mut |notice| match notice {
-            Notice::Open(shard, topic) if shard == own => {
+            InterestEvent::Open(shard, topic) if shard == own => {
                 fanout.handle_open(topic.id, epoch, &topic.name, sessions, logs);
             }
-            Notice::Open(shard, topic) => {
+            InterestEvent::Open(shard, topic) => {
                 stages.push_delivery(shard, |out| frame::encode_topic(out, topic.id, epoch, &topic.name));
             }
-            Notice::Close(shard, topic) if shard == own => fanout.handle_close(topic.id),
-            Notice::Close(shard, topic) => {
+            InterestEvent::Close(shard, topic) if shard == own => fanout.handle_close(topic.id),
+            InterestEvent::Close(shard, topic) => {
                 let meta = HeaderFields { topic_id: topic.id.0, ..HeaderFields::default() };
                 stages.push_delivery(shard, |out| {
                     frame::encode(out, Kind::Unsubscribed, meta, &Request::default(), &[]);
                 });
             }
-            Notice::Ready(shard, request) if shard == own => fanout.handle_ready(request),
-            Notice::Ready(shard, request) => {
+            InterestEvent::Ready(shard, request) if shard == own => fanout.handle_ready(request),
+            InterestEvent::Ready(shard, request) => {
                 let record = Subscribed { epoch, request, reserved: 0 };
                 stages.push_delivery(shard, |out| {
                     frame::encode(out, Kind::Subscribed, HeaderFields::default(), &record, &[]);

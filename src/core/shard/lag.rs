@@ -3,10 +3,10 @@
 
 use super::{Shard, timers::TimerKind};
 use crate::{
-    fanout::Tally,
-    home::{Piece, Wanted},
+    fanout::{DeliveryCounts, HistoryRequest},
+    home::{Backfill, HistoryChunk},
     ids::SlotId,
-    limits::TURN_PIECES,
+    limits::TURN_HISTORY_CHUNKS,
     metrics::counters::Counter,
     now::Now,
     session::CloseReason,
@@ -50,7 +50,7 @@ impl Shard {
             idle = !session.has_work();
         });
         if idle {
-            self.fanout.caught_up(slot, &mut self.sessions);
+            self.fanout.handle_drained(slot, &mut self.sessions);
             self.fanout.queue_pull(slot, &mut self.sessions);
             self.flushed(slot, now);
         }
@@ -72,7 +72,7 @@ impl Shard {
         }
         if full_ns >= behind_ns {
             let before_ns = now.monotonic_ns - behind_ns;
-            self.fanout.stalled(slot, before_ns, &mut self.sessions, &self.logs);
+            self.fanout.handle_stall(slot, before_ns, &mut self.sessions, &self.logs);
         }
         let when = match full_ns < behind_ns {
             true => since_ns.saturating_add(behind_ns),
@@ -86,7 +86,7 @@ impl Shard {
 
     /// Sets timers for paced ticks that are to come later.
     pub(super) fn set_paces(&mut self) {
-        for pace in self.fanout.take_paces() {
+        for pace in self.fanout.take_pace_timers() {
             if let Some(session) = self.sessions.get(pace.slot) {
                 let id = session.id;
                 self.watch(pace.due_ns, TimerKind::Pace(pace.topic), id);
@@ -102,12 +102,13 @@ impl Shard {
             && self.stages.requests_have_room()
     }
 
-    /// Asks the homes for the pieces of history that sessions have room for, at most [`TURN_PIECES`]. Returns whether
+    /// Asks the homes for the pieces of history that sessions have room for, at most [`TURN_HISTORY_CHUNKS`]. Returns whether
     /// there were any.
     pub(super) fn pull(&mut self, now: Now) -> bool {
         let mut asked = 0;
-        while asked < TURN_PIECES && self.may_pull() {
-            let Some((id, from, record)) = self.fanout.next_pull(&mut self.sessions) else { break };
+        while asked < TURN_HISTORY_CHUNKS && self.may_pull() {
+            let Some(request) = self.fanout.next_pull(&mut self.sessions) else { break };
+            let HistoryRequest { topic: id, from, record } = request;
             asked += 1;
             let home = id.home(self.shards);
             if home == self.id {
@@ -124,10 +125,11 @@ impl Shard {
 
     /// As the topic's home: answers with the next piece of its past.
     pub(super) fn recover(&mut self, shard: ShardId, id: TopicId, from: u64, record: Recover, now: Now) {
-        let Some(wanted) = Wanted::from_wire(record.wanted) else { return };
+        let Some(wanted) = Backfill::from_wire(record.wanted) else { return };
         let mut frames = std::mem::take(&mut self.pieces);
         frames.clear();
-        let Piece { last, start, flags } = self.home.piece(id, wanted, from, now.monotonic_ns, &mut frames);
+        let HistoryChunk { last, start, flags } =
+            self.home.history_chunk(id, wanted, from, now.monotonic_ns, &mut frames);
         let meta = HeaderFields { topic_id: id.0, sequence: last, ..HeaderFields::default() };
         let record = History { session: record.session, from, start, flags, wanted: record.wanted };
         if shard != self.id {
@@ -147,12 +149,12 @@ impl Shard {
 
     /// Takes over what the fan-out has counted.
     pub(super) fn count_ticks(&mut self) {
-        let tally = self.fanout.take_tally();
-        if tally == Tally::default() {
+        let tally = self.fanout.take_counts();
+        if tally == DeliveryCounts::default() {
             return;
         }
         self.counters.add(Counter::TicksDelivered, tally.queued);
-        self.counters.add(Counter::TicksTakenOut, tally.taken_out);
+        self.counters.add(Counter::TicksTakenOut, tally.evicted);
         self.counters.add(Counter::TicksConflated, tally.conflated);
         self.counters.add(Counter::TicksDropped, tally.dropped);
     }

@@ -6,14 +6,14 @@ use super::Shard;
 use crate::{config::Limits, now::Now};
 
 impl Shard {
-    /// Works within other limits from now on: those of [`Limits::with_live_of`]. What a session or topic has already is not
+    /// Works within other limits from now on: those of [`Limits::with_reloadable_from`]. What a session or topic has already is not
     /// taken away at once: it is held to the new bounds at its next change. A pass over the topics where rules changed that
     /// go by topic, over the sessions where their bounds did.
     pub fn reload(&mut self, limits: &Arc<Limits>, now: Now) {
         let never_pinged = self.limits.ping_interval_ns == u64::MAX;
         self.limits = Limits::clone(limits);
         let limits = &self.limits;
-        self.home.set_keeping(
+        self.home.set_retention(
             limits.history.clone(),
             limits.history_bytes_max / usize::from(self.shards),
             limits.keys_per_topic_max,

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{Shard, input::shown};
 use crate::{
-    fanout::{Begin, Interest, Subscription},
+    fanout::{Interest, Registration, StartFrom, Subscription, Unsubscribed},
     ids::{SessionId, SlotId},
     limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
     now::Now,
@@ -72,12 +72,12 @@ impl Shard {
         request: u32,
         from: StartPosition,
         now: Now,
-    ) -> Option<Begin> {
+    ) -> Option<StartFrom> {
         match from {
-            StartPosition::Live => Some(Begin::Live),
-            StartPosition::Latest => Some(Begin::Latest),
-            StartPosition::After(position) => Some(Begin::After(position)),
-            StartPosition::Resume => Some(Begin::Places),
+            StartPosition::Live => Some(StartFrom::Live),
+            StartPosition::Latest => Some(StartFrom::Latest),
+            StartPosition::After(position) => Some(StartFrom::After(position)),
+            StartPosition::Resume => Some(StartFrom::SavedPositions),
             StartPosition::AfterEach { epoch, sequences } => {
                 for topic in sequences.keys() {
                     if let Err(error) = pattern::check_topic(topic.as_bytes()) {
@@ -98,7 +98,7 @@ impl Shard {
                 for (topic, sequence) in sequences {
                     lag.put_place(&topic, Position { epoch, sequence });
                 }
-                Some(Begin::Places)
+                Some(StartFrom::SavedPositions)
             }
         }
     }
@@ -147,7 +147,7 @@ impl Shard {
         request: u32,
         pattern: &str,
         delivery: Delivery,
-        begin: Begin,
+        begin: StartFrom,
         now: Now,
     ) {
         if let Err(error) = pattern::check_pattern(pattern.as_bytes()) {
@@ -165,13 +165,13 @@ impl Shard {
             let text = format!("already subscribed to {}", shown(pattern.as_bytes()));
             return self.fail(slot, request, ErrorCode::AlreadySubscribed, &text, now);
         }
-        let (entry, interest) = self.fanout.subscribe(slot, request, pattern);
+        let Registration { entry, interest } = self.fanout.subscribe(slot, request, pattern);
         if let Some(session) = self.sessions.open_mut(slot) {
             if session.subscriptions.is_empty() {
                 // Most sessions have one: a Vec would make room for four.
                 session.subscriptions.reserve_exact(1);
             }
-            session.subscriptions.push(Subscription { entry, position: None, delivery, begin });
+            session.subscriptions.push(Subscription { entry, position: None, delivery, start_from: begin });
         }
         if let Some(Interest { request, exact }) = interest {
             self.ask_homes(pattern, exact, request);
@@ -190,7 +190,8 @@ impl Shard {
             self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
             return 1;
         };
-        let (last, looked) = self.fanout.unsubscribe(held, slot, &mut self.sessions);
+        let Unsubscribed { pattern_gone: last, visited: looked } =
+            self.fanout.unsubscribe(held, slot, &mut self.sessions);
         if let Some(last) = last {
             self.tell_homes_gone(&last);
         }

@@ -269,7 +269,7 @@ impl Shard {
                 home: self.id,
                 sequence: topic.sequence,
                 history_ticks: topic.history().len(),
-                keys: topic.newest.keys_len(),
+                keys: topic.last_values.keys_len(),
                 history_bytes: topic.history().memory_bytes(),
                 rank: match sort {
                     TopicSort::Newest => newest_rank(self.home.len() as u64, u64::from(index)),
@@ -291,7 +291,7 @@ impl Shard {
 
     /// How many sessions of this shard take each of these topics. A look-up each.
     pub fn takers(&self, topics: &[TopicId]) -> Vec<u64> {
-        topics.iter().map(|&id| self.fanout.takers_len(id) as u64).collect()
+        topics.iter().map(|&id| self.fanout.subscribers_len(id) as u64).collect()
     }
 
     /// What it says of itself; the transport adds what it knows of the rings. A copy of the histograms, 40 KiB.

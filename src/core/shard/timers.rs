@@ -104,7 +104,14 @@ impl Shard {
             TimerKind::Heartbeat => self.heartbeat_is_due(slot, now),
             TimerKind::Stall => self.stall_is_due(slot, now),
             TimerKind::Pace(topic) => {
-                self.fanout.pace_is_due(topic, slot, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+                self.fanout.handle_pace_due(
+                    topic,
+                    slot,
+                    &self.home,
+                    &mut self.sessions,
+                    &mut self.logs,
+                    now.monotonic_ns,
+                );
             }
             TimerKind::Linger => self.remove(slot),
         }

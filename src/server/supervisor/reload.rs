@@ -67,10 +67,10 @@ impl Reloader {
                 });
             }
         };
-        let limits = self.limits.with_live_of(&config.limits);
+        let limits = self.limits.with_reloadable_from(&config.limits);
         let tell = || {
             log_changes(&changes);
-            for line in limits.held_back_from(&config.limits) {
+            for line in limits.changes_needing_restart(&config.limits) {
                 ::log::warn!("SIGHUP: {line}");
             }
         };
