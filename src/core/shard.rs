@@ -1,25 +1,34 @@
-//! One shard: the topics it is home of, the sessions it serves, and what goes between them. A plain state machine.
+//! One shard: the topics it is home of, the sessions it serves, and the rings that connect it to the other shards. A plain
+//! state machine.
 //!
 //! ```text
 //!                    handle_request                       handle_bytes, handle_eof
-//!  peers, ingest  ------------------>  +-----------+  <------------------------------  sockets
+//!  peers, sources ------------------>  +-----------+  <------------------------------  sockets
 //!                    handle_delivery   |   Shard   |
 //!                 <------------------  +-----------+  ------------------------------>
 //!                    stages                              poll_send, poll_action
 //! ```
 //!
-//! The driver's order in a turn: `handle_*` for what came in, [`Shard::turn`], then batches of SENDs until there are none
-//! ([`Shard::prepare_sends`], [`Shard::poll_send`], each SEND's outcome through [`Shard::handle_sent`]),
-//! [`Shard::poll_action`] until `None`, the stages into their rings, and [`Shard::end_turn`].
+//! A driver calls it in turns, in this order:
+//!
+//! 1. What the sockets report: [`Shard::handle_accept`], [`Shard::handle_bytes`], [`Shard::handle_eof`],
+//!    [`Shard::handle_error`], [`Shard::handle_writable`] and [`Shard::handle_detached`], as they come, each followed by
+//!    [`Shard::poll_action`] until `None`.
+//! 2. Connections that other shards hand over: [`Shard::handle_placed`].
+//! 3. The rings from other shards and from sources: [`Shard::handle_delivery`], then [`Shard::handle_request`].
+//! 4. [`Shard::turn`].
+//! 5. Batches of SENDs until one is empty: [`Shard::prepare_sends`], [`Shard::poll_send`], [`Shard::send_bytes`], then
+//!    [`Shard::handle_sent`] for each SEND of the batch.
+//! 6. [`Shard::poll_action`] until `None`.
+//! 7. The stages into the rings ([`Shard::with_stages`]), then [`Shard::end_turn`].
 
-mod ending;
-mod homes;
-mod input;
-mod lag;
-mod placing;
+mod delivery;
+mod egress;
+mod ingress;
+mod lifecycle;
 mod reload;
 mod stages;
-mod subscribe;
+mod subscriptions;
 pub mod survey;
 mod timers;
 
@@ -28,37 +37,33 @@ use std::{
     sync::Arc,
 };
 
-use self::{
-    stages::Stages,
-    subscribe::Walk,
-    timers::{Timer, TimerKind},
-};
+use self::{stages::Stages, subscriptions::Walk, timers::Timer};
 use crate::{
     admission::Publishers,
     config::Limits,
-    fanout::{self, EgressLogs, Fanout, LogIndex},
+    fanout::{self, EgressLogs, Fanout, LogIndex, Tally},
     home::{Home, Keeping, last_value::KeysBudget},
-    ids::{SessionId, SlotId},
-    limits::{GATHER_BYTES, SCANS_MAX, SEND_BYTES_MAX, SENDS_PER_SUBMIT, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
+    ids::SlotId,
+    limits::{SCANS_MAX, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
     metrics::{
         counters::{Counter, Counters},
         latency::Latency,
     },
     now::Now,
-    session::{Next, Session, Source, holders::Holders, membership::Membership, table::Sessions},
+    session::{Session, Source, holders::Holders, membership::Membership, table::Sessions},
     timer_wheel::Wheel,
 };
 use tickcast_proto::{
-    codec::json,
-    frame::FLAG_PAYLOAD_JSON,
     framing::SharedDecoders,
     http::{NoFiles, StaticFiles},
     ids::{ShardId, TopicId},
     records::Publish,
-    reply::Reply,
 };
 
-pub use self::{ending::LOG_TARGET_SESSION, placing::Departure, stages::PeerStages};
+pub use self::{
+    lifecycle::{Departure, LOG_TARGET_SESSION},
+    stages::PeerStages,
+};
 pub use crate::session::ListenerKind;
 
 /// The origin of ticks that no session published: nobody is told when they are refused, but it is counted.
@@ -239,26 +244,6 @@ impl Shard {
         self.sessions.standing_len()
     }
 
-    /// A connection came in; its slot is vacant.
-    pub fn handle_accept(&mut self, slot: SlotId, listener: ListenerKind, now: Now) {
-        self.counters.add(Counter::SessionsAccepted, 1);
-        self.open(slot, listener, now);
-    }
-
-    /// Makes the session of a connection, whichever shard accepted it.
-    fn open(&mut self, slot: SlotId, listener: ListenerKind, now: Now) {
-        self.generation = self.generation.wrapping_add(1);
-        let id = SessionId::new(self.generation, slot);
-        self.sessions.insert(slot, Session::new(id, listener));
-        self.counters.add(Counter::SessionsOpen, 1);
-        self.publishers.enter(slot);
-        let deadline = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
-        self.watch(deadline, TimerKind::Handshake, id);
-        if self.draining.is_some() {
-            self.end(slot, crate::session::CloseReason::Shutdown, now);
-        }
-    }
-
     /// Whether requests may come in: every stage has room for what one more may add.
     ///
     /// Requests add deliveries and walks, never requests: so they may be taken in while the stages of requests are
@@ -270,11 +255,6 @@ impl Shard {
     /// Whether sessions' input may be taken up: it adds requests too.
     fn takes_input(&self) -> bool {
         !self.input_stopped && self.takes_requests() && self.stages.requests_have_room()
-    }
-
-    /// The server stops: what clients have sent and was not taken up is not taken up any more.
-    pub fn stop_taking_input(&mut self) {
-        self.input_stopped = true;
     }
 
     /// Does what is due: scans, input that waited for room, timers. Returns whether anything was done.
@@ -298,51 +278,25 @@ impl Shard {
         worked
     }
 
-    /// Before each batch of SENDs: gives sessions that are behind what their next SEND is to carry, at most
-    /// [`SENDS_PER_SUBMIT`] of them. It appends to the logs, and what a SEND of the batch points to must stay: so not
-    /// between two calls of [`Shard::poll_send`] of the same batch.
-    pub fn prepare_sends(&mut self, now: Now) {
-        // No more than the batch can carry: what is given too early is old by the time it leaves.
-        let mut bytes = 0;
-        while bytes < GATHER_BYTES
-            && self.sessions.ready_len() < SENDS_PER_SUBMIT
-            && let Some(slot) = self.sessions.pop_lagging()
-        {
-            bytes += SEND_BYTES_MAX;
-            self.fanout.refill(slot, &mut self.sessions, &mut self.logs, now.monotonic_ns);
-            self.fanout.relieve(&mut self.sessions, &mut self.logs);
+    /// Ends what was found out while others were being served.
+    fn settle(&mut self, now: Now) {
+        self.count_ticks();
+        self.set_paces();
+        while let Some((slot, reason)) = self.sessions.pop_doomed() {
+            self.end(slot, reason, now);
         }
-        self.settle(now);
     }
 
-    /// The next SEND: its bytes are [`Shard::send_bytes`] until the next call that is not `poll_send`. The slot has
-    /// no other until [`Shard::handle_sent`] says what became of it.
-    pub fn poll_send(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
-        while let Some(slot) = self.sessions.pop_ready() {
-            let log = LogIndex::of(self.sessions.any_mut(slot)?.format);
-            match self.sessions.take_send(slot, self.logs.get(log), gather) {
-                Next::Send(source) => return Some(Send { slot, log, source }),
-                Next::Lapped => self.lapped(slot, now),
-                Next::Idle if self.sessions.get(slot).is_some_and(Session::has_work) => {
-                    self.sessions.make_ready(slot);
-                }
-                Next::Idle => {
-                    self.fanout.caught_up(slot, &mut self.sessions);
-                    self.fanout.queue_pull(slot, &mut self.sessions);
-                    self.flushed(slot, now);
-                }
-            }
+    /// Takes over what the fan-out has counted.
+    fn count_ticks(&mut self) {
+        let tally = self.fanout.take_tally();
+        if tally == Tally::default() {
+            return;
         }
-        None
-    }
-
-    /// The bytes of a SEND that `poll_send` returned since the gather buffer was last cleared.
-    #[inline]
-    pub fn send_bytes<'a>(&'a self, send: &Send, gather: &'a [u8]) -> &'a [u8] {
-        match send.source {
-            Source::Log(range) => self.logs.get(send.log).map_or(&[], |log| log.bytes(range)),
-            Source::Gathered(start, len) => &gather[start..start + len],
-        }
+        self.counters.add(Counter::TicksDelivered, tally.queued);
+        self.counters.add(Counter::TicksTakenOut, tally.taken_out);
+        self.counters.add(Counter::TicksConflated, tally.conflated);
+        self.counters.add(Counter::TicksDropped, tally.dropped);
     }
 
     /// The next thing for the transport to do.
@@ -412,43 +366,5 @@ impl Shard {
             + self.identities.values().map(|identity| identity.len() + 32).sum::<usize>()
             + self.sessions.left_out_bytes()
             + self.publishers.bytes()
-    }
-
-    /// Acknowledges subscriptions whose homes are ready, then announces their topics: nothing of them comes before.
-    /// A bounded number of topics a turn. Returns whether there were any.
-    fn go_live(&mut self) -> bool {
-        let mut looked = 0;
-        while looked < TURN_SCAN_TOPICS
-            && let Some(live) = self.fanout.next_live()
-        {
-            let pattern = self.fanout.pattern(live.entry).to_owned();
-            let reply = Reply::Subscribed { request: live.request, pattern: &pattern, epoch: self.epoch };
-            self.reply(live.slot, &reply);
-            looked += 1 + self.fanout.attach(live, &mut self.sessions, &mut self.logs);
-            if let Some(session) = self.sessions.open_mut(live.slot)
-                && !std::mem::replace(&mut session.subscribed, true)
-            {
-                self.counters.add(Counter::SessionsSubscribed, 1);
-            }
-        }
-        looked > 0
-    }
-
-    fn reply(&mut self, slot: SlotId, reply: &Reply<'_>) {
-        if let Reply::Error { .. } = reply {
-            self.counters.add(Counter::RequestErrors, 1);
-        }
-        let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.clear();
-        if let Some(session) = self.sessions.any_mut(slot) {
-            reply.encode(session.format, &mut scratch);
-        }
-        self.sessions.with_outbox(slot, |session| session.push_reply(|out| out.extend_from_slice(&scratch)));
-        self.scratch = scratch;
-    }
-
-    /// Checks a payload's claim to be JSON only where nothing has checked it yet.
-    fn flags_of(payload: &[u8], known_json: bool) -> u8 {
-        if known_json || json::is_json(payload) { FLAG_PAYLOAD_JSON } else { 0 }
     }
 }

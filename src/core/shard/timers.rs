@@ -124,6 +124,34 @@ impl Shard {
         self.watch(when_ns, TimerKind::Frame, id);
     }
 
+    /// Looks after a socket that was full: one that still is loses what yields, and in the end its session.
+    pub(super) fn stall_is_due(&mut self, slot: SlotId, now: Now) {
+        let (behind_ns, deadline_ns) = (self.limits.behind_ns, self.limits.stall_deadline_ns);
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        session.stall_watched = false;
+        if session.parked_since_ns == 0 {
+            return;
+        }
+        let (id, since_ns) = (session.id, session.parked_since_ns);
+        let faithful = session.memberships.len() as u32 > session.yielding.0;
+        let full_ns = now.monotonic_ns.saturating_sub(since_ns);
+        if faithful && full_ns >= deadline_ns {
+            return self.end(slot, CloseReason::SlowConsumer, now);
+        }
+        if full_ns >= behind_ns {
+            let before_ns = now.monotonic_ns - behind_ns;
+            self.fanout.stalled(slot, before_ns, &mut self.sessions, &self.logs);
+        }
+        let when = match full_ns < behind_ns {
+            true => since_ns.saturating_add(behind_ns),
+            false => now.monotonic_ns.saturating_add(behind_ns),
+        };
+        if let Some(session) = self.sessions.open_mut(slot) {
+            session.stall_watched = true;
+            self.watch(when, TimerKind::Stall, id);
+        }
+    }
+
     /// Something came from the peer: it lives. From the end of the handshake on it is watched.
     pub(super) fn heard(&mut self, slot: SlotId, now: Now) {
         let interval_ns = self.limits.ping_interval_ns;
@@ -187,6 +215,16 @@ impl Shard {
         session.format.framing.write_ping(now.monotonic_ns, &mut bytes);
         self.counters.add(Counter::Pings, 1);
         self.push_bytes(slot, &bytes);
+    }
+
+    /// Sets timers for paced ticks that are to come later.
+    pub(super) fn set_paces(&mut self) {
+        for pace in self.fanout.take_paces() {
+            if let Some(session) = self.sessions.get(pace.slot) {
+                let id = session.id;
+                self.watch(pace.due_ns, TimerKind::Pace(pace.topic), id);
+            }
+        }
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 
-use super::{Shard, input::shown};
+use super::{Shard, ingress::shown};
 use crate::{
     fanout::{Begin, Interest, Subscription},
     ids::{SessionId, SlotId},
-    limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
+    limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX, TURN_SCAN_TOPICS},
+    metrics::counters::Counter,
     now::Now,
 };
 use tickcast_proto::{
@@ -190,6 +191,26 @@ impl Shard {
         }
         self.reply(slot, &Reply::Unsubscribed { request, pattern });
         looked
+    }
+
+    /// Acknowledges subscriptions whose homes are ready, then announces their topics: nothing of them comes before.
+    /// A bounded number of topics a turn. Returns whether there were any.
+    pub(super) fn go_live(&mut self) -> bool {
+        let mut looked = 0;
+        while looked < TURN_SCAN_TOPICS
+            && let Some(live) = self.fanout.next_live()
+        {
+            let pattern = self.fanout.pattern(live.entry).to_owned();
+            let reply = Reply::Subscribed { request: live.request, pattern: &pattern, epoch: self.epoch };
+            self.reply(live.slot, &reply);
+            looked += 1 + self.fanout.attach(live, &mut self.sessions, &mut self.logs);
+            if let Some(session) = self.sessions.open_mut(live.slot)
+                && !std::mem::replace(&mut session.subscribed, true)
+            {
+                self.counters.add(Counter::SessionsSubscribed, 1);
+            }
+        }
+        looked > 0
     }
 }
 

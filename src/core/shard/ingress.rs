@@ -13,9 +13,9 @@ use crate::{
 };
 use tickcast_proto::{
     DecodeError, ErrorCode, Step,
-    codec::{Message, MessageType, RequestFault},
+    codec::{Message, MessageType, RequestFault, json},
     command::{Command, PublishCommand},
-    frame,
+    frame::{self, FLAG_PAYLOAD_JSON},
     framing::{Decoder, Incoming},
     http::{self, Answer, Offer, Target},
     pattern,
@@ -383,8 +383,9 @@ impl Shard {
         self.reply(slot, &Reply::Error { request, code, text });
     }
 
-    pub(super) fn push_bytes(&mut self, slot: SlotId, bytes: &[u8]) {
-        self.sessions.with_outbox(slot, |session| session.push_reply(|out| out.extend_from_slice(bytes)));
+    /// Checks a payload's claim to be JSON only where nothing has checked it yet.
+    fn flags_of(payload: &[u8], known_json: bool) -> u8 {
+        if known_json || json::is_json(payload) { FLAG_PAYLOAD_JSON } else { 0 }
     }
 }
 

@@ -3,8 +3,9 @@
 use super::{ORIGIN_INGEST, Shard, Unsequenced};
 use crate::{
     fanout,
-    home::{Home, Notice, Sequenced},
+    home::{Home, Notice, Piece, Sequenced, Wanted},
     ids::SessionId,
+    limits::TURN_PIECES,
     metrics::counters::Counter,
     now::Now,
     placement,
@@ -15,10 +16,22 @@ use tickcast_proto::{
     frame::{self, FLAG_PAYLOAD_JSON, Frame, Kind, Meta, TickParts},
     ids::{ShardId, TopicId},
     pattern,
-    records::{ErrorRecord, Publish, Recover, Request, Subscribed, TickTimes},
+    records::{ErrorRecord, History, Publish, Recover, Request, Subscribed, TickTimes},
 };
 
 impl Shard {
+    /// Publishes for a session of this shard: here if this is the topic's home, else through the mesh.
+    pub(super) fn publish(&mut self, tick: &Unsequenced<'_>, now: Now) {
+        let home = placement::home_shard(tick.topic, self.shards);
+        if home == self.id {
+            return self.sequence(Some(self.id), tick, now);
+        }
+        let Unsequenced { origin, flags, schema, record, topic, payload } = *tick;
+        self.stages.push_request(home, |out| {
+            frame::encode_publish(out, origin, flags, schema, record, topic, payload);
+        });
+    }
+
     /// A request to this shard as a home: from another shard, or a PUBLISH from an ingest (`from` is then `None`).
     /// To be called only while [`Shard::takes_requests`].
     pub fn handle_request(&mut self, from: Option<ShardId>, frame: &Frame<'_>, now: Now) {
@@ -53,52 +66,6 @@ impl Shard {
             _ => debug_assert!(false, "no other request crosses the mesh"),
         }
         self.settle(now);
-    }
-
-    /// What a home has for this shard. Always taken in: it only adds to the sessions' outboxes, which are bounded.
-    pub fn handle_delivery(&mut self, frame: &Frame<'_>, now: Now) {
-        let id = TopicId(frame.header.topic_id);
-        match frame.kind {
-            Kind::Tick => {
-                if self.latency.wants_sample()
-                    && let Ok(times) = frame.record::<TickTimes>()
-                {
-                    self.latency.sample(times.ingest_time_ns);
-                }
-                self.fanout.deliver(frame, &mut self.sessions, &mut self.logs, now.monotonic_ns);
-            }
-            Kind::History => self.fanout.handle_history(frame, &mut self.sessions, &mut self.logs),
-            Kind::Subscribed if id.0 != 0 => {
-                if let (Ok(record), Ok(name)) = (frame.record::<Subscribed>(), frame.text()) {
-                    self.fanout.handle_open(id, record.epoch, name, &mut self.sessions, &mut self.logs);
-                }
-            }
-            Kind::Subscribed => {
-                if let Ok(record) = frame.record::<Subscribed>() {
-                    self.fanout.handle_ready(record.request);
-                }
-            }
-            Kind::Unsubscribed => self.fanout.handle_close(id),
-            Kind::Error => {
-                if let Ok(record) = frame.record::<ErrorRecord>() {
-                    self.refused(frame.header.sequence, record, now);
-                }
-            }
-            _ => debug_assert!(false, "no other delivery crosses the mesh"),
-        }
-        self.settle(now);
-    }
-
-    /// Publishes for a session of this shard: here if this is the topic's home, else through the mesh.
-    pub(super) fn publish(&mut self, tick: &Unsequenced<'_>, now: Now) {
-        let home = placement::home_shard(tick.topic, self.shards);
-        if home == self.id {
-            return self.sequence(Some(self.id), tick, now);
-        }
-        let Unsequenced { origin, flags, schema, record, topic, payload } = *tick;
-        self.stages.push_request(home, |out| {
-            frame::encode_publish(out, origin, flags, schema, record, topic, payload);
-        });
     }
 
     /// As the topic's home: gives the tick its sequence and passes it to every interested shard, this one included.
@@ -151,6 +118,40 @@ impl Shard {
         }
     }
 
+    /// What a home has for this shard. Always taken in: it only adds to the sessions' outboxes, which are bounded.
+    pub fn handle_delivery(&mut self, frame: &Frame<'_>, now: Now) {
+        let id = TopicId(frame.header.topic_id);
+        match frame.kind {
+            Kind::Tick => {
+                if self.latency.wants_sample()
+                    && let Ok(times) = frame.record::<TickTimes>()
+                {
+                    self.latency.sample(times.ingest_time_ns);
+                }
+                self.fanout.deliver(frame, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+            }
+            Kind::History => self.fanout.handle_history(frame, &mut self.sessions, &mut self.logs),
+            Kind::Subscribed if id.0 != 0 => {
+                if let (Ok(record), Ok(name)) = (frame.record::<Subscribed>(), frame.text()) {
+                    self.fanout.handle_open(id, record.epoch, name, &mut self.sessions, &mut self.logs);
+                }
+            }
+            Kind::Subscribed => {
+                if let Ok(record) = frame.record::<Subscribed>() {
+                    self.fanout.handle_ready(record.request);
+                }
+            }
+            Kind::Unsubscribed => self.fanout.handle_close(id),
+            Kind::Error => {
+                if let Ok(record) = frame.record::<ErrorRecord>() {
+                    self.refused(frame.header.sequence, record, now);
+                }
+            }
+            _ => debug_assert!(false, "no other delivery crosses the mesh"),
+        }
+        self.settle(now);
+    }
+
     /// A home has refused what a session of this shard published.
     pub(super) fn refused(&mut self, origin: u64, record: ErrorRecord, now: Now) {
         let origin = SessionId(origin);
@@ -159,6 +160,28 @@ impl Shard {
             let code = ErrorCode::from_wire(record.code).unwrap_or(ErrorCode::BadRequest);
             let text = "the server has as many topics as it may (--topics-max)";
             self.fail(slot, record.request, code, text, now);
+        }
+    }
+
+    /// Makes the homes know of a pattern that is new here.
+    pub(super) fn ask_homes(&mut self, pattern: &str, exact: bool, request: u32) {
+        for home in fanout::homes(pattern, exact, self.shards).map(ShardId) {
+            if home == self.id {
+                self.with_home(|own, notify| own.add_interest(home, pattern, request, notify));
+            } else {
+                self.stages.push_request(home, |out| encode_request(out, Kind::Subscribe, request, pattern));
+            }
+        }
+    }
+
+    /// Makes the homes forget a pattern that nobody here holds any more.
+    pub(super) fn tell_homes_gone(&mut self, pattern: &str) {
+        for home in fanout::homes(pattern, pattern::is_exact(pattern), self.shards).map(ShardId) {
+            if home == self.id {
+                self.with_home(|own, notify| own.remove_interest(home, pattern, notify));
+            } else {
+                self.stages.push_request(home, |out| encode_request(out, Kind::Unsubscribe, 0, pattern));
+            }
         }
     }
 
@@ -191,25 +214,54 @@ impl Shard {
         })
     }
 
-    /// Makes the homes know of a pattern that is new here.
-    pub(super) fn ask_homes(&mut self, pattern: &str, exact: bool, request: u32) {
-        for home in fanout::homes(pattern, exact, self.shards).map(ShardId) {
-            if home == self.id {
-                self.with_home(|own, notify| own.add_interest(home, pattern, request, notify));
-            } else {
-                self.stages.push_request(home, |out| encode_request(out, Kind::Subscribe, request, pattern));
-            }
-        }
+    /// Whether a piece of history can be asked for.
+    pub(super) fn may_pull(&self) -> bool {
+        !self.input_stopped
+            && self.fanout.has_pulls()
+            && self.takes_requests()
+            && self.stages.requests_have_room()
     }
 
-    /// Makes the homes forget a pattern that nobody here holds any more.
-    pub(super) fn tell_homes_gone(&mut self, pattern: &str) {
-        for home in fanout::homes(pattern, pattern::is_exact(pattern), self.shards).map(ShardId) {
+    /// Asks the homes for the pieces of history that sessions have room for, at most [`TURN_PIECES`]. Returns whether
+    /// there were any.
+    pub(super) fn pull(&mut self, now: Now) -> bool {
+        let mut asked = 0;
+        while asked < TURN_PIECES && self.may_pull() {
+            let Some((id, from, record)) = self.fanout.next_pull(&mut self.sessions) else { break };
+            asked += 1;
+            let home = id.home(self.shards);
             if home == self.id {
-                self.with_home(|own, notify| own.remove_interest(home, pattern, notify));
+                self.recover(home, id, from, record, now);
             } else {
-                self.stages.push_request(home, |out| encode_request(out, Kind::Unsubscribe, 0, pattern));
+                let meta = Meta { topic_id: id.0, sequence: from, ..Meta::default() };
+                self.stages.push_request(home, |out| {
+                    frame::encode(out, Kind::Recover, meta, &record, &[]);
+                });
             }
         }
+        asked > 0
+    }
+
+    /// As the topic's home: answers with the next piece of its past.
+    pub(super) fn recover(&mut self, shard: ShardId, id: TopicId, from: u64, record: Recover, now: Now) {
+        let Some(wanted) = Wanted::from_wire(record.wanted) else { return };
+        let mut frames = std::mem::take(&mut self.pieces);
+        frames.clear();
+        let Piece { last, start, flags } = self.home.piece(id, wanted, from, now.monotonic_ns, &mut frames);
+        let meta = Meta { topic_id: id.0, sequence: last, ..Meta::default() };
+        let record = History { session: record.session, from, start, flags, wanted: record.wanted };
+        if shard != self.id {
+            self.stages.push_delivery(shard, |out| {
+                frame::encode(out, Kind::History, meta, &record, &[&frames]);
+            });
+        } else {
+            let mut own = std::mem::take(&mut self.scratch);
+            own.clear();
+            let header = frame::encode(&mut own, Kind::History, meta, &record, &[&frames]);
+            let piece = Frame { header, kind: Kind::History, bytes: &own };
+            self.fanout.handle_history(&piece, &mut self.sessions, &mut self.logs);
+            self.scratch = own;
+        }
+        self.pieces = frames;
     }
 }

@@ -1,12 +1,11 @@
 //! How sessions end: a reason, a goodbye where one can still be said, a deadline, and the socket's close.
 
-use super::{Action, Shard, timers::TimerKind};
 use crate::{
     ids::{SessionId, SlotId},
     limits::LINGER_DEADLINE_MS,
-    metrics::counters::Counter,
     now::Now,
     session::{CloseReason, Ending, Protocol},
+    shard::{Action, Shard, timers::TimerKind},
 };
 use tickcast_proto::{http, reply::Reply};
 
@@ -14,7 +13,7 @@ use tickcast_proto::{http, reply::Reply};
 pub const LOG_TARGET_SESSION: &str = "tickcast::peer::session";
 
 /// What a client did wrong is worth a line; that sessions come and go is not.
-fn log_end(session: SessionId, reason: &CloseReason) {
+pub(super) fn log_end(session: SessionId, reason: &CloseReason) {
     match reason {
         CloseReason::Protocol(_)
         | CloseReason::HandshakeDeadline
@@ -35,20 +34,9 @@ fn log_end(session: SessionId, reason: &CloseReason) {
 }
 
 impl Shard {
-    /// The peer has shut its side: whatever it had to say came before. Of a session whose input waits, not all of that
-    /// has been taken up: the transport tells again when it receives again.
-    pub fn handle_eof(&mut self, slot: SlotId, now: Now) {
-        if self.sessions.open_mut(slot).is_some_and(|session| session.paused) {
-            return;
-        }
-        self.gone(slot, CloseReason::Peer);
-        self.settle(now);
-    }
-
-    /// The socket has failed.
-    pub fn handle_error(&mut self, slot: SlotId, errno: i32, now: Now) {
-        self.gone(slot, CloseReason::Transport(errno));
-        self.settle(now);
+    /// The server stops: what clients have sent and was not taken up is not taken up any more.
+    pub fn stop_taking_input(&mut self) {
+        self.input_stopped = true;
     }
 
     /// The server stops: every session gets what waits for it, a goodbye, and until the deadline (CLOCK_MONOTONIC
@@ -76,17 +64,8 @@ impl Shard {
         is_open
     }
 
-    /// Ends what was found out while others were being served.
-    pub(super) fn settle(&mut self, now: Now) {
-        self.count_ticks();
-        self.set_paces();
-        while let Some((slot, reason)) = self.sessions.pop_doomed() {
-            self.end(slot, reason, now);
-        }
-    }
-
     /// Starts a session's end. From here on it gets no tick and its input is discarded.
-    pub(super) fn end(&mut self, slot: SlotId, reason: CloseReason, now: Now) {
+    pub(in crate::shard) fn end(&mut self, slot: SlotId, reason: CloseReason, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         log_end(session.id, &reason);
         if session.lag.is_some() || session.yielding.0 > 0 {
@@ -155,7 +134,7 @@ impl Shard {
     }
 
     /// What waited for a session has been overwritten.
-    pub(super) fn lapped(&mut self, slot: SlotId, now: Now) {
+    pub(in crate::shard) fn lapped(&mut self, slot: SlotId, now: Now) {
         self.end(slot, CloseReason::SlowConsumer, now);
         let Some(reason) = self.sessions.any_mut(slot).and_then(|session| session.ending.clone()) else {
             return;
@@ -204,7 +183,7 @@ impl Shard {
     }
 
     /// Everything a session had waiting has been taken. If it is to end, the next step of that is due.
-    pub(super) fn flushed(&mut self, slot: SlotId, now: Now) {
+    pub(in crate::shard) fn flushed(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.any_mut(slot) else { return };
         let Some(ending) = &mut session.ending else { return };
         if session.sending || ending.half_closed {
@@ -225,36 +204,6 @@ impl Shard {
                 }
             }
         }
-    }
-
-    /// The connection is no more.
-    fn gone(&mut self, slot: SlotId, reason: CloseReason) {
-        let Some(session) = self.sessions.any_mut(slot) else { return };
-        if session.ending.is_none() {
-            log_end(session.id, &reason);
-            session.ending = Some(Ending { reason, half_closed: true });
-            self.detach(slot);
-        }
-        self.remove(slot);
-    }
-
-    fn detach(&mut self, slot: SlotId) {
-        self.holders.leave(slot);
-        for pattern in self.fanout.detach(slot, &mut self.sessions) {
-            self.tell_homes_gone(&pattern);
-        }
-    }
-
-    pub(super) fn remove(&mut self, slot: SlotId) {
-        let Some(session) = self.sessions.remove(slot) else { return };
-        debug_assert!(session.memberships.is_empty(), "a session leaves every topic before it ends");
-        self.identities.remove(&slot);
-        if let Some(ending) = &session.ending {
-            self.counters.add(ending.reason.counter(), 1);
-        }
-        self.counters.subtract(Counter::SessionsSubscribed, u64::from(session.subscribed));
-        self.counters.subtract(Counter::SessionsOpen, 1);
-        self.actions.push_back(Action::Close(slot));
     }
 }
 

@@ -11,13 +11,13 @@
 //! Nothing has been answered before the hand-over, and the other shard reads the same bytes from the first: it comes to
 //! the same identity and so to itself, and nothing is handed over twice.
 
-use super::{Action, ListenerKind, Shard};
 use crate::{
     ids::SlotId,
     metrics::counters::Counter,
     now::Now,
     placement,
     session::{CloseReason, Protocol},
+    shard::{Action, ListenerKind, Shard},
 };
 use tickcast_proto::ids::ShardId;
 
@@ -34,18 +34,6 @@ pub struct Departure {
 }
 
 impl Shard {
-    /// A connection that another shard accepted and handed over, with all that was received from it; the slot is vacant.
-    /// The bytes hold a whole HELLO or request head, so the handshake is done when this returns: its deadline needs no
-    /// time that was used up elsewhere.
-    pub fn handle_placed(&mut self, slot: SlotId, listener: ListenerKind, bytes: &[u8], now: Now) {
-        self.open(slot, listener, now);
-        // What the server has received is counted where it was received. Once the server stops, nothing is taken up.
-        if !self.input_stopped {
-            self.take_up(slot, bytes, now);
-        }
-        self.settle(now);
-    }
-
     /// The transport has quieted the socket of [`Action::HandOver`]: the session is forgotten here. `None` when it has
     /// begun to end since; then it ends here.
     pub fn handle_detached(&mut self, slot: SlotId) -> Option<Departure> {
@@ -60,7 +48,7 @@ impl Shard {
     }
 
     /// A client that opens its session says who it is. Returns whether it is served here; if not, it is on its way.
-    pub(super) fn place(&mut self, slot: SlotId, client: &str, now: Now) -> bool {
+    pub(in crate::shard) fn place(&mut self, slot: SlotId, client: &str, now: Now) -> bool {
         let Some(session) = self.sessions.open_mut(slot) else { return true };
         if client.is_empty() || !session.protocol.is_handshake() {
             return true;
