@@ -1,17 +1,15 @@
 //! Heartbeats on simulated time: silent sessions are pinged, then closed, and a suspended server closes nobody for its own
 //! silence.
 
-mod driver;
-
 use std::ops::{Deref, DerefMut};
 
-use driver::{Driver, frame, hello, upgrade_request};
 use tickcast::limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS};
 use tickcast_core::{
     config::Limits,
     ids::SlotId,
     metrics::counters::Counter,
     shard::{Action, ListenerKind},
+    testing::{Driver, frame, hello, upgrade_request},
 };
 use tickcast_proto::{
     Step,

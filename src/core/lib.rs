@@ -15,4 +15,6 @@ pub mod pattern_trie;
 pub mod placement;
 pub mod session;
 pub mod shard;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod timer_wheel;

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use tickcast_core::testing::{EPOCH, upgrade_request};
 use tickcast_proto::{
     Step, WireFormat,
     command::encode_request,
@@ -12,8 +13,6 @@ use tickcast_proto::{
     subscription::Policy,
 };
 use tungstenite::Message;
-
-use crate::driver::{EPOCH, upgrade_request};
 
 /// How a client treats its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,8 +6,6 @@
 //! `TICKCAST_PROGRESS=1` prints progress: `scripts/simulate.sh` sets these. A failure names its seed.
 
 mod client;
-#[path = "../driver/mod.rs"]
-mod driver;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

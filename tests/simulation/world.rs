@@ -1,12 +1,8 @@
 //! The simulated world: shards, mesh, one source, transports that take any part of a SEND, and clients that come and go.
 
 use std::collections::{HashMap, HashSet};
-use tickcast_core::ids::SlotId;
 
-use crate::{
-    client::{Ask, Begin, Client, Manner, Seen, State, key_of},
-    driver::{self, EPOCH, START},
-};
+use crate::client::{Ask, Begin, Client, Manner, Seen, State, key_of};
 use fastrand::Rng;
 use tickcast::{
     limits::{
@@ -18,10 +14,12 @@ use tickcast::{
 use tickcast_core::{
     config::Limits,
     home::history::HistoryBounds,
+    ids::SlotId,
     mesh::{Mesh, ring::frame_ring},
     metrics::counters::Counter,
     now::Now,
     shard::{Action, Departure, ListenerKind, Shard},
+    testing::{self, EPOCH, START, TurnLoop},
 };
 use tickcast_proto::{
     WireFormat, pattern,
@@ -118,6 +116,7 @@ pub struct World {
     ring_bytes: usize,
     shards: Vec<Shard>,
     meshes: Vec<Mesh>,
+    turns: TurnLoop,
     lanes: Lanes,
     clients: Vec<Client>,
     /// Free slots, by shard.
@@ -163,7 +162,7 @@ impl World {
         };
         // Two of the longest frames, pieces of history, fit the ring.
         let ring_bytes = rng.usize(68 << 10..100 << 10);
-        let (shards, mut meshes, bells) = driver::cluster(count as u16, &limits, ring_bytes);
+        let (shards, mut meshes, bells) = testing::cluster(count as u16, &limits, ring_bytes);
         let lanes: Vec<_> = meshes
             .iter_mut()
             .zip(&bells)
@@ -179,6 +178,7 @@ impl World {
             limits,
             ring_bytes,
             meshes,
+            turns: TurnLoop::default(),
             lanes: Lanes::new(lanes.into_iter()),
             clients: Vec::new(),
             free: vec![Vec::new(); count],
@@ -420,9 +420,9 @@ impl World {
         let (clients, rng, reached) = (&mut self.clients, &mut self.rng, &mut self.reached);
         let mesh = &mut self.meshes[shard];
         let actions =
-            driver::turn(&mut self.shards[shard], Some(mesh), self.now, sends_max, |slot, bytes| {
+            self.turns.turn(&mut self.shards[shard], Some(mesh), self.now, sends_max, |slot, bytes| {
                 assert!(!bytes.is_empty() && bytes.len() <= SEND_BYTES_MAX);
-                let client = clients.iter_mut().find(|client| (client.shard, client.slot) == (shard, slot));
+                let client = clients.iter_mut().find(|client| (client.shard, client.slot) == (shard, slot.0));
                 let client = client.expect("a SEND is for an existing client");
                 assert!(client.parked.is_empty(), "never two SENDs on one socket");
                 let room = client.socket_bytes_max.saturating_sub(client.socket.len());

@@ -84,7 +84,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{config::Limits, metrics::counters::Counters};
+    use crate::{config::Limits, metrics::counters::Counters, testing::TurnLoop};
     use tickcast_proto::{Step, command::encode_request, frame, records::Publish};
 
     const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
@@ -116,12 +116,11 @@ mod tests {
     }
 
     fn sent(shard: &mut Shard) -> Vec<u8> {
-        let (mut gather, mut sent) = (Vec::new(), Vec::new());
-        shard.prepare_sends(NOW);
-        while let Some(send) = shard.poll_send(&mut gather, NOW) {
-            sent.extend_from_slice(shard.send_bytes(&send, &gather));
-            shard.handle_sent(send.slot, 1, false, NOW);
-        }
+        let mut sent = Vec::new();
+        TurnLoop::default().flush(shard, NOW, usize::MAX, |_, bytes| {
+            sent.extend_from_slice(bytes);
+            false
+        });
         sent
     }
 
