@@ -43,7 +43,7 @@ use crate::{
     config::Limits,
     fanout::{self, EgressLogs, Fanout, LogIndex, Tally},
     home::{Home, Keeping, last_value::KeysBudget},
-    ids::SlotId,
+    ids::{SessionId, SlotId},
     limits::{SCANS_MAX, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
     metrics::{
         counters::{Counter, Counters},
@@ -68,6 +68,9 @@ pub use crate::session::ListenerKind;
 
 /// The origin of ticks that no session published: nobody is told when they are refused, but it is counted.
 pub const ORIGIN_INGEST: u64 = u64::MAX;
+
+/// Most slots with which [`Shard::invariants`] looks at every session: a pass a turn stays cheap.
+const INVARIANT_SESSIONS_MAX: u32 = 64;
 
 /// What the transport is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -274,8 +277,46 @@ impl Shard {
         }
         worked |= self.handle_timers(now);
         self.settle(now);
-        self.stages.invariants();
+        self.invariants();
         worked
+    }
+
+    /// Asserts, in debug builds, what holds after every turn. What needs a pass over the sessions is checked only while
+    /// they are few, as in the simulation.
+    fn invariants(&self) {
+        if !cfg!(debug_assertions) {
+            return;
+        }
+        self.stages.invariants();
+        assert_eq!(
+            self.counters.value(Counter::SessionsOpen),
+            self.sessions.len() as u64,
+            "each is counted once"
+        );
+        assert!(self.identities.len() <= self.sessions.len(), "an identity goes with its session");
+        assert!(self.timers.len() <= self.timers_max, "timers without a session are dropped in time");
+        assert!(self.walk_left <= TURN_SCAN_TOPICS, "a turn has one budget");
+        if self.sessions.slots_len() > INVARIANT_SESSIONS_MAX {
+            return;
+        }
+        let open = || self.sessions.iter().filter(|session| session.ending.is_none());
+        assert!(
+            self.draining.is_none() || open().next().is_none(),
+            "no session stays open once the server drains"
+        );
+        assert!(
+            open().all(|session| !session.paused || self.paused.contains(&session.id.slot())),
+            "every paused session is listed, or nothing would resume it"
+        );
+        let is_open = |id: SessionId| {
+            self.sessions.get(id.slot()).is_some_and(|session| session.id == id && session.ending.is_none())
+        };
+        let queued = self.walks.iter().filter(|walk| is_open(walk.session)).count();
+        assert_eq!(
+            open().map(|session| session.walks as usize).sum::<usize>(),
+            queued,
+            "a session waits for exactly the changes that are queued for it"
+        );
     }
 
     /// Ends what was found out while others were being served.

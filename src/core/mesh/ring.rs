@@ -75,7 +75,10 @@ impl FrameConsumer {
     /// Whether there is no complete frame. (The producer rings again when it adds the rest of one.)
     pub fn is_empty(&mut self) -> bool {
         let slots = self.ring.slots();
-        let Ok(chunk) = self.ring.read_chunk(slots) else { return true };
+        let Ok(chunk) = self.ring.read_chunk(slots) else {
+            debug_assert!(false, "nobody else reads: what was there stays");
+            return true;
+        };
         // A length never wraps: frames start at multiples of 16 in a ring of a multiple of 16.
         let len = chunk.as_slices().0.first_chunk::<4>().map(|len| u32::from_le_bytes(*len) as usize);
         len.is_none_or(|len| len > slots)
@@ -90,7 +93,10 @@ impl FrameConsumer {
     /// Passes whole frames to `take`, in order, until `bytes_max` are read, the ring is empty, or `take` returns `false`:
     /// that frame stays. Returns the bytes read. Allocates only for frames that wrap.
     pub fn drain(&mut self, bytes_max: usize, mut take: impl FnMut(&Frame<'_>) -> bool) -> usize {
-        let Ok(chunk) = self.ring.read_chunk(self.ring.slots()) else { return 0 };
+        let Ok(chunk) = self.ring.read_chunk(self.ring.slots()) else {
+            debug_assert!(false, "nobody else reads: what was there stays");
+            return 0;
+        };
         let (first, second) = chunk.as_slices();
         let total = first.len() + second.len();
         let mut at = 0;
@@ -129,6 +135,8 @@ impl FrameConsumer {
 ///
 /// Bound: [`crate::limits::MESH_STAGE_BYTES`], plus what one request, one turn's scan of topics, or the end of sessions
 /// adds. Before the first two, the caller checks [`Stage::has_room`].
+///
+/// Invariant: `start` is at most [`crate::limits::MESH_STAGE_BYTES`], less than the length of `bytes`, or 0.
 #[derive(Debug, Default)]
 pub struct Stage {
     bytes: Vec<u8>,
@@ -153,6 +161,7 @@ impl Stage {
 
     /// Removes the first `len` bytes.
     pub fn consume(&mut self, len: usize) {
+        debug_assert!(len <= self.waiting().len(), "only what waits leaves");
         self.start += len;
         if self.start == self.bytes.len() {
             self.bytes.clear();
@@ -161,6 +170,16 @@ impl Stage {
             self.bytes.drain(..self.start);
             self.start = 0;
         }
+        self.invariants();
+    }
+
+    /// Asserts the invariant, in debug builds after each change.
+    fn invariants(&self) {
+        debug_assert!(self.start <= crate::limits::MESH_STAGE_BYTES, "consumed bytes are dropped in time");
+        debug_assert!(
+            self.start == 0 || self.start < self.bytes.len(),
+            "an empty stage keeps no consumed bytes"
+        );
     }
 }
 

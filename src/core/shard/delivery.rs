@@ -48,20 +48,23 @@ impl Shard {
                 self.sequence(from, &Unsequenced { origin, flags, schema, record, topic, payload }, now);
             }
             (Kind::Recover, Some(from)) => {
-                if let Ok(record) = frame.record::<Recover>() {
-                    let id = TopicId(frame.header.topic_id);
-                    self.recover(from, id, frame.header.sequence, record, now);
-                }
+                let Ok(record) = frame.record::<Recover>() else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                let id = TopicId(frame.header.topic_id);
+                self.recover(from, id, frame.header.sequence, record, now);
             }
             (Kind::Subscribe, Some(from)) => {
-                if let (Ok(record), Ok(pattern)) = (frame.record::<Request>(), frame.text()) {
-                    self.with_home(|home, notify| home.add_interest(from, pattern, record.request, notify));
-                }
+                let (Ok(record), Ok(pattern)) = (frame.record::<Request>(), frame.text()) else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                self.with_home(|home, notify| home.add_interest(from, pattern, record.request, notify));
             }
             (Kind::Unsubscribe, Some(from)) => {
-                if let Ok(pattern) = frame.text() {
-                    self.with_home(|home, notify| home.remove_interest(from, pattern, notify));
-                }
+                let Ok(pattern) = frame.text() else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                self.with_home(|home, notify| home.remove_interest(from, pattern, notify));
             }
             _ => debug_assert!(false, "no other request crosses the mesh"),
         }
@@ -132,20 +135,23 @@ impl Shard {
             }
             Kind::History => self.fanout.handle_history(frame, &mut self.sessions, &mut self.logs),
             Kind::Subscribed if id.0 != 0 => {
-                if let (Ok(record), Ok(name)) = (frame.record::<Subscribed>(), frame.text()) {
-                    self.fanout.handle_open(id, record.epoch, name, &mut self.sessions, &mut self.logs);
-                }
+                let (Ok(record), Ok(name)) = (frame.record::<Subscribed>(), frame.text()) else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                self.fanout.handle_open(id, record.epoch, name, &mut self.sessions, &mut self.logs);
             }
             Kind::Subscribed => {
-                if let Ok(record) = frame.record::<Subscribed>() {
-                    self.fanout.handle_ready(record.request);
-                }
+                let Ok(record) = frame.record::<Subscribed>() else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                self.fanout.handle_ready(record.request);
             }
             Kind::Unsubscribed => self.fanout.handle_close(id),
             Kind::Error => {
-                if let Ok(record) = frame.record::<ErrorRecord>() {
-                    self.refused(frame.header.sequence, record, now);
-                }
+                let Ok(record) = frame.record::<ErrorRecord>() else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                self.refused(frame.header.sequence, record, now);
             }
             _ => debug_assert!(false, "no other delivery crosses the mesh"),
         }
@@ -244,7 +250,9 @@ impl Shard {
 
     /// As the topic's home: answers with the next piece of its past.
     pub(super) fn recover(&mut self, shard: ShardId, id: TopicId, from: u64, record: Recover, now: Now) {
-        let Some(wanted) = Wanted::from_wire(record.wanted) else { return };
+        let Some(wanted) = Wanted::from_wire(record.wanted) else {
+            return debug_assert!(false, "a shard of this process asked");
+        };
         let mut frames = std::mem::take(&mut self.pieces);
         frames.clear();
         let Piece { last, start, flags } = self.home.piece(id, wanted, from, now.monotonic_ns, &mut frames);

@@ -33,7 +33,11 @@ impl Shard {
     /// no other until [`Shard::handle_sent`] says what became of it.
     pub fn poll_send(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
         while let Some(slot) = self.sessions.pop_ready() {
-            let log = LogIndex::of(self.sessions.any_mut(slot)?.format);
+            let Some(session) = self.sessions.get(slot) else {
+                debug_assert!(false, "only a slot with a session is ready");
+                continue;
+            };
+            let log = LogIndex::of(session.format);
             match self.sessions.take_send(slot, self.logs.get(log), gather) {
                 Next::Send(source) => return Some(Send { slot, log, source }),
                 Next::Lapped => self.lapped(slot, now),

@@ -97,7 +97,9 @@ impl Shard {
     }
 
     fn process_waiting(&mut self, slot: SlotId, now: Now) {
-        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let Some(session) = self.sessions.open_mut(slot) else {
+            return debug_assert!(false, "only an open session has input that waits");
+        };
         let mut input = std::mem::take(&mut session.input);
         let progress = self.process(slot, &input, now);
         if let Some(session) = self.sessions.open_mut(slot)
@@ -180,7 +182,10 @@ impl Shard {
 
     /// Takes the message that `bytes` begin with, in whatever framing, and does what it asks for.
     fn message(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
-        let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Partial) };
+        let Some(session) = self.sessions.open_mut(slot) else {
+            debug_assert!(false, "only an open session's input is processed");
+            return Ok(Step::Partial);
+        };
         let is_echo = matches!(session.protocol, Protocol::Echo(_));
         let Some(decoder) = session.protocol.decoder_mut() else {
             debug_assert!(false, "the input of a session that takes messages goes to its decoder");
@@ -225,7 +230,10 @@ impl Shard {
             Answer::Upgrade { response, target } => {
                 self.actions.push_back(Action::Settled(slot));
                 self.push_bytes(slot, &response);
-                let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Complete(used, ())) };
+                let Some(session) = self.sessions.open_mut(slot) else {
+                    debug_assert!(false, "the response to an upgrade ends no session");
+                    return Ok(Step::Complete(used, ()));
+                };
                 match target {
                     Target::Echo => {
                         session.protocol = Protocol::Echo(Decoder::of_long_messages(ECHO_BYTES_MAX));
@@ -245,7 +253,10 @@ impl Shard {
     /// Does what a message asks for: one request, or several in order. Where one of them makes later ones wait, the rest
     /// is kept as a message of its own.
     fn requests(&mut self, slot: SlotId, message: &Message<'_>, now: Now) -> Result<Served, DecodeError> {
-        let Some(session) = self.sessions.open_mut(slot) else { return Ok(Served::Here) };
+        let Some(session) = self.sessions.open_mut(slot) else {
+            debug_assert!(false, "only an open session's messages are processed");
+            return Ok(Served::Here);
+        };
         let mut requests = session.format.codec.decode(message, self.limits.frame_bytes_max)?;
         while let Some(request) = requests.next() {
             match request {
@@ -359,7 +370,9 @@ impl Shard {
                 format!("the tick's frame has {frame_len} bytes, {} allowed", self.limits.frame_bytes_max);
             return self.fail(slot, publish.request, ErrorCode::TooLarge, &text, now);
         }
-        let Some(origin) = self.sessions.open_mut(slot).map(|session| session.id.0) else { return };
+        let Some(origin) = self.sessions.open_mut(slot).map(|session| session.id.0) else {
+            return debug_assert!(false, "only an open session publishes");
+        };
         let producer_time_ns =
             if publish.producer_time_ns == 0 { now.realtime_ns } else { publish.producer_time_ns };
         let record = Publish {

@@ -19,7 +19,7 @@ use tickcast_proto::{
 /// A change of one subscription that goes over the session's topics: done in the order asked for, with a budget a turn.
 #[derive(Debug)]
 pub(super) struct Walk {
-    session: SessionId,
+    pub(super) session: SessionId,
     request: u32,
     pattern: Box<str>,
     /// `None`: it ends.
@@ -37,7 +37,9 @@ impl Shard {
         delivery: Option<Delivery>,
         now: Now,
     ) {
-        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let Some(session) = self.sessions.open_mut(slot) else {
+            return debug_assert!(false, "only an open session changes its subscriptions");
+        };
         session.walks += patterns.len() as u32;
         let session = session.id;
         let walk = |pattern: Cow<'_, str>| Walk { session, request, pattern: pattern.into(), delivery };
@@ -104,7 +106,9 @@ impl Shard {
             let text = format!("resume: topic {}: {error}", shown(topic.as_bytes()));
             return self.fail(slot, 0, ErrorCode::BadTopic, &text, now);
         }
-        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let Some(session) = self.sessions.open_mut(slot) else {
+            return debug_assert!(false, "only an open session resumes");
+        };
         let lag = session.lag_mut();
         if lag.places.len() >= RESUME_POSITIONS_MAX || lag.places_bytes + topic.len() > RESUME_BYTES_MAX {
             return self.too_many_places(slot, 0, now);

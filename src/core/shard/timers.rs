@@ -209,7 +209,9 @@ impl Shard {
     }
 
     fn ping(&mut self, slot: SlotId, now: Now) {
-        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let Some(session) = self.sessions.open_mut(slot) else {
+            return debug_assert!(false, "only an open session is pinged");
+        };
         debug_assert!(!session.protocol.is_handshake(), "who is not yet there is not watched");
         let mut bytes = Vec::new();
         session.format.framing.write_ping(now.monotonic_ns, &mut bytes);

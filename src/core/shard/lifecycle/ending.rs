@@ -137,7 +137,7 @@ impl Shard {
     pub(in crate::shard) fn lapped(&mut self, slot: SlotId, now: Now) {
         self.end(slot, CloseReason::SlowConsumer, now);
         let Some(reason) = self.sessions.any_mut(slot).and_then(|session| session.ending.clone()) else {
-            return;
+            return debug_assert!(false, "a lapped session has just begun to end, or had before");
         };
         if reason.reason == CloseReason::SlowConsumer {
             return;
@@ -156,7 +156,9 @@ impl Shard {
     }
 
     fn say_goodbye(&mut self, slot: SlotId, reason: &CloseReason) {
-        let Some(session) = self.sessions.any_mut(slot) else { return };
+        let Some(session) = self.sessions.any_mut(slot) else {
+            return debug_assert!(false, "a session stays while it ends");
+        };
         let mut bytes = Vec::new();
         let text = reason.to_string();
         let reconnect_after_ms = match reason {

@@ -49,7 +49,10 @@ impl Shard {
 
     /// A client that opens its session says who it is. Returns whether it is served here; if not, it is on its way.
     pub(in crate::shard) fn place(&mut self, slot: SlotId, client: &str, now: Now) -> bool {
-        let Some(session) = self.sessions.open_mut(slot) else { return true };
+        let Some(session) = self.sessions.open_mut(slot) else {
+            debug_assert!(false, "only an open session's handshake is processed");
+            return true;
+        };
         if client.is_empty() || !session.protocol.is_handshake() {
             return true;
         }
@@ -70,7 +73,9 @@ impl Shard {
 
     /// A session that ends on its way to another shard ends here: it says goodbye as its listener's clients know it.
     pub(super) fn stay(&mut self, slot: SlotId) {
-        let Some(session) = self.sessions.any_mut(slot) else { return };
+        let Some(session) = self.sessions.any_mut(slot) else {
+            return debug_assert!(false, "a session stays while it ends");
+        };
         if let Protocol::Leaving(_) = session.protocol {
             session.begin_handshake();
             // Its FIN is waited for.
