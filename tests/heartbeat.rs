@@ -276,7 +276,7 @@ fn a_draining_server_that_reads_no_more_times_nobody_out() {
     let mut bench = Bench::new();
     bench.native(0);
     bench.pass(INTERVAL_MS + LATE_MS);
-    bench.shard.stop_taking_input();
+    bench.shard.stop_input();
     bench.pass(10 * TIMEOUT_MS);
     assert_eq!((bench.timed_out(), bench.shard.sessions_len()), (0, 1));
 }

@@ -36,7 +36,7 @@ fn shards(count: u16) -> (Vec<Shard>, Vec<Mesh>, Vec<Arc<Doorbell>>) {
 fn connect(shard: &mut Shard, slot: u32) {
     shard.handle_accept(SlotId(slot), ListenerKind::Native, NOW);
     shard.handle_bytes(SlotId(slot), &hello(), NOW);
-    assert_eq!(shard.poll_action(), Some(Action::Settled(SlotId(slot))));
+    assert_eq!(shard.poll_action(), Some(Action::HandshakeDone(SlotId(slot))));
 }
 
 fn publishes(topic: &str, payload: &[u8], bytes: usize) -> Vec<u8> {
@@ -244,7 +244,7 @@ fn ticks_published_before_a_fin_are_sequenced_under_pressure() {
 fn half_a_frame_left_by_a_source_does_not_keep_the_shard_awake() {
     let (mut shards, mut meshes, bells) = shards(1);
     let (producer, consumer) = frame_ring(1 << 20);
-    meshes[0].add_ingest(consumer);
+    meshes[0].add_source(consumer);
     let mut lanes = Lanes::new([(producer, bells[0].clone())].into_iter());
     let mut publish = || lanes.publish("sim.1", 1, 1, &[b'1'; 100]);
     while publish() {}

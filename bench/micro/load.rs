@@ -10,7 +10,7 @@ use tickcast_core::{
     ids::SlotId,
     metrics::counters::Counters,
     now::Now,
-    shard::{ListenerKind, ORIGIN_INGEST, Shard},
+    shard::{ListenerKind, ORIGIN_SOURCE, Shard},
     testing::{EPOCH, START, TurnLoop},
 };
 use tickcast_proto::{
@@ -60,7 +60,7 @@ impl Load {
         let publishes = (0..topics).map(|topic| {
             let mut bytes = Vec::new();
             let (name, record) = (format!("sim.{topic}"), Publish::default());
-            frame::encode_publish(&mut bytes, ORIGIN_INGEST, FLAG_PAYLOAD_JSON, 0, record, &name, &payload());
+            frame::encode_publish(&mut bytes, ORIGIN_SOURCE, FLAG_PAYLOAD_JSON, 0, record, &name, &payload());
             bytes
         });
         let mut load = Load {

@@ -1,4 +1,4 @@
-//! One shard's ends of the rings to and from the other shards, and from the sources.
+//! The mesh: a shard's ends of the rings to and from the other shards, and from sources.
 
 pub mod ring;
 pub mod sync;
@@ -27,17 +27,17 @@ struct Peer {
     bell: Arc<Doorbell>,
 }
 
-/// All of one shard's ring ends. Owned by the shard's thread.
+/// All ring ends of one shard. Owned by the shard's thread.
 #[derive(Debug)]
 pub struct Mesh {
     peers: Vec<Peer>,
-    ingests: Vec<FrameConsumer>,
+    sources: Vec<FrameConsumer>,
 }
 
 /// Creates the rings between every pair of shards, each of `ring_bytes`; `bells` wake the shards.
 pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
     let mut meshes: Vec<Mesh> =
-        bells.iter().map(|_| Mesh { peers: Vec::new(), ingests: Vec::new() }).collect();
+        bells.iter().map(|_| Mesh { peers: Vec::new(), sources: Vec::new() }).collect();
     for a in 0..bells.len() {
         for b in a + 1..bells.len() {
             let ((requests_ab, requests_b), (requests_ba, requests_a)) =
@@ -69,8 +69,8 @@ pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
 
 impl Mesh {
     /// Adds the consumer end of a source's ring.
-    pub fn add_ingest(&mut self, ring: FrameConsumer) {
-        self.ingests.push(ring);
+    pub fn add_source(&mut self, ring: FrameConsumer) {
+        self.sources.push(ring);
     }
 
     /// Passes incoming frames to the shard, at most [`TURN_RING_BYTES`] per ring: deliveries always and first, requests
@@ -90,8 +90,8 @@ impl Mesh {
             }
             bytes += deliveries + requests;
         }
-        for ingest in &mut self.ingests {
-            bytes += requests(ingest, shard, None, now);
+        for source in &mut self.sources {
+            bytes += requests(source, shard, None, now);
         }
         bytes > 0
     }
@@ -135,14 +135,14 @@ impl Mesh {
     /// Bytes not yet consumed, from other shards and from sources.
     pub fn waiting_bytes(&self) -> (usize, usize) {
         let of_peer = |peer: &Peer| peer.requests_in.waiting_bytes() + peer.deliveries_in.waiting_bytes();
-        let sources = self.ingests.iter().map(FrameConsumer::waiting_bytes).sum();
+        let sources = self.sources.iter().map(FrameConsumer::waiting_bytes).sum();
         (self.peers.iter().map(of_peer).sum(), sources)
     }
 
     /// Whether no request is waiting for this shard.
     pub fn requests_are_empty(&mut self) -> bool {
         self.peers.iter_mut().all(|peer| peer.requests_in.is_empty())
-            && self.ingests.iter_mut().all(FrameConsumer::is_empty)
+            && self.sources.iter_mut().all(FrameConsumer::is_empty)
     }
 
     /// Whether no delivery is waiting for this shard.
@@ -187,7 +187,7 @@ mod tests {
             own.push_out(&mut shard);
             assert_eq!(full(&shard), times);
             // It has room now and then, and fills again at once.
-            while !shard.requests_have_left() {
+            while !shard.requests_flushed() {
                 own.push_out(&mut shard);
                 assert_eq!(full(&shard), times);
                 other.peers[0].requests_in.drain(usize::MAX, |_| true);

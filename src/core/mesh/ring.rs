@@ -76,7 +76,7 @@ impl FrameConsumer {
     pub fn is_empty(&mut self) -> bool {
         let slots = self.ring.slots();
         let Ok(chunk) = self.ring.read_chunk(slots) else {
-            debug_assert!(false, "nobody else reads: what was there stays");
+            debug_assert!(false, "the only consumer finds the bytes it has just counted");
             return true;
         };
         // A length never wraps: frames start at multiples of 16 in a ring of a multiple of 16.
@@ -94,7 +94,7 @@ impl FrameConsumer {
     /// that frame stays. Returns the bytes read. Allocates only for frames that wrap.
     pub fn drain(&mut self, bytes_max: usize, mut take: impl FnMut(&Frame<'_>) -> bool) -> usize {
         let Ok(chunk) = self.ring.read_chunk(self.ring.slots()) else {
-            debug_assert!(false, "nobody else reads: what was there stays");
+            debug_assert!(false, "the only consumer finds the bytes it has just counted");
             return 0;
         };
         let (first, second) = chunk.as_slices();

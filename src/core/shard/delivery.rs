@@ -1,6 +1,7 @@
-//! What goes between homes and shards: publishes and interest to a home, ticks and topics from it.
+//! The path of a tick, downwards: from the session's shard to the topic's home, where it gets its sequence, and on to every
+//! interested shard. Then what travels the same way: interest to the homes, and history from them.
 
-use super::{ORIGIN_INGEST, Shard, Unsequenced};
+use super::{ORIGIN_SOURCE, Shard, Unsequenced};
 use crate::{
     fanout,
     home::{Home, Notice, Piece, Sequenced, Wanted},
@@ -20,7 +21,7 @@ use tickcast_proto::{
 };
 
 impl Shard {
-    /// Publishes for a session of this shard: here if this is the topic's home, else through the mesh.
+    /// Publishes a session's tick: here if this shard is the topic's home, otherwise through the mesh.
     pub(super) fn publish(&mut self, tick: &Unsequenced<'_>, now: Now) {
         let home = placement::home_shard(tick.topic, self.shards);
         if home == self.id {
@@ -32,8 +33,8 @@ impl Shard {
         });
     }
 
-    /// A request to this shard as a home: from another shard, or a PUBLISH from an ingest (`from` is then `None`).
-    /// To be called only while [`Shard::takes_requests`].
+    /// Executes a request to this shard as a home: from another shard, or a PUBLISH from a source (`from` is then `None`).
+    /// Call only while [`Shard::takes_requests`].
     pub fn handle_request(&mut self, from: Option<ShardId>, frame: &Frame<'_>, now: Now) {
         match (frame.kind, from) {
             (Kind::Publish, _) => {
@@ -52,7 +53,7 @@ impl Shard {
                     return debug_assert!(false, "this process encoded the frame");
                 };
                 let id = TopicId(frame.header.topic_id);
-                self.recover(from, id, frame.header.sequence, record, now);
+                self.send_history(from, id, frame.header.sequence, record, now);
             }
             (Kind::Subscribe, Some(from)) => {
                 let (Ok(record), Ok(pattern)) = (frame.record::<Request>(), frame.text()) else {
@@ -68,17 +69,17 @@ impl Shard {
             }
             _ => debug_assert!(false, "no other request crosses the mesh"),
         }
-        self.settle(now);
+        self.apply_deferred(now);
     }
 
-    /// As the topic's home: gives the tick its sequence and passes it to every interested shard, this one included.
+    /// Sequences a tick as its home, and passes it to every interested shard, this one included.
     pub(super) fn sequence(&mut self, from: Option<ShardId>, tick: &Unsequenced<'_>, now: Now) {
         let Unsequenced { origin, flags, schema, record, topic: name, payload } = *tick;
         let Ok((index, is_new)) = self.home.find_or_create(name) else {
             return self.refuse(from, origin, record.request, now);
         };
         if is_new {
-            self.open_new_topic(index);
+            self.announce_topic(index);
         }
         let Publish { producer_time_ns, ingest_time_ns, key, .. } = record;
         let times = TickTimes { producer_time_ns, ingest_time_ns };
@@ -95,23 +96,23 @@ impl Shard {
         }
     }
 
-    /// Opens a topic that has just been made to the shards whose patterns match it, before its first tick.
-    fn open_new_topic(&mut self, index: u32) {
+    /// Announces a new topic to the shards with matching patterns, before its first tick.
+    fn announce_topic(&mut self, index: u32) {
         self.with_home(|home, notify| {
             let topic = home.topic(index);
             topic.interested.iter().for_each(|shard| notify(Notice::Open(shard, topic)));
         });
     }
 
-    /// Answers a publish for which there is no room for another topic.
+    /// Refuses a tick because there is no room for another topic.
     fn refuse(&mut self, from: Option<ShardId>, origin: u64, request: u32, now: Now) {
         self.counters.add(Counter::TicksRefused, 1);
         let record = ErrorRecord { request, code: ErrorCode::TooManyTopics as u16, reserved: 0 };
         match from {
-            // Nobody published it who could be told.
+            // No session published it, so there is none to answer.
             None => {}
-            Some(_) if origin == ORIGIN_INGEST => {}
-            Some(from) if from == self.id => self.refused(origin, record, now),
+            Some(_) if origin == ORIGIN_SOURCE => {}
+            Some(from) if from == self.id => self.report_refusal(origin, record, now),
             Some(from) => {
                 let meta = Meta { sequence: origin, ..Meta::default() };
                 self.stages.push_delivery(from, |out| {
@@ -121,7 +122,7 @@ impl Shard {
         }
     }
 
-    /// What a home has for this shard. Always taken in: it only adds to the sessions' outboxes, which are bounded.
+    /// Processes a delivery from a home. Always accepted: it adds only to the sessions' outboxes, which are bounded.
     pub fn handle_delivery(&mut self, frame: &Frame<'_>, now: Now) {
         let id = TopicId(frame.header.topic_id);
         match frame.kind {
@@ -151,26 +152,26 @@ impl Shard {
                 let Ok(record) = frame.record::<ErrorRecord>() else {
                     return debug_assert!(false, "this process encoded the frame");
                 };
-                self.refused(frame.header.sequence, record, now);
+                self.report_refusal(frame.header.sequence, record, now);
             }
             _ => debug_assert!(false, "no other delivery crosses the mesh"),
         }
-        self.settle(now);
+        self.apply_deferred(now);
     }
 
-    /// A home has refused what a session of this shard published.
-    pub(super) fn refused(&mut self, origin: u64, record: ErrorRecord, now: Now) {
+    /// Answers the session whose tick a home refused.
+    pub(super) fn report_refusal(&mut self, origin: u64, record: ErrorRecord, now: Now) {
         let origin = SessionId(origin);
         let slot = origin.slot();
         if self.sessions.open_mut(slot).is_some_and(|session| session.id == origin) {
             let code = ErrorCode::from_wire(record.code).unwrap_or(ErrorCode::BadRequest);
-            let text = "the server has as many topics as it may (--topics-max)";
+            let text = "the server has reached its limit of topics (--topics-max)";
             self.fail(slot, record.request, code, text, now);
         }
     }
 
-    /// Makes the homes know of a pattern that is new here.
-    pub(super) fn ask_homes(&mut self, pattern: &str, exact: bool, request: u32) {
+    /// Tells the homes about a pattern that is new on this shard.
+    pub(super) fn add_interest(&mut self, pattern: &str, exact: bool, request: u32) {
         for home in fanout::homes(pattern, exact, self.shards).map(ShardId) {
             if home == self.id {
                 self.with_home(|own, notify| own.add_interest(home, pattern, request, notify));
@@ -180,8 +181,8 @@ impl Shard {
         }
     }
 
-    /// Makes the homes forget a pattern that nobody here holds any more.
-    pub(super) fn tell_homes_gone(&mut self, pattern: &str) {
+    /// Tells the homes that no session of this shard holds a pattern any more.
+    pub(super) fn remove_interest(&mut self, pattern: &str) {
         for home in fanout::homes(pattern, pattern::is_exact(pattern), self.shards).map(ShardId) {
             if home == self.id {
                 self.with_home(|own, notify| own.remove_interest(home, pattern, notify));
@@ -191,8 +192,7 @@ impl Shard {
         }
     }
 
-    /// Lets the home do something, and passes on what it has to tell the shards. Each thing told is at most one frame
-    /// in a stage.
+    /// Changes the home and passes its notices on to the shards. Each notice adds at most one frame to a stage.
     pub(super) fn with_home<R>(&mut self, act: impl FnOnce(&mut Home, &mut dyn FnMut(Notice<'_>)) -> R) -> R {
         let (own, epoch) = (self.id, self.epoch);
         let Shard { home, fanout, sessions, logs, stages, .. } = self;
@@ -220,24 +220,24 @@ impl Shard {
         })
     }
 
-    /// Whether a piece of history can be asked for.
-    pub(super) fn may_pull(&self) -> bool {
+    /// Returns whether a piece of history can be requested.
+    pub(super) fn may_request_history(&self) -> bool {
         !self.input_stopped
             && self.fanout.has_pulls()
             && self.takes_requests()
             && self.stages.requests_have_room()
     }
 
-    /// Asks the homes for the pieces of history that sessions have room for, at most [`TURN_PIECES`]. Returns whether
-    /// there were any.
-    pub(super) fn pull(&mut self, now: Now) -> bool {
+    /// Requests the pieces of history that sessions have room for from their homes, at most [`TURN_PIECES`]. Returns
+    /// whether there were any.
+    pub(super) fn request_history(&mut self, now: Now) -> bool {
         let mut asked = 0;
-        while asked < TURN_PIECES && self.may_pull() {
+        while asked < TURN_PIECES && self.may_request_history() {
             let Some((id, from, record)) = self.fanout.next_pull(&mut self.sessions) else { break };
             asked += 1;
             let home = id.home(self.shards);
             if home == self.id {
-                self.recover(home, id, from, record, now);
+                self.send_history(home, id, from, record, now);
             } else {
                 let meta = Meta { topic_id: id.0, sequence: from, ..Meta::default() };
                 self.stages.push_request(home, |out| {
@@ -248,8 +248,8 @@ impl Shard {
         asked > 0
     }
 
-    /// As the topic's home: answers with the next piece of its past.
-    pub(super) fn recover(&mut self, shard: ShardId, id: TopicId, from: u64, record: Recover, now: Now) {
+    /// Sends the next piece of a topic's history, as its home.
+    pub(super) fn send_history(&mut self, shard: ShardId, id: TopicId, from: u64, record: Recover, now: Now) {
         let Some(wanted) = Wanted::from_wire(record.wanted) else {
             return debug_assert!(false, "a shard of this process asked");
         };

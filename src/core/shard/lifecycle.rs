@@ -1,4 +1,4 @@
-//! How sessions begin and end.
+//! The beginning and the end of sessions.
 
 mod ending;
 mod handover;
@@ -12,44 +12,44 @@ use crate::{
     session::{CloseReason, Ending, Session},
 };
 
-pub use self::{ending::LOG_TARGET_SESSION, handover::Departure};
+pub use self::{ending::LOG_TARGET_SESSION, handover::DetachedSession};
 
 impl Shard {
-    /// A connection came in; its slot is vacant.
+    /// Opens the session of an accepted connection, in a vacant slot.
     pub fn handle_accept(&mut self, slot: SlotId, listener: ListenerKind, now: Now) {
         self.counters.add(Counter::SessionsAccepted, 1);
         self.open(slot, listener, now);
     }
 
-    /// A connection that another shard accepted and handed over, with all that was received from it; the slot is vacant.
-    /// The bytes hold a whole HELLO or request head, so the handshake is done when this returns: its deadline needs no
-    /// time that was used up elsewhere.
-    pub fn handle_placed(&mut self, slot: SlotId, listener: ListenerKind, bytes: &[u8], now: Now) {
+    /// Opens the session of a connection that another shard handed over, in a vacant slot, with all bytes received so far.
+    /// They contain a whole HELLO or request head, so the handshake is complete when this returns, and its deadline need
+    /// not account for the time spent on the other shard.
+    pub fn handle_attached(&mut self, slot: SlotId, listener: ListenerKind, bytes: &[u8], now: Now) {
         self.open(slot, listener, now);
-        // What the server has received is counted where it was received. Once the server stops, nothing is taken up.
+        // The other shard has counted the bytes. Once the server stops, input is no longer processed.
         if !self.input_stopped {
-            self.take_up(slot, bytes, now);
+            self.receive(slot, bytes, now);
         }
-        self.settle(now);
+        self.apply_deferred(now);
     }
 
-    /// The peer has shut its side: whatever it had to say came before. Of a session whose input waits, not all of that
-    /// has been taken up: the transport tells again when it receives again.
+    /// Ends the session of a peer that has sent FIN, after all of its input. While the session is paused, some of that input
+    /// is not processed yet: the transport reports the FIN again when it resumes receiving.
     pub fn handle_eof(&mut self, slot: SlotId, now: Now) {
         if self.sessions.open_mut(slot).is_some_and(|session| session.paused) {
             return;
         }
-        self.gone(slot, CloseReason::Peer);
-        self.settle(now);
+        self.disconnected(slot, CloseReason::Peer);
+        self.apply_deferred(now);
     }
 
-    /// The socket has failed.
+    /// Ends the session of a socket that has failed.
     pub fn handle_error(&mut self, slot: SlotId, errno: i32, now: Now) {
-        self.gone(slot, CloseReason::Transport(errno));
-        self.settle(now);
+        self.disconnected(slot, CloseReason::Transport(errno));
+        self.apply_deferred(now);
     }
 
-    /// Makes the session of a connection, whichever shard accepted it.
+    /// Opens a session, whichever shard accepted its connection.
     fn open(&mut self, slot: SlotId, listener: ListenerKind, now: Now) {
         self.generation = self.generation.wrapping_add(1);
         let id = SessionId::new(self.generation, slot);
@@ -57,27 +57,27 @@ impl Shard {
         self.counters.add(Counter::SessionsOpen, 1);
         self.publishers.enter(slot);
         let deadline = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
-        self.watch(deadline, TimerKind::Handshake, id);
+        self.set_timer(deadline, TimerKind::Handshake, id);
         if self.draining.is_some() {
             self.end(slot, crate::session::CloseReason::Shutdown, now);
         }
     }
 
-    /// The connection is no more.
-    fn gone(&mut self, slot: SlotId, reason: CloseReason) {
+    /// Removes a session whose connection is gone.
+    fn disconnected(&mut self, slot: SlotId, reason: CloseReason) {
         let Some(session) = self.sessions.any_mut(slot) else { return };
         if session.ending.is_none() {
             log_end(session.id, &reason);
             session.ending = Some(Ending { reason, half_closed: true });
-            self.detach(slot);
+            self.drop_subscriptions(slot);
         }
         self.remove(slot);
     }
 
-    fn detach(&mut self, slot: SlotId) {
+    fn drop_subscriptions(&mut self, slot: SlotId) {
         self.holders.leave(slot);
         for pattern in self.fanout.detach(slot, &mut self.sessions) {
-            self.tell_homes_gone(&pattern);
+            self.remove_interest(&pattern);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Limits that change while the server runs.
+//! Limits changed while the server runs.
 
 use std::sync::Arc;
 
@@ -6,9 +6,8 @@ use super::Shard;
 use crate::{config::Limits, now::Now};
 
 impl Shard {
-    /// Works within other limits from now on: those of [`Limits::with_live_of`]. What a session or topic has already is not
-    /// taken away at once: it is held to the new bounds at its next change. A pass over the topics where rules changed that
-    /// go by topic, over the sessions where their bounds did.
+    /// Replaces the limits by those of [`Limits::with_live_of`]. Sessions and topics keep what they have, and are held to
+    /// the new bounds at their next change. O(topics) if rules by topic changed, O(sessions) if session bounds changed.
     pub fn reload(&mut self, limits: &Arc<Limits>, now: Now) {
         let never_pinged = self.limits.ping_interval_ns == u64::MAX;
         self.limits = Limits::clone(limits);
@@ -22,9 +21,9 @@ impl Shard {
         self.publishers.set_pace(limits.publish_rate);
         self.sessions.set_bounds(limits.outbox_bytes_max, limits.behind_bytes);
         if never_pinged {
-            // Nobody is watched yet.
+            // No session has a heartbeat timer yet.
             for slot in self.sessions.slots() {
-                self.heard(slot, now);
+                self.note_activity(slot, now);
             }
         }
     }

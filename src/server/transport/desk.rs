@@ -80,7 +80,9 @@ impl Driver {
     fn begin(&mut self, question: Question, now: Now) -> Option<Work> {
         match question {
             Question::State(answer) if !answer.is_gone() => answer.give(Box::new(self.state())),
-            Question::Takers(topics, answer) if !answer.is_gone() => answer.give(self.shard.takers(&topics)),
+            Question::Takers(topics, answer) if !answer.is_gone() => {
+                answer.give(self.shard.subscriber_counts(&topics))
+            }
             Question::State(_) | Question::Takers(..) => {}
             Question::Close(id, answer) => answer.give(self.shard.close(SessionId(id), now)),
             Question::Reload(limits) => self.shard.reload(&limits, now),
@@ -102,7 +104,7 @@ impl Driver {
         Ok(match work {
             Work::Sessions(mut survey, answer) => Some(match self.shard.survey_sessions(&mut survey, now) {
                 false => Work::Sessions(survey, answer),
-                true => Work::Sockets(self.shard.seen(survey, now), Vec::new(), answer),
+                true => Work::Sockets(self.shard.session_summaries(survey, now), Vec::new(), answer),
             }),
             Work::Sockets(seen, mut views, answer) => {
                 for summary in seen.iter().skip(views.len()).take(TURN_SOCKETS_ASKED) {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use crate::{limits::HANDOVERS_PER_LANE, transport::uring::data_ring::ListenerId};
-use tickcast_core::{admission::Origin, mesh::ring::Doorbell, shard::Departure};
+use tickcast_core::{admission::Origin, mesh::ring::Doorbell, shard::DetachedSession};
 use tickcast_proto::ids::ShardId;
 
 /// A connection under way between two shards. Dropped, it is closed.
@@ -23,7 +23,7 @@ pub struct Handover {
     /// The socket, which nothing is under way on.
     pub socket: OwnedFd,
     /// Where it goes, and what it has sent.
-    pub departure: Departure,
+    pub departure: DetachedSession,
     /// Where it comes from, if that is counted.
     pub origin: Option<Origin>,
 }
@@ -181,8 +181,11 @@ mod tests {
 
     fn handover(to: u16, n: usize) -> (Handover, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let departure =
-            Departure { to: ShardId(to), listener: ListenerKind::Native, bytes: n.to_le_bytes().to_vec() };
+        let departure = DetachedSession {
+            to: ShardId(to),
+            listener: ListenerKind::Native,
+            bytes: n.to_le_bytes().to_vec(),
+        };
         (Handover { socket: ours.into(), departure, origin: None }, theirs)
     }
 

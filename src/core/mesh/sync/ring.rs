@@ -1,8 +1,8 @@
-//! A stand-in for rtrb in builds for loom, which sees only its own atomics.
+//! A stand-in for rtrb in loom builds, because loom sees only its own atomics.
 //!
-//! It has rtrb's two positions, with rtrb's orderings, and keeps them at hand as rtrb does: an end looks at the other's
-//! position only where rtrb would, and may see an old one. The bytes are not modelled: that they are there when the
-//! position says so is rtrb's own promise.
+//! It has rtrb's two positions with rtrb's memory orderings, and caches them as rtrb does: an end loads the other's position
+//! only where rtrb would, and may see an old one. The bytes are not modelled: rtrb itself guarantees that they are there
+//! when the position says so.
 
 use std::{
     cell::Cell,
@@ -14,12 +14,12 @@ use super::atomic::{
     Ordering::{Acquire, Release},
 };
 
-/// Makes the two ends.
+/// Creates the two ends.
 #[derive(Debug)]
 pub struct RingBuffer;
 
 impl RingBuffer {
-    /// A ring of `capacity` bytes.
+    /// Creates a ring of `capacity` bytes.
     #[expect(clippy::new_ret_no_self, reason = "as rtrb has it")]
     pub fn new(capacity: usize) -> (Producer<u8>, Consumer<u8>) {
         let shared = Arc::new(Shared {
@@ -35,12 +35,12 @@ impl RingBuffer {
     }
 }
 
-/// Positions count from the beginning and do not wrap: a model ends long before they would.
+/// Positions count from 0 and do not wrap: a model run is far too short for that.
 #[derive(Debug)]
 struct Shared<T> {
     head: AtomicUsize,
     tail: AtomicUsize,
-    /// Not loom's: taking it is no step of the model.
+    /// A std mutex: locking it is not a step of the model.
     bytes: Mutex<Vec<T>>,
     capacity: usize,
 }
@@ -51,17 +51,17 @@ impl<T> Shared<T> {
     }
 }
 
-/// The writing end.
+/// The producer end.
 #[derive(Debug)]
 pub struct Producer<T> {
     shared: Arc<Shared<T>>,
-    /// The reader's position as last seen.
+    /// The consumer's position when last loaded.
     head: usize,
     tail: usize,
 }
 
 impl Producer<u8> {
-    /// Writes as much as fits. Returns what was written and what was not.
+    /// Writes as much as fits. Returns the written part and the rest.
     pub fn push_partial_slice<'a>(&mut self, slice: &'a [u8]) -> (&'a [u8], &'a [u8]) {
         let room = |producer: &Producer<u8>| producer.shared.capacity - (producer.tail - producer.head);
         if room(self) < slice.len() {
@@ -79,30 +79,30 @@ impl Producer<u8> {
     }
 }
 
-/// The reading end.
+/// The consumer end.
 #[derive(Debug)]
 pub struct Consumer<T> {
     shared: Arc<Shared<T>>,
     head: usize,
-    /// The writer's position as last seen.
+    /// The producer's position when last loaded.
     tail: Cell<usize>,
 }
 
-/// Fewer bytes are there than were asked for.
+/// Fewer bytes are available than requested.
 #[derive(Debug)]
 pub struct ChunkError;
 
 impl Consumer<u8> {
-    /// Bytes there are to be read, by a look at the writer's position.
+    /// Loads the producer's position and returns the number of bytes available.
     pub fn slots(&self) -> usize {
         self.tail.set(self.shared.tail.load(Acquire));
         self.tail.get() - self.head
     }
 
-    /// The next `n` bytes.
+    /// Returns the next `n` bytes.
     ///
     /// # Errors
-    /// When there are fewer.
+    /// If fewer are available.
     pub fn read_chunk(&mut self, n: usize) -> Result<ReadChunk<'_>, ChunkError> {
         if self.tail.get() - self.head < n && self.slots() < n {
             return Err(ChunkError);
@@ -116,7 +116,7 @@ impl Consumer<u8> {
     }
 }
 
-/// Bytes that are being read.
+/// Bytes being read.
 #[derive(Debug)]
 pub struct ReadChunk<'a> {
     consumer: &'a mut Consumer<u8>,
@@ -125,12 +125,12 @@ pub struct ReadChunk<'a> {
 }
 
 impl ReadChunk<'_> {
-    /// Up to the ring's end, and from its beginning.
+    /// Returns the bytes up to the end of the ring, and those that wrapped to its start.
     pub fn as_slices(&self) -> (&[u8], &[u8]) {
         (&self.first, &self.second)
     }
 
-    /// Gives the room of the first `n` back to the writer.
+    /// Frees the first `n` bytes for the producer.
     pub fn commit(self, n: usize) {
         self.consumer.head += n;
         self.consumer.shared.head.store(self.consumer.head, Release);

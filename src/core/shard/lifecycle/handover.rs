@@ -1,15 +1,15 @@
-//! Which shard serves a connection: the one that accepted it, unless the client says who it is. Then it is the shard of
-//! its identity, so that a second connection of the same client meets the first.
+//! The shard that serves a connection: the accepting shard, or the shard of the client's identity if it gives one. So a
+//! second connection of the same client meets the first.
 //!
 //! ```text
 //!  accepting shard                                     shard of the identity
-//!  bytes of HELLO or of the request head -> place()
-//!  Action::HandOver(slot)       transport quiets the socket; what still comes is kept
-//!  handle_detached(slot)  ---- socket, all bytes so far ---->  handle_placed(slot, bytes)
+//!  bytes of HELLO or of the request head -> route_identity()
+//!  Action::HandOver(slot)       the transport stops I/O; bytes received until then are kept
+//!  handle_detached(slot)  ---- socket, all bytes so far ---->  handle_attached(slot, bytes)
 //! ```
 //!
-//! Nothing has been answered before the hand-over, and the other shard reads the same bytes from the first: it comes to
-//! the same identity and so to itself, and nothing is handed over twice.
+//! The accepting shard answers nothing before the handover. The other shard decodes the same bytes from the beginning,
+//! finds the same identity, and so keeps the connection: nothing is handed over twice.
 
 use crate::{
     ids::SlotId,
@@ -21,22 +21,21 @@ use crate::{
 };
 use tickcast_proto::ids::ShardId;
 
-/// A connection that another shard is to serve, without its socket.
+/// A connection for another shard to serve, without its socket.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Departure {
-    /// Which shard.
+pub struct DetachedSession {
+    /// The shard that will serve it.
     pub to: ShardId,
-    /// Which kind of listener it came through.
+    /// The kind of listener that accepted it.
     pub listener: ListenerKind,
-    /// All that was received. Bound: the longest frame or request head and what was in flight while the socket was
-    /// quieted.
+    /// All bytes received. Bound: the longest frame or request head, and what arrived until I/O stopped.
     pub bytes: Vec<u8>,
 }
 
 impl Shard {
-    /// The transport has quieted the socket of [`Action::HandOver`]: the session is forgotten here. `None` when it has
-    /// begun to end since; then it ends here.
-    pub fn handle_detached(&mut self, slot: SlotId) -> Option<Departure> {
+    /// Removes the session of [`Action::HandOver`] once the transport has stopped I/O on its socket. Returns `None` if the
+    /// session has begun to end since: then it ends on this shard.
+    pub fn handle_detached(&mut self, slot: SlotId) -> Option<DetachedSession> {
         let session = self.sessions.open_mut(slot)?;
         let Protocol::Leaving(to) = session.protocol else { return None };
         let listener = session.listener;
@@ -44,11 +43,12 @@ impl Shard {
         self.sessions.remove(slot);
         self.counters.subtract(Counter::SessionsOpen, 1);
         self.counters.add(Counter::SessionsHandedOver, 1);
-        Some(Departure { to, listener, bytes })
+        Some(DetachedSession { to, listener, bytes })
     }
 
-    /// A client that opens its session says who it is. Returns whether it is served here; if not, it is on its way.
-    pub(in crate::shard) fn place(&mut self, slot: SlotId, client: &str, now: Now) -> bool {
+    /// Routes a session by the identity in its handshake. Returns whether this shard serves it; if not, the handover has
+    /// begun.
+    pub(in crate::shard) fn route_identity(&mut self, slot: SlotId, client: &str, now: Now) -> bool {
         let Some(session) = self.sessions.open_mut(slot) else {
             debug_assert!(false, "only an open session's handshake is processed");
             return true;
@@ -71,14 +71,14 @@ impl Shard {
         true
     }
 
-    /// A session that ends on its way to another shard ends here: it says goodbye as its listener's clients know it.
-    pub(super) fn stay(&mut self, slot: SlotId) {
+    /// Cancels the handover of a session that ends, so that it ends here, with the CLOSING of its listener's protocol.
+    pub(super) fn cancel_handover(&mut self, slot: SlotId) {
         let Some(session) = self.sessions.any_mut(slot) else {
             return debug_assert!(false, "a session stays while it ends");
         };
         if let Protocol::Leaving(_) = session.protocol {
             session.begin_handshake();
-            // Its FIN is waited for.
+            // The shard waits for the peer's FIN.
             self.actions.push_back(Action::ResumeReceive(slot));
         }
     }
@@ -113,7 +113,7 @@ mod tests {
         .into_bytes()
     }
 
-    /// An identity of another shard than this one.
+    /// Returns an identity that another shard serves, and that shard.
     fn stranger_to(shard: ShardId) -> (String, ShardId) {
         let named =
             (0..).map(|n| format!("client-{n}")).map(|name| (placement::serving_shard(&name, SHARDS), name));
@@ -155,12 +155,12 @@ mod tests {
                 assert_eq!(from.poll_action(), None);
                 assert_eq!(sent(&mut from), b"", "nothing is answered before");
                 let departure = from.handle_detached(SlotId(3)).unwrap();
-                assert_eq!(departure, Departure { to: home, listener, bytes: bytes.clone() });
+                assert_eq!(departure, DetachedSession { to: home, listener, bytes: bytes.clone() });
                 assert_eq!((from.sessions_len(), from.handle_detached(SlotId(3))), (0, None));
 
                 let mut to = shard(home, Limits::default());
-                to.handle_placed(SlotId(8), listener, &departure.bytes, NOW);
-                assert_eq!(to.poll_action(), Some(Action::Settled(SlotId(8))));
+                to.handle_attached(SlotId(8), listener, &departure.bytes, NOW);
+                assert_eq!(to.poll_action(), Some(Action::HandshakeDone(SlotId(8))));
                 assert!(!sent(&mut to).is_empty(), "welcome or 101");
                 let open = |shard: &Shard| shard.counters().value(Counter::SessionsOpen);
                 assert_eq!((open(&from), open(&to)), (0, 1));
@@ -189,10 +189,10 @@ mod tests {
     fn once_the_server_stops_a_placed_client_is_only_told_so() {
         let (name, home) = stranger_to(ShardId(0));
         let mut to = shard(home, Limits::default());
-        to.stop_taking_input();
-        to.handle_placed(SlotId(1), ListenerKind::Native, &hello(&name), NOW);
+        to.stop_input();
+        to.handle_attached(SlotId(1), ListenerKind::Native, &hello(&name), NOW);
         to.begin_drain(u64::MAX, NOW);
-        to.handle_placed(SlotId(2), ListenerKind::Native, &hello(&name), NOW);
+        to.handle_attached(SlotId(2), ListenerKind::Native, &hello(&name), NOW);
         assert_eq!(kinds(&sent(&mut to)), [frame::Kind::Closing, frame::Kind::Closing]);
     }
 
@@ -201,8 +201,8 @@ mod tests {
         let (name, home) = stranger_to(ShardId(0));
         for replaces in [false, true] {
             let mut shard = shard(home, Limits { identity_replaces: replaces, ..Limits::default() });
-            shard.handle_placed(SlotId(1), ListenerKind::Native, &hello(&name), NOW);
-            shard.handle_placed(SlotId(2), ListenerKind::Http, &upgrade(&name), NOW);
+            shard.handle_attached(SlotId(1), ListenerKind::Native, &hello(&name), NOW);
+            shard.handle_attached(SlotId(2), ListenerKind::Http, &upgrade(&name), NOW);
             sent(&mut shard);
             assert_eq!(shard.sessions.open_mut(SlotId(1)).is_none(), replaces);
             assert!(shard.sessions.open_mut(SlotId(2)).is_some());
