@@ -10,7 +10,7 @@ use tickcast_proto::{
     frame::{self, FLAG_SNAPSHOT, Kind, Meta},
     framing::websocket::{Incoming, WebSocket},
     pattern,
-    records::{Closing, Publish, Recovered, Resume, Skipped, Subscribe, Subscribed, Token},
+    records::{Closing, Publish, Recovered, Resume, Skipped, Subscribed, Token},
     subscription::Policy,
 };
 use tungstenite::Message;

@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_not_taken_stays() {
+    fn a_frame_not_taken_stays_in_the_ring() {
         let (mut producer, mut consumer) = frame_ring(1024);
         let mut stage = Stage::default();
         for request in 0..3 {
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_sleeper_is_woken_and_only_once() {
+    fn a_doorbell_wakes_only_a_sleeper_and_only_once() {
         let woken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let count = woken.clone();
         let bell = Doorbell::new(move || {

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn another_policy_is_for_later_subscriptions_and_topics_and_not_for_what_is_taken_already() {
+    fn a_new_default_policy_applies_to_later_memberships_only() {
         let mut shard = Shard::new(ShardId(0), 1, 1, Limits::default(), Arc::new(Counters::default()));
         subscribe(&mut shard, SlotId(0));
         publish(&mut shard, "a.before");

@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sessions_with_most_of_something_are_chosen_among_many() {
+    fn the_highest_ranked_sessions_are_chosen_among_many() {
         let mut shard = shard();
         (0..3 * TURN_SURVEYED as u32)
             .for_each(|slot| shard.handle_accept(SlotId(slot), ListenerKind::Native, NOW));
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_of_a_busy_shard_and_of_a_quiet_one_rank_alike() {
+    fn the_newest_rank_alike_on_a_busy_and_on_a_quiet_shard() {
         let (mut busy, mut quiet) = (shard(), shard());
         (0..200).for_each(|slot| enter(&mut busy, SlotId(slot), ""));
         (0..3).for_each(|slot| enter(&mut quiet, SlotId(slot), ""));
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_survey_leaves_out_sessions_that_have_gone_meanwhile() {
+    fn a_survey_leaves_out_sessions_that_have_ended_since() {
         let mut shard = shard();
         (0..3).for_each(|slot| enter(&mut shard, SlotId(slot), ""));
         let mut survey = SessionSurvey::new(SessionsQuery { sort: SessionSort::Newest, limit: 10 });
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn the_operator_closes_the_session_that_was_named_and_no_other() {
+    fn the_operator_closes_exactly_the_named_session() {
         let mut shard = shard();
         enter(&mut shard, SlotId(5), "");
         let id = names(&shard, SessionsQuery { sort: SessionSort::Newest, limit: 1 })[0].id;
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn topics_are_chosen_by_prefix_and_know_who_takes_them() {
+    fn topics_are_chosen_by_prefix_and_have_subscriber_counts() {
         let mut shard = shard();
         enter(&mut shard, SlotId(0), "");
         let mut bytes = Vec::new();

@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_are_told_to_come_back_evenly_over_the_spread() {
+    fn reconnect_times_are_evenly_spread() {
         let mut seconds = [0; 5];
         for shard in 0..2 {
             for slot in 0..5_000u64 {

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_of_another_shard_leaves_unanswered_with_every_byte_it_sent_however_they_came() {
+    fn a_client_of_another_shard_is_handed_over_unanswered_with_every_byte() {
         let (name, home) = stranger_to(ShardId(0));
         let mut ping = Vec::new();
         encode_request(&mut ping, frame::Kind::Subscribe, 2, "a");
@@ -154,12 +154,12 @@ mod tests {
                 assert_eq!(from.poll_action(), Some(Action::HandOver(SlotId(3))), "once, and nothing else");
                 assert_eq!(from.poll_action(), None);
                 assert_eq!(sent(&mut from), b"", "nothing is answered before");
-                let departure = from.handle_detached(SlotId(3)).unwrap();
-                assert_eq!(departure, DetachedSession { to: home, listener, bytes: bytes.clone() });
+                let detached = from.handle_detached(SlotId(3)).unwrap();
+                assert_eq!(detached, DetachedSession { to: home, listener, bytes: bytes.clone() });
                 assert_eq!((from.sessions_len(), from.handle_detached(SlotId(3))), (0, None));
 
                 let mut to = shard(home, Limits::default());
-                to.handle_attached(SlotId(8), listener, &departure.bytes, NOW);
+                to.handle_attached(SlotId(8), listener, &detached.bytes, NOW);
                 assert_eq!(to.poll_action(), Some(Action::HandshakeDone(SlotId(8))));
                 assert!(!sent(&mut to).is_empty(), "welcome or 101");
                 let open = |shard: &Shard| shard.counters().value(Counter::SessionsOpen);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_ends_on_its_way_stays_and_says_goodbye() {
+    fn a_session_that_ends_during_its_handover_stays_and_is_told_why() {
         let (name, _) = stranger_to(ShardId(0));
         let mut from = shard(ShardId(0), Limits::default());
         from.handle_accept(SlotId(3), ListenerKind::Native, NOW);
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn once_the_server_stops_a_placed_client_is_only_told_so() {
+    fn a_stopping_server_only_tells_a_handed_over_client_so() {
         let (name, home) = stranger_to(ShardId(0));
         let mut to = shard(home, Limits::default());
         to.stop_input();
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_connection_of_an_identity_replaces_the_first_only_where_it_is_to() {
+    fn a_second_connection_of_an_identity_replaces_the_first_only_if_configured() {
         let (name, home) = stranger_to(ShardId(0));
         for replaces in [false, true] {
             let mut shard = shard(home, Limits { identity_replaces: replaces, ..Limits::default() });
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_publishes_as_fast_as_it_may_and_is_told_when_it_is_too_fast() {
+    fn ticks_beyond_the_publish_rate_are_refused_with_an_error() {
         let mut shard = shard(ShardId(0), Limits { publish_rate: 2, ..Limits::default() });
         shard.handle_accept(SlotId(0), ListenerKind::Native, NOW);
         shard.handle_bytes(SlotId(0), &hello(""), NOW);

@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_highest_ranks_stay_in_order_whatever_order_they_came_in() {
+    fn the_highest_ranks_are_kept_and_sorted_in_any_order_of_arrival() {
         let mut offered: Vec<(u64, u32)> = (0..1_000u32).map(|n| (u64::from(n % 250), n)).collect();
         fastrand::Rng::with_seed(7).shuffle(&mut offered);
         let mut largest = Largest::new(6);
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn fewer_than_it_keeps_are_all_there_and_none_is_nothing() {
+    fn fewer_items_than_the_limit_are_all_kept() {
         let mut largest = Largest::new(10);
         [(1, 'a'), (3, 'b')].into_iter().for_each(|(rank, item)| largest.offer(rank, item));
         assert_eq!(largest.into_sorted().collect::<Vec<_>>(), [(3, 'b'), (1, 'a')]);
