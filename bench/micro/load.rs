@@ -81,11 +81,12 @@ impl Load {
     }
 
     fn connect(&mut self, slot: u32, encoding: WireFormat) {
-        let door = if encoding == WireFormat::TCP_NATIVE { ListenerKind::Native } else { ListenerKind::Http };
-        self.shard.handle_accept(SlotId(slot), door, self.now);
+        let listener =
+            if encoding == WireFormat::TCP_NATIVE { ListenerKind::Native } else { ListenerKind::Http };
+        self.shard.handle_accept(SlotId(slot), listener, self.now);
         let mut client = Connection::new(&ConnectOptions::new(encoding));
-        let asked = client.subscribe(">");
-        assert!(asked.is_ok(), "{asked:?}");
+        let subscribed = client.subscribe(">");
+        assert!(subscribed.is_ok(), "{subscribed:?}");
         for _ in 0..HANDSHAKE_TURNS_MAX {
             let output = client.poll_transmit().to_vec();
             client.handle_transmitted(output.len());
