@@ -81,7 +81,7 @@ impl Driver {
         match question {
             ShardRequest::State(answer) if !answer.is_closed() => answer.send(Box::new(self.state())),
             ShardRequest::SessionCounts(topics, answer) if !answer.is_closed() => {
-                answer.send(self.shard.takers(&topics))
+                answer.send(self.shard.subscriber_counts(&topics))
             }
             ShardRequest::State(_) | ShardRequest::SessionCounts(..) => {}
             ShardRequest::Close(id, answer) => answer.send(self.shard.close(SessionId(id), now)),
@@ -106,7 +106,7 @@ impl Driver {
         Ok(match work {
             Work::Sessions(mut survey, answer) => Some(match self.shard.survey_sessions(&mut survey, now) {
                 false => Work::Sessions(survey, answer),
-                true => Work::Sockets(self.shard.seen(survey, now), Vec::new(), answer),
+                true => Work::Sockets(self.shard.session_summaries(survey, now), Vec::new(), answer),
             }),
             Work::Sockets(seen, mut views, answer) => {
                 for summary in seen.iter().skip(views.len()).take(TURN_SOCKETS_ASKED) {
