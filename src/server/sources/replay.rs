@@ -199,7 +199,7 @@ mod tests {
             (&b"{"[..], "EOF"),
             (br#"{"at_ns":1,"topic":"a"}"#, "data"),
             (br#"{"at_ns":-1,"topic":"a","data":1}"#, "invalid"),
-            (br#"{"at_ns":1,"topic":"a b","data":1}"#, "blank"),
+            (br#"{"at_ns":1,"topic":"a b","data":1}"#, "whitespace"),
             (br#"{"at_ns":1,"topic":"a","data":"xxxxxxxx"}"#, "allowed"),
             (b"\xff", "expected"),
         ] {
