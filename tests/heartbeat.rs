@@ -1,17 +1,15 @@
 //! Heartbeats on simulated time: silent sessions are pinged, then closed, and a suspended server closes nobody for its own
 //! silence.
 
-mod driver;
-
 use std::ops::{Deref, DerefMut};
 
-use driver::{Driver, frame, hello, upgrade_request};
 use tickcast::limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS};
 use tickcast_core::{
     config::Limits,
     ids::SlotId,
     metrics::counters::Counter,
     shard::{Action, ListenerKind},
+    testing::{Driver, frame, hello, upgrade_request},
 };
 use tickcast_proto::{
     Step,
@@ -278,7 +276,7 @@ fn a_draining_server_that_reads_no_more_times_nobody_out() {
     let mut bench = Bench::new();
     bench.native(0);
     bench.pass(INTERVAL_MS + LATE_MS);
-    bench.shard.stop_taking_input();
+    bench.shard.stop_input();
     bench.pass(10 * TIMEOUT_MS);
     assert_eq!((bench.timed_out(), bench.shard.sessions_len()), (0, 1));
 }

@@ -1,19 +1,17 @@
 //! Slow, paced and reconnecting subscribers on simulated sockets and time: what they receive, and what they cost the server.
 
-mod driver;
-
 use std::{
     collections::HashMap,
     ops::{Deref, DerefMut},
 };
 
-use driver::{Driver, EPOCH, frame, hello};
 use tickcast_core::{
     config::Limits,
     ids::SlotId,
     metrics::counters::Counter,
     session::{Session, membership::Membership},
     shard::{Action, ListenerKind},
+    testing::{Driver, EPOCH, frame, hello},
 };
 use tickcast_proto::{
     Step,

@@ -1,13 +1,11 @@
 //! How long an ending session is kept: to read what is queued for it, and then to close its side.
 
-mod driver;
-
-use driver::Driver;
 use tickcast::{limits::LINGER_DEADLINE_MS, page::Page};
 use tickcast_core::{
     config::Limits,
     ids::SlotId,
     shard::{Action, ListenerKind},
+    testing::Driver,
 };
 
 const MS: u64 = 1_000_000;

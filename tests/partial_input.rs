@@ -1,13 +1,11 @@
 //! A peer's bytes are handled alike however they are split: every piece size from 1 byte to 64 KiB, on every listener.
 
-mod driver;
-
-use driver::{Driver, frame, hello, upgrade_request};
 use tickcast_core::{
     config::Limits,
     ids::SlotId,
     metrics::counters::Counter,
     shard::{Action, ListenerKind},
+    testing::{Driver, frame, hello, upgrade_request},
 };
 use tickcast_proto::{
     command::encode_request,

@@ -1,11 +1,8 @@
 //! Behaviour under pressure: shards do not deadlock, sent bytes are freed, one client's work does not delay another's, and
 //! every session ends.
 
-mod driver;
-
 use std::sync::Arc;
 
-use driver::{START as NOW, frame, hello};
 use tickcast::{
     limits::TIMERS_GONE_MAX,
     sources::{Lanes, StopFlag},
@@ -21,6 +18,7 @@ use tickcast_core::{
     now::Now,
     placement,
     shard::{Action, ListenerKind, Shard},
+    testing::{self, START as NOW, TurnLoop, frame, hello},
 };
 use tickcast_proto::{
     command::encode_request,
@@ -32,13 +30,13 @@ use tickcast_proto::{
 const CHUNK: usize = 4096;
 
 fn shards(count: u16) -> (Vec<Shard>, Vec<Mesh>, Vec<Arc<Doorbell>>) {
-    driver::cluster(count, &Limits::default(), 1 << 20)
+    testing::cluster(count, &Limits::default(), 1 << 20)
 }
 
 fn connect(shard: &mut Shard, slot: u32) {
     shard.handle_accept(SlotId(slot), ListenerKind::Native, NOW);
     shard.handle_bytes(SlotId(slot), &hello(), NOW);
-    assert_eq!(shard.poll_action(), Some(Action::Settled(SlotId(slot))));
+    assert_eq!(shard.poll_action(), Some(Action::HandshakeDone(SlotId(slot))));
 }
 
 fn publishes(topic: &str, payload: &[u8], bytes: usize) -> Vec<u8> {
@@ -62,7 +60,7 @@ fn topic_at(home: u16, shards: u16) -> String {
 
 /// One turn with sockets that take everything. Returns the actions.
 fn turn(shard: &mut Shard, mesh: &mut Mesh) -> Vec<Action> {
-    driver::turn(shard, Some(mesh), NOW, usize::MAX, |_, _| false)
+    TurnLoop::default().turn(shard, Some(mesh), NOW, usize::MAX, |_, _| false)
 }
 
 #[test]
@@ -149,7 +147,7 @@ fn unread_replies_do_not_pile_up() {
                 shard.handle_bytes(SlotId(0), &pings, NOW);
             }
         }
-        driver::flush(shard, NOW, usize::MAX, |_, bytes| {
+        TurnLoop::default().flush(shard, NOW, usize::MAX, |_, bytes| {
             sent += bytes.len();
             true
         });
@@ -246,7 +244,7 @@ fn ticks_published_before_a_fin_are_sequenced_under_pressure() {
 fn half_a_frame_left_by_a_source_does_not_keep_the_shard_awake() {
     let (mut shards, mut meshes, bells) = shards(1);
     let (producer, consumer) = frame_ring(1 << 20);
-    meshes[0].add_ingest(consumer);
+    meshes[0].add_source(consumer);
     let mut lanes = Lanes::new([(producer, bells[0].clone())].into_iter());
     let mut publish = || lanes.publish("sim.1", 1, 1, &[b'1'; 100]);
     while publish().is_ok() {}
@@ -266,7 +264,7 @@ fn half_a_frame_ends_its_session_at_the_deadline_and_a_slow_stream_of_frames_doe
     // Long compared with the timer wheel's granularity; the whole test is short compared with the linger deadline.
     const UNIT_NS: u64 = 50_000;
     let limits = Limits { frame_deadline_ns: 1_000 * UNIT_NS, ..Limits::default() };
-    let (mut shards, _, _) = driver::cluster(1, &limits, 1 << 20);
+    let (mut shards, _, _) = testing::cluster(1, &limits, 1 << 20);
     let mut shard = shards.remove(0);
     connect(&mut shard, 0);
     connect(&mut shard, 1);

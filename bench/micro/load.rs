@@ -4,14 +4,14 @@
 
 use std::sync::Arc;
 
-use tickcast::limits::{GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT};
 use tickcast_client::{ConnectOptions, Connection, Event};
 use tickcast_core::{
     config::Limits,
     ids::SlotId,
     metrics::counters::Counters,
     now::Now,
-    shard::{ListenerKind, ORIGIN_INGEST, Send, Shard},
+    shard::{ListenerKind, ORIGIN_SOURCE, Shard},
+    testing::{EPOCH, START, TurnLoop},
 };
 use tickcast_proto::{
     Step, WireFormat,
@@ -20,8 +20,6 @@ use tickcast_proto::{
     records::Publish,
 };
 
-/// Epoch of the server.
-const EPOCH: u64 = 9;
 /// Simulated time between two turns: 5,000 ticks/s with one tick per turn.
 const TURN_NS: u64 = 200_000;
 /// Most turns until a session must be acknowledged.
@@ -43,7 +41,7 @@ pub struct Sent {
 pub struct Load {
     pub shard: Shard,
     pub now: Now,
-    gather: Vec<u8>,
+    turns: TurnLoop,
     /// One PUBLISH per topic, as a source sends it.
     publishes: Vec<Vec<u8>>,
     next: usize,
@@ -62,13 +60,13 @@ impl Load {
         let publishes = (0..topics).map(|topic| {
             let mut bytes = Vec::new();
             let (name, record) = (format!("sim.{topic}"), Publish::default());
-            frame::encode_publish(&mut bytes, ORIGIN_INGEST, FLAG_PAYLOAD_JSON, 0, record, &name, &payload());
+            frame::encode_publish(&mut bytes, ORIGIN_SOURCE, FLAG_PAYLOAD_JSON, 0, record, &name, &payload());
             bytes
         });
         let mut load = Load {
             shard: Shard::new(ShardId(0), 1, EPOCH, limits, Arc::new(Counters::default())),
-            now: Now { monotonic_ns: 1 << 41, realtime_ns: 1 << 60 },
-            gather: Vec::with_capacity(GATHER_BYTES),
+            now: START,
+            turns: TurnLoop::default(),
             publishes: publishes.collect(),
             next: 0,
         };
@@ -83,17 +81,18 @@ impl Load {
     }
 
     fn connect(&mut self, slot: u32, encoding: WireFormat) {
-        let door = if encoding == WireFormat::TCP_NATIVE { ListenerKind::Native } else { ListenerKind::Http };
-        self.shard.handle_accept(SlotId(slot), door, self.now);
+        let listener =
+            if encoding == WireFormat::TCP_NATIVE { ListenerKind::Native } else { ListenerKind::Http };
+        self.shard.handle_accept(SlotId(slot), listener, self.now);
         let mut client = Connection::new(&ConnectOptions::new(encoding));
-        let asked = client.subscribe(">");
-        assert!(asked.is_ok(), "{asked:?}");
+        let subscribed = client.subscribe(">");
+        assert!(subscribed.is_ok(), "{subscribed:?}");
         for _ in 0..HANDSHAKE_TURNS_MAX {
             let output = client.poll_transmit().to_vec();
             client.handle_transmitted(output.len());
             self.shard.handle_bytes(SlotId(slot), &output, self.now);
             self.turn_into(|to, bytes| {
-                if to == slot {
+                if to == SlotId(slot) {
                     client.handle_bytes(bytes);
                 }
             });
@@ -121,36 +120,14 @@ impl Load {
         self.turn_into(|_, _| {})
     }
 
-    fn turn_into(&mut self, mut take: impl FnMut(u32, &[u8])) -> Sent {
+    fn turn_into(&mut self, mut take: impl FnMut(SlotId, &[u8])) -> Sent {
         let mut sent = Sent::default();
-        self.shard.turn(self.now);
-        loop {
-            // In batches, like the driver.
-            let mut sends: [Option<Send>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
-            self.gather.clear();
-            self.shard.prepare_sends(self.now);
-            let mut len = 0;
-            while len < SENDS_PER_SUBMIT
-                && self.gather.len() + SEND_BYTES_MAX <= GATHER_BYTES
-                && let Some(send) = self.shard.poll_send(&mut self.gather, self.now)
-            {
-                sends[len] = Some(send);
-                len += 1;
-            }
-            if len == 0 {
-                break;
-            }
-            for send in sends.iter().flatten() {
-                let bytes = self.shard.send_bytes(send, &self.gather);
-                take(send.slot.0, bytes);
-                let len = bytes.len();
-                sent.sends += 1;
-                sent.bytes += len as u64;
-                self.shard.handle_sent(send.slot, len, false, self.now);
-            }
-        }
-        while self.shard.poll_action().is_some() {}
-        self.shard.end_turn();
+        self.turns.turn(&mut self.shard, None, self.now, usize::MAX, |slot, bytes| {
+            take(slot, bytes);
+            sent.sends += 1;
+            sent.bytes += bytes.len() as u64;
+            false
+        });
         self.now.monotonic_ns += TURN_NS;
         self.now.realtime_ns += TURN_NS;
         sent

@@ -1,4 +1,4 @@
-//! Identifiers of the core, and those of the wire.
+//! Identifiers of slots and sessions, and the wire's identifiers re-exported.
 
 use std::fmt;
 
@@ -11,13 +11,13 @@ pub use tickcast_proto::ids::*;
 pub struct SlotId(pub u32);
 
 impl SlotId {
-    /// As an index into a table by slot.
+    /// Returns the index into tables by slot.
     pub fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// Identifies a session for the life of its shard: its slot, and how many sessions the shard had before. Never reused.
+/// Identifies a session for the life of its shard: its slot and the shard's count of sessions. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub u64);
 
@@ -28,17 +28,17 @@ impl fmt::LowerHex for SessionId {
 }
 
 impl SessionId {
-    /// The `generation`-th session of a shard, in `slot`.
+    /// Returns the id of the shard's `generation`-th session, which is in `slot`.
     pub fn new(generation: u32, slot: SlotId) -> SessionId {
         SessionId(u64::from(generation) << 32 | u64::from(slot.0))
     }
 
-    /// The session's slot; another session's, once this one has ended.
+    /// Returns the session's slot, which may belong to another session once this one has ended.
     pub fn slot(self) -> SlotId {
         SlotId(self.0 as u32)
     }
 
-    /// How many sessions the shard had opened up to this one, modulo 2^32.
+    /// Returns the number of sessions the shard had opened, this one included, modulo 2^32.
     pub fn generation(self) -> u32 {
         (self.0 >> 32) as u32
     }

@@ -1,5 +1,5 @@
-//! The core of tickcast: plain state machines that take bytes and the time, and give bytes and actions. No socket, no
-//! clock, no runtime, no thread.
+//! The core of tickcast as plain state machines: bytes and the time go in, bytes and actions come out. It knows no socket,
+//! clock, runtime or thread.
 
 pub mod admission;
 pub mod config;
@@ -15,4 +15,6 @@ pub mod pattern_trie;
 pub mod placement;
 pub mod session;
 pub mod shard;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod timer_wheel;

@@ -1,4 +1,4 @@
-//! One shard's ends of the rings to and from the other shards, and from the sources.
+//! The mesh: a shard's ends of the rings to and from the other shards, and from sources.
 
 pub mod item_ring;
 pub mod ring;
@@ -23,22 +23,24 @@ struct Peer {
     deliveries_out: FrameProducer,
     requests_in: FrameConsumer,
     deliveries_in: FrameConsumer,
-    /// Whether each outgoing ring (requests, deliveries) was full after the last push.
-    full: [bool; 2],
+    /// Whether the outgoing request ring was full after the last push.
+    requests_full: bool,
+    /// Whether the outgoing delivery ring was full after the last push.
+    deliveries_full: bool,
     bell: Arc<Doorbell>,
 }
 
-/// All of one shard's ring ends. Owned by the shard's thread.
+/// All ring ends of one shard. Owned by the shard's thread.
 #[derive(Debug)]
 pub struct Mesh {
     peers: Vec<Peer>,
-    ingests: Vec<FrameConsumer>,
+    sources: Vec<FrameConsumer>,
 }
 
 /// Creates the rings between every pair of shards, each of `ring_bytes`; `bells` wake the shards.
 pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
     let mut meshes: Vec<Mesh> =
-        bells.iter().map(|_| Mesh { peers: Vec::new(), ingests: Vec::new() }).collect();
+        bells.iter().map(|_| Mesh { peers: Vec::new(), sources: Vec::new() }).collect();
     for a in 0..bells.len() {
         for b in a + 1..bells.len() {
             let ((requests_ab, requests_b), (requests_ba, requests_a)) =
@@ -51,7 +53,8 @@ pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
                 deliveries_out: deliveries_ab,
                 requests_in: requests_a,
                 deliveries_in: deliveries_a,
-                full: [false; 2],
+                requests_full: false,
+                deliveries_full: false,
                 bell: bells[b].clone(),
             });
             meshes[b].peers.push(Peer {
@@ -60,7 +63,8 @@ pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
                 deliveries_out: deliveries_ba,
                 requests_in: requests_b,
                 deliveries_in: deliveries_b,
-                full: [false; 2],
+                requests_full: false,
+                deliveries_full: false,
                 bell: bells[a].clone(),
             });
         }
@@ -70,8 +74,8 @@ pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
 
 impl Mesh {
     /// Adds the consumer end of a source's ring.
-    pub fn add_ingest(&mut self, ring: FrameConsumer) {
-        self.ingests.push(ring);
+    pub fn add_source(&mut self, ring: FrameConsumer) {
+        self.sources.push(ring);
     }
 
     /// Passes incoming frames to the shard, at most [`TURN_RING_BYTES`] per ring: deliveries always and first, requests
@@ -91,8 +95,8 @@ impl Mesh {
             }
             bytes += deliveries + requests;
         }
-        for ingest in &mut self.ingests {
-            bytes += requests(ingest, shard, None, now);
+        for source in &mut self.sources {
+            bytes += requests(source, shard, None, now);
         }
         bytes > 0
     }
@@ -101,16 +105,16 @@ impl Mesh {
     pub fn push_out(&mut self, shard: &mut Shard) -> bool {
         let (mut any, mut filled) = (false, 0);
         for peer in &mut self.peers {
-            let (pushed, full) = shard.with_stages(peer.shard, |stages| {
-                let push = |ring: &mut FrameProducer, stage: &mut Stage| {
-                    !stage.waiting().is_empty() && ring.push(stage)
+            let pushed = shard.with_stages(peer.shard, |stages| {
+                let mut push = |ring: &mut FrameProducer, stage: &mut Stage, full: &mut bool| {
+                    let pushed = !stage.waiting().is_empty() && ring.push(stage);
+                    let was_full = std::mem::replace(full, !stage.waiting().is_empty());
+                    filled += u64::from(*full && !was_full);
+                    pushed
                 };
-                let pushed = push(&mut peer.requests_out, &mut stages.requests)
-                    | push(&mut peer.deliveries_out, &mut stages.deliveries);
-                (pushed, [&stages.requests, &stages.deliveries].map(|stage| !stage.waiting().is_empty()))
+                push(&mut peer.requests_out, &mut stages.requests, &mut peer.requests_full)
+                    | push(&mut peer.deliveries_out, &mut stages.deliveries, &mut peer.deliveries_full)
             });
-            filled += full.iter().zip(peer.full).filter(|&(&is, was)| is && !was).count() as u64;
-            peer.full = full;
             if pushed {
                 peer.bell.ring();
                 any = true;
@@ -128,25 +132,25 @@ impl Mesh {
         self.push_out(shard) || self.has_input(shard)
     }
 
-    /// Whether there is input the shard would accept: then it must not sleep.
+    /// Returns whether there is input the shard would accept, so that it must not sleep.
     pub fn has_input(&mut self, shard: &Shard) -> bool {
         !self.deliveries_are_empty() || (shard.takes_requests() && !self.requests_are_empty())
     }
 
-    /// Bytes not yet consumed, from other shards and from sources.
+    /// Returns the unread bytes in the rings from other shards, and in those from sources.
     pub fn waiting_bytes(&self) -> (usize, usize) {
         let of_peer = |peer: &Peer| peer.requests_in.waiting_bytes() + peer.deliveries_in.waiting_bytes();
-        let sources = self.ingests.iter().map(FrameConsumer::waiting_bytes).sum();
+        let sources = self.sources.iter().map(FrameConsumer::waiting_bytes).sum();
         (self.peers.iter().map(of_peer).sum(), sources)
     }
 
-    /// Whether no request is waiting for this shard.
+    /// Returns whether no request is waiting for this shard.
     pub fn requests_are_empty(&mut self) -> bool {
         self.peers.iter_mut().all(|peer| peer.requests_in.is_empty())
-            && self.ingests.iter_mut().all(FrameConsumer::is_empty)
+            && self.sources.iter_mut().all(FrameConsumer::is_empty)
     }
 
-    /// Whether no delivery is waiting for this shard.
+    /// Returns whether no delivery is waiting for this shard.
     pub fn deliveries_are_empty(&mut self) -> bool {
         self.peers.iter_mut().all(|peer| peer.deliveries_in.is_empty())
     }
@@ -171,7 +175,7 @@ mod tests {
     const RING_BYTES: usize = 256;
 
     #[test]
-    fn a_ring_is_counted_as_full_when_it_becomes_so_and_not_for_every_turn() {
+    fn a_full_ring_is_counted_once_and_not_every_turn() {
         let bells = [0, 1].map(|_| Arc::new(Doorbell::new(|| {})));
         let mut meshes = mesh(&bells, RING_BYTES);
         let (mut other, mut own) = (meshes.remove(1), meshes.remove(0));
@@ -188,7 +192,7 @@ mod tests {
             own.push_out(&mut shard);
             assert_eq!(full(&shard), times);
             // It has room now and then, and fills again at once.
-            while !shard.requests_have_left() {
+            while !shard.requests_flushed() {
                 own.push_out(&mut shard);
                 assert_eq!(full(&shard), times);
                 other.peers[0].requests_in.drain(usize::MAX, |_| true);

@@ -1,25 +1,34 @@
-//! One shard: the topics it is home of, the sessions it serves, and what goes between them. A plain state machine.
+//! One shard: the topics it is home of, the sessions it serves, and the rings that connect it to the other shards. A plain
+//! state machine.
 //!
 //! ```text
 //!                    handle_request                       handle_bytes, handle_eof
-//!  peers, ingest  ------------------>  +-----------+  <------------------------------  sockets
+//!  peers, sources ------------------>  +-----------+  <------------------------------  sockets
 //!                    handle_delivery   |   Shard   |
 //!                 <------------------  +-----------+  ------------------------------>
 //!                    stages                              poll_send, poll_action
 //! ```
 //!
-//! The driver's order in a turn: `handle_*` for what came in, [`Shard::turn`], then batches of SENDs until there are none
-//! ([`Shard::prepare_sends`], [`Shard::poll_send`], each SEND's outcome through [`Shard::handle_sent`]),
-//! [`Shard::poll_action`] until `None`, the stages into their rings, and [`Shard::end_turn`].
+//! A driver calls it in turns, in this order:
+//!
+//! 1. What the sockets report: [`Shard::handle_accept`], [`Shard::handle_bytes`], [`Shard::handle_eof`],
+//!    [`Shard::handle_error`], [`Shard::handle_writable`] and [`Shard::handle_detached`], as they come, each followed by
+//!    [`Shard::poll_action`] until `None`.
+//! 2. Connections that other shards hand over: [`Shard::handle_attached`].
+//! 3. The rings from other shards and from sources: [`Shard::handle_delivery`], then [`Shard::handle_request`].
+//! 4. [`Shard::turn`].
+//! 5. Batches of SENDs until one is empty: [`Shard::prepare_sends`], [`Shard::poll_send`], [`Shard::send_bytes`], then
+//!    [`Shard::handle_sent`] for each SEND of the batch.
+//! 6. [`Shard::poll_action`] until `None`.
+//! 7. The stages into the rings ([`Shard::with_stages`]), then [`Shard::end_turn`].
 
-mod ending;
-mod homes;
-mod input;
-mod lag;
-mod placing;
+mod delivery;
+mod egress;
+mod ingress;
+mod lifecycle;
 mod reload;
 mod stages;
-mod subscribe;
+mod subscriptions;
 pub mod survey;
 mod timers;
 
@@ -28,77 +37,76 @@ use std::{
     sync::Arc,
 };
 
-use self::{
-    stages::Stages,
-    subscribe::Walk,
-    timers::{Timer, TimerKind},
-};
+use self::{stages::Stages, subscriptions::SubscriptionChange, timers::Timer};
 use crate::{
     admission::Publishers,
     config::Limits,
-    fanout::{self, EgressLogs, Fanout, LogIndex},
+    fanout::{self, DeliveryCounts, EgressLogs, Fanout, LogIndex},
     home::{Home, Retention, last_value::KeysBudget},
     ids::{SessionId, SlotId},
-    limits::{GATHER_BYTES, SCANS_MAX, SEND_BYTES_MAX, SENDS_PER_SUBMIT, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
+    limits::{SCANS_MAX, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
     metrics::{
         counters::{Counter, Counters},
         latency::Latency,
     },
     now::Now,
-    session::{Next, Session, Source, holders::Holders, membership::Membership, table::Sessions},
+    session::{Session, Source, holders::Holders, membership::Membership, table::Sessions},
     timer_wheel::Wheel,
 };
 use tickcast_proto::{
-    codec::json,
-    frame::FLAG_PAYLOAD_JSON,
     framing::SharedDecoders,
     http::{NoFiles, StaticFiles},
     ids::{ShardId, TopicId},
     records::Publish,
-    reply::Reply,
 };
 
-pub use self::{ending::LOG_TARGET_SESSION, placing::Departure, stages::PeerStages};
+pub use self::{
+    lifecycle::{DetachedSession, LOG_TARGET_SESSION},
+    stages::PeerStages,
+};
 pub use crate::session::ListenerKind;
 
-/// The origin of ticks that no session published: nobody is told when they are refused, but it is counted.
-pub const ORIGIN_INGEST: u64 = u64::MAX;
+/// Origin of ticks from a source. If they are refused, that is counted, and there is no session to answer.
+pub const ORIGIN_SOURCE: u64 = u64::MAX;
 
-/// What the transport is to do.
+/// Most slots for which [`Shard::invariants`] visits every session, so that a turn stays cheap in tests with thousands.
+const INVARIANT_SESSIONS_MAX: u32 = 64;
+
+/// A command to the transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Stop receiving from this slot; what already came is still handed over.
+    /// Stop receiving from this slot. Pass on what has already been received.
     PauseReceive(SlotId),
-    /// Receive again.
+    /// Resume receiving.
     ResumeReceive(SlotId),
-    /// Shut the write side: everything has been sent.
+    /// Shut down the write side: everything has been sent.
     ShutdownWrite(SlotId),
-    /// The handshake is done here: the socket stays.
-    Settled(SlotId),
-    /// Quiet the socket, then ask [`Shard::handle_detached`]: another shard is to serve it.
+    /// The handshake is complete: the socket stays with this shard.
+    HandshakeDone(SlotId),
+    /// Stop all I/O on the socket, then call [`Shard::handle_detached`]: another shard will serve it.
     HandOver(SlotId),
-    /// Close the socket. The shard has forgotten the session: no event of it may follow.
+    /// Close the socket. The session is gone, so no event for this slot may follow until the next accept.
     Close(SlotId),
 }
 
-/// One SEND to make.
+/// One SEND for the transport to submit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Send {
-    /// Whose.
+    /// The session's slot.
     pub slot: SlotId,
     log: LogIndex,
     source: Source,
 }
 
-/// A tick that its home has not counted yet: the parts of a PUBLISH.
+/// A tick without a sequence yet: the parts of a PUBLISH.
 #[derive(Clone, Copy, Debug)]
 struct Unsequenced<'a> {
-    /// The session that is told of a refusal, or [`ORIGIN_INGEST`].
+    /// The publishing session, which gets the answer if the tick is refused, or [`ORIGIN_SOURCE`].
     origin: u64,
     flags: u8,
     schema: u32,
     record: Publish,
-    /// Checked.
+    /// A valid topic: checked by whoever received it.
     topic: &'a str,
     payload: &'a [u8],
 }
@@ -116,40 +124,41 @@ pub struct Shard {
     sessions: Sessions,
     stages: Stages,
     actions: VecDeque<Action>,
-    /// Slots whose input waits. Bound: one entry a session.
+    /// Slots with paused input; entries of ended sessions stay until the next attempt to resume. Bound: one entry per pause
+    /// since then.
     paused: Vec<SlotId>,
     timers: Wheel<Timer>,
-    /// So many timers before those of sessions that are gone are forgotten.
+    /// Number of timers at which those of ended sessions are dropped.
     timers_max: usize,
     generation: u32,
-    /// Set once the server stops: nothing more is taken from clients.
+    /// Set when the server stops: input from clients is no longer processed.
     input_stopped: bool,
-    /// Set once the server stops: the deadline of the sessions' last bytes.
+    /// Set when the server drains: the deadline for the sessions' last bytes.
     draining: Option<u64>,
-    /// Who holds which identity; empty unless a second connection replaces the first.
+    /// The session that holds each identity; empty unless a second connection replaces the first.
     holders: Holders,
-    /// Who a session's client says it is, by slot: for the operator.
+    /// The identity that each session's client gave, by slot. Shown to the operator.
     identities: HashMap<SlotId, Box<str>>,
     publishers: Publishers,
     counters: Arc<Counters>,
     latency: Latency,
-    /// Changes of subscriptions that go over a session's topics. Bound: a request's patterns a session.
-    walks: VecDeque<Walk>,
-    /// Topics that such changes may still look at in this turn.
-    walk_left: usize,
-    /// What a drain may still append to the logs.
+    /// Queued updates and unsubscribes. Bound: the patterns of one request per session.
+    changes: VecDeque<SubscriptionChange>,
+    /// Topics that queued changes may still visit in this turn.
+    change_budget: usize,
+    /// Bytes that a drain may still append to the egress logs.
     drain_left_bytes: u64,
     scratch: Vec<u8>,
-    /// What the sessions' decoders share.
+    /// Buffers that the sessions' decoders share.
     decoders: SharedDecoders,
-    /// Frames of a piece of history while it is put together.
+    /// Scratch buffer for the frames of one piece of history.
     pieces: Vec<u8>,
-    /// Static files that HTTP requests may ask for.
+    /// Static files served to HTTP requests.
     files: &'static dyn StaticFiles,
 }
 
 impl Shard {
-    /// Shard `id` of `shards`. `epoch` names the server's life and is the same on all.
+    /// Creates shard `id` of `shards`. `epoch` identifies this run of the server and is the same on all shards.
     pub fn new(id: ShardId, shards: u16, epoch: u64, limits: Limits, counters: Arc<Counters>) -> Shard {
         let keys = KeysBudget {
             keys_max: limits.keys_per_topic_max,
@@ -194,8 +203,8 @@ impl Shard {
             publishers: Publishers::new(limits.publish_rate),
             counters,
             latency: Latency::default(),
-            walks: VecDeque::new(),
-            walk_left: TURN_SCAN_TOPICS,
+            changes: VecDeque::new(),
+            change_budget: TURN_SCAN_TOPICS,
             drain_left_bytes: (limits.egress_log_bytes / 4) as u64,
             scratch: Vec::new(),
             decoders: SharedDecoders::new(limits.frame_bytes_max, limits.message_bytes_max()),
@@ -205,193 +214,180 @@ impl Shard {
         }
     }
 
-    /// Serves these files to HTTP requests from now on; none before.
+    /// Sets the files served to HTTP requests; none until then.
     pub fn set_static_files(&mut self, files: &'static dyn StaticFiles) {
         self.files = files;
     }
 
-    /// Its id.
+    /// Returns the shard's id.
     pub fn id(&self) -> ShardId {
         self.id
     }
 
-    /// Sessions it serves, those about to end included.
+    /// Returns the number of sessions, ending ones included.
     pub fn sessions_len(&self) -> usize {
         self.sessions.len()
     }
 
-    /// Live patterns and known topics, for tests and operators.
+    /// Returns the numbers of live patterns and of known topics.
     pub fn subscriptions_len(&self) -> (usize, usize) {
         (self.fanout.patterns_len(), self.fanout.topics_len())
     }
 
-    /// Its counters.
+    /// Returns the shard's counters.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 
-    /// Its latencies; the driver tells them when a turn's SENDs are with the kernel.
+    /// Returns the shard's latencies. The driver records there when the kernel has a turn's SENDs.
     pub fn latency_mut(&mut self) -> &mut Latency {
         &mut self.latency
     }
 
-    /// Sessions that stand ready for a SEND, those that are behind included.
+    /// Returns the number of sessions ready for a SEND, lagging ones included.
     pub fn standing_len(&self) -> usize {
         self.sessions.standing_len()
     }
 
-    /// A connection came in; its slot is vacant.
-    pub fn handle_accept(&mut self, slot: SlotId, listener: ListenerKind, now: Now) {
-        self.counters.add(Counter::SessionsAccepted, 1);
-        self.open(slot, listener, now);
-    }
-
-    /// Makes the session of a connection, whichever shard accepted it.
-    fn open(&mut self, slot: SlotId, listener: ListenerKind, now: Now) {
-        self.generation = self.generation.wrapping_add(1);
-        let id = SessionId::new(self.generation, slot);
-        self.sessions.insert(slot, Session::new(id, listener));
-        self.counters.add(Counter::SessionsOpen, 1);
-        self.publishers.enter(slot);
-        let deadline = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
-        self.watch(deadline, TimerKind::Handshake, id);
-        if self.draining.is_some() {
-            self.end(slot, crate::session::CloseReason::Shutdown, now);
-        }
-    }
-
-    /// Whether requests may come in: every stage has room for what one more may add.
+    /// Returns whether the shard accepts requests: every delivery stage has room for what one more may add.
     ///
-    /// Requests add deliveries and walks, never requests: so they may be taken in while the stages of requests are
-    /// full, and no two shards wait for each other.
+    /// Requests add deliveries and scans, never requests. So a shard accepts them while its request stages are full, and
+    /// no two shards wait for each other.
     pub fn takes_requests(&self) -> bool {
         self.home.scans_len() < SCANS_MAX && self.stages.deliveries_have_room()
     }
 
-    /// Whether sessions' input may be taken up: it adds requests too.
+    /// Returns whether sessions' input may be processed, which adds requests too.
     fn takes_input(&self) -> bool {
         !self.input_stopped && self.takes_requests() && self.stages.requests_have_room()
     }
 
-    /// The server stops: what clients have sent and was not taken up is not taken up any more.
-    pub fn stop_taking_input(&mut self) {
-        self.input_stopped = true;
-    }
-
-    /// Does what is due: scans, input that waited for room, timers. Returns whether anything was done.
+    /// Runs what is due: scans, queued changes, paused input, timers. Returns whether there was anything.
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
         if self.stages.deliveries_have_room() {
             worked |= self.with_home(|home, notify| home.advance_scans(notify)) > 0;
         }
         worked |= self.home.trim(now.monotonic_ns) > 0;
-        self.walk_left = TURN_SCAN_TOPICS;
-        worked |= self.walk(now);
-        worked |= self.go_live();
-        worked |= self.pull(now);
+        self.change_budget = TURN_SCAN_TOPICS;
+        worked |= self.apply_changes(now);
+        worked |= self.activate_subscriptions();
+        worked |= self.request_history(now);
         self.logs.note_time(now.monotonic_ns);
         if self.takes_input() {
             worked |= self.resume_paused(now);
         }
         worked |= self.handle_timers(now);
-        self.settle(now);
-        self.stages.invariants();
+        self.apply_deferred(now);
+        self.invariants();
         worked
     }
 
-    /// Before each batch of SENDs: gives sessions that are behind what their next SEND is to carry, at most
-    /// [`SENDS_PER_SUBMIT`] of them. It appends to the logs, and what a SEND of the batch points to must stay: so not
-    /// between two calls of [`Shard::poll_send`] of the same batch.
-    pub fn prepare_sends(&mut self, now: Now) {
-        // No more than the batch can carry: what is given too early is old by the time it leaves.
-        let mut bytes = 0;
-        while bytes < GATHER_BYTES
-            && self.sessions.ready_len() < SENDS_PER_SUBMIT
-            && let Some(slot) = self.sessions.pop_lagging()
-        {
-            bytes += SEND_BYTES_MAX;
-            self.fanout.refill(slot, &self.home, &mut self.sessions, &mut self.logs, now.monotonic_ns);
-            self.fanout.evict_overflowing(&mut self.sessions, &mut self.logs);
+    /// Asserts what holds after every turn, in debug builds. Checks that visit every session run only while there are few,
+    /// as in the simulation.
+    fn invariants(&self) {
+        if !cfg!(debug_assertions) {
+            return;
         }
-        self.settle(now);
+        self.stages.invariants();
+        assert_eq!(
+            self.counters.value(Counter::SessionsOpen),
+            self.sessions.len() as u64,
+            "each is counted once"
+        );
+        assert!(self.identities.len() <= self.sessions.len(), "an identity goes with its session");
+        assert!(self.timers.len() <= self.timers_max, "timers without a session are dropped in time");
+        assert!(self.change_budget <= TURN_SCAN_TOPICS, "a turn has one budget");
+        if self.sessions.slots_len() > INVARIANT_SESSIONS_MAX {
+            return;
+        }
+        let open = || self.sessions.iter().filter(|session| session.ending.is_none());
+        assert!(
+            self.draining.is_none() || open().next().is_none(),
+            "no session stays open once the server drains"
+        );
+        assert!(
+            open().all(|session| !session.paused || self.paused.contains(&session.id.slot())),
+            "every paused session is listed, or nothing would resume it"
+        );
+        let is_open = |id: SessionId| {
+            self.sessions.get(id.slot()).is_some_and(|session| session.id == id && session.ending.is_none())
+        };
+        let queued = self.changes.iter().filter(|change| is_open(change.session)).count();
+        assert_eq!(
+            open().map(|session| session.walks as usize).sum::<usize>(),
+            queued,
+            "a session waits for exactly the changes that are queued for it"
+        );
     }
 
-    /// The next SEND: its bytes are [`Shard::send_bytes`] until the next call that is not `poll_send`. The slot has
-    /// no other until [`Shard::handle_sent`] says what became of it.
-    pub fn poll_send(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
-        while let Some(slot) = self.sessions.pop_ready() {
-            let log = LogIndex::of(self.sessions.any_mut(slot)?.format);
-            match self.sessions.take_send(slot, self.logs.get(log), gather) {
-                Next::Send(source) => return Some(Send { slot, log, source }),
-                Next::Lapped => self.lapped(slot, now),
-                Next::Idle if self.sessions.get(slot).is_some_and(Session::has_work) => {
-                    self.sessions.make_ready(slot);
-                }
-                Next::Idle => {
-                    self.fanout.handle_drained(slot, &mut self.sessions);
-                    self.fanout.queue_pull(slot, &mut self.sessions);
-                    self.flushed(slot, now);
-                }
-            }
-        }
-        None
-    }
-
-    /// The bytes of a SEND that `poll_send` returned since the gather buffer was last cleared.
-    #[inline]
-    pub fn send_bytes<'a>(&'a self, send: &Send, gather: &'a [u8]) -> &'a [u8] {
-        match send.source {
-            Source::Log(range) => self.logs.get(send.log).map_or(&[], |log| log.bytes(range)),
-            Source::Gathered(start, len) => &gather[start..start + len],
+    /// Applies what was deferred while sessions were served: counters, pace timers and the ends of sessions.
+    fn apply_deferred(&mut self, now: Now) {
+        self.count_ticks();
+        self.set_pace_timers();
+        while let Some((slot, reason)) = self.sessions.pop_doomed() {
+            self.end(slot, reason, now);
         }
     }
 
-    /// The next thing for the transport to do.
+    /// Adds what the fan-out has counted since the last call to the counters.
+    fn count_ticks(&mut self) {
+        let tally = self.fanout.take_counts();
+        if tally == DeliveryCounts::default() {
+            return;
+        }
+        self.counters.add(Counter::TicksDelivered, tally.queued);
+        self.counters.add(Counter::TicksTakenOut, tally.evicted);
+        self.counters.add(Counter::TicksConflated, tally.conflated);
+        self.counters.add(Counter::TicksDropped, tally.dropped);
+    }
+
+    /// Returns the next command to the transport.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Lets `take` take what waits for another shard, as far as its rings have room.
+    /// Calls `take` with the frames staged for another shard, so that it can move them into that shard's rings.
     pub fn with_stages<R>(&mut self, shard: ShardId, take: impl FnOnce(&mut PeerStages) -> R) -> R {
         self.stages.with(shard, take)
     }
 
-    /// After the turn's SENDs: nothing borrowed from the logs is in use any more.
+    /// Ends the turn: no SEND refers to bytes of the egress logs any more.
     pub fn end_turn(&mut self) {
         if self.sessions.waiting() == 0 {
             self.logs.rewind();
         }
     }
 
-    /// Whether there is work that needs no event from outside.
+    /// Returns whether there is work that needs no outside event.
     pub fn is_busy(&self) -> bool {
         self.sessions.has_ready()
             || self.fanout.has_activations()
-            || self.may_pull()
-            || !self.walks.is_empty()
+            || self.may_request_history()
+            || !self.changes.is_empty()
             || (self.home.scans_len() > 0 && self.stages.deliveries_have_room())
             || self.home.is_trimming()
             || (self.takes_input() && self.paused_can_resume())
             || !self.actions.is_empty()
     }
 
-    /// Whether every request to another home has left its stage.
-    pub fn requests_have_left(&self) -> bool {
-        self.stages.requests_have_left()
+    /// Returns whether all requests to other homes have left their stages.
+    pub fn requests_flushed(&self) -> bool {
+        self.stages.requests_flushed()
     }
 
-    /// Whether every delivery to another shard has left its stage.
-    pub fn deliveries_have_left(&self) -> bool {
-        self.stages.deliveries_have_left()
+    /// Returns whether all deliveries to other shards have left their stages.
+    pub fn deliveries_flushed(&self) -> bool {
+        self.stages.deliveries_flushed()
     }
 
-    /// When [`Shard::turn`] is due even if nothing happens, CLOCK_MONOTONIC nanoseconds.
+    /// Returns when [`Shard::turn`] is next due without an event, CLOCK_MONOTONIC nanoseconds.
     pub fn next_deadline(&self) -> Option<u64> {
         self.timers.next_due_ns()
     }
 
-    /// Bytes of the logs, the histories, the stages, the sessions, their subscriptions, buffers and timers: what
-    /// promise 3 bounds.
+    /// Returns the memory that configuration bounds: egress logs, histories, stages, timers, and the sessions with their
+    /// subscriptions and buffers.
     pub fn memory_bytes(&self) -> usize {
         let sessions: usize =
             self.sessions.iter().map(|session| session.buffer_bytes() + size_of::<Session>()).sum();
@@ -413,43 +409,5 @@ impl Shard {
             + self.identities.values().map(|identity| identity.len() + 32).sum::<usize>()
             + self.sessions.left_out_bytes()
             + self.publishers.bytes()
-    }
-
-    /// Acknowledges subscriptions whose homes are ready, then announces their topics: nothing of them comes before.
-    /// A bounded number of topics a turn. Returns whether there were any.
-    fn go_live(&mut self) -> bool {
-        let mut looked = 0;
-        while looked < TURN_SCAN_TOPICS
-            && let Some(live) = self.fanout.next_activation()
-        {
-            let pattern = self.fanout.pattern(live.entry).to_owned();
-            let reply = Reply::Subscribed { request: live.request, pattern: &pattern, epoch: self.epoch };
-            self.reply(live.slot, &reply);
-            looked += 1 + self.fanout.attach(live, &mut self.sessions, &mut self.logs);
-            if let Some(session) = self.sessions.open_mut(live.slot)
-                && !std::mem::replace(&mut session.subscribed, true)
-            {
-                self.counters.add(Counter::SessionsSubscribed, 1);
-            }
-        }
-        looked > 0
-    }
-
-    fn reply(&mut self, slot: SlotId, reply: &Reply<'_>) {
-        if let Reply::Error { .. } = reply {
-            self.counters.add(Counter::RequestErrors, 1);
-        }
-        let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.clear();
-        if let Some(session) = self.sessions.any_mut(slot) {
-            reply.encode(session.format, &mut scratch);
-        }
-        self.sessions.with_outbox(slot, |session| session.push_reply(|out| out.extend_from_slice(&scratch)));
-        self.scratch = scratch;
-    }
-
-    /// Checks a payload's claim to be JSON only where nothing has checked it yet.
-    fn flags_of(payload: &[u8], known_json: bool) -> u8 {
-        if known_json || json::is_json(payload) { FLAG_PAYLOAD_JSON } else { 0 }
     }
 }

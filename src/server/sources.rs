@@ -36,7 +36,7 @@ use tickcast_core::{
     mesh::ring::{Doorbell, FrameProducer, Stage},
     metrics::counters::{Counter, Counters},
     placement,
-    shard::ORIGIN_INGEST,
+    shard::ORIGIN_SOURCE,
 };
 use tickcast_proto::{
     frame::{self, FLAG_PAYLOAD_JSON},
@@ -193,7 +193,7 @@ impl Lanes {
             return Err(Backpressure { shard: home });
         }
         let record = Publish { producer_time_ns, ingest_time_ns, ..Publish::default() };
-        frame::encode_publish(lane.stage.tail(), ORIGIN_INGEST, flags, 0, record, topic, payload);
+        frame::encode_publish(lane.stage.tail(), ORIGIN_SOURCE, flags, 0, record, topic, payload);
         Ok(())
     }
 

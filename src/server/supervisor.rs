@@ -563,7 +563,7 @@ fn lanes(meshes: &mut [Mesh], bells: &[Arc<Doorbell>], ring_bytes: usize) -> Lan
         .zip(bells)
         .map(|(mesh, bell)| {
             let (producer, consumer) = frame_ring(ring_bytes);
-            mesh.add_ingest(consumer);
+            mesh.add_source(consumer);
             (producer, bell.clone())
         })
         .collect();

@@ -1,19 +1,19 @@
-//! One simulated client: what it asked for, what it received, and whether the promises held.
+//! One simulated client: its requests, what it has received, and the checks of the promises made to it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use crate::request::{Begin, Request};
+use tickcast_core::testing::{EPOCH, upgrade_request};
 use tickcast_proto::{
     Step, WireFormat,
     command::encode_request,
     frame::{self, FLAG_SNAPSHOT, HeaderFields, Kind},
     framing::websocket::{Incoming, WebSocket},
     pattern,
-    records::{Closing, Publish, Recovered, Resume, SkippedRange, Subscribe, Subscribed, Token},
+    records::{Closing, Publish, Recovered, Resume, SkippedRange, Subscribed, Token},
     subscription::Policy,
 };
 use tungstenite::Message;
-
-use crate::driver::{EPOCH, upgrade_request};
 
 /// How a client treats its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,27 +26,7 @@ pub enum Manner {
     Stuck,
 }
 
-/// Delivery options and starting point of a subscription.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ask {
-    pub policy: Option<Policy>,
-    /// Shortest interval between ticks of a topic; 0: none.
-    pub interval_ms: u32,
-    pub begin: Begin,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Begin {
-    #[default]
-    Live,
-    Latest,
-    /// After this sequence of every topic, of the server's epoch or another.
-    After(u64, u64),
-    /// After what it has seen of each topic on an earlier connection.
-    Resume,
-}
-
-/// What it has seen of one topic.
+/// What a client has seen of one topic.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     /// The first sequence accounted for.
@@ -54,7 +34,7 @@ pub struct Seen {
     /// The next sequence to account for.
     pub next: u64,
     /// Ranges announced since the last tick.
-    pub told: Vec<(u64, u64)>,
+    pub announced: Vec<(u64, u64)>,
     /// The last tick of each key.
     pub keys: HashMap<u64, u64>,
     /// A range was lost, and with it perhaps keys.
@@ -62,10 +42,10 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Accounts for the announced ranges, which must reach up to `to` without a hole or an overlap.
+    /// Accounts for the announced ranges, which must reach `to` without a hole or an overlap.
     fn settle(&mut self, to: u64, topic: &str) {
-        self.told.sort_unstable();
-        for (from, end) in std::mem::take(&mut self.told) {
+        self.announced.sort_unstable();
+        for (from, end) in std::mem::take(&mut self.announced) {
             assert_eq!(from, self.next, "{topic}: the announced ranges have a hole or an overlap");
             self.next = end;
         }
@@ -76,7 +56,7 @@ impl Seen {
 /// A subscription, as the client sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    Asked,
+    Requested,
     /// Acknowledged, with the number of ticks of each topic published by then.
     Live(HashMap<String, u64>),
     Leaving,
@@ -84,7 +64,7 @@ pub enum State {
 
 pub struct Client {
     /// The latest request, by pattern.
-    pub asked: HashMap<String, Ask>,
+    pub requested: HashMap<String, Request>,
     was_faithful: bool,
     /// Patterns requested while there were others.
     not_alone: HashSet<String>,
@@ -102,7 +82,7 @@ pub struct Client {
     pub manner: Manner,
     /// Client to server, not yet delivered.
     pub outgoing: VecDeque<u8>,
-    /// Taken by the socket, not yet read by the client.
+    /// In the socket, not yet read by the client.
     pub socket: Vec<u8>,
     /// Held by the transport: the rest of a SEND that the socket did not take.
     pub parked: Vec<u8>,
@@ -136,7 +116,7 @@ impl Client {
         identity: &str,
     ) -> Client {
         let mut client = Client {
-            asked: HashMap::new(),
+            requested: HashMap::new(),
             was_faithful: false,
             not_alone: HashSet::new(),
             conflated: 0,
@@ -203,16 +183,16 @@ impl Client {
         matches!(self.encoding, WireFormat::WEBSOCKET_JSON | WireFormat::WEBSOCKET_RAW)
     }
 
-    pub fn subscribe(&mut self, pattern: &str, ask: Ask) {
+    pub fn subscribe(&mut self, pattern: &str, request: Request) {
         // A topic covered by another subscription continues as it is, wherever this one starts.
         match self.subscriptions.is_empty() {
             true => self.not_alone.remove(pattern),
             false => self.not_alone.insert(pattern.into()),
         };
-        self.subscriptions.insert(pattern.into(), State::Asked);
-        self.asked.insert(pattern.into(), ask);
-        self.was_faithful |= !matches!(ask.policy, Some(Policy::Conflate | Policy::Drop));
-        let places: Vec<(String, u64)> = match ask.begin {
+        self.subscriptions.insert(pattern.into(), State::Requested);
+        self.requested.insert(pattern.into(), request);
+        self.was_faithful |= !matches!(request.policy, Some(Policy::Conflate | Policy::Drop));
+        let positions: Vec<(String, u64)> = match request.begin {
             Begin::Resume => {
                 let of_pattern = |(topic, _): &(&String, &Seen)| pattern::matches(pattern, topic);
                 let seen = self.seen.iter().filter(of_pattern);
@@ -221,22 +201,24 @@ impl Client {
             _ => Vec::new(),
         };
         if self.speaks_json() {
-            let from = match ask.begin {
+            let from = match request.begin {
                 Begin::Live => String::new(),
                 Begin::Latest => r#","from":"latest""#.into(),
                 Begin::After(epoch, sequence) => {
                     format!(r#","from":{{"epoch":{epoch},"sequence":{sequence}}}"#)
                 }
                 Begin::Resume => {
-                    let places: Vec<_> =
-                        places.iter().map(|(topic, sequence)| format!(r#""{topic}":{sequence}"#)).collect();
-                    format!(r#","from":{{"epoch":{EPOCH},"sequences":{{{}}}}}"#, places.join(","))
+                    let positions: Vec<_> = positions
+                        .iter()
+                        .map(|(topic, sequence)| format!(r#""{topic}":{sequence}"#))
+                        .collect();
+                    format!(r#","from":{{"epoch":{EPOCH},"sequences":{{{}}}}}"#, positions.join(","))
                 }
             };
-            let options = options_json(&ask);
+            let options = request.options_json();
             return self.send_text(format!(r#"{{"op":"subscribe","topics":["{pattern}"]{options}{from}}}"#));
         }
-        for (topic, sequence) in places {
+        for (topic, sequence) in positions {
             self.send_frame(|out| {
                 let record = Resume { epoch: EPOCH, sequence };
                 frame::encode(out, Kind::Resume, HeaderFields::default(), &record, &[topic.as_bytes()]);
@@ -247,18 +229,18 @@ impl Client {
                 out,
                 Kind::Subscribe,
                 HeaderFields::default(),
-                &record(&ask),
+                &request.record(),
                 &[pattern.as_bytes()],
             );
         });
     }
 
     /// Changes how a live subscription is delivered.
-    pub fn update(&mut self, pattern: &str, ask: Ask) {
-        let begin = self.asked.get(pattern).map_or(Begin::Live, |before| before.begin);
-        self.asked.insert(pattern.into(), Ask { begin, ..ask });
-        self.was_faithful |= !matches!(ask.policy, Some(Policy::Conflate | Policy::Drop));
-        let options = options_json(&ask);
+    pub fn update(&mut self, pattern: &str, request: Request) {
+        let begin = self.requested.get(pattern).map_or(Begin::Live, |before| before.begin);
+        self.requested.insert(pattern.into(), Request { begin, ..request });
+        self.was_faithful |= !matches!(request.policy, Some(Policy::Conflate | Policy::Drop));
+        let options = request.options_json();
         match self.speaks_json() {
             true => self.send_text(format!(r#"{{"op":"update","topics":["{pattern}"]{options}}}"#)),
             false => self.send_frame(|out| {
@@ -266,19 +248,21 @@ impl Client {
                     out,
                     Kind::Update,
                     HeaderFields::default(),
-                    &record(&ask),
+                    &request.record(),
                     &[pattern.as_bytes()],
                 );
             }),
         }
     }
 
-    /// Whether it must get every tick.
+    /// Returns whether it must get every tick.
     fn is_faithful(&self) -> bool {
-        self.asked.values().all(|ask| ask.policy == Some(Policy::Disconnect) && ask.interval_ms == 0)
+        self.requested
+            .values()
+            .all(|request| request.policy == Some(Policy::Disconnect) && request.interval_ms == 0)
     }
 
-    /// Whether all its subscriptions have always allowed ticks to be left out.
+    /// Returns whether all its subscriptions have always allowed conflation or loss.
     pub fn always_yields(&self) -> bool {
         !self.was_faithful
     }
@@ -384,7 +368,7 @@ impl Client {
             kind @ (Kind::Conflated | Kind::Gap) => {
                 let SkippedRange { from, to } = frame.record().unwrap();
                 let name = self.names.get(&frame.header.topic_id).expect("announced before").clone();
-                self.told(&name, kind == Kind::Gap, from, to);
+                self.announced(&name, kind == Kind::Gap, from, to);
             }
             Kind::Recovered => {
                 let record: Recovered = frame.record().unwrap();
@@ -421,7 +405,7 @@ impl Client {
             }
             Some(op @ ("conflated" | "gap")) => {
                 let number = |field: &str| value[field].as_u64().unwrap();
-                self.told(value["topic"].as_str().unwrap(), op == "gap", number("from"), number("to"));
+                self.announced(value["topic"].as_str().unwrap(), op == "gap", number("from"), number("to"));
             }
             Some("recovered") => {
                 let recovered = value["recovered"].as_bool().unwrap();
@@ -453,12 +437,12 @@ impl Client {
 
     fn acknowledged(&mut self, pattern: &str, published: &HashMap<String, Vec<String>>) {
         let counts = published.iter().map(|(topic, ticks)| (topic.clone(), ticks.len() as u64)).collect();
-        trace(self, pattern, format_args!("live: {:?}", self.asked[pattern]));
+        trace(self, pattern, format_args!("live: {:?}", self.requested[pattern]));
         let before = self.subscriptions.get(pattern).cloned();
         // Updates are acknowledged too.
         if !matches!(before, Some(State::Live(_))) {
             self.subscriptions.insert(pattern.into(), State::Live(counts));
-            assert!(matches!(before, Some(State::Asked | State::Leaving)), "{pattern} {before:?}");
+            assert!(matches!(before, Some(State::Requested | State::Leaving)), "{pattern} {before:?}");
         }
     }
 
@@ -466,7 +450,8 @@ impl Client {
         trace(self, pattern, format_args!("left"));
         self.subscriptions.remove(pattern);
         // Topics covered by another live pattern continue; the rest start again with the next subscription.
-        let live = |(pattern, state): (&String, &State)| (*state != State::Asked).then(|| pattern.clone());
+        let live =
+            |(pattern, state): (&String, &State)| (*state != State::Requested).then(|| pattern.clone());
         let live: Vec<String> = self.subscriptions.iter().filter_map(live).collect();
         self.seen.retain(|topic, _| live.iter().any(|pattern| pattern::matches(pattern, topic)));
     }
@@ -496,7 +481,7 @@ impl Client {
         });
         assert!(sequence >= seen.next, "{topic}: {sequence} after {}", seen.next - 1);
         if snapshot {
-            assert!(seen.told.is_empty(), "{topic}: a snapshot precedes announced ranges");
+            assert!(seen.announced.is_empty(), "{topic}: a snapshot precedes announced ranges");
             self.snapshots += 1;
         } else if !raw {
             // A raw client gets no announcements; it only sees that sequences increase.
@@ -506,7 +491,7 @@ impl Client {
         seen.keys.insert(key, sequence);
     }
 
-    fn told(&mut self, topic: &str, lost: bool, from: u64, to: u64) {
+    fn announced(&mut self, topic: &str, lost: bool, from: u64, to: u64) {
         trace(self, topic, format_args!("lost {lost} [{from}, {to})"));
         assert!(from < to, "{topic}: [{from}, {to})");
         let seen = self.seen.entry(topic.into()).or_insert_with(|| Seen {
@@ -514,7 +499,7 @@ impl Client {
             next: from,
             ..Seen::default()
         });
-        seen.told.push((from, to));
+        seen.announced.push((from, to));
         seen.lost |= lost;
         *(if lost { &mut self.lost } else { &mut self.conflated }) += to - from;
     }
@@ -528,16 +513,17 @@ impl Client {
         }
         // The position was valid: the stream continues from there, even if nothing was missed. If it named several, the
         // answer does not say which one applied.
-        let mut places = self.asked.iter().filter_map(|(pattern, ask)| match ask.begin {
-            Begin::After(EPOCH, place) if pattern::matches(pattern, topic) => Some(place),
+        let mut positions = self.requested.iter().filter_map(|(pattern, request)| match request.begin {
+            Begin::After(EPOCH, position) if pattern::matches(pattern, topic) => Some(position),
             _ => None,
         });
-        if let Some(place) = places.next()
-            && places.all(|other| other == place)
+        if let Some(position) = positions.next()
+            && positions.all(|other| other == position)
             && !self.seen.contains_key(topic)
             && last > 0
         {
-            self.seen.insert(topic.into(), Seen { first: place + 1, next: place + 1, ..Seen::default() });
+            self.seen
+                .insert(topic.into(), Seen { first: position + 1, next: position + 1, ..Seen::default() });
         }
     }
 
@@ -572,7 +558,7 @@ impl Client {
             let matching = |(topic, _): &(&String, &Vec<String>)| {
                 pattern::matches(pattern, topic) && !gone.contains(*topic)
             };
-            let begin = self.asked.get(pattern).map_or(Begin::Live, |ask| ask.begin);
+            let begin = self.requested.get(pattern).map_or(Begin::Live, |request| request.begin);
             for (topic, ticks) in published.iter().filter(matching) {
                 let (before, total) = (counts.get(topic).copied().unwrap_or(0), ticks.len() as u64);
                 match (self.seen.get(topic), begin) {
@@ -590,7 +576,7 @@ impl Client {
         }
     }
 
-    /// Whether another of its patterns covers the topic too, and may have started the stream.
+    /// Returns whether another of its patterns covers the topic too, and may have started the stream.
     fn overlaps(&self, pattern: &str, topic: &str) -> bool {
         self.subscriptions.keys().any(|other| other != pattern && pattern::matches(other, topic))
     }
@@ -608,30 +594,4 @@ fn trace(client: &Client, topic: &str, what: std::fmt::Arguments<'_>) {
 /// The key of a tick of a client's own topic, by index.
 pub fn key_of(index: usize) -> u64 {
     if index < 3 { 0 } else { index as u64 % 4 }
-}
-
-fn options_json(ask: &Ask) -> String {
-    let policy = ask.policy.map(|policy| format!(r#","policy":"{}""#, policy.name())).unwrap_or_default();
-    let rate = match ask.interval_ms {
-        0 => String::new(),
-        interval_ms => format!(r#","max_rate":{}"#, 1e3 / f64::from(interval_ms)),
-    };
-    policy + &rate
-}
-
-fn record(ask: &Ask) -> Subscribe {
-    let (from, epoch, sequence) = match ask.begin {
-        Begin::Live => (0, 0, 0),
-        Begin::Latest => (1, 0, 0),
-        Begin::After(epoch, sequence) => (2, epoch, sequence),
-        Begin::Resume => (3, EPOCH, 0),
-    };
-    Subscribe {
-        from,
-        epoch,
-        sequence,
-        policy: ask.policy.map_or(0, |policy| policy as u8),
-        max_rate_millihertz: 1_000_000_u32.checked_div(ask.interval_ms).unwrap_or(0),
-        ..Subscribe::default()
-    }
 }

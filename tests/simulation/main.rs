@@ -1,17 +1,18 @@
-//! Drives shards, their mesh and a population of clients from one seed, and holds the promises of the design:
-//! sequences strictly increase, delivered = published since subscribe, memory stays within its bounds, and nobody
-//! pays for somebody else's fault.
+//! Drives shards, their mesh and a population of clients from one seed, and checks the design's promises: sequences
+//! strictly increase, delivered + conflated + gaps = published since subscribing, memory stays within its bounds, and no
+//! client suffers from another's fault.
 //!
 //! `TICKCAST_SEED=N` runs one seed. `TICKCAST_SEEDS=N` sets the number of seeds, `TICKCAST_FIRST_SEED=N` the first, and
 //! `TICKCAST_PROGRESS=1` prints progress: `scripts/simulate.sh` sets these. A failure names its seed.
 
 mod client;
-#[path = "../driver/mod.rs"]
-mod driver;
+mod reached;
+mod request;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use reached::Reached;
 use world::World;
 
 const SEEDS_DEFAULT: u64 = 1_000;
@@ -60,7 +61,7 @@ fn promises_hold_for_every_seed() {
 /// The simulation is worth running only if it reaches the situations it is about.
 #[test]
 fn the_seeds_cover_every_situation() {
-    let mut reached = world::Reached::default();
+    let mut reached = Reached::default();
     for seed in 0..100 {
         let mut world = World::new(seed);
         (0..STEPS).for_each(|_| world.step());

@@ -1,11 +1,11 @@
 //! The simulated world: shards, mesh, one source, transports that take any part of a SEND, and clients that come and go.
 
 use std::collections::{HashMap, HashSet};
-use tickcast_core::ids::SlotId;
 
 use crate::{
-    client::{Ask, Begin, Client, Manner, Seen, State, key_of},
-    driver::{self, EPOCH, START},
+    client::{Client, Manner, Seen, State, key_of},
+    reached::Reached,
+    request::{Begin, Request},
 };
 use fastrand::Rng;
 use tickcast::{
@@ -18,10 +18,12 @@ use tickcast::{
 use tickcast_core::{
     config::Limits,
     home::history::HistoryBounds,
+    ids::SlotId,
     mesh::{Mesh, ring::frame_ring},
     metrics::counters::Counter,
     now::Now,
-    shard::{Action, Departure, ListenerKind, Shard},
+    shard::{Action, DetachedSession, ListenerKind, Shard},
+    testing::{self, EPOCH, START, TurnLoop},
 };
 use tickcast_proto::{
     WireFormat, pattern,
@@ -38,77 +40,12 @@ const HISTORY_BYTES_MAX: usize = 1 << 20;
 const SETTLE_TURN_NS: u64 = 5_000_000;
 const SETTLE_TURNS_MIN: usize = 60;
 
-/// How often a run reached each situation.
-#[derive(Debug, Default)]
-pub struct Reached {
-    parked: u64,
-    slow_closed: u64,
-    ingest_full: u64,
-    delivered: u64,
-    vanished: u64,
-    paused: u64,
-    half_frames: u64,
-    pinged: u64,
-    silent_closed: u64,
-    handed_over: u64,
-    conflated: u64,
-    lost: u64,
-    recovered: u64,
-    not_recovered: u64,
-    snapshots: u64,
-    reconnected: u64,
-}
-
-/// What a client that left remembers when it reconnects.
+/// What a disconnected client remembers until it reconnects.
 struct Memory {
     encoding: WireFormat,
     identity: String,
-    asked: HashMap<String, Ask>,
+    requested: HashMap<String, Request>,
     seen: HashMap<String, Seen>,
-}
-
-impl Reached {
-    pub fn add(&mut self, other: &Reached) {
-        self.parked += other.parked;
-        self.slow_closed += other.slow_closed;
-        self.ingest_full += other.ingest_full;
-        self.delivered += other.delivered;
-        self.vanished += other.vanished;
-        self.paused += other.paused;
-        self.half_frames += other.half_frames;
-        self.pinged += other.pinged;
-        self.silent_closed += other.silent_closed;
-        self.handed_over += other.handed_over;
-        self.conflated += other.conflated;
-        self.lost += other.lost;
-        self.recovered += other.recovered;
-        self.not_recovered += other.not_recovered;
-        self.snapshots += other.snapshots;
-        self.reconnected += other.reconnected;
-    }
-
-    pub fn is_complete(&self) -> bool {
-        [
-            self.parked,
-            self.slow_closed,
-            self.ingest_full,
-            self.vanished,
-            self.paused,
-            self.half_frames,
-            self.pinged,
-            self.silent_closed,
-            self.handed_over,
-            self.conflated,
-            self.lost,
-            self.recovered,
-            self.not_recovered,
-            self.snapshots,
-            self.reconnected,
-        ]
-        .iter()
-        .all(|&count| count > 10)
-            && self.delivered > 10_000
-    }
 }
 
 pub struct World {
@@ -118,6 +55,7 @@ pub struct World {
     ring_bytes: usize,
     shards: Vec<Shard>,
     meshes: Vec<Mesh>,
+    turns: TurnLoop,
     lanes: Lanes,
     clients: Vec<Client>,
     /// Free slots, by shard.
@@ -163,13 +101,13 @@ impl World {
         };
         // Two of the longest frames, pieces of history, fit the ring.
         let ring_bytes = rng.usize(68 << 10..100 << 10);
-        let (shards, mut meshes, bells) = driver::cluster(count as u16, &limits, ring_bytes);
+        let (shards, mut meshes, bells) = testing::cluster(count as u16, &limits, ring_bytes);
         let lanes: Vec<_> = meshes
             .iter_mut()
             .zip(&bells)
             .map(|(mesh, bell)| {
                 let (producer, consumer) = frame_ring(ring_bytes);
-                mesh.add_ingest(consumer);
+                mesh.add_source(consumer);
                 (producer, bell.clone())
             })
             .collect();
@@ -179,6 +117,7 @@ impl World {
             limits,
             ring_bytes,
             meshes,
+            turns: TurnLoop::default(),
             lanes: Lanes::new(lanes.into_iter()),
             clients: Vec::new(),
             free: vec![Vec::new(); count],
@@ -196,7 +135,7 @@ impl World {
         self.now.monotonic_ns += self.rng.u64(1..2_000_000);
         self.now.realtime_ns += 1_000;
         if self.rng.u16(..1_000) == 0 {
-            // The machine was suspended, or the clock was set.
+            // The machine was suspended, or its clock was set.
             self.now.monotonic_ns += self.rng.u64(..3_000_000_000);
             self.now.realtime_ns = self.rng.u64(1 << 59..1 << 61);
         }
@@ -208,7 +147,7 @@ impl World {
                 self.turn(shard);
             }
             _ if self.clients.is_empty() => self.connect(),
-            60..75 => self.client_asks(),
+            60..75 => self.client_requests(),
             75..98 => self.transport(),
             _ => self.vanish(),
         }
@@ -240,27 +179,29 @@ impl World {
         let room = self.rng.usize(100..8_000);
         let mut client = Client::new(self.names, shard, slot, encoding, manner, room, &identity);
         match self.memories.pop() {
-            Some(memory) => self.come_back(&mut client, memory),
+            Some(memory) => self.reconnect(&mut client, memory),
             None => {
-                let ask = self.ask();
-                client.subscribe(PATTERNS[self.rng.usize(..PATTERNS.len())], ask);
+                let request = self.request();
+                client.subscribe(PATTERNS[self.rng.usize(..PATTERNS.len())], request);
             }
         }
         self.clients.push(client);
     }
 
-    /// A client reconnects: it names the positions it has and asks for the rest.
-    fn come_back(&mut self, client: &mut Client, memory: Memory) {
+    /// Reconnects a client: it sends its positions and requests the ticks since.
+    fn reconnect(&mut self, client: &mut Client, memory: Memory) {
         self.reached.reconnected += 1;
         client.seen = memory.seen;
-        client.seen.values_mut().for_each(|seen| seen.told.clear());
-        client.seen.retain(|topic, _| memory.asked.keys().any(|pattern| pattern::matches(pattern, topic)));
-        for (pattern, ask) in memory.asked {
-            client.subscribe(&pattern, Ask { begin: Begin::Resume, ..ask });
+        client.seen.values_mut().for_each(|seen| seen.announced.clear());
+        client
+            .seen
+            .retain(|topic, _| memory.requested.keys().any(|pattern| pattern::matches(pattern, topic)));
+        for (pattern, request) in memory.requested {
+            client.subscribe(&pattern, Request { begin: Begin::Resume, ..request });
         }
     }
 
-    fn ask(&mut self) -> Ask {
+    fn request(&mut self) -> Request {
         let begin = match self.rng.u8(..8) {
             0 => Begin::Latest,
             1 => Begin::After(if self.rng.u8(..4) == 0 { 7 } else { EPOCH }, self.rng.u64(..30)),
@@ -268,22 +209,22 @@ impl World {
             _ => Begin::Live,
         };
         let policy = [None, Some(Policy::Conflate), Some(Policy::Drop), Some(Policy::Disconnect)];
-        Ask {
+        Request {
             policy: policy[self.rng.usize(..4)],
             interval_ms: [0, 0, 0, 0, 2, 5, 20, 50][self.rng.usize(..8)],
             begin,
         }
     }
 
-    /// Remembers a client that is gone and may reconnect.
+    /// Remembers a client that has left and may reconnect.
     fn remember(memories: &mut Vec<Memory>, client: &Client, comes_back: bool) {
-        if !comes_back || client.encoding == WireFormat::WEBSOCKET_RAW || client.asked.is_empty() {
+        if !comes_back || client.encoding == WireFormat::WEBSOCKET_RAW || client.requested.is_empty() {
             return;
         }
         memories.push(Memory {
             encoding: client.encoding,
             identity: client.identity.clone(),
-            asked: client.asked.clone(),
+            requested: client.requested.clone(),
             seen: client.seen.clone(),
         });
     }
@@ -300,24 +241,24 @@ impl World {
             let sent = self.lanes.publish(&topic, 1, 1, payload.as_bytes()).is_ok();
             match sent {
                 true => ticks.push(payload),
-                false => self.reached.ingest_full += 1,
+                false => self.reached.source_full += 1,
             }
         }
         let _ = self.lanes.flush();
     }
 
-    fn client_asks(&mut self) {
+    fn client_requests(&mut self) {
         let client = self.rng.usize(..self.clients.len());
-        let ask = self.ask();
+        let request = self.request();
         let client = &mut self.clients[client];
         let pattern = PATTERNS[self.rng.usize(..PATTERNS.len())];
         match (self.rng.u8(..10), client.subscriptions.get(pattern)) {
             // Only without other subscriptions: a topic that is already covered continues as it is.
-            (0..4, None) if client.subscriptions.values().all(|state| *state != State::Asked) => {
-                client.subscribe(pattern, ask);
+            (0..4, None) if client.subscriptions.values().all(|state| *state != State::Requested) => {
+                client.subscribe(pattern, request);
             }
             (4, Some(State::Live(_))) => client.unsubscribe(pattern),
-            (5, Some(State::Live(_))) => client.update(pattern, ask),
+            (5, Some(State::Live(_))) => client.update(pattern, request),
             // A flood causes more replies than may wait, so the server must stop reading.
             (6, _) => (0..self.rng.usize(1..4_000)).for_each(|_| client.ping()),
             (7..9, _) => {
@@ -376,12 +317,12 @@ impl World {
         let Some(departure) = self.shards[shard].handle_detached(SlotId(slot)) else { return };
         self.free[shard].push(slot);
         self.reached.handed_over += 1;
-        let Departure { to, listener, bytes } = departure;
+        let DetachedSession { to, listener, bytes } = departure;
         let to = usize::from(to.0);
         assert_ne!(to, shard, "a shard does not hand over to itself");
         let slot = self.vacant_slot(to);
         (self.clients[index].shard, self.clients[index].slot) = (to, slot);
-        self.shards[to].handle_placed(SlotId(slot), listener, &bytes, self.now);
+        self.shards[to].handle_attached(SlotId(slot), listener, &bytes, self.now);
         self.actions(to);
         assert!(
             self.clients.iter().all(|client| !client.leaving || client.shard != to || client.slot != slot)
@@ -420,9 +361,9 @@ impl World {
         let (clients, rng, reached) = (&mut self.clients, &mut self.rng, &mut self.reached);
         let mesh = &mut self.meshes[shard];
         let actions =
-            driver::turn(&mut self.shards[shard], Some(mesh), self.now, sends_max, |slot, bytes| {
+            self.turns.turn(&mut self.shards[shard], Some(mesh), self.now, sends_max, |slot, bytes| {
                 assert!(!bytes.is_empty() && bytes.len() <= SEND_BYTES_MAX);
-                let client = clients.iter_mut().find(|client| (client.shard, client.slot) == (shard, slot));
+                let client = clients.iter_mut().find(|client| (client.shard, client.slot) == (shard, slot.0));
                 let client = client.expect("a SEND is for an existing client");
                 assert!(client.parked.is_empty(), "never two SENDs on one socket");
                 let room = client.socket_bytes_max.saturating_sub(client.socket.len());
@@ -447,7 +388,7 @@ impl World {
         for action in actions {
             match action {
                 Action::PauseReceive(_) => self.reached.paused += 1,
-                Action::ResumeReceive(_) | Action::Settled(_) => {}
+                Action::ResumeReceive(_) | Action::HandshakeDone(_) => {}
                 Action::HandOver(slot) => {
                     let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot.0);
                     self.clients.iter_mut().find(here).expect("the client exists").leaving = true;
@@ -465,18 +406,18 @@ impl World {
                 }
             }
         }
-        self.bury(shard);
+        self.remove_ended(shard);
     }
 
-    /// Removes clients whose connection the server has closed, and checks that it had a reason.
-    fn bury(&mut self, shard: usize) {
+    /// Removes clients whose connection the server has closed, and checks the reason.
+    fn remove_ended(&mut self, shard: usize) {
         let (published, gone, memories) = (&self.published, &mut self.gone, &mut self.memories);
         self.clients.retain_mut(|client| {
             if client.shard != shard || !client.ended {
                 return true;
             }
             client.read(usize::MAX, published);
-            // A stuck client never sees the reason once its linger deadline has passed; all others have been told.
+            // A stuck client does not read the reason before its linger deadline; all others have.
             assert!(
                 client.closing.is_none_or(|code| matches!(code, 3008 | 3009 | 3011))
                     || client.manner == Manner::Healthy,
@@ -546,8 +487,8 @@ impl World {
                 !shard.is_busy()
                     && mesh.requests_are_empty()
                     && mesh.deliveries_are_empty()
-                    && shard.requests_have_left()
-                    && shard.deliveries_have_left()
+                    && shard.requests_flushed()
+                    && shard.deliveries_flushed()
             });
             let quiet = |client: &Client| {
                 client.manner == Manner::Stuck
@@ -576,8 +517,7 @@ impl World {
         self.reached.silent_closed = totals(Counter::ClosedHeartbeatTimeout);
     }
 
-    /// Promise 1 for every client that was not told otherwise, and promise 2: healthy clients are closed for nothing but
-    /// their own outbox.
+    /// Checks promise 1 for every client still open, and promise 2: a healthy client is closed only for its own outbox.
     pub fn check_everything_arrived(&self) {
         let sequenced: u64 =
             self.shards.iter().map(|shard| shard.counters().value(Counter::TicksSequenced)).sum();
@@ -605,7 +545,7 @@ impl World {
         }
     }
 
-    /// Promise 3.
+    /// Checks promise 3: memory stays within its bounds.
     pub fn check_memory(&self) {
         for shard in &self.shards {
             let session =

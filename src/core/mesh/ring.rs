@@ -99,7 +99,10 @@ impl FrameConsumer {
     /// Whether there is no complete frame. (The producer rings again when it adds the rest of one.)
     pub fn is_empty(&mut self) -> bool {
         let slots = self.ring.slots();
-        let Ok(chunk) = self.ring.read_chunk(slots) else { return true };
+        let Ok(chunk) = self.ring.read_chunk(slots) else {
+            debug_assert!(false, "the only consumer finds the bytes it has just counted");
+            return true;
+        };
         // A length never wraps: frames start at multiples of 16 in a ring of a multiple of 16.
         let len = chunk.as_slices().0.first_chunk::<4>().map(|len| u32::from_le_bytes(*len) as usize);
         len.is_none_or(|len| len > slots)
@@ -113,7 +116,10 @@ impl FrameConsumer {
     /// Passes whole frames to `take`, in order, until `bytes_max` are read, the ring is empty, or `take` returns `false`:
     /// that frame stays. Returns the bytes read. Allocates only for frames that wrap.
     pub fn drain(&mut self, bytes_max: usize, mut take: impl FnMut(&Frame<'_>) -> bool) -> usize {
-        let Ok(chunk) = self.ring.read_chunk(self.ring.slots()) else { return 0 };
+        let Ok(chunk) = self.ring.read_chunk(self.ring.slots()) else {
+            debug_assert!(false, "the only consumer finds the bytes it has just counted");
+            return 0;
+        };
         let (first, second) = chunk.as_slices();
         let total = first.len() + second.len();
         let mut at = 0;
@@ -152,6 +158,8 @@ impl FrameConsumer {
 ///
 /// Bound: [`crate::limits::MESH_STAGE_BYTES`], plus what one request, one turn's scan of topics, or the end of sessions
 /// adds. Before the first two, the caller checks [`Stage::has_room`].
+///
+/// Invariant: `start` is at most [`crate::limits::MESH_STAGE_BYTES`], less than the length of `bytes`, or 0.
 #[derive(Debug, Default)]
 pub struct Stage {
     bytes: Vec<u8>,
@@ -176,6 +184,7 @@ impl Stage {
 
     /// Removes the first `len` bytes.
     pub fn consume(&mut self, len: usize) {
+        debug_assert!(len <= self.waiting().len(), "only what waits leaves");
         self.start += len;
         if self.start == self.bytes.len() {
             self.bytes.clear();
@@ -184,6 +193,16 @@ impl Stage {
             self.bytes.drain(..self.start);
             self.start = 0;
         }
+        self.invariants();
+    }
+
+    /// Asserts the invariant, in debug builds after each change.
+    fn invariants(&self) {
+        debug_assert!(self.start <= crate::limits::MESH_STAGE_BYTES, "consumed bytes are dropped in time");
+        debug_assert!(
+            self.start == 0 || self.start < self.bytes.len(),
+            "an empty stage keeps no consumed bytes"
+        );
     }
 }
 
@@ -262,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_not_taken_stays() {
+    fn a_frame_not_taken_stays_in_the_ring() {
         let (mut producer, mut consumer) = frame_ring(1024);
         let mut stage = Stage::default();
         for request in 0..3 {
@@ -283,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_sleeper_is_woken_and_only_once() {
+    fn a_doorbell_wakes_only_a_sleeper_and_only_once() {
         let woken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let count = woken.clone();
         let bell = Doorbell::new(move || {

@@ -1,4 +1,4 @@
-//! Limits that change while the server runs.
+//! Limits changed while the server runs.
 
 use std::sync::Arc;
 
@@ -6,9 +6,8 @@ use super::Shard;
 use crate::{config::Limits, now::Now};
 
 impl Shard {
-    /// Works within other limits from now on: those of [`Limits::with_reloadable_from`]. What a session or topic has already is not
-    /// taken away at once: it is held to the new bounds at its next change. A pass over the topics where rules changed that
-    /// go by topic, over the sessions where their bounds did.
+    /// Replaces the limits by those of [`Limits::with_reloadable_from`]. Sessions and topics keep what they have, and are held to
+    /// the new bounds at their next change. O(topics) if rules by topic changed, O(sessions) if session bounds changed.
     pub fn reload(&mut self, limits: &Arc<Limits>, now: Now) {
         let never_pinged = self.limits.ping_interval_ns == u64::MAX;
         self.limits = Limits::clone(limits);
@@ -22,9 +21,9 @@ impl Shard {
         self.publishers.set_pace(limits.publish_rate);
         self.sessions.set_bounds(limits.outbox_bytes_max, limits.behind_bytes);
         if never_pinged {
-            // Nobody is watched yet.
+            // No session has a heartbeat timer yet.
             for slot in self.sessions.slots() {
-                self.heard(slot, now);
+                self.note_activity(slot, now);
             }
         }
     }
@@ -63,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_is_held_to_its_new_history_at_its_next_tick() {
+    fn a_topic_adopts_new_history_bounds_at_its_next_tick() {
         let of = |ticks| Rules::all(HistoryBounds { ticks, bytes: 1 << 16, age_ns: 0 });
         let mut shard = shard(Limits { history: of(10), ..Limits::default() });
         publish(&mut shard, 20);
@@ -77,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bound_of_all_histories_holds_however_often_it_changes() {
+    fn the_total_history_bound_holds_after_every_change() {
         let bounded = |history_bytes_max| Arc::new(Limits { history_bytes_max, ..Limits::default() });
         let mut shard = shard(Limits::clone(&bounded(32 << 10)));
         let tick = |shard: &mut Shard, topic: u8| {
@@ -108,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn silent_topics_give_memory_back_and_busy_ones_keep_a_history() {
+    fn silent_topics_release_memory_and_busy_ones_keep_a_history() {
         let bounded = |history_bytes_max| Arc::new(Limits { history_bytes_max, ..Limits::default() });
         let mut shard = shard(Limits::clone(&bounded(1 << 20)));
         let tick = |shard: &mut Shard, topic: u32| {
@@ -144,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_is_there_publishes_at_the_new_pace() {
+    fn a_reload_changes_the_publish_rate_of_open_sessions() {
         let mut shard = shard(Limits::default());
         publish(&mut shard, 100);
         shard.reload(&Arc::new(Limits { publish_rate: 5, ..Limits::default() }), NOW);

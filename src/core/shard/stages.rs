@@ -1,22 +1,22 @@
-//! Frames that wait for room in the rings to the other shards.
+//! Frames staged for other shards until their rings have room.
 
 use crate::mesh::ring::Stage;
 use tickcast_proto::ids::ShardId;
 
-/// What waits for one other shard.
+/// The frames staged for one other shard.
 #[derive(Debug, Default)]
 pub struct PeerStages {
-    /// Requests to it as a home: publish, subscribe, unsubscribe.
+    /// Requests to it as a home: publish, subscribe, unsubscribe, recover.
     pub requests: Stage,
-    /// Deliveries from this home to it: ticks, topics, readiness, refusals. It always takes them in, so two full shards
-    /// cannot wait for each other.
+    /// Deliveries from this home to it: ticks, topics, history, readiness, refusals. A shard always accepts deliveries, so
+    /// two full shards cannot wait for each other.
     pub deliveries: Stage,
 }
 
-/// The stages of a shard, one pair for each other shard; its own pair stays empty.
+/// A shard's stages, one pair per shard; its own pair stays empty.
 ///
-/// Invariant: `requests_full` and `deliveries_full` count the peers whose stage of that kind has no room. So whether
-/// there is room everywhere, which is asked for each message, does not depend on the number of shards.
+/// Invariant: `requests_full` and `deliveries_full` count the peers whose stage of that kind has no room. They make the
+/// check for room, which runs for every message, independent of the number of shards.
 #[derive(Debug)]
 pub(super) struct Stages {
     peers: Vec<PeerStages>,
@@ -25,7 +25,7 @@ pub(super) struct Stages {
 }
 
 impl Stages {
-    /// Empty stages for `shards` peers.
+    /// Creates empty stages for `shards` peers.
     pub(super) fn new(shards: u16) -> Stages {
         Stages {
             peers: (0..shards).map(|_| PeerStages::default()).collect(),
@@ -34,17 +34,17 @@ impl Stages {
         }
     }
 
-    /// Appends a request to `home`: `write` appends one whole frame.
+    /// Appends a request to `home`. `write` appends one whole frame.
     pub(super) fn push_request(&mut self, home: ShardId, write: impl FnOnce(&mut Vec<u8>)) {
         self.with(home, |peer| write(peer.requests.tail()));
     }
 
-    /// Appends a delivery to `shard`: `write` appends one whole frame.
+    /// Appends a delivery to `shard`. `write` appends one whole frame.
     pub(super) fn push_delivery(&mut self, shard: ShardId, write: impl FnOnce(&mut Vec<u8>)) {
         self.with(shard, |peer| write(peer.deliveries.tail()));
     }
 
-    /// Changes what waits for one peer.
+    /// Changes the frames staged for one peer, and keeps the invariant.
     pub(super) fn with<R>(&mut self, shard: ShardId, change: impl FnOnce(&mut PeerStages) -> R) -> R {
         let peer = &mut self.peers[usize::from(shard.0)];
         let full = |peer: &PeerStages| {
@@ -58,32 +58,32 @@ impl Stages {
         changed
     }
 
-    /// Whether every stage of requests has room for what one more message may add. O(1).
+    /// Returns whether every request stage has room for what one more message may add. O(1).
     pub(super) fn requests_have_room(&self) -> bool {
         self.requests_full == 0
     }
 
-    /// Whether every stage of deliveries has room for what one more request may add. O(1).
+    /// Returns whether every delivery stage has room for what one more request may add. O(1).
     pub(super) fn deliveries_have_room(&self) -> bool {
         self.deliveries_full == 0
     }
 
-    /// Whether every request has left for its ring. A look at each peer.
-    pub(super) fn requests_have_left(&self) -> bool {
+    /// Returns whether every request is in its ring. O(peers).
+    pub(super) fn requests_flushed(&self) -> bool {
         self.peers.iter().all(|peer| peer.requests.waiting().is_empty())
     }
 
-    /// Whether every delivery has left for its ring. A look at each peer.
-    pub(super) fn deliveries_have_left(&self) -> bool {
+    /// Returns whether every delivery is in its ring. O(peers).
+    pub(super) fn deliveries_flushed(&self) -> bool {
         self.peers.iter().all(|peer| peer.deliveries.waiting().is_empty())
     }
 
-    /// Bytes that wait for all peers.
+    /// Returns the number of bytes staged for all peers.
     pub(super) fn waiting_bytes(&self) -> usize {
         self.peers.iter().map(|peer| peer.requests.waiting().len() + peer.deliveries.waiting().len()).sum()
     }
 
-    /// Asserts the invariant; in debug builds, once a turn.
+    /// Asserts the invariant, in debug builds.
     pub(super) fn invariants(&self) {
         let full =
             |has_room: fn(&PeerStages) -> bool| self.peers.iter().filter(|peer| !has_room(peer)).count();
@@ -111,7 +111,7 @@ mod tests {
         stages.with(ShardId(2), |peer| peer.deliveries.consume(2));
         assert!(stages.deliveries_have_room() && !stages.requests_have_room());
         stages.with(ShardId(1), |peer| peer.requests.consume(MESH_STAGE_BYTES));
-        assert!(stages.requests_have_left() && !stages.deliveries_have_left());
+        assert!(stages.requests_flushed() && !stages.deliveries_flushed());
         assert_eq!(stages.waiting_bytes(), MESH_STAGE_BYTES - 1);
         stages.invariants();
     }

@@ -1,7 +1,7 @@
-//! What an operator asks of a shard: its sessions and topics, chosen in pieces of a turn each, and its state.
+//! Queries of the operator: the largest sessions and topics by some rank, and the shard's state.
 //!
-//! Sessions come, go and change between the pieces: an answer is of the time it took, not of one moment. What is chosen is
-//! looked at once more when the answer is made, and left out if it has gone.
+//! A survey visits a bounded number of sessions or topics per turn, so its answer is not a snapshot of one moment. Sessions
+//! that end before the answer is made are left out of it.
 
 mod largest;
 
@@ -17,37 +17,37 @@ use crate::{
 use self::largest::Largest;
 use tickcast_proto::ids::{Sequence, ShardId, TopicId};
 
-/// What the sessions of an answer are chosen by and sorted by, the highest first.
+/// The rank by which sessions are chosen and sorted, highest first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SessionSort {
-    /// Bytes that wait for it.
+    /// Bytes in the outbox.
     #[default]
     Outbox,
-    /// How long its socket has had no room.
+    /// How long the socket has been full.
     Lag,
-    /// Ticks that it was told are lost.
+    /// Ticks lost, announced in gaps.
     Dropped,
-    /// Ticks that it was told a newer one stands for.
+    /// Ticks conflated.
     Conflated,
-    /// Topics that it takes.
+    /// Topics subscribed to.
     Topics,
-    /// The newest first. Of several shards: the fewer sessions have come to its shard after it, the earlier; nobody notes when.
+    /// Newest first. Across shards, by the number of sessions opened on the same shard since: no times are kept.
     Newest,
 }
 
-/// What the topics of an answer are chosen by and sorted by, the highest first.
+/// The rank by which topics are chosen and sorted, highest first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TopicSort {
-    /// Ticks that it ever had.
+    /// Ticks published so far.
     #[default]
     Ticks,
-    /// Memory of its recent ticks.
+    /// Memory of the history.
     Bytes,
-    /// The newest first. Of several shards: the fewer topics have come to its home after it, the earlier.
+    /// Newest first. Across shards, by the number of topics created at the same home since.
     Newest,
 }
 
-/// Which sessions.
+/// A query for sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionsQuery {
     /// By what.
@@ -56,10 +56,10 @@ pub struct SessionsQuery {
     pub limit: usize,
 }
 
-/// Which topics.
+/// A query for topics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicsQuery {
-    /// What their names begin with.
+    /// Prefix of the names.
     pub prefix: String,
     /// By what.
     pub sort: TopicSort,
@@ -67,30 +67,30 @@ pub struct TopicsQuery {
     pub limit: usize,
 }
 
-/// What a shard says of itself when asked, besides its counters.
+/// A shard's state, apart from its counters.
 #[derive(Clone, Debug)]
 pub struct ShardState {
-    /// Bytes in the rings from other shards that it has not taken in.
+    /// Unread bytes in the rings from other shards.
     pub mesh_ring_bytes: usize,
-    /// Bytes in the rings from the server's own sources that it has not taken in.
+    /// Unread bytes in the rings from sources.
     pub source_ring_bytes: usize,
-    /// Bytes that wait for room in the rings to other shards.
+    /// Bytes staged for the rings to other shards.
     pub mesh_stage_bytes: usize,
-    /// Topics it sequences.
+    /// Topics whose home it is.
     pub topics: usize,
-    /// Topics its sessions take.
+    /// Topics with subscribers among its sessions.
     pub topics_taken: usize,
-    /// Patterns its sessions hold.
+    /// Patterns subscribed to by its sessions.
     pub patterns: usize,
-    /// Sessions with something to send.
+    /// Sessions with a non-empty outbox.
     pub sessions_waiting: usize,
-    /// Memory of its egress logs.
+    /// Memory of the egress logs.
     pub egress_log_bytes: usize,
-    /// Its latencies.
+    /// Latencies.
     pub latency: Latency,
 }
 
-/// A choice among the sessions, under way. At most the query's limit of them is kept.
+/// A survey of the sessions in progress. Keeps at most the query's limit of them.
 #[derive(Debug)]
 pub struct SessionSurvey {
     sort: SessionSort,
@@ -99,13 +99,13 @@ pub struct SessionSurvey {
 }
 
 impl SessionSurvey {
-    /// One that has looked at none.
+    /// Starts a survey.
     pub fn new(query: SessionsQuery) -> SessionSurvey {
         SessionSurvey { sort: query.sort, next: 0, largest: Largest::new(query.limit) }
     }
 }
 
-/// A choice among the topics whose home a shard is, under way.
+/// A survey of a home's topics in progress.
 #[derive(Debug)]
 pub struct TopicSurvey {
     query: TopicsQuery,
@@ -114,66 +114,66 @@ pub struct TopicSurvey {
 }
 
 impl TopicSurvey {
-    /// One that has looked at none.
+    /// Starts a survey.
     pub fn new(query: TopicsQuery) -> TopicSurvey {
         TopicSurvey { largest: Largest::new(query.limit), query, next: 0 }
     }
 }
 
-/// A chosen session as its shard sees it.
+/// One session of a survey's answer.
 #[derive(Clone, Debug)]
 pub struct SessionSummary {
-    /// Its slot.
+    /// Slot.
     pub slot: SlotId,
-    /// Its id: the slot may be another's by now.
+    /// Id. The slot may belong to another session by now.
     pub id: SessionId,
-    /// Who its client says it is.
+    /// Identity given by the client.
     pub identity: Option<String>,
-    /// How its messages are encoded.
+    /// Name of the wire format.
     pub encoding: &'static str,
     /// `handshake`, `open` or `ending`.
     pub state: &'static str,
-    /// Patterns it holds.
+    /// Patterns subscribed to.
     pub subscriptions: usize,
-    /// Topics it takes.
+    /// Topics subscribed to.
     pub topics: usize,
-    /// Bytes that wait for it, besides what the kernel has.
+    /// Bytes in the outbox, not counting those in the kernel.
     pub outbox_bytes: usize,
-    /// How long its socket has had no room for the SEND under way, milliseconds; 0: it has.
+    /// How long the socket has been full, milliseconds; 0: it is not.
     pub lag_ms: u64,
-    /// Topics whose ticks are held back until there is room.
+    /// Topics with a tick held back until there is room.
     pub held_topics: usize,
-    /// Ticks that it was told a newer one stands for.
+    /// Ticks conflated.
     pub conflated: u64,
-    /// Ticks that it was told are lost, in gaps.
+    /// Ticks lost, announced in gaps.
     pub dropped: u64,
-    /// What it is sorted by.
+    /// Rank by the query's order.
     pub rank: u64,
 }
 
-/// A chosen topic as its home sees it.
+/// One topic of a survey's answer.
 #[derive(Clone, Debug)]
 pub struct TopicSummary {
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Its number on the wire.
+    /// Number on the wire.
     pub id: TopicId,
     /// The shard that sequences it.
     pub home: ShardId,
-    /// The last sequence: ticks that it ever had.
+    /// Last sequence: the number of ticks so far.
     pub sequence: Sequence,
-    /// Recent ticks that are kept.
+    /// Ticks in the history.
     pub history_ticks: usize,
-    /// Keys whose newest tick is kept.
+    /// Keys with a last value.
     pub keys: usize,
-    /// Memory of the recent ticks.
+    /// Memory of the history.
     pub history_bytes: usize,
-    /// What it is sorted by.
+    /// Rank by the query's order.
     pub rank: u64,
 }
 
 impl Shard {
-    /// Looks at the next [`TURN_SURVEYED`] slots. Returns whether that was all. No allocation but for what is chosen.
+    /// Visits the next [`TURN_SURVEYED`] slots. Returns whether the survey is complete. Allocates only for what it keeps.
     pub fn survey_sessions(&self, survey: &mut SessionSurvey, now: Now) -> bool {
         let slots = self.sessions.slots_len();
         let end = slots.min(survey.next.saturating_add(TURN_SURVEYED as u32));
@@ -186,14 +186,14 @@ impl Shard {
         end == slots
     }
 
-    /// What was chosen, the highest rank first.
-    pub fn seen(&self, survey: SessionSurvey, now: Now) -> Vec<SessionSummary> {
+    /// Returns the chosen sessions that still exist, highest rank first.
+    pub fn session_summaries(&self, survey: SessionSurvey, now: Now) -> Vec<SessionSummary> {
         let sort = survey.sort;
         let chosen = survey.largest.into_sorted().filter_map(|(_, (slot, id))| {
             let session = self.sessions.get(slot).filter(|session| session.id == id)?;
             let mut rank = self.rank(slot, session, sort, now);
             if sort == SessionSort::Newest {
-                // Not by number: a shard that has had more sessions than another has higher ones.
+                // Generations do not compare across shards: a shard that has opened more sessions has higher ones.
                 rank = newest_rank(u64::from(self.generation), rank);
             }
             Some(self.summary(slot, session, rank, now))
@@ -201,7 +201,7 @@ impl Shard {
         chosen.collect()
     }
 
-    /// Whether a slot is still the session's with this id.
+    /// Returns whether the session with this id is still in the slot.
     pub fn is_session(&self, slot: SlotId, id: SessionId) -> bool {
         self.sessions.get(slot).is_some_and(|session| session.id == id)
     }
@@ -245,7 +245,7 @@ impl Shard {
         }
     }
 
-    /// Looks at the next [`TURN_SURVEYED`] topics. Returns whether that was all. No allocation but for what is chosen.
+    /// Visits the next [`TURN_SURVEYED`] topics. Returns whether the survey is complete. Allocates only for what it keeps.
     pub fn survey_topics(&self, survey: &mut TopicSurvey) -> bool {
         let topics = self.home.len() as u32;
         let end = topics.min(survey.next.saturating_add(TURN_SURVEYED as u32));
@@ -258,7 +258,7 @@ impl Shard {
         end == topics
     }
 
-    /// What was chosen, the highest rank first; nobody has counted the sessions yet.
+    /// Returns the chosen topics, highest rank first. [`Shard::subscriber_counts`] has the numbers of their subscribers.
     pub fn topic_summaries(&self, survey: TopicSurvey) -> Vec<TopicSummary> {
         let sort = survey.query.sort;
         let view = |index: u32| {
@@ -289,12 +289,12 @@ impl Shard {
         }
     }
 
-    /// How many sessions of this shard take each of these topics. A look-up each.
-    pub fn takers(&self, topics: &[TopicId]) -> Vec<u64> {
+    /// Returns the number of this shard's sessions subscribed to each topic. One look-up per topic.
+    pub fn subscriber_counts(&self, topics: &[TopicId]) -> Vec<u64> {
         topics.iter().map(|&id| self.fanout.subscribers_len(id) as u64).collect()
     }
 
-    /// What it says of itself; the transport adds what it knows of the rings. A copy of the histograms, 40 KiB.
+    /// Returns the shard's state; the transport fills in the rings. Copies the latency histograms, 40 KiB.
     pub fn state(&self) -> ShardState {
         ShardState {
             mesh_ring_bytes: 0,
@@ -310,12 +310,12 @@ impl Shard {
     }
 }
 
-/// Higher the fewer have come to the shard after it.
+/// Returns a rank that is higher the fewer have been added to the shard since.
 fn newest_rank(last: u64, number: u64) -> u64 {
     u64::MAX - last.saturating_sub(number)
 }
 
-/// How long the socket has had no room for the SEND under way.
+/// Returns how long the socket has been full, milliseconds; 0 if it is not.
 fn lag_ms(session: &Session, now: Now) -> u64 {
     match session.parked_since_ns {
         0 => 0,
@@ -351,11 +351,11 @@ mod tests {
     fn names(shard: &Shard, query: SessionsQuery) -> Vec<SessionSummary> {
         let mut survey = SessionSurvey::new(query);
         while !shard.survey_sessions(&mut survey, NOW) {}
-        shard.seen(survey, NOW)
+        shard.session_summaries(survey, NOW)
     }
 
     #[test]
-    fn the_sessions_with_most_of_something_are_chosen_among_many() {
+    fn the_highest_ranked_sessions_are_chosen_among_many() {
         let mut shard = shard();
         (0..3 * TURN_SURVEYED as u32)
             .for_each(|slot| shard.handle_accept(SlotId(slot), ListenerKind::Native, NOW));
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_of_a_busy_shard_and_of_a_quiet_one_rank_alike() {
+    fn the_newest_rank_alike_on_a_busy_and_on_a_quiet_shard() {
         let (mut busy, mut quiet) = (shard(), shard());
         (0..200).for_each(|slot| enter(&mut busy, SlotId(slot), ""));
         (0..3).for_each(|slot| enter(&mut quiet, SlotId(slot), ""));
@@ -405,19 +405,19 @@ mod tests {
     }
 
     #[test]
-    fn a_survey_leaves_out_sessions_that_have_gone_meanwhile() {
+    fn a_survey_leaves_out_sessions_that_have_ended_since() {
         let mut shard = shard();
         (0..3).for_each(|slot| enter(&mut shard, SlotId(slot), ""));
         let mut survey = SessionSurvey::new(SessionsQuery { sort: SessionSort::Newest, limit: 10 });
         assert!(shard.survey_sessions(&mut survey, NOW));
         shard.handle_error(SlotId(1), 104, NOW);
         enter(&mut shard, SlotId(1), "another");
-        let slots: Vec<u32> = shard.seen(survey, NOW).iter().map(|seen| seen.slot.0).collect();
+        let slots: Vec<u32> = shard.session_summaries(survey, NOW).iter().map(|seen| seen.slot.0).collect();
         assert_eq!(slots, [2, 0]);
     }
 
     #[test]
-    fn the_operator_closes_the_session_that_was_named_and_no_other() {
+    fn the_operator_closes_exactly_the_named_session() {
         let mut shard = shard();
         enter(&mut shard, SlotId(5), "");
         let id = names(&shard, SessionsQuery { sort: SessionSort::Newest, limit: 1 })[0].id;
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn topics_are_chosen_by_prefix_and_know_who_takes_them() {
+    fn topics_are_chosen_by_prefix_and_have_subscriber_counts() {
         let mut shard = shard();
         enter(&mut shard, SlotId(0), "");
         let mut bytes = Vec::new();
@@ -452,7 +452,7 @@ mod tests {
         assert_eq!(all, [("a.x".into(), 9), ("b.y".into(), 2), ("b.x".into(), 1)]);
         let found = by("b.", 1);
         assert_eq!((found.len(), &*found[0].name), (1, "b.y"));
-        assert_eq!(shard.takers(&[found[0].id, TopicId(u32::MAX)]), [1, 0]);
+        assert_eq!(shard.subscriber_counts(&[found[0].id, TopicId(u32::MAX)]), [1, 0]);
         assert_eq!(shard.state().topics, 3);
     }
 }

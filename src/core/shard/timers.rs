@@ -1,11 +1,11 @@
-//! What happens when time has passed: deadlines of handshakes, frames and goodbyes, and heartbeats.
+//! Timers: deadlines of handshakes, frames, full sockets and ending sessions, paced ticks, and heartbeats.
 //!
-//! One [`crate::timer_wheel::Wheel`] a shard holds them all. Nothing is cancelled: a timer that is due looks at its session,
-//! if that is still there, and ends it, waits on, or does nothing.
+//! One [`crate::timer_wheel::Wheel`] per shard holds them all. Timers are never cancelled: one that expires checks its
+//! session, if that still exists, and ends it, sets the next timer, or does nothing.
 //!
-//! A heartbeat looks twice before it ends a session, and half the time-out is between the looks. So a server that was
-//! itself stopped (SIGSTOP, a suspended machine, a starved core) finds the answers that came meanwhile before it takes
-//! their senders for dead, however long it was stopped: no reckoning with its own pauses is needed.
+//! A heartbeat checks twice, half the time-out apart, before it ends a session. So a server that was itself stopped
+//! (SIGSTOP, a suspended machine, a starved core), for however long, reads the answers that arrived meanwhile before it
+//! takes their senders for dead. It need not measure its own pauses.
 
 use super::Shard;
 use crate::{
@@ -17,37 +17,37 @@ use crate::{
 };
 use tickcast_proto::ids::TopicId;
 
-/// What a timer is for.
+/// The purpose of a timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TimerKind {
-    /// The handshake is to be done.
+    /// Deadline of the handshake.
     Handshake,
-    /// A frame that has begun is to be whole.
+    /// Deadline of a frame whose first bytes have arrived.
     Frame,
-    /// The peer is to be heard.
+    /// Check whether the peer is alive.
     Heartbeat,
-    /// A socket that was full is to have taken something.
+    /// Check whether a full socket has taken anything.
     Stall,
-    /// A tick of this topic that was held for its pace may come.
+    /// A tick of this topic held back by the session's rate limit may be sent.
     Pace(TopicId),
-    /// A session that ends is to be gone.
+    /// Deadline of an ending session.
     Linger,
 }
 
-/// A timer of a session. 16 bytes. Bound: one of each kind a session, one for each topic it takes at a pace, and those that
-/// have lost their meaning: at most as many again, and [`TIMERS_GONE_MAX`].
+/// A timer of a session. 16 bytes. Bound: one of each kind per session, one per rate-limited topic of a session, and stale
+/// ones: at most as many again plus [`TIMERS_GONE_MAX`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timer {
     kind: TimerKind,
     slot: SlotId,
-    /// The upper half of the session's id: the slot may be another's by then.
+    /// Upper half of the session's id: another session may be in the slot by then.
     generation: u32,
 }
 
 const _: () = assert!(size_of::<Timer>() == 16, "the docs of Timer say how large it is");
 
 impl Timer {
-    /// A timer of the session with this id.
+    /// Creates a timer of the session with this id.
     pub(super) fn new(kind: TimerKind, id: SessionId) -> Timer {
         Timer { kind, slot: id.slot(), generation: id.generation() }
     }
@@ -58,10 +58,11 @@ impl Timer {
 }
 
 impl Shard {
-    /// Sets a timer of a session. Once there are too many, those of sessions that are gone are forgotten: they would be
-    /// kept until they are due, and clients that come and go fast enough would take all memory. A few steps a call in the
-    /// long run.
-    pub(super) fn watch(&mut self, when_ns: u64, kind: TimerKind, id: SessionId) {
+    /// Sets a timer of a session. Amortized O(1).
+    ///
+    /// Beyond `timers_max`, stale timers are dropped. Otherwise clients that connect and disconnect fast enough would
+    /// exhaust memory with timers that are not yet due.
+    pub(super) fn set_timer(&mut self, when_ns: u64, kind: TimerKind, id: SessionId) {
         if self.timers.len() >= self.timers_max {
             let sessions = &self.sessions;
             self.timers.retain(|granule, timer| {
@@ -69,7 +70,7 @@ impl Shard {
                 else {
                     return false;
                 };
-                // Of a topic's paces only the one that counts.
+                // A topic may have several pace timers: keep the one its membership waits for.
                 let TimerKind::Pace(topic) = timer.kind else { return true };
                 session.memberships.get(&topic).is_some_and(|membership| {
                     membership.taking == Taking::Paced
@@ -81,16 +82,16 @@ impl Shard {
         self.timers.insert(when_ns, Timer::new(kind, id));
     }
 
-    /// Does what is due, a bounded number of timers a turn. Returns whether anything was.
+    /// Processes expired timers, a bounded number per turn. Returns whether there were any.
     pub(super) fn handle_timers(&mut self, now: Now) -> bool {
         for handled in 0..TURN_TIMERS {
             let Some(timer) = self.timers.pop_due(now.monotonic_ns) else { return handled > 0 };
-            self.timer_is_due(timer, now);
+            self.timer_expired(timer, now);
         }
         true
     }
 
-    fn timer_is_due(&mut self, timer: Timer, now: Now) {
+    fn timer_expired(&mut self, timer: Timer, now: Now) {
         let slot = timer.slot;
         let Some(session) = self.sessions.any_mut(slot).filter(|session| session.id == timer.id()) else {
             return;
@@ -100,9 +101,9 @@ impl Shard {
                 self.end(slot, CloseReason::HandshakeDeadline, now);
             }
             TimerKind::Handshake => {}
-            TimerKind::Frame => self.frame_is_due(slot, now),
-            TimerKind::Heartbeat => self.heartbeat_is_due(slot, now),
-            TimerKind::Stall => self.stall_is_due(slot, now),
+            TimerKind::Frame => self.check_frame(slot, now),
+            TimerKind::Heartbeat => self.check_heartbeat(slot, now),
+            TimerKind::Stall => self.check_stall(slot, now),
             TimerKind::Pace(topic) => {
                 self.fanout.handle_pace_due(
                     topic,
@@ -117,8 +118,8 @@ impl Shard {
         }
     }
 
-    /// Ends a session that has held part of a frame for too long; watches on while one has only begun since.
-    fn frame_is_due(&mut self, slot: SlotId, now: Now) {
+    /// Ends a session with part of a frame older than the deadline. Sets the timer again for a frame begun since.
+    fn check_frame(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.partial_watched = false;
         let Some(since_ns) = session.partial_since_ns else { return };
@@ -128,11 +129,40 @@ impl Shard {
         }
         session.partial_watched = true;
         let id = session.id;
-        self.watch(when_ns, TimerKind::Frame, id);
+        self.set_timer(when_ns, TimerKind::Frame, id);
     }
 
-    /// Something came from the peer: it lives. From the end of the handshake on it is watched.
-    pub(super) fn heard(&mut self, slot: SlotId, now: Now) {
+    /// Checks a socket that was full. If it still is, its conflating and dropping subscriptions lose ticks; a lossless
+    /// session ends at the stall deadline.
+    pub(super) fn check_stall(&mut self, slot: SlotId, now: Now) {
+        let (behind_ns, deadline_ns) = (self.limits.behind_ns, self.limits.stall_deadline_ns);
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        session.stall_watched = false;
+        if session.parked_since_ns == 0 {
+            return;
+        }
+        let (id, since_ns) = (session.id, session.parked_since_ns);
+        let faithful = session.memberships.len() as u32 > session.yielding.0;
+        let full_ns = now.monotonic_ns.saturating_sub(since_ns);
+        if faithful && full_ns >= deadline_ns {
+            return self.end(slot, CloseReason::SlowConsumer, now);
+        }
+        if full_ns >= behind_ns {
+            let before_ns = now.monotonic_ns - behind_ns;
+            self.fanout.handle_stall(slot, before_ns, &mut self.sessions, &self.logs);
+        }
+        let when = match full_ns < behind_ns {
+            true => since_ns.saturating_add(behind_ns),
+            false => now.monotonic_ns.saturating_add(behind_ns),
+        };
+        if let Some(session) = self.sessions.open_mut(slot) {
+            session.stall_watched = true;
+            self.set_timer(when, TimerKind::Stall, id);
+        }
+    }
+
+    /// Notes that the peer is alive. Starts its heartbeat once the handshake is complete.
+    pub(super) fn note_activity(&mut self, slot: SlotId, now: Now) {
         let interval_ns = self.limits.ping_interval_ns;
         let Some(session) = self.sessions.open_mut(slot).filter(|_| interval_ns != u64::MAX) else { return };
         session.pulse_ms = low_ms(now);
@@ -142,22 +172,22 @@ impl Shard {
         }
         session.heartbeat_watched = true;
         let id = session.id;
-        self.watch(next_look_ns(now.monotonic_ns + interval_ns, interval_ns), TimerKind::Heartbeat, id);
+        self.set_timer(next_look_ns(now.monotonic_ns + interval_ns, interval_ns), TimerKind::Heartbeat, id);
     }
 
-    /// Pings a peer that was silent for the interval, and ends one that was silent since its ping.
-    fn heartbeat_is_due(&mut self, slot: SlotId, now: Now) {
+    /// Pings a peer that was silent for the interval. Ends the session of one that was silent since its ping.
+    fn check_heartbeat(&mut self, slot: SlotId, now: Now) {
         let (interval_ns, timeout_ns) = (self.limits.ping_interval_ns, self.limits.ping_timeout_ns);
-        // Once nothing is taken from clients their silence says nothing, and their goodbye is near.
+        // Once input is no longer processed, silence means nothing, and the sessions end soon.
         let watches = !self.input_stopped;
         let Some(session) = self.sessions.open_mut(slot).filter(|_| watches) else { return };
         if interval_ns == u64::MAX {
-            // It was switched off since.
+            // Heartbeats were switched off since the timer was set.
             (session.heartbeat_watched, session.pulse) = (false, Pulse::Quiet);
             return;
         }
-        // It is not read from for want of room that is not its own, or it works off what was sent to it: a ping may be
-        // far behind, but somebody reads.
+        // The peer is alive if it reads its backlog, although the answer to a ping may take long. And it is not silent if
+        // the shard does not read from it because other sessions use up the room.
         let waits_for_others = session.paused && session.takes_requests();
         if std::mem::take(&mut session.took_parked) || waits_for_others {
             session.pulse_ms = low_ms(now);
@@ -182,18 +212,30 @@ impl Shard {
                 self.ping(slot, now);
             }
         }
-        // Not later than the next ping may be due: it may answer at any time.
+        // No later than the next ping may be due, because the peer may answer at any time.
         let next_ms = (half_ms - waited_ms).min(interval_ms);
         self.timers.insert(now.monotonic_ns + next_ms * 1_000_000, timer);
     }
 
     fn ping(&mut self, slot: SlotId, now: Now) {
-        let Some(session) = self.sessions.open_mut(slot) else { return };
-        debug_assert!(!session.protocol.is_handshake(), "who is not yet there is not watched");
+        let Some(session) = self.sessions.open_mut(slot) else {
+            return debug_assert!(false, "only an open session is pinged");
+        };
+        debug_assert!(!session.protocol.is_handshake(), "heartbeats start after the handshake");
         let mut bytes = Vec::new();
         session.format.framing.write_ping(now.monotonic_ns, &mut bytes);
         self.counters.add(Counter::Pings, 1);
         self.push_bytes(slot, &bytes);
+    }
+
+    /// Sets timers for ticks held back by rate limits.
+    pub(super) fn set_pace_timers(&mut self) {
+        for pace in self.fanout.take_pace_timers() {
+            if let Some(session) = self.sessions.get(pace.slot) {
+                let id = session.id;
+                self.set_timer(pace.due_ns, TimerKind::Pace(pace.topic), id);
+            }
+        }
     }
 }
 
@@ -201,12 +243,12 @@ fn low_ms(now: Now) -> u32 {
     (now.monotonic_ns / 1_000_000) as u32
 }
 
-/// Milliseconds from a time that [`low_ms`] gave: right for 49 days.
+/// Returns the milliseconds since a time from [`low_ms`]; correct for up to 49 days.
 fn since_ms(then_ms: u32, now: Now) -> u64 {
     u64::from(low_ms(now).wrapping_sub(then_ms))
 }
 
-/// The next moment at which silent sessions are looked at.
+/// Returns the next time at which heartbeats are checked: rounded up, so that many share one wake-up.
 fn next_look_ns(when_ns: u64, interval_ns: u64) -> u64 {
     when_ns.next_multiple_of(interval_ns.div_ceil(PING_LOOKS_PER_INTERVAL))
 }

@@ -81,7 +81,7 @@ impl Driver {
         match request {
             ShardRequest::State(reply) if !reply.is_closed() => reply.send(Box::new(self.state())),
             ShardRequest::SessionCounts(topics, reply) if !reply.is_closed() => {
-                reply.send(self.shard.takers(&topics))
+                reply.send(self.shard.subscriber_counts(&topics))
             }
             ShardRequest::State(_) | ShardRequest::SessionCounts(..) => {}
             ShardRequest::Close(id, reply) => reply.send(self.shard.close(SessionId(id), now)),
@@ -106,7 +106,7 @@ impl Driver {
         Ok(match survey {
             Survey::Sessions(mut survey, reply) => Some(match self.shard.survey_sessions(&mut survey, now) {
                 false => Survey::Sessions(survey, reply),
-                true => Survey::Sockets(self.shard.seen(survey, now), Vec::new(), reply),
+                true => Survey::Sockets(self.shard.session_summaries(survey, now), Vec::new(), reply),
             }),
             Survey::Sockets(seen, mut views, reply) => {
                 for summary in seen.iter().skip(views.len()).take(TURN_SOCKETS_ASKED) {

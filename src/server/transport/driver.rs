@@ -447,7 +447,7 @@ impl Driver {
                 }
             };
             if let Some(slot) = self.add(socket, origin) {
-                self.shard.handle_placed(SlotId(slot), departure.listener, &departure.bytes, now);
+                self.shard.handle_attached(SlotId(slot), departure.listener, &departure.bytes, now);
                 self.actions()?;
             }
         }
@@ -515,7 +515,7 @@ impl Driver {
                 Action::PauseReceive(slot) => self.ring.pause_receive(slot.0)?,
                 Action::ResumeReceive(slot) => self.ring.resume_receive(slot.0)?,
                 Action::ShutdownWrite(slot) => self.ring.shutdown_write(slot.0)?,
-                Action::Settled(slot) => self.ring.settle(slot.0),
+                Action::HandshakeDone(slot) => self.ring.settle(slot.0),
                 Action::HandOver(slot) => self.ring.detach(slot.0)?,
                 Action::Close(slot) => {
                     self.admission.release(slot.0);
@@ -538,12 +538,12 @@ impl Driver {
         match self.phase {
             Phase::Running if self.stop.is_requested() => {
                 self.ring.stop_accepting()?;
-                self.shard.stop_taking_input();
+                self.shard.stop_input();
                 self.phase = Phase::Requests;
             }
             Phase::Running => {}
             Phase::Requests => {
-                if self.shard.requests_have_left() && self.handovers.is_flushed() {
+                if self.shard.requests_flushed() && self.handovers.is_flushed() {
                     self.stop.arrive(self.shard.id(), Barrier::Requests);
                 }
                 let is_passed = self.stop.is_passed(Barrier::Requests, &mut self.mesh);
@@ -552,7 +552,7 @@ impl Driver {
                 }
             }
             Phase::Deliveries => {
-                if self.shard.deliveries_have_left() {
+                if self.shard.deliveries_flushed() {
                     self.stop.arrive(self.shard.id(), Barrier::Deliveries);
                 }
                 if late || self.stop.is_passed(Barrier::Deliveries, &mut self.mesh) {

@@ -13,7 +13,7 @@ use tickcast_core::{
         item_ring::{ItemConsumer, ItemProducer, item_ring},
         ring::Doorbell,
     },
-    shard::Departure,
+    shard::DetachedSession,
 };
 use tickcast_proto::ids::ShardId;
 
@@ -23,7 +23,7 @@ pub struct Handover {
     /// The socket. Nothing is in flight on it.
     pub socket: OwnedFd,
     /// The target shard, and the bytes received so far.
-    pub departure: Departure,
+    pub departure: DetachedSession,
     /// The origin it counts for, if connections are counted by origin.
     pub origin: Option<Origin>,
 }
@@ -162,8 +162,11 @@ mod tests {
 
     fn handover(to: u16, n: usize) -> (Handover, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let departure =
-            Departure { to: ShardId(to), listener: ListenerKind::Native, bytes: n.to_le_bytes().to_vec() };
+        let departure = DetachedSession {
+            to: ShardId(to),
+            listener: ListenerKind::Native,
+            bytes: n.to_le_bytes().to_vec(),
+        };
         (Handover { socket: ours.into(), departure, origin: None }, theirs)
     }
 

@@ -151,7 +151,7 @@ impl Turner {
 /// Creates a source's ring to the only shard.
 fn source(shard: &mut Turner) -> Lanes {
     let (producer, consumer) = frame_ring(1 << 10);
-    shard.mesh.add_ingest(consumer);
+    shard.mesh.add_source(consumer);
     Lanes::new([(producer, shard.bell.clone())].into_iter())
 }
 
@@ -198,7 +198,7 @@ fn a_producer_that_found_no_room_is_woken_when_there_is_some() {
     model(3, || {
         let [mut from, to] = <[Turner; 2]>::try_from(shards(2, 128)).ok().unwrap();
         assert!(from.stage(2, ShardId(1)) > 128, "both do not fit at once");
-        let from = spawn(|| from.run(|from| from.shard.requests_have_left()));
+        let from = spawn(|| from.run(|from| from.shard.requests_flushed()));
         let to = spawn(|| to.run(|to| to.sequenced() == 2));
         [from, to].into_iter().for_each(|thread| thread.join().unwrap());
     });
@@ -248,7 +248,7 @@ fn two_shards_that_fill_each_others_rings_both_get_on() {
             .zip([ShardId(1), ShardId(0)])
             .map(|(mut shard, other)| {
                 assert!(shard.stage(2, other) > 128, "both do not fit at once");
-                spawn(|| shard.run(|shard| shard.shard.requests_have_left() && shard.sequenced() == 2))
+                spawn(|| shard.run(|shard| shard.shard.requests_flushed() && shard.sequenced() == 2))
             })
             .collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
@@ -284,7 +284,7 @@ fn a_shard_that_goes_on_in_stopping_has_taken_what_the_others_had_sent() {
         let arriving = stop.clone();
         let from = spawn(move || {
             from.turn();
-            if from.shard.requests_have_left() {
+            if from.shard.requests_flushed() {
                 arriving.arrive(ShardId(0), Barrier::Requests);
             }
         });

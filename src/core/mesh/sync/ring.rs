@@ -1,4 +1,4 @@
-//! A stand-in for rtrb in builds for loom, which sees only its own atomics.
+//! A stand-in for rtrb in loom builds, because loom sees only its own atomics.
 //!
 //! It has rtrb's two positions with rtrb's orderings, and caches them as rtrb does: an end loads the other's position only
 //! where rtrb would, and may use a stale one. The items are not modelled: rtrb itself guarantees that they are there when
@@ -35,7 +35,7 @@ impl RingBuffer {
     }
 }
 
-/// Positions count from the beginning and do not wrap: a model ends long before they would.
+/// Positions count from 0 and do not wrap: a model run is far too short for that.
 #[derive(Debug)]
 struct Shared<T> {
     head: AtomicUsize,
@@ -88,7 +88,7 @@ impl<T> Producer<T> {
 }
 
 impl Producer<u8> {
-    /// Writes as much as fits. Returns what was written and what was not.
+    /// Writes as much as fits. Returns the written part and the rest.
     pub fn push_partial_slice<'a>(&mut self, slice: &'a [u8]) -> (&'a [u8], &'a [u8]) {
         let room = |producer: &Producer<u8>| producer.shared.capacity - (producer.tail - producer.head);
         if room(self) < slice.len() {
@@ -154,10 +154,10 @@ impl Consumer<u8> {
         self.tail.get() - self.head
     }
 
-    /// The next `n` bytes.
+    /// Returns the next `n` bytes.
     ///
     /// # Errors
-    /// When there are fewer.
+    /// If fewer are available.
     pub fn read_chunk(&mut self, n: usize) -> Result<ReadChunk<'_>, ChunkError> {
         if self.tail.get() - self.head < n && self.slots() < n {
             return Err(ChunkError);

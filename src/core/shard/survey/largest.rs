@@ -1,24 +1,24 @@
-//! The largest few of many, found in one pass without keeping the rest.
+//! The largest few of many items, found in one pass without keeping the rest.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
-/// Keeps the items of the highest ranks that it was offered, at most so many. Of equal ranks the smaller item stays.
+/// Keeps the offered items with the highest ranks, up to a limit. Among equal ranks, the smaller item stays.
 ///
-/// Memory: the bound, however many are offered. An offer is a comparison for most, and O(log bound) at most.
+/// Memory: O(limit), however many are offered. Most offers cost one comparison, the others O(log limit).
 #[derive(Clone, Debug)]
 pub struct Largest<T> {
     items_max: usize,
-    /// The least of those that are kept is at the top.
+    /// The smallest kept item is at the top.
     kept: BinaryHeap<Reverse<(u64, Reverse<T>)>>,
 }
 
 impl<T: Ord> Largest<T> {
-    /// Keeps `items_max`.
+    /// Creates an empty selection of at most `items_max` items.
     pub fn new(items_max: usize) -> Largest<T> {
         Largest { items_max, kept: BinaryHeap::new() }
     }
 
-    /// One more.
+    /// Keeps the item if its rank is high enough.
     pub fn offer(&mut self, rank: u64, item: T) {
         let entry = (rank, Reverse(item));
         if self.kept.len() < self.items_max {
@@ -30,7 +30,7 @@ impl<T: Ord> Largest<T> {
         }
     }
 
-    /// What was kept, the highest rank first.
+    /// Returns the kept items, highest rank first.
     pub fn into_sorted(self) -> impl Iterator<Item = (u64, T)> {
         self.kept.into_sorted_vec().into_iter().map(|Reverse((rank, Reverse(item)))| (rank, item))
     }
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_highest_ranks_stay_in_order_whatever_order_they_came_in() {
+    fn the_highest_ranks_are_kept_and_sorted_in_any_order_of_arrival() {
         let mut offered: Vec<(u64, u32)> = (0..1_000u32).map(|n| (u64::from(n % 250), n)).collect();
         fastrand::Rng::with_seed(7).shuffle(&mut offered);
         let mut largest = Largest::new(6);
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn fewer_than_it_keeps_are_all_there_and_none_is_nothing() {
+    fn fewer_items_than_the_limit_are_all_kept() {
         let mut largest = Largest::new(10);
         [(1, 'a'), (3, 'b')].into_iter().for_each(|(rank, item)| largest.offer(rank, item));
         assert_eq!(largest.into_sorted().collect::<Vec<_>>(), [(3, 'b'), (1, 'a')]);

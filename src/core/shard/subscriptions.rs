@@ -1,12 +1,13 @@
-//! Subscriptions as a session asks for them, changes them and ends them.
+//! Subscribe, update, unsubscribe and resume requests of sessions.
 
 use std::borrow::Cow;
 
-use super::{Shard, input::shown};
+use super::{Shard, ingress::quoted};
 use crate::{
     fanout::{Interest, Registration, StartFrom, Subscription, Unsubscribed},
     ids::{SessionId, SlotId},
-    limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
+    limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX, TURN_SCAN_TOPICS},
+    metrics::counters::Counter,
     now::Now,
 };
 use tickcast_proto::{
@@ -15,20 +16,20 @@ use tickcast_proto::{
     subscription::{Delivery, Position, StartPosition},
 };
 
-/// A change of one subscription that goes over the session's topics: done in the order asked for, with a budget a turn.
+/// A queued update or unsubscribe, which visits the session's topics. Applied in order, within a budget per turn.
 #[derive(Debug)]
-pub(super) struct Walk {
-    session: SessionId,
+pub(super) struct SubscriptionChange {
+    pub(super) session: SessionId,
     request: u32,
     pattern: Box<str>,
-    /// `None`: it ends.
+    /// `None`: unsubscribe.
     delivery: Option<Delivery>,
 }
 
 impl Shard {
-    /// Queues changes of subscriptions, and does as many as this turn still may; the session's later requests wait for the
-    /// rest.
-    pub(super) fn queue_walks(
+    /// Queues changes of subscriptions and applies as many as the turn's budget allows. The session's later requests wait
+    /// for the rest.
+    pub(super) fn queue_changes(
         &mut self,
         slot: SlotId,
         request: u32,
@@ -36,19 +37,27 @@ impl Shard {
         delivery: Option<Delivery>,
         now: Now,
     ) {
-        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let Some(session) = self.sessions.open_mut(slot) else {
+            return debug_assert!(false, "only an open session changes its subscriptions");
+        };
         session.walks += patterns.len() as u32;
         let session = session.id;
-        let walk = |pattern: Cow<'_, str>| Walk { session, request, pattern: pattern.into(), delivery };
-        self.walks.extend(patterns.into_iter().map(walk));
-        self.walk(now);
+        let change = |pattern: Cow<'_, str>| SubscriptionChange {
+            session,
+            request,
+            pattern: pattern.into(),
+            delivery,
+        };
+        self.changes.extend(patterns.into_iter().map(change));
+        self.apply_changes(now);
     }
 
-    /// Does what the turn's budget allows of the changes that wait. Returns whether there were any.
-    pub(super) fn walk(&mut self, now: Now) -> bool {
-        let any = !self.walks.is_empty();
-        while self.walk_left > 0
-            && let Some(Walk { session: id, request, pattern, delivery }) = self.walks.pop_front()
+    /// Applies queued changes within the turn's budget. Returns whether there were any.
+    pub(super) fn apply_changes(&mut self, now: Now) -> bool {
+        let any = !self.changes.is_empty();
+        while self.change_budget > 0
+            && let Some(SubscriptionChange { session: id, request, pattern, delivery }) =
+                self.changes.pop_front()
         {
             let slot = id.slot();
             let Some(session) = self.sessions.open_mut(slot).filter(|session| session.id == id) else {
@@ -59,14 +68,14 @@ impl Shard {
                 Some(delivery) => self.update(slot, request, &pattern, delivery, now),
                 None => self.unsubscribe(slot, request, &pattern, now),
             };
-            self.walk_left = self.walk_left.saturating_sub(looked);
+            self.change_budget = self.change_budget.saturating_sub(looked);
         }
         any
     }
 
-    /// Where a subscription begins; places by topic are kept with the session until their topics are joined. `None`
-    /// when there are more than may be, and the request has been answered.
-    pub(super) fn begin(
+    /// Returns where a subscription begins. Positions by topic are kept in the session until their topics are joined. Returns
+    /// `None` after answering the request with an error.
+    pub(super) fn start_position(
         &mut self,
         slot: SlotId,
         request: u32,
@@ -81,7 +90,7 @@ impl Shard {
             StartPosition::AfterEach { epoch, sequences } => {
                 for topic in sequences.keys() {
                     if let Err(error) = pattern::check_topic(topic.as_bytes()) {
-                        let text = format!("from: sequences: topic {}: {error}", shown(topic.as_bytes()));
+                        let text = format!("from: sequences: topic {}: {error}", quoted(topic.as_bytes()));
                         self.fail(slot, request, ErrorCode::BadTopic, &text, now);
                         return None;
                     }
@@ -103,13 +112,15 @@ impl Shard {
         }
     }
 
-    /// Notes a place in a topic for the subscription that follows.
+    /// Keeps a position in a topic for the subscription that follows.
     pub(super) fn resume(&mut self, slot: SlotId, topic: &str, position: Position, now: Now) {
         if let Err(error) = pattern::check_topic(topic.as_bytes()) {
-            let text = format!("resume: topic {}: {error}", shown(topic.as_bytes()));
+            let text = format!("resume: topic {}: {error}", quoted(topic.as_bytes()));
             return self.fail(slot, 0, ErrorCode::BadTopic, &text, now);
         }
-        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let Some(session) = self.sessions.open_mut(slot) else {
+            return debug_assert!(false, "only an open session resumes");
+        };
         let lag = session.lag_mut();
         if lag.places.len() >= RESUME_POSITIONS_MAX || lag.places_bytes + topic.len() > RESUME_BYTES_MAX {
             return self.too_many_places(slot, 0, now);
@@ -119,19 +130,19 @@ impl Shard {
 
     fn too_many_places(&mut self, slot: SlotId, request: u32, now: Now) {
         let text = format!(
-            "from: a session may name {RESUME_POSITIONS_MAX} places, {RESUME_BYTES_MAX} bytes of names"
+            "from: a session may name {RESUME_POSITIONS_MAX} positions, with {RESUME_BYTES_MAX} bytes of topic names"
         );
         self.fail(slot, request, ErrorCode::BadRequest, &text, now);
     }
 
-    /// Changes how a subscription is delivered. Returns the topics and subscriptions looked at.
+    /// Changes how a subscription is delivered. Returns the number of topics and subscriptions visited.
     fn update(&mut self, slot: SlotId, request: u32, pattern: &str, delivery: Delivery, now: Now) -> usize {
         let entry = self.fanout.entry_of(pattern);
         let held = |session: &mut crate::session::Session| {
             session.subscriptions.iter().any(|held| Some(held.entry) == entry)
         };
         let (Some(entry), true) = (entry, self.sessions.open_mut(slot).is_some_and(held)) else {
-            let text = format!("not subscribed to {}", shown(pattern.as_bytes()));
+            let text = format!("not subscribed to {}", quoted(pattern.as_bytes()));
             self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
             return 1;
         };
@@ -151,7 +162,7 @@ impl Shard {
         now: Now,
     ) {
         if let Err(error) = pattern::check_pattern(pattern.as_bytes()) {
-            let text = format!("pattern {}: {error}", shown(pattern.as_bytes()));
+            let text = format!("pattern {}: {error}", quoted(pattern.as_bytes()));
             return self.fail(slot, request, ErrorCode::BadPattern, &text, now);
         }
         let known = self.fanout.entry_of(pattern);
@@ -162,23 +173,23 @@ impl Shard {
             return self.fail(slot, request, ErrorCode::TooManySubscriptions, &text, now);
         }
         if known.is_some_and(|entry| session.subscriptions.iter().any(|held| held.entry == entry)) {
-            let text = format!("already subscribed to {}", shown(pattern.as_bytes()));
+            let text = format!("already subscribed to {}", quoted(pattern.as_bytes()));
             return self.fail(slot, request, ErrorCode::AlreadySubscribed, &text, now);
         }
         let Registration { entry, interest } = self.fanout.subscribe(slot, request, pattern);
         if let Some(session) = self.sessions.open_mut(slot) {
             if session.subscriptions.is_empty() {
-                // Most sessions have one: a Vec would make room for four.
+                // Most sessions have one subscription; Vec would allocate for four.
                 session.subscriptions.reserve_exact(1);
             }
             session.subscriptions.push(Subscription { entry, position: None, delivery, start_from: begin });
         }
         if let Some(Interest { request, exact }) = interest {
-            self.ask_homes(pattern, exact, request);
+            self.add_interest(pattern, exact, request);
         }
     }
 
-    /// Ends a subscription. Returns the topics and subscriptions looked at.
+    /// Ends a subscription. Returns the number of topics and subscriptions visited.
     fn unsubscribe(&mut self, slot: SlotId, request: u32, pattern: &str, now: Now) -> usize {
         let entry = self.fanout.entry_of(pattern);
         let held = self.sessions.open_mut(slot).and_then(|session| {
@@ -186,17 +197,37 @@ impl Shard {
             Some(session.subscriptions.swap_remove(at))
         });
         let Some(held) = held else {
-            let text = format!("not subscribed to {}", shown(pattern.as_bytes()));
+            let text = format!("not subscribed to {}", quoted(pattern.as_bytes()));
             self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
             return 1;
         };
         let Unsubscribed { pattern_gone: last, visited: looked } =
             self.fanout.unsubscribe(held, slot, &mut self.sessions);
         if let Some(last) = last {
-            self.tell_homes_gone(&last);
+            self.remove_interest(&last);
         }
         self.reply(slot, &Reply::Unsubscribed { request, pattern });
         looked
+    }
+
+    /// Acknowledges subscriptions whose homes are ready, then announces their topics. Nothing of a topic is sent before
+    /// that. Visits a bounded number of topics per turn. Returns whether there were any.
+    pub(super) fn activate_subscriptions(&mut self) -> bool {
+        let mut looked = 0;
+        while looked < TURN_SCAN_TOPICS
+            && let Some(live) = self.fanout.next_activation()
+        {
+            let pattern = self.fanout.pattern(live.entry).to_owned();
+            let reply = Reply::Subscribed { request: live.request, pattern: &pattern, epoch: self.epoch };
+            self.reply(live.slot, &reply);
+            looked += 1 + self.fanout.attach(live, &mut self.sessions, &mut self.logs);
+            if let Some(session) = self.sessions.open_mut(live.slot)
+                && !std::mem::replace(&mut session.subscribed, true)
+            {
+                self.counters.add(Counter::SessionsSubscribed, 1);
+            }
+        }
+        looked > 0
     }
 }
 
@@ -232,7 +263,7 @@ mod tests {
         while shard.turn(NOW) {}
     }
 
-    /// By topic id: the order of their coming.
+    /// Policies of a session's memberships by topic id, which is the order in which topics were created.
     fn policies(shard: &Shard, slot: SlotId) -> Vec<Policy> {
         let held = &shard.sessions.get(slot).unwrap().memberships;
         let mut held: Vec<_> = held.iter().map(|(id, membership)| (id.0, membership.policy)).collect();
@@ -241,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn another_policy_is_for_later_subscriptions_and_topics_and_not_for_what_is_taken_already() {
+    fn a_new_default_policy_applies_to_later_memberships_only() {
         let mut shard = Shard::new(ShardId(0), 1, 1, Limits::default(), Arc::new(Counters::default()));
         subscribe(&mut shard, SlotId(0));
         publish(&mut shard, "a.before");

@@ -1,54 +1,41 @@
-//! Which shard serves a connection: the one that accepted it, unless the client says who it is. Then it is the shard of
-//! its identity, so that a second connection of the same client meets the first.
+//! The shard that serves a connection: the accepting shard, or the shard of the client's identity if it gives one. So a
+//! second connection of the same client meets the first.
 //!
 //! ```text
 //!  accepting shard                                     shard of the identity
-//!  bytes of HELLO or of the request head -> place()
-//!  Action::HandOver(slot)       transport quiets the socket; what still comes is kept
-//!  handle_detached(slot)  ---- socket, all bytes so far ---->  handle_placed(slot, bytes)
+//!  bytes of HELLO or of the request head -> route_identity()
+//!  Action::HandOver(slot)       the transport stops I/O; bytes received until then are kept
+//!  handle_detached(slot)  ---- socket, all bytes so far ---->  handle_attached(slot, bytes)
 //! ```
 //!
-//! Nothing has been answered before the hand-over, and the other shard reads the same bytes from the first: it comes to
-//! the same identity and so to itself, and nothing is handed over twice.
+//! The accepting shard answers nothing before the handover. The other shard decodes the same bytes from the beginning,
+//! finds the same identity, and so keeps the connection: nothing is handed over twice.
 
-use super::{Action, ListenerKind, Shard};
 use crate::{
     ids::SlotId,
     metrics::counters::Counter,
     now::Now,
     placement,
     session::{CloseReason, Protocol},
+    shard::{Action, ListenerKind, Shard},
 };
 use tickcast_proto::ids::ShardId;
 
-/// A connection that another shard is to serve, without its socket.
+/// A connection for another shard to serve, without its socket.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Departure {
-    /// Which shard.
+pub struct DetachedSession {
+    /// The shard that will serve it.
     pub to: ShardId,
-    /// Which kind of listener it came through.
+    /// The kind of listener that accepted it.
     pub listener: ListenerKind,
-    /// All that was received. Bound: the longest frame or request head and what was in flight while the socket was
-    /// quieted.
+    /// All bytes received. Bound: the longest frame or request head, and what arrived until I/O stopped.
     pub bytes: Vec<u8>,
 }
 
 impl Shard {
-    /// A connection that another shard accepted and handed over, with all that was received from it; the slot is vacant.
-    /// The bytes hold a whole HELLO or request head, so the handshake is done when this returns: its deadline needs no
-    /// time that was used up elsewhere.
-    pub fn handle_placed(&mut self, slot: SlotId, listener: ListenerKind, bytes: &[u8], now: Now) {
-        self.open(slot, listener, now);
-        // What the server has received is counted where it was received. Once the server stops, nothing is taken up.
-        if !self.input_stopped {
-            self.take_up(slot, bytes, now);
-        }
-        self.settle(now);
-    }
-
-    /// The transport has quieted the socket of [`Action::HandOver`]: the session is forgotten here. `None` when it has
-    /// begun to end since; then it ends here.
-    pub fn handle_detached(&mut self, slot: SlotId) -> Option<Departure> {
+    /// Removes the session of [`Action::HandOver`] once the transport has stopped I/O on its socket. Returns `None` if the
+    /// session has begun to end since: then it ends on this shard.
+    pub fn handle_detached(&mut self, slot: SlotId) -> Option<DetachedSession> {
         let session = self.sessions.open_mut(slot)?;
         let Protocol::Leaving(to) = session.protocol else { return None };
         let listener = session.listener;
@@ -56,12 +43,16 @@ impl Shard {
         self.sessions.remove(slot);
         self.counters.subtract(Counter::SessionsOpen, 1);
         self.counters.add(Counter::SessionsHandedOver, 1);
-        Some(Departure { to, listener, bytes })
+        Some(DetachedSession { to, listener, bytes })
     }
 
-    /// A client that opens its session says who it is. Returns whether it is served here; if not, it is on its way.
-    pub(super) fn place(&mut self, slot: SlotId, client: &str, now: Now) -> bool {
-        let Some(session) = self.sessions.open_mut(slot) else { return true };
+    /// Routes a session by the identity in its handshake. Returns whether this shard serves it; if not, the handover has
+    /// begun.
+    pub(in crate::shard) fn route_identity(&mut self, slot: SlotId, client: &str, now: Now) -> bool {
+        let Some(session) = self.sessions.open_mut(slot) else {
+            debug_assert!(false, "only an open session's handshake is processed");
+            return true;
+        };
         if client.is_empty() || !session.protocol.is_handshake() {
             return true;
         }
@@ -80,12 +71,14 @@ impl Shard {
         true
     }
 
-    /// A session that ends on its way to another shard ends here: it says goodbye as its listener's clients know it.
-    pub(super) fn stay(&mut self, slot: SlotId) {
-        let Some(session) = self.sessions.any_mut(slot) else { return };
+    /// Cancels the handover of a session that ends, so that it ends here, with the CLOSING of its listener's protocol.
+    pub(super) fn cancel_handover(&mut self, slot: SlotId) {
+        let Some(session) = self.sessions.any_mut(slot) else {
+            return debug_assert!(false, "a session stays while it ends");
+        };
         if let Protocol::Leaving(_) = session.protocol {
             session.begin_handshake();
-            // Its FIN is waited for.
+            // The shard waits for the peer's FIN.
             self.actions.push_back(Action::ResumeReceive(slot));
         }
     }
@@ -96,7 +89,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{config::Limits, metrics::counters::Counters};
+    use crate::{config::Limits, metrics::counters::Counters, testing::TurnLoop};
     use tickcast_proto::{Step, command::encode_request, frame, records::Publish};
 
     const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
@@ -120,7 +113,7 @@ mod tests {
         .into_bytes()
     }
 
-    /// An identity of another shard than this one.
+    /// Returns an identity that another shard serves, and that shard.
     fn stranger_to(shard: ShardId) -> (String, ShardId) {
         let named =
             (0..).map(|n| format!("client-{n}")).map(|name| (placement::serving_shard(&name, SHARDS), name));
@@ -128,12 +121,11 @@ mod tests {
     }
 
     fn sent(shard: &mut Shard) -> Vec<u8> {
-        let (mut gather, mut sent) = (Vec::new(), Vec::new());
-        shard.prepare_sends(NOW);
-        while let Some(send) = shard.poll_send(&mut gather, NOW) {
-            sent.extend_from_slice(shard.send_bytes(&send, &gather));
-            shard.handle_sent(send.slot, 1, false, NOW);
-        }
+        let mut sent = Vec::new();
+        TurnLoop::default().flush(shard, NOW, usize::MAX, |_, bytes| {
+            sent.extend_from_slice(bytes);
+            false
+        });
         sent
     }
 
@@ -147,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_of_another_shard_leaves_unanswered_with_every_byte_it_sent_however_they_came() {
+    fn a_client_of_another_shard_is_handed_over_unanswered_with_every_byte() {
         let (name, home) = stranger_to(ShardId(0));
         let mut ping = Vec::new();
         encode_request(&mut ping, frame::Kind::Subscribe, 2, "a");
@@ -162,13 +154,13 @@ mod tests {
                 assert_eq!(from.poll_action(), Some(Action::HandOver(SlotId(3))), "once, and nothing else");
                 assert_eq!(from.poll_action(), None);
                 assert_eq!(sent(&mut from), b"", "nothing is answered before");
-                let departure = from.handle_detached(SlotId(3)).unwrap();
-                assert_eq!(departure, Departure { to: home, listener, bytes: bytes.clone() });
+                let detached = from.handle_detached(SlotId(3)).unwrap();
+                assert_eq!(detached, DetachedSession { to: home, listener, bytes: bytes.clone() });
                 assert_eq!((from.sessions_len(), from.handle_detached(SlotId(3))), (0, None));
 
                 let mut to = shard(home, Limits::default());
-                to.handle_placed(SlotId(8), listener, &departure.bytes, NOW);
-                assert_eq!(to.poll_action(), Some(Action::Settled(SlotId(8))));
+                to.handle_attached(SlotId(8), listener, &detached.bytes, NOW);
+                assert_eq!(to.poll_action(), Some(Action::HandshakeDone(SlotId(8))));
                 assert!(!sent(&mut to).is_empty(), "welcome or 101");
                 let open = |shard: &Shard| shard.counters().value(Counter::SessionsOpen);
                 assert_eq!((open(&from), open(&to)), (0, 1));
@@ -179,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_ends_on_its_way_stays_and_says_goodbye() {
+    fn a_session_that_ends_during_its_handover_stays_and_is_told_why() {
         let (name, _) = stranger_to(ShardId(0));
         let mut from = shard(ShardId(0), Limits::default());
         from.handle_accept(SlotId(3), ListenerKind::Native, NOW);
@@ -194,23 +186,23 @@ mod tests {
     }
 
     #[test]
-    fn once_the_server_stops_a_placed_client_is_only_told_so() {
+    fn a_stopping_server_only_tells_a_handed_over_client_so() {
         let (name, home) = stranger_to(ShardId(0));
         let mut to = shard(home, Limits::default());
-        to.stop_taking_input();
-        to.handle_placed(SlotId(1), ListenerKind::Native, &hello(&name), NOW);
+        to.stop_input();
+        to.handle_attached(SlotId(1), ListenerKind::Native, &hello(&name), NOW);
         to.begin_drain(u64::MAX, NOW);
-        to.handle_placed(SlotId(2), ListenerKind::Native, &hello(&name), NOW);
+        to.handle_attached(SlotId(2), ListenerKind::Native, &hello(&name), NOW);
         assert_eq!(kinds(&sent(&mut to)), [frame::Kind::Closing, frame::Kind::Closing]);
     }
 
     #[test]
-    fn a_second_connection_of_an_identity_replaces_the_first_only_where_it_is_to() {
+    fn a_second_connection_of_an_identity_replaces_the_first_only_if_configured() {
         let (name, home) = stranger_to(ShardId(0));
         for replaces in [false, true] {
             let mut shard = shard(home, Limits { identity_replaces: replaces, ..Limits::default() });
-            shard.handle_placed(SlotId(1), ListenerKind::Native, &hello(&name), NOW);
-            shard.handle_placed(SlotId(2), ListenerKind::Http, &upgrade(&name), NOW);
+            shard.handle_attached(SlotId(1), ListenerKind::Native, &hello(&name), NOW);
+            shard.handle_attached(SlotId(2), ListenerKind::Http, &upgrade(&name), NOW);
             sent(&mut shard);
             assert_eq!(shard.sessions.open_mut(SlotId(1)).is_none(), replaces);
             assert!(shard.sessions.open_mut(SlotId(2)).is_some());
@@ -222,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_publishes_as_fast_as_it_may_and_is_told_when_it_is_too_fast() {
+    fn ticks_beyond_the_publish_rate_are_refused_with_an_error() {
         let mut shard = shard(ShardId(0), Limits { publish_rate: 2, ..Limits::default() });
         shard.handle_accept(SlotId(0), ListenerKind::Native, NOW);
         shard.handle_bytes(SlotId(0), &hello(""), NOW);

@@ -1,5 +1,5 @@
-//! What peers send: bytes to commands to effects. A broken byte ends its session, a bad request is answered, and
-//! neither touches anybody else.
+//! From sockets to commands: decodes what clients send and executes it. A protocol error ends its session, a bad request is
+//! answered, and neither affects other sessions.
 
 use std::borrow::Cow;
 
@@ -13,9 +13,9 @@ use crate::{
 };
 use tickcast_proto::{
     DecodeError, ErrorCode, Step,
-    codec::{Message, MessageType, RequestDecodeError},
+    codec::{Message, MessageType, RequestDecodeError, json},
     command::{Command, PublishCommand},
-    frame,
+    frame::{self, FLAG_PAYLOAD_JSON},
     framing::{Decoder, Incoming},
     http::{self, Answer, HttpConfig, Target},
     pattern,
@@ -23,30 +23,30 @@ use tickcast_proto::{
     reply::Reply,
 };
 
-/// How far a session's input came.
+/// How far processing a session's input got.
 struct Progress {
     used: usize,
-    /// What is left waits for room, not for more bytes.
+    /// The rest waits for room, not for more bytes.
     blocked: bool,
 }
 
-/// Where the session is served whose requests were read.
+/// The shard that serves the session whose message was decoded.
 enum Served {
-    /// Here: the message has been taken.
+    /// This one, which has processed the message.
     Here,
-    /// On the shard of its identity, which is to read the message from its beginning.
+    /// The shard of its identity, which will process the message from its beginning.
     Elsewhere,
 }
 
 impl Shard {
-    /// Bytes from a peer, in order, as many or few as came.
+    /// Processes bytes from a peer, in order, in pieces of any size.
     pub fn handle_bytes(&mut self, slot: SlotId, bytes: &[u8], now: Now) {
         self.counters.add(Counter::BytesReceived, bytes.len() as u64);
-        self.take_up(slot, bytes, now);
-        self.settle(now);
+        self.receive(slot, bytes, now);
+        self.apply_deferred(now);
     }
 
-    pub(super) fn take_up(&mut self, slot: SlotId, bytes: &[u8], now: Now) {
+    pub(super) fn receive(&mut self, slot: SlotId, bytes: &[u8], now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         if session.paused || !session.input.is_empty() {
             session.input.extend_from_slice(bytes);
@@ -60,11 +60,11 @@ impl Shard {
             }
             self.after_input(slot, &progress, now);
         }
-        self.heard(slot, now);
-        self.settle(now);
+        self.note_activity(slot, now);
+        self.apply_deferred(now);
     }
 
-    /// Takes up sessions whose input waited for room that there may be now.
+    /// Resumes paused sessions whose input has room now. Returns whether there were any.
     pub(super) fn resume_paused(&mut self, now: Now) -> bool {
         if self.paused.is_empty() {
             return false;
@@ -84,12 +84,12 @@ impl Shard {
             }
             self.actions.push_back(Action::ResumeReceive(slot));
             self.process_waiting(slot, now);
-            self.heard(slot, now);
+            self.note_activity(slot, now);
         }
         resumed
     }
 
-    /// Whether a call to [`Shard::turn`] would take up a paused session.
+    /// Returns whether [`Shard::turn`] would resume a paused session.
     pub(super) fn paused_can_resume(&self) -> bool {
         self.paused.iter().any(|&slot| {
             self.sessions.get(slot).is_some_and(|session| session.takes_requests() && session.walks == 0)
@@ -97,7 +97,9 @@ impl Shard {
     }
 
     fn process_waiting(&mut self, slot: SlotId, now: Now) {
-        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let Some(session) = self.sessions.open_mut(slot) else {
+            return debug_assert!(false, "only an open session has input that waits");
+        };
         let mut input = std::mem::take(&mut session.input);
         let progress = self.process(slot, &input, now);
         if let Some(session) = self.sessions.open_mut(slot)
@@ -109,7 +111,7 @@ impl Shard {
         self.after_input(slot, &progress, now);
     }
 
-    /// Pauses a session whose input waits for room, and watches one that waits for the rest of a frame.
+    /// Pauses a session whose input waits for room. Sets the frame deadline for one that waits for the rest of a frame.
     fn after_input(&mut self, slot: SlotId, progress: &Progress, now: Now) {
         self.pause_if(slot, progress.blocked);
         let Some(session) = self.sessions.open_mut(slot) else { return };
@@ -123,7 +125,7 @@ impl Shard {
         if !std::mem::replace(&mut session.partial_watched, true) {
             let when = now.monotonic_ns.saturating_add(self.limits.frame_deadline_ns);
             let id = session.id;
-            self.watch(when, TimerKind::Frame, id);
+            self.set_timer(when, TimerKind::Frame, id);
         }
     }
 
@@ -139,7 +141,7 @@ impl Shard {
         }
     }
 
-    /// Takes whole messages off the front of `bytes` while there is room for their effects.
+    /// Processes whole messages at the front of `bytes` while there is room for their effects.
     fn process(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Progress {
         let mut used = 0;
         loop {
@@ -150,7 +152,7 @@ impl Shard {
             if used == bytes.len() && session.message_rest.is_empty() {
                 break;
             }
-            // Newcomers are let in whatever the load: one request, and somebody else's flood is not their fault.
+            // A handshake is one request: it is processed under any load, so that no flood locks new clients out.
             let newcomer = session.protocol.is_handshake();
             let waits = !room || !session.takes_requests() || session.walks > 0;
             if waits && !newcomer {
@@ -178,9 +180,12 @@ impl Shard {
         Progress { used, blocked: false }
     }
 
-    /// Takes the message that `bytes` begin with, in whatever framing, and does what it asks for.
+    /// Decodes the message at the front of `bytes`, in the session's framing, and executes it.
     fn message(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
-        let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Partial) };
+        let Some(session) = self.sessions.open_mut(slot) else {
+            debug_assert!(false, "only an open session's input is processed");
+            return Ok(Step::Partial);
+        };
         let is_echo = matches!(session.protocol, Protocol::Echo(_));
         let Some(decoder) = session.protocol.decoder_mut() else {
             debug_assert!(false, "the input of a session that takes messages goes to its decoder");
@@ -218,14 +223,17 @@ impl Shard {
                 self.end(slot, CloseReason::Http(status), now);
             }
             Answer::Upgrade { target: Target::Stream { client, .. }, .. }
-                if !self.place(slot, &client, now) =>
+                if !self.route_identity(slot, &client, now) =>
             {
                 return Ok(Step::Partial);
             }
             Answer::Upgrade { response, target } => {
-                self.actions.push_back(Action::Settled(slot));
+                self.actions.push_back(Action::HandshakeDone(slot));
                 self.push_bytes(slot, &response);
-                let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Complete(used, ())) };
+                let Some(session) = self.sessions.open_mut(slot) else {
+                    debug_assert!(false, "the response to an upgrade ends no session");
+                    return Ok(Step::Complete(used, ()));
+                };
                 match target {
                     Target::Echo => {
                         session.protocol = Protocol::Echo(Decoder::for_long_messages(ECHO_BYTES_MAX));
@@ -242,14 +250,17 @@ impl Shard {
         Ok(Step::Complete(used, ()))
     }
 
-    /// Does what a message asks for: one request, or several in order. Where one of them makes later ones wait, the rest
-    /// is kept as a message of its own.
+    /// Executes a message's requests in order. If one of them makes later ones wait, they are kept as a message of their
+    /// own.
     fn requests(&mut self, slot: SlotId, message: &Message<'_>, now: Now) -> Result<Served, DecodeError> {
-        let Some(session) = self.sessions.open_mut(slot) else { return Ok(Served::Here) };
+        let Some(session) = self.sessions.open_mut(slot) else {
+            debug_assert!(false, "only an open session's messages are processed");
+            return Ok(Served::Here);
+        };
         let mut requests = session.format.codec.decode(message, self.limits.frame_bytes_max)?;
         while let Some(request) = requests.next() {
             match request {
-                Ok(Command::Hello { client, .. }) if !self.place(slot, &client, now) => {
+                Ok(Command::Hello { client, .. }) if !self.route_identity(slot, &client, now) => {
                     return Ok(Served::Elsewhere);
                 }
                 Ok(command) => self.execute(slot, command, now)?,
@@ -287,7 +298,7 @@ impl Shard {
         match (&session.protocol, &command) {
             (Protocol::Hello(_), Command::Hello { .. }) => {
                 session.protocol = Protocol::Open(Decoder::new(session.format.framing));
-                self.actions.push_back(Action::Settled(slot));
+                self.actions.push_back(Action::HandshakeDone(slot));
             }
             (Protocol::Hello(_), _) => return Err(DecodeError::HelloExpected),
             _ => {}
@@ -296,7 +307,7 @@ impl Shard {
             Command::Hello { request, name, .. } => {
                 let session = session.id;
                 ::log::debug!(
-                    "session {session:x} says it is {:?}",
+                    "session {session:x}: client name {:?}",
                     name.chars().take(64).collect::<String>()
                 );
                 let (epoch, frame_bytes_max) = (self.epoch, self.limits.frame_bytes_max);
@@ -309,7 +320,7 @@ impl Shard {
             | Command::Unsubscribe { request, patterns }
                 if patterns.len() > self.limits.subscriptions_per_session_max =>
             {
-                // One answer: an error for each would be many times what was sent.
+                // A single answer: an error per pattern would be many times longer than the request.
                 let text = format!(
                     "{} patterns in one request, a session may hold {}",
                     patterns.len(),
@@ -318,20 +329,20 @@ impl Shard {
                 self.fail(slot, request, ErrorCode::TooManySubscriptions, &text, now);
             }
             Command::Subscribe { request, patterns, delivery, from } => {
-                let Some(begin) = self.begin(slot, request, from, now) else { return Ok(()) };
+                let Some(begin) = self.start_position(slot, request, from, now) else { return Ok(()) };
                 for pattern in patterns {
                     self.subscribe(slot, request, &pattern, delivery, begin, now);
                 }
             }
             Command::Update { request, patterns, delivery } => {
-                self.queue_walks(slot, request, patterns, Some(delivery), now);
+                self.queue_changes(slot, request, patterns, Some(delivery), now);
             }
             Command::Resume { topic, position } => self.resume(slot, &topic, position, now),
             Command::InvalidOption { request, error } => {
                 self.fail(slot, request, ErrorCode::BadRequest, &error.to_string(), now);
             }
             Command::Unsubscribe { request, patterns } => {
-                self.queue_walks(slot, request, patterns, None, now)
+                self.queue_changes(slot, request, patterns, None, now)
             }
             Command::Publish(publish) => self.publish_command(slot, &publish, now),
         }
@@ -348,7 +359,7 @@ impl Shard {
             Ok(topic) => topic,
             Err(error) => {
                 self.counters.add(Counter::TicksRefused, 1);
-                let text = format!("topic {}: {error}", shown(&publish.topic));
+                let text = format!("topic {}: {error}", quoted(&publish.topic));
                 return self.fail(slot, publish.request, ErrorCode::BadTopic, &text, now);
             }
         };
@@ -359,7 +370,9 @@ impl Shard {
                 format!("the tick's frame has {frame_len} bytes, {} allowed", self.limits.frame_bytes_max);
             return self.fail(slot, publish.request, ErrorCode::TooLarge, &text, now);
         }
-        let Some(origin) = self.sessions.open_mut(slot).map(|session| session.id.0) else { return };
+        let Some(origin) = self.sessions.open_mut(slot).map(|session| session.id.0) else {
+            return debug_assert!(false, "only an open session publishes");
+        };
         let producer_time_ns =
             if publish.producer_time_ns == 0 { now.realtime_ns } else { publish.producer_time_ns };
         let record = Publish {
@@ -375,7 +388,7 @@ impl Shard {
         self.publish(&tick, now);
     }
 
-    /// Answers a request that failed; a session whose codec has no answers is ended instead.
+    /// Answers a failed request. Ends the session instead if its codec has no replies.
     pub(super) fn fail(&mut self, slot: SlotId, request: u32, code: ErrorCode, text: &str, now: Now) {
         if self.sessions.open_mut(slot).is_some_and(|session| !session.format.codec.has_replies()) {
             return self.end(slot, CloseReason::BadRequest(text.to_owned()), now);
@@ -383,13 +396,14 @@ impl Shard {
         self.reply(slot, &Reply::Error { request, code, text });
     }
 
-    pub(super) fn push_bytes(&mut self, slot: SlotId, bytes: &[u8]) {
-        self.sessions.with_outbox(slot, |session| session.push_reply(|out| out.extend_from_slice(bytes)));
+    /// Returns a tick's flags. Validates JSON only if the codec has not done so.
+    fn flags_of(payload: &[u8], known_json: bool) -> u8 {
+        if known_json || json::is_json(payload) { FLAG_PAYLOAD_JSON } else { 0 }
     }
 }
 
-/// A peer's bytes as they may stand in a message: quoted, escaped, cut to 64 characters.
-pub(super) fn shown(bytes: &[u8]) -> String {
+/// Returns a peer's bytes for use in a message: quoted, escaped, at most 64 characters.
+pub(super) fn quoted(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let cut: String = text.chars().take(64).collect();
     format!("{cut:?}{}", if cut.len() < text.len() { "..." } else { "" })

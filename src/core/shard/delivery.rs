@@ -1,0 +1,280 @@
+//! The path of a tick, downwards: from the session's shard to the topic's home, where it gets its sequence, and on to every
+//! interested shard. Then what travels the same way: interest to the homes, and history from them.
+
+use super::{ORIGIN_SOURCE, Shard, Unsequenced};
+use crate::{
+    fanout::{self, HistoryRequest},
+    home::{Backfill, HistoryChunk, Home, InterestEvent, Sequenced, TopicLookup},
+    ids::SessionId,
+    limits::TURN_HISTORY_CHUNKS,
+    metrics::counters::Counter,
+    now::Now,
+    placement,
+};
+use tickcast_proto::{
+    ErrorCode,
+    command::encode_request,
+    frame::{self, FLAG_PAYLOAD_JSON, Frame, HeaderFields, Kind, TickParts},
+    ids::{ShardId, TopicId},
+    pattern,
+    records::{ErrorRecord, History, Publish, Recover, Request, Subscribed, TickTimes},
+};
+
+impl Shard {
+    /// Publishes a session's tick: here if this shard is the topic's home, otherwise through the mesh.
+    pub(super) fn publish(&mut self, tick: &Unsequenced<'_>, now: Now) {
+        let home = placement::home_shard(tick.topic, self.shards);
+        if home == self.id {
+            return self.sequence(Some(self.id), tick, now);
+        }
+        let Unsequenced { origin, flags, schema, record, topic, payload } = *tick;
+        self.stages.push_request(home, |out| {
+            frame::encode_publish(out, origin, flags, schema, record, topic, payload);
+        });
+    }
+
+    /// Executes a request to this shard as a home: from another shard, or a PUBLISH from a source (`from` is then `None`).
+    /// Call only while [`Shard::takes_requests`].
+    pub fn handle_request(&mut self, from: Option<ShardId>, frame: &Frame<'_>, now: Now) {
+        match (frame.kind, from) {
+            (Kind::Publish, _) => {
+                let Ok((record, topic, payload)) = frame.publish() else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                let Ok(topic) = std::str::from_utf8(topic) else {
+                    return debug_assert!(false, "topics are checked where they come in");
+                };
+                let (origin, flags, schema) =
+                    (frame.header.sequence, frame.header.flags, frame.header.schema);
+                self.sequence(from, &Unsequenced { origin, flags, schema, record, topic, payload }, now);
+            }
+            (Kind::Recover, Some(from)) => {
+                let Ok(record) = frame.record::<Recover>() else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                let id = TopicId(frame.header.topic_id);
+                self.send_history(from, id, frame.header.sequence, record, now);
+            }
+            (Kind::Subscribe, Some(from)) => {
+                let (Ok(record), Ok(pattern)) = (frame.record::<Request>(), frame.text()) else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                self.with_home(|home, notify| home.add_interest(from, pattern, record.request, notify));
+            }
+            (Kind::Unsubscribe, Some(from)) => {
+                let Ok(pattern) = frame.text() else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                self.with_home(|home, notify| home.remove_interest(from, pattern, notify));
+            }
+            _ => debug_assert!(false, "no other request crosses the mesh"),
+        }
+        self.apply_deferred(now);
+    }
+
+    /// Sequences a tick as its home, and passes it to every interested shard, this one included.
+    pub(super) fn sequence(&mut self, from: Option<ShardId>, tick: &Unsequenced<'_>, now: Now) {
+        let Unsequenced { origin, flags, schema, record, topic: name, payload } = *tick;
+        let Ok(TopicLookup { index, is_new }) = self.home.find_or_create(name) else {
+            return self.refuse(from, origin, record.request, now);
+        };
+        if is_new {
+            self.announce_topic(index);
+        }
+        let Publish { producer_time_ns, ingest_time_ns, key, .. } = record;
+        let times = TickTimes { producer_time_ns, ingest_time_ns };
+        let parts = TickParts { flags: flags & FLAG_PAYLOAD_JSON, schema, times, key, payload };
+        let Sequenced { tick, interested } = self.home.sequence(index, &parts, now.monotonic_ns);
+        self.counters.add(Counter::TicksSequenced, 1);
+        self.latency.sequenced(ingest_time_ns, now.realtime_ns);
+        for shard in interested.iter().filter(|&shard| shard != self.id) {
+            self.stages.push_delivery(shard, |out| out.extend_from_slice(tick.bytes));
+        }
+        if interested.contains(self.id) {
+            self.latency.sample(ingest_time_ns);
+            self.fanout.deliver(&tick, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+        }
+    }
+
+    /// Announces a new topic to the shards with matching patterns, before its first tick.
+    fn announce_topic(&mut self, index: u32) {
+        self.with_home(|home, notify| {
+            let topic = home.topic(index);
+            topic.interested.iter().for_each(|shard| notify(InterestEvent::Open(shard, topic)));
+        });
+    }
+
+    /// Refuses a tick because there is no room for another topic.
+    fn refuse(&mut self, from: Option<ShardId>, origin: u64, request: u32, now: Now) {
+        self.counters.add(Counter::TicksRefused, 1);
+        let record = ErrorRecord { request, code: ErrorCode::TooManyTopics as u16, reserved: 0 };
+        match from {
+            // No session published it, so there is none to answer.
+            None => {}
+            Some(_) if origin == ORIGIN_SOURCE => {}
+            Some(from) if from == self.id => self.report_refusal(origin, record, now),
+            Some(from) => {
+                let meta = HeaderFields { sequence: origin, ..HeaderFields::default() };
+                self.stages.push_delivery(from, |out| {
+                    frame::encode(out, Kind::Error, meta, &record, &[]);
+                });
+            }
+        }
+    }
+
+    /// Processes a delivery from a home. Always accepted: it adds only to the sessions' outboxes, which are bounded.
+    pub fn handle_delivery(&mut self, frame: &Frame<'_>, now: Now) {
+        let id = TopicId(frame.header.topic_id);
+        match frame.kind {
+            Kind::Tick => {
+                if self.latency.wants_sample()
+                    && let Ok(times) = frame.record::<TickTimes>()
+                {
+                    self.latency.sample(times.ingest_time_ns);
+                }
+                self.fanout.deliver(frame, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+            }
+            Kind::History => self.fanout.handle_history(frame, &mut self.sessions, &mut self.logs),
+            Kind::Subscribed if id.0 != 0 => {
+                let (Ok(record), Ok(name)) = (frame.record::<Subscribed>(), frame.text()) else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                self.fanout.handle_open(id, record.epoch, name, &mut self.sessions, &mut self.logs);
+            }
+            Kind::Subscribed => {
+                let Ok(record) = frame.record::<Subscribed>() else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                self.fanout.handle_ready(record.request);
+            }
+            Kind::Unsubscribed => self.fanout.handle_close(id),
+            Kind::Error => {
+                let Ok(record) = frame.record::<ErrorRecord>() else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                self.report_refusal(frame.header.sequence, record, now);
+            }
+            _ => debug_assert!(false, "no other delivery crosses the mesh"),
+        }
+        self.apply_deferred(now);
+    }
+
+    /// Answers the session whose tick a home refused.
+    pub(super) fn report_refusal(&mut self, origin: u64, record: ErrorRecord, now: Now) {
+        let origin = SessionId(origin);
+        let slot = origin.slot();
+        if self.sessions.open_mut(slot).is_some_and(|session| session.id == origin) {
+            let code = ErrorCode::from_wire(record.code).unwrap_or(ErrorCode::BadRequest);
+            let text = "the server has reached its limit of topics (--topics-max)";
+            self.fail(slot, record.request, code, text, now);
+        }
+    }
+
+    /// Tells the homes about a pattern that is new on this shard.
+    pub(super) fn add_interest(&mut self, pattern: &str, exact: bool, request: u32) {
+        for home in fanout::homes(pattern, exact, self.shards).map(ShardId) {
+            if home == self.id {
+                self.with_home(|own, notify| own.add_interest(home, pattern, request, notify));
+            } else {
+                self.stages.push_request(home, |out| encode_request(out, Kind::Subscribe, request, pattern));
+            }
+        }
+    }
+
+    /// Tells the homes that no session of this shard holds a pattern any more.
+    pub(super) fn remove_interest(&mut self, pattern: &str) {
+        for home in fanout::homes(pattern, pattern::is_exact(pattern), self.shards).map(ShardId) {
+            if home == self.id {
+                self.with_home(|own, notify| own.remove_interest(home, pattern, notify));
+            } else {
+                self.stages.push_request(home, |out| encode_request(out, Kind::Unsubscribe, 0, pattern));
+            }
+        }
+    }
+
+    /// Changes the home and passes its notices on to the shards. Each notice adds at most one frame to a stage.
+    pub(super) fn with_home<R>(
+        &mut self,
+        act: impl FnOnce(&mut Home, &mut dyn FnMut(InterestEvent<'_>)) -> R,
+    ) -> R {
+        let (own, epoch) = (self.id, self.epoch);
+        let Shard { home, fanout, sessions, logs, stages, .. } = self;
+        act(home, &mut |notice| match notice {
+            InterestEvent::Open(shard, topic) if shard == own => {
+                fanout.handle_open(topic.id, epoch, &topic.name, sessions, logs);
+            }
+            InterestEvent::Open(shard, topic) => {
+                stages.push_delivery(shard, |out| frame::encode_topic(out, topic.id, epoch, &topic.name));
+            }
+            InterestEvent::Close(shard, topic) if shard == own => fanout.handle_close(topic.id),
+            InterestEvent::Close(shard, topic) => {
+                let meta = HeaderFields { topic_id: topic.id.0, ..HeaderFields::default() };
+                stages.push_delivery(shard, |out| {
+                    frame::encode(out, Kind::Unsubscribed, meta, &Request::default(), &[]);
+                });
+            }
+            InterestEvent::Ready(shard, request) if shard == own => fanout.handle_ready(request),
+            InterestEvent::Ready(shard, request) => {
+                let record = Subscribed { epoch, request, reserved: 0 };
+                stages.push_delivery(shard, |out| {
+                    frame::encode(out, Kind::Subscribed, HeaderFields::default(), &record, &[]);
+                });
+            }
+        })
+    }
+
+    /// Returns whether a piece of history can be requested.
+    pub(super) fn may_request_history(&self) -> bool {
+        !self.input_stopped
+            && self.fanout.has_pulls()
+            && self.takes_requests()
+            && self.stages.requests_have_room()
+    }
+
+    /// Requests the pieces of history that sessions have room for from their homes, at most [`TURN_HISTORY_CHUNKS`]. Returns
+    /// whether there were any.
+    pub(super) fn request_history(&mut self, now: Now) -> bool {
+        let mut asked = 0;
+        while asked < TURN_HISTORY_CHUNKS && self.may_request_history() {
+            let Some(request) = self.fanout.next_pull(&mut self.sessions) else { break };
+            let HistoryRequest { topic: id, from, record } = request;
+            asked += 1;
+            let home = id.home(self.shards);
+            if home == self.id {
+                self.send_history(home, id, from, record, now);
+            } else {
+                let meta = HeaderFields { topic_id: id.0, sequence: from, ..HeaderFields::default() };
+                self.stages.push_request(home, |out| {
+                    frame::encode(out, Kind::Recover, meta, &record, &[]);
+                });
+            }
+        }
+        asked > 0
+    }
+
+    /// Sends the next piece of a topic's history, as its home.
+    pub(super) fn send_history(&mut self, shard: ShardId, id: TopicId, from: u64, record: Recover, now: Now) {
+        let Some(wanted) = Backfill::from_wire(record.wanted) else {
+            return debug_assert!(false, "a shard of this process asked");
+        };
+        let mut frames = std::mem::take(&mut self.pieces);
+        frames.clear();
+        let HistoryChunk { last, start, flags } =
+            self.home.history_chunk(id, wanted, from, now.monotonic_ns, &mut frames);
+        let meta = HeaderFields { topic_id: id.0, sequence: last, ..HeaderFields::default() };
+        let record = History { session: record.session, from, start, flags, wanted: record.wanted };
+        if shard != self.id {
+            self.stages.push_delivery(shard, |out| {
+                frame::encode(out, Kind::History, meta, &record, &[&frames]);
+            });
+        } else {
+            let mut own = std::mem::take(&mut self.scratch);
+            own.clear();
+            let header = frame::encode(&mut own, Kind::History, meta, &record, &[&frames]);
+            let piece = Frame { header, kind: Kind::History, bytes: &own };
+            self.fanout.handle_history(&piece, &mut self.sessions, &mut self.logs);
+            self.scratch = own;
+        }
+        self.pieces = frames;
+    }
+}

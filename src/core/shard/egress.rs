@@ -1,0 +1,122 @@
+//! From egress logs and outboxes to the sockets: SENDs, their outcomes, and replies.
+
+use super::{Send, Shard, timers::TimerKind};
+use crate::{
+    fanout::LogIndex,
+    ids::SlotId,
+    limits::{GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT},
+    metrics::counters::Counter,
+    now::Now,
+    session::{Next, Session, Source},
+};
+use tickcast_proto::reply::Reply;
+
+impl Shard {
+    /// Prepares a batch of SENDs: queues to lagging sessions what their next SEND carries, for at most
+    /// [`SENDS_PER_SUBMIT`] of them.
+    ///
+    /// Call before the first [`Shard::poll_send`] of a batch and never within one: it appends to the logs, and could
+    /// overwrite what a SEND of the batch refers to.
+    pub fn prepare_sends(&mut self, now: Now) {
+        // No more than the batch carries: what is queued too early is outdated when it leaves.
+        let mut bytes = 0;
+        while bytes < GATHER_BYTES
+            && self.sessions.ready_len() < SENDS_PER_SUBMIT
+            && let Some(slot) = self.sessions.pop_lagging()
+        {
+            bytes += SEND_BYTES_MAX;
+            self.fanout.refill(slot, &self.home, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+            self.fanout.evict_overflowing(&mut self.sessions, &mut self.logs);
+        }
+        self.apply_deferred(now);
+    }
+
+    /// Returns the next SEND. Its bytes are [`Shard::send_bytes`], valid until the next call other than these two. The
+    /// slot has no other SEND until [`Shard::handle_sent`] reports the outcome.
+    pub fn poll_send(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
+        while let Some(slot) = self.sessions.pop_ready() {
+            let Some(session) = self.sessions.get(slot) else {
+                debug_assert!(false, "only a slot with a session is ready");
+                continue;
+            };
+            let log = LogIndex::of(session.format);
+            match self.sessions.take_send(slot, self.logs.get(log), gather) {
+                Next::Send(source) => return Some(Send { slot, log, source }),
+                Next::Lapped => self.end_lapped(slot, now),
+                Next::Idle if self.sessions.get(slot).is_some_and(Session::has_work) => {
+                    self.sessions.make_ready(slot);
+                }
+                Next::Idle => {
+                    self.fanout.handle_drained(slot, &mut self.sessions);
+                    self.fanout.queue_pull(slot, &mut self.sessions);
+                    self.continue_ending(slot, now);
+                }
+            }
+        }
+        None
+    }
+
+    /// Returns the bytes of a SEND that `poll_send` returned since the gather buffer was last cleared.
+    #[inline]
+    pub fn send_bytes<'a>(&'a self, send: &Send, gather: &'a [u8]) -> &'a [u8] {
+        match send.source {
+            Source::Log(range) => self.logs.get(send.log).map_or(&[], |log| log.bytes(range)),
+            Source::Gathered(start, len) => &gather[start..start + len],
+        }
+    }
+
+    /// Processes the outcome of a SEND: the transport has taken over its bytes. `parked`: the socket lacked room for all of
+    /// them, and the slot is busy until [`Shard::handle_writable`].
+    pub fn handle_sent(&mut self, slot: SlotId, bytes: usize, parked: bool, now: Now) {
+        self.counters.add(Counter::Sends, 1);
+        self.counters.add(Counter::BytesSent, bytes as u64);
+        self.counters.add(Counter::SendsParked, u64::from(parked));
+        if !parked {
+            return self.send_completed(slot, now);
+        }
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        session.parked_since_ns = now.monotonic_ns.max(1);
+        if !std::mem::replace(&mut session.stall_watched, true) {
+            let id = session.id;
+            self.set_timer(now.monotonic_ns.saturating_add(self.limits.behind_ns), TimerKind::Stall, id);
+        }
+    }
+
+    /// Processes the end of a parked SEND: the socket has taken all of its bytes, so the peer reads.
+    pub fn handle_writable(&mut self, slot: SlotId, now: Now) {
+        if let Some(session) = self.sessions.any_mut(slot) {
+            session.took_parked = true;
+        }
+        self.send_completed(slot, now);
+    }
+
+    fn send_completed(&mut self, slot: SlotId, now: Now) {
+        let mut idle = false;
+        self.sessions.with_outbox(slot, |session| {
+            (session.sending, session.parked_since_ns) = (false, 0);
+            idle = !session.has_work();
+        });
+        if idle {
+            self.fanout.handle_drained(slot, &mut self.sessions);
+            self.fanout.queue_pull(slot, &mut self.sessions);
+            self.continue_ending(slot, now);
+        }
+    }
+
+    pub(super) fn reply(&mut self, slot: SlotId, reply: &Reply<'_>) {
+        if let Reply::Error { .. } = reply {
+            self.counters.add(Counter::RequestErrors, 1);
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.clear();
+        if let Some(session) = self.sessions.any_mut(slot) {
+            reply.encode(session.format, &mut scratch);
+        }
+        self.sessions.with_outbox(slot, |session| session.push_reply(|out| out.extend_from_slice(&scratch)));
+        self.scratch = scratch;
+    }
+
+    pub(super) fn push_bytes(&mut self, slot: SlotId, bytes: &[u8]) {
+        self.sessions.with_outbox(slot, |session| session.push_reply(|out| out.extend_from_slice(bytes)));
+    }
+}

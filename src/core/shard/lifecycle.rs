@@ -1,0 +1,95 @@
+//! The beginning and the end of sessions.
+
+mod ending;
+mod handover;
+
+use self::ending::log_end;
+use super::{Action, ListenerKind, Shard, timers::TimerKind};
+use crate::{
+    ids::{SessionId, SlotId},
+    metrics::counters::Counter,
+    now::Now,
+    session::{CloseReason, Ending, Session},
+};
+
+pub use self::{ending::LOG_TARGET_SESSION, handover::DetachedSession};
+
+impl Shard {
+    /// Opens the session of an accepted connection, in a vacant slot.
+    pub fn handle_accept(&mut self, slot: SlotId, listener: ListenerKind, now: Now) {
+        self.counters.add(Counter::SessionsAccepted, 1);
+        self.open(slot, listener, now);
+    }
+
+    /// Opens the session of a connection that another shard handed over, in a vacant slot, with all bytes received so far.
+    /// They contain a whole HELLO or request head, so the handshake is complete when this returns, and its deadline need
+    /// not account for the time spent on the other shard.
+    pub fn handle_attached(&mut self, slot: SlotId, listener: ListenerKind, bytes: &[u8], now: Now) {
+        self.open(slot, listener, now);
+        // The other shard has counted the bytes. Once the server stops, input is no longer processed.
+        if !self.input_stopped {
+            self.receive(slot, bytes, now);
+        }
+        self.apply_deferred(now);
+    }
+
+    /// Ends the session of a peer that has sent FIN, after all of its input. While the session is paused, some of that input
+    /// is not processed yet: the transport reports the FIN again when it resumes receiving.
+    pub fn handle_eof(&mut self, slot: SlotId, now: Now) {
+        if self.sessions.open_mut(slot).is_some_and(|session| session.paused) {
+            return;
+        }
+        self.disconnected(slot, CloseReason::Peer);
+        self.apply_deferred(now);
+    }
+
+    /// Ends the session of a socket that has failed.
+    pub fn handle_error(&mut self, slot: SlotId, errno: i32, now: Now) {
+        self.disconnected(slot, CloseReason::Transport(errno));
+        self.apply_deferred(now);
+    }
+
+    /// Opens a session, whichever shard accepted its connection.
+    fn open(&mut self, slot: SlotId, listener: ListenerKind, now: Now) {
+        self.generation = self.generation.wrapping_add(1);
+        let id = SessionId::new(self.generation, slot);
+        self.sessions.insert(slot, Session::new(id, listener));
+        self.counters.add(Counter::SessionsOpen, 1);
+        self.publishers.enter(slot);
+        let deadline = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
+        self.set_timer(deadline, TimerKind::Handshake, id);
+        if self.draining.is_some() {
+            self.end(slot, crate::session::CloseReason::Shutdown, now);
+        }
+    }
+
+    /// Removes a session whose connection is gone.
+    fn disconnected(&mut self, slot: SlotId, reason: CloseReason) {
+        let Some(session) = self.sessions.any_mut(slot) else { return };
+        if session.ending.is_none() {
+            log_end(session.id, &reason);
+            session.ending = Some(Ending { reason, half_closed: true });
+            self.drop_subscriptions(slot);
+        }
+        self.remove(slot);
+    }
+
+    fn drop_subscriptions(&mut self, slot: SlotId) {
+        self.holders.leave(slot);
+        for pattern in self.fanout.detach(slot, &mut self.sessions) {
+            self.remove_interest(&pattern);
+        }
+    }
+
+    pub(super) fn remove(&mut self, slot: SlotId) {
+        let Some(session) = self.sessions.remove(slot) else { return };
+        debug_assert!(session.memberships.is_empty(), "a session leaves every topic before it ends");
+        self.identities.remove(&slot);
+        if let Some(ending) = &session.ending {
+            self.counters.add(ending.reason.counter(), 1);
+        }
+        self.counters.subtract(Counter::SessionsSubscribed, u64::from(session.subscribed));
+        self.counters.subtract(Counter::SessionsOpen, 1);
+        self.actions.push_back(Action::Close(slot));
+    }
+}

@@ -1,0 +1,221 @@
+//! The driver loop that tests, the simulation and the benchmarks share: shards on simulated time, bytes in, bytes out. It
+//! knows no socket, no thread and no clock.
+//!
+//! Built for tests only: feature `testing`.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crate::{
+    config::Limits,
+    ids::SlotId,
+    limits::{GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT},
+    mesh::{Mesh, mesh, ring::Doorbell},
+    metrics::counters::Counters,
+    now::Now,
+    shard::{Action, ListenerKind, Send, Shard},
+};
+use tickcast_proto::{
+    frame::{self, HeaderFields, Kind},
+    ids::ShardId,
+    records::{Hello, WireRecord},
+};
+
+/// Epoch of every simulated shard.
+pub const EPOCH: u64 = 9;
+/// When simulated time begins.
+pub const START: Now = Now { monotonic_ns: 1 << 41, realtime_ns: 1 << 60 };
+
+/// Creates `count` shards, the mesh between them, and doorbells that wake nobody.
+pub fn cluster(
+    count: u16,
+    limits: &Limits,
+    ring_bytes: usize,
+) -> (Vec<Shard>, Vec<Mesh>, Vec<Arc<Doorbell>>) {
+    let bells: Vec<_> = (0..count).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
+    let shard = |id| Shard::new(ShardId(id), count, EPOCH, limits.clone(), Arc::new(Counters::default()));
+    ((0..count).map(shard).collect(), mesh(&bells, ring_bytes), bells)
+}
+
+/// Runs the turns of a shard in the same order as the server's driver: rings in, the shard's turn, SENDs, actions, rings
+/// out.
+#[derive(Debug, Default)]
+pub struct TurnLoop {
+    /// Kept from turn to turn, as the server does.
+    gather: Vec<u8>,
+}
+
+impl TurnLoop {
+    /// Runs one turn with at most `sends_max` SENDs. Returns the actions for the transport.
+    ///
+    /// `take` gets the slot and the bytes of each SEND. It returns whether the socket lacked room, so that part of the
+    /// SEND stays parked.
+    pub fn turn(
+        &mut self,
+        shard: &mut Shard,
+        mut mesh: Option<&mut Mesh>,
+        now: Now,
+        sends_max: usize,
+        take: impl FnMut(SlotId, &[u8]) -> bool,
+    ) -> Vec<Action> {
+        if let Some(mesh) = &mut mesh {
+            mesh.take_in(shard, now);
+        }
+        shard.turn(now);
+        self.flush(shard, now, sends_max, take);
+        let actions = std::iter::from_fn(|| shard.poll_action()).collect();
+        if let Some(mesh) = mesh {
+            mesh.push_out(shard);
+        }
+        shard.end_turn();
+        actions
+    }
+
+    /// Sends for every ready session, in batches of the server's size: see [`TurnLoop::turn`].
+    pub fn flush(
+        &mut self,
+        shard: &mut Shard,
+        now: Now,
+        sends_max: usize,
+        mut take: impl FnMut(SlotId, &[u8]) -> bool,
+    ) {
+        let mut sends: [Option<Send>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
+        let mut outcomes = [(0, false); SENDS_PER_SUBMIT];
+        let mut left = sends_max;
+        loop {
+            self.gather.clear();
+            shard.prepare_sends(now);
+            let mut len = 0;
+            while len < SENDS_PER_SUBMIT.min(left)
+                && self.gather.len() + SEND_BYTES_MAX <= GATHER_BYTES
+                && let Some(send) = shard.poll_send(&mut self.gather, now)
+            {
+                sends[len] = Some(send);
+                len += 1;
+            }
+            if len == 0 {
+                break;
+            }
+            left -= len;
+            // The bytes are valid only until the first `handle_sent`.
+            for (send, outcome) in sends.iter().flatten().zip(&mut outcomes).take(len) {
+                let bytes = shard.send_bytes(send, &self.gather);
+                *outcome = (bytes.len(), take(send.slot, bytes));
+            }
+            for (send, (bytes, parked)) in sends.iter().flatten().zip(outcomes).take(len) {
+                shard.handle_sent(send.slot, bytes, parked, now);
+            }
+        }
+    }
+}
+
+/// Encodes a native frame.
+pub fn frame<R: WireRecord>(kind: Kind, record: &R, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame::encode(&mut bytes, kind, HeaderFields::default(), record, &[payload]);
+    bytes
+}
+
+/// Returns a native client's HELLO.
+pub fn hello() -> Vec<u8> {
+    frame(Kind::Hello, &Hello::default(), b"x")
+}
+
+/// Returns a WebSocket client's upgrade request.
+pub fn upgrade_request(path: &str, subprotocol: &str) -> Vec<u8> {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Protocol: {subprotocol}\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// One shard with simulated sockets, each of which takes everything or is full.
+pub struct Driver {
+    /// The shard.
+    pub shard: Shard,
+    /// Simulated time.
+    pub now: Now,
+    /// Slots of full sockets: SENDs to them stay parked until [`Driver::open`].
+    pub full: BTreeSet<u32>,
+    /// Slot and bytes of each SEND in order, since the last [`Driver::take_sent`].
+    pub sent: Vec<(u32, Vec<u8>)>,
+    /// Actions of all turns, until a test takes them.
+    pub actions: Vec<Action>,
+    parked: BTreeSet<u32>,
+    turns: TurnLoop,
+}
+
+impl Driver {
+    /// Creates a shard without sessions.
+    pub fn new(limits: Limits) -> Driver {
+        Driver {
+            shard: Shard::new(ShardId(0), 1, EPOCH, limits, Arc::new(Counters::default())),
+            now: START,
+            full: BTreeSet::new(),
+            sent: Vec::new(),
+            actions: Vec::new(),
+            parked: BTreeSet::new(),
+            turns: TurnLoop::default(),
+        }
+    }
+
+    /// Accepts a connection that has sent `opening`, then runs a turn.
+    pub fn accept(&mut self, slot: u32, listener: ListenerKind, opening: &[u8]) {
+        self.shard.handle_accept(SlotId(slot), listener, self.now);
+        self.shard.handle_bytes(SlotId(slot), opening, self.now);
+        self.turn();
+    }
+
+    /// Passes bytes from a client to the shard.
+    pub fn receive(&mut self, slot: u32, bytes: &[u8]) {
+        self.shard.handle_bytes(SlotId(slot), bytes, self.now);
+    }
+
+    /// Runs one turn.
+    pub fn turn(&mut self) {
+        let (full, parked, sent) = (&self.full, &mut self.parked, &mut self.sent);
+        let actions = self.turns.turn(&mut self.shard, None, self.now, usize::MAX, |SlotId(slot), bytes| {
+            sent.push((slot, bytes.to_vec()));
+            full.contains(&slot) && {
+                parked.insert(slot);
+                true
+            }
+        });
+        self.actions.extend(actions);
+    }
+
+    /// Advances time without a turn, as if the server's process were stopped.
+    pub fn jump(&mut self, duration_ns: u64) {
+        self.now.monotonic_ns += duration_ns;
+    }
+
+    /// Advances time with a turn at each of the shard's deadlines, and one at the end. Returns the number of deadlines.
+    pub fn pass(&mut self, duration_ns: u64) -> u32 {
+        let end_ns = self.now.monotonic_ns + duration_ns;
+        let mut wakes = 0;
+        while let Some(when_ns) = self.shard.next_deadline().filter(|&when_ns| when_ns <= end_ns) {
+            self.now.monotonic_ns = self.now.monotonic_ns.max(when_ns);
+            self.turn();
+            wakes += 1;
+        }
+        self.now.monotonic_ns = end_ns;
+        self.turn();
+        wakes
+    }
+
+    /// Gives all sockets room again: they take their parked SENDs, then a turn runs.
+    pub fn open(&mut self) {
+        self.full.clear();
+        for slot in std::mem::take(&mut self.parked) {
+            self.shard.handle_writable(SlotId(slot), self.now);
+        }
+        self.turn();
+    }
+
+    /// Takes the bytes sent to one socket, and discards those sent to others.
+    pub fn take_sent(&mut self, slot: u32) -> Vec<u8> {
+        let sent = std::mem::take(&mut self.sent);
+        sent.into_iter().filter(|(to, _)| *to == slot).flat_map(|(_, bytes)| bytes).collect()
+    }
+}

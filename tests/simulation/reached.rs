@@ -1,0 +1,66 @@
+//! The situations that a run of the simulation reaches.
+
+/// How often a run reached each situation.
+#[derive(Debug, Default)]
+pub struct Reached {
+    pub parked: u64,
+    pub slow_closed: u64,
+    pub source_full: u64,
+    pub delivered: u64,
+    pub vanished: u64,
+    pub paused: u64,
+    pub half_frames: u64,
+    pub pinged: u64,
+    pub silent_closed: u64,
+    pub handed_over: u64,
+    pub conflated: u64,
+    pub lost: u64,
+    pub recovered: u64,
+    pub not_recovered: u64,
+    pub snapshots: u64,
+    pub reconnected: u64,
+}
+
+impl Reached {
+    pub fn add(&mut self, other: &Reached) {
+        self.parked += other.parked;
+        self.slow_closed += other.slow_closed;
+        self.source_full += other.source_full;
+        self.delivered += other.delivered;
+        self.vanished += other.vanished;
+        self.paused += other.paused;
+        self.half_frames += other.half_frames;
+        self.pinged += other.pinged;
+        self.silent_closed += other.silent_closed;
+        self.handed_over += other.handed_over;
+        self.conflated += other.conflated;
+        self.lost += other.lost;
+        self.recovered += other.recovered;
+        self.not_recovered += other.not_recovered;
+        self.snapshots += other.snapshots;
+        self.reconnected += other.reconnected;
+    }
+
+    pub fn is_complete(&self) -> bool {
+        [
+            self.parked,
+            self.slow_closed,
+            self.source_full,
+            self.vanished,
+            self.paused,
+            self.half_frames,
+            self.pinged,
+            self.silent_closed,
+            self.handed_over,
+            self.conflated,
+            self.lost,
+            self.recovered,
+            self.not_recovered,
+            self.snapshots,
+            self.reconnected,
+        ]
+        .iter()
+        .all(|&count| count > 10)
+            && self.delivered > 10_000
+    }
+}
