@@ -40,9 +40,9 @@ use crate::{
         listening::Opened,
         reload::{Reload, Reloader},
     },
-    transport::desk::Desk,
     transport::{
         admission::{Admission, ConnectionCounts},
+        control_queue::ControlQueue,
         driver::{ClientListener, Driver, Pacing},
         handover::{HandoverLanes, handover_lanes},
         listener::Listening,
@@ -262,7 +262,7 @@ fn start(
             admission: Admission::new(counts.clone(), config.accept_rate, config.shards),
             pacing: Pacing { latency_budget_ns: config.latency_budget_ns, spin_ns: config.spin_ns },
             handovers,
-            desk: Desk::new(receiver),
+            control: ControlQueue::new(receiver),
             happened: happened_in.clone(),
         };
         let core = config.cores[index % config.cores.len()];
@@ -310,7 +310,7 @@ struct Parts {
     stop: Arc<Stop>,
     admission: Admission,
     handovers: HandoverLanes,
-    desk: Desk,
+    control: ControlQueue,
     pacing: Pacing,
     happened: Sender<Happened>,
 }
@@ -339,7 +339,7 @@ impl Parts {
             self.bell,
             self.stop,
             self.admission,
-            self.desk,
+            self.control,
         );
         (driver.pacing, driver.listeners) = (self.pacing, self.accepting);
         ended.result = driver.run().await.map(|latency| {

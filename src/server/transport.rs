@@ -1,7 +1,7 @@
 //! Everything that knows glommio, io_uring and sockets. The rest of the server is plain state machines and threads.
 
 pub mod admission;
-pub mod desk;
+pub mod control_queue;
 pub mod driver;
 pub mod handover;
 pub mod listener;

@@ -21,12 +21,15 @@ pub struct Passed {
 }
 
 impl Passed {
-    /// Takes what was passed to this process, if anything was. To be called before anything else opens a file; a second call
-    /// finds nothing.
+    /// Takes the sockets that were passed to this process, if any. A second call finds none.
+    ///
+    /// # Safety
+    /// Nothing in this process owns the descriptors that LISTEN_FDS names: call it before anything else opens one, and leave
+    /// these variables as the service manager set them.
     ///
     /// # Errors
     /// [`StartupError::Passed`]: a name that is unknown or comes twice, or not a listening stream socket.
-    pub fn take() -> Result<Passed, StartupError> {
+    pub unsafe fn take() -> Result<Passed, StartupError> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
         let mut passed = Passed::default();
         if TAKEN.swap(true, SeqCst) {
@@ -39,8 +42,8 @@ impl Passed {
         }
         let named = sd_notify::listen_fds_with_names().map_err(refuse)?;
         for (fd, name) in named {
-            // SAFETY: the service manager opened it for this process, which has opened nothing yet: it is open, as was just
-            // asked (F_GETFD), and nobody else in this process owns it, as all this is done once.
+            // SAFETY: it is open, as `listen_fds` has just checked (F_GETFD). By this function's contract the service manager
+            // opened it for this process and nothing else owns it; the flag above lets it be taken only once.
             let socket = unsafe { OwnedFd::from_raw_fd(fd) };
             passed.add(&name, socket)?;
         }

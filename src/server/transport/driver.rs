@@ -14,9 +14,9 @@ use crate::{
         TURN_EVENTS, TURN_SENDS,
     },
     logging,
-    transport::desk::Desk,
     transport::{
         admission::Admission,
+        control_queue::ControlQueue,
         uring::data_ring::{DataRing, Event, ListenerId, Sent},
     },
 };
@@ -123,8 +123,8 @@ pub struct Driver {
     pub listeners: Vec<ClientListener>,
     /// The shard that gets the next distributed connection.
     distribute_next: u16,
-    /// The operators' requests.
-    pub desk: Desk,
+    /// Requests of operators and of the main thread.
+    pub control: ControlQueue,
     /// SENDs made so far.
     sends: u64,
     /// When the shard went to sleep in this iteration of its loop; 0: it did not.
@@ -146,7 +146,7 @@ impl Driver {
         bell: Arc<Doorbell>,
         stop: Arc<Stop>,
         admission: Admission,
-        desk: Desk,
+        control: ControlQueue,
     ) -> Driver {
         let gather = Vec::with_capacity(GATHER_BYTES);
         Driver {
@@ -160,7 +160,7 @@ impl Driver {
             pacing: Pacing::default(),
             listeners: Vec::new(),
             distribute_next: 0,
-            desk,
+            control,
             sends: 0,
             asleep_since_ns: 0,
             round: None,
@@ -224,7 +224,7 @@ impl Driver {
         }
         let ends_ns = round.since_ns.saturating_add(budget_ns);
         let mut now_ns = clock::monotonic_ns();
-        while now_ns < ends_ns && self.answer(clock::now())? {
+        while now_ns < ends_ns && self.handle_control(clock::now())? {
             now_ns = clock::monotonic_ns();
         }
         if now_ns < ends_ns {
@@ -272,7 +272,7 @@ impl Driver {
         let sends = self.sends;
         worked |= self.flush(now)?;
         self.note_latency(self.sends.wrapping_sub(sends) as usize);
-        worked |= self.answer(now)?;
+        worked |= self.handle_control(now)?;
         worked |= self.actions()?;
         worked |= self.mesh.push_out(&mut self.shard);
         worked |= self.handovers.push_out();
@@ -309,7 +309,7 @@ impl Driver {
         let work_waits = self.ring.has_events()
             || self.mesh.look_again(&mut self.shard)
             || self.handovers.look_again()
-            || self.desk.has_work()
+            || self.control.has_work()
             || self.shard.is_busy();
         Ok(!work_waits && !asked_to_stop && !self.stopped())
     }

@@ -309,51 +309,90 @@ struct HandoverShard {
     eventfd: Arc<Eventfd>,
 }
 
+/// Creates two shards with lanes of one connection.
+fn handover_shards() -> [HandoverShard; 2] {
+    let bells: Vec<_> = (0..2).map(|_| doorbell()).collect();
+    let rung: Vec<_> = bells.iter().map(|(bell, _)| bell.clone()).collect();
+    let shards = lanes_with_capacity(&rung, 1).into_iter().zip(bells);
+    let shards = shards.map(|(lanes, (bell, eventfd))| HandoverShard { lanes, bell, eventfd });
+    shards.collect::<Vec<_>>().try_into().ok().unwrap()
+}
+
 impl HandoverShard {
-    /// Runs turns until `done`, and sleeps after a turn that did nothing.
-    fn run(mut self, done: impl Fn(&HandoverLanes, usize) -> bool) {
-        let mut taken = 0;
-        while !done(&self.lanes, taken) {
-            let mut worked = false;
-            while let Some(transfer) = self.lanes.take() {
-                assert!(matches!(transfer, Transfer::Accepted(ListenerId(n), _) if n as usize == taken));
-                taken += 1;
-                worked = true;
+    /// Queues the `n`-th connection for the second shard.
+    fn queue(&mut self, n: u32) {
+        // Stands for a socket.
+        let socket = File::open("/dev/null").unwrap().into();
+        self.lanes.distribute(ShardId(1), ListenerId(n), socket).unwrap();
+    }
+
+    fn sleep(&mut self) {
+        let Ok(()) = self.bell.sleep(|| {
+            if !self.lanes.look_again() {
+                self.eventfd.wait();
             }
-            worked |= self.lanes.push_out();
-            if !worked {
-                let Ok(()) = self.bell.sleep(|| {
-                    if !self.lanes.look_again() {
-                        self.eventfd.wait();
-                    }
-                    Ok::<(), Infallible>(())
-                });
+            Ok::<(), Infallible>(())
+        });
+    }
+
+    /// Runs turns until every connection has left.
+    fn send_all(mut self) {
+        while !self.lanes.is_flushed() {
+            if !self.lanes.push_out() {
+                self.sleep();
+            }
+        }
+    }
+
+    /// Runs turns until `count` connections have arrived, in order.
+    fn take_all(mut self, count: u32) {
+        let mut taken = 0;
+        while taken < count {
+            match self.lanes.take() {
+                Some(Transfer::Accepted(ListenerId(n), _)) => {
+                    assert_eq!(n, taken);
+                    taken += 1;
+                }
+                Some(Transfer::Admitted(_)) => unreachable!("none was sent"),
+                None => self.sleep(),
             }
         }
     }
 }
 
-/// One shard hands over more connections than the lane holds, and both go to sleep whenever they have nothing to do: the
-/// consumer for the next connection, the producer for room.
+/// One shard hands over more connections than the lane holds. Each shard goes to sleep when it has nothing to do: the consumer
+/// until the next connection arrives, the producer until there is room.
 ///
-/// Mutations that it caught: `Starved::announce` or `Starved::take` without its fence; `ItemProducer::push` without the second
-/// attempt; a consumer that does not ring; a last check before sleep without `push_out` or without `has_input`.
+/// Mutations that it caught: `Starved::take` without its fence; a consumer that does not ring; a last check before sleep
+/// without `push_out` or without `has_input`.
 #[test]
 fn connections_handed_over_through_a_full_lane_all_arrive() {
-    const CONNECTIONS: usize = 2;
     model(4, || {
-        let bells: Vec<_> = (0..2).map(|_| doorbell()).collect();
-        let rung: Vec<_> = bells.iter().map(|(bell, _)| bell.clone()).collect();
-        let shards = lanes_with_capacity(&rung, 1).into_iter().zip(bells);
-        let shards = shards.map(|(lanes, (bell, eventfd))| HandoverShard { lanes, bell, eventfd });
-        let [mut from, to] = <[HandoverShard; 2]>::try_from(shards.collect::<Vec<_>>()).ok().unwrap();
-        for n in 0..CONNECTIONS {
-            // Stands for a socket.
-            let socket = File::open("/dev/null").unwrap().into();
-            from.lanes.distribute(ShardId(1), ListenerId(n as u32), socket).unwrap();
-        }
-        let from = spawn(|| from.run(|lanes, _| lanes.is_flushed()));
-        let to = spawn(|| to.run(|_, taken| taken == CONNECTIONS));
+        let [mut from, to] = handover_shards();
+        (0..2).for_each(|n| from.queue(n));
+        let from = spawn(|| from.send_all());
+        let to = spawn(|| to.take_all(2));
+        [from, to].into_iter().for_each(|thread| thread.join().unwrap());
+    });
+}
+
+/// The last step of the above: the lane is full, and the producer goes to sleep while the consumer makes room.
+///
+/// Mutations that it caught: `Starved::announce` without its fence; `ItemProducer::push` without the second attempt.
+#[test]
+fn a_shard_that_goes_to_sleep_while_its_full_lane_gets_room_hands_over_the_rest() {
+    model(6, || {
+        let [mut from, to] = handover_shards();
+        from.queue(0);
+        assert!(from.lanes.push_out() && from.lanes.is_flushed());
+        from.queue(1);
+        let from = spawn(|| {
+            let mut from = from;
+            while !from.lanes.is_flushed() {
+                from.sleep();
+            }
+        });
+        let to = spawn(|| to.take_all(2));
         [from, to].into_iter().for_each(|thread| thread.join().unwrap());
     });
 }

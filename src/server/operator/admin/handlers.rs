@@ -15,7 +15,7 @@ use super::{
     context::AdminContext,
     latency::{LatencyView, counts, hgrm},
     metrics::{self, Scrape, ShardSample},
-    overview::{Overview, ShardView},
+    overview::{Overview, ShardView, SourceView},
     process_sample,
     query::LatencyFormat,
     route::{self, INDEX, RequestError, Route},
@@ -174,7 +174,8 @@ impl AdminContext {
             ShardView::new(shard as u16, *core, counters, states.get(shard).map(|state| &**state))
         });
         let process = process_sample::sample(self.start_seconds);
-        let overview = Overview::new(self.stage(), &process, self.uptime_seconds(), views.collect());
+        let mut overview = Overview::new(self.stage(), &process, self.uptime_seconds(), views.collect());
+        overview.sources = self.handles.sources.iter().map(SourceView::from).collect();
         self.json_of_shards(&overview.unanswered, &overview)
     }
 

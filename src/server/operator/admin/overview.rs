@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{process_sample::ProcessSample, stage::Stage};
+use crate::sources::SourceStatus;
 use tickcast_core::{
     metrics::{
         counters::{Counter, Counters},
@@ -11,6 +12,34 @@ use tickcast_core::{
     },
     shard::survey::ShardState,
 };
+
+/// A source of the server.
+#[derive(Debug, Serialize)]
+pub struct SourceView {
+    /// Its kind.
+    pub kind: &'static str,
+    /// `running`, `waiting`, `ended` or `failed`.
+    pub state: &'static str,
+    /// What a waiting source waits for, or why a failed one cannot go on.
+    pub reason: Option<String>,
+    /// Ticks that it dropped.
+    pub ticks_dropped: u64,
+    /// Times it waited for room in a shard's ring.
+    pub waits: u64,
+}
+
+impl From<&SourceStatus> for SourceView {
+    fn from(status: &SourceStatus) -> SourceView {
+        let health = status.health();
+        SourceView {
+            kind: status.kind(),
+            state: health.state(),
+            reason: health.reason(),
+            ticks_dropped: status.counters().value(Counter::SourceTicksDropped),
+            waits: status.counters().value(Counter::SourceWaits),
+        }
+    }
+}
 
 /// A shard.
 #[derive(Debug, Serialize)]
@@ -97,10 +126,12 @@ pub struct Overview {
     pub shards: Vec<ShardView>,
     /// Shards that did not reply in time.
     pub unanswered: Vec<u16>,
+    /// The server's own sources, in the order of the configuration.
+    pub sources: Vec<SourceView>,
 }
 
 impl Overview {
-    /// Builds the response; shards without a state are listed in `unanswered`.
+    /// Builds the response, without sources; shards without a state are listed in `unanswered`.
     pub fn new(
         stage: Stage,
         process: &ProcessSample,
@@ -117,6 +148,7 @@ impl Overview {
             descriptors: process.descriptors,
             unanswered: shards.iter().filter_map(unanswered).collect(),
             shards,
+            sources: Vec::new(),
         }
     }
 }
@@ -130,13 +162,18 @@ mod tests {
         let counters = Counters::default();
         counters.add(Counter::TicksDelivered, 7);
         let process = ProcessSample { start_seconds: 10.0, ..ProcessSample::default() };
-        let overview =
+        let mut overview =
             Overview::new(Stage::Draining, &process, 2.5, vec![ShardView::new(3, 1, &counters, None)]);
+        overview.sources.push(SourceView::from(&SourceStatus::new("replay")));
         let json = serde_json::to_value(&overview).unwrap();
         assert_eq!(json["stage"], "draining");
         assert_eq!((&json["start_seconds"], &json["uptime_seconds"]), (&10.0.into(), &2.5.into()));
         assert_eq!(json["unanswered"], serde_json::json!([3]));
         assert_eq!(json["shards"][0]["counters"]["ticks_delivered"], 7);
         assert!(json["shards"][0]["state"].is_null() && json["shards"][0]["core"] == 1);
+        let source = serde_json::json!({
+            "kind": "replay", "state": "waiting", "reason": "for the shards to start", "ticks_dropped": 0, "waits": 0
+        });
+        assert_eq!(json["sources"], serde_json::json!([source]));
     }
 }
