@@ -15,7 +15,7 @@ use tickcast::limits::{
 use tickcast_core::{
     egress_log::{EgressLog, Mark, Range},
     ids::{SessionId, SlotId},
-    session::{ListenerKind, Next, Session, table::Sessions},
+    session::{ListenerKind, Next, SendState, Session, table::Sessions},
 };
 
 use crate::measure::{per_unit, timed};
@@ -86,7 +86,7 @@ fn gather(
             let ranges = ranges(&mut log);
             for slot in 0..SESSIONS {
                 if let Some(session) = sessions.any_mut(SlotId(slot)) {
-                    session.sending = false;
+                    session.send_state = SendState::Idle;
                 }
                 ranges.iter().for_each(|&range| sessions.push_range(SlotId(slot), &log, range));
             }

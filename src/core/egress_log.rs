@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::{ids::Sequence, session::membership::Gap};
+
 /// A circular buffer of whole frames, addressed by ever-growing positions, with an index of what they are.
 ///
 /// ```text
@@ -29,8 +31,8 @@ pub struct EgressLog {
     swept: u64,
     /// Frames appended since.
     swept_frames: usize,
-    /// When the head was where, about every [`TIMES_INTERVAL_NS`].
-    times: VecDeque<(u64, u64)>,
+    /// Where the head was over the last seconds, about every [`TIMES_INTERVAL_NS`].
+    times: VecDeque<HeadAt>,
 }
 
 /// Consecutive whole frames in a log.
@@ -61,15 +63,29 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// The first sequence it accounts for.
-    pub fn from(self) -> u64 {
-        self.sequence.saturating_sub(self.skipped.into())
+    /// The sequences it accounts for.
+    pub fn span(self) -> Gap {
+        Gap {
+            from: Sequence(self.sequence.saturating_sub(self.skipped.into())),
+            to: Sequence(self.sequence + u64::from(self.skipped == 0)),
+        }
     }
+}
 
-    /// The one after the last.
-    pub fn to(self) -> u64 {
-        self.sequence + u64::from(self.skipped == 0)
-    }
+/// Where the head of a log was at a time.
+#[derive(Clone, Copy, Debug)]
+struct HeadAt {
+    time_ns: u64,
+    head: u64,
+}
+
+/// Where to cut a range that is too long for one SEND.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Bytes before the cut.
+    pub len: u32,
+    /// Bytes after the cut that end a frame whose beginning is before it; 0: the cut is between two frames.
+    pub frame_rest: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -105,19 +121,19 @@ impl EgressLog {
 
     /// Notes where the head is now. The last `TIMES_MAX` notes are kept.
     pub fn note_time(&mut self, now_ns: u64) {
-        if self.times.back().is_some_and(|&(noted_ns, _)| now_ns < noted_ns + TIMES_INTERVAL_NS) {
+        if self.times.back().is_some_and(|last| now_ns < last.time_ns + TIMES_INTERVAL_NS) {
             return;
         }
         if self.times.len() >= TIMES_MAX {
             self.times.pop_front();
         }
-        self.times.push_back((now_ns, self.head));
+        self.times.push_back(HeadAt { time_ns: now_ns, head: self.head });
     }
 
     /// Everything before this position was appended before `time_ns`, as far as it was noted.
     pub fn head_at(&self, time_ns: u64) -> u64 {
-        let after = self.times.partition_point(|&(noted_ns, _)| noted_ns <= time_ns);
-        after.checked_sub(1).map_or(0, |at| self.times[at].1)
+        let after = self.times.partition_point(|noted| noted.time_ns <= time_ns);
+        after.checked_sub(1).map_or(0, |at| self.times[at].head)
     }
 
     /// Appends one frame. `None` when it is longer than the log.
@@ -225,14 +241,16 @@ impl EgressLog {
             .map(|frame| (frame.range(), frame.mark()))
     }
 
-    /// Where to cut a range that is too long for one SEND of `bytes_max`, and how many bytes of a frame that was begun
-    /// are then left: 0 for a cut between two.
-    pub fn cut(&self, range: Range, bytes_max: usize) -> (u32, u32) {
+    /// Where to cut a range that is longer than `bytes_max`: between two frames if a boundary is within reach.
+    pub fn cut(&self, range: Range, bytes_max: usize) -> Cut {
         let limit = range.start + bytes_max as u64;
+        let len = bytes_max as u32;
         match self.find(limit).and_then(|at| self.frames.get(at)) {
-            Some(frame) if frame.start > range.start => ((frame.start - range.start) as u32, 0),
-            Some(frame) => (bytes_max as u32, (frame.range().end().min(range.end()) - limit) as u32),
-            None => (bytes_max as u32, range.len - bytes_max as u32),
+            Some(frame) if frame.start > range.start => {
+                Cut { len: (frame.start - range.start) as u32, frame_rest: 0 }
+            }
+            Some(frame) => Cut { len, frame_rest: (frame.range().end().min(range.end()) - limit) as u32 },
+            None => Cut { len, frame_rest: range.len - len },
         }
     }
 
@@ -359,8 +377,10 @@ mod tests {
         }
         let mut sent = 0;
         while whole.len as usize > SEND_BYTES_MAX {
-            let (cut, rest) = log.cut(whole, SEND_BYTES_MAX);
-            assert!(rest == 0 && cut as usize <= SEND_BYTES_MAX && cut as usize > SEND_BYTES_MAX - 1000);
+            let Cut { len: cut, frame_rest } = log.cut(whole, SEND_BYTES_MAX);
+            assert!(
+                frame_rest == 0 && cut as usize <= SEND_BYTES_MAX && cut as usize > SEND_BYTES_MAX - 1000
+            );
             whole = Range { start: whole.start + u64::from(cut), len: whole.len - cut };
             assert!(starts.contains(&whole.start));
             sent += 1;
@@ -370,12 +390,10 @@ mod tests {
         let huge = log.append(MARK, &[0; 200_000]).unwrap();
         log.append(MARK, &[0; 10]).unwrap();
         let both = Range { start: huge.start, len: huge.len + 10 };
-        assert_eq!(log.cut(both, SEND_BYTES_MAX), (SEND_BYTES_MAX as u32, 200_000 - SEND_BYTES_MAX as u32));
-        let rest = Range { start: SEND_BYTES_MAX as u64, len: both.len - SEND_BYTES_MAX as u32 };
-        assert_eq!(
-            log.cut(rest, SEND_BYTES_MAX),
-            (SEND_BYTES_MAX as u32, 200_000 - 2 * SEND_BYTES_MAX as u32)
-        );
+        let len = SEND_BYTES_MAX as u32;
+        assert_eq!(log.cut(both, SEND_BYTES_MAX), Cut { len, frame_rest: 200_000 - len });
+        let rest = Range { start: SEND_BYTES_MAX as u64, len: both.len - len };
+        assert_eq!(log.cut(rest, SEND_BYTES_MAX), Cut { len, frame_rest: 200_000 - 2 * len });
     }
 
     #[test]

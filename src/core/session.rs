@@ -11,7 +11,7 @@ pub use self::eviction::Fate;
 use std::{collections::VecDeque, fmt};
 
 use crate::{
-    egress_log::{EgressLog, Mark, Range},
+    egress_log::{Cut, EgressLog, Mark, Range},
     fanout::Subscription,
     ids::SessionId,
     limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, SEND_DIRECT_BYTES},
@@ -119,16 +119,63 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// What is known of a peer's life.
+/// How far the heartbeat has got with a peer. Unless unwatched, exactly one heartbeat timer is pending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pulse {
-    /// Nothing is being waited for.
+    /// No heartbeat: the handshake is under way, or heartbeats are off.
     #[default]
+    Unwatched,
+    /// Heard from within the ping interval, as far as is known.
     Quiet,
-    /// It has been pinged, and was silent since.
+    /// Pinged, and silent since.
     Pinged,
-    /// It was still silent when half the time-out was over.
+    /// Still silent after half the time-out.
     Late,
+}
+
+/// Where a session stands on its way to its next SEND.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SendState {
+    /// Neither queued nor sending.
+    #[default]
+    Idle,
+    /// Queued for a SEND.
+    Ready,
+    /// Queued to be refilled: its held ticks and pending notices must join the outbox before the next SEND.
+    Lagging,
+    /// Refilled, and queued for a SEND.
+    Refilled,
+    /// The transport has a SEND; the next one waits for its outcome.
+    Sending,
+    /// The socket was full, and the rest of the SEND waits for room in it.
+    Parked {
+        /// Since when, CLOCK_MONOTONIC nanoseconds.
+        since_ns: u64,
+    },
+}
+
+/// What a session's input waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InputState {
+    /// Nothing: every byte received has been processed.
+    #[default]
+    Open,
+    /// The rest of a frame.
+    Partial {
+        /// When the frame began, or the last message before it completed, CLOCK_MONOTONIC nanoseconds.
+        since_ns: u64,
+    },
+    /// Room for what its requests would add: receiving is paused.
+    Paused,
+}
+
+/// How many of a session's memberships may lose queued ticks when the session falls behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Yielding {
+    /// Memberships whose ticks may be taken out of the outbox again.
+    pub memberships: u32,
+    /// Those of them that keep the newest tick.
+    pub conflating: u32,
 }
 
 /// Which kind of listener a connection came through: it decides how the handshake begins, and nothing later.
@@ -182,6 +229,7 @@ enum Segment {
 }
 
 const _: () = assert!(size_of::<Segment>() == 24, "limits.rs says what a full outbox holds");
+const _: () = assert!(size_of::<SendState>() == 16 && size_of::<InputState>() == 16, "a tag and a time");
 const _: () = assert!(size_of::<Session>() <= 352, "the docs of Session say how large it is");
 
 /// Where the bytes of one SEND are.
@@ -229,44 +277,34 @@ pub struct Session {
     pub protocol: Protocol,
     /// Received, not yet decoded. Bound: the longest frame and what was in flight when reading was paused.
     pub input: Vec<u8>,
-    /// Since when it holds part of a frame and nothing has completed, CLOCK_MONOTONIC nanoseconds.
-    pub partial_since_ns: Option<u64>,
-    /// A deadline for that is pending: one at a time, however often frames begin.
-    pub partial_watched: bool,
-    /// What is known of its peer's life.
+    /// What its input waits for.
+    pub input_state: InputState,
+    /// A frame deadline is pending: one at a time, however often frames begin.
+    pub frame_timer_pending: bool,
+    /// How far the heartbeat has got with its peer.
     pub pulse: Pulse,
-    /// When it was last heard, pinged, or found late, as `pulse` has it: CLOCK_MONOTONIC milliseconds, the low 32 bits.
+    /// When `pulse` last changed or the peer was last heard: the low 32 bits of CLOCK_MONOTONIC milliseconds.
     pub pulse_ms: u32,
-    /// A timer for that is pending: one at a time, from the end of the handshake on.
-    pub heartbeat_watched: bool,
-    /// Its full socket has taken more since the last look: somebody reads.
-    pub took_parked: bool,
-    /// Its input waits for room somewhere.
-    pub paused: bool,
-    /// A SEND is with the transport; the next one waits for its outcome.
-    pub sending: bool,
+    /// Its full socket has drained since the last heartbeat: the peer reads.
+    pub drained_since_heartbeat: bool,
+    /// Where it stands on its way to its next SEND.
+    pub send_state: SendState,
     /// Its changes of subscriptions that wait for their turn; later requests wait for them.
     pub walks: u32,
     /// Frames of a WebSocket message that wait for them too.
     pub message_rest: Vec<u8>,
-    /// It stands in the shard's queue of sessions with something to send.
-    pub queued: bool,
     /// Bytes at the front of the outbox that end a frame whose beginning has been sent.
     pub cut_rest: u32,
-    /// It has been given what it was behind with, for its next SEND.
-    pub refilled: bool,
-    /// It is behind: ticks of memberships that conflate are held back.
+    /// Behind: ticks of memberships that conflate are held back.
     pub behind: bool,
-    /// It stands in the queue of sessions that are past `yield_bytes`.
-    pub over: bool,
-    /// Since when a SEND has been waiting for room in the socket, CLOCK_MONOTONIC nanoseconds; 0: none is.
-    pub parked_since_ns: u64,
-    /// A deadline for that is pending.
-    pub stall_watched: bool,
-    /// Past so many bytes waiting, something must yield.
+    /// Queued for eviction: more than `yield_bytes` waits.
+    pub over_queued: bool,
+    /// A deadline for the full socket is pending.
+    pub stall_timer_pending: bool,
+    /// Frame bytes that may wait before something must yield.
     pub yield_bytes: usize,
-    /// Memberships that yield, and those of them that conflate.
-    pub yielding: (u32, u32),
+    /// How many of its memberships yield.
+    pub yielding: Yielding,
     /// What only some sessions need.
     pub lag: Option<Box<Lag>>,
     /// Its subscriptions. Bound: `subscriptions_per_session_max`.
@@ -299,25 +337,20 @@ impl Session {
             format,
             protocol: Protocol::HttpHead,
             input: Vec::new(),
-            partial_since_ns: None,
-            partial_watched: false,
+            input_state: InputState::Open,
+            frame_timer_pending: false,
+            pulse: Pulse::Unwatched,
             pulse_ms: 0,
-            pulse: Pulse::Quiet,
-            heartbeat_watched: false,
-            took_parked: false,
-            paused: false,
-            sending: false,
+            drained_since_heartbeat: false,
+            send_state: SendState::Idle,
             walks: 0,
             message_rest: Vec::new(),
-            queued: false,
             cut_rest: 0,
-            refilled: false,
             behind: false,
-            over: false,
-            parked_since_ns: 0,
-            stall_watched: false,
+            over_queued: false,
+            stall_timer_pending: false,
             yield_bytes: usize::MAX,
-            yielding: (0, 0),
+            yielding: Yielding::default(),
             lag: None,
             subscriptions: Vec::new(),
             subscribed: false,
@@ -385,17 +418,33 @@ impl Session {
             || self.lag.as_deref().is_some_and(|lag| !lag.held.is_empty() || !lag.untold.is_empty())
     }
 
-    /// Counts a membership that comes, goes or changes. Returns whether the session now has the first that yields, or
-    /// none any more.
+    /// Whether the transport has a SEND of it.
+    pub fn is_sending(&self) -> bool {
+        matches!(self.send_state, SendState::Sending | SendState::Parked { .. })
+    }
+
+    /// Whether its input waits for room.
+    pub fn is_paused(&self) -> bool {
+        self.input_state == InputState::Paused
+    }
+
+    /// Whether any of its memberships yields.
+    pub fn yields(&self) -> bool {
+        self.yielding.memberships > 0
+    }
+
+    /// Counts a membership that comes, goes or changes. Returns whether [`Session::yields`] has changed.
     pub fn count_yielding(&mut self, before: Option<&Membership>, after: Option<&Membership>) -> bool {
-        let counts = |membership: Option<&Membership>| {
-            let of = |yes: bool| u32::from(yes);
-            membership.map_or((0, 0), |membership| (of(membership.yields()), of(membership.conflates())))
-        };
-        let (before, after, yielded) = (counts(before), counts(after), self.yielding.0 > 0);
-        self.yielding.0 = self.yielding.0 + after.0 - before.0;
-        self.yielding.1 = self.yielding.1 + after.1 - before.1;
-        yielded != (self.yielding.0 > 0)
+        let yielded = self.yields();
+        if let Some(after) = after {
+            self.yielding.memberships += u32::from(after.yields());
+            self.yielding.conflating += u32::from(after.conflates());
+        }
+        if let Some(before) = before {
+            self.yielding.memberships -= u32::from(before.yields());
+            self.yielding.conflating -= u32::from(before.conflates());
+        }
+        yielded != self.yields()
     }
 
     /// Whether it has room for more replies; if not, its requests wait.
@@ -499,13 +548,13 @@ impl Session {
                 (Segment::Log(range), Some(log)) => {
                     let alone = gather.len() == start
                         && (range.len as usize >= SEND_DIRECT_BYTES || self.segments.len() == 1);
-                    let (len, rest) = match range.len as usize {
-                        len if len <= left => (range.len, 0),
+                    let Cut { len, frame_rest } = match range.len as usize {
+                        len if len <= left => Cut { len: range.len, frame_rest: 0 },
                         // Not worth a cut: what is gathered leaves, this comes next.
                         _ if gather.len() > start => break,
                         _ => log.cut(range, left),
                     };
-                    self.advance_front(len, rest);
+                    self.advance_front(len, frame_rest);
                     if alone {
                         return self.sends(Source::Log(Range { start: range.start, len }));
                     }
@@ -531,7 +580,7 @@ impl Session {
     }
 
     fn sends(&mut self, source: Source) -> Next {
-        self.sending = true;
+        self.send_state = SendState::Sending;
         self.invariants();
         Next::Send(source)
     }

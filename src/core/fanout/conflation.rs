@@ -13,11 +13,15 @@ use crate::{
     limits::SEND_BYTES_MAX,
     session::{
         Fate,
-        membership::{Membership, Taking},
+        membership::{Gap, Membership, Taking},
         table::Sessions,
     },
 };
-use tickcast_proto::{Step, frame, ids::TopicId, reply::Reply};
+use tickcast_proto::{
+    Step, frame,
+    ids::{Sequence, TopicId},
+    reply::Reply,
+};
 
 /// A tick that is to come later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +105,7 @@ impl Fanout {
     /// Takes what yields out of the outboxes that are over their bounds, and out of those the log comes round to.
     pub fn relieve(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs) {
         while let Some(slot) = sessions.pop_over() {
-            if sessions.open_mut(slot).is_some_and(|session| session.yielding.0 > 0) {
+            if sessions.open_mut(slot).is_some_and(|session| session.yields()) {
                 self.yield_frames(slot, Pressure::Bytes, sessions, logs);
             }
             match sessions.is_too_slow(slot) {
@@ -113,7 +117,7 @@ impl Fanout {
         if due.contains(&true) {
             for slot in sessions.slots() {
                 let Some(session) = sessions.open_mut(slot) else { continue };
-                let yields = due[session.format.index()] && session.yielding.0 > 0;
+                let yields = due[session.format.index()] && session.yields();
                 let stale =
                     |log: &EgressLog| session.oldest_shared().is_some_and(|start| !log.is_fresh(start));
                 if yields && logs.of(session.format).is_some_and(stale) {
@@ -137,7 +141,7 @@ impl Fanout {
         sessions.with_outbox(slot, |session| {
             let format = session.format;
             let Some(log) = logs.of(format) else { return };
-            let conflating = session.yielding.1 > 0;
+            let conflating = session.yielding.conflating > 0;
             session.behind |= conflating;
             let mut memberships = std::mem::take(&mut session.memberships);
             let mut lag = session.lag.take().unwrap_or_default();
@@ -177,20 +181,20 @@ impl Fanout {
                     }
                     let lists = match mark.sequence {
                         0 => membership.forget_announcement(),
-                        _ => membership.lose(mark.from(), mark.to()),
+                        _ => membership.lose(mark.span()),
                     };
                     lag.untold.extend(lists.then_some(id));
                 } else if mark.sequence == 0 {
                     lag.untold.extend(membership.forget_announcement().then_some(id));
                 } else if membership.taking == Taking::Live {
-                    (membership.taking, membership.from) = (Taking::Held, mark.from());
+                    (membership.taking, membership.from) = (Taking::Held, mark.span().from.0);
                     lag.held.push_back(id);
                     if let Some(topic) = topic_mut(topics, id, shards) {
                         topic.set_skipped(format, membership.position, true);
                     }
                 } else {
                     // Held already, or for its pace: from further back.
-                    membership.from = membership.from.min(mark.from());
+                    membership.from = membership.from.min(mark.span().from.0);
                 }
                 waiting -= len as usize;
                 tally.taken_out += u64::from(mark.sequence > 0 && mark.skipped == 0);
@@ -235,7 +239,7 @@ impl Fanout {
     /// A session has nothing left to send: it is no longer behind.
     pub fn caught_up(&mut self, slot: SlotId, sessions: &mut Sessions) {
         if let Some(session) = sessions.any_mut(slot)
-            && session.yielding.0 > 0
+            && session.yields()
         {
             session.behind = false;
             sessions.set_yield_bytes(slot);
@@ -445,7 +449,8 @@ impl Fanout {
         if !std::mem::replace(&mut membership.announced, true) {
             topic.info.encode(format, &mut self.scratch);
         }
-        let (from, to) = std::mem::take(&mut membership.gap);
+        let Gap { from: Sequence(from), to: Sequence(to) } =
+            std::mem::replace(&mut membership.gap, Gap::NONE);
         if from < to {
             self.tally.dropped += to - from;
             sessions.leave_out(slot, 0, to - from);

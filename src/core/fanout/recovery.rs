@@ -260,7 +260,7 @@ impl Fanout {
 
     /// The socket of a session was full for too long.
     pub fn stalled(&mut self, slot: SlotId, before_ns: u64, sessions: &mut Sessions, logs: &EgressLogs) {
-        if sessions.open_mut(slot).is_some_and(|session| session.yielding.0 > 0) {
+        if sessions.open_mut(slot).is_some_and(|session| session.yields()) {
             self.yield_frames(slot, Pressure::Time(before_ns), sessions, logs);
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::home::Wanted;
 use tickcast_proto::{
-    ids::TopicId,
+    ids::{Sequence, TopicId},
     subscription::{Policy, Position},
 };
 
@@ -22,6 +22,25 @@ pub enum Taking {
     Recovering,
 }
 
+/// Sequences of a topic from `from` up to, not including, `to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The first.
+    pub from: Sequence,
+    /// The one after the last.
+    pub to: Sequence,
+}
+
+impl Gap {
+    /// No sequence.
+    pub const NONE: Gap = Gap { from: Sequence(0), to: Sequence(0) };
+
+    /// Whether there is no sequence in it.
+    pub fn is_empty(self) -> bool {
+        self.from >= self.to
+    }
+}
+
 /// A topic this session takes: a slot in the session's map, and 4 bytes in the topic's list of members.
 #[derive(Clone, Copy, Debug)]
 pub struct Membership {
@@ -29,8 +48,8 @@ pub struct Membership {
     pub from: u64,
     /// With a pace: when the next tick may come, CLOCK_MONOTONIC nanoseconds.
     pub due_ns: u64,
-    /// Dropped and not yet told: the first sequence, and the one after the last; equal when there are none.
-    pub gap: (u64, u64),
+    /// Dropped and not yet announced.
+    pub gap: Gap,
     /// Where the session stands in the topic's list of members.
     pub position: u32,
     /// How many of the session's patterns match it: a tick comes once, whatever their number.
@@ -50,14 +69,15 @@ pub struct Membership {
 impl Membership {
     /// Whether it stands in [`Lag::untold`].
     pub fn is_untold(&self) -> bool {
-        !self.announced || self.gap.0 < self.gap.1
+        !self.announced || !self.gap.is_empty()
     }
 
     /// Ticks are lost to the session. Returns whether it is to be put into [`Lag::untold`] now.
     #[must_use]
-    pub fn lose(&mut self, from: u64, to: u64) -> bool {
+    pub fn lose(&mut self, lost: Gap) -> bool {
         let lists = !self.is_untold();
-        self.gap = if self.gap.0 < self.gap.1 { (self.gap.0, to) } else { (from, to) };
+        let from = if self.gap.is_empty() { lost.from } else { self.gap.from };
+        self.gap = Gap { from, to: lost.to };
         lists
     }
 

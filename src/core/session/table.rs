@@ -6,7 +6,7 @@ use crate::{
     egress_log::{EgressLog, Mark, Range},
     ids::SlotId,
     limits::OUTBOX_RANGES_MAX,
-    session::{CloseReason, Next, Session},
+    session::{CloseReason, Next, SendState, Session},
 };
 
 /// What became of shared frames that were offered to a session.
@@ -191,11 +191,11 @@ impl Sessions {
             return Offered::Behind;
         }
         self.waiting += usize::from(session.outbox_bytes() == 0);
-        if !session.push_range(log, range) && !session.over {
-            session.over = true;
+        if !session.push_range(log, range) && !session.over_queued {
+            session.over_queued = true;
             self.over.push(slot);
         }
-        if !session.queued && !session.sending {
+        if session.send_state == SendState::Idle {
             self.make_ready(slot);
         }
         Offered::Queued
@@ -206,7 +206,7 @@ impl Sessions {
         let mut over = false;
         self.with_outbox(slot, |session| {
             if session.ending.is_none() {
-                over = !session.push_own(mark, write) && !std::mem::replace(&mut session.over, true);
+                over = !session.push_own(mark, write) && !std::mem::replace(&mut session.over_queued, true);
             }
         });
         if over {
@@ -218,7 +218,7 @@ impl Sessions {
     pub fn pop_over(&mut self) -> Option<SlotId> {
         let slot = self.over.pop()?;
         if let Some(session) = self.any_mut(slot) {
-            session.over = false;
+            session.over_queued = false;
         }
         Some(slot)
     }
@@ -228,7 +228,7 @@ impl Sessions {
     pub fn set_yield_bytes(&mut self, slot: SlotId) {
         let (outbox_bytes_max, behind_bytes) = (self.outbox_bytes_max, self.behind_bytes);
         let Some(session) = self.any_mut(slot) else { return };
-        session.yield_bytes = if session.yielding.0 > 0 { behind_bytes } else { outbox_bytes_max };
+        session.yield_bytes = if session.yields() { behind_bytes } else { outbox_bytes_max };
     }
 
     /// What has yielded was not enough: twice what still waits may, so that it is not gone over for every tick.
@@ -249,12 +249,15 @@ impl Sessions {
     /// Puts a session that has work into the queue of those to send to.
     pub fn make_ready(&mut self, slot: SlotId) {
         let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else { return };
-        if session.has_work() && !session.queued && !session.sending {
-            session.queued = true;
-            match session.lag {
-                Some(_) => self.lagging.push_back(slot),
-                None => self.ready.push_back(slot),
-            }
+        if session.send_state != SendState::Idle || !session.has_work() {
+            return;
+        }
+        if session.lag.is_some() {
+            session.send_state = SendState::Lagging;
+            self.lagging.push_back(slot);
+        } else {
+            session.send_state = SendState::Ready;
+            self.ready.push_back(slot);
         }
     }
 
@@ -264,7 +267,7 @@ impl Sessions {
         self.waiting -= usize::from(session.outbox_bytes() > 0);
         change(session);
         self.waiting += usize::from(session.outbox_bytes() > 0);
-        if session.has_work() && !session.queued && !session.sending {
+        if session.send_state == SendState::Idle {
             self.make_ready(slot);
         }
     }
@@ -282,19 +285,19 @@ impl Sessions {
     /// The next session that has something to send and is not sending.
     pub fn pop_ready(&mut self) -> Option<SlotId> {
         while let Some(slot) = self.ready.pop_front() {
-            // A slot may have been vacated, and even filled again, since it was queued.
-            if let Some(session) = self.any_mut(slot)
-                && session.queued
-            {
-                session.queued = false;
-                if session.sending {
-                    continue;
+            let Some(session) = self.any_mut(slot) else { continue };
+            match session.send_state {
+                // It has fallen behind since it was queued.
+                SendState::Ready if session.lag.is_some() && session.has_work() => {
+                    session.send_state = SendState::Lagging;
+                    self.lagging.push_back(slot);
                 }
-                if session.lag.is_some() && !std::mem::take(&mut session.refilled) && session.has_work() {
-                    self.make_ready(slot);
-                    continue;
+                SendState::Ready | SendState::Refilled => {
+                    session.send_state = SendState::Idle;
+                    return Some(slot);
                 }
-                return Some(slot);
+                // A stale entry: the slot has been vacated since, and filled again.
+                SendState::Idle | SendState::Lagging | SendState::Sending | SendState::Parked { .. } => {}
             }
         }
         None
@@ -304,9 +307,9 @@ impl Sessions {
     pub fn pop_lagging(&mut self) -> Option<SlotId> {
         while let Some(slot) = self.lagging.pop_front() {
             if let Some(session) = self.any_mut(slot)
-                && session.queued
+                && session.send_state == SendState::Lagging
             {
-                session.refilled = true;
+                session.send_state = SendState::Refilled;
                 self.ready.push_back(slot);
                 return Some(slot);
             }

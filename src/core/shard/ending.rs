@@ -6,7 +6,7 @@ use crate::{
     limits::LINGER_DEADLINE_MS,
     metrics::counters::Counter,
     now::Now,
-    session::{CloseReason, Ending, Protocol},
+    session::{CloseReason, Ending, InputState, Protocol},
 };
 use tickcast_proto::{http, reply::Reply};
 
@@ -38,7 +38,7 @@ impl Shard {
     /// The peer has shut its side: whatever it had to say came before. Of a session whose input waits, not all of that
     /// has been taken up: the transport tells again when it receives again.
     pub fn handle_eof(&mut self, slot: SlotId, now: Now) {
-        if self.sessions.open_mut(slot).is_some_and(|session| session.paused) {
+        if self.sessions.open_mut(slot).is_some_and(|session| session.is_paused()) {
             return;
         }
         self.gone(slot, CloseReason::Peer);
@@ -89,7 +89,7 @@ impl Shard {
     pub(super) fn end(&mut self, slot: SlotId, reason: CloseReason, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         log_end(session.id, &reason);
-        if session.lag.is_some() || session.yielding.0 > 0 {
+        if session.lag.is_some() || session.yields() {
             self.tell_what_is_owed(slot, &reason, now);
         }
         let Some(session) = self.sessions.open_mut(slot) else { return };
@@ -98,7 +98,7 @@ impl Shard {
         session.message_rest = Vec::new();
         let id = session.id;
         // Its FIN is waited for, and unread input would turn the close into a reset.
-        if std::mem::take(&mut session.paused) {
+        if std::mem::take(&mut session.input_state) == InputState::Paused {
             self.actions.push_back(Action::ResumeReceive(slot));
         }
         self.stay(slot);
@@ -124,7 +124,10 @@ impl Shard {
             None => now.monotonic_ns.saturating_add(self.linger_ns(&reason)),
         };
         self.watch(deadline, TimerKind::Linger, id);
-        if self.sessions.any_mut(slot).is_some_and(|session| !session.sending && session.outbox_bytes() == 0)
+        if self
+            .sessions
+            .any_mut(slot)
+            .is_some_and(|session| !session.is_sending() && session.outbox_bytes() == 0)
         {
             self.flushed(slot, now);
         }
@@ -206,8 +209,9 @@ impl Shard {
     /// Everything a session had waiting has been taken. If it is to end, the next step of that is due.
     pub(super) fn flushed(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.any_mut(slot) else { return };
+        let sending = session.is_sending();
         let Some(ending) = &mut session.ending else { return };
-        if session.sending || ending.half_closed {
+        if ending.half_closed || sending {
             return;
         }
         match ending.reason {

@@ -9,7 +9,7 @@ use crate::{
     limits::TURN_PIECES,
     metrics::counters::Counter,
     now::Now,
-    session::CloseReason,
+    session::{CloseReason, SendState},
 };
 use tickcast_proto::{
     frame::{self, Frame, Kind, Meta},
@@ -28,8 +28,9 @@ impl Shard {
             return self.sent(slot, now);
         }
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        session.parked_since_ns = now.monotonic_ns.max(1);
-        if !std::mem::replace(&mut session.stall_watched, true) {
+        debug_assert!(session.is_sending(), "the transport parks only a SEND it was given");
+        session.send_state = SendState::Parked { since_ns: now.monotonic_ns };
+        if !std::mem::replace(&mut session.stall_timer_pending, true) {
             let id = session.id;
             self.watch(now.monotonic_ns.saturating_add(self.limits.behind_ns), TimerKind::Stall, id);
         }
@@ -38,7 +39,7 @@ impl Shard {
     /// A socket that was full has taken everything it was given: somebody reads at the other end.
     pub fn handle_writable(&mut self, slot: SlotId, now: Now) {
         if let Some(session) = self.sessions.any_mut(slot) {
-            session.took_parked = true;
+            session.drained_since_heartbeat = true;
         }
         self.sent(slot, now);
     }
@@ -46,7 +47,8 @@ impl Shard {
     fn sent(&mut self, slot: SlotId, now: Now) {
         let mut idle = false;
         self.sessions.with_outbox(slot, |session| {
-            (session.sending, session.parked_since_ns) = (false, 0);
+            debug_assert!(session.is_sending(), "the transport reports each SEND's outcome once");
+            session.send_state = SendState::Idle;
             idle = !session.has_work();
         });
         if idle {
@@ -60,12 +62,10 @@ impl Shard {
     pub(super) fn stall_is_due(&mut self, slot: SlotId, now: Now) {
         let (behind_ns, deadline_ns) = (self.limits.behind_ns, self.limits.stall_deadline_ns);
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        session.stall_watched = false;
-        if session.parked_since_ns == 0 {
-            return;
-        }
-        let (id, since_ns) = (session.id, session.parked_since_ns);
-        let faithful = session.memberships.len() as u32 > session.yielding.0;
+        session.stall_timer_pending = false;
+        let SendState::Parked { since_ns } = session.send_state else { return };
+        let id = session.id;
+        let faithful = session.memberships.len() as u32 > session.yielding.memberships;
         let full_ns = now.monotonic_ns.saturating_sub(since_ns);
         if faithful && full_ns >= deadline_ns {
             return self.end(slot, CloseReason::SlowConsumer, now);
@@ -79,7 +79,7 @@ impl Shard {
             false => now.monotonic_ns.saturating_add(behind_ns),
         };
         if let Some(session) = self.sessions.open_mut(slot) {
-            session.stall_watched = true;
+            session.stall_timer_pending = true;
             self.watch(when, TimerKind::Stall, id);
         }
     }

@@ -11,7 +11,7 @@ use crate::{
     limits::TURN_SURVEYED,
     metrics::latency::Latency,
     now::Now,
-    session::{Protocol, Session},
+    session::{Protocol, SendState, Session},
 };
 
 use self::largest::Largest;
@@ -317,9 +317,9 @@ fn newest_rank(last: u64, number: u64) -> u64 {
 
 /// How long the socket has had no room for the SEND under way.
 fn lag_ms(session: &Session, now: Now) -> u64 {
-    match session.parked_since_ns {
-        0 => 0,
-        since_ns => now.monotonic_ns.saturating_sub(since_ns) / 1_000_000,
+    match session.send_state {
+        SendState::Parked { since_ns } => now.monotonic_ns.saturating_sub(since_ns) / 1_000_000,
+        _ => 0,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS, TIMERS_GONE_MAX, TURN_TIMERS},
     metrics::counters::Counter,
     now::Now,
-    session::{CloseReason, Pulse, membership::Taking},
+    session::{CloseReason, InputState, Pulse, membership::Taking},
 };
 use tickcast_proto::ids::TopicId;
 
@@ -113,13 +113,13 @@ impl Shard {
     /// Ends a session that has held part of a frame for too long; watches on while one has only begun since.
     fn frame_is_due(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        session.partial_watched = false;
-        let Some(since_ns) = session.partial_since_ns else { return };
+        session.frame_timer_pending = false;
+        let InputState::Partial { since_ns } = session.input_state else { return };
         let when_ns = since_ns.saturating_add(self.limits.frame_deadline_ns);
         if when_ns <= now.monotonic_ns {
             return self.end(slot, CloseReason::FrameDeadline, now);
         }
-        session.partial_watched = true;
+        session.frame_timer_pending = true;
         let id = session.id;
         self.watch(when_ns, TimerKind::Frame, id);
     }
@@ -129,11 +129,12 @@ impl Shard {
         let interval_ns = self.limits.ping_interval_ns;
         let Some(session) = self.sessions.open_mut(slot).filter(|_| interval_ns != u64::MAX) else { return };
         session.pulse_ms = low_ms(now);
-        session.pulse = Pulse::Quiet;
-        if session.heartbeat_watched || session.protocol.is_handshake() {
+        if session.protocol.is_handshake() {
             return;
         }
-        session.heartbeat_watched = true;
+        if std::mem::replace(&mut session.pulse, Pulse::Quiet) != Pulse::Unwatched {
+            return;
+        }
         let id = session.id;
         self.watch(next_look_ns(now.monotonic_ns + interval_ns, interval_ns), TimerKind::Heartbeat, id);
     }
@@ -144,15 +145,16 @@ impl Shard {
         // Once nothing is taken from clients their silence says nothing, and their goodbye is near.
         let watches = !self.input_stopped;
         let Some(session) = self.sessions.open_mut(slot).filter(|_| watches) else { return };
+        debug_assert!(session.pulse != Pulse::Unwatched, "an unwatched session has no heartbeat timer");
         if interval_ns == u64::MAX {
             // It was switched off since.
-            (session.heartbeat_watched, session.pulse) = (false, Pulse::Quiet);
+            session.pulse = Pulse::Unwatched;
             return;
         }
         // It is not read from for want of room that is not its own, or it works off what was sent to it: a ping may be
         // far behind, but somebody reads.
-        let waits_for_others = session.paused && session.takes_requests();
-        if std::mem::take(&mut session.took_parked) || waits_for_others {
+        let waits_for_others = session.is_paused() && session.takes_requests();
+        if std::mem::take(&mut session.drained_since_heartbeat) || waits_for_others {
             session.pulse_ms = low_ms(now);
             session.pulse = Pulse::Quiet;
         }
