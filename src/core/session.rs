@@ -13,10 +13,10 @@ use std::{collections::VecDeque, fmt};
 use crate::{
     egress_log::{Cut, EgressLog, Mark, Range},
     fanout::Subscription,
-    ids::SessionId,
+    ids::{SessionId, TopicId},
     limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, SEND_DIRECT_BYTES},
     metrics::counters::Counter,
-    session::membership::{Lag, Membership, TopicMap},
+    session::membership::{Lag, Membership, Taking, TopicMap},
 };
 use tickcast_proto::{DecodeError, WireFormat, framing::Decoder, ids::ShardId};
 
@@ -228,6 +228,18 @@ enum Segment {
     Own { sequence: u64, topic: u32, skipped: u32, len: u32 },
 }
 
+impl Segment {
+    fn len(&self) -> u32 {
+        match *self {
+            Segment::Log(range) => range.len,
+            Segment::Reply(len) | Segment::Own { len, .. } => len,
+        }
+    }
+}
+
+/// Segments of an outbox that debug builds check after each change; longer ones are not checked.
+const SEGMENTS_CHECKED_MAX: usize = 64;
+
 const _: () = assert!(size_of::<Segment>() == 24, "limits.rs says what a full outbox holds");
 const _: () = assert!(size_of::<SendState>() == 16 && size_of::<InputState>() == 16, "a tag and a time");
 const _: () = assert!(size_of::<Session>() <= 352, "the docs of Session say how large it is");
@@ -263,8 +275,11 @@ pub struct Ending {
 
 /// One client connection. At most 352 bytes, and what its fields point to.
 ///
-/// Invariant: `outbox_bytes` is the sum of the segments' lengths.
-/// Invariant: the replies' segments add up to the replies not yet taken.
+/// Invariant: `outbox_bytes` is the sum of the segments' lengths, none of which is 0.
+/// Invariant: the segments of its own bytes add up to `replies` from `replies_start` on; `own_bytes` of them are frames.
+/// Invariant: `cut_rest` is at most the length of the first segment.
+/// Invariant, between turns: `yielding` counts the memberships that yield.
+/// Invariant, between turns: a membership that is held, recovering or untold is on the list of `lag` that says so.
 #[derive(Debug)]
 pub struct Session {
     /// Unique for the life of the shard.
@@ -457,6 +472,7 @@ impl Session {
     pub fn push_range(&mut self, log: &EgressLog, range: Range) -> bool {
         self.outbox_bytes += range.len as usize;
         self.append_segment(log, range);
+        self.outbox_invariants();
         self.frame_bytes() <= self.yield_bytes && self.segments.len() <= OUTBOX_RANGES_MAX
     }
 
@@ -478,7 +494,7 @@ impl Session {
             Some(Segment::Reply(last)) => *last += len as u32,
             _ => self.segments.push_back(Segment::Reply(len as u32)),
         }
-        self.invariants();
+        self.outbox_invariants();
     }
 
     /// Queues a frame of a topic that only this session gets. Bound: what is asked for at once, and one SEND. Returns
@@ -493,7 +509,7 @@ impl Session {
             self.own_bytes += len;
             self.segments.push_back(Segment::Own { sequence, topic, skipped, len: len as u32 });
         }
-        self.invariants();
+        self.outbox_invariants();
         self.frame_bytes() <= self.yield_bytes && self.segments.len() <= OUTBOX_RANGES_MAX
     }
 
@@ -512,7 +528,9 @@ impl Session {
         self.replies = Vec::new();
         self.replies_start = 0;
         self.own_bytes = 0;
+        self.cut_rest = 0;
         self.lag = None;
+        self.outbox_invariants();
     }
 
     /// Takes the next SEND: a long range straight from the log, else as many segments as fit, gathered into
@@ -581,7 +599,7 @@ impl Session {
 
     fn sends(&mut self, source: Source) -> Next {
         self.send_state = SendState::Sending;
-        self.invariants();
+        self.outbox_invariants();
         Next::Send(source)
     }
 
@@ -604,17 +622,57 @@ impl Session {
         }
     }
 
-    fn invariants(&self) {
-        if cfg!(debug_assertions) && self.segments.len() < 64 {
-            let (mut bytes, mut replies) = (0, 0);
-            for segment in &self.segments {
-                match segment {
-                    Segment::Log(range) => bytes += range.len as usize,
-                    Segment::Reply(len) | Segment::Own { len, .. } => replies += *len as usize,
-                }
-            }
-            assert_eq!(self.outbox_bytes, bytes + replies, "the outbox is the sum of its segments");
-            assert_eq!(self.replies.len() - self.replies_start, replies, "every reply byte has its segment");
+    /// Checks the outbox in debug builds, unless it is so long that tests would crawl.
+    fn outbox_invariants(&self) {
+        if !cfg!(debug_assertions) || self.segments.len() >= SEGMENTS_CHECKED_MAX {
+            return;
         }
+        let (mut shared, mut replies, mut own) = (0, 0, 0);
+        for segment in &self.segments {
+            match segment {
+                Segment::Log(range) => shared += range.len as usize,
+                Segment::Reply(len) => replies += *len as usize,
+                Segment::Own { len, .. } => own += *len as usize,
+            }
+            assert!(segment.len() > 0, "a segment goes with its last byte");
+        }
+        assert_eq!(self.outbox_bytes, shared + replies + own, "the outbox is the sum of its segments");
+        assert_eq!(self.replies.len() - self.replies_start, replies + own, "every own byte has its segment");
+        assert_eq!(self.own_bytes, own, "own_bytes counts the frames among the own bytes");
+        let first = self.segments.front().map_or(0, |segment| segment.len());
+        assert!(self.cut_rest <= first, "a frame that was begun ends in the first segment");
+    }
+
+    /// Checks the session between turns in debug builds, a look at each membership.
+    fn invariants(&self) {
+        if !cfg!(debug_assertions) {
+            return;
+        }
+        self.outbox_invariants();
+        if self.ending.is_some() {
+            return;
+        }
+        let partial = matches!(self.input_state, InputState::Partial { .. });
+        assert!(!partial || !self.input.is_empty(), "a partial frame is kept");
+        let mut yielding = Yielding::default();
+        for (id, membership) in &self.memberships {
+            yielding.memberships += u32::from(membership.yields());
+            yielding.conflating += u32::from(membership.conflates());
+            let lists =
+                |list: fn(&Lag, &TopicId) -> bool| self.lag.as_deref().is_some_and(|lag| list(lag, id));
+            match membership.taking {
+                Taking::Held => assert!(lists(|lag, id| lag.held.contains(id)), "held topics are released"),
+                Taking::Recovering => assert!(
+                    lists(|lag, id| lag.pieces_in_flight > 0 || lag.recovering.contains(id)),
+                    "history is asked for until it is complete"
+                ),
+                Taking::Live | Taking::Paced => {}
+            }
+            assert!(
+                !membership.is_untold() || lists(|lag, id| lag.untold.contains(id)),
+                "gaps are announced before the next frame"
+            );
+        }
+        assert_eq!(self.yielding, yielding, "yielding counts the memberships");
     }
 }

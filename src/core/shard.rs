@@ -295,6 +295,7 @@ impl Shard {
         worked |= self.handle_timers(now);
         self.settle(now);
         self.stages.invariants();
+        self.sessions.invariants();
         worked
     }
 

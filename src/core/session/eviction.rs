@@ -64,7 +64,7 @@ impl Session {
                 }
             }
         }
-        self.invariants();
+        self.outbox_invariants();
     }
 
     /// The frames of one range. Returns whether the rest is kept.
@@ -134,6 +134,6 @@ impl Session {
         let start = self.replies_start + before;
         self.replies.splice(start..start, bytes.iter().copied());
         self.outbox_bytes += bytes.len();
-        self.invariants();
+        self.outbox_invariants();
     }
 }

@@ -20,6 +20,9 @@ pub enum Offered {
     Gone,
 }
 
+/// Slots of a table whose sessions debug builds check each turn.
+const SLOTS_CHECKED_MAX: usize = 64;
+
 /// What a session was told that it does not get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
@@ -31,8 +34,9 @@ pub struct LeftOut {
 
 /// All sessions of a shard.
 ///
-/// Invariant: a session with work and no SEND under way stands in `ready` or `lagging`, once.
-/// Invariant: `waiting` counts the sessions whose outbox is not empty.
+/// Invariant, between turns: a session that has work is queued or sending, and stands in the queue its `send_state` names.
+/// A queue may also hold slots whose session has gone.
+/// Invariant, between turns: `open` counts the sessions, and `waiting` those whose outbox is not empty.
 #[derive(Debug)]
 pub struct Sessions {
     slots: Vec<Option<Box<Session>>>,
@@ -330,6 +334,30 @@ impl Sessions {
     /// Whether any session is ready.
     pub fn has_ready(&self) -> bool {
         !self.ready.is_empty() || !self.lagging.is_empty()
+    }
+
+    /// Checks the table and its sessions between turns in debug builds. Tables that are too large for a look at each session
+    /// a turn are not checked.
+    pub fn invariants(&self) {
+        if !cfg!(debug_assertions) || self.slots.len() > SLOTS_CHECKED_MAX {
+            return;
+        }
+        assert_eq!(self.open, self.iter().count(), "open counts the sessions");
+        let waiting = self.iter().filter(|session| session.outbox_bytes() > 0).count();
+        assert_eq!(self.waiting, waiting, "waiting counts the sessions whose outbox is not empty");
+        for session in self.iter() {
+            let slot = session.id.slot();
+            match session.send_state {
+                SendState::Idle => assert!(!session.has_work(), "a session with work is queued or sending"),
+                SendState::Ready | SendState::Refilled => {
+                    assert!(self.ready.contains(&slot), "ready is queued")
+                }
+                SendState::Lagging => assert!(self.lagging.contains(&slot), "lagging is queued"),
+                SendState::Sending | SendState::Parked { .. } => {}
+            }
+            assert!(!session.over_queued || self.over.contains(&slot), "over_queued is queued");
+            session.invariants();
+        }
     }
 
     /// Takes a session's next SEND.
