@@ -506,7 +506,7 @@ impl Fanout {
             }
             let Some((log, range)) = logs.append_tick(*format, tick, &topic.info) else {
                 // Longer than a whole log: none of them can have it, and a lost tick is never silent.
-                members.iter().for_each(|member| sessions.doom_slow(member.slot()));
+                members.iter().for_each(|member| sessions.mark_slow(member.slot()));
                 continue;
             };
             *latest = Some(range);

@@ -45,7 +45,7 @@ use crate::{
         latency::Latency,
     },
     now::Now,
-    session::{Next, Session, Source, holders::Holders, membership::Membership, table::Sessions},
+    session::{NextSend, SendSource, Session, holders::Holders, membership::Membership, table::Sessions},
     timer_wheel::Wheel,
 };
 use tickcast_proto::{
@@ -87,7 +87,7 @@ pub struct Send {
     /// Whose.
     pub slot: SlotId,
     log: LogIndex,
-    source: Source,
+    source: SendSource,
 }
 
 /// A tick that its home has not counted yet: the parts of a PUBLISH.
@@ -322,12 +322,12 @@ impl Shard {
         while let Some(slot) = self.sessions.pop_ready() {
             let log = LogIndex::of(self.sessions.any_mut(slot)?.format);
             match self.sessions.take_send(slot, self.logs.get(log), gather) {
-                Next::Send(source) => return Some(Send { slot, log, source }),
-                Next::Lapped => self.lapped(slot, now),
-                Next::Idle if self.sessions.get(slot).is_some_and(Session::has_work) => {
+                NextSend::Send(source) => return Some(Send { slot, log, source }),
+                NextSend::Overwritten => self.lapped(slot, now),
+                NextSend::Idle if self.sessions.get(slot).is_some_and(Session::has_work) => {
                     self.sessions.make_ready(slot);
                 }
-                Next::Idle => {
+                NextSend::Idle => {
                     self.fanout.caught_up(slot, &mut self.sessions);
                     self.fanout.queue_pull(slot, &mut self.sessions);
                     self.flushed(slot, now);
@@ -341,8 +341,8 @@ impl Shard {
     #[inline]
     pub fn send_bytes<'a>(&'a self, send: &Send, gather: &'a [u8]) -> &'a [u8] {
         match send.source {
-            Source::Log(range) => self.logs.get(send.log).map_or(&[], |log| log.bytes(range)),
-            Source::Gathered(start, len) => &gather[start..start + len],
+            SendSource::Log(range) => self.logs.get(send.log).map_or(&[], |log| log.bytes(range)),
+            SendSource::Gathered { start, len } => &gather[start..start + len],
         }
     }
 
@@ -411,7 +411,7 @@ impl Shard {
             + self.timers.heap_bytes()
             + self.holders.bytes()
             + self.identities.values().map(|identity| identity.len() + 32).sum::<usize>()
-            + self.sessions.left_out_bytes()
+            + self.sessions.skipped_bytes()
             + self.publishers.bytes()
     }
 
@@ -444,7 +444,8 @@ impl Shard {
         if let Some(session) = self.sessions.any_mut(slot) {
             reply.encode(session.format, &mut scratch);
         }
-        self.sessions.with_outbox(slot, |session| session.push_reply(|out| out.extend_from_slice(&scratch)));
+        self.sessions
+            .with_outbox(slot, |session| session.outbox.push_reply(|out| out.extend_from_slice(&scratch)));
         self.scratch = scratch;
     }
 

@@ -7,12 +7,12 @@ use super::{
     topic_mut,
 };
 use crate::{
-    egress_log::{EgressLog, Mark},
+    egress_log::{EgressLog, FrameInfo},
     home::Wanted,
     ids::SlotId,
     limits::SEND_BYTES_MAX,
     session::{
-        Fate,
+        Verdict,
         membership::{Gap, Membership, Taking},
         table::Sessions,
     },
@@ -83,9 +83,9 @@ pub(super) fn hold(id: TopicId, sequence: u64, member: &mut Member, sessions: &m
 }
 
 /// What a notice is that ticks do not come.
-pub(super) fn skipped(id: TopicId, from: u64, to: u64) -> Mark {
+pub(super) fn skipped(id: TopicId, from: u64, to: u64) -> FrameInfo {
     // So many at once that 32 bits do not hold them would take a century to publish.
-    Mark { topic: id.0, sequence: to, skipped: (to - from).min(u64::from(u32::MAX)) as u32 }
+    FrameInfo { topic: id.0, sequence: to, skipped: (to - from).min(u64::from(u32::MAX)) as u32 }
 }
 
 impl Membership {
@@ -109,7 +109,7 @@ impl Fanout {
                 self.yield_frames(slot, Pressure::Bytes, sessions, logs);
             }
             match sessions.is_too_slow(slot) {
-                true => sessions.doom_slow(slot),
+                true => sessions.mark_slow(slot),
                 false => sessions.raise_yield_bytes(slot),
             }
         }
@@ -118,8 +118,9 @@ impl Fanout {
             for slot in sessions.slots() {
                 let Some(session) = sessions.open_mut(slot) else { continue };
                 let yields = due[session.format.index()] && session.yields();
-                let stale =
-                    |log: &EgressLog| session.oldest_shared().is_some_and(|start| !log.is_fresh(start));
+                let stale = |log: &EgressLog| {
+                    session.outbox.oldest_shared().is_some_and(|start| !log.is_fresh(start))
+                };
                 if yields && logs.of(session.format).is_some_and(stale) {
                     self.yield_frames(slot, Pressure::Sweep, sessions, logs);
                 }
@@ -152,18 +153,18 @@ impl Fanout {
             };
             let mut stays = match pressure {
                 Pressure::Bytes => false,
-                Pressure::Time(_) => session.oldest_shared().is_none_or(|start| start >= old_ends),
-                Pressure::Sweep => session.oldest_shared().is_none_or(|start| log.is_fresh(start)),
+                Pressure::Time(_) => session.outbox.oldest_shared().is_none_or(|start| start >= old_ends),
+                Pressure::Sweep => session.outbox.oldest_shared().is_none_or(|start| log.is_fresh(start)),
             };
-            session.thin_out(log, |mark, len, shared| {
+            session.outbox.evict(log, |mark, len, shared| {
                 let id = TopicId(mark.topic);
-                let Some(membership) = memberships.get_mut(&id) else { return Fate::Keep };
+                let Some(membership) = memberships.get_mut(&id) else { return Verdict::Keep };
                 if !membership.yields() {
-                    return Fate::Keep;
+                    return Verdict::Keep;
                 }
                 if membership.taking == Taking::Recovering && mark.sequence > 0 {
                     // It was asked for, as much as there was room for; taken out, it would be asked for again.
-                    return Fate::Keep;
+                    return Verdict::Keep;
                 }
                 if !membership.conflates() {
                     // The oldest go first: behind the first that stays all stay. What is the session's own and stands
@@ -175,8 +176,8 @@ impl Fanout {
                         (Pressure::Time(_) | Pressure::Sweep, None) => false,
                     };
                     match (stays, conflating) {
-                        (true, false) => return Fate::KeepRest,
-                        (true, true) => return Fate::Keep,
+                        (true, false) => return Verdict::KeepRest,
+                        (true, true) => return Verdict::Keep,
                         (false, _) => {}
                     }
                     let lists = match mark.sequence {
@@ -198,7 +199,7 @@ impl Fanout {
                 }
                 waiting -= len as usize;
                 tally.taken_out += u64::from(mark.sequence > 0 && mark.skipped == 0);
-                Fate::TakeOut
+                Verdict::Evict
             });
             session.memberships = memberships;
             session.lag = (!lag.is_empty()).then_some(lag);
@@ -319,9 +320,9 @@ impl Fanout {
             }
             if sequence > from {
                 self.tally.conflated += sequence - from;
-                sessions.leave_out(slot, sequence - from, 0);
+                sessions.count_conflated(slot, sequence - from);
                 let notice = Reply::Conflated { topic: id, name: &topic.info.name, from, to: sequence };
-                sessions.push_own(slot, skipped(id, from, sequence), |out| notice.encode(format, out));
+                sessions.push_private(slot, skipped(id, from, sequence), |out| notice.encode(format, out));
             }
             // The topic's last tick is shared by all who get it now; older ones of its keys are this session's own.
             let last = sequence == topic.newest.sequence();
@@ -333,15 +334,15 @@ impl Fanout {
                 break;
             };
             if !last {
-                let mark = Mark { topic: id.0, sequence, skipped: 0 };
-                sessions.push_own(slot, mark, |out| logs.encode_tick(format, &tick, &topic.info, out));
+                let mark = FrameInfo { topic: id.0, sequence, skipped: 0 };
+                sessions.push_private(slot, mark, |out| logs.encode_tick(format, &tick, &topic.info, out));
             } else {
                 let appended = match (shared, logs.of(format)) {
                     (Some(range), Some(log)) => Some((log, range)),
                     _ => logs.append_tick(format, &tick, &topic.info),
                 };
                 let Some((log, range)) = appended else {
-                    sessions.doom_slow(slot);
+                    sessions.mark_slow(slot);
                     break;
                 };
                 group.latest = Some(range);
@@ -400,9 +401,9 @@ impl Fanout {
                 *log_bytes_left = log_bytes_left.saturating_sub(logs.head(format) - before);
             } else if taking != Taking::Live && from < to {
                 self.tally.dropped += to - from;
-                sessions.leave_out(slot, 0, to - from);
+                sessions.count_dropped(slot, to - from);
                 let notice = Reply::Gap { topic: id, name: &topic.info.name, from, to };
-                sessions.push_own(slot, skipped(id, from, to), |out| notice.encode(format, out));
+                sessions.push_private(slot, skipped(id, from, to), |out| notice.encode(format, out));
             }
         }
     }
@@ -427,7 +428,7 @@ impl Fanout {
             lag.untold.drain(..told);
         }
         let notices = &self.scratch;
-        sessions.with_outbox(slot, |session| session.insert_before_frames(notices));
+        sessions.with_outbox(slot, |session| session.outbox.insert_before_frames(notices));
     }
 
     /// Tells what is still to be told of topics that the session is about to leave: nothing that waits of them is to be
@@ -438,7 +439,7 @@ impl Fanout {
             self.encode_untold(id, slot, sessions);
         }
         let notices = &self.scratch;
-        sessions.with_outbox(slot, |session| session.insert_before_frames(notices));
+        sessions.with_outbox(slot, |session| session.outbox.insert_before_frames(notices));
     }
 
     fn encode_untold(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
@@ -453,7 +454,7 @@ impl Fanout {
             std::mem::replace(&mut membership.gap, Gap::NONE);
         if from < to {
             self.tally.dropped += to - from;
-            sessions.leave_out(slot, 0, to - from);
+            sessions.count_dropped(slot, to - from);
             Reply::Gap { topic: id, name: &topic.info.name, from, to }.encode(format, &mut self.scratch);
         }
     }

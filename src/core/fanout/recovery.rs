@@ -3,7 +3,7 @@
 
 use super::{Begin, EgressLogs, Fanout, Settings, topic_mut};
 use crate::{
-    egress_log::Mark,
+    egress_log::FrameInfo,
     fanout::conflation::{Pressure, skipped},
     home::{PIECE_DONE, PIECE_NOT_RECOVERED, PIECE_RECOVERED, Wanted},
     ids::{SessionId, SlotId},
@@ -115,7 +115,7 @@ impl Fanout {
         let scratch = &mut self.scratch;
         sessions.with_outbox(slot, |session| {
             reply.encode(session.format, scratch);
-            session.push_reply(|out| out.extend_from_slice(scratch));
+            session.outbox.push_reply(|out| out.extend_from_slice(scratch));
         });
     }
 
@@ -221,9 +221,9 @@ impl Fanout {
         }
         if start > from {
             self.tally.dropped += start - from;
-            sessions.leave_out(slot, 0, start - from);
+            sessions.count_dropped(slot, start - from);
             let notice = Reply::Gap { topic: id, name: &name, from, to: start };
-            sessions.push_own(slot, skipped(id, from, start), |out| notice.encode(format, out));
+            sessions.push_private(slot, skipped(id, from, start), |out| notice.encode(format, out));
         }
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
         let mut next = start;
@@ -233,12 +233,12 @@ impl Fanout {
             let sequence = tick.header.sequence;
             if conflates && sequence > next {
                 self.tally.conflated += sequence - next;
-                sessions.leave_out(slot, sequence - next, 0);
+                sessions.count_conflated(slot, sequence - next);
                 let notice = Reply::Conflated { topic: id, name: &name, from: next, to: sequence };
-                sessions.push_own(slot, skipped(id, next, sequence), |out| notice.encode(format, out));
+                sessions.push_private(slot, skipped(id, next, sequence), |out| notice.encode(format, out));
             }
-            let mark = Mark { topic: id.0, sequence, skipped: 0 };
-            sessions.push_own(slot, mark, |out| logs.encode_tick(format, &tick, &topic.info, out));
+            let mark = FrameInfo { topic: id.0, sequence, skipped: 0 };
+            sessions.push_private(slot, mark, |out| logs.encode_tick(format, &tick, &topic.info, out));
             next = sequence + 1;
             self.tally.queued += 1;
         }

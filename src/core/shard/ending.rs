@@ -80,8 +80,8 @@ impl Shard {
     pub(super) fn settle(&mut self, now: Now) {
         self.count_ticks();
         self.set_paces();
-        while let Some((slot, reason)) = self.sessions.pop_doomed() {
-            self.end(slot, reason, now);
+        while let Some(slot) = self.sessions.pop_slow() {
+            self.end(slot, CloseReason::SlowConsumer, now);
         }
     }
 
@@ -112,7 +112,7 @@ impl Shard {
         let mut goodbye = true;
         if !keeps_outbox {
             self.sessions.with_outbox(slot, |session| {
-                goodbye = session.cut_rest == 0;
+                goodbye = !session.outbox.is_mid_frame();
                 session.clear_outbox();
             });
         }
@@ -169,7 +169,7 @@ impl Shard {
         // It was about to end for another reason: what is left of it is the goodbye.
         let mut goodbye = true;
         self.sessions.with_outbox(slot, |session| {
-            goodbye = session.cut_rest == 0;
+            goodbye = !session.outbox.is_mid_frame();
             session.clear_outbox();
         });
         if goodbye {

@@ -282,7 +282,7 @@ impl Shard {
         };
         self.sessions.with_outbox(slot, |session| {
             let framing = session.format.framing;
-            session.push_reply(|out| framing.write(message_type, body, out));
+            session.outbox.push_reply(|out| framing.write(message_type, body, out));
         });
     }
 
@@ -388,7 +388,8 @@ impl Shard {
     }
 
     pub(super) fn push_bytes(&mut self, slot: SlotId, bytes: &[u8]) {
-        self.sessions.with_outbox(slot, |session| session.push_reply(|out| out.extend_from_slice(bytes)));
+        self.sessions
+            .with_outbox(slot, |session| session.outbox.push_reply(|out| out.extend_from_slice(bytes)));
     }
 }
 
