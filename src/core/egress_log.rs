@@ -190,7 +190,7 @@ impl EgressLog {
     }
 
     /// Whether the frame at `position` may be queued to another session. Only the newest quarter may: otherwise an old frame
-    /// could wait behind fresh ones, and a sweep that looks at the oldest would miss it.
+    /// could wait behind fresh ones, and a sweep, which looks at the first that is queued, would miss it.
     pub fn is_shareable(&self, position: u64) -> bool {
         self.is_newer(position, 4)
     }
@@ -250,7 +250,10 @@ impl EgressLog {
                 Cut { len: (frame.start - range.start) as u32, frame_rest: 0 }
             }
             Some(frame) => Cut { len, frame_rest: (frame.range().end().min(range.end()) - limit) as u32 },
-            None => Cut { len, frame_rest: range.len - len },
+            None => {
+                debug_assert!(false, "a range to cut has not been overwritten, so it is in the index");
+                Cut { len, frame_rest: range.len - len }
+            }
         }
     }
 

@@ -369,6 +369,7 @@ impl Sessions {
     /// Takes a session's next SEND.
     pub fn take_send(&mut self, slot: SlotId, log: Option<&EgressLog>, gather: &mut Vec<u8>) -> NextSend {
         let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else {
+            debug_assert!(false, "pop_ready returns slots of sessions");
             return NextSend::Idle;
         };
         let before = session.outbox_bytes() > 0;
