@@ -111,7 +111,7 @@ impl Collector {
             }
         });
         subscribed.recv_timeout(GUARD).unwrap();
-        Collector { shared, stop, thread: Some(thread), name: format!("{encoding:?}") }
+        Collector { shared, stop, thread: Some(thread), name: encoding.name().into() }
     }
 
     /// Waits until `done` holds.
