@@ -221,7 +221,8 @@ mod tests {
         assert!(!read_line(&mut reader, &mut bytes).unwrap());
     }
 
-    /// Replays a file of `lines` ticks to a ring that nobody reads, and stops the replay once it waits. Returns its progress.
+    /// Replays a file of `lines` ticks to a full ring that nobody reads, and stops the replay once it waits. Returns its
+    /// progress.
     fn replay_until_it_waits(lines: usize) -> Progress {
         let file = std::env::temp_dir().join(format!("tickcast-waits-{}-{lines}.ndjson", std::process::id()));
         std::fs::write(&file, "{\"at_ns\":0,\"topic\":\"a\",\"data\":1}\n".repeat(lines)).unwrap();
@@ -234,7 +235,10 @@ mod tests {
             payload_bytes_max: 8,
         };
         let (producer, _consumer) = frame_ring(1 << 12);
-        let lanes = Lanes::new([(producer, Arc::new(Doorbell::new(|| {})))].into_iter());
+        let mut lanes = Lanes::new([(producer, Arc::new(Doorbell::new(|| {})))].into_iter());
+        // The ring is full from the start: else a first wait would end once a flush has moved what fits.
+        (0..100).for_each(|_| lanes.publish("a", 0, 0, b"1").unwrap());
+        assert!(lanes.flush().is_err());
         let (status, stop) = (SourceStatus::new("replay"), StopFlag::default());
         let mut context = SourceContext::new(lanes, status.clone(), Vec::new(), stop.clone());
         let mut progress = Progress::default();
