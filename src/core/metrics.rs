@@ -1,4 +1,4 @@
-//! Counters and latency histograms of a shard.
+//! What a shard counts and measures.
 
 pub mod counters;
 pub mod latency;

@@ -1,27 +1,27 @@
-//! Counters: one enum with label, unit and help text. Each shard writes its own; any thread may read them.
+//! What a shard counts: one enum with label, unit and help; one writer a shard; read from any thread.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 macro_rules! counters {
     ($($(#[doc = $help:literal])+ $name:ident = $label:literal, $unit:literal;)+) => {
-        /// A counter.
+        /// One thing that is counted.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(usize)]
         pub enum Counter { $($(#[doc = $help])+ $name),+ }
 
         impl Counter {
-            /// All counters, in index order.
+            /// All of them, in index order.
             pub const ALL: &[Counter] = &[$(Counter::$name),+];
 
-            /// Its name in metrics and logs.
+            /// Name for metrics and logs.
             pub fn label(self) -> &'static str {
                 match self { $(Counter::$name => $label),+ }
             }
-            /// The unit it counts in.
+            /// What one count is.
             pub fn unit(self) -> &'static str {
                 match self { $(Counter::$name => $unit),+ }
             }
-            /// A sentence of help for the operator.
+            /// One sentence for the operator.
             pub fn help(self) -> &'static str {
                 match self { $(Counter::$name => concat!($($help),+)),+ }
             }
@@ -30,31 +30,31 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Connections accepted.
+    /// Connections taken in.
     SessionsAccepted = "sessions_accepted", "sessions";
     /// Connections open now.
     SessionsOpen = "sessions_open", "sessions";
-    /// Open connections that have had a live subscription.
+    /// Connections open now that have had a subscription go live.
     SessionsSubscribed = "sessions_subscribed", "sessions";
-    /// Connections refused because the server was at its connection limit.
+    /// Connections refused because the server serves as many as it may.
     SessionsRefused = "sessions_refused", "sessions";
-    /// Connections refused because their address was at its connection limit.
+    /// Connections refused because their address has as many as it may.
     SessionsRefusedSource = "sessions_refused_source", "sessions";
-    /// Connections refused by the accept rate limit.
+    /// Connections refused because more came than may in a second.
     SessionsRefusedRate = "sessions_refused_rate", "sessions";
-    /// Connections refused because the server was draining.
+    /// Connections refused because the server was stopping.
     SessionsRefusedDraining = "sessions_refused_draining", "sessions";
-    /// Connections closed without a reply because the ring had no memory for them.
+    /// Connections that the ring did not take, for want of memory; ended without a word.
     SessionsRefusedFailed = "sessions_refused_failed", "sessions";
-    /// Times accept failed for lack of descriptors or memory, and was retried after a pause.
+    /// Times accepting failed, for want of descriptors or memory; tried again after a pause.
     AcceptsFailed = "accepts_failed", "times";
-    /// Connections handed over to the shard that serves their identity.
+    /// Connections handed to the shard that serves their identity.
     SessionsHandedOver = "sessions_handed_over", "sessions";
-    /// Ticks sequenced by this shard as their home.
+    /// Ticks taken in and sequenced by this shard as their home.
     TicksSequenced = "ticks_sequenced", "ticks";
-    /// Ticks refused: invalid topic, too many topics, or too large.
+    /// Ticks refused: a bad name, too many topics, too large.
     TicksRefused = "ticks_refused", "ticks";
-    /// Ticks refused by the publish rate limit.
+    /// Ticks refused because their session publishes faster than it may.
     TicksRefusedRate = "ticks_refused_rate", "ticks";
     /// Ticks dropped by a source of the server, because a ring was full or the process had been stopped.
     SourceTicksDropped = "source_ticks_dropped", "ticks";
@@ -62,11 +62,11 @@ counters! {
     SourceWaits = "source_waits", "times";
     /// Ticks queued to subscribers.
     TicksDelivered = "ticks_delivered", "ticks";
-    /// Ticks taken out of outboxes again, to be conflated, dropped or queued anew.
+    /// Ticks taken out of outboxes again, to be conflated, dropped or sent anew.
     TicksTakenOut = "ticks_taken_out", "ticks";
-    /// Ticks announced to subscribers as replaced by a newer one.
+    /// Ticks that subscribers were told a newer one stands for.
     TicksConflated = "ticks_conflated", "ticks";
-    /// Ticks announced to subscribers as lost.
+    /// Ticks that subscribers were told are lost to them.
     TicksDropped = "ticks_dropped", "ticks";
     /// Bytes received from peers.
     BytesReceived = "bytes_received", "bytes";
@@ -74,60 +74,60 @@ counters! {
     BytesSent = "bytes_sent", "bytes";
     /// SENDs submitted.
     Sends = "sends", "operations";
-    /// SENDs that the socket did not take completely, so that the rest was parked.
+    /// SENDs that the socket did not take whole, the rest was parked: short ones, and those that found it full.
     SendsParked = "sends_parked", "operations";
-    /// Parked SENDs of which the socket took nothing, because it was full.
+    /// Of the parked SENDs, those that found the socket full: it took nothing. The others were short: it took a part.
     SendsFull = "sends_full", "operations";
-    /// Times a ring to another shard became full.
+    /// Times a ring to another shard became full, and what was for it waited.
     MeshRingFull = "mesh_ring_full", "times";
-    /// Pings sent to silent sessions.
+    /// Silent sessions that were pinged.
     Pings = "pings", "pings";
-    /// Times a session's input was paused for lack of room in the mesh or in its replies.
+    /// Times a session's input waited for room in the mesh or in its replies.
     InputPaused = "input_paused", "times";
     /// Requests answered with an error.
     RequestErrors = "request_errors", "requests";
-    /// Sessions closed by the peer.
+    /// Sessions ended by their peer.
     ClosedByPeer = "closed_by_peer", "sessions";
-    /// Sessions closed for a protocol violation.
+    /// Sessions ended for broken protocol.
     ClosedProtocol = "closed_protocol", "sessions";
-    /// Sessions closed because the handshake took too long.
+    /// Sessions ended because the handshake took too long.
     ClosedHandshakeDeadline = "closed_handshake_deadline", "sessions";
-    /// Sessions closed because a frame did not arrive completely in time.
+    /// Sessions ended because a frame that had begun did not arrive whole in time.
     ClosedFrameDeadline = "closed_frame_deadline", "sessions";
-    /// Sessions closed because they did not answer a ping in time.
+    /// Sessions ended because they did not answer a ping in time.
     ClosedHeartbeatTimeout = "closed_heartbeat_timeout", "sessions";
-    /// Sessions closed as slow consumers.
+    /// Sessions ended as slow consumers.
     ClosedSlowConsumer = "closed_slow_consumer", "sessions";
-    /// Sessions closed because the server shut down.
+    /// Sessions ended because the server stopped.
     ClosedShutdown = "closed_shutdown", "sessions";
-    /// Sessions closed by a socket error.
+    /// Sessions ended by an error of the socket.
     ClosedTransport = "closed_transport", "sessions";
-    /// HTTP requests answered without an upgrade to WebSocket.
+    /// HTTP requests answered without becoming a WebSocket.
     ClosedHttp = "closed_http", "sessions";
-    /// Raw sessions closed because a request failed.
+    /// Raw sessions ended because a request failed.
     ClosedBadRequest = "closed_bad_request", "sessions";
-    /// Sessions closed because a newer connection with the same identity took over.
+    /// Sessions ended because a newer connection of the same identity came.
     ClosedReplaced = "closed_replaced", "sessions";
-    /// Sessions closed by the operator.
+    /// Sessions that the operator closed.
     ClosedByOperator = "closed_by_operator", "sessions";
     /// Turns of the shard's loop.
     Turns = "turns", "turns";
     /// Times the shard went to sleep.
     Parks = "parks", "times";
-    /// Time the shard spent working.
+    /// Time the shard was at work.
     BusyNs = "busy_ns", "nanoseconds";
-    /// Time the shard slept or busy-polled, idle or within its latency budget.
+    /// Time the shard slept or span: with nothing to do, or for its latency budget.
     IdleNs = "idle_ns", "nanoseconds";
 }
 
 impl Counter {
-    /// Whether it is a gauge, which can fall, and not a running total.
+    /// Whether it also falls: what there is now, not what there was ever.
     pub fn is_gauge(self) -> bool {
         matches!(self, Counter::SessionsOpen | Counter::SessionsSubscribed)
     }
 }
 
-/// A shard's counters, written only by that shard. Padded so that no two shards share a cache line.
+/// A shard's counters. One writer: the shard. Padded, so that no two shards share a cache line.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct Counters {
@@ -141,18 +141,18 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// Adds `n`. Only the owning shard may call it: a load and a store, no locked instruction.
+    /// Adds; only by the shard that owns them. A load and a store, no locked instruction.
     pub fn add(&self, counter: Counter, n: u64) {
         let value = &self.values[counter as usize];
         value.store(value.load(Relaxed).wrapping_add(n), Relaxed);
     }
 
-    /// Subtracts `n` from a gauge. Only the owning shard may call it.
+    /// Takes away from a gauge; only by the shard that owns them.
     pub fn subtract(&self, counter: Counter, n: u64) {
         self.add(counter, n.wrapping_neg());
     }
 
-    /// Reads a counter; from any thread.
+    /// Reads; from any thread.
     pub fn value(&self, counter: Counter) -> u64 {
         self.values[counter as usize].load(Relaxed)
     }

@@ -1,87 +1,67 @@
-//! A session's membership in a topic, and its lag.
+//! What a session takes of one topic, and what it is behind with.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::home::Backfill;
 use tickcast_proto::{
-    ids::{Sequence, TopicId},
+    ids::TopicId,
     subscription::{Policy, Position},
 };
 
-/// What a session currently gets of a topic.
+/// What a session gets of a topic just now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Taking {
-    /// Every tick as it arrives.
+    /// Every tick as it comes.
     Live,
-    /// Nothing until the socket has room, then the newest tick since `from`.
+    /// Nothing until the socket has room: then the newest since `from`.
     Held,
-    /// Nothing until the pace allows it, then the newest tick since `from`.
+    /// Nothing until its pace allows: then the newest since `from`.
     Paced,
-    /// The ticks it missed, from `from` on, in pieces from the topic's home.
+    /// What it missed, from `from` on, in pieces from the topic's home.
     Recovering,
 }
 
-/// Sequences of a topic from `from` up to, not including, `to`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gap {
-    /// The first.
-    pub from: Sequence,
-    /// The one after the last.
-    pub to: Sequence,
-}
-
-impl Gap {
-    /// No sequence.
-    pub const NONE: Gap = Gap { from: Sequence(0), to: Sequence(0) };
-
-    /// Whether there is no sequence in it.
-    pub fn is_empty(self) -> bool {
-        self.from >= self.to
-    }
-}
-
-/// A session's membership in a topic. 48 bytes in the session's map, and 4 bytes in the topic's member list.
+/// A topic this session takes: a slot in the session's map, and 4 bytes in the topic's list of members.
 #[derive(Clone, Copy, Debug)]
 pub struct Membership {
-    /// Unless live: the first sequence that has been neither delivered nor announced as skipped.
+    /// Unless live: the first sequence that the session has not been given or told of.
     pub from: u64,
-    /// If paced: when the next tick may be delivered, CLOCK_MONOTONIC nanoseconds.
+    /// With a pace: when the next tick may come, CLOCK_MONOTONIC nanoseconds.
     pub due_ns: u64,
-    /// Dropped and not yet announced.
-    pub gap: Gap,
-    /// The session's index in the topic's member list.
+    /// Dropped and not yet told: the first sequence, and the one after the last; equal when there are none.
+    pub gap: (u64, u64),
+    /// Where the session stands in the topic's list of members.
     pub position: u32,
-    /// How many of the session's patterns match the topic. A tick is delivered once, whatever their number.
+    /// How many of the session's patterns match it: a tick comes once, whatever their number.
     pub references: u32,
-    /// Shortest time between two ticks, microseconds; 0: no pace.
+    /// Ticks come at least this far apart; 0: as they come.
     pub interval_us: u32,
-    /// What happens to its ticks while the session is behind.
+    /// What becomes of its ticks while the session is behind.
     pub policy: Policy,
-    /// What it currently gets.
+    /// What it gets now.
     pub taking: Taking,
-    /// While recovering: where from.
+    /// While recovering: from where.
     pub wanted: Backfill,
-    /// The topic has been announced to the session.
+    /// The session knows the topic's name.
     pub announced: bool,
 }
 
 impl Membership {
-    /// Whether its announcement or gap must be sent, so that it is listed in [`Lag::untold`].
+    /// Whether it stands in [`Lag::untold`].
     pub fn is_untold(&self) -> bool {
-        !self.announced || !self.gap.is_empty()
+        !self.announced || self.gap.0 < self.gap.1
     }
 
-    /// Adds lost ticks to its gap. Returns whether the caller must list it in [`Lag::untold`].
+    /// Ticks are lost to the session. Returns whether it is to be put into [`Lag::untold`] now.
     #[must_use]
-    pub fn lose(&mut self, lost: Gap) -> bool {
+    pub fn lose(&mut self, from: u64, to: u64) -> bool {
         let lists = !self.is_untold();
-        let from = if self.gap.is_empty() { lost.from } else { self.gap.from };
-        self.gap = Gap { from, to: lost.to };
+        self.gap = if self.gap.0 < self.gap.1 { (self.gap.0, to) } else { (from, to) };
         lists
     }
 
-    /// Its announcement was evicted before it was sent. Returns whether the caller must list it in [`Lag::untold`].
+    /// Its announcement was taken out before it was sent. Returns whether it is to be put into [`Lag::untold`] now.
     #[must_use]
     pub fn forget_announcement(&mut self) -> bool {
         let lists = !self.is_untold();
@@ -89,42 +69,42 @@ impl Membership {
         lists
     }
 
-    /// Whether only the newest tick is kept when there is no room.
+    /// Whether only the newest tick survives when there is no room.
     pub fn conflates(&self) -> bool {
         self.policy == Policy::Conflate || self.interval_us > 0
     }
 
-    /// Whether its ticks may be evicted from the outbox.
+    /// Whether ticks may be taken out of the outbox again.
     pub fn yields(&self) -> bool {
         self.policy != Policy::Disconnect || self.interval_us > 0
     }
 }
 
-/// A map by topic. The hash may be weak, because the server assigns the ids: no client can make them collide.
+/// Takes a topic's number as it is: the server gives them out, so nobody can make them collide.
 pub type TopicMap<V> = HashMap<TopicId, V, rustc_hash::FxBuildHasher>;
 
-/// State of a session that is behind, paced or recovering. Bound: its memberships, and
-/// [`crate::limits::RESUME_POSITIONS_MAX`] positions.
+/// What only a session has that is behind, paced or coming back. Bound: its memberships, and
+/// [`crate::limits::RESUME_POSITIONS_MAX`] places.
 #[derive(Debug, Default)]
 pub struct Lag {
-    /// Topics held back, the one held longest first.
+    /// Topics held back, the longest first.
     pub held: VecDeque<TopicId>,
-    /// Topics whose announcement or gap must be sent before any queued frame.
+    /// Topics whose announcement or gap is to be told before any frame that waits.
     pub untold: Vec<TopicId>,
-    /// Topics whose next piece of history has yet to be requested.
+    /// Topics whose next piece of history is to be asked for.
     pub recovering: VecDeque<TopicId>,
-    /// Pieces requested and not yet received.
+    /// Pieces asked for.
     pub pieces_in_flight: u32,
-    /// Whether the session is in the shard's queue of sessions that request pieces.
+    /// It stands in the shard's queue of sessions that ask for pieces.
     pub pull_queued: bool,
-    /// Positions that the client has named, by topic.
+    /// Places that the client has named, by topic.
     pub places: HashMap<Box<str>, Position>,
-    /// Bytes of these topics' names.
+    /// Bytes of their names.
     pub places_bytes: usize,
 }
 
 impl Lag {
-    /// Whether it holds nothing, and can be dropped.
+    /// Whether there is nothing to keep it for.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
             && self.untold.is_empty()
@@ -134,21 +114,22 @@ impl Lag {
             && !self.pull_queued
     }
 
-    /// Stores the position that the client has named for a topic.
+    /// Notes a place.
     pub fn put_place(&mut self, topic: &str, position: Position) {
         if self.places.insert(topic.into(), position).is_none() {
             self.places_bytes += topic.len();
         }
     }
 
-    /// Takes out the position for a topic.
+    /// Takes a place out.
     pub fn take_place(&mut self, topic: &str) -> Option<Position> {
         let place = self.places.remove(topic)?;
         self.places_bytes -= topic.len();
         Some(place)
     }
 
-    /// Drops topics that the session has left, once they outnumber the others. Amortized O(1).
+    /// Forgets topics that the session has left, once there are more of them than of others. A few steps a call in the
+    /// long run.
     pub fn forget_strangers(&mut self, memberships: &TopicMap<Membership>) {
         let max = 2 * memberships.len() + 64;
         if self.held.len() > max {
@@ -162,7 +143,7 @@ impl Lag {
         }
     }
 
-    /// Bytes it occupies.
+    /// Bytes it holds.
     pub fn memory_bytes(&self) -> usize {
         let topics = self.held.capacity() + self.untold.capacity() + self.recovering.capacity();
         let places: usize = self.places.keys().map(|name| name.len() + 48).sum();
