@@ -241,6 +241,13 @@ fn invalid_positions_are_answered_and_the_last_value_follows() {
         let topic = format!("t.{topics}");
         (1..=PUBLISHED).for_each(|n| publish(&mut publisher, &topic, n.to_string().as_bytes()));
         barrier(&mut publisher);
+        // A barrier does not cover the topic's home on another shard: wait until the last tick has its sequence.
+        let mut witness = client(&server, true);
+        witness.subscribe(&topic, Options { from: FROM_LATEST, ..Options::default() });
+        let last = PUBLISHED.to_string();
+        witness.read_until("the last tick", |account| {
+            account.topics.get(&topic).is_some_and(|taken| taken.payload == last.as_bytes())
+        });
         topic
     };
     let mut reader = client(&server, true);
