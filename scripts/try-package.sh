@@ -109,7 +109,7 @@ if command -v man >/dev/null; then
 fi
 
 step "dpkg -i again: the configuration is kept"
-echo 'shards = 1' >>"$configuration"
+sed -i 's/^\[server\]$/&\nshards = 1/' "$configuration"
 run_dpkg -i "$deb"
 grep -q '^shards = 1$' "$configuration" || fail "the configuration was replaced"
 tickcast serve --config "$configuration" --check-config

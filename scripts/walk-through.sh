@@ -126,13 +126,13 @@ else
 fi
 
 step "change the configuration and send SIGHUP, as systemctl reload does"
-sed -i 's/^no_sim = true$/no_sim = false/' "$configuration"
-printf 'behind_ms = 250\necg = "synthetic"\n' >>"$configuration"
+sed -i '/^source = \[\]$/d; s/^\[delivery\]$/&\nbehind_time = "250ms"/' "$configuration"
+printf '[[source]]\nkind = "simulator"\n[[source]]\nkind = "ecg"\nrecord = "synthetic"\n' >>"$configuration"
 tickcast serve --config "$configuration" --check-config
 kill -HUP "$server"
-wait_for "the change in the log" grep -q 'SIGHUP: behind_ms: 250' "$log"
+wait_for "the change in the log" grep -q 'SIGHUP: delivery.behind_time: 250ms' "$log"
 grep 'SIGHUP' "$log"
-grep -q 'SIGHUP: ecg: .*takes effect at the next start' "$log" || fail "the log does not say that the ECG takes effect at the next start"
+grep -q 'SIGHUP: source.*takes effect at the next start' "$log" || fail "the log does not say that the ECG takes effect at the next start"
 echo 'behind_mss = 1' >>"$configuration"
 kill -HUP "$server"
 wait_for "the rejection in the log" grep -q 'SIGHUP: nothing is changed' "$log"
