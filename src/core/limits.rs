@@ -99,10 +99,13 @@ pub const MESH_STAGE_BYTES: usize = 256 << 10;
 pub const TURN_RING_BYTES: usize = 256 << 10;
 /// Timers a shard handles in one turn.
 pub const TURN_TIMERS: usize = 1_024;
-/// Topics that interest scans visit in one turn.
+/// Topics that subscription changes visit in one turn.
 pub const TURN_SCAN_TOPICS: usize = 4_096;
-/// Interest scans that may be pending at a home before it accepts no more requests.
-pub const SCANS_MAX: usize = 1_024;
+/// Units of work that a home's interest walk does in one turn: one for each topic, one for each node of the pattern trie
+/// that a topic is compared with. A unit takes 20 to 60 ns.
+pub const TURN_INTEREST_UNITS: usize = 4_096;
+/// Changed patterns that an interest walk remembers, to skip the topics that match none of them.
+pub const INTEREST_RECENT_MAX: usize = 8;
 /// Bytes of history copied into smaller buffers in one turn.
 pub const TURN_TRIM_BYTES: usize = 256 << 10;
 

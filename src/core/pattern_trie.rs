@@ -85,21 +85,16 @@ impl<V> PatternTrie<V> {
     }
 
     /// Calls `found` with the value of every pattern that matches `topic`. At most two branches per token, 128 tokens.
-    pub fn for_each_match(&self, topic: &str, mut found: impl FnMut(&V)) {
-        Self::matching_below(&self.root, topic, &mut found);
+    /// Returns the number of nodes visited.
+    pub fn for_each_match(&self, topic: &str, mut found: impl FnMut(&V)) -> usize {
+        Self::matching_below(&self.root, topic, &mut found)
     }
 
-    /// Whether the value of any pattern that matches `topic` satisfies `wanted`.
-    pub fn any_match(&self, topic: &str, mut wanted: impl FnMut(&V) -> bool) -> bool {
-        let mut found = false;
-        self.for_each_match(topic, |value| found = found || wanted(value));
-        found
-    }
-
-    fn matching_below(node: &Node<V>, rest: &str, found: &mut impl FnMut(&V)) {
+    fn matching_below(node: &Node<V>, rest: &str, found: &mut impl FnMut(&V)) -> usize {
         if node.children.is_empty() {
-            return;
+            return 1;
         }
+        let mut visited = 1;
         if let Some(value) = node.children.get(">").and_then(|child| child.value.as_ref()) {
             found(value);
         }
@@ -109,10 +104,11 @@ impl<V> PatternTrie<V> {
         };
         for child in [node.children.get(token), node.children.get("*")].into_iter().flatten() {
             match rest {
-                Some(rest) => Self::matching_below(child, rest, found),
+                Some(rest) => visited += Self::matching_below(child, rest, found),
                 None => child.value.iter().for_each(&mut *found),
             }
         }
+        visited
     }
 }
 

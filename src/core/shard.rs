@@ -44,7 +44,7 @@ use crate::{
     fanout::{self, DeliveryCounts, EgressLogs, Fanout, LogIndex},
     home::{Home, Retention, last_value::KeysBudget},
     ids::{SessionId, SlotId},
-    limits::{SCANS_MAX, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
+    limits::{TIMERS_GONE_MAX, TURN_INTEREST_UNITS, TURN_SCAN_TOPICS},
     metrics::{
         counters::{Counter, Counters},
         latency::Latency,
@@ -251,10 +251,10 @@ impl Shard {
 
     /// Returns whether the shard accepts requests: every delivery stage has room for what one more may add.
     ///
-    /// Requests add deliveries and scans, never requests. So a shard accepts them while its request stages are full, and
+    /// Requests add deliveries, never requests. So a shard accepts them while its request stages are full, and
     /// no two shards wait for each other.
     pub fn takes_requests(&self) -> bool {
-        self.home.scans_len() < SCANS_MAX && self.stages.deliveries_have_room()
+        self.stages.deliveries_have_room()
     }
 
     /// Returns whether sessions' input may be processed, which adds requests too.
@@ -262,11 +262,11 @@ impl Shard {
         !self.input_stopped && self.takes_requests() && self.stages.requests_have_room()
     }
 
-    /// Runs what is due: scans, queued changes, paused input, timers. Returns whether there was anything.
+    /// Runs what is due: the interest walk, queued changes, paused input, timers. Returns whether there was anything.
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
         if self.stages.deliveries_have_room() {
-            worked |= self.with_home(|home, notify| home.advance_scans(notify)) > 0;
+            worked |= self.with_home(|home, notify| home.advance_walk(TURN_INTEREST_UNITS, notify)) > 0;
         }
         worked |= self.home.trim(now.monotonic_ns) > 0;
         self.change_budget = TURN_SCAN_TOPICS;
@@ -366,7 +366,7 @@ impl Shard {
             || self.fanout.has_activations()
             || self.may_request_history()
             || !self.changes.is_empty()
-            || (self.home.scans_len() > 0 && self.stages.deliveries_have_room())
+            || (self.home.walks() && self.stages.deliveries_have_room())
             || self.home.is_trimming()
             || (self.takes_input() && self.paused_can_resume())
             || !self.actions.is_empty()
