@@ -11,7 +11,7 @@ use super::{
     declared::{self, Declared, LISTENER},
     file::{Entry, File, Section},
     listener::{Address, Kind, ListenerTable},
-    reload::{Change, LIVE},
+    reload::{self, Change},
 };
 use crate::{
     cli::{
@@ -129,8 +129,8 @@ impl Settings {
         paths.dedup();
         let value = |of: &BTreeMap<String, String>, path: &str| of.get(path).cloned().unwrap_or_default();
         let changes = paths.into_iter().map(|path| {
-            let is_live = path.split_once('.').is_some_and(|(_, key)| LIVE.contains(&key));
-            Change { key: path.clone(), before: value(&was, path), after: value(&is, path), is_live }
+            let (before, after) = (value(&was, path), value(&is, path));
+            Change { key: path.clone(), before, after, is_live: reload::is_live(path) }
         });
         changes.filter(|change| change.before != change.after).collect()
     }
