@@ -12,7 +12,7 @@ use crate::{
         interest::Interest,
         last_value::{KeysBudget, LastValues},
     },
-    limits::{HISTORY_CHUNK_BYTES, TURN_SCAN_TOPICS, TURN_TRIM_BYTES},
+    limits::{HISTORY_CHUNK_BYTES, TURN_TRIM_BYTES, TURN_TRIM_TOPICS},
 };
 use tickcast_proto::{
     frame::{self, FLAG_SNAPSHOT, Frame, Kind, TickParts},
@@ -230,11 +230,11 @@ impl Home {
     }
 
     /// Trims histories to their bounds and to the common budget, silent topics included. Bounded: stops after
-    /// [`TURN_TRIM_BYTES`] were copied or [`TURN_SCAN_TOPICS`] visited. Returns the number of topics visited.
+    /// [`TURN_TRIM_BYTES`] were copied or [`TURN_TRIM_TOPICS`] visited. Returns the number of topics visited.
     pub fn trim(&mut self, now_ns: u64) -> usize {
         let Some(first) = self.trim_next else { return 0 };
         let (mut next, mut copied) = (first, 0);
-        while next < self.topics.len() && next - first < TURN_SCAN_TOPICS && copied < TURN_TRIM_BYTES {
+        while next < self.topics.len() && next - first < TURN_TRIM_TOPICS && copied < TURN_TRIM_BYTES {
             let HomeTopic { history, bounds, .. } = &mut self.topics[next];
             copied += history.trim(*bounds, now_ns, &mut self.history_left_bytes);
             next += 1;

@@ -99,11 +99,20 @@ pub const MESH_STAGE_BYTES: usize = 256 << 10;
 pub const TURN_RING_BYTES: usize = 256 << 10;
 /// Timers a shard handles in one turn.
 pub const TURN_TIMERS: usize = 1_024;
-/// Topics that subscription changes visit in one turn.
-pub const TURN_SCAN_TOPICS: usize = 4_096;
+/// Topics whose histories are trimmed in one turn.
+pub const TURN_TRIM_TOPICS: usize = 4_096;
+/// Units of control work (subscriptions that go live, change or end) that a shard does for its sessions in one turn. A unit
+/// is one topic or membership visited, 30 to 100 ns; a topic joined or left takes eight.
+pub const TURN_CONTROL_UNITS: usize = 32 << 10;
+/// Units of control work that one session does before the next has its turn.
+pub const CONTROL_QUANTUM_UNITS: u32 = 2 << 10;
+/// Subscriptions to wildcards that go live at the same time: each tick looks at all of them.
+pub const JOINS_ACTIVE_MAX: usize = 16;
+/// Units of work for sessions that have ended and leave their topics, in one turn.
+pub const TURN_DEPARTURE_UNITS: usize = 16 << 10;
 /// Units of work that a home's interest walk does in one turn: one for each topic, one for each node of the pattern trie
 /// that a topic is compared with. A unit takes 20 to 60 ns.
-pub const TURN_INTEREST_UNITS: usize = 4_096;
+pub const TURN_INTEREST_UNITS: usize = 8 << 10;
 /// Changed patterns that an interest walk remembers, to skip the topics that match none of them.
 pub const INTEREST_RECENT_MAX: usize = 8;
 /// Bytes of history copied into smaller buffers in one turn.

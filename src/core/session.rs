@@ -11,7 +11,7 @@ pub mod table;
 mod tests;
 
 pub use self::{
-    close::{CloseReason, Ending},
+    close::{CloseReason, DepartureState, Ending},
     eviction::Verdict,
     outbox::{NextSend, Outbox, SendSource},
 };

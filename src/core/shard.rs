@@ -22,6 +22,7 @@
 //! 6. [`Shard::poll_action`] until `None`.
 //! 7. The stages into the rings ([`Shard::with_stages`]), then [`Shard::end_turn`].
 
+mod control;
 mod delivery;
 mod egress;
 mod ingress;
@@ -37,14 +38,14 @@ use std::{
     sync::Arc,
 };
 
-use self::{stages::Stages, subscriptions::SubscriptionChange, timers::Timer};
+use self::{control::Control, stages::Stages, timers::Timer};
 use crate::{
     admission::Publishers,
     config::Limits,
     fanout::{self, DeliveryCounts, EgressLogs, Fanout, LogIndex},
     home::{Home, Retention, last_value::KeysBudget},
-    ids::{SessionId, SlotId},
-    limits::{TIMERS_GONE_MAX, TURN_INTEREST_UNITS, TURN_SCAN_TOPICS},
+    ids::SlotId,
+    limits::{TIMERS_GONE_MAX, TURN_INTEREST_UNITS},
     metrics::{
         counters::{Counter, Counters},
         latency::Latency,
@@ -142,10 +143,7 @@ pub struct Shard {
     publishers: Publishers,
     counters: Arc<Counters>,
     latency: Latency,
-    /// Queued updates and unsubscribes. Bound: the patterns of one request per session.
-    changes: VecDeque<SubscriptionChange>,
-    /// Topics that queued changes may still visit in this turn.
-    change_budget: usize,
+    control: Control,
     /// Bytes that a drain may still append to the egress logs.
     drain_left_bytes: u64,
     scratch: Vec<u8>,
@@ -203,8 +201,7 @@ impl Shard {
             publishers: Publishers::new(limits.publish_rate),
             counters,
             latency: Latency::default(),
-            changes: VecDeque::new(),
-            change_budget: TURN_SCAN_TOPICS,
+            control: Control::new(),
             drain_left_bytes: (limits.egress_log_bytes / 4) as u64,
             scratch: Vec::new(),
             decoders: SharedDecoders::new(limits.frame_bytes_max, limits.message_bytes_max()),
@@ -262,16 +259,14 @@ impl Shard {
         !self.input_stopped && self.takes_requests() && self.stages.requests_have_room()
     }
 
-    /// Runs what is due: the interest walk, queued changes, paused input, timers. Returns whether there was anything.
+    /// Runs what is due: the interest walk, control work, paused input, timers. Returns whether there was anything.
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
         if self.stages.deliveries_have_room() {
             worked |= self.with_home(|home, notify| home.advance_walk(TURN_INTEREST_UNITS, notify)) > 0;
         }
         worked |= self.home.trim(now.monotonic_ns) > 0;
-        self.change_budget = TURN_SCAN_TOPICS;
-        worked |= self.apply_changes(now);
-        worked |= self.activate_subscriptions();
+        worked |= self.turn_control(now);
         worked |= self.request_history(now);
         self.logs.note_time(now.monotonic_ns);
         if self.takes_input() {
@@ -298,7 +293,6 @@ impl Shard {
         );
         assert!(self.identities.len() <= self.sessions.len(), "an identity goes with its session");
         assert!(self.timers.len() <= self.timers_max, "timers without a session are dropped in time");
-        assert!(self.change_budget <= TURN_SCAN_TOPICS, "a turn has one budget");
         if self.sessions.slots_len() > INVARIANT_SESSIONS_MAX {
             return;
         }
@@ -311,15 +305,9 @@ impl Shard {
             open().all(|session| !session.is_paused() || self.paused.contains(&session.id.slot())),
             "every paused session is listed, or nothing would resume it"
         );
-        let is_open = |id: SessionId| {
-            self.sessions.get(id.slot()).is_some_and(|session| session.id == id && session.ending.is_none())
-        };
-        let queued = self.changes.iter().filter(|change| is_open(change.session)).count();
-        assert_eq!(
-            open().map(|session| session.walks as usize).sum::<usize>(),
-            queued,
-            "a session waits for exactly the changes that are queued for it"
-        );
+        for session in open() {
+            self.control.check_waits(session.id, session.walks);
+        }
     }
 
     /// Applies what was deferred while sessions were served: counters, pace timers and the ends of sessions.
@@ -363,9 +351,9 @@ impl Shard {
     /// Returns whether there is work that needs no outside event.
     pub fn is_busy(&self) -> bool {
         self.sessions.has_ready()
-            || self.fanout.has_activations()
+            || self.fanout.has_woken()
+            || self.control.has_work()
             || self.may_request_history()
-            || !self.changes.is_empty()
             || (self.home.walks() && self.stages.deliveries_have_room())
             || self.home.is_trimming()
             || (self.takes_input() && self.paused_can_resume())
@@ -406,6 +394,7 @@ impl Shard {
             + memberships
             + self.stages.waiting_bytes()
             + self.timers.heap_bytes()
+            + self.control.heap_bytes()
             + self.holders.bytes()
             + self.identities.values().map(|identity| identity.len() + 32).sum::<usize>()
             + self.sessions.skipped_bytes()

@@ -111,4 +111,24 @@ pub struct Ending {
     pub reason: CloseReason,
     /// The write side is shut down: only the peer's FIN or the deadline is awaited.
     pub half_closed: bool,
+    /// How far it has left its topics and patterns.
+    pub departure: DepartureState,
+}
+
+impl Ending {
+    /// Begins an end.
+    pub fn new(reason: CloseReason, half_closed: bool) -> Ending {
+        Ending { reason, half_closed, departure: DepartureState::Done }
+    }
+}
+
+/// How far an ending session has left its topics and patterns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DepartureState {
+    /// Some still name the session: it keeps its slot.
+    Pending,
+    /// As `Pending`, and the session is removed as soon as none does.
+    RemovedWhenDone,
+    /// None names the session.
+    Done,
 }

@@ -339,6 +339,7 @@ impl Shard {
                 }
             }
             Command::Update { request, patterns, delivery } => {
+                let patterns = patterns.into_iter().map(|pattern| Box::from(&*pattern));
                 self.queue_changes(slot, request, patterns, Some(delivery), now);
             }
             Command::Resume { topic, position } => self.resume(slot, &topic, position, now),
@@ -346,7 +347,8 @@ impl Shard {
                 self.fail(slot, request, ErrorCode::BadRequest, &error.to_string(), now);
             }
             Command::Unsubscribe { request, patterns } => {
-                self.queue_changes(slot, request, patterns, None, now)
+                let patterns = patterns.into_iter().map(|pattern| Box::from(&*pattern));
+                self.queue_changes(slot, request, patterns, None, now);
             }
             Command::Publish(publish) => self.publish_command(slot, &publish, now),
         }

@@ -73,7 +73,7 @@ impl Shard {
             self.flush_held(slot, &reason, now);
         }
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        session.ending = Some(Ending { reason: reason.clone(), half_closed: false });
+        session.ending = Some(Ending::new(reason.clone(), false));
         session.input = Vec::new();
         session.message_rest = Vec::new();
         let id = session.id;
