@@ -214,14 +214,13 @@ pub fn decode(text: &str) -> Result<Command<'_>, InvalidRequest> {
 
 /// Whether the payload can be inlined in a JSON message.
 ///
-/// It must be one JSON value without surrounding whitespace, which readers would lose. Two passes over the payload;
-/// does not allocate.
+/// It must be one JSON text; white space may surround the value (RFC 8259, section 2). Two passes over the payload; does not
+/// allocate.
 pub fn is_json(payload: &[u8]) -> bool {
     // serde_json ignores strings without validating their UTF-8, and one invalid byte in a text message would make
     // every JSON subscriber close its connection.
-    payload.trim_ascii().len() == payload.len()
-        && simdutf8::basic::from_utf8(payload)
-            .is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
+    simdutf8::basic::from_utf8(payload)
+        .is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
 }
 
 /// The text as a JSON string, with quotes.
@@ -416,10 +415,10 @@ mod tests {
 
     #[test]
     fn only_payloads_that_can_be_inlined_are_json() {
-        for inline in [&b"1"[..], b"null", b"{\"a\": [ 1 ]}", b"\" \""] {
+        for inline in [&b"1"[..], b"null", b"{\"a\": [ 1 ]}", b"\" \"", b" 1", b"1\n", b"\t{}\r\n"] {
             assert!(is_json(inline));
         }
-        for other in [&b""[..], b" 1", b"1\n", b"1 2", b"{", b"\xff", b"\"\xff\""] {
+        for other in [&b""[..], b" ", b"1 2", b"{", b"\xff", b"\"\xff\"", b"1\x0c", b"\xef\xbb\xbf1"] {
             assert!(!is_json(other));
         }
     }
