@@ -170,13 +170,14 @@ pub fn tickcast() -> Command {
 }
 
 /// Environment variables that the command reads: its options, and those of a service manager.
-const ENVIRONMENT: [&str; 14] = [
+const ENVIRONMENT: [&str; 15] = [
     "TICKCAST_CORES",
     "TICKCAST_TCP",
     "TICKCAST_HTTP",
     "TICKCAST_ADMIN",
     "TICKCAST_CONFIG",
     "TICKCAST_MAX_CLIENTS",
+    "TICKCAST_FAULT",
     "RUST_LOG",
     "JOURNAL_STREAM",
     "NOTIFY_SOCKET",
