@@ -13,9 +13,9 @@ use tickcast::limits::{
     SEND_DIRECT_BYTES,
 };
 use tickcast_core::{
-    egress_log::{EgressLog, Mark, Range},
+    egress_log::{EgressLog, FrameInfo, Range},
     ids::{SessionId, SlotId},
-    session::{ListenerKind, Next, Session, table::Sessions},
+    session::{ListenerKind, NextSend, SendState, Session, table::Sessions},
 };
 
 use crate::measure::{per_unit, timed};
@@ -53,7 +53,7 @@ pub fn bench(criterion: &mut Criterion) {
 
 fn append(log: &mut EgressLog, frames: u64) {
     for sequence in 0..frames {
-        black_box(log.append(Mark { topic: 1, sequence, skipped: 0 }, black_box(&FRAME)));
+        black_box(log.append(FrameInfo { topic: 1, sequence, skipped: 0 }, black_box(&FRAME)));
     }
 }
 
@@ -61,8 +61,8 @@ fn append(log: &mut EgressLog, frames: u64) {
 fn ranges(log: &mut EgressLog, count: u64, bytes: usize) -> Vec<Range> {
     let frame = vec![7; bytes];
     let one = |sequence| {
-        let range = log.append(Mark { topic: 1, sequence, skipped: 0 }, &frame);
-        log.append(Mark { topic: 2, sequence, skipped: 0 }, &FRAME);
+        let range = log.append(FrameInfo { topic: 1, sequence, skipped: 0 }, &frame);
+        log.append(FrameInfo { topic: 2, sequence, skipped: 0 }, &FRAME);
         range
     };
     (0..count).filter_map(one).collect()
@@ -86,7 +86,7 @@ fn gather(
             let ranges = ranges(&mut log);
             for slot in 0..SESSIONS {
                 if let Some(session) = sessions.any_mut(SlotId(slot)) {
-                    session.sending = false;
+                    session.send_state = SendState::Idle;
                 }
                 ranges.iter().for_each(|&range| sessions.push_range(SlotId(slot), &log, range));
             }
@@ -95,7 +95,7 @@ fn gather(
                 while let Some(slot) = sessions.pop_ready() {
                     gather.clear();
                     let next = black_box(sessions.take_send(slot, Some(&log), &mut gather));
-                    taken += u32::from(matches!(next, Next::Send(_)));
+                    taken += u32::from(matches!(next, NextSend::Send(_)));
                 }
             });
             assert_eq!((taken, sessions.waiting()), (SESSIONS, 0), "one SEND took all");

@@ -1,21 +1,20 @@
-//! Who is let in and how fast: the arithmetic of the limits on connections and on publishing. `now` comes in, a yes
-//! or no goes out.
+//! Admission control: limits on connections, on how fast they are accepted, and on how fast sessions publish.
 
 use std::{collections::HashMap, net::IpAddr};
 
 use crate::ids::SlotId;
 use crate::{limits::BURST_NS, metrics::counters::Counter};
 
-/// How often something may happen.
+/// A rate limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
-    /// Nanoseconds that one happening uses up, at least 1.
+    /// Time between two events at the full rate, at least 1 ns.
     interval_ns: u64,
 }
 
 impl Pace {
-    /// One of `shares` equal parts of `per_second`; `None` for 0, which is no limit. Rounded to a whole nanosecond each:
-    /// at a million a second that is exact to 0.1 %.
+    /// One of `shares` equal parts of `per_second`; `None` for 0, which means no limit. The interval is rounded to a whole
+    /// nanosecond: at a million a second the rate is exact to 0.1 %.
     pub fn new(per_second: u32, shares: u16) -> Option<Pace> {
         let per_second = u64::from(per_second);
         let whole_ns = 1_000_000_000 * u64::from(shares.max(1));
@@ -23,15 +22,17 @@ impl Pace {
     }
 }
 
-/// A token bucket that holds one second's worth, at least one token: 8 bytes, no timer. The generic cell rate algorithm
-/// (ITU-T I.371, annex A): instead of tokens it keeps the time at which the bucket would be full again.
+/// A token bucket that holds one second's tokens, at least one. 8 bytes, no timer.
+///
+/// The generic cell rate algorithm (ITU-T I.371, annex A): instead of a number of tokens it stores the time at which the
+/// bucket will be full again.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bucket {
     full_again_ns: u64,
 }
 
 impl Bucket {
-    /// Takes a token if there is one. `now_ns`: CLOCK_MONOTONIC.
+    /// Takes a token, and returns whether there was one. `now_ns`: CLOCK_MONOTONIC.
     pub fn take(&mut self, pace: Pace, now_ns: u64) -> bool {
         let then_ns = self.full_again_ns.max(now_ns) + pace.interval_ns;
         let takes = then_ns - now_ns <= BURST_NS.max(pace.interval_ns);
@@ -42,21 +43,21 @@ impl Bucket {
     }
 }
 
-/// How fast each session of a shard may publish: a bucket for each slot, none without a limit.
+/// The publish rate limit of a shard's sessions: one bucket for each slot, none without a limit.
 #[derive(Debug)]
 pub struct Publishers {
     pace: Option<Pace>,
-    /// By slot. Bound: one for each session there was at once.
+    /// By slot. Bound: one for each slot ever in use.
     buckets: Vec<Bucket>,
 }
 
 impl Publishers {
-    /// So many ticks a second each; 0: any number.
+    /// Limits each session to `per_second` ticks; 0: no limit.
     pub fn new(per_second: u32) -> Publishers {
         Publishers { pace: Pace::new(per_second, 1), buckets: Vec::new() }
     }
 
-    /// A new session is in a slot: it has published nothing yet.
+    /// Gives a new session in a slot a full bucket.
     pub fn enter(&mut self, slot: SlotId) {
         if self.pace.is_none() {
             return;
@@ -68,34 +69,35 @@ impl Publishers {
         self.buckets[slot] = Bucket::default();
     }
 
-    /// So many ticks a second each from now on; 0: any number.
+    /// Changes the limit from now on; 0: no limit.
     pub fn set_pace(&mut self, per_second: u32) {
         self.pace = Pace::new(per_second, 1);
     }
 
-    /// Whether the session in a slot may publish one more tick now, which counts if it may.
+    /// Counts one tick of the session in a slot, and returns whether the limit allows it.
     pub fn takes(&mut self, slot: SlotId, now_ns: u64) -> bool {
         let Some(pace) = self.pace else { return true };
         if self.buckets.len() <= slot.index() {
-            // It came when there was no limit.
+            // The session connected while there was no limit.
             self.buckets.resize(slot.index() + 1, Bucket::default());
         }
         self.buckets[slot.index()].take(pace, now_ns)
     }
 
-    /// Bytes it holds.
+    /// Bytes allocated for buckets.
     pub fn bytes(&self) -> usize {
         self.buckets.capacity() * size_of::<Bucket>()
     }
 }
 
-/// Where a connection comes from, as it is counted: an IPv4 address, or the /64 of an IPv6 address, which is what one
-/// site is given (RFC 6177): whoever has it can use any address in it.
+/// What connections are counted by: an IPv4 address, or the /64 of an IPv6 address.
+///
+/// A site gets at least a /64 (RFC 6177) and can use any address in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Origin(u128);
 
 impl Origin {
-    /// Of an address; IPv4 within IPv6 counts as IPv4.
+    /// The origin of an address; an IPv4-mapped IPv6 address counts as IPv4.
     pub fn of(address: IpAddr) -> Origin {
         match address.to_canonical() {
             IpAddr::V4(address) => Origin(address.to_ipv6_mapped().to_bits()),
@@ -104,7 +106,7 @@ impl Origin {
     }
 }
 
-/// Connections by where they come from.
+/// Open connections by origin.
 ///
 /// Invariant: no count is 0. Bound: one entry a connection.
 #[derive(Debug)]
@@ -114,49 +116,48 @@ pub struct Origins {
 }
 
 impl Origins {
-    /// At most so many connections each.
+    /// Allows each origin at most `connections_max` connections, and always one.
     pub fn new(connections_max: u32) -> Origins {
         Origins { connections_max, counts: HashMap::new() }
     }
 
-    /// Counts a connection, unless its origin has as many as it may.
+    /// Counts a connection, unless its origin is at the limit. Returns whether it was counted.
     pub fn enter(&mut self, origin: Origin) -> bool {
         let count = self.counts.entry(origin).or_default();
-        // With a maximum of at least 1 a new entry is always counted.
+        // The limit is at least 1, so a new entry never stays at 0.
         let enters = *count < self.connections_max.max(1);
         *count += u32::from(enters);
         enters
     }
 
-    /// A connection that was counted has ended.
+    /// Uncounts a connection that has ended.
     pub fn leave(&mut self, origin: Origin) {
-        if let Some(count) = self.counts.get_mut(&origin) {
-            *count -= 1;
-            if *count == 0 {
-                self.counts.remove(&origin);
-            }
+        let Some(count) = self.counts.get_mut(&origin) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.counts.remove(&origin);
         }
     }
 
-    /// Whether nothing is counted.
+    /// Whether no connection is counted.
     pub fn is_empty(&self) -> bool {
         self.counts.is_empty()
     }
 }
 
-/// Why a connection is not taken in.
+/// Why a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The server serves as many as it may.
+    /// The server is at its connection limit.
     Clients,
-    /// The address it comes from has as many as it may.
+    /// Its origin is at its connection limit.
     Source,
-    /// More come than may in a second.
+    /// The accept rate limit is used up.
     Rate,
 }
 
 impl Refusal {
-    /// The HTTP status that says so (RFC 9110, section 15.6.4; RFC 6585, section 4).
+    /// The HTTP status of the refusal (RFC 9110, section 15.6.4; RFC 6585, section 4).
     pub fn status(self) -> u16 {
         match self {
             Refusal::Clients => 503,
@@ -164,16 +165,16 @@ impl Refusal {
         }
     }
 
-    /// For a person.
+    /// The message for the client.
     pub fn text(self) -> &'static str {
         match self {
-            Refusal::Clients => "the server has as many connections as it may (--max-clients)",
-            Refusal::Source => "your address has as many connections as it may (--max-clients-per-source)",
-            Refusal::Rate => "more connections come than may in a second (--accept-rate)",
+            Refusal::Clients => "the server is at its connection limit (--max-clients)",
+            Refusal::Source => "too many connections from your address (--max-clients-per-source)",
+            Refusal::Rate => "connections arrive faster than the server accepts them (--accept-rate)",
         }
     }
 
-    /// Where it is counted.
+    /// The counter of connections refused for this reason.
     pub fn counter(self) -> Counter {
         match self {
             Refusal::Clients => Counter::SessionsRefused,
@@ -190,13 +191,13 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     #[test]
-    fn a_bucket_gives_a_seconds_worth_at_once_and_then_its_pace() {
+    fn a_bucket_gives_one_second_of_tokens_at_once_and_then_its_rate() {
         for (per_second, shares, burst) in [(10, 1, 10), (10, 4, 2), (1, 1, 1), (1, 4, 1), (1_000, 1, 1_000)]
         {
             let (pace, mut bucket) = (Pace::new(per_second, shares).unwrap(), Bucket::default());
             let start = 5 * SECOND;
             assert_eq!((0..2_000).filter(|_| bucket.take(pace, start)).count(), burst, "{per_second}");
-            // Ten seconds on, asked a thousand times a second: the pace, no more.
+            // Asked a thousand times a second for ten seconds, it gives its rate and no more.
             let taken = (1..=10_000).filter(|n| bucket.take(pace, start + n * SECOND / 1_000)).count() as u64;
             let expected = 10 * u64::from(per_second) / u64::from(shares);
             assert!((expected.saturating_sub(1)..=expected + 1).contains(&taken), "{taken} of {expected}");
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_that_was_left_alone_is_full_and_no_fuller() {
+    fn an_unused_bucket_never_holds_more_than_one_second_of_tokens() {
         let (pace, mut bucket) = (Pace::new(5, 1).unwrap(), Bucket::default());
         for round in 1..4 {
             let now = round * 1_000 * SECOND;
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn each_session_has_its_own_pace_and_a_new_one_starts_afresh() {
+    fn each_session_has_its_own_bucket_and_a_new_one_starts_full() {
         let mut publishers = Publishers::new(1);
         publishers.enter(SlotId(0));
         publishers.enter(SlotId(5));
@@ -231,14 +232,14 @@ mod tests {
     }
 
     #[test]
-    fn no_rate_is_no_limit_and_the_highest_is_exact() {
+    fn a_rate_of_0_is_no_limit_and_the_highest_rate_is_exact() {
         assert_eq!(Pace::new(0, 1), None);
         let pace = Pace::new(crate::limits::RATE_HIGHEST, 1).unwrap();
         assert_eq!(SECOND / pace.interval_ns, u64::from(crate::limits::RATE_HIGHEST));
     }
 
     #[test]
-    fn a_source_is_an_ipv4_address_or_an_ipv6_site() {
+    fn an_origin_is_an_ipv4_address_or_an_ipv6_site() {
         let of = |text: &str| Origin::of(text.parse().unwrap());
         assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
         assert_eq!(of("10.0.0.1"), of("::ffff:10.0.0.1"));
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn each_source_has_its_own_count_and_nothing_is_left_of_it() {
+    fn each_origin_has_its_own_count_and_an_unused_one_leaves_no_entry() {
         let (a, b) = (Origin(1), Origin(2));
         let mut origins = Origins::new(2);
         assert!(origins.enter(a) && origins.enter(a) && !origins.enter(a) && origins.enter(b));

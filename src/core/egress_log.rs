@@ -1,22 +1,24 @@
-//! The egress log: one shard's messages in one wire format, each encoded once, shared by every session that takes it.
+//! The egress log: one shard's messages in one wire format, encoded once and shared by every session that takes them.
 
 use std::collections::VecDeque;
 
-/// A circular buffer of whole frames, addressed by ever-growing positions, with an index of what they are.
+use crate::{ids::Sequence, session::membership::Gap};
+
+/// A circular buffer of whole frames, addressed by positions that only grow, with an index of its frames.
 ///
 /// ```text
 ///              oldest readable                head
 ///  positions      |------- capacity ----------|
-///  memory      position % capacity; a frame never wraps, the rest before the end is skipped
+///  memory      position % capacity; a frame never wraps: bytes left over before the end are skipped
 ///  frames         [start, len, topic, sequence] of each readable frame
 /// ```
 ///
-/// A session whose ranges begin before the oldest readable position has been lapped: what it had waiting is gone, and
-/// it must be told.
+/// A session whose ranges begin before the oldest readable position was too slow: its frames have been overwritten, and the
+/// loss must be announced.
 ///
 /// Memory: `capacity` bytes, touched as they are first used, and 24 bytes for each readable frame, of which there are
-/// at most `capacity / FRAME_BYTES_EXPECTED`; while all sessions keep up the log starts over at its beginning, so a
-/// shard that is not behind works in a few warm pages.
+/// at most `capacity / FRAME_BYTES_EXPECTED`. While all sessions keep up, the log keeps starting over at its beginning, so
+/// the shard works in a few warm pages.
 ///
 /// Invariant: `frames` is sorted, without overlap, and holds exactly the readable frames.
 #[derive(Debug)]
@@ -25,12 +27,12 @@ pub struct EgressLog {
     head: u64,
     frames: VecDeque<Frame>,
     frames_max: usize,
-    /// Where the head was when the sessions that wait were last looked over.
+    /// Where the head was at the last sweep over the waiting sessions.
     swept: u64,
-    /// Frames appended since.
+    /// Frames appended since then.
     swept_frames: usize,
-    /// When the head was where, about every [`TIMES_INTERVAL_NS`].
-    times: VecDeque<(u64, u64)>,
+    /// Where the head was over the last seconds, about every [`TIMES_INTERVAL_NS`].
+    times: VecDeque<HeadAt>,
 }
 
 /// Consecutive whole frames in a log.
@@ -49,27 +51,41 @@ impl Range {
     }
 }
 
-/// What a frame that waits is: enough to tell a session which ticks it does not get.
+/// What a frame is: enough to announce a loss when the frame is evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
-    /// The topic's number.
+pub struct FrameInfo {
+    /// The topic's id.
     pub topic: u32,
-    /// The tick's sequence; of a notice that ticks do not come, the one after the last of them; 0 for an announcement.
+    /// A tick's sequence; the sequence after the last skipped one in a notice of skipped ticks; 0 for a topic announcement.
     pub sequence: u64,
-    /// Of such a notice, how many; else 0, as in a log: what is not for all is not in it.
+    /// How many ticks a notice says were skipped; 0 in a log, because notices go to one session only.
     pub skipped: u32,
 }
 
-impl Mark {
-    /// The first sequence it accounts for.
-    pub fn from(self) -> u64 {
-        self.sequence.saturating_sub(self.skipped.into())
+impl FrameInfo {
+    /// The sequences it accounts for.
+    pub fn span(self) -> Gap {
+        Gap {
+            from: Sequence(self.sequence.saturating_sub(self.skipped.into())),
+            to: Sequence(self.sequence + u64::from(self.skipped == 0)),
+        }
     }
+}
 
-    /// The one after the last.
-    pub fn to(self) -> u64 {
-        self.sequence + u64::from(self.skipped == 0)
-    }
+/// Where the head of a log was at a time.
+#[derive(Clone, Copy, Debug)]
+struct HeadAt {
+    time_ns: u64,
+    head: u64,
+}
+
+/// Where to cut a range that is too long for one SEND.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Bytes before the cut.
+    pub len: u32,
+    /// Bytes after the cut that end a frame whose beginning is before it; 0: the cut is between two frames.
+    pub frame_rest: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -80,17 +96,17 @@ struct Frame {
     topic: u32,
 }
 
-/// The index holds a frame for so many bytes of the log: shorter frames have it full first, and lap it earlier.
+/// Log bytes for each index entry. Frames shorter than this fill the index first, and are overwritten earlier.
 const FRAME_BYTES_EXPECTED: usize = 64;
-/// How finely the age of frames is known.
+/// Resolution at which the age of frames is known.
 const TIMES_INTERVAL_NS: u64 = 20_000_000;
-/// Notes kept: about ten seconds.
+/// Entries kept in `times`: about ten seconds.
 const TIMES_MAX: usize = 512;
-/// Appended since the last look over the sessions that wait before another is due, as a part of the log.
+/// A sweep over the waiting sessions is due each time this fraction of the log has been appended.
 const SWEEP_PARTS: u64 = 8;
 
 impl EgressLog {
-    /// A log of `capacity` bytes, at least the longest frame. One allocation, and the index as it grows.
+    /// Creates a log of `capacity` bytes, at least the longest frame. One allocation; the index grows with use.
     pub fn new(capacity: usize) -> EgressLog {
         EgressLog {
             buffer: vec![0; capacity].into_boxed_slice(),
@@ -103,30 +119,30 @@ impl EgressLog {
         }
     }
 
-    /// Notes where the head is now. The last `TIMES_MAX` notes are kept.
+    /// Records where the head is now, for [`EgressLog::head_at`].
     pub fn note_time(&mut self, now_ns: u64) {
-        if self.times.back().is_some_and(|&(noted_ns, _)| now_ns < noted_ns + TIMES_INTERVAL_NS) {
+        if self.times.back().is_some_and(|last| now_ns < last.time_ns + TIMES_INTERVAL_NS) {
             return;
         }
         if self.times.len() >= TIMES_MAX {
             self.times.pop_front();
         }
-        self.times.push_back((now_ns, self.head));
+        self.times.push_back(HeadAt { time_ns: now_ns, head: self.head });
     }
 
-    /// Everything before this position was appended before `time_ns`, as far as it was noted.
+    /// A position before which everything was appended before `time_ns`; 0 if that is too long ago to be known.
     pub fn head_at(&self, time_ns: u64) -> u64 {
-        let after = self.times.partition_point(|&(noted_ns, _)| noted_ns <= time_ns);
-        after.checked_sub(1).map_or(0, |at| self.times[at].1)
+        let after = self.times.partition_point(|noted| noted.time_ns <= time_ns);
+        after.checked_sub(1).map_or(0, |at| self.times[at].head)
     }
 
-    /// Appends one frame. `None` when it is longer than the log.
-    pub fn append(&mut self, mark: Mark, frame: &[u8]) -> Option<Range> {
-        self.append_parts(mark, frame, &[])
+    /// Appends one frame. Returns `None` if it is longer than the log.
+    pub fn append(&mut self, info: FrameInfo, frame: &[u8]) -> Option<Range> {
+        self.append_parts(info, frame, &[])
     }
 
-    /// Appends one frame given in two parts, a header and what follows it.
-    pub fn append_parts(&mut self, mark: Mark, header: &[u8], body: &[u8]) -> Option<Range> {
+    /// Appends one frame, given as a header and a body. Returns `None` if it is longer than the log.
+    pub fn append_parts(&mut self, info: FrameInfo, header: &[u8], body: &[u8]) -> Option<Range> {
         let capacity = self.buffer.len();
         let len = header.len() + body.len();
         if len > capacity {
@@ -141,7 +157,7 @@ impl EgressLog {
         self.buffer[offset + header.len()..offset + len].copy_from_slice(body);
         let range = Range { start: self.head, len: len as u32 };
         self.head = range.end();
-        let Mark { topic, sequence, .. } = mark;
+        let FrameInfo { topic, sequence, .. } = info;
         self.frames.push_back(Frame { start: range.start, sequence, len: range.len, topic });
         self.swept_frames += 1;
         let overwritten = self.head.saturating_sub(capacity as u64);
@@ -153,28 +169,28 @@ impl EgressLog {
         Some(range)
     }
 
-    /// Where the next frame will begin, or the end of the buffer before it.
+    /// Position after the last frame.
     pub fn head(&self) -> u64 {
         self.head
     }
 
-    /// Where the oldest readable frame begins.
+    /// Position of the oldest readable frame.
     fn oldest(&self) -> u64 {
         self.frames.front().map_or(self.head, |first| first.start)
     }
 
-    /// Whether what stood at `position` has been overwritten.
-    pub fn is_lapped(&self, position: u64) -> bool {
+    /// Whether the frame at `position` has been overwritten.
+    pub fn is_overwritten(&self, position: u64) -> bool {
         position < self.oldest()
     }
 
-    /// Whether what stands at `position` is in the newer half: it may wait until the next look over the sessions.
+    /// Whether `position` is in the newer half, so that it cannot be overwritten before the next sweep.
     pub fn is_fresh(&self, position: u64) -> bool {
         self.is_newer(position, 2)
     }
 
-    /// Whether what stands at `position` may be queued to another session: the newest quarter, so that behind frames
-    /// that are fresh none waits that is about to be overwritten.
+    /// Whether the frame at `position` may be queued to another session. Only the newest quarter may: otherwise an old frame
+    /// could wait behind fresh ones, and a sweep, which looks at the first that is queued, would miss it.
     pub fn is_shareable(&self, position: u64) -> bool {
         self.is_newer(position, 4)
     }
@@ -186,8 +202,8 @@ impl EgressLog {
             && self.frames.get(newer).is_some_and(|frame| position >= frame.start)
     }
 
-    /// Whether so much was appended since this last said yes that sessions that wait may hold what is no longer fresh.
-    /// They are then to be looked over before more than half the log follows.
+    /// Whether enough has been appended since this last returned `true` that waiting sessions may hold frames that are no
+    /// longer fresh. The caller must then sweep them before half the log's capacity is appended.
     pub fn take_sweep(&mut self) -> bool {
         let due = self.head - self.swept > self.buffer.len() as u64 / SWEEP_PARTS
             || self.swept_frames > self.frames_max / SWEEP_PARTS as usize;
@@ -197,79 +213,84 @@ impl EgressLog {
         due
     }
 
-    /// Whether `next` follows `range` in memory too, so that both can leave as one.
+    /// Whether `next` also follows `range` in memory, so that one SEND can carry both.
     pub fn continues(&self, range: Range, next: Range) -> bool {
         range.end() == next.start && !next.start.is_multiple_of(self.buffer.len() as u64)
     }
 
-    /// The bytes of a range that is not lapped.
+    /// The bytes of a range that has not been overwritten.
     #[inline]
     pub fn bytes(&self, range: Range) -> &[u8] {
-        debug_assert!(!self.is_lapped(range.start), "a lapped range is never sent");
+        debug_assert!(!self.is_overwritten(range.start), "an overwritten range is never sent");
         let offset = (range.start % self.buffer.len() as u64) as usize;
         &self.buffer[offset..offset + range.len as usize]
     }
 
-    /// Where the frame that begins at or covers `position` stands in the index.
+    /// Index of the frame that begins at or covers `position`.
     fn find(&self, position: u64) -> Option<usize> {
         let after = self.frames.partition_point(|frame| frame.start <= position);
         after.checked_sub(1)
     }
 
-    /// The frames of a range that begins with one: what each is and where. O(log frames) for the first.
-    pub fn frames(&self, range: Range) -> impl Iterator<Item = (Range, Mark)> {
+    /// The frames of a range that begins at a frame boundary: where each is, and what it is. O(log frames) for the first.
+    pub fn frames(&self, range: Range) -> impl Iterator<Item = (Range, FrameInfo)> {
         let first = self.frames.partition_point(|frame| frame.start < range.start);
         self.frames
             .range(first..)
             .take_while(move |frame| frame.start < range.end())
-            .map(|frame| (frame.range(), frame.mark()))
+            .map(|frame| (frame.range(), frame.info()))
     }
 
-    /// Where to cut a range that is too long for one SEND of `bytes_max`, and how many bytes of a frame that was begun
-    /// are then left: 0 for a cut between two.
-    pub fn cut(&self, range: Range, bytes_max: usize) -> (u32, u32) {
+    /// Where to cut a range that is longer than `bytes_max`: between two frames if a boundary is within reach.
+    pub fn cut(&self, range: Range, bytes_max: usize) -> Cut {
         let limit = range.start + bytes_max as u64;
+        let len = bytes_max as u32;
         match self.find(limit).and_then(|at| self.frames.get(at)) {
-            Some(frame) if frame.start > range.start => ((frame.start - range.start) as u32, 0),
-            Some(frame) => (bytes_max as u32, (frame.range().end().min(range.end()) - limit) as u32),
-            None => (bytes_max as u32, range.len - bytes_max as u32),
+            Some(frame) if frame.start > range.start => {
+                Cut { len: (frame.start - range.start) as u32, frame_rest: 0 }
+            }
+            Some(frame) => Cut { len, frame_rest: (frame.range().end().min(range.end()) - limit) as u32 },
+            None => {
+                debug_assert!(false, "a range to cut has not been overwritten, so it is in the index");
+                Cut { len, frame_rest: range.len - len }
+            }
         }
     }
 
     /// The oldest readable frame.
-    pub fn first(&self) -> Option<(Range, Mark)> {
+    pub fn first(&self) -> Option<(Range, FrameInfo)> {
         self.nth(0)
     }
 
-    /// The readable frame of this place, from the oldest.
-    pub fn nth(&self, index: usize) -> Option<(Range, Mark)> {
-        self.frames.get(index).map(|frame| (frame.range(), frame.mark()))
+    /// The `index`-th readable frame, from the oldest.
+    pub fn nth(&self, index: usize) -> Option<(Range, FrameInfo)> {
+        self.frames.get(index).map(|frame| (frame.range(), frame.info()))
     }
 
-    /// Readable frames.
+    /// How many frames are readable.
     pub fn len(&self) -> usize {
         self.frames.len()
     }
 
-    /// Whether nothing is readable.
+    /// Whether no frame is readable.
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
 
-    /// Forgets the oldest readable frame.
+    /// Drops the oldest readable frame.
     pub fn forget_first(&mut self) {
         self.frames.pop_front();
     }
 
-    /// Whether another frame of `len` bytes would lap the oldest.
-    pub fn would_lap(&self, len: usize) -> bool {
+    /// Whether appending a frame of `len` bytes would overwrite the oldest.
+    pub fn would_overwrite(&self, len: usize) -> bool {
         let capacity = self.buffer.len() as u64;
         let offset = self.head % capacity;
         let start = if offset + len as u64 > capacity { self.head + capacity - offset } else { self.head };
         self.frames.len() >= self.frames_max || self.oldest() < (start + len as u64).saturating_sub(capacity)
     }
 
-    /// Starts over at the beginning of the buffer, when nothing in it is waited for.
+    /// Starts over at the beginning of the buffer. Only while no session has a range queued.
     pub fn rewind(&mut self) {
         let capacity = self.buffer.len() as u64;
         self.head = self.head.next_multiple_of(capacity);
@@ -277,20 +298,20 @@ impl EgressLog {
         (self.swept, self.swept_frames) = (self.head, 0);
     }
 
-    /// Bytes it holds for frames, used or not.
+    /// Bytes allocated for frames.
     pub fn capacity(&self) -> usize {
         self.buffer.len()
     }
 
-    /// Bytes it holds in all.
+    /// Bytes allocated for frames and their index.
     pub fn memory_bytes(&self) -> usize {
         self.buffer.len() + self.frames.capacity() * size_of::<Frame>()
     }
 }
 
 impl Frame {
-    fn mark(&self) -> Mark {
-        Mark { topic: self.topic, sequence: self.sequence, skipped: 0 }
+    fn info(&self) -> FrameInfo {
+        FrameInfo { topic: self.topic, sequence: self.sequence, skipped: 0 }
     }
 
     fn range(&self) -> Range {
@@ -305,16 +326,16 @@ mod tests {
     use super::*;
     use crate::limits::SEND_BYTES_MAX;
 
-    const MARK: Mark = Mark { topic: 5, sequence: 0, skipped: 0 };
+    const INFO: FrameInfo = FrameInfo { topic: 5, sequence: 0, skipped: 0 };
 
     #[test]
-    fn ranges_read_back_until_they_are_lapped() {
+    fn ranges_read_back_until_they_are_overwritten() {
         let mut random = fastrand::Rng::with_seed(1);
         let mut log = EgressLog::new(1000);
         let mut model: VecDeque<(Range, Vec<u8>)> = VecDeque::new();
         for round in 0..20_000u32 {
             let frame = vec![round as u8; random.usize(1..120)];
-            let range = log.append(MARK, &frame).unwrap();
+            let range = log.append(INFO, &frame).unwrap();
             if let Some((last, _)) = model.back() {
                 assert!(range.start >= last.end());
             }
@@ -323,10 +344,10 @@ mod tests {
                 log.rewind();
                 model.clear();
             }
-            while model.front().is_some_and(|(range, _)| log.is_lapped(range.start)) {
+            while model.front().is_some_and(|(range, _)| log.is_overwritten(range.start)) {
                 model.pop_front();
             }
-            assert!(log.is_empty() || model.back().is_some(), "the newest frame is never lapped");
+            assert!(log.is_empty() || model.back().is_some(), "the newest frame is never overwritten");
             for (range, frame) in &model {
                 assert_eq!(log.bytes(*range), frame);
             }
@@ -334,75 +355,75 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_longer_than_the_log_is_not_taken() {
-        assert_eq!(EgressLog::new(10).append(MARK, &[0; 11]), None);
+    fn a_frame_longer_than_the_log_is_refused() {
+        assert_eq!(EgressLog::new(10).append(INFO, &[0; 11]), None);
     }
 
     #[test]
     fn ranges_do_not_continue_over_the_end_of_the_buffer() {
         let mut log = EgressLog::new(64);
-        let first = log.append(MARK, &[1; 64]).unwrap();
-        let second = log.append(MARK, &[2; 10]).unwrap();
-        let third = log.append(MARK, &[3; 10]).unwrap();
+        let first = log.append(INFO, &[1; 64]).unwrap();
+        let second = log.append(INFO, &[2; 10]).unwrap();
+        let third = log.append(INFO, &[3; 10]).unwrap();
         assert!(!log.continues(first, second) && log.continues(second, third));
     }
 
     #[test]
     fn long_ranges_are_cut_between_frames() {
         let mut log = EgressLog::new(1 << 20);
-        let mut whole = log.append(MARK, &[0; 1000]).unwrap();
+        let mut whole = log.append(INFO, &[0; 1000]).unwrap();
         let mut starts = vec![whole.start];
         for _ in 0..200 {
-            let next = log.append(MARK, &[0; 1000]).unwrap();
+            let next = log.append(INFO, &[0; 1000]).unwrap();
             starts.push(next.start);
             whole.len += next.len;
         }
         let mut sent = 0;
         while whole.len as usize > SEND_BYTES_MAX {
-            let (cut, rest) = log.cut(whole, SEND_BYTES_MAX);
-            assert!(rest == 0 && cut as usize <= SEND_BYTES_MAX && cut as usize > SEND_BYTES_MAX - 1000);
+            let Cut { len: cut, frame_rest } = log.cut(whole, SEND_BYTES_MAX);
+            assert!(
+                frame_rest == 0 && cut as usize <= SEND_BYTES_MAX && cut as usize > SEND_BYTES_MAX - 1000
+            );
             whole = Range { start: whole.start + u64::from(cut), len: whole.len - cut };
             assert!(starts.contains(&whole.start));
             sent += 1;
         }
         assert!(sent >= 3);
         let mut log = EgressLog::new(1 << 20);
-        let huge = log.append(MARK, &[0; 200_000]).unwrap();
-        log.append(MARK, &[0; 10]).unwrap();
+        let huge = log.append(INFO, &[0; 200_000]).unwrap();
+        log.append(INFO, &[0; 10]).unwrap();
         let both = Range { start: huge.start, len: huge.len + 10 };
-        assert_eq!(log.cut(both, SEND_BYTES_MAX), (SEND_BYTES_MAX as u32, 200_000 - SEND_BYTES_MAX as u32));
-        let rest = Range { start: SEND_BYTES_MAX as u64, len: both.len - SEND_BYTES_MAX as u32 };
-        assert_eq!(
-            log.cut(rest, SEND_BYTES_MAX),
-            (SEND_BYTES_MAX as u32, 200_000 - 2 * SEND_BYTES_MAX as u32)
-        );
+        let len = SEND_BYTES_MAX as u32;
+        assert_eq!(log.cut(both, SEND_BYTES_MAX), Cut { len, frame_rest: 200_000 - len });
+        let rest = Range { start: SEND_BYTES_MAX as u64, len: both.len - len };
+        assert_eq!(log.cut(rest, SEND_BYTES_MAX), Cut { len, frame_rest: 200_000 - 2 * len });
     }
 
     #[test]
-    fn the_index_tells_what_stands_in_a_range_and_stays_within_its_bound() {
+    fn the_index_names_the_frames_of_a_range_and_stays_within_its_bound() {
         let mut log = EgressLog::new(1 << 12);
         let mut ranges = Vec::new();
         for sequence in 1..=500u64 {
-            ranges.push(log.append(Mark { topic: 7, sequence, skipped: 0 }, &[0; 5]).unwrap());
+            ranges.push(log.append(FrameInfo { topic: 7, sequence, skipped: 0 }, &[0; 5]).unwrap());
             assert!(log.len() <= (1 << 12) / FRAME_BYTES_EXPECTED);
         }
-        assert!(log.is_lapped(ranges[400].start) && !log.is_lapped(ranges[499].start));
+        assert!(log.is_overwritten(ranges[400].start) && !log.is_overwritten(ranges[499].start));
         assert!(log.is_fresh(ranges[499].start) && !log.is_fresh(ranges[460].start));
         let last = Range { start: ranges[490].start, len: 50 };
-        let marks: Vec<u64> = log.frames(last).map(|(_, mark)| mark.sequence).collect();
-        assert_eq!(marks, (491..=500).collect::<Vec<_>>());
+        let sequences: Vec<u64> = log.frames(last).map(|(_, info)| info.sequence).collect();
+        assert_eq!(sequences, (491..=500).collect::<Vec<_>>());
         log.rewind();
-        assert!(log.is_lapped(ranges[499].start) && !log.is_fresh(ranges[499].start));
+        assert!(log.is_overwritten(ranges[499].start) && !log.is_fresh(ranges[499].start));
     }
 
     #[test]
-    fn what_would_lap_is_known_before() {
+    fn what_an_append_would_overwrite_is_known_before() {
         let mut random = fastrand::Rng::with_seed(3);
         let mut log = EgressLog::new(2000);
         for _ in 0..5_000 {
             let len = random.usize(1..300);
-            let (would, first) = (log.would_lap(len), log.first());
-            log.append(MARK, &vec![0; len]).unwrap();
+            let (would, first) = (log.would_overwrite(len), log.first());
+            log.append(INFO, &vec![0; len]).unwrap();
             assert_eq!(would, first.is_some() && log.first() != first);
         }
     }

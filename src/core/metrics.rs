@@ -1,4 +1,4 @@
-//! What a shard counts and measures.
+//! Counters and latency histograms of a shard.
 
 pub mod counters;
 pub mod latency;

@@ -50,7 +50,7 @@ use crate::{
         latency::Latency,
     },
     now::Now,
-    session::{Session, Source, holders::Holders, membership::Membership, table::Sessions},
+    session::{CloseReason, SendSource, Session, holders::Holders, membership::Membership, table::Sessions},
     timer_wheel::Wheel,
 };
 use tickcast_proto::{
@@ -95,7 +95,7 @@ pub struct Send {
     /// The session's slot.
     pub slot: SlotId,
     log: LogIndex,
-    source: Source,
+    source: SendSource,
 }
 
 /// A tick without a sequence yet: the parts of a PUBLISH.
@@ -294,6 +294,7 @@ impl Shard {
             return;
         }
         self.stages.invariants();
+        self.sessions.invariants();
         assert_eq!(
             self.counters.value(Counter::SessionsOpen),
             self.sessions.len() as u64,
@@ -311,7 +312,7 @@ impl Shard {
             "no session stays open once the server drains"
         );
         assert!(
-            open().all(|session| !session.paused || self.paused.contains(&session.id.slot())),
+            open().all(|session| !session.is_paused() || self.paused.contains(&session.id.slot())),
             "every paused session is listed, or nothing would resume it"
         );
         let is_open = |id: SessionId| {
@@ -329,8 +330,8 @@ impl Shard {
     fn apply_deferred(&mut self, now: Now) {
         self.count_ticks();
         self.set_pace_timers();
-        while let Some((slot, reason)) = self.sessions.pop_doomed() {
-            self.end(slot, reason, now);
+        while let Some(slot) = self.sessions.pop_slow() {
+            self.end(slot, CloseReason::SlowConsumer, now);
         }
     }
 
@@ -411,7 +412,7 @@ impl Shard {
             + self.timers.heap_bytes()
             + self.holders.bytes()
             + self.identities.values().map(|identity| identity.len() + 32).sum::<usize>()
-            + self.sessions.left_out_bytes()
+            + self.sessions.skipped_bytes()
             + self.publishers.bytes()
     }
 }

@@ -1,55 +1,55 @@
-//! A shard's timers: one hierarchical timer wheel instead of a timer a client.
+//! A hierarchical timer wheel: all timers of a shard in one structure, with O(1) insertion.
 //!
 //! ```text
 //!  level 0   64 slots of one granule (4.2 ms)     due within 0.27 s
 //!  level 1   64 slots of 64 granules              due within 17 s
 //!  level 2   64 slots of 64^2 granules            due within 18 min
-//!  level 3   64 slots of 64^3 granules            due within 19.5 h; what is later is hung here again and again
+//!  level 3   64 slots of 64^3 granules            due within 19.5 h; later timers are relinked as the wheel turns
 //! ```
 //!
-//! An entry hangs at the level of the highest digit (base 64) in which its granule differs from the wheel's. As the
-//! wheel comes to a slot, what hangs there moves to the levels below: three times at most before it is due. Slots are
-//! linked lists through one slab, and each level has a word that says which of its slots are in use (Varghese and
-//! Lauck, "Hashed and Hierarchical Timing Wheels", 1987, scheme 7).
+//! An entry is linked at the level of the highest base-64 digit in which its granule differs from the wheel's. When the
+//! wheel reaches a slot, its entries move to lower levels: at most three times before they are due. Slots are linked
+//! lists through one slab, and each level has a word whose bits say which slots are in use (Varghese and Lauck, "Hashed
+//! and Hierarchical Timing Wheels", 1987, scheme 7).
 
 use crate::limits::{TIMER_GRANULE_NS, TIMER_LEVELS, TIMER_MOVES_PER_POP};
 
-/// Bits of a digit: slots of a level are the bits of one `u64`.
+/// Bits of a digit. A level has 64 slots, so one `u64` says which are in use.
 const DIGIT_BITS: u32 = 6;
 const SLOTS: usize = 1 << DIGIT_BITS;
-/// Granules that the levels cover.
+/// Granules covered by all levels.
 const HORIZON: u64 = 1 << (DIGIT_BITS * TIMER_LEVELS as u32);
-/// No node.
+/// The index of no node.
 const NONE: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug)]
 struct Node<T> {
-    /// The granule at whose begin it is due.
+    /// The granule at whose beginning the entry is due.
     granule: u64,
     entry: T,
-    /// The next node of its slot, or of the free list.
+    /// The next node in its slot or in the free list.
     next: u32,
 }
 
-/// Entries that are due at some time. Nothing is cancelled: who takes an entry out looks whether it still matters.
+/// Entries with due times. There is no cancellation: whoever pops an entry checks whether it still matters.
 ///
-/// An entry is never early, and late by less than a granule and the caller's own lateness. Those of one granule come in
+/// Entries are never early, and late by less than one granule plus the caller's own delay. Entries of one granule come in
 /// no particular order.
 ///
 /// Invariant: every node is in one slot, in `moving` or in the free list.
-/// Invariant: an entry at level `l` has the digits above `l` in common with `reached`, and a higher digit at `l`; at the
-/// last level the digit may have come round.
+/// Invariant: an entry at level `l` shares the digits above `l` with `reached`, and its digit at `l` is higher; at the last
+/// level the digit may have wrapped.
 #[derive(Debug)]
 pub struct Wheel<T> {
-    /// The granule up to which slots have been emptied.
+    /// The granule the wheel has reached: earlier slots are empty.
     reached: u64,
-    /// First node of each slot.
+    /// The first node of each slot.
     slots: [[u32; SLOTS]; TIMER_LEVELS],
-    /// Which slots have any.
+    /// Bit `n` of a level: slot `n` is not empty.
     used: [u64; TIMER_LEVELS],
-    /// What hung in the slot that was reached: due, or to be hung lower.
+    /// The entries of the slot just reached, which are due or must move to a lower level.
     moving: u32,
-    /// The slab. Bound: the most entries there were at once.
+    /// The slab. Bound: the most entries there have been at once.
     nodes: Vec<Node<T>>,
     free: u32,
     len: usize,
@@ -75,18 +75,19 @@ impl<T: Copy> Wheel<T> {
         }
     }
 
-    /// Entries there are.
+    /// How many entries there are.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Forgets the entries that are not to be kept (named with their granule, which is `when_ns` over
-    /// [`TIMER_GRANULE_NS`], rounded up), and gives their memory back. O(entries).
+    /// Drops the entries for which `keep` returns `false`, and frees their memory. O(entries).
+    ///
+    /// `keep` gets an entry and its granule: `when_ns` divided by [`TIMER_GRANULE_NS`], rounded up.
     pub fn retain(&mut self, mut keep: impl FnMut(u64, &T) -> bool) {
         let Wheel { nodes, slots, moving, .. } =
             std::mem::replace(self, Wheel { reached: self.reached, ..Wheel::new() });
@@ -96,20 +97,20 @@ impl<T: Copy> Wheel<T> {
                 if keep(granule, &entry) {
                     self.nodes.push(Node { granule, entry, next: NONE });
                     self.len += 1;
-                    self.hang((self.nodes.len() - 1) as u32);
+                    self.link((self.nodes.len() - 1) as u32);
                 }
                 index = next;
             }
         }
     }
 
-    /// Bytes of the slab: 32 for each entry of 16 bytes there was room for at once. It shrinks in [`Wheel::retain`] only.
+    /// Bytes allocated for the slab: 32 for each entry of 16 bytes. Only [`Wheel::retain`] shrinks it.
     pub fn heap_bytes(&self) -> usize {
         self.nodes.capacity() * size_of::<Node<T>>()
     }
 
-    /// Adds an entry that is due at `when_ns`, on the clock that [`Wheel::pop_due`] is told. About 10 ns, and no
-    /// allocation but the slab's growth.
+    /// Adds an entry that is due at `when_ns`, on the clock of [`Wheel::pop_due`]'s `now_ns`. About 10 ns; allocates only
+    /// when the slab grows.
     pub fn insert(&mut self, when_ns: u64, entry: T) {
         let node = Node { granule: when_ns.div_ceil(TIMER_GRANULE_NS), entry, next: NONE };
         let index = match self.free {
@@ -124,14 +125,14 @@ impl<T: Copy> Wheel<T> {
             }
         };
         self.len += 1;
-        self.hang(index);
+        self.link(index);
     }
 
-    /// Takes out an entry that is due, if there is one. How many a turn takes is the caller's to bound.
+    /// Pops an entry that is due, if there is one. The caller bounds how many it pops a turn.
     ///
-    /// A call moves at most [`TIMER_MOVES_PER_POP`] entries down: it may give `None` while more are due, and then
-    /// [`Wheel::next_due_ns`] is not after `now_ns`. With nothing due 2 ns; with a million entries 200 ns for each, its
-    /// moves included.
+    /// A call moves at most [`TIMER_MOVES_PER_POP`] entries to lower levels. It may therefore return `None` while more
+    /// entries are due; [`Wheel::next_due_ns`] is then not after `now_ns`. Takes 2 ns if nothing is due, and with a million
+    /// entries 200 ns for each, moves included.
     pub fn pop_due(&mut self, now_ns: u64) -> Option<T> {
         let now = now_ns / TIMER_GRANULE_NS;
         let mut moves_left = TIMER_MOVES_PER_POP;
@@ -148,14 +149,14 @@ impl<T: Copy> Wheel<T> {
                 self.len -= 1;
                 return Some(entry);
             }
-            self.hang(index);
+            self.link(index);
             moves_left -= 1;
         }
         None
     }
 
-    /// When [`Wheel::pop_due`] has something to do: an entry is due then, or is to be moved on its way. Never later
-    /// than the first entry is due, rounded up to a granule. `None` when there is no entry. About 2 ns.
+    /// When [`Wheel::pop_due`] next has work: an entry to pop, or entries to move to a lower level. Never after the first
+    /// entry's due time, rounded up to a granule. `None` if the wheel is empty. About 2 ns.
     pub fn next_due_ns(&self) -> Option<u64> {
         let granule = match self.moving {
             NONE => self.next_slot()?.2,
@@ -164,13 +165,13 @@ impl<T: Copy> Wheel<T> {
         Some(granule.saturating_mul(TIMER_GRANULE_NS))
     }
 
-    /// Goes to the next slot that is in use, unless it begins after `now`. Returns whether one was reached.
+    /// Advances to the next slot in use, unless it begins after `now`. Returns whether it reached one.
     fn advance(&mut self, now: u64) -> bool {
         if now <= self.reached {
             return false;
         }
         let Some((level, slot, start)) = self.next_slot().filter(|(.., start)| *start <= now) else {
-            // No slot begins before `now`, so none is passed over.
+            // No slot in use begins before `now`, so none is skipped.
             self.reached = now;
             return false;
         };
@@ -180,26 +181,26 @@ impl<T: Copy> Wheel<T> {
         true
     }
 
-    /// The slot in use that begins first: level, slot, granule. Slots of a lower level begin before those above it.
+    /// The slot in use that begins first, as (level, slot, granule). Slots of lower levels begin before those of higher ones.
     fn next_slot(&self) -> Option<(usize, usize, u64)> {
         let level = (0..TIMER_LEVELS).find(|&level| self.used[level] != 0)?;
         let shift = DIGIT_BITS * level as u32;
         let digit = (self.reached >> shift) as u32 % SLOTS as u32;
-        // 1 to 64 slots on: the slot that the wheel is in is a whole turn away.
+        // 1 to 64 slots ahead: the wheel's own slot is a full turn away.
         let ahead = self.used[level].rotate_right(digit + 1).trailing_zeros() + 1;
         let start = ((self.reached >> shift) + u64::from(ahead)) << shift;
         Some((level, (digit + ahead) as usize % SLOTS, start))
     }
 
-    /// Puts a node where it belongs, seen from `reached`.
-    fn hang(&mut self, index: u32) {
+    /// Links a node into the slot it belongs to as seen from `reached`.
+    fn link(&mut self, index: u32) {
         let node = &mut self.nodes[index as usize];
         if node.granule <= self.reached {
             node.next = self.moving;
             self.moving = index;
             return;
         }
-        // Past the horizon it is looked at again when the wheel has come round to where it begins.
+        // An entry past the horizon is relinked when the wheel reaches the last slot before it.
         let granule = node.granule.min(self.reached + HORIZON - (HORIZON >> DIGIT_BITS));
         let highest_bit = 63 - (granule ^ self.reached).leading_zeros();
         let level = ((highest_bit / DIGIT_BITS) as usize).min(TIMER_LEVELS - 1);
@@ -218,7 +219,7 @@ mod tests {
     const G: u64 = TIMER_GRANULE_NS;
 
     #[test]
-    fn what_is_not_kept_is_forgotten_and_the_rest_comes_in_time() {
+    fn retain_drops_some_entries_and_the_rest_come_due_in_time() {
         let mut random = fastrand::Rng::with_seed(5);
         let mut wheel = Wheel::new();
         let times: Vec<u64> = (0..2_000).map(|_| random.u64(1..1 << 40)).collect();
@@ -243,7 +244,7 @@ mod tests {
         assert!(kept.into_iter().all(|n| seen.contains(&n)) && wheel.is_empty());
     }
 
-    /// All that is due, and what the wheel says of the next.
+    /// All entries that are due.
     fn drain(wheel: &mut Wheel<u32>, now_ns: u64) -> Vec<u32> {
         let mut due = Vec::new();
         loop {
@@ -255,9 +256,9 @@ mod tests {
         }
     }
 
-    /// Deadlines of every distance, and jumps of every length: the wheel gives what a heap gives.
+    /// Deadlines at every distance, and time jumps of every length.
     #[test]
-    fn it_gives_what_a_heap_gives_however_time_jumps() {
+    fn the_wheel_agrees_with_a_heap_however_time_jumps() {
         for seed in 0..200 {
             let mut random = fastrand::Rng::with_seed(seed);
             let mut distance = move || {
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sleeps_until_the_next_is_woken_a_few_times_for_an_entry_far_away() {
+    fn a_sleeper_wakes_a_few_times_at_most_for_a_distant_entry() {
         for when_ns in [G, 100 * G, 25_000_000_000, 3_600_000_000_000, HORIZON * G + 7] {
             let mut wheel = Wheel::new();
             let mut now_ns = 1 << 41;
@@ -313,7 +314,7 @@ mod tests {
                 wakes += 1;
             }
             assert!(wakes <= TIMER_LEVELS as u32 + 2, "{wakes} wakes for {when_ns} ns");
-            assert!((due_ns..due_ns + G).contains(&now_ns), "due at {due_ns}, given at {now_ns}");
+            assert!((due_ns..due_ns + G).contains(&now_ns), "due at {due_ns}, popped at {now_ns}");
         }
     }
 
@@ -334,7 +335,7 @@ mod tests {
         let mut wheel = Wheel::new();
         let count = 3 * TIMER_MOVES_PER_POP as u32;
         (0..count).for_each(|entry| wheel.insert(100 * G, entry));
-        // The slot of level 1 is reached, and nothing in it is due yet.
+        // The wheel reaches the slot at level 1, and nothing in it is due yet.
         assert_eq!(wheel.pop_due(64 * G), None);
         assert!(wheel.next_due_ns() <= Some(64 * G), "there is more to move");
         assert!(drain(&mut wheel, 64 * G).is_empty());
@@ -344,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_take_the_place_of_those_that_went() {
+    fn new_entries_reuse_the_nodes_of_old_ones() {
         let mut wheel = Wheel::new();
         for round in 0..10_000 {
             (0..10).for_each(|entry| wheel.insert((round + 1) * G, entry));

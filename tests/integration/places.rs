@@ -74,7 +74,8 @@ impl Publisher {
         Publisher { stop, published, allowed, thread: Some(thread) }
     }
 
-    /// Allows this many more ticks of each topic, and [`AHEAD`] on top.
+    /// Allows this many more ticks of each topic, and [`AHEAD`] on top. A test calls it after a subscription is
+    /// acknowledged: before, all of them may be published while the client still connects, and then no live tick comes.
     fn allow_more(&self, ticks: u64) {
         self.allowed.store(self.published.load(Relaxed) + ticks + AHEAD, Relaxed);
     }
@@ -108,9 +109,9 @@ fn starts_with_the_last_value_of_each_key(shards: &str) {
     publisher.wait_for_more(3 * KEYS);
     let mut snapshots = 0;
     for number in 0..8 {
-        publisher.allow_more(300);
         let mut client = client(&server, number % 2 == 0);
         client.subscribe("snap.*", Options { from: FROM_LATEST, ..Options::default() });
+        publisher.allow_more(300);
         client.read_until("live ticks", |account| {
             account.topics.len() as u64 == TOPICS
                 && account.topics.values().all(|taken| taken.delivered > 300)
@@ -178,6 +179,7 @@ fn clients_that_reconnect_get_exactly_what_they_missed_on_any_shard() {
         let native = number % 2 == 0;
         let mut first = client(&server, native);
         first.subscribe("snap.*", Options::default());
+        publisher.allow_more(10);
         first.read_until("a few ticks", |account| {
             account.topics.len() as u64 == TOPICS && account.topics.values().all(|taken| taken.delivered > 5)
         });
@@ -197,6 +199,7 @@ fn clients_that_reconnect_get_exactly_what_they_missed_on_any_shard() {
         // The second connection may land on another shard.
         second.account.has(&without, 0);
         come_back(&mut second, epoch, &places);
+        publisher.allow_more(20);
         let now = publisher.published.load(Relaxed);
         second.read_until("the live ticks", |account| {
             account.topics.len() as u64 == TOPICS

@@ -7,17 +7,21 @@ use super::{
     topic_mut,
 };
 use crate::{
-    egress_log::{EgressLog, Mark},
+    egress_log::{EgressLog, FrameInfo},
     home::{Backfill, Home},
     ids::SlotId,
     limits::SEND_BYTES_MAX,
     session::{
-        Fate,
-        membership::{Membership, Taking},
+        Verdict,
+        membership::{Gap, Membership, Taking},
         table::Sessions,
     },
 };
-use tickcast_proto::{Step, frame, ids::TopicId, reply::Reply};
+use tickcast_proto::{
+    Step, frame,
+    ids::{Sequence, TopicId},
+    reply::Reply,
+};
 
 /// A timer for a paced tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,9 +115,9 @@ pub(super) fn hold_if_conflating(
 }
 
 /// The mark of a notice about ticks that are not delivered: `[from, to)`.
-pub(super) fn skipped(id: TopicId, from: u64, to: u64) -> Mark {
+pub(super) fn skipped(id: TopicId, from: u64, to: u64) -> FrameInfo {
     // More than 32 bits hold would take a century to publish.
-    Mark { topic: id.0, sequence: to, skipped: (to - from).min(u64::from(u32::MAX)) as u32 }
+    FrameInfo { topic: id.0, sequence: to, skipped: (to - from).min(u64::from(u32::MAX)) as u32 }
 }
 
 impl Membership {
@@ -134,11 +138,11 @@ impl Fanout {
     /// Evicts frames from outboxes that exceed their bounds, and from those whose frames the log is about to overwrite.
     pub fn evict_overflowing(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs) {
         while let Some(slot) = sessions.pop_over() {
-            if sessions.open_mut(slot).is_some_and(|session| session.yielding.0 > 0) {
+            if sessions.open_mut(slot).is_some_and(|session| session.yields()) {
                 self.evict_frames(slot, EvictionCause::OutboxFull, sessions, logs);
             }
             match sessions.is_too_slow(slot) {
-                true => sessions.doom_slow(slot),
+                true => sessions.mark_slow(slot),
                 false => sessions.raise_yield_bytes(slot),
             }
         }
@@ -146,9 +150,10 @@ impl Fanout {
         if due.contains(&true) {
             for slot in sessions.slots() {
                 let Some(session) = sessions.open_mut(slot) else { continue };
-                let yields = due[session.format.index()] && session.yielding.0 > 0;
-                let stale =
-                    |log: &EgressLog| session.oldest_shared().is_some_and(|start| !log.is_fresh(start));
+                let yields = due[session.format.index()] && session.yields();
+                let stale = |log: &EgressLog| {
+                    session.outbox.oldest_shared().is_some_and(|start| !log.is_fresh(start))
+                };
                 if yields && logs.of(session.format).is_some_and(stale) {
                     self.evict_frames(slot, EvictionCause::LogWrapping, sessions, logs);
                 }
@@ -170,7 +175,7 @@ impl Fanout {
         sessions.with_outbox(slot, |session| {
             let format = session.format;
             let Some(log) = logs.of(format) else { return };
-            let conflating = session.yielding.1 > 0;
+            let conflating = session.yielding.conflating > 0;
             session.behind |= conflating;
             let mut memberships = std::mem::take(&mut session.memberships);
             let mut lag = session.lag.take().unwrap_or_default();
@@ -182,19 +187,21 @@ impl Fanout {
             let mut stays = match cause {
                 EvictionCause::OutboxFull => false,
                 EvictionCause::SocketStalled { .. } => {
-                    session.oldest_shared().is_none_or(|start| start >= old_ends)
+                    session.outbox.oldest_shared().is_none_or(|start| start >= old_ends)
                 }
-                EvictionCause::LogWrapping => session.oldest_shared().is_none_or(|start| log.is_fresh(start)),
+                EvictionCause::LogWrapping => {
+                    session.outbox.oldest_shared().is_none_or(|start| log.is_fresh(start))
+                }
             };
-            session.thin_out(log, |mark, len, shared| {
+            session.outbox.evict(log, |mark, len, shared| {
                 let id = TopicId(mark.topic);
-                let Some(membership) = memberships.get_mut(&id) else { return Fate::Keep };
+                let Some(membership) = memberships.get_mut(&id) else { return Verdict::Keep };
                 if !membership.yields() {
-                    return Fate::Keep;
+                    return Verdict::Keep;
                 }
                 if membership.taking == Taking::Recovering && mark.sequence > 0 {
                     // History was requested to fit the room there is; evicted, it would be requested again.
-                    return Fate::Keep;
+                    return Verdict::Keep;
                 }
                 if !membership.conflates() {
                     // The oldest go first: once a frame stays, all later ones do. A frame of the session's own has no
@@ -206,30 +213,30 @@ impl Fanout {
                         (EvictionCause::SocketStalled { .. } | EvictionCause::LogWrapping, None) => false,
                     };
                     match (stays, conflating) {
-                        (true, false) => return Fate::KeepRest,
-                        (true, true) => return Fate::Keep,
+                        (true, false) => return Verdict::KeepRest,
+                        (true, true) => return Verdict::Keep,
                         (false, _) => {}
                     }
                     let lists = match mark.sequence {
                         0 => membership.forget_announcement(),
-                        _ => membership.lose(mark.from(), mark.to()),
+                        _ => membership.lose(mark.span()),
                     };
                     lag.untold.extend(lists.then_some(id));
                 } else if mark.sequence == 0 {
                     lag.untold.extend(membership.forget_announcement().then_some(id));
                 } else if membership.taking == Taking::Live {
-                    (membership.taking, membership.from) = (Taking::Held, mark.from());
+                    (membership.taking, membership.from) = (Taking::Held, mark.span().from.0);
                     lag.held.push_back(id);
                     if let Some(topic) = topic_mut(topics, id, shards) {
                         topic.set_skipped(format, membership.position, true);
                     }
                 } else {
                     // Already held or paced: extend it to older ticks.
-                    membership.from = membership.from.min(mark.from());
+                    membership.from = membership.from.min(mark.span().from.0);
                 }
                 waiting -= len as usize;
                 tally.evicted += u64::from(mark.sequence > 0 && mark.skipped == 0);
-                Fate::TakeOut
+                Verdict::Evict
             });
             session.memberships = memberships;
             session.lag = (!lag.is_empty()).then_some(lag);
@@ -282,7 +289,7 @@ impl Fanout {
     /// Notes that a session's outbox is empty: it is no longer behind.
     pub fn handle_drained(&mut self, slot: SlotId, sessions: &mut Sessions) {
         if let Some(session) = sessions.any_mut(slot)
-            && session.yielding.0 > 0
+            && session.yields()
         {
             session.behind = false;
             sessions.set_yield_bytes(slot);
@@ -374,9 +381,10 @@ impl Fanout {
             }
             if sequence > from {
                 self.tally.conflated += sequence - from;
-                sessions.leave_out(slot, sequence - from, 0);
+                sessions.count_conflated(slot, sequence - from);
                 let notice = Reply::Conflated { topic: id, name: &topic.info.name, from, to: sequence };
-                sessions.push_own(slot, skipped(id, from, sequence), |out| notice.encode_queued(format, out));
+                sessions
+                    .push_private(slot, skipped(id, from, sequence), |out| notice.encode_queued(format, out));
             }
             // The topic's last tick goes to the shared log; older ones, of other keys, are encoded for this session
             // alone.
@@ -389,15 +397,15 @@ impl Fanout {
                 break;
             };
             if !last {
-                let mark = Mark { topic: id.0, sequence, skipped: 0 };
-                sessions.push_own(slot, mark, |out| logs.encode_tick(format, &tick, &topic.info, out));
+                let mark = FrameInfo { topic: id.0, sequence, skipped: 0 };
+                sessions.push_private(slot, mark, |out| logs.encode_tick(format, &tick, &topic.info, out));
             } else {
                 let appended = match (shared, logs.of(format)) {
                     (Some(range), Some(log)) => Some((log, range)),
                     _ => logs.append_tick(format, &tick, &topic.info),
                 };
                 let Some((log, range)) = appended else {
-                    sessions.doom_slow(slot);
+                    sessions.mark_slow(slot);
                     break;
                 };
                 group.latest = Some(range);
@@ -462,9 +470,9 @@ impl Fanout {
                 *log_bytes_left = log_bytes_left.saturating_sub(logs.head(format) - before);
             } else if taking != Taking::Live && from < to {
                 self.tally.dropped += to - from;
-                sessions.leave_out(slot, 0, to - from);
+                sessions.count_dropped(slot, to - from);
                 let notice = Reply::Gap { topic: id, name: &topic.info.name, from, to };
-                sessions.push_own(slot, skipped(id, from, to), |out| notice.encode_queued(format, out));
+                sessions.push_private(slot, skipped(id, from, to), |out| notice.encode_queued(format, out));
             }
         }
     }
@@ -489,7 +497,7 @@ impl Fanout {
             lag.untold.drain(..told);
         }
         let notices = &self.scratch;
-        sessions.with_outbox(slot, |session| session.insert_before_frames(notices));
+        sessions.with_outbox(slot, |session| session.outbox.insert_before_frames(notices));
     }
 
     /// Queues the pending announcements and gaps of topics that the session is about to leave, before all waiting
@@ -500,7 +508,7 @@ impl Fanout {
             self.encode_notices(id, slot, sessions);
         }
         let notices = &self.scratch;
-        sessions.with_outbox(slot, |session| session.insert_before_frames(notices));
+        sessions.with_outbox(slot, |session| session.outbox.insert_before_frames(notices));
     }
 
     fn encode_notices(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
@@ -513,10 +521,11 @@ impl Fanout {
         if !std::mem::replace(&mut membership.announced, true) {
             topic.info.encode(format, &mut self.scratch);
         }
-        let (from, to) = std::mem::take(&mut membership.gap);
+        let Gap { from: Sequence(from), to: Sequence(to) } =
+            std::mem::replace(&mut membership.gap, Gap::NONE);
         if from < to {
             self.tally.dropped += to - from;
-            sessions.leave_out(slot, 0, to - from);
+            sessions.count_dropped(slot, to - from);
             Reply::Gap { topic: id, name: &topic.info.name, from, to }.encode(format, &mut self.scratch);
         }
     }

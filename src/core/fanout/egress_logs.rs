@@ -1,6 +1,6 @@
 //! The egress logs of a shard: one per wire format in use.
 
-use crate::egress_log::{EgressLog, Mark, Range};
+use crate::egress_log::{EgressLog, FrameInfo, Range};
 use tickcast_proto::{WireFormat, codec::TopicInfo, frame::Frame};
 
 /// Index of a wire format's log among a shard's logs.
@@ -66,7 +66,7 @@ impl EgressLogs {
         tick: &Frame<'_>,
         topic: &TopicInfo,
     ) -> Option<(&EgressLog, Range)> {
-        let mark = Mark { topic: tick.header.topic_id, sequence: tick.header.sequence, skipped: 0 };
+        let mark = FrameInfo { topic: tick.header.topic_id, sequence: tick.header.sequence, skipped: 0 };
         let WireFormat { codec, framing } = format;
         let body = codec.encode_tick(tick, topic, &mut self.body);
         let (header, body) = framing.delimit(codec.message_type(), body, &mut self.header);
@@ -79,7 +79,7 @@ impl EgressLogs {
         format: WireFormat,
         topic: &TopicInfo,
     ) -> Option<(&EgressLog, Range)> {
-        let mark = Mark { topic: topic.id.0, sequence: 0, skipped: 0 };
+        let mark = FrameInfo { topic: topic.id.0, sequence: 0, skipped: 0 };
         let WireFormat { codec, framing } = format;
         self.body.clear();
         codec.encode_topic(topic, &mut self.body);
@@ -122,7 +122,7 @@ fn append<'a>(
     logs: &'a mut [Option<EgressLog>; WireFormat::PAIRS],
     log_bytes: usize,
     format: WireFormat,
-    mark: Mark,
+    mark: FrameInfo,
     header: &[u8],
     body: &[u8],
 ) -> Option<(&'a EgressLog, Range)> {

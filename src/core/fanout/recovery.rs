@@ -3,7 +3,7 @@
 
 use super::{EgressLogs, Fanout, Settings, StartFrom, topic::Backlog, topic_mut};
 use crate::{
-    egress_log::Mark,
+    egress_log::FrameInfo,
     fanout::conflation::{EvictionCause, skipped},
     home::{Backfill, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED},
     ids::{SessionId, SlotId},
@@ -130,7 +130,7 @@ impl Fanout {
         let scratch = &mut self.scratch;
         sessions.with_outbox(slot, |session| {
             reply.encode(session.format, scratch);
-            session.push_reply(|out| out.extend_from_slice(scratch));
+            session.outbox.push_reply(|out| out.extend_from_slice(scratch));
         });
     }
 
@@ -240,9 +240,9 @@ impl Fanout {
         }
         if start > from {
             self.tally.dropped += start - from;
-            sessions.leave_out(slot, 0, start - from);
+            sessions.count_dropped(slot, start - from);
             let notice = Reply::Gap { topic: id, name: &name, from, to: start };
-            sessions.push_own(slot, skipped(id, from, start), |out| notice.encode_queued(format, out));
+            sessions.push_private(slot, skipped(id, from, start), |out| notice.encode_queued(format, out));
         }
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a membership has a topic");
@@ -254,12 +254,13 @@ impl Fanout {
             let sequence = tick.header.sequence;
             if conflates && sequence > next {
                 self.tally.conflated += sequence - next;
-                sessions.leave_out(slot, sequence - next, 0);
+                sessions.count_conflated(slot, sequence - next);
                 let notice = Reply::Conflated { topic: id, name: &name, from: next, to: sequence };
-                sessions.push_own(slot, skipped(id, next, sequence), |out| notice.encode_queued(format, out));
+                sessions
+                    .push_private(slot, skipped(id, next, sequence), |out| notice.encode_queued(format, out));
             }
-            let mark = Mark { topic: id.0, sequence, skipped: 0 };
-            sessions.push_own(slot, mark, |out| logs.encode_tick(format, &tick, &topic.info, out));
+            let mark = FrameInfo { topic: id.0, sequence, skipped: 0 };
+            sessions.push_private(slot, mark, |out| logs.encode_tick(format, &tick, &topic.info, out));
             next = sequence + 1;
             self.tally.queued += 1;
         }
@@ -283,7 +284,7 @@ impl Fanout {
 
     /// Evicts frames queued before a time, because the session's socket was full for too long.
     pub fn handle_stall(&mut self, slot: SlotId, before_ns: u64, sessions: &mut Sessions, logs: &EgressLogs) {
-        if sessions.open_mut(slot).is_some_and(|session| session.yielding.0 > 0) {
+        if sessions.open_mut(slot).is_some_and(|session| session.yields()) {
             self.evict_frames(
                 slot,
                 EvictionCause::SocketStalled { queued_before_ns: before_ns },

@@ -5,7 +5,7 @@ use crate::{
     home::{Backfill, last_value::LastValues},
     ids::SlotId,
     session::{
-        membership::{Membership, Taking},
+        membership::{Gap, Membership, Taking},
         table::Sessions,
     },
 };
@@ -180,7 +180,7 @@ impl EgressTopic {
         let membership = Membership {
             from,
             due_ns: 0,
-            gap: (0, 0),
+            gap: Gap::NONE,
             position: members.len() as u32,
             references: 1,
             interval_us: delivery.interval_us,

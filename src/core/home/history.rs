@@ -1,7 +1,7 @@
 //! Recent ticks of one topic, kept at its home for clients that recover missed ticks.
 
 use crate::{
-    egress_log::{EgressLog, Mark},
+    egress_log::{EgressLog, FrameInfo},
     limits::{HISTORY_AGE_MS_DEFAULT, HISTORY_BYTES_DEFAULT, HISTORY_TICKS_DEFAULT},
 };
 use std::collections::VecDeque;
@@ -68,7 +68,7 @@ impl History {
         }
         self.make_room(frame.len(), bounds, budget_bytes);
         let Some(log) = &mut self.log else { return };
-        if log.append(Mark { topic: 0, sequence, skipped: 0 }, frame).is_none() {
+        if log.append(FrameInfo { topic: 0, sequence, skipped: 0 }, frame).is_none() {
             log.rewind();
         } else {
             self.times.push_back(now_ns);
@@ -82,7 +82,7 @@ impl History {
     fn make_room(&mut self, len: usize, bounds: HistoryBounds, budget_bytes: &mut isize) {
         loop {
             let capacity = self.capacity();
-            let fits = self.log.as_ref().is_some_and(|log| len <= capacity && !log.would_lap(len));
+            let fits = self.log.as_ref().is_some_and(|log| len <= capacity && !log.would_overwrite(len));
             // The buffer may be slightly longer than its bound, because a frame never wraps.
             let wanted = (2 * capacity).clamp(FIRST_BYTES.min(bounds.bytes), bounds.bytes.max(len));
             if fits || capacity >= wanted || (wanted - capacity) as isize > *budget_bytes {

@@ -1,4 +1,4 @@
-//! What a shard counts: one enum with label, unit and help; one writer a shard; read from any thread.
+//! Counters: one enum with label, unit and help text. Each shard writes its own; any thread may read them.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -6,24 +6,24 @@ use super::turn_times::TurnTimes;
 
 macro_rules! counters {
     ($($(#[doc = $help:literal])+ $name:ident = $label:literal, $unit:literal;)+) => {
-        /// One thing that is counted.
+        /// A counter.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(usize)]
         pub enum Counter { $($(#[doc = $help])+ $name),+ }
 
         impl Counter {
-            /// All of them, in index order.
+            /// All counters, in index order.
             pub const ALL: &[Counter] = &[$(Counter::$name),+];
 
-            /// Name for metrics and logs.
+            /// Its name in metrics and logs.
             pub fn label(self) -> &'static str {
                 match self { $(Counter::$name => $label),+ }
             }
-            /// What one count is.
+            /// The unit it counts in.
             pub fn unit(self) -> &'static str {
                 match self { $(Counter::$name => $unit),+ }
             }
-            /// One sentence for the operator.
+            /// A sentence of help for the operator.
             pub fn help(self) -> &'static str {
                 match self { $(Counter::$name => concat!($($help),+)),+ }
             }
@@ -32,31 +32,31 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Connections taken in.
+    /// Connections accepted.
     SessionsAccepted = "sessions_accepted", "sessions";
     /// Connections open now.
     SessionsOpen = "sessions_open", "sessions";
-    /// Connections open now that have had a subscription go live.
+    /// Open connections that have had a live subscription.
     SessionsSubscribed = "sessions_subscribed", "sessions";
-    /// Connections refused because the server serves as many as it may.
+    /// Connections refused because the server was at its connection limit.
     SessionsRefused = "sessions_refused", "sessions";
-    /// Connections refused because their address has as many as it may.
+    /// Connections refused because their address was at its connection limit.
     SessionsRefusedSource = "sessions_refused_source", "sessions";
-    /// Connections refused because more came than may in a second.
+    /// Connections refused by the accept rate limit.
     SessionsRefusedRate = "sessions_refused_rate", "sessions";
-    /// Connections refused because the server was stopping.
+    /// Connections refused because the server was draining.
     SessionsRefusedDraining = "sessions_refused_draining", "sessions";
-    /// Connections that the ring did not take, for want of memory; ended without a word.
+    /// Connections closed without a reply because the ring had no memory for them.
     SessionsRefusedFailed = "sessions_refused_failed", "sessions";
-    /// Times accepting failed, for want of descriptors or memory; tried again after a pause.
+    /// Times accept failed for lack of descriptors or memory, and was retried after a pause.
     AcceptsFailed = "accepts_failed", "times";
-    /// Connections handed to the shard that serves their identity.
+    /// Connections handed over to the shard that serves their identity.
     SessionsHandedOver = "sessions_handed_over", "sessions";
-    /// Ticks taken in and sequenced by this shard as their home.
+    /// Ticks sequenced by this shard as their home.
     TicksSequenced = "ticks_sequenced", "ticks";
-    /// Ticks refused: a bad name, too many topics, too large.
+    /// Ticks refused: invalid topic, too many topics, or too large.
     TicksRefused = "ticks_refused", "ticks";
-    /// Ticks refused because their session publishes faster than it may.
+    /// Ticks refused by the publish rate limit.
     TicksRefusedRate = "ticks_refused_rate", "ticks";
     /// Ticks dropped by a source of the server, because a ring was full or the process had been stopped.
     SourceTicksDropped = "source_ticks_dropped", "ticks";
@@ -64,11 +64,11 @@ counters! {
     SourceWaits = "source_waits", "times";
     /// Ticks queued to subscribers.
     TicksDelivered = "ticks_delivered", "ticks";
-    /// Ticks taken out of outboxes again, to be conflated, dropped or sent anew.
+    /// Ticks taken out of outboxes again, to be conflated, dropped or queued anew.
     TicksTakenOut = "ticks_taken_out", "ticks";
-    /// Ticks that subscribers were told a newer one stands for.
+    /// Ticks announced to subscribers as replaced by a newer one.
     TicksConflated = "ticks_conflated", "ticks";
-    /// Ticks that subscribers were told are lost to them.
+    /// Ticks announced to subscribers as lost.
     TicksDropped = "ticks_dropped", "ticks";
     /// Bytes received from peers.
     BytesReceived = "bytes_received", "bytes";
@@ -76,41 +76,41 @@ counters! {
     BytesSent = "bytes_sent", "bytes";
     /// SENDs submitted.
     Sends = "sends", "operations";
-    /// SENDs that the socket did not take whole, the rest was parked: short ones, and those that found it full.
+    /// SENDs that the socket did not take completely, so that the rest was parked.
     SendsParked = "sends_parked", "operations";
-    /// Of the parked SENDs, those that found the socket full: it took nothing. The others were short: it took a part.
+    /// Parked SENDs of which the socket took nothing, because it was full.
     SendsFull = "sends_full", "operations";
-    /// Times a ring to another shard became full, and what was for it waited.
+    /// Times a ring to another shard became full.
     MeshRingFull = "mesh_ring_full", "times";
-    /// Silent sessions that were pinged.
+    /// Pings sent to silent sessions.
     Pings = "pings", "pings";
-    /// Times a session's input waited for room in the mesh or in its replies.
+    /// Times a session's input was paused for lack of room in the mesh or in its replies.
     InputPaused = "input_paused", "times";
     /// Requests answered with an error.
     RequestErrors = "request_errors", "requests";
-    /// Sessions ended by their peer.
+    /// Sessions closed by the peer.
     ClosedByPeer = "closed_by_peer", "sessions";
-    /// Sessions ended for broken protocol.
+    /// Sessions closed for a protocol violation.
     ClosedProtocol = "closed_protocol", "sessions";
-    /// Sessions ended because the handshake took too long.
+    /// Sessions closed because the handshake took too long.
     ClosedHandshakeDeadline = "closed_handshake_deadline", "sessions";
-    /// Sessions ended because a frame that had begun did not arrive whole in time.
+    /// Sessions closed because a frame did not arrive completely in time.
     ClosedFrameDeadline = "closed_frame_deadline", "sessions";
-    /// Sessions ended because they did not answer a ping in time.
+    /// Sessions closed because they did not answer a ping in time.
     ClosedHeartbeatTimeout = "closed_heartbeat_timeout", "sessions";
-    /// Sessions ended as slow consumers.
+    /// Sessions closed as slow consumers.
     ClosedSlowConsumer = "closed_slow_consumer", "sessions";
-    /// Sessions ended because the server stopped.
+    /// Sessions closed because the server shut down.
     ClosedShutdown = "closed_shutdown", "sessions";
-    /// Sessions ended by an error of the socket.
+    /// Sessions closed by a socket error.
     ClosedTransport = "closed_transport", "sessions";
-    /// HTTP requests answered without becoming a WebSocket.
+    /// HTTP requests answered without an upgrade to WebSocket.
     ClosedHttp = "closed_http", "sessions";
-    /// Raw sessions ended because a request failed.
+    /// Raw sessions closed because a request failed.
     ClosedBadRequest = "closed_bad_request", "sessions";
-    /// Sessions ended because a newer connection of the same identity came.
+    /// Sessions closed because a newer connection with the same identity took over.
     ClosedReplaced = "closed_replaced", "sessions";
-    /// Sessions that the operator closed.
+    /// Sessions closed by the operator.
     ClosedByOperator = "closed_by_operator", "sessions";
     /// Turns of the shard's loop.
     Turns = "turns", "turns";
@@ -128,20 +128,20 @@ counters! {
     ControlRequests = "control_requests", "requests";
     /// Times the shard went to sleep.
     Parks = "parks", "times";
-    /// Time the shard was at work.
+    /// Time the shard spent working.
     BusyNs = "busy_ns", "nanoseconds";
-    /// Time the shard slept or span: with nothing to do, or for its latency budget.
+    /// Time the shard slept or busy-polled, idle or within its latency budget.
     IdleNs = "idle_ns", "nanoseconds";
 }
 
 impl Counter {
-    /// Whether it also falls: what there is now, not what there was ever.
+    /// Whether it is a gauge, which can fall, and not a running total.
     pub fn is_gauge(self) -> bool {
         matches!(self, Counter::SessionsOpen | Counter::SessionsSubscribed)
     }
 }
 
-/// A shard's counters. One writer: the shard. Padded, so that no two shards share a cache line.
+/// A shard's counters, written only by that shard. Padded so that no two shards share a cache line.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct Counters {
@@ -156,13 +156,13 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// Adds; only by the shard that owns them. A load and a store, no locked instruction.
+    /// Adds `n`. Only the owning shard may call it: a load and a store, no locked instruction.
     pub fn add(&self, counter: Counter, n: u64) {
         let value = &self.values[counter as usize];
         value.store(value.load(Relaxed).wrapping_add(n), Relaxed);
     }
 
-    /// Takes away from a gauge; only by the shard that owns them.
+    /// Subtracts `n` from a gauge. Only the owning shard may call it.
     pub fn subtract(&self, counter: Counter, n: u64) {
         self.add(counter, n.wrapping_neg());
     }
@@ -172,7 +172,7 @@ impl Counters {
         &self.turn_times
     }
 
-    /// Reads; from any thread.
+    /// Reads a counter; from any thread.
     pub fn value(&self, counter: Counter) -> u64 {
         self.values[counter as usize].load(Relaxed)
     }

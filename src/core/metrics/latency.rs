@@ -1,8 +1,8 @@
-//! How long ticks take through the server, sampled: a shard's histograms, and the table that an operator reads.
+//! Sampled latency of ticks through the server: a shard's histograms, and the table for the operator.
 //!
-//! A tick costs one branch; a turn that sends, two samples and one reading of the clock. The times are CLOCK_REALTIME's,
-//! because a tick's time of receipt is: a clock that is set back shows as the least latency, and one set forward as a
-//! higher one than there was.
+//! Costs one branch a tick, and two samples and one clock reading a turn that sends. Times are CLOCK_REALTIME, because
+//! ticks carry their ingest time on that clock: setting the clock back shows as the lowest latency, setting it forward as
+//! a latency that is too high.
 
 use std::fmt::Write;
 
@@ -13,20 +13,20 @@ use crate::{
     metrics::counters::{Counter, Counters},
 };
 
-/// Until when a latency is.
+/// The point up to which a latency is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// The tick has its sequence.
+    /// The tick's home gave it a sequence.
     Sequenced,
-    /// The turn's SENDs are with the kernel.
+    /// The turn's SENDs were submitted to the kernel.
     Sent,
 }
 
 impl Until {
-    /// Both.
+    /// Both points.
     pub const ALL: [Until; 2] = [Until::Sequenced, Until::Sent];
 
-    /// Name in tables, metrics and requests.
+    /// Its name in tables, metrics and requests.
     pub fn name(self) -> &'static str {
         match self {
             Until::Sequenced => "sequenced",
@@ -35,18 +35,18 @@ impl Until {
     }
 }
 
-/// One shard's samples. 40 KiB, allocated once; it never grows.
+/// One shard's latency samples. 40 KiB, allocated once; it never grows.
 #[derive(Clone, Debug)]
 pub struct Latency {
-    /// From a tick's receipt to the turn in which its home gave it a sequence: the first tick of each turn.
+    /// Ingest to sequence, for the first tick of each turn.
     sequenced: Histogram<u64>,
-    /// From a tick's receipt until its turn's SENDs were with the kernel: the first tick taken in each turn.
+    /// Ingest to SENDs submitted, for the first tick delivered in each turn.
     sent: Histogram<u64>,
     sequenced_this_turn: bool,
-    /// When the sampled tick was received; 0: none is.
+    /// Ingest time of the sampled tick; 0: none.
     sampled_ns: u64,
-    /// Sessions that stood ready when the sampled tick's turn had spent its SENDs, and still do. The sample stays until
-    /// they had theirs.
+    /// Sessions that were ready when the sampled tick's turn had used up its SENDs, and have not had theirs since. The tick
+    /// is sampled until they have.
     behind: usize,
 }
 
@@ -62,21 +62,21 @@ impl Default for Latency {
     }
 }
 
-/// 20 KiB each.
+/// An empty histogram, 20 KiB.
 fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(LATENCY_US_LOWEST, LATENCY_US_HIGHEST, LATENCY_DIGITS)
         .unwrap_or_else(|error| unreachable!("the bounds are constants: {error}"))
 }
 
-/// What is outside the range counts as its nearest end.
+/// Records a latency; one outside the range counts as the nearest bound.
 fn record(histogram: &mut Histogram<u64>, from_ns: u64, to_ns: u64) {
     let us = to_ns.saturating_sub(from_ns) / 1_000;
     histogram.saturating_record(us.max(LATENCY_US_LOWEST));
 }
 
 impl Latency {
-    /// A tick received at `ingest_time_ns` got its sequence in the turn that began at `now_ns`, both CLOCK_REALTIME. Only
-    /// the first of a turn is looked at.
+    /// A tick ingested at `ingest_time_ns` got its sequence in the turn that began at `now_ns`, both CLOCK_REALTIME. Only
+    /// the first call of a turn records it.
     pub fn sequenced(&mut self, ingest_time_ns: u64, now_ns: u64) {
         if !self.sequenced_this_turn {
             self.sequenced_this_turn = true;
@@ -84,27 +84,28 @@ impl Latency {
         }
     }
 
-    /// Whether the next tick that is taken for this shard's sessions is to be a sample.
+    /// Whether the next tick delivered to this shard's sessions should be sampled.
     pub fn wants_sample(&self) -> bool {
         self.sampled_ns == 0
     }
 
-    /// A tick received at `ingest_time_ns` (CLOCK_REALTIME) was taken for this shard's sessions.
+    /// A tick ingested at `ingest_time_ns` (CLOCK_REALTIME) was delivered to this shard's sessions.
     pub fn sample(&mut self, ingest_time_ns: u64) {
         if self.sampled_ns == 0 {
             self.sampled_ns = ingest_time_ns;
         }
     }
 
-    /// Whether [`Latency::end_turn`] has a use for the time: so that nobody reads the clock for nothing.
+    /// Whether [`Latency::end_turn`] needs the time, so that the caller can save reading the clock.
     pub fn wants_time(&self) -> bool {
         self.sampled_ns != 0
     }
 
-    /// The turn has handed `sends` SENDs to the kernel by `now_ns` (CLOCK_REALTIME; any value unless
-    /// [`Latency::wants_time`]), and `ready` sessions wait for the next turn's. A tick for more sessions than a turn
-    /// serves is a sample of each turn that it takes; one whose turn sends nothing, because every session that takes
-    /// it has a SEND under way, is none.
+    /// The turn has submitted `sends` SENDs by `now_ns` (CLOCK_REALTIME; any value unless [`Latency::wants_time`]), and
+    /// `ready` sessions wait for the next turn.
+    ///
+    /// A tick for more sessions than one turn serves is sampled in each turn it needs. A tick whose turn sends nothing,
+    /// because all its sessions have a SEND under way, is not sampled.
     pub fn end_turn(&mut self, sends: usize, ready: usize, now_ns: u64) {
         self.sequenced_this_turn = false;
         if self.sampled_ns == 0 {
@@ -123,7 +124,7 @@ impl Latency {
         }
     }
 
-    /// The samples, microseconds.
+    /// The samples in microseconds.
     pub fn histogram(&self, until: Until) -> &Histogram<u64> {
         match until {
             Until::Sequenced => &self.sequenced,
@@ -134,21 +135,22 @@ impl Latency {
     /// Adds another shard's samples.
     pub fn merge(&mut self, other: &Latency) {
         for (own, others) in [(&mut self.sequenced, &other.sequenced), (&mut self.sent, &other.sent)] {
-            // Fails only for what is out of range, and all have the same range.
-            let _ = own.add(others);
+            let added = own.add(others);
+            debug_assert!(added.is_ok(), "all histograms have the same bounds");
         }
     }
 }
 
-/// The share of its time that a shard was awake and at work, in percent; `None` before its first turn has ended.
+/// The percentage of its time that a shard spent working; `None` before its first turn has ended.
 pub fn busy_percent(counters: &Counters) -> Option<f64> {
     let (busy, idle) = (counters.value(Counter::BusyNs), counters.value(Counter::IdleNs));
     let total = busy.saturating_add(idle);
     (total > 0).then(|| busy as f64 * 100.0 / total as f64)
 }
 
-/// The table of the shards that answered: `(shard, busy share in percent, samples)`, and all of them together if there
-/// are several. Microseconds; a line break ends each line.
+/// The latency table for shards given as `(shard, busy percentage, samples)`, with a sum if there are several.
+///
+/// In microseconds. Each line ends with a line break.
 pub fn table(shards: &[(usize, Option<f64>, &Latency)]) -> String {
     let mut text = String::from(
         "latency since the start, microseconds, one tick a turn: from its receipt until it was\n\
@@ -185,13 +187,13 @@ fn lines(text: &mut String, shard: &str, busy: &str, latency: &Latency) {
 mod tests {
     use super::*;
 
-    /// A line's cells, found by its first ones.
+    /// The cells of a line.
     fn cells(table: &str, line: usize) -> Vec<&str> {
         table.lines().nth(line).unwrap().split_whitespace().collect()
     }
 
     #[test]
-    fn only_the_first_tick_of_a_turn_is_a_sample() {
+    fn only_the_first_tick_of_a_turn_is_sampled() {
         let mut latency = Latency::default();
         for turn in 1..=3 {
             for tick in 0..10 {
@@ -206,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_that_sends_nothing_is_no_sample_of_sending() {
+    fn a_turn_that_sends_nothing_is_not_sampled() {
         let mut latency = Latency::default();
         latency.sample(1_000_000);
         latency.end_turn(0, 0, 9_000_000);
@@ -215,20 +217,20 @@ mod tests {
     }
 
     #[test]
-    fn a_tick_for_more_sessions_than_a_turn_serves_is_a_sample_of_each_turn() {
+    fn a_tick_for_more_sessions_than_a_turn_serves_is_sampled_in_each_turn() {
         let mut latency = Latency::default();
         latency.sample(1);
         for (sends, ready) in [(1_024, 2_000), (1_024, 2_000), (1_024, 2_000), (1_024, 2_000)] {
             latency.end_turn(sends, ready, 5_000_000);
         }
-        // 2,000 were behind after the first turn, 976 after the second, none after the third: then it is over, even if
-        // others have become ready since.
+        // 2,000 sessions wait after the first turn, 976 after the second, none after the third: sampling stops there,
+        // although others have become ready since.
         assert_eq!(latency.sent.len(), 3);
         assert!(latency.wants_sample());
     }
 
     #[test]
-    fn what_is_out_of_range_counts_as_the_ends_of_the_range() {
+    fn values_out_of_range_count_as_the_nearest_bound() {
         let mut latency = Latency::default();
         latency.sequenced(2_000_000, 1_000_000);
         latency.end_turn(0, 0, 0);
@@ -239,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn histograms_keep_to_their_memory() {
+    fn histograms_stay_within_their_memory_bound() {
         let latency = Latency::default();
         let bytes = (latency.sequenced.distinct_values() + latency.sent.distinct_values()) * size_of::<u64>();
         assert!(bytes <= 40 << 10, "{bytes} bytes");
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_that_slept_three_quarters_was_busy_for_one() {
+    fn a_shard_that_slept_three_quarters_of_the_time_was_busy_for_one() {
         let counters = Counters::default();
         assert_eq!(busy_percent(&counters), None);
         counters.add(Counter::BusyNs, 25);

@@ -1,12 +1,12 @@
 //! SENDs whose headers are written as they are gathered: frames wait without, and those that leave together are one
 //! message.
 
-use super::{Next, Segment, Session, Source};
+use super::outbox::{NextSend, Outbox, Segment, SendSource};
 use crate::{
-    egress_log::{EgressLog, Range},
+    egress_log::{Cut, EgressLog, Range},
     limits::SEND_BYTES_MAX,
 };
-use tickcast_proto::framing::SEND_HEADER_BYTES_MAX;
+use tickcast_proto::{WireFormat, framing::SEND_HEADER_BYTES_MAX};
 
 /// What one message is to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,10 +17,16 @@ struct Batch {
     cut_rest: u32,
 }
 
-impl Session {
-    /// As [`Session::take_send`], for a framing that has headers for what a SEND gathers. The headers count as bytes of the
+impl Outbox {
+    /// As [`Outbox::take_send`], for a framing that has headers for what a SEND gathers. The headers count as bytes of the
     /// SEND, not of the outbox.
-    pub(super) fn take_batch(&mut self, log: Option<&EgressLog>, gather: &mut Vec<u8>) -> Next {
+    pub(super) fn take_batch(
+        &mut self,
+        log: Option<&EgressLog>,
+        format: WireFormat,
+        notices_pending: bool,
+        gather: &mut Vec<u8>,
+    ) -> NextSend {
         let start = gather.len();
         loop {
             let left = start + SEND_BYTES_MAX - gather.len();
@@ -31,32 +37,33 @@ impl Session {
                     let taken = len.min(left as u32);
                     self.take_front(log, taken, len - taken, gather);
                 }
-                Segment::Log(range) if log.is_none_or(|log| log.is_lapped(range.start)) => {
+                Segment::Shared(range) if log.is_none_or(|log| log.is_overwritten(range.start)) => {
                     match gather.len() > start {
                         true => break,
-                        false => return Next::Lapped,
+                        false => return NextSend::Overwritten,
                     }
                 }
                 // The rest of a message whose header has left.
-                Segment::Log(_) | Segment::Own { .. } if self.cut_rest > 0 => {
+                Segment::Shared(_) | Segment::Private { .. } if self.cut_rest > 0 => {
                     let taken = self.cut_rest.min(left as u32).min(segment.len());
                     self.take_front(log, taken, self.cut_rest - taken, gather);
                 }
-                Segment::Log(_) | Segment::Own { .. } if self.has_untold() => break,
-                Segment::Log(_) | Segment::Own { .. } => {
+                Segment::Shared(_) | Segment::Private { .. } if notices_pending => break,
+                Segment::Shared(_) | Segment::Private { .. } => {
                     let batch = self.next_batch(log, left.saturating_sub(SEND_HEADER_BYTES_MAX));
                     // Not worth a cut: what is gathered leaves, this comes next.
                     if batch.taken == 0 || (batch.cut_rest > 0 && gather.len() > start) {
                         break;
                     }
-                    self.take_message(log, batch, gather);
+                    self.take_message(log, format, batch, gather);
                 }
             }
         }
-        self.trim_replies();
+        self.drop_taken_private();
+        self.invariants();
         match gather.len() - start {
-            0 => Next::Idle,
-            len => self.sends(Source::Gathered(start, len)),
+            0 => NextSend::Idle,
+            len => NextSend::Send(SendSource::Gathered { start, len }),
         }
     }
 
@@ -65,18 +72,20 @@ impl Session {
         let mut taken = 0;
         for &segment in &self.segments {
             let len = match segment {
-                Segment::Log(range) if log.is_some_and(|log| !log.is_lapped(range.start)) => range.len,
-                Segment::Own { len, .. } => len,
-                Segment::Log(_) | Segment::Reply(_) => break,
+                Segment::Shared(range) if log.is_some_and(|log| !log.is_overwritten(range.start)) => {
+                    range.len
+                }
+                Segment::Private { len, .. } => len,
+                Segment::Shared(_) | Segment::Reply(_) => break,
             };
             if taken as usize + len as usize <= room {
                 taken += len;
                 continue;
             }
             if taken == 0 {
-                let (taken, cut_rest) = match (segment, log) {
-                    (Segment::Log(range), Some(log)) => log.cut(range, room),
-                    _ => (room as u32, len - room as u32),
+                let Cut { len: taken, frame_rest: cut_rest } = match (segment, log) {
+                    (Segment::Shared(range), Some(log)) => log.cut(range, room),
+                    _ => Cut { len: room as u32, frame_rest: len - room as u32 },
                 };
                 return Batch { taken, cut_rest };
             }
@@ -85,9 +94,15 @@ impl Session {
         Batch { taken, cut_rest: 0 }
     }
 
-    fn take_message(&mut self, log: Option<&EgressLog>, batch: Batch, gather: &mut Vec<u8>) {
+    fn take_message(
+        &mut self,
+        log: Option<&EgressLog>,
+        format: WireFormat,
+        batch: Batch,
+        gather: &mut Vec<u8>,
+    ) {
         let Batch { taken, cut_rest } = batch;
-        let (message_type, framing) = (self.format.codec.message_type(), self.format.framing);
+        let (message_type, framing) = (format.codec.message_type(), format.framing);
         framing.write_send_header(message_type, taken as usize + cut_rest as usize, gather);
         let mut left = taken;
         while left > 0
@@ -102,27 +117,21 @@ impl Session {
     /// Takes bytes of the first segment; `cut_rest` of it are then the rest of a frame that was begun.
     fn take_front(&mut self, log: Option<&EgressLog>, len: u32, cut_rest: u32, gather: &mut Vec<u8>) {
         match (self.segments.front().copied(), log) {
-            (Some(Segment::Log(range)), Some(log)) => {
+            (Some(Segment::Shared(range)), Some(log)) => {
                 gather.extend_from_slice(log.bytes(Range { start: range.start, len }));
             }
-            (Some(segment @ (Segment::Reply(_) | Segment::Own { .. })), _) => {
-                let end = self.replies_start + len as usize;
-                gather.extend_from_slice(&self.replies[self.replies_start..end]);
-                self.replies_start = end;
-                self.own_bytes -= if let Segment::Own { .. } = segment { len as usize } else { 0 };
+            (Some(segment @ (Segment::Reply(_) | Segment::Private { .. })), _) => {
+                let end = self.private_start + len as usize;
+                gather.extend_from_slice(&self.private[self.private_start..end]);
+                self.private_start = end;
+                self.private_frame_bytes -=
+                    if let Segment::Private { .. } = segment { len as usize } else { 0 };
             }
-            (Some(Segment::Log(_)), None) | (None, _) => debug_assert!(false, "only what is there is taken"),
+            (Some(Segment::Shared(_)), None) | (None, _) => {
+                debug_assert!(false, "only what is there is taken")
+            }
         }
-        self.advance_front(len, cut_rest);
-    }
-}
-
-impl Segment {
-    fn len(self) -> u32 {
-        match self {
-            Segment::Log(range) => range.len,
-            Segment::Reply(len) | Segment::Own { len, .. } => len,
-        }
+        self.advance_front(Cut { len, frame_rest: cut_rest });
     }
 }
 
@@ -130,9 +139,9 @@ impl Segment {
 mod tests {
     use super::*;
     use crate::{
-        egress_log::Mark,
+        egress_log::FrameInfo,
         ids::SessionId,
-        session::{Fate, ListenerKind},
+        session::{ListenerKind, Session, Verdict},
     };
     use tickcast_proto::{
         Step, WireFormat,
@@ -143,7 +152,7 @@ mod tests {
         },
     };
 
-    const MARK: Mark = Mark { topic: 5, sequence: 1, skipped: 0 };
+    const INFO: FrameInfo = FrameInfo { topic: 5, sequence: 1, skipped: 0 };
 
     fn session() -> Session {
         let mut session = Session::new(SessionId(1), ListenerKind::Http);
@@ -152,11 +161,11 @@ mod tests {
     }
 
     fn reply(session: &mut Session, text: &[u8]) {
-        session.push_reply(|out| Framing::WebSocketBatch.write(MessageType::Text, text, out));
+        session.outbox.push_reply(|out| Framing::WebSocketBatch.write(MessageType::Text, text, out));
     }
 
     fn shared(session: &mut Session, log: &mut EgressLog, frame: &[u8]) {
-        let range = log.append(MARK, frame).unwrap();
+        let range = log.append(INFO, frame).unwrap();
         session.push_range(log, range);
     }
 
@@ -164,18 +173,18 @@ mod tests {
     fn send(session: &mut Session, log: &EgressLog) -> Option<Vec<u8>> {
         let mut gather = b"another's".to_vec();
         match session.take_send(Some(log), &mut gather) {
-            Next::Send(Source::Gathered(9, len)) => {
+            NextSend::Send(SendSource::Gathered { start: 9, len }) => {
                 assert!((1..=SEND_BYTES_MAX).contains(&len) && gather.len() == 9 + len);
                 Some(gather.split_off(9))
             }
-            Next::Idle => None,
+            NextSend::Idle => None,
             other => panic!("{other:?}"),
         }
     }
 
     fn sends(session: &mut Session, log: &EgressLog) -> Vec<Vec<u8>> {
         let sends = std::iter::from_fn(|| send(session, log)).collect();
-        assert_eq!((session.outbox_bytes(), session.cut_rest), (0, 0));
+        assert_eq!((session.outbox_bytes(), session.outbox.cut_rest), (0, 0));
         sends
     }
 
@@ -209,13 +218,13 @@ mod tests {
                         frame_bytes += len;
                         frame_ends.push(frame_bytes);
                         match kind {
-                            1 => drop(session.push_own(MARK, |out| out.extend_from_slice(&frame))),
+                            1 => drop(session.push_private(INFO, |out| out.extend_from_slice(&frame))),
                             _ => shared(&mut session, &mut log, &frame),
                         }
                     }
                 }
                 if random.bool() {
-                    log.append(MARK, b"somebody else's").unwrap();
+                    log.append(INFO, b"somebody else's").unwrap();
                 }
                 expected.extend_from_slice(&frame);
             }
@@ -236,9 +245,9 @@ mod tests {
         reply(&mut session, b"subscribed");
         for n in 0..5 {
             shared(&mut session, &mut log, &[n; 100]);
-            log.append(MARK, b"somebody else's").unwrap();
+            log.append(INFO, b"somebody else's").unwrap();
         }
-        session.push_own(MARK, |out| out.extend_from_slice(&[5; 100]));
+        session.push_private(INFO, |out| out.extend_from_slice(&[5; 100]));
         reply(&mut session, b"pong");
         let sends = sends(&mut session, &log);
         assert_eq!(sends.len(), 1);
@@ -256,13 +265,13 @@ mod tests {
             shared(&mut session, &mut log, b"after");
             let mut sent = send(&mut session, &log).unwrap();
             assert_eq!(sent.len(), SEND_BYTES_MAX);
-            assert_eq!(session.cut_rest as usize, long.len() + SEND_HEADER_BYTES_MAX - SEND_BYTES_MAX);
+            assert_eq!(session.outbox.cut_rest as usize, long.len() + SEND_HEADER_BYTES_MAX - SEND_BYTES_MAX);
             if thins_out {
-                session.thin_out(&log, |_, _, _| Fate::TakeOut);
+                session.outbox.evict(&log, |_, _, _| Verdict::Evict);
             }
             let mut notice = Vec::new();
             Framing::WebSocketBatch.write(MessageType::Text, b"notice", &mut notice);
-            session.insert_before_frames(&notice);
+            session.outbox.insert_before_frames(&notice);
             sent.extend(sends(&mut session, &log).concat());
             let mut expected = vec![(false, long), (true, b"notice".to_vec())];
             expected.extend((!thins_out).then(|| (false, b"after".to_vec())));
@@ -273,10 +282,10 @@ mod tests {
     #[test]
     fn a_lapped_session_gets_what_comes_before_and_is_told_so() {
         let (mut session, mut log) = (session(), EgressLog::new(1_000));
-        session.push_own(MARK, |out| out.extend_from_slice(b"own"));
+        session.push_private(INFO, |out| out.extend_from_slice(b"own"));
         shared(&mut session, &mut log, &[0; 600]);
-        log.append(MARK, &[0; 600]).unwrap();
+        log.append(INFO, &[0; 600]).unwrap();
         assert_eq!(messages(&send(&mut session, &log).unwrap()), [(false, b"own".to_vec())]);
-        assert_eq!(session.take_send(Some(&log), &mut Vec::new()), Next::Lapped);
+        assert_eq!(session.take_send(Some(&log), &mut Vec::new()), NextSend::Overwritten);
     }
 }

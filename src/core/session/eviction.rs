@@ -1,62 +1,65 @@
-//! What happens to an outbox whose session is behind: frames are taken out of its middle, and notices put in.
+//! Eviction: how frames are taken out of the middle of an outbox whose session is behind.
 
-use super::{Segment, Session};
-use crate::egress_log::{EgressLog, Mark, Range};
+use super::outbox::{Outbox, Segment};
+use crate::egress_log::{EgressLog, FrameInfo, Range};
 
 /// What becomes of a frame that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum Verdict {
     /// It stays.
     Keep,
-    /// It and everything after it stays.
+    /// It stays, and so does everything behind it.
     KeepRest,
-    /// It goes; the caller has seen to it that the session is told.
-    TakeOut,
+    /// It goes; the caller makes sure that the session learns of it.
+    Evict,
 }
 
-impl Session {
-    /// Goes over the topics' frames that wait, from the oldest, and takes out those that `fate` gives up; after the first
-    /// [`Fate::KeepRest`] nothing more is looked at. `fate` is told what the frame is, its bytes, and where it stands in
-    /// the log if it is shared. A frame that was begun is kept, its rest as bytes of the session's own. A look at each
-    /// frame: O(frames looked at), and a copy of the session's own bytes.
-    pub fn thin_out(&mut self, log: &EgressLog, mut fate: impl FnMut(Mark, u32, Option<Range>) -> Fate) {
-        let old = std::mem::take(&mut self.replies);
-        let mut old = &old[std::mem::take(&mut self.replies_start)..];
+impl Outbox {
+    /// Takes the topics' frames that `judge` evicts out of the outbox, looking from the oldest to the first
+    /// [`Verdict::KeepRest`]. `judge` gets what the frame is, its length, and its range if it is shared. A frame whose
+    /// beginning has been sent is kept: its rest becomes private bytes. O(frames looked at), and a copy of the private bytes.
+    pub fn evict(
+        &mut self,
+        log: &EgressLog,
+        mut judge: impl FnMut(FrameInfo, u32, Option<Range>) -> Verdict,
+    ) {
+        let old = std::mem::take(&mut self.private);
+        let mut old = &old[std::mem::take(&mut self.private_start)..];
         let (mut rest_kept, mut first) = (false, true);
         for segment in std::mem::take(&mut self.segments) {
-            let begun = std::mem::take(&mut first) && self.cut_rest > 0;
+            let begun = std::mem::take(&mut first) && self.is_mid_frame();
             match segment {
-                Segment::Log(range) if rest_kept => self.append_segment(log, range),
-                Segment::Log(mut range) => {
-                    if begun && !log.is_lapped(range.start) {
+                Segment::Shared(range) if rest_kept => self.append_range(log, range),
+                Segment::Shared(mut range) => {
+                    if begun && !log.is_overwritten(range.start) {
                         let rest = Range { start: range.start, len: self.cut_rest };
-                        self.replies.extend_from_slice(log.bytes(rest));
-                        self.own_bytes += rest.len as usize;
-                        // Begun, so never looked at again: what it is does not matter.
+                        self.private.extend_from_slice(log.bytes(rest));
+                        self.private_frame_bytes += rest.len as usize;
+                        // Begun, so never judged again: what it is does not matter.
                         let (sequence, topic, skipped, len) = (0, 0, 0, rest.len);
-                        self.segments.push_back(Segment::Own { sequence, topic, skipped, len });
+                        self.segments.push_back(Segment::Private { sequence, topic, skipped, len });
                         range = Range { start: rest.end(), len: range.len - rest.len };
                     }
-                    rest_kept = self.thin_out_range(log, range, &mut fate);
+                    rest_kept = self.evict_range(log, range, &mut judge);
                 }
-                Segment::Reply(len) | Segment::Own { len, .. } => {
+                Segment::Reply(len) | Segment::Private { len, .. } => {
                     let (bytes, rest) = old.split_at(len as usize);
                     old = rest;
-                    if let Segment::Own { sequence, topic, skipped, .. } = segment
+                    if let Segment::Private { sequence, topic, skipped, .. } = segment
                         && !rest_kept
                         && !begun
                     {
-                        match fate(Mark { topic, sequence, skipped }, len, None) {
-                            Fate::Keep => {}
-                            Fate::KeepRest => rest_kept = true,
-                            Fate::TakeOut => {
-                                self.outbox_bytes -= bytes.len();
-                                self.own_bytes -= bytes.len();
+                        match judge(FrameInfo { topic, sequence, skipped }, len, None) {
+                            Verdict::Keep => {}
+                            Verdict::KeepRest => rest_kept = true,
+                            Verdict::Evict => {
+                                self.bytes -= bytes.len();
+                                self.private_frame_bytes -= bytes.len();
                                 continue;
                             }
                         }
                     }
-                    self.replies.extend_from_slice(bytes);
+                    self.private.extend_from_slice(bytes);
                     match (segment, self.segments.back_mut()) {
                         (Segment::Reply(len), Some(Segment::Reply(last))) => *last += len,
                         (segment, _) => self.segments.push_back(segment),
@@ -67,73 +70,36 @@ impl Session {
         self.invariants();
     }
 
-    /// The frames of one range. Returns whether the rest is kept.
-    fn thin_out_range(
+    /// Evicts from one range. Returns whether everything behind it is kept.
+    fn evict_range(
         &mut self,
         log: &EgressLog,
         range: Range,
-        fate: &mut impl FnMut(Mark, u32, Option<Range>) -> Fate,
+        judge: &mut impl FnMut(FrameInfo, u32, Option<Range>) -> Verdict,
     ) -> bool {
-        let mut looked_to = range.start;
+        let mut judged_to = range.start;
         let mut rest_kept = false;
-        for (frame, mark) in log.frames(range) {
-            // What has been lapped is kept: whoever comes to send it finds out.
-            self.keep_piece(log, looked_to, frame.start);
-            looked_to = frame.start;
-            match fate(mark, frame.len, Some(frame)) {
-                Fate::Keep => self.append_segment(log, frame),
-                Fate::TakeOut => self.outbox_bytes -= frame.len as usize,
-                Fate::KeepRest => {
+        for (frame, info) in log.frames(range) {
+            // Overwritten frames are kept: `take_send` finds them and reports the session as too slow.
+            self.keep(log, judged_to, frame.start);
+            judged_to = frame.start;
+            match judge(info, frame.len, Some(frame)) {
+                Verdict::Keep => self.append_range(log, frame),
+                Verdict::Evict => self.bytes -= frame.len as usize,
+                Verdict::KeepRest => {
                     rest_kept = true;
                     break;
                 }
             }
-            looked_to = frame.end();
+            judged_to = frame.end();
         }
-        self.keep_piece(log, looked_to, range.end());
+        self.keep(log, judged_to, range.end());
         rest_kept
     }
 
-    fn keep_piece(&mut self, log: &EgressLog, start: u64, end: u64) {
+    fn keep(&mut self, log: &EgressLog, start: u64, end: u64) {
         if start < end {
-            self.append_segment(log, Range { start, len: (end - start) as u32 });
+            self.append_range(log, Range { start, len: (end - start) as u32 });
         }
-    }
-
-    /// Queues bytes of the session's own before the first topic's frame that waits: whole frames. A look at each
-    /// reply before it, which are few, and a move of the session's own bytes.
-    pub fn insert_before_frames(&mut self, bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
-        }
-        let (mut before, mut at) = (0, 0);
-        // A frame that was begun must end first.
-        if self.cut_rest > 0 {
-            match self.segments.front().copied() {
-                Some(Segment::Log(range)) => {
-                    let rest = Range { start: range.start, len: self.cut_rest.min(range.len) };
-                    let after = Range { start: rest.end(), len: range.len - rest.len };
-                    self.segments[0] = Segment::Log(rest);
-                    if after.len > 0 {
-                        self.segments.insert(1, Segment::Log(after));
-                    }
-                    at = 1;
-                }
-                Some(Segment::Own { len, .. }) => (before, at) = (len as usize, 1),
-                Some(Segment::Reply(_)) | None => {}
-            }
-        }
-        while let Some(&Segment::Reply(len)) = self.segments.get(at) {
-            before += len as usize;
-            at += 1;
-        }
-        match at.checked_sub(1).and_then(|last| self.segments.get_mut(last)) {
-            Some(Segment::Reply(last)) => *last += bytes.len() as u32,
-            _ => self.segments.insert(at, Segment::Reply(bytes.len() as u32)),
-        }
-        let start = self.replies_start + before;
-        self.replies.splice(start..start, bytes.iter().copied());
-        self.outbox_bytes += bytes.len();
-        self.invariants();
     }
 }

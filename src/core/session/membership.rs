@@ -1,67 +1,87 @@
-//! What a session takes of one topic, and what it is behind with.
+//! A session's membership in a topic, and its lag.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::home::Backfill;
 use tickcast_proto::{
-    ids::TopicId,
+    ids::{Sequence, TopicId},
     subscription::{Policy, Position},
 };
 
-/// What a session gets of a topic just now.
+/// What a session currently gets of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Taking {
-    /// Every tick as it comes.
+    /// Every tick as it arrives.
     Live,
-    /// Nothing until the socket has room: then the newest since `from`.
+    /// Nothing until the socket has room, then the newest tick since `from`.
     Held,
-    /// Nothing until its pace allows: then the newest since `from`.
+    /// Nothing until the pace allows it, then the newest tick since `from`.
     Paced,
-    /// What it missed, from `from` on, in pieces from the topic's home.
+    /// The ticks it missed, from `from` on, in pieces from the topic's home.
     Recovering,
 }
 
-/// A topic this session takes: a slot in the session's map, and 4 bytes in the topic's list of members.
+/// Sequences of a topic from `from` up to, not including, `to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The first.
+    pub from: Sequence,
+    /// The one after the last.
+    pub to: Sequence,
+}
+
+impl Gap {
+    /// No sequence.
+    pub const NONE: Gap = Gap { from: Sequence(0), to: Sequence(0) };
+
+    /// Whether there is no sequence in it.
+    pub fn is_empty(self) -> bool {
+        self.from >= self.to
+    }
+}
+
+/// A session's membership in a topic. 48 bytes in the session's map, and 4 bytes in the topic's member list.
 #[derive(Clone, Copy, Debug)]
 pub struct Membership {
-    /// Unless live: the first sequence that the session has not been given or told of.
+    /// Unless live: the first sequence that has been neither delivered nor announced as skipped.
     pub from: u64,
-    /// With a pace: when the next tick may come, CLOCK_MONOTONIC nanoseconds.
+    /// If paced: when the next tick may be delivered, CLOCK_MONOTONIC nanoseconds.
     pub due_ns: u64,
-    /// Dropped and not yet told: the first sequence, and the one after the last; equal when there are none.
-    pub gap: (u64, u64),
-    /// Where the session stands in the topic's list of members.
+    /// Dropped and not yet announced.
+    pub gap: Gap,
+    /// The session's index in the topic's member list.
     pub position: u32,
-    /// How many of the session's patterns match it: a tick comes once, whatever their number.
+    /// How many of the session's patterns match the topic. A tick is delivered once, whatever their number.
     pub references: u32,
-    /// Ticks come at least this far apart; 0: as they come.
+    /// Shortest time between two ticks, microseconds; 0: no pace.
     pub interval_us: u32,
-    /// What becomes of its ticks while the session is behind.
+    /// What happens to its ticks while the session is behind.
     pub policy: Policy,
-    /// What it gets now.
+    /// What it currently gets.
     pub taking: Taking,
-    /// While recovering: from where.
+    /// While recovering: where from.
     pub wanted: Backfill,
-    /// The session knows the topic's name.
+    /// The topic has been announced to the session.
     pub announced: bool,
 }
 
 impl Membership {
-    /// Whether it stands in [`Lag::untold`].
+    /// Whether its announcement or gap must be sent, so that it is listed in [`Lag::untold`].
     pub fn is_untold(&self) -> bool {
-        !self.announced || self.gap.0 < self.gap.1
+        !self.announced || !self.gap.is_empty()
     }
 
-    /// Ticks are lost to the session. Returns whether it is to be put into [`Lag::untold`] now.
+    /// Adds lost ticks to its gap. Returns whether the caller must list it in [`Lag::untold`].
     #[must_use]
-    pub fn lose(&mut self, from: u64, to: u64) -> bool {
+    pub fn lose(&mut self, lost: Gap) -> bool {
         let lists = !self.is_untold();
-        self.gap = if self.gap.0 < self.gap.1 { (self.gap.0, to) } else { (from, to) };
+        let from = if self.gap.is_empty() { lost.from } else { self.gap.from };
+        self.gap = Gap { from, to: lost.to };
         lists
     }
 
-    /// Its announcement was taken out before it was sent. Returns whether it is to be put into [`Lag::untold`] now.
+    /// Its announcement was evicted before it was sent. Returns whether the caller must list it in [`Lag::untold`].
     #[must_use]
     pub fn forget_announcement(&mut self) -> bool {
         let lists = !self.is_untold();
@@ -69,42 +89,42 @@ impl Membership {
         lists
     }
 
-    /// Whether only the newest tick survives when there is no room.
+    /// Whether only the newest tick is kept when there is no room.
     pub fn conflates(&self) -> bool {
         self.policy == Policy::Conflate || self.interval_us > 0
     }
 
-    /// Whether ticks may be taken out of the outbox again.
+    /// Whether its ticks may be evicted from the outbox.
     pub fn yields(&self) -> bool {
         self.policy != Policy::Disconnect || self.interval_us > 0
     }
 }
 
-/// Takes a topic's number as it is: the server gives them out, so nobody can make them collide.
+/// A map by topic. The hash may be weak, because the server assigns the ids: no client can make them collide.
 pub type TopicMap<V> = HashMap<TopicId, V, rustc_hash::FxBuildHasher>;
 
-/// What only a session has that is behind, paced or coming back. Bound: its memberships, and
-/// [`crate::limits::RESUME_POSITIONS_MAX`] places.
+/// State of a session that is behind, paced or recovering. Bound: its memberships, and
+/// [`crate::limits::RESUME_POSITIONS_MAX`] positions.
 #[derive(Debug, Default)]
 pub struct Lag {
-    /// Topics held back, the longest first.
+    /// Topics held back, the one held longest first.
     pub held: VecDeque<TopicId>,
-    /// Topics whose announcement or gap is to be told before any frame that waits.
+    /// Topics whose announcement or gap must be sent before any queued frame.
     pub untold: Vec<TopicId>,
-    /// Topics whose next piece of history is to be asked for.
+    /// Topics whose next piece of history has yet to be requested.
     pub recovering: VecDeque<TopicId>,
-    /// Pieces asked for.
+    /// Pieces requested and not yet received.
     pub pieces_in_flight: u32,
-    /// It stands in the shard's queue of sessions that ask for pieces.
+    /// Whether the session is in the shard's queue of sessions that request pieces.
     pub pull_queued: bool,
-    /// Places that the client has named, by topic.
+    /// Positions that the client has named, by topic.
     pub places: HashMap<Box<str>, Position>,
-    /// Bytes of their names.
+    /// Bytes of these topics' names.
     pub places_bytes: usize,
 }
 
 impl Lag {
-    /// Whether there is nothing to keep it for.
+    /// Whether it holds nothing, and can be dropped.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
             && self.untold.is_empty()
@@ -114,22 +134,21 @@ impl Lag {
             && !self.pull_queued
     }
 
-    /// Notes a place.
+    /// Stores the position that the client has named for a topic.
     pub fn put_place(&mut self, topic: &str, position: Position) {
         if self.places.insert(topic.into(), position).is_none() {
             self.places_bytes += topic.len();
         }
     }
 
-    /// Takes a place out.
+    /// Takes out the position for a topic.
     pub fn take_place(&mut self, topic: &str) -> Option<Position> {
         let place = self.places.remove(topic)?;
         self.places_bytes -= topic.len();
         Some(place)
     }
 
-    /// Forgets topics that the session has left, once there are more of them than of others. A few steps a call in the
-    /// long run.
+    /// Drops topics that the session has left, once they outnumber the others. Amortized O(1).
     pub fn forget_strangers(&mut self, memberships: &TopicMap<Membership>) {
         let max = 2 * memberships.len() + 64;
         if self.held.len() > max {
@@ -143,7 +162,7 @@ impl Lag {
         }
     }
 
-    /// Bytes it holds.
+    /// Bytes it occupies.
     pub fn memory_bytes(&self) -> usize {
         let topics = self.held.capacity() + self.untold.capacity() + self.recovering.capacity();
         let places: usize = self.places.keys().map(|name| name.len() + 48).sum();

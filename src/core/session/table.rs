@@ -1,38 +1,42 @@
-//! The sessions of one shard, by slot, and the queues they stand in.
+//! The sessions of one shard, by slot, and the queues they wait in.
 
 use std::collections::VecDeque;
 
 use crate::{
-    egress_log::{EgressLog, Mark, Range},
+    egress_log::{EgressLog, FrameInfo, Range},
     ids::SlotId,
     limits::OUTBOX_RANGES_MAX,
-    session::{CloseReason, Next, Session},
+    session::{NextSend, SendState, Session},
 };
 
-/// What became of shared frames that were offered to a session.
+/// The outcome of offering shared frames to a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offered {
-    /// They are queued.
+    /// The frames are queued.
     Queued,
-    /// The session is behind: whether they are to be queued depends on the subscription.
+    /// The session is behind, and nothing was queued: the subscription decides what happens.
     Behind,
-    /// The session is about to end.
+    /// The session has ended or is ending.
     Gone,
 }
 
-/// What a session was told that it does not get.
+/// Slots of a table whose sessions debug builds check each turn.
+const SLOTS_CHECKED_MAX: usize = 64;
+
+/// Ticks that a session did not get, as it was told. 16 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LeftOut {
-    /// Ticks that a newer one stands for.
+pub struct SkippedTicks {
+    /// Replaced by a newer tick.
     pub conflated: u64,
-    /// Ticks that are lost to it.
+    /// Lost.
     pub dropped: u64,
 }
 
 /// All sessions of a shard.
 ///
-/// Invariant: a session with work and no SEND under way stands in `ready` or `lagging`, once.
-/// Invariant: `waiting` counts the sessions whose outbox is not empty.
+/// Invariant, between turns: a session that has work is queued or sending, and stands in the queue its `send_state` names.
+/// A queue may also hold slots whose session has gone.
+/// Invariant, between turns: `open` counts the sessions, and `waiting` those whose outbox is not empty.
 #[derive(Debug)]
 pub struct Sessions {
     slots: Vec<Option<Box<Session>>>,
@@ -40,20 +44,20 @@ pub struct Sessions {
     waiting: usize,
     outbox_bytes_max: usize,
     behind_bytes: usize,
-    /// Sessions past what may wait for them. Bound: one entry a session.
+    /// Sessions with more waiting than their `yield_bytes`. Bound: one entry a session.
     over: Vec<SlotId>,
-    /// Bound: one entry a session.
+    /// Sessions queued for a SEND. Bound: one entry a session, and one for each that has gone since it was queued.
     ready: VecDeque<SlotId>,
-    /// Sessions that are ready but must first be given what they are behind with. Bound: one entry a session.
+    /// Sessions to refill before their next SEND. Bound: as `ready`.
     lagging: VecDeque<SlotId>,
-    /// Sessions found out while others were being served: ended when the round is over.
-    doomed: Vec<(SlotId, CloseReason)>,
-    /// By slot, as far as a session was ever told of any. 16 bytes each.
-    left_out: Vec<LeftOut>,
+    /// Sessions found to be slow consumers while others were being served; they are closed when those are done.
+    slow: Vec<SlotId>,
+    /// By slot, up to the highest slot that ever skipped a tick.
+    skipped: Vec<SkippedTicks>,
 }
 
 impl Sessions {
-    /// No session; each may have `outbox_bytes_max` waiting, and `behind_bytes` before what yields is taken out.
+    /// Creates an empty table. A session may have `outbox_bytes_max` waiting, and `behind_bytes` if it yields.
     pub fn new(outbox_bytes_max: usize, behind_bytes: usize) -> Sessions {
         Sessions {
             slots: Vec::new(),
@@ -64,12 +68,12 @@ impl Sessions {
             over: Vec::new(),
             ready: VecDeque::new(),
             lagging: VecDeque::new(),
-            doomed: Vec::new(),
-            left_out: Vec::new(),
+            slow: Vec::new(),
+            skipped: Vec::new(),
         }
     }
 
-    /// Holds every session to other bounds from now on. A pass over the sessions, unless they are the same.
+    /// Changes the bounds of every session. O(sessions), unless nothing changes.
     pub fn set_bounds(&mut self, outbox_bytes_max: usize, behind_bytes: usize) {
         if (outbox_bytes_max, behind_bytes) == (self.outbox_bytes_max, self.behind_bytes) {
             return;
@@ -80,44 +84,52 @@ impl Sessions {
         }
     }
 
-    /// Sessions there are, those about to end included.
+    /// How many sessions there are, ending ones included.
     pub fn len(&self) -> usize {
         self.open
     }
 
-    /// Whether there are none.
+    /// Whether there are no sessions.
     pub fn is_empty(&self) -> bool {
         self.open == 0
     }
 
-    /// Sessions with something to send.
+    /// How many sessions have bytes in their outbox.
     pub fn waiting(&self) -> usize {
         self.waiting
     }
 
-    /// Slots that were ever in use: all there are is below.
+    /// One more than the highest slot ever in use.
     pub fn slots_len(&self) -> u32 {
         self.slots.len() as u32
     }
 
-    /// What the session in a slot was told that it does not get.
-    pub fn left_out(&self, slot: SlotId) -> LeftOut {
-        self.left_out.get(slot.index()).copied().unwrap_or_default()
+    /// Ticks that the session in a slot has not got, as it was told.
+    pub fn skipped(&self, slot: SlotId) -> SkippedTicks {
+        self.skipped.get(slot.index()).copied().unwrap_or_default()
     }
 
-    /// The session in a slot is told that it does not get so many ticks.
-    pub fn leave_out(&mut self, slot: SlotId, conflated: u64, dropped: u64) {
-        let at = slot.index();
-        if self.left_out.len() <= at {
-            self.left_out.resize(at + 1, LeftOut::default());
+    /// Counts ticks that the session in a slot is told a newer one replaces.
+    pub fn count_conflated(&mut self, slot: SlotId, ticks: u64) {
+        self.skipped_mut(slot).conflated += ticks;
+    }
+
+    /// Counts ticks that the session in a slot is told are lost.
+    pub fn count_dropped(&mut self, slot: SlotId, ticks: u64) {
+        self.skipped_mut(slot).dropped += ticks;
+    }
+
+    fn skipped_mut(&mut self, slot: SlotId) -> &mut SkippedTicks {
+        let index = slot.index();
+        if self.skipped.len() <= index {
+            self.skipped.resize(index + 1, SkippedTicks::default());
         }
-        self.left_out[at].conflated += conflated;
-        self.left_out[at].dropped += dropped;
+        &mut self.skipped[index]
     }
 
-    /// Bytes of what was left out.
-    pub fn left_out_bytes(&self) -> usize {
-        self.left_out.capacity() * size_of::<LeftOut>()
+    /// Bytes of the counts of skipped ticks.
+    pub fn skipped_bytes(&self) -> usize {
+        self.skipped.capacity() * size_of::<SkippedTicks>()
     }
 
     /// Slots in use, ascending.
@@ -125,29 +137,26 @@ impl Sessions {
         (0..self.slots.len() as u32).map(SlotId).filter(|&slot| self.slots[slot.index()].is_some()).collect()
     }
 
-    /// All sessions.
+    /// All sessions, by slot.
     pub fn iter(&self) -> impl Iterator<Item = &Session> {
         self.slots.iter().flatten().map(|session| &**session)
     }
 
-    /// Puts a session into a vacant slot.
+    /// Adds a session in a vacant slot.
     pub fn insert(&mut self, slot: SlotId, mut session: Session) {
         session.yield_bytes = self.outbox_bytes_max;
         if self.slots.len() <= slot.index() {
             self.slots.resize_with(slot.index() + 1, || None);
         }
-        assert!(
-            self.slots[slot.index()].is_none(),
-            "the transport gives out a slot again only after its close"
-        );
+        assert!(self.slots[slot.index()].is_none(), "the transport reuses a slot only after its close");
         self.slots[slot.index()] = Some(Box::new(session));
-        if let Some(left_out) = self.left_out.get_mut(slot.index()) {
-            *left_out = LeftOut::default();
+        if let Some(skipped) = self.skipped.get_mut(slot.index()) {
+            *skipped = SkippedTicks::default();
         }
         self.open += 1;
     }
 
-    /// Takes a session out.
+    /// Removes a session.
     pub fn remove(&mut self, slot: SlotId) -> Option<Box<Session>> {
         let session = self.slots.get_mut(slot.index())?.take()?;
         self.open -= 1;
@@ -155,17 +164,17 @@ impl Sessions {
         Some(session)
     }
 
-    /// The session in a slot, to look at.
+    /// The session in a slot.
     pub fn get(&self, slot: SlotId) -> Option<&Session> {
         self.slots.get(slot.index())?.as_deref()
     }
 
-    /// The session in a slot, even if it is about to end.
+    /// The session in a slot, even if it is ending.
     pub fn any_mut(&mut self, slot: SlotId) -> Option<&mut Session> {
         self.slots.get_mut(slot.index())?.as_deref_mut()
     }
 
-    /// The session in a slot, unless it is about to end.
+    /// The session in a slot, unless it is ending.
     pub fn open_mut(&mut self, slot: SlotId) -> Option<&mut Session> {
         self.any_mut(slot).filter(|session| session.ending.is_none())
     }
@@ -175,38 +184,39 @@ impl Sessions {
         self.offer_to(slot, log, range, false)
     }
 
-    /// Queues shared frames to an open session; one past its bounds is noted for [`Sessions::pop_over`].
+    /// Queues shared frames to an open session, behind or not. If it exceeds its bounds, [`Sessions::pop_over`] returns it.
     pub fn push_range(&mut self, slot: SlotId, log: &EgressLog, range: Range) {
         self.offer_to(slot, log, range, true);
     }
 
-    fn offer_to(&mut self, slot: SlotId, log: &EgressLog, range: Range, whatever: bool) -> Offered {
+    fn offer_to(&mut self, slot: SlotId, log: &EgressLog, range: Range, even_if_behind: bool) -> Offered {
         let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else {
             return Offered::Gone;
         };
         if session.ending.is_some() {
             return Offered::Gone;
         }
-        if session.behind && !whatever {
+        if session.behind && !even_if_behind {
             return Offered::Behind;
         }
         self.waiting += usize::from(session.outbox_bytes() == 0);
-        if !session.push_range(log, range) && !session.over {
-            session.over = true;
+        if !session.push_range(log, range) && !session.over_queued {
+            session.over_queued = true;
             self.over.push(slot);
         }
-        if !session.queued && !session.sending {
+        if session.send_state == SendState::Idle {
             self.make_ready(slot);
         }
         Offered::Queued
     }
 
     /// Queues a frame of a topic that only this session gets; otherwise as [`Sessions::push_range`].
-    pub fn push_own(&mut self, slot: SlotId, mark: Mark, write: impl FnOnce(&mut Vec<u8>)) {
+    pub fn push_private(&mut self, slot: SlotId, info: FrameInfo, write: impl FnOnce(&mut Vec<u8>)) {
         let mut over = false;
         self.with_outbox(slot, |session| {
             if session.ending.is_none() {
-                over = !session.push_own(mark, write) && !std::mem::replace(&mut session.over, true);
+                over =
+                    !session.push_private(info, write) && !std::mem::replace(&mut session.over_queued, true);
             }
         });
         if over {
@@ -214,24 +224,24 @@ impl Sessions {
         }
     }
 
-    /// The next session that has more waiting than it should.
+    /// The next session that exceeds its bounds.
     pub fn pop_over(&mut self) -> Option<SlotId> {
         let slot = self.over.pop()?;
         if let Some(session) = self.any_mut(slot) {
-            session.over = false;
+            session.over_queued = false;
         }
         Some(slot)
     }
 
-    /// Sets how much may wait before something must yield, by what the session takes. To be called as that changes, and
-    /// once nothing waits.
+    /// Sets how much may wait before something must yield. Called when [`Session::yields`] changes, and when the outbox is
+    /// empty after [`Sessions::raise_yield_bytes`].
     pub fn set_yield_bytes(&mut self, slot: SlotId) {
         let (outbox_bytes_max, behind_bytes) = (self.outbox_bytes_max, self.behind_bytes);
         let Some(session) = self.any_mut(slot) else { return };
-        session.yield_bytes = if session.yielding.0 > 0 { behind_bytes } else { outbox_bytes_max };
+        session.yield_bytes = if session.yields() { behind_bytes } else { outbox_bytes_max };
     }
 
-    /// What has yielded was not enough: twice what still waits may, so that it is not gone over for every tick.
+    /// Raises the bound to twice what waits after an eviction, so that the outbox is not searched again for every tick.
     pub fn raise_yield_bytes(&mut self, slot: SlotId) {
         self.set_yield_bytes(slot);
         let outbox_bytes_max = self.outbox_bytes_max;
@@ -239,74 +249,77 @@ impl Sessions {
         session.yield_bytes = session.yield_bytes.max(2 * session.frame_bytes()).min(outbox_bytes_max);
     }
 
-    /// Whether what waits for a session is more than it may have.
+    /// Whether more waits for a session than any session may have.
     pub fn is_too_slow(&self, slot: SlotId) -> bool {
         self.get(slot).is_some_and(|session| {
-            session.frame_bytes() > self.outbox_bytes_max || session.outbox_segments() > OUTBOX_RANGES_MAX
+            session.frame_bytes() > self.outbox_bytes_max || session.outbox.segments_len() > OUTBOX_RANGES_MAX
         })
     }
 
-    /// Puts a session that has work into the queue of those to send to.
+    /// Queues an idle session that has work.
     pub fn make_ready(&mut self, slot: SlotId) {
         let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else { return };
-        if session.has_work() && !session.queued && !session.sending {
-            session.queued = true;
-            match session.lag {
-                Some(_) => self.lagging.push_back(slot),
-                None => self.ready.push_back(slot),
-            }
+        if session.send_state != SendState::Idle || !session.has_work() {
+            return;
+        }
+        if session.lag.is_some() {
+            session.send_state = SendState::Lagging;
+            self.lagging.push_back(slot);
+        } else {
+            session.send_state = SendState::Ready;
+            self.ready.push_back(slot);
         }
     }
 
-    /// Changes a session's outbox by its own hand, and keeps the queues right.
+    /// Changes a session's outbox, and keeps the queues and counts right.
     pub fn with_outbox(&mut self, slot: SlotId, change: impl FnOnce(&mut Session)) {
         let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else { return };
         self.waiting -= usize::from(session.outbox_bytes() > 0);
         change(session);
         self.waiting += usize::from(session.outbox_bytes() > 0);
-        if session.has_work() && !session.queued && !session.sending {
+        if session.send_state == SendState::Idle {
             self.make_ready(slot);
         }
     }
 
-    /// Marks a session as one that cannot keep up.
-    pub fn doom_slow(&mut self, slot: SlotId) {
-        self.doomed.push((slot, CloseReason::SlowConsumer));
+    /// Marks a session as a slow consumer, to be closed once the others have been served.
+    pub fn mark_slow(&mut self, slot: SlotId) {
+        self.slow.push(slot);
     }
 
-    /// The next doomed session.
-    pub fn pop_doomed(&mut self) -> Option<(SlotId, CloseReason)> {
-        self.doomed.pop()
+    /// The next session to close as a slow consumer.
+    pub fn pop_slow(&mut self) -> Option<SlotId> {
+        self.slow.pop()
     }
 
-    /// The next session that has something to send and is not sending.
+    /// The next session to send to.
     pub fn pop_ready(&mut self) -> Option<SlotId> {
         while let Some(slot) = self.ready.pop_front() {
-            // A slot may have been vacated, and even filled again, since it was queued.
-            if let Some(session) = self.any_mut(slot)
-                && session.queued
-            {
-                session.queued = false;
-                if session.sending {
-                    continue;
+            let Some(session) = self.any_mut(slot) else { continue };
+            match session.send_state {
+                // It has fallen behind since it was queued.
+                SendState::Ready if session.lag.is_some() && session.has_work() => {
+                    session.send_state = SendState::Lagging;
+                    self.lagging.push_back(slot);
                 }
-                if session.lag.is_some() && !std::mem::take(&mut session.refilled) && session.has_work() {
-                    self.make_ready(slot);
-                    continue;
+                SendState::Ready | SendState::Refilled => {
+                    session.send_state = SendState::Idle;
+                    return Some(slot);
                 }
-                return Some(slot);
+                // A stale entry: the slot has been vacated since, and filled again.
+                SendState::Idle | SendState::Lagging | SendState::Sending | SendState::Parked { .. } => {}
             }
         }
         None
     }
 
-    /// The next session that is ready but must first be given what it is behind with. It then stands in the other queue.
+    /// The next session to refill. The caller must refill it before [`Sessions::pop_ready`] returns it.
     pub fn pop_lagging(&mut self) -> Option<SlotId> {
         while let Some(slot) = self.lagging.pop_front() {
             if let Some(session) = self.any_mut(slot)
-                && session.queued
+                && session.send_state == SendState::Lagging
             {
-                session.refilled = true;
+                session.send_state = SendState::Refilled;
                 self.ready.push_back(slot);
                 return Some(slot);
             }
@@ -314,25 +327,50 @@ impl Sessions {
         None
     }
 
-    /// Sessions that stand ready for a SEND.
+    /// Sessions that wait for a SEND.
     pub fn standing_len(&self) -> usize {
         self.ready.len() + self.lagging.len()
     }
 
-    /// Sessions that wait for a SEND and are not behind.
+    /// Sessions that wait for a SEND and need no refill before it.
     pub fn ready_len(&self) -> usize {
         self.ready.len()
     }
 
-    /// Whether any session is ready.
+    /// Whether any session waits for a SEND.
     pub fn has_ready(&self) -> bool {
         !self.ready.is_empty() || !self.lagging.is_empty()
     }
 
+    /// Checks the table and its sessions between turns in debug builds. Tables that are too large for a look at each session
+    /// a turn are not checked.
+    pub fn invariants(&self) {
+        if !cfg!(debug_assertions) || self.slots.len() > SLOTS_CHECKED_MAX {
+            return;
+        }
+        assert_eq!(self.open, self.iter().count(), "open counts the sessions");
+        let waiting = self.iter().filter(|session| session.outbox_bytes() > 0).count();
+        assert_eq!(self.waiting, waiting, "waiting counts the sessions whose outbox is not empty");
+        for session in self.iter() {
+            let slot = session.id.slot();
+            match session.send_state {
+                SendState::Idle => assert!(!session.has_work(), "a session with work is queued or sending"),
+                SendState::Ready | SendState::Refilled => {
+                    assert!(self.ready.contains(&slot), "ready is queued")
+                }
+                SendState::Lagging => assert!(self.lagging.contains(&slot), "lagging is queued"),
+                SendState::Sending | SendState::Parked { .. } => {}
+            }
+            assert!(!session.over_queued || self.over.contains(&slot), "over_queued is queued");
+            session.invariants();
+        }
+    }
+
     /// Takes a session's next SEND.
-    pub fn take_send(&mut self, slot: SlotId, log: Option<&EgressLog>, gather: &mut Vec<u8>) -> Next {
+    pub fn take_send(&mut self, slot: SlotId, log: Option<&EgressLog>, gather: &mut Vec<u8>) -> NextSend {
         let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else {
-            return Next::Idle;
+            debug_assert!(false, "pop_ready returns slots of sessions");
+            return NextSend::Idle;
         };
         let before = session.outbox_bytes() > 0;
         let next = session.take_send(log, gather);

@@ -7,7 +7,7 @@ use crate::{
     limits::{GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT},
     metrics::counters::Counter,
     now::Now,
-    session::{Next, Session, Source},
+    session::{NextSend, SendSource, SendState, Session},
 };
 use tickcast_proto::reply::Reply;
 
@@ -41,12 +41,12 @@ impl Shard {
             };
             let log = LogIndex::of(session.format);
             match self.sessions.take_send(slot, self.logs.get(log), gather) {
-                Next::Send(source) => return Some(Send { slot, log, source }),
-                Next::Lapped => self.end_lapped(slot, now),
-                Next::Idle if self.sessions.get(slot).is_some_and(Session::has_work) => {
+                NextSend::Send(source) => return Some(Send { slot, log, source }),
+                NextSend::Overwritten => self.end_lapped(slot, now),
+                NextSend::Idle if self.sessions.get(slot).is_some_and(Session::has_work) => {
                     self.sessions.make_ready(slot);
                 }
-                Next::Idle => {
+                NextSend::Idle => {
                     self.fanout.handle_drained(slot, &mut self.sessions);
                     self.fanout.queue_pull(slot, &mut self.sessions);
                     self.continue_ending(slot, now);
@@ -60,8 +60,8 @@ impl Shard {
     #[inline]
     pub fn send_bytes<'a>(&'a self, send: &Send, gather: &'a [u8]) -> &'a [u8] {
         match send.source {
-            Source::Log(range) => self.logs.get(send.log).map_or(&[], |log| log.bytes(range)),
-            Source::Gathered(start, len) => &gather[start..start + len],
+            SendSource::Log(range) => self.logs.get(send.log).map_or(&[], |log| log.bytes(range)),
+            SendSource::Gathered { start, len } => &gather[start..start + len],
         }
     }
 
@@ -75,8 +75,9 @@ impl Shard {
             return self.send_completed(slot, now);
         }
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        session.parked_since_ns = now.monotonic_ns.max(1);
-        if !std::mem::replace(&mut session.stall_watched, true) {
+        debug_assert!(session.is_sending(), "the transport parks only a SEND it was given");
+        session.send_state = SendState::Parked { since_ns: now.monotonic_ns };
+        if !std::mem::replace(&mut session.stall_timer_pending, true) {
             let id = session.id;
             self.set_timer(now.monotonic_ns.saturating_add(self.limits.behind_ns), TimerKind::Stall, id);
         }
@@ -85,7 +86,7 @@ impl Shard {
     /// Processes the end of a parked SEND: the socket has taken all of its bytes, so the peer reads.
     pub fn handle_writable(&mut self, slot: SlotId, now: Now) {
         if let Some(session) = self.sessions.any_mut(slot) {
-            session.took_parked = true;
+            session.drained_since_heartbeat = true;
         }
         self.send_completed(slot, now);
     }
@@ -93,7 +94,9 @@ impl Shard {
     fn send_completed(&mut self, slot: SlotId, now: Now) {
         let mut idle = false;
         self.sessions.with_outbox(slot, |session| {
-            (session.sending, session.parked_since_ns) = (false, 0);
+            if session.is_sending() {
+                session.send_state = SendState::Idle;
+            }
             idle = !session.has_work();
         });
         if idle {
@@ -112,11 +115,13 @@ impl Shard {
         if let Some(session) = self.sessions.any_mut(slot) {
             reply.encode(session.format, &mut scratch);
         }
-        self.sessions.with_outbox(slot, |session| session.push_reply(|out| out.extend_from_slice(&scratch)));
+        self.sessions
+            .with_outbox(slot, |session| session.outbox.push_reply(|out| out.extend_from_slice(&scratch)));
         self.scratch = scratch;
     }
 
     pub(super) fn push_bytes(&mut self, slot: SlotId, bytes: &[u8]) {
-        self.sessions.with_outbox(slot, |session| session.push_reply(|out| out.extend_from_slice(bytes)));
+        self.sessions
+            .with_outbox(slot, |session| session.outbox.push_reply(|out| out.extend_from_slice(bytes)));
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     limits::ECHO_BYTES_MAX,
     metrics::counters::Counter,
     now::Now,
-    session::{CloseReason, Protocol},
+    session::{CloseReason, InputState, Protocol},
 };
 use tickcast_proto::{
     DecodeError, ErrorCode, Step,
@@ -48,9 +48,9 @@ impl Shard {
 
     pub(super) fn receive(&mut self, slot: SlotId, bytes: &[u8], now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        if session.paused || !session.input.is_empty() {
+        if session.is_paused() || !session.input.is_empty() {
             session.input.extend_from_slice(bytes);
-            if !session.paused {
+            if !session.is_paused() {
                 self.process_waiting(slot, now);
             }
         } else {
@@ -71,7 +71,7 @@ impl Shard {
         }
         let mut resumed = false;
         for slot in std::mem::take(&mut self.paused) {
-            let Some(session) = self.sessions.open_mut(slot).filter(|session| session.paused) else {
+            let Some(session) = self.sessions.open_mut(slot).filter(|session| session.is_paused()) else {
                 continue;
             };
             if !session.takes_requests() || session.walks > 0 || !self.takes_input() {
@@ -80,7 +80,7 @@ impl Shard {
             }
             resumed = true;
             if let Some(session) = self.sessions.open_mut(slot) {
-                session.paused = false;
+                session.input_state = InputState::Open;
             }
             self.actions.push_back(Action::ResumeReceive(slot));
             self.process_waiting(slot, now);
@@ -115,14 +115,18 @@ impl Shard {
     fn after_input(&mut self, slot: SlotId, progress: &Progress, now: Now) {
         self.pause_if(slot, progress.blocked);
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        if session.input.is_empty() || session.paused {
-            session.partial_since_ns = None;
-            return;
+        match session.input_state {
+            InputState::Paused => return,
+            _ if session.input.is_empty() => {
+                session.input_state = InputState::Open;
+                return;
+            }
+            InputState::Partial { .. } if progress.used == 0 => {}
+            InputState::Open | InputState::Partial { .. } => {
+                session.input_state = InputState::Partial { since_ns: now.monotonic_ns };
+            }
         }
-        if session.partial_since_ns.is_none() || progress.used > 0 {
-            session.partial_since_ns = Some(now.monotonic_ns);
-        }
-        if !std::mem::replace(&mut session.partial_watched, true) {
+        if !std::mem::replace(&mut session.frame_timer_pending, true) {
             let when = now.monotonic_ns.saturating_add(self.limits.frame_deadline_ns);
             let id = session.id;
             self.set_timer(when, TimerKind::Frame, id);
@@ -132,9 +136,9 @@ impl Shard {
     fn pause_if(&mut self, slot: SlotId, blocked: bool) {
         if let Some(session) = self.sessions.open_mut(slot)
             && blocked
-            && !session.paused
+            && !session.is_paused()
         {
-            session.paused = true;
+            session.input_state = InputState::Paused;
             self.paused.push(slot);
             self.actions.push_back(Action::PauseReceive(slot));
             self.counters.add(Counter::InputPaused, 1);
@@ -289,7 +293,7 @@ impl Shard {
         };
         self.sessions.with_outbox(slot, |session| {
             let framing = session.format.framing;
-            session.push_reply(|out| framing.write(message_type, body, out));
+            session.outbox.push_reply(|out| framing.write(message_type, body, out));
         });
     }
 

@@ -36,7 +36,7 @@ impl Shard {
     /// Ends the session of a peer that has sent FIN, after all of its input. While the session is paused, some of that input
     /// is not processed yet: the transport reports the FIN again when it resumes receiving.
     pub fn handle_eof(&mut self, slot: SlotId, now: Now) {
-        if self.sessions.open_mut(slot).is_some_and(|session| session.paused) {
+        if self.sessions.open_mut(slot).is_some_and(|session| session.is_paused()) {
             return;
         }
         self.disconnected(slot, CloseReason::Peer);

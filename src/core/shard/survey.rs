@@ -11,7 +11,7 @@ use crate::{
     limits::TURN_SURVEYED,
     metrics::latency::Latency,
     now::Now,
-    session::{Protocol, Session},
+    session::{Protocol, SendState, Session},
 };
 
 use self::largest::Largest;
@@ -210,15 +210,15 @@ impl Shard {
         match sort {
             SessionSort::Outbox => session.outbox_bytes() as u64,
             SessionSort::Lag => lag_ms(session, now),
-            SessionSort::Dropped => self.sessions.left_out(slot).dropped,
-            SessionSort::Conflated => self.sessions.left_out(slot).conflated,
+            SessionSort::Dropped => self.sessions.skipped(slot).dropped,
+            SessionSort::Conflated => self.sessions.skipped(slot).conflated,
             SessionSort::Topics => session.memberships.len() as u64,
             SessionSort::Newest => u64::from(session.id.generation()),
         }
     }
 
     fn summary(&self, slot: SlotId, session: &Session, rank: u64, now: Now) -> SessionSummary {
-        let left_out = self.sessions.left_out(slot);
+        let skipped = self.sessions.skipped(slot);
         let state = match (&session.ending, session.protocol.is_handshake()) {
             (Some(_), _) => "ending",
             (None, true) => "handshake",
@@ -239,8 +239,8 @@ impl Shard {
             outbox_bytes: session.outbox_bytes(),
             lag_ms: lag_ms(session, now),
             held_topics: session.lag.as_deref().map_or(0, |lag| lag.held.len()),
-            conflated: left_out.conflated,
-            dropped: left_out.dropped,
+            conflated: skipped.conflated,
+            dropped: skipped.dropped,
             rank,
         }
     }
@@ -317,9 +317,9 @@ fn newest_rank(last: u64, number: u64) -> u64 {
 
 /// Returns how long the socket has been full, milliseconds; 0 if it is not.
 fn lag_ms(session: &Session, now: Now) -> u64 {
-    match session.parked_since_ns {
-        0 => 0,
-        since_ns => now.monotonic_ns.saturating_sub(since_ns) / 1_000_000,
+    match session.send_state {
+        SendState::Parked { since_ns } => now.monotonic_ns.saturating_sub(since_ns) / 1_000_000,
+        _ => 0,
     }
 }
 
@@ -360,8 +360,10 @@ mod tests {
         (0..3 * TURN_SURVEYED as u32)
             .for_each(|slot| shard.handle_accept(SlotId(slot), ListenerKind::Native, NOW));
         enter(&mut shard, SlotId(1 << 13), "the one");
-        shard.sessions.leave_out(SlotId(77), 5, 2);
-        shard.sessions.leave_out(SlotId(78), 4, 3);
+        shard.sessions.count_conflated(SlotId(77), 5);
+        shard.sessions.count_dropped(SlotId(77), 2);
+        shard.sessions.count_conflated(SlotId(78), 4);
+        shard.sessions.count_dropped(SlotId(78), 3);
         let by = |sort, limit| names(&shard, SessionsQuery { sort, limit });
         let first = by(SessionSort::Dropped, 2);
         assert_eq!(

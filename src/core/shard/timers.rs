@@ -13,7 +13,7 @@ use crate::{
     limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS, TIMERS_GONE_MAX, TURN_TIMERS},
     metrics::counters::Counter,
     now::Now,
-    session::{CloseReason, Pulse, membership::Taking},
+    session::{CloseReason, InputState, Pulse, SendState, membership::Taking},
 };
 use tickcast_proto::ids::TopicId;
 
@@ -127,13 +127,13 @@ impl Shard {
     /// Ends a session with part of a frame older than the deadline. Sets the timer again for a frame begun since.
     fn check_frame(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        session.partial_watched = false;
-        let Some(since_ns) = session.partial_since_ns else { return };
+        session.frame_timer_pending = false;
+        let InputState::Partial { since_ns } = session.input_state else { return };
         let when_ns = since_ns.saturating_add(self.limits.frame_deadline_ns);
         if when_ns <= now.monotonic_ns {
             return self.end(slot, CloseReason::FrameDeadline, now);
         }
-        session.partial_watched = true;
+        session.frame_timer_pending = true;
         let id = session.id;
         self.set_timer(when_ns, TimerKind::Frame, id);
     }
@@ -143,12 +143,10 @@ impl Shard {
     pub(super) fn check_stall(&mut self, slot: SlotId, now: Now) {
         let (behind_ns, deadline_ns) = (self.limits.behind_ns, self.limits.stall_deadline_ns);
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        session.stall_watched = false;
-        if session.parked_since_ns == 0 {
-            return;
-        }
-        let (id, since_ns) = (session.id, session.parked_since_ns);
-        let faithful = session.memberships.len() as u32 > session.yielding.0;
+        session.stall_timer_pending = false;
+        let SendState::Parked { since_ns } = session.send_state else { return };
+        let id = session.id;
+        let faithful = session.memberships.len() as u32 > session.yielding.memberships;
         let full_ns = now.monotonic_ns.saturating_sub(since_ns);
         if faithful && full_ns >= deadline_ns {
             return self.end(slot, CloseReason::SlowConsumer, now);
@@ -162,7 +160,7 @@ impl Shard {
             false => now.monotonic_ns.saturating_add(behind_ns),
         };
         if let Some(session) = self.sessions.open_mut(slot) {
-            session.stall_watched = true;
+            session.stall_timer_pending = true;
             self.set_timer(when, TimerKind::Stall, id);
         }
     }
@@ -172,11 +170,12 @@ impl Shard {
         let interval_ns = self.limits.ping_interval_ns;
         let Some(session) = self.sessions.open_mut(slot).filter(|_| interval_ns != u64::MAX) else { return };
         session.pulse_ms = low_ms(now);
-        session.pulse = Pulse::Quiet;
-        if session.heartbeat_watched || session.protocol.is_handshake() {
+        if session.protocol.is_handshake() {
             return;
         }
-        session.heartbeat_watched = true;
+        if std::mem::replace(&mut session.pulse, Pulse::Quiet) != Pulse::Unwatched {
+            return;
+        }
         let id = session.id;
         self.set_timer(next_look_ns(now.monotonic_ns + interval_ns, interval_ns), TimerKind::Heartbeat, id);
     }
@@ -187,15 +186,16 @@ impl Shard {
         // Once input is no longer processed, silence means nothing, and the sessions end soon.
         let watches = !self.input_stopped;
         let Some(session) = self.sessions.open_mut(slot).filter(|_| watches) else { return };
+        debug_assert!(session.pulse != Pulse::Unwatched, "an unwatched session has no heartbeat timer");
         if interval_ns == u64::MAX {
             // Heartbeats were switched off since the timer was set.
-            (session.heartbeat_watched, session.pulse) = (false, Pulse::Quiet);
+            session.pulse = Pulse::Unwatched;
             return;
         }
         // The peer is alive if it reads its backlog, although the answer to a ping may take long. And it is not silent if
         // the shard does not read from it because other sessions use up the room.
-        let waits_for_others = session.paused && session.takes_requests();
-        if std::mem::take(&mut session.took_parked) || waits_for_others {
+        let waits_for_others = session.is_paused() && session.takes_requests();
+        if std::mem::take(&mut session.drained_since_heartbeat) || waits_for_others {
             session.pulse_ms = low_ms(now);
             session.pulse = Pulse::Quiet;
         }

@@ -5,7 +5,7 @@ use crate::{
     ids::{SessionId, SlotId},
     limits::LINGER_DEADLINE_MS,
     now::Now,
-    session::{CloseReason, Ending, Protocol},
+    session::{CloseReason, Ending, InputState, Protocol},
     shard::{Action, Shard, timers::TimerKind},
 };
 use tickcast_proto::{http, reply::Reply};
@@ -69,7 +69,7 @@ impl Shard {
     pub(in crate::shard) fn end(&mut self, slot: SlotId, reason: CloseReason, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         log_end(session.id, &reason);
-        if session.lag.is_some() || session.yielding.0 > 0 {
+        if session.lag.is_some() || session.yields() {
             self.flush_held(slot, &reason, now);
         }
         let Some(session) = self.sessions.open_mut(slot) else { return };
@@ -78,7 +78,7 @@ impl Shard {
         session.message_rest = Vec::new();
         let id = session.id;
         // The shard waits for the peer's FIN, and unread input would turn the close into a reset.
-        if std::mem::take(&mut session.paused) {
+        if std::mem::take(&mut session.input_state) == InputState::Paused {
             self.actions.push_back(Action::ResumeReceive(slot));
         }
         self.cancel_handover(slot);
@@ -92,7 +92,7 @@ impl Shard {
         let mut at_frame_boundary = true;
         if !keeps_outbox {
             self.sessions.with_outbox(slot, |session| {
-                at_frame_boundary = session.cut_rest == 0;
+                at_frame_boundary = !session.outbox.is_mid_frame();
                 session.clear_outbox();
             });
         }
@@ -104,7 +104,10 @@ impl Shard {
             None => now.monotonic_ns.saturating_add(self.linger_ns(&reason)),
         };
         self.set_timer(deadline, TimerKind::Linger, id);
-        if self.sessions.any_mut(slot).is_some_and(|session| !session.sending && session.outbox_bytes() == 0)
+        if self
+            .sessions
+            .any_mut(slot)
+            .is_some_and(|session| !session.is_sending() && session.outbox_bytes() == 0)
         {
             self.continue_ending(slot, now);
         }
@@ -155,7 +158,7 @@ impl Shard {
         // It was already ending for another reason: only CLOSING remains to be sent.
         let mut at_frame_boundary = true;
         self.sessions.with_outbox(slot, |session| {
-            at_frame_boundary = session.cut_rest == 0;
+            at_frame_boundary = !session.outbox.is_mid_frame();
             session.clear_outbox();
         });
         if at_frame_boundary {
@@ -197,8 +200,9 @@ impl Shard {
     /// Takes the next step of a session's end, if it is ending and its outbox is empty.
     pub(in crate::shard) fn continue_ending(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.any_mut(slot) else { return };
+        let sending = session.is_sending();
         let Some(ending) = &mut session.ending else { return };
-        if session.sending || ending.half_closed {
+        if ending.half_closed || sending {
             return;
         }
         match ending.reason {

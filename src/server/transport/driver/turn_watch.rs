@@ -42,7 +42,7 @@ impl Default for TurnWatch {
 }
 
 impl TurnWatch {
-    /// Records a turn that worked `busy_ns` and ended at `now_ns` (CLOCK_MONOTONIC). A turn that only span is none.
+    /// Records a turn that worked `busy_ns` and ended at `now_ns` (CLOCK_MONOTONIC). A turn that only busy-polled is not counted.
     pub(super) fn end_turn(&mut self, shard: ShardId, busy_ns: u64, now_ns: u64, counters: &Counters) {
         if busy_ns == 0 {
             return;
@@ -94,7 +94,7 @@ mod tests {
     const SECOND_NS: u64 = 1_000_000_000;
 
     #[test]
-    fn a_slow_turn_is_counted_and_a_turn_that_only_span_is_not() {
+    fn a_slow_turn_is_counted_and_a_turn_that_only_polled_is_not() {
         let (mut watch, counters) = (TurnWatch::default(), Counters::default());
         for busy_ns in [0, 1, SLOW_NS, SLOW_NS + 1] {
             watch.end_turn(ShardId(0), busy_ns, SECOND_NS, &counters);

@@ -1,0 +1,114 @@
+//! Why sessions end, and the codes their clients get.
+
+use std::fmt;
+
+use crate::metrics::counters::Counter;
+use tickcast_proto::DecodeError;
+
+/// Why a session ended. Every session ends with exactly one, and each is counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The peer closed: FIN, or a WebSocket close.
+    Peer,
+    /// The peer violated the protocol.
+    Protocol(DecodeError),
+    /// The handshake did not complete in time.
+    HandshakeDeadline,
+    /// A frame did not arrive completely in time.
+    FrameDeadline,
+    /// The peer stayed silent for too long after a ping.
+    HeartbeatTimeout,
+    /// The peer reads more slowly than its outbox allows.
+    SlowConsumer,
+    /// The server is shutting down.
+    Shutdown,
+    /// The socket failed with this errno.
+    Transport(i32),
+    /// An HTTP request was answered with this status.
+    Http(u16),
+    /// A request failed, and the session's format has no error reply.
+    BadRequest(String),
+    /// A newer connection with the same identity took over.
+    Replaced,
+    /// The operator closed it.
+    Operator,
+}
+
+impl CloseReason {
+    /// The code in CLOSING.
+    pub fn code(&self) -> u16 {
+        match self {
+            CloseReason::Peer | CloseReason::Transport(_) | CloseReason::Http(_) => 1000,
+            CloseReason::Protocol(error) => error.close_code(),
+            CloseReason::HandshakeDeadline => 3009,
+            CloseReason::FrameDeadline => 3010,
+            CloseReason::HeartbeatTimeout => 3011,
+            CloseReason::SlowConsumer => 3008,
+            CloseReason::Shutdown => 3001,
+            CloseReason::BadRequest(_) => 3501,
+            CloseReason::Replaced => 3502,
+            CloseReason::Operator => 3503,
+        }
+    }
+
+    /// The code in the WebSocket close frame: RFC 6455's own where it has one, because every client knows those.
+    pub fn close_frame_code(&self) -> u16 {
+        match self {
+            CloseReason::Shutdown => 1001,
+            _ => self.code(),
+        }
+    }
+
+    /// The counter of sessions that ended for this reason.
+    pub fn counter(&self) -> Counter {
+        match self {
+            CloseReason::Peer => Counter::ClosedByPeer,
+            CloseReason::Protocol(_) => Counter::ClosedProtocol,
+            CloseReason::HandshakeDeadline => Counter::ClosedHandshakeDeadline,
+            CloseReason::FrameDeadline => Counter::ClosedFrameDeadline,
+            CloseReason::HeartbeatTimeout => Counter::ClosedHeartbeatTimeout,
+            CloseReason::SlowConsumer => Counter::ClosedSlowConsumer,
+            CloseReason::Shutdown => Counter::ClosedShutdown,
+            CloseReason::Transport(_) => Counter::ClosedTransport,
+            CloseReason::Http(_) => Counter::ClosedHttp,
+            CloseReason::BadRequest(_) => Counter::ClosedBadRequest,
+            CloseReason::Replaced => Counter::ClosedReplaced,
+            CloseReason::Operator => Counter::ClosedByOperator,
+        }
+    }
+
+    /// Whether the outbox is flushed before the goodbye.
+    pub fn flushes(&self) -> bool {
+        matches!(self, CloseReason::Shutdown | CloseReason::Http(_))
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CloseReason::Peer => write!(f, "closed by the peer"),
+            CloseReason::Protocol(error) => write!(f, "{error}"),
+            CloseReason::HandshakeDeadline => write!(f, "the handshake did not complete in time"),
+            CloseReason::FrameDeadline => write!(f, "a frame did not arrive completely in time"),
+            CloseReason::HeartbeatTimeout => write!(f, "no answer to a ping in time"),
+            CloseReason::SlowConsumer => write!(f, "slow consumer: too far behind"),
+            CloseReason::Shutdown => write!(f, "the server is shutting down"),
+            CloseReason::Transport(errno) => {
+                write!(f, "socket error: {}", std::io::Error::from_raw_os_error(*errno))
+            }
+            CloseReason::Http(status) => write!(f, "HTTP request answered with {status}"),
+            CloseReason::BadRequest(text) => write!(f, "bad request: {text}"),
+            CloseReason::Replaced => write!(f, "a newer connection with the same identity took over"),
+            CloseReason::Operator => write!(f, "closed by the operator"),
+        }
+    }
+}
+
+/// A session's end under way.
+#[derive(Clone, Debug)]
+pub struct Ending {
+    /// Why it ends.
+    pub reason: CloseReason,
+    /// The write side is shut down: only the peer's FIN or the deadline is awaited.
+    pub half_closed: bool,
+}

@@ -1,0 +1,331 @@
+//! What waits to be sent to one session: ranges of a shared log, and bytes that only this session gets.
+
+use std::collections::VecDeque;
+
+use crate::{
+    egress_log::{Cut, EgressLog, FrameInfo, Range},
+    limits::{REPLY_BYTES_MAX, SEND_BYTES_MAX, SEND_DIRECT_BYTES},
+};
+use tickcast_proto::WireFormat;
+
+/// One entry of an outbox. 24 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Segment {
+    /// Shared frames, in the egress log of the session's wire format.
+    Shared(Range),
+    /// The next so many of the private bytes: replies, whole when queued.
+    Reply(u32),
+    /// The next `len` of the private bytes: one frame of a topic, a recovered tick or a notice of skipped ticks.
+    Private { sequence: u64, topic: u32, skipped: u32, len: u32 },
+}
+
+impl Segment {
+    pub(super) fn len(&self) -> u32 {
+        match *self {
+            Segment::Shared(range) => range.len,
+            Segment::Reply(len) | Segment::Private { len, .. } => len,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Segment>() == 24, "limits.rs says what a full outbox holds");
+
+/// Segments of an outbox that debug builds check after each change; longer ones are not checked.
+const SEGMENTS_CHECKED_MAX: usize = 64;
+
+/// Where the bytes of one SEND are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendSource {
+    /// In the egress log.
+    Log(Range),
+    /// In the gather buffer.
+    Gathered {
+        /// Offset of the first byte.
+        start: usize,
+        /// Bytes.
+        len: usize,
+    },
+}
+
+/// The next SEND, or why there is none.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NextSend {
+    /// These bytes; the session is sending until the outcome is reported.
+    Send(SendSource),
+    /// Nothing waits.
+    Idle,
+    /// What waited has been overwritten in the log: the session was too slow.
+    Overwritten,
+}
+
+/// The bytes that wait to be sent to one session, in order.
+///
+/// Invariant: `bytes` is the sum of the segments' lengths, none of which is 0.
+/// Invariant: the reply and private segments add up to `private` from `private_start` on; `private_frame_bytes` of them
+/// belong to private segments.
+/// Invariant: `cut_rest` is at most the length of the first segment.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// Bound: [`crate::limits::OUTBOX_RANGES_MAX`], past which the session is a slow consumer.
+    pub(super) segments: VecDeque<Segment>,
+    pub(super) bytes: usize,
+    /// The bytes of [`Segment::Reply`] and [`Segment::Private`], in order.
+    pub(super) private: Vec<u8>,
+    /// Bytes at the front of `private` that have been taken.
+    pub(super) private_start: usize,
+    pub(super) private_frame_bytes: usize,
+    /// Bytes at the front that end a frame whose beginning has been taken.
+    pub(super) cut_rest: u32,
+}
+
+impl Outbox {
+    /// Bytes waiting.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Bytes of topics' frames waiting, shared or private. Replies have a bound of their own.
+    pub fn frame_bytes(&self) -> usize {
+        self.bytes - self.reply_bytes()
+    }
+
+    /// Bytes of replies waiting.
+    pub fn reply_bytes(&self) -> usize {
+        self.private.len() - self.private_start - self.private_frame_bytes
+    }
+
+    /// Segments waiting.
+    pub fn segments_len(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Whether the next byte is in the middle of a frame: nothing else may be sent before that frame's end.
+    pub fn is_mid_frame(&self) -> bool {
+        self.cut_rest > 0
+    }
+
+    /// Bytes it holds on the heap.
+    pub fn heap_bytes(&self) -> usize {
+        self.private.capacity() + self.segments.capacity() * size_of::<Segment>()
+    }
+
+    /// Position in the log of the oldest shared frame that waits.
+    pub fn oldest_shared(&self) -> Option<u64> {
+        self.segments.iter().find_map(|segment| match segment {
+            Segment::Shared(range) => Some(range.start),
+            Segment::Reply(_) | Segment::Private { .. } => None,
+        })
+    }
+
+    /// Queues shared frames. 24 bytes at most, none when the range continues the last one.
+    pub fn push_range(&mut self, log: &EgressLog, range: Range) {
+        self.bytes += range.len as usize;
+        self.append_range(log, range);
+        self.invariants();
+    }
+
+    /// Appends a range whose bytes are counted already.
+    pub(super) fn append_range(&mut self, log: &EgressLog, range: Range) {
+        match self.segments.back_mut() {
+            Some(Segment::Shared(last)) if log.continues(*last, range) => last.len += range.len,
+            _ => self.segments.push_back(Segment::Shared(range)),
+        }
+    }
+
+    /// Queues replies: whole frames.
+    pub fn push_reply(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let len = self.write_private(write);
+        match self.segments.back_mut() {
+            _ if len == 0 => {}
+            Some(Segment::Reply(last)) => *last += len,
+            _ => self.segments.push_back(Segment::Reply(len)),
+        }
+        self.invariants();
+    }
+
+    /// Queues one frame of a topic that only this session gets. Bound: what is asked for at once, and one SEND.
+    pub fn push_private(&mut self, info: FrameInfo, write: impl FnOnce(&mut Vec<u8>)) {
+        let len = self.write_private(write);
+        if len > 0 {
+            let FrameInfo { topic, sequence, skipped } = info;
+            self.private_frame_bytes += len as usize;
+            self.segments.push_back(Segment::Private { sequence, topic, skipped, len });
+        }
+        self.invariants();
+    }
+
+    fn write_private(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> u32 {
+        let before = self.private.len();
+        write(&mut self.private);
+        let len = self.private.len() - before;
+        self.bytes += len;
+        len as u32
+    }
+
+    /// Queues replies before the first topic's frame that waits: whole frames. A look at each reply before them, of which
+    /// there are few, and a move of the private bytes.
+    pub fn insert_before_frames(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let (mut before, mut at) = (0, 0);
+        // A frame whose beginning has been sent must end first.
+        if self.is_mid_frame() {
+            match self.segments.front().copied() {
+                Some(Segment::Shared(range)) => {
+                    let rest = Range { start: range.start, len: self.cut_rest };
+                    let after = Range { start: rest.end(), len: range.len - rest.len };
+                    self.segments[0] = Segment::Shared(rest);
+                    if after.len > 0 {
+                        self.segments.insert(1, Segment::Shared(after));
+                    }
+                    at = 1;
+                }
+                Some(Segment::Private { len, .. }) => (before, at) = (len as usize, 1),
+                Some(Segment::Reply(_)) => {}
+                None => debug_assert!(false, "a frame that has been cut has a rest"),
+            }
+        }
+        while let Some(&Segment::Reply(len)) = self.segments.get(at) {
+            before += len as usize;
+            at += 1;
+        }
+        match at.checked_sub(1).and_then(|last| self.segments.get_mut(last)) {
+            Some(Segment::Reply(last)) => *last += bytes.len() as u32,
+            _ => self.segments.insert(at, Segment::Reply(bytes.len() as u32)),
+        }
+        let start = self.private_start + before;
+        self.private.splice(start..start, bytes.iter().copied());
+        self.bytes += bytes.len();
+        self.invariants();
+    }
+
+    /// Takes the next SEND: a long range straight from the log, else as many segments as fit, copied to the end of
+    /// `gather`, which must have room for [`SEND_BYTES_MAX`]. Cuts fall between frames if a boundary is within reach.
+    /// `notices_pending`: notices must be queued before any frame that has not begun, so only what precedes them leaves.
+    pub fn take_send(
+        &mut self,
+        log: Option<&EgressLog>,
+        format: WireFormat,
+        notices_pending: bool,
+        gather: &mut Vec<u8>,
+    ) -> NextSend {
+        if format.framing.has_send_headers() {
+            return self.take_batch(log, format, notices_pending, gather);
+        }
+        let start = gather.len();
+        let mut left = SEND_BYTES_MAX;
+        while left > 0
+            && let Some(segment) = self.segments.front().copied()
+        {
+            match (segment, log) {
+                (Segment::Shared(_) | Segment::Private { .. }, _)
+                    if notices_pending && self.cut_rest == 0 =>
+                {
+                    break;
+                }
+                (Segment::Reply(len) | Segment::Private { len, .. }, _) => {
+                    let taken = (len as usize).min(left);
+                    self.private_frame_bytes -= if let Segment::Private { .. } = segment { taken } else { 0 };
+                    gather.extend_from_slice(&self.private[self.private_start..self.private_start + taken]);
+                    self.private_start += taken;
+                    // A reply segment does not say where its frames end: it counts as one.
+                    self.advance_front(Cut { len: taken as u32, frame_rest: len - taken as u32 });
+                    left -= taken;
+                }
+                (Segment::Shared(_), None) => return NextSend::Overwritten,
+                // What was gathered before it leaves first: it may end a frame that was cut.
+                (Segment::Shared(range), Some(log)) if log.is_overwritten(range.start) => {
+                    match gather.len() > start {
+                        true => break,
+                        false => return NextSend::Overwritten,
+                    }
+                }
+                (Segment::Shared(range), Some(log)) => {
+                    let alone = gather.len() == start
+                        && (range.len as usize >= SEND_DIRECT_BYTES || self.segments.len() == 1);
+                    let cut = match range.len as usize {
+                        len if len <= left => Cut { len: range.len, frame_rest: 0 },
+                        // Not worth a cut: what has been gathered leaves first.
+                        _ if gather.len() > start => break,
+                        _ => log.cut(range, left),
+                    };
+                    let taken = Range { start: range.start, len: cut.len };
+                    self.advance_front(cut);
+                    if alone {
+                        self.invariants();
+                        return NextSend::Send(SendSource::Log(taken));
+                    }
+                    gather.extend_from_slice(log.bytes(taken));
+                    left -= taken.len as usize;
+                }
+            }
+        }
+        self.drop_taken_private();
+        self.invariants();
+        match gather.len() - start {
+            0 => NextSend::Idle,
+            len => NextSend::Send(SendSource::Gathered { start, len }),
+        }
+    }
+
+    /// Takes bytes off the first segment.
+    pub(super) fn advance_front(&mut self, cut: Cut) {
+        let Cut { len, frame_rest } = cut;
+        self.bytes -= len as usize;
+        self.cut_rest = frame_rest;
+        let done = match self.segments.front_mut() {
+            Some(Segment::Reply(left) | Segment::Private { len: left, .. }) => {
+                *left -= len;
+                *left == 0
+            }
+            Some(Segment::Shared(range)) => {
+                *range = Range { start: range.start + u64::from(len), len: range.len - len };
+                range.len == 0
+            }
+            None => {
+                debug_assert!(false, "only a segment that is there is taken");
+                false
+            }
+        };
+        if done {
+            self.segments.pop_front();
+        }
+    }
+
+    /// Gives back the memory of private bytes that have been taken.
+    pub(super) fn drop_taken_private(&mut self) {
+        // A peer that always leaves a few bytes unread would otherwise keep all that it was ever sent.
+        if self.private_start > REPLY_BYTES_MAX {
+            self.private.drain(..self.private_start);
+            self.private_start = 0;
+        }
+        // Most sessions get replies only during their handshake: 10,000 of them would keep its buffer.
+        if self.private_start == self.private.len() {
+            self.private = Vec::new();
+            self.private_start = 0;
+        }
+    }
+
+    /// Checks the outbox in debug builds, unless it is so long that tests would crawl.
+    pub(super) fn invariants(&self) {
+        if !cfg!(debug_assertions) || self.segments.len() >= SEGMENTS_CHECKED_MAX {
+            return;
+        }
+        let (mut shared, mut replies, mut frames) = (0, 0, 0);
+        for segment in &self.segments {
+            match segment {
+                Segment::Shared(range) => shared += range.len as usize,
+                Segment::Reply(len) => replies += *len as usize,
+                Segment::Private { len, .. } => frames += *len as usize,
+            }
+            assert!(segment.len() > 0, "a segment goes with its last byte");
+        }
+        assert_eq!(self.bytes, shared + replies + frames, "an outbox is the sum of its segments");
+        let private = self.private.len() - self.private_start;
+        assert_eq!(private, replies + frames, "each private byte is in a segment");
+        assert_eq!(self.private_frame_bytes, frames, "private_frame_bytes counts the private segments");
+        let first = self.segments.front().map_or(0, Segment::len);
+        assert!(self.cut_rest <= first, "a frame that was cut ends in the first segment");
+    }
+}
