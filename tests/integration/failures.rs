@@ -188,6 +188,17 @@ fn expect_all_ticks(client: &mut Client, server: &Server, topic: &str) {
 
 #[test]
 #[cfg(debug_assertions)]
+fn a_shard_that_panics_while_the_server_stops_is_not_waited_for() {
+    let _machine = beside_others();
+    // Without the other's end, a shard would wait for it until half of this time has passed.
+    let server = faulty("stop 1 panic", &["--drain-deadline-ms", "3600000"]);
+    let stopped = server.stop();
+    assert_eq!(stopped.code, Some(1), "{}", stopped.log);
+    assert!(stopped.log.contains("shard 1 has failed while stopping: it panicked"), "{}", stopped.log);
+}
+
+#[test]
+#[cfg(debug_assertions)]
 fn a_shard_that_is_stuck_does_not_keep_a_server_that_stops() {
     let _machine = beside_others();
     let server = faulty("control 1 hang", &["--drain-deadline-ms", "0"]);

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `start` | shard | the shard's thread starts |
 //! | `control` | shard | the shard handles a control request, which only the admin listener and signals send |
+//! | `stop` | shard | the shard notices that the server stops |
 //! | `admin` | 0 | the admin thread has accepted a connection |
 //! | `signals` | 0 | a signal arrives |
 //! | `source` | 0 | a source's thread starts |
@@ -20,6 +21,8 @@ pub enum Place {
     Start(u16),
     /// A shard's control request.
     Control(u16),
+    /// A shard that has been asked to stop.
+    Stop(u16),
     /// The admin thread's listener.
     Admin,
     /// The thread that receives the signals.
@@ -56,6 +59,7 @@ fn action(asked: &str, place: Place) -> Option<&str> {
     let named = match place {
         Place::Start(shard) => ("start", shard),
         Place::Control(shard) => ("control", shard),
+        Place::Stop(shard) => ("stop", shard),
         Place::Admin => ("admin", 0),
         Place::Signals => ("signals", 0),
         Place::Source => ("source", 0),

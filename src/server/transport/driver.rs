@@ -19,6 +19,7 @@ use crate::{
         TURN_EVENTS, TURN_SENDS,
     },
     logging,
+    process::fault::{self, Place},
     transport::{
         admission::Admission,
         control_queue::ControlQueue,
@@ -462,6 +463,7 @@ impl Driver {
         let late = self.stop.mesh_deadline_ns() <= now.monotonic_ns;
         match self.phase {
             Phase::Running if self.stop.is_requested() => {
+                fault::at(Place::Stop(self.shard.id().0));
                 self.ring.stop_accepting()?;
                 self.shard.stop_input();
                 self.phase = Phase::Requests;
