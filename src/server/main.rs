@@ -19,7 +19,7 @@ use tickcast::{
     logging,
     operator::{check, top},
     process::activation::Passed,
-    sources::SourceConfig,
+    sources::kind::SourceConfig,
     supervisor::{self, reload::Reload},
 };
 
@@ -104,9 +104,10 @@ fn announce(config: &Config, addresses: &[(Kind, Address)]) {
             "or open http://{http}/ in a browser, or a WebSocket: ws://{http}/ws?topics={encoded}\n"
         );
     }
-    let is_ecg = |source: &SourceConfig| matches!(source, SourceConfig::Ecg(_));
-    if let Some(tcp) = first(Kind::Native).filter(|_| config.sources.iter().any(is_ecg)) {
-        text += &format!("and for the heart beats: {program} process ecg --server {tcp}\n");
+    if let Some(tcp) = first(Kind::Native) {
+        for (what, words) in config.sources.iter().filter_map(|source| source.kind().next) {
+            text += &format!("{what}: {program} {words} --server {tcp}\n");
+        }
     }
     // A closed standard output must not end a server.
     let _ = io::stdout().lock().write_all(text.as_bytes());

@@ -132,7 +132,7 @@ pub fn run(
     let clients_max = rlimits::check(config.clients_max, config.shards)?;
     let counters: Vec<Arc<Counters>> = (0..config.shards).map(|_| Arc::default()).collect();
     let statuses: Vec<SourceStatus> =
-        config.sources.iter().map(|source| SourceStatus::new(source.build().kind())).collect();
+        config.sources.iter().map(|source| SourceStatus::new(source.kind().name)).collect();
     let (happened_in, happened) = channel();
     let Opened { admin, clients, files, addresses } = listening::open(config, passed)?;
     let admin =

@@ -130,10 +130,6 @@ mod tests {
     struct Scripted<F>(F);
 
     impl<F: FnMut(&mut SourceContext) -> Result<(), SourceError> + Send> Source for Scripted<F> {
-        fn kind(&self) -> &'static str {
-            "scripted"
-        }
-
         fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
             (self.0)(context)
         }
@@ -143,7 +139,7 @@ mod tests {
         run: impl FnMut(&mut SourceContext) -> Result<(), SourceError> + Send + 'static,
     ) -> (RunningSource, Receiver<Result<(), String>>) {
         let source = Box::new(Scripted(run));
-        let status = SourceStatus::new(source.kind());
+        let status = SourceStatus::new("scripted");
         assert_eq!(status.health(), Health::Waiting(Waiting::Shards));
         let context =
             SourceContext::new(Lanes::new(std::iter::empty()), status, Vec::new(), StopFlag::default());

@@ -8,7 +8,7 @@ use std::fmt::{Display, Write};
 use hdrhistogram::Histogram;
 
 use super::{process_sample::ProcessSample, stage::Stage};
-use crate::sources::{SourceConfig, SourceStatus, health::Health};
+use crate::sources::{KINDS, SourceStatus, health::Health};
 use tickcast_core::{
     metrics::{
         counters::{Counter, Counters},
@@ -132,7 +132,7 @@ impl Writer {
 fn sources(scrape: &Scrape<'_>, writer: &mut Writer) {
     const NAME: &str = "tickcast_sources";
     writer.family(NAME, "gauge", "Sources of the server, by kind and state.");
-    for kind in SourceConfig::KINDS {
+    for kind in KINDS.iter().map(|kind| kind.name) {
         let of_kind: Vec<Health> =
             scrape.sources.iter().filter(|source| source.kind() == kind).map(SourceStatus::health).collect();
         for state in Health::STATES {
@@ -168,7 +168,7 @@ fn counters(scrape: &Scrape<'_>, writer: &mut Writer) {
             let label = series.label.as_ref().map(|(name, value)| (*name, value as &dyn Display));
             let value = |count: u64| count as f64 / series.divisor;
             if is_counted_by_sources(*counter) {
-                for kind in SourceConfig::KINDS {
+                for kind in KINDS.iter().map(|kind| kind.name) {
                     let of_kind = scrape.sources.iter().filter(|source| source.kind() == kind);
                     let sum: u64 = of_kind.map(|source| source.counters().value(*counter)).sum();
                     writer.sample(family, &[("source", &kind)], value(sum));
