@@ -263,7 +263,9 @@ impl Shard {
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
         if self.stages.deliveries_have_room() {
-            worked |= self.with_home(|home, notify| home.advance_walk(TURN_INTEREST_UNITS, notify)) > 0;
+            let units = self.with_home(|home, notify| home.advance_walk(TURN_INTEREST_UNITS, notify));
+            self.counters.add(Counter::InterestUnits, units as u64);
+            worked |= units > 0;
         }
         worked |= self.home.trim(now.monotonic_ns) > 0;
         worked |= self.turn_control(now);

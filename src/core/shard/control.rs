@@ -181,6 +181,7 @@ impl Shard {
         {
             worked = true;
             let (used, has_more) = self.serve_flow(slot, credit.min(self.control.units_left), now);
+            self.counters.add(Counter::ControlUnits, used as u64);
             self.control.units_left = self.control.units_left.saturating_sub(used.max(1));
             self.control.queue.end_turn(slot, used, has_more);
         }
@@ -347,6 +348,7 @@ impl Shard {
                 &mut self.sessions,
                 &mut gone,
             );
+            self.counters.add(Counter::DepartureUnits, used as u64);
             self.control.departure_units_left = self.control.departure_units_left.saturating_sub(used);
             for pattern in gone.drain(..) {
                 self.remove_interest(&pattern);
