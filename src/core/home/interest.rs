@@ -19,17 +19,22 @@ pub(super) struct Interest {
     walk: Walk,
 }
 
-/// A position in the round of topics. Positions count the topics visited since the start, so that they only grow.
+/// How far the walk is: the rounds completed, and the index of the next topic in this one. New topics are appended, so a
+/// position that was reached once comes again in each round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Position {
+    round: u64,
+    topic: usize,
+}
+
+/// The walk round the topics.
 ///
 /// Invariant: `ready` is sorted by position, none of which is after `stale_until`.
 #[derive(Debug, Default)]
 struct Walk {
-    /// Index of the next topic.
-    next: usize,
-    /// Topics visited so far.
-    visited: u64,
+    next: Position,
     /// Position at which every topic has been compared with the current patterns.
-    stale_until: u64,
+    stale_until: Position,
     /// Shards to answer once the walk has come round. Bound: one for each pattern registered since the last round.
     ready: VecDeque<Answer>,
     /// The patterns that have changed since the walk was last complete; the topics that match none of them need no
@@ -44,7 +49,7 @@ struct Answer {
     shard: ShardId,
     request: u32,
     /// When the walk has come round.
-    at: u64,
+    at: Position,
 }
 
 impl Interest {
@@ -88,7 +93,8 @@ impl Interest {
 
     fn changed(&mut self, pattern: &str, topics_len: usize) {
         let walk = &mut self.walk;
-        walk.stale_until = walk.visited + topics_len as u64;
+        let rounds = u64::from(topics_len > 0);
+        walk.stale_until = Position { round: walk.next.round + rounds, ..walk.next };
         match walk.recent.len() < INTEREST_RECENT_MAX {
             _ if walk.all_stale || walk.recent.iter().any(|recent| **recent == *pattern) => {}
             true => walk.recent.push(pattern.into()),
@@ -98,12 +104,12 @@ impl Interest {
 
     /// Returns whether the walk has topics to visit or shards to answer.
     pub(super) fn has_work(&self) -> bool {
-        self.walk.visited < self.walk.stale_until || !self.walk.ready.is_empty()
+        !self.is_settled() || !self.walk.ready.is_empty()
     }
 
     /// Returns whether every topic has been compared with the current patterns.
     pub(super) fn is_settled(&self) -> bool {
-        self.walk.visited >= self.walk.stale_until
+        self.walk.next >= self.walk.stale_until
     }
 
     /// Visits topics for at most `units`: one for each topic, and one for each node of the trie that a comparison visits.
@@ -122,22 +128,14 @@ impl Interest {
             if !takes_more || self.is_settled() {
                 continue;
             }
-            self.walk.next = if self.walk.next < topics.len() { self.walk.next } else { 0 };
-            let topic = &mut topics[self.walk.next];
-            self.walk.next += 1;
-            self.walk.visited += 1;
-            if self.walk.may_be_stale(&topic.name) {
-                let (wanted, visited) = self.of_counted(&topic.name);
-                used += visited;
-                let opens = ShardSet(wanted.0 & !topic.interested.0);
-                let closes = ShardSet(topic.interested.0 & !wanted.0);
-                topic.interested = wanted;
-                for shard in opens.iter() {
-                    takes_more &= notify(InterestEvent::Open(shard, topic));
+            match topics.get_mut(self.walk.next.topic) {
+                Some(topic) => {
+                    self.walk.next.topic += 1;
+                    let (visited, room) = self.compare(topic, notify);
+                    used += visited;
+                    takes_more = room;
                 }
-                for shard in closes.iter() {
-                    takes_more &= notify(InterestEvent::Close(shard, topic));
-                }
+                None => self.walk.next = Position { round: self.walk.next.round + 1, topic: 0 },
             }
             if self.is_settled() {
                 (self.walk.recent, self.walk.all_stale) = (Vec::new(), false);
@@ -146,10 +144,34 @@ impl Interest {
         used
     }
 
+    /// Opens or closes a topic to the shards whose interest in it has changed. Returns the nodes of the trie visited, and
+    /// whether the shards take more messages.
+    fn compare(
+        &self,
+        topic: &mut HomeTopic,
+        notify: &mut dyn FnMut(InterestEvent<'_>) -> bool,
+    ) -> (usize, bool) {
+        if !self.walk.may_be_stale(&topic.name) {
+            return (0, true);
+        }
+        let (wanted, visited) = self.of_counted(&topic.name);
+        let opens = ShardSet(wanted.0 & !topic.interested.0);
+        let closes = ShardSet(topic.interested.0 & !wanted.0);
+        topic.interested = wanted;
+        let mut takes_more = true;
+        for shard in opens.iter() {
+            takes_more &= notify(InterestEvent::Open(shard, topic));
+        }
+        for shard in closes.iter() {
+            takes_more &= notify(InterestEvent::Close(shard, topic));
+        }
+        (visited, takes_more)
+    }
+
     /// Answers the first shard whose topics are all open. Returns whether the shards take more messages.
     fn answer(&mut self, notify: &mut dyn FnMut(InterestEvent<'_>) -> bool) -> bool {
-        let visited = self.walk.visited;
-        match self.walk.ready.pop_front_if(|answer| answer.at <= visited) {
+        let reached = self.walk.next;
+        match self.walk.ready.pop_front_if(|answer| answer.at <= reached) {
             Some(Answer { shard, request, .. }) => notify(InterestEvent::Ready(shard, request)),
             None => true,
         }
