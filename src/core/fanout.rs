@@ -173,8 +173,7 @@ impl Fanout {
                 return debug_assert!(false, "a pattern in the trie has an entry");
             };
             for &slot in &entry.members {
-                let held = sessions.get(slot).map(|session| &session.subscriptions);
-                let held = held.and_then(|held| held.iter().find(|held| held.entry == index));
+                let held = sessions.get(slot).and_then(|session| session.subscription(index));
                 let delivery = held.map_or_else(Delivery::default, |held| held.delivery);
                 topic.join(slot, delivery, None, sessions, logs);
             }

@@ -5,6 +5,9 @@ pub use tickcast_proto::limits::*;
 /// Most shards in a server: a topic's interested shards are the bits of one `u128`.
 pub const SHARDS_MAX: usize = 128;
 
+/// Most tokens in a topic name or pattern: each is at least one byte long, and a dot lies between two.
+pub const NAME_TOKENS_MAX: usize = TOPIC_BYTES_MAX.div_ceil(2);
+
 /// Largest message that `/echo` returns, as WebSocket conformance suites require.
 pub const ECHO_BYTES_MAX: usize = 16 << 20;
 

@@ -170,7 +170,7 @@ pub struct Session {
     pub yielding: Yielding,
     /// State that only sessions need that are behind, paced or recovering.
     pub lag: Option<Box<Lag>>,
-    /// Its subscriptions. Bound: `subscriptions_per_session_max`.
+    /// Its subscriptions, sorted by entry. Bound: `subscriptions_per_session_max`.
     pub subscriptions: Vec<Subscription>,
     /// A subscription has gone live: it is counted as subscribed.
     pub subscribed: bool,
@@ -267,6 +267,38 @@ impl Session {
     /// Whether receiving is paused.
     pub fn is_paused(&self) -> bool {
         self.input_state == InputState::Paused
+    }
+
+    /// Its subscription to an entry's pattern. O(log subscriptions).
+    pub fn subscription(&self, entry: u32) -> Option<&Subscription> {
+        let at = self.subscriptions.binary_search_by_key(&entry, |held| held.entry).ok()?;
+        self.subscriptions.get(at)
+    }
+
+    /// Its subscription to an entry's pattern, to change. O(log subscriptions).
+    pub fn subscription_mut(&mut self, entry: u32) -> Option<&mut Subscription> {
+        let at = self.subscriptions.binary_search_by_key(&entry, |held| held.entry).ok()?;
+        self.subscriptions.get_mut(at)
+    }
+
+    /// Adds a subscription to a pattern that it does not hold.
+    pub fn add_subscription(&mut self, subscription: Subscription) {
+        if self.subscriptions.is_empty() {
+            // Most sessions have one subscription; Vec would allocate for four.
+            self.subscriptions.reserve_exact(1);
+        }
+        let at = self.subscriptions.partition_point(|held| held.entry < subscription.entry);
+        debug_assert!(
+            self.subscriptions.get(at).is_none_or(|held| held.entry > subscription.entry),
+            "a session holds a pattern once"
+        );
+        self.subscriptions.insert(at, subscription);
+    }
+
+    /// Removes the subscription to an entry's pattern.
+    pub fn take_subscription(&mut self, entry: u32) -> Option<Subscription> {
+        let at = self.subscriptions.binary_search_by_key(&entry, |held| held.entry).ok()?;
+        Some(self.subscriptions.remove(at))
     }
 
     /// Whether any of its memberships yields.

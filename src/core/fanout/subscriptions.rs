@@ -147,30 +147,21 @@ impl Fanout {
         self.entries[entry as usize].as_ref().map_or("", |entry| &entry.pattern)
     }
 
-    /// Takes a session out of an entry's members, so that it joins no more topics. Returns the units of work: it may have
-    /// to search the subscriptions of the session that takes its place in the list.
-    pub(super) fn leave_members(
-        &mut self,
-        held: Subscription,
-        slot: SlotId,
-        sessions: &mut Sessions,
-    ) -> usize {
+    /// Takes a session out of an entry's members, so that it joins no more topics.
+    pub(super) fn leave_members(&mut self, held: Subscription, slot: SlotId, sessions: &mut Sessions) {
         let Some(entry) = self.entries[held.entry as usize].as_mut() else {
-            debug_assert!(false, "an entry stays while a session holds its pattern");
-            return 1;
+            return debug_assert!(false, "an entry stays while a session holds its pattern");
         };
-        let Some(position) = held.position else { return 1 };
+        let Some(position) = held.position else { return };
         let left = entry.members.swap_remove(position as usize);
         debug_assert_eq!(left, slot, "a subscription knows its place among the members");
         let moved = entry.members.get(position as usize);
-        let Some(moved) = moved.and_then(|&moved| sessions.any_mut(moved)) else { return 1 };
-        let searched = 1 + moved.subscriptions.len() / 16;
-        let moved = moved.subscriptions.iter_mut().find(|moved| moved.entry == held.entry);
+        let Some(moved) = moved.and_then(|&moved| sessions.any_mut(moved)) else { return };
+        let moved = moved.subscription_mut(held.entry);
         debug_assert!(moved.is_some(), "a member of an entry has the subscription");
         if let Some(moved) = moved {
             moved.position = Some(position);
         }
-        searched
     }
 
     /// Ends a session's hold of an entry; the session must have left its members. Returns the pattern if that was the last

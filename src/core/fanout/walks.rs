@@ -99,8 +99,7 @@ impl Fanout {
             return false;
         };
         let Some(session) = sessions.open_mut(slot) else { return false };
-        let held = session.subscriptions.iter_mut().find(|held| held.entry == index);
-        let Some(held) = held else {
+        let Some(held) = session.subscription_mut(index) else {
             debug_assert!(false, "a session makes only its own subscriptions live");
             return false;
         };
@@ -231,10 +230,10 @@ impl Fanout {
         slot: SlotId,
         sessions: &mut Sessions,
     ) -> (MembershipWalk, usize) {
-        let searched = self.leave_members(held, slot, sessions);
+        self.leave_members(held, slot, sessions);
         let rest = sessions.get(slot).map_or(&[][..], |session| &session.subscriptions);
         let is_uniform = rest.iter().all(|other| other.delivery == held.delivery);
-        let used = searched + 1 + rest.len() / LISTED_PER_UNIT;
+        let used = 1 + rest.len() / LISTED_PER_UNIT;
         let (walk, listed) = self.walk(held.entry, slot, Change::Leave { is_uniform }, sessions);
         (walk, used + listed)
     }
@@ -249,7 +248,7 @@ impl Fanout {
         sessions: &mut Sessions,
     ) -> Option<(MembershipWalk, usize)> {
         let session = sessions.open_mut(slot)?;
-        session.subscriptions.iter_mut().find(|held| held.entry == entry)?.delivery = delivery;
+        session.subscription_mut(entry)?.delivery = delivery;
         Some(self.walk(entry, slot, Change::Deliver(delivery), sessions))
     }
 
@@ -379,7 +378,8 @@ impl Fanout {
             }
             let held = sessions.any_mut(slot).and_then(|session| session.subscriptions.pop());
             let Some(held) = held else { return (used, false) };
-            used += CHANGE_UNITS + self.leave_members(held, slot, sessions);
+            used += CHANGE_UNITS;
+            self.leave_members(held, slot, sessions);
             gone.extend(self.release(held.entry));
         }
         (used, true)
@@ -389,7 +389,6 @@ impl Fanout {
 impl Joining {
     /// The session's subscription.
     fn subscription(&self, sessions: &Sessions) -> Option<Subscription> {
-        let session = sessions.get(self.slot)?;
-        session.subscriptions.iter().find(|held| held.entry == self.entry).copied()
+        sessions.get(self.slot)?.subscription(self.entry).copied()
     }
 }

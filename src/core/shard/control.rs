@@ -281,10 +281,8 @@ impl Shard {
             }
             Some(Operation::Unsubscribe { request, pattern }) => {
                 let entry = self.fanout.entry_of(&pattern);
-                let held = self.sessions.open_mut(slot).and_then(|session| {
-                    let at = session.subscriptions.iter().position(|held| Some(held.entry) == entry)?;
-                    Some(session.subscriptions.swap_remove(at))
-                });
+                let session = self.sessions.open_mut(slot);
+                let held = session.zip(entry).and_then(|(session, entry)| session.take_subscription(entry));
                 let Some(held) = held else {
                     self.end_change(flow, slot);
                     self.fail_not_subscribed(slot, request, &pattern, now);

@@ -100,17 +100,13 @@ impl Shard {
                 format!("a session may hold {} subscriptions", self.limits.subscriptions_per_session_max);
             return self.fail(slot, request, ErrorCode::TooManySubscriptions, &text, now);
         }
-        if known.is_some_and(|entry| session.subscriptions.iter().any(|held| held.entry == entry)) {
+        if known.is_some_and(|entry| session.subscription(entry).is_some()) {
             let text = format!("already subscribed to {}", quoted(pattern.as_bytes()));
             return self.fail(slot, request, ErrorCode::AlreadySubscribed, &text, now);
         }
         let Registration { entry, interest } = self.fanout.subscribe(slot, pattern);
         if let Some(session) = self.sessions.open_mut(slot) {
-            if session.subscriptions.is_empty() {
-                // Most sessions have one subscription; Vec would allocate for four.
-                session.subscriptions.reserve_exact(1);
-            }
-            session.subscriptions.push(Subscription { entry, position: None, delivery, start_from: begin });
+            session.add_subscription(Subscription { entry, position: None, delivery, start_from: begin });
         }
         self.queue_join(slot, entry, request);
         if let Some(Interest { request, exact }) = interest {
