@@ -109,6 +109,13 @@ impl FairQueue {
         self.new.is_empty() && self.old.is_empty()
     }
 
+    /// Returns whether a session stands in the queue. O(1).
+    pub fn contains(&self, slot: SlotId) -> bool {
+        self.flows
+            .get(slot.index())
+            .is_some_and(|flow| matches!(flow.standing, Standing::New | Standing::Old))
+    }
+
     /// Returns the number of sessions in the queue.
     pub fn len(&self) -> usize {
         self.new.len() + self.old.len()

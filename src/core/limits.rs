@@ -104,6 +104,10 @@ pub const TURN_RING_BYTES: usize = 256 << 10;
 pub const TURN_TIMERS: usize = 1_024;
 /// Topics whose histories are trimmed in one turn.
 pub const TURN_TRIM_TOPICS: usize = 4_096;
+/// Bytes of waiting input that a shard processes for its sessions in one turn.
+pub const TURN_INPUT_BYTES: usize = 256 << 10;
+/// Bytes of waiting input that one session has processed before the next has its turn: some hundred ticks.
+pub const INPUT_QUANTUM_BYTES: u32 = 16 << 10;
 /// Units of control work (subscriptions that go live, change or end) that a shard does for its sessions in one turn. A unit
 /// is one topic or membership visited, 30 to 100 ns; a topic joined or left takes eight.
 pub const TURN_CONTROL_UNITS: usize = 32 << 10;

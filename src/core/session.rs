@@ -325,6 +325,11 @@ impl Session {
         self.outbox.reply_bytes() <= REPLY_BYTES_MAX
     }
 
+    /// Whether its own state allows more of its input to be processed. If not, receiving is paused.
+    pub fn takes_input(&self) -> bool {
+        self.takes_requests() && self.walks == 0
+    }
+
     /// Queues shared frames. Returns `false` when so much waits that something must yield.
     pub fn push_range(&mut self, log: &EgressLog, range: Range) -> bool {
         self.outbox.push_range(log, range);

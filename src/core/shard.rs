@@ -26,6 +26,7 @@ mod control;
 mod delivery;
 mod egress;
 mod ingress;
+mod intake;
 mod lifecycle;
 mod reload;
 mod stages;
@@ -38,14 +39,15 @@ use std::{
     sync::Arc,
 };
 
-use self::{control::Control, stages::Stages, timers::Timer};
+use self::{control::Control, intake::IntakeKind, stages::Stages, timers::Timer};
 use crate::{
     admission::Publishers,
     config::Limits,
+    fair_queue::FairQueue,
     fanout::{self, DeliveryCounts, EgressLogs, Fanout, LogIndex},
     home::{Home, Retention, last_value::KeysBudget},
     ids::SlotId,
-    limits::{TIMERS_GONE_MAX, TURN_INTEREST_UNITS},
+    limits::{INPUT_QUANTUM_BYTES, TIMERS_GONE_MAX, TURN_INTEREST_UNITS},
     metrics::{
         counters::{Counter, Counters},
         latency::Latency,
@@ -125,9 +127,13 @@ pub struct Shard {
     sessions: Sessions,
     stages: Stages,
     actions: VecDeque<Action>,
-    /// Slots with paused input; entries of ended sessions stay until the next attempt to resume. Bound: one entry per pause
+    /// Slots whose input waits for the session itself: for room in its outbox, or for its walks. Entries of ended sessions stay until the next attempt to resume. Bound: one entry per pause
     /// since then.
     paused: Vec<SlotId>,
+    /// Sessions with paused input that wait for room for all, in fair turns.
+    input_queue: FairQueue,
+    /// The kind of requests that may fill the delivery stages in this turn.
+    preferred_intake: IntakeKind,
     timers: Wheel<Timer>,
     /// Number of timers at which those of ended sessions are dropped.
     timers_max: usize,
@@ -191,6 +197,8 @@ impl Shard {
             stages: Stages::new(shards),
             actions: VecDeque::new(),
             paused: Vec::new(),
+            input_queue: FairQueue::new(INPUT_QUANTUM_BYTES),
+            preferred_intake: IntakeKind::Sessions,
             timers: Wheel::new(),
             timers_max: TIMERS_GONE_MAX,
             generation: 0,
@@ -254,15 +262,15 @@ impl Shard {
         self.stages.deliveries_have_room()
     }
 
-    /// Returns whether sessions' input may be processed, which adds requests too.
-    fn takes_input(&self) -> bool {
+    /// Returns whether sessions' input may be processed in this turn or a later one, which adds requests too.
+    fn has_input_room(&self) -> bool {
         !self.input_stopped && self.takes_requests() && self.stages.requests_have_room()
     }
 
     /// Runs what is due: the interest walk, control work, paused input, timers. Returns whether there was anything.
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
-        if self.stages.deliveries_have_room() {
+        if self.stages.deliveries_are_half_empty() {
             let units = self.with_home(|home, notify| home.advance_walk(TURN_INTEREST_UNITS, notify));
             self.counters.add(Counter::InterestUnits, units as u64);
             worked |= units > 0;
@@ -271,9 +279,8 @@ impl Shard {
         worked |= self.turn_control(now);
         worked |= self.request_history(now);
         self.logs.note_time(now.monotonic_ns);
-        if self.takes_input() {
-            worked |= self.resume_paused(now);
-        }
+        worked |= self.resume_paused(now);
+        self.preferred_intake = self.preferred_intake.next(self.shards > 1);
         worked |= self.handle_timers(now);
         self.apply_deferred(now);
         self.invariants();
@@ -304,7 +311,10 @@ impl Shard {
             "no session stays open once the server drains"
         );
         assert!(
-            open().all(|session| !session.is_paused() || self.paused.contains(&session.id.slot())),
+            open().all(|session| {
+                let slot = session.id.slot();
+                !session.is_paused() || self.paused.contains(&slot) || self.input_queue.contains(slot)
+            }),
             "every paused session is listed, or nothing would resume it"
         );
         for session in open() {
@@ -356,9 +366,9 @@ impl Shard {
             || self.fanout.has_woken()
             || self.control.has_work()
             || self.may_request_history()
-            || (self.home.walks() && self.stages.deliveries_have_room())
+            || (self.home.walks() && self.stages.deliveries_are_half_empty())
             || self.home.is_trimming()
-            || (self.takes_input() && self.paused_can_resume())
+            || (self.has_input_room() && self.paused_can_resume())
             || !self.actions.is_empty()
     }
 

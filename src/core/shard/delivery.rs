@@ -196,7 +196,7 @@ impl Shard {
     }
 
     /// Changes the home and passes its messages on to the shards. Each adds at most one frame to a stage. The home
-    /// learns whether the stages have room for more.
+    /// learns whether the stages have room for more: half of it is kept for ticks.
     pub(super) fn with_home<R>(
         &mut self,
         act: impl FnOnce(&mut Home, &mut dyn FnMut(InterestEvent<'_>) -> bool) -> R,
@@ -205,7 +205,7 @@ impl Shard {
         let Shard { home, fanout, sessions, logs, stages, .. } = self;
         act(home, &mut |notice| {
             Self::pass_on(notice, (own, epoch), fanout, sessions, logs, stages);
-            stages.deliveries_have_room()
+            stages.deliveries_are_half_empty()
         })
     }
 

@@ -9,7 +9,7 @@ use crate::{
     limits::ECHO_BYTES_MAX,
     metrics::counters::Counter,
     now::Now,
-    session::{CloseReason, InputState, Protocol},
+    session::{CloseReason, InputState, Protocol, Session},
 };
 use tickcast_proto::{
     DecodeError, ErrorCode, Step,
@@ -54,7 +54,9 @@ impl Shard {
                 self.process_waiting(slot, now);
             }
         } else {
-            let progress = self.process(slot, bytes, now);
+            // Who waits for room goes first.
+            let bytes_max = if self.input_queue.is_empty() { usize::MAX } else { 0 };
+            let progress = self.process(slot, bytes, bytes_max, now);
             if let Some(session) = self.sessions.open_mut(slot) {
                 session.input.extend_from_slice(&bytes[progress.used..]);
             }
@@ -64,49 +66,32 @@ impl Shard {
         self.apply_deferred(now);
     }
 
-    /// Resumes paused sessions whose input has room now. Returns whether there were any.
-    pub(super) fn resume_paused(&mut self, now: Now) -> bool {
-        if self.paused.is_empty() {
-            return false;
-        }
-        let mut resumed = false;
-        for slot in std::mem::take(&mut self.paused) {
-            let Some(session) = self.sessions.open_mut(slot).filter(|session| session.is_paused()) else {
-                continue;
-            };
-            if !session.takes_requests() || session.walks > 0 || !self.takes_input() {
-                self.paused.push(slot);
-                continue;
-            }
-            resumed = true;
-            if let Some(session) = self.sessions.open_mut(slot) {
+    /// Processes about `bytes_max` of a paused session's input, and resumes receiving if it was all. Returns the bytes
+    /// processed.
+    pub(super) fn resume_input(&mut self, slot: SlotId, bytes_max: usize, now: Now) -> usize {
+        let Some(session) = self.sessions.open_mut(slot) else { return 0 };
+        let input = std::mem::take(&mut session.input);
+        let progress = self.process(slot, &input, bytes_max, now);
+        if let Some(session) = self.sessions.open_mut(slot) {
+            keep_rest(session, input, progress.used);
+            if !progress.blocked {
                 session.input_state = InputState::Open;
+                self.actions.push_back(Action::ResumeReceive(slot));
             }
-            self.actions.push_back(Action::ResumeReceive(slot));
-            self.process_waiting(slot, now);
-            self.note_activity(slot, now);
         }
-        resumed
-    }
-
-    /// Returns whether [`Shard::turn`] would resume a paused session.
-    pub(super) fn paused_can_resume(&self) -> bool {
-        self.paused.iter().any(|&slot| {
-            self.sessions.get(slot).is_some_and(|session| session.takes_requests() && session.walks == 0)
-        })
+        self.after_input(slot, &progress, now);
+        self.note_activity(slot, now);
+        progress.used
     }
 
     fn process_waiting(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else {
             return debug_assert!(false, "only an open session has input that waits");
         };
-        let mut input = std::mem::take(&mut session.input);
-        let progress = self.process(slot, &input, now);
-        if let Some(session) = self.sessions.open_mut(slot)
-            && progress.used < input.len()
-        {
-            input.drain(..progress.used);
-            session.input = input;
+        let input = std::mem::take(&mut session.input);
+        let progress = self.process(slot, &input, usize::MAX, now);
+        if let Some(session) = self.sessions.open_mut(slot) {
+            keep_rest(session, input, progress.used);
         }
         self.after_input(slot, &progress, now);
     }
@@ -133,23 +118,12 @@ impl Shard {
         }
     }
 
-    fn pause_if(&mut self, slot: SlotId, blocked: bool) {
-        if let Some(session) = self.sessions.open_mut(slot)
-            && blocked
-            && !session.is_paused()
-        {
-            session.input_state = InputState::Paused;
-            self.paused.push(slot);
-            self.actions.push_back(Action::PauseReceive(slot));
-            self.counters.add(Counter::InputPaused, 1);
-        }
-    }
-
-    /// Processes whole messages at the front of `bytes` while there is room for their effects.
-    fn process(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Progress {
+    /// Processes whole messages at the front of `bytes` while there is room for their effects, about `bytes_max` of
+    /// them.
+    fn process(&mut self, slot: SlotId, bytes: &[u8], bytes_max: usize, now: Now) -> Progress {
         let mut used = 0;
         loop {
-            let room = self.takes_input();
+            let room = used < bytes_max && self.takes_input();
             let Some(session) = self.sessions.open_mut(slot) else {
                 return Progress { used: bytes.len(), blocked: false };
             };
@@ -158,7 +132,7 @@ impl Shard {
             }
             // A handshake is one request: it is processed under any load, so that no flood locks new clients out.
             let newcomer = session.protocol.is_handshake();
-            let waits = !room || !session.takes_requests() || session.walks > 0;
+            let waits = !room || !session.takes_input();
             if waits && !newcomer {
                 return Progress { used, blocked: true };
             }
@@ -405,6 +379,14 @@ impl Shard {
     /// Returns a tick's flags. Validates JSON only if the codec has not done so.
     fn flags_of(payload: &[u8], known_json: bool) -> u8 {
         if known_json || json::is_json(payload) { FLAG_PAYLOAD_JSON } else { 0 }
+    }
+}
+
+/// Keeps the input of a session that has not been processed.
+fn keep_rest(session: &mut Session, mut input: Vec<u8>, used: usize) {
+    if used < input.len() {
+        input.drain(..used);
+        session.input = input;
     }
 }
 
