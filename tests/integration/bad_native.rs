@@ -244,7 +244,7 @@ fn frames_arrive_whole_however_they_are_cut() {
 #[test]
 fn a_native_handshake_past_its_deadline_is_closed_even_if_bytes_trickle_in() {
     let _machine = beside_others();
-    let server = Server::start(&["--handshake-deadline-ms", "4000"]);
+    let server = Server::start(&["--handshake-deadline", "4s"]);
     let mut bystander = Bystander::watch(&server);
     let mut silent = Peer::connect(server.tcp);
     let mut half = Peer::connect(server.tcp);

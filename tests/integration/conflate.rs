@@ -60,7 +60,7 @@ fn serve(capture: &Path, speed: &str, subscriptions: usize, more: &[&str]) -> Se
     Server::start_logging("info", &[&options, more].concat())
 }
 
-const SMALL: [&str; 4] = ["--behind-bytes", BEHIND_BYTES, "--socket-send-bytes", SOCKET_SEND_BYTES];
+const SMALL: [&str; 4] = ["--behind-size", BEHIND_BYTES, "--socket-send-buffer", SOCKET_SEND_BYTES];
 
 fn assert_has_the_last_of_each_topic(name: &str, account: &Account, last: &Last) {
     assert!(account.topics.keys().eq(last.keys()), "{name}: topics");

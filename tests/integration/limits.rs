@@ -218,7 +218,7 @@ fn a_server_out_of_descriptors_logs_it_does_not_spin_and_recovers() {
     };
     // SAFETY: dup(2) and setrlimit(2) may be called between fork and exec, and nothing is allocated.
     unsafe { command.pre_exec(prepare) };
-    let options = ["--no-sim", "--shards", "2", "--handshake-deadline-ms", "3600000"];
+    let options = ["--no-sim", "--shards", "2", "--handshake-deadline", "1h"];
     let start = Instant::now();
     let server = Server::start_command(command.env("RUST_LOG", "info"), &options);
     let mut witness = Peer::native(server.tcp);

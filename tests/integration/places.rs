@@ -23,7 +23,7 @@ use crate::harness::{
 use tickcast_proto::WireFormat;
 
 /// A publisher that waits for the test does not answer pings.
-const PATIENT: [&str; 2] = ["--ping-interval-ms", "0"];
+const PATIENT: [&str; 2] = ["--ping-interval", "0"];
 const TOPICS: u64 = 4;
 /// More keys than fit one piece of history.
 const KEYS: u64 = 150;

@@ -134,7 +134,7 @@ impl Publisher {
 
 fn serve(history: &str) -> Server {
     // The publisher does not answer pings while it waits.
-    Server::start(&["--shards", "4", "--history", history, "--ping-interval-ms", "0"])
+    Server::start(&["--shards", "4", "--history", history, "--ping-interval", "0"])
 }
 
 /// Asserts that the text has every tick of the capture once, in order, and nothing else.

@@ -134,7 +134,7 @@ fn a_latency_budget_loses_nothing_and_changes_no_order() {
     let server = serve(
         &capture,
         encodings.len(),
-        &["--shards", "2", "--latency-budget-us", "20000", "--spin-us", "500"],
+        &["--shards", "2", "--latency-budget", "20ms", "--spin", "500us"],
     );
     let collectors = encodings.map(|encoding| Collector::start(&server, encoding, &["market.>"]));
     for collector in collectors {

@@ -60,12 +60,12 @@ fn is_closed_and_the_others_lose_nothing(encoding: WireFormat) {
     let _machine = beside_others();
     let options = [
         "--no-sim",
-        "--frame-bytes-max",
-        "8192",
-        "--outbox-bytes-max",
-        "65536",
-        "--egress-log-bytes",
-        "131072",
+        "--frame-max",
+        "8KiB",
+        "--outbox-max",
+        "64KiB",
+        "--egress-log",
+        "128KiB",
     ];
     let server = Server::start_logging("tickcast=debug", &options);
     let healthy =

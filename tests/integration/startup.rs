@@ -53,7 +53,7 @@ fn startup_errors_are_one_line_with_the_remedy() {
         (2, &["--accept-rate", "99999999"], &["--accept-rate", "at most 10000000"]),
         (2, &["--publish-rate", "99999999"], &["--publish-rate", "at most 10000000"]),
         (2, &["--frame-max", "10"], &["--frame-max", "10B", "1KiB"]),
-        (2, &["--outbox-bytes-max", "10"], &["--outbox-max", "--egress-log"]),
+        (2, &["--outbox-max", "10B"], &["--outbox-max", "--egress-log"]),
         (
             2,
             &["--egress-log", "10MiB", "--outbox-max", "11MiB"],

@@ -151,12 +151,12 @@ fn sequenced(server: &Server) -> u64 {
 
 /// Options for a server with [`stuck`] clients.
 pub const ROOM_FOR_THE_STUCK: [&str; 4] =
-    ["--outbox-bytes-max", "67108864", "--egress-log-bytes", "134217728"];
+    ["--outbox-max", "64MiB", "--egress-log", "128MiB"];
 
 #[test]
 fn a_client_that_never_reads_cannot_delay_the_exit_past_the_drain_deadline() {
     let _machine = beside_others();
-    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline-ms", "4000"]].concat());
+    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline", "4s"]].concat());
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let native = stuck(&server, &mut publisher, WireFormat::TCP_NATIVE);
     let websocket = stuck(&server, &mut publisher, WireFormat::WEBSOCKET_JSON);
@@ -177,7 +177,7 @@ fn a_client_that_never_reads_cannot_delay_the_exit_past_the_drain_deadline() {
 #[test]
 fn a_draining_server_accepts_no_connection_and_a_second_signal_ends_it() {
     let _machine = beside_others();
-    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline-ms", "3600000"]].concat());
+    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline", "1h"]].concat());
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let stuck = stuck(&server, &mut publisher, WireFormat::TCP_NATIVE);
     server.terminate();
@@ -200,7 +200,7 @@ fn a_draining_server_accepts_no_connection_and_a_second_signal_ends_it() {
 #[test]
 fn a_drained_client_that_reads_late_still_gets_everything_in_order() {
     let _machine = beside_others();
-    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline-ms", "3600000"]].concat());
+    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline", "1h"]].concat());
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let mut native = stuck(&server, &mut publisher, WireFormat::TCP_NATIVE);
     let mut websocket = stuck(&server, &mut publisher, WireFormat::WEBSOCKET_JSON);

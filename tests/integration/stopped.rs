@@ -106,8 +106,8 @@ fn half_of_a_thousand_clients_stopped_for_seconds_costs_the_others_nothing() {
     }
     let _machine = alone();
     let options = [
-        &["--no-sim", "--ping-interval-ms", "0", "--shards", "2"][..],
-        &["--behind-bytes", "16384", "--socket-send-bytes", "8192"],
+        &["--no-sim", "--ping-interval", "0", "--shards", "2"][..],
+        &["--behind-size", "16KiB", "--socket-send-buffer", "8KiB"],
     ];
     let server = Server::start_logging("info", &options.concat());
     let (running, stopped) = (Half::start(&server, false), Half::start(&server, true));
