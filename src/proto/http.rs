@@ -226,7 +226,7 @@ fn negotiate(
     if offered.peek().is_none() {
         return Ok(WireFormat::WEBSOCKET_JSON);
     }
-    let Some(format) = offered.find_map(WireFormat::of_subprotocol) else {
+    let Some(format) = offered.find_map(WireFormat::from_subprotocol) else {
         let names: Vec<_> = WireFormat::subprotocols().collect();
         return Err(ErrorResponse(
             StatusCode::BAD_REQUEST,
