@@ -87,7 +87,9 @@ mod tests {
             assert_eq!(SUPPORTED[at].format, format);
             assert!(format.index() < WireFormat::PAIRS);
             assert_eq!(format.subprotocol().is_some(), format.framing != Framing::Tcp);
-            assert!(format.subprotocol().is_none_or(|name| WireFormat::from_subprotocol(name) == Some(format)));
+            assert!(
+                format.subprotocol().is_none_or(|name| WireFormat::from_subprotocol(name) == Some(format))
+            );
             for other in &WireFormat::ALL[..at] {
                 assert!(other.index() != format.index() && other.name() != format.name());
             }

@@ -81,8 +81,7 @@ fn every_file_is_served_plain_and_compressed_and_revalidated_by_entity_tag() {
 #[test]
 fn a_client_on_a_slow_link_gets_the_whole_page() {
     let _machine = beside_others();
-    let options =
-        ["--socket-send-buffer", "4KiB", "--notsent-lowat", "0", "--handshake-deadline", "1m"];
+    let options = ["--socket-send-buffer", "4KiB", "--notsent-lowat", "0", "--handshake-deadline", "1m"];
     let server = Server::start(&options);
     let mut peer = Peer::connect_with_small_window(server.http);
     peer.send(b"GET /page/main.js HTTP/1.1\r\nHost: test\r\n\r\n");

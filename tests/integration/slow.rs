@@ -58,15 +58,7 @@ fn read_the_rest(peer: &mut Peer, encoding: WireFormat) -> (Vec<u64>, Option<u16
 
 fn is_closed_and_the_others_lose_nothing(encoding: WireFormat) {
     let _machine = beside_others();
-    let options = [
-        "--no-sim",
-        "--frame-max",
-        "8KiB",
-        "--outbox-max",
-        "64KiB",
-        "--egress-log",
-        "128KiB",
-    ];
+    let options = ["--no-sim", "--frame-max", "8KiB", "--outbox-max", "64KiB", "--egress-log", "128KiB"];
     let server = Server::start_logging("tickcast=debug", &options);
     let healthy =
         [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON, encoding]

@@ -150,8 +150,7 @@ fn sequenced(server: &Server) -> u64 {
 }
 
 /// Options for a server with [`stuck`] clients.
-pub const ROOM_FOR_THE_STUCK: [&str; 4] =
-    ["--outbox-max", "64MiB", "--egress-log", "128MiB"];
+pub const ROOM_FOR_THE_STUCK: [&str; 4] = ["--outbox-max", "64MiB", "--egress-log", "128MiB"];
 
 #[test]
 fn a_client_that_never_reads_cannot_delay_the_exit_past_the_drain_deadline() {
