@@ -215,8 +215,8 @@ fn a_socket_full_for_too_long_is_conflated_however_few_ticks_wait() {
         (0..20).for_each(|_| bench.after(100));
         bench.publish("a", 0, &[0; 40]);
         bench.open();
-        let told = if policy == Policy::Conflate { Conflated(2, 5) } else { Gap(2, 5) };
-        assert_eq!(bench.said(), [told, tick("a", 5)]);
+        let announced = if policy == Policy::Conflate { Conflated(2, 5) } else { Gap(2, 5) };
+        assert_eq!(bench.said(), [announced, tick("a", 5)]);
     }
 }
 

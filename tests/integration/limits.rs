@@ -22,9 +22,9 @@ fn refusal(peer: &mut Peer, native: bool) -> (u16, String) {
     if native {
         let closing = peer.frame().unwrap();
         assert_eq!(closing.kind, frames::CLOSING);
-        let told = (closing.code(), closing.text().to_owned());
+        let refusal = (closing.code(), closing.text().to_owned());
         assert_eq!(peer.frame(), None);
-        return told;
+        return refusal;
     }
     let response = String::from_utf8(peer.read_to_end()).unwrap();
     let (head, text) = response.split_once("\r\n\r\n").unwrap();

@@ -215,20 +215,20 @@ fn tell(line: &str) {
 
 /// Reads and reports progress until the parent has said how many ticks there are and every client accounts for them.
 fn read_on(clients: &mut [Subscriber]) -> u64 {
-    let (mut told, mut published) = (0, None);
+    let (mut reported, mut published) = (0, None);
     let mut progress = Instant::now();
     loop {
         let all_have = clients.iter().map(|client| client.account.reached()).min().unwrap();
-        if all_have > told {
-            (told, progress) = (all_have, Instant::now());
-            tell(&format!("all have {told}"));
+        if all_have > reported {
+            (reported, progress) = (all_have, Instant::now());
+            tell(&format!("all have {reported}"));
         }
         if let Some(published) = published
-            && told == published * TOPICS
+            && reported == published * TOPICS
         {
             return published;
         }
-        assert!(progress.elapsed() < GUARD, "only {told} ticks reached every client");
+        assert!(progress.elapsed() < GUARD, "only {reported} ticks reached every client");
         let ready: Vec<bool> = {
             let input = stdin();
             let mut polled = vec![PollFd::new(input.as_fd(), PollFlags::POLLIN)];
