@@ -1,4 +1,4 @@
-//! The command line as clap parses it. What it means is [`crate::config`]'s business.
+//! The command line as clap parses it. [`crate::config`] interprets it.
 
 pub mod old;
 pub mod pages;

@@ -87,10 +87,10 @@ fn unparsable_options_are_refused_by_name() {
             &["--behind-time", "500"],
             "'--behind-time <TIME>': the unit is missing: write 500s, 500ms or 500us",
         ),
-        (&["--replay", "Cargo.toml", "--speed", "0"], "'--speed <FACTOR>': a number above 0"),
+        (&["--replay", "Cargo.toml", "--speed", "0"], "'--speed <FACTOR>': must be a number above 0"),
         (
             &["--replay", "Cargo.toml", "--speed", "fast"],
-            "'fast' for '--speed <FACTOR>': a number above 0, or max",
+            "'fast' for '--speed <FACTOR>': must be a number above 0, or max",
         ),
         (&["--identity-conflict", "both"], "'--identity-conflict"),
         (&["--replay-bad-lines", "mend", "--replay", "x"], "'--replay-bad-lines"),
