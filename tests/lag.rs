@@ -27,7 +27,7 @@ const MS: u64 = 1_000_000;
 const PUBLISHER: u32 = 0;
 const READER: u32 = 1;
 
-/// What a subscriber is sent, in short.
+/// What a subscriber receives, abbreviated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Said {
     Tick(String, u64),
@@ -87,13 +87,13 @@ impl Bench {
         self.turn();
     }
 
-    /// Lets time jump, then one turn.
+    /// Advances the time, then runs one turn.
     fn after(&mut self, ms: u64) {
         self.jump(ms * MS);
         self.turn();
     }
 
-    /// Takes what the reader was sent so far.
+    /// Takes everything sent to the reader so far.
     fn said(&mut self) -> Vec<Said> {
         let actions = std::mem::take(&mut self.actions);
         let ends = |action: &Action| matches!(action, Action::Close(_) | Action::HandOver(_));

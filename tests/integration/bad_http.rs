@@ -1,4 +1,4 @@
-//! Requests to the HTTP port that are no valid WebSocket handshake: each gets its status code.
+//! Requests to the HTTP port that are not valid WebSocket handshakes: each gets its status code.
 
 use crate::{
     bad_native::Bystander,

@@ -92,7 +92,7 @@ fn broken() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
 }
 
 #[test]
-fn a_native_peer_that_breaks_the_protocol_is_told_why_and_only_it_is_closed() {
+fn a_native_peer_that_breaks_the_protocol_receives_the_reason_and_only_it_is_closed() {
     let _machine = beside_others();
     let server = Server::start(&[]);
     let mut bystander = Bystander::watch(&server);

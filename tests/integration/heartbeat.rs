@@ -45,7 +45,7 @@ fn dead_peers_are_reaped_and_their_slots_are_freed() {
 }
 
 #[test]
-fn a_peer_that_reads_and_does_not_answer_is_told_3011() {
+fn a_peer_that_reads_and_does_not_answer_receives_3011() {
     let _machine = beside_others();
     let server = Server::start(&SHORT);
     let mut native = Peer::native(server.tcp);
@@ -156,7 +156,7 @@ fn a_server_suspended_for_longer_than_the_timeout_keeps_its_clients() {
 }
 
 #[test]
-fn each_client_is_told_when_to_reconnect() {
+fn each_client_receives_its_own_reconnect_delay() {
     let _machine = beside_others();
     let server = Server::start(&["--reconnect-spread", "1000000s"]);
     let mut natives: Vec<Peer> = (0..5).map(|_| Peer::native(server.tcp)).collect();

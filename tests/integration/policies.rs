@@ -32,7 +32,7 @@ const GROWTH_BYTES_MAX: u64 = 1 << 20;
 const FLOOD: &str = "sim.flood";
 const FLOOD_TICKS: u64 = 4_000;
 const FLOOD_PAYLOAD: [u8; 10_000] = [b'7'; 10_000];
-/// Ticks of the flood that a client that does not read misses at least.
+/// Minimum number of ticks of the flood that a client misses if it does not read.
 const MISSED_LEAST: u64 = 3_000;
 
 fn topic(number: u64) -> String {
@@ -124,7 +124,7 @@ fn one_that_does_not_read(policy: u8, native: bool) {
     if policy == DISCONNECT {
         eventually("the stuck one is closed", || server.log.text().contains("ends: slow consumer"));
     } else {
-        // It is still connected, is told what it missed, and every topic continues to its last tick.
+        // It is still connected, the server announced what it missed, and every topic continues to its last tick.
         feed.round();
         let missed =
             |account: &Account| account.topics.get(FLOOD).map_or(0, |taken| taken.conflated + taken.dropped);

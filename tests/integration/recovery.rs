@@ -1,4 +1,4 @@
-//! Clients that are killed and restarted: they get each missed tick exactly once, or are told that it is lost.
+//! Clients that are killed and restarted: they get each missed tick exactly once, or an announcement that it is lost.
 
 use std::{
     collections::BTreeMap,
@@ -189,7 +189,7 @@ fn a_client_killed_fifty_times_has_every_tick_exactly_once() {
 }
 
 #[test]
-fn a_client_that_missed_more_than_the_history_is_told_what_it_lost() {
+fn a_client_that_missed_more_than_the_history_learns_what_it_lost() {
     const ABSENCES: usize = 5;
     const BEFORE_EACH: usize = 100;
     let _machine = beside_others();

@@ -24,7 +24,7 @@ fn refused(server: &Server) -> bool {
         .any(|line| line.starts_with("tickcast_ticks_refused_rate_total{") && !line.ends_with(" 0"))
 }
 
-/// What is live and what is not, changed.
+/// Changes a live option and one that needs a restart.
 const CHANGED: &str = "[delivery]\nbehind_time = \"400ms\"\n[limits]\npublish_rate = 1\ntopics_max = 10\n";
 
 #[test]

@@ -1,4 +1,4 @@
-//! SIGTERM: every accepted tick arrives, every client is told, and no client can delay the exit.
+//! SIGTERM: every accepted tick arrives, every client receives the close code, and no client can delay the exit.
 
 use std::{
     io::ErrorKind,
@@ -62,7 +62,7 @@ fn last_sequences(name: &str, ticks: &ByTopic) -> Vec<(String, u64)> {
 }
 
 #[test]
-fn ticks_accepted_before_sigterm_arrive_and_every_client_is_told_3001() {
+fn ticks_accepted_before_sigterm_arrive_and_every_client_receives_3001() {
     let _machine = beside_others();
     let options = ["--sim-producers", "10", "--sim-rate", "100", "--sim-topics", "3", "--shards", "3"];
     let server = Server::start_logging("info", &[&options[..], &LOSSLESS].concat());

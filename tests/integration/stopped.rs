@@ -41,7 +41,7 @@ const TOPICS: u64 = 8;
 const BATCH: u64 = 4;
 const PAYLOAD: [u8; 200] = [b'7'; 200];
 const STOPPED_FOR: Duration = Duration::from_millis(2_500);
-/// Batches published meanwhile at least, however slow the machine is: 200 KB per client.
+/// Minimum number of batches published meanwhile, however slow the machine is: 200 KB per client.
 const BATCHES_WHILE_STOPPED: u64 = 25;
 const BATCHES_BEFORE_AND_AFTER: u64 = 3;
 
@@ -78,7 +78,7 @@ impl Half {
         self.out.wait_for(&format!("all have {ticks}\n"));
     }
 
-    /// Tells it how many ticks of each topic were published; returns its report.
+    /// Sends it the number of ticks published per topic; returns its report.
     fn finish(mut self, published: u64) -> Value {
         writeln!(self.commands, "{published}").unwrap();
         self.commands.flush().unwrap();
@@ -213,7 +213,7 @@ fn tell(line: &str) {
     stdout().flush().unwrap();
 }
 
-/// Reads and reports progress until the parent has said how many ticks there are and every client accounts for them.
+/// Reads and reports progress until the parent has sent the number of ticks and every client accounts for them.
 fn read_on(clients: &mut [Subscriber]) -> u64 {
     let (mut reported, mut published) = (0, None);
     let mut progress = Instant::now();
