@@ -85,6 +85,14 @@ fn only_the_transport_knows_the_executor_and_the_ring() {
 }
 
 #[test]
+fn shards_are_pinned_without_sysfs() {
+    // Every placement but this one reads /sys, and glommio panics where there is none.
+    refuse("executors are unbound; process/pinning.rs pins their threads", |path, line| {
+        path.starts_with("src/") && line.contains("Placement::") && !line.contains("Placement::Unbound")
+    });
+}
+
+#[test]
 fn only_the_admin_listener_knows_its_runtime() {
     refuse("only the admin listener names tokio and hyper", |path, line| {
         let knows = ["tokio::", "hyper::", "hyper_util::", "http_body_util::"];

@@ -6,9 +6,8 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
 use tickcast::{
-    cli::{Cli, Command, old, pages},
+    cli::{Cli, Command, pages},
     commands,
     config::{
         Config,
@@ -25,7 +24,7 @@ use tickcast::{
 
 fn main() -> ExitCode {
     logging::init();
-    let result = match Cli::parse_from(old::words(std::env::args_os())).command {
+    let result = match Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit()).0.command {
         Command::Serve(_) => {
             let Err(error) = serve() else { return ExitCode::SUCCESS };
             error.to_string().lines().for_each(|line| log::error!("{line}"));

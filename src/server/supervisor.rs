@@ -31,6 +31,7 @@ use crate::{
     page,
     process::{
         activation::Passed,
+        pinning::pin_to,
         rlimits,
         signals::{self, HangUp},
         systemd::{self, Feeder},
@@ -76,7 +77,7 @@ enum Happened {
     /// A shard's latencies: it was asked, or it ends.
     Latency(ShardId, Box<Latency>),
     /// A shard's ring and listeners are ready, or are not to be had.
-    Started(io::Result<()>),
+    Started(Result<(), StartupError>),
     /// A shard has ended.
     ShardEnded(ShardId, io::Result<()>),
     /// A source of this kind has ended, or cannot go on.
@@ -266,13 +267,13 @@ fn start(
             happened: happened_in.clone(),
         };
         let core = config.cores[index % config.cores.len()];
-        let executor = LocalExecutorBuilder::new(Placement::Fixed(core))
+        let executor = LocalExecutorBuilder::new(Placement::Unbound)
             .name("shard")
             .io_memory(EXECUTOR_MEMORY_BYTES)
             .ring_depth(EXECUTOR_RING_DEPTH)
             .preempt_timer(PREEMPT_TIMER)
             .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
-            .spawn(move || parts.run());
+            .spawn(move || parts.run(core));
         server.shards.push(executor.map_err(|error| StartupError::Executor(error.to_string()))?);
     }
     let mut started = 0;
@@ -282,12 +283,8 @@ fn start(
             // There is nothing to report yet, and nobody to ask.
             Ok(Happened::ReportAsked | Happened::Asked(_)) => {}
             Ok(Happened::ReloadAsked) => server.reloader.ask(),
-            Ok(Happened::Started(Err(error)) | Happened::ShardEnded(_, Err(error))) => {
-                return Err(StartupError::IoUring(
-                    error,
-                    "the data ring could not be made (locked memory: LimitMEMLOCK; descriptors: LimitNOFILE)",
-                ));
-            }
+            Ok(Happened::Started(Err(error))) => return Err(error),
+            Ok(Happened::ShardEnded(_, Err(error))) => return Err(no_ring(error)),
             Ok(Happened::Signal(name)) => {
                 return Err(StartupError::Executor(format!("{name} while starting")));
             }
@@ -295,6 +292,13 @@ fn start(
         }
     }
     Ok((server, lanes))
+}
+
+fn no_ring(error: io::Error) -> StartupError {
+    StartupError::IoUring(
+        error,
+        "the data ring could not be made (locked memory: LimitMEMLOCK; descriptors: LimitNOFILE)",
+    )
 }
 
 /// Everything a shard's thread is given.
@@ -316,14 +320,17 @@ struct Parts {
 }
 
 impl Parts {
-    async fn run(self) {
+    async fn run(self, core: usize) {
         // Dropped on every way out, a panic's included: the main thread never waits for a shard that is gone.
         let mut ended = Ended {
             shard: self.shard.id(),
             happened: self.happened.clone(),
             result: Err(io::Error::other("it panicked")),
         };
-        let ring = match make_ring(self.clients_max, &self.eventfd, self.sockets) {
+        let pinned = pin_to(core).map_err(|error| StartupError::Executor(error.to_string()));
+        let ring =
+            pinned.and_then(|()| make_ring(self.clients_max, &self.eventfd, self.sockets).map_err(no_ring));
+        let ring = match ring {
             Ok(ring) => ring,
             Err(error) => {
                 let _ = self.happened.send(Happened::Started(Err(error)));

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ffi::OsString, fmt::Write, path::PathBuf};
 
-use clap::{ArgMatches, CommandFactory, FromArgMatches, error::ErrorKind, parser::ValueSource};
+use clap::{ArgMatches, error::ErrorKind, parser::ValueSource};
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -13,7 +13,7 @@ use super::{
     reload::{self, Change},
 };
 use crate::{
-    cli::{Cli, Command, ServeArgs, old, serve::Tables},
+    cli::{Cli, Command, ServeArgs, serve::Tables},
     error::Problem,
     sources::{
         KINDS,
@@ -212,9 +212,9 @@ fn flattened(tree: &Table) -> BTreeMap<String, String> {
 }
 
 fn parse(words: &[OsString]) -> Result<(Box<ServeArgs>, ArgMatches), clap::Error> {
-    let matches = Cli::command().try_get_matches_from(old::words(words.iter().cloned()))?;
+    let (cli, matches) = Cli::read(words.iter().cloned())?;
     let wrong = || clap::Error::new(ErrorKind::InvalidSubcommand);
-    match Cli::from_arg_matches(&matches)?.command {
+    match cli.command {
         Command::Serve(args) => Ok((args, matches.subcommand_matches("serve").cloned().ok_or_else(wrong)?)),
         _ => Err(wrong()),
     }

@@ -17,7 +17,7 @@ use super::{
     Source, SourceContext, SourceError,
     kind::{Configured, Flags, OptionChecks, SourceOptions, Starts},
 };
-use crate::{cli::values::Speed, clock, limits::REPLAY_LINE_BYTES_MAX, logging};
+use crate::{byte_order_mark, cli::values::Speed, clock, limits::REPLAY_LINE_BYTES_MAX, logging};
 use tickcast_proto::pattern;
 
 /// A `[[source]]` of kind `replay`.
@@ -179,10 +179,12 @@ impl Settings {
         let (mut bytes, mut number) = (Vec::new(), 0);
         while read_line(&mut reader, &mut bytes).map_err(failed)? {
             number += 1;
+            // On every line: captures may be concatenated.
+            let bytes = byte_order_mark::strip(&bytes);
             if bytes.trim_ascii().is_empty() {
                 continue;
             }
-            let line = match parse(&bytes, self.payload_bytes_max) {
+            let line = match parse(bytes, self.payload_bytes_max) {
                 Ok(line) => line,
                 Err(text) if self.skip_bad_lines => {
                     let file = self.file.display();
@@ -235,6 +237,11 @@ fn parse(bytes: &[u8], payload_bytes_max: usize) -> Result<Line<'_>, String> {
     if bytes.len() > REPLAY_LINE_BYTES_MAX {
         return Err(format!("longer than {REPLAY_LINE_BYTES_MAX} bytes"));
     }
+    if byte_order_mark::is_utf16(bytes) {
+        return Err(
+            "the text is UTF-16; convert the capture to UTF-8, with iconv -f UTF-16 -t UTF-8".to_owned()
+        );
+    }
     let line: Line<'_> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     pattern::check_topic(line.topic.as_bytes()).map_err(|error| format!("topic {:?} {error}", line.topic))?;
     if line.data.get().len() > payload_bytes_max {
@@ -267,6 +274,7 @@ mod tests {
             (br#"{"at_ns":1,"topic":"a b","data":1}"#, "whitespace"),
             (br#"{"at_ns":1,"topic":"a","data":"xxxxxxxx"}"#, "allowed"),
             (b"\xff", "expected"),
+            (b"\xff\xfe{\0", "UTF-16"),
         ] {
             let error = parse(line, 8).err().expect("an error");
             assert!(error.contains(part), "{error}");

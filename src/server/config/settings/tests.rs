@@ -329,7 +329,7 @@ fn changes_say_which_are_live() {
 
 /// A value other than the default: the last of the possible values, or one that fits the placeholder, or any text.
 fn other(declared: &Declared) -> String {
-    let command = Cli::command();
+    let command = <Cli as clap::CommandFactory>::command();
     let mut arguments = command.find_subcommand("serve").unwrap().get_arguments();
     let choices = arguments.find(|arg| arg.get_id() == &*declared.id).unwrap().get_possible_values();
     if let Some(choice) = choices.last() {

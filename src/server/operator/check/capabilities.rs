@@ -17,6 +17,8 @@ use crate::{
 const KERNEL_FIRST: (u32, u32) = (6, 1);
 /// The first kernel with IORING_OP_FIXED_FD_INSTALL.
 const FIXED_FD_INSTALL_FIRST: &str = "6.8";
+/// The first kernel with IORING_ENTER_NO_IOWAIT.
+const NO_IOWAIT_FIRST: &str = "6.15";
 /// The smallest ring with all features of a shard's. It receives nothing.
 const RING: Settings = Settings { slots: 1, receive_buffers: 1, receive_buffer_bytes: 4096 };
 /// The kernel releases the locked memory of an exited server late: attempts to create a ring, and the pause between them.
@@ -27,11 +29,21 @@ const RING_RETRY_NS: u64 = 100_000_000;
 pub fn check() -> Vec<CheckItem> {
     let sysctl = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
     let (release, disabled) = (sysctl("osrelease"), sysctl("io_uring_disabled"));
-    let ring = ring();
+    let (ring, waits_as_idle) = ring();
     let kernel = kernel(release.trim(), ring.state == ItemState::Enabled);
     let error = rlimits::io_uring().err().map(|error| error.to_string());
     let io_uring = io_uring(disabled.trim(), error);
-    vec![kernel, io_uring, ring, memlock(), descriptors(), clients(), cores(), session_addresses()]
+    vec![
+        kernel,
+        io_uring,
+        ring,
+        memlock(),
+        descriptors(),
+        clients(),
+        cores(),
+        session_addresses(),
+        idle_cores(waits_as_idle),
+    ]
 }
 
 /// A working ring outweighs the version number: distributions backport features to older kernels.
@@ -82,8 +94,8 @@ fn io_uring(disabled: &str, error: Option<String>) -> CheckItem {
     }
 }
 
-/// A ring as each shard has one, at its smallest size.
-fn ring() -> CheckItem {
+/// A ring as each shard has one, at its smallest size; and whether a core whose shard waits in it counts as idle.
+fn ring() -> (CheckItem, bool) {
     let mut attempts = 0;
     let created = loop {
         match eventfd().and_then(|doorbell| DataRing::new(RING, doorbell)) {
@@ -91,23 +103,38 @@ fn ring() -> CheckItem {
                 attempts += 1;
                 clock::sleep_ns(RING_RETRY_NS);
             }
-            created => break created.map(drop),
+            created => break created.map(|ring| ring.waits_as_idle()),
         }
     };
+    let waits_as_idle = matches!(created, Ok(true));
     let (state, reason) = match created {
-        Ok(()) => (
+        Ok(_) => (
             ItemState::Enabled,
             "Each shard has one: multishot receive needs the buffers, SENDs need the files.".to_owned(),
         ),
         Err(error) => (ItemState::Unsupported, format!("Cannot create a shard's ring: {error}")),
     };
-    CheckItem {
+    let item = CheckItem {
         name: "io_uring ring".to_owned(),
         required: true,
         state,
         now: None,
         wanted: "registered files, provided buffers".to_owned(),
         reason,
+    };
+    (item, waits_as_idle)
+}
+
+/// Whether monitoring shows the cores of idle shards as idle.
+fn idle_cores(waits_as_idle: bool) -> CheckItem {
+    CheckItem {
+        name: "idle cores".to_owned(),
+        required: false,
+        state: if waits_as_idle { ItemState::Enabled } else { ItemState::Unsupported },
+        now: None,
+        wanted: format!("Linux {NO_IOWAIT_FIRST}"),
+        reason: "Without IORING_ENTER_NO_IOWAIT the kernel counts the core of an idle shard as waiting for a disk (100 % iowait)."
+            .to_owned(),
     }
 }
 
@@ -252,6 +279,18 @@ mod tests {
             assert_eq!(item.state, state, "{item:?}");
             assert!(!item.reason.contains("a service"), "{item:?}");
         }
+    }
+
+    #[test]
+    fn an_idle_shard_that_counts_as_waiting_for_a_disk_is_reported() {
+        let items = check();
+        let item = items.iter().find(|item| item.name == "idle cores").unwrap();
+        let is_new =
+            fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|now| version(&now) >= Some((6, 15)));
+        assert!(!is_new || *item == idle_cores(true), "{item:?}");
+        let lacking = idle_cores(false);
+        assert_eq!((lacking.state, lacking.is_missing()), (ItemState::Unsupported, false));
+        assert_eq!(lacking.wanted, "Linux 6.15");
     }
 
     #[test]
