@@ -166,7 +166,7 @@ impl Reader<'_> {
     fn keep(&mut self, declared: &Declared, key: &Key<'_>, named: String, value: Value) {
         let entry = Entry { line: self.line_of(key), named: named.clone(), value };
         if let Some(other) = self.file.options.insert(declared.id.clone(), entry) {
-            let text = format!("is already set as {} in line {}", other.named, other.line);
+            let text = format!("is also set as {} in line {}; remove one", other.named, other.line);
             self.refuse(key, &named, text);
         }
     }

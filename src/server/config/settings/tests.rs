@@ -128,7 +128,7 @@ fn values_that_do_not_fit_are_refused_with_their_line() {
         ("log", "[server]\nlog = \"loud\"\n", "line 2: server.log: invalid level \"loud\""),
         ("syntax", "tcp = \"127.0.0.1:0\"\nhttp =\n", "line 2"),
         ("twice", "[server]\nshards = 1\nshards = 2\n", "line 3"),
-        ("both", "shards = 1\n[server]\nshards = 2\n", "is already set as shards in line 1"),
+        ("both", "shards = 1\n[server]\nshards = 2\n", "is also set as server.shards in line 3; remove one"),
         ("shape", "limits = 5\n", "line 1: limits: must be a table"),
         ("list", "[listener]\nkind = \"native\"\n", "line 1: listener: must be a list of tables"),
         (
