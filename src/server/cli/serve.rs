@@ -90,7 +90,7 @@ pub struct Tables {
 #[group(id = "listener")]
 #[command(next_help_heading = "Listeners")]
 pub struct ListenerFlags {
-    /// Address for native clients: IP:PORT or unix:/path; port 0 is any free port
+    /// Address for native clients: IP:PORT, localhost:PORT or unix:/path; port 0 is any free port
     #[arg(long, env = "TICKCAST_TCP", value_name = "ADDRESS", default_value = "127.0.0.1:9400")]
     pub tcp: Address,
     /// Address for HTTP and WebSocket clients
