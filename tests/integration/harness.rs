@@ -170,7 +170,7 @@ pub fn tickcast() -> Command {
 }
 
 /// Environment variables that the command reads: its options, and those of a service manager.
-pub const ENVIRONMENT: [&str; 16] = [
+pub const ENVIRONMENT: [&str; 17] = [
     "TICKCAST_CORES",
     "TICKCAST_TCP",
     "TICKCAST_HTTP",
@@ -179,6 +179,7 @@ pub const ENVIRONMENT: [&str; 16] = [
     "TICKCAST_MAX_CLIENTS",
     "TICKCAST_SERVER",
     "TICKCAST_TUNE",
+    "TICKCAST_FAULT",
     "RUST_LOG",
     "JOURNAL_STREAM",
     "NOTIFY_SOCKET",

@@ -8,7 +8,7 @@ use std::{
 use crate::harness::{ENVIRONMENT, FREE_PORTS, Log, Server, beside_others, tickcast, wait_for_exit};
 
 /// Runs a command to its end; returns exit code and standard error.
-fn run(command: &mut Command) -> (Option<i32>, String) {
+pub fn run(command: &mut Command) -> (Option<i32>, String) {
     run_with_input(command, Stdio::null())
 }
 
@@ -156,6 +156,7 @@ fn process_limits_that_are_too_low_are_named_with_the_remedy() {
     for (limits, options, parts) in [
         ("ulimit -n 500", "--max-clients 1000", ["descriptor limit too low: 500", "LimitNOFILE", "1128"]),
         ("ulimit -n 100", "", ["descriptor limit too low: 100", "LimitNOFILE", "--max-clients"]),
+        ("ulimit -n 1024", "--shards 128", ["descriptor limit too low: 1024", "LimitNOFILE", "1329"]),
         ("ulimit -l 64", "", ["memlock limit too low: 65536", "LimitMEMLOCK", "ulimit -l"]),
     ] {
         let (code, text) = serve_limited(limits, options);

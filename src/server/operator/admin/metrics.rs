@@ -13,6 +13,7 @@ use tickcast_core::{
     metrics::{
         counters::{Counter, Counters},
         latency::Until,
+        turn_times,
     },
     shard::survey::ShardState,
 };
@@ -148,6 +149,7 @@ pub fn text(scrape: &Scrape<'_>) -> String {
     let mut writer = Writer(String::with_capacity(16 << 10));
     counters(scrape, &mut writer);
     sources(scrape, &mut writer);
+    turns(scrape, &mut writer);
     states(scrape, &mut writer);
     latencies(scrape, &mut writer);
     server(scrape, &mut writer);
@@ -179,6 +181,27 @@ fn counters(scrape: &Scrape<'_>, writer: &mut Writer) {
                 writer.sample(family, &labels, value(shard.counters.value(*counter)));
             }
         }
+    }
+}
+
+/// Of every shard: the histogram is read like a counter, so a shard that hangs is in it with the turns before.
+fn turns(scrape: &Scrape<'_>, writer: &mut Writer) {
+    const NAME: &str = "tickcast_turn_seconds";
+    writer.family(
+        NAME,
+        "histogram",
+        "Length of the shard's turns: the time it worked, without the time it slept.",
+    );
+    for ShardSample { shard, counters, .. } in scrape.shards {
+        let (counts, turns) = counters.turn_times().cumulative();
+        for (bound_us, count) in turn_times::BOUNDS_US.iter().zip(counts) {
+            let bound = *bound_us as f64 / 1e6;
+            writer.sample(&format!("{NAME}_bucket"), &[("shard", shard), ("le", &bound)], count);
+        }
+        writer.sample(&format!("{NAME}_bucket"), &[("shard", shard), ("le", &"+Inf")], turns);
+        let busy_seconds = counters.value(Counter::BusyNs) as f64 / 1e9;
+        writer.sample(&format!("{NAME}_sum"), &[("shard", shard)], busy_seconds);
+        writer.sample(&format!("{NAME}_count"), &[("shard", shard)], turns);
     }
 }
 
@@ -368,6 +391,23 @@ pub(in crate::operator) mod tests {
 
     fn has(text: &str, line: &str) {
         assert!(text.lines().any(|known| known == line), "{line:?} is not in\n{text}");
+    }
+
+    #[test]
+    fn turns_are_a_histogram_of_each_shard_whether_it_answered_or_not() {
+        let text = scraped(|counters| {
+            for turn_ns in [100_000, 3_000_000, 2_000_000_000] {
+                counters.turn_times().record(turn_ns);
+            }
+            counters.add(Counter::BusyNs, 2_003_100_000);
+        });
+        has(&text, "# TYPE tickcast_turn_seconds histogram");
+        for (bound, count) in [("0.0001", 1), ("0.001", 1), ("0.005", 2), ("0.1", 2), ("1", 2), ("+Inf", 3)] {
+            has(&text, &format!("tickcast_turn_seconds_bucket{{shard=\"0\",le=\"{bound}\"}} {count}"));
+        }
+        has(&text, "tickcast_turn_seconds_sum{shard=\"0\"} 2.0031");
+        has(&text, "tickcast_turn_seconds_count{shard=\"0\"} 3");
+        has(&text, "tickcast_turn_seconds_count{shard=\"1\"} 0");
     }
 
     #[test]

@@ -2,15 +2,17 @@
 
 use std::fs;
 
-use io_uring::{IoUring, Probe, opcode};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use crate::{
     clock,
-    limits::{CLIENTS_MAX_DEFAULT, DESCRIPTOR_RESERVE},
+    limits::{CLIENTS_MAX_DEFAULT, SHARDS_MAX},
     operator::check::item::{CheckItem, ItemState},
-    process::rlimits::{self, MEMLOCK_BYTES_MIN},
-    transport::uring::data_ring::{DataRing, Settings, eventfd},
+    process::rlimits,
+    transport::uring::{
+        data_ring::{DataRing, Settings, eventfd},
+        probe,
+    },
 };
 
 /// The first kernel with everything the rings use; DEFER_TASKRUN came last.
@@ -33,14 +35,16 @@ pub fn check() -> Vec<CheckItem> {
     let kernel = kernel(release.trim(), ring.state == ItemState::Enabled);
     let error = rlimits::io_uring().err().map(|error| error.to_string());
     let io_uring = io_uring(disabled.trim(), error);
+    let cores = allowed_cores();
+    let shards = cores.len().clamp(1, SHARDS_MAX) as u16;
     vec![
         kernel,
         io_uring,
         ring,
-        memlock(),
-        descriptors(),
-        clients(),
-        cores(),
+        memlock(shards),
+        descriptors(shards),
+        clients(shards),
+        cores_item(cores),
         session_addresses(),
         idle_cores(waits_as_idle),
     ]
@@ -138,37 +142,44 @@ fn idle_cores(waits_as_idle: bool) -> CheckItem {
     }
 }
 
-fn memlock() -> CheckItem {
-    let error = rlimits::memlock().err().map(|error| error.to_string());
+/// The cores this process may use. The server starts a shard on each unless it is configured otherwise.
+fn allowed_cores() -> Vec<usize> {
+    core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
+}
+
+fn memlock(shards: u16) -> CheckItem {
+    let error = rlimits::memlock(shards).err().map(|error| error.to_string());
     CheckItem {
         name: "RLIMIT_MEMLOCK".to_owned(),
         required: true,
         state: if error.is_none() { ItemState::Enabled } else { ItemState::Supported },
         now: hard(Resource::RLIMIT_MEMLOCK).map(limit),
-        wanted: format!("at least {MEMLOCK_BYTES_MIN}"),
+        wanted: format!("at least {}", rlimits::memlock_bytes_min(shards)),
         reason: error.unwrap_or_else(|| {
-            "In bytes. The kernel charges ring memory to the user as locked memory.".to_owned()
+            "In bytes, with one shard a core: each takes 512 KiB of locked memory for its rings, unless the process has \
+             CAP_IPC_LOCK."
+                .to_owned()
         }),
     }
 }
 
-fn descriptors() -> CheckItem {
-    let error = rlimits::descriptors(None).err().map(|error| error.to_string());
+fn descriptors(shards: u16) -> CheckItem {
+    let reserve = rlimits::descriptor_reserve(shards);
+    let error = rlimits::descriptors(None, shards).err().map(|error| error.to_string());
     CheckItem {
         name: "RLIMIT_NOFILE".to_owned(),
         required: true,
         state: if error.is_none() { ItemState::Enabled } else { ItemState::Supported },
         now: hard(Resource::RLIMIT_NOFILE).map(limit),
-        wanted: format!("at least {}", DESCRIPTOR_RESERVE + 1),
-        reason: error.unwrap_or_else(|| {
-            format!("One descriptor for each client as it is accepted, plus {DESCRIPTOR_RESERVE}.")
-        }),
+        wanted: format!("at least {}", reserve + 1),
+        reason: error
+            .unwrap_or_else(|| format!("One descriptor for each client as it is accepted, plus {reserve}.")),
     }
 }
 
 /// Whether the descriptor limit allows the default number of clients.
-fn clients() -> CheckItem {
-    let clients = rlimits::descriptors(None).unwrap_or(0);
+fn clients(shards: u16) -> CheckItem {
+    let clients = rlimits::descriptors(None, shards).unwrap_or(0);
     CheckItem {
         name: "clients at once".to_owned(),
         required: false,
@@ -180,9 +191,7 @@ fn clients() -> CheckItem {
     }
 }
 
-fn cores() -> CheckItem {
-    let cores: Vec<usize> =
-        core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+fn cores_item(cores: Vec<usize>) -> CheckItem {
     CheckItem {
         name: "cores".to_owned(),
         required: true,
@@ -196,13 +205,10 @@ fn cores() -> CheckItem {
 
 /// Whether a registered file can be turned back into a descriptor, to ask the kernel about its socket.
 fn session_addresses() -> CheckItem {
-    let mut probe = Probe::new();
-    let probed = IoUring::new(1).and_then(|ring| ring.submitter().register_probe(&mut probe));
-    let is_supported = probed.is_ok() && probe.is_supported(opcode::FixedFdInstall::CODE);
     CheckItem {
         name: "addresses of sessions".to_owned(),
         required: false,
-        state: if is_supported { ItemState::Enabled } else { ItemState::Unsupported },
+        state: if probe::installs_descriptors() { ItemState::Enabled } else { ItemState::Unsupported },
         now: None,
         wanted: format!("Linux {FIXED_FD_INSTALL_FIRST}"),
         reason: "Without FIXED_FD_INSTALL, /v1/sessions has no addresses and round-trip times.".to_owned(),
