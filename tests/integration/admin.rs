@@ -231,7 +231,7 @@ fn a_thousand_requests_at_once_are_all_answered_or_refused_and_a_subscriber_gets
 #[test]
 fn the_listener_reports_a_drain_and_still_answers() {
     let _machine = beside_others();
-    let server = Server::start(&["--shards", "2", "--drain-deadline-ms", "60000"]);
+    let server = Server::start(&["--shards", "2", "--drain-deadline", "1m"]);
     let admin = admin(&server);
     // The peer never closes its side, so the drain waits for it.
     let peer = Peer::native(server.tcp);
