@@ -31,13 +31,14 @@ mod stages;
 mod subscriptions;
 pub mod survey;
 mod timers;
+mod unfinished;
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
 };
 
-use self::{stages::Stages, subscriptions::SubscriptionChange, timers::Timer};
+use self::{stages::Stages, subscriptions::SubscriptionChange, timers::Timer, unfinished::Unfinished};
 use crate::{
     admission::Publishers,
     config::Limits,
@@ -128,6 +129,8 @@ pub struct Shard {
     /// since then.
     paused: Vec<SlotId>,
     timers: Wheel<Timer>,
+    /// Sessions with an unfinished message.
+    unfinished: Unfinished,
     /// Number of timers at which those of ended sessions are dropped.
     timers_max: usize,
     generation: u32,
@@ -194,6 +197,7 @@ impl Shard {
             actions: VecDeque::new(),
             paused: Vec::new(),
             timers: Wheel::new(),
+            unfinished: Unfinished::default(),
             timers_max: TIMERS_GONE_MAX,
             generation: 0,
             input_stopped: false,
@@ -406,6 +410,7 @@ impl Shard {
             + memberships
             + self.stages.waiting_bytes()
             + self.timers.heap_bytes()
+            + self.unfinished.heap_bytes()
             + self.holders.bytes()
             + self.identities.values().map(|identity| identity.len() + 32).sum::<usize>()
             + self.sessions.skipped_bytes()

@@ -39,3 +39,4 @@ mod stop;
 mod stopped;
 mod systemd;
 mod top;
+mod unfinished;
