@@ -62,6 +62,9 @@ needs promtool prometheus
 needs shellcheck shellcheck
 needs systemd-analyze systemd
 needs tmux tmux
+needs strace strace
+needs prlimit util-linux
+needs setpriv util-linux
 [[ $root == no || $dpkg == no ]] || needs dpkg-shlibdeps dpkg-dev
 # Debian's python3 comes without the part of venv that installs pip.
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)

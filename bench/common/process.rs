@@ -22,11 +22,11 @@ const DESCRIPTOR_RESERVE: u64 = 64;
 /// One line for the operator.
 pub fn stop_on_signal() -> Result<Arc<AtomicBool>, String> {
     let stop = Arc::new(AtomicBool::new(false));
-    let set = Arc::clone(&stop);
+    let (set, failed) = (Arc::clone(&stop), Arc::clone(&stop));
+    let notify = move |_| set.store(true, Ordering::Release);
+    let on_failure = move |_| failed.store(true, Ordering::Release);
     signals::block()
-        .and_then(|()| {
-            signals::watch(move |_| set.store(true, Ordering::Release), || {}, signals::HangUp::Stops)
-        })
+        .and_then(|()| signals::watch(notify, || {}, signals::HangUp::Stops, on_failure))
         .map_err(|error| format!("cannot handle signals: {error}"))?;
     Ok(stop)
 }

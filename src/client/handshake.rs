@@ -7,6 +7,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use crate::{ConnectOptions, ProtocolError};
 use tickcast_proto::{
     Step, WireFormat,
+    http::list_elements,
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX},
 };
 
@@ -66,14 +67,10 @@ impl Handshake {
         if response.code != Some(101) {
             return reject(rejection(&response, &bytes[used..]));
         }
-        if !header(&response, "upgrade").is_some_and(|value| value.eq_ignore_ascii_case(b"websocket")) {
+        if !list(&response, "upgrade").any(|protocol| protocol.eq_ignore_ascii_case(b"websocket")) {
             return reject("the response does not upgrade to a WebSocket".into());
         }
-        let connection = header(&response, "connection").unwrap_or_default();
-        if !connection
-            .split(|&byte| byte == b',')
-            .any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
-        {
+        if !list(&response, "connection").any(|option| option.eq_ignore_ascii_case(b"upgrade")) {
             return reject("the response lacks `Connection: Upgrade`".into());
         }
         if header(&response, "sec-websocket-accept") != Some(self.accept_key.as_bytes()) {
@@ -81,12 +78,13 @@ impl Handshake {
                 "Sec-WebSocket-Accept does not match this client's key; a cache may have answered".into(),
             );
         }
-        if header(&response, "sec-websocket-extensions").is_some() {
+        if list(&response, "sec-websocket-extensions").next().is_some() {
             return reject("the server enabled an extension that was not requested".into());
         }
-        let subprotocol = header(&response, "sec-websocket-protocol");
-        if subprotocol != self.encoding.subprotocol().map(str::as_bytes) {
-            let chosen = String::from_utf8_lossy(subprotocol.unwrap_or(b"none")).into_owned();
+        if !list(&response, "sec-websocket-protocol").eq(self.encoding.subprotocol().map(str::as_bytes)) {
+            let chosen: Vec<_> =
+                list(&response, "sec-websocket-protocol").map(String::from_utf8_lossy).collect();
+            let chosen = if chosen.is_empty() { "none".into() } else { chosen.join(", ") };
             return reject(format!("the server chose the subprotocol {chosen}, which was not requested"));
         }
         Ok(Step::Complete(used, ()))
@@ -109,6 +107,12 @@ fn header<'a>(response: &httparse::Response<'_, 'a>, name: &str) -> Option<&'a [
         (Some(field), None) => Some(field.value.trim_ascii()),
         _ => None,
     }
+}
+
+/// The elements of a list header, over all its lines.
+fn list<'a>(response: &httparse::Response<'_, 'a>, name: &str) -> impl Iterator<Item = &'a [u8]> {
+    let lines = response.headers.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
+    list_elements(lines.map(|field| field.value))
 }
 
 /// Describes a response other than 101. Its body usually says what to do.
@@ -189,6 +193,24 @@ mod tests {
         rejected("101 ", "200 ");
         rejected("HTTP/1.1", "SSH-2.0");
         assert!(handshake.step(&[b'a'; 9000]).is_err());
+    }
+
+    #[test]
+    fn list_headers_of_a_response_are_merged_over_lines() {
+        let (handshake, response) = answered(WireFormat::WEBSOCKET_JSON);
+        let step = |from: &str, to: &str| {
+            let changed = response.replacen(from, to, 1);
+            assert_ne!(changed, response, "{from}");
+            handshake.step(changed.as_bytes()).is_ok()
+        };
+        assert!(step("connection: Upgrade", "connection: keep-alive,\tupgrade"));
+        assert!(step("connection: Upgrade", "connection: Upgrade\r\nconnection: keep-alive"));
+        assert!(step("upgrade: websocket", "upgrade: websocket\r\nupgrade:"));
+        assert!(step("\r\n\r\n", "\r\nsec-websocket-extensions:\r\n\r\n"));
+        assert!(step("\r\n\r\n", "\r\nsec-websocket-protocol: ,\r\n\r\n"));
+        let extension = "\r\nsec-websocket-extensions: x";
+        assert!(!step("\r\n\r\n", &format!("{extension}{extension}\r\n\r\n")));
+        assert!(!step("\r\n\r\n", "\r\nsec-websocket-protocol: tickcast.v1.raw\r\n\r\n"));
     }
 
     #[test]

@@ -272,10 +272,12 @@ fn json_start(start: Start<'_>) -> String {
     }
 }
 
-/// The payload inline where JSON preserves each of its bytes, else as base64.
+/// The payload inline where JSON preserves each of its bytes, else as base64. White space around a value would be lost.
 fn json_data(payload: &[u8]) -> (&'static str, String) {
     match std::str::from_utf8(payload) {
-        Ok(text) if json::is_json(payload) => ("", text.to_owned()),
+        Ok(text) if payload.trim_ascii().len() == payload.len() && json::is_json(payload) => {
+            ("", text.to_owned())
+        }
         _ => ("\"encoding\":\"base64\",", format!("\"{}\"", BASE64.encode(payload))),
     }
 }

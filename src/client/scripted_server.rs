@@ -1,7 +1,7 @@
 //! A scripted server on a loopback port, for tests that need a socket.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{TcpListener, TcpStream},
     thread::JoinHandle,
 };
@@ -113,9 +113,11 @@ impl Peer {
                 return Some(got);
             }
             let mut buffer = [0; 4096];
-            match self.stream.read(&mut buffer).unwrap() {
-                0 => return None,
-                read => self.input.extend_from_slice(&buffer[..read]),
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return None,
+                // The client has left with input unread.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                read => self.input.extend_from_slice(&buffer[..read.unwrap()]),
             }
         }
     }

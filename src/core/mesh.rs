@@ -98,6 +98,9 @@ impl Mesh {
         for source in &mut self.sources {
             bytes += requests(source, shard, None, now);
         }
+        if bytes > 0 {
+            shard.counters().add(Counter::MeshBytes, bytes as u64);
+        }
         bytes > 0
     }
 

@@ -2,3 +2,4 @@
 
 pub mod counters;
 pub mod latency;
+pub mod turn_times;

@@ -270,7 +270,11 @@ impl Shard {
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
         if self.stages.deliveries_have_room() {
-            worked |= self.with_home(|home, notify| home.advance_scans(notify)) > 0;
+            let visited = self.with_home(|home, notify| home.advance_scans(notify));
+            if visited > 0 {
+                self.counters.add(Counter::TopicsVisited, visited as u64);
+                worked = true;
+            }
         }
         worked |= self.home.trim(now.monotonic_ns) > 0;
         self.change_budget = TURN_SCAN_TOPICS;

@@ -1,5 +1,7 @@
 //! WFDB header files (`.hea`): a record's signals, signal files and units. See header(5wfdb).
 
+use std::borrow::Cow;
+
 use super::SIGNALS_MAX;
 
 /// Sampling frequency if the header omits it, Hz.
@@ -76,14 +78,16 @@ pub struct HeaderError {
 /// # Errors
 /// [`HeaderError`] for the first invalid line.
 pub fn parse(bytes: &[u8]) -> Result<Header, HeaderError> {
-    // Comments may be in any encoding; everything else is ASCII.
-    let text = String::from_utf8_lossy(bytes);
-    let mut lines = text
-        .lines()
+    // Editors on Windows write a byte order mark.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let texts: Vec<Cow<'_, str>> = bytes.split(|&byte| byte == b'\n').map(decode).collect();
+    let mut lines = texts
+        .iter()
         .enumerate()
         .map(|(at, line)| (at + 1, line.trim()))
         .filter(|(_, line)| is_specification(line));
-    let lines_total = text.lines().count().max(1);
+    let lines_total =
+        texts.len() - usize::from(texts.len() > 1 && texts.last().is_some_and(|last| last.is_empty()));
     let Some((number, line)) = lines.next() else {
         return Err(HeaderError { line: lines_total, text: "no record line: is this a WFDB header?".into() });
     };
@@ -104,6 +108,14 @@ pub fn parse(bytes: &[u8]) -> Result<Header, HeaderError> {
             line: number,
             text: format!("record line specifies {count} signals, but the header describes more"),
         }),
+    }
+}
+
+/// A line as UTF-8, or else as Latin-1: edf2mit and others write the micro sign of a unit as one byte.
+fn decode(line: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(line) {
+        Ok(text) => text.into(),
+        Err(_) => line.iter().copied().map(char::from).collect::<String>().into(),
     }
 }
 
@@ -302,6 +314,19 @@ mod tests {
             line: 6,
         };
         assert_eq!(header.signals, [first, second]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_latin_1_change_nothing() {
+        let parsed = |units: &[u8]| {
+            let text =
+                [&b"\xef\xbb\xbfr 1 360\r\nr.dat 16 200/"[..], units, b" 12\r\n# \xe9t\xe9\n"].concat();
+            parse(&text).map(|mut header| (header.record, header.signals.remove(0).units))
+        };
+        for units in [&b"\xb5V"[..], "\u{b5}V".as_bytes()] {
+            assert_eq!(parsed(units).unwrap(), ("r".into(), "\u{b5}V".into()));
+        }
+        assert_eq!(parsed("\u{3bc}V".as_bytes()).unwrap().1, "\u{3bc}V");
     }
 
     #[test]

@@ -2,6 +2,10 @@
 
 use std::borrow::Cow;
 
+use base64::{
+    Engine,
+    engine::{GeneralPurpose, GeneralPurposeConfig},
+};
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 
@@ -12,6 +16,15 @@ use crate::{
     limits::{HTTP_HEADERS_MAX, REFUSED_RETRY_AFTER_S},
     subscription::{Delivery, OptionError, StartPosition, interval_us},
 };
+
+/// Decodes `Sec-WebSocket-Key`. The bits of the last character beyond 16 bytes may have any value: RFC 6455 asks only for
+/// 16 bytes.
+const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+);
+/// Bytes of a decoded `Sec-WebSocket-Key` (RFC 6455, section 4.1).
+const KEY_BYTES: usize = 16;
 
 /// What to do on a connection after a complete request head.
 #[derive(Debug, PartialEq, Eq)]
@@ -166,18 +179,7 @@ fn answer(request: &httparse::Request<'_, '_>, config: HttpConfig<'_>) -> Result
         "/echo" if config.debug_echo => Target::Echo,
         _ => return fail(StatusCode::NOT_FOUND, "not found; the page is at /, the WebSocket at /ws"),
     };
-    let mut response = tungstenite::handshake::server::create_response(&parts).map_err(|error| {
-        let status = match headers.get(header::UPGRADE) {
-            Some(_)
-                if parts.version() >= http::Version::HTTP_11
-                    && headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13") =>
-            {
-                StatusCode::BAD_REQUEST
-            }
-            _ => StatusCode::UPGRADE_REQUIRED,
-        };
-        ErrorResponse(status, format!("this path is a WebSocket endpoint: {error}"))
-    })?;
+    let mut response = handshake(&parts)?;
     let target = match target {
         Target::Stream { patterns, client, delivery, from, .. } => {
             Target::Stream { format: negotiate(headers, &mut response)?, patterns, client, delivery, from }
@@ -190,7 +192,55 @@ fn answer(request: &httparse::Request<'_, '_>, config: HttpConfig<'_>) -> Result
     Ok(Answer::Upgrade { response: bytes, target })
 }
 
-/// Converts to the `http` crate's request, which tungstenite's handshake requires.
+/// Checks the client's handshake (RFC 6455, section 4.2.1) and returns the 101 response.
+///
+/// tungstenite's `create_response` reads only the first line of `Connection` and `Upgrade`, which a proxy may have split
+/// into several, and knows no tab as white space.
+fn handshake(parts: &http::Request<()>) -> Result<http::Response<()>, ErrorResponse> {
+    let headers = parts.headers();
+    let lists = |name: HeaderName, token: &str| {
+        let lines = headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+        list_elements(lines).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
+    };
+    let fail = |status, text: &str| {
+        Err(ErrorResponse(
+            status,
+            format!("this path is a WebSocket endpoint: {text} (RFC 6455, section 4.1)"),
+        ))
+    };
+    if parts.version() < http::Version::HTTP_11 {
+        return fail(StatusCode::UPGRADE_REQUIRED, "the request must be HTTP/1.1");
+    }
+    if !lists(header::UPGRADE, "websocket") {
+        return fail(StatusCode::UPGRADE_REQUIRED, "header upgrade must list websocket");
+    }
+    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return fail(StatusCode::UPGRADE_REQUIRED, "header sec-websocket-version must be 13");
+    }
+    if !lists(header::CONNECTION, "upgrade") {
+        return fail(StatusCode::BAD_REQUEST, "header connection must list upgrade");
+    }
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
+    if !KEY_BASE64.decode(key).is_ok_and(|key| key.len() == KEY_BYTES) {
+        return fail(StatusCode::BAD_REQUEST, "header sec-websocket-key must be 16 bytes as base64");
+    }
+    http::Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, "websocket")
+        .header(header::SEC_WEBSOCKET_ACCEPT, tungstenite::handshake::derive_accept_key(key))
+        .body(())
+        .map_err(|error| ErrorResponse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+}
+
+/// Elements of a list header (RFC 9110, section 5.6.1): several lines are one list, white space around an element is
+/// removed, and empty elements are skipped.
+pub fn list_elements<'a>(lines: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
+    let elements = lines.flat_map(|line| line.split(|&byte| byte == b','));
+    elements.map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
+}
+
+/// Converts to the `http` crate's request.
 fn convert(request: &httparse::Request<'_, '_>) -> Result<http::Request<()>, ErrorResponse> {
     let bad = |error: http::Error| {
         ErrorResponse(StatusCode::BAD_REQUEST, format!("malformed HTTP request: {error}"))
@@ -216,17 +266,13 @@ fn negotiate(
     headers: &http::HeaderMap,
     response: &mut http::Response<()>,
 ) -> Result<WireFormat, ErrorResponse> {
-    let mut offered = headers
-        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        .peekable();
+    let lines = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter().map(HeaderValue::as_bytes);
+    let mut offered = list_elements(lines).peekable();
     if offered.peek().is_none() {
         return Ok(WireFormat::WEBSOCKET_JSON);
     }
-    let Some(format) = offered.find_map(WireFormat::of_subprotocol) else {
+    let Some(format) = offered.find_map(|name| WireFormat::of_subprotocol(std::str::from_utf8(name).ok()?))
+    else {
         let names: Vec<_> = WireFormat::subprotocols().collect();
         return Err(ErrorResponse(
             StatusCode::BAD_REQUEST,
@@ -437,6 +483,74 @@ mod tests {
             assert_eq!(status(&request[..len]), 0, "{len}");
         }
         assert_eq!(status(&request), 101);
+    }
+
+    #[test]
+    fn list_headers_are_merged_over_lines_and_trimmed() {
+        let connection = |lines: &str| {
+            status(&format!("{}\r\n", REQUEST.replace("Connection: keep-alive, Upgrade", lines)))
+        };
+        for lines in [
+            "Connection: Upgrade",
+            "Connection: keep-alive,\tUpgrade",
+            "Connection: Upgrade\r\nConnection: keep-alive",
+            "Connection: keep-alive\r\nConnection:\t upgrade ,, x",
+            "Connection:\r\nConnection: UPGRADE",
+            "Connection: x\u{e9}, Upgrade",
+            "Connection: Upgrade\r\nUpgrade: h2c",
+        ] {
+            assert_eq!(connection(lines), 101, "{lines:?}");
+        }
+        for lines in
+            ["Connection: keep-alive", "Connection: keep-alive Upgrade", "Connection: Upgraded", "X: y"]
+        {
+            assert_eq!(connection(lines), 400, "{lines:?}");
+        }
+        let upgrade = |lines: &str| status(&format!("{}\r\n", REQUEST.replace("Upgrade: websocket", lines)));
+        assert_eq!(upgrade("Upgrade: h2c,\tWebSocket"), 101);
+        assert_eq!(upgrade("Upgrade: h2c\r\nUpgrade: websocket"), 101);
+        assert_eq!(upgrade("Upgrade: h2c"), 426);
+    }
+
+    #[test]
+    fn empty_subprotocol_asks_for_json() {
+        let chosen = |lines: &str| match step(format!("{REQUEST}{lines}\r\n").as_bytes(), CONFIG) {
+            Step::Complete(_, Answer::Upgrade { response, target: Target::Stream { format, .. } }) => {
+                let response = String::from_utf8(response).unwrap();
+                Some((format, response.contains("sec-websocket-protocol")))
+            }
+            _ => None,
+        };
+        let name = "Sec-WebSocket-Protocol:";
+        for lines in [
+            "".to_owned(),
+            format!("{name}\r\n"),
+            format!("{name} \t\r\n"),
+            format!("{name} ,\r\n{name}\r\n"),
+        ] {
+            assert_eq!(chosen(&lines), Some((WireFormat::WEBSOCKET_JSON, false)), "{lines:?}");
+        }
+        let named = chosen(&format!("{name}\r\n{name} , x,\ttickcast.v1.raw,\r\n"));
+        assert_eq!(named, Some((WireFormat::WEBSOCKET_RAW, true)));
+        assert_eq!(chosen(&format!("{name} null\r\n")), None);
+    }
+
+    #[test]
+    fn key_is_any_base64_of_16_bytes() {
+        let with = |key: &str| status(&format!("{}\r\n", REQUEST.replace("dGhlIHNhbXBsZSBub25jZQ==", key)));
+        // The last character before the padding has four unused bits.
+        for key in ["AAAAAAAAAAAAAAAAAAAAAA==", "dGhlIHNhbXBsZSBub25jZf==", "//////////////////////=="] {
+            assert_eq!(with(key), 101, "{key}");
+        }
+        for key in [
+            "",
+            "dGhlIHNhbXBsZSBub25jZQ",
+            "dGhlIHNhbXBsZSBub25jZSE=",
+            "dGhlIHNhbXBsZSBub25j",
+            "!GhlIHNhbXBsZSBub25jZQ==",
+        ] {
+            assert_eq!(with(key), 400, "{key}");
+        }
     }
 
     #[test]

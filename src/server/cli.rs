@@ -5,9 +5,9 @@ pub mod pages;
 pub mod serve;
 pub mod values;
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use self::serve::ServeArgs;
@@ -23,6 +23,29 @@ pub struct Cli {
     /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Parses a command line, in which old option names may stand, and the environment. A variable that is set but empty counts
+    /// as not set: compose files and CI set unset ones to the empty text.
+    ///
+    /// # Errors
+    /// Clap's, which also asks for the help or the version to be printed.
+    pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<(Cli, ArgMatches), clap::Error> {
+        let mut command = without_empty_variables(Cli::command());
+        let matches = command.try_get_matches_from_mut(old::words(words))?;
+        let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        Ok((cli, matches))
+    }
+}
+
+/// The command, and its subcommands, without the environment variables that are empty now.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| match arg.get_env().and_then(std::env::var_os) {
+        Some(value) if value.is_empty() => arg.env(None),
+        _ => arg,
+    });
+    command.mut_subcommands(without_empty_variables)
 }
 
 /// The subcommand.

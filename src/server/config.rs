@@ -2,7 +2,6 @@
 
 pub mod declared;
 mod delivery;
-mod ecg;
 pub mod file;
 pub mod listener;
 pub mod reload;
@@ -11,16 +10,16 @@ pub mod settings;
 pub use self::listener::SocketBounds;
 use self::{
     listener::{Kind, Listener, ListenerTable},
-    settings::{Settings, SourceTable},
+    settings::Settings,
 };
 use crate::{
     cli::{
-        serve::{BadLines, IdentityConflict, ReplayOptions, SimulatorOptions},
-        values::{Mode, Size, Speed, Time},
+        serve::IdentityConflict,
+        values::{Mode, Size, Time},
     },
     error::{Problem, StartupError},
     limits,
-    sources::{SourceConfig, replay, simulator},
+    sources::kind::{OptionChecks, SourceBounds, SourceConfig},
 };
 use tickcast_core::config::{Limits, message_bytes_max};
 use tickcast_proto::{
@@ -81,9 +80,13 @@ impl Config {
         Ok(Config { sources: Vec::new(), ..config })
     }
 
-    fn checked(settings: &Settings, cores_allowed: &[usize], reads: bool) -> Result<Config, StartupError> {
+    fn checked(
+        settings: &Settings,
+        cores_allowed: &[usize],
+        reads_files: bool,
+    ) -> Result<Config, StartupError> {
         let mut checks = Checks { settings, problems: Vec::new() };
-        let config = checks.config(cores_allowed, reads);
+        let config = checks.config(cores_allowed, reads_files);
         let problems = checks.all();
         if !problems.is_empty() {
             return Err(StartupError::Configuration(problems));
@@ -125,7 +128,7 @@ impl Checks<'_> {
         all
     }
 
-    fn config(&mut self, cores_allowed: &[usize], reads: bool) -> Config {
+    fn config(&mut self, cores_allowed: &[usize], reads_files: bool) -> Config {
         let tables = &self.settings.tables;
         let (server, limits, timeouts) = (&tables.server, &tables.limits, &tables.timeouts);
         let cores = self.cores(cores_allowed);
@@ -154,7 +157,7 @@ impl Checks<'_> {
                 self.refuse(path, text);
             }
         }
-        let sources = self.sources(reads);
+        let sources = self.sources(reads_files);
         Config {
             cores,
             shards,
@@ -344,86 +347,28 @@ impl Checks<'_> {
         }
     }
 
-    /// Records are read if `reads`.
-    fn sources(&mut self, reads: bool) -> Vec<SourceConfig> {
+    fn sources(&mut self, reads_files: bool) -> Vec<SourceConfig> {
         let settings = self.settings;
-        let frame_max = settings.tables.limits.frame_max.bytes.max(limits::FRAME_BYTES_MAX_LOWEST);
-        let payload_bytes_max = frame_max - frame::encoded_len(TickTimes::STRIDE, 0) - limits::FRAME_ALIGN;
+        let limits = &settings.tables.limits;
+        let frame_max = limits.frame_max.bytes.max(limits::FRAME_BYTES_MAX_LOWEST);
+        let bounds = SourceBounds {
+            payload_bytes_max: frame_max - frame::encoded_len(TickTimes::STRIDE, 0) - limits::FRAME_ALIGN,
+            topics_max: limits.topics_max,
+            reads_files,
+        };
         let mut sources = Vec::new();
         for (at, table) in settings.sources.iter().enumerate() {
-            let same_kind =
-                |other: &SourceTable| std::mem::discriminant(other) == std::mem::discriminant(table);
-            let is_second = settings.sources[..at].iter().any(same_kind);
-            let source = match table {
-                SourceTable::Replay(options) => Some(self.replay(at, options, payload_bytes_max)),
-                _ if is_second => {
-                    let text = "there is such a source already, and two would publish on the same topics";
-                    self.refuse(&format!("source[{at}].kind"), text.into());
-                    None
-                }
-                SourceTable::Simulator(options) => Some(self.simulator(at, options, payload_bytes_max)),
-                SourceTable::Ecg(options) => {
-                    let mut wrong = Vec::new();
-                    let refuse = |key: &str, text| wrong.push((format!("source[{at}].{key}"), text));
-                    let source = ecg::source(options, payload_bytes_max, reads, refuse);
-                    wrong.into_iter().for_each(|(path, text)| self.refuse(&path, text));
-                    source.map(SourceConfig::Ecg)
-                }
-            };
-            sources.extend(source);
+            let path = |key: &str| format!("source[{at}].{key}");
+            if table.kind.is_single && settings.sources[..at].iter().any(|other| other.kind == table.kind) {
+                let text = "there is such a source already, and two would publish on the same topics";
+                self.refuse(&path("kind"), text.into());
+                continue;
+            }
+            let mut checks = OptionChecks::new(bounds);
+            sources.extend(table.kind.configure(&table.options, &mut checks));
+            checks.into_refused().into_iter().for_each(|(key, text)| self.refuse(&path(key), text));
         }
         sources
-    }
-
-    fn replay(&mut self, at: usize, options: &ReplayOptions, payload_bytes_max: usize) -> SourceConfig {
-        let file = options.replay_file.clone().unwrap_or_default();
-        if !file.is_file() {
-            self.refuse(&format!("source[{at}].file"), format!("{}: no such file", file.display()));
-        }
-        SourceConfig::Replay(replay::Settings {
-            file,
-            speed: match options.replay_speed {
-                Speed::Factor(factor) => Some(factor),
-                Speed::Max => None,
-            },
-            again: options.replay_loop,
-            wait_clients: options.replay_wait,
-            skip_bad_lines: options.replay_bad_lines == BadLines::Skip,
-            payload_bytes_max,
-        })
-    }
-
-    fn simulator(&mut self, at: usize, options: &SimulatorOptions, payload_bytes_max: usize) -> SourceConfig {
-        let path = |key: &str| format!("source[{at}].{key}");
-        let settings = simulator::Settings {
-            // A topic without a producer would stay empty.
-            producers: options.sim_producers.unwrap_or(options.sim_topics.unwrap_or_default().max(10)),
-            rate: options.sim_rate,
-            size_bytes: options.sim_size.bytes,
-            topics: options.sim_topics.or(options.sim_producers).unwrap_or(10),
-        };
-        let (lowest, highest) = (Size::new(limits::SIM_SIZE_LOWEST), Size::new(payload_bytes_max));
-        self.within(&path("size"), options.sim_size, lowest, highest);
-        let topics_max = self.settings.tables.limits.topics_max;
-        if settings.topics as usize > topics_max {
-            let text = format!("{}: must be at most {topics_max} (--topics-max)", settings.topics);
-            self.refuse(&path("topics"), text);
-        }
-        for (key, value) in
-            [("producers", settings.producers), ("rate", settings.rate), ("topics", settings.topics)]
-        {
-            if value == 0 {
-                self.refuse(&path(key), "0: must be at least 1".into());
-            }
-        }
-        if settings.topics > settings.producers {
-            let text = format!(
-                "{}: must be at most one for each of {} producers",
-                settings.topics, settings.producers
-            );
-            self.refuse(&path("topics"), text);
-        }
-        SourceConfig::Simulator(settings)
     }
 }
 

@@ -9,8 +9,8 @@ use crate::config::listener::Address;
 pub enum StartupError {
     /// io_uring cannot be used, with the kernel's answer.
     IoUring(io::Error, &'static str),
-    /// RLIMIT_MEMLOCK is too low: what it is and what is needed, bytes.
-    Memlock(u64, u64),
+    /// RLIMIT_MEMLOCK is too low: what it is, what is needed, bytes, and for how many shards.
+    Memlock(u64, u64, u16),
     /// RLIMIT_NOFILE is too low: what it is, the clients asked for, what they need.
     Descriptors(u64, usize, u64),
     /// An address cannot be listened on: how the listener is named, the address, and why.
@@ -27,8 +27,10 @@ pub enum StartupError {
     Executor(String),
     /// A source cannot go on.
     Source(String),
-    /// A shard has failed while serving.
+    /// Shards have failed: which ones and why.
     Shard(String),
+    /// A thread other than a shard's or a source's has ended: which one and why.
+    Thread(&'static str, String),
 }
 
 /// What is wrong with one option, or one place of the file.
@@ -78,10 +80,10 @@ impl fmt::Display for StartupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StartupError::IoUring(error, remedy) => write!(f, "io_uring cannot be used: {error}; {remedy}"),
-            StartupError::Memlock(have, need) => write!(
+            StartupError::Memlock(have, need, shards) => write!(
                 f,
-                "memlock limit too low: {have} bytes, at least {need} needed; set LimitMEMLOCK=infinity in the unit or \
-                 `ulimit -l unlimited`"
+                "memlock limit too low: {have} bytes, at least {need} needed (shards: {shards}); set LimitMEMLOCK=infinity in \
+                 the unit or `ulimit -l unlimited`, or lower --shards"
             ),
             StartupError::Descriptors(have, clients, need) => write!(
                 f,
@@ -113,7 +115,8 @@ impl fmt::Display for StartupError {
             }
             StartupError::Executor(text) => write!(f, "cannot start a shard: {text}"),
             StartupError::Source(text) => write!(f, "{text}"),
-            StartupError::Shard(text) => write!(f, "a shard has failed: {text}; the server stops"),
+            StartupError::Shard(text) => write!(f, "{text}"),
+            StartupError::Thread(name, text) => write!(f, "the {name} thread has ended: {text}"),
         }
     }
 }

@@ -37,6 +37,7 @@
 //! - Memory is bounded by configuration: logs, rings, sessions.
 //! - No peer's bytes panic, hang or allocate what they merely announce.
 
+pub mod byte_order_mark;
 pub mod cli;
 pub mod clock;
 pub mod commands;

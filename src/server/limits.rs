@@ -12,6 +12,14 @@ pub const PAGE_GZIP_BYTES_MAX: usize = 40 << 10;
 pub const DRAIN_DEADLINE_MS_DEFAULT: u64 = 5_000;
 /// Default of unsent bytes that a socket accepts: a few SENDs, so that the wire never waits for the next one.
 pub const NOTSENT_LOWAT_BYTES_DEFAULT: u32 = 128 << 10;
+/// Longest drain once a shard has failed: the others cannot hand over everything, and a restart is better than half a server.
+pub const FAILED_DRAIN_MS_MAX: u64 = DRAIN_DEADLINE_MS_DEFAULT;
+/// Time in which every shard must start. One that fails reports it at once, or after 2 s of retries if memory is short.
+pub const SHARDS_START_MS_MAX: u64 = 30_000;
+/// Time that shards may take to end after the drain's deadline: closing a ring takes up to 5 s. Later ones are stuck.
+pub const SHARDS_LATE_MS_MAX: u64 = 6_000;
+/// Time that sources may take to end. They notice a stop within 20 ms unless a system call blocks them.
+pub const SOURCES_STOP_MS_MAX: u64 = 5_000;
 /// Smallest send buffer of a socket, in bytes.
 pub const SOCKET_SEND_BYTES_LOWEST: usize = 4 << 10;
 
@@ -58,8 +66,16 @@ pub const HANDOVERS_PER_LANE: usize = 64;
 pub const REFUSED_LINGERING_MAX: usize = 32;
 /// Longest time that a refused socket is kept open.
 pub const REFUSED_LINGER_MS: u64 = 1_000;
-/// Descriptors the process needs besides one per client: executors, rings, listeners, refused sockets, operators, log.
+/// Descriptors the process needs besides one per client: executors, rings, listeners, refused sockets, operators, log. With
+/// more than [`SHARDS_IN_RESERVE`] shards it needs [`DESCRIPTORS_PER_SHARD`] more for each.
 pub const DESCRIPTOR_RESERVE: u64 = 128;
+/// Descriptors of one shard: its executor, ring and doorbell, and its sockets of two listeners (measured: 10).
+pub const DESCRIPTORS_PER_SHARD: u64 = 10;
+/// Shards for which [`DESCRIPTOR_RESERVE`] is enough.
+pub const SHARDS_IN_RESERVE: u64 = 8;
+/// Locked memory of one shard: the kernel charges its rings (measured: 484 KiB on Linux 6.18), and glommio 0.9 refuses to
+/// start with a limit below 512 KiB.
+pub const MEMLOCK_BYTES_PER_SHARD: u64 = 512 << 10;
 /// Default of the most connections served at once; lowered to what the descriptor limit allows.
 pub const CLIENTS_MAX_DEFAULT: usize = 65_536;
 
@@ -119,6 +135,7 @@ const _: () = assert!(
     (REFUSED_LINGERING_MAX + ADMIN_HEADLESS_MAX + ADMIN_SERVED_MAX) as u64 <= DESCRIPTOR_RESERVE * 3 / 4
 );
 const _: () = assert!(ADMIN_SERVED_MAX >= 2 * ADMIN_INQUIRIES_MAX, "some wait while others query the shards");
+const _: () = assert!(DESCRIPTORS_PER_SHARD * SHARDS_IN_RESERVE < DESCRIPTOR_RESERVE);
 const _: () = assert!(ADMIN_HEAD_MS < ADMIN_CONNECTION_MS && ADMIN_ANSWER_MS < ADMIN_CONNECTION_MS);
 // /v1/topics queries the shards twice, and each query may wait for its turn as long as for the replies.
 const _: () = assert!(TOP_ANSWER_MS > 4 * ADMIN_ANSWER_MS && TOP_ANSWER_MS < ADMIN_CONNECTION_MS);

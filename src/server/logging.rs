@@ -41,7 +41,8 @@ const FILTER_DEFAULT: &str = "info";
 ///
 /// Uses the journal's format if standard error goes to the journal.
 pub fn init() {
-    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| FILTER_DEFAULT.to_owned());
+    let filter = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
+    let filter = filter.unwrap_or_else(|| FILTER_DEFAULT.to_owned());
     let logger = LOGGER.get_or_init(|| RateLimitedLogger {
         logger: RwLock::new(logger(&filter)),
         limiter: Mutex::default(),

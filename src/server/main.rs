@@ -6,9 +6,8 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
 use tickcast::{
-    cli::{Cli, Command, old, pages},
+    cli::{Cli, Command, pages},
     commands,
     config::{
         Config,
@@ -19,13 +18,13 @@ use tickcast::{
     logging,
     operator::{check, top},
     process::activation::Passed,
-    sources::SourceConfig,
+    sources::kind::SourceConfig,
     supervisor::{self, reload::Reload},
 };
 
 fn main() -> ExitCode {
     logging::init();
-    let result = match Cli::parse_from(old::words(std::env::args_os())).command {
+    let result = match Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit()).0.command {
         Command::Serve(_) => {
             let Err(error) = serve() else { return ExitCode::SUCCESS };
             error.to_string().lines().for_each(|line| log::error!("{line}"));
@@ -104,9 +103,10 @@ fn announce(config: &Config, addresses: &[(Kind, Address)]) {
             "or open http://{http}/ in a browser, or a WebSocket: ws://{http}/ws?topics={encoded}\n"
         );
     }
-    let is_ecg = |source: &SourceConfig| matches!(source, SourceConfig::Ecg(_));
-    if let Some(tcp) = first(Kind::Native).filter(|_| config.sources.iter().any(is_ecg)) {
-        text += &format!("and for the heart beats: {program} process ecg --server {tcp}\n");
+    if let Some(tcp) = first(Kind::Native) {
+        for (what, words) in config.sources.iter().filter_map(|source| source.kind().next) {
+            text += &format!("{what}: {program} {words} --server {tcp}\n");
+        }
     }
     // A closed standard output must not end a server.
     let _ = io::stdout().lock().write_all(text.as_bytes());

@@ -15,6 +15,7 @@
 
 pub mod ecg;
 pub mod health;
+pub mod kind;
 pub mod payload;
 pub mod replay;
 mod runner;
@@ -29,8 +30,11 @@ use std::{
     },
 };
 
-use self::health::{Health, Waiting};
 pub use self::runner::{RunningSource, SourceStatus, start};
+use self::{
+    health::{Health, Waiting},
+    kind::SourceKind,
+};
 use crate::clock;
 use tickcast_core::{
     mesh::ring::{Doorbell, FrameProducer, Stage},
@@ -49,10 +53,9 @@ use tickcast_proto::{
 /// The supervisor knows sources only by this trait and by what [`start`] returns. A source may block its thread. One with an
 /// asynchronous client runs a current-thread runtime on it: nothing in [`SourceContext`] blocks but the functions that say
 /// so, and a task that checks [`SourceContext::is_stopping`] every [`NAP_NS`] ends in time.
+///
+/// [`kind::SourceOptions`] is the other half of a kind: its options, and how they make a source.
 pub trait Source: Send {
-    /// The kind, as in `[[source]] kind = "..."`: the name in logs, and the label of its metrics.
-    fn kind(&self) -> &'static str;
-
     /// Publishes until it has no more ticks, or the context says that the server stops. Called once, on the source's own
     /// thread.
     ///
@@ -64,39 +67,12 @@ pub trait Source: Send {
 /// Why a source cannot go on: what happened, to what, and what to do.
 pub type SourceError = Box<dyn Error + Send + Sync>;
 
-/// The sources that a server can be configured with: the table of kinds.
-#[derive(Clone, Debug, PartialEq)]
-pub enum SourceConfig {
-    /// The built-in simulator.
-    Simulator(simulator::Settings),
-    /// A capture.
-    Replay(replay::Settings),
-    /// An electrocardiogram.
-    Ecg(ecg::Settings),
-}
-
-impl SourceConfig {
-    /// All kinds.
-    pub const KINDS: [&'static str; 3] = ["simulator", "replay", "ecg"];
-
-    /// Creates the source.
-    pub fn build(&self) -> Box<dyn Source> {
-        match self.clone() {
-            SourceConfig::Simulator(settings) => Box::new(settings),
-            SourceConfig::Replay(settings) => Box::new(settings),
-            SourceConfig::Ecg(settings) => Box::new(settings),
-        }
-    }
-
-    /// A pattern that matches the source's topics.
-    pub fn pattern(&self) -> &'static str {
-        match self {
-            SourceConfig::Simulator(_) => "sim.>",
-            SourceConfig::Replay(_) => ">",
-            SourceConfig::Ecg(_) => "ecg.*",
-        }
-    }
-}
+/// The kinds of sources, in the order of help, errors and metrics: the one place that names them all.
+pub static KINDS: &[SourceKind] = &[
+    SourceKind::of::<simulator::Options>(),
+    SourceKind::of::<replay::Options>(),
+    SourceKind::of::<ecg::Options>(),
+];
 
 /// A shard's ring is full: the tick was not taken, or what was staged did not all leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,10 +10,9 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvError, RecvTimeoutError, Sender, channel},
     },
+    thread::JoinHandle,
     time::Duration,
 };
-
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
 
 use crate::{
     clock,
@@ -22,7 +21,7 @@ use crate::{
         listener::{Address, Kind},
     },
     error::StartupError,
-    limits::SHARDS_MAX,
+    limits::{FAILED_DRAIN_MS_MAX, SHARDS_LATE_MS_MAX, SHARDS_MAX, SHARDS_START_MS_MAX, SOURCES_STOP_MS_MAX},
     logging,
     operator::{
         admin::{Stage, context::ServerHandles, listener::AdminListener},
@@ -43,11 +42,12 @@ use crate::{
     transport::{
         admission::{Admission, ConnectionCounts},
         control_queue::ControlQueue,
-        driver::{ClientListener, Driver, Pacing},
-        handover::{HandoverLanes, handover_lanes},
+        driver::{ClientListener, Pacing},
+        handover::handover_lanes,
         listener::Listening,
+        shard_thread::{self, ShardFailure, ShardParts},
         stop::Stop,
-        uring::data_ring::{DataRing, ListenerId, Settings, eventfd},
+        uring::data_ring::eventfd,
     },
 };
 use tickcast_core::{
@@ -75,32 +75,24 @@ enum Happened {
     Asked(Dispatch),
     /// A shard's latencies: it was asked, or it ends.
     Latency(ShardId, Box<Latency>),
-    /// A shard's ring and listeners are ready, or are not to be had.
-    Started(io::Result<()>),
+    /// A shard listens.
+    Started(ShardId),
     /// A shard has ended.
-    ShardEnded(ShardId, io::Result<()>),
+    ShardEnded(ShardId, Result<(), ShardFailure>),
     /// A source of this kind has ended, or cannot go on.
     SourceEnded(&'static str, Result<(), SourceError>),
+    /// A thread of this name, neither a shard's nor a source's, has ended although nobody stopped it.
+    ThreadEnded(&'static str, String),
 }
 
-/// Memory of glommio's own rings: control plane only. Its default of 10 MiB is registered three times over.
-const EXECUTOR_MEMORY_BYTES: usize = 64 << 10;
-/// Depth of glommio's own rings.
-const EXECUTOR_RING_DEPTH: usize = 256;
-/// glommio's preemption timer, as good as never. When it fires between the executor's I/O poll and its look at the run
-/// queue, glommio 0.9 goes to sleep on the runnable driver: all it takes is a thread that is off its core for as long
-/// (seen at 500 us after 1 to 30 thousand parks, and at 10 ms). The driver is the executor's one task: there is nobody
-/// to be fair to.
-const PREEMPT_TIMER: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Locked memory of a server that has just ended is given back late: attempts to make a data ring, and their pause.
-const RING_ATTEMPTS_MAX: u32 = 20;
-const RING_RETRY_NS: u64 = 100_000_000;
 /// How often the log is asked whether it left out lines.
 const LOG_TURN_NS: u64 = 1_000_000_000;
+/// How often a stopping server looks whether its sources have ended.
+const SOURCES_LOOK_NS: u64 = 1_000_000;
 
 /// A running server.
 struct Server {
-    shards: Vec<ExecutorJoinHandle<()>>,
+    shards: Vec<JoinHandle<()>>,
     sources: Vec<RunningSource>,
     /// The configured sources, running or not.
     source_statuses: Vec<SourceStatus>,
@@ -113,8 +105,8 @@ struct Server {
     happened_in: Sender<Happened>,
     /// Shows the service manager that the shards are alive.
     feeder: Feeder,
-    /// Shards that have ended.
-    shards_ended: usize,
+    /// Whether each shard has ended.
+    shards_ended: Vec<bool>,
 }
 
 /// What shards answered, by shard, since the last question.
@@ -137,10 +129,10 @@ pub fn run(
     clock::sleep_precisely();
     // Compressed now, not when the first browser comes: a shard has better things to do.
     page::files();
-    let clients_max = rlimits::check(config.clients_max)?;
+    let clients_max = rlimits::check(config.clients_max, config.shards)?;
     let counters: Vec<Arc<Counters>> = (0..config.shards).map(|_| Arc::default()).collect();
     let statuses: Vec<SourceStatus> =
-        config.sources.iter().map(|source| SourceStatus::new(source.build().kind())).collect();
+        config.sources.iter().map(|source| SourceStatus::new(source.kind().name)).collect();
     let (happened_in, happened) = channel();
     let Opened { admin, clients, files, addresses } = listening::open(config, passed)?;
     let admin =
@@ -175,7 +167,7 @@ fn start_admin(
     happened_in: &Sender<Happened>,
 ) -> Result<AdminListener, StartupError> {
     let core = |index: usize| config.cores[index % config.cores.len()];
-    let asked = happened_in.clone();
+    let (asked, ended) = (happened_in.clone(), happened_in.clone());
     let handles = ServerHandles {
         shards: shards.iter().cloned().enumerate().map(|(index, counters)| (core(index), counters)).collect(),
         sources: sources.to_vec(),
@@ -183,7 +175,10 @@ fn start_admin(
     };
     let socket = listening.sockets.into_iter().flatten().next().ok_or_else(|| io::Error::other("no socket"));
     socket
-        .and_then(|socket| AdminListener::start(listening.address, socket, handles))
+        .and_then(|socket| {
+            let on_failure = move |reason| drop(ended.send(Happened::ThreadEnded("admin", reason)));
+            AdminListener::start(listening.address, socket, handles, on_failure)
+        })
         .map_err(StartupError::Admin)
 }
 
@@ -199,6 +194,7 @@ fn start(
     assert!((1..=SHARDS_MAX).contains(&usize::from(config.shards)), "config checks the number of shards");
     let refused = |error: io::Error| StartupError::Executor(error.to_string());
     let (signal, report, reload) = (happened_in.clone(), happened_in.clone(), happened_in.clone());
+    let signals_ended = happened_in.clone();
     // A terminal that hangs up ends the server; a service manager's SIGHUP never does.
     let hang_up = match signals::has_a_terminal() && !reloader.has_a_file() {
         true => HangUp::Stops,
@@ -208,6 +204,7 @@ fn start(
         move |name| drop(signal.send(Happened::Signal(name))),
         move || drop(report.send(Happened::ReportAsked)),
         hang_up,
+        move |reason| drop(signals_ended.send(Happened::ThreadEnded("signals", reason))),
     )
     .map_err(refused)?;
 
@@ -230,7 +227,7 @@ fn start(
         counters,
         happened,
         happened_in: happened_in.clone(),
-        shards_ended: 0,
+        shards_ended: vec![false; usize::from(config.shards)],
     };
     let counts = ConnectionCounts::new(clients_max, config.clients_per_source_max);
     let handovers = handover_lanes(&bells);
@@ -250,136 +247,31 @@ fn start(
         let mut shard =
             Shard::new(id, config.shards, epoch, config.limits.clone(), server.counters[index].clone());
         shard.set_static_files(&page::Page);
-        let parts = Parts {
+        let parts = ShardParts {
             shard,
             mesh,
             bell,
             eventfd,
             sockets: sockets.iter_mut().map(|of_listener| of_listener.next().flatten()).collect(),
-            accepting: accepting.clone(),
+            listeners: accepting.clone(),
             clients_max,
             stop: server.stop.clone(),
             admission: Admission::new(counts.clone(), config.accept_rate, config.shards),
             pacing: Pacing { latency_budget_ns: config.latency_budget_ns, spin_ns: config.spin_ns },
             handovers,
             control: ControlQueue::new(receiver),
-            happened: happened_in.clone(),
         };
         let core = config.cores[index % config.cores.len()];
-        let executor = LocalExecutorBuilder::new(Placement::Fixed(core))
-            .name("shard")
-            .io_memory(EXECUTOR_MEMORY_BYTES)
-            .ring_depth(EXECUTOR_RING_DEPTH)
-            .preempt_timer(PREEMPT_TIMER)
-            .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
-            .spawn(move || parts.run());
-        server.shards.push(executor.map_err(|error| StartupError::Executor(error.to_string()))?);
+        let (started, ended) = (happened_in.clone(), happened_in.clone());
+        let on_start = move || drop(started.send(Happened::Started(id)));
+        let on_end = move |result: Result<Latency, ShardFailure>| {
+            let result = result.map(|latency| drop(ended.send(Happened::Latency(id, Box::new(latency)))));
+            drop(ended.send(Happened::ShardEnded(id, result)));
+        };
+        server.shards.push(shard_thread::start(parts, core, on_start, on_end).map_err(refused)?);
     }
-    let mut started = 0;
-    while started < config.shards {
-        match server.happened.recv() {
-            Ok(Happened::Started(Ok(()))) => started += 1,
-            // There is nothing to report yet, and nobody to ask.
-            Ok(Happened::ReportAsked | Happened::Asked(_)) => {}
-            Ok(Happened::ReloadAsked) => server.reloader.ask(),
-            Ok(Happened::Started(Err(error)) | Happened::ShardEnded(_, Err(error))) => {
-                return Err(StartupError::IoUring(
-                    error,
-                    "the data ring could not be made (locked memory: LimitMEMLOCK; descriptors: LimitNOFILE)",
-                ));
-            }
-            Ok(Happened::Signal(name)) => {
-                return Err(StartupError::Executor(format!("{name} while starting")));
-            }
-            _ => return Err(StartupError::Executor("a shard ended while starting".into())),
-        }
-    }
+    server.wait_for_start()?;
     Ok((server, lanes))
-}
-
-/// Everything a shard's thread is given.
-struct Parts {
-    shard: Shard,
-    mesh: Mesh,
-    bell: Arc<Doorbell>,
-    eventfd: OwnedFd,
-    /// By [`ListenerId`]; `None` where another shard accepts.
-    sockets: Vec<Option<OwnedFd>>,
-    accepting: Vec<ClientListener>,
-    clients_max: usize,
-    stop: Arc<Stop>,
-    admission: Admission,
-    handovers: HandoverLanes,
-    control: ControlQueue,
-    pacing: Pacing,
-    happened: Sender<Happened>,
-}
-
-impl Parts {
-    async fn run(self) {
-        // Dropped on every way out, a panic's included: the main thread never waits for a shard that is gone.
-        let mut ended = Ended {
-            shard: self.shard.id(),
-            happened: self.happened.clone(),
-            result: Err(io::Error::other("it panicked")),
-        };
-        let ring = match make_ring(self.clients_max, &self.eventfd, self.sockets) {
-            Ok(ring) => ring,
-            Err(error) => {
-                let _ = self.happened.send(Happened::Started(Err(error)));
-                return;
-            }
-        };
-        let _ = self.happened.send(Happened::Started(Ok(())));
-        let id = self.shard.id();
-        let mut driver = Driver::new(
-            self.shard,
-            ring,
-            (self.mesh, self.handovers),
-            self.bell,
-            self.stop,
-            self.admission,
-            self.control,
-        );
-        (driver.pacing, driver.listeners) = (self.pacing, self.accepting);
-        ended.result = driver.run().await.map(|latency| {
-            let _ = self.happened.send(Happened::Latency(id, Box::new(latency)));
-        });
-    }
-}
-
-/// A data ring that accepts on these listeners, which it then owns.
-fn make_ring(clients_max: usize, doorbell: &OwnedFd, sockets: Vec<Option<OwnedFd>>) -> io::Result<DataRing> {
-    let settings = Settings::for_slots(clients_max as u32);
-    let mut attempts = 0;
-    let mut ring = loop {
-        match DataRing::new(settings, doorbell.try_clone()?) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && attempts < RING_ATTEMPTS_MAX => {
-                attempts += 1;
-                clock::sleep_ns(RING_RETRY_NS);
-            }
-            result => break result?,
-        }
-    };
-    for (id, socket) in sockets.into_iter().enumerate() {
-        if let Some(socket) = socket {
-            ring.accept(ListenerId(id as u32), socket)?;
-        }
-    }
-    Ok(ring)
-}
-
-struct Ended {
-    shard: ShardId,
-    happened: Sender<Happened>,
-    result: io::Result<()>,
-}
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let result = std::mem::replace(&mut self.result, Ok(()));
-        let _ = self.happened.send(Happened::ShardEnded(self.shard, result));
-    }
 }
 
 impl Server {
@@ -398,13 +290,18 @@ impl Server {
             self.wait()
         });
         drains();
-        self.sources.iter().for_each(RunningSource::stop);
-        self.sources.drain(..).for_each(RunningSource::join);
-        self.stop.request(clock::monotonic_ns(), config.drain_deadline_ns);
-        let last = self.wait_for_shards();
-        for shard in self.shards.drain(..) {
-            if let Err(error) = shard.join() {
-                ::log::error!("a shard's thread: {error}");
+        self.stop_sources();
+        let drain_ns = match outcome {
+            // Without all shards, not everything can be drained: the others get a bounded time for what they can.
+            Err(StartupError::Shard(_)) => config.drain_deadline_ns.min(FAILED_DRAIN_MS_MAX * 1_000_000),
+            _ => config.drain_deadline_ns,
+        };
+        self.stop.request(clock::monotonic_ns(), drain_ns);
+        let (last, stopped) = self.wait_for_shards();
+        for (shard, has_ended) in self.shards.drain(..).zip(&self.shards_ended) {
+            // Its panics were caught and reported. A shard that is stuck ends with the process.
+            if *has_ended {
+                let _ = shard.join();
             }
         }
         logging::turn(u64::MAX);
@@ -412,7 +309,63 @@ impl Server {
         if config.report {
             self.print_report(&last);
         }
-        outcome
+        outcome.and(stopped)
+    }
+
+    /// Waits until every shard listens.
+    ///
+    /// # Errors
+    /// A shard cannot start, or does not within [`SHARDS_START_MS_MAX`]; a signal asks to stop.
+    fn wait_for_start(&mut self) -> Result<(), StartupError> {
+        let give_up_ns = clock::monotonic_ns() + SHARDS_START_MS_MAX * 1_000_000;
+        let mut started = vec![false; self.shards.len()];
+        while let Some(missing) = started.iter().position(|started| !started) {
+            let left_ns = give_up_ns.saturating_sub(clock::monotonic_ns());
+            match self.happened.recv_timeout(Duration::from_nanos(left_ns)) {
+                Ok(Happened::Started(shard)) => started[usize::from(shard.0)] = true,
+                // There is nothing to report yet, and nobody to ask.
+                Ok(Happened::ReportAsked | Happened::Asked(_) | Happened::Latency(..)) => {}
+                Ok(Happened::ReloadAsked) => self.reloader.ask(),
+                Ok(Happened::ShardEnded(shard, Err(failure))) => {
+                    return Err(StartupError::Shard(format!("shard {} cannot start: {failure}", shard.0)));
+                }
+                Ok(Happened::ShardEnded(shard, Ok(()))) => {
+                    return Err(StartupError::Shard(format!("shard {} ended while starting", shard.0)));
+                }
+                Ok(Happened::ThreadEnded(name, reason)) => return Err(StartupError::Thread(name, reason)),
+                Ok(Happened::Signal(name)) => {
+                    return Err(StartupError::Executor(format!("{name} while starting")));
+                }
+                Ok(Happened::SourceEnded(kind, _)) => {
+                    debug_assert!(false, "source {kind} has not been started");
+                }
+                Err(_) => {
+                    let seconds = SHARDS_START_MS_MAX / 1_000;
+                    return Err(StartupError::Shard(format!(
+                        "shard {missing} has not started within {seconds} s"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops the sources, and waits for them at most [`SOURCES_STOP_MS_MAX`]: one may be stuck in a system call, such as a
+    /// read from a file system that has gone away.
+    fn stop_sources(&mut self) {
+        self.sources.iter().for_each(RunningSource::stop);
+        let give_up_ns = clock::monotonic_ns() + SOURCES_STOP_MS_MAX * 1_000_000;
+        while clock::monotonic_ns() < give_up_ns && !self.sources.iter().all(RunningSource::has_ended) {
+            clock::sleep_ns(SOURCES_LOOK_NS);
+        }
+        for source in self.sources.drain(..) {
+            match source.has_ended() {
+                true => source.join(),
+                false => {
+                    ::log::warn!("source {} does not end: it ends with the process", source.status().kind())
+                }
+            }
+        }
     }
 
     fn start_sources(&mut self, config: &Config, lanes: Vec<Lanes>) -> Result<(), StartupError> {
@@ -449,14 +402,20 @@ impl Server {
                     ::log::info!("{name}: stopping; again to end at once");
                     return Ok(());
                 }
-                Ok(Happened::ShardEnded(_, Err(error))) => {
-                    return Err(StartupError::Shard(error.to_string()));
+                Ok(Happened::ShardEnded(shard, result)) => {
+                    let text = match result {
+                        Err(failure) => format!("shard {} has failed: {failure}", shard.0),
+                        Ok(()) => format!("shard {} has ended although the server runs", shard.0),
+                    };
+                    ::log::error!("{text}; the other shards are drained");
+                    return Err(StartupError::Shard(text));
                 }
+                Ok(Happened::ThreadEnded(name, reason)) => return Err(StartupError::Thread(name, reason)),
                 Ok(Happened::SourceEnded(_, Err(error))) => {
                     return Err(StartupError::Source(error.to_string()));
                 }
                 Ok(Happened::SourceEnded(kind, Ok(()))) => ::log::debug!("source {kind} ended"),
-                Ok(Happened::ShardEnded(_, Ok(())) | Happened::Started(_)) => {}
+                Ok(Happened::Started(_)) => {}
                 Err(_) => return Err(StartupError::Shard("every thread has ended".into())),
             }
         }
@@ -465,34 +424,61 @@ impl Server {
     /// The next thing that happens. Until then the watchdog is fed, and the log told what it left out.
     fn next(&mut self) -> Result<Happened, RecvError> {
         loop {
-            let now_ns = clock::monotonic_ns();
-            logging::turn(now_ns);
-            self.reloader.turn(&mut self.control);
-            let wait_ns = self.feeder.turn(now_ns).unwrap_or(u64::MAX).min(LOG_TURN_NS);
-            let happened = match self.happened.recv_timeout(Duration::from_nanos(wait_ns)) {
-                Ok(happened) => happened,
-                Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => return Err(RecvError),
-            };
-            if let Happened::ShardEnded(shard, _) = &happened {
-                self.feeder.shard_ended(*shard);
-                self.shards_ended += 1;
+            if let Some(happened) = self.next_within(LOG_TURN_NS)? {
+                return Ok(happened);
             }
-            return Ok(happened);
         }
     }
 
-    /// Until every shard has ended; operators may still ask. Returns the latencies of those that have ended in order.
-    fn wait_for_shards(&mut self) -> Latencies {
+    /// What happens next, if it happens within `wait_ns`.
+    fn next_within(&mut self, wait_ns: u64) -> Result<Option<Happened>, RecvError> {
+        let now_ns = clock::monotonic_ns();
+        logging::turn(now_ns);
+        self.reloader.turn(&mut self.control);
+        let wait_ns = self.feeder.turn(now_ns).unwrap_or(u64::MAX).min(wait_ns);
+        let happened = match self.happened.recv_timeout(Duration::from_nanos(wait_ns)) {
+            Ok(happened) => happened,
+            Err(RecvTimeoutError::Timeout) => return Ok(None),
+            Err(RecvTimeoutError::Disconnected) => return Err(RecvError),
+        };
+        if let Happened::ShardEnded(shard, _) = &happened {
+            self.feeder.shard_ended(*shard);
+            self.stop.shard_ended(*shard);
+            self.shards_ended[usize::from(shard.0)] = true;
+        }
+        Ok(Some(happened))
+    }
+
+    /// Waits until every shard has ended, at most [`SHARDS_LATE_MS_MAX`] past the drain; operators may still ask. Returns the
+    /// latencies of those that have ended in order, and an error if one has not.
+    fn wait_for_shards(&mut self) -> (Latencies, Result<(), StartupError>) {
         let mut last: Latencies = self.shards.iter().map(|_| None).collect();
-        while self.shards_ended < self.shards.len()
-            && let Ok(happened) = self.next()
-        {
+        let mut outcome = Ok(());
+        // Time past the drain in which this thread waited. A process that was suspended meanwhile has not waited.
+        let mut late_ns = 0;
+        while let Some(stuck) = self.shards_ended.iter().position(|has_ended| !has_ended) {
+            let from_ns = clock::monotonic_ns();
+            let happened = match self.next_within(LOG_TURN_NS) {
+                Ok(Some(happened)) => happened,
+                Ok(None) if late_ns < SHARDS_LATE_MS_MAX * 1_000_000 => {
+                    if from_ns >= self.stop.deadline_ns() {
+                        late_ns += (clock::monotonic_ns() - from_ns).min(LOG_TURN_NS);
+                    }
+                    continue;
+                }
+                Ok(None) | Err(_) => {
+                    let text = format!("shard {stuck} does not stop: it is stuck");
+                    outcome = outcome.and(Err(StartupError::Shard(text)));
+                    break;
+                }
+            };
             match happened {
                 Happened::Asked(dispatch) => drop(self.control.send(dispatch)),
                 Happened::Latency(shard, latency) => last[usize::from(shard.0)] = Some(latency),
-                Happened::ShardEnded(_, Err(error)) => {
-                    ::log::error!("a shard has failed while stopping: {error}");
+                Happened::ShardEnded(shard, Err(failure)) => {
+                    let text = format!("shard {} has failed while stopping: {failure}", shard.0);
+                    ::log::error!("{text}");
+                    outcome = outcome.and(Err(StartupError::Shard(text)));
                 }
                 Happened::ReloadAsked => ::log::info!("SIGHUP: nothing is read again, as the server stops"),
                 // It stops as it is.
@@ -500,10 +486,11 @@ impl Server {
                 | Happened::Signal(_)
                 | Happened::ReportAsked
                 | Happened::Started(_)
-                | Happened::SourceEnded(..) => {}
+                | Happened::SourceEnded(..)
+                | Happened::ThreadEnded(..) => {}
             }
         }
-        last
+        (last, outcome)
     }
 
     /// Asks every shard for its latencies.

@@ -7,5 +7,6 @@ pub mod handover;
 pub mod listener;
 #[cfg(all(test, tickcast_loom))]
 mod models;
+pub mod shard_thread;
 pub mod stop;
 pub mod uring;

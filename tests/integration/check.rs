@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{beside_others, tickcast};
+use crate::harness::{Server, beside_others, eventually, tickcast};
 
 fn tool() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning/tickcast-tune")
@@ -66,6 +66,45 @@ fn every_item_is_a_line_of_json_and_the_server_has_what_it_requires() {
     let somaxconn = &items["net.core.somaxconn"];
     assert_eq!((&somaxconn["required"], &somaxconn["wanted"]), (&false.into(), &"at least 65535".into()));
     assert!(items.len() > 20, "{out}");
+}
+
+/// IORING_ENTER_NO_IOWAIT (include/uapi/linux/io_uring.h).
+const NO_IOWAIT: u64 = 1 << 7;
+
+/// The flags with which threads of a process wait in io_uring_enter now (proc_pid_syscall(5)).
+fn waits_in_rings(pid: u32) -> Vec<u64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let calls = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("syscall")).ok());
+    let waits = calls.filter_map(|call| {
+        let mut words = call.split_whitespace();
+        let is_enter = words.next()? == SYS_IO_URING_ENTER;
+        let mut numbers =
+            words.map(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).unwrap_or(0));
+        let (wanted, flags) = (numbers.nth(2)?, numbers.next()?);
+        (is_enter && wanted > 0).then_some(flags)
+    });
+    waits.collect()
+}
+
+/// The number of the system call, the same on every architecture.
+const SYS_IO_URING_ENTER: &str = "426";
+
+#[test]
+fn cores_of_idle_shards_count_as_idle_where_check_says_so() {
+    let _machine = beside_others();
+    let output = check(tickcast().args(["check", "--json", "--tune"]).arg(tool()));
+    let items = said(&output).0;
+    let item = items.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let item = item.into_iter().find(|item| item["name"] == "idle cores").unwrap();
+    let server = Server::start(&["--shards", "2"]);
+    let mut waits = Vec::new();
+    eventually("both shards sleep", || {
+        waits = waits_in_rings(server.pid());
+        waits.len() == 2
+    });
+    let flags = if item["state"] == "enabled" { NO_IOWAIT } else { 0 };
+    assert!(waits.iter().all(|wait| wait & NO_IOWAIT == flags), "{waits:x?} {item}");
+    server.stop_cleanly();
 }
 
 #[test]

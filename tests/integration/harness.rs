@@ -170,13 +170,16 @@ pub fn tickcast() -> Command {
 }
 
 /// Environment variables that the command reads: its options, and those of a service manager.
-const ENVIRONMENT: [&str; 14] = [
+pub const ENVIRONMENT: [&str; 17] = [
     "TICKCAST_CORES",
     "TICKCAST_TCP",
     "TICKCAST_HTTP",
     "TICKCAST_ADMIN",
     "TICKCAST_CONFIG",
     "TICKCAST_MAX_CLIENTS",
+    "TICKCAST_SERVER",
+    "TICKCAST_TUNE",
+    "TICKCAST_FAULT",
     "RUST_LOG",
     "JOURNAL_STREAM",
     "NOTIFY_SOCKET",

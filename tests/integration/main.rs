@@ -17,6 +17,7 @@ mod churn;
 mod conflate;
 mod ecg;
 mod echo;
+mod failures;
 mod heartbeat;
 mod identity;
 mod limits;

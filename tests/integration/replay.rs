@@ -189,6 +189,23 @@ fn a_bad_replay_line_is_skipped_and_logged_on_request() {
 }
 
 #[test]
+fn a_capture_with_byte_order_marks_and_crlf_is_replayed_whole() {
+    let _machine = beside_others();
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("marks.ndjson");
+    let line = |data: u32| format!("{{\"at_ns\":0,\"topic\":\"a\",\"data\":{data}}}\r\n");
+    // Two captures joined, each with a mark, and an empty one.
+    let text = ["\u{feff}", &line(1), &line(2), "\u{feff}", &line(3), "\u{feff}\r\n", &line(4)].concat();
+    fs::write(&file, text).unwrap();
+    let server = serve(&file, 1, &[]);
+    let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &[">"]);
+    collector.wait_for(4);
+    let expected: Vec<_> = (1..=4).map(|data| (data, data.to_string().into_bytes())).collect();
+    assert_eq!(collector.finish().ticks["a"], expected);
+    server.log.wait_for("replay done: 4 ticks, 0 lines skipped");
+    server.stop_cleanly();
+}
+
+#[test]
 fn a_replay_of_a_missing_file_does_not_start() {
     let mut child = crate::harness::tickcast()
         .arg("serve")

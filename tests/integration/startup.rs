@@ -1,14 +1,14 @@
 //! A server that cannot start prints the cause and the remedy in one line and exits with an error.
 
 use std::{
-    net::TcpListener,
+    net::{Ipv4Addr, TcpListener},
     process::{Command, Stdio},
 };
 
-use crate::harness::{FREE_PORTS, Log, Server, beside_others, tickcast, wait_for_exit};
+use crate::harness::{ENVIRONMENT, FREE_PORTS, Log, Server, beside_others, tickcast, wait_for_exit};
 
 /// Runs a command to its end; returns exit code and standard error.
-fn run(command: &mut Command) -> (Option<i32>, String) {
+pub fn run(command: &mut Command) -> (Option<i32>, String) {
     run_with_input(command, Stdio::null())
 }
 
@@ -79,7 +79,14 @@ fn startup_errors_are_one_line_with_the_remedy() {
 fn unparsable_options_are_refused_by_name() {
     let _machine = beside_others();
     for (options, part) in [
-        (&["--tcp", "nonsense"][..], "'--tcp <ADDRESS>': not an address: write IP:PORT or unix:/path"),
+        (
+            &["--tcp", "nonsense"][..],
+            "'--tcp <ADDRESS>': not an address: write IP:PORT, localhost:PORT or unix:/path",
+        ),
+        (
+            &["--http", "example.com:9480"],
+            "'--http <ADDRESS>': not an IP address and a port: write 127.0.0.1:9480",
+        ),
         (&["--shards", "many"], "'--shards <N>'"),
         (&["--frame-max", "-1"], "-1"),
         (&["--frame-max", "1XB"], "'--frame-max <SIZE>': unknown unit"),
@@ -100,6 +107,26 @@ fn unparsable_options_are_refused_by_name() {
         assert_eq!(code, Some(2), "{options:?}: {text}");
         assert!(text.contains(part), "{options:?}: {text}");
     }
+}
+
+#[test]
+fn empty_environment_variables_count_as_not_set() {
+    let _machine = beside_others();
+    let empty = ENVIRONMENT.map(|name| (name, ""));
+    let (code, text) = run(tickcast().envs(empty).args(["serve", "--check-config"]));
+    assert_eq!((code, text.as_str()), (Some(0), ""));
+    let stopped = Server::start_command(tickcast().envs(empty), &["--no-sim"]).stop_cleanly();
+    // The default level, not that of an empty filter.
+    assert!(stopped.log.contains("SIGTERM: stopping"), "{}", stopped.log);
+    assert!(!stopped.log.contains("cannot notify"), "{}", stopped.log);
+}
+
+#[test]
+fn localhost_is_an_address_to_listen_on() {
+    let _machine = beside_others();
+    let server = Server::start_on("localhost:0", &mut tickcast(), Stdio::null(), &["--no-sim"]);
+    assert!(server.http.ip() == Ipv4Addr::LOCALHOST && server.http.port() != 0, "{}", server.http);
+    server.stop_cleanly();
 }
 
 #[test]
@@ -129,6 +156,7 @@ fn process_limits_that_are_too_low_are_named_with_the_remedy() {
     for (limits, options, parts) in [
         ("ulimit -n 500", "--max-clients 1000", ["descriptor limit too low: 500", "LimitNOFILE", "1128"]),
         ("ulimit -n 100", "", ["descriptor limit too low: 100", "LimitNOFILE", "--max-clients"]),
+        ("ulimit -n 1024", "--shards 128", ["descriptor limit too low: 1024", "LimitNOFILE", "1329"]),
         ("ulimit -l 64", "", ["memlock limit too low: 65536", "LimitMEMLOCK", "ulimit -l"]),
     ] {
         let (code, text) = serve_limited(limits, options);

@@ -3,7 +3,11 @@
 use std::{
     fs,
     net::{SocketAddr, TcpListener, TcpStream},
-    os::{fd::OwnedFd, unix::net::UnixDatagram},
+    os::{
+        fd::OwnedFd,
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr as UnixAddr, UnixDatagram},
+    },
     path::PathBuf,
     process::{Command, Stdio},
     sync::mpsc::{Receiver, channel},
@@ -152,6 +156,32 @@ fn a_lost_service_manager_does_not_end_the_server() {
     server.log.wait_for("cannot notify");
     TcpStream::connect(server.tcp).unwrap();
     server.stop_cleanly();
+}
+
+#[test]
+fn an_abstract_socket_is_notified() {
+    let _machine = beside_others();
+    let name = format!("tickcast-test-{}", std::process::id());
+    let manager = UnixDatagram::bind_addr(&UnixAddr::from_abstract_name(&name).unwrap()).unwrap();
+    manager.set_read_timeout(Some(GUARD)).unwrap();
+    let mut command = tickcast_after("exec");
+    let server = Server::start_command(command.env("NOTIFY_SOCKET", format!("@{name}")), &["--no-sim"]);
+    let mut buffer = [0; 4096];
+    let len = manager.recv(&mut buffer).unwrap();
+    assert!(buffer[..len].starts_with(b"READY=1\n"), "{:?}", String::from_utf8_lossy(&buffer[..len]));
+    server.stop_cleanly();
+}
+
+#[test]
+fn a_service_manager_that_cannot_be_notified_is_one_warning() {
+    let _machine = beside_others();
+    let mut command = tickcast_after("export WATCHDOG_PID=$$; exec");
+    command.env("NOTIFY_SOCKET", "vsock:2:1234").env("WATCHDOG_USEC", PERIOD.as_micros().to_string());
+    // It fails at least twice: ready and stopping.
+    let stopped = Server::start_command(command.env("RUST_LOG", "info"), &["--no-sim"]).stop_cleanly();
+    let warnings: Vec<&str> = stopped.log.lines().filter(|line| line.contains("cannot notify")).collect();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("NOTIFY_SOCKET=vsock:2:1234: "), "{warnings:?}");
 }
 
 /// The command with standard input passed on as the sockets of these names.

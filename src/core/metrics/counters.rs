@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::turn_times::TurnTimes;
+
 macro_rules! counters {
     ($($(#[doc = $help:literal])+ $name:ident = $label:literal, $unit:literal;)+) => {
         /// A counter.
@@ -114,6 +116,18 @@ counters! {
     ClosedUnfinishedMemory = "closed_unfinished_memory", "sessions";
     /// Turns of the shard's loop.
     Turns = "turns", "turns";
+    /// Turns that took more than 100 ms, not counting the time asleep.
+    TurnsSlow = "turns_slow", "turns";
+    /// Completions of the data ring that the shard handled: receives, accepts, closes, timers.
+    RingEvents = "ring_events", "events";
+    /// Bytes taken in from the rings of other shards and of sources.
+    MeshBytes = "mesh_bytes", "bytes";
+    /// Topics and subscriptions visited for sessions that subscribe, or change or end a subscription.
+    TopicsVisited = "topics_visited", "topics";
+    /// Timers that expired.
+    TimersExpired = "timers_expired", "timers";
+    /// Requests of operators that the shard handled.
+    ControlRequests = "control_requests", "requests";
     /// Times the shard went to sleep.
     Parks = "parks", "times";
     /// Time the shard spent working.
@@ -134,11 +148,12 @@ impl Counter {
 #[repr(align(128))]
 pub struct Counters {
     values: [AtomicU64; Counter::ALL.len()],
+    turn_times: TurnTimes,
 }
 
 impl Default for Counters {
     fn default() -> Self {
-        Counters { values: std::array::from_fn(|_| AtomicU64::new(0)) }
+        Counters { values: std::array::from_fn(|_| AtomicU64::new(0)), turn_times: TurnTimes::default() }
     }
 }
 
@@ -152,6 +167,11 @@ impl Counters {
     /// Subtracts `n` from a gauge. Only the owning shard may call it.
     pub fn subtract(&self, counter: Counter, n: u64) {
         self.add(counter, n.wrapping_neg());
+    }
+
+    /// The histogram of the shard's turns.
+    pub fn turn_times(&self) -> &TurnTimes {
+        &self.turn_times
     }
 
     /// Reads a counter; from any thread.

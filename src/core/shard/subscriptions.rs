@@ -68,6 +68,7 @@ impl Shard {
                 Some(delivery) => self.update(slot, request, &pattern, delivery, now),
                 None => self.unsubscribe(slot, request, &pattern, now),
             };
+            self.counters.add(Counter::TopicsVisited, looked as u64);
             self.change_budget = self.change_budget.saturating_sub(looked);
         }
         any
@@ -226,6 +227,9 @@ impl Shard {
             {
                 self.counters.add(Counter::SessionsSubscribed, 1);
             }
+        }
+        if looked > 0 {
+            self.counters.add(Counter::TopicsVisited, looked as u64);
         }
         looked > 0
     }

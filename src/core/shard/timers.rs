@@ -84,11 +84,17 @@ impl Shard {
 
     /// Processes expired timers, a bounded number per turn. Returns whether there were any.
     pub(super) fn handle_timers(&mut self, now: Now) -> bool {
-        for handled in 0..TURN_TIMERS {
-            let Some(timer) = self.timers.pop_due(now.monotonic_ns) else { return handled > 0 };
+        let mut handled = 0;
+        while handled < TURN_TIMERS
+            && let Some(timer) = self.timers.pop_due(now.monotonic_ns)
+        {
             self.timer_expired(timer, now);
+            handled += 1;
         }
-        true
+        if handled > 0 {
+            self.counters.add(Counter::TimersExpired, handled as u64);
+        }
+        handled > 0
     }
 
     fn timer_expired(&mut self, timer: Timer, now: Now) {

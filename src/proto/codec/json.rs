@@ -3,6 +3,8 @@
 //! A JSON payload is copied verbatim, never parsed into a tree and written again, so every digit of the producer's
 //! numbers is preserved.
 
+mod request_id;
+
 use std::{borrow::Cow, collections::HashMap, io::Write};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
@@ -131,7 +133,7 @@ pub fn present<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Opt
 /// A request that is not valid, and the error to answer with. The session stays open.
 #[derive(Debug, PartialEq, Eq)]
 pub struct InvalidRequest {
-    /// Request id if it could be parsed, else 0.
+    /// Request id if it could be read, even if the rest is not valid; else 0.
     pub request: u32,
     /// What is wrong, and in which field.
     pub text: String,
@@ -142,8 +144,10 @@ pub struct InvalidRequest {
 /// # Errors
 /// [`InvalidRequest`] if the text is not a JSON request of the protocol.
 pub fn decode(text: &str) -> Result<Command<'_>, InvalidRequest> {
-    let mut message: Message<'_> = serde_json::from_str(text)
-        .map_err(|error| InvalidRequest { request: 0, text: format!("not a request: {error}") })?;
+    let mut message: Message<'_> = serde_json::from_str(text).map_err(|error| InvalidRequest {
+        request: request_id::find(text),
+        text: format!("not a request: {error}"),
+    })?;
     let request = message.id;
     let fail = |text: String| InvalidRequest { request, text };
     let op = std::mem::take(&mut message.op);
@@ -210,14 +214,13 @@ pub fn decode(text: &str) -> Result<Command<'_>, InvalidRequest> {
 
 /// Whether the payload can be inlined in a JSON message.
 ///
-/// It must be one JSON value without surrounding whitespace, which readers would lose. Two passes over the payload;
-/// does not allocate.
+/// It must be one JSON text; white space may surround the value (RFC 8259, section 2). Two passes over the payload; does not
+/// allocate.
 pub fn is_json(payload: &[u8]) -> bool {
     // serde_json ignores strings without validating their UTF-8, and one invalid byte in a text message would make
     // every JSON subscriber close its connection.
-    payload.trim_ascii().len() == payload.len()
-        && simdutf8::basic::from_utf8(payload)
-            .is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
+    simdutf8::basic::from_utf8(payload)
+        .is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
 }
 
 /// The text as a JSON string, with quotes.
@@ -412,10 +415,10 @@ mod tests {
 
     #[test]
     fn only_payloads_that_can_be_inlined_are_json() {
-        for inline in [&b"1"[..], b"null", b"{\"a\": [ 1 ]}", b"\" \""] {
+        for inline in [&b"1"[..], b"null", b"{\"a\": [ 1 ]}", b"\" \"", b" 1", b"1\n", b"\t{}\r\n"] {
             assert!(is_json(inline));
         }
-        for other in [&b""[..], b" 1", b"1\n", b"1 2", b"{", b"\xff", b"\"\xff\""] {
+        for other in [&b""[..], b" ", b"1 2", b"{", b"\xff", b"\"\xff\"", b"1\x0c", b"\xef\xbb\xbf1"] {
             assert!(!is_json(other));
         }
     }
@@ -496,6 +499,25 @@ mod tests {
             assert_eq!((&out, out.capacity()), (&again, capacity), "{len} bytes");
             let text = &out[out.iter().rposition(|&byte| byte == b':').unwrap() + 2..out.len() - 2];
             assert_eq!(BASE64.decode(text).unwrap(), payload[..len]);
+        }
+    }
+
+    #[test]
+    fn invalid_requests_are_rejected_with_their_id() {
+        for text in [
+            r#"{"op":"publish","id":7,"topic":"t","data":1,"ts":"x"}"#,
+            r#"{"op":"publish","id":7,"topic":"t","data":1,"key":-1}"#,
+            r#"{"op":"publish","id":7,"topic":"t","data":1,"extra":1}"#,
+            r#"{"op":"publish","id":7,"topic":7,"data":1}"#,
+            r#"{"op":"publish","id":7,"topic":"t","data":1,"encoding":"hex"}"#,
+            r#"{"op":"subscribe","id":7,"topics":"t"}"#,
+            r#"{"topics":[1],"op":"unsubscribe","id":7}"#,
+            r#"{"op":"ping","id":7,"token":"x"}"#,
+            r#"{"op":7,"id":7}"#,
+            r#"{"op":"fly","id":7}"#,
+            r#"{"id":7}"#,
+        ] {
+            assert_eq!(decode(text).unwrap_err().request, 7, "{text}");
         }
     }
 

@@ -1,16 +1,17 @@
-//! The options of `tickcast serve`: the one place that declares an option.
+//! The options of `tickcast serve`: the one place that declares an option, but for those of sources, which
+//! [`crate::sources`] declares by kind.
 //!
 //! A field is an option. It gives the flag, its old spellings (`alias`), the environment variable, the default and the
 //! help; its name is the key in a file. The group of its struct is the table in a file (`[limits]`), or the kind of a
-//! `[[source]]`; keys of a source go without the prefix. What an option means is [`crate::config`]'s business.
+//! `[[source]]`. What an option means is [`crate::config`]'s business.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use super::values::{Size, Speed, Time};
-use crate::{config::listener::Address, limits, logging};
+use super::values::{Size, Time};
+use crate::{config::listener::Address, limits, logging, sources::kind::SourceFlags};
 
 /// Options that a reload changes while the server runs, by their keys. All others wait for a restart.
 pub const LIVE: [&str; 17] = [
@@ -60,18 +61,9 @@ pub struct ServeArgs {
     /// The tables of a file.
     #[command(flatten)]
     pub tables: Tables,
-    /// Do not run the simulator
-    #[arg(long, help_heading = "Simulator")]
-    pub no_sim: bool,
-    /// The built-in simulator.
+    /// The first source of each kind.
     #[command(flatten)]
-    pub simulator: SimulatorOptions,
-    /// A capture.
-    #[command(flatten)]
-    pub replay: ReplayOptions,
-    /// An ECG.
-    #[command(flatten)]
-    pub ecg: EcgOptions,
+    pub sources: SourceFlags,
 }
 
 /// The tables of a file.
@@ -256,89 +248,6 @@ pub struct DebugOptions {
     /// Open /echo, which returns every WebSocket message: for conformance suites only
     #[arg(long)]
     pub debug_echo: bool,
-}
-
-/// A `[[source]]` of kind `simulator`.
-#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[group(id = "simulator")]
-#[command(next_help_heading = "Simulator")]
-pub struct SimulatorOptions {
-    /// Simulated producers [default: 10, or --sim-topics if more]
-    #[arg(long, value_name = "N")]
-    #[serde(rename = "producers")]
-    pub sim_producers: Option<u32>,
-    /// Ticks per second of each producer
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    #[serde(rename = "rate")]
-    pub sim_rate: u32,
-    /// Size of a payload: JSON that carries the time it was due
-    #[arg(long, value_name = "SIZE", default_value_t = Size::new(100))]
-    #[serde(rename = "size")]
-    pub sim_size: Size,
-    /// Topics sim.0 to sim.N-1 [default: one for each producer]
-    #[arg(long, value_name = "N")]
-    #[serde(rename = "topics")]
-    pub sim_topics: Option<u32>,
-}
-
-/// A `[[source]]` of kind `replay`.
-#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[group(id = "replay")]
-#[command(next_help_heading = "Replay")]
-pub struct ReplayOptions {
-    /// Replay a capture instead of simulating: lines of {"at_ns", "topic", "data"}
-    #[arg(long = "replay", value_name = "FILE")]
-    #[serde(rename = "file")]
-    pub replay_file: Option<PathBuf>,
-    /// Multiple of the capture's own pace, or max
-    #[arg(long = "speed", value_name = "FACTOR", default_value_t = Speed::Factor(1.0))]
-    #[serde(rename = "speed")]
-    pub replay_speed: Speed,
-    /// Start again at the end
-    #[arg(long = "loop")]
-    #[serde(rename = "loop")]
-    pub replay_loop: bool,
-    /// Wait for this many clients to subscribe before the first tick
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    #[serde(rename = "wait")]
-    pub replay_wait: u64,
-    /// What a bad line does: stop (the server ends and names the line) or skip (it is logged)
-    #[arg(long, value_enum, value_name = "ACTION", hide_possible_values = true, default_value_t = BadLines::Stop)]
-    #[serde(rename = "bad_lines")]
-    pub replay_bad_lines: BadLines,
-}
-
-/// A `[[source]]` of kind `ecg`.
-#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[group(id = "ecg")]
-#[command(next_help_heading = "ECG")]
-pub struct EcgOptions {
-    /// Stream a WFDB record (format 212 or 16), or `synthetic`, on ecg.wave, again and again
-    #[arg(long = "ecg", value_name = "FILE.hea")]
-    #[serde(rename = "record")]
-    pub ecg_record: Option<String>,
-    /// Signal of the record, counted from 0
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    #[serde(rename = "signal")]
-    pub ecg_signal: usize,
-    /// Samples per tick
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    #[serde(rename = "batch")]
-    pub ecg_batch: usize,
-    /// Heart rate of the synthetic ECG, beats per minute [default: 72]
-    #[arg(long, value_name = "BPM")]
-    #[serde(rename = "bpm")]
-    pub ecg_bpm: Option<f64>,
-}
-
-/// What a bad line in a capture does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BadLines {
-    /// The server ends and names the line.
-    Stop,
-    /// The line is logged and skipped.
-    Skip,
 }
 
 /// What a second connection of the same client does to the first.

@@ -77,9 +77,13 @@ pub fn process(args: &ProcessArgs) -> Result<(), CommandError> {
         process_file(args, &mut out)
     } else {
         let stop = StopFlag::default();
-        let stopped = stop.clone();
+        let (stopped, failed) = (stop.clone(), stop.clone());
         signals::block().map_err(CommandError::Signals)?;
-        signals::watch(move |_| stopped.set(), || {}, signals::HangUp::Stops)
+        let on_failure = move |reason: String| {
+            ::log::error!("the signals thread has ended: {reason}");
+            failed.set();
+        };
+        signals::watch(move |_| stopped.set(), || {}, signals::HangUp::Stops, on_failure)
             .map_err(CommandError::Signals)?;
         process_stream(args, &mut out, &stop)
     };

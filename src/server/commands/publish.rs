@@ -12,7 +12,7 @@ use nix::{
 };
 
 use crate::{
-    clock,
+    byte_order_mark, clock,
     commands::{CommandError, ServerArgs},
     limits::FRAME_BYTES_MAX_HIGHEST,
 };
@@ -113,7 +113,8 @@ impl<W: Write> Publisher<'_, W> {
         Ok(())
     }
 
-    /// Reads a line without its line break, and of an overlong one only the first bytes; returns `false` at the end.
+    /// Reads a line without its line break (LF or CR LF), and of an overlong one only the first bytes; returns `false` at the
+    /// end.
     fn read_line(
         &mut self,
         input: &mut BufReader<impl Read>,
@@ -137,6 +138,7 @@ impl<W: Write> Publisher<'_, W> {
                 Err(error) => return Err(CommandError::Input(error)),
             };
             if chunk.is_empty() {
+                self.strip_byte_order_mark(line);
                 return Ok(!line.is_empty());
             }
             let end = chunk.iter().position(|&byte| byte == b'\n');
@@ -145,8 +147,18 @@ impl<W: Write> Publisher<'_, W> {
             let used = end.map_or(chunk.len(), |end| end + 1);
             input.consume(used);
             if end.is_some() {
+                line.pop_if(|byte| *byte == b'\r');
+                self.strip_byte_order_mark(line);
                 return Ok(true);
             }
+        }
+    }
+
+    /// Removes a UTF-8 byte order mark from the first line.
+    fn strip_byte_order_mark(&self, line: &mut Vec<u8>) {
+        if self.lines == 0 {
+            let mark_bytes = line.len() - byte_order_mark::strip(line).len();
+            line.drain(..mark_bytes);
         }
     }
 

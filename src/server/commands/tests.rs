@@ -205,11 +205,11 @@ fn pub_sends_each_line_and_exits_after_the_barrier() {
         }
         lines
     });
-    let (result, notices) = run_pub(address, "-", b"one\n\n three \nlast");
+    let (result, notices) = run_pub(address, "-", b"\xef\xbb\xbfone\r\n\n three \n\xef\xbb\xbf\r\r\nlast");
     result.unwrap();
     assert_eq!(
         (server.join().unwrap(), notices.as_str()),
-        (vec!["one".into(), "".into(), " three ".into(), "last".to_owned()], "")
+        (["one", "", " three ", "\u{feff}\r", "last"].map(str::to_owned).to_vec(), "")
     );
 }
 

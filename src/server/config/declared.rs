@@ -4,10 +4,8 @@ use std::sync::OnceLock;
 
 use clap::{ArgAction, Command, CommandFactory};
 
-use crate::cli::Cli;
+use crate::{cli::Cli, sources::kind::SourceKind};
 
-/// Kinds of sources, and the prefix that their keys go without.
-const KINDS: [(&str, &str); 3] = [("simulator", "sim_"), ("replay", "replay_"), ("ecg", "ecg_")];
 /// The options that set the listeners' addresses.
 pub const LISTENER: &str = "listener";
 /// How alike an unknown name and a known one must be for the known one to be suggested (Jaro-Winkler, 0 to 1).
@@ -37,7 +35,7 @@ pub struct Declared {
 impl Declared {
     /// Whether its table is the kind of a `[[source]]`.
     pub fn is_of_source(&self) -> bool {
-        KINDS.iter().any(|(kind, _)| self.table == *kind)
+        SourceKind::named(&self.table).is_some()
     }
 
     /// Whether its table is one of a file's own.
@@ -83,11 +81,6 @@ pub fn tables() -> Vec<&'static str> {
     tables
 }
 
-/// The kinds of sources.
-pub fn kinds() -> [&'static str; 3] {
-    KINDS.map(|(kind, _)| kind)
-}
-
 /// The known name that is most like this one, unless none is alike.
 pub fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let name = name.replace('-', "_");
@@ -104,7 +97,7 @@ fn declared(serve: &Command, arg: &clap::Arg) -> Option<Declared> {
     }
     let group = serve.get_groups().find(|group| group.get_args().any(|has| has == arg.get_id()));
     let table = group.map_or(String::new(), |group| group.get_id().to_string());
-    let prefix = KINDS.iter().find(|(kind, _)| *kind == table).map_or("", |(_, prefix)| prefix);
+    let prefix = SourceKind::named(&table).and_then(|kind| kind.flags).map_or("", |flags| flags.prefix);
     let names = arg.get_value_names().unwrap_or_default();
     Some(Declared {
         key: id.strip_prefix(prefix).unwrap_or(id).to_owned(),
@@ -121,7 +114,7 @@ fn declared(serve: &Command, arg: &clap::Arg) -> Option<Declared> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::serve::LIVE;
+    use crate::{cli::serve::LIVE, sources::KINDS};
 
     #[test]
     fn every_option_has_a_place_in_a_file_and_live_options_exist() {
@@ -130,7 +123,15 @@ mod tests {
             all().iter().filter(|declared| declared.table.is_empty()).map(|declared| &*declared.id).collect();
         assert_eq!(homeless, ["no_sim"]);
         assert_eq!(of(LISTENER).count(), 4);
-        assert!(kinds().into_iter().all(|kind| of(kind).count() > 1));
+        for kind in KINDS {
+            let is_key = |declared: &Declared| kind.keys().contains(&&*declared.key);
+            assert!(of(kind.name).all(is_key), "{kind:?}: a flag is a key, behind the prefix");
+            assert_eq!(
+                of(kind.name).next().is_some(),
+                kind.flags.is_some(),
+                "{kind:?}: the group is the kind"
+            );
+        }
         for live in LIVE {
             assert!(all().iter().any(|declared| declared.is_of_table() && declared.key == live), "{live}");
         }

@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, Error},
+};
 use toml::{
     Spanned, Table, Value,
     de::{DeTable, DeValue, ValueDeserializer},
@@ -19,11 +22,9 @@ use super::{
     listener::{Address, Kind, ListenerTable, Transport},
 };
 use crate::{
-    cli::{
-        ServeArgs, old,
-        serve::{EcgOptions, ReplayOptions, SimulatorOptions, Tables},
-    },
+    cli::{ServeArgs, old, serve::Tables},
     error::Problem,
+    sources::{KINDS, kind::SourceKind},
 };
 
 /// Longest file that is read, bytes.
@@ -213,7 +214,9 @@ impl Reader<'_> {
         let (table, new) = (&declared.table, &declared.key);
         let whole = "a file with one [[listener]] lists them all";
         let place = match (&*declared.id, value) {
-            ("no_sim", _) => "is now `source = []`, at the top of the file".to_owned(),
+            (id, _) if KINDS.iter().any(|kind| kind.off_switch() == Some(id)) => {
+                "is now `source = []`, at the top of the file".to_owned()
+            }
             ("no_admin", _) => "is now a file that lists [[listener]] without kind = \"admin\"".to_owned(),
             ("tcp", Some(value)) => {
                 format!("is now [[listener]] kind = \"native\", address = {value}; {whole}")
@@ -250,7 +253,7 @@ impl Reader<'_> {
     fn section(&mut self, name: &str, line: usize, table: &DeTable<'_>) -> Option<Section> {
         let kinds: Vec<&str> = match name {
             LISTENER => Kind::ALL.map(Kind::name).to_vec(),
-            _ => declared::kinds().to_vec(),
+            _ => KINDS.iter().map(|kind| kind.name).collect(),
         };
         let found = table.iter().find(|(key, _)| key.get_ref() == "kind");
         let Some((kind_key, kind)) = found else {
@@ -280,19 +283,16 @@ impl Reader<'_> {
                 }
             }
         }
-        let required = match kind {
-            "replay" => "file",
-            "ecg" => "record",
-            "simulator" => "kind",
-            _ => "address",
+        let required = match SourceKind::named(kind) {
+            Some(kind) if name != LISTENER => kind.required,
+            _ => &["address"],
         };
-        if is_whole && !entries.contains_key(required) {
-            self.refuse_at(
-                line,
-                &format!("[[{name}]]"),
-                format!("{required} is missing for kind = \"{kind}\""),
-            );
-            is_whole = false;
+        if is_whole {
+            for key in required.iter().filter(|key| !entries.contains_key(**key)) {
+                let text = format!("{key} is missing for kind = \"{kind}\"");
+                self.refuse_at(line, &format!("[[{name}]]"), text);
+                is_whole = false;
+            }
         }
         is_whole.then(|| Section { line, kind: kind.to_owned(), entries })
     }
@@ -313,29 +313,42 @@ impl Reader<'_> {
                 socket_send_buffer: None,
                 notsent_lowat: None,
             };
-            return lenient(&any, &[key], value);
+            return lenient(written(&any), normalized::<ListenerTable>, &[key], value);
         }
-        match declared::of(kind).find(|declared| declared.key == key) {
-            Some(declared) => self.checked(declared, value),
-            None => Err(unknown_key(key, declared::of(kind).map(|declared| &*declared.key))),
+        let kind = SourceKind::named(kind).ok_or("no such kind")?;
+        if kind.keys().contains(&key) {
+            return lenient(kind.defaults(), |options| kind.normalized(options), &[key], value);
+        }
+        let known = kind.keys();
+        if declared::suggestion(key, known.iter().copied()).is_some() {
+            return Err(unknown_key(key, known.iter().copied()));
+        }
+        let others = KINDS.iter().filter(|other| other.keys().contains(&key));
+        let others: Vec<String> = others.map(|other| format!("{:?}", other.name)).collect();
+        match others.is_empty() {
+            true => Err(unknown_key(key, std::iter::empty())),
+            false => Err(format!(
+                "unknown key: an option of kind = {}; kind = {:?} has {}",
+                others.join(", "),
+                kind.name,
+                known.join(", ")
+            )),
         }
     }
 
     /// The value in its own form, if the option takes it.
     fn checked(&self, declared: &Declared, value: Value) -> Result<Value, String> {
-        let (path, defaults) = ([&*declared.key], self.defaults);
-        match &*declared.table {
-            "simulator" => lenient::<SimulatorOptions>(&defaults.simulator, &path, value),
-            "replay" => lenient::<ReplayOptions>(&defaults.replay, &path, value),
-            "ecg" => lenient::<EcgOptions>(&defaults.ecg, &path, value),
-            _ if declared.is_of_table() => {
-                lenient::<Tables>(&defaults.tables, &[&declared.table, &declared.key], value)
-            }
-            _ if declared.is_switch => match value {
-                Value::Boolean(_) => Ok(value),
-                other => Err(format!("must be true or false, not a {}", other.type_str())),
-            },
-            _ => match value.as_str().map(str::parse::<Address>) {
+        if let Some(kind) = SourceKind::named(&declared.table) {
+            return lenient(kind.defaults(), |options| kind.normalized(options), &[&declared.key], value);
+        }
+        if declared.is_of_table() {
+            let path = [&*declared.table, &declared.key];
+            return lenient(written(&self.defaults.tables), normalized::<Tables>, &path, value);
+        }
+        match value {
+            Value::Boolean(_) if declared.is_switch => Ok(value),
+            other if declared.is_switch => Err(format!("must be true or false, not a {}", other.type_str())),
+            other => match other.as_str().map(str::parse::<Address>) {
                 Some(Ok(address)) => Ok(Value::String(address.to_string())),
                 Some(Err(text)) => Err(text),
                 None => Err("must be an address in quotes: \"IP:PORT\" or \"unix:/path\"".into()),
@@ -396,8 +409,9 @@ fn owned(value: &Spanned<DeValue<'_>>) -> Value {
 }
 
 /// [`checked`], with a number where text is wanted taken as text: `cores = 2`.
-fn lenient<T: Serialize + DeserializeOwned>(
-    defaults: &T,
+fn lenient(
+    defaults: Table,
+    normalized: impl Fn(Table) -> Result<Table, toml::de::Error>,
     path: &[&str],
     value: Value,
 ) -> Result<Value, String> {
@@ -405,23 +419,33 @@ fn lenient<T: Serialize + DeserializeOwned>(
         Value::Integer(number) => Some(Value::String(number.to_string())),
         _ => None,
     };
-    checked(defaults, path, value).or_else(|text| match as_text {
-        Some(value) => checked(defaults, path, value).map_err(|_| text),
+    checked(defaults.clone(), &normalized, path, value).or_else(|text| match as_text {
+        Some(value) => checked(defaults, &normalized, path, value).map_err(|_| text),
         None => Err(text),
     })
 }
 
-/// Puts a value into a table of defaults and reads the table as `T`. Returns the value as `T` writes it.
-fn checked<T: Serialize + DeserializeOwned>(
-    defaults: &T,
+/// Puts a value into a table of defaults and reads the table. Returns the value in its own form.
+fn checked(
+    mut tree: Table,
+    normalized: impl Fn(Table) -> Result<Table, toml::de::Error>,
     path: &[&str],
     value: Value,
 ) -> Result<Value, String> {
-    let mut tree = Table::try_from(defaults).map_err(|error| error.to_string())?;
     *slot(&mut tree, path).ok_or("no such table")? = value;
-    let typed = T::deserialize(tree).map_err(|error| error.message().replace('\n', " "))?;
-    let mut tree = Table::try_from(&typed).map_err(|error| error.to_string())?;
+    let mut tree = normalized(tree).map_err(|error| error.message().replace('\n', " "))?;
     slot(&mut tree, path).map(|value| value.clone()).ok_or_else(|| "no such table".to_owned())
+}
+
+/// Reads a table as `T`, and writes it again.
+fn normalized<T: Serialize + DeserializeOwned>(table: Table) -> Result<Table, toml::de::Error> {
+    Table::try_from(T::deserialize(table)?).map_err(toml::de::Error::custom)
+}
+
+/// The table that `T` writes.
+fn written<T: Serialize>(options: &T) -> Table {
+    // Every type of an option has a form in a file.
+    Table::try_from(options).unwrap_or_default()
 }
 
 /// The place of a value, made if it is not there.

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -93,7 +93,7 @@ impl Kind {
     }
 }
 
-/// Where a listener listens: `IP:PORT` or `unix:/path`.
+/// Where a listener listens: `IP:PORT`, `localhost:PORT` (127.0.0.1) or `unix:/path`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
     /// A TCP port; 0 is any free one.
@@ -132,8 +132,7 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Address, String> {
         let Some(path) = text.strip_prefix(UNIX_PREFIX) else {
-            let address = text.parse().map(Address::Tcp);
-            return address.map_err(|_| "not an address: write IP:PORT or unix:/path".to_owned());
+            return tcp_address(text).map(Address::Tcp);
         };
         if !Path::new(path).is_absolute() {
             return Err("the path of a Unix socket must be absolute: unix:/run/tickcast.sock".to_owned());
@@ -145,6 +144,23 @@ impl FromStr for Address {
             ));
         }
         Ok(Address::Unix(path.into()))
+    }
+}
+
+/// Parses IP:PORT or localhost:PORT. Resolves no other name: what a name resolves to may change, and may be several
+/// addresses.
+fn tcp_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    match port.parse::<u16>() {
+        Ok(port) if host.eq_ignore_ascii_case("localhost") => Ok((Ipv4Addr::LOCALHOST, port).into()),
+        Ok(port) => Err(format!(
+            "not an IP address and a port: write 127.0.0.1:{port} for clients on this machine, 0.0.0.0:{port} for all IPv4 \
+             networks, or [::]:{port}"
+        )),
+        Err(_) => Err("not an address: write IP:PORT, localhost:PORT or unix:/path".to_owned()),
     }
 }
 
@@ -181,10 +197,17 @@ mod tests {
         for text in ["127.0.0.1:0", "[::1]:9400", "unix:/run/tickcast/native.sock"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
+        assert_eq!("LocalHost:9400".parse::<Address>().unwrap().to_string(), "127.0.0.1:9400");
         let long = format!("unix:/{}", "x".repeat(limits::UNIX_PATH_BYTES_MAX));
         for (bad, why) in [
-            ("9400", "IP:PORT"),
-            ("localhost:9400", "IP:PORT"),
+            ("9400", "127.0.0.1:9400"),
+            (":9400", "127.0.0.1:9400"),
+            ("*:9400", "0.0.0.0:9400"),
+            ("example.com:9400", "0.0.0.0:9400"),
+            ("::1:9400", "[::]:9400"),
+            ("localhost", "IP:PORT"),
+            ("localhost:65536", "IP:PORT"),
+            ("", "IP:PORT"),
             ("unix:run/x.sock", "absolute"),
             ("unix:", "absolute"),
             (&long, "108 bytes, the limit is 107"),

@@ -15,6 +15,12 @@ pub struct Change {
     pub is_live: bool,
 }
 
+/// Whether the option at a path of the file takes effect without a restart. Listeners and sources never do, whatever their keys are
+/// called.
+pub fn is_live(path: &str) -> bool {
+    path.split_once('.').is_some_and(|(table, key)| !table.ends_with(']') && LIVE.contains(&key))
+}
+
 impl std::fmt::Display for Change {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let shown = |text: &str| if text.is_empty() { "not set".to_owned() } else { text.to_owned() };
@@ -27,6 +33,14 @@ impl std::fmt::Display for Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_option_of_a_source_is_not_live_even_if_it_has_the_name_of_a_live_one() {
+        assert!(is_live("delivery.history") && is_live("server.log"));
+        for path in ["source[0].history", "listener[12].log", "delivery.keys_memory", "history"] {
+            assert!(!is_live(path), "{path}");
+        }
+    }
 
     #[test]
     fn a_change_says_what_it_was_and_whether_it_waits() {

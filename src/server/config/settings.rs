@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, ffi::OsString, fmt::Write, path::PathBuf};
 
-use clap::{ArgMatches, CommandFactory, FromArgMatches, error::ErrorKind, parser::ValueSource};
+use clap::{ArgMatches, error::ErrorKind, parser::ValueSource};
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -11,14 +11,15 @@ use super::{
     declared::{self, Declared, LISTENER},
     file::{Entry, File, Section},
     listener::{Address, Kind, ListenerTable},
-    reload::{Change, LIVE},
+    reload::{self, Change},
 };
 use crate::{
-    cli::{
-        Cli, Command, ServeArgs, old,
-        serve::{EcgOptions, ReplayOptions, SimulatorOptions, Tables},
-    },
+    cli::{Cli, Command, ServeArgs, serve::Tables},
     error::Problem,
+    sources::{
+        KINDS,
+        kind::{SourceKind, Starts},
+    },
 };
 
 /// Where a value comes from.
@@ -44,13 +45,11 @@ struct Item {
 
 /// A `[[source]]`.
 #[derive(Clone, Debug, PartialEq)]
-pub enum SourceTable {
-    /// `kind = "simulator"`.
-    Simulator(SimulatorOptions),
-    /// `kind = "replay"`.
-    Replay(ReplayOptions),
-    /// `kind = "ecg"`.
-    Ecg(EcgOptions),
+pub struct SourceTable {
+    /// Its kind.
+    pub kind: &'static SourceKind,
+    /// All its options, set or default.
+    pub options: Table,
 }
 
 /// The options of `tickcast serve`, and where each comes from.
@@ -129,8 +128,8 @@ impl Settings {
         paths.dedup();
         let value = |of: &BTreeMap<String, String>, path: &str| of.get(path).cloned().unwrap_or_default();
         let changes = paths.into_iter().map(|path| {
-            let is_live = path.split_once('.').is_some_and(|(_, key)| LIVE.contains(&key));
-            Change { key: path.clone(), before: value(&was, path), after: value(&is, path), is_live }
+            let (before, after) = (value(&was, path), value(&is, path));
+            Change { key: path.clone(), before, after, is_live: reload::is_live(path) }
         });
         changes.filter(|change| change.before != change.after).collect()
     }
@@ -149,10 +148,10 @@ impl Settings {
                 let kind = item.get("kind").and_then(Value::as_str).unwrap_or_default();
                 let keys: Vec<&str> = match list {
                     LISTENER => ListenerTable::KEYS.to_vec(),
-                    _ => ["kind"]
-                        .into_iter()
-                        .chain(declared::of(kind).map(|declared| &*declared.key))
-                        .collect(),
+                    _ => {
+                        let keys = SourceKind::named(kind).map_or(&[][..], SourceKind::keys);
+                        ["kind"].iter().chain(keys).copied().collect()
+                    }
                 };
                 for key in keys {
                     let origin = self.origins.get(&format!("{list}[{at}].{key}"));
@@ -214,9 +213,9 @@ fn flattened(tree: &Table) -> BTreeMap<String, String> {
 }
 
 fn parse(words: &[OsString]) -> Result<(Box<ServeArgs>, ArgMatches), clap::Error> {
-    let matches = Cli::command().try_get_matches_from(old::words(words.iter().cloned()))?;
+    let (cli, matches) = Cli::read(words.iter().cloned())?;
     let wrong = || clap::Error::new(ErrorKind::InvalidSubcommand);
-    match Cli::from_arg_matches(&matches)?.command {
+    match cli.command {
         Command::Serve(args) => Ok((args, matches.subcommand_matches("serve").cloned().ok_or_else(wrong)?)),
         _ => Err(wrong()),
     }
@@ -246,7 +245,7 @@ impl Layers<'_> {
         }
         let tables = Tables::deserialize(tree.clone()).map_err(|error| inner(&error))?;
         let listeners = self.listeners();
-        let sources = self.sources(&mut problems)?;
+        let sources = self.sources(&mut problems);
         for (list, items) in [(LISTENER, &listeners), ("source", &sources)] {
             for (at, item) in items.iter().enumerate() {
                 let of_item =
@@ -258,12 +257,11 @@ impl Layers<'_> {
         }
         let typed = |item: &Item| ListenerTable::deserialize(item.values.clone());
         let listeners: Result<_, _> = listeners.iter().map(typed).collect();
-        let sources: Result<_, _> = sources.iter().map(Item::source).collect();
         Ok(Settings {
             args: Box::new(self.args.clone()),
             tables,
             listeners: listeners.map_err(|error| inner(&error))?,
-            sources: sources.map_err(|error| inner(&error))?,
+            sources: sources.iter().filter_map(Item::source).collect(),
             problems,
             broken: self.file.broken.clone(),
             warnings: self.file.warnings.clone(),
@@ -287,8 +285,9 @@ impl Layers<'_> {
     }
 
     /// Whether a switch is on that has no table, by the command line or a flat key.
-    fn is_on(&self, id: &str, typed: bool) -> bool {
-        typed || self.file.options.contains_key(id)
+    fn is_on(&self, id: &str) -> bool {
+        let typed = self.matches.try_get_one::<bool>(id).ok().flatten();
+        typed == Some(&true) || self.file.options.contains_key(id)
     }
 
     /// The file's listeners, or one of each kind; the options for addresses change the first of their kind.
@@ -323,7 +322,7 @@ impl Layers<'_> {
             moot.iter().for_each(|key| items[at].remove(key));
             items[at].set("address", address, origin);
         }
-        if self.is_on("no_admin", flags.no_admin) {
+        if self.is_on("no_admin") {
             items.retain(|item| item.kind != Kind::Admin.name());
         }
         for item in &mut items {
@@ -332,57 +331,66 @@ impl Layers<'_> {
         items
     }
 
-    /// The file's sources, and those that options ask for. Options change the first source of their kind.
-    fn sources(&self, problems: &mut Vec<Problem>) -> Result<Vec<Item>, clap::Error> {
-        let defaults = parse(&["tickcast", "serve"].map(OsString::from))?.0;
-        let no_simulator = self.is_on("no_sim", self.args.no_sim);
+    /// The file's sources, and those that flags ask for. Flags change the first source of their kind.
+    fn sources(&self, problems: &mut Vec<Problem>) -> Vec<Item> {
         let sections = self.file.sources.as_deref().unwrap_or_default();
-        let mut items: Vec<Item> =
-            sections.iter().map(|section| Item::of(section, defaults_of(&section.kind, &defaults))).collect();
-        for kind in ["replay", "simulator", "ecg"] {
-            let given: Vec<(&Declared, Origin, Value)> = declared::of(kind)
-                .filter_map(|declared| {
-                    let (origin, entry) = self.origin(declared);
-                    let value = match (&origin, entry) {
-                        (Origin::Default(_), _) => return None,
-                        (_, Some(entry)) => entry.value.clone(),
-                        (_, None) => defaults_of(kind, self.args).get(&declared.key)?.clone(),
-                    };
-                    Some((declared, origin, value))
-                })
-                .collect();
-            let has_none = !items.iter().any(|item| item.kind == kind);
-            let names_it = given.iter().any(|(declared, ..)| ["file", "record"].contains(&&*declared.key));
-            let is_wanted = match kind {
-                "simulator" if no_simulator => false,
-                "simulator" => !given.is_empty() || self.file.sources.is_none() && items.is_empty(),
-                _ => names_it,
+        let mut items: Vec<Item> = sections.iter().map(Item::of_source).collect();
+        let with_flags = KINDS.iter().filter_map(|kind| Some((kind, kind.flags?.starts)));
+        // What runs instead of the default source comes before it.
+        let (first, others): (Vec<_>, Vec<_>) =
+            with_flags.partition(|(_, starts)| *starts == Starts::Instead);
+        for (kind, starts) in first.into_iter().chain(others) {
+            let given = self.given(kind);
+            let is_asked_for = given.iter().any(|(declared, ..)| kind.required.contains(&&*declared.key));
+            let is_off = kind.off_switch().is_some_and(|switch| self.is_on(switch));
+            let is_wanted = match starts {
+                Starts::ByDefault { .. } => {
+                    !is_off && (!given.is_empty() || self.file.sources.is_none() && items.is_empty())
+                }
+                Starts::Instead | Starts::Beside => is_asked_for,
             };
-            if has_none && is_wanted {
-                items.push(Item::new(kind, defaults_of(kind, &defaults)));
+            if is_wanted && !items.iter().any(|item| item.kind == kind.name) {
+                items.push(Item::new(kind.name, kind.defaults()));
             }
-            let first = items.iter_mut().find(|item| item.kind == kind);
-            match (first, given.first()) {
+            match (items.iter_mut().find(|item| item.kind == kind.name), given.first()) {
                 (Some(item), _) => {
                     given
                         .into_iter()
                         .for_each(|(declared, origin, value)| item.set(&declared.key, value, origin));
                 }
-                (None, Some((declared, origin, _))) if kind != "simulator" => {
+                (None, Some((declared, origin, _))) if !is_off => {
                     problems.push(self.without_source(kind, declared, origin));
                 }
                 _ => {}
             }
+            if is_off {
+                items.retain(|item| item.kind != kind.name);
+            }
         }
-        if no_simulator {
-            items.retain(|item| item.kind != "simulator");
-        }
-        Ok(items)
+        items
+    }
+
+    /// The options of a kind that were given by flag, variable or flat key.
+    fn given(&self, kind: &SourceKind) -> Vec<(&'static Declared, Origin, Value)> {
+        let typed = self.args.sources.of(kind);
+        let given = |declared: &'static Declared| {
+            let (origin, entry) = self.origin(declared);
+            let value = match (&origin, entry) {
+                (Origin::Default(_), _) => return None,
+                (_, Some(entry)) => entry.value.clone(),
+                (_, None) => typed?.get(&declared.key)?.clone(),
+            };
+            Some((declared, origin, value))
+        };
+        declared::of(kind.name).filter_map(given).collect()
     }
 
     /// An option of a source that there is not.
-    fn without_source(&self, kind: &str, declared: &Declared, origin: &Origin) -> Problem {
-        let text = format!("there is no {kind} source; add --{kind}, or a [[source]] with kind = \"{kind}\"");
+    fn without_source(&self, kind: &SourceKind, declared: &Declared, origin: &Origin) -> Problem {
+        let asks = declared::of(kind.name).find(|declared| kind.required.first() == Some(&&*declared.key));
+        let (name, asks) =
+            (kind.name, asks.map_or(String::new(), |asks| format!("add --{}, or ", asks.flag)));
+        let text = format!("there is no {name} source; {asks}a [[source]] with kind = \"{name}\"");
         match origin {
             Origin::File(line, named) => {
                 Problem { file: Some(self.file.path.clone()), line: Some(*line), named: named.clone(), text }
@@ -396,22 +404,14 @@ fn is_unix(address: &str) -> bool {
     address.parse::<Address>().is_ok_and(|address| address.tcp().is_none())
 }
 
-/// A source's values where nothing else is said; empty for another kind.
-fn defaults_of(kind: &str, args: &ServeArgs) -> Table {
-    let table = match kind {
-        "simulator" => Table::try_from(&args.simulator),
-        "replay" => Table::try_from(&args.replay),
-        "ecg" => Table::try_from(&args.ecg),
-        _ => return Table::new(),
-    };
-    // Every type of an option has a form in a file.
-    table.unwrap_or_default()
-}
-
 impl Item {
     fn new(kind: &str, mut values: Table) -> Item {
         values.insert("kind".into(), Value::String(kind.into()));
         Item { kind: kind.into(), values, origins: BTreeMap::new() }
+    }
+
+    fn of_source(section: &Section) -> Item {
+        Item::of(section, SourceKind::named(&section.kind).map_or_else(Table::new, SourceKind::defaults))
     }
 
     fn of(section: &Section, defaults: Table) -> Item {
@@ -433,14 +433,11 @@ impl Item {
         self.origins.remove(key);
     }
 
-    fn source(&self) -> Result<SourceTable, toml::de::Error> {
-        let mut values = self.values.clone();
-        values.remove("kind");
-        match &*self.kind {
-            "replay" => ReplayOptions::deserialize(values).map(SourceTable::Replay),
-            "ecg" => EcgOptions::deserialize(values).map(SourceTable::Ecg),
-            _ => SimulatorOptions::deserialize(values).map(SourceTable::Simulator),
-        }
+    /// `None` for a kind that there is not, which reading the file has refused.
+    fn source(&self) -> Option<SourceTable> {
+        let mut options = self.values.clone();
+        options.remove("kind");
+        Some(SourceTable { kind: SourceKind::named(&self.kind)?, options })
     }
 }
 

@@ -25,7 +25,7 @@ fn refused(config: Result<Config, StartupError>) -> Vec<String> {
 fn defaults_serve_the_simulator_on_every_core() {
     let config = config("").unwrap();
     assert_eq!((config.shards, config.cores.as_slice()), (4, &[0, 1, 2, 3][..]));
-    assert!(matches!(config.sources[..], [SourceConfig::Simulator(_)]));
+    assert!(matches!(&config.sources[..], [source] if source.kind().name == "simulator"));
     assert!(config.mesh_ring_bytes >= 2 * config.limits.frame_bytes_max);
     let listeners: Vec<String> =
         config.listeners.iter().map(|listener| format!("{} {}", listener.named, listener.address)).collect();
@@ -79,12 +79,7 @@ fn old_names_keep_their_units() {
 fn sources_are_what_was_asked_for() {
     let kinds = |options: &str| -> Vec<&'static str> {
         let sources = config(options).unwrap().sources;
-        let kind = |source: &SourceConfig| match source {
-            SourceConfig::Simulator(_) => "simulator",
-            SourceConfig::Replay(_) => "replay",
-            SourceConfig::Ecg(_) => "ecg",
-        };
-        sources.iter().map(kind).collect()
+        sources.iter().map(|source| source.kind().name).collect()
     };
     assert_eq!(kinds("--no-sim --sim-rate 7"), Vec::<&str>::new());
     assert_eq!(kinds("--replay Cargo.toml"), ["replay"]);

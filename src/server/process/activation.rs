@@ -36,6 +36,10 @@ impl Passed {
             return Ok(passed);
         }
         let refuse = |error: io::Error| StartupError::Passed(format!("{error} (LISTEN_FDS, LISTEN_FDNAMES)"));
+        let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        if !is_set("LISTEN_PID") || !is_set("LISTEN_FDS") {
+            return Ok(passed);
+        }
         // Asked first: names that are another process's are no error.
         if sd_notify::listen_fds().map_err(refuse)?.len() == 0 {
             return Ok(passed);

@@ -1,13 +1,17 @@
 //! Checks of io_uring and resource limits before anything starts.
 
-use std::{fs, io};
+use std::fs;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::{error::StartupError, limits::DESCRIPTOR_RESERVE};
+use crate::{
+    error::StartupError,
+    limits::{DESCRIPTOR_RESERVE, DESCRIPTORS_PER_SHARD, MEMLOCK_BYTES_PER_SHARD, SHARDS_IN_RESERVE},
+    transport::uring::probe,
+};
 
-/// The least locked memory that the executor's own rings need (measured: glommio 0.9 needs 512 KiB).
-pub(crate) const MEMLOCK_BYTES_MIN: u64 = 512 << 10;
+/// The capability whose owner's locked memory the kernel does not limit (capabilities(7)).
+const CAP_IPC_LOCK: u32 = 14;
 
 /// Checks everything that can be checked without starting, and raises soft limits to the hard ones where needed.
 ///
@@ -15,10 +19,10 @@ pub(crate) const MEMLOCK_BYTES_MIN: u64 = 512 << 10;
 ///
 /// # Errors
 /// The first problem found.
-pub fn check(clients_max: Option<usize>) -> Result<usize, StartupError> {
+pub fn check(clients_max: Option<usize>, shards: u16) -> Result<usize, StartupError> {
     io_uring()?;
-    memlock()?;
-    descriptors(clients_max)
+    memlock(shards)?;
+    descriptors(clients_max, shards)
 }
 
 /// Checks that this process can create rings like the shards'.
@@ -33,42 +37,80 @@ pub(crate) fn io_uring() -> Result<(), StartupError> {
             "Linux 6.1 or later with io_uring is required; a container must allow its system calls (seccomp)"
         }
     };
-    let probe = || -> io::Result<()> {
-        let mut builder: io_uring::Builder = io_uring::IoUring::builder();
-        builder.setup_single_issuer().setup_defer_taskrun().build(8)?;
-        Ok(())
-    };
-    match probe() {
+    match probe::creates_ring() {
         // The kernel releases the locked memory of an exited server late: creating the real rings retries.
         Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => Ok(()),
         result => result.map_err(|error| StartupError::IoUring(error, remedy)),
     }
 }
 
-/// Checks the limit of locked memory; raises the soft limit to the hard one if needed.
-pub(crate) fn memlock() -> Result<(), StartupError> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap_or((u64::MAX, u64::MAX));
-    if soft >= MEMLOCK_BYTES_MIN {
-        return Ok(());
-    }
-    match setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard) {
-        Ok(()) if hard >= MEMLOCK_BYTES_MIN => Ok(()),
-        _ => Err(StartupError::Memlock(soft, MEMLOCK_BYTES_MIN)),
+/// The least limit of locked memory with which this process can start `shards` shards. A privileged process needs only what
+/// glommio checks.
+pub(crate) fn memlock_bytes_min(shards: u16) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    match has_capability(&status, CAP_IPC_LOCK) {
+        true => MEMLOCK_BYTES_PER_SHARD,
+        false => MEMLOCK_BYTES_PER_SHARD * u64::from(shards),
     }
 }
 
+/// Whether `CapEff` of `/proc/self/status` (proc(5)) has a capability.
+fn has_capability(status: &str, capability: u32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask >> capability & 1 == 1
+}
+
+/// Checks the limit of locked memory; raises the soft limit to the hard one if needed.
+pub(crate) fn memlock(shards: u16) -> Result<(), StartupError> {
+    let need = memlock_bytes_min(shards);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap_or((u64::MAX, u64::MAX));
+    if soft >= need {
+        return Ok(());
+    }
+    match setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard) {
+        Ok(()) if hard >= need => Ok(()),
+        _ => Err(StartupError::Memlock(hard, need, shards)),
+    }
+}
+
+/// Descriptors that the process needs besides one per client.
+pub(crate) fn descriptor_reserve(shards: u16) -> u64 {
+    DESCRIPTOR_RESERVE + DESCRIPTORS_PER_SHARD * u64::from(shards).saturating_sub(SHARDS_IN_RESERVE)
+}
+
 /// Raises the soft limit of descriptors to the hard one, and returns the most clients to serve.
-pub(crate) fn descriptors(clients_max: Option<usize>) -> Result<usize, StartupError> {
+pub(crate) fn descriptors(clients_max: Option<usize>, shards: u16) -> Result<usize, StartupError> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     let limit =
         if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
-    let room = limit.saturating_sub(DESCRIPTOR_RESERVE) as usize;
+    let reserve = descriptor_reserve(shards);
+    let room = limit.saturating_sub(reserve) as usize;
     match clients_max {
-        None if room == 0 => Err(StartupError::Descriptors(limit, 1, DESCRIPTOR_RESERVE + 1)),
+        None if room == 0 => Err(StartupError::Descriptors(limit, 1, reserve + 1)),
         None => Ok(room.min(crate::limits::CLIENTS_MAX_DEFAULT)),
         Some(clients) if clients > room => {
-            Err(StartupError::Descriptors(limit, clients, clients as u64 + DESCRIPTOR_RESERVE))
+            Err(StartupError::Descriptors(limit, clients, clients as u64 + reserve))
         }
         Some(clients) => Ok(clients),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_read_from_the_process_status() {
+        let status = |mask: &str| format!("CapPrm:\tffffffffffffffff\nCapEff:\t{mask}\nCapBnd:\t0\n");
+        assert!(has_capability(&status("0000000000004000"), CAP_IPC_LOCK));
+        assert!(!has_capability(&status("000001ffffffbfff"), CAP_IPC_LOCK));
+        assert!(!has_capability(&status("x"), CAP_IPC_LOCK) && !has_capability("", CAP_IPC_LOCK));
+    }
+
+    #[test]
+    fn more_shards_need_more_descriptors() {
+        let of_shards = [1, 8, 9, 128].map(descriptor_reserve);
+        assert_eq!(of_shards, [DESCRIPTOR_RESERVE, DESCRIPTOR_RESERVE, 138, 1_328]);
     }
 }

@@ -3,14 +3,22 @@
 //! So no system call of another thread is interrupted, and handlers run as ordinary code.
 
 use std::{
+    convert::Infallible,
     fs,
     io::{self, IsTerminal},
+    panic::{AssertUnwindSafe, catch_unwind},
     thread,
 };
 
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::clock;
+use crate::{
+    clock,
+    process::{
+        fault::{self, Place},
+        panics,
+    },
+};
 
 /// A second signal this soon counts as the first: timeout(1), for example, signals both the process and its group.
 const SAME_SIGNAL_NS: u64 = 200_000_000;
@@ -34,7 +42,8 @@ pub enum HangUp {
 /// Starts the thread that receives the signals.
 ///
 /// Calls `notify` at the first signal to stop, and `report` at every SIGUSR1. A second signal to stop exits the process at
-/// once, with status 128 + its number.
+/// once, with status 128 + its number. Calls `on_failure` with the reason should the thread end otherwise: no signal would
+/// stop the process any more.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -42,6 +51,7 @@ pub fn watch(
     notify: impl FnOnce(&'static str) + Send + 'static,
     report: impl Fn() + Send + 'static,
     hang_up: HangUp,
+    on_failure: impl FnOnce(String) + Send + 'static,
 ) -> io::Result<()> {
     let hang_up = match hang_up {
         // A blocked signal is received even if it is ignored.
@@ -50,7 +60,9 @@ pub fn watch(
     };
     let next_to_stop = move || {
         loop {
-            match (set().wait(), &hang_up) {
+            let received = set().wait();
+            fault::at(Place::Signals);
+            match (received, &hang_up) {
                 (Ok(Signal::SIGUSR1), _) => report(),
                 (Ok(Signal::SIGHUP), HangUp::Does(action)) => action(),
                 (received, _) => {
@@ -60,16 +72,23 @@ pub fn watch(
             }
         }
     };
-    let watcher = move || {
-        let Ok(first) = next_to_stop() else { return };
+    let watch = move || -> nix::Result<Infallible> {
+        let first = next_to_stop()?;
         let first_ns = clock::monotonic_ns();
         notify(first.as_str());
-        while let Ok(second) = next_to_stop() {
+        loop {
+            let second = next_to_stop()?;
             if clock::monotonic_ns() - first_ns >= SAME_SIGNAL_NS {
                 ::log::warn!("{second} received again: stopping immediately");
                 std::process::exit(128 + second as i32);
             }
         }
+    };
+    let watcher = move || {
+        on_failure(match catch_unwind(AssertUnwindSafe(watch)) {
+            Ok(Err(error)) => format!("sigwait: {error}"),
+            Err(panic) => format!("it panicked: {}", panics::message(&*panic)),
+        });
     };
     thread::Builder::new().name("signals".into()).spawn(watcher)?;
     Ok(())

@@ -1,6 +1,22 @@
-//! Notifications to the service manager (sd_notify(3)): ready, alive, stopping. No-ops if NOTIFY_SOCKET is not set.
+//! Notifications to the service manager (sd_notify(3)): ready, alive, stopping. No-ops if NOTIFY_SOCKET is not set, or empty.
 
-use std::sync::Arc;
+use std::{
+    env,
+    ffi::OsStr,
+    fmt::Write,
+    io,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            ffi::OsStrExt,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use sd_notify::NotifyState;
 
@@ -36,10 +52,40 @@ fn stop_timeout_us(drain_ns: u64) -> u32 {
     u32::try_from(drain_ns.saturating_add(STOP_MARGIN_NS) / 1_000).unwrap_or(u32::MAX)
 }
 
+/// Sends these states. A failure is logged once, not at every check of the watchdog, until a notification succeeds again.
 fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        ::log::warn!("cannot notify the service manager: {error} (NOTIFY_SOCKET)");
+    static IS_FAILING: AtomicBool = AtomicBool::new(false);
+    let Some(address) = env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty()) else { return };
+    let sent = socket_address(&address).and_then(|to| send(&to, states));
+    let was_failing = IS_FAILING.swap(sent.is_err(), Relaxed);
+    if let Err(error) = sent
+        && !was_failing
+    {
+        ::log::warn!("cannot notify the service manager: NOTIFY_SOCKET={}: {error}", address.display());
     }
+}
+
+/// The socket that NOTIFY_SOCKET names: a path, or `@` and the name of an abstract socket. (The sd-notify crate, which has the
+/// texts, takes every address for a path.)
+fn socket_address(address: &OsStr) -> io::Result<SocketAddr> {
+    match address.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        [b'/', ..] => SocketAddr::from_pathname(address),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "only a path or @ and an abstract name are supported",
+        )),
+    }
+}
+
+fn send(to: &SocketAddr, states: &[NotifyState<'_>]) -> io::Result<()> {
+    let mut text = String::new();
+    for state in states {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{state}");
+    }
+    // A datagram is sent whole or not at all.
+    UnixDatagram::unbound()?.send_to_addr(text.as_bytes(), to).map(drop)
 }
 
 /// Feeds the service manager's watchdog (WatchdogSec= of the unit) from the main thread.
@@ -124,6 +170,32 @@ impl Feeder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_notification_reaches_a_path_and_an_abstract_name() {
+        let name = format!("tickcast-notify-{}", std::process::id());
+        let path = env::temp_dir().join(&name);
+        let abstract_name = SocketAddr::from_abstract_name(&name).unwrap();
+        for (socket, address) in [
+            (UnixDatagram::bind_addr(&abstract_name), format!("@{name}")),
+            (UnixDatagram::bind(&path), path.display().to_string()),
+        ] {
+            let socket = socket.unwrap();
+            let to = socket_address(address.as_ref()).unwrap();
+            send(&to, &[NotifyState::Ready, NotifyState::Status("s")]).unwrap();
+            let mut buffer = [0; 64];
+            let len = socket.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..len], b"READY=1\nSTATUS=s\n");
+        }
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn an_unknown_kind_of_address_is_refused() {
+        for address in ["vsock:2:1234", "run/notify", "", &format!("@{}", "x".repeat(200))] {
+            assert!(socket_address(address.as_ref()).is_err(), "{address}");
+        }
+    }
 
     #[test]
     fn the_stop_timeout_is_the_drain_plus_a_margin_and_saturates() {

@@ -1,16 +1,27 @@
 //! The ECG source: a WFDB record or a synthetic ECG, at its own rate. [`tickcast_ecg`] describes the topics. A batch that
 //! finds a ring full is dropped and counted.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
-use super::{Source, SourceContext, SourceError};
-use crate::clock;
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Source, SourceContext, SourceError,
+    kind::{Configured, Flags, OptionChecks, SourceOptions, Starts},
+};
+use crate::{clock, limits};
 use tickcast_ecg::{
     INFO_TOPIC, WAVE_TOPIC,
     info::{Info, after_ns},
-    record::Record,
-    synthetic::{self, Synthetic},
+    record::{self, Record},
+    synthetic::{self, BPM_HIGHEST, BPM_LOWEST, Synthetic},
 };
+
+/// The name that stands for the synthetic ECG instead of a file.
+const SYNTHETIC: &str = "synthetic";
+/// Heart rate of the synthetic ECG unless configured, beats per minute.
+const BPM_DEFAULT: f64 = 72.0;
 
 /// After a longer pause (of a stopped process), the batches missed before it are skipped and counted as dropped.
 const CATCH_UP_NS: u64 = 1_000_000_000;
@@ -19,18 +30,100 @@ const INFO_NS: u64 = 1_000_000_000;
 /// Batches staged before the rings are flushed.
 const BATCHES_STAGED: u64 = 64;
 
+/// A `[[source]]` of kind `ecg`.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[group(id = "ecg")]
+#[command(next_help_heading = "ECG")]
+pub struct Options {
+    /// Stream a WFDB record (format 212 or 16), or `synthetic`, on ecg.wave, again and again
+    #[arg(id = "ecg_record", long = "ecg", value_name = "FILE.hea")]
+    record: Option<String>,
+    /// Signal of the record, counted from 0
+    #[arg(id = "ecg_signal", long = "ecg-signal", value_name = "N", default_value_t = Options::default().signal)]
+    signal: usize,
+    /// Samples per tick
+    #[arg(id = "ecg_batch", long = "ecg-batch", value_name = "N", default_value_t = Options::default().batch)]
+    batch: usize,
+    /// Heart rate of the synthetic ECG, beats per minute [default: 72]
+    #[arg(id = "ecg_bpm", long = "ecg-bpm", value_name = "BPM")]
+    bpm: Option<f64>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { record: None, signal: 0, batch: 10, bpm: None }
+    }
+}
+
+impl SourceOptions for Options {
+    const KIND: &'static str = "ecg";
+    const REQUIRED: &'static [&'static str] = &["record"];
+    const IS_SINGLE: bool = true;
+    const FLAGS: Option<Flags> = Some(Flags::of::<Options>(Starts::Beside, "ecg_"));
+    const NEXT: Option<(&'static str, &'static str)> = Some(("and for the heart beats", "process ecg"));
+
+    /// The record is read, so that a bad one is reported at the start.
+    fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
+        let batch_max = limits::ECG_BATCH_HIGHEST.min(checks.bounds.payload_bytes_max / size_of::<f32>());
+        if !(1..=batch_max).contains(&self.batch) {
+            checks.refuse("batch", format!("{}: must be 1 to {batch_max} samples", self.batch));
+        }
+        let wave = match self.record.as_deref().unwrap_or_default() {
+            SYNTHETIC => self.synthetic(checks),
+            name => self.record(name, checks)?,
+        };
+        Some(Configured::new("ecg.*", Settings { wave, batch: self.batch }))
+    }
+}
+
+impl Options {
+    fn synthetic(&self, checks: &mut OptionChecks) -> Wave {
+        if self.signal != 0 {
+            checks.refuse("signal", "must be 0: the synthetic ECG has one signal");
+        }
+        let bpm = self.bpm.unwrap_or(BPM_DEFAULT);
+        if !(BPM_LOWEST..=BPM_HIGHEST).contains(&bpm) {
+            let text = format!("{bpm}: must be {BPM_LOWEST} to {BPM_HIGHEST} beats per minute");
+            checks.refuse("bpm", text);
+        }
+        Wave::Synthetic(bpm)
+    }
+
+    fn record(&self, name: &str, checks: &mut OptionChecks) -> Option<Wave> {
+        if self.bpm.is_some() {
+            let text = format!("a record has its own heart rate; use it with --ecg {SYNTHETIC} only");
+            checks.refuse("bpm", text);
+        }
+        if !checks.bounds.reads_files {
+            if !Path::new(name).is_file() {
+                checks.refuse("record", format!("{name}: no such file"));
+            }
+            return None;
+        }
+        match record::load(Path::new(name), self.signal) {
+            Ok(record) => Some(Wave::Record(Arc::new(record))),
+            Err(error) => {
+                let text = format!("{error} (give a WFDB header, FILE.hea beside its data, or {SYNTHETIC})");
+                checks.refuse("record", text);
+                None
+            }
+        }
+    }
+}
+
 /// A configured ECG source.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+struct Settings {
     /// Where the samples come from.
-    pub wave: Wave,
+    wave: Wave,
     /// Samples per tick; at least 1.
-    pub batch: usize,
+    batch: usize,
 }
 
 /// Where the samples come from.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Wave {
+enum Wave {
     /// A record, repeated after its end.
     Record(Arc<Record>),
     /// A synthetic ECG with this heart rate, beats per minute.
@@ -81,10 +174,6 @@ impl Samples {
 }
 
 impl Source for Settings {
-    fn kind(&self) -> &'static str {
-        "ecg"
-    }
-
     /// Publishes until the server stops, in an open loop: a batch is due when its last sample is, which is its producer time.
     /// A batch that was dropped leaves a hole in the times.
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {

@@ -9,28 +9,97 @@ use std::{
     path::PathBuf,
 };
 
-use serde::Deserialize;
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Source, SourceContext, SourceError};
-use crate::{clock, limits::REPLAY_LINE_BYTES_MAX, logging};
+use super::{
+    Source, SourceContext, SourceError,
+    kind::{Configured, Flags, OptionChecks, SourceOptions, Starts},
+};
+use crate::{byte_order_mark, cli::values::Speed, clock, limits::REPLAY_LINE_BYTES_MAX, logging};
 use tickcast_proto::pattern;
+
+/// A `[[source]]` of kind `replay`.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[group(id = "replay")]
+#[command(next_help_heading = "Replay")]
+pub struct Options {
+    /// Replay a capture instead of simulating: lines of {"at_ns", "topic", "data"}
+    #[arg(id = "replay_file", long = "replay", value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Multiple of the capture's own pace, or max
+    #[arg(id = "replay_speed", long = "speed", value_name = "FACTOR", default_value_t = Options::default().speed)]
+    speed: Speed,
+    /// Start again at the end
+    #[arg(id = "replay_loop", long = "loop")]
+    #[serde(rename = "loop")]
+    again: bool,
+    /// Wait for this many clients to subscribe before the first tick
+    #[arg(id = "replay_wait", long = "replay-wait", value_name = "N", default_value_t = Options::default().wait)]
+    wait: u64,
+    /// What a bad line does: stop (the server ends and names the line) or skip (it is logged)
+    #[arg(id = "replay_bad_lines", long = "replay-bad-lines", value_enum, value_name = "ACTION", hide_possible_values = true, default_value_t = Options::default().bad_lines)]
+    bad_lines: BadLines,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { file: None, speed: Speed::Factor(1.0), again: false, wait: 0, bad_lines: BadLines::Stop }
+    }
+}
+
+/// What a bad line in a capture does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BadLines {
+    /// The server ends and names the line.
+    Stop,
+    /// The line is logged and skipped.
+    Skip,
+}
+
+impl SourceOptions for Options {
+    const KIND: &'static str = "replay";
+    const REQUIRED: &'static [&'static str] = &["file"];
+    const FLAGS: Option<Flags> = Some(Flags::of::<Options>(Starts::Instead, "replay_"));
+
+    fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
+        let file = self.file.unwrap_or_default();
+        if !file.is_file() {
+            checks.refuse("file", format!("{}: no such file", file.display()));
+        }
+        let settings = Settings {
+            file,
+            speed: match self.speed {
+                Speed::Factor(factor) => Some(factor),
+                Speed::Max => None,
+            },
+            again: self.again,
+            wait_clients: self.wait,
+            skip_bad_lines: self.bad_lines == BadLines::Skip,
+            payload_bytes_max: checks.bounds.payload_bytes_max,
+        };
+        Some(Configured::new(">", settings))
+    }
+}
 
 /// A configured replay.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+struct Settings {
     /// The capture.
-    pub file: PathBuf,
+    file: PathBuf,
     /// Factor of the capture's own speed; `None`: as fast as the shards take the ticks.
-    pub speed: Option<f64>,
+    speed: Option<f64>,
     /// Starts again after the end.
-    pub again: bool,
+    again: bool,
     /// Subscribed sessions to wait for before the first tick.
-    pub wait_clients: u64,
+    wait_clients: u64,
     /// Skips and logs a bad line, instead of stopping the server.
-    pub skip_bad_lines: bool,
+    skip_bad_lines: bool,
     /// Largest payload, bytes, so that a tick fits a frame.
-    pub payload_bytes_max: usize,
+    payload_bytes_max: usize,
 }
 
 /// What a replay has done so far.
@@ -77,10 +146,6 @@ struct Line<'a> {
 }
 
 impl Source for Settings {
-    fn kind(&self) -> &'static str {
-        "replay"
-    }
-
     /// Publishes until the end of the capture. A tick's producer time is when it is due. What was published before an error
     /// stays published.
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
@@ -114,10 +179,12 @@ impl Settings {
         let (mut bytes, mut number) = (Vec::new(), 0);
         while read_line(&mut reader, &mut bytes).map_err(failed)? {
             number += 1;
+            // On every line: captures may be concatenated.
+            let bytes = byte_order_mark::strip(&bytes);
             if bytes.trim_ascii().is_empty() {
                 continue;
             }
-            let line = match parse(&bytes, self.payload_bytes_max) {
+            let line = match parse(bytes, self.payload_bytes_max) {
                 Ok(line) => line,
                 Err(text) if self.skip_bad_lines => {
                     let file = self.file.display();
@@ -170,6 +237,11 @@ fn parse(bytes: &[u8], payload_bytes_max: usize) -> Result<Line<'_>, String> {
     if bytes.len() > REPLAY_LINE_BYTES_MAX {
         return Err(format!("longer than {REPLAY_LINE_BYTES_MAX} bytes"));
     }
+    if byte_order_mark::is_utf16(bytes) {
+        return Err(
+            "the text is UTF-16; convert the capture to UTF-8, with iconv -f UTF-16 -t UTF-8".to_owned()
+        );
+    }
     let line: Line<'_> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     pattern::check_topic(line.topic.as_bytes()).map_err(|error| format!("topic {:?} {error}", line.topic))?;
     if line.data.get().len() > payload_bytes_max {
@@ -202,6 +274,7 @@ mod tests {
             (br#"{"at_ns":1,"topic":"a b","data":1}"#, "whitespace"),
             (br#"{"at_ns":1,"topic":"a","data":"xxxxxxxx"}"#, "allowed"),
             (b"\xff", "expected"),
+            (b"\xff\xfe{\0", "UTF-16"),
         ] {
             let error = parse(line, 8).err().expect("an error");
             assert!(error.contains(part), "{error}");

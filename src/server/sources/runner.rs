@@ -1,7 +1,6 @@
 //! Runs a source on a thread of its own, the same for all kinds: start, stop, health, counters, and its end.
 
 use std::{
-    any::Any,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -11,6 +10,10 @@ use std::{
 use super::{
     Source, SourceContext, SourceError, StopFlag,
     health::{Health, Waiting},
+};
+use crate::process::{
+    fault::{self, Place},
+    panics,
 };
 use tickcast_core::metrics::counters::Counters;
 
@@ -75,6 +78,11 @@ impl RunningSource {
         self.stop.set();
     }
 
+    /// Whether the thread has ended.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Waits for the thread to end.
     pub fn join(self) {
         // A panic of the source was caught and reported as its failure.
@@ -96,9 +104,12 @@ pub fn start(
     let of_thread = status.clone();
     let run = move || {
         of_thread.set_health(Health::Running);
-        let ended = catch_unwind(AssertUnwindSafe(|| source.run(&mut context)));
-        let result =
-            ended.unwrap_or_else(|panic| Err(format!("{kind}: panicked: {}", message(&*panic)).into()));
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            fault::at(Place::Source);
+            source.run(&mut context)
+        }));
+        let result = ended
+            .unwrap_or_else(|panic| Err(format!("{kind}: panicked: {}", panics::message(&*panic)).into()));
         of_thread.set_health(match &result {
             Ok(()) => Health::Ended,
             Err(error) => Health::Failed(error.to_string()),
@@ -107,12 +118,6 @@ pub fn start(
     };
     let thread = thread::Builder::new().name(format!("source {kind}")).spawn(run)?;
     Ok(RunningSource { status, stop, thread })
-}
-
-/// The text of a panic.
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 #[cfg(test)]
@@ -125,10 +130,6 @@ mod tests {
     struct Scripted<F>(F);
 
     impl<F: FnMut(&mut SourceContext) -> Result<(), SourceError> + Send> Source for Scripted<F> {
-        fn kind(&self) -> &'static str {
-            "scripted"
-        }
-
         fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
             (self.0)(context)
         }
@@ -138,7 +139,7 @@ mod tests {
         run: impl FnMut(&mut SourceContext) -> Result<(), SourceError> + Send + 'static,
     ) -> (RunningSource, Receiver<Result<(), String>>) {
         let source = Box::new(Scripted(run));
-        let status = SourceStatus::new(source.kind());
+        let status = SourceStatus::new("scripted");
         assert_eq!(status.health(), Health::Waiting(Waiting::Shards));
         let context =
             SourceContext::new(Lanes::new(std::iter::empty()), status, Vec::new(), StopFlag::default());

@@ -1,8 +1,15 @@
 //! The built-in simulator: producers that each publish at a constant rate, in an open loop. A tick that finds a ring full is
 //! dropped and counted.
 
-use super::{Source, SourceContext, SourceError, payload::Mark};
-use crate::clock;
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Source, SourceContext, SourceError,
+    kind::{Configured, Flags, OptionChecks, SourceOptions, Starts},
+    payload::Mark,
+};
+use crate::{cli::values::Size, clock, limits};
 
 /// After a longer pause (of a stopped process), the ticks missed before it are skipped and counted as dropped.
 const CATCH_UP_NS: u64 = 1_000_000_000;
@@ -11,24 +18,98 @@ const NAP_LOWEST_NS: u64 = 100_000;
 /// Ticks staged before the rings are pushed.
 const BATCH_TICKS: u64 = 256;
 
+/// A `[[source]]` of kind `simulator`.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[group(id = "simulator")]
+#[command(next_help_heading = "Simulator")]
+pub struct Options {
+    /// Simulated producers [default: 10, or --sim-topics if more]
+    #[arg(id = "sim_producers", long = "sim-producers", value_name = "N")]
+    producers: Option<u32>,
+    /// Ticks per second of each producer
+    #[arg(id = "sim_rate", long = "sim-rate", value_name = "N", default_value_t = Options::default().rate)]
+    rate: u32,
+    /// Size of a payload: JSON that carries the time it was due
+    #[arg(id = "sim_size", long = "sim-size", value_name = "SIZE", default_value_t = Options::default().size)]
+    size: Size,
+    /// Topics sim.0 to sim.N-1 [default: one for each producer]
+    #[arg(id = "sim_topics", long = "sim-topics", value_name = "N")]
+    topics: Option<u32>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { producers: None, rate: 10, size: Size::new(100), topics: None }
+    }
+}
+
+/// The flags.
+#[derive(Args)]
+#[group(skip)]
+#[command(next_help_heading = "Simulator")]
+struct WithSwitch {
+    /// Do not run the simulator
+    #[arg(long)]
+    no_sim: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
+impl SourceOptions for Options {
+    const KIND: &'static str = "simulator";
+    const IS_SINGLE: bool = true;
+    const FLAGS: Option<Flags> =
+        Some(Flags::of::<Options>(Starts::ByDefault { unless: "no_sim" }, "sim_").with::<WithSwitch>());
+
+    fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
+        let settings = Settings {
+            // A topic without a producer would stay empty.
+            producers: self.producers.unwrap_or(self.topics.unwrap_or_default().max(10)),
+            rate: self.rate,
+            size_bytes: self.size.bytes,
+            topics: self.topics.or(self.producers).unwrap_or(10),
+        };
+        let (lowest, highest) =
+            (Size::new(limits::SIM_SIZE_LOWEST), Size::new(checks.bounds.payload_bytes_max));
+        checks.within("size", self.size, lowest, highest);
+        let topics_max = checks.bounds.topics_max;
+        if settings.topics as usize > topics_max {
+            let text = format!("{}: must be at most {topics_max} (--topics-max)", settings.topics);
+            checks.refuse("topics", text);
+        }
+        for (key, value) in
+            [("producers", settings.producers), ("rate", settings.rate), ("topics", settings.topics)]
+        {
+            if value == 0 {
+                checks.refuse(key, "0: must be at least 1");
+            }
+        }
+        if settings.topics > settings.producers {
+            let text = format!(
+                "{}: must be at most one for each of {} producers",
+                settings.topics, settings.producers
+            );
+            checks.refuse("topics", text);
+        }
+        Some(Configured::new("sim.>", settings))
+    }
+}
+
 /// A configured simulator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
+struct Settings {
     /// Number of producers.
-    pub producers: u32,
+    producers: u32,
     /// Ticks per second of each producer.
-    pub rate: u32,
+    rate: u32,
     /// Bytes of each payload; at least [`crate::limits::SIM_SIZE_LOWEST`].
-    pub size_bytes: usize,
+    size_bytes: usize,
     /// Number of topics, `sim.0` to `sim.N-1`, divided among the producers.
-    pub topics: u32,
+    topics: u32,
 }
 
 impl Source for Settings {
-    fn kind(&self) -> &'static str {
-        "simulator"
-    }
-
     /// Publishes until the server stops. Producer `p` is offset by `p / producers` of its interval, so that all ticks are
     /// evenly spaced: the k-th is due at `k / (producers x rate)` seconds, which is its producer time. Above 10,000
     /// ticks/s it is published up to `NAP_LOWEST_NS` later, which then counts into every measured latency.

@@ -6,10 +6,12 @@ use crate::operator::control::{ControlReceiver, ReplySender, ShardRequest};
 use crate::{
     limits::{SURVEYS_PER_SHARD, TURN_QUESTIONS, TURN_SOCKETS_ASKED},
     operator::views::{SessionView, TopicView},
+    process::fault::{self, Place},
     transport::driver::Driver,
 };
 use tickcast_core::{
     ids::SessionId,
+    metrics::counters::Counter,
     now::Now,
     shard::survey::{SessionSummary, SessionSurvey, ShardState, TopicSurvey},
 };
@@ -58,10 +60,12 @@ impl Driver {
         if !self.control.has_work() {
             return Ok(false);
         }
+        fault::at(Place::Control(self.shard.id().0));
         // Their requesters have given up.
         self.control.surveys.retain(|survey| !survey.is_closed());
         for _ in 0..TURN_QUESTIONS {
             let Some(request) = self.control.receiver.try_recv() else { break };
+            self.shard.counters().add(Counter::ControlRequests, 1);
             let survey = self.begin(request, now);
             // Dropping a survey beyond the bound tells its requester.
             if let Some(survey) = survey.filter(|_| self.control.surveys.len() < SURVEYS_PER_SHARD) {

@@ -1,8 +1,13 @@
 //! A shard's loop, the only task of a pinned glommio executor: drives the data ring, the mesh and the shard in turns, and
 //! sleeps in the ring when there is nothing to do.
 
+mod pacing;
+mod turn_watch;
+
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
+pub use self::pacing::Pacing;
+use self::{pacing::Round, turn_watch::TurnWatch};
 use super::{
     handover::{Handover, HandoverLanes, Transfer},
     stop::{Barrier, Stop},
@@ -14,6 +19,7 @@ use crate::{
         TURN_EVENTS, TURN_SENDS,
     },
     logging,
+    process::fault::{self, Place},
     transport::{
         admission::Admission,
         control_queue::ControlQueue,
@@ -48,15 +54,6 @@ enum Phase {
     Sessions,
 }
 
-/// How long a shard batches under load, and spins when idle.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pacing {
-    /// Longest a tick may wait under load to be sent together with others, nanoseconds; 0: every turn sends.
-    pub latency_budget_ns: u64,
-    /// Busy-polls this long before sleeping, nanoseconds.
-    pub spin_ns: u64,
-}
-
 /// A shard's view of a listener for clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientListener {
@@ -75,29 +72,6 @@ impl ClientListener {
     /// Creates a listener that has not failed.
     pub fn new(kind: ListenerKind, distributed_over: Option<u16>) -> ClientListener {
         ClientListener { kind, distributed_over, retry_ns: None, is_failing: false }
-    }
-}
-
-/// Consecutive turns that serve one set of ready sessions, because it is more than one turn serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Round {
-    /// Start of its first turn.
-    since_ns: u64,
-    /// Sessions that were ready then and are not served yet.
-    left: usize,
-}
-
-impl Round {
-    /// Advances `round` by a turn that began at `began_ns`, made `sends` SENDs and left `ready` sessions ready. Returns the
-    /// round the turn belongs to, if any, and whether it is complete. Sessions that become ready later queue behind those
-    /// of the round and belong to the next one.
-    fn after(round: Option<Round>, began_ns: u64, sends: usize, ready: usize) -> (Option<Round>, bool) {
-        let round = match round {
-            None if sends == 0 => return (None, false),
-            None => Round { since_ns: began_ns, left: ready },
-            Some(Round { since_ns, left }) => Round { since_ns, left: left.saturating_sub(sends).min(ready) },
-        };
-        (Some(round), round.left == 0)
     }
 }
 
@@ -129,6 +103,7 @@ pub struct Driver {
     sends: u64,
     /// When the shard went to sleep in this iteration of its loop; 0: it did not.
     asleep_since_ns: u64,
+    watch: TurnWatch,
     /// The current round of SENDs, to which the latency budget applies.
     round: Option<Round>,
     /// Start of the current spin; 0: the shard does not spin.
@@ -163,6 +138,7 @@ impl Driver {
             control,
             sends: 0,
             asleep_since_ns: 0,
+            watch: TurnWatch::default(),
             round: None,
             spins_since_ns: 0,
             gather,
@@ -193,62 +169,6 @@ impl Driver {
             began_ns = self.account(began_ns);
         }
         Ok(std::mem::take(self.shard.latency_mut()))
-    }
-
-    /// Adds an iteration of the loop to the shard's busy and idle time. Returns its end, which is the next one's start.
-    fn account(&mut self, began_ns: u64) -> u64 {
-        let now_ns = clock::monotonic_ns();
-        let asleep_ns = match std::mem::take(&mut self.asleep_since_ns) {
-            0 => 0,
-            since_ns => now_ns.saturating_sub(since_ns),
-        };
-        let counters = self.shard.counters();
-        counters.add(Counter::BusyNs, now_ns.saturating_sub(began_ns).saturating_sub(asleep_ns));
-        counters.add(Counter::IdleNs, asleep_ns);
-        now_ns
-    }
-
-    /// Once a round is complete, sleeps until the latency budget since its start is used up, so that ticks arriving meanwhile
-    /// leave together. Operators' requests are handled in that time. The first tick after a pause is not delayed. The
-    /// doorbell is not armed meanwhile, so producers pay for no wake-up.
-    fn pace(&mut self, began_ns: u64, sends: usize) -> io::Result<()> {
-        let budget_ns = self.pacing.latency_budget_ns;
-        if self.phase != Phase::Running || budget_ns == 0 {
-            return Ok(());
-        }
-        let (round, ends) = Round::after(self.round.take(), began_ns, sends, self.shard.standing_len());
-        let Some(round) = round else { return Ok(()) };
-        if !ends {
-            self.round = Some(round);
-            return Ok(());
-        }
-        let ends_ns = round.since_ns.saturating_add(budget_ns);
-        let mut now_ns = clock::monotonic_ns();
-        while now_ns < ends_ns && self.handle_control(clock::now())? {
-            now_ns = clock::monotonic_ns();
-        }
-        if now_ns < ends_ns {
-            self.asleep_since_ns = now_ns;
-            clock::sleep_ns(ends_ns - now_ns);
-        }
-        Ok(())
-    }
-
-    /// Whether to poll again, after a turn that did nothing, instead of sleeping. Counts as idle time. Such a turn hardly
-    /// ever makes a system call, because the kernel announces completions in the ring's memory.
-    fn spin(&mut self, began_ns: u64) -> bool {
-        if self.pacing.spin_ns == 0 || self.phase != Phase::Running {
-            return false;
-        }
-        if self.spins_since_ns == 0 {
-            self.spins_since_ns = began_ns;
-        }
-        let spins = began_ns - self.spins_since_ns < self.pacing.spin_ns;
-        if spins {
-            self.asleep_since_ns = began_ns;
-            std::hint::spin_loop();
-        }
-        spins
     }
 
     /// Sleeps unless something has arrived since the last turn. The doorbell is armed.
@@ -315,8 +235,11 @@ impl Driver {
     }
 
     fn events(&mut self, now: Now) -> io::Result<bool> {
-        for handled in 0..TURN_EVENTS {
-            let Some(event) = self.ring.next_event() else { return Ok(handled > 0) };
+        let mut handled = 0;
+        while handled < TURN_EVENTS
+            && let Some(event) = self.ring.next_event()
+        {
+            handled += 1;
             match event {
                 Event::Received(received) => {
                     // A stopping server reads no more input from clients.
@@ -350,7 +273,10 @@ impl Driver {
             // Before the next event, so that no event of a socket that was closed just now is handled.
             self.actions()?;
         }
-        Ok(true)
+        if handled > 0 {
+            self.shard.counters().add(Counter::RingEvents, handled as u64);
+        }
+        Ok(handled > 0)
     }
 
     /// Sends a connection to the next shard in turn, if its listener has one socket for all shards; that shard admits it.
@@ -537,6 +463,7 @@ impl Driver {
         let late = self.stop.mesh_deadline_ns() <= now.monotonic_ns;
         match self.phase {
             Phase::Running if self.stop.is_requested() => {
+                fault::at(Place::Stop(self.shard.id().0));
                 self.ring.stop_accepting()?;
                 self.shard.stop_input();
                 self.phase = Phase::Requests;
@@ -563,34 +490,5 @@ impl Driver {
             Phase::Sessions => {}
         }
         Ok(self.phase != before)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_round_ends_when_all_sessions_that_were_ready_have_had_a_send() {
-        let (round, ends) = Round::after(None, 7, 1_024, 3_976);
-        assert_eq!((round, ends), (Some(Round { since_ns: 7, left: 3_976 }), false));
-        // Meanwhile all have ticks again: they queue behind the round, which does not wait for them.
-        let (round, ends) = Round::after(round, 8, 1_024, 5_000);
-        assert_eq!((round, ends), (Some(Round { since_ns: 7, left: 2_952 }), false));
-        let (round, ends) = Round::after(round, 9, 2_952, 5_000);
-        assert_eq!((round, ends), (Some(Round { since_ns: 7, left: 0 }), true));
-    }
-
-    #[test]
-    fn a_round_ends_when_the_sessions_that_were_ready_are_gone() {
-        let (round, _) = Round::after(None, 7, 1_024, 976);
-        let (round, ends) = Round::after(round, 8, 0, 0);
-        assert_eq!((round, ends), (Some(Round { since_ns: 7, left: 0 }), true));
-    }
-
-    #[test]
-    fn a_turn_without_sends_starts_no_round() {
-        assert_eq!(Round::after(None, 7, 0, 0), (None, false));
-        assert_eq!(Round::after(None, 7, 100, 0), (Some(Round { since_ns: 7, left: 0 }), true));
     }
 }

@@ -66,11 +66,18 @@ impl Stop {
         self.mesh_deadline_ns.load(SeqCst)
     }
 
-    /// Records that a shard has reached a barrier. Called by that shard, any number of times.
+    /// Records that a shard has reached a barrier. Called by that shard, any number of times, or once it has ended.
     pub fn arrive(&self, shard: ShardId, barrier: Barrier) {
         if !self.arrived[barrier as usize][usize::from(shard.0)].swap(true, SeqCst) {
             self.ring_all();
         }
+    }
+
+    /// Lets the others pass every barrier without a shard that has ended, which sends nothing more. Called by the main
+    /// thread.
+    pub fn shard_ended(&self, shard: ShardId) {
+        self.arrive(shard, Barrier::Requests);
+        self.arrive(shard, Barrier::Deliveries);
     }
 
     fn all_arrived(&self, barrier: Barrier) -> bool {

@@ -2,4 +2,5 @@
 
 mod buffer_ring;
 pub mod data_ring;
+pub mod probe;
 pub mod shim;

@@ -161,8 +161,7 @@ fn the_oldest_unfinished_message_goes_when_the_bound_is_met() {
         assert_eq!(open.last(), Some(&(PEERS - 1)));
         assert!(open.windows(2).all(|pair| pair[1] == pair[0] + 1), "the newest stay: {open:?}");
         // Whoever is left finishes its message as if nobody else were there.
-        let rest: &[u8] =
-            if unfinished.len() == fragment.len() { &masked(0x80, b"") } else { &[4 ^ 4 ^ b' '] };
+        let rest: &[u8] = if unfinished.len() == fragment.len() { &masked(0x80, b"") } else { b" " };
         driver.receive(PEERS - 1, rest);
         driver.turn();
         let sent = driver.take_sent(PEERS - 1);

@@ -50,7 +50,7 @@ impl Fragments {
     }
 
     /// The whole message, after its last fragment.
-    pub(super) fn complete(self: Box<Self>) -> Result<Incoming, DecodeError> {
+    pub(super) fn complete(self) -> Result<Incoming, DecodeError> {
         let is_text = self.is_text;
         let bytes = Bytes::from(self.bytes);
         if !is_text {

@@ -91,7 +91,19 @@ fn unknown_keys_are_refused_with_their_line_and_a_suggestion() {
         ("place", "[limits]\nbehind_time = \"7ms\"\n", "line 2", "did you mean delivery.behind_time?"),
         ("tables", "[limit]\n", "line 1", "did you mean [limits]?"),
         ("listener", "[[listener]]\nkind = \"http\"\nadress = \"x\"\n", "line 3", "did you mean address?"),
-        ("source", "[[source]]\nkind = \"replay\"\nfile = \"x\"\nrate = 1\n", "line 4", "--print-config"),
+        (
+            "kind",
+            "[[source]]\nkind = \"simulator\"\nrate = 1\nbad_lines = \"skip\"\n",
+            "line 4: source.bad_lines:",
+            "unknown key: an option of kind = \"replay\"",
+        ),
+        (
+            "typo",
+            "[[source]]\nkind = \"simulator\"\nrates = 1\n",
+            "line 3: source.rates:",
+            "did you mean rate?",
+        ),
+        ("source", "[[source]]\nkind = \"replay\"\nfile = \"x\"\nxyzzy = 1\n", "line 4", "--print-config"),
         ("far", "xyzzy = 7\n", "line 1", "--print-config"),
         ("meta", "check_config = true\n", "line 1", "unknown key"),
     ] {
@@ -124,7 +136,17 @@ fn values_that_do_not_fit_are_refused_with_their_line() {
             "[[listener]]\nkind = \"telnet\"\n",
             "line 2: listener.kind: must be one of native, http, admin",
         ),
-        ("nokind", "\n[[source]]\n", "line 2: [[source]]: kind is missing"),
+        (
+            "unknown",
+            "source = [\n{ kind = \"telnet\" }]\n",
+            "line 2: source.kind: must be one of simulator, replay, ecg",
+        ),
+        ("nokind", "\n[[source]]\n", "line 2: [[source]]: kind is missing: one of simulator, replay, ecg"),
+        (
+            "required",
+            "\n[[source]]\nkind = \"ecg\"\n",
+            "line 2: [[source]]: record is missing for kind = \"ecg\"",
+        ),
         ("address", "[[listener]]\nkind = \"http\"\n", "line 1: [[listener]]: address is missing"),
         ("tls", "[[listener]]\nkind = \"http\"\naddress = \"127.0.0.1:0\"\ntransport = \"tls\"\n", "line 4"),
         (
@@ -172,6 +194,29 @@ address = \"9400\"
     let lines: Vec<&str> =
         errors.iter().map(|error| error.split_once("line ").unwrap().1.split(':').next().unwrap()).collect();
     assert_eq!(lines, ["2", "4", "6", "8", "10", "10", "13"], "{errors:#?}");
+}
+
+#[test]
+fn a_kind_is_listed_several_times_each_source_with_its_own_options() {
+    let text = "\
+[[source]]
+kind = \"replay\"
+file = \"Cargo.toml\"
+wait = 3
+[[source]]
+kind = \"simulator\"
+[[source]]
+kind = \"replay\"
+file = \"README.md\"
+";
+    let settings = settings_of("several", text, "--speed max");
+    let of_source = |at: usize, key: &str| settings.sources[at].options[key].to_string();
+    assert_eq!((of_source(0, "wait"), of_source(0, "speed")), ("3".into(), "\"max\"".into()));
+    assert_eq!((of_source(2, "wait"), of_source(2, "speed")), ("0".into(), "\"1.0\"".into()));
+    let sources = Config::new(&settings, &[0]).unwrap().sources;
+    let kinds: Vec<&str> = sources.iter().map(|source| source.kind().name).collect();
+    assert_eq!(kinds, ["replay", "simulator", "replay"]);
+    assert!(sources[0] != sources[2] && sources[0] == sources[0].clone());
 }
 
 #[test]
@@ -282,12 +327,15 @@ fn changes_say_which_are_live() {
     assert!(sources.iter().any(|change| change.key == "source[0].rate" && !change.is_live), "{sources:?}");
 }
 
-/// A value other than the default.
-fn other(declared: &Declared) -> Option<String> {
+/// A value other than the default: the last choice, or by what the help calls the value; any text otherwise.
+fn other(declared: &Declared) -> String {
+    let command = <Cli as clap::CommandFactory>::command();
+    let mut arguments = command.find_subcommand("serve").unwrap().get_arguments();
+    let choices = arguments.find(|arg| arg.get_id() == &*declared.id).unwrap().get_possible_values();
+    if let Some(choice) = choices.last() {
+        return choice.get_name().to_owned();
+    }
     let value = match (&*declared.id, &*declared.placeholder) {
-        ("ecg_record", _) => "synthetic",
-        ("identity_conflict", _) => "replace",
-        ("replay_bad_lines", _) => "skip",
         ("log", _) => "debug",
         ("policy", _) => "a.>=drop",
         ("history", _) => "a.*=9:100B:5s",
@@ -296,10 +344,9 @@ fn other(declared: &Declared) -> Option<String> {
         (_, "TIME") => "7s",
         (_, "SIZE") => "7KiB",
         (_, "FACTOR") => "max",
-        (_, "FILE") => "a file.ndjson",
-        _ => return None,
+        _ => "any text",
     };
-    Some(value.to_owned())
+    value.to_owned()
 }
 
 #[test]
@@ -310,7 +357,7 @@ fn what_is_printed_is_read_as_the_same_for_every_option() {
     for declared in tried {
         words.push(format!("--{}", declared.flag));
         if !declared.is_switch {
-            words.push(other(declared).unwrap_or_else(|| panic!("a value for {declared:?}")));
+            words.push(other(declared));
         }
     }
     let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
@@ -324,6 +371,12 @@ fn what_is_printed_is_read_as_the_same_for_every_option() {
     let again = settings_of("again", &printed, "");
     assert!(again.problems.is_empty() && again.warnings.is_empty(), "{:?} in\n{printed}", again.problems);
     assert_eq!(settings.tree, again.tree, "{printed}");
+
+    for kind in KINDS {
+        for key in kind.keys() {
+            assert!(printed.contains(&format!("\n{key} = ")), "{key} of {kind:?} in\n{printed}");
+        }
+    }
 
     for words in ["--no-sim", "--no-admin --http 127.0.0.1:0", ""] {
         let typed: Vec<OsString> = format!("tickcast serve {words}")

@@ -16,9 +16,12 @@
 
 use std::{
     convert::Infallible,
+    future::{Future, poll_fn},
     io,
     os::fd::OwnedFd,
+    pin::Pin,
     sync::Arc,
+    task::Poll,
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -44,6 +47,10 @@ use super::{
 use crate::{
     config::listener::Address,
     limits::{ACCEPT_RETRY_MS, ADMIN_CONNECTION_MS, ADMIN_HEAD_BYTES_MAX, ADMIN_HEAD_MS},
+    process::{
+        fault::{self, Place},
+        panics,
+    },
 };
 
 /// A running admin listener. Stops when dropped.
@@ -55,11 +62,17 @@ pub struct AdminListener {
 }
 
 impl AdminListener {
-    /// Serves on a listening socket, in stage [`Stage::Starting`].
+    /// Serves on a listening socket, in stage [`Stage::Starting`]. Calls `on_failure` from the admin thread, with the reason,
+    /// should it end before it is stopped.
     ///
     /// # Errors
     /// Errors of epoll(7), eventfd(2) and of starting the thread.
-    pub fn start(address: Address, listener: OwnedFd, handles: ServerHandles) -> io::Result<AdminListener> {
+    pub fn start(
+        address: Address,
+        listener: OwnedFd,
+        handles: ServerHandles,
+        on_failure: impl FnOnce(String) + Send + 'static,
+    ) -> io::Result<AdminListener> {
         if !is_local(&address) {
             ::log::warn!(
                 "--admin {address} is not a loopback address: anyone who can reach it can list and close sessions \
@@ -69,7 +82,7 @@ impl AdminListener {
         SockRef::from(&listener).set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         let context = Arc::new(AdminContext::new(handles, is_local(&address)));
-        let (stop, stopped) = oneshot::channel::<()>();
+        let (stop, mut stopped) = oneshot::channel::<()>();
         let guard = runtime.enter();
         let listener = match &address {
             Address::Tcp(_) => Listener::Tcp(TcpListener::from_std(listener.into())?),
@@ -80,11 +93,24 @@ impl AdminListener {
         let shared = context.clone();
         let serve = move || {
             affinity::avoid_shard_cores(&pinned);
-            runtime.block_on(async move {
-                tokio::spawn(accept(listener, shared));
+            // A panic that ends one connection goes no further: tokio catches it.
+            let ended = runtime.block_on(async move {
+                let mut accepting = tokio::spawn(accept(listener, shared));
                 // Ends when the sender is dropped, and aborts the open connections.
-                let _ = stopped.await;
+                poll_fn(move |context| match Pin::new(&mut stopped).poll(context) {
+                    Poll::Ready(_) => Poll::Ready(None),
+                    Poll::Pending => Pin::new(&mut accepting).poll(context).map(Some),
+                })
+                .await
             });
+            match ended {
+                None => {}
+                Some(Ok(())) => on_failure("it accepts no more connections".to_owned()),
+                Some(Err(error)) => on_failure(match error.try_into_panic() {
+                    Ok(panic) => format!("it panicked: {}", panics::message(&*panic)),
+                    Err(error) => error.to_string(),
+                }),
+            }
         };
         let thread = thread::Builder::new().name("admin".into()).spawn(serve)?;
         Ok(AdminListener { address, context, stop: Some(stop), thread: Some(thread) })
@@ -146,6 +172,7 @@ async fn accept(listener: Listener, context: Arc<AdminContext>) {
         match listener.accept().await {
             Ok(stream) => {
                 is_failing = false;
+                fault::at(Place::Admin);
                 let spawn = |connection| stream.spawn(context.clone(), connection);
                 if connections.begin(spawn) {
                     ::log::debug!("--admin: too many connections without a request, the oldest is closed");

@@ -8,11 +8,12 @@ use std::fmt::{Display, Write};
 use hdrhistogram::Histogram;
 
 use super::{process_sample::ProcessSample, stage::Stage};
-use crate::sources::{SourceConfig, SourceStatus, health::Health};
+use crate::sources::{KINDS, SourceStatus, health::Health};
 use tickcast_core::{
     metrics::{
         counters::{Counter, Counters},
         latency::Until,
+        turn_times,
     },
     shard::survey::ShardState,
 };
@@ -131,7 +132,7 @@ impl Writer {
 fn sources(scrape: &Scrape<'_>, writer: &mut Writer) {
     const NAME: &str = "tickcast_sources";
     writer.family(NAME, "gauge", "Sources of the server, by kind and state.");
-    for kind in SourceConfig::KINDS {
+    for kind in KINDS.iter().map(|kind| kind.name) {
         let of_kind: Vec<Health> =
             scrape.sources.iter().filter(|source| source.kind() == kind).map(SourceStatus::health).collect();
         for state in Health::STATES {
@@ -148,6 +149,7 @@ pub fn text(scrape: &Scrape<'_>) -> String {
     let mut writer = Writer(String::with_capacity(16 << 10));
     counters(scrape, &mut writer);
     sources(scrape, &mut writer);
+    turns(scrape, &mut writer);
     states(scrape, &mut writer);
     latencies(scrape, &mut writer);
     server(scrape, &mut writer);
@@ -166,7 +168,7 @@ fn counters(scrape: &Scrape<'_>, writer: &mut Writer) {
             let label = series.label.as_ref().map(|(name, value)| (*name, value as &dyn Display));
             let value = |count: u64| count as f64 / series.divisor;
             if is_counted_by_sources(*counter) {
-                for kind in SourceConfig::KINDS {
+                for kind in KINDS.iter().map(|kind| kind.name) {
                     let of_kind = scrape.sources.iter().filter(|source| source.kind() == kind);
                     let sum: u64 = of_kind.map(|source| source.counters().value(*counter)).sum();
                     writer.sample(family, &[("source", &kind)], value(sum));
@@ -179,6 +181,27 @@ fn counters(scrape: &Scrape<'_>, writer: &mut Writer) {
                 writer.sample(family, &labels, value(shard.counters.value(*counter)));
             }
         }
+    }
+}
+
+/// Of every shard: the histogram is read like a counter, so a shard that hangs is in it with the turns before.
+fn turns(scrape: &Scrape<'_>, writer: &mut Writer) {
+    const NAME: &str = "tickcast_turn_seconds";
+    writer.family(
+        NAME,
+        "histogram",
+        "Length of the shard's turns: the time it worked, without the time it slept.",
+    );
+    for ShardSample { shard, counters, .. } in scrape.shards {
+        let (counts, turns) = counters.turn_times().cumulative();
+        for (bound_us, count) in turn_times::BOUNDS_US.iter().zip(counts) {
+            let bound = *bound_us as f64 / 1e6;
+            writer.sample(&format!("{NAME}_bucket"), &[("shard", shard), ("le", &bound)], count);
+        }
+        writer.sample(&format!("{NAME}_bucket"), &[("shard", shard), ("le", &"+Inf")], turns);
+        let busy_seconds = counters.value(Counter::BusyNs) as f64 / 1e9;
+        writer.sample(&format!("{NAME}_sum"), &[("shard", shard)], busy_seconds);
+        writer.sample(&format!("{NAME}_count"), &[("shard", shard)], turns);
     }
 }
 
@@ -368,6 +391,23 @@ pub(in crate::operator) mod tests {
 
     fn has(text: &str, line: &str) {
         assert!(text.lines().any(|known| known == line), "{line:?} is not in\n{text}");
+    }
+
+    #[test]
+    fn turns_are_a_histogram_of_each_shard_whether_it_answered_or_not() {
+        let text = scraped(|counters| {
+            for turn_ns in [100_000, 3_000_000, 2_000_000_000] {
+                counters.turn_times().record(turn_ns);
+            }
+            counters.add(Counter::BusyNs, 2_003_100_000);
+        });
+        has(&text, "# TYPE tickcast_turn_seconds histogram");
+        for (bound, count) in [("0.0001", 1), ("0.001", 1), ("0.005", 2), ("0.1", 2), ("1", 2), ("+Inf", 3)] {
+            has(&text, &format!("tickcast_turn_seconds_bucket{{shard=\"0\",le=\"{bound}\"}} {count}"));
+        }
+        has(&text, "tickcast_turn_seconds_sum{shard=\"0\"} 2.0031");
+        has(&text, "tickcast_turn_seconds_count{shard=\"0\"} 3");
+        has(&text, "tickcast_turn_seconds_count{shard=\"1\"} 0");
     }
 
     #[test]

@@ -2,21 +2,25 @@
 
 use std::fs;
 
-use io_uring::{IoUring, Probe, opcode};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use crate::{
     clock,
-    limits::{CLIENTS_MAX_DEFAULT, DESCRIPTOR_RESERVE},
+    limits::{CLIENTS_MAX_DEFAULT, SHARDS_MAX},
     operator::check::item::{CheckItem, ItemState},
-    process::rlimits::{self, MEMLOCK_BYTES_MIN},
-    transport::uring::data_ring::{DataRing, Settings, eventfd},
+    process::rlimits,
+    transport::uring::{
+        data_ring::{DataRing, Settings, eventfd},
+        probe,
+    },
 };
 
 /// The first kernel with everything the rings use; DEFER_TASKRUN came last.
 const KERNEL_FIRST: (u32, u32) = (6, 1);
 /// The first kernel with IORING_OP_FIXED_FD_INSTALL.
 const FIXED_FD_INSTALL_FIRST: &str = "6.8";
+/// The first kernel with IORING_ENTER_NO_IOWAIT.
+const NO_IOWAIT_FIRST: &str = "6.15";
 /// The smallest ring with all features of a shard's. It receives nothing.
 const RING: Settings = Settings { slots: 1, receive_buffers: 1, receive_buffer_bytes: 4096 };
 /// The kernel releases the locked memory of an exited server late: attempts to create a ring, and the pause between them.
@@ -27,11 +31,23 @@ const RING_RETRY_NS: u64 = 100_000_000;
 pub fn check() -> Vec<CheckItem> {
     let sysctl = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
     let (release, disabled) = (sysctl("osrelease"), sysctl("io_uring_disabled"));
-    let ring = ring();
+    let (ring, waits_as_idle) = ring();
     let kernel = kernel(release.trim(), ring.state == ItemState::Enabled);
     let error = rlimits::io_uring().err().map(|error| error.to_string());
     let io_uring = io_uring(disabled.trim(), error);
-    vec![kernel, io_uring, ring, memlock(), descriptors(), clients(), cores(), session_addresses()]
+    let cores = allowed_cores();
+    let shards = cores.len().clamp(1, SHARDS_MAX) as u16;
+    vec![
+        kernel,
+        io_uring,
+        ring,
+        memlock(shards),
+        descriptors(shards),
+        clients(shards),
+        cores_item(cores),
+        session_addresses(),
+        idle_cores(waits_as_idle),
+    ]
 }
 
 /// A working ring outweighs the version number: distributions backport features to older kernels.
@@ -82,8 +98,8 @@ fn io_uring(disabled: &str, error: Option<String>) -> CheckItem {
     }
 }
 
-/// A ring as each shard has one, at its smallest size.
-fn ring() -> CheckItem {
+/// A ring as each shard has one, at its smallest size; and whether a core whose shard waits in it counts as idle.
+fn ring() -> (CheckItem, bool) {
     let mut attempts = 0;
     let created = loop {
         match eventfd().and_then(|doorbell| DataRing::new(RING, doorbell)) {
@@ -91,57 +107,79 @@ fn ring() -> CheckItem {
                 attempts += 1;
                 clock::sleep_ns(RING_RETRY_NS);
             }
-            created => break created.map(drop),
+            created => break created.map(|ring| ring.waits_as_idle()),
         }
     };
+    let waits_as_idle = matches!(created, Ok(true));
     let (state, reason) = match created {
-        Ok(()) => (
+        Ok(_) => (
             ItemState::Enabled,
             "Each shard has one: multishot receive needs the buffers, SENDs need the files.".to_owned(),
         ),
         Err(error) => (ItemState::Unsupported, format!("Cannot create a shard's ring: {error}")),
     };
-    CheckItem {
+    let item = CheckItem {
         name: "io_uring ring".to_owned(),
         required: true,
         state,
         now: None,
         wanted: "registered files, provided buffers".to_owned(),
         reason,
+    };
+    (item, waits_as_idle)
+}
+
+/// Whether monitoring shows the cores of idle shards as idle.
+fn idle_cores(waits_as_idle: bool) -> CheckItem {
+    CheckItem {
+        name: "idle cores".to_owned(),
+        required: false,
+        state: if waits_as_idle { ItemState::Enabled } else { ItemState::Unsupported },
+        now: None,
+        wanted: format!("Linux {NO_IOWAIT_FIRST}"),
+        reason: "Without IORING_ENTER_NO_IOWAIT the kernel counts the core of an idle shard as waiting for a disk (100 % iowait)."
+            .to_owned(),
     }
 }
 
-fn memlock() -> CheckItem {
-    let error = rlimits::memlock().err().map(|error| error.to_string());
+/// The cores this process may use. The server starts a shard on each unless it is configured otherwise.
+fn allowed_cores() -> Vec<usize> {
+    core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
+}
+
+fn memlock(shards: u16) -> CheckItem {
+    let error = rlimits::memlock(shards).err().map(|error| error.to_string());
     CheckItem {
         name: "RLIMIT_MEMLOCK".to_owned(),
         required: true,
         state: if error.is_none() { ItemState::Enabled } else { ItemState::Supported },
         now: hard(Resource::RLIMIT_MEMLOCK).map(limit),
-        wanted: format!("at least {MEMLOCK_BYTES_MIN}"),
+        wanted: format!("at least {}", rlimits::memlock_bytes_min(shards)),
         reason: error.unwrap_or_else(|| {
-            "In bytes. The kernel charges ring memory to the user as locked memory.".to_owned()
+            "In bytes, with one shard a core: each takes 512 KiB of locked memory for its rings, unless the process has \
+             CAP_IPC_LOCK."
+                .to_owned()
         }),
     }
 }
 
-fn descriptors() -> CheckItem {
-    let error = rlimits::descriptors(None).err().map(|error| error.to_string());
+fn descriptors(shards: u16) -> CheckItem {
+    let reserve = rlimits::descriptor_reserve(shards);
+    let error = rlimits::descriptors(None, shards).err().map(|error| error.to_string());
     CheckItem {
         name: "RLIMIT_NOFILE".to_owned(),
         required: true,
         state: if error.is_none() { ItemState::Enabled } else { ItemState::Supported },
         now: hard(Resource::RLIMIT_NOFILE).map(limit),
-        wanted: format!("at least {}", DESCRIPTOR_RESERVE + 1),
-        reason: error.unwrap_or_else(|| {
-            format!("One descriptor for each client as it is accepted, plus {DESCRIPTOR_RESERVE}.")
-        }),
+        wanted: format!("at least {}", reserve + 1),
+        reason: error
+            .unwrap_or_else(|| format!("One descriptor for each client as it is accepted, plus {reserve}.")),
     }
 }
 
 /// Whether the descriptor limit allows the default number of clients.
-fn clients() -> CheckItem {
-    let clients = rlimits::descriptors(None).unwrap_or(0);
+fn clients(shards: u16) -> CheckItem {
+    let clients = rlimits::descriptors(None, shards).unwrap_or(0);
     CheckItem {
         name: "clients at once".to_owned(),
         required: false,
@@ -153,9 +191,7 @@ fn clients() -> CheckItem {
     }
 }
 
-fn cores() -> CheckItem {
-    let cores: Vec<usize> =
-        core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+fn cores_item(cores: Vec<usize>) -> CheckItem {
     CheckItem {
         name: "cores".to_owned(),
         required: true,
@@ -169,13 +205,10 @@ fn cores() -> CheckItem {
 
 /// Whether a registered file can be turned back into a descriptor, to ask the kernel about its socket.
 fn session_addresses() -> CheckItem {
-    let mut probe = Probe::new();
-    let probed = IoUring::new(1).and_then(|ring| ring.submitter().register_probe(&mut probe));
-    let is_supported = probed.is_ok() && probe.is_supported(opcode::FixedFdInstall::CODE);
     CheckItem {
         name: "addresses of sessions".to_owned(),
         required: false,
-        state: if is_supported { ItemState::Enabled } else { ItemState::Unsupported },
+        state: if probe::installs_descriptors() { ItemState::Enabled } else { ItemState::Unsupported },
         now: None,
         wanted: format!("Linux {FIXED_FD_INSTALL_FIRST}"),
         reason: "Without FIXED_FD_INSTALL, /v1/sessions has no addresses and round-trip times.".to_owned(),
@@ -252,6 +285,18 @@ mod tests {
             assert_eq!(item.state, state, "{item:?}");
             assert!(!item.reason.contains("a service"), "{item:?}");
         }
+    }
+
+    #[test]
+    fn an_idle_shard_that_counts_as_waiting_for_a_disk_is_reported() {
+        let items = check();
+        let item = items.iter().find(|item| item.name == "idle cores").unwrap();
+        let is_new =
+            fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|now| version(&now) >= Some((6, 15)));
+        assert!(!is_new || *item == idle_cores(true), "{item:?}");
+        let lacking = idle_cores(false);
+        assert_eq!((lacking.state, lacking.is_missing()), (ItemState::Unsupported, false));
+        assert_eq!(lacking.wanted, "Linux 6.15");
     }
 
     #[test]

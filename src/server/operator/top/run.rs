@@ -136,7 +136,9 @@ fn watch(client: AdminClient, model: &mut Model) -> Result<(), TopError> {
         // A full channel keeps the main thread awake anyway.
         let _ = wake.try_send(Message::Wake);
     };
-    signals::watch(notify, || {}, signals::HangUp::Stops).map_err(TopError::Signals)?;
+    let failed = stop.clone();
+    signals::watch(notify, || {}, signals::HangUp::Stops, move |_| failed.set())
+        .map_err(TopError::Signals)?;
     // One interval after the first poll, which was just made: rates over a shorter time would be noise.
     let mut poller = Poller::start(client, sender.clone(), clock::monotonic_ns() + model.interval_ns())?;
     let mut screen = Screen::enter()?;

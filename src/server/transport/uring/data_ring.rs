@@ -26,7 +26,7 @@ use std::{
 };
 
 use io_uring::{
-    IoUring, opcode, squeue,
+    EnterFlags, IoUring, opcode, squeue,
     types::{CancelBuilder, Fd, Fixed, Timespec},
 };
 
@@ -123,6 +123,8 @@ pub struct DataRing<S: Shim = Direct> {
     /// The ring has failed, or a batch of SENDs was abandoned: queued entries may point to freed memory. It submits nothing
     /// any more.
     is_poisoned: bool,
+    /// Flags of an enter that waits: without NO_IOWAIT the kernel counts an idle shard's core as waiting for a disk.
+    wait_flags: EnterFlags,
     shim: S,
     /// SINGLE_ISSUER: the ring belongs to the thread that made it.
     not_send: PhantomData<Rc<()>>,
@@ -159,6 +161,8 @@ impl<S: Shim> DataRing<S> {
         // SAFETY: `Drop` unregisters the group before the buffers are dropped, or leaks them.
         let buffers =
             unsafe { BufferRing::new(&ring, settings.receive_buffers, settings.receive_buffer_bytes)? };
+        let mut wait_flags = EnterFlags::GETEVENTS;
+        wait_flags.set(EnterFlags::NO_IOWAIT, ring.params().is_feature_no_iowait());
         let vacant = |_| Slot {
             generation: 0,
             state: State::Vacant,
@@ -186,6 +190,7 @@ impl<S: Shim> DataRing<S> {
             installed: None,
             sends_full: 0,
             is_poisoned: false,
+            wait_flags,
             shim,
             not_send: PhantomData,
         })
@@ -194,6 +199,11 @@ impl<S: Shim> DataRing<S> {
     /// The shim, for tests to configure.
     pub fn shim_mut(&mut self) -> &mut S {
         &mut self.shim
+    }
+
+    /// Whether a core whose shard sleeps here counts as idle, and not as waiting for a disk.
+    pub fn waits_as_idle(&self) -> bool {
+        self.wait_flags.contains(EnterFlags::NO_IOWAIT)
     }
 
     /// Slots in use, closing ones included.
@@ -433,7 +443,11 @@ impl<S: Shim> DataRing<S> {
             return Err(io::Error::other("the data ring has failed and submits nothing any more"));
         }
         for _ in 0..ENTER_ATTEMPTS_MAX {
-            match self.ring.submit_and_wait(wanted) {
+            let entered = match wanted {
+                0 => self.ring.submit(),
+                _ => self.submit_and_wait(wanted),
+            };
+            match entered {
                 Ok(_) => return Ok(()),
                 Err(error) => match error.raw_os_error() {
                     // Interrupted, or the completion queue has overflowed and needs reaping: the caller checks the queues and
@@ -445,6 +459,15 @@ impl<S: Shim> DataRing<S> {
             }
         }
         Err(io::Error::from_raw_os_error(libc::EAGAIN))
+    }
+
+    /// As the crate's function of this name, which has no way to pass flags. (The kernel wakes an SQPOLL thread only with
+    /// SQ_WAKEUP: this ring has none.)
+    fn submit_and_wait(&mut self, wanted: usize) -> io::Result<usize> {
+        let (queued, flags) = (self.ring.submission().len(), self.wait_flags.bits());
+        // SAFETY: without EXT_ARG the kernel reads a signal set, of which there is none. What the queued entries point to is
+        // valid, as [`DataRing::push`] says.
+        unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued as u32, wanted as u32, flags, None) }
     }
 
     fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {

@@ -33,7 +33,9 @@ fn start_known_as(
         dispatch: Box::new(dispatch),
     };
     let listener = listeners.into_iter().next().unwrap();
-    (address, AdminListener::start(known_as.unwrap_or(address).into(), listener, handles).unwrap())
+    let known_as = known_as.unwrap_or(address).into();
+    let on_failure = |reason| panic!("the admin thread has ended: {reason}");
+    (address, AdminListener::start(known_as, listener, handles, on_failure).unwrap())
 }
 
 /// A listener in stage serving whose shards reply as `reply` does.

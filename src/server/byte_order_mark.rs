@@ -1,0 +1,29 @@
+//! Byte order marks at the start of text from other tools: PowerShell and Windows editors write them.
+
+/// U+FEFF in UTF-8.
+const UTF8: &[u8] = b"\xef\xbb\xbf";
+
+/// The text without a UTF-8 byte order mark, which JSON readers may ignore (RFC 8259, section 8.1).
+pub fn strip(text: &[u8]) -> &[u8] {
+    text.strip_prefix(UTF8).unwrap_or(text)
+}
+
+/// Whether the text starts with a byte order mark of UTF-16, of either byte order.
+pub fn is_utf16(text: &[u8]) -> bool {
+    text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_mark_at_the_start_is_removed() {
+        assert_eq!(strip(b"\xef\xbb\xbf{}"), b"{}");
+        assert_eq!(strip(b"\xef\xbb\xbf"), b"");
+        for other in [&b"{}"[..], b"", b"\xef\xbb", b"{\xef\xbb\xbf}", b"\xff\xfe{\0"] {
+            assert_eq!(strip(other), other);
+        }
+        assert!(is_utf16(b"\xff\xfe{\0}\0") && is_utf16(b"\xfe\xff\0{") && !is_utf16(b"\xef\xbb\xbf{"));
+    }
+}

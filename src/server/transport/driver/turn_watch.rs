@@ -1,0 +1,136 @@
+//! The watchdog of a shard's turns: a histogram of their length, and a log line about those that were slow.
+
+use std::fmt::Write;
+
+use crate::logging::RateLimiter;
+use tickcast_core::metrics::{
+    counters::{Counter, Counters},
+    turn_times::SLOW_NS,
+};
+use tickcast_proto::ids::ShardId;
+
+/// Log lines about slow turns, per shard.
+const LINES_PER_SECOND: u32 = 1;
+/// What a line says of a slow turn: what these counted in it. Reading them costs a load and a store each a turn.
+const TOLD: [Counter; 12] = [
+    Counter::RingEvents,
+    Counter::BytesReceived,
+    Counter::MeshBytes,
+    Counter::TicksSequenced,
+    Counter::TicksDelivered,
+    Counter::TicksTakenOut,
+    Counter::Sends,
+    Counter::TopicsVisited,
+    Counter::TimersExpired,
+    Counter::ControlRequests,
+    Counter::SessionsAccepted,
+    Counter::SessionsOpen,
+];
+
+/// Watches one shard's turns.
+#[derive(Debug)]
+pub(super) struct TurnWatch {
+    /// The counters of [`TOLD`] at the end of the last turn.
+    before: [u64; TOLD.len()],
+    limiter: RateLimiter<1>,
+}
+
+impl Default for TurnWatch {
+    fn default() -> TurnWatch {
+        TurnWatch { before: [0; TOLD.len()], limiter: RateLimiter::new(LINES_PER_SECOND) }
+    }
+}
+
+impl TurnWatch {
+    /// Records a turn that worked `busy_ns` and ended at `now_ns` (CLOCK_MONOTONIC). A turn that only busy-polled is not counted.
+    pub(super) fn end_turn(&mut self, shard: ShardId, busy_ns: u64, now_ns: u64, counters: &Counters) {
+        if busy_ns == 0 {
+            return;
+        }
+        counters.turn_times().record(busy_ns);
+        let is_slow = busy_ns > SLOW_NS;
+        if is_slow {
+            counters.add(Counter::TurnsSlow, 1);
+        }
+        if let Some(line) = self.line(is_slow.then_some(busy_ns), now_ns, counters) {
+            ::log::warn!("shard {}: {line}", shard.0);
+        }
+        for (before, counter) in self.before.iter_mut().zip(TOLD) {
+            *before = counters.value(counter);
+        }
+    }
+
+    /// The line to log after a turn, of this length if it was slow: at most one a second. It says how many slow turns had none.
+    fn line(&mut self, slow_ns: Option<u64>, now_ns: u64, counters: &Counters) -> Option<String> {
+        let suppressed = self.limiter.poll_suppressed(now_ns).map(|(_, lines)| lines);
+        if slow_ns.is_none() && suppressed.is_none() || !self.limiter.admit(0, now_ns) {
+            return None;
+        }
+        let suppressed = suppressed.map(|lines| format!("{lines} more slow turns since the last such line"));
+        let Some(busy_ns) = slow_ns else { return suppressed };
+        let mut line = format!("a turn took {} ms", busy_ns / 1_000_000);
+        let mut separator = ": ";
+        for (before, counter) in self.before.iter().zip(TOLD) {
+            // A gauge may have fallen.
+            let change = counters.value(counter).wrapping_sub(*before) as i64;
+            if change != 0 {
+                let sign = if counter.is_gauge() { "+" } else { "" };
+                let sign = if change > 0 { sign } else { "" };
+                let _ = write!(line, "{separator}{} {sign}{change}", counter.label());
+                separator = ", ";
+            }
+        }
+        if let Some(suppressed) = suppressed {
+            let _ = write!(line, "; {suppressed}");
+        }
+        Some(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND_NS: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_slow_turn_is_counted_and_a_turn_that_only_polled_is_not() {
+        let (mut watch, counters) = (TurnWatch::default(), Counters::default());
+        for busy_ns in [0, 1, SLOW_NS, SLOW_NS + 1] {
+            watch.end_turn(ShardId(0), busy_ns, SECOND_NS, &counters);
+        }
+        assert_eq!(counters.value(Counter::TurnsSlow), 1);
+        let (_, turns) = counters.turn_times().cumulative();
+        assert_eq!(turns, 3);
+    }
+
+    #[test]
+    fn a_line_says_what_the_turn_did_and_nothing_of_the_turns_before() {
+        let (mut watch, counters) = (TurnWatch::default(), Counters::default());
+        counters.add(Counter::Sends, 1_000);
+        counters.add(Counter::SessionsOpen, 10);
+        watch.end_turn(ShardId(0), 1, SECOND_NS, &counters);
+        counters.add(Counter::Sends, 7);
+        counters.add(Counter::TopicsVisited, 65_536);
+        counters.subtract(Counter::SessionsOpen, 4);
+        let line = watch.line(Some(187_654_321), SECOND_NS, &counters).unwrap();
+        assert_eq!(line, "a turn took 187 ms: sends 7, topics_visited 65536, sessions_open -4");
+    }
+
+    #[test]
+    fn one_line_a_second_is_written_and_says_how_many_were_not() {
+        let (mut watch, counters) = (TurnWatch::default(), Counters::default());
+        let mut line = |slow_ns: Option<u64>, at_ms: u64| {
+            watch.line(slow_ns, SECOND_NS + at_ms * 1_000_000, &counters).unwrap_or_default()
+        };
+        let slow = Some(200_000_000);
+        assert_eq!(line(slow, 0), "a turn took 200 ms");
+        assert_eq!([200, 400, 600, 999].map(|at_ms| line(slow, at_ms)), [""; 4]);
+        assert_eq!(line(slow, 1_000), "a turn took 200 ms; 4 more slow turns since the last such line");
+        assert_eq!([line(slow, 1_500), line(None, 1_600)], [""; 2]);
+        assert_eq!(line(None, 2_000), "1 more slow turns since the last such line");
+        assert_eq!([line(slow, 2_100), line(None, 2_200)], [""; 2]);
+        assert_eq!(line(slow, 9_000), "a turn took 200 ms; 1 more slow turns since the last such line");
+        assert_eq!(line(None, 19_000), "");
+    }
+}
