@@ -245,13 +245,13 @@ fn two_thousand_silent_connections_do_not_delay_a_health_check() {
         })
         .collect();
     assert_eq!(get(admin, "/healthz").json()["alive"], true);
-    // The first ones were closed without a word when others came: nobody waited for their deadline, which gives them 408.
+    // Those with half a request were closed without a word when others came: their deadline would have given them 408.
     let mut evicted = 0;
-    for mut peer in silent {
+    for mut peer in silent.into_iter().step_by(2) {
         evicted += usize::from(peer.read_to_end().is_empty());
     }
-    say(&format!("{evicted} of {SILENT} silent connections gave way"));
-    assert!(evicted >= SILENT / 2, "{evicted}");
+    say(&format!("{evicted} of {} connections with half a request gave way", SILENT / 2));
+    assert!(evicted >= SILENT / 4, "{evicted}");
     server.stop_cleanly();
 }
 
