@@ -133,7 +133,7 @@ def snippet(language, body, server, folder):
         (package / "Cargo.lock").write_text((ROOT / "Cargo.lock").read_text())
         target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
         manifest = ["--manifest-path", package / "Cargo.toml", "--target-dir", target]
-        # Compiling takes as long as it takes: no deadline.
+        # No deadline: compiling may take long.
         subprocess.run(["cargo", "build", "--quiet", *manifest], check=True)
         printed = run_for_a_line("the Rust snippet", f"{target}/debug/readme-snippet")
     if "sim." not in printed:

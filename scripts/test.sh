@@ -4,15 +4,15 @@
 # Usage: scripts/test.sh [ARGUMENT...]
 # Arguments go to `cargo test`; then only that runs: no micro benches, no Debian package, no loom models.
 #
-# It installs Debian packages only where a command is missing, and only as root. Packages of npm and PyPI go into
+# It installs a Debian package only if a command is missing, and only as root. Packages of npm and PyPI go into
 # tests/clients/ and nowhere else. Where systemd runs, it masks prometheus.service before it installs the package.
 #
-# Some tests need more than can be installed. They are ignored by `cargo test` and run here where they can:
+# Some tests need something that this script cannot install. `cargo test` ignores them; this script runs them where possible:
 #   network_settings_of_a_namespace_are_set_and_restored, queues_of_a_real_interface_are_set_and_restored
 #       need root and network namespaces
 #   record_100_*
 #       need record 100 of the MIT-BIH Arrhythmia Database: TICKCAST_RECORD=path/to/100.hea
-# What was left out stands in the last line.
+# The last line names the tests that were left out.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -83,24 +83,24 @@ announce() {
     has_npm_clients || printf '  with npm, into %s/node_modules: ws, playwright-core\n' $clients
     has_python_clients || printf '  with pip, into %s/.venv: websockets\n' $clients
     has_browser || command -v chromium >/dev/null || printf '  Chromium\n'
-    ((${#missing[@]} > 0)) || ! has_npm_clients || ! has_python_clients || ! has_browser || printf '  nothing: all is here\n'
+    ((${#missing[@]} > 0)) || ! has_npm_clients || ! has_python_clients || ! has_browser || printf '  nothing: everything is installed\n'
 }
 announce >&2
 
 [[ $(nproc) -ge 2 ]] || fail "the tests need two cores"
-command -v cargo >/dev/null || fail "there is no cargo: install Rust 1.90 or later (rustup)"
+command -v cargo >/dev/null || fail "cargo not found: install Rust 1.90 or later (rustup)"
 # The tests open 10,000 connections: a descriptor for each, in the server and in the load client.
 ulimit -n "$(ulimit -Hn)"
 descriptors=$(ulimit -n)
 [[ $descriptors == unlimited ]] || ((descriptors >= 11000)) ||
-    fail "the tests need 11,000 descriptors a process, the limit is $descriptors (ulimit -n, LimitNOFILE)"
+    fail "the tests need 11,000 descriptors per process, the limit is $descriptors (ulimit -n, LimitNOFILE)"
 
 apt_install() {
-    command -v apt-get >/dev/null || fail "there is no apt-get: install $*"
-    [[ $root == yes ]] || fail "not root: sudo apt-get install $*"
+    command -v apt-get >/dev/null || fail "apt-get not found: install $*"
+    [[ $root == yes ]] || fail "not root: run sudo apt-get install $*"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
-    # Debian starts what it installs: Prometheus would listen on all addresses, without a password.
+    # Debian starts services when it installs them: Prometheus would listen on all addresses, without a password.
     if [[ " $* " == *" prometheus "* && -d /run/systemd/system ]]; then
         systemctl mask prometheus.service
         say "prometheus.service is masked; to run it: systemctl unmask prometheus.service"
@@ -111,7 +111,7 @@ if ((${#missing[@]} > 0)); then
     step "installing ${missing[*]}"
     apt_install "${missing[@]}"
 fi
-# Each installation leaves a copy of its list of packages, so a repeated run asks no registry.
+# Each installation leaves a copy of its package list, so a repeated run contacts no registry.
 if ! has_npm_clients; then
     step "installing the npm clients"
     npm ci --prefix $clients --no-audit --no-fund --ignore-scripts
@@ -131,7 +131,7 @@ if ! has_browser; then
     else
         node $clients/node_modules/playwright-core/cli.js install --no-shell chromium
     fi
-    has_browser || fail "there is still no Chromium"
+    has_browser || fail "Chromium was installed but does not run"
 fi
 
 if (($# > 0)); then
@@ -164,12 +164,12 @@ fi
 step "the README's commands and snippets"
 scripts/readme.py "${CARGO_TARGET_DIR:-target}/debug"
 
-# Each once, for what they assert.
+# Runs each benchmark once, for its assertions.
 step "micro benches"
 cargo test --locked --workspace --bench micro
 
 if can_package; then
-    # Of the binaries that the tests have used: whether the files are right does not depend on the profile.
+    # Packages the binaries that the tests used: the packaged files are the same for every profile.
     step "the Debian package"
     deb=$(scripts/package.sh --no-build --profile dev)
     for trial in scripts/try-package.sh scripts/walk-through.sh; do
@@ -178,7 +178,7 @@ if can_package; then
         "$trial" "$deb" || status=$?
         case $status in
             0) ;;
-            # It has said why.
+            # The script has printed the reason.
             77) without+=("$trial (tickcast is installed on this machine)") ;;
             *) exit "$status" ;;
         esac

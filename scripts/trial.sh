@@ -88,7 +88,7 @@ end_trial() {
     rm -rf -- "$work"
 }
 
-# With stdin closed, a question of dpkg is an error. Container images may exclude man pages, so include them.
+# With stdin closed, a prompt of dpkg is an error. Container images may exclude man pages, so include them.
 run_dpkg() {
     timeout "$command_s_max" dpkg --path-include='/usr/share/*' "$@" </dev/null >"$work/dpkg" 2>&1 ||
         fail "dpkg $*: $(cat "$work/dpkg")"

@@ -27,7 +27,7 @@ const MS: u64 = 1_000_000;
 const PUBLISHER: u32 = 0;
 const READER: u32 = 1;
 
-/// What a subscriber is sent, in short.
+/// What a subscriber receives, abbreviated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Said {
     Tick(String, u64),
@@ -87,13 +87,13 @@ impl Bench {
         self.turn();
     }
 
-    /// Lets time jump, then one turn.
+    /// Advances the time, then runs one turn.
     fn after(&mut self, ms: u64) {
         self.jump(ms * MS);
         self.turn();
     }
 
-    /// Takes what the reader was sent so far.
+    /// Takes everything sent to the reader so far.
     fn said(&mut self) -> Vec<Said> {
         let actions = std::mem::take(&mut self.actions);
         let ends = |action: &Action| matches!(action, Action::Close(_) | Action::HandOver(_));
@@ -215,8 +215,8 @@ fn a_socket_full_for_too_long_is_conflated_however_few_ticks_wait() {
         (0..20).for_each(|_| bench.after(100));
         bench.publish("a", 0, &[0; 40]);
         bench.open();
-        let told = if policy == Policy::Conflate { Conflated(2, 5) } else { Gap(2, 5) };
-        assert_eq!(bench.said(), [told, tick("a", 5)]);
+        let announced = if policy == Policy::Conflate { Conflated(2, 5) } else { Gap(2, 5) };
+        assert_eq!(bench.said(), [announced, tick("a", 5)]);
     }
 }
 

@@ -20,7 +20,7 @@ fn get(path: &str, is_full: bool) -> Driver {
     driver
 }
 
-/// Lets time jump; returns the actions of the next turn.
+/// Advances the time; returns the actions of the next turn.
 fn after(driver: &mut Driver, ms: u64) -> Vec<Action> {
     driver.jump(ms * MS);
     driver.turn();

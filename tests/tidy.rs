@@ -1,13 +1,13 @@
-//! Holds the lines that the compiler does not: which module may know what, and what the source may not contain.
+//! Checks rules that the compiler does not: which module may use what, and what the source must not contain.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-/// Lines past which a file looks for the second file that wants to be born.
+/// Maximum lines of a file. Split a longer one.
 const FILE_LINES_MAX: usize = 600;
-/// Where `unsafe` may stand, each with its SAFETY comments.
+/// Files that may contain `unsafe`, each with its SAFETY comments.
 const UNSAFE_FILES: [&str; 6] = [
     "src/server/main.rs",
     "src/proto/records.rs",
@@ -192,7 +192,7 @@ fn the_docs_name_every_option_that_changes_live() {
     let docs = fs::read_to_string(root().join("docs/OPERATIONS.md")).unwrap();
     let table = docs.split_once("| live option |").expect("a table of them").1;
     let table = table.split("\n\n").next().unwrap_or_default();
-    // The names stand between backquotes in the first column.
+    // The names are in backquotes in the first column.
     let first: Vec<&str> = table.lines().skip(2).filter_map(|row| row.split('|').nth(1)).collect();
     let mut named: Vec<String> =
         first.iter().flat_map(|names| names.split('`').skip(1).step_by(2)).map(str::to_owned).collect();

@@ -1,5 +1,5 @@
 //! `tuning/tickcast-tune` on a fake machine in a folder, and on real network settings in a network namespace of its own.
-//! Settings of the machine that runs the tests do not change.
+//! The settings of the machine that runs the tests do not change.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 use std::{

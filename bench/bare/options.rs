@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn invalid_values_are_refused() {
-        assert!(parse("--size 65488 --interval-us 0 --websocket").is_ok());
+        assert!(parse("--size 65488 --interval 0 --websocket").is_ok());
         for bad in [
             "--connections 0",
             "--topics 0",
@@ -146,7 +146,7 @@ mod tests {
             "--size 262100",
             "--size 10000 --ticks-per-send 1000",
             "--sends-per-submit 2000",
-            "--interval-us 10000001",
+            "--interval 10000001us",
             "--interval 11s",
             "--interval 200",
             "--notsent-lowat 4GiB",

@@ -126,7 +126,7 @@ impl Connection {
             match self.stream.read(buffer) {
                 Ok(0) => self.feed.handle_end(),
                 Ok(read) => {
-                    // A short read has emptied the socket; later bytes are a new edge (epoll(7), question 9).
+                    // A short read has emptied the socket; later bytes are a new edge (epoll(7), "Questions and answers", 9).
                     drained = read < buffer.len() && !self.peer_closed;
                     if tally.measuring {
                         tally.wire_bytes += read as u64;

@@ -47,9 +47,9 @@
 //! # Peers
 //!
 //! The peers measured beside tickcast (`--transport nats`, `redis`, `nchan` and `websocket`) carry bare payloads. Time,
-//! topic and number are read from the payload, which `tickcast-feed` writes in the simulator's format. For Redis, `>` in a
-//! pattern becomes `*`, which matches any number of tokens there. Ticks that it could
-//! not hand to the server are not numbered, so every gap is the server's.
+//! topic and number are read from the payload, which `tickcast-feed` writes in the simulator's format. Ticks that the feeder
+//! could not hand to the server are not numbered, so every gap is the server's. For Redis, `>` in a pattern becomes `*`,
+//! which matches any number of tokens there.
 //!
 //! # Cost
 //!

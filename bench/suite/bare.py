@@ -68,7 +68,7 @@ def run(programs: Programs, window: Window, load: Load, row: Row, unthrottled: b
         *("--topics", str(min(load.topic_count, TOPICS_MAX))),
         *("--size", str(load.size)),
         *("--ticks-per-send", str(ticks_per_send(row, load.size))),
-        *("--interval-us", "0" if unthrottled else str(interval_us(row, load))),
+        *("--interval", "0" if unthrottled else f"{interval_us(row, load)}us"),
         *(("--websocket",) if is_websocket else ()),
     ]
     transport = ("--transport", "ws", "--encoding", "rkyv") if is_websocket else ("--transport", "native")

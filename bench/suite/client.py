@@ -90,7 +90,7 @@ def command(program: Path, load: Load, endpoint: Endpoint, window: Window, hgrm:
     argv += [*endpoint.options]
     if "--spike" not in argv:
         argv += ["--ramp", str(load.client_ramp_per_s)]
-    argv += ["--warm-up-s", str(window.warm_up_s), "--duration-s", str(window.duration_s)]
+    argv += ["--warmup", f"{window.warm_up_s}s", "--duration", f"{window.duration_s}s"]
     if endpoint.pids:
         argv += ["--server-pid", str(endpoint.pids[0])]
     if hgrm is not None:

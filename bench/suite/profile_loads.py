@@ -1,6 +1,6 @@
 """Profiles the server under a load with perf(1) and writes one summary per load.
 
-Percentages are shares of the samples of all server threads, including ingest. perf itself costs the server a few
+Percentages are shares of the samples of all server threads, including the sources. perf itself costs the server a few
 percent.
 """
 

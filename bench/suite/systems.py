@@ -123,6 +123,7 @@ class Tickcast:
             *load.server_options,
         ]
         if self.variant.budget_us:
+            # The spelling of 0.1, which `--against` an older binary needs.
             argv += ["--latency-budget-us", str(self.variant.budget_us)]
         self.server = processes.start([*argv, "--report"], SERVER_CORE, {"RUST_LOG": "info"})
         native, http = addresses_of(self.server.wait_for_line("tcp=", START_S))

@@ -61,7 +61,7 @@ class Commands(unittest.TestCase):
 
     def test_the_client_gets_the_options_of_the_load(self):
         line = " ".join(self.argv(LOAD, ""))
-        self.assertIn("--connections 4 --subscribe wave.> --ramp 2000 --warm-up-s 1 --duration-s 3", line)
+        self.assertIn("--connections 4 --subscribe wave.> --ramp 2000 --warmup 1s --duration 3s", line)
         self.assertTrue(line.endswith("--server-pid 77 --json"))
 
     def test_an_option_that_the_client_lacks_is_replaced_or_reported(self):

@@ -206,7 +206,7 @@ pub enum Event<'a> {
     },
     /// The answer to a resume position.
     ///
-    /// If it was not recovered in the same epoch, a snapshot of the newest ticks follows, and an [`Event::Gap`] before
+    /// If it was not recovered in the same epoch, a snapshot of the last ticks follows, and an [`Event::Gap`] before
     /// each of its ticks says exactly what is lost. In another epoch, sequences start over and nobody knows how many
     /// ticks of the old one were lost.
     Recovered {

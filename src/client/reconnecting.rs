@@ -66,11 +66,11 @@ pub enum StreamEvent<'a> {
 /// - One that receives every tick (no rate, and the topic's own policy, `drop` or `disconnect`) sends its position in
 ///   each topic. The missed ticks follow, or an [`Event::Recovered`] says that they are lost. A topic without a position
 ///   starts with the first tick that the server retains, so that no tick is lost unannounced.
-/// - One that conflates, by policy or by a rate, starts with the newest ticks. It asked for the newest only, so fetching
+/// - One that conflates, by policy or by a rate, starts with the last values. It asked only for those, so fetching
 ///   the history would be waste. [`Event::Conflated`] reports the ticks they replace. If its options start it at a
 ///   position ([`StartPosition::After`], [`StartPosition::AfterEach`], [`StartPosition::Resume`]), it resumes like the first kind.
 /// - One with more than [`RESUME_POSITIONS_MAX`] positions, or in JSON with more than fit into a message, also starts
-///   with the newest ticks. Each of its positions is reported as not recovered.
+///   with the last values. Each of its positions is reported as not recovered.
 ///
 /// A subscription that was never acknowledged starts as its options say. Duplicate ticks are a protocol error; they are
 /// not filtered. Patterns in the address's path are not resumed: the server subscribes them again.
@@ -112,7 +112,7 @@ struct Subscription {
 }
 
 impl Subscription {
-    /// Whether it receives the newest ticks rather than all, and does not start at a position.
+    /// Whether it receives the last values rather than all ticks, and does not start at a position.
     fn conflates(&self) -> bool {
         let Delivery { policy, interval_us } = self.options.delivery;
         (policy == Some(Policy::Conflate) || interval_us != 0)

@@ -24,7 +24,7 @@ pub struct PublishRequest<'a> {
     pub producer_time_ns: u64,
     /// Application-defined schema number, carried unchanged; 0: none.
     pub schema: u32,
-    /// Key within the topic, such as a price level: conflation keeps the newest tick of each key. 0: none.
+    /// Key within the topic, such as a price level: conflation keeps the last tick of each key. 0: none.
     pub key: u64,
 }
 

@@ -229,12 +229,12 @@ fn storage(word: &str) -> Result<(Format, usize, u64, u64), String> {
     };
     let (mut samples_per_frame, mut skew, mut byte_offset) = (1, 0, 0);
     // Each is optional, in this order.
-    for mark in ['x', ':', '+'] {
-        if let Some(after) = rest.strip_prefix(mark) {
+    for separator in ['x', ':', '+'] {
+        if let Some(after) = rest.strip_prefix(separator) {
             let (number, after) = after.split_at(digits(after));
             let number: u64 = number.parse().map_err(|_| bad())?;
             rest = after;
-            match mark {
+            match separator {
                 'x' => samples_per_frame = usize::try_from(number).unwrap_or(usize::MAX),
                 ':' => skew = number,
                 _ => byte_offset = number,

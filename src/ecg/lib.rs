@@ -1,7 +1,7 @@
 //! Electrocardiograms: WFDB records and annotations, a synthetic ECG, and an R-peak detector.
 //!
 //! ```text
-//!  header . record (WFDB files) . synthetic  ->  ingest::ecg  ->  topics ecg.wave and ecg.info
+//!  header . record (WFDB files) . synthetic  ->  sources::ecg  ->  topics ecg.wave and ecg.info
 //!                                                                     |
 //!  topic ecg.params  <-  tickcast process ecg  <-  follow  <-  detector  <-  filter
 //! ```

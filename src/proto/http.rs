@@ -271,7 +271,7 @@ fn negotiate(
     if offered.peek().is_none() {
         return Ok(WireFormat::WEBSOCKET_JSON);
     }
-    let Some(format) = offered.find_map(|name| WireFormat::of_subprotocol(std::str::from_utf8(name).ok()?))
+    let Some(format) = offered.find_map(|name| WireFormat::from_subprotocol(std::str::from_utf8(name).ok()?))
     else {
         let names: Vec<_> = WireFormat::subprotocols().collect();
         return Err(ErrorResponse(

@@ -220,7 +220,7 @@ wire_record!(
     topic_len: u16 = 20,
     /// Reserved, 0.
     reserved: u16 = 22,
-    /// Conflation key, for example a price level: the newest tick of each key is kept. 0: none.
+    /// Conflation key, for example a price level: the last tick of each key is kept. 0: none.
     key: u64 = 24,
 });
 

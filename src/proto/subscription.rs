@@ -13,7 +13,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Policy {
-    /// Keep only the newest tick of each topic and key; announce the ones it replaces with CONFLATED.
+    /// Keep only the last tick of each topic and key; announce the ones it replaces with CONFLATED.
     Conflate = 1,
     /// Drop the oldest ticks and announce them with GAP before the next tick.
     Drop = 2,
@@ -50,7 +50,7 @@ pub enum StartPosition {
     /// At the next tick.
     #[default]
     Live,
-    /// At the newest tick of each matching topic and key, sent as a snapshot.
+    /// At the last tick of each matching topic and key, sent as a snapshot.
     Latest,
     /// After this position in every matching topic.
     After(Position),

@@ -62,7 +62,7 @@ impl WireFormat {
     }
 
     /// The pair that a WebSocket subprotocol selects.
-    pub fn of_subprotocol(name: &str) -> Option<WireFormat> {
+    pub fn from_subprotocol(name: &str) -> Option<WireFormat> {
         let known = SUPPORTED.iter().find(|supported| supported.subprotocol == Some(name));
         known.map(|supported| supported.format)
     }
@@ -87,11 +87,13 @@ mod tests {
             assert_eq!(SUPPORTED[at].format, format);
             assert!(format.index() < WireFormat::PAIRS);
             assert_eq!(format.subprotocol().is_some(), format.framing != Framing::Tcp);
-            assert!(format.subprotocol().is_none_or(|name| WireFormat::of_subprotocol(name) == Some(format)));
+            assert!(
+                format.subprotocol().is_none_or(|name| WireFormat::from_subprotocol(name) == Some(format))
+            );
             for other in &WireFormat::ALL[..at] {
                 assert!(other.index() != format.index() && other.name() != format.name());
             }
         }
-        assert_eq!(WireFormat::of_subprotocol("tickcast.v1.none"), None);
+        assert_eq!(WireFormat::from_subprotocol("tickcast.v1.none"), None);
     }
 }

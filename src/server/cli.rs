@@ -1,4 +1,4 @@
-//! The command line as clap parses it. What it means is [`crate::config`]'s business.
+//! The command line as clap parses it. [`crate::config`] interprets it.
 
 pub mod old;
 pub mod pages;
@@ -26,11 +26,11 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Parses a command line, in which old option names may stand, and the environment. A variable that is set but empty counts
-    /// as not set: compose files and CI set unset ones to the empty text.
+    /// Parses a command line, which may use old option names, and the environment. An empty variable counts as not set, because
+    /// compose files and CI pass unset variables as empty text.
     ///
     /// # Errors
-    /// Clap's, which also asks for the help or the version to be printed.
+    /// Clap's error; `--help` and `--version` are errors, too, whose text is to print.
     pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<(Cli, ArgMatches), clap::Error> {
         let mut command = without_empty_variables(Cli::command());
         let matches = command.try_get_matches_from_mut(old::words(words))?;
@@ -39,7 +39,7 @@ impl Cli {
     }
 }
 
-/// The command, and its subcommands, without the environment variables that are empty now.
+/// The command and its subcommands, without the environment variables that are empty.
 fn without_empty_variables(command: clap::Command) -> clap::Command {
     let command = command.mut_args(|arg| match arg.get_env().and_then(std::env::var_os) {
         Some(value) if value.is_empty() => arg.env(None),

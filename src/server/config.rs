@@ -1,4 +1,4 @@
-//! What the options mean: every bound derived and checked before anything starts.
+//! The validated configuration of a server. Every bound is derived and checked before anything starts.
 
 pub mod declared;
 mod delivery;
@@ -27,54 +27,53 @@ use tickcast_proto::{
     records::{History, Publish, TickTimes, WireRecord},
 };
 
-/// A server, ready to be started.
+/// The validated configuration of one server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Cores to pin to, in order; shard `n` goes to the `n % len`-th.
+    /// Cores to pin shards to: shard `n` runs on `cores[n % len]`.
     pub cores: Vec<usize>,
-    /// Shards.
+    /// Number of shards.
     pub shards: u16,
-    /// Where clients and operators connect.
+    /// Listeners for clients and for the operator.
     pub listeners: Vec<Listener>,
-    /// What is logged, as [`crate::logging::set_filter`] takes it.
+    /// Log filter, in the syntax of [`crate::logging::set_filter`].
     pub log: String,
-    /// Most connections; `None`: what the descriptor limit allows.
+    /// Maximum number of connections; `None`: as many as the descriptor limit allows.
     pub clients_max: Option<usize>,
-    /// Most connections from one address; 0: any number.
+    /// Maximum number of connections from one address; 0: no limit.
     pub clients_per_source_max: u32,
-    /// New connections a second, over all shards; 0: any number.
+    /// New connections per second, all shards together; 0: no limit.
     pub accept_rate: u32,
-    /// The core's bounds.
+    /// Bounds of the core.
     pub limits: Limits,
-    /// One ring of the mesh, bytes.
+    /// Size of one mesh ring, bytes.
     pub mesh_ring_bytes: usize,
-    /// What a tick may wait under load for others to leave with it, nanoseconds; 0: every turn sends.
+    /// Longest time that a tick is held under load so that others leave with it, nanoseconds; 0: every turn sends.
     pub latency_budget_ns: u64,
-    /// How long a shard with nothing to do looks for work before it sleeps, nanoseconds.
+    /// Time that an idle shard polls before it sleeps, nanoseconds.
     pub spin_ns: u64,
-    /// From the signal to the end, nanoseconds.
+    /// Longest time from SIGTERM to exit, nanoseconds.
     pub drain_deadline_ns: u64,
-    /// Print the latencies at exit.
+    /// Whether to print the latencies at exit.
     pub report: bool,
-    /// Where ticks come from, besides clients.
+    /// Sources of ticks other than clients.
     pub sources: Vec<SourceConfig>,
 }
 
 impl Config {
-    /// Derives and checks everything that can be checked without the kernel. `cores_allowed`: what this process may
-    /// use.
+    /// Derives every bound and checks what can be checked without the kernel. `cores_allowed`: the cores that this process
+    /// may use.
     ///
     /// # Errors
-    /// [`StartupError::Configuration`] with everything that is wrong; [`StartupError::NoCores`].
+    /// [`StartupError::Configuration`] with every error found; [`StartupError::NoCores`].
     pub fn new(settings: &Settings, cores_allowed: &[usize]) -> Result<Config, StartupError> {
         Config::checked(settings, cores_allowed, true)
     }
 
-    /// The same, but no record is read, which may be as long as a day, and there are no sources: for what changes while the
-    /// server runs.
+    /// [`Config::new`] without sources, for a reload: it reads no ECG record, which may hold a whole day.
     ///
     /// # Errors
-    /// The same, but for what is in a record.
+    /// As [`Config::new`], except for errors in a record.
     pub fn without_sources(settings: &Settings, cores_allowed: &[usize]) -> Result<Config, StartupError> {
         let config = Config::checked(settings, cores_allowed, false)?;
         Ok(Config { sources: Vec::new(), ..config })
@@ -98,7 +97,7 @@ impl Config {
     }
 }
 
-/// Collects what is wrong. Every check goes on, so that one start tells of all mistakes.
+/// Collects all errors, so that one start reports every one of them.
 struct Checks<'a> {
     settings: &'a Settings,
     problems: Vec<Problem>,
@@ -110,15 +109,15 @@ impl Checks<'_> {
         self.problems.push(problem);
     }
 
-    /// Refuses a value outside of a range.
+    /// Refuses a value outside the range.
     fn within<T: PartialOrd + std::fmt::Display>(&mut self, path: &str, value: T, lowest: T, highest: T) {
         if value < lowest || value > highest {
             self.refuse(path, format!("{value}: must be {lowest} to {highest}"));
         }
     }
 
-    /// What is wrong with single values, then what is wrong with them together: but for complaints that name an option whose
-    /// value could not be read, and is the default here.
+    /// All errors, by line. Leaves out those that name an option whose value could not be read, because they were checked
+    /// against its default.
     fn all(self) -> Vec<Problem> {
         let broken: Vec<String> = self.settings.broken.iter().map(|flag| format!("--{flag}")).collect();
         let follows = |problem: &Problem| broken.iter().any(|flag| problem.text.contains(flag));
@@ -166,7 +165,7 @@ impl Checks<'_> {
             clients_max: limits.max_clients,
             clients_per_source_max: limits.max_clients_per_source,
             accept_rate: limits.accept_rate,
-            // The longest frame of the mesh must fit, and a second behind it.
+            // Room for two of the longest mesh frames.
             mesh_ring_bytes: limits
                 .mesh_ring
                 .bytes
@@ -234,7 +233,7 @@ impl Checks<'_> {
         listeners
     }
 
-    /// What accepted sockets inherit: a listener's own options, or else those of `[delivery]`.
+    /// Bounds that accepted sockets inherit: the listener's own options, or else those of `[delivery]`.
     fn socket_bounds(&mut self, at: usize, table: &ListenerTable) -> SocketBounds {
         let path = |key: &str| format!("listener[{at}].{key}");
         let is_unix = table.address.tcp().is_none();
@@ -244,7 +243,7 @@ impl Checks<'_> {
         let own = [("socket_send_buffer", table.socket_send_buffer), ("notsent_lowat", table.notsent_lowat)];
         for (key, size) in own.into_iter().filter_map(|(key, size)| size.map(|size| (key, size))) {
             match is_unix {
-                // Linux 6.18: what a Unix socket accepts does not inherit SO_SNDBUF.
+                // A socket accepted from a Unix listener does not inherit SO_SNDBUF (Linux 6.18).
                 true => self.refuse(&path(key), "a Unix socket has no such option; remove it".into()),
                 false => self.socket_option(&path(key), key, size),
             }
@@ -270,7 +269,7 @@ impl Checks<'_> {
         let (lowest, highest) =
             (Size::new(limits::FRAME_BYTES_MAX_LOWEST), Size::new(limits::FRAME_BYTES_MAX_HIGHEST));
         self.within("limits.frame_max", limits.frame_max, lowest, highest);
-        // What follows from a frame of a length that is refused would only confuse.
+        // Clamped, so that one refused value does not cause errors about others.
         let frame_max = limits.frame_max.clamp(lowest, highest);
         let encoded_max = Size::new(message_bytes_max(frame_max.bytes));
         let log_lowest = Size::new((2 * encoded_max.bytes).max(limits::EGRESS_LOG_BYTES_LOWEST));
@@ -372,14 +371,15 @@ impl Checks<'_> {
     }
 }
 
-/// The PUBLISH of the longest tick on the topic of the longest name, or a piece of history of one such tick.
+/// Bytes of the longest mesh frame: a PUBLISH with the longest topic name and payload, or a piece of history with one tick
+/// of that length.
 fn mesh_frame_bytes_max(frame_bytes_max: usize) -> usize {
     let publish = frame_bytes_max + Publish::STRIDE + limits::TOPIC_BYTES_MAX;
     let piece = frame::encoded_len(History::STRIDE, frame_bytes_max.max(limits::HISTORY_CHUNK_BYTES));
     publish.max(piece).next_multiple_of(limits::FRAME_ALIGN)
 }
 
-/// `0,2-3` as cores, each once; `None` for what is not such a list.
+/// Parses a list of cores such as `0,2-3`, without duplicates; `None` if the text is not such a list.
 fn parse_cores(list: &str) -> Option<Vec<usize>> {
     let mut cores = Vec::new();
     for part in list.split(',') {

@@ -1,10 +1,10 @@
-//! Why the server does not start, or does not go on: what is wrong and how to mend it, one line each.
+//! Errors that prevent the server from starting or stop it. Each is one line: the cause and the remedy.
 
 use std::{fmt, io, path::PathBuf};
 
 use crate::config::listener::Address;
 
-/// For the operator.
+/// Why the server cannot start or continue, for the operator.
 #[derive(Debug)]
 pub enum StartupError {
     /// io_uring cannot be used, with the kernel's answer.
@@ -13,19 +13,19 @@ pub enum StartupError {
     Memlock(u64, u64, u16),
     /// RLIMIT_NOFILE is too low: what it is, the clients asked for, what they need.
     Descriptors(u64, usize, u64),
-    /// An address cannot be listened on: how the listener is named, the address, and why.
+    /// Listening on an address fails: the listener's name, the address and the cause.
     Listen(String, Address, io::Error),
-    /// A socket that the service manager passed cannot be used: which one and why.
+    /// A socket passed by the service manager cannot be used: which one and why.
     Passed(String),
-    /// The cores this process may use cannot be found out.
+    /// The cores available to this process cannot be determined.
     NoCores,
-    /// Everything that is wrong with the options and the file; at least one problem.
+    /// All errors in the options and the file; at least one.
     Configuration(Vec<Problem>),
-    /// The admin listener cannot be made.
+    /// The admin listener cannot be started.
     Admin(io::Error),
-    /// A thread or executor cannot be made.
+    /// A thread or executor cannot be created.
     Executor(String),
-    /// A source cannot go on.
+    /// A source cannot continue.
     Source(String),
     /// Shards have failed: which ones and why.
     Shard(String),
@@ -33,14 +33,14 @@ pub enum StartupError {
     Thread(&'static str, String),
 }
 
-/// What is wrong with one option, or one place of the file.
+/// An error in one option or one line of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The file, if it is the file's fault.
+    /// The file, if the error is in it.
     pub file: Option<PathBuf>,
-    /// The line in it, if it is one line's fault.
+    /// Line number, if the error is in one line.
     pub line: Option<usize>,
-    /// The option as it was given: a flag, a variable, or a key of the file; empty for the whole file.
+    /// The option as the operator wrote it: a flag, a variable or a key; empty for the whole file.
     pub named: String,
     /// What is wrong, and what to do.
     pub text: String,
@@ -60,14 +60,14 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Exit status where the machine, or what happened on it, is in the way: another start may succeed.
+/// Exit status if something on the machine prevented serving: another start may succeed.
 const EXIT_FAILED: u8 = 1;
-/// Exit status where every start would end alike until options or configuration are mended, as clap's for what cannot be
-/// parsed. The unit has it in RestartPreventExitStatus=.
+/// Exit status if every start would fail until the options or the file are corrected; the same as clap's. The unit lists it in
+/// RestartPreventExitStatus=.
 const EXIT_CONFIGURATION: u8 = 2;
 
 impl StartupError {
-    /// How the process ends.
+    /// Exit status of the process.
     pub fn exit_status(&self) -> u8 {
         match self {
             StartupError::Configuration(_) => EXIT_CONFIGURATION,
@@ -94,7 +94,7 @@ impl fmt::Display for StartupError {
                 let list = if address.tcp().is_some() { "ss -ltnp" } else { "ss -lxp" };
                 write!(
                     f,
-                    "{address} is in use ({named}); stop what listens there (`{list}`), or choose another address"
+                    "{address} is in use ({named}); stop the program that listens there (`{list}` lists it), or choose another address"
                 )
             }
             StartupError::Listen(named, address, error) => {
@@ -104,14 +104,14 @@ impl fmt::Display for StartupError {
                 write!(f, "a socket that the service manager passed cannot be used: {text}")
             }
             StartupError::NoCores => {
-                write!(f, "cannot find out which cores this process may use; name them with --cores")
+                write!(f, "cannot determine the cores available to this process; set them with --cores")
             }
             StartupError::Configuration(problems) => {
                 let lines: Vec<String> = problems.iter().map(Problem::to_string).collect();
                 f.write_str(&lines.join("\n"))
             }
             StartupError::Admin(error) => {
-                write!(f, "cannot start the admin listener: {error}; --no-admin goes without it")
+                write!(f, "cannot start the admin listener: {error}; --no-admin starts the server without it")
             }
             StartupError::Executor(text) => write!(f, "cannot start a shard: {text}"),
             StartupError::Source(text) => write!(f, "{text}"),

@@ -1,13 +1,13 @@
-//! tickcast: fans live ticks out to tens of thousands of TCP and WebSocket clients from one pinned thread per core.
+//! tickcast: fans out live ticks to tens of thousands of TCP and WebSocket clients, with one pinned thread per core.
 //!
-//! # The way of a tick
+//! # The path of a tick
 //!
 //! ```text
 //!  simulator . replay (threads)          clients that publish (sessions of any shard)
 //!        |                                        |
 //!        |  one SPSC ring for each (source, shard) pair, to the topic's HOME shard
 //!        v                                        v
-//!  home shard = hash(topic) % shards:   home::Home gives the sequence, keeps the latest tick
+//!  home shard = hash(topic) % shards:   home::Home assigns the sequence, keeps the last value
 //!        |
 //!        |  one SPSC ring for each (shard, shard) pair, only to shards with a subscriber
 //!        v
@@ -30,12 +30,12 @@
 //!
 //! # Invariants
 //!
-//! - Sequences a subscriber sees of a topic strictly increase, and what lies between two was announced as conflated or
-//!   lost: a session that cannot be told is closed, with a reason.
-//! - A shard touches only what it owns; shards meet in SPSC rings. Deliveries are always taken in, requests only while
-//!   there is room for what they add, so no two full shards wait for each other.
+//! - The sequences that a subscriber sees of a topic strictly increase, and the ranges between them are announced as
+//!   conflated or lost. A session that cannot receive an announcement is closed, with a reason.
+//! - A shard touches only what it owns; shards communicate through SPSC rings. They always accept deliveries, but requests
+//!   only while there is room for what they add, so no two full shards wait for each other.
 //! - Memory is bounded by configuration: logs, rings, sessions.
-//! - No peer's bytes panic, hang or allocate what they merely announce.
+//! - A peer's bytes never cause a panic, a hang, or an allocation of a size that they merely announce.
 
 pub mod byte_order_mark;
 pub mod cli;

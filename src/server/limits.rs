@@ -85,15 +85,15 @@ pub const ADMIN_HEADLESS_MAX: usize = 32;
 /// Admin connections whose request involves shards; more are refused with 503. Part of [`DESCRIPTOR_RESERVE`].
 pub const ADMIN_SERVED_MAX: usize = 32;
 /// Admin requests that query shards at the same time. More wait, and are refused if that takes too long.
-pub const ADMIN_INQUIRIES_MAX: usize = 16;
+pub const ADMIN_QUERIES_MAX: usize = 16;
 /// Requests queued in a shard's control channel. More are not sent, and the shard counts as not replying.
-pub const QUESTIONS_PER_SHARD: usize = 2 * ADMIN_INQUIRIES_MAX;
+pub const CONTROL_REQUESTS_PER_SHARD: usize = 2 * ADMIN_QUERIES_MAX;
 /// Control requests that a shard takes in one turn.
-pub const TURN_QUESTIONS: usize = 8;
+pub const TURN_CONTROL_REQUESTS: usize = 8;
 /// Surveys of sessions or topics on a shard, including the one under way. It drops further ones without a reply.
-pub const SURVEYS_PER_SHARD: usize = ADMIN_INQUIRIES_MAX;
+pub const SURVEYS_PER_SHARD: usize = ADMIN_QUERIES_MAX;
 /// Time that shards have to reply to an admin request.
-pub const ADMIN_ANSWER_MS: u64 = 1_000;
+pub const ADMIN_REPLY_MS: u64 = 1_000;
 /// Time in which the head of an admin request must arrive.
 pub const ADMIN_HEAD_MS: u64 = 2_000;
 /// Longest lifetime of a connection to the admin listener, which carries one request.
@@ -105,7 +105,7 @@ pub const ADMIN_ROWS_DEFAULT: usize = 100;
 /// Most sessions or topics in a response: about 300 bytes of JSON each.
 pub const ADMIN_ROWS_MAX: usize = 1_000;
 /// Sockets whose address and round-trip time a shard looks up in one turn: four system calls each.
-pub const TURN_SOCKETS_ASKED: usize = 32;
+pub const TURN_SOCKET_LOOKUPS: usize = 32;
 
 /// Default refresh interval of `tickcast top`.
 pub const TOP_INTERVAL_MS_DEFAULT: u64 = 1_000;
@@ -114,9 +114,9 @@ pub const TOP_INTERVAL_MS_LOWEST: u64 = 100;
 /// Longest refresh interval of `tickcast top`.
 pub const TOP_INTERVAL_MS_HIGHEST: u64 = 60_000;
 /// Time that `tickcast top` waits for a response.
-pub const TOP_ANSWER_MS: u64 = 5_000;
+pub const TOP_RESPONSE_MS: u64 = 5_000;
 /// Largest response that `tickcast top` reads, in bytes: [`ADMIN_ROWS_MAX`] topics whose names are all escapes, or 2,000 shards.
-pub const TOP_ANSWER_BYTES_MAX: usize = 8 << 20;
+pub const TOP_RESPONSE_BYTES_MAX: usize = 8 << 20;
 /// Topics, and also sessions, that `tickcast top --once` prints.
 pub const TOP_ROWS_ONCE: usize = 20;
 
@@ -134,12 +134,12 @@ const _: () = assert!(REFUSED_LINGERING_MAX as u64 <= DESCRIPTOR_RESERVE / 2);
 const _: () = assert!(
     (REFUSED_LINGERING_MAX + ADMIN_HEADLESS_MAX + ADMIN_SERVED_MAX) as u64 <= DESCRIPTOR_RESERVE * 3 / 4
 );
-const _: () = assert!(ADMIN_SERVED_MAX >= 2 * ADMIN_INQUIRIES_MAX, "some wait while others query the shards");
+const _: () = assert!(ADMIN_SERVED_MAX >= 2 * ADMIN_QUERIES_MAX, "some wait while others query the shards");
 const _: () = assert!(DESCRIPTORS_PER_SHARD * SHARDS_IN_RESERVE < DESCRIPTOR_RESERVE);
-const _: () = assert!(ADMIN_HEAD_MS < ADMIN_CONNECTION_MS && ADMIN_ANSWER_MS < ADMIN_CONNECTION_MS);
+const _: () = assert!(ADMIN_HEAD_MS < ADMIN_CONNECTION_MS && ADMIN_REPLY_MS < ADMIN_CONNECTION_MS);
 // /v1/topics queries the shards twice, and each query may wait for its turn as long as for the replies.
-const _: () = assert!(TOP_ANSWER_MS > 4 * ADMIN_ANSWER_MS && TOP_ANSWER_MS < ADMIN_CONNECTION_MS);
-const _: () = assert!(TOP_ANSWER_BYTES_MAX > ADMIN_ROWS_MAX * (6 * TOPIC_BYTES_MAX + 512));
+const _: () = assert!(TOP_RESPONSE_MS > 4 * ADMIN_REPLY_MS && TOP_RESPONSE_MS < ADMIN_CONNECTION_MS);
+const _: () = assert!(TOP_RESPONSE_BYTES_MAX > ADMIN_ROWS_MAX * (6 * TOPIC_BYTES_MAX + 512));
 const _: () = assert!(MESH_RING_BYTES_DEFAULT.is_multiple_of(FRAME_ALIGN));
 const _: () =
     assert!(NOTSENT_LOWAT_BYTES_DEFAULT as usize >= 2 * SEND_BYTES_MAX, "the wire never waits for a SEND");

@@ -65,16 +65,16 @@ fn serve() -> Result<(), StartupError> {
         return Ok(());
     }
     if settings.args.check_config {
-        let _ = writeln!(io::stdout().lock(), "the configuration is good");
+        let _ = writeln!(io::stdout().lock(), "the configuration is valid");
         return Ok(());
     }
     let from_file = settings.have_a_file();
     let mut before = settings;
     let read_again = move || -> Result<_, StartupError> {
-        // The command line was accepted before; only the file may have changed.
+        // The command line was valid at the start; only the file may have changed.
         let settings = Settings::read(&words).map_err(|error| StartupError::Executor(error.to_string()))?;
         settings.warnings.iter().for_each(|warning| log::warn!("SIGHUP: {warning}"));
-        // Sources are not live, and a record may be as long as a day.
+        // Sources are not live, and reading an ECG record may take long.
         let config = Config::without_sources(&settings, &allowed)?;
         let changes = settings.changes_since(&before);
         before = settings;
@@ -84,7 +84,7 @@ fn serve() -> Result<(), StartupError> {
     supervisor::run(&config, passed, |addresses| announce(&config, addresses), reload)
 }
 
-/// One line that scripts can read, then what a person would do next.
+/// Prints one line for scripts, then the next steps for a person.
 fn announce(config: &Config, addresses: &[(Kind, Address)]) {
     let mut text = format!("listening {}\n", supervisor::listening::words(addresses, config.shards));
     let first = |kind: Kind| {
@@ -92,7 +92,8 @@ fn announce(config: &Config, addresses: &[(Kind, Address)]) {
         of_kind.find_map(|(_, address)| address.tcp())
     };
     let pattern = config.sources.first().map_or(">", SourceConfig::pattern);
-    // As this program was called, so that the next step works as printed: `target/release/tickcast` after `cargo run`.
+    // The name that this program was started as, so that the next step works as printed: `target/release/tickcast` after
+    // `cargo run`.
     let program = std::env::args().next().unwrap_or_else(|| "tickcast".into());
     if let Some(tcp) = first(Kind::Native) {
         text += &format!("next: {program} sub '{pattern}' --server {tcp}\n");

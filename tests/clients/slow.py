@@ -55,7 +55,7 @@ address = urlsplit(url)
 small = socket.socket()
 small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
 small.connect((address.hostname, address.port))
-newest, has, seen, remaining = {}, {}, 0, 0
+last, has, seen, remaining = {}, {}, 0, 0
 with (
     connect(url, sock=small, subprotocols=protocol, max_size=None, max_queue=1) as slow,
     connect(url, subprotocols=protocol, max_size=None) as healthy,
@@ -65,11 +65,11 @@ with (
     line("ready")
     while seen < count:
         for topic, sequence, _ in ticks(healthy):
-            newest[topic] = sequence
+            last[topic] = sequence
             seen += 1
             if seen % every == 0:
                 take_slowly()
-    while has != newest:
+    while has != last:
         remaining += take_slowly()
 line(f"remaining {remaining}")
 line("end")

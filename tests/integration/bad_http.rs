@@ -1,4 +1,4 @@
-//! Requests to the HTTP port that are no valid WebSocket handshake: each gets its status code.
+//! Requests to the HTTP port that are not valid WebSocket handshakes: each gets its status code.
 
 use crate::{
     bad_native::Bystander,
@@ -100,7 +100,7 @@ fn a_request_that_arrives_byte_by_byte_is_one_request() {
 #[test]
 fn an_http_handshake_past_its_deadline_gets_408_even_if_bytes_trickle_in() {
     let _machine = beside_others();
-    let server = Server::start(&["--handshake-deadline-ms", "4000"]);
+    let server = Server::start(&["--handshake-deadline", "4s"]);
     let mut bystander = Bystander::watch(&server);
     let mut silent = Peer::connect(server.http);
     let mut half = Peer::connect(server.http);

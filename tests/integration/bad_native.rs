@@ -92,7 +92,7 @@ fn broken() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
 }
 
 #[test]
-fn a_native_peer_that_breaks_the_protocol_is_told_why_and_only_it_is_closed() {
+fn a_native_peer_that_breaks_the_protocol_receives_the_reason_and_only_it_is_closed() {
     let _machine = beside_others();
     let server = Server::start(&[]);
     let mut bystander = Bystander::watch(&server);
@@ -244,7 +244,7 @@ fn frames_arrive_whole_however_they_are_cut() {
 #[test]
 fn a_native_handshake_past_its_deadline_is_closed_even_if_bytes_trickle_in() {
     let _machine = beside_others();
-    let server = Server::start(&["--handshake-deadline-ms", "4000"]);
+    let server = Server::start(&["--handshake-deadline", "4s"]);
     let mut bystander = Bystander::watch(&server);
     let mut silent = Peer::connect(server.tcp);
     let mut half = Peer::connect(server.tcp);

@@ -13,8 +13,7 @@ use crate::harness::{
 use tickcast_proto::WireFormat;
 
 /// No client is closed for a half-written frame or a missing pong before the test ends it.
-const PATIENT: [&str; 6] =
-    ["--handshake-deadline-ms", "600000", "--frame-deadline-ms", "600000", "--ping-interval-ms", "0"];
+const PATIENT: [&str; 6] = ["--handshake-deadline", "10m", "--frame-deadline", "10m", "--ping-interval", "0"];
 const KILLED: usize = 200;
 const HALF_WRITERS: usize = 50;
 const SURVIVORS: usize = 20;

@@ -60,7 +60,7 @@ fn serve(capture: &Path, speed: &str, subscriptions: usize, more: &[&str]) -> Se
     Server::start_logging("info", &[&options, more].concat())
 }
 
-const SMALL: [&str; 4] = ["--behind-bytes", BEHIND_BYTES, "--socket-send-bytes", SOCKET_SEND_BYTES];
+const SMALL: [&str; 4] = ["--behind-size", BEHIND_BYTES, "--socket-send-buffer", SOCKET_SEND_BYTES];
 
 fn assert_has_the_last_of_each_topic(name: &str, account: &Account, last: &Last) {
     assert!(account.topics.keys().eq(last.keys()), "{name}: topics");
@@ -216,7 +216,7 @@ fn a_rate_limit_can_be_changed_and_removed_while_subscribed() {
         reader.account = Account::default();
         reader.subscribe("pace", NEVER);
         let first = publish_some(&mut publisher, 1);
-        let newest = publish_some(&mut publisher, 5);
+        let last = publish_some(&mut publisher, 5);
         witness.wait_for(6);
         reader.read_until("the first tick", |account| account.delivered() == 1);
         reader.barrier(1);
@@ -226,21 +226,21 @@ fn a_rate_limit_can_be_changed_and_removed_while_subscribed() {
             "the rate limit holds the second tick back"
         );
         reader.update("pace", FASTEST);
-        reader.read_until("the newest", |account| account.topics["pace"].next == newest + 1);
+        reader.read_until("the last tick", |account| account.topics["pace"].next == last + 1);
         let taken = reader.account.topics["pace"].clone();
         assert_eq!((taken.delivered, taken.conflated), (2, 4));
-        assert_eq!(taken.payload, newest.to_string().as_bytes());
+        assert_eq!(taken.payload, last.to_string().as_bytes());
 
         reader.update("pace", NEVER);
-        let newest = publish_some(&mut publisher, 5);
+        let last = publish_some(&mut publisher, 5);
         witness.wait_for(11);
         reader.barrier(2);
         assert!(reader.account.topics["pace"].delivered <= 3, "the rate limit is low again");
         reader.update("pace", Options::default());
-        reader.read_until("the newest", |account| account.topics["pace"].next == newest + 1);
+        reader.read_until("the last tick", |account| account.topics["pace"].next == last + 1);
         let before = reader.account.topics["pace"].clone();
-        let newest = publish_some(&mut publisher, 100);
-        reader.read_until("every tick", |account| account.topics["pace"].next == newest + 1);
+        let last = publish_some(&mut publisher, 100);
+        reader.read_until("every tick", |account| account.topics["pace"].next == last + 1);
         let after = &reader.account.topics["pace"];
         assert_eq!((after.delivered, after.conflated), (before.delivered + 100, before.conflated));
 

@@ -144,7 +144,7 @@ fn a_shard_that_panics_before_it_reports_ends_the_start_with_the_reason() {
 #[cfg(debug_assertions)]
 fn a_shard_that_panics_ends_the_server_and_the_others_are_drained() {
     let _machine = beside_others();
-    let server = faulty("control 1 panic", &["--drain-deadline-ms", "3600000"]);
+    let server = faulty("control 1 panic", &["--drain-deadline", "1h"]);
     let of_shard_0 = |named: &str, shard: fn(&str, u16) -> tickcast_proto::ids::ShardId| {
         (0..).map(|n| format!("{named}{n}")).find(|name| shard(name, 2).0 == 0).unwrap()
     };
@@ -191,7 +191,7 @@ fn expect_all_ticks(client: &mut Client, server: &Server, topic: &str) {
 fn a_shard_that_panics_while_the_server_stops_is_not_waited_for() {
     let _machine = beside_others();
     // Without the other's end, a shard would wait for it until half of this time has passed.
-    let server = faulty("stop 1 panic", &["--drain-deadline-ms", "3600000"]);
+    let server = faulty("stop 1 panic", &["--drain-deadline", "1h"]);
     let stopped = server.stop();
     assert_eq!(stopped.code, Some(1), "{}", stopped.log);
     assert!(stopped.log.contains("shard 1 has failed while stopping: it panicked"), "{}", stopped.log);
@@ -201,7 +201,7 @@ fn a_shard_that_panics_while_the_server_stops_is_not_waited_for() {
 #[cfg(debug_assertions)]
 fn a_shard_that_is_stuck_does_not_keep_a_server_that_stops() {
     let _machine = beside_others();
-    let server = faulty("control 1 hang", &["--drain-deadline-ms", "0"]);
+    let server = faulty("control 1 hang", &["--drain-deadline", "0"]);
     ask_shards(&server);
     let stopped = server.stop();
     assert_eq!(stopped.code, Some(1), "{}", stopped.log);

@@ -35,7 +35,7 @@ pub const FREE_PORTS: [&str; 6] = ["--tcp", "127.0.0.1:0", "--http", "127.0.0.1:
 /// Options with room for everything that a test publishes, so that no client is closed for being slow, however long a busy
 /// machine keeps it from reading.
 pub const LOSSLESS: [&str; 6] =
-    ["--outbox-bytes-max", "67108864", "--egress-log-bytes", "134217728", "--stall-deadline-ms", "600000"];
+    ["--outbox-max", "64MiB", "--egress-log", "128MiB", "--stall-deadline", "10m"];
 /// Longest wait for anything before the test fails as hung.
 pub const GUARD: Duration = Duration::from_secs(180);
 /// Polling interval for conditions without an event to wait for.

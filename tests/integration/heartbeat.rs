@@ -18,9 +18,9 @@ use tickcast_client::Client;
 use tickcast_proto::WireFormat;
 
 /// Frequent pings, with a timeout that no client misses on a busy machine.
-const PATIENT: [&str; 4] = ["--ping-interval-ms", "200", "--ping-timeout-ms", "20000"];
+const PATIENT: [&str; 4] = ["--ping-interval", "200ms", "--ping-timeout", "20s"];
 /// Frequent pings with a short timeout, for dead peers.
-const SHORT: [&str; 4] = ["--ping-interval-ms", "200", "--ping-timeout-ms", "1000"];
+const SHORT: [&str; 4] = ["--ping-interval", "200ms", "--ping-timeout", "1s"];
 
 fn answer(peer: &mut Peer) {
     let frame = peer.any_frame().unwrap();
@@ -45,7 +45,7 @@ fn dead_peers_are_reaped_and_their_slots_are_freed() {
 }
 
 #[test]
-fn a_peer_that_reads_and_does_not_answer_is_told_3011() {
+fn a_peer_that_reads_and_does_not_answer_receives_3011() {
     let _machine = beside_others();
     let server = Server::start(&SHORT);
     let mut native = Peer::native(server.tcp);
@@ -65,9 +65,9 @@ fn a_peer_that_reads_and_does_not_answer_is_told_3011() {
 #[test]
 fn a_dead_peer_with_a_full_socket_is_reaped_before_its_outbox_overflows() {
     let _machine = beside_others();
-    let room = ["--outbox-bytes-max", "67108864", "--egress-log-bytes", "134217728"];
+    let room = ["--outbox-max", "64MiB", "--egress-log", "128MiB"];
     // The timeout also applies to the publisher, which is silent while it waits for the barrier.
-    let heartbeat = ["--ping-interval-ms", "200", "--ping-timeout-ms", "5000"];
+    let heartbeat = ["--ping-interval", "200ms", "--ping-timeout", "5s"];
     let options = [&["--no-sim"], &room[..], &heartbeat].concat();
     let server = Server::start_logging("tickcast=debug", &options);
     let mut peer = Peer::connect_with_small_window(server.tcp);
@@ -124,7 +124,7 @@ fn idle_clients_of_every_kind_that_answer_stay_connected() {
 #[test]
 fn a_server_suspended_for_longer_than_the_timeout_keeps_its_clients() {
     let _machine = beside_others();
-    let server = Server::start(&["--ping-interval-ms", "200", "--ping-timeout-ms", "10000"]);
+    let server = Server::start(&["--ping-interval", "200ms", "--ping-timeout", "10s"]);
     let encodings = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_JSON];
     let collectors = encodings.map(|encoding| Collector::start(&server, encoding, &["t"]));
     let mut native = Peer::native(server.tcp);
@@ -156,9 +156,9 @@ fn a_server_suspended_for_longer_than_the_timeout_keeps_its_clients() {
 }
 
 #[test]
-fn each_client_is_told_when_to_reconnect() {
+fn each_client_receives_its_own_reconnect_delay() {
     let _machine = beside_others();
-    let server = Server::start(&["--reconnect-spread-ms", "1000000000"]);
+    let server = Server::start(&["--reconnect-spread", "1000000s"]);
     let mut natives: Vec<Peer> = (0..5).map(|_| Peer::native(server.tcp)).collect();
     let mut websocket = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
     server.terminate();

@@ -14,7 +14,7 @@ use tickcast_client::{Client, ConnectOptions};
 use tickcast_proto::WireFormat;
 
 /// With time for every handshake on a busy machine.
-const SHARDS: [&str; 4] = ["--shards", "4", "--handshake-deadline-ms", "600000"];
+const SHARDS: [&str; 4] = ["--shards", "4", "--handshake-deadline", "10m"];
 
 fn hello(identity: &[u8]) -> Vec<u8> {
     let record = [&1u32.to_le_bytes()[..], &(identity.len() as u16).to_le_bytes(), &[0; 2]].concat();
@@ -266,7 +266,7 @@ fn identities_that_break_a_rule_are_refused_by_name() {
 #[test]
 fn more_connections_at_once_than_a_ring_holds_all_come_through() {
     let _machine = beside_others();
-    let server = Server::start(&["--shards", "2", "--handshake-deadline-ms", "600000"]);
+    let server = Server::start(&["--shards", "2", "--handshake-deadline", "10m"]);
     // All are connected before any sends HELLO.
     let mut peers: Vec<Peer> = (0..600).map(|_| Peer::connect(server.tcp)).collect();
     eventually("all are accepted", || server.connections() == peers.len());

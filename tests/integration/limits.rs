@@ -22,9 +22,9 @@ fn refusal(peer: &mut Peer, native: bool) -> (u16, String) {
     if native {
         let closing = peer.frame().unwrap();
         assert_eq!(closing.kind, frames::CLOSING);
-        let told = (closing.code(), closing.text().to_owned());
+        let refusal = (closing.code(), closing.text().to_owned());
         assert_eq!(peer.frame(), None);
-        return told;
+        return refusal;
     }
     let response = String::from_utf8(peer.read_to_end()).unwrap();
     let (head, text) = response.split_once("\r\n\r\n").unwrap();
@@ -218,7 +218,7 @@ fn a_server_out_of_descriptors_logs_it_does_not_spin_and_recovers() {
     };
     // SAFETY: dup(2) and setrlimit(2) may be called between fork and exec, and nothing is allocated.
     unsafe { command.pre_exec(prepare) };
-    let options = ["--no-sim", "--shards", "2", "--handshake-deadline-ms", "3600000"];
+    let options = ["--no-sim", "--shards", "2", "--handshake-deadline", "1h"];
     let start = Instant::now();
     let server = Server::start_command(command.env("RUST_LOG", "info"), &options);
     let mut witness = Peer::native(server.tcp);

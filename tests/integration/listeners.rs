@@ -39,7 +39,7 @@ fn socket(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("tickcast-{}-{name}.sock", std::process::id()))
 }
 
-/// Connects to a Unix socket. The peer only reads and writes, which is alike for all streams.
+/// Connects to a Unix socket. The peer only reads and writes, which works on any stream.
 fn unix(path: &Path) -> Peer {
     let stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(GUARD)).unwrap();
@@ -116,7 +116,7 @@ fn clients_of_every_listener_get_the_same_ticks_and_unix_sockets_have_no_limit_p
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&native_path), mode(&http_path)), (0o600, 0o660));
 
-    // One shard accepts and deals them out: all three have some.
+    // One shard accepts and distributes them: all three have some.
     let mut natives: Vec<Peer> = (0..6).map(|_| native(&native_path)).collect();
     for peer in &mut natives {
         peer.send(&Raw::request(frames::SUBSCRIBE, 2, b"a").bytes());
@@ -130,7 +130,7 @@ fn clients_of_every_listener_get_the_same_ticks_and_unix_sockets_have_no_limit_p
     for peer in &mut natives {
         let mut tick = peer.frame().unwrap();
         while tick.kind == frames::SUBSCRIBED {
-            // The topic's number, which comes before its first tick.
+            // The announcement of the topic, which comes before its first tick.
             tick = peer.frame().unwrap();
         }
         assert_eq!((tick.kind, tick.payload.as_slice()), (frames::TICK, &b"[7]"[..]));

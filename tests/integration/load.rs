@@ -9,7 +9,7 @@ use crate::harness::{
 use tickcast_proto::WireFormat;
 
 /// Deadlines that no client misses on a busy machine.
-const PATIENT: [&str; 4] = ["--handshake-deadline-ms", "600000", "--ping-interval-ms", "0"];
+const PATIENT: [&str; 4] = ["--handshake-deadline", "10m", "--ping-interval", "0"];
 const CONNECTIONS: usize = 10_000;
 const BROADCAST_TICKS: usize = 20;
 
@@ -19,7 +19,7 @@ fn broadcast(transport: &[&str], address: impl Fn(&Server) -> String) {
     let address = address(&server);
     let (connections, ticks) = (CONNECTIONS.to_string(), BROADCAST_TICKS.to_string());
     let options = ["--server", &address, "--connections", &connections, "--expect-ticks", &ticks];
-    let load = LoadClient::start(&[&options[..], &["--duration-s", "150"], transport].concat());
+    let load = LoadClient::start(&[&options[..], &["--duration", "150s"], transport].concat());
     load.log.wait_for(&format!("subscribed {connections}\n"));
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     for tick in 0..BROADCAST_TICKS {
@@ -58,7 +58,7 @@ fn a_hundred_websocket_clients_of_a_market_lose_nothing() {
     let address = server.http.to_string();
     let options = ["--server", &address, "--connections", &connections, "--subscribe", "market.>"];
     let encoding = ["--transport", "ws", "--encoding", "json"];
-    let until = ["--expect-ticks", &ticks, "--duration-s", "150"];
+    let until = ["--expect-ticks", &ticks, "--duration", "150s"];
     let report = LoadClient::start(&[&options[..], &encoding, &until].concat()).finish();
     assert_eq!(report["deliveries"], CLIENTS * TICKS, "{report}");
     assert_eq!(server.stop_cleanly().total("closed_slow_consumer"), 0);
@@ -75,7 +75,7 @@ fn clients_with_topics_of_their_own_get_those_and_no_others() {
     let address = server.tcp.to_string();
     let (connections, own) = (CLIENTS.to_string(), format!("{EACH}/{TOPICS}"));
     let options = ["--server", &address, "--connections", &connections, "--subscribe-own", &own];
-    let load = LoadClient::start(&[&options[..], &["--expect-ticks", "3", "--duration-s", "60"]].concat());
+    let load = LoadClient::start(&[&options[..], &["--expect-ticks", "3", "--duration", "60s"]].concat());
     load.log.wait_for(&format!("subscribed {connections}\n"));
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     for topic in 0..TOPICS {

@@ -81,8 +81,7 @@ fn every_file_is_served_plain_and_compressed_and_revalidated_by_entity_tag() {
 #[test]
 fn a_client_on_a_slow_link_gets_the_whole_page() {
     let _machine = beside_others();
-    let options =
-        ["--socket-send-bytes", "4096", "--notsent-lowat-bytes", "0", "--handshake-deadline-ms", "60000"];
+    let options = ["--socket-send-buffer", "4KiB", "--notsent-lowat", "0", "--handshake-deadline", "1m"];
     let server = Server::start(&options);
     let mut peer = Peer::connect_with_small_window(server.http);
     peer.send(b"GET /page/main.js HTTP/1.1\r\nHost: test\r\n\r\n");
@@ -143,7 +142,7 @@ fn the_page_updates_live_and_reconnects_after_the_server_was_killed() {
 fn a_page_disconnected_while_asleep_reconnects_and_reports_what_it_missed() {
     let _machine = beside_others();
     // Shorter than the 10 s after which the page itself would disconnect.
-    let heartbeat = ["--ping-interval-ms", "1000", "--ping-timeout-ms", "4000"];
+    let heartbeat = ["--ping-interval", "1s", "--ping-timeout", "4s"];
     let options = ["--ecg", "synthetic", "--sim-producers", "40", "--shards", "2"];
     let server = Server::start_logging("info", &[&options[..], &heartbeat].concat());
     browse("page-asleep", &[&server.http.to_string()]).finish();

@@ -23,7 +23,7 @@ use crate::harness::{
 use tickcast_proto::WireFormat;
 
 /// A publisher that waits for the test does not answer pings.
-const PATIENT: [&str; 2] = ["--ping-interval-ms", "0"];
+const PATIENT: [&str; 2] = ["--ping-interval", "0"];
 const TOPICS: u64 = 4;
 /// More keys than fit one piece of history.
 const KEYS: u64 = 150;
@@ -118,12 +118,12 @@ fn starts_with_the_last_value_of_each_key(shards: &str) {
         });
         for (topic, taken) in &client.account.topics {
             let last = taken.first_live - 1;
-            let newest: BTreeMap<u64, u64> =
+            let expected: BTreeMap<u64, u64> =
                 (1..=last).map(|sequence| (key_of(sequence), sequence)).collect();
             assert!(taken.snapshot.iter().all(|&(sequence, key)| key == key_of(sequence)), "{topic}: a key");
             let given: BTreeMap<u64, u64> =
                 taken.snapshot.iter().map(|&(sequence, key)| (key, sequence)).collect();
-            assert!(given == newest, "{topic}: {given:?} is not the last value of each key: {newest:?}");
+            assert!(given == expected, "{topic}: {given:?} is not the last value of each key: {expected:?}");
             assert_eq!(taken.snapshot.last().unwrap().0, last, "{topic}: live ticks join the snapshot");
             snapshots += taken.snapshot.len();
         }

@@ -25,14 +25,14 @@ const PAYLOAD: [u8; 200] = [b'7'; 200];
 /// Rounds of one tick per topic. The healthy clients read each before the next is published: 13 KB, which every socket holds.
 const ROUNDS: u64 = 60;
 /// Bounds on frames shared by sessions: far less than what is published.
-const SHARED: [&str; 4] = ["--egress-log-bytes", "4194304", "--outbox-bytes-max", "4194304"];
+const SHARED: [&str; 4] = ["--egress-log", "4MiB", "--outbox-max", "4MiB"];
 /// Allowed memory growth while one client does not read: noise.
 const GROWTH_BYTES_MAX: u64 = 1 << 20;
 /// Published at the end, when only the stuck client is left: forty times the allowed memory growth.
 const FLOOD: &str = "sim.flood";
 const FLOOD_TICKS: u64 = 4_000;
 const FLOOD_PAYLOAD: [u8; 10_000] = [b'7'; 10_000];
-/// Ticks of the flood that a client that does not read misses at least.
+/// Minimum number of ticks of the flood that a client misses if it does not read.
 const MISSED_LEAST: u64 = 3_000;
 
 fn topic(number: u64) -> String {
@@ -79,7 +79,7 @@ fn run_healthy(feed: &mut Feed, healthy: &mut [Subscriber]) {
 fn one_that_does_not_read(policy: u8, native: bool) {
     let _machine = alone();
     // Clients answer no pings while others are read. The first round of ticks fills the history, so it does not grow later.
-    let alike = ["--cores", "0", "--no-sim", "--ping-interval-ms", "0", "--history", "10"];
+    let alike = ["--cores", "0", "--no-sim", "--ping-interval", "0", "--history", "10"];
     let options = [&alike[..], &SHARED].concat();
     let server = Server::start_logging("tickcast=debug", &options);
     let subscribe = |connect: fn(_) -> Peer, policy: u8| {
@@ -124,7 +124,7 @@ fn one_that_does_not_read(policy: u8, native: bool) {
     if policy == DISCONNECT {
         eventually("the stuck one is closed", || server.log.text().contains("ends: slow consumer"));
     } else {
-        // It is still connected, is told what it missed, and every topic continues to its last tick.
+        // It is still connected, the server announced what it missed, and every topic continues to its last tick.
         feed.round();
         let missed =
             |account: &Account| account.topics.get(FLOOD).map_or(0, |taken| taken.conflated + taken.dropped);

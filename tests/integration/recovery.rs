@@ -1,4 +1,4 @@
-//! Clients that are killed and restarted: they get each missed tick exactly once, or are told that it is lost.
+//! Clients that are killed and restarted: they get each missed tick exactly once, or an announcement that it is lost.
 
 use std::{
     collections::BTreeMap,
@@ -134,7 +134,7 @@ impl Publisher {
 
 fn serve(history: &str) -> Server {
     // The publisher does not answer pings while it waits.
-    Server::start(&["--shards", "4", "--history", history, "--ping-interval-ms", "0"])
+    Server::start(&["--shards", "4", "--history", history, "--ping-interval", "0"])
 }
 
 /// Asserts that the text has every tick of the capture once, in order, and nothing else.
@@ -189,7 +189,7 @@ fn a_client_killed_fifty_times_has_every_tick_exactly_once() {
 }
 
 #[test]
-fn a_client_that_missed_more_than_the_history_is_told_what_it_lost() {
+fn a_client_that_missed_more_than_the_history_learns_what_it_lost() {
     const ABSENCES: usize = 5;
     const BEFORE_EACH: usize = 100;
     let _machine = beside_others();
@@ -223,22 +223,22 @@ fn a_client_that_missed_more_than_the_history_is_told_what_it_lost() {
         let accounted: u64 = next.values().map(|next| next - 1).sum();
         (accounted, lost, not_recovered)
     };
-    let told = |subscriber: &Subscriber| {
+    let account_of = |subscriber: &Subscriber| {
         let text = fs::read_to_string(&subscriber.file).unwrap_or_default();
         account(&text[..text.rfind('\n').map_or(0, |end| end + 1)])
     };
     for absence in 0..ABSENCES {
         let published = absence * round + BEFORE_EACH;
         publisher.allow(BEFORE_EACH);
-        eventually("every tick before a kill", || told(&subscriber).0 >= published as u64);
+        eventually("every tick before a kill", || account_of(&subscriber).0 >= published as u64);
         end(&mut subscriber.child);
         // Away for longer than three ticks per topic cover.
         publisher.allow(round - BEFORE_EACH);
         witness.wait_for((absence + 1) * round);
         subscriber.start_again();
     }
-    eventually("every tick delivered or announced as lost", || told(&subscriber).0 >= total as u64);
-    let (accounted, lost, not_recovered) = told(&subscriber);
+    eventually("every tick delivered or announced as lost", || account_of(&subscriber).0 >= total as u64);
+    let (accounted, lost, not_recovered) = account_of(&subscriber);
     assert_eq!(accounted, total as u64);
     assert!(lost > 100 && not_recovered > 10, "{lost} lost, {not_recovered} topics not recovered");
     println!("{total} ticks: {lost} announced as lost, {not_recovered} times recovered:false");

@@ -24,7 +24,7 @@ fn refused(server: &Server) -> bool {
         .any(|line| line.starts_with("tickcast_ticks_refused_rate_total{") && !line.ends_with(" 0"))
 }
 
-/// What is live and what is not, changed.
+/// Changes a live option and one that needs a restart.
 const CHANGED: &str = "[delivery]\nbehind_time = \"400ms\"\n[limits]\npublish_rate = 1\ntopics_max = 10\n";
 
 #[test]
@@ -33,20 +33,20 @@ fn live_options_change_at_once_others_wait_and_errors_change_nothing() {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reload.toml");
     fs::write(&file, "[delivery]\nbehind_time = \"400ms\"\n").unwrap();
     let server = Server::start(&["--shards", "2", "--config", file.to_str().unwrap()]);
-    let hang_up = || kill(Pid::from_raw(server.pid() as i32), Signal::SIGHUP).unwrap();
+    let send_sighup = || kill(Pid::from_raw(server.pid() as i32), Signal::SIGHUP).unwrap();
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     (0..20).for_each(|_| publish(&mut publisher, "a", b"[1]"));
     barrier(&mut publisher);
     assert!(!refused(&server));
 
     fs::write(&file, CHANGED).unwrap();
-    hang_up();
+    send_sighup();
     server.log.wait_for("SIGHUP: limits.publish_rate: 1 instead of 0\n");
     server.log.wait_for("SIGHUP: limits.topics_max: 10 instead of 65536: takes effect at the next start\n");
     assert!(!server.log.text().contains("behind_time"));
 
     fs::write(&file, "[limits]\npublish_rat = 0\ntopics_max = -1\n").unwrap();
-    hang_up();
+    send_sighup();
     server.log.wait_for("SIGHUP: nothing is changed: ");
     server.log.wait_for("line 2: limits.publish_rat: unknown key; did you mean publish_rate?");
     server.log.wait_for("line 3: limits.topics_max: ");
@@ -57,7 +57,7 @@ fn live_options_change_at_once_others_wait_and_errors_change_nothing() {
     });
 
     fs::write(&file, CHANGED).unwrap();
-    hang_up();
+    send_sighup();
     server.log.wait_for("SIGHUP: nothing has changed");
     drop(publisher);
     server.stop_cleanly();
@@ -96,7 +96,7 @@ fn the_log_level_changes_from_the_next_line_on() {
     let mut command = tickcast();
     let options = ["--no-sim", "--config", file.to_str().unwrap()];
     let server = Server::start_command(&mut command, &options);
-    let hang_up = || kill(Pid::from_raw(server.pid() as i32), Signal::SIGHUP).unwrap();
+    let send_sighup = || kill(Pid::from_raw(server.pid() as i32), Signal::SIGHUP).unwrap();
     let goes = || {
         let peer = Peer::native(server.tcp);
         drop(peer);
@@ -104,21 +104,21 @@ fn the_log_level_changes_from_the_next_line_on() {
     };
     goes();
     fs::write(&file, "[server]\nlog = \"debug\"\n").unwrap();
-    hang_up();
+    send_sighup();
     server.log.wait_for("SIGHUP: server.log: debug instead of info\n");
-    let told = |line: &&str| line.contains("DEBUG") && line.contains(" ends: ");
-    assert_eq!(server.log.text().lines().filter(told).count(), 0, "{}", server.log.text());
+    let is_close_line = |line: &&str| line.contains("DEBUG") && line.contains(" ends: ");
+    assert_eq!(server.log.text().lines().filter(is_close_line).count(), 0, "{}", server.log.text());
     goes();
     server.log.wait_for(" ends: ");
     fs::write(&file, "[server]\nlog = \"loud\"\n").unwrap();
-    hang_up();
+    send_sighup();
     server.log.wait_for("invalid level \"loud\"");
     fs::write(&file, "[server]\nlog = \"info\"\n").unwrap();
-    hang_up();
+    send_sighup();
     server.log.wait_for("SIGHUP: server.log: info instead of debug\n");
-    let before = server.log.text().lines().filter(told).count();
+    let before = server.log.text().lines().filter(is_close_line).count();
     goes();
-    assert_eq!(server.log.text().lines().filter(told).count(), before, "{}", server.log.text());
+    assert_eq!(server.log.text().lines().filter(is_close_line).count(), before, "{}", server.log.text());
     server.stop_cleanly();
     fs::remove_file(&file).unwrap();
 }

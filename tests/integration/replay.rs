@@ -131,11 +131,8 @@ fn a_latency_budget_loses_nothing_and_changes_no_order() {
     let capture = made_capture("budget.ndjson");
     let (expected, count) = expected(&capture);
     let encodings = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_JSON];
-    let server = serve(
-        &capture,
-        encodings.len(),
-        &["--shards", "2", "--latency-budget-us", "20000", "--spin-us", "500"],
-    );
+    let server =
+        serve(&capture, encodings.len(), &["--shards", "2", "--latency-budget", "20ms", "--spin", "500us"]);
     let collectors = encodings.map(|encoding| Collector::start(&server, encoding, &["market.>"]));
     for collector in collectors {
         collector.wait_for(count);

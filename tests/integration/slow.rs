@@ -58,23 +58,15 @@ fn read_the_rest(peer: &mut Peer, encoding: WireFormat) -> (Vec<u64>, Option<u16
 
 fn is_closed_and_the_others_lose_nothing(encoding: WireFormat) {
     let _machine = beside_others();
-    let options = [
-        "--no-sim",
-        "--frame-bytes-max",
-        "8192",
-        "--outbox-bytes-max",
-        "65536",
-        "--egress-log-bytes",
-        "131072",
-    ];
+    let options = ["--no-sim", "--frame-max", "8KiB", "--outbox-max", "64KiB", "--egress-log", "128KiB"];
     let server = Server::start_logging("tickcast=debug", &options);
     let healthy =
         [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON, encoding]
             .map(|encoding| Collector::start(&server, encoding, &["t"]));
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
-    let (mut published, mut told) = (0, None);
+    let (mut published, mut close_code) = (0, None);
     let mut attempts = 0;
-    while told.is_none() && attempts < ATTEMPTS_MAX {
+    while close_code.is_none() && attempts < ATTEMPTS_MAX {
         attempts += 1;
         let closed = || server.log.text().matches("ends: slow consumer").count();
         let mut slow = subscribe_and_do_not_read(&server, encoding);
@@ -96,9 +88,9 @@ fn is_closed_and_the_others_lose_nothing(encoding: WireFormat) {
         let (sequences, code) = read_the_rest(&mut slow, encoding);
         assert!(sequences.windows(2).all(|pair| pair[1] == pair[0] + 1), "a gap before the close");
         assert!(!sequences.is_empty() && *sequences.last().unwrap() < published as u64);
-        told = code;
+        close_code = code;
     }
-    assert_eq!(told, Some(3008), "after {attempts} attempts");
+    assert_eq!(close_code, Some(3008), "after {attempts} attempts");
     for collector in healthy {
         let name = collector.name.clone();
         let got = collector.finish();

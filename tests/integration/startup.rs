@@ -53,7 +53,7 @@ fn startup_errors_are_one_line_with_the_remedy() {
         (2, &["--accept-rate", "99999999"], &["--accept-rate", "at most 10000000"]),
         (2, &["--publish-rate", "99999999"], &["--publish-rate", "at most 10000000"]),
         (2, &["--frame-max", "10"], &["--frame-max", "10B", "1KiB"]),
-        (2, &["--outbox-bytes-max", "10"], &["--outbox-max", "--egress-log"]),
+        (2, &["--outbox-max", "10B"], &["--outbox-max", "--egress-log"]),
         (
             2,
             &["--egress-log", "10MiB", "--outbox-max", "11MiB"],
@@ -94,10 +94,10 @@ fn unparsable_options_are_refused_by_name() {
             &["--behind-time", "500"],
             "'--behind-time <TIME>': the unit is missing: write 500s, 500ms or 500us",
         ),
-        (&["--replay", "Cargo.toml", "--speed", "0"], "'--speed <FACTOR>': a number above 0"),
+        (&["--replay", "Cargo.toml", "--speed", "0"], "'--speed <FACTOR>': must be a number above 0"),
         (
             &["--replay", "Cargo.toml", "--speed", "fast"],
-            "'fast' for '--speed <FACTOR>': a number above 0, or max",
+            "'fast' for '--speed <FACTOR>': must be a number above 0, or max",
         ),
         (&["--identity-conflict", "both"], "'--identity-conflict"),
         (&["--replay-bad-lines", "mend", "--replay", "x"], "'--replay-bad-lines"),

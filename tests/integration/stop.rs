@@ -1,4 +1,4 @@
-//! SIGTERM: every accepted tick arrives, every client is told, and no client can delay the exit.
+//! SIGTERM: every accepted tick arrives, every client receives the close code, and no client can delay the exit.
 
 use std::{
     io::ErrorKind,
@@ -62,7 +62,7 @@ fn last_sequences(name: &str, ticks: &ByTopic) -> Vec<(String, u64)> {
 }
 
 #[test]
-fn ticks_accepted_before_sigterm_arrive_and_every_client_is_told_3001() {
+fn ticks_accepted_before_sigterm_arrive_and_every_client_receives_3001() {
     let _machine = beside_others();
     let options = ["--sim-producers", "10", "--sim-rate", "100", "--sim-topics", "3", "--shards", "3"];
     let server = Server::start_logging("info", &[&options[..], &LOSSLESS].concat());
@@ -150,13 +150,12 @@ fn sequenced(server: &Server) -> u64 {
 }
 
 /// Options for a server with [`stuck`] clients.
-pub const ROOM_FOR_THE_STUCK: [&str; 4] =
-    ["--outbox-bytes-max", "67108864", "--egress-log-bytes", "134217728"];
+pub const ROOM_FOR_THE_STUCK: [&str; 4] = ["--outbox-max", "64MiB", "--egress-log", "128MiB"];
 
 #[test]
 fn a_client_that_never_reads_cannot_delay_the_exit_past_the_drain_deadline() {
     let _machine = beside_others();
-    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline-ms", "4000"]].concat());
+    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline", "4s"]].concat());
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let native = stuck(&server, &mut publisher, WireFormat::TCP_NATIVE);
     let websocket = stuck(&server, &mut publisher, WireFormat::WEBSOCKET_JSON);
@@ -177,7 +176,7 @@ fn a_client_that_never_reads_cannot_delay_the_exit_past_the_drain_deadline() {
 #[test]
 fn a_draining_server_accepts_no_connection_and_a_second_signal_ends_it() {
     let _machine = beside_others();
-    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline-ms", "3600000"]].concat());
+    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline", "1h"]].concat());
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let stuck = stuck(&server, &mut publisher, WireFormat::TCP_NATIVE);
     server.terminate();
@@ -200,7 +199,7 @@ fn a_draining_server_accepts_no_connection_and_a_second_signal_ends_it() {
 #[test]
 fn a_drained_client_that_reads_late_still_gets_everything_in_order() {
     let _machine = beside_others();
-    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline-ms", "3600000"]].concat());
+    let server = Server::start(&[&ROOM_FOR_THE_STUCK[..], &["--drain-deadline", "1h"]].concat());
     let mut publisher = connect(&server, WireFormat::TCP_NATIVE);
     let mut native = stuck(&server, &mut publisher, WireFormat::TCP_NATIVE);
     let mut websocket = stuck(&server, &mut publisher, WireFormat::WEBSOCKET_JSON);

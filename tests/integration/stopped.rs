@@ -41,7 +41,7 @@ const TOPICS: u64 = 8;
 const BATCH: u64 = 4;
 const PAYLOAD: [u8; 200] = [b'7'; 200];
 const STOPPED_FOR: Duration = Duration::from_millis(2_500);
-/// Batches published meanwhile at least, however slow the machine is: 200 KB per client.
+/// Minimum number of batches published meanwhile, however slow the machine is: 200 KB per client.
 const BATCHES_WHILE_STOPPED: u64 = 25;
 const BATCHES_BEFORE_AND_AFTER: u64 = 3;
 
@@ -78,7 +78,7 @@ impl Half {
         self.out.wait_for(&format!("all have {ticks}\n"));
     }
 
-    /// Tells it how many ticks of each topic were published; returns its report.
+    /// Sends it the number of ticks published per topic; returns its report.
     fn finish(mut self, published: u64) -> Value {
         writeln!(self.commands, "{published}").unwrap();
         self.commands.flush().unwrap();
@@ -106,8 +106,8 @@ fn half_of_a_thousand_clients_stopped_for_seconds_costs_the_others_nothing() {
     }
     let _machine = alone();
     let options = [
-        &["--no-sim", "--ping-interval-ms", "0", "--shards", "2"][..],
-        &["--behind-bytes", "16384", "--socket-send-bytes", "8192"],
+        &["--no-sim", "--ping-interval", "0", "--shards", "2"][..],
+        &["--behind-size", "16KiB", "--socket-send-buffer", "8KiB"],
     ];
     let server = Server::start_logging("info", &options.concat());
     let (running, stopped) = (Half::start(&server, false), Half::start(&server, true));
@@ -213,22 +213,22 @@ fn tell(line: &str) {
     stdout().flush().unwrap();
 }
 
-/// Reads and reports progress until the parent has said how many ticks there are and every client accounts for them.
+/// Reads and reports progress until the parent has sent the number of ticks and every client accounts for them.
 fn read_on(clients: &mut [Subscriber]) -> u64 {
-    let (mut told, mut published) = (0, None);
+    let (mut reported, mut published) = (0, None);
     let mut progress = Instant::now();
     loop {
         let all_have = clients.iter().map(|client| client.account.reached()).min().unwrap();
-        if all_have > told {
-            (told, progress) = (all_have, Instant::now());
-            tell(&format!("all have {told}"));
+        if all_have > reported {
+            (reported, progress) = (all_have, Instant::now());
+            tell(&format!("all have {reported}"));
         }
         if let Some(published) = published
-            && told == published * TOPICS
+            && reported == published * TOPICS
         {
             return published;
         }
-        assert!(progress.elapsed() < GUARD, "only {told} ticks reached every client");
+        assert!(progress.elapsed() < GUARD, "only {reported} ticks reached every client");
         let ready: Vec<bool> = {
             let input = stdin();
             let mut polled = vec![PollFd::new(input.as_fd(), PollFlags::POLLIN)];

@@ -39,7 +39,7 @@ fn words<'a>(text: &'a str, first: &str) -> Vec<&'a str> {
 }
 
 fn on_screen(admin: SocketAddr) -> String {
-    format!("{} top --interval-ms 100 --admin {admin}", env!("CARGO_BIN_EXE_tickcast"))
+    format!("{} top --interval 100ms --admin {admin}", env!("CARGO_BIN_EXE_tickcast"))
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn an_unreachable_server_is_reported_with_the_remedy() {
     fails(&["--once", "--admin", &nobody], &[&nobody, "refused", "tickcast serve", "--admin"]);
     fails(&["--admin", &nobody], &["not a terminal", "--once"]);
     fails(&["--once", "--admin", "127.0.0.1:0"], &["port 0"]);
-    fails(&["--once", "--interval-ms", "99"], &["99ms", "--interval", "must be 100ms to 1m"]);
+    fails(&["--once", "--interval", "99ms"], &["99ms", "--interval", "must be 100ms to 1m"]);
     fails(&["--once", "--interval", "61s"], &["must be 100ms to 1m"]);
     let server = Server::start(&[]);
     fails(&["--once", "--admin", &server.http.to_string()], &["not a tickcast admin listener"]);

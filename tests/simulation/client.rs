@@ -540,10 +540,10 @@ impl Client {
             if !seen.lost && self.encoding != WireFormat::WEBSOCKET_RAW && topic.starts_with("c.") {
                 for (index, _) in published[topic].iter().enumerate().skip(seen.first as usize - 1).rev() {
                     let (key, sequence) = (key_of(index), index as u64 + 1);
-                    let newest =
+                    let is_last_of_key =
                         (index..published[topic].len()).filter(|&other| key_of(other) == key).count() == 1;
                     assert!(
-                        !newest || seen.keys.get(&key) == Some(&sequence),
+                        !is_last_of_key || seen.keys.get(&key) == Some(&sequence),
                         "{topic}: key {key} at {sequence}"
                     );
                 }

@@ -81,14 +81,14 @@ fn serve_flow(skip: u64) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let from_ns = clock::monotonic_ns();
-    let newest = move || (clock::monotonic_ns() - from_ns) / TICK_NS + 1;
+    let published = move || (clock::monotonic_ns() - from_ns) / TICK_NS + 1;
     thread::spawn(move || {
         loop {
             let mut client = accept(&listener);
             thread::spawn(move || {
-                let mut sent = newest();
+                let mut sent = published();
                 loop {
-                    while sent < newest() {
+                    while sent < published() {
                         sent += 1;
                         if sent % skip == 0 {
                             continue;

@@ -29,7 +29,7 @@ impl Connection {
 
     /// [`Connection::subscribe`] with a policy, a rate and a start.
     ///
-    /// JSON carries one epoch for all positions: the server's if it is known, else the newest among them. Positions of
+    /// JSON carries one epoch for all positions: the server's if it is known, else the highest among them. Positions of
     /// another epoch are not sent; the connection itself reports them as not recovered
     /// ([`Event::Recovered`](crate::Event)) when their topics are announced.
     ///
@@ -65,8 +65,8 @@ impl Connection {
             }
             StartPosition::Resume => {
                 let positions = std::mem::take(&mut self.resume_positions);
-                let newest = positions.iter().map(|(_, position)| position.epoch).max().unwrap_or(0);
-                self.start_after(pattern, delivery, self.server_epoch.unwrap_or(newest), &positions)
+                let highest = positions.iter().map(|(_, position)| position.epoch).max().unwrap_or(0);
+                self.start_after(pattern, delivery, self.server_epoch.unwrap_or(highest), &positions)
             }
         }
     }

@@ -13,7 +13,7 @@ fn main() -> Result<(), ClientError> {
     let mut client = Client::connect(&server)?;
     for n in 0..10 {
         let payload = format!("{{\"price\":{}.5}}", n + 1);
-        // The key names what the tick is about, here one of two horses. A client that lags receives the newest tick of
+        // The key names what the tick is about, here one of two horses. A client that lags receives the last tick of
         // each key if its subscription conflates. 0 means no key.
         let key = n % 2 + 1;
         let publish =

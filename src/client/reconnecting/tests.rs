@@ -165,7 +165,7 @@ fn new_epoch_is_reported_and_its_positions_are_used_from_then_on() {
 }
 
 #[test]
-fn conflating_subscription_resumes_with_the_newest_tick_and_reports_the_range() {
+fn conflating_subscription_resumes_with_the_last_tick_and_reports_the_range() {
     let (mut client, server) = reconnected(
         delivered(Policy::Conflate),
         vec![|peer| {

@@ -146,7 +146,7 @@ fn recovered_topic_continues_after_the_position() {
 #[test]
 fn snapshot_instead_of_history_announces_exactly_what_it_lacks() {
     let mut topics = resumed(1, 60, false);
-    // A key whose newest tick is older than the position, then newer ones.
+    // A key whose last tick is older than the position, then newer ones.
     assert_eq!(snapshot(&mut topics, 30), None);
     assert_eq!(snapshot(&mut topics, 55), Some(51));
     assert_eq!(snapshot(&mut topics, 56), None);
@@ -202,7 +202,7 @@ fn position_not_sent_to_the_server_is_reported_by_the_connection() {
     };
     let range = |reason, from| Some(OpenRange { reason, from });
     let (mut topics, not_recovered) = announced(1, SkipReason::Conflated);
-    assert_eq!(not_recovered, None, "the newest tick replaces the others: nothing is lost");
+    assert_eq!(not_recovered, None, "the last tick replaces the others: nothing is lost");
     assert_eq!(topics.advance(5, 60, true).unwrap().skipped, range(SkipReason::Conflated, 51));
     assert_eq!(topics.topic(5).unwrap().conflated, 9);
 

@@ -1,4 +1,4 @@
-//! Option names of 0.1 that carry their unit: a bare number after one is in that unit.
+//! Option names of 0.1 that end in a unit. A bare number after such a name is in that unit.
 
 use std::ffi::OsString;
 
@@ -6,7 +6,7 @@ use clap::CommandFactory;
 
 use super::Cli;
 
-/// The unit that the old spelling of an option names; `None` for sizes, whose bare numbers are bytes in any spelling.
+/// The unit at the end of an old option name. `None` for sizes: a bare number is bytes whatever the name.
 pub fn unit_of(name: &str) -> Option<&'static str> {
     ["ms", "us"].into_iter().find(|unit| {
         let rest = name.strip_suffix(unit);
@@ -14,18 +14,19 @@ pub fn unit_of(name: &str) -> Option<&'static str> {
     })
 }
 
-/// Adds the unit to a bare number; leaves any other text alone.
+/// Appends the unit to a bare number; returns any other text unchanged.
 pub fn with_unit(number: &str, unit: &str) -> String {
     let is_bare = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     if is_bare { format!("{number}{unit}") } else { number.to_owned() }
 }
 
-/// The command line with units: `--behind-ms 500` becomes `--behind-ms 500ms`, which clap reads as `--behind-time 500ms`.
+/// Adds units to the values of old names: `--behind-ms 500` becomes `--behind-ms 500ms`, which clap reads as
+/// `--behind-time 500ms`.
 pub fn words(typed: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let old = old_names();
     let unit = |name: &str| old.iter().find(|has| *has == name).and_then(|name| unit_of(name));
     let mut words = Vec::new();
-    // The unit of the option that waits for its value.
+    // The unit for the next word, if that is the value of an old name.
     let mut waits = None;
     for word in typed {
         let Some(text) = word.to_str() else {
@@ -52,7 +53,7 @@ pub fn words(typed: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     words
 }
 
-/// Aliases of all subcommands that name a unit.
+/// All aliases, of any subcommand, that end in a unit.
 fn old_names() -> Vec<String> {
     let command = Cli::command();
     let arguments = command.get_subcommands().flat_map(|subcommand| subcommand.get_arguments());

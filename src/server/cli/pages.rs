@@ -1,4 +1,4 @@
-//! What is made of the command line's own declaration: man pages and completions.
+//! Man pages and shell completions, generated from the declared options.
 
 use std::{fs, io, path::Path};
 
@@ -7,25 +7,25 @@ use clap_complete::Shell;
 
 use super::Cli;
 
-/// The words that make a shell complete `tickcast`.
+/// The completion script of a shell.
 pub fn completions(shell: Shell) -> Vec<u8> {
     let mut words = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "tickcast", &mut words);
     words
 }
 
-/// Writes a man page for `tickcast` and each of its subcommands into a folder, which is made if it is not there.
+/// Writes a man page for `tickcast` and each of its subcommands to a folder, which is created if necessary.
 ///
 /// # Errors
-/// What making the folder and writing the files say.
+/// Those of creating the folder and writing the files.
 pub fn man(folder: &Path) -> io::Result<()> {
     write(Cli::command(), folder)
 }
 
-/// The same of any command.
+/// Writes the man pages of any command.
 ///
 /// # Errors
-/// What making the folder and writing the files say.
+/// As [`man`].
 pub fn write(command: Command, folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     clap_mangen::generate_to(command, folder)

@@ -1,9 +1,8 @@
-//! The options of `tickcast serve`: the one place that declares an option, but for those of sources, which
-//! [`crate::sources`] declares by kind.
+//! Declares the options of `tickcast serve`, except those of sources, which [`crate::sources`] declares by kind.
 //!
-//! A field is an option. It gives the flag, its old spellings (`alias`), the environment variable, the default and the
-//! help; its name is the key in a file. The group of its struct is the table in a file (`[limits]`), or the kind of a
-//! `[[source]]`. What an option means is [`crate::config`]'s business.
+//! Each field is an option. Its attributes give the flag, old spellings (`alias`), environment variable, default and help;
+//! its name is the key in the file. The group of its struct is the table in the file, such as `[limits]`.
+//! [`crate::config`] interprets the values.
 
 use std::path::PathBuf;
 
@@ -13,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use super::values::{Size, Time};
 use crate::{config::listener::Address, limits, logging, sources::kind::SourceFlags};
 
-/// Options that a reload changes while the server runs, by their keys. All others wait for a restart.
+/// Keys of the options that a reload changes without a restart.
 pub const LIVE: [&str; 17] = [
     "log",
     "policy",
@@ -39,11 +38,11 @@ pub const LIVE: [&str; 17] = [
 #[group(skip)]
 #[command(after_help = "\
 Times take a unit: 250ms, 5s, 100us. So do sizes: 64KiB, 8MiB; a bare number is bytes.
-In a file, an option is a key of the table that its heading names, with _ for -. --print-config prints such a file.
+In a file, each heading is a table and each option a key in it, with _ for -. --print-config prints such a file.
 Precedence: command line, environment, file, defaults.
 
-Exit status: 0 stopped on request, or printed what was asked for; 1 it cannot serve here, or cannot go on; 2 an option or the \
-file is wrong.")]
+Exit status: 0 stopped on request, or printed the output requested; 1 cannot serve on this machine, or cannot continue; 2 \
+invalid option or file.")]
 pub struct ServeArgs {
     /// Read options from a TOML file
     #[arg(long, env = "TICKCAST_CONFIG", value_name = "FILE", help_heading = "Configuration")]
@@ -51,22 +50,22 @@ pub struct ServeArgs {
     /// Check options and file, report every error, and exit
     #[arg(long, help_heading = "Configuration")]
     pub check_config: bool,
-    /// Print the effective configuration as a file, with where each value comes from, and exit
+    /// Print the effective configuration as a file, with the origin of each value, and exit
     #[arg(long, conflicts_with = "check_config", help_heading = "Configuration")]
     pub print_config: bool,
 
-    /// Addresses of the first listeners.
+    /// Addresses of the first listener of each kind.
     #[command(flatten)]
     pub listeners: ListenerFlags,
-    /// The tables of a file.
+    /// Options in tables of the file.
     #[command(flatten)]
     pub tables: Tables,
-    /// The first source of each kind.
+    /// Options of the first source of each kind.
     #[command(flatten)]
     pub sources: SourceFlags,
 }
 
-/// The tables of a file.
+/// The options in tables of the file, one field per table.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[group(skip)]
 pub struct Tables {
@@ -87,12 +86,12 @@ pub struct Tables {
     pub debug: DebugOptions,
 }
 
-/// Addresses of the first listener of each kind; in a file, `[[listener]]`.
+/// Addresses of the first listener of each kind. A file has `[[listener]]` instead.
 #[derive(Args, Clone, Debug)]
 #[group(id = "listener")]
 #[command(next_help_heading = "Listeners")]
 pub struct ListenerFlags {
-    /// Address for native clients: IP:PORT or unix:/path; port 0 is any free port
+    /// Address for native clients: IP:PORT, localhost:PORT or unix:/path; port 0 is any free port
     #[arg(long, env = "TICKCAST_TCP", value_name = "ADDRESS", default_value = "127.0.0.1:9400")]
     pub tcp: Address,
     /// Address for HTTP and WebSocket clients
@@ -111,10 +110,10 @@ pub struct ListenerFlags {
 #[group(id = "server")]
 #[command(next_help_heading = "Server")]
 pub struct ServerOptions {
-    /// Cores to pin shards to, such as 0,2-3 [env: TICKCAST_CORES] [default: all that the process may use]
+    /// Cores to pin shards to, such as 0,2-3 [env: TICKCAST_CORES] [default: all cores available to the process]
     #[arg(long, env = "TICKCAST_CORES", hide_env = true, value_name = "LIST")]
     pub cores: Option<String>,
-    /// Number of shards [default: one for each core]
+    /// Number of shards [default: one per core]
     #[arg(long, value_name = "N")]
     pub shards: Option<u16>,
     /// Hold a tick up to this long under load so that more leave in one SEND: less CPU; 0: never
@@ -123,7 +122,7 @@ pub struct ServerOptions {
     /// Busy-poll this long before sleeping: a whole core for about 20us less latency; 0: never
     #[arg(long, alias = "spin-us", value_name = "TIME", default_value_t = Time::default())]
     pub spin: Time,
-    /// What a second connection of the same client (client=ID) does: allow (both live) or replace (the first ends)
+    /// Second connection of the same client (client=ID): allow (serve both) or replace (close the first)
     #[arg(long, value_enum, value_name = "ACTION", hide_possible_values = true, default_value_t = IdentityConflict::Allow)]
     pub identity_conflict: IdentityConflict,
     /// Log level, also by part: error, warn, info, debug, trace, off; info,tickcast::peer=warn
@@ -132,7 +131,7 @@ pub struct ServerOptions {
     pub log: String,
 }
 
-/// `[limits]`: what a client, and the server, may use.
+/// `[limits]`: resources of one client and of the server.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[group(id = "limits")]
 #[command(next_help_heading = "Limits")]
@@ -164,13 +163,13 @@ pub struct LimitOptions {
     /// Largest HTTP request head
     #[arg(long, alias = "http-head-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::HTTP_HEAD_BYTES_MAX_DEFAULT))]
     pub http_head_max: Size,
-    /// Backlog at which a session is closed as a slow consumer, unless its subscriptions yield
+    /// Backlog at which a session is closed as a slow consumer, unless its policies conflate or drop
     #[arg(long, alias = "outbox-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::OUTBOX_BYTES_MAX_DEFAULT))]
     pub outbox_max: Size,
-    /// Frames kept for sessions that lag, for each shard and encoding in use
+    /// Size of one egress log, which holds frames for lagging sessions; one per shard and encoding in use
     #[arg(long, alias = "egress-log-bytes", value_name = "SIZE", default_value_t = Size::new(limits::EGRESS_LOG_BYTES_DEFAULT))]
     pub egress_log: Size,
-    /// One ring between two shards; each pair has four
+    /// Size of one ring between two shards; each pair has four
     #[arg(long, alias = "mesh-ring-bytes", value_name = "SIZE", default_value_t = Size::new(limits::MESH_RING_BYTES_DEFAULT))]
     pub mesh_ring: Size,
 }
@@ -189,7 +188,7 @@ pub struct DeliveryOptions {
     /// Time that a socket may block one SEND before ticks are conflated or dropped
     #[arg(long, alias = "behind-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::BEHIND_MS_DEFAULT))]
     pub behind_time: Time,
-    /// Time that a socket may block one SEND before a session that does not yield is closed
+    /// Time that a socket may block one SEND before the session is closed, unless its policies conflate or drop
     #[arg(long, alias = "stall-deadline-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::STALL_DEADLINE_MS_DEFAULT))]
     pub stall_deadline: Time,
     /// Keys of one topic whose last value is kept; the most recently updated win
@@ -198,7 +197,7 @@ pub struct DeliveryOptions {
     /// Memory for last values by key, all topics together: once at their homes, once where subscribed
     #[arg(long, alias = "keys-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::KEYS_BYTES_MAX_DEFAULT))]
     pub keys_memory: Size,
-    /// Recent ticks kept per topic for clients that return; by topic: market.>=10000:4MiB:0; repeatable [default: 256:64KiB:1m]
+    /// Recent ticks kept per topic for clients that reconnect; by topic: market.>=10000:4MiB:0; repeatable [default: 256:64KiB:1m]
     #[arg(long, value_name = "[PATTERN=]TICKS[:SIZE[:TIME]]")]
     pub history: Vec<String>,
     /// Memory for recent ticks, all topics together
@@ -217,10 +216,10 @@ pub struct DeliveryOptions {
 #[group(id = "timeouts")]
 #[command(next_help_heading = "Timeouts")]
 pub struct TimeoutOptions {
-    /// From accept to the end of the handshake
+    /// Longest time from accept to the end of the handshake
     #[arg(long, alias = "handshake-deadline-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::HANDSHAKE_DEADLINE_MS_DEFAULT))]
     pub handshake_deadline: Time,
-    /// From a frame's first byte to its last
+    /// Longest time from a frame's first byte to its last
     #[arg(long, alias = "frame-deadline-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::FRAME_DEADLINE_MS_DEFAULT))]
     pub frame_deadline: Time,
     /// Ping a client after this much silence; 0: never
@@ -229,10 +228,10 @@ pub struct TimeoutOptions {
     /// Close a client that stays silent this long after a ping
     #[arg(long, alias = "ping-timeout-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::PING_TIMEOUT_MS_DEFAULT))]
     pub ping_timeout: Time,
-    /// From SIGTERM to exit, for clients to take their backlog
+    /// Longest time from SIGTERM to exit, in which backlogs are sent
     #[arg(long, alias = "drain-deadline-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::DRAIN_DEADLINE_MS_DEFAULT))]
     pub drain_deadline: Time,
-    /// Spread the clients' return after a stop over this time
+    /// Time over which clients reconnect after a stop
     #[arg(long, alias = "reconnect-spread-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::RECONNECT_SPREAD_MS_DEFAULT as u64))]
     pub reconnect_spread: Time,
 }
@@ -250,13 +249,13 @@ pub struct DebugOptions {
     pub debug_echo: bool,
 }
 
-/// What a second connection of the same client does to the first.
+/// What happens when a client with the same identity connects again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IdentityConflict {
-    /// Both are served.
+    /// Both connections are served.
     Allow,
-    /// The first is closed, with code 3502.
+    /// The first connection is closed with code 3502.
     Replace,
 }
 

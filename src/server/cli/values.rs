@@ -1,4 +1,4 @@
-//! Values that an option takes, alike on the command line and in a file.
+//! Types of option values, parsed the same way on the command line and in a file.
 
 use std::{fmt, str::FromStr};
 
@@ -39,16 +39,16 @@ impl Size {
     }
 }
 
-/// How fast a capture is replayed: a multiple of its own pace, or as fast as possible.
+/// Speed of a replay: a multiple of the capture's own pace, or as fast as possible.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Speed {
-    /// Times the capture's own pace; finite and above 0.
+    /// Multiple of the capture's own pace; finite and above 0.
     Factor(f64),
-    /// As fast as the shards take it.
+    /// As fast as the shards accept ticks.
     Max,
 }
 
-/// Permissions of a file in octal: `0660`.
+/// Permissions of a file, written in octal: `0660`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mode(pub u32);
 
@@ -91,7 +91,7 @@ impl FromStr for Size {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Size, UnitError> {
-        // A 64-bit server: every size is a usize.
+        // The server is 64-bit, so every size fits a usize.
         parse_size_bytes(text).map(|bytes| Size { bytes: bytes as usize })
     }
 }
@@ -103,7 +103,7 @@ impl FromStr for Speed {
         match text.parse::<f64>() {
             _ if text == "max" => Ok(Speed::Max),
             Ok(factor) if factor.is_finite() && factor > 0.0 => Ok(Speed::Factor(factor)),
-            _ => Err("a number above 0, or max".into()),
+            _ => Err("must be a number above 0, or max".into()),
         }
     }
 }
@@ -114,12 +114,13 @@ impl FromStr for Mode {
     fn from_str(text: &str) -> Result<Mode, String> {
         match u32::from_str_radix(text, 8) {
             Ok(mode) if mode <= 0o777 && !text.starts_with('+') => Ok(Mode(mode)),
-            _ => Err("permissions are octal digits, at most 0777: 0660".into()),
+            _ => Err("must be octal digits up to 0777, such as 0660".into()),
         }
     }
 }
 
-/// Reads what `FromStr` takes. A bare number is text, too: 0 is a time and 4096 a size, and the message for 5 names units.
+/// Deserializes through `FromStr`. Accepts bare numbers as text: 0 is a valid time, 4096 a valid size, and the error for
+/// a time of 5 names the units.
 struct FromText<T>(std::marker::PhantomData<T>);
 
 impl<T: FromStr<Err: fmt::Display>> de::Visitor<'_> for FromText<T> {

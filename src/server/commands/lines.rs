@@ -168,7 +168,7 @@ fn notice_text(notice: &Notice<'_>) -> String {
         }
         Notice::Recovered { topic, recovered: true, .. } => format!("recovered: {topic}"),
         Notice::Recovered { topic, requested, epoch, .. } if requested.epoch == epoch => {
-            format!("not recovered: {topic} after {}: the newest ticks follow", requested.sequence)
+            format!("not recovered: {topic} after {}: the last ticks follow", requested.sequence)
         }
         Notice::Recovered { topic, requested, epoch, .. } => format!(
             "not recovered: {topic} after {} of epoch {}: sequences restarted in epoch {epoch}; how many ticks were \

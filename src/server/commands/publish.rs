@@ -35,7 +35,7 @@ pub struct PubArgs {
     /// Payload; `-` publishes each line of standard input
     #[arg(allow_hyphen_values = true)]
     pub data: String,
-    /// Key within the topic, such as a price level: conflation keeps the newest tick of each key; 0 means none
+    /// Key within the topic, such as a price level: conflation keeps the last tick of each key; 0 means none
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub key: u64,
     /// The server.

@@ -36,7 +36,7 @@ pub struct SubArgs {
     /// Exit after N ticks
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
-    /// While this client lags: conflate (keep the newest tick), drop (discard the oldest) or disconnect
+    /// While this client lags: conflate (keep the last value), drop (discard the oldest ticks) or disconnect
     /// [default: the topic's policy]
     #[arg(long, value_name = "POLICY")]
     pub policy: Option<Policy>,
@@ -89,7 +89,7 @@ impl SubArgs {
 pub enum StartFrom {
     /// With the next tick
     Live,
-    /// With the newest tick of each topic and key
+    /// With the last tick of each topic and key
     Latest,
     /// With the first tick the server retains; older ones are reported as a gap
     Beginning,

@@ -1,4 +1,4 @@
-//! What [`crate::cli::serve`] declares of each option, as clap knows it: the file's keys and tables come from there.
+//! The options that [`crate::cli::serve`] declares, read from clap. The keys and tables of the file follow from them.
 
 use std::sync::OnceLock;
 
@@ -6,56 +6,56 @@ use clap::{ArgAction, Command, CommandFactory};
 
 use crate::{cli::Cli, sources::kind::SourceKind};
 
-/// The options that set the listeners' addresses.
+/// Table of the options that set the listeners' addresses.
 pub const LISTENER: &str = "listener";
-/// How alike an unknown name and a known one must be for the known one to be suggested (Jaro-Winkler, 0 to 1).
+/// Lowest similarity (Jaro-Winkler, 0 to 1) at which a known name is suggested for an unknown one.
 const ALIKE_LOWEST: f64 = 0.75;
 
-/// One option of `tickcast serve` that a file may hold.
+/// One option of `tickcast serve` that a file may set.
 #[derive(Clone, Debug)]
 pub struct Declared {
-    /// Its name in the code.
+    /// Name of its field in the code.
     pub id: String,
-    /// Its table in a file, or the kind of source that it belongs to; empty for none.
+    /// Table in the file, or kind of source; empty if it has neither.
     pub table: String,
-    /// Its key in that table.
+    /// Key in that table.
     pub key: String,
-    /// The flag, without dashes.
+    /// Flag, without the leading dashes.
     pub flag: String,
     /// Old spellings of the flag.
     pub aliases: Vec<String>,
-    /// The environment variable.
+    /// Environment variable.
     pub env: Option<String>,
-    /// Whether it is on or off.
+    /// Whether it takes no value.
     pub is_switch: bool,
-    /// What its value is called.
+    /// Placeholder of its value in `--help`.
     pub placeholder: String,
 }
 
 impl Declared {
-    /// Whether its table is the kind of a `[[source]]`.
+    /// Whether it is an option of a kind of source.
     pub fn is_of_source(&self) -> bool {
         SourceKind::named(&self.table).is_some()
     }
 
-    /// Whether its table is one of a file's own.
+    /// Whether it belongs to a table such as `[limits]`.
     pub fn is_of_table(&self) -> bool {
         !self.table.is_empty() && self.table != LISTENER && !self.is_of_source()
     }
 
-    /// The path of its value in a file.
+    /// Path of its value in the file: `limits.frame_max`.
     pub fn path(&self) -> String {
         format!("{}.{}", self.table, self.key)
     }
 
-    /// The spelling of 0.1, if a file's flat key is one.
+    /// The flag or alias that a flat key of 0.1 spells with `_`; `None` if it spells neither.
     pub fn flat_spelling(&self, key: &str) -> Option<&str> {
         let spellings = self.aliases.iter().chain([&self.flag]);
         spellings.map(String::as_str).find(|spelling| spelling.replace('-', "_") == key)
     }
 }
 
-/// All of them, in the order of `--help`.
+/// All options, in the order of `--help`.
 pub fn all() -> &'static [Declared] {
     static ALL: OnceLock<Vec<Declared>> = OnceLock::new();
     ALL.get_or_init(|| {
@@ -65,12 +65,12 @@ pub fn all() -> &'static [Declared] {
     })
 }
 
-/// The options of one table or kind.
+/// The options of one table or kind of source.
 pub fn of(table: &str) -> impl Iterator<Item = &'static Declared> {
     all().iter().filter(move |declared| declared.table == table)
 }
 
-/// The tables of a file.
+/// Names of the tables, such as `limits`.
 pub fn tables() -> Vec<&'static str> {
     let mut tables: Vec<&str> = Vec::new();
     for declared in all().iter().filter(|declared| declared.is_of_table()) {
@@ -81,7 +81,7 @@ pub fn tables() -> Vec<&'static str> {
     tables
 }
 
-/// The known name that is most like this one, unless none is alike.
+/// The known name most similar to this one; `None` if none is similar enough.
 pub fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let name = name.replace('-', "_");
     let alike = known.map(|known| (strsim::jaro_winkler(&name, known), known));

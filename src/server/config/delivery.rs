@@ -1,4 +1,4 @@
-//! Options that differ by topic: `[PATTERN=]VALUE`, given several times.
+//! Repeatable options with a value per topic pattern: `[PATTERN=]VALUE`.
 
 use crate::cli::{
     old::with_unit,
@@ -10,17 +10,17 @@ use tickcast_proto::{
     subscription::{Policy, Rules},
 };
 
-/// Policies for slow subscribers.
+/// Parses the policies for slow subscribers.
 ///
 /// # Errors
-/// One text for each value that makes no sense; it repeats the value.
+/// One message for each invalid value; it quotes the value.
 pub(super) fn policies(options: &[String]) -> Result<Rules<Policy>, Vec<String>> {
     rules(options, Policy::default(), |value| {
         value.parse().map_err(|error: tickcast_proto::subscription::OptionError| error.to_string())
     })
 }
 
-/// Recent ticks kept. `bytes_highest`: most for one topic.
+/// Parses the bounds of the history. `bytes_highest`: upper limit for one topic.
 ///
 /// # Errors
 /// As [`policies`].
@@ -54,7 +54,7 @@ fn rules<T: Copy>(
     if errors.is_empty() { Ok(rules) } else { Err(errors) }
 }
 
-/// `TICKS[:SIZE[:TIME]]`; a bare number for the time is milliseconds, as in 0.1.
+/// Parses `TICKS[:SIZE[:TIME]]`. A time without a unit is in milliseconds, as in 0.1.
 fn history(value: &str, bytes_highest: usize) -> Result<HistoryBounds, String> {
     let mut bounds = HistoryBounds::default();
     let mut parts = value.split(':');
@@ -73,7 +73,7 @@ fn history(value: &str, bytes_highest: usize) -> Result<HistoryBounds, String> {
     }
     if bounds.bytes > bytes_highest {
         let (size, highest) = (Size::new(bounds.bytes), Size::new(bytes_highest));
-        return Err(format!("{size} for one topic is too much: at most {highest} (--egress-log)"));
+        return Err(format!("{size} for one topic: must be at most {highest} (--egress-log)"));
     }
     Ok(bounds)
 }

@@ -1,7 +1,7 @@
 //! The configuration file: typed tables in TOML, and the flat keys of 0.1.
 //!
-//! Reading checks each value by itself and collects every problem with its line. What the values mean together is checked
-//! by [`super::Config::new`].
+//! Checks each value on its own and collects all errors with their lines. [`super::Config::new`] checks the values
+//! together.
 
 use std::{
     collections::BTreeMap,
@@ -27,52 +27,52 @@ use crate::{
     sources::{KINDS, kind::SourceKind},
 };
 
-/// Longest file that is read, bytes.
+/// Maximum size of the file, bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// A value in a file.
+/// A value in the file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// Its line.
+    /// Line number.
     pub line: usize,
-    /// Its key as the file has it, with its table.
+    /// Table and key, as written in the file.
     pub named: String,
-    /// The value, as [`super::settings::Settings::to_toml`] writes it.
+    /// Value in the form that [`super::settings::Settings::to_toml`] writes.
     pub value: Value,
 }
 
 /// A `[[listener]]` or `[[source]]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Section {
-    /// The line of its header.
+    /// Line of its header.
     pub line: usize,
-    /// Its kind.
+    /// Its `kind`.
     pub kind: String,
-    /// Its values by key, the kind's among them.
+    /// Its values by key, including `kind`.
     pub entries: BTreeMap<String, Entry>,
 }
 
-/// A file that was read.
+/// The content of a configuration file.
 #[derive(Clone, Debug, Default)]
 pub struct File {
-    /// Where it is.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Options of tables, and flat keys, by [`Declared::id`].
+    /// Options in tables and flat keys, by [`Declared::id`].
     pub options: BTreeMap<String, Entry>,
-    /// `[[listener]]`; `None`: there is none, and the defaults stay.
+    /// The `[[listener]]` tables; `None`: the file has none, so the defaults apply.
     pub listeners: Option<Vec<Section>>,
-    /// `[[source]]`; `None`: as for listeners. `source = []` is an empty list.
+    /// The `[[source]]` tables; `None`: as for listeners. `source = []` gives an empty list.
     pub sources: Option<Vec<Section>>,
-    /// What is wrong, in the order of lines.
+    /// All errors, by line.
     pub problems: Vec<Problem>,
-    /// Flags of the options whose values are wrong; `listener` or `source` where one of them is left out for it.
+    /// Flags of the options with an invalid value; `listener` or `source` if one of those was left out because of an error.
     pub broken: Vec<String>,
-    /// Flat keys that have a new place.
+    /// One warning per flat key, with its new place.
     pub warnings: Vec<String>,
 }
 
 impl File {
-    /// Reads a file. `defaults` are the options of a command line without any.
+    /// Reads a file. `defaults`: the options of an empty command line.
     pub fn read(path: &Path, defaults: &ServeArgs) -> File {
         let mut file = File { path: path.into(), ..File::default() };
         let of_file = |line, text| Problem { file: Some(path.into()), line, named: String::new(), text };
@@ -108,12 +108,12 @@ fn text_of(path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(unreadable)
 }
 
-/// Collects a file's entries and problems.
+/// Collects the entries and errors of a file.
 struct Reader<'a> {
     text: &'a str,
     defaults: &'a ServeArgs,
     file: File,
-    /// With their lines.
+    /// Line and text of each.
     warnings: Vec<(usize, String)>,
 }
 
@@ -166,12 +166,12 @@ impl Reader<'_> {
     fn keep(&mut self, declared: &Declared, key: &Key<'_>, named: String, value: Value) {
         let entry = Entry { line: self.line_of(key), named: named.clone(), value };
         if let Some(other) = self.file.options.insert(declared.id.clone(), entry) {
-            let text = format!("is set twice: as {} in line {} as well", other.named, other.line);
+            let text = format!("is also set as {} in line {}; remove one", other.named, other.line);
             self.refuse(key, &named, text);
         }
     }
 
-    /// A key of 0.1, which had no tables: an option by its long name.
+    /// Reads a top-level key of 0.1: the long name of an option, outside any table.
     fn flat(&mut self, key: &Key<'_>, value: &Spanned<DeValue<'_>>) {
         let name = key.get_ref().to_string();
         let found = declared::all().iter().find_map(|declared| {
@@ -187,7 +187,7 @@ impl Reader<'_> {
             (Value::String(text), Some(unit)) => Value::String(old::with_unit(&text, unit)),
             (value, _) => value,
         };
-        // Numbers were words of a command line: "2" was as good as 2.
+        // 0.1 passed values to the command line as text, so "2" was valid for a number.
         let plain =
             |value: &Value| value.as_str().and_then(|text| text.parse::<i64>().ok()).map(Value::Integer);
         let checked = self.checked(declared, value.clone());
@@ -196,7 +196,7 @@ impl Reader<'_> {
             None => Err(text),
         });
         match checked {
-            // An option that was not given.
+            // In 0.1, `false` was the same as not setting the option.
             Ok(Value::Boolean(false)) => self.warn(key, declared, None),
             Ok(value) => {
                 self.warn(key, declared, Some(&value));
@@ -336,7 +336,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The value in its own form, if the option takes it.
+    /// The value in normal form, if it is valid for the option.
     fn checked(&self, declared: &Declared, value: Value) -> Result<Value, String> {
         if let Some(kind) = SourceKind::named(&declared.table) {
             return lenient(kind.defaults(), |options| kind.normalized(options), &[&declared.key], value);
@@ -362,7 +362,7 @@ impl Reader<'_> {
         if !table.is_empty() && declared::suggestion(name, known()).is_some() {
             return unknown_key(name, known());
         }
-        // It may stand in the wrong table, or be one of 0.1.
+        // The key may be in the wrong table, or a name of 0.1.
         let elsewhere = declared::all().iter().filter(|declared| declared.is_of_table());
         let elsewhere = elsewhere.flat_map(|declared| declared.aliases.iter().chain([&declared.flag]));
         let spellings: Vec<String> = elsewhere.map(|spelling| spelling.replace('-', "_")).collect();
@@ -404,11 +404,11 @@ fn unknown_key<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
 }
 
 fn owned(value: &Spanned<DeValue<'_>>) -> Value {
-    // Every value that TOML has is a value.
+    // Never fails: every TOML value has a `Value`.
     Value::deserialize(ValueDeserializer::from(value.clone())).unwrap_or(Value::Boolean(false))
 }
 
-/// [`checked`], with a number where text is wanted taken as text: `cores = 2`.
+/// [`checked`], but also accepts a number where text is expected: `cores = 2`.
 fn lenient(
     defaults: Table,
     normalized: impl Fn(Table) -> Result<Table, toml::de::Error>,
@@ -425,7 +425,7 @@ fn lenient(
     })
 }
 
-/// Puts a value into a table of defaults and reads the table. Returns the value in its own form.
+/// Checks a value by deserializing a table of defaults that contains it. Returns it in normal form.
 fn checked(
     mut tree: Table,
     normalized: impl Fn(Table) -> Result<Table, toml::de::Error>,
@@ -437,18 +437,18 @@ fn checked(
     slot(&mut tree, path).map(|value| value.clone()).ok_or_else(|| "no such table".to_owned())
 }
 
-/// Reads a table as `T`, and writes it again.
+/// Deserializes a table as `T` and serializes it again.
 fn normalized<T: Serialize + DeserializeOwned>(table: Table) -> Result<Table, toml::de::Error> {
     Table::try_from(T::deserialize(table)?).map_err(toml::de::Error::custom)
 }
 
-/// The table that `T` writes.
+/// Serializes options as a table.
 fn written<T: Serialize>(options: &T) -> Table {
-    // Every type of an option has a form in a file.
+    // Never fails: every option type can be written to a file.
     Table::try_from(options).unwrap_or_default()
 }
 
-/// The place of a value, made if it is not there.
+/// The value at a path, inserted if it is absent; `None` if a table is missing.
 fn slot<'a>(tree: &'a mut Table, path: &[&str]) -> Option<&'a mut Value> {
     let (key, tables) = path.split_last()?;
     let mut table = tree;

@@ -1,4 +1,4 @@
-//! Listeners: what they serve, where, and with which socket options.
+//! Listeners: their kind, address and socket options.
 
 use std::{
     fmt,
@@ -15,41 +15,41 @@ use crate::{
     limits,
 };
 
-/// What stands before the path of a Unix socket.
+/// Prefix of a Unix socket's address.
 const UNIX_PREFIX: &str = "unix:";
 
 /// A `[[listener]]` of a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ListenerTable {
-    /// What it serves.
+    /// Whom it serves.
     pub kind: Kind,
-    /// Where.
+    /// Address to listen on.
     pub address: Address,
-    /// What carries its connections.
+    /// Transport of its connections.
     pub transport: Transport,
-    /// Permissions of the file of a Unix socket.
+    /// Permissions of a Unix socket's file.
     pub mode: Option<Mode>,
-    /// Send buffer of an accepted TCP socket; `None`: as `[delivery]` says.
+    /// Send buffer of an accepted TCP socket; `None`: the value in `[delivery]`.
     pub socket_send_buffer: Option<Size>,
-    /// Unsent data that an accepted TCP socket takes; `None`: as `[delivery]` says.
+    /// Unsent data that an accepted TCP socket accepts; `None`: the value in `[delivery]`.
     pub notsent_lowat: Option<Size>,
 }
 
 impl ListenerTable {
-    /// Its keys, in the order in which they are printed.
+    /// Keys of the table, in the order of `--print-config`.
     pub const KEYS: [&str; 6] =
         ["kind", "address", "transport", "mode", "socket_send_buffer", "notsent_lowat"];
 }
 
-/// What carries a listener's connections.
+/// Transport of a listener's connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
-    /// Bytes as they are.
+    /// Unencrypted.
     Plain,
 }
 
-/// What a listener serves.
+/// Kind of a listener: whom it serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -62,10 +62,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every kind, in the order of the `listening` line.
+    /// All kinds, in the order of the `listening` line.
     pub const ALL: [Kind; 3] = [Kind::Native, Kind::Http, Kind::Admin];
 
-    /// The core's name for it; `None`: its connections are not clients.
+    /// The core's kind for it; `None` if its connections are not clients.
     pub fn of_clients(self) -> Option<ListenerKind> {
         match self {
             Kind::Native => Some(ListenerKind::Native),
@@ -74,7 +74,7 @@ impl Kind {
         }
     }
 
-    /// Its name in a file.
+    /// Name in the configuration file.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Native => "native",
@@ -83,7 +83,7 @@ impl Kind {
         }
     }
 
-    /// The option that sets the address of the first listener of this kind, and the name a service manager passes it by.
+    /// Name of the option that sets the address of the first listener of this kind; also its `FileDescriptorName=`.
     pub fn option(self) -> &'static str {
         match self {
             Kind::Native => "tcp",
@@ -93,17 +93,17 @@ impl Kind {
     }
 }
 
-/// Where a listener listens: `IP:PORT`, `localhost:PORT` (127.0.0.1) or `unix:/path`.
+/// Address of a listener: `IP:PORT`, `localhost:PORT` (127.0.0.1) or `unix:/path`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
-    /// A TCP port; 0 is any free one.
+    /// A TCP address; port 0 is any free port.
     Tcp(SocketAddr),
-    /// A Unix stream socket, by its absolute path.
+    /// The absolute path of a Unix stream socket.
     Unix(PathBuf),
 }
 
 impl Address {
-    /// The TCP address, unless it is a Unix socket.
+    /// The TCP address; `None` for a Unix socket.
     pub fn tcp(&self) -> Option<SocketAddr> {
         match self {
             Address::Tcp(address) => Some(*address),
@@ -147,8 +147,7 @@ impl FromStr for Address {
     }
 }
 
-/// Parses IP:PORT or localhost:PORT. Resolves no other name: what a name resolves to may change, and may be several
-/// addresses.
+/// Parses `IP:PORT` or `localhost:PORT`. Resolves no other name, because its address may change and may be several.
 fn tcp_address(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
@@ -164,25 +163,25 @@ fn tcp_address(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-/// One listener, ready to be opened.
+/// The validated configuration of one listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
-    /// What it serves.
+    /// Whom it serves.
     pub kind: Kind,
-    /// Where.
+    /// Address to listen on.
     pub address: Address,
-    /// What the kernel holds for an accepted TCP socket.
+    /// Bounds of what the kernel buffers for an accepted TCP socket.
     pub socket: SocketBounds,
-    /// Permissions of the file of a Unix socket.
+    /// Permissions of a Unix socket's file.
     pub mode: u32,
-    /// How errors name it: the option that set its address, or its place in the file.
+    /// Name in errors: the option that set its address, or its line in the file.
     pub named: String,
 }
 
-/// What the kernel holds for one client's socket: ticks beyond wait where they can be conflated.
+/// Bounds of what the kernel buffers for one client. Further ticks wait in the server, where they can be conflated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketBounds {
-    /// SO_SNDBUF, bytes; `None`: the kernel's, which grows with the connection's needs.
+    /// SO_SNDBUF, bytes; `None`: the kernel sizes it automatically.
     pub send_bytes: Option<usize>,
     /// TCP_NOTSENT_LOWAT, bytes; 0: the kernel's default.
     pub notsent_lowat_bytes: u32,

@@ -1,22 +1,22 @@
-//! What changes while the server runs, and what waits for a restart.
+//! Differences between two configurations: live options, and those that need a restart.
 
 pub use crate::cli::serve::LIVE;
 
-/// An option that has another value now.
+/// One changed option.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Its path in a file: `limits.publish_rate`.
+    /// Path in the file: `limits.publish_rate`.
     pub key: String,
-    /// What it was; empty for not set.
+    /// Old value; empty: not set.
     pub before: String,
-    /// What it is; empty for not set.
+    /// New value; empty: not set.
     pub after: String,
     /// Whether it takes effect without a restart.
     pub is_live: bool,
 }
 
-/// Whether the option at a path of the file takes effect without a restart. Listeners and sources never do, whatever their keys are
-/// called.
+/// Whether the option at this path takes effect without a restart. Options of listeners and sources never do, even those
+/// named like a live option.
 pub fn is_live(path: &str) -> bool {
     path.split_once('.').is_some_and(|(table, key)| !table.ends_with(']') && LIVE.contains(&key))
 }

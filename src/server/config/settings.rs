@@ -1,5 +1,4 @@
-//! The effective options: command line, environment, file and defaults, in this order of precedence, and where each value
-//! comes from.
+//! The effective options and the origin of each value. Precedence: command line, environment, file, defaults.
 
 use std::{collections::BTreeMap, ffi::OsString, fmt::Write, path::PathBuf};
 
@@ -22,20 +21,20 @@ use crate::{
     },
 };
 
-/// Where a value comes from.
+/// Origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody set it. The flag that would.
+    /// Not set; the flag that would set it.
     Default(String),
-    /// This flag.
+    /// Set by this flag.
     CommandLine(String),
-    /// This variable.
+    /// Set by this environment variable.
     Environment(String),
-    /// A line of the file, and the key as it stands there.
+    /// Set in the file: line and key, as written there.
     File(usize, String),
 }
 
-/// A listener or source: its values by key, and where each comes from.
+/// A listener or source: its values and their origins, by key.
 #[derive(Clone, Debug, PartialEq)]
 struct Item {
     kind: String,
@@ -43,45 +42,45 @@ struct Item {
     origins: BTreeMap<String, Origin>,
 }
 
-/// A `[[source]]`.
+/// The effective options of a source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceTable {
     /// Its kind.
     pub kind: &'static SourceKind,
-    /// All its options, set or default.
+    /// All of its options, whether set or default.
     pub options: Table,
 }
 
-/// The options of `tickcast serve`, and where each comes from.
+/// The effective options of `tickcast serve`, with their origins.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The command line.
+    /// Options of the command line.
     pub args: Box<ServeArgs>,
-    /// The tables of a file.
+    /// Effective options of the tables.
     pub tables: Tables,
-    /// `[[listener]]`.
+    /// Effective listeners.
     pub listeners: Vec<ListenerTable>,
-    /// `[[source]]`.
+    /// Effective sources.
     pub sources: Vec<SourceTable>,
-    /// What is wrong with single values: the server must not start.
+    /// Invalid values, each wrong on its own. If there are any, the server must not start.
     pub problems: Vec<Problem>,
-    /// Flags of the options whose values are wrong, and have their defaults here; `listener` or `source` where one of them is
-    /// left out for it.
+    /// Flags of the options with an invalid value, which have their defaults here; `listener` or `source` if one of those was
+    /// left out because of an error.
     pub broken: Vec<String>,
-    /// Keys of 0.1 in the file, each with its new place.
+    /// One warning per key of 0.1 in the file, with its new place.
     pub warnings: Vec<String>,
     file: Option<PathBuf>,
-    /// All values, as a file has them.
+    /// All effective values, laid out as in a file.
     tree: Table,
-    /// By path: `limits.frame_max`, `listener[0].address`.
+    /// Origins by path: `limits.frame_max`, `listener[0].address`.
     origins: BTreeMap<String, Origin>,
 }
 
 impl Settings {
-    /// Reads the command line and the environment, and the file that they name, if any.
+    /// Reads the command line, the environment, and the configuration file if they name one.
     ///
     /// # Errors
-    /// Clap's, for words that it refuses. Problems in the file are in the settings.
+    /// Clap's error for an invalid command line. Errors in the file go to [`Settings::problems`].
     pub fn read(words: &[OsString]) -> Result<Settings, clap::Error> {
         let (args, matches) = parse(words)?;
         let file = match &args.config {
@@ -91,12 +90,12 @@ impl Settings {
         Layers { args: &args, matches: &matches, file: &file }.settings()
     }
 
-    /// Whether a file was read, which may say something else later.
+    /// Whether a file was read, so that a reload may find changes.
     pub fn have_a_file(&self) -> bool {
         self.file.is_some()
     }
 
-    /// What is wrong with the value at a path, named as the operator gave it.
+    /// An error about the value at a path. Names the option as the operator wrote it.
     pub fn problem(&self, path: &str, text: String) -> Problem {
         match self.origins.get(path) {
             Some(Origin::File(line, named)) => {
@@ -109,7 +108,7 @@ impl Settings {
         }
     }
 
-    /// How errors name a listener: by the option that set its address, or by its place in the file.
+    /// Name of a listener in errors: the option that set its address, or its line in the file.
     pub fn name_of_listener(&self, at: usize) -> String {
         match (self.origins.get(&format!("listener[{at}].address")), &self.file) {
             (Some(Origin::File(line, _)), Some(path)) => format!("{}, line {line}", path.display()),
@@ -120,7 +119,7 @@ impl Settings {
         }
     }
 
-    /// What is another than before.
+    /// The options whose values differ from `before`.
     pub fn changes_since(&self, before: &Settings) -> Vec<Change> {
         let (was, is) = (flattened(&before.tree), flattened(&self.tree));
         let mut paths: Vec<&String> = is.keys().chain(was.keys()).collect();
@@ -134,8 +133,8 @@ impl Settings {
         changes.filter(|change| change.before != change.after).collect()
     }
 
-    /// Every option as it is used, as a file, with where it comes from. Defaults are comments, but for listeners and sources:
-    /// a file that lists one lists all.
+    /// The effective configuration as a file, with the origin of each value. Defaults are commented out, except in listeners
+    /// and sources: a file that lists one must list all.
     pub fn to_toml(&self) -> String {
         let mut text = String::from("# tickcast serve: the effective configuration\n");
         if self.sources.is_empty() {
@@ -170,9 +169,9 @@ impl Settings {
     }
 }
 
-/// Appends `key = value # where it comes from`.
+/// Appends `key = value # origin`.
 fn line_of(text: &mut String, key: &str, value: Option<&Value>, origin: Option<&Origin>, always: bool) {
-    let (mark, from) = match origin {
+    let (prefix, from) = match origin {
         None | Some(Origin::Default(_)) if always => ("", "default".to_owned()),
         None | Some(Origin::Default(_)) => ("# ", "default".to_owned()),
         Some(Origin::CommandLine(flag)) => ("", flag.clone()),
@@ -180,12 +179,12 @@ fn line_of(text: &mut String, key: &str, value: Option<&Value>, origin: Option<&
         Some(Origin::File(line, _)) => ("", format!("line {line}")),
     };
     let _ = match value {
-        Some(value) => writeln!(text, "{mark}{key} = {value} # {from}"),
+        Some(value) => writeln!(text, "{prefix}{key} = {value} # {from}"),
         None => writeln!(text, "# {key} = # not set"),
     };
 }
 
-/// Values by their paths, lists of values as one text.
+/// Values by path. A list becomes one text.
 fn flattened(tree: &Table) -> BTreeMap<String, String> {
     let mut flat = BTreeMap::new();
     let plain = |value: &Value| match value {
@@ -221,7 +220,7 @@ fn parse(words: &[OsString]) -> Result<(Box<ServeArgs>, ArgMatches), clap::Error
     }
 }
 
-/// What the settings are made of.
+/// The inputs of the settings.
 struct Layers<'a> {
     args: &'a ServeArgs,
     matches: &'a ArgMatches,
@@ -271,7 +270,7 @@ impl Layers<'_> {
         })
     }
 
-    /// Where an option comes from, and what the file has of it if that is used.
+    /// Origin of an option, and its entry in the file if that is the origin.
     fn origin(&self, declared: &Declared) -> (Origin, Option<&Entry>) {
         let flag = format!("--{}", declared.flag);
         match (self.matches.value_source(&declared.id), self.file.options.get(&declared.id)) {
@@ -284,13 +283,13 @@ impl Layers<'_> {
         }
     }
 
-    /// Whether a switch is on that has no table, by the command line or a flat key.
+    /// Whether the command line or a flat key sets a switch that has no table.
     fn is_on(&self, id: &str) -> bool {
         let typed = self.matches.try_get_one::<bool>(id).ok().flatten();
         typed == Some(&true) || self.file.options.contains_key(id)
     }
 
-    /// The file's listeners, or one of each kind; the options for addresses change the first of their kind.
+    /// The listeners in the file, or one of each kind. The address options change the first of their kind.
     fn listeners(&self) -> Vec<Item> {
         let mut items: Vec<Item> = match &self.file.listeners {
             Some(sections) => sections.iter().map(|section| Item::of(section, Table::new())).collect(),
@@ -314,7 +313,7 @@ impl Layers<'_> {
                 items.push(Item::new(kind.name(), Table::new()));
                 items.len() - 1
             });
-            // What was set for the address in the file may not suit the new one.
+            // Options that the file sets for its address may be invalid for the new one.
             let moot = match address.as_str().is_some_and(is_unix) {
                 true => &["socket_send_buffer", "notsent_lowat"][..],
                 false => &["mode"],
@@ -331,12 +330,12 @@ impl Layers<'_> {
         items
     }
 
-    /// The file's sources, and those that flags ask for. Flags change the first source of their kind.
+    /// The sources in the file and those that flags add. Flags change the first source of their kind.
     fn sources(&self, problems: &mut Vec<Problem>) -> Vec<Item> {
         let sections = self.file.sources.as_deref().unwrap_or_default();
         let mut items: Vec<Item> = sections.iter().map(Item::of_source).collect();
         let with_flags = KINDS.iter().filter_map(|kind| Some((kind, kind.flags?.starts)));
-        // What runs instead of the default source comes before it.
+        // Sources that replace the default one are added before it.
         let (first, others): (Vec<_>, Vec<_>) =
             with_flags.partition(|(_, starts)| *starts == Starts::Instead);
         for (kind, starts) in first.into_iter().chain(others) {
@@ -370,7 +369,7 @@ impl Layers<'_> {
         items
     }
 
-    /// The options of a kind that were given by flag, variable or flat key.
+    /// The options of a kind that a flag, a variable or a flat key sets.
     fn given(&self, kind: &SourceKind) -> Vec<(&'static Declared, Origin, Value)> {
         let typed = self.args.sources.of(kind);
         let given = |declared: &'static Declared| {
@@ -385,7 +384,7 @@ impl Layers<'_> {
         declared::of(kind.name).filter_map(given).collect()
     }
 
-    /// An option of a source that there is not.
+    /// The error for an option of a source that does not exist.
     fn without_source(&self, kind: &SourceKind, declared: &Declared, origin: &Origin) -> Problem {
         let asks = declared::of(kind.name).find(|declared| kind.required.first() == Some(&&*declared.key));
         let (name, asks) =
@@ -433,7 +432,7 @@ impl Item {
         self.origins.remove(key);
     }
 
-    /// `None` for a kind that there is not, which reading the file has refused.
+    /// The source's options; `None` for an unknown kind, which reading the file refused.
     fn source(&self) -> Option<SourceTable> {
         let mut options = self.values.clone();
         options.remove("kind");

@@ -11,7 +11,7 @@ fn config(options: &str) -> Result<Config, StartupError> {
     Config::new(&settings(options), &[0, 1, 2, 3])
 }
 
-/// What is refused, by name.
+/// The names in the errors.
 fn refused(config: Result<Config, StartupError>) -> Vec<String> {
     match config {
         Err(StartupError::Configuration(problems)) => {
@@ -43,7 +43,7 @@ fn what_changes_while_it_runs_is_checked_like_the_rest_but_no_record_is_read() {
     for bad in ["--sim-size 1", "--replay /missing", "--ecg /missing.hea", "--ecg synthetic --ecg-batch 0"] {
         assert_eq!(refused(reload(bad)).len(), 1, "{bad}");
     }
-    // No header of a record: the next start would say so.
+    // Not the header of a record: only the next start would report it.
     assert!(reload("--ecg Cargo.toml").unwrap().sources.is_empty());
     assert_eq!(refused(config("--ecg Cargo.toml")), ["--ecg"]);
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::{
-    limits::QUESTIONS_PER_SHARD,
+    limits::CONTROL_REQUESTS_PER_SHARD,
     operator::views::{SessionView, TopicView},
 };
 use tickcast_core::{
@@ -82,7 +82,7 @@ pub struct ControlReceiver(rtrb::Consumer<ShardRequest>);
 /// Creates one control channel for each doorbell, in shard order.
 pub fn control_channels(bells: &[Arc<Doorbell>]) -> (ControlSender, Vec<ControlReceiver>) {
     let ring = |bell: &Arc<Doorbell>| {
-        let (producer, consumer) = rtrb::RingBuffer::new(QUESTIONS_PER_SHARD);
+        let (producer, consumer) = rtrb::RingBuffer::new(CONTROL_REQUESTS_PER_SHARD);
         ((producer, bell.clone()), ControlReceiver(consumer))
     };
     let (lanes, receivers) = bells.iter().map(ring).unzip();
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn a_full_ring_or_an_ended_shard_drops_the_request_and_the_requester_learns_of_it() {
         let (mut control, receivers) = control_channels(&[Arc::new(Doorbell::new(|| {}))]);
-        let queued: Vec<_> = (0..QUESTIONS_PER_SHARD)
+        let queued: Vec<_> = (0..CONTROL_REQUESTS_PER_SHARD)
             .map(|_| {
                 let (dispatch, replies) = close(None);
                 control.send(dispatch);

@@ -79,7 +79,7 @@ const wavePosition = { next: 0, recoveredUpTo: 0, recovered: 0 };
 let lostUnlisted = 0;
 /** Topic that latency is measured on when there is no wave. Its rate is unlimited: a rate limit would delay its ticks. */
 let probe = "";
-/** When the probe's newest tick arrived, and whether the server has confirmed its unlimited rate. */
+/** When the probe's last tick arrived, and whether the server has confirmed its unlimited rate. */
 let probeAt = 0;
 let isProbeUnlimited = false;
 

@@ -1,4 +1,4 @@
-// market.js: the state of each topic in the table: its newest tick and the counts of ticks that did not arrive.
+// market.js: the state of each topic in the table: its last tick and the counts of ticks that did not arrive.
 
 import { FLAG_JSON, FLAG_SNAPSHOT } from "./wire.js";
 
@@ -14,7 +14,7 @@ const TEXT_MAX = 24;
 
 const decoder = new TextDecoder();
 
-/** A topic. `text`, `value` and the change describe the newest payload that `parse` has read. */
+/** A topic. `text`, `value` and the change describe the last payload that `parse` has read. */
 class Row {
   /** The next sequence expected; 0 if unknown, so that no gap is inferred from the next tick. */
   next = 0;
@@ -55,7 +55,7 @@ class Row {
     else this.#parse(bytes, isJson);
   }
 
-  /** Parses the newest payload, unless that has been done. */
+  /** Parses the last payload, unless it is parsed already. */
   parse() {
     if (this.unparsed === null) return;
     const { bytes, isJson } = this.unparsed;

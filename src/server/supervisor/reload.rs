@@ -110,7 +110,7 @@ mod tests {
     use super::*;
     use crate::{
         config::settings::Settings,
-        limits::QUESTIONS_PER_SHARD,
+        limits::CONTROL_REQUESTS_PER_SHARD,
         operator::control::{ReplySender, control_channels},
     };
     use tickcast_core::mesh::ring::Doorbell;
@@ -120,7 +120,7 @@ mod tests {
         let bell = Arc::new(Doorbell::new(|| {}));
         let (mut control, mut receivers) = control_channels(&[bell]);
         let close = || ShardRequest::Close(1, ReplySender::always_open(|_| ()));
-        for _ in 0..QUESTIONS_PER_SHARD {
+        for _ in 0..CONTROL_REQUESTS_PER_SHARD {
             control.send(Dispatch { to: None, request: Box::new(move |_| close()) });
         }
         let settings = Settings::read(&["tickcast", "serve"].map(Into::into)).unwrap();

@@ -142,9 +142,8 @@ impl Admission {
         self.counts.origins.as_ref().map(|origins| origins.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Answers a refused connection with the reason, without waiting: whatever the socket does not take at once is lost.
-    /// The socket is kept for a moment, because closing it with unread input would reset the connection and destroy the
-    /// answer. Under a flood the oldest such socket is closed for the newest.
+    /// Answers a refused connection with the reason, without waiting: what the socket does not take at once is lost. Keeps the
+    /// socket for a moment, because closing it with unread input would reset the connection and destroy the answer. If too many linger, the oldest is closed.
     pub fn refuse(&mut self, socket: OwnedFd, kind: ListenerKind, refusal: Refusal, now_ns: u64) {
         let mut answer = Vec::new();
         match kind {

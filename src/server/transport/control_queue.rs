@@ -4,7 +4,7 @@ use std::{collections::VecDeque, io};
 
 use crate::operator::control::{ControlReceiver, ReplySender, ShardRequest};
 use crate::{
-    limits::{SURVEYS_PER_SHARD, TURN_QUESTIONS, TURN_SOCKETS_ASKED},
+    limits::{SURVEYS_PER_SHARD, TURN_CONTROL_REQUESTS, TURN_SOCKET_LOOKUPS},
     operator::views::{SessionView, TopicView},
     process::fault::{self, Place},
     transport::driver::Driver,
@@ -63,7 +63,7 @@ impl Driver {
         fault::at(Place::Control(self.shard.id().0));
         // Their requesters have given up.
         self.control.surveys.retain(|survey| !survey.is_closed());
-        for _ in 0..TURN_QUESTIONS {
+        for _ in 0..TURN_CONTROL_REQUESTS {
             let Some(request) = self.control.receiver.try_recv() else { break };
             self.shard.counters().add(Counter::ControlRequests, 1);
             let survey = self.begin(request, now);
@@ -113,7 +113,7 @@ impl Driver {
                 true => Survey::Sockets(self.shard.session_summaries(survey, now), Vec::new(), reply),
             }),
             Survey::Sockets(seen, mut views, reply) => {
-                for summary in seen.iter().skip(views.len()).take(TURN_SOCKETS_ASKED) {
+                for summary in seen.iter().skip(views.len()).take(TURN_SOCKET_LOOKUPS) {
                     let mut view = SessionView::new(self.shard.id(), summary);
                     if self.shard.is_session(summary.slot, summary.id) {
                         let socket = self.ring.look_at(summary.slot.0)?;

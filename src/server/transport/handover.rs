@@ -1,8 +1,7 @@
 //! Moves connections between shards: one bounded SPSC ring for each ordered pair of shards.
 //!
-//! A client with an identity is served by the shard of that identity and by no other, so that its second connection meets
-//! its first. A connection that finds the ring full therefore waits with the shard that accepted it, unanswered, and is
-//! pushed again each turn.
+//! Only the shard of an identity serves its client, so that a second connection meets the first. A connection that finds the
+//! ring full therefore waits on the shard that accepted it, unanswered, and that shard tries again each turn.
 
 use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc};
 
@@ -87,8 +86,8 @@ impl HandoverLanes {
         }
     }
 
-    /// Queues an accepted connection for another shard; [`HandoverLanes::push_out`] sends it. Returns it if so many wait
-    /// for that shard already that this shard had better keep it, and if `to` is this shard.
+    /// Queues an accepted connection for another shard; [`HandoverLanes::push_out`] sends it. Returns it if `to`
+    /// is this shard, or if so many already wait for that shard that this one should keep it.
     ///
     /// # Errors
     /// The connection.
@@ -132,8 +131,8 @@ impl HandoverLanes {
         self.lanes.len() * HANDOVERS_PER_LANE
     }
 
-    /// The last check before sleep, with the doorbell armed: whether a transfer came in, or one that waited for room found
-    /// it. (A consumer that made room before the doorbell was armed woke nobody.)
+    /// The last check before sleep, with the doorbell armed: whether a transfer came in, or room was found for a waiting one.
+    /// (A consumer that made room before the doorbell was armed woke nobody.)
     pub fn look_again(&mut self) -> bool {
         self.push_out() | self.has_input()
     }

@@ -1,6 +1,6 @@
-//! Listening sockets. A TCP listener has one socket for each shard, and the kernel spreads connections over them by peer
-//! address. A Unix socket, or a socket that the service manager passes, is one for all shards: the first shard accepts from
-//! it and deals the connections out in turn.
+//! Listening sockets. A TCP listener has one socket per shard, and the kernel spreads connections over them by peer address.
+//! All shards share a Unix socket, or a socket passed by the service manager: the first shard accepts from it and distributes
+//! the connections round-robin.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ use crate::{
     limits::LISTEN_BACKLOG,
 };
 
-/// Attempts to listen on an address in use, and their pause: half a second in all.
+/// Attempts to listen on an address in use, and the pause between them: half a second in total.
 const LISTEN_ATTEMPTS_MAX: u32 = 10;
 const LISTEN_RETRY_NS: u64 = 50_000_000;
 
@@ -36,27 +36,27 @@ pub struct Listening {
     pub kind: Kind,
     /// The address in use.
     pub address: Address,
-    /// By shard: those without one are dealt connections by the one that has it.
+    /// By shard. Shards without a socket get their connections from the one that has it.
     pub sockets: Vec<Option<OwnedFd>>,
-    /// Removed when this is dropped.
+    /// The file of a Unix socket, removed when this is dropped.
     file: Option<SocketFile>,
 }
 
 impl Listening {
-    /// Whether one shard accepts and deals the connections out.
+    /// Whether one shard accepts for all.
     pub fn is_dealt(&self) -> bool {
         self.sockets.iter().any(Option::is_none)
     }
 
-    /// What removes the file of a Unix socket once dropped.
+    /// The guard that removes the file of a Unix socket when dropped.
     pub fn take_file(&mut self) -> Option<SocketFile> {
         self.file.take()
     }
 }
 
-/// The file of a Unix socket that this process made. Dropped, it is removed, unless another file has taken its place.
+/// The file of a Unix socket that this process created. Dropping this removes the file, unless another one has replaced it.
 ///
-/// Drop it before the socket stops listening: until then no other server takes the path, and the inode stays its own.
+/// Drop it before the socket stops listening: until then no other server can take the path, and the inode is not reused.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -81,10 +81,10 @@ fn device_and_inode(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-/// Listens for `shards`: on the socket that the service manager passed, which takes precedence, or else on the address.
+/// Opens a listener for `shards`: on the socket passed by the service manager if there is one, else on its address.
 ///
 /// # Errors
-/// [`StartupError::Listen`]; [`StartupError::Passed`] where an option cannot be set on a passed socket.
+/// [`StartupError::Listen`]; [`StartupError::Passed`] if an option cannot be set on a passed socket.
 pub fn open(listener: &Listener, passed: Option<OwnedFd>, shards: u16) -> Result<Listening, StartupError> {
     let kind = listener.kind;
     let failed = |error| StartupError::Listen(listener.named.clone(), listener.address.clone(), error);
@@ -108,16 +108,16 @@ pub fn open(listener: &Listener, passed: Option<OwnedFd>, shards: u16) -> Result
     }
 }
 
-/// Were each shard to accept from it, the first that waits would be woken for all connections (EPOLLEXCLUSIVE, in the order
-/// of waiting), and no shard's share of the accept rate would be known.
+/// Gives a shared socket to the first shard. If every shard accepted from it, the kernel would wake the first waiter for all
+/// connections (EPOLLEXCLUSIVE wakes in the order of waiting), and no shard would know its share of the accept rate.
 fn for_first(socket: OwnedFd, shards: u16) -> Vec<Option<OwnedFd>> {
     std::iter::once(Some(socket)).chain((1..shards).map(|_| None)).collect()
 }
 
-/// Gives a passed socket the options of one of our own, but for its backlog, which its unit sets. Returns its address.
+/// Sets the options of a passed socket, except its backlog, which its unit sets. Returns its address.
 fn adopt(socket: &OwnedFd, bounds: SocketBounds) -> io::Result<Address> {
     let socket = SockRef::from(socket);
-    // Older kernels answer EAGAIN rather than wait.
+    // On a non-blocking socket, older kernels return EAGAIN instead of waiting.
     socket.set_nonblocking(false)?;
     let address = socket.local_addr()?;
     if let Some(address) = address.as_socket() {
@@ -128,14 +128,14 @@ fn adopt(socket: &OwnedFd, bounds: SocketBounds) -> io::Result<Address> {
     path.ok_or_else(|| io::Error::other("neither a TCP port nor a Unix socket with a path"))
 }
 
-/// Makes `shards` sockets that listen on one address; port 0 is resolved by the first. Returns the address in use.
+/// Creates `shards` sockets that listen on one address; the first resolves port 0. Returns the address in use.
 ///
 /// TCP_NODELAY is set here, and accepted sockets inherit it: frames are batched before they are sent. They inherit the
 /// socket bounds as well (Linux 6.18: SO_SNDBUF and TCP_NOTSENT_LOWAT are copied to the accepted socket).
 ///
 /// # Errors
-/// [`StartupError::Listen`], which calls the listener `named`; also when another program listens there: a shared port would
-/// silently take a part of its connections, so the address is first bound without sharing.
+/// [`StartupError::Listen`], which names the listener `named`. Another program on the address is an error: a shared port would
+/// silently take some of its connections, so the address is first bound without sharing.
 pub fn listen(
     named: &str,
     address: SocketAddr,
@@ -152,16 +152,16 @@ fn listen_tcp(
     bounds: SocketBounds,
 ) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
     if address.port() != 0 {
-        // Listening fails where binding alone would succeed, beside a listener that allows reuse. For port 0 the
-        // kernel picks a port that nobody shares.
+        // The probe listens, because beside a listener that allows reuse, binding alone would succeed. For port 0 the
+        // kernel picks an unused port.
         let mut attempts_left = LISTEN_ATTEMPTS_MAX;
         while let Err(error) = bind(address, false, bounds).and_then(|probe| probe.listen(1)) {
             attempts_left -= 1;
             if attempts_left == 0 || error.kind() != ErrorKind::AddrInUse {
                 return Err(error);
             }
-            // A server that has just ended: the kernel takes its io_uring apart, and with it its listeners, only after the
-            // process is gone (seen on Linux 6.18 after SIGKILL, for some 10 ms).
+            // The previous server may have just ended: the kernel frees its io_uring, and the listeners in it, only after
+            // the process is gone (about 10 ms after SIGKILL on Linux 6.18).
             clock::sleep_ns(LISTEN_RETRY_NS);
         }
     }
@@ -188,19 +188,19 @@ fn bind(address: SocketAddr, shared: bool, bounds: SocketBounds) -> io::Result<S
     Ok(socket)
 }
 
-/// Makes a Unix socket that listens at a path. A socket file that nobody listens on is replaced.
+/// Creates a Unix socket that listens at a path. Replaces a socket file that nobody listens on.
 fn listen_unix(path: &Path, mode: u32) -> io::Result<(OwnedFd, SocketFile)> {
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM.cloexec(), None)?;
     socket.bind(&SockAddr::unix(path)?)?;
     let file = SocketFile::of(path)?;
-    // Before anyone can connect: until it listens, connecting is refused.
+    // Set before it listens, because until then nobody can connect.
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     socket.listen(LISTEN_BACKLOG)?;
     Ok((socket.into(), file))
 }
 
-/// Removes the socket file that a server which was killed has left.
+/// Removes the socket file of a killed server.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
@@ -208,7 +208,10 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     if !found.file_type().is_socket() {
-        return Err(io::Error::new(ErrorKind::AlreadyExists, "a file that is not a socket is in the way"));
+        return Err(io::Error::new(
+            ErrorKind::AlreadyExists,
+            "the path exists and is not a socket; remove it or choose another path",
+        ));
     }
     match UnixStream::connect(path) {
         Ok(_) => Err(ErrorKind::AddrInUse.into()),
@@ -217,7 +220,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Sets what accepted TCP sockets inherit.
+/// Sets the options that accepted TCP sockets inherit.
 fn set_options(socket: &Socket, bounds: SocketBounds) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     if let Some(bytes) = bounds.send_bytes {

@@ -1,4 +1,4 @@
-//! Which tests run side by side, and a watchdog for tests that hang.
+//! Runs tests side by side or alone, and stops tests that hang.
 
 use std::{
     cell::RefCell,

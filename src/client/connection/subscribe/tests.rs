@@ -310,7 +310,7 @@ fn many_positions_are_split_into_messages_that_every_server_accepts() {
 }
 
 #[test]
-fn raw_connection_starts_with_the_newest_tick_instead_of_resuming() {
+fn raw_connection_starts_with_the_last_tick_instead_of_resuming() {
     let (mut connection, response) = open(WireFormat::WEBSOCKET_RAW);
     connection.handle_bytes(&response);
     assert_eq!(connection.poll_event(), Ok(None));

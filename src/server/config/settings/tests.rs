@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::Config;
 
-/// The settings with a file of this text, and these words.
+/// The settings from a file with this text and a command line with these words.
 fn settings_of(name: &str, text: &str, words: &str) -> Settings {
     let path = std::env::temp_dir().join(format!("tickcast-{}-{name}.toml", std::process::id()));
     std::fs::write(&path, text).unwrap();
@@ -12,7 +12,7 @@ fn settings_of(name: &str, text: &str, words: &str) -> Settings {
     settings
 }
 
-/// All that is wrong with a file, one line each.
+/// All errors in a file, one per line.
 fn errors_of(name: &str, text: &str) -> Vec<String> {
     let settings = settings_of(name, text, "");
     match Config::new(&settings, &[0]) {
@@ -21,7 +21,7 @@ fn errors_of(name: &str, text: &str) -> Vec<String> {
     }
 }
 
-/// One key of a file or more, in its form of 0.1 and now.
+/// Pairs of file texts with the same meaning: the keys of 0.1, and the present ones.
 const OLD_AND_NEW: [(&str, &str); 8] = [
     (
         "behind_ms = 7\noutbox_bytes_max = 4194304",
@@ -56,7 +56,7 @@ fn command_line_then_file_then_defaults() {
     assert_eq!(tables.delivery.policy, ["a.>=drop", "conflate"]);
     assert_eq!(tables.delivery.stall_deadline.to_string(), "30s");
     let tables = settings_of("list", text, "--policy drop").tables;
-    assert_eq!(tables.delivery.policy, ["drop"], "a list that is typed stands for the file's");
+    assert_eq!(tables.delivery.policy, ["drop"], "a list on the command line replaces the file's");
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn values_that_do_not_fit_are_refused_with_their_line() {
         ("log", "[server]\nlog = \"loud\"\n", "line 2: server.log: invalid level \"loud\""),
         ("syntax", "tcp = \"127.0.0.1:0\"\nhttp =\n", "line 2"),
         ("twice", "[server]\nshards = 1\nshards = 2\n", "line 3"),
-        ("both", "shards = 1\n[server]\nshards = 2\n", "is set twice"),
+        ("both", "shards = 1\n[server]\nshards = 2\n", "is also set as server.shards in line 3; remove one"),
         ("shape", "limits = 5\n", "line 1: limits: must be a table"),
         ("list", "[listener]\nkind = \"native\"\n", "line 1: listener: must be a list of tables"),
         (
@@ -277,7 +277,7 @@ fn the_shipped_file_is_good_and_what_it_comments_out_is_the_default() {
     let settings = settings_of("shipped", shipped, "");
     assert!(settings.problems.is_empty() && settings.warnings.is_empty(), "{:?}", settings.problems);
     assert!(Config::new(&settings, &[0]).unwrap().sources.is_empty());
-    // A comment whose first word is followed by = is a setting.
+    // A comment that begins with `key =` is a commented-out setting.
     let commented = |line: &&str| {
         // Examples are indented.
         let words: Vec<&str> = line.split(' ').take(3).collect();
@@ -293,7 +293,7 @@ fn the_shipped_file_is_good_and_what_it_comments_out_is_the_default() {
     assert!(with_defaults.problems.is_empty(), "{:?}", with_defaults.problems);
     let changes: Vec<String> =
         with_defaults.changes_since(&settings).iter().map(|change| change.key.clone()).collect();
-    // Their defaults depend on the machine, or are written down as what they amount to.
+    // Their defaults depend on the machine, or the file writes them out.
     let by_hand = [
         "delivery.behind_size",
         "delivery.history",
@@ -327,7 +327,7 @@ fn changes_say_which_are_live() {
     assert!(sources.iter().any(|change| change.key == "source[0].rate" && !change.is_live), "{sources:?}");
 }
 
-/// A value other than the default: the last choice, or by what the help calls the value; any text otherwise.
+/// A value other than the default: the last of the possible values, or one that fits the placeholder, or any text.
 fn other(declared: &Declared) -> String {
     let command = <Cli as clap::CommandFactory>::command();
     let mut arguments = command.find_subcommand("serve").unwrap().get_arguments();
@@ -351,7 +351,7 @@ fn other(declared: &Declared) -> String {
 
 #[test]
 fn what_is_printed_is_read_as_the_same_for_every_option() {
-    // What removes a listener or source is tried by itself.
+    // Options that remove a listener or a source are tested one at a time.
     let tried = declared::all().iter().filter(|declared| !["no_sim", "no_admin"].contains(&&*declared.id));
     let mut words = vec!["tickcast".to_owned(), "serve".to_owned()];
     for declared in tried {

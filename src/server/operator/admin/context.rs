@@ -8,7 +8,7 @@ use std::sync::{
 use tokio::sync::Semaphore;
 
 use super::{process_sample, stage::Stage};
-use crate::{clock, limits::ADMIN_INQUIRIES_MAX, operator::control::Dispatch, sources::SourceStatus};
+use crate::{clock, limits::ADMIN_QUERIES_MAX, operator::control::Dispatch, sources::SourceStatus};
 use tickcast_core::metrics::counters::Counters;
 
 /// The admin thread's handles to the rest of the server.
@@ -40,7 +40,7 @@ impl AdminContext {
         AdminContext {
             handles,
             stage: AtomicU8::new(Stage::Starting as u8),
-            shard_requests: Semaphore::new(ADMIN_INQUIRIES_MAX),
+            shard_requests: Semaphore::new(ADMIN_QUERIES_MAX),
             is_local,
             start_seconds: process_sample::start_seconds(),
             created_ns: clock::monotonic_ns(),

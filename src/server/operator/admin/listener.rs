@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Counters are read directly. Everything else is a request to the shards, which reply once they get to it: a response lists
-//! the shards that did not reply within [`crate::limits::ADMIN_ANSWER_MS`] and omits their part. The listener starts before
+//! the shards that did not reply within [`crate::limits::ADMIN_REPLY_MS`] and omits their part. The listener starts before
 //! the shards and stops after them.
 //!
 //! Its thread runs on cores without a shard where there are any, otherwise at the lowest priority.

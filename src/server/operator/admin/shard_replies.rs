@@ -6,7 +6,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::context::AdminContext;
 use crate::{
-    limits::ADMIN_ANSWER_MS,
+    limits::ADMIN_REPLY_MS,
     operator::control::{Dispatch, ReplySender, ShardRequest},
 };
 use tickcast_proto::ids::ShardId;
@@ -35,14 +35,14 @@ impl<T> ShardReplies<T> {
 impl AdminContext {
     /// Sends a request to one shard or to all and waits for the replies.
     ///
-    /// Waits at most [`ADMIN_ANSWER_MS`] for its turn among the requests that query shards, then as long again for the
+    /// Waits at most [`ADMIN_REPLY_MS`] for its turn among the requests that query shards, then as long again for the
     /// replies. Does not wait for a shard that has ended or whose control channel is full.
     pub(super) async fn query_shards<T: Send + 'static>(
         &self,
         to: Option<ShardId>,
         request: impl Fn(ReplySender<T>) -> ShardRequest + Send + 'static,
     ) -> ShardReplies<T> {
-        let deadline = Duration::from_millis(ADMIN_ANSWER_MS);
+        let deadline = Duration::from_millis(ADMIN_REPLY_MS);
         let shards = self.handles.shards.len();
         let mut replies = Vec::new();
         if let Ok(Ok(_permit)) = timeout(deadline, self.shard_requests.acquire()).await {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     clock,
-    limits::{ADMIN_ROWS_DEFAULT, ADMIN_ROWS_MAX, TOP_ANSWER_BYTES_MAX, TOP_ANSWER_MS},
+    limits::{ADMIN_ROWS_DEFAULT, ADMIN_ROWS_MAX, TOP_RESPONSE_BYTES_MAX, TOP_RESPONSE_MS},
 };
 use tickcast_core::shard::survey::SessionSort;
 
@@ -26,7 +26,7 @@ impl AdminClient {
     /// Creates a client. Does not connect yet.
     pub(super) fn new(address: SocketAddr) -> AdminClient {
         let config = Agent::config_builder()
-            .timeout_global(Some(Duration::from_millis(TOP_ANSWER_MS)))
+            .timeout_global(Some(Duration::from_millis(TOP_RESPONSE_MS)))
             // Error responses have a body to show.
             .http_status_as_error(false)
             .max_redirects(0)
@@ -43,7 +43,7 @@ impl AdminClient {
         self.address
     }
 
-    /// Polls the server: four requests of at most [`TOP_ANSWER_MS`] each.
+    /// Polls the server: four requests of at most [`TOP_RESPONSE_MS`] each.
     ///
     /// # Errors
     /// Why the server did not respond. If only a part is unavailable, as while the server starts, the snapshot has the reason
@@ -67,7 +67,7 @@ impl AdminClient {
         let request = self.agent.get(format!("http://{}{path}", self.address));
         let mut response = request.call().map_err(reason)?;
         let status = response.status().as_u16();
-        let body = response.body_mut().with_config().limit(TOP_ANSWER_BYTES_MAX as u64).read_to_vec();
+        let body = response.body_mut().with_config().limit(TOP_RESPONSE_BYTES_MAX as u64).read_to_vec();
         Ok(responses::parse(status, &body.map_err(reason)?))
     }
 }
@@ -75,7 +75,7 @@ impl AdminClient {
 fn reason(error: ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) => format::reason(&error.to_string()),
-        ureq::Error::Timeout(_) => format!("timed out after {}", format::milliseconds(TOP_ANSWER_MS)),
+        ureq::Error::Timeout(_) => format!("timed out after {}", format::milliseconds(TOP_RESPONSE_MS)),
         ureq::Error::BodyExceedsLimit(bytes) => format!("response is larger than {bytes} bytes"),
         error => {
             let error = format::reason(&error.to_string());

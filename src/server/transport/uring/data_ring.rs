@@ -120,8 +120,8 @@ pub struct DataRing<S: Shim = Direct> {
     installed: Option<Installed>,
     /// SENDs so far that found their socket full.
     sends_full: u64,
-    /// The ring has failed, or a batch of SENDs was abandoned: queued entries may point to freed memory. It submits nothing
-    /// any more.
+    /// The ring has failed, or a batch of SENDs was abandoned. Queued entries may point to freed memory, so the ring submits
+    /// nothing more.
     is_poisoned: bool,
     /// Flags of an enter that waits: without NO_IOWAIT the kernel counts an idle shard's core as waiting for a disk.
     wait_flags: EnterFlags,
@@ -440,7 +440,7 @@ impl<S: Shim> DataRing<S> {
     /// Submits, runs deferred work, and waits for `wanted` completions.
     fn enter(&mut self, wanted: usize) -> io::Result<()> {
         if self.is_poisoned {
-            return Err(io::Error::other("the data ring has failed and submits nothing any more"));
+            return Err(io::Error::other("the data ring has failed and submits nothing more"));
         }
         for _ in 0..ENTER_ATTEMPTS_MAX {
             let entered = match wanted {
