@@ -33,13 +33,14 @@ mod stages;
 mod subscriptions;
 pub mod survey;
 mod timers;
+mod unfinished;
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
 };
 
-use self::{control::Control, intake::IntakeKind, stages::Stages, timers::Timer};
+use self::{control::Control, intake::IntakeKind, stages::Stages, timers::Timer, unfinished::Unfinished};
 use crate::{
     admission::Publishers,
     config::Limits,
@@ -127,14 +128,16 @@ pub struct Shard {
     sessions: Sessions,
     stages: Stages,
     actions: VecDeque<Action>,
-    /// Slots whose input waits for the session itself: for room in its outbox, or for its walks. Entries of ended sessions stay until the next attempt to resume. Bound: one entry per pause
-    /// since then.
+    /// Slots whose input waits for the session itself: for room in its outbox, or for its walks. Entries of ended sessions
+    /// stay until the next attempt to resume. Bound: one entry per pause since then.
     paused: Vec<SlotId>,
     /// Sessions with paused input that wait for room for all, in fair turns.
     input_queue: FairQueue,
     /// The kind of requests that may fill the delivery stages in this turn.
     preferred_intake: IntakeKind,
     timers: Wheel<Timer>,
+    /// Sessions with an unfinished message.
+    unfinished: Unfinished,
     /// Number of timers at which those of ended sessions are dropped.
     timers_max: usize,
     generation: u32,
@@ -200,6 +203,7 @@ impl Shard {
             input_queue: FairQueue::new(INPUT_QUANTUM_BYTES),
             preferred_intake: IntakeKind::Sessions,
             timers: Wheel::new(),
+            unfinished: Unfinished::default(),
             timers_max: TIMERS_GONE_MAX,
             generation: 0,
             input_stopped: false,
@@ -407,6 +411,7 @@ impl Shard {
             + self.stages.waiting_bytes()
             + self.timers.heap_bytes()
             + self.control.heap_bytes()
+            + self.unfinished.heap_bytes()
             + self.holders.bytes()
             + self.identities.values().map(|identity| identity.len() + 32).sum::<usize>()
             + self.sessions.skipped_bytes()

@@ -112,6 +112,8 @@ counters! {
     ClosedReplaced = "closed_replaced", "sessions";
     /// Sessions closed by the operator.
     ClosedByOperator = "closed_by_operator", "sessions";
+    /// Sessions closed because unfinished messages took too much memory.
+    ClosedUnfinishedMemory = "closed_unfinished_memory", "sessions";
     /// Turns of the shard's loop.
     Turns = "turns", "turns";
     /// Turns that took more than 100 ms, not counting the time asleep.

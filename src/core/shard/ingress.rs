@@ -24,10 +24,13 @@ use tickcast_proto::{
 };
 
 /// How far processing a session's input got.
+#[derive(Default)]
 struct Progress {
     used: usize,
     /// The rest waits for room, not for more bytes.
     blocked: bool,
+    /// A message has been completed, so an unfinished one has begun since.
+    completed: bool,
 }
 
 /// The shard that serves the session whose message was decoded.
@@ -49,16 +52,19 @@ impl Shard {
     pub(super) fn receive(&mut self, slot: SlotId, bytes: &[u8], now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         if session.is_paused() || !session.input.is_empty() {
-            session.input.extend_from_slice(bytes);
-            if !session.is_paused() {
+            if !session.keep_input(bytes) {
+                self.end(slot, CloseReason::UnfinishedMemory, now);
+            } else if !session.is_paused() {
                 self.process_waiting(slot, now);
             }
         } else {
             // Who waits for room goes first.
             let bytes_max = if self.input_queue.is_empty() { usize::MAX } else { 0 };
             let progress = self.process(slot, bytes, bytes_max, now);
-            if let Some(session) = self.sessions.open_mut(slot) {
-                session.input.extend_from_slice(&bytes[progress.used..]);
+            if let Some(session) = self.sessions.open_mut(slot)
+                && !session.keep_input(&bytes[progress.used..])
+            {
+                self.end(slot, CloseReason::UnfinishedMemory, now);
             }
             self.after_input(slot, &progress, now);
         }
@@ -96,36 +102,46 @@ impl Shard {
         self.after_input(slot, &progress, now);
     }
 
-    /// Pauses a session whose input waits for room. Sets the frame deadline for one that waits for the rest of a frame.
+    /// Pauses a session whose input waits for room. Sets the deadline of an unfinished frame or message, and counts its
+    /// bytes.
     fn after_input(&mut self, slot: SlotId, progress: &Progress, now: Now) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let began_ns = match session.input_state {
+            InputState::Partial { since_ns } if !progress.completed => since_ns,
+            _ => now.monotonic_ns,
+        };
         self.pause_if(slot, progress.blocked);
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        match session.input_state {
-            InputState::Paused => return,
-            _ if session.input.is_empty() => {
-                session.input_state = InputState::Open;
-                return;
-            }
-            InputState::Partial { .. } if progress.used == 0 => {}
-            InputState::Open | InputState::Partial { .. } => {
-                session.input_state = InputState::Partial { since_ns: now.monotonic_ns };
-            }
+        let is_paused = session.is_paused();
+        let since_ns = match session.protocol.decoder_mut().and_then(Decoder::fragments_mut) {
+            // From its first byte on, whatever comes in between.
+            Some(fragments) => Some(*fragments.since_ns.get_or_insert(began_ns)),
+            None if is_paused || session.input.is_empty() => None,
+            None => Some(began_ns),
+        };
+        if !is_paused {
+            session.input_state =
+                since_ns.map_or(InputState::Open, |since_ns| InputState::Partial { since_ns });
         }
-        if !std::mem::replace(&mut session.frame_timer_pending, true) {
-            let when = now.monotonic_ns.saturating_add(self.limits.frame_deadline_ns);
+        if let Some(since_ns) = since_ns
+            && !std::mem::replace(&mut session.frame_timer_pending, true)
+        {
+            let when = since_ns.saturating_add(self.limits.frame_deadline_ns);
             let id = session.id;
             self.set_timer(when, TimerKind::Frame, id);
         }
+        self.bound_unfinished(slot, now);
     }
 
     /// Processes whole messages at the front of `bytes` while there is room for their effects, about `bytes_max` of
     /// them.
     fn process(&mut self, slot: SlotId, bytes: &[u8], bytes_max: usize, now: Now) -> Progress {
-        let mut used = 0;
+        let mut progress = Progress::default();
         loop {
+            let used = progress.used;
             let room = used < bytes_max && self.takes_input();
             let Some(session) = self.sessions.open_mut(slot) else {
-                return Progress { used: bytes.len(), blocked: false };
+                return Progress { used: bytes.len(), ..progress };
             };
             if used == bytes.len() && session.message_rest.is_empty() {
                 break;
@@ -134,7 +150,7 @@ impl Shard {
             let newcomer = session.protocol.is_handshake();
             let waits = !room || !session.takes_input();
             if waits && !newcomer {
-                return Progress { used, blocked: true };
+                return Progress { blocked: true, ..progress };
             }
             let rest = &bytes[used..];
             let step = match session.protocol {
@@ -147,15 +163,19 @@ impl Shard {
                 Protocol::Hello(_) | Protocol::Open(_) | Protocol::Echo(_) => self.message(slot, rest, now),
             };
             match step {
-                Ok(Step::Complete(len, ())) => used += len,
+                Ok(Step::Complete(len, ())) => {
+                    progress.used += len;
+                    let within = |session: &mut Session| session.protocol.fragments().is_some();
+                    progress.completed |= !self.sessions.open_mut(slot).is_some_and(within);
+                }
                 Ok(Step::Partial) => break,
                 Err(error) => {
-                    self.end(slot, CloseReason::Protocol(error), now);
-                    return Progress { used: bytes.len(), blocked: false };
+                    self.end(slot, error.into(), now);
+                    return Progress { used: bytes.len(), ..progress };
                 }
             }
         }
-        Progress { used, blocked: false }
+        progress
     }
 
     /// Decodes the message at the front of `bytes`, in the session's framing, and executes it.
@@ -385,7 +405,7 @@ impl Shard {
 /// Keeps the input of a session that has not been processed.
 fn keep_rest(session: &mut Session, mut input: Vec<u8>, used: usize) {
     if used < input.len() {
-        input.drain(..used);
+        Session::drain_input(&mut input, used);
         session.input = input;
     }
 }
