@@ -208,29 +208,6 @@ fn loopback_addresses_are_recognized_in_ipv4_ipv6_and_mapped_form() {
 }
 
 #[test]
-fn the_oldest_connections_without_a_request_give_way_to_others() {
-    let admin = serving(|_, _| {});
-    let silent: Vec<TcpStream> = (0..4 * ADMIN_HEADLESS_MAX)
-        .map(|number| {
-            let mut stream = TcpStream::connect(admin.address().tcp().unwrap()).unwrap();
-            if number % 2 == 0 {
-                stream.write_all(b"GET /metr").unwrap();
-            }
-            stream
-        })
-        .collect();
-    assert_eq!(request(&admin, "GET /healthz").0, 200);
-    let mut evicted = 0;
-    for mut stream in silent.into_iter().step_by(2) {
-        let mut rest = Vec::new();
-        let _ = stream.read_to_end(&mut rest);
-        assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&rest));
-        evicted += usize::from(rest.is_empty());
-    }
-    assert!(evicted >= ADMIN_HEADLESS_MAX, "{evicted}: the others got 408 when their time was over");
-}
-
-#[test]
 fn requests_that_wait_for_shards_do_not_delay_those_that_need_none() {
     // Held: every request to the shards runs into its time-out.
     let held = Mutex::new(Vec::new());
