@@ -47,6 +47,8 @@ pub struct Limits {
     pub keys_bytes_max: usize,
     /// Ticks per second that a session may publish; 0 is unlimited.
     pub publish_rate: u32,
+    /// Bytes of unfinished frames and messages of all clients on the whole server.
+    pub unfinished_bytes_max: usize,
     /// Whether a second connection with the same identity replaces the first.
     pub identity_replaces: bool,
     /// Whether `/echo` is served.
@@ -88,6 +90,7 @@ impl Default for Limits {
             keys_per_topic_max: limits::KEYS_PER_TOPIC_MAX_DEFAULT,
             keys_bytes_max: limits::KEYS_BYTES_MAX_DEFAULT,
             publish_rate: 0,
+            unfinished_bytes_max: limits::UNFINISHED_BYTES_MAX_DEFAULT,
             identity_replaces: false,
             debug_echo: false,
         }
@@ -117,6 +120,7 @@ impl Limits {
             ping_timeout_ns: other.ping_timeout_ns,
             subscriptions_per_session_max: other.subscriptions_per_session_max,
             publish_rate: other.publish_rate,
+            unfinished_bytes_max: other.unfinished_bytes_max,
             ..self.clone()
         }
     }

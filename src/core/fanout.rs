@@ -5,6 +5,7 @@ mod egress_logs;
 mod recovery;
 mod subscriptions;
 mod topic;
+mod walks;
 
 use std::collections::{HashMap, VecDeque};
 
@@ -12,11 +13,13 @@ pub use self::{
     conflation::{CloseBudget, PaceTimer},
     egress_logs::{EgressLogs, LogIndex},
     recovery::HistoryRequest,
-    subscriptions::{Activation, Interest, Registration, StartFrom, Subscription, Unsubscribed},
+    subscriptions::{Interest, Registration, StartFrom, Subscription},
+    walks::{Departure, MembershipWalk},
 };
 use self::{
     subscriptions::PatternEntry,
     topic::{EgressTopic, Group},
+    walks::Joining,
 };
 use crate::{
     home::last_value::KeysBudget,
@@ -35,7 +38,7 @@ use tickcast_proto::{
 ///
 /// Invariant: a session is a member of a topic exactly once while any of its live patterns matches the topic; its
 /// membership counts those patterns.
-/// Invariant: an entry whose homes are ready and that has pending subscribers is in `activating`.
+/// Invariant: a session goes live with at most one subscription at a time.
 #[derive(Debug)]
 pub struct Fanout {
     shard: ShardId,
@@ -48,8 +51,10 @@ pub struct Fanout {
     free: Vec<u32>,
     by_request: HashMap<u32, u32>,
     next_request: u32,
-    /// Entries with subscriptions that can go live. Bound: the number of entries, plus entries removed while queued.
-    activating: VecDeque<u32>,
+    /// Sessions that waited for a pattern whose homes are ready now. Bound: the subscriptions of the shard's sessions.
+    woken: VecDeque<SlotId>,
+    /// Subscriptions that are going live. Bound: [`crate::limits::JOINS_ACTIVE_MAX`].
+    joining: Vec<Joining>,
     /// By home and local index, so that a tick finds its topic without hashing. Bound: `topics_max`.
     topics: Vec<Vec<Option<Box<EgressTopic>>>>,
     by_name: HashMap<Box<str>, TopicId>,
@@ -98,7 +103,8 @@ impl Fanout {
             free: Vec::new(),
             by_request: HashMap::new(),
             next_request: 1,
-            activating: VecDeque::new(),
+            woken: VecDeque::new(),
+            joining: Vec::new(),
             topics: (0..shards).map(|_| Vec::new()).collect(),
             by_name: HashMap::new(),
             pulls: VecDeque::new(),
@@ -167,14 +173,14 @@ impl Fanout {
                 return debug_assert!(false, "a pattern in the trie has an entry");
             };
             for &slot in &entry.members {
-                let held = sessions.get(slot).map(|session| &session.subscriptions);
-                let held = held.and_then(|held| held.iter().find(|held| held.entry == index));
+                let held = sessions.get(slot).and_then(|session| session.subscription(index));
                 let delivery = held.map_or_else(Delivery::default, |held| held.delivery);
                 topic.join(slot, delivery, None, sessions, logs);
             }
         });
         of_home[local as usize] = Some(Box::new(topic));
         self.by_name.insert(name.into(), id);
+        self.note_joined(id, name);
         self.evict_overflowing(sessions, logs);
         self.invariants(None);
     }
@@ -197,6 +203,9 @@ impl Fanout {
     /// Appends a tick once for each wire format in use by its members, and queues it to every member that is live.
     pub fn deliver(&mut self, tick: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs, now_ns: u64) {
         let id = TopicId(tick.header.topic_id);
+        if !self.joining.is_empty() {
+            self.join_early(id, sessions, logs);
+        }
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a home sends ticks only of topics that it opened");
         };
@@ -255,10 +264,6 @@ impl Fanout {
                     self.by_request.get(&entry.request).copied(),
                     changed,
                     "a request names its entry"
-                );
-                assert!(
-                    entry.homes_pending > 0 || entry.pending.is_empty() || entry.activating,
-                    "a ready entry with pending subscribers is in `activating`"
                 );
                 assert!(
                     entry.members.is_empty() || entry.homes_pending == 0,

@@ -1,17 +1,18 @@
 //! The home side of topics: sequencing, last values, history, and which shards subscribe to which topics.
 
 pub mod history;
+mod interest;
 pub mod last_value;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 use crate::{
     home::{
         history::{History, HistoryBounds},
+        interest::Interest,
         last_value::{KeysBudget, LastValues},
     },
-    limits::{HISTORY_CHUNK_BYTES, TURN_SCAN_TOPICS, TURN_TRIM_BYTES},
-    pattern_trie::PatternTrie,
+    limits::{HISTORY_CHUNK_BYTES, TURN_TRIM_BYTES, TURN_TRIM_TOPICS},
 };
 use tickcast_proto::{
     frame::{self, FLAG_SNAPSHOT, Frame, Kind, TickParts},
@@ -138,16 +139,6 @@ pub enum InterestEvent<'a> {
     Ready(ShardId, u32),
 }
 
-/// A scan of all topics after a shard's interest changed, at most [`TURN_SCAN_TOPICS`] a turn.
-#[derive(Debug)]
-struct InterestScan {
-    shard: ShardId,
-    pattern: Box<str>,
-    /// The request to answer once the topics are open; `None` if the interest ended.
-    request: Option<u32>,
-    next: u32,
-}
-
 /// Describes one chunk of a topic's past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryChunk {
@@ -167,8 +158,7 @@ const FLAGS_OFFSET: usize = 7;
 
 /// All topics that one shard sequences.
 ///
-/// Invariant: while no scan is pending, a topic's `interested` are exactly the shards with a pattern that matches it.
-/// Invariant: scans run in the order they were requested, so a close never overtakes a later open.
+/// Invariant: while [`Home::walks`] is `false`, a topic's `interested` are exactly the shards with a pattern that matches it.
 #[derive(Debug)]
 pub struct Home {
     shard: ShardId,
@@ -181,10 +171,7 @@ pub struct Home {
     trim_next: Option<usize>,
     topics: Vec<HomeTopic>,
     by_name: HashMap<Box<str>, u32>,
-    /// Shards by the pattern they hold.
-    interest: PatternTrie<ShardSet>,
-    /// Bound: [`crate::limits::SCANS_MAX`], plus the patterns of sessions that end.
-    scans: VecDeque<InterestScan>,
+    interest: Interest,
 }
 
 /// A topic that [`Home::find_or_create`] found or created.
@@ -212,8 +199,7 @@ impl Home {
             retention,
             topics: Vec::new(),
             by_name: HashMap::new(),
-            interest: PatternTrie::default(),
-            scans: VecDeque::new(),
+            interest: Interest::default(),
         }
     }
 
@@ -244,11 +230,11 @@ impl Home {
     }
 
     /// Trims histories to their bounds and to the common budget, silent topics included. Bounded: stops after
-    /// [`TURN_TRIM_BYTES`] were copied or [`TURN_SCAN_TOPICS`] visited. Returns the number of topics visited.
+    /// [`TURN_TRIM_BYTES`] were copied or [`TURN_TRIM_TOPICS`] visited. Returns the number of topics visited.
     pub fn trim(&mut self, now_ns: u64) -> usize {
         let Some(first) = self.trim_next else { return 0 };
         let (mut next, mut copied) = (first, 0);
-        while next < self.topics.len() && next - first < TURN_SCAN_TOPICS && copied < TURN_TRIM_BYTES {
+        while next < self.topics.len() && next - first < TURN_TRIM_TOPICS && copied < TURN_TRIM_BYTES {
             let HomeTopic { history, bounds, .. } = &mut self.topics[next];
             copied += history.trim(*bounds, now_ns, &mut self.history_left_bytes);
             next += 1;
@@ -370,8 +356,7 @@ impl Home {
             return Err(TooManyTopics);
         }
         let id = TopicId::new(index, self.shard, self.shards).ok_or(TooManyTopics)?;
-        let mut interested = ShardSet::default();
-        self.interest.for_each_match(name, |shards| interested.0 |= shards.0);
+        let interested = self.interest.of(name);
         self.by_name.insert(name.into(), index);
         self.topics.push(HomeTopic {
             name: name.into(),
@@ -387,25 +372,19 @@ impl Home {
     }
 
     /// Registers a shard's first subscriber of `pattern`. Topics created from now on are opened to it at once, existing
-    /// ones as [`Home::advance_scans`] reaches them; then the shard gets `Ready`. A pattern without wildcards is one
-    /// look-up, answered at once without waiting for other scans.
+    /// ones as [`Home::advance_walk`] reaches them; then the shard gets `Ready`. A pattern without wildcards is one
+    /// look-up, answered at once.
     pub fn add_interest(
         &mut self,
         shard: ShardId,
         pattern: &str,
         request: u32,
-        mut notify: impl FnMut(InterestEvent<'_>),
+        notify: &mut dyn FnMut(InterestEvent<'_>) -> bool,
     ) {
-        self.interest.get_or_insert_with(pattern, ShardSet::default).insert(shard);
         if !pattern::is_exact(pattern) {
-            self.scans.push_back(InterestScan {
-                shard,
-                pattern: pattern.into(),
-                request: Some(request),
-                next: 0,
-            });
-            return;
+            return self.interest.add_wildcard(shard, pattern, request, self.topics.len());
         }
+        self.interest.add_exact(shard, pattern);
         if let Some(&index) = self.by_name.get(pattern) {
             let topic = &mut self.topics[index as usize];
             if !topic.interested.contains(shard) {
@@ -417,65 +396,42 @@ impl Home {
         self.invariants();
     }
 
-    /// Removes a shard's interest after its last subscriber of `pattern` left.
+    /// Removes a shard's interest after its last subscriber of `pattern` left. The topics of a wildcard are closed as
+    /// [`Home::advance_walk`] reaches them.
     pub fn remove_interest(
         &mut self,
         shard: ShardId,
         pattern: &str,
-        mut notify: impl FnMut(InterestEvent<'_>),
+        notify: &mut dyn FnMut(InterestEvent<'_>) -> bool,
     ) {
-        let Some(shards) = self.interest.get_mut(pattern) else {
-            return debug_assert!(false, "a shard removes only interest that it registered");
-        };
-        debug_assert!(shards.contains(shard), "a shard removes only interest that it registered");
-        shards.remove(shard);
-        if shards.is_empty() {
-            self.interest.remove(pattern);
-        }
-        if !pattern::is_exact(pattern) {
-            self.scans.push_back(InterestScan { shard, pattern: pattern.into(), request: None, next: 0 });
-        } else if let Some(&index) = self.by_name.get(pattern) {
-            Self::close_if_unwanted(&self.interest, &mut self.topics[index as usize], shard, &mut notify);
+        self.interest.remove(shard, pattern, self.topics.len());
+        if pattern::is_exact(pattern)
+            && let Some(&index) = self.by_name.get(pattern)
+        {
+            let topic = &mut self.topics[index as usize];
+            if topic.interested.contains(shard) && !self.interest.of(&topic.name).contains(shard) {
+                topic.interested.remove(shard);
+                notify(InterestEvent::Close(shard, topic));
+            }
         }
         self.invariants();
     }
 
-    /// Scans pending. Requests must wait while there are [`crate::limits::SCANS_MAX`].
-    pub fn scans_len(&self) -> usize {
-        self.scans.len()
+    /// Returns whether interest has changed that existing topics do not follow yet.
+    pub fn walks(&self) -> bool {
+        self.interest.has_work()
     }
 
-    /// Advances the pending scans by at most [`TURN_SCAN_TOPICS`] topics; `notify` receives the messages for the
-    /// shards in order. Returns the number of topics visited.
-    pub fn advance_scans(&mut self, mut notify: impl FnMut(InterestEvent<'_>)) -> usize {
-        let mut visited = 0;
-        while visited < TURN_SCAN_TOPICS
-            && let Some(scan) = self.scans.front_mut()
-        {
-            visited += 1;
-            let Some(topic) = self.topics.get_mut(scan.next as usize) else {
-                if let Some(InterestScan { shard, request: Some(request), .. }) = self.scans.pop_front() {
-                    notify(InterestEvent::Ready(shard, request));
-                }
-                continue;
-            };
-            scan.next += 1;
-            let shard = scan.shard;
-            let taken = topic.interested.contains(shard);
-            if taken == scan.request.is_some() || !pattern::matches(&scan.pattern, &topic.name) {
-                continue;
-            }
-            if taken {
-                Self::close_if_unwanted(&self.interest, topic, shard, &mut notify);
-            } else if self.interest.get_mut(&scan.pattern).is_some_and(|shards| shards.contains(shard)) {
-                topic.interested.insert(shard);
-                notify(InterestEvent::Open(shard, topic));
-            }
-        }
-        if visited > 0 {
+    /// Brings existing topics in line with changed interest, for about `units` of [`limits::TURN_INTEREST_UNITS`].
+    /// `notify` gets the messages for the shards in order, and returns whether they take more. Returns the units used.
+    ///
+    /// [`limits::TURN_INTEREST_UNITS`]: crate::limits::TURN_INTEREST_UNITS
+    pub fn advance_walk(&mut self, units: usize, notify: &mut dyn FnMut(InterestEvent<'_>) -> bool) -> usize {
+        let used = self.interest.advance(&mut self.topics, units, notify);
+        if used > 0 {
             self.invariants();
         }
-        visited
+        used
     }
 
     /// Checks the tables against each other, and the interest of the first [`TOPICS_CHECKED`] topics.
@@ -491,29 +447,16 @@ impl Home {
                 self.history_left_bytes <= signed(self.retention.history_bytes_max),
                 "histories return no more bytes than they took"
             );
-            if !self.scans.is_empty() {
+            if !self.interest.is_settled() {
                 return;
             }
             for topic in self.topics.iter().take(TOPICS_CHECKED) {
-                let mut interested = ShardSet::default();
-                self.interest.for_each_match(&topic.name, |shards| interested.0 |= shards.0);
-                assert_eq!(topic.interested, interested, "a shard gets the topics that its patterns match");
+                assert_eq!(
+                    topic.interested,
+                    self.interest.of(&topic.name),
+                    "a shard gets the topics that its patterns match"
+                );
             }
-        }
-    }
-
-    /// Closes a topic to a shard unless another of the shard's patterns matches it.
-    fn close_if_unwanted(
-        interest: &PatternTrie<ShardSet>,
-        topic: &mut HomeTopic,
-        shard: ShardId,
-        notify: &mut impl FnMut(InterestEvent<'_>),
-    ) {
-        if topic.interested.contains(shard)
-            && !interest.any_match(&topic.name, |shards| shards.contains(shard))
-        {
-            topic.interested.remove(shard);
-            notify(InterestEvent::Close(shard, topic));
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod admission;
 pub mod config;
 pub mod egress_log;
+pub mod fair_queue;
 pub mod fanout;
 pub mod home;
 pub mod ids;

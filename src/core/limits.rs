@@ -5,6 +5,9 @@ pub use tickcast_proto::limits::*;
 /// Most shards in a server: a topic's interested shards are the bits of one `u128`.
 pub const SHARDS_MAX: usize = 128;
 
+/// Most tokens in a topic name or pattern: each is at least one byte long, and a dot lies between two.
+pub const NAME_TOKENS_MAX: usize = TOPIC_BYTES_MAX.div_ceil(2);
+
 /// Largest message that `/echo` returns, as WebSocket conformance suites require.
 pub const ECHO_BYTES_MAX: usize = 16 << 20;
 
@@ -29,6 +32,18 @@ pub const LINGER_DEADLINE_MS: u64 = 1_000;
 pub const TIMERS_GONE_MAX: usize = 4 << 10;
 /// Default window over which clients reconnect when the server stops: each is told a different delay within it.
 pub const RECONNECT_SPREAD_MS_DEFAULT: u32 = 5_000;
+
+/// Default bytes of unfinished frames and messages of all clients together; divided over the shards.
+pub const UNFINISHED_BYTES_MAX_DEFAULT: usize = 64 << 20;
+/// Longest messages that a shard's share of [`UNFINISHED_BYTES_MAX_DEFAULT`] holds at least: one that has arrived, whose
+/// buffer may be twice as long, and one that is growing.
+pub const UNFINISHED_MESSAGES_LOWEST: usize = 4;
+/// Unfinished messages that one that grows looks at to find the oldest: 26 us if each misses the cache (100 ns).
+pub const UNFINISHED_LOOKS_MAX: usize = 256;
+/// Entries of ended sessions in a shard's list of unfinished messages before it is swept: 24 bytes each.
+pub const UNFINISHED_GONE_MAX: usize = 1 << 10;
+/// Bytes of an input buffer that may stay unused while a short rest of a frame waits in it.
+pub const INPUT_SPARE_BYTES: usize = 16 << 10;
 
 /// Default number of subscriptions (patterns) per session.
 pub const SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT: usize = 1_024;
@@ -99,10 +114,26 @@ pub const MESH_STAGE_BYTES: usize = 256 << 10;
 pub const TURN_RING_BYTES: usize = 256 << 10;
 /// Timers a shard handles in one turn.
 pub const TURN_TIMERS: usize = 1_024;
-/// Topics that interest scans visit in one turn.
-pub const TURN_SCAN_TOPICS: usize = 4_096;
-/// Interest scans that may be pending at a home before it accepts no more requests.
-pub const SCANS_MAX: usize = 1_024;
+/// Topics whose histories are trimmed in one turn.
+pub const TURN_TRIM_TOPICS: usize = 4_096;
+/// Bytes of waiting input that a shard processes for its sessions in one turn.
+pub const TURN_INPUT_BYTES: usize = 256 << 10;
+/// Bytes of waiting input that one session has processed before the next has its turn: some hundred ticks.
+pub const INPUT_QUANTUM_BYTES: u32 = 16 << 10;
+/// Units of control work (subscriptions that go live, change or end) that a shard does for its sessions in one turn. A unit
+/// is one topic or membership visited, 30 to 100 ns; a topic joined or left takes eight.
+pub const TURN_CONTROL_UNITS: usize = 32 << 10;
+/// Units of control work that one session does before the next has its turn.
+pub const CONTROL_QUANTUM_UNITS: u32 = 2 << 10;
+/// Subscriptions to wildcards that go live at the same time: each tick looks at all of them.
+pub const JOINS_ACTIVE_MAX: usize = 16;
+/// Units of work for sessions that have ended and leave their topics, in one turn.
+pub const TURN_DEPARTURE_UNITS: usize = 16 << 10;
+/// Units of work that a home's interest walk does in one turn: one for each topic, one for each node of the pattern trie
+/// that a topic is compared with. A unit takes 20 to 60 ns.
+pub const TURN_INTEREST_UNITS: usize = 8 << 10;
+/// Changed patterns that an interest walk remembers, to skip the topics that match none of them.
+pub const INTEREST_RECENT_MAX: usize = 8;
 /// Bytes of history copied into smaller buffers in one turn.
 pub const TURN_TRIM_BYTES: usize = 256 << 10;
 

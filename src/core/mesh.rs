@@ -35,12 +35,14 @@ struct Peer {
 pub struct Mesh {
     peers: Vec<Peer>,
     sources: Vec<FrameConsumer>,
+    /// Index of the peer whose requests are taken first.
+    first: usize,
 }
 
 /// Creates the rings between every pair of shards, each of `ring_bytes`; `bells` wake the shards.
 pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
     let mut meshes: Vec<Mesh> =
-        bells.iter().map(|_| Mesh { peers: Vec::new(), sources: Vec::new() }).collect();
+        bells.iter().map(|_| Mesh { peers: Vec::new(), sources: Vec::new(), first: 0 }).collect();
     for a in 0..bells.len() {
         for b in a + 1..bells.len() {
             let ((requests_ab, requests_b), (requests_ba, requests_a)) =
@@ -82,7 +84,10 @@ impl Mesh {
     /// only while the shard has room for what they add. Returns whether there were any.
     pub fn take_in(&mut self, shard: &mut Shard, now: Now) -> bool {
         let mut bytes = 0;
-        for peer in &mut self.peers {
+        // The first one finds the most room, so each is first in turn.
+        self.first = (self.first + 1) % self.peers.len().max(1);
+        let (last, first) = self.peers.split_at_mut(self.first);
+        for peer in first.iter_mut().chain(last) {
             let deliveries = peer.deliveries_in.drain(TURN_RING_BYTES, |frame| {
                 shard.handle_delivery(frame, now);
                 true
@@ -161,7 +166,7 @@ impl Mesh {
 
 fn requests(ring: &mut FrameConsumer, shard: &mut Shard, from: Option<ShardId>, now: Now) -> usize {
     ring.drain(TURN_RING_BYTES, |frame| {
-        let takes = shard.takes_requests();
+        let takes = shard.admits_request(from);
         if takes {
             shard.handle_request(from, frame, now);
         }

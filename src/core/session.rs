@@ -11,7 +11,7 @@ pub mod table;
 mod tests;
 
 pub use self::{
-    close::{CloseReason, Ending},
+    close::{CloseReason, DepartureState, Ending, KeptOutbox},
     eviction::Verdict,
     outbox::{NextSend, Outbox, SendSource},
 };
@@ -20,10 +20,14 @@ use crate::{
     egress_log::{EgressLog, FrameInfo, Range},
     fanout::Subscription,
     ids::{SessionId, TopicId},
-    limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX},
+    limits::{INPUT_SPARE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX},
     session::membership::{Lag, Membership, Taking, TopicMap},
 };
-use tickcast_proto::{WireFormat, framing::Decoder, ids::ShardId};
+use tickcast_proto::{
+    WireFormat,
+    framing::{Decoder, websocket::Fragments},
+    ids::ShardId,
+};
 
 /// How far the heartbeat has got with a peer. Unless unwatched, exactly one heartbeat timer is pending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,9 +70,9 @@ pub enum InputState {
     /// Nothing: every byte received has been processed.
     #[default]
     Open,
-    /// The rest of a frame.
+    /// The rest of a frame or of a fragmented message.
     Partial {
-        /// When the frame began, or the last message before it completed, CLOCK_MONOTONIC nanoseconds.
+        /// When its first byte arrived, CLOCK_MONOTONIC nanoseconds.
         since_ns: u64,
     },
     /// Room for what its requests would add: receiving is paused.
@@ -121,6 +125,16 @@ impl Protocol {
             Protocol::HttpHead | Protocol::Leaving(_) => None,
         }
     }
+
+    /// The unfinished WebSocket message, if some of its fragments have arrived.
+    pub fn fragments(&self) -> Option<&Fragments> {
+        match self {
+            Protocol::Hello(decoder) | Protocol::Open(decoder) | Protocol::Echo(decoder) => {
+                decoder.fragments()
+            }
+            Protocol::HttpHead | Protocol::Leaving(_) => None,
+        }
+    }
 }
 
 const _: () = assert!(size_of::<SendState>() == 16 && size_of::<InputState>() == 16, "a tag and a time");
@@ -146,6 +160,10 @@ pub struct Session {
     pub input_state: InputState,
     /// A frame deadline is pending: one at a time, however often frames begin.
     pub frame_timer_pending: bool,
+    /// It is on the shard's list of unfinished messages: once, however often messages begin.
+    pub unfinished_listed: bool,
+    /// Bytes of its unfinished message that count against the shard's bound.
+    pub unfinished_bytes: u32,
     /// How far the heartbeat has got with its peer.
     pub pulse: Pulse,
     /// When `pulse` last changed or the peer was last heard: the low 32 bits of CLOCK_MONOTONIC milliseconds.
@@ -170,7 +188,7 @@ pub struct Session {
     pub yielding: Yielding,
     /// State that only sessions need that are behind, paced or recovering.
     pub lag: Option<Box<Lag>>,
-    /// Its subscriptions. Bound: `subscriptions_per_session_max`.
+    /// Its subscriptions, sorted by entry. Bound: `subscriptions_per_session_max`.
     pub subscriptions: Vec<Subscription>,
     /// A subscription has gone live: it is counted as subscribed.
     pub subscribed: bool,
@@ -198,6 +216,8 @@ impl Session {
             input: Vec::new(),
             input_state: InputState::Open,
             frame_timer_pending: false,
+            unfinished_listed: false,
+            unfinished_bytes: 0,
             pulse: Pulse::Unwatched,
             pulse_ms: 0,
             drained_since_heartbeat: false,
@@ -241,7 +261,42 @@ impl Session {
     /// Bytes it holds on the heap for input, output and lag.
     pub fn buffer_bytes(&self) -> usize {
         let lag = self.lag.as_deref().map_or(0, Lag::memory_bytes);
-        self.input.capacity() + self.message_rest.capacity() + self.outbox.heap_bytes() + lag
+        let fragments = self.protocol.fragments().map_or(0, Fragments::heap_bytes);
+        let input = self.input.capacity() + self.message_rest.capacity() + fragments;
+        input + self.outbox.heap_bytes() + lag
+    }
+
+    /// Keeps received bytes that are not processed yet. Returns `false` if there is no memory for them.
+    pub fn keep_input(&mut self, bytes: &[u8]) -> bool {
+        let has_room = self.input.try_reserve(bytes.len()).is_ok();
+        if has_room {
+            self.input.extend_from_slice(bytes);
+        }
+        has_room
+    }
+
+    /// Removes processed bytes from the front of the input, and gives back a buffer that is much larger than the rest.
+    pub fn drain_input(input: &mut Vec<u8>, used: usize) {
+        input.drain(..used);
+        if input.capacity() > INPUT_SPARE_BYTES && input.capacity() / 4 > input.len() {
+            input.shrink_to_fit();
+        }
+    }
+
+    /// Bytes it holds for a frame or message whose rest the peer has not sent. Input that waits for room does not count:
+    /// the shard keeps it waiting.
+    pub fn held_unfinished_bytes(&self) -> usize {
+        let fragments = self.protocol.fragments().map_or(0, Fragments::heap_bytes);
+        fragments + if self.is_paused() { 0 } else { self.input.capacity() }
+    }
+
+    /// When the first byte of its unfinished frame or message arrived, CLOCK_MONOTONIC nanoseconds.
+    pub fn unfinished_since_ns(&self) -> Option<u64> {
+        match (self.protocol.fragments(), self.input_state) {
+            (Some(fragments), _) => fragments.since_ns,
+            (None, InputState::Partial { since_ns }) => Some(since_ns),
+            (None, InputState::Open | InputState::Paused) => None,
+        }
     }
 
     fn has_untold(&self) -> bool {
@@ -269,6 +324,38 @@ impl Session {
         self.input_state == InputState::Paused
     }
 
+    /// Its subscription to an entry's pattern. O(log subscriptions).
+    pub fn subscription(&self, entry: u32) -> Option<&Subscription> {
+        let at = self.subscriptions.binary_search_by_key(&entry, |held| held.entry).ok()?;
+        self.subscriptions.get(at)
+    }
+
+    /// Its subscription to an entry's pattern, to change. O(log subscriptions).
+    pub fn subscription_mut(&mut self, entry: u32) -> Option<&mut Subscription> {
+        let at = self.subscriptions.binary_search_by_key(&entry, |held| held.entry).ok()?;
+        self.subscriptions.get_mut(at)
+    }
+
+    /// Adds a subscription to a pattern that it does not hold.
+    pub fn add_subscription(&mut self, subscription: Subscription) {
+        if self.subscriptions.is_empty() {
+            // Most sessions have one subscription; Vec would allocate for four.
+            self.subscriptions.reserve_exact(1);
+        }
+        let at = self.subscriptions.partition_point(|held| held.entry < subscription.entry);
+        debug_assert!(
+            self.subscriptions.get(at).is_none_or(|held| held.entry > subscription.entry),
+            "a session holds a pattern once"
+        );
+        self.subscriptions.insert(at, subscription);
+    }
+
+    /// Removes the subscription to an entry's pattern.
+    pub fn take_subscription(&mut self, entry: u32) -> Option<Subscription> {
+        let at = self.subscriptions.binary_search_by_key(&entry, |held| held.entry).ok()?;
+        Some(self.subscriptions.remove(at))
+    }
+
     /// Whether any of its memberships yields.
     pub fn yields(&self) -> bool {
         self.yielding.memberships > 0
@@ -291,6 +378,11 @@ impl Session {
     /// Whether there is room for more replies. If not, its requests wait.
     pub fn takes_requests(&self) -> bool {
         self.outbox.reply_bytes() <= REPLY_BYTES_MAX
+    }
+
+    /// Whether its own state allows more of its input to be processed. If not, receiving is paused.
+    pub fn takes_input(&self) -> bool {
+        self.takes_requests() && self.walks == 0
     }
 
     /// Queues shared frames. Returns `false` when so much waits that something must yield.
@@ -334,7 +426,13 @@ impl Session {
             return;
         }
         let partial = matches!(self.input_state, InputState::Partial { .. });
-        assert!(!partial || !self.input.is_empty(), "a partial frame is kept");
+        let fragments = self.protocol.fragments();
+        assert!(!partial || !self.input.is_empty() || fragments.is_some(), "a partial frame is kept");
+        assert!(
+            fragments.is_none_or(|fragments| fragments.since_ns.is_some()),
+            "each message has a deadline"
+        );
+        assert_eq!(self.unfinished_bytes as usize, self.held_unfinished_bytes(), "each kept byte is counted");
         let mut yielding = Yielding::default();
         for (id, membership) in &self.memberships {
             yielding.memberships += u32::from(membership.yields());

@@ -22,29 +22,33 @@
 //! 6. [`Shard::poll_action`] until `None`.
 //! 7. The stages into the rings ([`Shard::with_stages`]), then [`Shard::end_turn`].
 
+mod control;
 mod delivery;
 mod egress;
 mod ingress;
+mod intake;
 mod lifecycle;
 mod reload;
 mod stages;
 mod subscriptions;
 pub mod survey;
 mod timers;
+mod unfinished;
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
 };
 
-use self::{stages::Stages, subscriptions::SubscriptionChange, timers::Timer};
+use self::{control::Control, intake::IntakeKind, stages::Stages, timers::Timer, unfinished::Unfinished};
 use crate::{
     admission::Publishers,
     config::Limits,
+    fair_queue::FairQueue,
     fanout::{self, DeliveryCounts, EgressLogs, Fanout, LogIndex},
     home::{Home, Retention, last_value::KeysBudget},
-    ids::{SessionId, SlotId},
-    limits::{SCANS_MAX, TIMERS_GONE_MAX, TURN_SCAN_TOPICS},
+    ids::SlotId,
+    limits::{INPUT_QUANTUM_BYTES, TIMERS_GONE_MAX, TURN_INTEREST_UNITS},
     metrics::{
         counters::{Counter, Counters},
         latency::Latency,
@@ -124,10 +128,16 @@ pub struct Shard {
     sessions: Sessions,
     stages: Stages,
     actions: VecDeque<Action>,
-    /// Slots with paused input; entries of ended sessions stay until the next attempt to resume. Bound: one entry per pause
-    /// since then.
+    /// Slots whose input waits for the session itself: for room in its outbox, or for its walks. Entries of ended sessions
+    /// stay until the next attempt to resume. Bound: one entry per pause since then.
     paused: Vec<SlotId>,
+    /// Sessions with paused input that wait for room for all, in fair turns.
+    input_queue: FairQueue,
+    /// The kind of requests that may fill the delivery stages in this turn.
+    preferred_intake: IntakeKind,
     timers: Wheel<Timer>,
+    /// Sessions with an unfinished message.
+    unfinished: Unfinished,
     /// Number of timers at which those of ended sessions are dropped.
     timers_max: usize,
     generation: u32,
@@ -142,10 +152,7 @@ pub struct Shard {
     publishers: Publishers,
     counters: Arc<Counters>,
     latency: Latency,
-    /// Queued updates and unsubscribes. Bound: the patterns of one request per session.
-    changes: VecDeque<SubscriptionChange>,
-    /// Topics that queued changes may still visit in this turn.
-    change_budget: usize,
+    control: Control,
     /// Bytes that a drain may still append to the egress logs.
     drain_left_bytes: u64,
     scratch: Vec<u8>,
@@ -193,7 +200,10 @@ impl Shard {
             stages: Stages::new(shards),
             actions: VecDeque::new(),
             paused: Vec::new(),
+            input_queue: FairQueue::new(INPUT_QUANTUM_BYTES),
+            preferred_intake: IntakeKind::Sessions,
             timers: Wheel::new(),
+            unfinished: Unfinished::default(),
             timers_max: TIMERS_GONE_MAX,
             generation: 0,
             input_stopped: false,
@@ -203,8 +213,7 @@ impl Shard {
             publishers: Publishers::new(limits.publish_rate),
             counters,
             latency: Latency::default(),
-            changes: VecDeque::new(),
-            change_budget: TURN_SCAN_TOPICS,
+            control: Control::new(),
             drain_left_bytes: (limits.egress_log_bytes / 4) as u64,
             scratch: Vec::new(),
             decoders: SharedDecoders::new(limits.frame_bytes_max, limits.message_bytes_max()),
@@ -251,36 +260,31 @@ impl Shard {
 
     /// Returns whether the shard accepts requests: every delivery stage has room for what one more may add.
     ///
-    /// Requests add deliveries and scans, never requests. So a shard accepts them while its request stages are full, and
+    /// Requests add deliveries, never requests. So a shard accepts them while its request stages are full, and
     /// no two shards wait for each other.
     pub fn takes_requests(&self) -> bool {
-        self.home.scans_len() < SCANS_MAX && self.stages.deliveries_have_room()
+        self.stages.deliveries_have_room()
     }
 
-    /// Returns whether sessions' input may be processed, which adds requests too.
-    fn takes_input(&self) -> bool {
+    /// Returns whether sessions' input may be processed in this turn or a later one, which adds requests too.
+    fn has_input_room(&self) -> bool {
         !self.input_stopped && self.takes_requests() && self.stages.requests_have_room()
     }
 
-    /// Runs what is due: scans, queued changes, paused input, timers. Returns whether there was anything.
+    /// Runs what is due: the interest walk, control work, paused input, timers. Returns whether there was anything.
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
-        if self.stages.deliveries_have_room() {
-            let visited = self.with_home(|home, notify| home.advance_scans(notify));
-            if visited > 0 {
-                self.counters.add(Counter::TopicsVisited, visited as u64);
-                worked = true;
-            }
+        if self.stages.deliveries_are_half_empty() {
+            let units = self.with_home(|home, notify| home.advance_walk(TURN_INTEREST_UNITS, notify));
+            self.counters.add(Counter::InterestUnits, units as u64);
+            worked |= units > 0;
         }
         worked |= self.home.trim(now.monotonic_ns) > 0;
-        self.change_budget = TURN_SCAN_TOPICS;
-        worked |= self.apply_changes(now);
-        worked |= self.activate_subscriptions();
+        worked |= self.turn_control(now);
         worked |= self.request_history(now);
         self.logs.note_time(now.monotonic_ns);
-        if self.takes_input() {
-            worked |= self.resume_paused(now);
-        }
+        worked |= self.resume_paused(now);
+        self.preferred_intake = self.preferred_intake.next(self.shards > 1);
         worked |= self.handle_timers(now);
         self.apply_deferred(now);
         self.invariants();
@@ -302,7 +306,6 @@ impl Shard {
         );
         assert!(self.identities.len() <= self.sessions.len(), "an identity goes with its session");
         assert!(self.timers.len() <= self.timers_max, "timers without a session are dropped in time");
-        assert!(self.change_budget <= TURN_SCAN_TOPICS, "a turn has one budget");
         if self.sessions.slots_len() > INVARIANT_SESSIONS_MAX {
             return;
         }
@@ -312,18 +315,15 @@ impl Shard {
             "no session stays open once the server drains"
         );
         assert!(
-            open().all(|session| !session.is_paused() || self.paused.contains(&session.id.slot())),
+            open().all(|session| {
+                let slot = session.id.slot();
+                !session.is_paused() || self.paused.contains(&slot) || self.input_queue.contains(slot)
+            }),
             "every paused session is listed, or nothing would resume it"
         );
-        let is_open = |id: SessionId| {
-            self.sessions.get(id.slot()).is_some_and(|session| session.id == id && session.ending.is_none())
-        };
-        let queued = self.changes.iter().filter(|change| is_open(change.session)).count();
-        assert_eq!(
-            open().map(|session| session.walks as usize).sum::<usize>(),
-            queued,
-            "a session waits for exactly the changes that are queued for it"
-        );
+        for session in open() {
+            self.control.check_waits(session.id, session.walks);
+        }
     }
 
     /// Applies what was deferred while sessions were served: counters, pace timers and the ends of sessions.
@@ -367,12 +367,12 @@ impl Shard {
     /// Returns whether there is work that needs no outside event.
     pub fn is_busy(&self) -> bool {
         self.sessions.has_ready()
-            || self.fanout.has_activations()
+            || self.fanout.has_woken()
+            || self.control.has_work()
             || self.may_request_history()
-            || !self.changes.is_empty()
-            || (self.home.scans_len() > 0 && self.stages.deliveries_have_room())
+            || (self.home.walks() && self.stages.deliveries_are_half_empty())
             || self.home.is_trimming()
-            || (self.takes_input() && self.paused_can_resume())
+            || (self.has_input_room() && self.paused_can_resume())
             || !self.actions.is_empty()
     }
 
@@ -410,6 +410,8 @@ impl Shard {
             + memberships
             + self.stages.waiting_bytes()
             + self.timers.heap_bytes()
+            + self.control.heap_bytes()
+            + self.unfinished.heap_bytes()
             + self.holders.bytes()
             + self.identities.values().map(|identity| identity.len() + 32).sum::<usize>()
             + self.sessions.skipped_bytes()

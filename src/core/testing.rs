@@ -130,6 +130,41 @@ pub fn upgrade_request(path: &str, subprotocol: &str) -> Vec<u8> {
     .into_bytes()
 }
 
+/// A client's WebSocket frame. `first`: FIN, reserved bits and opcode. The mask is zero.
+pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first];
+    match payload.len() {
+        len @ 0..=125 => frame.push(0x80 | len as u8),
+        len @ 126..=0xffff => {
+            frame.push(0x80 | 126);
+            frame.extend_from_slice(&(len as u16).to_be_bytes());
+        }
+        len => {
+            frame.push(0x80 | 127);
+            frame.extend_from_slice(&(len as u64).to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// The opcodes and payloads of a server's WebSocket frames, which must be whole.
+pub fn messages(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
+    let mut messages = Vec::new();
+    while let [first, second, ..] = *bytes {
+        let (start, len) = match second {
+            126 => (4, usize::from(u16::from_be_bytes([bytes[2], bytes[3]]))),
+            127 => (10, bytes[2..10].iter().fold(0, |len, byte| len << 8 | usize::from(*byte))),
+            len => (2, usize::from(len)),
+        };
+        messages.push((first & 0x0f, bytes[start..start + len].to_vec()));
+        bytes = &bytes[start + len..];
+    }
+    assert!(bytes.is_empty(), "whole frames");
+    messages
+}
+
 /// One shard with simulated sockets, each of which takes everything or is full.
 pub struct Driver {
     /// The shard.

@@ -78,6 +78,8 @@ pub enum DecodeError {
     HelloExpected,
     /// The identity in a HELLO is invalid.
     BadIdentity(IdentityError),
+    /// There is no memory for the rest of a fragmented message. Not the peer's fault.
+    OutOfMemory,
 }
 
 impl DecodeError {
@@ -87,6 +89,7 @@ impl DecodeError {
             DecodeError::TooLarge { .. } => 1009,
             DecodeError::NotUtf8 => 1007,
             DecodeError::WrongMessageType(_) => 1003,
+            DecodeError::OutOfMemory => 3012,
             _ => 1002,
         }
     }
@@ -117,6 +120,7 @@ impl fmt::Display for DecodeError {
             DecodeError::WrongMessageType(text) => write!(f, "{text}"),
             DecodeError::HelloExpected => write!(f, "the first frame must be HELLO"),
             DecodeError::BadIdentity(error) => write!(f, "{error}"),
+            DecodeError::OutOfMemory => write!(f, "no memory for the message"),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     DecodeError, Step,
     codec::{Message, MessageType},
 };
-use websocket::WebSocket;
+use websocket::{Fragments, WebSocket};
 
 /// Delimits a session's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -127,22 +127,22 @@ pub enum Incoming<'a> {
 pub enum Decoder {
     /// [`Framing::Tcp`]: keeps no state besides the session's input.
     Tcp,
-    /// A WebSocket, with a decoder of its own only within a fragmented message.
-    WebSocket(Option<Box<WebSocket>>),
+    /// A WebSocket; it keeps something only within a fragmented message.
+    WebSocket(Option<Box<Fragments>>),
     /// A WebSocket with a permanent decoder of its own, for longer messages than the shared ones accept.
     WebSocketOwned(Box<WebSocket>),
 }
 
 const _: () = assert!(size_of::<Decoder>() == 16, "the docs of Decoder state its size");
 
-/// What the decoders of one shard share: limits, and a WebSocket decoder for sessions between messages.
+/// What the decoders of one shard share: limits, and a WebSocket decoder.
 #[derive(Debug)]
 pub struct SharedDecoders {
     /// Largest native frame, in bytes.
     frame_bytes_max: usize,
     /// Largest WebSocket message, in bytes.
     message_bytes_max: usize,
-    /// `None` until first needed, and while a session within a message has taken it.
+    /// `None` until first needed, and after an error.
     websocket: Option<Box<WebSocket>>,
 }
 
@@ -180,17 +180,47 @@ impl Decoder {
     ) -> Result<Step<Incoming<'a>>, DecodeError> {
         match self {
             Decoder::Tcp => tcp::step(bytes, shared.frame_bytes_max),
-            Decoder::WebSocket(own) => {
-                let mut decoder = own
+            Decoder::WebSocket(fragments) => {
+                let mut decoder = shared
+                    .websocket
                     .take()
-                    .or_else(|| shared.websocket.take())
                     .unwrap_or_else(|| Box::new(WebSocket::server(shared.message_bytes_max)));
+                decoder.fragments = fragments.take();
                 let step = decoder.step(bytes, replies)?;
-                let keeper = if decoder.is_between_messages() { &mut shared.websocket } else { own };
-                *keeper = Some(decoder);
+                *fragments = decoder.fragments.take();
+                shared.websocket = Some(decoder).filter(|decoder| !decoder.is_over());
                 Ok(incoming(step))
             }
             Decoder::WebSocketOwned(decoder) => decoder.step(bytes, replies).map(incoming),
+        }
+    }
+
+    /// The unfinished message, if the peer has sent some but not all of its fragments.
+    #[inline]
+    pub fn fragments_mut(&mut self) -> Option<&mut Fragments> {
+        match self {
+            Decoder::Tcp => None,
+            Decoder::WebSocket(fragments) => fragments.as_deref_mut(),
+            Decoder::WebSocketOwned(decoder) => decoder.fragments.as_deref_mut(),
+        }
+    }
+
+    /// The same for reading.
+    #[inline]
+    pub fn fragments(&self) -> Option<&Fragments> {
+        match self {
+            Decoder::Tcp => None,
+            Decoder::WebSocket(fragments) => fragments.as_deref(),
+            Decoder::WebSocketOwned(decoder) => decoder.fragments.as_deref(),
+        }
+    }
+
+    /// Frees the unfinished message. The decoder must not be used again.
+    pub fn discard_fragments(&mut self) {
+        match self {
+            Decoder::Tcp => {}
+            Decoder::WebSocket(fragments) => *fragments = None,
+            Decoder::WebSocketOwned(decoder) => decoder.fragments = None,
         }
     }
 }
@@ -236,19 +266,19 @@ mod tests {
     }
 
     #[test]
-    fn websocket_has_its_own_decoder_only_within_a_message() {
+    fn websocket_keeps_something_only_within_a_message() {
         let mut shared = SharedDecoders::new(1 << 10, 1 << 10);
         let mut decoder = Decoder::new(Framing::WebSocket);
         let mut step = |bytes: &[u8]| {
             let mut replies = Vec::new();
             let step = decoder.step(&mut shared, bytes, &mut replies).unwrap();
             let is_message = matches!(step, Step::Complete(_, Incoming::Message(_)));
-            let Decoder::WebSocket(own) = &decoder else { panic!("not a WebSocket") };
-            (is_message, own.is_some(), shared.websocket.is_some())
+            assert!(shared.websocket.is_some(), "the decoder stays with the shard");
+            (is_message, decoder.fragments().is_some())
         };
-        assert_eq!(step(&[0x81, 0x82, 0, 0, 0, 0, b'h', b'i']), (true, false, true));
-        assert_eq!(step(&[0x01, 0x81, 0, 0, 0, 0, b'h']), (false, true, false));
-        assert_eq!(step(&[0x80, 0x81, 0, 0, 0, 0, b'i']), (true, false, true));
+        assert_eq!(step(&[0x81, 0x82, 0, 0, 0, 0, b'h', b'i']), (true, false));
+        assert_eq!(step(&[0x01, 0x81, 0, 0, 0, 0, b'h']), (false, true));
+        assert_eq!(step(&[0x80, 0x81, 0, 0, 0, 0, b'i']), (true, false));
     }
 
     #[test]

@@ -79,8 +79,11 @@ pub const MEMLOCK_BYTES_PER_SHARD: u64 = 512 << 10;
 /// Default of the most connections served at once; lowered to what the descriptor limit allows.
 pub const CLIENTS_MAX_DEFAULT: usize = 65_536;
 
-/// Connections to the admin listener at once; more wait in the kernel's backlog. Part of [`DESCRIPTOR_RESERVE`].
-pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// Connections to the admin listener whose request head has not arrived; when one more comes, the oldest goes. Part of
+/// [`DESCRIPTOR_RESERVE`].
+pub const ADMIN_HEADLESS_MAX: usize = 32;
+/// Admin connections whose request involves shards; more are refused with 503. Part of [`DESCRIPTOR_RESERVE`].
+pub const ADMIN_SERVED_MAX: usize = 32;
 /// Admin requests that query shards at the same time. More wait, and are refused if that takes too long.
 pub const ADMIN_QUERIES_MAX: usize = 16;
 /// Requests queued in a shard's control channel. More are not sent, and the shard counts as not replying.
@@ -128,7 +131,10 @@ pub const ECG_BATCH_HIGHEST: usize = 4_096;
 pub const SIM_SIZE_LOWEST: usize = 80;
 
 const _: () = assert!(REFUSED_LINGERING_MAX as u64 <= DESCRIPTOR_RESERVE / 2);
-const _: () = assert!((REFUSED_LINGERING_MAX + ADMIN_CONNECTIONS_MAX) as u64 <= DESCRIPTOR_RESERVE * 3 / 4);
+const _: () = assert!(
+    (REFUSED_LINGERING_MAX + ADMIN_HEADLESS_MAX + ADMIN_SERVED_MAX) as u64 <= DESCRIPTOR_RESERVE * 3 / 4
+);
+const _: () = assert!(ADMIN_SERVED_MAX >= 2 * ADMIN_QUERIES_MAX, "some wait while others query the shards");
 const _: () = assert!(DESCRIPTORS_PER_SHARD * SHARDS_IN_RESERVE < DESCRIPTOR_RESERVE);
 const _: () = assert!(ADMIN_HEAD_MS < ADMIN_CONNECTION_MS && ADMIN_REPLY_MS < ADMIN_CONNECTION_MS);
 // /v1/topics queries the shards twice, and each query may wait for its turn as long as for the replies.

@@ -229,6 +229,30 @@ fn a_thousand_requests_at_once_are_all_answered_or_refused_and_a_subscriber_gets
 }
 
 #[test]
+fn two_thousand_silent_connections_do_not_delay_a_health_check() {
+    const SILENT: usize = 2_000;
+    let _machine = alone();
+    crate::harness::processes::raise_descriptor_limit();
+    // Its handshake deadline is the clock: one at a time, the silent connections would take twice as long.
+    let server = Server::start(&["--shards", "1", "--handshake-deadline", "30s"]);
+    let admin = admin(&server);
+    let silent: Vec<Peer> = (0..SILENT)
+        .map(|number| {
+            let mut peer = Peer::connect(admin);
+            if number % 2 == 0 {
+                peer.send_as_far_as_it_goes(b"GET /healthz HTTP/1.1\r\n");
+            }
+            peer
+        })
+        .collect();
+    let clock = Peer::connect(server.http);
+    assert_eq!(get(admin, "/healthz").json()["alive"], true);
+    assert!(!clock.has_answer(), "it waited for the others");
+    drop((silent, clock));
+    server.stop_cleanly();
+}
+
+#[test]
 fn the_listener_reports_a_drain_and_still_answers() {
     let _machine = beside_others();
     let server = Server::start(&["--shards", "2", "--drain-deadline", "1m"]);

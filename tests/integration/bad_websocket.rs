@@ -117,6 +117,12 @@ fn a_websocket_peer_that_breaks_the_protocol_gets_its_close_code_and_only_it_is_
             if message.opcode == CLOSE {
                 break message;
             }
+            // What preceded the violation has earned its answer.
+            let is_pong = |frame: Received| frame.kind == frames::PONG;
+            if case.encoding == "rkyv" && Received::take(&mut message.payload.clone()).is_some_and(is_pong) {
+                assert_eq!((case.name, closing), ("a frame and a half", None));
+                continue;
+            }
             assert_eq!(closing, None, "{}: {message:?}", case.name);
             closing = Some(closing_code(case.encoding, &message));
         };

@@ -40,3 +40,4 @@ mod stop;
 mod stopped;
 mod systemd;
 mod top;
+mod unfinished;

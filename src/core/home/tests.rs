@@ -13,23 +13,28 @@ fn text(event: InterestEvent<'_>) -> String {
     }
 }
 
-fn scan_events(home: &mut Home) -> Vec<String> {
+fn walk_events(home: &mut Home) -> Vec<String> {
     let mut events = Vec::new();
-    while home.scans_len() > 0 {
-        home.advance_scans(|event| events.push(text(event)));
+    while home.walks() {
+        assert!(home.advance_walk(1, &mut |event| push(&mut events, event)) > 0, "a walk with work goes on");
     }
     events
 }
 
+fn push(events: &mut Vec<String>, event: InterestEvent<'_>) -> bool {
+    events.push(text(event));
+    true
+}
+
 fn add(home: &mut Home, pattern: &str, request: u32) -> Vec<String> {
     let mut events = Vec::new();
-    home.add_interest(B, pattern, request, |event| events.push(text(event)));
+    home.add_interest(B, pattern, request, &mut |event| push(&mut events, event));
     events
 }
 
 fn remove(home: &mut Home, pattern: &str) -> Vec<String> {
     let mut events = Vec::new();
-    home.remove_interest(B, pattern, |event| events.push(text(event)));
+    home.remove_interest(B, pattern, &mut |event| push(&mut events, event));
     events
 }
 
@@ -40,18 +45,18 @@ fn interest_opens_existing_topics_then_says_ready() {
         home.find_or_create(name).unwrap();
     }
     assert!(add(&mut home, "a.*", 7).is_empty());
-    assert_eq!(scan_events(&mut home), ["open 1 a.x", "open 1 a.y", "ready 1 7"]);
+    assert_eq!(walk_events(&mut home), ["open 1 a.x", "open 1 a.y", "ready 1 7"]);
     let TopicLookup { index, is_new } = home.find_or_create("a.z").unwrap();
     assert!(is_new && home.topic(index).interested.contains(B) && !home.topic(index).interested.contains(A));
 }
 
 #[test]
-fn interest_in_one_topic_does_not_wait_for_scans() {
+fn interest_in_one_topic_does_not_wait_for_the_walk() {
     let mut home = home(2, 10);
     home.find_or_create("a.x").unwrap();
     add(&mut home, ">", 1);
     assert_eq!(add(&mut home, "a.x", 2), ["open 1 a.x", "ready 1 2"]);
-    assert_eq!(scan_events(&mut home), ["ready 1 1"], "the topic is already open");
+    assert_eq!(walk_events(&mut home), ["ready 1 1"], "the topic is already open");
     assert!(remove(&mut home, "a.x").is_empty(), "the other pattern still matches it");
 }
 
@@ -62,21 +67,64 @@ fn overlapping_interest_outlives_the_other_pattern() {
     home.find_or_create("a.y").unwrap();
     add(&mut home, ">", 1);
     add(&mut home, "a.x", 2);
-    scan_events(&mut home);
+    walk_events(&mut home);
     remove(&mut home, ">");
-    assert_eq!(scan_events(&mut home), ["close 1 a.y"]);
+    assert_eq!(walk_events(&mut home), ["close 1 a.y"]);
     assert_eq!(remove(&mut home, "a.x"), ["close 1 a.x"]);
 }
 
 #[test]
-fn interest_that_returns_before_its_scan_keeps_its_topics() {
+fn interest_that_returns_before_the_walk_keeps_its_topics() {
     let mut home = home(2, 10);
     home.find_or_create("a.x").unwrap();
     add(&mut home, "a.*", 1);
-    scan_events(&mut home);
+    walk_events(&mut home);
     remove(&mut home, "a.*");
     add(&mut home, "a.*", 2);
-    assert_eq!(scan_events(&mut home), ["ready 1 2"]);
+    assert_eq!(walk_events(&mut home), ["ready 1 2"]);
+}
+
+#[test]
+fn patterns_that_go_together_cost_one_round_of_the_topics() {
+    const TOPICS: u32 = 100;
+    let mut home = home(2, TOPICS as usize);
+    for n in 0..TOPICS {
+        home.find_or_create(&format!("t.{n}.x")).unwrap();
+    }
+    (0..TOPICS).for_each(|n| drop(add(&mut home, &format!("t.{n}.*"), n)));
+    assert_eq!(walk_events(&mut home).len(), 2 * TOPICS as usize);
+    (0..TOPICS).for_each(|n| drop(remove(&mut home, &format!("t.{n}.*"))));
+    let (mut units, mut closed) = (0, 0);
+    while home.walks() {
+        units += home.advance_walk(1, &mut |_| {
+            closed += 1;
+            true
+        });
+    }
+    assert_eq!(closed, TOPICS);
+    assert!(
+        units <= 4 * TOPICS as usize,
+        "{units} units for {TOPICS} topics, one topic and its trie nodes each"
+    );
+}
+
+#[test]
+fn a_walk_pauses_while_the_shards_take_no_more() {
+    let mut home = home(2, 10);
+    for name in ["a.x", "a.y"] {
+        home.find_or_create(name).unwrap();
+    }
+    add(&mut home, "a.*", 1);
+    let mut events = Vec::new();
+    let mut once = |home: &mut Home| {
+        home.advance_walk(100, &mut |event| {
+            events.push(text(event));
+            false
+        });
+    };
+    (0..3).for_each(|_| once(&mut home));
+    assert_eq!(events, ["open 1 a.x", "open 1 a.y", "ready 1 1"]);
+    assert!(!home.walks());
 }
 
 #[test]

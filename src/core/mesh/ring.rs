@@ -182,6 +182,11 @@ impl Stage {
         self.bytes.len() - self.start < crate::limits::MESH_STAGE_BYTES
     }
 
+    /// Whether at most half of what it may hold is waiting.
+    pub fn is_half_empty(&self) -> bool {
+        self.bytes.len() - self.start <= crate::limits::MESH_STAGE_BYTES / 2
+    }
+
     /// Removes the first `len` bytes.
     pub fn consume(&mut self, len: usize) {
         debug_assert!(len <= self.waiting().len(), "only what waits leaves");

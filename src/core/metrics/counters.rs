@@ -112,6 +112,8 @@ counters! {
     ClosedReplaced = "closed_replaced", "sessions";
     /// Sessions closed by the operator.
     ClosedByOperator = "closed_by_operator", "sessions";
+    /// Sessions closed because unfinished messages took too much memory.
+    ClosedUnfinishedMemory = "closed_unfinished_memory", "sessions";
     /// Turns of the shard's loop.
     Turns = "turns", "turns";
     /// Turns that took more than 100 ms, not counting the time asleep.
@@ -120,8 +122,13 @@ counters! {
     RingEvents = "ring_events", "events";
     /// Bytes taken in from the rings of other shards and of sources.
     MeshBytes = "mesh_bytes", "bytes";
-    /// Topics and subscriptions visited for sessions that subscribe, or change or end a subscription.
-    TopicsVisited = "topics_visited", "topics";
+    /// Work of a home that brings its topics in line with changed subscriptions: topics and pattern nodes visited.
+    InterestUnits = "interest_units", "units";
+    /// Work for sessions that subscribe, or change or end a subscription: topics visited, and eight for each that is joined
+    /// or left.
+    ControlUnits = "control_units", "units";
+    /// The same for sessions that have ended.
+    DepartureUnits = "departure_units", "units";
     /// Timers that expired.
     TimersExpired = "timers_expired", "timers";
     /// Requests of operators that the shard handled.

@@ -32,6 +32,8 @@ pub enum CloseReason {
     Replaced,
     /// The operator closed it.
     Operator,
+    /// Unfinished messages took more memory than they may, and its own was the oldest or could not grow.
+    UnfinishedMemory,
 }
 
 impl CloseReason {
@@ -44,6 +46,7 @@ impl CloseReason {
             CloseReason::FrameDeadline => 3010,
             CloseReason::HeartbeatTimeout => 3011,
             CloseReason::SlowConsumer => 3008,
+            CloseReason::UnfinishedMemory => 3012,
             CloseReason::Shutdown => 3001,
             CloseReason::BadRequest(_) => 3501,
             CloseReason::Replaced => 3502,
@@ -74,12 +77,40 @@ impl CloseReason {
             CloseReason::BadRequest(_) => Counter::ClosedBadRequest,
             CloseReason::Replaced => Counter::ClosedReplaced,
             CloseReason::Operator => Counter::ClosedByOperator,
+            CloseReason::UnfinishedMemory => Counter::ClosedUnfinishedMemory,
         }
     }
 
-    /// Whether the outbox is flushed before the goodbye.
-    pub fn flushes(&self) -> bool {
-        matches!(self, CloseReason::Shutdown | CloseReason::Http(_))
+    /// What of the outbox is sent before the goodbye.
+    pub fn kept_outbox(&self) -> KeptOutbox {
+        match self {
+            // After a peer's WebSocket close, the outbox ends with the answer to it.
+            CloseReason::Shutdown | CloseReason::Http(_) | CloseReason::Peer => KeptOutbox::Everything,
+            // It does not read, so nothing but the goodbye has a chance to arrive in time.
+            CloseReason::SlowConsumer | CloseReason::Transport(_) => KeptOutbox::Nothing,
+            CloseReason::Protocol(_)
+            | CloseReason::HandshakeDeadline
+            | CloseReason::FrameDeadline
+            | CloseReason::HeartbeatTimeout
+            | CloseReason::BadRequest(_)
+            | CloseReason::Replaced
+            | CloseReason::Operator
+            | CloseReason::UnfinishedMemory => KeptOutbox::Replies,
+        }
+    }
+
+    /// Whether the session says goodbye with CLOSING and the framing's close.
+    pub fn has_goodbye(&self) -> bool {
+        !matches!(self, CloseReason::Peer | CloseReason::Http(_))
+    }
+}
+
+impl From<DecodeError> for CloseReason {
+    fn from(error: DecodeError) -> CloseReason {
+        match error {
+            DecodeError::OutOfMemory => CloseReason::UnfinishedMemory,
+            error => CloseReason::Protocol(error),
+        }
     }
 }
 
@@ -100,8 +131,20 @@ impl fmt::Display for CloseReason {
             CloseReason::BadRequest(text) => write!(f, "bad request: {text}"),
             CloseReason::Replaced => write!(f, "a newer connection with the same identity took over"),
             CloseReason::Operator => write!(f, "closed by the operator"),
+            CloseReason::UnfinishedMemory => write!(f, "unfinished messages take too much memory"),
         }
     }
+}
+
+/// What of an ending session's outbox is still sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeptOutbox {
+    /// Replies and ticks.
+    Everything,
+    /// What the client's requests have earned, and the rest of a frame that was sent in part.
+    Replies,
+    /// Neither.
+    Nothing,
 }
 
 /// A session's end under way.
@@ -111,4 +154,24 @@ pub struct Ending {
     pub reason: CloseReason,
     /// The write side is shut down: only the peer's FIN or the deadline is awaited.
     pub half_closed: bool,
+    /// How far it has left its topics and patterns.
+    pub departure: DepartureState,
+}
+
+impl Ending {
+    /// Begins an end.
+    pub fn new(reason: CloseReason, half_closed: bool) -> Ending {
+        Ending { reason, half_closed, departure: DepartureState::Done }
+    }
+}
+
+/// How far an ending session has left its topics and patterns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DepartureState {
+    /// Some still name the session: it keeps its slot.
+    Pending,
+    /// As `Pending`, and the session is removed as soon as none does.
+    RemovedWhenDone,
+    /// None names the session.
+    Done,
 }

@@ -70,6 +70,38 @@ impl Outbox {
         self.invariants();
     }
 
+    /// Drops the topics' frames that wait, and keeps the replies in their order. A frame whose beginning has been sent is
+    /// kept: its rest becomes private bytes. Returns `false`, with everything dropped, if that rest has been overwritten:
+    /// then nothing may follow. A copy of the private bytes and of the rest of one frame.
+    pub fn keep_replies(&mut self, log: Option<&EgressLog>) -> bool {
+        let old = std::mem::take(self);
+        let begun = FrameInfo { topic: 0, sequence: 0, skipped: 0 };
+        let mut private = &old.private[old.private_start..];
+        for (index, &segment) in old.segments.iter().enumerate() {
+            let is_begun = index == 0 && old.is_mid_frame();
+            match (segment, log) {
+                (Segment::Shared(_), _) if !is_begun => {}
+                (Segment::Shared(range), Some(log)) if !log.is_overwritten(range.start) => {
+                    let rest = Range { start: range.start, len: old.cut_rest };
+                    self.push_private(begun, |out| out.extend_from_slice(log.bytes(rest)));
+                }
+                (Segment::Shared(_), _) => return false,
+                (Segment::Reply(len) | Segment::Private { len, .. }, _) => {
+                    let (bytes, rest) = private.split_at(len as usize);
+                    private = rest;
+                    match segment {
+                        Segment::Reply(_) => self.push_reply(|out| out.extend_from_slice(bytes)),
+                        _ if is_begun => self.push_private(begun, |out| out.extend_from_slice(bytes)),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        self.cut_rest = old.cut_rest;
+        self.invariants();
+        true
+    }
+
     /// Evicts from one range. Returns whether everything behind it is kept.
     fn evict_range(
         &mut self,

@@ -42,6 +42,7 @@ pub struct Sessions {
     slots: Vec<Option<Box<Session>>>,
     open: usize,
     waiting: usize,
+    unfinished_bytes: usize,
     outbox_bytes_max: usize,
     behind_bytes: usize,
     /// Sessions with more waiting than their `yield_bytes`. Bound: one entry a session.
@@ -63,6 +64,7 @@ impl Sessions {
             slots: Vec::new(),
             open: 0,
             waiting: 0,
+            unfinished_bytes: 0,
             outbox_bytes_max,
             behind_bytes,
             over: Vec::new(),
@@ -160,8 +162,22 @@ impl Sessions {
     pub fn remove(&mut self, slot: SlotId) -> Option<Box<Session>> {
         let session = self.slots.get_mut(slot.index())?.take()?;
         self.open -= 1;
+        self.unfinished_bytes -= session.unfinished_bytes as usize;
         self.waiting -= usize::from(session.outbox_bytes() > 0);
         Some(session)
+    }
+
+    /// Counts the bytes of a session's unfinished message after it has changed.
+    pub fn count_unfinished(&mut self, slot: SlotId) {
+        let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else { return };
+        let held = u32::try_from(session.held_unfinished_bytes()).unwrap_or(u32::MAX);
+        self.unfinished_bytes -= std::mem::replace(&mut session.unfinished_bytes, held) as usize;
+        self.unfinished_bytes += held as usize;
+    }
+
+    /// Bytes of the sessions' unfinished messages.
+    pub fn unfinished_bytes(&self) -> usize {
+        self.unfinished_bytes
     }
 
     /// The session in a slot.
@@ -349,6 +365,8 @@ impl Sessions {
             return;
         }
         assert_eq!(self.open, self.iter().count(), "open counts the sessions");
+        let unfinished = self.iter().map(|session| session.unfinished_bytes as usize).sum::<usize>();
+        assert_eq!(self.unfinished_bytes, unfinished, "unfinished_bytes counts the sessions' bytes");
         let waiting = self.iter().filter(|session| session.outbox_bytes() > 0).count();
         assert_eq!(self.waiting, waiting, "waiting counts the sessions whose outbox is not empty");
         for session in self.iter() {

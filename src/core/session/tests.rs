@@ -1,6 +1,6 @@
 //! Tests of the outbox.
 
-use super::*;
+use super::{outbox::Segment, *};
 
 const INFO: FrameInfo = FrameInfo { topic: 5, sequence: 1, skipped: 0 };
 
@@ -78,4 +78,79 @@ fn an_outbox_past_its_bound_reports_it() {
     assert!(session.push_range(&log, range));
     let range = log.append(INFO, &[0; 100]).unwrap();
     assert!(!session.push_range(&log, range));
+}
+
+/// What is queued, in order: whether it is a reply, and its bytes.
+type Queued = Vec<(bool, Vec<u8>)>;
+
+/// Bytes that stay after `sent` of them have left: replies, and the rest of a frame that was begun.
+fn replies_after(queued: &Queued, sent: usize) -> Vec<u8> {
+    let (mut at, mut kept) = (0, Vec::new());
+    for (is_reply, bytes) in queued {
+        let begun = sent.saturating_sub(at).min(bytes.len());
+        if *is_reply || begun > 0 {
+            kept.extend_from_slice(&bytes[begun..]);
+        }
+        at += bytes.len();
+    }
+    kept
+}
+
+#[test]
+fn replies_stay_in_order_behind_the_frame_that_was_begun() {
+    let mut random = fastrand::Rng::with_seed(5);
+    let mut cut = 0;
+    for _ in 0..500 {
+        let (mut session, mut log, mut queued) = (session(), EgressLog::new(4 << 20), Queued::new());
+        for n in 0..random.u8(1..40) {
+            let frame = vec![n; random.usize(1..if n % 10 == 0 { 90_000 } else { 300 })];
+            match random.u8(..3) {
+                0 => session.outbox.push_reply(|out| out.extend_from_slice(&frame)),
+                1 => drop(session.push_private(INFO, |out| out.extend_from_slice(&frame))),
+                _ => {
+                    let range = log.append(INFO, &frame).unwrap();
+                    session.push_range(&log, range);
+                }
+            }
+            queued.push((
+                session.outbox.segments.back().is_some_and(|last| matches!(last, Segment::Reply(_))),
+                frame,
+            ));
+        }
+        let mut sent = 0;
+        for _ in 0..random.u8(..4) {
+            match session.take_send(Some(&log), &mut Vec::new()) {
+                NextSend::Send(SendSource::Log(range)) => sent += range.len as usize,
+                NextSend::Send(SendSource::Gathered { len, .. }) => sent += len,
+                _ => break,
+            }
+        }
+        cut += usize::from(session.outbox.is_mid_frame());
+        assert!(session.outbox.keep_replies(Some(&log)));
+        assert_eq!(session.outbox.oldest_shared(), None, "nothing refers to the log any more");
+        session.outbox.push_reply(|out| out.extend_from_slice(b"goodbye"));
+        let expected = [replies_after(&queued, sent), b"goodbye".to_vec()].concat();
+        assert!(drain(&mut session, &log) == expected);
+    }
+    assert!(cut > 50, "{cut}: frames are cut");
+}
+
+#[test]
+fn nothing_follows_a_frame_that_was_begun_and_is_overwritten() {
+    let (mut session, mut log) = (session(), EgressLog::new(200_000));
+    let range = log.append(INFO, &[1; 90_000]).unwrap();
+    session.push_range(&log, range);
+    session.outbox.push_reply(|out| out.extend_from_slice(b"reply"));
+    session.take_send(Some(&log), &mut Vec::new());
+    assert!(session.outbox.is_mid_frame());
+    while !log.is_overwritten(range.start) {
+        log.append(INFO, &[2; 10_000]).unwrap();
+    }
+    assert!(!session.outbox.keep_replies(Some(&log)));
+    assert_eq!(session.outbox_bytes(), 0);
+    // One that was not begun is dropped like any other.
+    session.push_range(&log, range);
+    session.outbox.push_reply(|out| out.extend_from_slice(b"reply"));
+    assert!(session.outbox.keep_replies(Some(&log)));
+    assert_eq!(drain(&mut session, &log), b"reply");
 }

@@ -1,15 +1,16 @@
 //! The path of a tick, downwards: from the session's shard to the topic's home, where it gets its sequence, and on to every
 //! interested shard. Then what travels the same way: interest to the homes, and history from them.
 
-use super::{ORIGIN_SOURCE, Shard, Unsequenced};
+use super::{ORIGIN_SOURCE, Shard, Unsequenced, stages::Stages};
 use crate::{
-    fanout::{self, HistoryRequest},
+    fanout::{self, EgressLogs, Fanout, HistoryRequest},
     home::{Backfill, HistoryChunk, Home, InterestEvent, Sequenced, TopicLookup},
     ids::SessionId,
     limits::TURN_HISTORY_CHUNKS,
     metrics::counters::Counter,
     now::Now,
     placement,
+    session::table::Sessions,
 };
 use tickcast_proto::{
     ErrorCode,
@@ -100,7 +101,9 @@ impl Shard {
     fn announce_topic(&mut self, index: u32) {
         self.with_home(|home, notify| {
             let topic = home.topic(index);
-            topic.interested.iter().for_each(|shard| notify(InterestEvent::Open(shard, topic)));
+            for shard in topic.interested.iter() {
+                notify(InterestEvent::Open(shard, topic));
+            }
         });
     }
 
@@ -192,14 +195,29 @@ impl Shard {
         }
     }
 
-    /// Changes the home and passes its notices on to the shards. Each notice adds at most one frame to a stage.
+    /// Changes the home and passes its messages on to the shards. Each adds at most one frame to a stage. The home
+    /// learns whether the stages have room for more: half of it is kept for ticks.
     pub(super) fn with_home<R>(
         &mut self,
-        act: impl FnOnce(&mut Home, &mut dyn FnMut(InterestEvent<'_>)) -> R,
+        act: impl FnOnce(&mut Home, &mut dyn FnMut(InterestEvent<'_>) -> bool) -> R,
     ) -> R {
         let (own, epoch) = (self.id, self.epoch);
         let Shard { home, fanout, sessions, logs, stages, .. } = self;
-        act(home, &mut |notice| match notice {
+        act(home, &mut |notice| {
+            Self::pass_on(notice, (own, epoch), fanout, sessions, logs, stages);
+            stages.deliveries_are_half_empty()
+        })
+    }
+
+    fn pass_on(
+        notice: InterestEvent<'_>,
+        (own, epoch): (ShardId, u64),
+        fanout: &mut Fanout,
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+        stages: &mut Stages,
+    ) {
+        match notice {
             InterestEvent::Open(shard, topic) if shard == own => {
                 fanout.handle_open(topic.id, epoch, &topic.name, sessions, logs);
             }
@@ -220,7 +238,7 @@ impl Shard {
                     frame::encode(out, Kind::Subscribed, HeaderFields::default(), &record, &[]);
                 });
             }
-        })
+        }
     }
 
     /// Returns whether a piece of history can be requested.

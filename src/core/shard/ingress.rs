@@ -9,7 +9,7 @@ use crate::{
     limits::ECHO_BYTES_MAX,
     metrics::counters::Counter,
     now::Now,
-    session::{CloseReason, InputState, Protocol},
+    session::{CloseReason, InputState, Protocol, Session},
 };
 use tickcast_proto::{
     DecodeError, ErrorCode, Step,
@@ -24,10 +24,13 @@ use tickcast_proto::{
 };
 
 /// How far processing a session's input got.
+#[derive(Default)]
 struct Progress {
     used: usize,
     /// The rest waits for room, not for more bytes.
     blocked: bool,
+    /// A message has been completed, so an unfinished one has begun since.
+    completed: bool,
 }
 
 /// The shard that serves the session whose message was decoded.
@@ -49,14 +52,19 @@ impl Shard {
     pub(super) fn receive(&mut self, slot: SlotId, bytes: &[u8], now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         if session.is_paused() || !session.input.is_empty() {
-            session.input.extend_from_slice(bytes);
-            if !session.is_paused() {
+            if !session.keep_input(bytes) {
+                self.end(slot, CloseReason::UnfinishedMemory, now);
+            } else if !session.is_paused() {
                 self.process_waiting(slot, now);
             }
         } else {
-            let progress = self.process(slot, bytes, now);
-            if let Some(session) = self.sessions.open_mut(slot) {
-                session.input.extend_from_slice(&bytes[progress.used..]);
+            // Who waits for room goes first.
+            let bytes_max = if self.input_queue.is_empty() { usize::MAX } else { 0 };
+            let progress = self.process(slot, bytes, bytes_max, now);
+            if let Some(session) = self.sessions.open_mut(slot)
+                && !session.keep_input(&bytes[progress.used..])
+            {
+                self.end(slot, CloseReason::UnfinishedMemory, now);
             }
             self.after_input(slot, &progress, now);
         }
@@ -64,103 +72,85 @@ impl Shard {
         self.apply_deferred(now);
     }
 
-    /// Resumes paused sessions whose input has room now. Returns whether there were any.
-    pub(super) fn resume_paused(&mut self, now: Now) -> bool {
-        if self.paused.is_empty() {
-            return false;
-        }
-        let mut resumed = false;
-        for slot in std::mem::take(&mut self.paused) {
-            let Some(session) = self.sessions.open_mut(slot).filter(|session| session.is_paused()) else {
-                continue;
-            };
-            if !session.takes_requests() || session.walks > 0 || !self.takes_input() {
-                self.paused.push(slot);
-                continue;
-            }
-            resumed = true;
-            if let Some(session) = self.sessions.open_mut(slot) {
+    /// Processes about `bytes_max` of a paused session's input, and resumes receiving if it was all. Returns the bytes
+    /// processed.
+    pub(super) fn resume_input(&mut self, slot: SlotId, bytes_max: usize, now: Now) -> usize {
+        let Some(session) = self.sessions.open_mut(slot) else { return 0 };
+        let input = std::mem::take(&mut session.input);
+        let progress = self.process(slot, &input, bytes_max, now);
+        if let Some(session) = self.sessions.open_mut(slot) {
+            keep_rest(session, input, progress.used);
+            if !progress.blocked {
                 session.input_state = InputState::Open;
+                self.actions.push_back(Action::ResumeReceive(slot));
             }
-            self.actions.push_back(Action::ResumeReceive(slot));
-            self.process_waiting(slot, now);
-            self.note_activity(slot, now);
         }
-        resumed
-    }
-
-    /// Returns whether [`Shard::turn`] would resume a paused session.
-    pub(super) fn paused_can_resume(&self) -> bool {
-        self.paused.iter().any(|&slot| {
-            self.sessions.get(slot).is_some_and(|session| session.takes_requests() && session.walks == 0)
-        })
+        self.after_input(slot, &progress, now);
+        self.note_activity(slot, now);
+        progress.used
     }
 
     fn process_waiting(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else {
             return debug_assert!(false, "only an open session has input that waits");
         };
-        let mut input = std::mem::take(&mut session.input);
-        let progress = self.process(slot, &input, now);
-        if let Some(session) = self.sessions.open_mut(slot)
-            && progress.used < input.len()
-        {
-            input.drain(..progress.used);
-            session.input = input;
+        let input = std::mem::take(&mut session.input);
+        let progress = self.process(slot, &input, usize::MAX, now);
+        if let Some(session) = self.sessions.open_mut(slot) {
+            keep_rest(session, input, progress.used);
         }
         self.after_input(slot, &progress, now);
     }
 
-    /// Pauses a session whose input waits for room. Sets the frame deadline for one that waits for the rest of a frame.
+    /// Pauses a session whose input waits for room. Sets the deadline of an unfinished frame or message, and counts its
+    /// bytes.
     fn after_input(&mut self, slot: SlotId, progress: &Progress, now: Now) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let began_ns = match session.input_state {
+            InputState::Partial { since_ns } if !progress.completed => since_ns,
+            _ => now.monotonic_ns,
+        };
         self.pause_if(slot, progress.blocked);
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        match session.input_state {
-            InputState::Paused => return,
-            _ if session.input.is_empty() => {
-                session.input_state = InputState::Open;
-                return;
-            }
-            InputState::Partial { .. } if progress.used == 0 => {}
-            InputState::Open | InputState::Partial { .. } => {
-                session.input_state = InputState::Partial { since_ns: now.monotonic_ns };
-            }
+        let is_paused = session.is_paused();
+        let since_ns = match session.protocol.decoder_mut().and_then(Decoder::fragments_mut) {
+            // From its first byte on, whatever comes in between.
+            Some(fragments) => Some(*fragments.since_ns.get_or_insert(began_ns)),
+            None if is_paused || session.input.is_empty() => None,
+            None => Some(began_ns),
+        };
+        if !is_paused {
+            session.input_state =
+                since_ns.map_or(InputState::Open, |since_ns| InputState::Partial { since_ns });
         }
-        if !std::mem::replace(&mut session.frame_timer_pending, true) {
-            let when = now.monotonic_ns.saturating_add(self.limits.frame_deadline_ns);
+        if let Some(since_ns) = since_ns
+            && !std::mem::replace(&mut session.frame_timer_pending, true)
+        {
+            let when = since_ns.saturating_add(self.limits.frame_deadline_ns);
             let id = session.id;
             self.set_timer(when, TimerKind::Frame, id);
         }
+        self.bound_unfinished(slot, now);
     }
 
-    fn pause_if(&mut self, slot: SlotId, blocked: bool) {
-        if let Some(session) = self.sessions.open_mut(slot)
-            && blocked
-            && !session.is_paused()
-        {
-            session.input_state = InputState::Paused;
-            self.paused.push(slot);
-            self.actions.push_back(Action::PauseReceive(slot));
-            self.counters.add(Counter::InputPaused, 1);
-        }
-    }
-
-    /// Processes whole messages at the front of `bytes` while there is room for their effects.
-    fn process(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Progress {
-        let mut used = 0;
+    /// Processes whole messages at the front of `bytes` while there is room for their effects, about `bytes_max` of
+    /// them.
+    fn process(&mut self, slot: SlotId, bytes: &[u8], bytes_max: usize, now: Now) -> Progress {
+        let mut progress = Progress::default();
         loop {
-            let room = self.takes_input();
+            let used = progress.used;
+            let room = used < bytes_max && self.takes_input();
             let Some(session) = self.sessions.open_mut(slot) else {
-                return Progress { used: bytes.len(), blocked: false };
+                return Progress { used: bytes.len(), ..progress };
             };
             if used == bytes.len() && session.message_rest.is_empty() {
                 break;
             }
             // A handshake is one request: it is processed under any load, so that no flood locks new clients out.
             let newcomer = session.protocol.is_handshake();
-            let waits = !room || !session.takes_requests() || session.walks > 0;
+            let waits = !room || !session.takes_input();
             if waits && !newcomer {
-                return Progress { used, blocked: true };
+                return Progress { blocked: true, ..progress };
             }
             let rest = &bytes[used..];
             let step = match session.protocol {
@@ -173,15 +163,19 @@ impl Shard {
                 Protocol::Hello(_) | Protocol::Open(_) | Protocol::Echo(_) => self.message(slot, rest, now),
             };
             match step {
-                Ok(Step::Complete(len, ())) => used += len,
+                Ok(Step::Complete(len, ())) => {
+                    progress.used += len;
+                    let within = |session: &mut Session| session.protocol.fragments().is_some();
+                    progress.completed |= !self.sessions.open_mut(slot).is_some_and(within);
+                }
                 Ok(Step::Partial) => break,
                 Err(error) => {
-                    self.end(slot, CloseReason::Protocol(error), now);
-                    return Progress { used: bytes.len(), blocked: false };
+                    self.end(slot, error.into(), now);
+                    return Progress { used: bytes.len(), ..progress };
                 }
             }
         }
-        Progress { used, blocked: false }
+        progress
     }
 
     /// Decodes the message at the front of `bytes`, in the session's framing, and executes it.
@@ -339,6 +333,7 @@ impl Shard {
                 }
             }
             Command::Update { request, patterns, delivery } => {
+                let patterns = patterns.into_iter().map(|pattern| Box::from(&*pattern));
                 self.queue_changes(slot, request, patterns, Some(delivery), now);
             }
             Command::Resume { topic, position } => self.resume(slot, &topic, position, now),
@@ -346,7 +341,8 @@ impl Shard {
                 self.fail(slot, request, ErrorCode::BadRequest, &error.to_string(), now);
             }
             Command::Unsubscribe { request, patterns } => {
-                self.queue_changes(slot, request, patterns, None, now)
+                let patterns = patterns.into_iter().map(|pattern| Box::from(&*pattern));
+                self.queue_changes(slot, request, patterns, None, now);
             }
             Command::Publish(publish) => self.publish_command(slot, &publish, now),
         }
@@ -403,6 +399,14 @@ impl Shard {
     /// Returns a tick's flags. Validates JSON only if the codec has not done so.
     fn flags_of(payload: &[u8], known_json: bool) -> u8 {
         if known_json || json::is_json(payload) { FLAG_PAYLOAD_JSON } else { 0 }
+    }
+}
+
+/// Keeps the input of a session that has not been processed.
+fn keep_rest(session: &mut Session, mut input: Vec<u8>, used: usize) {
+    if used < input.len() {
+        Session::drain_input(&mut input, used);
+        session.input = input;
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     ids::{SessionId, SlotId},
     metrics::counters::Counter,
     now::Now,
-    session::{CloseReason, Ending, Session},
+    session::{CloseReason, DepartureState, Ending, Session},
 };
 
 pub use self::{ending::LOG_TARGET_SESSION, handover::DetachedSession};
@@ -68,20 +68,42 @@ impl Shard {
         let Some(session) = self.sessions.any_mut(slot) else { return };
         if session.ending.is_none() {
             log_end(session.id, &reason);
-            session.ending = Some(Ending { reason, half_closed: true });
+            session.ending = Some(Ending::new(reason, true));
             self.drop_subscriptions(slot);
         }
         self.remove(slot);
     }
 
+    /// Leaves the topics and patterns of a session that has begun to end.
     fn drop_subscriptions(&mut self, slot: SlotId) {
         self.holders.leave(slot);
-        for pattern in self.fanout.detach(slot, &mut self.sessions) {
-            self.remove_interest(&pattern);
+        let Some(session) = self.sessions.any_mut(slot) else { return };
+        let Some(ending) = &mut session.ending else {
+            return debug_assert!(false, "only an ending session drops its subscriptions");
+        };
+        ending.departure = DepartureState::Pending;
+        let id = session.id;
+        self.depart(id);
+    }
+
+    /// Notes that no topic and no pattern names an ending session any more.
+    pub(super) fn departed(&mut self, slot: SlotId) {
+        let Some(ending) = self.sessions.any_mut(slot).and_then(|session| session.ending.as_mut()) else {
+            return debug_assert!(false, "a session stays until it has departed");
+        };
+        if std::mem::replace(&mut ending.departure, DepartureState::Done) == DepartureState::RemovedWhenDone {
+            self.remove(slot);
         }
     }
 
+    /// Removes a session, once no topic and no pattern names it.
     pub(super) fn remove(&mut self, slot: SlotId) {
+        if let Some(ending) = self.sessions.any_mut(slot).and_then(|session| session.ending.as_mut())
+            && ending.departure != DepartureState::Done
+        {
+            ending.departure = DepartureState::RemovedWhenDone;
+            return self.sessions.with_outbox(slot, Session::clear_outbox);
+        }
         let Some(session) = self.sessions.remove(slot) else { return };
         debug_assert!(session.memberships.is_empty(), "a session leaves every topic before it ends");
         self.identities.remove(&slot);

@@ -15,13 +15,15 @@ pub struct PeerStages {
 
 /// A shard's stages, one pair per shard; its own pair stays empty.
 ///
-/// Invariant: `requests_full` and `deliveries_full` count the peers whose stage of that kind has no room. They make the
-/// check for room, which runs for every message, independent of the number of shards.
+/// Invariant: `requests_full` and `deliveries_full` count the peers whose stage of that kind has no room, and
+/// `deliveries_half` those whose delivery stage is more than half full. They make the check for room, which runs for every
+/// message, independent of the number of shards.
 #[derive(Debug)]
 pub(super) struct Stages {
     peers: Vec<PeerStages>,
     requests_full: usize,
     deliveries_full: usize,
+    deliveries_half: usize,
 }
 
 impl Stages {
@@ -31,6 +33,7 @@ impl Stages {
             peers: (0..shards).map(|_| PeerStages::default()).collect(),
             requests_full: 0,
             deliveries_full: 0,
+            deliveries_half: 0,
         }
     }
 
@@ -48,13 +51,15 @@ impl Stages {
     pub(super) fn with<R>(&mut self, shard: ShardId, change: impl FnOnce(&mut PeerStages) -> R) -> R {
         let peer = &mut self.peers[usize::from(shard.0)];
         let full = |peer: &PeerStages| {
-            (usize::from(!peer.requests.has_room()), usize::from(!peer.deliveries.has_room()))
+            [!peer.requests.has_room(), !peer.deliveries.has_room(), !peer.deliveries.is_half_empty()]
+                .map(usize::from)
         };
         let before = full(peer);
         let changed = change(peer);
         let after = full(peer);
-        self.requests_full = self.requests_full + after.0 - before.0;
-        self.deliveries_full = self.deliveries_full + after.1 - before.1;
+        self.requests_full = self.requests_full + after[0] - before[0];
+        self.deliveries_full = self.deliveries_full + after[1] - before[1];
+        self.deliveries_half = self.deliveries_half + after[2] - before[2];
         changed
     }
 
@@ -66,6 +71,11 @@ impl Stages {
     /// Returns whether every delivery stage has room for what one more request may add. O(1).
     pub(super) fn deliveries_have_room(&self) -> bool {
         self.deliveries_full == 0
+    }
+
+    /// Returns whether every delivery stage has room for half as much as it may hold. O(1).
+    pub(super) fn deliveries_are_half_empty(&self) -> bool {
+        self.deliveries_half == 0
     }
 
     /// Returns whether every request is in its ring. O(peers).
@@ -89,6 +99,7 @@ impl Stages {
             |has_room: fn(&PeerStages) -> bool| self.peers.iter().filter(|peer| !has_room(peer)).count();
         debug_assert_eq!(self.requests_full, full(|peer| peer.requests.has_room()));
         debug_assert_eq!(self.deliveries_full, full(|peer| peer.deliveries.has_room()));
+        debug_assert_eq!(self.deliveries_half, full(|peer| peer.deliveries.is_half_empty()));
     }
 }
 

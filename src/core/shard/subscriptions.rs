@@ -1,79 +1,18 @@
-//! Subscribe, update, unsubscribe and resume requests of sessions.
-
-use std::borrow::Cow;
+//! Subscribe and resume requests of sessions.
 
 use super::{Shard, ingress::quoted};
 use crate::{
-    fanout::{Interest, Registration, StartFrom, Subscription, Unsubscribed},
-    ids::{SessionId, SlotId},
-    limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX, TURN_SCAN_TOPICS},
-    metrics::counters::Counter,
+    fanout::{Interest, Registration, StartFrom, Subscription},
+    ids::SlotId,
+    limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
     now::Now,
 };
 use tickcast_proto::{
     ErrorCode, pattern,
-    reply::Reply,
     subscription::{Delivery, Position, StartPosition},
 };
 
-/// A queued update or unsubscribe, which visits the session's topics. Applied in order, within a budget per turn.
-#[derive(Debug)]
-pub(super) struct SubscriptionChange {
-    pub(super) session: SessionId,
-    request: u32,
-    pattern: Box<str>,
-    /// `None`: unsubscribe.
-    delivery: Option<Delivery>,
-}
-
 impl Shard {
-    /// Queues changes of subscriptions and applies as many as the turn's budget allows. The session's later requests wait
-    /// for the rest.
-    pub(super) fn queue_changes(
-        &mut self,
-        slot: SlotId,
-        request: u32,
-        patterns: Vec<Cow<'_, str>>,
-        delivery: Option<Delivery>,
-        now: Now,
-    ) {
-        let Some(session) = self.sessions.open_mut(slot) else {
-            return debug_assert!(false, "only an open session changes its subscriptions");
-        };
-        session.walks += patterns.len() as u32;
-        let session = session.id;
-        let change = |pattern: Cow<'_, str>| SubscriptionChange {
-            session,
-            request,
-            pattern: pattern.into(),
-            delivery,
-        };
-        self.changes.extend(patterns.into_iter().map(change));
-        self.apply_changes(now);
-    }
-
-    /// Applies queued changes within the turn's budget. Returns whether there were any.
-    pub(super) fn apply_changes(&mut self, now: Now) -> bool {
-        let any = !self.changes.is_empty();
-        while self.change_budget > 0
-            && let Some(SubscriptionChange { session: id, request, pattern, delivery }) =
-                self.changes.pop_front()
-        {
-            let slot = id.slot();
-            let Some(session) = self.sessions.open_mut(slot).filter(|session| session.id == id) else {
-                continue;
-            };
-            session.walks -= 1;
-            let looked = match delivery {
-                Some(delivery) => self.update(slot, request, &pattern, delivery, now),
-                None => self.unsubscribe(slot, request, &pattern, now),
-            };
-            self.counters.add(Counter::TopicsVisited, looked as u64);
-            self.change_budget = self.change_budget.saturating_sub(looked);
-        }
-        any
-    }
-
     /// Returns where a subscription begins. Positions by topic are kept in the session until their topics are joined. Returns
     /// `None` after answering the request with an error.
     pub(super) fn start_position(
@@ -136,21 +75,9 @@ impl Shard {
         self.fail(slot, request, ErrorCode::BadRequest, &text, now);
     }
 
-    /// Changes how a subscription is delivered. Returns the number of topics and subscriptions visited.
-    fn update(&mut self, slot: SlotId, request: u32, pattern: &str, delivery: Delivery, now: Now) -> usize {
-        let entry = self.fanout.entry_of(pattern);
-        let held = |session: &mut crate::session::Session| {
-            session.subscriptions.iter().any(|held| Some(held.entry) == entry)
-        };
-        let (Some(entry), true) = (entry, self.sessions.open_mut(slot).is_some_and(held)) else {
-            let text = format!("not subscribed to {}", quoted(pattern.as_bytes()));
-            self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
-            return 1;
-        };
-        let looked = self.fanout.update(entry, slot, delivery, &mut self.sessions);
-        let epoch = self.epoch;
-        self.reply(slot, &Reply::Subscribed { request, pattern, epoch });
-        looked
+    pub(super) fn fail_not_subscribed(&mut self, slot: SlotId, request: u32, pattern: &str, now: Now) {
+        let text = format!("not subscribed to {}", quoted(pattern.as_bytes()));
+        self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
     }
 
     pub(super) fn subscribe(
@@ -173,65 +100,18 @@ impl Shard {
                 format!("a session may hold {} subscriptions", self.limits.subscriptions_per_session_max);
             return self.fail(slot, request, ErrorCode::TooManySubscriptions, &text, now);
         }
-        if known.is_some_and(|entry| session.subscriptions.iter().any(|held| held.entry == entry)) {
+        if known.is_some_and(|entry| session.subscription(entry).is_some()) {
             let text = format!("already subscribed to {}", quoted(pattern.as_bytes()));
             return self.fail(slot, request, ErrorCode::AlreadySubscribed, &text, now);
         }
-        let Registration { entry, interest } = self.fanout.subscribe(slot, request, pattern);
+        let Registration { entry, interest } = self.fanout.subscribe(slot, pattern);
         if let Some(session) = self.sessions.open_mut(slot) {
-            if session.subscriptions.is_empty() {
-                // Most sessions have one subscription; Vec would allocate for four.
-                session.subscriptions.reserve_exact(1);
-            }
-            session.subscriptions.push(Subscription { entry, position: None, delivery, start_from: begin });
+            session.add_subscription(Subscription { entry, position: None, delivery, start_from: begin });
         }
+        self.queue_join(slot, entry, request);
         if let Some(Interest { request, exact }) = interest {
             self.add_interest(pattern, exact, request);
         }
-    }
-
-    /// Ends a subscription. Returns the number of topics and subscriptions visited.
-    fn unsubscribe(&mut self, slot: SlotId, request: u32, pattern: &str, now: Now) -> usize {
-        let entry = self.fanout.entry_of(pattern);
-        let held = self.sessions.open_mut(slot).and_then(|session| {
-            let at = session.subscriptions.iter().position(|held| Some(held.entry) == entry)?;
-            Some(session.subscriptions.swap_remove(at))
-        });
-        let Some(held) = held else {
-            let text = format!("not subscribed to {}", quoted(pattern.as_bytes()));
-            self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
-            return 1;
-        };
-        let Unsubscribed { pattern_gone: last, visited: looked } =
-            self.fanout.unsubscribe(held, slot, &mut self.sessions);
-        if let Some(last) = last {
-            self.remove_interest(&last);
-        }
-        self.reply(slot, &Reply::Unsubscribed { request, pattern });
-        looked
-    }
-
-    /// Acknowledges subscriptions whose homes are ready, then announces their topics. Nothing of a topic is sent before
-    /// that. Visits a bounded number of topics per turn. Returns whether there were any.
-    pub(super) fn activate_subscriptions(&mut self) -> bool {
-        let mut looked = 0;
-        while looked < TURN_SCAN_TOPICS
-            && let Some(live) = self.fanout.next_activation()
-        {
-            let pattern = self.fanout.pattern(live.entry).to_owned();
-            let reply = Reply::Subscribed { request: live.request, pattern: &pattern, epoch: self.epoch };
-            self.reply(live.slot, &reply);
-            looked += 1 + self.fanout.attach(live, &mut self.sessions, &mut self.logs);
-            if let Some(session) = self.sessions.open_mut(live.slot)
-                && !std::mem::replace(&mut session.subscribed, true)
-            {
-                self.counters.add(Counter::SessionsSubscribed, 1);
-            }
-        }
-        if looked > 0 {
-            self.counters.add(Counter::TopicsVisited, looked as u64);
-        }
-        looked > 0
     }
 }
 

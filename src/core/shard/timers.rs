@@ -13,7 +13,7 @@ use crate::{
     limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS, TIMERS_GONE_MAX, TURN_TIMERS},
     metrics::counters::Counter,
     now::Now,
-    session::{CloseReason, InputState, Pulse, SendState, membership::Taking},
+    session::{CloseReason, Pulse, SendState, membership::Taking},
 };
 use tickcast_proto::ids::TopicId;
 
@@ -22,7 +22,7 @@ use tickcast_proto::ids::TopicId;
 pub(super) enum TimerKind {
     /// Deadline of the handshake.
     Handshake,
-    /// Deadline of a frame whose first bytes have arrived.
+    /// Deadline of a frame or message whose first bytes have arrived.
     Frame,
     /// Check whether the peer is alive.
     Heartbeat,
@@ -124,14 +124,20 @@ impl Shard {
         }
     }
 
-    /// Ends a session with part of a frame older than the deadline. Sets the timer again for a frame begun since.
+    /// Ends a session whose unfinished frame or message is older than the deadline. Sets the timer again for one that has
+    /// begun since.
     fn check_frame(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.frame_timer_pending = false;
-        let InputState::Partial { since_ns } = session.input_state else { return };
-        let when_ns = since_ns.saturating_add(self.limits.frame_deadline_ns);
+        let Some(since_ns) = session.unfinished_since_ns() else { return };
+        let mut when_ns = since_ns.saturating_add(self.limits.frame_deadline_ns);
         if when_ns <= now.monotonic_ns {
-            return self.end(slot, CloseReason::FrameDeadline, now);
+            // The peer cannot finish its message while the shard does not read it for lack of room.
+            let waits_for_room = session.is_paused() && session.takes_requests();
+            if !waits_for_room {
+                return self.end(slot, CloseReason::FrameDeadline, now);
+            }
+            when_ns = now.monotonic_ns.saturating_add(self.limits.frame_deadline_ns);
         }
         session.frame_timer_pending = true;
         let id = session.id;

@@ -1,6 +1,11 @@
 //! WebSocket framing (RFC 6455).
 //!
-//! Input is decoded by tungstenite's state machine. Output is unmasked frames, which sessions share.
+//! Frames are decoded by tungstenite's state machine, fragments are joined here: a decoder then keeps nothing of its connection
+//! between two frames, and the memory of a message grows fallibly. Output is unmasked frames, which sessions share.
+
+mod fragments;
+
+pub use self::fragments::Fragments;
 
 use std::io::{self, Cursor, Read, Write};
 
@@ -38,14 +43,13 @@ pub enum Incoming {
 
 /// A WebSocket decoder: less than 300 bytes and a read buffer.
 ///
-/// Between two messages it keeps nothing of its connection, so one decoder can serve many: see
-/// [`WebSocket::is_between_messages`].
+/// Besides `fragments` it keeps nothing of its connection, so one decoder can serve many: see [`WebSocket::is_over`].
 #[derive(Debug)]
 pub struct WebSocket {
     context: WebSocketContext,
     message_bytes_max: usize,
-    /// A fragmented message has started, and its last fragment has not arrived.
-    within_message: bool,
+    /// The unfinished message of the connection whose frames come next; `None` between messages.
+    pub fragments: Option<Box<Fragments>>,
     /// A close frame or an invalid frame has arrived: nothing may follow it.
     is_over: bool,
 }
@@ -73,13 +77,12 @@ impl WebSocket {
             .max_message_size(Some(message_bytes_max))
             .max_frame_size(Some(message_bytes_max));
         let context = WebSocketContext::new(role, Some(config));
-        WebSocket { context, message_bytes_max, within_message: false, is_over: false }
+        WebSocket { context, message_bytes_max, fragments: None, is_over: false }
     }
 
-    /// Whether the decoder keeps no state of its connection. It consumes whole frames only, so its only state is the
-    /// fragments of an incomplete message.
-    pub fn is_between_messages(&self) -> bool {
-        !self.within_message && !self.is_over
+    /// Whether a close frame or an invalid frame has arrived. If so, the decoder can serve no other connection.
+    pub fn is_over(&self) -> bool {
+        self.is_over
     }
 
     /// Decodes the frame at the start of `bytes`. Pongs and close answers are appended to `replies`.
@@ -104,11 +107,17 @@ impl WebSocket {
             self.is_over = was_over;
             return Ok(Step::Partial);
         };
-        let mut pipe = Pipe { input: frame, output: replies };
-        if matches!(header.opcode, OpCode::Data(_)) {
-            self.within_message = !header.is_final;
-        }
+        let part = self.part_of(&header)?;
+        // To tungstenite a fragment is a whole binary message: only FIN and the opcode differ.
+        let (first, rest) = match part {
+            Part::Whole => (None, frame),
+            Part::Fragment { .. } => (Some(frame[0] & RESERVED_BITS | WHOLE_BINARY), &frame[1..]),
+        };
+        let mut pipe = Pipe { first, input: rest, output: replies };
         let incoming = match self.context.read(&mut pipe) {
+            Ok(Message::Binary(bytes)) if let Part::Fragment { is_last } = part => {
+                self.join(&bytes, is_last)?
+            }
             Ok(Message::Text(text)) => Incoming::Text(text),
             Ok(Message::Binary(bytes)) => Incoming::Binary(bytes),
             Ok(Message::Close(close)) => Incoming::Close(close.map_or(1005, |close| close.code.into())),
@@ -126,9 +135,37 @@ impl WebSocket {
         Ok(Step::Complete(frame_len, incoming))
     }
 
+    /// Whether a frame is part of a fragmented message. Begins one with its first fragment.
+    fn part_of(&mut self, header: &FrameHeader) -> Result<Part, DecodeError> {
+        let OpCode::Data(data) = header.opcode else { return Ok(Part::Whole) };
+        let is_text = match (data, &self.fragments) {
+            (Data::Continue, Some(_)) => return Ok(Part::Fragment { is_last: header.is_final }),
+            (Data::Text | Data::Binary, Some(_)) => {
+                return Err(decode_error(Error::Protocol(ProtocolError::ExpectedFragment(data))));
+            }
+            (Data::Text | Data::Binary, None) if !header.is_final => data == Data::Text,
+            // tungstenite rejects a continuation of nothing and a reserved opcode.
+            _ => return Ok(Part::Whole),
+        };
+        self.fragments = Some(Box::new(Fragments::new(is_text)));
+        Ok(Part::Fragment { is_last: false })
+    }
+
+    fn join(&mut self, bytes: &[u8], is_last: bool) -> Result<Incoming, DecodeError> {
+        let Some(fragments) = &mut self.fragments else {
+            debug_assert!(false, "a fragment belongs to a message that has begun");
+            return Ok(Incoming::Nothing);
+        };
+        fragments.push(bytes, self.message_bytes_max)?;
+        match self.fragments.take_if(|_| is_last) {
+            Some(message) => message.complete(),
+            None => Ok(Incoming::Nothing),
+        }
+    }
+
     /// Appends one masked message to `out`, as a client sends it.
     pub fn write_masked(&mut self, out: &mut Vec<u8>, message: Message) {
-        let mut pipe = Pipe { input: &[], output: out };
+        let mut pipe = Pipe { first: None, input: &[], output: out };
         // The pipe accepts everything. A write after a close fails, but then the peer reads nothing more.
         let _ = self.context.write(&mut pipe, message);
         let _ = self.context.flush(&mut pipe);
@@ -148,14 +185,39 @@ fn decode_error(error: Error) -> DecodeError {
     }
 }
 
+/// What a frame is to the message it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// A whole message, or a control frame.
+    Whole,
+    /// One of several frames of a message.
+    Fragment {
+        /// It ends the message.
+        is_last: bool,
+    },
+}
+
+/// The reserved bits of a frame's first byte (RFC 6455, section 5.2).
+const RESERVED_BITS: u8 = 0x70;
+/// FIN and the opcode of a binary message in a frame's first byte.
+const WHOLE_BINARY: u8 = 0x82;
+
 /// tungstenite's stream: reads one frame, and writes replies without ever blocking.
 struct Pipe<'a> {
+    /// Comes before `input`.
+    first: Option<u8>,
     input: &'a [u8],
     output: &'a mut Vec<u8>,
 }
 
 impl Read for Pipe<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if let Some(slot) = into.first_mut()
+            && let Some(first) = self.first.take()
+        {
+            *slot = first;
+            return Ok(1);
+        }
         if self.input.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -247,25 +309,73 @@ mod tests {
     }
 
     #[test]
-    fn decoder_has_no_state_between_messages() {
+    fn only_fragments_of_an_unfinished_message_outlast_a_frame() {
         let mut socket = WebSocket::server(1 << 10);
         let mut after = |frame: &[u8]| {
             let _ = socket.step(frame, &mut Vec::new());
-            socket.is_between_messages()
+            (socket.fragments.is_some(), socket.is_over())
         };
-        assert!(after(&masked(0x82, b"whole")) && after(&masked(0x89, b"ping")));
-        assert!(!after(&masked(0x01, b"he")) && !after(&masked(0x89, b"p")) && !after(&masked(0x00, b"ll")));
-        assert!(after(&masked(0x80, b"o")));
-        assert!(!after(&masked(0x88, &1000u16.to_be_bytes())));
+        for whole in [masked(0x82, b"whole"), masked(0x89, b"ping")] {
+            assert_eq!(after(&whole), (false, false));
+        }
+        for part in [masked(0x01, b"he"), masked(0x89, b"p"), masked(0x00, b"ll")] {
+            assert_eq!(after(&part), (true, false));
+        }
+        assert_eq!(after(&masked(0x80, b"o")), (false, false));
+        assert_eq!(after(&masked(0x88, &1000u16.to_be_bytes())), (false, true));
         let mut failed = WebSocket::server(1 << 10);
         assert!(failed.step(&masked(0x80, b"the end of no message"), &mut Vec::new()).is_err());
-        assert!(!failed.is_between_messages());
+        assert!(failed.is_over());
+    }
+
+    #[test]
+    fn one_decoder_joins_the_fragments_of_two_connections() {
+        let mut socket = WebSocket::server(1 << 10);
+        let mut unfinished = [None, None];
+        let mut joined = Vec::new();
+        for (of, frame) in [
+            (0, masked(0x01, "gr\u{fc}".as_bytes().split_at(3).0)),
+            (1, masked(0x02, b"\xff")),
+            (0, masked(0x80, &"gr\u{fc}\u{df}e".as_bytes()[3..])),
+            (1, masked(0x00, b"")),
+            (1, masked(0x80, b"\xfe")),
+        ] {
+            socket.fragments = unfinished[of].take();
+            match socket.step(&frame, &mut Vec::new()).unwrap() {
+                Step::Complete(_, Incoming::Text(text)) => joined.push(text.as_bytes().to_vec()),
+                Step::Complete(_, Incoming::Binary(bytes)) => joined.push(bytes.to_vec()),
+                _ => {}
+            }
+            unfinished[of] = socket.fragments.take();
+        }
+        assert_eq!(joined, ["gr\u{fc}\u{df}e".as_bytes().to_vec(), b"\xff\xfe".to_vec()]);
     }
 
     #[test]
     fn too_long_message_is_rejected_by_its_header() {
         let announce = [0x82, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 1, 2, 3, 4];
         assert_eq!(error_of(&announce), DecodeError::TooLarge { bytes: 1 << 32, bytes_max: 1 << 10 });
+    }
+
+    #[test]
+    fn invalid_fragments_have_their_close_code() {
+        for (frames, code) in [
+            ([masked(0x01, b"a"), masked(0x81, b"b")], 1002),
+            ([masked(0x02, b"a"), masked(0x02, b"b")], 1002),
+            ([masked(0x01, b"a"), masked(0xc0, b"b")], 1002),
+            ([masked(0x01, b"a"), vec![0x80, 1, b'b']], 1002),
+            ([masked(0x01, b"a"), masked(0x83, b"b")], 1002),
+            ([masked(0x01, &[b'a'; 600]), masked(0x80, &[b'b'; 600])], 1009),
+            ([masked(0x01, b"\xc3"), masked(0x00, b"\x28")], 1007),
+            ([masked(0x01, b"\xc3"), masked(0x80, b"")], 1007),
+        ] {
+            let mut socket = WebSocket::server(1 << 10);
+            socket.step(&frames[0], &mut Vec::new()).unwrap();
+            let error = socket.step(&frames[1], &mut Vec::new()).unwrap_err();
+            assert_eq!(error.close_code(), code, "{frames:02x?}: {error}");
+        }
+        assert_eq!(error_of(&masked(0x01, b"\xff")).close_code(), 1007);
+        assert_eq!(error_of(&masked(0x41, b"x")).close_code(), 1002);
     }
 
     #[test]

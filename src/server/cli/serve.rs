@@ -13,7 +13,7 @@ use super::values::{Size, Time};
 use crate::{config::listener::Address, limits, logging, sources::kind::SourceFlags};
 
 /// Keys of the options that a reload changes without a restart.
-pub const LIVE: [&str; 16] = [
+pub const LIVE: [&str; 17] = [
     "log",
     "policy",
     "behind_size",
@@ -30,6 +30,7 @@ pub const LIVE: [&str; 16] = [
     "ping_timeout",
     "subscriptions_per_session_max",
     "publish_rate",
+    "unfinished_memory",
 ];
 
 /// Options of `tickcast serve`.
@@ -156,6 +157,9 @@ pub struct LimitOptions {
     /// Largest frame or message from a client
     #[arg(long, alias = "frame-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::FRAME_BYTES_MAX_DEFAULT))]
     pub frame_max: Size,
+    /// Memory for frames and messages from clients whose rest has not arrived, all clients together
+    #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::UNFINISHED_BYTES_MAX_DEFAULT))]
+    pub unfinished_memory: Size,
     /// Largest HTTP request head
     #[arg(long, alias = "http-head-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::HTTP_HEAD_BYTES_MAX_DEFAULT))]
     pub http_head_max: Size,

@@ -1,11 +1,13 @@
 //! The admin listener: metrics, health and the state of a running server over HTTP.
 //!
-//! [`listener`] owns the socket and the thread, `handlers` answers requests, `shard_replies` collects what shards reply. The
+//! [`listener`] owns the socket and the thread, `connections` bounds its connections, `handlers` answers requests, `shard_replies` collects what shards reply. The
 //! other modules parse requests and format responses as functions of plain values.
 
 mod affinity;
+mod connections;
 pub mod context;
 mod handlers;
+mod host;
 pub mod latency;
 pub mod listener;
 pub mod metrics;

@@ -5,7 +5,7 @@ use crate::{
     ids::{SessionId, SlotId},
     limits::LINGER_DEADLINE_MS,
     now::Now,
-    session::{CloseReason, Ending, InputState, Protocol},
+    session::{CloseReason, Ending, InputState, KeptOutbox, Protocol},
     shard::{Action, Shard, timers::TimerKind},
 };
 use tickcast_proto::{http, reply::Reply};
@@ -21,6 +21,7 @@ pub(super) fn log_end(session: SessionId, reason: &CloseReason) {
         | CloseReason::FrameDeadline
         | CloseReason::HeartbeatTimeout
         | CloseReason::SlowConsumer
+        | CloseReason::UnfinishedMemory
         | CloseReason::BadRequest(_) => {
             ::log::info!(target: LOG_TARGET_SESSION, "session {session:x} ends: {reason}");
         }
@@ -73,9 +74,12 @@ impl Shard {
             self.flush_held(slot, &reason, now);
         }
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        session.ending = Some(Ending { reason: reason.clone(), half_closed: false });
+        session.ending = Some(Ending::new(reason.clone(), false));
         session.input = Vec::new();
         session.message_rest = Vec::new();
+        if let Some(decoder) = session.protocol.decoder_mut() {
+            decoder.discard_fragments();
+        }
         let id = session.id;
         // The shard waits for the peer's FIN, and unread input would turn the close into a reset.
         if std::mem::take(&mut session.input_state) == InputState::Paused {
@@ -87,16 +91,8 @@ impl Shard {
             // Nothing more is queued to it, so it no longer lags.
             session.lag = None;
         }
-        // After a peer's WebSocket close, the outbox ends with the answer to it.
-        let keeps_outbox = reason.flushes() || reason == CloseReason::Peer;
-        let mut at_frame_boundary = true;
-        if !keeps_outbox {
-            self.sessions.with_outbox(slot, |session| {
-                at_frame_boundary = !session.outbox.is_mid_frame();
-                session.clear_outbox();
-            });
-        }
-        if at_frame_boundary && !matches!(reason, CloseReason::Peer | CloseReason::Http(_)) {
+        self.sessions.count_unfinished(slot);
+        if self.cut_outbox(slot, reason.kept_outbox()) && reason.has_goodbye() {
             self.push_closing(slot, &reason);
         }
         let deadline = match self.draining {
@@ -111,6 +107,24 @@ impl Shard {
         {
             self.continue_ending(slot, now);
         }
+    }
+
+    /// Drops what an ending session does not get any more. Returns whether more may be sent: not if a frame has been sent in
+    /// part whose rest is gone.
+    ///
+    /// The replies that stay are no more than while the session was open: [`crate::limits::REPLY_BYTES_MAX`], and those of
+    /// the message that went beyond.
+    fn cut_outbox(&mut self, slot: SlotId, kept: KeptOutbox) -> bool {
+        let (logs, mut is_whole) = (&self.logs, true);
+        self.sessions.with_outbox(slot, |session| match kept {
+            KeptOutbox::Everything => {}
+            KeptOutbox::Replies => is_whole = session.outbox.keep_replies(logs.of(session.format)),
+            KeptOutbox::Nothing => {
+                is_whole = !session.outbox.is_mid_frame();
+                session.clear_outbox();
+            }
+        });
+        is_whole
     }
 
     /// Returns how long an ending session may take to read its outbox. A file of the page takes longer than a line of text:
@@ -155,15 +169,11 @@ impl Shard {
         if reason.reason == CloseReason::SlowConsumer {
             return;
         }
-        // It was already ending for another reason: only CLOSING remains to be sent.
-        let mut at_frame_boundary = true;
-        self.sessions.with_outbox(slot, |session| {
-            at_frame_boundary = !session.outbox.is_mid_frame();
-            session.clear_outbox();
-        });
-        if at_frame_boundary {
+        // It was already ending for another reason: only replies and CLOSING remain to be sent.
+        if self.cut_outbox(slot, KeptOutbox::Replies) && reason.reason.has_goodbye() {
             self.push_closing(slot, &reason.reason);
-        } else {
+        }
+        if self.sessions.get(slot).is_some_and(|session| session.outbox_bytes() == 0) {
             self.continue_ending(slot, now);
         }
     }
@@ -246,20 +256,4 @@ fn splitmix64(value: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reconnect_times_are_evenly_spread() {
-        let mut seconds = [0; 5];
-        for shard in 0..2 {
-            for slot in 0..5_000u64 {
-                let after_ms = reconnect_after_ms(7 ^ shard, SessionId(1 << 32 | slot), 4_999);
-                seconds[after_ms as usize / 1_000] += 1;
-            }
-        }
-        assert!(seconds.iter().all(|count| (1_800..2_200).contains(count)), "{seconds:?}");
-        assert!((0..1_000).all(|id| reconnect_after_ms(7, SessionId(id), 0) == 0));
-        assert!((0..1_000).any(|id| reconnect_after_ms(7, SessionId(id), u32::MAX) > 1 << 31));
-    }
-}
+mod tests;

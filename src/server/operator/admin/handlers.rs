@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::{
     context::AdminContext,
+    host,
     latency::{LatencyView, counts, hgrm},
     metrics::{self, Scrape, ShardSample},
     overview::{Overview, ShardView, SourceView},
@@ -85,16 +86,11 @@ impl AdminContext {
     /// Browsers send `Origin` with every request that is neither GET nor HEAD (Fetch standard, 3.2), so refusing it keeps web
     /// pages from closing sessions, whatever address they were loaded from.
     pub(super) fn route<B>(&self, request: &Request<B>) -> Result<Route, RequestError> {
-        if self.is_foreign_host(request) {
-            return Err(RequestError::new(
-                403,
-                "this listener is local: the Host header must be an IP address or localhost",
-            ));
-        }
+        let (uri, hosts) = (request.uri(), request.headers().get_all(HOST));
+        host::check(request.version(), hosts.iter(), uri.authority(), self.is_local)?;
         if request.method() == Method::DELETE && request.headers().contains_key(ORIGIN) {
             return Err(RequestError::new(403, "web pages may not close sessions (Origin header present)"));
         }
-        let uri = request.uri();
         route::route(request.method().as_str(), uri.path(), uri.query().unwrap_or_default())
     }
 
@@ -105,16 +101,6 @@ impl AdminContext {
             Err(error) => Reply::error(&error),
         };
         reply.into_response()
-    }
-
-    /// Whether a local listener got a request for another host name: from a web page, by DNS rebinding.
-    fn is_foreign_host<B>(&self, request: &Request<B>) -> bool {
-        let is_accepted = |host: &str| route::is_address_or_localhost(host);
-        let authority = request.uri().authority().map(|authority| authority.as_str());
-        let header = request.headers().get(HOST).map(HeaderValue::to_str);
-        self.is_local
-            && (authority.is_some_and(|host| !is_accepted(host))
-                || header.is_some_and(|host| !host.is_ok_and(is_accepted)))
     }
 
     async fn reply(&self, route: Route) -> Reply {

@@ -11,7 +11,8 @@
 //!
 //! Its thread runs on cores without a shard where there are any, otherwise at the lowest priority.
 //!
-//! Each connection carries one request and lives at most [`ADMIN_CONNECTION_MS`], so no client can keep others out for long.
+//! Each connection carries one request and lives at most [`ADMIN_CONNECTION_MS`]; see [`super::connections`] for how many there
+//! may be.
 
 use std::{
     convert::Infallible,
@@ -31,20 +32,21 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::oneshot,
+    task::{AbortHandle, yield_now},
     time::{sleep, timeout},
 };
 
 use super::{
     affinity,
+    connections::{Connection, Connections},
     context::{AdminContext, ServerHandles},
+    route::RequestError,
     stage::Stage,
 };
 use crate::{
     config::listener::Address,
-    limits::{
-        ACCEPT_RETRY_MS, ADMIN_CONNECTION_MS, ADMIN_CONNECTIONS_MAX, ADMIN_HEAD_BYTES_MAX, ADMIN_HEAD_MS,
-    },
+    limits::{ACCEPT_RETRY_MS, ADMIN_CONNECTION_MS, ADMIN_HEAD_BYTES_MAX, ADMIN_HEAD_MS},
     process::{
         fault::{self, Place},
         panics,
@@ -162,20 +164,21 @@ enum Stream {
     Unix(UnixStream),
 }
 
-/// Accepts up to [`ADMIN_CONNECTIONS_MAX`] connections at once; more wait in the kernel's backlog.
+/// Accepts connections for as long as the runtime lives.
 async fn accept(listener: Listener, context: Arc<AdminContext>) {
-    let connections = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
+    let connections = Connections::new();
     let mut is_failing = false;
-    // The semaphore is never closed, so acquiring never fails.
-    while let Ok(permit) = connections.clone().acquire_owned().await {
+    loop {
         match listener.accept().await {
             Ok(stream) => {
                 is_failing = false;
                 fault::at(Place::Admin);
-                match stream {
-                    Stream::Tcp(stream) => drop(tokio::spawn(serve(stream, context.clone(), permit))),
-                    Stream::Unix(stream) => drop(tokio::spawn(serve(stream, context.clone(), permit))),
+                let spawn = |connection| stream.spawn(context.clone(), connection);
+                if connections.begin(spawn) {
+                    ::log::debug!("--admin: too many connections without a request, the oldest is closed");
                 }
+                // Lets it read what has arrived: many connections come at once, and a request is no reason for eviction.
+                yield_now().await;
             }
             Err(error) => {
                 if !std::mem::replace(&mut is_failing, true) {
@@ -189,15 +192,31 @@ async fn accept(listener: Listener, context: Arc<AdminContext>) {
     }
 }
 
+impl Stream {
+    fn spawn(self, context: Arc<AdminContext>, connection: Connection) -> AbortHandle {
+        match self {
+            Stream::Tcp(stream) => tokio::spawn(serve(stream, context, connection)).abort_handle(),
+            Stream::Unix(stream) => tokio::spawn(serve(stream, context, connection)).abort_handle(),
+        }
+    }
+}
+
 /// Serves one connection: a request and its response.
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     context: Arc<AdminContext>,
-    _permit: OwnedSemaphorePermit,
+    connection: Connection,
 ) {
     let service = service_fn(move |request: Request<Incoming>| {
+        connection.head_arrived();
         // No endpoint takes a body, so it is not read.
-        let (context, routed) = (context.clone(), context.route(&request));
+        let routed = context.route(&request).and_then(|route| {
+            match route.is_immediate() || connection.begin_service() {
+                true => Ok(route),
+                false => Err(RequestError::new(503, "too many requests at once")),
+            }
+        });
+        let context = context.clone();
         async move { Ok::<_, Infallible>(context.respond(routed).await) }
     });
     let connection = http1::Builder::new()

@@ -27,6 +27,13 @@ pub enum Route {
     Close(GlobalSessionId),
 }
 
+impl Route {
+    /// Whether it is answered at once, without a shard, in a response so short that the socket takes it whole.
+    pub fn is_immediate(&self) -> bool {
+        matches!(self, Route::Index | Route::Health | Route::Ready)
+    }
+}
+
 /// An error response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestError {

@@ -12,7 +12,7 @@ use tickcast_proto::ids::ShardId;
 /// Log lines about slow turns, per shard.
 const LINES_PER_SECOND: u32 = 1;
 /// What a line says of a slow turn: what these counted in it. Reading them costs a load and a store each a turn.
-const TOLD: [Counter; 12] = [
+const REPORTED: [Counter; 14] = [
     Counter::RingEvents,
     Counter::BytesReceived,
     Counter::MeshBytes,
@@ -20,7 +20,9 @@ const TOLD: [Counter; 12] = [
     Counter::TicksDelivered,
     Counter::TicksTakenOut,
     Counter::Sends,
-    Counter::TopicsVisited,
+    Counter::InterestUnits,
+    Counter::ControlUnits,
+    Counter::DepartureUnits,
     Counter::TimersExpired,
     Counter::ControlRequests,
     Counter::SessionsAccepted,
@@ -30,14 +32,14 @@ const TOLD: [Counter; 12] = [
 /// Watches one shard's turns.
 #[derive(Debug)]
 pub(super) struct TurnWatch {
-    /// The counters of [`TOLD`] at the end of the last turn.
-    before: [u64; TOLD.len()],
+    /// The counters of [`REPORTED`] at the end of the last turn.
+    before: [u64; REPORTED.len()],
     limiter: RateLimiter<1>,
 }
 
 impl Default for TurnWatch {
     fn default() -> TurnWatch {
-        TurnWatch { before: [0; TOLD.len()], limiter: RateLimiter::new(LINES_PER_SECOND) }
+        TurnWatch { before: [0; REPORTED.len()], limiter: RateLimiter::new(LINES_PER_SECOND) }
     }
 }
 
@@ -55,7 +57,7 @@ impl TurnWatch {
         if let Some(line) = self.line(is_slow.then_some(busy_ns), now_ns, counters) {
             ::log::warn!("shard {}: {line}", shard.0);
         }
-        for (before, counter) in self.before.iter_mut().zip(TOLD) {
+        for (before, counter) in self.before.iter_mut().zip(REPORTED) {
             *before = counters.value(counter);
         }
     }
@@ -70,7 +72,7 @@ impl TurnWatch {
         let Some(busy_ns) = slow_ns else { return suppressed };
         let mut line = format!("a turn took {} ms", busy_ns / 1_000_000);
         let mut separator = ": ";
-        for (before, counter) in self.before.iter().zip(TOLD) {
+        for (before, counter) in self.before.iter().zip(REPORTED) {
             // A gauge may have fallen.
             let change = counters.value(counter).wrapping_sub(*before) as i64;
             if change != 0 {
@@ -111,10 +113,10 @@ mod tests {
         counters.add(Counter::SessionsOpen, 10);
         watch.end_turn(ShardId(0), 1, SECOND_NS, &counters);
         counters.add(Counter::Sends, 7);
-        counters.add(Counter::TopicsVisited, 65_536);
+        counters.add(Counter::ControlUnits, 65_536);
         counters.subtract(Counter::SessionsOpen, 4);
         let line = watch.line(Some(187_654_321), SECOND_NS, &counters).unwrap();
-        assert_eq!(line, "a turn took 187 ms: sends 7, topics_visited 65536, sessions_open -4");
+        assert_eq!(line, "a turn took 187 ms: sends 7, control_units 65536, sessions_open -4");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::*;
 use crate::sources::SourceStatus;
 use crate::{
     config::listener::SocketBounds,
+    limits::{ADMIN_HEADLESS_MAX, ADMIN_SERVED_MAX},
     operator::control::{Dispatch, ShardRequest},
     transport::listener::listen,
 };
@@ -144,6 +145,16 @@ fn foreign_and_malformed_requests_are_refused() {
         (b"GET http://[::1]:9490/healthz HTTP/1.1\r\nHost: [::1]:9490\r\n\r\n", 200),
         (b"GET /healthz HTTP/1.1\r\nHost: rebound.example\r\n\r\n", 403),
         (b"GET http://rebound.example/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 403),
+        (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost:\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.0\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost:port\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: rebound.example@localhost\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: local\xff\r\n\r\n", 400),
+        (b"GET http://rebound@localhost/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET http://127.0.0.1/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET http://localhost/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
         (b"DELETE /v1/sessions/0-7 HTTP/1.1\r\nHost: rebound.example:9490\r\n\r\n", 403),
         (b"DELETE /v1/sessions/0-7 HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n\r\n", 403),
         (b"DELETE /v1/sessions/0-7 HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\n\r\n", 403),
@@ -197,23 +208,30 @@ fn loopback_addresses_are_recognized_in_ipv4_ipv6_and_mapped_form() {
 }
 
 #[test]
-fn idle_connections_do_not_block_others_for_long() {
-    let admin = serving(|_, _| {});
-    let silent: Vec<TcpStream> = (0..2 * ADMIN_CONNECTIONS_MAX)
-        .map(|number| {
-            let mut stream = TcpStream::connect(admin.address().tcp().unwrap()).unwrap();
-            if number % 2 == 0 {
-                stream.write_all(b"GET /metr").unwrap();
-            }
+fn requests_that_wait_for_shards_do_not_delay_those_that_need_none() {
+    // Held: every request to the shards runs into its time-out.
+    let held = Mutex::new(Vec::new());
+    let admin = serving(move |_, request| held.lock().unwrap().push(request));
+    let address = admin.address().tcp().unwrap();
+    let waiting: Vec<TcpStream> = (0..2 * ADMIN_SERVED_MAX)
+        .map(|_| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(b"GET /v1/sessions HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
             stream
         })
         .collect();
-    assert_eq!(request(&admin, "GET /healthz").0, 200);
-    for mut stream in silent {
-        let mut rest = Vec::new();
-        let _ = stream.read_to_end(&mut rest);
-        assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&rest));
+    for path in ["/healthz", "/readyz", "/"] {
+        assert_eq!(request(&admin, &format!("GET {path}")).0, 200, "{path}");
     }
+    let mut refused = 0;
+    for mut stream in waiting {
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert_eq!(status(&answer), 503, "{answer}");
+        refused += usize::from(answer.contains("too many requests at once"));
+    }
+    assert_eq!(refused, ADMIN_SERVED_MAX);
 }
 
 #[test]

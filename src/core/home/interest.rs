@@ -1,0 +1,186 @@
+//! Which shards want which topics: the patterns they have registered, and the walk that brings existing topics in line.
+
+use std::collections::VecDeque;
+
+use super::{HomeTopic, InterestEvent, ShardSet};
+use crate::{limits::INTEREST_RECENT_MAX, pattern_trie::PatternTrie};
+use tickcast_proto::{ids::ShardId, pattern};
+
+/// The patterns that shards have registered with a home.
+///
+/// A new topic is matched against them at once. Existing topics follow a change of a wildcard pattern as the walk reaches
+/// them: it goes round the topics, and compares each with all patterns. However many patterns have changed, one round is
+/// enough for all of them, so that thousands of clients that leave together cost no more than one. A stale entry costs
+/// little until then: the shard gets ticks for which it has no subscriber.
+#[derive(Debug, Default)]
+pub(super) struct Interest {
+    /// Shards by the pattern they hold.
+    patterns: PatternTrie<ShardSet>,
+    walk: Walk,
+}
+
+/// How far the walk is: the rounds completed, and the index of the next topic in this one. New topics are appended, so a
+/// position that was reached once comes again in each round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Position {
+    round: u64,
+    topic: usize,
+}
+
+/// The walk round the topics.
+///
+/// Invariant: `ready` is sorted by position, none of which is after `stale_until`.
+#[derive(Debug, Default)]
+struct Walk {
+    next: Position,
+    /// Position at which every topic has been compared with the current patterns.
+    stale_until: Position,
+    /// Shards to answer once the walk has come round. Bound: one for each pattern registered since the last round.
+    ready: VecDeque<Answer>,
+    /// The patterns that have changed since the walk was last complete; the topics that match none of them need no
+    /// comparison. Bound: [`INTEREST_RECENT_MAX`]; with more, `all_stale` is set and every topic is compared.
+    recent: Vec<Box<str>>,
+    all_stale: bool,
+}
+
+/// A shard that waits until the topics of its pattern are open.
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    shard: ShardId,
+    request: u32,
+    /// When the walk has come round.
+    at: Position,
+}
+
+impl Interest {
+    /// Returns the shards that want a topic. Visits the patterns that match.
+    pub(super) fn of(&self, name: &str) -> ShardSet {
+        self.of_counted(name).0
+    }
+
+    fn of_counted(&self, name: &str) -> (ShardSet, usize) {
+        let mut shards = ShardSet::default();
+        let visited = self.patterns.for_each_match(name, |of_pattern| shards.0 |= of_pattern.0);
+        (shards, visited)
+    }
+
+    /// Registers a shard's interest in a pattern without wildcards. The caller opens the topic.
+    pub(super) fn add_exact(&mut self, shard: ShardId, name: &str) {
+        self.patterns.get_or_insert_with(name, ShardSet::default).insert(shard);
+    }
+
+    /// Registers a shard's interest in a wildcard pattern among `topics_len` topics. The walk opens them and then answers.
+    pub(super) fn add_wildcard(&mut self, shard: ShardId, pattern: &str, request: u32, topics_len: usize) {
+        self.patterns.get_or_insert_with(pattern, ShardSet::default).insert(shard);
+        self.changed(pattern, topics_len);
+        self.walk.ready.push_back(Answer { shard, request, at: self.walk.stale_until });
+    }
+
+    /// Removes a shard's interest in a pattern. The walk closes the topics of a wildcard; the caller that of a plain name.
+    pub(super) fn remove(&mut self, shard: ShardId, pattern: &str, topics_len: usize) {
+        let Some(shards) = self.patterns.get_mut(pattern) else {
+            return debug_assert!(false, "a shard removes only interest that it registered");
+        };
+        debug_assert!(shards.contains(shard), "a shard removes only interest that it registered");
+        shards.remove(shard);
+        if shards.is_empty() {
+            self.patterns.remove(pattern);
+        }
+        if !pattern::is_exact(pattern) {
+            self.changed(pattern, topics_len);
+        }
+    }
+
+    fn changed(&mut self, pattern: &str, topics_len: usize) {
+        let walk = &mut self.walk;
+        let rounds = u64::from(topics_len > 0);
+        walk.stale_until = Position { round: walk.next.round + rounds, ..walk.next };
+        match walk.recent.len() < INTEREST_RECENT_MAX {
+            _ if walk.all_stale || walk.recent.iter().any(|recent| **recent == *pattern) => {}
+            true => walk.recent.push(pattern.into()),
+            false => walk.all_stale = true,
+        }
+    }
+
+    /// Returns whether the walk has topics to visit or shards to answer.
+    pub(super) fn has_work(&self) -> bool {
+        !self.is_settled() || !self.walk.ready.is_empty()
+    }
+
+    /// Returns whether every topic has been compared with the current patterns.
+    pub(super) fn is_settled(&self) -> bool {
+        self.walk.next >= self.walk.stale_until
+    }
+
+    /// Visits topics for at most `units`: one for each topic, and one for each node of the trie that a comparison visits.
+    /// A unit takes 20 to 60 ns. `notify` gets the messages to the shards, in order, and returns whether they take more.
+    /// Returns the units used, which exceed the bound by one comparison at most.
+    pub(super) fn advance(
+        &mut self,
+        topics: &mut [HomeTopic],
+        units: usize,
+        notify: &mut dyn FnMut(InterestEvent<'_>) -> bool,
+    ) -> usize {
+        let (mut used, mut takes_more) = (0, true);
+        while takes_more && used < units && self.has_work() {
+            used += 1;
+            takes_more = self.answer(notify);
+            if !takes_more || self.is_settled() {
+                continue;
+            }
+            match topics.get_mut(self.walk.next.topic) {
+                Some(topic) => {
+                    self.walk.next.topic += 1;
+                    let (visited, room) = self.compare(topic, notify);
+                    used += visited;
+                    takes_more = room;
+                }
+                None => self.walk.next = Position { round: self.walk.next.round + 1, topic: 0 },
+            }
+            if self.is_settled() {
+                (self.walk.recent, self.walk.all_stale) = (Vec::new(), false);
+            }
+        }
+        used
+    }
+
+    /// Opens or closes a topic to the shards whose interest in it has changed. Returns the nodes of the trie visited, and
+    /// whether the shards take more messages.
+    fn compare(
+        &self,
+        topic: &mut HomeTopic,
+        notify: &mut dyn FnMut(InterestEvent<'_>) -> bool,
+    ) -> (usize, bool) {
+        if !self.walk.may_be_stale(&topic.name) {
+            return (0, true);
+        }
+        let (wanted, visited) = self.of_counted(&topic.name);
+        let opens = ShardSet(wanted.0 & !topic.interested.0);
+        let closes = ShardSet(topic.interested.0 & !wanted.0);
+        topic.interested = wanted;
+        let mut takes_more = true;
+        for shard in opens.iter() {
+            takes_more &= notify(InterestEvent::Open(shard, topic));
+        }
+        for shard in closes.iter() {
+            takes_more &= notify(InterestEvent::Close(shard, topic));
+        }
+        (visited, takes_more)
+    }
+
+    /// Answers the first shard whose topics are all open. Returns whether the shards take more messages.
+    fn answer(&mut self, notify: &mut dyn FnMut(InterestEvent<'_>) -> bool) -> bool {
+        let reached = self.walk.next;
+        match self.walk.ready.pop_front_if(|answer| answer.at <= reached) {
+            Some(Answer { shard, request, .. }) => notify(InterestEvent::Ready(shard, request)),
+            None => true,
+        }
+    }
+}
+
+impl Walk {
+    /// Returns whether a change may concern a topic.
+    fn may_be_stale(&self, name: &str) -> bool {
+        self.all_stale || self.recent.iter().any(|recent| pattern::matches(recent, name))
+    }
+}

@@ -1,0 +1,364 @@
+//! Control work of sessions: subscriptions that go live, change or end, and sessions that depart. Each piece belongs to one
+//! session, which waits for its turn.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::Shard;
+use crate::{
+    fair_queue::FairQueue,
+    fanout::{Departure, MembershipWalk},
+    ids::{SessionId, SlotId},
+    limits::{CONTROL_QUANTUM_UNITS, TURN_CONTROL_UNITS, TURN_DEPARTURE_UNITS},
+    metrics::counters::Counter,
+    now::Now,
+};
+use tickcast_proto::{reply::Reply, subscription::Delivery};
+
+/// The control work of all sessions of a shard.
+///
+/// Open sessions take turns; departures share one queue with a budget of its own, so that a thousand clients that leave
+/// delay no client that subscribes.
+#[derive(Debug)]
+pub(super) struct Control {
+    /// Sessions with work that can go on.
+    queue: FairQueue,
+    /// Sessions with work, also those that wait for a home. Bound: one entry a session.
+    flows: HashMap<SlotId, Flow, rustc_hash::FxBuildHasher>,
+    /// Units that the rest of the turn may use.
+    units_left: usize,
+    /// Sessions that have ended and leave their topics. Bound: one entry a session.
+    departures: VecDeque<Departure>,
+    departure_units_left: usize,
+}
+
+/// One session's control work, in the order of its requests.
+#[derive(Debug)]
+struct Flow {
+    session: SessionId,
+    /// Bound: `subscriptions_per_session_max` subscriptions that go live, and the patterns of one request that changes or
+    /// ends them: later requests wait for those.
+    operations: VecDeque<Operation>,
+    progress: Progress,
+}
+
+#[derive(Debug)]
+enum Operation {
+    /// A subscription goes live, once its homes are ready.
+    Join { entry: u32, request: u32 },
+    /// A subscription changes.
+    Update { request: u32, pattern: Box<str>, delivery: Delivery },
+    /// A subscription ends.
+    Unsubscribe { request: u32, pattern: Box<str> },
+}
+
+/// The operation under way.
+#[derive(Debug)]
+enum Progress {
+    Idle,
+    Joining,
+    Updating { walk: MembershipWalk, request: u32 },
+    Leaving { walk: MembershipWalk, request: u32, entry: u32 },
+}
+
+impl Control {
+    pub(super) fn new() -> Control {
+        Control {
+            queue: FairQueue::new(CONTROL_QUANTUM_UNITS),
+            flows: HashMap::default(),
+            units_left: TURN_CONTROL_UNITS,
+            departures: VecDeque::new(),
+            departure_units_left: TURN_DEPARTURE_UNITS,
+        }
+    }
+
+    /// Whether there is work that needs no outside event.
+    pub(super) fn has_work(&self) -> bool {
+        !self.queue.is_empty() || !self.departures.is_empty()
+    }
+
+    /// Bytes it holds.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let operations: usize =
+            self.flows.values().map(|flow| flow.operations.capacity() * size_of::<Operation>()).sum();
+        self.queue.heap_bytes() + operations + self.flows.capacity() * size_of::<(SlotId, Flow)>()
+    }
+
+    /// Asserts that a session waits for exactly the changes that its flow holds, in debug builds.
+    pub(super) fn check_waits(&self, session: SessionId, walks: u32) {
+        let waits = self.flows.get(&session.slot()).map_or(0, |flow| {
+            let changes = flow.operations.iter().filter(|operation| operation.is_change()).count();
+            changes
+                + usize::from(matches!(flow.progress, Progress::Updating { .. } | Progress::Leaving { .. }))
+        });
+        debug_assert_eq!(
+            walks as usize, waits,
+            "a session waits for exactly the changes that are queued for it"
+        );
+    }
+
+    fn push(&mut self, session: SessionId, operation: Operation) {
+        let flow = self.flows.entry(session.slot()).or_insert_with(|| Flow {
+            session,
+            operations: VecDeque::new(),
+            progress: Progress::Idle,
+        });
+        debug_assert_eq!(flow.session, session, "a flow goes with its session");
+        flow.operations.push_back(operation);
+        self.queue.push(session.slot());
+    }
+}
+
+impl Operation {
+    fn is_change(&self) -> bool {
+        !matches!(self, Operation::Join { .. })
+    }
+}
+
+/// What serving a session's flow came to.
+enum Served {
+    /// The next operation can go on.
+    More,
+    /// Nothing can be done without an outside event.
+    Waits,
+    /// It could go on, but for other sessions that are before it.
+    Crowded,
+}
+
+impl Shard {
+    /// Queues a subscription to go live once its homes are ready.
+    pub(super) fn queue_join(&mut self, slot: SlotId, entry: u32, request: u32) {
+        if let Some(session) = self.sessions.get(slot) {
+            self.control.push(session.id, Operation::Join { entry, request });
+        }
+    }
+
+    /// Queues changes of subscriptions (`delivery`) or their ends (`None`), and does as much of them as the turn's budget
+    /// allows. The session's later requests wait for the rest.
+    pub(super) fn queue_changes(
+        &mut self,
+        slot: SlotId,
+        request: u32,
+        patterns: impl ExactSizeIterator<Item = Box<str>>,
+        delivery: Option<Delivery>,
+        now: Now,
+    ) {
+        let Some(session) = self.sessions.open_mut(slot) else {
+            return debug_assert!(false, "only an open session changes its subscriptions");
+        };
+        session.walks += patterns.len() as u32;
+        let session = session.id;
+        for pattern in patterns {
+            self.control.push(
+                session,
+                match delivery {
+                    Some(delivery) => Operation::Update { request, pattern, delivery },
+                    None => Operation::Unsubscribe { request, pattern },
+                },
+            );
+        }
+        self.advance_control(now);
+    }
+
+    /// Gives a turn its budgets, then does control work within them. Returns whether there was any.
+    pub(super) fn turn_control(&mut self, now: Now) -> bool {
+        self.control.units_left = TURN_CONTROL_UNITS;
+        self.control.departure_units_left = TURN_DEPARTURE_UNITS;
+        let mut worked = self.advance_control(now);
+        worked |= self.advance_departures();
+        worked
+    }
+
+    /// Serves sessions with control work until the turn's budget is used up. Returns whether there were any.
+    fn advance_control(&mut self, now: Now) -> bool {
+        while let Some(slot) = self.fanout.pop_woken() {
+            if self.control.flows.contains_key(&slot) {
+                self.control.queue.push(slot);
+            }
+        }
+        let mut worked = false;
+        while self.control.units_left > 0
+            && let Some((slot, credit)) = self.control.queue.begin_turn()
+        {
+            worked = true;
+            let (used, has_more) = self.serve_flow(slot, credit.min(self.control.units_left), now);
+            self.counters.add(Counter::ControlUnits, used as u64);
+            self.control.units_left = self.control.units_left.saturating_sub(used.max(1));
+            self.control.queue.end_turn(slot, used, has_more);
+        }
+        worked
+    }
+
+    /// Does a session's control work for about `units`. Returns the units used, and whether more can be done at once.
+    fn serve_flow(&mut self, slot: SlotId, units: usize, now: Now) -> (usize, bool) {
+        let mut used = 0;
+        while used < units {
+            // The flow is out of the table meanwhile: ending the session drops it.
+            let Some(mut flow) = self.control.flows.remove(&slot) else { return (used, false) };
+            if !self.sessions.get(slot).is_some_and(|session| session.id == flow.session) {
+                debug_assert!(false, "a flow goes with its session");
+                return (used, false);
+            }
+            let (units_used, served) = self.advance_flow(&mut flow, slot, units - used, now);
+            used += units_used;
+            let is_open = self.sessions.open_mut(slot).is_some();
+            let is_over = matches!(flow.progress, Progress::Idle) && flow.operations.is_empty();
+            if !is_open || is_over {
+                return (used, false);
+            }
+            self.control.flows.insert(slot, flow);
+            match served {
+                Served::More => {}
+                Served::Waits => return (used, false),
+                Served::Crowded => return (used, true),
+            }
+        }
+        (used, true)
+    }
+
+    /// Begins a flow's next operation, or goes on with the one under way.
+    fn advance_flow(&mut self, flow: &mut Flow, slot: SlotId, units: usize, now: Now) -> (usize, Served) {
+        match &mut flow.progress {
+            Progress::Idle => self.begin_operation(flow, slot, now),
+            Progress::Joining => {
+                let (used, has_more) =
+                    self.fanout.advance_join(slot, units, &mut self.sessions, &mut self.logs);
+                if !has_more {
+                    flow.progress = Progress::Idle;
+                }
+                (used, Served::More)
+            }
+            Progress::Updating { walk, request } => {
+                let used = self.fanout.advance_walk(walk, slot, units, &mut self.sessions);
+                if walk.is_done() {
+                    let (request, epoch) = (*request, self.epoch);
+                    self.reply(slot, &Reply::Subscribed { request, pattern: walk.pattern(), epoch });
+                    self.end_change(flow, slot);
+                }
+                (used, Served::More)
+            }
+            Progress::Leaving { walk, request, entry } => {
+                let used = self.fanout.advance_walk(walk, slot, units, &mut self.sessions);
+                if walk.is_done() {
+                    if let Some(pattern) = self.fanout.release(*entry) {
+                        self.remove_interest(&pattern);
+                    }
+                    let request = *request;
+                    self.reply(slot, &Reply::Unsubscribed { request, pattern: walk.pattern() });
+                    self.end_change(flow, slot);
+                }
+                (used, Served::More)
+            }
+        }
+    }
+
+    fn begin_operation(&mut self, flow: &mut Flow, slot: SlotId, now: Now) -> (usize, Served) {
+        let Some(operation) = flow.operations.front() else { return (0, Served::Waits) };
+        if let Operation::Join { entry, .. } = *operation {
+            if !self.fanout.is_ready(entry) {
+                return (0, Served::Waits);
+            }
+            if !self.fanout.may_join(entry) {
+                return (1, Served::Crowded);
+            }
+        }
+        match flow.operations.pop_front() {
+            None => (0, Served::Waits),
+            Some(Operation::Join { entry, request }) => {
+                self.go_live(flow, slot, entry, request);
+                (JOIN_UNITS, Served::More)
+            }
+            Some(Operation::Update { request, pattern, delivery }) => {
+                let entry = self.fanout.entry_of(&pattern);
+                let begun = entry
+                    .and_then(|entry| self.fanout.begin_update(entry, slot, delivery, &mut self.sessions));
+                let Some((walk, used)) = begun else {
+                    self.end_change(flow, slot);
+                    self.fail_not_subscribed(slot, request, &pattern, now);
+                    return (JOIN_UNITS, Served::More);
+                };
+                flow.progress = Progress::Updating { walk, request };
+                (used + 1, Served::More)
+            }
+            Some(Operation::Unsubscribe { request, pattern }) => {
+                let entry = self.fanout.entry_of(&pattern);
+                let session = self.sessions.open_mut(slot);
+                let held = session.zip(entry).and_then(|(session, entry)| session.take_subscription(entry));
+                let Some(held) = held else {
+                    self.end_change(flow, slot);
+                    self.fail_not_subscribed(slot, request, &pattern, now);
+                    return (JOIN_UNITS, Served::More);
+                };
+                let (walk, used) = self.fanout.begin_leave(held, slot, &mut self.sessions);
+                flow.progress = Progress::Leaving { walk, request, entry: held.entry };
+                (used + 1, Served::More)
+            }
+        }
+    }
+
+    /// Acknowledges a subscription whose homes are ready, and makes it live. Nothing of a topic is sent before that.
+    fn go_live(&mut self, flow: &mut Flow, slot: SlotId, entry: u32, request: u32) {
+        let pattern: Box<str> = self.fanout.pattern(entry).into();
+        self.reply(slot, &Reply::Subscribed { request, pattern: &pattern, epoch: self.epoch });
+        if self.fanout.begin_join(entry, slot, &mut self.sessions, &mut self.logs) {
+            flow.progress = Progress::Joining;
+        }
+        if let Some(session) = self.sessions.open_mut(slot)
+            && !std::mem::replace(&mut session.subscribed, true)
+        {
+            self.counters.add(Counter::SessionsSubscribed, 1);
+        }
+    }
+
+    /// Notes that one of the changes that a session waits for is done.
+    fn end_change(&mut self, flow: &mut Flow, slot: SlotId) {
+        flow.progress = Progress::Idle;
+        if let Some(session) = self.sessions.any_mut(slot) {
+            session.walks -= 1;
+        }
+    }
+
+    /// Drops the subscriptions of a session that has ended: at once if the turn's budget allows it. Otherwise the session
+    /// stays in its slot until [`Shard::turn`] has come to the end of them.
+    pub(super) fn depart(&mut self, session: SessionId) {
+        let slot = session.slot();
+        // A subscription that was being left is no longer on the session's list.
+        let leaving = match self.control.flows.remove(&slot) {
+            Some(Flow { progress: Progress::Leaving { entry, .. }, .. }) => Some(entry),
+            _ => None,
+        };
+        self.control.queue.forget(slot);
+        let (departure, used) = self.fanout.begin_departure(session, leaving, &self.sessions);
+        self.control.departure_units_left = self.control.departure_units_left.saturating_sub(used);
+        self.control.departures.push_back(departure);
+        self.advance_departures();
+    }
+
+    /// Goes on with departures until the turn's budget is used up. Returns whether there were any.
+    fn advance_departures(&mut self) -> bool {
+        let any = !self.control.departures.is_empty();
+        let mut gone = Vec::new();
+        while self.control.departure_units_left > 0
+            && let Some(mut departure) = self.control.departures.pop_front()
+        {
+            let (used, has_more) = self.fanout.advance_departure(
+                &mut departure,
+                self.control.departure_units_left,
+                &mut self.sessions,
+                &mut gone,
+            );
+            self.counters.add(Counter::DepartureUnits, used as u64);
+            self.control.departure_units_left = self.control.departure_units_left.saturating_sub(used);
+            for pattern in gone.drain(..) {
+                self.remove_interest(&pattern);
+            }
+            match has_more {
+                true => self.control.departures.push_front(departure),
+                false => self.departed(departure.session().slot()),
+            }
+        }
+        any
+    }
+}
+
+/// Units of beginning or refusing an operation: an acknowledgement, and a topic joined.
+const JOIN_UNITS: usize = 8;
