@@ -43,6 +43,9 @@ pub enum Pulse {
     Late,
 }
 
+/// Memberships of a session up to which debug builds check them each turn: the lists of its lag are searched for each.
+const MEMBERSHIPS_CHECKED_MAX: usize = 64;
+
 /// Where a session stands on its way to its next SEND.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SendState {
@@ -422,7 +425,7 @@ impl Session {
             return;
         }
         self.outbox.invariants();
-        if self.ending.is_some() {
+        if self.ending.is_some() || self.memberships.len() > MEMBERSHIPS_CHECKED_MAX {
             return;
         }
         let partial = matches!(self.input_state, InputState::Partial { .. });
