@@ -170,11 +170,12 @@ impl Interest {
 
     /// Answers the first shard whose topics are all open. Returns whether the shards take more messages.
     fn answer(&mut self, notify: &mut dyn FnMut(InterestEvent<'_>) -> bool) -> bool {
-        let reached = self.walk.next;
-        match self.walk.ready.pop_front_if(|answer| answer.at <= reached) {
-            Some(Answer { shard, request, .. }) => notify(InterestEvent::Ready(shard, request)),
-            None => true,
+        let Some(&Answer { shard, request, at }) = self.walk.ready.front() else { return true };
+        if at > self.walk.next {
+            return true;
         }
+        self.walk.ready.pop_front();
+        notify(InterestEvent::Ready(shard, request))
     }
 }
 

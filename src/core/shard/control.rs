@@ -194,7 +194,7 @@ impl Shard {
         while used < units {
             // The flow is out of the table meanwhile: ending the session drops it.
             let Some(mut flow) = self.control.flows.remove(&slot) else { return (used, false) };
-            if !self.sessions.get(slot).is_some_and(|session| session.id == flow.session) {
+            if self.sessions.get(slot).is_none_or(|session| session.id != flow.session) {
                 debug_assert!(false, "a flow goes with its session");
                 return (used, false);
             }

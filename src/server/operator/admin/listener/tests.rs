@@ -8,7 +8,7 @@ use super::*;
 use crate::sources::SourceStatus;
 use crate::{
     config::listener::SocketBounds,
-    limits::{ADMIN_HEADLESS_MAX, ADMIN_SERVED_MAX},
+    limits::ADMIN_SERVED_MAX,
     operator::control::{Dispatch, ShardRequest},
     transport::listener::listen,
 };
