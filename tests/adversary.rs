@@ -234,7 +234,7 @@ fn run(seed: u64) {
     world.send(1, 0, &frame(Kind::Subscribe, &Subscribe::default(), b"healthy.*"));
     (0..10).for_each(|_| world.turn());
     let mut published = 0;
-    let steps = if seed % LONG_RUN_EVERY == 0 { LONG_STEPS } else { STEPS };
+    let steps = if seed.is_multiple_of(LONG_RUN_EVERY) { LONG_STEPS } else { STEPS };
     for _ in 0..steps {
         for _ in 0..random.usize(1..6) {
             let (shard, slot) = (random.usize(..usize::from(SHARDS)), random.u32(1..=HOSTILE));
