@@ -11,7 +11,7 @@
 //!
 //! Its thread runs on cores without a shard where there are any, otherwise at the lowest priority.
 //!
-//! Each connection carries one request and lives at most [`ADMIN_CONNECTION_MS`]; see [`super::connections`] for how many there
+//! Each connection carries one request and lives at most [`ADMIN_CONNECTION_MS`]; see `connections.rs` for how many there
 //! may be.
 
 use std::{
