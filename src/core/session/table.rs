@@ -298,6 +298,23 @@ impl Sessions {
         }
     }
 
+    /// Notes that the transport has taken a session's SEND. Returns whether the session is idle now and has state to settle:
+    /// it is ending, lags, or had its bounds raised. Most have none of these, which is one look here instead of three.
+    pub fn end_send(&mut self, slot: SlotId) -> bool {
+        let behind_bytes = self.behind_bytes;
+        let mut settles = false;
+        self.with_outbox(slot, |session| {
+            if session.is_sending() {
+                session.send_state = SendState::Idle;
+            }
+            let is_settled = session.ending.is_none()
+                && session.lag.is_none()
+                && (!session.yields() || (!session.behind && session.yield_bytes == behind_bytes));
+            settles = !is_settled && !session.has_work();
+        });
+        settles
+    }
+
     /// Marks a session as a slow consumer, to be closed once the others have been served.
     pub fn mark_slow(&mut self, slot: SlotId) {
         self.slow.push(slot);

@@ -92,14 +92,7 @@ impl Shard {
     }
 
     fn send_completed(&mut self, slot: SlotId, now: Now) {
-        let mut idle = false;
-        self.sessions.with_outbox(slot, |session| {
-            if session.is_sending() {
-                session.send_state = SendState::Idle;
-            }
-            idle = !session.has_work();
-        });
-        if idle {
+        if self.sessions.end_send(slot) {
             self.fanout.handle_drained(slot, &mut self.sessions);
             self.fanout.queue_pull(slot, &mut self.sessions);
             self.continue_ending(slot, now);
