@@ -158,7 +158,7 @@ const FLAGS_OFFSET: usize = 7;
 
 /// All topics that one shard sequences.
 ///
-/// Invariant: while [`Home::walks`] is `false`, a topic's `interested` are exactly the shards with a pattern that matches it.
+/// Invariant: while [`Home::is_walking`] is `false`, a topic's `interested` are exactly the shards with a pattern that matches it.
 #[derive(Debug)]
 pub struct Home {
     shard: ShardId,
@@ -418,7 +418,7 @@ impl Home {
     }
 
     /// Returns whether interest has changed that existing topics do not follow yet.
-    pub fn walks(&self) -> bool {
+    pub fn is_walking(&self) -> bool {
         self.interest.has_work()
     }
 

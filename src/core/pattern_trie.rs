@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use crate::limits::NAME_TOKENS_MAX;
 
-/// Index of no node, and number of no token.
+/// Index of the root.
+const ROOT: u32 = 0;
+/// Index of no child, and number of no token.
 const NONE: u32 = 0;
 
 /// A trie of patterns by token, each with a value.
@@ -85,7 +87,7 @@ impl<V> PatternTrie<V> {
 
     /// The value at exactly this pattern.
     pub fn get_mut(&mut self, pattern: &str) -> Option<&mut V> {
-        let mut node = NONE;
+        let mut node = ROOT;
         for token in pattern.split('.') {
             node = self.child(node, token).filter(|&child| child != NONE)?;
         }
@@ -102,7 +104,7 @@ impl<V> PatternTrie<V> {
 
     /// The value at exactly this pattern, inserted by `make` if absent.
     pub fn get_or_insert_with(&mut self, pattern: &str, make: impl FnOnce() -> V) -> &mut V {
-        let mut node = NONE;
+        let mut node = ROOT;
         for token in pattern.split('.') {
             node = match self.child(node, token) {
                 Some(child) if child != NONE => child,
@@ -146,7 +148,7 @@ impl<V> PatternTrie<V> {
     /// Removes a pattern, and the nodes that only it needed.
     pub fn remove(&mut self, pattern: &str) -> Option<V> {
         let mut path = Vec::with_capacity(8);
-        let mut node = NONE;
+        let mut node = ROOT;
         for token in pattern.split('.') {
             path.push((node, token));
             node = self.child(node, token).filter(|&child| child != NONE)?;
@@ -205,7 +207,7 @@ impl<V> PatternTrie<V> {
             *number = self.tokens.get(token).map_or(NONE, |token| token.number);
             len += 1;
         }
-        self.visit(NONE, &numbers[..len], &mut found)
+        self.visit(ROOT, &numbers[..len], &mut found)
     }
 
     fn visit(&self, node: u32, tokens: &[u32], found: &mut impl FnMut(&V)) -> usize {

@@ -29,7 +29,7 @@ use tickcast_proto::{
     ids::ShardId,
 };
 
-/// How far the heartbeat has got with a peer. Unless unwatched, exactly one heartbeat timer is pending.
+/// What the heartbeat knows of a peer. Unless unwatched, exactly one heartbeat timer is pending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pulse {
     /// No heartbeat: the handshake is under way, or heartbeats are off.
@@ -167,7 +167,7 @@ pub struct Session {
     pub unfinished_listed: bool,
     /// Bytes of its unfinished message that count against the shard's bound.
     pub unfinished_bytes: u32,
-    /// How far the heartbeat has got with its peer.
+    /// What the heartbeat knows of its peer.
     pub pulse: Pulse,
     /// When `pulse` last changed or the peer was last heard: the low 32 bits of CLOCK_MONOTONIC milliseconds.
     pub pulse_ms: u32,
@@ -176,7 +176,7 @@ pub struct Session {
     /// Where it stands on its way to its next SEND.
     pub send_state: SendState,
     /// Subscription changes that wait for their turn. Later requests wait for them.
-    pub walks: u32,
+    pub changes_pending: u32,
     /// Frames of a WebSocket message that wait for them too.
     pub message_rest: Vec<u8>,
     /// Whether it is behind: ticks of memberships that conflate are held back.
@@ -225,7 +225,7 @@ impl Session {
             pulse_ms: 0,
             drained_since_heartbeat: false,
             send_state: SendState::Idle,
-            walks: 0,
+            changes_pending: 0,
             message_rest: Vec::new(),
             behind: false,
             over_queued: false,
@@ -385,7 +385,7 @@ impl Session {
 
     /// Whether its own state allows more of its input to be processed. If not, receiving is paused.
     pub fn takes_input(&self) -> bool {
-        self.takes_requests() && self.walks == 0
+        self.takes_requests() && self.changes_pending == 0
     }
 
     /// Queues shared frames. Returns `false` when so much waits that something must yield.

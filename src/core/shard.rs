@@ -128,7 +128,7 @@ pub struct Shard {
     sessions: Sessions,
     stages: Stages,
     actions: VecDeque<Action>,
-    /// Slots whose input waits for the session itself: for room in its outbox, or for its walks. Entries of ended sessions
+    /// Slots whose input waits for the session itself: for room in its outbox, or for its changes. Entries of ended sessions
     /// stay until the next attempt to resume. Bound: one entry per pause since then.
     paused: Vec<SlotId>,
     /// Sessions with paused input that wait for room for all, in fair turns.
@@ -322,7 +322,7 @@ impl Shard {
             "every paused session is listed, or nothing would resume it"
         );
         for session in open() {
-            self.control.check_waits(session.id, session.walks);
+            self.control.check_waits(session.id, session.changes_pending);
         }
     }
 
@@ -370,7 +370,7 @@ impl Shard {
             || self.fanout.has_woken()
             || self.control.has_work()
             || self.may_request_history()
-            || (self.home.walks() && self.stages.deliveries_are_half_empty())
+            || (self.home.is_walking() && self.stages.deliveries_are_half_empty())
             || self.home.is_trimming()
             || (self.has_input_room() && self.paused_can_resume())
             || !self.actions.is_empty()

@@ -15,7 +15,7 @@ fn text(event: InterestEvent<'_>) -> String {
 
 fn walk_events(home: &mut Home) -> Vec<String> {
     let mut events = Vec::new();
-    while home.walks() {
+    while home.is_walking() {
         assert!(home.advance_walk(1, &mut |event| push(&mut events, event)) > 0, "a walk with work goes on");
     }
     events
@@ -95,7 +95,7 @@ fn patterns_that_go_together_cost_one_round_of_the_topics() {
     assert_eq!(walk_events(&mut home).len(), 2 * TOPICS as usize);
     (0..TOPICS).for_each(|n| drop(remove(&mut home, &format!("t.{n}.*"))));
     let (mut units, mut closed) = (0, 0);
-    while home.walks() {
+    while home.is_walking() {
         units += home.advance_walk(1, &mut |_| {
             closed += 1;
             true
@@ -124,7 +124,7 @@ fn a_walk_pauses_while_the_shards_take_no_more() {
     };
     (0..3).for_each(|_| once(&mut home));
     assert_eq!(events, ["open 1 a.x", "open 1 a.y", "ready 1 1"]);
-    assert!(!home.walks());
+    assert!(!home.is_walking());
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub enum Offered {
 /// Slots of a table whose sessions debug builds check each turn.
 const SLOTS_CHECKED_MAX: usize = 64;
 
-/// Ticks that a session did not get, as it was told. 16 bytes.
+/// Counts of the ticks that a session's notices have announced as skipped. 16 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SkippedTicks {
     /// Replaced by a newer tick.
@@ -106,17 +106,17 @@ impl Sessions {
         self.slots.len() as u32
     }
 
-    /// Ticks that the session in a slot has not got, as it was told.
+    /// Counts of the ticks announced as skipped to the session in a slot.
     pub fn skipped(&self, slot: SlotId) -> SkippedTicks {
         self.skipped.get(slot.index()).copied().unwrap_or_default()
     }
 
-    /// Counts ticks that the session in a slot is told a newer one replaces.
+    /// Counts ticks announced as conflated to the session in a slot.
     pub fn count_conflated(&mut self, slot: SlotId, ticks: u64) {
         self.skipped_mut(slot).conflated += ticks;
     }
 
-    /// Counts ticks that the session in a slot is told are lost.
+    /// Counts ticks announced as lost to the session in a slot.
     pub fn count_dropped(&mut self, slot: SlotId, ticks: u64) {
         self.skipped_mut(slot).dropped += ticks;
     }

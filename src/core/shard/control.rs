@@ -14,6 +14,9 @@ use crate::{
 };
 use tickcast_proto::{reply::Reply, subscription::Delivery};
 
+/// Units of an operation that begins or is refused: an acknowledgement, and one topic joined.
+const OPERATION_UNITS: usize = 8;
+
 /// The control work of all sessions of a shard.
 ///
 /// Open sessions take turns; departures share one queue with a budget of its own, so that a thousand clients that leave
@@ -84,14 +87,14 @@ impl Control {
     }
 
     /// Asserts that a session waits for exactly the changes that its flow holds, in debug builds.
-    pub(super) fn check_waits(&self, session: SessionId, walks: u32) {
+    pub(super) fn check_waits(&self, session: SessionId, changes_pending: u32) {
         let waits = self.flows.get(&session.slot()).map_or(0, |flow| {
             let changes = flow.operations.iter().filter(|operation| operation.is_change()).count();
             changes
                 + usize::from(matches!(flow.progress, Progress::Updating { .. } | Progress::Leaving { .. }))
         });
         debug_assert_eq!(
-            walks as usize, waits,
+            changes_pending as usize, waits,
             "a session waits for exactly the changes that are queued for it"
         );
     }
@@ -145,7 +148,7 @@ impl Shard {
         let Some(session) = self.sessions.open_mut(slot) else {
             return debug_assert!(false, "only an open session changes its subscriptions");
         };
-        session.walks += patterns.len() as u32;
+        session.changes_pending += patterns.len() as u32;
         let session = session.id;
         for pattern in patterns {
             self.control.push(
@@ -265,7 +268,7 @@ impl Shard {
             None => (0, Served::Waits),
             Some(Operation::Join { entry, request }) => {
                 self.go_live(flow, slot, entry, request);
-                (JOIN_UNITS, Served::More)
+                (OPERATION_UNITS, Served::More)
             }
             Some(Operation::Update { request, pattern, delivery }) => {
                 let entry = self.fanout.entry_of(&pattern);
@@ -274,7 +277,7 @@ impl Shard {
                 let Some((walk, used)) = begun else {
                     self.end_change(flow, slot);
                     self.fail_not_subscribed(slot, request, &pattern, now);
-                    return (JOIN_UNITS, Served::More);
+                    return (OPERATION_UNITS, Served::More);
                 };
                 flow.progress = Progress::Updating { walk, request };
                 (used + 1, Served::More)
@@ -286,7 +289,7 @@ impl Shard {
                 let Some(held) = held else {
                     self.end_change(flow, slot);
                     self.fail_not_subscribed(slot, request, &pattern, now);
-                    return (JOIN_UNITS, Served::More);
+                    return (OPERATION_UNITS, Served::More);
                 };
                 let (walk, used) = self.fanout.begin_leave(held, slot, &mut self.sessions);
                 flow.progress = Progress::Leaving { walk, request, entry: held.entry };
@@ -313,7 +316,7 @@ impl Shard {
     fn end_change(&mut self, flow: &mut Flow, slot: SlotId) {
         flow.progress = Progress::Idle;
         if let Some(session) = self.sessions.any_mut(slot) {
-            session.walks -= 1;
+            session.changes_pending -= 1;
         }
     }
 
@@ -359,6 +362,3 @@ impl Shard {
         any
     }
 }
-
-/// Units of beginning or refusing an operation: an acknowledgement, and a topic joined.
-const JOIN_UNITS: usize = 8;

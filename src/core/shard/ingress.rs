@@ -270,7 +270,7 @@ impl Shard {
             let rest = requests.remaining_frames();
             if !rest.is_empty()
                 && let Some(session) = self.sessions.open_mut(slot)
-                && session.walks > 0
+                && session.changes_pending > 0
             {
                 session.message_rest = rest.to_vec();
                 break;
