@@ -25,6 +25,8 @@ use crate::{ids::Sequence, session::membership::Gap};
 pub struct EgressLog {
     buffer: Box<[u8]>,
     head: u64,
+    /// Position of the last frame at the beginning of the buffer.
+    lap_start: u64,
     frames: VecDeque<Frame>,
     frames_max: usize,
     /// Where the head was at the last sweep over the waiting sessions.
@@ -36,7 +38,7 @@ pub struct EgressLog {
 }
 
 /// Consecutive whole frames in a log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Range {
     /// Position of the first byte.
     pub start: u64,
@@ -46,6 +48,7 @@ pub struct Range {
 
 impl Range {
     /// Position after the last byte.
+    #[inline]
     pub fn end(self) -> u64 {
         self.start + u64::from(self.len)
     }
@@ -111,6 +114,7 @@ impl EgressLog {
         EgressLog {
             buffer: vec![0; capacity].into_boxed_slice(),
             head: 0,
+            lap_start: 0,
             frames: VecDeque::new(),
             frames_max: (capacity / FRAME_BYTES_EXPECTED).max(16),
             swept: 0,
@@ -153,6 +157,9 @@ impl EgressLog {
             self.head += (capacity - offset) as u64;
             offset = 0;
         }
+        if offset == 0 {
+            self.lap_start = self.head;
+        }
         self.buffer[offset..offset + header.len()].copy_from_slice(header);
         self.buffer[offset + header.len()..offset + len].copy_from_slice(body);
         let range = Range { start: self.head, len: len as u32 };
@@ -180,6 +187,7 @@ impl EgressLog {
     }
 
     /// Whether the frame at `position` has been overwritten.
+    #[inline]
     pub fn is_overwritten(&self, position: u64) -> bool {
         position < self.oldest()
     }
@@ -213,9 +221,11 @@ impl EgressLog {
         due
     }
 
-    /// Whether `next` also follows `range` in memory, so that one SEND can carry both.
+    /// Whether `next` also follows `range` in memory, so that one SEND can carry both. Readable frames span at most one
+    /// capacity, so `lap_start` is the only readable position at the beginning of the buffer that may follow another frame.
+    #[inline]
     pub fn continues(&self, range: Range, next: Range) -> bool {
-        range.end() == next.start && !next.start.is_multiple_of(self.buffer.len() as u64)
+        range.end() == next.start && next.start != self.lap_start
     }
 
     /// The bytes of a range that has not been overwritten.

@@ -27,6 +27,7 @@ impl Outbox {
         notices_pending: bool,
         gather: &mut Vec<u8>,
     ) -> NextSend {
+        self.seal();
         let start = gather.len();
         loop {
             let left = start + SEND_BYTES_MAX - gather.len();
@@ -124,8 +125,7 @@ impl Outbox {
                 let end = self.private_start + len as usize;
                 gather.extend_from_slice(&self.private[self.private_start..end]);
                 self.private_start = end;
-                self.private_frame_bytes -=
-                    if let Segment::Private { .. } = segment { len as usize } else { 0 };
+                self.reply_bytes -= if let Segment::Reply(_) = segment { len } else { 0 };
             }
             (Some(Segment::Shared(_)), None) | (None, _) => {
                 debug_assert!(false, "only what is there is taken")

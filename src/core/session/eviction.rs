@@ -23,6 +23,7 @@ impl Outbox {
         log: &EgressLog,
         mut judge: impl FnMut(FrameInfo, u32, Option<Range>) -> Verdict,
     ) {
+        self.seal();
         let old = std::mem::take(&mut self.private);
         let mut old = &old[std::mem::take(&mut self.private_start)..];
         let (mut rest_kept, mut first) = (false, true);
@@ -34,7 +35,6 @@ impl Outbox {
                     if begun && !log.is_overwritten(range.start) {
                         let rest = Range { start: range.start, len: self.cut_rest };
                         self.private.extend_from_slice(log.bytes(rest));
-                        self.private_frame_bytes += rest.len as usize;
                         // Begun, so never judged again: what it is does not matter.
                         let (sequence, topic, skipped, len) = (0, 0, 0, rest.len);
                         self.segments.push_back(Segment::Private { sequence, topic, skipped, len });
@@ -54,7 +54,6 @@ impl Outbox {
                             Verdict::KeepRest => rest_kept = true,
                             Verdict::Evict => {
                                 self.bytes -= bytes.len();
-                                self.private_frame_bytes -= bytes.len();
                                 continue;
                             }
                         }
@@ -74,6 +73,7 @@ impl Outbox {
     /// kept: its rest becomes private bytes. Returns `false`, with everything dropped, if that rest has been overwritten:
     /// then nothing may follow. A copy of the private bytes and of the rest of one frame.
     pub fn keep_replies(&mut self, log: Option<&EgressLog>) -> bool {
+        self.seal();
         let old = std::mem::take(self);
         let begun = FrameInfo { topic: 0, sequence: 0, skipped: 0 };
         let mut private = &old.private[old.private_start..];

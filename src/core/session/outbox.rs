@@ -58,45 +58,51 @@ pub enum NextSend {
     Overwritten,
 }
 
-/// The bytes that wait to be sent to one session, in order.
+/// The bytes that wait to be sent to one session, in order: `segments`, then `newest`.
 ///
-/// Invariant: `bytes` is the sum of the segments' lengths, none of which is 0.
-/// Invariant: the reply and private segments add up to `private` from `private_start` on; `private_frame_bytes` of them
-/// belong to private segments.
+/// Invariant: `bytes` is the sum of the lengths of `newest` and the segments, none of which is 0.
+/// Invariant: the reply and private segments add up to `private` from `private_start` on; `reply_bytes` of them belong to
+/// reply segments.
 /// Invariant: `cut_rest` is at most the length of the first segment.
 #[derive(Debug, Default)]
 pub struct Outbox {
     /// Bound: [`crate::limits::OUTBOX_RANGES_MAX`], past which the session is a slow consumer.
     pub(super) segments: VecDeque<Segment>,
+    /// The shared frames behind all segments; none if its length is 0. A session that keeps up has nothing else, and needs no
+    /// allocation.
+    pub(super) newest: Range,
     pub(super) bytes: usize,
     /// The bytes of [`Segment::Reply`] and [`Segment::Private`], in order.
     pub(super) private: Vec<u8>,
     /// Bytes at the front of `private` that have been taken.
     pub(super) private_start: usize,
-    pub(super) private_frame_bytes: usize,
+    pub(super) reply_bytes: u32,
     /// Bytes at the front that end a frame whose beginning has been taken.
     pub(super) cut_rest: u32,
 }
 
 impl Outbox {
     /// Bytes waiting.
+    #[inline]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Bytes of topics' frames waiting, shared or private. Replies have a bound of their own.
+    #[inline]
     pub fn frame_bytes(&self) -> usize {
-        self.bytes - self.reply_bytes()
+        self.bytes - self.reply_bytes as usize
     }
 
     /// Bytes of replies waiting.
     pub fn reply_bytes(&self) -> usize {
-        self.private.len() - self.private_start - self.private_frame_bytes
+        self.reply_bytes as usize
     }
 
     /// Segments waiting.
+    #[inline]
     pub fn segments_len(&self) -> usize {
-        self.segments.len()
+        self.segments.len() + usize::from(self.newest.len > 0)
     }
 
     /// Whether the next byte is in the middle of a frame: nothing else may be sent before that frame's end.
@@ -111,21 +117,41 @@ impl Outbox {
 
     /// Position in the log of the oldest shared frame that waits.
     pub fn oldest_shared(&self) -> Option<u64> {
-        self.segments.iter().find_map(|segment| match segment {
+        let first = self.segments.iter().find_map(|segment| match segment {
             Segment::Shared(range) => Some(range.start),
             Segment::Reply(_) | Segment::Private { .. } => None,
-        })
+        });
+        first.or((self.newest.len > 0).then_some(self.newest.start))
     }
 
     /// Queues shared frames. 24 bytes at most, none when the range continues the last one.
+    #[inline]
     pub fn push_range(&mut self, log: &EgressLog, range: Range) {
         self.bytes += range.len as usize;
-        self.append_range(log, range);
+        if self.newest.len == 0 {
+            match self.segments.back_mut() {
+                Some(Segment::Shared(last)) if log.continues(*last, range) => last.len += range.len,
+                _ => self.newest = range,
+            }
+        } else if log.continues(self.newest, range) {
+            self.newest.len += range.len;
+        } else {
+            self.segments.push_back(Segment::Shared(std::mem::replace(&mut self.newest, range)));
+        }
         self.invariants();
     }
 
-    /// Appends a range whose bytes are counted already.
+    /// Makes the newest shared frames a segment, so that the segments hold everything.
+    pub(super) fn seal(&mut self) {
+        let newest = std::mem::take(&mut self.newest);
+        if newest.len > 0 {
+            self.segments.push_back(Segment::Shared(newest));
+        }
+    }
+
+    /// Appends a range whose bytes are counted already to the segments, which must hold everything.
     pub(super) fn append_range(&mut self, log: &EgressLog, range: Range) {
+        debug_assert!(self.newest.len == 0, "frames stay in order");
         match self.segments.back_mut() {
             Some(Segment::Shared(last)) if log.continues(*last, range) => last.len += range.len,
             _ => self.segments.push_back(Segment::Shared(range)),
@@ -135,6 +161,7 @@ impl Outbox {
     /// Queues replies: whole frames.
     pub fn push_reply(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let len = self.write_private(write);
+        self.reply_bytes += len;
         match self.segments.back_mut() {
             _ if len == 0 => {}
             Some(Segment::Reply(last)) => *last += len,
@@ -148,13 +175,13 @@ impl Outbox {
         let len = self.write_private(write);
         if len > 0 {
             let FrameInfo { topic, sequence, skipped } = info;
-            self.private_frame_bytes += len as usize;
             self.segments.push_back(Segment::Private { sequence, topic, skipped, len });
         }
         self.invariants();
     }
 
     fn write_private(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> u32 {
+        self.seal();
         let before = self.private.len();
         write(&mut self.private);
         let len = self.private.len() - before;
@@ -168,6 +195,7 @@ impl Outbox {
         if bytes.is_empty() {
             return;
         }
+        self.seal();
         let (mut before, mut at) = (0, 0);
         // A frame whose beginning has been sent must end first.
         if self.is_mid_frame() {
@@ -197,12 +225,14 @@ impl Outbox {
         let start = self.private_start + before;
         self.private.splice(start..start, bytes.iter().copied());
         self.bytes += bytes.len();
+        self.reply_bytes += bytes.len() as u32;
         self.invariants();
     }
 
     /// Takes the next SEND: a long range straight from the log, else as many segments as fit, copied to the end of
     /// `gather`, which must have room for [`SEND_BYTES_MAX`]. Cuts fall between frames if a boundary is within reach.
     /// `notices_pending`: notices must be queued before any frame that has not begun, so only what precedes them leaves.
+    #[inline]
     pub fn take_send(
         &mut self,
         log: Option<&EgressLog>,
@@ -213,6 +243,28 @@ impl Outbox {
         if format.framing.has_send_headers() {
             return self.take_batch(log, format, notices_pending, gather);
         }
+        // Most SENDs: the session keeps up, and what its topics got since its last SEND is one range.
+        let newest = self.newest;
+        if self.segments.is_empty()
+            && (1..=SEND_BYTES_MAX).contains(&(newest.len as usize))
+            && !notices_pending
+            && log.is_some_and(|log| !log.is_overwritten(newest.start))
+        {
+            self.newest.len = 0;
+            self.bytes = 0;
+            self.invariants();
+            return NextSend::Send(SendSource::Log(newest));
+        }
+        self.take_segments(log, notices_pending, gather)
+    }
+
+    fn take_segments(
+        &mut self,
+        log: Option<&EgressLog>,
+        notices_pending: bool,
+        gather: &mut Vec<u8>,
+    ) -> NextSend {
+        self.seal();
         let start = gather.len();
         let mut left = SEND_BYTES_MAX;
         while left > 0
@@ -226,7 +278,7 @@ impl Outbox {
                 }
                 (Segment::Reply(len) | Segment::Private { len, .. }, _) => {
                     let taken = (len as usize).min(left);
-                    self.private_frame_bytes -= if let Segment::Private { .. } = segment { taken } else { 0 };
+                    self.reply_bytes -= if let Segment::Reply(_) = segment { taken as u32 } else { 0 };
                     gather.extend_from_slice(&self.private[self.private_start..self.private_start + taken]);
                     self.private_start += taken;
                     // A reply segment does not say where its frames end: it counts as one.
@@ -312,7 +364,7 @@ impl Outbox {
         if !cfg!(debug_assertions) || self.segments.len() >= SEGMENTS_CHECKED_MAX {
             return;
         }
-        let (mut shared, mut replies, mut frames) = (0, 0, 0);
+        let (mut shared, mut replies, mut frames) = (self.newest.len as usize, 0, 0);
         for segment in &self.segments {
             match segment {
                 Segment::Shared(range) => shared += range.len as usize,
@@ -324,7 +376,7 @@ impl Outbox {
         assert_eq!(self.bytes, shared + replies + frames, "an outbox is the sum of its segments");
         let private = self.private.len() - self.private_start;
         assert_eq!(private, replies + frames, "each private byte is in a segment");
-        assert_eq!(self.private_frame_bytes, frames, "private_frame_bytes counts the private segments");
+        assert_eq!(self.reply_bytes(), replies, "reply_bytes counts the reply segments");
         let first = self.segments.front().map_or(0, Segment::len);
         assert!(self.cut_rest <= first, "a frame that was cut ends in the first segment");
     }

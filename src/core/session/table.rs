@@ -8,6 +8,7 @@ use crate::{
     limits::OUTBOX_RANGES_MAX,
     session::{NextSend, SendState, Session},
 };
+use tickcast_proto::WireFormat;
 
 /// The outcome of offering shared frames to a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,20 +42,67 @@ pub struct SkippedTicks {
 pub struct Sessions {
     slots: Vec<Option<Box<Session>>>,
     open: usize,
-    waiting: usize,
     unfinished_bytes: usize,
     outbox_bytes_max: usize,
     behind_bytes: usize,
+    queues: Queues,
+    /// Sessions found to be slow consumers while others were being served; they are closed when those are done.
+    slow: Vec<SlotId>,
+    /// By slot, up to the highest slot that ever skipped a tick.
+    skipped: Vec<SkippedTicks>,
+}
+
+/// What the outboxes of a shard's sessions queue them for.
+#[derive(Debug, Default)]
+struct Queues {
+    /// How many sessions have bytes in their outbox.
+    waiting: usize,
     /// Sessions with more waiting than their `yield_bytes`. Bound: one entry a session.
     over: Vec<SlotId>,
     /// Sessions queued for a SEND. Bound: one entry a session, and one for each that has gone since it was queued.
     ready: VecDeque<SlotId>,
     /// Sessions to refill before their next SEND. Bound: as `ready`.
     lagging: VecDeque<SlotId>,
-    /// Sessions found to be slow consumers while others were being served; they are closed when those are done.
-    slow: Vec<SlotId>,
-    /// By slot, up to the highest slot that ever skipped a tick.
-    skipped: Vec<SkippedTicks>,
+}
+
+impl Queues {
+    /// Queues shared frames to a session, and the session for a SEND.
+    #[inline]
+    fn push_range(&mut self, session: &mut Session, slot: SlotId, log: &EgressLog, range: Range) {
+        self.waiting += usize::from(session.outbox_bytes() == 0);
+        if !session.push_range(log, range) {
+            self.note_over(session, slot);
+        }
+        if matches!(session.send_state, SendState::Idle) {
+            self.push(session, slot);
+        }
+    }
+
+    /// Queues a session that exceeds its bounds, once.
+    #[cold]
+    fn note_over(&mut self, session: &mut Session, slot: SlotId) {
+        if !std::mem::replace(&mut session.over_queued, true) {
+            self.over.push(slot);
+        }
+    }
+
+    /// Queues a session that is idle and has work.
+    #[inline]
+    fn push(&mut self, session: &mut Session, slot: SlotId) {
+        let (state, queue) = match session.lag {
+            None => (SendState::Ready, &mut self.ready),
+            Some(_) => (SendState::Lagging, &mut self.lagging),
+        };
+        session.send_state = state;
+        queue.push_back(slot);
+    }
+
+    /// Queues a session if it is idle and has work.
+    fn make_ready(&mut self, session: &mut Session, slot: SlotId) {
+        if matches!(session.send_state, SendState::Idle) && session.has_work() {
+            self.push(session, slot);
+        }
+    }
 }
 
 impl Sessions {
@@ -63,13 +111,10 @@ impl Sessions {
         Sessions {
             slots: Vec::new(),
             open: 0,
-            waiting: 0,
             unfinished_bytes: 0,
             outbox_bytes_max,
             behind_bytes,
-            over: Vec::new(),
-            ready: VecDeque::new(),
-            lagging: VecDeque::new(),
+            queues: Queues::default(),
             slow: Vec::new(),
             skipped: Vec::new(),
         }
@@ -98,7 +143,7 @@ impl Sessions {
 
     /// How many sessions have bytes in their outbox.
     pub fn waiting(&self) -> usize {
-        self.waiting
+        self.queues.waiting
     }
 
     /// One more than the highest slot ever in use.
@@ -163,7 +208,7 @@ impl Sessions {
         let session = self.slots.get_mut(slot.index())?.take()?;
         self.open -= 1;
         self.unfinished_bytes -= session.unfinished_bytes as usize;
-        self.waiting -= usize::from(session.outbox_bytes() > 0);
+        self.queues.waiting -= usize::from(session.outbox_bytes() > 0);
         Some(session)
     }
 
@@ -196,53 +241,43 @@ impl Sessions {
     }
 
     /// Offers shared frames to an open session that is not behind.
+    #[inline]
     pub fn offer(&mut self, slot: SlotId, log: &EgressLog, range: Range) -> Offered {
-        self.offer_to(slot, log, range, false)
+        match self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) {
+            Some(session) if session.ending.is_none() => {
+                if session.behind {
+                    return Offered::Behind;
+                }
+                self.queues.push_range(session, slot, log, range);
+                Offered::Queued
+            }
+            _ => Offered::Gone,
+        }
     }
 
     /// Queues shared frames to an open session, behind or not. If it exceeds its bounds, [`Sessions::pop_over`] returns it.
     pub fn push_range(&mut self, slot: SlotId, log: &EgressLog, range: Range) {
-        self.offer_to(slot, log, range, true);
-    }
-
-    fn offer_to(&mut self, slot: SlotId, log: &EgressLog, range: Range, even_if_behind: bool) -> Offered {
-        let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else {
-            return Offered::Gone;
-        };
-        if session.ending.is_some() {
-            return Offered::Gone;
+        if let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut)
+            && session.ending.is_none()
+        {
+            self.queues.push_range(session, slot, log, range);
         }
-        if session.behind && !even_if_behind {
-            return Offered::Behind;
-        }
-        self.waiting += usize::from(session.outbox_bytes() == 0);
-        if !session.push_range(log, range) && !session.over_queued {
-            session.over_queued = true;
-            self.over.push(slot);
-        }
-        if session.send_state == SendState::Idle {
-            self.make_ready(slot);
-        }
-        Offered::Queued
     }
 
     /// Queues a frame of a topic that only this session gets; otherwise as [`Sessions::push_range`].
     pub fn push_private(&mut self, slot: SlotId, info: FrameInfo, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut over = false;
+        let mut is_over = false;
         self.with_outbox(slot, |session| {
-            if session.ending.is_none() {
-                over =
-                    !session.push_private(info, write) && !std::mem::replace(&mut session.over_queued, true);
-            }
+            is_over = session.ending.is_none() && !session.push_private(info, write);
         });
-        if over {
-            self.over.push(slot);
+        if is_over && let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) {
+            self.queues.note_over(session, slot);
         }
     }
 
     /// The next session that exceeds its bounds.
     pub fn pop_over(&mut self) -> Option<SlotId> {
-        let slot = self.over.pop()?;
+        let slot = self.queues.over.pop()?;
         if let Some(session) = self.any_mut(slot) {
             session.over_queued = false;
         }
@@ -274,45 +309,37 @@ impl Sessions {
 
     /// Queues an idle session that has work.
     pub fn make_ready(&mut self, slot: SlotId) {
-        let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else { return };
-        if session.send_state != SendState::Idle || !session.has_work() {
-            return;
-        }
-        if session.lag.is_some() {
-            session.send_state = SendState::Lagging;
-            self.lagging.push_back(slot);
-        } else {
-            session.send_state = SendState::Ready;
-            self.ready.push_back(slot);
+        if let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) {
+            self.queues.make_ready(session, slot);
         }
     }
 
     /// Changes a session's outbox, and keeps the queues and counts right.
     pub fn with_outbox(&mut self, slot: SlotId, change: impl FnOnce(&mut Session)) {
         let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else { return };
-        self.waiting -= usize::from(session.outbox_bytes() > 0);
+        self.queues.waiting -= usize::from(session.outbox_bytes() > 0);
         change(session);
-        self.waiting += usize::from(session.outbox_bytes() > 0);
-        if session.send_state == SendState::Idle {
-            self.make_ready(slot);
-        }
+        self.queues.waiting += usize::from(session.outbox_bytes() > 0);
+        self.queues.make_ready(session, slot);
     }
 
     /// Notes that the transport has taken a session's SEND. Returns whether the session is idle now and has state to settle:
     /// it is ending, lags, or had its bounds raised. Most have none of these, which is one look here instead of three.
+    #[inline]
     pub fn end_send(&mut self, slot: SlotId) -> bool {
-        let behind_bytes = self.behind_bytes;
-        let mut settles = false;
-        self.with_outbox(slot, |session| {
-            if session.is_sending() {
-                session.send_state = SendState::Idle;
-            }
-            let is_settled = session.ending.is_none()
-                && session.lag.is_none()
-                && (!session.yields() || (!session.behind && session.yield_bytes == behind_bytes));
-            settles = !is_settled && !session.has_work();
-        });
-        settles
+        let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else {
+            return false;
+        };
+        if session.is_sending() {
+            session.send_state = SendState::Idle;
+        }
+        if session.has_work() {
+            self.queues.make_ready(session, slot);
+            return false;
+        }
+        session.ending.is_some()
+            || session.lag.is_some()
+            || (session.yields() && (session.behind || session.yield_bytes != self.behind_bytes))
     }
 
     /// Marks a session as a slow consumer, to be closed once the others have been served.
@@ -325,35 +352,47 @@ impl Sessions {
         self.slow.pop()
     }
 
-    /// The next session to send to.
-    pub fn pop_ready(&mut self) -> Option<SlotId> {
-        while let Some(slot) = self.ready.pop_front() {
-            let Some(session) = self.any_mut(slot) else { continue };
+    /// Takes the next SEND of the session that has been ready for longest: its slot, its wire format, and the SEND or why
+    /// there is none.
+    #[inline]
+    pub fn take_send<'a>(
+        &mut self,
+        log_of: impl Fn(WireFormat) -> Option<&'a EgressLog>,
+        gather: &mut Vec<u8>,
+    ) -> Option<(SlotId, WireFormat, NextSend)> {
+        while let Some(slot) = self.queues.ready.pop_front() {
+            let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else {
+                continue;
+            };
             match session.send_state {
                 // It has fallen behind since it was queued.
                 SendState::Ready if session.lag.is_some() && session.has_work() => {
                     session.send_state = SendState::Lagging;
-                    self.lagging.push_back(slot);
+                    self.queues.lagging.push_back(slot);
+                    continue;
                 }
-                SendState::Ready | SendState::Refilled => {
-                    session.send_state = SendState::Idle;
-                    return Some(slot);
-                }
+                SendState::Ready | SendState::Refilled => session.send_state = SendState::Idle,
                 // A stale entry: the slot has been vacated since, and filled again.
-                SendState::Idle | SendState::Lagging | SendState::Sending | SendState::Parked { .. } => {}
+                SendState::Idle | SendState::Lagging | SendState::Sending | SendState::Parked { .. } => {
+                    continue;
+                }
             }
+            let waited = session.outbox_bytes() > 0;
+            let next = session.take_send(log_of(session.format), gather);
+            self.queues.waiting -= usize::from(waited && session.outbox_bytes() == 0);
+            return Some((slot, session.format, next));
         }
         None
     }
 
-    /// The next session to refill. The caller must refill it before [`Sessions::pop_ready`] returns it.
+    /// The next session to refill. The caller must refill it before [`Sessions::take_send`] serves it.
     pub fn pop_lagging(&mut self) -> Option<SlotId> {
-        while let Some(slot) = self.lagging.pop_front() {
+        while let Some(slot) = self.queues.lagging.pop_front() {
             if let Some(session) = self.any_mut(slot)
                 && session.send_state == SendState::Lagging
             {
                 session.send_state = SendState::Refilled;
-                self.ready.push_back(slot);
+                self.queues.ready.push_back(slot);
                 return Some(slot);
             }
         }
@@ -362,17 +401,17 @@ impl Sessions {
 
     /// Sessions that wait for a SEND.
     pub fn standing_len(&self) -> usize {
-        self.ready.len() + self.lagging.len()
+        self.queues.ready.len() + self.queues.lagging.len()
     }
 
     /// Sessions that wait for a SEND and need no refill before it.
     pub fn ready_len(&self) -> usize {
-        self.ready.len()
+        self.queues.ready.len()
     }
 
     /// Whether any session waits for a SEND.
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty() || !self.lagging.is_empty()
+        !self.queues.ready.is_empty() || !self.queues.lagging.is_empty()
     }
 
     /// Checks the table and its sessions between turns in debug builds. Tables that are too large for a look at each session
@@ -385,33 +424,19 @@ impl Sessions {
         let unfinished = self.iter().map(|session| session.unfinished_bytes as usize).sum::<usize>();
         assert_eq!(self.unfinished_bytes, unfinished, "unfinished_bytes counts the sessions' bytes");
         let waiting = self.iter().filter(|session| session.outbox_bytes() > 0).count();
-        assert_eq!(self.waiting, waiting, "waiting counts the sessions whose outbox is not empty");
+        assert_eq!(self.queues.waiting, waiting, "waiting counts the sessions whose outbox is not empty");
         for session in self.iter() {
             let slot = session.id.slot();
             match session.send_state {
                 SendState::Idle => assert!(!session.has_work(), "a session with work is queued or sending"),
                 SendState::Ready | SendState::Refilled => {
-                    assert!(self.ready.contains(&slot), "ready is queued")
+                    assert!(self.queues.ready.contains(&slot), "ready is queued")
                 }
-                SendState::Lagging => assert!(self.lagging.contains(&slot), "lagging is queued"),
+                SendState::Lagging => assert!(self.queues.lagging.contains(&slot), "lagging is queued"),
                 SendState::Sending | SendState::Parked { .. } => {}
             }
-            assert!(!session.over_queued || self.over.contains(&slot), "over_queued is queued");
+            assert!(!session.over_queued || self.queues.over.contains(&slot), "over_queued is queued");
             session.invariants();
         }
-    }
-
-    /// Takes a session's next SEND.
-    pub fn take_send(&mut self, slot: SlotId, log: Option<&EgressLog>, gather: &mut Vec<u8>) -> NextSend {
-        let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else {
-            debug_assert!(false, "pop_ready returns slots of sessions");
-            return NextSend::Idle;
-        };
-        let before = session.outbox_bytes() > 0;
-        let next = session.take_send(log, gather);
-        if before && session.outbox_bytes() == 0 {
-            self.waiting -= 1;
-        }
-        next
     }
 }

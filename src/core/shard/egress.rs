@@ -34,14 +34,10 @@ impl Shard {
     /// Returns the next SEND. Its bytes are [`Shard::send_bytes`], valid until the next call other than these two. The
     /// slot has no other SEND until [`Shard::handle_sent`] reports the outcome.
     pub fn poll_send(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
-        while let Some(slot) = self.sessions.pop_ready() {
-            let Some(session) = self.sessions.get(slot) else {
-                debug_assert!(false, "only a slot with a session is ready");
-                continue;
-            };
-            let log = LogIndex::of(session.format);
-            match self.sessions.take_send(slot, self.logs.get(log), gather) {
-                NextSend::Send(source) => return Some(Send { slot, log, source }),
+        while let Some((slot, format, next)) = self.sessions.take_send(|format| self.logs.of(format), gather)
+        {
+            match next {
+                NextSend::Send(source) => return Some(Send { slot, log: LogIndex::of(format), source }),
                 NextSend::Overwritten => self.end_lapped(slot, now),
                 NextSend::Idle if self.sessions.get(slot).is_some_and(Session::has_work) => {
                     self.sessions.make_ready(slot);
@@ -70,10 +66,10 @@ impl Shard {
     pub fn handle_sent(&mut self, slot: SlotId, bytes: usize, parked: bool, now: Now) {
         self.counters.add(Counter::Sends, 1);
         self.counters.add(Counter::BytesSent, bytes as u64);
-        self.counters.add(Counter::SendsParked, u64::from(parked));
         if !parked {
             return self.send_completed(slot, now);
         }
+        self.counters.add(Counter::SendsParked, 1);
         let Some(session) = self.sessions.open_mut(slot) else { return };
         debug_assert!(session.is_sending(), "the transport parks only a SEND it was given");
         session.send_state = SendState::Parked { since_ns: now.monotonic_ns };
