@@ -19,6 +19,8 @@ use tickcast_proto::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the server to send its welcome.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for the server to close its side after [`Client::close`] has closed the client's.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval at which a write is retried while the socket is full. The standard library cannot wait for a socket to become
 /// readable or writable, whichever is first: the client waits for input and retries the write.
 const WRITE_RETRY_INTERVAL: Duration = Duration::from_millis(1);
@@ -307,12 +309,28 @@ impl Client {
 
     /// Sends everything queued and closes the connection. On a WebSocket, a close frame is sent first.
     ///
+    /// It then discards input until the server has closed its side too, for at most 2 s: a socket that is closed with unread
+    /// input resets the connection, and the server could lose what it has not read yet (RFC 1122, section 4.2.2.13).
+    ///
     /// # Errors
     /// [`ClientError::Io`] if the connection broke before.
     pub fn close(mut self) -> Result<(), ClientError> {
         self.connection.close();
         self.flush()?;
-        Ok(self.stream.shutdown(Shutdown::Write)?)
+        self.stream.shutdown(Shutdown::Write)?;
+        self.stream.set_nonblocking(false)?;
+        let deadline = Deadline::after(Some(CLOSE_TIMEOUT));
+        while let Some(left) = deadline.remaining().filter(|left| !left.is_zero()) {
+            self.stream.set_read_timeout(Some(left))?;
+            match self.stream.read(&mut self.buffer) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if is_timeout(&error) => {}
+                // The server has had everything, and has reset the connection.
+                Err(_) => break,
+            }
+        }
+        Ok(())
     }
 
     fn await_welcome(&mut self) -> Result<(), ClientError> {

@@ -107,6 +107,28 @@ fn replies_are_read_while_a_write_is_blocked() {
 }
 
 #[test]
+fn a_client_that_closes_with_unread_input_loses_no_publish() {
+    const PUBLISHES: usize = 200;
+    let (address, server) = serve(|peer| {
+        peer.welcome();
+        // More than the client has read when it closes: without its last reads, the connection would be reset.
+        for _ in 0..1_000 {
+            peer.error(1, "no");
+        }
+        std::iter::from_fn(|| peer.next_frame()).filter(|(kind, ..)| *kind == Kind::Publish).count()
+    });
+    let mut client = Client::connect(&address).unwrap();
+    client.next_event(Some(LONG)).unwrap();
+    let payload = [b'x'; 4 << 10];
+    for _ in 0..PUBLISHES {
+        let publish = PublishRequest { topic: "t", payload: &payload, ..PublishRequest::default() };
+        client.publish_buffered(publish).unwrap();
+    }
+    client.close().unwrap();
+    assert_eq!(server.join().unwrap(), PUBLISHES);
+}
+
+#[test]
 fn refused_connection_is_an_error_with_the_reason() {
     let (address, server) = serve(|peer| peer.closing(3001, "stopping"));
     let error = Client::connect(&address).unwrap_err();

@@ -168,10 +168,6 @@ fn beats_are_published_and_lost_or_malformed_batches_are_reported() {
             Some(format!("{{{fields}"))
         })
         .collect();
-    // The client leaves with input unread. That resets the connection, which may discard the last ones.
-    assert!(
-        reported.starts_with(&published),
-        "every reported finding is published: {reported:?}, {published:?}"
-    );
-    assert!(published.len() > 10 && published[1..].iter().any(|tick| tick.starts_with(r#"{"bpm":6"#)));
+    assert_eq!(reported, published, "every reported finding is published");
+    assert!(published.len() > 50 && published[1..].iter().any(|tick| tick.starts_with(r#"{"bpm":6"#)));
 }
