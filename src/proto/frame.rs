@@ -227,6 +227,11 @@ pub const fn encoded_len(stride: usize, payload_len: usize) -> usize {
     (FRAME_HEADER_BYTES + stride + payload_len).next_multiple_of(FRAME_ALIGN)
 }
 
+/// Length of a TICK, padding included: one with a key has a longer record.
+pub const fn tick_len(key: u64, payload_len: usize) -> usize {
+    encoded_len(if key == 0 { TickTimes::STRIDE } else { KeyedTickTimes::STRIDE }, payload_len)
+}
+
 /// Header fields that the caller of [`encode`] chooses. The others follow from the kind, the record and the payload.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeaderFields {
@@ -400,6 +405,7 @@ mod tests {
         for (bytes, key) in [(keyed, 7), (plain, 0)] {
             let Ok(Step::Complete(_, frame)) = decode(&bytes, 1024) else { panic!("complete") };
             assert_eq!((frame.key(), frame.payload()), (key, &b"payload"[..]));
+            assert_eq!(bytes.len(), tick_len(key, frame.payload().len()));
             assert!(frame.record::<TickTimes>().is_ok());
         }
     }

@@ -19,7 +19,7 @@ use tickcast_proto::{
     framing::{Decoder, Incoming},
     http::{self, Answer, HttpConfig, Target},
     pattern,
-    records::{Publish, TickTimes, WireRecord},
+    records::Publish,
     reply::Reply,
 };
 
@@ -363,7 +363,7 @@ impl Shard {
                 return self.fail(slot, publish.request, ErrorCode::BadTopic, &text, now);
             }
         };
-        let frame_len = frame::encoded_len(TickTimes::STRIDE, publish.payload.len());
+        let frame_len = frame::tick_len(publish.key, publish.payload.len());
         if frame_len > self.limits.frame_bytes_max {
             self.counters.add(Counter::TicksRefused, 1);
             let text =
