@@ -1,5 +1,5 @@
 //! A shard's thread: creates its executor, pins it, creates its rings, runs its driver, and reports how it ended. A failure or a
-//! panic at any point is reported too, so that nobody waits for a shard that is gone.
+//! panic at any point is reported too, so that no thread waits for a shard that has ended.
 
 use std::{
     fmt, io,
@@ -18,7 +18,10 @@ use super::{
     driver::{ClientListener, Driver, Pacing},
     handover::HandoverLanes,
     stop::Stop,
-    uring::data_ring::{DataRing, ListenerId, Settings},
+    uring::{
+        data_ring::{DataRing, ListenerId, Settings},
+        retry::while_out_of_memory,
+    },
 };
 use crate::{
     clock,
@@ -34,19 +37,17 @@ use tickcast_core::{
     shard::Shard,
 };
 
-/// Memory of glommio's own rings: control plane only. Its default of 10 MiB is registered three times over.
+/// Memory of glommio's own rings, which carry no traffic. Its default, 10 MiB, is registered three times.
 const EXECUTOR_MEMORY_BYTES: usize = 64 << 10;
 /// Depth of glommio's own rings.
 const EXECUTOR_RING_DEPTH: usize = 256;
-/// glommio's preemption timer, as good as never. When it fires between the executor's I/O poll and its look at the run
-/// queue, glommio 0.9 goes to sleep on the runnable driver: all it takes is a thread that is off its core for as long
-/// (seen at 500 us after 1 to 30 thousand parks, and at 10 ms). The driver is the executor's one task: there is nobody
-/// to be fair to.
+/// glommio's preemption timer, set so that it never fires. If it fired between the executor's I/O poll and its check of the
+/// run queue, glommio 0.9 would park although the driver is runnable. It is enough that the thread is off its core for that
+/// long (seen at 500 us after 1,000 to 30,000 parks, and at 10 ms). The driver is the executor's only task and needs no
+/// preemption.
 const PREEMPT_TIMER: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The kernel releases the locked memory of an exited server late: how long a shard retries to create its rings, all of
-/// them together, and the pause between two attempts.
+/// How long a shard retries to create its rings, all of them together, while the kernel is out of memory.
 const RING_RETRIES_NS: u64 = 2_000_000_000;
-const RING_RETRY_NS: u64 = 100_000_000;
 
 /// Everything that a shard's thread owns.
 pub struct ShardParts {
@@ -56,7 +57,7 @@ pub struct ShardParts {
     pub mesh: Mesh,
     /// Wakes the shard.
     pub bell: Arc<Doorbell>,
-    /// What the doorbell writes to.
+    /// The doorbell writes to it.
     pub eventfd: OwnedFd,
     /// The listening sockets by [`ListenerId`]; `None` where another shard accepts.
     pub sockets: Vec<Option<OwnedFd>>,
@@ -102,7 +103,7 @@ impl fmt::Display for ShardFailure {
     }
 }
 
-/// What to do about an error of the setup.
+/// The remedy for a setup error.
 fn remedy(error: &io::Error) -> &'static str {
     match (error.kind(), error.raw_os_error()) {
         (io::ErrorKind::OutOfMemory, _) => {
@@ -116,8 +117,8 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Starts a shard's thread on a core. Calls `on_start` from it once the shard listens, and `on_end` when it has ended: in
-/// order, with its latencies, or with the reason.
+/// Starts a shard's thread on a core. Calls `on_start` from it once the shard listens, and `on_end` when it has ended: with
+/// its latencies if the server stopped it, with the failure otherwise.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -139,8 +140,8 @@ pub fn start(
 fn run(parts: ShardParts, core: usize, on_start: impl FnOnce() + 'static) -> Result<Latency, ShardFailure> {
     fault::at(Place::Start(parts.shard.id().0));
     let give_up_ns = clock::monotonic_ns() + RING_RETRIES_NS;
-    let executor = retry(give_up_ns, executor).map_err(ShardFailure::Setup)?;
-    // After the executor, whose helper thread would inherit the core; before the ring, which belongs to it.
+    let executor = while_out_of_memory(give_up_ns, executor).map_err(ShardFailure::Setup)?;
+    // After the executor, whose helper thread would inherit the core; before the data ring, which belongs on it.
     pin_to(core).map_err(ShardFailure::Pinning)?;
     executor.run(async move {
         let driver = parts.into_driver(give_up_ns).map_err(ShardFailure::Setup)?;
@@ -159,25 +160,12 @@ fn executor() -> io::Result<LocalExecutor> {
     Ok(builder.make()?)
 }
 
-/// Retries while the kernel is out of memory, until `give_up_ns`.
-fn retry<T>(give_up_ns: u64, attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match attempt() {
-            Err(error)
-                if error.kind() == io::ErrorKind::OutOfMemory && clock::monotonic_ns() < give_up_ns =>
-            {
-                clock::sleep_ns(RING_RETRY_NS);
-            }
-            result => return result,
-        }
-    }
-}
-
 impl ShardParts {
-    /// Creates the data ring, which accepts on the sockets and owns them from then on, and the driver around it.
+    /// Creates the data ring and its driver. The ring accepts on the listening sockets and owns them from then on.
     fn into_driver(self, give_up_ns: u64) -> io::Result<Driver> {
         let settings = Settings::for_slots(self.clients_max as u32);
-        let mut ring = retry(give_up_ns, || DataRing::new(settings, self.eventfd.try_clone()?))?;
+        let mut ring =
+            while_out_of_memory(give_up_ns, || DataRing::new(settings, self.eventfd.try_clone()?))?;
         for (id, socket) in self.sockets.into_iter().enumerate() {
             if let Some(socket) = socket {
                 ring.accept(ListenerId(id as u32), socket)?;
@@ -199,25 +187,7 @@ impl ShardParts {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
-
-    #[test]
-    fn only_a_kernel_out_of_memory_is_asked_again_and_not_for_ever() {
-        let enomem = || io::Error::from_raw_os_error(libc::ENOMEM);
-        let attempts = Cell::new(0);
-        let attempt = |succeed_at: u32, error: fn() -> io::Error| {
-            attempts.set(attempts.get() + 1);
-            if attempts.get() == succeed_at { Ok(()) } else { Err(error()) }
-        };
-        assert!(retry(u64::MAX, || attempt(2, enomem)).is_ok());
-        assert_eq!(attempts.take(), 2);
-        assert!(retry(0, || attempt(2, enomem)).is_err());
-        assert_eq!(attempts.take(), 1);
-        assert!(retry(u64::MAX, || attempt(2, || io::Error::from_raw_os_error(libc::EMFILE))).is_err());
-        assert_eq!(attempts.take(), 1);
-    }
 
     #[test]
     fn a_failure_names_its_remedy() {

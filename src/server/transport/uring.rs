@@ -3,4 +3,5 @@
 mod buffer_ring;
 pub mod data_ring;
 pub mod probe;
+pub(super) mod retry;
 pub mod shim;

@@ -1,18 +1,14 @@
 //! What this binary checks itself: the kernel, io_uring, the limits of this process and its cores.
 
-use std::fs;
+use std::{fs, io};
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use crate::{
-    clock,
     limits::{CLIENTS_MAX_DEFAULT, SHARDS_MAX},
     operator::check::item::{CheckItem, ItemState},
     process::rlimits,
-    transport::uring::{
-        data_ring::{DataRing, Settings, eventfd},
-        probe,
-    },
+    transport::uring::probe,
 };
 
 /// The first kernel with everything the rings use; DEFER_TASKRUN came last.
@@ -21,18 +17,14 @@ const KERNEL_FIRST: (u32, u32) = (6, 1);
 const FIXED_FD_INSTALL_FIRST: &str = "6.8";
 /// The first kernel with IORING_ENTER_NO_IOWAIT.
 const NO_IOWAIT_FIRST: &str = "6.15";
-/// The smallest ring with all features of a shard's. It receives nothing.
-const RING: Settings = Settings { slots: 1, receive_buffers: 1, receive_buffer_bytes: 4096 };
-/// The kernel releases the locked memory of an exited server late: attempts to create a ring, and the pause between them.
-const RING_ATTEMPTS_MAX: u32 = 10;
-const RING_RETRY_NS: u64 = 100_000_000;
 
-/// Checks everything. Creates and drops two small rings, and raises this process's soft limits as the server does.
+/// Checks everything. Creates and drops three small rings, and raises this process's soft limits as the server does.
 pub fn check() -> Vec<CheckItem> {
     let sysctl = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
     let (release, disabled) = (sysctl("osrelease"), sysctl("io_uring_disabled"));
-    let (ring, waits_as_idle) = ring();
-    let kernel = kernel(release.trim(), ring.state == ItemState::Enabled);
+    let ring = probe::shard_ring();
+    let waits_as_idle = matches!(ring, Ok(true));
+    let kernel = kernel(release.trim(), ring.is_ok());
     let error = rlimits::io_uring().err().map(|error| error.to_string());
     let io_uring = io_uring(disabled.trim(), error);
     let cores = allowed_cores();
@@ -40,7 +32,7 @@ pub fn check() -> Vec<CheckItem> {
     vec![
         kernel,
         io_uring,
-        ring,
+        ring_item(ring.err()),
         memlock(shards),
         descriptors(shards),
         clients(shards),
@@ -98,35 +90,21 @@ fn io_uring(disabled: &str, error: Option<String>) -> CheckItem {
     }
 }
 
-/// A ring as each shard has one, at its smallest size; and whether a core whose shard waits in it counts as idle.
-fn ring() -> (CheckItem, bool) {
-    let mut attempts = 0;
-    let created = loop {
-        match eventfd().and_then(|doorbell| DataRing::new(RING, doorbell)) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && attempts < RING_ATTEMPTS_MAX => {
-                attempts += 1;
-                clock::sleep_ns(RING_RETRY_NS);
-            }
-            created => break created.map(|ring| ring.waits_as_idle()),
-        }
-    };
-    let waits_as_idle = matches!(created, Ok(true));
-    let (state, reason) = match created {
-        Ok(_) => (
-            ItemState::Enabled,
-            "Each shard has one: multishot receive needs the buffers, SENDs need the files.".to_owned(),
-        ),
-        Err(error) => (ItemState::Unsupported, format!("Cannot create a shard's ring: {error}")),
-    };
-    let item = CheckItem {
+/// `error`: why a shard's ring cannot be created.
+fn ring_item(error: Option<io::Error>) -> CheckItem {
+    CheckItem {
         name: "io_uring ring".to_owned(),
         required: true,
-        state,
+        state: if error.is_none() { ItemState::Enabled } else { ItemState::Unsupported },
         now: None,
         wanted: "registered files, provided buffers".to_owned(),
-        reason,
-    };
-    (item, waits_as_idle)
+        reason: match error {
+            None => {
+                "Each shard has one: multishot receive needs the buffers, SENDs need the files.".to_owned()
+            }
+            Some(error) => format!("Cannot create a shard's ring: {error}"),
+        },
+    }
 }
 
 /// Whether monitoring shows the cores of idle shards as idle.
@@ -156,7 +134,7 @@ fn memlock(shards: u16) -> CheckItem {
         now: hard(Resource::RLIMIT_MEMLOCK).map(limit),
         wanted: format!("at least {}", rlimits::memlock_bytes_min(shards)),
         reason: error.unwrap_or_else(|| {
-            "In bytes, with one shard a core: each takes 512 KiB of locked memory for its rings, unless the process has \
+            "In bytes, for one shard per core: the rings of each lock 512 KiB of memory, unless the process has \
              CAP_IPC_LOCK."
                 .to_owned()
         }),
