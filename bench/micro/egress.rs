@@ -92,9 +92,8 @@ fn gather(
             }
             let mut taken = 0;
             let ns = timed(|| {
-                while let Some(slot) = sessions.pop_ready() {
+                while let Some((_, _, next)) = black_box(sessions.take_send(|_| Some(&log), &mut gather)) {
                     gather.clear();
-                    let next = black_box(sessions.take_send(slot, Some(&log), &mut gather));
                     taken += u32::from(matches!(next, NextSend::Send(_)));
                 }
             });

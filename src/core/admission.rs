@@ -13,8 +13,8 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// One of `shares` equal parts of `per_second`; `None` for 0, which means no limit. The interval is rounded to a whole
-    /// nanosecond: at a million a second the rate is exact to 0.1 %.
+    /// The pace of one of `shares` equal parts of `per_second`; `None` for 0, which means no limit. The interval is rounded
+    /// to a whole nanosecond: at a million a second the rate is exact to 0.1 %.
     pub fn new(per_second: u32, shares: u16) -> Option<Pace> {
         let per_second = u64::from(per_second);
         let whole_ns = 1_000_000_000 * u64::from(shares.max(1));
@@ -43,7 +43,7 @@ impl Bucket {
     }
 }
 
-/// The publish rate limit of a shard's sessions: one bucket for each slot, none without a limit.
+/// The publish rate limit of a shard's sessions: one bucket per slot, or none without a limit.
 #[derive(Debug)]
 pub struct Publishers {
     pace: Option<Pace>,
@@ -90,7 +90,7 @@ impl Publishers {
     }
 }
 
-/// What connections are counted by: an IPv4 address, or the /64 of an IPv6 address.
+/// The key by which connections are counted: an IPv4 address, or the /64 of an IPv6 address.
 ///
 /// A site gets at least a /64 (RFC 6177) and can use any address in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -108,7 +108,7 @@ impl Origin {
 
 /// Open connections by origin.
 ///
-/// Invariant: no count is 0. Bound: one entry a connection.
+/// Invariant: no count is 0. Bound: one entry per connection.
 #[derive(Debug)]
 pub struct Origins {
     connections_max: u32,
@@ -130,7 +130,7 @@ impl Origins {
         enters
     }
 
-    /// Uncounts a connection that has ended.
+    /// Subtracts a connection that has ended.
     pub fn leave(&mut self, origin: Origin) {
         let Some(count) = self.counts.get_mut(&origin) else { return };
         *count -= 1;

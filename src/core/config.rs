@@ -128,21 +128,21 @@ impl Limits {
     /// Log lines for the limits in `new` that cannot apply fully before a restart.
     pub fn changes_needing_restart(&self, new: &Limits) -> Vec<String> {
         let mut lines = Vec::new();
-        let mut tell = |key: &str, is: usize, wanted: usize| {
-            if is != wanted {
+        let mut report = |key: &str, current: usize, wanted: usize| {
+            if current != wanted {
                 lines.push(format!(
-                    "{key}: {is} until a restart, because frame and log sizes are fixed at startup"
+                    "{key}: {current} until a restart, because frame and log sizes are fixed at startup"
                 ));
             }
         };
-        tell("limits.outbox_max", self.outbox_bytes_max, new.outbox_bytes_max);
-        tell("delivery.behind_size", self.behind_bytes, new.behind_bytes);
+        report("limits.outbox_max", self.outbox_bytes_max, new.outbox_bytes_max);
+        report("delivery.behind_size", self.behind_bytes, new.behind_bytes);
         let bytes = |limits: &Limits| -> Vec<usize> {
             let rules = limits.history.rules.iter().map(|(_, bounds)| bounds);
             rules.chain([&limits.history.default]).map(|bounds| bounds.bytes).collect()
         };
-        for (is, wanted) in bytes(self).into_iter().zip(bytes(new)) {
-            tell("delivery.history", is, wanted);
+        for (current, wanted) in bytes(self).into_iter().zip(bytes(new)) {
+            report("delivery.history", current, wanted);
         }
         lines
     }
@@ -178,8 +178,8 @@ mod tests {
         };
         let live = now.with_reloadable_from(&other);
         assert_eq!(live.outbox_bytes_max, now.egress_log_bytes);
-        let told = live.changes_needing_restart(&other);
-        assert!(told.len() == 1 && told[0].starts_with("limits.outbox_max: 16777216 until"), "{told:?}");
+        let lines = live.changes_needing_restart(&other);
+        assert!(lines.len() == 1 && lines[0].starts_with("limits.outbox_max: 16777216 until"), "{lines:?}");
         assert!(now.changes_needing_restart(&now).is_empty());
     }
 }

@@ -5,14 +5,14 @@ use std::collections::VecDeque;
 use crate::ids::SlotId;
 
 /// A queue of sessions that take turns by deficit round robin (Shreedhar and Varghese, "Efficient Fair Queueing Using
-/// Deficit Round-Robin", 1995), those that have just come first (RFC 8290, section 4.2, new flows).
+/// Deficit Round-Robin", 1995), new sessions first (RFC 8290, section 4.2, new flows).
 ///
-/// A session that has its turn may use a quantum of work. What it uses beyond that is a debt, and it waits one more round
-/// for each quantum of debt. So a session that needs less than a quantum now and then goes ahead of those that always
-/// have work, whatever their number, and those share the rest equally, whatever their units of work cost. A session that
-/// runs out of work stays for one more round: until then it is not new again.
+/// In its turn, a session may use one quantum of work. Whatever it uses beyond that is debt, and it waits one more round
+/// for each quantum of debt. So a session that now and then needs less than a quantum goes ahead of any number of sessions
+/// that always have work. Those share the rest equally, however much their pieces of work cost. A session that runs out of
+/// work stays for one more round, and is new again only after that.
 ///
-/// Invariant: a session stands in at most one of the two queues, and once. 8 bytes a slot, and 4 for each that stands.
+/// Invariant: a session is in at most one of the two queues, and only once. 8 bytes a slot, and 4 for each queued session.
 #[derive(Debug)]
 pub struct FairQueue {
     quantum: i32,
@@ -25,11 +25,11 @@ pub struct FairQueue {
 struct Flow {
     /// Work that the session may still do in its turn; negative: its debt.
     credit: i32,
-    standing: Standing,
+    state: FlowState,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Standing {
+enum FlowState {
     #[default]
     Absent,
     New,
@@ -49,74 +49,71 @@ impl FairQueue {
     pub fn push(&mut self, slot: SlotId) {
         let quantum = self.quantum;
         let flow = self.flow_mut(slot);
-        if flow.standing != Standing::Absent {
+        if flow.state != FlowState::Absent {
             return;
         }
-        // Old ones in debt do not become new by pausing.
+        // A session in debt does not become new by pausing.
         if flow.credit < 0 {
-            flow.standing = Standing::Old;
+            flow.state = FlowState::Old;
             self.old.push_back(slot);
         } else {
-            (flow.credit, flow.standing) = (quantum, Standing::New);
+            (flow.credit, flow.state) = (quantum, FlowState::New);
             self.new.push_back(slot);
         }
     }
 
-    /// Begins the next session's turn: the session, and the units it may use. Ends with [`FairQueue::end_turn`].
+    /// Begins the next session's turn, until [`FairQueue::end_turn`]. Returns the session and the units it may use.
     pub fn begin_turn(&mut self) -> Option<(SlotId, usize)> {
         loop {
             let slot = self.new.pop_front().or_else(|| self.old.pop_front())?;
             let quantum = self.quantum;
             let flow = self.flow_mut(slot);
             if flow.credit <= 0 {
-                // At most as many rounds as quanta of debt, which is bounded by the cost of one piece of work.
+                // At most one round per quantum of debt; the cost of one piece of work bounds the debt.
                 flow.credit += quantum;
                 if flow.credit <= 0 {
-                    flow.standing = Standing::Old;
+                    flow.state = FlowState::Old;
                     self.old.push_back(slot);
                     continue;
                 }
             }
-            flow.standing = Standing::Serving;
+            flow.state = FlowState::Serving;
             return Some((slot, flow.credit as usize));
         }
     }
 
-    /// Ends a turn in which the session has used `units`, none if it turned out to have no work. `has_more`: it has work
-    /// left.
+    /// Ends a turn in which the session used `units`, 0 if it turned out to have no work. `has_more`: it has work left.
     pub fn end_turn(&mut self, slot: SlotId, units: usize, has_more: bool) {
         let flow = self.flow_mut(slot);
-        debug_assert!(flow.standing == Standing::Serving, "a turn ends after it has begun");
+        debug_assert!(flow.state == FlowState::Serving, "a turn ends after it has begun");
         flow.credit = flow.credit.saturating_sub(i32::try_from(units).unwrap_or(i32::MAX));
         if !has_more {
             flow.credit = flow.credit.min(0);
         }
-        flow.standing = if has_more || units > 0 { Standing::Old } else { Standing::Absent };
-        if flow.standing == Standing::Old {
+        flow.state = if has_more || units > 0 { FlowState::Old } else { FlowState::Absent };
+        if flow.state == FlowState::Old {
             self.old.push_back(slot);
         }
     }
 
-    /// Forgets the debt of a session that has gone, so that the next one in its slot starts without.
+    /// Forgets the debt of an ended session, so that the next one in its slot starts without debt.
     pub fn forget(&mut self, slot: SlotId) {
         if let Some(flow) = self.flows.get_mut(slot.index()) {
             flow.credit = flow.credit.max(0);
         }
     }
 
-    /// Returns whether no session stands in the queue.
+    /// Returns whether no session is queued.
     pub fn is_empty(&self) -> bool {
         self.new.is_empty() && self.old.is_empty()
     }
 
-    /// Returns whether a session stands in the queue. O(1).
+    /// Returns whether a session is queued. O(1).
     pub fn contains(&self, slot: SlotId) -> bool {
-        self.flows
-            .get(slot.index())
-            .is_some_and(|flow| matches!(flow.standing, Standing::New | Standing::Old))
+        self.flows.get(slot.index()).is_some_and(|flow| matches!(flow.state, FlowState::New | FlowState::Old))
     }
 
-    /// Bytes it holds.
+    /// Heap memory in bytes.
     pub fn heap_bytes(&self) -> usize {
         self.flows.capacity() * size_of::<Flow>() + (self.new.capacity() + self.old.capacity()) * 4
     }
@@ -185,7 +182,7 @@ mod tests {
             queue.end_turn(SlotId(1), credit, true);
             before += credit;
         }
-        assert!(before >= 800, "the other one first gets as much: {before}");
+        assert!(before >= 800, "the other session is served first, for as much work: {before}");
     }
 
     #[test]
@@ -203,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_stands_in_the_queue_once() {
+    fn a_session_is_queued_at_most_once() {
         let mut queue = FairQueue::new(10);
         (0..3).for_each(|_| queue.push(SlotId(4)));
         queue.begin_turn().unwrap();

@@ -135,7 +135,7 @@ pub enum InterestEvent<'a> {
     Open(ShardId, &'a HomeTopic),
     /// The shard no longer gets this topic's ticks.
     Close(ShardId, &'a HomeTopic),
-    /// Every topic that matched when the shard asked has been opened. Names the request.
+    /// Every topic that matched when the shard registered has been opened. Holds the request's number.
     Ready(ShardId, u32),
 }
 
@@ -150,7 +150,7 @@ pub struct HistoryChunk {
     pub flags: u32,
 }
 
-/// Topics whose interest [`Home::invariants`] checks: all in most tests, and still cheap with many.
+/// Number of topics whose interest [`Home::invariants`] checks: all in most tests, and cheap with many topics.
 const TOPICS_CHECKED: usize = 16;
 
 /// Offset of the flags in a frame header.
@@ -158,7 +158,8 @@ const FLAGS_OFFSET: usize = 7;
 
 /// All topics that one shard sequences.
 ///
-/// Invariant: while [`Home::is_walking`] is `false`, a topic's `interested` are exactly the shards with a pattern that matches it.
+/// Invariant: while [`Home::is_walking`] is `false`, a topic's `interested` are exactly the shards with a pattern that
+/// matches it.
 #[derive(Debug)]
 pub struct Home {
     shard: ShardId,
@@ -417,7 +418,7 @@ impl Home {
         self.invariants();
     }
 
-    /// Returns whether interest has changed that existing topics do not follow yet.
+    /// Returns whether existing topics do not follow all changes of interest yet.
     pub fn is_walking(&self) -> bool {
         self.interest.has_work()
     }

@@ -84,7 +84,7 @@ impl Mesh {
     /// only while the shard has room for what they add. Returns whether there were any.
     pub fn take_in(&mut self, shard: &mut Shard, now: Now) -> bool {
         let mut bytes = 0;
-        // The first one finds the most room, so each is first in turn.
+        // The first peer finds the most room, so the peers take turns at being first.
         self.first = (self.first + 1) % self.peers.len().max(1);
         let (last, first) = self.peers.split_at_mut(self.first);
         for peer in first.iter_mut().chain(last) {
@@ -199,7 +199,7 @@ mod tests {
             fill(&mut shard);
             own.push_out(&mut shard);
             assert_eq!(full(&shard), times);
-            // It has room now and then, and fills again at once.
+            // The ring has room now and then, and fills again at once.
             while !shard.requests_flushed() {
                 own.push_out(&mut shard);
                 assert_eq!(full(&shard), times);

@@ -146,7 +146,7 @@ const _: () = assert!(size_of::<Session>() <= 360, "the docs of Session say how 
 /// One client connection. At most 360 bytes, plus what its fields point to.
 ///
 /// Invariant, between turns: `yielding` counts the memberships that yield.
-/// Invariant, between turns: a membership that is held, recovering or untold is on the list of `lag` that says so.
+/// Invariant, between turns: a membership that is held, recovering or unannounced is on the list of `lag` that says so.
 #[derive(Debug)]
 pub struct Session {
     /// Unique for the life of the shard.
@@ -303,8 +303,8 @@ impl Session {
         }
     }
 
-    fn has_untold(&self) -> bool {
-        self.lag.as_deref().is_some_and(|lag| !lag.untold.is_empty())
+    fn has_unannounced(&self) -> bool {
+        self.lag.as_deref().is_some_and(|lag| !lag.unannounced.is_empty())
     }
 
     /// Its lag state, created when first needed.
@@ -316,7 +316,7 @@ impl Session {
     #[inline]
     pub fn has_work(&self) -> bool {
         self.outbox.bytes() > 0
-            || self.lag.as_deref().is_some_and(|lag| !lag.held.is_empty() || !lag.untold.is_empty())
+            || self.lag.as_deref().is_some_and(|lag| !lag.held.is_empty() || !lag.unannounced.is_empty())
     }
 
     /// Whether a SEND is under way.
@@ -418,7 +418,7 @@ impl Session {
     /// Takes the next SEND; see [`Outbox::take_send`].
     #[inline]
     pub fn take_send(&mut self, log: Option<&EgressLog>, gather: &mut Vec<u8>) -> NextSend {
-        let next = self.outbox.take_send(log, self.format, self.has_untold(), gather);
+        let next = self.outbox.take_send(log, self.format, self.has_unannounced(), gather);
         if let NextSend::Send(_) = next {
             self.send_state = SendState::Sending;
         }
@@ -451,13 +451,13 @@ impl Session {
             match membership.taking {
                 Taking::Held => assert!(lists(|lag, id| lag.held.contains(id)), "held topics are released"),
                 Taking::Recovering => assert!(
-                    lists(|lag, id| lag.pieces_in_flight > 0 || lag.recovering.contains(id)),
+                    lists(|lag, id| lag.chunks_in_flight > 0 || lag.recovering.contains(id)),
                     "history is asked for until it is complete"
                 ),
                 Taking::Live | Taking::Paced => {}
             }
             assert!(
-                !membership.is_untold() || lists(|lag, id| lag.untold.contains(id)),
+                !membership.is_unannounced() || lists(|lag, id| lag.unannounced.contains(id)),
                 "gaps are announced before the next frame"
             );
         }

@@ -11,8 +11,8 @@
 //!
 //! A driver calls it in turns, in this order:
 //!
-//! 1. What the sockets report: [`Shard::handle_accept`], [`Shard::handle_bytes`], [`Shard::handle_eof`],
-//!    [`Shard::handle_error`], [`Shard::handle_writable`] and [`Shard::handle_detached`], as they come, each followed by
+//! 1. Socket events as they arrive: [`Shard::handle_accept`], [`Shard::handle_bytes`], [`Shard::handle_eof`],
+//!    [`Shard::handle_error`], [`Shard::handle_writable`] and [`Shard::handle_detached`], each followed by
 //!    [`Shard::poll_action`] until `None`.
 //! 2. Connections that other shards hand over: [`Shard::handle_attached`].
 //! 3. The rings from other shards and from sources: [`Shard::handle_delivery`], then [`Shard::handle_request`].
@@ -20,7 +20,7 @@
 //! 5. Batches of SENDs until one is empty: [`Shard::prepare_sends`], [`Shard::poll_send`], [`Shard::send_bytes`], then
 //!    [`Shard::handle_sent`] for each SEND of the batch.
 //! 6. [`Shard::poll_action`] until `None`.
-//! 7. The stages into the rings ([`Shard::with_stages`]), then [`Shard::end_turn`].
+//! 7. Staged frames into the rings: [`Shard::with_stages`]. Then [`Shard::end_turn`].
 
 mod control;
 mod delivery;
@@ -70,10 +70,10 @@ pub use self::{
 };
 pub use crate::session::ListenerKind;
 
-/// Origin of ticks from a source. If they are refused, that is counted, and there is no session to answer.
+/// Origin of ticks from a source. Refused ones are counted; there is no session to answer.
 pub const ORIGIN_SOURCE: u64 = u64::MAX;
 
-/// Most slots for which [`Shard::invariants`] visits every session, so that a turn stays cheap in tests with thousands.
+/// [`Shard::invariants`] visits every session up to this many slots, so that turns stay cheap in tests with thousands.
 const INVARIANT_SESSIONS_MAX: u32 = 64;
 
 /// A command to the transport.
@@ -129,23 +129,23 @@ pub struct Shard {
     stages: Stages,
     actions: VecDeque<Action>,
     /// Slots whose input waits for the session itself: for room in its outbox, or for its changes. Entries of ended sessions
-    /// stay until the next attempt to resume. Bound: one entry per pause since then.
+    /// stay until the next attempt to resume. Bound: one entry per pause since the last attempt.
     paused: Vec<SlotId>,
-    /// Sessions with paused input that wait for room for all, in fair turns.
+    /// Sessions whose paused input waits for the shard's room, in fair turns.
     input_queue: FairQueue,
     /// The kind of requests that may fill the delivery stages in this turn.
     preferred_intake: IntakeKind,
     timers: Wheel<Timer>,
     /// Sessions with an unfinished message.
     unfinished: Unfinished,
-    /// Number of timers at which those of ended sessions are dropped.
+    /// Number of timers at which stale ones are dropped.
     timers_max: usize,
     generation: u32,
     /// Set when the server stops: input from clients is no longer processed.
     input_stopped: bool,
     /// Set when the server drains: the deadline for the sessions' last bytes.
     draining: Option<u64>,
-    /// The session that holds each identity; empty unless a second connection replaces the first.
+    /// The session that holds each identity; empty unless `identity_replaces` is set.
     holders: Holders,
     /// The identity that each session's client gave, by slot. Shown to the operator.
     identities: HashMap<SlotId, Box<str>>,
@@ -158,8 +158,8 @@ pub struct Shard {
     scratch: Vec<u8>,
     /// Buffers that the sessions' decoders share.
     decoders: SharedDecoders,
-    /// Scratch buffer for the frames of one piece of history.
-    pieces: Vec<u8>,
+    /// Scratch buffer for the frames of one chunk of history.
+    chunk_frames: Vec<u8>,
     /// Static files served to HTTP requests.
     files: &'static dyn StaticFiles,
 }
@@ -217,7 +217,7 @@ impl Shard {
             drain_left_bytes: (limits.egress_log_bytes / 4) as u64,
             scratch: Vec::new(),
             decoders: SharedDecoders::new(limits.frame_bytes_max, limits.message_bytes_max()),
-            pieces: Vec::new(),
+            chunk_frames: Vec::new(),
             files: &NoFiles,
             limits,
         }
@@ -248,14 +248,14 @@ impl Shard {
         &self.counters
     }
 
-    /// Returns the shard's latencies. The driver records there when the kernel has a turn's SENDs.
+    /// Returns the shard's latencies. The driver records in them when a turn's SENDs were submitted.
     pub fn latency_mut(&mut self) -> &mut Latency {
         &mut self.latency
     }
 
     /// Returns the number of sessions ready for a SEND, lagging ones included.
-    pub fn standing_len(&self) -> usize {
-        self.sessions.standing_len()
+    pub fn ready_or_lagging_len(&self) -> usize {
+        self.sessions.ready_or_lagging_len()
     }
 
     /// Returns whether the shard accepts requests: every delivery stage has room for what one more may add.
@@ -266,12 +266,12 @@ impl Shard {
         self.stages.deliveries_have_room()
     }
 
-    /// Returns whether sessions' input may be processed in this turn or a later one, which adds requests too.
+    /// Returns whether this turn or a later one may process sessions' input. Input adds requests too.
     fn has_input_room(&self) -> bool {
         !self.input_stopped && self.takes_requests() && self.stages.requests_have_room()
     }
 
-    /// Runs what is due: the interest walk, control work, paused input, timers. Returns whether there was anything.
+    /// Does the work that is due: the interest walk, control work, paused input, timers. Returns whether there was anything.
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
         if self.stages.deliveries_are_half_empty() {
@@ -291,7 +291,7 @@ impl Shard {
         worked
     }
 
-    /// Asserts what holds after every turn, in debug builds. Checks that visit every session run only while there are few,
+    /// Asserts the invariants after every turn, in debug builds. Checks that visit every session run only while there are few,
     /// as in the simulation.
     fn invariants(&self) {
         if !cfg!(debug_assertions) {
@@ -302,7 +302,7 @@ impl Shard {
         assert_eq!(
             self.counters.value(Counter::SessionsOpen),
             self.sessions.len() as u64,
-            "each is counted once"
+            "each session is counted once"
         );
         assert!(self.identities.len() <= self.sessions.len(), "an identity goes with its session");
         assert!(self.timers.len() <= self.timers_max, "timers without a session are dropped in time");

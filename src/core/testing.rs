@@ -40,7 +40,7 @@ pub fn cluster(
 /// out.
 #[derive(Debug, Default)]
 pub struct TurnLoop {
-    /// Kept from turn to turn, as the server does.
+    /// Reused from turn to turn, as in the server.
     gather: Vec<u8>,
 }
 

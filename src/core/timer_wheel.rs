@@ -49,7 +49,7 @@ pub struct Wheel<T> {
     used: [u64; TIMER_LEVELS],
     /// The entries of the slot just reached, which are due or must move to a lower level.
     moving: u32,
-    /// The slab. Bound: the most entries there have been at once.
+    /// The slab. Bound: the highest number of entries so far.
     nodes: Vec<Node<T>>,
     free: u32,
     len: usize,
@@ -75,7 +75,7 @@ impl<T: Copy> Wheel<T> {
         }
     }
 
-    /// How many entries there are.
+    /// Number of entries.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -132,7 +132,7 @@ impl<T: Copy> Wheel<T> {
     ///
     /// A call moves at most [`TIMER_MOVES_PER_POP`] entries to lower levels. It may therefore return `None` while more
     /// entries are due; [`Wheel::next_due_ns`] is then not after `now_ns`. Takes 2 ns if nothing is due, and with a million
-    /// entries 200 ns for each, moves included.
+    /// entries 200 ns per entry, moves included.
     pub fn pop_due(&mut self, now_ns: u64) -> Option<T> {
         let now = now_ns / TIMER_GRANULE_NS;
         let mut moves_left = TIMER_MOVES_PER_POP;

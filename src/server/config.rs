@@ -371,12 +371,12 @@ impl Checks<'_> {
     }
 }
 
-/// Bytes of the longest mesh frame: a PUBLISH with the longest topic name and payload, or a piece of history with one tick
+/// Bytes of the longest mesh frame: a PUBLISH with the longest topic name and payload, or a chunk of history with one tick
 /// of that length.
 fn mesh_frame_bytes_max(frame_bytes_max: usize) -> usize {
     let publish = frame_bytes_max + Publish::STRIDE + limits::TOPIC_BYTES_MAX;
-    let piece = frame::encoded_len(History::STRIDE, frame_bytes_max.max(limits::HISTORY_CHUNK_BYTES));
-    publish.max(piece).next_multiple_of(limits::FRAME_ALIGN)
+    let chunk = frame::encoded_len(History::STRIDE, frame_bytes_max.max(limits::HISTORY_CHUNK_BYTES));
+    publish.max(chunk).next_multiple_of(limits::FRAME_ALIGN)
 }
 
 /// Parses a list of cores such as `0,2-3`, without duplicates; `None` if the text is not such a list.

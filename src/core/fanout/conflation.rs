@@ -37,7 +37,7 @@ pub struct PaceTimer {
 /// Why frames are evicted from an outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EvictionCause {
-    /// More bytes wait than the session may have.
+    /// More bytes wait than the session's bound allows.
     OutboxFull,
     /// The socket was full for too long: evicts what was queued before this time, CLOCK_MONOTONIC nanoseconds.
     SocketStalled { queued_before_ns: u64 },
@@ -48,7 +48,7 @@ pub enum EvictionCause {
 /// Bounds on what a closing session still receives.
 #[derive(Debug)]
 pub struct CloseBudget<'a> {
-    /// Bytes that may wait for the session. Beyond it, it learns of its losses when it reconnects.
+    /// Bytes that may wait for the session. Beyond that, it learns of its losses when it reconnects.
     pub outbox_bytes_max: usize,
     /// Bytes that all closing sessions together may still append to the logs, so that none laps another.
     pub log_bytes_left: &'a mut u64,
@@ -114,9 +114,9 @@ pub(super) fn hold_if_conflating(
     true
 }
 
-/// The mark of a notice about ticks that are not delivered: `[from, to)`.
+/// Describes a notice about ticks that are not delivered: `[from, to)`.
 pub(super) fn skipped(id: TopicId, from: u64, to: u64) -> FrameInfo {
-    // More than 32 bits hold would take a century to publish.
+    // 2^32 ticks of one topic take 50 days at 1,000 a second.
     FrameInfo { topic: id.0, sequence: to, skipped: (to - from).min(u64::from(u32::MAX)) as u32 }
 }
 
@@ -161,8 +161,8 @@ impl Fanout {
         }
     }
 
-    /// Evicts frames from an outbox: all of conflating memberships, whose topics become held; the oldest of dropping
-    /// ones, whose gaps are noted. O(frames waiting).
+    /// Evicts frames from an outbox: all frames of conflating memberships, whose topics become held, and the oldest of
+    /// dropping ones, whose gaps are noted. O(frames waiting).
     pub fn evict_frames(
         &mut self,
         slot: SlotId,
@@ -193,19 +193,19 @@ impl Fanout {
                     session.outbox.oldest_shared().is_none_or(|start| log.is_fresh(start))
                 }
             };
-            session.outbox.evict(log, |mark, len, shared| {
-                let id = TopicId(mark.topic);
+            session.outbox.evict(log, |info, len, shared| {
+                let id = TopicId(info.topic);
                 let Some(membership) = memberships.get_mut(&id) else { return Verdict::Keep };
                 if !membership.yields() {
                     return Verdict::Keep;
                 }
-                if membership.taking == Taking::Recovering && mark.sequence > 0 {
-                    // History was requested to fit the room there is; evicted, it would be requested again.
+                if membership.taking == Taking::Recovering && info.sequence > 0 {
+                    // History was requested to fit the room. If it were evicted, it would be requested again.
                     return Verdict::Keep;
                 }
                 if !membership.conflates() {
-                    // The oldest go first: once a frame stays, all later ones do. A frame of the session's own has no
-                    // position in the log, but it is older than the evicted frames behind it.
+                    // The oldest go first: once a frame stays, all later ones do. A private frame has no position in
+                    // the log, but it is older than the evicted frames behind it.
                     stays |= match (cause, shared) {
                         (EvictionCause::OutboxFull, _) => waiting <= target,
                         (EvictionCause::SocketStalled { .. }, Some(frame)) => frame.start >= old_ends,
@@ -217,25 +217,25 @@ impl Fanout {
                         (true, true) => return Verdict::Keep,
                         (false, _) => {}
                     }
-                    let lists = match mark.sequence {
+                    let must_list = match info.sequence {
                         0 => membership.forget_announcement(),
-                        _ => membership.lose(mark.span()),
+                        _ => membership.lose(info.span()),
                     };
-                    lag.untold.extend(lists.then_some(id));
-                } else if mark.sequence == 0 {
-                    lag.untold.extend(membership.forget_announcement().then_some(id));
+                    lag.unannounced.extend(must_list.then_some(id));
+                } else if info.sequence == 0 {
+                    lag.unannounced.extend(membership.forget_announcement().then_some(id));
                 } else if membership.taking == Taking::Live {
-                    (membership.taking, membership.from) = (Taking::Held, mark.span().from.0);
+                    (membership.taking, membership.from) = (Taking::Held, info.span().from.0);
                     lag.held.push_back(id);
                     if let Some(topic) = topic_mut(topics, id, shards) {
                         topic.set_skipped(format, membership.position, true);
                     }
                 } else {
                     // Already held or paced: extend it to older ticks.
-                    membership.from = membership.from.min(mark.span().from.0);
+                    membership.from = membership.from.min(info.span().from.0);
                 }
                 waiting -= len as usize;
-                tally.evicted += u64::from(mark.sequence > 0 && mark.skipped == 0);
+                tally.evicted += u64::from(info.sequence > 0 && info.skipped == 0);
                 Verdict::Evict
             });
             session.memberships = memberships;
@@ -397,8 +397,8 @@ impl Fanout {
                 break;
             };
             if !last {
-                let mark = FrameInfo { topic: id.0, sequence, skipped: 0 };
-                sessions.push_private(slot, mark, |out| logs.encode_tick(format, &tick, &topic.info, out));
+                let info = FrameInfo { topic: id.0, sequence, skipped: 0 };
+                sessions.push_private(slot, info, |out| logs.encode_tick(format, &tick, &topic.info, out));
             } else {
                 let appended = match (shared, logs.of(format)) {
                     (Some(range), Some(log)) => Some((log, range)),
@@ -438,7 +438,8 @@ impl Fanout {
         let CloseBudget { outbox_bytes_max, log_bytes_left } = budget;
         let Some(session) = sessions.open_mut(slot) else { return };
         session.yield_bytes = usize::MAX;
-        let waits = |membership: &Membership| membership.taking != Taking::Live || membership.is_untold();
+        let waits =
+            |membership: &Membership| membership.taking != Taking::Live || membership.is_unannounced();
         let waiting: Vec<TopicId> = session
             .memberships
             .iter()
@@ -482,26 +483,25 @@ impl Fanout {
         let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) else {
             return;
         };
-        let untold = std::mem::take(&mut lag.untold);
+        let unannounced = std::mem::take(&mut lag.unannounced);
         self.scratch.clear();
-        let mut told = 0;
-        for &id in &untold {
+        let mut encoded = 0;
+        for &id in &unannounced {
             if self.scratch.len() >= SEND_BYTES_MAX {
                 break;
             }
-            told += 1;
+            encoded += 1;
             self.encode_notices(id, slot, sessions);
         }
         if let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) {
-            lag.untold = untold;
-            lag.untold.drain(..told);
+            lag.unannounced = unannounced;
+            lag.unannounced.drain(..encoded);
         }
         let notices = &self.scratch;
         sessions.with_outbox(slot, |session| session.outbox.insert_before_frames(notices));
     }
 
-    /// Queues the pending announcements and gaps of topics that the session is about to leave, before all waiting
-    /// frames.
+    /// Queues the pending announcements and gaps of these topics before all waiting frames.
     pub fn flush_notices_of(&mut self, ids: &[TopicId], slot: SlotId, sessions: &mut Sessions) {
         self.scratch.clear();
         for &id in ids {

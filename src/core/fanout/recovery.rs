@@ -1,5 +1,5 @@
-//! Recovery of missed ticks: sessions request history from the topic's home in chunks, as their sockets have room. It
-//! meets the live ticks without a hole, because chunks and ticks travel through the same ring in order.
+//! Recovery of missed ticks: sessions request history from the topic's home in chunks, as their sockets have room. Chunks
+//! and live ticks travel through the same ring in order, so they join without a hole.
 
 use super::{EgressLogs, Fanout, Settings, StartFrom, topic::Backlog, topic_mut};
 use crate::{
@@ -23,7 +23,7 @@ use tickcast_proto::{
     subscription::Position,
 };
 
-/// Outbox bytes reserved for a chunk: JSON is longer than native frames.
+/// Outbox bytes reserved for a chunk; more than its native frames, because JSON is longer.
 const CHUNK_OUTBOX_BYTES: usize = HISTORY_CHUNK_BYTES / 2 * 3;
 
 /// A request for the next chunk of a topic's history.
@@ -33,14 +33,14 @@ pub struct HistoryRequest {
     pub topic: TopicId,
     /// The first sequence wanted.
     pub from: u64,
-    /// The session, and which part of the past it asks for.
+    /// The session, and the part of the past that it requests.
     pub record: Recover,
 }
 
 impl Settings {
     /// Whether a session may request another chunk without risking eviction when it arrives.
     fn has_room(&self, waiting_bytes: usize, lag: &Lag) -> bool {
-        let in_flight = lag.pieces_in_flight;
+        let in_flight = lag.chunks_in_flight;
         let room = waiting_bytes + (in_flight as usize + 1) * CHUNK_OUTBOX_BYTES <= self.behind_bytes;
         in_flight < HISTORY_CHUNKS_IN_FLIGHT_MAX && (room || (waiting_bytes == 0 && in_flight == 0))
     }
@@ -62,7 +62,7 @@ impl Fanout {
             StartFrom::SavedPositions => {
                 let name = &super::topic_ref(&self.topics, id, self.shards)?.info.name;
                 let session = sessions.open_mut(slot)?;
-                match session.lag.as_deref_mut().and_then(|lag| lag.take_place(name)) {
+                match session.lag.as_deref_mut().and_then(|lag| lag.take_position(name)) {
                     Some(position) => position,
                     None => return Some(Backlog { backfill: Backfill::Retained, from: 1 }),
                 }
@@ -100,19 +100,21 @@ impl Fanout {
                 };
                 if pattern::is_exact(pattern) {
                     // If the topic exists, joining it took the position out.
-                    match lag.take_place(pattern) {
-                        Some(place) if !self.by_name.contains_key(pattern) => vec![(pattern.into(), place)],
+                    match lag.take_position(pattern) {
+                        Some(position) if !self.by_name.contains_key(pattern) => {
+                            vec![(pattern.into(), position)]
+                        }
                         _ => return,
                     }
                 } else {
                     // Joining the matching topics that exist took their positions out.
                     let unknown: Vec<_> = lag
-                        .places
+                        .saved_positions
                         .extract_if(|name, _| {
                             pattern::matches(pattern, name) && !self.by_name.contains_key(name)
                         })
                         .collect();
-                    lag.places_bytes -= unknown.iter().map(|(name, _)| name.len()).sum::<usize>();
+                    lag.saved_positions_bytes -= unknown.iter().map(|(name, _)| name.len()).sum::<usize>();
                     unknown
                 }
             }
@@ -163,7 +165,7 @@ impl Fanout {
                 if membership.taking != Taking::Recovering {
                     continue;
                 }
-                lag.pieces_in_flight += 1;
+                lag.chunks_in_flight += 1;
                 let record =
                     Recover { session: session.id.0, wanted: membership.wanted as u32, ..Recover::default() };
                 return Some(HistoryRequest { topic: id, from: membership.from, record });
@@ -187,7 +189,7 @@ impl Fanout {
             return;
         };
         let lag = session.lag_mut();
-        lag.pieces_in_flight = lag.pieces_in_flight.saturating_sub(1);
+        lag.chunks_in_flight = lag.chunks_in_flight.saturating_sub(1);
         // Requested history must not trigger eviction: the session would only request it again.
         session.yield_bytes = usize::MAX;
         self.apply_history_chunk(chunk, record, id, slot, sessions, logs);
@@ -259,8 +261,8 @@ impl Fanout {
                 sessions
                     .push_private(slot, skipped(id, next, sequence), |out| notice.encode_queued(format, out));
             }
-            let mark = FrameInfo { topic: id.0, sequence, skipped: 0 };
-            sessions.push_private(slot, mark, |out| logs.encode_tick(format, &tick, &topic.info, out));
+            let info = FrameInfo { topic: id.0, sequence, skipped: 0 };
+            sessions.push_private(slot, info, |out| logs.encode_tick(format, &tick, &topic.info, out));
             next = sequence + 1;
             self.tally.queued += 1;
         }

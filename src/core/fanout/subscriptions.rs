@@ -13,9 +13,9 @@ pub(super) struct PatternEntry {
     pub(super) pattern: Box<str>,
     /// Sessions whose subscription is live, or going live.
     pub(super) members: Vec<SlotId>,
-    /// Sessions to wake once every home is ready. Some may have gone since.
+    /// Sessions to wake once every home is ready. Some may have ended since.
     waiting: Vec<SlotId>,
-    /// Sessions that hold the pattern. The entry goes with the last of them.
+    /// Number of sessions that hold the pattern. The entry is removed with the last one.
     holders: u32,
     /// Homes that have not answered READY yet.
     pub(super) homes_pending: u16,
@@ -76,8 +76,8 @@ impl Fanout {
         self.patterns.get_mut(pattern).copied()
     }
 
-    /// Registers a subscription; the session must not hold the pattern already. It can go live once [`Fanout::is_ready`];
-    /// if it is not yet, [`Fanout::pop_woken`] returns the session when it is.
+    /// Registers a subscription; the session must not hold the pattern already. It can go live once [`Fanout::is_ready`].
+    /// If that is not yet the case, [`Fanout::pop_woken`] returns the session later.
     pub fn subscribe(&mut self, slot: SlotId, pattern: &str) -> Registration {
         if let Some(index) = self.entry_of(pattern)
             && let Some(entry) = self.entries[index as usize].as_mut()
@@ -132,7 +132,7 @@ impl Fanout {
         entry.is_some_and(|entry| entry.homes_pending == 0)
     }
 
-    /// The next session that waited for a pattern whose homes are ready now. It may have gone since.
+    /// The next session that waited for a pattern whose homes are ready now. It may have ended since.
     pub fn pop_woken(&mut self) -> Option<SlotId> {
         self.woken.pop_front()
     }
@@ -154,7 +154,7 @@ impl Fanout {
         };
         let Some(position) = held.position else { return };
         let left = entry.members.swap_remove(position as usize);
-        debug_assert_eq!(left, slot, "a subscription knows its place among the members");
+        debug_assert_eq!(left, slot, "a subscription knows its position among the members");
         let moved = entry.members.get(position as usize);
         let Some(moved) = moved.and_then(|&moved| sessions.any_mut(moved)) else { return };
         let moved = moved.subscription_mut(held.entry);
@@ -164,8 +164,8 @@ impl Fanout {
         }
     }
 
-    /// Ends a session's hold of an entry; the session must have left its members. Returns the pattern if that was the last
-    /// one: the caller must then deregister it from the homes.
+    /// Releases a session's hold on an entry; the session must have left its members. Returns the pattern if no session
+    /// holds it any more: the caller must then remove it from the homes.
     pub fn release(&mut self, index: u32) -> Option<Box<str>> {
         let Some(entry) = self.entries[index as usize].as_mut() else {
             debug_assert!(false, "an entry stays while a session holds its pattern");

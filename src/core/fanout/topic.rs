@@ -303,7 +303,7 @@ impl EgressTopic {
         };
         let changes = session.count_yielding(Some(&membership), None);
         if let Some(lag) = session.lag.as_deref_mut() {
-            lag.forget_strangers(&session.memberships);
+            lag.forget_left_topics(&session.memberships);
         }
         let format = session.format;
         self.remove_member(format, membership.position, sessions);

@@ -6,7 +6,7 @@ use crate::{
 };
 use std::collections::VecDeque;
 
-/// Bounds of a topic's history; the tightest applies. Zero ticks or bytes keep nothing.
+/// Bounds of a topic's history; the tightest applies. With 0 ticks or 0 bytes, nothing is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryBounds {
     /// Number of ticks.
@@ -54,7 +54,7 @@ impl History {
         now_ns: u64,
         budget_bytes: &mut isize,
     ) {
-        self.hold_to(bounds, budget_bytes);
+        self.shrink_to_bounds(bounds, budget_bytes);
         if bounds.ticks == 0 || frame.len() > bounds.bytes {
             // Sequences must stay consecutive, so older frames cannot remain beside newer ones.
             while self.log.as_ref().is_some_and(|log| !log.is_empty()) {
@@ -104,7 +104,7 @@ impl History {
             return 0;
         }
         let before = self.capacity();
-        self.hold_to(bounds, budget_bytes);
+        self.shrink_to_bounds(bounds, budget_bytes);
         if *budget_bytes < 0 {
             // Less than a first buffer is not worth keeping.
             let half = self.capacity() / 2;
@@ -114,7 +114,7 @@ impl History {
     }
 
     /// Shrinks the buffer after its bound was lowered.
-    fn hold_to(&mut self, bounds: HistoryBounds, budget_bytes: &mut isize) {
+    fn shrink_to_bounds(&mut self, bounds: HistoryBounds, budget_bytes: &mut isize) {
         let bytes_max = if bounds.ticks == 0 { 0 } else { bounds.bytes };
         if self.capacity() > bytes_max {
             self.resize(bytes_max, budget_bytes);
@@ -128,9 +128,9 @@ impl History {
         if capacity > 0 {
             let mut log = EgressLog::new(capacity);
             if let Some(before) = before {
-                for (range, mark) in (0..before.len()).filter_map(|at| before.nth(at)) {
+                for (range, info) in (0..before.len()).filter_map(|at| before.nth(at)) {
                     // Overwrites older frames where the new buffer cannot hold all.
-                    if log.append(mark, before.bytes(range)).is_none() {
+                    if log.append(info, before.bytes(range)).is_none() {
                         log.rewind();
                     }
                 }
@@ -166,18 +166,18 @@ impl History {
     /// The oldest sequence still kept, after dropping expired ticks.
     pub fn oldest(&mut self, bounds: HistoryBounds, now_ns: u64) -> Option<u64> {
         self.expire(bounds, now_ns);
-        self.log.as_ref()?.first().map(|(_, mark)| mark.sequence)
+        self.log.as_ref()?.first().map(|(_, info)| info.sequence)
     }
 
     /// Frames from `sequence` on, in order; none if that sequence is no longer kept.
     pub fn since(&self, sequence: u64) -> impl Iterator<Item = (u64, &[u8])> {
         let log = self.log.as_ref();
-        let first = log.and_then(|log| log.first()).map_or(0, |(_, mark)| mark.sequence);
+        let first = log.and_then(|log| log.first()).map_or(0, |(_, info)| info.sequence);
         let skip = sequence.checked_sub(first).map_or(usize::MAX, |skip| skip as usize);
         let len = log.map_or(0, EgressLog::len);
         (skip.min(len)..len).filter_map(move |index| {
             let log = log?;
-            log.nth(index).map(|(range, mark)| (mark.sequence, log.bytes(range)))
+            log.nth(index).map(|(range, info)| (info.sequence, log.bytes(range)))
         })
     }
 

@@ -87,7 +87,7 @@ impl LastValues {
         self.keyed.as_deref().map_or(0, |keyed| keyed.by_key.len())
     }
 
-    /// Returns the keys' memory to the budget. To be called before the value is dropped.
+    /// Returns the keys' memory to the budget. Call before dropping the value.
     pub fn release(&self, budget: &mut KeysBudget) {
         let bytes =
             self.keyed.iter().flat_map(|keyed| keyed.frames.values()).map(|stored| stored.frame.len());

@@ -1,7 +1,7 @@
 //! A bounded SPSC ring of owned items, such as connections on their way from one shard to another.
 //!
-//! It follows the protocol of [`super::ring`]: the producer pushes, then rings the consumer's [`Doorbell`]; a producer
-//! that finds the ring full asks to be rung, and the consumer does so once it has made room.
+//! It follows the protocol of [`super::ring`]: the producer pushes, then rings the consumer's [`Doorbell`]. A producer
+//! that finds the ring full sets a flag, and the consumer rings the producer's doorbell once it has made room.
 //!
 //! [`Doorbell`]: super::ring::Doorbell
 

@@ -27,7 +27,7 @@ pub fn frame_ring(bytes: usize) -> (FrameProducer, FrameConsumer) {
     )
 }
 
-/// Set by a producer that found its ring full: the consumer must ring it once there is room.
+/// A flag that a producer sets when its ring is full: the consumer must ring the producer's doorbell once there is room.
 ///
 /// The producer sets it first, then tries to push again; the consumer makes room first, then checks it. One of the two
 /// sees the other's write.
@@ -41,14 +41,14 @@ impl Default for Starved {
 }
 
 impl Starved {
-    /// By the producer, between two attempts to push.
+    /// Sets the flag. Called by the producer, between two attempts to push.
     pub(super) fn announce(&self) {
         // A swap for the reason given in `Doorbell::sleep`.
         self.0.swap(true, SeqCst);
         fence(SeqCst);
     }
 
-    /// By the consumer, after it has made room: whether to ring the producer's doorbell, once.
+    /// Clears the flag, and returns whether it was set. Called by the consumer, after it has made room.
     pub(super) fn take(&self) -> bool {
         fence(SeqCst);
         self.0.load(SeqCst) && self.0.swap(false, SeqCst)
@@ -159,7 +159,7 @@ impl FrameConsumer {
 /// Bound: [`crate::limits::MESH_STAGE_BYTES`], plus what one request, one turn's scan of topics, or the end of sessions
 /// adds. Before the first two, the caller checks [`Stage::has_room`].
 ///
-/// Invariant: `start` is at most [`crate::limits::MESH_STAGE_BYTES`], less than the length of `bytes`, or 0.
+/// Invariant: `start` is 0, or less than the length of `bytes` and at most [`crate::limits::MESH_STAGE_BYTES`].
 #[derive(Debug, Default)]
 pub struct Stage {
     bytes: Vec<u8>,
@@ -182,14 +182,14 @@ impl Stage {
         self.bytes.len() - self.start < crate::limits::MESH_STAGE_BYTES
     }
 
-    /// Whether at most half of what it may hold is waiting.
+    /// Whether it is at most half full.
     pub fn is_half_empty(&self) -> bool {
         self.bytes.len() - self.start <= crate::limits::MESH_STAGE_BYTES / 2
     }
 
     /// Removes the first `len` bytes.
     pub fn consume(&mut self, len: usize) {
-        debug_assert!(len <= self.waiting().len(), "only what waits leaves");
+        debug_assert!(len <= self.waiting().len(), "only waiting bytes are consumed");
         self.start += len;
         if self.start == self.bytes.len() {
             self.bytes.clear();
@@ -234,7 +234,7 @@ impl Doorbell {
         }
     }
 
-    /// Announces sleep and calls `look_and_wait`, which checks once more everything the shard could be woken for and waits
+    /// Announces sleep and calls `look_and_wait`, which checks once more for everything that could wake the shard, and waits
     /// for `wake` only if there is nothing. Called by the shard.
     ///
     /// # Errors

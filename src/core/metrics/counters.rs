@@ -64,7 +64,7 @@ counters! {
     SourceWaits = "source_waits", "times";
     /// Ticks queued to subscribers.
     TicksDelivered = "ticks_delivered", "ticks";
-    /// Ticks taken out of outboxes again, to be conflated, dropped or queued anew.
+    /// Ticks evicted from outboxes, to be conflated, dropped or queued again.
     TicksTakenOut = "ticks_taken_out", "ticks";
     /// Ticks announced to subscribers as replaced by a newer one.
     TicksConflated = "ticks_conflated", "ticks";
@@ -127,7 +127,7 @@ counters! {
     /// Work for sessions that subscribe, or change or end a subscription: topics visited, and eight for each that is joined
     /// or left.
     ControlUnits = "control_units", "units";
-    /// The same for sessions that have ended.
+    /// Work to drop the subscriptions of ended sessions, counted like control_units.
     DepartureUnits = "departure_units", "units";
     /// Timers that expired.
     TimersExpired = "timers_expired", "timers";

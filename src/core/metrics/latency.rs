@@ -45,8 +45,8 @@ pub struct Latency {
     sequenced_this_turn: bool,
     /// Ingest time of the sampled tick; 0: none.
     sampled_ns: u64,
-    /// Sessions that were ready when the sampled tick's turn had used up its SENDs, and have not had theirs since. The tick
-    /// is sampled until they have.
+    /// Sessions that were still ready when the sampled tick's turn had used up its SENDs, and that have had no SEND since.
+    /// The tick is sampled until all have had one.
     behind: usize,
 }
 
@@ -75,8 +75,8 @@ fn record(histogram: &mut Histogram<u64>, from_ns: u64, to_ns: u64) {
 }
 
 impl Latency {
-    /// A tick ingested at `ingest_time_ns` got its sequence in the turn that began at `now_ns`, both CLOCK_REALTIME. Only
-    /// the first call of a turn records it.
+    /// Notes that a tick ingested at `ingest_time_ns` got its sequence in the turn that began at `now_ns`, both
+    /// CLOCK_REALTIME. Records only the first tick of a turn.
     pub fn sequenced(&mut self, ingest_time_ns: u64, now_ns: u64) {
         if !self.sequenced_this_turn {
             self.sequenced_this_turn = true;
@@ -89,7 +89,7 @@ impl Latency {
         self.sampled_ns == 0
     }
 
-    /// A tick ingested at `ingest_time_ns` (CLOCK_REALTIME) was delivered to this shard's sessions.
+    /// Notes that a tick ingested at `ingest_time_ns` (CLOCK_REALTIME) was delivered to this shard's sessions.
     pub fn sample(&mut self, ingest_time_ns: u64) {
         if self.sampled_ns == 0 {
             self.sampled_ns = ingest_time_ns;
@@ -101,8 +101,8 @@ impl Latency {
         self.sampled_ns != 0
     }
 
-    /// The turn has submitted `sends` SENDs by `now_ns` (CLOCK_REALTIME; any value unless [`Latency::wants_time`]), and
-    /// `ready` sessions wait for the next turn.
+    /// Ends a turn that had submitted `sends` SENDs by `now_ns` (CLOCK_REALTIME; any value unless [`Latency::wants_time`]),
+    /// while `ready` sessions wait for the next turn.
     ///
     /// A tick for more sessions than one turn serves is sampled in each turn it needs. A tick whose turn sends nothing,
     /// because all its sessions have a SEND under way, is not sampled.
@@ -141,7 +141,7 @@ impl Latency {
     }
 }
 
-/// The percentage of its time that a shard spent working; `None` before its first turn has ended.
+/// The percentage of time that a shard spent working; `None` before its first turn has ended.
 pub fn busy_percent(counters: &Counters) -> Option<f64> {
     let (busy, idle) = (counters.value(Counter::BusyNs), counters.value(Counter::IdleNs));
     let total = busy.saturating_add(idle);

@@ -4,21 +4,21 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Upper bounds of the buckets, inclusive, microseconds. One more bucket counts the longer turns.
 pub const BOUNDS_US: [u64; 9] = [100, 1_000, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000];
-/// The bound past which a turn is slow: people see a delay of 100 ms, and a heartbeat or a scrape starts to be late.
+/// A longer turn is slow: people notice a delay of 100 ms, and heartbeats and scrapes start to be late.
 pub const SLOW_NS: u64 = 100_000_000;
 
-const _: () = assert!(BOUNDS_US[6] * 1_000 == SLOW_NS, "slow turns are whole buckets");
+const _: () = assert!(BOUNDS_US[6] * 1_000 == SLOW_NS, "a turn is slow beyond the bound of a bucket");
 
 /// The turns of one shard by their length. One writer: the shard.
 ///
-/// A turn's length is what the shard worked, without the time it slept; the sum of all is the counter `BusyNs`.
+/// A turn's length is the time the shard worked, not counting sleep. The counter `BusyNs` is the sum of all turns.
 #[derive(Debug, Default)]
 pub struct TurnTimes {
     buckets: [AtomicU64; BOUNDS_US.len() + 1],
 }
 
 impl TurnTimes {
-    /// Adds a turn; only by the shard that owns it. A load and a store; nearly all turns take one comparison.
+    /// Adds a turn. Only the owning shard may call it: a load and a store. Nearly all turns take one comparison.
     pub fn record(&self, turn_ns: u64) {
         let at = BOUNDS_US.iter().position(|bound_us| turn_ns <= bound_us * 1_000);
         let bucket = &self.buckets[at.unwrap_or(BOUNDS_US.len())];

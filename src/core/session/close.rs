@@ -32,7 +32,7 @@ pub enum CloseReason {
     Replaced,
     /// The operator closed it.
     Operator,
-    /// Unfinished messages took more memory than they may, and its own was the oldest or could not grow.
+    /// Unfinished messages exceeded their memory bound, and this session's was the oldest or could not grow.
     UnfinishedMemory,
 }
 
@@ -81,12 +81,12 @@ impl CloseReason {
         }
     }
 
-    /// What of the outbox is sent before the goodbye.
+    /// The part of the outbox that is still sent before the goodbye.
     pub fn kept_outbox(&self) -> KeptOutbox {
         match self {
             // After a peer's WebSocket close, the outbox ends with the answer to it.
             CloseReason::Shutdown | CloseReason::Http(_) | CloseReason::Peer => KeptOutbox::Everything,
-            // It does not read, so nothing but the goodbye has a chance to arrive in time.
+            // The peer does not read, so only the goodbye has a chance to arrive in time.
             CloseReason::SlowConsumer | CloseReason::Transport(_) => KeptOutbox::Nothing,
             CloseReason::Protocol(_)
             | CloseReason::HandshakeDeadline
@@ -136,12 +136,12 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// What of an ending session's outbox is still sent.
+/// The part of an ending session's outbox that is still sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeptOutbox {
     /// Replies and ticks.
     Everything,
-    /// What the client's requests have earned, and the rest of a frame that was sent in part.
+    /// Replies to the client's requests, and the rest of a partly sent frame.
     Replies,
     /// Neither.
     Nothing,
@@ -152,7 +152,7 @@ pub enum KeptOutbox {
 pub struct Ending {
     /// Why it ends.
     pub reason: CloseReason,
-    /// The write side is shut down: only the peer's FIN or the deadline is awaited.
+    /// The write side is shut down: the session waits for the peer's FIN or the deadline.
     pub half_closed: bool,
     /// How far it has left its topics and patterns.
     pub departure: DepartureState,
@@ -168,10 +168,10 @@ impl Ending {
 /// How far an ending session has left its topics and patterns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DepartureState {
-    /// Some still name the session: it keeps its slot.
+    /// Some still list the session, so it keeps its slot.
     Pending,
-    /// As `Pending`, and the session is removed as soon as none does.
+    /// Like `Pending`, and the session is removed as soon as none lists it.
     RemovedWhenDone,
-    /// None names the session.
+    /// None lists the session.
     Done,
 }

@@ -1,11 +1,11 @@
-//! Which session holds an identity, if a second connection replaces the first.
+//! The session that holds each client identity, if a second connection replaces the first.
 
 use crate::ids::SlotId;
 use std::{collections::HashMap, sync::Arc};
 
-/// The sessions of a shard by identity. Used only if a second connection replaces the first.
+/// The sessions of a shard by identity. Empty unless a second connection replaces the first.
 ///
-/// Invariant: each identity has one holder, and the two maps are inverses of each other. Bound: one entry a session.
+/// Invariant: each identity has one holder, and the two maps are inverses of each other. Bound: one entry per session.
 #[derive(Debug, Default)]
 pub struct Holders {
     by_identity: HashMap<Arc<str>, SlotId>,

@@ -8,7 +8,7 @@ use tickcast_proto::{
     subscription::{Policy, Position},
 };
 
-/// What a session currently gets of a topic.
+/// What a session currently receives of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Taking {
@@ -18,7 +18,7 @@ pub enum Taking {
     Held,
     /// Nothing until the pace allows it, then the newest tick since `from`.
     Paced,
-    /// The ticks it missed, from `from` on, in pieces from the topic's home.
+    /// The ticks it missed, from `from` on, in chunks from the topic's home.
     Recovering,
 }
 
@@ -48,7 +48,7 @@ pub struct Membership {
     pub from: u64,
     /// If paced: when the next tick may be delivered, CLOCK_MONOTONIC nanoseconds.
     pub due_ns: u64,
-    /// Dropped and not yet announced.
+    /// Ticks dropped and not yet announced.
     pub gap: Gap,
     /// The session's index in the topic's member list.
     pub position: u32,
@@ -58,35 +58,35 @@ pub struct Membership {
     pub interval_us: u32,
     /// What happens to its ticks while the session is behind.
     pub policy: Policy,
-    /// What it currently gets.
+    /// What it currently receives.
     pub taking: Taking,
-    /// While recovering: where from.
+    /// While recovering: the part of the past that it requests.
     pub wanted: Backfill,
     /// The topic has been announced to the session.
     pub announced: bool,
 }
 
 impl Membership {
-    /// Whether its announcement or gap must be sent, so that it is listed in [`Lag::untold`].
-    pub fn is_untold(&self) -> bool {
+    /// Whether its announcement or gap must still be sent. If so, it is listed in [`Lag::unannounced`].
+    pub fn is_unannounced(&self) -> bool {
         !self.announced || !self.gap.is_empty()
     }
 
-    /// Adds lost ticks to its gap. Returns whether the caller must list it in [`Lag::untold`].
+    /// Adds lost ticks to its gap. Returns whether the caller must list it in [`Lag::unannounced`].
     #[must_use]
     pub fn lose(&mut self, lost: Gap) -> bool {
-        let lists = !self.is_untold();
+        let must_list = !self.is_unannounced();
         let from = if self.gap.is_empty() { lost.from } else { self.gap.from };
         self.gap = Gap { from, to: lost.to };
-        lists
+        must_list
     }
 
-    /// Its announcement was evicted before it was sent. Returns whether the caller must list it in [`Lag::untold`].
+    /// Notes that its announcement was evicted. Returns whether the caller must list it in [`Lag::unannounced`].
     #[must_use]
     pub fn forget_announcement(&mut self) -> bool {
-        let lists = !self.is_untold();
+        let must_list = !self.is_unannounced();
         self.announced = false;
-        lists
+        must_list
     }
 
     /// Whether only the newest tick is kept when there is no room.
@@ -110,52 +110,52 @@ pub struct Lag {
     /// Topics held back, the one held longest first.
     pub held: VecDeque<TopicId>,
     /// Topics whose announcement or gap must be sent before any queued frame.
-    pub untold: Vec<TopicId>,
-    /// Topics whose next piece of history has yet to be requested.
+    pub unannounced: Vec<TopicId>,
+    /// Topics whose next chunk of history has yet to be requested.
     pub recovering: VecDeque<TopicId>,
-    /// Pieces requested and not yet received.
-    pub pieces_in_flight: u32,
-    /// Whether the session is in the shard's queue of sessions that request pieces.
+    /// Chunks requested and not yet received.
+    pub chunks_in_flight: u32,
+    /// Whether the session is in the shard's queue of sessions that request chunks.
     pub pull_queued: bool,
     /// Positions that the client has named, by topic.
-    pub places: HashMap<Box<str>, Position>,
+    pub saved_positions: HashMap<Box<str>, Position>,
     /// Bytes of these topics' names.
-    pub places_bytes: usize,
+    pub saved_positions_bytes: usize,
 }
 
 impl Lag {
     /// Whether it holds nothing, and can be dropped.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
-            && self.untold.is_empty()
+            && self.unannounced.is_empty()
             && self.recovering.is_empty()
-            && self.places.is_empty()
-            && self.pieces_in_flight == 0
+            && self.saved_positions.is_empty()
+            && self.chunks_in_flight == 0
             && !self.pull_queued
     }
 
-    /// Stores the position that the client has named for a topic.
-    pub fn put_place(&mut self, topic: &str, position: Position) {
-        if self.places.insert(topic.into(), position).is_none() {
-            self.places_bytes += topic.len();
+    /// Saves the position that the client has named for a topic.
+    pub fn save_position(&mut self, topic: &str, position: Position) {
+        if self.saved_positions.insert(topic.into(), position).is_none() {
+            self.saved_positions_bytes += topic.len();
         }
     }
 
-    /// Takes out the position for a topic.
-    pub fn take_place(&mut self, topic: &str) -> Option<Position> {
-        let place = self.places.remove(topic)?;
-        self.places_bytes -= topic.len();
-        Some(place)
+    /// Takes out the saved position of a topic.
+    pub fn take_position(&mut self, topic: &str) -> Option<Position> {
+        let position = self.saved_positions.remove(topic)?;
+        self.saved_positions_bytes -= topic.len();
+        Some(position)
     }
 
     /// Drops topics that the session has left, once they outnumber the others. Amortized O(1).
-    pub fn forget_strangers(&mut self, memberships: &TopicMap<Membership>) {
+    pub fn forget_left_topics(&mut self, memberships: &TopicMap<Membership>) {
         let max = 2 * memberships.len() + 64;
         if self.held.len() > max {
             self.held.retain(|id| memberships.contains_key(id));
         }
-        if self.untold.len() > max {
-            self.untold.retain(|id| memberships.contains_key(id));
+        if self.unannounced.len() > max {
+            self.unannounced.retain(|id| memberships.contains_key(id));
         }
         if self.recovering.len() > max {
             self.recovering.retain(|id| memberships.contains_key(id));
@@ -164,9 +164,9 @@ impl Lag {
 
     /// Bytes it occupies.
     pub fn memory_bytes(&self) -> usize {
-        let topics = self.held.capacity() + self.untold.capacity() + self.recovering.capacity();
-        let places: usize = self.places.keys().map(|name| name.len() + 48).sum();
-        size_of::<Lag>() + topics * size_of::<TopicId>() + places
+        let topics = self.held.capacity() + self.unannounced.capacity() + self.recovering.capacity();
+        let saved_positions: usize = self.saved_positions.keys().map(|name| name.len() + 48).sum();
+        size_of::<Lag>() + topics * size_of::<TopicId>() + saved_positions
     }
 }
 

@@ -400,7 +400,7 @@ impl Sessions {
     }
 
     /// Sessions that wait for a SEND.
-    pub fn standing_len(&self) -> usize {
+    pub fn ready_or_lagging_len(&self) -> usize {
         self.queues.ready.len() + self.queues.lagging.len()
     }
 

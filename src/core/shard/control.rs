@@ -1,5 +1,5 @@
-//! Control work of sessions: subscriptions that go live, change or end, and sessions that depart. Each piece belongs to one
-//! session, which waits for its turn.
+//! Control work of sessions: subscriptions that go live, change or end, and sessions that depart. Each piece of work belongs
+//! to one session, and the sessions take turns.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 use tickcast_proto::{reply::Reply, subscription::Delivery};
 
-/// Units of an operation that begins or is refused: an acknowledgement, and one topic joined.
+/// Units to begin or refuse an operation: an acknowledgement, and one topic joined.
 const OPERATION_UNITS: usize = 8;
 
 /// The control work of all sessions of a shard.
@@ -23,13 +23,13 @@ const OPERATION_UNITS: usize = 8;
 /// delay no client that subscribes.
 #[derive(Debug)]
 pub(super) struct Control {
-    /// Sessions with work that can go on.
+    /// Sessions whose work can continue.
     queue: FairQueue,
-    /// Sessions with work, also those that wait for a home. Bound: one entry a session.
+    /// All sessions with work, including those that wait for a home. Bound: one entry per session.
     flows: HashMap<SlotId, Flow, rustc_hash::FxBuildHasher>,
     /// Units that the rest of the turn may use.
     units_left: usize,
-    /// Sessions that have ended and leave their topics. Bound: one entry a session.
+    /// Ended sessions that are leaving their topics. Bound: one entry per session.
     departures: VecDeque<Departure>,
     departure_units_left: usize,
 }
@@ -39,7 +39,7 @@ pub(super) struct Control {
 struct Flow {
     session: SessionId,
     /// Bound: `subscriptions_per_session_max` subscriptions that go live, and the patterns of one request that changes or
-    /// ends them: later requests wait for those.
+    /// ends them: later requests wait for that one.
     operations: VecDeque<Operation>,
     progress: Progress,
 }
@@ -79,7 +79,7 @@ impl Control {
         !self.queue.is_empty() || !self.departures.is_empty()
     }
 
-    /// Bytes it holds.
+    /// Heap memory in bytes.
     pub(super) fn heap_bytes(&self) -> usize {
         let operations: usize =
             self.flows.values().map(|flow| flow.operations.capacity() * size_of::<Operation>()).sum();
@@ -117,14 +117,14 @@ impl Operation {
     }
 }
 
-/// What serving a session's flow came to.
+/// The outcome of serving a session's flow.
 enum Served {
-    /// The next operation can go on.
+    /// It can continue at once.
     More,
-    /// Nothing can be done without an outside event.
+    /// It waits for an outside event.
     Waits,
-    /// It could go on, but for other sessions that are before it.
-    Crowded,
+    /// It waits until fewer other sessions are joining topics.
+    JoinsFull,
 }
 
 impl Shard {
@@ -135,7 +135,7 @@ impl Shard {
         }
     }
 
-    /// Queues changes of subscriptions (`delivery`) or their ends (`None`), and does as much of them as the turn's budget
+    /// Queues changes of subscriptions, or their ends if `delivery` is `None`, and does as much of that as the turn's budget
     /// allows. The session's later requests wait for the rest.
     pub(super) fn queue_changes(
         &mut self,
@@ -162,7 +162,7 @@ impl Shard {
         self.advance_control(now);
     }
 
-    /// Gives a turn its budgets, then does control work within them. Returns whether there was any.
+    /// Resets the turn's budgets, then does control work within them. Returns whether there was any.
     pub(super) fn turn_control(&mut self, now: Now) -> bool {
         self.control.units_left = TURN_CONTROL_UNITS;
         self.control.departure_units_left = TURN_DEPARTURE_UNITS;
@@ -195,7 +195,7 @@ impl Shard {
     fn serve_flow(&mut self, slot: SlotId, units: usize, now: Now) -> (usize, bool) {
         let mut used = 0;
         while used < units {
-            // The flow is out of the table meanwhile: ending the session drops it.
+            // The flow is not in the table meanwhile. If the session ends, the flow is dropped here.
             let Some(mut flow) = self.control.flows.remove(&slot) else { return (used, false) };
             if self.sessions.get(slot).is_none_or(|session| session.id != flow.session) {
                 debug_assert!(false, "a flow goes with its session");
@@ -212,13 +212,13 @@ impl Shard {
             match served {
                 Served::More => {}
                 Served::Waits => return (used, false),
-                Served::Crowded => return (used, true),
+                Served::JoinsFull => return (used, true),
             }
         }
         (used, true)
     }
 
-    /// Begins a flow's next operation, or goes on with the one under way.
+    /// Begins a flow's next operation, or continues the one under way.
     fn advance_flow(&mut self, flow: &mut Flow, slot: SlotId, units: usize, now: Now) -> (usize, Served) {
         match &mut flow.progress {
             Progress::Idle => self.begin_operation(flow, slot, now),
@@ -261,7 +261,7 @@ impl Shard {
                 return (0, Served::Waits);
             }
             if !self.fanout.may_join(entry) {
-                return (1, Served::Crowded);
+                return (1, Served::JoinsFull);
             }
         }
         match flow.operations.pop_front() {
@@ -298,7 +298,7 @@ impl Shard {
         }
     }
 
-    /// Acknowledges a subscription whose homes are ready, and makes it live. Nothing of a topic is sent before that.
+    /// Acknowledges a subscription whose homes are ready, and makes it live. Nothing about its topics is sent before that.
     fn go_live(&mut self, flow: &mut Flow, slot: SlotId, entry: u32, request: u32) {
         let pattern: Box<str> = self.fanout.pattern(entry).into();
         self.reply(slot, &Reply::Subscribed { request, pattern: &pattern, epoch: self.epoch });
@@ -320,11 +320,11 @@ impl Shard {
         }
     }
 
-    /// Drops the subscriptions of a session that has ended: at once if the turn's budget allows it. Otherwise the session
-    /// stays in its slot until [`Shard::turn`] has come to the end of them.
+    /// Drops the subscriptions of an ended session, at once if the turn's budget allows it. Otherwise the session stays in
+    /// its slot until later turns have dropped the rest.
     pub(super) fn depart(&mut self, session: SessionId) {
         let slot = session.slot();
-        // A subscription that was being left is no longer on the session's list.
+        // A subscription whose end is under way is no longer on the session's list.
         let leaving = match self.control.flows.remove(&slot) {
             Some(Flow { progress: Progress::Leaving { entry, .. }, .. }) => Some(entry),
             _ => None,
@@ -336,7 +336,7 @@ impl Shard {
         self.advance_departures();
     }
 
-    /// Goes on with departures until the turn's budget is used up. Returns whether there were any.
+    /// Continues departures until the turn's budget is used up. Returns whether there were any.
     fn advance_departures(&mut self) -> bool {
         let any = !self.control.departures.is_empty();
         let mut gone = Vec::new();

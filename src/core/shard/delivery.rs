@@ -1,5 +1,5 @@
-//! The path of a tick, downwards: from the session's shard to the topic's home, where it gets its sequence, and on to every
-//! interested shard. Then what travels the same way: interest to the homes, and history from them.
+//! The path of a tick: from the session's shard to the topic's home, which assigns its sequence, and on to every interested
+//! shard. Interest travels the same way to the homes, and history comes back from them.
 
 use super::{ORIGIN_SOURCE, Shard, Unsequenced, stages::Stages};
 use crate::{
@@ -195,8 +195,8 @@ impl Shard {
         }
     }
 
-    /// Changes the home and passes its messages on to the shards. Each adds at most one frame to a stage. The home
-    /// learns whether the stages have room for more: half of it is kept for ticks.
+    /// Changes the home and passes its messages on to the shards. Each message adds at most one frame to a stage. After
+    /// each, the home learns whether the stages have room for more: half of the room is kept for ticks.
     pub(super) fn with_home<R>(
         &mut self,
         act: impl FnOnce(&mut Home, &mut dyn FnMut(InterestEvent<'_>) -> bool) -> R,
@@ -241,7 +241,7 @@ impl Shard {
         }
     }
 
-    /// Returns whether a piece of history can be requested.
+    /// Returns whether a chunk of history can be requested.
     pub(super) fn may_request_history(&self) -> bool {
         !self.input_stopped
             && self.fanout.has_pulls()
@@ -249,14 +249,14 @@ impl Shard {
             && self.stages.requests_have_room()
     }
 
-    /// Requests the pieces of history that sessions have room for from their homes, at most [`TURN_HISTORY_CHUNKS`]. Returns
-    /// whether there were any.
+    /// Requests chunks of history from the topics' homes for sessions that have room, at most [`TURN_HISTORY_CHUNKS`].
+    /// Returns whether there were any.
     pub(super) fn request_history(&mut self, now: Now) -> bool {
-        let mut asked = 0;
-        while asked < TURN_HISTORY_CHUNKS && self.may_request_history() {
+        let mut requested = 0;
+        while requested < TURN_HISTORY_CHUNKS && self.may_request_history() {
             let Some(request) = self.fanout.next_pull(&mut self.sessions) else { break };
             let HistoryRequest { topic: id, from, record } = request;
-            asked += 1;
+            requested += 1;
             let home = id.home(self.shards);
             if home == self.id {
                 self.send_history(home, id, from, record, now);
@@ -267,15 +267,15 @@ impl Shard {
                 });
             }
         }
-        asked > 0
+        requested > 0
     }
 
-    /// Sends the next piece of a topic's history, as its home.
+    /// Sends the next chunk of a topic's history, as its home.
     pub(super) fn send_history(&mut self, shard: ShardId, id: TopicId, from: u64, record: Recover, now: Now) {
         let Some(wanted) = Backfill::from_wire(record.wanted) else {
-            return debug_assert!(false, "a shard of this process asked");
+            return debug_assert!(false, "a shard of this process made the request");
         };
-        let mut frames = std::mem::take(&mut self.pieces);
+        let mut frames = std::mem::take(&mut self.chunk_frames);
         frames.clear();
         let HistoryChunk { last, start, flags } =
             self.home.history_chunk(id, wanted, from, now.monotonic_ns, &mut frames);
@@ -289,10 +289,10 @@ impl Shard {
             let mut own = std::mem::take(&mut self.scratch);
             own.clear();
             let header = frame::encode(&mut own, Kind::History, meta, &record, &[&frames]);
-            let piece = Frame { header, kind: Kind::History, bytes: &own };
-            self.fanout.handle_history(&piece, &mut self.sessions, &mut self.logs);
+            let chunk = Frame { header, kind: Kind::History, bytes: &own };
+            self.fanout.handle_history(&chunk, &mut self.sessions, &mut self.logs);
             self.scratch = own;
         }
-        self.pieces = frames;
+        self.chunk_frames = frames;
     }
 }

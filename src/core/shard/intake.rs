@@ -1,4 +1,4 @@
-//! Whose requests a shard takes when there is not room for all: sessions, other shards and sources share the room.
+//! Intake of requests: how sessions, other shards and sources share a shard's room.
 
 use super::{Action, Shard};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
 use tickcast_proto::ids::ShardId;
 
 /// Where requests come from. While the delivery stages are more than half full, only one kind may fill the rest, and the
-/// kinds take turns: so none of them can fill the room that another waits for.
+/// kinds take turns, so that none can fill the room that another waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IntakeKind {
     /// This shard's sessions.
@@ -30,7 +30,7 @@ impl IntakeKind {
 }
 
 impl Shard {
-    /// Returns whether a request of this kind may be taken in this turn.
+    /// Returns whether this turn may take a request of this kind.
     fn admits(&self, kind: IntakeKind) -> bool {
         match self.preferred_intake == kind {
             true => self.stages.deliveries_have_room(),
@@ -38,13 +38,13 @@ impl Shard {
         }
     }
 
-    /// Returns whether a request from another shard, or from a source (`None`), may be taken in this turn. In some later
-    /// turn it may once [`Shard::takes_requests`].
+    /// Returns whether this turn may take a request from another shard, or from a source (`None`). If not, a later turn
+    /// may, once [`Shard::takes_requests`] returns `true`.
     pub fn admits_request(&self, from: Option<ShardId>) -> bool {
         self.admits(if from.is_some() { IntakeKind::Mesh } else { IntakeKind::Sources })
     }
 
-    /// Returns whether sessions' input may be processed in this turn, which adds requests to other shards too.
+    /// Returns whether this turn may process sessions' input. Input adds requests to other shards too.
     pub(super) fn takes_input(&self) -> bool {
         !self.input_stopped && self.admits(IntakeKind::Sessions) && self.stages.requests_have_room()
     }
@@ -62,7 +62,7 @@ impl Shard {
         }
     }
 
-    /// Lists a paused session by what it waits for: its own room, or that of all.
+    /// Lists a paused session by the room it waits for: its own, or the shard's.
     fn list_paused(&mut self, slot: SlotId) {
         match self.sessions.get(slot).is_some_and(|session| session.takes_input()) {
             true => self.input_queue.push(slot),
@@ -70,7 +70,8 @@ impl Shard {
         }
     }
 
-    /// Resumes paused sessions in fair turns while there is room, for [`TURN_INPUT_BYTES`]. Returns whether there were any.
+    /// Resumes paused sessions in fair turns while there is room, for about [`TURN_INPUT_BYTES`]. Returns whether there
+    /// were any.
     pub(super) fn resume_paused(&mut self, now: Now) -> bool {
         for slot in std::mem::take(&mut self.paused) {
             if self.sessions.open_mut(slot).is_some_and(|session| session.is_paused()) {
@@ -97,7 +98,7 @@ impl Shard {
         resumed
     }
 
-    /// Returns whether [`Shard::turn`] would resume a paused session, now or in a turn soon.
+    /// Returns whether [`Shard::turn`] would resume a paused session, now or soon.
     pub(super) fn paused_can_resume(&self) -> bool {
         !self.input_queue.is_empty()
             || self

@@ -86,7 +86,7 @@ impl Shard {
         self.depart(id);
     }
 
-    /// Notes that no topic and no pattern names an ending session any more.
+    /// Notes that an ending session has left all its topics and patterns.
     pub(super) fn departed(&mut self, slot: SlotId) {
         let Some(ending) = self.sessions.any_mut(slot).and_then(|session| session.ending.as_mut()) else {
             return debug_assert!(false, "a session stays until it has departed");
@@ -96,7 +96,7 @@ impl Shard {
         }
     }
 
-    /// Removes a session, once no topic and no pattern names it.
+    /// Removes a session, at once or when it has left all its topics and patterns.
     pub(super) fn remove(&mut self, slot: SlotId) {
         if let Some(ending) = self.sessions.any_mut(slot).and_then(|session| session.ending.as_mut())
             && ending.departure != DepartureState::Done

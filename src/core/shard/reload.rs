@@ -6,8 +6,8 @@ use super::Shard;
 use crate::{config::Limits, now::Now};
 
 impl Shard {
-    /// Replaces the limits by those of [`Limits::with_reloadable_from`]. Sessions and topics keep what they have, and are held to
-    /// the new bounds at their next change. O(topics) if rules by topic changed, O(sessions) if session bounds changed.
+    /// Replaces the limits with those of [`Limits::with_reloadable_from`]. Sessions and topics keep what they have; the new
+    /// bounds apply at their next change. O(topics) if rules by topic changed, O(sessions) if session bounds changed.
     pub fn reload(&mut self, limits: &Arc<Limits>, now: Now) {
         let never_pinged = self.limits.ping_interval_ns == u64::MAX;
         self.limits = Limits::clone(limits);
@@ -130,11 +130,11 @@ mod tests {
             tick(&mut shard, 7);
             assert!(shard.is_busy() && shard.turn(NOW));
             turns += 1;
-            assert!(turns < 100, "it comes to an end");
+            assert!(turns < 100, "the trim ends");
         }
         assert!((256 << 10..=512 << 10).contains(&held(&shard)), "{}", held(&shard));
         assert!(capacity(&shard, 7) >= 16 << 10, "{}", capacity(&shard, 7));
-        // A minute later nothing of it is worth keeping.
+        // A minute later, all ticks have expired.
         shard.reload(&bounded(256 << 10), later(61_000));
         while shard.home.is_trimming() {
             shard.turn(later(61_000));

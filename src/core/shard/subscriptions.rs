@@ -13,8 +13,8 @@ use tickcast_proto::{
 };
 
 impl Shard {
-    /// Returns where a subscription begins. Positions by topic are kept in the session until their topics are joined. Returns
-    /// `None` after answering the request with an error.
+    /// Returns where a subscription begins, or `None` after answering the request with an error. The session keeps positions
+    /// by topic until it joins their topics.
     pub(super) fn start_position(
         &mut self,
         slot: SlotId,
@@ -38,21 +38,21 @@ impl Shard {
                 let session = self.sessions.open_mut(slot)?;
                 let bytes: usize = sequences.keys().map(|topic| topic.len()).sum();
                 let lag = session.lag_mut();
-                if lag.places.len() + sequences.len() > RESUME_POSITIONS_MAX
-                    || lag.places_bytes + bytes > RESUME_BYTES_MAX
+                if lag.saved_positions.len() + sequences.len() > RESUME_POSITIONS_MAX
+                    || lag.saved_positions_bytes + bytes > RESUME_BYTES_MAX
                 {
-                    self.too_many_places(slot, request, now);
+                    self.too_many_positions(slot, request, now);
                     return None;
                 }
                 for (topic, sequence) in sequences {
-                    lag.put_place(&topic, Position { epoch, sequence });
+                    lag.save_position(&topic, Position { epoch, sequence });
                 }
                 Some(StartFrom::SavedPositions)
             }
         }
     }
 
-    /// Keeps a position in a topic for the subscription that follows.
+    /// Saves a position in a topic for the subscription that follows.
     pub(super) fn resume(&mut self, slot: SlotId, topic: &str, position: Position, now: Now) {
         if let Err(error) = pattern::check_topic(topic.as_bytes()) {
             let text = format!("resume: topic {}: {error}", quoted(topic.as_bytes()));
@@ -62,13 +62,15 @@ impl Shard {
             return debug_assert!(false, "only an open session resumes");
         };
         let lag = session.lag_mut();
-        if lag.places.len() >= RESUME_POSITIONS_MAX || lag.places_bytes + topic.len() > RESUME_BYTES_MAX {
-            return self.too_many_places(slot, 0, now);
+        if lag.saved_positions.len() >= RESUME_POSITIONS_MAX
+            || lag.saved_positions_bytes + topic.len() > RESUME_BYTES_MAX
+        {
+            return self.too_many_positions(slot, 0, now);
         }
-        lag.put_place(topic, position);
+        lag.save_position(topic, position);
     }
 
-    fn too_many_places(&mut self, slot: SlotId, request: u32, now: Now) {
+    fn too_many_positions(&mut self, slot: SlotId, request: u32, now: Now) {
         let text = format!(
             "from: a session may name {RESUME_POSITIONS_MAX} positions, with {RESUME_BYTES_MAX} bytes of topic names"
         );

@@ -50,9 +50,9 @@ pub enum TopicSort {
 /// A query for sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionsQuery {
-    /// By what.
+    /// The rank to sort by.
     pub sort: SessionSort,
-    /// How many, bounded by the caller.
+    /// Highest number of results, bounded by the caller.
     pub limit: usize,
 }
 
@@ -61,9 +61,9 @@ pub struct SessionsQuery {
 pub struct TopicsQuery {
     /// Prefix of the names.
     pub prefix: String,
-    /// By what.
+    /// The rank to sort by.
     pub sort: TopicSort,
-    /// How many, bounded by the caller.
+    /// Highest number of results, bounded by the caller.
     pub limit: usize,
 }
 
@@ -76,11 +76,11 @@ pub struct ShardState {
     pub source_ring_bytes: usize,
     /// Bytes staged for the rings to other shards.
     pub mesh_stage_bytes: usize,
-    /// Topics whose home it is.
+    /// Topics whose home is this shard.
     pub topics: usize,
-    /// Topics with subscribers among its sessions.
+    /// Topics with subscribers on this shard.
     pub topics_taken: usize,
-    /// Patterns subscribed to by its sessions.
+    /// Patterns with subscribers on this shard.
     pub patterns: usize,
     /// Sessions with a non-empty outbox.
     pub sessions_waiting: usize,
@@ -156,7 +156,7 @@ pub struct SessionSummary {
 pub struct TopicSummary {
     /// Name.
     pub name: String,
-    /// Number on the wire.
+    /// Id on the wire.
     pub id: TopicId,
     /// The shard that sequences it.
     pub home: ShardId,
@@ -193,7 +193,7 @@ impl Shard {
             let session = self.sessions.get(slot).filter(|session| session.id == id)?;
             let mut rank = self.rank(slot, session, sort, now);
             if sort == SessionSort::Newest {
-                // Generations do not compare across shards: a shard that has opened more sessions has higher ones.
+                // Generations are not comparable across shards: a shard that has opened more sessions has higher ones.
                 rank = newest_rank(u64::from(self.generation), rank);
             }
             Some(self.summary(slot, session, rank, now))
@@ -310,7 +310,7 @@ impl Shard {
     }
 }
 
-/// Returns a rank that is higher the fewer have been added to the shard since.
+/// Returns a rank by the number of sessions or topics added to the shard since: the fewer, the higher.
 fn newest_rank(last: u64, number: u64) -> u64 {
     u64::MAX - last.saturating_sub(number)
 }
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_rank_alike_on_a_busy_and_on_a_quiet_shard() {
+    fn the_newest_rank_equally_on_a_busy_and_on_a_quiet_shard() {
         let (mut busy, mut quiet) = (shard(), shard());
         (0..200).for_each(|slot| enter(&mut busy, SlotId(slot), ""));
         (0..3).for_each(|slot| enter(&mut quiet, SlotId(slot), ""));

@@ -1,11 +1,11 @@
 //! Timers: deadlines of handshakes, frames, full sockets and ending sessions, paced ticks, and heartbeats.
 //!
-//! One [`crate::timer_wheel::Wheel`] per shard holds them all. Timers are never cancelled: one that expires checks its
-//! session, if that still exists, and ends it, sets the next timer, or does nothing.
+//! One [`crate::timer_wheel::Wheel`] per shard holds them all. Timers are never cancelled. When one expires, the shard checks
+//! its session, if that still exists, and ends it, sets the next timer, or does nothing.
 //!
-//! A heartbeat checks twice, half the time-out apart, before it ends a session. So a server that was itself stopped
-//! (SIGSTOP, a suspended machine, a starved core), for however long, reads the answers that arrived meanwhile before it
-//! takes their senders for dead. It need not measure its own pauses.
+//! A heartbeat checks twice, half the timeout apart, before it ends a session. So a server that was itself stopped (SIGSTOP,
+//! a suspended machine, a starved core), however long, reads the answers that arrived meanwhile before it declares their
+//! senders dead. It need not measure its own pauses.
 
 use super::Shard;
 use crate::{
@@ -40,7 +40,7 @@ pub(super) enum TimerKind {
 pub(super) struct Timer {
     kind: TimerKind,
     slot: SlotId,
-    /// Upper half of the session's id: another session may be in the slot by then.
+    /// Upper half of the session's id, because another session may be in the slot by then.
     generation: u32,
 }
 
@@ -124,8 +124,8 @@ impl Shard {
         }
     }
 
-    /// Ends a session whose unfinished frame or message is older than the deadline. Sets the timer again for one that has
-    /// begun since.
+    /// Ends a session whose unfinished frame or message is older than the deadline. Sets the timer again for one that began
+    /// later.
     fn check_frame(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.frame_timer_pending = false;
@@ -152,9 +152,9 @@ impl Shard {
         session.stall_timer_pending = false;
         let SendState::Parked { since_ns } = session.send_state else { return };
         let id = session.id;
-        let faithful = session.memberships.len() as u32 > session.yielding.memberships;
+        let lossless = session.memberships.len() as u32 > session.yielding.memberships;
         let full_ns = now.monotonic_ns.saturating_sub(since_ns);
-        if faithful && full_ns >= deadline_ns {
+        if lossless && full_ns >= deadline_ns {
             return self.end(slot, CloseReason::SlowConsumer, now);
         }
         if full_ns >= behind_ns {
@@ -183,7 +183,7 @@ impl Shard {
             return;
         }
         let id = session.id;
-        self.set_timer(next_look_ns(now.monotonic_ns + interval_ns, interval_ns), TimerKind::Heartbeat, id);
+        self.set_timer(next_check_ns(now.monotonic_ns + interval_ns, interval_ns), TimerKind::Heartbeat, id);
     }
 
     /// Pings a peer that was silent for the interval. Ends the session of one that was silent since its ping.
@@ -198,8 +198,8 @@ impl Shard {
             session.pulse = Pulse::Unwatched;
             return;
         }
-        // The peer is alive if it reads its backlog, although the answer to a ping may take long. And it is not silent if
-        // the shard does not read from it because other sessions use up the room.
+        // A peer that reads its backlog is alive, even if its answer to a ping takes long. Nor is a peer silent while the
+        // shard does not read from it because other sessions use up the room.
         let waits_for_others = session.is_paused() && session.takes_requests();
         if std::mem::take(&mut session.drained_since_heartbeat) || waits_for_others {
             session.pulse_ms = low_ms(now);
@@ -210,7 +210,7 @@ impl Shard {
         let mut waited_ms = since_ms(session.pulse_ms, now);
         if session.pulse == Pulse::Quiet && waited_ms < interval_ms {
             let when_ns = now.monotonic_ns + (interval_ms - waited_ms) * 1_000_000;
-            return self.timers.insert(next_look_ns(when_ns, interval_ns), timer);
+            return self.timers.insert(next_check_ns(when_ns, interval_ns), timer);
         }
         let pulse = match session.pulse {
             Pulse::Quiet => Pulse::Pinged,
@@ -224,7 +224,7 @@ impl Shard {
                 self.ping(slot, now);
             }
         }
-        // No later than the next ping may be due, because the peer may answer at any time.
+        // Check again no later than the next ping may be due, because the peer may answer at any time.
         let next_ms = (half_ms - waited_ms).min(interval_ms);
         self.timers.insert(now.monotonic_ns + next_ms * 1_000_000, timer);
     }
@@ -261,6 +261,6 @@ fn since_ms(then_ms: u32, now: Now) -> u64 {
 }
 
 /// Returns the next time at which heartbeats are checked: rounded up, so that many share one wake-up.
-fn next_look_ns(when_ns: u64, interval_ns: u64) -> u64 {
+fn next_check_ns(when_ns: u64, interval_ns: u64) -> u64 {
     when_ns.next_multiple_of(interval_ns.div_ceil(PING_LOOKS_PER_INTERVAL))
 }

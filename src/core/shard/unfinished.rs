@@ -1,5 +1,7 @@
-//! The memory of unfinished messages: what clients have sent of frames and messages whose rest has not arrived. All of it
-//! has one bound; when it is met, the oldest message goes, so that nobody keeps others from sending theirs.
+//! The memory of unfinished messages: the received parts of frames and messages whose rest has not arrived.
+//!
+//! One bound applies to all of it. Beyond the bound, the session with the oldest unfinished message is closed, so that no
+//! client can keep others from sending.
 
 use std::collections::VecDeque;
 
@@ -11,21 +13,21 @@ use crate::{
     session::{CloseReason, table::Sessions},
 };
 
-/// Sessions that have had an unfinished message, roughly in the order in which their messages began: an entry is corrected
-/// when it comes to the front.
+/// Sessions listed for an unfinished message, roughly in the order in which the messages began. An outdated entry is
+/// corrected when it reaches the front.
 ///
-/// Bound: each open session once, and [`UNFINISHED_GONE_MAX`] that have ended.
+/// Bound: one entry per open session, and [`UNFINISHED_GONE_MAX`] of ended sessions.
 #[derive(Debug, Default)]
 pub(super) struct Unfinished {
-    /// The session, and when the message began that it was listed for, CLOCK_MONOTONIC nanoseconds.
+    /// The session, and when the message it was listed for began, CLOCK_MONOTONIC nanoseconds.
     oldest: VecDeque<(SessionId, u64)>,
 }
 
 impl Unfinished {
     fn push(&mut self, id: SessionId, since_ns: u64, sessions: &Sessions) {
         if self.oldest.len() >= sessions.len() + UNFINISHED_GONE_MAX {
-            let is_here = |id: SessionId| sessions.get(id.slot()).is_some_and(|session| session.id == id);
-            self.oldest.retain(|(id, _)| is_here(*id));
+            let exists = |id: SessionId| sessions.get(id.slot()).is_some_and(|session| session.id == id);
+            self.oldest.retain(|(id, _)| exists(*id));
         }
         self.oldest.push_back((id, since_ns));
     }
@@ -36,7 +38,7 @@ impl Unfinished {
 }
 
 impl Shard {
-    /// Counts a session's unfinished message after it has changed. Beyond the bound, ends the sessions with the oldest ones.
+    /// Counts a session's unfinished message after a change. Beyond the bound, ends the sessions with the oldest messages.
     pub(super) fn bound_unfinished(&mut self, slot: SlotId, now: Now) {
         self.sessions.count_unfinished(slot);
         let Some(session) = self.sessions.open_mut(slot) else { return };
@@ -56,7 +58,7 @@ impl Shard {
             }
             self.end_oldest_unfinished(now);
         }
-        // Every message looked at is newer than its entry said: the next one that grows looks further.
+        // The entries checked were outdated, so this session ends instead. The next message that grows checks further entries.
         if self.sessions.unfinished_bytes() > bytes_max {
             self.end(slot, CloseReason::UnfinishedMemory, now);
         }
@@ -79,7 +81,7 @@ impl Shard {
         }
     }
 
-    /// This shard's share of the bound: room for a few of the longest messages at least.
+    /// This shard's share of the bound: at least [`UNFINISHED_MESSAGES_LOWEST`] of the longest messages.
     fn unfinished_bytes_max(&self) -> usize {
         let longest =
             self.limits.message_bytes_max().max(if self.limits.debug_echo { ECHO_BYTES_MAX } else { 0 });

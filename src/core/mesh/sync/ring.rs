@@ -1,8 +1,8 @@
 //! A stand-in for rtrb in loom builds, because loom sees only its own atomics.
 //!
-//! It has rtrb's two positions with rtrb's orderings, and caches them as rtrb does: an end loads the other's position only
-//! where rtrb would, and may use a stale one. The items are not modelled: rtrb itself guarantees that they are there when
-//! the position says so.
+//! It has rtrb's two positions with rtrb's orderings, and caches them as rtrb does: each end loads the other's position only
+//! where rtrb would, and may use a stale one. The items are not modelled: rtrb guarantees that they are visible once the
+//! position is.
 
 use std::{
     cell::Cell,
@@ -20,7 +20,7 @@ pub struct RingBuffer;
 
 impl RingBuffer {
     /// Creates a ring of `capacity` items.
-    #[expect(clippy::new_ret_no_self, reason = "as rtrb has it")]
+    #[expect(clippy::new_ret_no_self, reason = "rtrb's signature")]
     pub fn new<T>(capacity: usize) -> (Producer<T>, Consumer<T>) {
         let shared = Arc::new(Shared {
             head: AtomicUsize::new(0),
@@ -40,7 +40,7 @@ impl RingBuffer {
 struct Shared<T> {
     head: AtomicUsize,
     tail: AtomicUsize,
-    /// Not loom's: locking it is no step of the model. `None`: an empty slot.
+    /// A std mutex, so that locking is not a step of the model. `None`: an empty slot.
     items: Mutex<Vec<Option<T>>>,
     capacity: usize,
 }
@@ -63,7 +63,7 @@ pub struct Producer<T> {
 /// The ring is full; returns the item.
 #[derive(Debug)]
 pub enum PushError<T> {
-    /// As rtrb names it.
+    /// The same name as in rtrb.
     Full(T),
 }
 
@@ -127,7 +127,7 @@ impl<T> Consumer<T> {
     /// Removes one item.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     pub fn pop(&mut self) -> Result<T, PopError> {
         if self.is_empty() {
             return Err(PopError);
@@ -138,7 +138,7 @@ impl<T> Consumer<T> {
         item.ok_or(PopError)
     }
 
-    /// Whether there is no item. Loads the producer's position only if the cached one says so.
+    /// Whether there is no item. Loads the producer's position only if the cached one shows none.
     pub fn is_empty(&self) -> bool {
         if self.tail.get() == self.head {
             self.tail.set(self.shared.tail.load(Acquire));

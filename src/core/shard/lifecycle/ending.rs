@@ -109,11 +109,11 @@ impl Shard {
         }
     }
 
-    /// Drops what an ending session does not get any more. Returns whether more may be sent: not if a frame has been sent in
-    /// part whose rest is gone.
+    /// Drops the part of the outbox that an ending session no longer gets. Returns whether more may be sent: `false` if the
+    /// rest of a partly sent frame is gone.
     ///
-    /// The replies that stay are no more than while the session was open: [`crate::limits::REPLY_BYTES_MAX`], and those of
-    /// the message that went beyond.
+    /// The kept replies have the same bound as in an open session: [`crate::limits::REPLY_BYTES_MAX`], and the replies to
+    /// the message that exceeded it.
     fn cut_outbox(&mut self, slot: SlotId, kept: KeptOutbox) -> bool {
         let (logs, mut is_whole) = (&self.logs, true);
         self.sessions.with_outbox(slot, |session| match kept {
@@ -127,13 +127,13 @@ impl Shard {
         is_whole
     }
 
-    /// Returns how long an ending session may take to read its outbox. A file of the page takes longer than a line of text:
-    /// it gets as much time as its request, which includes the wait for the peer's FIN.
+    /// Returns how long an ending session may take to read its outbox. A file of the page takes longer than a line of text,
+    /// so it gets as much time as the handshake, including the wait for the peer's FIN.
     fn linger_ns(&self, reason: &CloseReason) -> u64 {
         if is_file(reason) { LINGER_NS.max(self.limits.handshake_deadline_ns) } else { LINGER_NS }
     }
 
-    /// Queues held ticks and pending announcements, so that the client does not take lost ticks for delivered.
+    /// Queues held ticks and pending announcements, so that the client does not mistake lost ticks for delivered ones.
     fn flush_held(&mut self, slot: SlotId, reason: &CloseReason, now: Now) {
         match reason {
             CloseReason::Shutdown => {
@@ -153,8 +153,8 @@ impl Shard {
             // Its outbox is still sent.
             CloseReason::Peer => {
                 let lag = self.sessions.get(slot).and_then(|session| session.lag.as_deref());
-                let untold = lag.map(|lag| lag.untold.clone()).unwrap_or_default();
-                self.fanout.flush_notices_of(&untold, slot, &mut self.sessions);
+                let unannounced = lag.map(|lag| lag.unannounced.clone()).unwrap_or_default();
+                self.fanout.flush_notices_of(&unannounced, slot, &mut self.sessions);
             }
             _ => {}
         }
@@ -164,7 +164,7 @@ impl Shard {
     pub(in crate::shard) fn end_lapped(&mut self, slot: SlotId, now: Now) {
         self.end(slot, CloseReason::SlowConsumer, now);
         let Some(reason) = self.sessions.any_mut(slot).and_then(|session| session.ending.clone()) else {
-            return debug_assert!(false, "a lapped session has just begun to end, or had before");
+            return debug_assert!(false, "a lapped session is ending");
         };
         if reason.reason == CloseReason::SlowConsumer {
             return;
@@ -185,10 +185,10 @@ impl Shard {
         let mut bytes = Vec::new();
         let text = reason.to_string();
         let reconnect_after_ms = match reason {
-            // All clients are told at once: without a spread, all would reconnect at once.
+            // All clients get CLOSING at the same time: without a spread, all would reconnect at the same time.
             CloseReason::Shutdown => {
-                let life = self.epoch ^ u64::from(self.id.0);
-                reconnect_after_ms(life, session.id, self.limits.reconnect_spread_ms)
+                let seed = self.epoch ^ u64::from(self.id.0);
+                reconnect_after_ms(seed, session.id, self.limits.reconnect_spread_ms)
             }
             _ => 0,
         };
@@ -221,11 +221,11 @@ impl Shard {
             // Unread input would turn a close into a reset, and CLOSING would be lost: send FIN, then wait for the peer's.
             _ => {
                 ending.half_closed = true;
-                let (id, had_longer) = (session.id, is_file(&ending.reason));
+                let (id, sent_file) = (session.id, is_file(&ending.reason));
                 self.actions.push_back(Action::ShutdownWrite(slot));
                 // The kernel delivers the rest, and the peer gets the usual time to close its side. The earlier deadline
                 // stays: a peer that read the file at the last moment gets only what remains of it.
-                if had_longer && self.draining.is_none() {
+                if sent_file && self.draining.is_none() {
                     self.set_timer(now.monotonic_ns + LINGER_NS, TimerKind::Linger, id);
                 }
             }
@@ -240,10 +240,10 @@ fn is_file(reason: &CloseReason) -> bool {
     matches!(reason, CloseReason::Http(200))
 }
 
-/// Returns when a session's client should reconnect, 0 to `spread_ms`. A hash of the session: the same at every call, and
-/// evenly spread.
-fn reconnect_after_ms(life: u64, session: SessionId, spread_ms: u32) -> u32 {
-    let hash = splitmix64(splitmix64(life) ^ session.0);
+/// Returns the delay before a session's client should reconnect, 0 to `spread_ms`. A hash of the session: the same at every
+/// call, and evenly spread.
+fn reconnect_after_ms(seed: u64, session: SessionId, spread_ms: u32) -> u32 {
+    let hash = splitmix64(splitmix64(seed) ^ session.0);
     (((hash >> 32) * (u64::from(spread_ms) + 1)) >> 32) as u32
 }
 

@@ -1,5 +1,5 @@
-//! The shard that serves a connection: the accepting shard, or the shard of the client's identity if it gives one. So a
-//! second connection of the same client meets the first.
+//! Handover of a connection to the shard that serves its client's identity, so that a client's connections all meet there.
+//! A connection without an identity stays on the shard that accepted it.
 //!
 //! ```text
 //!  accepting shard                                     shard of the identity
@@ -114,7 +114,7 @@ mod tests {
     }
 
     /// Returns an identity that another shard serves, and that shard.
-    fn stranger_to(shard: ShardId) -> (String, ShardId) {
+    fn identity_elsewhere(shard: ShardId) -> (String, ShardId) {
         let named =
             (0..).map(|n| format!("client-{n}")).map(|name| (placement::serving_shard(&name, SHARDS), name));
         named.filter(|(at, _)| *at != shard).map(|(at, name)| (name, at)).next().unwrap()
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_client_of_another_shard_is_handed_over_unanswered_with_every_byte() {
-        let (name, home) = stranger_to(ShardId(0));
+        let (name, home) = identity_elsewhere(ShardId(0));
         let mut ping = Vec::new();
         encode_request(&mut ping, frame::Kind::Subscribe, 2, "a");
         for (listener, opening) in
@@ -153,7 +153,7 @@ mod tests {
                 bytes.chunks(piece).for_each(|piece| from.handle_bytes(SlotId(3), piece, NOW));
                 assert_eq!(from.poll_action(), Some(Action::HandOver(SlotId(3))), "once, and nothing else");
                 assert_eq!(from.poll_action(), None);
-                assert_eq!(sent(&mut from), b"", "nothing is answered before");
+                assert_eq!(sent(&mut from), b"", "nothing is answered before the handover");
                 let detached = from.handle_detached(SlotId(3)).unwrap();
                 assert_eq!(detached, DetachedSession { to: home, listener, bytes: bytes.clone() });
                 assert_eq!((from.sessions_len(), from.handle_detached(SlotId(3))), (0, None));
@@ -171,8 +171,8 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_ends_during_its_handover_stays_and_is_told_why() {
-        let (name, _) = stranger_to(ShardId(0));
+    fn a_session_that_ends_during_its_handover_stays_and_learns_why() {
+        let (name, _) = identity_elsewhere(ShardId(0));
         let mut from = shard(ShardId(0), Limits::default());
         from.handle_accept(SlotId(3), ListenerKind::Native, NOW);
         from.handle_bytes(SlotId(3), &hello(&name), NOW);
@@ -186,8 +186,8 @@ mod tests {
     }
 
     #[test]
-    fn a_stopping_server_only_tells_a_handed_over_client_so() {
-        let (name, home) = stranger_to(ShardId(0));
+    fn a_stopping_server_sends_a_handed_over_client_only_closing() {
+        let (name, home) = identity_elsewhere(ShardId(0));
         let mut to = shard(home, Limits::default());
         to.stop_input();
         to.handle_attached(SlotId(1), ListenerKind::Native, &hello(&name), NOW);
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_second_connection_of_an_identity_replaces_the_first_only_if_configured() {
-        let (name, home) = stranger_to(ShardId(0));
+        let (name, home) = identity_elsewhere(ShardId(0));
         for replaces in [false, true] {
             let mut shard = shard(home, Limits { identity_replaces: replaces, ..Limits::default() });
             shard.handle_attached(SlotId(1), ListenerKind::Native, &hello(&name), NOW);

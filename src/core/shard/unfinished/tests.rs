@@ -31,7 +31,7 @@ fn is_open(driver: &mut Driver, slot: u32) -> bool {
     driver.shard.sessions.open_mut(SlotId(slot)).is_some()
 }
 
-/// Fragments that finish nothing, and control frames, every 100 ms; returns when the session has ended.
+/// Sends frames that complete no message, one every 100 ms. Returns the milliseconds until the session ended.
 fn drip(driver: &mut Driver, frames: &[Vec<u8>]) -> u64 {
     let start_ns = driver.now.monotonic_ns;
     let mut dripped = frames.iter().cycle();
@@ -98,7 +98,7 @@ fn a_pause_does_not_renew_a_messages_deadline() {
     let mut driver = with_deadline();
     driver.receive(0, &masked(0x01, b"{"));
     driver.pass(3_000 * MS);
-    // It does not read its pongs, so it is paused; then it reads them, and is resumed.
+    // The client does not read its pongs and is paused; then it reads them and is resumed.
     driver.full.insert(0);
     for _ in 0..700 {
         driver.receive(0, &masked(0x89, &[b'p'; 125]));
@@ -128,7 +128,7 @@ fn a_client_that_does_not_read_its_pongs_does_not_stop_the_deadline() {
     assert!(!is_open(&mut driver, 0));
 }
 
-/// The smallest frames, so that a few messages meet the bound.
+/// A shard with the lowest frame limit, so that a few messages reach the bound.
 fn small() -> Driver {
     let limits = Limits {
         frame_bytes_max: crate::limits::FRAME_BYTES_MAX_LOWEST,
@@ -160,7 +160,7 @@ fn the_oldest_unfinished_message_goes_when_the_bound_is_met() {
         assert!((3..=5).contains(&open.len()), "{open:?}");
         assert_eq!(open.last(), Some(&(PEERS - 1)));
         assert!(open.windows(2).all(|pair| pair[1] == pair[0] + 1), "the newest stay: {open:?}");
-        // Whoever is left finishes its message as if nobody else were there.
+        // A client that is left can finish its message.
         let rest: &[u8] = if unfinished.len() == fragment.len() { &masked(0x80, b"") } else { b" " };
         driver.receive(PEERS - 1, rest);
         driver.turn();

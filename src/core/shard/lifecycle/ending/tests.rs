@@ -116,7 +116,7 @@ fn a_client_that_does_not_read_gets_its_replies_and_no_more_ticks() {
     assert_eq!(
         kinds(&driver.take_sent(0)),
         [Kind::Tick, Kind::Pong, Kind::Pong, Kind::Closing],
-        "the tick that had begun, then the replies"
+        "the partly sent tick, then the replies"
     );
 }
 
@@ -160,7 +160,7 @@ fn every_end_but_a_slow_consumers_keeps_the_replies() {
     assert_eq!(
         operations(&mut slow),
         ["pong", "closing", "close 3008"],
-        "the first pong was with the socket"
+        "the socket already had the first pong"
     );
 }
 
