@@ -51,13 +51,12 @@ use tickcast_proto::{
 /// A source of ticks: a generator, a reader of files, or a client of another engine.
 ///
 /// The supervisor knows sources only by this trait and by what [`start`] returns. A source may block its thread. One with an
-/// asynchronous client runs a current-thread runtime on it: nothing in [`SourceContext`] blocks but the functions that say
-/// so, and a task that checks [`SourceContext::is_stopping`] every [`NAP_NS`] ends in time.
+/// asynchronous client runs a current-thread runtime on it: only the functions of [`SourceContext`] that say so block, and a
+/// task that checks [`SourceContext::is_stopping`] every [`NAP_NS`] ends in time.
 ///
 /// [`kind::SourceOptions`] is the other half of a kind: its options, and how they make a source.
 pub trait Source: Send {
-    /// Publishes until it has no more ticks, or the context says that the server stops. Called once, on the source's own
-    /// thread.
+    /// Publishes until it has no more ticks or the server stops. Called once, on the source's own thread.
     ///
     /// # Errors
     /// Why the source cannot go on, for the operator. The server then stops.
@@ -74,7 +73,7 @@ pub static KINDS: &[SourceKind] = &[
     SourceKind::of::<ecg::Options>(),
 ];
 
-/// A shard's ring is full: the tick was not taken, or what was staged did not all leave.
+/// A shard's ring is full: the tick was not staged, or some staged ticks were not pushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backpressure {
     /// The shard.

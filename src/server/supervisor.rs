@@ -63,17 +63,17 @@ use tickcast_core::{
 };
 use tickcast_proto::ids::ShardId;
 
-/// What the main thread waits for.
-enum Happened {
-    /// A signal asks the server to stop.
-    Signal(&'static str),
+/// An event that the main thread handles.
+enum Event {
+    /// A signal of this name asks the server to stop.
+    StopRequested(&'static str),
     /// A signal asks for a report.
-    ReportAsked,
+    ReportRequested,
     /// A signal asks to read the configuration again.
-    ReloadAsked,
-    /// An operator asks the shards.
-    Asked(Dispatch),
-    /// A shard's latencies: it was asked, or it ends.
+    ReloadRequested,
+    /// A request to the shards from the admin listener.
+    AdminRequest(Dispatch),
+    /// A shard's latencies, for a report or at its end.
     Latency(ShardId, Box<Latency>),
     /// A shard listens.
     Started(ShardId),
@@ -81,14 +81,14 @@ enum Happened {
     ShardEnded(ShardId, Result<(), ShardFailure>),
     /// A source of this kind has ended, or cannot go on.
     SourceEnded(&'static str, Result<(), SourceError>),
-    /// A thread of this name, neither a shard's nor a source's, has ended although nobody stopped it.
+    /// The admin or the signals thread has ended unexpectedly: its name and the reason.
     ThreadEnded(&'static str, String),
 }
 
-/// How often the log is asked whether it left out lines.
+/// Interval between reports of suppressed log lines.
 const LOG_TURN_NS: u64 = 1_000_000_000;
-/// How often a stopping server looks whether its sources have ended.
-const SOURCES_LOOK_NS: u64 = 1_000_000;
+/// Interval at which a stopping server checks whether its sources have ended.
+const SOURCES_POLL_NS: u64 = 1_000_000;
 
 /// A running server.
 struct Server {
@@ -101,24 +101,25 @@ struct Server {
     reloader: Reloader,
     /// By shard.
     counters: Vec<Arc<Counters>>,
-    happened: Receiver<Happened>,
-    happened_in: Sender<Happened>,
+    events: Receiver<Event>,
+    event_sender: Sender<Event>,
     /// Shows the service manager that the shards are alive.
     feeder: Feeder,
     /// Whether each shard has ended.
     shards_ended: Vec<bool>,
 }
 
-/// What shards answered, by shard, since the last question.
+/// The latencies of each shard; `None` until they arrive.
 type Latencies = Vec<Option<Box<Latency>>>;
 
-/// Serves until a signal, or until something that cannot be mended while running. `announce` is called with the listeners'
-/// addresses, in the order of the configuration, once every shard is ready. `passed` sockets take precedence over
-/// addresses. `reload` is what SIGHUP does; without it SIGHUP from a terminal stops the server, and any other is only
-/// logged.
+/// Serves until a signal stops the server or a part of it fails.
+///
+/// Calls `announce` with the listeners' addresses, in the order of the configuration, once every shard is ready. `passed`
+/// sockets take precedence over addresses. SIGHUP calls `reload`; without it, SIGHUP stops a server that has a terminal and
+/// is only logged by any other.
 ///
 /// # Errors
-/// A [`StartupError`]: what is wrong and how to mend it.
+/// A [`StartupError`]: what is wrong and what to do.
 pub fn run(
     config: &Config,
     passed: Passed,
@@ -127,16 +128,16 @@ pub fn run(
 ) -> Result<(), StartupError> {
     signals::block().map_err(|error| StartupError::Executor(error.to_string()))?;
     clock::sleep_precisely();
-    // Compressed now, not when the first browser comes: a shard has better things to do.
+    // Compress the page now, so that the first browser does not delay a shard.
     page::files();
     let clients_max = rlimits::check(config.clients_max, config.shards)?;
     let counters: Vec<Arc<Counters>> = (0..config.shards).map(|_| Arc::default()).collect();
     let statuses: Vec<SourceStatus> =
         config.sources.iter().map(|source| SourceStatus::new(source.kind().name)).collect();
-    let (happened_in, happened) = channel();
+    let (event_sender, events) = channel();
     let Opened { admin, clients, files, addresses } = listening::open(config, passed)?;
     let admin =
-        admin.map(|opened| start_admin(config, opened, (&counters, &statuses), &happened_in)).transpose()?;
+        admin.map(|opened| start_admin(config, opened, (&counters, &statuses), &event_sender)).transpose()?;
     let set_stage = |stage| {
         if let Some(admin) = &admin {
             admin.set_stage(stage);
@@ -144,39 +145,40 @@ pub fn run(
     };
     let reloader = Reloader::new(reload, config);
     let (server, lanes) =
-        start(config, clients_max, clients, (counters, statuses), (happened_in, happened), reloader)?;
+        start(config, clients_max, clients, (counters, statuses), (event_sender, events), reloader)?;
     set_stage(Stage::Serving);
     announce(&addresses);
-    // `systemctl status` is for whoever looks for the clients' addresses.
-    let of_clients: Vec<_> = addresses.iter().filter(|(kind, _)| *kind != Kind::Admin).cloned().collect();
-    let ready = || systemd::ready(&listening::words(&of_clients, config.shards));
-    let drains = move || {
-        // While they still listen: another server may take the paths from here on.
+    // `systemctl status` shows only the clients' addresses.
+    let client_addresses: Vec<_> =
+        addresses.iter().filter(|(kind, _)| *kind != Kind::Admin).cloned().collect();
+    let on_ready = || systemd::ready(&listening::words(&client_addresses, config.shards));
+    let on_drain = move || {
+        // While the sockets still listen: from here on another server may take their paths.
         drop(files);
         set_stage(Stage::Draining);
         systemd::stopping(config.drain_deadline_ns);
     };
-    server.serve(config, lanes, ready, drains)
+    server.serve(config, lanes, on_ready, on_drain)
 }
 
-/// The operator's listener, which looks at these counters and asks the shards through the main thread.
+/// Starts the admin listener. It reads these counters and sends requests to the shards through the main thread.
 fn start_admin(
     config: &Config,
     listening: Listening,
     (shards, sources): (&[Arc<Counters>], &[SourceStatus]),
-    happened_in: &Sender<Happened>,
+    event_sender: &Sender<Event>,
 ) -> Result<AdminListener, StartupError> {
     let core = |index: usize| config.cores[index % config.cores.len()];
-    let (asked, ended) = (happened_in.clone(), happened_in.clone());
+    let (requests, ended) = (event_sender.clone(), event_sender.clone());
     let handles = ServerHandles {
         shards: shards.iter().cloned().enumerate().map(|(index, counters)| (core(index), counters)).collect(),
         sources: sources.to_vec(),
-        dispatch: Box::new(move |dispatch| drop(asked.send(Happened::Asked(dispatch)))),
+        dispatch: Box::new(move |dispatch| drop(requests.send(Event::AdminRequest(dispatch)))),
     };
     let socket = listening.sockets.into_iter().flatten().next().ok_or_else(|| io::Error::other("no socket"));
     socket
         .and_then(|socket| {
-            let on_failure = move |reason| drop(ended.send(Happened::ThreadEnded("admin", reason)));
+            let on_failure = move |reason| drop(ended.send(Event::ThreadEnded("admin", reason)));
             AdminListener::start(listening.address, socket, handles, on_failure)
         })
         .map_err(StartupError::Admin)
@@ -188,30 +190,30 @@ fn start(
     clients_max: usize,
     clients: Vec<Listening>,
     (counters, source_statuses): (Vec<Arc<Counters>>, Vec<SourceStatus>),
-    (happened_in, happened): (Sender<Happened>, Receiver<Happened>),
+    (event_sender, events): (Sender<Event>, Receiver<Event>),
     reloader: Reloader,
 ) -> Result<(Server, Vec<Lanes>), StartupError> {
     assert!((1..=SHARDS_MAX).contains(&usize::from(config.shards)), "config checks the number of shards");
-    let refused = |error: io::Error| StartupError::Executor(error.to_string());
-    let (signal, report, reload) = (happened_in.clone(), happened_in.clone(), happened_in.clone());
-    let signals_ended = happened_in.clone();
-    // A terminal that hangs up ends the server; a service manager's SIGHUP never does.
+    let failed = |error: io::Error| StartupError::Executor(error.to_string());
+    let (signal, report, reload) = (event_sender.clone(), event_sender.clone(), event_sender.clone());
+    let signals_ended = event_sender.clone();
+    // A terminal that hangs up stops the server; a service manager's SIGHUP never does.
     let hang_up = match signals::has_a_terminal() && !reloader.has_a_file() {
         true => HangUp::Stops,
-        false => HangUp::Does(Box::new(move || drop(reload.send(Happened::ReloadAsked)))),
+        false => HangUp::Does(Box::new(move || drop(reload.send(Event::ReloadRequested)))),
     };
     signals::watch(
-        move |name| drop(signal.send(Happened::Signal(name))),
-        move || drop(report.send(Happened::ReportAsked)),
+        move |name| drop(signal.send(Event::StopRequested(name))),
+        move || drop(report.send(Event::ReportRequested)),
         hang_up,
-        move |reason| drop(signals_ended.send(Happened::ThreadEnded("signals", reason))),
+        move |reason| drop(signals_ended.send(Event::ThreadEnded("signals", reason))),
     )
-    .map_err(refused)?;
+    .map_err(failed)?;
 
     let eventfds: io::Result<Vec<OwnedFd>> = (0..config.shards).map(|_| eventfd()).collect();
-    let eventfds = eventfds.map_err(refused)?;
+    let eventfds = eventfds.map_err(failed)?;
     let bells: io::Result<Vec<_>> = eventfds.iter().map(|fd| doorbell(fd).map(Arc::new)).collect();
-    let bells = bells.map_err(refused)?;
+    let bells = bells.map_err(failed)?;
     let mut meshes = mesh(&bells, config.mesh_ring_bytes);
     let lanes = config.sources.iter().map(|_| lanes(&mut meshes, &bells, config.mesh_ring_bytes)).collect();
 
@@ -225,8 +227,8 @@ fn start(
         reloader,
         feeder: Feeder::new(counters.iter().zip(&bells), clock::monotonic_ns()),
         counters,
-        happened,
-        happened_in: happened_in.clone(),
+        events,
+        event_sender: event_sender.clone(),
         shards_ended: vec![false; usize::from(config.shards)],
     };
     let counts = ConnectionCounts::new(clients_max, config.clients_per_source_max);
@@ -252,7 +254,7 @@ fn start(
             mesh,
             bell,
             eventfd,
-            sockets: sockets.iter_mut().map(|of_listener| of_listener.next().flatten()).collect(),
+            sockets: sockets.iter_mut().map(|sockets| sockets.next().flatten()).collect(),
             listeners: accepting.clone(),
             clients_max,
             stop: server.stop.clone(),
@@ -262,37 +264,37 @@ fn start(
             control: ControlQueue::new(receiver),
         };
         let core = config.cores[index % config.cores.len()];
-        let (started, ended) = (happened_in.clone(), happened_in.clone());
-        let on_start = move || drop(started.send(Happened::Started(id)));
+        let (started, ended) = (event_sender.clone(), event_sender.clone());
+        let on_start = move || drop(started.send(Event::Started(id)));
         let on_end = move |result: Result<Latency, ShardFailure>| {
-            let result = result.map(|latency| drop(ended.send(Happened::Latency(id, Box::new(latency)))));
-            drop(ended.send(Happened::ShardEnded(id, result)));
+            let result = result.map(|latency| drop(ended.send(Event::Latency(id, Box::new(latency)))));
+            drop(ended.send(Event::ShardEnded(id, result)));
         };
-        server.shards.push(shard_thread::start(parts, core, on_start, on_end).map_err(refused)?);
+        server.shards.push(shard_thread::start(parts, core, on_start, on_end).map_err(failed)?);
     }
     server.wait_for_start()?;
     Ok((server, lanes))
 }
 
 impl Server {
-    /// Starts the sources, waits for a reason to stop, and stops: the sources first, then all shards together. `ready` is
-    /// called once everything runs, `drains` when the server starts to stop.
+    /// Starts the sources, waits for a reason to stop, and stops: the sources first, then all shards together. Calls
+    /// `on_ready` once everything runs, and `on_drain` when the server begins to stop.
     fn serve(
         mut self,
         config: &Config,
         lanes: Vec<Lanes>,
-        ready: impl FnOnce(),
-        drains: impl FnOnce(),
+        on_ready: impl FnOnce(),
+        on_drain: impl FnOnce(),
     ) -> Result<(), StartupError> {
         let started = self.start_sources(config, lanes);
         let outcome = started.and_then(|()| {
-            ready();
+            on_ready();
             self.wait()
         });
-        drains();
+        on_drain();
         self.stop_sources();
         let drain_ns = match outcome {
-            // Without all shards, not everything can be drained: the others get a bounded time for what they can.
+            // Without all shards, not everything can be drained: the others get a bounded time.
             Err(StartupError::Shard(_)) => config.drain_deadline_ns.min(FAILED_DRAIN_MS_MAX * 1_000_000),
             _ => config.drain_deadline_ns,
         };
@@ -315,28 +317,28 @@ impl Server {
     /// Waits until every shard listens.
     ///
     /// # Errors
-    /// A shard cannot start, or does not within [`SHARDS_START_MS_MAX`]; a signal asks to stop.
+    /// A shard fails to start, or takes longer than [`SHARDS_START_MS_MAX`]; another thread ends; a signal asks to stop.
     fn wait_for_start(&mut self) -> Result<(), StartupError> {
         let give_up_ns = clock::monotonic_ns() + SHARDS_START_MS_MAX * 1_000_000;
         let mut started = vec![false; self.shards.len()];
         while let Some(missing) = started.iter().position(|started| !started) {
             let left_ns = give_up_ns.saturating_sub(clock::monotonic_ns());
-            match self.happened.recv_timeout(Duration::from_nanos(left_ns)) {
-                Ok(Happened::Started(shard)) => started[usize::from(shard.0)] = true,
-                // There is nothing to report yet, and nobody to ask.
-                Ok(Happened::ReportAsked | Happened::Asked(_) | Happened::Latency(..)) => {}
-                Ok(Happened::ReloadAsked) => self.reloader.ask(),
-                Ok(Happened::ShardEnded(shard, Err(failure))) => {
+            match self.events.recv_timeout(Duration::from_nanos(left_ns)) {
+                Ok(Event::Started(shard)) => started[usize::from(shard.0)] = true,
+                // Not all shards can answer yet.
+                Ok(Event::ReportRequested | Event::AdminRequest(_) | Event::Latency(..)) => {}
+                Ok(Event::ReloadRequested) => self.reloader.request(),
+                Ok(Event::ShardEnded(shard, Err(failure))) => {
                     return Err(StartupError::Shard(format!("shard {} cannot start: {failure}", shard.0)));
                 }
-                Ok(Happened::ShardEnded(shard, Ok(()))) => {
+                Ok(Event::ShardEnded(shard, Ok(()))) => {
                     return Err(StartupError::Shard(format!("shard {} ended while starting", shard.0)));
                 }
-                Ok(Happened::ThreadEnded(name, reason)) => return Err(StartupError::Thread(name, reason)),
-                Ok(Happened::Signal(name)) => {
-                    return Err(StartupError::Executor(format!("{name} while starting")));
+                Ok(Event::ThreadEnded(name, reason)) => return Err(StartupError::Thread(name, reason)),
+                Ok(Event::StopRequested(name)) => {
+                    return Err(StartupError::Executor(format!("stopped by {name} while starting")));
                 }
-                Ok(Happened::SourceEnded(kind, _)) => {
+                Ok(Event::SourceEnded(kind, _)) => {
                     debug_assert!(false, "source {kind} has not been started");
                 }
                 Err(_) => {
@@ -356,7 +358,7 @@ impl Server {
         self.sources.iter().for_each(RunningSource::stop);
         let give_up_ns = clock::monotonic_ns() + SOURCES_STOP_MS_MAX * 1_000_000;
         while clock::monotonic_ns() < give_up_ns && !self.sources.iter().all(RunningSource::has_ended) {
-            clock::sleep_ns(SOURCES_LOOK_NS);
+            clock::sleep_ns(SOURCES_POLL_NS);
         }
         for source in self.sources.drain(..) {
             match source.has_ended() {
@@ -372,94 +374,94 @@ impl Server {
         for ((source, lanes), status) in config.sources.iter().zip(lanes).zip(&self.source_statuses) {
             let context =
                 SourceContext::new(lanes, status.clone(), self.counters.clone(), StopFlag::default());
-            let happened = self.happened_in.clone();
-            let on_end = move |kind, result| drop(happened.send(Happened::SourceEnded(kind, result)));
+            let event_sender = self.event_sender.clone();
+            let on_end = move |kind, result| drop(event_sender.send(Event::SourceEnded(kind, result)));
             let running = sources::start(source.build(), context, on_end);
             self.sources.push(running.map_err(|error| StartupError::Executor(error.to_string()))?);
         }
         Ok(())
     }
 
-    /// Until the server is to stop: well for a signal, with an error otherwise.
+    /// Handles events until the server must stop: `Ok` for a signal, an error for a failure.
     fn wait(&mut self) -> Result<(), StartupError> {
-        let mut answers: Latencies = self.shards.iter().map(|_| None).collect();
+        let mut latencies: Latencies = self.shards.iter().map(|_| None).collect();
         loop {
             match self.next() {
-                Ok(Happened::ReportAsked) => {
-                    answers.fill_with(|| None);
-                    self.ask_for_report();
+                Ok(Event::ReportRequested) => {
+                    latencies.fill_with(|| None);
+                    self.request_report();
                 }
-                Ok(Happened::Asked(dispatch)) => drop(self.control.send(dispatch)),
-                Ok(Happened::ReloadAsked) => self.reloader.ask(),
-                Ok(Happened::Latency(shard, latency)) => {
-                    answers[usize::from(shard.0)] = Some(latency);
-                    if answers.iter().all(Option::is_some) {
-                        self.print_report(&answers);
-                        answers.fill_with(|| None);
+                Ok(Event::AdminRequest(dispatch)) => drop(self.control.send(dispatch)),
+                Ok(Event::ReloadRequested) => self.reloader.request(),
+                Ok(Event::Latency(shard, latency)) => {
+                    latencies[usize::from(shard.0)] = Some(latency);
+                    if latencies.iter().all(Option::is_some) {
+                        self.print_report(&latencies);
+                        latencies.fill_with(|| None);
                     }
                 }
-                Ok(Happened::Signal(name)) => {
-                    ::log::info!("{name}: stopping; again to end at once");
+                Ok(Event::StopRequested(name)) => {
+                    ::log::info!("{name}: stopping; send the signal again to stop immediately");
                     return Ok(());
                 }
-                Ok(Happened::ShardEnded(shard, result)) => {
+                Ok(Event::ShardEnded(shard, result)) => {
                     let text = match result {
                         Err(failure) => format!("shard {} has failed: {failure}", shard.0),
-                        Ok(()) => format!("shard {} has ended although the server runs", shard.0),
+                        Ok(()) => format!("shard {} has ended while the server runs", shard.0),
                     };
-                    ::log::error!("{text}; the other shards are drained");
+                    ::log::error!("{text}; draining the other shards");
                     return Err(StartupError::Shard(text));
                 }
-                Ok(Happened::ThreadEnded(name, reason)) => return Err(StartupError::Thread(name, reason)),
-                Ok(Happened::SourceEnded(_, Err(error))) => {
+                Ok(Event::ThreadEnded(name, reason)) => return Err(StartupError::Thread(name, reason)),
+                Ok(Event::SourceEnded(_, Err(error))) => {
                     return Err(StartupError::Source(error.to_string()));
                 }
-                Ok(Happened::SourceEnded(kind, Ok(()))) => ::log::debug!("source {kind} ended"),
-                Ok(Happened::Started(_)) => {}
+                Ok(Event::SourceEnded(kind, Ok(()))) => ::log::debug!("source {kind} ended"),
+                Ok(Event::Started(_)) => {}
                 Err(_) => return Err(StartupError::Shard("every thread has ended".into())),
             }
         }
     }
 
-    /// The next thing that happens. Until then the watchdog is fed, and the log told what it left out.
-    fn next(&mut self) -> Result<Happened, RecvError> {
+    /// The next event. Feeds the watchdog and reports suppressed log lines until then.
+    fn next(&mut self) -> Result<Event, RecvError> {
         loop {
-            if let Some(happened) = self.next_within(LOG_TURN_NS)? {
-                return Ok(happened);
+            if let Some(event) = self.next_within(LOG_TURN_NS)? {
+                return Ok(event);
             }
         }
     }
 
-    /// What happens next, if it happens within `wait_ns`.
-    fn next_within(&mut self, wait_ns: u64) -> Result<Option<Happened>, RecvError> {
+    /// The next event, if one arrives within `wait_ns`.
+    fn next_within(&mut self, wait_ns: u64) -> Result<Option<Event>, RecvError> {
         let now_ns = clock::monotonic_ns();
         logging::turn(now_ns);
         self.reloader.turn(&mut self.control);
         let wait_ns = self.feeder.turn(now_ns).unwrap_or(u64::MAX).min(wait_ns);
-        let happened = match self.happened.recv_timeout(Duration::from_nanos(wait_ns)) {
-            Ok(happened) => happened,
+        let event = match self.events.recv_timeout(Duration::from_nanos(wait_ns)) {
+            Ok(event) => event,
             Err(RecvTimeoutError::Timeout) => return Ok(None),
             Err(RecvTimeoutError::Disconnected) => return Err(RecvError),
         };
-        if let Happened::ShardEnded(shard, _) = &happened {
+        if let Event::ShardEnded(shard, _) = &event {
             self.feeder.shard_ended(*shard);
             self.stop.shard_ended(*shard);
             self.shards_ended[usize::from(shard.0)] = true;
         }
-        Ok(Some(happened))
+        Ok(Some(event))
     }
 
-    /// Waits until every shard has ended, at most [`SHARDS_LATE_MS_MAX`] past the drain; operators may still ask. Returns the
-    /// latencies of those that have ended in order, and an error if one has not.
+    /// Waits until every shard has ended, at most [`SHARDS_LATE_MS_MAX`] past the drain. Still passes on admin requests.
+    /// Returns the latencies of the shards that stopped in order, and an error if a shard failed or is stuck.
     fn wait_for_shards(&mut self) -> (Latencies, Result<(), StartupError>) {
         let mut last: Latencies = self.shards.iter().map(|_| None).collect();
         let mut outcome = Ok(());
-        // Time past the drain in which this thread waited. A process that was suspended meanwhile has not waited.
+        // Time past the drain that this thread spent waiting. Time in which the process was suspended does not count.
         let mut late_ns = 0;
         while let Some(stuck) = self.shards_ended.iter().position(|has_ended| !has_ended) {
             let from_ns = clock::monotonic_ns();
-            let happened = match self.next_within(LOG_TURN_NS) {
-                Ok(Some(happened)) => happened,
+            let event = match self.next_within(LOG_TURN_NS) {
+                Ok(Some(event)) => event,
                 Ok(None) if late_ns < SHARDS_LATE_MS_MAX * 1_000_000 => {
                     if from_ns >= self.stop.deadline_ns() {
                         late_ns += (clock::monotonic_ns() - from_ns).min(LOG_TURN_NS);
@@ -472,45 +474,45 @@ impl Server {
                     break;
                 }
             };
-            match happened {
-                Happened::Asked(dispatch) => drop(self.control.send(dispatch)),
-                Happened::Latency(shard, latency) => last[usize::from(shard.0)] = Some(latency),
-                Happened::ShardEnded(shard, Err(failure)) => {
+            match event {
+                Event::AdminRequest(dispatch) => drop(self.control.send(dispatch)),
+                Event::Latency(shard, latency) => last[usize::from(shard.0)] = Some(latency),
+                Event::ShardEnded(shard, Err(failure)) => {
                     let text = format!("shard {} has failed while stopping: {failure}", shard.0);
                     ::log::error!("{text}");
                     outcome = outcome.and(Err(StartupError::Shard(text)));
                 }
-                Happened::ReloadAsked => ::log::info!("SIGHUP: nothing is read again, as the server stops"),
-                // It stops as it is.
-                Happened::ShardEnded(_, Ok(()))
-                | Happened::Signal(_)
-                | Happened::ReportAsked
-                | Happened::Started(_)
-                | Happened::SourceEnded(..)
-                | Happened::ThreadEnded(..) => {}
+                Event::ReloadRequested => ::log::info!("SIGHUP: ignored, because the server is stopping"),
+                // The server is already stopping.
+                Event::ShardEnded(_, Ok(()))
+                | Event::StopRequested(_)
+                | Event::ReportRequested
+                | Event::Started(_)
+                | Event::SourceEnded(..)
+                | Event::ThreadEnded(..) => {}
             }
         }
         (last, outcome)
     }
 
-    /// Asks every shard for its latencies.
-    fn ask_for_report(&mut self) {
-        let happened_in = self.happened_in.clone();
+    /// Requests the latencies of every shard.
+    fn request_report(&mut self) {
+        let event_sender = self.event_sender.clone();
         let request = move |shard: ShardId| {
-            let answer = happened_in.clone();
+            let replies = event_sender.clone();
             ShardRequest::State(ReplySender::always_open(move |state: Box<ShardState>| {
-                drop(answer.send(Happened::Latency(shard, Box::new(state.latency))));
+                drop(replies.send(Event::Latency(shard, Box::new(state.latency))));
             }))
         };
-        let left_out = self.control.send(Dispatch { to: None, request: Box::new(request) });
-        if let Some(shard) = left_out.first() {
-            ::log::warn!("SIGUSR1: shard {} is asked too much: no report; try again", shard.0);
+        let full = self.control.send(Dispatch { to: None, request: Box::new(request) });
+        if let Some(shard) = full.first() {
+            ::log::warn!("SIGUSR1: no report, because shard {} has too many requests; try again", shard.0);
         }
     }
 
-    /// On standard error, whatever the log's level: somebody asked for it.
-    fn print_report(&self, answers: &[Option<Box<Latency>>]) {
-        let answers: Vec<_> = answers
+    /// Prints latencies to standard error, whatever the log level: the operator asked for them.
+    fn print_report(&self, latencies: &[Option<Box<Latency>>]) {
+        let rows: Vec<_> = latencies
             .iter()
             .zip(&self.counters)
             .enumerate()
@@ -518,8 +520,8 @@ impl Server {
                 latency.as_deref().map(|latency| (shard, latency::busy_percent(counters), latency))
             })
             .collect();
-        // A closed standard error must not end a server.
-        let _ = io::stderr().lock().write_all(latency::table(&answers).as_bytes());
+        // A closed standard error must not stop the server.
+        let _ = io::stderr().lock().write_all(latency::table(&rows).as_bytes());
     }
 
     fn log_totals(&self) {

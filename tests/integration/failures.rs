@@ -20,7 +20,7 @@ use tickcast_proto::WireFormat;
 
 use crate::{
     harness::{
-        FREE_PORTS, GUARD, Log, Server, beside_others, collector::publish, eventually,
+        FREE_PORTS, GUARD, Log, Server, Stopped, beside_others, collector::publish, eventually,
         http::get_of_all_shards, tickcast, wait_for_exit,
     },
     startup::run,
@@ -28,7 +28,7 @@ use crate::{
 
 const TWO_SHARDS: [&str; 3] = ["--no-sim", "--shards", "2"];
 
-/// The server under strace, which lets system calls fail. It prints nothing of its own.
+/// Runs the server under strace, which makes system calls fail and prints nothing of its own.
 fn serve_under_strace(options: &[&str]) -> (Option<i32>, String) {
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq", "-o", "/dev/null"]).args(options).arg(env!("CARGO_BIN_EXE_tickcast"));
@@ -57,8 +57,8 @@ fn a_shard_without_its_rings_ends_the_start_with_the_reason() {
     }
 }
 
-/// The server with a limit of locked memory that holds: as a user without privileges if the tests run as root. Each test has
-/// a user of its own, because the kernel adds up all locked memory of a user.
+/// The server with an effective limit of locked memory: if the tests run as root, it runs as a user without privileges. Each
+/// test has a user of its own, because the kernel adds up all locked memory of a user.
 fn serve_with_memlock(user: u32, bytes: u64, file: &File) -> Command {
     let prlimit = ["prlimit".to_owned(), format!("--memlock={bytes}")];
     let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
@@ -66,7 +66,7 @@ fn serve_with_memlock(user: u32, bytes: u64, file: &File) -> Command {
     let setpriv = ["setpriv", &user, "--clear-groups"].map(str::to_owned);
     let words: Vec<String> = setpriv.into_iter().filter(|_| is_root).chain(prlimit).collect();
     let mut command = Command::new(&words[0]);
-    // Through an open file, as the user may not enter the folder of the program.
+    // Through an open file, because the user may not be allowed to enter the program's folder.
     command.args(&words[1..]).arg("/proc/self/fd/0").stdin(Stdio::from(file.try_clone().unwrap()));
     for (name, _) in tickcast().get_envs() {
         command.env_remove(name);
@@ -111,12 +111,20 @@ fn tickcast_check_demands_locked_memory_for_all_shards() {
     assert!(line.contains("memlock limit too low: 614400 bytes"), "{line}");
 }
 
-/// A server that injects a fault, which only a debug build does.
+/// A server with an injected fault, which only a debug build has.
 #[cfg(debug_assertions)]
 fn faulty(fault: &str, options: &[&str]) -> Server {
     let mut command = tickcast();
     command.env("TICKCAST_FAULT", fault).env("RUST_LOG", "info");
     Server::start_command(&mut command, &[&TWO_SHARDS[..], options].concat())
+}
+
+/// Asserts that the server exited with status 1 and logged the reason.
+#[cfg(debug_assertions)]
+#[track_caller]
+fn assert_failed(stopped: &Stopped, reason: &str) {
+    assert_eq!(stopped.code, Some(1), "{}", stopped.log);
+    assert!(stopped.log.contains(reason), "{}", stopped.log);
 }
 
 /// Asks all shards; the answer may be partial, or none if the server ends.
@@ -157,12 +165,11 @@ fn a_shard_that_panics_ends_the_server_and_the_others_are_drained() {
     (0..100).for_each(|_| publish(&mut client, &topic, b"tick"));
     expect_all_ticks(&mut client, &server, &topic);
     let stopped = server.wait();
-    assert_eq!(stopped.code, Some(1), "{}", stopped.log);
-    assert!(stopped.log.contains("shard 1 has failed: it panicked: injected fault"), "{}", stopped.log);
+    assert_failed(&stopped, "shard 1 has failed: it panicked: injected fault");
     assert!(!stopped.log.contains("shard 0 has"), "{}", stopped.log);
 }
 
-/// Lets the fault happen once all ticks are accepted, and expects every one of them and a CLOSING.
+/// Triggers the fault once all ticks are accepted; expects every one of them and a CLOSING.
 #[cfg(debug_assertions)]
 fn expect_all_ticks(client: &mut Client, server: &Server, topic: &str) {
     let mut last = 0;
@@ -190,11 +197,9 @@ fn expect_all_ticks(client: &mut Client, server: &Server, topic: &str) {
 #[cfg(debug_assertions)]
 fn a_shard_that_panics_while_the_server_stops_is_not_waited_for() {
     let _machine = beside_others();
-    // Without the other's end, a shard would wait for it until half of this time has passed.
+    // If shard 0 did not notice the end of shard 1, it would wait for it for half of this time.
     let server = faulty("stop 1 panic", &["--drain-deadline", "1h"]);
-    let stopped = server.stop();
-    assert_eq!(stopped.code, Some(1), "{}", stopped.log);
-    assert!(stopped.log.contains("shard 1 has failed while stopping: it panicked"), "{}", stopped.log);
+    assert_failed(&server.stop(), "shard 1 has failed while stopping: it panicked");
 }
 
 #[test]
@@ -203,9 +208,7 @@ fn a_shard_that_is_stuck_does_not_keep_a_server_that_stops() {
     let _machine = beside_others();
     let server = faulty("control 1 hang", &["--drain-deadline", "0"]);
     ask_shards(&server);
-    let stopped = server.stop();
-    assert_eq!(stopped.code, Some(1), "{}", stopped.log);
-    assert!(stopped.log.contains("shard 1 does not stop: it is stuck"), "{}", stopped.log);
+    assert_failed(&server.stop(), "shard 1 does not stop: it is stuck");
 }
 
 #[test]
@@ -214,19 +217,11 @@ fn an_admin_or_a_signals_thread_that_panics_ends_the_server() {
     let _machine = beside_others();
     let server = faulty("admin 0 panic", &[]);
     drop(TcpStream::connect(server.admin.unwrap()).unwrap());
-    let stopped = server.wait();
-    assert_eq!(stopped.code, Some(1), "{}", stopped.log);
-    assert!(
-        stopped.log.contains("the admin thread has ended: it panicked: injected fault"),
-        "{}",
-        stopped.log
-    );
+    assert_failed(&server.wait(), "the admin thread has ended: it panicked: injected fault");
 
     let server = faulty("signals 0 panic", &[]);
     kill(Pid::from_raw(server.pid() as i32), Signal::SIGUSR1).unwrap();
-    let stopped = server.wait();
-    assert_eq!(stopped.code, Some(1), "{}", stopped.log);
-    assert!(stopped.log.contains("the signals thread has ended: it panicked"), "{}", stopped.log);
+    assert_failed(&server.wait(), "the signals thread has ended: it panicked");
 }
 
 #[test]
@@ -240,9 +235,7 @@ fn a_source_that_panics_ends_the_server_and_one_that_is_stuck_does_not_keep_it()
             &["--shards", "2"],
         )
     };
-    let stopped = start("source 0 panic").wait();
-    assert_eq!(stopped.code, Some(1), "{}", stopped.log);
-    assert!(stopped.log.contains("simulator: panicked: injected fault"), "{}", stopped.log);
+    assert_failed(&start("source 0 panic").wait(), "simulator: panicked: injected fault");
 
     let stopped = start("source 0 hang").stop_cleanly();
     assert!(stopped.log.contains("source simulator does not end"), "{}", stopped.log);

@@ -18,12 +18,12 @@ use tickcast_ecg::{
     synthetic::{self, BPM_HIGHEST, BPM_LOWEST, Synthetic},
 };
 
-/// The name that stands for the synthetic ECG instead of a file.
+/// The record name that selects the synthetic ECG.
 const SYNTHETIC: &str = "synthetic";
 /// Heart rate of the synthetic ECG unless configured, beats per minute.
 const BPM_DEFAULT: f64 = 72.0;
 
-/// After a longer pause (of a stopped process), the batches missed before it are skipped and counted as dropped.
+/// Batches overdue by more than this, because the process was stopped, are dropped and counted.
 const CATCH_UP_NS: u64 = 1_000_000_000;
 /// Interval between two descriptions of the waveform.
 const INFO_NS: u64 = 1_000_000_000;
@@ -63,7 +63,7 @@ impl SourceOptions for Options {
     const FLAGS: Option<Flags> = Some(Flags::of::<Options>(Starts::Beside, "ecg_"));
     const NEXT: Option<(&'static str, &'static str)> = Some(("and for the heart beats", "process ecg"));
 
-    /// The record is read, so that a bad one is reported at the start.
+    /// Reads the record, so that a bad one is reported at the start.
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
         let batch_max = limits::ECG_BATCH_HIGHEST.min(checks.bounds.payload_bytes_max / size_of::<f32>());
         if !(1..=batch_max).contains(&self.batch) {

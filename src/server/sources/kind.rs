@@ -23,7 +23,7 @@ use super::{KINDS, Source};
 
 /// Options of one kind of source, as a `[[source]]` of the file has them.
 ///
-/// A field is a key; its type checks a value by itself, and must be written as it is read. `Default` has the values of keys
+/// A field is a key; its type checks a value on its own, and must be written as it is read. `Default` has the values of keys
 /// that are not set. A field may hold a list or a table, but must not be `#[serde(flatten)]`: the field names are the known keys.
 /// `--print-config` prints values and SIGHUP logs changed ones, so a secret is named by its file or variable, never given.
 pub trait SourceOptions: Serialize + DeserializeOwned + Default {
@@ -35,11 +35,11 @@ pub trait SourceOptions: Serialize + DeserializeOwned + Default {
     const IS_SINGLE: bool = false;
     /// Flags of `tickcast serve` for the first source of the kind; `None`: it is configured by a file only.
     const FLAGS: Option<Flags> = None;
-    /// What a user would do next, and the words of `tickcast` for it.
+    /// A hint for the user's next step, and the arguments of `tickcast` for it.
     const NEXT: Option<(&'static str, &'static str)> = None;
 
-    /// OptionChecks the options against each other and the server's bounds, and makes the source. Called at the start and by a reload.
-    /// Refuses everything that is wrong, not only the first. `None` if no source can be made.
+    /// Checks the options against each other and the server's bounds, and makes the source. Called at the start and by a
+    /// reload. Refuses everything that is wrong, not only the first. `None` if no source can be made.
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured>;
 }
 
@@ -48,10 +48,10 @@ pub trait SourceOptions: Serialize + DeserializeOwned + Default {
 pub enum Starts {
     /// If the file lists no sources and no flag asks for one that runs instead; never with the switch `unless`.
     ByDefault {
-        /// Its id.
+        /// The switch's id.
         unless: &'static str,
     },
-    /// If the flag of its required key is given, and instead of the default source.
+    /// If the flag of its required key is given, instead of the default source.
     Instead,
     /// If the flag of its required key is given, beside the default source.
     Beside,
@@ -62,7 +62,7 @@ pub enum Starts {
 pub struct Flags {
     /// When they start a source.
     pub starts: Starts,
-    /// What the ids of their arguments have before the key. Ids are unique among all options of the server.
+    /// The prefix of their arguments' ids, before the key. Ids are unique among all options of the server.
     pub prefix: &'static str,
     augment: fn(Command) -> Command,
     read: fn(&ArgMatches) -> Result<Table, clap::Error>,
@@ -113,7 +113,7 @@ impl SourceKind {
             flags: T::FLAGS,
             next: T::NEXT,
             keys: field_names::<T>,
-            // Every type of an option has a form in a file, which a test checks for every kind.
+            // Every option type can be written to a file; a test checks this for every kind.
             defaults: || Table::try_from(T::default()).unwrap_or_default(),
             normalized: |table| {
                 Table::try_from(T::deserialize(table)?).map_err(|error| Error::custom(error.to_string()))
@@ -145,7 +145,7 @@ impl SourceKind {
         (self.normalized)(options)
     }
 
-    /// Makes a source of these options, or adds to `checks` why it cannot.
+    /// Makes a source from these options, or adds to `checks` why it cannot.
     pub fn configure(&'static self, options: &Table, checks: &mut OptionChecks) -> Option<SourceConfig> {
         match (self.configure)(options.clone(), checks) {
             Ok(configured) => {
@@ -179,7 +179,7 @@ impl fmt::Debug for SourceKind {
     }
 }
 
-/// What a kind makes of its options.
+/// A source with checked options.
 #[derive(Clone)]
 pub struct Configured {
     pattern: Cow<'static, str>,
@@ -187,7 +187,7 @@ pub struct Configured {
 }
 
 impl Configured {
-    /// A source whose topics match `pattern`. It is cloned to be run; it connects and opens what it needs when it runs.
+    /// Holds a source whose topics match `pattern`. Its clone runs, and connects and opens what it needs only then.
     pub fn new(
         pattern: impl Into<Cow<'static, str>>,
         source: impl Source + Clone + Sync + 'static,
@@ -196,7 +196,7 @@ impl Configured {
     }
 }
 
-/// A source that a server is configured with. Equal to another of the same kind and options.
+/// A configured source. Equal to another of the same kind and options.
 #[derive(Clone)]
 pub struct SourceConfig {
     kind: &'static SourceKind,
@@ -240,8 +240,8 @@ pub struct SourceBounds {
     pub payload_bytes_max: usize,
     /// Topics of the server.
     pub topics_max: usize,
-    /// Whether a file that is read as a whole at the start is read; otherwise it is only looked for. A reload does not read
-    /// it: it may be as long as a day, and no source changes while the server runs.
+    /// Whether to read a file that a source loads as a whole; if not, only its existence is checked. A reload does not read
+    /// it: a record may be a day long, and no source changes while the server runs.
     pub reads_files: bool,
 }
 
@@ -254,7 +254,7 @@ pub struct OptionChecks {
 }
 
 impl OptionChecks {
-    /// No problem so far.
+    /// Starts without a problem.
     pub fn new(bounds: SourceBounds) -> OptionChecks {
         OptionChecks { bounds, refused: Vec::new() }
     }

@@ -1,14 +1,14 @@
-//! The payload of simulated ticks, which measures its own way: `{"at":NANOS,"topic":T,"n":N,"pad":"..."}`.
+//! The payload of simulated ticks, for measuring latency and loss: `{"at":NANOS,"topic":T,"n":N,"pad":"..."}`.
 //!
-//! `at` is when the tick was meant to be sent, `n` numbers the ticks of its topic from 1. Whatever server carries it,
-//! the subscriber reads latency and loss from it: the simulator, the load client and its feeder share this form.
+//! `at` is the intended send time, `n` numbers the ticks of its topic from 1. The subscriber computes latency and
+//! loss from them alone, so any server can be measured: the simulator, the load client and its feeder share this format.
 
 use crate::limits::SIM_SIZE_LOWEST;
 
 /// Longest payload without padding: every number at its longest.
 pub const LONGEST_UNPADDED_BYTES: usize =
     AT.len() + 20 + TOPIC.len() + 10 + N.len() + 20 + PAD.len() + END.len();
-/// Digits read of a number: more could not fit 64 bits.
+/// Most digits of a number that is read: more may not fit 64 bits.
 const DIGITS_MAX: usize = 19;
 
 const AT: &[u8] = b"{\"at\":";
@@ -20,7 +20,7 @@ const END: &[u8] = b"\"}";
 const _: () =
     assert!(LONGEST_UNPADDED_BYTES <= SIM_SIZE_LOWEST, "every simulated payload has the size asked for");
 
-/// What a payload says of its tick.
+/// The numbers in a payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark {
     /// The intended send time, nanoseconds since 1970.
@@ -32,8 +32,8 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// Replaces `payload` by one JSON object of `size_bytes`, or of what the numbers need where that is more: at most
-    /// [`LONGEST_UNPADDED_BYTES`]. No allocation within the capacity.
+    /// Replaces `payload` by one JSON object of `size_bytes`, or longer if the numbers need it: at most
+    /// [`LONGEST_UNPADDED_BYTES`] then. No allocation within the capacity.
     pub fn write(&self, payload: &mut Vec<u8>, size_bytes: usize) {
         let mut digits = itoa::Buffer::new();
         payload.clear();
@@ -48,7 +48,7 @@ impl Mark {
         payload.extend_from_slice(END);
     }
 
-    /// Reads what [`Mark::write`] wrote; `None` for any other bytes. The padding is not looked at.
+    /// Reads what [`Mark::write`] wrote; `None` for any other bytes. The padding is not checked.
     #[inline]
     pub fn read(payload: &[u8]) -> Option<Mark> {
         let (at_ns, rest) = number(payload.strip_prefix(AT)?)?;

@@ -161,7 +161,7 @@ impl Source for Settings {
             if context.is_stopping() {
                 return Ok(());
             }
-            // A file without a single tick would spin.
+            // Repeating a file without a tick would spin.
             if !self.again || progress.ticks == before {
                 let Progress { ticks, bad_lines } = progress;
                 ::log::info!("replay done: {ticks} ticks, {bad_lines} lines skipped");

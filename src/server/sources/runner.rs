@@ -73,7 +73,7 @@ impl RunningSource {
         &self.status
     }
 
-    /// Tells the source to end, without waiting for it. It flushes nothing more than fits the rings.
+    /// Tells the source to end, without waiting for it. It then flushes only what fits the rings.
     pub fn stop(&self) {
         self.stop.set();
     }
@@ -93,7 +93,7 @@ impl RunningSource {
 /// Starts a source on a thread of its own. Calls `on_end` from it when the source has ended, failed or panicked.
 ///
 /// # Errors
-/// Those of the thread's start.
+/// The thread cannot be started.
 pub fn start(
     mut source: Box<dyn Source>,
     mut context: SourceContext,
@@ -101,16 +101,16 @@ pub fn start(
 ) -> io::Result<RunningSource> {
     let (status, stop) = (context.status.clone(), context.stop.clone());
     let kind = status.kind();
-    let of_thread = status.clone();
+    let shared = status.clone();
     let run = move || {
-        of_thread.set_health(Health::Running);
+        shared.set_health(Health::Running);
         let ended = catch_unwind(AssertUnwindSafe(|| {
             fault::at(Place::Source);
             source.run(&mut context)
         }));
         let result = ended
             .unwrap_or_else(|panic| Err(format!("{kind}: panicked: {}", panics::message(&*panic)).into()));
-        of_thread.set_health(match &result {
+        shared.set_health(match &result {
             Ok(()) => Health::Ended,
             Err(error) => Health::Failed(error.to_string()),
         });

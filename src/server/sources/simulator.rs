@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{cli::values::Size, clock, limits};
 
-/// After a longer pause (of a stopped process), the ticks missed before it are skipped and counted as dropped.
+/// Ticks overdue by more than this, because the process was stopped, are dropped and counted.
 const CATCH_UP_NS: u64 = 1_000_000_000;
 /// Shortest sleep. Ticks due within it are published together: at 80,000 ticks/s a sleep for each took a fifth of the core.
 const NAP_LOWEST_NS: u64 = 100_000;
@@ -44,7 +44,7 @@ impl Default for Options {
     }
 }
 
-/// The flags.
+/// The flags: the options, and the switch that turns the simulator off.
 #[derive(Args)]
 #[group(skip)]
 #[command(next_help_heading = "Simulator")]
@@ -112,7 +112,7 @@ struct Settings {
 impl Source for Settings {
     /// Publishes until the server stops. Producer `p` is offset by `p / producers` of its interval, so that all ticks are
     /// evenly spaced: the k-th is due at `k / (producers x rate)` seconds, which is its producer time. Above 10,000
-    /// ticks/s it is published up to `NAP_LOWEST_NS` later, which then counts into every measured latency.
+    /// ticks/s it is published up to `NAP_LOWEST_NS` later, which every measured latency includes.
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
         let per_second = u128::from(self.producers) * u128::from(self.rate);
         let after_ns = |k: u64| (u128::from(k) * 1_000_000_000 / per_second) as u64;

@@ -1,4 +1,4 @@
-//! Opens the listeners that are configured, and says where they listen.
+//! Opens the configured listeners and formats their addresses.
 
 use crate::{
     config::{
@@ -12,11 +12,11 @@ use crate::{
 
 /// The listeners of a server.
 pub(super) struct Opened {
-    /// The operator's.
+    /// The admin listener.
     pub(super) admin: Option<Listening>,
-    /// The clients', in the order of the configuration.
+    /// The listeners for clients, in the order of the configuration.
     pub(super) clients: Vec<Listening>,
-    /// Dropped, the files of Unix sockets are removed.
+    /// The files of Unix sockets, which are removed when this is dropped.
     pub(super) files: Vec<SocketFile>,
     /// The addresses in use, in the order of the configuration.
     pub(super) addresses: Vec<(Kind, Address)>,
@@ -39,7 +39,7 @@ pub(super) fn open(config: &Config, mut passed: Passed) -> Result<Opened, Startu
         }
     }
     match passed.first_left() {
-        Some(unwanted) => Err(StartupError::Passed(unwanted_socket(unwanted))),
+        Some(unclaimed) => Err(StartupError::Passed(unclaimed_socket(unclaimed))),
         None => Ok(opened),
     }
 }
@@ -63,8 +63,8 @@ pub fn words(addresses: &[(Kind, Address)], shards: u16) -> String {
     words.join(" ")
 }
 
-/// Nobody would accept from it, and whoever connects would wait for ever.
-fn unwanted_socket(kind: Kind) -> String {
+/// Describes a passed socket that no listener takes. Nobody would accept from it, and its clients would wait forever.
+fn unclaimed_socket(kind: Kind) -> String {
     let name = kind.option();
     let remedy = match kind {
         Kind::Admin => "leave out --no-admin, or add [[listener]] kind = \"admin\" to the file",

@@ -1,4 +1,4 @@
-//! SIGHUP: reads the configuration again, tells the shards their new limits and the log what has changed.
+//! SIGHUP: reads the configuration again, sends the shards their new limits, and logs what has changed.
 
 use std::sync::Arc;
 
@@ -11,56 +11,56 @@ use crate::{
 use tickcast_core::config::Limits;
 use tickcast_proto::ids::ShardId;
 
-/// Reads the configuration again, and says what is another in it than before.
+/// Reads the configuration again and lists what has changed in it.
 pub type Reload = Box<dyn FnMut() -> Result<(Config, Vec<Change>), StartupError>>;
 
-/// Holds what the shards work within, and what they are still to be told.
+/// Reloads the configuration. Holds the shards' limits, and the shards that have yet to receive them.
 pub struct Reloader {
-    /// `None`: there is no file to be read again.
-    read_again: Option<Reload>,
+    /// `None`: there is no configuration file.
+    read_config: Option<Reload>,
     limits: Arc<Limits>,
     /// The log's filter.
     log: String,
-    /// Shards that could not be asked, their rings being full: they are told as soon as they can be.
-    untold: Vec<ShardId>,
-    /// It was asked for, perhaps while there were no shards yet.
-    is_asked: bool,
+    /// Shards whose control ring was full: they receive the limits as soon as it has room.
+    pending: Vec<ShardId>,
+    /// A reload was requested, perhaps before the shards started.
+    is_requested: bool,
 }
 
 impl Reloader {
-    /// For shards that work within this configuration's limits.
-    pub fn new(read_again: Option<Reload>, config: &Config) -> Reloader {
+    /// Creates a reloader for shards that run with this configuration's limits.
+    pub fn new(read_config: Option<Reload>, config: &Config) -> Reloader {
         let (limits, log) = (Arc::new(config.limits.clone()), config.log.clone());
-        Reloader { read_again, limits, log, untold: Vec::new(), is_asked: false }
+        Reloader { read_config, limits, log, pending: Vec::new(), is_requested: false }
     }
 
-    /// Whether there is something to be read again.
+    /// Whether there is a configuration file to read again.
     pub fn has_a_file(&self) -> bool {
-        self.read_again.is_some()
+        self.read_config.is_some()
     }
 
-    /// To be done as soon as there are shards to be told.
-    pub fn ask(&mut self) {
-        self.is_asked = true;
+    /// Requests a reload. The next [`Reloader::turn`] performs it.
+    pub fn request(&mut self) {
+        self.is_requested = true;
     }
 
-    /// Does what was asked for, and tells shards what they have not been told: to be called now and then.
+    /// Performs a requested reload, and sends the limits to shards that have yet to receive them. Call it regularly.
     pub fn turn(&mut self, control: &mut ControlSender) {
-        if std::mem::take(&mut self.is_asked) {
+        if std::mem::take(&mut self.is_requested) {
             self.reload(control);
         }
-        for shard in std::mem::take(&mut self.untold) {
-            self.tell(Some(shard), control);
+        for shard in std::mem::take(&mut self.pending) {
+            self.send_limits(Some(shard), control);
         }
     }
 
     fn reload(&mut self, control: &mut ControlSender) {
-        let Some(read_again) = &mut self.read_again else {
+        let Some(read_config) = &mut self.read_config else {
             return ::log::info!("SIGHUP: there is no file to be read again (--config)");
         };
-        let (config, changes) = match read_again() {
+        let (config, changes) = match read_config() {
             Ok(read) => read,
-            // It goes on as it was.
+            // The server keeps the configuration it has.
             Err(error) => {
                 return error.to_string().lines().for_each(|line| {
                     ::log::error!("SIGHUP: nothing is changed: {line}");
@@ -68,7 +68,7 @@ impl Reloader {
             }
         };
         let limits = self.limits.with_reloadable_from(&config.limits);
-        let tell = || {
+        let log_all = || {
             log_changes(&changes);
             for line in limits.changes_needing_restart(&config.limits) {
                 ::log::warn!("SIGHUP: {line}");
@@ -76,25 +76,25 @@ impl Reloader {
         };
         logging::set_filter(&config.log);
         if ::log::log_enabled!(::log::Level::Info) {
-            tell();
+            log_all();
         } else {
-            // Whoever reads the log learns why it falls silent.
+            // The old filter lets through why the log falls silent.
             logging::set_filter(&self.log);
-            tell();
+            log_all();
             logging::set_filter(&config.log);
         }
         self.log.clone_from(&config.log);
         if limits != *self.limits {
             self.limits = Arc::new(limits);
-            self.untold.clear();
-            self.tell(None, control);
+            self.pending.clear();
+            self.send_limits(None, control);
         }
     }
 
-    fn tell(&mut self, to: Option<ShardId>, control: &mut ControlSender) {
+    fn send_limits(&mut self, to: Option<ShardId>, control: &mut ControlSender) {
         let limits = self.limits.clone();
         let request = Box::new(move |_| ShardRequest::Reload(limits.clone()));
-        self.untold.extend(control.send(Dispatch { to, request }));
+        self.pending.extend(control.send(Dispatch { to, request }));
     }
 }
 
@@ -116,7 +116,7 @@ mod tests {
     use tickcast_core::mesh::ring::Doorbell;
 
     #[test]
-    fn a_shard_whose_ring_is_full_is_told_later_and_of_the_newest() {
+    fn a_shard_whose_ring_is_full_receives_only_the_newest_limits_later() {
         let bell = Arc::new(Doorbell::new(|| {}));
         let (mut control, mut receivers) = control_channels(&[bell]);
         let close = || ShardRequest::Close(1, ReplySender::always_open(|_| ()));
@@ -126,28 +126,28 @@ mod tests {
         let settings = Settings::read(&["tickcast", "serve"].map(Into::into)).unwrap();
         let config = Config::new(&settings, &[0]).unwrap();
         let mut other = config.clone();
-        let read_again = move || {
+        let read_config = move || {
             other.limits.publish_rate += 1;
             Ok((other.clone(), Vec::new()))
         };
-        let mut reloader = Reloader::new(Some(Box::new(read_again)), &config);
+        let mut reloader = Reloader::new(Some(Box::new(read_config)), &config);
         for _ in 0..2 {
-            reloader.ask();
+            reloader.request();
             reloader.turn(&mut control);
         }
-        let mut told = Vec::new();
-        let mut take_all = |told: &mut Vec<u32>| {
+        let mut received = Vec::new();
+        let mut take_all = |received: &mut Vec<u32>| {
             while let Some(request) = receivers[0].try_recv() {
                 if let ShardRequest::Reload(limits) = request {
-                    told.push(limits.publish_rate);
+                    received.push(limits.publish_rate);
                 }
             }
         };
-        take_all(&mut told);
-        assert!(told.is_empty());
+        take_all(&mut received);
+        assert!(received.is_empty());
         reloader.turn(&mut control);
         reloader.turn(&mut control);
-        take_all(&mut told);
-        assert_eq!(told, [2]);
+        take_all(&mut received);
+        assert_eq!(received, [2]);
     }
 }

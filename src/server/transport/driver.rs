@@ -57,14 +57,14 @@ enum Phase {
 /// A shard's view of a listener for clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientListener {
-    /// What its connections speak.
+    /// The protocol of its connections.
     pub kind: ListenerKind,
     /// Number of shards, if the listener has one socket for all of them: the shard that accepts distributes the
     /// connections. `None`: each shard accepts its own.
     pub distributed_over: Option<u16>,
     /// When to retry after accepting failed.
     retry_ns: Option<u64>,
-    /// The last attempt to accept failed, and a warning was logged.
+    /// Whether the last attempt to accept failed; a warning was logged.
     is_failing: bool,
 }
 
@@ -148,12 +148,12 @@ impl Driver {
 
     /// Runs turns until the server has stopped, and returns the shard's latencies.
     ///
-    /// An idle shard sleeps in the data ring and not in the executor, whose only task this is: one `io_uring_enter` is cheaper
-    /// than glommio's seven and a membarrier (12.3 us of CPU per delivery against 15.3, at 1,000 ticks/s to 10 clients).
-    /// Nor does it ever yield: see `PREEMPT_TIMER`.
+    /// An idle shard sleeps in the data ring, not in the executor: one `io_uring_enter` is cheaper than glommio's seven and a
+    /// membarrier (12.3 us of CPU per delivery against 15.3, at 1,000 ticks/s to 10 clients). The driver, the executor's only
+    /// task, never yields: see `PREEMPT_TIMER`.
     ///
     /// # Errors
-    /// When the data ring or the doorbell has failed for good.
+    /// The data ring or the doorbell has failed for good.
     pub async fn run(mut self) -> io::Result<Latency> {
         let bell = self.bell.clone();
         let mut began_ns = clock::monotonic_ns();
@@ -191,7 +191,7 @@ impl Driver {
         worked |= self.shard.turn(now);
         let sends = self.sends;
         worked |= self.flush(now)?;
-        self.note_latency(self.sends.wrapping_sub(sends) as usize);
+        self.record_latency(self.sends.wrapping_sub(sends) as usize);
         worked |= self.handle_control(now)?;
         worked |= self.actions()?;
         worked |= self.mesh.push_out(&mut self.shard);
@@ -204,8 +204,8 @@ impl Driver {
     }
 
     /// Records the turn's latencies, after its SENDs. The clock is read only if the turn took in ticks.
-    fn note_latency(&mut self, sends: usize) {
-        let ready = self.shard.standing_len();
+    fn record_latency(&mut self, sends: usize) {
+        let ready = self.shard.ready_or_lagging_len();
         let latency = self.shard.latency_mut();
         let now_ns = if sends > 0 && latency.wants_time() { clock::realtime_ns() } else { 0 };
         latency.end_turn(sends, ready, now_ns);
@@ -258,7 +258,8 @@ impl Driver {
                     let listener = &mut self.listeners[listener.0 as usize];
                     if !std::mem::replace(&mut listener.is_failing, true) {
                         ::log::warn!(
-                            "accept: {}: retrying every {ACCEPT_RETRY_MS} ms (raise LimitNOFILE if descriptors ran out)",
+                            "cannot accept connections: {}; retrying every {ACCEPT_RETRY_MS} ms (raise LimitNOFILE if \
+                             descriptors ran out)",
                             io::Error::from_raw_os_error(errno)
                         );
                     }
@@ -321,7 +322,7 @@ impl Driver {
         }
     }
 
-    /// Gives an admitted connection a slot. `None` if the ring did not take it.
+    /// Gives an admitted connection a slot. Returns `None` if the ring refuses the socket.
     fn add(&mut self, socket: OwnedFd, origin: Option<Origin>) -> Option<u32> {
         match self.ring.add(socket) {
             Ok(slot) => {

@@ -10,13 +10,13 @@ const NICE_LOWEST: i32 = 19;
 
 /// Moves the calling thread to the allowed cores that no shard is pinned to.
 ///
-/// If there are none, it gets the lowest priority: whatever the shards leave idle, and a small share of a busy core. Logs what
-/// the kernel refuses, and changes nothing then.
+/// If there are none, it gets the lowest priority: the time that the shards leave idle, and a small share of a busy
+/// core. If the kernel refuses that, logs it and changes nothing.
 pub(super) fn avoid_shard_cores(pinned: &[usize]) {
     // `None` is the calling thread, for setpriority(2) on Linux too.
     let moved = sched_getaffinity(None).map(|allowed| free_cores(&allowed, pinned));
     let has_moved = matches!(moved, Ok(Some(free)) if sched_setaffinity(None, &free).is_ok());
-    // On a machine with more cores than a CpuSet holds the affinity cannot be read: the priority has to do.
+    // On a machine with more cores than a CpuSet holds, the affinity cannot be read; the priority is lowered instead.
     if !has_moved && let Err(error) = setpriority_process(None, NICE_LOWEST) {
         ::log::info!(
             "cannot lower the admin thread's priority: {error}; it competes with the shards on their cores"

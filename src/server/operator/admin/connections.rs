@@ -1,8 +1,8 @@
-//! The connections of the admin listener: how many there may be, and which one goes when another comes.
+//! The connections of the admin listener: bounds their number, and evicts the oldest without a request.
 //!
-//! A connection is accepted at once, whatever others do. Until its request head has arrived it may be evicted: the oldest goes
-//! when there are too many. After that it is answered: at once if no shard is involved, otherwise within a bound of its own. So
-//! neither silent connections nor slow requests keep anybody from `/healthz`.
+//! A connection is always accepted at once. Until its request head has arrived it may be evicted: if there are too many,
+//! the oldest is. After that it is answered: at once if no shard is involved, otherwise if at most [`ADMIN_SERVED_MAX`]
+//! such requests are open. So neither silent connections nor slow requests block `/healthz`.
 
 use std::{
     collections::VecDeque,
@@ -70,17 +70,17 @@ impl Connections {
 pub(super) struct Connection {
     all: Arc<Connections>,
     number: u64,
-    /// Held from its head on, if shards are involved.
+    /// Held since its head arrived, if shards are involved.
     permit: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 impl Connection {
-    /// Its request head has arrived: it is not evicted any more.
+    /// Its request head has arrived: it is no longer evicted.
     pub(super) fn head_arrived(&self) {
         self.all.headless().tasks.retain(|(number, _)| *number != self.number);
     }
 
-    /// Makes it one of those that involve shards, until it ends. Returns `false` if there are too many.
+    /// Counts it among the connections that involve shards, until it ends. Returns `false` if there are too many.
     pub(super) fn begin_service(&self) -> bool {
         let permit = self.all.served.clone().try_acquire_owned().ok();
         let is_served = permit.is_some();

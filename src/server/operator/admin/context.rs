@@ -17,7 +17,7 @@ pub struct ServerHandles {
     pub shards: Vec<(usize, Arc<Counters>)>,
     /// The server's own sources.
     pub sources: Vec<SourceStatus>,
-    /// Passes a request on to the shards without blocking. Drops it where nothing can pass it on.
+    /// Passes a request on to the shards without blocking. Drops it if the main thread has ended.
     pub dispatch: Box<dyn Fn(Dispatch) + Send + Sync>,
 }
 

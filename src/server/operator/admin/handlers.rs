@@ -38,7 +38,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// When a client that got 503 should try again.
 const RETRY_AFTER_SECONDS: &str = "1";
 
-/// A response before it becomes hyper's.
+/// A response before its conversion to hyper's type.
 struct Reply {
     status: u16,
     content_type: &'static str,

@@ -63,7 +63,7 @@ pub struct AdminListener {
 
 impl AdminListener {
     /// Serves on a listening socket, in stage [`Stage::Starting`]. Calls `on_failure` from the admin thread, with the reason,
-    /// should it end before it is stopped.
+    /// if it ends before it is stopped.
     ///
     /// # Errors
     /// Errors of epoll(7), eventfd(2) and of starting the thread.
@@ -177,7 +177,7 @@ async fn accept(listener: Listener, context: Arc<AdminContext>) {
                 if connections.begin(spawn) {
                     ::log::debug!("--admin: too many connections without a request, the oldest is closed");
                 }
-                // Lets it read what has arrived: many connections come at once, and a request is no reason for eviction.
+                // Lets it read its request: otherwise a burst of connections would evict it with its request unread.
                 yield_now().await;
             }
             Err(error) => {

@@ -120,6 +120,27 @@ impl Writer {
         let _ = writeln!(self.0, "{end} {value}");
     }
 
+    /// Writes one histogram of a family. `buckets` are upper bounds in microseconds with their cumulative counts.
+    fn histogram(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &dyn Display)],
+        buckets: impl Iterator<Item = (u64, u64)>,
+        sum_seconds: f64,
+        total: u64,
+    ) {
+        let bucket_name = format!("{name}_bucket");
+        let mut bucket = |bound: &dyn Display, count: u64| {
+            self.sample(&bucket_name, &[labels, &[("le", bound)]].concat(), count);
+        };
+        for (bound_us, count) in buckets {
+            bucket(&(bound_us as f64 / 1e6), count);
+        }
+        bucket(&"+Inf", total);
+        self.sample(&format!("{name}_sum"), labels, sum_seconds);
+        self.sample(&format!("{name}_count"), labels, total);
+    }
+
     /// A family with one sample; nothing if the value is unknown.
     fn single(&mut self, name: &str, kind: &str, help: &str, value: Option<impl Display>) {
         if let Some(value) = value {
@@ -184,7 +205,7 @@ fn counters(scrape: &Scrape<'_>, writer: &mut Writer) {
     }
 }
 
-/// Of every shard: the histogram is read like a counter, so a shard that hangs is in it with the turns before.
+/// Covers every shard: the histogram is read like a counter, so a shard that hangs still shows its earlier turns.
 fn turns(scrape: &Scrape<'_>, writer: &mut Writer) {
     const NAME: &str = "tickcast_turn_seconds";
     writer.family(
@@ -194,14 +215,9 @@ fn turns(scrape: &Scrape<'_>, writer: &mut Writer) {
     );
     for ShardSample { shard, counters, .. } in scrape.shards {
         let (counts, turns) = counters.turn_times().cumulative();
-        for (bound_us, count) in turn_times::BOUNDS_US.iter().zip(counts) {
-            let bound = *bound_us as f64 / 1e6;
-            writer.sample(&format!("{NAME}_bucket"), &[("shard", shard), ("le", &bound)], count);
-        }
-        writer.sample(&format!("{NAME}_bucket"), &[("shard", shard), ("le", &"+Inf")], turns);
+        let buckets = turn_times::BOUNDS_US.into_iter().zip(counts);
         let busy_seconds = counters.value(Counter::BusyNs) as f64 / 1e9;
-        writer.sample(&format!("{NAME}_sum"), &[("shard", shard)], busy_seconds);
-        writer.sample(&format!("{NAME}_count"), &[("shard", shard)], turns);
+        writer.histogram(NAME, &[("shard", shard)], buckets, busy_seconds, turns);
     }
 }
 
@@ -259,17 +275,9 @@ fn latencies(scrape: &Scrape<'_>, writer: &mut Writer) {
     for (shard, state) in shard_states(scrape) {
         for until in Until::ALL {
             let histogram = state.latency.histogram(until);
-            let until = until.name();
-            let (bucket, sum, count) =
-                (format!("{NAME}_bucket"), format!("{NAME}_sum"), format!("{NAME}_count"));
-            let labels: [(&str, &dyn Display); 2] = [("shard", &shard), ("until", &until)];
-            for (bound_us, count) in LATENCY_BOUNDS_US.iter().zip(cumulative_counts(histogram)) {
-                let bound = *bound_us as f64 / 1e6;
-                writer.sample(&bucket, &[labels[0], labels[1], ("le", &bound)], count);
-            }
-            writer.sample(&bucket, &[labels[0], labels[1], ("le", &"+Inf")], histogram.len());
-            writer.sample(&sum, &labels, sum_us(histogram) as f64 / 1e6);
-            writer.sample(&count, &labels, histogram.len());
+            let labels: [(&str, &dyn Display); 2] = [("shard", &shard), ("until", &until.name())];
+            let buckets = LATENCY_BOUNDS_US.into_iter().zip(cumulative_counts(histogram));
+            writer.histogram(NAME, &labels, buckets, sum_us(histogram) as f64 / 1e6, histogram.len());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! When a shard batches, spins and sleeps, and what its time went into.
+//! Decides when a shard batches, spins and sleeps, and accounts for its time.
 
 use std::io;
 
@@ -15,7 +15,7 @@ pub struct Pacing {
     pub spin_ns: u64,
 }
 
-/// Consecutive turns that serve one set of ready sessions, because it is more than one turn serves.
+/// Consecutive turns that serve one set of ready sessions: several if the set exceeds a turn's budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Round {
     /// Start of its first turn.
@@ -56,14 +56,15 @@ impl Driver {
     }
 
     /// Once a round is complete, sleeps until the latency budget since its start is used up, so that ticks arriving meanwhile
-    /// leave together. Operators' requests are handled in that time. The first tick after a pause is not delayed. The
+    /// leave together. Handles operators' requests in that time. The first tick after a pause is not delayed. The
     /// doorbell is not armed meanwhile, so producers pay for no wake-up.
     pub(super) fn pace(&mut self, began_ns: u64, sends: usize) -> io::Result<()> {
         let budget_ns = self.pacing.latency_budget_ns;
         if self.phase != Phase::Running || budget_ns == 0 {
             return Ok(());
         }
-        let (round, ends) = Round::after(self.round.take(), began_ns, sends, self.shard.standing_len());
+        let (round, ends) =
+            Round::after(self.round.take(), began_ns, sends, self.shard.ready_or_lagging_len());
         let Some(round) = round else { return Ok(()) };
         if !ends {
             self.round = Some(round);

@@ -11,7 +11,7 @@ use tickcast_proto::ids::ShardId;
 
 /// Log lines about slow turns, per shard.
 const LINES_PER_SECOND: u32 = 1;
-/// What a line says of a slow turn: what these counted in it. Reading them costs a load and a store each a turn.
+/// Counters whose changes in a slow turn are logged. Each costs a load and a store per turn.
 const REPORTED: [Counter; 14] = [
     Counter::RingEvents,
     Counter::BytesReceived,
@@ -44,7 +44,8 @@ impl Default for TurnWatch {
 }
 
 impl TurnWatch {
-    /// Records a turn that worked `busy_ns` and ended at `now_ns` (CLOCK_MONOTONIC). A turn that only busy-polled is not counted.
+    /// Records a turn that was busy for `busy_ns` and ended at `now_ns` (CLOCK_MONOTONIC). A turn that only busy-polled is
+    /// not counted.
     pub(super) fn end_turn(&mut self, shard: ShardId, busy_ns: u64, now_ns: u64, counters: &Counters) {
         if busy_ns == 0 {
             return;
@@ -62,7 +63,8 @@ impl TurnWatch {
         }
     }
 
-    /// The line to log after a turn, of this length if it was slow: at most one a second. It says how many slow turns had none.
+    /// The line to log after a turn, at most one per second. `slow_ns` is the turn's length if it was slow. The line also
+    /// says how many slow turns were not logged.
     fn line(&mut self, slow_ns: Option<u64>, now_ns: u64, counters: &Counters) -> Option<String> {
         let suppressed = self.limiter.poll_suppressed(now_ns).map(|(_, lines)| lines);
         if slow_ns.is_none() && suppressed.is_none() || !self.limiter.admit(0, now_ns) {
