@@ -71,7 +71,7 @@ impl Load {
             next: 0,
         };
         for slot in 0..sessions {
-            load.connect(slot, encoding);
+            load.connect(slot, encoding, ">");
         }
         for _ in 0..topics {
             load.publish();
@@ -80,12 +80,16 @@ impl Load {
         load
     }
 
-    fn connect(&mut self, slot: u32, encoding: WireFormat) {
+    /// Connects a session, and subscribes it to a pattern.
+    ///
+    /// # Panics
+    /// If it is not acknowledged.
+    pub fn connect(&mut self, slot: u32, encoding: WireFormat, pattern: &str) -> Connection {
         let listener =
             if encoding == WireFormat::TCP_NATIVE { ListenerKind::Native } else { ListenerKind::Http };
         self.shard.handle_accept(SlotId(slot), listener, self.now);
         let mut client = Connection::new(&ConnectOptions::new(encoding));
-        let subscribed = client.subscribe(">");
+        let subscribed = client.subscribe(pattern);
         assert!(subscribed.is_ok(), "{subscribed:?}");
         for _ in 0..HANDSHAKE_TURNS_MAX {
             let output = client.poll_transmit().to_vec();
@@ -98,7 +102,7 @@ impl Load {
             });
             while let Ok(Some(event)) = client.poll_event() {
                 if let Event::Subscribed { .. } = event {
-                    return;
+                    return client;
                 }
             }
         }

@@ -3,6 +3,7 @@
 //! CPU time is noisy on a shared machine, so compare only runs on one machine, one directly after the other. Each module
 //! says what an iteration is: a tick, a delivery, a frame or an entry, never a batch of them.
 
+mod control;
 mod decode;
 mod egress;
 mod encode;
@@ -24,5 +25,6 @@ fn main() {
     timers::bench(&mut criterion);
     decode::bench(&mut criterion);
     keep::bench(&mut criterion);
+    control::bench(&mut criterion);
     criterion.final_summary();
 }

@@ -121,7 +121,7 @@ pub const TURN_INPUT_BYTES: usize = 256 << 10;
 /// Bytes of waiting input that one session has processed before the next has its turn: some hundred ticks.
 pub const INPUT_QUANTUM_BYTES: u32 = 16 << 10;
 /// Units of control work (subscriptions that go live, change or end) that a shard does for its sessions in one turn. A unit
-/// is one topic or membership visited, 30 to 100 ns; a topic joined or left takes eight.
+/// is one topic or membership visited; a topic joined or left takes 32 more. About 0.7 ms (bench/micro/control.rs).
 pub const TURN_CONTROL_UNITS: usize = 32 << 10;
 /// Units of control work that one session does before the next has its turn.
 pub const CONTROL_QUANTUM_UNITS: u32 = 2 << 10;
@@ -130,7 +130,7 @@ pub const JOINS_ACTIVE_MAX: usize = 16;
 /// Units of work for sessions that have ended and leave their topics, in one turn.
 pub const TURN_DEPARTURE_UNITS: usize = 16 << 10;
 /// Units of work that a home's interest walk does in one turn: one for each topic, one for each node of the pattern trie
-/// that a topic is compared with. A unit takes 20 to 60 ns.
+/// that a topic is compared with. About 0.3 ms (bench/micro/control.rs).
 pub const TURN_INTEREST_UNITS: usize = 8 << 10;
 /// Changed patterns that an interest walk remembers, to skip the topics that match none of them.
 pub const INTEREST_RECENT_MAX: usize = 8;

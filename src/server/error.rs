@@ -25,6 +25,8 @@ pub enum StartupError {
     Admin(io::Error),
     /// A thread or executor cannot be created.
     Executor(String),
+    /// A signal stopped the server while it was starting: its name.
+    StoppedAtStart(&'static str),
     /// A source cannot continue.
     Source(String),
     /// Shards have failed: which ones and why.
@@ -71,6 +73,8 @@ impl StartupError {
     pub fn exit_status(&self) -> u8 {
         match self {
             StartupError::Configuration(_) => EXIT_CONFIGURATION,
+            // As it was asked to: for a service manager, this is not a failure.
+            StartupError::StoppedAtStart(_) => 0,
             _ => EXIT_FAILED,
         }
     }
@@ -112,6 +116,9 @@ impl fmt::Display for StartupError {
             }
             StartupError::Admin(error) => {
                 write!(f, "cannot start the admin listener: {error}; --no-admin starts the server without it")
+            }
+            StartupError::StoppedAtStart(signal) => {
+                write!(f, "{signal}: stopped before the start was complete")
             }
             StartupError::Executor(text) => write!(f, "cannot start a shard: {text}"),
             StartupError::Source(text) => write!(f, "{text}"),

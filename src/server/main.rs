@@ -27,7 +27,8 @@ fn main() -> ExitCode {
     let result = match Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit()).0.command {
         Command::Serve(_) => {
             let Err(error) = serve() else { return ExitCode::SUCCESS };
-            error.to_string().lines().for_each(|line| log::error!("{line}"));
+            let level = if error.exit_status() == 0 { log::Level::Info } else { log::Level::Error };
+            error.to_string().lines().for_each(|line| log::log!(level, "{line}"));
             return ExitCode::from(error.exit_status());
         }
         Command::Sub(args) => commands::subscribe(&args).map_err(|error| error.to_string()),
@@ -70,7 +71,7 @@ fn serve() -> Result<(), StartupError> {
     }
     let from_file = settings.have_a_file();
     let mut before = settings;
-    let read_again = move || -> Result<_, StartupError> {
+    let read_config = move || -> Result<_, StartupError> {
         // The command line was valid at the start; only the file may have changed.
         let settings = Settings::read(&words).map_err(|error| StartupError::Executor(error.to_string()))?;
         settings.warnings.iter().for_each(|warning| log::warn!("SIGHUP: {warning}"));
@@ -80,7 +81,7 @@ fn serve() -> Result<(), StartupError> {
         before = settings;
         Ok((config, changes))
     };
-    let reload = from_file.then_some(Box::new(read_again) as Reload);
+    let reload = from_file.then_some(Box::new(read_config) as Reload);
     supervisor::run(&config, passed, |addresses| announce(&config, addresses), reload)
 }
 

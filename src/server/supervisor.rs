@@ -336,7 +336,7 @@ impl Server {
                 }
                 Ok(Event::ThreadEnded(name, reason)) => return Err(StartupError::Thread(name, reason)),
                 Ok(Event::StopRequested(name)) => {
-                    return Err(StartupError::Executor(format!("stopped by {name} while starting")));
+                    return Err(StartupError::StoppedAtStart(name));
                 }
                 Ok(Event::SourceEnded(kind, _)) => {
                     debug_assert!(false, "source {kind} has not been started");

@@ -56,14 +56,14 @@ impl Reloader {
 
     fn reload(&mut self, control: &mut ControlSender) {
         let Some(read_config) = &mut self.read_config else {
-            return ::log::info!("SIGHUP: there is no file to be read again (--config)");
+            return ::log::info!("SIGHUP: nothing to reload: the server was started without --config");
         };
         let (config, changes) = match read_config() {
             Ok(read) => read,
             // The server keeps the configuration it has.
             Err(error) => {
                 return error.to_string().lines().for_each(|line| {
-                    ::log::error!("SIGHUP: nothing is changed: {line}");
+                    ::log::error!("SIGHUP: nothing changed: {line}");
                 });
             }
         };
