@@ -4,12 +4,14 @@ pub mod declared;
 mod delivery;
 pub mod file;
 pub mod listener;
+pub mod networks;
 pub mod reload;
 pub mod settings;
 
 pub use self::listener::SocketBounds;
 use self::{
     listener::{Kind, Listener, ListenerTable},
+    networks::Networks,
     settings::Settings,
 };
 use crate::{
@@ -42,6 +44,8 @@ pub struct Config {
     pub clients_max: Option<usize>,
     /// Maximum number of connections from one address; 0: no limit.
     pub clients_per_source_max: u32,
+    /// Networks without a limit per address.
+    pub unlimited_sources: Networks,
     /// New connections per second, all shards together; 0: no limit.
     pub accept_rate: u32,
     /// Bounds of the core.
@@ -164,6 +168,7 @@ impl Checks<'_> {
             log: server.log.clone(),
             clients_max: limits.max_clients,
             clients_per_source_max: limits.max_clients_per_source,
+            unlimited_sources: limits.unlimited_sources.clone(),
             accept_rate: limits.accept_rate,
             // Room for two of the longest mesh frames.
             mesh_ring_bytes: limits

@@ -231,7 +231,8 @@ fn start(
         event_sender: event_sender.clone(),
         shards_ended: vec![false; usize::from(config.shards)],
     };
-    let counts = ConnectionCounts::new(clients_max, config.clients_per_source_max);
+    let counts =
+        ConnectionCounts::new(clients_max, config.clients_per_source_max, config.unlimited_sources.clone());
     let handovers = handover_lanes(&bells);
     let epoch = clock::realtime_ns();
     let accepting: Vec<ClientListener> = clients

@@ -102,7 +102,8 @@ fn refused_connections_release_their_descriptors() {
 #[test]
 fn an_address_at_its_connection_limit_gets_429_or_3504_and_others_are_served() {
     let _machine = beside_others();
-    let server = Server::start(&["--max-clients-per-source", "3", "--shards", "4"]);
+    let limit = ["--max-clients-per-source", "3", "--unlimited-sources", "127.0.0.3,::1"];
+    let server = Server::start(&[&limit[..], &["--shards", "4"]].concat());
     let mut held: Vec<Peer> = (0..3)
         .map(|n| {
             let native = n % 2 == 0;
@@ -121,6 +122,10 @@ fn an_address_at_its_connection_limit_gets_429_or_3504_and_others_are_served() {
         drop(other);
         eventually("the other is gone", || server.connections() == 3);
     }
+    let mut proxied: Vec<Peer> = (0..5).map(|_| knock(&server, "127.0.0.3", true)).collect();
+    proxied.iter_mut().for_each(|peer| assert_served(peer, true));
+    drop(proxied);
+    eventually("the proxied are gone", || server.connections() == 3);
     held.pop();
     eventually("another is served", || {
         knock(&server, "127.0.0.1", true).frame().unwrap().kind == frames::WELCOME

@@ -106,7 +106,7 @@ fn clients_of_every_listener_get_the_same_ticks_and_unix_sockets_have_no_limit_p
          [[listener]]\nkind = \"http\"\naddress = \"127.0.0.1:0\"\n\
          [[listener]]\nkind = \"native\"\naddress = \"unix:{}\"\nmode = \"0600\"\n\
          [[listener]]\nkind = \"http\"\naddress = \"unix:{}\"\n\
-         [limits]\nmax_clients_per_source = 1\n",
+         [limits]\nmax_clients_per_source = 1\nunlimited_sources = \"none\"\n",
         native_path.display(),
         http_path.display(),
     );

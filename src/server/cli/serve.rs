@@ -10,7 +10,11 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use super::values::{Size, Time};
-use crate::{config::listener::Address, limits, logging, sources::kind::SourceFlags};
+use crate::{
+    config::{listener::Address, networks::Networks},
+    limits, logging,
+    sources::kind::SourceFlags,
+};
 
 /// Keys of the options that a reload changes without a restart.
 pub const LIVE: [&str; 17] = [
@@ -142,6 +146,9 @@ pub struct LimitOptions {
     /// Connections from one IPv4 address or IPv6 /64 network; 0: no limit; the page needs up to 13
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_clients_per_source: u32,
+    /// Networks that --max-clients-per-source does not limit: put proxies here; none: it limits all
+    #[arg(long, value_name = "NETWORK,...", default_value = Networks::LOOPBACK)]
+    pub unlimited_sources: Networks,
     /// New connections per second, divided among the shards; 0: no limit; the page needs 13
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub accept_rate: u32,

@@ -159,7 +159,7 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(Time, Size, Speed, Mode, crate::config::listener::Address);
+as_text!(Time, Size, Speed, Mode, crate::config::listener::Address, crate::config::networks::Networks);
 
 #[cfg(test)]
 mod tests {

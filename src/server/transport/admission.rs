@@ -15,7 +15,10 @@ use std::{
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use socket2::SockRef;
 
-use crate::limits::{REFUSED_LINGER_MS, REFUSED_LINGERING_MAX, REFUSED_RETRY_AFTER_S};
+use crate::{
+    config::networks::Networks,
+    limits::{REFUSED_LINGER_MS, REFUSED_LINGERING_MAX, REFUSED_RETRY_AFTER_S},
+};
 use tickcast_core::{
     admission::{Bucket, Origin, Origins, Pace, Refusal},
     shard::ListenerKind,
@@ -38,14 +41,17 @@ pub struct ConnectionCounts {
     clients_max: usize,
     /// `None`: connections are neither limited nor counted by origin.
     origins: Option<Arc<Mutex<Origins>>>,
+    /// Not limited either: everyone behind a proxy has one address.
+    unlimited: Arc<Networks>,
 }
 
 impl ConnectionCounts {
-    /// Allows at most `clients_max` connections, and `clients_per_source_max` from each address; 0: no limit per address.
-    pub fn new(clients_max: usize, clients_per_source_max: u32) -> ConnectionCounts {
+    /// Allows at most `clients_max` connections, and `clients_per_source_max` from each address that is not in `unlimited`;
+    /// 0: no limit per address.
+    pub fn new(clients_max: usize, clients_per_source_max: u32, unlimited: Networks) -> ConnectionCounts {
         let origins =
             (clients_per_source_max > 0).then(|| Arc::new(Mutex::new(Origins::new(clients_per_source_max))));
-        ConnectionCounts { connections: Arc::default(), clients_max, origins }
+        ConnectionCounts { connections: Arc::default(), clients_max, origins, unlimited: Arc::new(unlimited) }
     }
 }
 
@@ -101,7 +107,8 @@ impl Admission {
         }
         // A peer that is gone already has no address; its first receive fails.
         let address = self.counts.origins.is_some().then(|| SockRef::from(socket).peer_addr().ok()).flatten();
-        let origin = address.and_then(|address| address.as_socket()).map(|address| Origin::of(address.ip()));
+        let address = address.and_then(|address| address.as_socket()).map(|address| address.ip());
+        let origin = address.filter(|&address| !self.counts.unlimited.contain(address)).map(Origin::of);
         if let Some(origin) = origin
             && self.origin_counts().is_some_and(|mut origins| !origins.enter(origin))
         {
@@ -217,7 +224,7 @@ mod tests {
     }
 
     fn admission(clients_max: usize, per_source: u32, accept_rate: u32) -> Admission {
-        Admission::new(ConnectionCounts::new(clients_max, per_source), accept_rate, 1)
+        Admission::new(ConnectionCounts::new(clients_max, per_source, Networks::default()), accept_rate, 1)
     }
 
     #[test]
@@ -238,9 +245,21 @@ mod tests {
     }
 
     #[test]
+    fn an_unlimited_source_is_not_counted() {
+        let (_peer, socket) = pair();
+        let counts = ConnectionCounts::new(9, 1, Networks::LOOPBACK.parse().unwrap());
+        let mut admission = Admission::new(counts, 0, 1);
+        for slot in 0..3 {
+            let origin = admission.admit(&socket, 1).unwrap();
+            assert_eq!(origin, None);
+            admission.assign(slot, origin);
+        }
+    }
+
+    #[test]
     fn a_connection_that_is_handed_over_is_counted_once() {
         let (_peer, socket) = pair();
-        let counts = ConnectionCounts::new(9, 1);
+        let counts = ConnectionCounts::new(9, 1, Networks::default());
         let mut shards = [Admission::new(counts.clone(), 0, 2), Admission::new(counts.clone(), 0, 2)];
         let origin = shards[0].admit(&socket, 1).unwrap();
         shards[0].assign(4, origin);

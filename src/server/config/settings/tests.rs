@@ -341,6 +341,7 @@ fn other(declared: &Declared) -> String {
         ("history", _) => "a.*=9:100B:5s",
         (_, "ADDRESS") => "unix:/run/x.sock",
         (_, "N" | "BPM" | "LIST") => "7",
+        (_, "NETWORK,...") => "10.0.0.0/8,::1",
         (_, "TIME") => "7s",
         (_, "SIZE") => "7KiB",
         (_, "FACTOR") => "max",
