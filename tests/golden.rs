@@ -4,11 +4,12 @@ use tickcast_proto::{
     ErrorCode, Step, WireFormat,
     codec::{MessageType, json},
     command::{Command, encode_request},
-    frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, HeaderFields, Kind, TickParts},
+    features::Features,
+    frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, HeaderFields, HelloParts, Kind, TickParts},
     framing::websocket,
     ids::{Sequence, TopicId},
-    records::{Hello, Publish, Resume, Subscribe, TickTimes, Token},
-    reply::{Reply, SERVER},
+    records::{LinkedTickTimes, Publish, Request, Resume, Subscribe, TickTimes, Token},
+    reply::{NotRecovered, Reply, SERVER, Skipped, SourceState},
     subscription::{Delivery, Position, StartPosition},
 };
 
@@ -51,24 +52,12 @@ fn text(reply: &Reply<'_>) -> String {
 #[test]
 fn requests_encode_to_the_golden_bytes() {
     let mut out = Vec::new();
-    frame::encode(
-        &mut out,
-        Kind::Hello,
-        HeaderFields::default(),
-        &Hello { request: 1, ..Hello::default() },
-        &[b"app"],
-    );
+    let hello = HelloParts { request: 1, client: "me", name: "app", features: Features::COUNTS };
+    frame::encode_hello(&mut out, &hello);
     check(
         &out,
-        "30000000 7463 01 00  0100 0800 03000000  0000000000000000  00000000 00000000
-         01000000 00000000 \"app\" 0000000000",
-    );
-    out.clear();
-    frame::encode_hello(&mut out, 1, "me", "app");
-    check(
-        &out,
-        "30000000 7463 01 00  0100 0800 05000000  0000000000000000  00000000 00000000
-         01000000 0200 0000 \"meapp\" 000000",
+        "40000000 7463 01 00  0100 1000 05000000  0000000000000000  00000000 00000000
+         01000000 0200 0000 0800000000000000 \"meapp\" 0000000000000000000000",
     );
     out.clear();
     encode_request(&mut out, Kind::Subscribe, 2, "a.>");
@@ -132,7 +121,8 @@ fn requests_encode_to_the_golden_bytes() {
 
 #[test]
 fn replies_encode_to_the_golden_bytes() {
-    let welcome = Reply::Welcome { request: 1, epoch: 0x0a, session: 0x0b, frame_bytes_max: 0x40000 };
+    let (epoch, session, frame_bytes_max) = (0x0a, 0x0b, 0x40000);
+    let welcome = Reply::Welcome { request: 1, epoch, session, frame_bytes_max, features: None };
     assert_eq!(SERVER.len(), 14, "the dump below has its length");
     check(
         &native(&welcome),
@@ -200,8 +190,9 @@ fn ticks_and_announcements_encode_to_the_golden_bytes() {
          0100000000000000 0200000000000000 0700000000000000 \"{}\" 000000000000",
     );
     let mut skipped = Vec::new();
-    frame::encode_skipped(&mut skipped, Kind::Conflated, TopicId(5), 3, 9);
-    frame::encode_skipped(&mut skipped, Kind::Gap, TopicId(5), 3, 9);
+    let range = Skipped { topic: TopicId(5), name: "a.b", from: 3, to: 9, count: None };
+    Reply::Conflated(range).encode(WireFormat::TCP_NATIVE, &mut skipped);
+    Reply::Gap(range).encode(WireFormat::TCP_NATIVE, &mut skipped);
     check(
         &skipped,
         "30000000 7463 01 00  4700 1000 00000000  0000000000000000  05000000 00000000
@@ -209,8 +200,14 @@ fn ticks_and_announcements_encode_to_the_golden_bytes() {
          30000000 7463 01 00  4800 1000 00000000  0000000000000000  05000000 00000000
          0300000000000000 0900000000000000",
     );
-    let recovered =
-        Reply::Recovered { topic_id: 5, name: "a.b", epoch: 0x0a, sequence: 0x0b, recovered: true };
+    let recovered = Reply::Recovered {
+        topic_id: 5,
+        name: "a.b",
+        epoch: 0x0a,
+        sequence: 0x0b,
+        recovered: true,
+        reason: None,
+    };
     skipped.clear();
     recovered.encode(WireFormat::TCP_NATIVE, &mut skipped);
     check(
@@ -248,7 +245,8 @@ fn ticks_and_announcements_encode_to_the_golden_bytes() {
 
 #[test]
 fn json_replies_encode_as_specified() {
-    let welcome = Reply::Welcome { request: 1, epoch: 10, session: 11, frame_bytes_max: 262_144 };
+    let (epoch, session, frame_bytes_max) = (10, 11, 262_144);
+    let welcome = Reply::Welcome { request: 1, epoch, session, frame_bytes_max, features: None };
     assert_eq!(
         text(&welcome),
         format!(
@@ -262,15 +260,22 @@ fn json_replies_encode_as_specified() {
         ),
         (Reply::Unsubscribed { request: 3, pattern: "b" }, r#"{"op":"unsubscribed","id":3,"pattern":"b"}"#),
         (
-            Reply::Recovered { topic_id: 5, name: "d.x", epoch: 10, sequence: 20, recovered: true },
+            Reply::Recovered {
+                topic_id: 5,
+                name: "d.x",
+                epoch: 10,
+                sequence: 20,
+                recovered: true,
+                reason: None,
+            },
             r#"{"op":"recovered","topic":"d.x","epoch":10,"sequence":20,"recovered":true}"#,
         ),
         (
-            Reply::Conflated { topic: TopicId(5), name: "c", from: 3, to: 9 },
+            Reply::Conflated(Skipped { topic: TopicId(5), name: "c", from: 3, to: 9, count: None }),
             r#"{"op":"conflated","topic":"c","from":3,"to":9}"#,
         ),
         (
-            Reply::Gap { topic: TopicId(5), name: "d.x", from: 21, to: 40 },
+            Reply::Gap(Skipped { topic: TopicId(5), name: "d.x", from: 21, to: 40, count: None }),
             r#"{"op":"gap","topic":"d.x","from":21,"to":40}"#,
         ),
         (Reply::Pong { token: 7 }, r#"{"op":"pong","token":7}"#),
@@ -313,8 +318,147 @@ fn json_requests_decode_as_specified() {
     }
     assert_eq!(
         json::decode(r#"{"op":"hello","id":1,"name":"app"}"#).unwrap(),
-        Command::Hello { request: 1, client: "".into(), name: "app".into() }
+        Command::Hello { request: 1, client: "".into(), name: "app".into(), features: None }
     );
+}
+
+#[test]
+fn a_hello_of_version_0_1_asks_for_no_features() {
+    let hello = bytes(
+        "30000000 7463 01 00  0100 0800 05000000  0000000000000000  00000000 00000000
+         01000000 0200 0000 \"meapp\" 000000",
+    );
+    let Ok(Step::Complete(_, hello)) = frame::decode(&hello, 1 << 10) else { panic!("a whole frame") };
+    assert_eq!(
+        Command::from_frame(&hello).unwrap(),
+        Command::Hello { request: 1, client: "me".into(), name: "app".into(), features: None }
+    );
+}
+
+#[test]
+fn a_token_is_no_part_of_the_name() {
+    let hello = bytes(
+        "40000000 7463 01 00  0100 1000 0a000000  0000000000000000  00000000 00000000
+         01000000 0200 0500 1000000000000000 \"meapptoken\" 000000000000",
+    );
+    let Ok(Step::Complete(_, hello)) = frame::decode(&hello, 1 << 10) else { panic!("a whole frame") };
+    let HelloParts { client, name, features, .. } = hello.hello().unwrap();
+    assert_eq!((client, name, features), ("me", "app", Features::TOKENS));
+}
+
+#[test]
+fn features_encode_to_the_golden_bytes() {
+    let asked = Features::from_wire(0x3ff);
+    let (epoch, session, frame_bytes_max) = (0x0a, 0x0b, 0x40000);
+    let welcome = Reply::Welcome {
+        request: 1,
+        epoch,
+        session,
+        frame_bytes_max,
+        features: Some(asked.intersection(Features::GRANTED)),
+    };
+    check(
+        &native(&welcome),
+        &format!(
+            "50000000 7463 01 00  4000 2000 0e000000  0000000000000000  00000000 00000000
+             0a00000000000000 0b00000000000000 00000400 01000000 0800000000000000 \"{SERVER}\" 0000"
+        ),
+    );
+    let (topic, name) = (TopicId(5), "a.b");
+    let range = Skipped { topic, name, from: 3, to: 9, count: Some(4) };
+    let (reason, pattern) = (Some(NotRecovered::TooOld), "a.>");
+    let recovered = Reply::Recovered { topic_id: 5, name, epoch, sequence: 0x0b, recovered: false, reason };
+    let published = Reply::Published { request: 4, topic, name, epoch, sequence: 0x0b, is_duplicate: true };
+    for (reply, dump, json) in [
+        (
+            Reply::Conflated(range),
+            "40000000 7463 01 00  4700 1800 00000000  0000000000000000  05000000 00000000
+             0300000000000000 0900000000000000 0400000000000000 0000000000000000",
+            r#"{"op":"conflated","topic":"a.b","from":3,"to":9,"count":4}"#,
+        ),
+        (
+            Reply::Gap(range),
+            "40000000 7463 01 00  4800 1800 00000000  0000000000000000  05000000 00000000
+             0300000000000000 0900000000000000 0400000000000000 0000000000000000",
+            r#"{"op":"gap","topic":"a.b","from":3,"to":9,"count":4}"#,
+        ),
+        (
+            recovered,
+            "40000000 7463 01 00  4900 1800 03000000  0000000000000000  05000000 00000000
+             0a00000000000000 0b00000000000000 00000000 0200 0000 \"a.b\" 0000000000",
+            r#"{"op":"recovered","topic":"a.b","epoch":10,"sequence":11,"recovered":false,"reason":"too_old"}"#,
+        ),
+        (
+            Reply::Removed { pattern, code: ErrorCode::BadTopic, text: "no" },
+            "30000000 7463 01 00  4200 0800 03000000  0000000000000000  00000000 00000000
+             00000000 6500 0000 \"a.>\" 0000000000",
+            r#"{"op":"unsubscribed","pattern":"a.>","code":101,"text":"no"}"#,
+        ),
+        (
+            published,
+            "40000000 7463 01 00  4a00 1000 03000000  0b00000000000000  05000000 00000000
+             0a00000000000000 04000000 01000000 \"a.b\" 00000000000000000000000000",
+            r#"{"op":"published","id":4,"topic":"a.b","epoch":10,"sequence":11,"duplicate":true}"#,
+        ),
+        (
+            Reply::Expires { request: 6, expires_in_s: 300 },
+            "30000000 7463 01 00  4b00 0800 00000000  0000000000000000  00000000 00000000
+             06000000 2c010000 0000000000000000",
+            r#"{"op":"expires","id":6,"expires_in":300}"#,
+        ),
+        (
+            Reply::Source { name: "feed", state: SourceState::Fallback, since_ns: 7 },
+            "40000000 7463 01 00  4c00 1000 04000000  0000000000000000  00000000 00000000
+             0700000000000000 02000000 00000000 \"feed\" 000000000000000000000000",
+            r#"{"op":"source","source":"feed","state":"fallback","since":7}"#,
+        ),
+        (
+            Reply::Stale { topic, name, is_stale: true, since_ns: 7 },
+            "30000000 7463 01 00  4d00 1000 00000000  0000000000000000  05000000 00000000
+             0700000000000000 01000000 00000000",
+            r#"{"op":"stale","topic":"a.b","stale":true,"since":7}"#,
+        ),
+        (
+            Reply::Nodes { node: "n1", addresses: &["ws://h:1/ws", "h:2"] },
+            "40000000 7463 01 00  4e00 0800 11000000  0000000000000000  00000000 00000000
+             0200 0000 00000000 \"n1ws://h:1/ws h:2\" 00000000000000",
+            r#"{"op":"nodes","node":"n1","addresses":["ws://h:1/ws","h:2"]}"#,
+        ),
+    ] {
+        check(&native(&reply), dump);
+        assert_eq!(text(&reply), json);
+    }
+}
+
+#[test]
+fn requests_of_features_encode_to_the_golden_bytes() {
+    let mut out = Vec::new();
+    let record = Request { request: 9, ..Request::default() };
+    frame::encode(&mut out, Kind::Refresh, HeaderFields::default(), &record, &[b"token"]);
+    check(
+        &out,
+        "30000000 7463 01 00  0800 0800 05000000  0000000000000000  00000000 00000000
+         09000000 00000000 \"token\" 000000",
+    );
+    out.clear();
+    let record = Publish { request: 4, topic_len: 3, message_id_len: 2, ..Publish::default() };
+    frame::encode(&mut out, Kind::Publish, HeaderFields::default(), &record, &[b"a.b", b"m1", b"data!"]);
+    check(
+        &out,
+        "50000000 7463 01 00  0400 2000 0a000000  0000000000000000  00000000 00000000
+         0000000000000000 0000000000000000 04000000 0300 0200 0000000000000000 \"a.bm1data!\" 000000000000",
+    );
+    out.clear();
+    let fields = HeaderFields { sequence: 3, topic_id: 5, ..HeaderFields::default() };
+    let times = LinkedTickTimes { producer_time_ns: 1, ingest_time_ns: 2, key: 0, previous: 1 };
+    frame::encode(&mut out, Kind::Tick, fields, &times, &[b"{}"]);
+    check(
+        &out,
+        "50000000 7463 01 00  4300 2000 02000000  0300000000000000  05000000 00000000
+         0100000000000000 0200000000000000 0000000000000000 0100000000000000 \"{}\" 0000000000000000000000000000",
+    );
+    let Ok(Step::Complete(_, tick)) = frame::decode(&out, 1 << 10) else { panic!("a whole frame") };
+    assert_eq!((tick.key(), tick.payload()), (0, &b"{}"[..]), "an older reader finds the payload");
 }
 
 #[test]

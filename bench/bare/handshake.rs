@@ -17,10 +17,10 @@ use tickcast::{
 use tickcast_proto::{
     Step, WireFormat,
     codec::MessageType,
-    frame::{self, Frame, Kind},
+    frame::{self, Frame, HelloParts, Kind},
     framing::websocket::{self, Incoming, WebSocket},
     http::{self, Answer, HttpConfig, NoFiles, Target},
-    records::{Hello, Subscribe},
+    records::Subscribe,
     reply::Reply,
 };
 
@@ -195,12 +195,13 @@ impl<'a> Handshake<'a> {
     fn answer(&mut self, frame: &Frame<'_>) -> io::Result<()> {
         match frame.kind {
             Kind::Hello => {
-                let Hello { request, .. } = frame.record().map_err(invalid)?;
+                let HelloParts { request, .. } = frame.hello().map_err(invalid)?;
                 let welcome = Reply::Welcome {
                     request,
                     epoch: EPOCH,
                     session: 1,
                     frame_bytes_max: FRAME_BYTES_MAX_DEFAULT,
+                    features: None,
                 };
                 welcome.encode(self.encoding, &mut self.output);
             }

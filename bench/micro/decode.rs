@@ -61,7 +61,8 @@ fn read() -> (Vec<u8>, usize) {
 fn session(group: &mut BenchmarkGroup<'_, WallTime>, mut bytes: Vec<u8>, frame_bytes: usize) {
     let mut session = Connection::new(&ConnectOptions::new(WireFormat::TCP_NATIVE));
     let mut greeting = Vec::new();
-    let welcome = Reply::Welcome { request: 1, epoch: 1, session: 1, frame_bytes_max: FRAME_BYTES_MAX };
+    let (frame_bytes_max, features) = (FRAME_BYTES_MAX, None);
+    let welcome = Reply::Welcome { request: 1, epoch: 1, session: 1, frame_bytes_max, features };
     welcome.encode(WireFormat::TCP_NATIVE, &mut greeting);
     frame::encode_topic(&mut greeting, TOPIC, 1, "sim.1");
     session.handle_bytes(&greeting);

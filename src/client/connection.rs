@@ -19,7 +19,9 @@ use crate::{
 };
 use tickcast_proto::{
     Step, WireFormat,
-    frame::{self, HeaderFields, Kind},
+    codec::Codec,
+    features::Features,
+    frame::{self, HeaderFields, HelloParts, Kind, Received},
     framing::websocket::WebSocket,
     identity,
     ids::{Sequence, TopicId},
@@ -177,7 +179,8 @@ impl Connection {
             let name = if options.name.len() <= CLIENT_NAME_BYTES_MAX { &options.name } else { "" };
             // Enqueuing fails only for long requests, and this one is short.
             let client = if encoding == WireFormat::TCP_NATIVE { &options.client } else { "" };
-            let _ = connection.enqueue(&Outgoing::Hello { request, client, name });
+            let features = if encoding.codec == Codec::Native { Features::COUNTS } else { Features::NONE };
+            let _ = connection.enqueue(&Outgoing::Hello(HelloParts { request, client, name, features }));
         }
         connection
     }
@@ -338,9 +341,15 @@ impl Connection {
     /// Decodes a native frame that ends at or before `end` in the input.
     #[inline]
     fn step_frame(&mut self, end: usize) -> Result<Progress, ProtocolError> {
-        let (used, frame) = match frame::decode(&self.input[self.consumed..end], self.frame_bytes_max)? {
+        let received = frame::decode_received(&self.input[self.consumed..end], self.frame_bytes_max)?;
+        let (used, frame) = match received {
             Step::Partial => return Ok(Progress::NeedMore),
-            Step::Complete(used, frame) => (used, frame),
+            Step::Complete(used, Received::Frame(frame)) => (used, frame),
+            // Of a newer server: whatever it says, this client has not asked for it.
+            Step::Complete(used, Received::Unknown(_)) => {
+                self.consumed += used;
+                return Ok(Progress::Consumed);
+            }
         };
         if matches!(self.phase, Phase::ClosingReceived) {
             return Err(ProtocolError::AfterClosing);
@@ -352,6 +361,7 @@ impl Connection {
         }
         let stored = reply::from_frame(&frame, self.consumed, &mut self.topics, &mut self.queue)?;
         self.consumed += used;
+        let Some(stored) = stored else { return Ok(Progress::Consumed) };
         self.apply(&stored)?;
         Ok(Progress::Event(stored))
     }
@@ -396,11 +406,11 @@ impl Connection {
     fn event(&self, stored: StoredEvent) -> Event<'_> {
         match stored {
             StoredEvent::Tick(tick) => self.tick(tick, self.topics.topic(tick.topic_id)),
-            StoredEvent::Skipped { reason, topic_id, from, to } => {
+            StoredEvent::Skipped { reason, topic_id, from, to, count } => {
                 let ((topic, epoch), topic_id) = (self.name_and_epoch(topic_id), TopicId(topic_id));
                 match reason {
-                    SkipReason::Conflated => Event::Conflated { topic, topic_id, epoch, from, to },
-                    SkipReason::Gap => Event::Gap { topic, topic_id, epoch, from, to },
+                    SkipReason::Conflated => Event::Conflated { topic, topic_id, epoch, from, to, count },
+                    SkipReason::Gap => Event::Gap { topic, topic_id, epoch, from, to, count },
                 }
             }
             StoredEvent::Recovered(recovered) => self.recovered(recovered),

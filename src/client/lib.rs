@@ -189,6 +189,8 @@ pub enum Event<'a> {
         from: u64,
         /// First sequence after the range.
         to: u64,
+        /// Ticks in the range.
+        count: u64,
     },
     /// A range of ticks that are lost to this client: the server dropped them, no longer has them, or sent a snapshot
     /// instead.
@@ -203,6 +205,8 @@ pub enum Event<'a> {
         from: u64,
         /// First sequence after the range.
         to: u64,
+        /// Ticks in the range.
+        count: u64,
     },
     /// The answer to a resume position.
     ///

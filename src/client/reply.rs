@@ -16,7 +16,8 @@ use tickcast_proto::{
     frame::{FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, Kind},
     limits::FRAME_HEADER_BYTES,
     records::{
-        Closing, ErrorRecord, Recovered, Request, SkippedRange, Subscribed, TickTimes, Token, Welcome,
+        Closing, CountedRange, ErrorRecord, Recovered, Request, SkippedRange, Subscribed, TickTimes, Token,
+        Welcome, WireRecord,
     },
     subscription::Position,
 };
@@ -51,7 +52,7 @@ pub(super) enum StoredEvent {
     Topic { topic_id: u32 },
     Unsubscribed { request: u32, pattern: Span },
     Tick(StoredTick),
-    Skipped { reason: SkipReason, topic_id: u32, from: u64, to: u64 },
+    Skipped { reason: SkipReason, topic_id: u32, from: u64, to: u64, count: u64 },
     Recovered(StoredRecovered),
     Payload(Span),
     Pong { token: u64 },
@@ -129,16 +130,17 @@ fn announced_first(
 ) -> StoredEvent {
     let Some(OpenRange { reason, from }) = skipped else { return event };
     queue.push_back(event);
-    StoredEvent::Skipped { reason, topic_id, from, to }
+    StoredEvent::Skipped { reason, topic_id, from, to, count: to.saturating_sub(from) }
 }
 
-/// Decodes a frame that starts at `at` in the input. Further events of the same frame go to `queue`.
+/// Decodes a frame that starts at `at` in the input. Further events of the same frame go to `queue`. `None` for a kind that
+/// this client has not asked for.
 pub(super) fn from_frame(
     frame: &Frame<'_>,
     at: usize,
     topics: &mut Topics,
     queue: &mut VecDeque<StoredEvent>,
-) -> Result<StoredEvent, ProtocolError> {
+) -> Result<Option<StoredEvent>, ProtocolError> {
     let payload = Span {
         buffer: Buffer::Input,
         start: at + FRAME_HEADER_BYTES + usize::from(frame.header.record_stride),
@@ -149,10 +151,10 @@ pub(super) fn from_frame(
         let snapshot = frame.header.flags & FLAG_SNAPSHOT != 0;
         let Advance { missed, skipped } = topics.advance(topic_id, sequence, snapshot)?;
         let tick = StoredEvent::Tick(StoredTick::new(frame, at, missed)?);
-        return Ok(announced_first(skipped, topic_id, sequence, tick, queue));
+        return Ok(Some(announced_first(skipped, topic_id, sequence, tick, queue)));
     }
     let text = frame.text()?;
-    Ok(match frame.kind {
+    Ok(Some(match frame.kind {
         Kind::Welcome => {
             let Welcome { epoch, session, frame_bytes_max, .. } = frame.record()?;
             StoredEvent::Welcome { server: payload, epoch, session, frame_bytes_max }
@@ -170,11 +172,12 @@ pub(super) fn from_frame(
             }
         }
         Kind::Conflated | Kind::Gap => {
-            let SkippedRange { from, to } = frame.record()?;
+            let CountedRange { from, to, count } = frame.zero_extended_record(SkippedRange::STRIDE)?;
             let reason = if frame.kind == Kind::Gap { SkipReason::Gap } else { SkipReason::Conflated };
             let topic_id = frame.header.topic_id;
             let before = topics.skip(topic_id, reason, from, to)?;
-            let skipped = StoredEvent::Skipped { reason, topic_id, from, to };
+            let count = counted(from, to, count);
+            let skipped = StoredEvent::Skipped { reason, topic_id, from, to, count };
             announced_first(before, topic_id, from, skipped, queue)
         }
         Kind::Recovered => {
@@ -199,10 +202,14 @@ pub(super) fn from_frame(
             let reconnect_after_ms = record.reconnect_after_ms;
             StoredEvent::Closing { code: record.code, text: payload, reconnect_after_ms }
         }
-        _ => {
-            return Err(DecodeError::UnknownKind(frame.header.kind).into());
-        }
-    })
+        Kind::Published | Kind::Expires | Kind::Source | Kind::Stale | Kind::Nodes => return Ok(None),
+        _ => return Err(DecodeError::UnknownKind(frame.header.kind).into()),
+    }))
+}
+
+/// The number of ticks in a range. A server that does not say it has as many as sequences.
+fn counted(from: u64, to: u64, count: u64) -> u64 {
+    if count == 0 { to.saturating_sub(from) } else { count }
 }
 
 /// The fields of all server messages in one struct. Unknown fields are ignored.
@@ -253,6 +260,8 @@ pub(super) struct Message<'a> {
     #[serde(default)]
     to: u64,
     #[serde(default)]
+    count: u64,
+    #[serde(default)]
     sequence: u64,
     #[serde(default)]
     recovered: bool,
@@ -265,6 +274,21 @@ struct Announcement {
     epoch: u64,
 }
 
+/// Operations that [`from_json`] knows.
+const OPERATIONS: [&str; 9] =
+    ["welcome", "subscribed", "conflated", "gap", "recovered", "unsubscribed", "pong", "error", "closing"];
+
+/// The length of the JSON message at the start of `text`, if it has an operation that this client does not know.
+pub(super) fn unknown_operation(text: &[u8]) -> Option<usize> {
+    #[derive(Deserialize)]
+    struct Operation {
+        op: String,
+    }
+    let mut values = serde_json::Deserializer::from_slice(text).into_iter::<Operation>();
+    let Operation { op } = values.next()?.ok()?;
+    (!OPERATIONS.contains(&&*op)).then(|| values.byte_offset())
+}
+
 /// Where decoding a JSON message leaves what its event refers to.
 pub(super) struct JsonTarget<'a> {
     /// Receives the text or payload of the event.
@@ -274,7 +298,7 @@ pub(super) struct JsonTarget<'a> {
     pub(super) queue: &'a mut VecDeque<StoredEvent>,
 }
 
-/// Decodes a JSON message; `None` for one that only announces topics.
+/// Decodes a JSON message; `None` for one that only announces topics, or has an operation that this client does not know.
 pub(super) fn from_json(
     message: Message<'_>,
     target: JsonTarget<'_>,
@@ -308,9 +332,10 @@ pub(super) fn from_json(
         "conflated" | "gap" => {
             let reason = if op == "gap" { SkipReason::Gap } else { SkipReason::Conflated };
             let topic_id = topic_id(topics, &message.topic)?;
-            let Message { from, to, .. } = message;
+            let Message { from, to, count, .. } = message;
             let before = topics.skip(topic_id, reason, from, to)?;
-            let skipped = StoredEvent::Skipped { reason, topic_id, from, to };
+            let count = counted(from, to, count);
+            let skipped = StoredEvent::Skipped { reason, topic_id, from, to, count };
             announced_first(before, topic_id, from, skipped, queue)
         }
         "recovered" => {
@@ -332,7 +357,8 @@ pub(super) fn from_json(
             text: keep(&message.reason),
             reconnect_after_ms: message.reconnect_after_ms,
         },
-        other => return Err(ProtocolError::Json(format!("unknown op {other:?}"))),
+        // Of a newer server.
+        _ => return Ok(None),
     }))
 }
 

@@ -7,7 +7,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use tickcast_proto::{
     codec::json,
     command::encode_request,
-    frame::{self, HeaderFields, Kind},
+    frame::{self, HeaderFields, HelloParts, Kind},
     limits::{MAX_RATE_HIGHEST, MAX_RATE_LOWEST, RESUME_POSITIONS_MAX, TOPIC_BYTES_MAX},
     records::{Publish, Resume, Subscribe, Token, WireRecord},
     subscription::{Delivery, OptionError, Policy, Position},
@@ -113,7 +113,7 @@ pub(super) enum Start<'a> {
 
 /// A request that is not encoded yet.
 pub(super) enum Outgoing<'a> {
-    Hello { request: u32, client: &'a str, name: &'a str },
+    Hello(HelloParts<'a>),
     Subscribe { request: u32, pattern: &'a str, delivery: Delivery, start: Start<'a> },
     Update { request: u32, pattern: &'a str, delivery: Delivery },
     Unsubscribe { request: u32, pattern: &'a str },
@@ -131,7 +131,7 @@ impl Outgoing<'_> {
             }
             Outgoing::Unsubscribe { pattern, .. } => pattern,
             Outgoing::Publish { publish, .. } => publish.topic,
-            Outgoing::Hello { .. } | Outgoing::Ping { .. } => return Ok(()),
+            Outgoing::Hello(_) | Outgoing::Ping { .. } => return Ok(()),
         };
         if name.is_empty() || name.len() > TOPIC_BYTES_MAX {
             return Err(RequestError::NameLength(name.len()));
@@ -148,7 +148,7 @@ impl Outgoing<'_> {
     /// Appends the native frame.
     pub(super) fn encode_frame(&self, out: &mut Vec<u8>) {
         match *self {
-            Outgoing::Hello { request, client, name } => frame::encode_hello(out, request, client, name),
+            Outgoing::Hello(hello) => frame::encode_hello(out, &hello),
             Outgoing::Subscribe { request, pattern, delivery, start } => {
                 if let Start::Positions(_, positions) = start {
                     for (topic, Position { epoch, sequence }) in positions {
@@ -186,8 +186,14 @@ impl Outgoing<'_> {
     /// The JSON text.
     pub(super) fn to_json(&self) -> String {
         match *self {
-            Outgoing::Hello { request, name, .. } => {
-                format!("{{\"op\":\"hello\",\"id\":{request},\"name\":{}}}", json::literal(name))
+            Outgoing::Hello(HelloParts { request, name, features, .. }) => {
+                let name = json::literal(name);
+                // A server of version 0.1 refuses a hello with a field that it does not know.
+                let features = match features.is_empty() {
+                    true => String::new(),
+                    false => format!(",\"features\":{features}"),
+                };
+                format!("{{\"op\":\"hello\",\"id\":{request},\"name\":{name}{features}}}")
             }
             Outgoing::Subscribe { request, pattern, delivery, start } => {
                 let (options, from) = (json_delivery(delivery), json_start(start));
@@ -290,6 +296,7 @@ mod tests {
     use tickcast_proto::{
         Step,
         command::{Command, PublishCommand},
+        features::Features,
         subscription::StartPosition,
     };
 
@@ -329,14 +336,20 @@ mod tests {
     #[test]
     fn unsubscribe_hello_and_ping_survive_json() {
         let json = |outgoing: Outgoing<'_>| outgoing.to_json();
+        let hello = HelloParts { request: 3, client: "", name: "n\n", features: Features::NONE };
         assert_eq!(
             json::decode(&json(Outgoing::Unsubscribe { request: 2, pattern: "\"" })),
             Ok(Command::Unsubscribe { request: 2, patterns: vec!["\"".into()] })
         );
         assert_eq!(
-            json::decode(&json(Outgoing::Hello { request: 3, client: "", name: "n\n" })),
-            Ok(Command::Hello { request: 3, client: "".into(), name: "n\n".into() })
+            json::decode(&json(Outgoing::Hello(hello))),
+            Ok(Command::Hello { request: 3, client: "".into(), name: "n\n".into(), features: None })
         );
+        let hello = HelloParts { features: Features::COUNTS, ..hello };
+        let Ok(Command::Hello { features, .. }) = json::decode(&json(Outgoing::Hello(hello))) else {
+            panic!("hello")
+        };
+        assert_eq!(features, Some(Features::COUNTS));
         assert_eq!(
             json::decode(&json(Outgoing::Ping { token: u64::MAX })),
             Ok(Command::Ping { token: u64::MAX })

@@ -69,7 +69,13 @@ impl Peer {
     /// Reads the hello and welcomes the client as a server of this epoch.
     pub fn welcome_in(&mut self, epoch: u64) {
         assert_eq!(self.next_frame().unwrap().0, Kind::Hello);
-        self.reply(Reply::Welcome { request: 1, epoch, session: 2, frame_bytes_max: 1 << 18 });
+        self.reply(Reply::Welcome {
+            request: 1,
+            epoch,
+            session: 2,
+            frame_bytes_max: 1 << 18,
+            features: None,
+        });
     }
 
     /// Announces topic 1.

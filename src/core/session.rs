@@ -25,6 +25,7 @@ use crate::{
 };
 use tickcast_proto::{
     WireFormat,
+    features::Features,
     framing::{Decoder, websocket::Fragments},
     ids::ShardId,
 };
@@ -155,6 +156,8 @@ pub struct Session {
     pub listener: ListenerKind,
     /// Its wire format: the listener's default until the handshake negotiates another.
     pub format: WireFormat,
+    /// Features of the protocol that it has been granted.
+    pub features: Features,
     /// How far it is in the protocol.
     pub protocol: Protocol,
     /// Received, not yet decoded. Bound: the longest frame, and what was in flight when receiving was paused.
@@ -215,6 +218,7 @@ impl Session {
             id,
             listener,
             format,
+            features: Features::NONE,
             protocol: Protocol::HttpHead,
             input: Vec::new(),
             input_state: InputState::Open,

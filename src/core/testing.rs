@@ -15,9 +15,10 @@ use crate::{
     shard::{Action, ListenerKind, Send, Shard},
 };
 use tickcast_proto::{
-    frame::{self, HeaderFields, Kind},
+    features::Features,
+    frame::{self, HeaderFields, HelloParts, Kind},
     ids::ShardId,
-    records::{Hello, WireRecord},
+    records::WireRecord,
 };
 
 /// Epoch of every simulated shard.
@@ -117,7 +118,15 @@ pub fn frame<R: WireRecord>(kind: Kind, record: &R, payload: &[u8]) -> Vec<u8> {
 
 /// Returns a native client's HELLO.
 pub fn hello() -> Vec<u8> {
-    frame(Kind::Hello, &Hello::default(), b"x")
+    hello_as("")
+}
+
+/// Returns the HELLO of a client with this identity; empty: none.
+pub fn hello_as(client: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let hello = HelloParts { request: 1, client, name: "test", features: Features::NONE };
+    frame::encode_hello(&mut bytes, &hello);
+    bytes
 }
 
 /// Returns a WebSocket client's upgrade request.

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use crate::{
     DecodeError,
-    frame::{Frame, Kind},
+    features::Features,
+    frame::{Frame, HelloParts, Kind},
     records::{Request, Resume, Subscribe, Token, WireRecord},
     subscription::{Delivery, OptionError, Policy, Position, StartPosition, interval_us},
 };
@@ -20,6 +21,8 @@ pub enum Command<'a> {
         client: Cow<'a, str>,
         /// Name of the client software.
         name: Cow<'a, str>,
+        /// Features that the client asks for. `None`: it has asked for none, and gets a WELCOME without.
+        features: Option<Features>,
     },
     /// Adds subscriptions. Each pattern is acknowledged separately.
     Subscribe {
@@ -101,8 +104,9 @@ impl<'a> Command<'a> {
     pub fn from_frame(frame: &Frame<'a>) -> Result<Command<'a>, DecodeError> {
         Ok(match frame.kind {
             Kind::Hello => {
-                let (request, client, name) = frame.hello()?;
-                Command::Hello { request, client: Cow::Borrowed(client), name: Cow::Borrowed(name) }
+                let HelloParts { request, client, name, features } = frame.hello()?;
+                let features = (!features.is_empty()).then_some(features);
+                Command::Hello { request, client: client.into(), name: name.into(), features }
             }
             Kind::Subscribe | Kind::Update => {
                 let record: Subscribe = frame.zero_extended_record(Request::STRIDE)?;

@@ -11,12 +11,13 @@
 //! and only copied afterwards.
 
 use crate::{
-    DecodeError, Step, identity,
+    DecodeError, Step,
+    features::Features,
+    identity,
     ids::{Sequence, TopicId},
     limits::{FRAME_ALIGN, FRAME_HEADER_BYTES},
     records::{
-        FrameHeader, Hello, KeyedTickTimes, Publish, RECORD_BYTES_MAX, SkippedRange, Subscribed, TickTimes,
-        WireRecord,
+        FrameHeader, Hello, KeyedTickTimes, Publish, RECORD_BYTES_MAX, Subscribed, TickTimes, WireRecord,
     },
 };
 
@@ -44,6 +45,7 @@ pub enum Kind {
     Ping = 5,
     Update = 6,
     Resume = 7,
+    Refresh = 8,
     Welcome = 64,
     Subscribed = 65,
     Unsubscribed = 66,
@@ -54,12 +56,32 @@ pub enum Kind {
     Conflated = 71,
     Gap = 72,
     Recovered = 73,
+    Published = 74,
+    Expires = 75,
+    Source = 76,
+    Stale = 77,
+    Nodes = 78,
     Recover = 128,
     History = 129,
 }
 
 /// Length of the PUBLISH record before it had a key, in bytes.
 const PUBLISH_STRIDE_MIN: usize = 24;
+/// Length of the HELLO record before it had features, in bytes.
+const HELLO_STRIDE_MIN: usize = 8;
+
+/// What a HELLO says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HelloParts<'a> {
+    /// Request id, repeated in the answer.
+    pub request: u32,
+    /// The client's identity; empty: none.
+    pub client: &'a str,
+    /// The client's name.
+    pub name: &'a str,
+    /// Features that the client asks for.
+    pub features: Features,
+}
 
 impl Kind {
     /// Converts a kind from the wire; `None` if it is unknown.
@@ -73,6 +95,7 @@ impl Kind {
             5 => Ping,
             6 => Update,
             7 => Resume,
+            8 => Refresh,
             64 => Welcome,
             65 => Subscribed,
             66 => Unsubscribed,
@@ -83,6 +106,11 @@ impl Kind {
             71 => Conflated,
             72 => Gap,
             73 => Recovered,
+            74 => Published,
+            75 => Expires,
+            76 => Source,
+            77 => Stale,
+            78 => Nodes,
             128 => Recover,
             129 => History,
             _ => return None,
@@ -153,22 +181,26 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// The request id, identity (empty: none) and client name of a HELLO.
+    /// The parts of a HELLO. A token is skipped: this version of the server has no use for one.
     ///
     /// # Errors
-    /// [`DecodeError::BadRecord`] if the identity would be longer than the payload, [`DecodeError::BadIdentity`] if it
-    /// is invalid, [`DecodeError::NotUtf8`] if the name is not UTF-8.
-    pub fn hello(&self) -> Result<(u32, &'a str, &'a str), DecodeError> {
-        let record: Hello = self.record()?;
-        let (client, name) = self
-            .payload()
-            .split_at_checked(usize::from(record.client_len))
-            .ok_or(DecodeError::BadRecord(self.header.kind))?;
+    /// [`DecodeError::BadRecord`] if the identity and the token would be longer than the payload,
+    /// [`DecodeError::BadIdentity`] if the identity is invalid, [`DecodeError::NotUtf8`] if the name is not UTF-8.
+    pub fn hello(&self) -> Result<HelloParts<'a>, DecodeError> {
+        let record: Hello = self.zero_extended_record(HELLO_STRIDE_MIN)?;
+        let bad_record = DecodeError::BadRecord(self.header.kind);
+        let payload = self.payload();
+        let (client, rest) =
+            payload.split_at_checked(usize::from(record.client_len)).ok_or(bad_record.clone())?;
+        let name_len = rest.len().checked_sub(usize::from(record.token_len)).ok_or(bad_record)?;
+        let name = &rest[..name_len];
         let client = match client {
             [] => "",
             client => identity::check(client).map_err(DecodeError::BadIdentity)?,
         };
-        Ok((record.request, client, simdutf8::basic::from_utf8(name).map_err(|_| DecodeError::NotUtf8)?))
+        let name = simdutf8::basic::from_utf8(name).map_err(|_| DecodeError::NotUtf8)?;
+        let features = Features::from_wire(record.features);
+        Ok(HelloParts { request: record.request, client, name, features })
     }
 
     /// The record, topic name (not validated) and tick payload of a PUBLISH.
@@ -190,6 +222,34 @@ impl<'a> Frame<'a> {
 /// # Errors
 /// A [`DecodeError`] as soon as the header is known to be invalid, without waiting for the rest of the frame.
 pub fn decode(bytes: &[u8], frame_bytes_max: usize) -> Result<Step<Frame<'_>>, DecodeError> {
+    match decode_received(bytes, frame_bytes_max)? {
+        Step::Partial => {
+            let kind = FrameHeader::read(bytes).map(|header| header.kind);
+            match kind.filter(|&kind| Kind::from_wire(kind).is_none()) {
+                Some(kind) => Err(DecodeError::UnknownKind(kind)),
+                None => Ok(Step::Partial),
+            }
+        }
+        Step::Complete(used, Received::Frame(frame)) => Ok(Step::Complete(used, frame)),
+        Step::Complete(_, Received::Unknown(kind)) => Err(DecodeError::UnknownKind(kind)),
+    }
+}
+
+/// A frame from a server, which may be newer than its client.
+#[derive(Clone, Copy, Debug)]
+pub enum Received<'a> {
+    /// A frame.
+    Frame(Frame<'a>),
+    /// A frame of a kind that this version does not know. To be skipped.
+    Unknown(u16),
+}
+
+/// As [`decode`], for clients: a frame of an unknown kind is not an error.
+///
+/// # Errors
+/// As [`decode`].
+#[inline]
+pub fn decode_received(bytes: &[u8], frame_bytes_max: usize) -> Result<Step<Received<'_>>, DecodeError> {
     let Some(header) = FrameHeader::read(bytes) else {
         // Another protocol may never send 32 bytes, but the magic number is known after 6.
         return match bytes.get(4..6) {
@@ -205,9 +265,6 @@ pub fn decode(bytes: &[u8], frame_bytes_max: usize) -> Result<Step<Frame<'_>>, D
     if header.version != VERSION {
         return Err(DecodeError::UnknownVersion(header.version));
     }
-    let Some(kind) = Kind::from_wire(header.kind) else {
-        return Err(DecodeError::UnknownKind(header.kind));
-    };
     let frame_len = header.frame_len as usize;
     if frame_len > frame_bytes_max {
         return Err(DecodeError::TooLarge { bytes: u64::from(header.frame_len), bytes_max: frame_bytes_max });
@@ -216,10 +273,12 @@ pub fn decode(bytes: &[u8], frame_bytes_max: usize) -> Result<Step<Frame<'_>>, D
     if u64::from(header.frame_len) != parts.next_multiple_of(FRAME_ALIGN as u64) {
         return Err(DecodeError::BadLength(header.frame_len));
     }
-    match bytes.get(..frame_len) {
-        Some(bytes) => Ok(Step::Complete(frame_len, Frame { header, kind, bytes })),
-        None => Ok(Step::Partial),
-    }
+    let Some(bytes) = bytes.get(..frame_len) else { return Ok(Step::Partial) };
+    let received = match Kind::from_wire(header.kind) {
+        Some(kind) => Received::Frame(Frame { header, kind, bytes }),
+        None => Received::Unknown(header.kind),
+    };
+    Ok(Step::Complete(frame_len, received))
 }
 
 /// Length of a frame, padding included, with a record of `stride` and a payload of `payload_len` bytes.
@@ -313,22 +372,18 @@ pub fn encode_tick(
     encode(out, Kind::Tick, fields, &KeyedTickTimes { producer_time_ns, ingest_time_ns, key }, &[payload])
 }
 
-/// Appends a CONFLATED or GAP: the ticks `[from, to)` will not be delivered.
-pub fn encode_skipped(out: &mut Vec<u8>, kind: Kind, topic: TopicId, from: u64, to: u64) {
-    let fields = HeaderFields { topic_id: topic.0, ..HeaderFields::default() };
-    encode(out, kind, fields, &SkippedRange { from, to }, &[]);
-}
-
 /// Appends a topic's announcement, a SUBSCRIBED with the topic's id and name.
 pub fn encode_topic(out: &mut Vec<u8>, topic: TopicId, epoch: u64, name: &str) {
     let fields = HeaderFields { topic_id: topic.0, ..HeaderFields::default() };
     encode(out, Kind::Subscribed, fields, &Subscribed { epoch, ..Subscribed::default() }, &[name.as_bytes()]);
 }
 
-/// Appends a HELLO. `client` is empty or an identity accepted by [`identity::check`].
-pub fn encode_hello(out: &mut Vec<u8>, request: u32, client: &str, name: &str) {
+/// Appends a HELLO. Its identity is empty or accepted by [`identity::check`].
+pub fn encode_hello(out: &mut Vec<u8>, hello: &HelloParts<'_>) {
+    let HelloParts { request, client, name, features } = *hello;
     debug_assert!(client.len() <= crate::limits::IDENTITY_BYTES_MAX, "identities are validated on input");
-    let record = Hello { request, client_len: client.len() as u16, reserved: 0 };
+    let features = features.to_wire();
+    let record = Hello { request, client_len: client.len() as u16, token_len: 0, features };
     encode(out, Kind::Hello, HeaderFields::default(), &record, &[client.as_bytes(), name.as_bytes()]);
 }
 
@@ -417,7 +472,7 @@ mod tests {
             &mut bytes,
             Kind::Subscribe,
             HeaderFields::default(),
-            &Hello { request: 5, ..Hello::default() },
+            &crate::records::Request { request: 5, ..Default::default() },
             &[b"a"],
         );
         let Ok(Step::Complete(_, frame)) = decode(&bytes, 1024) else { panic!("complete") };

@@ -5,6 +5,7 @@
 pub mod codec;
 pub mod command;
 mod error;
+pub mod features;
 pub mod frame;
 pub mod framing;
 pub mod http;

@@ -109,14 +109,17 @@ wire_record!(
 const _: () = assert!(FrameHeader::STRIDE == FRAME_HEADER_BYTES);
 
 wire_record!(
-    /// HELLO opens a native connection. The payload is the identity, if any, then the client's name, which is logged.
-    Hello, ArchivedHello, 8, {
+    /// HELLO opens a native connection. The payload is the identity, if any, the client's name, which is logged, and the
+    /// token, if any. The first 8 bytes are a valid record without features.
+    Hello, ArchivedHello, 16, {
     /// Request id, repeated in the answer.
     request: u32 = 0,
     /// Length of the identity at the start of the payload, in bytes; 0: none.
     client_len: u16 = 4,
-    /// Reserved, 0.
-    reserved: u16 = 6,
+    /// Length of the token at the end of the payload, in bytes; 0: none.
+    token_len: u16 = 6,
+    /// [`crate::features::Features`] that the client asks for.
+    features: u64 = 8,
 });
 
 wire_record!(
@@ -130,6 +133,21 @@ wire_record!(
     frame_bytes_max: u32 = 16,
     /// Request id of the HELLO.
     request: u32 = 20,
+});
+
+wire_record!(
+    /// WELCOME to a client that has asked for features. Its beginning is a [`Welcome`].
+    WelcomeWithFeatures, ArchivedWelcomeWithFeatures, 32, {
+    /// As in [`Welcome`].
+    epoch: u64 = 0,
+    /// As in [`Welcome`].
+    session: u64 = 8,
+    /// As in [`Welcome`].
+    frame_bytes_max: u32 = 16,
+    /// As in [`Welcome`].
+    request: u32 = 20,
+    /// [`crate::features::Features`] that the server grants: some of those that the client asked for.
+    features: u64 = 24,
 });
 
 wire_record!(
@@ -172,8 +190,10 @@ wire_record!(
     sequence: u64 = 8,
     /// 1: every tick after the position follows. 0: a snapshot follows instead.
     recovered: u32 = 16,
+    /// If not recovered, a [`crate::reply::NotRecovered`]; 0: the server does not say.
+    reason: u16 = 20,
     /// Reserved, 0.
-    reserved: u32 = 20,
+    reserved: u16 = 22,
 });
 
 wire_record!(
@@ -186,12 +206,76 @@ wire_record!(
 });
 
 wire_record!(
-    /// UNSUBSCRIBE and UNSUBSCRIBED. The payload is the pattern.
+    /// CONFLATED and GAP with their number of ticks. Its beginning is a [`SkippedRange`].
+    CountedRange, ArchivedCountedRange, 24, {
+    /// As in [`SkippedRange`].
+    from: u64 = 0,
+    /// As in [`SkippedRange`].
+    to: u64 = 8,
+    /// Ticks in the range: fewer than its sequences where a topic does not use every number.
+    count: u64 = 16,
+});
+
+wire_record!(
+    /// UNSUBSCRIBE and REFRESH, and UNSUBSCRIBED as an answer. The payload is the pattern or the token.
     Request, ArchivedRequest, 8, {
     /// Request id, repeated in the answer.
     request: u32 = 0,
     /// Reserved, 0.
     reserved: u32 = 4,
+});
+
+wire_record!(
+    /// UNSUBSCRIBED that no request asked for. The payload is the pattern.
+    Removed, ArchivedRemoved, 8, {
+    /// 0.
+    request: u32 = 0,
+    /// Why the subscription has ended: an [`crate::ErrorCode`].
+    code: u16 = 4,
+    /// Reserved, 0.
+    reserved: u16 = 6,
+});
+
+wire_record!(
+    /// PUBLISHED answers a PUBLISH. The header has the tick's topic and sequence; the payload is the topic's name.
+    Published, ArchivedPublished, 16, {
+    /// Epoch of the sequence.
+    epoch: u64 = 0,
+    /// Request id of the PUBLISH.
+    request: u32 = 8,
+    /// 1: the message id was known, and the sequence is that of the first tick with it.
+    is_duplicate: u32 = 12,
+});
+
+wire_record!(
+    /// EXPIRES says when the client's token does.
+    Expires, ArchivedExpires, 8, {
+    /// Request id of the HELLO or REFRESH that it answers; 0: the token is about to expire.
+    request: u32 = 0,
+    /// Time until then, seconds; 0: never.
+    expires_in_s: u32 = 4,
+});
+
+wire_record!(
+    /// SOURCE, the state of a source, and STALE, that of the header's topic. The payload of SOURCE is the source's name.
+    Condition, ArchivedCondition, 16, {
+    /// When it began, nanoseconds since 1970.
+    since_ns: u64 = 0,
+    /// SOURCE: a [`crate::reply::SourceState`]. STALE: 1 stale, 0 no longer.
+    state: u32 = 8,
+    /// Reserved, 0.
+    reserved: u32 = 12,
+});
+
+wire_record!(
+    /// NODES follows WELCOME. The payload is this node's id, then the addresses of nodes, separated by spaces.
+    Nodes, ArchivedNodes, 8, {
+    /// Length of the id, in bytes.
+    node_len: u16 = 0,
+    /// Reserved, 0.
+    reserved: u16 = 2,
+    /// Reserved, 0.
+    reserved_end: u32 = 4,
 });
 
 wire_record!(
@@ -218,8 +302,8 @@ wire_record!(
     request: u32 = 16,
     /// Length of the topic name, in bytes.
     topic_len: u16 = 20,
-    /// Reserved, 0.
-    reserved: u16 = 22,
+    /// Length of the message id behind the topic name, in bytes; 0: none. Only if the server has granted `message_ids`.
+    message_id_len: u16 = 22,
     /// Conflation key, for example a price level: the last tick of each key is kept. 0: none.
     key: u64 = 24,
 });
@@ -240,8 +324,21 @@ wire_record!(
     producer_time_ns: u64 = 0,
     /// As in [`TickTimes`].
     ingest_time_ns: u64 = 8,
-    /// As in [`Publish`], but never 0.
+    /// As in [`Publish`]; 0 only if the record is longer.
     key: u64 = 16,
+});
+
+wire_record!(
+    /// TICK with an upper bound of the sequence before it. Its beginning is a [`KeyedTickTimes`].
+    LinkedTickTimes, ArchivedLinkedTickTimes, 32, {
+    /// As in [`TickTimes`].
+    producer_time_ns: u64 = 0,
+    /// As in [`TickTimes`].
+    ingest_time_ns: u64 = 8,
+    /// As in [`Publish`]; 0: none.
+    key: u64 = 16,
+    /// Ticks are missing exactly if this is above the last sequence that the client has.
+    previous: u64 = 24,
 });
 
 wire_record!(

@@ -1,7 +1,7 @@
 //! Replies: messages to one session, the same in every wire format. Messages that sessions share (ticks and topic
 //! announcements) are encoded once, in the egress logs.
 
-use crate::{ErrorCode, WireFormat, ids::TopicId};
+use crate::{ErrorCode, WireFormat, features::Features, ids::TopicId};
 
 /// A message to one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,22 @@ pub enum Reply<'a> {
         session: u64,
         /// Largest frame that the server accepts, in bytes.
         frame_bytes_max: usize,
+        /// Features granted. `None`: the client has asked for none.
+        features: Option<Features>,
+    },
+    /// Where to find other nodes, after WELCOME. Feature `nodes`.
+    Nodes {
+        /// This node's id.
+        node: &'a str,
+        /// Addresses of nodes, as clients connect to them.
+        addresses: &'a [&'a str],
+    },
+    /// When the client's token expires. Feature `tokens`.
+    Expires {
+        /// Request id of the HELLO or REFRESH; 0: a reminder.
+        request: u32,
+        /// Time until then, seconds; 0: never.
+        expires_in_s: u32,
     },
     /// A subscription is live, or was updated.
     Subscribed {
@@ -38,35 +54,63 @@ pub enum Reply<'a> {
         sequence: u64,
         /// Whether every tick after the position follows. If not, a snapshot does.
         recovered: bool,
+        /// Why not. Feature `reasons`.
+        reason: Option<NotRecovered>,
     },
     /// Ticks that the next one replaces.
-    Conflated {
-        /// Topic id.
-        topic: TopicId,
-        /// Topic name.
-        name: &'a str,
-        /// First sequence of the range.
-        from: u64,
-        /// First sequence after the range.
-        to: u64,
-    },
+    Conflated(Skipped<'a>),
     /// Ticks that this session has lost.
-    Gap {
-        /// Topic id.
-        topic: TopicId,
-        /// Topic name.
-        name: &'a str,
-        /// First sequence of the range.
-        from: u64,
-        /// First sequence after the range.
-        to: u64,
-    },
+    Gap(Skipped<'a>),
     /// A subscription has ended.
     Unsubscribed {
         /// Request id of the UNSUBSCRIBE.
         request: u32,
         /// The pattern unsubscribed.
         pattern: &'a str,
+    },
+    /// The server has ended a subscription. Feature `reasons`.
+    Removed {
+        /// The pattern.
+        pattern: &'a str,
+        /// Why.
+        code: ErrorCode,
+        /// Text for people; not sent in native frames.
+        text: &'a str,
+    },
+    /// A tick has been sequenced. Feature `published`.
+    Published {
+        /// Request id of the PUBLISH.
+        request: u32,
+        /// Topic id.
+        topic: TopicId,
+        /// Topic name.
+        name: &'a str,
+        /// Epoch of the sequence.
+        epoch: u64,
+        /// The tick's sequence.
+        sequence: u64,
+        /// Its message id was known: the sequence is that of the first tick with it.
+        is_duplicate: bool,
+    },
+    /// The state of a source. Feature `sources`.
+    Source {
+        /// Its name in the configuration.
+        name: &'a str,
+        /// Its state.
+        state: SourceState,
+        /// When that began, nanoseconds since 1970.
+        since_ns: u64,
+    },
+    /// Whether a topic's source has fallen silent. Feature `sources`.
+    Stale {
+        /// Topic id.
+        topic: TopicId,
+        /// Topic name.
+        name: &'a str,
+        /// Whether it is stale; if not, it no longer is.
+        is_stale: bool,
+        /// Since when, nanoseconds since 1970.
+        since_ns: u64,
     },
     /// Answers PING.
     Pong {
@@ -91,6 +135,68 @@ pub enum Reply<'a> {
         /// Delay before reconnecting, milliseconds; 0: the client decides.
         reconnect_after_ms: u32,
     },
+}
+
+/// A range of ticks that are not delivered to a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Skipped<'a> {
+    /// Topic id.
+    pub topic: TopicId,
+    /// Topic name.
+    pub name: &'a str,
+    /// First sequence of the range.
+    pub from: u64,
+    /// First sequence after the range.
+    pub to: u64,
+    /// Ticks in the range. `None`: the client does not have the feature `counts`.
+    pub count: Option<u64>,
+}
+
+/// Why a position was not recovered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotRecovered {
+    /// The epoch of the position has passed.
+    Epoch = 1,
+    /// The history does not reach back that far.
+    TooOld = 2,
+    /// There is no such topic.
+    UnknownTopic = 3,
+    /// The position is ahead of the topic.
+    Ahead = 4,
+}
+
+impl NotRecovered {
+    /// Its name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            NotRecovered::Epoch => "epoch",
+            NotRecovered::TooOld => "too_old",
+            NotRecovered::UnknownTopic => "unknown_topic",
+            NotRecovered::Ahead => "ahead",
+        }
+    }
+}
+
+/// The state of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceState {
+    /// It delivers.
+    Up = 1,
+    /// A fallback delivers in its place.
+    Fallback = 2,
+    /// Nothing delivers.
+    Down = 3,
+}
+
+impl SourceState {
+    /// Its name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            SourceState::Up => "up",
+            SourceState::Fallback => "fallback",
+            SourceState::Down => "down",
+        }
+    }
 }
 
 /// The server's name and version, in WELCOME.

@@ -7,10 +7,13 @@ use tickcast_core::testing::{EPOCH, upgrade_request};
 use tickcast_proto::{
     Step, WireFormat,
     command::encode_request,
-    frame::{self, FLAG_SNAPSHOT, HeaderFields, Kind},
+    features::Features,
+    frame::{self, FLAG_SNAPSHOT, HeaderFields, HelloParts, Kind},
     framing::websocket::{Incoming, WebSocket},
     pattern,
-    records::{Closing, Publish, Recovered, Resume, SkippedRange, Subscribed, Token},
+    records::{
+        Closing, CountedRange, Publish, Recovered, Resume, SkippedRange, Subscribed, Token, WireRecord,
+    },
     subscription::Policy,
 };
 use tungstenite::Message;
@@ -148,7 +151,9 @@ impl Client {
         };
         match encoding.subprotocol() {
             None => client.send_frame(|out| {
-                frame::encode_hello(out, 0, identity, "simulated");
+                let features = Features::COUNTS;
+                let hello = HelloParts { request: 0, client: identity, name: "simulated", features };
+                frame::encode_hello(out, &hello);
             }),
             Some(name) => {
                 let query = if identity.is_empty() { String::new() } else { format!("?client={identity}") };
@@ -366,7 +371,11 @@ impl Client {
                 self.tick(&name, frame.header.sequence, frame.key(), snapshot, &payload, published);
             }
             kind @ (Kind::Conflated | Kind::Gap) => {
-                let SkippedRange { from, to } = frame.record().unwrap();
+                // With the feature that its HELLO asked for; clients on a WebSocket have sent none.
+                let CountedRange { from, to, count } =
+                    frame.zero_extended_record(SkippedRange::STRIDE).unwrap();
+                let has_counts = self.encoding == WireFormat::TCP_NATIVE;
+                assert_eq!(count, if has_counts { to - from } else { 0 });
                 let name = self.names.get(&frame.header.topic_id).expect("announced before").clone();
                 self.announced(&name, kind == Kind::Gap, from, to);
             }

@@ -6,10 +6,13 @@ use tickcast_proto::{
     DecodeError, ErrorCode,
     codec::MessageType,
     codec::json,
-    frame::{FLAG_PAYLOAD_JSON, HeaderFields, Kind},
+    features::Features,
+    frame::{FLAG_PAYLOAD_JSON, HeaderFields, HelloParts, Kind},
     framing::websocket::{encode, encode_close},
     http,
-    records::{Closing, ErrorRecord, Hello, Request, Subscribed, TickTimes, Token, Welcome},
+    records::{
+        Closing, Condition, ErrorRecord, Hello, Nodes, Request, Subscribed, TickTimes, Token, Welcome,
+    },
 };
 
 pub(super) const ENCODINGS: [WireFormat; 3] =
@@ -83,7 +86,7 @@ fn json_messages() -> Vec<Vec<u8>> {
         out
     };
     vec![
-        message(&|out| json::encode_welcome(out, 1, "tickcast/0.1.0", 1, 2, 1 << 18)),
+        br#"{"op":"welcome","id":1,"server":"tickcast/0.1.0","epoch":1,"session":2,"frame_bytes_max":262144}"#.to_vec(),
         message(&|out| json::encode_subscribed(out, 2, "a.>")),
         message(&|out| json::encode_topic(out, TopicId(5), 3, "a.b")),
         message(&|out| encode_json(out, &prefix, 1, 71, b"{\"p\": 1.10}", true)),
@@ -373,14 +376,31 @@ fn invalid_websocket_messages_fail_the_connection() {
     assert_eq!(rkyv(&message(&welcome())[..60]), ProtocolError::Truncated);
 
     let json = |message: &str| rejected(WireFormat::WEBSOCKET_JSON, &text(message));
-    for bad in
-        ["", " ", "{", "[", "[{\"op\":\"pong\"}", "[,]", "1", "{\"op\":\"fly\"}", "{\"op\":\"pong\"} x", "{}"]
-    {
+    for bad in ["", " ", "{", "[", "[{\"op\":\"pong\"}", "[,]", "1", "{\"op\":\"pong\"} x", "{}"] {
         assert!(matches!(json(bad), ProtocolError::Json(_)), "{bad:?}: {:?}", json(bad));
     }
     assert_eq!(json(r#"{"topic":"t","seq":1,"ts":1,"data":1}"#), ProtocolError::UnknownTopic("t".into()));
     let not_utf8 = [0x81, 1, 0xff];
     assert_eq!(rejected(WireFormat::WEBSOCKET_JSON, &not_utf8), ProtocolError::Decode(DecodeError::NotUtf8));
+}
+
+#[test]
+fn what_a_newer_server_adds_is_skipped() {
+    let mut unknown = record(Kind::Pong, Token { token: 1 }, "new");
+    unknown[8..10].copy_from_slice(&127u16.to_le_bytes());
+    let condition = Condition { since_ns: 1, state: 2, reserved: 0 };
+    let mut native = welcome();
+    for new in [unknown, record(Kind::Source, condition, "feed"), record(Kind::Nodes, Nodes::default(), "")] {
+        native.extend(new);
+    }
+    native.extend(record(Kind::Pong, Token { token: 7 }, ""));
+    let got = events(WireFormat::TCP_NATIVE, &native).unwrap();
+    assert_eq!(got[1..], ["Pong { token: 7 }", "Closed"], "{got:?}");
+    let json = [
+        text(r#"{"op":"fly","to":[{"moon":1}],"topic":"x"}"#),
+        text(r#"[{"op":"nodes","node":"n"},{"op":"pong","token":7,"since":1}]"#),
+    ];
+    assert_eq!(events(WireFormat::WEBSOCKET_JSON, &json.concat()).unwrap(), ["Pong { token: 7 }", "Closed"]);
 }
 
 #[test]
@@ -480,8 +500,8 @@ fn identity_is_in_the_hello_and_an_invalid_one_sends_nothing() {
     let Ok(Step::Complete(_, hello)) = frame::decode(connection.poll_transmit(), 1 << 10) else {
         panic!("hello")
     };
-    let (request, client, name) = hello.hello().unwrap();
-    assert_eq!((request, client), (1, "me"));
+    let HelloParts { request, client, name, features } = hello.hello().unwrap();
+    assert_eq!((request, client, features), (1, "me", Features::COUNTS));
     assert!(name.starts_with("tickcast-client/"));
     for bad in ["a\n", &"x".repeat(256)] {
         let mut connection = with(bad);

@@ -104,15 +104,24 @@ impl Connection {
         }
         let text = &self.input[self.consumed + skip..end];
         let mut values = serde_json::Deserializer::from_slice(text).into_iter::<reply::Message<'_>>();
-        let message = match values.next() {
-            Some(Ok(message)) => message,
-            Some(Err(error)) => return Err(ProtocolError::Json(error.to_string())),
+        let (stored, used) = match values.next() {
+            Some(Ok(message)) => {
+                let used = values.byte_offset();
+                let target = JsonTarget {
+                    scratch: &mut self.scratch,
+                    topics: &mut self.topics,
+                    queue: &mut self.queue,
+                };
+                (reply::from_json(message, target)?, used)
+            }
+            // The fields of an operation that this client does not know may have other types.
+            Some(Err(error)) => match reply::unknown_operation(text) {
+                Some(used) => (None, used),
+                None => return Err(ProtocolError::Json(error.to_string())),
+            },
             None => return Err(ProtocolError::Json("a value is missing in an array".into())),
         };
-        let used = skip + values.byte_offset();
-        let target =
-            JsonTarget { scratch: &mut self.scratch, topics: &mut self.topics, queue: &mut self.queue };
-        let stored = reply::from_json(message, target)?;
+        let used = skip + used;
         self.json = if self.json == JsonState::Start { JsonState::End } else { JsonState::RestOfArray };
         self.consume_json(used)?;
         match stored {

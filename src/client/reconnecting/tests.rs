@@ -5,7 +5,7 @@ use crate::{
     ProtocolError,
     scripted_server::{Peer, serve_each},
 };
-use tickcast_proto::reply::Reply;
+use tickcast_proto::reply::{Reply, Skipped};
 
 const LONG: Duration = Duration::from_secs(20);
 const RESUME: &str = "Resume { topic: \"a.b\", position: Position { epoch: 3, sequence: 2 } }";
@@ -85,7 +85,7 @@ fn acknowledge(peer: &mut Peer, epoch: u64) {
 }
 
 fn recovered(peer: &mut Peer, epoch: u64, sequence: u64, recovered: bool) {
-    peer.reply(Reply::Recovered { topic_id: 5, name: "a.b", epoch, sequence, recovered });
+    peer.reply(Reply::Recovered { topic_id: 5, name: "a.b", epoch, sequence, recovered, reason: None });
 }
 
 /// Stays until the client disconnects.
@@ -273,7 +273,7 @@ fn announced_gap_is_not_requested_again() {
         |peer| {
             first(peer);
             let (topic, name) = (tickcast_proto::ids::TopicId(5), "a.b");
-            peer.reply(Reply::Gap { topic, name, from: 3, to: 9 });
+            peer.reply(Reply::Gap(Skipped { topic, name, from: 3, to: 9, count: None }));
         },
         |peer| {
             peer.welcome_in(3);

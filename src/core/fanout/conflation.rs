@@ -3,7 +3,7 @@
 
 use super::{
     EgressLogs, Fanout,
-    topic::{Member, group_of},
+    topic::{Member, group_of, skipped_range},
     topic_mut,
 };
 use crate::{
@@ -347,7 +347,7 @@ impl Fanout {
         let HeldTopic { id, slot, bytes_max } = held;
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return true };
         let Some(session) = sessions.open_mut(slot) else { return true };
-        let format = session.format;
+        let (format, features) = (session.format, session.features);
         let Some(membership) = session.memberships.get_mut(&id) else { return true };
         if membership.taking != Taking::Held {
             return true;
@@ -382,7 +382,7 @@ impl Fanout {
             if sequence > from {
                 self.tally.conflated += sequence - from;
                 sessions.count_conflated(slot, sequence - from);
-                let notice = Reply::Conflated { topic: id, name: &topic.info.name, from, to: sequence };
+                let notice = Reply::Conflated(skipped_range(id, &topic.info.name, features, from, sequence));
                 sessions
                     .push_private(slot, skipped(id, from, sequence), |out| notice.encode_queued(format, out));
             }
@@ -456,7 +456,8 @@ impl Fanout {
             if membership.taking == Taking::Paced {
                 membership.taking = Taking::Held;
             }
-            let (taking, from, format) = (membership.taking, membership.from, session.format);
+            let (taking, from) = (membership.taking, membership.from);
+            let (format, features) = (session.format, session.features);
             let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
             let to = topic.last_sequence + 1;
             if taking == Taking::Held && from >= topic.tracked_from && *log_bytes_left > 0 {
@@ -472,7 +473,7 @@ impl Fanout {
             } else if taking != Taking::Live && from < to {
                 self.tally.dropped += to - from;
                 sessions.count_dropped(slot, to - from);
-                let notice = Reply::Gap { topic: id, name: &topic.info.name, from, to };
+                let notice = Reply::Gap(skipped_range(id, &topic.info.name, features, from, to));
                 sessions.push_private(slot, skipped(id, from, to), |out| notice.encode_queued(format, out));
             }
         }
@@ -513,7 +514,7 @@ impl Fanout {
 
     fn encode_notices(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
-        let format = session.format;
+        let (format, features) = (session.format, session.features);
         let Some(membership) = session.memberships.get_mut(&id) else { return };
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a membership has a topic");
@@ -526,7 +527,8 @@ impl Fanout {
         if from < to {
             self.tally.dropped += to - from;
             sessions.count_dropped(slot, to - from);
-            Reply::Gap { topic: id, name: &topic.info.name, from, to }.encode(format, &mut self.scratch);
+            Reply::Gap(skipped_range(id, &topic.info.name, features, from, to))
+                .encode(format, &mut self.scratch);
         }
     }
 }

@@ -1,7 +1,11 @@
 //! Recovery of missed ticks: sessions request history from the topic's home in chunks, as their sockets have room. Chunks
 //! and live ticks travel through the same ring in order, so they join without a hole.
 
-use super::{EgressLogs, Fanout, Settings, StartFrom, topic::Backlog, topic_mut};
+use super::{
+    EgressLogs, Fanout, Settings, StartFrom,
+    topic::{Backlog, skipped_range},
+    topic_mut,
+};
 use crate::{
     egress_log::FrameInfo,
     fanout::conflation::{EvictionCause, skipped},
@@ -121,8 +125,8 @@ impl Fanout {
         };
         for (name, position) in unknown {
             let recovered = position == Position { epoch: self.epoch, sequence: 0 };
-            let reply =
-                Reply::Recovered { topic_id: 0, name: &name, epoch: self.epoch, sequence: 0, recovered };
+            let (epoch, reason) = (self.epoch, None);
+            let reply = Reply::Recovered { topic_id: 0, name: &name, epoch, sequence: 0, recovered, reason };
             self.push_notice(slot, &reply, sessions);
         }
     }
@@ -209,7 +213,7 @@ impl Fanout {
     ) {
         let History { from, start, flags, .. } = record;
         let Some(session) = sessions.open_mut(slot) else { return };
-        let format = session.format;
+        let (format, features) = (session.format, session.features);
         let Some(membership) = session.memberships.get_mut(&id) else { return };
         if membership.taking != Taking::Recovering {
             return;
@@ -237,13 +241,14 @@ impl Fanout {
                 epoch: self.epoch,
                 sequence: last,
                 recovered,
+                reason: None,
             };
             self.push_notice(slot, &reply, sessions);
         }
         if start > from {
             self.tally.dropped += start - from;
             sessions.count_dropped(slot, start - from);
-            let notice = Reply::Gap { topic: id, name: &name, from, to: start };
+            let notice = Reply::Gap(skipped_range(id, &name, features, from, start));
             sessions.push_private(slot, skipped(id, from, start), |out| notice.encode_queued(format, out));
         }
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
@@ -257,7 +262,7 @@ impl Fanout {
             if conflates && sequence > next {
                 self.tally.conflated += sequence - next;
                 sessions.count_conflated(slot, sequence - next);
-                let notice = Reply::Conflated { topic: id, name: &name, from: next, to: sequence };
+                let notice = Reply::Conflated(skipped_range(id, &name, features, next, sequence));
                 sessions
                     .push_private(slot, skipped(id, next, sequence), |out| notice.encode_queued(format, out));
             }

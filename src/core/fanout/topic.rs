@@ -12,7 +12,9 @@ use crate::{
 use tickcast_proto::{
     WireFormat,
     codec::TopicInfo,
+    features::Features,
     ids::TopicId,
+    reply::Skipped,
     subscription::{Delivery, Policy},
 };
 
@@ -371,4 +373,16 @@ impl EgressTopic {
             assert_eq!(member.is_paced(), membership.interval_us > 0, "a member with a pace is marked");
         }
     }
+}
+
+/// A range of ticks of a topic that a session with these features does not receive.
+pub(super) fn skipped_range(
+    topic: TopicId,
+    name: &str,
+    features: Features,
+    from: u64,
+    to: u64,
+) -> Skipped<'_> {
+    let count = features.contains(Features::COUNTS).then_some(to - from);
+    Skipped { topic, name, from, to, count }
 }

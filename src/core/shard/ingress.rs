@@ -15,6 +15,7 @@ use tickcast_proto::{
     DecodeError, ErrorCode, Step,
     codec::{Message, MessageType, RequestDecodeError, json},
     command::{Command, PublishCommand},
+    features::Features,
     frame::{self, FLAG_PAYLOAD_JSON},
     framing::{Decoder, Incoming},
     http::{self, Answer, HttpConfig, Target},
@@ -302,14 +303,17 @@ impl Shard {
             _ => {}
         }
         match command {
-            Command::Hello { request, name, .. } => {
+            Command::Hello { request, name, features, .. } => {
+                let features = features.map(|asked| asked.intersection(Features::GRANTED));
+                session.features = features.unwrap_or_default();
                 let session = session.id;
                 ::log::debug!(
                     "session {session:x}: client name {:?}",
                     name.chars().take(64).collect::<String>()
                 );
                 let (epoch, frame_bytes_max) = (self.epoch, self.limits.frame_bytes_max);
-                self.reply(slot, &Reply::Welcome { request, epoch, session: session.0, frame_bytes_max });
+                let session = session.0;
+                self.reply(slot, &Reply::Welcome { request, epoch, session, frame_bytes_max, features });
             }
             Command::Ping { token } => self.reply(slot, &Reply::Pong { token }),
             Command::Pong => {}

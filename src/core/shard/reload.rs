@@ -37,6 +37,7 @@ mod tests {
         home::history::HistoryBounds,
         metrics::counters::{Counter, Counters},
         shard::ListenerKind,
+        testing::hello,
     };
     use tickcast_proto::{frame, ids::ShardId, records::Publish, subscription::Rules};
 
@@ -49,9 +50,7 @@ mod tests {
     fn shard(limits: Limits) -> Shard {
         let mut shard = Shard::new(ShardId(0), 1, 1, limits, Arc::new(Counters::default()));
         shard.handle_accept(SlotId(0), ListenerKind::Native, NOW);
-        let mut hello = Vec::new();
-        frame::encode_hello(&mut hello, 1, "", "test");
-        shard.handle_bytes(SlotId(0), &hello, NOW);
+        shard.handle_bytes(SlotId(0), &hello(), NOW);
         shard
     }
 

@@ -122,7 +122,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{config::Limits, metrics::counters::Counters, shard::ListenerKind};
+    use crate::{config::Limits, metrics::counters::Counters, shard::ListenerKind, testing::hello};
     use tickcast_proto::{
         command::encode_request,
         frame,
@@ -135,8 +135,7 @@ mod tests {
 
     fn subscribe(shard: &mut Shard, slot: SlotId) {
         shard.handle_accept(slot, ListenerKind::Native, NOW);
-        let mut bytes = Vec::new();
-        frame::encode_hello(&mut bytes, 1, "", "test");
+        let mut bytes = hello();
         encode_request(&mut bytes, frame::Kind::Subscribe, 1, "a.>");
         shard.handle_bytes(slot, &bytes, NOW);
         while shard.turn(NOW) {}

@@ -332,6 +332,7 @@ mod tests {
         config::Limits,
         metrics::counters::{Counter, Counters},
         shard::{Action, ListenerKind},
+        testing::hello_as,
     };
     use tickcast_proto::{frame, ids::ShardId, records::Publish};
 
@@ -343,9 +344,7 @@ mod tests {
 
     fn enter(shard: &mut Shard, slot: SlotId, client: &str) {
         shard.handle_accept(slot, ListenerKind::Native, NOW);
-        let mut hello = Vec::new();
-        frame::encode_hello(&mut hello, 1, client, "test");
-        shard.handle_bytes(slot, &hello, NOW);
+        shard.handle_bytes(slot, &hello_as(client), NOW);
     }
 
     fn names(shard: &Shard, query: SessionsQuery) -> Vec<SessionSummary> {

@@ -14,10 +14,11 @@ use serde_json::value::RawValue;
 use crate::{
     ErrorCode,
     command::{Command, PublishCommand},
+    features::Features,
     frame::{FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, TickParts},
     ids::TopicId,
     records::TickTimes,
-    reply::{Reply, SERVER},
+    reply::{NotRecovered, Reply, SERVER, Skipped},
     subscription::{Delivery, OptionError, Position, StartPosition, interval_us},
 };
 
@@ -54,6 +55,8 @@ struct Message<'a> {
     max_rate: Option<&'a RawValue>,
     #[serde(default, borrow)]
     from: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    features: Option<Vec<Cow<'a, str>>>,
 }
 
 /// The value of `from`.
@@ -153,7 +156,10 @@ pub fn decode(text: &str) -> Result<Command<'_>, InvalidRequest> {
     let op = std::mem::take(&mut message.op);
     match op.as_ref() {
         "hello" => {
-            Ok(Command::Hello { request, client: Cow::Borrowed(""), name: message.name.unwrap_or_default() })
+            let name = message.name.unwrap_or_default();
+            let features =
+                message.features.map(|names| Features::from_names(names.iter().map(|name| &**name)));
+            Ok(Command::Hello { request, client: Cow::Borrowed(""), name, features })
         }
         op @ ("subscribe" | "unsubscribe" | "update") => {
             let delivery = message.delivery().map_err(|error| fail(format!("{op}: {error}")))?;
@@ -279,41 +285,80 @@ fn append_base64(out: &mut Vec<u8>, bytes: &[u8]) {
 /// Appends a reply.
 pub(super) fn encode_reply(reply: &Reply<'_>, out: &mut Vec<u8>) {
     match *reply {
-        Reply::Welcome { request, epoch, session, frame_bytes_max } => {
-            encode_welcome(out, request, SERVER, epoch, session, frame_bytes_max);
+        Reply::Welcome { request, epoch, session, frame_bytes_max, features } => {
+            let server = literal(SERVER);
+            append(
+                out,
+                format_args!(
+                    "{{\"op\":\"welcome\",\"id\":{request},\"server\":{server},\"epoch\":{epoch},\
+                     \"session\":{session},\"frame_bytes_max\":{frame_bytes_max}"
+                ),
+            );
+            if let Some(features) = features {
+                append(out, format_args!(",\"features\":{features}"));
+            }
+            out.push(b'}');
+        }
+        Reply::Nodes { node, addresses } => {
+            let (node, addresses) = (literal(node), serde_json::Value::from(addresses));
+            append(out, format_args!("{{\"op\":\"nodes\",\"node\":{node},\"addresses\":{addresses}}}"));
+        }
+        Reply::Expires { request, expires_in_s } => {
+            append(
+                out,
+                format_args!("{{\"op\":\"expires\",\"id\":{request},\"expires_in\":{expires_in_s}}}"),
+            );
         }
         Reply::Subscribed { request, pattern, .. } => encode_subscribed(out, request, pattern),
         Reply::Unsubscribed { request, pattern } => encode_unsubscribed(out, request, pattern),
-        Reply::Recovered { name, epoch, sequence, recovered, .. } => {
-            encode_recovered(out, name, epoch, sequence, recovered);
+        Reply::Recovered { name, epoch, sequence, recovered, reason, .. } => {
+            encode_recovered(out, name, epoch, sequence, recovered, reason);
         }
-        Reply::Conflated { name, from, to, .. } => encode_skipped(out, "conflated", name, from, to),
-        Reply::Gap { name, from, to, .. } => encode_skipped(out, "gap", name, from, to),
+        Reply::Conflated(skipped) => encode_skipped(out, "conflated", &skipped),
+        Reply::Gap(skipped) => encode_skipped(out, "gap", &skipped),
+        Reply::Removed { pattern, code, text } => {
+            let (pattern, code, text) = (literal(pattern), code as u16, literal(text));
+            append(
+                out,
+                format_args!(
+                    "{{\"op\":\"unsubscribed\",\"pattern\":{pattern},\"code\":{code},\"text\":{text}}}"
+                ),
+            );
+        }
+        Reply::Published { request, name, epoch, sequence, is_duplicate, .. } => {
+            let (topic, duplicate) = (literal(name), if is_duplicate { ",\"duplicate\":true" } else { "" });
+            append(
+                out,
+                format_args!(
+                    "{{\"op\":\"published\",\"id\":{request},\"topic\":{topic},\"epoch\":{epoch},\
+                     \"sequence\":{sequence}{duplicate}}}"
+                ),
+            );
+        }
+        Reply::Source { name, state, since_ns } => {
+            let (name, state) = (literal(name), state.name());
+            append(
+                out,
+                format_args!(
+                    "{{\"op\":\"source\",\"source\":{name},\"state\":\"{state}\",\"since\":{since_ns}}}"
+                ),
+            );
+        }
+        Reply::Stale { name, is_stale, since_ns, .. } => {
+            let topic = literal(name);
+            append(
+                out,
+                format_args!(
+                    "{{\"op\":\"stale\",\"topic\":{topic},\"stale\":{is_stale},\"since\":{since_ns}}}"
+                ),
+            );
+        }
         Reply::Pong { token } => encode_pong(out, token),
         Reply::Error { request, code, text } => encode_error(out, request, code, text),
         Reply::Closing { code, reason, reconnect_after_ms } => {
             encode_closing(out, code, reason, reconnect_after_ms);
         }
     }
-}
-
-/// Appends `{"op":"welcome",...}`.
-pub fn encode_welcome(
-    out: &mut Vec<u8>,
-    request: u32,
-    server: &str,
-    epoch: u64,
-    session: u64,
-    frame_bytes_max: usize,
-) {
-    let server = literal(server);
-    append(
-        out,
-        format_args!(
-            "{{\"op\":\"welcome\",\"id\":{request},\"server\":{server},\"epoch\":{epoch},\"session\":{session},\
-             \"frame_bytes_max\":{frame_bytes_max}}}"
-        ),
-    );
 }
 
 /// Appends the acknowledgement of one pattern. Its topics are announced separately.
@@ -348,21 +393,37 @@ pub fn encode_unsubscribed(out: &mut Vec<u8>, request: u32, pattern: &str) {
 }
 
 /// Appends whether the ticks after a given position follow.
-pub fn encode_recovered(out: &mut Vec<u8>, topic: &str, epoch: u64, sequence: u64, recovered: bool) {
+fn encode_recovered(
+    out: &mut Vec<u8>,
+    topic: &str,
+    epoch: u64,
+    sequence: u64,
+    recovered: bool,
+    reason: Option<NotRecovered>,
+) {
     let topic = literal(topic);
     append(
         out,
         format_args!(
             "{{\"op\":\"recovered\",\"topic\":{topic},\"epoch\":{epoch},\"sequence\":{sequence},\
-             \"recovered\":{recovered}}}"
+             \"recovered\":{recovered}"
         ),
     );
+    if let Some(reason) = reason {
+        append(out, format_args!(",\"reason\":\"{}\"", reason.name()));
+    }
+    out.push(b'}');
 }
 
 /// Appends a range of ticks that are not delivered. `op` is `conflated` or `gap`.
-pub fn encode_skipped(out: &mut Vec<u8>, op: &str, topic: &str, from: u64, to: u64) {
-    let topic = literal(topic);
-    append(out, format_args!("{{\"op\":\"{op}\",\"topic\":{topic},\"from\":{from},\"to\":{to}}}"));
+fn encode_skipped(out: &mut Vec<u8>, op: &str, skipped: &Skipped<'_>) {
+    let Skipped { name, from, to, count, .. } = *skipped;
+    let topic = literal(name);
+    append(out, format_args!("{{\"op\":\"{op}\",\"topic\":{topic},\"from\":{from},\"to\":{to}"));
+    if let Some(count) = count {
+        append(out, format_args!(",\"count\":{count}"));
+    }
+    out.push(b'}');
 }
 
 /// Appends a pong.

@@ -2,7 +2,11 @@ use std::{io::Write, os::fd::AsFd};
 
 use super::{append::tests::Scratch, *};
 use tickcast_client::scripted_server::{Peer, serve, serve_each};
-use tickcast_proto::{frame::Kind, ids::TopicId, reply::Reply};
+use tickcast_proto::{
+    frame::Kind,
+    ids::TopicId,
+    reply::{Reply, Skipped},
+};
 
 fn sub(server: String, json: bool, count: Option<u64>) -> SubArgs {
     SubArgs { json, count, no_reconnect: true, ..SubArgs::new("a.>", &server) }
@@ -27,9 +31,9 @@ fn send_all(peer: &mut Peer) {
     peer.welcome();
     peer.subscribed();
     peer.tick(1, b"{\"p\":\n1.10}");
-    peer.reply(Reply::Gap { topic: TopicId(5), name: "a.b", from: 2, to: 3 });
+    peer.reply(Reply::Gap(Skipped { topic: TopicId(5), name: "a.b", from: 2, to: 3, count: None }));
     peer.tick(4, b"\xff\x1b[2J\tx");
-    peer.reply(Reply::Conflated { topic: TopicId(5), name: "a.b", from: 5, to: 6 });
+    peer.reply(Reply::Conflated(Skipped { topic: TopicId(5), name: "a.b", from: 5, to: 6, count: None }));
     peer.snapshot(6);
     peer.tick(7, b"after the count");
     while peer.next_frame().is_some() {}
@@ -79,7 +83,14 @@ fn sub_reconnects_and_resumes_after_its_last_tick() {
             peer.welcome_in(3);
             assert!(peer.command().contains("Position { epoch: 3, sequence: 1 }"));
             peer.subscribed();
-            let reply = Reply::Recovered { topic_id: 5, name: "a.b", epoch: 3, sequence: 2, recovered: true };
+            let reply = Reply::Recovered {
+                topic_id: 5,
+                name: "a.b",
+                epoch: 3,
+                sequence: 2,
+                recovered: true,
+                reason: None,
+            };
             peer.reply(reply);
             peer.tick(2, b"2");
             while peer.next_frame().is_some() {}
@@ -107,7 +118,7 @@ fn sub_append_resumes_where_its_file_ends() {
             let subscribe = peer.command();
             assert!(subscribe.contains("After(Position { epoch: 3, sequence: 0 })"), "{subscribe}");
             peer.topic(3);
-            peer.reply(Reply::Gap { topic: TopicId(5), name: "a.b", from: 1, to: 6 });
+            peer.reply(Reply::Gap(Skipped { topic: TopicId(5), name: "a.b", from: 1, to: 6, count: None }));
             peer.tick(6, b"6");
             peer.tick(7, b"7");
             while peer.next_frame().is_some() {}
@@ -123,6 +134,7 @@ fn sub_append_resumes_where_its_file_ends() {
                 epoch: 3,
                 sequence,
                 recovered,
+                reason: None,
             };
             peer.reply(answer(10, false));
             peer.snapshot(10);

@@ -12,7 +12,7 @@ use tickcast_proto::{
     framing::websocket::{Incoming, WebSocket, encode},
     ids::{Sequence, TopicId},
     records::TickTimes,
-    reply::Reply,
+    reply::{Reply, Skipped},
     subscription::Policy,
 };
 
@@ -24,7 +24,13 @@ struct Script(WireFormat, Vec<u8>);
 impl Script {
     fn new(encoding: WireFormat) -> Script {
         let mut script = Script(encoding, Vec::new());
-        script.reply(Reply::Welcome { request: 1, epoch: 3, session: 2, frame_bytes_max: 1 << 18 });
+        script.reply(Reply::Welcome {
+            request: 1,
+            epoch: 3,
+            session: 2,
+            frame_bytes_max: 1 << 18,
+            features: None,
+        });
         script
     }
 
@@ -73,7 +79,7 @@ impl Script {
     }
 
     fn recovered(&mut self, epoch: u64, sequence: u64, recovered: bool) -> &mut Script {
-        self.reply(Reply::Recovered { topic_id: 5, name: "a", epoch, sequence, recovered })
+        self.reply(Reply::Recovered { topic_id: 5, name: "a", epoch, sequence, recovered, reason: None })
     }
 }
 
@@ -158,8 +164,17 @@ fn skipped_range_is_an_event_before_the_next_tick_in_every_encoding() {
     for encoding in ENCODINGS {
         let (mut connection, response) = open(encoding);
         let mut script = Script::new(encoding);
-        script.topic(3).tick(1, 7, 0).reply(Reply::Conflated { topic: A, name: "a", from: 2, to: 5 });
-        script.tick(5, 0, 0).reply(Reply::Gap { topic: A, name: "a", from: 6, to: 7 }).tick(8, u64::MAX, 0);
+        script.topic(3).tick(1, 7, 0).reply(Reply::Conflated(Skipped {
+            topic: A,
+            name: "a",
+            from: 2,
+            to: 5,
+            count: None,
+        }));
+        script
+            .tick(5, 0, 0)
+            .reply(Reply::Gap(Skipped { topic: A, name: "a", from: 6, to: 7, count: None }))
+            .tick(8, u64::MAX, 0);
         let expected = [
             "topic a",
             "tick 3:1 key 7 missed 0",
@@ -242,7 +257,14 @@ fn vanished_topic_is_reported_as_not_recovered() {
     for encoding in ENCODINGS {
         let (mut connection, response) = resumed(encoding);
         let mut script = Script::new(encoding);
-        script.reply(Reply::Recovered { topic_id: 0, name: "a", epoch: 4, sequence: 0, recovered: false });
+        script.reply(Reply::Recovered {
+            topic_id: 0,
+            name: "a",
+            epoch: 4,
+            sequence: 0,
+            recovered: false,
+            reason: None,
+        });
         script.topic(4).tick(1, 0, 0);
         let expected = ["recovered a 3:50 4:0 false", "topic a", "tick 4:1 key 0 missed 0"];
         assert_eq!(events(&mut connection, &response, &script).unwrap(), expected, "{encoding:?}");

@@ -89,7 +89,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{config::Limits, metrics::counters::Counters, testing::TurnLoop};
+    use crate::{
+        config::Limits,
+        metrics::counters::Counters,
+        testing::{TurnLoop, hello_as},
+    };
     use tickcast_proto::{Step, command::encode_request, frame, records::Publish};
 
     const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
@@ -97,12 +101,6 @@ mod tests {
 
     fn shard(id: ShardId, limits: Limits) -> Shard {
         Shard::new(id, SHARDS, 1, limits, Arc::new(Counters::default()))
-    }
-
-    fn hello(client: &str) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        frame::encode_hello(&mut bytes, 1, client, "test");
-        bytes
     }
 
     fn upgrade(client: &str) -> Vec<u8> {
@@ -144,7 +142,7 @@ mod tests {
         let mut ping = Vec::new();
         encode_request(&mut ping, frame::Kind::Subscribe, 2, "a");
         for (listener, opening) in
-            [(ListenerKind::Native, hello(&name)), (ListenerKind::Http, upgrade(&name))]
+            [(ListenerKind::Native, hello_as(&name)), (ListenerKind::Http, upgrade(&name))]
         {
             let bytes = [opening.clone(), ping.clone()].concat();
             for piece in [1, 7, bytes.len()] {
@@ -175,7 +173,7 @@ mod tests {
         let (name, _) = identity_elsewhere(ShardId(0));
         let mut from = shard(ShardId(0), Limits::default());
         from.handle_accept(SlotId(3), ListenerKind::Native, NOW);
-        from.handle_bytes(SlotId(3), &hello(&name), NOW);
+        from.handle_bytes(SlotId(3), &hello_as(&name), NOW);
         from.begin_drain(u64::MAX, NOW);
         let actions: Vec<Action> = std::iter::from_fn(|| from.poll_action()).collect();
         assert_eq!(actions, [Action::HandOver(SlotId(3)), Action::ResumeReceive(SlotId(3))]);
@@ -190,9 +188,9 @@ mod tests {
         let (name, home) = identity_elsewhere(ShardId(0));
         let mut to = shard(home, Limits::default());
         to.stop_input();
-        to.handle_attached(SlotId(1), ListenerKind::Native, &hello(&name), NOW);
+        to.handle_attached(SlotId(1), ListenerKind::Native, &hello_as(&name), NOW);
         to.begin_drain(u64::MAX, NOW);
-        to.handle_attached(SlotId(2), ListenerKind::Native, &hello(&name), NOW);
+        to.handle_attached(SlotId(2), ListenerKind::Native, &hello_as(&name), NOW);
         assert_eq!(kinds(&sent(&mut to)), [frame::Kind::Closing, frame::Kind::Closing]);
     }
 
@@ -201,7 +199,7 @@ mod tests {
         let (name, home) = identity_elsewhere(ShardId(0));
         for replaces in [false, true] {
             let mut shard = shard(home, Limits { identity_replaces: replaces, ..Limits::default() });
-            shard.handle_attached(SlotId(1), ListenerKind::Native, &hello(&name), NOW);
+            shard.handle_attached(SlotId(1), ListenerKind::Native, &hello_as(&name), NOW);
             shard.handle_attached(SlotId(2), ListenerKind::Http, &upgrade(&name), NOW);
             sent(&mut shard);
             assert_eq!(shard.sessions.open_mut(SlotId(1)).is_none(), replaces);
@@ -217,7 +215,7 @@ mod tests {
     fn ticks_beyond_the_publish_rate_are_refused_with_an_error() {
         let mut shard = shard(ShardId(0), Limits { publish_rate: 2, ..Limits::default() });
         shard.handle_accept(SlotId(0), ListenerKind::Native, NOW);
-        shard.handle_bytes(SlotId(0), &hello(""), NOW);
+        shard.handle_bytes(SlotId(0), &hello_as(""), NOW);
         sent(&mut shard);
         let mut tick = Vec::new();
         frame::encode_publish(&mut tick, 0, 0, 0, Publish::default(), "a", b"1");

@@ -3,7 +3,7 @@ use crate::{
     config::Limits,
     session::SendState,
     shard::ListenerKind,
-    testing::{Driver, frame, hello, masked, messages, upgrade_request},
+    testing::{Driver, frame, hello, hello_as, masked, messages, upgrade_request},
 };
 use tickcast_proto::{
     Step,
@@ -175,8 +175,7 @@ fn a_raw_session_whose_request_fails_gets_its_pongs_before_the_close() {
 #[test]
 fn a_replaced_session_keeps_its_replies() {
     let mut driver = Driver::new(Limits { identity_replaces: true, ..Limits::default() });
-    let mut named = Vec::new();
-    frame::encode_hello(&mut named, 1, "desk", "test");
+    let named = hello_as("desk");
     driver.accept(0, ListenerKind::Native, &named);
     driver.take_sent(0);
     driver.receive(0, &ping(1));
