@@ -389,13 +389,15 @@ fn updates_of_many_topics_span_turns_and_later_requests_wait() {
     let mut bench = Bench::new(Limits::default());
     (0..TOPICS).for_each(|n| bench.publish(&format!("t.{n}"), 0, b"1"));
     bench.connect(READER);
-    bench.subscribe(READER, "t.*", Subscribe::default());
+    // A rate limit takes a membership per topic.
+    let paced = Subscribe { max_rate_millihertz: 1_000_000, ..Subscribe::default() };
+    bench.subscribe(READER, "t.*", paced);
     (0..10).for_each(|_| bench.turn());
     assert!(!bench.shard.is_busy(), "the session has joined every topic");
     bench.sent.clear();
     let mut bytes = Vec::new();
     for request in 1..=3 {
-        let record = Subscribe { request, policy: Policy::Conflate as u8, ..Subscribe::default() };
+        let record = Subscribe { request, policy: Policy::Conflate as u8, ..paced };
         bytes.extend(frame(Kind::Update, &record, b"t.*"));
     }
     bytes.extend(frame(Kind::Ping, &Token { token: 7 }, b""));

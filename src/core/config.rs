@@ -49,6 +49,8 @@ pub struct Limits {
     pub publish_rate: u32,
     /// Bytes of unfinished frames and messages of all clients on the whole server.
     pub unfinished_bytes_max: usize,
+    /// Bytes that the patterns of all sessions of the server may take, divided among the shards.
+    pub patterns_bytes_max: usize,
     /// Whether a second connection with the same identity replaces the first.
     pub identity_replaces: bool,
     /// Whether `/echo` is served.
@@ -91,6 +93,7 @@ impl Default for Limits {
             keys_bytes_max: limits::KEYS_BYTES_MAX_DEFAULT,
             publish_rate: 0,
             unfinished_bytes_max: limits::UNFINISHED_BYTES_MAX_DEFAULT,
+            patterns_bytes_max: limits::PATTERNS_BYTES_MAX_DEFAULT,
             identity_replaces: false,
             debug_echo: false,
         }
@@ -121,6 +124,7 @@ impl Limits {
             subscriptions_per_session_max: other.subscriptions_per_session_max,
             publish_rate: other.publish_rate,
             unfinished_bytes_max: other.unfinished_bytes_max,
+            patterns_bytes_max: other.patterns_bytes_max,
             ..self.clone()
         }
     }

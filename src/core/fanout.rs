@@ -6,6 +6,7 @@ mod recovery;
 mod subscriptions;
 mod topic;
 mod walks;
+mod wildcard;
 
 use std::collections::{HashMap, VecDeque};
 
@@ -14,12 +15,13 @@ pub use self::{
     egress_logs::{EgressLogs, LogIndex},
     recovery::HistoryRequest,
     subscriptions::{Interest, Registration, StartFrom, Subscription},
-    walks::{Departure, MembershipWalk},
+    walks::{Departure, MembershipWalk, Update},
 };
 use self::{
     subscriptions::PatternEntry,
     topic::{EgressTopic, Group},
     walks::Joining,
+    wildcard::Wildcards,
 };
 use crate::{
     home::last_value::KeysBudget,
@@ -31,13 +33,13 @@ use crate::{
 use tickcast_proto::{
     frame::Frame,
     ids::{ShardId, TopicId},
-    subscription::{Delivery, Policy, Rules},
+    subscription::{Policy, Rules},
 };
 
 /// The subscriptions of one shard: patterns, topics and their members.
 ///
-/// Invariant: a session is a member of a topic exactly once while any of its live patterns matches the topic; its
-/// membership counts those patterns.
+/// Invariant: a session receives a topic once while any of its live patterns matches the topic: through a membership, or
+/// through the wildcard groups of those patterns.
 /// Invariant: a session goes live with at most one subscription at a time.
 #[derive(Debug)]
 pub struct Fanout {
@@ -50,9 +52,12 @@ pub struct Fanout {
     entries: Vec<Option<PatternEntry>>,
     free: Vec<u32>,
     by_request: HashMap<u32, u32>,
+    /// Bytes of the entries' patterns.
+    pattern_text_bytes: usize,
     next_request: u32,
     /// Sessions that waited for a pattern whose homes are ready now. Bound: the subscriptions of the shard's sessions.
     woken: VecDeque<SlotId>,
+    wildcards: Wildcards,
     /// Subscriptions that are going live. Bound: [`crate::limits::JOINS_ACTIVE_MAX`].
     joining: Vec<Joining>,
     /// By home and local index, so that a tick finds its topic without hashing. Bound: `topics_max`.
@@ -93,6 +98,7 @@ pub struct DeliveryCounts {
 impl Fanout {
     /// A fan-out without subscriptions or topics.
     pub fn new(shard: ShardId, shards: u16, epoch: u64, settings: Settings) -> Fanout {
+        let policies = settings.policies.clone();
         Fanout {
             shard,
             shards,
@@ -102,8 +108,10 @@ impl Fanout {
             entries: Vec::new(),
             free: Vec::new(),
             by_request: HashMap::new(),
+            pattern_text_bytes: 0,
             next_request: 1,
             woken: VecDeque::new(),
+            wildcards: Wildcards::new(policies),
             joining: Vec::new(),
             topics: (0..shards).map(|_| Vec::new()).collect(),
             by_name: HashMap::new(),
@@ -121,6 +129,7 @@ impl Fanout {
             for topic in self.topics.iter_mut().flatten().flatten() {
                 topic.policy = policies.of(&topic.info.name);
             }
+            self.wildcards.set_policies(&policies);
         }
         (self.settings.policies, self.settings.behind_bytes) = (policies, behind_bytes);
         self.settings.keys.keys_max = keys_max;
@@ -136,18 +145,25 @@ impl Fanout {
         std::mem::take(&mut self.tally)
     }
 
+    /// Bytes of the patterns subscribed to on this shard.
+    pub fn patterns_bytes(&self) -> usize {
+        self.patterns.heap_bytes()
+            + self.pattern_text_bytes
+            + self.entries.capacity() * size_of::<Option<PatternEntry>>()
+            + self.by_request.capacity() * (size_of::<(u32, u32)>() + 1)
+    }
+
     /// Number of distinct patterns subscribed to on this shard.
     pub fn patterns_len(&self) -> usize {
         self.patterns.len()
     }
 
-    /// Number of this shard's sessions subscribed to a topic.
-    pub fn subscribers_len(&self, id: TopicId) -> usize {
-        let topic = topic_ref(&self.topics, id, self.shards);
-        topic.map_or(0, EgressTopic::members_len)
+    /// Bytes of the wildcard groups.
+    pub fn groups_bytes(&self) -> usize {
+        self.entries.iter().flatten().map(PatternEntry::groups_bytes).sum()
     }
 
-    /// Opens a topic whose ticks its home sends from now on: sessions with a matching live pattern join.
+    /// Opens a topic whose ticks its home sends from now on. Sessions whose subscription needs a membership join.
     pub fn handle_open(
         &mut self,
         id: TopicId,
@@ -168,17 +184,26 @@ impl Fanout {
         let policy = self.settings.policies.of(name);
         let mut topic = EgressTopic::new(id, epoch, name, policy, is_homed_here);
         let entries = &self.entries;
+        let mut slots = Vec::new();
         self.patterns.for_each_match(name, |&index| {
             let Some(entry) = entries[index as usize].as_ref() else {
                 return debug_assert!(false, "a pattern in the trie has an entry");
             };
-            for &slot in &entry.members {
-                let held = sessions.get(slot).and_then(|session| session.subscription(index));
-                let delivery = held.map_or_else(Delivery::default, |held| held.delivery);
-                topic.join(slot, delivery, None, sessions, logs);
-            }
+            slots.extend_from_slice(&entry.members);
         });
+        // Several of a session's patterns may match.
+        slots.sort_unstable();
+        slots.dedup();
+        for slot in slots {
+            let Some(session) = sessions.get(slot) else { continue };
+            let merged = wildcard::merged(entries, &topic, &session.subscriptions, session.format);
+            match merged {
+                Some(merged) => topic.join(slot, merged, None, sessions, logs),
+                None => debug_assert!(false, "a member of an entry has the subscription"),
+            }
+        }
         of_home[local as usize] = Some(Box::new(topic));
+        self.count_topic(id, name, true);
         self.by_name.insert(name.into(), id);
         self.note_joined(id, name);
         self.evict_overflowing(sessions, logs);
@@ -194,9 +219,10 @@ impl Fanout {
         let Some(topic) = of_home.get_mut(local as usize).and_then(Option::take) else {
             return debug_assert!(false, "a home closes only topics that it opened");
         };
-        debug_assert!(topic.groups.is_empty(), "a topic closes only after its last member left");
+        debug_assert!(topic.members_len() == 0, "a topic closes only after its last member left");
         topic.last_values.release(&mut self.settings.keys);
         self.by_name.remove(&topic.info.name);
+        self.count_topic(id, &topic.info.name, false);
         self.invariants(None);
     }
 
@@ -247,6 +273,9 @@ impl Fanout {
                 self.tally.queued += 1;
             }
         }
+        if !self.wildcards.is_empty() {
+            self.deliver_to_groups(tick, sessions, logs);
+        }
         self.evict_overflowing(sessions, logs);
     }
 
@@ -266,7 +295,7 @@ impl Fanout {
                     "a request names its entry"
                 );
                 assert!(
-                    entry.members.is_empty() || entry.homes_pending == 0,
+                    (entry.members.is_empty() && entry.groups.is_empty()) || entry.homes_pending == 0,
                     "a subscription goes live only once every home is ready"
                 );
             }

@@ -35,6 +35,9 @@ pub const RECONNECT_SPREAD_MS_DEFAULT: u32 = 5_000;
 
 /// Default bytes of unfinished frames and messages of all clients together; divided over the shards.
 pub const UNFINISHED_BYTES_MAX_DEFAULT: usize = 64 << 20;
+/// Default bound on the memory of the patterns that sessions subscribe to, all shards together: room for 60,000 patterns of
+/// 255 bytes, or four times as many short ones.
+pub const PATTERNS_BYTES_MAX_DEFAULT: usize = 64 << 20;
 /// Longest messages that a shard's share of [`UNFINISHED_BYTES_MAX_DEFAULT`] holds at least: one that has arrived, whose
 /// buffer may be twice as long, and one that is growing.
 pub const UNFINISHED_MESSAGES_LOWEST: usize = 4;

@@ -83,13 +83,30 @@ pub enum InputState {
     Paused,
 }
 
-/// How many of a session's memberships may lose queued ticks when the session falls behind.
+/// How many of a session's memberships, and of its subscriptions in wildcard groups, may lose queued ticks when the session
+/// falls behind. A subscription whose topics have several policies counts for each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Yielding {
-    /// Memberships whose ticks may be taken out of the outbox again.
+    /// Those whose ticks may be taken out of the outbox again.
     pub memberships: u32,
     /// Those of them that keep the newest tick.
     pub conflating: u32,
+    /// Those that lose no tick.
+    pub keeping: u32,
+}
+
+impl Yielding {
+    fn add(&mut self, added: Yielding) {
+        self.memberships += added.memberships;
+        self.conflating += added.conflating;
+        self.keeping += added.keeping;
+    }
+
+    fn remove(&mut self, removed: Yielding) {
+        self.memberships -= removed.memberships;
+        self.conflating -= removed.conflating;
+        self.keeping -= removed.keeping;
+    }
 }
 
 /// The kind of listener that accepted a connection. It decides only how the handshake begins.
@@ -142,11 +159,11 @@ impl Protocol {
 }
 
 const _: () = assert!(size_of::<SendState>() == 16 && size_of::<InputState>() == 16, "a tag and a time");
-const _: () = assert!(size_of::<Session>() <= 360, "the docs of Session say how large it is");
+const _: () = assert!(size_of::<Session>() <= 376, "the docs of Session say how large it is");
 
-/// One client connection. At most 360 bytes, plus what its fields point to.
+/// One client connection. At most 376 bytes, plus what its fields point to.
 ///
-/// Invariant, between turns: `yielding` counts the memberships that yield.
+/// Invariant, between turns: `yielding` counts the memberships, and the subscriptions in wildcard groups.
 /// Invariant, between turns: a membership that is held, recovering or unannounced is on the list of `lag` that says so.
 #[derive(Debug)]
 pub struct Session {
@@ -198,8 +215,12 @@ pub struct Session {
     pub subscriptions: Vec<Subscription>,
     /// A subscription has gone live: it is counted as subscribed.
     pub subscribed: bool,
-    /// The topics its subscriptions match.
+    /// Topics that it has state for: all that its subscriptions match, but for those that wildcard groups serve.
     pub memberships: TopicMap<Membership>,
+    /// Memberships that wildcard groups will serve again.
+    pub shared_memberships: u32,
+    /// Number of the last tick that it was offered by several of its patterns; 0: none.
+    pub tick_offered: u32,
     /// Set once it is ending: it takes no more input and gets no more ticks.
     pub ending: Option<Ending>,
     /// What waits to be sent. [`Sessions::with_outbox`](table::Sessions::with_outbox) keeps the shard's queues right when
@@ -240,6 +261,8 @@ impl Session {
             subscriptions: Vec::new(),
             subscribed: false,
             memberships: TopicMap::default(),
+            shared_memberships: 0,
+            tick_offered: 0,
             ending: None,
             outbox: Outbox::default(),
         };
@@ -372,16 +395,20 @@ impl Session {
     }
 
     /// Counts a membership that is added, removed or changed. Returns whether [`Session::yields`] has changed.
-    pub fn count_yielding(&mut self, before: Option<&Membership>, after: Option<&Membership>) -> bool {
+    pub fn count_membership(&mut self, before: Option<&Membership>, after: Option<&Membership>) -> bool {
+        self.shared_memberships += u32::from(after.is_some_and(|after| after.is_shared));
+        self.shared_memberships -= u32::from(before.is_some_and(|before| before.is_shared));
+        let yielding =
+            |membership: Option<&Membership>| membership.map(Membership::yielding).unwrap_or_default();
+        self.count_yielding(yielding(after), yielding(before))
+    }
+
+    /// Counts what is added to its memberships and subscriptions, and what is removed. Returns whether [`Session::yields`] has
+    /// changed.
+    pub fn count_yielding(&mut self, added: Yielding, removed: Yielding) -> bool {
         let yielded = self.yields();
-        if let Some(after) = after {
-            self.yielding.memberships += u32::from(after.yields());
-            self.yielding.conflating += u32::from(after.conflates());
-        }
-        if let Some(before) = before {
-            self.yielding.memberships -= u32::from(before.yields());
-            self.yielding.conflating -= u32::from(before.conflates());
-        }
+        self.yielding.add(added);
+        self.yielding.remove(removed);
         yielded != self.yields()
     }
 
@@ -447,9 +474,12 @@ impl Session {
         );
         assert_eq!(self.unfinished_bytes as usize, self.held_unfinished_bytes(), "each kept byte is counted");
         let mut yielding = Yielding::default();
+        let in_groups = self.subscriptions.iter().filter(|held| held.position.is_some());
+        in_groups.for_each(|held| yielding.add(held.possible.count()));
+        let shared = self.memberships.values().filter(|membership| membership.is_shared).count();
+        assert_eq!(self.shared_memberships as usize, shared, "shared_memberships counts the memberships");
         for (id, membership) in &self.memberships {
-            yielding.memberships += u32::from(membership.yields());
-            yielding.conflating += u32::from(membership.conflates());
+            yielding.add(membership.yielding());
             let lists =
                 |list: fn(&Lag, &TopicId) -> bool| self.lag.as_deref().is_some_and(|lag| list(lag, id));
             match membership.taking {
@@ -465,6 +495,6 @@ impl Session {
                 "gaps are announced before the next frame"
             );
         }
-        assert_eq!(self.yielding, yielding, "yielding counts the memberships");
+        assert_eq!(self.yielding, yielding, "yielding counts memberships and subscriptions");
     }
 }

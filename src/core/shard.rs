@@ -408,6 +408,7 @@ impl Shard {
             + self.home.memory_bytes()
             + sessions
             + memberships
+            + self.fanout.groups_bytes()
             + self.stages.waiting_bytes()
             + self.timers.heap_bytes()
             + self.control.heap_bytes()

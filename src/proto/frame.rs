@@ -406,7 +406,6 @@ pub fn encode_publish(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::Hello;
 
     fn tick() -> Vec<u8> {
         let mut out = Vec::new();

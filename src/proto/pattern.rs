@@ -95,6 +95,34 @@ pub fn matches(pattern: &str, topic: &str) -> bool {
     topic.next().is_none()
 }
 
+/// Whether some topic matches both patterns. Does not allocate.
+pub fn overlaps(a: &str, b: &str) -> bool {
+    let (mut a, mut b) = (a.split('.'), b.split('.'));
+    loop {
+        match (a.next(), b.next()) {
+            (None, None) => return true,
+            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (Some(one), Some(other)) if one == other || one == "*" || other == "*" => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Whether every topic that matches `pattern` also matches `general`. Does not allocate.
+pub fn covers(general: &str, pattern: &str) -> bool {
+    let mut pattern = pattern.split('.');
+    for token in general.split('.') {
+        match (token, pattern.next()) {
+            (">", Some(_)) => return true,
+            (_, Some(">")) | (_, None) => return false,
+            ("*", Some(_)) => {}
+            (token, Some(other)) if token == other => {}
+            _ => return false,
+        }
+    }
+    pattern.next().is_none()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +169,43 @@ mod tests {
             ("a*", "ab", false),
         ] {
             assert_eq!(matches(pattern, topic), expected, "{pattern} {topic}");
+        }
+    }
+
+    #[test]
+    fn overlap_and_cover_agree_with_the_topics_that_match() {
+        let tokens = ["a", "b", "*", ">"];
+        let mut patterns: Vec<String> = tokens.iter().map(|token| (*token).into()).collect();
+        for first in &tokens[..3] {
+            patterns.extend(tokens.iter().map(|token| format!("{first}.{token}")));
+            for second in &tokens[..3] {
+                patterns.extend(tokens.iter().map(|token| format!("{first}.{second}.{token}")));
+            }
+        }
+        let topics: Vec<&String> = patterns.iter().filter(|pattern| is_exact(pattern)).collect();
+        // `c` stands for every other token: only wildcards match it. Four tokens stand for all longer names.
+        let more =
+            ["c", "a.c", "c.a", "c.c", "a.a.c", "a.c.a", "c.a.a", "c.c.c", "a.a.a.a", "b.a.a.a", "c.c.c.c"];
+        let more: Vec<String> = more.iter().map(|topic| (*topic).to_owned()).collect();
+        let all: Vec<&String> = topics.into_iter().chain(&more).collect();
+        for a in &patterns {
+            for b in &patterns {
+                let of =
+                    |pattern: &str| all.iter().filter(|topic| matches(pattern, topic)).collect::<Vec<_>>();
+                let both = of(a).iter().any(|topic| matches(b, topic));
+                assert_eq!(overlaps(a, b), both, "{a} {b}");
+                if covers(a, b) {
+                    assert!(of(b).iter().all(|topic| matches(a, topic)), "{a} covers {b}");
+                }
+            }
+        }
+        for (general, pattern) in
+            [(">", "a.*"), ("a.>", "a.b"), ("a.>", "a.>"), ("*.b", "a.b"), ("a.*", "a.*")]
+        {
+            assert!(covers(general, pattern), "{general} {pattern}");
+        }
+        for (general, pattern) in [("a.*", "a.>"), ("a.b", "a.*"), ("a.>", "a"), ("a", "a.b")] {
+            assert!(!covers(general, pattern), "{general} {pattern}");
         }
     }
 }

@@ -336,6 +336,7 @@ impl Checks<'_> {
             keys_bytes_max: delivery.keys_memory.bytes,
             publish_rate: limits.publish_rate,
             unfinished_bytes_max: limits.unfinished_memory.bytes,
+            patterns_bytes_max: limits.patterns_memory.bytes,
             identity_replaces: tables.server.identity_conflict == IdentityConflict::Replace,
             debug_echo: tables.debug.debug_echo,
         }

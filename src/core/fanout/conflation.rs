@@ -4,7 +4,7 @@
 use super::{
     EgressLogs, Fanout,
     topic::{Member, group_of, skipped_range},
-    topic_mut,
+    topic_mut, wildcard,
 };
 use crate::{
     egress_log::{EgressLog, FrameInfo},
@@ -171,6 +171,8 @@ impl Fanout {
         logs: &EgressLogs,
     ) {
         let (topics, shards, tally) = (&mut self.topics, self.shards, &mut self.tally);
+        let entries = &self.entries;
+        let mut inserted = Vec::new();
         let target = self.settings.behind_bytes / 2;
         sessions.with_outbox(slot, |session| {
             let format = session.format;
@@ -193,9 +195,20 @@ impl Fanout {
                     session.outbox.oldest_shared().is_none_or(|start| log.is_fresh(start))
                 }
             };
+            // Subscriptions that are delivered alike need no merge: the first that matches decides.
+            let subscriptions = &session.subscriptions;
+            let is_alike = subscriptions.iter().all(|held| {
+                (held.delivery, held.generation) == (subscriptions[0].delivery, subscriptions[0].generation)
+            });
             session.outbox.evict(log, |info, len, shared| {
                 let id = TopicId(info.topic);
-                let Some(membership) = memberships.get_mut(&id) else { return Verdict::Keep };
+                let known = memberships.get(&id).copied();
+                let membership = known.or_else(|| {
+                    let merge = if is_alike { wildcard::merged_alike } else { wildcard::merged };
+                    let merged = merge(entries, topic_mut(topics, id, shards)?, subscriptions, format)?;
+                    Some(merged.membership())
+                });
+                let Some(mut membership) = membership else { return Verdict::Keep };
                 if !membership.yields() {
                     return Verdict::Keep;
                 }
@@ -217,6 +230,15 @@ impl Fanout {
                         (true, true) => return Verdict::Keep,
                         (false, _) => {}
                     }
+                }
+                // What is evicted is announced later, which takes a membership.
+                if known.is_none()
+                    && let Some(topic) = topic_mut(topics, id, shards)
+                {
+                    membership.position = topic.push_member(format, slot, &membership);
+                    inserted.push(id);
+                }
+                if !membership.conflates() {
                     let must_list = match info.sequence {
                         0 => membership.forget_announcement(),
                         _ => membership.lose(info.span()),
@@ -234,12 +256,18 @@ impl Fanout {
                     // Already held or paced: extend it to older ticks.
                     membership.from = membership.from.min(info.span().from.0);
                 }
+                memberships.insert(id, membership);
                 waiting -= len as usize;
                 tally.evicted += u64::from(info.sequence > 0 && info.skipped == 0);
                 Verdict::Evict
             });
             session.memberships = memberships;
             session.lag = (!lag.is_empty()).then_some(lag);
+            for id in inserted.drain(..) {
+                let membership = session.memberships.get(&id).copied();
+                // It yields, and so does the subscription: the session's bound does not change.
+                session.count_membership(None, membership.as_ref());
+            }
         });
     }
 
@@ -420,6 +448,7 @@ impl Fanout {
         }
         if whole {
             topic.set_taking(slot, Taking::Live, sessions);
+            self.share_again(id, slot, sessions);
         }
         whole
     }
@@ -487,6 +516,7 @@ impl Fanout {
         let unannounced = std::mem::take(&mut lag.unannounced);
         self.scratch.clear();
         let mut encoded = 0;
+        let mut announced: Vec<TopicId> = Vec::new();
         for &id in &unannounced {
             if self.scratch.len() >= SEND_BYTES_MAX {
                 break;
@@ -496,10 +526,13 @@ impl Fanout {
         }
         if let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) {
             lag.unannounced = unannounced;
-            lag.unannounced.drain(..encoded);
+            announced = lag.unannounced.drain(..encoded).collect();
         }
         let notices = &self.scratch;
         sessions.with_outbox(slot, |session| session.outbox.insert_before_frames(notices));
+        for id in announced {
+            self.share_again(id, slot, sessions);
+        }
     }
 
     /// Queues the pending announcements and gaps of these topics before all waiting frames.
@@ -510,6 +543,9 @@ impl Fanout {
         }
         let notices = &self.scratch;
         sessions.with_outbox(slot, |session| session.outbox.insert_before_frames(notices));
+        for &id in ids {
+            self.share_again(id, slot, sessions);
+        }
     }
 
     fn encode_notices(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {

@@ -105,6 +105,18 @@ impl EgressLogs {
         out.extend_from_slice(body);
     }
 
+    /// Appends a topic's announcement to `out`, where it waits for one session alone. Nothing if the codec has none.
+    pub(super) fn encode_topic(&mut self, format: WireFormat, topic: &TopicInfo, out: &mut Vec<u8>) {
+        let WireFormat { codec, framing } = format;
+        self.body.clear();
+        codec.encode_topic(topic, &mut self.body);
+        if !self.body.is_empty() {
+            let (header, body) = framing.delimit(codec.message_type(), &self.body, &mut self.header);
+            out.extend_from_slice(header);
+            out.extend_from_slice(body);
+        }
+    }
+
     /// Wire formats whose waiting sessions are due for a sweep, by [`WireFormat::index`]: see
     /// [`EgressLog::take_sweep`].
     pub(super) fn take_sweeps(&mut self) -> [bool; WireFormat::PAIRS] {

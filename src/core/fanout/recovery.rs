@@ -279,6 +279,7 @@ impl Fanout {
         if flags & CHUNK_LAST != 0 {
             debug_assert!(topic.last_sequence <= last, "ticks after the chunk arrive after it");
             topic.set_taking(slot, Taking::Live, sessions);
+            self.share_again(id, slot, sessions);
         } else {
             membership.wanted = match membership.wanted {
                 Backfill::Position if flags & CHUNK_NOT_RECOVERED == 0 => Backfill::Retained,

@@ -1,7 +1,10 @@
 //! Subscriptions to patterns: registration with the homes, and the sessions that hold them.
 
-use super::Fanout;
-use crate::{ids::SlotId, session::table::Sessions};
+use super::{
+    Fanout,
+    wildcard::{PossiblePolicies, WildcardGroup},
+};
+use crate::ids::SlotId;
 use tickcast_proto::{
     pattern,
     subscription::{Delivery, Position},
@@ -11,8 +14,16 @@ use tickcast_proto::{
 #[derive(Debug)]
 pub(super) struct PatternEntry {
     pub(super) pattern: Box<str>,
-    /// Sessions whose subscription is live, or going live.
+    pub(super) is_exact: bool,
+    /// Sessions whose subscription is live, or going live, and that join each topic: those of an exact name, and those with
+    /// a pace.
     pub(super) members: Vec<SlotId>,
+    /// The other sessions of a wildcard. No group is empty.
+    pub(super) groups: Vec<WildcardGroup>,
+    /// The number of the last subscription that entered a group.
+    pub(super) joined_last: u64,
+    /// Of a wildcard: how many topics it matches.
+    pub(super) topics: MatchingTopics,
     /// Sessions to wake once every home is ready. Some may have ended since.
     waiting: Vec<SlotId>,
     /// Number of sessions that hold the pattern. The entry is removed with the last one.
@@ -21,6 +32,21 @@ pub(super) struct PatternEntry {
     pub(super) homes_pending: u16,
     /// Identifies this entry in messages to the homes.
     pub(super) request: u32,
+}
+
+/// How many topics a wildcard matches. A walk over all topics counts them once; later, they are counted as they come and go.
+#[derive(Debug)]
+pub(super) struct MatchingTopics {
+    pub(super) counted: u32,
+    /// The walk's next topic: the index of its home, and its index there. `None` once it is done.
+    pub(super) next: Option<(usize, usize)>,
+}
+
+impl MatchingTopics {
+    /// Whether a topic here is among those counted.
+    pub(super) fn include(&self, at: (usize, usize)) -> bool {
+        self.next.is_none_or(|next| at < next)
+    }
 }
 
 /// Where a subscription starts once it is live.
@@ -46,8 +72,20 @@ pub struct Subscription {
     pub start_from: StartFrom,
     /// The pattern's entry.
     pub entry: u32,
-    /// Index of the session in the entry's members; `None` until it goes live.
+    /// Index of the session in the entry's members, or in its group; `None` until it goes live.
     pub position: Option<u32>,
+    /// In a group: number of the default policies when it went live.
+    pub generation: u16,
+    /// In a group: the policies that its topics may have.
+    pub possible: PossiblePolicies,
+}
+
+impl Subscription {
+    /// A subscription that is not live yet.
+    pub fn new(entry: u32, delivery: Delivery, start_from: StartFrom) -> Subscription {
+        let possible = PossiblePolicies::default();
+        Subscription { delivery, start_from, entry, position: None, generation: 0, possible }
+    }
 }
 
 const _: () = assert!(size_of::<Subscription>() <= 48, "the docs of Subscription say how large it is");
@@ -94,7 +132,11 @@ impl Fanout {
         self.next_request = self.next_request.wrapping_add(1).max(1);
         let entry = PatternEntry {
             pattern: pattern.into(),
+            is_exact: exact,
             members: Vec::new(),
+            groups: Vec::new(),
+            joined_last: 0,
+            topics: MatchingTopics { counted: 0, next: Some((0, 0)) },
             waiting: vec![slot],
             holders: 1,
             homes_pending: if exact { 1 } else { self.shards },
@@ -106,6 +148,7 @@ impl Fanout {
         });
         self.entries[index as usize] = Some(entry);
         self.patterns.get_or_insert_with(pattern, || index);
+        self.pattern_text_bytes += pattern.len();
         self.by_request.insert(interest.request, index);
         self.invariants(Some(index));
         Registration { entry: index, interest: Some(interest) }
@@ -147,23 +190,6 @@ impl Fanout {
         self.entries[entry as usize].as_ref().map_or("", |entry| &entry.pattern)
     }
 
-    /// Takes a session out of an entry's members, so that it joins no more topics.
-    pub(super) fn leave_members(&mut self, held: Subscription, slot: SlotId, sessions: &mut Sessions) {
-        let Some(entry) = self.entries[held.entry as usize].as_mut() else {
-            return debug_assert!(false, "an entry stays while a session holds its pattern");
-        };
-        let Some(position) = held.position else { return };
-        let left = entry.members.swap_remove(position as usize);
-        debug_assert_eq!(left, slot, "a subscription knows its position among the members");
-        let moved = entry.members.get(position as usize);
-        let Some(moved) = moved.and_then(|&moved| sessions.any_mut(moved)) else { return };
-        let moved = moved.subscription_mut(held.entry);
-        debug_assert!(moved.is_some(), "a member of an entry has the subscription");
-        if let Some(moved) = moved {
-            moved.position = Some(position);
-        }
-    }
-
     /// Releases a session's hold on an entry; the session must have left its members. Returns the pattern if no session
     /// holds it any more: the caller must then remove it from the homes.
     pub fn release(&mut self, index: u32) -> Option<Box<str>> {
@@ -176,11 +202,12 @@ impl Fanout {
             self.invariants(Some(index));
             return None;
         }
-        debug_assert!(entry.members.is_empty(), "a member holds the pattern");
+        debug_assert!(entry.members.is_empty() && entry.groups.is_empty(), "a member holds the pattern");
         let entry = self.entries[index as usize].take()?;
         self.free.push(index);
         self.by_request.remove(&entry.request);
         self.patterns.remove(&entry.pattern);
+        self.pattern_text_bytes -= entry.pattern.len();
         self.invariants(None);
         Some(entry.pattern)
     }

@@ -1,24 +1,20 @@
 //! A topic on the egress side: its members on this shard, and its last values.
 
 use crate::{
-    egress_log::Range,
+    egress_log::{EgressLog, Range},
     home::{Backfill, last_value::LastValues},
     ids::SlotId,
     session::{
-        membership::{Gap, Membership, Taking},
+        membership::{Membership, Taking},
         table::Sessions,
     },
 };
 use tickcast_proto::{
-    WireFormat,
-    codec::TopicInfo,
-    features::Features,
-    ids::TopicId,
-    reply::Skipped,
-    subscription::{Delivery, Policy},
+    WireFormat, codec::TopicInfo, features::Features, frame::Frame, ids::TopicId, reply::Skipped,
+    subscription::Policy,
 };
 
-use super::EgressLogs;
+use super::{EgressLogs, wildcard::WildcardTopic};
 
 /// Flag of a member that is not live: its ticks are held, paced or being recovered.
 const SKIPPED: u32 = 1 << 31;
@@ -66,7 +62,8 @@ const _: () = assert!(size_of::<Group>() == 80, "the docs of Group say how large
 /// A topic that its home has opened to this shard.
 ///
 /// Invariant: a member is skipped exactly while its membership is not live.
-/// Invariant: every group has a member; groups are sorted by [`WireFormat::index`].
+/// Invariant: groups are sorted by [`WireFormat::index`].
+/// Invariant: `shared_len` counts the members whose membership is shared.
 #[derive(Debug)]
 pub(super) struct EgressTopic {
     pub(super) info: TopicInfo,
@@ -74,6 +71,10 @@ pub(super) struct EgressTopic {
     pub(super) policy: Policy,
     /// Members by wire format.
     pub(super) groups: Vec<Group>,
+    /// Members that wildcard groups will serve again.
+    pub(super) shared_len: u32,
+    /// What the delivery to wildcard groups remembers.
+    pub(super) wildcard: WildcardTopic,
     /// This shard is the topic's home: its last values are read from there, and `last_values` stays empty.
     pub(super) is_homed_here: bool,
     /// Last values, complete from `tracked_from` on; earlier ones must be recovered from the home.
@@ -90,6 +91,28 @@ pub(super) struct Backlog {
     pub(super) backfill: Backfill,
     /// The first sequence wanted.
     pub(super) from: u64,
+}
+
+/// How the session's subscriptions to a topic are delivered together: the shortest interval and the strictest policy win.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Merged {
+    pub(super) policy: Policy,
+    pub(super) interval_us: u32,
+    /// How many of them are in wildcard groups.
+    pub(super) shared: u32,
+    /// All of them are.
+    pub(super) is_shared: bool,
+}
+
+impl Merged {
+    pub(super) fn merge(self, other: Merged) -> Merged {
+        Merged {
+            policy: self.policy.max(other.policy),
+            interval_us: self.interval_us.min(other.interval_us),
+            shared: self.shared + other.shared,
+            is_shared: self.is_shared && other.is_shared,
+        }
+    }
 }
 
 /// The group of a member's wire format. O(groups).
@@ -111,6 +134,8 @@ impl EgressTopic {
             info: TopicInfo::new(id, epoch, name),
             policy,
             groups: Vec::new(),
+            shared_len: 0,
+            wildcard: WildcardTopic::default(),
             is_homed_here,
             last_values: LastValues::default(),
             tracked_from: u64::MAX,
@@ -145,65 +170,74 @@ impl EgressTopic {
         }
     }
 
-    /// Makes a session a member and announces the topic to it. `backlog` is what it recovers before it goes live.
-    /// Returns `false` if it already was a member.
+    /// The last tick in a wire format, while this is known.
+    pub(super) fn latest(&self, format: WireFormat) -> Option<Range> {
+        self.groups.iter().find(|group| group.format == format)?.latest
+    }
+
+    /// The tick in a wire format: appended to the log unless it has been. `None` if it is longer than the log.
+    pub(super) fn latest_or_append<'a>(
+        &mut self,
+        format: WireFormat,
+        tick: &Frame<'_>,
+        logs: &'a mut EgressLogs,
+    ) -> Option<(&'a EgressLog, Range)> {
+        match self.group_or_insert(format).latest {
+            Some(range) => Some((logs.of(format)?, range)),
+            None => {
+                let (log, range) = logs.append_tick(format, tick, &self.info)?;
+                self.group_or_insert(format).latest = Some(range);
+                Some((log, range))
+            }
+        }
+    }
+
+    /// Makes a session that is not a member one, and announces the topic to it. `backlog` is what it recovers before it goes
+    /// live.
     pub(super) fn join(
         &mut self,
         slot: SlotId,
-        delivery: Delivery,
+        merged: Merged,
         backlog: Option<Backlog>,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
-    ) -> bool {
-        let Some(session) = sessions.open_mut(slot) else { return true };
-        if let Some(&membership) = session.memberships.get(&self.info.id) {
-            let Membership { policy, interval_us, references, .. } = membership;
-            let both = [Delivery { policy: Some(policy), interval_us }, delivery];
-            let merged = self.merge(both.into_iter());
-            if (merged.policy, merged.interval_us) != (Some(policy), interval_us) {
-                self.set_delivery(slot, merged, sessions);
-            }
-            if let Some(membership) =
-                sessions.any_mut(slot).and_then(|session| session.memberships.get_mut(&self.info.id))
-            {
-                membership.references = references + 1;
-            }
-            return false;
-        }
-        let default_policy = self.policy;
-        let members = &mut self.group_or_insert(session.format).members;
-        let mut member = Member(slot.0);
-        member.set_skipped(backlog.is_some());
-        member.set_paced(delivery.interval_us > 0);
-        let (taking, Backlog { backfill, from }) = match backlog {
-            None => (Taking::Live, Backlog { backfill: Backfill::LastValues, from: 0 }),
-            Some(backlog) => (Taking::Recovering, backlog),
-        };
-        let membership = Membership {
-            from,
-            due_ns: 0,
-            gap: Gap::NONE,
-            position: members.len() as u32,
-            references: 1,
-            interval_us: delivery.interval_us,
-            policy: delivery.policy.unwrap_or(default_policy),
-            taking,
-            wanted: backfill,
-            announced: true,
-        };
-        members.push(member);
-        self.invariants();
-        if taking == Taking::Recovering {
+    ) {
+        let Some(session) = sessions.open_mut(slot) else { return };
+        let mut membership = merged.membership();
+        if let Some(Backlog { backfill, from }) = backlog {
+            (membership.taking, membership.from, membership.wanted) = (Taking::Recovering, from, backfill);
             session.lag_mut().recovering.push_back(self.info.id);
         }
-        let changes = session.count_yielding(None, Some(&membership));
-        session.memberships.insert(self.info.id, membership);
+        self.insert(slot, membership, sessions);
+        self.announce(slot, sessions, logs);
+    }
+
+    /// Makes a session a member: sets the membership's position.
+    pub(super) fn insert(&mut self, slot: SlotId, membership: Membership, sessions: &mut Sessions) {
+        let id = self.info.id;
+        let Some(session) = sessions.open_mut(slot) else { return };
+        let position = self.push_member(session.format, slot, &membership);
+        let membership = Membership { position, ..membership };
+        let changes = session.count_membership(None, Some(&membership));
+        let before = session.memberships.insert(id, membership);
+        debug_assert!(before.is_none(), "a session is a member once");
         if changes {
             sessions.set_yield_bytes(slot);
         }
         self.check_member(slot, sessions);
-        self.announce(slot, sessions, logs);
-        true
+    }
+
+    /// Adds to the list of members, for a membership that the caller adds to the session. Returns its position.
+    pub(super) fn push_member(&mut self, format: WireFormat, slot: SlotId, membership: &Membership) -> u32 {
+        let mut member = Member(slot.0);
+        member.set_skipped(membership.taking != Taking::Live);
+        member.set_paced(membership.interval_us > 0);
+        self.shared_len += u32::from(membership.is_shared);
+        let members = &mut self.group_or_insert(format).members;
+        members.push(member);
+        let position = members.len() as u32 - 1;
+        self.invariants();
+        position
     }
 
     /// Queues the topic's announcement, shared while one is fresh in the log.
@@ -212,9 +246,10 @@ impl EgressTopic {
             debug_assert!(false, "only an existing session gets an announcement");
             return;
         };
-        let Some(group) = group_of(&mut self.groups, format) else { return };
+        let at = self.groups.iter().position(|group| group.format == format);
+        let known = at.and_then(|at| self.groups[at].announced);
         let announced =
-            group.announced.filter(|range| logs.of(format).is_some_and(|log| log.is_shareable(range.start)));
+            known.filter(|range| logs.of(format).is_some_and(|log| log.is_shareable(range.start)));
         let (log, range) = match (announced, logs.of(format)) {
             (Some(range), Some(log)) => (log, range),
             _ => match logs.append_topic(format, &self.info) {
@@ -222,28 +257,28 @@ impl EgressTopic {
                 None => return,
             },
         };
-        group.announced = Some(range);
+        self.group_or_insert(format).announced = Some(range);
         sessions.push_range(slot, log, range);
     }
 
-    /// Changes a member's policy and pace. The caller must then call [`EgressTopic::release_paced`].
-    pub(super) fn set_delivery(&mut self, slot: SlotId, delivery: Delivery, sessions: &mut Sessions) {
+    /// Changes how a member's subscriptions are delivered. The caller must then call [`EgressTopic::release_paced`].
+    pub(super) fn set_delivery(&mut self, slot: SlotId, merged: Merged, sessions: &mut Sessions) {
         let id = self.info.id;
         let Some(session) = sessions.any_mut(slot) else { return };
         let Some(&before) = session.memberships.get(&id) else {
             debug_assert!(false, "only a member's delivery changes");
             return;
         };
-        let after = Membership {
-            policy: delivery.policy.unwrap_or(self.policy),
-            interval_us: delivery.interval_us,
-            due_ns: if delivery.interval_us == before.interval_us { before.due_ns } else { 0 },
-            ..before
-        };
-        let changes = session.count_yielding(Some(&before), Some(&after));
+        let Merged { policy, interval_us, is_shared, .. } = merged;
+        let due_ns = if interval_us == before.interval_us { before.due_ns } else { 0 };
+        let after = Membership { policy, interval_us, due_ns, is_shared, ..before };
+        let changes = session.count_membership(Some(&before), Some(&after));
         session.memberships.insert(id, after);
-        if let Some(group) = self.group_mut(session.format) {
-            group.members[before.position as usize].set_paced(delivery.interval_us > 0);
+        let format = session.format;
+        self.shared_len += u32::from(is_shared);
+        self.shared_len -= u32::from(before.is_shared);
+        if let Some(group) = self.group_mut(format) {
+            group.members[before.position as usize].set_paced(interval_us > 0);
         }
         if changes {
             sessions.set_yield_bytes(slot);
@@ -262,40 +297,6 @@ impl EgressTopic {
         }
     }
 
-    /// Merges the deliveries of several subscriptions: the shortest interval and the most faithful policy win.
-    pub(super) fn merge(&self, deliveries: impl Iterator<Item = Delivery>) -> Delivery {
-        let mut merged: Option<Delivery> = None;
-        for Delivery { policy, interval_us } in deliveries {
-            let policy = policy.unwrap_or(self.policy);
-            merged = Some(match merged {
-                None => Delivery { policy: Some(policy), interval_us },
-                Some(before) => Delivery {
-                    policy: before.policy.max(Some(policy)),
-                    interval_us: before.interval_us.min(interval_us),
-                },
-            });
-        }
-        merged.unwrap_or_default()
-    }
-
-    /// Removes one of the session's matching patterns. Returns whether others still match.
-    pub(super) fn drop_reference(&mut self, slot: SlotId, sessions: &mut Sessions) -> bool {
-        let Some(session) = sessions.any_mut(slot) else {
-            debug_assert!(false, "only an existing session leaves");
-            return false;
-        };
-        let Some(membership) = session.memberships.get_mut(&self.info.id) else {
-            debug_assert!(false, "only a member leaves");
-            return false;
-        };
-        membership.references -= 1;
-        let stays = membership.references > 0;
-        if !stays {
-            self.leave(slot, sessions);
-        }
-        stays
-    }
-
     /// Removes a member, whatever its patterns.
     pub(super) fn leave(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.any_mut(slot) else { return };
@@ -303,7 +304,8 @@ impl EgressTopic {
             debug_assert!(false, "only a member leaves");
             return;
         };
-        let changes = session.count_yielding(Some(&membership), None);
+        let changes = session.count_membership(Some(&membership), None);
+        self.shared_len -= u32::from(membership.is_shared);
         if let Some(lag) = session.lag.as_deref_mut() {
             lag.forget_left_topics(&session.memberships);
         }
@@ -319,7 +321,7 @@ impl EgressTopic {
         let Some(group) = self.group_mut(format) else { return };
         group.members.swap_remove(position as usize);
         if group.members.is_empty() {
-            self.groups.retain(|group| group.format != format);
+            group.members = Vec::new();
         } else if let Some(&moved) = group.members.get(position as usize) {
             let moved = sessions.any_mut(moved.slot()).and_then(|moved| moved.memberships.get_mut(&id));
             debug_assert!(moved.is_some(), "a member of a topic has a membership");
@@ -333,7 +335,6 @@ impl EgressTopic {
     /// Checks the groups; members change too often to check them all.
     fn invariants(&self) {
         if cfg!(debug_assertions) {
-            assert!(self.groups.iter().all(|group| !group.members.is_empty()), "every group has a member");
             assert!(self.groups.is_sorted_by_key(|group| group.format.index()), "groups are sorted");
             assert!(
                 !self.is_homed_here || self.last_values.sequence() == 0,

@@ -1,12 +1,18 @@
 //! Walks over topics in pieces: a session joins the topics of a pattern, leaves them, changes their delivery, or departs.
 //!
 //! A walk belongs to one session. Each piece does a given number of units of work and no more than one topic beyond it,
-//! so that the shard can serve other sessions in between. A unit is one topic or membership visited; joining
-//! or leaving a topic takes [`CHANGE_UNITS`] more.
+//! so that the shard can serve other sessions in between. A unit is one topic or membership visited; joining or leaving a
+//! topic takes [`CHANGE_UNITS`] more, and one for each of the session's subscriptions.
+//!
+//! Only a subscription that needs state per topic walks: one with a pace, or one that starts in the past. The others enter a
+//! [wildcard group](super::wildcard) at once.
 
 use std::collections::HashSet;
 
-use super::{EgressLogs, Fanout, StartFrom, Subscription, topic_mut, topic_ref};
+use super::{
+    EgressLogs, Fanout, StartFrom, Subscription, subscriptions::MatchingTopics, topic_mut, topic_ref,
+    wildcard,
+};
 use crate::{
     ids::{SessionId, SlotId},
     limits::JOINS_ACTIVE_MAX,
@@ -19,16 +25,20 @@ const CHANGE_UNITS: usize = 32;
 /// Memberships that a walk lists for one unit.
 const LISTED_PER_UNIT: usize = 16;
 
-/// A subscription to a wildcard whose session joins the existing topics, one after the other.
+/// A subscription to a wildcard that walks over the existing topics, one after the other.
 ///
-/// Its acknowledgement has been sent, so every tick from now on must arrive: a topic that has a tick before its turn is
-/// joined early.
+/// Its acknowledgement has been sent, so every tick from now on must arrive: if it joins the topics, one that has a tick
+/// before its turn is joined early.
 #[derive(Debug)]
 pub(super) struct Joining {
     slot: SlotId,
     entry: u32,
     /// The next topic: the index of its home, and its index there.
     next: (usize, usize),
+    /// The session joins the topics. If not, it only merges the subscription into the memberships that it has.
+    joins: bool,
+    /// It counts the topics that the pattern matches.
+    counts: bool,
     /// Topics joined before their turn. Bound: the topics opened or published to during the walk.
     early: HashSet<TopicId, rustc_hash::FxBuildHasher>,
 }
@@ -36,11 +46,19 @@ pub(super) struct Joining {
 /// What a session does to the memberships that a pattern matches.
 #[derive(Clone, Copy, Debug)]
 enum Change {
-    /// Leaves them, unless another of its patterns matches. `is_uniform`: all its subscriptions are delivered alike, so
-    /// that what stays does not change.
-    Leave { is_uniform: bool },
-    /// Sets how the pattern's subscription is delivered.
-    Deliver(Delivery),
+    /// Leaves them, unless another of its patterns matches.
+    Leave,
+    /// Merges its subscriptions again.
+    Merge,
+}
+
+/// How an update of a subscription goes on.
+#[derive(Debug)]
+pub enum Update {
+    /// With a walk over the session's memberships, and the units used.
+    Walk(MembershipWalk, usize),
+    /// With a walk over all topics: [`Fanout::advance_join`].
+    Join,
 }
 
 /// A walk over the memberships of a session that an unsubscribe or update began.
@@ -80,13 +98,14 @@ impl Departure {
 }
 
 impl Fanout {
-    /// Whether another subscription can go live now. If not, one that does will finish in a later turn.
+    /// Whether another subscription can go live, or change to this delivery, now. If not, one that does will finish in a later
+    /// turn.
     pub fn may_join(&self, entry: u32) -> bool {
         self.joining.len() < JOINS_ACTIVE_MAX || pattern::is_exact(self.pattern(entry))
     }
 
     /// Makes a subscription live; its acknowledgement must have been queued. The session joins an exactly named topic at
-    /// once, those of a wildcard in [`Fanout::advance_join`]. Returns whether there are more to join.
+    /// once. Returns whether there is more to do, in [`Fanout::advance_join`].
     pub fn begin_join(
         &mut self,
         index: u32,
@@ -94,30 +113,45 @@ impl Fanout {
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) -> bool {
-        let Some(entry) = self.entries[index as usize].as_mut() else {
-            debug_assert!(false, "an entry stays while a session holds its pattern");
-            return false;
-        };
+        self.enter_members(index, slot, sessions);
         let Some(session) = sessions.open_mut(slot) else { return false };
-        let Some(held) = session.subscription_mut(index) else {
+        let Some(&Subscription { start_from, .. }) = session.subscription(index) else {
             debug_assert!(false, "a session makes only its own subscriptions live");
             return false;
         };
-        held.position = Some(entry.members.len() as u32);
-        let Subscription { delivery, start_from, .. } = *held;
-        entry.members.push(slot);
-        if !pattern::is_exact(&entry.pattern) {
-            self.joining.push(Joining { slot, entry: index, next: (0, 0), early: HashSet::default() });
-            return true;
-        }
-        if let Some(&id) = self.by_name.get(&entry.pattern) {
-            self.join(id, slot, delivery, start_from, sessions, logs);
+        if !pattern::is_exact(self.pattern(index)) {
+            if self.begin_walk(index, slot, sessions) {
+                return true;
+            }
+        } else if let Some(&id) = self.by_name.get(self.pattern(index)) {
+            self.join(id, slot, index, start_from, sessions, logs);
         }
         self.end_join(index, slot, start_from, sessions, logs);
         false
     }
 
-    /// Joins more topics of a session's wildcard. Returns the units used, and whether there are more to join.
+    /// Begins the walk of a wildcard's subscription over all topics. Returns whether it needs one: it joins them, or they
+    /// have yet to be counted, or the session has memberships that it may be part of.
+    fn begin_walk(&mut self, index: u32, slot: SlotId, sessions: &Sessions) -> bool {
+        let (Some(entry), Some(session)) = (self.entries[index as usize].as_mut(), sessions.get(slot)) else {
+            return false;
+        };
+        let Some(held) = session.subscription(index) else { return false };
+        let joins = !entry.shares(held.delivery) || held.start_from != StartFrom::Live;
+        let is_counted = |joining: &Joining| joining.entry == index && joining.counts;
+        let counts = entry.topics.next.is_some() && !self.joining.iter().any(is_counted);
+        if counts {
+            entry.topics = MatchingTopics { counted: 0, next: Some((0, 0)) };
+        }
+        let walks = joins || counts || !session.memberships.is_empty();
+        if walks {
+            let early = HashSet::default();
+            self.joining.push(Joining { slot, entry: index, next: (0, 0), joins, counts, early });
+        }
+        walks
+    }
+
+    /// Continues the walk of a session's wildcard. Returns the units used, and whether there is more to do.
     pub fn advance_join(
         &mut self,
         slot: SlotId,
@@ -131,33 +165,62 @@ impl Fanout {
             return (1, false);
         };
         let mut joining = self.joining.swap_remove(position);
-        let Some(Subscription { delivery, start_from, .. }) = joining.subscription(sessions) else {
+        let Some(Subscription { start_from, .. }) = joining.subscription(sessions) else {
             debug_assert!(false, "a session that joins has the subscription");
             return (1, false);
         };
+        let subscriptions = sessions.get(slot).map_or(0, |session| session.subscriptions.len());
         let pattern: Box<str> = self.pattern(joining.entry).into();
         let mut used = 0;
         while used < units {
             let (home, local) = joining.next;
             let Some(of_home) = self.topics.get(home) else {
+                self.note_counted(&joining, None);
                 self.end_join(joining.entry, slot, start_from, sessions, logs);
                 return (used + 1, false);
             };
             used += 1;
             joining.next = if local + 1 < of_home.len() { (home, local + 1) } else { (home + 1, 0) };
             let topic = of_home.get(local).and_then(Option::as_ref);
-            let Some(topic) = topic.filter(|topic| pattern::matches(&pattern, &topic.info.name)) else {
-                continue;
-            };
-            let id = topic.info.id;
-            if !joining.early.remove(&id) {
-                used += CHANGE_UNITS;
-                self.join(id, slot, delivery, start_from, sessions, logs);
+            let topic = topic.filter(|topic| pattern::matches(&pattern, &topic.info.name));
+            let id = topic.map(|topic| topic.info.id);
+            self.note_counted(&joining, Some(id.is_some()));
+            let Some(id) = id else { continue };
+            let is_member = sessions.get(slot).is_some_and(|session| session.memberships.contains_key(&id));
+            if !joining.early.remove(&id) && (joining.joins || is_member) {
+                used += CHANGE_UNITS + subscriptions;
+                self.join(id, slot, joining.entry, start_from, sessions, logs);
                 self.evict_overflowing(sessions, logs);
             }
         }
         self.joining.push(joining);
         (used, true)
+    }
+
+    /// Notes how far a walk that counts has come: whether the topic before its next one matches, or, with `None`, that it is
+    /// done.
+    fn note_counted(&mut self, joining: &Joining, matches: Option<bool>) {
+        if joining.counts
+            && let Some(entry) = self.entries[joining.entry as usize].as_mut()
+        {
+            entry.topics.next = matches.map(|_| joining.next);
+            entry.topics.counted += u32::from(matches == Some(true));
+        }
+    }
+
+    /// Counts a topic that has come or gone, for the wildcards that match it.
+    pub(super) fn count_topic(&mut self, id: TopicId, name: &str, comes: bool) {
+        let at = (usize::from(id.home(self.shards).0), id.local_index(self.shards).unwrap_or(0) as usize);
+        let entries = &mut self.entries;
+        self.patterns.for_each_match(name, |&index| {
+            let entry = entries[index as usize].as_mut();
+            if let Some(entry) = entry.filter(|entry| !entry.is_exact && entry.topics.include(at)) {
+                match comes {
+                    true => entry.topics.counted += 1,
+                    false => entry.topics.counted -= 1,
+                }
+            }
+        });
     }
 
     fn end_join(
@@ -182,21 +245,22 @@ impl Fanout {
         for index in 0..self.joining.len() {
             let joining = &self.joining[index];
             let Some(topic) = topic_ref(&self.topics, id, self.shards) else { return };
-            let waits = at >= joining.next
+            let waits = joining.joins
+                && at >= joining.next
                 && !joining.early.contains(&id)
                 && pattern::matches(self.pattern(joining.entry), &topic.info.name);
-            let (slot, held) = (joining.slot, joining.subscription(sessions));
-            let Some(Subscription { delivery, start_from, .. }) = held.filter(|_| waits) else { continue };
+            let (slot, entry, held) = (joining.slot, joining.entry, joining.subscription(sessions));
+            let Some(Subscription { start_from, .. }) = held.filter(|_| waits) else { continue };
             self.joining[index].early.insert(id);
-            self.join(id, slot, delivery, start_from, sessions, logs);
+            self.join(id, slot, entry, start_from, sessions, logs);
             self.queue_pull(slot, sessions);
         }
         self.evict_overflowing(sessions, logs);
     }
 
-    /// Notes that every member of the entries that match a new topic has joined it, sessions that walk included.
+    /// Notes that a new topic needs no joining: its members have joined it, and groups receive it from its first tick.
     pub(super) fn note_joined(&mut self, id: TopicId, name: &str) {
-        for joining in &mut self.joining {
+        for joining in self.joining.iter_mut().filter(|joining| joining.joins) {
             let entry = self.entries[joining.entry as usize].as_ref();
             if entry.is_some_and(|entry| pattern::matches(&entry.pattern, name)) {
                 joining.early.insert(id);
@@ -204,11 +268,13 @@ impl Fanout {
         }
     }
 
+    /// Joins a topic through a subscription, which must be live. A session that receives the topic already goes on as it is;
+    /// one that wildcard groups serve needs no membership.
     fn join(
         &mut self,
         id: TopicId,
         slot: SlotId,
-        delivery: Delivery,
+        entry: u32,
         start_from: StartFrom,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
@@ -217,8 +283,21 @@ impl Fanout {
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "only open topics are joined");
         };
-        if !topic.join(slot, delivery, backlog, sessions, logs) {
-            topic.release_paced(slot, sessions);
+        let Some(session) = sessions.open_mut(slot) else { return };
+        if session.memberships.contains_key(&id) {
+            self.merge_deliveries(id, slot, sessions);
+            return;
+        }
+        let merged = wildcard::merged(&self.entries, topic, &session.subscriptions, session.format);
+        let Some(merged) = merged else {
+            return debug_assert!(false, "a session joins through a live subscription");
+        };
+        let held = session.subscription(entry).map(|held| held.delivery);
+        let entry = self.entries[entry as usize].as_ref();
+        let is_shared = entry.zip(held).is_some_and(|(entry, delivery)| entry.shares(delivery));
+        let backlog = backlog.filter(|_| merged.shared == u32::from(is_shared));
+        if backlog.is_some() || !merged.is_shared {
+            topic.join(slot, merged, backlog, sessions, logs);
         }
     }
 
@@ -231,25 +310,35 @@ impl Fanout {
         sessions: &mut Sessions,
     ) -> (MembershipWalk, usize) {
         self.leave_members(held, slot, sessions);
-        let rest = sessions.get(slot).map_or(&[][..], |session| &session.subscriptions);
-        let is_uniform = rest.iter().all(|other| other.delivery == held.delivery);
-        let used = 1 + rest.len() / LISTED_PER_UNIT;
-        let (walk, listed) = self.walk(held.entry, slot, Change::Leave { is_uniform }, sessions);
-        (walk, used + listed)
+        let (walk, listed) = self.walk(held.entry, slot, Change::Leave, sessions);
+        (walk, 1 + listed)
     }
 
-    /// Begins to change how a pattern's subscription is delivered. Returns the walk, and the units used; `None` if the
-    /// session does not hold the pattern.
+    /// Begins to change how a pattern's subscription is delivered. `None` if the session does not hold the pattern.
     pub fn begin_update(
         &mut self,
-        entry: u32,
+        index: u32,
         slot: SlotId,
         delivery: Delivery,
         sessions: &mut Sessions,
-    ) -> Option<(MembershipWalk, usize)> {
+    ) -> Option<Update> {
+        let held = *sessions.open_mut(slot)?.subscription(index)?;
+        self.leave_members(held, slot, sessions);
         let session = sessions.open_mut(slot)?;
-        session.subscription_mut(entry)?.delivery = delivery;
-        Some(self.walk(entry, slot, Change::Deliver(delivery), sessions))
+        let now = session.subscription_mut(index)?;
+        // What it started with has been joined.
+        let start_from = if held.position.is_some() { StartFrom::Live } else { held.start_from };
+        *now = Subscription::new(index, delivery, start_from);
+        let entry = self.entries[index as usize].as_ref()?;
+        let gets_pace = entry.shares(held.delivery) && !entry.shares(delivery);
+        if held.position.is_some() {
+            self.enter_members(index, slot, sessions);
+            if gets_pace && self.begin_walk(index, slot, sessions) {
+                return Some(Update::Join);
+            }
+        }
+        let (walk, listed) = self.walk(index, slot, Change::Merge, sessions);
+        Some(Update::Walk(walk, listed))
     }
 
     /// Lists the memberships that a walk visits: for a wildcard all of the session's, else one at most.
@@ -287,52 +376,35 @@ impl Fanout {
                 continue;
             }
             used += CHANGE_UNITS;
-            match walk.change {
-                Change::Deliver(delivery) => {
-                    used += self.merge_deliveries(id, slot, Some(delivery), sessions);
-                }
-                Change::Leave { is_uniform } => {
-                    self.flush_notices_of(&[id], slot, sessions);
-                    let topic = topic_mut(&mut self.topics, id, self.shards);
-                    let stays = topic.is_some_and(|topic| topic.drop_reference(slot, sessions));
-                    if stays && !is_uniform {
-                        used += self.merge_deliveries(id, slot, None, sessions);
-                    }
-                }
+            if let Change::Leave = walk.change {
+                self.flush_notices_of(&[id], slot, sessions);
             }
+            used += self.merge_deliveries(id, slot, sessions);
         }
         used
     }
 
-    /// Recomputes a membership's delivery from the session's live subscriptions that match its topic. If only one does,
-    /// `alone` is its delivery. Returns the number of subscriptions visited.
-    fn merge_deliveries(
-        &mut self,
-        id: TopicId,
-        slot: SlotId,
-        alone: Option<Delivery>,
-        sessions: &mut Sessions,
-    ) -> usize {
+    /// Recomputes a membership's delivery from the session's live subscriptions that match its topic; ends it if none does, or
+    /// if wildcard groups can serve it. Returns the number of subscriptions visited.
+    fn merge_deliveries(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) -> usize {
         let topic = topic_mut(&mut self.topics, id, self.shards);
-        let session = sessions.get(slot);
-        let membership = session.and_then(|session| session.memberships.get(&id));
-        let (Some(topic), Some(session), Some(membership)) = (topic, session, membership) else {
+        let (Some(topic), Some(session)) = (topic, sessions.get(slot)) else {
             debug_assert!(false, "a membership has a topic and a session");
             return 0;
         };
-        let (merged, visited) = match alone {
-            Some(delivery) if membership.references == 1 => (delivery, 1),
-            _ => {
-                let matching = session.subscriptions.iter().filter(|held| {
-                    let entry = self.entries[held.entry as usize].as_ref();
-                    held.position.is_some()
-                        && entry.is_some_and(|entry| pattern::matches(&entry.pattern, &topic.info.name))
-                });
-                (topic.merge(matching.map(|held| held.delivery)), session.subscriptions.len())
+        if !session.memberships.contains_key(&id) {
+            return 0;
+        }
+        let visited = session.subscriptions.len();
+        let merged = wildcard::merged(&self.entries, topic, &session.subscriptions, session.format);
+        match merged {
+            None => topic.leave(slot, sessions),
+            Some(merged) => {
+                topic.set_delivery(slot, merged, sessions);
+                topic.release_paced(slot, sessions);
+                self.share_again(id, slot, sessions);
             }
-        };
-        topic.set_delivery(slot, merged, sessions);
-        topic.release_paced(slot, sessions);
+        }
         visited
     }
 

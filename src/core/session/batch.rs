@@ -60,7 +60,7 @@ impl Outbox {
                 }
             }
         }
-        self.drop_taken_private();
+        self.give_back();
         self.invariants();
         match gather.len() - start {
             0 => NextSend::Idle,

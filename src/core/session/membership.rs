@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::Yielding;
 use crate::home::Backfill;
 use tickcast_proto::{
     ids::{Sequence, TopicId},
@@ -52,8 +53,6 @@ pub struct Membership {
     pub gap: Gap,
     /// The session's index in the topic's member list.
     pub position: u32,
-    /// How many of the session's patterns match the topic. A tick is delivered once, whatever their number.
-    pub references: u32,
     /// Shortest time between two ticks, microseconds; 0: no pace.
     pub interval_us: u32,
     /// What happens to its ticks while the session is behind.
@@ -64,6 +63,8 @@ pub struct Membership {
     pub wanted: Backfill,
     /// The topic has been announced to the session.
     pub announced: bool,
+    /// All of the session's patterns that match the topic have it in their groups: once live, it needs no membership.
+    pub is_shared: bool,
 }
 
 impl Membership {
@@ -92,6 +93,15 @@ impl Membership {
     /// Whether only the newest tick is kept when there is no room.
     pub fn conflates(&self) -> bool {
         self.policy == Policy::Conflate || self.interval_us > 0
+    }
+
+    /// What it adds to the session's count.
+    pub(super) fn yielding(&self) -> Yielding {
+        Yielding {
+            memberships: self.yields().into(),
+            conflating: self.conflates().into(),
+            keeping: (!self.yields()).into(),
+        }
     }
 
     /// Whether its ticks may be evicted from the outbox.

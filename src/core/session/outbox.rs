@@ -30,6 +30,8 @@ impl Segment {
 
 const _: () = assert!(size_of::<Segment>() == 24, "limits.rs says what a full outbox holds");
 
+/// Segments that an empty outbox keeps room for: one that had more gives the memory back.
+const SEGMENTS_KEPT: usize = 8;
 /// Segments of an outbox that debug builds check after each change; longer ones are not checked.
 const SEGMENTS_CHECKED_MAX: usize = 64;
 
@@ -313,7 +315,7 @@ impl Outbox {
                 }
             }
         }
-        self.drop_taken_private();
+        self.give_back();
         self.invariants();
         match gather.len() - start {
             0 => NextSend::Idle,
@@ -345,8 +347,11 @@ impl Outbox {
         }
     }
 
-    /// Gives back the memory of private bytes that have been taken.
-    pub(super) fn drop_taken_private(&mut self) {
+    /// Gives back the memory of private bytes that have been taken, and of a queue that was long and is empty.
+    pub(super) fn give_back(&mut self) {
+        if self.segments.is_empty() && self.segments.capacity() > SEGMENTS_KEPT {
+            self.segments = VecDeque::new();
+        }
         // A peer that always leaves a few bytes unread would otherwise keep all that it was ever sent.
         if self.private_start > REPLY_BYTES_MAX {
             self.private.drain(..self.private_start);

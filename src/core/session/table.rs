@@ -6,9 +6,9 @@ use crate::{
     egress_log::{EgressLog, FrameInfo, Range},
     ids::SlotId,
     limits::OUTBOX_RANGES_MAX,
-    session::{NextSend, SendState, Session},
+    session::{NextSend, SendState, Session, Yielding},
 };
-use tickcast_proto::WireFormat;
+use tickcast_proto::{WireFormat, ids::TopicId};
 
 /// The outcome of offering shared frames to a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +66,9 @@ struct Queues {
 }
 
 impl Queues {
-    /// Queues shared frames to a session, and the session for a SEND.
-    #[inline]
+    /// Queues shared frames to a session, and the session for a SEND. Always inlined: a call takes 14 of 117 instructions per
+    /// delivery.
+    #[inline(always)]
     fn push_range(&mut self, session: &mut Session, slot: SlotId, log: &EgressLog, range: Range) {
         self.waiting += usize::from(session.outbox_bytes() == 0);
         if !session.push_range(log, range) {
@@ -252,6 +253,52 @@ impl Sessions {
                 Offered::Queued
             }
             _ => Offered::Gone,
+        }
+    }
+
+    /// Whether an open session in a wildcard group has no membership of its own in a topic.
+    pub fn is_served_by_groups(&self, slot: SlotId, topic: TopicId) -> bool {
+        self.get(slot)
+            .is_some_and(|session| session.ending.is_none() && !session.memberships.contains_key(&topic))
+    }
+
+    /// As [`Sessions::offer`], for a session in a wildcard group: it is gone if it has a membership of its own in the topic, or
+    /// has been offered the tick of this number already.
+    #[inline]
+    pub fn offer_to_group(
+        &mut self,
+        slot: SlotId,
+        topic: TopicId,
+        number: Option<u32>,
+        log: &EgressLog,
+        range: Range,
+    ) -> Offered {
+        match self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) {
+            Some(session) if session.ending.is_none() && !session.memberships.contains_key(&topic) => {
+                if let Some(number) = number
+                    && std::mem::replace(&mut session.tick_offered, number) == number
+                {
+                    return Offered::Gone;
+                }
+                if session.behind {
+                    return Offered::Behind;
+                }
+                self.queues.push_range(session, slot, log, range);
+                Offered::Queued
+            }
+            _ => Offered::Gone,
+        }
+    }
+
+    /// Forgets the numbers of the ticks that sessions were offered. O(sessions).
+    pub fn forget_ticks(&mut self) {
+        self.slots.iter_mut().flatten().for_each(|session| session.tick_offered = 0);
+    }
+
+    /// Counts what is added to a session's memberships and subscriptions, and what is removed.
+    pub fn count_yielding(&mut self, slot: SlotId, added: Yielding, removed: Yielding) {
+        if self.any_mut(slot).is_some_and(|session| session.count_yielding(added, removed)) {
+            self.set_yield_bytes(slot);
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use super::Shard;
 use crate::{
     fair_queue::FairQueue,
-    fanout::{Departure, MembershipWalk},
+    fanout::{Departure, MembershipWalk, Update},
     ids::{SessionId, SlotId},
     limits::{CONTROL_QUANTUM_UNITS, TURN_CONTROL_UNITS, TURN_DEPARTURE_UNITS},
     metrics::counters::Counter,
@@ -58,9 +58,19 @@ enum Operation {
 #[derive(Debug)]
 enum Progress {
     Idle,
-    Joining,
-    Updating { walk: MembershipWalk, request: u32 },
-    Leaving { walk: MembershipWalk, request: u32, entry: u32 },
+    /// A subscription joins topics. `update`: the request that has given it a pace.
+    Joining {
+        update: Option<(u32, Box<str>)>,
+    },
+    Updating {
+        walk: MembershipWalk,
+        request: u32,
+    },
+    Leaving {
+        walk: MembershipWalk,
+        request: u32,
+        entry: u32,
+    },
 }
 
 impl Control {
@@ -90,8 +100,11 @@ impl Control {
     pub(super) fn check_waits(&self, session: SessionId, changes_pending: u32) {
         let waits = self.flows.get(&session.slot()).map_or(0, |flow| {
             let changes = flow.operations.iter().filter(|operation| operation.is_change()).count();
-            changes
-                + usize::from(matches!(flow.progress, Progress::Updating { .. } | Progress::Leaving { .. }))
+            let is_change = match flow.progress {
+                Progress::Idle | Progress::Joining { update: None } => false,
+                Progress::Updating { .. } | Progress::Leaving { .. } | Progress::Joining { .. } => true,
+            };
+            changes + usize::from(is_change)
         });
         debug_assert_eq!(
             changes_pending as usize, waits,
@@ -222,11 +235,19 @@ impl Shard {
     fn advance_flow(&mut self, flow: &mut Flow, slot: SlotId, units: usize, now: Now) -> (usize, Served) {
         match &mut flow.progress {
             Progress::Idle => self.begin_operation(flow, slot, now),
-            Progress::Joining => {
+            Progress::Joining { update } => {
                 let (used, has_more) =
                     self.fanout.advance_join(slot, units, &mut self.sessions, &mut self.logs);
-                if !has_more {
-                    flow.progress = Progress::Idle;
+                if has_more {
+                    return (used, Served::More);
+                }
+                match update.take() {
+                    None => flow.progress = Progress::Idle,
+                    Some((request, pattern)) => {
+                        let epoch = self.epoch;
+                        self.reply(slot, &Reply::Subscribed { request, pattern: &pattern, epoch });
+                        self.end_change(flow, slot);
+                    }
                 }
                 (used, Served::More)
             }
@@ -256,13 +277,14 @@ impl Shard {
 
     fn begin_operation(&mut self, flow: &mut Flow, slot: SlotId, now: Now) -> (usize, Served) {
         let Some(operation) = flow.operations.front() else { return (0, Served::Waits) };
-        if let Operation::Join { entry, .. } = *operation {
-            if !self.fanout.is_ready(entry) {
-                return (0, Served::Waits);
-            }
-            if !self.fanout.may_join(entry) {
-                return (1, Served::JoinsFull);
-            }
+        let joins = match operation {
+            Operation::Join { entry, .. } if !self.fanout.is_ready(*entry) => return (0, Served::Waits),
+            Operation::Join { entry, .. } => Some(*entry),
+            Operation::Update { pattern, .. } => self.fanout.entry_of(pattern),
+            Operation::Unsubscribe { .. } => None,
+        };
+        if joins.is_some_and(|entry| !self.fanout.may_join(entry)) {
+            return (1, Served::JoinsFull);
         }
         match flow.operations.pop_front() {
             None => (0, Served::Waits),
@@ -274,13 +296,21 @@ impl Shard {
                 let entry = self.fanout.entry_of(&pattern);
                 let begun = entry
                     .and_then(|entry| self.fanout.begin_update(entry, slot, delivery, &mut self.sessions));
-                let Some((walk, used)) = begun else {
-                    self.end_change(flow, slot);
-                    self.fail_not_subscribed(slot, request, &pattern, now);
-                    return (OPERATION_UNITS, Served::More);
-                };
-                flow.progress = Progress::Updating { walk, request };
-                (used + 1, Served::More)
+                match begun {
+                    None => {
+                        self.end_change(flow, slot);
+                        self.fail_not_subscribed(slot, request, &pattern, now);
+                        (OPERATION_UNITS, Served::More)
+                    }
+                    Some(Update::Join) => {
+                        flow.progress = Progress::Joining { update: Some((request, pattern)) };
+                        (OPERATION_UNITS, Served::More)
+                    }
+                    Some(Update::Walk(walk, used)) => {
+                        flow.progress = Progress::Updating { walk, request };
+                        (used + 1, Served::More)
+                    }
+                }
             }
             Some(Operation::Unsubscribe { request, pattern }) => {
                 let entry = self.fanout.entry_of(&pattern);
@@ -303,7 +333,7 @@ impl Shard {
         let pattern: Box<str> = self.fanout.pattern(entry).into();
         self.reply(slot, &Reply::Subscribed { request, pattern: &pattern, epoch: self.epoch });
         if self.fanout.begin_join(entry, slot, &mut self.sessions, &mut self.logs) {
-            flow.progress = Progress::Joining;
+            flow.progress = Progress::Joining { update: None };
         }
         if let Some(session) = self.sessions.open_mut(slot)
             && !std::mem::replace(&mut session.subscribed, true)

@@ -106,9 +106,14 @@ impl Shard {
             let text = format!("already subscribed to {}", quoted(pattern.as_bytes()));
             return self.fail(slot, request, ErrorCode::AlreadySubscribed, &text, now);
         }
+        let bytes_max = self.limits.patterns_bytes_max / usize::from(self.shards);
+        if known.is_none() && self.fanout.patterns_bytes() >= bytes_max {
+            let text = "the server's memory for patterns is used up (--patterns-memory)";
+            return self.fail(slot, request, ErrorCode::TooManySubscriptions, text, now);
+        }
         let Registration { entry, interest } = self.fanout.subscribe(slot, pattern);
         if let Some(session) = self.sessions.open_mut(slot) {
-            session.add_subscription(Subscription { entry, position: None, delivery, start_from: begin });
+            session.add_subscription(Subscription::new(entry, delivery, begin));
         }
         self.queue_join(slot, entry, request);
         if let Some(Interest { request, exact }) = interest {
@@ -116,6 +121,9 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod wildcard_tests;
 
 #[cfg(test)]
 mod tests {
@@ -133,10 +141,13 @@ mod tests {
 
     const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
 
-    fn subscribe(shard: &mut Shard, slot: SlotId) {
-        shard.handle_accept(slot, ListenerKind::Native, NOW);
-        let mut bytes = hello();
-        encode_request(&mut bytes, frame::Kind::Subscribe, 1, "a.>");
+    fn subscribe(shard: &mut Shard, slot: SlotId, pattern: &str) {
+        let mut bytes = Vec::new();
+        if shard.sessions.get(slot).is_none() {
+            shard.handle_accept(slot, ListenerKind::Native, NOW);
+            bytes = hello();
+        }
+        encode_request(&mut bytes, frame::Kind::Subscribe, 1, pattern);
         shard.handle_bytes(slot, &bytes, NOW);
         while shard.turn(NOW) {}
     }
@@ -156,17 +167,30 @@ mod tests {
         held.into_iter().map(|(_, policy)| policy).collect()
     }
 
+    fn with_drop_by_default() -> Limits {
+        Limits { policies: Rules::all(Policy::Drop), ..Limits::default() }
+    }
+
     #[test]
     fn a_new_default_policy_applies_to_later_memberships_only() {
         let mut shard = Shard::new(ShardId(0), 1, 1, Limits::default(), Arc::new(Counters::default()));
-        subscribe(&mut shard, SlotId(0));
+        for pattern in ["a.before", "a.after"] {
+            subscribe(&mut shard, SlotId(0), pattern);
+        }
         publish(&mut shard, "a.before");
-        let limits = Limits { policies: Rules::all(Policy::Drop), ..Limits::default() };
-        shard.reload(&Arc::new(limits), NOW);
+        shard.reload(&Arc::new(with_drop_by_default()), NOW);
         publish(&mut shard, "a.before");
         publish(&mut shard, "a.after");
-        subscribe(&mut shard, SlotId(1));
         assert_eq!(policies(&shard, SlotId(0)), [Policy::default(), Policy::Drop]);
-        assert_eq!(policies(&shard, SlotId(1)), [Policy::Drop, Policy::Drop]);
+    }
+
+    #[test]
+    fn a_new_default_policy_applies_to_later_subscriptions_of_a_wildcard_only() {
+        let mut shard = Shard::new(ShardId(0), 1, 1, Limits::default(), Arc::new(Counters::default()));
+        subscribe(&mut shard, SlotId(0), "a.>");
+        shard.reload(&Arc::new(with_drop_by_default()), NOW);
+        subscribe(&mut shard, SlotId(1), "a.>");
+        let yields = |slot: u32| shard.sessions.get(SlotId(slot)).unwrap().yields();
+        assert_eq!((yields(0), yields(1)), (false, true));
     }
 }

@@ -212,7 +212,7 @@ impl Shard {
             SessionSort::Lag => lag_ms(session, now),
             SessionSort::Dropped => self.sessions.skipped(slot).dropped,
             SessionSort::Conflated => self.sessions.skipped(slot).conflated,
-            SessionSort::Topics => session.memberships.len() as u64,
+            SessionSort::Topics => self.fanout.topics_of(session) as u64,
             SessionSort::Newest => u64::from(session.id.generation()),
         }
     }
@@ -235,7 +235,7 @@ impl Shard {
             encoding,
             state,
             subscriptions: session.subscriptions.len(),
-            topics: session.memberships.len(),
+            topics: self.fanout.topics_of(session),
             outbox_bytes: session.outbox_bytes(),
             lag_ms: lag_ms(session, now),
             held_topics: session.lag.as_deref().map_or(0, |lag| lag.held.len()),

@@ -152,7 +152,7 @@ impl Shard {
         session.stall_timer_pending = false;
         let SendState::Parked { since_ns } = session.send_state else { return };
         let id = session.id;
-        let lossless = session.memberships.len() as u32 > session.yielding.memberships;
+        let lossless = session.yielding.keeping > 0;
         let full_ns = now.monotonic_ns.saturating_sub(since_ns);
         if lossless && full_ns >= deadline_ns {
             return self.end(slot, CloseReason::SlowConsumer, now);

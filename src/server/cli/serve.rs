@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Keys of the options that a reload changes without a restart.
-pub const LIVE: [&str; 17] = [
+pub const LIVE: [&str; 18] = [
     "log",
     "policy",
     "behind_size",
@@ -35,6 +35,7 @@ pub const LIVE: [&str; 17] = [
     "subscriptions_per_session_max",
     "publish_rate",
     "unfinished_memory",
+    "patterns_memory",
 ];
 
 /// Options of `tickcast serve`.
@@ -167,6 +168,9 @@ pub struct LimitOptions {
     /// Memory for frames and messages from clients whose rest has not arrived, all clients together
     #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::UNFINISHED_BYTES_MAX_DEFAULT))]
     pub unfinished_memory: Size,
+    /// Memory for the patterns that clients subscribe to, all clients together
+    #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::PATTERNS_BYTES_MAX_DEFAULT))]
+    pub patterns_memory: Size,
     /// Largest HTTP request head
     #[arg(long, alias = "http-head-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::HTTP_HEAD_BYTES_MAX_DEFAULT))]
     pub http_head_max: Size,

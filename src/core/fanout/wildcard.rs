@@ -1,0 +1,522 @@
+//! Wildcard groups: the sessions that receive the topics of a wildcard as their ticks come.
+//!
+//! Most subscribers of a wildcard need no state per topic: they receive every tick live. Such a session is one entry in a
+//! list of the pattern, whatever the number of topics. A tick finds the patterns that match its topic, and goes to their
+//! lists. Only a session that needs state for a topic, because the topic is held, has a gap to announce or recovers history,
+//! has a membership of its own there. It takes precedence over the groups, and ends when the session is live again.
+
+use std::sync::Arc;
+
+use super::{
+    EgressLogs, Fanout, Subscription,
+    subscriptions::PatternEntry,
+    topic::{EgressTopic, Merged},
+    topic_mut, topic_ref,
+};
+use crate::{
+    egress_log::FrameInfo,
+    ids::SlotId,
+    session::{
+        Session, Yielding,
+        membership::{Gap, Membership, Taking},
+        table::{Offered, Sessions},
+    },
+};
+use tickcast_proto::{
+    WireFormat,
+    frame::Frame,
+    ids::TopicId,
+    pattern,
+    subscription::{Delivery, Policy, Rules},
+};
+
+/// Matching patterns that a topic remembers. Topics with more look them up for each tick, so that topics and patterns
+/// together take no more memory than each of them alone.
+const MATCHING_REMEMBERED_MAX: usize = 8;
+
+/// Newcomers are few if there are this many members for each.
+const NEWCOMERS_FEW: usize = 8;
+
+/// The sessions of one wildcard that share a wire format and the default policies of the time when they subscribed.
+#[derive(Debug)]
+pub(super) struct WildcardGroup {
+    format: WireFormat,
+    /// Number of the default policies.
+    generation: u16,
+    policies: Arc<Rules<Policy>>,
+    members: Vec<WildcardMember>,
+}
+
+/// A session in a wildcard group. 16 bytes.
+#[derive(Clone, Copy, Debug)]
+struct WildcardMember {
+    slot: SlotId,
+    /// Number of its subscription, in the order in which they went live.
+    joined: u64,
+}
+
+/// The groups of a shard, and what their delivery needs from tick to tick.
+#[derive(Debug)]
+pub(super) struct Wildcards {
+    /// Default policies of subscriptions that go live.
+    policies: Arc<Rules<Policy>>,
+    /// Number of these policies. It may wrap: then sessions of 65,536 reloads ago share a group with new ones.
+    generation: u16,
+    /// Members of all groups.
+    members_len: usize,
+    /// Number of the last subscription that went live.
+    joined_last: u64,
+    /// Changes when a pattern gets its first member or loses its last. Never 0.
+    patterns_generation: u64,
+    /// Number of the last tick that several patterns matched; sessions remember it.
+    tick_last: u32,
+    /// Scratch: patterns that match a tick's topic, sessions that are behind, sessions that do not know the topic.
+    matching: Vec<u32>,
+    behind: Vec<SlotId>,
+    newcomers: Vec<SlotId>,
+}
+
+/// A topic's part: which patterns match it, and who knows its name.
+#[derive(Debug, Default)]
+pub(super) struct WildcardTopic {
+    /// Patterns with members that match the topic, if they are at most [`MATCHING_REMEMBERED_MAX`].
+    matching: Vec<u32>,
+    /// The patterns' generation of `matching`; 0: not known.
+    generation: u64,
+    /// The topic has been announced to all members of its patterns up to this number.
+    announced_to: u64,
+}
+
+/// Which policies the topics of a subscription may have, as bits: one that yields, one that conflates, one that keeps
+/// every tick.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PossiblePolicies(u8);
+
+impl PossiblePolicies {
+    const YIELDS: u8 = 1;
+    const CONFLATES: u8 = 2;
+    const KEEPS: u8 = 4;
+
+    /// Those of the topics that `pattern` can match.
+    fn of(pattern: &str, policy: Option<Policy>, defaults: &Rules<Policy>) -> PossiblePolicies {
+        let bits = |policy| match policy {
+            Policy::Conflate => Self::YIELDS | Self::CONFLATES,
+            Policy::Drop => Self::YIELDS,
+            Policy::Disconnect => Self::KEEPS,
+        };
+        if let Some(policy) = policy {
+            return PossiblePolicies(bits(policy));
+        }
+        let mut possible = 0;
+        for (rule, policy) in &defaults.rules {
+            if pattern::overlaps(rule, pattern) {
+                possible |= bits(*policy);
+            }
+            if pattern::covers(rule, pattern) {
+                return PossiblePolicies(possible);
+            }
+        }
+        PossiblePolicies(possible | bits(defaults.default))
+    }
+
+    /// What a subscription with them adds to the session's count.
+    pub fn count(self) -> Yielding {
+        let has = |bit| u32::from(self.0 & bit != 0);
+        Yielding {
+            memberships: has(Self::YIELDS),
+            conflating: has(Self::CONFLATES),
+            keeping: has(Self::KEEPS),
+        }
+    }
+}
+
+impl Wildcards {
+    pub(super) fn new(policies: Rules<Policy>) -> Wildcards {
+        Wildcards {
+            policies: Arc::new(policies),
+            generation: 0,
+            members_len: 0,
+            joined_last: 0,
+            patterns_generation: 1,
+            tick_last: 0,
+            matching: Vec::new(),
+            behind: Vec::new(),
+            newcomers: Vec::new(),
+        }
+    }
+
+    /// Sets the default policies of subscriptions that go live from now on.
+    pub(super) fn set_policies(&mut self, policies: &Rules<Policy>) {
+        self.policies = Arc::new(policies.clone());
+        self.generation = self.generation.wrapping_add(1);
+    }
+
+    /// Whether no session is in a group.
+    pub(super) fn is_empty(&self) -> bool {
+        self.members_len == 0
+    }
+
+    /// A number for a tick that several patterns match, different from that of every tick that a session remembers.
+    fn next_tick(&mut self, sessions: &mut Sessions) -> u32 {
+        self.tick_last = self.tick_last.wrapping_add(1);
+        if self.tick_last == 0 {
+            sessions.forget_ticks();
+            self.tick_last = 1;
+        }
+        self.tick_last
+    }
+}
+
+impl PatternEntry {
+    /// Whether a subscription delivered like this is in a group: a wildcard without a pace.
+    pub(super) fn shares(&self, delivery: Delivery) -> bool {
+        !self.is_exact && delivery.interval_us == 0
+    }
+
+    fn group(&self, format: WireFormat, generation: u16) -> Option<usize> {
+        self.groups.iter().position(|group| group.format == format && group.generation == generation)
+    }
+
+    /// Number of sessions in its groups.
+    fn group_members_len(&self) -> usize {
+        self.groups.iter().map(|group| group.members.len()).sum()
+    }
+
+    /// Bytes of its groups.
+    pub(super) fn groups_bytes(&self) -> usize {
+        let members: usize = self.groups.iter().map(|group| group.members.capacity()).sum();
+        members * size_of::<WildcardMember>() + self.groups.capacity() * size_of::<WildcardGroup>()
+    }
+}
+
+/// Merges the deliveries of the session's live subscriptions that match a topic. `None` if none does. A match against each
+/// subscription.
+pub(super) fn merged(
+    entries: &[Option<PatternEntry>],
+    topic: &EgressTopic,
+    subscriptions: &[Subscription],
+    format: WireFormat,
+) -> Option<Merged> {
+    let mut merged: Option<Merged> = None;
+    for held in subscriptions {
+        let entry = entries[held.entry as usize].as_ref();
+        let Some(entry) = entry
+            .filter(|entry| held.position.is_some() && pattern::matches(&entry.pattern, &topic.info.name))
+        else {
+            continue;
+        };
+        let shares = entry.shares(held.delivery);
+        let policy = held.delivery.policy.unwrap_or_else(|| match entry.group(format, held.generation) {
+            Some(group) if shares => entry.groups[group].policies.of(&topic.info.name),
+            _ => topic.policy,
+        });
+        let one = Merged {
+            policy,
+            interval_us: held.delivery.interval_us,
+            shared: u32::from(shares),
+            is_shared: shares,
+        };
+        merged = Some(merged.map_or(one, |before| before.merge(one)));
+    }
+    merged
+}
+
+/// What [`merged`] returns for a topic that the session receives through groups alone, if all its subscriptions are
+/// delivered alike: then the first match decides.
+pub(super) fn merged_alike(
+    entries: &[Option<PatternEntry>],
+    topic: &EgressTopic,
+    subscriptions: &[Subscription],
+    format: WireFormat,
+) -> Option<Merged> {
+    let first = subscriptions.iter().position(|held| {
+        let entry = entries[held.entry as usize].as_ref();
+        held.position.is_some()
+            && entry.is_some_and(|entry| pattern::matches(&entry.pattern, &topic.info.name))
+    })?;
+    merged(entries, topic, &subscriptions[first..=first], format)
+}
+
+impl Fanout {
+    /// Puts a session into the list of an entry that its subscription belongs to: the group of its wire format, or the
+    /// members that join each topic.
+    pub(super) fn enter_members(&mut self, index: u32, slot: SlotId, sessions: &mut Sessions) {
+        let Some(entry) = self.entries[index as usize].as_mut() else {
+            return debug_assert!(false, "an entry stays while a session holds its pattern");
+        };
+        let Some(session) = sessions.open_mut(slot) else { return };
+        let format = session.format;
+        let Some(held) = session.subscription_mut(index) else {
+            return debug_assert!(false, "a session makes only its own subscriptions live");
+        };
+        if !entry.shares(held.delivery) {
+            held.position = Some(entry.members.len() as u32);
+            entry.members.push(slot);
+            return;
+        }
+        let wildcards = &mut self.wildcards;
+        let generation = wildcards.generation;
+        let group = entry.group(format, generation).unwrap_or_else(|| {
+            if entry.groups.is_empty() {
+                wildcards.patterns_generation += 1;
+            }
+            let policies = wildcards.policies.clone();
+            entry.groups.push(WildcardGroup { format, generation, policies, members: Vec::new() });
+            entry.groups.len() - 1
+        });
+        wildcards.joined_last += 1;
+        wildcards.members_len += 1;
+        entry.joined_last = wildcards.joined_last;
+        let members = &mut entry.groups[group].members;
+        held.possible = PossiblePolicies::of(&entry.pattern, held.delivery.policy, &wildcards.policies);
+        held.generation = generation;
+        held.position = Some(members.len() as u32);
+        members.push(WildcardMember { slot, joined: wildcards.joined_last });
+        let counts = held.possible.count();
+        sessions.count_yielding(slot, counts, Yielding::default());
+    }
+
+    /// Takes a session out of an entry's lists, so that it receives no more of its topics through them.
+    pub(super) fn leave_members(&mut self, held: Subscription, slot: SlotId, sessions: &mut Sessions) {
+        let Some(entry) = self.entries[held.entry as usize].as_mut() else {
+            return debug_assert!(false, "an entry stays while a session holds its pattern");
+        };
+        let Some(position) = held.position else { return };
+        let moved = match entry.shares(held.delivery) {
+            false => {
+                let left = entry.members.swap_remove(position as usize);
+                debug_assert_eq!(left, slot, "a subscription knows its position among the members");
+                entry.members.get(position as usize).copied()
+            }
+            true => {
+                let format = sessions.get(slot).map(|session| session.format);
+                let Some(at) = format.and_then(|format| entry.group(format, held.generation)) else {
+                    return debug_assert!(false, "a group stays while it has members");
+                };
+                let group = &mut entry.groups[at];
+                let left = group.members.swap_remove(position as usize);
+                debug_assert_eq!(left.slot, slot, "a subscription knows its position in the group");
+                let moved = group.members.get(position as usize).map(|member| member.slot);
+                if group.members.is_empty() {
+                    entry.groups.swap_remove(at);
+                    if entry.groups.is_empty() {
+                        self.wildcards.patterns_generation += 1;
+                    }
+                }
+                self.wildcards.members_len -= 1;
+                sessions.count_yielding(slot, Yielding::default(), held.possible.count());
+                moved
+            }
+        };
+        let Some(moved) = moved.and_then(|moved| sessions.any_mut(moved)) else { return };
+        let moved = moved.subscription_mut(held.entry);
+        debug_assert!(moved.is_some(), "a member of an entry has the subscription");
+        if let Some(moved) = moved {
+            moved.position = Some(position);
+        }
+    }
+
+    /// Takes the patterns with groups that match a topic; they must be given back.
+    fn take_matching(&mut self, id: TopicId) -> Vec<u32> {
+        let mut matching = std::mem::take(&mut self.wildcards.matching);
+        matching.clear();
+        let generation = self.wildcards.patterns_generation;
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return matching };
+        if topic.wildcard.generation == generation {
+            matching.extend_from_slice(&topic.wildcard.matching);
+            return matching;
+        }
+        let entries = &self.entries;
+        self.patterns.for_each_match(&topic.info.name, |&index| {
+            if entries[index as usize].as_ref().is_some_and(|entry| !entry.groups.is_empty()) {
+                matching.push(index);
+            }
+        });
+        if matching.len() <= MATCHING_REMEMBERED_MAX {
+            topic.wildcard.matching.clear();
+            topic.wildcard.matching.extend_from_slice(&matching);
+            topic.wildcard.generation = generation;
+        } else {
+            topic.wildcard.matching = Vec::new();
+            topic.wildcard.generation = 0;
+        }
+        matching
+    }
+
+    /// Queues a tick to the members of the groups that match its topic. Once to each, whatever the number of its patterns,
+    /// and not to those with a membership of their own.
+    pub(super) fn deliver_to_groups(
+        &mut self,
+        tick: &Frame<'_>,
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+    ) {
+        let id = TopicId(tick.header.topic_id);
+        let matching = self.take_matching(id);
+        self.announce_to_newcomers(&matching, id, sessions, logs);
+        let number = (matching.len() > 1).then(|| self.wildcards.next_tick(sessions));
+        if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
+            for &index in &matching {
+                let Some(entry) = self.entries[index as usize].as_ref() else {
+                    debug_assert!(false, "a pattern that matches has an entry");
+                    continue;
+                };
+                for WildcardGroup { format, members, .. } in &entry.groups {
+                    // Most often the first does.
+                    if !members.iter().any(|member| sessions.is_served_by_groups(member.slot, id)) {
+                        continue;
+                    }
+                    let Some((log, range)) = topic.latest_or_append(*format, tick, logs) else {
+                        // The tick is longer than the log, so no member can receive it; closing them keeps the loss
+                        // announced.
+                        members.iter().for_each(|member| sessions.mark_slow(member.slot));
+                        continue;
+                    };
+                    for member in members {
+                        match sessions.offer_to_group(member.slot, id, number, log, range) {
+                            Offered::Queued => self.tally.queued += 1,
+                            Offered::Behind => self.wildcards.behind.push(member.slot),
+                            Offered::Gone => {}
+                        }
+                    }
+                }
+            }
+        }
+        self.wildcards.matching = matching;
+        self.hold_behind(id, tick.header.sequence, sessions, logs);
+    }
+
+    /// Announces a topic to the members of its groups that have joined since it was last announced.
+    fn announce_to_newcomers(
+        &mut self,
+        matching: &[u32],
+        id: TopicId,
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+    ) {
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        let announced_to = topic.wildcard.announced_to;
+        let newcomers = &mut self.wildcards.newcomers;
+        newcomers.clear();
+        let mut members_len = 0;
+        for entry in matching.iter().filter_map(|&index| self.entries[index as usize].as_ref()) {
+            if entry.joined_last <= announced_to {
+                continue;
+            }
+            members_len += entry.group_members_len();
+            let members = entry.groups.iter().flat_map(|group| &group.members);
+            newcomers.extend(members.filter(|member| member.joined > announced_to).map(|member| member.slot));
+        }
+        if newcomers.is_empty() {
+            return;
+        }
+        topic.wildcard.announced_to = self.wildcards.joined_last;
+        // A session may have joined several of the patterns.
+        newcomers.sort_unstable();
+        newcomers.dedup();
+        // An announcement in the log comes between two ticks of all others, which then leave gathered. A few newcomers get
+        // copies of their own instead.
+        let are_few = newcomers.len() * NEWCOMERS_FEW < members_len;
+        for slot in newcomers.drain(..) {
+            let Some(session) = sessions.get(slot) else { continue };
+            let format = session.format;
+            if session.memberships.contains_key(&id) {
+                continue;
+            }
+            if are_few {
+                let info = FrameInfo { topic: id.0, sequence: 0, skipped: 0 };
+                sessions.push_private(slot, info, |out| logs.encode_topic(format, &topic.info, out));
+            } else {
+                topic.announce(slot, sessions, logs);
+            }
+        }
+    }
+
+    /// Holds a topic for the sessions that are behind and conflate it; queues its last tick to the others.
+    fn hold_behind(&mut self, id: TopicId, sequence: u64, sessions: &mut Sessions, logs: &EgressLogs) {
+        let mut behind = std::mem::take(&mut self.wildcards.behind);
+        for slot in behind.drain(..) {
+            let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
+            let Some(session) = sessions.open_mut(slot) else { continue };
+            let format = session.format;
+            let merged = merged(&self.entries, topic, &session.subscriptions, format);
+            let Some(merged) = merged else {
+                debug_assert!(false, "a member of a group has a subscription that matches");
+                continue;
+            };
+            let membership = Membership { taking: Taking::Held, from: sequence, ..merged.membership() };
+            if membership.conflates() {
+                session.lag_mut().held.push_back(id);
+                topic.insert(slot, membership, sessions);
+                sessions.make_ready(slot);
+            } else if let Some((range, log)) = topic.latest(format).zip(logs.of(format)) {
+                sessions.push_range(slot, log, range);
+                self.tally.queued += 1;
+            }
+        }
+        self.wildcards.behind = behind;
+    }
+
+    /// Ends a session's own membership of a topic if its groups can serve it again: it is live, and has nothing to announce.
+    pub(super) fn share_again(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
+        let Some(session) = sessions.get(slot) else { return };
+        let Some(membership) = session.memberships.get(&id) else { return };
+        if membership.is_shared
+            && membership.taking == Taking::Live
+            && !membership.is_unannounced()
+            && let Some(topic) = topic_mut(&mut self.topics, id, self.shards)
+        {
+            topic.leave(slot, sessions);
+        }
+    }
+
+    /// Number of this shard's sessions subscribed to a topic. A look at each if several wildcards match it.
+    pub fn subscribers_len(&self, id: TopicId) -> usize {
+        let Some(topic) = topic_ref(&self.topics, id, self.shards) else { return 0 };
+        let mut groups = Vec::new();
+        self.patterns.for_each_match(&topic.info.name, |&index| {
+            let entry = self.entries[index as usize].as_ref();
+            groups.extend(entry.filter(|entry| !entry.groups.is_empty()));
+        });
+        let of_groups = match &groups[..] {
+            [entry] => entry.group_members_len(),
+            several => {
+                let members = several.iter().flat_map(|entry| &entry.groups).flat_map(|group| &group.members);
+                let mut slots: Vec<SlotId> = members.map(|member| member.slot).collect();
+                slots.sort_unstable();
+                slots.dedup();
+                slots.len()
+            }
+        };
+        of_groups + topic.members_len() - topic.shared_len as usize
+    }
+
+    /// Number of topics that a session is subscribed to. A topic that several of its wildcards match counts for each.
+    pub fn topics_of(&self, session: &Session) -> usize {
+        let own = session.memberships.len() - session.shared_memberships as usize;
+        let shared = session.subscriptions.iter().map(|held| {
+            let entry = self.entries[held.entry as usize].as_ref();
+            let entry = entry.filter(|entry| held.position.is_some() && entry.shares(held.delivery));
+            entry.map_or(0, |entry| entry.topics.counted as usize)
+        });
+        own + shared.sum::<usize>()
+    }
+}
+
+impl Merged {
+    /// A live membership of a topic that has been announced.
+    pub(super) fn membership(self) -> Membership {
+        Membership {
+            from: 0,
+            due_ns: 0,
+            gap: Gap::NONE,
+            position: 0,
+            interval_us: self.interval_us,
+            policy: self.policy,
+            taking: Taking::Live,
+            wanted: crate::home::Backfill::LastValues,
+            announced: true,
+            is_shared: self.is_shared,
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Tests of wildcard groups.
+
+use crate::{
+    config::Limits,
+    ids::SlotId,
+    metrics::counters::Counter,
+    session::Session,
+    shard::ListenerKind,
+    testing::{Driver, frame, hello},
+};
+use tickcast_proto::{
+    Step,
+    frame::{self, Kind},
+    records::{Publish, Request, Subscribe},
+    subscription::Policy,
+};
+
+const PUBLISHER: u32 = 0;
+const READER: u32 = 1;
+
+/// A shard with a publisher and a reader.
+fn driver() -> Driver {
+    let mut driver = Driver::new(Limits { behind_bytes: 1_000, ..Limits::default() });
+    driver.accept(PUBLISHER, ListenerKind::Native, &hello());
+    driver.accept(READER, ListenerKind::Native, &hello());
+    driver
+}
+
+fn finish(driver: &mut Driver) {
+    driver.turn();
+    while driver.shard.is_busy() {
+        driver.turn();
+    }
+}
+
+fn subscribe(driver: &mut Driver, slot: u32, pattern: &str, record: Subscribe) {
+    driver.receive(slot, &frame(Kind::Subscribe, &record, pattern.as_bytes()));
+    finish(driver);
+}
+
+fn update(driver: &mut Driver, slot: u32, pattern: &str, record: Subscribe) {
+    driver.receive(slot, &frame(Kind::Update, &record, pattern.as_bytes()));
+    finish(driver);
+}
+
+fn unsubscribe(driver: &mut Driver, slot: u32, pattern: &str) {
+    driver.receive(slot, &frame(Kind::Unsubscribe, &Request::default(), pattern.as_bytes()));
+    finish(driver);
+}
+
+fn publish(driver: &mut Driver, topic: &str) {
+    let mut bytes = Vec::new();
+    frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), topic, &[0; 40]);
+    driver.receive(PUBLISHER, &bytes);
+    finish(driver);
+}
+
+fn session(driver: &Driver, slot: u32) -> &Session {
+    driver.shard.sessions.get(SlotId(slot)).unwrap()
+}
+
+/// Kinds of the frames that a reader received, with the sequences of ticks.
+fn received(driver: &mut Driver, slot: u32) -> Vec<(Kind, u64)> {
+    let bytes = driver.take_sent(slot);
+    let (mut received, mut rest) = (Vec::new(), &bytes[..]);
+    while let Ok(Step::Complete(used, frame)) = frame::decode(rest, usize::MAX) {
+        rest = &rest[used..];
+        received.push((frame.kind, frame.header.sequence));
+    }
+    received
+}
+
+fn ticks(driver: &mut Driver, slot: u32) -> Vec<u64> {
+    let received = received(driver, slot);
+    received.into_iter().filter(|(kind, _)| *kind == Kind::Tick).map(|(_, sequence)| sequence).collect()
+}
+
+fn topics(driver: &Driver, slot: u32) -> usize {
+    driver.shard.fanout.topics_of(session(driver, slot))
+}
+
+fn conflate() -> Subscribe {
+    Subscribe { policy: Policy::Conflate as u8, ..Subscribe::default() }
+}
+
+#[test]
+fn a_wildcard_takes_no_memory_per_topic() {
+    let mut driver = driver();
+    publish(&mut driver, "t.before");
+    subscribe(&mut driver, READER, ">", conflate());
+    for topic in 0..500 {
+        publish(&mut driver, &format!("t.{topic}"));
+    }
+    publish(&mut driver, "t.before");
+    assert_eq!(ticks(&mut driver, READER).len(), 501);
+    assert!(session(&driver, READER).memberships.is_empty());
+    assert_eq!(topics(&driver, READER), 501);
+}
+
+#[test]
+fn a_topic_that_several_patterns_match_is_delivered_once() {
+    let mut driver = driver();
+    for pattern in [">", "a.*", "*.b", "a.b"] {
+        subscribe(&mut driver, READER, pattern, Subscribe::default());
+        publish(&mut driver, "a.b");
+    }
+    assert_eq!(ticks(&mut driver, READER), [1, 2, 3, 4]);
+    for (pattern, is_member) in [(">", true), ("a.b", false), ("a.*", false)] {
+        assert!(session(&driver, READER).memberships.len() == 1, "an exact name has a membership");
+        unsubscribe(&mut driver, READER, pattern);
+        publish(&mut driver, "a.b");
+        assert_eq!(session(&driver, READER).memberships.len() == 1, is_member, "{pattern}");
+        if pattern == "a.b" {
+            break;
+        }
+    }
+    unsubscribe(&mut driver, READER, "a.*");
+    publish(&mut driver, "a.b");
+    assert_eq!(ticks(&mut driver, READER), [5, 6, 7]);
+    unsubscribe(&mut driver, READER, "*.b");
+    publish(&mut driver, "a.b");
+    assert!(ticks(&mut driver, READER).is_empty());
+}
+
+#[test]
+fn a_session_learns_a_topics_name_before_its_first_tick_and_others_are_not_told_again() {
+    let mut driver = driver();
+    subscribe(&mut driver, READER, "a.>", Subscribe::default());
+    publish(&mut driver, "a.b");
+    assert_eq!(
+        received(&mut driver, READER)[3..],
+        [(Kind::Tick, 1)],
+        "after WELCOME, the acknowledgement and the name"
+    );
+    driver.accept(2, ListenerKind::Native, &hello());
+    subscribe(&mut driver, 2, "a.*", Subscribe::default());
+    driver.sent.clear();
+    publish(&mut driver, "a.b");
+    let sent = driver.sent.clone();
+    assert_eq!(received(&mut driver, READER), [(Kind::Tick, 2)]);
+    driver.sent = sent;
+    assert_eq!(received(&mut driver, 2), [(Kind::Subscribed, 0), (Kind::Tick, 2)]);
+}
+
+#[test]
+fn a_held_topic_has_a_membership_until_it_is_live_again() {
+    let mut driver = driver();
+    subscribe(&mut driver, READER, ">", conflate());
+    driver.full.insert(READER);
+    for _ in 0..100 {
+        publish(&mut driver, "a");
+        publish(&mut driver, "b");
+    }
+    assert_eq!(session(&driver, READER).memberships.len(), 2);
+    assert_eq!(topics(&driver, READER), 2, "held topics are not counted twice");
+    driver.sent.clear();
+    driver.open();
+    finish(&mut driver);
+    assert_eq!(ticks(&mut driver, READER), [100, 100]);
+    assert!(session(&driver, READER).memberships.is_empty());
+    publish(&mut driver, "a");
+    assert_eq!(ticks(&mut driver, READER), [101]);
+}
+
+#[test]
+fn a_gap_has_a_membership_until_it_is_announced() {
+    let mut driver = driver();
+    subscribe(&mut driver, READER, ">", Subscribe { policy: Policy::Drop as u8, ..Subscribe::default() });
+    driver.full.insert(READER);
+    for _ in 0..100 {
+        publish(&mut driver, "a");
+    }
+    assert_eq!(session(&driver, READER).memberships.len(), 1);
+    driver.sent.clear();
+    driver.open();
+    finish(&mut driver);
+    let received = received(&mut driver, READER);
+    assert_eq!(received[0].0, Kind::Gap, "{received:?}");
+    assert_eq!(received.last(), Some(&(Kind::Tick, 100)));
+    assert!(session(&driver, READER).memberships.is_empty());
+}
+
+#[test]
+fn a_subscription_that_starts_in_the_past_shares_once_it_is_live() {
+    let mut driver = driver();
+    for topic in ["a", "b", "c"] {
+        publish(&mut driver, topic);
+    }
+    subscribe(&mut driver, READER, ">", Subscribe { from: 1, ..Subscribe::default() });
+    assert_eq!(ticks(&mut driver, READER), [1, 1, 1]);
+    assert!(session(&driver, READER).memberships.is_empty());
+    assert_eq!(topics(&driver, READER), 3);
+    publish(&mut driver, "b");
+    assert_eq!(ticks(&mut driver, READER), [2]);
+}
+
+#[test]
+fn a_rate_limit_takes_a_session_out_of_the_group_and_its_end_back() {
+    let mut driver = driver();
+    subscribe(&mut driver, READER, ">", Subscribe::default());
+    publish(&mut driver, "a");
+    publish(&mut driver, "b");
+    let paced = Subscribe { max_rate_millihertz: 1_000, ..Subscribe::default() };
+    update(&mut driver, READER, ">", paced);
+    assert_eq!(session(&driver, READER).memberships.len(), 2);
+    driver.sent.clear();
+    for _ in 0..5 {
+        publish(&mut driver, "a");
+    }
+    publish(&mut driver, "new");
+    assert_eq!(ticks(&mut driver, READER), [2, 1], "one of each topic a second");
+    assert_eq!(session(&driver, READER).memberships.len(), 3, "a new topic is paced too");
+    update(&mut driver, READER, ">", Subscribe::default());
+    publish(&mut driver, "a");
+    assert_eq!(ticks(&mut driver, READER), [6, 7], "the tick held back, then each as it comes");
+    assert!(session(&driver, READER).memberships.is_empty());
+}
+
+#[test]
+fn the_topics_of_a_wildcard_are_counted_as_they_come_whoever_subscribes() {
+    let mut driver = driver();
+    for topic in ["a.1", "a.2", "b.1"] {
+        publish(&mut driver, topic);
+    }
+    subscribe(&mut driver, READER, "a.*", Subscribe::default());
+    driver.accept(2, ListenerKind::Native, &hello());
+    subscribe(&mut driver, 2, "a.*", Subscribe::default());
+    publish(&mut driver, "a.3");
+    publish(&mut driver, "b.2");
+    assert_eq!((topics(&driver, READER), topics(&driver, 2)), (3, 3));
+    // The home closes the topics, as nobody on this shard takes them any more, and opens them again.
+    unsubscribe(&mut driver, READER, "a.*");
+    unsubscribe(&mut driver, 2, "a.*");
+    subscribe(&mut driver, 2, ">", Subscribe::default());
+    assert_eq!(topics(&driver, 2), 5);
+}
+
+#[test]
+fn patterns_have_a_bound_that_refuses_new_ones_and_no_others() {
+    let mut driver = Driver::new(Limits { patterns_bytes_max: 1 << 20, ..Limits::default() });
+    let refused = |driver: &mut Driver, slot: u32| {
+        received(driver, slot).iter().filter(|(kind, _)| *kind == Kind::Error).count()
+    };
+    let mut all = 0;
+    for slot in 0..20 {
+        driver.accept(slot, ListenerKind::Native, &hello());
+        for number in 0..200 {
+            let pattern = format!("{slot}-{number}{}.*", ".a".repeat(100));
+            driver.receive(slot, &frame(Kind::Subscribe, &Subscribe::default(), pattern.as_bytes()));
+        }
+        finish(&mut driver);
+        all += refused(&mut driver, slot);
+    }
+    assert!(all > 1_000 && all < 3_900, "{all} of 4,000 are refused");
+    assert!(driver.shard.fanout.patterns_bytes() < 2 << 20);
+    // One that is held already takes no more, and what is given back can be taken again.
+    subscribe(&mut driver, 19, "0-0", Subscribe::default());
+    assert_eq!(refused(&mut driver, 19), 1);
+    let held = format!("0-0{}.*", ".a".repeat(100));
+    subscribe(&mut driver, 19, &held, Subscribe::default());
+    assert_eq!(refused(&mut driver, 19), 0);
+    for slot in 0..19 {
+        driver.shard.handle_error(SlotId(slot), 104, driver.now);
+    }
+    finish(&mut driver);
+    subscribe(&mut driver, 19, "0-0", Subscribe::default());
+    assert_eq!(refused(&mut driver, 19), 0);
+}
+
+#[test]
+fn a_session_leaves_its_wildcards_at_a_cost_that_does_not_depend_on_the_topics() {
+    let mut driver = driver();
+    for topic in 0..1_000 {
+        publish(&mut driver, &format!("t.{topic}"));
+    }
+    for slot in 2..52 {
+        driver.accept(slot, ListenerKind::Native, &hello());
+        subscribe(&mut driver, slot, ">", Subscribe::default());
+    }
+    publish(&mut driver, "t.1");
+    for slot in 2..52 {
+        driver.shard.handle_error(SlotId(slot), 104, driver.now);
+    }
+    finish(&mut driver);
+    let units = driver.shard.counters().value(Counter::DepartureUnits);
+    assert!(units <= 50 * 64, "{units}");
+}
