@@ -161,6 +161,9 @@ def measure(folder: Path, name: str | None, seconds: int) -> Row:
         if not server.is_running:
             raise RunFailed(f"the server has ended: {server.stderr_tail()}")
         metrics = scrape(admin)
+        for line in server.stderr_text().splitlines():
+            if "turn" in line:
+                print(f"  {line}", file=sys.stderr)
         return Row(
             name=name or "nobody",
             latency_us=report["latency_us"],

@@ -181,7 +181,7 @@ def leave(target: Target) -> None:
 
 
 def crowd(target: Target) -> None:
-    """4,000 connections that subscribe > come, and leave in the middle, beside 20,000 topics"""
+    """4,000 connections with a wildcard that matches 20,000 topics come, and leave in the middle"""
     topics(target, "junk", 20_000)
     end, connections = target.begin(), []
     half = time.monotonic() + target.seconds / 2
@@ -189,7 +189,7 @@ def crowd(target: Target) -> None:
         if time.monotonic() > half:
             break
         connection = native(target, 4096)
-        connection.sendall(subscribe(">", CONFLATE))
+        connection.sendall(subscribe("junk.>", CONFLATE))
         connections.append(connection)
     came = len(connections)
     sleep_until(half)
@@ -267,12 +267,12 @@ def patterns(target: Target) -> None:
     end, connections = target.begin(), []
     for number in range(20):
         connection = native(target)
+        discard(connection)
         requests = []
         for at in range(1024):
             begin = f"{number:x}-{at:x}"
             requests.append(subscribe(begin + ".a" * ((255 - len(begin)) // 2 - 1) + ".*"))
         connection.sendall(b"".join(requests))
-        sync(connection)
         connections.append(connection)
     done("20,480 patterns", end)
 

@@ -89,8 +89,11 @@ impl Mesh {
         let (last, first) = self.peers.split_at_mut(self.first);
         for peer in first.iter_mut().chain(last) {
             let deliveries = peer.deliveries_in.drain(TURN_RING_BYTES, |frame| {
-                shard.handle_delivery(frame, now);
-                true
+                let takes = shard.takes_deliveries();
+                if takes {
+                    shard.handle_delivery(frame, now);
+                }
+                takes
             });
             let requests = requests(&mut peer.requests_in, shard, Some(peer.shard), now);
             let made_room = (deliveries > 0 && peer.deliveries_in.producer_waits())

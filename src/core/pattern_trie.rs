@@ -367,7 +367,7 @@ impl<V> PatternTrie<V> {
     }
 
     /// Calls `found` with the value of every pattern that matches `topic`. Returns the work done: one unit for each node
-    /// visited, and one for each [`RUN_TOKENS_PER_UNIT`] tokens compared.
+    /// visited, and one for every eight tokens compared in its run.
     pub fn for_each_match(&self, topic: &str, mut found: impl FnMut(&V)) -> usize {
         if self.len == 0 {
             return 1;

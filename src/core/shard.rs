@@ -48,7 +48,7 @@ use crate::{
     fanout::{self, DeliveryCounts, EgressLogs, Fanout, LogIndex},
     home::{Home, Retention, last_value::KeysBudget},
     ids::SlotId,
-    limits::{INPUT_QUANTUM_BYTES, TIMERS_GONE_MAX, TURN_INTEREST_UNITS},
+    limits::{INPUT_QUANTUM_BYTES, TIMERS_GONE_MAX, TURN_COUNT_UNITS, TURN_DELIVERIES, TURN_INTEREST_UNITS},
     metrics::{
         counters::{Counter, Counters},
         latency::Latency,
@@ -135,6 +135,8 @@ pub struct Shard {
     input_queue: FairQueue,
     /// The kind of requests that may fill the delivery stages in this turn.
     preferred_intake: IntakeKind,
+    /// Ticks that this turn may still queue to sessions.
+    deliveries_left: usize,
     timers: Wheel<Timer>,
     /// Sessions with an unfinished message.
     unfinished: Unfinished,
@@ -202,6 +204,7 @@ impl Shard {
             paused: Vec::new(),
             input_queue: FairQueue::new(INPUT_QUANTUM_BYTES),
             preferred_intake: IntakeKind::Sessions,
+            deliveries_left: TURN_DELIVERIES,
             timers: Wheel::new(),
             unfinished: Unfinished::default(),
             timers_max: TIMERS_GONE_MAX,
@@ -266,6 +269,12 @@ impl Shard {
         self.stages.deliveries_have_room()
     }
 
+    /// Returns whether this turn may take in more ticks. If not, the next one may: a turn with many subscribers must end before
+    /// others wait too long.
+    pub fn takes_deliveries(&self) -> bool {
+        self.deliveries_left > 0
+    }
+
     /// Returns whether this turn or a later one may process sessions' input. Input adds requests too.
     fn has_input_room(&self) -> bool {
         !self.input_stopped && self.takes_requests() && self.stages.requests_have_room()
@@ -281,6 +290,7 @@ impl Shard {
         }
         worked |= self.home.trim(now.monotonic_ns) > 0;
         worked |= self.turn_control(now);
+        worked |= self.fanout.count_new_topics(TURN_COUNT_UNITS) > 0;
         worked |= self.request_history(now);
         self.logs.note_time(now.monotonic_ns);
         worked |= self.resume_paused(now);
@@ -341,6 +351,7 @@ impl Shard {
         if tally == DeliveryCounts::default() {
             return;
         }
+        self.deliveries_left = self.deliveries_left.saturating_sub(tally.queued as usize);
         self.counters.add(Counter::TicksDelivered, tally.queued);
         self.counters.add(Counter::TicksTakenOut, tally.evicted);
         self.counters.add(Counter::TicksConflated, tally.conflated);
@@ -359,6 +370,7 @@ impl Shard {
 
     /// Ends the turn: no SEND refers to bytes of the egress logs any more.
     pub fn end_turn(&mut self) {
+        self.deliveries_left = TURN_DELIVERIES;
         if self.sessions.waiting() == 0 {
             self.logs.rewind();
         }
@@ -368,6 +380,7 @@ impl Shard {
     pub fn is_busy(&self) -> bool {
         self.sessions.has_ready()
             || self.fanout.has_woken()
+            || self.fanout.has_uncounted_topics()
             || self.control.has_work()
             || self.may_request_history()
             || (self.home.is_walking() && self.stages.deliveries_are_half_empty())

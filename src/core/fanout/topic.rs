@@ -73,6 +73,8 @@ pub(super) struct EgressTopic {
     pub(super) groups: Vec<Group>,
     /// Members that wildcard groups will serve again.
     pub(super) shared_len: u32,
+    /// The wildcards that match it count it.
+    pub(super) is_counted: bool,
     /// What the delivery to wildcard groups remembers.
     pub(super) wildcard: WildcardTopic,
     /// This shard is the topic's home: its last values are read from there, and `last_values` stays empty.
@@ -135,6 +137,7 @@ impl EgressTopic {
             policy,
             groups: Vec::new(),
             shared_len: 0,
+            is_counted: false,
             wildcard: WildcardTopic::default(),
             is_homed_here,
             last_values: LastValues::default(),

@@ -184,7 +184,8 @@ impl Fanout {
             let topic = of_home.get(local).and_then(Option::as_ref);
             let topic = topic.filter(|topic| pattern::matches(&pattern, &topic.info.name));
             let id = topic.map(|topic| topic.info.id);
-            self.note_counted(&joining, Some(id.is_some()));
+            let is_counted = topic.is_some_and(|topic| topic.is_counted);
+            self.note_counted(&joining, Some(is_counted));
             let Some(id) = id else { continue };
             let is_member = sessions.get(slot).is_some_and(|session| session.memberships.contains_key(&id));
             if !joining.early.remove(&id) && (joining.joins || is_member) {
@@ -197,8 +198,8 @@ impl Fanout {
         (used, true)
     }
 
-    /// Notes how far a walk that counts has come: whether the topic before its next one matches, or, with `None`, that it is
-    /// done.
+    /// Notes how far a walk that counts has come: whether the topic before its next one matches and is no longer new, or, with
+    /// `None`, that it is done.
     fn note_counted(&mut self, joining: &Joining, matches: Option<bool>) {
         if joining.counts
             && let Some(entry) = self.entries[joining.entry as usize].as_mut()
@@ -208,8 +209,30 @@ impl Fanout {
         }
     }
 
-    /// Counts a topic that has come or gone, for the wildcards that match it.
-    pub(super) fn count_topic(&mut self, id: TopicId, name: &str, comes: bool) {
+    /// Whether there are new topics to count.
+    pub fn has_uncounted_topics(&self) -> bool {
+        !self.uncounted.is_empty()
+    }
+
+    /// Counts new topics for the wildcards that match them, for about `units`. Returns the units used.
+    pub fn count_new_topics(&mut self, units: usize) -> usize {
+        let mut used = 0;
+        while used < units
+            && let Some(id) = self.uncounted.pop_front()
+        {
+            used += 1;
+            let topic = topic_mut(&mut self.topics, id, self.shards);
+            // It may have been closed since, and opened again.
+            let Some(topic) = topic.filter(|topic| !topic.is_counted) else { continue };
+            topic.is_counted = true;
+            let name = topic.info.name.clone();
+            used += self.count_topic(id, &name, true);
+        }
+        used
+    }
+
+    /// Counts a topic that has come or gone, for the wildcards that match it. Returns the units used.
+    pub(super) fn count_topic(&mut self, id: TopicId, name: &str, comes: bool) -> usize {
         let at = (usize::from(id.home(self.shards).0), id.local_index(self.shards).unwrap_or(0) as usize);
         let entries = &mut self.entries;
         self.patterns.for_each_match(name, |&index| {
@@ -220,7 +243,7 @@ impl Fanout {
                     false => entry.topics.counted -= 1,
                 }
             }
-        });
+        })
     }
 
     fn end_join(

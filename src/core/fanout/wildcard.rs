@@ -64,6 +64,8 @@ pub(super) struct Wildcards {
     generation: u16,
     /// Members of all groups.
     members_len: usize,
+    /// Sessions of wildcards that are in no group, because they have a pace.
+    paced_len: usize,
     /// Number of the last subscription that went live.
     joined_last: u64,
     /// Changes when a pattern gets its first member or loses its last. Never 0.
@@ -136,6 +138,7 @@ impl Wildcards {
             policies: Arc::new(policies),
             generation: 0,
             members_len: 0,
+            paced_len: 0,
             joined_last: 0,
             patterns_generation: 1,
             tick_last: 0,
@@ -154,6 +157,11 @@ impl Wildcards {
     /// Whether no session is in a group.
     pub(super) fn is_empty(&self) -> bool {
         self.members_len == 0
+    }
+
+    /// Whether a session is a member of each topic that a wildcard matches.
+    pub(super) fn has_members(&self) -> bool {
+        self.paced_len > 0
     }
 
     /// A number for a tick that several patterns match, different from that of every tick that a session remembers.
@@ -252,6 +260,7 @@ impl Fanout {
         if !entry.shares(held.delivery) {
             held.position = Some(entry.members.len() as u32);
             entry.members.push(slot);
+            self.wildcards.paced_len += usize::from(!entry.is_exact);
             return;
         }
         let wildcards = &mut self.wildcards;
@@ -286,6 +295,7 @@ impl Fanout {
             false => {
                 let left = entry.members.swap_remove(position as usize);
                 debug_assert_eq!(left, slot, "a subscription knows its position among the members");
+                self.wildcards.paced_len -= usize::from(!entry.is_exact);
                 entry.members.get(position as usize).copied()
             }
             true => {

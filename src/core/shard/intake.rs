@@ -32,10 +32,11 @@ impl IntakeKind {
 impl Shard {
     /// Returns whether this turn may take a request of this kind.
     fn admits(&self, kind: IntakeKind) -> bool {
-        match self.preferred_intake == kind {
-            true => self.stages.deliveries_have_room(),
-            false => self.stages.deliveries_are_half_empty(),
-        }
+        self.takes_deliveries()
+            && match self.preferred_intake == kind {
+                true => self.stages.deliveries_have_room(),
+                false => self.stages.deliveries_are_half_empty(),
+            }
     }
 
     /// Returns whether this turn may take a request from another shard, or from a source (`None`). If not, a later turn
