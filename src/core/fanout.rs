@@ -96,6 +96,8 @@ pub struct DeliveryCounts {
     pub conflated: u64,
     /// Ticks announced as lost.
     pub dropped: u64,
+    /// Units of delivery for what queued nothing: patterns looked up, and sessions of wildcards visited.
+    pub units: usize,
 }
 
 impl Fanout {
@@ -149,12 +151,10 @@ impl Fanout {
         std::mem::take(&mut self.tally)
     }
 
-    /// Bytes of the patterns subscribed to on this shard.
+    /// Bytes that the patterns subscribed to on this shard take. The tables grow by doubling, and may hold twice as much.
     pub fn patterns_bytes(&self) -> usize {
-        self.patterns.heap_bytes()
-            + self.pattern_text_bytes
-            + self.entries.capacity() * size_of::<Option<PatternEntry>>()
-            + self.by_request.capacity() * (size_of::<(u32, u32)>() + 1)
+        let each = size_of::<Option<PatternEntry>>() + size_of::<(u32, u32)>() + 1;
+        self.patterns.used_bytes() + self.pattern_text_bytes + self.patterns.len() * each
     }
 
     /// Number of distinct patterns subscribed to on this shard.

@@ -130,9 +130,12 @@ pub const TURN_CONTROL_UNITS: usize = 32 << 10;
 pub const CONTROL_QUANTUM_UNITS: u32 = 2 << 10;
 /// Subscriptions to wildcards that go live at the same time: each tick looks at all of them.
 pub const JOINS_ACTIVE_MAX: usize = 16;
-/// Ticks that a shard queues to its sessions in one turn before it takes in more: about 5 ms. One tick may exceed it, by the
-/// number of its subscribers.
-pub const TURN_DELIVERIES: usize = 64 << 10;
+/// Units of delivery that a turn does for ticks from other shards before it takes in more of them, and as many for the requests
+/// that it takes in: about 3 ms each. A unit is a tick queued to a session, or four sessions of a wildcard visited. One tick
+/// may exceed it, by the number of its subscribers.
+pub const TURN_DELIVERY_UNITS: usize = 32 << 10;
+/// Of these, what the kind of request that is preferred in a turn gets at least.
+pub const TURN_DELIVERY_UNITS_PREFERRED: usize = 8 << 10;
 /// Units of counting the wildcards that match new topics in one turn: about 20 us.
 pub const TURN_COUNT_UNITS: usize = 4 << 10;
 /// Units of work for sessions that have ended and leave their topics, in one turn.

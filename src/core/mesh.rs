@@ -168,6 +168,9 @@ impl Mesh {
 }
 
 fn requests(ring: &mut FrameConsumer, shard: &mut Shard, from: Option<ShardId>, now: Now) -> usize {
+    if !ring.is_empty() {
+        shard.begin_requests(from);
+    }
     ring.drain(TURN_RING_BYTES, |frame| {
         let takes = shard.admits_request(from);
         if takes {

@@ -148,6 +148,14 @@ impl<V> PatternTrie<V> {
         self.len == 0
     }
 
+    /// Bytes that its patterns take. The tables grow by doubling, and may hold twice as much.
+    pub fn used_bytes(&self) -> usize {
+        (self.nodes.len() - self.free_nodes.len()) * size_of::<Node<V>>()
+            + self.edges.len() * (size_of::<((u32, u32), u32)>() + 1)
+            + self.tokens.len() * (size_of::<(Arc<str>, Token)>() + size_of::<Option<Arc<str>>>() + 1)
+            + self.text_bytes
+    }
+
     /// Bytes it holds.
     pub fn heap_bytes(&self) -> usize {
         self.nodes.capacity() * size_of::<Node<V>>()

@@ -48,7 +48,9 @@ use crate::{
     fanout::{self, DeliveryCounts, EgressLogs, Fanout, LogIndex},
     home::{Home, Retention, last_value::KeysBudget},
     ids::SlotId,
-    limits::{INPUT_QUANTUM_BYTES, TIMERS_GONE_MAX, TURN_COUNT_UNITS, TURN_DELIVERIES, TURN_INTEREST_UNITS},
+    limits::{
+        INPUT_QUANTUM_BYTES, TIMERS_GONE_MAX, TURN_COUNT_UNITS, TURN_DELIVERY_UNITS, TURN_INTEREST_UNITS,
+    },
     metrics::{
         counters::{Counter, Counters},
         latency::Latency,
@@ -135,8 +137,9 @@ pub struct Shard {
     input_queue: FairQueue,
     /// The kind of requests that may fill the delivery stages in this turn.
     preferred_intake: IntakeKind,
-    /// Ticks that this turn may still queue to sessions.
-    deliveries_left: usize,
+    /// Units of delivery that this turn may still do for ticks from other shards, and for the requests that it takes in.
+    mesh_units_left: usize,
+    intake_units_left: usize,
     timers: Wheel<Timer>,
     /// Sessions with an unfinished message.
     unfinished: Unfinished,
@@ -204,7 +207,8 @@ impl Shard {
             paused: Vec::new(),
             input_queue: FairQueue::new(INPUT_QUANTUM_BYTES),
             preferred_intake: IntakeKind::Sessions,
-            deliveries_left: TURN_DELIVERIES,
+            mesh_units_left: TURN_DELIVERY_UNITS,
+            intake_units_left: TURN_DELIVERY_UNITS,
             timers: Wheel::new(),
             unfinished: Unfinished::default(),
             timers_max: TIMERS_GONE_MAX,
@@ -269,10 +273,10 @@ impl Shard {
         self.stages.deliveries_have_room()
     }
 
-    /// Returns whether this turn may take in more ticks. If not, the next one may: a turn with many subscribers must end before
-    /// others wait too long.
+    /// Returns whether this turn may take in more ticks from other shards. If not, the next one may: a turn with many
+    /// subscribers must end before others wait too long.
     pub fn takes_deliveries(&self) -> bool {
-        self.deliveries_left > 0
+        self.mesh_units_left > 0
     }
 
     /// Returns whether this turn or a later one may process sessions' input. Input adds requests too.
@@ -351,7 +355,7 @@ impl Shard {
         if tally == DeliveryCounts::default() {
             return;
         }
-        self.deliveries_left = self.deliveries_left.saturating_sub(tally.queued as usize);
+        self.intake_units_left = self.intake_units_left.saturating_sub(tally.queued as usize + tally.units);
         self.counters.add(Counter::TicksDelivered, tally.queued);
         self.counters.add(Counter::TicksTakenOut, tally.evicted);
         self.counters.add(Counter::TicksConflated, tally.conflated);
@@ -370,7 +374,7 @@ impl Shard {
 
     /// Ends the turn: no SEND refers to bytes of the egress logs any more.
     pub fn end_turn(&mut self) {
-        self.deliveries_left = TURN_DELIVERIES;
+        (self.mesh_units_left, self.intake_units_left) = (TURN_DELIVERY_UNITS, TURN_DELIVERY_UNITS);
         if self.sessions.waiting() == 0 {
             self.logs.rewind();
         }

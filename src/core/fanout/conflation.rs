@@ -13,7 +13,7 @@ use crate::{
     limits::SEND_BYTES_MAX,
     session::{
         Verdict,
-        membership::{Gap, Membership, Taking},
+        membership::{Gap, Membership, Taking, TopicMap},
         table::Sessions,
     },
 };
@@ -171,7 +171,7 @@ impl Fanout {
         logs: &EgressLogs,
     ) {
         let (topics, shards, tally) = (&mut self.topics, self.shards, &mut self.tally);
-        let entries = &self.entries;
+        let (patterns, entries) = (&self.patterns, &self.entries);
         let mut inserted = Vec::new();
         let target = self.settings.behind_bytes / 2;
         sessions.with_outbox(slot, |session| {
@@ -195,18 +195,19 @@ impl Fanout {
                     session.outbox.oldest_shared().is_none_or(|start| log.is_fresh(start))
                 }
             };
-            // Subscriptions that are delivered alike need no merge: the first that matches decides.
             let subscriptions = &session.subscriptions;
-            let is_alike = subscriptions.iter().all(|held| {
-                (held.delivery, held.generation) == (subscriptions[0].delivery, subscriptions[0].generation)
-            });
+            // What the wildcard groups of each topic come to: many frames may be of few topics.
+            let mut of_groups: TopicMap<Option<Membership>> = TopicMap::default();
             session.outbox.evict(log, |info, len, shared| {
                 let id = TopicId(info.topic);
                 let known = memberships.get(&id).copied();
                 let membership = known.or_else(|| {
-                    let merge = if is_alike { wildcard::merged_alike } else { wildcard::merged };
-                    let merged = merge(entries, topic_mut(topics, id, shards)?, subscriptions, format)?;
-                    Some(merged.membership())
+                    *of_groups.entry(id).or_insert_with(|| {
+                        let topic = topic_mut(topics, id, shards)?;
+                        let merged =
+                            wildcard::merged_of_all(patterns, entries, topic, subscriptions, format)?;
+                        Some(merged.membership())
+                    })
                 });
                 let Some(mut membership) = membership else { return Verdict::Keep };
                 if !membership.yields() {

@@ -5,7 +5,7 @@ use crate::{
     home::{Backfill, last_value::LastValues},
     ids::SlotId,
     session::{
-        membership::{Membership, Taking},
+        membership::{Membership, Taking, TopicMap},
         table::Sessions,
     },
 };
@@ -16,6 +16,8 @@ use tickcast_proto::{
 
 use super::{EgressLogs, wildcard::WildcardTopic};
 
+/// Memberships that a session without any keeps room for: one that was behind on thousands of topics gives the memory back.
+const MEMBERSHIPS_KEPT: usize = 64;
 /// Flag of a member that is not live: its ticks are held, paced or being recovered.
 const SKIPPED: u32 = 1 << 31;
 /// Flag of a member with a pace: the clock decides whether it receives a tick.
@@ -311,6 +313,9 @@ impl EgressTopic {
         self.shared_len -= u32::from(membership.is_shared);
         if let Some(lag) = session.lag.as_deref_mut() {
             lag.forget_left_topics(&session.memberships);
+        }
+        if session.memberships.is_empty() && session.memberships.capacity() > MEMBERSHIPS_KEPT {
+            session.memberships = TopicMap::default();
         }
         let format = session.format;
         self.remove_member(format, membership.position, sessions);

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     egress_log::FrameInfo,
     ids::SlotId,
+    pattern_trie::PatternTrie,
     session::{
         Session, Yielding,
         membership::{Gap, Membership, Taking},
@@ -34,6 +35,10 @@ use tickcast_proto::{
 /// together take no more memory than each of them alone.
 const MATCHING_REMEMBERED_MAX: usize = 8;
 
+/// Members of a group that a tick visits for one unit of delivery.
+const MEMBERS_PER_UNIT: usize = 4;
+/// Subscriptions that are compared with a topic one by one. With more, those that match are looked up.
+const COMPARED_MAX: usize = 8;
 /// Newcomers are few if there are this many members for each.
 const NEWCOMERS_FEW: usize = 8;
 
@@ -197,12 +202,12 @@ impl PatternEntry {
     }
 }
 
-/// Merges the deliveries of the session's live subscriptions that match a topic. `None` if none does. A match against each
-/// subscription.
-pub(super) fn merged(
+/// Merges the deliveries of those of the session's subscriptions that are live and match a topic. `None` if none does. A match
+/// against each.
+pub(super) fn merged<'a>(
     entries: &[Option<PatternEntry>],
     topic: &EgressTopic,
-    subscriptions: &[Subscription],
+    subscriptions: impl IntoIterator<Item = &'a Subscription>,
     format: WireFormat,
 ) -> Option<Merged> {
     let mut merged: Option<Merged> = None;
@@ -229,20 +234,24 @@ pub(super) fn merged(
     merged
 }
 
-/// What [`merged`] returns for a topic that the session receives through groups alone, if all its subscriptions are
-/// delivered alike: then the first match decides.
-pub(super) fn merged_alike(
+/// As [`merged`], for all of a session's subscriptions. Those that match are looked up if there are many, so that patterns that
+/// match nothing cost nothing.
+pub(super) fn merged_of_all(
+    patterns: &PatternTrie<u32>,
     entries: &[Option<PatternEntry>],
     topic: &EgressTopic,
     subscriptions: &[Subscription],
     format: WireFormat,
 ) -> Option<Merged> {
-    let first = subscriptions.iter().position(|held| {
-        let entry = entries[held.entry as usize].as_ref();
-        held.position.is_some()
-            && entry.is_some_and(|entry| pattern::matches(&entry.pattern, &topic.info.name))
-    })?;
-    merged(entries, topic, &subscriptions[first..=first], format)
+    if subscriptions.len() <= COMPARED_MAX {
+        return merged(entries, topic, subscriptions, format);
+    }
+    let mut matching = Vec::new();
+    patterns.for_each_match(&topic.info.name, |&index| {
+        let found = subscriptions.binary_search_by_key(&index, |held| held.entry);
+        matching.extend(found.ok().and_then(|at| subscriptions.get(at)));
+    });
+    merged(entries, topic, matching, format)
 }
 
 impl Fanout {
@@ -337,7 +346,7 @@ impl Fanout {
             return matching;
         }
         let entries = &self.entries;
-        self.patterns.for_each_match(&topic.info.name, |&index| {
+        self.tally.units += self.patterns.for_each_match(&topic.info.name, |&index| {
             if entries[index as usize].as_ref().is_some_and(|entry| !entry.groups.is_empty()) {
                 matching.push(index);
             }
@@ -372,6 +381,7 @@ impl Fanout {
                     continue;
                 };
                 for WildcardGroup { format, members, .. } in &entry.groups {
+                    self.tally.units += members.len() / MEMBERS_PER_UNIT;
                     // Most often the first does.
                     if !members.iter().any(|member| sessions.is_served_by_groups(member.slot, id)) {
                         continue;
@@ -392,8 +402,8 @@ impl Fanout {
                 }
             }
         }
+        self.hold_behind(&matching, id, tick.header.sequence, sessions, logs);
         self.wildcards.matching = matching;
-        self.hold_behind(id, tick.header.sequence, sessions, logs);
     }
 
     /// Announces a topic to the members of its groups that have joined since it was last announced.
@@ -443,14 +453,22 @@ impl Fanout {
     }
 
     /// Holds a topic for the sessions that are behind and conflate it; queues its last tick to the others.
-    fn hold_behind(&mut self, id: TopicId, sequence: u64, sessions: &mut Sessions, logs: &EgressLogs) {
+    fn hold_behind(
+        &mut self,
+        matching: &[u32],
+        id: TopicId,
+        sequence: u64,
+        sessions: &mut Sessions,
+        logs: &EgressLogs,
+    ) {
         let mut behind = std::mem::take(&mut self.wildcards.behind);
         for slot in behind.drain(..) {
             let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
             let Some(session) = sessions.open_mut(slot) else { continue };
             let format = session.format;
-            let merged = merged(&self.entries, topic, &session.subscriptions, format);
-            let Some(merged) = merged else {
+            // Names and paced subscriptions that match would have a membership.
+            let held = matching.iter().filter_map(|&index| session.subscription(index));
+            let Some(merged) = merged(&self.entries, topic, held, format) else {
                 debug_assert!(false, "a member of a group has a subscription that matches");
                 continue;
             };

@@ -307,6 +307,7 @@ impl Outbox {
                     let taken = Range { start: range.start, len: cut.len };
                     self.advance_front(cut);
                     if alone {
+                        self.give_back();
                         self.invariants();
                         return NextSend::Send(SendSource::Log(taken));
                     }

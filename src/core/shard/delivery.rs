@@ -94,6 +94,8 @@ impl Shard {
         if interested.contains(self.id) {
             self.latency.sample(ingest_time_ns);
             self.fanout.deliver(&tick, &mut self.sessions, &mut self.logs, now.monotonic_ns);
+            // Each tick counts at once: whether the turn takes another depends on it.
+            self.count_ticks();
         }
     }
 
@@ -125,8 +127,15 @@ impl Shard {
         }
     }
 
-    /// Processes a delivery from a home. Always accepted: it adds only to the sessions' outboxes, which are bounded.
+    /// Processes a delivery from a home. Call only while [`Shard::takes_deliveries`]. A turn always takes some: they add only to
+    /// the sessions' outboxes, which are bounded.
     pub fn handle_delivery(&mut self, frame: &Frame<'_>, now: Now) {
+        std::mem::swap(&mut self.mesh_units_left, &mut self.intake_units_left);
+        self.process_delivery(frame, now);
+        std::mem::swap(&mut self.mesh_units_left, &mut self.intake_units_left);
+    }
+
+    fn process_delivery(&mut self, frame: &Frame<'_>, now: Now) {
         let id = TopicId(frame.header.topic_id);
         match frame.kind {
             Kind::Tick => {

@@ -2,7 +2,11 @@
 
 use super::{Action, Shard};
 use crate::{
-    ids::SlotId, limits::TURN_INPUT_BYTES, metrics::counters::Counter, now::Now, session::InputState,
+    ids::SlotId,
+    limits::{TURN_DELIVERY_UNITS_PREFERRED, TURN_INPUT_BYTES},
+    metrics::counters::Counter,
+    now::Now,
+    session::InputState,
 };
 use tickcast_proto::ids::ShardId;
 
@@ -32,11 +36,24 @@ impl IntakeKind {
 impl Shard {
     /// Returns whether this turn may take a request of this kind.
     fn admits(&self, kind: IntakeKind) -> bool {
-        self.takes_deliveries()
+        self.intake_units_left > 0
             && match self.preferred_intake == kind {
                 true => self.stages.deliveries_have_room(),
                 false => self.stages.deliveries_are_half_empty(),
             }
+    }
+
+    /// Begins to take requests of a kind in this turn. The preferred kind has units of delivery left, whatever those before it
+    /// have used.
+    pub(super) fn begin_intake(&mut self, kind: IntakeKind) {
+        if self.preferred_intake == kind {
+            self.intake_units_left = self.intake_units_left.max(TURN_DELIVERY_UNITS_PREFERRED);
+        }
+    }
+
+    /// Begins to take requests from another shard, or from a source (`None`), in this turn.
+    pub fn begin_requests(&mut self, from: Option<ShardId>) {
+        self.begin_intake(if from.is_some() { IntakeKind::Mesh } else { IntakeKind::Sources });
     }
 
     /// Returns whether this turn may take a request from another shard, or from a source (`None`). If not, a later turn
@@ -74,6 +91,7 @@ impl Shard {
     /// Resumes paused sessions in fair turns while there is room, for about [`TURN_INPUT_BYTES`]. Returns whether there
     /// were any.
     pub(super) fn resume_paused(&mut self, now: Now) -> bool {
+        self.begin_intake(IntakeKind::Sessions);
         for slot in std::mem::take(&mut self.paused) {
             if self.sessions.open_mut(slot).is_some_and(|session| session.is_paused()) {
                 self.list_paused(slot);
@@ -106,5 +124,31 @@ impl Shard {
                 .paused
                 .iter()
                 .any(|&slot| self.sessions.get(slot).is_some_and(|session| session.takes_input()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{config::Limits, metrics::counters::Counters};
+
+    #[test]
+    fn the_preferred_kind_has_its_turn_whatever_the_others_have_used() {
+        let mut shard = Shard::new(ShardId(0), 2, 1, Limits::default(), Arc::new(Counters::default()));
+        for (kind, from) in [(IntakeKind::Mesh, Some(ShardId(1))), (IntakeKind::Sources, None)] {
+            shard.preferred_intake = kind;
+            shard.intake_units_left = 0;
+            assert!(!shard.admits_request(from), "others have used the turn's units");
+            shard.begin_requests(from);
+            assert!(shard.admits_request(from), "{kind:?}");
+        }
+        shard.preferred_intake = IntakeKind::Sessions;
+        shard.intake_units_left = 0;
+        shard.begin_requests(None);
+        assert!(!shard.admits_request(None), "sources are not preferred in this turn");
+        shard.begin_intake(IntakeKind::Sessions);
+        assert!(shard.takes_input());
     }
 }
