@@ -130,8 +130,8 @@ impl Fanout {
         false
     }
 
-    /// Begins the walk of a wildcard's subscription over all topics. Returns whether it needs one: it joins them, or they
-    /// have yet to be counted, or the session has memberships that it may be part of.
+    /// Begins the walk of a wildcard's subscription over all topics, if it needs one: to join them, to count them, or to merge
+    /// the subscription into memberships that the session already has. Returns whether it does.
     fn begin_walk(&mut self, index: u32, slot: SlotId, sessions: &Sessions) -> bool {
         let (Some(entry), Some(session)) = (self.entries[index as usize].as_mut(), sessions.get(slot)) else {
             return false;
