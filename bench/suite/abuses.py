@@ -16,7 +16,6 @@ import time
 from dataclasses import dataclass
 
 HELLO, SUBSCRIBE, UNSUBSCRIBE, PUBLISH, PING = 1, 2, 3, 4, 5
-PONG = 68
 HEADER = struct.Struct("<IHBBHHIQII")
 MAGIC, VERSION = 0x6374, 1
 CONFLATE, DROP = 1, 2
