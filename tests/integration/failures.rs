@@ -261,6 +261,7 @@ fn a_slow_turn_is_counted_and_logged_with_what_it_did() {
     assert!(bucket("0.1") < bucket("+Inf"), "{metrics}");
     assert_eq!(bucket("+Inf"), metric(&metrics, "tickcast_turn_seconds_count{shard=\"0\"}"));
     server.log.wait_for("shard 0: a turn took 1");
+    server.log.wait_for(" ms of CPU time: ");
     server.log.wait_for("control_requests ");
     server.stop_cleanly();
 }

@@ -154,11 +154,16 @@ impl Counter {
 pub struct Counters {
     values: [AtomicU64; Counter::ALL.len()],
     turn_times: TurnTimes,
+    turn_cpu_times: TurnTimes,
 }
 
 impl Default for Counters {
     fn default() -> Self {
-        Counters { values: std::array::from_fn(|_| AtomicU64::new(0)), turn_times: TurnTimes::default() }
+        Counters {
+            values: std::array::from_fn(|_| AtomicU64::new(0)),
+            turn_times: TurnTimes::default(),
+            turn_cpu_times: TurnTimes::default(),
+        }
     }
 }
 
@@ -174,9 +179,14 @@ impl Counters {
         self.add(counter, n.wrapping_neg());
     }
 
-    /// The histogram of the shard's turns.
+    /// The histogram of the shard's turns by their length.
     pub fn turn_times(&self) -> &TurnTimes {
         &self.turn_times
+    }
+
+    /// The histogram of the shard's turns by their CPU time.
+    pub fn turn_cpu_times(&self) -> &TurnTimes {
+        &self.turn_cpu_times
     }
 
     /// Reads a counter; from any thread.

@@ -13,7 +13,7 @@ use tickcast_core::{
     metrics::{
         counters::{Counter, Counters},
         latency::Until,
-        turn_times,
+        turn_times::{self, TurnTimes},
     },
     shard::survey::ShardState,
 };
@@ -205,19 +205,29 @@ fn counters(scrape: &Scrape<'_>, writer: &mut Writer) {
     }
 }
 
-/// Covers every shard: the histogram is read like a counter, so a shard that hangs still shows its earlier turns.
+/// Covers every shard: the histograms are read like counters, so a shard that hangs still shows its earlier turns.
 fn turns(scrape: &Scrape<'_>, writer: &mut Writer) {
-    const NAME: &str = "tickcast_turn_seconds";
-    writer.family(
-        NAME,
-        "histogram",
-        "Length of the shard's turns: the time it worked, without the time it slept.",
-    );
-    for ShardSample { shard, counters, .. } in scrape.shards {
-        let (counts, turns) = counters.turn_times().cumulative();
-        let buckets = turn_times::BOUNDS_US.into_iter().zip(counts);
-        let busy_seconds = counters.value(Counter::BusyNs) as f64 / 1e9;
-        writer.histogram(NAME, &[("shard", shard)], buckets, busy_seconds, turns);
+    type Family = (&'static str, &'static str, fn(&Counters) -> &TurnTimes);
+    const FAMILIES: [Family; 2] = [
+        (
+            "tickcast_turn_seconds",
+            "Length of the shard's turns: the time it worked, without the time it slept.",
+            Counters::turn_times,
+        ),
+        (
+            "tickcast_turn_cpu_seconds",
+            "CPU time of the shard's turns; up to 1 ms of it may be the turns' before.",
+            Counters::turn_cpu_times,
+        ),
+    ];
+    for (name, help, times) in FAMILIES {
+        writer.family(name, "histogram", help);
+        for ShardSample { shard, counters, .. } in scrape.shards {
+            let times = times(counters);
+            let (counts, turns) = times.cumulative();
+            let buckets = turn_times::BOUNDS_US.into_iter().zip(counts);
+            writer.histogram(name, &[("shard", shard)], buckets, times.sum_ns() as f64 / 1e9, turns);
+        }
     }
 }
 
@@ -406,8 +416,8 @@ pub(in crate::operator) mod tests {
         let text = scraped(|counters| {
             for turn_ns in [100_000, 3_000_000, 2_000_000_000] {
                 counters.turn_times().record(turn_ns);
+                counters.turn_cpu_times().record(turn_ns / 2);
             }
-            counters.add(Counter::BusyNs, 2_003_100_000);
         });
         has(&text, "# TYPE tickcast_turn_seconds histogram");
         for (bound, count) in [("0.0001", 1), ("0.001", 1), ("0.005", 2), ("0.1", 2), ("1", 2), ("+Inf", 3)] {
@@ -416,6 +426,8 @@ pub(in crate::operator) mod tests {
         has(&text, "tickcast_turn_seconds_sum{shard=\"0\"} 2.0031");
         has(&text, "tickcast_turn_seconds_count{shard=\"0\"} 3");
         has(&text, "tickcast_turn_seconds_count{shard=\"1\"} 0");
+        has(&text, "tickcast_turn_cpu_seconds_bucket{shard=\"0\",le=\"1\"} 3");
+        has(&text, "tickcast_turn_cpu_seconds_sum{shard=\"0\"} 1.00155");
     }
 
     #[test]
