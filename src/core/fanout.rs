@@ -2,6 +2,7 @@
 
 mod conflation;
 mod egress_logs;
+mod match_counts;
 mod recovery;
 mod subscriptions;
 mod topic;
@@ -15,9 +16,10 @@ pub use self::{
     egress_logs::{EgressLogs, LogIndex},
     recovery::HistoryRequest,
     subscriptions::{Interest, Registration, StartFrom, Subscription},
-    walks::{Departure, MembershipWalk, Update},
+    walks::{Begun, Departure, MembershipWalk},
 };
 use self::{
+    match_counts::MatchCounts,
     subscriptions::PatternEntry,
     topic::{EgressTopic, Group},
     walks::Joining,
@@ -65,9 +67,7 @@ pub struct Fanout {
     by_name: HashMap<Box<str>, TopicId>,
     /// Sessions with room for another chunk of history. Bound: one entry a session.
     pulls: VecDeque<SlotId>,
-    /// New topics whose wildcards have yet to be counted. Bound: one entry for each time that a topic was opened, until it is
-    /// counted, some 400,000 a second.
-    uncounted: VecDeque<TopicId>,
+    match_counts: MatchCounts,
     /// Timers to set for paced ticks. Bound: one entry a paced membership, until taken.
     pace_timers: Vec<PaceTimer>,
     tally: DeliveryCounts,
@@ -121,7 +121,7 @@ impl Fanout {
             topics: (0..shards).map(|_| Vec::new()).collect(),
             by_name: HashMap::new(),
             pulls: VecDeque::new(),
-            uncounted: VecDeque::new(),
+            match_counts: MatchCounts::default(),
             pace_timers: Vec::new(),
             tally: DeliveryCounts::default(),
             scratch: Vec::new(),
@@ -213,7 +213,7 @@ impl Fanout {
             }
         }
         of_home[local as usize] = Some(Box::new(topic));
-        self.uncounted.push_back(id);
+        self.match_counts.new_topic(id);
         self.by_name.insert(name.into(), id);
         self.note_joined(id, name);
         self.evict_overflowing(sessions, logs);

@@ -294,7 +294,7 @@ impl Shard {
         }
         worked |= self.home.trim(now.monotonic_ns) > 0;
         worked |= self.turn_control(now);
-        worked |= self.fanout.count_new_topics(TURN_COUNT_UNITS) > 0;
+        worked |= self.fanout.count_topics(TURN_COUNT_UNITS) > 0;
         worked |= self.request_history(now);
         self.logs.note_time(now.monotonic_ns);
         worked |= self.resume_paused(now);
@@ -355,11 +355,16 @@ impl Shard {
         if tally == DeliveryCounts::default() {
             return;
         }
-        self.intake_units_left = self.intake_units_left.saturating_sub(tally.queued as usize + tally.units);
+        self.charge(tally.queued as usize + tally.units);
         self.counters.add(Counter::TicksDelivered, tally.queued);
         self.counters.add(Counter::TicksTakenOut, tally.evicted);
         self.counters.add(Counter::TicksConflated, tally.conflated);
         self.counters.add(Counter::TicksDropped, tally.dropped);
+    }
+
+    /// Charges units of delivery to the turn's budget of the kind of input that is being processed.
+    fn charge(&mut self, units: usize) {
+        self.intake_units_left = self.intake_units_left.saturating_sub(units);
     }
 
     /// Returns the next command to the transport.
@@ -384,7 +389,7 @@ impl Shard {
     pub fn is_busy(&self) -> bool {
         self.sessions.has_ready()
             || self.fanout.has_woken()
-            || self.fanout.has_uncounted_topics()
+            || self.fanout.counts_topics()
             || self.control.has_work()
             || self.may_request_history()
             || (self.home.is_walking() && self.stages.deliveries_are_half_empty())

@@ -2,6 +2,7 @@
 
 use super::{
     Fanout,
+    match_counts::MatchCount,
     wildcard::{PossiblePolicies, WildcardGroup},
 };
 use crate::ids::SlotId;
@@ -22,8 +23,8 @@ pub(super) struct PatternEntry {
     pub(super) groups: Vec<WildcardGroup>,
     /// The number of the last subscription that entered a group.
     pub(super) joined_last: u64,
-    /// Of a wildcard: how many topics it matches.
-    pub(super) topics: MatchingTopics,
+    /// How many topics it matches.
+    pub(super) matches: MatchCount,
     /// Sessions to wake once every home is ready. Some may have ended since.
     waiting: Vec<SlotId>,
     /// Number of sessions that hold the pattern. The entry is removed with the last one.
@@ -32,21 +33,6 @@ pub(super) struct PatternEntry {
     pub(super) homes_pending: u16,
     /// Identifies this entry in messages to the homes.
     pub(super) request: u32,
-}
-
-/// How many topics a wildcard matches. A walk over all topics counts them once; later, they are counted as they come and go.
-#[derive(Debug)]
-pub(super) struct MatchingTopics {
-    pub(super) counted: u32,
-    /// The walk's next topic: the index of its home, and its index there. `None` once it is done.
-    pub(super) next: Option<(usize, usize)>,
-}
-
-impl MatchingTopics {
-    /// Whether a topic here is among those counted.
-    pub(super) fn include(&self, at: (usize, usize)) -> bool {
-        self.next.is_none_or(|next| at < next)
-    }
 }
 
 /// Where a subscription starts once it is live.
@@ -136,7 +122,7 @@ impl Fanout {
             members: Vec::new(),
             groups: Vec::new(),
             joined_last: 0,
-            topics: MatchingTopics { counted: 0, next: Some((0, 0)) },
+            matches: self.match_counts.new_pattern(exact),
             waiting: vec![slot],
             holders: 1,
             homes_pending: if exact { 1 } else { self.shards },

@@ -525,7 +525,7 @@ impl Fanout {
         let shared = session.subscriptions.iter().map(|held| {
             let entry = self.entries[held.entry as usize].as_ref();
             let entry = entry.filter(|entry| held.position.is_some() && entry.shares(held.delivery));
-            entry.map_or(0, |entry| entry.topics.counted as usize)
+            entry.map_or(0, |entry| entry.matches.topics())
         });
         own + shared.sum::<usize>()
     }

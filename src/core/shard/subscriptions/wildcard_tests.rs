@@ -49,10 +49,15 @@ fn unsubscribe(driver: &mut Driver, slot: u32, pattern: &str) {
 }
 
 fn publish(driver: &mut Driver, topic: &str) {
+    publish_now(driver, topic);
+    finish(driver);
+}
+
+/// Publishes without waiting until the shard is idle.
+fn publish_now(driver: &mut Driver, topic: &str) {
     let mut bytes = Vec::new();
     frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), topic, &[0; 40]);
     driver.receive(PUBLISHER, &bytes);
-    finish(driver);
 }
 
 fn session(driver: &Driver, slot: u32) -> &Session {
@@ -95,6 +100,46 @@ fn a_wildcard_takes_no_memory_per_topic() {
     assert_eq!(ticks(&mut driver, READER).len(), 501);
     assert!(session(&driver, READER).memberships.is_empty());
     assert_eq!(topics(&driver, READER), 501);
+}
+
+#[test]
+fn a_live_wildcard_visits_the_topics_that_the_session_has_and_no_others() {
+    let mut driver = driver();
+    for topic in 0..2_000 {
+        publish(&mut driver, &format!("t.{topic}"));
+    }
+    subscribe(&mut driver, READER, "t.1", Subscribe { policy: Policy::Drop as u8, ..Subscribe::default() });
+    let units = |driver: &Driver| driver.shard.counters().value(Counter::ControlUnits);
+    let before = units(&driver);
+    for pattern in [">", "t.*", "u.*"] {
+        subscribe(&mut driver, READER, pattern, conflate());
+    }
+    assert!(units(&driver) - before < 200, "{} units", units(&driver) - before);
+    assert_eq!(topics(&driver, READER), 1 + 2 * 2_000, "each of its patterns counts, once the round is over");
+    unsubscribe(&mut driver, READER, ">");
+    assert_eq!(topics(&driver, READER), 1 + 2_000);
+}
+
+#[test]
+fn topics_that_come_and_go_while_a_round_counts_are_counted_once() {
+    let mut driver = driver();
+    for topic in 0..2_000 {
+        publish(&mut driver, &format!("t.{topic}"));
+    }
+    // The shard has the topics only while someone wants them.
+    driver.accept(2, ListenerKind::Native, &hello());
+    subscribe(&mut driver, 2, ">", conflate());
+    driver.receive(READER, &frame(Kind::Subscribe, &conflate(), b"t.*"));
+    let mut turns = 0;
+    while driver.shard.is_busy() {
+        if turns % 2 == 0 {
+            publish_now(&mut driver, &format!("t.new{turns}"));
+        }
+        driver.turn();
+        turns += 1;
+    }
+    assert!(turns > 2, "a round takes several turns");
+    assert_eq!(topics(&driver, READER), driver.shard.fanout.topics_len());
 }
 
 #[test]
