@@ -114,35 +114,41 @@ pub const GATHER_BYTES: usize = 1 << 20;
 /// Bytes staged for a full mesh ring before the shard stops accepting work that would add to them.
 pub const MESH_STAGE_BYTES: usize = 256 << 10;
 /// Bytes of mesh frames a shard handles from one ring in one turn.
-pub const TURN_RING_BYTES: usize = 256 << 10;
+pub const TURN_RING_BYTES: usize = 128 << 10;
 /// Timers a shard handles in one turn.
 pub const TURN_TIMERS: usize = 1_024;
 /// Topics whose histories are trimmed in one turn.
 pub const TURN_TRIM_TOPICS: usize = 4_096;
 /// Bytes of waiting input that a shard processes for its sessions in one turn.
-pub const TURN_INPUT_BYTES: usize = 256 << 10;
+pub const TURN_INPUT_BYTES: usize = 128 << 10;
 /// Bytes of waiting input that one session has processed before the next has its turn: some hundred ticks.
 pub const INPUT_QUANTUM_BYTES: u32 = 16 << 10;
 /// Units of control work (subscriptions that go live, change or end) that a shard does for its sessions in one turn. A unit
-/// is one topic or membership visited; a topic joined or left takes 32 more. About 0.7 ms (bench/micro/control.rs).
-pub const TURN_CONTROL_UNITS: usize = 32 << 10;
+/// is one topic or membership visited; a topic joined or left takes 32 more. 0.2 ms beside 1,000 topics, which the caches hold
+/// (bench/micro/control.rs); 2.4 ms beside 20,000, where a visit misses them (bench/abuse, `overlapping`).
+pub const TURN_CONTROL_UNITS: usize = 8 << 10;
 /// Units of control work that one session does before the next has its turn.
 pub const CONTROL_QUANTUM_UNITS: u32 = 2 << 10;
 /// Subscriptions to wildcards that go live at the same time: each tick looks at all of them.
 pub const JOINS_ACTIVE_MAX: usize = 16;
 /// Units of delivery that a turn does for ticks from other shards before it takes in more of them, and as many for the requests
-/// that it takes in: about 3 ms each. A unit is a tick queued to a session, or four sessions of a wildcard visited. One tick
+/// that it takes in: about 1.5 ms each. A unit is a tick queued to a session, or four sessions of a wildcard visited. One tick
 /// may exceed it, by the number of its subscribers.
-pub const TURN_DELIVERY_UNITS: usize = 32 << 10;
+pub const TURN_DELIVERY_UNITS: usize = 16 << 10;
 /// Of these, what the kind of request that is preferred in a turn gets at least.
-pub const TURN_DELIVERY_UNITS_PREFERRED: usize = 8 << 10;
-/// Units of counting the wildcards that match new topics in one turn: about 20 us.
-pub const TURN_COUNT_UNITS: usize = 4 << 10;
+pub const TURN_DELIVERY_UNITS_PREFERRED: usize = 4 << 10;
+/// Units of delivery for a topic that is new to a shard: 5.5 us, half of it page faults (bench/abuse, `crowd`).
+pub const NEW_TOPIC_UNITS: usize = 64;
+/// Units of delivery for a request about a pattern, at its shard and at each home: up to 10 us for one of 255 bytes (bench/abuse,
+/// `patterns`).
+pub const PATTERN_REQUEST_UNITS: usize = 64;
+/// Units of counting the topics that wildcards match in one turn: 0.3 ms if each misses the caches.
+pub const TURN_COUNT_UNITS: usize = 1 << 10;
 /// Units of work for sessions that have ended and leave their topics, in one turn.
-pub const TURN_DEPARTURE_UNITS: usize = 16 << 10;
+pub const TURN_DEPARTURE_UNITS: usize = 4 << 10;
 /// Units of work that a home's interest walk does in one turn: one for each topic, one for each node of the pattern trie
-/// that a topic is compared with. About 0.3 ms (bench/micro/control.rs).
-pub const TURN_INTEREST_UNITS: usize = 8 << 10;
+/// that a topic is compared with. About 0.15 ms (bench/micro/control.rs).
+pub const TURN_INTEREST_UNITS: usize = 4 << 10;
 /// Changed patterns that an interest walk remembers, to skip the topics that match none of them.
 pub const INTEREST_RECENT_MAX: usize = 8;
 /// Bytes of history copied into smaller buffers in one turn.

@@ -29,12 +29,18 @@ pub const MESH_RING_BYTES_DEFAULT: usize = 1 << 20;
 pub const CORE_HIGHEST: usize = 4_096;
 /// Completions of the data ring that a shard handles in one turn.
 pub const TURN_EVENTS: usize = 1_024;
+/// Connections that a shard accepts in one turn: about 1 ms.
+pub const TURN_ACCEPTS: usize = 64;
+/// Bytes received that a shard handles in one turn: about 1 ms of published ticks.
+pub const TURN_RECEIVED_BYTES: usize = 256 << 10;
 /// Longest latency budget, microseconds. Rings, not time, bound what waits for a turn.
 pub const LATENCY_BUDGET_US_HIGHEST: u64 = 100_000;
 /// Longest spin before a shard sleeps, microseconds. After a second without work, a wake-up of 20 us does not matter.
 pub const SPIN_US_HIGHEST: u64 = 1_000_000;
-/// SENDs of one turn before the shard checks its rings again: 1,024 take about 5 ms.
-pub const TURN_SENDS: usize = 1_024;
+/// SENDs of one turn before the shard checks its rings again: 512 short ones take about 2.5 ms.
+pub const TURN_SENDS: usize = 512;
+/// Bytes that they send, beyond which no further batch begins: 1 ms at 4 GB/s.
+pub const TURN_SEND_BYTES: usize = 4 << 20;
 /// Shortest sleep of an idle shard, even if a timer is due earlier, so that it does not spin within a timer granule.
 pub const SLEEP_NS_LOWEST: u64 = 1_000_000;
 /// Longest sleep of a shard with a pending timer, so that a miscalculated due time costs only a short delay.

@@ -238,8 +238,8 @@ fn start(
     let accepting: Vec<ClientListener> = clients
         .iter()
         .filter_map(|listening| {
-            let dealt_to = listening.is_dealt().then_some(config.shards);
-            listening.kind.of_clients().map(|kind| ClientListener::new(kind, dealt_to))
+            let kind = listening.kind.of_clients();
+            kind.map(|kind| ClientListener::new(kind, listening.is_dealt()))
         })
         .collect();
     let mut sockets: Vec<_> = clients.into_iter().map(|listening| listening.sockets.into_iter()).collect();
@@ -263,6 +263,7 @@ fn start(
             pacing: Pacing { latency_budget_ns: config.latency_budget_ns, spin_ns: config.spin_ns },
             handovers,
             control: ControlQueue::new(receiver),
+            all_counters: server.counters.clone(),
         };
         let core = config.cores[index % config.cores.len()];
         let (started, ended) = (event_sender.clone(), event_sender.clone());

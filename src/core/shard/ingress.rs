@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use super::{Action, Shard, Unsequenced, timers::TimerKind};
 use crate::{
     ids::SlotId,
-    limits::ECHO_BYTES_MAX,
+    limits::{ECHO_BYTES_MAX, PATTERN_REQUEST_UNITS},
     metrics::counters::Counter,
     now::Now,
     session::{CloseReason, InputState, Protocol, Session},
@@ -332,6 +332,7 @@ impl Shard {
             }
             Command::Subscribe { request, patterns, delivery, from } => {
                 let Some(begin) = self.start_position(slot, request, from, now) else { return Ok(()) };
+                self.charge(patterns.len() * PATTERN_REQUEST_UNITS);
                 for pattern in patterns {
                     self.subscribe(slot, request, &pattern, delivery, begin, now);
                 }

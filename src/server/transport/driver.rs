@@ -1,13 +1,14 @@
 //! A shard's loop, the only task of a pinned glommio executor: drives the data ring, the mesh and the shard in turns, and
 //! sleeps in the ring when there is nothing to do.
 
+mod distribution;
 mod pacing;
 mod turn_watch;
 
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
 pub use self::pacing::Pacing;
-use self::{pacing::Round, turn_watch::TurnWatch};
+use self::{distribution::Distribution, pacing::Round, turn_watch::TurnWatch};
 use super::{
     handover::{Handover, HandoverLanes, Transfer},
     stop::{Barrier, Stop},
@@ -16,7 +17,7 @@ use crate::{
     clock,
     limits::{
         ACCEPT_RETRY_MS, GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT, SLEEP_NS_HIGHEST, SLEEP_NS_LOWEST,
-        TURN_EVENTS, TURN_SENDS,
+        TURN_ACCEPTS, TURN_EVENTS, TURN_RECEIVED_BYTES, TURN_SEND_BYTES, TURN_SENDS,
     },
     logging,
     process::fault::{self, Place},
@@ -30,11 +31,13 @@ use tickcast_core::{
     admission::{Origin, Refusal},
     ids::SlotId,
     mesh::{Mesh, ring::Doorbell},
-    metrics::{counters::Counter, latency::Latency},
+    metrics::{
+        counters::{Counter, Counters},
+        latency::Latency,
+    },
     now::Now,
     shard::{Action, ListenerKind, Send, Shard},
 };
-use tickcast_proto::ids::ShardId;
 
 /// Longest sleep while refused sockets linger.
 const LINGER_TICK_NS: u64 = 100_000_000;
@@ -59,9 +62,9 @@ enum Phase {
 pub struct ClientListener {
     /// The protocol of its connections.
     pub kind: ListenerKind,
-    /// Number of shards, if the listener has one socket for all of them: the shard that accepts distributes the
-    /// connections. `None`: each shard accepts its own.
-    pub distributed_over: Option<u16>,
+    /// The listener has one socket for all shards: the shard that accepts distributes its connections. If not, each shard has a
+    /// socket of its own.
+    pub is_distributed: bool,
     /// When to retry after accepting failed.
     retry_ns: Option<u64>,
     /// Whether the last attempt to accept failed; a warning was logged.
@@ -70,8 +73,8 @@ pub struct ClientListener {
 
 impl ClientListener {
     /// Creates a listener that has not failed.
-    pub fn new(kind: ListenerKind, distributed_over: Option<u16>) -> ClientListener {
-        ClientListener { kind, distributed_over, retry_ns: None, is_failing: false }
+    pub fn new(kind: ListenerKind, is_distributed: bool) -> ClientListener {
+        ClientListener { kind, is_distributed, retry_ns: None, is_failing: false }
     }
 }
 
@@ -95,8 +98,7 @@ pub struct Driver {
     pub pacing: Pacing,
     /// The server's listeners for clients, by [`ListenerId`].
     pub listeners: Vec<ClientListener>,
-    /// The shard that gets the next distributed connection.
-    distribute_next: u16,
+    distribution: Distribution,
     /// Requests of operators and of the main thread.
     pub control: ControlQueue,
     /// SENDs made so far.
@@ -122,7 +124,9 @@ impl Driver {
         stop: Arc<Stop>,
         admission: Admission,
         control: ControlQueue,
+        all_counters: Vec<Arc<Counters>>,
     ) -> Driver {
+        let distribution = Distribution::new(shard.id(), all_counters);
         let gather = Vec::with_capacity(GATHER_BYTES);
         Driver {
             shard,
@@ -134,7 +138,7 @@ impl Driver {
             handovers,
             pacing: Pacing::default(),
             listeners: Vec::new(),
-            distribute_next: 0,
+            distribution,
             control,
             sends: 0,
             asleep_since_ns: 0,
@@ -184,6 +188,7 @@ impl Driver {
     /// Runs one turn. Returns whether it did anything.
     fn turn(&mut self) -> io::Result<bool> {
         let now = clock::now();
+        self.distribution.begin_turn();
         self.ring.poll()?;
         let mut worked = self.events(now)?;
         worked |= self.take_transfers(now)?;
@@ -235,13 +240,16 @@ impl Driver {
     }
 
     fn events(&mut self, now: Now) -> io::Result<bool> {
-        let mut handled = 0;
+        let (mut handled, mut accepts, mut bytes) = (0, 0, 0);
         while handled < TURN_EVENTS
+            && accepts < TURN_ACCEPTS
+            && bytes < TURN_RECEIVED_BYTES
             && let Some(event) = self.ring.next_event()
         {
             handled += 1;
             match event {
                 Event::Received(received) => {
+                    bytes += self.ring.bytes(&received).len();
                     // A stopping server reads no more input from clients.
                     if self.phase == Phase::Running {
                         self.shard.handle_bytes(SlotId(received.slot), self.ring.bytes(&received), now);
@@ -249,6 +257,7 @@ impl Driver {
                     self.ring.recycle(received);
                 }
                 Event::Accepted(listener, socket) => {
+                    accepts += 1;
                     if let Some(socket) = self.distribute(listener, socket) {
                         self.accepted(listener, socket, now);
                     }
@@ -280,13 +289,16 @@ impl Driver {
         Ok(handled > 0)
     }
 
-    /// Sends a connection to the next shard in turn, if its listener has one socket for all shards; that shard admits it.
-    /// Returns the connection if this shard keeps it.
+    /// Passes a connection on to the shard that should serve it; that shard admits it. Returns the connection if that is this
+    /// shard.
     fn distribute(&mut self, listener: ListenerId, socket: OwnedFd) -> Option<OwnedFd> {
-        let over = self.listeners[listener.0 as usize].distributed_over;
-        let Some(shards) = over.filter(|_| self.phase == Phase::Running) else { return Some(socket) };
-        let to = ShardId(self.distribute_next);
-        self.distribute_next = (self.distribute_next + 1) % shards;
+        if self.phase != Phase::Running {
+            return Some(socket);
+        }
+        let to = match self.listeners[listener.0 as usize].is_distributed {
+            true => self.distribution.next_in_turn(),
+            false => self.distribution.least_loaded(),
+        };
         match to == self.shard.id() {
             true => Some(socket),
             false => self.handovers.distribute(to, listener, socket).err(),
@@ -394,8 +406,8 @@ impl Driver {
     /// Makes one SEND for every ready session, in batches, within the turn's budget of SENDs.
     fn flush(&mut self, now: Now) -> io::Result<bool> {
         let mut sends: [Option<Send>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
-        let (mut done, full_before) = (0, self.ring.sends_full());
-        while done < TURN_SENDS {
+        let (mut done, mut bytes_sent, full_before) = (0, 0, self.ring.sends_full());
+        while done < TURN_SENDS && bytes_sent < TURN_SEND_BYTES {
             self.gather.clear();
             self.shard.prepare_sends(now);
             let mut len = 0;
@@ -418,6 +430,7 @@ impl Driver {
             self.ring
                 .send_batch(&batch[..len], |index, sent| outcomes[index] = (batch[index].1.len(), sent))?;
             for (send, (bytes, sent)) in sends.iter().flatten().zip(outcomes).take(len) {
+                bytes_sent += bytes;
                 match sent {
                     Sent::Whole => self.shard.handle_sent(send.slot, bytes, false, now),
                     Sent::Parked => self.shard.handle_sent(send.slot, bytes, true, now),

@@ -33,7 +33,7 @@ use crate::{
 };
 use tickcast_core::{
     mesh::{Mesh, ring::Doorbell},
-    metrics::latency::Latency,
+    metrics::{counters::Counters, latency::Latency},
     shard::Shard,
 };
 
@@ -75,6 +75,8 @@ pub struct ShardParts {
     pub control: ControlQueue,
     /// Batching and spinning.
     pub pacing: Pacing,
+    /// The counters of all shards.
+    pub all_counters: Vec<Arc<Counters>>,
 }
 
 /// Why a shard has ended before the server stopped it.
@@ -179,6 +181,7 @@ impl ShardParts {
             self.stop,
             self.admission,
             self.control,
+            self.all_counters,
         );
         (driver.pacing, driver.listeners) = (self.pacing, self.listeners);
         Ok(driver)
