@@ -139,13 +139,18 @@ fn ask_shards(server: &Server) {
 
 #[test]
 #[cfg(debug_assertions)]
-fn a_shard_that_panics_before_it_reports_ends_the_start_with_the_reason() {
+fn a_shard_that_does_not_start_ends_the_start_with_the_reason() {
     let _machine = beside_others();
-    let mut command = tickcast();
-    command.env("TICKCAST_FAULT", "start 1 panic").arg("serve").args(FREE_PORTS).args(TWO_SHARDS);
-    let (code, text) = run(&mut command);
-    assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("shard 1 cannot start: it panicked: injected fault"), "{text}");
+    for (fault, reason) in [
+        ("start 1 panic", "shard 1 cannot start: it panicked: injected fault"),
+        ("start 1 hang", "shard 1 has not started within 30 s"),
+    ] {
+        let mut command = tickcast();
+        command.env("TICKCAST_FAULT", fault).arg("serve").args(FREE_PORTS).args(TWO_SHARDS);
+        let (code, text) = run(&mut command);
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains(reason), "{text}");
+    }
 }
 
 #[test]
