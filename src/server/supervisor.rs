@@ -42,7 +42,7 @@ use crate::{
     transport::{
         admission::{Admission, ConnectionCounts},
         control_queue::ControlQueue,
-        driver::{ClientListener, Pacing},
+        driver::{ClientListener, Distribution, Pacing},
         handover::handover_lanes,
         listener::Listening,
         shard_thread::{self, ShardFailure, ShardParts},
@@ -263,7 +263,7 @@ fn start(
             pacing: Pacing { latency_budget_ns: config.latency_budget_ns, spin_ns: config.spin_ns },
             handovers,
             control: ControlQueue::new(receiver),
-            all_counters: server.counters.clone(),
+            distribution: Distribution::new(id, server.counters.clone()),
         };
         let core = config.cores[index % config.cores.len()];
         let (started, ended) = (event_sender.clone(), event_sender.clone());

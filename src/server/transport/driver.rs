@@ -7,8 +7,8 @@ mod turn_watch;
 
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
-pub use self::pacing::Pacing;
-use self::{distribution::Distribution, pacing::Round, turn_watch::TurnWatch};
+pub use self::{distribution::Distribution, pacing::Pacing};
+use self::{pacing::Round, turn_watch::TurnWatch};
 use super::{
     handover::{Handover, HandoverLanes, Transfer},
     stop::{Barrier, Stop},
@@ -31,10 +31,7 @@ use tickcast_core::{
     admission::{Origin, Refusal},
     ids::SlotId,
     mesh::{Mesh, ring::Doorbell},
-    metrics::{
-        counters::{Counter, Counters},
-        latency::Latency,
-    },
+    metrics::{counters::Counter, latency::Latency},
     now::Now,
     shard::{Action, ListenerKind, Send, Shard},
 };
@@ -98,7 +95,8 @@ pub struct Driver {
     pub pacing: Pacing,
     /// The server's listeners for clients, by [`ListenerId`].
     pub listeners: Vec<ClientListener>,
-    distribution: Distribution,
+    /// Which shard serves an accepted connection.
+    pub distribution: Distribution,
     /// Requests of operators and of the main thread.
     pub control: ControlQueue,
     /// SENDs made so far.
@@ -124,9 +122,7 @@ impl Driver {
         stop: Arc<Stop>,
         admission: Admission,
         control: ControlQueue,
-        all_counters: Vec<Arc<Counters>>,
     ) -> Driver {
-        let distribution = Distribution::new(shard.id(), all_counters);
         let gather = Vec::with_capacity(GATHER_BYTES);
         Driver {
             shard,
@@ -138,7 +134,7 @@ impl Driver {
             handovers,
             pacing: Pacing::default(),
             listeners: Vec::new(),
-            distribution,
+            distribution: Distribution::default(),
             control,
             sends: 0,
             asleep_since_ns: 0,

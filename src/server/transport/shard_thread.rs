@@ -15,7 +15,7 @@ use glommio::{LocalExecutor, LocalExecutorBuilder, Placement, PoolPlacement};
 use super::{
     admission::Admission,
     control_queue::ControlQueue,
-    driver::{ClientListener, Driver, Pacing},
+    driver::{ClientListener, Distribution, Driver, Pacing},
     handover::HandoverLanes,
     stop::Stop,
     uring::{
@@ -33,7 +33,7 @@ use crate::{
 };
 use tickcast_core::{
     mesh::{Mesh, ring::Doorbell},
-    metrics::{counters::Counters, latency::Latency},
+    metrics::latency::Latency,
     shard::Shard,
 };
 
@@ -75,8 +75,8 @@ pub struct ShardParts {
     pub control: ControlQueue,
     /// Batching and spinning.
     pub pacing: Pacing,
-    /// The counters of all shards.
-    pub all_counters: Vec<Arc<Counters>>,
+    /// Which shard serves an accepted connection.
+    pub distribution: Distribution,
 }
 
 /// Why a shard has ended before the server stopped it.
@@ -181,9 +181,9 @@ impl ShardParts {
             self.stop,
             self.admission,
             self.control,
-            self.all_counters,
         );
         (driver.pacing, driver.listeners) = (self.pacing, self.listeners);
+        driver.distribution = self.distribution;
         Ok(driver)
     }
 }

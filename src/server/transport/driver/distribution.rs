@@ -14,8 +14,8 @@ use tickcast_proto::ids::ShardId;
 const SURPLUS_DIVISOR: u64 = 8;
 
 /// The distribution of one shard's accepted connections.
-#[derive(Debug)]
-pub(super) struct Distribution {
+#[derive(Debug, Default)]
+pub struct Distribution {
     own: usize,
     shards: Vec<Arc<Counters>>,
     /// Connections passed on in this turn, which their shards have not counted yet.
@@ -26,7 +26,7 @@ pub(super) struct Distribution {
 
 impl Distribution {
     /// `shards` are the counters of all shards.
-    pub(super) fn new(own: ShardId, shards: Vec<Arc<Counters>>) -> Distribution {
+    pub fn new(own: ShardId, shards: Vec<Arc<Counters>>) -> Distribution {
         let passed_on = vec![0; shards.len()];
         Distribution { own: usize::from(own.0), shards, passed_on, next: 0 }
     }
