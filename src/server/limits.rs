@@ -122,6 +122,10 @@ pub const TOP_ROWS_ONCE: usize = 20;
 
 /// Log lines per second about peers, for each kind; the rest are counted.
 pub const PEER_LINES_PER_SECOND: u32 = 10;
+/// Bytes of log that wait for standard error; as many more may be being written. Further lines are dropped and counted.
+pub const LOG_QUEUE_BYTES_MAX: usize = 64 << 10;
+/// Longest wait at exit for a log that nobody reads.
+pub const LOG_FLUSH_MS_MAX: u64 = 500;
 
 /// Bytes of the longest line of a replay file.
 pub const REPLAY_LINE_BYTES_MAX: usize = 1 << 20;

@@ -4,6 +4,7 @@ use std::{
     ffi::OsString,
     io::{self, Write},
     process::ExitCode,
+    thread,
 };
 
 use tickcast::{
@@ -24,6 +25,7 @@ use tickcast::{
 
 fn main() -> ExitCode {
     logging::init();
+    let _flush = logging::FlushAtExit;
     let result = match Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit()).0.command {
         Command::Serve(_) => {
             let Err(error) = serve() else { return ExitCode::SUCCESS };
@@ -110,6 +112,7 @@ fn announce(config: &Config, addresses: &[(Kind, Address)]) {
             text += &format!("{what}: {program} {words} --server {tcp}\n");
         }
     }
-    // A closed standard output must not end a server.
-    let _ = io::stdout().lock().write_all(text.as_bytes());
+    // From a thread of its own, because its reader may stand still; a closed standard output must not end a server either.
+    let write = move || drop(io::stdout().lock().write_all(text.as_bytes()));
+    drop(thread::Builder::new().name("announce".into()).spawn(write));
 }

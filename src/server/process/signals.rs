@@ -13,7 +13,7 @@ use std::{
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::{
-    clock,
+    clock, logging,
     process::{
         fault::{self, Place},
         panics,
@@ -80,6 +80,7 @@ pub fn watch(
             let second = next_to_stop()?;
             if clock::monotonic_ns() - first_ns >= SAME_SIGNAL_NS {
                 ::log::warn!("{second} received again: stopping immediately");
+                logging::flush();
                 std::process::exit(128 + second as i32);
             }
         }
