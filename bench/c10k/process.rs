@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use tickcast::process::cores::CoreSet;
+
 /// Length of a clock tick in `/proc/PID/stat`.
 ///
 /// USER_HZ is 100 on every Linux architecture this builds for (proc(5)).
@@ -39,7 +41,7 @@ pub fn machine() -> String {
         let line = text.lines().find(|line| line.starts_with(name))?;
         Some(line.split_once(':')?.1.trim().to_owned())
     };
-    let cores = core_affinity::get_core_ids().map_or(0, |cores| cores.len());
+    let cores = CoreSet::allowed().map_or(0, |set| set.cores().count());
     let model = after_colon(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| "unknown CPU".into());
     let memory = after_colon(&read("/proc/meminfo"), "MemTotal")
         .and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok())

@@ -9,7 +9,7 @@ use nix::sys::{
     resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit},
     time::TimeValLike,
 };
-use tickcast::process::signals;
+use tickcast::process::{cores::pin_to, signals};
 
 /// Descriptors needed besides the connections': standard streams, a ring or epoll, a listener, `/proc`.
 const DESCRIPTOR_RESERVE: u64 = 64;
@@ -56,10 +56,7 @@ pub fn raise_descriptor_limit(connections: usize) -> Result<(), String> {
 /// # Errors
 /// One line that names the option, if the process may not use the core.
 pub fn pin_thread(option: &str, core: usize) -> Result<(), String> {
-    match core_affinity::set_for_current(core_affinity::CoreId { id: core }) {
-        true => Ok(()),
-        false => Err(format!("{option}: this process may not run on core {core}")),
-    }
+    pin_to(core).map_err(|error| format!("{option}: {error}"))
 }
 
 /// CPU time (user and system) of the calling thread, in nanoseconds; 0 if the kernel does not say.

@@ -25,8 +25,8 @@ pub const SOCKET_SEND_BYTES_LOWEST: usize = 4 << 10;
 
 /// Default bytes of the ring from one shard or source to one shard.
 pub const MESH_RING_BYTES_DEFAULT: usize = 1 << 20;
-/// Highest core number in a list of cores.
-pub const CORE_HIGHEST: usize = 4_096;
+/// Highest core number: kernels have up to 8,192 cores (CONFIG_NR_CPUS).
+pub const CORE_HIGHEST: usize = 8_191;
 /// Completions of the data ring that a shard handles in one turn.
 pub const TURN_EVENTS: usize = 1_024;
 /// Longest latency budget, microseconds. Rings, not time, bound what waits for a turn.

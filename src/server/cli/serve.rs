@@ -115,10 +115,10 @@ pub struct ListenerFlags {
 #[group(id = "server")]
 #[command(next_help_heading = "Server")]
 pub struct ServerOptions {
-    /// Cores to pin shards to, such as 0,2-3 [env: TICKCAST_CORES] [default: all cores available to the process]
+    /// Cores to pin shards to, such as 0,2-3; auto: all that the process may use [env: TICKCAST_CORES] [default: auto]
     #[arg(long, env = "TICKCAST_CORES", hide_env = true, value_name = "LIST")]
     pub cores: Option<String>,
-    /// Number of shards [default: one per core]
+    /// Number of shards [default: one per core; with --cores auto at most one per core of the CPU quota]
     #[arg(long, value_name = "N")]
     pub shards: Option<u16>,
     /// Hold a tick up to this long under load so that more leave in one SEND: less CPU; 0: never

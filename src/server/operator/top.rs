@@ -23,6 +23,7 @@ use std::{fmt, io, net::SocketAddr};
 
 use crate::{
     cli::values::Time,
+    config::listener::tcp_address,
     limits::{TOP_INTERVAL_MS_DEFAULT, TOP_INTERVAL_MS_HIGHEST, TOP_INTERVAL_MS_LOWEST},
 };
 use tickcast_proto::units::UnitError;
@@ -31,7 +32,7 @@ use tickcast_proto::units::UnitError;
 #[derive(Clone, Debug, clap::Args)]
 pub struct TopArgs {
     /// Address of the server's admin listener, which `tickcast serve` prints as admin=
-    #[arg(long, env = "TICKCAST_ADMIN", value_name = "ADDR", default_value = "127.0.0.1:9490")]
+    #[arg(long, env = "TICKCAST_ADMIN", value_name = "ADDR", default_value = "127.0.0.1:9490", value_parser = tcp_address)]
     pub admin: SocketAddr,
     /// Refresh interval, 100ms to 1m; rates and latencies cover one interval
     #[arg(
