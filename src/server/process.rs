@@ -4,6 +4,7 @@ pub mod activation;
 pub mod cores;
 pub mod fault;
 pub mod panics;
+pub mod reader;
 pub mod rlimits;
 pub mod signals;
 pub mod systemd;

@@ -114,13 +114,16 @@ fn the_default_output_is_a_table() {
     let (out, errors) = said(&output);
     assert_eq!((output.status.code(), &*errors), (Some(0), ""), "{out}");
     let mut lines = out.lines();
+    assert!(out.lines().all(|line| line.chars().count() <= 100), "{out}");
     let head = lines.next().unwrap();
-    let column = head.find("REASON").unwrap();
-    assert!(head.starts_with("ITEM "), "{head}");
-    for line in lines.by_ref().take_while(|line| !line.is_empty()) {
-        // Reasons are aligned, and at least one blank precedes them.
-        assert_eq!(line.as_bytes()[column - 1], b' ', "{line}");
-        assert_ne!(line.as_bytes()[column], b' ', "{line}");
+    let column = head.find("STATE").unwrap();
+    assert!(head.starts_with("REQUIRED "), "{head}");
+    let rows = lines.by_ref().take_while(|line| !line.is_empty()).filter(|line| !line.starts_with(' '));
+    for row in rows {
+        // States are aligned, and at least one blank precedes them.
+        let state = row[column..].split(' ').next().unwrap();
+        assert!(["STATE", "enabled", "supported", "unsupported"].contains(&state), "{row}");
+        assert_eq!(row.as_bytes()[column - 1], b' ', "{row}");
     }
     assert_eq!(lines.next(), Some("this machine meets all requirements of tickcast serve"));
 }
@@ -175,8 +178,10 @@ fn a_missing_requirement_is_named_and_sets_the_exit_status() {
         let prefix = "tickcast serve cannot run on this machine; missing: ";
         let last = out.lines().find(|line| line.starts_with(prefix)).unwrap();
         assert!(last.contains(missing), "{limit}: {out}");
-        let item = out.lines().find(|line| line.starts_with(missing)).unwrap();
-        assert!(item.contains("limit too low") && item.contains("ulimit"), "{limit}: {item}");
+        let reason = out.split_once(&format!("\n{missing} ")).unwrap().1;
+        let reason: Vec<&str> = reason.lines().skip(1).take_while(|line| line.starts_with(' ')).collect();
+        let reason = reason.join(" ");
+        assert!(reason.contains("limit too low") && reason.contains("ulimit"), "{limit}: {reason}");
     }
 }
 
@@ -184,7 +189,7 @@ fn a_missing_requirement_is_named_and_sets_the_exit_status() {
 fn usage_errors_exit_with_2() {
     let _machine = beside_others();
     for (arguments, part) in [
-        (&["check", "--tune", "/nowhere/tool"][..], "--tune /nowhere/tool: not an executable file"),
+        (&["check", "--tune", "/nowhere/tool"][..], "--tune /nowhere/tool: No such file or directory"),
         (&["check", "--tune", "Cargo.toml"], "--tune Cargo.toml: not an executable file"),
         (&["check", "--jsno"], "'--jsno'"),
     ] {

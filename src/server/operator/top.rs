@@ -12,6 +12,7 @@ mod client;
 pub mod figures;
 pub mod format;
 pub mod grid;
+mod job_control;
 pub mod keys;
 pub mod model;
 pub mod responses;
@@ -65,6 +66,8 @@ pub enum TopError {
     Port(SocketAddr),
     /// Standard output is not a terminal.
     NotATerminal,
+    /// The terminal has no screen (TERM=dumb).
+    DumbTerminal,
     /// The server at this address does not respond, and why.
     Unreachable(SocketAddr, String),
     /// The terminal cannot be used.
@@ -86,6 +89,9 @@ impl fmt::Display for TopError {
             ),
             TopError::NotATerminal => {
                 write!(f, "standard output is not a terminal; use `tickcast top --once` to print text")
+            }
+            TopError::DumbTerminal => {
+                write!(f, "the terminal has no screen (TERM=dumb); use `tickcast top --once` to print text")
             }
             TopError::Unreachable(address, reason) => write!(
                 f,

@@ -23,6 +23,9 @@ use crate::{
 /// A second signal this soon counts as the first: timeout(1), for example, signals both the process and its group.
 const SAME_SIGNAL_NS: u64 = 200_000_000;
 
+/// Time that a command has to end after a signal.
+const STUCK_NS: u64 = 2_000_000_000;
+
 /// Blocks these signals in this thread and all it starts. Call it before any other thread exists.
 ///
 /// # Errors
@@ -93,6 +96,18 @@ pub fn watch(
     };
     thread::Builder::new().name("signals".into()).spawn(watcher)?;
     Ok(())
+}
+
+/// Exits soon, with status 1, unless the process ends before: for a command whose main thread may be blocked by a terminal or pipe that
+/// nobody reads. Calls `before` first.
+pub fn exit_if_stuck(before: impl FnOnce() + Send + 'static) {
+    let exit = move || {
+        clock::sleep_ns(STUCK_NS);
+        before();
+        std::process::exit(1);
+    };
+    // Without the thread, a second signal still ends the process.
+    drop(thread::Builder::new().name("exit".into()).spawn(exit));
 }
 
 /// Whether this process reads from or writes to a terminal, which may hang up.

@@ -46,7 +46,11 @@ pub fn locate(named: Option<&Path>) -> Result<TuneTool, String> {
         Some(path) if is_executable(path) => {
             path::absolute(path).map(TuneTool::Trusted).map_err(|error| error.to_string())
         }
-        Some(path) => Err(format!("--tune {}: not an executable file", path.display())),
+        Some(path) => {
+            let why =
+                path.metadata().err().map_or("not an executable file".to_owned(), |error| error.to_string());
+            Err(format!("--tune {}: {why}", path.display()))
+        }
         None => Ok(env::current_exe().map_or(TuneTool::Missing, |program| beside(&program))),
     }
 }
