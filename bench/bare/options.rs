@@ -25,7 +25,7 @@ const CONNECTIONS_HIGHEST: u64 = 1 << 20;
 
 /// Sends the same bytes as tickcast without a broker, to measure what the kernel alone costs
 #[derive(Debug, Parser)]
-#[command(name = "tickcast-bare", version)]
+#[command(name = "tickcast-bare", version, max_term_width = tickcast::cli::HELP_WIDTH)]
 #[command(after_help = "\
 Prints \"listening tcp=ADDRESS\", sends once all connections have subscribed, and prints one JSON object at SIGINT or
 SIGTERM, or when the last connection has ended. Its client is tickcast-c10k; the gaps it reports are rounds that skipped a

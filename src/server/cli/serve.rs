@@ -44,10 +44,7 @@ pub const LIVE: [&str; 18] = [
 #[command(after_help = "\
 Times take a unit: 250ms, 5s, 100us. So do sizes: 64KiB, 8MiB; a bare number is bytes.
 In a file, each heading is a table and each option a key in it, with _ for -. --print-config prints such a file.
-Precedence: command line, environment, file, defaults.
-
-Exit status: 0 stopped on request, or printed the output requested; 1 cannot serve on this machine, or cannot continue; 2 \
-invalid option or file.")]
+Precedence: command line, environment, file, defaults.")]
 pub struct ServeArgs {
     /// Read options from a TOML file
     #[arg(long, env = "TICKCAST_CONFIG", value_name = "FILE", help_heading = "Configuration")]
