@@ -118,7 +118,10 @@ const NOTES: [Notes; 2] = [
     },
     Notes {
         page: "tickcast-c10k-plot",
-        examples: &[("tickcast-c10k plot --out latency.svg tickcast=run.hgrm", "Plot a histogram that --hgrm has written")],
+        examples: &[(
+            "tickcast-c10k plot --out latency.svg tickcast=run.hgrm",
+            "Plot a histogram that --hgrm has written",
+        )],
         exit_status: &[(0, "success"), (2, "a file cannot be read or written")],
     },
 ];

@@ -94,7 +94,7 @@ fn a_screen_of_40_columns_loses_no_unit() {
     assert_eq!(screen[23], "q quit  +/- interval: 1.0 s  h help");
     model.handle_poll(Err("Connection refused".into()), at(3_600));
     let screen = lines(&model, at(3_725), 40, 24);
-    assert_eq!(screen[2], "no response for 2 min 5 s (since 00:00:…", "{screen:#?}");
+    assert_eq!(screen[2], "no response for 2 min 5 s (since 01:00:…", "{screen:#?}");
 }
 
 #[test]
