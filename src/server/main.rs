@@ -73,10 +73,8 @@ fn serve() -> Result<(), StartupError> {
         return Err(StartupError::NoCores);
     }
     logging::set_filter(&config.log);
-    if let Some(text) = machine.as_ref().and_then(|cores| cores.warning(config.shards)) {
-        log::warn!("{text}");
-    } else if let Some(quota) = machine.as_ref().and_then(|cores| cores.quota) {
-        log::info!("the CPU quota of this process is worth {quota} cores: {} shards", config.shards);
+    if let Some((level, text)) = machine.as_ref().and_then(|cores| cores.quota_notice(config.shards)) {
+        log::log!(level, "{text}");
     }
     // SAFETY: this process owns no descriptor but the standard streams yet, and has not changed its environment.
     let passed = unsafe { Passed::take()? };

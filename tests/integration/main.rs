@@ -24,6 +24,7 @@ mod limits;
 mod listeners;
 mod load;
 mod logs;
+mod machines;
 mod manners;
 mod monitoring;
 mod options;

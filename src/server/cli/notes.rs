@@ -31,7 +31,7 @@ pub const NOTES: [Notes; 9] = [
                 "tickcast serve --no-sim --tcp 0.0.0.0:9400",
                 "Serve what clients publish, to native clients of any host",
             ),
-            ("tickcast serve --replay market.ndjson --replay-speed 2", "Replay a capture at twice its pace"),
+            ("tickcast serve --replay market.ndjson --speed 2", "Replay a capture at twice its pace"),
             (
                 "tickcast serve --config tickcast.toml --check-config",
                 "Check a file, also one for another machine",

@@ -2,6 +2,7 @@
 
 use std::{io, mem, thread};
 
+use log::Level;
 use rustix::thread::sched_getcpu;
 
 use crate::limits::CORE_HIGHEST;
@@ -123,15 +124,18 @@ impl Cores {
         self.quota.unwrap_or(self.allowed.len())
     }
 
-    /// A warning if so many shards exceed the quota.
-    pub fn warning(&self, shards: u16) -> Option<String> {
-        let quota = self.quota.filter(|quota| *quota < usize::from(shards))?;
-        Some(format!(
-            "the CPU quota of this process is worth {quota} of {} cores, but there are {shards} shards: under load the kernel stops \
-             them all for tens of milliseconds at a time; set --shards {quota}, or raise the quota (cpu.max or cpu.cfs_quota_us of \
-             the cgroup)",
-            self.allowed.len()
-        ))
+    /// What to log about the quota, if there is one: a warning if so many shards exceed it.
+    pub fn quota_notice(&self, shards: u16) -> Option<(Level, String)> {
+        let quota = self.quota?;
+        let worth = format!("the CPU quota is worth {quota} of {} cores; shards: {shards}", self.allowed.len());
+        if usize::from(shards) <= quota {
+            return Some((Level::Info, worth));
+        }
+        let text = format!(
+            "{worth}. Under load the kernel stops them all for tens of milliseconds at a time: set --shards {quota}, or raise the \
+             quota (cpu.max or cpu.cfs_quota_us of the cgroup)"
+        );
+        Some((Level::Warn, text))
     }
 }
 
@@ -186,13 +190,14 @@ mod tests {
         for parallelism in [4, 5, usize::MAX] {
             let all = cores(parallelism, 4);
             assert_eq!((&*all.allowed, all.shards_default()), (&[0, 1, 4, 5][..], 4));
-            assert_eq!(all.warning(100), None, "without a quota, more shards are the operator's choice");
+            assert_eq!(all.quota_notice(100), None, "without a quota, more shards are the operator's choice");
         }
         let limited = cores(2, 4);
         assert_eq!((&*limited.allowed, limited.shards_default()), (&[4, 5, 0, 1][..], 2));
         assert_eq!(cores(2, 7).allowed, [0, 1, 4, 5]);
-        assert_eq!(limited.warning(2), None);
-        let warning = limited.warning(3).unwrap();
-        assert!(warning.contains("worth 2 of 4 cores") && warning.contains("--shards 2"), "{warning}");
+        assert_eq!(limited.quota_notice(2).unwrap().0, Level::Info);
+        let (level, text) = limited.quota_notice(3).unwrap();
+        assert_eq!(level, Level::Warn);
+        assert!(text.contains("worth 2 of 4 cores; shards: 3") && text.contains("set --shards 2"), "{text}");
     }
 }
