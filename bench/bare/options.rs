@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::Parser;
+use tickcast::config::listener::tcp_address;
 use tickcast::limits::{DATA_RING_ENTRIES, FRAME_BYTES_MAX_DEFAULT, SENDS_PER_SUBMIT};
 use tickcast_proto::units::{
     NS_PER_S, format_size, parse_duration_ns, parse_microseconds_ns, parse_size_bytes,
@@ -32,7 +33,7 @@ SIGTERM, or when the last connection has ended. Its client is tickcast-c10k; the
 full socket.")]
 pub struct Options {
     /// Address to listen on
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0", value_parser = tcp_address)]
     pub tcp: SocketAddr,
     /// Speak WebSocket with the subprotocol tickcast.v1.rkyv instead of native frames
     #[arg(long)]

@@ -127,7 +127,8 @@ impl Cores {
     /// What to log about the quota, if there is one: a warning if so many shards exceed it.
     pub fn quota_notice(&self, shards: u16) -> Option<(Level, String)> {
         let quota = self.quota?;
-        let worth = format!("the CPU quota is worth {quota} of {} cores; shards: {shards}", self.allowed.len());
+        let worth =
+            format!("the CPU quota is worth {quota} of {} cores; shards: {shards}", self.allowed.len());
         if usize::from(shards) <= quota {
             return Some((Level::Info, worth));
         }

@@ -23,8 +23,8 @@ use crate::{
 /// A second signal this soon counts as the first: timeout(1), for example, signals both the process and its group.
 const SAME_SIGNAL_NS: u64 = 200_000_000;
 
-/// Time that a command has to end after a signal.
-const STUCK_NS: u64 = 2_000_000_000;
+/// Time that a command has to end after a signal. A client waits up to 2 s for the server to close its side.
+const STUCK_NS: u64 = 4_000_000_000;
 
 /// Blocks these signals in this thread and all it starts. Call it before any other thread exists.
 ///
