@@ -150,7 +150,9 @@ fn refused_connection_is_an_error_with_the_reason() {
         peer.next_frame();
         peer.stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
     });
-    assert!(matches!(Client::connect(&address), Err(ClientError::Protocol(_))));
+    let error = Client::connect(&address).unwrap_err();
+    assert!(matches!(&error, ClientError::Address(_)), "{error:?}");
+    assert_eq!(error.to_string(), format!("{address} is an HTTP port: use ws://{address}/ws"));
     server.join().unwrap();
 
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
