@@ -6,7 +6,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{ConnectOptions, ProtocolError};
 use tickcast_proto::{
-    Step, WireFormat,
+    Step, WireFormat, frame,
     http::list_elements,
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX},
 };
@@ -57,6 +57,9 @@ impl Handshake {
                 return reject(format!(
                     "the response head is longer than {HTTP_HEAD_BYTES_MAX_DEFAULT} bytes"
                 ));
+            }
+            Err(_) if bytes.get(4..6) == Some(&frame::MAGIC.to_le_bytes()) => {
+                return reject("this is the native port: use HOST:PORT, without ws://".into());
             }
             Err(error) => {
                 return reject(format!(
@@ -211,6 +214,14 @@ mod tests {
         let extension = "\r\nsec-websocket-extensions: x";
         assert!(!step("\r\n\r\n", &format!("{extension}{extension}\r\n\r\n")));
         assert!(!step("\r\n\r\n", "\r\nsec-websocket-protocol: tickcast.v1.raw\r\n\r\n"));
+    }
+
+    #[test]
+    fn native_port_is_named() {
+        let (handshake, _) = answered(WireFormat::WEBSOCKET_NATIVE);
+        let mut frame = vec![0, 0, 0, 0];
+        frame.extend_from_slice(&frame::MAGIC.to_le_bytes());
+        assert!(handshake.step(&frame).unwrap_err().to_string().contains("native port: use HOST:PORT"));
     }
 
     #[test]

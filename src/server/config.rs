@@ -21,6 +21,7 @@ use crate::{
     },
     error::{Problem, StartupError},
     limits,
+    process::cores::Cores,
     sources::kind::{OptionChecks, SourceBounds, SourceConfig},
 };
 use tickcast_core::config::{Limits, message_bytes_max};
@@ -29,10 +30,13 @@ use tickcast_proto::{
     records::{History, Publish, TickTimes, WireRecord},
 };
 
+/// The value of `--cores` for all cores that the process may use, and as many shards as its CPU quota is worth.
+const CORES_AUTO: &str = "auto";
+
 /// The validated configuration of one server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Cores to pin shards to: shard `n` runs on `cores[n % len]`.
+    /// Cores to pin shards to: shard `n` runs on `cores[n % len]`. Empty if neither the options nor the machine say.
     pub cores: Vec<usize>,
     /// Number of shards.
     pub shards: u16,
@@ -65,39 +69,33 @@ pub struct Config {
 }
 
 impl Config {
-    /// Derives every bound and checks what can be checked without the kernel. `cores_allowed`: the cores that this process
-    /// may use.
+    /// Derives every bound and checks what can be checked without the kernel. `machine`: the cores that this process may use;
+    /// `None` if they are unknown, or if the configuration is for another machine.
     ///
     /// # Errors
-    /// [`StartupError::Configuration`] with every error found; [`StartupError::NoCores`].
-    pub fn new(settings: &Settings, cores_allowed: &[usize]) -> Result<Config, StartupError> {
-        Config::checked(settings, cores_allowed, true)
+    /// [`StartupError::Configuration`] with every error found.
+    pub fn new(settings: &Settings, machine: Option<&Cores>) -> Result<Config, StartupError> {
+        Config::checked(settings, machine, true)
     }
 
     /// [`Config::new`] without sources, for a reload: it reads no ECG record, which may hold a whole day.
     ///
     /// # Errors
     /// As [`Config::new`], except for errors in a record.
-    pub fn without_sources(settings: &Settings, cores_allowed: &[usize]) -> Result<Config, StartupError> {
-        let config = Config::checked(settings, cores_allowed, false)?;
+    pub fn without_sources(settings: &Settings, machine: Option<&Cores>) -> Result<Config, StartupError> {
+        let config = Config::checked(settings, machine, false)?;
         Ok(Config { sources: Vec::new(), ..config })
     }
 
     fn checked(
         settings: &Settings,
-        cores_allowed: &[usize],
+        machine: Option<&Cores>,
         reads_files: bool,
     ) -> Result<Config, StartupError> {
         let mut checks = Checks { settings, problems: Vec::new() };
-        let config = checks.config(cores_allowed, reads_files);
+        let config = checks.config(machine, reads_files);
         let problems = checks.all();
-        if !problems.is_empty() {
-            return Err(StartupError::Configuration(problems));
-        }
-        if config.cores.is_empty() {
-            return Err(StartupError::NoCores);
-        }
-        Ok(config)
+        if problems.is_empty() { Ok(config) } else { Err(StartupError::Configuration(problems)) }
     }
 }
 
@@ -131,11 +129,11 @@ impl Checks<'_> {
         all
     }
 
-    fn config(&mut self, cores_allowed: &[usize], reads_files: bool) -> Config {
+    fn config(&mut self, machine: Option<&Cores>, reads_files: bool) -> Config {
         let tables = &self.settings.tables;
         let (server, limits, timeouts) = (&tables.server, &tables.limits, &tables.timeouts);
-        let cores = self.cores(cores_allowed);
-        let shards = server.shards.unwrap_or(cores.len().clamp(1, limits::SHARDS_MAX) as u16);
+        let (cores, shards_default) = self.cores(machine);
+        let shards = server.shards.unwrap_or(shards_default.clamp(1, limits::SHARDS_MAX) as u16);
         if !(1..=limits::SHARDS_MAX as u16).contains(&shards) {
             self.refuse("server.shards", format!("{shards}: must be 1 to {} shards", limits::SHARDS_MAX));
         }
@@ -184,19 +182,25 @@ impl Checks<'_> {
         }
     }
 
-    fn cores(&mut self, allowed: &[usize]) -> Vec<usize> {
-        let Some(list) = &self.settings.tables.server.cores else { return allowed.to_vec() };
+    /// The cores to pin shards to, and the default number of shards.
+    fn cores(&mut self, machine: Option<&Cores>) -> (Vec<usize>, usize) {
+        let auto = machine.map_or((Vec::new(), 1), |cores| (cores.allowed.clone(), cores.shards_default()));
+        let list = self.settings.tables.server.cores.as_deref();
+        let Some(list) = list.filter(|list| *list != CORES_AUTO) else { return auto };
         let Some(cores) = parse_cores(list) else {
-            self.refuse("server.cores", format!("{list}: must be numbers and ranges, such as 0,2-3"));
-            return allowed.to_vec();
+            let text = format!("{list}: must be {CORES_AUTO}, or numbers and ranges, such as 0,2-3");
+            self.refuse("server.cores", text);
+            return auto;
         };
+        let allowed = machine.map_or(&cores, |machine| &machine.allowed);
         if let Some(core) = cores.iter().find(|core| !allowed.contains(core)) {
             let text = format!(
                 "this process may not use core {core}; allowed: {allowed:?} (see CPUAffinity= in the unit, and `taskset`)"
             );
             self.refuse("server.cores", text);
         }
-        cores
+        let shards_default = cores.len();
+        (cores, shards_default)
     }
 
     fn listeners(&mut self) -> Vec<Listener> {

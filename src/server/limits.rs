@@ -25,8 +25,8 @@ pub const SOCKET_SEND_BYTES_LOWEST: usize = 4 << 10;
 
 /// Default bytes of the ring from one shard or source to one shard.
 pub const MESH_RING_BYTES_DEFAULT: usize = 1 << 20;
-/// Highest core number in a list of cores.
-pub const CORE_HIGHEST: usize = 4_096;
+/// Highest core number: kernels have up to 8,192 cores (CONFIG_NR_CPUS).
+pub const CORE_HIGHEST: usize = 8_191;
 /// Completions of the data ring that a shard handles in one turn.
 pub const TURN_EVENTS: usize = 1_024;
 /// Connections that a shard accepts in one turn: about 1 ms.
@@ -128,6 +128,10 @@ pub const TOP_ROWS_ONCE: usize = 20;
 
 /// Log lines per second about peers, for each kind; the rest are counted.
 pub const PEER_LINES_PER_SECOND: u32 = 10;
+/// Bytes of log that wait for standard error; as many more may be being written. Further lines are dropped and counted.
+pub const LOG_QUEUE_BYTES_MAX: usize = 64 << 10;
+/// Longest wait at exit for a log that nobody reads.
+pub const LOG_FLUSH_MS_MAX: u64 = 500;
 
 /// Bytes of the longest line of a replay file.
 pub const REPLAY_LINE_BYTES_MAX: usize = 1 << 20;

@@ -4,7 +4,7 @@ pub mod listening;
 pub mod reload;
 
 use std::{
-    io::{self, Write},
+    io,
     os::fd::OwnedFd,
     sync::{
         Arc,
@@ -126,7 +126,9 @@ pub fn run(
     announce: impl FnOnce(&[(Kind, Address)]),
     reload: Option<Reload>,
 ) -> Result<(), StartupError> {
-    signals::block().map_err(|error| StartupError::Executor(error.to_string()))?;
+    let failed = |error: io::Error| StartupError::Executor(error.to_string());
+    signals::block().map_err(failed)?;
+    logging::write_in_background().map_err(failed)?;
     clock::sleep_precisely();
     // Compress the page now, so that the first browser does not delay a shard.
     page::files();
@@ -522,8 +524,7 @@ impl Server {
                 latency.as_deref().map(|latency| (shard, latency::busy_percent(counters), latency))
             })
             .collect();
-        // A closed standard error must not stop the server.
-        let _ = io::stderr().lock().write_all(latency::table(&rows).as_bytes());
+        logging::print(&latency::table(&rows));
     }
 
     fn log_totals(&self) {

@@ -107,8 +107,8 @@ fn tickcast_check_demands_locked_memory_for_all_shards() {
     let text = String::from_utf8(output.stdout).unwrap();
     // The tests need two cores.
     assert_eq!(output.status.code(), Some(1), "{text}");
-    let line = text.lines().find(|line| line.starts_with("RLIMIT_MEMLOCK ")).unwrap();
-    assert!(line.contains("memlock limit too low: 614400 bytes"), "{line}");
+    let (_, reason) = text.split_once("\nRLIMIT_MEMLOCK ").unwrap();
+    assert!(reason.contains("memlock limit too low: 614400 bytes"), "{text}");
 }
 
 /// A server with an injected fault, which only a debug build has.

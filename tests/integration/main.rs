@@ -24,6 +24,8 @@ mod limits;
 mod listeners;
 mod load;
 mod logs;
+mod machines;
+mod manners;
 mod monitoring;
 mod options;
 mod page;

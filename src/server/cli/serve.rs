@@ -44,10 +44,7 @@ pub const LIVE: [&str; 18] = [
 #[command(after_help = "\
 Times take a unit: 250ms, 5s, 100us. So do sizes: 64KiB, 8MiB; a bare number is bytes.
 In a file, each heading is a table and each option a key in it, with _ for -. --print-config prints such a file.
-Precedence: command line, environment, file, defaults.
-
-Exit status: 0 stopped on request, or printed the output requested; 1 cannot serve on this machine, or cannot continue; 2 \
-invalid option or file.")]
+Precedence: command line, environment, file, defaults.")]
 pub struct ServeArgs {
     /// Read options from a TOML file
     #[arg(long, env = "TICKCAST_CONFIG", value_name = "FILE", help_heading = "Configuration")]
@@ -115,10 +112,10 @@ pub struct ListenerFlags {
 #[group(id = "server")]
 #[command(next_help_heading = "Server")]
 pub struct ServerOptions {
-    /// Cores to pin shards to, such as 0,2-3 [env: TICKCAST_CORES] [default: all cores available to the process]
+    /// Cores to pin shards to, such as 0,2-3; auto: all that the process may use [env: TICKCAST_CORES] [default: auto]
     #[arg(long, env = "TICKCAST_CORES", hide_env = true, value_name = "LIST")]
     pub cores: Option<String>,
-    /// Number of shards [default: one per core]
+    /// Number of shards [default: one per core; with --cores auto at most one per core of the CPU quota]
     #[arg(long, value_name = "N")]
     pub shards: Option<u16>,
     /// Hold a tick up to this long under load so that more leave in one SEND: less CPU; 0: never

@@ -148,7 +148,10 @@ impl FromStr for Address {
 }
 
 /// Parses `IP:PORT` or `localhost:PORT`. Resolves no other name, because its address may change and may be several.
-fn tcp_address(text: &str) -> Result<SocketAddr, String> {
+///
+/// # Errors
+/// What to write instead.
+pub fn tcp_address(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }

@@ -96,9 +96,7 @@ impl Options {
             checks.refuse("bpm", text);
         }
         if !checks.bounds.reads_files {
-            if !Path::new(name).is_file() {
-                checks.refuse("record", format!("{name}: no such file"));
-            }
+            checks.regular_file("record", Path::new(name));
             return None;
         }
         match record::load(Path::new(name), self.signal) {

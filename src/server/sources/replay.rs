@@ -67,9 +67,7 @@ impl SourceOptions for Options {
 
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
         let file = self.file.unwrap_or_default();
-        if !file.is_file() {
-            checks.refuse("file", format!("{}: no such file", file.display()));
-        }
+        checks.regular_file("file", &file);
         let settings = Settings {
             file,
             speed: match self.speed {

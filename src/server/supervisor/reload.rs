@@ -124,7 +124,7 @@ mod tests {
             control.send(Dispatch { to: None, request: Box::new(move |_| close()) });
         }
         let settings = Settings::read(&["tickcast", "serve"].map(Into::into)).unwrap();
-        let config = Config::new(&settings, &[0]).unwrap();
+        let config = Config::new(&settings, None).unwrap();
         let mut other = config.clone();
         let read_config = move || {
             other.limits.publish_rate += 1;

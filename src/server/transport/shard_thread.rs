@@ -26,9 +26,9 @@ use super::{
 use crate::{
     clock,
     process::{
+        cores::pin_to,
         fault::{self, Place},
         panics,
-        pinning::pin_to,
     },
 };
 use tickcast_core::{

@@ -49,6 +49,8 @@ pub struct Scrape<'a> {
     pub sources: &'a [SourceStatus],
     /// The process.
     pub process: ProcessSample,
+    /// Log lines dropped so far.
+    pub log_lines_dropped: u64,
 }
 
 /// How a counter is exported: its family, and the label that distinguishes it within the family.
@@ -329,6 +331,12 @@ fn server(scrape: &Scrape<'_>, writer: &mut Writer) {
     }
     writer.family("tickcast_build_info", "gauge", "Always 1; the label has the version.");
     writer.sample("tickcast_build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
+    writer.single(
+        "tickcast_log_lines_dropped_total",
+        "counter",
+        "Log lines dropped because nobody read standard error, or it could not be written.",
+        Some(scrape.log_lines_dropped),
+    );
     let process = &scrape.process;
     writer.single(
         "process_resident_memory_bytes",
@@ -404,7 +412,13 @@ pub(in crate::operator) mod tests {
             ShardSample { shard: 1, counters: &two, state: None },
         ];
         let process = ProcessSample { resident_bytes: Some(4_096), ..ProcessSample::default() };
-        text(&Scrape { stage: Stage::Serving, shards: &shards, sources: &[source], process })
+        text(&Scrape {
+            stage: Stage::Serving,
+            shards: &shards,
+            sources: &[source],
+            process,
+            log_lines_dropped: 3,
+        })
     }
 
     fn has(text: &str, line: &str) {
@@ -462,6 +476,7 @@ pub(in crate::operator) mod tests {
         has(&text, "tickcast_sources{source=\"simulator\",state=\"running\"} 1");
         has(&text, "tickcast_sources{source=\"simulator\",state=\"waiting\"} 0");
         has(&text, "process_resident_memory_bytes 4096");
+        has(&text, "tickcast_log_lines_dropped_total 3");
         assert!(!text.contains("process_open_fds"));
     }
 
