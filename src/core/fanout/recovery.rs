@@ -266,7 +266,7 @@ impl Fanout {
                 sessions
                     .push_private(slot, skipped(id, next, sequence), |out| notice.encode_queued(format, out));
             }
-            let info = FrameInfo { topic: id.0, sequence, skipped: 0 };
+            let info = FrameInfo { topic: id.0, sequence };
             sessions.push_private(slot, info, |out| logs.encode_tick(format, &tick, &topic.info, out));
             next = sequence + 1;
             self.tally.queued += 1;

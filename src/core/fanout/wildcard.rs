@@ -444,7 +444,7 @@ impl Fanout {
                 continue;
             }
             if are_few {
-                let info = FrameInfo { topic: id.0, sequence: 0, skipped: 0 };
+                let info = FrameInfo { topic: id.0, sequence: 0 };
                 sessions.push_private(slot, info, |out| logs.encode_topic(format, &topic.info, out));
             } else {
                 topic.announce(slot, sessions, logs);
