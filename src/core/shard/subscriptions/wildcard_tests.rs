@@ -26,6 +26,13 @@ fn driver() -> Driver {
     driver
 }
 
+/// As [`driver`], with topics that have a tick.
+fn driver_with(topics: &[&str]) -> Driver {
+    let mut driver = driver();
+    topics.iter().for_each(|topic| publish(&mut driver, topic));
+    driver
+}
+
 fn finish(driver: &mut Driver) {
     driver.turn();
     while driver.shard.is_busy() {
@@ -197,10 +204,7 @@ fn a_gap_has_a_membership_until_it_is_announced() {
 
 #[test]
 fn a_subscription_that_starts_in_the_past_shares_once_it_is_live() {
-    let mut driver = driver();
-    for topic in ["a", "b", "c"] {
-        publish(&mut driver, topic);
-    }
+    let mut driver = driver_with(&["a", "b", "c"]);
     subscribe(&mut driver, READER, ">", Subscribe { from: 1, ..Subscribe::default() });
     assert_eq!(ticks(&mut driver, READER), [1, 1, 1]);
     assert!(session(&driver, READER).memberships.is_empty());
@@ -233,10 +237,7 @@ fn a_rate_limit_takes_a_session_out_of_the_group_and_its_end_back() {
 
 #[test]
 fn the_topics_of_a_wildcard_are_counted_as_they_come_whoever_subscribes() {
-    let mut driver = driver();
-    for topic in ["a.1", "a.2", "b.1"] {
-        publish(&mut driver, topic);
-    }
+    let mut driver = driver_with(&["a.1", "a.2", "b.1"]);
     subscribe(&mut driver, READER, "a.*", Subscribe::default());
     driver.accept(2, ListenerKind::Native, &hello());
     subscribe(&mut driver, 2, "a.*", Subscribe::default());
