@@ -14,11 +14,11 @@ pub use self::{
     conflation::{CloseBudget, PaceTimer},
     egress_logs::{EgressLogs, LogIndex},
     recovery::HistoryRequest,
-    subscriptions::{Interest, Registration, StartFrom, Subscription},
+    subscriptions::{ALL_TOPICS, Interest, Registration, StartFrom, Subscription},
     walks::{Departure, MembershipWalk, Update},
 };
 use self::{
-    subscriptions::PatternEntry,
+    subscriptions::{PatternEntry, PendingEntry},
     topic::{EgressTopic, Group},
     walks::Joining,
     wildcard::Wildcards,
@@ -51,9 +51,12 @@ pub struct Fanout {
     /// Bound: sessions x `subscriptions_per_session_max`.
     entries: Vec<Option<PatternEntry>>,
     free: Vec<u32>,
-    by_request: HashMap<u32, u32>,
-    /// Bytes of the entries' patterns.
-    pattern_text_bytes: usize,
+    /// Patterns whose homes are not ready, by request.
+    pending: HashMap<u32, PendingEntry>,
+    /// Bytes that the homes hold for this shard's patterns.
+    patterns_homes_bytes: usize,
+    /// Bytes of the long wildcards that the homes know. Bound: [`crate::limits::LONG_WILDCARDS_BYTES`].
+    long_wildcards_bytes: usize,
     next_request: u32,
     /// Sessions that waited for a pattern whose homes are ready now. Bound: the subscriptions of the shard's sessions.
     woken: VecDeque<SlotId>,
@@ -112,8 +115,9 @@ impl Fanout {
             patterns: PatternTrie::default(),
             entries: Vec::new(),
             free: Vec::new(),
-            by_request: HashMap::new(),
-            pattern_text_bytes: 0,
+            pending: HashMap::new(),
+            patterns_homes_bytes: 0,
+            long_wildcards_bytes: 0,
             next_request: 1,
             woken: VecDeque::new(),
             wildcards: Wildcards::new(policies),
@@ -151,10 +155,11 @@ impl Fanout {
         std::mem::take(&mut self.tally)
     }
 
-    /// Bytes that the patterns subscribed to on this shard take. The tables grow by doubling, and may hold twice as much.
+    /// Bytes that the patterns subscribed to on this shard take, here and at the homes. The tables grow by doubling, and may
+    /// hold twice as much.
     pub fn patterns_bytes(&self) -> usize {
-        let each = size_of::<Option<PatternEntry>>() + size_of::<(u32, u32)>() + 1;
-        self.patterns.used_bytes() + self.pattern_text_bytes + self.patterns.len() * each
+        let entries = self.patterns.len() * size_of::<Option<PatternEntry>>();
+        self.patterns.used_bytes() + entries + self.patterns_homes_bytes
     }
 
     /// Number of distinct patterns subscribed to on this shard.
@@ -206,7 +211,8 @@ impl Fanout {
         slots.dedup();
         for slot in slots {
             let Some(session) = sessions.get(slot) else { continue };
-            let merged = wildcard::merged(entries, &topic, &session.subscriptions, session.format);
+            let merged =
+                wildcard::merged(&self.patterns, entries, &topic, &session.subscriptions, session.format);
             match merged {
                 Some(merged) => topic.join(slot, merged, None, sessions, logs),
                 None => debug_assert!(false, "a member of an entry has the subscription"),
@@ -297,17 +303,11 @@ impl Fanout {
         if cfg!(debug_assertions) {
             let used = self.entries.len() - self.free.len();
             assert_eq!(used, self.patterns.len(), "every entry in use is in the trie");
-            assert_eq!(used, self.by_request.len(), "every entry in use has a request");
             let entry = changed.and_then(|index| self.entries[index as usize].as_ref());
             assert_eq!(entry.is_some(), changed.is_some(), "an entry that has just changed is in use");
             if let Some(entry) = entry {
-                assert_eq!(
-                    self.by_request.get(&entry.request).copied(),
-                    changed,
-                    "a request names its entry"
-                );
                 assert!(
-                    (entry.members.is_empty() && entry.groups.is_empty()) || entry.homes_pending == 0,
+                    (entry.members.is_empty() && entry.groups.is_empty()) || entry.is_registered(),
                     "a subscription goes live only once every home is ready"
                 );
             }

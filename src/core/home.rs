@@ -6,6 +6,7 @@ pub mod last_value;
 
 use std::collections::HashMap;
 
+pub use self::interest::{NAME_BYTES, wildcard_bytes};
 use crate::{
     home::{
         history::{History, HistoryBounds},
@@ -22,8 +23,9 @@ use tickcast_proto::{
     subscription::Rules,
 };
 
-/// A set of shards, one bit each.
+/// A set of shards, one bit each. Aligned to 8 bytes, so that a pattern's node has no padding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(packed(8))]
 pub struct ShardSet(u128);
 
 impl ShardSet {

@@ -38,6 +38,11 @@ pub const UNFINISHED_BYTES_MAX_DEFAULT: usize = 64 << 20;
 /// Default bound on the memory of the patterns that sessions subscribe to, all shards together: room for 60,000 patterns of
 /// 255 bytes, or four times as many short ones.
 pub const PATTERNS_BYTES_MAX_DEFAULT: usize = 64 << 20;
+/// Longest wildcard that the homes always know by itself, bytes.
+pub const LONG_WILDCARD_BYTES: usize = 48;
+/// Bytes of longer wildcards that the homes know of each shard. Every home holds them, so beyond that the shard takes all topics
+/// instead: a long wildcard beside 2,000 others of 64 bytes costs some ticks that nobody on its shard receives, and no memory.
+pub const LONG_WILDCARDS_BYTES: usize = 128 << 10;
 /// Longest messages that a shard's share of [`UNFINISHED_BYTES_MAX_DEFAULT`] holds at least: one that has arrived, whose
 /// buffer may be twice as long, and one that is growing.
 pub const UNFINISHED_MESSAGES_LOWEST: usize = 4;

@@ -2,7 +2,7 @@
 
 use super::{Shard, ingress::quoted};
 use crate::{
-    fanout::{Interest, Registration, StartFrom, Subscription},
+    fanout::{ALL_TOPICS, Interest, Registration, StartFrom, Subscription},
     ids::SlotId,
     limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
     now::Now,
@@ -116,8 +116,8 @@ impl Shard {
             session.add_subscription(Subscription::new(entry, delivery, begin));
         }
         self.queue_join(slot, entry, request);
-        if let Some(Interest { request, exact }) = interest {
-            self.add_interest(pattern, exact, request);
+        if let Some(Interest { request, exact, covers }) = interest {
+            self.add_interest(if covers { ALL_TOPICS } else { pattern }, exact, request);
         }
     }
 }

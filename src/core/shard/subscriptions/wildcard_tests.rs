@@ -3,7 +3,9 @@
 use crate::{
     config::Limits,
     ids::SlotId,
+    limits::LONG_WILDCARDS_BYTES,
     metrics::counters::Counter,
+    pattern_trie::PatternTrie,
     session::Session,
     shard::ListenerKind,
     testing::{Driver, frame, hello},
@@ -281,6 +283,40 @@ fn patterns_have_a_bound_that_refuses_new_ones_and_no_others() {
     finish(&mut driver);
     subscribe(&mut driver, 19, "0-0", Subscribe::default());
     assert_eq!(refused(&mut driver, 19), 0);
+}
+
+#[test]
+fn homes_know_many_long_wildcards_as_one_and_no_tick_is_lost() {
+    let subscriptions_per_session_max = usize::MAX;
+    let mut driver = Driver::new(Limits { subscriptions_per_session_max, ..Limits::default() });
+    for slot in [PUBLISHER, READER, 2] {
+        driver.accept(slot, ListenerKind::Native, &hello());
+    }
+    let count = LONG_WILDCARDS_BYTES / 100 + 100;
+    let (topic, pattern) = (|at| format!("{at:0>100}.a"), |at| format!("{at:0>100}.*"));
+    publish(&mut driver, &topic(count - 1));
+    for at in 0..count {
+        subscribe(&mut driver, READER, &pattern(at), Subscribe::default());
+    }
+    subscribe(&mut driver, 2, &pattern(count - 1), Subscribe::default());
+    received(&mut driver, READER);
+    for at in [0, count - 1] {
+        publish(&mut driver, &topic(at));
+    }
+    publish(&mut driver, "other");
+    let sent = driver.sent.clone();
+    assert_eq!(ticks(&mut driver, READER), [1, 2]);
+    driver.sent = sent;
+    assert_eq!(ticks(&mut driver, 2), [2]);
+    assert_eq!(driver.shard.subscriptions_len(), (count + 1, 3), "the shard takes all topics");
+    for at in (0..count).rev() {
+        unsubscribe(&mut driver, READER, &pattern(at));
+    }
+    publish(&mut driver, &topic(count - 1));
+    assert_eq!(ticks(&mut driver, 2), [3]);
+    unsubscribe(&mut driver, 2, &pattern(count - 1));
+    assert_eq!(driver.shard.subscriptions_len(), (0, 0));
+    assert_eq!(driver.shard.fanout.patterns_bytes(), PatternTrie::<u32>::default().used_bytes());
 }
 
 #[test]
