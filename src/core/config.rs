@@ -42,9 +42,9 @@ pub struct Limits {
     pub history_bytes_max: usize,
     /// Keys per topic whose last value is kept.
     pub keys_per_topic_max: usize,
-    /// Bytes of the last values by key on the whole server: at their homes, and as many again on other shards with
+    /// Bytes of the last values on the whole server: at their homes, and as many again for copies on other shards with
     /// subscribers.
-    pub keys_bytes_max: usize,
+    pub last_values_bytes_max: usize,
     /// Ticks per second that a session may publish; 0 is unlimited.
     pub publish_rate: u32,
     /// Bytes of unfinished frames and messages of all clients on the whole server.
@@ -90,7 +90,7 @@ impl Default for Limits {
             history: Rules::all(HistoryBounds::default()),
             history_bytes_max: limits::HISTORY_BYTES_MAX_DEFAULT,
             keys_per_topic_max: limits::KEYS_PER_TOPIC_MAX_DEFAULT,
-            keys_bytes_max: limits::KEYS_BYTES_MAX_DEFAULT,
+            last_values_bytes_max: limits::LAST_VALUES_BYTES_MAX_DEFAULT,
             publish_rate: 0,
             unfinished_bytes_max: limits::UNFINISHED_BYTES_MAX_DEFAULT,
             patterns_bytes_max: limits::PATTERNS_BYTES_MAX_DEFAULT,

@@ -24,7 +24,7 @@ use self::{
     wildcard::Wildcards,
 };
 use crate::{
-    home::last_value::KeysBudget,
+    home::last_value::LastValuesBudget,
     ids::SlotId,
     pattern_trie::PatternTrie,
     placement,
@@ -82,8 +82,8 @@ pub struct Fanout {
 pub struct Settings {
     /// Default policy by topic.
     pub policies: Rules<Policy>,
-    /// Budget for the last values by key of topics whose home is another shard.
-    pub keys: KeysBudget,
+    /// Budget for copies of the last values of topics whose home is another shard.
+    pub last_values: LastValuesBudget,
     /// Bytes that may wait for a session before frames are evicted from its outbox.
     pub behind_bytes: usize,
 }
@@ -142,7 +142,7 @@ impl Fanout {
             self.wildcards.set_policies(&policies);
         }
         (self.settings.policies, self.settings.behind_bytes) = (policies, behind_bytes);
-        self.settings.keys.keys_max = keys_max;
+        self.settings.last_values.keys_max = keys_max;
     }
 
     /// Number of topics open on this shard.
@@ -236,7 +236,7 @@ impl Fanout {
             return debug_assert!(false, "a home closes only topics that it opened");
         };
         debug_assert!(topic.members_len() == 0, "a topic closes only after its last member left");
-        topic.last_values.release(&mut self.settings.keys);
+        topic.last_values.release(&mut self.settings.last_values);
         self.by_name.remove(&topic.info.name);
         if topic.is_counted {
             self.count_topic(id, &topic.info.name, false);
@@ -258,9 +258,10 @@ impl Fanout {
         topic.tracked_from = topic.tracked_from.min(sequence);
         topic.last_sequence = sequence;
         if !topic.is_homed_here {
-            topic.last_values.store(sequence, tick.key(), &mut self.settings.keys, |out| {
-                out.extend_from_slice(tick.bytes);
-            });
+            let (budget, len) = (&mut self.settings.last_values, tick.bytes.len());
+            let write = |out: &mut Vec<u8>| out.extend_from_slice(tick.bytes);
+            // Without room for the copy, sessions that need it ask the home.
+            let _ = topic.last_values.store(sequence, tick.key(), len, budget, write);
         }
         for Group { format, members, latest, .. } in &mut topic.groups {
             *latest = None;
@@ -353,7 +354,7 @@ mod tests {
     fn only_topics_of_other_homes_have_a_copy_of_their_last_values_here() {
         let settings = Settings {
             policies: Rules::all(Policy::default()),
-            keys: KeysBudget { keys_max: 4, bytes_left: 1 << 20 },
+            last_values: LastValuesBudget { keys_max: 4, bytes_left: 1 << 20 },
             behind_bytes: 1 << 16,
         };
         let mut fanout = Fanout::new(OWN, SHARDS, 1, settings);
@@ -373,6 +374,6 @@ mod tests {
             assert_eq!(topic.last_values.keys_len(), copies);
             fanout.handle_close(id);
         }
-        assert_eq!(fanout.settings.keys.bytes_left, 1 << 20);
+        assert_eq!(fanout.settings.last_values.bytes_left, 1 << 20);
     }
 }

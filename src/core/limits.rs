@@ -81,8 +81,10 @@ pub const BEHIND_MS_DEFAULT: u64 = 500;
 pub const STALL_DEADLINE_MS_DEFAULT: u64 = 30_000;
 /// Default number of keys per topic whose last value is kept.
 pub const KEYS_PER_TOPIC_MAX_DEFAULT: usize = 1_024;
-/// Default bytes of the last values by key of all topics together; divided over the shards.
-pub const KEYS_BYTES_MAX_DEFAULT: usize = 64 << 20;
+/// Default bytes of the last values of all topics together; divided over the shards. 20,000 topics of 10 KB take 200 MiB.
+pub const LAST_VALUES_BYTES_MAX_DEFAULT: usize = 256 << 20;
+/// Topics at which one that needs room for its last values looks: 6 us if each misses the cache (100 ns).
+pub const LAST_VALUES_LOOKS_MAX: usize = 64;
 /// Most bytes of topic names in one session's saved positions.
 pub const RESUME_BYTES_MAX: usize = 1 << 20;
 /// Default number of ticks in a topic's history.

@@ -46,7 +46,7 @@ use crate::{
     config::Limits,
     fair_queue::FairQueue,
     fanout::{self, DeliveryCounts, EgressLogs, Fanout, LogIndex},
-    home::{Home, Retention, last_value::KeysBudget},
+    home::{Home, Retention, last_value::LastValuesBudget},
     ids::SlotId,
     limits::{
         INPUT_QUANTUM_BYTES, TIMERS_GONE_MAX, TURN_COUNT_UNITS, TURN_DELIVERY_UNITS, TURN_INTEREST_UNITS,
@@ -172,9 +172,9 @@ pub struct Shard {
 impl Shard {
     /// Creates shard `id` of `shards`. `epoch` identifies this run of the server and is the same on all shards.
     pub fn new(id: ShardId, shards: u16, epoch: u64, limits: Limits, counters: Arc<Counters>) -> Shard {
-        let keys = KeysBudget {
+        let last_values = LastValuesBudget {
             keys_max: limits.keys_per_topic_max,
-            bytes_left: (limits.keys_bytes_max / usize::from(shards)) as isize,
+            bytes_left: limits.last_values_bytes_max / usize::from(shards),
         };
         Shard {
             id,
@@ -187,7 +187,7 @@ impl Shard {
                 Retention {
                     history: limits.history.clone(),
                     history_bytes_max: limits.history_bytes_max / usize::from(shards),
-                    keys,
+                    last_values,
                 },
             ),
             fanout: Fanout::new(
@@ -196,7 +196,7 @@ impl Shard {
                 epoch,
                 fanout::Settings {
                     policies: limits.policies.clone(),
-                    keys,
+                    last_values,
                     behind_bytes: limits.behind_bytes,
                 },
             ),
@@ -293,6 +293,7 @@ impl Shard {
             worked |= units > 0;
         }
         worked |= self.home.trim(now.monotonic_ns) > 0;
+        self.counters.add(Counter::LastValuesEvicted, self.home.take_last_values_evicted());
         worked |= self.turn_control(now);
         worked |= self.fanout.count_new_topics(TURN_COUNT_UNITS) > 0;
         worked |= self.request_history(now);

@@ -333,7 +333,7 @@ impl Checks<'_> {
             history: history.unwrap_or(defaults.history),
             history_bytes_max: delivery.history_memory.bytes,
             keys_per_topic_max: delivery.keys_per_topic_max,
-            keys_bytes_max: delivery.keys_memory.bytes,
+            last_values_bytes_max: delivery.last_values_memory.bytes,
             publish_rate: limits.publish_rate,
             unfinished_bytes_max: limits.unfinished_memory.bytes,
             patterns_bytes_max: limits.patterns_memory.bytes,

@@ -384,7 +384,7 @@ impl Fanout {
             membership.advance_pace(now_ns);
         }
         let mut from = membership.from;
-        if from < topic.tracked_from {
+        if !topic.has_last_values_from(from) {
             membership.wanted = Backfill::Conflated;
             session.lag_mut().recovering.push_back(id);
             topic.set_taking(slot, Taking::Recovering, sessions);
@@ -401,6 +401,15 @@ impl Fanout {
             topic.last_sequence,
             "the last values end at the last tick delivered"
         );
+        let intact_from = last_values.intact_from(from);
+        if intact_from > from {
+            self.tally.dropped += intact_from - from;
+            sessions.count_dropped(slot, intact_from - from);
+            let notice = Reply::Gap(skipped_range(id, &topic.info.name, features, from, intact_from));
+            let gap = skipped(id, from, intact_from);
+            sessions.push_private(slot, gap, |out| notice.encode_queued(format, out));
+            from = intact_from;
+        }
         let mut whole = true;
         for (sequence, bytes) in last_values.since(from) {
             if sessions.get(slot).is_some_and(|session| session.outbox_bytes() >= bytes_max) {
@@ -489,7 +498,7 @@ impl Fanout {
             let (format, features) = (session.format, session.features);
             let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
             let to = topic.last_sequence + 1;
-            if taking == Taking::Held && from >= topic.tracked_from && *log_bytes_left > 0 {
+            if taking == Taking::Held && topic.has_last_values_from(from) && *log_bytes_left > 0 {
                 let before = logs.head(format);
                 self.release_held(
                     HeldTopic { id, slot, bytes_max: outbox_bytes_max },

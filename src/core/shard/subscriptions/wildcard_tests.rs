@@ -205,6 +205,30 @@ fn a_gap_has_a_membership_until_it_is_announced() {
 }
 
 #[test]
+fn a_held_topic_whose_last_value_was_evicted_has_a_gap() {
+    let limits = Limits { behind_bytes: 1_000, last_values_bytes_max: 10_000, ..Limits::default() };
+    let mut driver = Driver::new(limits);
+    for slot in [PUBLISHER, READER] {
+        driver.accept(slot, ListenerKind::Native, &hello());
+    }
+    subscribe(&mut driver, READER, "a", conflate());
+    driver.full.insert(READER);
+    (0..100).for_each(|_| publish(&mut driver, "a"));
+    (0..500).for_each(|topic| publish(&mut driver, &format!("t.{topic}")));
+    driver.sent.clear();
+    driver.open();
+    finish(&mut driver);
+    let got = received(&mut driver, READER);
+    assert!(
+        got.iter().any(|(kind, _)| *kind == Kind::Gap) && got.last() != Some(&(Kind::Tick, 100)),
+        "{got:?}"
+    );
+    publish(&mut driver, "a");
+    assert_eq!(ticks(&mut driver, READER), [101]);
+    assert!(driver.shard.counters().value(Counter::TicksDropped) > 0);
+}
+
+#[test]
 fn a_subscription_that_starts_in_the_past_shares_once_it_is_live() {
     let mut driver = driver_with(&["a", "b", "c"]);
     subscribe(&mut driver, READER, ">", Subscribe { from: 1, ..Subscribe::default() });
