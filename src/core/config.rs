@@ -51,6 +51,8 @@ pub struct Limits {
     pub unfinished_bytes_max: usize,
     /// Bytes that the patterns of all sessions of the server may take, divided among the shards.
     pub patterns_bytes_max: usize,
+    /// Bytes that the positions named by all sessions of the server may take, divided among the shards.
+    pub positions_bytes_max: usize,
     /// Whether a second connection with the same identity replaces the first.
     pub identity_replaces: bool,
     /// Whether `/echo` is served.
@@ -94,6 +96,7 @@ impl Default for Limits {
             publish_rate: 0,
             unfinished_bytes_max: limits::UNFINISHED_BYTES_MAX_DEFAULT,
             patterns_bytes_max: limits::PATTERNS_BYTES_MAX_DEFAULT,
+            positions_bytes_max: limits::POSITIONS_BYTES_MAX_DEFAULT,
             identity_replaces: false,
             debug_echo: false,
         }
@@ -125,6 +128,7 @@ impl Limits {
             publish_rate: other.publish_rate,
             unfinished_bytes_max: other.unfinished_bytes_max,
             patterns_bytes_max: other.patterns_bytes_max,
+            positions_bytes_max: other.positions_bytes_max,
             ..self.clone()
         }
     }

@@ -35,9 +35,12 @@ pub const RECONNECT_SPREAD_MS_DEFAULT: u32 = 5_000;
 
 /// Default bytes of unfinished frames and messages of all clients together; divided over the shards.
 pub const UNFINISHED_BYTES_MAX_DEFAULT: usize = 64 << 20;
-/// Default bound on the memory of the patterns that sessions subscribe to, all shards together: room for 60,000 patterns of
-/// 255 bytes, or four times as many short ones.
+/// Default bound on the memory of the patterns that sessions subscribe to, all shards together: room for 80,000 patterns of
+/// 255 bytes.
 pub const PATTERNS_BYTES_MAX_DEFAULT: usize = 64 << 20;
+/// Default bound on the memory of the positions that sessions have named and not joined yet, all shards together: room for the
+/// positions of 13,000 clients that come back at once, 100 topics each.
+pub const POSITIONS_BYTES_MAX_DEFAULT: usize = 256 << 20;
 /// Longest wildcard that the homes always know by itself, bytes.
 pub const LONG_WILDCARD_BYTES: usize = 48;
 /// Bytes of longer wildcards that the homes know of each shard. Every home holds them, so beyond that the shard takes all topics

@@ -6,6 +6,7 @@ mod eviction;
 pub mod holders;
 pub mod membership;
 pub mod outbox;
+pub mod saved_positions;
 pub mod table;
 #[cfg(test)]
 mod tests;

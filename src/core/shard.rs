@@ -56,7 +56,10 @@ use crate::{
         latency::Latency,
     },
     now::Now,
-    session::{CloseReason, SendSource, Session, holders::Holders, membership::Membership, table::Sessions},
+    session::{
+        CloseReason, SendSource, Session, holders::Holders, membership::Membership,
+        saved_positions::PositionsMemory, table::Sessions,
+    },
     timer_wheel::Wheel,
 };
 use tickcast_proto::{
@@ -155,6 +158,7 @@ pub struct Shard {
     /// The identity that each session's client gave, by slot. Shown to the operator.
     identities: HashMap<SlotId, Box<str>>,
     publishers: Publishers,
+    positions_memory: PositionsMemory,
     counters: Arc<Counters>,
     latency: Latency,
     control: Control,
@@ -218,6 +222,7 @@ impl Shard {
             holders: Holders::default(),
             identities: HashMap::new(),
             publishers: Publishers::new(limits.publish_rate),
+            positions_memory: PositionsMemory::default(),
             counters,
             latency: Latency::default(),
             control: Control::new(),

@@ -337,6 +337,7 @@ impl Checks<'_> {
             publish_rate: limits.publish_rate,
             unfinished_bytes_max: limits.unfinished_memory.bytes,
             patterns_bytes_max: limits.patterns_memory.bytes,
+            positions_bytes_max: limits.positions_memory.bytes,
             identity_replaces: tables.server.identity_conflict == IdentityConflict::Replace,
             debug_echo: tables.debug.debug_echo,
         }

@@ -112,14 +112,8 @@ impl Fanout {
                     }
                 } else {
                     // Joining the matching topics that exist took their positions out.
-                    let unknown: Vec<_> = lag
-                        .saved_positions
-                        .extract_if(|name, _| {
-                            pattern::matches(pattern, name) && !self.by_name.contains_key(name)
-                        })
-                        .collect();
-                    lag.saved_positions_bytes -= unknown.iter().map(|(name, _)| name.len()).sum::<usize>();
-                    unknown
+                    let Some(saved) = lag.saved_positions.as_deref_mut() else { return };
+                    saved.take_if(|name| pattern::matches(pattern, name) && !self.by_name.contains_key(name))
                 }
             }
         };

@@ -179,7 +179,7 @@ fn have_value(home: &mut Home, ids: &[TopicId]) -> Vec<bool> {
 #[test]
 fn the_last_values_of_topics_updated_longest_ago_make_room() {
     let mut home = home_with(10 << 10);
-    let mut publish = |home: &mut Home, topic: usize, len: usize| {
+    let publish = |home: &mut Home, topic: usize, len: usize| {
         let TopicLookup { index, .. } = home.find_or_create(&format!("t.{topic}")).unwrap();
         advance(home, index, 0, &vec![0; len])
     };
@@ -187,7 +187,9 @@ fn the_last_values_of_topics_updated_longest_ago_make_room() {
     assert_eq!(have_value(&mut home, &ids), [true; 9]);
     // Every other topic has more ticks, and one more topic needs room each time.
     for round in 0..4 {
-        (1..=9).step_by(2).for_each(|topic| drop(publish(&mut home, topic, 1_000)));
+        (1..=9).step_by(2).for_each(|topic| {
+            publish(&mut home, topic, 1_000);
+        });
         publish(&mut home, 10 + round, 1_000);
     }
     let have = have_value(&mut home, &ids);

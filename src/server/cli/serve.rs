@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Keys of the options that a reload changes without a restart.
-pub const LIVE: [&str; 18] = [
+pub const LIVE: [&str; 19] = [
     "log",
     "policy",
     "behind_size",
@@ -36,6 +36,7 @@ pub const LIVE: [&str; 18] = [
     "publish_rate",
     "unfinished_memory",
     "patterns_memory",
+    "positions_memory",
 ];
 
 /// Options of `tickcast serve`.
@@ -171,6 +172,9 @@ pub struct LimitOptions {
     /// Memory for the patterns that clients subscribe to, all clients together
     #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::PATTERNS_BYTES_MAX_DEFAULT))]
     pub patterns_memory: Size,
+    /// Memory for the positions from which clients resume, until they receive the topics, all clients together
+    #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::POSITIONS_BYTES_MAX_DEFAULT))]
+    pub positions_memory: Size,
     /// Largest HTTP request head
     #[arg(long, alias = "http-head-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::HTTP_HEAD_BYTES_MAX_DEFAULT))]
     pub http_head_max: Size,
