@@ -25,7 +25,7 @@ use tickcast_proto::{
 
 /// A set of shards, one bit each. Aligned to 8 bytes, so that a pattern's node has no padding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(packed(8))]
+#[repr(Rust, packed(8))]
 pub struct ShardSet(u128);
 
 impl ShardSet {

@@ -7,7 +7,7 @@ const KEY_BYTES: usize = 100;
 
 /// The frames for snapshots and conflating subscribers: a topic's last one, and with keys the last of each key.
 ///
-/// Memory: one frame; with keys one frame and [`KEY_BYTES`] for each of at most `keys_max` keys, within what the
+/// Memory: one frame; with keys one frame and 100 bytes for each of at most `keys_max` keys, within what the
 /// [`LastValuesBudget`] of all topics has left. Beyond either bound, the keys updated longest ago are evicted. If there is no
 /// room for the last tick itself, none of the topic's values is kept.
 ///
