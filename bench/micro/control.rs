@@ -11,7 +11,7 @@ use std::hint::black_box;
 use criterion::Criterion;
 use tickcast_core::{
     config::Limits,
-    home::{Home, Retention, last_value::KeysBudget},
+    home::{Home, Retention, last_value::LastValuesBudget},
     ids::SlotId,
     limits::TURN_INTEREST_UNITS,
     pattern_trie::PatternTrie,
@@ -112,8 +112,8 @@ fn disconnect(load: &mut Load) {
 
 fn home() -> Home {
     let Limits { history, history_bytes_max, .. } = Limits::default();
-    let keys = KeysBudget { keys_max: 0, bytes_left: 0 };
-    let mut home = Home::new(ShardId(0), 2, TOPICS, Retention { history, history_bytes_max, keys });
+    let last_values = LastValuesBudget { keys_max: 0, bytes_left: 0 };
+    let mut home = Home::new(ShardId(0), 2, TOPICS, Retention { history, history_bytes_max, last_values });
     for topic in 0..TOPICS {
         let created = home.find_or_create(&format!("t.{topic}"));
         assert!(created.is_ok(), "there is room for all");

@@ -42,15 +42,17 @@ pub struct Limits {
     pub history_bytes_max: usize,
     /// Keys per topic whose last value is kept.
     pub keys_per_topic_max: usize,
-    /// Bytes of the last values by key on the whole server: at their homes, and as many again on other shards with
+    /// Bytes of the last values on the whole server: at their homes, and as many again for copies on other shards with
     /// subscribers.
-    pub keys_bytes_max: usize,
+    pub last_values_bytes_max: usize,
     /// Ticks per second that a session may publish; 0 is unlimited.
     pub publish_rate: u32,
     /// Bytes of unfinished frames and messages of all clients on the whole server.
     pub unfinished_bytes_max: usize,
     /// Bytes that the patterns of all sessions of the server may take, divided among the shards.
     pub patterns_bytes_max: usize,
+    /// Bytes that the positions named by all sessions of the server may take, divided among the shards.
+    pub positions_bytes_max: usize,
     /// Whether a second connection with the same identity replaces the first.
     pub identity_replaces: bool,
     /// Whether `/echo` is served.
@@ -90,10 +92,11 @@ impl Default for Limits {
             history: Rules::all(HistoryBounds::default()),
             history_bytes_max: limits::HISTORY_BYTES_MAX_DEFAULT,
             keys_per_topic_max: limits::KEYS_PER_TOPIC_MAX_DEFAULT,
-            keys_bytes_max: limits::KEYS_BYTES_MAX_DEFAULT,
+            last_values_bytes_max: limits::LAST_VALUES_BYTES_MAX_DEFAULT,
             publish_rate: 0,
             unfinished_bytes_max: limits::UNFINISHED_BYTES_MAX_DEFAULT,
             patterns_bytes_max: limits::PATTERNS_BYTES_MAX_DEFAULT,
+            positions_bytes_max: limits::POSITIONS_BYTES_MAX_DEFAULT,
             identity_replaces: false,
             debug_echo: false,
         }
@@ -125,6 +128,7 @@ impl Limits {
             publish_rate: other.publish_rate,
             unfinished_bytes_max: other.unfinished_bytes_max,
             patterns_bytes_max: other.patterns_bytes_max,
+            positions_bytes_max: other.positions_bytes_max,
             ..self.clone()
         }
     }

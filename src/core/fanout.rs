@@ -15,18 +15,18 @@ pub use self::{
     conflation::{CloseBudget, PaceTimer},
     egress_logs::{EgressLogs, LogIndex},
     recovery::HistoryRequest,
-    subscriptions::{Interest, Registration, StartFrom, Subscription},
+    subscriptions::{ALL_TOPICS, Interest, Registration, StartFrom, Subscription},
     walks::{Begun, Departure, MembershipWalk},
 };
 use self::{
     match_counts::MatchCounts,
-    subscriptions::PatternEntry,
+    subscriptions::{PatternEntry, PendingEntry},
     topic::{EgressTopic, Group},
     walks::Joining,
     wildcard::Wildcards,
 };
 use crate::{
-    home::last_value::KeysBudget,
+    home::last_value::LastValuesBudget,
     ids::SlotId,
     pattern_trie::PatternTrie,
     placement,
@@ -53,9 +53,12 @@ pub struct Fanout {
     /// Bound: sessions x `subscriptions_per_session_max`.
     entries: Vec<Option<PatternEntry>>,
     free: Vec<u32>,
-    by_request: HashMap<u32, u32>,
-    /// Bytes of the entries' patterns.
-    pattern_text_bytes: usize,
+    /// Patterns whose homes are not ready, by request.
+    pending: HashMap<u32, PendingEntry>,
+    /// Bytes that the homes hold for this shard's patterns.
+    patterns_homes_bytes: usize,
+    /// Bytes of the long wildcards that the homes know. Bound: [`crate::limits::LONG_WILDCARDS_BYTES`].
+    long_wildcards_bytes: usize,
     next_request: u32,
     /// Sessions that waited for a pattern whose homes are ready now. Bound: the subscriptions of the shard's sessions.
     woken: VecDeque<SlotId>,
@@ -79,8 +82,8 @@ pub struct Fanout {
 pub struct Settings {
     /// Default policy by topic.
     pub policies: Rules<Policy>,
-    /// Budget for the last values by key of topics whose home is another shard.
-    pub keys: KeysBudget,
+    /// Budget for copies of the last values of topics whose home is another shard.
+    pub last_values: LastValuesBudget,
     /// Bytes that may wait for a session before frames are evicted from its outbox.
     pub behind_bytes: usize,
 }
@@ -112,8 +115,9 @@ impl Fanout {
             patterns: PatternTrie::default(),
             entries: Vec::new(),
             free: Vec::new(),
-            by_request: HashMap::new(),
-            pattern_text_bytes: 0,
+            pending: HashMap::new(),
+            patterns_homes_bytes: 0,
+            long_wildcards_bytes: 0,
             next_request: 1,
             woken: VecDeque::new(),
             wildcards: Wildcards::new(policies),
@@ -138,7 +142,7 @@ impl Fanout {
             self.wildcards.set_policies(&policies);
         }
         (self.settings.policies, self.settings.behind_bytes) = (policies, behind_bytes);
-        self.settings.keys.keys_max = keys_max;
+        self.settings.last_values.keys_max = keys_max;
     }
 
     /// Number of topics open on this shard.
@@ -151,10 +155,11 @@ impl Fanout {
         std::mem::take(&mut self.tally)
     }
 
-    /// Bytes that the patterns subscribed to on this shard take. The tables grow by doubling, and may hold twice as much.
+    /// Bytes that the patterns subscribed to on this shard take, here and at the homes. The tables grow by doubling, and may
+    /// hold twice as much.
     pub fn patterns_bytes(&self) -> usize {
-        let each = size_of::<Option<PatternEntry>>() + size_of::<(u32, u32)>() + 1;
-        self.patterns.used_bytes() + self.pattern_text_bytes + self.patterns.len() * each
+        let entries = self.patterns.len() * size_of::<Option<PatternEntry>>();
+        self.patterns.used_bytes() + entries + self.patterns_homes_bytes
     }
 
     /// Number of distinct patterns subscribed to on this shard.
@@ -206,7 +211,8 @@ impl Fanout {
         slots.dedup();
         for slot in slots {
             let Some(session) = sessions.get(slot) else { continue };
-            let merged = wildcard::merged(entries, &topic, &session.subscriptions, session.format);
+            let merged =
+                wildcard::merged(&self.patterns, entries, &topic, &session.subscriptions, session.format);
             match merged {
                 Some(merged) => topic.join(slot, merged, None, sessions, logs),
                 None => debug_assert!(false, "a member of an entry has the subscription"),
@@ -230,7 +236,7 @@ impl Fanout {
             return debug_assert!(false, "a home closes only topics that it opened");
         };
         debug_assert!(topic.members_len() == 0, "a topic closes only after its last member left");
-        topic.last_values.release(&mut self.settings.keys);
+        topic.last_values.release(&mut self.settings.last_values);
         self.by_name.remove(&topic.info.name);
         if topic.is_counted {
             self.count_topic(id, &topic.info.name, false);
@@ -252,9 +258,10 @@ impl Fanout {
         topic.tracked_from = topic.tracked_from.min(sequence);
         topic.last_sequence = sequence;
         if !topic.is_homed_here {
-            topic.last_values.store(sequence, tick.key(), &mut self.settings.keys, |out| {
-                out.extend_from_slice(tick.bytes);
-            });
+            let (budget, len) = (&mut self.settings.last_values, tick.bytes.len());
+            let write = |out: &mut Vec<u8>| out.extend_from_slice(tick.bytes);
+            // Without room for the copy, sessions that need it ask the home.
+            let _ = topic.last_values.store(sequence, tick.key(), len, budget, write);
         }
         for Group { format, members, latest, .. } in &mut topic.groups {
             *latest = None;
@@ -297,17 +304,11 @@ impl Fanout {
         if cfg!(debug_assertions) {
             let used = self.entries.len() - self.free.len();
             assert_eq!(used, self.patterns.len(), "every entry in use is in the trie");
-            assert_eq!(used, self.by_request.len(), "every entry in use has a request");
             let entry = changed.and_then(|index| self.entries[index as usize].as_ref());
             assert_eq!(entry.is_some(), changed.is_some(), "an entry that has just changed is in use");
             if let Some(entry) = entry {
-                assert_eq!(
-                    self.by_request.get(&entry.request).copied(),
-                    changed,
-                    "a request names its entry"
-                );
                 assert!(
-                    (entry.members.is_empty() && entry.groups.is_empty()) || entry.homes_pending == 0,
+                    (entry.members.is_empty() && entry.groups.is_empty()) || entry.is_registered(),
                     "a subscription goes live only once every home is ready"
                 );
             }
@@ -353,7 +354,7 @@ mod tests {
     fn only_topics_of_other_homes_have_a_copy_of_their_last_values_here() {
         let settings = Settings {
             policies: Rules::all(Policy::default()),
-            keys: KeysBudget { keys_max: 4, bytes_left: 1 << 20 },
+            last_values: LastValuesBudget { keys_max: 4, bytes_left: 1 << 20 },
             behind_bytes: 1 << 16,
         };
         let mut fanout = Fanout::new(OWN, SHARDS, 1, settings);
@@ -373,6 +374,6 @@ mod tests {
             assert_eq!(topic.last_values.keys_len(), copies);
             fanout.handle_close(id);
         }
-        assert_eq!(fanout.settings.keys.bytes_left, 1 << 20);
+        assert_eq!(fanout.settings.last_values.bytes_left, 1 << 20);
     }
 }

@@ -35,9 +35,17 @@ pub const RECONNECT_SPREAD_MS_DEFAULT: u32 = 5_000;
 
 /// Default bytes of unfinished frames and messages of all clients together; divided over the shards.
 pub const UNFINISHED_BYTES_MAX_DEFAULT: usize = 64 << 20;
-/// Default bound on the memory of the patterns that sessions subscribe to, all shards together: room for 60,000 patterns of
-/// 255 bytes, or four times as many short ones.
+/// Default bound on the memory of the patterns that sessions subscribe to, all shards together: room for 80,000 patterns of
+/// 255 bytes.
 pub const PATTERNS_BYTES_MAX_DEFAULT: usize = 64 << 20;
+/// Default bound on the memory of the positions that sessions have named and not joined yet, all shards together: room for the
+/// positions of 13,000 clients that come back at once, 100 topics each.
+pub const POSITIONS_BYTES_MAX_DEFAULT: usize = 256 << 20;
+/// Longest wildcard that the homes always know by itself, bytes.
+pub const LONG_WILDCARD_BYTES: usize = 48;
+/// Bytes of longer wildcards that the homes know of each shard. Every home holds them, so beyond that the shard takes all topics
+/// instead: a long wildcard beside 2,000 others of 64 bytes costs some ticks that nobody on its shard receives, and no memory.
+pub const LONG_WILDCARDS_BYTES: usize = 128 << 10;
 /// Longest messages that a shard's share of [`UNFINISHED_BYTES_MAX_DEFAULT`] holds at least: one that has arrived, whose
 /// buffer may be twice as long, and one that is growing.
 pub const UNFINISHED_MESSAGES_LOWEST: usize = 4;
@@ -76,8 +84,10 @@ pub const BEHIND_MS_DEFAULT: u64 = 500;
 pub const STALL_DEADLINE_MS_DEFAULT: u64 = 30_000;
 /// Default number of keys per topic whose last value is kept.
 pub const KEYS_PER_TOPIC_MAX_DEFAULT: usize = 1_024;
-/// Default bytes of the last values by key of all topics together; divided over the shards.
-pub const KEYS_BYTES_MAX_DEFAULT: usize = 64 << 20;
+/// Default bytes of the last values of all topics together; divided over the shards. 20,000 topics of 10 KB take 200 MiB.
+pub const LAST_VALUES_BYTES_MAX_DEFAULT: usize = 256 << 20;
+/// Topics at which one that needs room for its last values looks: 6 us if each misses the cache (100 ns).
+pub const LAST_VALUES_LOOKS_MAX: usize = 64;
 /// Most bytes of topic names in one session's saved positions.
 pub const RESUME_BYTES_MAX: usize = 1 << 20;
 /// Default number of ticks in a topic's history.

@@ -6,6 +6,7 @@ mod eviction;
 pub mod holders;
 pub mod membership;
 pub mod outbox;
+pub mod saved_positions;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -13,11 +14,11 @@ mod tests;
 pub use self::{
     close::{CloseReason, DepartureState, Ending, KeptOutbox},
     eviction::Verdict,
-    outbox::{NextSend, Outbox, SendSource},
+    outbox::{Content, NextSend, Outbox, SendSource},
 };
 
 use crate::{
-    egress_log::{EgressLog, FrameInfo, Range},
+    egress_log::{EgressLog, Range},
     fanout::Subscription,
     ids::{SessionId, TopicId},
     limits::{INPUT_SPARE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX},
@@ -430,8 +431,8 @@ impl Session {
     }
 
     /// Queues a frame of a topic that only this session gets. Returns `false` when so much waits that something must yield.
-    pub fn push_private(&mut self, info: FrameInfo, write: impl FnOnce(&mut Vec<u8>)) -> bool {
-        self.outbox.push_private(info, write);
+    pub fn push_private(&mut self, content: Content, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        self.outbox.push_private(content, write);
         self.is_within_bounds()
     }
 

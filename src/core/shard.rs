@@ -46,7 +46,7 @@ use crate::{
     config::Limits,
     fair_queue::FairQueue,
     fanout::{self, DeliveryCounts, EgressLogs, Fanout, LogIndex},
-    home::{Home, Retention, last_value::KeysBudget},
+    home::{Home, Retention, last_value::LastValuesBudget},
     ids::SlotId,
     limits::{
         INPUT_QUANTUM_BYTES, TIMERS_GONE_MAX, TURN_COUNT_UNITS, TURN_DELIVERY_UNITS, TURN_INTEREST_UNITS,
@@ -56,7 +56,10 @@ use crate::{
         latency::Latency,
     },
     now::Now,
-    session::{CloseReason, SendSource, Session, holders::Holders, membership::Membership, table::Sessions},
+    session::{
+        CloseReason, SendSource, Session, holders::Holders, membership::Membership,
+        saved_positions::PositionsMemory, table::Sessions,
+    },
     timer_wheel::Wheel,
 };
 use tickcast_proto::{
@@ -155,6 +158,7 @@ pub struct Shard {
     /// The identity that each session's client gave, by slot. Shown to the operator.
     identities: HashMap<SlotId, Box<str>>,
     publishers: Publishers,
+    positions_memory: PositionsMemory,
     counters: Arc<Counters>,
     latency: Latency,
     control: Control,
@@ -172,9 +176,9 @@ pub struct Shard {
 impl Shard {
     /// Creates shard `id` of `shards`. `epoch` identifies this run of the server and is the same on all shards.
     pub fn new(id: ShardId, shards: u16, epoch: u64, limits: Limits, counters: Arc<Counters>) -> Shard {
-        let keys = KeysBudget {
+        let last_values = LastValuesBudget {
             keys_max: limits.keys_per_topic_max,
-            bytes_left: (limits.keys_bytes_max / usize::from(shards)) as isize,
+            bytes_left: limits.last_values_bytes_max / usize::from(shards),
         };
         Shard {
             id,
@@ -187,7 +191,7 @@ impl Shard {
                 Retention {
                     history: limits.history.clone(),
                     history_bytes_max: limits.history_bytes_max / usize::from(shards),
-                    keys,
+                    last_values,
                 },
             ),
             fanout: Fanout::new(
@@ -196,7 +200,7 @@ impl Shard {
                 epoch,
                 fanout::Settings {
                     policies: limits.policies.clone(),
-                    keys,
+                    last_values,
                     behind_bytes: limits.behind_bytes,
                 },
             ),
@@ -218,6 +222,7 @@ impl Shard {
             holders: Holders::default(),
             identities: HashMap::new(),
             publishers: Publishers::new(limits.publish_rate),
+            positions_memory: PositionsMemory::default(),
             counters,
             latency: Latency::default(),
             control: Control::new(),
@@ -293,6 +298,7 @@ impl Shard {
             worked |= units > 0;
         }
         worked |= self.home.trim(now.monotonic_ns) > 0;
+        self.counters.add(Counter::LastValuesEvicted, self.home.take_last_values_evicted());
         worked |= self.turn_control(now);
         worked |= self.fanout.count_topics(TURN_COUNT_UNITS) > 0;
         worked |= self.request_history(now);

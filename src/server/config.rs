@@ -337,10 +337,11 @@ impl Checks<'_> {
             history: history.unwrap_or(defaults.history),
             history_bytes_max: delivery.history_memory.bytes,
             keys_per_topic_max: delivery.keys_per_topic_max,
-            keys_bytes_max: delivery.keys_memory.bytes,
+            last_values_bytes_max: delivery.last_values_memory.bytes,
             publish_rate: limits.publish_rate,
             unfinished_bytes_max: limits.unfinished_memory.bytes,
             patterns_bytes_max: limits.patterns_memory.bytes,
+            positions_bytes_max: limits.positions_memory.bytes,
             identity_replaces: tables.server.identity_conflict == IdentityConflict::Replace,
             debug_echo: tables.debug.debug_echo,
         }

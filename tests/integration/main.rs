@@ -12,6 +12,7 @@ mod bad_http;
 mod bad_native;
 mod bad_websocket;
 mod bare;
+mod bounds;
 mod check;
 mod churn;
 mod conflate;

@@ -10,8 +10,8 @@ use crate::{
 use fastrand::Rng;
 use tickcast::{
     limits::{
-        MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, TIMERS_GONE_MAX,
-        TURN_RING_BYTES,
+        LAST_VALUES_BYTES_MAX_DEFAULT, MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX,
+        TIMERS_GONE_MAX, TURN_RING_BYTES,
     },
     sources::Lanes,
 };
@@ -92,6 +92,7 @@ impl World {
             }),
             history_bytes_max: HISTORY_BYTES_MAX,
             keys_per_topic_max: 8,
+            last_values_bytes_max: if seed % 4 == 3 { 8 << 10 } else { LAST_VALUES_BYTES_MAX_DEFAULT },
             // A run lasts 0.4 s. Clients are served at random, so some miss a ping.
             ping_interval_ns: if rng.u8(..4) == 0 { 20_000_000 } else { u64::MAX },
             ping_timeout_ns: 100_000_000,

@@ -9,7 +9,7 @@ use super::{Fanout, topic_mut};
 use tickcast_proto::ids::TopicId;
 
 /// A topic's place in the order of a round: the index of its home, and its index there.
-type At = (usize, usize);
+type At = (u16, u32);
 
 /// A pattern's count.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl Fanout {
 
     /// Counts a topic that has come or gone. Returns the units used.
     pub(super) fn count_topic(&mut self, id: TopicId, name: &str, comes: bool) -> usize {
-        let at = (usize::from(id.home(self.shards).0), id.local_index(self.shards).unwrap_or(0) as usize);
+        let at = (id.home(self.shards).0, id.local_index(self.shards).unwrap_or(0));
         let (entries, counts) = (&mut self.entries, &self.match_counts);
         self.patterns.for_each_match(name, |&index| {
             let count = entries[index as usize].as_mut().map(|entry| &mut entry.matches);
@@ -117,12 +117,13 @@ impl Fanout {
             counts.next = Some((0, 0));
             return 0;
         };
-        let Some(of_home) = self.topics.get(home) else {
+        let Some(of_home) = self.topics.get(usize::from(home)) else {
             counts.next = None;
             return 0;
         };
-        counts.next = Some(if local + 1 < of_home.len() { (home, local + 1) } else { (home + 1, 0) });
-        let topic = of_home.get(local).and_then(Option::as_ref);
+        let is_last = local as usize + 1 >= of_home.len();
+        counts.next = Some(if is_last { (home + 1, 0) } else { (home, local + 1) });
+        let topic = of_home.get(local as usize).and_then(Option::as_ref);
         let Some(topic) = topic.filter(|topic| topic.is_counted) else { return 0 };
         let (entries, round) = (&mut self.entries, counts.round);
         self.patterns.for_each_match(&topic.info.name, |&index| {

@@ -31,7 +31,7 @@ pub(super) struct Joining {
     slot: SlotId,
     entry: u32,
     /// The next topic: the index of its home, and its index there.
-    next: (usize, usize),
+    next: (u16, u32),
     /// Topics joined before their turn. Bound: the topics opened or published to during the walk.
     early: HashSet<TopicId, rustc_hash::FxBuildHasher>,
 }
@@ -133,8 +133,8 @@ impl Fanout {
         if self.joins_topics(index, slot, sessions) {
             return self.begin_walk(index, slot);
         }
-        let is_exact = pattern::is_exact(self.pattern(index));
-        if is_exact && let Some(&id) = self.by_name.get(self.pattern(index)) {
+        let is_exact = self.is_exact(index);
+        if is_exact && let Some(&id) = self.by_name.get(&self.pattern(index)) {
             self.join(id, slot, index, start_from, sessions, logs);
         }
         self.end_join(index, slot, start_from, sessions, logs);
@@ -171,17 +171,17 @@ impl Fanout {
             return (1, false);
         };
         let subscriptions = sessions.get(slot).map_or(0, |session| session.subscriptions.len());
-        let pattern: Box<str> = self.pattern(joining.entry).into();
+        let pattern = self.pattern(joining.entry);
         let mut used = 0;
         while used < units {
             let (home, local) = joining.next;
-            let Some(of_home) = self.topics.get(home) else {
+            let Some(of_home) = self.topics.get(usize::from(home)) else {
                 self.end_join(joining.entry, slot, start_from, sessions, logs);
                 return (used + 1, false);
             };
             used += 1;
-            joining.next = if local + 1 < of_home.len() { (home, local + 1) } else { (home + 1, 0) };
-            let topic = of_home.get(local).and_then(Option::as_ref);
+            joining.next = if local as usize + 1 < of_home.len() { (home, local + 1) } else { (home + 1, 0) };
+            let topic = of_home.get(local as usize).and_then(Option::as_ref);
             let topic = topic.filter(|topic| pattern::matches(&pattern, &topic.info.name));
             let id = topic.map(|topic| topic.info.id);
             if let Some(id) = id
@@ -204,7 +204,7 @@ impl Fanout {
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
-        let pattern: Box<str> = self.pattern(entry).into();
+        let pattern = self.pattern(entry);
         self.answer_unknown_positions(&pattern, start_from, slot, sessions);
         self.queue_pull(slot, sessions);
         self.evict_overflowing(sessions, logs);
@@ -214,13 +214,13 @@ impl Fanout {
     /// Joins a topic that has a tick to the sessions whose walk has not reached it yet. O([`JOINS_ACTIVE_MAX`]).
     pub(super) fn join_early(&mut self, id: TopicId, sessions: &mut Sessions, logs: &mut EgressLogs) {
         let Some(local) = id.local_index(self.shards) else { return };
-        let at = (usize::from(id.home(self.shards).0), local as usize);
+        let at = (id.home(self.shards).0, local);
         for index in 0..self.joining.len() {
             let joining = &self.joining[index];
             let Some(topic) = topic_ref(&self.topics, id, self.shards) else { return };
             let waits = at >= joining.next
                 && !joining.early.contains(&id)
-                && pattern::matches(self.pattern(joining.entry), &topic.info.name);
+                && self.entry_matches(joining.entry, &topic.info.name);
             let (slot, entry, held) = (joining.slot, joining.entry, joining.subscription(sessions));
             let Some(Subscription { start_from, .. }) = held.filter(|_| waits) else { continue };
             self.joining[index].early.insert(id);
@@ -234,7 +234,7 @@ impl Fanout {
     pub(super) fn note_joined(&mut self, id: TopicId, name: &str) {
         for joining in &mut self.joining {
             let entry = self.entries[joining.entry as usize].as_ref();
-            if entry.is_some_and(|entry| pattern::matches(&entry.pattern, name)) {
+            if entry.is_some_and(|entry| entry.matches(&self.patterns, name)) {
                 joining.early.insert(id);
             }
         }
@@ -260,7 +260,8 @@ impl Fanout {
             self.merge_deliveries(id, slot, sessions);
             return;
         }
-        let merged = wildcard::merged(&self.entries, topic, &session.subscriptions, session.format);
+        let merged =
+            wildcard::merged(&self.patterns, &self.entries, topic, &session.subscriptions, session.format);
         let Some(merged) = merged else {
             return debug_assert!(false, "a session joins through a live subscription");
         };
@@ -314,7 +315,7 @@ impl Fanout {
 
     /// Lists the memberships that a walk visits: for a wildcard all of the session's, else one at most.
     fn walk(&self, entry: u32, slot: SlotId, change: Change, sessions: &Sessions) -> (MembershipWalk, usize) {
-        let pattern: Box<str> = self.pattern(entry).into();
+        let pattern = self.pattern(entry);
         let memberships = sessions.get(slot).map(|session| &session.memberships);
         let topics: Vec<TopicId> = match memberships {
             None => Vec::new(),
@@ -367,7 +368,8 @@ impl Fanout {
             return 0;
         }
         let visited = session.subscriptions.len();
-        let merged = wildcard::merged(&self.entries, topic, &session.subscriptions, session.format);
+        let merged =
+            wildcard::merged(&self.patterns, &self.entries, topic, &session.subscriptions, session.format);
         match merged {
             None => topic.leave(slot, sessions),
             Some(merged) => {

@@ -62,6 +62,8 @@ counters! {
     SourceTicksDropped = "source_ticks_dropped", "ticks";
     /// Times a source of the server waited, because the ring to a shard was full.
     SourceWaits = "source_waits", "times";
+    /// Times a topic's last values were evicted, because the memory of all last values was used up.
+    LastValuesEvicted = "last_values_evicted", "times";
     /// Ticks queued to subscribers.
     TicksDelivered = "ticks_delivered", "ticks";
     /// Ticks evicted from outboxes, to be conflated, dropped or queued again.

@@ -347,7 +347,7 @@ impl Shard {
     /// Acknowledges a subscription whose homes are ready, and makes it live. Nothing about its topics is sent before that.
     /// Returns the units used.
     fn go_live(&mut self, flow: &mut Flow, slot: SlotId, entry: u32, request: u32) -> usize {
-        let pattern: Box<str> = self.fanout.pattern(entry).into();
+        let pattern = self.fanout.pattern(entry);
         self.reply(slot, &Reply::Subscribed { request, pattern: &pattern, epoch: self.epoch });
         let used = match self.fanout.begin_join(entry, slot, &mut self.sessions, &mut self.logs) {
             Begun::Done => 0,

@@ -273,7 +273,11 @@ impl Shard {
                 && let Some(session) = self.sessions.open_mut(slot)
                 && session.changes_pending > 0
             {
-                session.message_rest = rest.to_vec();
+                if session.message_rest.try_reserve_exact(rest.len()).is_err() {
+                    self.end(slot, CloseReason::UnfinishedMemory, now);
+                    break;
+                }
+                session.message_rest.extend_from_slice(rest);
                 break;
             }
         }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Keys of the options that a reload changes without a restart.
-pub const LIVE: [&str; 18] = [
+pub const LIVE: [&str; 19] = [
     "log",
     "policy",
     "behind_size",
@@ -36,6 +36,7 @@ pub const LIVE: [&str; 18] = [
     "publish_rate",
     "unfinished_memory",
     "patterns_memory",
+    "positions_memory",
 ];
 
 /// Options of `tickcast serve`.
@@ -168,6 +169,9 @@ pub struct LimitOptions {
     /// Memory for the patterns that clients subscribe to, all clients together
     #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::PATTERNS_BYTES_MAX_DEFAULT))]
     pub patterns_memory: Size,
+    /// Memory for the positions from which clients resume, until they receive the topics, all clients together
+    #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::POSITIONS_BYTES_MAX_DEFAULT))]
+    pub positions_memory: Size,
     /// Largest HTTP request head
     #[arg(long, alias = "http-head-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::HTTP_HEAD_BYTES_MAX_DEFAULT))]
     pub http_head_max: Size,
@@ -202,9 +206,9 @@ pub struct DeliveryOptions {
     /// Keys of one topic whose last value is kept; the most recently updated win
     #[arg(long, value_name = "N", default_value_t = limits::KEYS_PER_TOPIC_MAX_DEFAULT)]
     pub keys_per_topic_max: usize,
-    /// Memory for last values by key, all topics together: once at their homes, once where subscribed
-    #[arg(long, alias = "keys-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::KEYS_BYTES_MAX_DEFAULT))]
-    pub keys_memory: Size,
+    /// Memory for last values, all topics together: once at their homes, once for copies where subscribed
+    #[arg(long, alias = "keys-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::LAST_VALUES_BYTES_MAX_DEFAULT))]
+    pub last_values_memory: Size,
     /// Recent ticks kept per topic for clients that reconnect; by topic: market.>=10000:4MiB:0; repeatable [default: 256:64KiB:1m]
     #[arg(long, value_name = "[PATTERN=]TICKS[:SIZE[:TIME]]")]
     pub history: Vec<String>,

@@ -3,7 +3,9 @@
 use crate::{
     config::Limits,
     ids::SlotId,
+    limits::LONG_WILDCARDS_BYTES,
     metrics::counters::Counter,
+    pattern_trie::PatternTrie,
     session::Session,
     shard::ListenerKind,
     testing::{Driver, frame, hello},
@@ -23,6 +25,13 @@ fn driver() -> Driver {
     let mut driver = Driver::new(Limits { behind_bytes: 1_000, ..Limits::default() });
     driver.accept(PUBLISHER, ListenerKind::Native, &hello());
     driver.accept(READER, ListenerKind::Native, &hello());
+    driver
+}
+
+/// As [`driver`], with topics that have a tick.
+fn driver_with(topics: &[&str]) -> Driver {
+    let mut driver = driver();
+    topics.iter().for_each(|topic| publish(&mut driver, topic));
     driver
 }
 
@@ -241,11 +250,32 @@ fn a_gap_has_a_membership_until_it_is_announced() {
 }
 
 #[test]
-fn a_subscription_that_starts_in_the_past_shares_once_it_is_live() {
-    let mut driver = driver();
-    for topic in ["a", "b", "c"] {
-        publish(&mut driver, topic);
+fn a_held_topic_whose_last_value_was_evicted_has_a_gap() {
+    let limits = Limits { behind_bytes: 1_000, last_values_bytes_max: 10_000, ..Limits::default() };
+    let mut driver = Driver::new(limits);
+    for slot in [PUBLISHER, READER] {
+        driver.accept(slot, ListenerKind::Native, &hello());
     }
+    subscribe(&mut driver, READER, "a", conflate());
+    driver.full.insert(READER);
+    (0..100).for_each(|_| publish(&mut driver, "a"));
+    (0..500).for_each(|topic| publish(&mut driver, &format!("t.{topic}")));
+    driver.sent.clear();
+    driver.open();
+    finish(&mut driver);
+    let got = received(&mut driver, READER);
+    assert!(
+        got.iter().any(|(kind, _)| *kind == Kind::Gap) && got.last() != Some(&(Kind::Tick, 100)),
+        "{got:?}"
+    );
+    publish(&mut driver, "a");
+    assert_eq!(ticks(&mut driver, READER), [101]);
+    assert!(driver.shard.counters().value(Counter::TicksDropped) > 0);
+}
+
+#[test]
+fn a_subscription_that_starts_in_the_past_shares_once_it_is_live() {
+    let mut driver = driver_with(&["a", "b", "c"]);
     subscribe(&mut driver, READER, ">", Subscribe { from: 1, ..Subscribe::default() });
     assert_eq!(ticks(&mut driver, READER), [1, 1, 1]);
     assert!(session(&driver, READER).memberships.is_empty());
@@ -278,10 +308,7 @@ fn a_rate_limit_takes_a_session_out_of_the_group_and_its_end_back() {
 
 #[test]
 fn the_topics_of_a_wildcard_are_counted_as_they_come_whoever_subscribes() {
-    let mut driver = driver();
-    for topic in ["a.1", "a.2", "b.1"] {
-        publish(&mut driver, topic);
-    }
+    let mut driver = driver_with(&["a.1", "a.2", "b.1"]);
     subscribe(&mut driver, READER, "a.*", Subscribe::default());
     driver.accept(2, ListenerKind::Native, &hello());
     subscribe(&mut driver, 2, "a.*", Subscribe::default());
@@ -325,6 +352,40 @@ fn patterns_have_a_bound_that_refuses_new_ones_and_no_others() {
     finish(&mut driver);
     subscribe(&mut driver, 19, "0-0", Subscribe::default());
     assert_eq!(refused(&mut driver, 19), 0);
+}
+
+#[test]
+fn homes_know_many_long_wildcards_as_one_and_no_tick_is_lost() {
+    let subscriptions_per_session_max = usize::MAX;
+    let mut driver = Driver::new(Limits { subscriptions_per_session_max, ..Limits::default() });
+    for slot in [PUBLISHER, READER, 2] {
+        driver.accept(slot, ListenerKind::Native, &hello());
+    }
+    let count = LONG_WILDCARDS_BYTES / 100 + 100;
+    let (topic, pattern) = (|at| format!("{at:0>100}.a"), |at| format!("{at:0>100}.*"));
+    publish(&mut driver, &topic(count - 1));
+    for at in 0..count {
+        subscribe(&mut driver, READER, &pattern(at), Subscribe::default());
+    }
+    subscribe(&mut driver, 2, &pattern(count - 1), Subscribe::default());
+    received(&mut driver, READER);
+    for at in [0, count - 1] {
+        publish(&mut driver, &topic(at));
+    }
+    publish(&mut driver, "other");
+    let sent = driver.sent.clone();
+    assert_eq!(ticks(&mut driver, READER), [1, 2]);
+    driver.sent = sent;
+    assert_eq!(ticks(&mut driver, 2), [2]);
+    assert_eq!(driver.shard.subscriptions_len(), (count + 1, 3), "the shard takes all topics");
+    for at in (0..count).rev() {
+        unsubscribe(&mut driver, READER, &pattern(at));
+    }
+    publish(&mut driver, &topic(count - 1));
+    assert_eq!(ticks(&mut driver, 2), [3]);
+    unsubscribe(&mut driver, 2, &pattern(count - 1));
+    assert_eq!(driver.shard.subscriptions_len(), (0, 0));
+    assert_eq!(driver.shard.fanout.patterns_bytes(), PatternTrie::<u32>::default().used_bytes());
 }
 
 #[test]
