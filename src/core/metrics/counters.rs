@@ -62,6 +62,8 @@ counters! {
     SourceTicksDropped = "source_ticks_dropped", "ticks";
     /// Times a source of the server waited, because the ring to a shard was full.
     SourceWaits = "source_waits", "times";
+    /// Lines that a source of the server skipped, because they are not ticks.
+    SourceLinesSkipped = "source_lines_skipped", "lines";
     /// Ticks queued to subscribers.
     TicksDelivered = "ticks_delivered", "ticks";
     /// Ticks evicted from outboxes, to be conflated, dropped or queued again.
