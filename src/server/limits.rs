@@ -135,6 +135,10 @@ pub const LOG_FLUSH_MS_MAX: u64 = 500;
 
 /// Bytes of the longest line of a replay file.
 pub const REPLAY_LINE_BYTES_MAX: usize = 1 << 20;
+/// Wait of a replay for its next line beyond which the log says so.
+pub const REPLAY_WAIT_SAID_NS: u64 = 60_000_000_000;
+/// Largest window of a zstd capture, in bytes: what `zstd --long` (27) needs. Memory grows up to it with the data.
+pub const REPLAY_WINDOW_BYTES_MAX: u64 = 128 << 20;
 /// Most samples in one tick of the ECG source: one second at 4 kHz.
 pub const ECG_BATCH_HIGHEST: usize = 4_096;
 /// Smallest payload of the simulator, in bytes: the intended send time, a topic, a counter and the JSON around them.

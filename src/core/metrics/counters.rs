@@ -64,6 +64,8 @@ counters! {
     SourceWaits = "source_waits", "times";
     /// Times a topic's last values were evicted, because the memory of all last values was used up.
     LastValuesEvicted = "last_values_evicted", "times";
+    /// Lines that a source of the server skipped, because they are not ticks.
+    SourceLinesSkipped = "source_lines_skipped", "lines";
     /// Ticks queued to subscribers.
     TicksDelivered = "ticks_delivered", "ticks";
     /// Ticks evicted from outboxes, to be conflated, dropped or queued again.

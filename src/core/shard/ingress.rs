@@ -405,9 +405,10 @@ impl Shard {
         self.reply(slot, &Reply::Error { request, code, text });
     }
 
-    /// Returns a tick's flags. Validates JSON only if the codec has not done so.
+    /// Returns a tick's flags. Validates JSON only if the codec has not done so. JSON beyond the bounds travels as opaque bytes.
     fn flags_of(payload: &[u8], known_json: bool) -> u8 {
-        if known_json || json::is_json(payload) { FLAG_PAYLOAD_JSON } else { 0 }
+        let is_json = if known_json { json::is_within_bounds(payload) } else { json::is_json(payload) };
+        if is_json { FLAG_PAYLOAD_JSON } else { 0 }
     }
 }
 

@@ -55,7 +55,7 @@ pub struct EcgArgs {
     /// Print JSON: one object for each beat, rate, gap and lost connection
     #[arg(long)]
     pub json: bool,
-    /// Analyse a WFDB record (format 212 or 16) instead, given its header; nothing is published
+    /// Analyse a WFDB record instead, given its header; nothing is published
     #[arg(long, value_name = "FILE.hea")]
     pub file: Option<PathBuf>,
     /// Signal of the record, counted from 0

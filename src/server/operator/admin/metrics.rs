@@ -101,7 +101,7 @@ const REFUSED_HELP: &str = "Connections refused, by reason: a limit (clients, so
 
 /// Whether the sources count it rather than the shards.
 fn is_counted_by_sources(counter: Counter) -> bool {
-    matches!(counter, Counter::SourceTicksDropped | Counter::SourceWaits)
+    matches!(counter, Counter::SourceTicksDropped | Counter::SourceWaits | Counter::SourceLinesSkipped)
 }
 
 /// Writes the text format, family by family.
@@ -470,6 +470,7 @@ pub(in crate::operator) mod tests {
         has(&text, "tickcast_sessions_refused_total{shard=\"0\",reason=\"failed\"} 8");
         has(&text, "tickcast_sessions_refused_total{shard=\"0\",reason=\"clients\"} 0");
         has(&text, "tickcast_source_waits_total{source=\"replay\"} 0");
+        has(&text, "tickcast_source_lines_skipped_total{source=\"replay\"} 0");
         has(&text, "tickcast_source_ticks_dropped_total{source=\"simulator\"} 5");
         has(&text, "tickcast_source_ticks_dropped_total{source=\"ecg\"} 0");
         has(&text, "tickcast_source_waits_total{source=\"replay\"} 0");
