@@ -133,15 +133,16 @@ mod tests {
     use super::*;
     use tickcast_proto::http;
 
-    const CONFIG: http::HttpConfig<'_> =
-        http::HttpConfig { head_bytes_max: 8 << 10, debug_echo: false, files: &http::NoFiles };
+    /// What the server's own HTTP code makes of a request.
+    fn serve(request: &[u8]) -> Step<http::Answer> {
+        http::Connection::default().step(request, &http::HttpConfig::WEBSOCKET)
+    }
 
     /// A started handshake and the response of the server's own HTTP code.
     fn answered(encoding: WireFormat) -> (Handshake, String) {
         let mut request = Vec::new();
         let handshake = Handshake::start(&ConnectOptions::new(encoding), &mut request);
-        let Step::Complete(used, http::Answer::Upgrade { response, .. }) = http::step(&request, CONFIG)
-        else {
+        let Step::Complete(used, http::Answer::Upgrade { response, .. }) = serve(&request) else {
             panic!("the server rejects this client")
         };
         assert_eq!(used, request.len());
@@ -172,7 +173,7 @@ mod tests {
             };
             let mut request = Vec::new();
             Handshake::start(&options, &mut request);
-            let Step::Complete(_, http::Answer::Upgrade { target, .. }) = http::step(&request, CONFIG) else {
+            let Step::Complete(_, http::Answer::Upgrade { target, .. }) = serve(&request) else {
                 panic!("the server rejects this client")
             };
             assert!(matches!(target, http::Target::Stream { client: read, .. } if read == client));

@@ -1,7 +1,10 @@
 //! The core's configuration.
 
-use crate::{home::history::HistoryBounds, limits};
-use tickcast_proto::subscription::{Policy, Rules};
+use crate::{home::history::HistoryBounds, limits, networks::Networks};
+use tickcast_proto::{
+    http::access::Access,
+    subscription::{Policy, Rules},
+};
 
 /// The configured bounds and policies of the core.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,7 +13,15 @@ pub struct Limits {
     pub frame_bytes_max: usize,
     /// Largest HTTP request head, bytes.
     pub http_head_bytes_max: usize,
-    /// Time from accept to the end of the handshake, nanoseconds.
+    /// Networks of the proxies whose word on their clients' addresses is taken.
+    pub trusted_proxies: Networks,
+    /// Web pages and host names that may use the HTTP listeners.
+    pub http_access: Access,
+    /// Whether `/healthz` is served on the HTTP listeners.
+    pub http_health: bool,
+    /// Time that an HTTP connection may be silent between two requests, nanoseconds; 0: each carries one request.
+    pub http_idle_ns: u64,
+    /// Time from accept to the end of the handshake, and from an HTTP request's first byte to its last, nanoseconds.
     pub handshake_deadline_ns: u64,
     /// Time from a frame's first byte to its last, nanoseconds.
     pub frame_deadline_ns: u64,
@@ -64,6 +75,11 @@ impl Limits {
     pub fn message_bytes_max(&self) -> usize {
         message_bytes_max(self.frame_bytes_max)
     }
+
+    /// Time from the first byte of a message to its last, nanoseconds; shorter for an HTTP request or a HELLO.
+    pub fn input_deadline_ns(&self, is_handshake: bool) -> u64 {
+        if is_handshake { self.handshake_deadline_ns } else { self.frame_deadline_ns }
+    }
 }
 
 /// Largest WebSocket message for a given `frame_bytes_max`: see [`Limits::message_bytes_max`].
@@ -76,6 +92,10 @@ impl Default for Limits {
         Limits {
             frame_bytes_max: limits::FRAME_BYTES_MAX_DEFAULT,
             http_head_bytes_max: limits::HTTP_HEAD_BYTES_MAX_DEFAULT,
+            trusted_proxies: Networks::default(),
+            http_access: Access::default(),
+            http_health: false,
+            http_idle_ns: limits::HTTP_IDLE_MS_DEFAULT * 1_000_000,
             handshake_deadline_ns: limits::HANDSHAKE_DEADLINE_MS_DEFAULT * 1_000_000,
             frame_deadline_ns: limits::FRAME_DEADLINE_MS_DEFAULT * 1_000_000,
             ping_interval_ns: limits::PING_INTERVAL_MS_DEFAULT * 1_000_000,
@@ -120,6 +140,10 @@ impl Limits {
             history,
             history_bytes_max: other.history_bytes_max,
             http_head_bytes_max: other.http_head_bytes_max,
+            // The listeners stay.
+            http_access: Access { is_local: self.http_access.is_local, ..other.http_access.clone() },
+            http_health: other.http_health,
+            http_idle_ns: other.http_idle_ns,
             handshake_deadline_ns: other.handshake_deadline_ns,
             frame_deadline_ns: other.frame_deadline_ns,
             ping_interval_ns: other.ping_interval_ns,

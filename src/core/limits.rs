@@ -13,6 +13,9 @@ pub const ECHO_BYTES_MAX: usize = 16 << 20;
 
 /// Default time from accept to the end of the handshake (native HELLO, or the HTTP upgrade).
 pub const HANDSHAKE_DEADLINE_MS_DEFAULT: u64 = 5_000;
+/// Default time that an HTTP connection may be silent between two requests: longer than load balancers keep theirs (60 s), so
+/// that they do not send a request to a connection that is being closed.
+pub const HTTP_IDLE_MS_DEFAULT: u64 = 75_000;
 /// Default time from a frame's or message's first byte to its last: 256 KiB at 70 kbit/s.
 pub const FRAME_DEADLINE_MS_DEFAULT: u64 = 30_000;
 /// Default idle time after which a peer is pinged: below the 30 s after which home routers and proxies drop
@@ -26,6 +29,8 @@ pub const PING_MS_LOWEST: u64 = 100;
 pub const PING_MS_HIGHEST: u64 = 86_400_000;
 /// Times per ping interval at which idle sessions are checked, so that many share one wake-up of the shard.
 pub const PING_LOOKS_PER_INTERVAL: u64 = 256;
+/// The CLOSING code for a connection that a limit refuses.
+pub const CLOSE_REFUSED: u16 = 3504;
 /// Time a closing session has to receive its last bytes and answer before the socket is closed regardless.
 pub const LINGER_DEADLINE_MS: u64 = 1_000;
 /// Most timers of closed sessions that a shard keeps beyond those its open sessions may have: 32 bytes each.

@@ -13,7 +13,7 @@
 //!
 //! 1. Socket events as they arrive: [`Shard::handle_accept`], [`Shard::handle_bytes`], [`Shard::handle_eof`],
 //!    [`Shard::handle_error`], [`Shard::handle_writable`] and [`Shard::handle_detached`], each followed by
-//!    [`Shard::poll_action`] until `None`.
+//!    [`Shard::poll_action`] until `None`. A connection from a proxy is accepted with [`Shard::handle_accept_proxied`].
 //! 2. Connections that other shards hand over: [`Shard::handle_attached`].
 //! 3. The rings from other shards and from sources: [`Shard::handle_delivery`], then [`Shard::handle_request`].
 //! 4. [`Shard::turn`].
@@ -25,9 +25,11 @@
 mod control;
 mod delivery;
 mod egress;
+mod http;
 mod ingress;
 mod intake;
 mod lifecycle;
+mod proxied;
 mod reload;
 mod stages;
 mod subscriptions;
@@ -37,6 +39,7 @@ mod unfinished;
 
 use std::{
     collections::{HashMap, VecDeque},
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -47,7 +50,7 @@ use crate::{
     fair_queue::FairQueue,
     fanout::{self, DeliveryCounts, EgressLogs, Fanout, LogIndex},
     home::{Home, Retention, last_value::LastValuesBudget},
-    ids::SlotId,
+    ids::{SessionId, SlotId},
     limits::{
         INPUT_QUANTUM_BYTES, TIMERS_GONE_MAX, TURN_COUNT_UNITS, TURN_DELIVERY_UNITS, TURN_INTEREST_UNITS,
     },
@@ -73,7 +76,7 @@ pub use self::{
     lifecycle::{DetachedSession, LOG_TARGET_SESSION},
     stages::PeerStages,
 };
-pub use crate::session::ListenerKind;
+pub use crate::session::{ClientAddress, ListenerKind};
 
 /// Origin of ticks from a source. Refused ones are counted; there is no session to answer.
 pub const ORIGIN_SOURCE: u64 = u64::MAX;
@@ -92,6 +95,9 @@ pub enum Action {
     ShutdownWrite(SlotId),
     /// The handshake is complete: the socket stays with this shard.
     HandshakeDone(SlotId),
+    /// Apply the limits of this address, the client's, then call [`Shard::handle_admitted`] or [`Shard::handle_refused`]. Port 0
+    /// is unknown.
+    Admit(SlotId, SocketAddr),
     /// Stop all I/O on the socket, then call [`Shard::handle_detached`]: another shard will serve it.
     HandOver(SlotId),
     /// Close the socket. The session is gone, so no event for this slot may follow until the next accept.
@@ -144,6 +150,9 @@ pub struct Shard {
     mesh_units_left: usize,
     intake_units_left: usize,
     timers: Wheel<Timer>,
+    /// Sessions whose peer has sent FIN before its requests were answered. Bound: one entry a session, for
+    /// [`limits::LINGER_DEADLINE_MS`](crate::limits::LINGER_DEADLINE_MS), and one for each that has gone since the last turn.
+    half_closed: Vec<SessionId>,
     /// Sessions with an unfinished message.
     unfinished: Unfinished,
     /// Number of timers at which stale ones are dropped.
@@ -214,6 +223,7 @@ impl Shard {
             mesh_units_left: TURN_DELIVERY_UNITS,
             intake_units_left: TURN_DELIVERY_UNITS,
             timers: Wheel::new(),
+            half_closed: Vec::new(),
             unfinished: Unfinished::default(),
             timers_max: TIMERS_GONE_MAX,
             generation: 0,
@@ -306,6 +316,7 @@ impl Shard {
         worked |= self.resume_paused(now);
         self.preferred_intake = self.preferred_intake.next(self.shards > 1);
         worked |= self.handle_timers(now);
+        self.end_answered(now);
         self.apply_deferred(now);
         self.invariants();
         worked

@@ -35,6 +35,10 @@ pub const JSON_NUMBER_BYTES_MAX: usize = 300;
 pub const HTTP_HEAD_BYTES_MAX_DEFAULT: usize = 8 << 10;
 /// Most header lines in an HTTP request head.
 pub const HTTP_HEADERS_MAX: usize = 64;
+/// Largest body of an HTTP request, with the framing of its chunks.
+pub const HTTP_BODY_BYTES_MAX: usize = 64 << 10;
+/// Longest line that gives the size of a chunk, and longest trailer after the last one.
+pub const HTTP_CHUNK_LINE_BYTES_MAX: usize = 1 << 10;
 
 /// Lowest `max_rate` a subscriber may ask for, in ticks per second and topic.
 pub const MAX_RATE_LOWEST: f64 = 0.001;

@@ -4,14 +4,14 @@ pub mod declared;
 mod delivery;
 pub mod file;
 pub mod listener;
-pub mod networks;
 pub mod reload;
 pub mod settings;
+
+use std::str::FromStr;
 
 pub use self::listener::SocketBounds;
 use self::{
     listener::{Kind, Listener, ListenerTable},
-    networks::Networks,
     settings::Settings,
 };
 use crate::{
@@ -24,9 +24,14 @@ use crate::{
     process::cores::Cores,
     sources::kind::{OptionChecks, SourceBounds, SourceConfig},
 };
-use tickcast_core::config::{Limits, message_bytes_max};
+use tickcast_core::{
+    config::{Limits, message_bytes_max},
+    networks::Networks,
+    shard::ClientAddress,
+};
 use tickcast_proto::{
     frame,
+    http::access::Access,
     records::{History, Publish, TickTimes, WireRecord},
 };
 
@@ -225,6 +230,7 @@ impl Checks<'_> {
             listeners.push(Listener {
                 kind: table.kind,
                 address: table.address.clone(),
+                client: self.client_address(at, table),
                 socket: self.socket_bounds(at, table),
                 mode: table.mode.unwrap_or(Mode(limits::UNIX_MODE_DEFAULT)).0,
                 named: settings.name_of_listener(at),
@@ -240,6 +246,33 @@ impl Checks<'_> {
             self.refuse("listener[0].kind", text.into());
         }
         listeners
+    }
+
+    /// How a trusted proxy tells the address of its client.
+    fn client_address(&mut self, at: usize, table: &ListenerTable) -> ClientAddress {
+        let path = |key: &str| format!("listener[{at}].{key}");
+        let has_header = table.proxy_protocol == Some(true);
+        let (key, client) = match (has_header, table.forwarded_for == Some(true)) {
+            (false, false) => return ClientAddress::Peer,
+            (true, true) => {
+                let text = "a proxy tells the client's address either by proxy_protocol or by forwarded_for; remove one";
+                self.refuse(&path("forwarded_for"), text.into());
+                return ClientAddress::Peer;
+            }
+            (true, false) => ("proxy_protocol", ClientAddress::ProxyHeader),
+            (false, true) => ("forwarded_for", ClientAddress::ForwardedFor),
+        };
+        let knows = if has_header { table.kind != Kind::Admin } else { table.kind == Kind::Http };
+        if !knows {
+            let text = format!("a listener of kind {:?} has no such option; remove it", table.kind.name());
+            self.refuse(&path(key), text);
+        } else if table.address.tcp().is_some()
+            && self.settings.tables.server.trusted_proxies == Networks::default()
+        {
+            let text = "no proxy is trusted; list the proxies' networks in [server] trusted_proxies";
+            self.refuse(&path(key), text.into());
+        }
+        client
     }
 
     /// Bounds that accepted sockets inherit: the listener's own options, or else those of `[delivery]`.
@@ -315,8 +348,18 @@ impl Checks<'_> {
         let histories = delivery::histories(&delivery.history, limits.egress_log.bytes);
         let history = self.rules("delivery.history", histories);
         let defaults = Limits::default();
+        let http_access = Access {
+            origins: self.parsed("web.allow_origin", &tables.web.allow_origin),
+            hosts: self.parsed("web.allow_host", &tables.web.allow_host),
+            // Known once the listeners are open.
+            is_local: false,
+        };
         Limits {
             frame_bytes_max: frame_max.bytes,
+            trusted_proxies: tables.server.trusted_proxies.clone(),
+            http_access,
+            http_health: tables.web.http_health,
+            http_idle_ns: tables.web.http_idle.ns,
             http_head_bytes_max: limits.http_head_max.bytes,
             handshake_deadline_ns: timeouts.handshake_deadline.ns,
             frame_deadline_ns: timeouts.frame_deadline.ns,
@@ -345,6 +388,12 @@ impl Checks<'_> {
             identity_replaces: tables.server.identity_conflict == IdentityConflict::Replace,
             debug_echo: tables.debug.debug_echo,
         }
+    }
+
+    /// The values of a repeatable option.
+    fn parsed<T: FromStr<Err = String>>(&mut self, path: &str, values: &[String]) -> Vec<T> {
+        let parsed = values.iter().map(|value| value.parse());
+        parsed.filter_map(|value| value.map_err(|text| self.refuse(path, text)).ok()).collect()
     }
 
     fn rules<T>(&mut self, path: &str, rules: Result<T, Vec<String>>) -> Option<T> {

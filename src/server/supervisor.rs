@@ -145,7 +145,11 @@ pub fn run(
             admin.set_stage(stage);
         }
     };
-    let reloader = Reloader::new(reload, config);
+    let is_local = |(kind, address): &(Kind, Address)| *kind != Kind::Http || address.is_local();
+    let mut limits = config.limits.clone();
+    // Of the sockets in use: the service manager may have passed others than the configuration names.
+    limits.http_access.is_local = addresses.iter().all(is_local);
+    let reloader = Reloader::new(reload, limits, config.log.clone());
     let (server, lanes) =
         start(config, clients_max, clients, (counters, statuses), (event_sender, events), reloader)?;
     set_stage(Stage::Serving);
@@ -233,15 +237,19 @@ fn start(
         event_sender: event_sender.clone(),
         shards_ended: vec![false; usize::from(config.shards)],
     };
-    let counts =
-        ConnectionCounts::new(clients_max, config.clients_per_source_max, config.unlimited_sources.clone());
+    let counts = ConnectionCounts::new(
+        clients_max,
+        config.clients_per_source_max,
+        config.unlimited_sources.clone(),
+        config.limits.trusted_proxies.clone(),
+    );
     let handovers = handover_lanes(&bells);
     let epoch = clock::realtime_ns();
     let accepting: Vec<ClientListener> = clients
         .iter()
         .filter_map(|listening| {
             let kind = listening.kind.of_clients();
-            kind.map(|kind| ClientListener::new(kind, listening.is_dealt()))
+            kind.map(|kind| ClientListener::new(kind, listening.client, listening.is_dealt()))
         })
         .collect();
     let mut sockets: Vec<_> = clients.into_iter().map(|listening| listening.sockets.into_iter()).collect();
@@ -249,8 +257,13 @@ fn start(
     let parts = parts.zip(handovers.into_iter().zip(receivers));
     for (index, ((eventfd, (mesh, bell)), (handovers, receiver))) in parts.enumerate() {
         let id = ShardId(index as u16);
-        let mut shard =
-            Shard::new(id, config.shards, epoch, config.limits.clone(), server.counters[index].clone());
+        let mut shard = Shard::new(
+            id,
+            config.shards,
+            epoch,
+            server.reloader.limits().clone(),
+            server.counters[index].clone(),
+        );
         shard.set_static_files(&page::Page);
         let parts = ShardParts {
             shard,

@@ -390,6 +390,7 @@ impl World {
             match action {
                 Action::PauseReceive(_) => self.reached.paused += 1,
                 Action::ResumeReceive(_) | Action::HandshakeDone(_) => {}
+                Action::Admit(..) => unreachable!("no client here is behind a proxy"),
                 Action::HandOver(slot) => {
                     let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot.0);
                     self.clients.iter_mut().find(here).expect("the client exists").leaving = true;

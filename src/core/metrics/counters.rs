@@ -90,6 +90,8 @@ counters! {
     Pings = "pings", "pings";
     /// Times a session's input was paused for lack of room in the mesh or in its replies.
     InputPaused = "input_paused", "times";
+    /// HTTP requests answered without an upgrade to WebSocket.
+    HttpResponses = "http_responses", "responses";
     /// Requests answered with an error.
     RequestErrors = "request_errors", "requests";
     /// Sessions closed by the peer.
@@ -108,8 +110,12 @@ counters! {
     ClosedShutdown = "closed_shutdown", "sessions";
     /// Sessions closed by a socket error.
     ClosedTransport = "closed_transport", "sessions";
-    /// HTTP requests answered without an upgrade to WebSocket.
+    /// HTTP connections closed with a response.
     ClosedHttp = "closed_http", "sessions";
+    /// HTTP connections closed because no further request came in time.
+    ClosedHttpIdle = "closed_http_idle", "sessions";
+    /// Connections closed because a trusted proxy sent no valid PROXY protocol header.
+    ClosedProxy = "closed_proxy", "sessions";
     /// Raw sessions closed because a request failed.
     ClosedBadRequest = "closed_bad_request", "sessions";
     /// Sessions closed because a newer connection with the same identity took over.

@@ -90,6 +90,11 @@ impl Control {
         !self.queue.is_empty() || !self.departures.is_empty()
     }
 
+    /// Whether requests of the session in a slot are under way.
+    pub(super) fn is_serving(&self, slot: SlotId) -> bool {
+        self.flows.contains_key(&slot)
+    }
+
     /// Heap memory in bytes.
     pub(super) fn heap_bytes(&self) -> usize {
         let operations: usize =

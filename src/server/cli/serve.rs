@@ -10,14 +10,11 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use super::values::{Size, Time};
-use crate::{
-    config::{listener::Address, networks::Networks},
-    limits, logging,
-    sources::kind::SourceFlags,
-};
+use crate::{config::listener::Address, limits, logging, sources::kind::SourceFlags};
+use tickcast_core::networks::Networks;
 
 /// Keys of the options that a reload changes without a restart.
-pub const LIVE: [&str; 19] = [
+pub const LIVE: [&str; 23] = [
     "log",
     "policy",
     "behind_size",
@@ -37,6 +34,10 @@ pub const LIVE: [&str; 19] = [
     "unfinished_memory",
     "patterns_memory",
     "positions_memory",
+    "allow_origin",
+    "allow_host",
+    "http_health",
+    "http_idle",
 ];
 
 /// Options of `tickcast serve`.
@@ -84,6 +85,9 @@ pub struct Tables {
     /// `[timeouts]`.
     #[command(flatten)]
     pub timeouts: TimeoutOptions,
+    /// `[web]`.
+    #[command(flatten)]
+    pub web: WebOptions,
     /// `[debug]`.
     #[command(flatten)]
     pub debug: DebugOptions,
@@ -128,6 +132,10 @@ pub struct ServerOptions {
     /// Second connection of the same client (client=ID): allow (serve both) or replace (close the first)
     #[arg(long, value_enum, value_name = "ACTION", hide_possible_values = true, default_value_t = IdentityConflict::Allow)]
     pub identity_conflict: IdentityConflict,
+    /// Networks of proxies, for listeners with proxy_protocol or forwarded_for in the file
+    #[arg(long, value_name = "NETWORK,...", default_value = "none")]
+    #[serde(with = "super::values::text")]
+    pub trusted_proxies: Networks,
     /// Log level, also by part: error, warn, info, debug, trace, off; info,tickcast::peer=warn
     #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info", value_parser = logging::checked)]
     #[serde(deserialize_with = "log_filter")]
@@ -147,6 +155,7 @@ pub struct LimitOptions {
     pub max_clients_per_source: u32,
     /// Networks that --max-clients-per-source does not limit: put proxies here; none: it limits all
     #[arg(long, value_name = "NETWORK,...", default_value = Networks::LOOPBACK)]
+    #[serde(with = "super::values::text")]
     pub unlimited_sources: Networks,
     /// New connections per second, divided among the shards; 0: no limit; the page needs 13
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -246,6 +255,30 @@ pub struct TimeoutOptions {
     /// Time over which clients reconnect after a stop
     #[arg(long, alias = "reconnect-spread-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::RECONNECT_SPREAD_MS_DEFAULT as u64))]
     pub reconnect_spread: Time,
+}
+
+/// `[web]`: web pages, host names and health checks on the HTTP listeners.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[group(id = "web")]
+#[command(next_help_heading = "Web")]
+pub struct WebOptions {
+    /// Origins of web pages that may connect besides the server's own.
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        help = "Origin of web pages that may connect besides the server's own: https://app.example.com, \
+                https://*.example.com, null or *; repeatable"
+    )]
+    pub allow_origin: Vec<String>,
+    /// Host name of this server: ticks.example.com, *.example.com or *; repeatable; then requests for other names get 403
+    #[arg(long, value_name = "NAME")]
+    pub allow_host: Vec<String>,
+    /// Serve GET /healthz on the HTTP listeners, for load balancers
+    #[arg(long)]
+    pub http_health: bool,
+    /// Close an HTTP connection after this much silence between two requests; 0: after each response
+    #[arg(long, value_name = "TIME", default_value_t = Time::from_ms(limits::HTTP_IDLE_MS_DEFAULT))]
+    pub http_idle: Time,
 }
 
 /// `[debug]`.

@@ -22,18 +22,18 @@ use crate::{
     logging,
     process::fault::{self, Place},
     transport::{
-        admission::Admission,
+        admission::{Admission, Admitted},
         control_queue::ControlQueue,
         uring::data_ring::{DataRing, Event, ListenerId, Sent},
     },
 };
 use tickcast_core::{
-    admission::{Origin, Refusal},
+    admission::Refusal,
     ids::SlotId,
     mesh::{Mesh, ring::Doorbell},
     metrics::{counters::Counter, latency::Latency},
     now::Now,
-    shard::{Action, ListenerKind, Send, Shard},
+    shard::{Action, ClientAddress, ListenerKind, Send, Shard},
 };
 
 /// Longest sleep while refused sockets linger.
@@ -59,6 +59,8 @@ enum Phase {
 pub struct ClientListener {
     /// The protocol of its connections.
     pub kind: ListenerKind,
+    /// How a trusted proxy tells the address of its client.
+    pub client: ClientAddress,
     /// The listener has one socket for all shards: the shard that accepts distributes its connections. If not, each shard has a
     /// socket of its own.
     pub is_distributed: bool,
@@ -70,8 +72,8 @@ pub struct ClientListener {
 
 impl ClientListener {
     /// Creates a listener that has not failed.
-    pub fn new(kind: ListenerKind, is_distributed: bool) -> ClientListener {
-        ClientListener { kind, is_distributed, retry_ns: None, is_failing: false }
+    pub fn new(kind: ListenerKind, client: ClientAddress, is_distributed: bool) -> ClientListener {
+        ClientListener { kind, client, is_distributed, retry_ns: None, is_failing: false }
     }
 }
 
@@ -304,22 +306,25 @@ impl Driver {
     fn accepted(&mut self, listener: ListenerId, socket: OwnedFd, now: Now) {
         let listener = &mut self.listeners[listener.0 as usize];
         listener.is_failing = false;
-        let kind = listener.kind;
+        let (kind, mut client) = (listener.kind, listener.client);
         if self.phase != Phase::Running {
             self.shard.counters().add(Counter::SessionsRefusedDraining, 1);
             return;
         }
         let mut admitted = self.admission.admit(&socket, now.monotonic_ns);
-        if let Ok(origin) = admitted
+        if let Ok(admission) = admitted
             && !self.ring.has_room()
         {
-            self.admission.release_without_slot(origin);
+            self.admission.release_without_slot(admission);
             admitted = Err(Refusal::Clients);
         }
         match admitted {
-            Ok(origin) => {
-                if let Some(slot) = self.add(socket, origin) {
-                    self.shard.handle_accept(SlotId(slot), kind, now);
+            Ok(admitted) => {
+                if client != ClientAddress::Peer && !self.admission.is_proxy(&socket) {
+                    client = ClientAddress::Peer;
+                }
+                if let Some(slot) = self.add(socket, admitted) {
+                    self.shard.handle_accept_proxied(SlotId(slot), kind, client, now);
                 }
             }
             Err(refusal) => {
@@ -331,15 +336,15 @@ impl Driver {
     }
 
     /// Gives an admitted connection a slot. Returns `None` if the ring refuses the socket.
-    fn add(&mut self, socket: OwnedFd, origin: Option<Origin>) -> Option<u32> {
+    fn add(&mut self, socket: OwnedFd, admitted: Admitted) -> Option<u32> {
         match self.ring.add(socket) {
             Ok(slot) => {
-                self.admission.assign(slot, origin);
+                self.admission.assign(slot, admitted);
                 Some(slot)
             }
             Err(error) => {
                 ::log::warn!(target: logging::peer::ACCEPT, "connection refused: {error}");
-                self.admission.release_without_slot(origin);
+                self.admission.release_without_slot(admitted);
                 self.shard.counters().add(Counter::SessionsRefusedFailed, 1);
                 None
             }
@@ -353,8 +358,8 @@ impl Driver {
         {
             match self.ring.take(slot)? {
                 Some(socket) => {
-                    let origin = self.admission.hand_over(slot);
-                    self.handovers.send(Handover { socket, departure, origin });
+                    let admitted = self.admission.hand_over(slot);
+                    self.handovers.send(Handover { socket, departure, admitted });
                 }
                 None => {
                     debug_assert!(
@@ -373,7 +378,7 @@ impl Driver {
     fn take_transfers(&mut self, now: Now) -> io::Result<bool> {
         for taken in 0..self.handovers.turn_max() {
             let Some(transfer) = self.handovers.take() else { return Ok(taken > 0) };
-            let Handover { socket, departure, origin } = match transfer {
+            let Handover { socket, departure, admitted } = match transfer {
                 Transfer::Admitted(handover) => handover,
                 Transfer::Accepted(listener, socket) => {
                     self.accepted(listener, socket, now);
@@ -381,7 +386,7 @@ impl Driver {
                     continue;
                 }
             };
-            if let Some(slot) = self.add(socket, origin) {
+            if let Some(slot) = self.add(socket, admitted) {
                 self.shard.handle_attached(SlotId(slot), departure.listener, &departure.bytes, now);
                 self.actions()?;
             }
@@ -452,6 +457,10 @@ impl Driver {
                 Action::ResumeReceive(slot) => self.ring.resume_receive(slot.0)?,
                 Action::ShutdownWrite(slot) => self.ring.shutdown_write(slot.0)?,
                 Action::HandshakeDone(slot) => self.ring.settle(slot.0),
+                Action::Admit(slot, client) => match self.admission.admit_client(slot.0, client) {
+                    Ok(()) => self.shard.handle_admitted(slot, clock::now()),
+                    Err(refusal) => self.shard.handle_refused(slot, refusal, clock::now()),
+                },
                 Action::HandOver(slot) => self.ring.detach(slot.0)?,
                 Action::Close(slot) => {
                     self.admission.release(slot.0);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::Config;
+use tickcast_core::shard::ClientAddress;
 
 /// The settings from a file with this text and a command line with these words.
 fn settings_of(name: &str, text: &str, words: &str) -> Settings {
@@ -261,6 +262,36 @@ notsent_lowat = 0
     assert_eq!((unix.mode, unix.socket), (0o666, Default::default()));
     assert_eq!((tcp.socket.send_bytes, tcp.socket.notsent_lowat_bytes), (Some(8 << 10), 0));
     assert!(matches!(&unix.address, Address::Unix(_)) && tcp.named.ends_with("line 7"), "{tcp:?}");
+}
+
+#[test]
+fn a_listener_behind_a_proxy_needs_proxies_that_are_trusted() {
+    let listener = |kind: &str, keys: &str| {
+        format!("[[listener]]\nkind = \"{kind}\"\naddress = \"127.0.0.1:1\"\n{keys}\n")
+    };
+    let trusting = "[server]\ntrusted_proxies = \"10.0.0.0/8\"\n";
+    for (kind, keys, client) in [
+        ("native", "proxy_protocol = true", ClientAddress::ProxyHeader),
+        ("http", "proxy_protocol = true", ClientAddress::ProxyHeader),
+        ("http", "forwarded_for = true\nproxy_protocol = false", ClientAddress::ForwardedFor),
+        ("http", "forwarded_for = false", ClientAddress::Peer),
+    ] {
+        let text = format!("{trusting}{}", listener(kind, keys));
+        let config = Config::new(&settings_of("proxies", &text, ""), None).unwrap();
+        assert_eq!(config.listeners[0].client, client, "{kind} {keys}");
+    }
+    for (kind, keys, part) in [
+        ("native", "forwarded_for = true", "no such option"),
+        ("http", "forwarded_for = true\nproxy_protocol = true", "either"),
+    ] {
+        let text = format!("{trusting}{}", listener(kind, keys));
+        assert!(errors_of("proxies", &text)[0].contains(part), "{kind} {keys}");
+    }
+    let errors = errors_of("proxies", &listener("http", "proxy_protocol = true"));
+    assert!(errors[0].contains("line 4: listener.proxy_protocol: no proxy is trusted"), "{errors:?}");
+    let errors = errors_of("web", "[web]\nallow_origin = [\"app.example\"]\nallow_host = [\"a:80\"]\n");
+    assert!(errors[0].contains("line 2") && errors[0].contains("is no origin"), "{errors:?}");
+    assert!(errors[1].contains("line 3") && errors[1].contains("is no host"), "{errors:?}");
 }
 
 #[test]
