@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
@@ -87,6 +88,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.abuse:
         # The process of an abuser. It prints one line, and holds its connections until it is stopped.
+        # Real ones run on other machines, so they do not compete for the server's cores.
+        os.nice(19)
         target = Target(**json.loads(options.target))
         ABUSES[options.abuse](target)
         return 0

@@ -156,11 +156,11 @@ pub const TURN_DELIVERY_UNITS_PREFERRED: usize = 4 << 10;
 pub const NEW_TOPIC_UNITS: usize = 64;
 /// Units of delivery for a request about a pattern, at its shard and at each home: up to 10 us for one of 255 bytes (bench/abuse,
 /// `patterns`).
-pub const PATTERN_REQUEST_UNITS: usize = 64;
+pub const PATTERN_REQUEST_UNITS: usize = 128;
 /// Units of counting the topics that wildcards match in one turn: 0.3 ms if each misses the caches.
 pub const TURN_COUNT_UNITS: usize = 1 << 10;
 /// Units of work for sessions that have ended and leave their topics, in one turn.
-pub const TURN_DEPARTURE_UNITS: usize = 4 << 10;
+pub const TURN_DEPARTURE_UNITS: usize = 1 << 10;
 /// Units of work that a home's interest walk does in one turn: one for each topic, one for each node of the pattern trie
 /// that a topic is compared with. About 0.15 ms (bench/micro/control.rs).
 pub const TURN_INTEREST_UNITS: usize = 4 << 10;
