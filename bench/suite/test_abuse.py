@@ -19,12 +19,12 @@ METRICS = """\
 # TYPE tickcast_turns_slow_total counter
 tickcast_turns_slow_total{shard="0"} 2
 tickcast_turns_slow_total{shard="1"} 3
-tickcast_turn_seconds_bucket{shard="0",le="0.001"} 90
-tickcast_turn_seconds_bucket{shard="0",le="0.01"} 100
-tickcast_turn_seconds_bucket{shard="0",le="+Inf"} 100
-tickcast_turn_seconds_bucket{shard="1",le="0.001"} 40
-tickcast_turn_seconds_bucket{shard="1",le="0.01"} 50
-tickcast_turn_seconds_bucket{shard="1",le="+Inf"} 50
+tickcast_turn_cpu_seconds_bucket{shard="0",le="0.001"} 90
+tickcast_turn_cpu_seconds_bucket{shard="0",le="0.01"} 100
+tickcast_turn_cpu_seconds_bucket{shard="0",le="+Inf"} 100
+tickcast_turn_cpu_seconds_bucket{shard="1",le="0.001"} 40
+tickcast_turn_cpu_seconds_bucket{shard="1",le="0.01"} 50
+tickcast_turn_cpu_seconds_bucket{shard="1",le="+Inf"} 50
 process_open_fds 31
 """
 
@@ -37,7 +37,7 @@ def row(name, lost=0):
 def buckets(*counts):
     """The histogram of one shard with these cumulative counts for 1 ms, 10 ms and all."""
     bounds = ("0.001", "0.01", "+Inf")
-    name = "tickcast_turn_seconds_bucket"
+    name = "tickcast_turn_cpu_seconds_bucket"
     return [(name, f'shard="0",le="{bound}"', float(count)) for bound, count in zip(bounds, counts, strict=True)]
 
 
