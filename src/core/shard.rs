@@ -152,7 +152,7 @@ pub struct Shard {
     timers: Wheel<Timer>,
     /// Sessions whose peer has sent FIN before its requests were answered. Bound: one entry a session, for
     /// [`limits::LINGER_DEADLINE_MS`](crate::limits::LINGER_DEADLINE_MS), and one for each that has gone since the last turn.
-    half_closed: Vec<SessionId>,
+    half_closed: VecDeque<SessionId>,
     /// Sessions with an unfinished message.
     unfinished: Unfinished,
     /// Number of timers at which stale ones are dropped.
@@ -223,7 +223,7 @@ impl Shard {
             mesh_units_left: TURN_DELIVERY_UNITS,
             intake_units_left: TURN_DELIVERY_UNITS,
             timers: Wheel::new(),
-            half_closed: Vec::new(),
+            half_closed: VecDeque::new(),
             unfinished: Unfinished::default(),
             timers_max: TIMERS_GONE_MAX,
             generation: 0,

@@ -7,7 +7,7 @@ use self::ending::log_end;
 use super::{Action, ListenerKind, Shard, timers::TimerKind};
 use crate::{
     ids::{SessionId, SlotId},
-    limits::LINGER_DEADLINE_MS,
+    limits::{LINGER_DEADLINE_MS, TURN_HALF_CLOSED},
     metrics::counters::Counter,
     now::Now,
     session::{CloseReason, DepartureState, Ending, Protocol, Session},
@@ -48,27 +48,37 @@ impl Shard {
             }
         } else if !session.is_paused() && !matches!(session.protocol, Protocol::Leaving(_)) {
             let id = session.id;
-            self.half_closed.push(id);
-            let deadline = now.monotonic_ns.saturating_add(LINGER_DEADLINE_MS * 1_000_000);
-            self.set_timer(deadline, TimerKind::HalfClosed, id);
-            self.end_answered(now);
+            if !self.end_if_answered(id, now) {
+                self.half_closed.push_back(id);
+                let deadline = now.monotonic_ns.saturating_add(LINGER_DEADLINE_MS * 1_000_000);
+                self.set_timer(deadline, TimerKind::HalfClosed, id);
+            }
         }
         self.apply_deferred(now);
     }
 
-    /// Ends the sessions whose peers have sent FIN and whose requests have been answered: acknowledged, and sent. What is
-    /// sent unasked (ticks of a subscription that is live) keeps no session.
+    /// Ends sessions whose peers have sent FIN, as soon as their requests have been answered. Looks at [`TURN_HALF_CLOSED`] of
+    /// them.
     pub(super) fn end_answered(&mut self, now: Now) {
-        for id in std::mem::take(&mut self.half_closed) {
-            let slot = id.slot();
-            let Some(session) = self.sessions.open_mut(slot).filter(|session| session.id == id) else {
-                continue;
-            };
-            match session.awaits_answers() || self.control.is_serving(slot) {
-                true => self.half_closed.push(id),
-                false => self.end(slot, CloseReason::Peer, now),
+        for _ in 0..self.half_closed.len().min(TURN_HALF_CLOSED) {
+            if let Some(id) = self.half_closed.pop_front()
+                && !self.end_if_answered(id, now)
+            {
+                self.half_closed.push_back(id);
             }
         }
+    }
+
+    /// Ends a session whose peer has sent FIN if its requests have been answered: acknowledged, and sent. What is sent unasked
+    /// (ticks of a subscription that is live) keeps no session. Returns whether it has ended.
+    fn end_if_answered(&mut self, id: SessionId, now: Now) -> bool {
+        let slot = id.slot();
+        let session = self.sessions.open_mut(slot).filter(|session| session.id == id);
+        let waits = session.map(|session| session.awaits_answers() || self.control.is_serving(slot));
+        if waits == Some(false) {
+            self.end(slot, CloseReason::Peer, now);
+        }
+        waits != Some(true)
     }
 
     /// Ends the session of a socket that has failed.
