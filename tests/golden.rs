@@ -311,8 +311,9 @@ fn json_requests_decode_as_specified() {
     let position = Position { epoch: 10, sequence: 17 };
     assert_eq!(start(r#"{"epoch":10,"sequence":17}"#), StartPosition::After(position));
     let sequences = [("d.x".into(), 17)].into();
-    let each = StartPosition::AfterEach { epoch: 10, sequences };
+    let each = StartPosition::AfterEach([("d.x".into(), position)].into());
     assert_eq!(start(r#"{"epoch":10,"sequences":{"d.x":17}}"#), each);
+    assert_eq!(start(r#"{"positions":{"d.x":{"epoch":10,"sequence":17}}}"#), each);
     for ping in [r#"{"op":"ping","token":7}"#, r#"{"op":"ping","id":7}"#] {
         assert_eq!(json::decode(ping).unwrap(), Command::Ping { token: 7 });
     }

@@ -65,13 +65,16 @@ pub enum Backfill {
     PositionLost = 3,
     /// The last value of each key from a sequence on: for a session that fell behind.
     Conflated = 4,
+    /// As `Position` if this is the topic's first life since the server started, else as `PositionLost`: the position's epoch is
+    /// the server's. Clients of version 0.1 may know no other.
+    ServerPosition = 5,
 }
 
 impl Backfill {
     /// Converts from the number that the mesh carries.
     pub fn from_wire(number: u32) -> Option<Backfill> {
         use Backfill::*;
-        [LastValues, Retained, Position, PositionLost, Conflated]
+        [LastValues, Retained, Position, PositionLost, Conflated, ServerPosition]
             .into_iter()
             .find(|known| *known as u32 == number)
     }
@@ -102,6 +105,8 @@ pub struct HomeTopic {
     pub name: Box<str>,
     /// Id on the wire.
     pub id: TopicId,
+    /// Epoch of this life of the topic: see [`Home::find_or_create`].
+    pub epoch: u64,
     /// Sequence of the last tick; 0 before the first.
     pub sequence: Sequence,
     /// Last value of each key, as the frames sent to the shards.
@@ -110,6 +115,8 @@ pub struct HomeTopic {
     bounds: HistoryBounds,
     /// Shards with a subscriber.
     pub interested: ShardSet,
+    /// The home knows of no earlier life since the server started.
+    is_first_life: bool,
 }
 
 impl HomeTopic {
@@ -164,6 +171,8 @@ const FLAGS_OFFSET: usize = 7;
 pub struct Home {
     shard: ShardId,
     shards: u16,
+    /// The largest epoch given to a topic.
+    epoch_last: u64,
     topics_max: usize,
     retention: Retention,
     /// Bytes the histories may still grow by; negative after the bound was lowered: bytes they must return.
@@ -189,11 +198,13 @@ pub struct TopicLookup {
 pub struct TooManyTopics;
 
 impl Home {
-    /// An empty home that sequences at most `topics_max` topics.
-    pub fn new(shard: ShardId, shards: u16, topics_max: usize, retention: Retention) -> Home {
+    /// An empty home that sequences at most `topics_max` topics. `server_epoch`: microseconds since 1970 when the server
+    /// started.
+    pub fn new(shard: ShardId, shards: u16, server_epoch: u64, topics_max: usize, retention: Retention) -> Home {
         Home {
             shard,
             shards,
+            epoch_last: server_epoch,
             topics_max,
             history_left_bytes: signed(retention.history_bytes_max),
             trim_next: None,
@@ -295,7 +306,13 @@ impl Home {
         let reaches_back = from > last || oldest.is_some_and(|oldest| oldest <= from);
         let snapshot = backfill != Backfill::Conflated;
         let (mut start, mut flags, mut snapshot_from) = (from, 0, None);
+        let backfill = match backfill {
+            Backfill::ServerPosition if topic.is_first_life => Backfill::Position,
+            Backfill::ServerPosition => Backfill::PositionLost,
+            other => other,
+        };
         match backfill {
+            Backfill::ServerPosition => debug_assert!(false, "resolved above"),
             Backfill::LastValues | Backfill::Conflated => snapshot_from = Some(from),
             Backfill::PositionLost => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(1)),
             Backfill::Position if from > last + 1 => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(1)),
@@ -344,11 +361,13 @@ impl Home {
         self.topics.is_empty()
     }
 
-    /// Finds the topic of this name, or creates it.
+    /// Finds the topic of this name, or creates it. A new topic's epoch is `now_us`, microseconds since 1970, or one more than
+    /// the last if the clock stood still or went back. So epochs strictly increase, and a restarted server does not repeat
+    /// them. They stay below 2^53 until the year 2255.
     ///
     /// # Errors
     /// [`TooManyTopics`].
-    pub fn find_or_create(&mut self, name: &str) -> Result<TopicLookup, TooManyTopics> {
+    pub fn find_or_create(&mut self, name: &str, now_us: u64) -> Result<TopicLookup, TooManyTopics> {
         if let Some(&index) = self.by_name.get(name) {
             return Ok(TopicLookup { index, is_new: false });
         }
@@ -358,15 +377,18 @@ impl Home {
         }
         let id = TopicId::new(index, self.shard, self.shards).ok_or(TooManyTopics)?;
         let interested = self.interest.of(name);
+        self.epoch_last = now_us.max(self.epoch_last + 1);
         self.by_name.insert(name.into(), index);
         self.topics.push(HomeTopic {
             name: name.into(),
             id,
+            epoch: self.epoch_last,
             sequence: Sequence(0),
             last_values: LastValues::default(),
             history: History::default(),
             bounds: self.retention.history.of(name),
             interested,
+            is_first_life: true,
         });
         self.invariants();
         Ok(TopicLookup { index, is_new: true })

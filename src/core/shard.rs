@@ -170,7 +170,8 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Creates shard `id` of `shards`. `epoch` identifies this run of the server and is the same on all shards.
+    /// Creates shard `id` of `shards`. `epoch` identifies this run of the server and is the same on all shards: microseconds
+    /// since 1970 when it started.
     pub fn new(id: ShardId, shards: u16, epoch: u64, limits: Limits, counters: Arc<Counters>) -> Shard {
         let keys = KeysBudget {
             keys_max: limits.keys_per_topic_max,
@@ -183,6 +184,7 @@ impl Shard {
             home: Home::new(
                 id,
                 shards,
+                epoch,
                 limits.topics_max.div_ceil(usize::from(shards)),
                 Retention {
                     history: limits.history.clone(),

@@ -234,7 +234,7 @@ fn start(
     let counts =
         ConnectionCounts::new(clients_max, config.clients_per_source_max, config.unlimited_sources.clone());
     let handovers = handover_lanes(&bells);
-    let epoch = clock::realtime_ns();
+    let epoch = clock::realtime_ns() / 1_000;
     let accepting: Vec<ClientListener> = clients
         .iter()
         .filter_map(|listening| {

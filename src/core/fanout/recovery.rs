@@ -4,7 +4,7 @@
 use super::{
     EgressLogs, Fanout, Settings, StartFrom,
     topic::{Backlog, skipped_range},
-    topic_mut,
+    topic_mut, topic_ref,
 };
 use crate::{
     egress_log::FrameInfo,
@@ -64,7 +64,7 @@ impl Fanout {
             StartFrom::Latest => return Some(Backlog { backfill: Backfill::LastValues, from: 1 }),
             StartFrom::After(position) => position,
             StartFrom::SavedPositions => {
-                let name = &super::topic_ref(&self.topics, id, self.shards)?.info.name;
+                let name = &topic_ref(&self.topics, id, self.shards)?.info.name;
                 let session = sessions.open_mut(slot)?;
                 match session.lag.as_deref_mut().and_then(|lag| lag.take_position(name)) {
                     Some(position) => position,
@@ -72,13 +72,14 @@ impl Fanout {
                 }
             }
         };
-        Some(match position {
-            Position { epoch, .. } if epoch != self.epoch => {
-                Backlog { backfill: Backfill::PositionLost, from: 1 }
-            }
-            Position { sequence, .. } => {
-                Backlog { backfill: Backfill::Position, from: sequence.saturating_add(1) }
-            }
+        let epoch = topic_ref(&self.topics, id, self.shards)?.info.epoch;
+        let from = position.sequence.saturating_add(1);
+        Some(match position.epoch {
+            known if known == epoch => Backlog { backfill: Backfill::Position, from },
+            // All that is kept, whatever life it is of.
+            known if known == self.epoch && from == 1 => Backlog { backfill: Backfill::Position, from },
+            known if known == self.epoch => Backlog { backfill: Backfill::ServerPosition, from },
+            _ => Backlog { backfill: Backfill::PositionLost, from: 1 },
         })
     }
 
@@ -228,7 +229,7 @@ impl Fanout {
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a membership has a topic");
         };
-        let (name, last) = (topic.info.name.clone(), chunk.header.sequence);
+        let (name, epoch, last) = (topic.info.name.clone(), topic.info.epoch, chunk.header.sequence);
         if !announced {
             // The topic's name must precede its frames.
             self.flush_notices_of(&[id], slot, sessions);
@@ -238,7 +239,7 @@ impl Fanout {
             let reply = Reply::Recovered {
                 topic_id: id.0,
                 name: &name,
-                epoch: self.epoch,
+                epoch,
                 sequence: last,
                 recovered,
                 reason: None,
@@ -282,7 +283,9 @@ impl Fanout {
             self.share_again(id, slot, sessions);
         } else {
             membership.wanted = match membership.wanted {
-                Backfill::Position if flags & CHUNK_NOT_RECOVERED == 0 => Backfill::Retained,
+                Backfill::Position | Backfill::ServerPosition if flags & CHUNK_NOT_RECOVERED == 0 => {
+                    Backfill::Retained
+                }
                 kept @ (Backfill::Retained | Backfill::Conflated) => kept,
                 _ => Backfill::LastValues,
             };

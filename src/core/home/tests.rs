@@ -42,18 +42,18 @@ fn remove(home: &mut Home, pattern: &str) -> Vec<String> {
 fn interest_opens_existing_topics_then_says_ready() {
     let mut home = home(2, 10);
     for name in ["a.x", "b.x", "a.y"] {
-        home.find_or_create(name).unwrap();
+        home.find_or_create(name, 0).unwrap();
     }
     assert!(add(&mut home, "a.*", 7).is_empty());
     assert_eq!(walk_events(&mut home), ["open 1 a.x", "open 1 a.y", "ready 1 7"]);
-    let TopicLookup { index, is_new } = home.find_or_create("a.z").unwrap();
+    let TopicLookup { index, is_new } = home.find_or_create("a.z", 0).unwrap();
     assert!(is_new && home.topic(index).interested.contains(B) && !home.topic(index).interested.contains(A));
 }
 
 #[test]
 fn interest_in_one_topic_does_not_wait_for_the_walk() {
     let mut home = home(2, 10);
-    home.find_or_create("a.x").unwrap();
+    home.find_or_create("a.x", 0).unwrap();
     add(&mut home, ">", 1);
     assert_eq!(add(&mut home, "a.x", 2), ["open 1 a.x", "ready 1 2"]);
     assert_eq!(walk_events(&mut home), ["ready 1 1"], "the topic is already open");
@@ -63,8 +63,8 @@ fn interest_in_one_topic_does_not_wait_for_the_walk() {
 #[test]
 fn overlapping_interest_outlives_the_other_pattern() {
     let mut home = home(2, 10);
-    home.find_or_create("a.x").unwrap();
-    home.find_or_create("a.y").unwrap();
+    home.find_or_create("a.x", 0).unwrap();
+    home.find_or_create("a.y", 0).unwrap();
     add(&mut home, ">", 1);
     add(&mut home, "a.x", 2);
     walk_events(&mut home);
@@ -76,7 +76,7 @@ fn overlapping_interest_outlives_the_other_pattern() {
 #[test]
 fn interest_that_returns_before_the_walk_keeps_its_topics() {
     let mut home = home(2, 10);
-    home.find_or_create("a.x").unwrap();
+    home.find_or_create("a.x", 0).unwrap();
     add(&mut home, "a.*", 1);
     walk_events(&mut home);
     remove(&mut home, "a.*");
@@ -89,7 +89,7 @@ fn patterns_that_go_together_cost_one_round_of_the_topics() {
     const TOPICS: u32 = 100;
     let mut home = home(2, TOPICS as usize);
     for n in 0..TOPICS {
-        home.find_or_create(&format!("t.{n}.x")).unwrap();
+        home.find_or_create(&format!("t.{n}.x"), 0).unwrap();
     }
     (0..TOPICS).for_each(|n| drop(add(&mut home, &format!("t.{n}.*"), n)));
     assert_eq!(walk_events(&mut home).len(), 2 * TOPICS as usize);
@@ -112,7 +112,7 @@ fn patterns_that_go_together_cost_one_round_of_the_topics() {
 fn a_walk_pauses_while_the_shards_take_no_more() {
     let mut home = home(2, 10);
     for name in ["a.x", "a.y"] {
-        home.find_or_create(name).unwrap();
+        home.find_or_create(name, 0).unwrap();
     }
     add(&mut home, "a.*", 1);
     let mut events = Vec::new();
@@ -128,13 +128,33 @@ fn a_walk_pauses_while_the_shards_take_no_more() {
 }
 
 #[test]
-fn topics_are_bounded() {
-    let mut home = home(1, 1);
-    assert!(home.find_or_create("a").is_ok());
-    assert_eq!(home.find_or_create("b"), Err(TooManyTopics));
-    assert_eq!(home.find_or_create("a"), Ok(TopicLookup { index: 0, is_new: false }));
+fn epochs_increase_even_if_the_clock_stands_still_or_goes_back() {
+    let mut home = home(1, 10);
+    let mut epoch = |name: &str, now_us| {
+        let TopicLookup { index, .. } = home.find_or_create(name, now_us).unwrap();
+        home.topic(index).epoch
+    };
+    assert_eq!([epoch("a", 100), epoch("b", 100), epoch("c", 50), epoch("d", 200)], [100, 101, 102, 200]);
+    assert_eq!(epoch("a", 300), 100);
+    let first_of_all = home_epoch_of_a_stopped_clock();
+    assert_eq!(first_of_all, EPOCH + 1, "a topic's epoch is above the server's");
 }
 
+fn home_epoch_of_a_stopped_clock() -> u64 {
+    let mut home = home(1, 10);
+    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
+    home.topic(index).epoch
+}
+
+#[test]
+fn topics_are_bounded() {
+    let mut home = home(1, 1);
+    assert!(home.find_or_create("a", 0).is_ok());
+    assert_eq!(home.find_or_create("b", 0), Err(TooManyTopics));
+    assert_eq!(home.find_or_create("a", 0), Ok(TopicLookup { index: 0, is_new: false }));
+}
+
+const EPOCH: u64 = 5;
 const BOUNDS: HistoryBounds = HistoryBounds { ticks: 10, bytes: 64 << 10, age_ns: 0 };
 
 fn home(shards: u16, topics_max: usize) -> Home {
@@ -143,7 +163,7 @@ fn home(shards: u16, topics_max: usize) -> Home {
         history_bytes_max: 1 << 20,
         keys: KeysBudget { keys_max: 4, bytes_left: 1 << 20 },
     };
-    Home::new(A, shards, topics_max, retention)
+    Home::new(A, shards, EPOCH, topics_max, retention)
 }
 
 fn advance(home: &mut Home, index: u32, key: u64, payload: &[u8]) -> TopicId {
@@ -167,7 +187,7 @@ fn chunk(home: &mut Home, id: TopicId, backfill: Backfill, from: u64) -> (u64, u
 #[test]
 fn a_position_within_the_history_is_recovered_exactly() {
     let mut home = home(1, 1);
-    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
     let mut id = TopicId(0);
     (0..25).for_each(|_| id = advance(&mut home, index, 0, b"x"));
     let (start, flags, ticks) = chunk(&mut home, id, Backfill::Position, 20);
@@ -179,7 +199,7 @@ fn a_position_within_the_history_is_recovered_exactly() {
 #[test]
 fn a_position_out_of_reach_yields_the_last_values_and_says_so() {
     let mut home = home(1, 1);
-    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
     let mut id = TopicId(0);
     (0..25).for_each(|_| id = advance(&mut home, index, 0, b"x"));
     let lost = CHUNK_NOT_RECOVERED | CHUNK_LAST;
@@ -199,7 +219,7 @@ fn a_position_out_of_reach_yields_the_last_values_and_says_so() {
 #[test]
 fn a_client_without_ticks_gets_all_that_is_kept() {
     let mut home = home(1, 1);
-    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
     let mut id = TopicId(0);
     (0..5).for_each(|_| id = advance(&mut home, index, 0, b"x"));
     let (start, flags, ticks) = chunk(&mut home, id, Backfill::Position, 1);
@@ -213,7 +233,7 @@ fn a_client_without_ticks_gets_all_that_is_kept() {
 #[test]
 fn a_snapshot_has_the_last_value_of_every_key() {
     let mut home = home(1, 1);
-    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
     let mut id = TopicId(0);
     [1, 2, 1, 3].into_iter().for_each(|key| id = advance(&mut home, index, key, b"x"));
     let (_, flags, ticks) = chunk(&mut home, id, Backfill::LastValues, 1);
@@ -223,7 +243,7 @@ fn a_snapshot_has_the_last_value_of_every_key() {
 #[test]
 fn a_long_history_comes_in_chunks() {
     let mut home = home(1, 1);
-    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
     let mut id = TopicId(0);
     (0..8).for_each(|_| id = advance(&mut home, index, 0, &[0; 12 << 10]));
     let (mut from, mut chunks) = (4, 0);

@@ -76,7 +76,7 @@ impl Shard {
     /// Sequences a tick as its home, and passes it to every interested shard, this one included.
     pub(super) fn sequence(&mut self, from: Option<ShardId>, tick: &Unsequenced<'_>, now: Now) {
         let Unsequenced { origin, flags, schema, record, topic: name, payload } = *tick;
-        let Ok(TopicLookup { index, is_new }) = self.home.find_or_create(name) else {
+        let Ok(TopicLookup { index, is_new }) = self.home.find_or_create(name, now.realtime_ns / 1_000) else {
             return self.refuse(from, origin, record.request, now);
         };
         if is_new {
@@ -210,17 +210,17 @@ impl Shard {
         &mut self,
         act: impl FnOnce(&mut Home, &mut dyn FnMut(InterestEvent<'_>) -> bool) -> R,
     ) -> R {
-        let (own, epoch) = (self.id, self.epoch);
+        let own = self.id;
         let Shard { home, fanout, sessions, logs, stages, .. } = self;
         act(home, &mut |notice| {
-            Self::pass_on(notice, (own, epoch), fanout, sessions, logs, stages);
+            Self::pass_on(notice, own, fanout, sessions, logs, stages);
             stages.deliveries_are_half_empty()
         })
     }
 
     fn pass_on(
         notice: InterestEvent<'_>,
-        (own, epoch): (ShardId, u64),
+        own: ShardId,
         fanout: &mut Fanout,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
@@ -228,10 +228,10 @@ impl Shard {
     ) {
         match notice {
             InterestEvent::Open(shard, topic) if shard == own => {
-                fanout.handle_open(topic.id, epoch, &topic.name, sessions, logs);
+                fanout.handle_open(topic.id, topic.epoch, &topic.name, sessions, logs);
             }
             InterestEvent::Open(shard, topic) => {
-                stages.push_delivery(shard, |out| frame::encode_topic(out, topic.id, epoch, &topic.name));
+                stages.push_delivery(shard, |out| frame::encode_topic(out, topic.id, topic.epoch, &topic.name));
             }
             InterestEvent::Close(shard, topic) if shard == own => fanout.handle_close(topic.id),
             InterestEvent::Close(shard, topic) => {
@@ -242,7 +242,7 @@ impl Shard {
             }
             InterestEvent::Ready(shard, request) if shard == own => fanout.handle_ready(request),
             InterestEvent::Ready(shard, request) => {
-                let record = Subscribed { epoch, request, reserved: 0 };
+                let record = Subscribed { request, ..Subscribed::default() };
                 stages.push_delivery(shard, |out| {
                     frame::encode(out, Kind::Subscribed, HeaderFields::default(), &record, &[]);
                 });

@@ -27,25 +27,25 @@ impl Shard {
             StartPosition::Latest => Some(StartFrom::Latest),
             StartPosition::After(position) => Some(StartFrom::After(position)),
             StartPosition::Resume => Some(StartFrom::SavedPositions),
-            StartPosition::AfterEach { epoch, sequences } => {
-                for topic in sequences.keys() {
+            StartPosition::AfterEach(positions) => {
+                for topic in positions.keys() {
                     if let Err(error) = pattern::check_topic(topic.as_bytes()) {
-                        let text = format!("from: sequences: topic {}: {error}", quoted(topic.as_bytes()));
+                        let text = format!("from: topic {}: {error}", quoted(topic.as_bytes()));
                         self.fail(slot, request, ErrorCode::BadTopic, &text, now);
                         return None;
                     }
                 }
                 let session = self.sessions.open_mut(slot)?;
-                let bytes: usize = sequences.keys().map(|topic| topic.len()).sum();
+                let bytes: usize = positions.keys().map(|topic| topic.len()).sum();
                 let lag = session.lag_mut();
-                if lag.saved_positions.len() + sequences.len() > RESUME_POSITIONS_MAX
+                if lag.saved_positions.len() + positions.len() > RESUME_POSITIONS_MAX
                     || lag.saved_positions_bytes + bytes > RESUME_BYTES_MAX
                 {
                     self.too_many_positions(slot, request, now);
                     return None;
                 }
-                for (topic, sequence) in sequences {
-                    lag.save_position(&topic, Position { epoch, sequence });
+                for (topic, position) in positions {
+                    lag.save_position(&topic, position);
                 }
                 Some(StartFrom::SavedPositions)
             }

@@ -422,7 +422,7 @@ mod tests {
         let mut shard = shard();
         enter(&mut shard, SlotId(5), "");
         let id = names(&shard, SessionsQuery { sort: SessionSort::Newest, limit: 1 })[0].id;
-        assert!(!shard.close(SessionId(id.0 + (1 << 32)), NOW) && !shard.close(SessionId(id.0 + 1), NOW));
+        assert!(!shard.close(SessionId(id.0 + (1 << 20)), NOW) && !shard.close(SessionId(id.0 + 1), NOW));
         assert!(shard.close(id, NOW) && !shard.close(id, NOW), "once");
         shard.handle_eof(SlotId(5), NOW);
         assert!(!shard.is_session(SlotId(5), id));
