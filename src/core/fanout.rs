@@ -2,6 +2,7 @@
 
 mod conflation;
 mod egress_logs;
+mod forget;
 mod recovery;
 mod subscriptions;
 mod topic;
@@ -60,14 +61,15 @@ pub struct Fanout {
     wildcards: Wildcards,
     /// Subscriptions that are going live. Bound: [`crate::limits::JOINS_ACTIVE_MAX`].
     joining: Vec<Joining>,
-    /// By home and local index, so that a tick finds its topic without hashing. Bound: `topics_max`.
-    topics: Vec<Vec<Option<Box<EgressTopic>>>>,
+    topics: Topics,
     by_name: HashMap<Box<str>, TopicId>,
     /// Sessions with room for another chunk of history. Bound: one entry a session.
     pulls: VecDeque<SlotId>,
     /// New topics whose wildcards have yet to be counted. Bound: one entry for each time that a topic was opened, until it is
     /// counted, some 400,000 a second.
     uncounted: VecDeque<TopicId>,
+    /// Topics that their homes have forgotten, and whose members must leave. Bound: `topics_max`.
+    forgotten: VecDeque<TopicId>,
     /// Timers to set for paced ticks. Bound: one entry a paced membership, until taken.
     pace_timers: Vec<PaceTimer>,
     tally: DeliveryCounts,
@@ -83,6 +85,8 @@ pub struct Settings {
     pub keys: KeysBudget,
     /// Bytes that may wait for a session before frames are evicted from its outbox.
     pub behind_bytes: usize,
+    /// Topics of each home. Fixed at the start.
+    pub home_topics_max: usize,
 }
 
 /// Delivery counts since they were last taken.
@@ -103,7 +107,7 @@ pub struct DeliveryCounts {
 impl Fanout {
     /// A fan-out without subscriptions or topics.
     pub fn new(shard: ShardId, shards: u16, epoch: u64, settings: Settings) -> Fanout {
-        let policies = settings.policies.clone();
+        let (policies, home_topics_max) = (settings.policies.clone(), settings.home_topics_max.max(1));
         Fanout {
             shard,
             shards,
@@ -118,10 +122,11 @@ impl Fanout {
             woken: VecDeque::new(),
             wildcards: Wildcards::new(policies),
             joining: Vec::new(),
-            topics: (0..shards).map(|_| Vec::new()).collect(),
+            topics: Topics { homes: (0..shards).map(|_| Vec::new()).collect(), places: home_topics_max },
             by_name: HashMap::new(),
             pulls: VecDeque::new(),
             uncounted: VecDeque::new(),
+            forgotten: VecDeque::new(),
             pace_timers: Vec::new(),
             tally: DeliveryCounts::default(),
             scratch: Vec::new(),
@@ -132,7 +137,7 @@ impl Fanout {
     /// changed.
     pub fn set_policies(&mut self, policies: Rules<Policy>, behind_bytes: usize, keys_max: usize) {
         if policies != self.settings.policies {
-            for topic in self.topics.iter_mut().flatten().flatten() {
+            for topic in self.topics.homes.iter_mut().flatten().flatten() {
                 topic.policy = policies.of(&topic.info.name);
             }
             self.wildcards.set_policies(&policies);
@@ -176,14 +181,14 @@ impl Fanout {
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
-        let Some(local) = id.local_index(self.shards) else {
+        let Some((home, local)) = self.topics.place(id, self.shards) else {
             return debug_assert!(false, "a home opens topics with ids of its own");
         };
-        let of_home = &mut self.topics[usize::from(id.home(self.shards).0)];
-        if of_home.len() <= local as usize {
-            of_home.resize_with(local as usize + 1, || None);
+        let of_home = &mut self.topics.homes[home];
+        if of_home.len() <= local {
+            of_home.resize_with(local + 1, || None);
         }
-        debug_assert!(of_home[local as usize].is_none(), "a home opens a topic once");
+        debug_assert!(of_home[local].is_none(), "a home opens a topic once");
         let is_homed_here = id.home(self.shards) == self.shard;
         let policy = self.settings.policies.of(name);
         let mut topic = EgressTopic::new(id, epoch, name, policy, is_homed_here);
@@ -212,7 +217,7 @@ impl Fanout {
                 None => debug_assert!(false, "a member of an entry has the subscription"),
             }
         }
-        of_home[local as usize] = Some(Box::new(topic));
+        of_home[local] = Some(Box::new(topic));
         self.uncounted.push_back(id);
         self.by_name.insert(name.into(), id);
         self.note_joined(id, name);
@@ -222,16 +227,18 @@ impl Fanout {
 
     /// Closes a topic after its home stopped sending ticks, at this shard's request.
     pub fn handle_close(&mut self, id: TopicId) {
-        let Some(local) = id.local_index(self.shards) else {
+        let Some((home, local)) = self.topics.place(id, self.shards) else {
             return debug_assert!(false, "a home opens topics with ids of its own");
         };
-        let of_home = &mut self.topics[usize::from(id.home(self.shards).0)];
-        let Some(topic) = of_home.get_mut(local as usize).and_then(Option::take) else {
+        let Some(topic) = self.topics.homes[home].get_mut(local).and_then(Option::take) else {
             return debug_assert!(false, "a home closes only topics that it opened");
         };
+        debug_assert!(topic.info.id == id, "a place is used again only after its topic is gone");
         debug_assert!(topic.members_len() == 0, "a topic closes only after its last member left");
         topic.last_values.release(&mut self.settings.keys);
-        self.by_name.remove(&topic.info.name);
+        if !topic.is_forgotten {
+            self.by_name.remove(&topic.info.name);
+        }
         if topic.is_counted {
             self.count_topic(id, &topic.info.name, false);
         }
@@ -315,16 +322,29 @@ impl Fanout {
     }
 }
 
-fn topic_mut(
-    topics: &mut [Vec<Option<Box<EgressTopic>>>],
-    id: TopicId,
-    shards: u16,
-) -> Option<&mut EgressTopic> {
-    topics[usize::from(id.home(shards).0)].get_mut(id.local_index(shards)? as usize)?.as_deref_mut()
+/// The topics open on a shard, by home and place, so that a tick finds its topic without hashing. Bound: `topics_max`.
+#[derive(Debug)]
+struct Topics {
+    homes: Vec<Vec<Option<Box<EgressTopic>>>>,
+    /// Places of each home.
+    places: usize,
 }
 
-fn topic_ref(topics: &[Vec<Option<Box<EgressTopic>>>], id: TopicId, shards: u16) -> Option<&EgressTopic> {
-    topics[usize::from(id.home(shards).0)].get(id.local_index(shards)? as usize)?.as_deref()
+impl Topics {
+    /// The home and the place of a topic.
+    fn place(&self, id: TopicId, shards: u16) -> Option<(usize, usize)> {
+        Some((usize::from(id.home(shards).0), id.place(shards, self.places)?))
+    }
+}
+
+fn topic_mut(topics: &mut Topics, id: TopicId, shards: u16) -> Option<&mut EgressTopic> {
+    let (home, place) = topics.place(id, shards)?;
+    topics.homes[home].get_mut(place)?.as_deref_mut().filter(|topic| topic.info.id == id)
+}
+
+fn topic_ref(topics: &Topics, id: TopicId, shards: u16) -> Option<&EgressTopic> {
+    let (home, place) = topics.place(id, shards)?;
+    topics.homes[home].get(place)?.as_deref().filter(|topic| topic.info.id == id)
 }
 
 /// The homes of the topics that a pattern may match: one for an exact name, else all.
@@ -355,6 +375,7 @@ mod tests {
             policies: Rules::all(Policy::default()),
             keys: KeysBudget { keys_max: 4, bytes_left: 1 << 20 },
             behind_bytes: 1 << 16,
+            home_topics_max: 16,
         };
         let mut fanout = Fanout::new(OWN, SHARDS, 1, settings);
         let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20));

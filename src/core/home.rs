@@ -1,6 +1,7 @@
 //! The home side of topics: sequencing, last values, history, and which shards subscribe to which topics.
 
 pub mod history;
+mod idle;
 mod interest;
 pub mod last_value;
 
@@ -9,6 +10,7 @@ use std::collections::HashMap;
 use crate::{
     home::{
         history::{History, HistoryBounds},
+        idle::{Idle, LastSeen, Lives, Place},
         interest::Interest,
         last_value::{KeysBudget, LastValues},
     },
@@ -96,6 +98,8 @@ pub struct Retention {
     pub history_bytes_max: usize,
     /// Budget of the last values by key of all topics of the home.
     pub keys: KeysBudget,
+    /// Time without a tick after which a topic is forgotten, by topic, nanoseconds; 0: never.
+    pub idle: Rules<u64>,
 }
 
 /// A topic at its home.
@@ -117,12 +121,19 @@ pub struct HomeTopic {
     pub interested: ShardSet,
     /// The home knows of no earlier life since the server started.
     is_first_life: bool,
+    place: Place,
+    last_seen: LastSeen,
 }
 
 impl HomeTopic {
     /// The topic's recent ticks.
     pub fn history(&self) -> &History {
         &self.history
+    }
+
+    /// Whether it takes ticks: not if it has been forgotten.
+    pub fn is_open(&self) -> bool {
+        self.place == Place::Open
     }
 }
 
@@ -142,6 +153,8 @@ pub enum InterestEvent<'a> {
     Open(ShardId, &'a HomeTopic),
     /// The shard no longer gets this topic's ticks.
     Close(ShardId, &'a HomeTopic),
+    /// The home has forgotten this topic; the shard answers once it has too: see [`Home::handle_forgotten`].
+    Forget(ShardId, &'a HomeTopic),
     /// Every topic that matched when the shard registered has been opened. Holds the request's number.
     Ready(ShardId, u32),
 }
@@ -156,6 +169,9 @@ pub struct HistoryChunk {
     /// `CHUNK_*`.
     pub flags: u32,
 }
+
+/// Units of forgetting a topic: its history is freed, and each shard is told.
+const FORGET_UNITS: usize = 32;
 
 /// Number of topics whose interest [`Home::invariants`] checks: all in most tests, and cheap with many topics.
 const TOPICS_CHECKED: usize = 16;
@@ -182,6 +198,8 @@ pub struct Home {
     topics: Vec<HomeTopic>,
     by_name: HashMap<Box<str>, u32>,
     interest: Interest,
+    idle: Idle,
+    lives: Lives,
 }
 
 /// A topic that [`Home::find_or_create`] found or created.
@@ -207,6 +225,8 @@ impl Home {
             epoch_last: server_epoch,
             topics_max,
             history_left_bytes: signed(retention.history_bytes_max),
+            idle: Idle::new(retention.idle.clone()),
+            lives: Lives::default(),
             trim_next: None,
             retention,
             topics: Vec::new(),
@@ -267,8 +287,8 @@ impl Home {
 
     /// The last values of a topic that this home sequences; `None` for a topic of another home.
     pub fn last_values(&self, id: TopicId) -> Option<&LastValues> {
-        let local = id.local_index(self.shards).filter(|_| id.home(self.shards) == self.shard)?;
-        self.topics.get(local as usize).map(|topic| &topic.last_values)
+        let at = self.index_of(id).filter(|_| id.home(self.shards) == self.shard)?;
+        self.topics.get(at).filter(|topic| topic.id == id).map(|topic| &topic.last_values)
     }
 
     /// Assigns a tick the next sequence and encodes it as the topic's last value, once for all shards. Once the buffers
@@ -297,8 +317,8 @@ impl Home {
         now_ns: u64,
         out: &mut Vec<u8>,
     ) -> HistoryChunk {
-        let local = id.local_index(self.shards).map_or(usize::MAX, |local| local as usize);
-        let Some(topic) = self.topics.get_mut(local) else {
+        let at = self.index_of(id).unwrap_or(usize::MAX);
+        let Some(topic) = self.topics.get_mut(at).filter(|topic| topic.id == id) else {
             return HistoryChunk { last: 0, start: from, flags: CHUNK_LAST };
         };
         let last = topic.sequence.0;
@@ -353,12 +373,22 @@ impl Home {
 
     /// Number of topics.
     pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Number of places for topics, from index 0 on. Some may be vacant.
+    pub fn places(&self) -> usize {
         self.topics.len()
+    }
+
+    /// Index of a topic of this home.
+    fn index_of(&self, id: TopicId) -> Option<usize> {
+        id.place(self.shards, self.topics_max)
     }
 
     /// Whether there is no topic.
     pub fn is_empty(&self) -> bool {
-        self.topics.is_empty()
+        self.by_name.is_empty()
     }
 
     /// Finds the topic of this name, or creates it. A new topic's epoch is `now_us`, microseconds since 1970, or one more than
@@ -371,15 +401,24 @@ impl Home {
         if let Some(&index) = self.by_name.get(name) {
             return Ok(TopicLookup { index, is_new: false });
         }
-        let index = self.topics.len() as u32;
-        if self.topics.len() >= self.topics_max {
-            return Err(TooManyTopics);
-        }
-        let id = TopicId::new(index, self.shard, self.shards).ok_or(TooManyTopics)?;
+        // Places are used again as late as possible, so that ids are: they repeat after 2^32 lives.
+        let is_full = self.topics.len() >= self.topics_max;
+        let reused = if is_full { self.idle.vacant.pop_front() } else { None };
+        let (index, id) = match reused {
+            None if is_full => return Err(TooManyTopics),
+            None => {
+                let index = self.topics.len() as u32;
+                (index, TopicId::new(index, self.shard, self.shards).ok_or(TooManyTopics)?)
+            }
+            Some(index) => {
+                let before = self.topics[index as usize].id;
+                (index, before.next_life(self.shard, self.shards, self.topics_max))
+            }
+        };
         let interested = self.interest.of(name);
         self.epoch_last = now_us.max(self.epoch_last + 1);
         self.by_name.insert(name.into(), index);
-        self.topics.push(HomeTopic {
+        let topic = HomeTopic {
             name: name.into(),
             id,
             epoch: self.epoch_last,
@@ -388,8 +427,14 @@ impl Home {
             history: History::default(),
             bounds: self.retention.history.of(name),
             interested,
-            is_first_life: true,
-        });
+            is_first_life: self.lives.is_first(name),
+            place: Place::Open,
+            last_seen: LastSeen { idle_ns: self.idle.rules.of(name), ..LastSeen::default() },
+        };
+        match self.topics.get_mut(index as usize) {
+            Some(place) => *place = topic,
+            None => self.topics.push(topic),
+        }
         self.invariants();
         Ok(TopicLookup { index, is_new: true })
     }
@@ -460,7 +505,11 @@ impl Home {
     /// Checks the tables against each other, and the interest of the first [`TOPICS_CHECKED`] topics.
     fn invariants(&self) {
         if cfg!(debug_assertions) {
-            assert_eq!(self.topics.len(), self.by_name.len(), "every topic has its name in the table");
+            assert_eq!(
+                self.topics.len() - self.idle.vacant.len() - self.idle.closing,
+                self.by_name.len(),
+                "every topic has its name in the table"
+            );
             assert!(self.topics.len() <= self.topics_max, "topics are bounded");
             assert!(
                 self.trim_next.is_none_or(|next| next <= self.topics.len()),
@@ -473,7 +522,7 @@ impl Home {
             if !self.interest.is_settled() {
                 return;
             }
-            for topic in self.topics.iter().take(TOPICS_CHECKED) {
+            for topic in self.topics.iter().filter(|topic| topic.is_open()).take(TOPICS_CHECKED) {
                 assert_eq!(
                     topic.interested,
                     self.interest.of(&topic.name),

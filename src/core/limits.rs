@@ -119,6 +119,16 @@ pub const TURN_RING_BYTES: usize = 256 << 10;
 pub const TURN_TIMERS: usize = 1_024;
 /// Topics whose histories are trimmed in one turn.
 pub const TURN_TRIM_TOPICS: usize = 4_096;
+/// Topics that a home looks at in one turn for those to forget; forgetting one counts for 32 more. About 0.2 ms.
+pub const TURN_IDLE_UNITS: usize = 8 << 10;
+/// Sessions that leave forgotten topics, or topics that are dropped then, in one turn.
+pub const TURN_FORGET_UNITS: usize = 1 << 10;
+/// A topic is forgotten at most this part of its idle time late.
+pub const IDLE_ROUNDS: u64 = 8;
+/// Longest time between two looks for idle topics, nanoseconds.
+pub const IDLE_ROUND_NS_HIGHEST: u64 = 60_000_000_000;
+/// Default of `topic_idle`, nanoseconds.
+pub const TOPIC_IDLE_NS_DEFAULT: u64 = 3_600_000_000_000;
 /// Bytes of waiting input that a shard processes for its sessions in one turn.
 pub const TURN_INPUT_BYTES: usize = 256 << 10;
 /// Bytes of waiting input that one session has processed before the next has its turn: some hundred ticks.

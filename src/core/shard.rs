@@ -190,6 +190,7 @@ impl Shard {
                     history: limits.history.clone(),
                     history_bytes_max: limits.history_bytes_max / usize::from(shards),
                     keys,
+                    idle: limits.topic_idle.clone(),
                 },
             ),
             fanout: Fanout::new(
@@ -200,6 +201,7 @@ impl Shard {
                     policies: limits.policies.clone(),
                     keys,
                     behind_bytes: limits.behind_bytes,
+                    home_topics_max: limits.topics_max.div_ceil(usize::from(shards)),
                 },
             ),
             logs: EgressLogs::new(limits.egress_log_bytes),
@@ -294,6 +296,7 @@ impl Shard {
             self.counters.add(Counter::InterestUnits, units as u64);
             worked |= units > 0;
         }
+        worked |= self.forget_topics(now);
         worked |= self.home.trim(now.monotonic_ns) > 0;
         worked |= self.turn_control(now);
         worked |= self.fanout.count_new_topics(TURN_COUNT_UNITS) > 0;
@@ -391,6 +394,8 @@ impl Shard {
             || self.may_request_history()
             || (self.home.is_walking() && self.stages.deliveries_are_half_empty())
             || self.home.is_trimming()
+            || (self.home.idle_due_ns() == Some(0) && self.stages.deliveries_are_half_empty())
+            || (self.fanout.has_forgotten() && self.stages.requests_have_room())
             || (self.has_input_room() && self.paused_can_resume())
             || !self.actions.is_empty()
     }
@@ -407,7 +412,7 @@ impl Shard {
 
     /// Returns when [`Shard::turn`] is next due without an event, CLOCK_MONOTONIC nanoseconds.
     pub fn next_deadline(&self) -> Option<u64> {
-        self.timers.next_due_ns()
+        self.timers.next_due_ns().into_iter().chain(self.home.idle_due_ns()).min()
     }
 
     /// Returns the memory that configuration bounds: egress logs, histories, stages, timers, and the sessions with their

@@ -24,7 +24,20 @@ impl TopicId {
         ShardId((self.0 % u32::from(shards)) as u16)
     }
 
-    /// Index among the topics of its home, from 0. `None` for ids below `shards`, which are never assigned.
+    /// Place among the topics of its home, from 0: topics of different lives may have the same. `None` for ids that are never
+    /// assigned. A home has `places`.
+    pub fn place(self, shards: u16, places: usize) -> Option<usize> {
+        Some(self.local_index(shards)? as usize % places.max(1))
+    }
+
+    /// The id of the next topic in the same place. After the last that fits 32 bits, the place's first comes again.
+    pub fn next_life(self, home: ShardId, shards: u16, places: usize) -> TopicId {
+        let local = self.local_index(shards).unwrap_or(0) as usize;
+        let fits = |local: usize| TopicId::new(u32::try_from(local).ok()?, home, shards);
+        fits(local + places).or_else(|| fits(local % places)).unwrap_or(self)
+    }
+
+    /// Index among the ids of its home, from 0. `None` for ids below `shards`, which are never assigned.
     pub fn local_index(self, shards: u16) -> Option<u32> {
         (self.0 / u32::from(shards)).checked_sub(1)
     }

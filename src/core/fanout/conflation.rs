@@ -487,7 +487,7 @@ impl Fanout {
                 membership.taking = Taking::Held;
             }
             let (taking, from) = (membership.taking, membership.from);
-            let (format, features) = (session.format, session.features);
+            let format = session.format;
             let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
             let to = topic.last_sequence + 1;
             if taking == Taking::Held && from >= topic.tracked_from && *log_bytes_left > 0 {
@@ -501,11 +501,39 @@ impl Fanout {
                 );
                 *log_bytes_left = log_bytes_left.saturating_sub(logs.head(format) - before);
             } else if taking != Taking::Live && from < to {
-                self.tally.dropped += to - from;
-                sessions.count_dropped(slot, to - from);
-                let notice = Reply::Gap(skipped_range(id, &topic.info.name, features, from, to));
-                sessions.push_private(slot, skipped(id, from, to), |out| notice.encode_queued(format, out));
+                self.lose_rest(id, slot, from, sessions);
             }
+        }
+    }
+
+    /// As [`Fanout::release_held`], until `bytes_max` wait.
+    #[expect(clippy::too_many_arguments, reason = "the state machines that a release touches")]
+    pub(super) fn release_all(
+        &mut self,
+        id: TopicId,
+        slot: SlotId,
+        bytes_max: usize,
+        home: &Home,
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+        now_ns: u64,
+    ) {
+        self.release_held(HeldTopic { id, slot, bytes_max }, home, sessions, logs, now_ns);
+    }
+
+    /// Announces the ticks of a topic from a sequence on as lost.
+    pub(super) fn lose_rest(&mut self, id: TopicId, slot: SlotId, from: u64, sessions: &mut Sessions) {
+        let (Some(topic), Some(session)) =
+            (topic_mut(&mut self.topics, id, self.shards), sessions.open_mut(slot))
+        else {
+            return;
+        };
+        let (to, format, features) = (topic.last_sequence + 1, session.format, session.features);
+        if from < to {
+            self.tally.dropped += to - from;
+            sessions.count_dropped(slot, to - from);
+            let notice = Reply::Gap(skipped_range(id, &topic.info.name, features, from, to));
+            sessions.push_private(slot, skipped(id, from, to), |out| notice.encode_queued(format, out));
         }
     }
 

@@ -64,6 +64,11 @@ impl Interest {
         (shards, visited)
     }
 
+    /// Returns whether a shard names the topic exactly.
+    pub(super) fn is_named(&mut self, name: &str) -> bool {
+        self.patterns.get_mut(name).is_some()
+    }
+
     /// Registers a shard's interest in a pattern without wildcards. The caller opens the topic.
     pub(super) fn add_exact(&mut self, shard: ShardId, name: &str) {
         self.patterns.get_or_insert_with(name, ShardSet::default).insert(shard);
@@ -151,7 +156,7 @@ impl Interest {
         topic: &mut HomeTopic,
         notify: &mut dyn FnMut(InterestEvent<'_>) -> bool,
     ) -> (usize, bool) {
-        if !self.walk.may_be_stale(&topic.name) {
+        if !topic.is_open() || !self.walk.may_be_stale(&topic.name) {
             return (0, true);
         }
         let (wanted, visited) = self.of_counted(&topic.name);

@@ -9,6 +9,7 @@ fn text(event: InterestEvent<'_>) -> String {
     match event {
         InterestEvent::Open(shard, topic) => format!("open {} {}", shard.0, topic.name),
         InterestEvent::Close(shard, topic) => format!("close {} {}", shard.0, topic.name),
+        InterestEvent::Forget(shard, topic) => format!("forget {} {}", shard.0, topic.name),
         InterestEvent::Ready(shard, request) => format!("ready {} {request}", shard.0),
     }
 }
@@ -146,6 +147,76 @@ fn home_epoch_of_a_stopped_clock() -> u64 {
     home.topic(index).epoch
 }
 
+fn idle_home(topics_max: usize, idle_ns: u64) -> Home {
+    let mut home = home(2, topics_max);
+    home.set_idle(Rules { rules: vec![("kept".into(), 0)], default: idle_ns });
+    home
+}
+
+/// Publishes a tick of a topic, which may be new. Returns the topic's id.
+fn publish(home: &mut Home, name: &str) -> TopicId {
+    let TopicLookup { index, .. } = home.find_or_create(name, 0).unwrap();
+    advance(home, index, 0, b"x")
+}
+
+fn idle_events(home: &mut Home, now_ns: u64) -> Vec<String> {
+    let mut events = Vec::new();
+    home.advance_idle_walk(1_000, now_ns, &mut |event| push(&mut events, event));
+    events
+}
+
+#[test]
+fn an_idle_topic_that_nobody_names_is_forgotten_and_lives_again_with_a_new_id_and_epoch() {
+    let mut home = idle_home(4, 1_000);
+    add(&mut home, ">", 1);
+    walk_events(&mut home);
+    add(&mut home, "named", 2);
+    let [first, ..] = ["a", "named", "kept"].map(|name| publish(&mut home, name));
+    let (epoch, id) = (home.topic(0).epoch, home.topic(0).id);
+    assert!(idle_events(&mut home, 5_000).is_empty(), "the walk sees its tick");
+    assert!(idle_events(&mut home, 5_999).is_empty());
+    assert_eq!(idle_events(&mut home, 6_125), ["forget 1 a"]);
+    assert_eq!((home.len(), home.forgotten()), (2, 1));
+    let again = publish(&mut home, "a");
+    assert!(again != first && home.topic(3).epoch > epoch && home.topic(3).sequence == Sequence(1));
+    assert!(!home.topic(3).is_first_life && home.topic(0).name == "a".into(), "its last values are kept");
+    assert_eq!(home.find_or_create("full", 0), Err(TooManyTopics), "until the shard has answered");
+    home.handle_forgotten(B, id, 7_000);
+    let reused = publish(&mut home, "full");
+    assert_eq!(reused.place(2, 4), first.place(2, 4));
+    assert_ne!(reused, first);
+}
+
+#[test]
+fn a_topic_with_ticks_is_not_forgotten_and_one_that_no_shard_knows_goes_at_once() {
+    let mut home = idle_home(1, 1_000);
+    let first = publish(&mut home, "a");
+    for now_ns in (0..100_000).step_by(500) {
+        publish(&mut home, "a");
+        idle_events(&mut home, now_ns);
+        assert_eq!(home.len(), 1);
+    }
+    idle_events(&mut home, 200_000);
+    idle_events(&mut home, 300_000);
+    assert_eq!((home.len(), home.memory_bytes()), (0, 0));
+    assert_eq!(home.history_left_bytes, 1 << 20);
+    assert_ne!(publish(&mut home, "b"), first);
+}
+
+#[test]
+fn the_servers_epoch_stands_for_that_of_a_first_life_only() {
+    let mut home = idle_home(2, 1_000);
+    let first = publish(&mut home, "a");
+    publish(&mut home, "a");
+    let (_, flags, ticks) = chunk(&mut home, first, Backfill::ServerPosition, 2);
+    assert_eq!((flags, ticks), (CHUNK_RECOVERED | CHUNK_LAST, vec![(2, false)]));
+    idle_events(&mut home, 1_000);
+    idle_events(&mut home, 10_000);
+    let second = publish(&mut home, "a");
+    let (_, flags, _) = chunk(&mut home, second, Backfill::ServerPosition, 2);
+    assert_eq!(flags, CHUNK_NOT_RECOVERED | CHUNK_LAST);
+}
+
 #[test]
 fn topics_are_bounded() {
     let mut home = home(1, 1);
@@ -162,6 +233,7 @@ fn home(shards: u16, topics_max: usize) -> Home {
         history: Rules::all(BOUNDS),
         history_bytes_max: 1 << 20,
         keys: KeysBudget { keys_max: 4, bytes_left: 1 << 20 },
+        idle: Rules::all(0),
     };
     Home::new(A, shards, EPOCH, topics_max, retention)
 }

@@ -6,7 +6,7 @@ use crate::{
     fanout::{self, EgressLogs, Fanout, HistoryRequest},
     home::{Backfill, HistoryChunk, Home, InterestEvent, Sequenced, TopicLookup},
     ids::SessionId,
-    limits::TURN_HISTORY_CHUNKS,
+    limits::{TURN_FORGET_UNITS, TURN_HISTORY_CHUNKS, TURN_IDLE_UNITS},
     metrics::counters::Counter,
     now::Now,
     placement,
@@ -55,6 +55,9 @@ impl Shard {
                 };
                 let id = TopicId(frame.header.topic_id);
                 self.send_history(from, id, frame.header.sequence, record, now);
+            }
+            (Kind::Forget, Some(from)) => {
+                self.home.handle_forgotten(from, TopicId(frame.header.topic_id), now.monotonic_ns);
             }
             (Kind::Subscribe, Some(from)) => {
                 let (Ok(record), Ok(pattern)) = (frame.record::<Request>(), frame.text()) else {
@@ -160,6 +163,7 @@ impl Shard {
                 self.fanout.handle_ready(record.request);
             }
             Kind::Unsubscribed => self.fanout.handle_close(id),
+            Kind::Forget => self.fanout.handle_forget(id),
             Kind::Error => {
                 let Ok(record) = frame.record::<ErrorRecord>() else {
                     return debug_assert!(false, "this process encoded the frame");
@@ -240,6 +244,10 @@ impl Shard {
                     frame::encode(out, Kind::Unsubscribed, meta, &Request::default(), &[]);
                 });
             }
+            InterestEvent::Forget(shard, topic) if shard == own => fanout.handle_forget(topic.id),
+            InterestEvent::Forget(shard, topic) => {
+                stages.push_delivery(shard, |out| encode_forget(out, topic.id));
+            }
             InterestEvent::Ready(shard, request) if shard == own => fanout.handle_ready(request),
             InterestEvent::Ready(shard, request) => {
                 let record = Subscribed { request, ..Subscribed::default() };
@@ -248,6 +256,30 @@ impl Shard {
                 });
             }
         }
+    }
+
+    /// Forgets idle topics as their home, and lets go of those that their homes have forgotten. Returns whether there were any.
+    pub(super) fn forget_topics(&mut self, now: Now) -> bool {
+        let mut used = 0;
+        if self.draining.is_none() && self.stages.deliveries_are_half_empty() {
+            let before = self.home.forgotten();
+            let now_ns = now.monotonic_ns;
+            used = self.with_home(|home, notify| home.advance_idle_walk(TURN_IDLE_UNITS, now_ns, notify));
+            self.counters.add(Counter::TopicsForgotten, self.home.forgotten() - before);
+        }
+        let mut units = TURN_FORGET_UNITS;
+        while units > 0 && self.fanout.has_forgotten() && self.stages.requests_have_room() {
+            let Shard { fanout, home, sessions, logs, .. } = self;
+            let (left, gone) = fanout.leave_forgotten(units, home, sessions, logs, now.monotonic_ns);
+            used += units - left;
+            units = left;
+            let Some(id) = gone else { continue };
+            match id.home(self.shards) {
+                home if home == self.id => self.home.handle_forgotten(home, id, now.monotonic_ns),
+                home => self.stages.push_request(home, |out| encode_forget(out, id)),
+            }
+        }
+        used > 0
     }
 
     /// Returns whether a chunk of history can be requested.
@@ -304,4 +336,10 @@ impl Shard {
         }
         self.chunk_frames = frames;
     }
+}
+
+/// Appends a FORGET: a home has forgotten a topic, or a shard answers that it has too.
+fn encode_forget(out: &mut Vec<u8>, id: TopicId) {
+    let meta = HeaderFields { topic_id: id.0, ..HeaderFields::default() };
+    frame::encode(out, Kind::Forget, meta, &Request::default(), &[]);
 }

@@ -227,7 +227,7 @@ function onTopic(id, name, topicEpoch) {
     if (name === WAVE) restartWave();
     topic.row?.reset(true);
   }
-  epochs.set(name, topicEpoch);
+  if (topic.row !== null || topic.isEcg) epochs.set(name, topicEpoch);
   topics.set(id, topic);
 }
 
