@@ -127,6 +127,8 @@ pub const TURN_FORGET_UNITS: usize = 1 << 10;
 pub const IDLE_ROUNDS: u64 = 8;
 /// Longest time between two looks for idle topics, nanoseconds.
 pub const IDLE_ROUND_NS_HIGHEST: u64 = 60_000_000_000;
+/// Shortest configurable `topic_idle`, nanoseconds: a round over all topics takes a few turns.
+pub const TOPIC_IDLE_NS_LOWEST: u64 = 100_000_000;
 /// Default of `topic_idle`, nanoseconds.
 pub const TOPIC_IDLE_NS_DEFAULT: u64 = 3_600_000_000_000;
 /// Bytes of waiting input that a shard processes for its sessions in one turn.

@@ -254,6 +254,16 @@ impl Shard {
         (self.fanout.patterns_len(), self.fanout.topics_len())
     }
 
+    /// Calls `visit` with the name, the epoch, the sequence and the last frame of each topic of this home that takes ticks.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn visit_lives(&self, mut visit: impl FnMut(&str, u64, u64, &[u8])) {
+        for topic in (0..self.home.places() as u32).map(|index| self.home.topic(index)) {
+            if topic.is_open() {
+                visit(&topic.name, topic.epoch, topic.sequence.0, topic.last_values.last_frame());
+            }
+        }
+    }
+
     /// Returns the shard's counters.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters

@@ -310,8 +310,10 @@ impl Checks<'_> {
         let policies = self.rules("delivery.policy", delivery::policies(&delivery.policy));
         let histories = delivery::histories(&delivery.history, limits.egress_log.bytes);
         let history = self.rules("delivery.history", histories);
+        let topic_idle = self.rules("delivery.topic_idle", delivery::idle_times(&delivery.topic_idle));
         let defaults = Limits::default();
         Limits {
+            topic_idle: topic_idle.unwrap_or(defaults.topic_idle),
             frame_bytes_max: frame_max.bytes,
             http_head_bytes_max: limits.http_head_max.bytes,
             handshake_deadline_ns: timeouts.handshake_deadline.ns,

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::{
-    client::{Client, Manner, Seen, State, key_of},
+    client::{Client, Manner, Published, Seen, State, key_of},
     reached::Reached,
     request::{Begin, Request},
 };
@@ -26,7 +26,7 @@ use tickcast_core::{
     testing::{self, EPOCH, START, TurnLoop},
 };
 use tickcast_proto::{
-    WireFormat, pattern,
+    Step, WireFormat, frame, pattern,
     subscription::{Policy, Rules},
 };
 
@@ -62,8 +62,7 @@ pub struct World {
     free: Vec<Vec<u32>>,
     next_slot: Vec<u32>,
     names: u32,
-    /// Every tick that the source's rings and the clients took, by topic, in order.
-    published: HashMap<String, Vec<String>>,
+    published: Published,
     /// Topics whose publishing client is gone: only a prefix may have arrived.
     gone: HashSet<String>,
     memories: Vec<Memory>,
@@ -92,6 +91,8 @@ impl World {
             }),
             history_bytes_max: HISTORY_BYTES_MAX,
             keys_per_topic_max: 8,
+            // Topics of a few runs are forgotten within the run.
+            topic_idle: Rules::all(if rng.u8(..3) == 0 { rng.u64(2..40) * 1_000_000 } else { 0 }),
             // A run lasts 0.4 s. Clients are served at random, so some miss a ping.
             ping_interval_ns: if rng.u8(..4) == 0 { 20_000_000 } else { u64::MAX },
             ping_timeout_ns: 100_000_000,
@@ -123,7 +124,7 @@ impl World {
             free: vec![Vec::new(); count],
             next_slot: vec![0; count],
             names: 0,
-            published: HashMap::new(),
+            published: Published::default(),
             gone: HashSet::new(),
             memories: Vec::new(),
             reached: Reached::default(),
@@ -235,7 +236,7 @@ impl World {
         for _ in 0..if storm { 300 } else { self.rng.usize(1..30) } {
             let kind = if storm { "storm" } else { ["p", "t", "t", "t"][self.rng.usize(..4)] };
             let topic = format!("{kind}.{}", if storm { 0 } else { self.rng.u8(..4) });
-            let ticks = self.published.entry(topic.clone()).or_default();
+            let ticks = self.published.ticks.entry(topic.clone()).or_default();
             let pad = "x".repeat(if storm || self.rng.u8(..20) == 0 { self.rng.usize(..3_000) } else { 0 });
             let payload = format!("\"{topic} {} {pad}\"", ticks.len() + 1);
             let sent = self.lanes.publish(&topic, 1, 1, payload.as_bytes()).is_ok();
@@ -264,7 +265,7 @@ impl World {
             (7..9, _) => {
                 // A topic that only this client publishes to.
                 let topic = format!("c.{}", client.name);
-                let ticks = self.published.entry(topic.clone()).or_default();
+                let ticks = self.published.ticks.entry(topic.clone()).or_default();
                 let payload = format!("\"{topic} {} \"", ticks.len() + 1);
                 client.publish(&topic, key_of(ticks.len()), &payload);
                 ticks.push(payload);
@@ -375,7 +376,22 @@ impl World {
                 reached.parked += u64::from(parked);
                 parked
             });
+        self.note_lives(shard);
         self.act(shard, actions);
+    }
+
+    /// Notes the lives of a home's topics, before a client hears of them: a life lasts several turns.
+    fn note_lives(&mut self, shard: usize) {
+        let lives = &mut self.published.lives;
+        self.shards[shard].visit_lives(|name, epoch, sequence, frame| {
+            if lives.contains_key(&(name.to_owned(), epoch)) {
+                return;
+            }
+            let Ok(Step::Complete(_, tick)) = frame::decode(frame, usize::MAX) else { panic!("a whole frame") };
+            let payload: String = serde_json::from_slice(tick.payload()).expect("a JSON string");
+            let number: u64 = payload.split(' ').nth(1).expect("its number").parse().unwrap();
+            lives.insert((name.to_owned(), epoch), number - sequence);
+        });
     }
 
     fn actions(&mut self, shard: usize) {
@@ -411,6 +427,8 @@ impl World {
 
     /// Removes clients whose connection the server has closed, and checks the reason.
     fn remove_ended(&mut self, shard: usize) {
+        // Frames of a forgotten topic can no longer be left out.
+        let forgets = self.limits.topic_idle.default > 0;
         let (published, gone, memories) = (&self.published, &mut self.gone, &mut self.memories);
         self.clients.retain_mut(|client| {
             if client.shard != shard || !client.ended {
@@ -425,7 +443,7 @@ impl World {
                 client.closing
             );
             assert!(
-                client.closing != Some(3008) || !client.always_yields(),
+                client.closing != Some(3008) || !client.always_yields() || forgets,
                 "a client whose ticks may be left out is not closed for being slow"
             );
             gone.insert(format!("c.{}", client.name));
@@ -512,6 +530,7 @@ impl World {
             self.reached.recovered += client.recovered;
             self.reached.not_recovered += client.not_recovered;
             self.reached.snapshots += client.snapshots;
+            self.reached.lives += client.lives;
         }
         self.reached.pinged = totals(Counter::Pings);
         self.reached.silent_closed = totals(Counter::ClosedHeartbeatTimeout);
@@ -521,11 +540,11 @@ impl World {
     pub fn check_everything_arrived(&self) {
         let sequenced: u64 =
             self.shards.iter().map(|shard| shard.counters().value(Counter::TicksSequenced)).sum();
-        let all: usize = self.published.values().map(Vec::len).sum();
+        let all: usize = self.published.ticks.values().map(Vec::len).sum();
         let certain = |(topic, ticks): (&String, &Vec<String>)| {
             if topic.starts_with("c.") { 0 } else { ticks.len() }
         };
-        let certain: usize = self.published.iter().map(certain).sum();
+        let certain: usize = self.published.ticks.iter().map(certain).sum();
         assert!((certain as u64..=all as u64).contains(&sequenced), "every accepted tick was sequenced");
         let mut gone = self.gone.clone();
         // Ticks of a client that is about to end, or that never reads, may not have reached the server.
@@ -552,7 +571,7 @@ impl World {
                 self.limits.frame_bytes_max * 2 + 64 * 4096 + OUTBOX_RANGES_MAX / 16 + REPLY_BYTES_MAX * 4;
             let stages = 2 * self.shards.len() * (MESH_STAGE_BYTES + TURN_RING_BYTES);
             // Egress logs with their index, and what the home keeps.
-            let topics = self.published.len() * (32 << 10);
+            let topics = self.published.ticks.len() * (32 << 10);
             let bound = WireFormat::ALL.len() * self.limits.egress_log_bytes * 2
                 + 4 * HISTORY_BYTES_MAX
                 + topics
