@@ -70,6 +70,10 @@ pub struct Fanout {
     uncounted: VecDeque<TopicId>,
     /// Topics that their homes have forgotten, and whose members must leave. Bound: `topics_max`.
     forgotten: VecDeque<TopicId>,
+    /// The forgotten topics by name, until they are dropped or live again. Bound: `topics_max`.
+    forgotten_names: HashMap<Box<str>, TopicId>,
+    /// Forgotten topics whose members have left. Bound: [`crate::limits::TURN_TOPICS_DROPPED`].
+    left: Vec<TopicId>,
     /// Timers to set for paced ticks. Bound: one entry a paced membership, until taken.
     pace_timers: Vec<PaceTimer>,
     tally: DeliveryCounts,
@@ -127,6 +131,8 @@ impl Fanout {
             pulls: VecDeque::new(),
             uncounted: VecDeque::new(),
             forgotten: VecDeque::new(),
+            forgotten_names: HashMap::new(),
+            left: Vec::new(),
             pace_timers: Vec::new(),
             tally: DeliveryCounts::default(),
             scratch: Vec::new(),
@@ -184,6 +190,9 @@ impl Fanout {
         let Some((home, local)) = self.topics.place(id, self.shards) else {
             return debug_assert!(false, "a home opens topics with ids of its own");
         };
+        if !self.forgotten_names.is_empty() {
+            self.end_last_life(name, sessions, logs);
+        }
         let of_home = &mut self.topics.homes[home];
         if of_home.len() <= local {
             of_home.resize_with(local + 1, || None);
@@ -217,7 +226,7 @@ impl Fanout {
                 None => debug_assert!(false, "a member of an entry has the subscription"),
             }
         }
-        of_home[local] = Some(Box::new(topic));
+        self.topics.homes[home][local] = Some(Box::new(topic));
         self.uncounted.push_back(id);
         self.by_name.insert(name.into(), id);
         self.note_joined(id, name);
@@ -236,8 +245,12 @@ impl Fanout {
         debug_assert!(topic.info.id == id, "a place is used again only after its topic is gone");
         debug_assert!(topic.members_len() == 0, "a topic closes only after its last member left");
         topic.last_values.release(&mut self.settings.keys);
-        if !topic.is_forgotten {
-            self.by_name.remove(&topic.info.name);
+        match topic.is_forgotten {
+            false => drop(self.by_name.remove(&topic.info.name)),
+            true if self.forgotten_names.get(&topic.info.name) == Some(&id) => {
+                self.forgotten_names.remove(&topic.info.name);
+            }
+            true => {}
         }
         if topic.is_counted {
             self.count_topic(id, &topic.info.name, false);

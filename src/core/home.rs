@@ -63,7 +63,7 @@ pub enum Backfill {
     Retained = 1,
     /// Every tick from a sequence on, or the last values if some are gone; RECOVERED says which.
     Position = 2,
-    /// The last values with RECOVERED 0: the session's position belongs to another epoch.
+    /// Every tick still kept, with RECOVERED 0: the session's position belongs to another epoch, so all of this life is new to it.
     PositionLost = 3,
     /// The last value of each key from a sequence on: for a session that fell behind.
     Conflated = 4,
@@ -88,6 +88,9 @@ pub const CHUNK_LAST: u32 = 1;
 pub const CHUNK_RECOVERED: u32 = 2;
 /// Flag: the position was not found; the last values follow.
 pub const CHUNK_NOT_RECOVERED: u32 = 4;
+
+/// Flag: the position was not found because its epoch has passed; everything that is kept follows.
+pub const CHUNK_EPOCH_PASSED: u32 = 8;
 
 /// How much of each topic's past a home keeps.
 #[derive(Clone, Debug)]
@@ -334,7 +337,9 @@ impl Home {
         match backfill {
             Backfill::ServerPosition => debug_assert!(false, "resolved above"),
             Backfill::LastValues | Backfill::Conflated => snapshot_from = Some(from),
-            Backfill::PositionLost => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(1)),
+            Backfill::PositionLost => {
+                (flags, start) = (CHUNK_NOT_RECOVERED | CHUNK_EPOCH_PASSED, oldest.unwrap_or(last).max(1));
+            }
             Backfill::Position if from > last + 1 => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(1)),
             // A client without any tick has no position to lose: a gap announces what is no longer kept.
             Backfill::Position if !reaches_back && from == 1 => {

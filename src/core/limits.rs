@@ -123,6 +123,8 @@ pub const TURN_TRIM_TOPICS: usize = 4_096;
 pub const TURN_IDLE_UNITS: usize = 8 << 10;
 /// Sessions that leave forgotten topics, or topics that are dropped then, in one turn.
 pub const TURN_FORGET_UNITS: usize = 1 << 10;
+/// Forgotten topics that a shard drops in one turn: one look at what waits for its sessions for all of them.
+pub const TURN_TOPICS_DROPPED: usize = 256;
 /// A topic is forgotten at most this part of its idle time late.
 pub const IDLE_ROUNDS: u64 = 8;
 /// Longest time between two looks for idle topics, nanoseconds.

@@ -49,7 +49,7 @@ impl Features {
 
     /// What this version of the server grants.
     pub const GRANTED: Features =
-        Features::COUNTS.union(Features::STRING_KEYS).union(Features::POSITIONS);
+        Features::COUNTS.union(Features::REASONS).union(Features::STRING_KEYS).union(Features::POSITIONS);
 
     /// The set in a frame. Bits beyond the sixteenth are ignored: no version gives them a meaning.
     pub fn from_wire(bits: u64) -> Features {

@@ -112,6 +112,7 @@ impl World {
                 (producer, bell.clone())
             })
             .collect();
+        let published = Published { forgets: limits.topic_idle.default > 0, ..Published::default() };
         World {
             shards,
             now: START,
@@ -124,7 +125,7 @@ impl World {
             free: vec![Vec::new(); count],
             next_slot: vec![0; count],
             names: 0,
-            published: Published::default(),
+            published,
             gone: HashSet::new(),
             memories: Vec::new(),
             reached: Reached::default(),

@@ -523,12 +523,18 @@ impl Fanout {
 
     /// Announces the ticks of a topic from a sequence on as lost.
     pub(super) fn lose_rest(&mut self, id: TopicId, slot: SlotId, from: u64, sessions: &mut Sessions) {
+        let to = topic_mut(&mut self.topics, id, self.shards).map_or(0, |topic| topic.last_sequence + 1);
+        self.lose(id, slot, from, to, sessions);
+    }
+
+    /// Announces ticks of a topic as lost, after what waits.
+    pub(super) fn lose(&mut self, id: TopicId, slot: SlotId, from: u64, to: u64, sessions: &mut Sessions) {
         let (Some(topic), Some(session)) =
             (topic_mut(&mut self.topics, id, self.shards), sessions.open_mut(slot))
         else {
             return;
         };
-        let (to, format, features) = (topic.last_sequence + 1, session.format, session.features);
+        let (format, features) = (session.format, session.features);
         if from < to {
             self.tally.dropped += to - from;
             sessions.count_dropped(slot, to - from);

@@ -1,12 +1,22 @@
 //! Topics that their homes have forgotten: their members leave, with everything announced that they will not receive.
 
-use super::{EgressLogs, Fanout, topic_mut};
+use std::collections::HashSet;
+
+use super::{EgressLogs, Fanout, topic::skipped_range, topic_mut};
 use crate::{
     home::Home,
     ids::SlotId,
-    session::{membership::Taking, table::Sessions},
+    limits::TURN_TOPICS_DROPPED,
+    session::{
+        Verdict,
+        membership::{Gap, Taking},
+        table::Sessions,
+    },
 };
-use tickcast_proto::ids::TopicId;
+use tickcast_proto::{
+    ids::{Sequence, TopicId},
+    reply::Reply,
+};
 
 impl Fanout {
     /// Notes that a home has forgotten a topic. Its name is free for another life at once; its members leave in
@@ -17,16 +27,17 @@ impl Fanout {
         };
         topic.is_forgotten = true;
         self.by_name.remove(&topic.info.name);
+        self.forgotten_names.insert(topic.info.name.clone(), id);
         self.forgotten.push_back(id);
     }
 
     /// Whether members of forgotten topics must leave.
     pub fn has_forgotten(&self) -> bool {
-        !self.forgotten.is_empty()
+        !self.forgotten.is_empty() || !self.left.is_empty()
     }
 
-    /// Lets about `units` members of the first forgotten topic leave. Returns the units left, and the topic if it is gone: its
-    /// home must be told.
+    /// Lets about `units` members of forgotten topics leave. Returns the units left, and the topics that are gone: their homes must
+    /// be told.
     pub fn leave_forgotten(
         &mut self,
         units: usize,
@@ -34,21 +45,96 @@ impl Fanout {
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
         now_ns: u64,
-    ) -> (usize, Option<TopicId>) {
-        let Some(&id) = self.forgotten.front() else { return (units, None) };
-        let mut left = units;
-        while left > 0 {
+    ) -> (usize, Vec<TopicId>) {
+        let (mut left, mut gone) = (units, Vec::new());
+        // A turn after their members have left, so that sessions with room have received what was held for them.
+        for id in std::mem::take(&mut self.left) {
+            let topic = topic_mut(&mut self.topics, id, self.shards);
+            match topic.is_some_and(|topic| topic.any_member().is_none()) {
+                true => gone.push(id),
+                // Its frames were evicted from an outbox in between.
+                false => self.forgotten.push_back(id),
+            }
+        }
+        if !gone.is_empty() && sessions.waiting() > 0 {
+            self.lose_waiting(&gone, sessions, logs);
+        }
+        gone.iter().for_each(|&id| self.handle_close(id));
+        while left > 0
+            && self.left.len() < TURN_TOPICS_DROPPED
+            && let Some(&id) = self.forgotten.front()
+        {
             left -= 1;
             let topic = topic_mut(&mut self.topics, id, self.shards);
-            let Some(slot) = topic.and_then(|topic| topic.any_member()) else {
-                self.forgotten.pop_front();
-                self.handle_close(id);
-                return (left, Some(id));
-            };
-            self.leave_topic(id, slot, home, sessions, logs, now_ns);
+            match topic.and_then(|topic| topic.any_member()) {
+                Some(slot) => self.leave_topic(id, slot, Some(home), sessions, logs, now_ns),
+                None => {
+                    self.forgotten.pop_front();
+                    self.left.push(id);
+                }
+            }
         }
         self.evict_overflowing(sessions, logs);
-        (left, None)
+        (left, gone)
+    }
+
+    /// Ends what sessions still hold of a forgotten topic, because its next life is about to be announced to them.
+    pub(super) fn end_last_life(&mut self, name: &str, sessions: &mut Sessions, logs: &mut EgressLogs) {
+        let Some(id) = self.forgotten_names.remove(name) else { return };
+        while let Some(slot) =
+            topic_mut(&mut self.topics, id, self.shards).and_then(|topic| topic.any_member())
+        {
+            self.leave_topic(id, slot, None, sessions, logs, 0);
+        }
+        self.lose_waiting(&[id], sessions, logs);
+    }
+
+    /// Evicts the frames of topics from all outboxes and announces them as lost: the announcement of the topic's next life may
+    /// overtake waiting frames, and once the topic is gone, nothing could evict or name them. A look at each session, and at the
+    /// frames that wait for it. Raw sessions keep theirs: nothing could be announced to them.
+    fn lose_waiting(&mut self, topics: &[TopicId], sessions: &mut Sessions, logs: &EgressLogs) {
+        let topics: HashSet<u32, rustc_hash::FxBuildHasher> = topics.iter().map(|id| id.0).collect();
+        for slot in sessions.slots() {
+            let mut lost: Vec<(TopicId, Gap)> = Vec::new();
+            let waits = sessions.open_mut(slot).is_some_and(|session| {
+                session.frame_bytes() > 0 && session.format.codec.has_replies()
+            });
+            if !waits {
+                continue;
+            }
+            let tally = &mut self.tally;
+            sessions.with_outbox(slot, |session| {
+                let Some(log) = logs.of(session.format) else { return };
+                session.outbox.evict(log, |info, _, _| {
+                    if !topics.contains(&info.topic) {
+                        return Verdict::Keep;
+                    }
+                    if info.sequence > 0 {
+                        tally.evicted += u64::from(info.skipped == 0);
+                        let (id, span) = (TopicId(info.topic), info.span());
+                        match lost.iter_mut().find(|(lost, _)| *lost == id) {
+                            Some((_, gap)) => gap.to = span.to,
+                            None => lost.push((id, span)),
+                        }
+                    }
+                    Verdict::Evict
+                });
+            });
+            self.scratch.clear();
+            for (id, Gap { from: Sequence(from), to: Sequence(to) }) in lost {
+                self.tally.dropped += to - from;
+                sessions.count_dropped(slot, to - from);
+                let (topic, session) =
+                    (topic_mut(&mut self.topics, id, self.shards), sessions.open_mut(slot));
+                let Some((topic, session)) = topic.zip(session) else { continue };
+                // Its announcement may be among the frames evicted.
+                topic.info.encode(session.format, &mut self.scratch);
+                let range = skipped_range(id, &topic.info.name, session.features, from, to);
+                Reply::Gap(range).encode(session.format, &mut self.scratch);
+            }
+            let notices = &self.scratch;
+            sessions.with_outbox(slot, |session| session.outbox.insert_before_frames(notices));
+        }
     }
 
     /// Ends a session's membership of a forgotten topic. What it holds is sent if there is room, and announced as lost otherwise.
@@ -56,7 +142,7 @@ impl Fanout {
         &mut self,
         id: TopicId,
         slot: SlotId,
-        home: &Home,
+        home: Option<&Home>,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
         now_ns: u64,
@@ -79,7 +165,7 @@ impl Fanout {
         &mut self,
         id: TopicId,
         slot: SlotId,
-        home: &Home,
+        home: Option<&Home>,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
         now_ns: u64,
@@ -91,7 +177,10 @@ impl Fanout {
         if membership.taking == Taking::Paced {
             membership.taking = Taking::Held;
         }
-        if membership.taking == Taking::Held && has_room {
+        if membership.taking == Taking::Held
+            && has_room
+            && let Some(home) = home
+        {
             self.release_all(id, slot, bytes_max, home, sessions, logs, now_ns);
         }
         let Some(membership) = sessions.open_mut(slot).and_then(|session| session.memberships.get(&id)) else {

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     egress_log::FrameInfo,
     fanout::conflation::{EvictionCause, skipped},
-    home::{Backfill, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED},
+    home::{Backfill, CHUNK_EPOCH_PASSED, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED},
     ids::{SessionId, SlotId},
     limits::{HISTORY_CHUNK_BYTES, HISTORY_CHUNKS_IN_FLIGHT_MAX},
     session::{
@@ -19,11 +19,12 @@ use crate::{
 };
 use tickcast_proto::{
     Step,
+    features::Features,
     frame::{self, Frame},
     ids::TopicId,
     pattern,
     records::{History, Recover},
-    reply::Reply,
+    reply::{NotRecovered, Reply},
     subscription::Position,
 };
 
@@ -126,7 +127,9 @@ impl Fanout {
         };
         for (name, position) in unknown {
             let recovered = position == Position { epoch: self.epoch, sequence: 0 };
-            let (epoch, reason) = (self.epoch, None);
+            let epoch = self.epoch;
+            let knows = sessions.get(slot).is_some_and(|session| session.features.contains(Features::REASONS));
+            let reason = (knows && !recovered).then_some(NotRecovered::UnknownTopic);
             let reply = Reply::Recovered { topic_id: 0, name: &name, epoch, sequence: 0, recovered, reason };
             self.push_notice(slot, &reply, sessions);
         }
@@ -236,21 +239,29 @@ impl Fanout {
         }
         if flags & (CHUNK_RECOVERED | CHUNK_NOT_RECOVERED) != 0 {
             let recovered = flags & CHUNK_RECOVERED != 0;
+            let reason = match (flags & CHUNK_EPOCH_PASSED != 0, from > last + 1) {
+                _ if recovered => None,
+                (true, _) => Some(NotRecovered::Epoch),
+                (false, true) => Some(NotRecovered::Ahead),
+                (false, false) => Some(NotRecovered::TooOld),
+            };
             let reply = Reply::Recovered {
                 topic_id: id.0,
                 name: &name,
                 epoch,
                 sequence: last,
                 recovered,
-                reason: None,
+                reason: reason.filter(|_| features.contains(Features::REASONS)),
             };
             self.push_notice(slot, &reply, sessions);
         }
-        if start > from {
-            self.tally.dropped += start - from;
-            sessions.count_dropped(slot, start - from);
-            let notice = Reply::Gap(skipped_range(id, &name, features, from, start));
-            sessions.push_private(slot, skipped(id, from, start), |out| notice.encode_queued(format, out));
+        // After a position of another epoch, all of this one is new to the client.
+        let gap_from = if flags & CHUNK_EPOCH_PASSED != 0 { 1 } else { from };
+        if start > gap_from {
+            self.tally.dropped += start - gap_from;
+            sessions.count_dropped(slot, start - gap_from);
+            let notice = Reply::Gap(skipped_range(id, &name, features, gap_from, start));
+            sessions.push_private(slot, skipped(id, gap_from, start), |out| notice.encode_queued(format, out));
         }
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a membership has a topic");
@@ -286,6 +297,7 @@ impl Fanout {
                 Backfill::Position | Backfill::ServerPosition if flags & CHUNK_NOT_RECOVERED == 0 => {
                     Backfill::Retained
                 }
+                _ if flags & CHUNK_EPOCH_PASSED != 0 => Backfill::Retained,
                 kept @ (Backfill::Retained | Backfill::Conflated) => kept,
                 _ => Backfill::LastValues,
             };

@@ -214,7 +214,7 @@ fn the_servers_epoch_stands_for_that_of_a_first_life_only() {
     idle_events(&mut home, 10_000);
     let second = publish(&mut home, "a");
     let (_, flags, _) = chunk(&mut home, second, Backfill::ServerPosition, 2);
-    assert_eq!(flags, CHUNK_NOT_RECOVERED | CHUNK_LAST);
+    assert_eq!(flags, CHUNK_NOT_RECOVERED | CHUNK_EPOCH_PASSED | CHUNK_LAST);
 }
 
 #[test]
@@ -279,11 +279,13 @@ fn a_position_out_of_reach_yields_the_last_values_and_says_so() {
         (Backfill::Position, 3),
         (Backfill::Position, 27),
         (Backfill::Position, u64::MAX),
-        (Backfill::PositionLost, 1),
     ] {
         let (_, flags, ticks) = chunk(&mut home, id, backfill, from);
         assert_eq!((flags, ticks), (lost, vec![(25, true)]), "{from}");
     }
+    let (start, flags, ticks) = chunk(&mut home, id, Backfill::PositionLost, 1);
+    assert_eq!((start, flags), (16, lost | CHUNK_EPOCH_PASSED));
+    assert_eq!(ticks, (16..=25).map(|sequence| (sequence, false)).collect::<Vec<_>>(), "all of it is news");
     let (start, flags, ticks) = chunk(&mut home, id, Backfill::Retained, 3);
     assert_eq!((start, flags, ticks.len()), (16, CHUNK_LAST, 10));
 }

@@ -267,13 +267,13 @@ impl Shard {
             used = self.with_home(|home, notify| home.advance_idle_walk(TURN_IDLE_UNITS, now_ns, notify));
             self.counters.add(Counter::TopicsForgotten, self.home.forgotten() - before);
         }
-        let mut units = TURN_FORGET_UNITS;
-        while units > 0 && self.fanout.has_forgotten() && self.stages.requests_have_room() {
-            let Shard { fanout, home, sessions, logs, .. } = self;
-            let (left, gone) = fanout.leave_forgotten(units, home, sessions, logs, now.monotonic_ns);
-            used += units - left;
-            units = left;
-            let Some(id) = gone else { continue };
+        if !self.fanout.has_forgotten() || !self.stages.requests_have_room() {
+            return used > 0;
+        }
+        let Shard { fanout, home, sessions, logs, .. } = self;
+        let (left, gone) = fanout.leave_forgotten(TURN_FORGET_UNITS, home, sessions, logs, now.monotonic_ns);
+        used += TURN_FORGET_UNITS - left;
+        for id in gone {
             match id.home(self.shards) {
                 home if home == self.id => self.home.handle_forgotten(home, id, now.monotonic_ns),
                 home => self.stages.push_request(home, |out| encode_forget(out, id)),
