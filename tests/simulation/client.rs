@@ -566,10 +566,10 @@ impl Client {
         let seen = self.seen.entry(topic.into()).or_insert_with(|| Seen {
             first: from,
             next: from,
+            life,
             ..Seen::default()
         });
         seen.announced.push((from, to));
-        seen.life = life;
         seen.lost |= lost;
         *(if lost { &mut self.lost } else { &mut self.conflated }) += to - from;
     }

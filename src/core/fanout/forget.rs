@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{EgressLogs, Fanout, topic::skipped_range, topic_mut};
 use crate::{
-    home::Home,
+    home::{Backfill, Home},
     ids::SlotId,
     limits::TURN_TOPICS_DROPPED,
     session::{
@@ -186,8 +186,14 @@ impl Fanout {
         let Some(membership) = sessions.open_mut(slot).and_then(|session| session.memberships.get(&id)) else {
             return;
         };
-        if membership.taking != Taking::Live {
-            self.lose_rest(id, slot, membership.from, sessions);
+        let (taking, wanted, from) = (membership.taking, membership.wanted, membership.from);
+        let is_position =
+            matches!(wanted, Backfill::Position | Backfill::PositionLost | Backfill::ServerPosition);
+        match taking {
+            Taking::Live => {}
+            // The position has no answer yet, and there is no topic any more.
+            Taking::Recovering if is_position => self.answer_unknown(id, slot, sessions),
+            _ => self.lose_rest(id, slot, from, sessions),
         }
     }
 }

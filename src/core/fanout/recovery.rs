@@ -135,6 +135,17 @@ impl Fanout {
         }
     }
 
+    /// Answers a position in a topic that has been forgotten since.
+    pub(super) fn answer_unknown(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
+        let Some(topic) = topic_ref(&self.topics, id, self.shards) else { return };
+        let (name, epoch) = (topic.info.name.clone(), self.epoch);
+        let knows = sessions.get(slot).is_some_and(|session| session.features.contains(Features::REASONS));
+        let reason = knows.then_some(NotRecovered::UnknownTopic);
+        let (topic_id, sequence, recovered) = (0, 0, false);
+        let reply = Reply::Recovered { topic_id, name: &name, epoch, sequence, recovered, reason };
+        self.push_notice(slot, &reply, sessions);
+    }
+
     fn push_notice(&mut self, slot: SlotId, reply: &Reply<'_>, sessions: &mut Sessions) {
         self.scratch.clear();
         let scratch = &mut self.scratch;
