@@ -113,7 +113,13 @@ fn disconnect(load: &mut Load) {
 fn home() -> Home {
     let Limits { history, history_bytes_max, .. } = Limits::default();
     let keys = KeysBudget { keys_max: 0, bytes_left: 0 };
-    let mut home = Home::new(ShardId(0), 2, 1, TOPICS, Retention { history, history_bytes_max, keys, idle: Rules::all(0) });
+    let mut home = Home::new(
+        ShardId(0),
+        2,
+        1,
+        TOPICS,
+        Retention { history, history_bytes_max, keys, idle: Rules::all(0) },
+    );
     for topic in 0..TOPICS {
         let created = home.find_or_create(&format!("t.{topic}"), 0);
         assert!(created.is_ok(), "there is room for all");

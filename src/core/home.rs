@@ -221,7 +221,13 @@ pub struct TooManyTopics;
 impl Home {
     /// An empty home that sequences at most `topics_max` topics. `server_epoch`: microseconds since 1970 when the server
     /// started.
-    pub fn new(shard: ShardId, shards: u16, server_epoch: u64, topics_max: usize, retention: Retention) -> Home {
+    pub fn new(
+        shard: ShardId,
+        shards: u16,
+        server_epoch: u64,
+        topics_max: usize,
+        retention: Retention,
+    ) -> Home {
         Home {
             shard,
             shards,

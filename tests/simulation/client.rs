@@ -362,12 +362,7 @@ impl Client {
         self.input = input[at..].to_vec();
     }
 
-    fn read_message(
-        &mut self,
-        socket: &mut WebSocket,
-        bytes: &[u8],
-        published: &Published,
-    ) -> usize {
+    fn read_message(&mut self, socket: &mut WebSocket, bytes: &[u8], published: &Published) -> usize {
         let mut replies = Vec::new();
         let Step::Complete(used, incoming) = socket.step(bytes, &mut replies).expect("well-formed frames")
         else {
@@ -461,12 +456,7 @@ impl Client {
                 let recovered = value["recovered"].as_bool().unwrap();
                 let (topic, epoch) = (value["topic"].as_str().unwrap(), value["epoch"].as_u64().unwrap());
                 let life = (epoch != EPOCH).then(|| (epoch, published.offset(topic, epoch)));
-                self.recovery(
-                    topic,
-                    life,
-                    value["sequence"].as_u64().unwrap(),
-                    recovered,
-                );
+                self.recovery(topic, life, value["sequence"].as_u64().unwrap(), recovered);
             }
             Some("subscribed") if value["pattern"].is_string() => {
                 self.acknowledged(value["pattern"].as_str().unwrap(), published);
@@ -493,7 +483,8 @@ impl Client {
     }
 
     fn acknowledged(&mut self, pattern: &str, published: &Published) {
-        let counts = published.ticks.iter().map(|(topic, ticks)| (topic.clone(), ticks.len() as u64)).collect();
+        let counts =
+            published.ticks.iter().map(|(topic, ticks)| (topic.clone(), ticks.len() as u64)).collect();
         trace(self, pattern, format_args!("live: {:?}", self.requested[pattern]));
         let before = self.subscriptions.get(pattern).cloned();
         // Updates are acknowledged too.
@@ -609,10 +600,13 @@ impl Client {
             seen.settle(published.ticks[topic].len() as u64 + 1, topic);
             // The last tick of each key has arrived, whatever was conflated.
             if !seen.lost && self.encoding != WireFormat::WEBSOCKET_RAW && topic.starts_with("c.") {
-                for (index, _) in published.ticks[topic].iter().enumerate().skip(seen.first as usize - 1).rev() {
+                for (index, _) in
+                    published.ticks[topic].iter().enumerate().skip(seen.first as usize - 1).rev()
+                {
                     let (key, sequence) = (key_of(index), index as u64 + 1);
                     let is_last_of_key =
-                        (index..published.ticks[topic].len()).filter(|&other| key_of(other) == key).count() == 1;
+                        (index..published.ticks[topic].len()).filter(|&other| key_of(other) == key).count()
+                            == 1;
                     assert!(
                         !is_last_of_key || seen.keys.get(&key) == Some(&sequence),
                         "{topic}: key {key} at {sequence}"
@@ -639,10 +633,7 @@ impl Client {
                     ),
                     (None, Begin::Live) => assert_eq!(before, total, "{topic} {pattern}: nothing came"),
                     (seen, _) => assert!(
-                        seen.is_some()
-                            || total == 0
-                            || published.forgets
-                            || self.not_alone.contains(pattern),
+                        seen.is_some() || total == 0 || published.forgets || self.not_alone.contains(pattern),
                         "{topic} {pattern} {begin:?}: nothing came"
                     ),
                 }

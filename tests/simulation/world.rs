@@ -388,7 +388,9 @@ impl World {
             if lives.contains_key(&(name.to_owned(), epoch)) {
                 return;
             }
-            let Ok(Step::Complete(_, tick)) = frame::decode(frame, usize::MAX) else { panic!("a whole frame") };
+            let Ok(Step::Complete(_, tick)) = frame::decode(frame, usize::MAX) else {
+                panic!("a whole frame")
+            };
             let payload: String = serde_json::from_slice(tick.payload()).expect("a JSON string");
             let number: u64 = payload.split(' ').nth(1).expect("its number").parse().unwrap();
             lives.insert((name.to_owned(), epoch), number - sequence);

@@ -96,9 +96,9 @@ impl Fanout {
         let topics: HashSet<u32, rustc_hash::FxBuildHasher> = topics.iter().map(|id| id.0).collect();
         for slot in sessions.slots() {
             let mut lost: Vec<(TopicId, Gap)> = Vec::new();
-            let waits = sessions.open_mut(slot).is_some_and(|session| {
-                session.frame_bytes() > 0 && session.format.codec.has_replies()
-            });
+            let waits = sessions
+                .open_mut(slot)
+                .is_some_and(|session| session.frame_bytes() > 0 && session.format.codec.has_replies());
             if !waits {
                 continue;
             }
@@ -183,7 +183,8 @@ impl Fanout {
         {
             self.release_all(id, slot, bytes_max, home, sessions, logs, now_ns);
         }
-        let Some(membership) = sessions.open_mut(slot).and_then(|session| session.memberships.get(&id)) else {
+        let Some(membership) = sessions.open_mut(slot).and_then(|session| session.memberships.get(&id))
+        else {
             return;
         };
         let (taking, wanted, from) = (membership.taking, membership.wanted, membership.from);
@@ -192,7 +193,10 @@ impl Fanout {
         match taking {
             Taking::Live => {}
             // The position has no answer yet, and there is no topic any more.
-            Taking::Recovering if is_position => self.answer_unknown(id, slot, sessions),
+            Taking::Recovering if is_position => {
+                self.answer_unknown(id, slot, sessions);
+                self.lose_rest(id, slot, from, sessions);
+            }
             _ => self.lose_rest(id, slot, from, sessions),
         }
     }

@@ -128,7 +128,8 @@ impl Fanout {
         for (name, position) in unknown {
             let recovered = position == Position { epoch: self.epoch, sequence: 0 };
             let epoch = self.epoch;
-            let knows = sessions.get(slot).is_some_and(|session| session.features.contains(Features::REASONS));
+            let knows =
+                sessions.get(slot).is_some_and(|session| session.features.contains(Features::REASONS));
             let reason = (knows && !recovered).then_some(NotRecovered::UnknownTopic);
             let reply = Reply::Recovered { topic_id: 0, name: &name, epoch, sequence: 0, recovered, reason };
             self.push_notice(slot, &reply, sessions);
@@ -272,7 +273,8 @@ impl Fanout {
             self.tally.dropped += start - gap_from;
             sessions.count_dropped(slot, start - gap_from);
             let notice = Reply::Gap(skipped_range(id, &name, features, gap_from, start));
-            sessions.push_private(slot, skipped(id, gap_from, start), |out| notice.encode_queued(format, out));
+            sessions
+                .push_private(slot, skipped(id, gap_from, start), |out| notice.encode_queued(format, out));
         }
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a membership has a topic");

@@ -128,12 +128,7 @@ impl Home {
     }
 
     /// Ends a topic's life. Returns whether the shards take more messages.
-    fn forget(
-        &mut self,
-        at: usize,
-        now_ns: u64,
-        notify: &mut dyn FnMut(InterestEvent<'_>) -> bool,
-    ) -> bool {
+    fn forget(&mut self, at: usize, now_ns: u64, notify: &mut dyn FnMut(InterestEvent<'_>) -> bool) -> bool {
         let topic = &mut self.topics[at];
         self.by_name.remove(&topic.name);
         self.lives.note_forgotten(&topic.name);
@@ -170,7 +165,11 @@ impl Home {
     /// Frees what a closed topic keeps, and its place.
     fn vacate(&mut self, at: usize, now_ns: u64) {
         let topic = &mut self.topics[at];
-        topic.history.trim(HistoryBounds { ticks: 0, bytes: 0, age_ns: 0 }, now_ns, &mut self.history_left_bytes);
+        topic.history.trim(
+            HistoryBounds { ticks: 0, bytes: 0, age_ns: 0 },
+            now_ns,
+            &mut self.history_left_bytes,
+        );
         topic.last_values.release(&mut self.retention.keys);
         topic.last_values = super::LastValues::default();
         (topic.name, topic.place) = (Box::default(), Place::Vacant);

@@ -275,11 +275,9 @@ fn a_position_out_of_reach_yields_the_last_values_and_says_so() {
     let mut id = TopicId(0);
     (0..25).for_each(|_| id = advance(&mut home, index, 0, b"x"));
     let lost = CHUNK_NOT_RECOVERED | CHUNK_LAST;
-    for (backfill, from) in [
-        (Backfill::Position, 3),
-        (Backfill::Position, 27),
-        (Backfill::Position, u64::MAX),
-    ] {
+    for (backfill, from) in
+        [(Backfill::Position, 3), (Backfill::Position, 27), (Backfill::Position, u64::MAX)]
+    {
         let (_, flags, ticks) = chunk(&mut home, id, backfill, from);
         assert_eq!((flags, ticks), (lost, vec![(25, true)]), "{from}");
     }

@@ -79,7 +79,8 @@ impl Shard {
     /// Sequences a tick as its home, and passes it to every interested shard, this one included.
     pub(super) fn sequence(&mut self, from: Option<ShardId>, tick: &Unsequenced<'_>, now: Now) {
         let Unsequenced { origin, flags, schema, record, topic: name, payload } = *tick;
-        let Ok(TopicLookup { index, is_new }) = self.home.find_or_create(name, now.realtime_ns / 1_000) else {
+        let Ok(TopicLookup { index, is_new }) = self.home.find_or_create(name, now.realtime_ns / 1_000)
+        else {
             return self.refuse(from, origin, record.request, now);
         };
         if is_new {
@@ -235,7 +236,8 @@ impl Shard {
                 fanout.handle_open(topic.id, topic.epoch, &topic.name, sessions, logs);
             }
             InterestEvent::Open(shard, topic) => {
-                stages.push_delivery(shard, |out| frame::encode_topic(out, topic.id, topic.epoch, &topic.name));
+                stages
+                    .push_delivery(shard, |out| frame::encode_topic(out, topic.id, topic.epoch, &topic.name));
             }
             InterestEvent::Close(shard, topic) if shard == own => fanout.handle_close(topic.id),
             InterestEvent::Close(shard, topic) => {

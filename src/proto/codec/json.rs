@@ -109,15 +109,24 @@ impl Message<'_> {
             Some(FromOption::Position(position)) => position,
         };
         match position {
-            FromPosition { epoch: Some(epoch), sequence: Some(sequence), sequences: None, positions: None } => {
-                Ok(StartPosition::After(Position { epoch, sequence }))
-            }
-            FromPosition { epoch: Some(epoch), sequence: None, sequences: Some(sequences), positions: None } => {
+            FromPosition {
+                epoch: Some(epoch),
+                sequence: Some(sequence),
+                sequences: None,
+                positions: None,
+            } => Ok(StartPosition::After(Position { epoch, sequence })),
+            FromPosition {
+                epoch: Some(epoch),
+                sequence: None,
+                sequences: Some(sequences),
+                positions: None,
+            } => {
                 let position = |(topic, sequence)| (topic, Position { epoch, sequence });
                 Ok(StartPosition::AfterEach(sequences.into_iter().map(position).collect()))
             }
             FromPosition { epoch: None, sequence: None, sequences: None, positions: Some(positions) } => {
-                let position = |(topic, TopicPosition { epoch, sequence })| (topic, Position { epoch, sequence });
+                let position =
+                    |(topic, TopicPosition { epoch, sequence })| (topic, Position { epoch, sequence });
                 Ok(StartPosition::AfterEach(positions.into_iter().map(position).collect()))
             }
             _ => Err(OptionError::From(self.from.map_or_else(String::new, |given| cut(given.get())))),
