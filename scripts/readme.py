@@ -25,7 +25,7 @@ DEFAULTS = {"tcp": "127.0.0.1:9400", "http": "127.0.0.1:9480", "admin": "127.0.0
 
 
 class Failed(Exception):
-    """A command or snippet that did not do what the README says."""
+    """Something is missing, or a command or snippet that did not do what the README says."""
 
 
 def blocks(text):
@@ -141,7 +141,18 @@ def snippet(language, body, server, folder):
     print(f"ok: the {language} snippet")
 
 
+def require_clients():
+    """Fails unless the clients that the snippets need are installed."""
+    clients = ROOT / "tests/clients"
+    missing = [name for name in ("node_modules/ws", "node_modules/playwright-core", ".venv/bin/python")
+               if not (clients / name).exists()]
+    if missing:
+        install = "run scripts/test.sh --test tidy, which installs all that the tests need"
+        raise Failed(f"tests/clients has no {', '.join(missing)}: {install}")
+
+
 def main():
+    require_clients()
     programs = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "target/debug").resolve()
     program = str(programs / "tickcast")
     folder = ROOT / "target/readme"

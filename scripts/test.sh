@@ -10,6 +10,8 @@
 # Some tests need something that this script cannot install. `cargo test` ignores them; this script runs them where possible:
 #   network_settings_of_a_namespace_are_set_and_restored, queues_of_a_real_interface_are_set_and_restored
 #       need root and network namespaces
+#   a_cpu_quota_of_the_group_or_of_one_above_limits_the_shards, the_server_needs_neither_sys_nor_proc
+#       need root, the CPU controller of cgroups, and mount namespaces
 #   record_100_*
 #       need record 100 of the MIT-BIH Arrhythmia Database: TICKCAST_RECORD=path/to/100.hea
 # The last line names the tests that were left out.
@@ -74,6 +76,18 @@ has_npm_clients() { cmp -s $clients/package-lock.json $clients/node_modules/.ins
 has_python_clients() { cmp -s $clients/requirements.txt $clients/.venv/.installed-from; }
 
 can_unshare() { [[ $root == yes ]] && unshare -n -m true 2>/dev/null; }
+# A group of the CPU controller, v1 or v2.
+can_limit_cpu() {
+    local parent=/sys/fs/cgroup group
+    [[ ! -d $parent/cpu ]] || parent=$parent/cpu
+    group=$parent/tickcast-test.$$
+    [[ $root == yes ]] && mkdir "$group" 2>/dev/null || return 1
+    local files=("$group"/cpu.max "$group"/cpu.cfs_quota_us)
+    [[ -w ${files[0]} || -w ${files[1]} ]]
+    local status=$?
+    rmdir "$group"
+    return $status
+}
 can_package() { [[ $root == yes && $dpkg == yes ]]; }
 
 announce() {
@@ -152,6 +166,15 @@ if can_unshare; then
         network_settings_of_a_namespace_are_set_and_restored queues_of_a_real_interface_are_set_and_restored
 else
     without+=("the tests in a network namespace (need root and unshare -n -m)")
+fi
+
+if can_unshare && can_limit_cpu; then
+    step "tests on lesser machines"
+    cargo test --locked --workspace --test integration -- --ignored --exact \
+        machines::a_cpu_quota_of_the_group_or_of_one_above_limits_the_shards \
+        machines::the_server_needs_neither_sys_nor_proc
+else
+    without+=("the tests on lesser machines (need root, unshare -m and the CPU controller of cgroups)")
 fi
 
 if [[ -n ${TICKCAST_RECORD:-} ]]; then

@@ -124,7 +124,7 @@ impl World {
                         // The peer answers with FIN.
                         self.shards[index].handle_eof(slot, NOW);
                     }
-                    Action::HandshakeDone(_) | Action::HandOver(_) => {}
+                    Action::HandshakeDone(_) | Action::HandOver(_) | Action::Admit(..) => {}
                 }
             }
             while let Some(action) = self.shards[index].poll_action() {

@@ -310,7 +310,6 @@ fn json_requests_decode_as_specified() {
     assert_eq!(start(r#""latest""#), StartPosition::Latest);
     let position = Position { epoch: 10, sequence: 17 };
     assert_eq!(start(r#"{"epoch":10,"sequence":17}"#), StartPosition::After(position));
-    let sequences = [("d.x".into(), 17)].into();
     let each = StartPosition::AfterEach([("d.x".into(), position)].into());
     assert_eq!(start(r#"{"epoch":10,"sequences":{"d.x":17}}"#), each);
     assert_eq!(start(r#"{"positions":{"d.x":{"epoch":10,"sequence":17}}}"#), each);

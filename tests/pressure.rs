@@ -284,6 +284,7 @@ fn half_a_frame_ends_its_session_at_the_deadline_and_a_slow_stream_of_frames_doe
     let goodbye =
         std::iter::from_fn(|| shard.poll_send(&mut gather, at(20_000))).find(|send| send.slot == SlotId(0));
     assert!(goodbye.is_some(), "the server sends the reason");
+    shard.handle_sent(SlotId(0), 0, false, at(20_000));
     shard.handle_eof(SlotId(0), at(20_000));
     assert_eq!((shard.counters().value(Counter::ClosedFrameDeadline), shard.sessions_len()), (1, 1));
 }

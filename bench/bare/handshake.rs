@@ -10,16 +10,13 @@ use std::{
     time::Duration,
 };
 
-use tickcast::{
-    clock,
-    limits::{FRAME_BYTES_MAX_DEFAULT, HTTP_HEAD_BYTES_MAX_DEFAULT},
-};
+use tickcast::{clock, limits::FRAME_BYTES_MAX_DEFAULT};
 use tickcast_proto::{
     Step, WireFormat,
     codec::MessageType,
     frame::{self, Frame, HelloParts, Kind},
     framing::websocket::{self, Incoming, WebSocket},
-    http::{self, Answer, HttpConfig, NoFiles, Target},
+    http::{self, Answer, HttpConfig, Target},
     records::Subscribe,
     reply::Reply,
 };
@@ -133,30 +130,22 @@ impl<'a> Handshake<'a> {
                     Ok(Some(used))
                 }
             },
-            Decoder::HttpHead => {
-                let config = HttpConfig {
-                    head_bytes_max: HTTP_HEAD_BYTES_MAX_DEFAULT,
-                    debug_echo: false,
-                    files: &NoFiles,
-                };
-                match http::step(input, config) {
-                    Step::Partial => Ok(None),
-                    Step::Complete(used, Answer::Upgrade { response, target }) => {
-                        let Target::Stream { format: WireFormat::WEBSOCKET_NATIVE, .. } = target else {
-                            return Err(invalid(
-                                "the client must offer the subprotocol tickcast.v1.rkyv: --encoding rkyv",
-                            ));
-                        };
-                        self.output.extend_from_slice(&response);
-                        self.decoder =
-                            Decoder::WebSocket(Box::new(WebSocket::server(FRAME_BYTES_MAX_DEFAULT)));
-                        Ok(Some(used))
-                    }
-                    Step::Complete(_, Answer::Respond { status, .. }) => {
-                        Err(invalid(format!("the client sent a request whose answer would be {status}")))
-                    }
+            Decoder::HttpHead => match http::Connection::default().step(input, &HttpConfig::WEBSOCKET) {
+                Step::Partial | Step::Complete(_, Answer::Interim(_)) => Ok(None),
+                Step::Complete(used, Answer::Upgrade { response, target, .. }) => {
+                    let Target::Stream { format: WireFormat::WEBSOCKET_NATIVE, .. } = target else {
+                        return Err(invalid(
+                            "the client must offer the subprotocol tickcast.v1.rkyv: --encoding rkyv",
+                        ));
+                    };
+                    self.output.extend_from_slice(&response);
+                    self.decoder = Decoder::WebSocket(Box::new(WebSocket::server(FRAME_BYTES_MAX_DEFAULT)));
+                    Ok(Some(used))
                 }
-            }
+                Step::Complete(_, Answer::Respond { status, .. }) => {
+                    Err(invalid(format!("the client sent a request whose answer would be {status}")))
+                }
+            },
             Decoder::WebSocket(decoder) => {
                 let Step::Complete(used, incoming) =
                     decoder.step(input, &mut self.output).map_err(invalid)?

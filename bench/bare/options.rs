@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::Parser;
+use tickcast::config::listener::tcp_address;
 use tickcast::limits::{DATA_RING_ENTRIES, FRAME_BYTES_MAX_DEFAULT, SENDS_PER_SUBMIT};
 use tickcast_proto::units::{
     NS_PER_S, format_size, parse_duration_ns, parse_microseconds_ns, parse_size_bytes,
@@ -25,14 +26,14 @@ const CONNECTIONS_HIGHEST: u64 = 1 << 20;
 
 /// Sends the same bytes as tickcast without a broker, to measure what the kernel alone costs
 #[derive(Debug, Parser)]
-#[command(name = "tickcast-bare", version)]
+#[command(name = "tickcast-bare", version, max_term_width = tickcast::cli::HELP_WIDTH)]
 #[command(after_help = "\
 Prints \"listening tcp=ADDRESS\", sends once all connections have subscribed, and prints one JSON object at SIGINT or
 SIGTERM, or when the last connection has ended. Its client is tickcast-c10k; the gaps it reports are rounds that skipped a
 full socket.")]
 pub struct Options {
     /// Address to listen on
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0", value_parser = tcp_address)]
     pub tcp: SocketAddr,
     /// Speak WebSocket with the subprotocol tickcast.v1.rkyv instead of native frames
     #[arg(long)]

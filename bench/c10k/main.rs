@@ -82,7 +82,11 @@ mod worker;
 use std::{fs::File, io::BufWriter, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches};
-use tickcast::cli::pages;
+use tickcast::cli::{
+    HELP_WIDTH,
+    notes::{self, Notes},
+    pages,
+};
 
 use crate::{
     options::{Command, Options},
@@ -93,16 +97,41 @@ use crate::{
 /// Exit status if the load could not run; 1 means that it ran and missed a requirement.
 const EXIT_NOT_RUN: u8 = 2;
 
-const EXIT_STATUSES: &str = "\
-Exit status: 0 the load ran and met every requirement; 1 it missed one, or was interrupted; 2 it could not run.
+const SIGNALS: &str = "\
 SIGINT and SIGTERM end the run and report what was measured so far; a second signal ends the process at once.";
+
+const NOTES: [Notes; 2] = [
+    Notes {
+        page: "tickcast-c10k",
+        examples: &[
+            (
+                "tickcast-c10k --connections 10000 --duration 30s",
+                "Measure 10,000 native subscribers of the simulator",
+            ),
+            ("tickcast-c10k --transport ws --max-p99 5ms", "Fail if 1 % of the ticks take longer than 5 ms"),
+        ],
+        exit_status: &[
+            (0, "the load ran and met every requirement"),
+            (1, "it missed one, or was interrupted"),
+            (2, "it could not run"),
+        ],
+    },
+    Notes {
+        page: "tickcast-c10k-plot",
+        examples: &[(
+            "tickcast-c10k plot --out latency.svg tickcast=run.hgrm",
+            "Plot a histogram that --hgrm has written",
+        )],
+        exit_status: &[(0, "success"), (2, "a file cannot be read or written")],
+    },
+];
 
 fn main() -> ExitCode {
     let mut options =
         Options::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
     let outcome = match options.command.take() {
         Some(Command::Plot(args)) => plot::run(&args).map(|()| ExitCode::SUCCESS),
-        Some(Command::Man { out }) => pages::write(command(), &out)
+        Some(Command::Man { out }) => pages::write(undocumented(), &NOTES, &out)
             .map(|()| ExitCode::SUCCESS)
             .map_err(|error| format!("--out {}: {error}", out.display())),
         None => load(options),
@@ -115,7 +144,12 @@ fn main() -> ExitCode {
 
 /// The command line with its whole help.
 fn command() -> clap::Command {
-    Options::command().after_help(format!("{EXIT_STATUSES}\n\n{}", report::JSON_KEYS))
+    notes::in_help(undocumented(), &NOTES)
+}
+
+/// The command line without its examples and exit statuses.
+fn undocumented() -> clap::Command {
+    Options::command().max_term_width(HELP_WIDTH).after_help(format!("{SIGNALS}\n\n{}", report::JSON_KEYS))
 }
 
 /// Runs a load and reports it.

@@ -23,7 +23,7 @@ const DURATION_NS_MAX: u64 = 1_000_000 * NS_PER_S;
 
 /// Publishes ticks at a constant rate to tickcast or a peer, however slow the server is
 #[derive(Debug, Parser)]
-#[command(name = "tickcast-feed", version)]
+#[command(name = "tickcast-feed", version, max_term_width = tickcast::cli::HELP_WIDTH)]
 #[command(after_help = "\
 Prints one JSON object when --duration has passed, or at SIGINT or SIGTERM.
 Exit status: 0 every tick offered was sent; 1 some were not; 2 the feed could not run.")]

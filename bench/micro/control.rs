@@ -11,12 +11,12 @@ use std::hint::black_box;
 use criterion::Criterion;
 use tickcast_core::{
     config::Limits,
-    home::{Home, Retention, last_value::KeysBudget},
+    home::{Home, Retention, last_value::LastValuesBudget},
     ids::SlotId,
     limits::TURN_INTEREST_UNITS,
     pattern_trie::PatternTrie,
 };
-use tickcast_proto::{WireFormat, ids::ShardId};
+use tickcast_proto::{WireFormat, ids::ShardId, subscription::Rules};
 
 use crate::{
     load::Load,
@@ -112,13 +112,13 @@ fn disconnect(load: &mut Load) {
 
 fn home() -> Home {
     let Limits { history, history_bytes_max, .. } = Limits::default();
-    let keys = KeysBudget { keys_max: 0, bytes_left: 0 };
+    let last_values = LastValuesBudget { keys_max: 0, bytes_left: 0 };
     let mut home = Home::new(
         ShardId(0),
         2,
         1,
         TOPICS,
-        Retention { history, history_bytes_max, keys, idle: Rules::all(0) },
+        Retention { history, history_bytes_max, last_values, idle: Rules::all(0) },
     );
     for topic in 0..TOPICS {
         let created = home.find_or_create(&format!("t.{topic}"), 0);

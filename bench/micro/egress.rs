@@ -53,7 +53,7 @@ pub fn bench(criterion: &mut Criterion) {
 
 fn append(log: &mut EgressLog, frames: u64) {
     for sequence in 0..frames {
-        black_box(log.append(FrameInfo { topic: 1, sequence, skipped: 0 }, black_box(&FRAME)));
+        black_box(log.append(FrameInfo { topic: 1, sequence }, black_box(&FRAME)));
     }
 }
 
@@ -61,8 +61,8 @@ fn append(log: &mut EgressLog, frames: u64) {
 fn ranges(log: &mut EgressLog, count: u64, bytes: usize) -> Vec<Range> {
     let frame = vec![7; bytes];
     let one = |sequence| {
-        let range = log.append(FrameInfo { topic: 1, sequence, skipped: 0 }, &frame);
-        log.append(FrameInfo { topic: 2, sequence, skipped: 0 }, &FRAME);
+        let range = log.append(FrameInfo { topic: 1, sequence }, &frame);
+        log.append(FrameInfo { topic: 2, sequence }, &FRAME);
         range
     };
     (0..count).filter_map(one).collect()

@@ -7,12 +7,12 @@ use std::hint::black_box;
 
 use criterion::Criterion;
 use tickcast::limits::{
-    HISTORY_BYTES_DEFAULT, HISTORY_BYTES_MAX_DEFAULT, HISTORY_TICKS_DEFAULT, KEYS_BYTES_MAX_DEFAULT,
-    KEYS_PER_TOPIC_MAX_DEFAULT,
+    HISTORY_BYTES_DEFAULT, HISTORY_BYTES_MAX_DEFAULT, HISTORY_TICKS_DEFAULT, KEYS_PER_TOPIC_MAX_DEFAULT,
+    LAST_VALUES_BYTES_MAX_DEFAULT,
 };
 use tickcast_core::home::{
     history::{History, HistoryBounds},
-    last_value::{KeysBudget, LastValues},
+    last_value::{LastValues, LastValuesBudget},
 };
 
 const FRAME: [u8; 160] = [7; 160];
@@ -22,14 +22,17 @@ const KEYS: u64 = 1_000;
 pub fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("last_value");
     for (name, keys) in [("no key", 0), ("1,000 keys", KEYS)] {
-        let mut budget =
-            KeysBudget { keys_max: KEYS_PER_TOPIC_MAX_DEFAULT, bytes_left: KEYS_BYTES_MAX_DEFAULT as isize };
+        let mut budget = LastValuesBudget {
+            keys_max: KEYS_PER_TOPIC_MAX_DEFAULT,
+            bytes_left: LAST_VALUES_BYTES_MAX_DEFAULT,
+        };
         let (mut last_values, mut sequence) = (LastValues::default(), 0u64);
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 sequence += 1;
                 let key = if keys == 0 { 0 } else { sequence % keys + 1 };
-                last_values.store(sequence, key, &mut budget, |out| out.extend_from_slice(black_box(&FRAME)));
+                let write = |out: &mut Vec<u8>| out.extend_from_slice(black_box(&FRAME));
+                assert!(last_values.store(sequence, key, FRAME.len(), &mut budget, write));
             });
         });
     }

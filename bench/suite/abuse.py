@@ -67,7 +67,7 @@ COLUMNS = [
     "announced",
     "closed",
     "turns > 100 ms",
-    "longest turn ms",
+    "longest turn, CPU ms",
     "server CPU s",
     "RSS MiB",
     "what the abuser did",
@@ -196,10 +196,10 @@ def total(metrics: list[tuple[str, str, float]], name: str) -> float:
 
 
 def longest_turn(metrics: list[tuple[str, str, float]]) -> str:
-    """The bound of the histogram that all turns of all shards are within."""
+    """The bound of the histogram that the CPU time of all turns of all shards is within."""
     buckets: dict[float, float] = {}
     for name, labels, value in metrics:
-        if name == "tickcast_turn_seconds_bucket":
+        if name == "tickcast_turn_cpu_seconds_bucket":
             bound = float(re.search(r'le="([^"]+)"', labels)[1].replace("+Inf", "inf"))
             buckets[bound] = buckets.get(bound, 0) + value
     turns = buckets.get(float("inf"), 0)

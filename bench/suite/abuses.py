@@ -109,9 +109,10 @@ def sync(connection: socket.socket, token: int = 7) -> None:
         received = connection.recv(1 << 20)
         if not received:
             raise ConnectionError("the server closed the connection")
-        seen = (seen + received)[-4096:]
+        seen += received
         if mark in seen:
             return
+        seen = seen[-len(mark) :]
 
 
 def topics(target: Target, prefix: str, count: int) -> socket.socket:

@@ -7,11 +7,11 @@ use std::{
 };
 
 use crate::{
-    ClientError, ConnectOptions, Connection, Event, PublishRequest, SubscribeOptions,
+    ClientError, ConnectOptions, Connection, Event, ProtocolError, PublishRequest, SubscribeOptions,
     clock::{self, Deadline},
 };
 use tickcast_proto::{
-    WireFormat,
+    DecodeError, WireFormat,
     subscription::{Delivery, Position},
 };
 
@@ -29,10 +29,17 @@ const READ_BYTES: usize = 64 << 10;
 /// Bytes of input at which a blocked write stops reading further ones.
 const INPUT_BYTES_MAX: usize = 4 << 20;
 
+/// The forms of an address, for errors.
+const ADDRESS_FORMS: &str = "HOST:PORT, ws://HOST:PORT/ws or unix:/path";
+/// Prefix of a Unix socket's address.
+const UNIX_PREFIX: &str = "unix:";
+/// What stands at the place of a frame's magic in the answer of an HTTP server, `HTTP/1.1 400`.
+const HTTP_MAGIC: u16 = u16::from_le_bytes(*b"/1");
+
 /// A server's address and the encoding to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// `HOST:PORT`.
+    /// `HOST:PORT`, or `unix:PATH`.
     pub host: String,
     /// Path and query of a WebSocket; empty for native.
     pub path: String,
@@ -41,19 +48,23 @@ pub struct Address {
 }
 
 impl Address {
-    /// Parses `HOST:PORT` and `tcp://HOST:PORT` (native), and `ws://HOST:PORT[/PATH]` (WebSocket with the rkyv encoding;
-    /// the default path is `/ws`).
+    /// Parses `HOST:PORT`, `tcp://HOST:PORT` and `unix:PATH` (native), and `ws://HOST:PORT[/PATH]` (WebSocket with the rkyv
+    /// encoding; the default path is `/ws`).
     ///
     /// # Errors
     /// [`ClientError::Address`] for any other form.
     pub fn parse(text: &str) -> Result<Address, ClientError> {
+        if text.strip_prefix(UNIX_PREFIX).is_some_and(|path| !path.is_empty()) {
+            let encoding = WireFormat::TCP_NATIVE;
+            return Ok(Address { host: text.into(), path: String::new(), encoding });
+        }
         let (encoding, rest) = match text.split_once("://") {
             None => (WireFormat::TCP_NATIVE, text),
             Some(("tcp", rest)) => (WireFormat::TCP_NATIVE, rest),
             Some(("ws", rest)) => (WireFormat::WEBSOCKET_NATIVE, rest),
             Some((scheme, _)) => {
                 return Err(ClientError::Address(format!(
-                    "unknown scheme {scheme:?} in address {text:?}; use HOST:PORT or ws://HOST:PORT/ws"
+                    "unknown scheme {scheme:?} in address {text:?}; use {ADDRESS_FORMS}"
                 )));
             }
         };
@@ -63,7 +74,7 @@ impl Address {
         let is_clean = !text.contains(|c: char| c.is_whitespace() || c.is_control());
         if !has_port || !is_clean || (encoding == WireFormat::TCP_NATIVE && !path.is_empty()) {
             return Err(ClientError::Address(format!(
-                "{text:?} is not a server address; use HOST:PORT or ws://HOST:PORT/ws"
+                "{text:?} is not a server address; use {ADDRESS_FORMS}"
             )));
         }
         let path = match (encoding, path) {
@@ -92,7 +103,7 @@ impl Address {
 /// Dropping the client closes the socket at once; [`Client::close`] sends everything first.
 #[derive(Debug)]
 pub struct Client {
-    /// Non-blocking, except during [`Client::wait`].
+    /// Non-blocking, except during [`Client::wait`]. Its calls are those of any stream socket: it may be a Unix socket.
     stream: TcpStream,
     read_timeout: Option<Duration>,
     connection: Connection,
@@ -122,18 +133,24 @@ impl Client {
     /// As [`Client::connect`].
     pub fn connect_with(address: &Address, options: &ConnectOptions) -> Result<Client, ClientError> {
         let fail = |error| ClientError::Connect { address: address.host.clone(), error };
-        let addresses: Vec<SocketAddr> = address.host.to_socket_addrs().map_err(fail)?.collect();
-        let mut failure = ErrorKind::NotFound.into();
-        let stream = addresses.iter().find_map(|at| {
-            TcpStream::connect_timeout(at, CONNECT_TIMEOUT).map_err(|error| failure = error).ok()
-        });
-        let stream = stream.ok_or_else(|| fail(failure))?;
-        stream.set_nodelay(true)?;
+        let stream = match address.host.strip_prefix(UNIX_PREFIX) {
+            Some(path) => connect_unix(path).map_err(fail)?,
+            None => connect_tcp(&address.host).map_err(fail)?,
+        };
         stream.set_nonblocking(true)?;
         let (connection, buffer) = (Connection::new(options), vec![0; READ_BYTES].into_boxed_slice());
         let mut client = Client { stream, read_timeout: None, connection, buffer };
-        client.await_welcome()?;
-        Ok(client)
+        match client.await_welcome() {
+            Ok(()) => Ok(client),
+            Err(ClientError::Protocol(ProtocolError::Decode(DecodeError::BadMagic(HTTP_MAGIC)))) => {
+                let host = &address.host;
+                Err(ClientError::Address(match host.starts_with(UNIX_PREFIX) {
+                    true => format!("{host} is an HTTP socket: use a native one"),
+                    false => format!("{host} is an HTTP port: use ws://{host}/ws"),
+                }))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The protocol state: topics, their statistics, bytes waiting to be written.
@@ -429,6 +446,26 @@ impl Client {
             _ => Ok(()),
         }
     }
+}
+
+fn connect_tcp(host: &str) -> io::Result<TcpStream> {
+    let mut failure = ErrorKind::NotFound.into();
+    let connect = |at: SocketAddr| {
+        TcpStream::connect_timeout(&at, CONNECT_TIMEOUT).map_err(|error| failure = error).ok()
+    };
+    let stream = host.to_socket_addrs()?.find_map(connect).ok_or(failure)?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+#[cfg(unix)]
+fn connect_unix(path: &str) -> io::Result<TcpStream> {
+    Ok(std::os::fd::OwnedFd::from(std::os::unix::net::UnixStream::connect(path)?).into())
+}
+
+#[cfg(not(unix))]
+fn connect_unix(_: &str) -> io::Result<TcpStream> {
+    Err(ErrorKind::Unsupported.into())
 }
 
 /// For waiting on the server together with other descriptors. The socket is non-blocking.

@@ -6,7 +6,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{ConnectOptions, ProtocolError};
 use tickcast_proto::{
-    Step, WireFormat,
+    Step, WireFormat, frame,
     http::list_elements,
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX},
 };
@@ -57,6 +57,9 @@ impl Handshake {
                 return reject(format!(
                     "the response head is longer than {HTTP_HEAD_BYTES_MAX_DEFAULT} bytes"
                 ));
+            }
+            Err(_) if bytes.get(4..6) == Some(&frame::MAGIC.to_le_bytes()) => {
+                return reject("this is the native port: use HOST:PORT, without ws://".into());
             }
             Err(error) => {
                 return reject(format!(
@@ -130,15 +133,16 @@ mod tests {
     use super::*;
     use tickcast_proto::http;
 
-    const CONFIG: http::HttpConfig<'_> =
-        http::HttpConfig { head_bytes_max: 8 << 10, debug_echo: false, files: &http::NoFiles };
+    /// What the server's own HTTP code makes of a request.
+    fn serve(request: &[u8]) -> Step<http::Answer> {
+        http::Connection::default().step(request, &http::HttpConfig::WEBSOCKET)
+    }
 
     /// A started handshake and the response of the server's own HTTP code.
     fn answered(encoding: WireFormat) -> (Handshake, String) {
         let mut request = Vec::new();
         let handshake = Handshake::start(&ConnectOptions::new(encoding), &mut request);
-        let Step::Complete(used, http::Answer::Upgrade { response, .. }) = http::step(&request, CONFIG)
-        else {
+        let Step::Complete(used, http::Answer::Upgrade { response, .. }) = serve(&request) else {
             panic!("the server rejects this client")
         };
         assert_eq!(used, request.len());
@@ -169,7 +173,7 @@ mod tests {
             };
             let mut request = Vec::new();
             Handshake::start(&options, &mut request);
-            let Step::Complete(_, http::Answer::Upgrade { target, .. }) = http::step(&request, CONFIG) else {
+            let Step::Complete(_, http::Answer::Upgrade { target, .. }) = serve(&request) else {
                 panic!("the server rejects this client")
             };
             assert!(matches!(target, http::Target::Stream { client: read, .. } if read == client));
@@ -184,10 +188,10 @@ mod tests {
             assert_ne!(changed, response, "{from}");
             assert!(handshake.step(changed.as_bytes()).is_err(), "{from} -> {to}");
         };
-        rejected("sec-websocket-accept: ", "sec-websocket-accept: x");
-        rejected("sec-websocket-accept", "sec-websocket-other");
-        rejected("upgrade: websocket", "upgrade: h2c");
-        rejected("connection: Upgrade", "connection: close");
+        rejected("Sec-WebSocket-Accept: ", "Sec-WebSocket-Accept: x");
+        rejected("Sec-WebSocket-Accept", "Sec-WebSocket-Other");
+        rejected("Upgrade: websocket", "upgrade: h2c");
+        rejected("Connection: Upgrade", "connection: close");
         rejected("tickcast.v1.json", "tickcast.v1.raw");
         rejected("\r\n\r\n", "\r\nsec-websocket-extensions: permessage-deflate\r\n\r\n");
         rejected("101 ", "200 ");
@@ -203,14 +207,22 @@ mod tests {
             assert_ne!(changed, response, "{from}");
             handshake.step(changed.as_bytes()).is_ok()
         };
-        assert!(step("connection: Upgrade", "connection: keep-alive,\tupgrade"));
-        assert!(step("connection: Upgrade", "connection: Upgrade\r\nconnection: keep-alive"));
-        assert!(step("upgrade: websocket", "upgrade: websocket\r\nupgrade:"));
+        assert!(step("Connection: Upgrade", "connection: keep-alive,\tupgrade"));
+        assert!(step("Connection: Upgrade", "connection: Upgrade\r\nconnection: keep-alive"));
+        assert!(step("Upgrade: websocket", "upgrade: websocket\r\nupgrade:"));
         assert!(step("\r\n\r\n", "\r\nsec-websocket-extensions:\r\n\r\n"));
         assert!(step("\r\n\r\n", "\r\nsec-websocket-protocol: ,\r\n\r\n"));
         let extension = "\r\nsec-websocket-extensions: x";
         assert!(!step("\r\n\r\n", &format!("{extension}{extension}\r\n\r\n")));
         assert!(!step("\r\n\r\n", "\r\nsec-websocket-protocol: tickcast.v1.raw\r\n\r\n"));
+    }
+
+    #[test]
+    fn native_port_is_named() {
+        let (handshake, _) = answered(WireFormat::WEBSOCKET_NATIVE);
+        let mut frame = vec![0, 0, 0, 0];
+        frame.extend_from_slice(&frame::MAGIC.to_le_bytes());
+        assert!(handshake.step(&frame).unwrap_err().to_string().contains("native port: use HOST:PORT"));
     }
 
     #[test]

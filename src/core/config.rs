@@ -1,7 +1,10 @@
 //! The core's configuration.
 
-use crate::{home::history::HistoryBounds, limits};
-use tickcast_proto::subscription::{Policy, Rules};
+use crate::{home::history::HistoryBounds, limits, networks::Networks};
+use tickcast_proto::{
+    http::access::Access,
+    subscription::{Policy, Rules},
+};
 
 /// The configured bounds and policies of the core.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,7 +13,15 @@ pub struct Limits {
     pub frame_bytes_max: usize,
     /// Largest HTTP request head, bytes.
     pub http_head_bytes_max: usize,
-    /// Time from accept to the end of the handshake, nanoseconds.
+    /// Networks of the proxies whose word on their clients' addresses is taken.
+    pub trusted_proxies: Networks,
+    /// Web pages and host names that may use the HTTP listeners.
+    pub http_access: Access,
+    /// Whether `/healthz` is served on the HTTP listeners.
+    pub http_health: bool,
+    /// Time that an HTTP connection may be silent between two requests, nanoseconds; 0: each carries one request.
+    pub http_idle_ns: u64,
+    /// Time from accept to the end of the handshake, and from an HTTP request's first byte to its last, nanoseconds.
     pub handshake_deadline_ns: u64,
     /// Time from a frame's first byte to its last, nanoseconds.
     pub frame_deadline_ns: u64,
@@ -44,15 +55,17 @@ pub struct Limits {
     pub history_bytes_max: usize,
     /// Keys per topic whose last value is kept.
     pub keys_per_topic_max: usize,
-    /// Bytes of the last values by key on the whole server: at their homes, and as many again on other shards with
+    /// Bytes of the last values on the whole server: at their homes, and as many again for copies on other shards with
     /// subscribers.
-    pub keys_bytes_max: usize,
+    pub last_values_bytes_max: usize,
     /// Ticks per second that a session may publish; 0 is unlimited.
     pub publish_rate: u32,
     /// Bytes of unfinished frames and messages of all clients on the whole server.
     pub unfinished_bytes_max: usize,
     /// Bytes that the patterns of all sessions of the server may take, divided among the shards.
     pub patterns_bytes_max: usize,
+    /// Bytes that the positions named by all sessions of the server may take, divided among the shards.
+    pub positions_bytes_max: usize,
     /// Whether a second connection with the same identity replaces the first.
     pub identity_replaces: bool,
     /// Whether `/echo` is served.
@@ -63,6 +76,11 @@ impl Limits {
     /// Largest WebSocket message, bytes: JSON carries the longest payload as base64, 4 bytes for 3.
     pub fn message_bytes_max(&self) -> usize {
         message_bytes_max(self.frame_bytes_max)
+    }
+
+    /// Time from the first byte of a message to its last, nanoseconds; shorter for an HTTP request or a HELLO.
+    pub fn input_deadline_ns(&self, is_handshake: bool) -> u64 {
+        if is_handshake { self.handshake_deadline_ns } else { self.frame_deadline_ns }
     }
 }
 
@@ -76,6 +94,10 @@ impl Default for Limits {
         Limits {
             frame_bytes_max: limits::FRAME_BYTES_MAX_DEFAULT,
             http_head_bytes_max: limits::HTTP_HEAD_BYTES_MAX_DEFAULT,
+            trusted_proxies: Networks::default(),
+            http_access: Access::default(),
+            http_health: false,
+            http_idle_ns: limits::HTTP_IDLE_MS_DEFAULT * 1_000_000,
             handshake_deadline_ns: limits::HANDSHAKE_DEADLINE_MS_DEFAULT * 1_000_000,
             frame_deadline_ns: limits::FRAME_DEADLINE_MS_DEFAULT * 1_000_000,
             ping_interval_ns: limits::PING_INTERVAL_MS_DEFAULT * 1_000_000,
@@ -93,10 +115,11 @@ impl Default for Limits {
             history: Rules::all(HistoryBounds::default()),
             history_bytes_max: limits::HISTORY_BYTES_MAX_DEFAULT,
             keys_per_topic_max: limits::KEYS_PER_TOPIC_MAX_DEFAULT,
-            keys_bytes_max: limits::KEYS_BYTES_MAX_DEFAULT,
+            last_values_bytes_max: limits::LAST_VALUES_BYTES_MAX_DEFAULT,
             publish_rate: 0,
             unfinished_bytes_max: limits::UNFINISHED_BYTES_MAX_DEFAULT,
             patterns_bytes_max: limits::PATTERNS_BYTES_MAX_DEFAULT,
+            positions_bytes_max: limits::POSITIONS_BYTES_MAX_DEFAULT,
             identity_replaces: false,
             debug_echo: false,
         }
@@ -121,6 +144,10 @@ impl Limits {
             history,
             history_bytes_max: other.history_bytes_max,
             http_head_bytes_max: other.http_head_bytes_max,
+            // The listeners stay.
+            http_access: Access { is_local: self.http_access.is_local, ..other.http_access.clone() },
+            http_health: other.http_health,
+            http_idle_ns: other.http_idle_ns,
             handshake_deadline_ns: other.handshake_deadline_ns,
             frame_deadline_ns: other.frame_deadline_ns,
             ping_interval_ns: other.ping_interval_ns,
@@ -129,6 +156,7 @@ impl Limits {
             publish_rate: other.publish_rate,
             unfinished_bytes_max: other.unfinished_bytes_max,
             patterns_bytes_max: other.patterns_bytes_max,
+            positions_bytes_max: other.positions_bytes_max,
             ..self.clone()
         }
     }

@@ -2,8 +2,6 @@
 
 use std::collections::VecDeque;
 
-use crate::{ids::Sequence, session::membership::Gap};
-
 /// A circular buffer of whole frames, addressed by positions that only grow, with an index of its frames.
 ///
 /// ```text
@@ -59,20 +57,8 @@ impl Range {
 pub struct FrameInfo {
     /// The topic's id.
     pub topic: u32,
-    /// A tick's sequence; the sequence after the last skipped one in a notice of skipped ticks; 0 for a topic announcement.
+    /// A tick's sequence; 0 for a topic announcement.
     pub sequence: u64,
-    /// How many ticks a notice says were skipped; 0 in a log, because notices go to one session only.
-    pub skipped: u32,
-}
-
-impl FrameInfo {
-    /// The sequences it accounts for.
-    pub fn span(self) -> Gap {
-        Gap {
-            from: Sequence(self.sequence.saturating_sub(self.skipped.into())),
-            to: Sequence(self.sequence + u64::from(self.skipped == 0)),
-        }
-    }
 }
 
 /// Where the head of a log was at a time.
@@ -321,7 +307,7 @@ impl EgressLog {
 
 impl Frame {
     fn info(&self) -> FrameInfo {
-        FrameInfo { topic: self.topic, sequence: self.sequence, skipped: 0 }
+        FrameInfo { topic: self.topic, sequence: self.sequence }
     }
 
     fn range(&self) -> Range {
@@ -336,7 +322,7 @@ mod tests {
     use super::*;
     use crate::limits::SEND_BYTES_MAX;
 
-    const INFO: FrameInfo = FrameInfo { topic: 5, sequence: 0, skipped: 0 };
+    const INFO: FrameInfo = FrameInfo { topic: 5, sequence: 0 };
 
     #[test]
     fn ranges_read_back_until_they_are_overwritten() {
@@ -414,7 +400,7 @@ mod tests {
         let mut log = EgressLog::new(1 << 12);
         let mut ranges = Vec::new();
         for sequence in 1..=500u64 {
-            ranges.push(log.append(FrameInfo { topic: 7, sequence, skipped: 0 }, &[0; 5]).unwrap());
+            ranges.push(log.append(FrameInfo { topic: 7, sequence }, &[0; 5]).unwrap());
             assert!(log.len() <= (1 << 12) / FRAME_BYTES_EXPECTED);
         }
         assert!(log.is_overwritten(ranges[400].start) && !log.is_overwritten(ranges[499].start));

@@ -3,6 +3,7 @@
 mod conflation;
 mod egress_logs;
 mod forget;
+mod match_counts;
 mod recovery;
 mod subscriptions;
 mod topic;
@@ -15,17 +16,18 @@ pub use self::{
     conflation::{CloseBudget, PaceTimer},
     egress_logs::{EgressLogs, LogIndex},
     recovery::HistoryRequest,
-    subscriptions::{Interest, Registration, StartFrom, Subscription},
-    walks::{Departure, MembershipWalk, Update},
+    subscriptions::{ALL_TOPICS, Interest, Registration, StartFrom, Subscription},
+    walks::{Begun, Departure, MembershipWalk},
 };
 use self::{
-    subscriptions::PatternEntry,
+    match_counts::MatchCounts,
+    subscriptions::{PatternEntry, PendingEntry},
     topic::{EgressTopic, Group},
     walks::Joining,
     wildcard::Wildcards,
 };
 use crate::{
-    home::last_value::KeysBudget,
+    home::last_value::LastValuesBudget,
     ids::SlotId,
     pattern_trie::PatternTrie,
     placement,
@@ -33,7 +35,7 @@ use crate::{
 };
 use tickcast_proto::{
     frame::Frame,
-    ids::{ShardId, TopicId},
+    ids::{Places, ShardId, TopicId},
     subscription::{Policy, Rules},
 };
 
@@ -52,9 +54,12 @@ pub struct Fanout {
     /// Bound: sessions x `subscriptions_per_session_max`.
     entries: Vec<Option<PatternEntry>>,
     free: Vec<u32>,
-    by_request: HashMap<u32, u32>,
-    /// Bytes of the entries' patterns.
-    pattern_text_bytes: usize,
+    /// Patterns whose homes are not ready, by request.
+    pending: HashMap<u32, PendingEntry>,
+    /// Bytes that the homes hold for this shard's patterns.
+    patterns_homes_bytes: usize,
+    /// Bytes of the long wildcards that the homes know. Bound: [`crate::limits::LONG_WILDCARDS_BYTES`].
+    long_wildcards_bytes: usize,
     next_request: u32,
     /// Sessions that waited for a pattern whose homes are ready now. Bound: the subscriptions of the shard's sessions.
     woken: VecDeque<SlotId>,
@@ -65,9 +70,7 @@ pub struct Fanout {
     by_name: HashMap<Box<str>, TopicId>,
     /// Sessions with room for another chunk of history. Bound: one entry a session.
     pulls: VecDeque<SlotId>,
-    /// New topics whose wildcards have yet to be counted. Bound: one entry for each time that a topic was opened, until it is
-    /// counted, some 400,000 a second.
-    uncounted: VecDeque<TopicId>,
+    match_counts: MatchCounts,
     /// Topics that their homes have forgotten, and whose members must leave. Bound: `topics_max`.
     forgotten: VecDeque<TopicId>,
     /// The forgotten topics by name, until they are dropped or live again. Bound: `topics_max`.
@@ -85,8 +88,8 @@ pub struct Fanout {
 pub struct Settings {
     /// Default policy by topic.
     pub policies: Rules<Policy>,
-    /// Budget for the last values by key of topics whose home is another shard.
-    pub keys: KeysBudget,
+    /// Budget for copies of the last values of topics whose home is another shard.
+    pub last_values: LastValuesBudget,
     /// Bytes that may wait for a session before frames are evicted from its outbox.
     pub behind_bytes: usize,
     /// Topics of each home. Fixed at the start.
@@ -111,7 +114,7 @@ pub struct DeliveryCounts {
 impl Fanout {
     /// A fan-out without subscriptions or topics.
     pub fn new(shard: ShardId, shards: u16, epoch: u64, settings: Settings) -> Fanout {
-        let (policies, home_topics_max) = (settings.policies.clone(), settings.home_topics_max.max(1));
+        let (policies, places) = (settings.policies.clone(), Places::new(settings.home_topics_max));
         Fanout {
             shard,
             shards,
@@ -120,16 +123,17 @@ impl Fanout {
             patterns: PatternTrie::default(),
             entries: Vec::new(),
             free: Vec::new(),
-            by_request: HashMap::new(),
-            pattern_text_bytes: 0,
+            pending: HashMap::new(),
+            patterns_homes_bytes: 0,
+            long_wildcards_bytes: 0,
             next_request: 1,
             woken: VecDeque::new(),
             wildcards: Wildcards::new(policies),
             joining: Vec::new(),
-            topics: Topics { homes: (0..shards).map(|_| Vec::new()).collect(), places: home_topics_max },
+            topics: Topics { homes: (0..shards).map(|_| Vec::new()).collect(), places },
             by_name: HashMap::new(),
             pulls: VecDeque::new(),
-            uncounted: VecDeque::new(),
+            match_counts: MatchCounts::default(),
             forgotten: VecDeque::new(),
             forgotten_names: HashMap::new(),
             left: Vec::new(),
@@ -149,7 +153,7 @@ impl Fanout {
             self.wildcards.set_policies(&policies);
         }
         (self.settings.policies, self.settings.behind_bytes) = (policies, behind_bytes);
-        self.settings.keys.keys_max = keys_max;
+        self.settings.last_values.keys_max = keys_max;
     }
 
     /// Number of topics open on this shard.
@@ -162,10 +166,11 @@ impl Fanout {
         std::mem::take(&mut self.tally)
     }
 
-    /// Bytes that the patterns subscribed to on this shard take. The tables grow by doubling, and may hold twice as much.
+    /// Bytes that the patterns subscribed to on this shard take, here and at the homes. The tables grow by doubling, and may
+    /// hold twice as much.
     pub fn patterns_bytes(&self) -> usize {
-        let each = size_of::<Option<PatternEntry>>() + size_of::<(u32, u32)>() + 1;
-        self.patterns.used_bytes() + self.pattern_text_bytes + self.patterns.len() * each
+        let entries = self.patterns.len() * size_of::<Option<PatternEntry>>();
+        self.patterns.used_bytes() + entries + self.patterns_homes_bytes
     }
 
     /// Number of distinct patterns subscribed to on this shard.
@@ -187,17 +192,17 @@ impl Fanout {
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
-        let Some((home, local)) = self.topics.place(id, self.shards) else {
+        let Some((home, place)) = self.topics.place(id, self.shards) else {
             return debug_assert!(false, "a home opens topics with ids of its own");
         };
         if !self.forgotten_names.is_empty() {
             self.end_last_life(name, sessions, logs);
         }
-        let of_home = &mut self.topics.homes[home];
-        if of_home.len() <= local {
-            of_home.resize_with(local + 1, || None);
+        let of_home = &mut self.topics.homes[usize::from(home)];
+        if of_home.len() <= place as usize {
+            of_home.resize_with(place as usize + 1, || None);
         }
-        debug_assert!(of_home[local].is_none(), "a home opens a topic once");
+        debug_assert!(of_home[place as usize].is_none(), "a home opens a topic once");
         let is_homed_here = id.home(self.shards) == self.shard;
         let policy = self.settings.policies.of(name);
         let mut topic = EgressTopic::new(id, epoch, name, policy, is_homed_here);
@@ -220,14 +225,15 @@ impl Fanout {
         slots.dedup();
         for slot in slots {
             let Some(session) = sessions.get(slot) else { continue };
-            let merged = wildcard::merged(entries, &topic, &session.subscriptions, session.format);
+            let merged =
+                wildcard::merged(&self.patterns, entries, &topic, &session.subscriptions, session.format);
             match merged {
                 Some(merged) => topic.join(slot, merged, None, sessions, logs),
                 None => debug_assert!(false, "a member of an entry has the subscription"),
             }
         }
-        self.topics.homes[home][local] = Some(Box::new(topic));
-        self.uncounted.push_back(id);
+        self.topics.homes[usize::from(home)][place as usize] = Some(Box::new(topic));
+        self.match_counts.new_topic(id);
         self.by_name.insert(name.into(), id);
         self.note_joined(id, name);
         self.evict_overflowing(sessions, logs);
@@ -236,15 +242,16 @@ impl Fanout {
 
     /// Closes a topic after its home stopped sending ticks, at this shard's request.
     pub fn handle_close(&mut self, id: TopicId) {
-        let Some((home, local)) = self.topics.place(id, self.shards) else {
+        let Some((home, place)) = self.topics.place(id, self.shards) else {
             return debug_assert!(false, "a home opens topics with ids of its own");
         };
-        let Some(topic) = self.topics.homes[home].get_mut(local).and_then(Option::take) else {
+        let of_home = &mut self.topics.homes[usize::from(home)];
+        let Some(topic) = of_home.get_mut(place as usize).and_then(Option::take) else {
             return debug_assert!(false, "a home closes only topics that it opened");
         };
         debug_assert!(topic.info.id == id, "a place is used again only after its topic is gone");
         debug_assert!(topic.members_len() == 0, "a topic closes only after its last member left");
-        topic.last_values.release(&mut self.settings.keys);
+        topic.last_values.release(&mut self.settings.last_values);
         match topic.is_forgotten {
             false => drop(self.by_name.remove(&topic.info.name)),
             true if self.forgotten_names.get(&topic.info.name) == Some(&id) => {
@@ -272,9 +279,10 @@ impl Fanout {
         topic.tracked_from = topic.tracked_from.min(sequence);
         topic.last_sequence = sequence;
         if !topic.is_homed_here {
-            topic.last_values.store(sequence, tick.key(), &mut self.settings.keys, |out| {
-                out.extend_from_slice(tick.bytes);
-            });
+            let (budget, len) = (&mut self.settings.last_values, tick.bytes.len());
+            let write = |out: &mut Vec<u8>| out.extend_from_slice(tick.bytes);
+            // Without room for the copy, sessions that need it ask the home.
+            let _ = topic.last_values.store(sequence, tick.key(), len, budget, write);
         }
         for Group { format, members, latest, .. } in &mut topic.groups {
             *latest = None;
@@ -317,17 +325,11 @@ impl Fanout {
         if cfg!(debug_assertions) {
             let used = self.entries.len() - self.free.len();
             assert_eq!(used, self.patterns.len(), "every entry in use is in the trie");
-            assert_eq!(used, self.by_request.len(), "every entry in use has a request");
             let entry = changed.and_then(|index| self.entries[index as usize].as_ref());
             assert_eq!(entry.is_some(), changed.is_some(), "an entry that has just changed is in use");
             if let Some(entry) = entry {
-                assert_eq!(
-                    self.by_request.get(&entry.request).copied(),
-                    changed,
-                    "a request names its entry"
-                );
                 assert!(
-                    (entry.members.is_empty() && entry.groups.is_empty()) || entry.homes_pending == 0,
+                    (entry.members.is_empty() && entry.groups.is_empty()) || entry.is_registered(),
                     "a subscription goes live only once every home is ready"
                 );
             }
@@ -339,25 +341,29 @@ impl Fanout {
 #[derive(Debug)]
 struct Topics {
     homes: Vec<Vec<Option<Box<EgressTopic>>>>,
-    /// Places of each home.
-    places: usize,
+    places: Places,
 }
 
 impl Topics {
-    /// The home and the place of a topic.
-    fn place(&self, id: TopicId, shards: u16) -> Option<(usize, usize)> {
-        Some((usize::from(id.home(shards).0), id.place(shards, self.places)?))
+    /// The index of a topic's home, and its place there.
+    fn place(&self, id: TopicId, shards: u16) -> Option<(u16, u32)> {
+        Some((id.home(shards).0, id.place(shards, self.places)?))
+    }
+
+    /// The topic in a place of a home.
+    fn at(&self, (home, place): (u16, u32)) -> Option<&EgressTopic> {
+        self.homes[usize::from(home)].get(place as usize)?.as_deref()
     }
 }
 
 fn topic_mut(topics: &mut Topics, id: TopicId, shards: u16) -> Option<&mut EgressTopic> {
     let (home, place) = topics.place(id, shards)?;
-    topics.homes[home].get_mut(place)?.as_deref_mut().filter(|topic| topic.info.id == id)
+    let topic = topics.homes[usize::from(home)].get_mut(place as usize)?.as_deref_mut()?;
+    (topic.info.id == id).then_some(topic)
 }
 
 fn topic_ref(topics: &Topics, id: TopicId, shards: u16) -> Option<&EgressTopic> {
-    let (home, place) = topics.place(id, shards)?;
-    topics.homes[home].get(place)?.as_deref().filter(|topic| topic.info.id == id)
+    topics.at(topics.place(id, shards)?).filter(|topic| topic.info.id == id)
 }
 
 /// The homes of the topics that a pattern may match: one for an exact name, else all.
@@ -386,7 +392,7 @@ mod tests {
     fn only_topics_of_other_homes_have_a_copy_of_their_last_values_here() {
         let settings = Settings {
             policies: Rules::all(Policy::default()),
-            keys: KeysBudget { keys_max: 4, bytes_left: 1 << 20 },
+            last_values: LastValuesBudget { keys_max: 4, bytes_left: 1 << 20 },
             behind_bytes: 1 << 16,
             home_topics_max: 16,
         };
@@ -407,6 +413,6 @@ mod tests {
             assert_eq!(topic.last_values.keys_len(), copies);
             fanout.handle_close(id);
         }
-        assert_eq!(fanout.settings.keys.bytes_left, 1 << 20);
+        assert_eq!(fanout.settings.last_values.bytes_left, 1 << 20);
     }
 }

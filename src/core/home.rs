@@ -7,25 +7,27 @@ pub mod last_value;
 
 use std::collections::HashMap;
 
+pub use self::interest::{NAME_BYTES, wildcard_bytes};
 use crate::{
     home::{
         history::{History, HistoryBounds},
         idle::{Idle, LastSeen, Lives, Place},
         interest::Interest,
-        last_value::{KeysBudget, LastValues},
+        last_value::{LastValues, LastValuesBudget},
     },
-    limits::{HISTORY_CHUNK_BYTES, TURN_TRIM_BYTES, TURN_TRIM_TOPICS},
+    limits::{HISTORY_CHUNK_BYTES, LAST_VALUES_LOOKS_MAX, TURN_TRIM_BYTES, TURN_TRIM_TOPICS},
 };
 use tickcast_proto::{
     frame::{self, FLAG_SNAPSHOT, Frame, Kind, TickParts},
-    ids::{Sequence, ShardId, TopicId},
+    ids::{Places, Sequence, ShardId, TopicId},
     pattern,
     records::FrameHeader,
     subscription::Rules,
 };
 
-/// A set of shards, one bit each.
+/// A set of shards, one bit each. Aligned to 8 bytes, so that a pattern's node has no padding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(Rust, packed(8))]
 pub struct ShardSet(u128);
 
 impl ShardSet {
@@ -88,9 +90,10 @@ pub const CHUNK_LAST: u32 = 1;
 pub const CHUNK_RECOVERED: u32 = 2;
 /// Flag: the position was not found; the last values follow.
 pub const CHUNK_NOT_RECOVERED: u32 = 4;
-
+/// Flag: the last values would follow, but they were evicted.
+pub const CHUNK_VALUES_LOST: u32 = 8;
 /// Flag: the position was not found because its epoch has passed; everything that is kept follows.
-pub const CHUNK_EPOCH_PASSED: u32 = 8;
+pub const CHUNK_EPOCH_PASSED: u32 = 16;
 
 /// How much of each topic's past a home keeps.
 #[derive(Clone, Debug)]
@@ -99,8 +102,8 @@ pub struct Retention {
     pub history: Rules<HistoryBounds>,
     /// Bytes of the histories of all topics of the home.
     pub history_bytes_max: usize,
-    /// Budget of the last values by key of all topics of the home.
-    pub keys: KeysBudget,
+    /// Budget of the last values of all topics of the home.
+    pub last_values: LastValuesBudget,
     /// Time without a tick after which a topic is forgotten, by topic, nanoseconds; 0: never.
     pub idle: Rules<u64>,
 }
@@ -193,11 +196,18 @@ pub struct Home {
     /// The largest epoch given to a topic.
     epoch_last: u64,
     topics_max: usize,
+    places: Places,
     retention: Retention,
     /// Bytes the histories may still grow by; negative after the bound was lowered: bytes they must return.
     history_left_bytes: isize,
     /// Next topic whose history must be trimmed to lowered bounds; `None` when no trim is pending.
     trim_next: Option<usize>,
+    /// Index of the topic whose last values are the next to make room for others.
+    evict_next: usize,
+    /// Topics whose last values were evicted, since this was taken.
+    last_values_evicted: u64,
+    /// The frame of a tick whose topic has no room for it.
+    unkept: Vec<u8>,
     topics: Vec<HomeTopic>,
     by_name: HashMap<Box<str>, u32>,
     interest: Interest,
@@ -233,11 +243,15 @@ impl Home {
             shards,
             epoch_last: server_epoch,
             topics_max,
+            places: Places::new(topics_max),
             history_left_bytes: signed(retention.history_bytes_max),
             idle: Idle::new(retention.idle.clone()),
             lives: Lives::default(),
             trim_next: None,
             retention,
+            evict_next: 0,
+            last_values_evicted: 0,
+            unkept: Vec::new(),
             topics: Vec::new(),
             by_name: HashMap::new(),
             interest: Interest::default(),
@@ -260,7 +274,7 @@ impl Home {
                 topic.bounds = history.of(&topic.name);
             }
         }
-        self.retention.keys.keys_max = keys_max;
+        self.retention.last_values.keys_max = keys_max;
         (self.retention.history, self.retention.history_bytes_max) = (history, history_bytes_max);
         self.invariants();
     }
@@ -303,17 +317,57 @@ impl Home {
     /// Assigns a tick the next sequence and encodes it as the topic's last value, once for all shards. Once the buffers
     /// have grown to the topic's largest tick, only keys allocate.
     pub fn sequence(&mut self, index: u32, tick: &TickParts<'_>, now_ns: u64) -> Sequenced<'_> {
+        let len = frame::tick_len(tick.key, tick.payload.len());
+        let wanted = self.topics[index as usize].last_values.bytes_wanted(tick.key, len);
+        if wanted > self.retention.last_values.bytes_left {
+            self.evict_last_values(index, wanted);
+        }
         let topic = &mut self.topics[index as usize];
         topic.sequence.0 += 1;
         let (id, sequence) = (topic.id, topic.sequence);
         let mut header = FrameHeader::default();
-        topic.last_values.store(sequence.0, tick.key, &mut self.retention.keys, |out| {
-            header = frame::encode_tick(out, id, sequence, tick);
-        });
+        let mut encode = |out: &mut Vec<u8>| header = frame::encode_tick(out, id, sequence, tick);
+        let budget = &mut self.retention.last_values;
+        let bytes = match topic.last_values.store(sequence.0, tick.key, len, budget, &mut encode) {
+            true => topic.last_values.last_frame(),
+            false => {
+                self.last_values_evicted += 1;
+                self.unkept.clear();
+                encode(&mut self.unkept);
+                &self.unkept
+            }
+        };
         let left = &mut self.history_left_bytes;
-        topic.history.push(sequence.0, topic.last_values.last_frame(), topic.bounds, now_ns, left);
-        let tick = Frame { header, kind: Kind::Tick, bytes: topic.last_values.last_frame() };
+        topic.history.push(sequence.0, bytes, topic.bounds, now_ns, left);
+        let tick = Frame { header, kind: Kind::Tick, bytes };
         Sequenced { tick, interested: topic.interested }
+    }
+
+    /// Evicts last values of the topics updated longest ago, so that those of the topic at `index` may take `wanted` bytes.
+    /// Looks at no more than [`LAST_VALUES_LOOKS_MAX`] topics, and spares those so small that as many would not make room.
+    #[cold]
+    fn evict_last_values(&mut self, index: u32, wanted: usize) {
+        let budget = &mut self.retention.last_values;
+        for _ in 0..LAST_VALUES_LOOKS_MAX.min(self.topics.len()) {
+            if wanted <= budget.bytes_left {
+                return;
+            }
+            let at = self.evict_next % self.topics.len();
+            self.evict_next = at + 1;
+            let last_values = &mut self.topics[at].last_values;
+            if at != index as usize
+                && last_values.memory_bytes() * LAST_VALUES_LOOKS_MAX >= wanted
+                && !last_values.take_recent()
+            {
+                last_values.evict(budget);
+                self.last_values_evicted += 1;
+            }
+        }
+    }
+
+    /// Takes the number of topics whose last values were evicted since the last call.
+    pub fn take_last_values_evicted(&mut self) -> u64 {
+        std::mem::take(&mut self.last_values_evicted)
     }
 
     /// Appends one chunk of a topic's past, about [`HISTORY_CHUNK_BYTES`] of whole frames from a sequence on, and
@@ -342,7 +396,9 @@ impl Home {
         };
         match backfill {
             Backfill::ServerPosition => debug_assert!(false, "resolved above"),
-            Backfill::LastValues | Backfill::Conflated => snapshot_from = Some(from),
+            Backfill::LastValues => snapshot_from = Some(from),
+            // Values that were evicted are lost, not replaced by later ones.
+            Backfill::Conflated => (start, snapshot_from) = (topic.last_values.intact_from(from), Some(from)),
             Backfill::PositionLost => {
                 (flags, start) = (CHUNK_NOT_RECOVERED | CHUNK_EPOCH_PASSED, oldest.unwrap_or(last).max(1));
             }
@@ -366,10 +422,14 @@ impl Home {
             }
             done
         };
-        if let Some(from) = snapshot_from {
+        if snapshot && snapshot_from.is_some() && last > 0 && topic.last_values.last_frame().is_empty() {
+            flags |= CHUNK_VALUES_LOST;
+        } else if let Some(from) = snapshot_from {
             let _ = topic.last_values.since(from).all(|(_, frame)| take(frame, snapshot));
         } else if oldest.is_some() {
             let _ = topic.history.since(start).all(|(_, frame)| take(frame, false));
+        } else if start <= last && topic.last_values.last_frame().is_empty() {
+            start = last + 1;
         } else if start <= last {
             take(topic.last_values.last_frame(), false);
         }
@@ -394,7 +454,7 @@ impl Home {
 
     /// Index of a topic of this home.
     fn index_of(&self, id: TopicId) -> Option<usize> {
-        id.place(self.shards, self.topics_max)
+        Some(id.place(self.shards, self.places)? as usize)
     }
 
     /// Whether there is no topic.
@@ -423,7 +483,7 @@ impl Home {
             }
             Some(index) => {
                 let before = self.topics[index as usize].id;
-                (index, before.next_life(self.shard, self.shards, self.topics_max))
+                (index, before.next_life(self.shard, self.shards, self.places))
             }
         };
         let interested = self.interest.of(name);

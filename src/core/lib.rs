@@ -11,6 +11,7 @@ pub mod ids;
 pub mod limits;
 pub mod mesh;
 pub mod metrics;
+pub mod networks;
 pub mod now;
 pub mod pattern_trie;
 pub mod placement;

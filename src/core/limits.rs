@@ -13,6 +13,9 @@ pub const ECHO_BYTES_MAX: usize = 16 << 20;
 
 /// Default time from accept to the end of the handshake (native HELLO, or the HTTP upgrade).
 pub const HANDSHAKE_DEADLINE_MS_DEFAULT: u64 = 5_000;
+/// Default time that an HTTP connection may be silent between two requests: longer than load balancers keep theirs (60 s), so
+/// that they do not send a request to a connection that is being closed.
+pub const HTTP_IDLE_MS_DEFAULT: u64 = 75_000;
 /// Default time from a frame's or message's first byte to its last: 256 KiB at 70 kbit/s.
 pub const FRAME_DEADLINE_MS_DEFAULT: u64 = 30_000;
 /// Default idle time after which a peer is pinged: below the 30 s after which home routers and proxies drop
@@ -26,6 +29,8 @@ pub const PING_MS_LOWEST: u64 = 100;
 pub const PING_MS_HIGHEST: u64 = 86_400_000;
 /// Times per ping interval at which idle sessions are checked, so that many share one wake-up of the shard.
 pub const PING_LOOKS_PER_INTERVAL: u64 = 256;
+/// The CLOSING code for a connection that a limit refuses.
+pub const CLOSE_REFUSED: u16 = 3504;
 /// Time a closing session has to receive its last bytes and answer before the socket is closed regardless.
 pub const LINGER_DEADLINE_MS: u64 = 1_000;
 /// Most timers of closed sessions that a shard keeps beyond those its open sessions may have: 32 bytes each.
@@ -35,9 +40,17 @@ pub const RECONNECT_SPREAD_MS_DEFAULT: u32 = 5_000;
 
 /// Default bytes of unfinished frames and messages of all clients together; divided over the shards.
 pub const UNFINISHED_BYTES_MAX_DEFAULT: usize = 64 << 20;
-/// Default bound on the memory of the patterns that sessions subscribe to, all shards together: room for 60,000 patterns of
-/// 255 bytes, or four times as many short ones.
+/// Default bound on the memory of the patterns that sessions subscribe to, all shards together: room for 80,000 patterns of
+/// 255 bytes.
 pub const PATTERNS_BYTES_MAX_DEFAULT: usize = 64 << 20;
+/// Default bound on the memory of the positions that sessions have named and not joined yet, all shards together: room for the
+/// positions of 13,000 clients that come back at once, 100 topics each.
+pub const POSITIONS_BYTES_MAX_DEFAULT: usize = 256 << 20;
+/// Longest wildcard that the homes always know by itself, bytes.
+pub const LONG_WILDCARD_BYTES: usize = 48;
+/// Bytes of longer wildcards that the homes know of each shard. Every home holds them, so beyond that the shard takes all topics
+/// instead: a long wildcard beside 2,000 others of 64 bytes costs some ticks that nobody on its shard receives, and no memory.
+pub const LONG_WILDCARDS_BYTES: usize = 128 << 10;
 /// Longest messages that a shard's share of [`UNFINISHED_BYTES_MAX_DEFAULT`] holds at least: one that has arrived, whose
 /// buffer may be twice as long, and one that is growing.
 pub const UNFINISHED_MESSAGES_LOWEST: usize = 4;
@@ -76,8 +89,10 @@ pub const BEHIND_MS_DEFAULT: u64 = 500;
 pub const STALL_DEADLINE_MS_DEFAULT: u64 = 30_000;
 /// Default number of keys per topic whose last value is kept.
 pub const KEYS_PER_TOPIC_MAX_DEFAULT: usize = 1_024;
-/// Default bytes of the last values by key of all topics together; divided over the shards.
-pub const KEYS_BYTES_MAX_DEFAULT: usize = 64 << 20;
+/// Default bytes of the last values of all topics together; divided over the shards. 20,000 topics of 10 KB take 200 MiB.
+pub const LAST_VALUES_BYTES_MAX_DEFAULT: usize = 256 << 20;
+/// Topics at which one that needs room for its last values looks: 6 us if each misses the cache (100 ns).
+pub const LAST_VALUES_LOOKS_MAX: usize = 64;
 /// Most bytes of topic names in one session's saved positions.
 pub const RESUME_BYTES_MAX: usize = 1 << 20;
 /// Default number of ticks in a topic's history.
@@ -114,7 +129,7 @@ pub const GATHER_BYTES: usize = 1 << 20;
 /// Bytes staged for a full mesh ring before the shard stops accepting work that would add to them.
 pub const MESH_STAGE_BYTES: usize = 256 << 10;
 /// Bytes of mesh frames a shard handles from one ring in one turn.
-pub const TURN_RING_BYTES: usize = 256 << 10;
+pub const TURN_RING_BYTES: usize = 128 << 10;
 /// Timers a shard handles in one turn.
 pub const TURN_TIMERS: usize = 1_024;
 /// Topics whose histories are trimmed in one turn.
@@ -134,29 +149,35 @@ pub const TOPIC_IDLE_NS_LOWEST: u64 = 100_000_000;
 /// Default of `topic_idle`, nanoseconds.
 pub const TOPIC_IDLE_NS_DEFAULT: u64 = 3_600_000_000_000;
 /// Bytes of waiting input that a shard processes for its sessions in one turn.
-pub const TURN_INPUT_BYTES: usize = 256 << 10;
+pub const TURN_INPUT_BYTES: usize = 128 << 10;
 /// Bytes of waiting input that one session has processed before the next has its turn: some hundred ticks.
 pub const INPUT_QUANTUM_BYTES: u32 = 16 << 10;
 /// Units of control work (subscriptions that go live, change or end) that a shard does for its sessions in one turn. A unit
-/// is one topic or membership visited; a topic joined or left takes 32 more. About 0.7 ms (bench/micro/control.rs).
-pub const TURN_CONTROL_UNITS: usize = 32 << 10;
+/// is one topic or membership visited; a topic joined or left takes 32 more. 0.2 ms beside 1,000 topics, which the caches hold
+/// (bench/micro/control.rs); 2.4 ms beside 20,000, where a visit misses them (bench/abuse, `overlapping`).
+pub const TURN_CONTROL_UNITS: usize = 8 << 10;
 /// Units of control work that one session does before the next has its turn.
 pub const CONTROL_QUANTUM_UNITS: u32 = 2 << 10;
 /// Subscriptions to wildcards that go live at the same time: each tick looks at all of them.
 pub const JOINS_ACTIVE_MAX: usize = 16;
 /// Units of delivery that a turn does for ticks from other shards before it takes in more of them, and as many for the requests
-/// that it takes in: about 3 ms each. A unit is a tick queued to a session, or four sessions of a wildcard visited. One tick
+/// that it takes in: about 1.5 ms each. A unit is a tick queued to a session, or four sessions of a wildcard visited. One tick
 /// may exceed it, by the number of its subscribers.
-pub const TURN_DELIVERY_UNITS: usize = 32 << 10;
+pub const TURN_DELIVERY_UNITS: usize = 16 << 10;
 /// Of these, what the kind of request that is preferred in a turn gets at least.
-pub const TURN_DELIVERY_UNITS_PREFERRED: usize = 8 << 10;
-/// Units of counting the wildcards that match new topics in one turn: about 20 us.
-pub const TURN_COUNT_UNITS: usize = 4 << 10;
+pub const TURN_DELIVERY_UNITS_PREFERRED: usize = 4 << 10;
+/// Units of delivery for a topic that is new to a shard: 5.5 us, half of it page faults (bench/abuse, `crowd`).
+pub const NEW_TOPIC_UNITS: usize = 64;
+/// Units of delivery for a request about a pattern, at its shard and at each home: up to 10 us for one of 255 bytes (bench/abuse,
+/// `patterns`).
+pub const PATTERN_REQUEST_UNITS: usize = 64;
+/// Units of counting the topics that wildcards match in one turn: 0.3 ms if each misses the caches.
+pub const TURN_COUNT_UNITS: usize = 1 << 10;
 /// Units of work for sessions that have ended and leave their topics, in one turn.
-pub const TURN_DEPARTURE_UNITS: usize = 16 << 10;
+pub const TURN_DEPARTURE_UNITS: usize = 4 << 10;
 /// Units of work that a home's interest walk does in one turn: one for each topic, one for each node of the pattern trie
-/// that a topic is compared with. About 0.3 ms (bench/micro/control.rs).
-pub const TURN_INTEREST_UNITS: usize = 8 << 10;
+/// that a topic is compared with. About 0.15 ms (bench/micro/control.rs).
+pub const TURN_INTEREST_UNITS: usize = 4 << 10;
 /// Changed patterns that an interest walk remembers, to skip the topics that match none of them.
 pub const INTEREST_RECENT_MAX: usize = 8;
 /// Bytes of history copied into smaller buffers in one turn.

@@ -1,52 +1,50 @@
 //! A trie of patterns, to find all that match a topic without trying each.
 
-use std::{collections::HashMap, sync::Arc};
+use std::hash::{BuildHasher, RandomState};
 
-use crate::limits::NAME_TOKENS_MAX;
+use hashbrown::HashTable;
+
+use crate::limits::{NAME_TOKENS_MAX, TOPIC_BYTES_MAX};
 
 /// Index of the root.
 const ROOT: u32 = 0;
-/// Index of no child, and number of no token.
+/// Index of no child.
 const NONE: u32 = 0;
-/// Numbers of the wildcards `*` and `>`.
-const ANY: u32 = u32::MAX;
-const REST: u32 = u32::MAX - 1;
-/// Tokens of a run that are compared for one unit of work.
-const RUN_TOKENS_PER_UNIT: usize = 8;
+/// Tokens of a node that are compared for one unit of work.
+const TOKENS_PER_UNIT: usize = 8;
+/// What an allocation takes beyond the bytes asked for.
+const ALLOCATION_BYTES: usize = 16;
 
 /// A trie of patterns by token, each with a value.
 ///
-/// Nodes lie in one slab. An edge names its token by number, so that a token's text is stored once; the tokens after it that
-/// do not branch are the node's run, stored as text. So a pattern takes at most two nodes, of 48 bytes each, and its text, however
-/// many tokens it has. A match looks up the topic's tokens once, and then visits a node in about 5 ns
+/// Nodes lie in one slab. A node holds the tokens that lead to it from its parent as one text, so a pattern takes at most two
+/// nodes, of 48 bytes each, and its text once, however many tokens it has. Nothing else needs to keep a pattern's text:
+/// [`PatternTrie::with_pattern`] reads it back. A match hashes the topic's tokens once, and then visits a node in about 5 ns
 /// (bench/micro/control.rs): at most two for each node of the level above. 1,024 patterns that all match a topic take 10 us.
 ///
 /// Invariant: every node but the root is reachable by exactly one path, and holds a value or at least two children. The root
-/// has index 0, no run, and is nobody's child.
-/// Invariant: a token's `uses` counts the edges that name it.
+/// has index 0, no text, and is nobody's child.
 #[derive(Debug)]
 pub struct PatternTrie<V> {
     nodes: Vec<Node<V>>,
     free_nodes: Vec<u32>,
-    /// Children by their parent and the number of their token, wildcards excepted. The hash may be weak: no client
-    /// chooses these numbers.
-    edges: HashMap<(u32, u32), u32, rustc_hash::FxBuildHasher>,
-    tokens: HashMap<Arc<str>, Token>,
-    /// The tokens by number.
-    names: Vec<Option<Arc<str>>>,
-    free_tokens: Vec<u32>,
-    /// Bytes of the tokens and runs.
+    /// Children by their parent and the first token of their text, wildcards excepted.
+    edges: HashTable<u32>,
+    /// Keyed, so that no client can choose tokens whose hashes collide.
+    hasher: RandomState,
+    /// Bytes of the nodes' texts.
     text_bytes: usize,
     len: usize,
 }
 
 #[derive(Debug)]
 struct Node<V> {
-    /// The tokens between the edge that leads here and this node, joined by dots. May contain wildcards.
-    run: Box<str>,
+    /// The tokens between the parent and this node, joined by dots. May contain wildcards.
+    text: Box<str>,
     value: Option<V>,
-    /// The number of the token on the edge that leads here.
-    token: u32,
+    parent: u32,
+    /// Hash of the first token.
+    token_hash: u32,
     /// The child for `*`.
     any: u32,
     /// The child for `>`.
@@ -57,17 +55,11 @@ struct Node<V> {
     children_xor: u32,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Token {
-    number: u32,
-    uses: u32,
-}
-
-/// The tokens of a topic: where each begins, and its number.
+/// The tokens of a topic: where each begins, and its hash.
 struct TopicTokens<'a> {
     topic: &'a str,
     starts: [u16; NAME_TOKENS_MAX],
-    numbers: [u32; NAME_TOKENS_MAX],
+    hashes: [u32; NAME_TOKENS_MAX],
     len: usize,
 }
 
@@ -80,50 +72,39 @@ impl TopicTokens<'_> {
     }
 }
 
-/// A node, its parent, and the parent's.
-struct Path {
-    node: u32,
-    parent: u32,
-    above: u32,
-}
-
-impl<V> Node<V> {
-    fn new(run: &str, token: u32) -> Node<V> {
-        Node { run: run.into(), value: None, token, any: NONE, rest: NONE, children: 0, children_xor: 0 }
-    }
-}
-
 impl<V> Default for PatternTrie<V> {
     fn default() -> Self {
+        let root = Node {
+            text: Box::default(),
+            value: None,
+            parent: ROOT,
+            token_hash: 0,
+            any: NONE,
+            rest: NONE,
+            children: 0,
+            children_xor: 0,
+        };
         PatternTrie {
-            nodes: vec![Node::new("", NONE)],
+            nodes: vec![root],
             free_nodes: Vec::new(),
-            edges: HashMap::default(),
-            tokens: HashMap::new(),
-            names: Vec::new(),
-            free_tokens: Vec::new(),
+            edges: HashTable::new(),
+            hasher: RandomState::new(),
             text_bytes: 0,
             len: 0,
         }
     }
 }
 
-/// Splits the first token off a run or pattern: the token, and what follows it.
-fn split_first(run: &str) -> (&str, &str) {
-    run.split_once('.').unwrap_or((run, ""))
-}
-
-/// Joins tokens by dots; either side may be empty.
-fn join(first: &str, second: &str) -> String {
-    let dot = if first.is_empty() || second.is_empty() { "" } else { "." };
-    format!("{first}{dot}{second}")
+/// Splits the first token off a text: the token, and what follows it.
+fn split_first(text: &str) -> (&str, &str) {
+    text.split_once('.').unwrap_or((text, ""))
 }
 
 /// Length of the longest common beginning of whole tokens, in bytes, without a dot after it.
-fn common_len(run: &str, pattern: &str) -> usize {
+fn common_len(text: &str, pattern: &str) -> usize {
     let mut common = 0;
-    for (token, other) in run.split('.').zip(pattern.split('.')) {
-        if token != other || token.is_empty() {
+    for (token, other) in text.split('.').zip(pattern.split('.')) {
+        if token != other {
             break;
         }
         common += token.len() + usize::from(common > 0);
@@ -137,7 +118,19 @@ fn after(text: &str, len: usize) -> &str {
     rest.strip_prefix('.').unwrap_or(rest)
 }
 
+/// Hash of an edge. The hash of the token is keyed already.
+fn edge_hash(parent: u32, token_hash: u32) -> u64 {
+    let edge = u64::from(parent) << 32 | u64::from(token_hash);
+    // The table takes its bits from both ends.
+    edge.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32)
+}
+
 impl<V> PatternTrie<V> {
+    /// Bytes that a pattern of this length takes if it shares its beginning with no other.
+    pub const fn bytes_of(pattern_len: usize) -> usize {
+        size_of::<Node<V>>() + size_of::<u32>() + 1 + pattern_len + ALLOCATION_BYTES
+    }
+
     /// Number of patterns.
     pub fn len(&self) -> usize {
         self.len
@@ -150,81 +143,113 @@ impl<V> PatternTrie<V> {
 
     /// Bytes that its patterns take. The tables grow by doubling, and may hold twice as much.
     pub fn used_bytes(&self) -> usize {
-        (self.nodes.len() - self.free_nodes.len()) * size_of::<Node<V>>()
-            + self.edges.len() * (size_of::<((u32, u32), u32)>() + 1)
-            + self.tokens.len() * (size_of::<(Arc<str>, Token)>() + size_of::<Option<Arc<str>>>() + 1)
-            + self.text_bytes
-    }
-
-    /// Bytes it holds.
-    pub fn heap_bytes(&self) -> usize {
-        self.nodes.capacity() * size_of::<Node<V>>()
-            + self.edges.capacity() * (size_of::<((u32, u32), u32)>() + 1)
-            + self.tokens.capacity() * (size_of::<(Arc<str>, Token)>() + 1)
-            + self.names.capacity() * size_of::<Option<Arc<str>>>()
-            + self.text_bytes
+        let nodes = self.nodes.len() - self.free_nodes.len();
+        nodes * Self::bytes_of(0) + self.text_bytes
     }
 
     /// The value at exactly this pattern.
     pub fn get_mut(&mut self, pattern: &str) -> Option<&mut V> {
-        let Path { node, .. } = self.find(pattern)?;
+        let node = self.find(pattern)?;
         self.nodes[node as usize].value.as_mut()
     }
 
-    /// The node that ends exactly at this pattern, and those above it.
-    fn find(&self, pattern: &str) -> Option<Path> {
-        let mut path = Path { node: ROOT, parent: ROOT, above: ROOT };
-        let mut left = pattern;
+    /// The node of exactly this pattern. It stays the same until the pattern is removed.
+    pub fn node(&self, pattern: &str) -> Option<u32> {
+        self.find(pattern).filter(|&node| self.nodes[node as usize].value.is_some())
+    }
+
+    /// Calls `read` with the pattern of a node. A copy from the node and those above it.
+    pub fn with_pattern<R>(&self, mut node: u32, read: impl FnOnce(&str) -> R) -> R {
+        let mut bytes = [0; TOPIC_BYTES_MAX];
+        let mut start = bytes.len();
+        while node != ROOT {
+            let Node { text, parent, .. } = &self.nodes[node as usize];
+            if start < bytes.len() {
+                start -= 1;
+                bytes[start] = b'.';
+            }
+            start -= text.len();
+            bytes[start..start + text.len()].copy_from_slice(text.as_bytes());
+            node = *parent;
+        }
+        let pattern = std::str::from_utf8(&bytes[start..]);
+        debug_assert!(pattern.is_ok(), "a pattern is split between tokens only");
+        read(pattern.unwrap_or_default())
+    }
+
+    /// The node that ends exactly at this pattern.
+    fn find(&self, pattern: &str) -> Option<u32> {
+        let (mut node, mut left) = (ROOT, pattern);
         while !left.is_empty() {
-            let (token, rest) = split_first(left);
-            let node = self.child(path.node, token)?;
-            path = Path { node, parent: path.node, above: path.parent };
-            let run = &*self.nodes[node as usize].run;
-            if common_len(run, rest) != run.len() {
+            node = self.child(node, split_first(left).0)?;
+            let text = &*self.nodes[node as usize].text;
+            if common_len(text, left) != text.len() {
                 return None;
             }
-            left = after(rest, run.len());
+            left = after(left, text.len());
         }
-        Some(path)
+        Some(node)
+    }
+
+    fn hash(&self, token: &str) -> u32 {
+        self.hasher.hash_one(token) as u32
     }
 
     fn child(&self, node: u32, token: &str) -> Option<u32> {
         let child = match token {
             "*" => self.nodes[node as usize].any,
             ">" => self.nodes[node as usize].rest,
-            _ => return self.edges.get(&(node, self.tokens.get(token)?.number)).copied(),
+            _ => return self.literal_child(node, token, self.hash(token)),
         };
         (child != NONE).then_some(child)
     }
 
+    fn literal_child(&self, node: u32, token: &str, token_hash: u32) -> Option<u32> {
+        let begins = |text: &str| {
+            text.strip_prefix(token).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let found = self.edges.find(edge_hash(node, token_hash), |&child| {
+            let child = &self.nodes[child as usize];
+            child.parent == node && child.token_hash == token_hash && begins(&child.text)
+        });
+        found.copied()
+    }
+
     /// The value at exactly this pattern, inserted by `make` if absent.
     pub fn get_or_insert_with(&mut self, pattern: &str, make: impl FnOnce() -> V) -> &mut V {
+        debug_assert!(pattern.len() <= TOPIC_BYTES_MAX, "patterns are checked where they come in");
         let (mut node, mut left) = (ROOT, pattern);
         while !left.is_empty() {
-            let (token, rest) = split_first(left);
-            let Some(child) = self.child(node, token) else {
-                let number = self.use_token(token);
-                let leaf = self.insert_node(rest, number);
-                self.link(node, leaf);
-                node = leaf;
+            let Some(child) = self.child(node, split_first(left).0) else {
+                node = self.insert_node(node, left);
                 break;
             };
-            let common = common_len(&self.nodes[child as usize].run, rest);
-            node = match common < self.nodes[child as usize].run.len() {
-                true => self.split(node, child, common),
+            let text = &self.nodes[child as usize].text;
+            let common = common_len(text, left);
+            node = match common < text.len() {
+                true => self.split(child, common),
                 false => child,
             };
-            left = after(rest, common);
+            left = after(left, common);
         }
         let value = &mut self.nodes[node as usize].value;
         self.len += usize::from(value.is_none());
         value.get_or_insert_with(make)
     }
 
-    fn insert_node(&mut self, run: &str, token: u32) -> u32 {
-        self.text_bytes += run.len();
-        let node = Node::new(run, token);
-        match self.free_nodes.pop() {
+    fn insert_node(&mut self, parent: u32, text: &str) -> u32 {
+        let node = Node {
+            text: text.into(),
+            value: None,
+            parent,
+            token_hash: self.hash(split_first(text).0),
+            any: NONE,
+            rest: NONE,
+            children: 0,
+            children_xor: 0,
+        };
+        self.text_bytes += text.len();
+        let index = match self.free_nodes.pop() {
             Some(free) => {
                 self.nodes[free as usize] = node;
                 free
@@ -233,124 +258,96 @@ impl<V> PatternTrie<V> {
                 self.nodes.push(node);
                 self.nodes.len() as u32 - 1
             }
-        }
+        };
+        self.link(index);
+        index
     }
 
     fn free_node(&mut self, node: u32) {
-        let freed = std::mem::replace(&mut self.nodes[node as usize], Node::new("", NONE));
-        self.text_bytes -= freed.run.len();
+        self.set_text(node, "");
         self.free_nodes.push(node);
     }
 
-    fn set_run(&mut self, node: u32, run: &str) {
-        let run_len = self.nodes[node as usize].run.len();
-        self.text_bytes = self.text_bytes - run_len + run.len();
-        self.nodes[node as usize].run = run.into();
+    fn set_text(&mut self, node: u32, text: &str) {
+        self.text_bytes -= self.nodes[node as usize].text.len();
+        self.text_bytes += text.len();
+        self.nodes[node as usize].text = text.into();
     }
 
-    /// Makes a node a child of another, by its token.
-    fn link(&mut self, parent: u32, child: u32) {
-        let token = self.nodes[child as usize].token;
-        let node = &mut self.nodes[parent as usize];
-        node.children += 1;
-        node.children_xor ^= child;
-        match token {
-            ANY => node.any = child,
-            REST => node.rest = child,
-            _ => drop(self.edges.insert((parent, token), child)),
+    /// Makes a node a child of its parent, by the first token of its text.
+    fn link(&mut self, child: u32) {
+        let Node { parent, token_hash, .. } = self.nodes[child as usize];
+        self.count_child(child, true);
+        match split_first(&self.nodes[child as usize].text).0 {
+            "*" => self.nodes[parent as usize].any = child,
+            ">" => self.nodes[parent as usize].rest = child,
+            _ => {
+                let nodes = &self.nodes;
+                self.edges.insert_unique(edge_hash(parent, token_hash), child, |&child| {
+                    let Node { parent, token_hash, .. } = nodes[child as usize];
+                    edge_hash(parent, token_hash)
+                });
+            }
         }
     }
 
-    fn unlink(&mut self, parent: u32, child: u32) {
-        let token = self.nodes[child as usize].token;
-        let node = &mut self.nodes[parent as usize];
-        node.children -= 1;
-        node.children_xor ^= child;
-        match token {
-            ANY => node.any = NONE,
-            REST => node.rest = NONE,
-            _ => drop(self.edges.remove(&(parent, token))),
+    fn unlink(&mut self, child: u32) {
+        let Node { parent, token_hash, .. } = self.nodes[child as usize];
+        self.count_child(child, false);
+        match split_first(&self.nodes[child as usize].text).0 {
+            "*" => self.nodes[parent as usize].any = NONE,
+            ">" => self.nodes[parent as usize].rest = NONE,
+            _ => {
+                let edge = self.edges.find_entry(edge_hash(parent, token_hash), |&other| other == child);
+                debug_assert!(edge.is_ok(), "a child has an edge");
+                if let Ok(edge) = edge {
+                    edge.remove();
+                }
+            }
         }
     }
 
-    /// Puts a node between a child and its parent, after the first `len` bytes of the child's run. The child keeps its index,
-    /// and so its own edges.
-    fn split(&mut self, parent: u32, child: u32, len: usize) -> u32 {
-        self.unlink(parent, child);
-        let run = std::mem::take(&mut self.nodes[child as usize].run);
-        self.text_bytes -= run.len();
-        let (token, rest) = split_first(after(&run, len));
-        let upper = self.insert_node(&run[..len], self.nodes[child as usize].token);
-        self.nodes[child as usize].token = self.use_token(token);
-        self.set_run(child, rest);
-        self.link(parent, upper);
-        self.link(upper, child);
+    fn count_child(&mut self, child: u32, comes: bool) {
+        let parent = self.nodes[child as usize].parent;
+        let Node { children, children_xor, .. } = &mut self.nodes[parent as usize];
+        *children = if comes { *children + 1 } else { *children - 1 };
+        *children_xor ^= child;
+    }
+
+    /// Puts a node between a child and its parent, after the first `len` bytes of the child's text. The child keeps its
+    /// index, and so its own edges.
+    fn split(&mut self, child: u32, len: usize) -> u32 {
+        self.unlink(child);
+        let text = std::mem::take(&mut self.nodes[child as usize].text);
+        self.text_bytes -= text.len();
+        let upper = self.insert_node(self.nodes[child as usize].parent, &text[..len]);
+        self.set_text(child, after(&text, len));
+        self.move_to(child, upper);
         upper
     }
 
     /// Joins a node without a value to its only child, which takes its place.
-    fn join_to_child(&mut self, parent: u32, node: u32) {
+    fn join_to_child(&mut self, node: u32) {
         let child = self.nodes[node as usize].children_xor;
-        let token = self.nodes[child as usize].token;
-        let name = match token {
-            ANY => "*",
-            REST => ">",
-            number => self.names[number as usize - 1].as_deref().unwrap_or_default(),
-        };
-        let run = join(&join(&self.nodes[node as usize].run, name), &self.nodes[child as usize].run);
-        self.unlink(parent, node);
-        self.unlink(node, child);
-        self.release_token(token);
-        self.nodes[child as usize].token = self.nodes[node as usize].token;
-        self.set_run(child, &run);
-        self.link(parent, child);
+        let text = format!("{}.{}", self.nodes[node as usize].text, self.nodes[child as usize].text);
+        self.unlink(node);
+        self.unlink(child);
+        self.set_text(child, &text);
+        self.move_to(child, self.nodes[node as usize].parent);
         self.free_node(node);
     }
 
-    /// Counts one more edge with a token, and returns the token's number.
-    fn use_token(&mut self, token: &str) -> u32 {
-        match token {
-            "*" => return ANY,
-            ">" => return REST,
-            _ => {}
-        }
-        if let Some(known) = self.tokens.get_mut(token) {
-            known.uses += 1;
-            return known.number;
-        }
-        let name: Arc<str> = token.into();
-        let number = self.free_tokens.pop().unwrap_or_else(|| {
-            self.names.push(None);
-            self.names.len() as u32
-        });
-        self.names[number as usize - 1] = Some(name.clone());
-        self.text_bytes += token.len();
-        self.tokens.insert(name, Token { number, uses: 1 });
-        number
-    }
-
-    /// Counts one edge less with a token.
-    fn release_token(&mut self, number: u32) {
-        if matches!(number, ANY | REST) {
-            return;
-        }
-        let name = self.names[number as usize - 1].clone();
-        let known = name.as_ref().and_then(|name| self.tokens.get_mut(name));
-        let (Some(name), Some(known)) = (&name, known) else {
-            return debug_assert!(false, "an edge's token is known");
-        };
-        known.uses -= 1;
-        if known.uses == 0 {
-            self.tokens.remove(name);
-            self.names[number as usize - 1] = None;
-            self.text_bytes -= name.len();
-            self.free_tokens.push(number);
-        }
+    /// Makes an unlinked node a child of another.
+    fn move_to(&mut self, child: u32, parent: u32) {
+        let token_hash = self.hash(split_first(&self.nodes[child as usize].text).0);
+        let node = &mut self.nodes[child as usize];
+        (node.parent, node.token_hash) = (parent, token_hash);
+        self.link(child);
     }
 
     /// Removes a pattern, and the nodes that only it needed.
     pub fn remove(&mut self, pattern: &str) -> Option<V> {
-        let Path { node, parent, above } = self.find(pattern)?;
+        let node = self.find(pattern)?;
         let removed = self.nodes[node as usize].value.take()?;
         self.len -= 1;
         if self.len == 0 {
@@ -358,30 +355,30 @@ impl<V> PatternTrie<V> {
             *self = PatternTrie::default();
             return Some(removed);
         }
+        let parent = self.nodes[node as usize].parent;
         match self.nodes[node as usize].children {
             0 => {
-                self.unlink(parent, node);
-                self.release_token(self.nodes[node as usize].token);
+                self.unlink(node);
                 self.free_node(node);
                 let Node { value, children, .. } = &self.nodes[parent as usize];
                 if parent != ROOT && value.is_none() && *children == 1 {
-                    self.join_to_child(above, parent);
+                    self.join_to_child(parent);
                 }
             }
-            1 => self.join_to_child(parent, node),
+            1 => self.join_to_child(node),
             _ => {}
         }
         Some(removed)
     }
 
     /// Calls `found` with the value of every pattern that matches `topic`. Returns the work done: one unit for each node
-    /// visited, and one for every eight tokens compared in its run.
+    /// visited, and one for every eight tokens compared in it.
     pub fn for_each_match(&self, topic: &str, mut found: impl FnMut(&V)) -> usize {
         if self.len == 0 {
             return 1;
         }
-        let (starts, numbers) = ([0; NAME_TOKENS_MAX], [NONE; NAME_TOKENS_MAX]);
-        let mut tokens = TopicTokens { topic, starts, numbers, len: 0 };
+        let mut tokens =
+            TopicTokens { topic, starts: [0; NAME_TOKENS_MAX], hashes: [0; NAME_TOKENS_MAX], len: 0 };
         let mut start = 0;
         for token in topic.split('.') {
             if tokens.len == NAME_TOKENS_MAX {
@@ -390,15 +387,22 @@ impl<V> PatternTrie<V> {
             }
             tokens.starts[tokens.len] = start as u16;
             start += token.len() + 1;
-            tokens.numbers[tokens.len] = self.tokens.get(token).map_or(NONE, |token| token.number);
+            tokens.hashes[tokens.len] = self.hash(token);
             tokens.len += 1;
         }
-        self.visit(ROOT, &tokens, 0, &mut found)
+        self.visit(ROOT, "", &tokens, 0, &mut found)
     }
 
-    /// Visits a node whose edge has matched the topic up to its token `at`.
-    fn visit(&self, node: u32, tokens: &TopicTokens<'_>, mut at: usize, found: &mut impl FnMut(&V)) -> usize {
-        let Node { run, value, any, rest, .. } = &self.nodes[node as usize];
+    /// Visits a node whose text has matched the topic up to its token `at`, all but `run`.
+    fn visit(
+        &self,
+        node: u32,
+        run: &str,
+        tokens: &TopicTokens<'_>,
+        mut at: usize,
+        found: &mut impl FnMut(&V),
+    ) -> usize {
+        let Node { value, any, rest, children, .. } = &self.nodes[node as usize];
         let begin = at;
         if !run.is_empty() {
             for token in run.split('.') {
@@ -410,27 +414,30 @@ impl<V> PatternTrie<V> {
                     }
                     "*" => {}
                     _ if token == topic => {}
-                    _ => return 1 + (at - begin) / RUN_TOKENS_PER_UNIT,
+                    _ => return 1 + (at - begin) / TOKENS_PER_UNIT,
                 }
                 at += 1;
             }
         }
-        let mut visited = 1 + (at - begin) / RUN_TOKENS_PER_UNIT;
+        let mut visited = 1 + (at - begin) / TOKENS_PER_UNIT;
         if at == tokens.len {
             value.iter().for_each(found);
+            return visited;
+        }
+        if *children == 0 {
             return visited;
         }
         if *rest != NONE {
             self.nodes[*rest as usize].value.iter().for_each(&mut *found);
         }
-        let token = tokens.numbers[at];
-        if token != NONE
-            && let Some(&child) = self.edges.get(&(node, token))
-        {
-            visited += self.visit(child, tokens, at + 1, found);
+        let token = tokens.text(at).unwrap_or_default();
+        if let Some(child) = self.literal_child(node, token, tokens.hashes[at]) {
+            let run = after(&self.nodes[child as usize].text, token.len());
+            visited += self.visit(child, run, tokens, at + 1, found);
         }
         if *any != NONE {
-            visited += self.visit(*any, tokens, at + 1, found);
+            let run = after(&self.nodes[*any as usize].text, 1);
+            visited += self.visit(*any, run, tokens, at + 1, found);
         }
         visited
     }
@@ -444,17 +451,16 @@ mod tests {
     impl<V> PatternTrie<V> {
         /// Checks the invariants, by a walk from the root.
         fn check(&self) {
-            let (mut reached, mut text, mut uses) = (0, 0, HashMap::<u32, u32>::new());
+            let (mut reached, mut text, mut edges) = (0, 0, 0);
             let mut open = vec![ROOT];
             while let Some(at) = open.pop() {
                 let node = &self.nodes[at as usize];
                 reached += 1;
-                text += node.run.len();
+                text += node.text.len();
                 let mut children: Vec<u32> =
                     [node.any, node.rest].into_iter().filter(|&child| child != NONE).collect();
-                children.extend(
-                    self.edges.iter().filter(|((parent, _), _)| *parent == at).map(|(_, child)| *child),
-                );
+                let of_node = |child: &&u32| self.nodes[**child as usize].parent == at;
+                children.extend(self.edges.iter().filter(of_node));
                 assert_eq!(children.len(), node.children as usize);
                 assert_eq!(children.iter().fold(0, |xor, child| xor ^ child), node.children_xor);
                 assert!(
@@ -462,18 +468,14 @@ mod tests {
                     "no node that could be joined"
                 );
                 for &child in &children {
-                    *uses.entry(self.nodes[child as usize].token).or_default() += 1;
+                    let token = split_first(&self.nodes[child as usize].text).0;
+                    assert_eq!(self.child(at, token), Some(child), "an edge leads to each child");
+                    edges += usize::from(!matches!(token, "*" | ">"));
                 }
                 open.extend(children);
             }
             assert_eq!(reached, self.nodes.len() - self.free_nodes.len(), "unused nodes are forgotten");
-            uses.retain(|token, _| !matches!(*token, ANY | REST));
-            assert_eq!(uses.len(), self.tokens.len(), "unused tokens are forgotten");
-            for (name, Token { number, uses: counted }) in &self.tokens {
-                assert_eq!(uses.get(number), Some(counted), "{name}");
-                assert_eq!(self.names[*number as usize - 1].as_ref(), Some(name));
-                text += name.len();
-            }
+            assert_eq!(edges, self.edges.len(), "unused edges are forgotten");
             assert_eq!(text, self.text_bytes);
         }
     }
@@ -506,6 +508,8 @@ mod tests {
             trie.check();
             for pattern in &patterns {
                 assert_eq!(trie.get_mut(pattern), Some(&mut pattern.clone()));
+                let node = trie.node(pattern).unwrap();
+                assert!(trie.with_pattern(node, |read| read == pattern), "{pattern}");
             }
             for _ in 0..20 {
                 let topic: Vec<_> = (0..random.usize(1..8)).map(|_| tokens[random.usize(..3)]).collect();
@@ -534,7 +538,7 @@ mod tests {
             }
         }
         trie.check();
-        let each = trie.heap_bytes() / trie.len();
-        assert!(each < 450, "{each} bytes for a pattern of 252");
+        let each = trie.used_bytes() / trie.len();
+        assert!(each < 290, "{each} bytes for a pattern of 252, half of whose text is another's too");
     }
 }

@@ -6,6 +6,7 @@ mod eviction;
 pub mod holders;
 pub mod membership;
 pub mod outbox;
+pub mod saved_positions;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -13,11 +14,11 @@ mod tests;
 pub use self::{
     close::{CloseReason, DepartureState, Ending, KeptOutbox},
     eviction::Verdict,
-    outbox::{NextSend, Outbox, SendSource},
+    outbox::{Content, NextSend, Outbox, SendSource},
 };
 
 use crate::{
-    egress_log::{EgressLog, FrameInfo, Range},
+    egress_log::{EgressLog, Range},
     fanout::Subscription,
     ids::{SessionId, TopicId},
     limits::{INPUT_SPARE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX},
@@ -27,6 +28,7 @@ use tickcast_proto::{
     WireFormat,
     features::Features,
     framing::{Decoder, websocket::Fragments},
+    http,
     ids::ShardId,
 };
 
@@ -118,11 +120,27 @@ pub enum ListenerKind {
     Http,
 }
 
+/// How the address of the client is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientAddress {
+    /// It is the peer's.
+    #[default]
+    Peer,
+    /// The peer is a proxy, which sends it in a PROXY protocol header before anything else.
+    ProxyHeader,
+    /// The peer is a proxy, which adds it to `X-Forwarded-For`.
+    ForwardedFor,
+}
+
 /// How far a session is in the protocol, which decides how its input is parsed.
 #[derive(Debug)]
 pub enum Protocol {
-    /// The input is an HTTP request head.
-    HttpHead,
+    /// The input begins with a PROXY protocol header.
+    ProxyHeader,
+    /// The transport decides whether to admit the client, whose address has become known. Its input is kept.
+    Admitting,
+    /// The input is HTTP requests.
+    Http(HttpSession),
     /// The input is messages; the first must be HELLO.
     Hello(Decoder),
     /// The handshake bytes are kept for the shard that will serve the session.
@@ -133,17 +151,45 @@ pub enum Protocol {
     Echo(Decoder),
 }
 
+/// An HTTP connection that has not become a WebSocket.
+#[derive(Debug, Default)]
+pub struct HttpSession {
+    /// The decoder of its requests.
+    pub connection: http::Connection,
+    /// It has been answered before: it may stay idle, and its next request waits until the last answer has been sent.
+    pub is_kept: bool,
+    /// The deadline of an idle connection is pending: one at a time.
+    pub idle_timer_pending: bool,
+    /// The client's address is in `X-Forwarded-For`, and the client has not been admitted by it.
+    pub is_forwarded: bool,
+}
+
 impl Protocol {
     /// Whether the handshake is not complete yet, here or on another shard.
     pub fn is_handshake(&self) -> bool {
-        matches!(self, Protocol::Hello(_) | Protocol::HttpHead | Protocol::Leaving(_))
+        match self {
+            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Leaving(_) => true,
+            Protocol::Hello(_) | Protocol::Http(_) => true,
+            Protocol::Open(_) | Protocol::Echo(_) => false,
+        }
+    }
+
+    /// Whether the connection is new: its first request is processed under any load, so that no flood locks new clients
+    /// out.
+    pub fn is_new(&self) -> bool {
+        self.is_handshake() && !self.is_kept_http()
+    }
+
+    /// Whether this is an HTTP connection that has been answered and stays open.
+    pub fn is_kept_http(&self) -> bool {
+        matches!(self, Protocol::Http(http) if http.is_kept)
     }
 
     /// The message decoder; `None` while the input is not messages.
     pub fn decoder_mut(&mut self) -> Option<&mut Decoder> {
         match self {
             Protocol::Hello(decoder) | Protocol::Open(decoder) | Protocol::Echo(decoder) => Some(decoder),
-            Protocol::HttpHead | Protocol::Leaving(_) => None,
+            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving(_) => None,
         }
     }
 
@@ -153,7 +199,7 @@ impl Protocol {
             Protocol::Hello(decoder) | Protocol::Open(decoder) | Protocol::Echo(decoder) => {
                 decoder.fragments()
             }
-            Protocol::HttpHead | Protocol::Leaving(_) => None,
+            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving(_) => None,
         }
     }
 }
@@ -262,7 +308,7 @@ impl Session {
             listener,
             format,
             features: Features::NONE,
-            protocol: Protocol::HttpHead,
+            protocol: Protocol::Http(HttpSession::default()),
             input: Vec::new(),
             input_state: InputState::Open,
             frame_timer_pending: false,
@@ -296,7 +342,7 @@ impl Session {
     pub fn begin_handshake(&mut self) {
         self.protocol = match self.listener {
             ListenerKind::Native => Protocol::Hello(Decoder::new(self.format.framing)),
-            ListenerKind::Http => Protocol::HttpHead,
+            ListenerKind::Http => Protocol::Http(HttpSession::default()),
         };
     }
 
@@ -366,6 +412,12 @@ impl Session {
     pub fn has_work(&self) -> bool {
         self.outbox.bytes() > 0
             || self.lag.as_deref().is_some_and(|lag| !lag.held.is_empty() || !lag.unannounced.is_empty())
+    }
+
+    /// Whether replies, held ticks or history that it asked for have not been sent.
+    pub fn awaits_answers(&self) -> bool {
+        let recovers = |lag: &Lag| lag.chunks_in_flight > 0 || !lag.recovering.is_empty();
+        self.has_work() || self.is_sending() || self.lag.as_deref().is_some_and(recovers)
     }
 
     /// Whether a SEND is under way.
@@ -441,7 +493,9 @@ impl Session {
 
     /// Whether its own state allows more of its input to be processed. If not, receiving is paused.
     pub fn takes_input(&self) -> bool {
-        self.takes_requests() && self.changes_pending == 0
+        // One HTTP answer at a time, however many requests a client sends at once.
+        let is_answering = self.protocol.is_kept_http() && (self.has_work() || self.is_sending());
+        self.takes_requests() && self.changes_pending == 0 && !is_answering
     }
 
     /// Queues shared frames. Returns `false` when so much waits that something must yield.
@@ -452,8 +506,8 @@ impl Session {
     }
 
     /// Queues a frame of a topic that only this session gets. Returns `false` when so much waits that something must yield.
-    pub fn push_private(&mut self, info: FrameInfo, write: impl FnOnce(&mut Vec<u8>)) -> bool {
-        self.outbox.push_private(info, write);
+    pub fn push_private(&mut self, content: Content, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        self.outbox.push_private(content, write);
         self.is_within_bounds()
     }
 

@@ -13,7 +13,7 @@
 //!
 //! 1. Socket events as they arrive: [`Shard::handle_accept`], [`Shard::handle_bytes`], [`Shard::handle_eof`],
 //!    [`Shard::handle_error`], [`Shard::handle_writable`] and [`Shard::handle_detached`], each followed by
-//!    [`Shard::poll_action`] until `None`.
+//!    [`Shard::poll_action`] until `None`. A connection from a proxy is accepted with [`Shard::handle_accept_proxied`].
 //! 2. Connections that other shards hand over: [`Shard::handle_attached`].
 //! 3. The rings from other shards and from sources: [`Shard::handle_delivery`], then [`Shard::handle_request`].
 //! 4. [`Shard::turn`].
@@ -25,9 +25,11 @@
 mod control;
 mod delivery;
 mod egress;
+mod http;
 mod ingress;
 mod intake;
 mod lifecycle;
+mod proxied;
 mod reload;
 mod stages;
 mod subscriptions;
@@ -37,6 +39,7 @@ mod unfinished;
 
 use std::{
     collections::{HashMap, VecDeque},
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -46,8 +49,8 @@ use crate::{
     config::Limits,
     fair_queue::FairQueue,
     fanout::{self, DeliveryCounts, EgressLogs, Fanout, LogIndex},
-    home::{Home, Retention, last_value::KeysBudget},
-    ids::SlotId,
+    home::{Home, Retention, last_value::LastValuesBudget},
+    ids::{SessionId, SlotId},
     limits::{
         INPUT_QUANTUM_BYTES, TIMERS_GONE_MAX, TURN_COUNT_UNITS, TURN_DELIVERY_UNITS, TURN_INTEREST_UNITS,
     },
@@ -56,7 +59,10 @@ use crate::{
         latency::Latency,
     },
     now::Now,
-    session::{CloseReason, SendSource, Session, holders::Holders, membership::Membership, table::Sessions},
+    session::{
+        CloseReason, SendSource, Session, holders::Holders, membership::Membership,
+        saved_positions::PositionsMemory, table::Sessions,
+    },
     timer_wheel::Wheel,
 };
 use tickcast_proto::{
@@ -70,7 +76,7 @@ pub use self::{
     lifecycle::{DetachedSession, LOG_TARGET_SESSION},
     stages::PeerStages,
 };
-pub use crate::session::ListenerKind;
+pub use crate::session::{ClientAddress, ListenerKind};
 
 /// Origin of ticks from a source. Refused ones are counted; there is no session to answer.
 pub const ORIGIN_SOURCE: u64 = u64::MAX;
@@ -89,6 +95,9 @@ pub enum Action {
     ShutdownWrite(SlotId),
     /// The handshake is complete: the socket stays with this shard.
     HandshakeDone(SlotId),
+    /// Apply the limits of this address, the client's, then call [`Shard::handle_admitted`] or [`Shard::handle_refused`]. Port 0
+    /// is unknown.
+    Admit(SlotId, SocketAddr),
     /// Stop all I/O on the socket, then call [`Shard::handle_detached`]: another shard will serve it.
     HandOver(SlotId),
     /// Close the socket. The session is gone, so no event for this slot may follow until the next accept.
@@ -141,6 +150,9 @@ pub struct Shard {
     mesh_units_left: usize,
     intake_units_left: usize,
     timers: Wheel<Timer>,
+    /// Sessions whose peer has sent FIN before its requests were answered. Bound: one entry a session, for
+    /// [`limits::LINGER_DEADLINE_MS`](crate::limits::LINGER_DEADLINE_MS), and one for each that has gone since the last turn.
+    half_closed: Vec<SessionId>,
     /// Sessions with an unfinished message.
     unfinished: Unfinished,
     /// Number of timers at which stale ones are dropped.
@@ -155,6 +167,7 @@ pub struct Shard {
     /// The identity that each session's client gave, by slot. Shown to the operator.
     identities: HashMap<SlotId, Box<str>>,
     publishers: Publishers,
+    positions_memory: PositionsMemory,
     counters: Arc<Counters>,
     latency: Latency,
     control: Control,
@@ -173,9 +186,9 @@ impl Shard {
     /// Creates shard `id` of `shards`. `epoch` identifies this run of the server and is the same on all shards: microseconds
     /// since 1970 when it started.
     pub fn new(id: ShardId, shards: u16, epoch: u64, limits: Limits, counters: Arc<Counters>) -> Shard {
-        let keys = KeysBudget {
+        let last_values = LastValuesBudget {
             keys_max: limits.keys_per_topic_max,
-            bytes_left: (limits.keys_bytes_max / usize::from(shards)) as isize,
+            bytes_left: limits.last_values_bytes_max / usize::from(shards),
         };
         Shard {
             id,
@@ -189,7 +202,7 @@ impl Shard {
                 Retention {
                     history: limits.history.clone(),
                     history_bytes_max: limits.history_bytes_max / usize::from(shards),
-                    keys,
+                    last_values,
                     idle: limits.topic_idle.clone(),
                 },
             ),
@@ -199,7 +212,7 @@ impl Shard {
                 epoch,
                 fanout::Settings {
                     policies: limits.policies.clone(),
-                    keys,
+                    last_values,
                     behind_bytes: limits.behind_bytes,
                     home_topics_max: limits.topics_max.div_ceil(usize::from(shards)),
                 },
@@ -214,6 +227,7 @@ impl Shard {
             mesh_units_left: TURN_DELIVERY_UNITS,
             intake_units_left: TURN_DELIVERY_UNITS,
             timers: Wheel::new(),
+            half_closed: Vec::new(),
             unfinished: Unfinished::default(),
             timers_max: TIMERS_GONE_MAX,
             generation: 0,
@@ -222,6 +236,7 @@ impl Shard {
             holders: Holders::default(),
             identities: HashMap::new(),
             publishers: Publishers::new(limits.publish_rate),
+            positions_memory: PositionsMemory::default(),
             counters,
             latency: Latency::default(),
             control: Control::new(),
@@ -308,13 +323,15 @@ impl Shard {
         }
         worked |= self.forget_topics(now);
         worked |= self.home.trim(now.monotonic_ns) > 0;
+        self.counters.add(Counter::LastValuesEvicted, self.home.take_last_values_evicted());
         worked |= self.turn_control(now);
-        worked |= self.fanout.count_new_topics(TURN_COUNT_UNITS) > 0;
+        worked |= self.fanout.count_topics(TURN_COUNT_UNITS) > 0;
         worked |= self.request_history(now);
         self.logs.note_time(now.monotonic_ns);
         worked |= self.resume_paused(now);
         self.preferred_intake = self.preferred_intake.next(self.shards > 1);
         worked |= self.handle_timers(now);
+        self.end_answered(now);
         self.apply_deferred(now);
         self.invariants();
         worked
@@ -370,11 +387,16 @@ impl Shard {
         if tally == DeliveryCounts::default() {
             return;
         }
-        self.intake_units_left = self.intake_units_left.saturating_sub(tally.queued as usize + tally.units);
+        self.charge(tally.queued as usize + tally.units);
         self.counters.add(Counter::TicksDelivered, tally.queued);
         self.counters.add(Counter::TicksTakenOut, tally.evicted);
         self.counters.add(Counter::TicksConflated, tally.conflated);
         self.counters.add(Counter::TicksDropped, tally.dropped);
+    }
+
+    /// Charges units of delivery to the turn's budget of the kind of input that is being processed.
+    fn charge(&mut self, units: usize) {
+        self.intake_units_left = self.intake_units_left.saturating_sub(units);
     }
 
     /// Returns the next command to the transport.
@@ -399,7 +421,7 @@ impl Shard {
     pub fn is_busy(&self) -> bool {
         self.sessions.has_ready()
             || self.fanout.has_woken()
-            || self.fanout.has_uncounted_topics()
+            || self.fanout.counts_topics()
             || self.control.has_work()
             || self.may_request_history()
             || (self.home.is_walking() && self.stages.deliveries_are_half_empty())

@@ -8,24 +8,60 @@
 //!  1 to 49  type of an annotation          59 SKIP  the interval is in the next four bytes, high word first
 //! 60 NUM    the field is its number        61 SUB   the field is its subtype
 //! 62 CHN    the field is its channel       63 AUX   the field is the length of the text that follows
-//!  0        with interval 0: end of file
+//!  0        with interval 0: end of file; else an empty annotation, which only moves the time
 //! ```
+//!
+//! Notes at time 0 that begin with `##` are not annotations but describe the file. `## time resolution: 1000` means that
+//! times count milliseconds, not frames. A SKIP of -1 and an empty annotation end these notes, where they are complete.
 
 use std::path::Path;
 
-use super::{ANNOTATION_BYTES_MAX, FileError, record::read_bounded};
+use super::{
+    ANNOTATION_BYTES_MAX, FileError,
+    record::{Record, read_bounded},
+};
 
 const SKIP: u16 = 59;
 const NUM: u16 = 60;
 const SUB: u16 = 61;
 const CHN: u16 = 62;
 const AUX: u16 = 63;
+/// Code of a note.
+const NOTE: u8 = 22;
+/// Begins a note about the file.
+const ABOUT_FILE: &[u8] = b"## ";
+/// Begins the note with the number of times per second.
+const TIME_RESOLUTION: &[u8] = b"## time resolution:";
+
+/// The annotations of a file.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Annotations {
+    /// Times per second, if the file says so; else times are frame numbers.
+    pub times_hz: Option<f64>,
+    /// The annotations, in the order of the file.
+    pub all: Vec<Annotation>,
+}
+
+impl Annotations {
+    /// Sample numbers of the beats in a record, in increasing order.
+    pub fn beats(&self, record: &Record) -> Vec<u64> {
+        let per_time = match self.times_hz {
+            Some(times_hz) => record.fs_hz / times_hz,
+            None => record.samples_per_frame as f64,
+        };
+        let beats = self.all.iter().filter(|annotation| annotation.is_beat());
+        // Exact up to 2^53; a larger product saturates.
+        let mut at: Vec<u64> = beats.map(|beat| (beat.at as f64 * per_time).round() as u64).collect();
+        at.sort_unstable();
+        at
+    }
+}
 
 /// One annotation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Annotation {
-    /// Frame number.
-    pub at_frame: u64,
+    /// Its time: a frame number, or as [`Annotations::times_hz`] says.
+    pub at: u64,
     /// Annotation code; 1 is a normal beat.
     pub code: u8,
     /// NUM field. Applies to all following annotations until it changes.
@@ -49,7 +85,7 @@ impl Annotation {
 ///
 /// # Errors
 /// [`FileError`] if the file cannot be read or is malformed; the text names the byte offset.
-pub fn load(file: &Path) -> Result<Vec<Annotation>, FileError> {
+pub fn load(file: &Path) -> Result<Annotations, FileError> {
     let bytes = read_bounded(file, ANNOTATION_BYTES_MAX)?;
     parse(&bytes).map_err(|text| FileError::new(file, text))
 }
@@ -58,9 +94,9 @@ pub fn load(file: &Path) -> Result<Vec<Annotation>, FileError> {
 ///
 /// # Errors
 /// Describes the error and its byte offset.
-pub fn parse(bytes: &[u8]) -> Result<Vec<Annotation>, String> {
+pub fn parse(bytes: &[u8]) -> Result<Annotations, String> {
     let mut annotations: Vec<Annotation> = Vec::new();
-    let (mut at, mut time, mut number, mut channel) = (0, 0u64, 0, 0);
+    let (mut at, mut time, mut number, mut channel) = (0, 0i64, 0, 0);
     while at < bytes.len() {
         let begin = at;
         let truncated = || {
@@ -77,10 +113,8 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Annotation>, String> {
             0 if interval == 0 => break,
             SKIP => {
                 let (high, low) = (word().ok_or_else(truncated)?, word().ok_or_else(truncated)?);
-                let interval = (u32::from(high) << 16 | u32::from(low)) as i32;
-                time = time
-                    .checked_add_signed(interval.into())
-                    .ok_or_else(|| format!("annotation at byte {begin} is before the start of the record"))?;
+                // The sum of all intervals in a file of bounded size fits.
+                time += i64::from((u32::from(high) << 16 | u32::from(low)) as i32);
             }
             NUM | SUB | CHN | AUX => {
                 let Some(last) = annotations.last_mut() else {
@@ -99,11 +133,12 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Annotation>, String> {
                 }
             }
             _ => {
-                time += u64::from(interval);
-                let code = code as u8;
+                time += i64::from(interval);
+                let before_start = || format!("annotation at byte {begin} is before the start of the record");
+                let at = u64::try_from(time).map_err(|_| before_start())?;
                 annotations.push(Annotation {
-                    at_frame: time,
-                    code,
+                    at,
+                    code: code as u8,
                     number,
                     channel,
                     ..Annotation::default()
@@ -111,7 +146,29 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Annotation>, String> {
             }
         }
     }
-    Ok(annotations)
+    let mut times_hz = None;
+    for resolution in annotations.iter().filter_map(time_resolution) {
+        times_hz = Some(resolution?);
+    }
+    // Fields may follow an empty annotation, so it was kept until here.
+    annotations.retain(|annotation| annotation.code != 0 && !is_about_file(annotation));
+    Ok(Annotations { times_hz, all: annotations })
+}
+
+fn is_about_file(annotation: &Annotation) -> bool {
+    annotation.at == 0 && annotation.code == NOTE && annotation.aux.starts_with(ABOUT_FILE)
+}
+
+/// Times per second, if the annotation is the note that has them.
+fn time_resolution(annotation: &Annotation) -> Option<Result<f64, String>> {
+    let text = annotation.aux.strip_prefix(TIME_RESOLUTION).filter(|_| is_about_file(annotation))?;
+    let text = String::from_utf8_lossy(text);
+    let word = text
+        .split(|c: char| c.is_whitespace() || c == '\0')
+        .find(|word| !word.is_empty())
+        .unwrap_or_default();
+    let number = word.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0);
+    Some(number.ok_or_else(|| format!("time resolution {word:?} is not a number of times per second")))
 }
 
 #[cfg(test)]
@@ -126,6 +183,64 @@ mod tests {
         code << 10 | field
     }
 
+    /// A note at time 0, without the words that end such notes.
+    fn note(text: &str) -> Vec<u8> {
+        let mut bytes = words(&[word(NOTE.into(), 0), word(AUX, text.len() as u16)]);
+        bytes.extend(text.bytes());
+        bytes.resize(bytes.len().next_multiple_of(2), 0);
+        bytes
+    }
+
+    /// The end of the notes about the file, as wrann of wfdb-python writes it.
+    const END_OF_NOTES: [u8; 8] = [0, 236, 255, 255, 255, 255, 1, 0];
+
+    #[test]
+    fn notes_about_the_file_are_no_annotations_and_say_what_times_count() {
+        let beats = words(&[word(1, 100), word(5, 30)]);
+        let expected = [100, 130].map(|at| (at, if at == 100 { 1 } else { 5 }));
+        let definitions =
+            ["## annotation type definitions", "42 ~ x", "## end of definitions"].map(note).concat();
+        for (file, times_hz) in [
+            (beats.clone(), None),
+            ([&note("## time resolution: 1000")[..], &END_OF_NOTES, &beats].concat(), Some(1000.0)),
+            ([&note("## time resolution: 62.5\0")[..], &beats].concat(), Some(62.5)),
+            (
+                [&note("## time resolution: 360")[..], &definitions, &END_OF_NOTES, &beats].concat(),
+                Some(360.0),
+            ),
+            ([&definitions[..], &END_OF_NOTES, &beats].concat(), None),
+        ] {
+            let Annotations { times_hz: got_hz, all } = parse(&file).unwrap();
+            assert_eq!(got_hz, times_hz);
+            let got: Vec<_> = all.iter().map(|annotation| (annotation.at, annotation.code)).collect();
+            // "42 ~ x" does not begin with ##: a note as any other.
+            assert_eq!(got.into_iter().filter(|(_, code)| *code != NOTE).collect::<Vec<_>>(), expected);
+        }
+        let later = [words(&[word(1, 9)]), words(&[word(NOTE.into(), 5)])].concat();
+        assert_eq!(parse(&later).unwrap().all.len(), 2, "a note elsewhere is an annotation");
+    }
+
+    #[test]
+    fn times_are_converted_to_samples_by_frame_or_by_resolution() {
+        let record = Record {
+            name: "r".into(),
+            signal: "II".into(),
+            fs_hz: 500.0,
+            samples_per_frame: 2,
+            pieces: Vec::new(),
+            checksum_differs: false,
+        };
+        let beat = |at| Annotation { at, code: 1, ..Annotation::default() };
+        for (times_hz, expected) in
+            [(None, [20, 400]), (Some(250.0), [20, 400]), (Some(1000.0), [5, 100]), (Some(300.0), [17, 333])]
+        {
+            let annotations = Annotations { times_hz, all: vec![beat(200), beat(10)] };
+            assert_eq!(annotations.beats(&record), expected, "{times_hz:?}");
+        }
+        let last = Annotations { times_hz: Some(1e-300), all: vec![beat(u64::MAX)] };
+        assert_eq!(last.beats(&record), [u64::MAX]);
+    }
+
     #[test]
     fn fields_belong_to_the_previous_annotation_and_some_persist() {
         let mut bytes = words(&[word(28, 18), word(AUX, 3)]);
@@ -133,9 +248,9 @@ mod tests {
         bytes.extend(words(&[word(1, 59), word(NUM, 2), word(SUB, 0x3ff), word(CHN, 1)]));
         bytes.extend(words(&[word(SKIP, 0), 1, 2, word(5, 3), word(SKIP, 0), 0xffff, 0xfffe, word(1, 0)]));
         bytes.extend(words(&[0, 0x1234]));
-        let annotations = parse(&bytes).unwrap();
-        let annotation = |at_frame, code, number, subtype, channel, aux: &[u8]| Annotation {
-            at_frame,
+        let annotations = parse(&bytes).unwrap().all;
+        let annotation = |at, code, number, subtype, channel, aux: &[u8]| Annotation {
+            at,
             code,
             number,
             subtype,
@@ -164,12 +279,15 @@ mod tests {
             (&words(&[word(1, 5), word(SKIP, 0), 0]), "byte 2"),
             (&words(&[word(1, 5), word(AUX, 9), 0]), "byte 2"),
             (&words(&[word(AUX, 0)]), "not preceded by an annotation"),
-            (&words(&[word(SKIP, 0), 0xffff, 0xffff]), "before the start of the record"),
+            (&words(&[word(SKIP, 0), 0xffff, 0xfffe, word(1, 1)]), "before the start of the record"),
+            (&note("## time resolution: fast"), "time resolution \"fast\""),
+            (&note("## time resolution: 0"), "time resolution \"0\""),
+            (&note("## time resolution:"), "time resolution \"\""),
         ] {
             let error = parse(bytes).unwrap_err();
             assert!(error.contains(part), "{error}");
         }
-        assert_eq!(parse(b"").unwrap(), []);
+        assert_eq!(parse(b"").unwrap(), Annotations::default());
     }
 
     #[test]
@@ -182,7 +300,7 @@ mod tests {
     }
 
     fn assert_beats(header: &Path, normal: usize, atrial: usize, ventricular: usize) {
-        let annotations = load(&header.with_extension("atr")).unwrap();
+        let annotations = load(&header.with_extension("atr")).unwrap().all;
         let count = |code| annotations.iter().filter(|annotation| annotation.code == code).count();
         assert_eq!((count(1), count(8), count(5)), (normal, atrial, ventricular));
         let beats = annotations.iter().filter(|annotation| annotation.is_beat()).count();

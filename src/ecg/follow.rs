@@ -26,7 +26,7 @@ pub enum Finding {
     },
     /// Heart rate, beats per minute; `None` if there was no beat recently.
     Rate(Option<f64>),
-    /// Samples `[from, to)` were lost. The detector continues after them.
+    /// Samples `[from, to)` were lost, or not recorded. The detector continues after them.
     Gap {
         /// First lost sample.
         from: u64,
@@ -87,6 +87,30 @@ impl Rhythm {
     }
 }
 
+/// Finds samples that were not recorded: a second or more of NaN. Shorter runs are single invalid samples, which the detector bridges.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GapFinder {
+    /// Samples since the last one that was not NaN.
+    invalid: u64,
+}
+
+impl GapFinder {
+    /// Takes sample number `at`, and returns the gap `[from, to)` that it ends, if any.
+    pub fn push(&mut self, sample_mv: f32, at: u64, fs_hz: f64) -> Option<(u64, u64)> {
+        if sample_mv.is_nan() {
+            self.invalid += 1;
+            return None;
+        }
+        self.end(at, fs_hz)
+    }
+
+    /// Returns the gap `[from, to)` that is under way before sample number `to`, if any.
+    pub fn end(&mut self, to: u64, fs_hz: f64) -> Option<(u64, u64)> {
+        let invalid = std::mem::take(&mut self.invalid);
+        (invalid as f64 >= fs_hz).then(|| (to.saturating_sub(invalid), to))
+    }
+}
+
 /// Processor of the ticks of one wave. Its memory is that of a [`Detector`].
 #[derive(Debug, Default)]
 pub struct Follower {
@@ -100,7 +124,17 @@ struct Wave {
     info: Info,
     detector: Detector,
     rhythm: Rhythm,
+    gaps: GapFinder,
     has_started: bool,
+}
+
+impl Wave {
+    /// Continues after a gap.
+    fn skip(&mut self, from: u64, to: u64, found: &mut Vec<Finding>) {
+        found.push(Finding::Gap { from, to });
+        self.detector.skip_to(to);
+        self.rhythm = Rhythm::default();
+    }
 }
 
 impl Follower {
@@ -116,7 +150,14 @@ impl Follower {
             return Ok(None);
         }
         let detector = Detector::new(info.fs).map_err(|error: BadRate| error.to_string())?;
-        let wave = Wave { epoch, info, detector, rhythm: Rhythm::default(), has_started: false };
+        let wave = Wave {
+            epoch,
+            info,
+            detector,
+            rhythm: Rhythm::default(),
+            gaps: GapFinder::default(),
+            has_started: false,
+        };
         Ok(Some(&self.wave.insert(wave).info))
     }
 
@@ -149,15 +190,18 @@ impl Follower {
             wave.has_started = true;
             wave.detector.skip_to(first);
         } else if first > next {
-            found.push(Finding::Gap { from: next, to: first });
-            wave.detector.skip_to(first);
-            wave.rhythm = Rhythm::default();
+            // A gap in the record before lost batches is part of the same gap.
+            let from = wave.gaps.end(next, wave.info.fs).map_or(next, |(from, _)| from);
+            wave.skip(from, first, found);
         } else if first < next {
             return Err(format!("batch starts at sample {first}, but sample {next} is expected next"));
         }
         let fs_hz = wave.info.fs;
-        for sample in samples {
-            if let Some(beat) = wave.detector.push(f32::from_le_bytes(*sample)) {
+        for sample in samples.iter().map(|bytes| f32::from_le_bytes(*bytes)) {
+            if let Some((from, to)) = wave.gaps.push(sample, wave.detector.next_sample(), fs_hz) {
+                wave.skip(from, to, found);
+            }
+            if let Some(beat) = wave.detector.push(sample) {
                 wave.rhythm.beat(fs_hz, beat.at_sample, wave.info.time_ns(beat.at_sample), found);
             }
         }
@@ -239,6 +283,36 @@ mod tests {
         assert!(after.len() > 9 && after[1..].iter().all(|(_, rr_ms)| rr_ms.is_some()));
         let whole = beats(&feed(&mut self::follower(), &all));
         assert!(after[1..].iter().all(|(at, _)| whole.iter().any(|(other, _)| other.abs_diff(*at) <= 1)));
+    }
+
+    /// A batch without a recorded sample.
+    fn emptied(batch: &(u64, Vec<u8>)) -> (u64, Vec<u8>) {
+        (batch.0, f32::NAN.to_le_bytes().repeat(BATCH))
+    }
+
+    #[test]
+    fn a_second_of_nan_is_a_gap_to_the_sample_and_less_is_bridged() {
+        let all = batches(500);
+        for (from, count, gap) in [(250, 25, true), (250, 24, false), (0, 100, true)] {
+            let mut sent = all.clone();
+            sent[from..from + count].iter_mut().for_each(|batch| *batch = emptied(batch));
+            let found = feed(&mut follower(), &sent);
+            let gaps: Vec<_> =
+                found.iter().filter(|finding| matches!(finding, Finding::Gap { .. })).collect();
+            let (from, to) = ((from * BATCH) as u64, ((from + count) * BATCH) as u64);
+            let expected = Finding::Gap { from, to };
+            assert_eq!(gaps, if gap { vec![&expected] } else { vec![] });
+            let spans = |at: u64, rr_ms: f64| at > to && at as f64 - rr_ms / 4.0 < from as f64;
+            let is_spanned =
+                beats(&found).iter().any(|(at, rr_ms)| rr_ms.is_some_and(|rr_ms| spans(*at, rr_ms)));
+            assert!(!(gap && is_spanned), "{found:?}");
+        }
+        // Lost batches within it are part of it.
+        let mut sent = all.clone();
+        sent[200..250].iter_mut().for_each(|batch| *batch = emptied(batch));
+        sent.drain(230..260);
+        let found = feed(&mut follower(), &sent);
+        assert!(found.contains(&Finding::Gap { from: 2_000, to: 2_600 }), "{found:?}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ const GAIN_DEFAULT: f64 = 200.0;
 /// Maximum samples per frame of a signal; no ECG has more.
 const SAMPLES_PER_FRAME_MAX: usize = 256;
 
-/// Header of a single-segment record.
+/// Header of a record, or of a segment of one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
     /// Record name.
@@ -20,8 +20,21 @@ pub struct Header {
     pub frames_hz: f64,
     /// Number of frames; `None` if not specified.
     pub frames: Option<u64>,
-    /// Signals, at least one.
+    /// Signals, at least one; none if the record has segments, whose headers describe them.
     pub signals: Vec<Signal>,
+    /// Segments of a multi-segment record, in order; else none.
+    pub segments: Vec<Segment>,
+}
+
+/// One segment of a multi-segment record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Record name of the segment; `None` for a null segment, written `~`, in which no signal was recorded.
+    pub name: Option<String>,
+    /// Number of frames. A first segment without any is the layout of a record whose segments differ in their signals.
+    pub frames: u64,
+    /// Line number in the header, from 1.
+    pub line: usize,
 }
 
 /// One signal of a record.
@@ -45,6 +58,8 @@ pub struct Signal {
     pub baseline: i32,
     /// Physical unit.
     pub units: String,
+    /// First sample value, to which format 8 adds its differences.
+    pub initial_value: i32,
     /// Sum of all samples, modulo 2^16; `None` if not specified.
     pub checksum: Option<i16>,
     /// Description, such as `MLII`; empty if not specified.
@@ -56,12 +71,46 @@ pub struct Signal {
 /// Signal formats, named by their number in signal(5wfdb).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Two 12-bit samples in three bytes.
-    Format212,
+    /// 8-bit differences.
+    Format8,
     /// 16-bit two's complement, little-endian.
     Format16,
+    /// 24-bit two's complement, little-endian.
+    Format24,
+    /// 32-bit two's complement, little-endian.
+    Format32,
+    /// 16-bit two's complement, big-endian.
+    Format61,
+    /// 8-bit offset binary.
+    Format80,
+    /// 16-bit offset binary, little-endian.
+    Format160,
+    /// Two 12-bit samples in three bytes.
+    Format212,
+    /// Three 10-bit samples in two 16-bit words, the third one in their upper bits.
+    Format310,
+    /// Three 10-bit samples in one 32-bit word.
+    Format311,
     /// An unsupported format, by its number.
     Unsupported(u32),
+}
+
+impl Format {
+    fn from_number(number: u32) -> Format {
+        match number {
+            8 => Format::Format8,
+            16 => Format::Format16,
+            24 => Format::Format24,
+            32 => Format::Format32,
+            61 => Format::Format61,
+            80 => Format::Format80,
+            160 => Format::Format160,
+            212 => Format::Format212,
+            310 => Format::Format310,
+            311 => Format::Format311,
+            other => Format::Unsupported(other),
+        }
+    }
 }
 
 /// Error in a header.
@@ -92,21 +141,26 @@ pub fn parse(bytes: &[u8]) -> Result<Header, HeaderError> {
         return Err(HeaderError { line: lines_total, text: "no record line: is this a WFDB header?".into() });
     };
     let at = |number| move |text: String| HeaderError { line: number, text };
-    let (mut header, count) = record_line(line).map_err(at(number))?;
-    while header.signals.len() < count {
+    let (mut header, count, what) = record_line(line).map_err(at(number))?;
+    let mut described = 0;
+    while described < count {
         let Some((number, line)) = lines.next() else {
-            let described = header.signals.len();
             let text =
-                format!("record line specifies {count} signals, but the header describes only {described}");
+                format!("record line specifies {count} {what}, but the header describes only {described}");
             return Err(HeaderError { line: lines_total, text });
         };
-        header.signals.push(signal_line(line, number).map_err(at(number))?);
+        if what == SEGMENTS {
+            header.segments.push(segment_line(line, number).map_err(at(number))?);
+        } else {
+            header.signals.push(signal_line(line, number).map_err(at(number))?);
+        }
+        described += 1;
     }
     match lines.next() {
         None => Ok(header),
         Some((number, _)) => Err(HeaderError {
             line: number,
-            text: format!("record line specifies {count} signals, but the header describes more"),
+            text: format!("record line specifies {count} {what}, but the header describes more"),
         }),
     }
 }
@@ -123,23 +177,35 @@ fn is_specification(line: &str) -> bool {
     !line.is_empty() && !line.starts_with('#')
 }
 
+/// What the lines after the record line describe.
+const SIGNALS: &str = "signals";
+const SEGMENTS: &str = "segments";
+
 /// `name[/segments] signals [fs[/counter[(base)]] [frames [time [date]]]]`
-fn record_line(line: &str) -> Result<(Header, usize), String> {
+///
+/// Returns the header, and how many lines of which kind follow.
+fn record_line(line: &str) -> Result<(Header, usize, &'static str), String> {
     let mut words = line.split_whitespace();
     let name = words.next().unwrap_or_default();
-    if let Some((name, segments)) = name.split_once('/') {
-        return Err(format!(
-            "record {name} has {segments} segments; multi-segment records are not supported: specify the header of a segment"
-        ));
-    }
-    if !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')) {
+    let (name, segments) = match name.split_once('/') {
+        None => (name, None),
+        Some((name, segments)) => (name, Some(segments)),
+    };
+    if !is_record_name(name) {
         return Err(format!("{name:?} is not a record name: is this a WFDB header?"));
     }
-    let count = words.next().ok_or("record line lacks the number of signals")?;
-    let count: usize =
-        count.parse().map_err(|_| format!("{count:?} is not a number of signals: is this a WFDB header?"))?;
-    if !(1..=SIGNALS_MAX).contains(&count) {
-        return Err(format!("{count} signals; supported are 1 to {SIGNALS_MAX}"));
+    let signals = words.next().ok_or("record line lacks the number of signals")?;
+    let bad = |word: &str, what: &str| format!("{word:?} is not a number of {what}: is this a WFDB header?");
+    let signals: usize = signals.parse().map_err(|_| bad(signals, SIGNALS))?;
+    if !(1..=SIGNALS_MAX).contains(&signals) {
+        return Err(format!("{signals} signals; supported are 1 to {SIGNALS_MAX}"));
+    }
+    let (count, what) = match segments {
+        None => (signals, SIGNALS),
+        Some(word) => (word.parse().map_err(|_| bad(word, SEGMENTS))?, SEGMENTS),
+    };
+    if count == 0 {
+        return Err("the record has no segments".into());
     }
     let frames_hz = words.next().map_or(Ok(FS_HZ_DEFAULT), frequency)?;
     let frames = match words.next() {
@@ -150,7 +216,28 @@ fn record_line(line: &str) -> Result<(Header, usize), String> {
         },
     };
     // A base time and base date may follow; they are not needed.
-    Ok((Header { record: name.into(), frames_hz, frames, signals: Vec::with_capacity(count) }, count))
+    let (signals, segments) = (Vec::new(), Vec::new());
+    Ok((Header { record: name.into(), frames_hz, frames, signals, segments }, count, what))
+}
+
+fn is_record_name(name: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    !name.is_empty() && name.chars().all(is_part) && !name.starts_with('.')
+}
+
+/// `name frames`, or `~ frames`
+fn segment_line(line: &str, number: usize) -> Result<Segment, String> {
+    let mut words = line.split_whitespace();
+    let (name, frames) = (words.next().unwrap_or_default(), words.next());
+    if name.contains('/') {
+        return Err(format!("{name:?}: a segment cannot have segments, and lies in the same directory"));
+    }
+    if name != "~" && !is_record_name(name) {
+        return Err(format!("{name:?} is not a record name of a segment"));
+    }
+    let frames = frames.ok_or("segment line lacks the number of samples")?;
+    let frames = frames.parse().map_err(|_| format!("{frames:?} is not a number of samples"))?;
+    Ok(Segment { name: (name != "~").then(|| name.to_owned()), frames, line: number })
 }
 
 /// Parses `fs[/counter[(base)]]`.
@@ -184,7 +271,7 @@ fn signal_line(line: &str, number: usize) -> Result<Signal, String> {
     let (gain, baseline, units) = gain;
     optional_number::<i32>(&mut rest, "ADC resolution")?;
     let adc_zero = optional_number::<i32>(&mut rest, "ADC zero")?;
-    optional_number::<i32>(&mut rest, "initial value")?;
+    let initial_value = optional_number::<i32>(&mut rest, "initial value")?;
     let checksum = optional_number::<i64>(&mut rest, "checksum")?;
     optional_number::<i64>(&mut rest, "block size")?;
     Ok(Signal {
@@ -196,6 +283,7 @@ fn signal_line(line: &str, number: usize) -> Result<Signal, String> {
         gain,
         baseline: baseline.or(adc_zero).unwrap_or(0),
         units,
+        initial_value: initial_value.or(adc_zero).unwrap_or(0),
         // Some programs write the checksum signed, others unsigned; modulo 2^16 both are the same.
         checksum: checksum.map(|sum| sum as u16 as i16),
         description: rest.trim().into(),
@@ -222,11 +310,7 @@ fn storage(word: &str) -> Result<(Format, usize, u64, u64), String> {
     let bad = || format!("{word:?} is not a format; examples: 212, 16, 212x2, 16:1, 16+512");
     let digits = |text: &str| text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, mut rest) = word.split_at(digits(word));
-    let format = match number.parse().map_err(|_| bad())? {
-        212 => Format::Format212,
-        16 => Format::Format16,
-        other => Format::Unsupported(other),
-    };
+    let format = Format::from_number(number.parse().map_err(|_| bad())?);
     let (mut samples_per_frame, mut skew, mut byte_offset) = (1, 0, 0);
     // Each is optional, in this order.
     for separator in ['x', ':', '+'] {
@@ -296,6 +380,7 @@ mod tests {
             gain: 200.5,
             baseline: -7,
             units: "uV".into(),
+            initial_value: 995,
             checksum: Some(-22131),
             description: "MLII upper  lead".into(),
             line: 4,
@@ -309,6 +394,7 @@ mod tests {
             gain: 200.0,
             baseline: 0,
             units: "mV".into(),
+            initial_value: 0,
             checksum: None,
             description: String::new(),
             line: 6,
@@ -330,6 +416,20 @@ mod tests {
     }
 
     #[test]
+    fn segments_are_listed_with_their_gaps() {
+        let header = parse(b"m/4 3 125 1200 10:00:00\nm_layout 0\nm_1 500\n~ 300\nm_2 400\n# end\n").unwrap();
+        assert_eq!((header.frames, header.signals.len()), (Some(1200), 0));
+        let segment = |name: Option<&str>, frames, line| Segment { name: name.map(Into::into), frames, line };
+        let expected = [
+            segment(Some("m_layout"), 0, 2),
+            segment(Some("m_1"), 500, 3),
+            segment(None, 300, 4),
+            segment(Some("m_2"), 400, 5),
+        ];
+        assert_eq!(header.segments, expected);
+    }
+
+    #[test]
     fn omitted_fields_have_the_defaults_of_the_wfdb_format() {
         let header = parse(b"r 1\nf 16").unwrap();
         assert_eq!((header.frames_hz, header.frames), (250.0, None));
@@ -338,7 +438,9 @@ mod tests {
         assert_eq!((uncalibrated.gain, uncalibrated.baseline, &*uncalibrated.units), (200.0, 2048, "mV"));
         assert_eq!(signal("f 16 1e3(5)/V 12 2048").unwrap().baseline, 5);
         assert_eq!(signal("f 16 1 12 0 0 43405 0").unwrap().checksum, Some(-22131));
-        assert_eq!(signal("f 310").unwrap().format, Format::Unsupported(310));
+        assert_eq!(signal("f 310").unwrap().format, Format::Format310);
+        assert_eq!(signal("f 516").unwrap().format, Format::Unsupported(516));
+        assert_eq!(signal("f 8 1 12 7").unwrap().initial_value, 7);
     }
 
     #[test]
@@ -346,11 +448,19 @@ mod tests {
         for (text, line, part) in [
             (&b""[..], 1, "no record line"),
             (b"# only\n# comments\n", 2, "no record line"),
-            (b"r/3 2 360\n", 1, "3 segments"),
+            (b"r/3 2 360\na 5\n~ 2\n", 3, "specifies 3 segments, but the header describes only 2"),
+            (b"r/1 2 360\na 5\n~ 2\n", 3, "describes more"),
+            (b"r/0 2 360\n", 1, "no segments"),
+            (b"r/many 2 360\n", 1, "\"many\""),
+            (b"r/1 2 360\na\n", 2, "lacks the number of samples"),
+            (b"r/1 2 360\na -5\n", 2, "number of samples"),
+            (b"r/1 2 360\na/2 5\n", 2, "cannot have segments"),
+            (b"r/1 2 360\n../a 5\n", 2, "cannot have segments"),
+            (b"r/1 2 360\n.. 5\n", 2, "not a record name"),
             (b"r\n", 1, "number of signals"),
             (b"r two\n", 1, "\"two\""),
-            (b"r 0\n", 1, "1 to 32"),
-            (b"r 99999999999\n", 1, "1 to 32"),
+            (b"r 0\n", 1, "1 to 256"),
+            (b"r 99999999999\n", 1, "1 to 256"),
             (b"r -1\n", 1, "\"-1\""),
             (b"<html> 1\n", 1, "is this a WFDB header"),
             (b"r 1 fast\nf 16", 1, "sampling frequency"),

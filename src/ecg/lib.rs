@@ -30,6 +30,7 @@ pub mod filter;
 pub mod follow;
 pub mod header;
 pub mod info;
+mod raw_samples;
 pub mod record;
 pub mod score;
 pub mod synthetic;
@@ -51,12 +52,12 @@ pub const RATE_KEY: u64 = 2;
 pub const FS_HZ_LOWEST: f64 = 60.0;
 /// Highest sampling frequency, Hz. Bounds the detector's memory, which holds about 1.6 s of samples.
 pub const FS_HZ_HIGHEST: f64 = 10_000.0;
-/// Maximum number of samples read from a record: one day at 360 Hz, 124 MiB.
+/// Maximum number of samples of a record, gaps included: one day at 360 Hz, 124 MiB.
 pub const SAMPLES_MAX: usize = 24 * 3600 * 360;
-/// Maximum size of a header file, bytes.
-pub const HEADER_BYTES_MAX: usize = 64 << 10;
-/// Maximum number of signals in a record, as in WFDB.
-pub const SIGNALS_MAX: usize = 32;
+/// Maximum size of a header file, bytes: about 60,000 segments.
+pub const HEADER_BYTES_MAX: usize = 1 << 20;
+/// Maximum number of signals in a record.
+pub const SIGNALS_MAX: usize = 256;
 /// Maximum size of an annotation file, bytes: about three million beats.
 pub const ANNOTATION_BYTES_MAX: usize = 16 << 20;
 

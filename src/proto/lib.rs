@@ -13,6 +13,7 @@ pub mod identity;
 pub mod ids;
 pub mod limits;
 pub mod pattern;
+pub mod proxy;
 pub mod records;
 pub mod reply;
 pub mod subscription;

@@ -24,10 +24,21 @@ pub const FRAME_BYTES_MAX_HIGHEST: usize = 16 << 20;
 /// Most bytes that JSON adds to a payload: topic name with every byte escaped, field names, numbers.
 pub const JSON_ENVELOPE_BYTES: usize = 4 << 10;
 
+/// Deepest nesting of a JSON payload that is sent as JSON. With the object and the array around it, it stays below the 64 levels
+/// that .NET's parser reads, the fewest of the common ones (Ruby: 100, Rust's serde_json: 128, Python: about 1,000).
+pub const JSON_DEPTH_MAX: usize = 60;
+/// Longest number of a JSON payload that is sent as JSON, in bytes. Rust's serde_json reads integers up to 308 digits, Java's
+/// Jackson numbers of 1,000 characters, Python integers of 4,300 digits.
+pub const JSON_NUMBER_BYTES_MAX: usize = 300;
+
 /// Default limit on an HTTP request head (request line and headers), in bytes.
 pub const HTTP_HEAD_BYTES_MAX_DEFAULT: usize = 8 << 10;
 /// Most header lines in an HTTP request head.
 pub const HTTP_HEADERS_MAX: usize = 64;
+/// Largest body of an HTTP request, with the framing of its chunks.
+pub const HTTP_BODY_BYTES_MAX: usize = 64 << 10;
+/// Longest line that gives the size of a chunk, and longest trailer after the last one.
+pub const HTTP_CHUNK_LINE_BYTES_MAX: usize = 1 << 10;
 
 /// Lowest `max_rate` a subscriber may ask for, in ticks per second and topic.
 pub const MAX_RATE_LOWEST: f64 = 0.001;
@@ -44,5 +55,6 @@ const _: () = assert!(FRAME_BYTES_MAX_LOWEST > FRAME_HEADER_BYTES + IDENTITY_BYT
 const _: () = assert!(FRAME_BYTES_MAX_HIGHEST <= u32::MAX as usize, "frame lengths are u32");
 const _: () = assert!(TOPIC_BYTES_MAX <= u16::MAX as usize && IDENTITY_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(JSON_ENVELOPE_BYTES > 6 * TOPIC_BYTES_MAX + 256);
+const _: () = assert!(JSON_DEPTH_MAX + 2 < 64 && JSON_NUMBER_BYTES_MAX < 308);
 const _: () =
     assert!(1e6 / MAX_RATE_LOWEST <= u32::MAX as f64, "the longest interval fits 32 bits of microseconds");

@@ -1,5 +1,6 @@
 //! The command line as clap parses it. [`crate::config`] interprets it.
 
+pub mod notes;
 pub mod old;
 pub mod pages;
 pub mod serve;
@@ -16,9 +17,12 @@ use crate::{
     operator::{check::CheckArgs, top::TopArgs},
 };
 
+/// Widest help, in columns.
+pub const HELP_WIDTH: usize = 100;
+
 /// Fans live ticks out to tens of thousands of TCP and WebSocket clients, one pinned io_uring thread per core.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "tickcast", version, propagate_version = true, term_width = 0)]
+#[command(name = "tickcast", version, propagate_version = true, max_term_width = HELP_WIDTH)]
 pub struct Cli {
     /// The subcommand.
     #[command(subcommand)]
@@ -32,7 +36,7 @@ impl Cli {
     /// # Errors
     /// Clap's error; `--help` and `--version` are errors, too, whose text is to print.
     pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<(Cli, ArgMatches), clap::Error> {
-        let mut command = without_empty_variables(Cli::command());
+        let mut command = without_empty_variables(notes::in_help(Cli::command(), &notes::NOTES));
         let matches = command.try_get_matches_from_mut(old::words(words))?;
         let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
         Ok((cli, matches))

@@ -25,6 +25,14 @@ pub fn monotonic_ns() -> u64 {
     ORIGIN.get_or_init(Instant::now).elapsed().as_nanos() as u64 + 1_000_000_000
 }
 
+/// CPU time that the calling thread has used (CLOCK_THREAD_CPUTIME_ID), nanoseconds; 0 if the kernel does not tell. Cost: a
+/// system call.
+pub fn thread_cpu_ns() -> u64 {
+    nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID
+        .now()
+        .map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
+}
+
 /// Makes sleeps of this thread, and of threads it starts, end on time rather than up to 50 us late.
 ///
 /// Sets the timer slack (PR_SET_TIMERSLACK, prctl(2)); if the kernel refuses, its default stays.

@@ -20,7 +20,7 @@ pub use self::{
 /// The server to connect to, and the identity to use.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServerArgs {
-    /// Server to connect to: HOST:PORT, or ws://HOST:PORT/ws
+    /// Server to connect to: HOST:PORT, ws://HOST:PORT/ws or unix:/path
     #[arg(long, value_name = "ADDRESS", env = "TICKCAST_SERVER", default_value = "127.0.0.1:9400")]
     pub server: String,
     /// Identity of this client: selects the shard that serves it; the server may close an older connection that has it

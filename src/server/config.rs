@@ -4,14 +4,14 @@ pub mod declared;
 mod delivery;
 pub mod file;
 pub mod listener;
-pub mod networks;
 pub mod reload;
 pub mod settings;
+
+use std::str::FromStr;
 
 pub use self::listener::SocketBounds;
 use self::{
     listener::{Kind, Listener, ListenerTable},
-    networks::Networks,
     settings::Settings,
 };
 use crate::{
@@ -21,18 +21,27 @@ use crate::{
     },
     error::{Problem, StartupError},
     limits,
+    process::cores::Cores,
     sources::kind::{OptionChecks, SourceBounds, SourceConfig},
 };
-use tickcast_core::config::{Limits, message_bytes_max};
+use tickcast_core::{
+    config::{Limits, message_bytes_max},
+    networks::Networks,
+    shard::ClientAddress,
+};
 use tickcast_proto::{
     frame,
+    http::access::Access,
     records::{History, Publish, TickTimes, WireRecord},
 };
+
+/// The value of `--cores` for all cores that the process may use, and as many shards as its CPU quota is worth.
+const CORES_AUTO: &str = "auto";
 
 /// The validated configuration of one server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Cores to pin shards to: shard `n` runs on `cores[n % len]`.
+    /// Cores to pin shards to: shard `n` runs on `cores[n % len]`. Empty if neither the options nor the machine say.
     pub cores: Vec<usize>,
     /// Number of shards.
     pub shards: u16,
@@ -65,39 +74,33 @@ pub struct Config {
 }
 
 impl Config {
-    /// Derives every bound and checks what can be checked without the kernel. `cores_allowed`: the cores that this process
-    /// may use.
+    /// Derives every bound and checks what can be checked without the kernel. `machine`: the cores that this process may use;
+    /// `None` if they are unknown, or if the configuration is for another machine.
     ///
     /// # Errors
-    /// [`StartupError::Configuration`] with every error found; [`StartupError::NoCores`].
-    pub fn new(settings: &Settings, cores_allowed: &[usize]) -> Result<Config, StartupError> {
-        Config::checked(settings, cores_allowed, true)
+    /// [`StartupError::Configuration`] with every error found.
+    pub fn new(settings: &Settings, machine: Option<&Cores>) -> Result<Config, StartupError> {
+        Config::checked(settings, machine, true)
     }
 
     /// [`Config::new`] without sources, for a reload: it reads no ECG record, which may hold a whole day.
     ///
     /// # Errors
     /// As [`Config::new`], except for errors in a record.
-    pub fn without_sources(settings: &Settings, cores_allowed: &[usize]) -> Result<Config, StartupError> {
-        let config = Config::checked(settings, cores_allowed, false)?;
+    pub fn without_sources(settings: &Settings, machine: Option<&Cores>) -> Result<Config, StartupError> {
+        let config = Config::checked(settings, machine, false)?;
         Ok(Config { sources: Vec::new(), ..config })
     }
 
     fn checked(
         settings: &Settings,
-        cores_allowed: &[usize],
+        machine: Option<&Cores>,
         reads_files: bool,
     ) -> Result<Config, StartupError> {
         let mut checks = Checks { settings, problems: Vec::new() };
-        let config = checks.config(cores_allowed, reads_files);
+        let config = checks.config(machine, reads_files);
         let problems = checks.all();
-        if !problems.is_empty() {
-            return Err(StartupError::Configuration(problems));
-        }
-        if config.cores.is_empty() {
-            return Err(StartupError::NoCores);
-        }
-        Ok(config)
+        if problems.is_empty() { Ok(config) } else { Err(StartupError::Configuration(problems)) }
     }
 }
 
@@ -131,11 +134,11 @@ impl Checks<'_> {
         all
     }
 
-    fn config(&mut self, cores_allowed: &[usize], reads_files: bool) -> Config {
+    fn config(&mut self, machine: Option<&Cores>, reads_files: bool) -> Config {
         let tables = &self.settings.tables;
         let (server, limits, timeouts) = (&tables.server, &tables.limits, &tables.timeouts);
-        let cores = self.cores(cores_allowed);
-        let shards = server.shards.unwrap_or(cores.len().clamp(1, limits::SHARDS_MAX) as u16);
+        let (cores, shards_default) = self.cores(machine);
+        let shards = server.shards.unwrap_or(shards_default.clamp(1, limits::SHARDS_MAX) as u16);
         if !(1..=limits::SHARDS_MAX as u16).contains(&shards) {
             self.refuse("server.shards", format!("{shards}: must be 1 to {} shards", limits::SHARDS_MAX));
         }
@@ -184,19 +187,25 @@ impl Checks<'_> {
         }
     }
 
-    fn cores(&mut self, allowed: &[usize]) -> Vec<usize> {
-        let Some(list) = &self.settings.tables.server.cores else { return allowed.to_vec() };
+    /// The cores to pin shards to, and the default number of shards.
+    fn cores(&mut self, machine: Option<&Cores>) -> (Vec<usize>, usize) {
+        let auto = machine.map_or((Vec::new(), 1), |cores| (cores.allowed.clone(), cores.shards_default()));
+        let list = self.settings.tables.server.cores.as_deref();
+        let Some(list) = list.filter(|list| *list != CORES_AUTO) else { return auto };
         let Some(cores) = parse_cores(list) else {
-            self.refuse("server.cores", format!("{list}: must be numbers and ranges, such as 0,2-3"));
-            return allowed.to_vec();
+            let text = format!("{list}: must be {CORES_AUTO}, or numbers and ranges, such as 0,2-3");
+            self.refuse("server.cores", text);
+            return auto;
         };
+        let allowed = machine.map_or(&cores, |machine| &machine.allowed);
         if let Some(core) = cores.iter().find(|core| !allowed.contains(core)) {
             let text = format!(
                 "this process may not use core {core}; allowed: {allowed:?} (see CPUAffinity= in the unit, and `taskset`)"
             );
             self.refuse("server.cores", text);
         }
-        cores
+        let shards_default = cores.len();
+        (cores, shards_default)
     }
 
     fn listeners(&mut self) -> Vec<Listener> {
@@ -221,6 +230,7 @@ impl Checks<'_> {
             listeners.push(Listener {
                 kind: table.kind,
                 address: table.address.clone(),
+                client: self.client_address(at, table),
                 socket: self.socket_bounds(at, table),
                 mode: table.mode.unwrap_or(Mode(limits::UNIX_MODE_DEFAULT)).0,
                 named: settings.name_of_listener(at),
@@ -236,6 +246,33 @@ impl Checks<'_> {
             self.refuse("listener[0].kind", text.into());
         }
         listeners
+    }
+
+    /// How a trusted proxy tells the address of its client.
+    fn client_address(&mut self, at: usize, table: &ListenerTable) -> ClientAddress {
+        let path = |key: &str| format!("listener[{at}].{key}");
+        let has_header = table.proxy_protocol == Some(true);
+        let (key, client) = match (has_header, table.forwarded_for == Some(true)) {
+            (false, false) => return ClientAddress::Peer,
+            (true, true) => {
+                let text = "a proxy tells the client's address either by proxy_protocol or by forwarded_for; remove one";
+                self.refuse(&path("forwarded_for"), text.into());
+                return ClientAddress::Peer;
+            }
+            (true, false) => ("proxy_protocol", ClientAddress::ProxyHeader),
+            (false, true) => ("forwarded_for", ClientAddress::ForwardedFor),
+        };
+        let knows = if has_header { table.kind != Kind::Admin } else { table.kind == Kind::Http };
+        if !knows {
+            let text = format!("a listener of kind {:?} has no such option; remove it", table.kind.name());
+            self.refuse(&path(key), text);
+        } else if table.address.tcp().is_some()
+            && self.settings.tables.server.trusted_proxies == Networks::default()
+        {
+            let text = "no proxy is trusted; list the proxies' networks in [server] trusted_proxies";
+            self.refuse(&path(key), text.into());
+        }
+        client
     }
 
     /// Bounds that accepted sockets inherit: the listener's own options, or else those of `[delivery]`.
@@ -312,9 +349,19 @@ impl Checks<'_> {
         let history = self.rules("delivery.history", histories);
         let topic_idle = self.rules("delivery.topic_idle", delivery::idle_times(&delivery.topic_idle));
         let defaults = Limits::default();
+        let http_access = Access {
+            origins: self.parsed("web.allow_origin", &tables.web.allow_origin),
+            hosts: self.parsed("web.allow_host", &tables.web.allow_host),
+            // Known once the listeners are open.
+            is_local: false,
+        };
         Limits {
             topic_idle: topic_idle.unwrap_or(defaults.topic_idle),
             frame_bytes_max: frame_max.bytes,
+            trusted_proxies: tables.server.trusted_proxies.clone(),
+            http_access,
+            http_health: tables.web.http_health,
+            http_idle_ns: tables.web.http_idle.ns,
             http_head_bytes_max: limits.http_head_max.bytes,
             handshake_deadline_ns: timeouts.handshake_deadline.ns,
             frame_deadline_ns: timeouts.frame_deadline.ns,
@@ -335,13 +382,20 @@ impl Checks<'_> {
             history: history.unwrap_or(defaults.history),
             history_bytes_max: delivery.history_memory.bytes,
             keys_per_topic_max: delivery.keys_per_topic_max,
-            keys_bytes_max: delivery.keys_memory.bytes,
+            last_values_bytes_max: delivery.last_values_memory.bytes,
             publish_rate: limits.publish_rate,
             unfinished_bytes_max: limits.unfinished_memory.bytes,
             patterns_bytes_max: limits.patterns_memory.bytes,
+            positions_bytes_max: limits.positions_memory.bytes,
             identity_replaces: tables.server.identity_conflict == IdentityConflict::Replace,
             debug_echo: tables.debug.debug_echo,
         }
+    }
+
+    /// The values of a repeatable option.
+    fn parsed<T: FromStr<Err = String>>(&mut self, path: &str, values: &[String]) -> Vec<T> {
+        let parsed = values.iter().map(|value| value.parse());
+        parsed.filter_map(|value| value.map_err(|text| self.refuse(path, text)).ok()).collect()
     }
 
     fn rules<T>(&mut self, path: &str, rules: Result<T, Vec<String>>) -> Option<T> {

@@ -25,16 +25,22 @@ pub const SOCKET_SEND_BYTES_LOWEST: usize = 4 << 10;
 
 /// Default bytes of the ring from one shard or source to one shard.
 pub const MESH_RING_BYTES_DEFAULT: usize = 1 << 20;
-/// Highest core number in a list of cores.
-pub const CORE_HIGHEST: usize = 4_096;
+/// Highest core number: kernels have up to 8,192 cores (CONFIG_NR_CPUS).
+pub const CORE_HIGHEST: usize = 8_191;
 /// Completions of the data ring that a shard handles in one turn.
 pub const TURN_EVENTS: usize = 1_024;
+/// Connections that a shard accepts in one turn: about 1 ms.
+pub const TURN_ACCEPTS: usize = 64;
+/// Bytes received that a shard handles in one turn: about 1 ms of published ticks.
+pub const TURN_RECEIVED_BYTES: usize = 256 << 10;
 /// Longest latency budget, microseconds. Rings, not time, bound what waits for a turn.
 pub const LATENCY_BUDGET_US_HIGHEST: u64 = 100_000;
 /// Longest spin before a shard sleeps, microseconds. After a second without work, a wake-up of 20 us does not matter.
 pub const SPIN_US_HIGHEST: u64 = 1_000_000;
-/// SENDs of one turn before the shard checks its rings again: 1,024 take about 5 ms.
-pub const TURN_SENDS: usize = 1_024;
+/// SENDs of one turn before the shard checks its rings again: 512 short ones take about 2.5 ms.
+pub const TURN_SENDS: usize = 512;
+/// Bytes that they send, beyond which no further batch begins: 1 ms at 4 GB/s.
+pub const TURN_SEND_BYTES: usize = 4 << 20;
 /// Shortest sleep of an idle shard, even if a timer is due earlier, so that it does not spin within a timer granule.
 pub const SLEEP_NS_LOWEST: u64 = 1_000_000;
 /// Longest sleep of a shard with a pending timer, so that a miscalculated due time costs only a short delay.
@@ -122,9 +128,17 @@ pub const TOP_ROWS_ONCE: usize = 20;
 
 /// Log lines per second about peers, for each kind; the rest are counted.
 pub const PEER_LINES_PER_SECOND: u32 = 10;
+/// Bytes of log that wait for standard error; as many more may be being written. Further lines are dropped and counted.
+pub const LOG_QUEUE_BYTES_MAX: usize = 64 << 10;
+/// Longest wait at exit for a log that nobody reads.
+pub const LOG_FLUSH_MS_MAX: u64 = 500;
 
 /// Bytes of the longest line of a replay file.
 pub const REPLAY_LINE_BYTES_MAX: usize = 1 << 20;
+/// Wait of a replay for its next line beyond which the log says so.
+pub const REPLAY_WAIT_SAID_NS: u64 = 60_000_000_000;
+/// Largest window of a zstd capture, in bytes: what `zstd --long` (27) needs. Memory grows up to it with the data.
+pub const REPLAY_WINDOW_BYTES_MAX: u64 = 128 << 20;
 /// Most samples in one tick of the ECG source: one second at 4 kHz.
 pub const ECG_BATCH_HIGHEST: usize = 4_096;
 /// Smallest payload of the simulator, in bytes: the intended send time, a topic, a counter and the JSON around them.

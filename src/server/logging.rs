@@ -1,21 +1,31 @@
 //! The logger: timestamps for people, priorities for the journal, and a rate limit on lines that peers cause.
 //!
-//! Lines about peers use the targets in [`peer`] and are rate-limited; all others are not.
+//! Lines about peers use the targets in [`peer`] and are rate-limited; all others are not. A server writes its log from a thread of its
+//! own ([`write_in_background`]), so that a reader of standard error that stands still delays nothing: lines are dropped and counted.
 
+mod background;
 mod limiter;
 
 use std::{
-    fs,
-    io::Write,
-    os::unix::fs::MetadataExt,
+    backtrace::{Backtrace, BacktraceStatus},
+    io::{self, IsTerminal, Write},
+    panic::{self, PanicHookInfo},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard},
+    thread,
+    time::Duration,
 };
 
-use env_logger::{Builder, Logger, fmt::Formatter};
+use env_logger::{Builder, Logger, Target, WriteStyle, fmt::Formatter};
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::sys::stat::fstat;
 
+use self::background::BackgroundWriter;
 pub use self::limiter::RateLimiter;
-use crate::{clock, limits::PEER_LINES_PER_SECOND};
+use crate::{
+    clock,
+    limits::{LOG_FLUSH_MS_MAX, PEER_LINES_PER_SECOND},
+    process::panics,
+};
 
 /// Targets of lines that peers cause. Each has its own rate limit and can be filtered, as in
 /// `RUST_LOG=info,tickcast::peer=warn`.
@@ -33,6 +43,9 @@ pub mod peer {
 
 /// The process's logger; `None` before [`init`].
 static LOGGER: OnceLock<RateLimitedLogger> = OnceLock::new();
+
+/// The writer of a server's log; `None` in other commands, and until [`write_in_background`].
+static BACKGROUND: OnceLock<BackgroundWriter> = OnceLock::new();
 
 /// The filter without RUST_LOG.
 const FILTER_DEFAULT: &str = "info";
@@ -77,13 +90,99 @@ pub fn checked(filter: &str) -> Result<String, String> {
     Ok(filter.to_owned())
 }
 
+/// Writes the log, reports and the messages of panics from a thread of its own from now on. Call it once the signals are blocked,
+/// which the thread inherits; later calls have no effect.
+///
+/// # Errors
+/// The thread cannot be started.
+pub fn write_in_background() -> io::Result<()> {
+    let on_loss =
+        |lines| log::warn!("nobody read standard error in time: {lines} lines dropped since the start");
+    let writer = BackgroundWriter::start(io::stderr(), on_loss)?;
+    if BACKGROUND.set(writer).is_ok() {
+        panic::set_hook(Box::new(print_panic));
+    }
+    Ok(())
+}
+
+/// Prints text of whole lines to standard error, whatever the log level.
+pub fn print(text: &str) {
+    match BACKGROUND.get() {
+        Some(writer) => writer.write(text.as_bytes()),
+        // A closed standard error must not stop anything.
+        None => drop(io::stderr().lock().write_all(text.as_bytes())),
+    }
+}
+
+/// Waits until the log is written, at most [`LOG_FLUSH_MS_MAX`]. Call it before the process exits.
+pub fn flush() {
+    if let Some(writer) = BACKGROUND.get() {
+        writer.flush(Duration::from_millis(LOG_FLUSH_MS_MAX));
+    }
+}
+
+/// Lines that were dropped because nobody read standard error, or that could not be written.
+pub fn lines_dropped() -> u64 {
+    BACKGROUND.get().map_or(0, BackgroundWriter::lines_dropped)
+}
+
+/// Calls [`flush`] when dropped: also if the main thread panics.
+pub struct FlushAtExit;
+
+impl Drop for FlushAtExit {
+    fn drop(&mut self) {
+        flush();
+    }
+}
+
+/// The panic hook: as the standard library's, but never blocks.
+fn print_panic(panic: &PanicHookInfo<'_>) {
+    let current = thread::current();
+    let (name, message) = (current.name().unwrap_or("<unnamed>"), panics::message(panic.payload()));
+    let place = panic.location().map_or(String::new(), |location| format!(" at {location}"));
+    let backtrace = Backtrace::capture();
+    let backtrace = match backtrace.status() {
+        BacktraceStatus::Captured => format!("stack backtrace:\n{backtrace}"),
+        _ => "note: RUST_BACKTRACE=1 shows a backtrace\n".to_owned(),
+    };
+    print(&format!("thread '{name}' panicked{place}:\n{message}\n{backtrace}"));
+}
+
+/// Where the logger writes: one call for each record, with whole lines.
+struct Output;
+
+impl Write for Output {
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        match BACKGROUND.get() {
+            Some(writer) => writer.write(lines),
+            None => io::stderr().lock().write_all(lines)?,
+        }
+        Ok(lines.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn logger(filter: &str) -> Logger {
     let mut builder = Builder::new();
     builder.parse_filters(filter);
+    builder.target(Target::Pipe(Box::new(Output))).write_style(match has_colours() {
+        true => WriteStyle::Always,
+        false => WriteStyle::Never,
+    });
     if std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stderr_is(&stream)) {
         builder.format(write_journal_lines);
     }
     builder.build()
+}
+
+/// Whether standard error is a terminal that shows colours, and nobody asked for none.
+fn has_colours() -> bool {
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
+    io::stderr().is_terminal() && !is_dumb && !no_colour
 }
 
 /// Reports suppressed lines. Call it about once a second; costs next to nothing if there were none.
@@ -97,9 +196,7 @@ pub fn turn(now_ns: u64) {
 ///
 /// A child that inherits the variable may have its standard error redirected.
 fn stderr_is(stream: &str) -> bool {
-    // metadata() follows the link to the socket itself.
-    fs::metadata("/proc/self/fd/2")
-        .is_ok_and(|stderr| parse_stream(stream) == Some((stderr.dev(), stderr.ino())))
+    fstat(io::stderr()).is_ok_and(|stderr| parse_stream(stream) == Some((stderr.st_dev, stderr.st_ino)))
 }
 
 fn parse_stream(stream: &str) -> Option<(u64, u64)> {

@@ -4,6 +4,7 @@ use std::{
     ffi::OsString,
     io::{self, Write},
     process::ExitCode,
+    thread,
 };
 
 use tickcast::{
@@ -17,13 +18,14 @@ use tickcast::{
     error::StartupError,
     logging,
     operator::{check, top},
-    process::activation::Passed,
+    process::{activation::Passed, cores::Cores},
     sources::kind::SourceConfig,
     supervisor::{self, reload::Reload},
 };
 
 fn main() -> ExitCode {
     logging::init();
+    let _flush = logging::FlushAtExit;
     let result = match Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit()).0.command {
         Command::Serve(_) => {
             let Err(error) = serve() else { return ExitCode::SUCCESS };
@@ -52,23 +54,30 @@ fn main() -> ExitCode {
 }
 
 fn serve() -> Result<(), StartupError> {
-    // SAFETY: this process has opened no descriptor yet, and has not changed its environment.
-    let passed = unsafe { Passed::take()? };
     let words: Vec<OsString> = std::env::args_os().collect();
     let settings = Settings::read(&words).unwrap_or_else(|error| error.exit());
-    let allowed: Vec<usize> =
-        core_affinity::get_core_ids().ok_or(StartupError::NoCores)?.into_iter().map(|core| core.id).collect();
     settings.warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    let config = Config::new(&settings, &allowed)?;
+    if settings.args.print_config || settings.args.check_config {
+        // Perhaps for another machine: what this one has does not matter.
+        Config::new(&settings, None)?;
+        let text = match settings.args.print_config {
+            true => settings.to_toml(),
+            false => "the configuration is valid\n".to_owned(),
+        };
+        let _ = io::stdout().lock().write_all(text.as_bytes());
+        return Ok(());
+    }
+    let machine = Cores::of_process().ok();
+    let config = Config::new(&settings, machine.as_ref())?;
+    if config.cores.is_empty() {
+        return Err(StartupError::NoCores);
+    }
     logging::set_filter(&config.log);
-    if settings.args.print_config {
-        let _ = io::stdout().lock().write_all(settings.to_toml().as_bytes());
-        return Ok(());
+    if let Some((level, text)) = machine.as_ref().and_then(|cores| cores.quota_notice(config.shards)) {
+        log::log!(level, "{text}");
     }
-    if settings.args.check_config {
-        let _ = writeln!(io::stdout().lock(), "the configuration is valid");
-        return Ok(());
-    }
+    // SAFETY: this process owns no descriptor but the standard streams yet, and has not changed its environment.
+    let passed = unsafe { Passed::take()? };
     let from_file = settings.have_a_file();
     let mut before = settings;
     let read_config = move || -> Result<_, StartupError> {
@@ -76,7 +85,7 @@ fn serve() -> Result<(), StartupError> {
         let settings = Settings::read(&words).map_err(|error| StartupError::Executor(error.to_string()))?;
         settings.warnings.iter().for_each(|warning| log::warn!("SIGHUP: {warning}"));
         // Sources are not live, and reading an ECG record may take long.
-        let config = Config::without_sources(&settings, &allowed)?;
+        let config = Config::without_sources(&settings, machine.as_ref())?;
         let changes = settings.changes_since(&before);
         before = settings;
         Ok((config, changes))
@@ -110,6 +119,7 @@ fn announce(config: &Config, addresses: &[(Kind, Address)]) {
             text += &format!("{what}: {program} {words} --server {tcp}\n");
         }
     }
-    // A closed standard output must not end a server.
-    let _ = io::stdout().lock().write_all(text.as_bytes());
+    // From a thread of its own, because its reader may stand still; a closed standard output must not end a server either.
+    let write = move || drop(io::stdout().lock().write_all(text.as_bytes()));
+    drop(thread::Builder::new().name("announce".into()).spawn(write));
 }

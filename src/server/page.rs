@@ -4,17 +4,18 @@
 //! content security policy forbids loading anything from another host. [`files`] compresses them once, at startup.
 
 use std::{
+    borrow::Cow,
     fmt::Write as _,
     io::{self, Write as _},
     sync::LazyLock,
 };
 
 use flate2::{Compression, write::GzEncoder};
-use http::{HeaderMap, header};
+use http::{HeaderMap, StatusCode, header};
 use sha1::{Digest, Sha1};
 
 use crate::limits::{PAGE_FILE_BYTES_MAX, PAGE_HEAD_BYTES_MAX, REPLY_BYTES_MAX};
-use tickcast_proto::http::StaticFiles;
+use tickcast_proto::http::{Response, StaticFiles};
 
 /// Content security policy: only this server's own files and WebSockets.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -70,35 +71,29 @@ impl File {
         File { path, media_type, plain, gzip: compress(plain).ok(), tag }
     }
 
-    /// Returns the status and the bytes of the complete response to a GET, or to a HEAD if `is_head`.
+    /// The response to a GET.
     ///
     /// The status is 304 if the request's `If-None-Match` lists the representation that would be sent, else 200.
-    pub fn respond(&self, request: &HeaderMap, is_head: bool) -> (u16, Vec<u8>) {
+    pub fn respond(&'static self, request: &HeaderMap) -> Response {
         let gzip = self.gzip.as_deref().filter(|_| accepts_gzip(request));
         // Each content coding needs its own entity tag (RFC 9110, section 8.8.3.3).
         let coding = if gzip.is_some() { "-gzip" } else { "" };
         let tag = &self.tag;
-        let common = format!(
-            "ETag: \"{tag}{coding}\"\r\nCache-Control: no-cache\r\nVary: Accept-Encoding\r\nConnection: close\r\n\
-             X-Content-Type-Options: nosniff\r\n"
-        );
+        let mut fields =
+            format!("ETag: \"{tag}{coding}\"\r\nCache-Control: no-cache\r\nVary: Accept-Encoding\r\n");
         if client_has(request, &format!("{tag}{coding}")) {
-            return (304, format!("HTTP/1.1 304 Not Modified\r\n{common}\r\n").into_bytes());
+            return Response { status: StatusCode::NOT_MODIFIED, fields, body: Cow::Borrowed(&[]) };
         }
-        let body = gzip.unwrap_or(self.plain);
-        let encoding = if gzip.is_some() { "Content-Encoding: gzip\r\n" } else { "" };
-        let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: {}\r\nContent-Length: {}\r\n{encoding}{common}\
-             Content-Security-Policy: {CONTENT_SECURITY_POLICY}\r\nReferrer-Policy: no-referrer\r\n\r\n",
-            self.media_type,
-            body.len(),
+        if gzip.is_some() {
+            fields += "Content-Encoding: gzip\r\n";
+        }
+        // Writing to a String cannot fail.
+        let _ = write!(
+            fields,
+            "Content-Type: {}\r\nContent-Security-Policy: {CONTENT_SECURITY_POLICY}\r\nReferrer-Policy: no-referrer\r\n",
+            self.media_type
         );
-        let mut response = Vec::with_capacity(head.len() + body.len());
-        response.extend_from_slice(head.as_bytes());
-        if !is_head {
-            response.extend_from_slice(body);
-        }
-        (200, response)
+        Response { status: StatusCode::OK, fields, body: Cow::Borrowed(gzip.unwrap_or(self.plain)) }
     }
 }
 
@@ -128,8 +123,8 @@ impl StaticFiles for Page {
         find(path).is_some()
     }
 
-    fn respond(&self, path: &str, headers: &HeaderMap, is_head: bool) -> Option<(u16, Vec<u8>)> {
-        find(path).map(|file| file.respond(headers, is_head))
+    fn respond(&self, path: &str, headers: &HeaderMap) -> Option<Response> {
+        find(path).map(|file| file.respond(headers))
     }
 }
 
@@ -187,7 +182,7 @@ mod tests {
     use crate::limits::PAGE_GZIP_BYTES_MAX;
     use tickcast_proto::{
         Step,
-        http::{Answer, HttpConfig, step},
+        http::{Answer, Connection, HttpConfig},
     };
 
     fn request(headers: &[(header::HeaderName, &str)]) -> HeaderMap {
@@ -198,11 +193,6 @@ mod tests {
         map
     }
 
-    fn head_and_body(response: &[u8]) -> (String, &[u8]) {
-        let at = response.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
-        (String::from_utf8(response[..at].to_vec()).unwrap(), &response[at..])
-    }
-
     fn tag(head: &str) -> String {
         head.lines().find_map(|line| line.strip_prefix("ETag: ")).unwrap().to_owned()
     }
@@ -210,20 +200,20 @@ mod tests {
     #[test]
     fn a_file_is_compressed_only_for_clients_that_accept_gzip() {
         for file in files() {
-            let (_, plain) = file.respond(&request(&[]), false);
-            let (head, body) = head_and_body(&plain);
-            assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())) && !head.contains("gzip"));
-            assert_eq!(body, file.plain);
-            assert!(head.len() <= PAGE_HEAD_BYTES_MAX, "{head}");
-            let (_, gzip) = file.respond(&request(&[(header::ACCEPT_ENCODING, "gzip")]), false);
-            let (zipped_head, zipped) = head_and_body(&gzip);
-            assert!(zipped_head.len() <= PAGE_HEAD_BYTES_MAX, "{zipped_head}");
-            assert!(zipped_head.contains("Content-Encoding: gzip\r\nETag: "));
-            assert!(zipped_head.contains(&format!("Content-Length: {}\r\n", zipped.len())));
+            let plain = file.respond(&request(&[]));
+            assert!(!plain.fields.contains("gzip"));
+            assert_eq!(plain.body, file.plain);
+            let gzip = file.respond(&request(&[(header::ACCEPT_ENCODING, "gzip")]));
+            assert!(gzip.fields.contains("\r\nContent-Encoding: gzip\r\n"));
+            assert!(
+                gzip.fields.len() + 256 <= PAGE_HEAD_BYTES_MAX,
+                "with what every response has: {}",
+                gzip.fields
+            );
             let mut text = Vec::new();
-            GzDecoder::new(zipped).read_to_end(&mut text).unwrap();
+            GzDecoder::new(&*gzip.body).read_to_end(&mut text).unwrap();
             assert_eq!(text, file.plain);
-            assert_ne!(tag(&head), tag(&zipped_head), "each coding has its own entity tag");
+            assert_ne!(tag(&plain.fields), tag(&gzip.fields), "each coding has its own entity tag");
         }
     }
 
@@ -269,23 +259,11 @@ mod tests {
         ] {
             for (coding, matches) in [("identity", has_plain), ("gzip", has_gzip)] {
                 let headers = [(header::IF_NONE_MATCH, &*value), (header::ACCEPT_ENCODING, coding)];
-                let (status, response) = file.respond(&request(&headers), false);
-                assert_eq!(status == 304, matches, "{value} {coding}");
-                let (head, body) = head_and_body(&response);
-                assert_eq!(
-                    (body.is_empty(), head.contains("Content-Length")),
-                    (matches, !matches),
-                    "{value}"
-                );
+                let response = file.respond(&request(&headers));
+                assert_eq!(response.status == 304, matches, "{value} {coding}");
+                assert_eq!(response.body.is_empty(), matches, "{value}");
             }
         }
-    }
-
-    #[test]
-    fn a_head_response_has_the_headers_of_the_get() {
-        let file = find("/").unwrap();
-        let (get, head) = (file.respond(&request(&[]), false).1, file.respond(&request(&[]), true).1);
-        assert_eq!(head_and_body(&get).0.into_bytes(), head);
     }
 
     #[test]
@@ -307,9 +285,11 @@ mod tests {
 
     #[test]
     fn the_page_is_got_by_get_and_head_and_by_nothing_else() {
-        let config = HttpConfig { head_bytes_max: 1024, debug_echo: false, files: &Page };
-        let answer = |request: &str| match step(format!("{request}\r\n\r\n").as_bytes(), config) {
-            Step::Complete(_, Answer::Respond { response, status }) => {
+        let config = HttpConfig { files: &Page, ..HttpConfig::WEBSOCKET };
+        let answer = |request: &str| match Connection::default()
+            .step(format!("{request}\r\n\r\n").as_bytes(), &config)
+        {
+            Step::Complete(_, Answer::Respond { response, status, .. }) => {
                 (status, String::from_utf8(response).unwrap())
             }
             _ => panic!("{request}"),
@@ -331,13 +311,12 @@ mod tests {
             ("GET /page/", 404),
             ("GET /page/../page.rs", 404),
             ("GET //", 404),
-            ("HEAD /nothing", 405),
-            ("HEAD /ws", 405),
+            ("HEAD /nothing", 404),
+            ("HEAD /ws", 426),
         ] {
             let (status, response) = answer(&format!("{request} HTTP/1.1\r\nHost: x"));
             assert_eq!(status, expected, "{request}");
-            let allowed = if request == "POST /" { "Allow: GET, HEAD\r\n" } else { "Allow: GET\r\n" };
-            assert_eq!(response.contains(allowed), status == 405, "{request}: {response}");
+            assert_eq!(response.contains("Allow: GET, HEAD\r\n"), status == 405, "{request}: {response}");
             assert_eq!(response.ends_with("\r\n\r\n"), request.starts_with("HEAD"), "{request}: {response}");
         }
     }

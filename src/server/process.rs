@@ -1,9 +1,10 @@
 //! The process and its host: signals, resource limits and the service manager.
 
 pub mod activation;
+pub mod cores;
 pub mod fault;
 pub mod panics;
-pub mod pinning;
+pub mod reader;
 pub mod rlimits;
 pub mod signals;
 pub mod systemd;

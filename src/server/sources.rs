@@ -43,6 +43,7 @@ use tickcast_core::{
     shard::ORIGIN_SOURCE,
 };
 use tickcast_proto::{
+    codec::json,
     frame::{self, FLAG_PAYLOAD_JSON},
     ids::ShardId,
     records::Publish,
@@ -137,7 +138,8 @@ impl Lanes {
         ingest_time_ns: u64,
         payload: &[u8],
     ) -> Result<(), Backpressure> {
-        self.stage(FLAG_PAYLOAD_JSON, topic, producer_time_ns, ingest_time_ns, payload)
+        let record = Publish { producer_time_ns, ingest_time_ns, ..Publish::default() };
+        self.stage(FLAG_PAYLOAD_JSON, record, topic, payload)
     }
 
     /// [`Lanes::publish`] with a payload that is not JSON.
@@ -151,23 +153,16 @@ impl Lanes {
         ingest_time_ns: u64,
         payload: &[u8],
     ) -> Result<(), Backpressure> {
-        self.stage(0, topic, producer_time_ns, ingest_time_ns, payload)
+        let record = Publish { producer_time_ns, ingest_time_ns, ..Publish::default() };
+        self.stage(0, record, topic, payload)
     }
 
-    fn stage(
-        &mut self,
-        flags: u8,
-        topic: &str,
-        producer_time_ns: u64,
-        ingest_time_ns: u64,
-        payload: &[u8],
-    ) -> Result<(), Backpressure> {
+    fn stage(&mut self, flags: u8, record: Publish, topic: &str, payload: &[u8]) -> Result<(), Backpressure> {
         let home = placement::home_shard(topic, self.lanes.len() as u16);
         let lane = &mut self.lanes[usize::from(home.0)];
         if !lane.stage.has_room() {
             return Err(Backpressure { shard: home });
         }
-        let record = Publish { producer_time_ns, ingest_time_ns, ..Publish::default() };
         frame::encode_publish(lane.stage.tail(), ORIGIN_SOURCE, flags, 0, record, topic, payload);
         Ok(())
     }
@@ -240,13 +235,17 @@ impl SourceContext {
         self.status.set_health(health);
     }
 
-    /// Publishes a JSON tick. While the shard's ring is full, waits for room, which is counted once and shown as the source's
-    /// state. Blocks. Returns `false` if the server stops first: the tick was not published.
-    pub fn publish_waiting(&mut self, topic: &str, producer_time_ns: u64, payload: impl AsRef<[u8]>) -> bool {
+    /// Publishes a tick whose payload is valid JSON; beyond the bounds for JSON it travels as opaque bytes. `key` 0: none.
+    ///
+    /// While the shard's ring is full, waits for room, which is counted once and shown as the source's state. Blocks. Returns
+    /// `false` if the server stops first: the tick was not published.
+    pub fn publish_waiting(&mut self, topic: &str, key: u64, producer_time_ns: u64, payload: &[u8]) -> bool {
+        let flags = if json::is_within_bounds(payload) { FLAG_PAYLOAD_JSON } else { 0 };
         let mut waits = false;
         loop {
-            let published =
-                self.lanes.publish(topic, producer_time_ns, clock::realtime_ns(), payload.as_ref());
+            let ingest_time_ns = clock::realtime_ns();
+            let record = Publish { producer_time_ns, ingest_time_ns, key, ..Publish::default() };
+            let published = self.lanes.stage(flags, record, topic, payload);
             if published.is_ok() || self.is_stopping() {
                 if waits {
                     self.set_health(Health::Running);

@@ -4,7 +4,7 @@ pub mod listening;
 pub mod reload;
 
 use std::{
-    io::{self, Write},
+    io,
     os::fd::OwnedFd,
     sync::{
         Arc,
@@ -42,7 +42,7 @@ use crate::{
     transport::{
         admission::{Admission, ConnectionCounts},
         control_queue::ControlQueue,
-        driver::{ClientListener, Pacing},
+        driver::{ClientListener, Distribution, Pacing},
         handover::handover_lanes,
         listener::Listening,
         shard_thread::{self, ShardFailure, ShardParts},
@@ -126,7 +126,9 @@ pub fn run(
     announce: impl FnOnce(&[(Kind, Address)]),
     reload: Option<Reload>,
 ) -> Result<(), StartupError> {
-    signals::block().map_err(|error| StartupError::Executor(error.to_string()))?;
+    let failed = |error: io::Error| StartupError::Executor(error.to_string());
+    signals::block().map_err(failed)?;
+    logging::write_in_background().map_err(failed)?;
     clock::sleep_precisely();
     // Compress the page now, so that the first browser does not delay a shard.
     page::files();
@@ -143,7 +145,11 @@ pub fn run(
             admin.set_stage(stage);
         }
     };
-    let reloader = Reloader::new(reload, config);
+    let is_local = |(kind, address): &(Kind, Address)| *kind != Kind::Http || address.is_local();
+    let mut limits = config.limits.clone();
+    // Of the sockets in use: the service manager may have passed others than the configuration names.
+    limits.http_access.is_local = addresses.iter().all(is_local);
+    let reloader = Reloader::new(reload, limits, config.log.clone());
     let (server, lanes) =
         start(config, clients_max, clients, (counters, statuses), (event_sender, events), reloader)?;
     set_stage(Stage::Serving);
@@ -231,15 +237,19 @@ fn start(
         event_sender: event_sender.clone(),
         shards_ended: vec![false; usize::from(config.shards)],
     };
-    let counts =
-        ConnectionCounts::new(clients_max, config.clients_per_source_max, config.unlimited_sources.clone());
+    let counts = ConnectionCounts::new(
+        clients_max,
+        config.clients_per_source_max,
+        config.unlimited_sources.clone(),
+        config.limits.trusted_proxies.clone(),
+    );
     let handovers = handover_lanes(&bells);
     let epoch = clock::realtime_ns() / 1_000;
     let accepting: Vec<ClientListener> = clients
         .iter()
         .filter_map(|listening| {
-            let dealt_to = listening.is_dealt().then_some(config.shards);
-            listening.kind.of_clients().map(|kind| ClientListener::new(kind, dealt_to))
+            let kind = listening.kind.of_clients();
+            kind.map(|kind| ClientListener::new(kind, listening.client, listening.is_dealt()))
         })
         .collect();
     let mut sockets: Vec<_> = clients.into_iter().map(|listening| listening.sockets.into_iter()).collect();
@@ -247,8 +257,13 @@ fn start(
     let parts = parts.zip(handovers.into_iter().zip(receivers));
     for (index, ((eventfd, (mesh, bell)), (handovers, receiver))) in parts.enumerate() {
         let id = ShardId(index as u16);
-        let mut shard =
-            Shard::new(id, config.shards, epoch, config.limits.clone(), server.counters[index].clone());
+        let mut shard = Shard::new(
+            id,
+            config.shards,
+            epoch,
+            server.reloader.limits().clone(),
+            server.counters[index].clone(),
+        );
         shard.set_static_files(&page::Page);
         let parts = ShardParts {
             shard,
@@ -263,6 +278,7 @@ fn start(
             pacing: Pacing { latency_budget_ns: config.latency_budget_ns, spin_ns: config.spin_ns },
             handovers,
             control: ControlQueue::new(receiver),
+            distribution: Distribution::new(id, server.counters.clone()),
         };
         let core = config.cores[index % config.cores.len()];
         let (started, ended) = (event_sender.clone(), event_sender.clone());
@@ -521,8 +537,7 @@ impl Server {
                 latency.as_deref().map(|latency| (shard, latency::busy_percent(counters), latency))
             })
             .collect();
-        // A closed standard error must not stop the server.
-        let _ = io::stderr().lock().write_all(latency::table(&rows).as_bytes());
+        logging::print(&latency::table(&rows));
     }
 
     fn log_totals(&self) {

@@ -26,6 +26,11 @@ fn check(command: &mut Command) -> Output {
     command.env_remove("TICKCAST_TUNE").stdin(Stdio::null()).output().unwrap()
 }
 
+/// A table with its wrapped lines joined.
+fn unwrapped(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// The program in a folder of its own, without tickcast-tune beside it.
 fn alone(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("check-{name}/bin"));
@@ -114,13 +119,16 @@ fn the_default_output_is_a_table() {
     let (out, errors) = said(&output);
     assert_eq!((output.status.code(), &*errors), (Some(0), ""), "{out}");
     let mut lines = out.lines();
+    assert!(out.lines().all(|line| line.chars().count() <= 100), "{out}");
     let head = lines.next().unwrap();
-    let column = head.find("REASON").unwrap();
-    assert!(head.starts_with("ITEM "), "{head}");
-    for line in lines.by_ref().take_while(|line| !line.is_empty()) {
-        // Reasons are aligned, and at least one blank precedes them.
-        assert_eq!(line.as_bytes()[column - 1], b' ', "{line}");
-        assert_ne!(line.as_bytes()[column], b' ', "{line}");
+    let column = head.find("STATE").unwrap();
+    assert!(head.starts_with("REQUIRED "), "{head}");
+    let rows = lines.by_ref().take_while(|line| !line.is_empty()).filter(|line| !line.starts_with(' '));
+    for row in rows {
+        // States are aligned, and at least one blank precedes them.
+        let state = row[column..].split(' ').next().unwrap();
+        assert!(["STATE", "enabled", "supported", "unsupported"].contains(&state), "{row}");
+        assert_eq!(row.as_bytes()[column - 1], b' ', "{row}");
     }
     assert_eq!(lines.next(), Some("this machine meets all requirements of tickcast serve"));
 }
@@ -131,7 +139,7 @@ fn without_the_tool_it_reports_its_own_checks_and_how_to_get_it() {
     let output = check(Command::new(alone("without")).arg("check"));
     let (out, _) = said(&output);
     assert_eq!(output.status.code(), Some(0), "{out}");
-    assert!(out.contains("\nkernel ") && out.contains("not found: the package"), "{out}");
+    assert!(out.contains("\nkernel ") && unwrapped(&out).contains("not found: the package"), "{out}");
 }
 
 #[test]
@@ -156,12 +164,15 @@ fn a_tool_installed_beside_it_is_found_and_a_failing_one_is_reported() {
     let output = check(Command::new(&program).arg("check"));
     let (out, _) = said(&output);
     assert_eq!(output.status.code(), Some(0), "{out}");
-    assert!(out.contains("was not run because other users may write to it: pass --tune"), "{out}");
+    assert!(
+        unwrapped(&out).contains("was not run because other users may write to it: pass --tune"),
+        "{out}"
+    );
 
     let output = check(Command::new(&program).args(["check", "--tune", "/bin/ls"]));
     let (out, _) = said(&output);
     assert_eq!(output.status.code(), Some(0), "{out}");
-    assert!(out.contains("/bin/ls: failed with exit status 2: "), "{out}");
+    assert!(unwrapped(&out).contains("/bin/ls: failed with exit status 2: "), "{out}");
 }
 
 #[test]
@@ -175,8 +186,10 @@ fn a_missing_requirement_is_named_and_sets_the_exit_status() {
         let prefix = "tickcast serve cannot run on this machine; missing: ";
         let last = out.lines().find(|line| line.starts_with(prefix)).unwrap();
         assert!(last.contains(missing), "{limit}: {out}");
-        let item = out.lines().find(|line| line.starts_with(missing)).unwrap();
-        assert!(item.contains("limit too low") && item.contains("ulimit"), "{limit}: {item}");
+        let reason = out.split_once(&format!("\n{missing} ")).unwrap().1;
+        let reason: Vec<&str> = reason.lines().skip(1).take_while(|line| line.starts_with(' ')).collect();
+        let reason = reason.join(" ");
+        assert!(reason.contains("limit too low") && reason.contains("ulimit"), "{limit}: {reason}");
     }
 }
 
@@ -184,7 +197,7 @@ fn a_missing_requirement_is_named_and_sets_the_exit_status() {
 fn usage_errors_exit_with_2() {
     let _machine = beside_others();
     for (arguments, part) in [
-        (&["check", "--tune", "/nowhere/tool"][..], "--tune /nowhere/tool: not an executable file"),
+        (&["check", "--tune", "/nowhere/tool"][..], "--tune /nowhere/tool: No such file or directory"),
         (&["check", "--tune", "Cargo.toml"], "--tune Cargo.toml: not an executable file"),
         (&["check", "--jsno"], "'--jsno'"),
     ] {

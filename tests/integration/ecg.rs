@@ -99,8 +99,8 @@ fn beats_of_a_served_record_arrive_on_ecg_params() {
     }
     let bpm = params.iter().find_map(|tick| tick["bpm"].as_f64()).unwrap();
     assert!((60.0..90.0).contains(&bpm), "{bpm}");
-    let annotations = annotation::load(&record.with_extension("atr")).unwrap();
-    let is_annotated = |at: &u64| annotations.iter().any(|a| a.is_beat() && a.at_frame.abs_diff(*at) <= 10);
+    let annotations = annotation::load(&record.with_extension("atr")).unwrap().all;
+    let is_annotated = |at: &u64| annotations.iter().any(|a| a.is_beat() && a.at.abs_diff(*at) <= 10);
     assert!(at.iter().all(is_annotated), "not an annotated beat: {at:?}");
 
     let said = processor.interrupt();

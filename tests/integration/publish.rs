@@ -8,6 +8,7 @@ use crate::harness::{
     frames::{self, Raw},
     raw::{BINARY, Peer, masked},
 };
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use tickcast_proto::WireFormat;
 
 /// Payloads: JSON that any reformatting would change, text that is not JSON, bytes, nothing.
@@ -158,6 +159,55 @@ fn json_and_native_messages_match_the_specification_to_the_byte() {
     json.send_text(r#"{"op":"ping","token":18446744073709551615}"#);
     assert_eq!(json.text(), r#"{"op":"pong","token":18446744073709551615}"#);
     drop((native, json));
+    server.stop_cleanly();
+}
+
+#[test]
+fn json_beyond_the_bounds_travels_as_base64_whoever_publishes_it() {
+    let _machine = beside_others();
+    let server = Server::start(&["--shards", "2"]);
+    let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    let digits = |count: usize| format!("{{\"n\":{}}}", "7".repeat(count));
+    let payloads = [
+        (nested(20), true),
+        (nested(60), true),
+        (nested(61), false),
+        (nested(100_000), false),
+        (digits(300), true),
+        (digits(301), false),
+        (digits(5_000), false),
+    ];
+    let mut publisher = Peer::websocket(server.http, "/ws", "");
+    let mut native = connect(&server, WireFormat::TCP_NATIVE);
+    let mut subscriber = Peer::websocket(server.http, "/ws?topics=deep", "");
+    assert!(subscriber.text().contains("\"op\":\"subscribed\""));
+    let mut next_tick = || {
+        // The only message without "op" is a tick; serde_json stops at 127 levels.
+        let parsed =
+            |text: String| serde_json::from_str::<serde_json::Value>(&text).expect("any parser reads it");
+        std::iter::repeat_with(|| parsed(subscriber.text())).find(|message| message["op"].is_null()).unwrap()
+    };
+    for (payload, is_json) in payloads {
+        let inline = format!(r#"{{"op":"publish","topic":"deep","data":{payload}}}"#);
+        for by_json in [true, false] {
+            if by_json {
+                publisher.send_text(&inline);
+            } else {
+                publish(&mut native, "deep", payload.as_bytes());
+                barrier(&mut native);
+            }
+            let tick = next_tick();
+            let data = match tick["encoding"].as_str() {
+                None => tick["data"].to_string(),
+                Some(encoding) => {
+                    assert_eq!(encoding, "base64");
+                    String::from_utf8(BASE64.decode(tick["data"].as_str().unwrap()).unwrap()).unwrap()
+                }
+            };
+            assert_eq!(tick["encoding"].is_null(), is_json, "{payload:.80}");
+            assert!(is_json && payload.starts_with('{') || data == payload, "{payload:.80}: {data:.80}");
+        }
+    }
     server.stop_cleanly();
 }
 

@@ -1,8 +1,9 @@
 //! A market capture replayed by the real binary to every kind of client: all ticks, in order, byte-exact.
 
 use std::{
-    fmt::Write,
+    fmt::Write as _,
     fs,
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -10,8 +11,14 @@ use crate::harness::{
     Server, beside_others,
     collector::{ByTopic, Collector, assert_same},
     external::{External, Library, ticks},
-    market_capture, wait_for_exit,
+    frames::{self, Raw},
+    http::get,
+    market_capture,
+    raw::Peer,
+    wait_for_exit,
 };
+use flate2::{Compression, write::GzEncoder};
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tickcast_proto::WireFormat;
@@ -156,9 +163,9 @@ fn capture_with_a_bad_line(name: &str) -> PathBuf {
 }
 
 #[test]
-fn a_bad_replay_line_stops_the_server_and_is_named_by_its_number() {
+fn a_bad_replay_line_stops_the_server_on_request_and_is_named_by_its_number() {
     let _machine = beside_others();
-    let server = serve(&capture_with_a_bad_line("stop.ndjson"), 1, &[]);
+    let server = serve(&capture_with_a_bad_line("stop.ndjson"), 1, &["--replay-bad-lines", "stop"]);
     let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &[">"]);
     collector.wait_for_end();
     let got = collector.finish();
@@ -171,18 +178,146 @@ fn a_bad_replay_line_stops_the_server_and_is_named_by_its_number() {
 }
 
 #[test]
-fn a_bad_replay_line_is_skipped_and_logged_on_request() {
+fn a_bad_replay_line_is_skipped_counted_and_named() {
     let _machine = beside_others();
-    let server = serve(&capture_with_a_bad_line("skip.ndjson"), 1, &["--replay-bad-lines", "skip"]);
+    let server = serve(&capture_with_a_bad_line("skip.ndjson"), 1, &[]);
     let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &[">"]);
     collector.wait_for(3);
     assert_eq!(
         collector.finish().ticks["a"],
         [(1, b"1.10".to_vec()), (2, br#"{"b": 2}"#.to_vec()), (3, br#""4""#.to_vec())]
     );
-    server.log.wait_for("skip.ndjson line 3 skipped:");
+    server.log.wait_for("skip.ndjson line 3 skipped: topic \"a b\"");
     server.log.wait_for("replay done: 3 ticks, 1 lines skipped");
+    let metrics = get(server.admin.unwrap(), "/metrics").body;
+    assert!(metrics.contains("tickcast_source_lines_skipped_total{source=\"replay\"} 1\n"), "{metrics}");
     server.stop_cleanly();
+}
+
+/// Lines of topic `a`, of which the first is at `first_at_ns`, with payloads from 1.
+fn lines(count: u64, first_at_ns: u64, step_ns: u64) -> String {
+    let line =
+        |n| format!("{{\"at_ns\":{},\"topic\":\"a\",\"data\":{n}}}\n", first_at_ns + (n - 1) * step_ns);
+    (1..=count).map(line).collect()
+}
+
+fn numbered(count: u64) -> Vec<(u64, Vec<u8>)> {
+    (1..=count).map(|n| (n, n.to_string().into_bytes())).collect()
+}
+
+/// A new path for a test's file.
+fn path(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_file(&path);
+    path
+}
+
+fn fifo(name: &str) -> PathBuf {
+    let path = path(name);
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    path
+}
+
+const WALL_CLOCK_NS: u64 = 1_793_322_000_000_000_000;
+
+#[test]
+fn a_capture_with_wall_clock_times_starts_at_once_and_a_long_wait_is_logged() {
+    let _machine = beside_others();
+    let file = path("clock.ndjson");
+    let later = lines(1, WALL_CLOCK_NS + 7_200_000_000_000, 0);
+    fs::write(&file, lines(20, WALL_CLOCK_NS, 1_000_000) + "\n" + &later).unwrap();
+    let server = Server::start(&["--replay", file.to_str().unwrap(), "--replay-wait", "1"]);
+    let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &["a"]);
+    collector.wait_for(20);
+    server.log.wait_for("clock.ndjson line 22 is due in 1 h 59 min");
+    assert_eq!(collector.finish().ticks["a"], numbered(20));
+    server.stop_cleanly();
+}
+
+#[test]
+fn compressed_captures_and_pipes_are_replayed_whole() {
+    let _machine = beside_others();
+    let text = lines(5_000, WALL_CLOCK_NS, 1);
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(text.as_bytes()).unwrap();
+    let gzip = encoder.finish().unwrap();
+    let zstd = compress_to_vec(text.as_bytes(), CompressionLevel::Fastest);
+    let pipe = fifo("pipe.fifo");
+    let (gzip_file, zstd_file) = (path("capture.ndjson.gz"), path("capture.ndjson.zst"));
+    fs::write(&gzip_file, &gzip).unwrap();
+    fs::write(&zstd_file, &zstd).unwrap();
+    for (file, piped) in
+        [(&gzip_file, None), (&zstd_file, None), (&pipe, Some(text.as_bytes())), (&pipe, Some(&zstd))]
+    {
+        let server = serve(file, 1, &[]);
+        let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &["a"]);
+        if let Some(bytes) = piped {
+            fs::OpenOptions::new().write(true).open(&pipe).unwrap().write_all(bytes).unwrap();
+        }
+        collector.wait_for(5_000);
+        assert_eq!(collector.finish().ticks["a"], numbered(5_000), "{}", file.display());
+        server.log.wait_for("replay done: 5000 ticks, 0 lines skipped");
+        server.stop_cleanly();
+    }
+}
+
+#[test]
+fn lines_of_a_pipe_are_published_as_they_come_and_a_silent_pipe_stops_nobody() {
+    let _machine = beside_others();
+    let pipe = fifo("slow.fifo");
+    let server = serve(&pipe, 1, &[]);
+    let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &["a"]);
+    let mut writer = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    let text = lines(3, 0, 0);
+    let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at + 1).collect();
+    writer.write_all(&text.as_bytes()[..ends[0] + 9]).unwrap();
+    collector.wait_for(1);
+    // The third line is incomplete when the server stops, and the writer stays.
+    writer.write_all(&text.as_bytes()[ends[0] + 9..ends[2] - 9]).unwrap();
+    collector.wait_for(2);
+    assert_eq!(collector.finish().ticks["a"], numbered(2));
+    server.stop_cleanly();
+    drop(writer);
+    // Nobody ever writes to it.
+    Server::start(&["--replay", pipe.to_str().unwrap()]).stop_cleanly();
+}
+
+#[test]
+fn keys_of_a_capture_are_those_of_its_ticks() {
+    let _machine = beside_others();
+    let file = path("keys.ndjson");
+    let keys = ["7", "\"7\"", "9007199254740993", "\"18446744073709551615\"", "0", "\"AAPL\""];
+    let line = |(n, key)| format!("{{\"at_ns\":0,\"topic\":\"a\",\"key\":{key},\"data\":{n}}}\n");
+    fs::write(&file, keys.iter().enumerate().map(line).collect::<String>()).unwrap();
+    let server = serve(&file, 1, &[]);
+    let mut peer = Peer::native(server.tcp);
+    peer.send(&Raw::request(frames::SUBSCRIBE, 1, b"a").bytes());
+    let mut ticks = std::iter::from_fn(|| peer.frame()).filter(|frame| frame.kind == frames::TICK);
+    for key in [7, 7, 9_007_199_254_740_993, u64::MAX, 0] {
+        let record = ticks.next().unwrap().record;
+        let got = record.get(16..24).map_or(0, |bytes| u64::from_le_bytes(bytes.try_into().unwrap()));
+        assert_eq!(got, key);
+    }
+    server.log.wait_for("keys.ndjson line 6 skipped: key \"AAPL\" is not an integer");
+    drop(peer);
+    server.stop_cleanly();
+}
+
+#[test]
+fn a_capture_in_utf_16_stops_the_server_and_is_named() {
+    let _machine = beside_others();
+    let text = lines(2, 0, 0);
+    for (name, mark) in [("with.ndjson", "\u{feff}"), ("without.ndjson", "")] {
+        let file = path(name);
+        let bytes: Vec<u8> = format!("{mark}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+        fs::write(&file, bytes).unwrap();
+        let server = serve(&file, 1, &[]);
+        Collector::start(&server, WireFormat::TCP_NATIVE, &["a"]).wait_for_end();
+        let stopped = server.wait();
+        assert_eq!(stopped.code, Some(1), "{}", stopped.log);
+        let named = format!("{name}: the text is UTF-16, convert it with iconv -f UTF-16 -t UTF-8");
+        assert!(stopped.log.contains(&named), "{}", stopped.log);
+    }
 }
 
 #[test]

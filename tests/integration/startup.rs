@@ -110,6 +110,36 @@ fn unparsable_options_are_refused_by_name() {
 }
 
 #[test]
+fn a_configuration_is_checked_without_looking_at_the_machine() {
+    let _machine = beside_others();
+    for options in
+        ["--check-config --cores 4000", "--print-config --cores 4000", "--check-config --max-clients 900000"]
+    {
+        let (code, text) = serve_limited("ulimit -n 64; ulimit -l 0", options);
+        assert_eq!((code, &*text), (Some(0), ""), "{options}");
+    }
+    let (code, text) = serve_limited("ulimit -n 64", "--check-config --cores 1-");
+    assert_eq!(code, Some(2));
+    assert!(text.contains("must be auto, or numbers and ranges"), "{text}");
+    Server::start(&["--cores", "auto"]).stop_cleanly();
+}
+
+#[test]
+fn a_file_that_cannot_be_reached_is_not_called_missing() {
+    let _machine = beside_others();
+    // Permissions do not stop root, so the path leads through a file.
+    let path = "Cargo.toml/x";
+    for options in [&["--replay", path][..], &["--ecg", path], &["--config", path]] {
+        let (code, text) = serve(&[options, &["--check-config"]].concat());
+        assert_eq!(code, Some(2), "{options:?}");
+        assert!(text.contains(path) && text.contains("Not a directory"), "{options:?}: {text}");
+    }
+    let (code, text) = serve(&["--tcp", "unix:/dev/null/x"]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("unix:/dev/null/x") && text.contains("Not a directory"), "{text}");
+}
+
+#[test]
 fn empty_environment_variables_count_as_not_set() {
     let _machine = beside_others();
     let empty = ENVIRONMENT.map(|name| (name, ""));

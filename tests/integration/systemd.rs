@@ -28,7 +28,7 @@ use crate::{
 };
 use tickcast_proto::WireFormat;
 
-/// A service manager's end of NOTIFY_SOCKET. It reads all the time: a full socket would block the server.
+/// A service manager's end of NOTIFY_SOCKET. It reads all the time: a full socket would delay the server.
 struct Manager {
     path: PathBuf,
     messages: Receiver<String>,
@@ -244,6 +244,25 @@ fn connections_of_a_passed_socket_are_spread_over_all_shards() {
 }
 
 #[test]
+fn a_socket_passed_to_the_parent_is_served_with_or_without_a_name() {
+    let _machine = beside_others();
+    // As podman passes it to process 1 of a container, whose child is the server.
+    let parent = std::process::id();
+    for names in ["", "export LISTEN_FDNAMES=tcp;", "export LISTEN_FDNAMES=native;"] {
+        let (passed, address) = listener();
+        let mut command = tickcast_after(&format!(
+            "export LISTEN_PID={parent} LISTEN_FDS=1; {names} exec 3<&0 </dev/null; exec"
+        ));
+        let server = Server::start_with_input(&mut command, input(&passed), &["--no-sim"]);
+        assert_eq!(server.tcp, address, "{names}");
+        server.stop_cleanly();
+    }
+    // The parent has kept its sockets, and the variables are inherited.
+    let mut command = tickcast_after(&format!("export LISTEN_PID={parent} LISTEN_FDS=1; exec"));
+    Server::start_command(&mut command, &["--no-sim"]).stop_cleanly();
+}
+
+#[test]
 fn a_socket_passed_to_another_process_is_ignored() {
     let _machine = beside_others();
     let (passed, address) = listener();
@@ -251,7 +270,8 @@ fn a_socket_passed_to_another_process_is_ignored() {
         tickcast_after("export LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=tcp; exec 3<&0 </dev/null");
     let server = Server::start_with_input(&mut command, input(&passed), &["--no-sim"]);
     assert_ne!(server.tcp, address);
-    server.stop_cleanly();
+    let stopped = server.stop_cleanly();
+    assert!(stopped.log.contains("they are for process 1 (LISTEN_PID)"), "{}", stopped.log);
 }
 
 #[test]

@@ -185,10 +185,10 @@ fn a_hanging_or_stopped_server_does_not_block_the_keys() {
     terminal.wait_for("timed out after 5.0 s");
     kill(pid, Signal::SIGCONT).unwrap();
     terminal.press("h");
-    terminal.wait_until("an answer", |screen| !screen.contains("no response since"));
+    terminal.wait_until("an answer", |screen| !screen.contains("no response for"));
     server.stop_cleanly();
     let screen = terminal.wait_for("refused");
-    assert!(screen.contains("no response since ") && screen.contains("sessions by outbox: 0"), "{screen}");
+    assert!(screen.contains("no response for ") && screen.contains("sessions by outbox: 0"), "{screen}");
     terminal.press("C-c");
     assert_eq!(terminal.exit_code(), 0);
     terminal.assert_as_before();
@@ -235,5 +235,59 @@ fn small_and_resized_terminals_are_drawn() {
     terminal.wait_for("shards: ");
     terminal.press("Escape");
     assert_eq!(terminal.exit_code(), 0);
+    server.stop_cleanly();
+}
+
+#[test]
+fn ctrl_z_gives_the_terminal_back_and_fg_takes_it_again() {
+    let _machine = beside_others();
+    let server = Server::start(&[]);
+    let top = on_screen(server.admin.unwrap());
+    let stopped = Terminal::run(&format!("set -m; {top}"), 80, 24);
+    stopped.wait_for("serving, up ");
+    stopped.press("C-z");
+    assert_eq!(stopped.exit_code(), 128 + Signal::SIGTSTP as i32);
+    stopped.assert_as_before();
+
+    for signal in [Signal::SIGTSTP, Signal::SIGSTOP] {
+        let resumed = Terminal::run(&format!("set -m; {top}; echo between; fg >/dev/null"), 80, 24);
+        resumed.wait_for("serving, up ");
+        kill(Pid::from_raw(resumed.pid()), signal).unwrap();
+        let screen = resumed.wait_until("it is drawn again", |screen| {
+            screen.contains("serving, up ") && !screen.contains("between")
+        });
+        assert!(screen.contains("q quit"), "{screen}");
+        resumed.press("q");
+        assert_eq!(resumed.exit_code(), 0, "{signal}");
+        // SIGSTOP cannot be received: what the shell wrote in between is on the other screen.
+        if signal == Signal::SIGTSTP {
+            resumed.assert_as_before();
+        }
+    }
+    server.stop_cleanly();
+}
+
+#[test]
+fn a_dumb_terminal_is_refused_with_the_remedy() {
+    let _machine = beside_others();
+    let server = Server::start(&[]);
+    let terminal = Terminal::run(&format!("TERM=dumb {}", on_screen(server.admin.unwrap())), 120, 24);
+    assert_eq!(terminal.exit_code(), 1);
+    assert!(terminal.screen().contains("TERM=dumb); use `tickcast top --once`"), "{}", terminal.screen());
+    server.stop_cleanly();
+}
+
+#[test]
+fn localhost_is_an_address_to_query() {
+    let _machine = beside_others();
+    let server = Server::start(&[]);
+    let output = top(&[
+        "--once",
+        "--interval",
+        "100ms",
+        "--admin",
+        &format!("localhost:{}", server.admin.unwrap().port()),
+    ]);
+    assert!(output.status.success(), "{output:?}");
     server.stop_cleanly();
 }

@@ -10,8 +10,8 @@ use crate::{
 use fastrand::Rng;
 use tickcast::{
     limits::{
-        MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, TIMERS_GONE_MAX,
-        TURN_RING_BYTES,
+        LAST_VALUES_BYTES_MAX_DEFAULT, MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX,
+        TIMERS_GONE_MAX, TURN_RING_BYTES,
     },
     sources::Lanes,
 };
@@ -93,6 +93,7 @@ impl World {
             keys_per_topic_max: 8,
             // Topics of a few runs are forgotten within the run.
             topic_idle: Rules::all(if rng.u8(..3) == 0 { rng.u64(2..40) * 1_000_000 } else { 0 }),
+            last_values_bytes_max: if seed % 4 == 3 { 8 << 10 } else { LAST_VALUES_BYTES_MAX_DEFAULT },
             // A run lasts 0.4 s. Clients are served at random, so some miss a ping.
             ping_interval_ns: if rng.u8(..4) == 0 { 20_000_000 } else { u64::MAX },
             ping_timeout_ns: 100_000_000,
@@ -408,6 +409,7 @@ impl World {
             match action {
                 Action::PauseReceive(_) => self.reached.paused += 1,
                 Action::ResumeReceive(_) | Action::HandshakeDone(_) => {}
+                Action::Admit(..) => unreachable!("no client here is behind a proxy"),
                 Action::HandOver(slot) => {
                     let here = |client: &&mut Client| (client.shard, client.slot) == (shard, slot.0);
                     self.clients.iter_mut().find(here).expect("the client exists").leaving = true;

@@ -13,22 +13,29 @@ Keys of --json (latencies in microseconds; null if not measured or not carried b
   machine, command                where and how it ran
   transport, server, patterns, connections, threads, sources, policy, warm_up_s, expect_ticks
                                   the load
-  connecting                      spike, ramp_per_s, under_way_max; acknowledged, and acknowledged_s from the first connect
+  connecting                      spike, ramp_per_s, under_way_max; acknowledged, and
+                                  acknowledged_s from the first connect
   stalled, churn                  connections, closed; per_s, left, came_back
   window_s, timed_out, interrupted, failures, ended_early
                                   how the run ended; ended_early counts connections by reason
   deliveries, deliveries_per_s, payload_bytes_per_s, received_bytes_per_s
                                   in the measured window
   lost, lost_gap, lost_head, lost_tail, conflated, dropped, short
-                                  ticks; conflated and dropped are announced, so not lost; short: expected ticks that did not arrive
-  clients                         over the clients that are not stalled: delivered, conflated, dropped, gap, each min, p50, p99, max
-  latency_us                      corrected, from the intended send time: count, p50, p90, p99, p99.9, max; untimed, early
-  latency_uncorrected_us          from the server's time of receipt: count, p50, p90, p99, p99.9, max
+                                  ticks; conflated and dropped are announced, so not lost; short:
+                                  expected ticks that did not arrive
+  clients                         over the clients that are not stalled: delivered, conflated,
+                                  dropped, gap, each min, p50, p99, max
+  latency_us                      corrected, from the intended send time: count, p50, p90, p99,
+                                  p99.9, max; untimed, early
+  latency_uncorrected_us          from the server's time of receipt: count, p50, p90, p99, p99.9,
+                                  max
   spike_latency_us                with --spike: corrected, from the first connect on; otherwise null
   subscription_us                 request to first tick: count, p50, p99, max
   connect_to_first_tick_us        start of connect to first tick: count, p50, p99, max
-  skew_us                         first to last connection to receive a tick: one_in, sampled, count (received by all), p50, p99, max
-  client_cpu_s, client_cpu_busiest, client_is_bottleneck, client_bottleneck_share, client_resident_bytes, client_connection_bytes
+  skew_us                         first to last connection to receive a tick: one_in, sampled,
+                                  count (received by all), p50, p99, max
+  client_cpu_s, client_cpu_busiest, client_is_bottleneck, client_bottleneck_share,
+  client_resident_bytes, client_connection_bytes
                                   what this client used
   server_cpu_s, server_cpu_us_per_delivery, server_resident_bytes
                                   what the process given by --server-pid used";

@@ -11,11 +11,21 @@ fn addresses_are_parsed() {
     let websocket = |host: &str, path: &str| Some((host.into(), path.into(), WireFormat::WEBSOCKET_NATIVE));
     assert_eq!(parse("127.0.0.1:9400"), native("127.0.0.1:9400"));
     assert_eq!(parse("tcp://[::1]:1"), native("[::1]:1"));
+    assert_eq!(parse("unix:/run/a b.sock"), native("unix:/run/a b.sock"));
     assert_eq!(parse("ws://h:80"), websocket("h:80", "/ws"));
     assert_eq!(parse("ws://h:80/ws?topics=a"), websocket("h:80", "/ws?topics=a"));
-    for bad in
-        ["", "host", "host:", ":1", "host:99999", "h:1/path", "wss://h:1/ws", "ws://h:1/ws\r\nX: y", "h h:1"]
-    {
+    for bad in [
+        "",
+        "unix:",
+        "host",
+        "host:",
+        ":1",
+        "host:99999",
+        "h:1/path",
+        "wss://h:1/ws",
+        "ws://h:1/ws\r\nX: y",
+        "h h:1",
+    ] {
         assert_eq!(parse(bad), None, "{bad:?}");
     }
 }
@@ -140,7 +150,9 @@ fn refused_connection_is_an_error_with_the_reason() {
         peer.next_frame();
         peer.stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
     });
-    assert!(matches!(Client::connect(&address), Err(ClientError::Protocol(_))));
+    let error = Client::connect(&address).unwrap_err();
+    assert!(matches!(&error, ClientError::Address(_)), "{error:?}");
+    assert_eq!(error.to_string(), format!("{address} is an HTTP port: use ws://{address}/ws"));
     server.join().unwrap();
 
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -141,9 +141,8 @@ pub(super) fn open(encoding: WireFormat) -> (Connection, Vec<u8>) {
     if encoding == WireFormat::TCP_NATIVE {
         return (connection, Vec::new());
     }
-    let config = http::HttpConfig { head_bytes_max: 8 << 10, debug_echo: false, files: &http::NoFiles };
     let Step::Complete(_, http::Answer::Upgrade { response, .. }) =
-        http::step(connection.poll_transmit(), config)
+        http::Connection::default().step(connection.poll_transmit(), &http::HttpConfig::WEBSOCKET)
     else {
         panic!("the server rejects this client")
     };

@@ -12,7 +12,7 @@ use crate::{
     ids::SlotId,
     limits::SEND_BYTES_MAX,
     session::{
-        Verdict,
+        Content, Verdict,
         membership::{Gap, Membership, Taking, TopicMap},
         table::Sessions,
     },
@@ -56,10 +56,10 @@ pub struct CloseBudget<'a> {
 
 /// A held topic to release to a session while less than `bytes_max` waits for it.
 #[derive(Clone, Copy, Debug)]
-struct HeldTopic {
-    id: TopicId,
-    slot: SlotId,
-    bytes_max: usize,
+pub(super) struct HeldTopic {
+    pub(super) id: TopicId,
+    pub(super) slot: SlotId,
+    pub(super) bytes_max: usize,
 }
 
 /// Whether a paced member may receive a tick now. If not, the member is skipped and a timer is queued.
@@ -115,9 +115,8 @@ pub(super) fn hold_if_conflating(
 }
 
 /// Describes a notice about ticks that are not delivered: `[from, to)`.
-pub(super) fn skipped(id: TopicId, from: u64, to: u64) -> FrameInfo {
-    // 2^32 ticks of one topic take 50 days at 1,000 a second.
-    FrameInfo { topic: id.0, sequence: to, skipped: (to - from).min(u64::from(u32::MAX)) as u32 }
+pub(super) fn skipped(id: TopicId, from: u64, to: u64) -> Content {
+    Content::Notice { topic: id.0, skipped: Gap { from: Sequence(from), to: Sequence(to) } }
 }
 
 impl Membership {
@@ -198,8 +197,8 @@ impl Fanout {
             let subscriptions = &session.subscriptions;
             // What the wildcard groups of each topic come to: many frames may be of few topics.
             let mut of_groups: TopicMap<Option<Membership>> = TopicMap::default();
-            session.outbox.evict(log, |info, len, shared| {
-                let id = TopicId(info.topic);
+            session.outbox.evict(log, |content, len, shared| {
+                let id = TopicId(content.topic());
                 let known = memberships.get(&id).copied();
                 let membership = known.or_else(|| {
                     *of_groups.entry(id).or_insert_with(|| {
@@ -213,7 +212,7 @@ impl Fanout {
                 if !membership.yields() {
                     return Verdict::Keep;
                 }
-                if membership.taking == Taking::Recovering && info.sequence > 0 {
+                if membership.taking == Taking::Recovering && !content.is_announcement() {
                     // History was requested to fit the room. If it were evicted, it would be requested again.
                     return Verdict::Keep;
                 }
@@ -240,26 +239,26 @@ impl Fanout {
                     inserted.push(id);
                 }
                 if !membership.conflates() {
-                    let must_list = match info.sequence {
-                        0 => membership.forget_announcement(),
-                        _ => membership.lose(info.span()),
+                    let must_list = match content.is_announcement() {
+                        true => membership.forget_announcement(),
+                        false => membership.lose(content.ticks()),
                     };
                     lag.unannounced.extend(must_list.then_some(id));
-                } else if info.sequence == 0 {
+                } else if content.is_announcement() {
                     lag.unannounced.extend(membership.forget_announcement().then_some(id));
                 } else if membership.taking == Taking::Live {
-                    (membership.taking, membership.from) = (Taking::Held, info.span().from.0);
+                    (membership.taking, membership.from) = (Taking::Held, content.ticks().from.0);
                     lag.held.push_back(id);
                     if let Some(topic) = topic_mut(topics, id, shards) {
                         topic.set_skipped(format, membership.position, true);
                     }
                 } else {
                     // Already held or paced: extend it to older ticks.
-                    membership.from = membership.from.min(info.span().from.0);
+                    membership.from = membership.from.min(content.ticks().from.0);
                 }
                 memberships.insert(id, membership);
                 waiting -= len as usize;
-                tally.evicted += u64::from(info.sequence > 0 && info.skipped == 0);
+                tally.evicted += u64::from(content.is_tick());
                 Verdict::Evict
             });
             session.memberships = memberships;
@@ -365,7 +364,7 @@ impl Fanout {
 
     /// Queues the last values of a held topic, each preceded by a notice of the ticks it replaces. Returns `false` if
     /// some did not fit.
-    fn release_held(
+    pub(super) fn release_held(
         &mut self,
         held: HeldTopic,
         home: &Home,
@@ -385,7 +384,7 @@ impl Fanout {
             membership.advance_pace(now_ns);
         }
         let mut from = membership.from;
-        if from < topic.tracked_from {
+        if !topic.has_last_values_from(from) {
             membership.wanted = Backfill::Conflated;
             session.lag_mut().recovering.push_back(id);
             topic.set_taking(slot, Taking::Recovering, sessions);
@@ -402,6 +401,15 @@ impl Fanout {
             topic.last_sequence,
             "the last values end at the last tick delivered"
         );
+        let intact_from = last_values.intact_from(from);
+        if intact_from > from {
+            self.tally.dropped += intact_from - from;
+            sessions.count_dropped(slot, intact_from - from);
+            let notice = Reply::Gap(skipped_range(id, &topic.info.name, features, from, intact_from));
+            let gap = skipped(id, from, intact_from);
+            sessions.push_private(slot, gap, |out| notice.encode_queued(format, out));
+            from = intact_from;
+        }
         let mut whole = true;
         for (sequence, bytes) in last_values.since(from) {
             if sessions.get(slot).is_some_and(|session| session.outbox_bytes() >= bytes_max) {
@@ -426,7 +434,7 @@ impl Fanout {
                 break;
             };
             if !last {
-                let info = FrameInfo { topic: id.0, sequence, skipped: 0 };
+                let info = FrameInfo { topic: id.0, sequence };
                 sessions.push_private(slot, info, |out| logs.encode_tick(format, &tick, &topic.info, out));
             } else {
                 let appended = match (shared, logs.of(format)) {
@@ -490,7 +498,7 @@ impl Fanout {
             let format = session.format;
             let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
             let to = topic.last_sequence + 1;
-            if taking == Taking::Held && from >= topic.tracked_from && *log_bytes_left > 0 {
+            if taking == Taking::Held && topic.has_last_values_from(from) && *log_bytes_left > 0 {
                 let before = logs.head(format);
                 self.release_held(
                     HeldTopic { id, slot, bytes_max: outbox_bytes_max },
@@ -504,21 +512,6 @@ impl Fanout {
                 self.lose_rest(id, slot, from, sessions);
             }
         }
-    }
-
-    /// As [`Fanout::release_held`], until `bytes_max` wait.
-    #[expect(clippy::too_many_arguments, reason = "the state machines that a release touches")]
-    pub(super) fn release_all(
-        &mut self,
-        id: TopicId,
-        slot: SlotId,
-        bytes_max: usize,
-        home: &Home,
-        sessions: &mut Sessions,
-        logs: &mut EgressLogs,
-        now_ns: u64,
-    ) {
-        self.release_held(HeldTopic { id, slot, bytes_max }, home, sessions, logs, now_ns);
     }
 
     /// Announces the ticks of a topic from a sequence on as lost.

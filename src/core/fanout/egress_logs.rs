@@ -66,7 +66,7 @@ impl EgressLogs {
         tick: &Frame<'_>,
         topic: &TopicInfo,
     ) -> Option<(&EgressLog, Range)> {
-        let mark = FrameInfo { topic: tick.header.topic_id, sequence: tick.header.sequence, skipped: 0 };
+        let mark = FrameInfo { topic: tick.header.topic_id, sequence: tick.header.sequence };
         let WireFormat { codec, framing } = format;
         let body = codec.encode_tick(tick, topic, &mut self.body);
         let (header, body) = framing.delimit(codec.message_type(), body, &mut self.header);
@@ -79,7 +79,7 @@ impl EgressLogs {
         format: WireFormat,
         topic: &TopicInfo,
     ) -> Option<(&EgressLog, Range)> {
-        let mark = FrameInfo { topic: topic.id.0, sequence: 0, skipped: 0 };
+        let mark = FrameInfo { topic: topic.id.0, sequence: 0 };
         let WireFormat { codec, framing } = format;
         self.body.clear();
         codec.encode_topic(topic, &mut self.body);
@@ -98,22 +98,16 @@ impl EgressLogs {
         topic: &TopicInfo,
         out: &mut Vec<u8>,
     ) {
-        let WireFormat { codec, framing } = format;
-        let body = codec.encode_tick(tick, topic, &mut self.body);
-        let (header, body) = framing.delimit(codec.message_type(), body, &mut self.header);
-        out.extend_from_slice(header);
-        out.extend_from_slice(body);
+        let body = format.codec.encode_tick(tick, topic, &mut self.body);
+        delimit_into(format, body, &mut self.header, out);
     }
 
     /// Appends a topic's announcement to `out`, where it waits for one session alone. Nothing if the codec has none.
     pub(super) fn encode_topic(&mut self, format: WireFormat, topic: &TopicInfo, out: &mut Vec<u8>) {
-        let WireFormat { codec, framing } = format;
         self.body.clear();
-        codec.encode_topic(topic, &mut self.body);
+        format.codec.encode_topic(topic, &mut self.body);
         if !self.body.is_empty() {
-            let (header, body) = framing.delimit(codec.message_type(), &self.body, &mut self.header);
-            out.extend_from_slice(header);
-            out.extend_from_slice(body);
+            delimit_into(format, &self.body, &mut self.header, out);
         }
     }
 
@@ -127,6 +121,14 @@ impl EgressLogs {
     pub fn note_time(&mut self, now_ns: u64) {
         self.logs.iter_mut().flatten().for_each(|log| log.note_time(now_ns));
     }
+}
+
+/// Appends a message to `out`, delimited as its framing does it.
+fn delimit_into(format: WireFormat, body: &[u8], header: &mut Vec<u8>, out: &mut Vec<u8>) {
+    let WireFormat { codec, framing } = format;
+    let (header, body) = framing.delimit(codec.message_type(), body, header);
+    out.extend_from_slice(header);
+    out.extend_from_slice(body);
 }
 
 /// Appends a message in two parts to the log of its wire format, which it creates on first use.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{EgressLogs, Fanout, topic::skipped_range, topic_mut};
+use super::{EgressLogs, Fanout, conflation::HeldTopic, topic::skipped_range, topic_mut};
 use crate::{
     home::{Backfill, Home},
     ids::SlotId,
@@ -105,16 +105,16 @@ impl Fanout {
             let tally = &mut self.tally;
             sessions.with_outbox(slot, |session| {
                 let Some(log) = logs.of(session.format) else { return };
-                session.outbox.evict(log, |info, _, _| {
-                    if !topics.contains(&info.topic) {
+                session.outbox.evict(log, |content, _, _| {
+                    let (id, ticks) = (TopicId(content.topic()), content.ticks());
+                    if !topics.contains(&id.0) {
                         return Verdict::Keep;
                     }
-                    if info.sequence > 0 {
-                        tally.evicted += u64::from(info.skipped == 0);
-                        let (id, span) = (TopicId(info.topic), info.span());
+                    tally.evicted += u64::from(content.is_tick());
+                    if !ticks.is_empty() {
                         match lost.iter_mut().find(|(lost, _)| *lost == id) {
-                            Some((_, gap)) => gap.to = span.to,
-                            None => lost.push((id, span)),
+                            Some((_, gap)) => gap.to = ticks.to,
+                            None => lost.push((id, ticks)),
                         }
                     }
                     Verdict::Evict
@@ -181,7 +181,7 @@ impl Fanout {
             && has_room
             && let Some(home) = home
         {
-            self.release_all(id, slot, bytes_max, home, sessions, logs, now_ns);
+            self.release_held(HeldTopic { id, slot, bytes_max }, home, sessions, logs, now_ns);
         }
         let Some(membership) = sessions.open_mut(slot).and_then(|session| session.memberships.get(&id))
         else {

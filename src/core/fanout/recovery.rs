@@ -9,7 +9,9 @@ use super::{
 use crate::{
     egress_log::FrameInfo,
     fanout::conflation::{EvictionCause, skipped},
-    home::{Backfill, CHUNK_EPOCH_PASSED, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED},
+    home::{
+        Backfill, CHUNK_EPOCH_PASSED, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED, CHUNK_VALUES_LOST,
+    },
     ids::{SessionId, SlotId},
     limits::{HISTORY_CHUNK_BYTES, HISTORY_CHUNKS_IN_FLIGHT_MAX},
     session::{
@@ -114,14 +116,8 @@ impl Fanout {
                     }
                 } else {
                     // Joining the matching topics that exist took their positions out.
-                    let unknown: Vec<_> = lag
-                        .saved_positions
-                        .extract_if(|name, _| {
-                            pattern::matches(pattern, name) && !self.by_name.contains_key(name)
-                        })
-                        .collect();
-                    lag.saved_positions_bytes -= unknown.iter().map(|(name, _)| name.len()).sum::<usize>();
-                    unknown
+                    let Some(saved) = lag.saved_positions.as_deref_mut() else { return };
+                    saved.take_if(|name| pattern::matches(pattern, name) && !self.by_name.contains_key(name))
                 }
             }
         };
@@ -267,19 +263,26 @@ impl Fanout {
             };
             self.push_notice(slot, &reply, sessions);
         }
-        // After a position of another epoch, all of this one is new to the client.
-        let gap_from = if flags & CHUNK_EPOCH_PASSED != 0 { 1 } else { from };
-        if start > gap_from {
-            self.tally.dropped += start - gap_from;
-            sessions.count_dropped(slot, start - gap_from);
-            let notice = Reply::Gap(skipped_range(id, &name, features, gap_from, start));
-            sessions
-                .push_private(slot, skipped(id, gap_from, start), |out| notice.encode_queued(format, out));
+        let lost = if flags & CHUNK_VALUES_LOST != 0 {
+            // Of a snapshot, the last value is owed alone.
+            last..last + 1
+        } else if flags & CHUNK_EPOCH_PASSED != 0 {
+            // All of this life is new to the client.
+            1..start
+        } else {
+            from..start
+        };
+        if !lost.is_empty() {
+            let (from, to) = (lost.start, lost.end);
+            self.tally.dropped += to - from;
+            sessions.count_dropped(slot, to - from);
+            let notice = Reply::Gap(skipped_range(id, &name, features, from, to));
+            sessions.push_private(slot, skipped(id, from, to), |out| notice.encode_queued(format, out));
         }
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a membership has a topic");
         };
-        let mut next = start;
+        let mut next = if flags & CHUNK_VALUES_LOST != 0 { last + 1 } else { start };
         let mut rest = chunk.payload();
         while let Ok(Step::Complete(used, tick)) = frame::decode(rest, usize::MAX) {
             rest = &rest[used..];
@@ -291,7 +294,7 @@ impl Fanout {
                 sessions
                     .push_private(slot, skipped(id, next, sequence), |out| notice.encode_queued(format, out));
             }
-            let info = FrameInfo { topic: id.0, sequence, skipped: 0 };
+            let info = FrameInfo { topic: id.0, sequence };
             sessions.push_private(slot, info, |out| logs.encode_tick(format, &tick, &topic.info, out));
             next = sequence + 1;
             self.tally.queued += 1;

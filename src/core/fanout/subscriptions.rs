@@ -2,9 +2,14 @@
 
 use super::{
     Fanout,
+    match_counts::MatchCount,
     wildcard::{PossiblePolicies, WildcardGroup},
 };
-use crate::ids::SlotId;
+use crate::{
+    ids::SlotId,
+    limits::{LONG_WILDCARD_BYTES, LONG_WILDCARDS_BYTES},
+    pattern_trie::PatternTrie,
+};
 use tickcast_proto::{
     pattern,
     subscription::{Delivery, Position},
@@ -13,8 +18,15 @@ use tickcast_proto::{
 /// A pattern that at least one session of this shard subscribes to.
 #[derive(Debug)]
 pub(super) struct PatternEntry {
-    pub(super) pattern: Box<str>,
+    /// Its node in the trie, which has the pattern's text.
+    pub(super) node: u32,
+    /// Identifies this entry in messages to the homes, until each has answered READY; then 0. Always 0 if it is covered.
+    request: u32,
+    /// Number of sessions that hold the pattern, and of patterns that it covers. The entry is removed with the last one.
+    holders: u32,
     pub(super) is_exact: bool,
+    /// The homes do not know this pattern, because `>` is registered instead.
+    is_covered: bool,
     /// Sessions whose subscription is live, or going live, and that join each topic: those of an exact name, and those with
     /// a pace.
     pub(super) members: Vec<SlotId>,
@@ -22,30 +34,36 @@ pub(super) struct PatternEntry {
     pub(super) groups: Vec<WildcardGroup>,
     /// The number of the last subscription that entered a group.
     pub(super) joined_last: u64,
-    /// Of a wildcard: how many topics it matches.
-    pub(super) topics: MatchingTopics,
-    /// Sessions to wake once every home is ready. Some may have ended since.
-    waiting: Vec<SlotId>,
-    /// Number of sessions that hold the pattern. The entry is removed with the last one.
-    holders: u32,
-    /// Homes that have not answered READY yet.
-    pub(super) homes_pending: u16,
-    /// Identifies this entry in messages to the homes.
-    pub(super) request: u32,
+    /// How many topics it matches.
+    pub(super) matches: MatchCount,
 }
 
-/// How many topics a wildcard matches. A walk over all topics counts them once; later, they are counted as they come and go.
+const _: () = assert!(size_of::<Option<PatternEntry>>() <= 88, "docs/LIMITS.md says what a pattern takes");
+
+/// A pattern whose homes have not all answered READY yet.
 #[derive(Debug)]
-pub(super) struct MatchingTopics {
-    pub(super) counted: u32,
-    /// The walk's next topic: the index of its home, and its index there. `None` once it is done.
-    pub(super) next: Option<(usize, usize)>,
+pub(super) struct PendingEntry {
+    entry: u32,
+    homes: u16,
+    /// Sessions to wake then. Some may have ended since.
+    waiting: Vec<SlotId>,
 }
 
-impl MatchingTopics {
-    /// Whether a topic here is among those counted.
-    pub(super) fn include(&self, at: (usize, usize)) -> bool {
-        self.next.is_none_or(|next| at < next)
+/// Requests for which the table keeps room while none is pending.
+const PENDING_KEPT: usize = 64;
+
+/// The pattern that covers all others.
+pub const ALL_TOPICS: &str = ">";
+
+impl PatternEntry {
+    /// Whether no answer of a home to a request of its own is pending.
+    pub(super) fn is_registered(&self) -> bool {
+        self.request == 0
+    }
+
+    /// Whether its pattern, in the trie of all, matches a topic.
+    pub(super) fn matches(&self, patterns: &PatternTrie<u32>, topic: &str) -> bool {
+        patterns.with_pattern(self.node, |pattern| pattern::matches(pattern, topic))
     }
 }
 
@@ -97,6 +115,8 @@ pub struct Interest {
     pub request: u32,
     /// The pattern has no wildcard: only that topic's home needs to know.
     pub exact: bool,
+    /// It is `>`, which covers the pattern subscribed to.
+    pub covers: bool,
 }
 
 /// A subscription registered by [`Fanout::subscribe`].
@@ -117,62 +137,136 @@ impl Fanout {
     /// Registers a subscription; the session must not hold the pattern already. It can go live once [`Fanout::is_ready`].
     /// If that is not yet the case, [`Fanout::pop_woken`] returns the session later.
     pub fn subscribe(&mut self, slot: SlotId, pattern: &str) -> Registration {
-        if let Some(index) = self.entry_of(pattern)
-            && let Some(entry) = self.entries[index as usize].as_mut()
-        {
-            entry.holders += 1;
-            if entry.homes_pending > 0 {
-                entry.waiting.push(slot);
+        let (entry, interest) = match self.entry_of(pattern) {
+            Some(known) => {
+                self.hold(known);
+                (known, None)
             }
-            self.invariants(Some(index));
-            return Registration { entry: index, interest: None };
-        }
-        let exact = pattern::is_exact(pattern);
-        let interest = Interest { request: self.next_request, exact };
-        self.next_request = self.next_request.wrapping_add(1).max(1);
-        let entry = PatternEntry {
-            pattern: pattern.into(),
-            is_exact: exact,
-            members: Vec::new(),
-            groups: Vec::new(),
-            joined_last: 0,
-            topics: MatchingTopics { counted: 0, next: Some((0, 0)) },
-            waiting: vec![slot],
-            holders: 1,
-            homes_pending: if exact { 1 } else { self.shards },
-            request: interest.request,
+            None if self.must_cover(pattern) => {
+                let interest = match self.entry_of(ALL_TOPICS) {
+                    Some(cover) => {
+                        self.hold(cover);
+                        None
+                    }
+                    None => Some(self.insert_registered(ALL_TOPICS)),
+                };
+                let interest = interest.map(|interest| Interest { covers: true, ..interest });
+                (self.insert_entry(pattern, 0, true), interest)
+            }
+            None => {
+                let interest = self.insert_registered(pattern);
+                (self.pending.get(&interest.request).map_or(0, |pending| pending.entry), Some(interest))
+            }
         };
+        if let Some(pending) = self.request_of(entry).and_then(|request| self.pending.get_mut(&request)) {
+            pending.waiting.push(slot);
+        }
+        self.invariants(Some(entry));
+        Registration { entry, interest }
+    }
+
+    /// Whether the homes shall not know a new pattern by itself: they hold its text once for each home, so those of long
+    /// wildcards have a bound. Ticks of other topics that then reach this shard cost less than that memory.
+    fn must_cover(&self, pattern: &str) -> bool {
+        is_long(pattern) && self.long_wildcards_bytes + pattern.len() > LONG_WILDCARDS_BYTES
+    }
+
+    fn hold(&mut self, entry: u32) {
+        if let Some(entry) = self.entries[entry as usize].as_mut() {
+            entry.holders += 1;
+        }
+    }
+
+    /// Adds a pattern that the caller registers with the homes.
+    fn insert_registered(&mut self, pattern: &str) -> Interest {
+        let exact = pattern::is_exact(pattern);
+        let request = self.next_request;
+        self.next_request = self.next_request.wrapping_add(1).max(1);
+        let entry = self.insert_entry(pattern, request, false);
+        let homes = if exact { 1 } else { self.shards };
+        self.pending.insert(request, PendingEntry { entry, homes, waiting: Vec::new() });
+        Interest { request, exact, covers: false }
+    }
+
+    fn insert_entry(&mut self, pattern: &str, request: u32, is_covered: bool) -> u32 {
         let index = self.free.pop().unwrap_or_else(|| {
             self.entries.push(None);
             self.entries.len() as u32 - 1
         });
-        self.entries[index as usize] = Some(entry);
         self.patterns.get_or_insert_with(pattern, || index);
-        self.pattern_text_bytes += pattern.len();
-        self.by_request.insert(interest.request, index);
-        self.invariants(Some(index));
-        Registration { entry: index, interest: Some(interest) }
+        let node = self.patterns.node(pattern);
+        debug_assert!(node.is_some(), "the pattern has just been inserted");
+        let entry = PatternEntry {
+            node: node.unwrap_or_default(),
+            request,
+            holders: 1,
+            is_exact: pattern::is_exact(pattern),
+            is_covered,
+            members: Vec::new(),
+            groups: Vec::new(),
+            joined_last: 0,
+            matches: self.match_counts.new_pattern(pattern::is_exact(pattern)),
+        };
+        self.count_bytes(pattern, &entry, true);
+        self.entries[index as usize] = Some(entry);
+        index
+    }
+
+    /// Counts the memory of a pattern that comes or goes, here and at the homes.
+    fn count_bytes(&mut self, pattern: &str, entry: &PatternEntry, comes: bool) {
+        let at_homes = match (entry.is_exact, entry.is_covered) {
+            (true, _) => crate::home::NAME_BYTES,
+            (false, true) => 0,
+            (false, false) => usize::from(self.shards) * crate::home::wildcard_bytes(pattern.len()),
+        };
+        let long = if is_long(pattern) && !entry.is_covered { pattern.len() } else { 0 };
+        let (homes_bytes, long_bytes) = (&mut self.patterns_homes_bytes, &mut self.long_wildcards_bytes);
+        match comes {
+            true => (*homes_bytes, *long_bytes) = (*homes_bytes + at_homes, *long_bytes + long),
+            false => (*homes_bytes, *long_bytes) = (*homes_bytes - at_homes, *long_bytes - long),
+        }
+    }
+
+    /// The request that an entry waits for: its own, or that of `>` if this covers it. `None` once the homes are ready.
+    fn request_of(&mut self, entry: u32) -> Option<u32> {
+        let own = self.entries[entry as usize].as_ref()?;
+        let request = match own.is_covered {
+            true => {
+                let cover = self.entry_of(ALL_TOPICS)?;
+                self.entries[cover as usize].as_ref()?.request
+            }
+            false => own.request,
+        };
+        (request != 0).then_some(request)
     }
 
     /// Notes that a home has opened every matching topic. Once all homes have, the sessions that wait are woken.
     pub fn handle_ready(&mut self, request: u32) {
         // The last subscriber may have left before the home answered.
-        let Some(&index) = self.by_request.get(&request) else { return };
+        let Some(pending) = self.pending.get_mut(&request) else { return };
+        pending.homes -= 1;
+        if pending.homes > 0 {
+            return;
+        }
+        let Some(PendingEntry { entry: index, waiting, .. }) = self.pending.remove(&request) else { return };
+        self.woken.extend(waiting);
+        if self.pending.is_empty() {
+            self.pending.shrink_to(PENDING_KEPT);
+        }
         let Some(entry) = self.entries[index as usize].as_mut() else {
             return debug_assert!(false, "a request names an entry in use");
         };
-        entry.homes_pending -= 1;
-        if entry.homes_pending == 0 {
-            self.woken.extend(std::mem::take(&mut entry.waiting));
-        }
+        entry.request = 0;
         self.invariants(Some(index));
     }
 
     /// Whether every home has opened the topics of an entry that a session holds.
-    pub fn is_ready(&self, entry: u32) -> bool {
-        let entry = self.entries[entry as usize].as_ref();
-        debug_assert!(entry.is_some(), "an entry stays while a session holds its pattern");
-        entry.is_some_and(|entry| entry.homes_pending == 0)
+    pub fn is_ready(&mut self, entry: u32) -> bool {
+        debug_assert!(
+            self.entries[entry as usize].is_some(),
+            "an entry stays while a session holds its pattern"
+        );
+        self.request_of(entry).is_none()
     }
 
     /// The next session that waited for a pattern whose homes are ready now. It may have ended since.
@@ -185,13 +279,25 @@ impl Fanout {
         !self.woken.is_empty()
     }
 
-    /// The pattern of an entry.
-    pub fn pattern(&self, entry: u32) -> &str {
-        self.entries[entry as usize].as_ref().map_or("", |entry| &entry.pattern)
+    /// The pattern of an entry. An allocation.
+    pub fn pattern(&self, entry: u32) -> Box<str> {
+        let entry = self.entries[entry as usize].as_ref();
+        entry.map_or_else(Box::default, |entry| self.patterns.with_pattern(entry.node, |text| text.into()))
     }
 
-    /// Releases a session's hold on an entry; the session must have left its members. Returns the pattern if no session
-    /// holds it any more: the caller must then remove it from the homes.
+    /// Whether the pattern of an entry has no wildcard.
+    pub(super) fn is_exact(&self, entry: u32) -> bool {
+        self.entries[entry as usize].as_ref().is_some_and(|entry| entry.is_exact)
+    }
+
+    /// Whether the pattern of an entry matches a topic.
+    pub(super) fn entry_matches(&self, entry: u32, topic: &str) -> bool {
+        let entry = self.entries[entry as usize].as_ref();
+        entry.is_some_and(|entry| entry.matches(&self.patterns, topic))
+    }
+
+    /// Releases a session's hold on an entry; the session must have left its members. Returns the pattern that the caller
+    /// must then remove from the homes, if nothing needs it there any more.
     pub fn release(&mut self, index: u32) -> Option<Box<str>> {
         let Some(entry) = self.entries[index as usize].as_mut() else {
             debug_assert!(false, "an entry stays while a session holds its pattern");
@@ -203,12 +309,25 @@ impl Fanout {
             return None;
         }
         debug_assert!(entry.members.is_empty() && entry.groups.is_empty(), "a member holds the pattern");
+        let pattern = self.pattern(index);
         let entry = self.entries[index as usize].take()?;
         self.free.push(index);
-        self.by_request.remove(&entry.request);
-        self.patterns.remove(&entry.pattern);
-        self.pattern_text_bytes -= entry.pattern.len();
+        self.pending.remove(&entry.request);
+        self.patterns.remove(&pattern);
+        self.count_bytes(&pattern, &entry, false);
         self.invariants(None);
-        Some(entry.pattern)
+        match entry.is_covered {
+            true => {
+                let cover = self.entry_of(ALL_TOPICS);
+                debug_assert!(cover.is_some(), "`>` stays while it covers a pattern");
+                self.release(cover?)
+            }
+            false => Some(pattern),
+        }
     }
+}
+
+/// Whether a pattern is a wildcard whose text counts against [`LONG_WILDCARDS_BYTES`].
+fn is_long(pattern: &str) -> bool {
+    pattern.len() > LONG_WILDCARD_BYTES && !pattern::is_exact(pattern)
 }

@@ -161,6 +161,11 @@ impl EgressTopic {
         self.groups.iter().map(|group| group.members.len()).sum()
     }
 
+    /// Whether the last values known here hold or replace all ticks from a sequence on. If not, the home must be asked.
+    pub(super) fn has_last_values_from(&self, from: u64) -> bool {
+        from >= self.tracked_from && (self.is_homed_here || self.last_values.intact_from(from) == from)
+    }
+
     /// The group of a wire format.
     fn group_mut(&mut self, format: WireFormat) -> Option<&mut Group> {
         group_of(&mut self.groups, format)

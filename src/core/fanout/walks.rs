@@ -9,10 +9,7 @@
 
 use std::collections::HashSet;
 
-use super::{
-    EgressLogs, Fanout, StartFrom, Subscription, subscriptions::MatchingTopics, topic_mut, topic_ref,
-    wildcard,
-};
+use super::{EgressLogs, Fanout, StartFrom, Subscription, topic_mut, topic_ref, wildcard};
 use crate::{
     ids::{SessionId, SlotId},
     limits::JOINS_ACTIVE_MAX,
@@ -27,18 +24,14 @@ const LISTED_PER_UNIT: usize = 16;
 
 /// A subscription to a wildcard that walks over the existing topics, one after the other.
 ///
-/// Its acknowledgement has been sent, so every tick from now on must arrive: if it joins the topics, one that has a tick
-/// before its turn is joined early.
+/// Its acknowledgement has been sent, so every tick from now on must arrive: a topic that has a tick before its turn is joined
+/// early.
 #[derive(Debug)]
 pub(super) struct Joining {
     slot: SlotId,
     entry: u32,
     /// The next topic: the index of its home, and its index there.
-    next: (usize, usize),
-    /// The session joins the topics. If not, it only merges the subscription into the memberships that it has.
-    joins: bool,
-    /// It counts the topics that the pattern matches.
-    counts: bool,
+    next: (u16, u32),
     /// Topics joined before their turn. Bound: the topics opened or published to during the walk.
     early: HashSet<TopicId, rustc_hash::FxBuildHasher>,
 }
@@ -52,9 +45,11 @@ enum Change {
     Merge,
 }
 
-/// How an update of a subscription goes on.
+/// How a subscription that goes live or changes goes on.
 #[derive(Debug)]
-pub enum Update {
+pub enum Begun {
+    /// It is done.
+    Done,
     /// With a walk over the session's memberships, and the units used.
     Walk(MembershipWalk, usize),
     /// With a walk over all topics: [`Fanout::advance_join`].
@@ -98,57 +93,63 @@ impl Departure {
 }
 
 impl Fanout {
-    /// Whether another subscription can go live, or change to this delivery, now. If not, one that does will finish in a later
-    /// turn.
-    pub fn may_join(&self, entry: u32) -> bool {
-        self.joining.len() < JOINS_ACTIVE_MAX || pattern::is_exact(self.pattern(entry))
+    /// Whether another session may begin to join the topics of a wildcard. If not, one that does will finish in a later turn.
+    pub fn may_join(&self) -> bool {
+        self.joining.len() < JOINS_ACTIVE_MAX
+    }
+
+    /// Whether a subscription that goes live joins the topics of a wildcard one by one. Others are served by its group.
+    pub fn joins_topics(&self, index: u32, slot: SlotId, sessions: &Sessions) -> bool {
+        let held = sessions.get(slot).and_then(|session| session.subscription(index));
+        self.entries[index as usize].as_ref().zip(held).is_some_and(|(entry, held)| {
+            !entry.is_exact && (!entry.shares(held.delivery) || held.start_from != StartFrom::Live)
+        })
+    }
+
+    /// Whether a subscription leaves its wildcard's group because of a new pace, and so joins the topics one by one.
+    pub fn gets_pace(&self, index: u32, slot: SlotId, delivery: Delivery, sessions: &Sessions) -> bool {
+        let held = sessions.get(slot).and_then(|session| session.subscription(index));
+        self.entries[index as usize].as_ref().zip(held).is_some_and(|(entry, held)| {
+            held.position.is_some() && entry.shares(held.delivery) && !entry.shares(delivery)
+        })
     }
 
     /// Makes a subscription live; its acknowledgement must have been queued. The session joins an exactly named topic at
-    /// once. Returns whether there is more to do, in [`Fanout::advance_join`].
+    /// once.
     pub fn begin_join(
         &mut self,
         index: u32,
         slot: SlotId,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
-    ) -> bool {
+    ) -> Begun {
         self.enter_members(index, slot, sessions);
-        let Some(session) = sessions.open_mut(slot) else { return false };
+        let Some(session) = sessions.open_mut(slot) else { return Begun::Done };
+        let has_memberships = !session.memberships.is_empty();
         let Some(&Subscription { start_from, .. }) = session.subscription(index) else {
             debug_assert!(false, "a session makes only its own subscriptions live");
-            return false;
+            return Begun::Done;
         };
-        if !pattern::is_exact(self.pattern(index)) {
-            if self.begin_walk(index, slot, sessions) {
-                return true;
-            }
-        } else if let Some(&id) = self.by_name.get(self.pattern(index)) {
+        if self.joins_topics(index, slot, sessions) {
+            return self.begin_walk(index, slot);
+        }
+        let is_exact = self.is_exact(index);
+        if is_exact && let Some(&id) = self.by_name.get(&self.pattern(index)) {
             self.join(id, slot, index, start_from, sessions, logs);
         }
         self.end_join(index, slot, start_from, sessions, logs);
-        false
+        if is_exact || !has_memberships {
+            return Begun::Done;
+        }
+        // It also delivers topics that the session has memberships of.
+        let (walk, used) = self.walk(index, slot, Change::Merge, sessions);
+        Begun::Walk(walk, used)
     }
 
-    /// Begins the walk of a wildcard's subscription over all topics, if it needs one: to join them, to count them, or to merge
-    /// the subscription into memberships that the session already has. Returns whether it does.
-    fn begin_walk(&mut self, index: u32, slot: SlotId, sessions: &Sessions) -> bool {
-        let (Some(entry), Some(session)) = (self.entries[index as usize].as_mut(), sessions.get(slot)) else {
-            return false;
-        };
-        let Some(held) = session.subscription(index) else { return false };
-        let joins = !entry.shares(held.delivery) || held.start_from != StartFrom::Live;
-        let is_counted = |joining: &Joining| joining.entry == index && joining.counts;
-        let counts = entry.topics.next.is_some() && !self.joining.iter().any(is_counted);
-        if counts {
-            entry.topics = MatchingTopics { counted: 0, next: Some((0, 0)) };
-        }
-        let walks = joins || counts || !session.memberships.is_empty();
-        if walks {
-            let early = HashSet::default();
-            self.joining.push(Joining { slot, entry: index, next: (0, 0), joins, counts, early });
-        }
-        walks
+    /// Begins the walk in which a session joins the topics of a wildcard.
+    fn begin_walk(&mut self, entry: u32, slot: SlotId) -> Begun {
+        self.joining.push(Joining { slot, entry, next: (0, 0), early: HashSet::default() });
+        Begun::Join
     }
 
     /// Continues the walk of a session's wildcard. Returns the units used, and whether there is more to do.
@@ -170,25 +171,22 @@ impl Fanout {
             return (1, false);
         };
         let subscriptions = sessions.get(slot).map_or(0, |session| session.subscriptions.len());
-        let pattern: Box<str> = self.pattern(joining.entry).into();
+        let pattern = self.pattern(joining.entry);
         let mut used = 0;
         while used < units {
             let (home, local) = joining.next;
-            let Some(of_home) = self.topics.homes.get(home) else {
-                self.note_counted(&joining, None);
+            let Some(of_home) = self.topics.homes.get(usize::from(home)) else {
                 self.end_join(joining.entry, slot, start_from, sessions, logs);
                 return (used + 1, false);
             };
             used += 1;
-            joining.next = if local + 1 < of_home.len() { (home, local + 1) } else { (home + 1, 0) };
-            let topic = of_home.get(local).and_then(Option::as_ref);
+            joining.next = if local as usize + 1 < of_home.len() { (home, local + 1) } else { (home + 1, 0) };
+            let topic = of_home.get(local as usize).and_then(Option::as_ref);
             let topic = topic.filter(|topic| pattern::matches(&pattern, &topic.info.name));
             let id = topic.filter(|topic| !topic.is_forgotten).map(|topic| topic.info.id);
-            let is_counted = topic.is_some_and(|topic| topic.is_counted);
-            self.note_counted(&joining, Some(is_counted));
-            let Some(id) = id else { continue };
-            let is_member = sessions.get(slot).is_some_and(|session| session.memberships.contains_key(&id));
-            if !joining.early.remove(&id) && (joining.joins || is_member) {
+            if let Some(id) = id
+                && !joining.early.remove(&id)
+            {
                 used += CHANGE_UNITS + subscriptions;
                 self.join(id, slot, joining.entry, start_from, sessions, logs);
                 self.evict_overflowing(sessions, logs);
@@ -196,54 +194,6 @@ impl Fanout {
         }
         self.joining.push(joining);
         (used, true)
-    }
-
-    /// Notes how far a walk that counts has come: whether the topic before its next one matches and is no longer new, or, with
-    /// `None`, that it is done.
-    fn note_counted(&mut self, joining: &Joining, matches: Option<bool>) {
-        if joining.counts
-            && let Some(entry) = self.entries[joining.entry as usize].as_mut()
-        {
-            entry.topics.next = matches.map(|_| joining.next);
-            entry.topics.counted += u32::from(matches == Some(true));
-        }
-    }
-
-    /// Whether there are new topics to count.
-    pub fn has_uncounted_topics(&self) -> bool {
-        !self.uncounted.is_empty()
-    }
-
-    /// Counts new topics for the wildcards that match them, for about `units`. Returns the units used.
-    pub fn count_new_topics(&mut self, units: usize) -> usize {
-        let mut used = 0;
-        while used < units
-            && let Some(id) = self.uncounted.pop_front()
-        {
-            used += 1;
-            let topic = topic_mut(&mut self.topics, id, self.shards);
-            // It may have been closed since, and opened again.
-            let Some(topic) = topic.filter(|topic| !topic.is_counted) else { continue };
-            topic.is_counted = true;
-            let name = topic.info.name.clone();
-            used += self.count_topic(id, &name, true);
-        }
-        used
-    }
-
-    /// Counts a topic that has come or gone, for the wildcards that match it. Returns the units used.
-    pub(super) fn count_topic(&mut self, id: TopicId, name: &str, comes: bool) -> usize {
-        let at = self.topics.place(id, self.shards).unwrap_or_default();
-        let entries = &mut self.entries;
-        self.patterns.for_each_match(name, |&index| {
-            let entry = entries[index as usize].as_mut();
-            if let Some(entry) = entry.filter(|entry| !entry.is_exact && entry.topics.include(at)) {
-                match comes {
-                    true => entry.topics.counted += 1,
-                    false => entry.topics.counted -= 1,
-                }
-            }
-        })
     }
 
     fn end_join(
@@ -254,7 +204,7 @@ impl Fanout {
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
-        let pattern: Box<str> = self.pattern(entry).into();
+        let pattern = self.pattern(entry);
         self.answer_unknown_positions(&pattern, start_from, slot, sessions);
         self.queue_pull(slot, sessions);
         self.evict_overflowing(sessions, logs);
@@ -267,10 +217,9 @@ impl Fanout {
         for index in 0..self.joining.len() {
             let joining = &self.joining[index];
             let Some(topic) = topic_ref(&self.topics, id, self.shards) else { return };
-            let waits = joining.joins
-                && at >= joining.next
+            let waits = at >= joining.next
                 && !joining.early.contains(&id)
-                && pattern::matches(self.pattern(joining.entry), &topic.info.name);
+                && self.entry_matches(joining.entry, &topic.info.name);
             let (slot, entry, held) = (joining.slot, joining.entry, joining.subscription(sessions));
             let Some(Subscription { start_from, .. }) = held.filter(|_| waits) else { continue };
             self.joining[index].early.insert(id);
@@ -282,9 +231,9 @@ impl Fanout {
 
     /// Notes that a new topic needs no joining: its members have joined it, and groups receive it from its first tick.
     pub(super) fn note_joined(&mut self, id: TopicId, name: &str) {
-        for joining in self.joining.iter_mut().filter(|joining| joining.joins) {
+        for joining in &mut self.joining {
             let entry = self.entries[joining.entry as usize].as_ref();
-            if entry.is_some_and(|entry| pattern::matches(&entry.pattern, name)) {
+            if entry.is_some_and(|entry| entry.matches(&self.patterns, name)) {
                 joining.early.insert(id);
             }
         }
@@ -310,7 +259,8 @@ impl Fanout {
             self.merge_deliveries(id, slot, sessions);
             return;
         }
-        let merged = wildcard::merged(&self.entries, topic, &session.subscriptions, session.format);
+        let merged =
+            wildcard::merged(&self.patterns, &self.entries, topic, &session.subscriptions, session.format);
         let Some(merged) = merged else {
             return debug_assert!(false, "a session joins through a live subscription");
         };
@@ -343,29 +293,28 @@ impl Fanout {
         slot: SlotId,
         delivery: Delivery,
         sessions: &mut Sessions,
-    ) -> Option<Update> {
+    ) -> Option<Begun> {
         let held = *sessions.open_mut(slot)?.subscription(index)?;
+        let gets_pace = self.gets_pace(index, slot, delivery, sessions);
         self.leave_members(held, slot, sessions);
         let session = sessions.open_mut(slot)?;
         let now = session.subscription_mut(index)?;
         // What it started with has been joined.
         let start_from = if held.position.is_some() { StartFrom::Live } else { held.start_from };
         *now = Subscription::new(index, delivery, start_from);
-        let entry = self.entries[index as usize].as_ref()?;
-        let gets_pace = entry.shares(held.delivery) && !entry.shares(delivery);
         if held.position.is_some() {
             self.enter_members(index, slot, sessions);
-            if gets_pace && self.begin_walk(index, slot, sessions) {
-                return Some(Update::Join);
-            }
+        }
+        if gets_pace {
+            return Some(self.begin_walk(index, slot));
         }
         let (walk, listed) = self.walk(index, slot, Change::Merge, sessions);
-        Some(Update::Walk(walk, listed))
+        Some(Begun::Walk(walk, listed))
     }
 
     /// Lists the memberships that a walk visits: for a wildcard all of the session's, else one at most.
     fn walk(&self, entry: u32, slot: SlotId, change: Change, sessions: &Sessions) -> (MembershipWalk, usize) {
-        let pattern: Box<str> = self.pattern(entry).into();
+        let pattern = self.pattern(entry);
         let memberships = sessions.get(slot).map(|session| &session.memberships);
         let topics: Vec<TopicId> = match memberships {
             None => Vec::new(),
@@ -418,7 +367,8 @@ impl Fanout {
             return 0;
         }
         let visited = session.subscriptions.len();
-        let merged = wildcard::merged(&self.entries, topic, &session.subscriptions, session.format);
+        let merged =
+            wildcard::merged(&self.patterns, &self.entries, topic, &session.subscriptions, session.format);
         match merged {
             None => topic.leave(slot, sessions),
             Some(merged) => {

@@ -205,6 +205,7 @@ impl PatternEntry {
 /// Merges the deliveries of those of the session's subscriptions that are live and match a topic. `None` if none does. A match
 /// against each.
 pub(super) fn merged<'a>(
+    patterns: &PatternTrie<u32>,
     entries: &[Option<PatternEntry>],
     topic: &EgressTopic,
     subscriptions: impl IntoIterator<Item = &'a Subscription>,
@@ -213,8 +214,8 @@ pub(super) fn merged<'a>(
     let mut merged: Option<Merged> = None;
     for held in subscriptions {
         let entry = entries[held.entry as usize].as_ref();
-        let Some(entry) = entry
-            .filter(|entry| held.position.is_some() && pattern::matches(&entry.pattern, &topic.info.name))
+        let Some(entry) =
+            entry.filter(|entry| held.position.is_some() && entry.matches(patterns, &topic.info.name))
         else {
             continue;
         };
@@ -244,14 +245,14 @@ pub(super) fn merged_of_all(
     format: WireFormat,
 ) -> Option<Merged> {
     if subscriptions.len() <= COMPARED_MAX {
-        return merged(entries, topic, subscriptions, format);
+        return merged(patterns, entries, topic, subscriptions, format);
     }
     let mut matching = Vec::new();
     patterns.for_each_match(&topic.info.name, |&index| {
         let found = subscriptions.binary_search_by_key(&index, |held| held.entry);
         matching.extend(found.ok().and_then(|at| subscriptions.get(at)));
     });
-    merged(entries, topic, matching, format)
+    merged(patterns, entries, topic, matching, format)
 }
 
 impl Fanout {
@@ -279,6 +280,8 @@ impl Fanout {
                 wildcards.patterns_generation += 1;
             }
             let policies = wildcards.policies.clone();
+            // Most wildcards have one group, and many of them one member.
+            entry.groups.reserve_exact(1);
             entry.groups.push(WildcardGroup { format, generation, policies, members: Vec::new() });
             entry.groups.len() - 1
         });
@@ -286,9 +289,14 @@ impl Fanout {
         wildcards.members_len += 1;
         entry.joined_last = wildcards.joined_last;
         let members = &mut entry.groups[group].members;
-        held.possible = PossiblePolicies::of(&entry.pattern, held.delivery.policy, &wildcards.policies);
+        held.possible = self.patterns.with_pattern(entry.node, |pattern| {
+            PossiblePolicies::of(pattern, held.delivery.policy, &wildcards.policies)
+        });
         held.generation = generation;
         held.position = Some(members.len() as u32);
+        if members.is_empty() {
+            members.reserve_exact(1);
+        }
         members.push(WildcardMember { slot, joined: wildcards.joined_last });
         let counts = held.possible.count();
         sessions.count_yielding(slot, counts, Yielding::default());
@@ -444,7 +452,7 @@ impl Fanout {
                 continue;
             }
             if are_few {
-                let info = FrameInfo { topic: id.0, sequence: 0, skipped: 0 };
+                let info = FrameInfo { topic: id.0, sequence: 0 };
                 sessions.push_private(slot, info, |out| logs.encode_topic(format, &topic.info, out));
             } else {
                 topic.announce(slot, sessions, logs);
@@ -468,7 +476,7 @@ impl Fanout {
             let format = session.format;
             // Names and paced subscriptions that match would have a membership.
             let held = matching.iter().filter_map(|&index| session.subscription(index));
-            let Some(merged) = merged(&self.entries, topic, held, format) else {
+            let Some(merged) = merged(&self.patterns, &self.entries, topic, held, format) else {
                 debug_assert!(false, "a member of a group has a subscription that matches");
                 continue;
             };
@@ -525,7 +533,7 @@ impl Fanout {
         let shared = session.subscriptions.iter().map(|held| {
             let entry = self.entries[held.entry as usize].as_ref();
             let entry = entry.filter(|entry| held.position.is_some() && entry.shares(held.delivery));
-            entry.map_or(0, |entry| entry.topics.counted as usize)
+            entry.map_or(0, |entry| entry.matches.topics())
         });
         own + shared.sum::<usize>()
     }

@@ -68,7 +68,7 @@ impl History {
         }
         self.make_room(frame.len(), bounds, budget_bytes);
         let Some(log) = &mut self.log else { return };
-        if log.append(FrameInfo { topic: 0, sequence, skipped: 0 }, frame).is_none() {
+        if log.append(FrameInfo { topic: 0, sequence }, frame).is_none() {
             log.rewind();
         } else {
             self.times.push_back(now_ns);

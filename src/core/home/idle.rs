@@ -170,7 +170,7 @@ impl Home {
             now_ns,
             &mut self.history_left_bytes,
         );
-        topic.last_values.release(&mut self.retention.keys);
+        topic.last_values.release(&mut self.retention.last_values);
         topic.last_values = super::LastValues::default();
         (topic.name, topic.place) = (Box::default(), Place::Vacant);
         self.idle.closing -= 1;

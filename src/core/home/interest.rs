@@ -1,6 +1,9 @@
 //! Which shards want which topics: the patterns they have registered, and the walk that brings existing topics in line.
 
-use std::collections::VecDeque;
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasher, RandomState},
+};
 
 use super::{HomeTopic, InterestEvent, ShardSet};
 use crate::{limits::INTEREST_RECENT_MAX, pattern_trie::PatternTrie};
@@ -14,9 +17,72 @@ use tickcast_proto::{ids::ShardId, pattern};
 /// little until then: the shard gets ticks for which it has no subscriber.
 #[derive(Debug, Default)]
 pub(super) struct Interest {
-    /// Shards by the pattern they hold.
-    patterns: PatternTrie<ShardSet>,
+    /// Shards by the wildcard they hold.
+    wildcards: PatternTrie<ShardSet>,
+    /// Shards by the topic name they hold.
+    names: Names,
     walk: Walk,
+}
+
+/// The topic names that shards have registered. A name is known by its hash alone, so that one of 255 bytes takes no more
+/// than a short one. Should two names collide, shards get ticks for which they have no subscriber, and no shard misses any.
+#[derive(Debug, Default)]
+struct Names {
+    by_hash: HashMap<u64, ShardSet, rustc_hash::FxBuildHasher>,
+    /// How many more names with this hash a shard holds.
+    repeats: HashMap<(u64, ShardId), u32>,
+    /// Keyed, so that no client can choose names that collide.
+    hasher: RandomState,
+}
+
+/// Bytes that a home holds for a topic name: its entry, and as much room again.
+pub const NAME_BYTES: usize = 2 * size_of::<(u64, ShardSet)>();
+
+/// Bytes that a home holds for a wildcard of this length.
+pub const fn wildcard_bytes(len: usize) -> usize {
+    PatternTrie::<ShardSet>::bytes_of(len)
+}
+
+impl Names {
+    fn hash(&self, name: &str) -> u64 {
+        self.hasher.hash_one(name)
+    }
+
+    fn of(&self, name: &str) -> ShardSet {
+        match self.by_hash.is_empty() {
+            true => ShardSet::default(),
+            false => self.by_hash.get(&self.hash(name)).copied().unwrap_or_default(),
+        }
+    }
+
+    fn add(&mut self, shard: ShardId, hash: u64) {
+        let shards = self.by_hash.entry(hash).or_default();
+        match shards.contains(shard) {
+            true => *self.repeats.entry((hash, shard)).or_default() += 1,
+            false => shards.insert(shard),
+        }
+    }
+
+    fn remove(&mut self, shard: ShardId, hash: u64) {
+        if let Some(repeats) = self.repeats.get_mut(&(hash, shard)) {
+            *repeats -= 1;
+            if *repeats == 0 {
+                self.repeats.remove(&(hash, shard));
+            }
+            return;
+        }
+        let Some(shards) = self.by_hash.get_mut(&hash).filter(|shards| shards.contains(shard)) else {
+            return debug_assert!(false, "a shard removes only interest that it registered");
+        };
+        shards.remove(shard);
+        if shards.is_empty() {
+            self.by_hash.remove(&hash);
+        }
+        if self.by_hash.is_empty() {
+            // Gives the memory back.
+            self.by_hash = HashMap::default();
+        }
+    }
 }
 
 /// How far the walk is: the rounds completed, and the index of the next topic in this one. New topics are appended, so a
@@ -59,41 +125,44 @@ impl Interest {
     }
 
     fn of_counted(&self, name: &str) -> (ShardSet, usize) {
-        let mut shards = ShardSet::default();
-        let visited = self.patterns.for_each_match(name, |of_pattern| shards.0 |= of_pattern.0);
+        let mut shards = self.names.of(name);
+        let visited = self.wildcards.for_each_match(name, |of_pattern| shards.0 |= of_pattern.0);
         (shards, visited)
     }
 
-    /// Returns whether a shard names the topic exactly.
-    pub(super) fn is_named(&mut self, name: &str) -> bool {
-        self.patterns.get_mut(name).is_some()
+    /// Returns whether a shard names the topic exactly, or a name with the same hash.
+    pub(super) fn is_named(&self, name: &str) -> bool {
+        !self.names.of(name).is_empty()
     }
 
     /// Registers a shard's interest in a pattern without wildcards. The caller opens the topic.
     pub(super) fn add_exact(&mut self, shard: ShardId, name: &str) {
-        self.patterns.get_or_insert_with(name, ShardSet::default).insert(shard);
+        let hash = self.names.hash(name);
+        self.names.add(shard, hash);
     }
 
     /// Registers a shard's interest in a wildcard pattern among `topics_len` topics. The walk opens them and then answers.
     pub(super) fn add_wildcard(&mut self, shard: ShardId, pattern: &str, request: u32, topics_len: usize) {
-        self.patterns.get_or_insert_with(pattern, ShardSet::default).insert(shard);
+        self.wildcards.get_or_insert_with(pattern, ShardSet::default).insert(shard);
         self.changed(pattern, topics_len);
         self.walk.ready.push_back(Answer { shard, request, at: self.walk.stale_until });
     }
 
     /// Removes a shard's interest in a pattern. The walk closes the topics of a wildcard; the caller that of a plain name.
     pub(super) fn remove(&mut self, shard: ShardId, pattern: &str, topics_len: usize) {
-        let Some(shards) = self.patterns.get_mut(pattern) else {
+        if pattern::is_exact(pattern) {
+            let hash = self.names.hash(pattern);
+            return self.names.remove(shard, hash);
+        }
+        let Some(shards) = self.wildcards.get_mut(pattern) else {
             return debug_assert!(false, "a shard removes only interest that it registered");
         };
         debug_assert!(shards.contains(shard), "a shard removes only interest that it registered");
         shards.remove(shard);
         if shards.is_empty() {
-            self.patterns.remove(pattern);
+            self.wildcards.remove(pattern);
         }
-        if !pattern::is_exact(pattern) {
-            self.changed(pattern, topics_len);
-        }
+        self.changed(pattern, topics_len);
     }
 
     fn changed(&mut self, pattern: &str, topics_len: usize) {
@@ -188,5 +257,27 @@ impl Walk {
     /// Returns whether a change may concern a topic.
     fn may_be_stale(&self, name: &str) -> bool {
         self.all_stale || self.recent.iter().any(|recent| pattern::matches(recent, name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_collide_keep_their_shards_until_the_last_is_removed() {
+        let mut names = Names::default();
+        let (one, other) = (ShardId(1), ShardId(2));
+        for shard in [one, other, one, one] {
+            names.add(shard, 7);
+        }
+        let shards = |names: &Names| names.by_hash.get(&7).map_or(vec![], |shards| shards.iter().collect());
+        names.remove(one, 7);
+        names.remove(one, 7);
+        assert_eq!(shards(&names), [one, other]);
+        names.remove(one, 7);
+        assert_eq!(shards(&names), [other]);
+        names.remove(other, 7);
+        assert!(names.by_hash.is_empty() && names.repeats.is_empty());
     }
 }

@@ -2,27 +2,35 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+/// Bytes that a key takes beside its frame: its entries in two tables.
+const KEY_BYTES: usize = 100;
+
 /// The frames for snapshots and conflating subscribers: a topic's last one, and with keys the last of each key.
 ///
-/// Memory: one frame; with keys one frame and about 100 bytes for each of at most `keys_max` keys, within what the
-/// [`KeysBudget`] of all topics has left. Beyond either bound, the keys updated longest ago are evicted.
+/// Memory: one frame; with keys one frame and 100 bytes for each of at most `keys_max` keys, within what the
+/// [`LastValuesBudget`] of all topics has left. Beyond either bound, the keys updated longest ago are evicted. If there is no
+/// room for the last tick itself, none of the topic's values is kept.
 ///
 /// Invariant: with keys, `by_key` and `frames` have the same sequences, and the highest is `sequence`.
 #[derive(Debug, Default)]
 pub struct LastValues {
+    /// Empty before the first tick, and if it was evicted.
     last_frame: Vec<u8>,
     sequence: u64,
+    /// Values of ticks before it may have been evicted.
+    complete_from: u64,
+    /// A tick was stored since another topic last looked for room.
+    is_recent: bool,
     keyed: Option<Box<Keyed>>,
 }
 
-/// The memory that the last values by key of many topics share.
+/// The memory that the last values of many topics share.
 #[derive(Clone, Copy, Debug)]
-pub struct KeysBudget {
+pub struct LastValuesBudget {
     /// Keys per topic.
     pub keys_max: usize,
-    /// Bytes of frames left for all topics. Each topic keeps its last tick regardless, so this can fall below 0 by
-    /// one frame per topic.
-    pub bytes_left: isize,
+    /// Bytes left for all topics.
+    pub bytes_left: usize,
 }
 
 #[derive(Debug, Default)]
@@ -30,6 +38,8 @@ struct Keyed {
     by_key: HashMap<u64, u64>,
     /// By sequence.
     frames: BTreeMap<u64, KeyedFrame>,
+    /// Bytes of the frames, and [`KEY_BYTES`] each.
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -44,39 +54,117 @@ impl LastValues {
         self.sequence
     }
 
-    /// The frame of the last tick; empty before the first.
+    /// The frame of the last tick; empty before the first, and if it was evicted.
     pub fn last_frame(&self) -> &[u8] {
         &self.last_frame
     }
 
-    /// Stores the next tick, whose frame `write` appends to an empty buffer. Without keys, no allocation once the
-    /// buffer has grown to the topic's largest tick.
+    /// The first sequence from `from` on whose ticks are not lost here: those before it are neither kept nor replaced by a
+    /// later one.
+    pub fn intact_from(&self, from: u64) -> u64 {
+        match (self.last_frame.is_empty(), &self.keyed) {
+            (true, _) => from.max(self.sequence + 1),
+            (false, Some(_)) => from.max(self.complete_from),
+            (false, None) => from,
+        }
+    }
+
+    /// The bytes that storing a tick whose frame has `len` bytes would take from the budget, at most.
+    #[inline]
+    pub fn bytes_wanted(&self, key: u64, len: usize) -> usize {
+        let keyed = if self.has_keys(key) { len + KEY_BYTES } else { 0 };
+        len.saturating_sub(self.last_frame.capacity()) + keyed
+    }
+
+    #[inline]
+    fn has_keys(&self, key: u64) -> bool {
+        key != 0 || self.keyed.is_some()
+    }
+
+    /// Stores the next tick, whose frame of `len` bytes `write` appends to an empty buffer. Without keys, no allocation once
+    /// the buffer has grown to the topic's largest tick. Returns `false`, with nothing written and all values evicted, if there
+    /// is no room.
+    #[must_use]
     pub fn store(
         &mut self,
         sequence: u64,
         key: u64,
-        budget: &mut KeysBudget,
+        len: usize,
+        budget: &mut LastValuesBudget,
         write: impl FnOnce(&mut Vec<u8>),
-    ) {
-        if key != 0 && self.keyed.is_none() {
-            let mut keyed = Box::<Keyed>::default();
-            if self.sequence != 0 {
-                keyed.store(self.sequence, 0, budget, &self.last_frame);
-            }
-            self.keyed = Some(keyed);
+    ) -> bool {
+        let has_room = self.bytes_wanted(key, len) == 0 || self.make_room(key, len, budget);
+        self.sequence = sequence;
+        self.is_recent = true;
+        if !has_room {
+            self.evict(budget);
+            return false;
         }
         self.last_frame.clear();
         write(&mut self.last_frame);
-        self.sequence = sequence;
+        debug_assert_eq!(self.last_frame.len(), len, "a tick's frame is as long as announced");
         if let Some(keyed) = &mut self.keyed {
-            keyed.store(sequence, key, budget, &self.last_frame);
+            keyed.insert(sequence, key, &self.last_frame);
         }
+        true
+    }
+
+    /// Takes the room for a tick from the budget. The topic's keys updated longest ago make room if they must. Returns whether
+    /// there is room.
+    fn make_room(&mut self, key: u64, len: usize, budget: &mut LastValuesBudget) -> bool {
+        let has_keys = self.has_keys(key);
+        if has_keys && self.keyed.is_none() {
+            let mut keyed = Box::<Keyed>::default();
+            let bytes = self.last_frame.len() + KEY_BYTES;
+            if bytes > budget.bytes_left {
+                self.complete_from = self.sequence + 1;
+            } else if !self.last_frame.is_empty() {
+                budget.bytes_left -= bytes;
+                keyed.insert(self.sequence, 0, &self.last_frame);
+            }
+            self.keyed = Some(keyed);
+        }
+        if let Some(keyed) = &mut self.keyed {
+            budget.bytes_left += keyed.remove(key);
+            let wanted = len.saturating_sub(self.last_frame.capacity()) + len + KEY_BYTES;
+            while (keyed.by_key.len() >= budget.keys_max.max(1) || budget.bytes_left < wanted)
+                && let Some((sequence, bytes)) = keyed.remove_oldest()
+            {
+                budget.bytes_left += bytes;
+                self.complete_from = sequence + 1;
+            }
+        }
+        let capacity = self.last_frame.capacity();
+        if budget.bytes_left < self.bytes_wanted(key, len) {
+            return false;
+        }
+        self.last_frame.clear();
+        if self.last_frame.try_reserve_exact(len).is_err() {
+            return false;
+        }
+        let taken = self.last_frame.capacity() - capacity + if has_keys { len + KEY_BYTES } else { 0 };
+        budget.bytes_left = budget.bytes_left.saturating_sub(taken);
+        true
+    }
+
+    /// Evicts all values, to make room for others. Returns the bytes given back to the budget.
+    pub fn evict(&mut self, budget: &mut LastValuesBudget) -> usize {
+        let bytes = self.memory_bytes();
+        self.release(budget);
+        (self.last_frame, self.keyed) = (Vec::new(), None);
+        self.complete_from = self.sequence + 1;
+        bytes
+    }
+
+    /// Notes that another topic looks for room. Returns whether a tick was stored since the last time.
+    pub fn take_recent(&mut self) -> bool {
+        std::mem::take(&mut self.is_recent)
     }
 
     /// The stored frames from `sequence` on, in order; the topic's last frame comes last.
     pub fn since(&self, sequence: u64) -> impl Iterator<Item = (u64, &[u8])> {
         let keyed = self.keyed.iter().flat_map(move |keyed| keyed.frames.range(sequence..));
-        let alone = self.keyed.is_none() && self.sequence != 0 && self.sequence >= sequence;
+        let alone = self.keyed.is_none() && !self.last_frame.is_empty() && self.sequence >= sequence;
         keyed
             .map(|(&sequence, stored)| (sequence, &*stored.frame))
             .chain(alone.then_some((self.sequence, self.last_frame.as_slice())))
@@ -87,34 +175,43 @@ impl LastValues {
         self.keyed.as_deref().map_or(0, |keyed| keyed.by_key.len())
     }
 
-    /// Returns the keys' memory to the budget. Call before dropping the value.
-    pub fn release(&self, budget: &mut KeysBudget) {
-        let bytes =
-            self.keyed.iter().flat_map(|keyed| keyed.frames.values()).map(|stored| stored.frame.len());
-        budget.bytes_left += bytes.sum::<usize>() as isize;
+    /// Returns the memory to the budget. Call before dropping the value.
+    pub fn release(&self, budget: &mut LastValuesBudget) {
+        budget.bytes_left += self.memory_bytes();
     }
 
-    /// Heap memory in bytes.
+    /// Bytes taken from the budget.
     pub fn memory_bytes(&self) -> usize {
-        let of = |keyed: &Keyed| keyed.frames.values().map(|stored| stored.frame.len() + 100).sum::<usize>();
-        self.last_frame.capacity() + self.keyed.as_deref().map_or(0, of)
+        self.last_frame.capacity() + self.keyed.as_deref().map_or(0, |keyed| keyed.bytes)
     }
 }
 
 impl Keyed {
-    fn store(&mut self, sequence: u64, key: u64, budget: &mut KeysBudget, frame: &[u8]) {
-        if let Some(before) = self.by_key.insert(key, sequence)
-            && let Some(replaced) = self.frames.remove(&before)
-        {
-            budget.bytes_left += replaced.frame.len() as isize;
-        }
-        while self.by_key.len() > budget.keys_max.max(1) || budget.bytes_left < frame.len() as isize {
-            let Some((_, oldest)) = self.frames.pop_first() else { break };
-            self.by_key.remove(&oldest.key);
-            budget.bytes_left += oldest.frame.len() as isize;
-        }
-        budget.bytes_left -= frame.len() as isize;
+    /// Adds a key's value. The key must have none.
+    fn insert(&mut self, sequence: u64, key: u64, frame: &[u8]) {
+        self.bytes += frame.len() + KEY_BYTES;
+        self.by_key.insert(key, sequence);
         self.frames.insert(sequence, KeyedFrame { key, frame: frame.into() });
+    }
+
+    /// Removes a key's value. Returns its bytes.
+    fn remove(&mut self, key: u64) -> usize {
+        let sequence = self.by_key.remove(&key);
+        let removed = sequence.and_then(|sequence| self.frames.remove(&sequence));
+        self.forget(removed)
+    }
+
+    /// Removes the key updated longest ago. Returns its sequence and bytes; `None` if there is no key.
+    fn remove_oldest(&mut self) -> Option<(u64, usize)> {
+        let (sequence, oldest) = self.frames.pop_first()?;
+        self.by_key.remove(&oldest.key);
+        Some((sequence, self.forget(Some(oldest))))
+    }
+
+    fn forget(&mut self, removed: Option<KeyedFrame>) -> usize {
+        let bytes = removed.map_or(0, |removed| removed.frame.len() + KEY_BYTES);
+        self.bytes -= bytes;
+        bytes
     }
 }
 
@@ -123,8 +220,8 @@ mod tests {
     use super::*;
 
     fn store(last_values: &mut LastValues, sequence: u64, key: u64) {
-        let mut budget = KeysBudget { keys_max: 3, bytes_left: 1 << 20 };
-        last_values.store(sequence, key, &mut budget, |out| out.push(sequence as u8));
+        let mut budget = LastValuesBudget { keys_max: 3, bytes_left: 1 << 20 };
+        assert!(last_values.store(sequence, key, 1, &mut budget, |out| out.push(sequence as u8)));
     }
 
     fn since(last_values: &LastValues, sequence: u64) -> Vec<u64> {
@@ -161,21 +258,41 @@ mod tests {
 
     #[test]
     fn without_budget_the_oldest_keys_make_room() {
-        let mut budget = KeysBudget { keys_max: 1_000, bytes_left: 1_000 };
+        let mut budget = LastValuesBudget { keys_max: 1_000, bytes_left: 2_000 };
         let mut last_values = [LastValues::default(), LastValues::default()];
         for sequence in 1..=100 {
             for last_values in &mut last_values {
-                last_values.store(sequence, sequence, &mut budget, |out| out.resize(90, sequence as u8));
+                let write = |out: &mut Vec<u8>| out.resize(90, sequence as u8);
+                assert!(last_values.store(sequence, sequence, 90, &mut budget, write));
             }
         }
         let kept: usize = last_values.iter().map(|last_values| last_values.since(1).count()).sum();
-        assert!((2..=12).contains(&kept), "{kept}");
-        assert!(
-            last_values
-                .iter()
-                .all(|last_values| last_values.since(1).last().is_some_and(|(sequence, _)| sequence == 100))
-        );
-        last_values.iter().for_each(|last_values| last_values.release(&mut budget));
-        assert_eq!(budget.bytes_left, 1_000, "every byte taken is returned, and no more");
+        assert!((2..=10).contains(&kept), "{kept}");
+        for last_values in &mut last_values {
+            assert_eq!(last_values.since(1).last().map(|(sequence, _)| sequence), Some(100));
+            last_values.evict(&mut budget);
+        }
+        assert_eq!(budget.bytes_left, 2_000, "every byte taken is returned, and no more");
+    }
+
+    #[test]
+    fn a_tick_without_room_leaves_no_value_and_later_ones_are_kept_again() {
+        let mut budget = LastValuesBudget { keys_max: 4, bytes_left: 1_000 };
+        let mut last_values = LastValues::default();
+        let mut store = |last_values: &mut LastValues, sequence, key, len| {
+            last_values.store(sequence, key, len, &mut budget, |out| out.resize(len, 0))
+        };
+        assert!(store(&mut last_values, 1, 0, 100));
+        assert!(!store(&mut last_values, 2, 0, 2_000));
+        assert_eq!((last_values.since(0).count(), last_values.sequence()), (0, 2));
+        assert_eq!(last_values.intact_from(1), 3);
+        assert!(store(&mut last_values, 3, 0, 100));
+        assert_eq!(last_values.intact_from(1), 1, "without keys, the last tick replaces all others");
+        assert!(store(&mut last_values, 4, 7, 100));
+        assert!(!store(&mut last_values, 5, 8, 2_000));
+        assert!(store(&mut last_values, 6, 7, 100));
+        assert_eq!(last_values.intact_from(1), 6, "the value of the other key is lost");
+        last_values.release(&mut budget);
+        assert_eq!(budget.bytes_left, 1_000);
     }
 }

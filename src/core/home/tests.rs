@@ -183,7 +183,7 @@ fn an_idle_topic_that_nobody_names_is_forgotten_and_lives_again_with_a_new_id_an
     assert_eq!(home.find_or_create("full", 0), Err(TooManyTopics), "until the shard has answered");
     home.handle_forgotten(B, id, 7_000);
     let reused = publish(&mut home, "full");
-    assert_eq!(reused.place(2, 4), first.place(2, 4));
+    assert_eq!(reused.place(2, Places::new(4)), first.place(2, Places::new(4)));
     assert_ne!(reused, first);
 }
 
@@ -232,7 +232,7 @@ fn home(shards: u16, topics_max: usize) -> Home {
     let retention = Retention {
         history: Rules::all(BOUNDS),
         history_bytes_max: 1 << 20,
-        keys: KeysBudget { keys_max: 4, bytes_left: 1 << 20 },
+        last_values: LastValuesBudget { keys_max: 4, bytes_left: 1 << 20 },
         idle: Rules::all(0),
     };
     Home::new(A, shards, EPOCH, topics_max, retention)
@@ -254,6 +254,64 @@ fn chunk(home: &mut Home, id: TopicId, backfill: Backfill, from: u64) -> (u64, u
     }
     assert!(rest.is_empty());
     (chunk.start, chunk.flags, ticks)
+}
+
+/// A home whose last values may take so many bytes, and which keeps no history.
+fn home_with(last_values_bytes: usize) -> Home {
+    let bounds = HistoryBounds { ticks: 0, ..BOUNDS };
+    let last_values = LastValuesBudget { keys_max: 4, bytes_left: last_values_bytes };
+    let retention =
+        Retention { history: Rules::all(bounds), history_bytes_max: 0, last_values, idle: Rules::all(0) };
+    Home::new(A, 1, EPOCH, 1_000, retention)
+}
+
+/// Whether topics have a last value.
+fn have_value(home: &mut Home, ids: &[TopicId]) -> Vec<bool> {
+    ids.iter().map(|&id| !chunk(home, id, Backfill::LastValues, 1).2.is_empty()).collect()
+}
+
+#[test]
+fn the_last_values_of_topics_updated_longest_ago_make_room() {
+    let mut home = home_with(10 << 10);
+    let publish = |home: &mut Home, topic: usize, len: usize| {
+        let TopicLookup { index, .. } = home.find_or_create(&format!("t.{topic}"), 0).unwrap();
+        advance(home, index, 0, &vec![0; len])
+    };
+    let ids: Vec<TopicId> = (1..=9).map(|topic| publish(&mut home, topic, 1_000)).collect();
+    assert_eq!(have_value(&mut home, &ids), [true; 9]);
+    // Every other topic has more ticks, and one more topic needs room each time.
+    for round in 0..4 {
+        (1..=9).step_by(2).for_each(|topic| {
+            publish(&mut home, topic, 1_000);
+        });
+        publish(&mut home, 10 + round, 1_000);
+    }
+    let have = have_value(&mut home, &ids);
+    assert!(have.iter().step_by(2).all(|has| *has), "{have:?}: those with more ticks keep theirs");
+    assert!(have.iter().filter(|has| **has).count() <= 6, "{have:?}: the others make room");
+    assert!(home.take_last_values_evicted() >= 4);
+}
+
+#[test]
+fn a_tick_longer_than_all_last_values_is_passed_on_and_announced_as_lost_later() {
+    let mut home = home_with(10 << 10);
+    let TopicLookup { index: other, .. } = home.find_or_create("other", 0).unwrap();
+    let other = advance(&mut home, other, 0, b"x");
+    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
+    let mut id = TopicId(0);
+    for len in [100, 20 << 10, 30 << 10] {
+        let sequenced =
+            home.sequence(index, &TickParts { payload: &vec![7; len], ..TickParts::default() }, 0);
+        assert_eq!(sequenced.tick.payload(), vec![7; len]);
+        id = TopicId(sequenced.tick.header.topic_id);
+    }
+    assert_eq!(chunk(&mut home, id, Backfill::Conflated, 2), (4, CHUNK_LAST, vec![]));
+    assert_eq!(chunk(&mut home, id, Backfill::Retained, 1), (4, CHUNK_LAST, vec![]));
+    let (_, flags, ticks) = chunk(&mut home, id, Backfill::LastValues, 1);
+    assert_eq!((flags, ticks), (CHUNK_LAST | CHUNK_VALUES_LOST, vec![]));
+    advance(&mut home, index, 0, b"x");
+    assert_eq!(chunk(&mut home, id, Backfill::Conflated, 2), (2, CHUNK_LAST, vec![(4, false)]));
+    assert_eq!(have_value(&mut home, &[other]), [true], "a small value does not make room for a large one");
 }
 
 #[test]

@@ -64,6 +64,10 @@ counters! {
     SourceTicksDropped = "source_ticks_dropped", "ticks";
     /// Times a source of the server waited, because the ring to a shard was full.
     SourceWaits = "source_waits", "times";
+    /// Times a topic's last values were evicted, because the memory of all last values was used up.
+    LastValuesEvicted = "last_values_evicted", "times";
+    /// Lines that a source of the server skipped, because they are not ticks.
+    SourceLinesSkipped = "source_lines_skipped", "lines";
     /// Ticks queued to subscribers.
     TicksDelivered = "ticks_delivered", "ticks";
     /// Ticks evicted from outboxes, to be conflated, dropped or queued again.
@@ -88,6 +92,8 @@ counters! {
     Pings = "pings", "pings";
     /// Times a session's input was paused for lack of room in the mesh or in its replies.
     InputPaused = "input_paused", "times";
+    /// HTTP requests answered without an upgrade to WebSocket.
+    HttpResponses = "http_responses", "responses";
     /// Requests answered with an error.
     RequestErrors = "request_errors", "requests";
     /// Sessions closed by the peer.
@@ -106,8 +112,12 @@ counters! {
     ClosedShutdown = "closed_shutdown", "sessions";
     /// Sessions closed by a socket error.
     ClosedTransport = "closed_transport", "sessions";
-    /// HTTP requests answered without an upgrade to WebSocket.
+    /// HTTP connections closed with a response.
     ClosedHttp = "closed_http", "sessions";
+    /// HTTP connections closed because no further request came in time.
+    ClosedHttpIdle = "closed_http_idle", "sessions";
+    /// Connections closed because a trusted proxy sent no valid PROXY protocol header.
+    ClosedProxy = "closed_proxy", "sessions";
     /// Raw sessions closed because a request failed.
     ClosedBadRequest = "closed_bad_request", "sessions";
     /// Sessions closed because a newer connection with the same identity took over.
@@ -156,11 +166,16 @@ impl Counter {
 pub struct Counters {
     values: [AtomicU64; Counter::ALL.len()],
     turn_times: TurnTimes,
+    turn_cpu_times: TurnTimes,
 }
 
 impl Default for Counters {
     fn default() -> Self {
-        Counters { values: std::array::from_fn(|_| AtomicU64::new(0)), turn_times: TurnTimes::default() }
+        Counters {
+            values: std::array::from_fn(|_| AtomicU64::new(0)),
+            turn_times: TurnTimes::default(),
+            turn_cpu_times: TurnTimes::default(),
+        }
     }
 }
 
@@ -176,9 +191,14 @@ impl Counters {
         self.add(counter, n.wrapping_neg());
     }
 
-    /// The histogram of the shard's turns.
+    /// The histogram of the shard's turns by their length.
     pub fn turn_times(&self) -> &TurnTimes {
         &self.turn_times
+    }
+
+    /// The histogram of the shard's turns by their CPU time.
+    pub fn turn_cpu_times(&self) -> &TurnTimes {
+        &self.turn_cpu_times
     }
 
     /// Reads a counter; from any thread.

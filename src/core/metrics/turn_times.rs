@@ -11,18 +11,26 @@ const _: () = assert!(BOUNDS_US[6] * 1_000 == SLOW_NS, "a turn is slow beyond th
 
 /// The turns of one shard by their length. One writer: the shard.
 ///
-/// A turn's length is the time the shard worked, not counting sleep. The counter `BusyNs` is the sum of all turns.
+/// A turn's length is the time the shard worked, not counting sleep.
 #[derive(Debug, Default)]
 pub struct TurnTimes {
     buckets: [AtomicU64; BOUNDS_US.len() + 1],
+    sum_ns: AtomicU64,
 }
 
 impl TurnTimes {
-    /// Adds a turn. Only the owning shard may call it: a load and a store. Nearly all turns take one comparison.
+    /// Adds a turn. Only the owning shard may call it: two loads and two stores. Nearly all turns take one comparison.
     pub fn record(&self, turn_ns: u64) {
         let at = BOUNDS_US.iter().position(|bound_us| turn_ns <= bound_us * 1_000);
         let bucket = &self.buckets[at.unwrap_or(BOUNDS_US.len())];
-        bucket.store(bucket.load(Relaxed).wrapping_add(1), Relaxed);
+        for (value, more) in [(bucket, 1), (&self.sum_ns, turn_ns)] {
+            value.store(value.load(Relaxed).wrapping_add(more), Relaxed);
+        }
+    }
+
+    /// The sum of all turns.
+    pub fn sum_ns(&self) -> u64 {
+        self.sum_ns.load(Relaxed)
     }
 
     /// The number of turns no longer than each of [`BOUNDS_US`], and of all turns.

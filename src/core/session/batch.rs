@@ -45,12 +45,16 @@ impl Outbox {
                     }
                 }
                 // The rest of a message whose header has left.
-                Segment::Shared(_) | Segment::Private { .. } if self.cut_rest > 0 => {
+                Segment::Shared(_) | Segment::Private { .. } | Segment::Notice { .. }
+                    if self.cut_rest > 0 =>
+                {
                     let taken = self.cut_rest.min(left as u32).min(segment.len());
                     self.take_front(log, taken, self.cut_rest - taken, gather);
                 }
-                Segment::Shared(_) | Segment::Private { .. } if notices_pending => break,
-                Segment::Shared(_) | Segment::Private { .. } => {
+                Segment::Shared(_) | Segment::Private { .. } | Segment::Notice { .. } if notices_pending => {
+                    break;
+                }
+                Segment::Shared(_) | Segment::Private { .. } | Segment::Notice { .. } => {
                     let batch = self.next_batch(log, left.saturating_sub(SEND_HEADER_BYTES_MAX));
                     // Not worth a cut: what is gathered leaves, this comes next.
                     if batch.taken == 0 || (batch.cut_rest > 0 && gather.len() > start) {
@@ -76,7 +80,7 @@ impl Outbox {
                 Segment::Shared(range) if log.is_some_and(|log| !log.is_overwritten(range.start)) => {
                     range.len
                 }
-                Segment::Private { len, .. } => len,
+                Segment::Private { .. } | Segment::Notice { .. } => segment.len(),
                 Segment::Shared(_) | Segment::Reply(_) => break,
             };
             if taken as usize + len as usize <= room {
@@ -121,7 +125,7 @@ impl Outbox {
             (Some(Segment::Shared(range)), Some(log)) => {
                 gather.extend_from_slice(log.bytes(Range { start: range.start, len }));
             }
-            (Some(segment @ (Segment::Reply(_) | Segment::Private { .. })), _) => {
+            (Some(segment @ (Segment::Reply(_) | Segment::Private { .. } | Segment::Notice { .. })), _) => {
                 let end = self.private_start + len as usize;
                 gather.extend_from_slice(&self.private[self.private_start..end]);
                 self.private_start = end;
@@ -152,7 +156,7 @@ mod tests {
         },
     };
 
-    const INFO: FrameInfo = FrameInfo { topic: 5, sequence: 1, skipped: 0 };
+    const INFO: FrameInfo = FrameInfo { topic: 5, sequence: 1 };
 
     fn session() -> Session {
         let mut session = Session::new(SessionId(1), ListenerKind::Http);
@@ -218,7 +222,7 @@ mod tests {
                         frame_bytes += len;
                         frame_ends.push(frame_bytes);
                         match kind {
-                            1 => drop(session.push_private(INFO, |out| out.extend_from_slice(&frame))),
+                            1 => drop(session.push_private(INFO.into(), |out| out.extend_from_slice(&frame))),
                             _ => shared(&mut session, &mut log, &frame),
                         }
                     }
@@ -247,7 +251,7 @@ mod tests {
             shared(&mut session, &mut log, &[n; 100]);
             log.append(INFO, b"somebody else's").unwrap();
         }
-        session.push_private(INFO, |out| out.extend_from_slice(&[5; 100]));
+        session.push_private(INFO.into(), |out| out.extend_from_slice(&[5; 100]));
         reply(&mut session, b"pong");
         let sends = sends(&mut session, &log);
         assert_eq!(sends.len(), 1);
@@ -282,7 +286,7 @@ mod tests {
     #[test]
     fn a_lapped_session_gets_what_comes_before_and_is_told_so() {
         let (mut session, mut log) = (session(), EgressLog::new(1_000));
-        session.push_private(INFO, |out| out.extend_from_slice(b"own"));
+        session.push_private(INFO.into(), |out| out.extend_from_slice(b"own"));
         shared(&mut session, &mut log, &[0; 600]);
         log.append(INFO, &[0; 600]).unwrap();
         assert_eq!(messages(&send(&mut session, &log).unwrap()), [(false, b"own".to_vec())]);

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::metrics::counters::Counter;
-use tickcast_proto::DecodeError;
+use crate::{admission::Refusal, limits::CLOSE_REFUSED, metrics::counters::Counter};
+use tickcast_proto::{DecodeError, proxy::ProxyError};
 
 /// Why a session ended. Every session ends with exactly one, and each is counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,12 @@ pub enum CloseReason {
     Transport(i32),
     /// An HTTP request was answered with this status.
     Http(u16),
+    /// An HTTP connection sent no further request in time.
+    HttpIdle,
+    /// A limit of the client's address refuses it, which became known after the accept.
+    Refused(Refusal),
+    /// A trusted proxy sent no valid PROXY protocol header.
+    Proxy(ProxyError),
     /// A request failed, and the session's format has no error reply.
     BadRequest(String),
     /// A newer connection with the same identity took over.
@@ -40,8 +46,12 @@ impl CloseReason {
     /// The code in CLOSING.
     pub fn code(&self) -> u16 {
         match self {
-            CloseReason::Peer | CloseReason::Transport(_) | CloseReason::Http(_) => 1000,
+            CloseReason::Peer | CloseReason::Transport(_) | CloseReason::Http(_) | CloseReason::HttpIdle => {
+                1000
+            }
             CloseReason::Protocol(error) => error.close_code(),
+            CloseReason::Proxy(_) => 1002,
+            CloseReason::Refused(_) => CLOSE_REFUSED,
             CloseReason::HandshakeDeadline => 3009,
             CloseReason::FrameDeadline => 3010,
             CloseReason::HeartbeatTimeout => 3011,
@@ -74,10 +84,23 @@ impl CloseReason {
             CloseReason::Shutdown => Counter::ClosedShutdown,
             CloseReason::Transport(_) => Counter::ClosedTransport,
             CloseReason::Http(_) => Counter::ClosedHttp,
+            CloseReason::HttpIdle => Counter::ClosedHttpIdle,
+            CloseReason::Refused(refusal) => refusal.counter(),
+            CloseReason::Proxy(_) => Counter::ClosedProxy,
             CloseReason::BadRequest(_) => Counter::ClosedBadRequest,
             CloseReason::Replaced => Counter::ClosedReplaced,
             CloseReason::Operator => Counter::ClosedByOperator,
             CloseReason::UnfinishedMemory => Counter::ClosedUnfinishedMemory,
+        }
+    }
+
+    /// The status of the HTTP response that ends the connection, if nothing has been answered.
+    pub fn http_status(&self) -> Option<u16> {
+        match self {
+            CloseReason::HandshakeDeadline => Some(408),
+            CloseReason::Refused(refusal) => Some(refusal.status()),
+            CloseReason::Proxy(_) => Some(400),
+            _ => None,
         }
     }
 
@@ -87,12 +110,16 @@ impl CloseReason {
             // After a peer's WebSocket close, the outbox ends with the answer to it.
             CloseReason::Shutdown | CloseReason::Http(_) | CloseReason::Peer => KeptOutbox::Everything,
             // The peer does not read, so only the goodbye has a chance to arrive in time.
-            CloseReason::SlowConsumer | CloseReason::Transport(_) => KeptOutbox::Nothing,
+            CloseReason::SlowConsumer | CloseReason::Transport(_) | CloseReason::HttpIdle => {
+                KeptOutbox::Nothing
+            }
             CloseReason::Protocol(_)
             | CloseReason::HandshakeDeadline
             | CloseReason::FrameDeadline
             | CloseReason::HeartbeatTimeout
             | CloseReason::BadRequest(_)
+            | CloseReason::Refused(_)
+            | CloseReason::Proxy(_)
             | CloseReason::Replaced
             | CloseReason::Operator
             | CloseReason::UnfinishedMemory => KeptOutbox::Replies,
@@ -101,7 +128,7 @@ impl CloseReason {
 
     /// Whether the session says goodbye with CLOSING and the framing's close.
     pub fn has_goodbye(&self) -> bool {
-        !matches!(self, CloseReason::Peer | CloseReason::Http(_))
+        !matches!(self, CloseReason::Peer | CloseReason::Http(_) | CloseReason::HttpIdle)
     }
 }
 
@@ -128,6 +155,9 @@ impl fmt::Display for CloseReason {
                 write!(f, "socket error: {}", std::io::Error::from_raw_os_error(*errno))
             }
             CloseReason::Http(status) => write!(f, "HTTP request answered with {status}"),
+            CloseReason::HttpIdle => write!(f, "no further HTTP request in time"),
+            CloseReason::Refused(refusal) => f.write_str(refusal.text()),
+            CloseReason::Proxy(error) => write!(f, "{error}"),
             CloseReason::BadRequest(text) => write!(f, "bad request: {text}"),
             CloseReason::Replaced => write!(f, "a newer connection with the same identity took over"),
             CloseReason::Operator => write!(f, "closed by the operator"),
@@ -154,14 +184,17 @@ pub struct Ending {
     pub reason: CloseReason,
     /// The write side is shut down: the session waits for the peer's FIN or the deadline.
     pub half_closed: bool,
+    /// The peer sends no more: it has sent FIN, or closed the WebSocket.
+    pub peer_closed: bool,
     /// How far it has left its topics and patterns.
     pub departure: DepartureState,
 }
 
 impl Ending {
     /// Begins an end.
-    pub fn new(reason: CloseReason, half_closed: bool) -> Ending {
-        Ending { reason, half_closed, departure: DepartureState::Done }
+    pub fn new(reason: CloseReason) -> Ending {
+        let peer_closed = reason == CloseReason::Peer;
+        Ending { reason, half_closed: false, peer_closed, departure: DepartureState::Done }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Eviction: how frames are taken out of the middle of an outbox whose session is behind.
 
-use super::outbox::{Outbox, Segment};
+use super::outbox::{Content, Outbox, Segment};
 use crate::egress_log::{EgressLog, FrameInfo, Range};
 
 /// What becomes of a frame that waits.
@@ -18,11 +18,7 @@ impl Outbox {
     /// Takes the topics' frames that `judge` evicts out of the outbox, looking from the oldest to the first
     /// [`Verdict::KeepRest`]. `judge` gets what the frame is, its length, and its range if it is shared. A frame whose
     /// beginning has been sent is kept: its rest becomes private bytes. O(frames looked at), and a copy of the private bytes.
-    pub fn evict(
-        &mut self,
-        log: &EgressLog,
-        mut judge: impl FnMut(FrameInfo, u32, Option<Range>) -> Verdict,
-    ) {
+    pub fn evict(&mut self, log: &EgressLog, mut judge: impl FnMut(Content, u32, Option<Range>) -> Verdict) {
         self.seal();
         let old = std::mem::take(&mut self.private);
         let mut old = &old[std::mem::take(&mut self.private_start)..];
@@ -36,20 +32,21 @@ impl Outbox {
                         let rest = Range { start: range.start, len: self.cut_rest };
                         self.private.extend_from_slice(log.bytes(rest));
                         // Begun, so never judged again: what it is does not matter.
-                        let (sequence, topic, skipped, len) = (0, 0, 0, rest.len);
-                        self.segments.push_back(Segment::Private { sequence, topic, skipped, len });
+                        let (sequence, topic, len) = (0, 0, rest.len);
+                        self.segments.push_back(Segment::Private { sequence, topic, len });
                         range = Range { start: rest.end(), len: range.len - rest.len };
                     }
                     rest_kept = self.evict_range(log, range, &mut judge);
                 }
-                Segment::Reply(len) | Segment::Private { len, .. } => {
+                Segment::Reply(_) | Segment::Private { .. } | Segment::Notice { .. } => {
+                    let len = segment.len();
                     let (bytes, rest) = old.split_at(len as usize);
                     old = rest;
-                    if let Segment::Private { sequence, topic, skipped, .. } = segment
+                    if let Some(content) = segment.content()
                         && !rest_kept
                         && !begun
                     {
-                        match judge(FrameInfo { topic, sequence, skipped }, len, None) {
+                        match judge(content, len, None) {
                             Verdict::Keep => {}
                             Verdict::KeepRest => rest_kept = true,
                             Verdict::Evict => {
@@ -75,7 +72,7 @@ impl Outbox {
     pub fn keep_replies(&mut self, log: Option<&EgressLog>) -> bool {
         self.seal();
         let old = std::mem::take(self);
-        let begun = FrameInfo { topic: 0, sequence: 0, skipped: 0 };
+        let begun = Content::Frame(FrameInfo { topic: 0, sequence: 0 });
         let mut private = &old.private[old.private_start..];
         for (index, &segment) in old.segments.iter().enumerate() {
             let is_begun = index == 0 && old.is_mid_frame();
@@ -86,7 +83,8 @@ impl Outbox {
                     self.push_private(begun, |out| out.extend_from_slice(log.bytes(rest)));
                 }
                 (Segment::Shared(_), _) => return false,
-                (Segment::Reply(len) | Segment::Private { len, .. }, _) => {
+                (Segment::Reply(_) | Segment::Private { .. } | Segment::Notice { .. }, _) => {
+                    let len = segment.len();
                     let (bytes, rest) = private.split_at(len as usize);
                     private = rest;
                     match segment {
@@ -107,7 +105,7 @@ impl Outbox {
         &mut self,
         log: &EgressLog,
         range: Range,
-        judge: &mut impl FnMut(FrameInfo, u32, Option<Range>) -> Verdict,
+        judge: &mut impl FnMut(Content, u32, Option<Range>) -> Verdict,
     ) -> bool {
         let mut judged_to = range.start;
         let mut rest_kept = false;
@@ -115,7 +113,7 @@ impl Outbox {
             // Overwritten frames are kept: `take_send` finds them and reports the session as too slow.
             self.keep(log, judged_to, frame.start);
             judged_to = frame.start;
-            match judge(info, frame.len, Some(frame)) {
+            match judge(info.into(), frame.len, Some(frame)) {
                 Verdict::Keep => self.append_range(log, frame),
                 Verdict::Evict => self.bytes -= frame.len as usize,
                 Verdict::KeepRest => {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::Yielding;
+use super::{Yielding, saved_positions::SavedPositions};
 use crate::home::Backfill;
 use tickcast_proto::{
     ids::{Sequence, TopicId},
@@ -127,10 +127,8 @@ pub struct Lag {
     pub chunks_in_flight: u32,
     /// Whether the session is in the shard's queue of sessions that request chunks.
     pub pull_queued: bool,
-    /// Positions that the client has named, by topic.
-    pub saved_positions: HashMap<Box<str>, Position>,
-    /// Bytes of these topics' names.
-    pub saved_positions_bytes: usize,
+    /// Positions that the client has named.
+    pub saved_positions: Option<Box<SavedPositions>>,
 }
 
 impl Lag {
@@ -139,23 +137,14 @@ impl Lag {
         self.held.is_empty()
             && self.unannounced.is_empty()
             && self.recovering.is_empty()
-            && self.saved_positions.is_empty()
+            && self.saved_positions.as_deref().is_none_or(SavedPositions::is_empty)
             && self.chunks_in_flight == 0
             && !self.pull_queued
     }
 
-    /// Saves the position that the client has named for a topic.
-    pub fn save_position(&mut self, topic: &str, position: Position) {
-        if self.saved_positions.insert(topic.into(), position).is_none() {
-            self.saved_positions_bytes += topic.len();
-        }
-    }
-
     /// Takes out the saved position of a topic.
     pub fn take_position(&mut self, topic: &str) -> Option<Position> {
-        let position = self.saved_positions.remove(topic)?;
-        self.saved_positions_bytes -= topic.len();
-        Some(position)
+        self.saved_positions.as_deref_mut()?.take(topic)
     }
 
     /// Drops topics that the session has left, once they outnumber the others. Amortized O(1).
@@ -175,7 +164,7 @@ impl Lag {
     /// Bytes it occupies.
     pub fn memory_bytes(&self) -> usize {
         let topics = self.held.capacity() + self.unannounced.capacity() + self.recovering.capacity();
-        let saved_positions: usize = self.saved_positions.keys().map(|name| name.len() + 48).sum();
+        let saved_positions = self.saved_positions.as_deref().map_or(0, SavedPositions::memory_bytes);
         size_of::<Lag>() + topics * size_of::<TopicId>() + saved_positions
     }
 }

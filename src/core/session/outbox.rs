@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 
 use crate::{
     egress_log::{Cut, EgressLog, FrameInfo, Range},
+    ids::Sequence,
     limits::{REPLY_BYTES_MAX, SEND_BYTES_MAX, SEND_DIRECT_BYTES},
+    session::membership::Gap,
 };
 use tickcast_proto::WireFormat;
 
@@ -15,15 +17,79 @@ pub(super) enum Segment {
     Shared(Range),
     /// The next so many of the private bytes: replies, whole when queued.
     Reply(u32),
-    /// The next `len` of the private bytes: one frame of a topic, a recovered tick or a notice of skipped ticks.
-    Private { sequence: u64, topic: u32, skipped: u32, len: u32 },
+    /// The next `len` of the private bytes: one frame of a topic, an announcement or a recovered tick.
+    Private { sequence: u64, topic: u32, len: u32 },
+    /// The next `len` of the private bytes: a notice that the ticks `[from, to)` of a topic were skipped.
+    Notice { from: u64, to: u64, topic: u32, len: u16 },
+}
+
+/// What a frame that waits is: enough to announce a loss when it is evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A tick or an announcement.
+    Frame(FrameInfo),
+    /// A notice of skipped ticks.
+    Notice {
+        /// The topic's id.
+        topic: u32,
+        /// The ticks.
+        skipped: Gap,
+    },
+}
+
+impl From<FrameInfo> for Content {
+    fn from(info: FrameInfo) -> Content {
+        Content::Frame(info)
+    }
+}
+
+impl Content {
+    /// The topic's id.
+    pub fn topic(self) -> u32 {
+        match self {
+            Content::Frame(FrameInfo { topic, .. }) | Content::Notice { topic, .. } => topic,
+        }
+    }
+
+    /// Whether it announces a topic.
+    pub fn is_announcement(self) -> bool {
+        matches!(self, Content::Frame(FrameInfo { sequence: 0, .. }))
+    }
+
+    /// Whether it is a tick.
+    pub fn is_tick(self) -> bool {
+        matches!(self, Content::Frame(FrameInfo { sequence: 1.., .. }))
+    }
+
+    /// The ticks that it accounts for; none for an announcement.
+    pub fn ticks(self) -> Gap {
+        match self {
+            Content::Notice { skipped, .. } => skipped,
+            Content::Frame(FrameInfo { sequence: 0, .. }) => Gap::NONE,
+            Content::Frame(FrameInfo { sequence, .. }) => {
+                Gap { from: Sequence(sequence), to: Sequence(sequence + 1) }
+            }
+        }
+    }
 }
 
 impl Segment {
+    /// What it is; `None` for replies and for shared frames, which their log describes.
+    pub(super) fn content(&self) -> Option<Content> {
+        match *self {
+            Segment::Shared(_) | Segment::Reply(_) => None,
+            Segment::Private { sequence, topic, .. } => Some(FrameInfo { topic, sequence }.into()),
+            Segment::Notice { from, to, topic, .. } => {
+                Some(Content::Notice { topic, skipped: Gap { from: Sequence(from), to: Sequence(to) } })
+            }
+        }
+    }
+
     pub(super) fn len(&self) -> u32 {
         match *self {
             Segment::Shared(range) => range.len,
             Segment::Reply(len) | Segment::Private { len, .. } => len,
+            Segment::Notice { len, .. } => len.into(),
         }
     }
 }
@@ -74,7 +140,7 @@ pub struct Outbox {
     /// allocation.
     pub(super) newest: Range,
     pub(super) bytes: usize,
-    /// The bytes of [`Segment::Reply`] and [`Segment::Private`], in order.
+    /// The bytes of all segments but [`Segment::Shared`], in order.
     pub(super) private: Vec<u8>,
     /// Bytes at the front of `private` that have been taken.
     pub(super) private_start: usize,
@@ -121,7 +187,7 @@ impl Outbox {
     pub fn oldest_shared(&self) -> Option<u64> {
         let first = self.segments.iter().find_map(|segment| match segment {
             Segment::Shared(range) => Some(range.start),
-            Segment::Reply(_) | Segment::Private { .. } => None,
+            Segment::Reply(_) | Segment::Private { .. } | Segment::Notice { .. } => None,
         });
         first.or((self.newest.len > 0).then_some(self.newest.start))
     }
@@ -173,11 +239,19 @@ impl Outbox {
     }
 
     /// Queues one frame of a topic that only this session gets. Bound: what is asked for at once, and one SEND.
-    pub fn push_private(&mut self, info: FrameInfo, write: impl FnOnce(&mut Vec<u8>)) {
+    pub fn push_private(&mut self, content: Content, write: impl FnOnce(&mut Vec<u8>)) {
         let len = self.write_private(write);
         if len > 0 {
-            let FrameInfo { topic, sequence, skipped } = info;
-            self.segments.push_back(Segment::Private { sequence, topic, skipped, len });
+            self.segments.push_back(match content {
+                Content::Frame(FrameInfo { topic, sequence }) => Segment::Private { sequence, topic, len },
+                Content::Notice { topic, skipped: Gap { from, to } } => {
+                    debug_assert!(
+                        len <= u32::from(u16::MAX),
+                        "a notice is little longer than a topic's name"
+                    );
+                    Segment::Notice { from: from.0, to: to.0, topic, len: len as u16 }
+                }
+            });
         }
         self.invariants();
     }
@@ -211,8 +285,8 @@ impl Outbox {
                     }
                     at = 1;
                 }
-                Some(Segment::Private { len, .. }) => (before, at) = (len as usize, 1),
                 Some(Segment::Reply(_)) => {}
+                Some(private) => (before, at) = (private.len() as usize, 1),
                 None => debug_assert!(false, "a frame that has been cut has a rest"),
             }
         }
@@ -273,12 +347,13 @@ impl Outbox {
             && let Some(segment) = self.segments.front().copied()
         {
             match (segment, log) {
-                (Segment::Shared(_) | Segment::Private { .. }, _)
+                (Segment::Shared(_) | Segment::Private { .. } | Segment::Notice { .. }, _)
                     if notices_pending && self.cut_rest == 0 =>
                 {
                     break;
                 }
-                (Segment::Reply(len) | Segment::Private { len, .. }, _) => {
+                (Segment::Reply(_) | Segment::Private { .. } | Segment::Notice { .. }, _) => {
+                    let len = segment.len();
                     let taken = (len as usize).min(left);
                     self.reply_bytes -= if let Segment::Reply(_) = segment { taken as u32 } else { 0 };
                     gather.extend_from_slice(&self.private[self.private_start..self.private_start + taken]);
@@ -334,6 +409,10 @@ impl Outbox {
                 *left -= len;
                 *left == 0
             }
+            Some(Segment::Notice { len: left, .. }) => {
+                *left -= len as u16;
+                *left == 0
+            }
             Some(Segment::Shared(range)) => {
                 *range = Range { start: range.start + u64::from(len), len: range.len - len };
                 range.len == 0
@@ -375,7 +454,7 @@ impl Outbox {
             match segment {
                 Segment::Shared(range) => shared += range.len as usize,
                 Segment::Reply(len) => replies += *len as usize,
-                Segment::Private { len, .. } => frames += *len as usize,
+                Segment::Private { .. } | Segment::Notice { .. } => frames += segment.len() as usize,
             }
             assert!(segment.len() > 0, "a segment goes with its last byte");
         }

@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 
 use crate::{
-    egress_log::{EgressLog, FrameInfo, Range},
+    egress_log::{EgressLog, Range},
     ids::SlotId,
     limits::OUTBOX_RANGES_MAX,
-    session::{NextSend, SendState, Session, Yielding},
+    session::{Content, NextSend, SendState, Session, Yielding},
 };
 use tickcast_proto::{WireFormat, ids::TopicId};
 
@@ -312,10 +312,15 @@ impl Sessions {
     }
 
     /// Queues a frame of a topic that only this session gets; otherwise as [`Sessions::push_range`].
-    pub fn push_private(&mut self, slot: SlotId, info: FrameInfo, write: impl FnOnce(&mut Vec<u8>)) {
+    pub fn push_private(
+        &mut self,
+        slot: SlotId,
+        content: impl Into<Content>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
         let mut is_over = false;
         self.with_outbox(slot, |session| {
-            is_over = session.ending.is_none() && !session.push_private(info, write);
+            is_over = session.ending.is_none() && !session.push_private(content.into(), write);
         });
         if is_over && let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) {
             self.queues.note_over(session, slot);

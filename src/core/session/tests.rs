@@ -1,8 +1,9 @@
 //! Tests of the outbox.
 
-use super::*;
+use super::{membership::Gap, *};
+use crate::{egress_log::FrameInfo, ids::Sequence};
 
-const INFO: FrameInfo = FrameInfo { topic: 5, sequence: 1, skipped: 0 };
+const INFO: FrameInfo = FrameInfo { topic: 5, sequence: 1 };
 
 fn session() -> Session {
     Session::new(SessionId(1), ListenerKind::Native)
@@ -107,7 +108,7 @@ fn replies_stay_in_order_behind_the_frame_that_was_begun() {
             let kind = random.u8(..3);
             match kind {
                 0 => session.outbox.push_reply(|out| out.extend_from_slice(&frame)),
-                1 => drop(session.push_private(INFO, |out| out.extend_from_slice(&frame))),
+                1 => drop(session.push_private(INFO.into(), |out| out.extend_from_slice(&frame))),
                 _ => {
                     let range = log.append(INFO, &frame).unwrap();
                     session.push_range(&log, range);
@@ -151,4 +152,21 @@ fn nothing_follows_a_frame_that_was_begun_and_is_overwritten() {
     session.outbox.push_reply(|out| out.extend_from_slice(b"reply"));
     assert!(session.outbox.keep_replies(Some(&log)));
     assert_eq!(drain(&mut session, &log), b"reply");
+}
+
+#[test]
+fn an_evicted_notice_accounts_for_every_tick_however_many() {
+    let (mut session, log) = (session(), EgressLog::new(1000));
+    let skipped = |from, to| Gap { from: Sequence(from), to: Sequence(to) };
+    let notices = [skipped(1, 3), skipped(3, 3 + (1 << 32)), skipped(7 + (1 << 32), (1 << 53) - 1)];
+    for skipped in notices {
+        session.push_private(Content::Notice { topic: 5, skipped }, |out| out.extend_from_slice(b"notice"));
+    }
+    let mut evicted = Vec::new();
+    session.outbox.evict(&log, |content, _, _| {
+        evicted.push(content.ticks());
+        Verdict::Evict
+    });
+    assert_eq!(evicted, notices);
+    assert_eq!(session.outbox_bytes(), 0);
 }

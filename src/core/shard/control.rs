@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use super::Shard;
 use crate::{
     fair_queue::FairQueue,
-    fanout::{Departure, MembershipWalk, Update},
+    fanout::{Begun, Departure, MembershipWalk},
     ids::{SessionId, SlotId},
     limits::{CONTROL_QUANTUM_UNITS, TURN_CONTROL_UNITS, TURN_DEPARTURE_UNITS},
     metrics::counters::Counter,
@@ -15,7 +15,7 @@ use crate::{
 use tickcast_proto::{reply::Reply, subscription::Delivery};
 
 /// Units to begin or refuse an operation: an acknowledgement, and one topic joined.
-const OPERATION_UNITS: usize = 8;
+const OPERATION_UNITS: usize = 32;
 
 /// The control work of all sessions of a shard.
 ///
@@ -62,9 +62,10 @@ enum Progress {
     Joining {
         update: Option<(u32, Box<str>)>,
     },
+    /// The session's memberships change. `update`: the request that asked for it; `None`: a subscription that went live.
     Updating {
         walk: MembershipWalk,
-        request: u32,
+        update: Option<u32>,
     },
     Leaving {
         walk: MembershipWalk,
@@ -89,6 +90,11 @@ impl Control {
         !self.queue.is_empty() || !self.departures.is_empty()
     }
 
+    /// Whether requests of the session in a slot are under way.
+    pub(super) fn is_serving(&self, slot: SlotId) -> bool {
+        self.flows.contains_key(&slot)
+    }
+
     /// Heap memory in bytes.
     pub(super) fn heap_bytes(&self) -> usize {
         let operations: usize =
@@ -101,7 +107,9 @@ impl Control {
         let waits = self.flows.get(&session.slot()).map_or(0, |flow| {
             let changes = flow.operations.iter().filter(|operation| operation.is_change()).count();
             let is_change = match flow.progress {
-                Progress::Idle | Progress::Joining { update: None } => false,
+                Progress::Idle
+                | Progress::Joining { update: None }
+                | Progress::Updating { update: None, .. } => false,
                 Progress::Updating { .. } | Progress::Leaving { .. } | Progress::Joining { .. } => true,
             };
             changes + usize::from(is_change)
@@ -251,12 +259,16 @@ impl Shard {
                 }
                 (used, Served::More)
             }
-            Progress::Updating { walk, request } => {
+            Progress::Updating { walk, update } => {
                 let used = self.fanout.advance_walk(walk, slot, units, &mut self.sessions);
-                if walk.is_done() {
-                    let (request, epoch) = (*request, self.epoch);
-                    self.reply(slot, &Reply::Subscribed { request, pattern: walk.pattern(), epoch });
-                    self.end_change(flow, slot);
+                match *update {
+                    _ if !walk.is_done() => {}
+                    None => flow.progress = Progress::Idle,
+                    Some(request) => {
+                        let epoch = self.epoch;
+                        self.reply(slot, &Reply::Subscribed { request, pattern: walk.pattern(), epoch });
+                        self.end_change(flow, slot);
+                    }
                 }
                 (used, Served::More)
             }
@@ -279,18 +291,21 @@ impl Shard {
         let Some(operation) = flow.operations.front() else { return (0, Served::Waits) };
         let joins = match operation {
             Operation::Join { entry, .. } if !self.fanout.is_ready(*entry) => return (0, Served::Waits),
-            Operation::Join { entry, .. } => Some(*entry),
-            Operation::Update { pattern, .. } => self.fanout.entry_of(pattern),
-            Operation::Unsubscribe { .. } => None,
+            Operation::Join { entry, .. } => self.fanout.joins_topics(*entry, slot, &self.sessions),
+            Operation::Update { pattern, delivery, .. } => {
+                let entry = self.fanout.entry_of(pattern);
+                entry.is_some_and(|entry| self.fanout.gets_pace(entry, slot, *delivery, &self.sessions))
+            }
+            Operation::Unsubscribe { .. } => false,
         };
-        if joins.is_some_and(|entry| !self.fanout.may_join(entry)) {
+        if joins && !self.fanout.may_join() {
             return (1, Served::JoinsFull);
         }
         match flow.operations.pop_front() {
             None => (0, Served::Waits),
             Some(Operation::Join { entry, request }) => {
-                self.go_live(flow, slot, entry, request);
-                (OPERATION_UNITS, Served::More)
+                let used = self.go_live(flow, slot, entry, request);
+                (OPERATION_UNITS + used, Served::More)
             }
             Some(Operation::Update { request, pattern, delivery }) => {
                 let entry = self.fanout.entry_of(&pattern);
@@ -302,13 +317,19 @@ impl Shard {
                         self.fail_not_subscribed(slot, request, &pattern, now);
                         (OPERATION_UNITS, Served::More)
                     }
-                    Some(Update::Join) => {
+                    Some(Begun::Join) => {
                         flow.progress = Progress::Joining { update: Some((request, pattern)) };
                         (OPERATION_UNITS, Served::More)
                     }
-                    Some(Update::Walk(walk, used)) => {
-                        flow.progress = Progress::Updating { walk, request };
+                    Some(Begun::Walk(walk, used)) => {
+                        flow.progress = Progress::Updating { walk, update: Some(request) };
                         (used + 1, Served::More)
+                    }
+                    Some(Begun::Done) => {
+                        let epoch = self.epoch;
+                        self.reply(slot, &Reply::Subscribed { request, pattern: &pattern, epoch });
+                        self.end_change(flow, slot);
+                        (OPERATION_UNITS, Served::More)
                     }
                 }
             }
@@ -329,17 +350,27 @@ impl Shard {
     }
 
     /// Acknowledges a subscription whose homes are ready, and makes it live. Nothing about its topics is sent before that.
-    fn go_live(&mut self, flow: &mut Flow, slot: SlotId, entry: u32, request: u32) {
-        let pattern: Box<str> = self.fanout.pattern(entry).into();
+    /// Returns the units used.
+    fn go_live(&mut self, flow: &mut Flow, slot: SlotId, entry: u32, request: u32) -> usize {
+        let pattern = self.fanout.pattern(entry);
         self.reply(slot, &Reply::Subscribed { request, pattern: &pattern, epoch: self.epoch });
-        if self.fanout.begin_join(entry, slot, &mut self.sessions, &mut self.logs) {
-            flow.progress = Progress::Joining { update: None };
-        }
+        let used = match self.fanout.begin_join(entry, slot, &mut self.sessions, &mut self.logs) {
+            Begun::Done => 0,
+            Begun::Join => {
+                flow.progress = Progress::Joining { update: None };
+                0
+            }
+            Begun::Walk(walk, used) => {
+                flow.progress = Progress::Updating { walk, update: None };
+                used
+            }
+        };
         if let Some(session) = self.sessions.open_mut(slot)
             && !std::mem::replace(&mut session.subscribed, true)
         {
             self.counters.add(Counter::SessionsSubscribed, 1);
         }
+        used
     }
 
     /// Notes that one of the changes that a session waits for is done.

@@ -6,7 +6,9 @@ use crate::{
     fanout::{self, EgressLogs, Fanout, HistoryRequest},
     home::{Backfill, HistoryChunk, Home, InterestEvent, Sequenced, TopicLookup},
     ids::SessionId,
-    limits::{TURN_FORGET_UNITS, TURN_HISTORY_CHUNKS, TURN_IDLE_UNITS},
+    limits::{
+        NEW_TOPIC_UNITS, PATTERN_REQUEST_UNITS, TURN_FORGET_UNITS, TURN_HISTORY_CHUNKS, TURN_IDLE_UNITS,
+    },
     metrics::counters::Counter,
     now::Now,
     placement,
@@ -63,12 +65,14 @@ impl Shard {
                 let (Ok(record), Ok(pattern)) = (frame.record::<Request>(), frame.text()) else {
                     return debug_assert!(false, "this process encoded the frame");
                 };
+                self.charge(PATTERN_REQUEST_UNITS);
                 self.with_home(|home, notify| home.add_interest(from, pattern, record.request, notify));
             }
             (Kind::Unsubscribe, Some(from)) => {
                 let Ok(pattern) = frame.text() else {
                     return debug_assert!(false, "this process encoded the frame");
                 };
+                self.charge(PATTERN_REQUEST_UNITS);
                 self.with_home(|home, notify| home.remove_interest(from, pattern, notify));
             }
             _ => debug_assert!(false, "no other request crosses the mesh"),
@@ -84,6 +88,7 @@ impl Shard {
             return self.refuse(from, origin, record.request, now);
         };
         if is_new {
+            self.charge(NEW_TOPIC_UNITS);
             self.announce_topic(index);
         }
         let Publish { producer_time_ns, ingest_time_ns, key, .. } = record;
@@ -155,6 +160,7 @@ impl Shard {
                 let (Ok(record), Ok(name)) = (frame.record::<Subscribed>(), frame.text()) else {
                     return debug_assert!(false, "this process encoded the frame");
                 };
+                self.charge(NEW_TOPIC_UNITS);
                 self.fanout.handle_open(id, record.epoch, name, &mut self.sessions, &mut self.logs);
             }
             Kind::Subscribed => {

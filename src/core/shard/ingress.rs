@@ -1,12 +1,10 @@
 //! From sockets to commands: decodes what clients send and executes it. A protocol error ends its session, a bad request is
 //! answered, and neither affects other sessions.
 
-use std::borrow::Cow;
-
 use super::{Action, Shard, Unsequenced, timers::TimerKind};
 use crate::{
     ids::SlotId,
-    limits::ECHO_BYTES_MAX,
+    limits::PATTERN_REQUEST_UNITS,
     metrics::counters::Counter,
     now::Now,
     session::{CloseReason, InputState, Protocol, Session},
@@ -17,7 +15,6 @@ use tickcast_proto::{
     command::{Command, PublishCommand},
     frame::{self, FLAG_PAYLOAD_JSON},
     framing::{Decoder, Incoming},
-    http::{self, Answer, HttpConfig, Target},
     pattern,
     records::Publish,
     reply::Reply,
@@ -82,7 +79,10 @@ impl Shard {
             keep_rest(session, input, progress.used);
             if !progress.blocked {
                 session.input_state = InputState::Open;
-                self.actions.push_back(Action::ResumeReceive(slot));
+                // A session that leaves is received from again by the shard it goes to.
+                if !matches!(session.protocol, Protocol::Leaving(_)) {
+                    self.actions.push_back(Action::ResumeReceive(slot));
+                }
             }
         }
         self.after_input(slot, &progress, now);
@@ -90,7 +90,7 @@ impl Shard {
         progress.used
     }
 
-    fn process_waiting(&mut self, slot: SlotId, now: Now) {
+    pub(super) fn process_waiting(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else {
             return debug_assert!(false, "only an open session has input that waits");
         };
@@ -126,8 +126,8 @@ impl Shard {
         if let Some(since_ns) = since_ns
             && !std::mem::replace(&mut session.frame_timer_pending, true)
         {
-            let when = since_ns.saturating_add(self.limits.frame_deadline_ns);
-            let id = session.id;
+            let (id, is_handshake) = (session.id, session.protocol.is_handshake());
+            let when = since_ns.saturating_add(self.limits.input_deadline_ns(is_handshake));
             self.set_timer(when, TimerKind::Frame, id);
         }
         self.bound_unfinished(slot, now);
@@ -146,10 +146,8 @@ impl Shard {
             if used == bytes.len() && session.message_rest.is_empty() {
                 break;
             }
-            // A handshake is one request: it is processed under any load, so that no flood locks new clients out.
-            let newcomer = session.protocol.is_handshake();
             let waits = !room || !session.takes_input();
-            if waits && !newcomer {
+            if waits && !session.protocol.is_new() {
                 return Progress { blocked: true, ..progress };
             }
             let rest = &bytes[used..];
@@ -158,8 +156,15 @@ impl Shard {
                     let message = Message::Binary(std::mem::take(&mut session.message_rest).into());
                     self.requests(slot, &message, now).map(|_| Step::Complete(0, ()))
                 }
-                Protocol::HttpHead => self.http(slot, rest, now),
-                Protocol::Leaving(_) => Ok(Step::Partial),
+                Protocol::Http(_) => self.http(slot, rest, now),
+                Protocol::ProxyHeader => match self.proxy_header(slot, rest, now) {
+                    Ok(step) => Ok(step),
+                    Err(reason) => {
+                        self.end(slot, reason, now);
+                        return Progress { used: bytes.len(), ..progress };
+                    }
+                },
+                Protocol::Admitting | Protocol::Leaving(_) => Ok(Step::Partial),
                 Protocol::Hello(_) | Protocol::Open(_) | Protocol::Echo(_) => self.message(slot, rest, now),
             };
             match step {
@@ -208,46 +213,6 @@ impl Shard {
         Ok(Step::Complete(used, ()))
     }
 
-    fn http(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
-        let config = HttpConfig {
-            head_bytes_max: self.limits.http_head_bytes_max,
-            debug_echo: self.limits.debug_echo,
-            files: self.files,
-        };
-        let Step::Complete(used, answer) = http::step(bytes, config) else { return Ok(Step::Partial) };
-        match answer {
-            Answer::Respond { response, status } => {
-                self.push_bytes(slot, &response);
-                self.end(slot, CloseReason::Http(status), now);
-            }
-            Answer::Upgrade { target: Target::Stream { client, .. }, .. }
-                if !self.route_identity(slot, &client, now) =>
-            {
-                return Ok(Step::Partial);
-            }
-            Answer::Upgrade { response, target } => {
-                self.actions.push_back(Action::HandshakeDone(slot));
-                self.push_bytes(slot, &response);
-                let Some(session) = self.sessions.open_mut(slot) else {
-                    debug_assert!(false, "the response to an upgrade ends no session");
-                    return Ok(Step::Complete(used, ()));
-                };
-                match target {
-                    Target::Echo => {
-                        session.protocol = Protocol::Echo(Decoder::for_long_messages(ECHO_BYTES_MAX));
-                    }
-                    Target::Stream { format, patterns, delivery, from, .. } => {
-                        session.format = format;
-                        session.protocol = Protocol::Open(Decoder::new(format.framing));
-                        let patterns = patterns.into_iter().map(Cow::Owned).collect();
-                        self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)?;
-                    }
-                }
-            }
-        }
-        Ok(Step::Complete(used, ()))
-    }
-
     /// Executes a message's requests in order. If one of them makes later ones wait, they are kept as a message of their
     /// own.
     fn requests(&mut self, slot: SlotId, message: &Message<'_>, now: Now) -> Result<Served, DecodeError> {
@@ -272,7 +237,11 @@ impl Shard {
                 && let Some(session) = self.sessions.open_mut(slot)
                 && session.changes_pending > 0
             {
-                session.message_rest = rest.to_vec();
+                if session.message_rest.try_reserve_exact(rest.len()).is_err() {
+                    self.end(slot, CloseReason::UnfinishedMemory, now);
+                    break;
+                }
+                session.message_rest.extend_from_slice(rest);
                 break;
             }
         }
@@ -291,7 +260,12 @@ impl Shard {
         });
     }
 
-    fn execute(&mut self, slot: SlotId, command: Command<'_>, now: Now) -> Result<(), DecodeError> {
+    pub(super) fn execute(
+        &mut self,
+        slot: SlotId,
+        command: Command<'_>,
+        now: Now,
+    ) -> Result<(), DecodeError> {
         let Some(session) = self.sessions.open_mut(slot) else { return Ok(()) };
         match (&session.protocol, &command) {
             (Protocol::Hello(_), Command::Hello { .. }) => {
@@ -330,6 +304,7 @@ impl Shard {
             }
             Command::Subscribe { request, patterns, delivery, from } => {
                 let Some(begin) = self.start_position(slot, request, from, now) else { return Ok(()) };
+                self.charge(patterns.len() * PATTERN_REQUEST_UNITS);
                 for pattern in patterns {
                     self.subscribe(slot, request, &pattern, delivery, begin, now);
                 }
@@ -398,9 +373,10 @@ impl Shard {
         self.reply(slot, &Reply::Error { request, code, text });
     }
 
-    /// Returns a tick's flags. Validates JSON only if the codec has not done so.
+    /// Returns a tick's flags. Validates JSON only if the codec has not done so. JSON beyond the bounds travels as opaque bytes.
     fn flags_of(payload: &[u8], known_json: bool) -> u8 {
-        if known_json || json::is_json(payload) { FLAG_PAYLOAD_JSON } else { 0 }
+        let is_json = if known_json { json::is_within_bounds(payload) } else { json::is_json(payload) };
+        if is_json { FLAG_PAYLOAD_JSON } else { 0 }
     }
 }
 

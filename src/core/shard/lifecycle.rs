@@ -7,9 +7,10 @@ use self::ending::log_end;
 use super::{Action, ListenerKind, Shard, timers::TimerKind};
 use crate::{
     ids::{SessionId, SlotId},
+    limits::LINGER_DEADLINE_MS,
     metrics::counters::Counter,
     now::Now,
-    session::{CloseReason, DepartureState, Ending, Session},
+    session::{CloseReason, DepartureState, Ending, Protocol, Session},
 };
 
 pub use self::{ending::LOG_TARGET_SESSION, handover::DetachedSession};
@@ -33,14 +34,41 @@ impl Shard {
         self.apply_deferred(now);
     }
 
-    /// Ends the session of a peer that has sent FIN, after all of its input. While the session is paused, some of that input
-    /// is not processed yet: the transport reports the FIN again when it resumes receiving.
+    /// Notes that a peer has sent FIN after all of its input. It may still read: its requests are answered before the session
+    /// ends.
+    ///
+    /// A session that is paused has input left to process, and one that moves to another shard is answered there: the
+    /// transport reports the FIN again when it receives from the socket again.
     pub fn handle_eof(&mut self, slot: SlotId, now: Now) {
-        if self.sessions.open_mut(slot).is_some_and(|session| session.is_paused()) {
-            return;
+        let Some(session) = self.sessions.any_mut(slot) else { return };
+        if let Some(ending) = &mut session.ending {
+            ending.peer_closed = true;
+            if ending.half_closed {
+                self.remove(slot);
+            }
+        } else if !session.is_paused() && !matches!(session.protocol, Protocol::Leaving(_)) {
+            let id = session.id;
+            self.half_closed.push(id);
+            let deadline = now.monotonic_ns.saturating_add(LINGER_DEADLINE_MS * 1_000_000);
+            self.set_timer(deadline, TimerKind::HalfClosed, id);
+            self.end_answered(now);
         }
-        self.disconnected(slot, CloseReason::Peer);
         self.apply_deferred(now);
+    }
+
+    /// Ends the sessions whose peers have sent FIN and whose requests have been answered: acknowledged, and sent. What is
+    /// sent unasked (ticks of a subscription that is live) keeps no session.
+    pub(super) fn end_answered(&mut self, now: Now) {
+        for id in std::mem::take(&mut self.half_closed) {
+            let slot = id.slot();
+            let Some(session) = self.sessions.open_mut(slot).filter(|session| session.id == id) else {
+                continue;
+            };
+            match session.awaits_answers() || self.control.is_serving(slot) {
+                true => self.half_closed.push(id),
+                false => self.end(slot, CloseReason::Peer, now),
+            }
+        }
     }
 
     /// Ends the session of a socket that has failed.
@@ -68,7 +96,7 @@ impl Shard {
         let Some(session) = self.sessions.any_mut(slot) else { return };
         if session.ending.is_none() {
             log_end(session.id, &reason);
-            session.ending = Some(Ending::new(reason, true));
+            session.ending = Some(Ending { half_closed: true, ..Ending::new(reason) });
             self.drop_subscriptions(slot);
         }
         self.remove(slot);

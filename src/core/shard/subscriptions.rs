@@ -2,10 +2,11 @@
 
 use super::{Shard, ingress::quoted};
 use crate::{
-    fanout::{Interest, Registration, StartFrom, Subscription},
+    fanout::{ALL_TOPICS, Interest, Registration, StartFrom, Subscription},
     ids::SlotId,
     limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
     now::Now,
+    session::saved_positions::SavedPositions,
 };
 use tickcast_proto::{
     ErrorCode, pattern,
@@ -35,17 +36,10 @@ impl Shard {
                         return None;
                     }
                 }
-                let session = self.sessions.open_mut(slot)?;
-                let bytes: usize = positions.keys().map(|topic| topic.len()).sum();
-                let lag = session.lag_mut();
-                if lag.saved_positions.len() + positions.len() > RESUME_POSITIONS_MAX
-                    || lag.saved_positions_bytes + bytes > RESUME_BYTES_MAX
-                {
-                    self.too_many_positions(slot, request, now);
-                    return None;
-                }
+                let names_bytes = positions.keys().map(|topic| topic.len()).sum();
+                let saved = self.saved_positions(slot, request, positions.len(), names_bytes, now)?;
                 for (topic, position) in positions {
-                    lag.save_position(&topic, position);
+                    saved.insert(&topic, position);
                 }
                 Some(StartFrom::SavedPositions)
             }
@@ -58,23 +52,38 @@ impl Shard {
             let text = format!("resume: topic {}: {error}", quoted(topic.as_bytes()));
             return self.fail(slot, 0, ErrorCode::BadTopic, &text, now);
         }
-        let Some(session) = self.sessions.open_mut(slot) else {
-            return debug_assert!(false, "only an open session resumes");
-        };
-        let lag = session.lag_mut();
-        if lag.saved_positions.len() >= RESUME_POSITIONS_MAX
-            || lag.saved_positions_bytes + topic.len() > RESUME_BYTES_MAX
-        {
-            return self.too_many_positions(slot, 0, now);
+        if let Some(saved) = self.saved_positions(slot, 0, 1, topic.len(), now) {
+            saved.insert(topic, position);
         }
-        lag.save_position(topic, position);
     }
 
-    fn too_many_positions(&mut self, slot: SlotId, request: u32, now: Now) {
-        let text = format!(
-            "from: a session may name {RESUME_POSITIONS_MAX} positions, with {RESUME_BYTES_MAX} bytes of topic names"
-        );
-        self.fail(slot, request, ErrorCode::BadRequest, &text, now);
+    /// The saved positions of a session that has room for so many more; `None` after answering the request with an error.
+    fn saved_positions(
+        &mut self,
+        slot: SlotId,
+        request: u32,
+        count: usize,
+        names_bytes: usize,
+        now: Now,
+    ) -> Option<&mut SavedPositions> {
+        let memory = &self.positions_memory;
+        let bytes_max = self.limits.positions_bytes_max / usize::from(self.shards);
+        let fits_memory = memory.has_room(count, names_bytes, bytes_max);
+        let saved = &mut self.sessions.open_mut(slot)?.lag_mut().saved_positions;
+        let saved = saved.get_or_insert_with(|| SavedPositions::new(memory.clone()).into());
+        if !saved.has_room(count, names_bytes) {
+            let text = format!(
+                "from: a session may name {RESUME_POSITIONS_MAX} positions, with {RESUME_BYTES_MAX} bytes of topic names"
+            );
+            self.fail(slot, request, ErrorCode::BadRequest, &text, now);
+            return None;
+        }
+        if !fits_memory {
+            let text = "the server's memory for positions is used up (--positions-memory)";
+            self.fail(slot, request, ErrorCode::TooManySubscriptions, text, now);
+            return None;
+        }
+        self.sessions.open_mut(slot)?.lag_mut().saved_positions.as_deref_mut()
     }
 
     pub(super) fn fail_not_subscribed(&mut self, slot: SlotId, request: u32, pattern: &str, now: Now) {
@@ -116,8 +125,8 @@ impl Shard {
             session.add_subscription(Subscription::new(entry, delivery, begin));
         }
         self.queue_join(slot, entry, request);
-        if let Some(Interest { request, exact }) = interest {
-            self.add_interest(pattern, exact, request);
+        if let Some(Interest { request, exact, covers }) = interest {
+            self.add_interest(if covers { ALL_TOPICS } else { pattern }, exact, request);
         }
     }
 }

@@ -333,7 +333,7 @@ mod tests {
         config::Limits,
         metrics::counters::{Counter, Counters},
         shard::{Action, ListenerKind},
-        testing::hello_as,
+        testing::{TurnLoop, hello_as},
     };
     use tickcast_proto::{frame, ids::ShardId, records::Publish};
 
@@ -426,9 +426,10 @@ mod tests {
         assert!(!shard.close(SessionId(id.0 + (1 << 20)), NOW) && !shard.close(SessionId(id.0 + 1), NOW));
         assert!(shard.close(id, NOW) && !shard.close(id, NOW), "once");
         shard.handle_eof(SlotId(5), NOW);
-        assert!(!shard.is_session(SlotId(5), id));
+        let actions = TurnLoop::default().turn(&mut shard, None, NOW, usize::MAX, |_, _| false);
+        assert!(!shard.is_session(SlotId(5), id), "its goodbye has been sent");
         assert_eq!(shard.counters().value(Counter::ClosedByOperator), 1);
-        assert!(std::iter::from_fn(|| shard.poll_action()).any(|action| action == Action::Close(SlotId(5))));
+        assert!(actions.contains(&Action::Close(SlotId(5))));
     }
 
     #[test]

@@ -13,23 +13,27 @@ use crate::{
     limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS, TIMERS_GONE_MAX, TURN_TIMERS},
     metrics::counters::Counter,
     now::Now,
-    session::{CloseReason, Pulse, SendState, membership::Taking},
+    session::{CloseReason, Protocol, Pulse, SendState, Session, membership::Taking},
 };
-use tickcast_proto::ids::TopicId;
+use tickcast_proto::{ids::TopicId, proxy::ProxyError};
 
 /// The purpose of a timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TimerKind {
     /// Deadline of the handshake.
     Handshake,
-    /// Deadline of a frame or message whose first bytes have arrived.
+    /// Deadline of a frame, message or HTTP request whose first bytes have arrived.
     Frame,
+    /// Check whether an HTTP connection between two requests is idle for too long.
+    HttpIdle,
     /// Check whether the peer is alive.
     Heartbeat,
     /// Check whether a full socket has taken anything.
     Stall,
     /// A tick of this topic held back by the session's rate limit may be sent.
     Pace(TopicId),
+    /// Deadline of a session whose peer has sent FIN, for the answers to its requests.
+    HalfClosed,
     /// Deadline of an ending session.
     Linger,
 }
@@ -103,11 +107,16 @@ impl Shard {
             return;
         };
         match timer.kind {
-            TimerKind::Handshake if session.protocol.is_handshake() => {
-                self.end(slot, CloseReason::HandshakeDeadline, now);
+            TimerKind::Handshake if session.protocol.is_new() => {
+                let reason = match session.protocol {
+                    Protocol::ProxyHeader => CloseReason::Proxy(ProxyError::Missing),
+                    _ => CloseReason::HandshakeDeadline,
+                };
+                self.end(slot, reason, now);
             }
             TimerKind::Handshake => {}
             TimerKind::Frame => self.check_frame(slot, now),
+            TimerKind::HttpIdle => self.check_http_idle(slot, now),
             TimerKind::Heartbeat => self.check_heartbeat(slot, now),
             TimerKind::Stall => self.check_stall(slot, now),
             TimerKind::Pace(topic) => {
@@ -120,6 +129,7 @@ impl Shard {
                     now.monotonic_ns,
                 );
             }
+            TimerKind::HalfClosed => self.end(slot, CloseReason::Peer, now),
             TimerKind::Linger => self.remove(slot),
         }
     }
@@ -130,14 +140,20 @@ impl Shard {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.frame_timer_pending = false;
         let Some(since_ns) = session.unfinished_since_ns() else { return };
-        let mut when_ns = since_ns.saturating_add(self.limits.frame_deadline_ns);
+        let is_handshake = session.protocol.is_handshake();
+        let deadline_ns = self.limits.input_deadline_ns(is_handshake);
+        let mut when_ns = since_ns.saturating_add(deadline_ns);
         if when_ns <= now.monotonic_ns {
             // The peer cannot finish its message while the shard does not read it for lack of room.
             let waits_for_room = session.is_paused() && session.takes_requests();
             if !waits_for_room {
-                return self.end(slot, CloseReason::FrameDeadline, now);
+                let reason = match is_handshake {
+                    true => CloseReason::HandshakeDeadline,
+                    false => CloseReason::FrameDeadline,
+                };
+                return self.end(slot, reason, now);
             }
-            when_ns = now.monotonic_ns.saturating_add(self.limits.frame_deadline_ns);
+            when_ns = now.monotonic_ns.saturating_add(deadline_ns);
         }
         session.frame_timer_pending = true;
         let id = session.id;
@@ -174,9 +190,9 @@ impl Shard {
     /// Notes that the peer is alive. Starts its heartbeat once the handshake is complete.
     pub(super) fn note_activity(&mut self, slot: SlotId, now: Now) {
         let interval_ns = self.limits.ping_interval_ns;
-        let Some(session) = self.sessions.open_mut(slot).filter(|_| interval_ns != u64::MAX) else { return };
+        let Some(session) = self.sessions.open_mut(slot) else { return };
         session.pulse_ms = low_ms(now);
-        if session.protocol.is_handshake() {
+        if session.protocol.is_handshake() || interval_ns == u64::MAX {
             return;
         }
         if std::mem::replace(&mut session.pulse, Pulse::Quiet) != Pulse::Unwatched {
@@ -248,6 +264,13 @@ impl Shard {
                 self.set_timer(pace.due_ns, TimerKind::Pace(pace.topic), id);
             }
         }
+    }
+}
+
+impl Session {
+    /// Milliseconds since its peer was last heard; correct for up to 49 days.
+    pub(super) fn silent_ms(&self, now: Now) -> u64 {
+        since_ms(self.pulse_ms, now)
     }
 }
 

@@ -22,8 +22,9 @@ fn detect(fs_hz: f64, samples: impl IntoIterator<Item = f32>) -> Vec<u64> {
 /// A record's first signal and its annotated beats.
 fn annotated(header: &Path) -> (Record, Vec<u64>) {
     let annotations = annotation::load(&header.with_extension("atr")).unwrap();
-    let beats = annotations.iter().filter(|a| a.is_beat()).map(|a| a.at_frame).collect();
-    (record::load(header, 0).unwrap(), beats)
+    let record = record::load(header, 0).unwrap();
+    let beats = annotations.beats(&record);
+    (record, beats)
 }
 
 fn assert_scores(what: &str, expert: &[u64], detected: &[u64], fs_hz: f64, percent_min: f64) {
@@ -39,7 +40,7 @@ fn assert_scores(what: &str, expert: &[u64], detected: &[u64], fs_hz: f64, perce
 
 fn assert_beats_match_the_annotations(header: &Path) {
     let (record, expert) = annotated(header);
-    let detected = detect(record.fs_hz, record.samples.iter().copied());
+    let detected = detect(record.fs_hz, record.samples());
     assert_scores(&record.name, &expert, &detected, record.fs_hz, 99.5);
     let near = |within| Score::new(&expert, &detected, within).found;
     println!("R peaks within 3 samples of the annotation: {}, within 10: {}", near(3), near(10));
@@ -60,8 +61,8 @@ fn beats_of_record_100_match_the_reference_annotations() {
 fn assert_beats_are_found_on_the_other_lead_and_inverted(header: &Path) {
     let (record, expert) = annotated(header);
     let other = record::load(header, 1).unwrap();
-    assert_scores("the other lead", &expert, &detect(other.fs_hz, other.samples), record.fs_hz, 99.5);
-    let inverted = record.samples.iter().map(|sample| -sample);
+    assert_scores("the other lead", &expert, &detect(other.fs_hz, other.samples()), record.fs_hz, 99.5);
+    let inverted = record.samples().map(|sample| -sample);
     assert_scores("inverted", &expert, &detect(record.fs_hz, inverted), record.fs_hz, 99.5);
 }
 
@@ -96,7 +97,7 @@ fn assert_beats_are_found_despite_noise_and_baseline_wander(header: &Path) {
     ];
     for (what, percent_min, noise) in noises {
         let mut random = fastrand::Rng::with_seed(1);
-        let samples = record.samples.iter().enumerate();
+        let samples = record.samples().enumerate();
         let noisy = samples.map(|(n, sample)| sample + noise(n as f64 / record.fs_hz, &mut random));
         let detected = detect(record.fs_hz, noisy);
         assert_scores(&format!("with {what}"), &expert, &detected, record.fs_hz, percent_min);
@@ -120,13 +121,14 @@ fn sine(cycles: f64) -> f32 {
 
 fn assert_beats_are_found_at_every_sampling_frequency(header: &Path) {
     let (record, expert) = annotated(header);
+    let whole: Vec<f32> = record.samples().collect();
     for fs_hz in [100.0, 128.0, 250.0, 500.0, 1_000.0] {
         let ratio = record.fs_hz / fs_hz;
-        let len = ((record.samples.len() - 1) as f64 / ratio) as usize;
+        let len = ((whole.len() - 1) as f64 / ratio) as usize;
         let samples = (0..len).map(|n| {
             let at = n as f64 * ratio;
-            let (before, fraction) = (record.samples[at as usize], at.fract() as f32);
-            before + fraction * (record.samples[at as usize + 1] - before)
+            let (before, fraction) = (whole[at as usize], at.fract() as f32);
+            before + fraction * (whole[at as usize + 1] - before)
         });
         let expert: Vec<u64> = expert.iter().map(|&beat| (beat as f64 / ratio) as u64).collect();
         assert_scores(&format!("at {fs_hz} Hz"), &expert, &detect(fs_hz, samples), fs_hz, 99.5);

@@ -3,6 +3,7 @@
 //! A JSON payload is copied verbatim, never parsed into a tree and written again, so every digit of the producer's
 //! numbers is preserved.
 
+mod bounds;
 mod request_id;
 
 use std::{borrow::Cow, collections::HashMap, io::Write};
@@ -11,6 +12,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+pub use self::bounds::is_within_bounds;
 use crate::{
     ErrorCode,
     command::{Command, PublishCommand},
@@ -276,13 +278,14 @@ pub fn decode(text: &str) -> Result<Command<'_>, InvalidRequest> {
 
 /// Whether the payload can be inlined in a JSON message.
 ///
-/// It must be one JSON text; white space may surround the value (RFC 8259, section 2). Two passes over the payload; does not
-/// allocate.
+/// It must be one JSON text that [`is_within_bounds`]; white space may surround the value (RFC 8259, section 2). Three passes
+/// over the payload; does not allocate.
 pub fn is_json(payload: &[u8]) -> bool {
     // serde_json ignores strings without validating their UTF-8, and one invalid byte in a text message would make
     // every JSON subscriber close its connection.
-    simdutf8::basic::from_utf8(payload)
-        .is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
+    is_within_bounds(payload)
+        && simdutf8::basic::from_utf8(payload)
+            .is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
 }
 
 /// The text as a JSON string, with quotes.

@@ -4,8 +4,12 @@ use std::{fs, io, path::Path};
 
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
+use clap_mangen::Man;
 
-use super::Cli;
+use super::{
+    Cli,
+    notes::{self, NOTES, Notes},
+};
 
 /// The completion script of a shell.
 pub fn completions(shell: Shell) -> Vec<u8> {
@@ -19,16 +23,35 @@ pub fn completions(shell: Shell) -> Vec<u8> {
 /// # Errors
 /// Those of creating the folder and writing the files.
 pub fn man(folder: &Path) -> io::Result<()> {
-    write(Cli::command(), folder)
+    write(Cli::command(), &NOTES, folder)
 }
 
-/// Writes the man pages of any command.
+/// Writes the man pages of any command, with these notes. Hidden subcommands have none.
 ///
 /// # Errors
 /// As [`man`].
-pub fn write(command: Command, folder: &Path) -> io::Result<()> {
+pub fn write(command: Command, notes: &[Notes], folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
-    clap_mangen::generate_to(command, folder)
+    let mut command = command.disable_help_subcommand(true);
+    command.build();
+    write_built(&command, notes, folder)
+}
+
+fn write_built(command: &Command, notes: &[Notes], folder: &Path) -> io::Result<()> {
+    for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+        write_built(subcommand, notes, folder)?;
+    }
+    let page = Man::new(command.clone());
+    let mut text = Vec::new();
+    page.render(&mut text)?;
+    let text = String::from_utf8(text).map_err(io::Error::other)?;
+    let mut text = text.replace("\n.SH EXTRA\n", "\n.SH NOTES\n");
+    let name = page.get_filename();
+    if let Some(notes) = notes.iter().find(|notes| format!("{}.1", notes.page) == name) {
+        let end = text.find("\n.SH VERSION\n").map_or(text.len(), |at| at + 1);
+        text.insert_str(end, &notes::sections(notes));
+    }
+    fs::write(folder.join(name), text)
 }
 
 #[cfg(test)]
@@ -54,10 +77,14 @@ mod tests {
         let command = Cli::command();
         for shown in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
             let page = fs::read_to_string(folder.join(format!("tickcast-{}.1", shown.get_name()))).unwrap();
-            assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{page}");
+            for section in ["NAME", "SYNOPSIS", "EXAMPLES", "\"EXIT STATUS\""] {
+                assert_eq!(page.matches(&format!("\n.SH {section}\n")).count(), 1, "{section}: {page}");
+            }
         }
         let serve = fs::read_to_string(folder.join("tickcast-serve.1")).unwrap();
         assert!(serve.contains("drain\\-deadline"));
+        let ecg = fs::read_to_string(folder.join("tickcast-process-ecg.1")).unwrap();
+        assert!(ecg.contains(".SH EXAMPLES\n.TP\n\\fBtickcast process ecg \\-\\-json\\fR\n"), "{ecg}");
         assert!(folder.join("tickcast.1").exists() && !folder.join("tickcast-man.1").exists());
         fs::remove_dir_all(&folder).unwrap();
     }

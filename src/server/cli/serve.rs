@@ -10,14 +10,11 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use super::values::{Size, Time};
-use crate::{
-    config::{listener::Address, networks::Networks},
-    limits, logging,
-    sources::kind::SourceFlags,
-};
+use crate::{config::listener::Address, limits, logging, sources::kind::SourceFlags};
+use tickcast_core::networks::Networks;
 
 /// Keys of the options that a reload changes without a restart.
-pub const LIVE: [&str; 19] = [
+pub const LIVE: [&str; 24] = [
     "log",
     "policy",
     "behind_size",
@@ -37,6 +34,11 @@ pub const LIVE: [&str; 19] = [
     "publish_rate",
     "unfinished_memory",
     "patterns_memory",
+    "positions_memory",
+    "allow_origin",
+    "allow_host",
+    "http_health",
+    "http_idle",
 ];
 
 /// Options of `tickcast serve`.
@@ -45,10 +47,7 @@ pub const LIVE: [&str; 19] = [
 #[command(after_help = "\
 Times take a unit: 250ms, 5s, 100us. So do sizes: 64KiB, 8MiB; a bare number is bytes.
 In a file, each heading is a table and each option a key in it, with _ for -. --print-config prints such a file.
-Precedence: command line, environment, file, defaults.
-
-Exit status: 0 stopped on request, or printed the output requested; 1 cannot serve on this machine, or cannot continue; 2 \
-invalid option or file.")]
+Precedence: command line, environment, file, defaults.")]
 pub struct ServeArgs {
     /// Read options from a TOML file
     #[arg(long, env = "TICKCAST_CONFIG", value_name = "FILE", help_heading = "Configuration")]
@@ -87,6 +86,9 @@ pub struct Tables {
     /// `[timeouts]`.
     #[command(flatten)]
     pub timeouts: TimeoutOptions,
+    /// `[web]`.
+    #[command(flatten)]
+    pub web: WebOptions,
     /// `[debug]`.
     #[command(flatten)]
     pub debug: DebugOptions,
@@ -116,10 +118,10 @@ pub struct ListenerFlags {
 #[group(id = "server")]
 #[command(next_help_heading = "Server")]
 pub struct ServerOptions {
-    /// Cores to pin shards to, such as 0,2-3 [env: TICKCAST_CORES] [default: all cores available to the process]
+    /// Cores to pin shards to, such as 0,2-3; auto: all that the process may use [env: TICKCAST_CORES] [default: auto]
     #[arg(long, env = "TICKCAST_CORES", hide_env = true, value_name = "LIST")]
     pub cores: Option<String>,
-    /// Number of shards [default: one per core]
+    /// Number of shards [default: one per core; with --cores auto at most one per core of the CPU quota]
     #[arg(long, value_name = "N")]
     pub shards: Option<u16>,
     /// Hold a tick up to this long under load so that more leave in one SEND: less CPU; 0: never
@@ -131,6 +133,10 @@ pub struct ServerOptions {
     /// Second connection of the same client (client=ID): allow (serve both) or replace (close the first)
     #[arg(long, value_enum, value_name = "ACTION", hide_possible_values = true, default_value_t = IdentityConflict::Allow)]
     pub identity_conflict: IdentityConflict,
+    /// Networks of proxies, for listeners with proxy_protocol or forwarded_for in the file
+    #[arg(long, value_name = "NETWORK,...", default_value = "none")]
+    #[serde(with = "super::values::text")]
+    pub trusted_proxies: Networks,
     /// Log level, also by part: error, warn, info, debug, trace, off; info,tickcast::peer=warn
     #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info", value_parser = logging::checked)]
     #[serde(deserialize_with = "log_filter")]
@@ -150,6 +156,7 @@ pub struct LimitOptions {
     pub max_clients_per_source: u32,
     /// Networks that --max-clients-per-source does not limit: put proxies here; none: it limits all
     #[arg(long, value_name = "NETWORK,...", default_value = Networks::LOOPBACK)]
+    #[serde(with = "super::values::text")]
     pub unlimited_sources: Networks,
     /// New connections per second, divided among the shards; 0: no limit; the page needs 13
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -172,6 +179,9 @@ pub struct LimitOptions {
     /// Memory for the patterns that clients subscribe to, all clients together
     #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::PATTERNS_BYTES_MAX_DEFAULT))]
     pub patterns_memory: Size,
+    /// Memory for the positions from which clients resume, until they receive the topics, all clients together
+    #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::POSITIONS_BYTES_MAX_DEFAULT))]
+    pub positions_memory: Size,
     /// Largest HTTP request head
     #[arg(long, alias = "http-head-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::HTTP_HEAD_BYTES_MAX_DEFAULT))]
     pub http_head_max: Size,
@@ -206,9 +216,9 @@ pub struct DeliveryOptions {
     /// Keys of one topic whose last value is kept; the most recently updated win
     #[arg(long, value_name = "N", default_value_t = limits::KEYS_PER_TOPIC_MAX_DEFAULT)]
     pub keys_per_topic_max: usize,
-    /// Memory for last values by key, all topics together: once at their homes, once where subscribed
-    #[arg(long, alias = "keys-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::KEYS_BYTES_MAX_DEFAULT))]
-    pub keys_memory: Size,
+    /// Memory for last values, all topics together: once at their homes, once for copies where subscribed
+    #[arg(long, alias = "keys-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::LAST_VALUES_BYTES_MAX_DEFAULT))]
+    pub last_values_memory: Size,
     /// Recent ticks kept per topic for clients that reconnect; by topic: market.>=10000:4MiB:0; repeatable [default: 256:64KiB:1m]
     #[arg(long, value_name = "[PATTERN=]TICKS[:SIZE[:TIME]]")]
     pub history: Vec<String>,
@@ -249,6 +259,30 @@ pub struct TimeoutOptions {
     /// Time over which clients reconnect after a stop
     #[arg(long, alias = "reconnect-spread-ms", value_name = "TIME", default_value_t = Time::from_ms(limits::RECONNECT_SPREAD_MS_DEFAULT as u64))]
     pub reconnect_spread: Time,
+}
+
+/// `[web]`: web pages, host names and health checks on the HTTP listeners.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[group(id = "web")]
+#[command(next_help_heading = "Web")]
+pub struct WebOptions {
+    /// Origins of web pages that may connect besides the server's own.
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        help = "Origin of web pages that may connect besides the server's own: https://app.example.com, \
+                https://*.example.com, null or *; repeatable"
+    )]
+    pub allow_origin: Vec<String>,
+    /// Host name of this server: ticks.example.com, *.example.com or *; repeatable; then requests for other names get 403
+    #[arg(long, value_name = "NAME")]
+    pub allow_host: Vec<String>,
+    /// Serve GET /healthz on the HTTP listeners, for load balancers
+    #[arg(long)]
+    pub http_health: bool,
+    /// Close an HTTP connection after this much silence between two requests; 0: after each response
+    #[arg(long, value_name = "TIME", default_value_t = Time::from_ms(limits::HTTP_IDLE_MS_DEFAULT))]
+    pub http_idle: Time,
 }
 
 /// `[debug]`.

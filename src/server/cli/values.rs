@@ -143,23 +143,46 @@ impl<T: FromStr<Err: fmt::Display>> de::Visitor<'_> for FromText<T> {
     }
 }
 
+/// Writes and reads a value as the text that the command line takes.
+pub mod text {
+    use super::*;
+
+    /// For `#[serde(with)]`.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    /// For `#[serde(with)]`.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn deserialize<'de, T: FromStr<Err: fmt::Display>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<T, D::Error> {
+        deserializer.deserialize_any(FromText(std::marker::PhantomData))
+    }
+}
+
 macro_rules! as_text {
     ($($type:ty),*) => {$(
         impl Serialize for $type {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
+                text::serialize(self, serializer)
             }
         }
 
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
-                deserializer.deserialize_any(FromText(std::marker::PhantomData))
+                text::deserialize(deserializer)
             }
         }
     )*};
 }
 
-as_text!(Time, Size, Speed, Mode, crate::config::listener::Address, crate::config::networks::Networks);
+as_text!(Time, Size, Speed, Mode, crate::config::listener::Address);
 
 #[cfg(test)]
 mod tests {

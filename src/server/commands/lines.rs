@@ -112,13 +112,18 @@ impl<'a, W: Write, N: Write> LineWriter<'a, W, N> {
             _ => false,
         };
         if is_aside {
-            // If standard error is closed, nobody reads notices.
-            let _ = writeln!(self.notices, "{}", notice_text(notice));
+            self.aside(&notice_text(notice));
             return Ok(());
         }
         let start = self.lines.len();
         self.lines.extend_from_slice(notice_json(notice).as_bytes());
         self.end_line(start)
+    }
+
+    /// Writes a line that is no part of the output.
+    pub(super) fn aside(&mut self, text: &str) {
+        // If standard error is closed, nobody reads notices.
+        let _ = writeln!(self.notices, "{text}");
     }
 
     pub(super) fn flush(&mut self) -> Result<(), CommandError> {

@@ -14,7 +14,7 @@ use clap::Subcommand;
 pub use self::file::process_file;
 use crate::{
     commands::{CommandError, ServerArgs},
-    process::signals,
+    process::{reader, signals},
     sources::StopFlag,
 };
 use tickcast_client::{
@@ -55,7 +55,7 @@ pub struct EcgArgs {
     /// Print JSON: one object for each beat, rate, gap and lost connection
     #[arg(long)]
     pub json: bool,
-    /// Analyse a WFDB record (format 212 or 16) instead, given its header; nothing is published
+    /// Analyse a WFDB record instead, given its header; nothing is published
     #[arg(long, value_name = "FILE.hea")]
     pub file: Option<PathBuf>,
     /// Signal of the record, counted from 0
@@ -83,8 +83,13 @@ pub fn process(args: &ProcessArgs) -> Result<(), CommandError> {
             ::log::error!("the signals thread has ended: {reason}");
             failed.set();
         };
-        signals::watch(move |_| stopped.set(), || {}, signals::HangUp::Stops, on_failure)
-            .map_err(CommandError::Signals)?;
+        let on_stop = move |_| {
+            stopped.set();
+            signals::exit_if_stuck(|| {});
+        };
+        signals::watch(on_stop, || {}, signals::HangUp::Stops, on_failure).map_err(CommandError::Signals)?;
+        let gone = stop.clone();
+        reader::when_gone(io::stdout(), move || gone.set()).map_err(CommandError::Output)?;
         process_stream(args, &mut out, &stop)
     };
     match result {

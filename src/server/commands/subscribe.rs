@@ -1,17 +1,20 @@
 //! `tickcast sub`: prints ticks, one line each.
 
 use std::{
-    io::{self, ErrorKind, Write},
+    io::{self, ErrorKind, IsTerminal, Write},
     path::PathBuf,
     time::Duration,
 };
 
 use clap::ValueEnum;
 
-use crate::commands::{
-    CommandError, ServerArgs,
-    append::AppendFile,
-    lines::{FILE_WRITE_BYTES_MAX, Format, LineWriter, Notice, PIPE_WRITE_BYTES_MAX},
+use crate::{
+    commands::{
+        CommandError, ServerArgs,
+        append::AppendFile,
+        lines::{FILE_WRITE_BYTES_MAX, Format, LineWriter, Notice, PIPE_WRITE_BYTES_MAX},
+    },
+    process::reader,
 };
 use tickcast_client::{
     Event, Positions, ReconnectOptions, ReconnectingClient, StreamEvent, SubscribeOptions,
@@ -20,6 +23,9 @@ use tickcast_proto::{
     WireFormat,
     subscription::{self, Delivery, OptionError, Policy, Position, StartPosition},
 };
+
+/// Time without a tick after which a person is told so.
+const QUIET_AFTER: Duration = Duration::from_secs(2);
 
 /// Print the ticks of one or more patterns, one line each: topic, sequence, payload
 #[derive(Clone, Debug, clap::Args)]
@@ -105,7 +111,12 @@ fn interval_us(text: &str) -> Result<u32, OptionError> {
 /// # Errors
 /// [`CommandError`]. None if the output's reader exits, as `| head` does.
 pub fn subscribe(args: &SubArgs) -> Result<(), CommandError> {
-    subscribe_to(args, &mut io::stdout().lock(), &mut io::stderr().lock())
+    if args.append.is_none() {
+        // Everything printed so far was written whole, so there is nothing to finish.
+        reader::when_gone(io::stdout(), || std::process::exit(0)).map_err(CommandError::Output)?;
+    }
+    let quiet_after = io::stderr().is_terminal().then_some(QUIET_AFTER);
+    subscribe_until(args, &mut io::stdout().lock(), &mut io::stderr().lock(), quiet_after)
 }
 
 /// [`subscribe`] with the ticks to `out` and the notices to `notices`.
@@ -117,14 +128,24 @@ pub fn subscribe_to(
     out: &mut impl Write,
     notices: &mut impl Write,
 ) -> Result<(), CommandError> {
+    subscribe_until(args, out, notices, None)
+}
+
+/// [`subscribe_to`] with a notice if nothing arrives for `quiet_after`: the pattern may be misspelt.
+pub(super) fn subscribe_until(
+    args: &SubArgs,
+    out: &mut impl Write,
+    notices: &mut impl Write,
+    quiet_after: Option<Duration>,
+) -> Result<(), CommandError> {
     if let Some(path) = &args.append {
         let AppendFile { mut file, positions } = AppendFile::open(path)?;
         let mut lines = LineWriter::new(&mut file, notices, Format::Append, FILE_WRITE_BYTES_MAX);
-        return run(args, positions, &mut lines);
+        return run(args, positions, quiet_after, &mut lines);
     }
     let format = if args.json { Format::Json } else { Format::Text };
     let mut lines = LineWriter::new(out, notices, format, PIPE_WRITE_BYTES_MAX);
-    match run(args, Positions::new(), &mut lines) {
+    match run(args, Positions::new(), quiet_after, &mut lines) {
         Err(CommandError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
@@ -133,6 +154,7 @@ pub fn subscribe_to(
 fn run(
     args: &SubArgs,
     positions: Positions,
+    quiet_after: Option<Duration>,
     lines: &mut LineWriter<'_, impl Write, impl Write>,
 ) -> Result<(), CommandError> {
     if args.count == Some(0) {
@@ -151,7 +173,7 @@ fn run(
         let options = args.options(client.server_epoch());
         requests.push((client.subscribe_with(pattern, options)?, pattern));
     }
-    let result = print(args.count, &mut client, &requests, lines);
+    let result = print(args.count, quiet_after, &mut client, &requests, lines);
     // Write the remaining lines whatever ended the loop, except after a failed write, which would write lines twice.
     if !matches!(result, Err(CommandError::Output(_))) {
         lines.flush()?;
@@ -164,6 +186,7 @@ fn run(
 
 fn print(
     count: Option<u64>,
+    mut quiet_after: Option<Duration>,
     client: &mut ReconnectingClient,
     requests: &[(u32, &String)],
     lines: &mut LineWriter<'_, impl Write, impl Write>,
@@ -171,8 +194,17 @@ fn print(
     let mut printed = 0u64;
     loop {
         // Before blocking, write the lines of all that was received.
-        let timeout = if lines.is_empty() { None } else { Some(Duration::ZERO) };
+        let timeout = if lines.is_empty() { quiet_after } else { Some(Duration::ZERO) };
         let event = match client.next_event(timeout)? {
+            None if lines.is_empty() => {
+                let patterns: Vec<&str> = requests.iter().map(|(_, pattern)| pattern.as_str()).collect();
+                let patterns = patterns.join(" or ");
+                lines.aside(&format!(
+                    "no tick yet: no topic matches {patterns}, or nothing is published on it"
+                ));
+                quiet_after = None;
+                continue;
+            }
             None => {
                 lines.flush()?;
                 continue;
@@ -190,6 +222,7 @@ fn print(
         };
         match event {
             Event::Tick(tick) => {
+                quiet_after = None;
                 if tick.missed > 0 {
                     let (from, to) = (tick.sequence.0 - tick.missed, tick.sequence.0);
                     lines.notice(&Notice::Missed { topic: tick.topic, epoch: tick.epoch, from, to })?;

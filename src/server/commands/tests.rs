@@ -53,6 +53,41 @@ fn sub_prints_a_line_per_tick_reports_skipped_ranges_and_exits_at_the_count() {
     server.join().unwrap();
 }
 
+/// Standard error that tells when something is written to it.
+struct Noticed(std::sync::mpsc::Sender<String>);
+
+impl Write for Noticed {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let _ = self.0.send(String::from_utf8(text.to_vec()).unwrap());
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn sub_says_once_that_nothing_arrives_and_goes_on() {
+    let (sender, notices) = std::sync::mpsc::channel();
+    let (address, server) = serve(move |peer| {
+        peer.welcome();
+        peer.subscribed();
+        // The tick comes only after the notice.
+        let text = notices.recv().unwrap();
+        peer.tick(1, b"1");
+        while peer.next_frame().is_some() {}
+        notices.try_iter().fold(text, |text, more: String| text + &more)
+    });
+    let mut out = Vec::new();
+    let args = sub(address, true, Some(1));
+    let quiet_after = Some(std::time::Duration::from_millis(1));
+    super::subscribe::subscribe_until(&args, &mut out, &mut Noticed(sender), quiet_after).unwrap();
+    assert!(String::from_utf8(out).unwrap().contains("\"seq\":1"));
+    let notice = server.join().unwrap();
+    assert_eq!(notice, "no tick yet: no topic matches a.>, or nothing is published on it\n");
+}
+
 #[test]
 fn sub_json_prints_everything_in_order_on_standard_output() {
     let (address, server) = serve(send_all);

@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn every_option_has_a_place_in_a_file_and_live_options_exist() {
-        assert_eq!(tables(), ["server", "limits", "delivery", "timeouts", "debug"]);
+        assert_eq!(tables(), ["server", "limits", "delivery", "timeouts", "web", "debug"]);
         let homeless: Vec<&str> =
             all().iter().filter(|declared| declared.table.is_empty()).map(|declared| &*declared.id).collect();
         assert_eq!(homeless, ["no_sim"]);

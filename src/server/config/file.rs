@@ -309,6 +309,8 @@ impl Reader<'_> {
                 kind: Kind::Native,
                 address: Address::Unix("/".into()),
                 transport: Transport::Plain,
+                proxy_protocol: None,
+                forwarded_for: None,
                 mode: None,
                 socket_send_buffer: None,
                 notsent_lowat: None,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tickcast_core::shard::ListenerKind;
+use tickcast_core::shard::{ClientAddress, ListenerKind};
 
 use crate::{
     cli::values::{Mode, Size},
@@ -27,6 +27,10 @@ pub struct ListenerTable {
     pub address: Address,
     /// Transport of its connections.
     pub transport: Transport,
+    /// Whether trusted proxies begin their connections with a PROXY protocol header.
+    pub proxy_protocol: Option<bool>,
+    /// Whether trusted proxies add the client's address to `X-Forwarded-For`.
+    pub forwarded_for: Option<bool>,
     /// Permissions of a Unix socket's file.
     pub mode: Option<Mode>,
     /// Send buffer of an accepted TCP socket; `None`: the value in `[delivery]`.
@@ -37,8 +41,16 @@ pub struct ListenerTable {
 
 impl ListenerTable {
     /// Keys of the table, in the order of `--print-config`.
-    pub const KEYS: [&str; 6] =
-        ["kind", "address", "transport", "mode", "socket_send_buffer", "notsent_lowat"];
+    pub const KEYS: [&str; 8] = [
+        "kind",
+        "address",
+        "transport",
+        "proxy_protocol",
+        "forwarded_for",
+        "mode",
+        "socket_send_buffer",
+        "notsent_lowat",
+    ];
 }
 
 /// Transport of a listener's connections.
@@ -110,6 +122,11 @@ impl Address {
             Address::Unix(_) => None,
         }
     }
+
+    /// Whether only this machine can reach it: a Unix socket or a loopback address, IPv4-mapped ones included.
+    pub fn is_local(&self) -> bool {
+        self.tcp().is_none_or(|address| address.ip().to_canonical().is_loopback())
+    }
 }
 
 impl From<SocketAddr> for Address {
@@ -148,7 +165,10 @@ impl FromStr for Address {
 }
 
 /// Parses `IP:PORT` or `localhost:PORT`. Resolves no other name, because its address may change and may be several.
-fn tcp_address(text: &str) -> Result<SocketAddr, String> {
+///
+/// # Errors
+/// What to write instead.
+pub fn tcp_address(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
@@ -170,6 +190,8 @@ pub struct Listener {
     pub kind: Kind,
     /// Address to listen on.
     pub address: Address,
+    /// How a trusted proxy tells the address of its client.
+    pub client: ClientAddress,
     /// Bounds of what the kernel buffers for an accepted TCP socket.
     pub socket: SocketBounds,
     /// Permissions of a Unix socket's file.

@@ -37,7 +37,7 @@ mod tests {
     #[test]
     fn an_option_of_a_source_is_not_live_even_if_it_has_the_name_of_a_live_one() {
         assert!(is_live("delivery.history") && is_live("server.log"));
-        for path in ["source[0].history", "listener[12].log", "delivery.keys_memory", "history"] {
+        for path in ["source[0].history", "listener[12].log", "delivery.last_values_memory", "history"] {
             assert!(!is_live(path), "{path}");
         }
     }

@@ -7,8 +7,12 @@ fn settings(options: &str) -> Settings {
     Settings::read(&words.map(OsString::from).collect::<Vec<_>>()).unwrap()
 }
 
+fn four_cores() -> Cores {
+    Cores { allowed: vec![0, 1, 2, 3], quota: None }
+}
+
 fn config(options: &str) -> Result<Config, StartupError> {
-    Config::new(&settings(options), &[0, 1, 2, 3])
+    Config::new(&settings(options), Some(&four_cores()))
 }
 
 /// The names in the errors.
@@ -39,7 +43,7 @@ fn defaults_are_those_of_the_core() {
 
 #[test]
 fn what_changes_while_it_runs_is_checked_like_the_rest_but_no_record_is_read() {
-    let reload = |options| Config::without_sources(&settings(options), &[0, 1, 2, 3]);
+    let reload = |options| Config::without_sources(&settings(options), Some(&four_cores()));
     for bad in ["--sim-size 1", "--replay /missing", "--ecg /missing.hea", "--ecg synthetic --ecg-batch 0"] {
         assert_eq!(refused(reload(bad)).len(), 1, "{bad}");
     }

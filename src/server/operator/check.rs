@@ -27,10 +27,8 @@ const EXIT_USAGE: u8 = 2;
 /// Options of `tickcast check`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-Enabled: already as wanted. Supported: not as wanted, but possible on this machine; the reason says how or why. Neither: not \
-possible here. Limits are those of this process; a service has the limits of its unit.
-
-Exit status: 0 the machine meets all requirements of tickcast serve; 1 a requirement is missing; 2 invalid command line.")]
+Enabled: already as wanted. Supported: not as wanted, but possible on this machine; the reason says how or why. Unsupported: \
+not possible here. Limits are those of this process; a service has the limits of its unit.")]
 pub struct CheckArgs {
     /// Print one JSON object per line: name, required, state (enabled, supported or unsupported), now, wanted, reason
     #[arg(long)]

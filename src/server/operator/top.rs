@@ -12,6 +12,7 @@ mod client;
 pub mod figures;
 pub mod format;
 pub mod grid;
+mod job_control;
 pub mod keys;
 pub mod model;
 pub mod responses;
@@ -23,6 +24,7 @@ use std::{fmt, io, net::SocketAddr};
 
 use crate::{
     cli::values::Time,
+    config::listener::tcp_address,
     limits::{TOP_INTERVAL_MS_DEFAULT, TOP_INTERVAL_MS_HIGHEST, TOP_INTERVAL_MS_LOWEST},
 };
 use tickcast_proto::units::UnitError;
@@ -31,7 +33,7 @@ use tickcast_proto::units::UnitError;
 #[derive(Clone, Debug, clap::Args)]
 pub struct TopArgs {
     /// Address of the server's admin listener, which `tickcast serve` prints as admin=
-    #[arg(long, env = "TICKCAST_ADMIN", value_name = "ADDR", default_value = "127.0.0.1:9490")]
+    #[arg(long, env = "TICKCAST_ADMIN", value_name = "ADDR", default_value = "127.0.0.1:9490", value_parser = tcp_address)]
     pub admin: SocketAddr,
     /// Refresh interval, 100ms to 1m; rates and latencies cover one interval
     #[arg(
@@ -64,6 +66,8 @@ pub enum TopError {
     Port(SocketAddr),
     /// Standard output is not a terminal.
     NotATerminal,
+    /// The terminal has no screen (TERM=dumb).
+    DumbTerminal,
     /// The server at this address does not respond, and why.
     Unreachable(SocketAddr, String),
     /// The terminal cannot be used.
@@ -85,6 +89,9 @@ impl fmt::Display for TopError {
             ),
             TopError::NotATerminal => {
                 write!(f, "standard output is not a terminal; use `tickcast top --once` to print text")
+            }
+            TopError::DumbTerminal => {
+                write!(f, "the terminal has no screen (TERM=dumb); use `tickcast top --once` to print text")
             }
             TopError::Unreachable(address, reason) => write!(
                 f,

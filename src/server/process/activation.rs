@@ -2,17 +2,32 @@
 //! connections that come meanwhile wait in them.
 //!
 //! Each has a name, FileDescriptorName= of its socket unit: `tcp` is the first native listener, `http` the first HTTP
-//! listener, `admin` the operator's. systemd/ has a unit for each of the first two.
+//! listener, `admin` the operator's. systemd/ has a unit for each of the first two. Sockets without names, as from a manager that
+//! sets no LISTEN_FDNAMES, are taken in this order.
+//!
+//! LISTEN_PID names this process, or its parent: podman sets it to 1, which is the init of `podman run --init` or a shell.
 
 use std::{
-    io,
-    os::fd::{FromRawFd, OwnedFd},
+    env,
+    os::{
+        fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::process::parent_id,
+    },
+    process,
     sync::atomic::{AtomicBool, Ordering::SeqCst},
 };
 
+use rustix::io::{FdFlags, fcntl_setfd};
 use socket2::{SockRef, Type};
 
 use crate::{config::listener::Kind, error::StartupError};
+
+/// The first passed descriptor (SD_LISTEN_FDS_START).
+const FIRST_PASSED: RawFd = 3;
+/// The name of a socket without a name (sd_listen_fds_with_names(3)).
+const UNNAMED: &str = "unknown";
+/// Passed sockets; more than listeners can take.
+const PASSED_MAX: usize = 16;
 
 /// The sockets that were passed, by what they serve.
 #[derive(Debug, Default)]
@@ -35,21 +50,34 @@ impl Passed {
         if TAKEN.swap(true, SeqCst) {
             return Ok(passed);
         }
-        let refuse = |error: io::Error| StartupError::Passed(format!("{error} (LISTEN_FDS, LISTEN_FDNAMES)"));
-        let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        if !is_set("LISTEN_PID") || !is_set("LISTEN_FDS") {
+        let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+        let (Some(pid), Some(count)) = (variable("LISTEN_PID"), variable("LISTEN_FDS")) else {
+            return Ok(passed);
+        };
+        let is_ours = pid.parse() == Ok(process::id());
+        if !is_ours && pid.parse() != Ok(parent_id()) {
+            ::log::warn!(
+                "ignoring {count} passed sockets: they are for process {pid} (LISTEN_PID), not for this one"
+            );
             return Ok(passed);
         }
-        // Asked first: names that are another process's are no error.
-        if sd_notify::listen_fds().map_err(refuse)?.len() == 0 {
-            return Ok(passed);
-        }
-        let named = sd_notify::listen_fds_with_names().map_err(refuse)?;
-        for (fd, name) in named {
-            // SAFETY: it is open, as `listen_fds` has just checked (F_GETFD). By this function's contract the service manager
-            // opened it for this process and nothing else owns it; the flag above lets it be taken only once.
-            let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-            passed.add(&name, socket)?;
+        let given = variable("LISTEN_FDNAMES");
+        let names = names(&count, given.as_deref()).map_err(StartupError::Passed)?;
+        for (fd, name) in (FIRST_PASSED..).zip(names) {
+            // SAFETY: -1 is excluded. It is borrowed for this call alone, which fails if it is not open.
+            let is_open = fcntl_setfd(unsafe { BorrowedFd::borrow_raw(fd) }, FdFlags::CLOEXEC);
+            match is_open {
+                // SAFETY: it is open, as the line above has checked. By this function's contract the service manager opened it for
+                // this process and nothing else owns it; the flag above lets it be taken only once.
+                Ok(()) => passed.add(name, unsafe { OwnedFd::from_raw_fd(fd) })?,
+                Err(error) if is_ours => {
+                    return Err(StartupError::Passed(format!(
+                        "descriptor {fd}: {error} (LISTEN_FDS={count})"
+                    )));
+                }
+                // The parent kept its sockets; only the variables are inherited.
+                Err(_) => return Ok(Passed::default()),
+            }
         }
         Ok(passed)
     }
@@ -67,7 +95,12 @@ impl Passed {
 
     fn add(&mut self, name: &str, socket: OwnedFd) -> Result<(), StartupError> {
         let refuse = |why: &str| Err(StartupError::Passed(format!("{name:?}: {why}")));
-        let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.option() == name) else {
+        let is_free = |kind: &Kind| self.sockets.iter().all(|(has, _)| has != kind);
+        let found = match name {
+            UNNAMED => Kind::ALL.into_iter().find(is_free),
+            _ => Kind::ALL.into_iter().find(|kind| kind.option() == name || kind.name() == name),
+        };
+        let Some(kind) = found else {
             let names = Kind::ALL.map(Kind::option).join(", ");
             return refuse(&format!("FileDescriptorName= of its unit must be one of: {names}"));
         };
@@ -90,6 +123,22 @@ impl Passed {
         }
         self.sockets.push((kind, socket));
         Ok(())
+    }
+}
+
+/// The names of the passed sockets, from LISTEN_FDS and LISTEN_FDNAMES.
+fn names<'a>(count: &str, names: Option<&'a str>) -> Result<Vec<&'a str>, String> {
+    let count: usize = count
+        .parse()
+        .ok()
+        .filter(|count| *count <= PASSED_MAX)
+        .ok_or_else(|| format!("LISTEN_FDS={count}: must be a number up to {PASSED_MAX}"))?;
+    let Some(names) = names else { return Ok(vec![UNNAMED; count]) };
+    let names: Vec<&str> =
+        names.split(':').map(|name| if name.is_empty() { UNNAMED } else { name }).collect();
+    match names.len() == count {
+        true => Ok(names),
+        false => Err(format!("LISTEN_FDNAMES has {} names for {count} sockets (LISTEN_FDS)", names.len())),
     }
 }
 
@@ -117,6 +166,31 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         assert!(passed.take_for(Kind::Http).is_some() && passed.take_for(Kind::Http).is_none());
         assert!(passed.take_for(Kind::Native).is_some() && passed.take_for(Kind::Admin).is_some());
+    }
+
+    #[test]
+    fn sockets_without_names_are_taken_in_order() {
+        let mut passed = Passed::default();
+        let listener = || TcpListener::bind("127.0.0.1:0").unwrap().into();
+        passed.add("native", listener()).unwrap();
+        for taken in [Kind::Http, Kind::Admin] {
+            passed.add(UNNAMED, listener()).unwrap();
+            assert_eq!(passed.sockets.last().unwrap().0, taken);
+        }
+        assert!(refusal(&mut passed, UNNAMED, TcpListener::bind("127.0.0.1:0").unwrap()).contains("one of"));
+    }
+
+    #[test]
+    fn each_passed_socket_has_a_name_or_none_has() {
+        assert_eq!(names("2", Some("tcp:http")).unwrap(), ["tcp", "http"]);
+        assert_eq!(names("2", Some("tcp:")).unwrap(), ["tcp", UNNAMED]);
+        assert_eq!(names("2", None).unwrap(), [UNNAMED, UNNAMED]);
+        assert!(names("0", None).unwrap().is_empty());
+        for (count, wrong) in
+            [("2", "tcp"), ("1", "tcp:http"), ("x", "tcp"), ("-1", "tcp"), ("4000000000", "")]
+        {
+            assert!(names(count, Some(wrong)).unwrap_err().contains("LISTEN_FDS"), "{count} {wrong}");
+        }
     }
 
     #[test]

@@ -3,15 +3,13 @@
 use std::fs;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::{
     error::StartupError,
     limits::{DESCRIPTOR_RESERVE, DESCRIPTORS_PER_SHARD, MEMLOCK_BYTES_PER_SHARD, SHARDS_IN_RESERVE},
     transport::uring::probe,
 };
-
-/// The capability whose owner's locked memory the kernel does not limit (capabilities(7)).
-const CAP_IPC_LOCK: u32 = 14;
 
 /// Checks everything that can be checked without starting, and raises soft limits to the hard ones where needed.
 ///
@@ -47,18 +45,11 @@ pub(crate) fn io_uring() -> Result<(), StartupError> {
 /// The least limit of locked memory with which this process can start `shards` shards. A privileged process needs only what
 /// glommio checks.
 pub(crate) fn memlock_bytes_min(shards: u16) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    match has_capability(&status, CAP_IPC_LOCK) {
+    // The kernel does not limit the locked memory of a process with this capability (capabilities(7)).
+    match capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK)) {
         true => MEMLOCK_BYTES_PER_SHARD,
         false => MEMLOCK_BYTES_PER_SHARD * u64::from(shards),
     }
-}
-
-/// Whether `CapEff` of `/proc/self/status` (proc(5)) has a capability.
-fn has_capability(status: &str, capability: u32) -> bool {
-    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
-    mask >> capability & 1 == 1
 }
 
 /// Checks the limit of locked memory; raises the soft limit to the hard one if needed.
@@ -99,14 +90,6 @@ pub(crate) fn descriptors(clients_max: Option<usize>, shards: u16) -> Result<usi
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn capabilities_are_read_from_the_process_status() {
-        let status = |mask: &str| format!("CapPrm:\tffffffffffffffff\nCapEff:\t{mask}\nCapBnd:\t0\n");
-        assert!(has_capability(&status("0000000000004000"), CAP_IPC_LOCK));
-        assert!(!has_capability(&status("000001ffffffbfff"), CAP_IPC_LOCK));
-        assert!(!has_capability(&status("x"), CAP_IPC_LOCK) && !has_capability("", CAP_IPC_LOCK));
-    }
 
     #[test]
     fn more_shards_need_more_descriptors() {

@@ -13,7 +13,7 @@ use std::{
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::{
-    clock,
+    clock, logging,
     process::{
         fault::{self, Place},
         panics,
@@ -22,6 +22,9 @@ use crate::{
 
 /// A second signal this soon counts as the first: timeout(1), for example, signals both the process and its group.
 const SAME_SIGNAL_NS: u64 = 200_000_000;
+
+/// Time that a command has to end after a signal. A client waits up to 2 s for the server to close its side.
+const STUCK_NS: u64 = 4_000_000_000;
 
 /// Blocks these signals in this thread and all it starts. Call it before any other thread exists.
 ///
@@ -80,6 +83,7 @@ pub fn watch(
             let second = next_to_stop()?;
             if clock::monotonic_ns() - first_ns >= SAME_SIGNAL_NS {
                 ::log::warn!("{second} received again: stopping immediately");
+                logging::flush();
                 std::process::exit(128 + second as i32);
             }
         }
@@ -92,6 +96,18 @@ pub fn watch(
     };
     thread::Builder::new().name("signals".into()).spawn(watcher)?;
     Ok(())
+}
+
+/// Exits soon, with status 1, unless the process ends before: for a command whose main thread may be blocked by a terminal or pipe that
+/// nobody reads. Calls `before` first.
+pub fn exit_if_stuck(before: impl FnOnce() + Send + 'static) {
+    let exit = move || {
+        clock::sleep_ns(STUCK_NS);
+        before();
+        std::process::exit(1);
+    };
+    // Without the thread, a second signal still ends the process.
+    drop(thread::Builder::new().name("exit".into()).spawn(exit));
 }
 
 /// Whether this process reads from or writes to a terminal, which may hang up.

@@ -16,6 +16,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use sd_notify::NotifyState;
@@ -29,6 +30,8 @@ use tickcast_proto::ids::ShardId;
 
 /// Time that stopping may take beyond the drain: stopping sources and executors, writing the last log lines.
 const STOP_MARGIN_NS: u64 = 3_000_000_000;
+/// Longest wait for room in the service manager's socket.
+const NOTIFY_TIMEOUT: Duration = Duration::from_millis(100);
 /// Shortest pause between two watchdog checks, however short the unit's period.
 const CHECK_NS_LOWEST: u64 = 1_000_000;
 
@@ -84,8 +87,11 @@ fn send(to: &SocketAddr, states: &[NotifyState<'_>]) -> io::Result<()> {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{state}");
     }
+    let socket = UnixDatagram::unbound()?;
+    // A service manager that stands still must not stop the main thread.
+    socket.set_write_timeout(Some(NOTIFY_TIMEOUT))?;
     // A datagram is sent whole or not at all.
-    UnixDatagram::unbound()?.send_to_addr(text.as_bytes(), to).map(drop)
+    socket.send_to_addr(text.as_bytes(), to).map(drop)
 }
 
 /// Feeds the service manager's watchdog (WatchdogSec= of the unit) from the main thread.

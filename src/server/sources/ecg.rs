@@ -14,7 +14,7 @@ use crate::{clock, limits};
 use tickcast_ecg::{
     INFO_TOPIC, WAVE_TOPIC,
     info::{Info, after_ns},
-    record::{self, Record},
+    record::{self, Cursor, Record},
     synthetic::{self, BPM_HIGHEST, BPM_LOWEST, Synthetic},
 };
 
@@ -36,7 +36,7 @@ const BATCHES_STAGED: u64 = 64;
 #[group(id = "ecg")]
 #[command(next_help_heading = "ECG")]
 pub struct Options {
-    /// Stream a WFDB record (format 212 or 16), or `synthetic`, on ecg.wave, again and again
+    /// Stream a WFDB record, or `synthetic`, on ecg.wave, again and again
     #[arg(id = "ecg_record", long = "ecg", value_name = "FILE.hea")]
     record: Option<String>,
     /// Signal of the record, counted from 0
@@ -96,9 +96,7 @@ impl Options {
             checks.refuse("bpm", text);
         }
         if !checks.bounds.reads_files {
-            if !Path::new(name).is_file() {
-                checks.refuse("record", format!("{name}: no such file"));
-            }
+            checks.regular_file("record", Path::new(name));
             return None;
         }
         match record::load(Path::new(name), self.signal) {
@@ -142,14 +140,14 @@ impl Wave {
 
 /// The endless sequence of samples.
 enum Samples {
-    Record(Arc<Record>, usize),
+    Record(Arc<Record>, Cursor),
     Synthetic(Synthetic),
 }
 
 impl Samples {
     fn new(wave: &Wave) -> Samples {
         match wave {
-            Wave::Record(record) => Samples::Record(record.clone(), 0),
+            Wave::Record(record) => Samples::Record(record.clone(), Cursor::default()),
             Wave::Synthetic(bpm) => Samples::Synthetic(Synthetic::new(synthetic::FS_HZ, *bpm)),
         }
     }
@@ -157,12 +155,11 @@ impl Samples {
     fn next_mv(&mut self) -> f32 {
         match self {
             Samples::Synthetic(wave) => wave.next_mv(),
-            Samples::Record(record, at) => {
+            Samples::Record(record, cursor) => record.next(cursor).unwrap_or_else(|| {
+                *cursor = Cursor::default();
                 // A record has at least one sample.
-                let sample = record.samples.get(*at).copied().unwrap_or(f32::NAN);
-                *at = (*at + 1) % record.samples.len().max(1);
-                sample
-            }
+                record.next(cursor).unwrap_or(f32::NAN)
+            }),
         }
     }
 
@@ -179,10 +176,18 @@ impl Source for Settings {
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
         let (start_ns, start_realtime_ns) = (clock::monotonic_ns(), clock::realtime_ns());
         let info = self.wave.info(self.batch, start_realtime_ns);
-        if let Wave::Record(record) = &self.wave
-            && record.checksum_differs
-        {
-            ::log::warn!("ecg: record {}: the samples do not add up to the header's checksum", record.name);
+        if let Wave::Record(record) = &self.wave {
+            let (name, gaps) = (&record.name, record.gaps());
+            if record.checksum_differs {
+                ::log::warn!("ecg: record {name}: the samples do not add up to the header's checksum");
+            }
+            if !gaps.is_empty() {
+                let seconds = gaps.iter().map(|(from, to)| to - from).sum::<u64>() as f64 / record.fs_hz;
+                ::log::info!(
+                    "ecg: record {name}: {} gaps, {seconds:.1} s in all, in which the samples are NaN",
+                    gaps.len()
+                );
+            }
         }
         let (description, batch) = (info.to_json(), self.batch as u64);
         let due_ns = |k: u64| after_ns(info.fs, (k + 1) * batch - 1);
@@ -224,6 +229,7 @@ impl Source for Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tickcast_ecg::record::Piece;
 
     fn record(samples: Vec<f32>) -> Wave {
         Wave::Record(Arc::new(Record {
@@ -231,7 +237,7 @@ mod tests {
             signal: "MLII".into(),
             fs_hz: 360.0,
             samples_per_frame: 1,
-            samples,
+            pieces: vec![Piece::Samples(samples)],
             checksum_differs: false,
         }))
     }
@@ -243,6 +249,18 @@ mod tests {
         for expected in [[0.5f32, -1.25], [3.0, 0.5], [-1.25, 3.0]] {
             samples.fill(&mut payload, 2);
             assert_eq!(payload, expected.map(f32::to_le_bytes).concat());
+        }
+    }
+
+    #[test]
+    fn a_gap_is_nan_of_its_length_each_time_round() {
+        let Wave::Record(mut made) = record(vec![1.0]) else { panic!("a record") };
+        let pieces = vec![Piece::Samples(vec![1.0]), Piece::Gap(2), Piece::Samples(vec![2.0])];
+        Arc::get_mut(&mut made).unwrap().pieces = pieces;
+        let mut samples = Samples::new(&Wave::Record(made));
+        for _ in 0..2 {
+            let got = [(); 4].map(|()| samples.next_mv());
+            assert!(got[0] == 1.0 && got[1].is_nan() && got[2].is_nan() && got[3] == 2.0, "{got:?}");
         }
     }
 

@@ -26,6 +26,8 @@ pub enum Waiting {
     Subscribers(u64),
     /// Room in the ring to a shard.
     Room(ShardId),
+    /// The next line of a capture, for more than a minute.
+    Line,
 }
 
 impl Health {
@@ -59,6 +61,7 @@ impl fmt::Display for Waiting {
             Waiting::Shards => write!(f, "for the shards to start"),
             Waiting::Subscribers(sessions) => write!(f, "for {sessions} subscribed sessions"),
             Waiting::Room(shard) => write!(f, "for room in the ring to shard {}", shard.0),
+            Waiting::Line => write!(f, "for the next line"),
         }
     }
 }

@@ -9,7 +9,7 @@
 //!                      +--> metrics: a label for each kind
 //! ```
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, fmt, fs, io, path::Path, sync::Arc};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches, error::ErrorKind};
 use serde::{
@@ -275,6 +275,20 @@ impl OptionChecks {
         if value < lowest || value > highest {
             self.refuse(key, format!("{value}: must be {lowest} to {highest}"));
         }
+    }
+
+    /// Refuses a file that is missing, cannot be read or is not a regular one.
+    pub fn regular_file(&mut self, key: &'static str, file: &Path) {
+        let text = match fs::metadata(file) {
+            Ok(found) if !found.is_file() => "not a regular file".to_owned(),
+            Ok(_) => match fs::File::open(file) {
+                Ok(_) => return,
+                Err(error) => error.to_string(),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "no such file".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        self.refuse(key, format!("{}: {text}", file.display()));
     }
 
     /// Everything that was refused, by key.

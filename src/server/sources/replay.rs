@@ -1,24 +1,37 @@
-//! Replays a capture: NDJSON, one `{"at_ns": N, "topic": "a.b", "data": ...}` per line, in order of `at_ns`. A tick that finds
-//! a ring full waits for room.
+//! Replays a capture: NDJSON, one `{"at_ns": N, "topic": "a.b", "data": ...}` per line, in order of `at_ns`, with an optional
+//! `"key"`. A tick that finds a ring full waits for room.
+//!
+//! `at_ns` counts from any point in time, such as 1970: the first tick is due at once, and the others as much later as their
+//! `at_ns` is larger. One that is smaller than its predecessor's is published at once.
 
-use std::{
-    borrow::Cow,
-    fmt,
-    fs::File,
-    io::{self, BufRead, BufReader},
-    path::PathBuf,
-};
+mod capture;
+
+use std::{borrow::Cow, fmt, io, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use self::capture::{Capture, CaptureKind};
 use super::{
     Source, SourceContext, SourceError,
+    health::{Health, Waiting},
     kind::{Configured, Flags, OptionChecks, SourceOptions, Starts},
 };
-use crate::{byte_order_mark, cli::values::Speed, clock, limits::REPLAY_LINE_BYTES_MAX, logging};
+use crate::{
+    byte_order_mark,
+    cli::values::Speed,
+    clock,
+    limits::{REPLAY_LINE_BYTES_MAX, REPLAY_WAIT_SAID_NS},
+    logging,
+};
+use tickcast_core::metrics::counters::Counter;
 use tickcast_proto::pattern;
+
+/// The name that selects standard input.
+const STDIN: &str = "-";
+/// Numbers that many programs write but JSON does not have.
+const NOT_NUMBERS: [&str; 4] = ["NaN", "nan", "Infinity", "-Infinity"];
 
 /// A `[[source]]` of kind `replay`.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,7 +39,7 @@ use tickcast_proto::pattern;
 #[group(id = "replay")]
 #[command(next_help_heading = "Replay")]
 pub struct Options {
-    /// Replay a capture instead of simulating: lines of {"at_ns", "topic", "data"}
+    /// Replay a capture instead of simulating: lines of {"at_ns", "topic", "data"}, also gzip, zstd or a pipe; - is stdin
     #[arg(id = "replay_file", long = "replay", value_name = "FILE")]
     file: Option<PathBuf>,
     /// Multiple of the capture's own pace, or max
@@ -39,14 +52,14 @@ pub struct Options {
     /// Wait for this many clients to subscribe before the first tick
     #[arg(id = "replay_wait", long = "replay-wait", value_name = "N", default_value_t = Options::default().wait)]
     wait: u64,
-    /// What a bad line does: stop (the server ends and names the line) or skip (it is logged)
+    /// What a bad line does: skip (it is logged and counted) or stop (the server ends and names the line)
     #[arg(id = "replay_bad_lines", long = "replay-bad-lines", value_enum, value_name = "ACTION", hide_possible_values = true, default_value_t = Options::default().bad_lines)]
     bad_lines: BadLines,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { file: None, speed: Speed::Factor(1.0), again: false, wait: 0, bad_lines: BadLines::Stop }
+        Options { file: None, speed: Speed::Factor(1.0), again: false, wait: 0, bad_lines: BadLines::Skip }
     }
 }
 
@@ -67,8 +80,16 @@ impl SourceOptions for Options {
 
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
         let file = self.file.unwrap_or_default();
-        if !file.is_file() {
-            checks.refuse("file", format!("{}: no such file", file.display()));
+        let file = if file.as_os_str() == STDIN { PathBuf::from("/dev/stdin") } else { file };
+        match CaptureKind::of(&file) {
+            Ok(CaptureKind::Pipe) if self.again => {
+                checks.refuse("loop", "a pipe can be read only once: replay a file to repeat it");
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                checks.refuse("file", format!("{}: no such file", file.display()));
+            }
+            Err(error) => checks.refuse("file", format!("{}: {error}", file.display())),
         }
         let settings = Settings {
             file,
@@ -118,6 +139,8 @@ enum ReplayError {
     Io(PathBuf, io::Error),
     /// A line is not a tick: its number, from 1, and what is wrong with it.
     BadLine(PathBuf, u64, String),
+    /// The file is UTF-16.
+    Utf16(PathBuf),
 }
 
 impl fmt::Display for ReplayError {
@@ -129,20 +152,36 @@ impl fmt::Display for ReplayError {
                 "replay: {} line {line}: {text} (correct the line, or pass --replay-bad-lines skip)",
                 file.display()
             ),
+            ReplayError::Utf16(file) => write!(f, "replay: {}: {UTF16}", file.display()),
         }
     }
 }
 
 impl std::error::Error for ReplayError {}
 
-/// One line of a capture.
+const UTF16: &str = "the text is UTF-16, convert it with iconv -f UTF-16 -t UTF-8";
+
+/// The fields of a line. Others are ignored.
 #[derive(Deserialize)]
-struct Line<'a> {
-    at_ns: u64,
+struct Fields<'a> {
+    // A number, or a string where a program's numbers are too short for it.
+    #[serde(borrow)]
+    at_ns: &'a RawValue,
     #[serde(borrow)]
     topic: Cow<'a, str>,
     #[serde(borrow)]
     data: &'a RawValue,
+    #[serde(default, borrow)]
+    key: Option<&'a RawValue>,
+}
+
+/// One line of a capture.
+struct Line<'a> {
+    at_ns: u64,
+    topic: Cow<'a, str>,
+    /// 0: none.
+    key: u64,
+    data: &'a str,
 }
 
 impl Source for Settings {
@@ -174,11 +213,23 @@ impl Source for Settings {
 impl Settings {
     fn replay_once(&self, context: &mut SourceContext, progress: &mut Progress) -> Result<(), ReplayError> {
         let failed = |error| ReplayError::Io(self.file.clone(), error);
-        let mut reader = BufReader::with_capacity(1 << 16, File::open(&self.file).map_err(failed)?);
-        let (start_ns, start_realtime_ns) = (clock::monotonic_ns(), clock::realtime_ns());
+        let mut capture = Capture::open(&self.file, context).map_err(failed)?;
         let (mut bytes, mut number) = (Vec::new(), 0);
-        while read_line(&mut reader, &mut bytes).map_err(failed)? {
-            number += 1;
+        let mut pace = None;
+        loop {
+            if capture.may_wait() {
+                context.flush_waiting();
+            }
+            match capture.read_line(&mut bytes) {
+                // What a pipe has given when the server stops may end within a line.
+                _ if context.is_stopping() => return Ok(()),
+                Ok(true) => number += 1,
+                Ok(false) => return Ok(()),
+                Err(error) => return Err(failed(error)),
+            }
+            if number == 1 && is_utf16(&bytes) {
+                return Err(ReplayError::Utf16(self.file.clone()));
+            }
             // On every line: captures may be concatenated.
             let bytes = byte_order_mark::strip(&bytes);
             if bytes.trim_ascii().is_empty() {
@@ -189,6 +240,7 @@ impl Settings {
                 Err(text) if self.skip_bad_lines => {
                     let file = self.file.display();
                     ::log::warn!(target: logging::peer::REPLAY, "replay: {file} line {number} skipped: {text}");
+                    context.status.counters().add(Counter::SourceLinesSkipped, 1);
                     progress.bad_lines += 1;
                     continue;
                 }
@@ -196,58 +248,122 @@ impl Settings {
             };
             let mut due_realtime_ns = clock::realtime_ns();
             if let Some(speed) = self.speed {
-                let after_ns = (line.at_ns as f64 / speed) as u64;
-                due_realtime_ns = start_realtime_ns.saturating_add(after_ns);
-                if clock::monotonic_ns() < start_ns.saturating_add(after_ns) {
-                    context.flush_waiting();
-                }
-                if !context.sleep_until(start_ns.saturating_add(after_ns)) {
+                let pace = pace.get_or_insert_with(|| Pace::start(line.at_ns, speed));
+                due_realtime_ns = pace.due_ns(pace.start_realtime_ns, line.at_ns);
+                let due_ns = pace.due_ns(pace.start_ns, line.at_ns);
+                if !self.wait_until(due_ns, number, context) {
                     return Ok(());
                 }
             }
-            if !context.publish_waiting(&line.topic, due_realtime_ns, line.data.get()) {
+            if !context.publish_waiting(&line.topic, line.key, due_realtime_ns, line.data.as_bytes()) {
                 return Ok(());
             }
             progress.ticks += 1;
         }
-        Ok(())
+    }
+
+    /// Waits until a line is due. Returns `false` if the server stops.
+    fn wait_until(&self, due_ns: u64, number: u64, context: &mut SourceContext) -> bool {
+        let wait_ns = due_ns.saturating_sub(clock::monotonic_ns());
+        if wait_ns > 0 {
+            context.flush_waiting();
+        }
+        let is_said = wait_ns > REPLAY_WAIT_SAID_NS;
+        if is_said {
+            let minutes = wait_ns / 60_000_000_000;
+            let (file, hours, minutes) = (self.file.display(), minutes / 60, minutes % 60);
+            ::log::info!("replay: {file} line {number} is due in {hours} h {minutes} min, by its at_ns");
+            context.set_health(Health::Waiting(Waiting::Line));
+        }
+        let is_due = context.sleep_until(due_ns);
+        if is_said {
+            context.set_health(Health::Running);
+        }
+        is_due
     }
 }
 
-/// Reads one line into `bytes`, truncated to one byte more than a line may have. Returns `false` at the end.
-fn read_line(reader: &mut impl BufRead, bytes: &mut Vec<u8>) -> io::Result<bool> {
-    bytes.clear();
-    loop {
-        let available = reader.fill_buf()?;
-        if available.is_empty() {
-            return Ok(!bytes.is_empty());
-        }
-        let end = available.iter().position(|&byte| byte == b'\n');
-        let taken = end.map_or(available.len(), |end| end + 1);
-        let room = (REPLAY_LINE_BYTES_MAX + 1).saturating_sub(bytes.len());
-        bytes.extend_from_slice(&available[..taken.min(room)]);
-        reader.consume(taken);
-        if end.is_some() {
-            return Ok(true);
-        }
+/// When ticks are due: the first at the start.
+struct Pace {
+    first_at_ns: u64,
+    speed: f64,
+    start_ns: u64,
+    start_realtime_ns: u64,
+}
+
+impl Pace {
+    fn start(first_at_ns: u64, speed: f64) -> Pace {
+        let (start_ns, start_realtime_ns) = (clock::monotonic_ns(), clock::realtime_ns());
+        Pace { first_at_ns, speed, start_ns, start_realtime_ns }
     }
+
+    /// When a tick is due, by the clock that said `start_ns` at the start.
+    fn due_ns(&self, start_ns: u64, at_ns: u64) -> u64 {
+        let after_ns = at_ns.saturating_sub(self.first_at_ns);
+        start_ns.saturating_add((after_ns as f64 / self.speed) as u64)
+    }
+}
+
+/// Whether a capture's first line is UTF-16, with or without a byte order mark.
+fn is_utf16(line: &[u8]) -> bool {
+    byte_order_mark::is_utf16(line) || line.starts_with(b"{\0") || line.starts_with(b"\0{")
 }
 
 fn parse(bytes: &[u8], payload_bytes_max: usize) -> Result<Line<'_>, String> {
     if bytes.len() > REPLAY_LINE_BYTES_MAX {
         return Err(format!("longer than {REPLAY_LINE_BYTES_MAX} bytes"));
     }
-    if byte_order_mark::is_utf16(bytes) {
-        return Err(
-            "the text is UTF-16; convert the capture to UTF-8, with iconv -f UTF-16 -t UTF-8".to_owned()
-        );
+    if is_utf16(bytes) {
+        return Err(UTF16.to_owned());
     }
-    let line: Line<'_> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    pattern::check_topic(line.topic.as_bytes()).map_err(|error| format!("topic {:?} {error}", line.topic))?;
-    if line.data.get().len() > payload_bytes_max {
-        return Err(format!("data of {} bytes, {payload_bytes_max} allowed", line.data.get().len()));
+    let fields: Fields<'_> = serde_json::from_slice(bytes).map_err(|error| described(bytes, &error))?;
+    let topic = fields.topic;
+    pattern::check_topic(topic.as_bytes()).map_err(|error| format!("topic {topic:?} {error}"))?;
+    let data = fields.data.get();
+    if data.len() > payload_bytes_max {
+        return Err(format!("data of {} bytes, {payload_bytes_max} allowed", data.len()));
     }
-    Ok(line)
+    let at_ns = time_ns(fields.at_ns.get())
+        .ok_or_else(|| format!("at_ns {:.40} is not a number of nanoseconds", fields.at_ns.get()))?;
+    let key = match fields.key.map(RawValue::get) {
+        None => 0,
+        Some(key) => {
+            unsigned(key).ok_or_else(|| format!("key {key:.40} is not an integer from 0 to 2^64 - 1"))?
+        }
+    };
+    Ok(Line { at_ns, topic, key, data })
+}
+
+/// A JSON number, or a JSON string of one.
+fn unsigned(text: &str) -> Option<u64> {
+    unquoted(text).parse().ok()
+}
+
+/// A time: programs that compute it in floating point write 1.7e18.
+fn time_ns(text: &str) -> Option<u64> {
+    let fits = |ns: &f64| (0.0..u64::MAX as f64).contains(ns);
+    unsigned(text).or_else(|| unquoted(text).parse().ok().filter(fits).map(|ns: f64| ns as u64))
+}
+
+fn unquoted(text: &str) -> &str {
+    text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text)
+}
+
+/// What is wrong with a line that is not JSON of the right fields, without the line number, which is that of the line itself.
+fn described(line: &[u8], error: &serde_json::Error) -> String {
+    // The column is that of the first byte that does not fit, or of the one before.
+    let near = |number: &&&str| {
+        let from = error.column().saturating_sub(number.len() + 1);
+        let to = (error.column() + number.len()).min(line.len());
+        line.get(from..to)
+            .is_some_and(|part| part.windows(number.len()).any(|part| part == number.as_bytes()))
+    };
+    if error.is_syntax()
+        && let Some(number) = NOT_NUMBERS.iter().rev().find(near)
+    {
+        return format!("{number} at column {} is not JSON: write null", error.column());
+    }
+    error.to_string().replace(" at line 1 column ", " at column ")
 }
 
 #[cfg(test)]
@@ -270,11 +386,14 @@ mod tests {
         for (line, part) in [
             (&b"{"[..], "EOF"),
             (br#"{"at_ns":1,"topic":"a"}"#, "data"),
-            (br#"{"at_ns":-1,"topic":"a","data":1}"#, "invalid"),
+            (br#"{"at_ns":-1,"topic":"a","data":1}"#, "at_ns -1 is not a number of nanoseconds"),
+            (br#"{"at_ns":1,"topic":"a","data":tru}"#, "at column"),
             (br#"{"at_ns":1,"topic":"a b","data":1}"#, "whitespace"),
             (br#"{"at_ns":1,"topic":"a","data":"xxxxxxxx"}"#, "allowed"),
             (b"\xff", "expected"),
-            (b"\xff\xfe{\0", "UTF-16"),
+            (b"\xff\xfe{\0", "UTF-16, convert it with iconv -f UTF-16 -t UTF-8"),
+            (b"{\0\"\0", "UTF-16"),
+            (b"\0{\0\"", "UTF-16"),
         ] {
             let error = parse(line, 8).err().expect("an error");
             assert!(error.contains(part), "{error}");
@@ -282,16 +401,60 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_read_whole_and_overlong_ones_are_cut_and_refused() {
-        let long = vec![b'x'; REPLAY_LINE_BYTES_MAX * 2];
-        let input = [b"one\n", &long[..], b"\nlast"].concat();
-        let mut reader = BufReader::with_capacity(64, &input[..]);
-        let mut bytes = Vec::new();
-        assert!(read_line(&mut reader, &mut bytes).unwrap() && bytes == b"one\n");
-        assert!(read_line(&mut reader, &mut bytes).unwrap() && bytes.len() == REPLAY_LINE_BYTES_MAX + 1);
-        assert!(parse(&bytes, 10).err().expect("an error").contains("longer"));
-        assert!(read_line(&mut reader, &mut bytes).unwrap() && bytes == b"last");
-        assert!(!read_line(&mut reader, &mut bytes).unwrap());
+    fn keys_and_times_are_numbers_or_strings_of_them() {
+        let line = |fields: &str| format!(r#"{{"topic":"a","data":[1, 2],{fields}}}"#);
+        for (fields, at_ns, key) in [
+            (r#""at_ns":0"#, 0, 0),
+            (r#""at_ns":0,"key":null"#, 0, 0),
+            (r#""at_ns":1793322000000000001,"key":7"#, 1_793_322_000_000_000_001, 7),
+            (r#""at_ns":"1793322000000000001","key":"7""#, 1_793_322_000_000_000_001, 7),
+            (r#""at_ns":1.5e3,"key":9007199254740993"#, 1_500, 9_007_199_254_740_993),
+            (r#""at_ns":2.0,"key":"18446744073709551615","more":[]"#, 2, u64::MAX),
+        ] {
+            let line = line(fields);
+            let parsed = parse(line.as_bytes(), 8).map_err(|error| format!("{fields}: {error}")).unwrap();
+            assert_eq!((parsed.at_ns, parsed.key, parsed.data), (at_ns, key, "[1, 2]"), "{fields}");
+        }
+        for (fields, part) in [
+            (r#""at_ns":1,"key":-1"#, "key -1 is not"),
+            (r#""at_ns":1,"key":1.5"#, "key 1.5 is not"),
+            (r#""at_ns":1,"key":"AAPL""#, "key \"AAPL\" is not"),
+            (r#""at_ns":1,"key":18446744073709551616"#, "key 18446744073709551616 is not"),
+            (r#""at_ns":"2026-01-01T00:00:00Z""#, "at_ns \"2026-01-01T00:00:00Z\" is not"),
+            (r#""at_ns":1e99"#, "at_ns 1e99 is not"),
+            (r#""at_ns":null"#, "at_ns null is not"),
+        ] {
+            let error = parse(line(fields).as_bytes(), 8).err().expect("an error");
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_many_programs_write_for_no_number_is_named() {
+        for number in ["NaN", "-NaN", "nan", "Infinity", "-Infinity"] {
+            for data in [number.to_owned(), format!("{{\"p\":{number}}}"), format!("[1, {number} ]")] {
+                let line = format!(r#"{{"at_ns":1,"topic":"a","data":{data}}}"#);
+                let error = parse(line.as_bytes(), 100).err().expect("an error");
+                let name = number.strip_prefix("-N").map_or(number, |_| "NaN");
+                assert!(error.starts_with(&format!("{name} at column ")), "{data}: {error}");
+                assert!(error.ends_with("is not JSON: write null"), "{data}: {error}");
+            }
+        }
+        let other = parse(br#"{"at_ns":1,"topic":"NaN","data":{"NaN":"NaN","x":x}}"#, 100).err().unwrap();
+        assert!(other.contains("at column") && !other.contains("write null"), "{other}");
+    }
+
+    #[test]
+    fn times_count_from_the_first_line_at_the_speed_asked_for() {
+        const FIRST: u64 = 1_793_322_000_000_000_000;
+        let pace = Pace { first_at_ns: FIRST, speed: 2.0, start_ns: 500, start_realtime_ns: 70 };
+        for (at_ns, due_ns) in
+            [(FIRST, 500), (FIRST + 1_000, 1_000), (FIRST - 1, 500), (0, 500), (FIRST + 2, 501)]
+        {
+            assert_eq!(pace.due_ns(pace.start_ns, at_ns), due_ns, "{at_ns}");
+        }
+        let slow = Pace { speed: 1e-300, ..pace };
+        assert_eq!(slow.due_ns(slow.start_ns, u64::MAX), u64::MAX);
     }
 
     /// Replays a file of `lines` ticks to a full ring that nobody reads, and stops the replay once it waits. Returns its

@@ -28,10 +28,14 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Creates a reloader for shards that run with this configuration's limits.
-    pub fn new(read_config: Option<Reload>, config: &Config) -> Reloader {
-        let (limits, log) = (Arc::new(config.limits.clone()), config.log.clone());
-        Reloader { read_config, limits, log, pending: Vec::new(), is_requested: false }
+    /// Creates a reloader for shards that run with these limits, and the log's filter.
+    pub fn new(read_config: Option<Reload>, limits: Limits, log: String) -> Reloader {
+        Reloader { read_config, limits: Arc::new(limits), log, pending: Vec::new(), is_requested: false }
+    }
+
+    /// The limits that shards run with.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Whether there is a configuration file to read again.
@@ -124,13 +128,14 @@ mod tests {
             control.send(Dispatch { to: None, request: Box::new(move |_| close()) });
         }
         let settings = Settings::read(&["tickcast", "serve"].map(Into::into)).unwrap();
-        let config = Config::new(&settings, &[0]).unwrap();
+        let config = Config::new(&settings, None).unwrap();
         let mut other = config.clone();
         let read_config = move || {
             other.limits.publish_rate += 1;
             Ok((other.clone(), Vec::new()))
         };
-        let mut reloader = Reloader::new(Some(Box::new(read_config)), &config);
+        let mut reloader =
+            Reloader::new(Some(Box::new(read_config)), config.limits.clone(), config.log.clone());
         for _ in 0..2 {
             reloader.request();
             reloader.turn(&mut control);

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -16,17 +17,16 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use socket2::SockRef;
 
 use crate::{
-    config::networks::Networks,
-    limits::{REFUSED_LINGER_MS, REFUSED_LINGERING_MAX, REFUSED_RETRY_AFTER_S},
+    clock,
+    limits::{CLOSE_REFUSED, REFUSED_LINGER_MS, REFUSED_LINGERING_MAX, REFUSED_RETRY_AFTER_S},
 };
 use tickcast_core::{
     admission::{Bucket, Origin, Origins, Pace, Refusal},
+    networks::Networks,
     shard::ListenerKind,
 };
 use tickcast_proto::{WireFormat, http, reply::Reply};
 
-/// The CLOSING code for a refused connection.
-const CLOSE_REFUSED: u16 = 3504;
 /// Interval between two sweeps over refused sockets.
 const SWEEP_NS: u64 = 50_000_000;
 /// Bytes of a refused peer's request discarded by one read.
@@ -43,15 +43,32 @@ pub struct ConnectionCounts {
     origins: Option<Arc<Mutex<Origins>>>,
     /// Not limited either: everyone behind a proxy has one address.
     unlimited: Arc<Networks>,
+    /// Not limited either, and believed about the addresses of their clients.
+    proxies: Arc<Networks>,
+}
+
+/// What an admitted connection counts for, and whom it belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Admitted {
+    /// The origin it counts for; `None` if it has no limit.
+    pub origin: Option<Origin>,
+    /// The client's address, if a proxy has told it. Port 0 is unknown.
+    pub client: Option<SocketAddr>,
 }
 
 impl ConnectionCounts {
     /// Allows at most `clients_max` connections, and `clients_per_source_max` from each address that is not in `unlimited`;
     /// 0: no limit per address.
-    pub fn new(clients_max: usize, clients_per_source_max: u32, unlimited: Networks) -> ConnectionCounts {
+    pub fn new(
+        clients_max: usize,
+        clients_per_source_max: u32,
+        unlimited: Networks,
+        proxies: Networks,
+    ) -> ConnectionCounts {
         let origins =
             (clients_per_source_max > 0).then(|| Arc::new(Mutex::new(Origins::new(clients_per_source_max))));
-        ConnectionCounts { connections: Arc::default(), clients_max, origins, unlimited: Arc::new(unlimited) }
+        let (unlimited, proxies) = (Arc::new(unlimited), Arc::new(proxies));
+        ConnectionCounts { connections: Arc::default(), clients_max, origins, unlimited, proxies }
     }
 }
 
@@ -68,8 +85,8 @@ pub struct Admission {
     counts: ConnectionCounts,
     pace: Option<Pace>,
     bucket: Bucket,
-    /// The origin of the connection in each slot; empty without a limit per address.
-    origins: HashMap<u32, Origin>,
+    /// By slot; a connection without a limit per address and without a proxy has none.
+    admitted: HashMap<u32, Admitted>,
     lingering: VecDeque<Lingering>,
     lingering_max: usize,
     sweep_next_ns: u64,
@@ -83,19 +100,30 @@ impl Admission {
             counts,
             pace: Pace::new(accept_rate, shards),
             bucket: Bucket::default(),
-            origins: HashMap::new(),
+            admitted: HashMap::new(),
             lingering: VecDeque::new(),
             lingering_max: (REFUSED_LINGERING_MAX / usize::from(shards.max(1))).max(1),
             sweep_next_ns: 0,
         }
     }
 
-    /// Admits and counts a new connection. Returns its origin if connections are limited by address, which costs one
-    /// getpeername(2).
+    /// Whether a peer's word on the address of its client is taken: a trusted proxy, or a process of this machine that may use
+    /// the Unix socket. One getpeername(2).
+    pub fn is_proxy(&self, socket: &OwnedFd) -> bool {
+        match SockRef::from(socket).peer_addr() {
+            Ok(address) => {
+                address.as_socket().is_none_or(|address| self.counts.proxies.contain(address.ip()))
+            }
+            // It is gone already: its first receive fails.
+            Err(_) => false,
+        }
+    }
+
+    /// Admits and counts a new connection, which costs one getpeername(2) if connections are limited by address.
     ///
     /// # Errors
     /// The limit that refuses the connection.
-    pub fn admit(&mut self, socket: &OwnedFd, now_ns: u64) -> Result<Option<Origin>, Refusal> {
+    pub fn admit(&mut self, socket: &OwnedFd, now_ns: u64) -> Result<Admitted, Refusal> {
         if let Some(pace) = self.pace
             && !self.bucket.take(pace, now_ns)
         {
@@ -108,38 +136,71 @@ impl Admission {
         // A peer that is gone already has no address; its first receive fails.
         let address = self.counts.origins.is_some().then(|| SockRef::from(socket).peer_addr().ok()).flatten();
         let address = address.and_then(|address| address.as_socket()).map(|address| address.ip());
-        let origin = address.filter(|&address| !self.counts.unlimited.contain(address)).map(Origin::of);
-        if let Some(origin) = origin
-            && self.origin_counts().is_some_and(|mut origins| !origins.enter(origin))
-        {
-            self.counts.connections.fetch_sub(1, SeqCst);
-            return Err(Refusal::Source);
+        match self.enter(address) {
+            Ok(origin) => Ok(Admitted { origin, client: None }),
+            Err(refusal) => {
+                self.counts.connections.fetch_sub(1, SeqCst);
+                Err(refusal)
+            }
         }
-        Ok(origin)
+    }
+
+    /// Counts the connection in a slot for the address that its proxy has told. It had none before.
+    ///
+    /// # Errors
+    /// The limit that refuses it. It stays counted as a connection until it is released.
+    pub fn admit_client(&mut self, slot: u32, client: SocketAddr) -> Result<(), Refusal> {
+        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+        let entered = self.enter(Some(client.ip()));
+        let before = self.admitted.remove(&slot).and_then(|before| before.origin);
+        if let (Some(before), Some(mut origins)) = (before, self.origin_counts()) {
+            debug_assert!(false, "a proxy's own address has no limit");
+            origins.leave(before);
+        }
+        let origin = entered.unwrap_or_default();
+        self.assign(slot, Admitted { origin, client: Some(client) });
+        entered.map(drop)
+    }
+
+    /// Counts a connection for its address. Returns the origin if there is a limit for it.
+    fn enter(&self, address: Option<IpAddr>) -> Result<Option<Origin>, Refusal> {
+        let is_limited = |address: &IpAddr| {
+            !self.counts.unlimited.contain(*address) && !self.counts.proxies.contain(*address)
+        };
+        let Some(origin) = address.filter(is_limited).map(Origin::of) else { return Ok(None) };
+        match self.origin_counts() {
+            None => Ok(None),
+            Some(mut origins) => origins.enter(origin).then_some(Some(origin)).ok_or(Refusal::Source),
+        }
     }
 
     /// Assigns a slot to a connection that this shard or another has admitted.
-    pub fn assign(&mut self, slot: u32, origin: Option<Origin>) {
-        if let Some(origin) = origin {
-            self.origins.insert(slot, origin);
+    pub fn assign(&mut self, slot: u32, admitted: Admitted) {
+        if admitted != Admitted::default() {
+            self.admitted.insert(slot, admitted);
         }
     }
 
+    /// The address of the client in a slot, if a proxy has told it.
+    pub fn client(&self, slot: u32) -> Option<SocketAddr> {
+        self.admitted.get(&slot)?.client
+    }
+
     /// Frees the slot of a connection that moves to another shard, where it still counts.
-    pub fn hand_over(&mut self, slot: u32) -> Option<Origin> {
-        self.origins.remove(&slot)
+    pub fn hand_over(&mut self, slot: u32) -> Admitted {
+        self.admitted.remove(&slot).unwrap_or_default()
     }
 
     /// Uncounts the connection in a slot, which has ended.
     pub fn release(&mut self, slot: u32) {
-        let origin = self.origins.remove(&slot);
-        self.release_without_slot(origin);
+        let admitted = self.hand_over(slot);
+        self.release_without_slot(admitted);
     }
 
     /// Uncounts an admitted connection that ended before it had a slot.
-    pub fn release_without_slot(&mut self, origin: Option<Origin>) {
+    pub fn release_without_slot(&mut self, admitted: Admitted) {
         self.counts.connections.fetch_sub(1, SeqCst);
-        if let (Some(origin), Some(mut origins)) = (origin, self.origin_counts()) {
+        if let (Some(origin), Some(mut origins)) = (admitted.origin, self.origin_counts()) {
             origins.leave(origin);
         }
     }
@@ -154,7 +215,9 @@ impl Admission {
     pub fn refuse(&mut self, socket: OwnedFd, kind: ListenerKind, refusal: Refusal, now_ns: u64) {
         let mut answer = Vec::new();
         match kind {
-            ListenerKind::Http => answer = http::refused(refusal.status(), refusal.text()),
+            ListenerKind::Http => {
+                answer = http::refused(refusal.status(), refusal.text(), clock::realtime_ns())
+            }
             ListenerKind::Native => Reply::Closing {
                 code: CLOSE_REFUSED,
                 reason: refusal.text(),
@@ -223,8 +286,13 @@ mod tests {
         (peer, listener.accept().unwrap().0.into())
     }
 
+    fn counts(clients_max: usize, per_source: u32, unlimited: &str) -> ConnectionCounts {
+        let proxies = "192.0.2.0/24".parse().unwrap();
+        ConnectionCounts::new(clients_max, per_source, unlimited.parse().unwrap(), proxies)
+    }
+
     fn admission(clients_max: usize, per_source: u32, accept_rate: u32) -> Admission {
-        Admission::new(ConnectionCounts::new(clients_max, per_source, Networks::default()), accept_rate, 1)
+        Admission::new(counts(clients_max, per_source, ""), accept_rate, 1)
     }
 
     #[test]
@@ -247,19 +315,47 @@ mod tests {
     #[test]
     fn an_unlimited_source_is_not_counted() {
         let (_peer, socket) = pair();
-        let counts = ConnectionCounts::new(9, 1, Networks::LOOPBACK.parse().unwrap());
+        let counts = counts(9, 1, Networks::LOOPBACK);
         let mut admission = Admission::new(counts, 0, 1);
         for slot in 0..3 {
-            let origin = admission.admit(&socket, 1).unwrap();
-            assert_eq!(origin, None);
-            admission.assign(slot, origin);
+            let admitted = admission.admit(&socket, 1).unwrap();
+            assert_eq!(admitted, Admitted::default());
+            admission.assign(slot, admitted);
         }
+    }
+
+    #[test]
+    fn a_client_of_a_proxy_counts_for_its_own_address_and_the_proxy_for_none() {
+        let (_peer, socket) = pair();
+        let mut admission = Admission::new(counts(9, 1, Networks::LOOPBACK), 0, 1);
+        let client = |text: &str| text.parse::<SocketAddr>().unwrap();
+        for slot in 0..5 {
+            let admitted = admission.admit(&socket, 1).unwrap();
+            admission.assign(slot, admitted);
+        }
+        assert_eq!(admission.admit_client(0, client("198.51.100.1:5")), Ok(()));
+        assert_eq!(admission.client(0), Some(client("198.51.100.1:5")));
+        assert_eq!(admission.admit_client(1, client("[::ffff:198.51.100.1]:6")), Err(Refusal::Source));
+        assert_eq!(admission.admit_client(2, client("198.51.100.2:5")), Ok(()));
+        for (slot, proxy) in [(3, "192.0.2.1:1"), (4, "192.0.2.1:2")] {
+            assert_eq!(admission.admit_client(slot, client(proxy)), Ok(()), "a proxy's own address");
+        }
+        let moved = admission.hand_over(0);
+        admission.assign(7, moved);
+        assert_eq!(admission.admit_client(1, client("198.51.100.1:6")), Err(Refusal::Source));
+        admission.release(7);
+        assert_eq!(admission.admit_client(1, client("198.51.100.1:6")), Ok(()));
+        for slot in 1..5 {
+            admission.release(slot);
+        }
+        assert!(admission.counts.origins.unwrap().lock().unwrap().is_empty());
+        assert_eq!(admission.counts.connections.load(SeqCst), 0);
     }
 
     #[test]
     fn a_connection_that_is_handed_over_is_counted_once() {
         let (_peer, socket) = pair();
-        let counts = ConnectionCounts::new(9, 1, Networks::default());
+        let counts = counts(9, 1, "");
         let mut shards = [Admission::new(counts.clone(), 0, 2), Admission::new(counts.clone(), 0, 2)];
         let origin = shards[0].admit(&socket, 1).unwrap();
         shards[0].assign(4, origin);

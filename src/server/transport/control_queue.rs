@@ -117,7 +117,8 @@ impl Driver {
                     let mut view = SessionView::new(self.shard.id(), summary);
                     if self.shard.is_session(summary.slot, summary.id) {
                         let socket = self.ring.look_at(summary.slot.0)?;
-                        (view.address, view.rtt_us) = (socket.address, socket.rtt_us);
+                        let client = self.admission.client(summary.slot.0);
+                        (view.address, view.rtt_us) = (client.or(socket.address), socket.rtt_us);
                     }
                     views.push(view);
                 }

@@ -1,12 +1,13 @@
 //! A shard's loop, the only task of a pinned glommio executor: drives the data ring, the mesh and the shard in turns, and
 //! sleeps in the ring when there is nothing to do.
 
+mod distribution;
 mod pacing;
 mod turn_watch;
 
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
-pub use self::pacing::Pacing;
+pub use self::{distribution::Distribution, pacing::Pacing};
 use self::{pacing::Round, turn_watch::TurnWatch};
 use super::{
     handover::{Handover, HandoverLanes, Transfer},
@@ -16,25 +17,24 @@ use crate::{
     clock,
     limits::{
         ACCEPT_RETRY_MS, GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT, SLEEP_NS_HIGHEST, SLEEP_NS_LOWEST,
-        TURN_EVENTS, TURN_SENDS,
+        TURN_ACCEPTS, TURN_EVENTS, TURN_RECEIVED_BYTES, TURN_SEND_BYTES, TURN_SENDS,
     },
     logging,
     process::fault::{self, Place},
     transport::{
-        admission::Admission,
+        admission::{Admission, Admitted},
         control_queue::ControlQueue,
         uring::data_ring::{DataRing, Event, ListenerId, Sent},
     },
 };
 use tickcast_core::{
-    admission::{Origin, Refusal},
+    admission::Refusal,
     ids::SlotId,
     mesh::{Mesh, ring::Doorbell},
     metrics::{counters::Counter, latency::Latency},
     now::Now,
-    shard::{Action, ListenerKind, Send, Shard},
+    shard::{Action, ClientAddress, ListenerKind, Send, Shard},
 };
-use tickcast_proto::ids::ShardId;
 
 /// Longest sleep while refused sockets linger.
 const LINGER_TICK_NS: u64 = 100_000_000;
@@ -59,9 +59,11 @@ enum Phase {
 pub struct ClientListener {
     /// The protocol of its connections.
     pub kind: ListenerKind,
-    /// Number of shards, if the listener has one socket for all of them: the shard that accepts distributes the
-    /// connections. `None`: each shard accepts its own.
-    pub distributed_over: Option<u16>,
+    /// How a trusted proxy tells the address of its client.
+    pub client: ClientAddress,
+    /// The listener has one socket for all shards: the shard that accepts distributes its connections. If not, each shard has a
+    /// socket of its own.
+    pub is_distributed: bool,
     /// When to retry after accepting failed.
     retry_ns: Option<u64>,
     /// Whether the last attempt to accept failed; a warning was logged.
@@ -70,8 +72,8 @@ pub struct ClientListener {
 
 impl ClientListener {
     /// Creates a listener that has not failed.
-    pub fn new(kind: ListenerKind, distributed_over: Option<u16>) -> ClientListener {
-        ClientListener { kind, distributed_over, retry_ns: None, is_failing: false }
+    pub fn new(kind: ListenerKind, client: ClientAddress, is_distributed: bool) -> ClientListener {
+        ClientListener { kind, client, is_distributed, retry_ns: None, is_failing: false }
     }
 }
 
@@ -95,8 +97,8 @@ pub struct Driver {
     pub pacing: Pacing,
     /// The server's listeners for clients, by [`ListenerId`].
     pub listeners: Vec<ClientListener>,
-    /// The shard that gets the next distributed connection.
-    distribute_next: u16,
+    /// Which shard serves an accepted connection.
+    pub distribution: Distribution,
     /// Requests of operators and of the main thread.
     pub control: ControlQueue,
     /// SENDs made so far.
@@ -134,7 +136,7 @@ impl Driver {
             handovers,
             pacing: Pacing::default(),
             listeners: Vec::new(),
-            distribute_next: 0,
+            distribution: Distribution::default(),
             control,
             sends: 0,
             asleep_since_ns: 0,
@@ -184,6 +186,7 @@ impl Driver {
     /// Runs one turn. Returns whether it did anything.
     fn turn(&mut self) -> io::Result<bool> {
         let now = clock::now();
+        self.distribution.begin_turn();
         self.ring.poll()?;
         let mut worked = self.events(now)?;
         worked |= self.take_transfers(now)?;
@@ -235,13 +238,16 @@ impl Driver {
     }
 
     fn events(&mut self, now: Now) -> io::Result<bool> {
-        let mut handled = 0;
+        let (mut handled, mut accepts, mut bytes) = (0, 0, 0);
         while handled < TURN_EVENTS
+            && accepts < TURN_ACCEPTS
+            && bytes < TURN_RECEIVED_BYTES
             && let Some(event) = self.ring.next_event()
         {
             handled += 1;
             match event {
                 Event::Received(received) => {
+                    bytes += self.ring.bytes(&received).len();
                     // A stopping server reads no more input from clients.
                     if self.phase == Phase::Running {
                         self.shard.handle_bytes(SlotId(received.slot), self.ring.bytes(&received), now);
@@ -249,6 +255,7 @@ impl Driver {
                     self.ring.recycle(received);
                 }
                 Event::Accepted(listener, socket) => {
+                    accepts += 1;
                     if let Some(socket) = self.distribute(listener, socket) {
                         self.accepted(listener, socket, now);
                     }
@@ -280,13 +287,16 @@ impl Driver {
         Ok(handled > 0)
     }
 
-    /// Sends a connection to the next shard in turn, if its listener has one socket for all shards; that shard admits it.
-    /// Returns the connection if this shard keeps it.
+    /// Passes a connection on to the shard that should serve it; that shard admits it. Returns the connection if that is this
+    /// shard.
     fn distribute(&mut self, listener: ListenerId, socket: OwnedFd) -> Option<OwnedFd> {
-        let over = self.listeners[listener.0 as usize].distributed_over;
-        let Some(shards) = over.filter(|_| self.phase == Phase::Running) else { return Some(socket) };
-        let to = ShardId(self.distribute_next);
-        self.distribute_next = (self.distribute_next + 1) % shards;
+        if self.phase != Phase::Running {
+            return Some(socket);
+        }
+        let to = match self.listeners[listener.0 as usize].is_distributed {
+            true => self.distribution.next_in_turn(),
+            false => self.distribution.least_loaded(),
+        };
         match to == self.shard.id() {
             true => Some(socket),
             false => self.handovers.distribute(to, listener, socket).err(),
@@ -296,22 +306,25 @@ impl Driver {
     fn accepted(&mut self, listener: ListenerId, socket: OwnedFd, now: Now) {
         let listener = &mut self.listeners[listener.0 as usize];
         listener.is_failing = false;
-        let kind = listener.kind;
+        let (kind, mut client) = (listener.kind, listener.client);
         if self.phase != Phase::Running {
             self.shard.counters().add(Counter::SessionsRefusedDraining, 1);
             return;
         }
         let mut admitted = self.admission.admit(&socket, now.monotonic_ns);
-        if let Ok(origin) = admitted
+        if let Ok(admission) = admitted
             && !self.ring.has_room()
         {
-            self.admission.release_without_slot(origin);
+            self.admission.release_without_slot(admission);
             admitted = Err(Refusal::Clients);
         }
         match admitted {
-            Ok(origin) => {
-                if let Some(slot) = self.add(socket, origin) {
-                    self.shard.handle_accept(SlotId(slot), kind, now);
+            Ok(admitted) => {
+                if client != ClientAddress::Peer && !self.admission.is_proxy(&socket) {
+                    client = ClientAddress::Peer;
+                }
+                if let Some(slot) = self.add(socket, admitted) {
+                    self.shard.handle_accept_proxied(SlotId(slot), kind, client, now);
                 }
             }
             Err(refusal) => {
@@ -323,15 +336,15 @@ impl Driver {
     }
 
     /// Gives an admitted connection a slot. Returns `None` if the ring refuses the socket.
-    fn add(&mut self, socket: OwnedFd, origin: Option<Origin>) -> Option<u32> {
+    fn add(&mut self, socket: OwnedFd, admitted: Admitted) -> Option<u32> {
         match self.ring.add(socket) {
             Ok(slot) => {
-                self.admission.assign(slot, origin);
+                self.admission.assign(slot, admitted);
                 Some(slot)
             }
             Err(error) => {
                 ::log::warn!(target: logging::peer::ACCEPT, "connection refused: {error}");
-                self.admission.release_without_slot(origin);
+                self.admission.release_without_slot(admitted);
                 self.shard.counters().add(Counter::SessionsRefusedFailed, 1);
                 None
             }
@@ -345,8 +358,8 @@ impl Driver {
         {
             match self.ring.take(slot)? {
                 Some(socket) => {
-                    let origin = self.admission.hand_over(slot);
-                    self.handovers.send(Handover { socket, departure, origin });
+                    let admitted = self.admission.hand_over(slot);
+                    self.handovers.send(Handover { socket, departure, admitted });
                 }
                 None => {
                     debug_assert!(
@@ -365,7 +378,7 @@ impl Driver {
     fn take_transfers(&mut self, now: Now) -> io::Result<bool> {
         for taken in 0..self.handovers.turn_max() {
             let Some(transfer) = self.handovers.take() else { return Ok(taken > 0) };
-            let Handover { socket, departure, origin } = match transfer {
+            let Handover { socket, departure, admitted } = match transfer {
                 Transfer::Admitted(handover) => handover,
                 Transfer::Accepted(listener, socket) => {
                     self.accepted(listener, socket, now);
@@ -373,7 +386,7 @@ impl Driver {
                     continue;
                 }
             };
-            if let Some(slot) = self.add(socket, origin) {
+            if let Some(slot) = self.add(socket, admitted) {
                 self.shard.handle_attached(SlotId(slot), departure.listener, &departure.bytes, now);
                 self.actions()?;
             }
@@ -394,8 +407,8 @@ impl Driver {
     /// Makes one SEND for every ready session, in batches, within the turn's budget of SENDs.
     fn flush(&mut self, now: Now) -> io::Result<bool> {
         let mut sends: [Option<Send>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
-        let (mut done, full_before) = (0, self.ring.sends_full());
-        while done < TURN_SENDS {
+        let (mut done, mut bytes_sent, full_before) = (0, 0, self.ring.sends_full());
+        while done < TURN_SENDS && bytes_sent < TURN_SEND_BYTES {
             self.gather.clear();
             self.shard.prepare_sends(now);
             let mut len = 0;
@@ -418,6 +431,7 @@ impl Driver {
             self.ring
                 .send_batch(&batch[..len], |index, sent| outcomes[index] = (batch[index].1.len(), sent))?;
             for (send, (bytes, sent)) in sends.iter().flatten().zip(outcomes).take(len) {
+                bytes_sent += bytes;
                 match sent {
                     Sent::Whole => self.shard.handle_sent(send.slot, bytes, false, now),
                     Sent::Parked => self.shard.handle_sent(send.slot, bytes, true, now),
@@ -443,6 +457,10 @@ impl Driver {
                 Action::ResumeReceive(slot) => self.ring.resume_receive(slot.0)?,
                 Action::ShutdownWrite(slot) => self.ring.shutdown_write(slot.0)?,
                 Action::HandshakeDone(slot) => self.ring.settle(slot.0),
+                Action::Admit(slot, client) => match self.admission.admit_client(slot.0, client) {
+                    Ok(()) => self.shard.handle_admitted(slot, clock::now()),
+                    Err(refusal) => self.shard.handle_refused(slot, refusal, clock::now()),
+                },
                 Action::HandOver(slot) => self.ring.detach(slot.0)?,
                 Action::Close(slot) => {
                     self.admission.release(slot.0);

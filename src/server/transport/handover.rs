@@ -5,9 +5,11 @@
 
 use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc};
 
-use crate::{limits::HANDOVERS_PER_LANE, transport::uring::data_ring::ListenerId};
+use crate::{
+    limits::HANDOVERS_PER_LANE,
+    transport::{admission::Admitted, uring::data_ring::ListenerId},
+};
 use tickcast_core::{
-    admission::Origin,
     mesh::{
         item_ring::{ItemConsumer, ItemProducer, item_ring},
         ring::Doorbell,
@@ -23,8 +25,8 @@ pub struct Handover {
     pub socket: OwnedFd,
     /// The target shard, and the bytes received so far.
     pub departure: DetachedSession,
-    /// The origin it counts for, if connections are counted by origin.
-    pub origin: Option<Origin>,
+    /// What it counts for.
+    pub admitted: Admitted,
 }
 
 /// What one shard transfers to another. Dropping it closes its socket.
@@ -166,7 +168,7 @@ mod tests {
             listener: ListenerKind::Native,
             bytes: n.to_le_bytes().to_vec(),
         };
-        (Handover { socket: ours.into(), departure, origin: None }, theirs)
+        (Handover { socket: ours.into(), departure, admitted: Admitted::default() }, theirs)
     }
 
     #[test]

@@ -15,7 +15,7 @@ use glommio::{LocalExecutor, LocalExecutorBuilder, Placement, PoolPlacement};
 use super::{
     admission::Admission,
     control_queue::ControlQueue,
-    driver::{ClientListener, Driver, Pacing},
+    driver::{ClientListener, Distribution, Driver, Pacing},
     handover::HandoverLanes,
     stop::Stop,
     uring::{
@@ -26,9 +26,9 @@ use super::{
 use crate::{
     clock,
     process::{
+        cores::pin_to,
         fault::{self, Place},
         panics,
-        pinning::pin_to,
     },
 };
 use tickcast_core::{
@@ -75,6 +75,8 @@ pub struct ShardParts {
     pub control: ControlQueue,
     /// Batching and spinning.
     pub pacing: Pacing,
+    /// Which shard serves an accepted connection.
+    pub distribution: Distribution,
 }
 
 /// Why a shard has ended before the server stopped it.
@@ -181,6 +183,7 @@ impl ShardParts {
             self.control,
         );
         (driver.pacing, driver.listeners) = (self.pacing, self.listeners);
+        driver.distribution = self.distribution;
         Ok(driver)
     }
 }

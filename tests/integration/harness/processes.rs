@@ -1,10 +1,90 @@
 //! Child processes: waiting with a guard, killing by pid.
 
-use std::{collections::HashSet, fs, net::SocketAddr, process::Child, thread, time::Instant};
+use std::{
+    collections::HashSet,
+    fs::{self, File, OpenOptions},
+    io::{Read, Write},
+    net::SocketAddr,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    process::Child,
+    thread,
+    time::Instant,
+};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::{
+    libc::O_NONBLOCK,
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        stat::Mode,
+    },
+    unistd::mkfifo,
+};
 
-use super::{GUARD, LOOK_AGAIN};
+use super::{GUARD, LOOK_AGAIN, eventually};
+
+/// A named pipe that is full to its last byte, and whose reader stands still. Writers block, as each opens it anew.
+pub struct FullPipe {
+    path: PathBuf,
+    /// Nonblocking.
+    reader: File,
+}
+
+impl FullPipe {
+    /// Creates it and fills it with empty lines.
+    pub fn new(name: &str) -> FullPipe {
+        let path = std::env::temp_dir().join(format!("tickcast-{}-{name}.fifo", std::process::id()));
+        mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        let reader = OpenOptions::new().read(true).write(true).custom_flags(O_NONBLOCK).open(&path).unwrap();
+        let mut pipe = FullPipe { path, reader };
+        pipe.fill();
+        pipe
+    }
+
+    /// Fills it to its last byte.
+    pub fn fill(&mut self) {
+        for size in [4_096, 1] {
+            while self.reader.write(&vec![b'\n'; size]).is_ok() {}
+        }
+    }
+
+    /// The path of the pipe.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// An end for a process to write to.
+    pub fn writer(&self) -> File {
+        OpenOptions::new().write(true).open(&self.path).unwrap()
+    }
+
+    /// Waits until a thread of a process is blocked by the pipe.
+    pub fn wait_for_a_blocked_writer(&self, pid: u32) {
+        eventually("a write to the full pipe", || {
+            let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+            let mut waits = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("wchan")).ok());
+            waits.any(|wait| wait.contains("pipe_write"))
+        });
+    }
+
+    /// Reads until the text contains `part`.
+    pub fn wait_for(&mut self, part: &str) {
+        let mut text = Vec::new();
+        eventually(&format!("{part:?} in the pipe"), || {
+            let mut chunk = [0; 4_096];
+            while let Ok(read) = self.reader.read(&mut chunk) {
+                text.extend_from_slice(&chunk[..read]);
+            }
+            String::from_utf8_lossy(&text).contains(part)
+        });
+    }
+}
+
+impl Drop for FullPipe {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
 
 /// Waits for a child's exit code; `None` for a signal. Kills a child that does not exit in time, and fails the test.
 pub fn wait_for_exit(child: &mut Child) -> Option<i32> {

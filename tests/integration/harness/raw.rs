@@ -203,6 +203,14 @@ impl Peer {
         std::mem::take(&mut self.buffer)
     }
 
+    /// The next `len` bytes.
+    pub fn take(&mut self, len: usize) -> Vec<u8> {
+        while self.buffer.len() < len {
+            assert!(self.more(), "{} bytes of {len}", self.buffer.len());
+        }
+        self.buffer.drain(..len).collect()
+    }
+
     /// The head of an HTTP response.
     pub fn http_head(&mut self) -> String {
         loop {

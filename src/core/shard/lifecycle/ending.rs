@@ -3,10 +3,10 @@
 use crate::{
     fanout::CloseBudget,
     ids::{SessionId, SlotId},
-    limits::LINGER_DEADLINE_MS,
+    limits::{LINGER_DEADLINE_MS, REFUSED_RETRY_AFTER_S},
     now::Now,
     session::{CloseReason, Ending, InputState, KeptOutbox, Protocol},
-    shard::{Action, Shard, timers::TimerKind},
+    shard::{Action, ListenerKind, Shard, timers::TimerKind},
 };
 use tickcast_proto::{http, reply::Reply};
 
@@ -22,6 +22,8 @@ pub(super) fn log_end(session: SessionId, reason: &CloseReason) {
         | CloseReason::HeartbeatTimeout
         | CloseReason::SlowConsumer
         | CloseReason::UnfinishedMemory
+        | CloseReason::Refused(_)
+        | CloseReason::Proxy(_)
         | CloseReason::BadRequest(_) => {
             ::log::info!(target: LOG_TARGET_SESSION, "session {session:x} ends: {reason}");
         }
@@ -29,6 +31,7 @@ pub(super) fn log_end(session: SessionId, reason: &CloseReason) {
         | CloseReason::Shutdown
         | CloseReason::Transport(_)
         | CloseReason::Http(_)
+        | CloseReason::HttpIdle
         // Logged where it was requested.
         | CloseReason::Operator
         | CloseReason::Replaced => ::log::debug!("session {session:x} ends: {reason}"),
@@ -74,7 +77,7 @@ impl Shard {
             self.flush_held(slot, &reason, now);
         }
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        session.ending = Some(Ending::new(reason.clone(), false));
+        session.ending = Some(Ending::new(reason.clone()));
         session.input = Vec::new();
         session.message_rest = Vec::new();
         if let Some(decoder) = session.protocol.decoder_mut() {
@@ -93,7 +96,7 @@ impl Shard {
         }
         self.sessions.count_unfinished(slot);
         if self.cut_outbox(slot, reason.kept_outbox()) && reason.has_goodbye() {
-            self.push_closing(slot, &reason);
+            self.push_closing(slot, &reason, now);
         }
         let deadline = match self.draining {
             Some(drain_ns) => drain_ns,
@@ -171,14 +174,14 @@ impl Shard {
         }
         // It was already ending for another reason: only replies and CLOSING remain to be sent.
         if self.cut_outbox(slot, KeptOutbox::Replies) && reason.reason.has_goodbye() {
-            self.push_closing(slot, &reason.reason);
+            self.push_closing(slot, &reason.reason, now);
         }
         if self.sessions.get(slot).is_some_and(|session| session.outbox_bytes() == 0) {
             self.continue_ending(slot, now);
         }
     }
 
-    fn push_closing(&mut self, slot: SlotId, reason: &CloseReason) {
+    fn push_closing(&mut self, slot: SlotId, reason: &CloseReason, now: Now) {
         let Some(session) = self.sessions.any_mut(slot) else {
             return debug_assert!(false, "a session stays while it ends");
         };
@@ -190,15 +193,26 @@ impl Shard {
                 let seed = self.epoch ^ u64::from(self.id.0);
                 reconnect_after_ms(seed, session.id, self.limits.reconnect_spread_ms)
             }
+            CloseReason::Refused(_) => REFUSED_RETRY_AFTER_S as u32 * 1_000,
             _ => 0,
         };
         let framing = session.format.framing;
-        match session.protocol {
-            Protocol::HttpHead if *reason == CloseReason::HandshakeDeadline => bytes = http::timed_out(),
+        let speaks_http = match session.protocol {
             // A session that leaves for another shard has cancelled its handover before this.
-            Protocol::HttpHead | Protocol::Leaving(_) => {}
+            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Leaving(_) => {
+                session.listener == ListenerKind::Http
+            }
+            Protocol::Http(_) => true,
+            Protocol::Hello(_) | Protocol::Open(_) | Protocol::Echo(_) => false,
+        };
+        match session.protocol {
+            _ if speaks_http => {
+                if let Some(status) = reason.http_status() {
+                    bytes = http::refused(status, &text, now.realtime_ns);
+                }
+            }
             Protocol::Echo(_) => framing.write_close(reason.close_frame_code(), &text, &mut bytes),
-            Protocol::Hello(_) | Protocol::Open(_) => {
+            _ => {
                 Reply::Closing { code: reason.code(), reason: &text, reconnect_after_ms }
                     .encode(session.format, &mut bytes);
                 framing.write_close(reason.close_frame_code(), &text, &mut bytes);
@@ -215,11 +229,11 @@ impl Shard {
         if ending.half_closed || sending {
             return;
         }
-        match ending.reason {
-            // The peer sends no more, so no unread input can turn the close into a reset.
-            CloseReason::Peer => self.remove(slot),
+        match ending.peer_closed {
+            // No unread input can turn the close into a reset.
+            true => self.remove(slot),
             // Unread input would turn a close into a reset, and CLOSING would be lost: send FIN, then wait for the peer's.
-            _ => {
+            false => {
                 ending.half_closed = true;
                 let (id, sent_file) = (session.id, is_file(&ending.reason));
                 self.actions.push_back(Action::ShutdownWrite(slot));

@@ -169,6 +169,25 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_has_been_answered_leaves_when_the_answer_is_sent_and_is_not_received_from_again() {
+        let (name, _) = identity_elsewhere(ShardId(0));
+        let get = b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n".to_vec();
+        let mut from = shard(ShardId(0), Limits::default());
+        from.handle_accept(SlotId(3), ListenerKind::Http, NOW);
+        from.handle_bytes(SlotId(3), &[get.clone(), get, upgrade(&name)].concat(), NOW);
+        let (mut turns, mut actions, mut answers) = (TurnLoop::default(), Vec::new(), Vec::new());
+        for _ in 0..6 {
+            actions.extend(turns.turn(&mut from, None, NOW, usize::MAX, |_, bytes| {
+                answers.extend_from_slice(bytes);
+                false
+            }));
+        }
+        assert_eq!(String::from_utf8(answers).unwrap().matches("HTTP/1.1 404 ").count(), 2);
+        assert_eq!(actions, [Action::PauseReceive(SlotId(3)), Action::HandOver(SlotId(3))]);
+        assert_eq!(from.handle_detached(SlotId(3)).unwrap().bytes, upgrade(&name));
+    }
+
+    #[test]
     fn a_session_that_ends_during_its_handover_stays_and_learns_why() {
         let (name, _) = identity_elsewhere(ShardId(0));
         let mut from = shard(ShardId(0), Limits::default());

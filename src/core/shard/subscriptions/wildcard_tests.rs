@@ -3,7 +3,9 @@
 use crate::{
     config::Limits,
     ids::SlotId,
+    limits::LONG_WILDCARDS_BYTES,
     metrics::counters::Counter,
+    pattern_trie::PatternTrie,
     session::Session,
     shard::ListenerKind,
     testing::{Driver, frame, hello},
@@ -23,6 +25,13 @@ fn driver() -> Driver {
     let mut driver = Driver::new(Limits { behind_bytes: 1_000, ..Limits::default() });
     driver.accept(PUBLISHER, ListenerKind::Native, &hello());
     driver.accept(READER, ListenerKind::Native, &hello());
+    driver
+}
+
+/// As [`driver`], with topics that have a tick.
+fn driver_with(topics: &[&str]) -> Driver {
+    let mut driver = driver();
+    topics.iter().for_each(|topic| publish(&mut driver, topic));
     driver
 }
 
@@ -49,10 +58,15 @@ fn unsubscribe(driver: &mut Driver, slot: u32, pattern: &str) {
 }
 
 fn publish(driver: &mut Driver, topic: &str) {
+    publish_now(driver, topic);
+    finish(driver);
+}
+
+/// Publishes without waiting until the shard is idle.
+fn publish_now(driver: &mut Driver, topic: &str) {
     let mut bytes = Vec::new();
     frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), topic, &[0; 40]);
     driver.receive(PUBLISHER, &bytes);
-    finish(driver);
 }
 
 fn session(driver: &Driver, slot: u32) -> &Session {
@@ -95,6 +109,46 @@ fn a_wildcard_takes_no_memory_per_topic() {
     assert_eq!(ticks(&mut driver, READER).len(), 501);
     assert!(session(&driver, READER).memberships.is_empty());
     assert_eq!(topics(&driver, READER), 501);
+}
+
+#[test]
+fn a_live_wildcard_visits_the_topics_that_the_session_has_and_no_others() {
+    let mut driver = driver();
+    for topic in 0..2_000 {
+        publish(&mut driver, &format!("t.{topic}"));
+    }
+    subscribe(&mut driver, READER, "t.1", Subscribe { policy: Policy::Drop as u8, ..Subscribe::default() });
+    let units = |driver: &Driver| driver.shard.counters().value(Counter::ControlUnits);
+    let before = units(&driver);
+    for pattern in [">", "t.*", "u.*"] {
+        subscribe(&mut driver, READER, pattern, conflate());
+    }
+    assert!(units(&driver) - before < 200, "{} units", units(&driver) - before);
+    assert_eq!(topics(&driver, READER), 1 + 2 * 2_000, "each of its patterns counts, once the round is over");
+    unsubscribe(&mut driver, READER, ">");
+    assert_eq!(topics(&driver, READER), 1 + 2_000);
+}
+
+#[test]
+fn topics_that_come_and_go_while_a_round_counts_are_counted_once() {
+    let mut driver = driver();
+    for topic in 0..2_000 {
+        publish(&mut driver, &format!("t.{topic}"));
+    }
+    // The shard has the topics only while someone wants them.
+    driver.accept(2, ListenerKind::Native, &hello());
+    subscribe(&mut driver, 2, ">", conflate());
+    driver.receive(READER, &frame(Kind::Subscribe, &conflate(), b"t.*"));
+    let mut turns = 0;
+    while driver.shard.is_busy() {
+        if turns % 2 == 0 {
+            publish_now(&mut driver, &format!("t.new{turns}"));
+        }
+        driver.turn();
+        turns += 1;
+    }
+    assert!(turns > 2, "a round takes several turns");
+    assert_eq!(topics(&driver, READER), driver.shard.fanout.topics_len());
 }
 
 #[test]
@@ -196,11 +250,32 @@ fn a_gap_has_a_membership_until_it_is_announced() {
 }
 
 #[test]
-fn a_subscription_that_starts_in_the_past_shares_once_it_is_live() {
-    let mut driver = driver();
-    for topic in ["a", "b", "c"] {
-        publish(&mut driver, topic);
+fn a_held_topic_whose_last_value_was_evicted_has_a_gap() {
+    let limits = Limits { behind_bytes: 1_000, last_values_bytes_max: 10_000, ..Limits::default() };
+    let mut driver = Driver::new(limits);
+    for slot in [PUBLISHER, READER] {
+        driver.accept(slot, ListenerKind::Native, &hello());
     }
+    subscribe(&mut driver, READER, "a", conflate());
+    driver.full.insert(READER);
+    (0..100).for_each(|_| publish(&mut driver, "a"));
+    (0..500).for_each(|topic| publish(&mut driver, &format!("t.{topic}")));
+    driver.sent.clear();
+    driver.open();
+    finish(&mut driver);
+    let got = received(&mut driver, READER);
+    assert!(
+        got.iter().any(|(kind, _)| *kind == Kind::Gap) && got.last() != Some(&(Kind::Tick, 100)),
+        "{got:?}"
+    );
+    publish(&mut driver, "a");
+    assert_eq!(ticks(&mut driver, READER), [101]);
+    assert!(driver.shard.counters().value(Counter::TicksDropped) > 0);
+}
+
+#[test]
+fn a_subscription_that_starts_in_the_past_shares_once_it_is_live() {
+    let mut driver = driver_with(&["a", "b", "c"]);
     subscribe(&mut driver, READER, ">", Subscribe { from: 1, ..Subscribe::default() });
     assert_eq!(ticks(&mut driver, READER), [1, 1, 1]);
     assert!(session(&driver, READER).memberships.is_empty());
@@ -233,10 +308,7 @@ fn a_rate_limit_takes_a_session_out_of_the_group_and_its_end_back() {
 
 #[test]
 fn the_topics_of_a_wildcard_are_counted_as_they_come_whoever_subscribes() {
-    let mut driver = driver();
-    for topic in ["a.1", "a.2", "b.1"] {
-        publish(&mut driver, topic);
-    }
+    let mut driver = driver_with(&["a.1", "a.2", "b.1"]);
     subscribe(&mut driver, READER, "a.*", Subscribe::default());
     driver.accept(2, ListenerKind::Native, &hello());
     subscribe(&mut driver, 2, "a.*", Subscribe::default());
@@ -280,6 +352,40 @@ fn patterns_have_a_bound_that_refuses_new_ones_and_no_others() {
     finish(&mut driver);
     subscribe(&mut driver, 19, "0-0", Subscribe::default());
     assert_eq!(refused(&mut driver, 19), 0);
+}
+
+#[test]
+fn homes_know_many_long_wildcards_as_one_and_no_tick_is_lost() {
+    let subscriptions_per_session_max = usize::MAX;
+    let mut driver = Driver::new(Limits { subscriptions_per_session_max, ..Limits::default() });
+    for slot in [PUBLISHER, READER, 2] {
+        driver.accept(slot, ListenerKind::Native, &hello());
+    }
+    let count = LONG_WILDCARDS_BYTES / 100 + 100;
+    let (topic, pattern) = (|at| format!("{at:0>100}.a"), |at| format!("{at:0>100}.*"));
+    publish(&mut driver, &topic(count - 1));
+    for at in 0..count {
+        subscribe(&mut driver, READER, &pattern(at), Subscribe::default());
+    }
+    subscribe(&mut driver, 2, &pattern(count - 1), Subscribe::default());
+    received(&mut driver, READER);
+    for at in [0, count - 1] {
+        publish(&mut driver, &topic(at));
+    }
+    publish(&mut driver, "other");
+    let sent = driver.sent.clone();
+    assert_eq!(ticks(&mut driver, READER), [1, 2]);
+    driver.sent = sent;
+    assert_eq!(ticks(&mut driver, 2), [2]);
+    assert_eq!(driver.shard.subscriptions_len(), (count + 1, 3), "the shard takes all topics");
+    for at in (0..count).rev() {
+        unsubscribe(&mut driver, READER, &pattern(at));
+    }
+    publish(&mut driver, &topic(count - 1));
+    assert_eq!(ticks(&mut driver, 2), [3]);
+    unsubscribe(&mut driver, 2, &pattern(count - 1));
+    assert_eq!(driver.shard.subscriptions_len(), (0, 0));
+    assert_eq!(driver.shard.fanout.patterns_bytes(), PatternTrie::<u32>::default().used_bytes());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::commands::{CommandError, counted};
 use tickcast_ecg::{
     FileError, annotation,
     detector::{BadRate, Beat, Detector},
-    follow::{Finding, Rhythm},
+    follow::{Finding, GapFinder, Rhythm},
     info::after_ns,
     record,
     score::Score,
@@ -35,22 +35,33 @@ pub fn process_file(args: &EcgArgs, out: &mut impl Write) -> Result<(), CommandE
     let mut detector = Detector::new(fs_hz).map_err(rejected)?;
     let mut output = Output { out, json: args.json, problems: 0 };
     let (mut rhythm, mut found, mut beats) = (Rhythm::default(), Vec::new(), Vec::new());
-    let mut report = |beat: Beat, output: &mut Output<'_, _>| {
+    let mut report = |beat: Beat, rhythm: &mut Rhythm, output: &mut Output<'_, _>| {
         rhythm.beat(fs_hz, beat.at_sample, after_ns(fs_hz, beat.at_sample), &mut found);
         beats.push(beat.at_sample);
         // Print beats only: the rate is for people watching a live wave.
         let mut beats_found = found.drain(..).filter(|finding| matches!(finding, Finding::Beat { .. }));
         beats_found.try_for_each(|finding| output.finding(&finding))
     };
-    for &sample in &record.samples {
+    let mut gaps = GapFinder::default();
+    for sample in record.samples() {
+        let at = detector.next_sample();
+        if let Some((from, to)) = gaps.push(sample, at, fs_hz) {
+            output.finding(&Finding::Gap { from, to })?;
+            detector.skip_to(to);
+            rhythm = Rhythm::default();
+        }
         if let Some(beat) = detector.push(sample) {
-            report(beat, &mut output)?;
+            report(beat, &mut rhythm, &mut output)?;
         }
     }
+    let end = detector.next_sample();
     for beat in detector.finish() {
-        report(beat, &mut output)?;
+        report(beat, &mut rhythm, &mut output)?;
     }
-    let (name, signal, seconds) = (&record.name, &record.signal, record.samples.len() as f64 / fs_hz);
+    if let Some((from, to)) = gaps.end(end, fs_hz) {
+        output.finding(&Finding::Gap { from, to })?;
+    }
+    let (name, signal, seconds) = (&record.name, &record.signal, record.samples_total() as f64 / fs_hz);
     let object = format!(
         "{{\"op\":\"record\",\"record\":{},\"signal\":{},\"fs\":{fs_hz},\"seconds\":{seconds:.3},\"beats\":{}}}",
         json::literal(name),
@@ -67,14 +78,7 @@ pub fn process_file(args: &EcgArgs, out: &mut impl Write) -> Result<(), CommandE
             .line(&format!("{{\"op\":\"warning\",\"text\":\"{text}\"}}"), format_args!("warning: {text}"))?;
     }
     if let Some(expert) = expert {
-        let in_samples = record.samples_per_frame as u64;
-        let mut expert: Vec<u64> = expert
-            .iter()
-            .filter(|annotation| annotation.is_beat())
-            .map(|annotation| annotation.at_frame.saturating_mul(in_samples))
-            .collect();
-        expert.sort_unstable();
-        let score = Score::new(&expert, &beats, (MATCH_WINDOW_S * fs_hz) as u64);
+        let score = Score::new(&expert.beats(&record), &beats, (MATCH_WINDOW_S * fs_hz) as u64);
         print_score(&score, &mut output)?;
     }
     output.flush()

@@ -70,6 +70,35 @@ fn own_record_is_analysed_without_annotations() {
     fs::remove_dir_all(folder).unwrap();
 }
 
+#[test]
+fn gaps_between_segments_are_reported_and_no_interval_spans_them() {
+    let folder = std::env::temp_dir().join(format!("tickcast-process-gaps-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let header = folder.join("own.hea");
+    fs::write(&header, "own/5 1 250 7000\n~ 500\nown_1 2500\n~ 1000\nown_1 2500\n~ 500\n").unwrap();
+    fs::write(folder.join("own_1.hea"), "own_1 1 250 2500\nown.dat 16 1000/mV\n").unwrap();
+    let mut wave = Synthetic::new(250.0, 60.0);
+    let data: Vec<u8> = (0..2_500).flat_map(|_| ((wave.next_mv() * 1e3) as i16).to_le_bytes()).collect();
+    fs::write(folder.join("own.dat"), data).unwrap();
+    let text = run(&file_args(&header, None, true)).unwrap();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let gaps: Vec<_> = lines
+        .iter()
+        .filter(|line| line["op"] == "gap")
+        .map(|gap| (gap["from"].as_u64(), gap["to"].as_u64()))
+        .collect();
+    assert_eq!(
+        gaps,
+        [(Some(0), Some(500)), (Some(3_000), Some(4_000)), (Some(6_500), Some(7_000))],
+        "{text}"
+    );
+    let firsts = lines.iter().filter(|line| line["op"] == "beat" && line["rr_ms"].is_null()).count();
+    assert_eq!(firsts, 2, "{text}");
+    assert!(lines.iter().all(|line| !line["rr_ms"].as_f64().is_some_and(|rr_ms| rr_ms > 1_100.0)), "{text}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
 const EPOCH: u64 = 3;
 const BATCH: u64 = 25;
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::Config;
+use tickcast_core::shard::ClientAddress;
 
 /// The settings from a file with this text and a command line with these words.
 fn settings_of(name: &str, text: &str, words: &str) -> Settings {
@@ -15,7 +16,7 @@ fn settings_of(name: &str, text: &str, words: &str) -> Settings {
 /// All errors in a file, one per line.
 fn errors_of(name: &str, text: &str) -> Vec<String> {
     let settings = settings_of(name, text, "");
-    match Config::new(&settings, &[0]) {
+    match Config::new(&settings, None) {
         Ok(_) => Vec::new(),
         Err(error) => error.to_string().lines().map(str::to_owned).collect(),
     }
@@ -213,7 +214,7 @@ file = \"README.md\"
     let of_source = |at: usize, key: &str| settings.sources[at].options[key].to_string();
     assert_eq!((of_source(0, "wait"), of_source(0, "speed")), ("3".into(), "\"max\"".into()));
     assert_eq!((of_source(2, "wait"), of_source(2, "speed")), ("0".into(), "\"1.0\"".into()));
-    let sources = Config::new(&settings, &[0]).unwrap().sources;
+    let sources = Config::new(&settings, None).unwrap().sources;
     let kinds: Vec<&str> = sources.iter().map(|source| source.kind().name).collect();
     assert_eq!(kinds, ["replay", "simulator", "replay"]);
     assert!(sources[0] != sources[2] && sources[0] == sources[0].clone());
@@ -223,7 +224,7 @@ file = \"README.md\"
 fn a_file_that_is_not_there_is_refused_by_name() {
     let words = ["tickcast", "serve", "--config", "/nonexistent/tickcast.toml"].map(OsString::from);
     let settings = Settings::read(&words).unwrap();
-    let error = Config::new(&settings, &[0]).unwrap_err().to_string();
+    let error = Config::new(&settings, None).unwrap_err().to_string();
     assert!(error.contains("/nonexistent/tickcast.toml") && error.contains("--config"), "{error}");
 }
 
@@ -244,7 +245,7 @@ notsent_lowat = 0
 ";
     let listeners = |words: &str| -> Vec<String> {
         let settings = settings_of("listeners", text, words);
-        let config = Config::new(&settings, &[0]).unwrap();
+        let config = Config::new(&settings, None).unwrap();
         config
             .listeners
             .iter()
@@ -256,7 +257,7 @@ notsent_lowat = 0
         listeners("--tcp 127.0.0.1:2 --admin unix:/run/a"),
         ["native 127.0.0.1:2", "native 127.0.0.1:1", "admin unix:/run/a"]
     );
-    let config = Config::new(&settings_of("bounds", text, ""), &[0]).unwrap();
+    let config = Config::new(&settings_of("bounds", text, ""), None).unwrap();
     let [unix, tcp] = &config.listeners[..] else { panic!("two") };
     assert_eq!((unix.mode, unix.socket), (0o666, Default::default()));
     assert_eq!((tcp.socket.send_bytes, tcp.socket.notsent_lowat_bytes), (Some(8 << 10), 0));
@@ -264,10 +265,40 @@ notsent_lowat = 0
 }
 
 #[test]
+fn a_listener_behind_a_proxy_needs_proxies_that_are_trusted() {
+    let listener = |kind: &str, keys: &str| {
+        format!("[[listener]]\nkind = \"{kind}\"\naddress = \"127.0.0.1:1\"\n{keys}\n")
+    };
+    let trusting = "[server]\ntrusted_proxies = \"10.0.0.0/8\"\n";
+    for (kind, keys, client) in [
+        ("native", "proxy_protocol = true", ClientAddress::ProxyHeader),
+        ("http", "proxy_protocol = true", ClientAddress::ProxyHeader),
+        ("http", "forwarded_for = true\nproxy_protocol = false", ClientAddress::ForwardedFor),
+        ("http", "forwarded_for = false", ClientAddress::Peer),
+    ] {
+        let text = format!("{trusting}{}", listener(kind, keys));
+        let config = Config::new(&settings_of("proxies", &text, ""), None).unwrap();
+        assert_eq!(config.listeners[0].client, client, "{kind} {keys}");
+    }
+    for (kind, keys, part) in [
+        ("native", "forwarded_for = true", "no such option"),
+        ("http", "forwarded_for = true\nproxy_protocol = true", "either"),
+    ] {
+        let text = format!("{trusting}{}", listener(kind, keys));
+        assert!(errors_of("proxies", &text)[0].contains(part), "{kind} {keys}");
+    }
+    let errors = errors_of("proxies", &listener("http", "proxy_protocol = true"));
+    assert!(errors[0].contains("line 4: listener.proxy_protocol: no proxy is trusted"), "{errors:?}");
+    let errors = errors_of("web", "[web]\nallow_origin = [\"app.example\"]\nallow_host = [\"a:80\"]\n");
+    assert!(errors[0].contains("line 2") && errors[0].contains("is no origin"), "{errors:?}");
+    assert!(errors[1].contains("line 3") && errors[1].contains("is no host"), "{errors:?}");
+}
+
+#[test]
 fn an_option_that_makes_no_sense_is_found_in_the_file_unless_it_was_typed() {
     let text = "[timeouts]\nping_timeout = 0\n";
     assert!(errors_of("locate", text)[0].contains("line 2: timeouts.ping_timeout: 0s: must be"));
-    let error = Config::new(&settings_of("typed", text, "--ping-timeout 1ns"), &[0]).unwrap_err().to_string();
+    let error = Config::new(&settings_of("typed", text, "--ping-timeout 1ns"), None).unwrap_err().to_string();
     assert!(error.starts_with("--ping-timeout: 1ns"), "{error}");
 }
 
@@ -276,7 +307,7 @@ fn the_shipped_file_is_good_and_what_it_comments_out_is_the_default() {
     let shipped = include_str!("../../../../systemd/tickcast.toml");
     let settings = settings_of("shipped", shipped, "");
     assert!(settings.problems.is_empty() && settings.warnings.is_empty(), "{:?}", settings.problems);
-    assert!(Config::new(&settings, &[0]).unwrap().sources.is_empty());
+    assert!(Config::new(&settings, None).unwrap().sources.is_empty());
     // A comment that begins with `key =` is a commented-out setting.
     let commented = |line: &&str| {
         // Examples are indented.
@@ -303,7 +334,7 @@ fn the_shipped_file_is_good_and_what_it_comments_out_is_the_default() {
         "server.shards",
     ];
     assert!(changes.iter().all(|key| by_hand.contains(&&**key)), "{changes:?}");
-    let (was, is) = (Config::new(&settings, &[0]).unwrap(), Config::new(&with_defaults, &[0]).unwrap());
+    let (was, is) = (Config::new(&settings, None).unwrap(), Config::new(&with_defaults, None).unwrap());
     assert_eq!(was.limits, is.limits);
 }
 

@@ -23,9 +23,12 @@ use super::{
     shard_replies::ShardReplies,
     stage::Stage,
 };
-use crate::operator::{
-    control::ShardRequest,
-    views::{GlobalSessionId, SessionView, TopicView},
+use crate::{
+    logging,
+    operator::{
+        control::ShardRequest,
+        views::{GlobalSessionId, SessionView, TopicView},
+    },
 };
 use tickcast_core::{
     metrics::latency::{Latency, Until},
@@ -150,6 +153,7 @@ impl AdminContext {
             shards: &samples.collect::<Vec<_>>(),
             sources: &self.handles.sources,
             process: process_sample::sample(self.start_seconds),
+            log_lines_dropped: logging::lines_dropped(),
         });
         Reply { content_type: metrics::CONTENT_TYPE, ..Reply::text(text) }
     }

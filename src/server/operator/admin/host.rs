@@ -2,7 +2,9 @@
 
 use http::{HeaderValue, Version, uri::Authority};
 
-use super::route::{RequestError, is_address_or_localhost};
+use tickcast_proto::http::host::{is_address_or_localhost, is_same, is_well_formed, parse};
+
+use super::route::RequestError;
 
 /// Checks the Host headers of a request and the authority of its target, if that is in absolute form.
 ///
@@ -23,46 +25,25 @@ pub fn check<'a>(
     if header.is_none() && version >= Version::HTTP_11 {
         return bad_request("no Host header");
     }
-    let header = header.map(|value| Authority::try_from(value.as_bytes()));
-    let Ok(header) = header.transpose() else { return bad_request("malformed Host header") };
-    if !header.iter().all(is_well_formed) {
-        return bad_request("malformed Host header");
-    }
+    let named = header.map(|value| parse(value.as_bytes()));
+    let header = match named {
+        Some(None) => return bad_request("malformed Host header"),
+        named => named.flatten(),
+    };
     if !target.into_iter().all(is_well_formed) {
         return bad_request("malformed host in the request target");
     }
     let mut hosts = header.iter().chain(target);
-    if is_local && !hosts.all(|host| is_address_or_localhost(host.as_str())) {
+    if is_local && !hosts.all(|host| is_address_or_localhost(host.host())) {
         let message = "this listener is local: the Host header must be an IP address or localhost";
         return Err(RequestError::new(403, message));
     }
     match (&header, target) {
-        (Some(header), Some(target)) if !is_same(header, target) => {
+        (Some(header), Some(target)) if !is_same(header, target, 80) => {
             bad_request("the request target is for another host than the Host header")
         }
         _ => Ok(()),
     }
-}
-
-/// Whether it is a host and at most a port: no user, no empty name, no invalid address in brackets.
-fn is_well_formed(authority: &Authority) -> bool {
-    let (whole, host) = (authority.as_str(), authority.host());
-    let is_host = match host.strip_prefix('[') {
-        Some(rest) => rest.strip_suffix(']').is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok()),
-        None => !host.is_empty(),
-    };
-    let is_port = match whole.strip_prefix(host) {
-        Some("" | ":") => true,
-        Some(rest) => authority.port_u16().is_some() && rest.starts_with(':'),
-        // A user precedes the host.
-        None => false,
-    };
-    is_host && is_port && !whole.contains('@')
-}
-
-fn is_same(one: &Authority, other: &Authority) -> bool {
-    let port = |authority: &Authority| authority.port_u16().unwrap_or(80);
-    one.host().eq_ignore_ascii_case(other.host()) && port(one) == port(other)
 }
 
 #[cfg(test)]

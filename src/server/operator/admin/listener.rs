@@ -73,7 +73,7 @@ impl AdminListener {
         handles: ServerHandles,
         on_failure: impl FnOnce(String) + Send + 'static,
     ) -> io::Result<AdminListener> {
-        if !is_local(&address) {
+        if !address.is_local() {
             ::log::warn!(
                 "--admin {address} is not a loopback address: anyone who can reach it can list and close sessions \
                  without a password"
@@ -81,7 +81,7 @@ impl AdminListener {
         }
         SockRef::from(&listener).set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-        let context = Arc::new(AdminContext::new(handles, is_local(&address)));
+        let context = Arc::new(AdminContext::new(handles, address.is_local()));
         let (stop, mut stopped) = oneshot::channel::<()>();
         let guard = runtime.enter();
         let listener = match &address {
@@ -125,11 +125,6 @@ impl AdminListener {
     pub fn set_stage(&self, stage: Stage) {
         self.context.set_stage(stage);
     }
-}
-
-/// Whether only this machine can reach an address: a Unix socket or a loopback address, IPv4-mapped ones included.
-fn is_local(address: &Address) -> bool {
-    address.tcp().is_none_or(|address| address.ip().to_canonical().is_loopback())
 }
 
 impl Drop for AdminListener {
@@ -224,6 +219,8 @@ async fn serve(
         .header_read_timeout(Duration::from_millis(ADMIN_HEAD_MS))
         .max_buf_size(ADMIN_HEAD_BYTES_MAX)
         .keep_alive(false)
+        // Who sends FIN after its request may still read the response.
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
     if let Ok(Err(error)) = timeout(Duration::from_millis(ADMIN_CONNECTION_MS), connection).await {
         ::log::debug!("--admin: {error}");

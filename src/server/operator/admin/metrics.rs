@@ -13,7 +13,7 @@ use tickcast_core::{
     metrics::{
         counters::{Counter, Counters},
         latency::Until,
-        turn_times,
+        turn_times::{self, TurnTimes},
     },
     shard::survey::ShardState,
 };
@@ -49,6 +49,8 @@ pub struct Scrape<'a> {
     pub sources: &'a [SourceStatus],
     /// The process.
     pub process: ProcessSample,
+    /// Log lines dropped so far.
+    pub log_lines_dropped: u64,
 }
 
 /// How a counter is exported: its family, and the label that distinguishes it within the family.
@@ -99,7 +101,7 @@ const REFUSED_HELP: &str = "Connections refused, by reason: a limit (clients, so
 
 /// Whether the sources count it rather than the shards.
 fn is_counted_by_sources(counter: Counter) -> bool {
-    matches!(counter, Counter::SourceTicksDropped | Counter::SourceWaits)
+    matches!(counter, Counter::SourceTicksDropped | Counter::SourceWaits | Counter::SourceLinesSkipped)
 }
 
 /// Writes the text format, family by family.
@@ -205,19 +207,29 @@ fn counters(scrape: &Scrape<'_>, writer: &mut Writer) {
     }
 }
 
-/// Covers every shard: the histogram is read like a counter, so a shard that hangs still shows its earlier turns.
+/// Covers every shard: the histograms are read like counters, so a shard that hangs still shows its earlier turns.
 fn turns(scrape: &Scrape<'_>, writer: &mut Writer) {
-    const NAME: &str = "tickcast_turn_seconds";
-    writer.family(
-        NAME,
-        "histogram",
-        "Length of the shard's turns: the time it worked, without the time it slept.",
-    );
-    for ShardSample { shard, counters, .. } in scrape.shards {
-        let (counts, turns) = counters.turn_times().cumulative();
-        let buckets = turn_times::BOUNDS_US.into_iter().zip(counts);
-        let busy_seconds = counters.value(Counter::BusyNs) as f64 / 1e9;
-        writer.histogram(NAME, &[("shard", shard)], buckets, busy_seconds, turns);
+    type Family = (&'static str, &'static str, fn(&Counters) -> &TurnTimes);
+    const FAMILIES: [Family; 2] = [
+        (
+            "tickcast_turn_seconds",
+            "Length of the shard's turns: the time it worked, without the time it slept.",
+            Counters::turn_times,
+        ),
+        (
+            "tickcast_turn_cpu_seconds",
+            "CPU time of the shard's turns; up to 1 ms of it may be the turns' before.",
+            Counters::turn_cpu_times,
+        ),
+    ];
+    for (name, help, times) in FAMILIES {
+        writer.family(name, "histogram", help);
+        for ShardSample { shard, counters, .. } in scrape.shards {
+            let times = times(counters);
+            let (counts, turns) = times.cumulative();
+            let buckets = turn_times::BOUNDS_US.into_iter().zip(counts);
+            writer.histogram(name, &[("shard", shard)], buckets, times.sum_ns() as f64 / 1e9, turns);
+        }
     }
 }
 
@@ -319,6 +331,12 @@ fn server(scrape: &Scrape<'_>, writer: &mut Writer) {
     }
     writer.family("tickcast_build_info", "gauge", "Always 1; the label has the version.");
     writer.sample("tickcast_build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
+    writer.single(
+        "tickcast_log_lines_dropped_total",
+        "counter",
+        "Log lines dropped because nobody read standard error, or it could not be written.",
+        Some(scrape.log_lines_dropped),
+    );
     let process = &scrape.process;
     writer.single(
         "process_resident_memory_bytes",
@@ -394,7 +412,13 @@ pub(in crate::operator) mod tests {
             ShardSample { shard: 1, counters: &two, state: None },
         ];
         let process = ProcessSample { resident_bytes: Some(4_096), ..ProcessSample::default() };
-        text(&Scrape { stage: Stage::Serving, shards: &shards, sources: &[source], process })
+        text(&Scrape {
+            stage: Stage::Serving,
+            shards: &shards,
+            sources: &[source],
+            process,
+            log_lines_dropped: 3,
+        })
     }
 
     fn has(text: &str, line: &str) {
@@ -406,8 +430,8 @@ pub(in crate::operator) mod tests {
         let text = scraped(|counters| {
             for turn_ns in [100_000, 3_000_000, 2_000_000_000] {
                 counters.turn_times().record(turn_ns);
+                counters.turn_cpu_times().record(turn_ns / 2);
             }
-            counters.add(Counter::BusyNs, 2_003_100_000);
         });
         has(&text, "# TYPE tickcast_turn_seconds histogram");
         for (bound, count) in [("0.0001", 1), ("0.001", 1), ("0.005", 2), ("0.1", 2), ("1", 2), ("+Inf", 3)] {
@@ -416,6 +440,8 @@ pub(in crate::operator) mod tests {
         has(&text, "tickcast_turn_seconds_sum{shard=\"0\"} 2.0031");
         has(&text, "tickcast_turn_seconds_count{shard=\"0\"} 3");
         has(&text, "tickcast_turn_seconds_count{shard=\"1\"} 0");
+        has(&text, "tickcast_turn_cpu_seconds_bucket{shard=\"0\",le=\"1\"} 3");
+        has(&text, "tickcast_turn_cpu_seconds_sum{shard=\"0\"} 1.00155");
     }
 
     #[test]
@@ -444,12 +470,14 @@ pub(in crate::operator) mod tests {
         has(&text, "tickcast_sessions_refused_total{shard=\"0\",reason=\"failed\"} 8");
         has(&text, "tickcast_sessions_refused_total{shard=\"0\",reason=\"clients\"} 0");
         has(&text, "tickcast_source_waits_total{source=\"replay\"} 0");
+        has(&text, "tickcast_source_lines_skipped_total{source=\"replay\"} 0");
         has(&text, "tickcast_source_ticks_dropped_total{source=\"simulator\"} 5");
         has(&text, "tickcast_source_ticks_dropped_total{source=\"ecg\"} 0");
         has(&text, "tickcast_source_waits_total{source=\"replay\"} 0");
         has(&text, "tickcast_sources{source=\"simulator\",state=\"running\"} 1");
         has(&text, "tickcast_sources{source=\"simulator\",state=\"waiting\"} 0");
         has(&text, "process_resident_memory_bytes 4096");
+        has(&text, "tickcast_log_lines_dropped_total 3");
         assert!(!text.contains("process_open_fds"));
     }
 

@@ -26,6 +26,8 @@ pub struct SourceView {
     pub ticks_dropped: u64,
     /// Times it waited for room in a shard's ring.
     pub waits: u64,
+    /// Lines of its input that are not ticks.
+    pub lines_skipped: u64,
 }
 
 impl From<&SourceStatus> for SourceView {
@@ -37,6 +39,7 @@ impl From<&SourceStatus> for SourceView {
             reason: health.reason(),
             ticks_dropped: status.counters().value(Counter::SourceTicksDropped),
             waits: status.counters().value(Counter::SourceWaits),
+            lines_skipped: status.counters().value(Counter::SourceLinesSkipped),
         }
     }
 }
@@ -172,7 +175,8 @@ mod tests {
         assert_eq!(json["shards"][0]["counters"]["ticks_delivered"], 7);
         assert!(json["shards"][0]["state"].is_null() && json["shards"][0]["core"] == 1);
         let source = serde_json::json!({
-            "kind": "replay", "state": "waiting", "reason": "for the shards to start", "ticks_dropped": 0, "waits": 0
+            "kind": "replay", "state": "waiting", "reason": "for the shards to start", "ticks_dropped": 0, "waits": 0,
+            "lines_skipped": 0
         });
         assert_eq!(json["sources"], serde_json::json!([source]));
     }

@@ -3,11 +3,12 @@
 use std::{fs, io};
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use rustix::system::uname;
 
 use crate::{
     limits::{CLIENTS_MAX_DEFAULT, SHARDS_MAX},
     operator::check::item::{CheckItem, ItemState},
-    process::rlimits,
+    process::{cores::Cores, rlimits},
     transport::uring::probe,
 };
 
@@ -20,15 +21,15 @@ const NO_IOWAIT_FIRST: &str = "6.15";
 
 /// Checks everything. Creates and drops three small rings, and raises this process's soft limits as the server does.
 pub fn check() -> Vec<CheckItem> {
-    let sysctl = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
-    let (release, disabled) = (sysctl("osrelease"), sysctl("io_uring_disabled"));
+    let release = uname().release().to_string_lossy().into_owned();
+    let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     let ring = probe::shard_ring();
     let waits_as_idle = matches!(ring, Ok(true));
     let kernel = kernel(release.trim(), ring.is_ok());
     let error = rlimits::io_uring().err().map(|error| error.to_string());
     let io_uring = io_uring(disabled.trim(), error);
-    let cores = allowed_cores();
-    let shards = cores.len().clamp(1, SHARDS_MAX) as u16;
+    let cores = Cores::of_process().unwrap_or_else(|_| Cores { allowed: Vec::new(), quota: None });
+    let shards = cores.shards_default().clamp(1, SHARDS_MAX) as u16;
     vec![
         kernel,
         io_uring,
@@ -36,7 +37,8 @@ pub fn check() -> Vec<CheckItem> {
         memlock(shards),
         descriptors(shards),
         clients(shards),
-        cores_item(cores),
+        cores_item(cores.allowed.clone()),
+        quota_item(&cores),
         session_addresses(),
         idle_cores(waits_as_idle),
     ]
@@ -120,11 +122,6 @@ fn idle_cores(waits_as_idle: bool) -> CheckItem {
     }
 }
 
-/// The cores this process may use. The server starts a shard on each unless it is configured otherwise.
-fn allowed_cores() -> Vec<usize> {
-    core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
-}
-
 fn memlock(shards: u16) -> CheckItem {
     let error = rlimits::memlock(shards).err().map(|error| error.to_string());
     CheckItem {
@@ -177,6 +174,20 @@ fn cores_item(cores: Vec<usize>) -> CheckItem {
         now: Some(ranges(cores)).filter(|cores| !cores.is_empty()),
         wanted: "at least one".to_owned(),
         reason: "The cores this process may use: one shard is pinned to each, or to each of --cores."
+            .to_owned(),
+    }
+}
+
+/// Whether a CPU quota keeps shards from running on all cores at once.
+fn quota_item(cores: &Cores) -> CheckItem {
+    CheckItem {
+        name: "CPU quota".to_owned(),
+        required: false,
+        state: if cores.quota.is_none() { ItemState::Enabled } else { ItemState::Supported },
+        now: Some(cores.quota.map_or("none".to_owned(), |quota| format!("{quota} of {} cores", cores.allowed.len()))),
+        wanted: "none".to_owned(),
+        reason: "One shard runs for each whole core of the cgroup's quota (cpu.max, cpu.cfs_quota_us): the kernel throttles more for \
+                 tens of milliseconds."
             .to_owned(),
     }
 }
@@ -269,8 +280,7 @@ mod tests {
     fn an_idle_shard_that_counts_as_waiting_for_a_disk_is_reported() {
         let items = check();
         let item = items.iter().find(|item| item.name == "idle cores").unwrap();
-        let is_new =
-            fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|now| version(&now) >= Some((6, 15)));
+        let is_new = version(&uname().release().to_string_lossy()) >= Some((6, 15));
         assert!(!is_new || *item == idle_cores(true), "{item:?}");
         let lacking = idle_cores(false);
         assert_eq!((lacking.state, lacking.is_missing()), (ItemState::Unsupported, false));

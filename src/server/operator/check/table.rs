@@ -4,28 +4,76 @@ use std::path::Path;
 
 use super::item::{CheckItem, ItemState};
 
+/// Columns of the terminal that a table needs.
+const WIDTH: usize = 100;
 /// Space between two columns.
 const GAP: &str = "  ";
-const HEAD: [&str; 7] = ["ITEM", "REQUIRED", "ENABLED", "SUPPORTED", "NOW", "WANTED", "REASON"];
+/// Space before a reason.
+const INDENT: &str = "    ";
+/// Widest first column and widest current value; longer ones are wrapped.
+const ITEM_WIDTH_MAX: usize = 36;
+const NOW_WIDTH_MAX: usize = 24;
 
-/// One line per item in aligned columns. The last column, the reason, is not wrapped.
+/// The required items, then the others: four aligned columns, and below them the reason. Fits [`WIDTH`].
 pub fn table(items: &[CheckItem]) -> String {
-    let rows: Vec<[String; 7]> =
-        std::iter::once(HEAD.map(str::to_owned)).chain(items.iter().map(row)).collect();
-    let mut widths = [0; 7];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
+    let rows: Vec<[String; 4]> = items.iter().map(row).collect();
+    let heads = ["REQUIRED", "RECOMMENDED"].map(|title| [title, "STATE", "NOW", "WANTED"].map(str::to_owned));
+    let widest = |column: usize| {
+        let cells = heads.iter().chain(&rows).map(|row| row[column].chars().count());
+        cells.max().unwrap_or(0)
+    };
+    let mut widths = [widest(0).min(ITEM_WIDTH_MAX), widest(1), widest(2).min(NOW_WIDTH_MAX), 0];
+    widths[3] = WIDTH - widths.iter().map(|width| width + GAP.len()).sum::<usize>() + GAP.len();
+    let mut text = String::new();
+    for (head, required) in heads.iter().zip([true, false]) {
+        let mut section = items.iter().zip(&rows).filter(|(item, _)| item.required == required).peekable();
+        if section.peek().is_some() {
+            text.push_str(&lines(head, widths));
+        }
+        for (item, row) in section {
+            text.push_str(&lines(row, widths));
+            for line in wrapped(&printable(&item.reason), WIDTH - INDENT.len()) {
+                text += &format!("{INDENT}{line}\n");
+            }
         }
     }
+    text
+}
+
+/// The lines of a row whose cells are wrapped.
+fn lines(row: &[String; 4], widths: [usize; 4]) -> String {
     let mut text = String::new();
-    for row in &rows {
-        let cells: Vec<String> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        text.push_str(cells.join(GAP).trim_end());
+    let mut cells = [0, 1, 2, 3].map(|column| wrapped(&row[column], widths[column]).into_iter());
+    loop {
+        let line = cells.each_mut().map(Iterator::next);
+        if line.iter().all(Option::is_none) {
+            return text;
+        }
+        let padded = line.iter().zip(widths).map(|(cell, width)| {
+            let cell = cell.as_deref().unwrap_or_default();
+            format!("{cell:<width$}")
+        });
+        text += padded.collect::<Vec<_>>().join(GAP).trim_end();
         text.push('\n');
     }
-    text
+}
+
+/// Breaks a text into lines of at most `width` characters, between words where possible.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => {
+                let letters: Vec<char> = word.chars().collect();
+                lines.extend(letters.chunks(width).map(|piece| piece.iter().collect::<String>()));
+            }
+        }
+    }
+    lines
 }
 
 /// A line that says whether the server can run, and one that points to `tool` if settings are worth changing.
@@ -44,18 +92,13 @@ pub fn summary(own: &[CheckItem], tuning: &[CheckItem], tool: Option<&Path>) -> 
     text
 }
 
-fn row(item: &CheckItem) -> [String; 7] {
-    let yes_no = |yes| if yes { "yes" } else { "no" };
-    [
-        item.name.as_str(),
-        if item.required { "yes" } else { "-" },
-        yes_no(item.state == ItemState::Enabled),
-        yes_no(item.state != ItemState::Unsupported),
-        item.now.as_deref().unwrap_or("-"),
-        &item.wanted,
-        &item.reason,
-    ]
-    .map(printable)
+fn row(item: &CheckItem) -> [String; 4] {
+    let state = match item.state {
+        ItemState::Enabled => "enabled",
+        ItemState::Supported => "supported",
+        ItemState::Unsupported => "unsupported",
+    };
+    [item.name.as_str(), state, item.now.as_deref().unwrap_or("-"), &item.wanted].map(printable)
 }
 
 /// Replaces line breaks and other control characters, which a terminal would obey.

@@ -55,13 +55,28 @@ fn columns_stand_under_each_other() {
     assert_eq!(
         table(&items()),
         "\
-ITEM                REQUIRED  ENABLED  SUPPORTED  NOW   WANTED      REASON
-kernel              yes       yes      yes        6.18  at least 7  Why kernel.
-net.core.somaxconn  -         no       yes        4096  at least 7  Why net.core.somaxconn.
-governor            -         no       no         -     at least 7  Why governor.
+REQUIRED            STATE        NOW   WANTED
+kernel              enabled      6.18  at least 7
+    Why kernel.
+RECOMMENDED         STATE        NOW   WANTED
+net.core.somaxconn  supported    4096  at least 7
+    Why net.core.somaxconn.
+governor            unsupported  -     at least 7
+    Why governor.
 "
     );
-    assert_eq!(table(&[]).lines().count(), 1);
+    assert_eq!(table(&[]), "");
+}
+
+#[test]
+fn a_table_fits_100_columns() {
+    let mut long = item(&"name".repeat(20), false, ItemState::Supported, Some(&"4096 16384 ".repeat(9)));
+    long.wanted = "never or defer or defer+madvise or ".repeat(3);
+    long.reason = "A reason is wrapped between its words. ".repeat(9) + &"x".repeat(300);
+    let text = table(&[items(), vec![long.clone()]].concat());
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>().concat();
+    assert!(words(&text).contains(&words(&long.reason)), "nothing is lost: {text}");
 }
 
 #[test]
@@ -71,7 +86,7 @@ fn control_characters_of_a_tool_do_not_reach_the_terminal() {
         ..item("a\tb", false, ItemState::Enabled, None)
     };
     let text = table(&[wild]);
-    assert_eq!(text.lines().count(), 2);
+    assert_eq!(text.lines().count(), 3);
     assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
 }
 

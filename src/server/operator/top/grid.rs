@@ -16,6 +16,9 @@ const BUSY_PERCENT: f64 = 85.0;
 /// From this width on, session addresses have a column of their own.
 const ADDRESS_WIDTH_MIN: usize = 110;
 
+/// Below this width, the names of latencies are truncated so that two columns of them fit into 40.
+const LATENCY_WIDTH_MIN: usize = 53;
+
 /// How strongly a cell is highlighted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
@@ -134,19 +137,21 @@ impl Grid {
     }
 
     /// Both latencies. The first title names the time they cover; `seconds` is the interval.
-    pub fn latency(figures: &LatencyFigures, seconds: Option<f64>) -> Grid {
+    pub fn latency(figures: &LatencyFigures, seconds: Option<f64>, width: usize) -> Grid {
         let title = match (figures.is_of_interval, seconds) {
+            (true, Some(seconds @ 10.0..)) => format!("latency, last {seconds:.0} s").into(),
             (true, Some(seconds)) => format!("latency, last {seconds:.1} s").into(),
             _ => "latency since start".into(),
         };
+        let first = if width < LATENCY_WIDTH_MIN { name("", 19, 0) } else { word("", 23, 0) };
         let columns = vec![
-            Column { title, ..word("", 23, 0) },
-            number("p50", 8, 0),
-            number("p90", 8, 2),
+            Column { title, ..first },
+            number("p50", 8, 1),
+            number("p90", 8, 4),
             number("p99", 8, 0),
-            number("p99.9", 8, 1),
-            number("max", 8, 0),
-            number("samples", 9, 3),
+            number("p99.9", 8, 3),
+            number("max", 8, 2),
+            number("samples", 9, 5),
         ];
         let row = |until: &str, percentiles: &Option<Percentiles>| {
             let us =
@@ -316,18 +321,23 @@ fn slice<T>(rows: &[T], range: Range<usize>) -> &[T] {
 }
 
 /// Joins parts with commas, as many as fit into `width`. Parts with the highest number are dropped first, 0 never.
-pub fn sentence(mut parts: Vec<(Cell, u8)>, width: usize) -> Vec<Cell> {
+pub fn sentence(parts: Vec<(Cell, u8)>, width: usize) -> Vec<Cell> {
+    joined(parts, ", ", width)
+}
+
+/// [`sentence`] with another separator of two columns.
+pub fn joined(mut parts: Vec<(Cell, u8)>, separator: &'static str, width: usize) -> Vec<Cell> {
     let taken = |parts: &[(Cell, u8)]| parts.iter().map(|(cell, _)| width_of(&cell.text) + 2).sum::<usize>();
     while taken(&parts) > width + 2
         && let Some(first) = parts.iter().map(|(_, drop_order)| *drop_order).max().filter(|&first| first > 0)
     {
         parts.retain(|(_, drop_order)| *drop_order != first);
     }
-    let with_comma = |(at, (cell, _)): (usize, (Cell, u8))| match at {
+    let separated = |(at, (cell, _)): (usize, (Cell, u8))| match at {
         0 => vec![cell],
-        _ => vec![", ".into(), cell],
+        _ => vec![separator.into(), cell],
     };
-    parts.into_iter().enumerate().flat_map(with_comma).collect()
+    parts.into_iter().enumerate().flat_map(separated).collect()
 }
 
 /// The width of a text in terminal columns.
@@ -376,7 +386,7 @@ mod tests {
                 Grid::shards(&figures, 0..9),
                 Grid::topics(&figures, 0..9),
                 Grid::sessions(&figures, 0..9, width),
-                Grid::latency(figures.latency.as_ref().unwrap(), figures.seconds),
+                Grid::latency(figures.latency.as_ref().unwrap(), figures.seconds, 80),
             ] {
                 let lines = texts(&grid, width);
                 assert!(lines.iter().all(|line| width_of(line) <= width.max(56)), "{width}: {lines:#?}");

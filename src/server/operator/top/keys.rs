@@ -31,11 +31,14 @@ pub enum Action {
     Slower,
     /// Show or hide the help.
     Help,
+    /// Stop, until the shell resumes it.
+    Suspend,
 }
 
 /// The help: keys, and what they do.
-pub const HELP: [(&str, &str); 9] = [
+pub const HELP: [(&str, &str); 10] = [
     ("q  Esc  Ctrl-C", "quit"),
+    ("Ctrl-Z", "suspend; fg resumes"),
     ("Tab  right  left", "next or previous list"),
     ("up  down", "move one row"),
     ("PgUp  PgDn", "move ten rows"),
@@ -54,6 +57,7 @@ pub fn action(key: &KeyEvent) -> Option<Action> {
     let has_control = key.modifiers.contains(KeyModifiers::CONTROL);
     Some(match key.code {
         KeyCode::Char('c' | 'd') if has_control => Action::Quit,
+        KeyCode::Char('z') if has_control => Action::Suspend,
         KeyCode::Char(_) if has_control => return None,
         KeyCode::Char('q' | 'Q') => Action::Quit,
         KeyCode::Esc => Action::Back,
@@ -83,6 +87,7 @@ mod tests {
         let press = |code| action(&KeyEvent::new(code, KeyModifiers::NONE));
         let control = |letter| action(&KeyEvent::new(KeyCode::Char(letter), KeyModifiers::CONTROL));
         assert_eq!((press(KeyCode::Char('q')), control('c')), (Some(Action::Quit), Some(Action::Quit)));
+        assert_eq!(control('z'), Some(Action::Suspend));
         assert_eq!((press(KeyCode::Esc), press(KeyCode::Tab)), (Some(Action::Back), Some(Action::NextPanel)));
         assert_eq!(
             (press(KeyCode::Down), press(KeyCode::Up)),

@@ -49,6 +49,8 @@ pub enum Effect {
     Draw,
     /// Poll the server now.
     Poll,
+    /// Stop until the shell resumes the process.
+    Suspend,
     /// Exit.
     Quit,
 }
@@ -137,6 +139,7 @@ impl Model {
         let selected = self.selected(self.focus);
         match action {
             Action::Quit => return Effect::Quit,
+            Action::Suspend => return Effect::Suspend,
             Action::Back if !self.shows_help => return Effect::Quit,
             Action::Back => self.shows_help = false,
             Action::Help => self.shows_help = !self.shows_help,

@@ -3,6 +3,7 @@
 //! ```text
 //!  "keys" ----Action--->  main: model, screen  <--Snapshot-- "poller" --HTTP--> admin listener
 //!  "signals" ---stop--->          '-------poll request--------^
+//!  "jobs" -----Ctrl-Z, fg--->
 //! ```
 //!
 //! Only the poller waits for the server, so keys work even if the server hangs.
@@ -16,16 +17,21 @@ use std::{
 
 use log::LevelFilter;
 use ratatui::{
-    DefaultTerminal,
+    DefaultTerminal, Terminal,
+    backend::CrosstermBackend,
     crossterm::{
         event::{self, Event},
-        terminal::is_raw_mode_enabled,
+        execute,
+        terminal::{
+            Clear, ClearType, EnterAlternateScreen, disable_raw_mode, enable_raw_mode, is_raw_mode_enabled,
+        },
     },
 };
 
 use super::{
     TopArgs, TopError,
     client::AdminClient,
+    job_control,
     keys::{self, Action},
     model::{Effect, Model},
     responses::Snapshot,
@@ -48,6 +54,8 @@ enum Message {
     /// Keys can no longer be read.
     KeysFailed(io::Error),
     Polled(Box<Result<Snapshot, String>>),
+    /// The process was resumed: what is on the terminal, and its settings, are others'.
+    Resumed,
     /// Wakes the main thread to check the stop flag.
     Wake,
 }
@@ -68,10 +76,13 @@ pub fn run(args: &TopArgs) -> Result<(), TopError> {
     if !io::stdout().is_terminal() {
         return Err(TopError::NotATerminal);
     }
+    if std::env::var_os("TERM").is_some_and(|term| term == "dumb") {
+        return Err(TopError::DumbTerminal);
+    }
     // Signals are not blocked yet, so that Ctrl-C works while the server hangs.
     poll(&client, &mut model)?;
     // Before any long-lived thread exists: threads inherit the mask.
-    signals::block().map_err(TopError::Signals)?;
+    signals::block().and_then(|()| job_control::block()).map_err(TopError::Signals)?;
     let level = ::log::max_level();
     // Log lines would garble the screen.
     ::log::set_max_level(LevelFilter::Off);
@@ -110,6 +121,27 @@ impl Screen {
         })
     }
 
+    /// Gives the terminal back, stops the process until it is resumed, and takes the terminal again.
+    fn suspend(&mut self) -> Result<(), TopError> {
+        let left = self.0.show_cursor().and_then(|()| ratatui::try_restore());
+        left.and_then(|()| job_control::stop()).map_err(TopError::Terminal)?;
+        self.retake()
+    }
+
+    /// Takes a terminal that a shell has used meanwhile.
+    fn retake(&mut self) -> Result<(), TopError> {
+        let take = || {
+            // Raw mode may be off although crossterm set it: it first forgets that.
+            disable_raw_mode()?;
+            enable_raw_mode()?;
+            execute!(io::stdout(), EnterAlternateScreen, Clear(ClearType::All))?;
+            // Draws everything anew. Terminal::clear would ask for the cursor's position, and the answer would go to the keys.
+            Terminal::new(CrosstermBackend::new(io::stdout()))
+        };
+        self.0 = take().map_err(TopError::Terminal)?;
+        Ok(())
+    }
+
     fn draw(&mut self, model: &Model, now: Now, palette: Palette) -> Result<(), TopError> {
         let drawn = self.0.draw(|frame| view::draw(model, now, palette, frame.area(), frame.buffer_mut()));
         drawn.map(|_| ()).map_err(TopError::Terminal)
@@ -135,10 +167,18 @@ fn watch(client: AdminClient, model: &mut Model) -> Result<(), TopError> {
         stopped.set();
         // A full channel keeps the main thread awake anyway.
         let _ = wake.try_send(Message::Wake);
+        // After Ctrl-S the main thread waits for the terminal.
+        signals::exit_if_stuck(|| drop(disable_raw_mode()));
     };
     let failed = stop.clone();
     signals::watch(notify, || {}, signals::HangUp::Stops, move |_| failed.set())
         .map_err(TopError::Signals)?;
+    let (suspend, resume) = (sender.clone(), sender.clone());
+    job_control::watch(
+        move || drop(suspend.send(Message::Action(Action::Suspend))),
+        move || drop(resume.send(Message::Resumed)),
+    )
+    .map_err(TopError::Signals)?;
     // One interval after the first poll, which was just made: rates over a shorter time would be noise.
     let mut poller = Poller::start(client, sender.clone(), clock::monotonic_ns() + model.interval_ns())?;
     let mut screen = Screen::enter()?;
@@ -157,12 +197,14 @@ fn watch(client: AdminClient, model: &mut Model) -> Result<(), TopError> {
                 Message::Action(action) => match model.handle_action(action) {
                     Effect::Quit => return Ok(()),
                     Effect::Poll => poller.due_ns = 0,
+                    Effect::Suspend => screen.suspend()?,
                     Effect::Draw => poller.shorten(model, clock::monotonic_ns()),
                 },
                 Message::Polled(poll) => {
                     poller.is_polling = false;
                     model.handle_poll(*poll, clock::now());
                 }
+                Message::Resumed => screen.retake()?,
                 Message::KeysFailed(error) => return Err(TopError::Terminal(error)),
                 Message::Resized | Message::Wake => {}
             }

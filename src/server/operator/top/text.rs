@@ -25,7 +25,7 @@ pub fn text(model: &Model) -> String {
     }
     text.push('\n');
     match &figures.latency {
-        Ok(latency) => grid(&mut text, &Grid::latency(latency, figures.seconds)),
+        Ok(latency) => grid(&mut text, &Grid::latency(latency, figures.seconds, usize::MAX)),
         Err(reason) => drop(writeln!(text, "latency: {reason}")),
     }
     for panel in Panel::ALL {

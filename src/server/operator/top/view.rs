@@ -15,7 +15,7 @@ use ratatui::{
 use super::{
     figures::Figures,
     format,
-    grid::{Cell, Grid, Tone, cut, sentence, width_of},
+    grid::{Cell, Grid, Tone, cut, joined, sentence, width_of},
     keys::HELP,
     model::{Model, Panel, sort_name},
 };
@@ -63,12 +63,16 @@ pub fn draw(model: &Model, now: Now, palette: Palette, area: Rect, buffer: &mut 
         Some(figures) => body(model, figures, area.height, &mut canvas),
         None => canvas.put("waiting for the first response".into(), Style::new()),
     }
-    let keys = format!(
-        "q quit  Tab next list  s sort: {}  p {}  +/- interval: {}  h help",
-        sort_name(model.sort),
-        if model.is_paused { "resume" } else { "pause" },
-        format::milliseconds(model.interval_ms)
-    );
+    let keys = vec![
+        ("q quit".into(), 0),
+        ("Tab next list".into(), 3),
+        (format!("s sort: {}", sort_name(model.sort)).into(), 4),
+        (format!("p {}", if model.is_paused { "resume" } else { "pause" }).into(), 5),
+        (format!("+/- interval: {}", format::milliseconds(model.interval_ms)).into(), 2),
+        ("h help".into(), 1),
+    ];
+    let keys: String =
+        joined(keys, "  ", usize::from(area.width)).into_iter().map(|cell: Cell| cell.text).collect();
     canvas.line(footer, keys.into(), Style::new().add_modifier(Modifier::DIM));
     if model.shows_help {
         help(area, buffer);
@@ -124,28 +128,29 @@ pub fn header(model: &Model, width: usize) -> Vec<Vec<Cell>> {
         return vec![vec![format!("tickcast at {}", model.address).into()]];
     };
     let server = format!(
-        "tickcast {} at {}: {}, up {}",
+        "tickcast {} at {}: {}",
         format::word(&figures.version),
         model.address,
-        format::word(&figures.stage),
-        format::seconds(figures.uptime_seconds)
+        format::word(&figures.stage)
     );
-    let mut first: Vec<(Cell, u8)> = vec![(server.into(), 0)];
+    let up = format!("up {}", format::seconds(figures.uptime_seconds));
+    let mut first: Vec<(Cell, u8)> = vec![(server.into(), 0), (up.into(), 2)];
     first
-        .extend(figures.resident_bytes.map(|bytes| (format!("{} resident", format::bytes(bytes)).into(), 0)));
-    first.extend(figures.descriptors.map(|open| (format!("{} descriptors", format::count(open)).into(), 1)));
+        .extend(figures.resident_bytes.map(|bytes| (format!("{} resident", format::bytes(bytes)).into(), 1)));
+    first.extend(figures.descriptors.map(|open| (format!("{} descriptors", format::count(open)).into(), 3)));
     let sessions = format!("{} sessions", format::count(figures.sessions_open));
     let subscribed = format!("{} subscribed", format::count(figures.sessions_subscribed));
-    let mut second: Vec<(Cell, u8)> = vec![(sessions.into(), 0), (subscribed.into(), 3)];
+    let mut second: Vec<(Cell, u8)> = vec![(sessions.into(), 0), (subscribed.into(), 6)];
     match &figures.rates {
         Some(rates) => {
             let dropped = format!("{} dropped/s", format::rate(rates.dropped));
+            let has_dropped = rates.dropped > 0.0;
             second.extend([
-                (format!("{} ticks/s in", format::rate(rates.ticks)).into(), 1),
-                (format!("{} deliveries/s", format::rate(rates.deliveries)).into(), 0),
-                (format!("{} MB/s", format::megabytes(rates.bytes)).into(), 2),
-                (Cell::toned(dropped, Tone::Bad, rates.dropped > 0.0), 0),
-                (format!("{} conflated/s", format::rate(rates.conflated)).into(), 0),
+                (format!("{} ticks/s in", format::rate(rates.ticks)).into(), 4),
+                (format!("{} deliveries/s", format::rate(rates.deliveries)).into(), 1),
+                (format!("{} MB/s", format::megabytes(rates.bytes)).into(), 5),
+                (Cell::toned(dropped, Tone::Bad, has_dropped), if has_dropped { 0 } else { 2 }),
+                (format!("{} conflated/s", format::rate(rates.conflated)).into(), 3),
             ]);
         }
         None => second.push(("no rates yet".into(), 0)),
@@ -171,9 +176,9 @@ fn notices(model: &Model, now: Now, width: usize) -> Vec<(String, Tone)> {
     if let Some(outage) = &model.outage {
         let seconds = now.monotonic_ns.saturating_sub(outage.since.monotonic_ns) / 1_000_000_000;
         let text = format!(
-            "no response since {} ({}): {}",
-            format::time_of_day(outage.since.realtime_ns),
+            "no response for {} (since {}): {}",
             format::seconds(seconds),
+            format::time_of_day(outage.since.realtime_ns),
             outage.reason
         );
         let retry = format!("retrying every {}", format::milliseconds(model.interval_ms));
@@ -192,7 +197,7 @@ fn body(model: &Model, figures: &Figures, rows: u16, canvas: &mut Canvas<'_>) {
     if rows >= ROWS_FOR_LATENCY {
         match &figures.latency {
             Ok(latency) => {
-                let mut lines = Grid::latency(latency, figures.seconds).lines(width).into_iter();
+                let mut lines = Grid::latency(latency, figures.seconds, width).lines(width).into_iter();
                 if let Some(titles) = lines.next() {
                     canvas.cells(titles, Style::new().add_modifier(Modifier::DIM));
                 }

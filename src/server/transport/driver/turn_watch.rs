@@ -1,14 +1,16 @@
-//! The watchdog of a shard's turns: a histogram of their length, and a log line about those that were slow.
+//! The watchdog of a shard's turns: histograms of their length and CPU time, and a log line about those that were slow.
 
 use std::fmt::Write;
 
-use crate::logging::RateLimiter;
+use crate::{clock, logging::RateLimiter};
 use tickcast_core::metrics::{
     counters::{Counter, Counters},
     turn_times::SLOW_NS,
 };
 use tickcast_proto::ids::ShardId;
 
+/// Time worked after which the thread's CPU time is read again: reading it takes a system call.
+const CPU_READ_NS: u64 = 1_000_000;
 /// Log lines about slow turns, per shard.
 const LINES_PER_SECOND: u32 = 1;
 /// Counters whose changes in a slow turn are logged. Each costs a load and a store per turn.
@@ -29,17 +31,34 @@ const REPORTED: [Counter; 14] = [
     Counter::SessionsOpen,
 ];
 
+/// How long a turn took.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    /// Without the time that the shard slept.
+    busy_ns: u64,
+    cpu_ns: u64,
+}
+
 /// Watches one shard's turns.
 #[derive(Debug)]
 pub(super) struct TurnWatch {
     /// The counters of [`REPORTED`] at the end of the last turn.
     before: [u64; REPORTED.len()],
+    /// CPU time of the thread when it was last read.
+    cpu_read_ns: u64,
+    /// Time worked since.
+    unread_ns: u64,
     limiter: RateLimiter<1>,
 }
 
 impl Default for TurnWatch {
     fn default() -> TurnWatch {
-        TurnWatch { before: [0; REPORTED.len()], limiter: RateLimiter::new(LINES_PER_SECOND) }
+        TurnWatch {
+            before: [0; REPORTED.len()],
+            cpu_read_ns: 0,
+            unread_ns: 0,
+            limiter: RateLimiter::new(LINES_PER_SECOND),
+        }
     }
 }
 
@@ -50,12 +69,14 @@ impl TurnWatch {
         if busy_ns == 0 {
             return;
         }
+        let cpu_ns = self.cpu_ns(busy_ns, clock::thread_cpu_ns);
         counters.turn_times().record(busy_ns);
+        counters.turn_cpu_times().record(cpu_ns);
         let is_slow = busy_ns > SLOW_NS;
         if is_slow {
             counters.add(Counter::TurnsSlow, 1);
         }
-        if let Some(line) = self.line(is_slow.then_some(busy_ns), now_ns, counters) {
+        if let Some(line) = self.line(is_slow.then_some(Turn { busy_ns, cpu_ns }), now_ns, counters) {
             ::log::warn!("shard {}: {line}", shard.0);
         }
         for (before, counter) in self.before.iter_mut().zip(REPORTED) {
@@ -63,16 +84,30 @@ impl TurnWatch {
         }
     }
 
-    /// The line to log after a turn, at most one per second. `slow_ns` is the turn's length if it was slow. The line also
-    /// says how many slow turns were not logged.
-    fn line(&mut self, slow_ns: Option<u64>, now_ns: u64, counters: &Counters) -> Option<String> {
+    /// The CPU time of a turn that was busy for `busy_ns`, which it cannot exceed. It is read only when [`CPU_READ_NS`] have
+    /// been worked since the last reading, so up to that much of it may be the CPU time of earlier turns.
+    fn cpu_ns(&mut self, busy_ns: u64, thread_cpu_ns: impl FnOnce() -> u64) -> u64 {
+        self.unread_ns += busy_ns;
+        if self.unread_ns < CPU_READ_NS {
+            return busy_ns;
+        }
+        self.unread_ns = 0;
+        let now_ns = thread_cpu_ns();
+        let since_ns = now_ns.saturating_sub(std::mem::replace(&mut self.cpu_read_ns, now_ns));
+        busy_ns.min(since_ns)
+    }
+
+    /// The line to log after a turn, at most one per second; `slow` is the turn if it was slow. The line also says how many
+    /// slow turns were not logged.
+    fn line(&mut self, slow: Option<Turn>, now_ns: u64, counters: &Counters) -> Option<String> {
         let suppressed = self.limiter.poll_suppressed(now_ns).map(|(_, lines)| lines);
-        if slow_ns.is_none() && suppressed.is_none() || !self.limiter.admit(0, now_ns) {
+        if slow.is_none() && suppressed.is_none() || !self.limiter.admit(0, now_ns) {
             return None;
         }
         let suppressed = suppressed.map(|lines| format!("{lines} more slow turns since the last such line"));
-        let Some(busy_ns) = slow_ns else { return suppressed };
-        let mut line = format!("a turn took {} ms", busy_ns / 1_000_000);
+        let Some(Turn { busy_ns, cpu_ns }) = slow else { return suppressed };
+        let mut line =
+            format!("a turn took {} ms, {} ms of CPU time", busy_ns / 1_000_000, cpu_ns / 1_000_000);
         let mut separator = ": ";
         for (before, counter) in self.before.iter().zip(REPORTED) {
             // A gauge may have fallen.
@@ -109,6 +144,20 @@ mod tests {
     }
 
     #[test]
+    fn the_cpu_time_of_a_long_turn_is_read_and_a_short_one_took_its_length_at_most() {
+        let mut watch = TurnWatch::default();
+        let unread = || unreachable!("reading the CPU time takes a system call");
+        assert_eq!(watch.cpu_ns(600_000, unread), 600_000);
+        assert_eq!(
+            watch.cpu_ns(600_000, || 900_000),
+            600_000,
+            "of 900 us, an unknown part was the turn's before"
+        );
+        assert_eq!(watch.cpu_ns(50_000_000, || 3_900_000), 3_000_000, "most of the time, it did not run");
+        assert_eq!(watch.cpu_ns(999_999, unread), 999_999);
+    }
+
+    #[test]
     fn a_line_says_what_the_turn_did_and_nothing_of_the_turns_before() {
         let (mut watch, counters) = (TurnWatch::default(), Counters::default());
         counters.add(Counter::Sends, 1_000);
@@ -117,24 +166,34 @@ mod tests {
         counters.add(Counter::Sends, 7);
         counters.add(Counter::ControlUnits, 65_536);
         counters.subtract(Counter::SessionsOpen, 4);
-        let line = watch.line(Some(187_654_321), SECOND_NS, &counters).unwrap();
-        assert_eq!(line, "a turn took 187 ms: sends 7, control_units 65536, sessions_open -4");
+        let turn = Turn { busy_ns: 187_654_321, cpu_ns: 21_999_999 };
+        let line = watch.line(Some(turn), SECOND_NS, &counters).unwrap();
+        assert_eq!(
+            line,
+            "a turn took 187 ms, 21 ms of CPU time: sends 7, control_units 65536, sessions_open -4"
+        );
     }
 
     #[test]
     fn one_line_a_second_is_written_and_says_how_many_were_not() {
         let (mut watch, counters) = (TurnWatch::default(), Counters::default());
-        let mut line = |slow_ns: Option<u64>, at_ms: u64| {
-            watch.line(slow_ns, SECOND_NS + at_ms * 1_000_000, &counters).unwrap_or_default()
+        let mut line = |slow: Option<Turn>, at_ms: u64| {
+            watch.line(slow, SECOND_NS + at_ms * 1_000_000, &counters).unwrap_or_default()
         };
-        let slow = Some(200_000_000);
-        assert_eq!(line(slow, 0), "a turn took 200 ms");
+        let slow = Some(Turn { busy_ns: 200_000_000, cpu_ns: 150_000_000 });
+        assert_eq!(line(slow, 0), "a turn took 200 ms, 150 ms of CPU time");
         assert_eq!([200, 400, 600, 999].map(|at_ms| line(slow, at_ms)), [""; 4]);
-        assert_eq!(line(slow, 1_000), "a turn took 200 ms; 4 more slow turns since the last such line");
+        assert_eq!(
+            line(slow, 1_000),
+            "a turn took 200 ms, 150 ms of CPU time; 4 more slow turns since the last such line"
+        );
         assert_eq!([line(slow, 1_500), line(None, 1_600)], [""; 2]);
         assert_eq!(line(None, 2_000), "1 more slow turns since the last such line");
         assert_eq!([line(slow, 2_100), line(None, 2_200)], [""; 2]);
-        assert_eq!(line(slow, 9_000), "a turn took 200 ms; 1 more slow turns since the last such line");
+        assert_eq!(
+            line(slow, 9_000),
+            "a turn took 200 ms, 150 ms of CPU time; 1 more slow turns since the last such line"
+        );
         assert_eq!(line(None, 19_000), "");
     }
 }

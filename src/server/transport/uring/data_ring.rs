@@ -62,8 +62,9 @@ const IGNORED: u8 = 8;
 const INSTALL: u8 = 9;
 
 /// The state of a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
+    #[default]
     Vacant,
     Open,
     /// Everything was cancelled; the slot becomes vacant once nothing is in flight.
@@ -74,7 +75,7 @@ enum State {
 ///
 /// Invariant: `detaching` only while `Open` and `receive_paused`.
 /// Invariant: `Closing` only while `receive_armed`, `shutting` or `parked`; a slot is vacated the moment none is.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Slot {
     generation: u32,
     state: State,
@@ -101,7 +102,10 @@ pub struct DataRing<S: Shim = Direct> {
     ring: IoUring,
     buffers: BufferRing,
     doorbell: OwnedFd,
+    /// Those that have been in use. Bound: `slots_max`.
     slots: Vec<Slot>,
+    slots_max: u32,
+    /// Those of them that are vacant.
     free: Vec<u32>,
     /// Receives that ended for lack of buffers: armed again once the waiting events are handled.
     starved: Vec<u32>,
@@ -163,22 +167,13 @@ impl<S: Shim> DataRing<S> {
             unsafe { BufferRing::new(&ring, settings.receive_buffers, settings.receive_buffer_bytes)? };
         let mut wait_flags = EnterFlags::GETEVENTS;
         wait_flags.set(EnterFlags::NO_IOWAIT, ring.params().is_feature_no_iowait());
-        let vacant = |_| Slot {
-            generation: 0,
-            state: State::Vacant,
-            receive_armed: false,
-            receive_paused: false,
-            detaching: false,
-            plain: None,
-            shutting: false,
-            parked: None,
-        };
         Ok(DataRing {
             ring,
             buffers,
             doorbell,
-            slots: (0..settings.slots).map(vacant).collect(),
-            free: (0..settings.slots).rev().collect(),
+            slots: Vec::new(),
+            slots_max: settings.slots,
+            free: Vec::new(),
             starved: Vec::new(),
             events: VecDeque::new(),
             in_flight: 0,
@@ -252,9 +247,14 @@ impl<S: Shim> DataRing<S> {
     /// # Errors
     /// ENFILE if every slot is taken, or an error of the registration. The socket is closed.
     pub fn add(&mut self, socket: OwnedFd) -> io::Result<u32> {
-        let slot = *self.free.last().ok_or_else(|| io::Error::from_raw_os_error(libc::ENFILE))?;
+        if !self.has_room() {
+            return Err(io::Error::from_raw_os_error(libc::ENFILE));
+        }
+        let slot = self.free.last().copied().unwrap_or(self.slots.len() as u32);
         self.ring.submitter().register_files_update(slot, &[socket.as_raw_fd()])?;
-        self.free.pop();
+        if self.free.pop().is_none() {
+            self.slots.push(Slot::default());
+        }
         let entry = &mut self.slots[slot as usize];
         debug_assert!(entry.state == State::Vacant && !entry.receive_armed && entry.parked.is_none());
         entry.generation = (entry.generation + 1) & 0xff_ffff;

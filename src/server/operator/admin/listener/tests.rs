@@ -203,7 +203,7 @@ fn loopback_addresses_are_recognized_in_ipv4_ipv6_and_mapped_form() {
         ("192.0.2.1:1", false),
         ("[::ffff:192.0.2.1]:1", false),
     ] {
-        assert_eq!(is_local(&address.parse().unwrap()), expected, "{address}");
+        assert_eq!(address.parse::<Address>().unwrap().is_local(), expected, "{address}");
     }
 }
 

@@ -46,7 +46,11 @@ pub fn locate(named: Option<&Path>) -> Result<TuneTool, String> {
         Some(path) if is_executable(path) => {
             path::absolute(path).map(TuneTool::Trusted).map_err(|error| error.to_string())
         }
-        Some(path) => Err(format!("--tune {}: not an executable file", path.display())),
+        Some(path) => {
+            let why =
+                path.metadata().err().map_or("not an executable file".to_owned(), |error| error.to_string());
+            Err(format!("--tune {}: {why}", path.display()))
+        }
         None => Ok(env::current_exe().map_or(TuneTool::Missing, |program| beside(&program))),
     }
 }
@@ -157,7 +161,8 @@ mod tests {
         assert_eq!(locate(Some(&tool)), Ok(TuneTool::Trusted(tool.clone())));
         for path in [folder.0.join("none"), folder.0.clone(), folder.program("text", 0o644)] {
             let error = locate(Some(&path)).unwrap_err();
-            assert!(error.starts_with("--tune ") && error.contains("not an executable file"), "{error}");
+            let why = if path.exists() { "not an executable file" } else { "No such file" };
+            assert!(error.starts_with("--tune ") && error.contains(why), "{error}");
         }
     }
 }

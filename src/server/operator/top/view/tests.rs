@@ -80,6 +80,24 @@ fn a_tiny_screen_has_the_focused_list() {
 }
 
 #[test]
+fn a_screen_of_40_columns_loses_no_unit() {
+    let mut model = model([snapshot(100, 2, 30, 50), snapshot(101, 2, 30, 50)]);
+    let screen = lines(&model, at(101), 40, 24);
+    assert_eq!(screen[0], "tickcast 0.1.0 at 127.0.0.1:9490: servin");
+    assert_eq!(screen[1], "50 sessions, 4.0 dropped/s");
+    let percentiles: Vec<&str> = screen[2].split_whitespace().rev().take(2).collect();
+    assert!(screen[2].starts_with("latency, last 1.0 s "), "{}", screen[2]);
+    assert_eq!(percentiles, ["p99", "p50"], "{}", screen[2]);
+    assert!(screen[3].starts_with("received to sequenc… ") && screen[3].ends_with(" us"), "{}", screen[3]);
+    assert!(screen[4].starts_with("received to sent ") && screen[4].ends_with(" us"), "{}", screen[4]);
+    assert!(screen[6].ends_with("busy") && screen[7].ends_with('%'), "{}", screen[7]);
+    assert_eq!(screen[23], "q quit  +/- interval: 1.0 s  h help");
+    model.handle_poll(Err("Connection refused".into()), at(3_600));
+    let screen = lines(&model, at(3_725), 40, 24);
+    assert_eq!(screen[2], "no response for 2 min 5 s (since 01:00:…", "{screen:#?}");
+}
+
+#[test]
 fn no_size_or_state_panics() {
     let mut unreachable = model([snapshot(100, 2, 30, 50)]);
     unreachable.handle_poll(Err("refused".into()), at(101));
@@ -122,13 +140,13 @@ fn an_outage_is_shown_with_time_and_reason_above_the_last_figures() {
     let lines = lines(&model, at(3_725), 90, 24);
     assert_eq!(
         lines[2],
-        "no response since 01:00:00 UTC (2 min 5 s): Connection refused, retrying every 1.0 s"
+        "no response for 2 min 5 s (since 01:00:00 UTC): Connection refused, retrying every 1.0 s"
     );
     assert!(has(&lines, "market.29") && has(&lines, "10,000 deliveries/s"));
     let lines = super::tests::lines(&model, at(3_725), 80, 24);
-    assert_eq!(lines[2], "no response since 01:00:00 UTC (2 min 5 s): Connection refused");
+    assert_eq!(lines[2], "no response for 2 min 5 s (since 01:00:00 UTC): Connection refused");
     let lines = super::tests::lines(&model, at(3_725), 50, 24);
-    assert_eq!(lines[2], "no response since 01:00:00 UTC (2 min 5 s): Conne…");
+    assert_eq!(lines[2], "no response for 2 min 5 s (since 01:00:00 UTC): C…");
 }
 
 #[test]

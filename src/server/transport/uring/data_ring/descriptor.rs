@@ -95,7 +95,7 @@ impl<S: Shim> DataRing<S> {
 
     /// Whether [`DataRing::add`] finds a slot. A closed socket frees its slot only once its receive has ended.
     pub fn has_room(&self) -> bool {
-        !self.free.is_empty()
+        !self.free.is_empty() || self.slots.len() < self.slots_max as usize
     }
 
     /// SENDs so far that found their socket full: it took nothing.

@@ -1,0 +1,136 @@
+//! How many topics each wildcard matches, for the operator.
+//!
+//! A round over the topics compares each with all patterns at once, and counts it for those patterns that were new when the
+//! round began. Topics that come and go later are counted one by one.
+
+use std::collections::VecDeque;
+
+use super::{Fanout, topic_mut};
+use tickcast_proto::ids::TopicId;
+
+/// A topic's place in the order of a round: the index of its home, and its index there.
+type At = (u16, u32);
+
+/// A pattern's count.
+#[derive(Debug)]
+pub(super) struct MatchCount {
+    topics: u32,
+    /// The round that counts the topics that were there before the pattern.
+    round: u64,
+}
+
+/// The state that all patterns share.
+#[derive(Debug, Default)]
+pub(super) struct MatchCounts {
+    /// Number of the last round begun.
+    round: u64,
+    /// The next topic of that round; `None` once it is over.
+    next: Option<At>,
+    /// The last round that a pattern waits for.
+    wanted: u64,
+    /// New topics that are not counted yet. Bound: one entry for each time that a topic was opened, until it is counted, some
+    /// 400,000 a second.
+    uncounted: VecDeque<TopicId>,
+}
+
+impl MatchCounts {
+    /// The count of a pattern that is new.
+    pub(super) fn new_pattern(&mut self, is_exact: bool) -> MatchCount {
+        let round = self.round + 1;
+        if !is_exact {
+            self.wanted = round;
+        }
+        MatchCount { topics: 0, round }
+    }
+
+    /// Notes a topic that is new.
+    pub(super) fn new_topic(&mut self, id: TopicId) {
+        self.uncounted.push_back(id);
+    }
+
+    /// Whether a topic here has been counted for a pattern.
+    fn includes(&self, count: &MatchCount, at: At) -> bool {
+        count.round < self.round || count.round == self.round && self.next.is_none_or(|next| at < next)
+    }
+
+    /// Whether there is something to count.
+    fn has_work(&self) -> bool {
+        self.next.is_some() || self.wanted > self.round || !self.uncounted.is_empty()
+    }
+}
+
+impl MatchCount {
+    /// The topics counted so far.
+    pub(super) fn topics(&self) -> usize {
+        self.topics as usize
+    }
+}
+
+impl Fanout {
+    /// Whether there are topics to count.
+    pub fn counts_topics(&self) -> bool {
+        self.match_counts.has_work()
+    }
+
+    /// Counts topics for the wildcards that match them, for about `units`: one for each topic, and for each node of the pattern
+    /// trie that it is compared with. Returns the units used.
+    pub fn count_topics(&mut self, units: usize) -> usize {
+        let mut used = 0;
+        while used < units && self.match_counts.has_work() {
+            used += 1 + match self.match_counts.uncounted.pop_front() {
+                Some(id) => self.count_new_topic(id),
+                None => self.count_next_topic(),
+            };
+        }
+        used
+    }
+
+    fn count_new_topic(&mut self, id: TopicId) -> usize {
+        let topic = topic_mut(&mut self.topics, id, self.shards);
+        // It may have been closed since, and opened again.
+        let Some(topic) = topic.filter(|topic| !topic.is_counted) else { return 0 };
+        topic.is_counted = true;
+        let name = topic.info.name.clone();
+        self.count_topic(id, &name, true)
+    }
+
+    /// Counts a topic that has come or gone. Returns the units used.
+    pub(super) fn count_topic(&mut self, id: TopicId, name: &str, comes: bool) -> usize {
+        let at = self.topics.place(id, self.shards).unwrap_or_default();
+        let (entries, counts) = (&mut self.entries, &self.match_counts);
+        self.patterns.for_each_match(name, |&index| {
+            let count = entries[index as usize].as_mut().map(|entry| &mut entry.matches);
+            if let Some(count) = count.filter(|count| counts.includes(count, at)) {
+                match comes {
+                    true => count.topics += 1,
+                    false => count.topics -= 1,
+                }
+            }
+        })
+    }
+
+    /// Advances the round by one topic, or begins one. Returns the units used.
+    fn count_next_topic(&mut self) -> usize {
+        let counts = &mut self.match_counts;
+        let Some((home, local)) = counts.next else {
+            counts.round += 1;
+            counts.next = Some((0, 0));
+            return 0;
+        };
+        let Some(of_home) = self.topics.homes.get(usize::from(home)) else {
+            counts.next = None;
+            return 0;
+        };
+        let is_last = local as usize + 1 >= of_home.len();
+        counts.next = Some(if is_last { (home + 1, 0) } else { (home, local + 1) });
+        let topic = of_home.get(local as usize).and_then(Option::as_ref);
+        let Some(topic) = topic.filter(|topic| topic.is_counted) else { return 0 };
+        let (entries, round) = (&mut self.entries, counts.round);
+        self.patterns.for_each_match(&topic.info.name, |&index| {
+            let count = entries[index as usize].as_mut().map(|entry| &mut entry.matches);
+            if let Some(count) = count.filter(|count| count.round == round) {
+                count.topics += 1;
+            }
+        })
+    }
+}

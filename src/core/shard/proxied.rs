@@ -1,0 +1,99 @@
+//! Clients behind a proxy: their address comes with the connection's first bytes, and they are admitted by it.
+//!
+//! ```text
+//!  PROXY header, or X-Forwarded-For of a request for a WebSocket
+//!  Action::Admit(slot, address)    the transport applies the limits of that address; input is kept meanwhile
+//!  handle_admitted(slot)           the handshake goes on
+//!  handle_refused(slot, refusal)   the client reads the reason, in its own protocol
+//! ```
+//!
+//! Proxies reuse HTTP connections for the requests of many clients. A client is therefore admitted when it asks for a WebSocket,
+//! which belongs to it alone.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Action, ClientAddress, ListenerKind, Shard};
+use crate::{
+    admission::Refusal,
+    ids::SlotId,
+    now::Now,
+    session::{CloseReason, Protocol},
+};
+use tickcast_proto::{Step, proxy};
+
+impl Shard {
+    /// Opens the session of a connection from a trusted proxy, in a vacant slot: as [`Shard::handle_accept`].
+    pub fn handle_accept_proxied(
+        &mut self,
+        slot: SlotId,
+        listener: ListenerKind,
+        client: ClientAddress,
+        now: Now,
+    ) {
+        self.handle_accept(slot, listener, now);
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        match (client, &mut session.protocol) {
+            (ClientAddress::ProxyHeader, protocol) => *protocol = Protocol::ProxyHeader,
+            (ClientAddress::ForwardedFor, Protocol::Http(http)) => http.is_forwarded = true,
+            (ClientAddress::ForwardedFor | ClientAddress::Peer, _) => {}
+        }
+    }
+
+    /// Goes on with the handshake of a client that the transport has admitted after [`Action::Admit`].
+    pub fn handle_admitted(&mut self, slot: SlotId, now: Now) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        if matches!(session.protocol, Protocol::Admitting) {
+            session.begin_handshake();
+            if !session.is_paused() && !session.input.is_empty() {
+                self.process_waiting(slot, now);
+            }
+            self.apply_deferred(now);
+        }
+    }
+
+    /// Ends the session of a client that the transport has refused after [`Action::Admit`].
+    pub fn handle_refused(&mut self, slot: SlotId, refusal: Refusal, now: Now) {
+        self.end(slot, CloseReason::Refused(refusal), now);
+        self.apply_deferred(now);
+    }
+
+    /// Decodes the PROXY protocol header at the front of `bytes`.
+    pub(super) fn proxy_header(
+        &mut self,
+        slot: SlotId,
+        bytes: &[u8],
+        now: Now,
+    ) -> Result<Step<()>, CloseReason> {
+        let Step::Complete(used, client) = proxy::step(bytes).map_err(CloseReason::Proxy)? else {
+            return Ok(Step::Partial);
+        };
+        let Some(session) = self.sessions.open_mut(slot) else { return Ok(Step::Partial) };
+        match client {
+            Some(address) => {
+                session.protocol = Protocol::Admitting;
+                self.actions.push_back(Action::Admit(slot, address));
+            }
+            // The proxy itself, which was admitted when it connected.
+            None => session.begin_handshake(),
+        }
+        self.note_activity(slot, now);
+        Ok(Step::Complete(used, ()))
+    }
+
+    /// Returns whether a request for a WebSocket waits until its client is admitted by the address that proxies have
+    /// forwarded.
+    pub(super) fn awaits_admission(&mut self, slot: SlotId, forwarded_for: &[IpAddr]) -> bool {
+        let proxies = &self.limits.trusted_proxies;
+        // What is before the first address that is not a proxy's was written by the client.
+        let client = forwarded_for.iter().find(|address| !proxies.contain(**address));
+        let Some(&client) = client.or(forwarded_for.last()) else { return false };
+        let Some(session) = self.sessions.open_mut(slot) else { return false };
+        let Protocol::Http(http) = &session.protocol else { return false };
+        let awaits = http.is_forwarded;
+        if awaits {
+            session.protocol = Protocol::Admitting;
+            self.actions.push_back(Action::Admit(slot, SocketAddr::new(client, 0)));
+        }
+        awaits
+    }
+}

@@ -1,0 +1,197 @@
+//! Which web pages may open a WebSocket, and which host names the server answers to.
+//!
+//! Browsers do not apply the same-origin policy to WebSockets: they send `Origin` and leave the decision to the server (RFC
+//! 6455, section 10.2). A page may use its own server, and those whose operators allow it.
+//!
+//! A foreign page becomes the server's own if its name is made to point to the server's address (DNS rebinding). Against that,
+//! the name itself is checked. A page at an IP address or localhost is never foreign, and neither is one that was loaded over
+//! TLS, because the attacker has no certificate that fits.
+
+use std::str::FromStr;
+
+use http::{HeaderValue, StatusCode, uri::Authority};
+
+use super::{Failure, host};
+
+/// Origins and host names that are allowed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Origins allowed besides the one of the request's own host.
+    pub origins: Vec<OriginPattern>,
+    /// Names that requests may be for, besides IP addresses and localhost; empty: any, with the exception of `is_local`.
+    pub hosts: Vec<HostPattern>,
+    /// Only this machine can connect. Then a page at a name that is not listed is not the server's own.
+    pub is_local: bool,
+}
+
+/// Hosts that are allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostPattern {
+    /// `*`: every host.
+    Any,
+    /// One host.
+    Exact(String),
+    /// `*.example.com`: names below this one, which begins with a dot.
+    Below(String),
+}
+
+/// Origins that are allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OriginPattern {
+    /// `*`: every origin.
+    Any,
+    /// `null`: pages without an origin, such as files and sandboxed frames.
+    Null,
+    /// Pages of a scheme, host and port.
+    Page {
+        /// `https`.
+        scheme: String,
+        /// The host, or names below it.
+        host: HostPattern,
+        /// The port.
+        port: u16,
+    },
+}
+
+impl Access {
+    /// Checks the host of a request, if the operator lists the hosts.
+    pub(super) fn check_host(&self, host: Option<&Authority>) -> Result<(), Failure> {
+        match host {
+            Some(host) if !self.hosts.is_empty() && !self.lists(host) => Err(forbidden(format!(
+                "{:?} is no name of this server; --allow-host {} adds it",
+                host.as_str(),
+                host.host()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks the origin of a request for a WebSocket to `host`. Clients other than browsers send none.
+    pub(super) fn check_origin(&self, origin: Option<&HeaderValue>, host: &Authority) -> Result<(), Failure> {
+        let Some(text) = origin else { return Ok(()) };
+        let Ok(text) = text.to_str() else { return Err(Failure::bad_request("malformed header origin")) };
+        let origin = Origin::parse(text);
+        if self.origins.iter().any(|pattern| pattern.allows(text, origin.as_ref())) {
+            return Ok(());
+        }
+        let Some(own) = origin.filter(|origin| host::is_same(&origin.host, host, origin.default_port)) else {
+            return Err(forbidden(format!(
+                "a page of {text:?} may not connect to {:?}; --allow-origin {text} allows it",
+                host.as_str()
+            )));
+        };
+        if self.is_local && own.scheme == "http" && !self.lists(host) {
+            return Err(forbidden(format!(
+                "this server is local, and {:?} is neither an IP address nor localhost; --allow-host {} allows it",
+                host.as_str(),
+                host.host()
+            )));
+        }
+        Ok(())
+    }
+
+    fn lists(&self, host: &Authority) -> bool {
+        host::is_address_or_localhost(host.host())
+            || self.hosts.iter().any(|pattern| pattern.allows(host.host()))
+    }
+}
+
+fn forbidden(text: String) -> Failure {
+    Failure(StatusCode::FORBIDDEN, text)
+}
+
+/// The origin of a page (RFC 6454, section 7).
+struct Origin<'a> {
+    scheme: &'a str,
+    host: Authority,
+    default_port: u16,
+}
+
+impl Origin<'_> {
+    /// `None` for `null`, and for schemes without hosts.
+    fn parse(text: &str) -> Option<Origin<'_>> {
+        let (scheme, rest) = text.split_once("://")?;
+        let default_port = match scheme {
+            "http" => 80,
+            "https" => 443,
+            _ => 0,
+        };
+        Some(Origin { scheme, host: host::parse(rest.as_bytes())?, default_port })
+    }
+}
+
+impl HostPattern {
+    fn allows(&self, host: &str) -> bool {
+        match self {
+            HostPattern::Any => true,
+            HostPattern::Exact(name) => host.eq_ignore_ascii_case(name),
+            HostPattern::Below(suffix) => {
+                let at = host.len().saturating_sub(suffix.len());
+                at > 0 && host.get(at..).is_some_and(|end| end.eq_ignore_ascii_case(suffix))
+            }
+        }
+    }
+}
+
+impl OriginPattern {
+    fn allows(&self, text: &str, origin: Option<&Origin<'_>>) -> bool {
+        match (self, origin) {
+            (OriginPattern::Any, _) => true,
+            (OriginPattern::Null, _) => text == "null",
+            (OriginPattern::Page { scheme, host, port }, Some(origin)) => {
+                origin.scheme == scheme
+                    && origin.host.port_u16().unwrap_or(origin.default_port) == *port
+                    && host.allows(origin.host.host())
+            }
+            (OriginPattern::Page { .. }, None) => false,
+        }
+    }
+}
+
+impl FromStr for HostPattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<HostPattern, String> {
+        let is_name = |name: &str| {
+            host::parse(name.as_bytes()).is_some_and(|host| host.host() == name) && !name.contains('*')
+        };
+        match text.strip_prefix('*') {
+            Some("") => Ok(HostPattern::Any),
+            Some(suffix) if suffix.strip_prefix('.').is_some_and(is_name) => {
+                Ok(HostPattern::Below(suffix.to_ascii_lowercase()))
+            }
+            None if is_name(text) => Ok(HostPattern::Exact(text.to_ascii_lowercase())),
+            _ => Err(format!("{text:?} is no host; use ticks.example.com, *.example.com or *")),
+        }
+    }
+}
+
+impl FromStr for OriginPattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<OriginPattern, String> {
+        let page = || {
+            let (scheme, rest) = text.split_once("://")?;
+            let named = rest.strip_prefix("*.").unwrap_or(rest);
+            if named.contains('*') {
+                return None;
+            }
+            // With the host of the pattern in place of the names below it, it is an origin.
+            let origin = format!("{}://{named}", scheme.to_ascii_lowercase());
+            let Origin { scheme, host, default_port } = Origin::parse(&origin)?;
+            let below = if named.len() < rest.len() { "*." } else { "" };
+            let port = host.port_u16().unwrap_or(default_port);
+            let host = format!("{below}{}", host.host()).parse().ok()?;
+            Some(OriginPattern::Page { scheme: scheme.to_owned(), host, port })
+        };
+        match text {
+            "*" => Ok(OriginPattern::Any),
+            "null" => Ok(OriginPattern::Null),
+            _ => page().ok_or_else(|| {
+                format!(
+                    "{text:?} is no origin; use https://app.example.com, https://*.example.com, null or *"
+                )
+            }),
+        }
+    }
+}

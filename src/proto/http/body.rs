@@ -1,0 +1,101 @@
+//! Where a request's body ends: after `Content-Length` bytes, or after the last chunk and its trailers (RFC 9112, section 6).
+
+use http::StatusCode;
+
+use super::Failure;
+use crate::{
+    Step,
+    limits::{HTTP_BODY_BYTES_MAX, HTTP_CHUNK_LINE_BYTES_MAX},
+};
+
+/// How the length of a body is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BodyLength {
+    /// `Content-Length`, 0 without one. At most [`HTTP_BODY_BYTES_MAX`].
+    Bytes(usize),
+    /// `Transfer-Encoding: chunked`.
+    Chunked,
+}
+
+/// A body that is arriving. Each byte is looked at once, however often the rest is awaited.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Body {
+    /// Offset in the request of the first byte of the body, and of the first that has not been looked at.
+    start: usize,
+    at: usize,
+    next: Next,
+}
+
+/// What comes next.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    /// The last bytes of the body.
+    Last(usize),
+    /// The size of a chunk.
+    Size,
+    /// The bytes of a chunk and a line break.
+    Chunk(usize),
+    /// A trailer, or the empty line after the last one.
+    Trailer,
+}
+
+impl Body {
+    /// The body of a request whose head has `start` bytes.
+    pub(super) fn new(start: usize, length: BodyLength) -> Body {
+        let next = match length {
+            BodyLength::Bytes(bytes) => Next::Last(bytes),
+            BodyLength::Chunked => Next::Size,
+        };
+        Body { start, at: start, next }
+    }
+
+    /// Looks at what has arrived: `bytes` is the request from its beginning. Returns the length of the whole request.
+    pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<Step<()>, Failure> {
+        loop {
+            // `at` passes the end only by what a step below has seen.
+            let rest = bytes.get(self.at..).unwrap_or_default();
+            let line = || rest.iter().position(|&byte| byte == b'\n').map(|at| &rest[..=at]);
+            match self.next {
+                Next::Last(len) if rest.len() < len => return Ok(Step::Partial),
+                Next::Last(len) => return Ok(Step::Complete(self.at + len, ())),
+                Next::Chunk(len) if rest.len() < len + 2 => return Ok(Step::Partial),
+                Next::Chunk(len) if &rest[len..len + 2] == b"\r\n" => {
+                    (self.at, self.next) = (self.at + len + 2, Next::Size);
+                }
+                Next::Chunk(_) => return Err(Failure::bad_request("a chunk does not end with a line break")),
+                Next::Size => match line().map(|line| (line, httparse::parse_chunk_size(line))) {
+                    // httparse takes an empty line for a size of 0.
+                    Some((
+                        line @ [b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F', ..],
+                        Ok(httparse::Status::Complete((_, size))),
+                    )) => {
+                        let left = (HTTP_BODY_BYTES_MAX + self.start).saturating_sub(self.at);
+                        let size =
+                            usize::try_from(size).ok().filter(|size| *size <= left).ok_or_else(too_long)?;
+                        self.at += line.len();
+                        self.next = if size == 0 { Next::Trailer } else { Next::Chunk(size) };
+                    }
+                    None if rest.len() <= HTTP_CHUNK_LINE_BYTES_MAX => return Ok(Step::Partial),
+                    _ => return Err(Failure::bad_request("malformed size of a chunk")),
+                },
+                Next::Trailer => match line() {
+                    Some(line @ (b"\r\n" | b"\n")) => self.next = Next::Last(line.len()),
+                    Some(line) => self.at += line.len(),
+                    None if rest.len() <= HTTP_CHUNK_LINE_BYTES_MAX => return Ok(Step::Partial),
+                    None => return Err(Failure::bad_request("a trailer is too long")),
+                },
+            }
+            if self.at - self.start > HTTP_BODY_BYTES_MAX + HTTP_CHUNK_LINE_BYTES_MAX {
+                return Err(too_long());
+            }
+        }
+    }
+}
+
+/// A body longer than any that is accepted.
+pub(super) fn too_long() -> Failure {
+    Failure(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("the request body is longer than {HTTP_BODY_BYTES_MAX} bytes"),
+    )
+}

@@ -1,0 +1,66 @@
+//! The query of `/ws`.
+
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode_str;
+
+use super::Failure;
+use crate::{
+    codec::json,
+    identity,
+    subscription::{Delivery, OptionError, StartPosition, interval_us},
+};
+
+/// The query parameters of `/ws`; see [`super::Target::Stream`].
+#[derive(Default)]
+pub(super) struct Query {
+    pub(super) patterns: Vec<String>,
+    pub(super) client: String,
+    pub(super) delivery: Delivery,
+    pub(super) from: StartPosition,
+}
+
+/// Parses `topics=a.b,c.>&client=ID&from=latest&policy=conflate&max_rate=5`. A comma within a name is escaped as `%2C`,
+/// an `&` within an identity as `%26`.
+pub(super) fn parse(text: Option<&str>) -> Result<Query, Failure> {
+    let bad = |text: String| Failure::bad_request(text);
+    let mut query = Query::default();
+    for pair in text.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        match name {
+            "topics" => {
+                for pattern in value.split(',').filter(|pattern| !pattern.is_empty()) {
+                    let pattern = percent_decode_str(pattern)
+                        .decode_utf8()
+                        .map_err(|_| bad("parameter topics is not UTF-8".into()))?;
+                    query.patterns.push(pattern.into_owned());
+                }
+            }
+            "from" => query.from = json::start_from_word(value).map_err(|error| bad(error.to_string()))?,
+            "policy" => {
+                query.delivery.policy =
+                    Some(value.parse().map_err(|error: OptionError| bad(error.to_string()))?);
+            }
+            "max_rate" => {
+                let rate =
+                    value.parse().map_err(|_| bad(OptionError::MaxRate(value.to_owned()).to_string()))?;
+                query.delivery.interval_us = interval_us(rate).map_err(|error| bad(error.to_string()))?;
+            }
+            "client" if !query.client.is_empty() => {
+                return Err(bad("parameter client is given more than once".into()));
+            }
+            "client" => {
+                let value: Cow<'_, [u8]> = percent_decode_str(value).into();
+                let identity =
+                    identity::check(&value).map_err(|error| bad(format!("parameter client: {error}")))?;
+                query.client = identity.to_owned();
+            }
+            _ => {
+                return Err(bad(format!(
+                    "unknown parameter {name:?}; use topics=a.b,c.>, client=ID, from=latest, policy=conflate or max_rate=5"
+                )));
+            }
+        }
+    }
+    Ok(query)
+}

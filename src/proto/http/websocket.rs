@@ -1,0 +1,100 @@
+//! The upgrade to a WebSocket (RFC 6455, section 4.2).
+
+use base64::{
+    Engine,
+    engine::{GeneralPurpose, GeneralPurposeConfig},
+};
+use http::{HeaderValue, Method, StatusCode, Version, header};
+
+use super::{
+    Failure, Outcome, Target,
+    access::Access,
+    body::BodyLength,
+    query::{self, Query},
+    request::Request,
+};
+use crate::WireFormat;
+
+/// Decodes `Sec-WebSocket-Key`. The bits of the last character beyond 16 bytes may have any value: RFC 6455 asks only for
+/// 16 bytes.
+const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+);
+/// Bytes of a decoded `Sec-WebSocket-Key` (RFC 6455, section 4.1).
+const KEY_BYTES: usize = 16;
+
+/// Answers a request for a WebSocket: on `/ws` the protocol, elsewhere the echo.
+pub(super) fn upgrade(request: &Request, access: &Access) -> Result<Outcome, Failure> {
+    let uri = request.head.uri();
+    let query = if uri.path() == "/ws" { Some(query::parse(uri.query())?) } else { None };
+    let accept = handshake(request)?;
+    if let Some(host) = &request.authority {
+        access.check_origin(request.head.headers().get(header::ORIGIN), host)?;
+    }
+    if request.body != BodyLength::Bytes(0) {
+        return Err(Failure::bad_request("a request for a WebSocket has no body"));
+    }
+    let mut response = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n"
+    );
+    let target = match query {
+        None => Target::Echo,
+        Some(Query { patterns, client, delivery, from }) => {
+            let (format, subprotocol) = negotiate(request)?;
+            if let Some(name) = subprotocol {
+                response += &format!("Sec-WebSocket-Protocol: {name}\r\n");
+            }
+            Target::Stream { format, patterns, client, delivery, from }
+        }
+    };
+    response += "\r\n";
+    Ok(Outcome::Upgrade(response.into_bytes(), target))
+}
+
+/// Checks the client's handshake (RFC 6455, section 4.2.1) and returns the value of `Sec-WebSocket-Accept`.
+///
+/// tungstenite's `create_response` reads only the first line of `Connection` and `Upgrade`, which a proxy may have split
+/// into several, and knows no tab as white space.
+fn handshake(request: &Request) -> Result<String, Failure> {
+    let fail = |status, text: &str| {
+        Err(Failure(status, format!("this path is a WebSocket endpoint: {text} (RFC 6455, section 4.1)")))
+    };
+    if request.head.method() != Method::GET {
+        return fail(StatusCode::UPGRADE_REQUIRED, "the method must be GET");
+    }
+    if request.head.version() < Version::HTTP_11 {
+        return fail(StatusCode::UPGRADE_REQUIRED, "the request must be HTTP/1.1");
+    }
+    if !request.lists(header::UPGRADE, "websocket") {
+        return fail(StatusCode::UPGRADE_REQUIRED, "header upgrade must list websocket");
+    }
+    if !request.lists(header::SEC_WEBSOCKET_VERSION, "13") {
+        return fail(StatusCode::UPGRADE_REQUIRED, "header sec-websocket-version must be 13");
+    }
+    if !request.lists(header::CONNECTION, "upgrade") {
+        return fail(StatusCode::BAD_REQUEST, "header connection must list upgrade");
+    }
+    let key = request.head.headers().get(header::SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
+    let key = key.unwrap_or_default().trim_ascii();
+    if !KEY_BASE64.decode(key).is_ok_and(|key| key.len() == KEY_BYTES) {
+        return fail(StatusCode::BAD_REQUEST, "header sec-websocket-key must be 16 bytes as base64");
+    }
+    Ok(tungstenite::handshake::derive_accept_key(key))
+}
+
+/// Selects the first offered subprotocol that is supported (RFC 6455, section 4.2.2), and its name for the response.
+fn negotiate(request: &Request) -> Result<(WireFormat, Option<&'static str>), Failure> {
+    let mut offered = request.list(header::SEC_WEBSOCKET_PROTOCOL).peekable();
+    if offered.peek().is_none() {
+        return Ok((WireFormat::WEBSOCKET_JSON, None));
+    }
+    let supported = |name| WireFormat::from_subprotocol(std::str::from_utf8(name).ok()?);
+    match offered.find_map(supported) {
+        Some(format) => Ok((format, format.subprotocol())),
+        None => {
+            let names: Vec<_> = WireFormat::subprotocols().collect();
+            Err(Failure::bad_request(format!("unknown subprotocol; use {}", names.join(", "))))
+        }
+    }
+}

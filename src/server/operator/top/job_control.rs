@@ -1,0 +1,55 @@
+//! Ctrl-Z and `fg`: SIGTSTP and SIGCONT, received by a thread of their own, so that the terminal is given back before the process stops
+//! and taken again after.
+
+use std::{io, thread};
+
+use nix::{
+    sys::signal::{SigSet, Signal, kill},
+    unistd::Pid,
+};
+
+/// Blocks both signals in this thread and all it starts. Call it before any other thread exists.
+///
+/// # Errors
+/// Errors of pthread_sigmask(3).
+pub(super) fn block() -> io::Result<()> {
+    Ok(set([Signal::SIGTSTP, Signal::SIGCONT]).thread_block()?)
+}
+
+/// Starts the thread that receives them: calls `on_suspend` when the process is asked to stop, and `on_resume` when it goes on, also
+/// after a SIGSTOP, which no process can receive.
+///
+/// # Errors
+/// The thread cannot be started.
+pub(super) fn watch(
+    on_suspend: impl Fn() + Send + 'static,
+    on_resume: impl Fn() + Send + 'static,
+) -> io::Result<()> {
+    let run = move || {
+        loop {
+            match set([Signal::SIGTSTP, Signal::SIGCONT]).wait() {
+                Ok(Signal::SIGTSTP) => on_suspend(),
+                Ok(_) => on_resume(),
+                // Fails only for an invalid set (sigwait(3)).
+                Err(_) => return,
+            }
+        }
+    };
+    thread::Builder::new().name("jobs".into()).spawn(run)?;
+    Ok(())
+}
+
+/// Stops this process and its group, as the terminal does for Ctrl-Z, until somebody resumes it. Returns at once where no shell could
+/// do so: the kernel ignores SIGTSTP in an orphaned process group and in the first process of a container.
+pub(super) fn stop() -> io::Result<()> {
+    let stop = set([Signal::SIGTSTP]);
+    stop.thread_unblock()?;
+    // Delivered before kill(2) returns, as this thread does not block it. 0 is the process group.
+    let sent = kill(Pid::from_raw(0), Signal::SIGTSTP);
+    stop.thread_block()?;
+    Ok(sent?)
+}
+
+fn set<const N: usize>(signals: [Signal; N]) -> SigSet {
+    signals.into_iter().collect()
+}

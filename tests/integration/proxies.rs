@@ -1,0 +1,164 @@
+//! Clients behind proxies: the PROXY protocol and `X-Forwarded-For`.
+
+use std::{fs, net::SocketAddr};
+
+use crate::harness::{
+    Server, beside_others,
+    frames::{self, Raw},
+    http,
+    raw::{Peer, upgrade_request},
+    tickcast,
+};
+
+/// A server whose listeners have these keys, with one connection per address, and the address of its admin listener.
+fn server(name: &str, trusted: &str, keys: &str) -> (Server, SocketAddr) {
+    let path = std::env::temp_dir().join(format!("tickcast-{}-{name}.toml", std::process::id()));
+    let http_keys = keys;
+    let native_keys = if keys.contains("proxy_protocol") { keys } else { "" };
+    let text = format!(
+        "[server]\ntrusted_proxies = \"{trusted}\"\n[limits]\nmax_clients_per_source = 1\nunlimited_sources = \"none\"\n\
+         [web]\nhttp_health = true\n[[listener]]\nkind = \"native\"\naddress = \"127.0.0.1:1\"\n{native_keys}\n\
+         [[listener]]\nkind = \"http\"\naddress = \"127.0.0.1:1\"\n{http_keys}\n"
+    );
+    fs::write(&path, text).unwrap();
+    let options = ["--no-sim", "--shards", "2", "--config", path.to_str().unwrap()];
+    let server = Server::start_command(tickcast().env("RUST_LOG", "info"), &options);
+    fs::remove_file(&path).unwrap();
+    let admin = server.admin.unwrap();
+    (server, admin)
+}
+
+fn line(address: &str) -> Vec<u8> {
+    format!("PROXY TCP4 {address} 127.0.0.1 5 80\r\n").into_bytes()
+}
+
+/// A header of version 2. `command`: 0x20 for LOCAL, 0x21 for PROXY.
+fn binary(command: u8, address: [u8; 4]) -> Vec<u8> {
+    let addresses = [&address[..], &[127, 0, 0, 1], &[0, 5, 0, 80]].concat();
+    [b"\r\n\r\n\0\r\nQUIT\n", &[command, 0x11, 0, 12][..], &addresses].concat()
+}
+
+/// Opens a WebSocket after these bytes; the status.
+fn upgrade(server: &Server, before: &[u8], fields: &str) -> (Peer, u16) {
+    let mut peer = Peer::connect(server.http);
+    let host = format!("Host: test\r\n{fields}");
+    let request = upgrade_request("/ws?client=x", "").replacen("Host: test\r\n", &host, 1);
+    peer.send(&[before, request.as_bytes()].concat());
+    let status = peer.http_head()[9..12].parse().unwrap();
+    (peer, status)
+}
+
+fn addresses(admin: SocketAddr) -> Vec<String> {
+    let sessions = http::get_of_all_shards(admin, "/v1/sessions").json();
+    let sessions = sessions["sessions"].as_array().unwrap();
+    let open = sessions.iter().filter(|session| session["state"] == "open");
+    let mut addresses: Vec<String> =
+        open.map(|session| session["address"].as_str().unwrap().to_owned()).collect();
+    addresses.sort_unstable();
+    addresses
+}
+
+#[test]
+fn the_address_in_a_proxy_header_is_the_clients_for_limits_and_views() {
+    let _machine = beside_others();
+    let (server, admin) = server("header", "127.0.0.1", "proxy_protocol = true");
+    let (mut first, status) = upgrade(&server, &line("198.51.100.1"), "");
+    assert_eq!(status, 101);
+    let (_second, status) = upgrade(&server, &binary(0x21, [198, 51, 100, 2]), "");
+    assert_eq!(status, 101);
+    let (mut refused, status) = upgrade(&server, &binary(0x21, [198, 51, 100, 1]), "");
+    assert_eq!(status, 429);
+    assert!(String::from_utf8(refused.read_to_end()).unwrap().contains("--max-clients-per-source"));
+    let mut native = Peer::connect(server.tcp);
+    for byte in line("198.51.100.3").chunks(1) {
+        native.send(byte);
+    }
+    native.send(&Raw::request(frames::HELLO, 1, b"proxied").bytes());
+    assert_eq!(native.frame().unwrap().kind, frames::WELCOME);
+    let mut other = Peer::connect(server.tcp);
+    other.send(&[line("198.51.100.3"), Raw::request(frames::HELLO, 1, b"proxied").bytes()].concat());
+    let closing = other.frame().unwrap();
+    assert_eq!((closing.kind, closing.code()), (frames::CLOSING, 3504));
+    assert_eq!(addresses(admin), ["198.51.100.1:5", "198.51.100.2:5", "198.51.100.3:5"]);
+    // Its place is free again once it has gone, on whichever shard it was.
+    first.shut_write();
+    while first.message().is_some() {}
+    drop(first);
+    crate::harness::eventually("the address is free", || {
+        upgrade(&server, &line("198.51.100.1"), "").1 == 101
+    });
+    server.stop_cleanly();
+}
+
+#[test]
+fn a_trusted_proxy_must_send_a_header_and_others_are_not_believed() {
+    let _machine = beside_others();
+    let (trusting, _) = server("trusting", "127.0.0.0/8", "proxy_protocol = true");
+    let (mut peer, status) = upgrade(&trusting, b"", "");
+    assert_eq!(status, 400);
+    assert!(String::from_utf8(peer.read_to_end()).unwrap().contains("no PROXY protocol header"));
+    for (header, part) in
+        [(&b"PROXY TCP4 x\r\n"[..], "malformed"), (&[b'P'; 3000], "no PROXY"), (b"GET", "no PROXY")]
+    {
+        let mut native = Peer::connect(trusting.tcp);
+        native.send_as_far_as_it_goes(header);
+        let closing = native.frame().unwrap();
+        assert_eq!((closing.kind, closing.code()), (frames::CLOSING, 1002));
+        assert!(closing.text().contains(part), "{}", closing.text());
+    }
+    // Health checks of the proxy itself, any number at once.
+    let checks: Vec<Peer> = (0..5)
+        .map(|n| {
+            let mut peer = Peer::connect(trusting.http);
+            let header = if n % 2 == 0 { binary(0x20, [0; 4]) } else { b"PROXY UNKNOWN\r\n".to_vec() };
+            peer.send(&[&header[..], b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n"].concat());
+            assert!(peer.http_head().starts_with("HTTP/1.1 200 "));
+            peer
+        })
+        .collect();
+    drop(checks);
+    let stopped = trusting.stop_cleanly();
+    assert_eq!(stopped.total("closed_proxy"), 4);
+    assert_eq!(stopped.log.matches("PROXY protocol header").count(), 4, "the operator learns what to mend");
+
+    let (others, admin) = server("others", "192.0.2.0/24", "proxy_protocol = true");
+    assert_eq!(upgrade(&others, &line("198.51.100.1"), "").1, 400);
+    let (_own, status) = upgrade(&others, b"", "");
+    assert_eq!(status, 101);
+    assert!(addresses(admin)[0].starts_with("127.0.0.1:"));
+    others.stop_cleanly();
+}
+
+#[test]
+fn forwarded_addresses_count_when_a_client_asks_for_a_websocket() {
+    let _machine = beside_others();
+    let (server, admin) = server("forwarded", "127.0.0.1,192.0.2.0/24", "forwarded_for = true");
+    let page = b"HEAD / HTTP/1.1\r\nHost: test\r\nX-Forwarded-For: 198.51.100.1\r\n\r\n".repeat(3);
+    let mut kept = Peer::connect(server.http);
+    kept.send(&page);
+    for _ in 0..3 {
+        assert!(kept.http_head().starts_with("HTTP/1.1 200 "));
+    }
+    // What the client itself wrote into the header does not count, nor do further proxies.
+    let fields = "X-Forwarded-For: 203.0.113.9, 198.51.100.1\r\nX-Forwarded-For: 192.0.2.8\r\n";
+    let (_first, status) = upgrade(&server, b"", fields);
+    assert_eq!(status, 101);
+    let (_refused, status) = upgrade(&server, b"", "X-Forwarded-For: 198.51.100.1:77\r\n");
+    assert_eq!(status, 429);
+    kept.send(
+        upgrade_request("/ws", "")
+            .replacen("Host: test\r\n", "Host: test\r\nX-Forwarded-For: [2001:db8::7]\r\n", 1)
+            .as_bytes(),
+    );
+    assert!(kept.http_head().starts_with("HTTP/1.1 101 "));
+    for _ in 0..3 {
+        // Without a header it is the proxy's own connection.
+        assert_eq!(upgrade(&server, b"", "").1, 101);
+    }
+    let seen = addresses(admin);
+    assert!(
+        seen.contains(&"198.51.100.1:0".to_owned()) && seen.contains(&"[2001:db8::7]:0".to_owned()),
+        "{seen:?}"
+    );
+    server.stop_cleanly();
+}
