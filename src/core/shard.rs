@@ -269,12 +269,12 @@ impl Shard {
         (self.fanout.patterns_len(), self.fanout.topics_len())
     }
 
-    /// Calls `visit` with the name, the epoch, the sequence and the last frame of each topic of this home that takes ticks.
+    /// Calls `visit` with the name, the epoch and the sequence of each topic of this home that takes ticks.
     #[cfg(any(test, feature = "testing"))]
-    pub fn visit_lives(&self, mut visit: impl FnMut(&str, u64, u64, &[u8])) {
+    pub fn visit_lives(&self, mut visit: impl FnMut(&str, u64, u64)) {
         for topic in (0..self.home.places() as u32).map(|index| self.home.topic(index)) {
             if topic.is_open() {
-                visit(&topic.name, topic.epoch, topic.sequence.0, topic.last_values.last_frame());
+                visit(&topic.name, topic.epoch, topic.sequence.0);
             }
         }
     }

@@ -26,7 +26,7 @@ use tickcast_core::{
     testing::{self, EPOCH, START, TurnLoop},
 };
 use tickcast_proto::{
-    Step, WireFormat, frame, pattern,
+    WireFormat, pattern,
     subscription::{Policy, Rules},
 };
 
@@ -48,6 +48,14 @@ struct Memory {
     seen: HashMap<String, Seen>,
 }
 
+/// A life of a topic: see [`Published`].
+#[derive(Default)]
+struct Life {
+    epoch: u64,
+    offset: u64,
+    sequence: u64,
+}
+
 pub struct World {
     rng: Rng,
     now: Now,
@@ -63,6 +71,8 @@ pub struct World {
     next_slot: Vec<u32>,
     names: u32,
     published: Published,
+    /// The last life of each topic.
+    last_lives: HashMap<String, Life>,
     /// Topics whose publishing client is gone: only a prefix may have arrived.
     gone: HashSet<String>,
     memories: Vec<Memory>,
@@ -127,6 +137,7 @@ impl World {
             next_slot: vec![0; count],
             names: 0,
             published,
+            last_lives: HashMap::new(),
             gone: HashSet::new(),
             memories: Vec::new(),
             reached: Reached::default(),
@@ -382,19 +393,17 @@ impl World {
         self.act(shard, actions);
     }
 
-    /// Notes the lives of a home's topics, before a client hears of them: a life lasts several turns.
+    /// Notes the lives of a home's topics, before a client hears of them: a life lasts several turns, and ends some turns after
+    /// its last tick.
     fn note_lives(&mut self, shard: usize) {
-        let lives = &mut self.published.lives;
-        self.shards[shard].visit_lives(|name, epoch, sequence, frame| {
-            if lives.contains_key(&(name.to_owned(), epoch)) {
-                return;
+        let (lives, last_lives) = (&mut self.published.lives, &mut self.last_lives);
+        self.shards[shard].visit_lives(|name, epoch, sequence| {
+            let life = last_lives.entry(name.into()).or_default();
+            if life.epoch != epoch {
+                *life = Life { epoch, offset: life.offset + life.sequence, sequence };
+                lives.insert((name.into(), epoch), life.offset);
             }
-            let Ok(Step::Complete(_, tick)) = frame::decode(frame, usize::MAX) else {
-                panic!("a whole frame")
-            };
-            let payload: String = serde_json::from_slice(tick.payload()).expect("a JSON string");
-            let number: u64 = payload.split(' ').nth(1).expect("its number").parse().unwrap();
-            lives.insert((name.to_owned(), epoch), number - sequence);
+            life.sequence = sequence;
         });
     }
 
