@@ -19,13 +19,19 @@ use tickcast_proto::{
 };
 
 impl Fanout {
-    /// Notes that a home has forgotten a topic. Its name is free for another life at once; its members leave in
-    /// [`Fanout::leave_forgotten`].
-    pub fn handle_forget(&mut self, id: TopicId) {
+    /// Notes that a home has forgotten a topic, whose last sequence was `last`. Its name is free for another life at once; its
+    /// members leave in [`Fanout::leave_forgotten`].
+    pub fn handle_forget(&mut self, id: TopicId, last: u64) {
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a home forgets topics that it has opened");
         };
+        debug_assert!(
+            topic.last_sequence == last || topic.last_sequence == 0,
+            "ticks arrive before the end of their topic"
+        );
         topic.is_forgotten = true;
+        // Without a live tick, a session that recovers would not know what it loses.
+        topic.last_sequence = last;
         self.by_name.remove(&topic.info.name);
         self.forgotten_names.insert(topic.info.name.clone(), id);
         self.forgotten.push_back(id);

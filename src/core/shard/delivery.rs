@@ -18,7 +18,7 @@ use tickcast_proto::{
     ErrorCode,
     command::encode_request,
     frame::{self, FLAG_PAYLOAD_JSON, Frame, HeaderFields, Kind, TickParts},
-    ids::{ShardId, TopicId},
+    ids::{Sequence, ShardId, TopicId},
     pattern,
     records::{ErrorRecord, History, Publish, Recover, Request, Subscribed, TickTimes},
 };
@@ -170,7 +170,7 @@ impl Shard {
                 self.fanout.handle_ready(record.request);
             }
             Kind::Unsubscribed => self.fanout.handle_close(id),
-            Kind::Forget => self.fanout.handle_forget(id),
+            Kind::Forget => self.fanout.handle_forget(id, frame.header.sequence),
             Kind::Error => {
                 let Ok(record) = frame.record::<ErrorRecord>() else {
                     return debug_assert!(false, "this process encoded the frame");
@@ -252,9 +252,11 @@ impl Shard {
                     frame::encode(out, Kind::Unsubscribed, meta, &Request::default(), &[]);
                 });
             }
-            InterestEvent::Forget(shard, topic) if shard == own => fanout.handle_forget(topic.id),
+            InterestEvent::Forget(shard, topic) if shard == own => {
+                fanout.handle_forget(topic.id, topic.sequence.0);
+            }
             InterestEvent::Forget(shard, topic) => {
-                stages.push_delivery(shard, |out| encode_forget(out, topic.id));
+                stages.push_delivery(shard, |out| encode_forget(out, topic.id, topic.sequence));
             }
             InterestEvent::Ready(shard, request) if shard == own => fanout.handle_ready(request),
             InterestEvent::Ready(shard, request) => {
@@ -284,7 +286,7 @@ impl Shard {
         for id in gone {
             match id.home(self.shards) {
                 home if home == self.id => self.home.handle_forgotten(home, id, now.monotonic_ns),
-                home => self.stages.push_request(home, |out| encode_forget(out, id)),
+                home => self.stages.push_request(home, |out| encode_forget(out, id, Sequence(0))),
             }
         }
         used > 0
@@ -346,8 +348,8 @@ impl Shard {
     }
 }
 
-/// Appends a FORGET: a home has forgotten a topic, or a shard answers that it has too.
-fn encode_forget(out: &mut Vec<u8>, id: TopicId) {
-    let meta = HeaderFields { topic_id: id.0, ..HeaderFields::default() };
+/// Appends a FORGET: a home has forgotten a topic with this last sequence, or a shard answers that it has too.
+fn encode_forget(out: &mut Vec<u8>, id: TopicId, last: Sequence) {
+    let meta = HeaderFields { topic_id: id.0, sequence: last.0, ..HeaderFields::default() };
     frame::encode(out, Kind::Forget, meta, &Request::default(), &[]);
 }
