@@ -108,26 +108,29 @@ impl Fanout {
             if !waits {
                 continue;
             }
-            let tally = &mut self.tally;
             sessions.with_outbox(slot, |session| {
                 let Some(log) = logs.of(session.format) else { return };
                 session.outbox.evict(log, |content, _, _| {
                     let (id, ticks) = (TopicId(content.topic()), content.ticks());
-                    if !topics.contains(&id.0) {
-                        return Verdict::Keep;
-                    }
-                    tally.evicted += u64::from(content.is_tick());
-                    if !ticks.is_empty() {
+                    if topics.contains(&id.0) {
                         match lost.iter_mut().find(|(lost, _)| *lost == id) {
-                            Some((_, gap)) => gap.to = ticks.to,
+                            Some((_, gap)) if gap.is_empty() => *gap = ticks,
+                            Some((_, gap)) if !ticks.is_empty() => gap.to = ticks.to,
+                            Some(_) => {}
                             None => lost.push((id, ticks)),
                         }
                     }
-                    Verdict::Evict
+                    Verdict::Keep
                 });
             });
+            if lost.is_empty() {
+                continue;
+            }
             self.scratch.clear();
             for (id, Gap { from: Sequence(from), to: Sequence(to) }) in lost {
+                if from == to {
+                    continue;
+                }
                 self.tally.dropped += to - from;
                 sessions.count_dropped(slot, to - from);
                 let (topic, session) =
@@ -138,8 +141,19 @@ impl Fanout {
                 let range = skipped_range(id, &topic.info.name, session.features, from, to);
                 Reply::Gap(range).encode(session.format, &mut self.scratch);
             }
-            let notices = &self.scratch;
-            sessions.with_outbox(slot, |session| session.outbox.insert_before_frames(notices));
+            let (notices, tally) = (&self.scratch, &mut self.tally);
+            sessions.with_outbox(slot, |session| {
+                let Some(log) = logs.of(session.format) else { return };
+                // Before the frames go: replies that follow them, such as the end of a subscription, must follow the gap too.
+                session.outbox.insert_before_frames(notices);
+                session.outbox.evict(log, |content, _, _| match topics.contains(&content.topic()) {
+                    true => {
+                        tally.evicted += u64::from(content.is_tick());
+                        Verdict::Evict
+                    }
+                    false => Verdict::Keep,
+                });
+            });
         }
     }
 
