@@ -206,6 +206,7 @@ impl World {
     fn reconnect(&mut self, client: &mut Client, memory: Memory) {
         self.reached.reconnected += 1;
         client.seen = memory.seen;
+        client.seen.values_mut().for_each(|seen| seen.epoch = 0);
         client.seen.values_mut().for_each(|seen| seen.announced.clear());
         client
             .seen
@@ -441,8 +442,6 @@ impl World {
 
     /// Removes clients whose connection the server has closed, and checks the reason.
     fn remove_ended(&mut self, shard: usize) {
-        // Frames of a forgotten topic can no longer be left out.
-        let forgets = self.limits.topic_idle.default > 0;
         let (published, gone, memories) = (&self.published, &mut self.gone, &mut self.memories);
         self.clients.retain_mut(|client| {
             if client.shard != shard || !client.ended {
@@ -457,7 +456,7 @@ impl World {
                 client.closing
             );
             assert!(
-                client.closing != Some(3008) || !client.always_yields() || forgets,
+                client.closing != Some(3008) || !client.always_yields(),
                 "a client whose ticks may be left out is not closed for being slow"
             );
             gone.insert(format!("c.{}", client.name));

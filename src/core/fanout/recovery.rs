@@ -132,7 +132,8 @@ impl Fanout {
         }
     }
 
-    /// Answers a position in a topic that has been forgotten since.
+    /// Answers a position in a topic that has been forgotten since. Before all waiting frames, where the loss of the topic's frames
+    /// may be announced.
     pub(super) fn answer_unknown(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
         let Some(topic) = topic_ref(&self.topics, id, self.shards) else { return };
         let (name, epoch) = (topic.info.name.clone(), self.epoch);
@@ -140,7 +141,11 @@ impl Fanout {
         let reason = knows.then_some(NotRecovered::UnknownTopic);
         let (topic_id, sequence, recovered) = (0, 0, false);
         let reply = Reply::Recovered { topic_id, name: &name, epoch, sequence, recovered, reason };
-        self.push_notice(slot, &reply, sessions);
+        let Some(format) = sessions.get(slot).map(|session| session.format) else { return };
+        self.scratch.clear();
+        reply.encode(format, &mut self.scratch);
+        let notices = &self.scratch;
+        sessions.with_outbox(slot, |session| session.outbox.insert_before_frames(notices));
     }
 
     fn push_notice(&mut self, slot: SlotId, reply: &Reply<'_>, sessions: &mut Sessions) {
