@@ -455,8 +455,10 @@ impl World {
                 "closed with {:?}",
                 client.closing
             );
+            // The frames of a forgotten topic stay in the outbox of a raw client, to which no loss could be announced.
+            let keeps_frames = published.forgets && client.encoding == WireFormat::WEBSOCKET_RAW;
             assert!(
-                client.closing != Some(3008) || !client.always_yields(),
+                client.closing != Some(3008) || !client.always_yields() || keeps_frames,
                 "a client whose ticks may be left out is not closed for being slow"
             );
             gone.insert(format!("c.{}", client.name));
