@@ -4,10 +4,14 @@ pub mod history;
 mod idle;
 mod interest;
 pub mod last_value;
+mod shard_set;
 
 use std::collections::HashMap;
 
-pub use self::interest::{NAME_BYTES, wildcard_bytes};
+pub use self::{
+    interest::{NAME_BYTES, wildcard_bytes},
+    shard_set::ShardSet,
+};
 use crate::{
     home::{
         history::{History, HistoryBounds},
@@ -24,36 +28,6 @@ use tickcast_proto::{
     records::FrameHeader,
     subscription::Rules,
 };
-
-/// A set of shards, one bit each. Aligned to 8 bytes, so that a pattern's node has no padding.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(Rust, packed(8))]
-pub struct ShardSet(u128);
-
-impl ShardSet {
-    /// Whether the set contains the shard.
-    pub fn contains(self, shard: ShardId) -> bool {
-        self.0 >> shard.0 & 1 == 1
-    }
-    fn insert(&mut self, shard: ShardId) {
-        self.0 |= 1 << shard.0;
-    }
-    fn remove(&mut self, shard: ShardId) {
-        self.0 &= !(1 << shard.0);
-    }
-    fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-    /// The shards of the set, ascending.
-    pub fn iter(self) -> impl Iterator<Item = ShardId> {
-        let mut rest = self.0;
-        std::iter::from_fn(move || {
-            let shard = (rest != 0).then(|| ShardId(rest.trailing_zeros() as u16))?;
-            rest &= rest - 1;
-            Some(shard)
-        })
-    }
-}
 
 /// The part of a topic's past that a session requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
