@@ -2,10 +2,10 @@
 
 use tickcast_proto::{
     ErrorCode, Step, WireFormat,
-    codec::{MessageType, json},
+    codec::{MessageType, TopicInfo, json},
     command::{Command, encode_request},
     features::Features,
-    frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, HeaderFields, HelloParts, Kind, TickParts},
+    frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, HeaderFields, HelloParts, Kind, TickParts},
     framing::websocket,
     ids::{Sequence, TopicId},
     records::{LinkedTickTimes, Publish, Request, Resume, Subscribe, TickTimes, Token},
@@ -320,6 +320,33 @@ fn json_requests_decode_as_specified() {
         json::decode(r#"{"op":"hello","id":1,"name":"app"}"#).unwrap(),
         Command::Hello { request: 1, client: "".into(), name: "app".into(), features: None }
     );
+}
+
+#[test]
+fn keys_that_a_double_does_not_hold_are_strings_for_clients_that_ask() {
+    let tick = |format: WireFormat, key| {
+        let topic = TopicInfo::new(TopicId(5), 10, "a.b");
+        let parts = TickParts { flags: FLAG_PAYLOAD_JSON, key, payload: b"{}", ..TickParts::default() };
+        let mut bytes = Vec::new();
+        let header = frame::encode_tick(&mut bytes, topic.id, Sequence(3), &parts);
+        let frame = Frame { header, kind: Kind::Tick, bytes: &bytes };
+        String::from_utf8(format.codec.encode_tick(&frame, &topic, &mut Vec::new()).to_vec()).unwrap()
+    };
+    let (highest, beyond) = ((1 << 53) - 1, 1 << 53);
+    for (format, key, text) in [
+        (WireFormat::WEBSOCKET_JSON, highest, "9007199254740991"),
+        (WireFormat::WEBSOCKET_JSON, beyond, "9007199254740992"),
+        (WireFormat::WEBSOCKET_JSON_STRING_KEYS, highest, "9007199254740991"),
+        (WireFormat::WEBSOCKET_JSON_STRING_KEYS, beyond, "\"9007199254740992\""),
+    ] {
+        let wanted = format!(r#"{{"topic":"a.b","seq":3,"ts":0,"key":{text},"data":{{}}}}"#);
+        assert_eq!(tick(format, key), wanted);
+    }
+    for key in ["18446744073709551615", "\"18446744073709551615\""] {
+        let text = format!(r#"{{"op":"publish","id":1,"topic":"a.b","key":{key},"data":1}}"#);
+        let Command::Publish(publish) = json::decode(&text).unwrap() else { panic!("a publish") };
+        assert_eq!(publish.key, u64::MAX);
+    }
 }
 
 #[test]
