@@ -2,10 +2,10 @@
 
 use tickcast_proto::{
     ErrorCode, Step, WireFormat,
-    codec::{MessageType, json},
+    codec::{MessageType, TopicInfo, json},
     command::{Command, encode_request},
     features::Features,
-    frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, HeaderFields, HelloParts, Kind, TickParts},
+    frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, HeaderFields, HelloParts, Kind, TickParts},
     framing::websocket,
     ids::{Sequence, TopicId},
     records::{LinkedTickTimes, Publish, Request, Resume, Subscribe, TickTimes, Token},
@@ -310,9 +310,9 @@ fn json_requests_decode_as_specified() {
     assert_eq!(start(r#""latest""#), StartPosition::Latest);
     let position = Position { epoch: 10, sequence: 17 };
     assert_eq!(start(r#"{"epoch":10,"sequence":17}"#), StartPosition::After(position));
-    let sequences = [("d.x".into(), 17)].into();
-    let each = StartPosition::AfterEach { epoch: 10, sequences };
+    let each = StartPosition::AfterEach([("d.x".into(), position)].into());
     assert_eq!(start(r#"{"epoch":10,"sequences":{"d.x":17}}"#), each);
+    assert_eq!(start(r#"{"positions":{"d.x":{"epoch":10,"sequence":17}}}"#), each);
     for ping in [r#"{"op":"ping","token":7}"#, r#"{"op":"ping","id":7}"#] {
         assert_eq!(json::decode(ping).unwrap(), Command::Ping { token: 7 });
     }
@@ -320,6 +320,33 @@ fn json_requests_decode_as_specified() {
         json::decode(r#"{"op":"hello","id":1,"name":"app"}"#).unwrap(),
         Command::Hello { request: 1, client: "".into(), name: "app".into(), features: None }
     );
+}
+
+#[test]
+fn keys_that_a_double_does_not_hold_are_strings_for_clients_that_ask() {
+    let tick = |format: WireFormat, key| {
+        let topic = TopicInfo::new(TopicId(5), 10, "a.b");
+        let parts = TickParts { flags: FLAG_PAYLOAD_JSON, key, payload: b"{}", ..TickParts::default() };
+        let mut bytes = Vec::new();
+        let header = frame::encode_tick(&mut bytes, topic.id, Sequence(3), &parts);
+        let frame = Frame { header, kind: Kind::Tick, bytes: &bytes };
+        String::from_utf8(format.codec.encode_tick(&frame, &topic, &mut Vec::new()).to_vec()).unwrap()
+    };
+    let (highest, beyond) = ((1 << 53) - 1, 1 << 53);
+    for (format, key, text) in [
+        (WireFormat::WEBSOCKET_JSON, highest, "9007199254740991"),
+        (WireFormat::WEBSOCKET_JSON, beyond, "9007199254740992"),
+        (WireFormat::WEBSOCKET_JSON_STRING_KEYS, highest, "9007199254740991"),
+        (WireFormat::WEBSOCKET_JSON_STRING_KEYS, beyond, "\"9007199254740992\""),
+    ] {
+        let wanted = format!(r#"{{"topic":"a.b","seq":3,"ts":0,"key":{text},"data":{{}}}}"#);
+        assert_eq!(tick(format, key), wanted);
+    }
+    for key in ["18446744073709551615", "\"18446744073709551615\""] {
+        let text = format!(r#"{{"op":"publish","id":1,"topic":"a.b","key":{key},"data":1}}"#);
+        let Command::Publish(publish) = json::decode(&text).unwrap() else { panic!("a publish") };
+        assert_eq!(publish.key, u64::MAX);
+    }
 }
 
 #[test]
@@ -361,7 +388,7 @@ fn features_encode_to_the_golden_bytes() {
         &native(&welcome),
         &format!(
             "50000000 7463 01 00  4000 2000 0e000000  0000000000000000  00000000 00000000
-             0a00000000000000 0b00000000000000 00000400 01000000 0800000000000000 \"{SERVER}\" 0000"
+             0a00000000000000 0b00000000000000 00000400 01000000 0a03000000000000 \"{SERVER}\" 0000"
         ),
     );
     let (topic, name) = (TopicId(5), "a.b");

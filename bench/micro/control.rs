@@ -16,7 +16,7 @@ use tickcast_core::{
     limits::TURN_INTEREST_UNITS,
     pattern_trie::PatternTrie,
 };
-use tickcast_proto::{WireFormat, ids::ShardId};
+use tickcast_proto::{WireFormat, ids::ShardId, subscription::Rules};
 
 use crate::{
     load::Load,
@@ -113,9 +113,15 @@ fn disconnect(load: &mut Load) {
 fn home() -> Home {
     let Limits { history, history_bytes_max, .. } = Limits::default();
     let last_values = LastValuesBudget { keys_max: 0, bytes_left: 0 };
-    let mut home = Home::new(ShardId(0), 2, TOPICS, Retention { history, history_bytes_max, last_values });
+    let mut home = Home::new(
+        ShardId(0),
+        2,
+        1,
+        TOPICS,
+        Retention { history, history_bytes_max, last_values, idle: Rules::all(0) },
+    );
     for topic in 0..TOPICS {
-        let created = home.find_or_create(&format!("t.{topic}"));
+        let created = home.find_or_create(&format!("t.{topic}"), 0);
         assert!(created.is_ok(), "there is room for all");
     }
     home

@@ -82,6 +82,10 @@ pub struct Connection {
     deferred: Vec<u8>,
     server_frame_bytes_max: usize,
     server_epoch: Option<u64>,
+    /// Features that the server has granted.
+    features: Features,
+    /// JSON, until the welcome: the name in the hello, which is repeated without features if the server refuses it.
+    hello_name: Option<String>,
     requests: RequestNumbers,
     last_token: u64,
 }
@@ -159,7 +163,7 @@ impl Connection {
             consumed: 0,
             ready: None,
             scratch: Vec::new(),
-            topics: Topics::new(encoding == WireFormat::WEBSOCKET_JSON),
+            topics: Topics::new(),
             queue: VecDeque::new(),
             resume_positions: Vec::new(),
             websocket,
@@ -171,6 +175,8 @@ impl Connection {
             deferred: Vec::new(),
             server_frame_bytes_max: FRAME_BYTES_MAX_DEFAULT,
             server_epoch: None,
+            features: Features::NONE,
+            hello_name: None,
             requests: RequestNumbers::default(),
             last_token: 0,
         };
@@ -179,7 +185,11 @@ impl Connection {
             let name = if options.name.len() <= CLIENT_NAME_BYTES_MAX { &options.name } else { "" };
             // Enqueuing fails only for long requests, and this one is short.
             let client = if encoding == WireFormat::TCP_NATIVE { &options.client } else { "" };
-            let features = if encoding.codec == Codec::Native { Features::COUNTS } else { Features::NONE };
+            let features = match encoding.codec {
+                Codec::Native => Features::COUNTS,
+                _ => Features::COUNTS.union(Features::STRING_KEYS).union(Features::POSITIONS),
+            };
+            connection.hello_name = (encoding == WireFormat::WEBSOCKET_JSON).then(|| name.to_owned());
             let _ = connection.enqueue(&Outgoing::Hello(HelloParts { request, client, name, features }));
         }
         connection
@@ -387,8 +397,10 @@ impl Connection {
     #[inline]
     fn apply(&mut self, stored: &StoredEvent) -> Result<(), ProtocolError> {
         match stored {
-            StoredEvent::Welcome { frame_bytes_max, epoch, .. } => {
+            StoredEvent::Welcome { frame_bytes_max, epoch, features, .. } => {
                 self.welcomed = true;
+                self.hello_name = None;
+                self.features = *features;
                 self.server_epoch = Some(*epoch);
                 self.server_frame_bytes_max = *frame_bytes_max as usize;
             }
@@ -415,7 +427,7 @@ impl Connection {
             }
             StoredEvent::Recovered(recovered) => self.recovered(recovered),
             StoredEvent::Payload(payload) => Event::Payload(self.bytes(payload)),
-            StoredEvent::Welcome { server, epoch, session, frame_bytes_max } => {
+            StoredEvent::Welcome { server, epoch, session, frame_bytes_max, .. } => {
                 Event::Welcome { server: self.text(server), epoch, session, frame_bytes_max }
             }
             StoredEvent::Subscribed { request, pattern } => {

@@ -188,10 +188,10 @@ mod tests {
             assert_ne!(changed, response, "{from}");
             assert!(handshake.step(changed.as_bytes()).is_err(), "{from} -> {to}");
         };
-        rejected("sec-websocket-accept: ", "sec-websocket-accept: x");
-        rejected("sec-websocket-accept", "sec-websocket-other");
-        rejected("upgrade: websocket", "upgrade: h2c");
-        rejected("connection: Upgrade", "connection: close");
+        rejected("Sec-WebSocket-Accept: ", "Sec-WebSocket-Accept: x");
+        rejected("Sec-WebSocket-Accept", "Sec-WebSocket-Other");
+        rejected("Upgrade: websocket", "upgrade: h2c");
+        rejected("Connection: Upgrade", "connection: close");
         rejected("tickcast.v1.json", "tickcast.v1.raw");
         rejected("\r\n\r\n", "\r\nsec-websocket-extensions: permessage-deflate\r\n\r\n");
         rejected("101 ", "200 ");
@@ -207,9 +207,9 @@ mod tests {
             assert_ne!(changed, response, "{from}");
             handshake.step(changed.as_bytes()).is_ok()
         };
-        assert!(step("connection: Upgrade", "connection: keep-alive,\tupgrade"));
-        assert!(step("connection: Upgrade", "connection: Upgrade\r\nconnection: keep-alive"));
-        assert!(step("upgrade: websocket", "upgrade: websocket\r\nupgrade:"));
+        assert!(step("Connection: Upgrade", "connection: keep-alive,\tupgrade"));
+        assert!(step("Connection: Upgrade", "connection: Upgrade\r\nconnection: keep-alive"));
+        assert!(step("Upgrade: websocket", "upgrade: websocket\r\nupgrade:"));
         assert!(step("\r\n\r\n", "\r\nsec-websocket-extensions:\r\n\r\n"));
         assert!(step("\r\n\r\n", "\r\nsec-websocket-protocol: ,\r\n\r\n"));
         let extension = "\r\nsec-websocket-extensions: x";

@@ -22,6 +22,10 @@ use tickcast_proto::{
     subscription::{Delivery, Policy, Position, StartPosition},
 };
 
+/// Topics whose progress is merged into the positions at once: numbers of topics that the server has forgotten are never used
+/// again.
+const PROGRESS_MAX: usize = 64 << 10;
+
 /// Whether and when to reconnect.
 #[derive(Clone, Debug)]
 pub struct ReconnectOptions {
@@ -93,7 +97,7 @@ pub struct ReconnectingClient {
     numbers: RequestNumbers,
     /// Positions, without the progress of this connection.
     positions: Positions,
-    /// Progress of this connection, by topic number.
+    /// Progress of this connection, by topic number. Bound: [`PROGRESS_MAX`].
     progress: HashMap<u32, Position, BuildHasherDefault<IdHasher>>,
     /// The server's CLOSING.
     closing: Closing,
@@ -118,7 +122,7 @@ impl Subscription {
         (policy == Some(Policy::Conflate) || interval_us != 0)
             && !matches!(
                 self.options.from,
-                StartPosition::After(_) | StartPosition::AfterEach { .. } | StartPosition::Resume
+                StartPosition::After(_) | StartPosition::AfterEach(_) | StartPosition::Resume
             )
     }
 }
@@ -223,11 +227,11 @@ impl ReconnectingClient {
             return Err(RequestError::TooManySubscriptions.into());
         }
         self.merge_progress();
-        if let StartPosition::AfterEach { epoch, sequences } = &options.from {
-            for (topic, &sequence) in sequences {
+        if let StartPosition::AfterEach(positions) = &options.from {
+            for (topic, &position) in positions {
                 // A position this client reached itself is newer than the one in the options.
                 if self.positions.position(topic).is_none() {
-                    self.positions.advance(topic, Position { epoch: *epoch, sequence });
+                    self.positions.advance(topic, position);
                 }
             }
         }
@@ -298,6 +302,10 @@ impl ReconnectingClient {
                 }
                 ConnectionChange::Reconnected => StreamEvent::Reconnected,
             }));
+        }
+        if self.progress.len() >= PROGRESS_MAX {
+            self.merge_progress();
+            self.progress.clear();
         }
         let ReconnectingClient { client, subscriptions, requests, positions, progress, closing, .. } = self;
         let polled = match client {

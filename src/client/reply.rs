@@ -12,12 +12,13 @@ use crate::{
 };
 use tickcast_proto::{
     DecodeError,
-    codec::json::present,
+    codec::json::{self, present},
+    features::Features,
     frame::{FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, Kind},
     limits::FRAME_HEADER_BYTES,
     records::{
         Closing, CountedRange, ErrorRecord, Recovered, Request, SkippedRange, Subscribed, TickTimes, Token,
-        Welcome, WireRecord,
+        Welcome, WelcomeWithFeatures, WireRecord,
     },
     subscription::Position,
 };
@@ -47,7 +48,7 @@ impl Span {
 /// the bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum StoredEvent {
-    Welcome { server: Span, epoch: u64, session: u64, frame_bytes_max: u32 },
+    Welcome { server: Span, epoch: u64, session: u64, frame_bytes_max: u32, features: Features },
     Subscribed { request: u32, pattern: Span },
     Topic { topic_id: u32 },
     Unsubscribed { request: u32, pattern: Span },
@@ -156,8 +157,10 @@ pub(super) fn from_frame(
     let text = frame.text()?;
     Ok(Some(match frame.kind {
         Kind::Welcome => {
-            let Welcome { epoch, session, frame_bytes_max, .. } = frame.record()?;
-            StoredEvent::Welcome { server: payload, epoch, session, frame_bytes_max }
+            let record: WelcomeWithFeatures = frame.zero_extended_record(Welcome::STRIDE)?;
+            let WelcomeWithFeatures { epoch, session, frame_bytes_max, .. } = record;
+            let features = Features::from_wire(record.features);
+            StoredEvent::Welcome { server: payload, epoch, session, frame_bytes_max, features }
         }
         Kind::Subscribed => {
             let record = frame.record::<Subscribed>()?;
@@ -252,6 +255,8 @@ pub(super) struct Message<'a> {
     #[serde(default)]
     frame_bytes_max: u32,
     #[serde(default)]
+    features: Vec<String>,
+    #[serde(default, deserialize_with = "json::key")]
     key: u64,
     #[serde(default)]
     snapshot: bool,
@@ -318,6 +323,7 @@ pub(super) fn from_json(
             epoch: message.epoch,
             session: message.session,
             frame_bytes_max: message.frame_bytes_max,
+            features: Features::from_names(message.features.iter().map(|name| &**name)),
         },
         "subscribed" => {
             for Announcement { topic, topic_id, epoch } in &message.topics {

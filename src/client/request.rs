@@ -107,8 +107,10 @@ pub(super) enum Start<'a> {
     Live,
     Latest,
     After(Position),
-    /// After these positions. Other topics start with their first retained tick if the epoch is the server's.
-    Positions(u64, &'a [(Box<str>, Position)]),
+    /// After these positions. Other topics start with their first retained tick.
+    Positions(&'a [(Box<str>, Position)]),
+    /// As `Positions`, in JSON to a server of version 0.1: only those of this epoch.
+    PositionsOf(u64, &'a [(Box<str>, Position)]),
 }
 
 /// A request that is not encoded yet.
@@ -150,7 +152,7 @@ impl Outgoing<'_> {
         match *self {
             Outgoing::Hello(hello) => frame::encode_hello(out, &hello),
             Outgoing::Subscribe { request, pattern, delivery, start } => {
-                if let Start::Positions(_, positions) = start {
+                if let Start::Positions(positions) = start {
                     for (topic, Position { epoch, sequence }) in positions {
                         let record = Resume { epoch: *epoch, sequence: *sequence };
                         frame::encode(
@@ -236,7 +238,7 @@ fn subscribe_record(request: u32, delivery: Delivery, start: Start<'_>) -> Subsc
         Start::Live => (0, Position::default()),
         Start::Latest => (1, Position::default()),
         Start::After(position) => (2, position),
-        Start::Positions(epoch, _) => (3, Position { epoch, sequence: 0 }),
+        Start::Positions(_) | Start::PositionsOf(..) => (3, Position::default()),
     };
     let max_rate_millihertz = match delivery.interval_us {
         0 => 0,
@@ -256,8 +258,7 @@ fn json_delivery(delivery: Delivery) -> String {
     options
 }
 
-/// The `from` field. JSON carries one epoch for all positions; those of other epochs are left out because they cannot be
-/// recovered.
+/// The `from` field.
 fn json_start(start: Start<'_>) -> String {
     match start {
         Start::Live => String::new(),
@@ -265,7 +266,16 @@ fn json_start(start: Start<'_>) -> String {
         Start::After(Position { epoch, sequence }) => {
             format!(",\"from\":{{\"epoch\":{epoch},\"sequence\":{sequence}}}")
         }
-        Start::Positions(epoch, positions) => {
+        Start::Positions(positions) => {
+            let mut text = String::from(",\"from\":{\"positions\":{");
+            for (at, (topic, Position { epoch, sequence })) in positions.iter().enumerate() {
+                let (comma, topic) = (if at == 0 { "" } else { "," }, json::literal(topic));
+                text.push_str(&format!("{comma}{topic}:{{\"epoch\":{epoch},\"sequence\":{sequence}}}"));
+            }
+            text.push_str("}}");
+            text
+        }
+        Start::PositionsOf(epoch, positions) => {
             let mut text = format!(",\"from\":{{\"epoch\":{epoch},\"sequences\":{{");
             let sent = positions.iter().filter(|(_, position)| position.epoch == epoch);
             for (at, (topic, position)) in sent.enumerate() {
@@ -360,17 +370,15 @@ mod tests {
     fn subscribe_decodes_to_the_same_command_from_frame_and_json() {
         let delivery = Delivery { policy: Some(Policy::Drop), interval_us: 250_000 };
         let position = Position { epoch: 4, sequence: 17 };
-        let positions = [("d.\"x".into(), position), ("d.y".into(), Position { epoch: 4, sequence: 2 })];
+        let positions = [("d.\"x".into(), position), ("d.y".into(), Position { epoch: 5, sequence: 2 })];
         for (start, from) in [
             (Start::Live, StartPosition::Live),
             (Start::Latest, StartPosition::Latest),
             (Start::After(position), StartPosition::After(position)),
+            (Start::Positions(&positions), StartPosition::AfterEach(HashMap::from(positions.clone()))),
             (
-                Start::Positions(4, &positions),
-                StartPosition::AfterEach {
-                    epoch: 4,
-                    sequences: HashMap::from([("d.\"x".into(), 17), ("d.y".into(), 2)]),
-                },
+                Start::PositionsOf(4, &positions),
+                StartPosition::AfterEach(HashMap::from([("d.\"x".into(), position)])),
             ),
         ] {
             let subscribe = Outgoing::Subscribe { request: 1, pattern: "d.*", delivery, start };
@@ -379,7 +387,7 @@ mod tests {
             assert_eq!(json::decode(&subscribe.to_json()), Ok(expected));
         }
         let mut bytes = Vec::new();
-        Outgoing::Subscribe { request: 1, pattern: "d.*", delivery, start: Start::Positions(4, &positions) }
+        Outgoing::Subscribe { request: 1, pattern: "d.*", delivery, start: Start::Positions(&positions) }
             .encode_frame(&mut bytes);
         let mut commands = Vec::new();
         let mut rest = &bytes[..];

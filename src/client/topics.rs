@@ -165,8 +165,8 @@ impl Topic {
         }
         let Recovery { requested, epoch, sequence, recovered } = recovery;
         match (recovered, requested.epoch == epoch) {
-            (true, true) => self.next_sequence = requested.sequence.saturating_add(1),
-            (true, false) => {}
+            // The server's epoch may stand for that of a topic.
+            (true, _) => self.next_sequence = requested.sequence.saturating_add(1),
             // A position ahead of the topic: the sequences beyond the topic's last either belonged to other ticks or
             // never existed.
             (false, true) => self.open_gap(requested.sequence.min(sequence)),
@@ -216,13 +216,13 @@ impl Hasher for IdHasher {
     }
 }
 
-/// All topics of one connection, by number; also by name where ticks name their topic (JSON).
+/// All topics of one connection, by number and by name.
 #[derive(Debug)]
 pub(super) struct Topics {
     /// Index of each topic in `all`.
     index_by_id: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
     all: Vec<(u32, Topic)>,
-    id_by_name: Option<HashMap<Box<str>, u32>>,
+    id_by_name: HashMap<Box<str>, u32>,
     /// Resume positions without an answer yet, by topic. Bound: [`CONNECTION_TOPICS_MAX`].
     positions: HashMap<Box<str>, (Position, Announcer)>,
     /// Resume positions that hold for all topics of a pattern. Bound:
@@ -233,11 +233,11 @@ pub(super) struct Topics {
 }
 
 impl Topics {
-    pub(super) fn new(by_name: bool) -> Topics {
+    pub(super) fn new() -> Topics {
         Topics {
             index_by_id: HashMap::default(),
             all: Vec::new(),
-            id_by_name: by_name.then(HashMap::new),
+            id_by_name: HashMap::new(),
             positions: HashMap::new(),
             pattern_positions: Vec::new(),
             recoveries: HashMap::new(),
@@ -261,8 +261,8 @@ impl Topics {
         self.pattern_positions.len()
     }
 
-    /// Handles a topic's announcement. A topic may be announced again; with a new epoch it starts over. Returns the
-    /// topic's resume position if the connection itself must report it as not recovered.
+    /// Handles a topic's announcement. A topic may be announced again; with a new epoch, and then most often a new number, it
+    /// starts over. Returns the topic's resume position if the connection itself must report it as not recovered.
     pub(super) fn announce(
         &mut self,
         id: u32,
@@ -277,13 +277,20 @@ impl Topics {
             }
             Some(topic) if topic.stats.epoch == epoch => return Ok(None),
             Some(topic) => *topic = Topic::new(name, epoch),
-            None if is_full => return Err(ProtocolError::TooManyTopics),
             None => {
-                if let Some(ids) = &mut self.id_by_name {
-                    ids.insert(name.into(), id);
+                let before = self.id_by_name.get(name).and_then(|known| self.index_by_id.remove(known));
+                match before {
+                    None if is_full => return Err(ProtocolError::TooManyTopics),
+                    None => {
+                        self.index_by_id.insert(id, self.all.len() as u32);
+                        self.all.push((id, Topic::new(name, epoch)));
+                    }
+                    Some(index) => {
+                        self.index_by_id.insert(id, index);
+                        self.all[index as usize] = (id, Topic::new(name, epoch));
+                    }
                 }
-                self.index_by_id.insert(id, self.all.len() as u32);
-                self.all.push((id, Topic::new(name, epoch)));
+                self.id_by_name.insert(name.into(), id);
             }
         }
         if self.positions.is_empty() && self.recoveries.is_empty() {
@@ -413,7 +420,7 @@ impl Topics {
     }
 
     pub(super) fn id(&self, name: &str) -> Option<u32> {
-        self.id_by_name.as_ref()?.get(name).copied()
+        self.id_by_name.get(name).copied()
     }
 
     #[inline]

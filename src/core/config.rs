@@ -33,6 +33,8 @@ pub struct Limits {
     pub reconnect_spread_ms: u32,
     /// Patterns per session.
     pub subscriptions_per_session_max: usize,
+    /// Time without a tick after which a topic that nobody names exactly is forgotten, by topic, nanoseconds; 0: never.
+    pub topic_idle: Rules<u64>,
     /// Topics on the whole server.
     pub topics_max: usize,
     /// One egress log (shard x wire format in use), bytes.
@@ -102,6 +104,7 @@ impl Default for Limits {
             ping_timeout_ns: limits::PING_TIMEOUT_MS_DEFAULT * 1_000_000,
             reconnect_spread_ms: limits::RECONNECT_SPREAD_MS_DEFAULT,
             subscriptions_per_session_max: limits::SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT,
+            topic_idle: Rules::all(limits::TOPIC_IDLE_NS_DEFAULT),
             topics_max: limits::TOPICS_MAX_DEFAULT,
             egress_log_bytes: limits::EGRESS_LOG_BYTES_DEFAULT,
             outbox_bytes_max: limits::OUTBOX_BYTES_MAX_DEFAULT,
@@ -132,6 +135,7 @@ impl Limits {
         bounds.for_each(|bounds| bounds.bytes = bounds.bytes.min(self.egress_log_bytes));
         Limits {
             policies: other.policies.clone(),
+            topic_idle: other.topic_idle.clone(),
             behind_bytes: other.behind_bytes.min(outbox_bytes_max),
             behind_ns: other.behind_ns,
             stall_deadline_ns: other.stall_deadline_ns,

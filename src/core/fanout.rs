@@ -2,6 +2,7 @@
 
 mod conflation;
 mod egress_logs;
+mod forget;
 mod match_counts;
 mod recovery;
 mod subscriptions;
@@ -34,7 +35,7 @@ use crate::{
 };
 use tickcast_proto::{
     frame::Frame,
-    ids::{ShardId, TopicId},
+    ids::{Places, ShardId, TopicId},
     subscription::{Policy, Rules},
 };
 
@@ -65,12 +66,17 @@ pub struct Fanout {
     wildcards: Wildcards,
     /// Subscriptions that are going live. Bound: [`crate::limits::JOINS_ACTIVE_MAX`].
     joining: Vec<Joining>,
-    /// By home and local index, so that a tick finds its topic without hashing. Bound: `topics_max`.
-    topics: Vec<Vec<Option<Box<EgressTopic>>>>,
+    topics: Topics,
     by_name: HashMap<Box<str>, TopicId>,
     /// Sessions with room for another chunk of history. Bound: one entry a session.
     pulls: VecDeque<SlotId>,
     match_counts: MatchCounts,
+    /// Topics that their homes have forgotten, and whose members must leave. Bound: `topics_max`.
+    forgotten: VecDeque<TopicId>,
+    /// The forgotten topics by name, until they are dropped or live again. Bound: `topics_max`.
+    forgotten_names: HashMap<Box<str>, TopicId>,
+    /// Forgotten topics whose members have left. Bound: [`crate::limits::TURN_TOPICS_DROPPED`].
+    left: Vec<TopicId>,
     /// Timers to set for paced ticks. Bound: one entry a paced membership, until taken.
     pace_timers: Vec<PaceTimer>,
     tally: DeliveryCounts,
@@ -86,6 +92,8 @@ pub struct Settings {
     pub last_values: LastValuesBudget,
     /// Bytes that may wait for a session before frames are evicted from its outbox.
     pub behind_bytes: usize,
+    /// Topics of each home. Fixed at the start.
+    pub home_topics_max: usize,
 }
 
 /// Delivery counts since they were last taken.
@@ -106,7 +114,7 @@ pub struct DeliveryCounts {
 impl Fanout {
     /// A fan-out without subscriptions or topics.
     pub fn new(shard: ShardId, shards: u16, epoch: u64, settings: Settings) -> Fanout {
-        let policies = settings.policies.clone();
+        let (policies, places) = (settings.policies.clone(), Places::new(settings.home_topics_max));
         Fanout {
             shard,
             shards,
@@ -122,10 +130,13 @@ impl Fanout {
             woken: VecDeque::new(),
             wildcards: Wildcards::new(policies),
             joining: Vec::new(),
-            topics: (0..shards).map(|_| Vec::new()).collect(),
+            topics: Topics { homes: (0..shards).map(|_| Vec::new()).collect(), places },
             by_name: HashMap::new(),
             pulls: VecDeque::new(),
             match_counts: MatchCounts::default(),
+            forgotten: VecDeque::new(),
+            forgotten_names: HashMap::new(),
+            left: Vec::new(),
             pace_timers: Vec::new(),
             tally: DeliveryCounts::default(),
             scratch: Vec::new(),
@@ -136,7 +147,7 @@ impl Fanout {
     /// changed.
     pub fn set_policies(&mut self, policies: Rules<Policy>, behind_bytes: usize, keys_max: usize) {
         if policies != self.settings.policies {
-            for topic in self.topics.iter_mut().flatten().flatten() {
+            for topic in self.topics.homes.iter_mut().flatten().flatten() {
                 topic.policy = policies.of(&topic.info.name);
             }
             self.wildcards.set_policies(&policies);
@@ -181,14 +192,17 @@ impl Fanout {
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
-        let Some(local) = id.local_index(self.shards) else {
+        let Some((home, place)) = self.topics.place(id, self.shards) else {
             return debug_assert!(false, "a home opens topics with ids of its own");
         };
-        let of_home = &mut self.topics[usize::from(id.home(self.shards).0)];
-        if of_home.len() <= local as usize {
-            of_home.resize_with(local as usize + 1, || None);
+        if !self.forgotten_names.is_empty() {
+            self.end_last_life(name, sessions, logs);
         }
-        debug_assert!(of_home[local as usize].is_none(), "a home opens a topic once");
+        let of_home = &mut self.topics.homes[usize::from(home)];
+        if of_home.len() <= place as usize {
+            of_home.resize_with(place as usize + 1, || None);
+        }
+        debug_assert!(of_home[place as usize].is_none(), "a home opens a topic once");
         let is_homed_here = id.home(self.shards) == self.shard;
         let policy = self.settings.policies.of(name);
         let mut topic = EgressTopic::new(id, epoch, name, policy, is_homed_here);
@@ -218,7 +232,7 @@ impl Fanout {
                 None => debug_assert!(false, "a member of an entry has the subscription"),
             }
         }
-        of_home[local as usize] = Some(Box::new(topic));
+        self.topics.homes[usize::from(home)][place as usize] = Some(Box::new(topic));
         self.match_counts.new_topic(id);
         self.by_name.insert(name.into(), id);
         self.note_joined(id, name);
@@ -228,16 +242,23 @@ impl Fanout {
 
     /// Closes a topic after its home stopped sending ticks, at this shard's request.
     pub fn handle_close(&mut self, id: TopicId) {
-        let Some(local) = id.local_index(self.shards) else {
+        let Some((home, place)) = self.topics.place(id, self.shards) else {
             return debug_assert!(false, "a home opens topics with ids of its own");
         };
-        let of_home = &mut self.topics[usize::from(id.home(self.shards).0)];
-        let Some(topic) = of_home.get_mut(local as usize).and_then(Option::take) else {
+        let of_home = &mut self.topics.homes[usize::from(home)];
+        let Some(topic) = of_home.get_mut(place as usize).and_then(Option::take) else {
             return debug_assert!(false, "a home closes only topics that it opened");
         };
+        debug_assert!(topic.info.id == id, "a place is used again only after its topic is gone");
         debug_assert!(topic.members_len() == 0, "a topic closes only after its last member left");
         topic.last_values.release(&mut self.settings.last_values);
-        self.by_name.remove(&topic.info.name);
+        match topic.is_forgotten {
+            false => drop(self.by_name.remove(&topic.info.name)),
+            true if self.forgotten_names.get(&topic.info.name) == Some(&id) => {
+                self.forgotten_names.remove(&topic.info.name);
+            }
+            true => {}
+        }
         if topic.is_counted {
             self.count_topic(id, &topic.info.name, false);
         }
@@ -316,16 +337,33 @@ impl Fanout {
     }
 }
 
-fn topic_mut(
-    topics: &mut [Vec<Option<Box<EgressTopic>>>],
-    id: TopicId,
-    shards: u16,
-) -> Option<&mut EgressTopic> {
-    topics[usize::from(id.home(shards).0)].get_mut(id.local_index(shards)? as usize)?.as_deref_mut()
+/// The topics open on a shard, by home and place, so that a tick finds its topic without hashing. Bound: `topics_max`.
+#[derive(Debug)]
+struct Topics {
+    homes: Vec<Vec<Option<Box<EgressTopic>>>>,
+    places: Places,
 }
 
-fn topic_ref(topics: &[Vec<Option<Box<EgressTopic>>>], id: TopicId, shards: u16) -> Option<&EgressTopic> {
-    topics[usize::from(id.home(shards).0)].get(id.local_index(shards)? as usize)?.as_deref()
+impl Topics {
+    /// The index of a topic's home, and its place there.
+    fn place(&self, id: TopicId, shards: u16) -> Option<(u16, u32)> {
+        Some((id.home(shards).0, id.place(shards, self.places)?))
+    }
+
+    /// The topic in a place of a home.
+    fn at(&self, (home, place): (u16, u32)) -> Option<&EgressTopic> {
+        self.homes[usize::from(home)].get(place as usize)?.as_deref()
+    }
+}
+
+fn topic_mut(topics: &mut Topics, id: TopicId, shards: u16) -> Option<&mut EgressTopic> {
+    let (home, place) = topics.place(id, shards)?;
+    let topic = topics.homes[usize::from(home)].get_mut(place as usize)?.as_deref_mut()?;
+    (topic.info.id == id).then_some(topic)
+}
+
+fn topic_ref(topics: &Topics, id: TopicId, shards: u16) -> Option<&EgressTopic> {
+    topics.at(topics.place(id, shards)?).filter(|topic| topic.info.id == id)
 }
 
 /// The homes of the topics that a pattern may match: one for an exact name, else all.
@@ -356,6 +394,7 @@ mod tests {
             policies: Rules::all(Policy::default()),
             last_values: LastValuesBudget { keys_max: 4, bytes_left: 1 << 20 },
             behind_bytes: 1 << 16,
+            home_topics_max: 16,
         };
         let mut fanout = Fanout::new(OWN, SHARDS, 1, settings);
         let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20));

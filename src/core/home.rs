@@ -1,15 +1,21 @@
 //! The home side of topics: sequencing, last values, history, and which shards subscribe to which topics.
 
 pub mod history;
+mod idle;
 mod interest;
 pub mod last_value;
+mod shard_set;
 
 use std::collections::HashMap;
 
-pub use self::interest::{NAME_BYTES, wildcard_bytes};
+pub use self::{
+    interest::{NAME_BYTES, wildcard_bytes},
+    shard_set::ShardSet,
+};
 use crate::{
     home::{
         history::{History, HistoryBounds},
+        idle::{Idle, LastSeen, Lives, Place},
         interest::Interest,
         last_value::{LastValues, LastValuesBudget},
     },
@@ -17,41 +23,11 @@ use crate::{
 };
 use tickcast_proto::{
     frame::{self, FLAG_SNAPSHOT, Frame, Kind, TickParts},
-    ids::{Sequence, ShardId, TopicId},
+    ids::{Places, Sequence, ShardId, TopicId},
     pattern,
     records::FrameHeader,
     subscription::Rules,
 };
-
-/// A set of shards, one bit each. Aligned to 8 bytes, so that a pattern's node has no padding.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(Rust, packed(8))]
-pub struct ShardSet(u128);
-
-impl ShardSet {
-    /// Whether the set contains the shard.
-    pub fn contains(self, shard: ShardId) -> bool {
-        self.0 >> shard.0 & 1 == 1
-    }
-    fn insert(&mut self, shard: ShardId) {
-        self.0 |= 1 << shard.0;
-    }
-    fn remove(&mut self, shard: ShardId) {
-        self.0 &= !(1 << shard.0);
-    }
-    fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-    /// The shards of the set, ascending.
-    pub fn iter(self) -> impl Iterator<Item = ShardId> {
-        let mut rest = self.0;
-        std::iter::from_fn(move || {
-            let shard = (rest != 0).then(|| ShardId(rest.trailing_zeros() as u16))?;
-            rest &= rest - 1;
-            Some(shard)
-        })
-    }
-}
 
 /// The part of a topic's past that a session requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,17 +39,20 @@ pub enum Backfill {
     Retained = 1,
     /// Every tick from a sequence on, or the last values if some are gone; RECOVERED says which.
     Position = 2,
-    /// The last values with RECOVERED 0: the session's position belongs to another epoch.
+    /// Every tick still kept, with RECOVERED 0: the session's position belongs to another epoch, so all of this life is new to it.
     PositionLost = 3,
     /// The last value of each key from a sequence on: for a session that fell behind.
     Conflated = 4,
+    /// As `Position` if this is the topic's first life since the server started, else as `PositionLost`: the position's epoch is
+    /// the server's. Clients of version 0.1 may know no other.
+    ServerPosition = 5,
 }
 
 impl Backfill {
     /// Converts from the number that the mesh carries.
     pub fn from_wire(number: u32) -> Option<Backfill> {
         use Backfill::*;
-        [LastValues, Retained, Position, PositionLost, Conflated]
+        [LastValues, Retained, Position, PositionLost, Conflated, ServerPosition]
             .into_iter()
             .find(|known| *known as u32 == number)
     }
@@ -87,6 +66,8 @@ pub const CHUNK_RECOVERED: u32 = 2;
 pub const CHUNK_NOT_RECOVERED: u32 = 4;
 /// Flag: the last values would follow, but they were evicted.
 pub const CHUNK_VALUES_LOST: u32 = 8;
+/// Flag: the position was not found because its epoch has passed; everything that is kept follows.
+pub const CHUNK_EPOCH_PASSED: u32 = 16;
 
 /// How much of each topic's past a home keeps.
 #[derive(Clone, Debug)]
@@ -97,6 +78,8 @@ pub struct Retention {
     pub history_bytes_max: usize,
     /// Budget of the last values of all topics of the home.
     pub last_values: LastValuesBudget,
+    /// Time without a tick after which a topic is forgotten, by topic, nanoseconds; 0: never.
+    pub idle: Rules<u64>,
 }
 
 /// A topic at its home.
@@ -106,6 +89,8 @@ pub struct HomeTopic {
     pub name: Box<str>,
     /// Id on the wire.
     pub id: TopicId,
+    /// Epoch of this life of the topic: see [`Home::find_or_create`].
+    pub epoch: u64,
     /// Sequence of the last tick; 0 before the first.
     pub sequence: Sequence,
     /// Last value of each key, as the frames sent to the shards.
@@ -114,12 +99,21 @@ pub struct HomeTopic {
     bounds: HistoryBounds,
     /// Shards with a subscriber.
     pub interested: ShardSet,
+    /// The home knows of no earlier life since the server started.
+    is_first_life: bool,
+    place: Place,
+    last_seen: LastSeen,
 }
 
 impl HomeTopic {
     /// The topic's recent ticks.
     pub fn history(&self) -> &History {
         &self.history
+    }
+
+    /// Whether it takes ticks: not if it has been forgotten.
+    pub fn is_open(&self) -> bool {
+        self.place == Place::Open
     }
 }
 
@@ -139,6 +133,8 @@ pub enum InterestEvent<'a> {
     Open(ShardId, &'a HomeTopic),
     /// The shard no longer gets this topic's ticks.
     Close(ShardId, &'a HomeTopic),
+    /// The home has forgotten this topic; the shard answers once it has too: see [`Home::handle_forgotten`].
+    Forget(ShardId, &'a HomeTopic),
     /// Every topic that matched when the shard registered has been opened. Holds the request's number.
     Ready(ShardId, u32),
 }
@@ -154,6 +150,9 @@ pub struct HistoryChunk {
     pub flags: u32,
 }
 
+/// Units of forgetting a topic: its history is freed, and each shard is told.
+const FORGET_UNITS: usize = 32;
+
 /// Number of topics whose interest [`Home::invariants`] checks: all in most tests, and cheap with many topics.
 const TOPICS_CHECKED: usize = 16;
 
@@ -168,7 +167,10 @@ const FLAGS_OFFSET: usize = 7;
 pub struct Home {
     shard: ShardId,
     shards: u16,
+    /// The largest epoch given to a topic.
+    epoch_last: u64,
     topics_max: usize,
+    places: Places,
     retention: Retention,
     /// Bytes the histories may still grow by; negative after the bound was lowered: bytes they must return.
     history_left_bytes: isize,
@@ -183,6 +185,8 @@ pub struct Home {
     topics: Vec<HomeTopic>,
     by_name: HashMap<Box<str>, u32>,
     interest: Interest,
+    idle: Idle,
+    lives: Lives,
 }
 
 /// A topic that [`Home::find_or_create`] found or created.
@@ -199,13 +203,24 @@ pub struct TopicLookup {
 pub struct TooManyTopics;
 
 impl Home {
-    /// An empty home that sequences at most `topics_max` topics.
-    pub fn new(shard: ShardId, shards: u16, topics_max: usize, retention: Retention) -> Home {
+    /// An empty home that sequences at most `topics_max` topics. `server_epoch`: microseconds since 1970 when the server
+    /// started.
+    pub fn new(
+        shard: ShardId,
+        shards: u16,
+        server_epoch: u64,
+        topics_max: usize,
+        retention: Retention,
+    ) -> Home {
         Home {
             shard,
             shards,
+            epoch_last: server_epoch,
             topics_max,
+            places: Places::new(topics_max),
             history_left_bytes: signed(retention.history_bytes_max),
+            idle: Idle::new(retention.idle.clone()),
+            lives: Lives::default(),
             trim_next: None,
             retention,
             evict_next: 0,
@@ -269,8 +284,8 @@ impl Home {
 
     /// The last values of a topic that this home sequences; `None` for a topic of another home.
     pub fn last_values(&self, id: TopicId) -> Option<&LastValues> {
-        let local = id.local_index(self.shards).filter(|_| id.home(self.shards) == self.shard)?;
-        self.topics.get(local as usize).map(|topic| &topic.last_values)
+        let at = self.index_of(id).filter(|_| id.home(self.shards) == self.shard)?;
+        self.topics.get(at).filter(|topic| topic.id == id).map(|topic| &topic.last_values)
     }
 
     /// Assigns a tick the next sequence and encodes it as the topic's last value, once for all shards. Once the buffers
@@ -339,8 +354,8 @@ impl Home {
         now_ns: u64,
         out: &mut Vec<u8>,
     ) -> HistoryChunk {
-        let local = id.local_index(self.shards).map_or(usize::MAX, |local| local as usize);
-        let Some(topic) = self.topics.get_mut(local) else {
+        let at = self.index_of(id).unwrap_or(usize::MAX);
+        let Some(topic) = self.topics.get_mut(at).filter(|topic| topic.id == id) else {
             return HistoryChunk { last: 0, start: from, flags: CHUNK_LAST };
         };
         let last = topic.sequence.0;
@@ -348,11 +363,19 @@ impl Home {
         let reaches_back = from > last || oldest.is_some_and(|oldest| oldest <= from);
         let snapshot = backfill != Backfill::Conflated;
         let (mut start, mut flags, mut snapshot_from) = (from, 0, None);
+        let backfill = match backfill {
+            Backfill::ServerPosition if topic.is_first_life => Backfill::Position,
+            Backfill::ServerPosition => Backfill::PositionLost,
+            other => other,
+        };
         match backfill {
+            Backfill::ServerPosition => debug_assert!(false, "resolved above"),
             Backfill::LastValues => snapshot_from = Some(from),
             // Values that were evicted are lost, not replaced by later ones.
             Backfill::Conflated => (start, snapshot_from) = (topic.last_values.intact_from(from), Some(from)),
-            Backfill::PositionLost => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(1)),
+            Backfill::PositionLost => {
+                (flags, start) = (CHUNK_NOT_RECOVERED | CHUNK_EPOCH_PASSED, oldest.unwrap_or(last).max(1));
+            }
             Backfill::Position if from > last + 1 => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(1)),
             // A client without any tick has no position to lose: a gap announces what is no longer kept.
             Backfill::Position if !reaches_back && from == 1 => {
@@ -395,38 +418,68 @@ impl Home {
 
     /// Number of topics.
     pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Number of places for topics, from index 0 on. Some may be vacant.
+    pub fn places(&self) -> usize {
         self.topics.len()
+    }
+
+    /// Index of a topic of this home.
+    fn index_of(&self, id: TopicId) -> Option<usize> {
+        Some(id.place(self.shards, self.places)? as usize)
     }
 
     /// Whether there is no topic.
     pub fn is_empty(&self) -> bool {
-        self.topics.is_empty()
+        self.by_name.is_empty()
     }
 
-    /// Finds the topic of this name, or creates it.
+    /// Finds the topic of this name, or creates it. A new topic's epoch is `now_us`, microseconds since 1970, or one more than
+    /// the last if the clock stood still or went back. So epochs strictly increase, and a restarted server does not repeat
+    /// them. They stay below 2^53 until the year 2255.
     ///
     /// # Errors
     /// [`TooManyTopics`].
-    pub fn find_or_create(&mut self, name: &str) -> Result<TopicLookup, TooManyTopics> {
+    pub fn find_or_create(&mut self, name: &str, now_us: u64) -> Result<TopicLookup, TooManyTopics> {
         if let Some(&index) = self.by_name.get(name) {
             return Ok(TopicLookup { index, is_new: false });
         }
-        let index = self.topics.len() as u32;
-        if self.topics.len() >= self.topics_max {
-            return Err(TooManyTopics);
-        }
-        let id = TopicId::new(index, self.shard, self.shards).ok_or(TooManyTopics)?;
+        // Places are used again as late as possible, so that ids are: they repeat after 2^32 lives.
+        let is_full = self.topics.len() >= self.topics_max;
+        let reused = if is_full { self.idle.vacant.pop_front() } else { None };
+        let (index, id) = match reused {
+            None if is_full => return Err(TooManyTopics),
+            None => {
+                let index = self.topics.len() as u32;
+                (index, TopicId::new(index, self.shard, self.shards).ok_or(TooManyTopics)?)
+            }
+            Some(index) => {
+                let before = self.topics[index as usize].id;
+                (index, before.next_life(self.shard, self.shards, self.places))
+            }
+        };
         let interested = self.interest.of(name);
+        self.epoch_last = now_us.max(self.epoch_last + 1);
         self.by_name.insert(name.into(), index);
-        self.topics.push(HomeTopic {
+        let topic = HomeTopic {
             name: name.into(),
             id,
+            epoch: self.epoch_last,
             sequence: Sequence(0),
             last_values: LastValues::default(),
             history: History::default(),
             bounds: self.retention.history.of(name),
             interested,
-        });
+            is_first_life: self.lives.is_first(name),
+            place: Place::Open,
+            last_seen: LastSeen { idle_ns: self.idle.rules.of(name), ..LastSeen::default() },
+        };
+        match self.topics.get_mut(index as usize) {
+            Some(place) => *place = topic,
+            None => self.topics.push(topic),
+        }
         self.invariants();
         Ok(TopicLookup { index, is_new: true })
     }
@@ -497,7 +550,11 @@ impl Home {
     /// Checks the tables against each other, and the interest of the first [`TOPICS_CHECKED`] topics.
     fn invariants(&self) {
         if cfg!(debug_assertions) {
-            assert_eq!(self.topics.len(), self.by_name.len(), "every topic has its name in the table");
+            assert_eq!(
+                self.topics.len() - self.idle.vacant.len() - self.idle.closing,
+                self.by_name.len(),
+                "every topic has its name in the table"
+            );
             assert!(self.topics.len() <= self.topics_max, "topics are bounded");
             assert!(
                 self.trim_next.is_none_or(|next| next <= self.topics.len()),
@@ -510,7 +567,7 @@ impl Home {
             if !self.interest.is_settled() {
                 return;
             }
-            for topic in self.topics.iter().take(TOPICS_CHECKED) {
+            for topic in self.topics.iter().filter(|topic| topic.is_open()).take(TOPICS_CHECKED) {
                 assert_eq!(
                     topic.interested,
                     self.interest.of(&topic.name),

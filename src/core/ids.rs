@@ -17,7 +17,12 @@ impl SlotId {
     }
 }
 
-/// Identifies a session for the life of its shard: its slot and the shard's count of sessions. Never reused.
+/// Bits of a slot in a session's id, which is so short that a JavaScript number holds it.
+const SLOT_BITS: u32 = 20;
+
+const _: () = assert!(crate::limits::CLIENTS_MAX_HIGHEST <= 1 << SLOT_BITS && SLOT_BITS + u32::BITS < 53);
+
+/// Identifies a session for the life of its shard: its slot and the shard's count of sessions. Never reused. Below 2^53.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub u64);
 
@@ -30,16 +35,16 @@ impl fmt::LowerHex for SessionId {
 impl SessionId {
     /// Returns the id of the shard's `generation`-th session, which is in `slot`.
     pub fn new(generation: u32, slot: SlotId) -> SessionId {
-        SessionId(u64::from(generation) << 32 | u64::from(slot.0))
+        SessionId(u64::from(generation) << SLOT_BITS | u64::from(slot.0))
     }
 
     /// Returns the session's slot, which may belong to another session once this one has ended.
     pub fn slot(self) -> SlotId {
-        SlotId(self.0 as u32)
+        SlotId((self.0 & ((1 << SLOT_BITS) - 1)) as u32)
     }
 
     /// Returns the number of sessions the shard had opened, this one included, modulo 2^32.
     pub fn generation(self) -> u32 {
-        (self.0 >> 32) as u32
+        (self.0 >> SLOT_BITS) as u32
     }
 }

@@ -136,6 +136,20 @@ pub const TURN_HALF_CLOSED: usize = 256;
 pub const TURN_TIMERS: usize = 1_024;
 /// Topics whose histories are trimmed in one turn.
 pub const TURN_TRIM_TOPICS: usize = 4_096;
+/// Topics that a home looks at in one turn for those to forget; forgetting one counts for 32 more. About 0.2 ms.
+pub const TURN_IDLE_UNITS: usize = 8 << 10;
+/// Sessions that leave forgotten topics, or topics that are dropped then, in one turn.
+pub const TURN_FORGET_UNITS: usize = 1 << 10;
+/// Forgotten topics that a shard drops in one turn: one look at what waits for its sessions for all of them.
+pub const TURN_TOPICS_DROPPED: usize = 256;
+/// A topic is forgotten at most this part of its idle time late.
+pub const IDLE_ROUNDS: u64 = 8;
+/// Longest time between two looks for idle topics, nanoseconds.
+pub const IDLE_ROUND_NS_HIGHEST: u64 = 60_000_000_000;
+/// Shortest configurable `topic_idle`, nanoseconds: a round over all topics takes a few turns.
+pub const TOPIC_IDLE_NS_LOWEST: u64 = 100_000_000;
+/// Default of `topic_idle`, nanoseconds.
+pub const TOPIC_IDLE_NS_DEFAULT: u64 = 3_600_000_000_000;
 /// Bytes of waiting input that a shard processes for its sessions in one turn.
 pub const TURN_INPUT_BYTES: usize = 128 << 10;
 /// Bytes of waiting input that one session has processed before the next has its turn: some hundred ticks.

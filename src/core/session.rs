@@ -275,6 +275,28 @@ pub struct Session {
 }
 
 impl Session {
+    /// Grants features that the client asks for in its hello; `None`: it asks for none. String keys take a wire format of their
+    /// own, which must not change once topics may list the session by its format.
+    pub fn grant(&mut self, asked: Option<Features>) -> Option<Features> {
+        let mut granted = asked.map(|asked| asked.intersection(Features::GRANTED));
+        self.features = granted.unwrap_or_default();
+        let has_subscribed = self.subscribed || !self.subscriptions.is_empty() || self.changes_pending > 0;
+        match self.format {
+            WireFormat::WEBSOCKET_JSON | WireFormat::WEBSOCKET_JSON_STRING_KEYS if !has_subscribed => {
+                self.format = match self.features.contains(Features::STRING_KEYS) {
+                    true => WireFormat::WEBSOCKET_JSON_STRING_KEYS,
+                    false => WireFormat::WEBSOCKET_JSON,
+                };
+            }
+            WireFormat::WEBSOCKET_JSON => {
+                self.features = self.features.without(Features::STRING_KEYS);
+                granted = granted.map(|granted| granted.without(Features::STRING_KEYS));
+            }
+            _ => {}
+        }
+        granted
+    }
+
     /// Creates the session of a new connection.
     pub fn new(id: SessionId, listener: ListenerKind) -> Session {
         let format = match listener {

@@ -183,7 +183,8 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Creates shard `id` of `shards`. `epoch` identifies this run of the server and is the same on all shards.
+    /// Creates shard `id` of `shards`. `epoch` identifies this run of the server and is the same on all shards: microseconds
+    /// since 1970 when it started.
     pub fn new(id: ShardId, shards: u16, epoch: u64, limits: Limits, counters: Arc<Counters>) -> Shard {
         let last_values = LastValuesBudget {
             keys_max: limits.keys_per_topic_max,
@@ -196,11 +197,13 @@ impl Shard {
             home: Home::new(
                 id,
                 shards,
+                epoch,
                 limits.topics_max.div_ceil(usize::from(shards)),
                 Retention {
                     history: limits.history.clone(),
                     history_bytes_max: limits.history_bytes_max / usize::from(shards),
                     last_values,
+                    idle: limits.topic_idle.clone(),
                 },
             ),
             fanout: Fanout::new(
@@ -211,6 +214,7 @@ impl Shard {
                     policies: limits.policies.clone(),
                     last_values,
                     behind_bytes: limits.behind_bytes,
+                    home_topics_max: limits.topics_max.div_ceil(usize::from(shards)),
                 },
             ),
             logs: EgressLogs::new(limits.egress_log_bytes),
@@ -265,6 +269,16 @@ impl Shard {
         (self.fanout.patterns_len(), self.fanout.topics_len())
     }
 
+    /// Calls `visit` with the name, the epoch and the sequence of each topic of this home that takes ticks.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn visit_lives(&self, mut visit: impl FnMut(&str, u64, u64)) {
+        for topic in (0..self.home.places() as u32).map(|index| self.home.topic(index)) {
+            if topic.is_open() {
+                visit(&topic.name, topic.epoch, topic.sequence.0);
+            }
+        }
+    }
+
     /// Returns the shard's counters.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
@@ -307,6 +321,7 @@ impl Shard {
             self.counters.add(Counter::InterestUnits, units as u64);
             worked |= units > 0;
         }
+        worked |= self.forget_topics(now);
         worked |= self.home.trim(now.monotonic_ns) > 0;
         self.counters.add(Counter::LastValuesEvicted, self.home.take_last_values_evicted());
         worked |= self.turn_control(now);
@@ -411,6 +426,8 @@ impl Shard {
             || self.may_request_history()
             || (self.home.is_walking() && self.stages.deliveries_are_half_empty())
             || self.home.is_trimming()
+            || (self.home.idle_due_ns() == Some(0) && self.stages.deliveries_are_half_empty())
+            || (self.fanout.has_forgotten() && self.stages.requests_have_room())
             || (self.has_input_room() && self.paused_can_resume())
             || !self.actions.is_empty()
     }
@@ -427,7 +444,7 @@ impl Shard {
 
     /// Returns when [`Shard::turn`] is next due without an event, CLOCK_MONOTONIC nanoseconds.
     pub fn next_deadline(&self) -> Option<u64> {
-        self.timers.next_due_ns()
+        self.timers.next_due_ns().into_iter().chain(self.home.idle_due_ns()).min()
     }
 
     /// Returns the memory that configuration bounds: egress logs, histories, stages, timers, and the sessions with their

@@ -21,7 +21,7 @@ use tickcast_proto::{
     records::WireRecord,
 };
 
-/// Epoch of every simulated shard.
+/// Epoch of every simulated server.
 pub const EPOCH: u64 = 9;
 /// When simulated time begins.
 pub const START: Now = Now { monotonic_ns: 1 << 41, realtime_ns: 1 << 60 };

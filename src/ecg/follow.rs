@@ -119,7 +119,7 @@ pub struct Follower {
 
 #[derive(Debug)]
 struct Wave {
-    /// Epoch of the description.
+    /// Epoch of the server that sent the description.
     epoch: u64,
     info: Info,
     detector: Detector,
@@ -138,7 +138,7 @@ impl Wave {
 }
 
 impl Follower {
-    /// Processes a tick of [`super::INFO_TOPIC`] from the given epoch.
+    /// Processes a tick of [`super::INFO_TOPIC`] from the server with the given epoch.
     ///
     /// Returns the description if it changed.
     ///
@@ -163,7 +163,7 @@ impl Follower {
 
     /// Processes a tick of [`super::WAVE_TOPIC`].
     ///
-    /// Ignores it until the description from the same epoch has arrived.
+    /// Ignores it until the description from the same server has arrived.
     ///
     /// # Errors
     /// Describes why the batch is invalid; the tick has no effect.

@@ -22,6 +22,8 @@ pub enum Codec {
     Json = 1,
     /// The server sends tick payloads and nothing else. Requests are JSON objects or native frames.
     Raw = 2,
+    /// JSON objects, with keys above 2^53 - 1 as strings: [`Features::STRING_KEYS`](crate::features::Features).
+    JsonStringKeys = 3,
 }
 
 /// Text or binary, for framings that distinguish them.
@@ -72,13 +74,13 @@ impl TopicInfo {
 
 impl Codec {
     /// Number of codecs.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 4;
 
     /// Type of the messages that the server sends.
     pub fn message_type(self) -> MessageType {
         match self {
             Codec::Native | Codec::Raw => MessageType::Binary,
-            Codec::Json => MessageType::Text,
+            Codec::Json | Codec::JsonStringKeys => MessageType::Text,
         }
     }
 
@@ -96,9 +98,10 @@ impl Codec {
         match self {
             Codec::Native => tick.bytes,
             Codec::Raw => tick.payload(),
-            Codec::Json => {
+            Codec::Json | Codec::JsonStringKeys => {
                 scratch.clear();
-                json::encode_frame(scratch, &topic.json_prefix, tick);
+                let string_keys = self == Codec::JsonStringKeys;
+                json::encode_frame(scratch, &topic.json_prefix, tick, string_keys);
                 scratch
             }
         }
@@ -109,7 +112,7 @@ impl Codec {
         let TopicInfo { id, epoch, ref name, .. } = *topic;
         match self {
             Codec::Native => crate::frame::encode_topic(out, id, epoch, name),
-            Codec::Json => json::encode_topic(out, id, epoch, name),
+            Codec::Json | Codec::JsonStringKeys => json::encode_topic(out, id, epoch, name),
             Codec::Raw => {}
         }
     }
@@ -118,7 +121,7 @@ impl Codec {
     pub fn encode_reply(self, reply: &Reply<'_>, out: &mut Vec<u8>) {
         match self {
             Codec::Native => native::encode_reply(reply, out),
-            Codec::Json => json::encode_reply(reply, out),
+            Codec::Json | Codec::JsonStringKeys => json::encode_reply(reply, out),
             Codec::Raw => {}
         }
     }
@@ -138,10 +141,10 @@ impl Codec {
             (Message::Text(_), Codec::Native) => {
                 return Err(DecodeError::WrongMessageType("tickcast.v1.rkyv requires binary messages"));
             }
-            (Message::Binary(_), Codec::Json) => {
+            (Message::Binary(_), Codec::Json | Codec::JsonStringKeys) => {
                 return Err(DecodeError::WrongMessageType("tickcast.v1.json requires text messages"));
             }
-            (Message::Text(text), Codec::Json | Codec::Raw) => Remaining::Json(text),
+            (Message::Text(text), Codec::Json | Codec::JsonStringKeys | Codec::Raw) => Remaining::Json(text),
             (Message::Binary(frames), Codec::Native | Codec::Raw) => Remaining::Frames(frames),
         };
         Ok(Requests { remaining, frame_bytes_max })
@@ -214,7 +217,7 @@ mod tests {
         records::TickTimes,
     };
 
-    const ALL: [Codec; Codec::COUNT] = [Codec::Native, Codec::Json, Codec::Raw];
+    const ALL: [Codec; Codec::COUNT] = [Codec::Native, Codec::Json, Codec::Raw, Codec::JsonStringKeys];
 
     fn subscribes() -> Vec<u8> {
         let mut frames = Vec::new();
@@ -251,7 +254,7 @@ mod tests {
     fn message_of_the_wrong_type_is_rejected() {
         let (text, binary) = (Message::Text("{\"op\":\"ping\"}".into()), Message::Binary(Bytes::new()));
         let taken = |codec: Codec| [&text, &binary].map(|message| codec.decode(message, 1 << 10).is_ok());
-        assert_eq!(ALL.map(taken), [[false, true], [true, false], [true, true]]);
+        assert_eq!(ALL.map(taken), [[false, true], [true, false], [true, true], [true, false]]);
     }
 
     #[test]

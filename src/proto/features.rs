@@ -48,7 +48,8 @@ impl Features {
     pub const POSITIONS: Features = Features(1 << 9);
 
     /// What this version of the server grants.
-    pub const GRANTED: Features = Features::COUNTS;
+    pub const GRANTED: Features =
+        Features::COUNTS.union(Features::REASONS).union(Features::STRING_KEYS).union(Features::POSITIONS);
 
     /// The set in a frame. Bits beyond the sixteenth are ignored: no version gives them a meaning.
     pub fn from_wire(bits: u64) -> Features {
@@ -79,6 +80,16 @@ impl Features {
     /// The features in both sets.
     pub const fn intersection(self, other: Features) -> Features {
         Features(self.0 & other.0)
+    }
+
+    /// The features in either set.
+    pub const fn union(self, other: Features) -> Features {
+        Features(self.0 | other.0)
+    }
+
+    /// The features that are not in `other`.
+    pub const fn without(self, other: Features) -> Features {
+        Features(self.0 & !other.0)
     }
 
     /// Whether there is none.

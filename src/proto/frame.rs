@@ -63,6 +63,7 @@ pub enum Kind {
     Nodes = 78,
     Recover = 128,
     History = 129,
+    Forget = 130,
 }
 
 /// Length of the PUBLISH record before it had a key, in bytes.
@@ -113,6 +114,7 @@ impl Kind {
             78 => Nodes,
             128 => Recover,
             129 => History,
+            130 => Forget,
             _ => return None,
         })
     }

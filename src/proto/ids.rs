@@ -12,6 +12,20 @@ pub struct Sequence(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardId(pub u16);
 
+/// How many places for topics each home has: a power of two, so that a tick finds its topic without a division.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    mask: u32,
+}
+
+impl Places {
+    /// Places for as many topics as a home may have.
+    pub fn new(topics_max: usize) -> Places {
+        let topics_max = u32::try_from(topics_max).unwrap_or(u32::MAX);
+        Places { mask: topics_max.checked_next_power_of_two().map_or(u32::MAX, |places| places - 1) }
+    }
+}
+
 impl TopicId {
     /// The id of topic `local_index` (from 0) of the shard `home`. `None` if it does not fit 32 bits.
     pub fn new(local_index: u32, home: ShardId, shards: u16) -> Option<TopicId> {
@@ -24,7 +38,21 @@ impl TopicId {
         ShardId((self.0 % u32::from(shards)) as u16)
     }
 
-    /// Index among the topics of its home, from 0. `None` for ids below `shards`, which are never assigned.
+    /// Place among the topics of its home, from 0: topics of different lives may have the same. `None` for ids that are never
+    /// assigned.
+    pub fn place(self, shards: u16, places: Places) -> Option<u32> {
+        Some(self.local_index(shards)? & places.mask)
+    }
+
+    /// The id of the next topic in the same place. After the last that fits 32 bits, the place's first comes again.
+    pub fn next_life(self, home: ShardId, shards: u16, places: Places) -> TopicId {
+        let local = self.local_index(shards).unwrap_or(0);
+        let next = local.checked_add(places.mask).and_then(|local| local.checked_add(1));
+        let fits = |local| TopicId::new(local, home, shards);
+        next.and_then(fits).or_else(|| fits(local & places.mask)).unwrap_or(self)
+    }
+
+    /// Index among the ids of its home, from 0. `None` for ids below `shards`, which are never assigned.
     pub fn local_index(self, shards: u16) -> Option<u32> {
         (self.0 / u32::from(shards)).checked_sub(1)
     }

@@ -125,7 +125,7 @@ wire_record!(
 wire_record!(
     /// WELCOME answers HELLO. The payload is the server's name and version.
     Welcome, ArchivedWelcome, 24, {
-    /// Epoch of the server's topics: its start time in nanoseconds since 1970, different after each start.
+    /// Epoch of the server: microseconds since 1970 when it started. That of each topic is above it.
     epoch: u64 = 0,
     /// Session id, as the server logs it.
     session: u64 = 8,
@@ -184,7 +184,7 @@ wire_record!(
     /// RECOVERED says whether ticks after a given position follow. The payload is the topic name; the header's
     /// `topic_id` is 0 if the topic does not exist.
     Recovered, ArchivedRecovered, 24, {
-    /// Current epoch.
+    /// Epoch of the topic, or of the server if there is no such topic.
     epoch: u64 = 0,
     /// Last sequence of the topic when it was looked up.
     sequence: u64 = 8,

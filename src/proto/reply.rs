@@ -10,9 +10,9 @@ pub enum Reply<'a> {
     Welcome {
         /// Request id of the HELLO.
         request: u32,
-        /// Epoch of the server's topics.
+        /// Epoch of the server.
         epoch: u64,
-        /// Session id.
+        /// Session id. Below 2^53.
         session: u64,
         /// Largest frame that the server accepts, in bytes.
         frame_bytes_max: usize,
@@ -39,7 +39,7 @@ pub enum Reply<'a> {
         request: u32,
         /// The pattern subscribed.
         pattern: &'a str,
-        /// Epoch of the server's topics.
+        /// Epoch of the server.
         epoch: u64,
     },
     /// Whether the ticks after a given position follow.
@@ -48,7 +48,7 @@ pub enum Reply<'a> {
         topic_id: u32,
         /// Topic name.
         name: &'a str,
-        /// Epoch of the server's topics.
+        /// Epoch of the topic, or of the server if there is no such topic.
         epoch: u64,
         /// Last sequence of the topic.
         sequence: u64,

@@ -55,12 +55,7 @@ pub enum StartPosition {
     /// After this position in every matching topic.
     After(Position),
     /// After one position per topic. Matching topics without one start at their oldest tick kept.
-    AfterEach {
-        /// Epoch of all the sequences.
-        epoch: u64,
-        /// Last sequence received, by topic name.
-        sequences: HashMap<Box<str>, u64>,
-    },
+    AfterEach(HashMap<Box<str>, Position>),
     /// Like `AfterEach`, with the positions that RESUME frames gave before.
     Resume,
 }
@@ -68,7 +63,7 @@ pub enum StartPosition {
 /// A client's position in a topic: the last tick it has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// Epoch of the sequence: changes whenever sequences start again.
+    /// Epoch of the topic's life, within which sequences increase.
     pub epoch: u64,
     /// Last sequence received; 0: none.
     pub sequence: u64,
@@ -109,7 +104,7 @@ impl fmt::Display for OptionError {
             OptionError::From(text) => {
                 write!(
                     f,
-                    "from: {text} is not a start position; use live, latest, or epoch with sequence or sequences"
+                    "from: {text} is not a start position; use live, latest, positions, or epoch with sequence or sequences"
                 )
             }
         }

@@ -38,7 +38,11 @@ impl WireFormat {
     /// `tickcast.v1.raw`: tick payloads in binary WebSocket messages.
     pub const WEBSOCKET_RAW: WireFormat = WireFormat { codec: Codec::Raw, framing: Framing::WebSocket };
 
-    /// All supported pairs.
+    /// `tickcast.v1.json` with [`Features::STRING_KEYS`](crate::features::Features), which the client asks for in its hello.
+    pub const WEBSOCKET_JSON_STRING_KEYS: WireFormat =
+        WireFormat { codec: Codec::JsonStringKeys, framing: Framing::WebSocket };
+
+    /// All supported pairs that a client selects by port or subprotocol.
     pub const ALL: [WireFormat; 4] =
         [Self::TCP_NATIVE, Self::WEBSOCKET_NATIVE, Self::WEBSOCKET_JSON, Self::WEBSOCKET_RAW];
 
@@ -73,7 +77,8 @@ impl WireFormat {
     }
 
     fn supported(self) -> Option<&'static Supported> {
-        SUPPORTED.iter().find(|supported| supported.format == self)
+        let selected = if self == Self::WEBSOCKET_JSON_STRING_KEYS { Self::WEBSOCKET_JSON } else { self };
+        SUPPORTED.iter().find(|supported| supported.format == selected)
     }
 }
 

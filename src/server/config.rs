@@ -347,6 +347,7 @@ impl Checks<'_> {
         let policies = self.rules("delivery.policy", delivery::policies(&delivery.policy));
         let histories = delivery::histories(&delivery.history, limits.egress_log.bytes);
         let history = self.rules("delivery.history", histories);
+        let topic_idle = self.rules("delivery.topic_idle", delivery::idle_times(&delivery.topic_idle));
         let defaults = Limits::default();
         let http_access = Access {
             origins: self.parsed("web.allow_origin", &tables.web.allow_origin),
@@ -355,6 +356,7 @@ impl Checks<'_> {
             is_local: false,
         };
         Limits {
+            topic_idle: topic_idle.unwrap_or(defaults.topic_idle),
             frame_bytes_max: frame_max.bytes,
             trusted_proxies: tables.server.trusted_proxies.clone(),
             http_access,

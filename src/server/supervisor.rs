@@ -244,7 +244,7 @@ fn start(
         config.limits.trusted_proxies.clone(),
     );
     let handovers = handover_lanes(&bells);
-    let epoch = clock::realtime_ns();
+    let epoch = clock::realtime_ns() / 1_000;
     let accepting: Vec<ClientListener> = clients
         .iter()
         .filter_map(|listening| {

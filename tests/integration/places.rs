@@ -144,23 +144,22 @@ fn from_latest_starts_with_the_last_value_of_each_key_and_continues_live_on_four
 }
 
 /// Subscribes to all topics, resuming after the given positions.
-fn come_back(client: &mut Subscriber, epoch: u64, places: &BTreeMap<String, u64>) {
+fn come_back(client: &mut Subscriber, epochs: &BTreeMap<String, u64>, places: &BTreeMap<String, u64>) {
     for (topic, &sequence) in places {
         client.account.has(topic, sequence);
     }
     let before = client.account.acknowledged;
     if client.is_native() {
         for (topic, &sequence) in places {
-            client.peer.send(&Raw::resume(topic, epoch, sequence).bytes());
+            client.peer.send(&Raw::resume(topic, epochs[topic], sequence).bytes());
         }
-        client.ask(
-            frames::SUBSCRIBE,
-            2,
-            "snap.*",
-            Options { from: FROM_RESUMES, epoch, ..Options::default() },
-        );
+        client.ask(frames::SUBSCRIBE, 2, "snap.*", Options { from: FROM_RESUMES, ..Options::default() });
     } else {
-        let from = serde_json::json!({"epoch": epoch, "sequences": places});
+        let position = |(topic, sequence): (&String, &u64)| {
+            (topic.clone(), serde_json::json!({"epoch": epochs[topic], "sequence": sequence}))
+        };
+        let positions: BTreeMap<_, _> = places.iter().map(position).collect();
+        let from = serde_json::json!({ "positions": positions });
         client.peer.send_text(&format!(r#"{{"op":"subscribe","id":2,"topics":["snap.*"],"from":{from}}}"#));
     }
     client.read_until("the acknowledgement", |account| account.acknowledged > before);
@@ -183,7 +182,7 @@ fn clients_that_reconnect_get_exactly_what_they_missed_on_any_shard() {
         first.read_until("a few ticks", |account| {
             account.topics.len() as u64 == TOPICS && account.topics.values().all(|taken| taken.delivered > 5)
         });
-        let epoch = first.account.epoch;
+        let epochs = first.account.epochs.clone();
         let place = |(topic, taken): (&String, &_)| {
             let taken: &crate::harness::account::Taken = taken;
             (topic.clone(), taken.next - 1)
@@ -198,7 +197,7 @@ fn clients_that_reconnect_get_exactly_what_they_missed_on_any_shard() {
         let mut second = client(&server, native);
         // The second connection may land on another shard.
         second.account.has(&without, 0);
-        come_back(&mut second, epoch, &places);
+        come_back(&mut second, &epochs, &places);
         publisher.allow_more(20);
         let now = publisher.published.load(Relaxed);
         second.read_until("the live ticks", |account| {
@@ -208,7 +207,13 @@ fn clients_that_reconnect_get_exactly_what_they_missed_on_any_shard() {
         let answered: BTreeSet<&String> =
             second.account.recovered.iter().map(|answer| &answer.topic).collect();
         assert!(answered.into_iter().eq(places.keys()), "{:?}", second.account.recovered);
-        assert!(second.account.recovered.iter().all(|answer| answer.recovered && answer.epoch == epoch));
+        assert!(
+            second
+                .account
+                .recovered
+                .iter()
+                .all(|answer| answer.recovered && answer.epoch == epochs[&answer.topic])
+        );
         assert_eq!(second.account.dropped_ticks() + second.account.conflated_ticks(), 0);
         assert!(second.account.topics.values().all(|taken| taken.snapshot.is_empty()));
         recovered_ticks += second.account.delivered();
@@ -229,6 +234,12 @@ fn after_a_place(server: &Server, native: bool, topic: &str, epoch: u64, sequenc
     barrier(&mut publisher);
     client.read_until("the next tick", |account| account.topics[topic].payload == b"[7]");
     client.account
+}
+
+/// An answer to the position in a topic, with the epoch that the topic has.
+fn answer(account: &Account, topic: &str, sequence: u64, recovered: bool) -> Recovered {
+    let epoch = account.recovered.first().map_or(0, |answer| answer.epoch);
+    Recovered { topic: topic.to_owned(), epoch, sequence, recovered }
 }
 
 #[test]
@@ -266,16 +277,21 @@ fn invalid_positions_are_answered_and_the_last_value_follows() {
         ] {
             let topic = topic_of_thirty();
             let account = after_a_place(&server, native, &topic, epoch_named, sequence);
-            let answer = Recovered { topic: topic.clone(), epoch, sequence: PUBLISHED, recovered: false };
+            let answer = answer(&account, &topic, PUBLISHED, false);
             assert_eq!(account.recovered, [answer], "native {native}: {what}");
             let taken = &account.topics[&topic];
+            if epoch_named != epoch {
+                // All that is kept of another life is new.
+                assert_eq!((taken.dropped, taken.delivered), (PUBLISHED - KEPT, KEPT + 1), "{account:?}");
+                continue;
+            }
             assert_eq!(taken.snapshot, [(PUBLISHED, 0)], "native {native}: {what}");
             assert_eq!((taken.first_live, taken.delivered), (PUBLISHED + 1, 2), "native {native}: {what}");
         }
         for sequence in [PUBLISHED, PUBLISHED - 1, PUBLISHED - KEPT] {
             let topic = topic_of_thirty();
             let account = after_a_place(&server, native, &topic, epoch, sequence);
-            let answer = Recovered { topic: topic.clone(), epoch, sequence: PUBLISHED, recovered: true };
+            let answer = answer(&account, &topic, PUBLISHED, true);
             assert_eq!(account.recovered, [answer], "native {native}: after {sequence}");
             let taken = &account.topics[&topic];
             assert_eq!((taken.snapshot.len(), taken.first_live), (0, sequence + 1));
@@ -284,7 +300,7 @@ fn invalid_positions_are_answered_and_the_last_value_follows() {
         // 0 asks for the whole history; what is no longer kept is announced as a gap.
         let topic = topic_of_thirty();
         let account = after_a_place(&server, native, &topic, epoch, 0);
-        let answer = Recovered { topic: topic.clone(), epoch, sequence: PUBLISHED, recovered: true };
+        let answer = answer(&account, &topic, PUBLISHED, true);
         assert_eq!(account.recovered, [answer], "native {native}: from the start");
         let taken = &account.topics[&topic];
         assert_eq!((taken.dropped, taken.delivered), (PUBLISHED - KEPT, KEPT + 1), "{account:?}");

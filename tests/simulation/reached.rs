@@ -19,6 +19,7 @@ pub struct Reached {
     pub not_recovered: u64,
     pub snapshots: u64,
     pub reconnected: u64,
+    pub lives: u64,
 }
 
 impl Reached {
@@ -39,6 +40,7 @@ impl Reached {
         self.not_recovered += other.not_recovered;
         self.snapshots += other.snapshots;
         self.reconnected += other.reconnected;
+        self.lives += other.lives;
     }
 
     pub fn is_complete(&self) -> bool {
@@ -58,6 +60,7 @@ impl Reached {
             self.not_recovered,
             self.snapshots,
             self.reconnected,
+            self.lives,
         ]
         .iter()
         .all(|&count| count > 10)

@@ -8,6 +8,7 @@ use crate::{
 };
 use tickcast_proto::{
     WireFormat,
+    features::Features,
     limits::RESUME_POSITIONS_MAX,
     subscription::{Delivery, Position, StartPosition},
 };
@@ -29,8 +30,8 @@ impl Connection {
 
     /// [`Connection::subscribe`] with a policy, a rate and a start.
     ///
-    /// JSON carries one epoch for all positions: the server's if it is known, else the highest among them. Positions of
-    /// another epoch are not sent; the connection itself reports them as not recovered
+    /// To a server without the feature `positions`, JSON carries one epoch for all positions: the server's if it is known, else
+    /// the highest among them. Positions of another epoch are not sent; the connection itself reports them as not recovered
     /// ([`Event::Recovered`](crate::Event)) when their topics are announced.
     ///
     /// # Errors
@@ -42,7 +43,7 @@ impl Connection {
             StartPosition::Live => self.start(pattern, delivery, Start::Live),
             StartPosition::Latest => self.start(pattern, delivery, Start::Latest),
             // Raw connections carry payloads only. Without sequences there is no position to resume from.
-            StartPosition::After(_) | StartPosition::AfterEach { .. } | StartPosition::Resume if is_raw => {
+            StartPosition::After(_) | StartPosition::AfterEach(_) | StartPosition::Resume if is_raw => {
                 self.resume_positions = Vec::new();
                 self.start(pattern, delivery, Start::Latest)
             }
@@ -54,19 +55,17 @@ impl Connection {
                 self.topics.add_pattern_position(pattern, *position);
                 Ok(request)
             }
-            StartPosition::AfterEach { epoch, sequences } => {
-                if sequences.len() > RESUME_POSITIONS_MAX {
+            StartPosition::AfterEach(positions) => {
+                if positions.len() > RESUME_POSITIONS_MAX {
                     return Err(RequestError::TooManyPositions);
                 }
-                let position = |&sequence| Position { epoch: *epoch, sequence };
                 let positions: Vec<_> =
-                    sequences.iter().map(|(topic, sequence)| (topic.clone(), position(sequence))).collect();
-                self.start_after(pattern, delivery, *epoch, &positions)
+                    positions.iter().map(|(topic, &position)| (topic.clone(), position)).collect();
+                self.start_after(pattern, delivery, &positions)
             }
             StartPosition::Resume => {
                 let positions = std::mem::take(&mut self.resume_positions);
-                let highest = positions.iter().map(|(_, position)| position.epoch).max().unwrap_or(0);
-                self.start_after(pattern, delivery, self.server_epoch.unwrap_or(highest), &positions)
+                self.start_after(pattern, delivery, &positions)
             }
         }
     }
@@ -122,13 +121,19 @@ impl Connection {
         &mut self,
         pattern: &str,
         delivery: Delivery,
-        epoch: u64,
         positions: &[(Box<str>, Position)],
     ) -> Result<u32, RequestError> {
-        let request = self.start(pattern, delivery, Start::Positions(epoch, positions))?;
-        let is_json = self.encoding == WireFormat::WEBSOCKET_JSON;
+        let carries_one_epoch =
+            self.encoding == WireFormat::WEBSOCKET_JSON && !self.features.contains(Features::POSITIONS);
+        let highest = || positions.iter().map(|(_, position)| position.epoch).max().unwrap_or(0);
+        let only = carries_one_epoch.then(|| self.server_epoch.unwrap_or_else(highest));
+        let start = match only {
+            None => Start::Positions(positions),
+            Some(epoch) => Start::PositionsOf(epoch, positions),
+        };
+        let request = self.start(pattern, delivery, start)?;
         for (topic, position) in positions {
-            let is_sent = !is_json || position.epoch == epoch;
+            let is_sent = only.is_none_or(|epoch| position.epoch == epoch);
             let announcer = if is_sent { Announcer::Server } else { Announcer::Client(SkipReason::Gap) };
             self.topics.add_position(topic, *position, announcer);
         }

@@ -4,12 +4,18 @@ use crate::{
     ProtocolError,
     connection::{Connection, JsonState, Phase, Progress},
     reply::{self, Buffer, JsonTarget, Span, StoredEvent},
+    request::Outgoing,
 };
 use tickcast_proto::{
-    DecodeError, Step, WireFormat,
+    DecodeError, ErrorCode, Step, WireFormat,
     codec::MessageType,
+    features::Features,
+    frame::HelloParts,
     framing::websocket::{self, Incoming},
 };
+
+/// Number of the hello, a connection's first request.
+const HELLO_REQUEST: u32 = 1;
 
 impl Connection {
     pub(super) fn step_websocket(&mut self) -> Result<Progress, ProtocolError> {
@@ -125,6 +131,17 @@ impl Connection {
         self.json = if self.json == JsonState::Start { JsonState::End } else { JsonState::RestOfArray };
         self.consume_json(used)?;
         match stored {
+            Some(StoredEvent::Error { request: HELLO_REQUEST, code, .. })
+                if code == ErrorCode::BadRequest as u16
+                    && let Some(name) = self.hello_name.take() =>
+            {
+                // A server of version 0.1 refuses the field `features`.
+                let (request, features) = (HELLO_REQUEST, Features::NONE);
+                let hello = HelloParts { request, client: "", name: &name, features };
+                // Enqueuing fails only for long requests, and this one is short.
+                let _ = self.enqueue(&Outgoing::Hello(hello));
+                Ok(Progress::Consumed)
+            }
             Some(stored) => self.apply(&stored).map(|()| Progress::Event(stored)),
             None => Ok(Progress::Consumed),
         }

@@ -1,14 +1,14 @@
 use super::*;
 
 fn topics() -> Topics {
-    let mut topics = Topics::new(true);
+    let mut topics = Topics::new();
     topics.announce(5, "a", 1).unwrap();
     topics
 }
 
 /// Topic 5 `a` on a connection that resumes it after sequence 50 of epoch 1.
 fn resumed(epoch: u64, sequence: u64, recovered: bool) -> Topics {
-    let mut topics = Topics::new(false);
+    let mut topics = Topics::new();
     topics.add_position("a", Position { epoch: 1, sequence: 50 }, Announcer::Server);
     topics.announce(5, "a", epoch).unwrap();
     let answered = topics.recover(Some(5), "a", epoch, sequence, recovered).unwrap();
@@ -79,6 +79,16 @@ fn ticks_and_ranges_of_unknown_topics_are_errors() {
     assert_eq!(topics().advance(6, 1, false), Err(ProtocolError::UnknownTopic("6".into())));
     assert_eq!(topics().skip(6, SkipReason::Gap, 1, 2), Err(ProtocolError::UnknownTopic("6".into())));
     assert_eq!((topics().id("a"), topics().id("b")), (Some(5), None));
+}
+
+#[test]
+fn a_new_life_has_a_new_number_and_starts_over() {
+    let mut topics = topics();
+    tick(&mut topics, 7).unwrap();
+    topics.announce(9, "a", 2).unwrap();
+    assert_eq!((topics.id("a"), topics.topic(5)), (Some(9), None));
+    assert_eq!(topics.advance(9, 1, false).map(|advance| advance.missed), Ok(0));
+    assert_eq!(topics.iter().map(|(id, topic)| (id, topic.epoch)).collect::<Vec<_>>(), [(9, 2)]);
 }
 
 #[test]
@@ -174,7 +184,7 @@ fn position_ahead_of_the_topic_does_not_block_its_ticks() {
 #[test]
 fn announcement_after_the_answer_applies_it() {
     for by_name in [false, true] {
-        let mut topics = Topics::new(by_name);
+        let mut topics = Topics::new();
         topics.add_position("a", Position { epoch: 1, sequence: 50 }, Announcer::Server);
         let id = if by_name { None } else { Some(5) };
         topics.recover(id, "a", 1, 60, true).unwrap();
@@ -195,7 +205,7 @@ fn pattern_position_holds_for_all_its_topics() {
 fn position_not_sent_to_the_server_is_reported_by_the_connection() {
     let position = Position { epoch: 1, sequence: 50 };
     let announced = |epoch, reason| {
-        let mut topics = Topics::new(false);
+        let mut topics = Topics::new();
         topics.add_position("a", position, Announcer::Client(reason));
         let not_recovered = topics.announce(5, "a", epoch).unwrap();
         (topics, not_recovered)

@@ -56,10 +56,10 @@ pub struct CloseBudget<'a> {
 
 /// A held topic to release to a session while less than `bytes_max` waits for it.
 #[derive(Clone, Copy, Debug)]
-struct HeldTopic {
-    id: TopicId,
-    slot: SlotId,
-    bytes_max: usize,
+pub(super) struct HeldTopic {
+    pub(super) id: TopicId,
+    pub(super) slot: SlotId,
+    pub(super) bytes_max: usize,
 }
 
 /// Whether a paced member may receive a tick now. If not, the member is skipped and a timer is queued.
@@ -364,7 +364,7 @@ impl Fanout {
 
     /// Queues the last values of a held topic, each preceded by a notice of the ticks it replaces. Returns `false` if
     /// some did not fit.
-    fn release_held(
+    pub(super) fn release_held(
         &mut self,
         held: HeldTopic,
         home: &Home,
@@ -495,7 +495,7 @@ impl Fanout {
                 membership.taking = Taking::Held;
             }
             let (taking, from) = (membership.taking, membership.from);
-            let (format, features) = (session.format, session.features);
+            let format = session.format;
             let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
             let to = topic.last_sequence + 1;
             if taking == Taking::Held && topic.has_last_values_from(from) && *log_bytes_left > 0 {
@@ -509,11 +509,30 @@ impl Fanout {
                 );
                 *log_bytes_left = log_bytes_left.saturating_sub(logs.head(format) - before);
             } else if taking != Taking::Live && from < to {
-                self.tally.dropped += to - from;
-                sessions.count_dropped(slot, to - from);
-                let notice = Reply::Gap(skipped_range(id, &topic.info.name, features, from, to));
-                sessions.push_private(slot, skipped(id, from, to), |out| notice.encode_queued(format, out));
+                self.lose_rest(id, slot, from, sessions);
             }
+        }
+    }
+
+    /// Announces the ticks of a topic from a sequence on as lost.
+    pub(super) fn lose_rest(&mut self, id: TopicId, slot: SlotId, from: u64, sessions: &mut Sessions) {
+        let to = topic_mut(&mut self.topics, id, self.shards).map_or(0, |topic| topic.last_sequence + 1);
+        self.lose(id, slot, from, to, sessions);
+    }
+
+    /// Announces ticks of a topic as lost, after what waits.
+    pub(super) fn lose(&mut self, id: TopicId, slot: SlotId, from: u64, to: u64, sessions: &mut Sessions) {
+        let (Some(topic), Some(session)) =
+            (topic_mut(&mut self.topics, id, self.shards), sessions.open_mut(slot))
+        else {
+            return;
+        };
+        let (format, features) = (session.format, session.features);
+        if from < to {
+            self.tally.dropped += to - from;
+            sessions.count_dropped(slot, to - from);
+            let notice = Reply::Gap(skipped_range(id, &topic.info.name, features, from, to));
+            sessions.push_private(slot, skipped(id, from, to), |out| notice.encode_queued(format, out));
         }
     }
 

@@ -96,7 +96,7 @@ impl Fanout {
 
     /// Counts a topic that has come or gone. Returns the units used.
     pub(super) fn count_topic(&mut self, id: TopicId, name: &str, comes: bool) -> usize {
-        let at = (id.home(self.shards).0, id.local_index(self.shards).unwrap_or(0));
+        let at = self.topics.place(id, self.shards).unwrap_or_default();
         let (entries, counts) = (&mut self.entries, &self.match_counts);
         self.patterns.for_each_match(name, |&index| {
             let count = entries[index as usize].as_mut().map(|entry| &mut entry.matches);
@@ -117,7 +117,7 @@ impl Fanout {
             counts.next = Some((0, 0));
             return 0;
         };
-        let Some(of_home) = self.topics.get(usize::from(home)) else {
+        let Some(of_home) = self.topics.homes.get(usize::from(home)) else {
             counts.next = None;
             return 0;
         };

@@ -4,12 +4,14 @@
 use super::{
     EgressLogs, Fanout, Settings, StartFrom,
     topic::{Backlog, skipped_range},
-    topic_mut,
+    topic_mut, topic_ref,
 };
 use crate::{
     egress_log::FrameInfo,
     fanout::conflation::{EvictionCause, skipped},
-    home::{Backfill, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED, CHUNK_VALUES_LOST},
+    home::{
+        Backfill, CHUNK_EPOCH_PASSED, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED, CHUNK_VALUES_LOST,
+    },
     ids::{SessionId, SlotId},
     limits::{HISTORY_CHUNK_BYTES, HISTORY_CHUNKS_IN_FLIGHT_MAX},
     session::{
@@ -19,11 +21,12 @@ use crate::{
 };
 use tickcast_proto::{
     Step,
+    features::Features,
     frame::{self, Frame},
     ids::TopicId,
     pattern,
     records::{History, Recover},
-    reply::Reply,
+    reply::{NotRecovered, Reply},
     subscription::Position,
 };
 
@@ -64,7 +67,7 @@ impl Fanout {
             StartFrom::Latest => return Some(Backlog { backfill: Backfill::LastValues, from: 1 }),
             StartFrom::After(position) => position,
             StartFrom::SavedPositions => {
-                let name = &super::topic_ref(&self.topics, id, self.shards)?.info.name;
+                let name = &topic_ref(&self.topics, id, self.shards)?.info.name;
                 let session = sessions.open_mut(slot)?;
                 match session.lag.as_deref_mut().and_then(|lag| lag.take_position(name)) {
                     Some(position) => position,
@@ -72,13 +75,14 @@ impl Fanout {
                 }
             }
         };
-        Some(match position {
-            Position { epoch, .. } if epoch != self.epoch => {
-                Backlog { backfill: Backfill::PositionLost, from: 1 }
-            }
-            Position { sequence, .. } => {
-                Backlog { backfill: Backfill::Position, from: sequence.saturating_add(1) }
-            }
+        let epoch = topic_ref(&self.topics, id, self.shards)?.info.epoch;
+        let from = position.sequence.saturating_add(1);
+        Some(match position.epoch {
+            known if known == epoch => Backlog { backfill: Backfill::Position, from },
+            // All that is kept, whatever life it is of.
+            known if known == self.epoch && from == 1 => Backlog { backfill: Backfill::Position, from },
+            known if known == self.epoch => Backlog { backfill: Backfill::ServerPosition, from },
+            _ => Backlog { backfill: Backfill::PositionLost, from: 1 },
         })
     }
 
@@ -119,10 +123,29 @@ impl Fanout {
         };
         for (name, position) in unknown {
             let recovered = position == Position { epoch: self.epoch, sequence: 0 };
-            let (epoch, reason) = (self.epoch, None);
+            let epoch = self.epoch;
+            let knows =
+                sessions.get(slot).is_some_and(|session| session.features.contains(Features::REASONS));
+            let reason = (knows && !recovered).then_some(NotRecovered::UnknownTopic);
             let reply = Reply::Recovered { topic_id: 0, name: &name, epoch, sequence: 0, recovered, reason };
             self.push_notice(slot, &reply, sessions);
         }
+    }
+
+    /// Answers a position in a topic that has been forgotten since. Before all waiting frames, where the loss of the topic's frames
+    /// may be announced.
+    pub(super) fn answer_unknown(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
+        let Some(topic) = topic_ref(&self.topics, id, self.shards) else { return };
+        let (name, epoch) = (topic.info.name.clone(), self.epoch);
+        let knows = sessions.get(slot).is_some_and(|session| session.features.contains(Features::REASONS));
+        let reason = knows.then_some(NotRecovered::UnknownTopic);
+        let (topic_id, sequence, recovered) = (0, 0, false);
+        let reply = Reply::Recovered { topic_id, name: &name, epoch, sequence, recovered, reason };
+        let Some(format) = sessions.get(slot).map(|session| session.format) else { return };
+        self.scratch.clear();
+        reply.encode(format, &mut self.scratch);
+        let notices = &self.scratch;
+        sessions.with_outbox(slot, |session| session.outbox.insert_before_frames(notices));
     }
 
     fn push_notice(&mut self, slot: SlotId, reply: &Reply<'_>, sessions: &mut Sessions) {
@@ -222,27 +245,37 @@ impl Fanout {
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a membership has a topic");
         };
-        let (name, last) = (topic.info.name.clone(), chunk.header.sequence);
+        let (name, epoch, last) = (topic.info.name.clone(), topic.info.epoch, chunk.header.sequence);
         if !announced {
             // The topic's name must precede its frames.
             self.flush_notices_of(&[id], slot, sessions);
         }
         if flags & (CHUNK_RECOVERED | CHUNK_NOT_RECOVERED) != 0 {
             let recovered = flags & CHUNK_RECOVERED != 0;
+            let reason = match (flags & CHUNK_EPOCH_PASSED != 0, from > last + 1) {
+                _ if recovered => None,
+                (true, _) => Some(NotRecovered::Epoch),
+                (false, true) => Some(NotRecovered::Ahead),
+                (false, false) => Some(NotRecovered::TooOld),
+            };
             let reply = Reply::Recovered {
                 topic_id: id.0,
                 name: &name,
-                epoch: self.epoch,
+                epoch,
                 sequence: last,
                 recovered,
-                reason: None,
+                reason: reason.filter(|_| features.contains(Features::REASONS)),
             };
             self.push_notice(slot, &reply, sessions);
         }
-        let lost = match flags & CHUNK_VALUES_LOST != 0 {
+        let lost = if flags & CHUNK_VALUES_LOST != 0 {
             // Of a snapshot, the last value is owed alone.
-            true => last..last + 1,
-            false => from..start,
+            last..last + 1
+        } else if flags & CHUNK_EPOCH_PASSED != 0 {
+            // All of this life is new to the client.
+            1..start
+        } else {
+            from..start
         };
         if !lost.is_empty() {
             let (from, to) = (lost.start, lost.end);
@@ -282,7 +315,10 @@ impl Fanout {
             self.share_again(id, slot, sessions);
         } else {
             membership.wanted = match membership.wanted {
-                Backfill::Position if flags & CHUNK_NOT_RECOVERED == 0 => Backfill::Retained,
+                Backfill::Position | Backfill::ServerPosition if flags & CHUNK_NOT_RECOVERED == 0 => {
+                    Backfill::Retained
+                }
+                _ if flags & CHUNK_EPOCH_PASSED != 0 => Backfill::Retained,
                 kept @ (Backfill::Retained | Backfill::Conflated) => kept,
                 _ => Backfill::LastValues,
             };

@@ -75,6 +75,8 @@ pub(super) struct EgressTopic {
     pub(super) groups: Vec<Group>,
     /// Members that wildcard groups will serve again.
     pub(super) shared_len: u32,
+    /// Its home has forgotten it: its members leave, and nobody joins.
+    pub(super) is_forgotten: bool,
     /// The wildcards that match it count it.
     pub(super) is_counted: bool,
     /// What the delivery to wildcard groups remembers.
@@ -139,6 +141,7 @@ impl EgressTopic {
             policy,
             groups: Vec::new(),
             shared_len: 0,
+            is_forgotten: false,
             is_counted: false,
             wildcard: WildcardTopic::default(),
             is_homed_here,
@@ -146,6 +149,11 @@ impl EgressTopic {
             tracked_from: u64::MAX,
             last_sequence: 0,
         }
+    }
+
+    /// Any of its members.
+    pub(super) fn any_member(&self) -> Option<SlotId> {
+        self.groups.iter().find_map(|group| group.members.last()).map(|member| member.slot())
     }
 
     /// Number of members.

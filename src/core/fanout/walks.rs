@@ -175,7 +175,7 @@ impl Fanout {
         let mut used = 0;
         while used < units {
             let (home, local) = joining.next;
-            let Some(of_home) = self.topics.get(usize::from(home)) else {
+            let Some(of_home) = self.topics.homes.get(usize::from(home)) else {
                 self.end_join(joining.entry, slot, start_from, sessions, logs);
                 return (used + 1, false);
             };
@@ -183,7 +183,7 @@ impl Fanout {
             joining.next = if local as usize + 1 < of_home.len() { (home, local + 1) } else { (home + 1, 0) };
             let topic = of_home.get(local as usize).and_then(Option::as_ref);
             let topic = topic.filter(|topic| pattern::matches(&pattern, &topic.info.name));
-            let id = topic.map(|topic| topic.info.id);
+            let id = topic.filter(|topic| !topic.is_forgotten).map(|topic| topic.info.id);
             if let Some(id) = id
                 && !joining.early.remove(&id)
             {
@@ -213,8 +213,7 @@ impl Fanout {
 
     /// Joins a topic that has a tick to the sessions whose walk has not reached it yet. O([`JOINS_ACTIVE_MAX`]).
     pub(super) fn join_early(&mut self, id: TopicId, sessions: &mut Sessions, logs: &mut EgressLogs) {
-        let Some(local) = id.local_index(self.shards) else { return };
-        let at = (id.home(self.shards).0, local);
+        let Some(at) = self.topics.place(id, self.shards) else { return };
         for index in 0..self.joining.len() {
             let joining = &self.joining[index];
             let Some(topic) = topic_ref(&self.topics, id, self.shards) else { return };
@@ -412,7 +411,10 @@ impl Fanout {
         while used < units {
             if let Some(id) = departure.topics.next() {
                 used += CHANGE_UNITS;
-                if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
+                let is_member =
+                    sessions.get(slot).is_some_and(|session| session.memberships.contains_key(&id));
+                // It may have left a forgotten topic before.
+                if is_member && let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
                     topic.leave(slot, sessions);
                 }
                 continue;

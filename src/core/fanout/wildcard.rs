@@ -372,6 +372,7 @@ impl Fanout {
 
     /// Queues a tick to the members of the groups that match its topic. Once to each, whatever the number of its patterns,
     /// and not to those with a membership of their own.
+    #[inline(never)]
     pub(super) fn deliver_to_groups(
         &mut self,
         tick: &Frame<'_>,
@@ -400,13 +401,15 @@ impl Fanout {
                         members.iter().for_each(|member| sessions.mark_slow(member.slot));
                         continue;
                     };
+                    let mut queued = 0;
                     for member in members {
                         match sessions.offer_to_group(member.slot, id, number, log, range) {
-                            Offered::Queued => self.tally.queued += 1,
+                            Offered::Queued => queued += 1,
                             Offered::Behind => self.wildcards.behind.push(member.slot),
                             Offered::Gone => {}
                         }
                     }
+                    self.tally.queued += queued;
                 }
             }
         }

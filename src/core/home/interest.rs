@@ -130,6 +130,11 @@ impl Interest {
         (shards, visited)
     }
 
+    /// Returns whether a shard names the topic exactly, or a name with the same hash.
+    pub(super) fn is_named(&self, name: &str) -> bool {
+        !self.names.of(name).is_empty()
+    }
+
     /// Registers a shard's interest in a pattern without wildcards. The caller opens the topic.
     pub(super) fn add_exact(&mut self, shard: ShardId, name: &str) {
         let hash = self.names.hash(name);
@@ -220,7 +225,7 @@ impl Interest {
         topic: &mut HomeTopic,
         notify: &mut dyn FnMut(InterestEvent<'_>) -> bool,
     ) -> (usize, bool) {
-        if !self.walk.may_be_stale(&topic.name) {
+        if !topic.is_open() || !self.walk.may_be_stale(&topic.name) {
             return (0, true);
         }
         let (wanted, visited) = self.of_counted(&topic.name);

@@ -9,6 +9,7 @@ fn text(event: InterestEvent<'_>) -> String {
     match event {
         InterestEvent::Open(shard, topic) => format!("open {} {}", shard.0, topic.name),
         InterestEvent::Close(shard, topic) => format!("close {} {}", shard.0, topic.name),
+        InterestEvent::Forget(shard, topic) => format!("forget {} {}", shard.0, topic.name),
         InterestEvent::Ready(shard, request) => format!("ready {} {request}", shard.0),
     }
 }
@@ -42,18 +43,18 @@ fn remove(home: &mut Home, pattern: &str) -> Vec<String> {
 fn interest_opens_existing_topics_then_says_ready() {
     let mut home = home(2, 10);
     for name in ["a.x", "b.x", "a.y"] {
-        home.find_or_create(name).unwrap();
+        home.find_or_create(name, 0).unwrap();
     }
     assert!(add(&mut home, "a.*", 7).is_empty());
     assert_eq!(walk_events(&mut home), ["open 1 a.x", "open 1 a.y", "ready 1 7"]);
-    let TopicLookup { index, is_new } = home.find_or_create("a.z").unwrap();
+    let TopicLookup { index, is_new } = home.find_or_create("a.z", 0).unwrap();
     assert!(is_new && home.topic(index).interested.contains(B) && !home.topic(index).interested.contains(A));
 }
 
 #[test]
 fn interest_in_one_topic_does_not_wait_for_the_walk() {
     let mut home = home(2, 10);
-    home.find_or_create("a.x").unwrap();
+    home.find_or_create("a.x", 0).unwrap();
     add(&mut home, ">", 1);
     assert_eq!(add(&mut home, "a.x", 2), ["open 1 a.x", "ready 1 2"]);
     assert_eq!(walk_events(&mut home), ["ready 1 1"], "the topic is already open");
@@ -63,8 +64,8 @@ fn interest_in_one_topic_does_not_wait_for_the_walk() {
 #[test]
 fn overlapping_interest_outlives_the_other_pattern() {
     let mut home = home(2, 10);
-    home.find_or_create("a.x").unwrap();
-    home.find_or_create("a.y").unwrap();
+    home.find_or_create("a.x", 0).unwrap();
+    home.find_or_create("a.y", 0).unwrap();
     add(&mut home, ">", 1);
     add(&mut home, "a.x", 2);
     walk_events(&mut home);
@@ -76,7 +77,7 @@ fn overlapping_interest_outlives_the_other_pattern() {
 #[test]
 fn interest_that_returns_before_the_walk_keeps_its_topics() {
     let mut home = home(2, 10);
-    home.find_or_create("a.x").unwrap();
+    home.find_or_create("a.x", 0).unwrap();
     add(&mut home, "a.*", 1);
     walk_events(&mut home);
     remove(&mut home, "a.*");
@@ -89,7 +90,7 @@ fn patterns_that_go_together_cost_one_round_of_the_topics() {
     const TOPICS: u32 = 100;
     let mut home = home(2, TOPICS as usize);
     for n in 0..TOPICS {
-        home.find_or_create(&format!("t.{n}.x")).unwrap();
+        home.find_or_create(&format!("t.{n}.x"), 0).unwrap();
     }
     (0..TOPICS).for_each(|n| drop(add(&mut home, &format!("t.{n}.*"), n)));
     assert_eq!(walk_events(&mut home).len(), 2 * TOPICS as usize);
@@ -112,7 +113,7 @@ fn patterns_that_go_together_cost_one_round_of_the_topics() {
 fn a_walk_pauses_while_the_shards_take_no_more() {
     let mut home = home(2, 10);
     for name in ["a.x", "a.y"] {
-        home.find_or_create(name).unwrap();
+        home.find_or_create(name, 0).unwrap();
     }
     add(&mut home, "a.*", 1);
     let mut events = Vec::new();
@@ -128,13 +129,103 @@ fn a_walk_pauses_while_the_shards_take_no_more() {
 }
 
 #[test]
-fn topics_are_bounded() {
-    let mut home = home(1, 1);
-    assert!(home.find_or_create("a").is_ok());
-    assert_eq!(home.find_or_create("b"), Err(TooManyTopics));
-    assert_eq!(home.find_or_create("a"), Ok(TopicLookup { index: 0, is_new: false }));
+fn epochs_increase_even_if_the_clock_stands_still_or_goes_back() {
+    let mut home = home(1, 10);
+    let mut epoch = |name: &str, now_us| {
+        let TopicLookup { index, .. } = home.find_or_create(name, now_us).unwrap();
+        home.topic(index).epoch
+    };
+    assert_eq!([epoch("a", 100), epoch("b", 100), epoch("c", 50), epoch("d", 200)], [100, 101, 102, 200]);
+    assert_eq!(epoch("a", 300), 100);
+    let first_of_all = home_epoch_of_a_stopped_clock();
+    assert_eq!(first_of_all, EPOCH + 1, "a topic's epoch is above the server's");
 }
 
+fn home_epoch_of_a_stopped_clock() -> u64 {
+    let mut home = home(1, 10);
+    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
+    home.topic(index).epoch
+}
+
+fn idle_home(topics_max: usize, idle_ns: u64) -> Home {
+    let mut home = home(2, topics_max);
+    home.set_idle(Rules { rules: vec![("kept".into(), 0)], default: idle_ns });
+    home
+}
+
+/// Publishes a tick of a topic, which may be new. Returns the topic's id.
+fn publish(home: &mut Home, name: &str) -> TopicId {
+    let TopicLookup { index, .. } = home.find_or_create(name, 0).unwrap();
+    advance(home, index, 0, b"x")
+}
+
+fn idle_events(home: &mut Home, now_ns: u64) -> Vec<String> {
+    let mut events = Vec::new();
+    home.advance_idle_walk(1_000, now_ns, &mut |event| push(&mut events, event));
+    events
+}
+
+#[test]
+fn an_idle_topic_that_nobody_names_is_forgotten_and_lives_again_with_a_new_id_and_epoch() {
+    let mut home = idle_home(4, 1_000);
+    add(&mut home, ">", 1);
+    walk_events(&mut home);
+    add(&mut home, "named", 2);
+    let [first, ..] = ["a", "named", "kept"].map(|name| publish(&mut home, name));
+    let (epoch, id) = (home.topic(0).epoch, home.topic(0).id);
+    assert!(idle_events(&mut home, 5_000).is_empty(), "the walk sees its tick");
+    assert!(idle_events(&mut home, 5_999).is_empty());
+    assert_eq!(idle_events(&mut home, 6_125), ["forget 1 a"]);
+    assert_eq!((home.len(), home.forgotten()), (2, 1));
+    let again = publish(&mut home, "a");
+    assert!(again != first && home.topic(3).epoch > epoch && home.topic(3).sequence == Sequence(1));
+    assert!(!home.topic(3).is_first_life && home.topic(0).name == "a".into(), "its last values are kept");
+    assert_eq!(home.find_or_create("full", 0), Err(TooManyTopics), "until the shard has answered");
+    home.handle_forgotten(B, id, 7_000);
+    let reused = publish(&mut home, "full");
+    assert_eq!(reused.place(2, Places::new(4)), first.place(2, Places::new(4)));
+    assert_ne!(reused, first);
+}
+
+#[test]
+fn a_topic_with_ticks_is_not_forgotten_and_one_that_no_shard_knows_goes_at_once() {
+    let mut home = idle_home(1, 1_000);
+    let first = publish(&mut home, "a");
+    for now_ns in (0..100_000).step_by(500) {
+        publish(&mut home, "a");
+        idle_events(&mut home, now_ns);
+        assert_eq!(home.len(), 1);
+    }
+    idle_events(&mut home, 200_000);
+    idle_events(&mut home, 300_000);
+    assert_eq!((home.len(), home.memory_bytes()), (0, 0));
+    assert_eq!(home.history_left_bytes, 1 << 20);
+    assert_ne!(publish(&mut home, "b"), first);
+}
+
+#[test]
+fn the_servers_epoch_stands_for_that_of_a_first_life_only() {
+    let mut home = idle_home(2, 1_000);
+    let first = publish(&mut home, "a");
+    publish(&mut home, "a");
+    let (_, flags, ticks) = chunk(&mut home, first, Backfill::ServerPosition, 2);
+    assert_eq!((flags, ticks), (CHUNK_RECOVERED | CHUNK_LAST, vec![(2, false)]));
+    idle_events(&mut home, 1_000);
+    idle_events(&mut home, 10_000);
+    let second = publish(&mut home, "a");
+    let (_, flags, _) = chunk(&mut home, second, Backfill::ServerPosition, 2);
+    assert_eq!(flags, CHUNK_NOT_RECOVERED | CHUNK_EPOCH_PASSED | CHUNK_LAST);
+}
+
+#[test]
+fn topics_are_bounded() {
+    let mut home = home(1, 1);
+    assert!(home.find_or_create("a", 0).is_ok());
+    assert_eq!(home.find_or_create("b", 0), Err(TooManyTopics));
+    assert_eq!(home.find_or_create("a", 0), Ok(TopicLookup { index: 0, is_new: false }));
+}
+
+const EPOCH: u64 = 5;
 const BOUNDS: HistoryBounds = HistoryBounds { ticks: 10, bytes: 64 << 10, age_ns: 0 };
 
 fn home(shards: u16, topics_max: usize) -> Home {
@@ -142,8 +233,9 @@ fn home(shards: u16, topics_max: usize) -> Home {
         history: Rules::all(BOUNDS),
         history_bytes_max: 1 << 20,
         last_values: LastValuesBudget { keys_max: 4, bytes_left: 1 << 20 },
+        idle: Rules::all(0),
     };
-    Home::new(A, shards, topics_max, retention)
+    Home::new(A, shards, EPOCH, topics_max, retention)
 }
 
 fn advance(home: &mut Home, index: u32, key: u64, payload: &[u8]) -> TopicId {
@@ -168,7 +260,9 @@ fn chunk(home: &mut Home, id: TopicId, backfill: Backfill, from: u64) -> (u64, u
 fn home_with(last_values_bytes: usize) -> Home {
     let bounds = HistoryBounds { ticks: 0, ..BOUNDS };
     let last_values = LastValuesBudget { keys_max: 4, bytes_left: last_values_bytes };
-    Home::new(A, 1, 1_000, Retention { history: Rules::all(bounds), history_bytes_max: 0, last_values })
+    let retention =
+        Retention { history: Rules::all(bounds), history_bytes_max: 0, last_values, idle: Rules::all(0) };
+    Home::new(A, 1, EPOCH, 1_000, retention)
 }
 
 /// Whether topics have a last value.
@@ -180,7 +274,7 @@ fn have_value(home: &mut Home, ids: &[TopicId]) -> Vec<bool> {
 fn the_last_values_of_topics_updated_longest_ago_make_room() {
     let mut home = home_with(10 << 10);
     let publish = |home: &mut Home, topic: usize, len: usize| {
-        let TopicLookup { index, .. } = home.find_or_create(&format!("t.{topic}")).unwrap();
+        let TopicLookup { index, .. } = home.find_or_create(&format!("t.{topic}"), 0).unwrap();
         advance(home, index, 0, &vec![0; len])
     };
     let ids: Vec<TopicId> = (1..=9).map(|topic| publish(&mut home, topic, 1_000)).collect();
@@ -201,9 +295,9 @@ fn the_last_values_of_topics_updated_longest_ago_make_room() {
 #[test]
 fn a_tick_longer_than_all_last_values_is_passed_on_and_announced_as_lost_later() {
     let mut home = home_with(10 << 10);
-    let TopicLookup { index: other, .. } = home.find_or_create("other").unwrap();
+    let TopicLookup { index: other, .. } = home.find_or_create("other", 0).unwrap();
     let other = advance(&mut home, other, 0, b"x");
-    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
     let mut id = TopicId(0);
     for len in [100, 20 << 10, 30 << 10] {
         let sequenced =
@@ -223,7 +317,7 @@ fn a_tick_longer_than_all_last_values_is_passed_on_and_announced_as_lost_later()
 #[test]
 fn a_position_within_the_history_is_recovered_exactly() {
     let mut home = home(1, 1);
-    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
     let mut id = TopicId(0);
     (0..25).for_each(|_| id = advance(&mut home, index, 0, b"x"));
     let (start, flags, ticks) = chunk(&mut home, id, Backfill::Position, 20);
@@ -235,19 +329,19 @@ fn a_position_within_the_history_is_recovered_exactly() {
 #[test]
 fn a_position_out_of_reach_yields_the_last_values_and_says_so() {
     let mut home = home(1, 1);
-    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
     let mut id = TopicId(0);
     (0..25).for_each(|_| id = advance(&mut home, index, 0, b"x"));
     let lost = CHUNK_NOT_RECOVERED | CHUNK_LAST;
-    for (backfill, from) in [
-        (Backfill::Position, 3),
-        (Backfill::Position, 27),
-        (Backfill::Position, u64::MAX),
-        (Backfill::PositionLost, 1),
-    ] {
+    for (backfill, from) in
+        [(Backfill::Position, 3), (Backfill::Position, 27), (Backfill::Position, u64::MAX)]
+    {
         let (_, flags, ticks) = chunk(&mut home, id, backfill, from);
         assert_eq!((flags, ticks), (lost, vec![(25, true)]), "{from}");
     }
+    let (start, flags, ticks) = chunk(&mut home, id, Backfill::PositionLost, 1);
+    assert_eq!((start, flags), (16, lost | CHUNK_EPOCH_PASSED));
+    assert_eq!(ticks, (16..=25).map(|sequence| (sequence, false)).collect::<Vec<_>>(), "all of it is news");
     let (start, flags, ticks) = chunk(&mut home, id, Backfill::Retained, 3);
     assert_eq!((start, flags, ticks.len()), (16, CHUNK_LAST, 10));
 }
@@ -255,7 +349,7 @@ fn a_position_out_of_reach_yields_the_last_values_and_says_so() {
 #[test]
 fn a_client_without_ticks_gets_all_that_is_kept() {
     let mut home = home(1, 1);
-    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
     let mut id = TopicId(0);
     (0..5).for_each(|_| id = advance(&mut home, index, 0, b"x"));
     let (start, flags, ticks) = chunk(&mut home, id, Backfill::Position, 1);
@@ -269,7 +363,7 @@ fn a_client_without_ticks_gets_all_that_is_kept() {
 #[test]
 fn a_snapshot_has_the_last_value_of_every_key() {
     let mut home = home(1, 1);
-    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
     let mut id = TopicId(0);
     [1, 2, 1, 3].into_iter().for_each(|key| id = advance(&mut home, index, key, b"x"));
     let (_, flags, ticks) = chunk(&mut home, id, Backfill::LastValues, 1);
@@ -279,7 +373,7 @@ fn a_snapshot_has_the_last_value_of_every_key() {
 #[test]
 fn a_long_history_comes_in_chunks() {
     let mut home = home(1, 1);
-    let TopicLookup { index, .. } = home.find_or_create("a").unwrap();
+    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
     let mut id = TopicId(0);
     (0..8).for_each(|_| id = advance(&mut home, index, 0, &[0; 12 << 10]));
     let (mut from, mut chunks) = (4, 0);

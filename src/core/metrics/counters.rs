@@ -54,6 +54,8 @@ counters! {
     SessionsHandedOver = "sessions_handed_over", "sessions";
     /// Ticks sequenced by this shard as their home.
     TicksSequenced = "ticks_sequenced", "ticks";
+    /// Topics forgotten because nobody used them.
+    TopicsForgotten = "topics_forgotten", "topics";
     /// Ticks refused: invalid topic, too many topics, or too large.
     TicksRefused = "ticks_refused", "ticks";
     /// Ticks refused by the publish rate limit.

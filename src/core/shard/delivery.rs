@@ -6,7 +6,9 @@ use crate::{
     fanout::{self, EgressLogs, Fanout, HistoryRequest},
     home::{Backfill, HistoryChunk, Home, InterestEvent, Sequenced, TopicLookup},
     ids::SessionId,
-    limits::{NEW_TOPIC_UNITS, PATTERN_REQUEST_UNITS, TURN_HISTORY_CHUNKS},
+    limits::{
+        NEW_TOPIC_UNITS, PATTERN_REQUEST_UNITS, TURN_FORGET_UNITS, TURN_HISTORY_CHUNKS, TURN_IDLE_UNITS,
+    },
     metrics::counters::Counter,
     now::Now,
     placement,
@@ -16,7 +18,7 @@ use tickcast_proto::{
     ErrorCode,
     command::encode_request,
     frame::{self, FLAG_PAYLOAD_JSON, Frame, HeaderFields, Kind, TickParts},
-    ids::{ShardId, TopicId},
+    ids::{Sequence, ShardId, TopicId},
     pattern,
     records::{ErrorRecord, History, Publish, Recover, Request, Subscribed, TickTimes},
 };
@@ -56,6 +58,9 @@ impl Shard {
                 let id = TopicId(frame.header.topic_id);
                 self.send_history(from, id, frame.header.sequence, record, now);
             }
+            (Kind::Forget, Some(from)) => {
+                self.home.handle_forgotten(from, TopicId(frame.header.topic_id), now.monotonic_ns);
+            }
             (Kind::Subscribe, Some(from)) => {
                 let (Ok(record), Ok(pattern)) = (frame.record::<Request>(), frame.text()) else {
                     return debug_assert!(false, "this process encoded the frame");
@@ -78,7 +83,8 @@ impl Shard {
     /// Sequences a tick as its home, and passes it to every interested shard, this one included.
     pub(super) fn sequence(&mut self, from: Option<ShardId>, tick: &Unsequenced<'_>, now: Now) {
         let Unsequenced { origin, flags, schema, record, topic: name, payload } = *tick;
-        let Ok(TopicLookup { index, is_new }) = self.home.find_or_create(name) else {
+        let Ok(TopicLookup { index, is_new }) = self.home.find_or_create(name, now.realtime_ns / 1_000)
+        else {
             return self.refuse(from, origin, record.request, now);
         };
         if is_new {
@@ -164,6 +170,7 @@ impl Shard {
                 self.fanout.handle_ready(record.request);
             }
             Kind::Unsubscribed => self.fanout.handle_close(id),
+            Kind::Forget => self.fanout.handle_forget(id, frame.header.sequence),
             Kind::Error => {
                 let Ok(record) = frame.record::<ErrorRecord>() else {
                     return debug_assert!(false, "this process encoded the frame");
@@ -214,17 +221,17 @@ impl Shard {
         &mut self,
         act: impl FnOnce(&mut Home, &mut dyn FnMut(InterestEvent<'_>) -> bool) -> R,
     ) -> R {
-        let (own, epoch) = (self.id, self.epoch);
+        let own = self.id;
         let Shard { home, fanout, sessions, logs, stages, .. } = self;
         act(home, &mut |notice| {
-            Self::pass_on(notice, (own, epoch), fanout, sessions, logs, stages);
+            Self::pass_on(notice, own, fanout, sessions, logs, stages);
             stages.deliveries_are_half_empty()
         })
     }
 
     fn pass_on(
         notice: InterestEvent<'_>,
-        (own, epoch): (ShardId, u64),
+        own: ShardId,
         fanout: &mut Fanout,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
@@ -232,10 +239,11 @@ impl Shard {
     ) {
         match notice {
             InterestEvent::Open(shard, topic) if shard == own => {
-                fanout.handle_open(topic.id, epoch, &topic.name, sessions, logs);
+                fanout.handle_open(topic.id, topic.epoch, &topic.name, sessions, logs);
             }
             InterestEvent::Open(shard, topic) => {
-                stages.push_delivery(shard, |out| frame::encode_topic(out, topic.id, epoch, &topic.name));
+                stages
+                    .push_delivery(shard, |out| frame::encode_topic(out, topic.id, topic.epoch, &topic.name));
             }
             InterestEvent::Close(shard, topic) if shard == own => fanout.handle_close(topic.id),
             InterestEvent::Close(shard, topic) => {
@@ -244,14 +252,44 @@ impl Shard {
                     frame::encode(out, Kind::Unsubscribed, meta, &Request::default(), &[]);
                 });
             }
+            InterestEvent::Forget(shard, topic) if shard == own => {
+                fanout.handle_forget(topic.id, topic.sequence.0);
+            }
+            InterestEvent::Forget(shard, topic) => {
+                stages.push_delivery(shard, |out| encode_forget(out, topic.id, topic.sequence));
+            }
             InterestEvent::Ready(shard, request) if shard == own => fanout.handle_ready(request),
             InterestEvent::Ready(shard, request) => {
-                let record = Subscribed { epoch, request, reserved: 0 };
+                let record = Subscribed { request, ..Subscribed::default() };
                 stages.push_delivery(shard, |out| {
                     frame::encode(out, Kind::Subscribed, HeaderFields::default(), &record, &[]);
                 });
             }
         }
+    }
+
+    /// Forgets idle topics as their home, and lets go of those that their homes have forgotten. Returns whether there were any.
+    pub(super) fn forget_topics(&mut self, now: Now) -> bool {
+        let mut used = 0;
+        if self.draining.is_none() && self.stages.deliveries_are_half_empty() {
+            let before = self.home.forgotten();
+            let now_ns = now.monotonic_ns;
+            used = self.with_home(|home, notify| home.advance_idle_walk(TURN_IDLE_UNITS, now_ns, notify));
+            self.counters.add(Counter::TopicsForgotten, self.home.forgotten() - before);
+        }
+        if !self.fanout.has_forgotten() || !self.stages.requests_have_room() {
+            return used > 0;
+        }
+        let Shard { fanout, home, sessions, logs, .. } = self;
+        let (left, gone) = fanout.leave_forgotten(TURN_FORGET_UNITS, home, sessions, logs, now.monotonic_ns);
+        used += TURN_FORGET_UNITS - left;
+        for id in gone {
+            match id.home(self.shards) {
+                home if home == self.id => self.home.handle_forgotten(home, id, now.monotonic_ns),
+                home => self.stages.push_request(home, |out| encode_forget(out, id, Sequence(0))),
+            }
+        }
+        used > 0
     }
 
     /// Returns whether a chunk of history can be requested.
@@ -308,4 +346,10 @@ impl Shard {
         }
         self.chunk_frames = frames;
     }
+}
+
+/// Appends a FORGET: a home has forgotten a topic with this last sequence, or a shard answers that it has too.
+fn encode_forget(out: &mut Vec<u8>, id: TopicId, last: Sequence) {
+    let meta = HeaderFields { topic_id: id.0, sequence: last.0, ..HeaderFields::default() };
+    frame::encode(out, Kind::Forget, meta, &Request::default(), &[]);
 }

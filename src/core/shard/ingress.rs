@@ -13,7 +13,6 @@ use tickcast_proto::{
     DecodeError, ErrorCode, Step,
     codec::{Message, MessageType, RequestDecodeError, json},
     command::{Command, PublishCommand},
-    features::Features,
     frame::{self, FLAG_PAYLOAD_JSON},
     framing::{Decoder, Incoming},
     pattern,
@@ -278,8 +277,7 @@ impl Shard {
         }
         match command {
             Command::Hello { request, name, features, .. } => {
-                let features = features.map(|asked| asked.intersection(Features::GRANTED));
-                session.features = features.unwrap_or_default();
+                let features = session.grant(features);
                 let session = session.id;
                 ::log::debug!(
                     "session {session:x}: client name {:?}",

@@ -28,18 +28,18 @@ impl Shard {
             StartPosition::Latest => Some(StartFrom::Latest),
             StartPosition::After(position) => Some(StartFrom::After(position)),
             StartPosition::Resume => Some(StartFrom::SavedPositions),
-            StartPosition::AfterEach { epoch, sequences } => {
-                for topic in sequences.keys() {
+            StartPosition::AfterEach(positions) => {
+                for topic in positions.keys() {
                     if let Err(error) = pattern::check_topic(topic.as_bytes()) {
-                        let text = format!("from: sequences: topic {}: {error}", quoted(topic.as_bytes()));
+                        let text = format!("from: topic {}: {error}", quoted(topic.as_bytes()));
                         self.fail(slot, request, ErrorCode::BadTopic, &text, now);
                         return None;
                     }
                 }
-                let names_bytes = sequences.keys().map(|topic| topic.len()).sum();
-                let saved = self.saved_positions(slot, request, sequences.len(), names_bytes, now)?;
-                for (topic, sequence) in sequences {
-                    saved.insert(&topic, Position { epoch, sequence });
+                let names_bytes = positions.keys().map(|topic| topic.len()).sum();
+                let saved = self.saved_positions(slot, request, positions.len(), names_bytes, now)?;
+                for (topic, position) in positions {
+                    saved.insert(&topic, position);
                 }
                 Some(StartFrom::SavedPositions)
             }

@@ -247,10 +247,11 @@ impl Shard {
 
     /// Visits the next [`TURN_SURVEYED`] topics. Returns whether the survey is complete. Allocates only for what it keeps.
     pub fn survey_topics(&self, survey: &mut TopicSurvey) -> bool {
-        let topics = self.home.len() as u32;
+        let topics = self.home.places() as u32;
         let end = topics.min(survey.next.saturating_add(TURN_SURVEYED as u32));
         for index in survey.next..end {
-            if self.home.topic(index).name.starts_with(&survey.query.prefix) {
+            let topic = self.home.topic(index);
+            if topic.is_open() && topic.name.starts_with(&survey.query.prefix) {
                 survey.largest.offer(self.topic_rank(index, survey.query.sort), index);
             }
         }
@@ -272,7 +273,7 @@ impl Shard {
                 keys: topic.last_values.keys_len(),
                 history_bytes: topic.history().memory_bytes(),
                 rank: match sort {
-                    TopicSort::Newest => newest_rank(self.home.len() as u64, u64::from(index)),
+                    TopicSort::Newest => newest_rank(self.home.places() as u64, u64::from(index)),
                     _ => self.topic_rank(index, sort),
                 },
             }
@@ -422,7 +423,7 @@ mod tests {
         let mut shard = shard();
         enter(&mut shard, SlotId(5), "");
         let id = names(&shard, SessionsQuery { sort: SessionSort::Newest, limit: 1 })[0].id;
-        assert!(!shard.close(SessionId(id.0 + (1 << 32)), NOW) && !shard.close(SessionId(id.0 + 1), NOW));
+        assert!(!shard.close(SessionId(id.0 + (1 << 20)), NOW) && !shard.close(SessionId(id.0 + 1), NOW));
         assert!(shard.close(id, NOW) && !shard.close(id, NOW), "once");
         shard.handle_eof(SlotId(5), NOW);
         let actions = TurnLoop::default().turn(&mut shard, None, NOW, usize::MAX, |_, _| false);

@@ -24,6 +24,9 @@ use crate::{
     subscription::{Delivery, OptionError, Position, StartPosition, interval_us},
 };
 
+/// The highest whole number up to which a double, JavaScript's only number, holds every one: 2^53 - 1.
+pub const NUMBER_HIGHEST: u64 = (1 << 53) - 1;
+
 /// The fields of all requests. Unknown fields are rejected, so that a misspelt option is not ignored.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,7 +51,7 @@ struct Message<'a> {
     schema: u32,
     #[serde(default)]
     token: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "key")]
     key: u64,
     // Not parsed yet, so that an error can name the option and the request id.
     #[serde(default, borrow)]
@@ -69,15 +72,26 @@ enum FromOption {
     Position(FromPosition),
 }
 
-/// A position in `from`: one sequence for every topic, or one per topic.
+/// A position in `from`: one for every topic, one sequence per topic, or one position per topic.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FromPosition {
-    epoch: u64,
+    #[serde(default)]
+    epoch: Option<u64>,
     #[serde(default)]
     sequence: Option<u64>,
     #[serde(default)]
     sequences: Option<HashMap<Box<str>, u64>>,
+    #[serde(default)]
+    positions: Option<HashMap<Box<str>, TopicPosition>>,
+}
+
+/// A position in one topic.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TopicPosition {
+    epoch: u64,
+    sequence: u64,
 }
 
 impl Message<'_> {
@@ -91,14 +105,32 @@ impl Message<'_> {
     }
 
     fn start_position(&self) -> Result<StartPosition, OptionError> {
-        let FromPosition { epoch, sequence, sequences } = match option(self.from, OptionError::From)? {
+        let position = match option(self.from, OptionError::From)? {
             None => return Ok(StartPosition::Live),
             Some(FromOption::Word(word)) => return start_from_word(&word),
             Some(FromOption::Position(position)) => position,
         };
-        match (sequence, sequences) {
-            (Some(sequence), None) => Ok(StartPosition::After(Position { epoch, sequence })),
-            (None, Some(sequences)) => Ok(StartPosition::AfterEach { epoch, sequences }),
+        match position {
+            FromPosition {
+                epoch: Some(epoch),
+                sequence: Some(sequence),
+                sequences: None,
+                positions: None,
+            } => Ok(StartPosition::After(Position { epoch, sequence })),
+            FromPosition {
+                epoch: Some(epoch),
+                sequence: None,
+                sequences: Some(sequences),
+                positions: None,
+            } => {
+                let position = |(topic, sequence)| (topic, Position { epoch, sequence });
+                Ok(StartPosition::AfterEach(sequences.into_iter().map(position).collect()))
+            }
+            FromPosition { epoch: None, sequence: None, sequences: None, positions: Some(positions) } => {
+                let position =
+                    |(topic, TopicPosition { epoch, sequence })| (topic, Position { epoch, sequence });
+                Ok(StartPosition::AfterEach(positions.into_iter().map(position).collect()))
+            }
             _ => Err(OptionError::From(self.from.map_or_else(String::new, |given| cut(given.get())))),
         }
     }
@@ -133,6 +165,30 @@ pub fn start_from_word(word: &str) -> Result<StartPosition, OptionError> {
 /// Deserializes a field that is present, even as `null`, which serde would treat as missing.
 pub fn present<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// Deserializes a key: a number, or a string of its digits, which JavaScript needs above 2^53 - 1.
+///
+/// # Errors
+/// For anything else, and for numbers that do not fit 64 bits.
+pub fn key<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    struct Key;
+    impl serde::de::Visitor<'_> for Key {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a whole number below 2^64, or a string of its digits")
+        }
+        fn visit_u64<E>(self, number: u64) -> Result<u64, E> {
+            Ok(number)
+        }
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<u64, E> {
+            let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            let number = if is_number { text.parse().ok() } else { None };
+            number.ok_or_else(|| E::invalid_value(serde::de::Unexpected::Str(text), &self))
+        }
+    }
+    deserializer.deserialize_any(Key)
 }
 
 /// A request that is not valid, and the error to answer with. The session stays open.
@@ -242,18 +298,24 @@ pub fn tick_prefix(topic: &str) -> Vec<u8> {
     format!("{{\"topic\":{},\"seq\":", literal(topic)).into_bytes()
 }
 
-/// Appends the tick in a TICK frame. `prefix` is the topic's [`tick_prefix`].
-pub(super) fn encode_frame(out: &mut Vec<u8>, prefix: &[u8], tick: &Frame<'_>) {
+/// Appends the tick in a TICK frame. `prefix` is the topic's [`tick_prefix`]. `string_keys`: a key that a double does not
+/// hold is a string.
+pub(super) fn encode_frame(out: &mut Vec<u8>, prefix: &[u8], tick: &Frame<'_>, string_keys: bool) {
     let times = tick.record::<TickTimes>();
     debug_assert!(times.is_ok(), "a TICK frame has times");
     let times = times.unwrap_or_default();
     let parts =
         TickParts { flags: tick.header.flags, schema: 0, times, key: tick.key(), payload: tick.payload() };
-    encode_tick(out, prefix, tick.header.sequence, &parts);
+    let quoted = string_keys && parts.key > NUMBER_HIGHEST;
+    encode_tick_with(out, prefix, tick.header.sequence, &parts, if quoted { "\"" } else { "" });
 }
 
 /// Appends a tick. `prefix` is the topic's [`tick_prefix`]. Allocates only to grow `out`.
 pub fn encode_tick(out: &mut Vec<u8>, prefix: &[u8], sequence: u64, tick: &TickParts<'_>) {
+    encode_tick_with(out, prefix, sequence, tick, "");
+}
+
+fn encode_tick_with(out: &mut Vec<u8>, prefix: &[u8], sequence: u64, tick: &TickParts<'_>, key_quote: &str) {
     let TickParts { flags, times, key, payload, .. } = *tick;
     let mut digits = itoa::Buffer::new();
     out.extend_from_slice(prefix);
@@ -262,7 +324,9 @@ pub fn encode_tick(out: &mut Vec<u8>, prefix: &[u8], sequence: u64, tick: &TickP
     out.extend_from_slice(digits.format(times.producer_time_ns).as_bytes());
     if key != 0 {
         out.extend_from_slice(b",\"key\":");
+        out.extend_from_slice(key_quote.as_bytes());
         out.extend_from_slice(digits.format(key).as_bytes());
+        out.extend_from_slice(key_quote.as_bytes());
     }
     if flags & FLAG_SNAPSHOT != 0 {
         out.extend_from_slice(b",\"snapshot\":true");

@@ -14,7 +14,7 @@ use crate::{config::listener::Address, limits, logging, sources::kind::SourceFla
 use tickcast_core::networks::Networks;
 
 /// Keys of the options that a reload changes without a restart.
-pub const LIVE: [&str; 23] = [
+pub const LIVE: [&str; 24] = [
     "log",
     "policy",
     "behind_size",
@@ -24,6 +24,7 @@ pub const LIVE: [&str; 23] = [
     "keys_per_topic_max",
     "history",
     "history_memory",
+    "topic_idle",
     "http_head_max",
     "handshake_deadline",
     "frame_deadline",
@@ -224,6 +225,9 @@ pub struct DeliveryOptions {
     /// Memory for recent ticks, all topics together
     #[arg(long, alias = "history-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::HISTORY_BYTES_MAX_DEFAULT))]
     pub history_memory: Size,
+    /// Time without a tick until a topic that no client names exactly is forgotten; 0: never; by topic: odds.>=10m; repeatable [default: 1h]
+    #[arg(long, value_name = "[PATTERN=]TIME")]
+    pub topic_idle: Vec<String>,
     /// Send buffer of a client's socket (SO_SNDBUF) [default: the kernel's]
     #[arg(long, alias = "socket-send-bytes", value_name = "SIZE")]
     pub socket_send_buffer: Option<Size>,

@@ -122,8 +122,9 @@ fn process_stream(args: &EcgArgs, out: &mut impl Write, stop: &StopFlag) -> Resu
     let mut output = Output { out, json: args.json, problems: 0 };
     let mut found = Vec::new();
     while !stop.is_set() {
+        let server_epoch = client.server_epoch().unwrap_or_default();
         let Some(event) = client.next_event(Some(STOP_CHECK_INTERVAL))? else { continue };
-        let handled = handle(event, &requests, &mut follower, &mut found, &mut output)?;
+        let handled = handle(event, server_epoch, &requests, &mut follower, &mut found, &mut output)?;
         if matches!(handled, Handled::Found) {
             for finding in found.drain(..) {
                 output.finding(&finding)?;
@@ -141,6 +142,7 @@ fn process_stream(args: &EcgArgs, out: &mut impl Write, stop: &StopFlag) -> Resu
 
 fn handle(
     event: StreamEvent<'_>,
+    server_epoch: u64,
     requests: &[(u32, &str)],
     follower: &mut Follower,
     found: &mut Vec<Finding>,
@@ -158,7 +160,7 @@ fn handle(
             output.line("{\"op\":\"reconnected\"}", format_args!("reconnected"))?;
         }
         StreamEvent::Event(Event::Tick(tick)) if tick.topic == INFO_TOPIC => {
-            match follower.handle_info(tick.epoch, tick.payload) {
+            match follower.handle_info(server_epoch, tick.payload) {
                 Ok(None) => return Ok(Handled::Nothing),
                 Ok(Some(info)) => {
                     let (fs, signal, record) = (info.fs, &info.signal, &info.record);
@@ -170,8 +172,8 @@ fn handle(
             }
         }
         StreamEvent::Event(Event::Tick(tick)) if tick.topic == WAVE_TOPIC => {
-            let (epoch, time_ns) = (tick.epoch, tick.producer_time_ns);
-            if let Err(text) = follower.handle_wave(epoch, time_ns, tick.payload, found) {
+            if let Err(text) = follower.handle_wave(server_epoch, tick.producer_time_ns, tick.payload, found)
+            {
                 output.problem(WAVE_TOPIC, tick.sequence.0, &text)?;
                 return Ok(Handled::Reported);
             }

@@ -4,7 +4,10 @@ use crate::cli::{
     old::with_unit,
     values::{Size, Time},
 };
-use tickcast_core::home::history::HistoryBounds;
+use tickcast_core::{
+    home::history::HistoryBounds,
+    limits::{TOPIC_IDLE_NS_DEFAULT, TOPIC_IDLE_NS_LOWEST},
+};
 use tickcast_proto::{
     pattern,
     subscription::{Policy, Rules},
@@ -29,6 +32,18 @@ pub(super) fn histories(
     bytes_highest: usize,
 ) -> Result<Rules<HistoryBounds>, Vec<String>> {
     rules(options, HistoryBounds::default(), |value| history(value, bytes_highest))
+}
+
+/// Parses the times after which topics are forgotten, to nanoseconds.
+///
+/// # Errors
+/// As [`policies`].
+pub(super) fn idle_times(options: &[String]) -> Result<Rules<u64>, Vec<String>> {
+    rules(options, TOPIC_IDLE_NS_DEFAULT, |value| {
+        let idle_ns = value.parse::<Time>().map_err(|error| format!("{value:?}: {error}"))?.ns;
+        let is_valid = idle_ns == 0 || idle_ns >= TOPIC_IDLE_NS_LOWEST;
+        is_valid.then_some(idle_ns).ok_or_else(|| "must be 0 or at least 100ms".into())
+    })
 }
 
 fn rules<T: Copy>(
@@ -81,6 +96,17 @@ fn history(value: &str, bytes_highest: usize) -> Result<HistoryBounds, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn idle_times_are_by_topic_and_0_keeps() {
+        let rules = idle_times(&strings(&["2h", "odds.>=10m", "kept=0s"])).unwrap();
+        let minute_ns = 60_000_000_000;
+        let times = ["x", "odds.a", "kept"].map(|topic| rules.of(topic));
+        assert_eq!(times, [120 * minute_ns, 10 * minute_ns, 0]);
+        for bad in ["odds.>=soon", "1ms", "a..b=1h"] {
+            assert!(idle_times(&strings(&["1h", bad])).unwrap_err()[0].contains(bad), "{bad}");
+        }
+    }
 
     fn strings(options: &[&str]) -> Vec<String> {
         options.iter().map(|option| (*option).to_owned()).collect()

@@ -58,8 +58,10 @@ const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 /** Patterns and maximum rate shown in the table. */
 let patterns = [];
 let rateMax = 5;
-/** Epoch that the known sequences belong to; 0n before the first welcome. */
+/** Epoch of the server; 0n before the first welcome. */
 let epoch = 0n;
+/** Epochs of the topics that the page knows, by name: sequences start at 1 again with each. */
+const epochs = new Map();
 /** Topics of this connection by topic id: `{name, row, isEcg}`. */
 let topics = new Map();
 /** Subscribed patterns of this connection, each with the id of the request that last changed it. */
@@ -105,7 +107,7 @@ function subscribeToAll() {
   subscribeTo(INFO, { from: FROM.latest, policy: POLICY.conflate });
   subscribeTo(PARAMS, { from: FROM.latest, policy: POLICY.conflate });
   // Sequence 0 asks for the whole history that the server still has, so that the trace starts filled.
-  const place = { epoch, sequence: Math.max(0, wavePosition.next - 1) };
+  const place = { epoch: epochs.get(WAVE) ?? epoch, sequence: Math.max(0, wavePosition.next - 1) };
   subscribeTo(WAVE, { place, policy: POLICY.drop });
   for (const pattern of patterns) subscribeTo(pattern, { from: FROM.latest, policy: POLICY.conflate, rate: rateMax });
 }
@@ -199,8 +201,8 @@ function onWelcome(welcome) {
   if (epoch === 0n) logEvent(`Connected to ${welcome.server}.`);
   else reconnects += 1;
   if (isNewEpoch) {
-    wave.clear();
-    Object.assign(wavePosition, { next: 0, recoveredUpTo: 0, recovered: 0 });
+    epochs.clear();
+    restartWave();
   }
   epoch = welcome.epoch;
   stats.reset();
@@ -212,13 +214,30 @@ function onWelcome(welcome) {
   if (suspended === "") endAbsence();
 }
 
+function restartWave() {
+  wave.clear();
+  Object.assign(wavePosition, { next: 0, recoveredUpTo: 0, recovered: 0 });
+}
+
+/** A topic is announced; with a new epoch, the server had forgotten it in between. */
+function onTopic(id, name, topicEpoch) {
+  const topic = topicOf(name);
+  const before = epochs.get(name);
+  if (before !== undefined && before !== topicEpoch) {
+    if (name === WAVE) restartWave();
+    topic.row?.reset(true);
+  }
+  if (topic.row !== null || topic.isEcg) epochs.set(name, topicEpoch);
+  topics.set(id, topic);
+}
+
 function onFrame(frame, messageBytes) {
   stats.bytes(messageBytes);
   switch (frame.kind) {
     case KIND.tick:
       return onTick(frame);
     case KIND.subscribed:
-      if (frame.topicId !== 0) topics.set(frame.topicId, topicOf(frame.text()));
+      if (frame.topicId !== 0) onTopic(frame.topicId, frame.text(), frame.big(0));
       else if (frame.u32(8) === subscriptions.get(probe)) isProbeUnlimited = true;
       return;
     case KIND.conflated:

@@ -58,6 +58,8 @@ pub struct Account {
     pub pongs: Vec<u64>,
     /// The epoch of the last topic announced.
     pub epoch: u64,
+    /// The epoch of each topic announced.
+    pub epochs: BTreeMap<String, u64>,
     /// Whether it subscribed before anything was published: then every topic starts with 1.
     from_start: bool,
     names: HashMap<u32, String>,
@@ -100,6 +102,7 @@ struct Message<'a> {
 
 #[derive(Deserialize)]
 struct Announced {
+    topic: String,
     epoch: u64,
 }
 
@@ -180,6 +183,7 @@ impl Account {
             frames::SUBSCRIBED if frame.topic_id == 0 => self.acknowledged += 1,
             frames::SUBSCRIBED => {
                 self.epoch = frame.u64_at(0);
+                self.epochs.insert(frame.text().to_owned(), self.epoch);
                 self.names.insert(frame.topic_id, frame.text().to_owned());
             }
             frames::TICK => {
@@ -222,7 +226,10 @@ impl Account {
                 self.tick(topic, message.seq, message.key, message.snapshot, data);
             }
             Some("subscribed") if message.pattern.is_some() => self.acknowledged += 1,
-            Some("subscribed") => self.epoch = message.topics.last().unwrap().epoch,
+            Some("subscribed") => {
+                self.epoch = message.topics.last().unwrap().epoch;
+                self.epochs.extend(message.topics.iter().map(|topic| (topic.topic.clone(), topic.epoch)));
+            }
             Some("conflated") => self.conflated(topic, from, to),
             Some("gap") => self.gap(topic, from, to),
             Some("recovered") => self.recovery(topic, epoch, sequence, recovered),

@@ -4,7 +4,7 @@ use crate::{
     connection::tests::{ENCODINGS, open},
 };
 use tickcast_proto::{
-    Step,
+    ErrorCode, Step,
     codec::MessageType,
     codec::json,
     command::Command,
@@ -288,10 +288,10 @@ fn each_encoding_carries_resume_positions() {
         let position = "Position { epoch: 3, sequence: 50 }";
         if encoding == WireFormat::WEBSOCKET_JSON {
             assert!(
-                sent[1].contains("from: AfterEach { epoch: 3, sequences: {\"a\": 50} }"),
+                sent[1].contains(&format!("from: AfterEach({{\"a\": {position}}})")),
                 "one epoch: {sent:?}"
             );
-            assert!(sent[2].contains("from: AfterEach { epoch: 3, sequences: {} }"), "sent once: {sent:?}");
+            assert!(sent[2].contains("from: AfterEach({})"), "sent once: {sent:?}");
         } else {
             let shift = sent.len() - 5;
             assert_eq!(sent[shift], format!("Resume {{ topic: \"a\", position: {position} }}"));
@@ -300,6 +300,39 @@ fn each_encoding_carries_resume_positions() {
         }
         assert!(sent.last().unwrap().starts_with("Update"), "{sent:?}");
     }
+}
+
+#[test]
+fn json_carries_an_epoch_per_position_to_a_server_that_grants_it() {
+    let encoding = WireFormat::WEBSOCKET_JSON;
+    let (mut connection, response) = open(encoding);
+    let mut script = Script(encoding, Vec::new());
+    let features = Some(Features::POSITIONS);
+    script.reply(Reply::Welcome { request: 1, epoch: 3, session: 2, frame_bytes_max: 1 << 18, features });
+    events(&mut connection, &response, &script).unwrap();
+    connection.resume("old", Position { epoch: 2, sequence: 9 }).unwrap();
+    let options = SubscribeOptions { from: StartPosition::Resume, ..SubscribeOptions::default() };
+    connection.subscribe_with(">", &options).unwrap();
+    let sent = commands(&mut connection);
+    let from = "from: AfterEach({\"old\": Position { epoch: 2, sequence: 9 }})";
+    assert!(sent[1].contains(from), "{sent:?}");
+}
+
+#[test]
+fn a_json_hello_that_the_server_refuses_is_repeated_without_features() {
+    let encoding = WireFormat::WEBSOCKET_JSON;
+    let (mut connection, response) = open(encoding);
+    let mut script = Script(encoding, Vec::new());
+    let code = ErrorCode::BadRequest;
+    script.reply(Reply::Error { request: 1, code, text: "unknown field `features`" });
+    connection.handle_bytes(&[response, script.1].concat());
+    assert_eq!(connection.poll_event(), Ok(None));
+    let sent = commands(&mut connection);
+    assert!(sent[0].contains("positions") || sent[0].contains("Features("), "{sent:?}");
+    assert!(sent[1].contains("request: 1") && sent[1].contains("features: None"), "{sent:?}");
+    assert_eq!(sent.len(), 2);
+    events(&mut connection, &[], &Script::new(encoding)).unwrap();
+    assert!(connection.is_open());
 }
 
 #[test]

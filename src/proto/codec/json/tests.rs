@@ -43,8 +43,10 @@ fn invalid_subscribe_options_are_rejected_by_name() {
     );
     let position = Position { epoch: 5, sequence: 6 };
     assert_eq!(with(r#","from":{"epoch":5,"sequence":6}"#).unwrap().1, StartPosition::After(position));
-    let positions = StartPosition::AfterEach { epoch: 5, sequences: HashMap::from([("a".into(), 7)]) };
+    let positions =
+        StartPosition::AfterEach(HashMap::from([("a".into(), Position { epoch: 5, sequence: 7 })]));
     assert_eq!(with(r#","from":{"epoch":5,"sequences":{"a":7}}"#).unwrap().1, positions);
+    assert_eq!(with(r#","from":{"positions":{"a":{"epoch":5,"sequence":7}}}"#).unwrap().1, positions);
     for (options, field) in [
         (r#","policy":"fast""#, "policy"),
         (r#","max_rate":0"#, "max_rate"),

@@ -329,6 +329,7 @@ fn the_shipped_file_is_good_and_what_it_comments_out_is_the_default() {
         "delivery.behind_size",
         "delivery.history",
         "delivery.policy",
+        "delivery.topic_idle",
         "limits.max_clients",
         "server.cores",
         "server.shards",

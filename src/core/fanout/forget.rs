@@ -1,0 +1,223 @@
+//! Topics that their homes have forgotten: their members leave, with everything announced that they will not receive.
+
+use std::collections::HashSet;
+
+use super::{EgressLogs, Fanout, conflation::HeldTopic, topic::skipped_range, topic_mut};
+use crate::{
+    home::{Backfill, Home},
+    ids::SlotId,
+    limits::TURN_TOPICS_DROPPED,
+    session::{
+        Verdict,
+        membership::{Gap, Taking},
+        table::Sessions,
+    },
+};
+use tickcast_proto::{
+    ids::{Sequence, TopicId},
+    reply::Reply,
+};
+
+impl Fanout {
+    /// Notes that a home has forgotten a topic, whose last sequence was `last`. Its name is free for another life at once; its
+    /// members leave in [`Fanout::leave_forgotten`].
+    pub fn handle_forget(&mut self, id: TopicId, last: u64) {
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
+            return debug_assert!(false, "a home forgets topics that it has opened");
+        };
+        debug_assert!(
+            topic.last_sequence == last || topic.last_sequence == 0,
+            "ticks arrive before the end of their topic"
+        );
+        topic.is_forgotten = true;
+        // Without a live tick, a session that recovers would not know what it loses.
+        topic.last_sequence = last;
+        self.by_name.remove(&topic.info.name);
+        self.forgotten_names.insert(topic.info.name.clone(), id);
+        self.forgotten.push_back(id);
+    }
+
+    /// Whether members of forgotten topics must leave.
+    pub fn has_forgotten(&self) -> bool {
+        !self.forgotten.is_empty() || !self.left.is_empty()
+    }
+
+    /// Lets about `units` members of forgotten topics leave. Returns the units left, and the topics that are gone: their homes must
+    /// be told.
+    pub fn leave_forgotten(
+        &mut self,
+        units: usize,
+        home: &Home,
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+        now_ns: u64,
+    ) -> (usize, Vec<TopicId>) {
+        let (mut left, mut gone) = (units, Vec::new());
+        // A turn after their members have left, so that sessions with room have received what was held for them.
+        for id in std::mem::take(&mut self.left) {
+            let topic = topic_mut(&mut self.topics, id, self.shards);
+            match topic.is_some_and(|topic| topic.any_member().is_none()) {
+                true => gone.push(id),
+                // Its frames were evicted from an outbox in between.
+                false => self.forgotten.push_back(id),
+            }
+        }
+        if !gone.is_empty() && sessions.waiting() > 0 {
+            self.lose_waiting(&gone, sessions, logs);
+        }
+        gone.iter().for_each(|&id| self.handle_close(id));
+        while left > 0
+            && self.left.len() < TURN_TOPICS_DROPPED
+            && let Some(&id) = self.forgotten.front()
+        {
+            left -= 1;
+            let topic = topic_mut(&mut self.topics, id, self.shards);
+            match topic.and_then(|topic| topic.any_member()) {
+                Some(slot) => self.leave_topic(id, slot, Some(home), sessions, logs, now_ns),
+                None => {
+                    self.forgotten.pop_front();
+                    self.left.push(id);
+                }
+            }
+        }
+        self.evict_overflowing(sessions, logs);
+        (left, gone)
+    }
+
+    /// Ends what sessions still hold of a forgotten topic, because its next life is about to be announced to them.
+    pub(super) fn end_last_life(&mut self, name: &str, sessions: &mut Sessions, logs: &mut EgressLogs) {
+        let Some(id) = self.forgotten_names.remove(name) else { return };
+        while let Some(slot) =
+            topic_mut(&mut self.topics, id, self.shards).and_then(|topic| topic.any_member())
+        {
+            self.leave_topic(id, slot, None, sessions, logs, 0);
+        }
+        self.lose_waiting(&[id], sessions, logs);
+    }
+
+    /// Evicts the frames of topics from all outboxes and announces them as lost: the announcement of the topic's next life may
+    /// overtake waiting frames, and once the topic is gone, nothing could evict or name them. A look at each session, and at the
+    /// frames that wait for it. Raw sessions keep theirs: nothing could be announced to them.
+    fn lose_waiting(&mut self, topics: &[TopicId], sessions: &mut Sessions, logs: &EgressLogs) {
+        let topics: HashSet<u32, rustc_hash::FxBuildHasher> = topics.iter().map(|id| id.0).collect();
+        for slot in sessions.slots() {
+            let mut lost: Vec<(TopicId, Gap)> = Vec::new();
+            let waits = sessions
+                .open_mut(slot)
+                .is_some_and(|session| session.frame_bytes() > 0 && session.format.codec.has_replies());
+            if !waits {
+                continue;
+            }
+            sessions.with_outbox(slot, |session| {
+                let Some(log) = logs.of(session.format) else { return };
+                session.outbox.evict(log, |content, _, _| {
+                    let (id, ticks) = (TopicId(content.topic()), content.ticks());
+                    if topics.contains(&id.0) {
+                        match lost.iter_mut().find(|(lost, _)| *lost == id) {
+                            Some((_, gap)) if gap.is_empty() => *gap = ticks,
+                            Some((_, gap)) if !ticks.is_empty() => gap.to = ticks.to,
+                            Some(_) => {}
+                            None => lost.push((id, ticks)),
+                        }
+                    }
+                    Verdict::Keep
+                });
+            });
+            if lost.is_empty() {
+                continue;
+            }
+            self.scratch.clear();
+            for (id, Gap { from: Sequence(from), to: Sequence(to) }) in lost {
+                if from == to {
+                    continue;
+                }
+                self.tally.dropped += to - from;
+                sessions.count_dropped(slot, to - from);
+                let (topic, session) =
+                    (topic_mut(&mut self.topics, id, self.shards), sessions.open_mut(slot));
+                let Some((topic, session)) = topic.zip(session) else { continue };
+                // Its announcement may be among the frames evicted.
+                topic.info.encode(session.format, &mut self.scratch);
+                let range = skipped_range(id, &topic.info.name, session.features, from, to);
+                Reply::Gap(range).encode(session.format, &mut self.scratch);
+            }
+            let (notices, tally) = (&self.scratch, &mut self.tally);
+            sessions.with_outbox(slot, |session| {
+                let Some(log) = logs.of(session.format) else { return };
+                // Before the frames go: replies that follow them, such as the end of a subscription, must follow the gap too.
+                session.outbox.insert_before_frames(notices);
+                session.outbox.evict(log, |content, _, _| match topics.contains(&content.topic()) {
+                    true => {
+                        tally.evicted += u64::from(content.is_tick());
+                        Verdict::Evict
+                    }
+                    false => Verdict::Keep,
+                });
+            });
+        }
+    }
+
+    /// Ends a session's membership of a forgotten topic. What it holds is sent if there is room, and announced as lost otherwise.
+    fn leave_topic(
+        &mut self,
+        id: TopicId,
+        slot: SlotId,
+        home: Option<&Home>,
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+        now_ns: u64,
+    ) {
+        if let Some(session) = sessions.open_mut(slot) {
+            // What is queued here must not be evicted: its membership is about to end.
+            session.yield_bytes = usize::MAX;
+            self.flush_notices_of(&[id], slot, sessions);
+            self.release_or_lose(id, slot, home, sessions, logs, now_ns);
+            sessions.raise_yield_bytes(slot);
+        }
+        if sessions.get(slot).is_some_and(|session| session.memberships.contains_key(&id))
+            && let Some(topic) = topic_mut(&mut self.topics, id, self.shards)
+        {
+            topic.leave(slot, sessions);
+        }
+    }
+
+    fn release_or_lose(
+        &mut self,
+        id: TopicId,
+        slot: SlotId,
+        home: Option<&Home>,
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+        now_ns: u64,
+    ) {
+        let bytes_max = self.settings.behind_bytes;
+        let Some(session) = sessions.open_mut(slot) else { return };
+        let has_room = session.outbox_bytes() < bytes_max;
+        let Some(membership) = session.memberships.get_mut(&id) else { return };
+        if membership.taking == Taking::Paced {
+            membership.taking = Taking::Held;
+        }
+        if membership.taking == Taking::Held
+            && has_room
+            && let Some(home) = home
+        {
+            self.release_held(HeldTopic { id, slot, bytes_max }, home, sessions, logs, now_ns);
+        }
+        let Some(membership) = sessions.open_mut(slot).and_then(|session| session.memberships.get(&id))
+        else {
+            return;
+        };
+        let (taking, wanted, from) = (membership.taking, membership.wanted, membership.from);
+        let is_position =
+            matches!(wanted, Backfill::Position | Backfill::PositionLost | Backfill::ServerPosition);
+        match taking {
+            Taking::Live => {}
+            // The position has no answer yet, and there is no topic any more.
+            Taking::Recovering if is_position => {
+                self.answer_unknown(id, slot, sessions);
+                self.lose_rest(id, slot, from, sessions);
+            }
+            _ => self.lose_rest(id, slot, from, sessions),
+        }
+    }
+}

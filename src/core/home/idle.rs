@@ -1,0 +1,208 @@
+//! Forgetting: the walk that finds the topics that nobody uses, and the end of their lives.
+//!
+//! A topic that no client names exactly, and that has had no tick for its idle time, is forgotten: its name is free at once, and
+//! the shards that know it are told. Each of them lets its sessions go and then answers. Only after the last answer is the
+//! topic's place used again, so no message about the old life meets a new one.
+
+use std::collections::VecDeque;
+
+use super::{Home, HomeTopic, InterestEvent, ShardSet, history::HistoryBounds};
+use crate::limits::{IDLE_ROUND_NS_HIGHEST, IDLE_ROUNDS};
+use tickcast_proto::{
+    ids::{ShardId, TopicId},
+    subscription::Rules,
+};
+
+/// What a home does with a place in its table of topics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// A topic that takes ticks.
+    Open,
+    /// A topic that has been forgotten, until these shards have answered.
+    Closing(ShardSet),
+    /// No topic.
+    Vacant,
+}
+
+/// The time of a topic's last tick, as the walk sees it: no tick writes it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LastSeen {
+    /// Time without a tick after which the topic is forgotten, nanoseconds; 0: never.
+    pub(super) idle_ns: u64,
+    /// The topic's sequence when the walk last found a new one, and when that was.
+    pub(super) sequence: u64,
+    pub(super) at_ns: u64,
+}
+
+/// The walk round the topics, and the places that are free.
+#[derive(Debug)]
+pub(super) struct Idle {
+    /// Time without a tick after which a topic is forgotten, by topic, nanoseconds; 0: never.
+    pub(super) rules: Rules<u64>,
+    /// The next topic of the round under way.
+    next: Option<usize>,
+    /// When the next round begins.
+    due_ns: u64,
+    /// Vacant places, the one vacant longest first.
+    pub(super) vacant: VecDeque<u32>,
+    /// Number of closing topics.
+    pub(super) closing: usize,
+    /// Topics forgotten since the start.
+    pub(super) forgotten: u64,
+}
+
+impl Idle {
+    pub(super) fn new(rules: Rules<u64>) -> Idle {
+        Idle { rules, next: None, due_ns: 0, vacant: VecDeque::new(), closing: 0, forgotten: 0 }
+    }
+
+    /// Time between two rounds, so that a topic is forgotten at most an eighth of its idle time late. `None`: nothing is ever
+    /// forgotten.
+    fn interval_ns(&self) -> Option<u64> {
+        let times = self.rules.rules.iter().map(|&(_, idle_ns)| idle_ns).chain([self.rules.default]);
+        let shortest = times.filter(|&idle_ns| idle_ns > 0).min()?;
+        Some((shortest / IDLE_ROUNDS).clamp(1, IDLE_ROUND_NS_HIGHEST))
+    }
+}
+
+impl Home {
+    /// Changes when topics are forgotten. O(topics) if the rules changed.
+    pub fn set_idle(&mut self, rules: Rules<u64>) {
+        if rules != self.idle.rules {
+            for topic in &mut self.topics {
+                topic.last_seen.idle_ns = rules.of(&topic.name);
+            }
+            (self.idle.rules, self.idle.due_ns) = (rules, 0);
+        }
+    }
+
+    /// When the walk for idle topics goes on without an event, CLOCK_MONOTONIC nanoseconds; 0: at once.
+    pub fn idle_due_ns(&self) -> Option<u64> {
+        let due = if self.idle.next.is_some() { 0 } else { self.idle.due_ns };
+        (!self.by_name.is_empty() && self.idle.interval_ns().is_some()).then_some(due)
+    }
+
+    /// Number of topics forgotten since the start.
+    pub fn forgotten(&self) -> u64 {
+        self.idle.forgotten
+    }
+
+    /// Visits about `units` topics of a round that is due, and forgets the idle ones. `notify` gets the messages for the shards, and
+    /// returns whether they take more. Returns the units used.
+    pub fn advance_idle_walk(
+        &mut self,
+        units: usize,
+        now_ns: u64,
+        notify: &mut dyn FnMut(InterestEvent<'_>) -> bool,
+    ) -> usize {
+        if self.idle_due_ns().is_none_or(|due_ns| due_ns > now_ns) {
+            return 0;
+        }
+        let (mut at, mut used, mut takes_more) = (self.idle.next.unwrap_or(0), 0, true);
+        while used < units && takes_more && at < self.topics.len() {
+            used += 1;
+            if self.is_idle(at, now_ns) {
+                used += super::FORGET_UNITS;
+                takes_more = self.forget(at, now_ns, notify);
+            }
+            at += 1;
+        }
+        self.idle.next = (at < self.topics.len()).then_some(at);
+        if self.idle.next.is_none() {
+            self.idle.due_ns = now_ns.saturating_add(self.idle.interval_ns().unwrap_or(u64::MAX));
+        }
+        self.invariants();
+        used.max(1)
+    }
+
+    fn is_idle(&mut self, at: usize, now_ns: u64) -> bool {
+        let HomeTopic { name, place, sequence, last_seen, .. } = &mut self.topics[at];
+        if *place != Place::Open || last_seen.idle_ns == 0 {
+            return false;
+        }
+        if last_seen.sequence != sequence.0 {
+            (last_seen.sequence, last_seen.at_ns) = (sequence.0, now_ns);
+            return false;
+        }
+        now_ns.saturating_sub(last_seen.at_ns) >= last_seen.idle_ns && !self.interest.is_named(name)
+    }
+
+    /// Ends a topic's life. Returns whether the shards take more messages.
+    fn forget(&mut self, at: usize, now_ns: u64, notify: &mut dyn FnMut(InterestEvent<'_>) -> bool) -> bool {
+        let topic = &mut self.topics[at];
+        self.by_name.remove(&topic.name);
+        self.lives.note_forgotten(&topic.name);
+        self.idle.closing += 1;
+        self.idle.forgotten += 1;
+        topic.place = Place::Closing(topic.interested);
+        let mut takes_more = true;
+        for shard in topic.interested.iter() {
+            takes_more &= notify(InterestEvent::Forget(shard, topic));
+        }
+        if topic.interested.is_empty() {
+            self.vacate(at, now_ns);
+        }
+        takes_more
+    }
+
+    /// Notes that a shard no longer knows a forgotten topic.
+    pub fn handle_forgotten(&mut self, shard: ShardId, id: TopicId, now_ns: u64) {
+        let at = self.index_of(id);
+        let Some(topic) = at.and_then(|at| self.topics.get_mut(at)).filter(|topic| topic.id == id) else {
+            return debug_assert!(false, "a shard answers about a topic that this home has forgotten");
+        };
+        let Place::Closing(waits) = &mut topic.place else {
+            return debug_assert!(false, "a shard answers about a topic that is closing");
+        };
+        waits.remove(shard);
+        if waits.is_empty()
+            && let Some(at) = at
+        {
+            self.vacate(at, now_ns);
+        }
+    }
+
+    /// Frees what a closed topic keeps, and its place.
+    fn vacate(&mut self, at: usize, now_ns: u64) {
+        let topic = &mut self.topics[at];
+        topic.history.trim(
+            HistoryBounds { ticks: 0, bytes: 0, age_ns: 0 },
+            now_ns,
+            &mut self.history_left_bytes,
+        );
+        topic.last_values.release(&mut self.retention.last_values);
+        topic.last_values = super::LastValues::default();
+        (topic.name, topic.place) = (Box::default(), Place::Vacant);
+        self.idle.closing -= 1;
+        self.idle.vacant.push_back(at as u32);
+    }
+}
+
+/// Names that were forgotten since the server started, as bits by hash: a name that shares its bit with another counts too.
+#[derive(Debug, Default)]
+pub(super) struct Lives {
+    bits: Vec<u64>,
+}
+
+/// Bits of [`Lives`].
+const LIVES_BITS: usize = 1 << 16;
+
+impl Lives {
+    fn bit(name: &str) -> usize {
+        use std::hash::{BuildHasher, BuildHasherDefault};
+        let hash = BuildHasherDefault::<rustc_hash::FxHasher>::default().hash_one(name);
+        (hash >> 32) as usize % LIVES_BITS
+    }
+
+    fn note_forgotten(&mut self, name: &str) {
+        self.bits.resize(LIVES_BITS / 64, 0);
+        let bit = Self::bit(name);
+        self.bits[bit / 64] |= 1 << (bit % 64);
+    }
+
+    /// Whether a topic of this name has not lived before.
+    pub(super) fn is_first(&self, name: &str) -> bool {
+        let bit = Self::bit(name);
+        self.bits.get(bit / 64).is_none_or(|word| word >> (bit % 64) & 1 == 0)
+    }
+}
