@@ -150,7 +150,7 @@ pub struct HistoryChunk {
     pub flags: u32,
 }
 
-/// Units of forgetting a topic: its history is freed, and each shard is told.
+/// What forgetting a topic costs, in units of the walk: freeing its history, and a message to each shard that knows it.
 const FORGET_UNITS: usize = 32;
 
 /// Number of topics whose interest [`Home::invariants`] checks: all in most tests, and cheap with many topics.

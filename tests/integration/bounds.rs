@@ -83,6 +83,17 @@ impl Attacker {
     }
 }
 
+/// Has 40 attackers send the requests that are theirs. Returns them, and the errors that they got.
+fn attack<I: Iterator<Item = Raw>>(
+    server: &Server,
+    requests: impl Fn(usize) -> I,
+) -> (Vec<Attacker>, Vec<Received>) {
+    let mut attackers: Vec<Attacker> = (0..40).map(|_| Attacker::new(server)).collect();
+    let errors = attackers.iter_mut().enumerate().flat_map(|(at, attacker)| attacker.request(requests(at)));
+    let errors = errors.collect();
+    (attackers, errors)
+}
+
 /// Asserts that errors have a code, and a text that names the option.
 fn assert_refused(errors: &[Received], code: u16, option: &str) {
     for error in errors {
@@ -147,20 +158,13 @@ fn attempts_to_exceed_the_bounds_are_refused_within_the_memory_promised() {
     drop(attacker);
 
     // Patterns: 10 MiB of text.
-    let mut refused = Vec::new();
-    let attackers: Vec<Attacker> = (0..40)
-        .map(|client| {
-            let mut attacker = Attacker::new(&server);
-            let pattern = |at: usize| {
-                let end = ["*", ">", "z"][at % 3];
-                format!("{client}-{at}.{:a<200}.{at:b<40}.{end}", "")
-            };
-            let requests = (0..1_024)
-                .map(|at| Raw::with_options(frames::SUBSCRIBE, 1, &pattern(at), Options::default()));
-            refused.extend(attacker.request(requests));
-            attacker
+    let (attackers, refused) = attack(&server, |client| {
+        (0..1_024).map(move |at: usize| {
+            let end = ["*", ">", "z"][at % 3];
+            let pattern = format!("{client}-{at}.{:a<200}.{at:b<40}.{end}", "");
+            Raw::with_options(frames::SUBSCRIBE, 1, &pattern, Options::default())
         })
-        .collect();
+    });
     spent("patterns", &server);
     assert!(refused.len() > 20_000, "{} of 40,960 patterns are refused", refused.len());
     assert_refused(&refused, 103, "--patterns-memory");
@@ -168,15 +172,9 @@ fn attempts_to_exceed_the_bounds_are_refused_within_the_memory_promised() {
     drop(attackers);
 
     // Positions: 40 times 1 MiB of names.
-    let mut refused = Vec::new();
-    let attackers: Vec<Attacker> = (0..40)
-        .map(|client| {
-            let mut attacker = Attacker::new(&server);
-            let resume = |at: usize| Raw::resume(&format!("{client}-{at}{:p<240}", ""), 1, 1);
-            refused.extend(attacker.request((0..4_000).map(resume)));
-            attacker
-        })
-        .collect();
+    let (attackers, refused) = attack(&server, |client| {
+        (0..4_000).map(move |at| Raw::resume(&format!("{client}-{at}{:p<240}", ""), 1, 1))
+    });
     spent("positions", &server);
     assert!(refused.len() > 140_000, "{} of 160,000 positions are refused", refused.len());
     assert_refused(&refused, 103, "--positions-memory");

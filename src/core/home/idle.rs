@@ -1,8 +1,8 @@
-//! Forgetting: the walk that finds the topics that nobody uses, and the end of their lives.
+//! Forgets topics that nobody uses: the walk that finds them, and the end of their lives.
 //!
-//! A topic that no client names exactly, and that has had no tick for its idle time, is forgotten: its name is free at once, and
-//! the shards that know it are told. Each of them lets its sessions go and then answers. Only after the last answer is the
-//! topic's place used again, so no message about the old life meets a new one.
+//! A topic is forgotten if no client names it exactly and it has had no tick for its idle time. Its name is free at once. The home
+//! tells every shard that knows the topic; a shard answers when its sessions have left it. The topic's place is used again only
+//! after the last answer, so no message about the old life arrives in the new one.
 
 use std::collections::VecDeque;
 

@@ -24,7 +24,7 @@ use tickcast_proto::{
     subscription::{self, Delivery, OptionError, Policy, Position, StartPosition},
 };
 
-/// Time without a tick after which a person is told so.
+/// How long `sub` waits for the first tick before it says, on a terminal, that none has come.
 const QUIET_AFTER: Duration = Duration::from_secs(2);
 
 /// Print the ticks of one or more patterns, one line each: topic, sequence, payload
