@@ -180,6 +180,9 @@ pub const TURN_DEPARTURE_UNITS: usize = 1 << 10;
 /// Units of work that a home's interest walk does in one turn: one for each topic, one for each node of the pattern trie
 /// that a topic is compared with. About 0.15 ms (bench/micro/control.rs).
 pub const TURN_INTEREST_UNITS: usize = 4 << 10;
+/// Units of the walk for a topic that it opens or closes to a shard. So it opens at most 128 a turn, half of what a shard takes in
+/// one ([`NEW_TOPIC_UNITS`]): ticks would wait behind the rest in the ring between the two.
+pub const INTEREST_CHANGE_UNITS: usize = 32;
 /// Changed patterns that an interest walk remembers, to skip the topics that match none of them.
 pub const INTEREST_RECENT_MAX: usize = 8;
 /// Bytes of history copied into smaller buffers in one turn.
@@ -207,6 +210,8 @@ pub const LATENCY_US_HIGHEST: u64 = 60_000_000;
 pub const LATENCY_DIGITS: u8 = 2;
 
 const _: () = assert!(FRAME_BYTES_MAX_HIGHEST >= ECHO_BYTES_MAX);
+const _: () =
+    assert!(TURN_INTEREST_UNITS / INTEREST_CHANGE_UNITS * NEW_TOPIC_UNITS <= TURN_DELIVERY_UNITS / 2);
 const _: () = assert!(OUTBOX_BYTES_MAX_DEFAULT <= EGRESS_LOG_BYTES_DEFAULT / 2);
 // Recovered history must not trigger eviction.
 const _: () = assert!(

@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::{HomeTopic, InterestEvent, ShardSet};
-use crate::{limits::INTEREST_RECENT_MAX, pattern_trie::PatternTrie};
+use crate::{
+    limits::{INTEREST_CHANGE_UNITS, INTEREST_RECENT_MAX},
+    pattern_trie::PatternTrie,
+};
 use tickcast_proto::{ids::ShardId, pattern};
 
 /// The patterns that shards have registered with a home.
@@ -205,8 +208,8 @@ impl Interest {
             match topics.get_mut(self.walk.next.topic) {
                 Some(topic) => {
                     self.walk.next.topic += 1;
-                    let (visited, room) = self.compare(topic, notify);
-                    used += visited;
+                    let (units, room) = self.compare(topic, notify);
+                    used += units;
                     takes_more = room;
                 }
                 None => self.walk.next = Position { round: self.walk.next.round + 1, topic: 0 },
@@ -218,8 +221,8 @@ impl Interest {
         used
     }
 
-    /// Opens or closes a topic to the shards whose interest in it has changed. Returns the nodes of the trie visited, and
-    /// whether the shards take more messages.
+    /// Opens or closes a topic to the shards whose interest in it has changed. Returns the units used, and whether the shards
+    /// take more messages.
     fn compare(
         &self,
         topic: &mut HomeTopic,
@@ -232,14 +235,16 @@ impl Interest {
         let opens = ShardSet(wanted.0 & !topic.interested.0);
         let closes = ShardSet(topic.interested.0 & !wanted.0);
         topic.interested = wanted;
-        let mut takes_more = true;
+        let (mut takes_more, mut units) = (true, visited);
         for shard in opens.iter() {
+            units += INTEREST_CHANGE_UNITS;
             takes_more &= notify(InterestEvent::Open(shard, topic));
         }
         for shard in closes.iter() {
+            units += INTEREST_CHANGE_UNITS;
             takes_more &= notify(InterestEvent::Close(shard, topic));
         }
-        (visited, takes_more)
+        (units, takes_more)
     }
 
     /// Answers the first shard whose topics are all open. Returns whether the shards take more messages.
