@@ -135,7 +135,8 @@ impl Drop for FlushAtExit {
     }
 }
 
-/// The panic hook: as the standard library's, but never blocks.
+/// The panic hook: as the standard library's, but it waits for standard error no longer than [`LOG_FLUSH_MS_MAX`]. The process
+/// may be about to abort.
 fn print_panic(panic: &PanicHookInfo<'_>) {
     let current = thread::current();
     let (name, message) = (current.name().unwrap_or("<unnamed>"), panics::message(panic.payload()));
@@ -146,6 +147,7 @@ fn print_panic(panic: &PanicHookInfo<'_>) {
         _ => "note: RUST_BACKTRACE=1 shows a backtrace\n".to_owned(),
     };
     print(&format!("thread '{name}' panicked{place}:\n{message}\n{backtrace}"));
+    flush();
 }
 
 /// Where the logger writes: one call for each record, with whole lines.

@@ -7,7 +7,8 @@ import { GUARD_MS, launch, say } from "./browser.mjs";
 const browser = await launch();
 try {
   const page = await browser.newPage();
-  const logged = page.waitForEvent("console", { timeout: GUARD_MS });
+  const isLine = (message) => message.type() === "log";
+  const logged = page.waitForEvent("console", { timeout: GUARD_MS, predicate: isLine });
   await page.setContent(readFileSync(process.argv[2], "utf8"));
   say((await logged).text());
 } catch (error) {

@@ -181,7 +181,9 @@ fn curl_keeps_its_connection_and_waits_to_send_its_body() {
     };
     let connects = "%{http_code} %{num_connects}\n";
     assert_eq!(curl(&["-w", connects, &url, &url]), "ok\n200 1\nok\n200 0\n");
-    let body = ["-X", "GET", "-H", "Expect: 100-continue", "-d", "x=y", "-w", connects];
+    // Without the 100, curl would send the body only after this timeout, and fail before.
+    let waits = ["--expect100-timeout", "120", "-H", "Expect: 100-continue"];
+    let body = [&waits[..], &["-X", "GET", "-d", "x=y", "-w", connects]].concat();
     assert_eq!(curl(&[&body[..], &[&url, &url]].concat()), "ok\n200 1\nok\n200 0\n");
     assert!(curl(&["-I", &url]).starts_with("HTTP/1.1 200 OK\r\n"));
     server.stop_cleanly();

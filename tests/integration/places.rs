@@ -238,7 +238,7 @@ fn after_a_place(server: &Server, native: bool, topic: &str, epoch: u64, sequenc
 
 /// An answer to the position in a topic, with the epoch that the topic has.
 fn answer(account: &Account, topic: &str, sequence: u64, recovered: bool) -> Recovered {
-    let epoch = account.recovered.first().map_or(0, |answer| answer.epoch);
+    let epoch = account.epochs.get(topic).copied().unwrap_or_default();
     Recovered { topic: topic.to_owned(), epoch, sequence, recovered }
 }
 

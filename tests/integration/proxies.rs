@@ -153,10 +153,9 @@ fn forwarded_addresses_count_when_a_client_asks_for_a_websocket() {
             .as_bytes(),
     );
     assert!(kept.http_head().starts_with("HTTP/1.1 101 "));
-    for _ in 0..3 {
-        // Without a header it is the proxy's own connection.
-        assert_eq!(upgrade(&server, b"", "").1, 101);
-    }
+    // Without a header it is the proxy's own connection, of which there may be several.
+    let own = [(); 3].map(|()| upgrade(&server, b"", ""));
+    assert_eq!(own.each_ref().map(|(_, status)| *status), [101; 3]);
     let seen = addresses(admin);
     assert!(
         seen.contains(&"198.51.100.1:0".to_owned()) && seen.contains(&"[2001:db8::7]:0".to_owned()),

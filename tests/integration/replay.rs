@@ -276,7 +276,7 @@ fn lines_of_a_pipe_are_published_as_they_come_and_a_silent_pipe_stops_nobody() {
     writer.write_all(&text.as_bytes()[ends[0] + 9..ends[2] - 9]).unwrap();
     collector.wait_for(2);
     assert_eq!(collector.finish().ticks["a"], numbered(2));
-    server.stop_cleanly();
+    assert_eq!(server.stop_cleanly().total("ticks_sequenced"), 2);
     drop(writer);
     // Nobody ever writes to it.
     Server::start(&["--replay", pipe.to_str().unwrap()]).stop_cleanly();

@@ -17,7 +17,8 @@ pub(super) enum BodyLength {
     Chunked,
 }
 
-/// A body that is arriving. Each byte is looked at once, however often the rest is awaited.
+/// A body that is arriving. What is complete is not looked at again; the beginning of a line is, up to
+/// [`HTTP_CHUNK_LINE_BYTES_MAX`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Body {
     /// Offset in the request of the first byte of the body, and of the first that has not been looked at.
@@ -52,7 +53,10 @@ impl Body {
     /// Looks at what has arrived: `bytes` is the request from its beginning. Returns the length of the whole request.
     pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<Step<()>, Failure> {
         loop {
-            // `at` passes the end only by what a step below has seen.
+            // Before anything else, so that a body that is too long stays so.
+            if self.at - self.start > HTTP_BODY_BYTES_MAX + HTTP_CHUNK_LINE_BYTES_MAX {
+                return Err(too_long());
+            }
             let rest = bytes.get(self.at..).unwrap_or_default();
             let line = || rest.iter().position(|&byte| byte == b'\n').map(|at| &rest[..=at]);
             match self.next {
@@ -85,9 +89,6 @@ impl Body {
                     None => return Err(Failure::bad_request("a trailer is too long")),
                 },
             }
-            if self.at - self.start > HTTP_BODY_BYTES_MAX + HTTP_CHUNK_LINE_BYTES_MAX {
-                return Err(too_long());
-            }
         }
     }
 }
@@ -98,4 +99,21 @@ pub(super) fn too_long() -> Failure {
         StatusCode::PAYLOAD_TOO_LARGE,
         format!("the request body is longer than {HTTP_BODY_BYTES_MAX} bytes"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_that_is_too_long_is_refused_however_often_it_is_looked_at() {
+        for (start, more) in [("0\r\n", "T: y\r\n"), ("", "1\r\nx\r\n")] {
+            let (mut body, mut bytes) = (Body::new(0, BodyLength::Chunked), start.as_bytes().to_vec());
+            while body.advance(&bytes).is_ok() {
+                assert!(bytes.len() <= 2 * HTTP_BODY_BYTES_MAX, "{more:?} is never refused");
+                bytes.extend_from_slice(more.as_bytes());
+            }
+            assert!(body.advance(&bytes).is_err(), "{more:?}");
+        }
+    }
 }

@@ -217,7 +217,7 @@ pub struct DeliveryOptions {
     #[arg(long, value_name = "N", default_value_t = limits::KEYS_PER_TOPIC_MAX_DEFAULT)]
     pub keys_per_topic_max: usize,
     /// Memory for last values, all topics together: once at their homes, once for copies where subscribed
-    #[arg(long, alias = "keys-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::LAST_VALUES_BYTES_MAX_DEFAULT))]
+    #[arg(long, aliases = ["keys-memory", "keys-bytes-max"], value_name = "SIZE", default_value_t = Size::new(limits::LAST_VALUES_BYTES_MAX_DEFAULT))]
     pub last_values_memory: Size,
     /// Recent ticks kept per topic for clients that reconnect; by topic: market.>=10000:4MiB:0; repeatable [default: 256:64KiB:1m]
     #[arg(long, value_name = "[PATTERN=]TICKS[:SIZE[:TIME]]")]

@@ -191,11 +191,12 @@ fn print(
     requests: &[(u32, &String)],
     lines: &mut LineWriter<'_, impl Write, impl Write>,
 ) -> Result<(), CommandError> {
-    let mut printed = 0u64;
+    let (mut printed, mut is_connected) = (0u64, true);
     loop {
         // Before blocking, write the lines of all that was received.
         let timeout = if lines.is_empty() { quiet_after } else { Some(Duration::ZERO) };
         let event = match client.next_event(timeout)? {
+            None if lines.is_empty() && !is_connected => continue,
             None if lines.is_empty() => {
                 let patterns: Vec<&str> = requests.iter().map(|(_, pattern)| pattern.as_str()).collect();
                 let patterns = patterns.join(" or ");
@@ -210,11 +211,13 @@ fn print(
                 continue;
             }
             Some(StreamEvent::Disconnected { reason, code, retry_in_ms }) => {
+                is_connected = false;
                 lines.notice(&Notice::Disconnected { reason, code, retry_in_ms })?;
                 lines.flush()?;
                 continue;
             }
             Some(StreamEvent::Reconnected) => {
+                is_connected = true;
                 lines.notice(&Notice::Reconnected)?;
                 continue;
             }

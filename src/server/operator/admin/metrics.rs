@@ -218,7 +218,7 @@ fn turns(scrape: &Scrape<'_>, writer: &mut Writer) {
         ),
         (
             "tickcast_turn_cpu_seconds",
-            "CPU time of the shard's turns; up to 1 ms of it may be the turns' before.",
+            "Upper bound of the CPU time of the shard's turns: a short turn counts with its length, a longer one with up to 1 ms of those before it.",
             Counters::turn_cpu_times,
         ),
     ];

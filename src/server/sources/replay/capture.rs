@@ -5,6 +5,7 @@
 //! ```
 
 use std::{
+    fmt::Display,
     fs::{File, OpenOptions},
     io::{self, BufRead, BufReader, ErrorKind, Read},
     os::{
@@ -168,7 +169,10 @@ impl<R: BufRead> Zstd<R> {
                     length,
                     ..
                 })) => {
-                    io::copy(&mut self.source.by_ref().take(length.into()), &mut io::sink())?;
+                    let skipped = io::copy(&mut self.source.by_ref().take(length.into()), &mut io::sink())?;
+                    if skipped < u64::from(length) {
+                        return Err(damaged("a skippable frame is cut"));
+                    }
                 }
                 Err(error) => return Err(damaged(error)),
             }
@@ -177,7 +181,7 @@ impl<R: BufRead> Zstd<R> {
     }
 }
 
-fn damaged(error: FrameDecoderError) -> io::Error {
+fn damaged(error: impl Display) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, format!("incomplete or damaged zstd data: {error}"))
 }
 
@@ -195,7 +199,13 @@ impl<R: BufRead> Read for Zstd<R> {
                 self.decoder.decode_blocks(&mut self.source, one).map_err(damaged)?;
             }
             match self.decoder.read(bytes)? {
-                0 if !bytes.is_empty() => self.is_in_frame = false,
+                0 if !bytes.is_empty() => {
+                    let stored = self.decoder.get_checksum_from_data();
+                    if stored.is_some() && stored != self.decoder.get_calculated_checksum() {
+                        return Err(damaged("the checksum does not match"));
+                    }
+                    self.is_in_frame = false;
+                }
                 read => return Ok(read),
             }
         }
@@ -311,6 +321,20 @@ mod tests {
             let error = read(&[magic, b"more"].concat()).unwrap_err().to_string();
             assert!(error.contains(&format!("compressed with {program}, which is not read")), "{error}");
         }
+    }
+
+    #[test]
+    fn a_changed_byte_in_a_zstd_frame_is_an_error() {
+        // What `zstd --check` makes of this line: a raw block, and the checksum of its content.
+        const LINE: &[u8] = b"{\"topic\":\"a\",\"at_ns\":0,\"data\":1}\n";
+        let frame = [b"\x28\xb5\x2f\xfd\x04\x58\x09\x01\x00", LINE, b"\xd6\x0c\x78\x68"].concat();
+        assert!(read(&frame).unwrap() == LINE);
+        for at in [9, frame.len() - 5, frame.len() - 1] {
+            let mut changed = frame.clone();
+            changed[at] ^= 1;
+            assert!(read(&changed).is_err(), "byte {at}");
+        }
+        assert!(read(b"\x5a\x2a\x4d\x18\x03\0\0\0ab").is_err(), "a skippable frame of 3 bytes");
     }
 
     #[test]
