@@ -228,7 +228,7 @@ impl Home {
             unkept: Vec::new(),
             topics: Vec::new(),
             by_name: HashMap::new(),
-            interest: Interest::default(),
+            interest: Interest::new(shards),
         }
     }
 
@@ -446,7 +446,8 @@ impl Home {
         if let Some(&index) = self.by_name.get(name) {
             return Ok(TopicLookup { index, is_new: false });
         }
-        // Places are used again as late as possible, so that ids are: they repeat after 2^32 lives.
+        // Places are used again as late as possible, so that ids are: those of a place repeat after 65,536 lives, if there are
+        // 65,536 places on all shards.
         let is_full = self.topics.len() >= self.topics_max;
         let reused = if is_full { self.idle.vacant.pop_front() } else { None };
         let (index, id) = match reused {

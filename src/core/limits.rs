@@ -170,9 +170,11 @@ pub const TURN_DELIVERY_UNITS: usize = 16 << 10;
 pub const TURN_DELIVERY_UNITS_PREFERRED: usize = 4 << 10;
 /// Units of delivery for a topic that is new to a shard: 5.5 us, half of it page faults (bench/abuse, `crowd`).
 pub const NEW_TOPIC_UNITS: usize = 64;
-/// Units of delivery for a request about a pattern, at its shard and at each home: up to 10 us for one of 255 bytes (bench/abuse,
-/// `patterns`).
+/// Units of delivery for a request about a pattern that is new to its shard, there and at each home: up to 10 us for one of 255
+/// bytes (bench/abuse, `patterns`).
 pub const PATTERN_REQUEST_UNITS: usize = 128;
+/// Units of delivery for a subscription to a pattern that the shard knows.
+pub const KNOWN_PATTERN_UNITS: usize = 4;
 /// Units of counting the topics that wildcards match in one turn: 0.3 ms if each misses the caches.
 pub const TURN_COUNT_UNITS: usize = 1 << 10;
 /// Units of work for sessions that have ended and leave their topics, in one turn.
@@ -180,8 +182,9 @@ pub const TURN_DEPARTURE_UNITS: usize = 1 << 10;
 /// Units of work that a home's interest walk does in one turn: one for each topic, one for each node of the pattern trie
 /// that a topic is compared with. About 0.15 ms (bench/micro/control.rs).
 pub const TURN_INTEREST_UNITS: usize = 4 << 10;
-/// Units of the walk for a topic that it opens or closes to a shard. So it opens at most 128 a turn, half of what a shard takes in
-/// one ([`NEW_TOPIC_UNITS`]): ticks would wait behind the rest in the ring between the two.
+/// Units of the walk for a topic that it opens or closes to a shard, for each other home, which may do the same. So all homes
+/// together open at most 128 topics to a shard in a turn, half of what it takes in ([`NEW_TOPIC_UNITS`]): ticks would wait behind
+/// the rest in the rings.
 pub const INTEREST_CHANGE_UNITS: usize = 32;
 /// Changed patterns that an interest walk remembers, to skip the topics that match none of them.
 pub const INTEREST_RECENT_MAX: usize = 8;

@@ -414,10 +414,10 @@ impl Session {
             || self.lag.as_deref().is_some_and(|lag| !lag.held.is_empty() || !lag.unannounced.is_empty())
     }
 
-    /// Whether replies, held ticks or history that it asked for have not been sent.
+    /// Whether replies have not been sent, or history that it asked for has not arrived from the topics' homes.
     pub fn awaits_answers(&self) -> bool {
         let recovers = |lag: &Lag| lag.chunks_in_flight > 0 || !lag.recovering.is_empty();
-        self.has_work() || self.is_sending() || self.lag.as_deref().is_some_and(recovers)
+        self.outbox.reply_bytes() > 0 || self.is_sending() || self.lag.as_deref().is_some_and(recovers)
     }
 
     /// Whether a SEND is under way.

@@ -387,7 +387,7 @@ impl Shard {
         if tally == DeliveryCounts::default() {
             return;
         }
-        self.charge(tally.queued as usize + tally.units);
+        self.charge((tally.queued + tally.evicted) as usize + tally.units);
         self.counters.add(Counter::TicksDelivered, tally.queued);
         self.counters.add(Counter::TicksTakenOut, tally.evicted);
         self.counters.add(Counter::TicksConflated, tally.conflated);
@@ -426,7 +426,7 @@ impl Shard {
             || self.may_request_history()
             || (self.home.is_walking() && self.stages.deliveries_are_half_empty())
             || self.home.is_trimming()
-            || (self.home.idle_due_ns() == Some(0) && self.stages.deliveries_are_half_empty())
+            || self.idle_walk_due_ns() == Some(0)
             || (self.fanout.has_forgotten() && self.stages.requests_have_room())
             || (self.has_input_room() && self.paused_can_resume())
             || !self.actions.is_empty()
@@ -444,7 +444,7 @@ impl Shard {
 
     /// Returns when [`Shard::turn`] is next due without an event, CLOCK_MONOTONIC nanoseconds.
     pub fn next_deadline(&self) -> Option<u64> {
-        self.timers.next_due_ns().into_iter().chain(self.home.idle_due_ns()).min()
+        self.timers.next_due_ns().into_iter().chain(self.idle_walk_due_ns()).min()
     }
 
     /// Returns the memory that configuration bounds: egress logs, histories, stages, timers, and the sessions with their

@@ -1,6 +1,6 @@
 //! Identifiers that all crates share.
 
-/// Wire id of a topic, never 0. Fixed while the server runs: `(local_index + 1) * shards + home`.
+/// Wire id of one life of a topic, never 0: `(local_index + 1) * shards + home`, where the index grows with each life in a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicId(pub u32);
 

@@ -62,7 +62,7 @@ impl Fanout {
                 false => self.forgotten.push_back(id),
             }
         }
-        if !gone.is_empty() && sessions.waiting() > 0 {
+        if !gone.is_empty() {
             self.lose_waiting(&gone, sessions, logs);
         }
         gone.iter().for_each(|&id| self.handle_close(id));
@@ -73,14 +73,19 @@ impl Fanout {
             left -= 1;
             let topic = topic_mut(&mut self.topics, id, self.shards);
             match topic.and_then(|topic| topic.any_member()) {
-                Some(slot) => self.leave_topic(id, slot, Some(home), sessions, logs, now_ns),
+                Some(slot) => {
+                    let queued = self.tally.queued;
+                    self.leave_topic(id, slot, Some(home), sessions, logs, now_ns);
+                    left = left.saturating_sub((self.tally.queued - queued) as usize);
+                    // What is sent now must not overwrite what others are still owed.
+                    self.evict_overflowing(sessions, logs);
+                }
                 None => {
                     self.forgotten.pop_front();
                     self.left.push(id);
                 }
             }
         }
-        self.evict_overflowing(sessions, logs);
         (left, gone)
     }
 
@@ -99,6 +104,9 @@ impl Fanout {
     /// overtake waiting frames, and once the topic is gone, nothing could evict or name them. A look at each session, and at the
     /// frames that wait for it. Raw sessions keep theirs: nothing could be announced to them.
     fn lose_waiting(&mut self, topics: &[TopicId], sessions: &mut Sessions, logs: &EgressLogs) {
+        if sessions.waiting() == 0 {
+            return;
+        }
         let topics: HashSet<u32, rustc_hash::FxBuildHasher> = topics.iter().map(|id| id.0).collect();
         for slot in sessions.slots() {
             let mut lost: Vec<(TopicId, Gap)> = Vec::new();
@@ -154,6 +162,8 @@ impl Fanout {
                     false => Verdict::Keep,
                 });
             });
+            // Notices cannot be evicted again: a session that reads nothing must not collect them for ever.
+            sessions.mark_slow_if_full(slot);
         }
     }
 

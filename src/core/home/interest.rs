@@ -25,6 +25,8 @@ pub(super) struct Interest {
     /// Shards by the topic name they hold.
     names: Names,
     walk: Walk,
+    /// Units of the walk for a topic that it opens or closes to a shard.
+    change_units: usize,
 }
 
 /// The topic names that shards have registered. A name is known by its hash alone, so that one of 255 bytes takes no more
@@ -122,6 +124,12 @@ struct Answer {
 }
 
 impl Interest {
+    /// No interest, at one of `shards` homes. The others open topics to the same shards.
+    pub(super) fn new(shards: u16) -> Interest {
+        let others = usize::from(shards).saturating_sub(1).max(1);
+        Interest { change_units: INTEREST_CHANGE_UNITS * others, ..Interest::default() }
+    }
+
     /// Returns the shards that want a topic. Visits the patterns that match.
     pub(super) fn of(&self, name: &str) -> ShardSet {
         self.of_counted(name).0
@@ -237,11 +245,11 @@ impl Interest {
         topic.interested = wanted;
         let (mut takes_more, mut units) = (true, visited);
         for shard in opens.iter() {
-            units += INTEREST_CHANGE_UNITS;
+            units += self.change_units;
             takes_more &= notify(InterestEvent::Open(shard, topic));
         }
         for shard in closes.iter() {
-            units += INTEREST_CHANGE_UNITS;
+            units += self.change_units;
             takes_more &= notify(InterestEvent::Close(shard, topic));
         }
         (units, takes_more)

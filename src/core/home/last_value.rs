@@ -17,7 +17,7 @@ pub struct LastValues {
     /// Empty before the first tick, and if it was evicted.
     last_frame: Vec<u8>,
     sequence: u64,
-    /// Values of ticks before it may have been evicted.
+    /// Values of keys from ticks before it may have been evicted.
     complete_from: u64,
     /// A tick was stored since another topic last looked for room.
     is_recent: bool,
@@ -62,10 +62,9 @@ impl LastValues {
     /// The first sequence from `from` on whose ticks are not lost here: those before it are neither kept nor replaced by a
     /// later one.
     pub fn intact_from(&self, from: u64) -> u64 {
-        match (self.last_frame.is_empty(), &self.keyed) {
-            (true, _) => from.max(self.sequence + 1),
-            (false, Some(_)) => from.max(self.complete_from),
-            (false, None) => from,
+        match self.last_frame.is_empty() {
+            true => from.max(self.sequence + 1),
+            false => from.max(self.complete_from),
         }
     }
 
@@ -116,9 +115,9 @@ impl LastValues {
         if has_keys && self.keyed.is_none() {
             let mut keyed = Box::<Keyed>::default();
             let bytes = self.last_frame.len() + KEY_BYTES;
-            if bytes > budget.bytes_left {
+            if self.last_frame.is_empty() || bytes > budget.bytes_left {
                 self.complete_from = self.sequence + 1;
-            } else if !self.last_frame.is_empty() {
+            } else {
                 budget.bytes_left -= bytes;
                 keyed.insert(self.sequence, 0, &self.last_frame);
             }
@@ -151,8 +150,10 @@ impl LastValues {
     pub fn evict(&mut self, budget: &mut LastValuesBudget) -> usize {
         let bytes = self.memory_bytes();
         self.release(budget);
-        (self.last_frame, self.keyed) = (Vec::new(), None);
-        self.complete_from = self.sequence + 1;
+        self.last_frame = Vec::new();
+        if self.keyed.take().is_some() {
+            self.complete_from = self.sequence + 1;
+        }
         bytes
     }
 
@@ -273,6 +274,21 @@ mod tests {
             last_values.evict(&mut budget);
         }
         assert_eq!(budget.bytes_left, 2_000, "every byte taken is returned, and no more");
+    }
+
+    #[test]
+    fn the_values_of_evicted_keys_are_lost_even_if_no_tick_has_a_key_again() {
+        let mut budget = LastValuesBudget { keys_max: 4, bytes_left: 1_000 };
+        let mut last_values = LastValues::default();
+        for (sequence, key) in [(1, 7), (2, 8)] {
+            assert!(last_values.store(sequence, key, 10, &mut budget, |out| out.resize(10, 0)));
+        }
+        last_values.evict(&mut budget);
+        for (sequence, key) in [(3, 0), (4, 0), (5, 9)] {
+            assert!(last_values.store(sequence, key, 10, &mut budget, |out| out.resize(10, 0)));
+            assert_eq!(last_values.intact_from(1), 3, "after tick {sequence}");
+        }
+        assert_eq!(last_values.since(1).map(|(sequence, _)| sequence).collect::<Vec<_>>(), [4, 5]);
     }
 
     #[test]

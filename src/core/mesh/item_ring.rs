@@ -13,17 +13,31 @@ use super::{ring::Starved, sync::rtrb};
 pub fn item_ring<T>(capacity: usize) -> (ItemProducer<T>, ItemConsumer<T>) {
     let (producer, consumer) = rtrb::RingBuffer::new(capacity);
     let starved = Starved::default();
-    (ItemProducer { ring: producer, starved: starved.clone() }, ItemConsumer { ring: consumer, starved })
+    (
+        ItemProducer { ring: producer, capacity, starved: starved.clone() },
+        ItemConsumer { ring: consumer, starved },
+    )
 }
 
 /// The producer end. Single-threaded.
 #[derive(Debug)]
 pub struct ItemProducer<T> {
     ring: rtrb::Producer<T>,
+    capacity: usize,
     starved: Starved,
 }
 
 impl<T> ItemProducer<T> {
+    /// Items that the consumer has not taken yet.
+    pub fn len(&self) -> usize {
+        self.capacity - self.ring.slots()
+    }
+
+    /// Whether the consumer has taken every item.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Moves items from the front of `waiting` while they fit. Returns whether any moved: the caller then rings the
     /// consumer's doorbell once. If some are left, the consumer rings the producer's once there is room.
     pub fn push(&mut self, waiting: &mut VecDeque<T>) -> bool {

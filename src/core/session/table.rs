@@ -399,6 +399,13 @@ impl Sessions {
         self.slow.push(slot);
     }
 
+    /// Marks a session as a slow consumer if more waits for it, replies included, than any session may have.
+    pub fn mark_slow_if_full(&mut self, slot: SlotId) {
+        if self.get(slot).is_some_and(|session| session.outbox_bytes() > self.outbox_bytes_max) {
+            self.mark_slow(slot);
+        }
+    }
+
     /// The next session to close as a slow consumer.
     pub fn pop_slow(&mut self) -> Option<SlotId> {
         self.slow.pop()

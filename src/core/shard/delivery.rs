@@ -169,8 +169,14 @@ impl Shard {
                 };
                 self.fanout.handle_ready(record.request);
             }
-            Kind::Unsubscribed => self.fanout.handle_close(id),
-            Kind::Forget => self.fanout.handle_forget(id, frame.header.sequence),
+            Kind::Unsubscribed => {
+                self.charge(NEW_TOPIC_UNITS);
+                self.fanout.handle_close(id);
+            }
+            Kind::Forget => {
+                self.charge(NEW_TOPIC_UNITS);
+                self.fanout.handle_forget(id, frame.header.sequence);
+            }
             Kind::Error => {
                 let Ok(record) = frame.record::<ErrorRecord>() else {
                     return debug_assert!(false, "this process encoded the frame");
@@ -271,7 +277,7 @@ impl Shard {
     /// Forgets idle topics as their home, and lets go of those that their homes have forgotten. Returns whether there were any.
     pub(super) fn forget_topics(&mut self, now: Now) -> bool {
         let mut used = 0;
-        if self.draining.is_none() && self.stages.deliveries_are_half_empty() {
+        if self.idle_walk_due_ns().is_some() {
             let before = self.home.forgotten();
             let now_ns = now.monotonic_ns;
             used = self.with_home(|home, notify| home.advance_idle_walk(TURN_IDLE_UNITS, now_ns, notify));
@@ -290,6 +296,13 @@ impl Shard {
             }
         }
         used > 0
+    }
+
+    /// When the walk for idle topics goes on, CLOCK_MONOTONIC nanoseconds; 0: at once. `None` while nothing is forgotten: a
+    /// server that drains keeps its topics, and messages for the shards wait for room.
+    pub(super) fn idle_walk_due_ns(&self) -> Option<u64> {
+        let walks = self.draining.is_none() && self.stages.deliveries_are_half_empty();
+        self.home.idle_due_ns().filter(|_| walks)
     }
 
     /// Returns whether a chunk of history can be requested.

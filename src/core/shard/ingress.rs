@@ -4,7 +4,6 @@
 use super::{Action, Shard, Unsequenced, timers::TimerKind};
 use crate::{
     ids::SlotId,
-    limits::PATTERN_REQUEST_UNITS,
     metrics::counters::Counter,
     now::Now,
     session::{CloseReason, InputState, Protocol, Session},
@@ -304,7 +303,6 @@ impl Shard {
             }
             Command::Subscribe { request, patterns, delivery, from } => {
                 let Some(begin) = self.start_position(slot, request, from, now) else { return Ok(()) };
-                self.charge(patterns.len() * PATTERN_REQUEST_UNITS);
                 for pattern in patterns {
                     self.subscribe(slot, request, &pattern, delivery, begin, now);
                 }

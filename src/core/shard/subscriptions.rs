@@ -4,7 +4,7 @@ use super::{Shard, ingress::quoted};
 use crate::{
     fanout::{ALL_TOPICS, Interest, Registration, StartFrom, Subscription},
     ids::SlotId,
-    limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
+    limits::{KNOWN_PATTERN_UNITS, PATTERN_REQUEST_UNITS, RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
     now::Now,
     session::saved_positions::SavedPositions,
 };
@@ -121,6 +121,7 @@ impl Shard {
             return self.fail(slot, request, ErrorCode::TooManySubscriptions, text, now);
         }
         let Registration { entry, interest } = self.fanout.subscribe(slot, pattern);
+        self.charge(if interest.is_some() { PATTERN_REQUEST_UNITS } else { KNOWN_PATTERN_UNITS });
         if let Some(session) = self.sessions.open_mut(slot) {
             session.add_subscription(Subscription::new(entry, delivery, begin));
         }

@@ -158,7 +158,7 @@ pub struct LimitOptions {
     #[arg(long, value_name = "NETWORK,...", default_value = Networks::LOOPBACK)]
     #[serde(with = "super::values::text")]
     pub unlimited_sources: Networks,
-    /// New connections per second, divided among the shards; 0: no limit; the page needs 13
+    /// New connections per second, divided among the shards; 0: no limit; the page needs up to 13
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub accept_rate: u32,
     /// Ticks per second that one session may publish; 0: no limit

@@ -186,7 +186,6 @@ impl Driver {
     /// Runs one turn. Returns whether it did anything.
     fn turn(&mut self) -> io::Result<bool> {
         let now = clock::now();
-        self.distribution.begin_turn();
         self.ring.poll()?;
         let mut worked = self.events(now)?;
         worked |= self.take_transfers(now)?;
@@ -295,7 +294,7 @@ impl Driver {
         }
         let to = match self.listeners[listener.0 as usize].is_distributed {
             true => self.distribution.next_in_turn(),
-            false => self.distribution.least_loaded(),
+            false => self.distribution.least_loaded(|shard| self.handovers.under_way(shard)),
         };
         match to == self.shard.id() {
             true => Some(socket),

@@ -103,6 +103,12 @@ impl HandoverLanes {
         }
     }
 
+    /// Transfers to another shard that it has not taken in yet. O(shards).
+    pub fn under_way(&self, to: ShardId) -> usize {
+        let lane = self.lanes.iter().find(|lane| lane.shard == to);
+        lane.map_or(0, |lane| lane.waiting.len() + lane.outgoing.len())
+    }
+
     /// Moves waiting transfers into the rings, with one wake-up per shard. Returns whether any moved.
     pub fn push_out(&mut self) -> bool {
         let mut any = false;

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use tickcast_core::metrics::counters::{Counter, Counters};
 use tickcast_proto::ids::ShardId;
 
-/// A shard keeps a connection while it has at most this part more sessions than the shard with the fewest, so that a crowd is
-/// hardly passed on.
+/// A shard passes a connection on only if it has over 1/8 more sessions than the shard with the fewest: of a crowd, few.
 const SURPLUS_DIVISOR: u64 = 8;
 
 /// The distribution of one shard's accepted connections.
@@ -18,8 +17,6 @@ const SURPLUS_DIVISOR: u64 = 8;
 pub struct Distribution {
     own: usize,
     shards: Vec<Arc<Counters>>,
-    /// Connections passed on in this turn, which their shards have not counted yet.
-    passed_on: Vec<u64>,
     /// The shard that gets the next connection of a listener with one socket for all shards.
     next: usize,
 }
@@ -27,13 +24,7 @@ pub struct Distribution {
 impl Distribution {
     /// `shards` are the counters of all shards.
     pub fn new(own: ShardId, shards: Vec<Arc<Counters>>) -> Distribution {
-        let passed_on = vec![0; shards.len()];
-        Distribution { own: usize::from(own.0), shards, passed_on, next: 0 }
-    }
-
-    /// Forgets what was passed on in the last turn.
-    pub(super) fn begin_turn(&mut self) {
-        self.passed_on.fill(0);
+        Distribution { own: usize::from(own.0), shards, next: 0 }
     }
 
     /// The shard for a connection of a listener with one socket for all shards: each in turn.
@@ -44,20 +35,18 @@ impl Distribution {
     }
 
     /// The shard for a connection of this shard's own socket: the one with the fewest sessions, or this one if it has hardly
-    /// more. O(shards).
-    pub(super) fn least_loaded(&mut self) -> ShardId {
+    /// more. `under_way`: connections on their way to a shard, which it has not counted yet. O(shards) calls of that.
+    pub(super) fn least_loaded(&self, under_way: impl Fn(ShardId) -> usize) -> ShardId {
+        let id = |shard: usize| ShardId(shard as u16);
         let sessions = |shard: usize| {
-            self.shards.get(shard).map_or(0, |counters| counters.value(Counter::SessionsOpen))
-                + self.passed_on.get(shard).copied().unwrap_or_default()
+            let open = self.shards.get(shard).map_or(0, |counters| counters.value(Counter::SessionsOpen));
+            open + under_way(id(shard)) as u64
         };
         let own = sessions(self.own);
         let least = (0..self.shards.len()).min_by_key(|&shard| (sessions(shard), shard != self.own));
         match least {
-            Some(shard) if own > sessions(shard) + sessions(shard) / SURPLUS_DIVISOR => {
-                self.passed_on[shard] += 1;
-                ShardId(shard as u16)
-            }
-            _ => ShardId(self.own as u16),
+            Some(shard) if own > sessions(shard) + sessions(shard) / SURPLUS_DIVISOR => id(shard),
+            _ => id(self.own),
         }
     }
 }
@@ -76,10 +65,12 @@ mod tests {
 
     #[test]
     fn the_first_connections_are_shared_equally_whichever_shard_accepts_them() {
-        let (mut distribution, counters) = shards(&[0, 0, 0]);
+        let (distribution, counters) = shards(&[0, 0, 0]);
         let mut given = [0; 3];
         for _ in 0..9 {
-            let shard = distribution.least_loaded();
+            // The others have not counted theirs yet.
+            let shard =
+                distribution.least_loaded(|shard| if shard.0 == 0 { 0 } else { given[usize::from(shard.0)] });
             given[usize::from(shard.0)] += 1;
             if shard == ShardId(0) {
                 counters[0].add(Counter::SessionsOpen, 1);
@@ -91,18 +82,18 @@ mod tests {
     #[test]
     fn a_crowd_is_passed_on_only_beyond_an_eighth_more() {
         for (own, expected) in [(900, 0), (901, 1)] {
-            let (mut distribution, _) = shards(&[own, 800]);
-            assert_eq!(distribution.least_loaded(), ShardId(expected));
+            let (distribution, _) = shards(&[own, 800]);
+            assert_eq!(distribution.least_loaded(|_| 0), ShardId(expected));
         }
     }
 
     #[test]
-    fn what_was_passed_on_counts_until_the_next_turn() {
-        let (mut distribution, _) = shards(&[2, 0]);
-        let mut turn = |_| {
-            distribution.begin_turn();
-            [(); 3].map(|()| distribution.least_loaded().0)
-        };
-        assert_eq!([(), ()].map(&mut turn), [[1, 1, 0]; 2]);
+    fn a_shard_that_takes_nothing_in_gets_no_more_than_its_share() {
+        let (distribution, _) = shards(&[10, 0]);
+        let mut under_way = 0;
+        while distribution.least_loaded(|shard| if shard.0 == 1 { under_way } else { 0 }) == ShardId(1) {
+            under_way += 1;
+        }
+        assert_eq!(under_way, 9);
     }
 }
