@@ -8,6 +8,7 @@ use std::{
 use tickcast_core::{
     config::Limits,
     ids::SlotId,
+    limits::{TURN_CONTROL_UNITS, TURN_INTEREST_UNITS},
     metrics::counters::Counter,
     session::{Session, membership::Membership},
     shard::{Action, ListenerKind},
@@ -390,13 +391,15 @@ fn a_drain_flushes_held_ticks_and_announces_what_it_drops() {
 #[test]
 fn updates_of_many_topics_span_turns_and_later_requests_wait() {
     const TOPICS: usize = 5_000;
+    // To open a topic to the shard, join it or change it takes fewer units than this.
+    const TOPIC_UNITS: usize = 64;
     let mut bench = Bench::new(Limits::default());
     (0..TOPICS).for_each(|n| bench.publish(&format!("t.{n}"), 0, b"1"));
     bench.connect(READER);
     // A rate limit takes a membership per topic.
     let paced = Subscribe { max_rate_millihertz: 1_000_000, ..Subscribe::default() };
     bench.subscribe(READER, "t.*", paced);
-    (0..30).for_each(|_| bench.turn());
+    (0..TOPICS * TOPIC_UNITS / TURN_INTEREST_UNITS).for_each(|_| bench.turn());
     assert!(!bench.shard.is_busy(), "the session has joined every topic");
     bench.sent.clear();
     let mut bytes = Vec::new();
@@ -418,7 +421,7 @@ fn updates_of_many_topics_span_turns_and_later_requests_wait() {
     let (mut turns, mut got) = (0, Vec::new());
     while answers(&got).len() < 4 {
         turns += 1;
-        assert!(turns < 100, "{:?}", answers(&got));
+        assert!(turns < 3 * TOPICS * TOPIC_UNITS / TURN_CONTROL_UNITS, "{:?}", answers(&got));
         bench.turn();
         got.extend(bench.take_sent(READER));
     }

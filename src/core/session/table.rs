@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::{
     egress_log::{EgressLog, Range},
     ids::SlotId,
-    limits::OUTBOX_RANGES_MAX,
+    limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX},
     session::{Content, NextSend, SendState, Session, Yielding},
 };
 use tickcast_proto::{WireFormat, ids::TopicId};
@@ -399,9 +399,11 @@ impl Sessions {
         self.slow.push(slot);
     }
 
-    /// Marks a session as a slow consumer if more waits for it, replies included, than any session may have.
-    pub fn mark_slow_if_full(&mut self, slot: SlotId) {
-        if self.get(slot).is_some_and(|session| session.outbox_bytes() > self.outbox_bytes_max) {
+    /// Marks a session as a slow consumer if announcements of lost ticks wait for it beyond the bound: the replies it asked for
+    /// stop its input at [`REPLY_BYTES_MAX`], and announcements may take as much as its frames.
+    pub fn mark_slow_by_replies(&mut self, slot: SlotId) {
+        let bytes_max = REPLY_BYTES_MAX.saturating_add(self.outbox_bytes_max);
+        if self.get(slot).is_some_and(|session| session.outbox.reply_bytes() > bytes_max) {
             self.mark_slow(slot);
         }
     }
