@@ -11,9 +11,10 @@ use std::hint::black_box;
 use criterion::Criterion;
 use tickcast_core::{
     config::Limits,
-    home::{Home, Retention, last_value::LastValuesBudget},
+    home::{CreationLimits, Creator, Home, Retention, last_value::LastValuesBudget},
     ids::SlotId,
     limits::TURN_INTEREST_UNITS,
+    now::Now,
     pattern_trie::PatternTrie,
 };
 use tickcast_proto::{WireFormat, ids::ShardId, subscription::Rules};
@@ -118,10 +119,15 @@ fn home() -> Home {
         2,
         1,
         TOPICS,
+        CreationLimits::default(),
         Retention { history, history_bytes_max, last_values, idle: Rules::all(0) },
     );
     for topic in 0..TOPICS {
-        let created = home.find_or_create(&format!("t.{topic}"), 0);
+        let created = home.find_or_create(
+            &format!("t.{topic}"),
+            Creator::default(),
+            Now { monotonic_ns: 0, realtime_ns: 0 },
+        );
         assert!(created.is_ok(), "there is room for all");
     }
     home

@@ -22,8 +22,8 @@ use tickcast_proto::{
 
 /// Simulated time between two turns: 5,000 ticks/s with one tick per turn.
 const TURN_NS: u64 = 200_000;
-/// Most turns until a session must be acknowledged.
-const HANDSHAKE_TURNS_MAX: usize = 16;
+/// Most turns until a session must be acknowledged: the home opens up to 128 topics of a pattern to its shard in one.
+const HANDSHAKE_TURNS_MAX: usize = 1_000;
 
 /// A payload like the simulator's: JSON, 100 bytes.
 pub fn payload() -> Vec<u8> {

@@ -22,7 +22,7 @@ impl Pace {
     }
 }
 
-/// A token bucket that holds one second's tokens, at least one. 8 bytes, no timer.
+/// A token bucket that holds one second's tokens or as many as its owner says, at least one. 8 bytes, no timer.
 ///
 /// The generic cell rate algorithm (ITU-T I.371, annex A): instead of a number of tokens it stores the time at which the
 /// bucket will be full again.
@@ -34,12 +34,26 @@ pub struct Bucket {
 impl Bucket {
     /// Takes a token, and returns whether there was one. `now_ns`: CLOCK_MONOTONIC.
     pub fn take(&mut self, pace: Pace, now_ns: u64) -> bool {
-        let then_ns = self.full_again_ns.max(now_ns) + pace.interval_ns;
-        let takes = then_ns - now_ns <= BURST_NS.max(pace.interval_ns);
+        let takes = self.has_room(pace, BURST_NS, now_ns);
         if takes {
-            self.full_again_ns = then_ns;
+            self.spend(pace, now_ns);
         }
         takes
+    }
+
+    /// Whether a bucket of `burst` tokens has one.
+    pub fn has_token(&self, pace: Pace, burst: u32, now_ns: u64) -> bool {
+        self.has_room(pace, pace.interval_ns.saturating_mul(u64::from(burst)), now_ns)
+    }
+
+    /// Takes a token that is there.
+    pub fn spend(&mut self, pace: Pace, now_ns: u64) {
+        self.full_again_ns = self.full_again_ns.max(now_ns) + pace.interval_ns;
+    }
+
+    fn has_room(&self, pace: Pace, burst_ns: u64, now_ns: u64) -> bool {
+        let then_ns = self.full_again_ns.max(now_ns) + pace.interval_ns;
+        then_ns - now_ns <= burst_ns.max(pace.interval_ns)
     }
 }
 

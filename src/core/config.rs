@@ -1,6 +1,10 @@
 //! The core's configuration.
 
-use crate::{home::history::HistoryBounds, limits, networks::Networks};
+use crate::{
+    home::{CreationLimits, history::HistoryBounds},
+    limits,
+    networks::Networks,
+};
 use tickcast_proto::{
     http::access::Access,
     subscription::{Policy, Rules},
@@ -37,6 +41,8 @@ pub struct Limits {
     pub topic_idle: Rules<u64>,
     /// Topics on the whole server.
     pub topics_max: usize,
+    /// Topics that others may create.
+    pub creation: CreationLimits,
     /// One egress log (shard x wire format in use), bytes.
     pub egress_log_bytes: usize,
     /// Bytes that may wait for a session before it is closed as a slow consumer.
@@ -106,6 +112,11 @@ impl Default for Limits {
             subscriptions_per_session_max: limits::SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT,
             topic_idle: Rules::all(limits::TOPIC_IDLE_NS_DEFAULT),
             topics_max: limits::TOPICS_MAX_DEFAULT,
+            creation: CreationLimits {
+                per_session: limits::TOPICS_PER_SESSION_MAX_DEFAULT,
+                per_source: limits::TOPICS_PER_SOURCE_MAX_DEFAULT,
+                per_second: limits::NEW_TOPICS_RATE_DEFAULT,
+            },
             egress_log_bytes: limits::EGRESS_LOG_BYTES_DEFAULT,
             outbox_bytes_max: limits::OUTBOX_BYTES_MAX_DEFAULT,
             behind_bytes: limits::BEHIND_BYTES_DEFAULT,
@@ -136,6 +147,7 @@ impl Limits {
         Limits {
             policies: other.policies.clone(),
             topic_idle: other.topic_idle.clone(),
+            creation: other.creation,
             behind_bytes: other.behind_bytes.min(outbox_bytes_max),
             behind_ns: other.behind_ns,
             stall_deadline_ns: other.stall_deadline_ns,

@@ -1,5 +1,6 @@
 //! The home side of topics: sequencing, last values, history, and which shards subscribe to which topics.
 
+pub mod creation;
 pub mod history;
 mod idle;
 mod interest;
@@ -9,11 +10,13 @@ mod shard_set;
 use std::collections::HashMap;
 
 pub use self::{
+    creation::{CreationLimits, Creator, TopicLookup, TopicRefusal},
     interest::{NAME_BYTES, wildcard_bytes},
     shard_set::ShardSet,
 };
 use crate::{
     home::{
+        creation::Accounts,
         history::{History, HistoryBounds},
         idle::{Idle, LastSeen, Lives, Place},
         interest::Interest,
@@ -89,6 +92,8 @@ pub struct HomeTopic {
     pub name: Box<str>,
     /// Id on the wire.
     pub id: TopicId,
+    /// Whom it counts for.
+    creator: Creator,
     /// Epoch of this life of the topic: see [`Home::find_or_create`].
     pub epoch: u64,
     /// Sequence of the last tick; 0 before the first.
@@ -187,20 +192,8 @@ pub struct Home {
     interest: Interest,
     idle: Idle,
     lives: Lives,
+    accounts: Accounts,
 }
-
-/// A topic that [`Home::find_or_create`] found or created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TopicLookup {
-    /// Its index in the home.
-    pub index: u32,
-    /// The topic is new: the caller must open it to the interested shards before its first tick goes out.
-    pub is_new: bool,
-}
-
-/// The home has reached its limit of topics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooManyTopics;
 
 impl Home {
     /// An empty home that sequences at most `topics_max` topics. `server_epoch`: microseconds since 1970 when the server
@@ -210,6 +203,7 @@ impl Home {
         shards: u16,
         server_epoch: u64,
         topics_max: usize,
+        limits: CreationLimits,
         retention: Retention,
     ) -> Home {
         Home {
@@ -221,6 +215,7 @@ impl Home {
             history_left_bytes: signed(retention.history_bytes_max),
             idle: Idle::new(retention.idle.clone()),
             lives: Lives::default(),
+            accounts: Accounts::new(limits, shards),
             trim_next: None,
             retention,
             evict_next: 0,
@@ -436,55 +431,6 @@ impl Home {
         self.by_name.is_empty()
     }
 
-    /// Finds the topic of this name, or creates it. A new topic's epoch is `now_us`, microseconds since 1970, or one more than
-    /// the last if the clock stood still or went back. So epochs strictly increase, and a restarted server does not repeat
-    /// them. They stay below 2^53 until the year 2255.
-    ///
-    /// # Errors
-    /// [`TooManyTopics`].
-    pub fn find_or_create(&mut self, name: &str, now_us: u64) -> Result<TopicLookup, TooManyTopics> {
-        if let Some(&index) = self.by_name.get(name) {
-            return Ok(TopicLookup { index, is_new: false });
-        }
-        // Places are used again as late as possible, so that ids are: those of a place repeat after 65,536 lives, if there are
-        // 65,536 places on all shards.
-        let is_full = self.topics.len() >= self.topics_max;
-        let reused = if is_full { self.idle.vacant.pop_front() } else { None };
-        let (index, id) = match reused {
-            None if is_full => return Err(TooManyTopics),
-            None => {
-                let index = self.topics.len() as u32;
-                (index, TopicId::new(index, self.shard, self.shards).ok_or(TooManyTopics)?)
-            }
-            Some(index) => {
-                let before = self.topics[index as usize].id;
-                (index, before.next_life(self.shard, self.shards, self.places))
-            }
-        };
-        let interested = self.interest.of(name);
-        self.epoch_last = now_us.max(self.epoch_last + 1);
-        self.by_name.insert(name.into(), index);
-        let topic = HomeTopic {
-            name: name.into(),
-            id,
-            epoch: self.epoch_last,
-            sequence: Sequence(0),
-            last_values: LastValues::default(),
-            history: History::default(),
-            bounds: self.retention.history.of(name),
-            interested,
-            is_first_life: self.lives.is_first(name),
-            place: Place::Open,
-            last_seen: LastSeen { idle_ns: self.idle.rules.of(name), ..LastSeen::default() },
-        };
-        match self.topics.get_mut(index as usize) {
-            Some(place) => *place = topic,
-            None => self.topics.push(topic),
-        }
-        self.invariants();
-        Ok(TopicLookup { index, is_new: true })
-    }
-
     /// Registers a shard's first subscriber of `pattern`. Topics created from now on are opened to it at once, existing
     /// ones as [`Home::advance_walk`] reaches them; then the shard gets `Ready`. A pattern without wildcards is one
     /// look-up, answered at once.
@@ -557,6 +503,7 @@ impl Home {
                 "every topic has its name in the table"
             );
             assert!(self.topics.len() <= self.topics_max, "topics are bounded");
+            self.accounts.invariants(self.topics.len());
             assert!(
                 self.trim_next.is_none_or(|next| next <= self.topics.len()),
                 "a trim stays within the topics"

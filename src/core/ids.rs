@@ -17,6 +17,18 @@ impl SlotId {
     }
 }
 
+/// Where a session comes from, as limits count it: a hash of its [`Origin`](crate::admission::Origin) under a key of this process,
+/// so that nobody can choose an address that shares it. 0: a source without limits, such as a proxy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SourceId(pub u32);
+
+impl SourceId {
+    /// Whether limits apply to it.
+    pub fn is_limited(self) -> bool {
+        self.0 != 0
+    }
+}
+
 /// Bits of a slot in a session's id, which is so short that a JavaScript number holds it.
 const SLOT_BITS: u32 = 20;
 

@@ -69,6 +69,14 @@ pub const BURST_NS: u64 = 1_000_000_000;
 pub const RATE_HIGHEST: u32 = 10_000_000;
 /// Default number of topics on the whole server; each home shard sequences its share.
 pub const TOPICS_MAX_DEFAULT: usize = 65_536;
+/// Default number of living topics that one session may have created: half of the default number, so that no client fills the
+/// table.
+pub const TOPICS_PER_SESSION_MAX_DEFAULT: u32 = 32_768;
+/// Default number of living topics that the sessions of one source may have created.
+pub const TOPICS_PER_SOURCE_MAX_DEFAULT: u32 = 32_768;
+/// Default number of topics per second that one session, or the sessions of one source, may create once they have created as many
+/// as they may at once. At 5.5 us a topic, a shard needs less than one per cent of its time for one such client.
+pub const NEW_TOPICS_RATE_DEFAULT: u32 = 1_000;
 
 /// Default size of one wire format's egress log on one shard. A session that falls further behind loses its position in
 /// it.

@@ -20,7 +20,7 @@ pub use self::{
 use crate::{
     egress_log::{EgressLog, Range},
     fanout::Subscription,
-    ids::{SessionId, TopicId},
+    ids::{SessionId, SourceId, TopicId},
     limits::{INPUT_SPARE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX},
     session::membership::{Lag, Membership, Taking, TopicMap},
 };
@@ -215,6 +215,8 @@ const _: () = assert!(size_of::<Session>() <= 376, "the docs of Session say how 
 pub struct Session {
     /// Unique for the life of the shard.
     pub id: SessionId,
+    /// Where it comes from, for limits by source.
+    pub source: SourceId,
     /// The kind of listener that accepted it.
     pub listener: ListenerKind,
     /// Its wire format: the listener's default until the handshake negotiates another.
@@ -305,6 +307,7 @@ impl Session {
         };
         let mut session = Session {
             id,
+            source: SourceId::default(),
             listener,
             format,
             features: Features::NONE,

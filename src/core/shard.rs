@@ -50,7 +50,7 @@ use crate::{
     fair_queue::FairQueue,
     fanout::{self, DeliveryCounts, EgressLogs, Fanout, LogIndex},
     home::{Home, Retention, last_value::LastValuesBudget},
-    ids::{SessionId, SlotId},
+    ids::{SessionId, SlotId, SourceId},
     limits::{
         INPUT_QUANTUM_BYTES, TIMERS_GONE_MAX, TURN_COUNT_UNITS, TURN_DELIVERY_UNITS, TURN_INTEREST_UNITS,
     },
@@ -73,7 +73,7 @@ use tickcast_proto::{
 };
 
 pub use self::{
-    lifecycle::{DetachedSession, LOG_TARGET_SESSION},
+    lifecycle::{DetachedSession, LOG_TARGET_SESSION, LOG_TARGET_TOPIC},
     stages::PeerStages,
 };
 pub use crate::session::{ClientAddress, ListenerKind};
@@ -118,6 +118,8 @@ pub struct Send {
 struct Unsequenced<'a> {
     /// The publishing session, which gets the answer if the tick is refused, or [`ORIGIN_SOURCE`].
     origin: u64,
+    /// Where that session comes from.
+    source: SourceId,
     flags: u8,
     schema: u32,
     record: Publish,
@@ -199,6 +201,7 @@ impl Shard {
                 shards,
                 epoch,
                 limits.topics_max.div_ceil(usize::from(shards)),
+                limits.creation,
                 Retention {
                     history: limits.history.clone(),
                     history_bytes_max: limits.history_bytes_max / usize::from(shards),

@@ -399,9 +399,26 @@ pub fn encode_publish(
     topic: &str,
     payload: &[u8],
 ) {
+    encode_publish_with(
+        out,
+        HeaderFields { flags, sequence: origin, topic_id: 0, schema },
+        record,
+        topic,
+        payload,
+    );
+}
+
+/// Appends a PUBLISH with these header fields. Shards put the publishing session into the sequence, and where it comes from into
+/// the topic's id.
+pub fn encode_publish_with(
+    out: &mut Vec<u8>,
+    fields: HeaderFields,
+    record: Publish,
+    topic: &str,
+    payload: &[u8],
+) {
     debug_assert!(topic.len() <= crate::limits::TOPIC_BYTES_MAX, "topic names are validated on input");
     let record = Publish { topic_len: topic.len() as u16, ..record };
-    let fields = HeaderFields { flags, sequence: origin, topic_id: 0, schema };
     encode(out, Kind::Publish, fields, &record, &[topic.as_bytes(), payload]);
 }
 

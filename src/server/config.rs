@@ -26,6 +26,7 @@ use crate::{
 };
 use tickcast_core::{
     config::{Limits, message_bytes_max},
+    home::CreationLimits,
     networks::Networks,
     shard::ClientAddress,
 };
@@ -373,6 +374,11 @@ impl Checks<'_> {
             reconnect_spread_ms: (timeouts.reconnect_spread.ns / 1_000_000) as u32,
             subscriptions_per_session_max: limits.subscriptions_per_session_max,
             topics_max: limits.topics_max,
+            creation: CreationLimits {
+                per_session: limits.topics_per_session_max,
+                per_source: limits.topics_per_source_max,
+                per_second: limits.new_topics_rate,
+            },
             egress_log_bytes: limits.egress_log.bytes,
             outbox_bytes_max: limits.outbox_max.bytes,
             behind_bytes: behind.bytes,

@@ -34,11 +34,13 @@ pub mod peer {
     pub const ACCEPT: &str = "tickcast::peer::accept";
     /// Sessions ended by something their client did or failed to do.
     pub use tickcast_core::shard::LOG_TARGET_SESSION as SESSION;
+    /// Ticks refused because a limit on topics was reached.
+    pub use tickcast_core::shard::LOG_TARGET_TOPIC as TOPIC;
     /// Lines of a replay file that are not ticks.
     pub const REPLAY: &str = "tickcast::peer::replay";
 
     /// All of these targets.
-    pub const ALL: [&str; 3] = [ACCEPT, SESSION, REPLAY];
+    pub const ALL: [&str; 4] = [ACCEPT, SESSION, TOPIC, REPLAY];
 }
 
 /// The process's logger; `None` before [`init`].

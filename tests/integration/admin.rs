@@ -35,7 +35,7 @@ pub fn sample(metrics: &str, name: &str) -> f64 {
 }
 
 /// The sum of a family's samples over shards.
-fn sum(metrics: &str, family: &str) -> f64 {
+pub fn sum(metrics: &str, family: &str) -> f64 {
     let samples =
         metrics.lines().filter(|line| line.strip_prefix(family).is_some_and(|rest| rest.starts_with('{')));
     samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()

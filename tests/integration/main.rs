@@ -45,4 +45,5 @@ mod stop;
 mod stopped;
 mod systemd;
 mod top;
+mod topics;
 mod unfinished;

@@ -18,7 +18,7 @@ use tickcast::{
 use tickcast_core::{
     config::Limits,
     home::history::HistoryBounds,
-    ids::SlotId,
+    ids::{SlotId, SourceId},
     mesh::{Mesh, ring::frame_ring},
     metrics::counters::Counter,
     now::Now,
@@ -337,7 +337,7 @@ impl World {
         assert_ne!(to, shard, "a shard does not hand over to itself");
         let slot = self.vacant_slot(to);
         (self.clients[index].shard, self.clients[index].slot) = (to, slot);
-        self.shards[to].handle_attached(SlotId(slot), listener, &bytes, self.now);
+        self.shards[to].handle_attached(SlotId(slot), SourceId::default(), listener, &bytes, self.now);
         self.actions(to);
         assert!(
             self.clients.iter().all(|client| !client.leaving || client.shard != to || client.slot != slot)

@@ -173,6 +173,7 @@ impl Home {
         topic.last_values.release(&mut self.retention.last_values);
         topic.last_values = super::LastValues::default();
         (topic.name, topic.place) = (Box::default(), Place::Vacant);
+        self.accounts.remove(topic.creator);
         self.idle.closing -= 1;
         self.idle.vacant.push_back(at as u32);
     }

@@ -1,7 +1,7 @@
 //! Tests of the home side of topics.
 
 use super::*;
-use crate::limits::INTEREST_CHANGE_UNITS;
+use crate::{limits::INTEREST_CHANGE_UNITS, now::Now};
 
 const A: ShardId = ShardId(0);
 const B: ShardId = ShardId(1);
@@ -44,18 +44,18 @@ fn remove(home: &mut Home, pattern: &str) -> Vec<String> {
 fn interest_opens_existing_topics_then_says_ready() {
     let mut home = home(2, 10);
     for name in ["a.x", "b.x", "a.y"] {
-        home.find_or_create(name, 0).unwrap();
+        find_or_create(&mut home, name, 0).unwrap();
     }
     assert!(add(&mut home, "a.*", 7).is_empty());
     assert_eq!(walk_events(&mut home), ["open 1 a.x", "open 1 a.y", "ready 1 7"]);
-    let TopicLookup { index, is_new } = home.find_or_create("a.z", 0).unwrap();
+    let TopicLookup { index, is_new } = find_or_create(&mut home, "a.z", 0).unwrap();
     assert!(is_new && home.topic(index).interested.contains(B) && !home.topic(index).interested.contains(A));
 }
 
 #[test]
 fn interest_in_one_topic_does_not_wait_for_the_walk() {
     let mut home = home(2, 10);
-    home.find_or_create("a.x", 0).unwrap();
+    find_or_create(&mut home, "a.x", 0).unwrap();
     add(&mut home, ">", 1);
     assert_eq!(add(&mut home, "a.x", 2), ["open 1 a.x", "ready 1 2"]);
     assert_eq!(walk_events(&mut home), ["ready 1 1"], "the topic is already open");
@@ -65,8 +65,8 @@ fn interest_in_one_topic_does_not_wait_for_the_walk() {
 #[test]
 fn overlapping_interest_outlives_the_other_pattern() {
     let mut home = home(2, 10);
-    home.find_or_create("a.x", 0).unwrap();
-    home.find_or_create("a.y", 0).unwrap();
+    find_or_create(&mut home, "a.x", 0).unwrap();
+    find_or_create(&mut home, "a.y", 0).unwrap();
     add(&mut home, ">", 1);
     add(&mut home, "a.x", 2);
     walk_events(&mut home);
@@ -78,7 +78,7 @@ fn overlapping_interest_outlives_the_other_pattern() {
 #[test]
 fn interest_that_returns_before_the_walk_keeps_its_topics() {
     let mut home = home(2, 10);
-    home.find_or_create("a.x", 0).unwrap();
+    find_or_create(&mut home, "a.x", 0).unwrap();
     add(&mut home, "a.*", 1);
     walk_events(&mut home);
     remove(&mut home, "a.*");
@@ -91,7 +91,7 @@ fn patterns_that_go_together_cost_one_round_of_the_topics() {
     const TOPICS: u32 = 100;
     let mut home = home(2, TOPICS as usize);
     for n in 0..TOPICS {
-        home.find_or_create(&format!("t.{n}.x"), 0).unwrap();
+        find_or_create(&mut home, &format!("t.{n}.x"), 0).unwrap();
     }
     (0..TOPICS).for_each(|n| drop(add(&mut home, &format!("t.{n}.*"), n)));
     assert_eq!(walk_events(&mut home).len(), 2 * TOPICS as usize);
@@ -114,7 +114,7 @@ fn patterns_that_go_together_cost_one_round_of_the_topics() {
 fn a_walk_pauses_while_the_shards_take_no_more() {
     let mut home = home(2, 10);
     for name in ["a.x", "a.y"] {
-        home.find_or_create(name, 0).unwrap();
+        find_or_create(&mut home, name, 0).unwrap();
     }
     add(&mut home, "a.*", 1);
     let mut events = Vec::new();
@@ -133,7 +133,7 @@ fn a_walk_pauses_while_the_shards_take_no_more() {
 fn epochs_increase_even_if_the_clock_stands_still_or_goes_back() {
     let mut home = home(1, 10);
     let mut epoch = |name: &str, now_us| {
-        let TopicLookup { index, .. } = home.find_or_create(name, now_us).unwrap();
+        let TopicLookup { index, .. } = find_or_create(&mut home, name, now_us).unwrap();
         home.topic(index).epoch
     };
     assert_eq!([epoch("a", 100), epoch("b", 100), epoch("c", 50), epoch("d", 200)], [100, 101, 102, 200]);
@@ -144,7 +144,7 @@ fn epochs_increase_even_if_the_clock_stands_still_or_goes_back() {
 
 fn home_epoch_of_a_stopped_clock() -> u64 {
     let mut home = home(1, 10);
-    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
+    let TopicLookup { index, .. } = find_or_create(&mut home, "a", 0).unwrap();
     home.topic(index).epoch
 }
 
@@ -156,8 +156,19 @@ fn idle_home(topics_max: usize, idle_ns: u64) -> Home {
 
 /// Publishes a tick of a topic, which may be new. Returns the topic's id.
 fn publish(home: &mut Home, name: &str) -> TopicId {
-    let TopicLookup { index, .. } = home.find_or_create(name, 0).unwrap();
+    let TopicLookup { index, .. } = find_or_create(home, name, 0).unwrap();
     advance(home, index, 0, b"x")
+}
+
+/// A home of one shard that forgets topics after a second.
+pub(super) fn limited_home(limits: CreationLimits, topics_max: usize) -> Home {
+    let retention = Retention {
+        history: Rules::all(BOUNDS),
+        history_bytes_max: 1 << 20,
+        last_values: LastValuesBudget { keys_max: 4, bytes_left: 1 << 20 },
+        idle: Rules::all(1_000_000_000),
+    };
+    Home::new(A, 1, EPOCH, topics_max, limits, retention)
 }
 
 fn idle_events(home: &mut Home, now_ns: u64) -> Vec<String> {
@@ -181,7 +192,11 @@ fn an_idle_topic_that_nobody_names_is_forgotten_and_lives_again_with_a_new_id_an
     let again = publish(&mut home, "a");
     assert!(again != first && home.topic(3).epoch > epoch && home.topic(3).sequence == Sequence(1));
     assert!(!home.topic(3).is_first_life && home.topic(0).name == "a".into(), "its last values are kept");
-    assert_eq!(home.find_or_create("full", 0), Err(TooManyTopics), "until the shard has answered");
+    assert_eq!(
+        find_or_create(&mut home, "full", 0),
+        Err(TopicRefusal::Table),
+        "until the shard has answered"
+    );
     home.handle_forgotten(B, id, 7_000);
     let reused = publish(&mut home, "full");
     assert_eq!(reused.place(2, Places::new(4)), first.place(2, Places::new(4)));
@@ -221,13 +236,17 @@ fn the_servers_epoch_stands_for_that_of_a_first_life_only() {
 #[test]
 fn topics_are_bounded() {
     let mut home = home(1, 1);
-    assert!(home.find_or_create("a", 0).is_ok());
-    assert_eq!(home.find_or_create("b", 0), Err(TooManyTopics));
-    assert_eq!(home.find_or_create("a", 0), Ok(TopicLookup { index: 0, is_new: false }));
+    assert!(find_or_create(&mut home, "a", 0).is_ok());
+    assert_eq!(find_or_create(&mut home, "b", 0), Err(TopicRefusal::Table));
+    assert_eq!(find_or_create(&mut home, "a", 0), Ok(TopicLookup { index: 0, is_new: false }));
 }
 
 const EPOCH: u64 = 5;
 const BOUNDS: HistoryBounds = HistoryBounds { ticks: 10, bytes: 64 << 10, age_ns: 0 };
+
+fn find_or_create(home: &mut Home, name: &str, now_us: u64) -> Result<TopicLookup, TopicRefusal> {
+    home.find_or_create(name, Creator::default(), Now { monotonic_ns: 0, realtime_ns: now_us * 1_000 })
+}
 
 fn home(shards: u16, topics_max: usize) -> Home {
     let retention = Retention {
@@ -236,10 +255,10 @@ fn home(shards: u16, topics_max: usize) -> Home {
         last_values: LastValuesBudget { keys_max: 4, bytes_left: 1 << 20 },
         idle: Rules::all(0),
     };
-    Home::new(A, shards, EPOCH, topics_max, retention)
+    Home::new(A, shards, EPOCH, topics_max, CreationLimits::default(), retention)
 }
 
-fn advance(home: &mut Home, index: u32, key: u64, payload: &[u8]) -> TopicId {
+pub(super) fn advance(home: &mut Home, index: u32, key: u64, payload: &[u8]) -> TopicId {
     let sequenced = home.sequence(index, &TickParts { key, payload, ..TickParts::default() }, 0);
     TopicId(sequenced.tick.header.topic_id)
 }
@@ -263,7 +282,7 @@ fn home_with(last_values_bytes: usize) -> Home {
     let last_values = LastValuesBudget { keys_max: 4, bytes_left: last_values_bytes };
     let retention =
         Retention { history: Rules::all(bounds), history_bytes_max: 0, last_values, idle: Rules::all(0) };
-    Home::new(A, 1, EPOCH, 1_000, retention)
+    Home::new(A, 1, EPOCH, 1_000, CreationLimits::default(), retention)
 }
 
 /// Whether topics have a last value.
@@ -275,7 +294,7 @@ fn have_value(home: &mut Home, ids: &[TopicId]) -> Vec<bool> {
 fn the_last_values_of_topics_updated_longest_ago_make_room() {
     let mut home = home_with(10 << 10);
     let publish = |home: &mut Home, topic: usize, len: usize| {
-        let TopicLookup { index, .. } = home.find_or_create(&format!("t.{topic}"), 0).unwrap();
+        let TopicLookup { index, .. } = find_or_create(home, &format!("t.{topic}"), 0).unwrap();
         advance(home, index, 0, &vec![0; len])
     };
     let ids: Vec<TopicId> = (1..=9).map(|topic| publish(&mut home, topic, 1_000)).collect();
@@ -296,9 +315,9 @@ fn the_last_values_of_topics_updated_longest_ago_make_room() {
 #[test]
 fn a_tick_longer_than_all_last_values_is_passed_on_and_announced_as_lost_later() {
     let mut home = home_with(10 << 10);
-    let TopicLookup { index: other, .. } = home.find_or_create("other", 0).unwrap();
+    let TopicLookup { index: other, .. } = find_or_create(&mut home, "other", 0).unwrap();
     let other = advance(&mut home, other, 0, b"x");
-    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
+    let TopicLookup { index, .. } = find_or_create(&mut home, "a", 0).unwrap();
     let mut id = TopicId(0);
     for len in [100, 20 << 10, 30 << 10] {
         let sequenced =
@@ -318,7 +337,7 @@ fn a_tick_longer_than_all_last_values_is_passed_on_and_announced_as_lost_later()
 #[test]
 fn a_position_within_the_history_is_recovered_exactly() {
     let mut home = home(1, 1);
-    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
+    let TopicLookup { index, .. } = find_or_create(&mut home, "a", 0).unwrap();
     let mut id = TopicId(0);
     (0..25).for_each(|_| id = advance(&mut home, index, 0, b"x"));
     let (start, flags, ticks) = chunk(&mut home, id, Backfill::Position, 20);
@@ -330,7 +349,7 @@ fn a_position_within_the_history_is_recovered_exactly() {
 #[test]
 fn a_position_out_of_reach_yields_the_last_values_and_says_so() {
     let mut home = home(1, 1);
-    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
+    let TopicLookup { index, .. } = find_or_create(&mut home, "a", 0).unwrap();
     let mut id = TopicId(0);
     (0..25).for_each(|_| id = advance(&mut home, index, 0, b"x"));
     let lost = CHUNK_NOT_RECOVERED | CHUNK_LAST;
@@ -350,7 +369,7 @@ fn a_position_out_of_reach_yields_the_last_values_and_says_so() {
 #[test]
 fn a_client_without_ticks_gets_all_that_is_kept() {
     let mut home = home(1, 1);
-    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
+    let TopicLookup { index, .. } = find_or_create(&mut home, "a", 0).unwrap();
     let mut id = TopicId(0);
     (0..5).for_each(|_| id = advance(&mut home, index, 0, b"x"));
     let (start, flags, ticks) = chunk(&mut home, id, Backfill::Position, 1);
@@ -364,7 +383,7 @@ fn a_client_without_ticks_gets_all_that_is_kept() {
 #[test]
 fn a_snapshot_has_the_last_value_of_every_key() {
     let mut home = home(1, 1);
-    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
+    let TopicLookup { index, .. } = find_or_create(&mut home, "a", 0).unwrap();
     let mut id = TopicId(0);
     [1, 2, 1, 3].into_iter().for_each(|key| id = advance(&mut home, index, key, b"x"));
     let (_, flags, ticks) = chunk(&mut home, id, Backfill::LastValues, 1);
@@ -374,7 +393,7 @@ fn a_snapshot_has_the_last_value_of_every_key() {
 #[test]
 fn a_long_history_comes_in_chunks() {
     let mut home = home(1, 1);
-    let TopicLookup { index, .. } = home.find_or_create("a", 0).unwrap();
+    let TopicLookup { index, .. } = find_or_create(&mut home, "a", 0).unwrap();
     let mut id = TopicId(0);
     (0..8).for_each(|_| id = advance(&mut home, index, 0, &[0; 12 << 10]));
     let (mut from, mut chunks) = (4, 0);

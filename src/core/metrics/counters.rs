@@ -56,6 +56,8 @@ counters! {
     TicksSequenced = "ticks_sequenced", "ticks";
     /// Topics forgotten because nobody used them.
     TopicsForgotten = "topics_forgotten", "topics";
+    /// Ticks refused because their topic could not be created: a limit on topics was reached.
+    TopicsRefused = "topics_refused", "ticks";
     /// Ticks refused: invalid topic, too many topics, or too large.
     TicksRefused = "ticks_refused", "ticks";
     /// Ticks refused by the publish rate limit.

@@ -1,11 +1,11 @@
 //! The path of a tick: from the session's shard to the topic's home, which assigns its sequence, and on to every interested
 //! shard. Interest travels the same way to the homes, and history comes back from them.
 
-use super::{ORIGIN_SOURCE, Shard, Unsequenced, stages::Stages};
+use super::{LOG_TARGET_TOPIC, ORIGIN_SOURCE, Shard, Unsequenced, stages::Stages};
 use crate::{
     fanout::{self, EgressLogs, Fanout, HistoryRequest},
-    home::{Backfill, HistoryChunk, Home, InterestEvent, Sequenced, TopicLookup},
-    ids::SessionId,
+    home::{Backfill, Creator, HistoryChunk, Home, InterestEvent, Sequenced, TopicLookup, TopicRefusal},
+    ids::{SessionId, SourceId},
     limits::{
         NEW_TOPIC_UNITS, PATTERN_REQUEST_UNITS, TURN_FORGET_UNITS, TURN_HISTORY_CHUNKS, TURN_IDLE_UNITS,
     },
@@ -15,12 +15,11 @@ use crate::{
     session::table::Sessions,
 };
 use tickcast_proto::{
-    ErrorCode,
     command::encode_request,
     frame::{self, FLAG_PAYLOAD_JSON, Frame, HeaderFields, Kind, TickParts},
     ids::{Sequence, ShardId, TopicId},
     pattern,
-    records::{ErrorRecord, History, Publish, Recover, Request, Subscribed, TickTimes},
+    records::{ErrorRecord, FrameHeader, History, Publish, Recover, Request, Subscribed, TickTimes},
 };
 
 impl Shard {
@@ -30,9 +29,10 @@ impl Shard {
         if home == self.id {
             return self.sequence(Some(self.id), tick, now);
         }
-        let Unsequenced { origin, flags, schema, record, topic, payload } = *tick;
+        let Unsequenced { origin, source, flags, schema, record, topic, payload } = *tick;
+        let fields = HeaderFields { flags, sequence: origin, topic_id: source.0, schema };
         self.stages.push_request(home, |out| {
-            frame::encode_publish(out, origin, flags, schema, record, topic, payload);
+            frame::encode_publish_with(out, fields, record, topic, payload);
         });
     }
 
@@ -47,9 +47,10 @@ impl Shard {
                 let Ok(topic) = std::str::from_utf8(topic) else {
                     return debug_assert!(false, "topics are checked where they come in");
                 };
-                let (origin, flags, schema) =
-                    (frame.header.sequence, frame.header.flags, frame.header.schema);
-                self.sequence(from, &Unsequenced { origin, flags, schema, record, topic, payload }, now);
+                let FrameHeader { sequence: origin, topic_id, flags, schema, .. } = frame.header;
+                let source = SourceId(topic_id);
+                let tick = Unsequenced { origin, source, flags, schema, record, topic, payload };
+                self.sequence(from, &tick, now);
             }
             (Kind::Recover, Some(from)) => {
                 let Ok(record) = frame.record::<Recover>() else {
@@ -82,11 +83,13 @@ impl Shard {
 
     /// Sequences a tick as its home, and passes it to every interested shard, this one included.
     pub(super) fn sequence(&mut self, from: Option<ShardId>, tick: &Unsequenced<'_>, now: Now) {
-        let Unsequenced { origin, flags, schema, record, topic: name, payload } = *tick;
-        let Ok(TopicLookup { index, is_new }) = self.home.find_or_create(name, now.realtime_ns / 1_000)
-        else {
-            return self.refuse(from, origin, record.request, now);
-        };
+        let Unsequenced { origin, source, flags, schema, record, topic: name, payload } = *tick;
+        let session = from.filter(|_| origin != ORIGIN_SOURCE).map(|from| (from, SessionId(origin)));
+        let TopicLookup { index, is_new } =
+            match self.home.find_or_create(name, Creator { session, source }, now) {
+                Ok(found) => found,
+                Err(refusal) => return self.refuse(session, record.request, refusal, now),
+            };
         if is_new {
             self.charge(NEW_TOPIC_UNITS);
             self.announce_topic(index);
@@ -118,17 +121,24 @@ impl Shard {
         });
     }
 
-    /// Refuses a tick because there is no room for another topic.
-    fn refuse(&mut self, from: Option<ShardId>, origin: u64, request: u32, now: Now) {
+    /// Refuses a tick whose topic cannot be created.
+    fn refuse(
+        &mut self,
+        session: Option<(ShardId, SessionId)>,
+        request: u32,
+        refusal: TopicRefusal,
+        now: Now,
+    ) {
         self.counters.add(Counter::TicksRefused, 1);
-        let record = ErrorRecord { request, code: ErrorCode::TooManyTopics as u16, reserved: 0 };
-        match from {
+        self.counters.add(Counter::TopicsRefused, 1);
+        // In a message between shards, `reserved` says which limit it was.
+        let record = ErrorRecord { request, code: refusal.code() as u16, reserved: refusal as u16 };
+        match session {
             // No session published it, so there is none to answer.
             None => {}
-            Some(_) if origin == ORIGIN_SOURCE => {}
-            Some(from) if from == self.id => self.report_refusal(origin, record, now),
-            Some(from) => {
-                let meta = HeaderFields { sequence: origin, ..HeaderFields::default() };
+            Some((from, origin)) if from == self.id => self.report_refusal(origin, record, now),
+            Some((from, origin)) => {
+                let meta = HeaderFields { sequence: origin.0, ..HeaderFields::default() };
                 self.stages.push_delivery(from, |out| {
                     frame::encode(out, Kind::Error, meta, &record, &[]);
                 });
@@ -181,7 +191,7 @@ impl Shard {
                 let Ok(record) = frame.record::<ErrorRecord>() else {
                     return debug_assert!(false, "this process encoded the frame");
                 };
-                self.report_refusal(frame.header.sequence, record, now);
+                self.report_refusal(SessionId(frame.header.sequence), record, now);
             }
             _ => debug_assert!(false, "no other delivery crosses the mesh"),
         }
@@ -189,13 +199,16 @@ impl Shard {
     }
 
     /// Answers the session whose tick a home refused.
-    pub(super) fn report_refusal(&mut self, origin: u64, record: ErrorRecord, now: Now) {
-        let origin = SessionId(origin);
+    pub(super) fn report_refusal(&mut self, origin: SessionId, record: ErrorRecord, now: Now) {
         let slot = origin.slot();
+        let refusal = TopicRefusal::from_number(record.reserved);
+        ::log::warn!(
+            target: LOG_TARGET_TOPIC,
+            "session {origin:x}: a tick was refused: {}",
+            refusal.text()
+        );
         if self.sessions.open_mut(slot).is_some_and(|session| session.id == origin) {
-            let code = ErrorCode::from_wire(record.code).unwrap_or(ErrorCode::BadRequest);
-            let text = "the server has reached its limit of topics (--topics-max)";
-            self.fail(slot, record.request, code, text, now);
+            self.fail(slot, record.request, refusal.code(), refusal.text(), now);
         }
     }
 

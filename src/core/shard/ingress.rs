@@ -345,7 +345,9 @@ impl Shard {
                 format!("the tick's frame has {frame_len} bytes, {} allowed", self.limits.frame_bytes_max);
             return self.fail(slot, publish.request, ErrorCode::TooLarge, &text, now);
         }
-        let Some(origin) = self.sessions.open_mut(slot).map(|session| session.id.0) else {
+        let Some((origin, source)) =
+            self.sessions.open_mut(slot).map(|session| (session.id.0, session.source))
+        else {
             return debug_assert!(false, "only an open session publishes");
         };
         let producer_time_ns =
@@ -358,8 +360,15 @@ impl Shard {
             ..Publish::default()
         };
         let flags = Self::flags_of(&publish.payload, publish.payload_is_json);
-        let tick =
-            Unsequenced { origin, flags, schema: publish.schema, record, topic, payload: &publish.payload };
+        let tick = Unsequenced {
+            origin,
+            source,
+            flags,
+            schema: publish.schema,
+            record,
+            topic,
+            payload: &publish.payload,
+        };
         self.publish(&tick, now);
     }
 

@@ -6,14 +6,17 @@ mod handover;
 use self::ending::log_end;
 use super::{Action, ListenerKind, Shard, timers::TimerKind};
 use crate::{
-    ids::{SessionId, SlotId},
+    ids::{SessionId, SlotId, SourceId},
     limits::{LINGER_DEADLINE_MS, TURN_HALF_CLOSED},
     metrics::counters::Counter,
     now::Now,
     session::{CloseReason, DepartureState, Ending, Protocol, Session},
 };
 
-pub use self::{ending::LOG_TARGET_SESSION, handover::DetachedSession};
+pub use self::{
+    ending::{LOG_TARGET_SESSION, LOG_TARGET_TOPIC},
+    handover::DetachedSession,
+};
 
 impl Shard {
     /// Opens the session of an accepted connection, in a vacant slot.
@@ -25,8 +28,16 @@ impl Shard {
     /// Opens the session of a connection that another shard handed over, in a vacant slot, with all bytes received so far.
     /// They contain a whole HELLO or request head, so the handshake is complete when this returns, and its deadline need
     /// not account for the time spent on the other shard.
-    pub fn handle_attached(&mut self, slot: SlotId, listener: ListenerKind, bytes: &[u8], now: Now) {
+    pub fn handle_attached(
+        &mut self,
+        slot: SlotId,
+        source: SourceId,
+        listener: ListenerKind,
+        bytes: &[u8],
+        now: Now,
+    ) {
         self.open(slot, listener, now);
+        self.set_source(slot, source);
         // The other shard has counted the bytes. Once the server stops, input is no longer processed.
         if !self.input_stopped {
             self.receive(slot, bytes, now);

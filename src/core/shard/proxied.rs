@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::{Action, ClientAddress, ListenerKind, Shard};
 use crate::{
     admission::Refusal,
-    ids::SlotId,
+    ids::{SlotId, SourceId},
     now::Now,
     session::{CloseReason, Protocol},
 };
@@ -39,9 +39,18 @@ impl Shard {
         }
     }
 
+    /// Notes where a new session comes from, for limits by source.
+    pub fn set_source(&mut self, slot: SlotId, source: SourceId) {
+        if let Some(session) = self.sessions.open_mut(slot) {
+            session.source = source;
+        }
+    }
+
     /// Goes on with the handshake of a client that the transport has admitted after [`Action::Admit`].
-    pub fn handle_admitted(&mut self, slot: SlotId, now: Now) {
+    /// `source`: of the client's address.
+    pub fn handle_admitted(&mut self, slot: SlotId, source: SourceId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
+        session.source = source;
         if matches!(session.protocol, Protocol::Admitting) {
             session.begin_handshake();
             if !session.is_paused() && !session.input.is_empty() {

@@ -18,6 +18,7 @@ impl Shard {
             limits.keys_per_topic_max,
         );
         self.home.set_idle(limits.topic_idle.clone());
+        self.home.set_creation(limits.creation);
         self.fanout.set_policies(limits.policies.clone(), limits.behind_bytes, limits.keys_per_topic_max);
         self.publishers.set_pace(limits.publish_rate);
         self.sessions.set_bounds(limits.outbox_bytes_max, limits.behind_bytes);

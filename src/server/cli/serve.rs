@@ -14,7 +14,7 @@ use crate::{config::listener::Address, limits, logging, sources::kind::SourceFla
 use tickcast_core::networks::Networks;
 
 /// Keys of the options that a reload changes without a restart.
-pub const LIVE: [&str; 24] = [
+pub const LIVE: [&str; 27] = [
     "log",
     "policy",
     "behind_size",
@@ -32,6 +32,9 @@ pub const LIVE: [&str; 24] = [
     "ping_timeout",
     "subscriptions_per_session_max",
     "publish_rate",
+    "topics_per_session_max",
+    "topics_per_source_max",
+    "new_topics_rate",
     "unfinished_memory",
     "patterns_memory",
     "positions_memory",
@@ -170,6 +173,16 @@ pub struct LimitOptions {
     /// Topics of the server
     #[arg(long, value_name = "N", default_value_t = limits::TOPICS_MAX_DEFAULT)]
     pub topics_max: usize,
+    /// Topics that one session has created and that live; 0: no limit
+    #[arg(long, value_name = "N", default_value_t = limits::TOPICS_PER_SESSION_MAX_DEFAULT)]
+    pub topics_per_session_max: u32,
+    /// Topics that the sessions of one IPv4 address or IPv6 /64 network have created and that live; 0: no limit; not for
+    /// --unlimited-sources
+    #[arg(long, value_name = "N", default_value_t = limits::TOPICS_PER_SOURCE_MAX_DEFAULT)]
+    pub topics_per_source_max: u32,
+    /// Topics per second that one session or address may create, and as many at once as it may have; 0: no limit
+    #[arg(long, value_name = "N", default_value_t = limits::NEW_TOPICS_RATE_DEFAULT)]
+    pub new_topics_rate: u32,
     /// Largest frame or message from a client
     #[arg(long, alias = "frame-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::FRAME_BYTES_MAX_DEFAULT))]
     pub frame_max: Size,

@@ -4,7 +4,8 @@
 //! a connection opens or closes, never on a tick's path.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::RandomState},
+    hash::BuildHasher,
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
     sync::{
@@ -22,6 +23,7 @@ use crate::{
 };
 use tickcast_core::{
     admission::{Bucket, Origin, Origins, Pace, Refusal},
+    ids::SourceId,
     networks::Networks,
     shard::ListenerKind,
 };
@@ -41,6 +43,8 @@ pub struct ConnectionCounts {
     clients_max: usize,
     /// `None`: connections are neither limited nor counted by origin.
     origins: Option<Arc<Mutex<Origins>>>,
+    /// The key of [`SourceId`]s, the same on all shards and another in each process.
+    source_key: RandomState,
     /// Not limited either: everyone behind a proxy has one address.
     unlimited: Arc<Networks>,
     /// Not limited either, and believed about the addresses of their clients.
@@ -52,6 +56,8 @@ pub struct ConnectionCounts {
 pub struct Admitted {
     /// The origin it counts for; `None` if it has no limit.
     pub origin: Option<Origin>,
+    /// The source of what it does, for limits other than on connections.
+    pub source: SourceId,
     /// The client's address, if a proxy has told it. Port 0 is unknown.
     pub client: Option<SocketAddr>,
 }
@@ -68,7 +74,14 @@ impl ConnectionCounts {
         let origins =
             (clients_per_source_max > 0).then(|| Arc::new(Mutex::new(Origins::new(clients_per_source_max))));
         let (unlimited, proxies) = (Arc::new(unlimited), Arc::new(proxies));
-        ConnectionCounts { connections: Arc::default(), clients_max, origins, unlimited, proxies }
+        ConnectionCounts {
+            connections: Arc::default(),
+            clients_max,
+            origins,
+            source_key: RandomState::new(),
+            unlimited,
+            proxies,
+        }
     }
 }
 
@@ -119,7 +132,7 @@ impl Admission {
         }
     }
 
-    /// Admits and counts a new connection, which costs one getpeername(2) if connections are limited by address.
+    /// Admits and counts a new connection, which costs one getpeername(2).
     ///
     /// # Errors
     /// The limit that refuses the connection.
@@ -134,10 +147,10 @@ impl Admission {
             return Err(Refusal::Clients);
         }
         // A peer that is gone already has no address; its first receive fails.
-        let address = self.counts.origins.is_some().then(|| SockRef::from(socket).peer_addr().ok()).flatten();
+        let address = SockRef::from(socket).peer_addr().ok();
         let address = address.and_then(|address| address.as_socket()).map(|address| address.ip());
         match self.enter(address) {
-            Ok(origin) => Ok(Admitted { origin, client: None }),
+            Ok((origin, source)) => Ok(Admitted { origin, source, client: None }),
             Err(refusal) => {
                 self.counts.connections.fetch_sub(1, SeqCst);
                 Err(refusal)
@@ -145,11 +158,11 @@ impl Admission {
         }
     }
 
-    /// Counts the connection in a slot for the address that its proxy has told. It had none before.
+    /// Counts the connection in a slot for the address that its proxy has told. It had none before. Returns its source.
     ///
     /// # Errors
     /// The limit that refuses it. It stays counted as a connection until it is released.
-    pub fn admit_client(&mut self, slot: u32, client: SocketAddr) -> Result<(), Refusal> {
+    pub fn admit_client(&mut self, slot: u32, client: SocketAddr) -> Result<SourceId, Refusal> {
         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         let entered = self.enter(Some(client.ip()));
         let before = self.admitted.remove(&slot).and_then(|before| before.origin);
@@ -157,20 +170,26 @@ impl Admission {
             debug_assert!(false, "a proxy's own address has no limit");
             origins.leave(before);
         }
-        let origin = entered.unwrap_or_default();
-        self.assign(slot, Admitted { origin, client: Some(client) });
-        entered.map(drop)
+        let (origin, source) = entered.unwrap_or_default();
+        self.assign(slot, Admitted { origin, source, client: Some(client) });
+        entered.map(|(_, source)| source)
     }
 
-    /// Counts a connection for its address. Returns the origin if there is a limit for it.
-    fn enter(&self, address: Option<IpAddr>) -> Result<Option<Origin>, Refusal> {
+    /// Counts a connection for its address. Returns the origin if connections of it are limited, and its source.
+    fn enter(&self, address: Option<IpAddr>) -> Result<(Option<Origin>, SourceId), Refusal> {
         let is_limited = |address: &IpAddr| {
             !self.counts.unlimited.contain(*address) && !self.counts.proxies.contain(*address)
         };
-        let Some(origin) = address.filter(is_limited).map(Origin::of) else { return Ok(None) };
+        let Some(origin) = address.filter(is_limited).map(Origin::of) else {
+            return Ok((None, SourceId::default()));
+        };
+        // 0 stands for no limit.
+        let source = SourceId(self.counts.source_key.hash_one(origin) as u32 | 1);
         match self.origin_counts() {
-            None => Ok(None),
-            Some(mut origins) => origins.enter(origin).then_some(Some(origin)).ok_or(Refusal::Source),
+            None => Ok((None, source)),
+            Some(mut origins) => {
+                origins.enter(origin).then_some((Some(origin), source)).ok_or(Refusal::Source)
+            }
         }
     }
 
@@ -333,18 +352,20 @@ mod tests {
             let admitted = admission.admit(&socket, 1).unwrap();
             admission.assign(slot, admitted);
         }
-        assert_eq!(admission.admit_client(0, client("198.51.100.1:5")), Ok(()));
+        let source = admission.admit_client(0, client("198.51.100.1:5")).unwrap();
+        assert!(source.is_limited(), "limits by source apply to it");
         assert_eq!(admission.client(0), Some(client("198.51.100.1:5")));
         assert_eq!(admission.admit_client(1, client("[::ffff:198.51.100.1]:6")), Err(Refusal::Source));
-        assert_eq!(admission.admit_client(2, client("198.51.100.2:5")), Ok(()));
+        assert_ne!(admission.admit_client(2, client("198.51.100.2:5")), Ok(source));
         for (slot, proxy) in [(3, "192.0.2.1:1"), (4, "192.0.2.1:2")] {
-            assert_eq!(admission.admit_client(slot, client(proxy)), Ok(()), "a proxy's own address");
+            let own = admission.admit_client(slot, client(proxy));
+            assert_eq!(own, Ok(SourceId::default()), "a proxy's own address");
         }
         let moved = admission.hand_over(0);
         admission.assign(7, moved);
         assert_eq!(admission.admit_client(1, client("198.51.100.1:6")), Err(Refusal::Source));
         admission.release(7);
-        assert_eq!(admission.admit_client(1, client("198.51.100.1:6")), Ok(()));
+        assert_eq!(admission.admit_client(1, client("198.51.100.1:6")), Ok(source));
         for slot in 1..5 {
             admission.release(slot);
         }

@@ -33,7 +33,7 @@ use tickcast_core::{
     mesh::{Mesh, ring::Doorbell},
     metrics::{counters::Counter, latency::Latency},
     now::Now,
-    shard::{Action, ClientAddress, ListenerKind, Send, Shard},
+    shard::{Action, ClientAddress, DetachedSession, ListenerKind, Send, Shard},
 };
 
 /// Longest sleep while refused sockets linger.
@@ -324,6 +324,7 @@ impl Driver {
                 }
                 if let Some(slot) = self.add(socket, admitted) {
                     self.shard.handle_accept_proxied(SlotId(slot), kind, client, now);
+                    self.shard.set_source(SlotId(slot), admitted.source);
                 }
             }
             Err(refusal) => {
@@ -386,7 +387,8 @@ impl Driver {
                 }
             };
             if let Some(slot) = self.add(socket, admitted) {
-                self.shard.handle_attached(SlotId(slot), departure.listener, &departure.bytes, now);
+                let DetachedSession { listener, bytes, .. } = &departure;
+                self.shard.handle_attached(SlotId(slot), admitted.source, *listener, bytes, now);
                 self.actions()?;
             }
         }
@@ -457,7 +459,7 @@ impl Driver {
                 Action::ShutdownWrite(slot) => self.ring.shutdown_write(slot.0)?,
                 Action::HandshakeDone(slot) => self.ring.settle(slot.0),
                 Action::Admit(slot, client) => match self.admission.admit_client(slot.0, client) {
-                    Ok(()) => self.shard.handle_admitted(slot, clock::now()),
+                    Ok(source) => self.shard.handle_admitted(slot, source, clock::now()),
                     Err(refusal) => self.shard.handle_refused(slot, refusal, clock::now()),
                 },
                 Action::HandOver(slot) => self.ring.detach(slot.0)?,

@@ -12,6 +12,8 @@ use tickcast_proto::{http, reply::Reply};
 
 /// Log target for sessions ended by what their client did or failed to do. It has its own rate limit and filter.
 pub const LOG_TARGET_SESSION: &str = "tickcast::peer::session";
+/// Target of log lines about topics that sessions may not create; the logger may limit their rate.
+pub const LOG_TARGET_TOPIC: &str = "tickcast::peer::topic";
 
 /// Logs the end of a session: a client's fault at level info, the rest at debug.
 pub(super) fn log_end(session: SessionId, reason: &CloseReason) {

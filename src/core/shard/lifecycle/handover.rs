@@ -91,6 +91,7 @@ mod tests {
     use super::*;
     use crate::{
         config::Limits,
+        ids::SourceId,
         metrics::counters::Counters,
         testing::{TurnLoop, hello_as},
     };
@@ -157,7 +158,7 @@ mod tests {
                 assert_eq!((from.sessions_len(), from.handle_detached(SlotId(3))), (0, None));
 
                 let mut to = shard(home, Limits::default());
-                to.handle_attached(SlotId(8), listener, &detached.bytes, NOW);
+                to.handle_attached(SlotId(8), SourceId::default(), listener, &detached.bytes, NOW);
                 assert_eq!(to.poll_action(), Some(Action::HandshakeDone(SlotId(8))));
                 assert!(!sent(&mut to).is_empty(), "welcome or 101");
                 let open = |shard: &Shard| shard.counters().value(Counter::SessionsOpen);
@@ -207,9 +208,9 @@ mod tests {
         let (name, home) = identity_elsewhere(ShardId(0));
         let mut to = shard(home, Limits::default());
         to.stop_input();
-        to.handle_attached(SlotId(1), ListenerKind::Native, &hello_as(&name), NOW);
+        to.handle_attached(SlotId(1), SourceId::default(), ListenerKind::Native, &hello_as(&name), NOW);
         to.begin_drain(u64::MAX, NOW);
-        to.handle_attached(SlotId(2), ListenerKind::Native, &hello_as(&name), NOW);
+        to.handle_attached(SlotId(2), SourceId::default(), ListenerKind::Native, &hello_as(&name), NOW);
         assert_eq!(kinds(&sent(&mut to)), [frame::Kind::Closing, frame::Kind::Closing]);
     }
 
@@ -218,8 +219,14 @@ mod tests {
         let (name, home) = identity_elsewhere(ShardId(0));
         for replaces in [false, true] {
             let mut shard = shard(home, Limits { identity_replaces: replaces, ..Limits::default() });
-            shard.handle_attached(SlotId(1), ListenerKind::Native, &hello_as(&name), NOW);
-            shard.handle_attached(SlotId(2), ListenerKind::Http, &upgrade(&name), NOW);
+            shard.handle_attached(
+                SlotId(1),
+                SourceId::default(),
+                ListenerKind::Native,
+                &hello_as(&name),
+                NOW,
+            );
+            shard.handle_attached(SlotId(2), SourceId::default(), ListenerKind::Http, &upgrade(&name), NOW);
             sent(&mut shard);
             assert_eq!(shard.sessions.open_mut(SlotId(1)).is_none(), replaces);
             assert!(shard.sessions.open_mut(SlotId(2)).is_some());
