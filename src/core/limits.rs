@@ -134,8 +134,11 @@ pub const SEND_DIRECT_BYTES: usize = 16 << 10;
 pub const SENDS_PER_SUBMIT: usize = 128;
 /// Scratch bytes in which a batch of SENDs gathers scattered frames.
 pub const GATHER_BYTES: usize = 1 << 20;
+/// Bytes that wait in a mesh ring before its producer keeps frames staged: what the other shard takes in one turn. Ticks wait behind
+/// those of a publisher that floods both shards: p99 12 ms instead of 37, as many ticks a second (bench/abuse, `flood`).
+pub const MESH_WAITING_BYTES: usize = TURN_RING_BYTES;
 /// Bytes staged for a full mesh ring before the shard stops accepting work that would add to them.
-pub const MESH_STAGE_BYTES: usize = 256 << 10;
+pub const MESH_STAGE_BYTES: usize = 64 << 10;
 /// Bytes of mesh frames a shard handles from one ring in one turn.
 pub const TURN_RING_BYTES: usize = 128 << 10;
 /// Sessions whose peers have sent FIN that a turn looks at, whether they have been answered: 26 us if each misses the caches.

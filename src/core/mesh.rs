@@ -7,7 +7,7 @@ pub mod sync;
 use std::sync::Arc;
 
 use crate::{
-    limits::TURN_RING_BYTES,
+    limits::{MESH_WAITING_BYTES, TURN_RING_BYTES},
     mesh::ring::{Doorbell, FrameConsumer, FrameProducer, Stage, frame_ring},
     metrics::counters::Counter,
     now::Now,
@@ -41,14 +41,17 @@ pub struct Mesh {
 
 /// Creates the rings between every pair of shards, each of `ring_bytes`; `bells` wake the shards.
 pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
+    let ring = || {
+        let (mut producer, consumer) = frame_ring(ring_bytes);
+        producer.limit_waiting(MESH_WAITING_BYTES);
+        (producer, consumer)
+    };
     let mut meshes: Vec<Mesh> =
         bells.iter().map(|_| Mesh { peers: Vec::new(), sources: Vec::new(), first: 0 }).collect();
     for a in 0..bells.len() {
         for b in a + 1..bells.len() {
-            let ((requests_ab, requests_b), (requests_ba, requests_a)) =
-                (frame_ring(ring_bytes), frame_ring(ring_bytes));
-            let ((deliveries_ab, deliveries_b), (deliveries_ba, deliveries_a)) =
-                (frame_ring(ring_bytes), frame_ring(ring_bytes));
+            let ((requests_ab, requests_b), (requests_ba, requests_a)) = (ring(), ring());
+            let ((deliveries_ab, deliveries_b), (deliveries_ba, deliveries_a)) = (ring(), ring());
             meshes[a].peers.push(Peer {
                 shard: ShardId(b as u16),
                 requests_out: requests_ab,

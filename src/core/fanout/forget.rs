@@ -18,6 +18,9 @@ use tickcast_proto::{
     reply::Reply,
 };
 
+/// Waiting frames that are looked at for one unit.
+const FRAMES_PER_UNIT: usize = 16;
+
 impl Fanout {
     /// Notes that a home has forgotten a topic, whose last sequence was `last`. Its name is free for another life at once; its
     /// members leave in [`Fanout::leave_forgotten`].
@@ -63,7 +66,7 @@ impl Fanout {
             }
         }
         if !gone.is_empty() {
-            self.lose_waiting(&gone, sessions, logs);
+            left = left.saturating_sub(self.lose_waiting(&gone, sessions, logs));
         }
         gone.iter().for_each(|&id| self.handle_close(id));
         while left > 0
@@ -97,18 +100,20 @@ impl Fanout {
         {
             self.leave_topic(id, slot, None, sessions, logs, 0);
         }
-        self.lose_waiting(&[id], sessions, logs);
+        self.tally.units += self.lose_waiting(&[id], sessions, logs);
     }
 
     /// Evicts the frames of topics from all outboxes and announces them as lost: the announcement of the topic's next life may
-    /// overtake waiting frames, and once the topic is gone, nothing could evict or name them. A look at each session, and at the
-    /// frames that wait for it. Raw sessions keep theirs: nothing could be announced to them.
-    fn lose_waiting(&mut self, topics: &[TopicId], sessions: &mut Sessions, logs: &EgressLogs) {
+    /// overtake waiting frames, and once the topic is gone, nothing could evict or name them. Raw sessions keep theirs: nothing could
+    /// be announced to them. Returns the units used: it looks at each session, and at the frames that wait for it, in one turn.
+    fn lose_waiting(&mut self, topics: &[TopicId], sessions: &mut Sessions, logs: &EgressLogs) -> usize {
         if sessions.waiting() == 0 {
-            return;
+            return 0;
         }
         let topics: HashSet<u32, rustc_hash::FxBuildHasher> = topics.iter().map(|id| id.0).collect();
-        for slot in sessions.slots() {
+        let (slots, mut frames) = (sessions.slots(), 0);
+        let looks = slots.len();
+        for slot in slots {
             let mut lost: Vec<(TopicId, Gap)> = Vec::new();
             let waits = sessions
                 .open_mut(slot)
@@ -119,6 +124,7 @@ impl Fanout {
             sessions.with_outbox(slot, |session| {
                 let Some(log) = logs.of(session.format) else { return };
                 session.outbox.evict(log, |content, _, _| {
+                    frames += 1;
                     let (id, ticks) = (TopicId(content.topic()), content.ticks());
                     if topics.contains(&id.0) {
                         match lost.iter_mut().find(|(lost, _)| *lost == id) {
@@ -165,6 +171,7 @@ impl Fanout {
             // Notices cannot be evicted again: a session that reads nothing must not collect them for ever.
             sessions.mark_slow_by_replies(slot);
         }
+        (looks + frames) / FRAMES_PER_UNIT
     }
 
     /// Ends a session's membership of a forgotten topic. What it holds is sent if there is room, and announced as lost otherwise.

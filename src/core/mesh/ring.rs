@@ -19,10 +19,11 @@ use tickcast_proto::{
 
 /// Creates a ring of `bytes`, rounded up to a multiple of 16. It must hold the longest frame.
 pub fn frame_ring(bytes: usize) -> (FrameProducer, FrameConsumer) {
-    let (producer, consumer) = rtrb::RingBuffer::new(bytes.next_multiple_of(FRAME_ALIGN));
+    let capacity = bytes.next_multiple_of(FRAME_ALIGN);
+    let (producer, consumer) = rtrb::RingBuffer::new(capacity);
     let starved = Starved::default();
     (
-        FrameProducer { ring: producer, starved: starved.clone() },
+        FrameProducer { ring: producer, capacity, waiting_max: capacity, starved: starved.clone() },
         FrameConsumer { ring: consumer, starved, straddling: Vec::new() },
     )
 }
@@ -59,11 +60,19 @@ impl Starved {
 #[derive(Debug)]
 pub struct FrameProducer {
     ring: rtrb::Producer<u8>,
+    capacity: usize,
+    /// Bytes that may wait in the ring for the consumer before more are added. A frame that is longer is added whole.
+    waiting_max: usize,
     starved: Starved,
 }
 
 impl FrameProducer {
-    /// Moves as much of `stage` as fits. Returns whether anything moved: the caller then rings the doorbell once.
+    /// Leaves frames staged once `bytes` wait in the ring: what is in it cannot be overtaken.
+    pub fn limit_waiting(&mut self, bytes: usize) {
+        self.waiting_max = bytes.min(self.capacity);
+    }
+
+    /// Moves as many whole frames of `stage` as there is room for. Returns whether anything moved: the caller then rings the doorbell once.
     pub fn push(&mut self, stage: &mut Stage) -> bool {
         let moved = self.push_some(stage);
         if stage.waiting().is_empty() {
@@ -74,7 +83,13 @@ impl FrameProducer {
     }
 
     fn push_some(&mut self, stage: &mut Stage) -> bool {
-        let (pushed, _) = self.ring.push_partial_slice(stage.waiting());
+        let unread = self.capacity - self.ring.slots();
+        let room = match unread {
+            // Whatever its length.
+            0 => self.waiting_max.max(stage.first_len()),
+            _ => self.waiting_max.saturating_sub(unread),
+        };
+        let (pushed, _) = self.ring.push_partial_slice(stage.whole_frames(room));
         let pushed = pushed.len();
         stage.consume(pushed);
         pushed > 0
@@ -154,6 +169,11 @@ impl FrameConsumer {
     }
 }
 
+/// Length of the frame at the front of `frames`, bytes; 0 if there is none.
+fn frame_len(frames: &[u8]) -> usize {
+    frames.first_chunk::<4>().map_or(0, |len| u32::from_le_bytes(*len) as usize)
+}
+
 /// Frames waiting for room in a ring, in order.
 ///
 /// Bound: [`crate::limits::MESH_STAGE_BYTES`], plus what one request, one turn's scan of topics, or the end of sessions
@@ -175,6 +195,27 @@ impl Stage {
     /// The waiting bytes, in order.
     pub fn waiting(&self) -> &[u8] {
         &self.bytes[self.start..]
+    }
+
+    /// Length of the first frame, bytes; 0 without one.
+    fn first_len(&self) -> usize {
+        frame_len(self.waiting())
+    }
+
+    /// The first waiting frames, as many as take at most `bytes_max`. O(frames) if that is not all of them.
+    fn whole_frames(&self, bytes_max: usize) -> &[u8] {
+        let waiting = self.waiting();
+        if waiting.len() <= bytes_max {
+            return waiting;
+        }
+        let mut len = 0;
+        loop {
+            let next = len + frame_len(&waiting[len..]);
+            if next == len || next > bytes_max {
+                return &waiting[..len];
+            }
+            len = next;
+        }
     }
 
     /// Whether another request may add frames.
@@ -283,6 +324,28 @@ mod tests {
             });
         }
         assert_eq!(got, 500);
+    }
+
+    #[test]
+    fn frames_beyond_the_limit_stay_staged_and_a_longer_one_crosses_alone() {
+        let (mut producer, mut consumer) = frame_ring(1 << 10);
+        producer.limit_waiting(128);
+        let mut stage = Stage::default();
+        for text_len in [0, 0, 0, 0, 300, 0] {
+            encode_request(stage.tail(), Kind::Subscribe, 1, &"x".repeat(text_len));
+        }
+        let mut crossed = Vec::new();
+        while !stage.waiting().is_empty() {
+            assert!(producer.push(&mut stage), "an empty ring takes a frame");
+            let mut lens = Vec::new();
+            consumer.drain(usize::MAX, |frame| {
+                lens.push(frame.payload().len());
+                true
+            });
+            crossed.push(lens);
+        }
+        assert_eq!(crossed, [vec![0, 0], vec![0, 0], vec![300], vec![0]]);
+        assert!(consumer.producer_waits());
     }
 
     #[test]
