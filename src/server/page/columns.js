@@ -5,9 +5,9 @@ import { ROLES, formatPointer, parsePointer } from "./fields.js";
 /** Columns of fields at once. */
 export const COLUMNS_MAX = 8;
 const LABEL_MAX = 24;
-/** Columns whose numbers may be rounded: sizes and volumes, not prices. */
-const ROUNDED = new Set(["size", "volume"]);
-const SIGNIFICANT_DIGITS = 7;
+/** Decimals of columns whose numbers may be rounded: sizes and volumes, not prices. Small numbers keep significant digits. */
+const DECIMALS = { size: 4, volume: 2 };
+const SIGNIFICANT_DIGITS = 4;
 
 /**
  * A column: a guessed field (`role`) or a JSON pointer (`tokens`). `key` tells it apart from the others; that of the role `last`
@@ -60,8 +60,10 @@ export function primaryOf(columns) {
 
 /** Rounds a long number of a column that may be rounded; prices stay as published. */
 export function roundedFor(column, text) {
-  if (!ROUNDED.has(column.role) || !/^-?\d+\.\d+$/.test(text)) return text;
-  const digits = text.split(".")[0].replace(/^-?0?/, "").length;
-  const decimals = Math.max(0, SIGNIFICANT_DIGITS - digits);
+  const most = DECIMALS[column.role];
+  if (most === undefined || !/^-?\d+\.\d+$/.test(text)) return text;
+  const value = Math.abs(Number(text));
+  const zeros = value >= 1 || value === 0 ? 0 : Math.ceil(-Math.log10(value)) - 1;
+  const decimals = value >= 1 ? most : Math.max(most, Math.min(12, zeros + SIGNIFICANT_DIGITS));
   return text.length - text.indexOf(".") - 1 <= decimals ? text : Number(text).toFixed(decimals);
 }

@@ -205,7 +205,7 @@ export class Detail {
   #showChart(row) {
     const values = row.history.values();
     const scale = scaleOf(values);
-    const { label } = primaryOf(this.#market.columns);
+    const { label } = row.charted ?? primaryOf(this.#market.columns);
     const seconds = Math.round((values.length * SAMPLE_MS) / 1e3);
     this.#put("span", scale === null ? `No numbers in the column ${label}` : `${label} over ${duration(seconds * 1e3)}`);
     this.#parts.chart.classList.toggle("empty", scale === null);

@@ -28,7 +28,7 @@ const ROLE_OF = new Map(Object.entries(NAMES).flatMap(([role, names]) => names.m
 /** Values that are shown if nothing better has a name. */
 const PLAIN = ["bpm", "rate", "n"];
 /** Numbers that say which tick it is, not what it says. */
-const IDENTIFIES = /^(id|at|topic|seq|sequence|ts|time|timestamp|nonce|checksum|due|u|e|t)$|(id|seq|sequence|time|timestamp|_at|ns|ms|us|e6|e9)$/;
+const IDENTIFIES = /^(id|at|topic|seq|sequence|cs|ts|time|timestamp|nonce|checksum|due|u|e|t)$|(id|seq|sequence|time|timestamp|_at|ns|ms|us|e6|e9)$/;
 /** Keys whose texts tell a payload's kind. */
 const KIND_KEYS = ["type", "action", "event", "e", "channel", "table", "topic", "stream", "op", "update_type", "updateType", "ch"];
 
@@ -270,13 +270,13 @@ function isPatch(data) {
 }
 
 /**
- * What a parsed payload says: `paths` by role, as tokens; `isDelta`; `isPrice`, whether `last` is a price; and `summary`, one
- * line for a payload without any of the fields, else empty.
+ * What a parsed payload says: `paths` by role, as tokens; `isDelta`; `isPartial`, a delta that has some of the fields of what it
+ * changes; `isPrice`, whether `last` is a price; and `summary`, one line for a payload without any of the fields, else empty.
  */
 export function look(data) {
   if (data === null || typeof data !== "object") {
     const isNumber = typeof data === "number";
-    return { paths: isNumber ? { last: [] } : {}, isDelta: false, isPrice: false, summary: isNumber ? "" : cut(String(data), SUMMARY_MAX) };
+    return { paths: isNumber ? { last: [] } : {}, isDelta: false, isPartial: false, isPrice: false, summary: isNumber ? "" : cut(String(data), SUMMARY_MAX) };
   }
   const objects = objectsOf(data);
   const words = wordsOf(data, objects);
@@ -286,17 +286,18 @@ export function look(data) {
     words.some((word) => STRONG_DELTA.test(word)) ||
     (book !== null && (book.isDelta || words.some((word) => WEAK_DELTA.test(word))));
   // The levels of a change are not the best of the book.
-  const paths = isPatch(data) || (book !== null && isDelta) ? {} : book?.rows ? bestOf(book.rows) : guess(data, objects);
+  const paths = isPatch(data) || (book !== null && isDelta) ? {} : book?.rows ? bestOf(book.rows) : guess(data, objects, isDelta);
   const { last } = paths;
   const isPrice = last !== undefined && last.length > 0 && !NOT_PRICES.has(lastName(last)) && !PLAIN.includes(lastName(last)) && !paths.isPlain;
   delete paths.isPlain;
   const hasAny = ROLES.some((role) => paths[role] !== undefined);
-  return { paths, isDelta, isPrice, summary: hasAny ? "" : summaryOf(data, book, isDelta) };
+  const isPartial = isDelta && book === null && !isPatch(data);
+  return { paths, isDelta, isPartial, isPrice, summary: hasAny ? "" : summaryOf(data, book, isDelta) };
 }
 
 const lastName = (tokens) => String(tokens.findLast((token) => typeof token === "string") ?? "").toLowerCase();
 
-function guess(data, objects) {
+function guess(data, objects, isDelta) {
   let best = positionsOf(data);
   const score = (paths) => ROLES.filter((role) => paths[role] !== undefined).length;
   for (const { object, path } of objects) {
@@ -304,7 +305,8 @@ function guess(data, objects) {
     if (score(found) <= score(best)) continue;
     best = Object.fromEntries(Object.entries(found).map(([role, tokens]) => [role, [...path, ...tokens]]));
   }
-  if (score(best) > 0) return best;
+  // A delta without any of the fields says nothing new of them.
+  if (score(best) > 0 || isDelta) return best;
   for (const { object, path } of objects.slice(0, 8)) {
     const named = PLAIN.find((name) => isNumeric(own(object, name)));
     const key = named ?? Object.keys(object).slice(0, KEYS_MAX).find((name) => typeof object[name] === "number" && !IDENTIFIES.test(name.toLowerCase()));

@@ -561,7 +561,7 @@ byId("rate").addEventListener("change", () => byId("subscription").requestSubmit
 byId("pause").addEventListener("click", () => (suspended === "paused" ? resume() : suspend("paused")));
 byId("retry").addEventListener("click", () => link.retry());
 document.addEventListener("keydown", (event) => {
-  const isTyping = event.target.matches("input, select, textarea");
+  const isTyping = event.target.matches("select, textarea, input:not([type=checkbox])");
   if (event.ctrlKey || event.altKey || event.metaKey) return;
   if (event.key === "Escape" && isTyping) event.target.blur();
   if (isTyping) return;

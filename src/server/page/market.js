@@ -37,12 +37,15 @@ class Row {
   /** Where the guessed fields are, by role. */
   paths = {};
   isDelta = false;
+  isPartial = false;
   /** Value of the primary column. */
   value = NaN;
   change = NaN;
   changeText = "";
   changeTitle = "";
   history = new History();
+  /** The column that the history is of; `null` before its first number. */
+  charted = null;
   /** The last payload, if it is kept: `{bytes, isJson, sequence, producerMs}`. */
   payload = null;
   isParsed = true;
@@ -51,6 +54,7 @@ class Row {
   /** Position in the order by name. */
   rank = 0;
   #first = NaN;
+  #opening = NaN;
   #rateSequence = 0;
   #rateAt = 0;
 
@@ -73,7 +77,7 @@ class Row {
     const primary = primaryOf(columns);
     const data = isJson ? parseJson(bytes) : undefined;
     const isReadable = data !== undefined;
-    const found = isReadable ? look(data) : { paths: {}, isDelta: false, isPrice: false, summary: isJson ? "invalid JSON" : `binary, ${bytes.length} bytes` };
+    const found = isReadable ? look(data) : { paths: {}, isDelta: false, isPartial: false, isPrice: false, summary: isJson ? "invalid JSON" : `binary, ${bytes.length} bytes` };
     this.isDelta = found.isDelta;
     this.paths = found.paths;
     market.found(found.paths);
@@ -84,20 +88,25 @@ class Row {
       if (raw !== undefined) {
         present += 1;
         this.fields.set(column.key, fieldOf(column, raw));
-      } else if (found.isDelta && found.summary === "" && this.fields.has(column.key)) {
+      } else if (found.isPartial && this.fields.has(column.key)) {
         this.fields.get(column.key).isOld = true;
       } else {
         this.fields.delete(column.key);
       }
     }
-    this.summary = present > 0 ? "" : found.summary || "has none of these fields";
+    this.isPartial = found.isPartial;
+    this.summary = present > 0 || (found.isPartial && this.fields.size > 0) ? "" : found.summary || "has none of these fields";
     const isPrice = primary.role === "last" && found.isPrice;
-    const open = found.paths.open === undefined ? NaN : numberOf(resolve(data, found.paths.open));
-    this.#compare(this.fields.get(primary.key)?.value ?? NaN, isPrice, open);
+    if (found.paths.open !== undefined) this.#opening = numberOf(resolve(data, found.paths.open));
+    else if (!found.isDelta) this.#opening = NaN;
+    const field = this.fields.get(primary.key);
+    // A delta without the value leaves it and its change as they are.
+    if (field === undefined || !field.isOld) this.#compare(field?.value ?? NaN, isPrice);
   }
 
   /** Sets the value, and the change since the opening price or the value before. */
-  #compare(value, isPrice, opening) {
+  #compare(value, isPrice) {
+    const opening = this.#opening;
     const before = this.value;
     this.value = value;
     if (Number.isNaN(this.#first)) this.#first = value;
@@ -116,12 +125,24 @@ class Row {
     }
   }
 
+  /** Adds the value of the primary column to the history, or of the first that has had a number. */
+  sample(columns, isPaused) {
+    const numberIn = (column) => this.fields.get(column?.key)?.value ?? NaN;
+    const primary = primaryOf(columns);
+    const isNumber = (column) => !Number.isNaN(numberIn(column));
+    const next = isNumber(primary) ? primary : (this.charted ?? columns.find(isNumber) ?? null);
+    if (next?.key !== this.charted?.key) this.history.clear();
+    this.charted = next;
+    this.history.push(isPaused ? NaN : numberIn(next));
+  }
+
   /** The columns have changed: their values and the history are of others now. */
   forgetFields() {
     this.fields.clear();
     this.summary = "";
     this.history.clear();
-    this.value = this.change = this.#first = NaN;
+    this.charted = null;
+    this.value = this.change = this.#first = this.#opening = NaN;
     this.changeText = "";
     this.isParsed = this.payload === null;
     this.dirty = true;
@@ -251,7 +272,7 @@ export class Market {
       this.#keptBytes += bytes.length;
       row.payload = { bytes: bytes.slice(), isJson, sequence: frame.sequence, producerMs: frame.u64(0) / 1e6 };
       row.isParsed = false;
-      if (row.isDelta && row.summary === "") row.parse(this);
+      if (row.isPartial) row.parse(this);
     } else {
       row.isParsed = true;
       row.read(this, bytes, isJson);
@@ -286,7 +307,7 @@ export class Market {
     this.columns = columns;
     this.columnsVersion += 1;
     for (const row of this.rows.values()) {
-      if (isPrimarySame) {
+      if (isPrimarySame && (row.charted === null || columns.some(({ key }) => key === row.charted.key))) {
         row.isParsed = row.payload === null;
         row.dirty = true;
       } else {
@@ -314,7 +335,7 @@ export class Market {
     for (const row of this.rows.values()) {
       if (!areFew && !row.isDrawn) continue;
       row.parse(this);
-      row.history.push(this.isPaused ? NaN : row.value);
+      row.sample(this.columns, this.isPaused);
     }
   }
 

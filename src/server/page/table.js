@@ -193,7 +193,7 @@ function classesOf(columns) {
 
 /** The width of a column: prices are longer than sizes. */
 function widthOf({ role }) {
-  return role === "size" || role === "volume" ? "minmax(4rem, 0.9fr)" : "minmax(5rem, 1.25fr)";
+  return { size: "minmax(5rem, 0.8fr)", volume: "minmax(6rem, 1fr)" }[role] ?? "minmax(5rem, 1.5fr)";
 }
 
 /** The table in the element `grid`: a header and a scrolling body. The grid itself takes the keyboard focus. */
@@ -361,7 +361,7 @@ export class Table {
   #onKey(event) {
     const { order } = this.#market;
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    if (event.key === "Escape" && this.#open !== null && event.target.matches(":not(input, select, textarea)")) {
+    if (event.key === "Escape" && this.#open !== null && event.target.matches(":not(select, textarea, input:not([type=checkbox]))")) {
       event.preventDefault();
       this.close();
       return;
