@@ -37,6 +37,8 @@ class Row {
   /** Where the guessed fields are, by role. */
   paths = {};
   isDelta = false;
+  /** One of its payloads was a delta. */
+  hasDeltas = false;
   isPartial = false;
   /** Value of the primary column. */
   value = NaN;
@@ -79,6 +81,7 @@ class Row {
     const isReadable = data !== undefined;
     const found = isReadable ? look(data) : { paths: {}, isDelta: false, isPartial: false, isPrice: false, summary: isJson ? "invalid JSON" : `binary, ${bytes.length} bytes` };
     this.isDelta = found.isDelta;
+    this.hasDeltas ||= found.isDelta;
     this.paths = found.paths;
     market.found(found.paths);
     let present = 0;
@@ -339,9 +342,9 @@ export class Market {
     }
   }
 
-  /** Topics whose last payload was a delta, and the ticks of theirs that were conflated. */
+  /** Topics that publish deltas, perhaps with images in between, and the ticks of theirs that were conflated. */
   deltas() {
-    const rows = [...this.rows.values()].filter(({ isDelta }) => isDelta);
+    const rows = [...this.rows.values()].filter(({ hasDeltas }) => hasDeltas);
     return { names: rows.map(({ name }) => name), conflated: rows.reduce((sum, row) => sum + row.conflated, 0) };
   }
 

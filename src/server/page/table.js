@@ -52,6 +52,8 @@ class FieldCell {
       this.#text = text;
       this.whole.textContent = dot < 0 ? text : text.slice(0, dot);
       this.fraction.textContent = dot < 0 ? "" : text.slice(dot);
+      // In two parts, a number would be read out as two.
+      this.element.ariaLabel = text === "" ? null : text;
       this.box.classList.toggle("aligned", !Number.isNaN(value));
     }
     const hint = isOld ? "from an earlier tick: the last one, a delta, does not have it" : title;
