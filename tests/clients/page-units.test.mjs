@@ -100,6 +100,9 @@ test("payloads without fields are summed up as what they are", () => {
   }
   assert.deepEqual(pointersOf({ seq: 4, ts: 17, temperature: 21.5 }), { last: "/temperature" }, "an identifier is no value");
   assert.deepEqual(pointersOf(7), { last: "" });
+  for (const [data, isPrice] of [[7, false], [{ value: 7 }, false], [{ bpm: 7 }, false], [{ t: { x: 7 } }, false], [{ price: 7 }, true], [KRAKEN_TICKER, true]]) {
+    assert.equal(look(data).isPrice, isPrice, "a change of a price is a percentage");
+  }
   assert.ok(look("😀".repeat(200)).summary.length <= 160);
   assert.ok(look("😀".repeat(200)).summary.isWellFormed(), "no character is cut in half");
 });

@@ -195,7 +195,8 @@ fn the_page_shows_fields_deltas_and_whole_payloads_of_feeds_in_several_shapes() 
 #[test]
 fn the_page_finds_fields_scales_and_deltas_without_a_browser() {
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/page-units.test.mjs");
-    let ran = Command::new("node").arg("--test").arg(units).output().expect("node: scripts/test.sh installs it");
+    let ran =
+        Command::new("node").arg("--test").arg(units).output().expect("node: scripts/test.sh installs it");
     let report = String::from_utf8_lossy(&ran.stdout);
     assert!(ran.status.success(), "{report}{}", String::from_utf8_lossy(&ran.stderr));
     let passed = report.lines().find_map(|line| line.split_once("pass ")?.1.trim().parse::<u32>().ok());

@@ -11,7 +11,7 @@ export const SHOWN_BYTES_MAX = 64 << 10;
 const FIELDS_MAX = 100;
 /** Bytes of a binary payload that are shown as hexadecimal. */
 const HEX_BYTES_MAX = 4 << 10;
-/** Longest text that is written anew while the panel is open, per change. */
+/** Time between two updates of the panel. */
 const REDRAW_MS = 250;
 
 const decoder = new TextDecoder();
@@ -50,10 +50,11 @@ export function payloadText(bytes, isJson, data) {
 
 /** JSON, indented; arrays and objects without further ones, such as book levels, on one line. `null` if nested too deeply. */
 function indent(data) {
-  const isFlat = (value) => Object.values(value).every((entry) => entry === null || typeof entry !== "object") && Object.keys(value).length <= 8;
+  const isScalar = (value) => value === null || typeof value !== "object";
+  const isFlat = (value) => Object.keys(value).length <= 8 && Object.values(value).every(isScalar);
   const write = (value, margin) => {
     if (margin.length > 64) throw new RangeError();
-    if (value === null || typeof value !== "object") return JSON.stringify(value);
+    if (isScalar(value)) return JSON.stringify(value);
     const isArray = Array.isArray(value);
     const parts = Object.keys(value).map((key) => (isArray ? "" : `${JSON.stringify(key)}: `) + write(value[key], `${margin}  `));
     const [open, close] = isArray ? "[]" : "{}";
@@ -168,7 +169,8 @@ export class Detail {
 
   #showFields(data) {
     const { fields, hasMore } = data === undefined ? { fields: [], hasMore: false } : scalarsOf(data, FIELDS_MAX);
-    const named = fields.map(({ tokens, value }) => ({ pointer: formatPointer(tokens), value })).filter(({ pointer }) => pointer !== "");
+    const pointed = fields.map(({ tokens, value }) => ({ pointer: formatPointer(tokens), value }));
+    const named = pointed.filter(({ pointer }) => pointer !== "");
     const pointers = named.map(({ pointer }) => pointer).join("\n");
     if (pointers !== this.#pointers) {
       this.#pointers = pointers;
@@ -213,7 +215,8 @@ export class Detail {
     this.#put("high", tick(scale?.high));
     this.#put("low", tick(scale?.low));
     this.#put("middle", tick(scale === null ? 0 : (scale.low + scale.high) / 2));
-    const now = scale === null ? "no numbers yet" : `between ${tick(Math.min(...values.filter(Number.isFinite)))} and ${tick(Math.max(...values.filter(Number.isFinite)))}`;
+    const known = values.filter(Number.isFinite);
+    const now = scale === null ? "no numbers yet" : `between ${tick(Math.min(...known))} and ${tick(Math.max(...known))}`;
     this.#parts.canvas.setAttribute("aria-label", `${label} of ${row.name}: ${now}`);
     drawCurve(this.#parts.canvas, values, scale, this.#colours());
   }
@@ -237,7 +240,8 @@ function factsOf({ payload, isDelta, sequence, conflated }) {
   if (payload === null) return "";
   const time = new Date(payload.producerMs);
   const at = Number.isNaN(time.getTime()) ? "" : `published ${time.toISOString().slice(11, 23)} UTC`;
-  const kind = isDelta ? (conflated > 0 ? `delta, and ${count(conflated)} others were conflated` : "delta") : payload.isJson ? "JSON" : "binary";
+  const delta = conflated > 0 ? `delta, and ${count(conflated)} others were conflated` : "delta";
+  const kind = isDelta ? delta : payload.isJson ? "JSON" : "binary";
   return [kind, sizeText(payload.bytes.length), `sequence ${count(sequence)}`, at].filter((part) => part !== "").join(" · ");
 }
 

@@ -28,7 +28,7 @@ const ROLE_OF = new Map(Object.entries(NAMES).flatMap(([role, names]) => names.m
 /** Values that are shown if nothing better has a name. */
 const PLAIN = ["bpm", "rate", "n"];
 /** Numbers that say which tick it is, not what it says. */
-const IDENTIFIES = /^(id|at|topic|seq|sequence|cs|ts|time|timestamp|nonce|checksum|due|u|e|t)$|(id|seq|sequence|time|timestamp|_at|ns|ms|us|e6|e9)$/;
+const IDENTIFIES = /^(at|topic|cs|ts|nonce|checksum|due|u|e|t)$|(id|seq|sequence|time|timestamp|_at|_ns|_ms|_us|_e6|_e9)$/;
 /** Keys whose texts tell a payload's kind. */
 const KIND_KEYS = ["type", "action", "event", "e", "channel", "table", "topic", "stream", "op", "update_type", "updateType", "ch"];
 
@@ -179,12 +179,16 @@ function wordsOf(data, objects) {
   return texts.filter((text) => typeof text === "string" && text.length <= POINTER_MAX);
 }
 
-const isLevels = (value) => Array.isArray(value) && value.length > 0 && value.every((level) => Array.isArray(level) || isObject(level));
+const isLevel = (value) => value !== null && typeof value === "object";
+const isLevels = (value) => Array.isArray(value) && value.length > 0 && value.every(isLevel);
 const sideOf = (row) => own(row, "side") ?? own(row, "Side");
-const priceOf = (row) => own(row, "price") ?? own(row, "px") ?? own(row, "price_level");
-const sizeOf = (row) => own(row, "size") ?? own(row, "qty") ?? own(row, "new_quantity") ?? own(row, "quantity") ?? own(row, "amount");
+const firstOf = (row, keys) => row[keys.find((key) => own(row, key) !== undefined)];
+const PRICES = ["price", "px", "price_level"];
+const priceOf = (row) => firstOf(row, PRICES);
+const sizeOf = (row) => firstOf(row, ["size", "qty", "new_quantity", "quantity", "amount"]);
+const isOfTrade = (row) => Object.keys(row).some((name) => TRADES.test(name) || name === "tick_direction");
 const isBookRow = (row) =>
-  isObject(row) && typeof sideOf(row) === "string" && (isNumeric(priceOf(row)) || isNumeric(sizeOf(row)) || own(row, "id") !== undefined);
+  isObject(row) && typeof sideOf(row) === "string" && [priceOf(row), sizeOf(row), own(row, "id")].some(isNumeric);
 
 /**
  * The book levels that a payload holds: `{levels: [{side, price, size, change}], isDelta, rows}`, where `rows` are those of an
@@ -218,7 +222,7 @@ function bookOf(data, objects, words) {
     }
     for (const key of ["data", "rows", "updates", "levels"]) {
       const rows = own(object, key);
-      if (!isLevels(rows) || !rows.every(isBookRow) || Object.keys(rows[0]).some((name) => TRADES.test(name) || name === "tick_direction")) continue;
+      if (!isLevels(rows) || !rows.every(isBookRow) || isOfTrade(rows[0])) continue;
       rows.forEach((row) => add(row));
       book.rows = { rows, path: [...path, key] };
       return book;
@@ -230,7 +234,9 @@ function bookOf(data, objects, words) {
 const SIDES = [["bids", "bid"], ["asks", "ask"], ["bs", "bid"], ["as", "ask"], ["b", "bid"], ["a", "ask"]];
 
 function levelOf(level, side, change) {
-  if (isObject(level)) return { side: side ?? sideOf(level), price: priceOf(level) ?? own(level, "id"), size: sizeOf(level), change };
+  if (isObject(level)) {
+    return { side: side ?? sideOf(level), price: priceOf(level) ?? own(level, "id"), size: sizeOf(level), change };
+  }
   const hasSide = typeof level[0] === "string" && !isNumeric(level[0]);
   const [price, size] = hasSide ? level.slice(1) : level;
   return { side: hasSide ? level[0] : side, price, size, change };
@@ -239,16 +245,19 @@ function levelOf(level, side, change) {
 function levelText({ side, price, size, change }) {
   const isGone = change === "delete" || numberOf(size) === 0;
   const what = isGone ? "gone" : size === undefined ? "" : scalarText(size);
-  return [side === undefined ? "" : scalarText(side).toLowerCase(), what, "@", scalarText(price)].filter((part) => part !== "").join(" ");
+  const parts = [scalarText(side).toLowerCase(), what, "@", scalarText(price)];
+  return parts.filter((part) => part !== "").join(" ");
 }
 
 /** Kraken's channel arrays without names: `[id, rows, "trade", pair]` and `[id, [bid, ask, …], "spread", pair]`. */
 function positionsOf(data) {
   if (!Array.isArray(data) || data.length < 3 || !Array.isArray(data[1])) return {};
   const channel = data.at(-2);
-  const last = data[1].length - 1;
-  if (channel === "trade" && Array.isArray(data[1][last]) && isNumeric(data[1][last][0])) return { last: [1, last, 0], size: [1, last, 1] };
-  return channel === "spread" && isNumeric(data[1][0]) ? { bid: [1, 0], ask: [1, 1] } : {};
+  const [, rows] = data;
+  const last = rows.length - 1;
+  if (channel === "spread" && isNumeric(rows[0])) return { bid: [1, 0], ask: [1, 1] };
+  const isTrade = channel === "trade" && Array.isArray(rows[last]) && isNumeric(rows[last][0]);
+  return isTrade ? { last: [1, last, 0], size: [1, last, 1] } : {};
 }
 
 /** The best rows of an `orderBookL2` image, by path. */
@@ -258,16 +267,21 @@ function bestOf({ rows, path }) {
     const price = numberOf(priceOf(row));
     const isBid = /^(b|buy|bid)$/i.test(sideOf(row));
     const role = isBid ? "bid" : "ask";
-    if (!Number.isFinite(price) || (best[role] !== undefined && (isBid ? price <= best[role].price : price >= best[role].price))) return;
-    const key = ["price", "px", "price_level"].find((name) => own(row, name) !== undefined);
+    const before = best[role]?.price ?? (isBid ? -Infinity : Infinity);
+    if (!Number.isFinite(price) || (isBid ? price <= before : price >= before)) return;
+    const key = PRICES.find((name) => own(row, name) !== undefined);
     best[role] = { price, path: [...path, at, key] };
   });
   return Object.fromEntries(Object.entries(best).map(([role, { path }]) => [role, path]));
 }
 
 function isPatch(data) {
-  return Array.isArray(data) && data.length > 0 && data.every((entry) => isObject(entry) && typeof entry.op === "string" && typeof entry.path === "string");
+  const isOperation = (entry) => isObject(entry) && typeof entry.op === "string" && typeof entry.path === "string";
+  return Array.isArray(data) && data.length > 0 && data.every(isOperation);
 }
+
+/** What a payload says that has no fields. */
+export const NOTHING = { paths: {}, isDelta: false, isPartial: false, isPrice: false, summary: "" };
 
 /**
  * What a parsed payload says: `paths` by role, as tokens; `isDelta`; `isPartial`, a delta that has some of the fields of what it
@@ -276,7 +290,7 @@ function isPatch(data) {
 export function look(data) {
   if (data === null || typeof data !== "object") {
     const isNumber = typeof data === "number";
-    return { paths: isNumber ? { last: [] } : {}, isDelta: false, isPartial: false, isPrice: false, summary: isNumber ? "" : cut(String(data), SUMMARY_MAX) };
+    return { ...NOTHING, paths: isNumber ? { last: [] } : {}, summary: isNumber ? "" : cut(String(data), SUMMARY_MAX) };
   }
   const objects = objectsOf(data);
   const words = wordsOf(data, objects);
@@ -288,7 +302,7 @@ export function look(data) {
   // The levels of a change are not the best of the book.
   const paths = isPatch(data) || (book !== null && isDelta) ? {} : book?.rows ? bestOf(book.rows) : guess(data, objects, isDelta);
   const { last } = paths;
-  const isPrice = last !== undefined && last.length > 0 && !NOT_PRICES.has(lastName(last)) && !PLAIN.includes(lastName(last)) && !paths.isPlain;
+  const isPrice = last !== undefined && last.length > 0 && !paths.isPlain && !NOT_PRICES.has(lastName(last));
   delete paths.isPlain;
   const hasAny = ROLES.some((role) => paths[role] !== undefined);
   const isPartial = isDelta && book === null && !isPatch(data);
@@ -309,7 +323,8 @@ function guess(data, objects, isDelta) {
   if (score(best) > 0 || isDelta) return best;
   for (const { object, path } of objects.slice(0, 8)) {
     const named = PLAIN.find((name) => isNumeric(own(object, name)));
-    const key = named ?? Object.keys(object).slice(0, KEYS_MAX).find((name) => typeof object[name] === "number" && !IDENTIFIES.test(name.toLowerCase()));
+    const isValue = (name) => typeof object[name] === "number" && !IDENTIFIES.test(name.toLowerCase());
+    const key = named ?? Object.keys(object).slice(0, KEYS_MAX).find(isValue);
     if (key !== undefined) return { last: [...path, key], isPlain: true };
   }
   return {};

@@ -483,7 +483,8 @@ function showDeltas() {
   byId("deltas").hidden = !isBroken;
   if (!isBroken) return;
   const which = names.length === 1 ? `${names[0]} publishes` : `${count(names.length)} topics publish`;
-  const why = isLimited ? `At ${many(rateMax, "tick")}/s the server conflates them` : "This page fell behind, and the server conflated some";
+  const limit = `At ${many(rateMax, "tick")}/s the server conflates them`;
+  const why = isLimited ? limit : "This page fell behind, and the server conflated some";
   setText("deltas-text", `${which} deltas. ${why}, so changes are missing here.`);
   byId("every-tick").hidden = !isLimited;
 }

@@ -1,7 +1,7 @@
 // market.js: the state of each topic in the table: its last tick and the counts of ticks that did not arrive.
 
 import { columnsOfRoles, primaryOf, roundedFor } from "./columns.js";
-import { look, numberOf, resolve, scalarText } from "./fields.js";
+import { NOTHING, look, numberOf, resolve, scalarText } from "./fields.js";
 import { History } from "./history.js";
 import { FLAG_JSON, FLAG_SNAPSHOT } from "./wire.js";
 
@@ -30,6 +30,9 @@ class Row {
   /** The last tick was a snapshot: the sequences between it and the next tick are not missing. */
   isAfterSnapshot = false;
   isDrawn = false;
+  /** Text and value of the primary column as last drawn. */
+  shownText = undefined;
+  shownValue = NaN;
   /** Values by column key: `{text, title, value, isOld}`; `isOld` if the last payload, a delta, does not have it. */
   fields = new Map();
   /** One line about a payload without any of the columns; else empty. */
@@ -79,7 +82,8 @@ class Row {
     const primary = primaryOf(columns);
     const data = isJson ? parseJson(bytes) : undefined;
     const isReadable = data !== undefined;
-    const found = isReadable ? look(data) : { paths: {}, isDelta: false, isPartial: false, isPrice: false, summary: isJson ? "invalid JSON" : `binary, ${bytes.length} bytes` };
+    const unreadable = isJson ? "invalid JSON" : `binary, ${bytes.length} bytes`;
+    const found = isReadable ? look(data) : { ...NOTHING, summary: unreadable };
     this.isDelta = found.isDelta;
     this.hasDeltas ||= found.isDelta;
     this.paths = found.paths;

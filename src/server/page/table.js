@@ -145,7 +145,8 @@ class Line {
     this.cells.gaps.classList.toggle("nonzero", row.gaps > 0);
     row.shownText = row.fields.get(key)?.text;
     row.shownValue = row.value;
-    if (isSame && flashes && textBefore !== undefined && textBefore !== row.shownText && !hasSummary) this.#flash(row.value - before);
+    const hasChanged = textBefore !== undefined && textBefore !== row.shownText && !hasSummary;
+    if (isSame && flashes && hasChanged) this.#flash(row.value - before);
   }
 
   /** The mark of a delta: before the summary, else beside the name. */
@@ -157,7 +158,8 @@ class Line {
     if (this.chip.textContent !== text) this.chip.textContent = text;
     this.chip.classList.toggle("broken", isBroken);
     this.cells.conflated.classList.toggle("broken", isBroken);
-    this.chip.title = isBroken ? `${count(row.conflated)} deltas were conflated: what they changed is missing here` : "the last payload says what changed, not what is";
+    const missing = `${count(row.conflated)} deltas were conflated: what they changed is missing here`;
+    this.chip.title = isBroken ? missing : "the last payload says what changed, not what is";
   }
 
   #put(name, text) {
@@ -363,7 +365,7 @@ export class Table {
   #onKey(event) {
     const { order } = this.#market;
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    if (event.key === "Escape" && this.#open !== null && event.target.matches(":not(select, textarea, input:not([type=checkbox]))")) {
+    if (event.key === "Escape" && this.#open !== null) {
       event.preventDefault();
       this.close();
       return;
