@@ -7,6 +7,8 @@ import { count, rate } from "./stats.js";
 /** Extra rows rendered above and below the visible ones. */
 const OVERSCAN = 4;
 const FLASH_MS = 700;
+/** A value that changes sooner than this after its last flash does not flash anew: each costs as much as drawing the row. */
+const FLASH_AGAIN_MS = 150;
 /** More decimals than this are not aligned. */
 const DECIMALS_MAX = 10;
 
@@ -69,6 +71,7 @@ class Line {
   index = -1;
   top = -1;
   cells = {};
+  #flashedAt = 0;
   #texts = {};
   #columns = [];
   #fields = [];
@@ -170,6 +173,9 @@ class Line {
   }
 
   #flash(change) {
+    const now = performance.now();
+    if (now - this.#flashedAt < FLASH_AGAIN_MS) return;
+    this.#flashedAt = now;
     const colour = `var(--flash-${change > 0 ? "up" : change < 0 ? "down" : "same"})`;
     this.flash?.cancel();
     const frames = [{ backgroundColor: colour }, { backgroundColor: "transparent" }];
