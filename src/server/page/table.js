@@ -203,7 +203,7 @@ function classesOf(columns) {
 
 /** The width of a column: prices are longer than sizes. */
 function widthOf({ role }) {
-  return { size: "minmax(5rem, 0.8fr)", volume: "minmax(6rem, 1fr)" }[role] ?? "minmax(5rem, 1.5fr)";
+  return { size: "minmax(5.3rem, 0.75fr)", volume: "minmax(5.8rem, 0.9fr)" }[role] ?? "minmax(5rem, 1.35fr)";
 }
 
 /** The table in the element `grid`: a header and a scrolling body. The grid itself takes the keyboard focus. */
