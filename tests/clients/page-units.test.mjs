@@ -231,6 +231,16 @@ test("columns appear as fields are found, and a delta leaves what it does not ha
   assert.equal(market.deltas().conflated, 4);
 });
 
+test("what a delta leaves is there when its column appears later", () => {
+  const market = new Market();
+  const row = market.row("bybit.tickers.X");
+  // Nothing is drawn between the image and the delta, so no column has appeared yet.
+  market.tick(row, frameOf(1, { ...BYBIT_TICKER, type: "snapshot" }));
+  market.tick(row, frameOf(2, { ...BYBIT_TICKER, data: { bid1Price: "17215.00" } }));
+  market.tick(row, frameOf(3, { ...BYBIT_TICKER, data: { lastPrice: "17220.00" } }));
+  assert.deepEqual(shown(market, row), { bid: "(17215.00)", ask: "(17216.00)", value: "17220.00", volume: "(91705.28)" });
+});
+
 test("a payload that is whole leaves nothing of the one before", () => {
   const market = new Market();
   const row = market.row("a");

@@ -47,6 +47,9 @@ export function parseColumns(texts) {
   return [...columns.values()];
 }
 
+/** A column for each role. */
+export const ROLE_COLUMNS = ROLES.map(ofRole);
+
 /** Columns of the guessed fields, in their order. Without any, `last` is the one. */
 export function columnsOfRoles(roles) {
   const found = ROLES.filter((role) => roles.has(role));

@@ -1,6 +1,6 @@
 // market.js: the state of each topic in the table: its last tick and the counts of ticks that did not arrive.
 
-import { columnsOfRoles, primaryOf, roundedFor } from "./columns.js";
+import { ROLE_COLUMNS, columnsOfRoles, primaryOf, roundedFor } from "./columns.js";
 import { NOTHING, look, numberOf, resolve, scalarText } from "./fields.js";
 import { History } from "./history.js";
 import { FLAG_JSON, FLAG_SNAPSHOT } from "./wire.js";
@@ -11,6 +11,8 @@ export const ROWS_MAX = 10_000;
 const KEPT_BYTES_MAX = 32 << 20;
 /** With more topics than this, only those that have been drawn have a history. */
 const SAMPLED_MAX = 500;
+/** The first payloads of a topic are read on arrival: they tell whether all have to be. */
+const FIRST_TICKS = 4;
 /** What rows can be sorted by besides a column of fields. */
 const SORTED_BY = new Set(["name", "change", "rate", "sequence", "conflated", "gaps"]);
 
@@ -42,7 +44,8 @@ class Row {
   isDelta = false;
   /** One of its payloads was a delta. */
   hasDeltas = false;
-  isPartial = false;
+  /** One of its payloads was a delta with some fields of the whole: each payload is read. */
+  hasPartials = false;
   /** Value of the primary column. */
   value = NaN;
   change = NaN;
@@ -88,12 +91,11 @@ class Row {
     this.hasDeltas ||= found.isDelta;
     this.paths = found.paths;
     market.found(found.paths);
-    let present = 0;
-    for (const column of columns) {
+    // All guessed fields are kept: a delta may lack those whose columns appear later.
+    for (const column of market.readColumns) {
       const path = column.tokens ?? found.paths[column.role];
       const raw = path === undefined || !isReadable ? undefined : resolve(data, path);
       if (raw !== undefined) {
-        present += 1;
         this.fields.set(column.key, fieldOf(column, raw));
       } else if (found.isPartial && this.fields.has(column.key)) {
         this.fields.get(column.key).isOld = true;
@@ -101,8 +103,9 @@ class Row {
         this.fields.delete(column.key);
       }
     }
-    this.isPartial = found.isPartial;
-    this.summary = present > 0 || (found.isPartial && this.fields.size > 0) ? "" : found.summary || "has none of these fields";
+    this.hasPartials ||= found.isPartial;
+    const hasAny = columns.some(({ key }) => this.fields.has(key));
+    this.summary = hasAny ? "" : found.summary || "has none of these fields";
     const isPrice = primary.role === "last" && found.isPrice;
     if (found.paths.open !== undefined) this.#opening = numberOf(resolve(data, found.paths.open));
     else if (!found.isDelta) this.#opening = NaN;
@@ -143,10 +146,8 @@ class Row {
     this.history.push(isPaused ? NaN : numberIn(next));
   }
 
-  /** The columns have changed: their values and the history are of others now. */
-  forgetFields() {
-    this.fields.clear();
-    this.summary = "";
+  /** The primary column is another: the change and the history are of that one now. */
+  restart() {
     this.history.clear();
     this.charted = null;
     this.value = this.change = this.#first = this.#opening = NaN;
@@ -225,6 +226,8 @@ export class Market {
   isPaused = false;
   /** Columns of fields, and whether the user chose them; else they grow with the fields that are found. */
   columns = columnsOfRoles(new Set());
+  /** Columns whose fields are read: those of all roles, shown or not, and the chosen ones. */
+  readColumns = ROLE_COLUMNS;
   areColumnsChosen = false;
   /** Counts the changes of `columns`. */
   columnsVersion = 0;
@@ -279,7 +282,7 @@ export class Market {
       this.#keptBytes += bytes.length;
       row.payload = { bytes: bytes.slice(), isJson, sequence: frame.sequence, producerMs: frame.u64(0) / 1e6 };
       row.isParsed = false;
-      if (row.isPartial) row.parse(this);
+      if (row.hasPartials || row.ticks <= FIRST_TICKS) row.parse(this);
     } else {
       row.isParsed = true;
       row.read(this, bytes, isJson);
@@ -312,13 +315,16 @@ export class Market {
   #setColumns(columns) {
     const isPrimarySame = primaryOf(columns).key === primaryOf(this.columns).key;
     this.columns = columns;
+    this.readColumns = [...ROLE_COLUMNS, ...columns.filter(({ role }) => role === null)];
     this.columnsVersion += 1;
+    const kept = new Set(this.readColumns.map(({ key }) => key));
     for (const row of this.rows.values()) {
+      for (const key of row.fields.keys()) kept.has(key) || row.fields.delete(key);
       if (isPrimarySame && (row.charted === null || columns.some(({ key }) => key === row.charted.key))) {
         row.isParsed = row.payload === null;
         row.dirty = true;
       } else {
-        row.forgetFields();
+        row.restart();
       }
     }
     const isSortedByMissing = !SORTED_BY.has(this.#sort.key) && !columns.some(({ key }) => key === this.#sort.key);
