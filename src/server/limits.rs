@@ -7,7 +7,7 @@ pub const PAGE_FILE_BYTES_MAX: usize = 48 << 10;
 /// Bytes of the response head of a page file.
 pub const PAGE_HEAD_BYTES_MAX: usize = 1 << 10;
 /// Compressed bytes of all files of the page.
-pub const PAGE_GZIP_BYTES_MAX: usize = 40 << 10;
+pub const PAGE_GZIP_BYTES_MAX: usize = 64 << 10;
 /// Default time from SIGTERM to exit, in which accepted ticks are flushed.
 pub const DRAIN_DEADLINE_MS_DEFAULT: u64 = 5_000;
 /// Default of unsent bytes that a socket accepts: a few SENDs, so that the wire never waits for the next one.

@@ -34,12 +34,19 @@ const SVG: &str = "image/svg+xml";
 type Source = (&'static str, &'static str, &'static [u8]);
 
 /// Every file of the page.
-const SOURCES: [Source; 12] = [
+const SOURCES: [Source; 19] = [
     ("/", HTML, include_bytes!("page/index.html")),
     ("/page/style.css", CSS, include_bytes!("page/style.css")),
+    ("/page/feed.css", CSS, include_bytes!("page/feed.css")),
     ("/page/narrow.css", CSS, include_bytes!("page/narrow.css")),
     ("/page/icon.svg", SVG, include_bytes!("page/icon.svg")),
     ("/page/main.js", SCRIPT, include_bytes!("page/main.js")),
+    ("/page/chooser.js", SCRIPT, include_bytes!("page/chooser.js")),
+    ("/page/columns.js", SCRIPT, include_bytes!("page/columns.js")),
+    ("/page/detail.js", SCRIPT, include_bytes!("page/detail.js")),
+    ("/page/dom.js", SCRIPT, include_bytes!("page/dom.js")),
+    ("/page/fields.js", SCRIPT, include_bytes!("page/fields.js")),
+    ("/page/history.js", SCRIPT, include_bytes!("page/history.js")),
     ("/page/link.js", SCRIPT, include_bytes!("page/link.js")),
     ("/page/market.js", SCRIPT, include_bytes!("page/market.js")),
     ("/page/stats.js", SCRIPT, include_bytes!("page/stats.js")),

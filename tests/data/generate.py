@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the test data of this folder: market.ndjson and ecg/made.{hea,dat,atr}.
+"""Writes the test data of this folder: market.ndjson, feeds.ndjson and ecg/made.{hea,dat,atr}.
 
 Everything is synthetic and comes from a fixed seed. Needs Python 3 and its standard library only.
 """
@@ -186,5 +186,107 @@ def ecg():
            [("normal", NORMAL), ("atrial", ATRIAL), ("ventricular", VENTRICULAR)]}, beats[:3])
 
 
+# Feeds in the shapes of exchanges ------------------------------------------------------------------------------------
+
+FEED_LINES = 1_500
+FEED_GAP_NS = 10_000_000
+# Product as Kraken and as Bybit would write it, and its price, step and decimals.
+FEED_PRODUCTS = [("ALPHA/USD", "ALPHAUSDT", 41_250.3, 0.1, 5), ("BRAVO/USD", "BRAVOUSDT", 2_310.42, 0.01, 2), ("CEDAR/USD", "CEDARUSDT", 0.48127, 0.00001, 4)]
+
+
+class Feed:
+    """A product's price, which walks, and its numbers as an exchange writes them."""
+
+    def __init__(self, rng, pair, symbol, price, step, size_decimals):
+        self.rng, self.pair, self.symbol, self.step = rng, pair, symbol, step
+        self.opening = self.price = price
+        self.places = decimals(step)
+        self.size_decimals = size_decimals
+        self.sequence = 0
+        self.volume = rng.uniform(2_000, 9_000)
+
+    def move(self):
+        self.price += self.rng.choice([-2, -1, 0, 0, 1, 2]) * self.step
+        self.sequence += 1
+
+    def text(self, steps=0):
+        return f"{self.price + steps * self.step:.{self.places}f}"
+
+    def size(self):
+        return f"{self.rng.expovariate(1) + 0.01:.{self.size_decimals}f}"
+
+    def grow(self):
+        self.volume += self.rng.expovariate(2)
+        return f"{self.volume:.8f}"
+
+
+def kraken(feed, channel, seconds):
+    """A message of Kraken's first protocol: an array whose fields have names of one letter, or none."""
+    if channel == "ticker":
+        opening = f"{feed.opening:.{feed.places}f}"
+        body = {"a": [feed.text(1), 1, feed.size()], "b": [feed.text(-1), 1, feed.size()], "c": [feed.text(), feed.size()],
+                "v": [f"{feed.volume / 3:.8f}", feed.grow()], "p": [feed.text(-3), feed.text(-4)], "t": [812, 2410],
+                "l": [feed.text(-90), feed.text(-130)], "h": [feed.text(70), feed.text(110)], "o": [opening, opening]}
+    elif channel == "trade":
+        body = [[feed.text(), feed.size(), f"{seconds:.6f}", feed.rng.choice("bs"), "l", ""] for _ in range(feed.rng.randint(1, 3))]
+    elif channel == "spread":
+        body = [feed.text(-1), feed.text(1), f"{seconds:.6f}", feed.size(), feed.size()]
+    else:
+        side = feed.rng.choice("ab")
+        steps = range(1, feed.rng.randint(2, 4)) if side == "a" else range(-1, -feed.rng.randint(2, 4), -1)
+        body = {side: [[feed.text(n), feed.size() if feed.rng.random() < 0.8 else f"{0:.{feed.size_decimals}f}", f"{seconds:.6f}"] for n in steps],
+                "c": str(feed.rng.randrange(1 << 32))}
+        channel = "book-10"
+    return [340 + len(feed.pair), body, channel, feed.pair]
+
+
+def bybit(feed, channel, milliseconds, isFirst):
+    """A message of Bybit: camel-case tickers whose deltas leave out what is the same, and rows of an order book or of trades."""
+    if channel == "tickers":
+        whole = {"symbol": feed.symbol, "lastPrice": feed.text(), "bid1Price": feed.text(-1), "bid1Size": feed.size(), "ask1Price": feed.text(1),
+                 "ask1Size": feed.size(), "prevPrice24h": f"{feed.opening:.{feed.places}f}", "volume24h": feed.grow(), "turnover24h": f"{feed.volume * feed.price:.4f}"}
+        kept = whole if isFirst else {key: value for key, value in whole.items() if key == "symbol" or feed.rng.random() < 0.45}
+        return {"topic": f"tickers.{feed.symbol}", "type": "snapshot" if isFirst else "delta", "data": kept, "cs": 24_987_956_059 + feed.sequence, "ts": milliseconds}
+
+    def row(steps, **more):
+        identifier = round((feed.price + steps * feed.step) * 10_000)
+        return {"price": feed.text(steps), "symbol": feed.symbol, "id": identifier, "side": "Buy" if steps < 0 else "Sell", **more}
+
+    if channel == "trade":
+        trade = {"trade_time_ms": milliseconds, "symbol": feed.symbol, "side": feed.rng.choice(["Buy", "Sell"]), "size": float(feed.size()),
+                 "price": float(feed.text()), "tick_direction": "PlusTick", "trade_id": f"{feed.rng.getrandbits(64):016x}", "cross_seq": feed.sequence}
+        return {"topic": f"trade.{feed.symbol}", "data": [trade]}
+    if channel == "orderBookL2_25" and isFirst:
+        data = [row(n, size=feed.rng.randint(1, 5_000)) for n in [*range(-25, 0), *range(1, 26)]]
+        return {"topic": f"{channel}.{feed.symbol}", "type": "snapshot", "data": data, "cross_seq": feed.sequence, "timestamp_e6": milliseconds * 1000}
+    data = {"delete": [row(feed.rng.choice([-3, 3]))] if feed.rng.random() < 0.3 else [],
+            "update": [row(n, size=feed.rng.randint(1, 5_000)) for n in feed.rng.sample([-2, -1, 1, 2], feed.rng.randint(1, 3))],
+            "insert": [row(feed.rng.choice([-4, 4]), size=feed.rng.randint(1, 5_000))] if feed.rng.random() < 0.3 else []}
+    return {"topic": f"{channel}.{feed.symbol}", "type": "delta", "data": data, "cross_seq": feed.sequence, "timestamp_e6": milliseconds * 1000}
+
+
+def feeds():
+    rng = random.Random(11)
+    products = [Feed(rng, *product) for product in FEED_PRODUCTS]
+    choices = [("kraken", "ticker", 4), ("kraken", "book", 8), ("kraken", "trade", 2), ("kraken", "spread", 3),
+               ("bybit", "tickers", 6), ("bybit", "orderBookL2_25", 8), ("bybit", "trade", 2), ("bybit", "image", 1)]
+    seen, lines, at_ns = set(), [], 0
+    for _ in range(FEED_LINES):
+        at_ns += round(rng.expovariate(1) * FEED_GAP_NS)
+        time = START + timedelta(microseconds=at_ns // 1000)
+        exchange, channel, _ = rng.choices(choices, [share for _, _, share in choices])[0]
+        feed = rng.choice(products)
+        feed.move()
+        # The images are on a topic of their own: the table shows the best of each, and the changes beside them.
+        isFirst = (channel, feed.symbol) not in seen or channel == "image"
+        seen.add((channel, feed.symbol))
+        name = "orderBookL2_25" if channel == "image" else channel
+        data = kraken(feed, channel, time.timestamp()) if exchange == "kraken" else bybit(feed, name, round(time.timestamp() * 1000), isFirst)
+        product = feed.pair.replace("/", "-") if exchange == "kraken" else feed.symbol
+        lines.append(json.dumps({"at_ns": at_ns, "topic": f"{exchange}.{channel}.{product}", "data": data}, separators=(",", ":")))
+    (FOLDER / "feeds.ndjson").write_text("\n".join(lines) + "\n")
+
+
 market()
+feeds()
 ecg()

@@ -46,7 +46,7 @@ fn every_file_is_served_plain_and_compressed_and_revalidated_by_entity_tag() {
     let parts = index.split(['"']).filter(|part| part.starts_with("page/"));
     let mut paths: Vec<String> = parts.map(|part| format!("/{part}")).collect();
     paths.push("/".into());
-    assert!(paths.len() > 10, "{paths:?}");
+    assert!(paths.len() > 17, "{paths:?}");
     for path in &paths {
         let (head, plain) = get(&format!("GET {path}?topics=a.b"), "");
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{path}: {head}");
@@ -180,4 +180,25 @@ fn the_page_survives_silent_servers_suspended_machines_malformed_payloads_and_ga
         browser.wait_for(&format!("{fault} holds"));
     }
     browser.finish();
+}
+
+#[test]
+fn the_page_shows_fields_deltas_and_whole_payloads_of_feeds_in_several_shapes() {
+    let _machine = beside_others();
+    let browser = browse("page-feeds", &[]);
+    for feed in ["shapes", "opens", "choices", "warns", "hostile"] {
+        browser.wait_for(&format!("{feed} holds"));
+    }
+    browser.finish();
+}
+
+#[test]
+fn the_page_finds_fields_scales_and_deltas_without_a_browser() {
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/page-units.test.mjs");
+    let ran =
+        Command::new("node").arg("--test").arg(units).output().expect("node: scripts/test.sh installs it");
+    let report = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success(), "{report}{}", String::from_utf8_lossy(&ran.stderr));
+    let passed = report.lines().find_map(|line| line.split_once("pass ")?.1.trim().parse::<u32>().ok());
+    assert!(passed.is_some_and(|passed| passed >= 20), "{report}");
 }

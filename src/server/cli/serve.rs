@@ -154,14 +154,14 @@ pub struct LimitOptions {
     /// Connections at once [env: TICKCAST_MAX_CLIENTS] [default: 65536, or what the descriptor limit allows]
     #[arg(long, env = "TICKCAST_MAX_CLIENTS", hide_env = true, value_name = "N")]
     pub max_clients: Option<usize>,
-    /// Connections from one IPv4 address or IPv6 /64 network; 0: no limit; the page needs up to 13
+    /// Connections from one IPv4 address or IPv6 /64 network; 0: no limit; the page needs up to 20
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_clients_per_source: u32,
     /// Networks that --max-clients-per-source does not limit: put proxies here; none: it limits all
     #[arg(long, value_name = "NETWORK,...", default_value = Networks::LOOPBACK)]
     #[serde(with = "super::values::text")]
     pub unlimited_sources: Networks,
-    /// New connections per second, divided among the shards; 0: no limit; the page needs up to 13
+    /// New connections per second, divided among the shards; 0: no limit; the page needs up to 20
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub accept_rate: u32,
     /// Ticks per second that one session may publish; 0: no limit

@@ -1,10 +1,14 @@
 // main.js: connects the parts of the page. It manages subscriptions, routes each tick to the table, the ECG trace and the
 // statistics, and reports what was missed while the connection was down or the page was paused, hidden or suspended.
 
+import { Chooser } from "./chooser.js";
+import { Detail } from "./detail.js";
+import { attempt, byId, logEvent, setText } from "./dom.js";
+import { SAMPLE_MS } from "./history.js";
 import { Link } from "./link.js";
 import { Market, ROWS_MAX } from "./market.js";
-import { Sparkline, Stats, bytes, count, duration, many, ms, rate, wallMs } from "./stats.js";
-import { Sweep } from "./sweep.js";
+import { Sparkline, Stats, bytes, count, duration, many, ms, offsetText, rate, wallMs } from "./stats.js";
+import { Sweep, showEcg } from "./sweep.js";
 import { Table } from "./table.js";
 import { Wave } from "./wave.js";
 import { FLAG_SNAPSHOT, FROM, KIND, POLICY, matches, subscribe, unsubscribe, update } from "./wire.js";
@@ -21,20 +25,12 @@ const SETTLE_MS = 1_500;
 const PROBE_IDLE_MS = 5_000;
 /** A one-second timer later than this means that the page was suspended. */
 const SECOND_MS_MAX = 4_000;
-const EVENTS_MAX = 12;
-const FAILURES_MAX = 16;
 const RATES = [0, 1, 5, 20];
-
-const byId = (id) => document.getElementById(id);
-const setText = (id, text) => {
-  const element = byId(id);
-  if (element.textContent !== text) element.textContent = text;
-};
 
 const colours = {};
 function readColours() {
   const style = getComputedStyle(document.documentElement);
-  const names = ["trace", "beat", "line", "area", "grid-fine", "grid-coarse", "gap"];
+  const names = ["trace", "beat", "line", "area", "grid-fine", "grid-coarse", "gap", "rule"];
   for (const name of names) colours[name] = style.getPropertyValue(`--${name}`).trim();
 }
 readColours();
@@ -42,7 +38,19 @@ readColours();
 const stats = new Stats();
 const market = new Market();
 const wave = new Wave();
-const table = new Table(byId("table"), market);
+const chooserParts = {
+  toggle: byId("columns"),
+  panel: byId("columns-panel"),
+  chips: byId("chips"),
+  form: byId("column-form"),
+  input: byId("column"),
+  error: byId("column-error"),
+  reset: byId("columns-reset"),
+};
+const chooser = new Chooser(market, chooserParts, storeUrl);
+const detail = new Detail(market, chooser, () => colours, () => table.close());
+byId("table").querySelector(".spacer").append(detail.element);
+const table = new Table(byId("table"), market, detail);
 const sweep = new Sweep(byId("grid"), byId("wave"), wave, () => ({
   trace: colours.trace,
   beat: colours.beat,
@@ -170,6 +178,7 @@ function showPatterns(text, ticksPerSecond) {
   patterns = typed.some((pattern) => pattern !== "") ? typed.filter((pattern) => pattern !== "") : [">"];
   rateMax = ticksPerSecond;
   byId("topics-error").hidden = true;
+  table.close();
   market.clear();
   for (const [id, { name }] of topics) topics.set(id, topicOf(name));
   if (state === "live") subscribeToAll();
@@ -435,18 +444,6 @@ onVisibility();
 
 // Display.
 
-function logEvent(text) {
-  const item = document.createElement("li");
-  const time = document.createElement("time");
-  const now = new Date();
-  time.dateTime = now.toISOString();
-  time.textContent = now.toLocaleTimeString("en-GB");
-  item.append(time, text);
-  const events = byId("events");
-  events.prepend(item);
-  while (events.children.length > EVENTS_MAX) events.lastElementChild.remove();
-}
-
 function countDown() {
   if (byId("banner").hidden) return;
   const why = byId("banner-text").dataset.why ?? "";
@@ -456,32 +453,16 @@ function countDown() {
   setText("banner-text", `Disconnected: ${why}. ${next[state] ?? ""} The data shown is stale.`);
 }
 
-function showEcg(seconds) {
-  byId("ecg").hidden = !wave.isKnown && wave.batches === 0;
-  if (byId("ecg").hidden) return;
-  const { info } = wave;
-  if (info !== null) setText("lead", `${info.signal}${info.record === info.signal ? "" : `, record ${info.record}`}, ${info.fs} Hz`);
-  byId("pulse").dataset.known = wave.beats.length > 0 || !Number.isNaN(wave.bpm) ? "yes" : "no";
-  setText("bpm", Number.isNaN(wave.bpm) ? "–" : String(Math.round(wave.bpm)));
-  setText("scale", sweep.scale);
-  const hint = "To detect beats, run: tickcast process ecg";
-  setText("beat", wave.beats.length === 0 ? hint : Number.isNaN(wave.rrMs) ? "" : `RR ${Math.round(wave.rrMs)} ms`);
-  const ignored = wave.ignored === 0 ? "" : `, ${count(wave.ignored)} ignored (implausible time)`;
-  setText("batches", (wave.lost === 0 ? "No batches lost" : `${many(wave.lost, "batch", "batches")} lost`) + ignored);
-  const hasNoSignal = !wave.isFlowing;
-  byId("no-signal").hidden = !hasNoSignal;
-  setText("no-signal", suspended !== "" ? "Paused" : state === "live" ? "No signal" : "Disconnected");
-  const fps = Math.round(sweep.frames / seconds);
-  document.body.dataset.fps = hasNoSignal ? 0 : fps;
-  setText("frames", hasNoSignal ? "" : `${fps} fps`);
-}
-
 function showMarket() {
   const { size } = market.rows;
   byId("empty").hidden = size > 0;
   const published = [...market.rows.values()].reduce((sum, row) => sum + row.rate, 0);
-  const listed = market.unlisted > 0 ? `${count(ROWS_MAX)} of ${count(size + market.unlisted)} shown; narrow the pattern` : count(size);
+  const isFull = market.unlisted > 0;
+  const all = isFull ? `${count(ROWS_MAX)} of ${count(size + market.unlisted)} shown; narrow the pattern` : count(size);
+  const listed = market.isFiltered ? `${count(market.order.length)} of ${isFull ? all : `${all} match`}` : all;
   setText("listed", size === 0 ? "" : listed);
+  byId("market").classList.toggle("none-match", size > 0 && market.order.length === 0);
+  showDeltas();
   const hint = `No ticks yet. Try: tickcast pub my.topic '{"value":1}'`;
   const nothing = patterns.includes(">") ? hint : `No ticks yet on ${patterns.join(", ")}.`;
   setText("empty", state === "live" && suspended === "" ? nothing : "No data.");
@@ -494,6 +475,20 @@ function showMarket() {
   return published;
 }
 
+/** Warns if what the table shows of deltas is incomplete, because they are conflated. */
+function showDeltas() {
+  const { names, conflated } = market.deltas();
+  const isLimited = rateMax !== 0;
+  const isBroken = names.length > 0 && (isLimited || conflated > 0);
+  byId("deltas").hidden = !isBroken;
+  if (!isBroken) return;
+  const which = names.length === 1 ? `${names[0]} publishes` : `${count(names.length)} topics publish`;
+  const limit = `At ${many(rateMax, "tick")}/s the server conflates them`;
+  const why = isLimited ? limit : "This page fell behind, and the server conflated some";
+  setText("deltas-text", `${which} deltas. ${why}, so changes are missing here.`);
+  byId("every-tick").hidden = !isLimited;
+}
+
 function showStats(published) {
   setText("latency", ms(stats.p50));
   const measured = wave.isFlowing ? WAVE : probe || "all topics";
@@ -502,22 +497,9 @@ function showStats(published) {
   setText("ticks", Number.isNaN(ticks) ? "–" : rate(ticks));
   setText("ticks-more", `${bytes(stats.bytesPerSecond)}/s\n${rate(published)}/s published`);
   setText("round-trip", ms(link.roundTripMs));
-  const offset = stats.offsetMs;
-  setText("offset", Number.isNaN(offset) ? "–" : `${offset < 0 ? "−" : "+"}${ms(Math.abs(offset))}`);
+  setText("offset", offsetText(stats.offsetMs, stats.offsetErrorMs));
   latencyCurve.draw(stats.latency);
   ticksCurve.draw(stats.ticksPerSecond);
-}
-
-/** Runs one part of the update. If it throws, logs the error once; the other parts still run. */
-const failures = new Set();
-function attempt(part) {
-  try {
-    part();
-  } catch (error) {
-    if (failures.has(error.message)) return;
-    if (failures.size < FAILURES_MAX) failures.add(error.message);
-    console.error(error);
-  }
 }
 
 setInterval(() => {
@@ -533,7 +515,7 @@ setInterval(() => {
   attempt(chooseProbe);
   attempt(countDown);
   if (document.hidden) return;
-  attempt(() => showEcg(elapsed / 1e3));
+  attempt(() => showEcg({ wave, sweep, seconds: elapsed / 1e3, state, isSuspended: suspended !== "" }));
   sweep.frames = 0;
   attempt(() => showStats(showMarket()));
   document.body.dataset.rows = market.rows.size;
@@ -543,31 +525,53 @@ function frame(now) {
   requestAnimationFrame(frame);
   if (!byId("ecg").hidden) attempt(() => sweep.draw(now));
   attempt(() => table.draw());
+  attempt(() => detail.draw(now));
+  attempt(() => chooser.draw());
 }
+
+setInterval(() => document.hidden || attempt(() => market.sample()), SAMPLE_MS);
 
 // User input.
 
+/** Puts into the URL what the user chose: the page opened with it looks the same. */
+function storeUrl() {
+  const query = new URLSearchParams();
+  const text = byId("topics").value.trim();
+  const filter = byId("filter").value.trim();
+  if (text !== "") query.set("topics", text);
+  if (rateMax !== 5) query.set("rate", rateMax);
+  if (filter !== "") query.set("filter", filter);
+  chooser.store(query);
+  history.replaceState(null, "", `${query}` === "" ? location.pathname : `?${query}`);
+}
+
 byId("subscription").addEventListener("submit", (event) => {
   event.preventDefault();
-  const text = byId("topics").value.trim();
-  const ticksPerSecond = Number(byId("rate").value);
-  const query = new URLSearchParams();
-  if (text !== "") query.set("topics", text);
-  if (ticksPerSecond !== 5) query.set("rate", ticksPerSecond);
-  history.replaceState(null, "", `${query}` === "" ? location.pathname : `?${query}`);
-  showPatterns(text, ticksPerSecond);
+  showPatterns(byId("topics").value.trim(), Number(byId("rate").value));
+  storeUrl();
+});
+byId("filter").addEventListener("input", () => {
+  market.filter(byId("filter").value);
+  storeUrl();
+});
+byId("every-tick").addEventListener("click", () => {
+  byId("rate").value = "0";
+  byId("subscription").requestSubmit();
 });
 byId("rate").addEventListener("change", () => byId("subscription").requestSubmit());
 byId("pause").addEventListener("click", () => (suspended === "paused" ? resume() : suspend("paused")));
 byId("retry").addEventListener("click", () => link.retry());
 document.addEventListener("keydown", (event) => {
-  const isTyping = event.target.matches("input, select, textarea");
+  const isTyping = event.target.matches("select, textarea, input:not([type=checkbox])");
   if (event.ctrlKey || event.altKey || event.metaKey) return;
   if (event.key === "Escape" && isTyping) event.target.blur();
   if (isTyping) return;
   if (event.key === "/") {
     event.preventDefault();
     byId("topics").focus();
+  } else if (event.key === "f") {
+    event.preventDefault();
+    byId("filter").focus();
   } else if (event.key === "p" && !event.repeat) {
     byId("pause").click();
   }
@@ -586,6 +590,9 @@ watchPixelRatio();
 const query = new URLSearchParams(location.search);
 const wanted = Number(query.get("rate") ?? 5);
 byId("topics").value = query.get("topics") ?? "";
+byId("filter").value = (query.get("filter") ?? "").slice(0, byId("filter").maxLength);
+market.filter(byId("filter").value);
+chooser.load(query);
 byId("rate").value = String(RATES.includes(wanted) ? wanted : 5);
 showPatterns(byId("topics").value, Number(byId("rate").value));
 link.connect();

@@ -1,20 +1,24 @@
 // market.js: the state of each topic in the table: its last tick and the counts of ticks that did not arrive.
 
+import { ROLE_COLUMNS, columnsOfRoles, primaryOf, roundedFor } from "./columns.js";
+import { NOTHING, look, numberOf, resolve, scalarText } from "./fields.js";
+import { History } from "./history.js";
 import { FLAG_JSON, FLAG_SNAPSHOT } from "./wire.js";
 
 /** Topics listed; any more are only counted. */
 export const ROWS_MAX = 10_000;
-/** Payloads up to this size are parsed lazily, when their row is drawn or sorted. Larger ones are parsed on arrival. */
-const LAZY_BYTES_MAX = 4_096;
-/** JSON fields to show as the value, in order of preference. */
-const VALUE_FIELDS = ["price", "last", "last_price", "value", "mid", "px", "p", "v", "bpm", "rate", "n"];
-const PRICE_FIELDS = new Set(["price", "last", "last_price", "mid", "px", "p"]);
-const OPEN_FIELDS = ["open_24h", "open"];
-const TEXT_MAX = 24;
+/** Payloads kept, so that they are parsed only when their row is drawn, sorted or opened; beyond this, on arrival. */
+const KEPT_BYTES_MAX = 32 << 20;
+/** With more topics than this, only those that have been drawn have a history. */
+const SAMPLED_MAX = 500;
+/** The first payloads of a topic are read on arrival: they tell whether all have to be. */
+const FIRST_TICKS = 4;
+/** What rows can be sorted by besides a column of fields. */
+const SORTED_BY = new Set(["name", "change", "rate", "sequence", "conflated", "gaps"]);
 
 const decoder = new TextDecoder();
 
-/** A topic. `text`, `value` and the change describe the last payload that `parse` has read. */
+/** A topic. `fields`, `value`, `summary` and the change describe the last payload that `parse` has read. */
 class Row {
   /** The next sequence expected; 0 if unknown, so that no gap is inferred from the next tick. */
   next = 0;
@@ -27,17 +31,38 @@ class Row {
   isCatchingUp = false;
   /** The last tick was a snapshot: the sequences between it and the next tick are not missing. */
   isAfterSnapshot = false;
-  text = "–";
+  isDrawn = false;
+  /** Text and value of the primary column as last drawn. */
+  shownText = undefined;
+  shownValue = NaN;
+  /** Values by column key: `{text, title, value, isOld}`; `isOld` if the last payload, a delta, does not have it. */
+  fields = new Map();
+  /** One line about a payload without any of the columns; else empty. */
+  summary = "";
+  /** Where the guessed fields are, by role. */
+  paths = {};
+  isDelta = false;
+  /** One of its payloads was a delta. */
+  hasDeltas = false;
+  /** One of its payloads was a delta with some fields of the whole: each payload is read. */
+  hasPartials = false;
+  /** Value of the primary column. */
   value = NaN;
   change = NaN;
   changeText = "";
   changeTitle = "";
-  unparsed = null;
+  history = new History();
+  /** The column that the history is of; `null` before its first number. */
+  charted = null;
+  /** The last payload, if it is kept: `{bytes, isJson, sequence, producerMs}`. */
+  payload = null;
+  isParsed = true;
   /** The row has changes that are not drawn yet. */
   dirty = true;
   /** Position in the order by name. */
   rank = 0;
   #first = NaN;
+  #opening = NaN;
   #rateSequence = 0;
   #rateAt = 0;
 
@@ -48,40 +73,87 @@ class Row {
     this.symbol = name.slice(dot + 1);
   }
 
-  store(frame) {
-    const bytes = frame.bytes();
-    const isJson = (frame.flags & FLAG_JSON) !== 0;
-    if (bytes.length <= LAZY_BYTES_MAX) this.unparsed = { bytes: bytes.slice(), isJson };
-    else this.#parse(bytes, isJson);
-  }
-
   /** Parses the last payload, unless it is parsed already. */
-  parse() {
-    if (this.unparsed === null) return;
-    const { bytes, isJson } = this.unparsed;
-    this.unparsed = null;
-    this.#parse(bytes, isJson);
+  parse(market) {
+    if (this.isParsed) return;
+    this.isParsed = true;
+    if (this.payload !== null) this.read(market, this.payload.bytes, this.payload.isJson);
   }
 
-  #parse(bytes, isJson) {
-    const found = isJson ? valueOf(bytes) : { text: `${bytes.length} bytes`, value: NaN, open: NaN, isPrice: false };
+  read(market, bytes, isJson) {
+    const { columns } = market;
+    const primary = primaryOf(columns);
+    const data = isJson ? parseJson(bytes) : undefined;
+    const isReadable = data !== undefined;
+    const unreadable = isJson ? "invalid JSON" : `binary, ${bytes.length} bytes`;
+    const found = isReadable ? look(data) : { ...NOTHING, summary: unreadable };
+    this.isDelta = found.isDelta;
+    this.hasDeltas ||= found.isDelta;
+    this.paths = found.paths;
+    market.found(found.paths);
+    // All guessed fields are kept: a delta may lack those whose columns appear later.
+    for (const column of market.readColumns) {
+      const path = column.tokens ?? found.paths[column.role];
+      const raw = path === undefined || !isReadable ? undefined : resolve(data, path);
+      if (raw !== undefined) {
+        this.fields.set(column.key, fieldOf(column, raw));
+      } else if (found.isPartial && this.fields.has(column.key)) {
+        this.fields.get(column.key).isOld = true;
+      } else {
+        this.fields.delete(column.key);
+      }
+    }
+    this.hasPartials ||= found.isPartial;
+    const hasAny = columns.some(({ key }) => this.fields.has(key));
+    this.summary = hasAny ? "" : found.summary || "has none of these fields";
+    const isPrice = primary.role === "last" && found.isPrice;
+    if (found.paths.open !== undefined) this.#opening = numberOf(resolve(data, found.paths.open));
+    else if (!found.isDelta) this.#opening = NaN;
+    const field = this.fields.get(primary.key);
+    // A delta without the value leaves it and its change as they are.
+    if (field === undefined || !field.isOld) this.#compare(field?.value ?? NaN, isPrice);
+  }
+
+  /** Sets the value, and the change since the opening price or the value before. */
+  #compare(value, isPrice) {
+    const opening = this.#opening;
     const before = this.value;
-    this.text = found.text;
-    this.value = found.value;
-    if (Number.isNaN(this.#first)) this.#first = found.value;
-    const open = Number.isNaN(found.open) ? this.#first : found.open;
-    if (Number.isNaN(found.value)) {
+    this.value = value;
+    if (Number.isNaN(this.#first)) this.#first = value;
+    const open = Number.isNaN(opening) ? this.#first : opening;
+    if (Number.isNaN(value)) {
       this.change = NaN;
       this.changeText = "";
-    } else if (found.isPrice && open !== 0) {
-      this.change = ((found.value - open) / open) * 100;
+    } else if (isPrice && open !== 0) {
+      this.change = ((value - open) / open) * 100;
       this.changeText = signed(this.change, `${Math.abs(this.change).toFixed(2)}%`);
-      this.changeTitle = Number.isNaN(found.open) ? "since the first value seen" : "since the opening price";
+      this.changeTitle = Number.isNaN(opening) ? "since the first value seen" : "since the opening price";
     } else {
-      this.change = Number.isNaN(before) ? 0 : found.value - before;
+      this.change = Number.isNaN(before) ? 0 : value - before;
       this.changeText = signed(this.change, String(+Math.abs(this.change).toPrecision(6)));
       this.changeTitle = "since the previous value";
     }
+  }
+
+  /** Adds the value of the primary column to the history, or of the first that has had a number. */
+  sample(columns, isPaused) {
+    const numberIn = (column) => this.fields.get(column?.key)?.value ?? NaN;
+    const primary = primaryOf(columns);
+    const isNumber = (column) => !Number.isNaN(numberIn(column));
+    const next = isNumber(primary) ? primary : (this.charted ?? columns.find(isNumber) ?? null);
+    if (next?.key !== this.charted?.key) this.history.clear();
+    this.charted = next;
+    this.history.push(isPaused ? NaN : numberIn(next));
+  }
+
+  /** The primary column is another: the change and the history are of that one now. */
+  restart() {
+    this.history.clear();
+    this.charted = null;
+    this.value = this.change = this.#first = this.#opening = NaN;
+    this.changeText = "";
+    this.isParsed = this.payload === null;
+    this.dirty = true;
   }
 
   /** Updates the publish rate from the sequences, so that ticks that did not arrive count too. */
@@ -117,43 +189,32 @@ function signed(change, text) {
   return change > 0 ? `+${text}` : `−${text}`;
 }
 
-function number(value) {
-  if (typeof value === "number") return value;
-  return typeof value === "string" && value.trim() !== "" ? Number(value) : NaN;
+/** The value of a JSON text; `undefined` if it is none. */
+export function parseJson(bytes) {
+  try {
+    return JSON.parse(decoder.decode(bytes));
+  } catch {
+    return undefined;
+  }
 }
 
-function valueOf(bytes) {
-  const text = decoder.decode(bytes);
-  let data;
-  try {
-    data = JSON.parse(text);
-  } catch {
-    return { text: text.slice(0, TEXT_MAX), value: NaN, open: NaN, isPrice: false };
-  }
-  const found = (raw, open, isPrice) => ({ text: String(raw).slice(0, TEXT_MAX), value: number(raw), open, isPrice });
-  if (data === null || typeof data !== "object") {
-    const raw = data === null ? "null" : data;
-    return { ...found(raw, NaN, false), value: typeof data === "number" ? data : NaN };
-  }
-  for (const field of VALUE_FIELDS) {
-    if (Number.isFinite(number(data[field]))) {
-      const opened = OPEN_FIELDS.find((name) => Number.isFinite(number(data[name])));
-      return found(data[field], opened === undefined ? NaN : number(data[opened]), PRICE_FIELDS.has(field));
-    }
-  }
-  // An order book update: `[side, price, size]`.
-  const level = Array.isArray(data.changes) ? data.changes.at(-1) : undefined;
-  if (Array.isArray(level) && Number.isFinite(number(level[1]))) return found(level[1], NaN, true);
-  const other = Object.entries(data).find(([, value]) => typeof value === "number");
-  if (other !== undefined) return found(other[1], NaN, false);
-  return { text: text.slice(0, TEXT_MAX), value: NaN, open: NaN, isPrice: false };
+function fieldOf(column, raw) {
+  const published = scalarText(raw);
+  const text = roundedFor(column, published);
+  return { text, title: text === published ? "" : published, value: numberOf(raw), isOld: false };
+}
+
+/** Whether a topic has all words of a filter in lower case, in any order. */
+function hasWords(name, words) {
+  const lower = name.toLowerCase();
+  return words.every((word) => lower.includes(word));
 }
 
 /** All rows, and the order in which the table lists them. */
 export class Market {
   /** Rows by topic. */
   rows = new Map();
-  /** The rows, sorted. */
+  /** The rows that the filter lets through, sorted. */
   order = [];
   #unlisted = new Set();
   conflated = 0;
@@ -162,6 +223,17 @@ export class Market {
   unannounced = 0;
   /** Ticks missed during the last absence. */
   missed = 0;
+  isPaused = false;
+  /** Columns of fields, and whether the user chose them; else they grow with the fields that are found. */
+  columns = columnsOfRoles(new Set());
+  /** Columns whose fields are read: those of all roles, shown or not, and the chosen ones. */
+  readColumns = ROLE_COLUMNS;
+  areColumnsChosen = false;
+  /** Counts the changes of `columns`. */
+  columnsVersion = 0;
+  #roles = new Set();
+  #keptBytes = 0;
+  #words = [];
   #sort = { key: "name", down: false };
   #stale = false;
   #hasNewRows = false;
@@ -181,7 +253,6 @@ export class Market {
     }
     const row = new Row(name);
     this.rows.set(name, row);
-    this.order.push(row);
     this.#stale = this.#hasNewRows = true;
     return row;
   }
@@ -199,7 +270,92 @@ export class Market {
     row.sequence = sequence;
     row.ticks += 1;
     row.dirty = true;
-    row.store(frame);
+    this.#keep(row, frame);
+  }
+
+  /** Keeps the payload of a tick, or reads it at once if there is no room. A delta may lack what the next has: each is read. */
+  #keep(row, frame) {
+    const bytes = frame.bytes();
+    const isJson = (frame.flags & FLAG_JSON) !== 0;
+    this.#drop(row);
+    if (this.#keptBytes + bytes.length <= KEPT_BYTES_MAX) {
+      this.#keptBytes += bytes.length;
+      row.payload = { bytes: bytes.slice(), isJson, sequence: frame.sequence, producerMs: frame.u64(0) / 1e6 };
+      row.isParsed = false;
+      if (row.hasPartials || row.ticks <= FIRST_TICKS) row.parse(this);
+    } else {
+      row.isParsed = true;
+      row.read(this, bytes, isJson);
+    }
+  }
+
+  #drop(row) {
+    this.#keptBytes -= row.payload?.bytes.length ?? 0;
+    row.payload = null;
+  }
+
+  /** Shows these columns; `null`: guessed ones. */
+  chooseColumns(columns) {
+    this.areColumnsChosen = columns !== null;
+    this.#setColumns(columns ?? columnsOfRoles(this.#roles));
+  }
+
+  /** A payload has these fields. Their columns appear with the next frame, and stay. */
+  found(paths) {
+    for (const role in paths) if (role !== "open") this.#roles.add(role);
+  }
+
+  /** Adds columns of fields found since the last call. */
+  growColumns() {
+    if (this.areColumnsChosen || this.#roles.size === 0) return;
+    const columns = columnsOfRoles(this.#roles);
+    if (columns.length !== this.columns.length || columns[0].key !== this.columns[0].key) this.#setColumns(columns);
+  }
+
+  #setColumns(columns) {
+    const isPrimarySame = primaryOf(columns).key === primaryOf(this.columns).key;
+    this.columns = columns;
+    this.readColumns = [...ROLE_COLUMNS, ...columns.filter(({ role }) => role === null)];
+    this.columnsVersion += 1;
+    const kept = new Set(this.readColumns.map(({ key }) => key));
+    for (const row of this.rows.values()) {
+      for (const key of row.fields.keys()) kept.has(key) || row.fields.delete(key);
+      if (isPrimarySame && (row.charted === null || columns.some(({ key }) => key === row.charted.key))) {
+        row.isParsed = row.payload === null;
+        row.dirty = true;
+      } else {
+        row.restart();
+      }
+    }
+    const isSortedByMissing = !SORTED_BY.has(this.#sort.key) && !columns.some(({ key }) => key === this.#sort.key);
+    if (isSortedByMissing) this.sortBy("name");
+    this.#stale = true;
+  }
+
+  /** Lists only topics that hold all words of a text. */
+  filter(text) {
+    this.#words = text.toLowerCase().split(/\s+/).filter((word) => word !== "");
+    this.#stale = true;
+  }
+
+  get isFiltered() {
+    return this.#words.length > 0;
+  }
+
+  /** Adds a point to the history of each topic that was drawn, or of all if they are few. */
+  sample() {
+    const areFew = this.rows.size <= SAMPLED_MAX;
+    for (const row of this.rows.values()) {
+      if (!areFew && !row.isDrawn) continue;
+      row.parse(this);
+      row.sample(this.columns, this.isPaused);
+    }
+  }
+
+  /** Topics that publish deltas, perhaps with images in between, and the ticks of theirs that were conflated. */
+  deltas() {
+    const rows = [...this.rows.values()].filter(({ hasDeltas }) => hasDeltas);
+    return { names: rows.map(({ name }) => name), conflated: rows.reduce((sum, row) => sum + row.conflated, 0) };
   }
 
   /** Counts ticks that are missing without an announcement. */
@@ -238,6 +394,7 @@ export class Market {
   /** An absence begins: no ticks until `resume`. */
   pause() {
     this.missed = 0;
+    this.isPaused = true;
     for (const row of this.rows.values()) {
       row.rate = 0;
       row.dirty = true;
@@ -246,6 +403,7 @@ export class Market {
 
   /** An absence ends. With a new epoch, sequences start again. */
   resume(isNewEpoch) {
+    this.isPaused = false;
     this.#unlisted.clear();
     for (const row of this.rows.values()) {
       row.isCatchingUp = !isNewEpoch && row.sequence > 0;
@@ -257,14 +415,20 @@ export class Market {
   clear() {
     this.rows.clear();
     this.order = [];
+    this.#keptBytes = 0;
     this.#unlisted.clear();
+    this.#roles.clear();
+    if (!this.areColumnsChosen) this.#setColumns(columnsOfRoles(this.#roles));
     this.#stale = true;
   }
 
   /** Removes the rows of all other topics: a restarted server may not have them any more. */
   retain(names) {
-    for (const name of this.rows.keys()) names.has(name) || this.rows.delete(name);
-    this.order = this.order.filter((row) => names.has(row.name));
+    for (const [name, row] of this.rows) {
+      if (names.has(name)) continue;
+      this.#drop(row);
+      this.rows.delete(name);
+    }
     this.#stale = true;
   }
 
@@ -297,20 +461,28 @@ export class Market {
     if (this.#hasNewRows) {
       // Compare names only when rows are new. Every other sort uses the rank.
       this.#hasNewRows = false;
-      this.order.sort((a, b) => collator.compare(a.name, b.name));
-      this.order.forEach((row, rank) => (row.rank = rank));
+      const byName = [...this.rows.values()].sort((a, b) => collator.compare(a.name, b.name));
+      byName.forEach((row, rank) => (row.rank = rank));
     }
+    const rows = [...this.rows.values()];
+    this.order = this.isFiltered ? rows.filter(({ name }) => hasWords(name, this.#words)) : rows;
     const { key, down } = this.#sort;
     const sign = down ? -1 : 1;
-    if (key === "value" || key === "change") this.order.forEach((row) => row.parse());
+    const isField = this.columns.some((column) => column.key === key);
+    if (isField || key === "change") this.order.forEach((row) => row.parse(this));
+    const valueOf = isField ? (row) => row.fields.get(key)?.value ?? NaN : (row) => row[key];
     const byNumber = (a, b) => {
       // Rows without a number come last in both directions.
-      const [x, y] = [a[key], b[key]];
+      const [x, y] = [valueOf(a), valueOf(b)];
       if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y) || a.rank - b.rank;
       return sign * (x - y) || a.rank - b.rank;
     };
     this.order.sort(key === "name" ? (a, b) => sign * (a.rank - b.rank) : byNumber);
     return true;
+  }
+
+  get sorting() {
+    return this.#sort;
   }
 }
 

@@ -15,6 +15,8 @@ const SAMPLES_MAX = 4_096;
  * `performance.now()` stopped.
  */
 const CLOCK_MOVED_MS = 50;
+/** Resolution of `Date.now()`, from which the browser's clock is read. */
+const CLOCK_RESOLUTION_MS = 1;
 const baseNow = () => Date.now() - performance.now();
 let base = baseNow();
 
@@ -27,8 +29,9 @@ export function wallMs() {
  * Statistics of the ticks received.
  *
  * One-way latency involves two clocks: the producer and the server stamp a tick with theirs, and this browser stamps its
- * arrival. The minimum of (arrival - receipt by the server) is the clock offset plus the fastest delivery, and half the
- * fastest round trip approximates that delivery. `offsetMs` is the difference.
+ * arrival. The minimum of (arrival - receipt by the server) is the clock offset plus the fastest delivery. That took between
+ * nothing and the fastest round trip, so half of the round trip is subtracted, and half of it is the error: `offsetMs` is the
+ * offset and `offsetErrorMs` how far it may be off, both NaN if unknown.
  */
 export class Stats {
   /** One value per second, newest last; NaN if there was none. */
@@ -39,6 +42,7 @@ export class Stats {
   p99 = NaN;
   bytesPerSecond = 0;
   offsetMs = NaN;
+  offsetErrorMs = NaN;
   #latencies = [];
   #seen = 0;
   #ticks = 0;
@@ -87,14 +91,16 @@ export class Stats {
     this.#second = now;
     keep(this.#shortestBySecond, this.#shortest, OFFSET_SECONDS);
     const shortest = Math.min(...this.#shortestBySecond);
-    // Before the first round trip, the offset includes the fastest delivery, so latency is measured relative to it.
+    // Before the first round trip, latency is measured relative to the fastest delivery.
     const delivery = Number.isNaN(shortestRoundTripMs) ? 0 : shortestRoundTripMs / 2;
-    this.offsetMs = Number.isFinite(shortest) ? shortest - delivery : NaN;
+    const offset = Number.isFinite(shortest) ? shortest - delivery : NaN;
+    this.offsetMs = Number.isNaN(shortestRoundTripMs) ? NaN : offset;
+    this.offsetErrorMs = Number.isNaN(this.offsetMs) ? NaN : delivery + CLOCK_RESOLUTION_MS;
     const latencies = this.#latencies.sort((a, b) => a - b);
     const quantile = (q) => latencies[Math.min(latencies.length - 1, Math.floor(q * latencies.length))];
     const hasNone = latencies.length === 0 || isFirst;
-    this.p50 = hasNone ? NaN : Math.max(0, quantile(0.5) - this.offsetMs);
-    this.p99 = hasNone ? NaN : Math.max(0, quantile(0.99) - this.offsetMs);
+    this.p50 = hasNone ? NaN : Math.max(0, quantile(0.5) - offset);
+    this.p99 = hasNone ? NaN : Math.max(0, quantile(0.99) - offset);
     keep(this.latency, this.p50, SECONDS);
     keep(this.ticksPerSecond, isFirst ? NaN : this.#ticks / seconds, SECONDS);
     this.bytesPerSecond = this.#bytes / seconds;
@@ -176,6 +182,18 @@ export function ms(value) {
   const size = Math.abs(value);
   if (size >= 10_000) return `${(value / 1e3).toFixed(1)} s`;
   return `${value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : 2)} ms`;
+}
+
+/** Formats a clock offset with its error, in the unit that both fit; a dash if the error is unknown. */
+export function offsetText(offsetMs, errorMs) {
+  if (!Number.isFinite(offsetMs) || !Number.isFinite(errorMs)) return "–";
+  const isSeconds = Math.abs(offsetMs) >= 10_000;
+  const decimals = isSeconds || errorMs < 10 ? 1 : 0;
+  const number = (value) => (isSeconds ? value / 1e3 : value).toFixed(decimals);
+  const sign = Math.abs(offsetMs) < errorMs ? "" : offsetMs < 0 ? "−" : "+";
+  // Within the error, the clocks may agree.
+  const offset = sign === "" ? "0" : sign + number(Math.abs(offsetMs));
+  return `${offset} ± ${isSeconds && errorMs < 100 ? "0.1" : number(errorMs)} ${isSeconds ? "s" : "ms"}`;
 }
 
 const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });

@@ -1,6 +1,9 @@
 // sweep.js: draws a Wave like a patient monitor. The trace sweeps from left to right and overwrites the previous sweep
 // behind an erase bar. Each frame draws only what is new.
 
+import { byId, setText } from "./dom.js";
+import { count, many } from "./stats.js";
+
 /** A large square of the grid: 0.2 s, or five small squares of 1 mm, as on ECG paper at 25 mm/s. */
 const SQUARE_S = 0.2;
 const MM_PER_SQUARE = 5;
@@ -266,4 +269,25 @@ export class Sweep {
     }
     this.#beatDrawn = newest;
   }
+}
+
+/** Shows the texts of the ECG's card, once a second. */
+export function showEcg({ wave, sweep, seconds, state, isSuspended }) {
+  byId("ecg").hidden = !wave.isKnown && wave.batches === 0;
+  if (byId("ecg").hidden) return;
+  const { info } = wave;
+  if (info !== null) setText("lead", `${info.signal}${info.record === info.signal ? "" : `, record ${info.record}`}, ${info.fs} Hz`);
+  byId("pulse").dataset.known = wave.beats.length > 0 || !Number.isNaN(wave.bpm) ? "yes" : "no";
+  setText("bpm", Number.isNaN(wave.bpm) ? "–" : String(Math.round(wave.bpm)));
+  setText("scale", sweep.scale);
+  const hint = "To detect beats, run: tickcast process ecg";
+  setText("beat", wave.beats.length === 0 ? hint : Number.isNaN(wave.rrMs) ? "" : `RR ${Math.round(wave.rrMs)} ms`);
+  const ignored = wave.ignored === 0 ? "" : `, ${count(wave.ignored)} ignored (implausible time)`;
+  setText("batches", (wave.lost === 0 ? "No batches lost" : `${many(wave.lost, "batch", "batches")} lost`) + ignored);
+  const hasNoSignal = !wave.isFlowing;
+  byId("no-signal").hidden = !hasNoSignal;
+  setText("no-signal", isSuspended ? "Paused" : state === "live" ? "No signal" : "Disconnected");
+  const fps = Math.round(sweep.frames / seconds);
+  document.body.dataset.fps = hasNoSignal ? 0 : fps;
+  setText("frames", hasNoSignal ? "" : `${fps} fps`);
 }
