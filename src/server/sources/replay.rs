@@ -78,6 +78,7 @@ impl SourceOptions for Options {
     const REQUIRED: &'static [&'static str] = &["file"];
     const FLAGS: Option<Flags> = Some(Flags::of::<Options>(Starts::Instead, "replay_"));
 
+    /// Opens the capture if it is a file, so that one that cannot be read is reported at the start.
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
         let file = self.file.unwrap_or_default();
         let file = if file.as_os_str() == STDIN { PathBuf::from("/dev/stdin") } else { file };
@@ -85,11 +86,9 @@ impl SourceOptions for Options {
             Ok(CaptureKind::Pipe) if self.again => {
                 checks.refuse("loop", "a pipe can be read only once: replay a file to repeat it");
             }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                checks.refuse("file", format!("{}: no such file", file.display()));
-            }
-            Err(error) => checks.refuse("file", format!("{}: {error}", file.display())),
+            Ok(CaptureKind::Pipe) => {}
+            Ok(CaptureKind::File) => checks.readable("file", &file),
+            Err(error) => checks.file_error("file", &file, &error),
         }
         let settings = Settings {
             file,
