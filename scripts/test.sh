@@ -10,10 +10,14 @@
 # Some tests need something that this script cannot install. `cargo test` ignores them; this script runs them where possible:
 #   network_settings_of_a_namespace_are_set_and_restored, queues_of_a_real_interface_are_set_and_restored
 #       need root and network namespaces
-#   a_cpu_quota_of_the_group_or_of_one_above_limits_the_shards, the_server_needs_neither_sys_nor_proc
-#       need root, the CPU controller of cgroups, and mount namespaces
-#   record_100_*
+#   a_cpu_quota_of_the_group_or_of_one_above_limits_the_shards
+#       needs root and the CPU controller of cgroups
+#   the_server_needs_neither_sys_nor_proc
+#       needs root and mount namespaces
+#   record_100_*, beats_of_record_100_*
 #       need record 100 of the MIT-BIH Arrhythmia Database: TICKCAST_RECORD=path/to/100.hea
+#   samples_are_those_that_wfdb_python_reads
+#       needs what the PyPI package wfdb reads from records: TICKCAST_WFDB=folder that tests/data/wfdb_reference.py wrote
 # The last line names the tests that were left out.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -76,6 +80,7 @@ has_npm_clients() { cmp -s $clients/package-lock.json $clients/node_modules/.ins
 has_python_clients() { cmp -s $clients/requirements.txt $clients/.venv/.installed-from; }
 
 can_unshare() { [[ $root == yes ]] && unshare -n -m true 2>/dev/null; }
+can_mount() { [[ $root == yes ]] && unshare -m mount -t tmpfs none /sys 2>/dev/null; }
 # A group of the CPU controller, v1 or v2.
 can_limit_cpu() {
     local parent=/sys/fs/cgroup group
@@ -168,13 +173,20 @@ else
     without+=("the tests in a network namespace (need root and unshare -n -m)")
 fi
 
-if can_unshare && can_limit_cpu; then
-    step "tests on lesser machines"
+if can_limit_cpu; then
+    step "the test with a CPU quota"
     cargo test --locked --workspace --test integration -- --ignored --exact \
-        machines::a_cpu_quota_of_the_group_or_of_one_above_limits_the_shards \
+        machines::a_cpu_quota_of_the_group_or_of_one_above_limits_the_shards
+else
+    without+=("the test with a CPU quota (needs root and the CPU controller of cgroups)")
+fi
+
+if can_mount; then
+    step "the test without /sys and /proc"
+    cargo test --locked --workspace --test integration -- --ignored --exact \
         machines::the_server_needs_neither_sys_nor_proc
 else
-    without+=("the tests on lesser machines (need root, unshare -m and the CPU controller of cgroups)")
+    without+=("the test without /sys and /proc (needs root and unshare -m)")
 fi
 
 if [[ -n ${TICKCAST_RECORD:-} ]]; then
@@ -182,6 +194,13 @@ if [[ -n ${TICKCAST_RECORD:-} ]]; then
     TICKCAST_RECORD=$(realpath "$TICKCAST_RECORD") cargo test --locked --workspace --lib -- --ignored record_100
 else
     without+=("record 100 (needs TICKCAST_RECORD)")
+fi
+
+if [[ -n ${TICKCAST_WFDB:-} ]]; then
+    step "the test against the PyPI package wfdb"
+    TICKCAST_WFDB=$(realpath "$TICKCAST_WFDB") cargo test --locked -p tickcast-ecg -- --ignored wfdb_python
+else
+    without+=("the records that wfdb reads (needs TICKCAST_WFDB)")
 fi
 
 step "the README's commands and snippets"

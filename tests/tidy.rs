@@ -189,6 +189,31 @@ fn every_module_says_what_it_is() {
 }
 
 #[test]
+fn the_test_script_names_every_ignored_test() {
+    let script = fs::read_to_string(root().join("scripts/test.sh")).unwrap();
+    let words: Vec<&str> = script
+        .split(|c: char| !c.is_alphanumeric() && c != '_' && c != '*')
+        .filter(|word| *word != "*")
+        .collect();
+    // A name, or the beginning of some with an asterisk.
+    let is_named = |name: &str| {
+        words.iter().any(|word| match word.strip_suffix('*') {
+            Some(start) => name.starts_with(start),
+            None => name == *word,
+        })
+    };
+    let ignored = ["#[ig", "nore"].concat();
+    let mut names = Vec::new();
+    for (_, text) in sources() {
+        let after = text.split(&ignored).skip(1).filter_map(|after| after.split_once("fn "));
+        names.extend(after.filter_map(|(_, after)| after.split('(').next()).map(str::to_owned));
+    }
+    assert!(names.len() > 10, "{names:?}");
+    names.retain(|name| !is_named(name));
+    assert!(names.is_empty(), "{names:?}");
+}
+
+#[test]
 fn the_docs_name_every_option_that_changes_live() {
     let docs = fs::read_to_string(root().join("docs/OPERATIONS.md")).unwrap();
     let table = docs.split_once("| live option |").expect("a table of them").1;

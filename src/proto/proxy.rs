@@ -1,7 +1,7 @@
-//! The PROXY protocol: how a proxy passes on the address of its client before the client's first byte.
+//! The PROXY protocol: a header before the client's first byte, in which a proxy gives the client's address.
 //!
 //! ```text
-//!  1:  "PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\\r\\n"              one line of at most 107 bytes
+//!  1:  "PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n"              one line of at most 107 bytes
 //!
 //!  2:  0        12             13              14        16
 //!      +--------+--------------+---------------+---------+-------------------+------+
@@ -19,7 +19,8 @@ use std::{
 
 use crate::Step;
 
-/// Longest header accepted. The addresses take at most 52 bytes; the rest is for extensions, which are skipped.
+/// Longest header accepted. IP addresses take at most 52 bytes with what is before them; the rest is room for Unix paths and
+/// extensions (TLVs), which are skipped.
 pub const PROXY_HEADER_BYTES_MAX: usize = 2 << 10;
 /// Longest line of version 1, with its line break.
 const LINE_BYTES_MAX: usize = 107;
@@ -35,9 +36,9 @@ const ADDRESSES: usize = 16;
 /// What is wrong with a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyError {
-    /// The connection does not begin with one.
+    /// The connection begins with something else.
     Missing,
-    /// It breaks the format.
+    /// It violates the format.
     Malformed,
     /// It is longer than [`PROXY_HEADER_BYTES_MAX`].
     TooLong,
@@ -55,11 +56,11 @@ impl fmt::Display for ProxyError {
     }
 }
 
-/// Decodes the header at the front of `bytes`. Returns the client's address; `None`: the proxy connects on its own account, as
-/// for a health check, or does not know the address.
+/// Decodes the header at the front of `bytes`, which may be incomplete. The result is the client's address, or `None` if the proxy
+/// connects for itself, as for a health check, or does not know the address.
 ///
 /// # Errors
-/// A [`ProxyError`]. A connection that closes before its header is whole is no error here.
+/// [`ProxyError`]: these bytes cannot become a valid header, whatever follows.
 pub fn step(bytes: &[u8]) -> Result<Step<Option<SocketAddr>>, ProxyError> {
     let begins = |start: &[u8]| {
         let len = start.len().min(bytes.len());

@@ -17,7 +17,7 @@ use crate::{
     operator::{check::CheckArgs, top::TopArgs},
 };
 
-/// Widest help, in columns.
+/// Columns of a terminal that help and the result of a check fit into.
 pub const HELP_WIDTH: usize = 100;
 
 /// Fans live ticks out to tens of thousands of TCP and WebSocket clients, one pinned io_uring thread per core.

@@ -209,7 +209,7 @@ fn start(
         false => HangUp::Does(Box::new(move || drop(reload.send(Event::ReloadRequested)))),
     };
     signals::watch(
-        move |name| drop(signal.send(Event::StopRequested(name))),
+        move |received| drop(signal.send(Event::StopRequested(received.as_str()))),
         move || drop(report.send(Event::ReportRequested)),
         hang_up,
         move |reason| drop(signals_ended.send(Event::ThreadEnded("signals", reason))),

@@ -5,8 +5,8 @@
     venv/bin/python tests/data/wfdb_reference.py FOLDER HEADER.hea...
     TICKCAST_WFDB=FOLDER cargo test -p tickcast-ecg wfdb_python -- --ignored
 
-FOLDER/list has a line for each signal in mV: header, signal, file of little-endian doubles. The frames are not averaged, so that
-a signal with several samples a frame has all of them.
+FOLDER/list has a line for each signal: header, signal, unit, file of little-endian doubles in that unit. The frames are not
+averaged, so that a signal with several samples a frame has all of them.
 """
 import os
 import sys
@@ -20,8 +20,6 @@ with open(os.path.join(folder, "list"), "w") as listed:
     for header in map(os.path.abspath, headers):
         record = wfdb.rdrecord(header.removesuffix(".hea"), smooth_frames=False, m2s=True)
         for signal, values in enumerate(record.e_p_signal):
-            if record.units[signal] not in ("mV", "uV", "V"):
-                continue
             name = "%s.%d" % (os.path.basename(header), signal)
             numpy.asarray(values, dtype="<f8").tofile(os.path.join(folder, name))
-            listed.write("%s\t%d\t%s\n" % (header, signal, name))
+            listed.write("%s\t%d\t%s\t%s\n" % (header, signal, record.units[signal], name))

@@ -1,5 +1,5 @@
-//! What LIMITS.md calls bounded, under an attempt to exceed it: the server refuses with the code, lives within the memory that
-//! its configuration promises, and serves others.
+//! Clients try to exceed each bound of LIMITS.md on memory: the server refuses with the documented code, stays within the memory that
+//! its configuration promises, and serves other clients meanwhile.
 //!
 //! Needs prlimit (`scripts/test.sh` installs it).
 
@@ -14,7 +14,7 @@ use crate::harness::{
 
 const MIB: u64 = 1 << 20;
 
-/// Bounds that a few clients exceed within a second, on two shards.
+/// Two shards, and bounds so low that a few clients can exceed them within a second.
 const OPTIONS: [&str; 20] = [
     "--shards",
     "2",
@@ -38,19 +38,32 @@ const OPTIONS: [&str; 20] = [
     "512KiB",
 ];
 
-/// What these come to, beside the memory of a server without clients: tables of patterns may be twice as large as their
-/// bound, there are two sets of last values, and up to two egress logs a shard with half as much for their index. Forty clients
-/// at a time have an unfinished frame, replies and SENDs of half a MiB; a topic takes about 4 KiB. A quarter more for what the
-/// allocator wastes.
-const PROMISED_BYTES: u64 = (2 * 4 + 4 + 2 * 8 + 4 + 4 + 4 * 3 + 40 / 2 + 4) * MIB * 5 / 4;
+/// The memory that these bounds promise, beyond that of a server without clients.
+const PROMISED_BYTES: u64 = {
+    // Their tables may be twice as large as the bound.
+    let patterns = 2 * 4;
+    let positions = 4;
+    // One set at the homes, one of copies where topics are subscribed.
+    let last_values = 2 * 8;
+    let history = 4;
+    let unfinished = 4;
+    // Up to two per shard, each with half as much for its index.
+    let egress_logs = 2 * 2 * 3;
+    // Forty at a time, each with half a MiB: an unfinished frame, replies, a parked SEND.
+    let clients = 40 / 2;
+    // 1,000 topics of about 4 KiB.
+    let topics = 4;
+    // A quarter for the overhead of the allocator.
+    (patterns + positions + last_values + history + unfinished + egress_logs + clients + topics) * MIB * 5 / 4
+};
 
-/// Bytes of address space.
+/// Bytes of the server's address space.
 fn address_space(server: &Server) -> u64 {
     let statm = fs::read_to_string(format!("/proc/{}/statm", server.pid())).unwrap();
     statm.split(' ').next().unwrap().parse::<u64>().unwrap() * 4096
 }
 
-/// A native session that requests things and counts what is refused.
+/// A native session whose requests the server refuses sooner or later.
 struct Attacker {
     peer: Peer,
     token: u64,
@@ -61,7 +74,7 @@ impl Attacker {
         Attacker { peer: Peer::native(server.tcp), token: 0 }
     }
 
-    /// Sends requests, a few at a time, and reads the answers. Returns the errors.
+    /// Sends requests, 128 at a time, and reads the answers. Returns the errors among them.
     fn request(&mut self, requests: impl Iterator<Item = Raw>) -> Vec<Received> {
         let requests: Vec<Raw> = requests.collect();
         let mut errors = Vec::new();
@@ -83,7 +96,7 @@ impl Attacker {
     }
 }
 
-/// Has 40 attackers send the requests that are theirs. Returns them, and the errors that they got.
+/// Connects 40 attackers; each sends the requests that `requests` gives for its number. Returns the attackers, and all errors.
 fn attack<I: Iterator<Item = Raw>>(
     server: &Server,
     requests: impl Fn(usize) -> I,
@@ -94,14 +107,14 @@ fn attack<I: Iterator<Item = Raw>>(
     (attackers, errors)
 }
 
-/// Asserts that errors have a code, and a text that names the option.
+/// Asserts that every error has this code, and a text that names the option.
 fn assert_refused(errors: &[Received], code: u16, option: &str) {
     for error in errors {
         assert!((error.code(), error.text().contains(option)) == (code, true), "{error:?}");
     }
 }
 
-/// A publisher and a subscriber that do nothing wrong.
+/// A publisher and a subscriber that respect all bounds.
 struct Pair {
     publisher: Attacker,
     subscriber: Peer,
@@ -118,7 +131,7 @@ impl Pair {
         pair
     }
 
-    /// Publishes ticks, each of which the subscriber must receive.
+    /// Publishes ten ticks, and asserts that the subscriber receives each.
     fn assert_served(&mut self) {
         for _ in 0..10 {
             self.published += 1;
@@ -143,7 +156,7 @@ fn attempts_to_exceed_the_bounds_are_refused_within_the_memory_promised() {
     assert!(limited.unwrap().success());
     let resident = server.rss_bytes();
     let spent = |what: &str, server: &Server| {
-        // The allocator's own reserve hides what is less than some 100 MiB from the limit of address space.
+        // The limit on the address space alone would not notice less than some 100 MiB, which the allocator has reserved already.
         let (space, rss) = (address_space(server) - empty, server.rss_bytes().saturating_sub(resident));
         say(&format!("after {what}: {} MiB of address space more, {} MiB resident", space / MIB, rss / MIB));
         assert!(rss <= PROMISED_BYTES, "{rss} bytes more are resident, {PROMISED_BYTES} are promised");
@@ -193,7 +206,7 @@ fn attempts_to_exceed_the_bounds_are_refused_within_the_memory_promised() {
     pair.assert_served();
     drop(peers);
 
-    // Last values: 250 MB in all, and as much for a subscriber on the other shard, if the kernel chose that.
+    // Last values: 250 MB in all, and as much again if the subscriber happens to be on another shard than a topic's home.
     let mut reader = Attacker::new(&server);
     let options = Options { policy: frames::DROP, ..Options::default() };
     reader.request([Raw::with_options(frames::SUBSCRIBE, 1, "v.>", options)].into_iter());
@@ -209,7 +222,7 @@ fn attempts_to_exceed_the_bounds_are_refused_within_the_memory_promised() {
     // Topics.
     let publish = |at: usize| Raw::publish(1, format!("{at}.{:t<240}", "").as_bytes(), b"x");
     let mut refused = attacker.request((0..5_000).map(publish));
-    // Those whose home is the other shard are refused a little later.
+    // Refusals by the other shard arrive a little later.
     eventually("all but 1,000 topics are refused", || {
         refused.extend(attacker.request([Raw::ping(0)].into_iter()));
         refused.len() == 5_000 - (1_000 - 501)

@@ -11,6 +11,7 @@ use std::{
 use serde_json::Value;
 
 use crate::harness::{Server, beside_others, eventually, tickcast};
+use tickcast::cli::HELP_WIDTH;
 
 fn tool() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning/tickcast-tune")
@@ -119,7 +120,7 @@ fn the_default_output_is_a_table() {
     let (out, errors) = said(&output);
     assert_eq!((output.status.code(), &*errors), (Some(0), ""), "{out}");
     let mut lines = out.lines();
-    assert!(out.lines().all(|line| line.chars().count() <= 100), "{out}");
+    assert!(out.lines().all(|line| line.chars().count() <= HELP_WIDTH), "{out}");
     let head = lines.next().unwrap();
     let column = head.find("STATE").unwrap();
     assert!(head.starts_with("REQUIRED "), "{head}");

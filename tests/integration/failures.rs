@@ -6,7 +6,6 @@
 use std::{
     fs::File,
     net::TcpStream,
-    os::unix::fs::MetadataExt,
     process::{Command, Stdio},
 };
 
@@ -21,7 +20,7 @@ use tickcast_proto::WireFormat;
 use crate::{
     harness::{
         FREE_PORTS, GUARD, Log, Server, Stopped, beside_others, collector::publish, eventually,
-        http::get_of_all_shards, tickcast, wait_for_exit,
+        http::get_of_all_shards, tickcast, tickcast_without_privileges, wait_for_exit,
     },
     startup::run,
 };
@@ -60,18 +59,7 @@ fn a_shard_without_its_rings_ends_the_start_with_the_reason() {
 /// The server with an effective limit of locked memory: if the tests run as root, it runs as a user without privileges. Each
 /// test has a user of its own, because the kernel adds up all locked memory of a user.
 fn serve_with_memlock(user: u32, bytes: u64, file: &File) -> Command {
-    let prlimit = ["prlimit".to_owned(), format!("--memlock={bytes}")];
-    let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
-    let user = format!("--reuid={user}");
-    let setpriv = ["setpriv", &user, "--clear-groups"].map(str::to_owned);
-    let words: Vec<String> = setpriv.into_iter().filter(|_| is_root).chain(prlimit).collect();
-    let mut command = Command::new(&words[0]);
-    // Through an open file, because the user may not be allowed to enter the program's folder.
-    command.args(&words[1..]).arg("/proc/self/fd/0").stdin(Stdio::from(file.try_clone().unwrap()));
-    for (name, _) in tickcast().get_envs() {
-        command.env_remove(name);
-    }
-    command
+    tickcast_without_privileges(user, &["prlimit", &format!("--memlock={bytes}")], file)
 }
 
 #[test]

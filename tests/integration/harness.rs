@@ -12,9 +12,10 @@ pub mod raw;
 pub mod terminal;
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Condvar, Mutex},
@@ -163,6 +164,21 @@ impl Stopped {
 /// The command, without settings from the environment.
 pub fn tickcast() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tickcast"));
+    for name in ENVIRONMENT {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// The command as a user without privileges, if the tests run as root. `through`: a program that starts it, with arguments.
+pub fn tickcast_without_privileges(user: u32, through: &[&str], program: &File) -> Command {
+    let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    let user = format!("--reuid={user}");
+    let setpriv = ["setpriv", &user, "--clear-groups"].into_iter().filter(|_| is_root);
+    // Through an open file, because the user may not be allowed to enter the program's folder.
+    let words: Vec<&str> = setpriv.chain(through.iter().copied()).chain(["/proc/self/fd/0"]).collect();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).stdin(Stdio::from(program.try_clone().unwrap()));
     for name in ENVIRONMENT {
         command.env_remove(name);
     }

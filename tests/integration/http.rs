@@ -3,11 +3,13 @@
 use std::process::Command;
 
 use crate::harness::{
-    Server, beside_others,
+    Server, beside_others, eventually,
     external::{External, Library},
     frames::{self, Raw},
+    http::get_of_all_shards,
     raw::{Peer, upgrade_request},
 };
+use serde_json::Value;
 
 const GET: &str = "GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n";
 
@@ -107,7 +109,15 @@ fn probes_of_load_balancers_are_answered_and_leave_no_line_in_the_log() {
             assert_eq!(String::from_utf8(peer.read_to_end()).unwrap(), body, "{request}");
         }
     }
+    // Each of them was a connection to the server, not one that ended before it was accepted.
+    let probes = 2 * 3 + 3 * 2;
+    eventually("all probes are accepted", || {
+        let shards = get_of_all_shards(server.admin.unwrap(), "/v1/shards").json();
+        let accepted = |shard: &Value| shard["counters"]["sessions_accepted"].as_u64().unwrap();
+        shards["shards"].as_array().unwrap().iter().map(accepted).sum::<u64>() == probes
+    });
     let stopped = server.stop_cleanly();
+    assert_eq!(stopped.total("sessions_accepted"), probes);
     let log = &stopped.log;
     assert!(!log.contains("session ") && !log.contains("refused"), "{log}");
 }

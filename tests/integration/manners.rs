@@ -9,11 +9,13 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::Value;
 
 use crate::{
     harness::{
-        Server, beside_others,
-        processes::{FullPipe, end},
+        Server, beside_others, eventually,
+        http::get_of_all_shards,
+        processes::{FullPipe, Guarded},
         tickcast, wait_for_exit,
     },
     startup,
@@ -32,9 +34,17 @@ fn a_client_ends_with_the_reader_of_its_output_while_its_topics_are_quiet() {
     let server = Server::start(&[]);
     for words in [&["sub", "quiet"][..], &["sub", "--json", "quiet"], &["process", "ecg"]] {
         let mut command = client(words, &server.tcp.to_string());
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = Guarded(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+        // It does not end before, for another reason.
+        eventually("it has subscribed", || {
+            let shards = get_of_all_shards(server.admin.unwrap(), "/v1/shards").json();
+            let subscribed = |shard: &Value| shard["counters"]["sessions_subscribed"].as_u64().unwrap();
+            shards["shards"].as_array().unwrap().iter().map(subscribed).sum::<u64>() == 1
+        });
+        assert!(child.try_wait().unwrap().is_none());
         drop(child.stdout.take());
         assert_eq!(wait_for_exit(&mut child), Some(0), "{words:?}");
+        eventually("the server has noticed", || server.connections() == 0);
     }
     server.stop_cleanly();
 }
@@ -50,7 +60,7 @@ fn sub_and_pub_reach_a_server_over_a_unix_socket() {
     std::fs::write(&config, listeners.concat()).unwrap();
     let mut command = tickcast();
     command.args(["serve", "--no-sim", "--config"]).arg(&config).stdin(Stdio::null());
-    let mut server = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut server = Guarded(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
     let mut line = String::new();
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert!(line.starts_with("listening "), "{line}");
@@ -62,7 +72,7 @@ fn sub_and_pub_reach_a_server_over_a_unix_socket() {
     };
     publish("{\"n\":1}");
     let mut command = client(&["sub", "t", "--from", "latest", "--count", "2"], &address);
-    let mut sub = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut sub = Guarded(command.stdout(Stdio::piped()).spawn().unwrap());
     let mut lines = BufReader::new(sub.stdout.take().unwrap()).lines().map(Result::unwrap);
     assert_eq!(lines.next().unwrap(), "t 1 {\"n\":1}");
     publish("{\"n\":2}");
@@ -99,10 +109,9 @@ fn a_command_whose_output_nobody_reads_still_ends_at_sigterm() {
     let server = Server::start(&["--ecg", "synthetic"]);
     let output = FullPipe::new("unread");
     let mut command = client(&["process", "ecg"], &server.tcp.to_string());
-    let mut child = command.stdout(output.writer()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = Guarded(command.stdout(output.writer()).stderr(Stdio::null()).spawn().unwrap());
     output.wait_for_a_blocked_writer(child.id());
     kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
-    assert_eq!(wait_for_exit(&mut child), Some(1));
-    end(&mut child);
+    assert_eq!(wait_for_exit(&mut child), Some(128 + Signal::SIGTERM as i32));
     server.stop_cleanly();
 }

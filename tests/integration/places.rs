@@ -143,8 +143,14 @@ fn from_latest_starts_with_the_last_value_of_each_key_and_continues_live_on_four
     starts_with_the_last_value_of_each_key("4");
 }
 
-/// Subscribes to all topics, resuming after the given positions.
-fn come_back(client: &mut Subscriber, epochs: &BTreeMap<String, u64>, places: &BTreeMap<String, u64>) {
+/// Subscribes to all topics, resuming after the given positions. In JSON they have the form of PROTOCOL.md with one epoch for all of
+/// them, which is WELCOME's, or the one with an epoch for each.
+fn come_back(
+    client: &mut Subscriber,
+    epoch_of_all: Option<u64>,
+    epochs: &BTreeMap<String, u64>,
+    places: &BTreeMap<String, u64>,
+) {
     for (topic, &sequence) in places {
         client.account.has(topic, sequence);
     }
@@ -159,7 +165,10 @@ fn come_back(client: &mut Subscriber, epochs: &BTreeMap<String, u64>, places: &B
             (topic.clone(), serde_json::json!({"epoch": epochs[topic], "sequence": sequence}))
         };
         let positions: BTreeMap<_, _> = places.iter().map(position).collect();
-        let from = serde_json::json!({ "positions": positions });
+        let from = match epoch_of_all {
+            Some(epoch) => serde_json::json!({ "epoch": epoch, "sequences": places }),
+            None => serde_json::json!({ "positions": positions }),
+        };
         client.peer.send_text(&format!(r#"{{"op":"subscribe","id":2,"topics":["snap.*"],"from":{from}}}"#));
     }
     client.read_until("the acknowledgement", |account| account.acknowledged > before);
@@ -173,9 +182,11 @@ fn clients_that_reconnect_get_exactly_what_they_missed_on_any_shard() {
     let server = Server::start(&[&history[..], &PATIENT, &LOSSLESS].concat());
     let publisher = Publisher::start(&server);
     publisher.wait_for_more(50);
+    let welcome_epoch = client(&server, true).account.epoch;
     let mut recovered_ticks = 0;
     for number in 0..16 {
         let native = number % 2 == 0;
+        let epoch_of_all = (number % 4 == 1).then_some(welcome_epoch);
         let mut first = client(&server, native);
         first.subscribe("snap.*", Options::default());
         publisher.allow_more(10);
@@ -197,7 +208,7 @@ fn clients_that_reconnect_get_exactly_what_they_missed_on_any_shard() {
         let mut second = client(&server, native);
         // The second connection may land on another shard.
         second.account.has(&without, 0);
-        come_back(&mut second, &epochs, &places);
+        come_back(&mut second, epoch_of_all, &epochs, &places);
         publisher.allow_more(20);
         let now = publisher.published.load(Relaxed);
         second.read_until("the live ticks", |account| {

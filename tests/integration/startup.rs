@@ -1,11 +1,15 @@
 //! A server that cannot start prints the cause and the remedy in one line and exits with an error.
 
 use std::{
+    fs::{self, File},
     net::{Ipv4Addr, TcpListener},
+    os::unix::fs::PermissionsExt,
     process::{Command, Stdio},
 };
 
-use crate::harness::{ENVIRONMENT, FREE_PORTS, Log, Server, beside_others, tickcast, wait_for_exit};
+use crate::harness::{
+    ENVIRONMENT, FREE_PORTS, Log, Server, beside_others, tickcast, tickcast_without_privileges, wait_for_exit,
+};
 
 /// Runs a command to its end; returns exit code and standard error.
 pub fn run(command: &mut Command) -> (Option<i32>, String) {
@@ -137,6 +141,29 @@ fn a_file_that_cannot_be_reached_is_not_called_missing() {
     let (code, text) = serve(&["--tcp", "unix:/dev/null/x"]);
     assert_eq!(code, Some(1));
     assert!(text.contains("unix:/dev/null/x") && text.contains("Not a directory"), "{text}");
+}
+
+#[test]
+fn a_file_of_a_source_that_cannot_be_read_is_an_error_of_the_options() {
+    let _machine = beside_others();
+    let file = std::env::temp_dir().join(format!("tickcast-{}-unreadable.hea", std::process::id()));
+    fs::write(&file, "").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
+    let program = File::open(env!("CARGO_BIN_EXE_tickcast")).unwrap();
+    for (path, reason) in [(&*file.to_string_lossy(), "Permission denied"), ("/no/such.hea", "o such file")] {
+        for option in ["--replay", "--ecg"] {
+            let serve = |check: Option<&str>| {
+                let mut command = tickcast_without_privileges(64_003, &[], &program);
+                command.arg("serve").args(FREE_PORTS).args([option, path]).args(check);
+                run_with_input(&mut command, program.try_clone().unwrap().into())
+            };
+            let (code, text) = serve(Some("--check-config"));
+            assert_eq!((code, text.lines().count()), (Some(2), 1), "{option}: {text}");
+            assert!(text.contains(path) && text.contains(reason), "{option}: {text}");
+            assert_eq!(serve(None), (code, text), "as at the start");
+        }
+    }
+    fs::remove_file(file).unwrap();
 }
 
 #[test]

@@ -257,21 +257,59 @@ fn a_socket_passed_to_the_parent_is_served_with_or_without_a_name() {
         assert_eq!(server.tcp, address, "{names}");
         server.stop_cleanly();
     }
-    // The parent has kept its sockets, and the variables are inherited.
-    let mut command = tickcast_after(&format!("export LISTEN_PID={parent} LISTEN_FDS=1; exec"));
-    Server::start_command(&mut command, &["--no-sim"]).stop_cleanly();
+}
+
+#[test]
+fn what_a_parent_has_open_is_not_taken_for_its_listening_sockets() {
+    let _machine = beside_others();
+    let parent = std::process::id();
+    for (opened, found) in [
+        // The parent has kept its sockets, and only the variables are inherited.
+        ("exec 3<&-", "it is not open"),
+        ("exec 3</dev/null", "it is not a socket"),
+        ("exec 3>&1", "it is not a socket"),
+    ] {
+        let mut command = tickcast_after(&format!("export LISTEN_PID={parent} LISTEN_FDS=1; {opened}; exec"));
+        let log = Server::start_command(&mut command, &["--no-sim"]).stop_cleanly().log;
+        assert!(log.contains("ignoring descriptor 3 ") && log.contains(found), "{opened}: {log}");
+    }
+    // The listening socket among others is served. Descriptor 5 is not open.
+    let (passed, address) = listener();
+    let mut command = tickcast_after(&format!(
+        "export LISTEN_PID={parent} LISTEN_FDS=3 LISTEN_FDNAMES=http:tcp:admin; exec 4<&0 3</dev/null 5<&- </dev/null; exec"
+    ));
+    let server = Server::start_with_input(&mut command, input(&passed), &["--no-sim"]);
+    assert_eq!(server.tcp, address);
+    let log = server.stop_cleanly().log;
+    assert!(log.contains("ignoring descriptor 3 (\"http\")") && log.contains("it is not a socket"), "{log}");
+    assert!(log.contains("ignoring descriptor 5 (\"admin\")") && log.contains("it is not open"), "{log}");
+    assert_eq!(log.matches("ignoring descriptor").count(), 2, "{log}");
+}
+
+#[test]
+fn more_sockets_than_are_open_are_refused() {
+    let (passed, _) = listener();
+    let mut command = tickcast_after("export LISTEN_PID=$$ LISTEN_FDS=2; exec 3<&0 4<&- </dev/null; exec");
+    let (code, text) = startup::run_with_input(command.arg("serve"), input(&passed));
+    assert_eq!((code, text.lines().count()), (Some(1), 1), "{text}");
+    assert!(text.contains("descriptor 4: ") && text.contains("LISTEN_FDS=2"), "{text}");
 }
 
 #[test]
 fn a_socket_passed_to_another_process_is_ignored() {
     let _machine = beside_others();
     let (passed, address) = listener();
-    let mut command =
-        tickcast_after("export LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=tcp; exec 3<&0 </dev/null");
+    // Above the kernel's largest pid, so it is neither the server nor its parent, which in a container may be process 1.
+    let mut command = tickcast_after(
+        "export LISTEN_PID=4194305 LISTEN_FDS=1 LISTEN_FDNAMES=tcp; exec 3<&0 </dev/null; exec",
+    );
     let server = Server::start_with_input(&mut command, input(&passed), &["--no-sim"]);
     assert_ne!(server.tcp, address);
+    // It is passed all the same: the server has it, and does not use it.
+    let third = std::fs::read_link(format!("/proc/{}/fd/3", server.pid())).unwrap();
+    assert!(third.to_string_lossy().starts_with("socket:"), "{third:?}");
     let stopped = server.stop_cleanly();
-    assert!(stopped.log.contains("they are for process 1 (LISTEN_PID)"), "{}", stopped.log);
+    assert!(stopped.log.contains("they are for process 4194305 (LISTEN_PID)"), "{}", stopped.log);
 }
 
 #[test]
@@ -295,5 +333,5 @@ fn an_unusable_passed_socket_is_refused_with_the_fix_for_its_unit() {
     );
     let (code, text) = startup::run_with_input(passing("tcp").arg("serve"), Stdio::null());
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("not a TCP socket"), "{text}");
+    assert!(text.contains("it is not a socket; ListenStream="), "{text}");
 }

@@ -250,9 +250,14 @@ fn ctrl_z_gives_the_terminal_back_and_fg_takes_it_again() {
     stopped.assert_as_before();
 
     for signal in [Signal::SIGTSTP, Signal::SIGSTOP] {
-        let resumed = Terminal::run(&format!("set -m; {top}; echo between; fg >/dev/null"), 80, 24);
+        // The shell waits for a line, so that the screen of before the stop is not taken for that of after the resume.
+        let between = format!("set -m; {top}; echo between; read line; fg >/dev/null");
+        let resumed = Terminal::run(&between, 80, 24);
         resumed.wait_for("serving, up ");
         kill(Pid::from_raw(resumed.pid()), signal).unwrap();
+        resumed.wait_for("between");
+        // A line feed: after a SIGSTOP the terminal is still raw.
+        resumed.press("C-j");
         let screen = resumed.wait_until("it is drawn again", |screen| {
             screen.contains("serving, up ") && !screen.contains("between")
         });

@@ -93,8 +93,8 @@ pub struct Client {
     /// The latest request, by pattern.
     pub requested: HashMap<String, Request>,
     was_faithful: bool,
-    /// Patterns requested while there were others.
-    not_alone: HashSet<String>,
+    /// The other patterns that there were at the latest request, by pattern.
+    others: HashMap<String, Vec<String>>,
     /// Ticks announced as conflated and as lost.
     pub conflated: u64,
     pub lost: u64,
@@ -121,6 +121,10 @@ pub struct Client {
     pub closing: Option<u16>,
     /// The server has shut its write side: FIN follows what is on the way.
     pub fin: bool,
+    /// It has done so before it closed.
+    pub shut: bool,
+    /// The last SEND was as long as one may be, and may end within a frame.
+    pub was_cut: bool,
     /// The server has closed.
     pub ended: bool,
     pub pongs: u64,
@@ -150,7 +154,7 @@ impl Client {
         let mut client = Client {
             requested: HashMap::new(),
             was_faithful: false,
-            not_alone: HashSet::new(),
+            others: HashMap::new(),
             conflated: 0,
             lost: 0,
             recovered: 0,
@@ -170,6 +174,8 @@ impl Client {
             seen: HashMap::new(),
             closing: None,
             fin: false,
+            shut: false,
+            was_cut: false,
             ended: false,
             pongs: 0,
             leaving: false,
@@ -221,10 +227,7 @@ impl Client {
 
     pub fn subscribe(&mut self, pattern: &str, request: Request) {
         // A topic covered by another subscription continues as it is, wherever this one starts.
-        match self.subscriptions.is_empty() {
-            true => self.not_alone.remove(pattern),
-            false => self.not_alone.insert(pattern.into()),
-        };
+        self.others.insert(pattern.into(), self.subscriptions.keys().cloned().collect());
         self.subscriptions.insert(pattern.into(), State::Requested);
         self.requested.insert(pattern.into(), request);
         self.was_faithful |= !matches!(request.policy, Some(Policy::Conflate | Policy::Drop));
@@ -413,7 +416,7 @@ impl Client {
                 let record: Recovered = frame.record().unwrap();
                 let exists = frame.header.topic_id != 0;
                 let life = exists.then(|| (record.epoch, published.offset(&payload, record.epoch)));
-                self.recovery(&payload, life, record.sequence, record.recovered == 1);
+                self.recovery(&payload, life, record.sequence, record.recovered == 1, published);
             }
             Kind::Subscribed if frame.header.topic_id != 0 => {
                 let epoch = frame.record::<Subscribed>().unwrap().epoch;
@@ -458,7 +461,7 @@ impl Client {
                 let recovered = value["recovered"].as_bool().unwrap();
                 let (topic, epoch) = (value["topic"].as_str().unwrap(), value["epoch"].as_u64().unwrap());
                 let life = (epoch != EPOCH).then(|| (epoch, published.offset(topic, epoch)));
-                self.recovery(topic, life, value["sequence"].as_u64().unwrap(), recovered);
+                self.recovery(topic, life, value["sequence"].as_u64().unwrap(), recovered, published);
             }
             Some("subscribed") if value["pattern"].is_string() => {
                 self.acknowledged(value["pattern"].as_str().unwrap(), published);
@@ -569,8 +572,31 @@ impl Client {
         *(if lost { &mut self.lost } else { &mut self.conflated }) += to - from;
     }
 
-    fn recovery(&mut self, topic: &str, life: Option<(u64, u64)>, last: u64, recovered: bool) {
+    /// The answer to a position. `life`: that of the topic, if there is one.
+    fn recovery(
+        &mut self,
+        topic: &str,
+        life: Option<(u64, u64)>,
+        last: u64,
+        recovered: bool,
+        published: &Published,
+    ) {
         trace(self, topic, format_args!("recovered {recovered}, last {last}"));
+        match life {
+            Some((_, offset)) => {
+                let total = published.ticks[topic].len() as u64;
+                assert!(offset + last <= total, "{topic}: the last tick, {last}, is one that was published");
+            }
+            // Of a topic that does not exist, nothing is missing after sequence 0.
+            None => {
+                let from_0 =
+                    |request: &Request| matches!(request.begin, Begin::After(EPOCH, 0) | Begin::Resume);
+                assert!(
+                    last == 0 && (!recovered || self.requested.values().any(from_0)),
+                    "{topic}: there is no such topic"
+                );
+            }
+        }
         *(if recovered { &mut self.recovered } else { &mut self.not_recovered }) += 1;
         if !recovered {
             // That a topic has been forgotten does not end the stream that other patterns received of it.
@@ -640,16 +666,21 @@ impl Client {
                         "{topic}: late start"
                     ),
                     (None, Begin::Live) => assert_eq!(before, total, "{topic} {pattern}: nothing came"),
-                    (seen, _) => assert!(
-                        seen.is_some()
-                            || total == 0
-                            || (published.forgets && before == total)
-                            || self.not_alone.contains(pattern),
+                    (Some(_), _) => {}
+                    // Not even the last value, as from a topic that has been forgotten, or that another pattern covered already.
+                    (None, _) => assert!(
+                        before == total
+                            && (total == 0 || published.forgets || self.was_covered(pattern, topic)),
                         "{topic} {pattern} {begin:?}: nothing came"
                     ),
                 }
             }
         }
+    }
+
+    /// Returns whether it had another pattern that covers the topic when it requested this one.
+    fn was_covered(&self, pattern: &str, topic: &str) -> bool {
+        self.others[pattern].iter().any(|other| pattern::matches(other, topic))
     }
 
     /// Returns whether another of its patterns covers the topic too, and may have started the stream.

@@ -386,6 +386,7 @@ impl World {
                 let taken = room.min(bytes.len());
                 client.socket.extend_from_slice(&bytes[..taken]);
                 client.parked.extend_from_slice(&bytes[taken..]);
+                client.was_cut = bytes.len() == SEND_BYTES_MAX;
                 let parked = !client.parked.is_empty();
                 reached.parked += u64::from(parked);
                 parked
@@ -429,6 +430,7 @@ impl World {
                     let closes = action == Action::Close(slot);
                     if let Some(client) = self.clients.iter_mut().find(here) {
                         client.fin = true;
+                        client.shut |= !closes;
                         client.ended |= closes;
                     }
                     if closes {
@@ -442,21 +444,26 @@ impl World {
 
     /// Removes clients whose connection the server has closed, and checks the reason.
     fn remove_ended(&mut self, shard: usize) {
+        let forgotten: u64 =
+            self.shards.iter().map(|shard| shard.counters().value(Counter::TopicsForgotten)).sum();
         let (published, gone, memories) = (&self.published, &mut self.gone, &mut self.memories);
         self.clients.retain_mut(|client| {
             if client.shard != shard || !client.ended {
                 return true;
             }
             client.read(usize::MAX, published);
-            // A stuck client does not read the reason before its linger deadline; all others have.
             assert!(
-                client.closing.is_none_or(|code| matches!(code, 3008 | 3009 | 3011))
-                    || client.manner == Manner::Healthy,
+                client.closing.is_none_or(|code| matches!(code, 3008 | 3009 | 3011)),
                 "closed with {:?}",
                 client.closing
             );
+            // Without a reason: a partly sent frame had to be abandoned, or the socket was full until the linger deadline.
+            assert!(
+                client.closing.is_some() || !client.shut || client.was_cut || !client.parked.is_empty(),
+                "the reason precedes FIN"
+            );
             // The frames of a forgotten topic stay in the outbox of a raw client, to which no loss could be announced.
-            let keeps_frames = published.forgets && client.encoding == WireFormat::WEBSOCKET_RAW;
+            let keeps_frames = forgotten > 0 && client.encoding == WireFormat::WEBSOCKET_RAW;
             assert!(
                 client.closing != Some(3008) || !client.always_yields() || keeps_frames,
                 "a client whose ticks may be left out is not closed for being slow"

@@ -178,6 +178,13 @@ impl Outbox {
         self.cut_rest > 0
     }
 
+    /// Whether the next byte begins a reply that starts with these bytes.
+    pub fn next_is_reply(&self, start: &[u8]) -> bool {
+        matches!(self.segments.front(), Some(Segment::Reply(_)))
+            && !self.is_mid_frame()
+            && self.private[self.private_start..].starts_with(start)
+    }
+
     /// Bytes it holds on the heap.
     pub fn heap_bytes(&self) -> usize {
         self.private.capacity() + self.segments.capacity() * size_of::<Segment>()

@@ -247,7 +247,8 @@ fn truncated_and_unsupported_files_are_errors_that_name_the_file() {
     assert!(load(&long.0.join("none.hea"), 0).unwrap_err().to_string().contains("No such file"));
 }
 
-/// `tests/data/wfdb_reference.py` writes the values that the PyPI package `wfdb` reads, as little-endian doubles.
+/// `tests/data/wfdb_reference.py` writes the values that the PyPI package `wfdb` reads, as little-endian doubles in the signal's
+/// unit. Ours are in mV; a signal in a unit that is not a voltage is refused.
 #[test]
 #[ignore = "needs TICKCAST_WFDB=folder written by tests/data/wfdb_reference.py"]
 fn samples_are_those_that_wfdb_python_reads() {
@@ -255,14 +256,31 @@ fn samples_are_those_that_wfdb_python_reads() {
     let list = fs::read_to_string(folder.join("list")).unwrap();
     assert!(list.lines().count() > 20, "{list}");
     for line in list.lines() {
-        let [header, signal, values] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("{line}") };
-        let record = load(Path::new(header), signal.parse().unwrap()).unwrap();
+        let [header, signal, unit, values] = line.split('\t').collect::<Vec<_>>()[..] else {
+            panic!("{line}")
+        };
+        let loaded = load(Path::new(header), signal.parse().unwrap());
+        let mv_per_unit = match unit {
+            "mV" => 1.0,
+            "uV" => 1e-3,
+            "V" => 1e3,
+            other => {
+                let refusal = loaded.unwrap_err().to_string();
+                assert!(
+                    refusal.contains(&format!("is in {other}, so it is not an ECG")),
+                    "{line}: {refusal}"
+                );
+                continue;
+            }
+        };
+        let record = loaded.unwrap();
         let expected = fs::read(folder.join(values)).unwrap();
         let expected: Vec<f64> =
             expected.as_chunks::<8>().0.iter().map(|value| f64::from_le_bytes(*value)).collect();
         let got = samples(&record);
         assert_eq!(got.len(), expected.len(), "{line}");
         for (at, (&got, expected)) in got.iter().zip(expected).enumerate() {
+            let expected = expected * mv_per_unit;
             let is_same = got.is_nan() && expected.is_nan() || got == expected as f32;
             assert!(is_same, "{line}: sample {at}: {got}, not {expected}");
         }

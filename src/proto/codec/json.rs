@@ -191,6 +191,11 @@ pub fn key<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> 
     deserializer.deserialize_any(Key)
 }
 
+/// The number in a JSON text that [`key`] accepts: a whole number below 2^64, or a string of its digits.
+pub fn whole_number(text: &str) -> Option<u64> {
+    key(&mut serde_json::Deserializer::from_str(text)).ok()
+}
+
 /// A request that is not valid, and the error to answer with. The session stays open.
 #[derive(Debug, PartialEq, Eq)]
 pub struct InvalidRequest {

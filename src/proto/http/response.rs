@@ -1,6 +1,10 @@
 //! Responses and their bytes.
 
-use std::{borrow::Cow, fmt::Write as _};
+use std::{
+    borrow::Cow,
+    fmt::Write as _,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use http::StatusCode;
 
@@ -40,7 +44,7 @@ impl Response {
             "HTTP/1.1 {} {}\r\nDate: {}\r\n",
             self.status.as_u16(),
             self.status.canonical_reason().unwrap_or_default(),
-            date(delivery.realtime_ns / 1_000_000_000)
+            date(delivery.realtime_ns)
         );
         // Upgrade is an option of this connection only, and Connection lists it (RFC 9110, section 7.8).
         let connection = match (self.status, delivery.keeps_alive) {
@@ -66,28 +70,8 @@ impl Response {
     }
 }
 
-/// A time, in seconds since 1970, as HTTP writes it (RFC 9110, section 5.6.7): `Sun, 06 Nov 1994 08:49:37 GMT`.
-pub(super) fn date(unix_s: u64) -> String {
-    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let (days, second) = (unix_s / 86_400, unix_s % 86_400);
-    // Years begin in March here, so that a leap day is a year's last (Howard Hinnant, "chrono-compatible low-level date
-    // algorithms", civil_from_days).
-    let since_0 = days + 719_468;
-    let (era, day_of_era) = (since_0 / 146_097, since_0 % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = (month_from_march + 2) % 12;
-    let year = 400 * era + year_of_era + u64::from(month < 2);
-    format!(
-        "{}, {day:02} {} {year} {:02}:{:02}:{:02} GMT",
-        DAYS[(days % 7) as usize],
-        MONTHS[month as usize],
-        second / 3_600,
-        second / 60 % 60,
-        second % 60
-    )
+/// A time as HTTP writes it (RFC 9110, section 5.6.7): `Sun, 06 Nov 1994 08:49:37 GMT`. Never panics: 64 bits of nanoseconds end
+/// in the year 2554.
+pub(super) fn date(realtime_ns: u64) -> String {
+    httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_nanos(realtime_ns))
 }

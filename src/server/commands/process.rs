@@ -83,9 +83,9 @@ pub fn process(args: &ProcessArgs) -> Result<(), CommandError> {
             ::log::error!("the signals thread has ended: {reason}");
             failed.set();
         };
-        let on_stop = move |_| {
+        let on_stop = move |signal| {
             stopped.set();
-            signals::exit_if_stuck(|| {});
+            signals::exit_if_stuck(signal, || {});
         };
         signals::watch(on_stop, || {}, signals::HangUp::Stops, on_failure).map_err(CommandError::Signals)?;
         let gone = stop.clone();

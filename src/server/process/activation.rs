@@ -5,12 +5,14 @@
 //! listener, `admin` the operator's. systemd/ has a unit for each of the first two. Sockets without names, as from a manager that
 //! sets no LISTEN_FDNAMES, are taken in this order.
 //!
-//! LISTEN_PID names this process, or its parent: podman sets it to 1, which is the init of `podman run --init` or a shell.
+//! LISTEN_PID names this process, or its parent: podman sets it to 1, which is the init of `podman run --init` or a shell. A
+//! parent may have kept its sockets and passed only the variables on, so a descriptor that is not a listening socket is then left
+//! alone.
 
 use std::{
     env,
     os::{
-        fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::process::parent_id,
     },
     process,
@@ -36,14 +38,16 @@ pub struct Passed {
 }
 
 impl Passed {
-    /// Takes the sockets that were passed to this process, if any. A second call finds none.
+    /// Takes the sockets that were passed to this process, if any. A second call finds none. With its parent's LISTEN_PID, a
+    /// descriptor that is not a listening socket is a warning, and stays open and untouched.
     ///
     /// # Safety
     /// Nothing in this process owns the descriptors that LISTEN_FDS names: call it before anything else opens one, and leave
     /// these variables as the service manager set them.
     ///
     /// # Errors
-    /// [`StartupError::Passed`]: a name that is unknown or comes twice, or not a listening stream socket.
+    /// [`StartupError::Passed`]: a name that is unknown or comes twice, or, with this process's LISTEN_PID, a descriptor that is
+    /// not a listening stream socket.
     pub unsafe fn take() -> Result<Passed, StartupError> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
         let mut passed = Passed::default();
@@ -64,20 +68,22 @@ impl Passed {
         let given = variable("LISTEN_FDNAMES");
         let names = names(&count, given.as_deref()).map_err(StartupError::Passed)?;
         for (fd, name) in (FIRST_PASSED..).zip(names) {
-            // SAFETY: -1 is excluded. It is borrowed for this call alone, which fails if it is not open.
-            let is_open = fcntl_setfd(unsafe { BorrowedFd::borrow_raw(fd) }, FdFlags::CLOEXEC);
-            match is_open {
-                // SAFETY: it is open, as the line above has checked. By this function's contract the service manager opened it for
-                // this process and nothing else owns it; the flag above lets it be taken only once.
-                Ok(()) => passed.add(name, unsafe { OwnedFd::from_raw_fd(fd) })?,
-                Err(error) if is_ours => {
-                    return Err(StartupError::Passed(format!(
-                        "descriptor {fd}: {error} (LISTEN_FDS={count})"
-                    )));
-                }
-                // The parent kept its sockets; only the variables are inherited.
-                Err(_) => return Ok(Passed::default()),
+            // SAFETY: -1 is excluded. It is borrowed for the two calls below, which fail if it is not open; no other thread runs that
+            // could close it between them.
+            let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+            if !is_ours && let Err(found) = listener(borrowed) {
+                ::log::warn!(
+                    "ignoring descriptor {fd} ({name:?}), which LISTEN_FDS={count} of the parent process counts: it is {found}, not a \
+                     listening socket"
+                );
+                continue;
             }
+            fcntl_setfd(borrowed, FdFlags::CLOEXEC).map_err(|error| {
+                StartupError::Passed(format!("descriptor {fd}: {error} (LISTEN_FDS={count})"))
+            })?;
+            // SAFETY: it is open, as the call above has checked. By this function's contract the service manager opened it for
+            // this process and nothing else owns it; TAKEN lets it be taken only once.
+            passed.add(name, unsafe { OwnedFd::from_raw_fd(fd) })?;
         }
         Ok(passed)
     }
@@ -104,19 +110,14 @@ impl Passed {
             let names = Kind::ALL.map(Kind::option).join(", ");
             return refuse(&format!("FileDescriptorName= of its unit must be one of: {names}"));
         };
-        let asked = SockRef::from(&socket);
-        let is_stream = asked.r#type().is_ok_and(|kind| kind == Type::STREAM)
-            && asked
-                .local_addr()
-                .is_ok_and(|address| address.as_socket().is_some() || address.as_pathname().is_some());
-        if !is_stream {
-            return refuse(
-                "not a TCP socket or Unix stream socket; ListenStream= of its unit must be a port, an address and a port, \
-                 or a path",
-            );
-        }
-        if !asked.is_listener().is_ok_and(|listens| listens) {
-            return refuse("it does not listen; its unit must say Accept=no");
+        match listener(socket.as_fd()) {
+            Ok(()) => {}
+            Err(SILENT) => return refuse("it does not listen; its unit must say Accept=no"),
+            Err(found) => {
+                return refuse(&format!(
+                    "it is {found}; ListenStream= of its unit must be a port, an address and a port, or a path"
+                ));
+            }
         }
         if self.sockets.iter().any(|(has, _)| *has == kind) {
             return refuse("passed twice; its unit may have one ListenStream= only");
@@ -124,6 +125,25 @@ impl Passed {
         self.sockets.push((kind, socket));
         Ok(())
     }
+}
+
+/// A stream socket of a right family that does not listen.
+const SILENT: &str = "a socket that does not listen";
+
+/// Whether a descriptor is a listening socket that the server can use: TCP, or Unix with a path. The error says what it is.
+fn listener(descriptor: BorrowedFd<'_>) -> Result<(), &'static str> {
+    let asked = SockRef::from(&descriptor);
+    match asked.r#type() {
+        Ok(Type::STREAM) => {}
+        Ok(_) => return Err("a socket of another type"),
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Err("not open"),
+        Err(_) => return Err("not a socket"),
+    }
+    let address = asked.local_addr();
+    if !address.is_ok_and(|address| address.as_socket().is_some() || address.as_pathname().is_some()) {
+        return Err("a socket of another family, or without a path");
+    }
+    if asked.is_listener().is_ok_and(|listens| listens) { Ok(()) } else { Err(SILENT) }
 }
 
 /// The names of the passed sockets, from LISTEN_FDS and LISTEN_FDNAMES.
@@ -146,7 +166,10 @@ fn names<'a>(count: &str, names: Option<&'a str>) -> Result<Vec<&'a str>, String
 mod tests {
     use std::{
         net::{TcpListener, TcpStream, UdpSocket},
-        os::unix::net::{UnixDatagram, UnixListener},
+        os::{
+            linux::net::SocketAddrExt,
+            unix::net::{UnixDatagram, UnixListener},
+        },
     };
 
     use super::*;
@@ -194,6 +217,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_a_listening_socket_is_named() {
+        let to = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(listener(to.as_fd()), Ok(()));
+        let connected = TcpStream::connect(to.local_addr().unwrap()).unwrap();
+        assert_eq!(listener(connected.as_fd()), Err(SILENT));
+        assert_eq!(
+            listener(UdpSocket::bind("127.0.0.1:0").unwrap().as_fd()),
+            Err("a socket of another type")
+        );
+        assert_eq!(listener(std::fs::File::open("/dev/null").unwrap().as_fd()), Err("not a socket"));
+        let name = format!("tickcast-listener-{}", process::id());
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
+        let without_path = UnixListener::bind_addr(&address).unwrap();
+        assert_eq!(listener(without_path.as_fd()), Err("a socket of another family, or without a path"));
+    }
+
+    #[test]
     fn what_cannot_be_served_is_refused_with_what_the_unit_must_say() {
         let mut passed = Passed::default();
         let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
@@ -202,9 +242,9 @@ mod tests {
             refusal(&mut passed, "tcp", UdpSocket::bind("127.0.0.1:0").unwrap()).contains("ListenStream=")
         );
         let file = std::fs::File::open("/dev/null").unwrap();
-        assert!(refusal(&mut passed, "tcp", file).contains("not a TCP socket"));
+        assert!(refusal(&mut passed, "tcp", file).contains("it is not a socket; ListenStream="));
         let datagrams = UnixDatagram::unbound().unwrap();
-        assert!(refusal(&mut passed, "http", datagrams).contains("not a TCP socket"));
+        assert!(refusal(&mut passed, "http", datagrams).contains("it is a socket of another type"));
         let to = listener();
         let connected = TcpStream::connect(to.local_addr().unwrap()).unwrap();
         assert!(refusal(&mut passed, "tcp", connected).contains("Accept=no"));

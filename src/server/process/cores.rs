@@ -12,8 +12,17 @@ const MASK_BITS_FIRST: usize = 1_024;
 const WORD_BITS: usize = libc::c_ulong::BITS as usize;
 
 /// A set of cores. Unlike a `cpu_set_t`, it does not end at core 1,023.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct CoreSet(Vec<libc::c_ulong>);
+
+impl PartialEq for CoreSet {
+    /// Whether both hold the same cores, whatever the lengths of their masks.
+    fn eq(&self, other: &CoreSet) -> bool {
+        self.cores().eq(other.cores())
+    }
+}
+
+impl Eq for CoreSet {}
 
 impl CoreSet {
     /// The cores that the calling thread may use.
@@ -183,6 +192,18 @@ mod tests {
         let set = CoreSet::from_iter([5_000, 3, 1_500, usize::MAX]);
         assert_eq!(set.cores().collect::<Vec<_>>(), [3, 1_500, 5_000]);
         assert_eq!(CoreSet::default().cores().count(), 0);
+    }
+
+    #[test]
+    fn sets_are_equal_if_they_hold_the_same_cores_whatever_their_length() {
+        let from_kernel = growing(|mask| {
+            mask[0] = 0b101;
+            Ok(())
+        });
+        assert_eq!(from_kernel.unwrap(), CoreSet::from_iter([0, 2]));
+        assert_eq!(growing(|_| Ok(())).unwrap(), CoreSet::default());
+        assert_ne!(CoreSet::from_iter([0, 2]), CoreSet::from_iter([0, 2, 1_024]));
+        assert_ne!(CoreSet::from_iter([2]), CoreSet::from_iter([1]));
     }
 
     #[test]

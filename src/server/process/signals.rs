@@ -44,14 +44,14 @@ pub enum HangUp {
 
 /// Starts the thread that receives the signals.
 ///
-/// Calls `notify` at the first signal to stop, and `report` at every SIGUSR1. A second signal to stop exits the process at
+/// Calls `notify` with the first signal to stop, and `report` at every SIGUSR1. A second signal to stop exits the process at
 /// once, with status 128 + its number. Calls `on_failure` with the reason should the thread end otherwise: no signal would
 /// stop the process any more.
 ///
 /// # Errors
 /// The thread cannot be started.
 pub fn watch(
-    notify: impl FnOnce(&'static str) + Send + 'static,
+    notify: impl FnOnce(Signal) + Send + 'static,
     report: impl Fn() + Send + 'static,
     hang_up: HangUp,
     on_failure: impl FnOnce(String) + Send + 'static,
@@ -78,13 +78,13 @@ pub fn watch(
     let watch = move || -> nix::Result<Infallible> {
         let first = next_to_stop()?;
         let first_ns = clock::monotonic_ns();
-        notify(first.as_str());
+        notify(first);
         loop {
             let second = next_to_stop()?;
             if clock::monotonic_ns() - first_ns >= SAME_SIGNAL_NS {
                 ::log::warn!("{second} received again: stopping immediately");
                 logging::flush();
-                std::process::exit(128 + second as i32);
+                std::process::exit(status(second));
             }
         }
     };
@@ -98,16 +98,21 @@ pub fn watch(
     Ok(())
 }
 
-/// Exits soon, with status 1, unless the process ends before: for a command whose main thread may be blocked by a terminal or pipe that
-/// nobody reads. Calls `before` first.
-pub fn exit_if_stuck(before: impl FnOnce() + Send + 'static) {
+/// Exits 4 s after a signal to stop, with status 128 + its number, unless the process ends before: for a command whose main thread may
+/// be blocked by a terminal or pipe that nobody reads. Calls `before` first.
+pub fn exit_if_stuck(signal: Signal, before: impl FnOnce() + Send + 'static) {
     let exit = move || {
         clock::sleep_ns(STUCK_NS);
         before();
-        std::process::exit(1);
+        std::process::exit(status(signal));
     };
     // Without the thread, a second signal still ends the process.
     drop(thread::Builder::new().name("exit".into()).spawn(exit));
+}
+
+/// The exit status of a process that a signal has ended, as a shell reports it.
+fn status(signal: Signal) -> i32 {
+    128 + signal as i32
 }
 
 /// Whether this process reads from or writes to a terminal, which may hang up.

@@ -279,14 +279,27 @@ impl OptionChecks {
 
     /// Refuses a file that is missing, cannot be read or is not a regular one.
     pub fn regular_file(&mut self, key: &'static str, file: &Path) {
-        let text = match fs::metadata(file) {
-            Ok(found) if !found.is_file() => "not a regular file".to_owned(),
-            Ok(_) => match fs::File::open(file) {
-                Ok(_) => return,
-                Err(error) => error.to_string(),
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => "no such file".to_owned(),
-            Err(error) => error.to_string(),
+        match fs::metadata(file) {
+            Ok(found) if !found.is_file() => {
+                self.refuse(key, format!("{}: not a regular file", file.display()));
+            }
+            Ok(_) => self.readable(key, file),
+            Err(error) => self.file_error(key, file, &error),
+        }
+    }
+
+    /// Refuses a file that cannot be opened for reading. Not for a FIFO: opening waits for its writer.
+    pub fn readable(&mut self, key: &'static str, file: &Path) {
+        if let Err(error) = fs::File::open(file) {
+            self.file_error(key, file, &error);
+        }
+    }
+
+    /// Refuses a file because of this error.
+    pub fn file_error(&mut self, key: &'static str, file: &Path, error: &io::Error) {
+        let text = match error.kind() {
+            io::ErrorKind::NotFound => "no such file".to_owned(),
+            _ => error.to_string(),
         };
         self.refuse(key, format!("{}: {text}", file.display()));
     }

@@ -26,7 +26,7 @@ use crate::{
     logging,
 };
 use tickcast_core::metrics::counters::Counter;
-use tickcast_proto::pattern;
+use tickcast_proto::{codec::json, pattern};
 
 /// The name that selects standard input.
 const STDIN: &str = "-";
@@ -78,6 +78,7 @@ impl SourceOptions for Options {
     const REQUIRED: &'static [&'static str] = &["file"];
     const FLAGS: Option<Flags> = Some(Flags::of::<Options>(Starts::Instead, "replay_"));
 
+    /// Opens the capture if it is a file, so that one that cannot be read is reported at the start.
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
         let file = self.file.unwrap_or_default();
         let file = if file.as_os_str() == STDIN { PathBuf::from("/dev/stdin") } else { file };
@@ -85,11 +86,9 @@ impl SourceOptions for Options {
             Ok(CaptureKind::Pipe) if self.again => {
                 checks.refuse("loop", "a pipe can be read only once: replay a file to repeat it");
             }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                checks.refuse("file", format!("{}: no such file", file.display()));
-            }
-            Err(error) => checks.refuse("file", format!("{}: {error}", file.display())),
+            Ok(CaptureKind::Pipe) => {}
+            Ok(CaptureKind::File) => checks.readable("file", &file),
+            Err(error) => checks.file_error("file", &file, &error),
         }
         let settings = Settings {
             file,
@@ -327,26 +326,17 @@ fn parse(bytes: &[u8], payload_bytes_max: usize) -> Result<Line<'_>, String> {
         .ok_or_else(|| format!("at_ns {:.40} is not a number of nanoseconds", fields.at_ns.get()))?;
     let key = match fields.key.map(RawValue::get) {
         None => 0,
-        Some(key) => {
-            unsigned(key).ok_or_else(|| format!("key {key:.40} is not an integer from 0 to 2^64 - 1"))?
-        }
+        Some(key) => json::whole_number(key)
+            .ok_or_else(|| format!("key {key:.40} is not an integer from 0 to 2^64 - 1"))?,
     };
     Ok(Line { at_ns, topic, key, data })
 }
 
-/// A JSON number, or a JSON string of one.
-fn unsigned(text: &str) -> Option<u64> {
-    unquoted(text).parse().ok()
-}
-
 /// A time: programs that compute it in floating point write 1.7e18.
 fn time_ns(text: &str) -> Option<u64> {
+    let unquoted = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
     let fits = |ns: &f64| (0.0..u64::MAX as f64).contains(ns);
-    unsigned(text).or_else(|| unquoted(text).parse().ok().filter(fits).map(|ns: f64| ns as u64))
-}
-
-fn unquoted(text: &str) -> &str {
-    text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text)
+    json::whole_number(text).or_else(|| unquoted.parse().ok().filter(fits).map(|ns: f64| ns as u64))
 }
 
 /// What is wrong with a line that is not JSON of the right fields, without the line number, which is that of the line itself.
@@ -419,6 +409,8 @@ mod tests {
             (r#""at_ns":1,"key":-1"#, "key -1 is not"),
             (r#""at_ns":1,"key":1.5"#, "key 1.5 is not"),
             (r#""at_ns":1,"key":"AAPL""#, "key \"AAPL\" is not"),
+            (r#""at_ns":1,"key":"+7""#, "key \"+7\" is not"),
+            (r#""at_ns":1,"key":"""#, "key \"\" is not"),
             (r#""at_ns":1,"key":18446744073709551616"#, "key 18446744073709551616 is not"),
             (r#""at_ns":"2026-01-01T00:00:00Z""#, "at_ns \"2026-01-01T00:00:00Z\" is not"),
             (r#""at_ns":1e99"#, "at_ns 1e99 is not"),

@@ -1,7 +1,8 @@
-//! Admission control: counts connections, and answers those it refuses with the reason, without giving them a slot.
+//! Admission control: counts connections, and refuses those beyond a limit. A refused connection gets an answer with the reason, and
+//! no slot.
 //!
-//! The state shared between shards (the number of connections, and a locked count for each address) is touched only when
-//! a connection opens or closes, never on a tick's path.
+//! Shards share the number of connections, and a locked table of connections by address. They use both only when a connection opens
+//! or closes, never on a tick's path.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::RandomState},
@@ -41,30 +42,30 @@ const DISCARDS_MAX: usize = 16;
 pub struct ConnectionCounts {
     connections: Arc<AtomicUsize>,
     clients_max: usize,
-    /// `None`: connections are neither limited nor counted by origin.
+    /// Connections by origin (an IPv4 address or IPv6 /64); `None` without a limit on them.
     origins: Option<Arc<Mutex<Origins>>>,
-    /// The key of [`SourceId`]s, the same on all shards and another in each process.
+    /// Hashes origins to [`SourceId`]s: the same on all shards, and secret, so that clients cannot choose a collision.
     source_key: RandomState,
-    /// Not limited either: everyone behind a proxy has one address.
+    /// Addresses without a limit, such as those of proxies, which all their clients share.
     unlimited: Arc<Networks>,
-    /// Not limited either, and believed about the addresses of their clients.
+    /// Trusted proxies: no limit for their own addresses, and what they say about their clients' is believed.
     proxies: Arc<Networks>,
 }
 
-/// What an admitted connection counts for, and whom it belongs to.
+/// What an admitted connection counts towards, and where its client is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Admitted {
-    /// The origin it counts for; `None` if it has no limit.
+    /// The origin that it is counted in; `None` if that has no limit.
     pub origin: Option<Origin>,
-    /// The source of what it does, for limits other than on connections.
+    /// The source that other limits per address apply to, such as that on topics.
     pub source: SourceId,
-    /// The client's address, if a proxy has told it. Port 0 is unknown.
+    /// The client's address, if a proxy has given it. Port 0 means unknown.
     pub client: Option<SocketAddr>,
 }
 
 impl ConnectionCounts {
-    /// Allows at most `clients_max` connections, and `clients_per_source_max` from each address that is not in `unlimited`;
-    /// 0: no limit per address.
+    /// Allows at most `clients_max` connections, and `clients_per_source_max` from each address that is neither in `unlimited` nor in
+    /// `proxies`; 0: no limit per address.
     pub fn new(
         clients_max: usize,
         clients_per_source_max: u32,
@@ -98,7 +99,7 @@ pub struct Admission {
     counts: ConnectionCounts,
     pace: Option<Pace>,
     bucket: Bucket,
-    /// By slot; a connection without a limit per address and without a proxy has none.
+    /// By slot. A connection without a limit per address and without a proxy has no entry.
     admitted: HashMap<u32, Admitted>,
     lingering: VecDeque<Lingering>,
     lingering_max: usize,
@@ -120,22 +121,22 @@ impl Admission {
         }
     }
 
-    /// Whether a peer's word on the address of its client is taken: a trusted proxy, or a process of this machine that may use
-    /// the Unix socket. One getpeername(2).
+    /// Whether the peer is believed about its client's address: if it is a trusted proxy, or connects through a Unix socket, whose
+    /// mode decides who can. Costs one getpeername(2).
     pub fn is_proxy(&self, socket: &OwnedFd) -> bool {
         match SockRef::from(socket).peer_addr() {
             Ok(address) => {
                 address.as_socket().is_none_or(|address| self.counts.proxies.contain(address.ip()))
             }
-            // It is gone already: its first receive fails.
+            // The peer is gone: its first receive fails.
             Err(_) => false,
         }
     }
 
-    /// Admits and counts a new connection, which costs one getpeername(2).
+    /// Admits and counts a new connection. Costs one getpeername(2).
     ///
     /// # Errors
-    /// The limit that refuses the connection.
+    /// The limit that the connection would exceed. It is not counted then.
     pub fn admit(&mut self, socket: &OwnedFd, now_ns: u64) -> Result<Admitted, Refusal> {
         if let Some(pace) = self.pace
             && !self.bucket.take(pace, now_ns)
@@ -158,10 +159,11 @@ impl Admission {
         }
     }
 
-    /// Counts the connection in a slot for the address that its proxy has told. It had none before. Returns its source.
+    /// Counts the connection in a slot for the client's address, which its proxy has given. Until then it counts for no address.
+    /// Returns its source.
     ///
     /// # Errors
-    /// The limit that refuses it. It stays counted as a connection until it is released.
+    /// The limit that the client would exceed. The connection stays counted until it is released.
     pub fn admit_client(&mut self, slot: u32, client: SocketAddr) -> Result<SourceId, Refusal> {
         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         let entered = self.enter(Some(client.ip()));
@@ -175,7 +177,7 @@ impl Admission {
         entered.map(|(_, source)| source)
     }
 
-    /// Counts a connection for its address. Returns the origin if connections of it are limited, and its source.
+    /// Counts a connection for an address. Returns its origin if that has a limit, and its source.
     fn enter(&self, address: Option<IpAddr>) -> Result<(Option<Origin>, SourceId), Refusal> {
         let is_limited = |address: &IpAddr| {
             !self.counts.unlimited.contain(*address) && !self.counts.proxies.contain(*address)
@@ -200,23 +202,23 @@ impl Admission {
         }
     }
 
-    /// The address of the client in a slot, if a proxy has told it.
+    /// The address of the client in a slot, if a proxy has given it.
     pub fn client(&self, slot: u32) -> Option<SocketAddr> {
         self.admitted.get(&slot)?.client
     }
 
-    /// Frees the slot of a connection that moves to another shard, where it still counts.
+    /// Frees the slot of a connection that moves to another shard. It stays counted.
     pub fn hand_over(&mut self, slot: u32) -> Admitted {
         self.admitted.remove(&slot).unwrap_or_default()
     }
 
-    /// Uncounts the connection in a slot, which has ended.
+    /// Frees the slot of a connection that has ended, and no longer counts it.
     pub fn release(&mut self, slot: u32) {
         let admitted = self.hand_over(slot);
         self.release_without_slot(admitted);
     }
 
-    /// Uncounts an admitted connection that ended before it had a slot.
+    /// No longer counts an admitted connection that ended before it had a slot.
     pub fn release_without_slot(&mut self, admitted: Admitted) {
         self.counts.connections.fetch_sub(1, SeqCst);
         if let (Some(origin), Some(mut origins)) = (admitted.origin, self.origin_counts()) {
@@ -229,8 +231,10 @@ impl Admission {
         self.counts.origins.as_ref().map(|origins| origins.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Answers a refused connection with the reason, without waiting: what the socket does not take at once is lost. Keeps the
-    /// socket for a moment, because closing it with unread input would reset the connection and destroy the answer. If too many linger, the oldest is closed.
+    /// Answers a refused connection with the reason. Does not wait: what the socket does not accept at once is lost.
+    ///
+    /// The socket lingers for [`REFUSED_LINGER_MS`] or until the peer closes, because closing it with unread input would reset the
+    /// connection, and the peer might lose the answer. Beyond the bound on lingering sockets, the oldest is closed.
     pub fn refuse(&mut self, socket: OwnedFd, kind: ListenerKind, refusal: Refusal, now_ns: u64) {
         let mut answer = Vec::new();
         match kind {
@@ -255,12 +259,12 @@ impl Admission {
         self.lingering.push_back(Lingering { socket, until_ns });
     }
 
-    /// Whether refused sockets linger: then [`Admission::turn`] needs to be called from time to time.
+    /// Whether refused sockets linger. If so, call [`Admission::turn`] from time to time.
     pub fn lingers(&self) -> bool {
         !self.lingering.is_empty()
     }
 
-    /// Sweeps if a sweep is due. Costs nothing otherwise.
+    /// Closes lingering sockets every 50 ms; otherwise costs nothing.
     pub fn turn(&mut self, now_ns: u64) {
         if self.lingers() && self.sweep_next_ns <= now_ns {
             self.sweep_next_ns = now_ns + SWEEP_NS;
@@ -268,7 +272,7 @@ impl Admission {
         }
     }
 
-    /// Closes the refused sockets whose peer has closed or whose time is up. A few reads each.
+    /// Closes the refused sockets whose peer has closed or whose time is up. At most [`DISCARDS_MAX`] reads each.
     fn sweep(&mut self, now_ns: u64) {
         self.lingering.retain(|kept| kept.until_ns > now_ns && !has_ended(&kept.socket));
     }

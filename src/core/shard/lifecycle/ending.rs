@@ -124,6 +124,10 @@ impl Shard {
         self.sessions.with_outbox(slot, |session| match kept {
             KeptOutbox::Everything => {}
             KeptOutbox::Replies => is_whole = session.outbox.keep_replies(logs.of(session.format)),
+            // No frame, CLOSING included, may precede the response that makes the connection a WebSocket.
+            KeptOutbox::Nothing if session.outbox.next_is_reply(b"HTTP/") => {
+                is_whole = session.outbox.keep_replies(logs.of(session.format));
+            }
             KeptOutbox::Nothing => {
                 is_whole = !session.outbox.is_mid_frame();
                 session.clear_outbox();

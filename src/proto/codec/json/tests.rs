@@ -27,6 +27,31 @@ fn only_payloads_that_can_be_inlined_are_json() {
 }
 
 #[test]
+fn a_key_is_a_whole_number_or_a_string_of_its_digits_wherever_it_comes_from() {
+    for (text, expected) in [
+        ("0", Some(0)),
+        ("18446744073709551615", Some(u64::MAX)),
+        (r#""18446744073709551615""#, Some(u64::MAX)),
+        (r#""\u0037""#, Some(7)),
+        ("18446744073709551616", None),
+        ("-1", None),
+        ("1.0", None),
+        ("null", None),
+        (r#""""#, None),
+        (r#""+7""#, None),
+        (r#"" 7""#, None),
+    ] {
+        assert_eq!(whole_number(text), expected, "{text}");
+        let request = format!(r#"{{"op":"publish","topic":"t","data":1,"key":{text}}}"#);
+        let key = decode(&request).ok().map(|command| match command {
+            Command::Publish(publish) => publish.key,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(key, expected, "{text}");
+    }
+}
+
+#[test]
 fn invalid_subscribe_options_are_rejected_by_name() {
     let with = |options: &str| {
         decode(&format!(r#"{{"op":"subscribe","id":3,"topics":["a"]{options}}}"#)).map(

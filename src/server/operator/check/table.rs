@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use super::item::{CheckItem, ItemState};
+use crate::cli::HELP_WIDTH;
 
-/// Columns of the terminal that a table needs.
-const WIDTH: usize = 100;
 /// Space between two columns.
 const GAP: &str = "  ";
 /// Space before a reason.
@@ -14,7 +13,7 @@ const INDENT: &str = "    ";
 const ITEM_WIDTH_MAX: usize = 36;
 const NOW_WIDTH_MAX: usize = 24;
 
-/// The required items, then the others: four aligned columns, and below them the reason. Fits [`WIDTH`].
+/// The required items, then the others: four aligned columns, and below them the reason. Fits [`HELP_WIDTH`].
 pub fn table(items: &[CheckItem]) -> String {
     let rows: Vec<[String; 4]> = items.iter().map(row).collect();
     let heads = ["REQUIRED", "RECOMMENDED"].map(|title| [title, "STATE", "NOW", "WANTED"].map(str::to_owned));
@@ -23,7 +22,7 @@ pub fn table(items: &[CheckItem]) -> String {
         cells.max().unwrap_or(0)
     };
     let mut widths = [widest(0).min(ITEM_WIDTH_MAX), widest(1), widest(2).min(NOW_WIDTH_MAX), 0];
-    widths[3] = WIDTH - widths.iter().map(|width| width + GAP.len()).sum::<usize>() + GAP.len();
+    widths[3] = HELP_WIDTH - widths.iter().map(|width| width + GAP.len()).sum::<usize>() + GAP.len();
     let mut text = String::new();
     for (head, required) in heads.iter().zip([true, false]) {
         let mut section = items.iter().zip(&rows).filter(|(item, _)| item.required == required).peekable();
@@ -32,7 +31,7 @@ pub fn table(items: &[CheckItem]) -> String {
         }
         for (item, row) in section {
             text.push_str(&lines(row, widths));
-            for line in wrapped(&printable(&item.reason), WIDTH - INDENT.len()) {
+            for line in wrapped(&printable(&item.reason), HELP_WIDTH - INDENT.len()) {
                 text += &format!("{INDENT}{line}\n");
             }
         }

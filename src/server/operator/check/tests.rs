@@ -1,6 +1,7 @@
 use std::{env, fs, os::unix::fs::PermissionsExt, path::Path, process};
 
 use super::{item::ItemState, table::*, *};
+use crate::cli::HELP_WIDTH;
 
 /// A temporary folder that only its owner may write to; removed when dropped.
 pub(super) struct TestFolder(pub(super) PathBuf);
@@ -74,7 +75,7 @@ fn a_table_fits_100_columns() {
     long.wanted = "never or defer or defer+madvise or ".repeat(3);
     long.reason = "A reason is wrapped between its words. ".repeat(9) + &"x".repeat(300);
     let text = table(&[items(), vec![long.clone()]].concat());
-    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= HELP_WIDTH), "{text}");
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>().concat();
     assert!(words(&text).contains(&words(&long.reason)), "nothing is lost: {text}");
 }

@@ -39,12 +39,20 @@ pub(super) fn watch(
     Ok(())
 }
 
-/// Stops this process and its group, as the terminal does for Ctrl-Z, until somebody resumes it. Returns at once where no shell could
-/// do so: the kernel ignores SIGTSTP in an orphaned process group and in the first process of a container.
+/// Asks the kernel to stop this process and its group, as the terminal does for Ctrl-Z. Normally returns once somebody resumes it; but
+/// do not rely on a stop:
+///
+/// - Without a shell that could resume it, the kernel ignores SIGTSTP: in an orphaned process group, and in the first process of a
+///   container.
+/// - The thread of [`watch`] waits for the same signal. Linux prefers the main thread for a signal to the process, so call this there;
+///   if the other thread receives it after all, `on_suspend` is called once more.
+///
+/// # Errors
+/// Errors of pthread_sigmask(3) and kill(2).
 pub(super) fn stop() -> io::Result<()> {
     let stop = set([Signal::SIGTSTP]);
     stop.thread_unblock()?;
-    // Delivered before kill(2) returns, as this thread does not block it. 0 is the process group.
+    // 0 is the process group.
     let sent = kill(Pid::from_raw(0), Signal::SIGTSTP);
     stop.thread_block()?;
     Ok(sent?)

@@ -163,12 +163,12 @@ fn watch(client: AdminClient, model: &mut Model) -> Result<(), TopError> {
     let (sender, messages) = sync_channel(MESSAGES_MAX);
     let stop = StopFlag::default();
     let (stopped, wake) = (stop.clone(), sender.clone());
-    let notify = move |_| {
+    let notify = move |signal| {
         stopped.set();
         // A full channel keeps the main thread awake anyway.
         let _ = wake.try_send(Message::Wake);
         // After Ctrl-S the main thread waits for the terminal.
-        signals::exit_if_stuck(|| drop(disable_raw_mode()));
+        signals::exit_if_stuck(signal, || drop(disable_raw_mode()));
     };
     let failed = stop.clone();
     signals::watch(notify, || {}, signals::HangUp::Stops, move |_| failed.set())

@@ -1,41 +1,43 @@
-//! Which shard serves an accepted connection.
+//! Chooses the shard that serves an accepted connection.
 //!
-//! The kernel spreads connections over the listening sockets of the shards by hash: of eight, one shard may get six. What a
-//! client gets of its shard would then depend on luck, so a shard that has more sessions than another passes a new connection
-//! on. It costs a wake-up of that shard; sessions never move later.
+//! The kernel spreads connections over the shards' listening sockets by hash, and not evenly: of eight connections, one shard may
+//! get six, and each of these clients a sixth of it. So a shard that has clearly more sessions than another passes a new connection
+//! on. That costs a wake-up of the other shard. Sessions do not move later.
 
 use std::sync::Arc;
 
 use tickcast_core::metrics::counters::{Counter, Counters};
 use tickcast_proto::ids::ShardId;
 
-/// A shard passes a connection on only if it has over 1/8 more sessions than the shard with the fewest: of a crowd, few.
+/// A shard passes a connection on only if it has over 1/8 more sessions than the shard with the fewest. With many clients the kernel
+/// is about as even, so few connections move.
 const SURPLUS_DIVISOR: u64 = 8;
 
-/// The distribution of one shard's accepted connections.
+/// Distributes the connections that one shard accepts.
 #[derive(Debug, Default)]
 pub struct Distribution {
     own: usize,
     shards: Vec<Arc<Counters>>,
-    /// The shard that gets the next connection of a listener with one socket for all shards.
+    /// The next shard in turn, for listeners with one socket for all shards.
     next: usize,
 }
 
 impl Distribution {
-    /// `shards` are the counters of all shards.
+    /// `shards`: the counters of all shards, in shard order.
     pub fn new(own: ShardId, shards: Vec<Arc<Counters>>) -> Distribution {
         Distribution { own: usize::from(own.0), shards, next: 0 }
     }
 
-    /// The shard for a connection of a listener with one socket for all shards: each in turn.
+    /// The shard for a connection of a listener with one socket for all shards, such as a passed one: each shard in turn.
     pub(super) fn next_in_turn(&mut self) -> ShardId {
         let shard = self.next;
         self.next = (shard + 1) % self.shards.len().max(1);
         ShardId(shard as u16)
     }
 
-    /// The shard for a connection of this shard's own socket: the one with the fewest sessions, or this one if it has hardly
-    /// more. `under_way`: connections on their way to a shard, which it has not counted yet. O(shards) calls of that.
+    /// The shard for a connection that this shard's own socket accepted: this shard, unless another has clearly fewer sessions.
+    ///
+    /// `under_way`: how many connections this shard has passed on to another that has not counted them yet. Called O(shards) times.
     pub(super) fn least_loaded(&self, under_way: impl Fn(ShardId) -> usize) -> ShardId {
         let id = |shard: usize| ShardId(shard as u16);
         let sessions = |shard: usize| {
@@ -68,7 +70,7 @@ mod tests {
         let (distribution, counters) = shards(&[0, 0, 0]);
         let mut given = [0; 3];
         for _ in 0..9 {
-            // The others have not counted theirs yet.
+            // The other shards have not counted theirs yet.
             let shard =
                 distribution.least_loaded(|shard| if shard.0 == 0 { 0 } else { given[usize::from(shard.0)] });
             given[usize::from(shard.0)] += 1;
@@ -80,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_is_passed_on_only_beyond_an_eighth_more() {
+    fn a_connection_is_passed_on_only_beyond_an_eighth_more_sessions() {
         for (own, expected) in [(900, 0), (901, 1)] {
             let (distribution, _) = shards(&[own, 800]);
             assert_eq!(distribution.least_loaded(|_| 0), ShardId(expected));
@@ -88,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_that_takes_nothing_in_gets_no_more_than_its_share() {
+    fn a_shard_that_accepts_none_of_them_is_passed_no_more_than_its_share() {
         let (distribution, _) = shards(&[10, 0]);
         let mut under_way = 0;
         while distribution.least_loaded(|shard| if shard.0 == 1 { under_way } else { 0 }) == ShardId(1) {

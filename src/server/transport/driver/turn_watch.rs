@@ -1,4 +1,5 @@
-//! The watchdog of a shard's turns: histograms of their length and CPU time, and a log line about those that were slow.
+//! The watchdog of a shard's turns: histograms of their length and CPU time, a warning about those that were slow, and a debug line
+//! about those that only worked for long.
 
 use std::fmt::Write;
 
@@ -11,7 +12,9 @@ use tickcast_proto::ids::ShardId;
 
 /// Time worked after which the thread's CPU time is read again: reading it takes a system call.
 const CPU_READ_NS: u64 = 1_000_000;
-/// Log lines about slow turns, per shard.
+/// CPU time above which a turn that was not slow is logged at debug level: far more than the budgets of a turn allow.
+const LONG_CPU_NS: u64 = 10_000_000;
+/// Log lines about slow turns, per shard, and as many about turns with much CPU time.
 const LINES_PER_SECOND: u32 = 1;
 /// Counters whose changes in a slow turn are logged. Each costs a load and a store per turn.
 const REPORTED: [Counter; 14] = [
@@ -49,6 +52,7 @@ pub(super) struct TurnWatch {
     /// Time worked since.
     unread_ns: u64,
     limiter: RateLimiter<1>,
+    debug_limiter: RateLimiter<1>,
 }
 
 impl Default for TurnWatch {
@@ -58,6 +62,7 @@ impl Default for TurnWatch {
             cpu_read_ns: 0,
             unread_ns: 0,
             limiter: RateLimiter::new(LINES_PER_SECOND),
+            debug_limiter: RateLimiter::new(LINES_PER_SECOND),
         }
     }
 }
@@ -76,8 +81,15 @@ impl TurnWatch {
         if is_slow {
             counters.add(Counter::TurnsSlow, 1);
         }
-        if let Some(line) = self.line(is_slow.then_some(Turn { busy_ns, cpu_ns }), now_ns, counters) {
+        let turn = Turn { busy_ns, cpu_ns };
+        if let Some(line) = self.line(is_slow.then_some(turn), now_ns, counters) {
             ::log::warn!("shard {}: {line}", shard.0);
+        }
+        if cpu_ns > LONG_CPU_NS
+            && ::log::log_enabled!(::log::Level::Debug)
+            && let Some(line) = self.debug_line(turn, now_ns, counters)
+        {
+            ::log::debug!("shard {}: {line}", shard.0);
         }
         for (before, counter) in self.before.iter_mut().zip(REPORTED) {
             *before = counters.value(counter);
@@ -105,7 +117,25 @@ impl TurnWatch {
             return None;
         }
         let suppressed = suppressed.map(|lines| format!("{lines} more slow turns since the last such line"));
-        let Some(Turn { busy_ns, cpu_ns }) = slow else { return suppressed };
+        let Some(turn) = slow else { return suppressed };
+        let mut line = self.described(turn, counters);
+        if let Some(suppressed) = suppressed {
+            let _ = write!(line, "; {suppressed}");
+        }
+        Some(line)
+    }
+
+    /// The debug line to log after a turn, at most one per second: about a turn that took more than [`LONG_CPU_NS`] and was not slow.
+    /// The histogram counts the others.
+    fn debug_line(&mut self, turn: Turn, now_ns: u64, counters: &Counters) -> Option<String> {
+        let is_long = turn.busy_ns <= SLOW_NS && turn.cpu_ns > LONG_CPU_NS;
+        // What was not logged is not reported: the next second starts anew.
+        let _ = self.debug_limiter.poll_suppressed(now_ns);
+        (is_long && self.debug_limiter.admit(0, now_ns)).then(|| self.described(turn, counters))
+    }
+
+    /// How long a turn took, and what it did.
+    fn described(&self, Turn { busy_ns, cpu_ns }: Turn, counters: &Counters) -> String {
         let mut line =
             format!("a turn took {} ms, {} ms of CPU time", busy_ns / 1_000_000, cpu_ns / 1_000_000);
         let mut separator = ": ";
@@ -119,10 +149,7 @@ impl TurnWatch {
                 separator = ", ";
             }
         }
-        if let Some(suppressed) = suppressed {
-            let _ = write!(line, "; {suppressed}");
-        }
-        Some(line)
+        line
     }
 }
 
@@ -172,6 +199,22 @@ mod tests {
             line,
             "a turn took 187 ms, 21 ms of CPU time: sends 7, control_units 65536, sessions_open -4"
         );
+    }
+
+    #[test]
+    fn a_turn_that_works_long_without_being_slow_has_a_debug_line_once_a_second() {
+        let (mut watch, counters) = (TurnWatch::default(), Counters::default());
+        counters.add(Counter::Sends, 7);
+        let mut line = |busy_ns: u64, cpu_ns: u64, at_ms: u64| {
+            let turn = Turn { busy_ns, cpu_ns };
+            watch.debug_line(turn, SECOND_NS + at_ms * 1_000_000, &counters).unwrap_or_default()
+        };
+        assert_eq!(line(LONG_CPU_NS, LONG_CPU_NS, 0), "");
+        assert_eq!(line(SLOW_NS, LONG_CPU_NS, 0), "", "it waited for its core");
+        assert_eq!(line(SLOW_NS + 1, SLOW_NS, 0), "", "a slow turn has a warning");
+        assert_eq!(line(31_000_000, 12_999_999, 0), "a turn took 31 ms, 12 ms of CPU time: sends 7");
+        assert_eq!([200, 999].map(|at_ms| line(31_000_000, 12_999_999, at_ms)), [""; 2]);
+        assert_eq!(line(15_000_000, 15_000_000, 1_000), "a turn took 15 ms, 15 ms of CPU time: sends 7");
     }
 
     #[test]

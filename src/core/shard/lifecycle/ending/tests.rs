@@ -165,6 +165,21 @@ fn every_end_but_a_slow_consumers_keeps_the_replies() {
 }
 
 #[test]
+fn a_slow_consumer_without_its_101_gets_that_before_closing() {
+    let mut driver = Driver::new(Limits::default());
+    driver.shard.handle_accept(SlotId(0), ListenerKind::Http, driver.now);
+    let opening = [upgrade_request("/ws", JSON), text(r#"{"op":"ping","token":1}"#)].concat();
+    driver.receive(0, &opening);
+    driver.shard.sessions.mark_slow(SlotId(0));
+    driver.turn();
+    let sent = driver.take_sent(0);
+    assert!(sent.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&sent));
+    let end = sent.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+    let rest: Vec<u8> = messages(&sent[end..]).iter().map(|(opcode, _)| *opcode).collect();
+    assert_eq!(rest, [1, 1, 8], "the pong, CLOSING, the close frame");
+}
+
+#[test]
 fn a_raw_session_whose_request_fails_gets_its_pongs_before_the_close() {
     let mut driver = websocket(Limits::default(), "tickcast.v1.raw");
     driver.receive(0, &[masked(0x89, b"1"), masked(0x81, b"{}")].concat());
