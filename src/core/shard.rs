@@ -289,6 +289,22 @@ impl Shard {
         &mut self.latency
     }
 
+    /// Makes ticks wait for the latency budget: until [`Shard::release_ticks`], only sessions that have a reply to send get a
+    /// SEND, with the ticks before it.
+    pub fn hold_ticks(&mut self) {
+        self.sessions.hold();
+    }
+
+    /// Ends the wait of [`Shard::hold_ticks`].
+    pub fn release_ticks(&mut self) {
+        self.sessions.release();
+    }
+
+    /// Returns whether so many sessions were served out of turn that ticks must wait no longer.
+    pub fn must_release_ticks(&self) -> bool {
+        self.sessions.is_crowded()
+    }
+
     /// Returns the number of sessions ready for a SEND, lagging ones included.
     pub fn ready_or_lagging_len(&self) -> usize {
         self.sessions.ready_or_lagging_len()

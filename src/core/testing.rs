@@ -43,6 +43,8 @@ pub fn cluster(
 pub struct TurnLoop {
     /// Reused from turn to turn, as in the server.
     gather: Vec<u8>,
+    /// The shard holds ticks: only sessions with a reply are served.
+    pub is_holding: bool,
 }
 
 impl TurnLoop {
@@ -82,13 +84,14 @@ impl TurnLoop {
         let mut sends: [Option<Send>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
         let mut outcomes = [(0, false); SENDS_PER_SUBMIT];
         let mut left = sends_max;
+        let poll = if self.is_holding { Shard::poll_urgent_send } else { Shard::poll_send };
         loop {
             self.gather.clear();
             shard.prepare_sends(now);
             let mut len = 0;
             while len < SENDS_PER_SUBMIT.min(left)
                 && self.gather.len() + SEND_BYTES_MAX <= GATHER_BYTES
-                && let Some(send) = shard.poll_send(&mut self.gather, now)
+                && let Some(send) = poll(shard, &mut self.gather, now)
             {
                 sends[len] = Some(send);
                 len += 1;

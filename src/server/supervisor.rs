@@ -275,7 +275,7 @@ fn start(
             clients_max,
             stop: server.stop.clone(),
             admission: Admission::new(counts.clone(), config.accept_rate, config.shards),
-            pacing: Pacing { latency_budget_ns: config.latency_budget_ns, spin_ns: config.spin_ns },
+            pacing: Pacing { latency_budget: config.latency_budget, spin_ns: config.spin_ns },
             handovers,
             control: ControlQueue::new(receiver),
             distribution: Distribution::new(id, server.counters.clone()),

@@ -4,6 +4,7 @@
 #[derive(Debug, Default)]
 pub struct Reached {
     pub parked: u64,
+    pub held: u64,
     pub slow_closed: u64,
     pub source_full: u64,
     pub delivered: u64,
@@ -25,6 +26,7 @@ pub struct Reached {
 impl Reached {
     pub fn add(&mut self, other: &Reached) {
         self.parked += other.parked;
+        self.held += other.held;
         self.slow_closed += other.slow_closed;
         self.source_full += other.source_full;
         self.delivered += other.delivered;
@@ -46,6 +48,7 @@ impl Reached {
     pub fn is_complete(&self) -> bool {
         [
             self.parked,
+            self.held,
             self.slow_closed,
             self.source_full,
             self.vanished,

@@ -64,6 +64,10 @@ pub struct World {
     shards: Vec<Shard>,
     meshes: Vec<Mesh>,
     turns: TurnLoop,
+    /// Whether a shard holds ticks for its latency budget.
+    holding: Vec<bool>,
+    /// Shards hold ticks no more, so that everything comes to rest.
+    settles: bool,
     lanes: Lanes,
     clients: Vec<Client>,
     /// Free slots, by shard.
@@ -131,6 +135,8 @@ impl World {
             ring_bytes,
             meshes,
             turns: TurnLoop::default(),
+            holding: vec![false; count],
+            settles: false,
             lanes: Lanes::new(lanes.into_iter()),
             clients: Vec::new(),
             free: vec![Vec::new(); count],
@@ -373,6 +379,8 @@ impl World {
 
     fn turn(&mut self, shard: usize) {
         let sends_max = self.rng.usize(1..40);
+        self.begin_or_end_a_wait(shard);
+        self.turns.is_holding = self.holding[shard];
         let (clients, rng, reached) = (&mut self.clients, &mut self.rng, &mut self.reached);
         let mesh = &mut self.meshes[shard];
         let actions =
@@ -392,6 +400,19 @@ impl World {
             });
         self.note_lives(shard);
         self.act(shard, actions);
+    }
+
+    /// Makes a shard hold ticks for some turns, now and then.
+    fn begin_or_end_a_wait(&mut self, shard: usize) {
+        let toggles = if self.settles { self.holding[shard] } else { self.rng.u8(..3) == 0 };
+        if toggles {
+            self.holding[shard] ^= true;
+            match self.holding[shard] {
+                true => self.shards[shard].hold_ticks(),
+                false => self.shards[shard].release_ticks(),
+            }
+        }
+        self.reached.held += u64::from(self.holding[shard]);
     }
 
     /// Notes the lives of a home's topics, before a client hears of them: a life lasts several turns, and ends some turns after
@@ -492,6 +513,7 @@ impl World {
 
     /// Runs until nothing moves. Slow clients read everything; stuck ones stay stuck.
     pub fn settle(&mut self) {
+        self.settles = true;
         self.clients.iter_mut().for_each(|client| client.socket_bytes_max = 64 << 10);
         let mut settled = false;
         for turns in 0..SETTLE_TURNS_MAX {

@@ -151,12 +151,14 @@ counters! {
     BusyNs = "busy_ns", "nanoseconds";
     /// Time the shard slept or busy-polled, idle or within its latency budget.
     IdleNs = "idle_ns", "nanoseconds";
+    /// Time that a tick waits now to be sent together with others: at most the latency budget.
+    FlushWaitNs = "flush_wait_ns", "nanoseconds";
 }
 
 impl Counter {
     /// Whether it is a gauge, which can fall, and not a running total.
     pub fn is_gauge(self) -> bool {
-        matches!(self, Counter::SessionsOpen | Counter::SessionsSubscribed)
+        matches!(self, Counter::SessionsOpen | Counter::SessionsSubscribed | Counter::FlushWaitNs)
     }
 }
 
@@ -189,6 +191,12 @@ impl Counters {
     /// Subtracts `n` from a gauge. Only the owning shard may call it.
     pub fn subtract(&self, counter: Counter, n: u64) {
         self.add(counter, n.wrapping_neg());
+    }
+
+    /// Sets a gauge. Only the owning shard may call it.
+    pub fn set(&self, gauge: Counter, value: u64) {
+        debug_assert!(gauge.is_gauge(), "a running total only grows");
+        self.values[gauge as usize].store(value, Relaxed);
     }
 
     /// The histogram of the shard's turns by their length.

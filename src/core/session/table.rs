@@ -21,6 +21,8 @@ pub enum Offered {
     Gone,
 }
 
+/// Entries of the queues for SENDs beyond two for each session at which ticks stop waiting for their latency budget.
+const QUEUE_SPARE: usize = 64;
 /// Slots of a table whose sessions debug builds check each turn.
 const SLOTS_CHECKED_MAX: usize = 64;
 
@@ -59,10 +61,17 @@ struct Queues {
     waiting: usize,
     /// Sessions with more waiting than their `yield_bytes`. Bound: one entry a session.
     over: Vec<SlotId>,
-    /// Sessions queued for a SEND. Bound: one entry a session, and one for each that has gone since it was queued.
+    /// Sessions queued for a SEND. Bound: one entry a session, one for each that has gone since it was queued, and one for each
+    /// SEND out of turn while ticks wait: as many as there are sessions, and [`QUEUE_SPARE`].
     ready: VecDeque<SlotId>,
     /// Sessions to refill before their next SEND. Bound: as `ready`.
     lagging: VecDeque<SlotId>,
+    /// Ticks wait for the latency budget: only the sessions of `urgent` are served. They stay in `ready` or `lagging` too.
+    is_holding: bool,
+    /// While ticks wait: queued sessions with a reply in their outbox. Bound: as `ready`.
+    urgent: VecDeque<SlotId>,
+    /// Sessions at the front of `lagging` that are urgent.
+    urgent_lagging: usize,
 }
 
 impl Queues {
@@ -102,7 +111,21 @@ impl Queues {
     fn make_ready(&mut self, session: &mut Session, slot: SlotId) {
         if matches!(session.send_state, SendState::Idle) && session.has_work() {
             self.push(session, slot);
+            self.note_urgent(session, slot);
         }
+    }
+
+    /// Lists a queued session that has a reply to send while ticks wait.
+    fn note_urgent(&mut self, session: &Session, slot: SlotId) {
+        if self.is_holding && session.outbox.reply_bytes() > 0 {
+            self.urgent.push_back(slot);
+        }
+    }
+
+    /// Moves an urgent session to the front of those to refill.
+    fn refill_urgent(&mut self, slot: SlotId) {
+        self.lagging.push_front(slot);
+        self.urgent_lagging += 1;
     }
 }
 
@@ -370,9 +393,42 @@ impl Sessions {
     pub fn with_outbox(&mut self, slot: SlotId, change: impl FnOnce(&mut Session)) {
         let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else { return };
         self.queues.waiting -= usize::from(session.outbox_bytes() > 0);
+        let had_replies = session.outbox.reply_bytes() > 0;
         change(session);
         self.queues.waiting += usize::from(session.outbox_bytes() > 0);
-        self.queues.make_ready(session, slot);
+        match session.send_state {
+            SendState::Idle => self.queues.make_ready(session, slot),
+            SendState::Ready | SendState::Refilled | SendState::Lagging if !had_replies => {
+                self.queues.note_urgent(session, slot);
+            }
+            _ => {}
+        }
+    }
+
+    /// Makes ticks wait: until [`Sessions::release`], only sessions that have a reply to send are served. O(sessions that wait for
+    /// a SEND).
+    pub fn hold(&mut self) {
+        self.queues.is_holding = true;
+        let queued = self.queues.ready.iter().chain(&self.queues.lagging).copied();
+        let urgent = queued.filter(|&slot| {
+            self.slots
+                .get(slot.index())
+                .and_then(Option::as_deref)
+                .is_some_and(|session| session.outbox.reply_bytes() > 0 && !session.is_sending())
+        });
+        self.queues.urgent = urgent.collect();
+    }
+
+    /// Ends the wait: every session is served in turn.
+    pub fn release(&mut self) {
+        self.queues.is_holding = false;
+        self.queues.urgent.clear();
+        self.queues.urgent_lagging = 0;
+    }
+
+    /// Whether the queues hold more entries of sessions that were served out of turn than there are sessions: the wait must end.
+    pub fn is_crowded(&self) -> bool {
+        self.ready_or_lagging_len() > 2 * self.open + QUEUE_SPARE
     }
 
     /// Notes that the transport has taken a session's SEND. Returns whether the session is idle now and has state to settle:
@@ -414,14 +470,16 @@ impl Sessions {
     }
 
     /// Takes the next SEND of the session that has been ready for longest: its slot, its wire format, and the SEND or why
-    /// there is none.
+    /// there is none. `URGENT`: of those that have a reply to send, after [`Sessions::hold`].
     #[inline]
-    pub fn take_send<'a>(
+    pub fn take_send<'a, const URGENT: bool>(
         &mut self,
         log_of: impl Fn(WireFormat) -> Option<&'a EgressLog>,
         gather: &mut Vec<u8>,
     ) -> Option<(SlotId, WireFormat, NextSend)> {
-        while let Some(slot) = self.queues.ready.pop_front() {
+        while let Some(slot) =
+            if URGENT { self.queues.urgent.pop_front() } else { self.queues.ready.pop_front() }
+        {
             let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else {
                 continue;
             };
@@ -429,7 +487,14 @@ impl Sessions {
                 // It has fallen behind since it was queued.
                 SendState::Ready if session.lag.is_some() && session.has_work() => {
                     session.send_state = SendState::Lagging;
-                    self.queues.lagging.push_back(slot);
+                    match URGENT {
+                        true => self.queues.refill_urgent(slot),
+                        false => self.queues.lagging.push_back(slot),
+                    }
+                    continue;
+                }
+                SendState::Lagging if URGENT => {
+                    self.queues.refill_urgent(slot);
                     continue;
                 }
                 SendState::Ready | SendState::Refilled => session.send_state = SendState::Idle,
@@ -448,12 +513,18 @@ impl Sessions {
 
     /// The next session to refill. The caller must refill it before [`Sessions::take_send`] serves it.
     pub fn pop_lagging(&mut self) -> Option<SlotId> {
-        while let Some(slot) = self.queues.lagging.pop_front() {
+        while (!self.queues.is_holding || self.queues.urgent_lagging > 0)
+            && let Some(slot) = self.queues.lagging.pop_front()
+        {
+            self.queues.urgent_lagging = self.queues.urgent_lagging.saturating_sub(1);
             if let Some(session) = self.any_mut(slot)
                 && session.send_state == SendState::Lagging
             {
                 session.send_state = SendState::Refilled;
                 self.queues.ready.push_back(slot);
+                if self.queues.is_holding {
+                    self.queues.urgent.push_back(slot);
+                }
                 return Some(slot);
             }
         }
@@ -465,14 +536,17 @@ impl Sessions {
         self.queues.ready.len() + self.queues.lagging.len()
     }
 
-    /// Sessions that wait for a SEND and need no refill before it.
+    /// Sessions that may have a SEND now and need no refill before it.
     pub fn ready_len(&self) -> usize {
-        self.queues.ready.len()
+        if self.queues.is_holding { self.queues.urgent.len() } else { self.queues.ready.len() }
     }
 
-    /// Whether any session waits for a SEND.
+    /// Whether any session may have a SEND now.
     pub fn has_ready(&self) -> bool {
-        !self.queues.ready.is_empty() || !self.queues.lagging.is_empty()
+        match self.queues.is_holding {
+            true => !self.queues.urgent.is_empty() || self.queues.urgent_lagging > 0,
+            false => !self.queues.ready.is_empty() || !self.queues.lagging.is_empty(),
+        }
     }
 
     /// Checks the table and its sessions between turns in debug builds. Tables that are too large for a look at each session
@@ -496,6 +570,21 @@ impl Sessions {
                 SendState::Lagging => assert!(self.queues.lagging.contains(&slot), "lagging is queued"),
                 SendState::Sending | SendState::Parked { .. } => {}
             }
+            let is_queued =
+                matches!(session.send_state, SendState::Ready | SendState::Refilled | SendState::Lagging);
+            assert!(
+                !self.queues.is_holding
+                    || !is_queued
+                    || session.outbox.reply_bytes() == 0
+                    || self.queues.urgent.contains(&slot)
+                    || self
+                        .queues
+                        .lagging
+                        .iter()
+                        .take(self.queues.urgent_lagging)
+                        .any(|&first| first == slot),
+                "no reply waits for the latency budget"
+            );
             assert!(!session.over_queued || self.queues.over.contains(&slot), "over_queued is queued");
             session.invariants();
         }

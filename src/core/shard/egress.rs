@@ -33,8 +33,19 @@ impl Shard {
 
     /// Returns the next SEND. Its bytes are [`Shard::send_bytes`], valid until the next call other than these two. The
     /// slot has no other SEND until [`Shard::handle_sent`] reports the outcome.
+    #[inline]
     pub fn poll_send(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
-        while let Some((slot, format, next)) = self.sessions.take_send(|format| self.logs.of(format), gather)
+        self.next_send::<false>(gather, now)
+    }
+
+    /// As [`Shard::poll_send`], after [`Shard::hold_ticks`]: the next SEND of a session that has a reply to send.
+    pub fn poll_urgent_send(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
+        self.next_send::<true>(gather, now)
+    }
+
+    fn next_send<const URGENT: bool>(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
+        while let Some((slot, format, next)) =
+            self.sessions.take_send::<URGENT>(|format| self.logs.of(format), gather)
         {
             match next {
                 NextSend::Send(source) => return Some(Send { slot, log: LogIndex::of(format), source }),

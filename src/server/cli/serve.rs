@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use super::values::{Size, Time};
+use super::values::{Budget, Size, Time};
 use crate::{config::listener::Address, limits, logging, sources::kind::SourceFlags};
 use tickcast_core::networks::Networks;
 
@@ -124,9 +124,9 @@ pub struct ServerOptions {
     /// Number of shards [default: one per core; with --cores auto at most one per core of the CPU quota]
     #[arg(long, value_name = "N")]
     pub shards: Option<u16>,
-    /// Hold a tick up to this long under load so that more leave in one SEND: less CPU; 0: never
-    #[arg(long, alias = "latency-budget-us", value_name = "TIME", default_value_t = Time::default())]
-    pub latency_budget: Time,
+    /// Hold a tick up to this long under load so that more leave in one SEND; auto: as long as it takes to be less than 45% busy, at most 1ms, or MAX with auto:MAX; 0: never
+    #[arg(long, alias = "latency-budget-us", value_name = "TIME", default_value_t = Budget::default())]
+    pub latency_budget: Budget,
     /// Busy-poll this long before sleeping: a whole core for about 20us less latency; 0: never
     #[arg(long, alias = "spin-us", value_name = "TIME", default_value_t = Time::default())]
     pub spin: Time,

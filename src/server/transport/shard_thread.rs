@@ -182,8 +182,8 @@ impl ShardParts {
             self.admission,
             self.control,
         );
-        (driver.pacing, driver.listeners) = (self.pacing, self.listeners);
-        driver.distribution = self.distribution;
+        (driver.listeners, driver.distribution) = (self.listeners, self.distribution);
+        driver.set_pacing(self.pacing);
         Ok(driver)
     }
 }

@@ -84,7 +84,8 @@ fn series(counter: Counter) -> Series {
             }
             (None, seconds) => Series {
                 family: match (counter.is_gauge(), seconds) {
-                    (true, _) => format!("tickcast_{label}"),
+                    (true, Some(name)) => format!("tickcast_{name}_seconds"),
+                    (true, None) => format!("tickcast_{label}"),
                     (false, Some(name)) => format!("tickcast_{name}_seconds_total"),
                     (false, None) => format!("tickcast_{label}_total"),
                 },
