@@ -305,6 +305,11 @@ impl Shard {
         self.sessions.is_crowded()
     }
 
+    /// Returns the bytes of all frames appended to the egress logs so far.
+    pub fn appended_bytes(&self) -> u64 {
+        self.logs.appended_bytes()
+    }
+
     /// Returns the number of sessions ready for a SEND, lagging ones included.
     pub fn ready_or_lagging_len(&self) -> usize {
         self.sessions.ready_or_lagging_len()

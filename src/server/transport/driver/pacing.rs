@@ -38,8 +38,8 @@ pub(super) struct Waits {
 struct Hold {
     /// CLOCK_MONOTONIC nanoseconds.
     ends_ns: u64,
-    /// Bytes taken in when it began.
-    taken_in: u64,
+    /// Bytes of frames appended to the egress logs when it began.
+    appended: u64,
 }
 
 impl Waits {
@@ -121,28 +121,22 @@ impl Driver {
         let has_ticks = std::mem::replace(&mut self.waits.delivered, delivered) != delivered;
         let ends_ns = round.since_ns.saturating_add(self.waits.wait_ns);
         if has_ticks && now_ns < ends_ns {
-            self.waits.hold = Some(Hold { ends_ns, taken_in: self.taken_in() });
+            self.waits.hold = Some(Hold { ends_ns, appended: self.shard.appended_bytes() });
             self.shard.hold_ticks();
         }
     }
 
-    /// Ends the wait when its time is up, the server stops, or so much has come in that more would not make a SEND cheaper.
+    /// Ends the wait when its time is up, the server stops, or as many frames wait as a SEND carries.
     pub(super) fn end_wait(&mut self, now_ns: u64) {
         if let Some(hold) = self.waits.hold
             && (hold.ends_ns <= now_ns
-                || self.taken_in() - hold.taken_in >= SEND_BYTES_MAX as u64
+                || self.shard.appended_bytes() - hold.appended >= SEND_BYTES_MAX as u64
                 || self.shard.must_release_ticks()
                 || self.phase != Phase::Running)
         {
             self.waits.hold = None;
             self.shard.release_ticks();
         }
-    }
-
-    /// Bytes from clients, other shards and sources so far.
-    fn taken_in(&self) -> u64 {
-        let counters = self.shard.counters();
-        counters.value(Counter::BytesReceived) + counters.value(Counter::MeshBytes)
     }
 
     /// Sleeps until the wait ends, or until something other than ticks arrives. Producers of ticks pay for no wake-up.
