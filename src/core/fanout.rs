@@ -291,7 +291,7 @@ impl Fanout {
             }
             let Some((log, range)) = logs.append_tick(*format, tick, &topic.info) else {
                 // The tick is longer than the log, so no member can receive it; closing them keeps the loss announced.
-                members.iter().for_each(|member| sessions.mark_slow(member.slot()));
+                members.iter().for_each(|member| sessions.mark_too_far_behind(member.slot()));
                 continue;
             };
             *latest = Some(range);

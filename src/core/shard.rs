@@ -29,12 +29,13 @@ mod http;
 mod ingress;
 mod intake;
 mod lifecycle;
+mod overload;
 mod proxied;
 mod reload;
 mod stages;
 mod subscriptions;
 pub mod survey;
-mod timers;
+pub(crate) mod timers;
 mod unfinished;
 
 use std::{
@@ -60,8 +61,8 @@ use crate::{
     },
     now::Now,
     session::{
-        CloseReason, SendSource, Session, holders::Holders, membership::Membership,
-        saved_positions::PositionsMemory, table::Sessions,
+        SendSource, Session, holders::Holders, membership::Membership, saved_positions::PositionsMemory,
+        table::Sessions,
     },
     timer_wheel::Wheel,
 };
@@ -171,6 +172,8 @@ pub struct Shard {
     counters: Arc<Counters>,
     latency: Latency,
     control: Control,
+    /// While the shard is overloaded: when it no longer is if no session loses ticks before, CLOCK_MONOTONIC nanoseconds.
+    overloaded_until_ns: Option<u64>,
     /// Bytes that a drain may still append to the egress logs.
     drain_left_bytes: u64,
     scratch: Vec<u8>,
@@ -240,6 +243,7 @@ impl Shard {
             counters,
             latency: Latency::default(),
             control: Control::new(),
+            overloaded_until_ns: None,
             drain_left_bytes: (limits.egress_log_bytes / 4) as u64,
             scratch: Vec::new(),
             decoders: SharedDecoders::new(limits.frame_bytes_max, limits.message_bytes_max()),
@@ -349,6 +353,8 @@ impl Shard {
         worked |= self.fanout.count_topics(TURN_COUNT_UNITS) > 0;
         worked |= self.request_history(now);
         self.logs.note_time(now.monotonic_ns);
+        self.sessions.note_time(now);
+        self.end_overload(now);
         worked |= self.resume_paused(now);
         self.preferred_intake = self.preferred_intake.next(self.shards > 1);
         worked |= self.handle_timers(now);
@@ -397,8 +403,13 @@ impl Shard {
     fn apply_deferred(&mut self, now: Now) {
         self.count_ticks();
         self.set_pace_timers();
-        while let Some(slot) = self.sessions.pop_slow() {
-            self.end(slot, CloseReason::SlowConsumer, now);
+        while let Some(slot) = self.sessions.pop_too_far_behind() {
+            let why = self.why_too_far_behind(slot);
+            self.end(slot, why, now);
+        }
+        let overloads = self.sessions.take_overloads();
+        if overloads > 0 {
+            self.note_overload(overloads, now);
         }
     }
 
@@ -465,7 +476,12 @@ impl Shard {
 
     /// Returns when [`Shard::turn`] is next due without an event, CLOCK_MONOTONIC nanoseconds.
     pub fn next_deadline(&self) -> Option<u64> {
-        self.timers.next_due_ns().into_iter().chain(self.idle_walk_due_ns()).min()
+        self.timers
+            .next_due_ns()
+            .into_iter()
+            .chain(self.idle_walk_due_ns())
+            .chain(self.overloaded_until_ns)
+            .min()
     }
 
     /// Returns the memory that configuration bounds: egress logs, histories, stages, timers, and the sessions with their

@@ -185,6 +185,8 @@ pub struct Driver {
     pub now: Now,
     /// Slots of full sockets: SENDs to them stay parked until [`Driver::open`].
     pub full: BTreeSet<u32>,
+    /// SENDs that a turn has time for.
+    pub sends_max: usize,
     /// Slot and bytes of each SEND in order, since the last [`Driver::take_sent`].
     pub sent: Vec<(u32, Vec<u8>)>,
     /// Actions of all turns, until a test takes them.
@@ -200,6 +202,7 @@ impl Driver {
             shard: Shard::new(ShardId(0), 1, EPOCH, limits, Arc::new(Counters::default())),
             now: START,
             full: BTreeSet::new(),
+            sends_max: usize::MAX,
             sent: Vec::new(),
             actions: Vec::new(),
             parked: BTreeSet::new(),
@@ -222,13 +225,14 @@ impl Driver {
     /// Runs one turn.
     pub fn turn(&mut self) {
         let (full, parked, sent) = (&self.full, &mut self.parked, &mut self.sent);
-        let actions = self.turns.turn(&mut self.shard, None, self.now, usize::MAX, |SlotId(slot), bytes| {
+        let take = |SlotId(slot), bytes: &[u8]| {
             sent.push((slot, bytes.to_vec()));
             full.contains(&slot) && {
                 parked.insert(slot);
                 true
             }
-        });
+        };
+        let actions = self.turns.turn(&mut self.shard, None, self.now, self.sends_max, take);
         self.actions.extend(actions);
     }
 

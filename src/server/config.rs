@@ -58,6 +58,10 @@ pub struct Config {
     pub unlimited_sources: Networks,
     /// New connections per second, all shards together; 0: no limit.
     pub accept_rate: u32,
+    /// Whether a shard refuses new connections while it is overloaded.
+    pub overload_refuses: bool,
+    /// Whether the server is not ready while a shard is overloaded.
+    pub overload_is_unready: bool,
     /// Bounds of the core.
     pub limits: Limits,
     /// Size of one mesh ring, bytes.
@@ -175,6 +179,8 @@ impl Checks<'_> {
             clients_per_source_max: limits.max_clients_per_source,
             unlimited_sources: limits.unlimited_sources.clone(),
             accept_rate: limits.accept_rate,
+            overload_refuses: limits.overload_refuse,
+            overload_is_unready: limits.overload_unready,
             // Room for two of the longest mesh frames.
             mesh_ring_bytes: limits
                 .mesh_ring

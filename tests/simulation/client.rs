@@ -93,6 +93,10 @@ pub struct Client {
     /// The latest request, by pattern.
     pub requested: HashMap<String, Request>,
     was_faithful: bool,
+    /// Its socket takes everything at once.
+    pub takes_all: bool,
+    /// Its socket has been full.
+    pub socket_filled: bool,
     /// Patterns requested while there were others.
     not_alone: HashSet<String>,
     /// Ticks announced as conflated and as lost.
@@ -150,6 +154,8 @@ impl Client {
         let mut client = Client {
             requested: HashMap::new(),
             was_faithful: false,
+            takes_all: false,
+            socket_filled: false,
             not_alone: HashSet::new(),
             conflated: 0,
             lost: 0,

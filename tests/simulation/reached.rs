@@ -6,6 +6,8 @@ pub struct Reached {
     pub parked: u64,
     pub held: u64,
     pub slow_closed: u64,
+    pub overload_closed: u64,
+    pub overloads: u64,
     pub source_full: u64,
     pub delivered: u64,
     pub vanished: u64,
@@ -28,6 +30,8 @@ impl Reached {
         self.parked += other.parked;
         self.held += other.held;
         self.slow_closed += other.slow_closed;
+        self.overload_closed += other.overload_closed;
+        self.overloads += other.overloads;
         self.source_full += other.source_full;
         self.delivered += other.delivered;
         self.vanished += other.vanished;
@@ -50,6 +54,8 @@ impl Reached {
             self.parked,
             self.held,
             self.slow_closed,
+            self.overload_closed,
+            self.overloads,
             self.source_full,
             self.vanished,
             self.paused,

@@ -39,10 +39,15 @@ pub struct PaceTimer {
 pub enum EvictionCause {
     /// More bytes wait than the session's bound allows.
     OutboxFull,
+    /// More bytes wait than any session may have, because the server is overloaded.
+    Overload,
     /// The socket was full for too long: evicts what was queued before this time, CLOCK_MONOTONIC nanoseconds.
     SocketStalled { queued_before_ns: u64 },
     /// The log is about to overwrite old frames: evicts those that are no longer fresh.
-    LogWrapping,
+    LogWrapping {
+        /// They are old because the client is slow, not because the server is overloaded.
+        is_slow: bool,
+    },
 }
 
 /// Bounds on what a closing session still receives.
@@ -137,31 +142,40 @@ impl Fanout {
     /// Evicts frames from outboxes that exceed their bounds, and from those whose frames the log is about to overwrite.
     pub fn evict_overflowing(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs) {
         while let Some(slot) = sessions.pop_over() {
+            let is_slow = sessions.is_slow(slot);
             if sessions.open_mut(slot).is_some_and(|session| session.yields()) {
+                sessions.note_overload(u64::from(!is_slow));
                 self.evict_frames(slot, EvictionCause::OutboxFull, sessions, logs);
             }
-            match sessions.is_too_slow(slot) {
-                true => sessions.mark_slow(slot),
+            if !is_slow && sessions.has_too_much(slot) {
+                sessions.note_overload(1);
+                self.evict_frames(slot, EvictionCause::Overload, sessions, logs);
+            }
+            match sessions.has_too_much(slot) {
+                true => sessions.mark_too_far_behind(slot),
                 false => sessions.raise_yield_bytes(slot),
             }
         }
         let due = logs.take_sweeps();
         if due.contains(&true) {
             for slot in sessions.slots() {
+                let is_slow = sessions.is_slow(slot);
                 let Some(session) = sessions.open_mut(slot) else { continue };
-                let yields = due[session.format.index()] && session.yields();
+                let yields = due[session.format.index()] && (session.yields() || !is_slow);
                 let stale = |log: &EgressLog| {
                     session.outbox.oldest_shared().is_some_and(|start| !log.is_fresh(start))
                 };
                 if yields && logs.of(session.format).is_some_and(stale) {
-                    self.evict_frames(slot, EvictionCause::LogWrapping, sessions, logs);
+                    sessions.note_overload(u64::from(!is_slow));
+                    self.evict_frames(slot, EvictionCause::LogWrapping { is_slow }, sessions, logs);
                 }
             }
         }
     }
 
     /// Evicts frames from an outbox: all frames of conflating memberships, whose topics become held, and the oldest of
-    /// dropping ones, whose gaps are noted. O(frames waiting).
+    /// dropping ones, whose gaps are noted; if the server is overloaded, of those that keep their ticks too. O(frames
+    /// waiting).
     pub fn evict_frames(
         &mut self,
         slot: SlotId,
@@ -172,12 +186,19 @@ impl Fanout {
         let (topics, shards, tally) = (&mut self.topics, self.shards, &mut self.tally);
         let (patterns, entries) = (&self.patterns, &self.entries);
         let mut inserted = Vec::new();
-        let target = self.settings.behind_bytes / 2;
+        let (target, is_overloaded) = match cause {
+            EvictionCause::Overload => (sessions.overload_target_bytes(slot), true),
+            EvictionCause::LogWrapping { is_slow } => (0, !is_slow),
+            EvictionCause::OutboxFull | EvictionCause::SocketStalled { .. } => {
+                (self.settings.behind_bytes / 2, false)
+            }
+        };
         sessions.with_outbox(slot, |session| {
             let format = session.format;
             let Some(log) = logs.of(format) else { return };
             let conflating = session.yielding.conflating > 0;
             session.behind |= conflating;
+            session.is_unsettled |= conflating;
             let mut memberships = std::mem::take(&mut session.memberships);
             let mut lag = session.lag.take().unwrap_or_default();
             let mut waiting = session.frame_bytes();
@@ -186,11 +207,11 @@ impl Fanout {
                 _ => 0,
             };
             let mut stays = match cause {
-                EvictionCause::OutboxFull => false,
+                EvictionCause::OutboxFull | EvictionCause::Overload => false,
                 EvictionCause::SocketStalled { .. } => {
                     session.outbox.oldest_shared().is_none_or(|start| start >= old_ends)
                 }
-                EvictionCause::LogWrapping => {
+                EvictionCause::LogWrapping { .. } => {
                     session.outbox.oldest_shared().is_none_or(|start| log.is_fresh(start))
                 }
             };
@@ -209,7 +230,7 @@ impl Fanout {
                     })
                 });
                 let Some(mut membership) = membership else { return Verdict::Keep };
-                if !membership.yields() {
+                if !membership.yields() && !(is_overloaded && membership.yields_to_overload()) {
                     return Verdict::Keep;
                 }
                 if membership.taking == Taking::Recovering && !content.is_announcement() {
@@ -220,10 +241,12 @@ impl Fanout {
                     // The oldest go first: once a frame stays, all later ones do. A private frame has no position in
                     // the log, but it is older than the evicted frames behind it.
                     stays |= match (cause, shared) {
-                        (EvictionCause::OutboxFull, _) => waiting <= target,
+                        (EvictionCause::OutboxFull | EvictionCause::Overload, _) => waiting <= target,
                         (EvictionCause::SocketStalled { .. }, Some(frame)) => frame.start >= old_ends,
-                        (EvictionCause::LogWrapping, Some(frame)) => log.is_fresh(frame.start),
-                        (EvictionCause::SocketStalled { .. } | EvictionCause::LogWrapping, None) => false,
+                        (EvictionCause::LogWrapping { .. }, Some(frame)) => log.is_fresh(frame.start),
+                        (EvictionCause::SocketStalled { .. } | EvictionCause::LogWrapping { .. }, None) => {
+                            false
+                        }
                     };
                     match (stays, conflating) {
                         (true, false) => return Verdict::KeepRest,
@@ -265,7 +288,7 @@ impl Fanout {
             session.lag = (!lag.is_empty()).then_some(lag);
             for id in inserted.drain(..) {
                 let membership = session.memberships.get(&id).copied();
-                // It yields, and so does the subscription: the session's bound does not change.
+                // Whether it yields or keeps, so does the subscription: the session's bound does not change.
                 session.count_membership(None, membership.as_ref());
             }
         });
@@ -316,11 +339,12 @@ impl Fanout {
 
     /// Notes that a session's outbox is empty: it is no longer behind.
     pub fn handle_drained(&mut self, slot: SlotId, sessions: &mut Sessions) {
-        if let Some(session) = sessions.any_mut(slot)
-            && session.yields()
-        {
-            session.behind = false;
-            sessions.set_yield_bytes(slot);
+        if let Some(session) = sessions.any_mut(slot) {
+            session.is_unsettled = false;
+            if session.yields() {
+                session.behind = false;
+                sessions.set_yield_bytes(slot);
+            }
         }
     }
 
@@ -442,7 +466,7 @@ impl Fanout {
                     _ => logs.append_tick(format, &tick, &topic.info),
                 };
                 let Some((log, range)) = appended else {
-                    sessions.mark_slow(slot);
+                    sessions.mark_too_far_behind(slot);
                     break;
                 };
                 group.latest = Some(range);

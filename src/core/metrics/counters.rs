@@ -44,6 +44,8 @@ counters! {
     SessionsRefusedSource = "sessions_refused_source", "sessions";
     /// Connections refused by the accept rate limit.
     SessionsRefusedRate = "sessions_refused_rate", "sessions";
+    /// Connections refused because the shard was overloaded.
+    SessionsRefusedOverload = "sessions_refused_overload", "sessions";
     /// Connections refused because the server was draining.
     SessionsRefusedDraining = "sessions_refused_draining", "sessions";
     /// Connections closed without a reply because the ring had no memory for them.
@@ -88,6 +90,12 @@ counters! {
     SendsFull = "sends_full", "operations";
     /// Times a ring to another shard became full.
     MeshRingFull = "mesh_ring_full", "times";
+    /// Whether the shard is overloaded: sessions whose sockets have room lose ticks.
+    Overloaded = "overloaded", "shards";
+    /// Times the shard became overloaded.
+    Overloads = "overloads", "times";
+    /// Times a session whose socket had room lost ticks, or its connection, because the shard was overloaded.
+    OverloadLosses = "overload_losses", "times";
     /// Pings sent to silent sessions.
     Pings = "pings", "pings";
     /// Times a session's input was paused for lack of room in the mesh or in its replies.
@@ -108,6 +116,8 @@ counters! {
     ClosedHeartbeatTimeout = "closed_heartbeat_timeout", "sessions";
     /// Sessions closed as slow consumers.
     ClosedSlowConsumer = "closed_slow_consumer", "sessions";
+    /// Sessions closed because the server was overloaded and their policy, disconnect, allows no loss.
+    ClosedOverloaded = "closed_overloaded", "sessions";
     /// Sessions closed because the server shut down.
     ClosedShutdown = "closed_shutdown", "sessions";
     /// Sessions closed by a socket error.
@@ -158,7 +168,10 @@ counters! {
 impl Counter {
     /// Whether it is a gauge, which can fall, and not a running total.
     pub fn is_gauge(self) -> bool {
-        matches!(self, Counter::SessionsOpen | Counter::SessionsSubscribed | Counter::FlushWaitNs)
+        matches!(
+            self,
+            Counter::SessionsOpen | Counter::SessionsSubscribed | Counter::FlushWaitNs | Counter::Overloaded
+        )
     }
 }
 

@@ -6,7 +6,9 @@ use crate::{
     egress_log::{EgressLog, Range},
     ids::SlotId,
     limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX},
-    session::{Content, NextSend, SendState, Session, Yielding},
+    now::Now,
+    session::{Content, NextSend, SendState, Session, Yielding, fullness::Fullness},
+    shard::timers::low_ms,
 };
 use tickcast_proto::{WireFormat, ids::TopicId};
 
@@ -48,8 +50,14 @@ pub struct Sessions {
     outbox_bytes_max: usize,
     behind_bytes: usize,
     queues: Queues,
-    /// Sessions found to be slow consumers while others were being served; they are closed when those are done.
-    slow: Vec<SlotId>,
+    /// Sessions found to be too far behind while others were being served; they are closed when those are done.
+    too_far_behind: Vec<SlotId>,
+    /// By slot, up to the highest slot whose socket was ever full.
+    fullness: Vec<Fullness>,
+    /// When the turn began: the low 32 bits of CLOCK_MONOTONIC milliseconds.
+    now_ms: u32,
+    /// Sessions that were hit by an overload of the server, and not reported yet.
+    overloads: u64,
     /// By slot, up to the highest slot that ever skipped a tick.
     skipped: Vec<SkippedTicks>,
 }
@@ -139,7 +147,10 @@ impl Sessions {
             outbox_bytes_max,
             behind_bytes,
             queues: Queues::default(),
-            slow: Vec::new(),
+            too_far_behind: Vec::new(),
+            fullness: Vec::new(),
+            now_ms: 0,
+            overloads: 0,
             skipped: Vec::new(),
         }
     }
@@ -198,9 +209,9 @@ impl Sessions {
         &mut self.skipped[index]
     }
 
-    /// Bytes of the counts of skipped ticks.
+    /// Bytes of what is kept by slot about skipped ticks and full sockets.
     pub fn skipped_bytes(&self) -> usize {
-        self.skipped.capacity() * size_of::<SkippedTicks>()
+        self.skipped.capacity() * size_of::<SkippedTicks>() + self.fullness.capacity() * size_of::<Fullness>()
     }
 
     /// Slots in use, ascending.
@@ -223,6 +234,9 @@ impl Sessions {
         self.slots[slot.index()] = Some(Box::new(session));
         if let Some(skipped) = self.skipped.get_mut(slot.index()) {
             *skipped = SkippedTicks::default();
+        }
+        if let Some(fullness) = self.fullness.get_mut(slot.index()) {
+            *fullness = Fullness::default();
         }
         self.open += 1;
     }
@@ -370,16 +384,56 @@ impl Sessions {
     /// Raises the bound to twice what waits after an eviction, so that the outbox is not searched again for every tick.
     pub fn raise_yield_bytes(&mut self, slot: SlotId) {
         self.set_yield_bytes(slot);
-        let outbox_bytes_max = self.outbox_bytes_max;
+        let (outbox_bytes_max, behind_bytes) = (self.outbox_bytes_max, self.behind_bytes);
         let Some(session) = self.any_mut(slot) else { return };
         session.yield_bytes = session.yield_bytes.max(2 * session.frame_bytes()).min(outbox_bytes_max);
+        session.is_unsettled |= session.yields() && session.yield_bytes != behind_bytes;
     }
 
     /// Whether more waits for a session than any session may have.
-    pub fn is_too_slow(&self, slot: SlotId) -> bool {
+    pub fn has_too_much(&self, slot: SlotId) -> bool {
         self.get(slot).is_some_and(|session| {
             session.frame_bytes() > self.outbox_bytes_max || session.outbox.segments_len() > OUTBOX_RANGES_MAX
         })
+    }
+
+    /// How much may still wait for a session after an eviction because of overload: so little that the next one is not due soon.
+    /// Nothing, if what waits is not too many bytes but too many pieces.
+    pub fn overload_target_bytes(&self, slot: SlotId) -> usize {
+        let has_too_many_ranges =
+            self.get(slot).is_some_and(|session| session.outbox.segments_len() > OUTBOX_RANGES_MAX);
+        if has_too_many_ranges { 0 } else { self.outbox_bytes_max / 2 }
+    }
+
+    /// Notes the time of the turn: [`Sessions::is_slow`] depends on it.
+    pub fn note_time(&mut self, now: Now) {
+        self.now_ms = low_ms(now);
+    }
+
+    /// Notes that a session's socket has become full (`is_full`), or has taken everything again.
+    pub fn note_fullness(&mut self, slot: SlotId, is_full: bool, now: Now) {
+        let index = slot.index();
+        if self.fullness.len() <= index {
+            self.fullness.resize(index + 1, Fullness::default());
+        }
+        self.note_time(now);
+        self.fullness[index].change(is_full, self.now_ms);
+    }
+
+    /// Whether a session that is behind is so because its socket has no room, and not because the server has no time: lately the
+    /// socket was full for most of the time. A socket that has always taken everything at once is never slow.
+    pub fn is_slow(&self, slot: SlotId) -> bool {
+        self.fullness.get(slot.index()).is_some_and(|fullness| fullness.is_slow(self.now_ms))
+    }
+
+    /// Counts sessions that lose ticks, or their connection, because the server is overloaded.
+    pub fn note_overload(&mut self, sessions: u64) {
+        self.overloads += sessions;
+    }
+
+    /// Takes the count of [`Sessions::note_overload`].
+    pub fn take_overloads(&mut self) -> u64 {
+        std::mem::take(&mut self.overloads)
     }
 
     /// Queues an idle session that has work.
@@ -445,28 +499,26 @@ impl Sessions {
             self.queues.make_ready(session, slot);
             return false;
         }
-        session.ending.is_some()
-            || session.lag.is_some()
-            || (session.yields() && (session.behind || session.yield_bytes != self.behind_bytes))
+        session.ending.is_some() || session.lag.is_some() || session.is_unsettled
     }
 
-    /// Marks a session as a slow consumer, to be closed once the others have been served.
-    pub fn mark_slow(&mut self, slot: SlotId) {
-        self.slow.push(slot);
+    /// Marks a session as too far behind, to be closed once the others have been served.
+    pub fn mark_too_far_behind(&mut self, slot: SlotId) {
+        self.too_far_behind.push(slot);
     }
 
-    /// Marks a session as a slow consumer if announcements of lost ticks wait for it beyond the bound: the replies it asked for
+    /// Marks a session as too far behind if announcements of lost ticks wait for it beyond the bound: the replies it asked for
     /// stop its input at [`REPLY_BYTES_MAX`], and announcements may take as much as its frames.
-    pub fn mark_slow_by_replies(&mut self, slot: SlotId) {
+    pub fn mark_by_replies(&mut self, slot: SlotId) {
         let bytes_max = REPLY_BYTES_MAX.saturating_add(self.outbox_bytes_max);
         if self.get(slot).is_some_and(|session| session.outbox.reply_bytes() > bytes_max) {
-            self.mark_slow(slot);
+            self.mark_too_far_behind(slot);
         }
     }
 
-    /// The next session to close as a slow consumer.
-    pub fn pop_slow(&mut self) -> Option<SlotId> {
-        self.slow.pop()
+    /// The next session to close because it is too far behind.
+    pub fn pop_too_far_behind(&mut self) -> Option<SlotId> {
+        self.too_far_behind.pop()
     }
 
     /// Takes the next SEND of the session that has been ready for longest: its slot, its wire format, and the SEND or why

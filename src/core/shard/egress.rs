@@ -81,6 +81,7 @@ impl Shard {
             return self.send_completed(slot, now);
         }
         self.counters.add(Counter::SendsParked, 1);
+        self.sessions.note_fullness(slot, true, now);
         let Some(session) = self.sessions.open_mut(slot) else { return };
         debug_assert!(session.is_sending(), "the transport parks only a SEND it was given");
         session.send_state = SendState::Parked { since_ns: now.monotonic_ns };
@@ -95,6 +96,7 @@ impl Shard {
         if let Some(session) = self.sessions.any_mut(slot) {
             session.drained_since_heartbeat = true;
         }
+        self.sessions.note_fullness(slot, false, now);
         self.send_completed(slot, now);
     }
 

@@ -161,6 +161,12 @@ pub struct LimitOptions {
     /// New connections per second, divided among the shards; 0: no limit; the page needs up to 13
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub accept_rate: u32,
+    /// Refuse new connections to a shard while it is overloaded
+    #[arg(long)]
+    pub overload_refuse: bool,
+    /// Answer GET /readyz with 503 while a shard is overloaded
+    #[arg(long)]
+    pub overload_unready: bool,
     /// Ticks per second that one session may publish; 0: no limit
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub publish_rate: u32,
@@ -201,7 +207,7 @@ pub struct LimitOptions {
 #[group(id = "delivery")]
 #[command(next_help_heading = "Delivery")]
 pub struct DeliveryOptions {
-    /// Policy for slow subscribers: conflate, drop, disconnect; by topic: market.>=conflate; repeatable [default: disconnect]
+    /// Policy for subscribers that fall behind: conflate, drop, keep, disconnect; by topic: market.>=conflate; repeatable [default: keep]
     #[arg(long, value_name = "[PATTERN=]POLICY")]
     pub policy: Vec<String>,
     /// Backlog at which ticks are conflated or dropped [default: 256KiB, or --outbox-max if smaller]

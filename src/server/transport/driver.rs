@@ -92,6 +92,8 @@ pub struct Driver {
     pub stop: Arc<Stop>,
     /// Admits or refuses connections.
     pub admission: Admission,
+    /// Whether connections are refused while the shard is overloaded.
+    pub overload_refuses: bool,
     /// Connections that move to or from other shards.
     pub handovers: HandoverLanes,
     /// Batching and spinning; set with [`Driver::set_pacing`].
@@ -133,6 +135,7 @@ impl Driver {
             bell,
             stop,
             admission,
+            overload_refuses: false,
             handovers,
             pacing: Pacing::default(),
             listeners: Vec::new(),
@@ -335,7 +338,11 @@ impl Driver {
             self.shard.counters().add(Counter::SessionsRefusedDraining, 1);
             return;
         }
-        let mut admitted = self.admission.admit(&socket, now.monotonic_ns);
+        let is_refused = self.overload_refuses && self.shard.counters().value(Counter::Overloaded) > 0;
+        let mut admitted = match is_refused {
+            true => Err(Refusal::Overload),
+            false => self.admission.admit(&socket, now.monotonic_ns),
+        };
         if let Ok(admission) = admitted
             && !self.ring.has_room()
         {

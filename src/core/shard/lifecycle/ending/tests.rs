@@ -153,7 +153,7 @@ fn every_end_but_a_slow_consumers_keeps_the_replies() {
     assert_eq!(opcodes, [1, 1, 9, 1, 8], "two pongs, the ping, CLOSING, close");
 
     let mut slow = full(Limits::default());
-    slow.shard.sessions.mark_slow(SlotId(0));
+    slow.shard.sessions.mark_too_far_behind(SlotId(0));
     slow.turn();
     assert!(matches!(slow.shard.sessions.get(SlotId(0)).unwrap().send_state, SendState::Parked { .. }));
     slow.open();

@@ -30,6 +30,7 @@ fn start_known_as(
     let handles = ServerHandles {
         shards: (0..SHARDS).map(|shard| (usize::from(shard), Arc::default())).collect(),
         sources: vec![SourceStatus::new("simulator")],
+        overload_is_unready: true,
         dispatch: Box::new(dispatch),
     };
     let listener = listeners.into_iter().next().unwrap();
