@@ -53,7 +53,8 @@ use crate::{
     home::{Home, Retention, last_value::LastValuesBudget},
     ids::{SessionId, SlotId},
     limits::{
-        INPUT_QUANTUM_BYTES, TIMERS_GONE_MAX, TURN_COUNT_UNITS, TURN_DELIVERY_UNITS, TURN_INTEREST_UNITS,
+        INPUT_QUANTUM_BYTES, SEND_BYTES_MAX, TIMERS_GONE_MAX, TURN_COUNT_UNITS, TURN_DELIVERY_UNITS,
+        TURN_INTEREST_UNITS,
     },
     metrics::{
         counters::{Counter, Counters},
@@ -293,6 +294,11 @@ impl Shard {
         &mut self.latency
     }
 
+    /// Notes whether the shard's thread has hardly slept lately, so that sessions may be behind through no fault of theirs.
+    pub fn set_saturated(&mut self, is_saturated: bool) {
+        self.sessions.set_saturated(is_saturated);
+    }
+
     /// Makes ticks wait for the latency budget: until [`Shard::release_ticks`], only sessions that have a reply to send get a
     /// SEND, with the ticks before it.
     pub fn hold_ticks(&mut self) {
@@ -307,6 +313,12 @@ impl Shard {
     /// Returns whether so many sessions were served out of turn that ticks must wait no longer.
     pub fn must_release_ticks(&self) -> bool {
         self.sessions.is_crowded()
+    }
+
+    /// Returns how many bytes of frames may wait in [`Shard::hold_ticks`]: what one SEND carries, and less than what makes a
+    /// session fall behind.
+    pub fn held_bytes_max(&self) -> u64 {
+        SEND_BYTES_MAX.min(self.limits.behind_bytes / 2) as u64
     }
 
     /// Returns the bytes of all frames appended to the egress logs so far.

@@ -10,7 +10,7 @@ use crate::{
     egress_log::{EgressLog, FrameInfo},
     home::{Backfill, Home},
     ids::SlotId,
-    limits::SEND_BYTES_MAX,
+    limits::{OVERLOAD_WAIT_MS, SEND_BYTES_MAX},
     session::{
         Content, Verdict,
         membership::{Gap, Membership, Taking, TopicMap},
@@ -143,8 +143,13 @@ impl Fanout {
     pub fn evict_overflowing(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs) {
         while let Some(slot) = sessions.pop_over() {
             let is_slow = sessions.is_slow(slot);
-            if sessions.open_mut(slot).is_some_and(|session| session.yields()) {
-                sessions.note_overload(u64::from(!is_slow));
+            if let Some(session) = sessions.open_mut(slot).filter(|session| session.yields()) {
+                // A burst within a few turns is not an overload.
+                let waits_long = logs.of(session.format).is_some_and(|log| {
+                    let oldest = session.outbox.oldest_shared();
+                    oldest.is_some_and(|start| log.has_waited(start, OVERLOAD_WAIT_MS * 1_000_000))
+                });
+                sessions.note_overload(u64::from(waits_long && !is_slow));
                 self.evict_frames(slot, EvictionCause::OutboxFull, sessions, logs);
             }
             if !is_slow && sessions.has_too_much(slot) {
@@ -230,7 +235,9 @@ impl Fanout {
                     })
                 });
                 let Some(mut membership) = membership else { return Verdict::Keep };
-                if !membership.yields() && !(is_overloaded && membership.yields_to_overload()) {
+                let may_go =
+                    if is_overloaded { membership.yields_to_overload() } else { membership.yields() };
+                if !may_go {
                     return Verdict::Keep;
                 }
                 if membership.taking == Taking::Recovering && !content.is_announcement() {

@@ -1,6 +1,6 @@
 //! How much of the time a session's socket is full: tells a slow client from a server that is short of CPU.
 
-use crate::limits::FULLNESS_MS;
+use crate::limits::{FULLNESS_MS, SATURATED_CREDIT_MS};
 
 /// Times that a socket was full and was not, since it first became full; older times count less. 16 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,10 +26,17 @@ impl Fullness {
         (self.is_full, self.changed_ms) = (is_full, now_ms);
     }
 
-    /// Whether the socket was full for most of the time up to `now_ms`.
-    pub fn is_slow(&self, now_ms: u32) -> bool {
+    /// Whether the socket was full for most of the time up to `now_ms`. `is_saturated`: the server has no CPU time left, so a
+    /// socket that was full for less than [`SATURATED_CREDIT_MS`] is not to blame.
+    pub fn is_slow(&self, now_ms: u32, is_saturated: bool) -> bool {
+        if !self.has_been_full {
+            return false;
+        }
         let (full_ms, free_ms) = self.times(now_ms);
-        full_ms > free_ms || (self.is_full && full_ms == free_ms)
+        match is_saturated {
+            true => full_ms >= free_ms + SATURATED_CREDIT_MS,
+            false => full_ms > free_ms || (self.is_full && full_ms == free_ms),
+        }
     }
 
     fn times(&self, now_ms: u32) -> (u32, u32) {
@@ -48,14 +55,14 @@ mod tests {
 
     #[test]
     fn a_socket_that_was_never_full_is_not_slow() {
-        assert!(!Fullness::default().is_slow(0) && !Fullness::default().is_slow(u32::MAX));
+        assert!(!Fullness::default().is_slow(0, false) && !Fullness::default().is_slow(u32::MAX, false));
     }
 
     #[test]
     fn a_socket_that_fills_and_stays_full_is_slow_at_once() {
         let mut fullness = Fullness::default();
         fullness.change(true, 5_000);
-        assert!(fullness.is_slow(5_000) && fullness.is_slow(9_000_000));
+        assert!(fullness.is_slow(5_000, false) && fullness.is_slow(9_000_000, false));
     }
 
     #[test]
@@ -64,7 +71,7 @@ mod tests {
         for now_ms in (0..10_000).step_by(10) {
             fullness.change(true, now_ms);
             fullness.change(false, now_ms + 9);
-            assert!(fullness.is_slow(now_ms + 9) && fullness.is_slow(now_ms + 10));
+            assert!(fullness.is_slow(now_ms + 9, false) && fullness.is_slow(now_ms + 10, false));
         }
     }
 
@@ -75,9 +82,23 @@ mod tests {
         fullness.change(false, 1);
         for now_ms in (10..10_000).step_by(10) {
             fullness.change(true, now_ms);
-            assert!(!fullness.is_slow(now_ms));
+            assert!(!fullness.is_slow(now_ms, false));
             fullness.change(false, now_ms + 2);
         }
+    }
+
+    #[test]
+    fn a_socket_that_is_full_for_a_while_is_not_slow_while_the_server_has_no_time() {
+        let mut fullness = Fullness::default();
+        fullness.change(true, 0);
+        assert!(fullness.is_slow(500, false) && !fullness.is_slow(500, true));
+        assert!(
+            fullness.is_slow(SATURATED_CREDIT_MS, true),
+            "one that stays full is, whatever the server does"
+        );
+        fullness.change(false, 500);
+        assert!(!fullness.is_slow(500, true) && !fullness.is_slow(5_000, true));
+        assert!(!Fullness::default().is_slow(9_000, true));
     }
 
     #[test]
@@ -85,6 +106,6 @@ mod tests {
         let mut fullness = Fullness::default();
         fullness.change(true, 0);
         fullness.change(false, 60_000);
-        assert!(fullness.is_slow(60_000) && !fullness.is_slow(60_000 + FULLNESS_MS));
+        assert!(fullness.is_slow(60_000, false) && !fullness.is_slow(60_000 + FULLNESS_MS, false));
     }
 }

@@ -54,6 +54,8 @@ pub struct Sessions {
     too_far_behind: Vec<SlotId>,
     /// By slot, up to the highest slot whose socket was ever full.
     fullness: Vec<Fullness>,
+    /// The shard's thread hardly sleeps.
+    is_saturated: bool,
     /// When the turn began: the low 32 bits of CLOCK_MONOTONIC milliseconds.
     now_ms: u32,
     /// Sessions that were hit by an overload of the server, and not reported yet.
@@ -149,6 +151,7 @@ impl Sessions {
             queues: Queues::default(),
             too_far_behind: Vec::new(),
             fullness: Vec::new(),
+            is_saturated: false,
             now_ms: 0,
             overloads: 0,
             skipped: Vec::new(),
@@ -410,6 +413,11 @@ impl Sessions {
         self.now_ms = low_ms(now);
     }
 
+    /// Notes whether the shard has CPU time left: if not, it takes longer for a session to be slow.
+    pub fn set_saturated(&mut self, is_saturated: bool) {
+        self.is_saturated = is_saturated;
+    }
+
     /// Notes that a session's socket has become full (`is_full`), or has taken everything again.
     pub fn note_fullness(&mut self, slot: SlotId, is_full: bool, now: Now) {
         let index = slot.index();
@@ -421,9 +429,12 @@ impl Sessions {
     }
 
     /// Whether a session that is behind is so because its socket has no room, and not because the server has no time: lately the
-    /// socket was full for most of the time. A socket that has always taken everything at once is never slow.
+    /// socket was full for most of the time, and for long if the shard is saturated. A session whose socket has always taken
+    /// everything at once is never slow.
     pub fn is_slow(&self, slot: SlotId) -> bool {
-        self.fullness.get(slot.index()).is_some_and(|fullness| fullness.is_slow(self.now_ms))
+        self.fullness
+            .get(slot.index())
+            .is_some_and(|fullness| fullness.is_slow(self.now_ms, self.is_saturated))
     }
 
     /// Counts sessions that lose ticks, or their connection, because the server is overloaded.

@@ -6,9 +6,13 @@ use super::{Driver, Phase};
 use crate::clock;
 use tickcast_core::{
     flush_wait::{AutoWait, LatencyBudget},
-    limits::SEND_BYTES_MAX,
     metrics::counters::Counter,
 };
+
+/// Time over which a shard is found to be saturated: less than it takes until a session is too far behind.
+const LOAD_WINDOW_NS: u64 = 50_000_000;
+/// The share of its time that a saturated shard works, in thousandths.
+const SATURATED_PERMILLE: u64 = 900;
 
 /// How long a shard batches under load, and spins when idle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +35,9 @@ pub(super) struct Waits {
     delivered: u64,
     /// The wait under way.
     hold: Option<Hold>,
+    /// The current measurement of whether the shard is saturated: its start, CLOCK_MONOTONIC nanoseconds, and the time worked since.
+    load_since_ns: u64,
+    load_busy_ns: u64,
 }
 
 /// A wait: ticks are held, everything else goes on.
@@ -48,7 +55,7 @@ impl Waits {
             LatencyBudget::Fixed { ns } => (None, ns),
             LatencyBudget::Auto { max_ns } => (Some(AutoWait::new(max_ns)), 0),
         };
-        Waits { auto, wait_ns, round: None, delivered: 0, hold: None }
+        Waits { auto, wait_ns, round: None, delivered: 0, hold: None, load_since_ns: 0, load_busy_ns: 0 }
     }
 
     /// How long the next round of SENDs waits after the start of the last one, nanoseconds.
@@ -130,7 +137,7 @@ impl Driver {
     pub(super) fn end_wait(&mut self, now_ns: u64) {
         if let Some(hold) = self.waits.hold
             && (hold.ends_ns <= now_ns
-                || self.shard.appended_bytes() - hold.appended >= SEND_BYTES_MAX as u64
+                || self.shard.appended_bytes() - hold.appended >= self.shard.held_bytes_max()
                 || self.shard.must_release_ticks()
                 || self.phase != Phase::Running)
         {
@@ -162,8 +169,16 @@ impl Driver {
         })
     }
 
-    /// Sets the next wait by how busy the shard was, if it is not fixed.
+    /// Sets the next wait by how busy the shard was, if it is not fixed, and tells the shard whether it is saturated.
     fn adapt(&mut self, busy_ns: u64, now_ns: u64) {
+        self.waits.load_busy_ns += busy_ns;
+        let elapsed_ns = now_ns - self.waits.load_since_ns;
+        if elapsed_ns >= LOAD_WINDOW_NS {
+            let is_saturated =
+                self.waits.load_busy_ns.saturating_mul(1_000) >= elapsed_ns * SATURATED_PERMILLE;
+            self.shard.set_saturated(is_saturated);
+            (self.waits.load_since_ns, self.waits.load_busy_ns) = (now_ns, 0);
+        }
         let Some(auto) = &mut self.waits.auto else { return };
         if auto.record(busy_ns, now_ns) {
             auto.end_window(now_ns, clock::thread_cpu_ns());
