@@ -4,6 +4,7 @@ mod conflation;
 mod egress_logs;
 mod forget;
 mod match_counts;
+mod overflow;
 mod recovery;
 mod subscriptions;
 mod topic;

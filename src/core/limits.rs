@@ -34,8 +34,8 @@ pub const CLOSE_REFUSED: u16 = 3504;
 /// Time over which a full socket makes its session slow, milliseconds: longer than a client's pause, shorter than the backlog
 /// of most feeds.
 pub const FULLNESS_MS: u32 = 2_000;
-/// Time that a socket must have been full longer than not for its session to be slow while the shard is saturated, milliseconds.
-pub const SATURATED_CREDIT_MS: u32 = FULLNESS_MS / 2;
+/// Time that a socket must have taken nothing for its session to be slow while the shard is saturated, milliseconds.
+pub const STUCK_MS: u32 = 1_000;
 /// Time that a tick has waited, at a session whose socket has room, when its loss means that the shard is overloaded,
 /// milliseconds: a burst is sent within a few turns.
 pub const OVERLOAD_WAIT_MS: u64 = 100;

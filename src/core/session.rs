@@ -7,6 +7,7 @@ pub mod fullness;
 pub mod holders;
 pub mod membership;
 pub mod outbox;
+mod queues;
 pub mod saved_positions;
 pub mod table;
 #[cfg(test)]

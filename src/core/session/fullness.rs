@@ -1,6 +1,6 @@
 //! How much of the time a session's socket is full: tells a slow client from a server that is short of CPU.
 
-use crate::limits::{FULLNESS_MS, SATURATED_CREDIT_MS};
+use crate::limits::{FULLNESS_MS, STUCK_MS};
 
 /// Times that a socket was full and was not, since it first became full; older times count less. 16 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,15 +26,15 @@ impl Fullness {
         (self.is_full, self.changed_ms) = (is_full, now_ms);
     }
 
-    /// Whether the socket was full for most of the time up to `now_ms`. `is_saturated`: the server has no CPU time left, so a
-    /// socket that was full for less than [`SATURATED_CREDIT_MS`] is not to blame.
+    /// Whether the socket was full for most of the time up to `now_ms`. `is_saturated`: the server has no CPU time left, so that no
+    /// client would keep up, and only one whose socket takes nothing for [`STUCK_MS`] is slow.
     pub fn is_slow(&self, now_ms: u32, is_saturated: bool) -> bool {
         if !self.has_been_full {
             return false;
         }
         let (full_ms, free_ms) = self.times(now_ms);
         match is_saturated {
-            true => full_ms >= free_ms + SATURATED_CREDIT_MS,
+            true => self.is_full && now_ms.wrapping_sub(self.changed_ms) >= STUCK_MS,
             false => full_ms > free_ms || (self.is_full && full_ms == free_ms),
         }
     }
@@ -92,10 +92,7 @@ mod tests {
         let mut fullness = Fullness::default();
         fullness.change(true, 0);
         assert!(fullness.is_slow(500, false) && !fullness.is_slow(500, true));
-        assert!(
-            fullness.is_slow(SATURATED_CREDIT_MS, true),
-            "one that stays full is, whatever the server does"
-        );
+        assert!(fullness.is_slow(STUCK_MS, true), "one that stays full is, whatever the server does");
         fullness.change(false, 500);
         assert!(!fullness.is_slow(500, true) && !fullness.is_slow(5_000, true));
         assert!(!Fullness::default().is_slow(9_000, true));

@@ -1,13 +1,15 @@
 //! The sessions of one shard, by slot, and the queues they wait in.
 
-use std::collections::VecDeque;
-
 use crate::{
     egress_log::{EgressLog, Range},
     ids::SlotId,
     limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX},
     now::Now,
-    session::{Content, NextSend, SendState, Session, Yielding, fullness::Fullness},
+    session::{
+        Content, NextSend, SendState, Session, Yielding,
+        fullness::Fullness,
+        queues::{QUEUE_SPARE, Queues},
+    },
     shard::timers::low_ms,
 };
 use tickcast_proto::{WireFormat, ids::TopicId};
@@ -23,8 +25,6 @@ pub enum Offered {
     Gone,
 }
 
-/// Entries of the queues for SENDs beyond two for each session at which ticks stop waiting for their latency budget.
-const QUEUE_SPARE: usize = 64;
 /// Slots of a table whose sessions debug builds check each turn.
 const SLOTS_CHECKED_MAX: usize = 64;
 
@@ -62,81 +62,6 @@ pub struct Sessions {
     overloads: u64,
     /// By slot, up to the highest slot that ever skipped a tick.
     skipped: Vec<SkippedTicks>,
-}
-
-/// What the outboxes of a shard's sessions queue them for.
-#[derive(Debug, Default)]
-struct Queues {
-    /// How many sessions have bytes in their outbox.
-    waiting: usize,
-    /// Sessions with more waiting than their `yield_bytes`. Bound: one entry a session.
-    over: Vec<SlotId>,
-    /// Sessions queued for a SEND. Bound: one entry a session, one for each that has gone since it was queued, and one for each
-    /// SEND out of turn while ticks wait: as many as there are sessions, and [`QUEUE_SPARE`].
-    ready: VecDeque<SlotId>,
-    /// Sessions to refill before their next SEND. Bound: as `ready`.
-    lagging: VecDeque<SlotId>,
-    /// Ticks wait for the latency budget: only the sessions of `urgent` are served. They stay in `ready` or `lagging` too.
-    is_holding: bool,
-    /// While ticks wait: queued sessions with a reply in their outbox. Bound: as `ready`.
-    urgent: VecDeque<SlotId>,
-    /// Sessions at the front of `lagging` that are urgent.
-    urgent_lagging: usize,
-}
-
-impl Queues {
-    /// Queues shared frames to a session, and the session for a SEND. Always inlined: a call takes 14 of 117 instructions per
-    /// delivery.
-    #[inline(always)]
-    fn push_range(&mut self, session: &mut Session, slot: SlotId, log: &EgressLog, range: Range) {
-        self.waiting += usize::from(session.outbox_bytes() == 0);
-        if !session.push_range(log, range) {
-            self.note_over(session, slot);
-        }
-        if matches!(session.send_state, SendState::Idle) {
-            self.push(session, slot);
-        }
-    }
-
-    /// Queues a session that exceeds its bounds, once.
-    #[cold]
-    fn note_over(&mut self, session: &mut Session, slot: SlotId) {
-        if !std::mem::replace(&mut session.over_queued, true) {
-            self.over.push(slot);
-        }
-    }
-
-    /// Queues a session that is idle and has work.
-    #[inline]
-    fn push(&mut self, session: &mut Session, slot: SlotId) {
-        let (state, queue) = match session.lag {
-            None => (SendState::Ready, &mut self.ready),
-            Some(_) => (SendState::Lagging, &mut self.lagging),
-        };
-        session.send_state = state;
-        queue.push_back(slot);
-    }
-
-    /// Queues a session if it is idle and has work.
-    fn make_ready(&mut self, session: &mut Session, slot: SlotId) {
-        if matches!(session.send_state, SendState::Idle) && session.has_work() {
-            self.push(session, slot);
-            self.note_urgent(session, slot);
-        }
-    }
-
-    /// Lists a queued session that has a reply to send while ticks wait.
-    fn note_urgent(&mut self, session: &Session, slot: SlotId) {
-        if self.is_holding && session.outbox.reply_bytes() > 0 {
-            self.urgent.push_back(slot);
-        }
-    }
-
-    /// Moves an urgent session to the front of those to refill.
-    fn refill_urgent(&mut self, slot: SlotId) {
-        self.lagging.push_front(slot);
-        self.urgent_lagging += 1;
-    }
 }
 
 impl Sessions {
@@ -429,7 +354,7 @@ impl Sessions {
     }
 
     /// Whether a session that is behind is so because its socket has no room, and not because the server has no time: lately the
-    /// socket was full for most of the time, and for long if the shard is saturated. A session whose socket has always taken
+    /// socket was full for most of the time or, while the shard is saturated, takes nothing for long. A session whose socket has always taken
     /// everything at once is never slow.
     pub fn is_slow(&self, slot: SlotId) -> bool {
         self.fullness

@@ -11,8 +11,11 @@ use tickcast_core::{
 
 /// Time over which a shard is found to be saturated: less than it takes until a session is too far behind.
 const LOAD_WINDOW_NS: u64 = 50_000_000;
-/// The share of its time that a saturated shard works, in thousandths.
-const SATURATED_PERMILLE: u64 = 900;
+/// The share of its time that a saturated shard works, in thousandths. It sleeps a little even then, when every socket is full for
+/// a moment.
+const SATURATED_PERMILLE: u64 = 750;
+/// How long a shard counts as saturated after it was: the backlogs of that time last.
+const SATURATED_NS: u64 = 1_000_000_000;
 
 /// How long a shard batches under load, and spins when idle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +41,8 @@ pub(super) struct Waits {
     /// The current measurement of whether the shard is saturated: its start, CLOCK_MONOTONIC nanoseconds, and the time worked since.
     load_since_ns: u64,
     load_busy_ns: u64,
+    /// Until when the shard counts as saturated, CLOCK_MONOTONIC nanoseconds.
+    saturated_until_ns: u64,
 }
 
 /// A wait: ticks are held, everything else goes on.
@@ -55,7 +60,16 @@ impl Waits {
             LatencyBudget::Fixed { ns } => (None, ns),
             LatencyBudget::Auto { max_ns } => (Some(AutoWait::new(max_ns)), 0),
         };
-        Waits { auto, wait_ns, round: None, delivered: 0, hold: None, load_since_ns: 0, load_busy_ns: 0 }
+        Waits {
+            auto,
+            wait_ns,
+            round: None,
+            delivered: 0,
+            hold: None,
+            load_since_ns: 0,
+            load_busy_ns: 0,
+            saturated_until_ns: 0,
+        }
     }
 
     /// How long the next round of SENDs waits after the start of the last one, nanoseconds.
@@ -174,9 +188,10 @@ impl Driver {
         self.waits.load_busy_ns += busy_ns;
         let elapsed_ns = now_ns - self.waits.load_since_ns;
         if elapsed_ns >= LOAD_WINDOW_NS {
-            let is_saturated =
-                self.waits.load_busy_ns.saturating_mul(1_000) >= elapsed_ns * SATURATED_PERMILLE;
-            self.shard.set_saturated(is_saturated);
+            if self.waits.load_busy_ns.saturating_mul(1_000) >= elapsed_ns * SATURATED_PERMILLE {
+                self.waits.saturated_until_ns = now_ns + SATURATED_NS;
+            }
+            self.shard.set_saturated(now_ns < self.waits.saturated_until_ns);
             (self.waits.load_since_ns, self.waits.load_busy_ns) = (now_ns, 0);
         }
         let Some(auto) = &mut self.waits.auto else { return };
