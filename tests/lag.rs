@@ -8,7 +8,9 @@ use std::{
 use tickcast_core::{
     config::Limits,
     ids::SlotId,
-    limits::{TURN_CONTROL_UNITS, TURN_INTEREST_UNITS},
+    limits::{
+        LINGER_DEADLINE_MS, OVERLOAD_QUIET_MS, OVERLOAD_WAIT_MS, TURN_CONTROL_UNITS, TURN_INTEREST_UNITS,
+    },
     metrics::counters::Counter,
     session::{Session, membership::Membership},
     shard::{Action, ListenerKind},
@@ -206,6 +208,100 @@ fn a_lossless_subscriber_is_closed_when_its_outbox_or_its_stall_exceeds_the_limi
     bench.after(1_000);
     bench.open();
     assert_eq!(bench.said(), [Closing(3008)]);
+}
+
+/// A reader whose socket takes everything at once, of a server that has time to send one tick and then none. Ten ticks are behind,
+/// a hundred too many.
+fn starved(policy_of_reader: Option<Policy>) -> Bench {
+    let limits = Limits { outbox_bytes_max: 10_000, behind_bytes: 1_000, ..Limits::default() };
+    let mut bench = Bench::new(limits);
+    bench.connect(READER);
+    bench.subscribe(READER, ">", policy_of_reader.map_or_else(Subscribe::default, policy));
+    bench.publish("a", 0, &[0; 40]);
+    assert_eq!(bench.said(), [tick("a", 1)]);
+    bench.sends_max = 0;
+    bench
+}
+
+/// The server has time again.
+fn recovers(bench: &mut Bench) -> Vec<Said> {
+    bench.sends_max = usize::MAX;
+    // Notices and what follows them take a turn each.
+    (0..10).for_each(|_| bench.turn());
+    assert!(!bench.shard.is_busy());
+    bench.said()
+}
+
+fn count(bench: &Bench, counter: Counter) -> u64 {
+    bench.shard.counters().value(counter)
+}
+
+#[test]
+fn a_reader_of_an_overloaded_server_is_not_closed_for_being_slow_and_every_loss_is_announced() {
+    for policy in [None, Some(Policy::Keep), Some(Policy::Drop), Some(Policy::Conflate)] {
+        let mut bench = starved(policy);
+        (2..=5).for_each(|_| bench.publish("a", 0, &[0; 40]));
+        bench.after(2 * OVERLOAD_WAIT_MS);
+        (6..=1_000).for_each(|_| bench.publish("a", 0, &[0; 40]));
+        let said = recovers(&mut bench);
+        let to = match said[0] {
+            Gap(2, to) if policy != Some(Policy::Conflate) => to,
+            Conflated(2, to) if policy == Some(Policy::Conflate) => to,
+            _ => panic!("{policy:?}: {said:?}"),
+        };
+        let rest: Vec<Said> = (to..=1_000).map(|sequence| tick("a", sequence)).collect();
+        assert_eq!(said[1..], rest, "{policy:?}");
+        if matches!(policy, None | Some(Policy::Keep)) {
+            assert!((50..=100).contains(&rest.len()), "{}: as much as may wait, or half of it", rest.len());
+        }
+        assert_eq!(count(&bench, Counter::TicksDropped) + count(&bench, Counter::TicksConflated), to - 2);
+        assert_eq!(count(&bench, Counter::ClosedSlowConsumer) + count(&bench, Counter::ClosedOverloaded), 0);
+        assert_eq!((count(&bench, Counter::Overloaded), count(&bench, Counter::Overloads)), (1, 1));
+        bench.publish("a", 0, &[0; 40]);
+        assert_eq!(bench.said(), [tick("a", 1_001)], "it has caught up");
+        bench.pass(OVERLOAD_QUIET_MS * MS);
+        assert_eq!((count(&bench, Counter::Overloaded), count(&bench, Counter::Overloads)), (0, 1));
+    }
+}
+
+#[test]
+fn a_reader_that_asked_for_disconnect_is_closed_under_overload_with_a_reason_of_its_own_and_never_gapped() {
+    let mut bench = starved(Some(Policy::Disconnect));
+    (2..=1_000).for_each(|_| bench.publish("a", 0, &[0; 40]));
+    assert_eq!(recovers(&mut bench), [Closing(3013)]);
+    bench.pass(2 * LINGER_DEADLINE_MS * MS);
+    assert_eq!(count(&bench, Counter::ClosedOverloaded), 1);
+    assert_eq!(count(&bench, Counter::TicksDropped), 0);
+}
+
+#[test]
+fn overload_costs_ticks_that_may_be_lost_before_it_costs_a_session_that_may_lose_others_not() {
+    let mut bench = starved(None);
+    bench.subscribe(READER, "d", policy(Policy::Disconnect));
+    (0..20).for_each(|_| bench.publish("d", 0, &[0; 40]));
+    (2..=1_000).for_each(|_| bench.publish("a", 0, &[0; 40]));
+    let said = recovers(&mut bench);
+    assert!(matches!(said[0], Gap(2, _)), "{said:?}");
+    let all: Vec<Said> = (1..=20).map(|sequence| tick("d", sequence)).collect();
+    assert!(said.windows(20).any(|part| part == all), "{said:?}");
+    assert_eq!(count(&bench, Counter::ClosedOverloaded), 0);
+}
+
+#[test]
+fn a_log_that_wraps_before_the_server_has_time_costs_ticks_and_no_session() {
+    let limits = Limits { egress_log_bytes: 64 << 10, outbox_bytes_max: 64 << 10, ..Limits::default() };
+    let mut bench = Bench::new(limits);
+    [READER, READER + 1].into_iter().for_each(|slot| bench.connect(slot));
+    bench.subscribe(READER, "a", Subscribe::default());
+    bench.subscribe(READER + 1, "b", policy(Policy::Drop));
+    bench.publish("a", 0, &[0; 40]);
+    bench.said();
+    bench.sends_max = 0;
+    (2..=10).for_each(|_| bench.publish("a", 0, &[0; 40]));
+    (0..2_000).for_each(|_| bench.publish("b", 0, &[0; 40]));
+    bench.publish("a", 0, &[0; 40]);
+    assert_eq!(recovers(&mut bench), [Gap(2, 11), tick("a", 11)]);
+    assert_eq!(count(&bench, Counter::ClosedSlowConsumer) + count(&bench, Counter::ClosedOverloaded), 0);
 }
 
 #[test]

@@ -92,7 +92,9 @@ fn gather(
             }
             let mut taken = 0;
             let ns = timed(|| {
-                while let Some((_, _, next)) = black_box(sessions.take_send(|_| Some(&log), &mut gather)) {
+                while let Some((_, _, next)) =
+                    black_box(sessions.take_send::<false>(|_| Some(&log), &mut gather))
+                {
                     gather.clear();
                     taken += u32::from(matches!(next, NextSend::Send(_)));
                 }

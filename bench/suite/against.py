@@ -56,6 +56,17 @@ class Case:
     load: Load
     variant: Variant
     figures: tuple[Figure, ...] = CONSTANT
+    # The old server's variant, if it is another.
+    old_variant: Variant | None = None
+
+    def variant_of(self, which: str) -> Variant:
+        """The variant of the "old" or the "new" server."""
+        return self.old_variant if which == "old" and self.old_variant else self.variant
+
+    @property
+    def label(self) -> str:
+        """Both variants, if they differ."""
+        return self.variant.label + (f", old: {self.old_variant.label}" if self.old_variant else "")
 
 
 def cases() -> list[Case]:
@@ -63,9 +74,13 @@ def cases() -> list[Case]:
     named = {load.name: load for load in loads.LOADS}
     saturation = replace(named["saturation"], kind="constant")
     native, websocket = Variant(), Variant(transport="ws")
+    auto, fixed = replace(native, budget_us=None), replace(native, budget_us=BUDGET_US)
+    light = replace(named["S1"], producers=5, variants=())
     return [
         Case("S1", named["S1"], native),
-        Case("S1", named["S1"], replace(native, budget_us=BUDGET_US)),
+        Case("S1", named["S1"], fixed),
+        Case("S1", named["S1"], auto, old_variant=fixed),
+        Case("500 ticks/s to 100 clients", light, auto, old_variant=native),
         Case("S4", named["S4"], native),
         Case(f"saturation at {SATURATED_PER_S / 1e6:.0f} M/s", loads.at_total_rate(saturation, SATURATED_PER_S), native),
         Case("saturation, unthrottled", loads.unthrottled(saturation), native, (DELIVERED, CPU)),
@@ -108,7 +123,7 @@ class Compared:
     def to_json(self) -> dict:
         """All rows."""
         pairs = [{"old": old.to_json(), "new": new.to_json()} for old, new in self.pairs]
-        return {"case": self.case.title, "variant": self.case.variant.label, "pairs": pairs}
+        return {"case": self.case.title, "variant": self.case.label, "pairs": pairs}
 
 
 def run(suite: Suite, compared_cases: list[Case], old: Path, pair_count: int) -> list[Compared]:
@@ -118,20 +133,20 @@ def run(suite: Suite, compared_cases: list[Case], old: Path, pair_count: int) ->
     for number in range(pair_count):
         order = ("old", "new") if number % 2 == 0 else ("new", "old")
         for one in compared:
-            rows = {which: run_once(suite, one.case, systems[which]) for which in order}
+            rows = {which: run_once(suite, one.case, which, systems[which]) for which in order}
             for which in order:
                 if rows[which].failed:
                     suite.log(f"    {which} FAILED: {rows[which].failed}")
             one.pairs.append((rows["old"], rows["new"]))
-            suite.log(f"{one.case.title} ({one.case.variant.label}), pair {number + 1} of {pair_count}: {brief(one)}")
+            suite.log(f"{one.case.title} ({one.case.label}), pair {number + 1} of {pair_count}: {brief(one)}")
     if not any(one.complete for one in compared):
         raise RunFailed(f"every pair failed; the last: {failure_of(compared[-1])}")
     return compared
 
 
-def run_once(suite: Suite, case: Case, programs: Programs) -> Row:
-    """One run of one binary."""
-    return suite.one(case.load, Tickcast(programs, case.variant))
+def run_once(suite: Suite, case: Case, which: str, programs: Programs) -> Row:
+    """One run of the "old" or the "new" binary."""
+    return suite.one(case.load, Tickcast(programs, case.variant_of(which)))
 
 
 def failure_of(one: Compared) -> str:
@@ -162,7 +177,7 @@ def table(compared: list[Compared]) -> str:
     """Medians of old and new, and the median ratio with its range, one line per figure."""
     lines = []
     for one in compared:
-        name = f"{one.case.title} ({one.case.variant.label})"
+        name = f"{one.case.title} ({one.case.label})"
         for figure in one.case.figures:
             ratios = one.ratios(figure)
             if not ratios:

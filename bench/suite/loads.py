@@ -19,14 +19,14 @@ SCREEN_BUDGET_US = 50_000
 class Variant:
     """One configuration of tickcast: latency budget, source of ticks, and transport of its clients."""
 
-    budget_us: int = 0
+    budget_us: int | None = 0  # None: the server's default, auto
     fed_by: str = "simulator"  # or "network": an external publisher, as the peers have; or "capture": a replay
     transport: str = "native"  # or "ws"
 
     @property
     def label(self) -> str:
         """Name in the report."""
-        budget = f"budget {self.budget_us} us" if self.budget_us else "no budget"
+        budget = "auto budget" if self.budget_us is None else f"budget {self.budget_us} us" if self.budget_us else "no budget"
         return f"{self.transport}, {self.fed_by}, {budget}"
 
 

@@ -122,7 +122,7 @@ class Tickcast:
             *self.source(processes, load),
             *load.server_options,
         ]
-        if self.variant.budget_us:
+        if self.variant.budget_us is not None:
             # The spelling of 0.1, which `--against` an older binary needs.
             argv += ["--latency-budget-us", str(self.variant.budget_us)]
         self.server = processes.start([*argv, "--report"], SERVER_CORE, {"RUST_LOG": "info"})

@@ -67,7 +67,7 @@ pub enum StreamEvent<'a> {
 ///
 /// How a subscription resumes depends on its delivery:
 ///
-/// - One that receives every tick (no rate, and the topic's own policy, `drop` or `disconnect`) sends its position in
+/// - One that receives every tick (no rate, and the topic's own policy, `drop`, `keep` or `disconnect`) sends its position in
 ///   each topic. The missed ticks follow, or an [`Event::Recovered`] says that they are lost. A topic without a position
 ///   starts with the first tick that the server retains, so that no tick is lost unannounced.
 /// - One that conflates, by policy or by a rate, starts with the last values. It asked only for those, so fetching

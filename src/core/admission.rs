@@ -168,13 +168,15 @@ pub enum Refusal {
     Source,
     /// The accept rate limit is used up.
     Rate,
+    /// The shard is overloaded.
+    Overload,
 }
 
 impl Refusal {
     /// The HTTP status of the refusal (RFC 9110, section 15.6.4; RFC 6585, section 4).
     pub fn status(self) -> u16 {
         match self {
-            Refusal::Clients => 503,
+            Refusal::Clients | Refusal::Overload => 503,
             Refusal::Source | Refusal::Rate => 429,
         }
     }
@@ -184,6 +186,7 @@ impl Refusal {
         match self {
             Refusal::Clients => "the server is at its connection limit (--max-clients)",
             Refusal::Source => "too many connections from your address (--max-clients-per-source)",
+            Refusal::Overload => "the server is overloaded (--overload-refuse)",
             Refusal::Rate => "connections arrive faster than the server accepts them (--accept-rate)",
         }
     }
@@ -194,6 +197,7 @@ impl Refusal {
             Refusal::Clients => Counter::SessionsRefused,
             Refusal::Source => Counter::SessionsRefusedSource,
             Refusal::Rate => Counter::SessionsRefusedRate,
+            Refusal::Overload => Counter::SessionsRefusedOverload,
         }
     }
 }

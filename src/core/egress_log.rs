@@ -126,6 +126,11 @@ impl EgressLog {
         after.checked_sub(1).map_or(0, |at| self.times[at].head)
     }
 
+    /// Whether the frame at a position was appended at least `ns` before the last noted time.
+    pub fn has_waited(&self, position: u64, ns: u64) -> bool {
+        self.times.back().is_some_and(|last| position < self.head_at(last.time_ns.saturating_sub(ns)))
+    }
+
     /// Appends one frame. Returns `None` if it is longer than the log.
     pub fn append(&mut self, info: FrameInfo, frame: &[u8]) -> Option<Range> {
         self.append_parts(info, frame, &[])

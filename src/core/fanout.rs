@@ -4,6 +4,7 @@ mod conflation;
 mod egress_logs;
 mod forget;
 mod match_counts;
+mod overflow;
 mod recovery;
 mod subscriptions;
 mod topic;
@@ -291,7 +292,7 @@ impl Fanout {
             }
             let Some((log, range)) = logs.append_tick(*format, tick, &topic.info) else {
                 // The tick is longer than the log, so no member can receive it; closing them keeps the loss announced.
-                members.iter().for_each(|member| sessions.mark_slow(member.slot()));
+                members.iter().for_each(|member| sessions.mark_too_far_behind(member.slot()));
                 continue;
             };
             *latest = Some(range);

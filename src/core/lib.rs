@@ -6,6 +6,7 @@ pub mod config;
 pub mod egress_log;
 pub mod fair_queue;
 pub mod fanout;
+pub mod flush_wait;
 pub mod home;
 pub mod ids;
 pub mod limits;

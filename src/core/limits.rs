@@ -31,6 +31,16 @@ pub const PING_MS_HIGHEST: u64 = 86_400_000;
 pub const PING_LOOKS_PER_INTERVAL: u64 = 256;
 /// The CLOSING code for a connection that a limit refuses.
 pub const CLOSE_REFUSED: u16 = 3504;
+/// Time over which a full socket makes its session slow, milliseconds: longer than a client's pause, shorter than the backlog
+/// of most feeds.
+pub const FULLNESS_MS: u32 = 2_000;
+/// Time that a socket must have taken nothing for its session to be slow while the shard is saturated, milliseconds.
+pub const STUCK_MS: u32 = 1_000;
+/// Time that a tick has waited, at a session whose socket has room, when its loss means that the shard is overloaded,
+/// milliseconds: a burst is sent within a few turns.
+pub const OVERLOAD_WAIT_MS: u64 = 100;
+/// Time without a session that loses ticks after which a shard is no longer overloaded, milliseconds.
+pub const OVERLOAD_QUIET_MS: u64 = 5_000;
 /// Time a closing session has to receive its last bytes and answer before the socket is closed regardless.
 pub const LINGER_DEADLINE_MS: u64 = 1_000;
 /// Most timers of closed sessions that a shard keeps beyond those its open sessions may have: 32 bytes each.

@@ -119,18 +119,27 @@ impl Mesh {
     pub fn push_out(&mut self, shard: &mut Shard) -> bool {
         let (mut any, mut filled) = (false, 0);
         for peer in &mut self.peers {
-            let pushed = shard.with_stages(peer.shard, |stages| {
+            let (pushed, is_urgent) = shard.with_stages(peer.shard, |stages| {
                 let mut push = |ring: &mut FrameProducer, stage: &mut Stage, full: &mut bool| {
                     let pushed = !stage.waiting().is_empty() && ring.push(stage);
                     let was_full = std::mem::replace(full, !stage.waiting().is_empty());
                     filled += u64::from(*full && !was_full);
                     pushed
                 };
-                push(&mut peer.requests_out, &mut stages.requests, &mut peer.requests_full)
-                    | push(&mut peer.deliveries_out, &mut stages.deliveries, &mut peer.deliveries_full)
+                let pushed = push(&mut peer.requests_out, &mut stages.requests, &mut peer.requests_full)
+                    | push(&mut peer.deliveries_out, &mut stages.deliveries, &mut peer.deliveries_full);
+                // What is urgent may be in the rest that did not fit.
+                let is_rest =
+                    !stages.requests.waiting().is_empty() || !stages.deliveries.waiting().is_empty();
+                let is_urgent = stages.is_urgent;
+                stages.is_urgent = is_urgent && is_rest;
+                (pushed, is_urgent)
             });
             if pushed {
-                peer.bell.ring();
+                match is_urgent {
+                    true => peer.bell.ring(),
+                    false => peer.bell.ring_for_ticks(),
+                }
                 any = true;
             }
         }
@@ -149,6 +158,14 @@ impl Mesh {
     /// Returns whether there is input the shard would accept, so that it must not sleep.
     pub fn has_input(&mut self, shard: &Shard) -> bool {
         !self.deliveries_are_empty() || (shard.takes_requests() && !self.requests_are_empty())
+    }
+
+    /// Returns whether there is input from other shards that the shard would accept: ticks, or what they must not delay.
+    pub fn has_peer_input(&mut self, shard: &Shard) -> bool {
+        let takes = shard.takes_requests();
+        self.peers
+            .iter_mut()
+            .any(|peer| !peer.deliveries_in.is_empty() || (takes && !peer.requests_in.is_empty()))
     }
 
     /// Returns the unread bytes in the rings from other shards, and in those from sources.

@@ -3,9 +3,11 @@
 mod batch;
 mod close;
 mod eviction;
+pub mod fullness;
 pub mod holders;
 pub mod membership;
 pub mod outbox;
+mod queues;
 pub mod saved_positions;
 pub mod table;
 #[cfg(test)]
@@ -249,6 +251,8 @@ pub struct Session {
     pub message_rest: Vec<u8>,
     /// Whether it is behind: ticks of memberships that conflate are held back.
     pub behind: bool,
+    /// Its bounds were raised, or it is behind: to be settled once its outbox is empty.
+    pub is_unsettled: bool,
     /// Whether it is queued for eviction because more than `yield_bytes` waits.
     pub over_queued: bool,
     /// A stall deadline is pending: one at a time, however often the socket fills.
@@ -324,6 +328,7 @@ impl Session {
             changes_pending: 0,
             message_rest: Vec::new(),
             behind: false,
+            is_unsettled: false,
             over_queued: false,
             stall_timer_pending: false,
             yield_bytes: usize::MAX,

@@ -29,12 +29,13 @@ mod http;
 mod ingress;
 mod intake;
 mod lifecycle;
+mod overload;
 mod proxied;
 mod reload;
 mod stages;
 mod subscriptions;
 pub mod survey;
-mod timers;
+pub(crate) mod timers;
 mod unfinished;
 
 use std::{
@@ -52,7 +53,8 @@ use crate::{
     home::{Home, Retention, last_value::LastValuesBudget},
     ids::{SessionId, SlotId, SourceId},
     limits::{
-        INPUT_QUANTUM_BYTES, TIMERS_GONE_MAX, TURN_COUNT_UNITS, TURN_DELIVERY_UNITS, TURN_INTEREST_UNITS,
+        INPUT_QUANTUM_BYTES, SEND_BYTES_MAX, TIMERS_GONE_MAX, TURN_COUNT_UNITS, TURN_DELIVERY_UNITS,
+        TURN_INTEREST_UNITS,
     },
     metrics::{
         counters::{Counter, Counters},
@@ -60,8 +62,8 @@ use crate::{
     },
     now::Now,
     session::{
-        CloseReason, SendSource, Session, holders::Holders, membership::Membership,
-        saved_positions::PositionsMemory, table::Sessions,
+        SendSource, Session, holders::Holders, membership::Membership, saved_positions::PositionsMemory,
+        table::Sessions,
     },
     timer_wheel::Wheel,
 };
@@ -173,6 +175,8 @@ pub struct Shard {
     counters: Arc<Counters>,
     latency: Latency,
     control: Control,
+    /// While the shard is overloaded: when it no longer is if no session loses ticks before, CLOCK_MONOTONIC nanoseconds.
+    overloaded_until_ns: Option<u64>,
     /// Bytes that a drain may still append to the egress logs.
     drain_left_bytes: u64,
     scratch: Vec<u8>,
@@ -243,6 +247,7 @@ impl Shard {
             counters,
             latency: Latency::default(),
             control: Control::new(),
+            overloaded_until_ns: None,
             drain_left_bytes: (limits.egress_log_bytes / 4) as u64,
             scratch: Vec::new(),
             decoders: SharedDecoders::new(limits.frame_bytes_max, limits.message_bytes_max()),
@@ -292,6 +297,38 @@ impl Shard {
         &mut self.latency
     }
 
+    /// Notes whether the shard's thread has hardly slept lately, so that sessions may be behind through no fault of theirs.
+    pub fn set_saturated(&mut self, is_saturated: bool) {
+        self.sessions.set_saturated(is_saturated);
+    }
+
+    /// Makes ticks wait for the latency budget: until [`Shard::release_ticks`], only sessions that have a reply to send get a
+    /// SEND, with the ticks before it.
+    pub fn hold_ticks(&mut self) {
+        self.sessions.hold();
+    }
+
+    /// Ends the wait of [`Shard::hold_ticks`].
+    pub fn release_ticks(&mut self) {
+        self.sessions.release();
+    }
+
+    /// Returns whether so many sessions were served out of turn that ticks must wait no longer.
+    pub fn must_release_ticks(&self) -> bool {
+        self.sessions.is_crowded()
+    }
+
+    /// Returns how many bytes of frames may wait in [`Shard::hold_ticks`]: what one SEND carries, and less than what makes a
+    /// session fall behind.
+    pub fn held_bytes_max(&self) -> u64 {
+        SEND_BYTES_MAX.min(self.limits.behind_bytes / 2) as u64
+    }
+
+    /// Returns the bytes of all frames appended to the egress logs so far.
+    pub fn appended_bytes(&self) -> u64 {
+        self.logs.appended_bytes()
+    }
+
     /// Returns the number of sessions ready for a SEND, lagging ones included.
     pub fn ready_or_lagging_len(&self) -> usize {
         self.sessions.ready_or_lagging_len()
@@ -331,6 +368,8 @@ impl Shard {
         worked |= self.fanout.count_topics(TURN_COUNT_UNITS) > 0;
         worked |= self.request_history(now);
         self.logs.note_time(now.monotonic_ns);
+        self.sessions.note_time(now);
+        self.end_overload(now);
         worked |= self.resume_paused(now);
         self.preferred_intake = self.preferred_intake.next(self.shards > 1);
         worked |= self.handle_timers(now);
@@ -379,8 +418,13 @@ impl Shard {
     fn apply_deferred(&mut self, now: Now) {
         self.count_ticks();
         self.set_pace_timers();
-        while let Some(slot) = self.sessions.pop_slow() {
-            self.end(slot, CloseReason::SlowConsumer, now);
+        while let Some(slot) = self.sessions.pop_too_far_behind() {
+            let why = self.why_too_far_behind(slot);
+            self.end(slot, why, now);
+        }
+        let overloads = self.sessions.take_overloads();
+        if overloads > 0 {
+            self.note_overload(overloads, now);
         }
     }
 
@@ -447,7 +491,12 @@ impl Shard {
 
     /// Returns when [`Shard::turn`] is next due without an event, CLOCK_MONOTONIC nanoseconds.
     pub fn next_deadline(&self) -> Option<u64> {
-        self.timers.next_due_ns().into_iter().chain(self.idle_walk_due_ns()).min()
+        self.timers
+            .next_due_ns()
+            .into_iter()
+            .chain(self.idle_walk_due_ns())
+            .chain(self.overloaded_until_ns)
+            .min()
     }
 
     /// Returns the memory that configuration bounds: egress logs, histories, stages, timers, and the sessions with their

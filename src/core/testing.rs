@@ -43,6 +43,8 @@ pub fn cluster(
 pub struct TurnLoop {
     /// Reused from turn to turn, as in the server.
     gather: Vec<u8>,
+    /// The shard holds ticks: only sessions with a reply are served.
+    pub is_holding: bool,
 }
 
 impl TurnLoop {
@@ -82,13 +84,14 @@ impl TurnLoop {
         let mut sends: [Option<Send>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
         let mut outcomes = [(0, false); SENDS_PER_SUBMIT];
         let mut left = sends_max;
+        let poll = if self.is_holding { Shard::poll_urgent_send } else { Shard::poll_send };
         loop {
             self.gather.clear();
             shard.prepare_sends(now);
             let mut len = 0;
             while len < SENDS_PER_SUBMIT.min(left)
                 && self.gather.len() + SEND_BYTES_MAX <= GATHER_BYTES
-                && let Some(send) = shard.poll_send(&mut self.gather, now)
+                && let Some(send) = poll(shard, &mut self.gather, now)
             {
                 sends[len] = Some(send);
                 len += 1;
@@ -182,6 +185,8 @@ pub struct Driver {
     pub now: Now,
     /// Slots of full sockets: SENDs to them stay parked until [`Driver::open`].
     pub full: BTreeSet<u32>,
+    /// SENDs that a turn has time for.
+    pub sends_max: usize,
     /// Slot and bytes of each SEND in order, since the last [`Driver::take_sent`].
     pub sent: Vec<(u32, Vec<u8>)>,
     /// Actions of all turns, until a test takes them.
@@ -197,6 +202,7 @@ impl Driver {
             shard: Shard::new(ShardId(0), 1, EPOCH, limits, Arc::new(Counters::default())),
             now: START,
             full: BTreeSet::new(),
+            sends_max: usize::MAX,
             sent: Vec::new(),
             actions: Vec::new(),
             parked: BTreeSet::new(),
@@ -219,13 +225,14 @@ impl Driver {
     /// Runs one turn.
     pub fn turn(&mut self) {
         let (full, parked, sent) = (&self.full, &mut self.parked, &mut self.sent);
-        let actions = self.turns.turn(&mut self.shard, None, self.now, usize::MAX, |SlotId(slot), bytes| {
+        let take = |SlotId(slot), bytes: &[u8]| {
             sent.push((slot, bytes.to_vec()));
             full.contains(&slot) && {
                 parked.insert(slot);
                 true
             }
-        });
+        };
+        let actions = self.turns.turn(&mut self.shard, None, self.now, self.sends_max, take);
         self.actions.extend(actions);
     }
 

@@ -153,6 +153,7 @@ fn delivery(record: &Subscribe) -> Result<Delivery, OptionError> {
         1 => Some(Policy::Conflate),
         2 => Some(Policy::Drop),
         3 => Some(Policy::Disconnect),
+        4 => Some(Policy::Keep),
         other => return Err(OptionError::Policy(other.to_string())),
     };
     let interval_us = match record.max_rate_millihertz {

@@ -157,7 +157,7 @@ wire_record!(
     request: u32 = 0,
     /// Start. 0: live, 1: latest, 2: after `epoch` and `sequence`, 3: after the positions of preceding RESUMEs.
     from: u8 = 4,
-    /// Policy. 0: the topic's default, 1: conflate, 2: drop, 3: disconnect.
+    /// Policy. 0: the topic's default, 1: conflate, 2: drop, 3: disconnect, 4: keep.
     policy: u8 = 5,
     /// Reserved, 0.
     reserved: u16 = 6,

@@ -1,6 +1,6 @@
 //! Options of a subscription: start position, rate limit, and policy while the session is behind.
 
-use std::{collections::HashMap, fmt, str::FromStr};
+use std::{cmp::Ordering, collections::HashMap, fmt, str::FromStr};
 
 use crate::{
     limits::{MAX_RATE_HIGHEST, MAX_RATE_LOWEST},
@@ -9,17 +9,39 @@ use crate::{
 
 /// What to do with a subscription's ticks while its session is behind.
 ///
-/// Ordered: if several subscriptions of a session match a topic, the greatest policy applies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+/// Ordered by strictness: if several subscriptions of a session match a topic, the greatest policy applies. The discriminants
+/// are the values on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Policy {
     /// Keep only the last tick of each topic and key; announce the ones it replaces with CONFLATED.
     Conflate = 1,
     /// Drop the oldest ticks and announce them with GAP before the next tick.
     Drop = 2,
-    /// Keep every tick; close a session that falls too far behind.
-    #[default]
+    /// Keep every tick; close a session that falls too far behind, for whatever reason.
     Disconnect = 3,
+    /// Keep every tick; close a session that falls too far behind because its client is slow. If the server is overloaded, drop
+    /// the oldest ticks and announce them with GAP.
+    #[default]
+    Keep = 4,
+}
+
+impl Ord for Policy {
+    fn cmp(&self, other: &Policy) -> Ordering {
+        let strictness = |policy: &Policy| match policy {
+            Policy::Conflate => 0,
+            Policy::Drop => 1,
+            Policy::Keep => 2,
+            Policy::Disconnect => 3,
+        };
+        strictness(self).cmp(&strictness(other))
+    }
+}
+
+impl PartialOrd for Policy {
+    fn partial_cmp(&self, other: &Policy) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl Policy {
@@ -29,6 +51,7 @@ impl Policy {
             Policy::Conflate => "conflate",
             Policy::Drop => "drop",
             Policy::Disconnect => "disconnect",
+            Policy::Keep => "keep",
         }
     }
 }
@@ -37,7 +60,7 @@ impl FromStr for Policy {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Policy, OptionError> {
-        [Policy::Conflate, Policy::Drop, Policy::Disconnect]
+        [Policy::Conflate, Policy::Drop, Policy::Keep, Policy::Disconnect]
             .into_iter()
             .find(|policy| policy.name() == text)
             .ok_or_else(|| OptionError::Policy(text.chars().take(32).collect()))
@@ -93,7 +116,7 @@ impl fmt::Display for OptionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             OptionError::Policy(text) => {
-                write!(f, "policy: unknown value {text:?}; use conflate, drop or disconnect")
+                write!(f, "policy: unknown value {text:?}; use conflate, drop, keep or disconnect")
             }
             OptionError::MaxRate(text) => {
                 write!(
@@ -172,7 +195,9 @@ mod tests {
 
     #[test]
     fn policies_parse_from_their_names() {
-        for policy in [Policy::Conflate, Policy::Drop, Policy::Disconnect] {
+        let by_strictness = [Policy::Conflate, Policy::Drop, Policy::Keep, Policy::Disconnect];
+        assert!(by_strictness.is_sorted());
+        for policy in by_strictness {
             assert_eq!(policy.name().parse(), Ok(policy));
         }
         assert!("Conflate".parse::<Policy>().unwrap_err().to_string().contains("conflate, drop"));

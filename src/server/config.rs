@@ -26,6 +26,7 @@ use crate::{
 };
 use tickcast_core::{
     config::{Limits, message_bytes_max},
+    flush_wait::LatencyBudget,
     home::CreationLimits,
     networks::Networks,
     shard::ClientAddress,
@@ -58,12 +59,16 @@ pub struct Config {
     pub unlimited_sources: Networks,
     /// New connections per second, all shards together; 0: no limit.
     pub accept_rate: u32,
+    /// Whether a shard refuses new connections while it is overloaded.
+    pub overload_refuses: bool,
+    /// Whether the server is not ready while a shard is overloaded.
+    pub overload_is_unready: bool,
     /// Bounds of the core.
     pub limits: Limits,
     /// Size of one mesh ring, bytes.
     pub mesh_ring_bytes: usize,
-    /// Longest time that a tick is held under load so that others leave with it, nanoseconds; 0: every turn sends.
-    pub latency_budget_ns: u64,
+    /// Longest time that a tick is held under load so that others leave with it.
+    pub latency_budget: LatencyBudget,
     /// Time that an idle shard polls before it sleeps, nanoseconds.
     pub spin_ns: u64,
     /// Longest time from SIGTERM to exit, nanoseconds.
@@ -146,8 +151,9 @@ impl Checks<'_> {
         let listeners = self.listeners();
         let core_limits = self.limits();
         let (budget, spin) = (server.latency_budget, server.spin);
-        let budget_highest = Time::from_us(limits::LATENCY_BUDGET_US_HIGHEST);
-        self.within("server.latency_budget", budget, Time::default(), budget_highest);
+        let budget_highest = Time::from_ms(limits::LATENCY_BUDGET_MS_HIGHEST);
+        let budget_max = Time { ns: budget.0.max_ns() };
+        self.within("server.latency_budget", budget_max, Time::default(), budget_highest);
         self.within("server.spin", spin, Time::default(), Time::from_us(limits::SPIN_US_HIGHEST));
         if let Some(clients) = limits.max_clients
             && !(1..=limits::CLIENTS_MAX_HIGHEST).contains(&clients)
@@ -174,13 +180,15 @@ impl Checks<'_> {
             clients_per_source_max: limits.max_clients_per_source,
             unlimited_sources: limits.unlimited_sources.clone(),
             accept_rate: limits.accept_rate,
+            overload_refuses: limits.overload_refuse,
+            overload_is_unready: limits.overload_unready,
             // Room for two of the longest mesh frames.
             mesh_ring_bytes: limits
                 .mesh_ring
                 .bytes
                 .max(2 * mesh_frame_bytes_max(core_limits.frame_bytes_max)),
             limits: core_limits,
-            latency_budget_ns: budget.ns,
+            latency_budget: budget.0,
             spin_ns: spin.ns,
             drain_deadline_ns: timeouts.drain_deadline.ns,
             report: tables.debug.report,

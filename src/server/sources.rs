@@ -176,7 +176,7 @@ impl Lanes {
         for (shard, lane) in (0..).zip(&mut self.lanes) {
             if !lane.stage.waiting().is_empty() {
                 if lane.ring.push(&mut lane.stage) {
-                    lane.bell.ring();
+                    lane.bell.ring_for_ticks();
                 }
                 if !lane.stage.waiting().is_empty() {
                     full.get_or_insert(Backpressure { shard: ShardId(shard) });

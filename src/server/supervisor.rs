@@ -179,6 +179,7 @@ fn start_admin(
     let handles = ServerHandles {
         shards: shards.iter().cloned().enumerate().map(|(index, counters)| (core(index), counters)).collect(),
         sources: sources.to_vec(),
+        overload_is_unready: config.overload_is_unready,
         dispatch: Box::new(move |dispatch| drop(requests.send(Event::AdminRequest(dispatch)))),
     };
     let socket = listening.sockets.into_iter().flatten().next().ok_or_else(|| io::Error::other("no socket"));
@@ -275,7 +276,8 @@ fn start(
             clients_max,
             stop: server.stop.clone(),
             admission: Admission::new(counts.clone(), config.accept_rate, config.shards),
-            pacing: Pacing { latency_budget_ns: config.latency_budget_ns, spin_ns: config.spin_ns },
+            overload_refuses: config.overload_refuses,
+            pacing: Pacing { latency_budget: config.latency_budget, spin_ns: config.spin_ns },
             handovers,
             control: ControlQueue::new(receiver),
             distribution: Distribution::new(id, server.counters.clone()),

@@ -13,6 +13,7 @@ mod bad_native;
 mod bad_websocket;
 mod bare;
 mod bounds;
+mod budget;
 mod check;
 mod churn;
 mod conflate;

@@ -95,6 +95,10 @@ pub struct Client {
     was_faithful: bool,
     /// The other patterns that there were at the latest request, by pattern.
     others: HashMap<String, Vec<String>>,
+    /// Its socket takes everything at once.
+    pub takes_all: bool,
+    /// Its socket has been full.
+    pub socket_filled: bool,
     /// Ticks announced as conflated and as lost.
     pub conflated: u64,
     pub lost: u64,
@@ -155,6 +159,8 @@ impl Client {
             requested: HashMap::new(),
             was_faithful: false,
             others: HashMap::new(),
+            takes_all: false,
+            socket_filled: false,
             conflated: 0,
             lost: 0,
             recovered: 0,

@@ -62,7 +62,7 @@ fn promises_hold_for_every_seed() {
 #[test]
 fn the_seeds_cover_every_situation() {
     let mut reached = Reached::default();
-    for seed in 0..100 {
+    for seed in 0..200 {
         let mut world = World::new(seed);
         (0..STEPS).for_each(|_| world.step());
         world.settle();

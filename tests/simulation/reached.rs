@@ -4,7 +4,10 @@
 #[derive(Debug, Default)]
 pub struct Reached {
     pub parked: u64,
+    pub held: u64,
     pub slow_closed: u64,
+    pub overload_closed: u64,
+    pub overloads: u64,
     pub source_full: u64,
     pub delivered: u64,
     pub vanished: u64,
@@ -25,7 +28,10 @@ pub struct Reached {
 impl Reached {
     pub fn add(&mut self, other: &Reached) {
         self.parked += other.parked;
+        self.held += other.held;
         self.slow_closed += other.slow_closed;
+        self.overload_closed += other.overload_closed;
+        self.overloads += other.overloads;
         self.source_full += other.source_full;
         self.delivered += other.delivered;
         self.vanished += other.vanished;
@@ -46,7 +52,10 @@ impl Reached {
     pub fn is_complete(&self) -> bool {
         [
             self.parked,
+            self.held,
             self.slow_closed,
+            self.overload_closed,
+            self.overloads,
             self.source_full,
             self.vanished,
             self.paused,

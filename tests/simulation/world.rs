@@ -36,6 +36,8 @@ const SETTLE_TURNS_MAX: usize = 10_000;
 /// More than a run publishes: with logs and outboxes of this size no client can be too slow.
 const ROOMY_BYTES: usize = 16 << 20;
 const HISTORY_BYTES_MAX: usize = 1 << 20;
+/// Simulated time for which a shard has no time to send.
+const STARVED_NS: u64 = 50_000_000;
 /// Simulated time per turn while settling, and the least number of turns: paced ticks have arrived by then.
 const SETTLE_TURN_NS: u64 = 5_000_000;
 const SETTLE_TURNS_MIN: usize = 60;
@@ -64,6 +66,10 @@ pub struct World {
     shards: Vec<Shard>,
     meshes: Vec<Mesh>,
     turns: TurnLoop,
+    /// Whether a shard holds ticks for its latency budget.
+    holding: Vec<bool>,
+    /// Shards hold ticks no more, so that everything comes to rest.
+    settles: bool,
     lanes: Lanes,
     clients: Vec<Client>,
     /// Free slots, by shard.
@@ -87,12 +93,12 @@ impl World {
         let limits = Limits {
             frame_bytes_max: 4 << 10,
             egress_log_bytes: if roomy { ROOMY_BYTES } else { rng.usize(128..200) << 10 },
-            outbox_bytes_max: if roomy { ROOMY_BYTES } else { rng.usize(30..80) << 10 },
+            outbox_bytes_max: if roomy { ROOMY_BYTES } else { rng.usize(30..60) << 10 },
             behind_bytes: rng.usize(1..50) << 10,
             behind_ns: rng.u64(1..40) * 1_000_000,
             policies: Rules {
                 rules: vec![("t.0".into(), Policy::Conflate), ("t.1".into(), Policy::Drop)],
-                default: Policy::Disconnect,
+                default: Policy::Keep,
             },
             history: Rules::all(HistoryBounds {
                 ticks: rng.usize(0..100),
@@ -131,6 +137,8 @@ impl World {
             ring_bytes,
             meshes,
             turns: TurnLoop::default(),
+            holding: vec![false; count],
+            settles: false,
             lanes: Lanes::new(lanes.into_iter()),
             clients: Vec::new(),
             free: vec![Vec::new(); count],
@@ -192,6 +200,7 @@ impl World {
         };
         let room = self.rng.usize(100..8_000);
         let mut client = Client::new(self.names, shard, slot, encoding, manner, room, &identity);
+        client.takes_all = manner == Manner::Healthy && self.rng.u8(..3) == 0;
         match self.memories.pop() {
             Some(memory) => self.reconnect(&mut client, memory),
             None => {
@@ -223,9 +232,17 @@ impl World {
             2 => Begin::Resume,
             _ => Begin::Live,
         };
-        let policy = [None, Some(Policy::Conflate), Some(Policy::Drop), Some(Policy::Disconnect)];
+        let policy = [
+            None,
+            Some(Policy::Conflate),
+            Some(Policy::Drop),
+            Some(Policy::Disconnect),
+            Some(Policy::Disconnect),
+            Some(Policy::Disconnect),
+            Some(Policy::Keep),
+        ];
         Request {
-            policy: policy[self.rng.usize(..4)],
+            policy: policy[self.rng.usize(..policy.len())],
             interval_ms: [0, 0, 0, 0, 2, 5, 20, 50][self.rng.usize(..8)],
             begin,
         }
@@ -372,7 +389,11 @@ impl World {
     }
 
     fn turn(&mut self, shard: usize) {
-        let sends_max = self.rng.usize(1..40);
+        // A quarter of the time, a shard has no time to send.
+        let starves = !self.settles && (self.now.monotonic_ns / STARVED_NS + shard as u64).is_multiple_of(4);
+        let sends_max = if starves { 0 } else { self.rng.usize(1..40) };
+        self.begin_or_end_a_wait(shard);
+        self.turns.is_holding = self.holding[shard];
         let (clients, rng, reached) = (&mut self.clients, &mut self.rng, &mut self.reached);
         let mesh = &mut self.meshes[shard];
         let actions =
@@ -383,16 +404,32 @@ impl World {
                 assert!(client.parked.is_empty(), "never two SENDs on one socket");
                 let room = client.socket_bytes_max.saturating_sub(client.socket.len());
                 let room = if rng.u8(..4) == 0 { rng.usize(..=room) } else { room };
+                // What its socket takes is not the limit: the server has no time for more.
+                let room = if client.takes_all { usize::MAX } else { room };
                 let taken = room.min(bytes.len());
                 client.socket.extend_from_slice(&bytes[..taken]);
                 client.parked.extend_from_slice(&bytes[taken..]);
                 client.was_cut = bytes.len() == SEND_BYTES_MAX;
                 let parked = !client.parked.is_empty();
+                client.socket_filled |= parked;
                 reached.parked += u64::from(parked);
                 parked
             });
         self.note_lives(shard);
         self.act(shard, actions);
+    }
+
+    /// Makes a shard hold ticks for some turns, now and then.
+    fn begin_or_end_a_wait(&mut self, shard: usize) {
+        let toggles = if self.settles { self.holding[shard] } else { self.rng.u8(..3) == 0 };
+        if toggles {
+            self.holding[shard] ^= true;
+            match self.holding[shard] {
+                true => self.shards[shard].hold_ticks(),
+                false => self.shards[shard].release_ticks(),
+            }
+        }
+        self.reached.held += u64::from(self.holding[shard]);
     }
 
     /// Notes the lives of a home's topics, before a client hears of them: a life lasts several turns, and ends some turns after
@@ -453,7 +490,7 @@ impl World {
             }
             client.read(usize::MAX, published);
             assert!(
-                client.closing.is_none_or(|code| matches!(code, 3008 | 3009 | 3011)),
+                client.closing.is_none_or(|code| matches!(code, 3008 | 3009 | 3011 | 3013)),
                 "closed with {:?}",
                 client.closing
             );
@@ -467,6 +504,10 @@ impl World {
             assert!(
                 client.closing != Some(3008) || !client.always_yields() || keeps_frames,
                 "a client whose ticks may be left out is not closed for being slow"
+            );
+            assert!(
+                client.closing != Some(3008) || client.socket_filled,
+                "a client whose socket takes everything at once is not closed for being slow"
             );
             gone.insert(format!("c.{}", client.name));
             Self::remember(memories, client, client.name.is_multiple_of(2));
@@ -499,7 +540,10 @@ impl World {
 
     /// Runs until nothing moves. Slow clients read everything; stuck ones stay stuck.
     pub fn settle(&mut self) {
-        self.clients.iter_mut().for_each(|client| client.socket_bytes_max = 64 << 10);
+        self.settles = true;
+        for client in self.clients.iter_mut().filter(|client| !client.takes_all) {
+            client.socket_bytes_max = 64 << 10;
+        }
         let mut settled = false;
         for turns in 0..SETTLE_TURNS_MAX {
             // Then the clock stands still, so that nobody is pinged any more.
@@ -545,6 +589,8 @@ impl World {
         assert!(settled, "everything comes to rest");
         let totals = |counter| self.shards.iter().map(|shard| shard.counters().value(counter)).sum::<u64>();
         self.reached.slow_closed = totals(Counter::ClosedSlowConsumer);
+        self.reached.overload_closed = totals(Counter::ClosedOverloaded);
+        self.reached.overloads = totals(Counter::Overloads);
         self.reached.delivered = totals(Counter::TicksDelivered);
         self.reached.conflated = totals(Counter::TicksConflated);
         self.reached.lost = totals(Counter::TicksDropped);

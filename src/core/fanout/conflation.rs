@@ -4,16 +4,16 @@
 use super::{
     EgressLogs, Fanout,
     topic::{Member, group_of, skipped_range},
-    topic_mut, wildcard,
+    topic_mut,
 };
 use crate::{
-    egress_log::{EgressLog, FrameInfo},
+    egress_log::FrameInfo,
     home::{Backfill, Home},
     ids::SlotId,
     limits::SEND_BYTES_MAX,
     session::{
-        Content, Verdict,
-        membership::{Gap, Membership, Taking, TopicMap},
+        Content,
+        membership::{Gap, Membership, Taking},
         table::Sessions,
     },
 };
@@ -32,17 +32,6 @@ pub struct PaceTimer {
     pub slot: SlotId,
     /// The topic.
     pub topic: TopicId,
-}
-
-/// Why frames are evicted from an outbox.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EvictionCause {
-    /// More bytes wait than the session's bound allows.
-    OutboxFull,
-    /// The socket was full for too long: evicts what was queued before this time, CLOCK_MONOTONIC nanoseconds.
-    SocketStalled { queued_before_ns: u64 },
-    /// The log is about to overwrite old frames: evicts those that are no longer fresh.
-    LogWrapping,
 }
 
 /// Bounds on what a closing session still receives.
@@ -134,143 +123,6 @@ impl Membership {
 }
 
 impl Fanout {
-    /// Evicts frames from outboxes that exceed their bounds, and from those whose frames the log is about to overwrite.
-    pub fn evict_overflowing(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs) {
-        while let Some(slot) = sessions.pop_over() {
-            if sessions.open_mut(slot).is_some_and(|session| session.yields()) {
-                self.evict_frames(slot, EvictionCause::OutboxFull, sessions, logs);
-            }
-            match sessions.is_too_slow(slot) {
-                true => sessions.mark_slow(slot),
-                false => sessions.raise_yield_bytes(slot),
-            }
-        }
-        let due = logs.take_sweeps();
-        if due.contains(&true) {
-            for slot in sessions.slots() {
-                let Some(session) = sessions.open_mut(slot) else { continue };
-                let yields = due[session.format.index()] && session.yields();
-                let stale = |log: &EgressLog| {
-                    session.outbox.oldest_shared().is_some_and(|start| !log.is_fresh(start))
-                };
-                if yields && logs.of(session.format).is_some_and(stale) {
-                    self.evict_frames(slot, EvictionCause::LogWrapping, sessions, logs);
-                }
-            }
-        }
-    }
-
-    /// Evicts frames from an outbox: all frames of conflating memberships, whose topics become held, and the oldest of
-    /// dropping ones, whose gaps are noted. O(frames waiting).
-    pub fn evict_frames(
-        &mut self,
-        slot: SlotId,
-        cause: EvictionCause,
-        sessions: &mut Sessions,
-        logs: &EgressLogs,
-    ) {
-        let (topics, shards, tally) = (&mut self.topics, self.shards, &mut self.tally);
-        let (patterns, entries) = (&self.patterns, &self.entries);
-        let mut inserted = Vec::new();
-        let target = self.settings.behind_bytes / 2;
-        sessions.with_outbox(slot, |session| {
-            let format = session.format;
-            let Some(log) = logs.of(format) else { return };
-            let conflating = session.yielding.conflating > 0;
-            session.behind |= conflating;
-            let mut memberships = std::mem::take(&mut session.memberships);
-            let mut lag = session.lag.take().unwrap_or_default();
-            let mut waiting = session.frame_bytes();
-            let old_ends = match cause {
-                EvictionCause::SocketStalled { queued_before_ns } => log.head_at(queued_before_ns),
-                _ => 0,
-            };
-            let mut stays = match cause {
-                EvictionCause::OutboxFull => false,
-                EvictionCause::SocketStalled { .. } => {
-                    session.outbox.oldest_shared().is_none_or(|start| start >= old_ends)
-                }
-                EvictionCause::LogWrapping => {
-                    session.outbox.oldest_shared().is_none_or(|start| log.is_fresh(start))
-                }
-            };
-            let subscriptions = &session.subscriptions;
-            // What the wildcard groups of each topic come to: many frames may be of few topics.
-            let mut of_groups: TopicMap<Option<Membership>> = TopicMap::default();
-            session.outbox.evict(log, |content, len, shared| {
-                let id = TopicId(content.topic());
-                let known = memberships.get(&id).copied();
-                let membership = known.or_else(|| {
-                    *of_groups.entry(id).or_insert_with(|| {
-                        let topic = topic_mut(topics, id, shards)?;
-                        let merged =
-                            wildcard::merged_of_all(patterns, entries, topic, subscriptions, format)?;
-                        Some(merged.membership())
-                    })
-                });
-                let Some(mut membership) = membership else { return Verdict::Keep };
-                if !membership.yields() {
-                    return Verdict::Keep;
-                }
-                if membership.taking == Taking::Recovering && !content.is_announcement() {
-                    // History was requested to fit the room. If it were evicted, it would be requested again.
-                    return Verdict::Keep;
-                }
-                if !membership.conflates() {
-                    // The oldest go first: once a frame stays, all later ones do. A private frame has no position in
-                    // the log, but it is older than the evicted frames behind it.
-                    stays |= match (cause, shared) {
-                        (EvictionCause::OutboxFull, _) => waiting <= target,
-                        (EvictionCause::SocketStalled { .. }, Some(frame)) => frame.start >= old_ends,
-                        (EvictionCause::LogWrapping, Some(frame)) => log.is_fresh(frame.start),
-                        (EvictionCause::SocketStalled { .. } | EvictionCause::LogWrapping, None) => false,
-                    };
-                    match (stays, conflating) {
-                        (true, false) => return Verdict::KeepRest,
-                        (true, true) => return Verdict::Keep,
-                        (false, _) => {}
-                    }
-                }
-                // What is evicted is announced later, which takes a membership.
-                if known.is_none()
-                    && let Some(topic) = topic_mut(topics, id, shards)
-                {
-                    membership.position = topic.push_member(format, slot, &membership);
-                    inserted.push(id);
-                }
-                if !membership.conflates() {
-                    let must_list = match content.is_announcement() {
-                        true => membership.forget_announcement(),
-                        false => membership.lose(content.ticks()),
-                    };
-                    lag.unannounced.extend(must_list.then_some(id));
-                } else if content.is_announcement() {
-                    lag.unannounced.extend(membership.forget_announcement().then_some(id));
-                } else if membership.taking == Taking::Live {
-                    (membership.taking, membership.from) = (Taking::Held, content.ticks().from.0);
-                    lag.held.push_back(id);
-                    if let Some(topic) = topic_mut(topics, id, shards) {
-                        topic.set_skipped(format, membership.position, true);
-                    }
-                } else {
-                    // Already held or paced: extend it to older ticks.
-                    membership.from = membership.from.min(content.ticks().from.0);
-                }
-                memberships.insert(id, membership);
-                waiting -= len as usize;
-                tally.evicted += u64::from(content.is_tick());
-                Verdict::Evict
-            });
-            session.memberships = memberships;
-            session.lag = (!lag.is_empty()).then_some(lag);
-            for id in inserted.drain(..) {
-                let membership = session.memberships.get(&id).copied();
-                // It yields, and so does the subscription: the session's bound does not change.
-                session.count_membership(None, membership.as_ref());
-            }
-        });
-    }
-
     /// Prepares the next SEND of a lagging session: pending notices first, then the last values of held topics, up to
     /// about one SEND.
     pub fn refill(
@@ -316,11 +168,12 @@ impl Fanout {
 
     /// Notes that a session's outbox is empty: it is no longer behind.
     pub fn handle_drained(&mut self, slot: SlotId, sessions: &mut Sessions) {
-        if let Some(session) = sessions.any_mut(slot)
-            && session.yields()
-        {
-            session.behind = false;
-            sessions.set_yield_bytes(slot);
+        if let Some(session) = sessions.any_mut(slot) {
+            session.is_unsettled = false;
+            if session.yields() {
+                session.behind = false;
+                sessions.set_yield_bytes(slot);
+            }
         }
     }
 
@@ -442,7 +295,7 @@ impl Fanout {
                     _ => logs.append_tick(format, &tick, &topic.info),
                 };
                 let Some((log, range)) = appended else {
-                    sessions.mark_slow(slot);
+                    sessions.mark_too_far_behind(slot);
                     break;
                 };
                 group.latest = Some(range);

@@ -117,6 +117,11 @@ impl EgressLogs {
         std::array::from_fn(|index| self.logs[index].as_mut().is_some_and(EgressLog::take_sweep))
     }
 
+    /// Bytes of all frames appended so far.
+    pub fn appended_bytes(&self) -> u64 {
+        self.logs.iter().flatten().map(EgressLog::head).sum()
+    }
+
     /// Records the time, so that [`EgressLog::head_at`] can tell what was appended before it.
     pub fn note_time(&mut self, now_ns: u64) {
         self.logs.iter_mut().flatten().for_each(|log| log.note_time(now_ns));

@@ -169,7 +169,7 @@ impl Fanout {
                 });
             });
             // Notices cannot be evicted again: a session that reads nothing must not collect them for ever.
-            sessions.mark_slow_by_replies(slot);
+            sessions.mark_by_replies(slot);
         }
         (looks + frames) / FRAMES_PER_UNIT
     }

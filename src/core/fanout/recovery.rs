@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     egress_log::FrameInfo,
-    fanout::conflation::{EvictionCause, skipped},
+    fanout::{conflation::skipped, overflow::EvictionCause},
     home::{
         Backfill, CHUNK_EPOCH_PASSED, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED, CHUNK_VALUES_LOST,
     },

@@ -109,7 +109,7 @@ impl PossiblePolicies {
         let bits = |policy| match policy {
             Policy::Conflate => Self::YIELDS | Self::CONFLATES,
             Policy::Drop => Self::YIELDS,
-            Policy::Disconnect => Self::KEEPS,
+            Policy::Keep | Policy::Disconnect => Self::KEEPS,
         };
         if let Some(policy) = policy {
             return PossiblePolicies(bits(policy));
@@ -398,7 +398,7 @@ impl Fanout {
                     let Some((log, range)) = topic.latest_or_append(*format, tick, logs) else {
                         // The tick is longer than the log, so no member can receive it; closing them keeps the loss
                         // announced.
-                        members.iter().for_each(|member| sessions.mark_slow(member.slot));
+                        members.iter().for_each(|member| sessions.mark_too_far_behind(member.slot));
                         continue;
                     };
                     let mut queued = 0;

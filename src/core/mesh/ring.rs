@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::{
     limits::FRAME_ALIGN,
     mesh::sync::{
-        atomic::{AtomicBool, Ordering::SeqCst, fence},
+        atomic::{AtomicBool, AtomicU8, Ordering::SeqCst, fence},
         rtrb,
     },
 };
@@ -252,25 +252,52 @@ impl Stage {
     }
 }
 
+/// What wakes a shard, as its doorbell knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Sleep {
+    /// It is awake: nothing need wake it.
+    Awake = 0,
+    /// It waits for its latency budget: ticks do not wake it, everything else does.
+    Within = 1,
+    /// It is idle: everything wakes it.
+    Idle = 2,
+}
+
 /// Wakes a parked shard. The shard announces that it will sleep, checks every ring once more, and only then sleeps; a
 /// producer pushes first and checks for a sleeper after. One of the two checks sees the other side's write.
 ///
 /// No system call while the shard is awake.
 pub struct Doorbell {
-    asleep: AtomicBool,
+    /// A [`Sleep`].
+    sleep: AtomicU8,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Doorbell {
     /// Creates a doorbell; `wake` ends the shard's park, for example by a write to its eventfd.
     pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Doorbell {
-        Doorbell { asleep: AtomicBool::new(false), wake: Box::new(wake) }
+        Doorbell { sleep: AtomicU8::new(Sleep::Awake as u8), wake: Box::new(wake) }
     }
 
     /// Wakes the shard if it sleeps. Call after a push, once per batch; from any thread.
     pub fn ring(&self) {
         fence(SeqCst);
-        if self.asleep.load(SeqCst) && self.asleep.swap(false, SeqCst) {
+        if self.sleep.load(SeqCst) != Sleep::Awake as u8 {
+            self.wake_once();
+        }
+    }
+
+    /// As [`Doorbell::ring`], after a push of nothing but ticks, which need not wake a shard that will look soon.
+    pub fn ring_for_ticks(&self) {
+        fence(SeqCst);
+        if self.sleep.load(SeqCst) == Sleep::Idle as u8 {
+            self.wake_once();
+        }
+    }
+
+    fn wake_once(&self) {
+        if self.sleep.swap(Sleep::Awake as u8, SeqCst) != Sleep::Awake as u8 {
             (self.wake)();
         }
     }
@@ -281,19 +308,31 @@ impl Doorbell {
     /// # Errors
     /// What `look_and_wait` returns.
     pub fn sleep<E>(&self, look_and_wait: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        self.announce(Sleep::Idle, look_and_wait)
+    }
+
+    /// As [`Doorbell::sleep`], for a wait that ends by itself: ticks that arrive meanwhile wake nobody.
+    ///
+    /// # Errors
+    /// What `look_and_wait` returns.
+    pub fn sleep_within_budget<E>(&self, look_and_wait: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        self.announce(Sleep::Within, look_and_wait)
+    }
+
+    fn announce<E>(&self, sleep: Sleep, look_and_wait: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
         // A swap, because loom orders it after the other side's swaps. (For a plain store loom would also try the value of
         // an older swap, which the memory model rules out. On x86 a sequentially consistent store is a swap anyway.)
-        self.asleep.swap(true, SeqCst);
+        self.sleep.swap(sleep as u8, SeqCst);
         fence(SeqCst);
         let waited = look_and_wait();
-        self.asleep.store(false, SeqCst);
+        self.sleep.store(Sleep::Awake as u8, SeqCst);
         waited
     }
 }
 
 impl std::fmt::Debug for Doorbell {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Doorbell").field("asleep", &self.asleep).finish_non_exhaustive()
+        f.debug_struct("Doorbell").field("sleep", &self.sleep).finish_non_exhaustive()
     }
 }
 
@@ -385,5 +424,26 @@ mod tests {
         bell.ring();
         assert_eq!(slept, Ok(()));
         assert_eq!(woken.load(SeqCst), 1);
+    }
+
+    #[test]
+    fn ticks_wake_an_idle_shard_and_not_one_within_its_latency_budget() {
+        let woken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = woken.clone();
+        let bell = Doorbell::new(move || {
+            count.fetch_add(1, SeqCst);
+        });
+        let wakes = |within: bool, ring: fn(&Doorbell)| {
+            let look = || {
+                ring(&bell);
+                Ok::<(), ()>(())
+            };
+            let slept = if within { bell.sleep_within_budget(look) } else { bell.sleep(look) };
+            assert_eq!(slept, Ok(()));
+            woken.swap(0, SeqCst)
+        };
+        assert_eq!(wakes(false, Doorbell::ring_for_ticks), 1);
+        assert_eq!(wakes(true, Doorbell::ring_for_ticks), 0);
+        assert_eq!(wakes(true, Doorbell::ring), 1);
     }
 }

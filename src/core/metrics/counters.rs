@@ -44,6 +44,8 @@ counters! {
     SessionsRefusedSource = "sessions_refused_source", "sessions";
     /// Connections refused by the accept rate limit.
     SessionsRefusedRate = "sessions_refused_rate", "sessions";
+    /// Connections refused because the shard was overloaded.
+    SessionsRefusedOverload = "sessions_refused_overload", "sessions";
     /// Connections refused because the server was draining.
     SessionsRefusedDraining = "sessions_refused_draining", "sessions";
     /// Connections closed without a reply because the ring had no memory for them.
@@ -90,6 +92,12 @@ counters! {
     SendsFull = "sends_full", "operations";
     /// Times a ring to another shard became full.
     MeshRingFull = "mesh_ring_full", "times";
+    /// Whether the shard is overloaded: sessions whose sockets have room lose ticks.
+    Overloaded = "overloaded", "shards";
+    /// Times the shard became overloaded.
+    Overloads = "overloads", "times";
+    /// Times a session whose socket had room lost ticks, or its connection, because the shard was overloaded.
+    OverloadLosses = "overload_losses", "times";
     /// Pings sent to silent sessions.
     Pings = "pings", "pings";
     /// Times a session's input was paused for lack of room in the mesh or in its replies.
@@ -110,6 +118,8 @@ counters! {
     ClosedHeartbeatTimeout = "closed_heartbeat_timeout", "sessions";
     /// Sessions closed as slow consumers.
     ClosedSlowConsumer = "closed_slow_consumer", "sessions";
+    /// Sessions closed because the server was overloaded and their policy, disconnect, allows no loss.
+    ClosedOverloaded = "closed_overloaded", "sessions";
     /// Sessions closed because the server shut down.
     ClosedShutdown = "closed_shutdown", "sessions";
     /// Sessions closed by a socket error.
@@ -153,12 +163,17 @@ counters! {
     BusyNs = "busy_ns", "nanoseconds";
     /// Time the shard slept or busy-polled, idle or within its latency budget.
     IdleNs = "idle_ns", "nanoseconds";
+    /// Time that a tick waits now to be sent together with others: at most the latency budget.
+    FlushWaitNs = "flush_wait_ns", "nanoseconds";
 }
 
 impl Counter {
     /// Whether it is a gauge, which can fall, and not a running total.
     pub fn is_gauge(self) -> bool {
-        matches!(self, Counter::SessionsOpen | Counter::SessionsSubscribed)
+        matches!(
+            self,
+            Counter::SessionsOpen | Counter::SessionsSubscribed | Counter::FlushWaitNs | Counter::Overloaded
+        )
     }
 }
 
@@ -191,6 +206,12 @@ impl Counters {
     /// Subtracts `n` from a gauge. Only the owning shard may call it.
     pub fn subtract(&self, counter: Counter, n: u64) {
         self.add(counter, n.wrapping_neg());
+    }
+
+    /// Sets a gauge. Only the owning shard may call it.
+    pub fn set(&self, gauge: Counter, value: u64) {
+        debug_assert!(gauge.is_gauge(), "a running total only grows");
+        self.values[gauge as usize].store(value, Relaxed);
     }
 
     /// The histogram of the shard's turns by their length.

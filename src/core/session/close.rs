@@ -20,6 +20,8 @@ pub enum CloseReason {
     HeartbeatTimeout,
     /// The peer reads more slowly than its outbox allows.
     SlowConsumer,
+    /// The server is too short of CPU to send what its policy, `disconnect`, does not allow to drop.
+    Overloaded,
     /// The server is shutting down.
     Shutdown,
     /// The socket failed with this errno.
@@ -57,6 +59,7 @@ impl CloseReason {
             CloseReason::HeartbeatTimeout => 3011,
             CloseReason::SlowConsumer => 3008,
             CloseReason::UnfinishedMemory => 3012,
+            CloseReason::Overloaded => 3013,
             CloseReason::Shutdown => 3001,
             CloseReason::BadRequest(_) => 3501,
             CloseReason::Replaced => 3502,
@@ -81,6 +84,7 @@ impl CloseReason {
             CloseReason::FrameDeadline => Counter::ClosedFrameDeadline,
             CloseReason::HeartbeatTimeout => Counter::ClosedHeartbeatTimeout,
             CloseReason::SlowConsumer => Counter::ClosedSlowConsumer,
+            CloseReason::Overloaded => Counter::ClosedOverloaded,
             CloseReason::Shutdown => Counter::ClosedShutdown,
             CloseReason::Transport(_) => Counter::ClosedTransport,
             CloseReason::Http(_) => Counter::ClosedHttp,
@@ -122,6 +126,7 @@ impl CloseReason {
             | CloseReason::Proxy(_)
             | CloseReason::Replaced
             | CloseReason::Operator
+            | CloseReason::Overloaded
             | CloseReason::UnfinishedMemory => KeptOutbox::Replies,
         }
     }
@@ -150,6 +155,9 @@ impl fmt::Display for CloseReason {
             CloseReason::FrameDeadline => write!(f, "a frame did not arrive completely in time"),
             CloseReason::HeartbeatTimeout => write!(f, "no answer to a ping in time"),
             CloseReason::SlowConsumer => write!(f, "slow consumer: too far behind"),
+            CloseReason::Overloaded => {
+                write!(f, "the server is overloaded: it cannot send every tick in time")
+            }
             CloseReason::Shutdown => write!(f, "the server is shutting down"),
             CloseReason::Transport(errno) => {
                 write!(f, "socket error: {}", std::io::Error::from_raw_os_error(*errno))

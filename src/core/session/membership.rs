@@ -106,7 +106,12 @@ impl Membership {
 
     /// Whether its ticks may be evicted from the outbox.
     pub fn yields(&self) -> bool {
-        self.policy != Policy::Disconnect || self.interval_us > 0
+        matches!(self.policy, Policy::Conflate | Policy::Drop) || self.interval_us > 0
+    }
+
+    /// Whether its ticks may be evicted from the outbox if the server is overloaded.
+    pub fn yields_to_overload(&self) -> bool {
+        self.yields() || self.policy == Policy::Keep
     }
 }
 

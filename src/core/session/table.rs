@@ -1,12 +1,16 @@
 //! The sessions of one shard, by slot, and the queues they wait in.
 
-use std::collections::VecDeque;
-
 use crate::{
     egress_log::{EgressLog, Range},
     ids::SlotId,
     limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX},
-    session::{Content, NextSend, SendState, Session, Yielding},
+    now::Now,
+    session::{
+        Content, NextSend, SendState, Session, Yielding,
+        fullness::Fullness,
+        queues::{QUEUE_SPARE, Queues},
+    },
+    shard::timers::low_ms,
 };
 use tickcast_proto::{WireFormat, ids::TopicId};
 
@@ -46,64 +50,18 @@ pub struct Sessions {
     outbox_bytes_max: usize,
     behind_bytes: usize,
     queues: Queues,
-    /// Sessions found to be slow consumers while others were being served; they are closed when those are done.
-    slow: Vec<SlotId>,
+    /// Sessions found to be too far behind while others were being served; they are closed when those are done.
+    too_far_behind: Vec<SlotId>,
+    /// By slot, up to the highest slot whose socket was ever full.
+    fullness: Vec<Fullness>,
+    /// The shard's thread hardly sleeps.
+    is_saturated: bool,
+    /// When the turn began: the low 32 bits of CLOCK_MONOTONIC milliseconds.
+    now_ms: u32,
+    /// Sessions that were hit by an overload of the server, and not reported yet.
+    overloads: u64,
     /// By slot, up to the highest slot that ever skipped a tick.
     skipped: Vec<SkippedTicks>,
-}
-
-/// What the outboxes of a shard's sessions queue them for.
-#[derive(Debug, Default)]
-struct Queues {
-    /// How many sessions have bytes in their outbox.
-    waiting: usize,
-    /// Sessions with more waiting than their `yield_bytes`. Bound: one entry a session.
-    over: Vec<SlotId>,
-    /// Sessions queued for a SEND. Bound: one entry a session, and one for each that has gone since it was queued.
-    ready: VecDeque<SlotId>,
-    /// Sessions to refill before their next SEND. Bound: as `ready`.
-    lagging: VecDeque<SlotId>,
-}
-
-impl Queues {
-    /// Queues shared frames to a session, and the session for a SEND. Always inlined: a call takes 14 of 117 instructions per
-    /// delivery.
-    #[inline(always)]
-    fn push_range(&mut self, session: &mut Session, slot: SlotId, log: &EgressLog, range: Range) {
-        self.waiting += usize::from(session.outbox_bytes() == 0);
-        if !session.push_range(log, range) {
-            self.note_over(session, slot);
-        }
-        if matches!(session.send_state, SendState::Idle) {
-            self.push(session, slot);
-        }
-    }
-
-    /// Queues a session that exceeds its bounds, once.
-    #[cold]
-    fn note_over(&mut self, session: &mut Session, slot: SlotId) {
-        if !std::mem::replace(&mut session.over_queued, true) {
-            self.over.push(slot);
-        }
-    }
-
-    /// Queues a session that is idle and has work.
-    #[inline]
-    fn push(&mut self, session: &mut Session, slot: SlotId) {
-        let (state, queue) = match session.lag {
-            None => (SendState::Ready, &mut self.ready),
-            Some(_) => (SendState::Lagging, &mut self.lagging),
-        };
-        session.send_state = state;
-        queue.push_back(slot);
-    }
-
-    /// Queues a session if it is idle and has work.
-    fn make_ready(&mut self, session: &mut Session, slot: SlotId) {
-        if matches!(session.send_state, SendState::Idle) && session.has_work() {
-            self.push(session, slot);
-        }
-    }
 }
 
 impl Sessions {
@@ -116,7 +74,11 @@ impl Sessions {
             outbox_bytes_max,
             behind_bytes,
             queues: Queues::default(),
-            slow: Vec::new(),
+            too_far_behind: Vec::new(),
+            fullness: Vec::new(),
+            is_saturated: false,
+            now_ms: 0,
+            overloads: 0,
             skipped: Vec::new(),
         }
     }
@@ -175,9 +137,9 @@ impl Sessions {
         &mut self.skipped[index]
     }
 
-    /// Bytes of the counts of skipped ticks.
+    /// Bytes of what is kept by slot about skipped ticks and full sockets.
     pub fn skipped_bytes(&self) -> usize {
-        self.skipped.capacity() * size_of::<SkippedTicks>()
+        self.skipped.capacity() * size_of::<SkippedTicks>() + self.fullness.capacity() * size_of::<Fullness>()
     }
 
     /// Slots in use, ascending.
@@ -200,6 +162,9 @@ impl Sessions {
         self.slots[slot.index()] = Some(Box::new(session));
         if let Some(skipped) = self.skipped.get_mut(slot.index()) {
             *skipped = SkippedTicks::default();
+        }
+        if let Some(fullness) = self.fullness.get_mut(slot.index()) {
+            *fullness = Fullness::default();
         }
         self.open += 1;
     }
@@ -347,16 +312,64 @@ impl Sessions {
     /// Raises the bound to twice what waits after an eviction, so that the outbox is not searched again for every tick.
     pub fn raise_yield_bytes(&mut self, slot: SlotId) {
         self.set_yield_bytes(slot);
-        let outbox_bytes_max = self.outbox_bytes_max;
+        let (outbox_bytes_max, behind_bytes) = (self.outbox_bytes_max, self.behind_bytes);
         let Some(session) = self.any_mut(slot) else { return };
         session.yield_bytes = session.yield_bytes.max(2 * session.frame_bytes()).min(outbox_bytes_max);
+        session.is_unsettled |= session.yields() && session.yield_bytes != behind_bytes;
     }
 
     /// Whether more waits for a session than any session may have.
-    pub fn is_too_slow(&self, slot: SlotId) -> bool {
+    pub fn has_too_much(&self, slot: SlotId) -> bool {
         self.get(slot).is_some_and(|session| {
             session.frame_bytes() > self.outbox_bytes_max || session.outbox.segments_len() > OUTBOX_RANGES_MAX
         })
+    }
+
+    /// How much may still wait for a session after an eviction because of overload: so little that the next one is not due soon.
+    /// Nothing, if what waits is not too many bytes but too many pieces.
+    pub fn overload_target_bytes(&self, slot: SlotId) -> usize {
+        let has_too_many_ranges =
+            self.get(slot).is_some_and(|session| session.outbox.segments_len() > OUTBOX_RANGES_MAX);
+        if has_too_many_ranges { 0 } else { self.outbox_bytes_max / 2 }
+    }
+
+    /// Notes the time of the turn: [`Sessions::is_slow`] depends on it.
+    pub fn note_time(&mut self, now: Now) {
+        self.now_ms = low_ms(now);
+    }
+
+    /// Notes whether the shard has CPU time left: if not, it takes longer for a session to be slow.
+    pub fn set_saturated(&mut self, is_saturated: bool) {
+        self.is_saturated = is_saturated;
+    }
+
+    /// Notes that a session's socket has become full (`is_full`), or has taken everything again.
+    pub fn note_fullness(&mut self, slot: SlotId, is_full: bool, now: Now) {
+        let index = slot.index();
+        if self.fullness.len() <= index {
+            self.fullness.resize(index + 1, Fullness::default());
+        }
+        self.note_time(now);
+        self.fullness[index].change(is_full, self.now_ms);
+    }
+
+    /// Whether a session that is behind is so because its socket has no room, and not because the server has no time: lately the
+    /// socket was full for most of the time or, while the shard is saturated, takes nothing for long. A session whose socket has always taken
+    /// everything at once is never slow.
+    pub fn is_slow(&self, slot: SlotId) -> bool {
+        self.fullness
+            .get(slot.index())
+            .is_some_and(|fullness| fullness.is_slow(self.now_ms, self.is_saturated))
+    }
+
+    /// Counts sessions that lose ticks, or their connection, because the server is overloaded.
+    pub fn note_overload(&mut self, sessions: u64) {
+        self.overloads += sessions;
+    }
+
+    /// Takes the count of [`Sessions::note_overload`].
+    pub fn take_overloads(&mut self) -> u64 {
+        std::mem::take(&mut self.overloads)
     }
 
     /// Queues an idle session that has work.
@@ -370,9 +383,42 @@ impl Sessions {
     pub fn with_outbox(&mut self, slot: SlotId, change: impl FnOnce(&mut Session)) {
         let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else { return };
         self.queues.waiting -= usize::from(session.outbox_bytes() > 0);
+        let had_replies = session.outbox.reply_bytes() > 0;
         change(session);
         self.queues.waiting += usize::from(session.outbox_bytes() > 0);
-        self.queues.make_ready(session, slot);
+        match session.send_state {
+            SendState::Idle => self.queues.make_ready(session, slot),
+            SendState::Ready | SendState::Refilled | SendState::Lagging if !had_replies => {
+                self.queues.note_urgent(session, slot);
+            }
+            _ => {}
+        }
+    }
+
+    /// Makes ticks wait: until [`Sessions::release`], only sessions that have a reply to send are served. O(sessions that wait for
+    /// a SEND).
+    pub fn hold(&mut self) {
+        self.queues.is_holding = true;
+        let queued = self.queues.ready.iter().chain(&self.queues.lagging).copied();
+        let urgent = queued.filter(|&slot| {
+            self.slots
+                .get(slot.index())
+                .and_then(Option::as_deref)
+                .is_some_and(|session| session.outbox.reply_bytes() > 0 && !session.is_sending())
+        });
+        self.queues.urgent = urgent.collect();
+    }
+
+    /// Ends the wait: every session is served in turn.
+    pub fn release(&mut self) {
+        self.queues.is_holding = false;
+        self.queues.urgent.clear();
+        self.queues.urgent_lagging = 0;
+    }
+
+    /// Whether the queues hold more entries of sessions that were served out of turn than there are sessions: the wait must end.
+    pub fn is_crowded(&self) -> bool {
+        self.ready_or_lagging_len() > 2 * self.open + QUEUE_SPARE
     }
 
     /// Notes that the transport has taken a session's SEND. Returns whether the session is idle now and has state to settle:
@@ -389,39 +435,39 @@ impl Sessions {
             self.queues.make_ready(session, slot);
             return false;
         }
-        session.ending.is_some()
-            || session.lag.is_some()
-            || (session.yields() && (session.behind || session.yield_bytes != self.behind_bytes))
+        session.ending.is_some() || session.lag.is_some() || session.is_unsettled
     }
 
-    /// Marks a session as a slow consumer, to be closed once the others have been served.
-    pub fn mark_slow(&mut self, slot: SlotId) {
-        self.slow.push(slot);
+    /// Marks a session as too far behind, to be closed once the others have been served.
+    pub fn mark_too_far_behind(&mut self, slot: SlotId) {
+        self.too_far_behind.push(slot);
     }
 
-    /// Marks a session as a slow consumer if announcements of lost ticks wait for it beyond the bound: the replies it asked for
+    /// Marks a session as too far behind if announcements of lost ticks wait for it beyond the bound: the replies it asked for
     /// stop its input at [`REPLY_BYTES_MAX`], and announcements may take as much as its frames.
-    pub fn mark_slow_by_replies(&mut self, slot: SlotId) {
+    pub fn mark_by_replies(&mut self, slot: SlotId) {
         let bytes_max = REPLY_BYTES_MAX.saturating_add(self.outbox_bytes_max);
         if self.get(slot).is_some_and(|session| session.outbox.reply_bytes() > bytes_max) {
-            self.mark_slow(slot);
+            self.mark_too_far_behind(slot);
         }
     }
 
-    /// The next session to close as a slow consumer.
-    pub fn pop_slow(&mut self) -> Option<SlotId> {
-        self.slow.pop()
+    /// The next session to close because it is too far behind.
+    pub fn pop_too_far_behind(&mut self) -> Option<SlotId> {
+        self.too_far_behind.pop()
     }
 
     /// Takes the next SEND of the session that has been ready for longest: its slot, its wire format, and the SEND or why
-    /// there is none.
+    /// there is none. `URGENT`: of those that have a reply to send, after [`Sessions::hold`].
     #[inline]
-    pub fn take_send<'a>(
+    pub fn take_send<'a, const URGENT: bool>(
         &mut self,
         log_of: impl Fn(WireFormat) -> Option<&'a EgressLog>,
         gather: &mut Vec<u8>,
     ) -> Option<(SlotId, WireFormat, NextSend)> {
-        while let Some(slot) = self.queues.ready.pop_front() {
+        while let Some(slot) =
+            if URGENT { self.queues.urgent.pop_front() } else { self.queues.ready.pop_front() }
+        {
             let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else {
                 continue;
             };
@@ -429,7 +475,14 @@ impl Sessions {
                 // It has fallen behind since it was queued.
                 SendState::Ready if session.lag.is_some() && session.has_work() => {
                     session.send_state = SendState::Lagging;
-                    self.queues.lagging.push_back(slot);
+                    match URGENT {
+                        true => self.queues.refill_urgent(slot),
+                        false => self.queues.lagging.push_back(slot),
+                    }
+                    continue;
+                }
+                SendState::Lagging if URGENT => {
+                    self.queues.refill_urgent(slot);
                     continue;
                 }
                 SendState::Ready | SendState::Refilled => session.send_state = SendState::Idle,
@@ -448,12 +501,18 @@ impl Sessions {
 
     /// The next session to refill. The caller must refill it before [`Sessions::take_send`] serves it.
     pub fn pop_lagging(&mut self) -> Option<SlotId> {
-        while let Some(slot) = self.queues.lagging.pop_front() {
+        while (!self.queues.is_holding || self.queues.urgent_lagging > 0)
+            && let Some(slot) = self.queues.lagging.pop_front()
+        {
+            self.queues.urgent_lagging = self.queues.urgent_lagging.saturating_sub(1);
             if let Some(session) = self.any_mut(slot)
                 && session.send_state == SendState::Lagging
             {
                 session.send_state = SendState::Refilled;
                 self.queues.ready.push_back(slot);
+                if self.queues.is_holding {
+                    self.queues.urgent.push_back(slot);
+                }
                 return Some(slot);
             }
         }
@@ -465,14 +524,17 @@ impl Sessions {
         self.queues.ready.len() + self.queues.lagging.len()
     }
 
-    /// Sessions that wait for a SEND and need no refill before it.
+    /// Sessions that may have a SEND now and need no refill before it.
     pub fn ready_len(&self) -> usize {
-        self.queues.ready.len()
+        if self.queues.is_holding { self.queues.urgent.len() } else { self.queues.ready.len() }
     }
 
-    /// Whether any session waits for a SEND.
+    /// Whether any session may have a SEND now.
     pub fn has_ready(&self) -> bool {
-        !self.queues.ready.is_empty() || !self.queues.lagging.is_empty()
+        match self.queues.is_holding {
+            true => !self.queues.urgent.is_empty() || self.queues.urgent_lagging > 0,
+            false => !self.queues.ready.is_empty() || !self.queues.lagging.is_empty(),
+        }
     }
 
     /// Checks the table and its sessions between turns in debug builds. Tables that are too large for a look at each session
@@ -496,6 +558,21 @@ impl Sessions {
                 SendState::Lagging => assert!(self.queues.lagging.contains(&slot), "lagging is queued"),
                 SendState::Sending | SendState::Parked { .. } => {}
             }
+            let is_queued =
+                matches!(session.send_state, SendState::Ready | SendState::Refilled | SendState::Lagging);
+            assert!(
+                !self.queues.is_holding
+                    || !is_queued
+                    || session.outbox.reply_bytes() == 0
+                    || self.queues.urgent.contains(&slot)
+                    || self
+                        .queues
+                        .lagging
+                        .iter()
+                        .take(self.queues.urgent_lagging)
+                        .any(|&first| first == slot),
+                "no reply waits for the latency budget"
+            );
             assert!(!session.over_queued || self.queues.over.contains(&slot), "over_queued is queued");
             session.invariants();
         }

@@ -31,9 +31,13 @@ impl Shard {
         }
         let Unsequenced { origin, source, flags, schema, record, topic, payload } = *tick;
         let fields = HeaderFields { flags, sequence: origin, topic_id: source.0, schema };
-        self.stages.push_request(home, |out| {
-            frame::encode_publish_with(out, fields, record, topic, payload);
-        });
+        // An answer to a request of the client waits for no budget, here or at the home.
+        let is_asked = record.request != 0;
+        let write = |out: &mut Vec<u8>| frame::encode_publish_with(out, fields, record, topic, payload);
+        match is_asked {
+            true => self.stages.push_request(home, write),
+            false => self.stages.push_publish(home, write),
+        }
     }
 
     /// Executes a request to this shard as a home: from another shard, or a PUBLISH from a source (`from` is then `None`).
@@ -101,7 +105,7 @@ impl Shard {
         self.counters.add(Counter::TicksSequenced, 1);
         self.latency.sequenced(ingest_time_ns, now.realtime_ns);
         for shard in interested.iter().filter(|&shard| shard != self.id) {
-            self.stages.push_delivery(shard, |out| out.extend_from_slice(tick.bytes));
+            self.stages.push_tick(shard, |out| out.extend_from_slice(tick.bytes));
         }
         if interested.contains(self.id) {
             self.latency.sample(ingest_time_ns);

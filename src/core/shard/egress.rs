@@ -33,8 +33,19 @@ impl Shard {
 
     /// Returns the next SEND. Its bytes are [`Shard::send_bytes`], valid until the next call other than these two. The
     /// slot has no other SEND until [`Shard::handle_sent`] reports the outcome.
+    #[inline]
     pub fn poll_send(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
-        while let Some((slot, format, next)) = self.sessions.take_send(|format| self.logs.of(format), gather)
+        self.next_send::<false>(gather, now)
+    }
+
+    /// As [`Shard::poll_send`], after [`Shard::hold_ticks`]: the next SEND of a session that has a reply to send.
+    pub fn poll_urgent_send(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
+        self.next_send::<true>(gather, now)
+    }
+
+    fn next_send<const URGENT: bool>(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
+        while let Some((slot, format, next)) =
+            self.sessions.take_send::<URGENT>(|format| self.logs.of(format), gather)
         {
             match next {
                 NextSend::Send(source) => return Some(Send { slot, log: LogIndex::of(format), source }),
@@ -70,6 +81,7 @@ impl Shard {
             return self.send_completed(slot, now);
         }
         self.counters.add(Counter::SendsParked, 1);
+        self.sessions.note_fullness(slot, true, now);
         let Some(session) = self.sessions.open_mut(slot) else { return };
         debug_assert!(session.is_sending(), "the transport parks only a SEND it was given");
         session.send_state = SendState::Parked { since_ns: now.monotonic_ns };
@@ -84,6 +96,7 @@ impl Shard {
         if let Some(session) = self.sessions.any_mut(slot) {
             session.drained_since_heartbeat = true;
         }
+        self.sessions.note_fullness(slot, false, now);
         self.send_completed(slot, now);
     }
 

@@ -11,6 +11,8 @@ pub struct PeerStages {
     /// Deliveries from this home to it: ticks, topics, history, readiness, refusals. A shard always accepts deliveries, so
     /// two full shards cannot wait for each other.
     pub deliveries: Stage,
+    /// Something other than ticks was staged since the last push: it wakes a shard that waits for its latency budget.
+    pub is_urgent: bool,
 }
 
 /// A shard's stages, one pair per shard; its own pair stays empty.
@@ -39,11 +41,27 @@ impl Stages {
 
     /// Appends a request to `home`. `write` appends one whole frame.
     pub(super) fn push_request(&mut self, home: ShardId, write: impl FnOnce(&mut Vec<u8>)) {
+        self.with(home, |peer| {
+            peer.is_urgent = true;
+            write(peer.requests.tail());
+        });
+    }
+
+    /// As [`Stages::push_request`], for a tick that nobody waits for an answer to.
+    pub(super) fn push_publish(&mut self, home: ShardId, write: impl FnOnce(&mut Vec<u8>)) {
         self.with(home, |peer| write(peer.requests.tail()));
     }
 
     /// Appends a delivery to `shard`. `write` appends one whole frame.
     pub(super) fn push_delivery(&mut self, shard: ShardId, write: impl FnOnce(&mut Vec<u8>)) {
+        self.with(shard, |peer| {
+            peer.is_urgent = true;
+            write(peer.deliveries.tail());
+        });
+    }
+
+    /// As [`Stages::push_delivery`], for a tick.
+    pub(super) fn push_tick(&mut self, shard: ShardId, write: impl FnOnce(&mut Vec<u8>)) {
         self.with(shard, |peer| write(peer.deliveries.tail()));
     }
 

@@ -274,7 +274,7 @@ impl Session {
     }
 }
 
-fn low_ms(now: Now) -> u32 {
+pub(crate) fn low_ms(now: Now) -> u32 {
     (now.monotonic_ns / 1_000_000) as u32
 }
 

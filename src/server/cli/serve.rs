@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use super::values::{Size, Time};
+use super::values::{Budget, Size, Time};
 use crate::{config::listener::Address, limits, logging, sources::kind::SourceFlags};
 use tickcast_core::networks::Networks;
 
@@ -127,9 +127,9 @@ pub struct ServerOptions {
     /// Number of shards [default: one per core; with --cores auto at most one per core of the CPU quota]
     #[arg(long, value_name = "N")]
     pub shards: Option<u16>,
-    /// Hold a tick up to this long under load so that more leave in one SEND: less CPU; 0: never
-    #[arg(long, alias = "latency-budget-us", value_name = "TIME", default_value_t = Time::default())]
-    pub latency_budget: Time,
+    /// Hold a tick up to this long under load so that more leave in one SEND; auto: as long as it takes to be less than 45% busy, at most 1ms, or MAX with auto:MAX; 0: never
+    #[arg(long, alias = "latency-budget-us", value_name = "TIME", default_value_t = Budget::default())]
+    pub latency_budget: Budget,
     /// Busy-poll this long before sleeping: a whole core for about 20us less latency; 0: never
     #[arg(long, alias = "spin-us", value_name = "TIME", default_value_t = Time::default())]
     pub spin: Time,
@@ -164,6 +164,12 @@ pub struct LimitOptions {
     /// New connections per second, divided among the shards; 0: no limit; the page needs up to 20
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub accept_rate: u32,
+    /// Refuse new connections to a shard while it is overloaded
+    #[arg(long)]
+    pub overload_refuse: bool,
+    /// Answer GET /readyz with 503 while a shard is overloaded
+    #[arg(long)]
+    pub overload_unready: bool,
     /// Ticks per second that one session may publish; 0: no limit
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub publish_rate: u32,
@@ -214,7 +220,7 @@ pub struct LimitOptions {
 #[group(id = "delivery")]
 #[command(next_help_heading = "Delivery")]
 pub struct DeliveryOptions {
-    /// Policy for slow subscribers: conflate, drop, disconnect; by topic: market.>=conflate; repeatable [default: disconnect]
+    /// Policy for subscribers that fall behind: conflate, drop, keep, disconnect; by topic: market.>=conflate; repeatable [default: keep]
     #[arg(long, value_name = "[PATTERN=]POLICY")]
     pub policy: Vec<String>,
     /// Backlog at which ticks are conflated or dropped [default: 256KiB, or --outbox-max if smaller]

@@ -4,6 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use tickcast_core::flush_wait::{AUTO_WAIT_MAX_NS, LatencyBudget};
 use tickcast_proto::units::{UnitError, format_duration, format_size, parse_duration_ns, parse_size_bytes};
 
 /// A time: `250ms`, `5s`, `0`.
@@ -24,6 +25,10 @@ impl Time {
         Time { ns: us * 1_000 }
     }
 }
+
+/// A latency budget: `auto`, `auto:2ms`, `5ms`, `0`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget(pub LatencyBudget);
 
 /// A size: `8MiB`, `64KiB`, `4096`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +63,16 @@ impl fmt::Display for Time {
     }
 }
 
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            LatencyBudget::Fixed { ns } => f.write_str(&format_duration(ns)),
+            LatencyBudget::Auto { max_ns: AUTO_WAIT_MAX_NS } => f.write_str("auto"),
+            LatencyBudget::Auto { max_ns } => write!(f, "auto:{}", format_duration(max_ns)),
+        }
+    }
+}
+
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&format_size(self.bytes as u64))
@@ -84,6 +99,24 @@ impl FromStr for Time {
 
     fn from_str(text: &str) -> Result<Time, UnitError> {
         parse_duration_ns(text).map(|ns| Time { ns })
+    }
+}
+
+impl FromStr for Budget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Budget, String> {
+        let time = |text: &str| {
+            let ns = parse_duration_ns(text);
+            ns.map_err(|error| {
+                format!("{error}; or auto, or auto:MAX with the longest wait, such as auto:2ms")
+            })
+        };
+        match (text, text.strip_prefix("auto:")) {
+            ("auto", _) => Ok(Budget::default()),
+            (_, Some(max)) => time(max).map(|max_ns| Budget(LatencyBudget::Auto { max_ns })),
+            (_, None) => time(text).map(|ns| Budget(LatencyBudget::Fixed { ns })),
+        }
     }
 }
 
@@ -182,7 +215,7 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(Time, Size, Speed, Mode, crate::config::listener::Address);
+as_text!(Time, Budget, Size, Speed, Mode, crate::config::listener::Address);
 
 #[cfg(test)]
 mod tests {
@@ -199,12 +232,18 @@ mod tests {
         for text in ["1.0", "0.5", "max", "1e300"] {
             assert_eq!(text.parse::<Speed>().unwrap().to_string(), text);
         }
+        for text in ["auto", "auto:2ms", "auto:0s", "5ms", "0s"] {
+            assert_eq!(text.parse::<Budget>().unwrap().to_string(), text);
+        }
         assert_eq!("660".parse::<Mode>().unwrap().to_string(), "0660");
     }
 
     #[test]
     fn values_that_make_no_sense_are_refused() {
         assert!("5".parse::<Time>().is_err() && "5ms".parse::<Size>().is_err());
+        for bad in ["5", "auto:", "auto:5", "automatic", "1ms:auto", ""] {
+            assert!(bad.parse::<Budget>().is_err(), "{bad}");
+        }
         for bad in ["0", "-1", "inf", "NaN", "fast"] {
             assert!(bad.parse::<Speed>().is_err(), "{bad}");
         }

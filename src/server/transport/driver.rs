@@ -8,7 +8,7 @@ mod turn_watch;
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
 pub use self::{distribution::Distribution, pacing::Pacing};
-use self::{pacing::Round, turn_watch::TurnWatch};
+use self::{pacing::Waits, turn_watch::TurnWatch};
 use super::{
     handover::{Handover, HandoverLanes, Transfer},
     stop::{Barrier, Stop},
@@ -29,6 +29,7 @@ use crate::{
 };
 use tickcast_core::{
     admission::Refusal,
+    flush_wait::LatencyBudget,
     ids::SlotId,
     mesh::{Mesh, ring::Doorbell},
     metrics::{counters::Counter, latency::Latency},
@@ -91,10 +92,12 @@ pub struct Driver {
     pub stop: Arc<Stop>,
     /// Admits or refuses connections.
     pub admission: Admission,
+    /// Whether connections are refused while the shard is overloaded.
+    pub overload_refuses: bool,
     /// Connections that move to or from other shards.
     pub handovers: HandoverLanes,
-    /// Batching and spinning.
-    pub pacing: Pacing,
+    /// Batching and spinning; set with [`Driver::set_pacing`].
+    pacing: Pacing,
     /// The server's listeners for clients, by [`ListenerId`].
     pub listeners: Vec<ClientListener>,
     /// Which shard serves an accepted connection.
@@ -106,8 +109,7 @@ pub struct Driver {
     /// When the shard went to sleep in this iteration of its loop; 0: it did not.
     asleep_since_ns: u64,
     watch: TurnWatch,
-    /// The current round of SENDs, to which the latency budget applies.
-    round: Option<Round>,
+    waits: Waits,
     /// Start of the current spin; 0: the shard does not spin.
     spins_since_ns: u64,
     gather: Vec<u8>,
@@ -133,6 +135,7 @@ impl Driver {
             bell,
             stop,
             admission,
+            overload_refuses: false,
             handovers,
             pacing: Pacing::default(),
             listeners: Vec::new(),
@@ -141,11 +144,18 @@ impl Driver {
             sends: 0,
             asleep_since_ns: 0,
             watch: TurnWatch::default(),
-            round: None,
+            waits: Waits::new(LatencyBudget::default()),
             spins_since_ns: 0,
             gather,
             phase: Phase::Running,
         }
+    }
+
+    /// Sets how long the shard batches and spins.
+    pub fn set_pacing(&mut self, pacing: Pacing) {
+        self.waits = Waits::new(pacing.latency_budget);
+        self.shard.counters().set(Counter::FlushWaitNs, self.waits.wait_ns());
+        self.pacing = pacing;
     }
 
     /// Runs turns until the server has stopped, and returns the shard's latencies.
@@ -161,14 +171,24 @@ impl Driver {
         let mut began_ns = clock::monotonic_ns();
         while !self.stopped() {
             self.shard.counters().add(Counter::Turns, 1);
-            let sends = self.sends;
-            if self.turn()? {
-                self.spins_since_ns = 0;
-                self.pace(began_ns, self.sends.wrapping_sub(sends) as usize)?;
-            } else if !self.spin(began_ns) {
+            self.end_wait(began_ns);
+            let (sends, was_holding) = (self.sends, self.waits.is_holding());
+            let worked = self.turn()?;
+            if was_holding {
+                if !worked {
+                    self.sleep_within_budget()?;
+                }
+            } else if !worked && !self.spin(began_ns) {
                 bell.sleep(|| self.look_and_wait())?;
             }
-            began_ns = self.account(began_ns);
+            let ended_ns = self.account(began_ns);
+            if worked {
+                self.spins_since_ns = 0;
+                if !was_holding {
+                    self.pace(began_ns, ended_ns, self.sends.wrapping_sub(sends) as usize);
+                }
+            }
+            began_ns = ended_ns;
         }
         Ok(std::mem::take(self.shard.latency_mut()))
     }
@@ -193,7 +213,9 @@ impl Driver {
         worked |= self.shard.turn(now);
         let sends = self.sends;
         worked |= self.flush(now)?;
-        self.record_latency(self.sends.wrapping_sub(sends) as usize);
+        if !self.waits.is_holding() {
+            self.record_latency(self.sends.wrapping_sub(sends) as usize);
+        }
         worked |= self.handle_control(now)?;
         worked |= self.actions()?;
         worked |= self.mesh.push_out(&mut self.shard);
@@ -215,6 +237,19 @@ impl Driver {
 
     /// Whether nothing has arrived since the last turn. Arms the timer for the next deadline.
     fn may_sleep(&mut self) -> io::Result<bool> {
+        self.arm_timers()?;
+        self.ring.poll()?;
+        let asked_to_stop = self.phase == Phase::Running && self.stop.is_requested();
+        let work_waits = self.ring.has_events()
+            || self.mesh.look_again(&mut self.shard)
+            || self.handovers.look_again()
+            || self.control.has_work()
+            || self.shard.is_busy();
+        Ok(!work_waits && !asked_to_stop && !self.stopped())
+    }
+
+    /// Arms the ring's timer for whatever is due next.
+    fn arm_timers(&mut self) -> io::Result<()> {
         let accepts_ns = self.listeners.iter().filter_map(|listener| listener.retry_ns).min();
         if let Some(when_ns) = self.shard.next_deadline().into_iter().chain(accepts_ns).min() {
             let after_ns = when_ns.saturating_sub(clock::monotonic_ns());
@@ -226,14 +261,7 @@ impl Driver {
         if self.phase != Phase::Running {
             self.ring.arm_timer(STOP_TICK_NS)?;
         }
-        self.ring.poll()?;
-        let asked_to_stop = self.phase == Phase::Running && self.stop.is_requested();
-        let work_waits = self.ring.has_events()
-            || self.mesh.look_again(&mut self.shard)
-            || self.handovers.look_again()
-            || self.control.has_work()
-            || self.shard.is_busy();
-        Ok(!work_waits && !asked_to_stop && !self.stopped())
+        Ok(())
     }
 
     fn events(&mut self, now: Now) -> io::Result<bool> {
@@ -310,7 +338,11 @@ impl Driver {
             self.shard.counters().add(Counter::SessionsRefusedDraining, 1);
             return;
         }
-        let mut admitted = self.admission.admit(&socket, now.monotonic_ns);
+        let is_refused = self.overload_refuses && self.shard.counters().value(Counter::Overloaded) > 0;
+        let mut admitted = match is_refused {
+            true => Err(Refusal::Overload),
+            false => self.admission.admit(&socket, now.monotonic_ns),
+        };
         if let Ok(admission) = admitted
             && !self.ring.has_room()
         {
@@ -405,17 +437,19 @@ impl Driver {
         Ok(())
     }
 
-    /// Makes one SEND for every ready session, in batches, within the turn's budget of SENDs.
+    /// Makes one SEND for every ready session, in batches, within the turn's budget of SENDs; while ticks wait, for those that
+    /// have a reply to send.
     fn flush(&mut self, now: Now) -> io::Result<bool> {
         let mut sends: [Option<Send>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
         let (mut done, mut bytes_sent, full_before) = (0, 0, self.ring.sends_full());
+        let poll = if self.waits.is_holding() { Shard::poll_urgent_send } else { Shard::poll_send };
         while done < TURN_SENDS && bytes_sent < TURN_SEND_BYTES {
             self.gather.clear();
             self.shard.prepare_sends(now);
             let mut len = 0;
             while len < SENDS_PER_SUBMIT
                 && self.gather.len() + SEND_BYTES_MAX <= GATHER_BYTES
-                && let Some(send) = self.shard.poll_send(&mut self.gather, now)
+                && let Some(send) = poll(&mut self.shard, &mut self.gather, now)
             {
                 sends[len] = Some(send);
                 len += 1;

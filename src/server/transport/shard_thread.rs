@@ -69,6 +69,8 @@ pub struct ShardParts {
     pub stop: Arc<Stop>,
     /// Admits or refuses connections.
     pub admission: Admission,
+    /// Whether it refuses connections while the shard is overloaded.
+    pub overload_refuses: bool,
     /// Connections that move to or from other shards.
     pub handovers: HandoverLanes,
     /// Requests of operators and of the main thread.
@@ -182,8 +184,9 @@ impl ShardParts {
             self.admission,
             self.control,
         );
-        (driver.pacing, driver.listeners) = (self.pacing, self.listeners);
-        driver.distribution = self.distribution;
+        (driver.listeners, driver.distribution) = (self.listeners, self.distribution);
+        driver.overload_refuses = self.overload_refuses;
+        driver.set_pacing(self.pacing);
         Ok(driver)
     }
 }

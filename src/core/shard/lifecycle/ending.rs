@@ -34,6 +34,8 @@ pub(super) fn log_end(session: SessionId, reason: &CloseReason) {
         | CloseReason::Transport(_)
         | CloseReason::Http(_)
         | CloseReason::HttpIdle
+        // Not the client's fault; the shard logs that it is overloaded.
+        | CloseReason::Overloaded
         // Logged where it was requested.
         | CloseReason::Operator
         | CloseReason::Replaced => ::log::debug!("session {session:x} ends: {reason}"),
@@ -171,13 +173,13 @@ impl Shard {
 
     /// Ends a session whose queued frames have been overwritten in the egress log.
     pub(in crate::shard) fn end_lapped(&mut self, slot: SlotId, now: Now) {
-        self.end(slot, CloseReason::SlowConsumer, now);
+        if self.sessions.open_mut(slot).is_some() {
+            let why = self.why_too_far_behind(slot);
+            return self.end(slot, why, now);
+        }
         let Some(reason) = self.sessions.any_mut(slot).and_then(|session| session.ending.clone()) else {
             return debug_assert!(false, "a lapped session is ending");
         };
-        if reason.reason == CloseReason::SlowConsumer {
-            return;
-        }
         // It was already ending for another reason: only replies and CLOSING remain to be sent.
         if self.cut_outbox(slot, KeptOutbox::Replies) && reason.reason.has_goodbye() {
             self.push_closing(slot, &reason.reason, now);
@@ -185,6 +187,15 @@ impl Shard {
         if self.sessions.get(slot).is_some_and(|session| session.outbox_bytes() == 0) {
             self.continue_ending(slot, now);
         }
+    }
+
+    /// Why a session that is too far behind ends: its client is slow, or the server is overloaded.
+    pub(in crate::shard) fn why_too_far_behind(&mut self, slot: SlotId) -> CloseReason {
+        if self.sessions.is_slow(slot) {
+            return CloseReason::SlowConsumer;
+        }
+        self.sessions.note_overload(1);
+        CloseReason::Overloaded
     }
 
     fn push_closing(&mut self, slot: SlotId, reason: &CloseReason, now: Now) {
@@ -195,7 +206,7 @@ impl Shard {
         let text = reason.to_string();
         let reconnect_after_ms = match reason {
             // All clients get CLOSING at the same time: without a spread, all would reconnect at the same time.
-            CloseReason::Shutdown => {
+            CloseReason::Shutdown | CloseReason::Overloaded => {
                 let seed = self.epoch ^ u64::from(self.id.0);
                 reconnect_after_ms(seed, session.id, self.limits.reconnect_spread_ms)
             }

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::{process_sample, stage::Stage};
 use crate::{clock, limits::ADMIN_QUERIES_MAX, operator::control::Dispatch, sources::SourceStatus};
-use tickcast_core::metrics::counters::Counters;
+use tickcast_core::metrics::counters::{Counter, Counters};
 
 /// The admin thread's handles to the rest of the server.
 pub struct ServerHandles {
@@ -17,6 +17,8 @@ pub struct ServerHandles {
     pub shards: Vec<(usize, Arc<Counters>)>,
     /// The server's own sources.
     pub sources: Vec<SourceStatus>,
+    /// Whether the server is not ready while a shard is overloaded.
+    pub overload_is_unready: bool,
     /// Passes a request on to the shards without blocking. Drops it if the main thread has ended.
     pub dispatch: Box<dyn Fn(Dispatch) + Send + Sync>,
 }
@@ -49,6 +51,12 @@ impl AdminContext {
 
     pub(super) fn stage(&self) -> Stage {
         Stage::from_number(self.stage.load(Relaxed))
+    }
+
+    /// Whether a shard is overloaded, and the server therefore not ready.
+    pub(super) fn is_overloaded(&self) -> bool {
+        self.handles.overload_is_unready
+            && self.handles.shards.iter().any(|(_, counters)| counters.value(Counter::Overloaded) > 0)
     }
 
     pub(super) fn set_stage(&self, stage: Stage) {

@@ -111,6 +111,9 @@ impl AdminContext {
         match route {
             Route::Index => Reply::text(INDEX),
             Route::Health => Reply::json(200, &json!({ "alive": true })),
+            Route::Ready if stage == Stage::Serving && self.is_overloaded() => {
+                Reply::json(503, &json!({ "ready": false, "reason": "overloaded" }))
+            }
             Route::Ready if stage == Stage::Serving => Reply::json(200, &json!({ "ready": true })),
             Route::Ready => Reply::json(503, &json!({ "ready": false, "reason": stage.name() })),
             Route::Metrics => self.metrics().await,

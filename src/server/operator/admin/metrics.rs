@@ -75,6 +75,7 @@ fn series(counter: Counter) -> Series {
         Counter::SessionsRefused => labeled("sessions_refused", REFUSED_HELP, ("reason", "clients")),
         Counter::SessionsRefusedSource => labeled("sessions_refused", REFUSED_HELP, ("reason", "source")),
         Counter::SessionsRefusedRate => labeled("sessions_refused", REFUSED_HELP, ("reason", "rate")),
+        Counter::SessionsRefusedOverload => labeled("sessions_refused", REFUSED_HELP, ("reason", "overload")),
         Counter::SessionsRefusedDraining => labeled("sessions_refused", REFUSED_HELP, ("reason", "draining")),
         Counter::SessionsRefusedFailed => labeled("sessions_refused", REFUSED_HELP, ("reason", "failed")),
         _ => match (label.strip_prefix("closed_"), label.strip_suffix("_ns")) {
@@ -84,7 +85,8 @@ fn series(counter: Counter) -> Series {
             }
             (None, seconds) => Series {
                 family: match (counter.is_gauge(), seconds) {
-                    (true, _) => format!("tickcast_{label}"),
+                    (true, Some(name)) => format!("tickcast_{name}_seconds"),
+                    (true, None) => format!("tickcast_{label}"),
                     (false, Some(name)) => format!("tickcast_{name}_seconds_total"),
                     (false, None) => format!("tickcast_{label}_total"),
                 },
@@ -96,7 +98,7 @@ fn series(counter: Counter) -> Series {
     }
 }
 
-const REFUSED_HELP: &str = "Connections refused, by reason: a limit (clients, source, rate), a stopping server (draining), or an io_uring ring \
+const REFUSED_HELP: &str = "Connections refused, by reason: a limit (clients, source, rate), an overloaded shard (overload), a stopping server (draining), or an io_uring ring \
      out of memory (failed).";
 
 /// Whether the sources count it rather than the shards.

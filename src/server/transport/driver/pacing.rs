@@ -4,15 +4,83 @@ use std::io;
 
 use super::{Driver, Phase};
 use crate::clock;
-use tickcast_core::metrics::counters::Counter;
+use tickcast_core::{
+    flush_wait::{AutoWait, LatencyBudget},
+    metrics::counters::Counter,
+};
+
+/// Time over which a shard is found to be saturated: less than it takes until a session is too far behind.
+const LOAD_WINDOW_NS: u64 = 50_000_000;
+/// The share of its time that a saturated shard works, in thousandths. It sleeps a little even then, when every socket is full for
+/// a moment.
+const SATURATED_PERMILLE: u64 = 750;
+/// How long a shard counts as saturated after it was: the backlogs of that time last.
+const SATURATED_NS: u64 = 1_000_000_000;
 
 /// How long a shard batches under load, and spins when idle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pacing {
-    /// Longest a tick may wait under load to be sent together with others, nanoseconds; 0: every turn sends.
-    pub latency_budget_ns: u64,
+    /// Longest a tick may wait under load to be sent together with others.
+    pub latency_budget: LatencyBudget,
     /// Busy-polls this long before sleeping, nanoseconds.
     pub spin_ns: u64,
+}
+
+/// The waits between a shard's rounds of SENDs.
+#[derive(Debug)]
+pub(super) struct Waits {
+    /// `None`: they have a fixed length.
+    auto: Option<AutoWait>,
+    wait_ns: u64,
+    /// The current round of SENDs.
+    round: Option<Round>,
+    /// Ticks counted as delivered when the last round ended: a round of replies alone makes no tick wait.
+    delivered: u64,
+    /// The wait under way.
+    hold: Option<Hold>,
+    /// The current measurement of whether the shard is saturated: its start, CLOCK_MONOTONIC nanoseconds, and the time worked since.
+    load_since_ns: u64,
+    load_busy_ns: u64,
+    /// Until when the shard counts as saturated, CLOCK_MONOTONIC nanoseconds.
+    saturated_until_ns: u64,
+}
+
+/// A wait: ticks are held, everything else goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Hold {
+    /// CLOCK_MONOTONIC nanoseconds.
+    ends_ns: u64,
+    /// Bytes of frames appended to the egress logs when it began.
+    appended: u64,
+}
+
+impl Waits {
+    pub(super) fn new(budget: LatencyBudget) -> Waits {
+        let (auto, wait_ns) = match budget {
+            LatencyBudget::Fixed { ns } => (None, ns),
+            LatencyBudget::Auto { max_ns } => (Some(AutoWait::new(max_ns)), 0),
+        };
+        Waits {
+            auto,
+            wait_ns,
+            round: None,
+            delivered: 0,
+            hold: None,
+            load_since_ns: 0,
+            load_busy_ns: 0,
+            saturated_until_ns: 0,
+        }
+    }
+
+    /// How long the next round of SENDs waits after the start of the last one, nanoseconds.
+    pub(super) fn wait_ns(&self) -> u64 {
+        self.wait_ns
+    }
+
+    /// Whether ticks wait.
+    pub(super) fn is_holding(&self) -> bool {
+        self.hold.is_some()
+    }
 }
 
 /// Consecutive turns that serve one set of ready sessions: several if the set exceeds a turn's budget.
@@ -52,34 +120,86 @@ impl Driver {
         counters.add(Counter::BusyNs, busy_ns);
         counters.add(Counter::IdleNs, asleep_ns);
         self.watch.end_turn(self.shard.id(), busy_ns, now_ns, counters);
+        self.adapt(busy_ns, now_ns);
         now_ns
     }
 
-    /// Once a round is complete, sleeps until the latency budget since its start is used up, so that ticks arriving meanwhile
-    /// leave together. Handles operators' requests in that time. The first tick after a pause is not delayed. The
-    /// doorbell is not armed meanwhile, so producers pay for no wake-up.
-    pub(super) fn pace(&mut self, began_ns: u64, sends: usize) -> io::Result<()> {
-        let budget_ns = self.pacing.latency_budget_ns;
-        if self.phase != Phase::Running || budget_ns == 0 {
-            return Ok(());
+    /// Begins a wait once a round is complete, until the latency budget since its start is used up, so that ticks arriving
+    /// meanwhile leave together. Replies, handshakes and everything else go on. The first tick after a pause is not delayed.
+    pub(super) fn pace(&mut self, began_ns: u64, now_ns: u64, sends: usize) {
+        if self.phase != Phase::Running || self.waits.wait_ns == 0 {
+            self.waits.round = None;
+            return;
         }
-        let (round, ends) =
-            Round::after(self.round.take(), began_ns, sends, self.shard.ready_or_lagging_len());
-        let Some(round) = round else { return Ok(()) };
+        let ready = self.shard.ready_or_lagging_len();
+        let (round, ends) = Round::after(self.waits.round.take(), began_ns, sends, ready);
+        let Some(round) = round else { return };
         if !ends {
-            self.round = Some(round);
-            return Ok(());
+            self.waits.round = Some(round);
+            return;
         }
-        let ends_ns = round.since_ns.saturating_add(budget_ns);
-        let mut now_ns = clock::monotonic_ns();
-        while now_ns < ends_ns && self.handle_control(clock::now())? {
-            now_ns = clock::monotonic_ns();
+        let delivered = self.shard.counters().value(Counter::TicksDelivered);
+        let has_ticks = std::mem::replace(&mut self.waits.delivered, delivered) != delivered;
+        let ends_ns = round.since_ns.saturating_add(self.waits.wait_ns);
+        if has_ticks && now_ns < ends_ns {
+            self.waits.hold = Some(Hold { ends_ns, appended: self.shard.appended_bytes() });
+            self.shard.hold_ticks();
         }
-        if now_ns < ends_ns {
-            self.asleep_since_ns = now_ns;
-            clock::sleep_ns(ends_ns - now_ns);
+    }
+
+    /// Ends the wait when its time is up, the server stops, or as many frames wait as a SEND carries.
+    pub(super) fn end_wait(&mut self, now_ns: u64) {
+        if let Some(hold) = self.waits.hold
+            && (hold.ends_ns <= now_ns
+                || self.shard.appended_bytes() - hold.appended >= self.shard.held_bytes_max()
+                || self.shard.must_release_ticks()
+                || self.phase != Phase::Running)
+        {
+            self.waits.hold = None;
+            self.shard.release_ticks();
         }
-        Ok(())
+    }
+
+    /// Sleeps until the wait ends, or until something other than ticks arrives. Producers of ticks pay for no wake-up.
+    pub(super) fn sleep_within_budget(&mut self) -> io::Result<()> {
+        let bell = self.bell.clone();
+        bell.sleep_within_budget(|| {
+            self.arm_timers()?;
+            self.ring.poll()?;
+            let work_waits = self.ring.has_events()
+                || self.mesh.push_out(&mut self.shard)
+                || self.mesh.has_peer_input(&self.shard)
+                || self.handovers.look_again()
+                || self.control.has_work()
+                || self.shard.is_busy()
+                || self.stop.is_requested();
+            let ends_ns = self.waits.hold.map_or(0, |hold| hold.ends_ns);
+            let now_ns = clock::monotonic_ns();
+            if !work_waits && now_ns < ends_ns {
+                self.asleep_since_ns = now_ns;
+                self.ring.wait_for(ends_ns - now_ns)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Sets the next wait by how busy the shard was, if it is not fixed, and tells the shard whether it is saturated.
+    fn adapt(&mut self, busy_ns: u64, now_ns: u64) {
+        self.waits.load_busy_ns += busy_ns;
+        let elapsed_ns = now_ns - self.waits.load_since_ns;
+        if elapsed_ns >= LOAD_WINDOW_NS {
+            if self.waits.load_busy_ns.saturating_mul(1_000) >= elapsed_ns * SATURATED_PERMILLE {
+                self.waits.saturated_until_ns = now_ns + SATURATED_NS;
+            }
+            self.shard.set_saturated(now_ns < self.waits.saturated_until_ns);
+            (self.waits.load_since_ns, self.waits.load_busy_ns) = (now_ns, 0);
+        }
+        let Some(auto) = &mut self.waits.auto else { return };
+        if auto.record(busy_ns, now_ns) {
+            auto.end_window(now_ns, clock::thread_cpu_ns());
+            self.waits.wait_ns = auto.wait_ns();
+            self.shard.counters().set(Counter::FlushWaitNs, self.waits.wait_ns);
+        }
     }
 
     /// Whether to poll again, after a turn that did nothing, instead of sleeping. Counts as idle time. Such a turn hardly

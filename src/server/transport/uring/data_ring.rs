@@ -27,7 +27,7 @@ use std::{
 
 use io_uring::{
     EnterFlags, IoUring, opcode, squeue,
-    types::{CancelBuilder, Fd, Fixed, Timespec},
+    types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec},
 };
 
 pub use self::event::{Event, ListenerId, Received, Sent, Settings, eventfd};
@@ -352,6 +352,23 @@ impl<S: Shim> DataRing<S> {
     /// # Errors
     /// Only when the ring has failed for good.
     pub fn wait(&mut self) -> io::Result<()> {
+        self.arm_doorbell()?;
+        self.enter(1, None)?;
+        self.poll()
+    }
+
+    /// As [`DataRing::wait`], for at most `ns`. Precise to the thread's timer slack.
+    ///
+    /// # Errors
+    /// Only when the ring has failed for good.
+    pub fn wait_for(&mut self, ns: u64) -> io::Result<()> {
+        self.arm_doorbell()?;
+        let timeout = Timespec::new().sec(ns / 1_000_000_000).nsec((ns % 1_000_000_000) as u32);
+        self.enter(1, Some(&timeout))?;
+        self.poll()
+    }
+
+    fn arm_doorbell(&mut self) -> io::Result<()> {
         if !self.doorbell_armed {
             self.doorbell_armed = true;
             self.in_flight += 1;
@@ -359,8 +376,7 @@ impl<S: Shim> DataRing<S> {
                 opcode::Read::new(Fd(self.doorbell.as_raw_fd()), (&raw mut *self.rung).cast(), 8).build();
             self.push(read.user_data(user_data(DOORBELL, 0, 0)))?;
         }
-        self.enter(1)?;
-        self.poll()
+        Ok(())
     }
 
     /// The next event. Skips events of sockets that were closed since, even if their slot is in use again.
@@ -419,7 +435,7 @@ impl<S: Shim> DataRing<S> {
             let enter = asks || !queue.is_empty();
             drop(queue);
             if enter {
-                self.enter(0)?;
+                self.enter(0, None)?;
             }
             let mut len = 0;
             for entry in self.ring.completion().take(REAP_BATCH) {
@@ -437,22 +453,23 @@ impl<S: Shim> DataRing<S> {
         }
     }
 
-    /// Submits, runs deferred work, and waits for `wanted` completions.
-    fn enter(&mut self, wanted: usize) -> io::Result<()> {
+    /// Submits, runs deferred work, and waits for `wanted` completions, or until the time is up.
+    fn enter(&mut self, wanted: usize, timeout: Option<&Timespec>) -> io::Result<()> {
         if self.is_poisoned {
             return Err(io::Error::other("the data ring has failed and submits nothing more"));
         }
         for _ in 0..ENTER_ATTEMPTS_MAX {
             let entered = match wanted {
                 0 => self.ring.submit(),
-                _ => self.submit_and_wait(wanted),
+                _ => self.submit_and_wait(wanted, timeout),
             };
             match entered {
                 Ok(_) => return Ok(()),
                 Err(error) => match error.raw_os_error() {
                     // Interrupted, or the completion queue has overflowed and needs reaping: the caller checks the queues and
                     // enters again if anything is left.
-                    Some(libc::EINTR | libc::EBUSY) => return Ok(()),
+                    // The time is up.
+                    Some(libc::EINTR | libc::EBUSY | libc::ETIME) => return Ok(()),
                     Some(libc::EAGAIN) => clock::sleep_ns(1_000_000),
                     _ => return Err(error),
                 },
@@ -463,8 +480,17 @@ impl<S: Shim> DataRing<S> {
 
     /// As the crate's function of this name, which has no way to pass flags. (The kernel wakes an SQPOLL thread only with
     /// SQ_WAKEUP: this ring has none.)
-    fn submit_and_wait(&mut self, wanted: usize) -> io::Result<usize> {
+    fn submit_and_wait(&mut self, wanted: usize, timeout: Option<&Timespec>) -> io::Result<usize> {
         let (queued, flags) = (self.ring.submission().len(), self.wait_flags.bits());
+        if let Some(timeout) = timeout {
+            let arguments = SubmitArgs::new().timespec(timeout);
+            let flags = flags | EnterFlags::EXT_ARG.bits();
+            // SAFETY: `SubmitArgs` is a transparent io_uring_getevents_arg, as EXT_ARG wants it, and borrows the timespec. What
+            // the queued entries point to is valid, as [`DataRing::push`] says.
+            return unsafe {
+                self.ring.submitter().enter(queued as u32, wanted as u32, flags, Some(&arguments))
+            };
+        }
         // SAFETY: without EXT_ARG the kernel reads a signal set, of which there is none. What the queued entries point to is
         // valid, as [`DataRing::push`] says.
         unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued as u32, wanted as u32, flags, None) }
@@ -476,7 +502,7 @@ impl<S: Shim> DataRing<S> {
         // bytes stay boxed in their slot, and the timespec and the doorbell's word in the ring, until their completion;
         // `Drop` cancels and reaps before any of them is freed.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
-            self.enter(0)?;
+            self.enter(0, None)?;
         }
         Ok(())
     }

@@ -153,7 +153,7 @@ fn every_end_but_a_slow_consumers_keeps_the_replies() {
     assert_eq!(opcodes, [1, 1, 9, 1, 8], "two pongs, the ping, CLOSING, close");
 
     let mut slow = full(Limits::default());
-    slow.shard.sessions.mark_slow(SlotId(0));
+    slow.shard.sessions.mark_too_far_behind(SlotId(0));
     slow.turn();
     assert!(matches!(slow.shard.sessions.get(SlotId(0)).unwrap().send_state, SendState::Parked { .. }));
     slow.open();
@@ -170,7 +170,7 @@ fn a_slow_consumer_without_its_101_gets_that_before_closing() {
     driver.shard.handle_accept(SlotId(0), ListenerKind::Http, driver.now);
     let opening = [upgrade_request("/ws", JSON), text(r#"{"op":"ping","token":1}"#)].concat();
     driver.receive(0, &opening);
-    driver.shard.sessions.mark_slow(SlotId(0));
+    driver.shard.sessions.mark_too_far_behind(SlotId(0));
     driver.turn();
     let sent = driver.take_sent(0);
     assert!(sent.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&sent));

@@ -12,24 +12,27 @@ use crate::{
     operator::control::{Dispatch, ShardRequest},
     transport::listener::listen,
 };
+use tickcast_core::metrics::counters::{Counter, Counters};
 use tickcast_proto::ids::ShardId;
 
 const SHARDS: u16 = 2;
 
 fn start(dispatch: impl Fn(Dispatch) + Send + Sync + 'static) -> AdminListener {
-    start_known_as(None, dispatch).1
+    start_known_as(None, None, dispatch).1
 }
 
 /// A listener that believes it has the address `known_as`, and its real address.
 fn start_known_as(
     known_as: Option<SocketAddr>,
+    overloaded: Option<(usize, Arc<Counters>)>,
     dispatch: impl Fn(Dispatch) + Send + Sync + 'static,
 ) -> (SocketAddr, AdminListener) {
     let (address, listeners) =
         listen("--admin", "127.0.0.1:0".parse().unwrap(), 1, SocketBounds::default()).unwrap();
     let handles = ServerHandles {
-        shards: (0..SHARDS).map(|shard| (usize::from(shard), Arc::default())).collect(),
+        shards: (0..SHARDS).map(|shard| (usize::from(shard), Arc::default())).chain(overloaded).collect(),
         sources: vec![SourceStatus::new("simulator")],
+        overload_is_unready: true,
         dispatch: Box::new(dispatch),
     };
     let listener = listeners.into_iter().next().unwrap();
@@ -91,6 +94,20 @@ fn while_starting_it_is_alive_but_not_ready_and_queries_no_shard() {
         assert_eq!(status, expected, "{line}: {body}");
         assert!(body.contains(part), "{line}: {body}");
     }
+}
+
+#[test]
+fn a_server_is_not_ready_while_a_shard_is_overloaded_if_the_option_says_so() {
+    let counters = Arc::new(Counters::default());
+    let (_, admin) = start_known_as(None, Some((7, counters.clone())), |_| {});
+    admin.set_stage(Stage::Serving);
+    assert_eq!(request(&admin, "GET /readyz").0, 200);
+    counters.set(Counter::Overloaded, 1);
+    let (status, body) = request(&admin, "GET /readyz");
+    assert_eq!(status, 503);
+    assert!(body.contains("\"reason\":\"overloaded\""), "{body}");
+    counters.set(Counter::Overloaded, 0);
+    assert_eq!(request(&admin, "GET /readyz").0, 200);
 }
 
 #[test]
@@ -178,7 +195,7 @@ fn foreign_and_malformed_requests_are_refused() {
 #[test]
 fn off_loopback_any_host_is_accepted_but_no_web_page_closes_a_session() {
     let known_as = Some("192.0.2.1:9490".parse().unwrap());
-    let (address, admin) = start_known_as(known_as, |mut dispatch| {
+    let (address, admin) = start_known_as(known_as, None, |mut dispatch| {
         if let ShardRequest::Close(7, reply) = (dispatch.request)(ShardId(0)) {
             reply.send(true);
         }

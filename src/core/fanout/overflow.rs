@@ -1,0 +1,194 @@
+//! Eviction from the outboxes of sessions that are behind: what goes, by the policy of its topic and by who is to blame.
+
+use super::{EgressLogs, Fanout, topic_mut, wildcard};
+use crate::{
+    egress_log::EgressLog,
+    ids::SlotId,
+    limits::OVERLOAD_WAIT_MS,
+    session::{
+        Verdict,
+        membership::{Membership, Taking, TopicMap},
+        table::Sessions,
+    },
+};
+use tickcast_proto::ids::TopicId;
+
+/// Why frames are evicted from an outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EvictionCause {
+    /// More bytes wait than the session's bound allows.
+    OutboxFull,
+    /// More bytes wait than any session may have, because the server is overloaded.
+    Overload,
+    /// The socket was full for too long: evicts what was queued before this time, CLOCK_MONOTONIC nanoseconds.
+    SocketStalled { queued_before_ns: u64 },
+    /// The log is about to overwrite old frames: evicts those that are no longer fresh.
+    LogWrapping {
+        /// They are old because the client is slow, not because the server is overloaded.
+        is_slow: bool,
+    },
+}
+
+impl Fanout {
+    /// Evicts frames from outboxes that exceed their bounds, and from those whose frames the log is about to overwrite.
+    pub fn evict_overflowing(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs) {
+        while let Some(slot) = sessions.pop_over() {
+            let is_slow = sessions.is_slow(slot);
+            if let Some(session) = sessions.open_mut(slot).filter(|session| session.yields()) {
+                // A burst within a few turns is not an overload.
+                let waits_long = logs.of(session.format).is_some_and(|log| {
+                    let oldest = session.outbox.oldest_shared();
+                    oldest.is_some_and(|start| log.has_waited(start, OVERLOAD_WAIT_MS * 1_000_000))
+                });
+                sessions.note_overload(u64::from(waits_long && !is_slow));
+                self.evict_frames(slot, EvictionCause::OutboxFull, sessions, logs);
+            }
+            if !is_slow && sessions.has_too_much(slot) {
+                sessions.note_overload(1);
+                self.evict_frames(slot, EvictionCause::Overload, sessions, logs);
+            }
+            match sessions.has_too_much(slot) {
+                true => sessions.mark_too_far_behind(slot),
+                false => sessions.raise_yield_bytes(slot),
+            }
+        }
+        let due = logs.take_sweeps();
+        if due.contains(&true) {
+            for slot in sessions.slots() {
+                let is_slow = sessions.is_slow(slot);
+                let Some(session) = sessions.open_mut(slot) else { continue };
+                let yields = due[session.format.index()] && (session.yields() || !is_slow);
+                let stale = |log: &EgressLog| {
+                    session.outbox.oldest_shared().is_some_and(|start| !log.is_fresh(start))
+                };
+                if yields && logs.of(session.format).is_some_and(stale) {
+                    sessions.note_overload(u64::from(!is_slow));
+                    self.evict_frames(slot, EvictionCause::LogWrapping { is_slow }, sessions, logs);
+                }
+            }
+        }
+    }
+
+    /// Evicts frames from an outbox: all frames of conflating memberships, whose topics become held, and the oldest of
+    /// dropping ones, whose gaps are noted; if the server is overloaded, of those that keep their ticks too. O(frames
+    /// waiting).
+    pub fn evict_frames(
+        &mut self,
+        slot: SlotId,
+        cause: EvictionCause,
+        sessions: &mut Sessions,
+        logs: &EgressLogs,
+    ) {
+        let (topics, shards, tally) = (&mut self.topics, self.shards, &mut self.tally);
+        let (patterns, entries) = (&self.patterns, &self.entries);
+        let mut inserted = Vec::new();
+        let (target, is_overloaded) = match cause {
+            EvictionCause::Overload => (sessions.overload_target_bytes(slot), true),
+            EvictionCause::LogWrapping { is_slow } => (0, !is_slow),
+            EvictionCause::OutboxFull | EvictionCause::SocketStalled { .. } => {
+                (self.settings.behind_bytes / 2, false)
+            }
+        };
+        sessions.with_outbox(slot, |session| {
+            let format = session.format;
+            let Some(log) = logs.of(format) else { return };
+            let conflating = session.yielding.conflating > 0;
+            session.behind |= conflating;
+            session.is_unsettled |= conflating;
+            let mut memberships = std::mem::take(&mut session.memberships);
+            let mut lag = session.lag.take().unwrap_or_default();
+            let mut waiting = session.frame_bytes();
+            let old_ends = match cause {
+                EvictionCause::SocketStalled { queued_before_ns } => log.head_at(queued_before_ns),
+                _ => 0,
+            };
+            let mut stays = match cause {
+                EvictionCause::OutboxFull | EvictionCause::Overload => false,
+                EvictionCause::SocketStalled { .. } => {
+                    session.outbox.oldest_shared().is_none_or(|start| start >= old_ends)
+                }
+                EvictionCause::LogWrapping { .. } => {
+                    session.outbox.oldest_shared().is_none_or(|start| log.is_fresh(start))
+                }
+            };
+            let subscriptions = &session.subscriptions;
+            // What the wildcard groups of each topic come to: many frames may be of few topics.
+            let mut of_groups: TopicMap<Option<Membership>> = TopicMap::default();
+            session.outbox.evict(log, |content, len, shared| {
+                let id = TopicId(content.topic());
+                let known = memberships.get(&id).copied();
+                let membership = known.or_else(|| {
+                    *of_groups.entry(id).or_insert_with(|| {
+                        let topic = topic_mut(topics, id, shards)?;
+                        let merged =
+                            wildcard::merged_of_all(patterns, entries, topic, subscriptions, format)?;
+                        Some(merged.membership())
+                    })
+                });
+                let Some(mut membership) = membership else { return Verdict::Keep };
+                let may_go =
+                    if is_overloaded { membership.yields_to_overload() } else { membership.yields() };
+                if !may_go {
+                    return Verdict::Keep;
+                }
+                if membership.taking == Taking::Recovering && !content.is_announcement() {
+                    // History was requested to fit the room. If it were evicted, it would be requested again.
+                    return Verdict::Keep;
+                }
+                if !membership.conflates() {
+                    // The oldest go first: once a frame stays, all later ones do. A private frame has no position in
+                    // the log, but it is older than the evicted frames behind it.
+                    stays |= match (cause, shared) {
+                        (EvictionCause::OutboxFull | EvictionCause::Overload, _) => waiting <= target,
+                        (EvictionCause::SocketStalled { .. }, Some(frame)) => frame.start >= old_ends,
+                        (EvictionCause::LogWrapping { .. }, Some(frame)) => log.is_fresh(frame.start),
+                        (EvictionCause::SocketStalled { .. } | EvictionCause::LogWrapping { .. }, None) => {
+                            false
+                        }
+                    };
+                    match (stays, conflating) {
+                        (true, false) => return Verdict::KeepRest,
+                        (true, true) => return Verdict::Keep,
+                        (false, _) => {}
+                    }
+                }
+                // What is evicted is announced later, which takes a membership.
+                if known.is_none()
+                    && let Some(topic) = topic_mut(topics, id, shards)
+                {
+                    membership.position = topic.push_member(format, slot, &membership);
+                    inserted.push(id);
+                }
+                if !membership.conflates() {
+                    let must_list = match content.is_announcement() {
+                        true => membership.forget_announcement(),
+                        false => membership.lose(content.ticks()),
+                    };
+                    lag.unannounced.extend(must_list.then_some(id));
+                } else if content.is_announcement() {
+                    lag.unannounced.extend(membership.forget_announcement().then_some(id));
+                } else if membership.taking == Taking::Live {
+                    (membership.taking, membership.from) = (Taking::Held, content.ticks().from.0);
+                    lag.held.push_back(id);
+                    if let Some(topic) = topic_mut(topics, id, shards) {
+                        topic.set_skipped(format, membership.position, true);
+                    }
+                } else {
+                    // Already held or paced: extend it to older ticks.
+                    membership.from = membership.from.min(content.ticks().from.0);
+                }
+                memberships.insert(id, membership);
+                waiting -= len as usize;
+                tally.evicted += u64::from(content.is_tick());
+                Verdict::Evict
+            });
+            session.memberships = memberships;
+            session.lag = (!lag.is_empty()).then_some(lag);
+            for id in inserted.drain(..) {
+                let membership = session.memberships.get(&id).copied();
+                // Whether it yields or keeps, so does the subscription: the session's bound does not change.
+                session.count_membership(None, membership.as_ref());
+            }
+        });
+    }
+}

@@ -1,0 +1,108 @@
+//! How much of the time a session's socket is full: tells a slow client from a server that is short of CPU.
+
+use crate::limits::{FULLNESS_MS, STUCK_MS};
+
+/// Times that a socket was full and was not, since it first became full; older times count less. 16 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fullness {
+    full_ms: u32,
+    free_ms: u32,
+    /// When it last changed: the low 32 bits of CLOCK_MONOTONIC milliseconds.
+    changed_ms: u32,
+    is_full: bool,
+    has_been_full: bool,
+}
+
+impl Fullness {
+    /// Notes that the socket has become full, or has taken everything again, at `now_ms` (the low 32 bits).
+    pub fn change(&mut self, is_full: bool, now_ms: u32) {
+        if self.has_been_full {
+            (self.full_ms, self.free_ms) = self.times(now_ms);
+            while self.full_ms + self.free_ms > FULLNESS_MS {
+                (self.full_ms, self.free_ms) = (self.full_ms / 2, self.free_ms / 2);
+            }
+        }
+        self.has_been_full |= is_full;
+        (self.is_full, self.changed_ms) = (is_full, now_ms);
+    }
+
+    /// Whether the socket was full for most of the time up to `now_ms`. `is_saturated`: the server has no CPU time left, so that no
+    /// client would keep up, and only one whose socket takes nothing for [`STUCK_MS`] is slow.
+    pub fn is_slow(&self, now_ms: u32, is_saturated: bool) -> bool {
+        if !self.has_been_full {
+            return false;
+        }
+        let (full_ms, free_ms) = self.times(now_ms);
+        match is_saturated {
+            true => self.is_full && now_ms.wrapping_sub(self.changed_ms) >= STUCK_MS,
+            false => full_ms > free_ms || (self.is_full && full_ms == free_ms),
+        }
+    }
+
+    fn times(&self, now_ms: u32) -> (u32, u32) {
+        // A socket that stays as it is for long makes up for all before.
+        let since_ms = now_ms.wrapping_sub(self.changed_ms).min(2 * FULLNESS_MS);
+        match self.is_full {
+            true => (self.full_ms + since_ms, self.free_ms),
+            false => (self.full_ms, self.free_ms + since_ms),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_was_never_full_is_not_slow() {
+        assert!(!Fullness::default().is_slow(0, false) && !Fullness::default().is_slow(u32::MAX, false));
+    }
+
+    #[test]
+    fn a_socket_that_fills_and_stays_full_is_slow_at_once() {
+        let mut fullness = Fullness::default();
+        fullness.change(true, 5_000);
+        assert!(fullness.is_slow(5_000, false) && fullness.is_slow(9_000_000, false));
+    }
+
+    #[test]
+    fn a_client_that_reads_a_little_at_a_time_stays_slow_in_between() {
+        let mut fullness = Fullness::default();
+        for now_ms in (0..10_000).step_by(10) {
+            fullness.change(true, now_ms);
+            fullness.change(false, now_ms + 9);
+            assert!(fullness.is_slow(now_ms + 9, false) && fullness.is_slow(now_ms + 10, false));
+        }
+    }
+
+    #[test]
+    fn a_socket_that_is_full_for_a_moment_now_and_then_is_not_slow() {
+        let mut fullness = Fullness::default();
+        fullness.change(true, 0);
+        fullness.change(false, 1);
+        for now_ms in (10..10_000).step_by(10) {
+            fullness.change(true, now_ms);
+            assert!(!fullness.is_slow(now_ms, false));
+            fullness.change(false, now_ms + 2);
+        }
+    }
+
+    #[test]
+    fn a_socket_that_is_full_for_a_while_is_not_slow_while_the_server_has_no_time() {
+        let mut fullness = Fullness::default();
+        fullness.change(true, 0);
+        assert!(fullness.is_slow(500, false) && !fullness.is_slow(500, true));
+        assert!(fullness.is_slow(STUCK_MS, true), "one that stays full is, whatever the server does");
+        fullness.change(false, 500);
+        assert!(!fullness.is_slow(500, true) && !fullness.is_slow(5_000, true));
+        assert!(!Fullness::default().is_slow(9_000, true));
+    }
+
+    #[test]
+    fn a_client_that_was_slow_and_reads_again_is_forgiven_within_the_window() {
+        let mut fullness = Fullness::default();
+        fullness.change(true, 0);
+        fullness.change(false, 60_000);
+        assert!(fullness.is_slow(60_000, false) && !fullness.is_slow(60_000 + FULLNESS_MS, false));
+    }
+}
