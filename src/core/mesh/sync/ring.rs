@@ -29,7 +29,7 @@ impl RingBuffer {
             capacity,
         });
         (
-            Producer { shared: shared.clone(), head: 0, tail: 0 },
+            Producer { shared: shared.clone(), head: Cell::new(0), tail: 0 },
             Consumer { shared, head: 0, tail: Cell::new(0) },
         )
     }
@@ -56,7 +56,7 @@ impl<T> Shared<T> {
 pub struct Producer<T> {
     shared: Arc<Shared<T>>,
     /// The consumer's position when last loaded.
-    head: usize,
+    head: Cell<usize>,
     tail: usize,
 }
 
@@ -74,27 +74,32 @@ impl<T> Producer<T> {
     /// The item, if the ring is full.
     pub fn push(&mut self, item: T) -> Result<(), PushError<T>> {
         let capacity = self.shared.capacity;
-        if self.tail - self.head == capacity {
-            self.head = self.shared.head.load(Acquire);
-            if self.tail - self.head == capacity {
-                return Err(PushError::Full(item));
-            }
+        if self.tail - self.head.get() == capacity && self.slots() == 0 {
+            return Err(PushError::Full(item));
         }
         self.shared.items()[self.tail % capacity] = Some(item);
         self.tail += 1;
         self.shared.tail.store(self.tail, Release);
         Ok(())
     }
+
+    /// Free slots, from the consumer's position as it is now.
+    pub fn slots(&self) -> usize {
+        self.head.set(self.shared.head.load(Acquire));
+        self.room()
+    }
+
+    /// Free slots, from the consumer's position as last loaded.
+    fn room(&self) -> usize {
+        self.shared.capacity - (self.tail - self.head.get())
+    }
 }
 
 impl Producer<u8> {
     /// Writes as much as fits. Returns the written part and the rest.
     pub fn push_partial_slice<'a>(&mut self, slice: &'a [u8]) -> (&'a [u8], &'a [u8]) {
-        let room = |producer: &Producer<u8>| producer.shared.capacity - (producer.tail - producer.head);
-        if room(self) < slice.len() {
-            self.head = self.shared.head.load(Acquire);
-        }
-        let (pushed, left) = slice.split_at(slice.len().min(room(self)));
+        let room = if self.room() < slice.len() { self.slots() } else { self.room() };
+        let (pushed, left) = slice.split_at(slice.len().min(room));
         let mut items = self.shared.items();
         for (at, &byte) in (self.tail..).zip(pushed) {
             items[at % self.shared.capacity] = Some(byte);
