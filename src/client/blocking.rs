@@ -134,7 +134,7 @@ impl Client {
     pub fn connect_with(address: &Address, options: &ConnectOptions) -> Result<Client, ClientError> {
         let fail = |error| ClientError::Connect { address: address.host.clone(), error };
         let stream = match address.host.strip_prefix(UNIX_PREFIX) {
-            Some(path) => connect_unix(path).map_err(fail)?,
+            Some(path) => connect_unix(path, CONNECT_TIMEOUT).map_err(fail)?,
             None => connect_tcp(&address.host).map_err(fail)?,
         };
         stream.set_nonblocking(true)?;
@@ -458,13 +458,22 @@ fn connect_tcp(host: &str) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// Waits this long for room in the listener's queue.
 #[cfg(unix)]
-fn connect_unix(path: &str) -> io::Result<TcpStream> {
-    Ok(std::os::fd::OwnedFd::from(std::os::unix::net::UnixStream::connect(path)?).into())
+fn connect_unix(path: &str, timeout: Duration) -> io::Result<TcpStream> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    // connect(2) of a Unix socket waits for as long as a write.
+    socket.set_write_timeout(Some(timeout))?;
+    socket.connect(&socket2::SockAddr::unix(path)?).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock => ErrorKind::TimedOut.into(),
+        _ => error,
+    })?;
+    socket.set_write_timeout(None)?;
+    Ok(std::os::fd::OwnedFd::from(socket).into())
 }
 
 #[cfg(not(unix))]
-fn connect_unix(_: &str) -> io::Result<TcpStream> {
+fn connect_unix(_: &str, _: Duration) -> io::Result<TcpStream> {
     Err(ErrorKind::Unsupported.into())
 }
 

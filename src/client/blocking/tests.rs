@@ -31,6 +31,31 @@ fn addresses_are_parsed() {
 }
 
 #[test]
+#[cfg(unix)]
+fn a_unix_socket_whose_server_accepts_nobody_is_a_timeout() {
+    use socket2::{Domain, SockAddr, Socket, Type};
+    let path = std::env::temp_dir().join(format!("tickcast-full-{}.sock", std::process::id()));
+    let address = SockAddr::unix(&path).unwrap();
+    let stream = || Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    let listener = stream();
+    listener.bind(&address).unwrap();
+    listener.listen(0).unwrap();
+    let waits = || {
+        let socket = stream();
+        socket.set_nonblocking(true).unwrap();
+        socket.connect(&address).map(|()| socket)
+    };
+    let waiting: Vec<Socket> = std::iter::from_fn(|| waits().ok()).collect();
+    assert!(!waiting.is_empty() && waits().unwrap_err().kind() == ErrorKind::WouldBlock);
+    let path = path.to_str().unwrap();
+    let refused = connect_unix(path, Duration::from_millis(1)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::TimedOut);
+    drop(listener.accept().unwrap());
+    connect_unix(path, LONG).unwrap();
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
 fn client_subscribes_receives_ticks_and_sees_the_end() {
     let (address, server) = serve(|peer| {
         peer.welcome();
