@@ -1,11 +1,10 @@
 //! The path of a tick: from the session's shard to the topic's home, which assigns its sequence, and on to every interested
 //! shard. Interest travels the same way to the homes, and history comes back from them.
 
-use super::{ORIGIN_SOURCE, Shard, Unsequenced, stages::Stages};
+use super::{Shard, Unsequenced, stages::Stages};
 use crate::{
     fanout::{self, EgressLogs, Fanout, HistoryRequest},
     home::{Backfill, HistoryChunk, Home, InterestEvent, Sequenced, TopicLookup},
-    ids::SessionId,
     limits::{
         NEW_TOPIC_UNITS, PATTERN_REQUEST_UNITS, TURN_FORGET_UNITS, TURN_HISTORY_CHUNKS, TURN_IDLE_UNITS,
     },
@@ -15,12 +14,11 @@ use crate::{
     session::table::Sessions,
 };
 use tickcast_proto::{
-    ErrorCode,
     command::encode_request,
-    frame::{self, FLAG_PAYLOAD_JSON, Frame, HeaderFields, Kind, TickParts},
+    frame::{self, FLAG_ANSWERED, FLAG_PAYLOAD_JSON, Frame, HeaderFields, Kind, TickParts},
     ids::{Sequence, ShardId, TopicId},
     pattern,
-    records::{ErrorRecord, History, Publish, Recover, Request, Subscribed, TickTimes},
+    records::{History, Publish, Recover, Request, Subscribed, TickTimes},
 };
 
 impl Shard {
@@ -31,6 +29,9 @@ impl Shard {
             return self.sequence(Some(self.id), tick, now);
         }
         let Unsequenced { origin, flags, schema, record, topic, payload } = *tick;
+        if flags & FLAG_ANSWERED != 0 {
+            self.keep_room_for_answer(origin, topic);
+        }
         self.stages.push_request(home, |out| {
             frame::encode_publish(out, origin, flags, schema, record, topic, payload);
         });
@@ -85,7 +86,7 @@ impl Shard {
         let Unsequenced { origin, flags, schema, record, topic: name, payload } = *tick;
         let Ok(TopicLookup { index, is_new }) = self.home.find_or_create(name, now.realtime_ns / 1_000)
         else {
-            return self.refuse(from, origin, record.request, now);
+            return self.refuse(from, origin, flags, record.request, name, now);
         };
         if is_new {
             self.charge(NEW_TOPIC_UNITS);
@@ -106,6 +107,11 @@ impl Shard {
             // Each tick counts at once: whether the turn takes another depends on it.
             self.count_ticks();
         }
+        if flags & FLAG_ANSWERED != 0
+            && let Some(from) = from
+        {
+            self.acknowledge(from, origin, record.request, index, name);
+        }
     }
 
     /// Announces a new topic to the shards with matching patterns, before its first tick.
@@ -116,24 +122,6 @@ impl Shard {
                 notify(InterestEvent::Open(shard, topic));
             }
         });
-    }
-
-    /// Refuses a tick because there is no room for another topic.
-    fn refuse(&mut self, from: Option<ShardId>, origin: u64, request: u32, now: Now) {
-        self.counters.add(Counter::TicksRefused, 1);
-        let record = ErrorRecord { request, code: ErrorCode::TooManyTopics as u16, reserved: 0 };
-        match from {
-            // No session published it, so there is none to answer.
-            None => {}
-            Some(_) if origin == ORIGIN_SOURCE => {}
-            Some(from) if from == self.id => self.report_refusal(origin, record, now),
-            Some(from) => {
-                let meta = HeaderFields { sequence: origin, ..HeaderFields::default() };
-                self.stages.push_delivery(from, |out| {
-                    frame::encode(out, Kind::Error, meta, &record, &[]);
-                });
-            }
-        }
     }
 
     /// Processes a delivery from a home. Call only while [`Shard::takes_deliveries`]. A turn always takes some: they add only to
@@ -177,26 +165,11 @@ impl Shard {
                 self.charge(NEW_TOPIC_UNITS);
                 self.fanout.handle_forget(id, frame.header.sequence);
             }
-            Kind::Error => {
-                let Ok(record) = frame.record::<ErrorRecord>() else {
-                    return debug_assert!(false, "this process encoded the frame");
-                };
-                self.report_refusal(frame.header.sequence, record, now);
-            }
+            Kind::Acknowledge => self.handle_acknowledge(frame),
+            Kind::Error => self.handle_refusal(frame, now),
             _ => debug_assert!(false, "no other delivery crosses the mesh"),
         }
         self.apply_deferred(now);
-    }
-
-    /// Answers the session whose tick a home refused.
-    pub(super) fn report_refusal(&mut self, origin: u64, record: ErrorRecord, now: Now) {
-        let origin = SessionId(origin);
-        let slot = origin.slot();
-        if self.sessions.open_mut(slot).is_some_and(|session| session.id == origin) {
-            let code = ErrorCode::from_wire(record.code).unwrap_or(ErrorCode::BadRequest);
-            let text = "the server has reached its limit of topics (--topics-max)";
-            self.fail(slot, record.request, code, text, now);
-        }
     }
 
     /// Tells the homes about a pattern that is new on this shard.
