@@ -113,8 +113,11 @@ impl Shard {
             Some(_) if origin == ORIGIN_SOURCE => {}
             Some(from) if from == self.id => self.report_refusal(origin, 0, record, now),
             Some(from) => {
-                let fields =
-                    HeaderFields { sequence: origin, flags: flags & FLAG_ANSWERED, ..HeaderFields::default() };
+                let fields = HeaderFields {
+                    sequence: origin,
+                    flags: flags & FLAG_ANSWERED,
+                    ..HeaderFields::default()
+                };
                 self.stages.push_delivery(from, |out| {
                     frame::encode(out, Kind::Error, fields, &record, &[name.as_bytes()]);
                 });

@@ -116,8 +116,7 @@ fn publish_with_an_id_is_acknowledged_by_its_home_with_the_sequence() {
             pair.publish(&topic, request);
         }
         pair.settle();
-        let expected =
-            [Answer::Published(7, topic.clone(), 1), Answer::Published(8, topic.clone(), 3)];
+        let expected = [Answer::Published(7, topic.clone(), 1), Answer::Published(8, topic.clone(), 3)];
         assert_eq!(pair.take(PUBLISHER), expected, "home {home}");
         assert_eq!(pair.room_kept(), 0);
     }
@@ -143,11 +142,8 @@ fn refusal_by_another_shard_answers_with_the_id_and_gives_the_room_back() {
         pair.publish(&topic_of(home, 1), 0);
         pair.settle();
         let code = ErrorCode::TooManyTopics as u16;
-        let expected = [
-            Answer::Published(6, topic_of(home, 0), 1),
-            Answer::Error(7, code),
-            Answer::Error(0, code),
-        ];
+        let expected =
+            [Answer::Published(6, topic_of(home, 0), 1), Answer::Error(7, code), Answer::Error(0, code)];
         assert_eq!(pair.take(PUBLISHER), expected, "home {home}");
         assert_eq!(pair.room_kept(), 0);
     }
@@ -164,11 +160,13 @@ fn publisher_waits_once_the_answers_owed_fill_its_room() {
     (0..8).for_each(|_| pair.turn(0));
     assert_eq!(pair.room_kept(), window * answer_bytes_max(topic.len()) as u32);
     let session = pair.shards[0].sessions.get(PUBLISHER).unwrap();
-    assert!(session.is_paused() && session.replies_have_room(), "it waits for another shard, not for its peer");
+    assert!(
+        session.is_paused() && session.replies_have_room(),
+        "it waits for another shard, not for its peer"
+    );
     assert_eq!(pair.take(PUBLISHER), []);
     (0..10).for_each(|_| pair.settle());
-    let expected: Vec<_> =
-        (1..=all).map(|n| Answer::Published(n, topic.clone(), u64::from(n))).collect();
+    let expected: Vec<_> = (1..=all).map(|n| Answer::Published(n, topic.clone(), u64::from(n))).collect();
     assert_eq!(pair.take(PUBLISHER), expected, "each answer once, in order");
     assert_eq!(pair.room_kept(), 0);
 }
@@ -210,11 +208,8 @@ fn tick_is_queued_before_its_acknowledgement_to_a_publisher_that_subscribes() {
         pair.take(PUBLISHER);
         pair.publish(&topic, 7);
         pair.settle();
-        let expected = [
-            Answer::Other(Kind::Subscribed),
-            Answer::Other(Kind::Tick),
-            Answer::Published(7, topic, 1),
-        ];
+        let expected =
+            [Answer::Other(Kind::Subscribed), Answer::Other(Kind::Tick), Answer::Published(7, topic, 1)];
         assert_eq!(pair.take(PUBLISHER), expected);
     }
 }
