@@ -192,6 +192,8 @@ impl Connection {
                 // The feed counts announced losses; the tally reads them there.
                 Ok(Some(Event::Conflated { .. } | Event::Gap { .. } | Event::Recovered { .. })) => {}
                 Ok(Some(Event::Welcome { .. } | Event::Topic { .. } | Event::Unsubscribed { .. })) => {}
+                // Not asked for.
+                Ok(Some(Event::Published { .. })) => {}
                 Err(error) => {
                     let why = error.to_string();
                     return self.end(why);

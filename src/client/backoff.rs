@@ -97,7 +97,10 @@ impl ClientError {
             ClientError::Io(_) | ClientError::Connect { .. } | ClientError::TimedOut { .. } => true,
             // The connection was cut, or a proxy answered for a server that is down.
             ClientError::Protocol(ProtocolError::Truncated | ProtocolError::Handshake(_)) => true,
-            ClientError::Protocol(_) | ClientError::Address(_) | ClientError::Request(_) => false,
+            ClientError::Protocol(_)
+            | ClientError::Address(_)
+            | ClientError::Refused { .. }
+            | ClientError::Request(_) => false,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! A connection on a blocking socket, for tools, tests and programs with a thread to spare.
 
+mod acknowledged;
+
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs},
@@ -203,7 +205,8 @@ impl Client {
         self.flush().map(|()| request)
     }
 
-    /// Publishes one tick and flushes; returns the request's number. A failure is an [`Event::Error`] with that number.
+    /// Publishes one tick and flushes; returns the request's number. A failure is an [`Event::Error`] with that number, a success
+    /// an [`Event::Published`] if the server acknowledges publishes: see [`Connection::publish`].
     ///
     /// # Errors
     /// As [`Client::subscribe`].
@@ -224,41 +227,13 @@ impl Client {
         Ok(self.connection.publish(publish)?)
     }
 
-    /// Sends a ping; returns its token. [`Event::Pong`] with that token proves that the server processed everything sent
-    /// before.
+    /// Sends a ping; returns its token, which [`Event::Pong`] repeats. What that says: see there.
     ///
     /// # Errors
     /// As [`Client::subscribe`].
     pub fn ping(&mut self) -> Result<u64, ClientError> {
         let token = self.connection.ping()?;
         self.flush().map(|()| token)
-    }
-
-    /// Waits until the server has processed everything sent before. Other events go to `other`.
-    ///
-    /// # Errors
-    /// [`ClientError::TimedOut`] after `timeout`; [`ClientError::Closed`] if the server closes the connection first.
-    pub fn barrier(
-        &mut self,
-        timeout: Duration,
-        mut other: impl FnMut(Event<'_>),
-    ) -> Result<(), ClientError> {
-        let sent = self.ping()?;
-        let deadline = Deadline::after(Some(timeout));
-        let mut closing = None;
-        loop {
-            let Some(event) = self.next_event(deadline.remaining())? else {
-                return Err(ClientError::TimedOut { awaited: "answer to a ping", waited: timeout });
-            };
-            match event {
-                Event::Pong { token } if token == sent => return Ok(()),
-                Event::Closed => return Err(closed(closing)),
-                event => {
-                    closing = close_reason(&event).or(closing);
-                    other(event);
-                }
-            }
-        }
     }
 
     /// The next event, waiting up to `timeout` for it (`None`: without limit); `None` if none arrived in time.

@@ -12,6 +12,7 @@ use tungstenite::Message as WebSocketMessage;
 use crate::{
     CLIENT_NAME_BYTES_MAX, ConnectOptions, Event, IDLE_BUFFER_BYTES_MAX, MESSAGE_OVERHEAD_BYTES,
     OUTPUT_BYTES_MAX, ProtocolError, Tick, TopicStats,
+    acknowledgements::Unacknowledged,
     handshake::Handshake,
     reply::{self, Buffer, Span, StoredEvent, StoredRecovered, StoredTick},
     request::{Outgoing, RequestNumbers},
@@ -83,11 +84,12 @@ pub struct Connection {
     server_frame_bytes_max: usize,
     server_epoch: Option<u64>,
     /// Features that the server has granted.
-    features: Features,
+    pub(super) features: Features,
     /// JSON, until the welcome: the name in the hello, which is repeated without features if the server refuses it.
     hello_name: Option<String>,
     requests: RequestNumbers,
     last_token: u64,
+    pub(super) unacknowledged: Unacknowledged,
 }
 
 #[derive(Debug)]
@@ -179,6 +181,9 @@ impl Connection {
             hello_name: None,
             requests: RequestNumbers::default(),
             last_token: 0,
+            unacknowledged: Unacknowledged::new(
+                options.acknowledgements && encoding != WireFormat::WEBSOCKET_RAW,
+            ),
         };
         if encoding != WireFormat::WEBSOCKET_RAW {
             let request = connection.requests.next();
@@ -188,6 +193,10 @@ impl Connection {
             let features = match encoding.codec {
                 Codec::Native => Features::COUNTS,
                 _ => Features::COUNTS.union(Features::STRING_KEYS).union(Features::POSITIONS),
+            };
+            let features = match options.acknowledgements {
+                true => features.union(Features::PUBLISHED),
+                false => features,
             };
             connection.hello_name = (encoding == WireFormat::WEBSOCKET_JSON).then(|| name.to_owned());
             let _ = connection.enqueue(&Outgoing::Hello(HelloParts { request, client, name, features }));
@@ -401,14 +410,16 @@ impl Connection {
                 self.welcomed = true;
                 self.hello_name = None;
                 self.features = *features;
+                self.unacknowledged.handle_welcome(*features);
                 self.server_epoch = Some(*epoch);
                 self.server_frame_bytes_max = *frame_bytes_max as usize;
             }
             StoredEvent::Closing { .. } => self.phase = Phase::ClosingReceived,
-            StoredEvent::Error { .. } => {}
+            StoredEvent::Error { request, .. } => self.unacknowledged.handle_answer(*request),
             _ if !self.welcomed && self.encoding == WireFormat::TCP_NATIVE => {
                 return Err(ProtocolError::WelcomeExpected);
             }
+            StoredEvent::Published { request, .. } => self.unacknowledged.handle_answer(*request),
             _ => {}
         }
         Ok(())
@@ -439,6 +450,9 @@ impl Connection {
             }
             StoredEvent::Unsubscribed { request, pattern } => {
                 Event::Unsubscribed { request, pattern: self.text(pattern) }
+            }
+            StoredEvent::Published { request, topic, epoch, sequence } => {
+                Event::Published { request, topic: self.text(topic), epoch, sequence }
             }
             StoredEvent::Pong { token } => Event::Pong { token },
             StoredEvent::Error { request, code, text } => {

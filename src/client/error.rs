@@ -128,6 +128,13 @@ pub enum ClientError {
         /// The server's reason, for a person.
         text: String,
     },
+    /// The server refused a tick. The connection stays open.
+    Refused {
+        /// A [`tickcast_proto::ErrorCode`], or one of a newer server.
+        code: u16,
+        /// The server's reason, for a person.
+        text: String,
+    },
     /// The server did not answer in time.
     TimedOut {
         /// The answer that was awaited.
@@ -153,6 +160,9 @@ impl fmt::Display for ClientError {
             }
             ClientError::Closed { code, text } => {
                 write!(f, "the server closed the connection: {text} (code {code})")
+            }
+            ClientError::Refused { code, text } => {
+                write!(f, "the server refused the tick: {text} (code {code})")
             }
             ClientError::TimedOut { awaited, waited } => {
                 write!(f, "no {awaited} within {waited:?}; check that this is a tickcast port")

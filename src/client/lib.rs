@@ -40,6 +40,7 @@
 //!
 //! `src/client/examples/` has complete programs: `subscribe`, `publish`, and `recover` (gaps, conflation, reconnects).
 
+mod acknowledgements;
 mod backoff;
 mod blocking;
 mod clock;
@@ -74,6 +75,9 @@ pub use self::{
 
 /// Bytes of requests waiting to be written at which a [`Connection`] rejects further ones. One request may exceed it.
 pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
+/// Publishes that may wait for their answer at a time, if the server acknowledges publishes: a [`Connection`] rejects further
+/// ones.
+pub const PUBLISHES_UNACKNOWLEDGED_MAX: usize = 1_024;
 /// Topics a server may announce on one connection, about 170 bytes each.
 pub const CONNECTION_TOPICS_MAX: usize = 1 << 20;
 /// Buffer capacity that an idle connection keeps, in bytes; what a burst needed beyond it is freed.
@@ -109,6 +113,10 @@ pub struct ConnectOptions {
     pub client: String,
     /// The client's name in the server's log and admin pages. Not sent if longer than [`CLIENT_NAME_BYTES_MAX`].
     pub name: String,
+    /// Whether to ask the server to acknowledge each publish: [`Event::Published`] or [`Event::Error`] answers it. Read the
+    /// events, or no more than [`PUBLISHES_UNACKNOWLEDGED_MAX`] publishes are accepted. A server of version 0.1 does not know
+    /// acknowledgements: see [`Connection::acknowledges`]. Not used by raw connections, which have no replies.
+    pub acknowledgements: bool,
     /// Largest frame accepted from the server, in bytes; a WebSocket message may be a third longer, plus
     /// [`MESSAGE_OVERHEAD_BYTES`]. Must be at least the server's `frame_bytes_max`.
     pub frame_bytes_max: usize,
@@ -123,6 +131,7 @@ impl ConnectOptions {
             path: "/ws".into(),
             client: String::new(),
             name: concat!("tickcast-client/", env!("CARGO_PKG_VERSION")).into(),
+            acknowledgements: false,
             frame_bytes_max: FRAME_BYTES_MAX_DEFAULT,
         }
     }
@@ -229,7 +238,21 @@ pub enum Event<'a> {
     },
     /// A tick on [`WireFormat::WEBSOCKET_RAW`], which carries payloads only.
     Payload(&'a [u8]),
-    /// The answer to a ping: the server has processed everything sent before it.
+    /// A publish was accepted: the home of its topic has given the tick a sequence, and passes it on to its subscribers. Only if
+    /// [`ConnectOptions::acknowledgements`] asks for it and the server grants it. Answers to publishes on several topics come
+    /// in any order.
+    Published {
+        /// Request number returned by [`Connection::publish`].
+        request: u32,
+        /// The topic's name.
+        topic: &'a str,
+        /// Epoch of the sequence.
+        epoch: u64,
+        /// The tick's sequence.
+        sequence: u64,
+    },
+    /// The answer to a ping: the shard that serves this connection has processed everything sent before it. Publishes to topics
+    /// of other shards may still be on their way, and may be refused.
     Pong {
         /// Token returned by [`Connection::ping`].
         token: u64,

@@ -58,6 +58,8 @@ pub enum StreamEvent<'a> {
         code: u16,
         /// Time until the next attempt, in milliseconds.
         retry_in_ms: u64,
+        /// Publishes whose acknowledgement was lost with the connection: each may have been published or not.
+        unacknowledged: usize,
     },
     /// The client is connected again, and all subscriptions were sent.
     Reconnected,
@@ -136,7 +138,7 @@ struct Closing {
 
 #[derive(Clone, Copy, Debug)]
 enum ConnectionChange {
-    Disconnected { code: u16, retry_in_ms: u64 },
+    Disconnected { code: u16, retry_in_ms: u64, unacknowledged: usize },
     Reconnected,
 }
 
@@ -297,8 +299,9 @@ impl ReconnectingClient {
         }
         if let Some(change) = self.pending_change.take() {
             return Ok(Some(match change {
-                ConnectionChange::Disconnected { code, retry_in_ms } => {
-                    StreamEvent::Disconnected { reason: &self.disconnect_reason, code, retry_in_ms }
+                ConnectionChange::Disconnected { code, retry_in_ms, unacknowledged } => {
+                    let reason = &self.disconnect_reason;
+                    StreamEvent::Disconnected { reason, code, retry_in_ms, unacknowledged }
                 }
                 ConnectionChange::Reconnected => StreamEvent::Reconnected,
             }));
@@ -336,7 +339,9 @@ impl ReconnectingClient {
                     subscription.acknowledged = true;
                 }
             }
-            Event::Unsubscribed { request, .. } => *request = number_of(*request),
+            Event::Unsubscribed { request, .. } | Event::Published { request, .. } => {
+                *request = number_of(*request);
+            }
             Event::Error { request, .. } => {
                 *request = number_of(*request);
                 // The next connection would reject it again.
@@ -503,6 +508,7 @@ impl ReconnectingClient {
         self.merge_progress();
         self.progress.clear();
         self.requests.clear();
+        let unacknowledged = self.unacknowledged();
         self.client = None;
         let Closing { code, text, reconnect_after_ms } = std::mem::take(&mut self.closing);
         let error = if code == 0 { error } else { ClientError::Closed { code, text } };
@@ -515,7 +521,7 @@ impl ReconnectingClient {
         let retry_in_ms = self.backoff.handle_disconnected(clock::monotonic_ns(), delay_ms_min);
         self.retry_at = Deadline::after(Some(Duration::from_millis(retry_in_ms)));
         self.disconnect_reason = error.to_string();
-        self.pending_change = Some(ConnectionChange::Disconnected { code, retry_in_ms });
+        self.pending_change = Some(ConnectionChange::Disconnected { code, retry_in_ms, unacknowledged });
         Ok(())
     }
 

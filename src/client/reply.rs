@@ -17,8 +17,8 @@ use tickcast_proto::{
     frame::{FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, Kind},
     limits::FRAME_HEADER_BYTES,
     records::{
-        Closing, CountedRange, ErrorRecord, Recovered, Request, SkippedRange, Subscribed, TickTimes, Token,
-        Welcome, WelcomeWithFeatures, WireRecord,
+        Closing, CountedRange, ErrorRecord, Published, Recovered, Request, SkippedRange, Subscribed,
+        TickTimes, Token, Welcome, WelcomeWithFeatures, WireRecord,
     },
     subscription::Position,
 };
@@ -56,6 +56,7 @@ pub(super) enum StoredEvent {
     Skipped { reason: SkipReason, topic_id: u32, from: u64, to: u64, count: u64 },
     Recovered(StoredRecovered),
     Payload(Span),
+    Published { request: u32, topic: Span, epoch: u64, sequence: u64 },
     Pong { token: u64 },
     Error { request: u32, code: u16, text: Span },
     Closing { code: u16, text: Span, reconnect_after_ms: u32 },
@@ -205,7 +206,11 @@ pub(super) fn from_frame(
             let reconnect_after_ms = record.reconnect_after_ms;
             StoredEvent::Closing { code: record.code, text: payload, reconnect_after_ms }
         }
-        Kind::Published | Kind::Expires | Kind::Source | Kind::Stale | Kind::Nodes => return Ok(None),
+        Kind::Published => {
+            let Published { epoch, request, .. } = frame.record()?;
+            StoredEvent::Published { request, topic: payload, epoch, sequence: frame.header.sequence }
+        }
+        Kind::Expires | Kind::Source | Kind::Stale | Kind::Nodes => return Ok(None),
         _ => return Err(DecodeError::UnknownKind(frame.header.kind).into()),
     }))
 }
@@ -280,8 +285,18 @@ struct Announcement {
 }
 
 /// Operations that [`from_json`] knows.
-const OPERATIONS: [&str; 9] =
-    ["welcome", "subscribed", "conflated", "gap", "recovered", "unsubscribed", "pong", "error", "closing"];
+const OPERATIONS: [&str; 10] = [
+    "welcome",
+    "subscribed",
+    "conflated",
+    "gap",
+    "recovered",
+    "unsubscribed",
+    "published",
+    "pong",
+    "error",
+    "closing",
+];
 
 /// The length of the JSON message at the start of `text`, if it has an operation that this client does not know.
 pub(super) fn unknown_operation(text: &[u8]) -> Option<usize> {
@@ -355,6 +370,10 @@ pub(super) fn from_json(
             topics.interrupt();
             let pattern = keep(message.pattern.as_deref().unwrap_or_default());
             StoredEvent::Unsubscribed { request: message.id, pattern }
+        }
+        "published" => {
+            let Message { id: request, epoch, sequence, .. } = message;
+            StoredEvent::Published { request, topic: keep(&message.topic), epoch, sequence }
         }
         "pong" => StoredEvent::Pong { token: message.token },
         "error" => StoredEvent::Error { request: message.id, code: message.code, text: keep(&message.text) },

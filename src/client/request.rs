@@ -52,6 +52,8 @@ pub enum RequestError {
     TooManySubscriptions,
     /// More than [`crate::OUTPUT_BYTES_MAX`] are waiting to be written. Write to the socket, then try again.
     Backpressure,
+    /// [`crate::PUBLISHES_UNACKNOWLEDGED_MAX`] publishes wait for their answer. Read events, then try again.
+    Unacknowledged,
     /// The connection has ended or is closing.
     Ended,
 }
@@ -81,6 +83,11 @@ impl fmt::Display for RequestError {
             RequestError::Backpressure => {
                 write!(f, "too many requests are waiting to be written; write to the socket, then try again")
             }
+            RequestError::Unacknowledged => write!(
+                f,
+                "{} publishes wait for their acknowledgement; read events, then try again",
+                crate::PUBLISHES_UNACKNOWLEDGED_MAX
+            ),
             RequestError::Ended => write!(f, "the connection has ended"),
         }
     }

@@ -9,6 +9,7 @@ use std::{
 use tickcast_proto::{
     Step, WireFormat,
     command::Command,
+    features::Features,
     frame::{self, HeaderFields, Kind},
     ids::{Sequence, TopicId},
     limits::FRAME_BYTES_MAX_DEFAULT,
@@ -68,14 +69,19 @@ impl Peer {
 
     /// Reads the hello and welcomes the client as a server of this epoch.
     pub fn welcome_in(&mut self, epoch: u64) {
+        self.welcome_with(epoch, None);
+    }
+
+    /// Reads the hello and grants features.
+    pub fn welcome_with(&mut self, epoch: u64, features: Option<Features>) {
         assert_eq!(self.next_frame().unwrap().0, Kind::Hello);
-        self.reply(Reply::Welcome {
-            request: 1,
-            epoch,
-            session: 2,
-            frame_bytes_max: 1 << 18,
-            features: None,
-        });
+        self.reply(Reply::Welcome { request: 1, epoch, session: 2, frame_bytes_max: 1 << 18, features });
+    }
+
+    /// Acknowledges a publish.
+    pub fn published(&mut self, request: u64, sequence: u64) {
+        let (request, topic) = (request as u32, TopicId(5));
+        self.reply(Reply::Published { request, topic, name: "a.b", epoch: 3, sequence, is_duplicate: false });
     }
 
     /// Announces topic 1.

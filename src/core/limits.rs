@@ -128,9 +128,17 @@ pub const HISTORY_CHUNKS_IN_FLIGHT_MAX: u32 = 2;
 /// Chunks of history that a shard requests in one turn.
 pub const TURN_HISTORY_CHUNKS: usize = 256;
 
-/// Bytes of replies (acknowledgements, pongs, errors) that may wait for a session. Beyond it the session's input
-/// pauses: the server does not read from a peer that does not read.
+/// Bytes of replies (acknowledgements, pongs, errors) that may wait for a session, and of answers to its publishes that other
+/// shards owe it. Beyond it the session's input pauses: the server does not read from a peer that does not read.
 pub const REPLY_BYTES_MAX: usize = 64 << 10;
+
+/// Units of delivery for the answer to a publish: a reply of some 100 bytes, at its home and at its session's shard.
+pub const ANSWER_UNITS: usize = 4;
+
+/// Most bytes of the answer to a publish, in any format: in JSON, each byte of the topic's name may take two.
+pub const fn answer_bytes_max(topic_bytes: usize) -> usize {
+    128 + 2 * topic_bytes
+}
 
 /// Most bytes handed to the kernel in one SEND, and so the most that a slow session's parked SEND pins.
 ///

@@ -249,6 +249,9 @@ pub struct Session {
     pub changes_pending: u32,
     /// Frames of a WebSocket message that wait for them too.
     pub message_rest: Vec<u8>,
+    /// Bytes of replies that other shards owe it for ticks it has published, at most. They have room like replies that wait: see
+    /// [`Session::takes_requests`].
+    pub answers_bytes: u32,
     /// Whether it is behind: ticks of memberships that conflate are held back.
     pub behind: bool,
     /// Its bounds were raised, or it is behind: to be settled once its outbox is empty.
@@ -327,6 +330,7 @@ impl Session {
             send_state: SendState::Idle,
             changes_pending: 0,
             message_rest: Vec::new(),
+            answers_bytes: 0,
             behind: false,
             is_unsettled: false,
             over_queued: false,
@@ -422,10 +426,13 @@ impl Session {
             || self.lag.as_deref().is_some_and(|lag| !lag.held.is_empty() || !lag.unannounced.is_empty())
     }
 
-    /// Whether replies have not been sent, or history that it asked for has not arrived from the topics' homes.
+    /// Whether replies have not been sent, or have not arrived from the topics' homes, or history that it asked for has not.
     pub fn awaits_answers(&self) -> bool {
         let recovers = |lag: &Lag| lag.chunks_in_flight > 0 || !lag.recovering.is_empty();
-        self.outbox.reply_bytes() > 0 || self.is_sending() || self.lag.as_deref().is_some_and(recovers)
+        self.outbox.reply_bytes() > 0
+            || self.answers_bytes > 0
+            || self.is_sending()
+            || self.lag.as_deref().is_some_and(recovers)
     }
 
     /// Whether a SEND is under way.
@@ -494,9 +501,14 @@ impl Session {
         yielded != self.yields()
     }
 
-    /// Whether there is room for more replies. If not, its requests wait.
-    pub fn takes_requests(&self) -> bool {
+    /// Whether few enough replies wait for the peer. If not, it does not read.
+    pub fn replies_have_room(&self) -> bool {
         self.outbox.reply_bytes() <= REPLY_BYTES_MAX
+    }
+
+    /// Whether there is room for more replies, those that other shards owe it included. If not, its requests wait.
+    pub fn takes_requests(&self) -> bool {
+        self.outbox.reply_bytes() + self.answers_bytes as usize <= REPLY_BYTES_MAX
     }
 
     /// Whether its own state allows more of its input to be processed. If not, receiving is paused.

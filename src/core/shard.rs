@@ -22,6 +22,7 @@
 //! 6. [`Shard::poll_action`] until `None`.
 //! 7. Staged frames into the rings: [`Shard::with_stages`]. Then [`Shard::end_turn`].
 
+mod answers;
 mod control;
 mod delivery;
 mod egress;
@@ -118,10 +119,11 @@ pub struct Send {
 /// A tick without a sequence yet: the parts of a PUBLISH.
 #[derive(Clone, Copy, Debug)]
 struct Unsequenced<'a> {
-    /// The publishing session, which gets the answer if the tick is refused, or [`ORIGIN_SOURCE`].
+    /// The publishing session, which gets the answer, or [`ORIGIN_SOURCE`].
     origin: u64,
     /// Where that session comes from.
     source: SourceId,
+    /// `FLAG_*`: JSON, and whether an answer is wanted although the tick is sequenced.
     flags: u8,
     schema: u32,
     record: Publish,

@@ -79,7 +79,7 @@ pub enum Command<'a> {
 /// A tick to publish.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PublishCommand<'a> {
-    /// Request id, repeated in the error if there is one.
+    /// Request id, repeated in the answer; 0: only an ERROR answers.
     pub request: u32,
     /// Topic name, not validated.
     pub topic: Cow<'a, [u8]>,

@@ -26,7 +26,7 @@ const NAMES: [(&str, Features); 10] = [
 impl Features {
     /// None: a client of version 0.1.
     pub const NONE: Features = Features(0);
-    /// PUBLISHED answers each PUBLISH that has a request id.
+    /// PUBLISHED answers each PUBLISH that has a request id other than 0.
     pub const PUBLISHED: Features = Features(1);
     /// RECOVERED says why not, and the server may end a subscription with an UNSUBSCRIBED that has a reason.
     pub const REASONS: Features = Features(1 << 1);
@@ -48,8 +48,11 @@ impl Features {
     pub const POSITIONS: Features = Features(1 << 9);
 
     /// What this version of the server grants.
-    pub const GRANTED: Features =
-        Features::COUNTS.union(Features::REASONS).union(Features::STRING_KEYS).union(Features::POSITIONS);
+    pub const GRANTED: Features = Features::PUBLISHED
+        .union(Features::REASONS)
+        .union(Features::COUNTS)
+        .union(Features::STRING_KEYS)
+        .union(Features::POSITIONS);
 
     /// The set in a frame. Bits beyond the sixteenth are ignored: no version gives them a meaning.
     pub fn from_wire(bits: u64) -> Features {

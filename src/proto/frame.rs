@@ -29,6 +29,9 @@ pub const VERSION: u8 = 1;
 pub const FLAG_PAYLOAD_JSON: u8 = 1;
 /// Flag: the tick belongs to a snapshot. Sequences between it and the next tick are not missing.
 pub const FLAG_SNAPSHOT: u8 = 2;
+/// Flag between shards, in PUBLISH and in the ERROR that answers it: the publishing session keeps room for the answer. Clients'
+/// flags are ignored.
+pub const FLAG_ANSWERED: u8 = 1 << 7;
 
 /// Kind of a frame.
 ///
@@ -64,6 +67,7 @@ pub enum Kind {
     Recover = 128,
     History = 129,
     Forget = 130,
+    Acknowledge = 131,
 }
 
 /// Length of the PUBLISH record before it had a key, in bytes.
@@ -115,6 +119,7 @@ impl Kind {
             128 => Recover,
             129 => History,
             130 => Forget,
+            131 => Acknowledge,
             _ => return None,
         })
     }
@@ -389,7 +394,7 @@ pub fn encode_hello(out: &mut Vec<u8>, hello: &HelloParts<'_>) {
     encode(out, Kind::Hello, HeaderFields::default(), &record, &[client.as_bytes(), name.as_bytes()]);
 }
 
-/// Appends a PUBLISH. `origin` fills the sequence field, which only shards read: the session to notify of an error.
+/// Appends a PUBLISH. `origin` fills the sequence field, which only shards read: the session to answer.
 pub fn encode_publish(
     out: &mut Vec<u8>,
     origin: u64,

@@ -298,7 +298,7 @@ wire_record!(
     producer_time_ns: u64 = 0,
     /// Time of receipt, set by the server. Ignored in a client's PUBLISH.
     ingest_time_ns: u64 = 8,
-    /// Request id for an ERROR, if there is one.
+    /// Request id, repeated in the answer; 0: only an ERROR answers.
     request: u32 = 16,
     /// Length of the topic name, in bytes.
     topic_len: u16 = 20,
@@ -369,6 +369,21 @@ wire_record!(
     flags: u32 = 24,
     /// `Wanted` of the RECOVER.
     wanted: u32 = 28,
+});
+
+wire_record!(
+    /// ACKNOWLEDGE, between shards: a home has sequenced a tick whose session wants an answer.
+    ///
+    /// The header has the topic and the sequence; the payload is the topic's name.
+    Acknowledge, ArchivedAcknowledge, 24, {
+    /// Session that published the tick.
+    session: u64 = 0,
+    /// Epoch of the sequence.
+    epoch: u64 = 8,
+    /// Request id of the PUBLISH.
+    request: u32 = 16,
+    /// Reserved, 0.
+    reserved: u32 = 20,
 });
 
 wire_record!(

@@ -64,6 +64,13 @@ pub enum CommandError {
         /// Lines read in all.
         lines: u64,
     },
+    /// Some ticks were not published; each was reported as it happened.
+    TicksRefused {
+        /// Ticks that the server refused.
+        refused: u64,
+        /// Ticks sent in all.
+        sent: u64,
+    },
     /// Standard input cannot be read.
     Input(io::Error),
     /// The output cannot be written.
@@ -98,6 +105,9 @@ impl fmt::Display for CommandError {
             }
             CommandError::LinesRefused { refused, lines } => {
                 write!(f, "{refused} of {lines} lines were not published; see the reasons above")
+            }
+            CommandError::TicksRefused { refused, sent } => {
+                write!(f, "{refused} of {sent} ticks were not published; see the reasons above")
             }
             CommandError::Input(error) => write!(f, "cannot read standard input: {error}"),
             CommandError::Output(error) => write!(f, "cannot write the output: {error}"),

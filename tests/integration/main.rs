@@ -7,6 +7,7 @@
 
 mod harness;
 
+mod acknowledgements;
 mod admin;
 mod bad_http;
 mod bad_native;

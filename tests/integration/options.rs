@@ -78,7 +78,7 @@ fn bad_json_options_are_answered_by_name_and_the_session_stays_open() {
         client.peer.send_text(&format!(r#"{{"op":"subscribe","topics":["a"],{option}}}"#));
         request += 1;
         client.read_until("an error", |account| account.errors.len() == request);
-        assert!(client.account.errors.last().unwrap().1.starts_with("not a request: "));
+        assert!(client.account.errors.last().unwrap().1.starts_with("the message is not JSON: "));
     }
     assert_eq!(client.account.acknowledged, 0);
     assert_lives_on(&mut client, &server, "a");

@@ -98,7 +98,7 @@ fn a_client_on_a_slow_link_gets_the_whole_page() {
 }
 
 /// Path of the browser.
-fn browser() -> String {
+pub fn browser() -> String {
     let finder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/find-browser.mjs");
     let found = Command::new("node").arg(finder).output().expect("node: scripts/test.sh installs it");
     let errors = String::from_utf8_lossy(&found.stderr);

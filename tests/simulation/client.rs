@@ -2,7 +2,10 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use crate::request::{Begin, Request};
+use crate::{
+    publishes::Publishes,
+    request::{Begin, Request},
+};
 use tickcast_core::testing::{EPOCH, upgrade_request};
 use tickcast_proto::{
     Step, WireFormat,
@@ -12,7 +15,8 @@ use tickcast_proto::{
     framing::websocket::{Incoming, WebSocket},
     pattern,
     records::{
-        Closing, CountedRange, Publish, Recovered, Resume, SkippedRange, Subscribed, Token, WireRecord,
+        Closing, CountedRange, ErrorRecord, Publish, Published as PublishedRecord, Recovered, Resume,
+        SkippedRange, Subscribed, Token, WireRecord,
     },
     subscription::Policy,
 };
@@ -143,6 +147,9 @@ pub struct Client {
     epochs: HashMap<String, u64>,
     /// New lives of topics that it knew.
     pub lives: u64,
+    /// It has asked for answers to its publishes.
+    pub is_answered: bool,
+    pub publishes: Publishes,
 }
 
 impl Client {
@@ -191,19 +198,30 @@ impl Client {
             names: HashMap::new(),
             epochs: HashMap::new(),
             lives: 0,
+            is_answered: encoding != WireFormat::WEBSOCKET_RAW && !name.is_multiple_of(4),
+            publishes: Publishes::default(),
         };
-        match encoding.subprotocol() {
-            None => client.send_frame(|out| {
-                let features = Features::COUNTS;
-                let hello = HelloParts { request: 0, client: identity, name: "simulated", features };
-                frame::encode_hello(out, &hello);
-            }),
-            Some(name) => {
-                let query = if identity.is_empty() { String::new() } else { format!("?client={identity}") };
-                client.outgoing.extend(upgrade_request(&format!("/ws{query}"), name));
+        let answers = if client.is_answered { Features::PUBLISHED } else { Features::NONE };
+        let Some(subprotocol) = encoding.subprotocol() else {
+            client.send_hello(identity, answers.union(Features::COUNTS));
+            return client;
+        };
+        let query = if identity.is_empty() { String::new() } else { format!("?client={identity}") };
+        client.outgoing.extend(upgrade_request(&format!("/ws{query}"), subprotocol));
+        match encoding {
+            _ if answers.is_empty() => {}
+            WireFormat::WEBSOCKET_JSON => {
+                client.send_text(format!(r#"{{"op":"hello","features":{answers}}}"#))
             }
+            _ => client.send_hello("", answers),
         }
         client
+    }
+
+    fn send_hello(&mut self, client: &str, features: Features) {
+        self.send_frame(|out| {
+            frame::encode_hello(out, &HelloParts { request: 0, client, name: "simulated", features });
+        });
     }
 
     fn send_frame(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
@@ -331,15 +349,24 @@ impl Client {
         }
     }
 
-    pub fn publish(&mut self, topic: &str, key: u64, payload: &str) {
+    /// Publishes a tick. `id`: see [`Publishes::begin`].
+    pub fn publish(&mut self, id: u32, topic: &str, key: u64, payload: &str) {
         match self.speaks_json() {
-            true => self
-                .send_text(format!(r#"{{"op":"publish","topic":"{topic}","key":{key},"data":{payload}}}"#)),
+            true => self.send_text(format!(
+                r#"{{"op":"publish","id":{id},"topic":"{topic}","key":{key},"data":{payload}}}"#
+            )),
             false => self.send_frame(|out| {
-                let record = Publish { key, ..Publish::default() };
+                let record = Publish { key, request: id, ..Publish::default() };
                 frame::encode_publish(out, 0, 0, 0, record, topic, payload.as_bytes());
             }),
         }
+    }
+
+    /// Checks a PUBLISHED: this client alone publishes to its topic.
+    fn published(&mut self, id: u32, topic: &str, epoch: u64, sequence: u64, published: &Published) {
+        assert!(self.is_answered, "it has not asked for answers");
+        assert_eq!(topic, format!("c.{}", self.name));
+        self.publishes.handle_published(id, sequence + published.offset(topic, epoch));
     }
 
     /// Reads at most `len` bytes from its socket. `published` has every tick, by topic.
@@ -440,6 +467,15 @@ impl Client {
             }
             Kind::Closing => self.closing = Some(frame.record::<Closing>().unwrap().code),
             Kind::Welcome => {}
+            Kind::Published => {
+                let PublishedRecord { epoch, request, is_duplicate } = frame.record().unwrap();
+                assert_eq!(is_duplicate, 0);
+                self.published(request, &payload, epoch, frame.header.sequence, published);
+            }
+            Kind::Error => {
+                let record = frame.record::<ErrorRecord>().unwrap();
+                self.publishes.handle_error(record.request, u64::from(record.code));
+            }
             other => panic!("unexpected {other:?}: {payload}"),
         }
         used
@@ -474,6 +510,16 @@ impl Client {
             }
             Some("unsubscribed") => self.left(value["pattern"].as_str().unwrap()),
             Some("pong") => self.pongs += 1,
+            Some("welcome") => {}
+            Some("published") => {
+                let number = |field: &str| value[field].as_u64().unwrap();
+                let topic = value["topic"].as_str().unwrap();
+                self.published(number("id") as u32, topic, number("epoch"), number("sequence"), published);
+            }
+            Some("error") => {
+                let number = |field: &str| value[field].as_u64().unwrap();
+                self.publishes.handle_error(number("id") as u32, number("code"));
+            }
             Some("closing") => self.closing = Some(value["code"].as_u64().unwrap() as u16),
             Some("subscribed") => {
                 for topic in value["topics"].as_array().unwrap() {
@@ -502,6 +548,21 @@ impl Client {
         if !matches!(before, Some(State::Live(_))) {
             self.subscriptions.insert(pattern.into(), State::Live(counts));
             assert!(matches!(before, Some(State::Requested | State::Leaving)), "{pattern} {before:?}");
+        }
+    }
+
+    /// `subscribed` means that the next tick published arrives, or is announced as skipped: a topic does not start later.
+    fn check_start(&self, topic: &str, first: u64) {
+        let mut matching = self.subscriptions.iter().filter(|(pattern, _)| pattern::matches(pattern, topic));
+        if !self.seen.contains_key(topic)
+            && let (Some((pattern, State::Live(counts))), None) = (matching.next(), matching.next())
+            && self.requested.get(pattern).is_some_and(|request| request.begin == Begin::Live)
+        {
+            let before = counts.get(topic).copied().unwrap_or(0);
+            assert!(
+                first <= before + 1,
+                "{topic} starts with {first}, {before} ticks before {pattern} was live"
+            );
         }
     }
 
@@ -536,6 +597,7 @@ impl Client {
         assert_eq!(truth.map(String::as_str), Some(payload), "{topic} {sequence}");
         trace(self, topic, format_args!("tick {sequence} key {key} snapshot {snapshot}"));
         let raw = self.encoding == WireFormat::WEBSOCKET_RAW;
+        self.check_start(topic, sequence);
         let seen = self.seen.entry(topic.into()).or_insert_with(|| Seen {
             first: sequence,
             next: sequence,
@@ -566,6 +628,7 @@ impl Client {
         let (from, to) = (from + life.1, to + life.1);
         trace(self, topic, format_args!("lost {lost} [{from}, {to})"));
         assert!(from < to, "{topic}: [{from}, {to})");
+        self.check_start(topic, from);
         let seen = self.seen.entry(topic.into()).or_insert_with(|| Seen {
             first: from,
             next: from,
@@ -632,6 +695,9 @@ impl Client {
     /// Asserts that everything published since its subscriptions went live has arrived. Topics of clients that are gone are
     /// left out: their last ticks may not have reached the server.
     pub fn check_complete(&self, published: &Published, gone: &HashSet<String>) {
+        if self.is_answered {
+            self.publishes.check_answered();
+        }
         for (topic, seen) in self.seen.iter().filter(|(topic, _)| !gone.contains(*topic)) {
             let mut seen = seen.clone();
             if self.encoding == WireFormat::WEBSOCKET_RAW && !self.is_faithful() {

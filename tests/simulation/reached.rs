@@ -23,6 +23,8 @@ pub struct Reached {
     pub snapshots: u64,
     pub reconnected: u64,
     pub lives: u64,
+    pub acknowledged: u64,
+    pub refused: u64,
 }
 
 impl Reached {
@@ -47,6 +49,8 @@ impl Reached {
         self.snapshots += other.snapshots;
         self.reconnected += other.reconnected;
         self.lives += other.lives;
+        self.acknowledged += other.acknowledged;
+        self.refused += other.refused;
     }
 
     pub fn is_complete(&self) -> bool {
@@ -70,6 +74,8 @@ impl Reached {
             self.snapshots,
             self.reconnected,
             self.lives,
+            self.acknowledged,
+            self.refused,
         ]
         .iter()
         .all(|&count| count > 10)

@@ -11,7 +11,7 @@ use fastrand::Rng;
 use tickcast::{
     limits::{
         LAST_VALUES_BYTES_MAX_DEFAULT, MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX,
-        TIMERS_GONE_MAX, TURN_RING_BYTES,
+        TIMERS_GONE_MAX, TOPICS_MAX_DEFAULT, TURN_RING_BYTES,
     },
     sources::Lanes,
 };
@@ -22,6 +22,7 @@ use tickcast_core::{
     mesh::{Mesh, ring::frame_ring},
     metrics::counters::Counter,
     now::Now,
+    placement::home_shard,
     shard::{Action, DetachedSession, ListenerKind, Shard},
     testing::{self, EPOCH, START, TurnLoop},
 };
@@ -31,6 +32,8 @@ use tickcast_proto::{
 };
 
 const PATTERNS: [&str; 8] = [">", "t.*", "t.0", "t.1", "t.>", "*.2", "p.>", "c.>"];
+/// Topics of the source.
+const SOURCE_TOPICS: [&str; 9] = ["p.0", "p.1", "p.2", "p.3", "t.0", "t.1", "t.2", "t.3", "storm.0"];
 const CLIENTS_MAX: usize = 24;
 const SETTLE_TURNS_MAX: usize = 10_000;
 /// More than a run publishes: with logs and outboxes of this size no client can be too slow.
@@ -82,6 +85,8 @@ pub struct World {
     /// Topics whose publishing client is gone: only a prefix may have arrived.
     gone: HashSet<String>,
     memories: Vec<Memory>,
+    /// Topics of clients are refused in this run, because homes are full.
+    refuses: bool,
     pub reached: Reached,
 }
 
@@ -90,7 +95,14 @@ impl World {
         let mut rng = Rng::with_seed(seed);
         let count = rng.usize(1..=4);
         let roomy = rng.bool();
+        let refuses = seed % 8 == 5;
+        let base_topics = |home: usize| {
+            let is_here = |name: &&&str| usize::from(home_shard(name, count as u16).0) == home;
+            SOURCE_TOPICS.iter().filter(is_here).count()
+        };
+        let of_fullest = (0..count).map(base_topics).max().unwrap_or(0);
         let limits = Limits {
+            topics_max: if refuses { (of_fullest + rng.usize(1..4)) * count } else { TOPICS_MAX_DEFAULT },
             frame_bytes_max: 4 << 10,
             egress_log_bytes: if roomy { ROOMY_BYTES } else { rng.usize(128..200) << 10 },
             outbox_bytes_max: if roomy { ROOMY_BYTES } else { rng.usize(30..60) << 10 },
@@ -108,7 +120,7 @@ impl World {
             history_bytes_max: HISTORY_BYTES_MAX,
             keys_per_topic_max: 8,
             // Topics of a few runs are forgotten within the run.
-            topic_idle: Rules::all(if rng.u8(..3) == 0 { rng.u64(2..40) * 1_000_000 } else { 0 }),
+            topic_idle: Rules::all(if !refuses && rng.u8(..3) == 0 { rng.u64(2..40) * 1_000_000 } else { 0 }),
             last_values_bytes_max: if seed % 4 == 3 { 8 << 10 } else { LAST_VALUES_BYTES_MAX_DEFAULT },
             // A run lasts 0.4 s. Clients are served at random, so some miss a ping.
             ping_interval_ns: if rng.u8(..4) == 0 { 20_000_000 } else { u64::MAX },
@@ -130,9 +142,10 @@ impl World {
             })
             .collect();
         let published = Published { forgets: limits.topic_idle.default > 0, ..Published::default() };
-        World {
+        let mut world = World {
             shards,
             now: START,
+            refuses,
             limits,
             ring_bytes,
             meshes,
@@ -150,7 +163,14 @@ impl World {
             memories: Vec::new(),
             reached: Reached::default(),
             rng,
+        };
+        if refuses {
+            // From now on, each home has room for these topics and a few more.
+            SOURCE_TOPICS.iter().for_each(|topic| world.publish_to(topic, 0));
+            let _ = world.lanes.flush();
+            (0..count).for_each(|shard| world.turn(shard));
         }
+        world
     }
 
     pub fn step(&mut self) {
@@ -267,16 +287,20 @@ impl World {
         for _ in 0..if storm { 300 } else { self.rng.usize(1..30) } {
             let kind = if storm { "storm" } else { ["p", "t", "t", "t"][self.rng.usize(..4)] };
             let topic = format!("{kind}.{}", if storm { 0 } else { self.rng.u8(..4) });
-            let ticks = self.published.ticks.entry(topic.clone()).or_default();
-            let pad = "x".repeat(if storm || self.rng.u8(..20) == 0 { self.rng.usize(..3_000) } else { 0 });
-            let payload = format!("\"{topic} {} {pad}\"", ticks.len() + 1);
-            let sent = self.lanes.publish(&topic, 1, 1, payload.as_bytes()).is_ok();
-            match sent {
-                true => ticks.push(payload),
-                false => self.reached.source_full += 1,
-            }
+            let pad = if storm || self.rng.u8(..20) == 0 { self.rng.usize(..3_000) } else { 0 };
+            self.publish_to(&topic, pad);
         }
         let _ = self.lanes.flush();
+    }
+
+    /// The source publishes a tick with so many bytes of padding.
+    fn publish_to(&mut self, topic: &str, pad: usize) {
+        let ticks = self.published.ticks.entry(topic.into()).or_default();
+        let payload = format!("\"{topic} {} {}\"", ticks.len() + 1, "x".repeat(pad));
+        match self.lanes.publish(topic, 1, 1, payload.as_bytes()).is_ok() {
+            true => ticks.push(payload),
+            false => self.reached.source_full += 1,
+        }
     }
 
     fn client_requests(&mut self) {
@@ -294,12 +318,24 @@ impl World {
             // A flood causes more replies than may wait, so the server must stop reading.
             (6, _) => (0..self.rng.usize(1..4_000)).for_each(|_| client.ping()),
             (7..9, _) => {
+                // A raw client is closed for a publish that is refused.
+                if self.refuses && client.encoding == WireFormat::WEBSOCKET_RAW {
+                    return client.ping();
+                }
+                if client.is_answered && self.rng.u8(..8) == 0 {
+                    let id = client.publishes.begin(0);
+                    return client.publish(id, "not..valid", 0, "1");
+                }
                 // A topic that only this client publishes to.
                 let topic = format!("c.{}", client.name);
-                let ticks = self.published.ticks.entry(topic.clone()).or_default();
-                let payload = format!("\"{topic} {} \"", ticks.len() + 1);
-                client.publish(&topic, key_of(ticks.len()), &payload);
-                ticks.push(payload);
+                for _ in 0..if self.rng.u8(..16) == 0 { 1_000 } else { 1 } {
+                    let ticks = self.published.ticks.entry(topic.clone()).or_default();
+                    let number = ticks.len() as u64 + 1;
+                    let payload = format!("\"{topic} {number} \"");
+                    let id = if self.rng.u8(..4) == 0 { 0 } else { client.publishes.begin(number) };
+                    client.publish(id, &topic, key_of(ticks.len()), &payload);
+                    ticks.push(payload);
+                }
             }
             _ => client.ping(),
         }
@@ -599,6 +635,8 @@ impl World {
             self.reached.not_recovered += client.not_recovered;
             self.reached.snapshots += client.snapshots;
             self.reached.lives += client.lives;
+            self.reached.acknowledged += client.publishes.acknowledged;
+            self.reached.refused += client.publishes.refused;
         }
         self.reached.pinged = totals(Counter::Pings);
         self.reached.silent_closed = totals(Counter::ClosedHeartbeatTimeout);
@@ -618,6 +656,7 @@ impl World {
         // Ticks of a client that is about to end, or that never reads, may not have reached the server.
         let silenced =
             |client: &&Client| client.fin || client.closing.is_some() || client.manner == Manner::Stuck;
+        let silenced = |client: &&Client| silenced(client) || client.publishes.is_refused;
         gone.extend(self.clients.iter().filter(silenced).map(|client| format!("c.{}", client.name)));
         for client in &self.clients {
             if client.manner != Manner::Stuck && client.closing.is_none() && !client.fin {

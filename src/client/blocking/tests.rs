@@ -1,6 +1,6 @@
 use super::*;
-use crate::scripted_server::serve;
-use tickcast_proto::frame::Kind;
+use crate::{PUBLISHES_UNACKNOWLEDGED_MAX, RequestError, scripted_server::serve};
+use tickcast_proto::{features::Features, frame::Kind};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -106,6 +106,107 @@ fn barrier_waits_for_its_own_pong_and_passes_other_events_on() {
     let mut others = 0;
     client.barrier(LONG, |_| others += 1).unwrap();
     assert_eq!(others, 2);
+    server.join().unwrap();
+}
+
+/// A client that asks for acknowledgements.
+fn connect_acknowledged(address: &str) -> Client {
+    let address = Address::parse(address).unwrap();
+    let options = ConnectOptions { acknowledgements: true, ..address.connect_options() };
+    Client::connect_with(&address, &options).unwrap()
+}
+
+const TICK: PublishRequest<'_> =
+    PublishRequest { topic: "a.b", payload: b"x", producer_time_ns: 0, schema: 0, key: 0 };
+
+#[test]
+fn barrier_waits_for_the_answer_to_each_publish_whatever_the_order() {
+    let (address, server) = serve(|peer| {
+        peer.welcome_with(3, Some(Features::PUBLISHED));
+        let requests = [(); 3].map(|()| peer.next_frame().unwrap().1);
+        let (_, token, _) = peer.next_frame().unwrap();
+        peer.pong(token);
+        peer.published(requests[2], 2);
+        peer.error(requests[0], "no");
+        peer.published(requests[1], 1);
+        requests
+    });
+    let mut client = connect_acknowledged(&address);
+    assert!(client.connection().acknowledges());
+    for _ in 0..3 {
+        client.publish(TICK).unwrap();
+    }
+    assert_eq!(client.connection().unacknowledged(), 3);
+    let mut answers = Vec::new();
+    client
+        .barrier(LONG, |event| match event {
+            Event::Published { request, topic: "a.b", epoch: 3, sequence } => {
+                answers.push((request, sequence))
+            }
+            Event::Error { request, .. } => answers.push((request, 0)),
+            other => panic!("{other:?}"),
+        })
+        .unwrap();
+    let requests = server.join().unwrap().map(|request| request as u32);
+    assert_eq!(answers, [(requests[2], 2), (requests[0], 0), (requests[1], 1)]);
+    assert_eq!(client.connection().unacknowledged(), 0);
+}
+
+#[test]
+fn publish_acknowledged_returns_the_position_or_the_refusal() {
+    let (address, server) = serve(|peer| {
+        peer.welcome_with(3, Some(Features::PUBLISHED));
+        let (_, request, _) = peer.next_frame().unwrap();
+        peer.pong(7);
+        peer.published(request, 9);
+        let (_, request, _) = peer.next_frame().unwrap();
+        peer.error(request, "no");
+        peer.next_frame().unwrap();
+        peer.closing(3001, "stopping");
+    });
+    let mut client = connect_acknowledged(&address);
+    let mut others = 0;
+    let position = client.publish_acknowledged(TICK, LONG, |_| others += 1).unwrap();
+    assert_eq!((position, others), (Some(Position { epoch: 3, sequence: 9 }), 1));
+    let refused = client.publish_acknowledged(TICK, LONG, |_| {});
+    assert!(matches!(refused, Err(ClientError::Refused { code: 101, .. })), "{refused:?}");
+    let closed = client.publish_acknowledged(TICK, LONG, |_| {});
+    assert!(matches!(closed, Err(ClientError::Closed { code: 3001, .. })), "{closed:?}");
+    server.join().unwrap();
+}
+
+#[test]
+fn server_without_acknowledgements_answers_a_ping_instead() {
+    let (address, server) = serve(|peer| {
+        peer.welcome();
+        peer.next_frame().unwrap();
+        let (kind, token, _) = peer.next_frame().unwrap();
+        peer.pong(token);
+        kind
+    });
+    let mut client = connect_acknowledged(&address);
+    assert!(!client.connection().acknowledges());
+    assert_eq!(client.publish_acknowledged(TICK, LONG, |_| {}).unwrap(), None);
+    assert_eq!((server.join().unwrap(), client.connection().unacknowledged()), (Kind::Ping, 0));
+}
+
+#[test]
+fn publishes_beyond_the_window_are_rejected_until_one_is_answered() {
+    let (address, server) = serve(|peer| {
+        peer.welcome_with(3, Some(Features::PUBLISHED));
+        let (_, first, _) = peer.next_frame().unwrap();
+        (1..PUBLISHES_UNACKNOWLEDGED_MAX).for_each(|_| drop(peer.next_frame().unwrap()));
+        peer.published(first, 1);
+        peer.next_frame().unwrap();
+    });
+    let mut client = connect_acknowledged(&address);
+    for _ in 0..PUBLISHES_UNACKNOWLEDGED_MAX {
+        client.publish(TICK).unwrap();
+    }
+    let rejected = client.publish(TICK);
+    assert!(matches!(rejected, Err(ClientError::Request(RequestError::Unacknowledged))), "{rejected:?}");
+    assert!(matches!(client.next_event(Some(LONG)), Ok(Some(Event::Published { sequence: 1, .. }))));
+    client.publish(TICK).unwrap();
     server.join().unwrap();
 }
 

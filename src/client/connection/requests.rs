@@ -17,15 +17,21 @@ impl Connection {
     /// Queues one tick to publish; returns the request's number. Numbers increase by one with each request, including
     /// rejected ones.
     ///
-    /// Ticks are not acknowledged. The answer to a later [`Connection::ping`] proves that the server processed the tick;
-    /// a failure is an [`Event::Error`](crate::Event) with the request's number. Costs one copy of the payload, and in JSON an
-    /// allocation.
+    /// A failure is an [`Event::Error`](crate::Event) with the request's number. If the server acknowledges publishes
+    /// ([`Connection::acknowledges`]), a success is an [`Event::Published`](crate::Event) with it: each number is answered once,
+    /// unless the connection ends before. Costs one copy of the payload, and in JSON an allocation.
     ///
     /// # Errors
-    /// [`RequestError`]: nothing was queued.
+    /// [`RequestError`]: nothing was queued. [`RequestError::Unacknowledged`] if [`crate::PUBLISHES_UNACKNOWLEDGED_MAX`]
+    /// publishes wait for their answer: poll events first.
     pub fn publish(&mut self, publish: PublishRequest<'_>) -> Result<u32, RequestError> {
         let request = self.requests.next();
-        self.request(&Outgoing::Publish { request, publish }).map(|()| request)
+        if self.unacknowledged.is_full() {
+            return Err(RequestError::Unacknowledged);
+        }
+        self.request(&Outgoing::Publish { request, publish })?;
+        self.unacknowledged.handle_publish(request);
+        Ok(request)
     }
 
     /// Queues a ping; the answer is an [`Event::Pong`](crate::Event) with the returned token. A raw connection, which has no replies,

@@ -3,18 +3,40 @@
 use crate::{ClientError, PublishRequest, ReconnectingClient};
 
 impl ReconnectingClient {
-    /// Publishes one tick and flushes; returns whether it was sent. While disconnected, ticks are neither sent nor kept for
-    /// the next connection. If the server rejects the tick, an [`crate::Event::Error`] with request 0 follows.
+    /// Publishes one tick and flushes; returns the request's number, or `None` while disconnected: ticks are neither sent then
+    /// nor kept for the next connection.
+    ///
+    /// If the server acknowledges publishes ([`ReconnectingClient::acknowledges`]), [`Event::Published`](crate::Event) or
+    /// [`Event::Error`](crate::Event) with this number answers. The answers that a lost connection owes are counted in
+    /// [`StreamEvent::Disconnected`](crate::StreamEvent): nobody knows whether those ticks were published. If the server does
+    /// not acknowledge publishes, only a refusal is answered, by an error with request 0.
     ///
     /// # Errors
-    /// [`ClientError::Request`] if the request is invalid. A lost connection is no error. Otherwise as
-    /// [`ReconnectingClient::next_event`].
-    pub fn publish(&mut self, publish: PublishRequest<'_>) -> Result<bool, ClientError> {
-        let Some(client) = &mut self.client else { return Ok(false) };
+    /// [`ClientError::Request`] if the request is invalid, or if too many publishes wait for their answer. A lost connection is
+    /// no error. Otherwise as [`ReconnectingClient::next_event`].
+    pub fn publish(&mut self, publish: PublishRequest<'_>) -> Result<Option<u32>, ClientError> {
+        let Some(client) = &mut self.client else { return Ok(None) };
         match client.publish(publish) {
-            Ok(_) => Ok(true),
+            Ok(request) => {
+                let number = self.numbers.next();
+                // Without acknowledgements, nothing would ever remove it.
+                if client.connection().acknowledges() {
+                    self.requests.insert(request, number);
+                }
+                Ok(Some(number))
+            }
             Err(error @ ClientError::Request(_)) => Err(error),
-            Err(error) => self.handle_lost(error).map(|()| false),
+            Err(error) => self.handle_lost(error).map(|()| None),
         }
+    }
+
+    /// Whether the connected server acknowledges publishes: see [`Connection::acknowledges`](crate::Connection).
+    pub fn acknowledges(&self) -> bool {
+        self.client.as_ref().is_some_and(|client| client.connection().acknowledges())
+    }
+
+    /// The number of publishes on this connection that the server has neither acknowledged nor refused yet.
+    pub fn unacknowledged(&self) -> usize {
+        self.client.as_ref().map_or(0, |client| client.connection().unacknowledged())
     }
 }

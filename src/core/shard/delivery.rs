@@ -1,10 +1,10 @@
 //! The path of a tick: from the session's shard to the topic's home, which assigns its sequence, and on to every interested
 //! shard. Interest travels the same way to the homes, and history comes back from them.
 
-use super::{LOG_TARGET_TOPIC, ORIGIN_SOURCE, Shard, Unsequenced, stages::Stages};
+use super::{ORIGIN_SOURCE, Shard, Unsequenced, stages::Stages};
 use crate::{
     fanout::{self, EgressLogs, Fanout, HistoryRequest},
-    home::{Backfill, Creator, HistoryChunk, Home, InterestEvent, Sequenced, TopicLookup, TopicRefusal},
+    home::{Backfill, Creator, HistoryChunk, Home, InterestEvent, Sequenced, TopicLookup},
     ids::{SessionId, SourceId},
     limits::{
         NEW_TOPIC_UNITS, PATTERN_REQUEST_UNITS, TURN_FORGET_UNITS, TURN_HISTORY_CHUNKS, TURN_IDLE_UNITS,
@@ -16,10 +16,10 @@ use crate::{
 };
 use tickcast_proto::{
     command::encode_request,
-    frame::{self, FLAG_PAYLOAD_JSON, Frame, HeaderFields, Kind, TickParts},
+    frame::{self, FLAG_ANSWERED, FLAG_PAYLOAD_JSON, Frame, HeaderFields, Kind, TickParts},
     ids::{Sequence, ShardId, TopicId},
     pattern,
-    records::{ErrorRecord, FrameHeader, History, Publish, Recover, Request, Subscribed, TickTimes},
+    records::{FrameHeader, History, Publish, Recover, Request, Subscribed, TickTimes},
 };
 
 impl Shard {
@@ -30,6 +30,9 @@ impl Shard {
             return self.sequence(Some(self.id), tick, now);
         }
         let Unsequenced { origin, source, flags, schema, record, topic, payload } = *tick;
+        if flags & FLAG_ANSWERED != 0 {
+            self.keep_room_for_answer(origin, topic);
+        }
         let fields = HeaderFields { flags, sequence: origin, topic_id: source.0, schema };
         // An answer to a request of the client waits for no budget, here or at the home.
         let is_asked = record.request != 0;
@@ -92,7 +95,7 @@ impl Shard {
         let TopicLookup { index, is_new } =
             match self.home.find_or_create(name, Creator { session, source }, now) {
                 Ok(found) => found,
-                Err(refusal) => return self.refuse(session, record.request, refusal, now),
+                Err(refusal) => return self.refuse(session, tick, refusal, now),
             };
         if is_new {
             self.charge(NEW_TOPIC_UNITS);
@@ -113,6 +116,11 @@ impl Shard {
             // Each tick counts at once: whether the turn takes another depends on it.
             self.count_ticks();
         }
+        if flags & FLAG_ANSWERED != 0
+            && let Some(from) = from
+        {
+            self.acknowledge(from, origin, record.request, index, name);
+        }
     }
 
     /// Announces a new topic to the shards with matching patterns, before its first tick.
@@ -123,31 +131,6 @@ impl Shard {
                 notify(InterestEvent::Open(shard, topic));
             }
         });
-    }
-
-    /// Refuses a tick whose topic cannot be created.
-    fn refuse(
-        &mut self,
-        session: Option<(ShardId, SessionId)>,
-        request: u32,
-        refusal: TopicRefusal,
-        now: Now,
-    ) {
-        self.counters.add(Counter::TicksRefused, 1);
-        self.counters.add(Counter::TopicsRefused, 1);
-        // In a message between shards, `reserved` says which limit it was.
-        let record = ErrorRecord { request, code: refusal.code() as u16, reserved: refusal as u16 };
-        match session {
-            // No session published it, so there is none to answer.
-            None => {}
-            Some((from, origin)) if from == self.id => self.report_refusal(origin, record, now),
-            Some((from, origin)) => {
-                let meta = HeaderFields { sequence: origin.0, ..HeaderFields::default() };
-                self.stages.push_delivery(from, |out| {
-                    frame::encode(out, Kind::Error, meta, &record, &[]);
-                });
-            }
-        }
     }
 
     /// Processes a delivery from a home. Call only while [`Shard::takes_deliveries`]. A turn always takes some: they add only to
@@ -191,29 +174,11 @@ impl Shard {
                 self.charge(NEW_TOPIC_UNITS);
                 self.fanout.handle_forget(id, frame.header.sequence);
             }
-            Kind::Error => {
-                let Ok(record) = frame.record::<ErrorRecord>() else {
-                    return debug_assert!(false, "this process encoded the frame");
-                };
-                self.report_refusal(SessionId(frame.header.sequence), record, now);
-            }
+            Kind::Acknowledge => self.handle_acknowledge(frame),
+            Kind::Error => self.handle_refusal(frame, now),
             _ => debug_assert!(false, "no other delivery crosses the mesh"),
         }
         self.apply_deferred(now);
-    }
-
-    /// Answers the session whose tick a home refused.
-    pub(super) fn report_refusal(&mut self, origin: SessionId, record: ErrorRecord, now: Now) {
-        let slot = origin.slot();
-        let refusal = TopicRefusal::from_number(record.reserved);
-        ::log::warn!(
-            target: LOG_TARGET_TOPIC,
-            "session {origin:x}: a tick was refused: {}",
-            refusal.text()
-        );
-        if self.sessions.open_mut(slot).is_some_and(|session| session.id == origin) {
-            self.fail(slot, record.request, refusal.code(), refusal.text(), now);
-        }
     }
 
     /// Tells the homes about a pattern that is new on this shard.

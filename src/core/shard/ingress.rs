@@ -359,7 +359,8 @@ impl Shard {
             key: publish.key,
             ..Publish::default()
         };
-        let flags = Self::flags_of(&publish.payload, publish.payload_is_json);
+        let flags = Self::flags_of(&publish.payload, publish.payload_is_json)
+            | self.answer_flag(slot, publish.request);
         let tick = Unsequenced {
             origin,
             source,

@@ -8,7 +8,7 @@ use tickcast_proto::ids::ShardId;
 pub struct PeerStages {
     /// Requests to it as a home: publish, subscribe, unsubscribe, recover.
     pub requests: Stage,
-    /// Deliveries from this home to it: ticks, topics, history, readiness, refusals. A shard always accepts deliveries, so
+    /// Deliveries from this home to it: ticks, topics, history, readiness, answers to publishes. A shard always accepts deliveries, so
     /// two full shards cannot wait for each other.
     pub deliveries: Stage,
     /// Something other than ticks was staged since the last push: it wakes a shard that waits for its latency budget.

@@ -145,7 +145,7 @@ impl Shard {
         let mut when_ns = since_ns.saturating_add(deadline_ns);
         if when_ns <= now.monotonic_ns {
             // The peer cannot finish its message while the shard does not read it for lack of room.
-            let waits_for_room = session.is_paused() && session.takes_requests();
+            let waits_for_room = session.is_paused() && session.replies_have_room();
             if !waits_for_room {
                 let reason = match is_handshake {
                     true => CloseReason::HandshakeDeadline,
@@ -216,7 +216,7 @@ impl Shard {
         }
         // A peer that reads its backlog is alive, even if its answer to a ping takes long. Nor is a peer silent while the
         // shard does not read from it because other sessions use up the room.
-        let waits_for_others = session.is_paused() && session.takes_requests();
+        let waits_for_others = session.is_paused() && session.replies_have_room();
         if std::mem::take(&mut session.drained_since_heartbeat) || waits_for_others {
             session.pulse_ms = low_ms(now);
             session.pulse = Pulse::Quiet;

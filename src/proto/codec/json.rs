@@ -4,11 +4,11 @@
 //! numbers is preserved.
 
 mod bounds;
-mod request_id;
+mod diagnosis;
 
 use std::{borrow::Cow, collections::HashMap, io::Write};
 
-use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use base64::{DecodeError, Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -26,6 +26,9 @@ use crate::{
 
 /// The highest whole number up to which a double, JavaScript's only number, holds every one: 2^53 - 1.
 pub const NUMBER_HIGHEST: u64 = (1 << 53) - 1;
+
+/// The operations of requests, for errors.
+const OPERATIONS: &str = "hello, subscribe, update, unsubscribe, publish or ping";
 
 /// The fields of all requests. Unknown fields are rejected, so that a misspelt option is not ignored.
 #[derive(Deserialize)]
@@ -145,6 +148,19 @@ fn option<'de, T: Deserialize<'de>>(
     serde_json::from_str(given).map(Some).map_err(|_| bad(cut(given)))
 }
 
+/// What is wrong with a text that should be base64.
+fn base64_fault(error: &DecodeError) -> String {
+    match *error {
+        DecodeError::InvalidByte(at, byte) => format!("{:?} at {at}", char::from(byte)),
+        DecodeError::InvalidLastSymbol(at, _) => {
+            format!("the character at {at} stands for more than whole bytes")
+        }
+        DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => {
+            "its length, padding (=) included, must be a multiple of 4".into()
+        }
+    }
+}
+
 /// The first 32 characters of a text.
 fn cut(text: &str) -> String {
     text.chars().take(32).collect()
@@ -210,10 +226,10 @@ pub struct InvalidRequest {
 /// # Errors
 /// [`InvalidRequest`] if the text is not a JSON request of the protocol.
 pub fn decode(text: &str) -> Result<Command<'_>, InvalidRequest> {
-    let mut message: Message<'_> = serde_json::from_str(text).map_err(|error| InvalidRequest {
-        request: request_id::find(text),
-        text: format!("not a request: {error}"),
-    })?;
+    // serde takes an array for a struct too.
+    let is_object = text.trim_ascii_start().starts_with('{');
+    let decoded = if is_object { serde_json::from_str(text).ok() } else { None };
+    let mut message: Message<'_> = decoded.ok_or_else(|| diagnosis::diagnose(text))?;
     let request = message.id;
     let fail = |text: String| InvalidRequest { request, text };
     let op = std::mem::take(&mut message.op);
@@ -250,12 +266,13 @@ pub fn decode(text: &str) -> Result<Command<'_>, InvalidRequest> {
                 Some("base64") => {
                     let text: Cow<'_, str> = serde_json::from_str(data.get())
                         .map_err(|_| fail("publish: base64 \"data\" must be a string".into()))?;
-                    let bytes = BASE64
-                        .decode(text.as_bytes())
-                        .map_err(|error| fail(format!("publish: \"data\" is not base64: {error}")))?;
+                    let bytes = BASE64.decode(text.as_bytes()).map_err(|error| {
+                        fail(format!("publish: \"data\" is not base64: {}", base64_fault(&error)))
+                    })?;
                     (Cow::Owned(bytes), false)
                 }
                 Some(other) => {
+                    let other = cut(other);
                     return Err(fail(format!("publish: unknown \"encoding\" {other:?}; use json or base64")));
                 }
             };
@@ -275,9 +292,7 @@ pub fn decode(text: &str) -> Result<Command<'_>, InvalidRequest> {
         "ping" => {
             Ok(Command::Ping { token: if message.token != 0 { message.token } else { u64::from(request) } })
         }
-        other => Err(fail(format!(
-            "unknown op {other:?}; use hello, subscribe, update, unsubscribe, publish or ping"
-        ))),
+        other => Err(fail(format!("unknown op {:?}; use {OPERATIONS}", cut(other)))),
     }
 }
 

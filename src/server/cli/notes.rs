@@ -69,8 +69,8 @@ pub const NOTES: [Notes; 9] = [
             ),
         ],
         exit_status: &[
-            (0, "the server has processed every tick"),
-            (1, "no connection, or a tick was rejected"),
+            (0, "the server has acknowledged every tick"),
+            (1, "no connection, or a tick was refused or not acknowledged"),
             USAGE,
         ],
     },
@@ -87,7 +87,7 @@ pub const NOTES: [Notes; 9] = [
         ],
         exit_status: &[
             (0, "stopped on request, the end of the file, or the reader of the output is gone"),
-            (1, "no connection, or a file cannot be used"),
+            (1, "no connection, the server refused a tick, or a file cannot be used"),
             USAGE,
         ],
     },

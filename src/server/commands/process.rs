@@ -3,6 +3,7 @@
 mod file;
 
 use std::{
+    collections::VecDeque,
     fmt,
     io::{self, ErrorKind, Write},
     path::PathBuf,
@@ -13,12 +14,14 @@ use clap::Subcommand;
 
 pub use self::file::process_file;
 use crate::{
-    commands::{CommandError, ServerArgs},
+    clock,
+    commands::{CommandError, ServerArgs, counted},
     process::{reader, signals},
     sources::StopFlag,
 };
 use tickcast_client::{
-    Event, PublishRequest, ReconnectOptions, ReconnectingClient, StreamEvent, SubscribeOptions,
+    ConnectOptions, Event, PUBLISHES_UNACKNOWLEDGED_MAX, PublishRequest, ReconnectOptions,
+    ReconnectingClient, StreamEvent, SubscribeOptions,
 };
 use tickcast_ecg::{
     INFO_TOPIC, PARAMS_TOPIC, WAVE_TOPIC,
@@ -28,6 +31,10 @@ use tickcast_proto::{codec::json, subscription::StartPosition};
 
 /// Longest wait for an event before checking for a signal.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// Time for the server to acknowledge the last findings before the command exits.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Findings that may wait while the server has not acknowledged earlier ones; further ones are not published.
+const FINDINGS_WAITING_MAX: usize = 64 << 10;
 /// Problems that are reported one by one. One more report says that further ones are not.
 const PROBLEMS_SHOWN_MAX: u64 = 10;
 
@@ -111,6 +118,7 @@ enum Handled {
 /// retains; samples that it no longer has are reported as a gap.
 fn process_stream(args: &EcgArgs, out: &mut impl Write, stop: &StopFlag) -> Result<(), CommandError> {
     let (address, options) = args.server.parse()?;
+    let options = ConnectOptions { acknowledgements: true, ..options };
     let mut client = ReconnectingClient::connect_with(&address, &options, ReconnectOptions::default())?;
     // Subscribe to the description first: samples before it cannot be analysed.
     let latest = SubscribeOptions { from: StartPosition::Latest, ..SubscribeOptions::default() };
@@ -120,24 +128,24 @@ fn process_stream(args: &EcgArgs, out: &mut impl Write, stop: &StopFlag) -> Resu
     ];
     let mut follower = Follower::default();
     let mut output = Output { out, json: args.json, problems: 0 };
-    let mut found = Vec::new();
+    let (mut found, mut publisher) = (Vec::new(), Publisher::default());
     while !stop.is_set() {
         let server_epoch = client.server_epoch().unwrap_or_default();
         let Some(event) = client.next_event(Some(STOP_CHECK_INTERVAL))? else { continue };
+        let is_refusal = publisher.handle(&event, &requests);
         let handled = handle(event, server_epoch, &requests, &mut follower, &mut found, &mut output)?;
         if matches!(handled, Handled::Found) {
             for finding in found.drain(..) {
                 output.finding(&finding)?;
-                publish(&mut client, &finding, &mut output)?;
+                publisher.queue(&finding, &mut output)?;
             }
         }
-        if !matches!(handled, Handled::Nothing) {
+        publisher.publish(&mut client, &mut output)?;
+        if is_refusal || !matches!(handled, Handled::Nothing) {
             output.flush()?;
         }
     }
-    // All findings are reported and sent, so a failed close changes nothing.
-    let _ = client.close();
-    Ok(())
+    publisher.finish(client, &requests, &mut output)
 }
 
 fn handle(
@@ -149,7 +157,11 @@ fn handle(
     output: &mut Output<'_, impl Write>,
 ) -> Result<Handled, CommandError> {
     match event {
-        StreamEvent::Disconnected { reason, retry_in_ms, .. } => {
+        StreamEvent::Disconnected { reason, retry_in_ms, unacknowledged, .. } => {
+            if unacknowledged > 0 {
+                let text = format!("not acknowledged: {}", counted(unacknowledged as u64, "tick"));
+                output.problem(PARAMS_TOPIC, 0, &text)?;
+            }
             let object = format!(
                 "{{\"op\":\"disconnected\",\"reason\":{},\"retry_in_ms\":{retry_in_ms}}}",
                 json::literal(reason)
@@ -202,26 +214,101 @@ fn handle(
     Ok(Handled::Reported)
 }
 
-/// Publishes a finding, or reports that there is no connection.
-fn publish(
-    client: &mut ReconnectingClient,
-    finding: &Finding,
-    output: &mut Output<'_, impl Write>,
-) -> Result<(), CommandError> {
-    let Some((key, payload)) = finding.to_tick() else { return Ok(()) };
-    // A beat's tick carries the time of the beat.
-    let producer_time_ns = if let Finding::Beat { time_ns, .. } = finding { *time_ns } else { 0 };
-    let request = PublishRequest {
-        topic: PARAMS_TOPIC,
-        payload: payload.as_bytes(),
-        producer_time_ns,
-        key,
-        ..PublishRequest::default()
-    };
-    if !client.publish(request)? {
-        output.problem(PARAMS_TOPIC, 0, "not published: not connected")?;
+/// Publishes findings, as many at a time as may wait for their acknowledgement.
+#[derive(Default)]
+struct Publisher {
+    /// Findings to publish. Bound: [`FINDINGS_WAITING_MAX`].
+    waiting: VecDeque<Tick>,
+    sent: u64,
+    refused: u64,
+}
+
+/// A finding as it is published.
+struct Tick {
+    key: u64,
+    payload: String,
+    producer_time_ns: u64,
+}
+
+impl Publisher {
+    fn queue(&mut self, finding: &Finding, output: &mut Output<'_, impl Write>) -> Result<(), CommandError> {
+        let Some((key, payload)) = finding.to_tick() else { return Ok(()) };
+        if self.waiting.len() >= FINDINGS_WAITING_MAX {
+            return output.problem(PARAMS_TOPIC, 0, "not published: the server is too slow to acknowledge");
+        }
+        // A beat's tick carries the time of the beat.
+        let producer_time_ns = if let Finding::Beat { time_ns, .. } = finding { *time_ns } else { 0 };
+        self.waiting.push_back(Tick { key, payload, producer_time_ns });
+        Ok(())
     }
-    Ok(())
+
+    /// Publishes what may be sent now, or reports that there is no connection.
+    fn publish(
+        &mut self,
+        client: &mut ReconnectingClient,
+        output: &mut Output<'_, impl Write>,
+    ) -> Result<(), CommandError> {
+        while client.unacknowledged() < PUBLISHES_UNACKNOWLEDGED_MAX
+            && let Some(Tick { key, payload, producer_time_ns }) = self.waiting.pop_front()
+        {
+            let request = PublishRequest {
+                topic: PARAMS_TOPIC,
+                payload: payload.as_bytes(),
+                producer_time_ns,
+                key,
+                ..PublishRequest::default()
+            };
+            match client.publish(request)? {
+                Some(_) => self.sent += 1,
+                None => output.problem(PARAMS_TOPIC, 0, "not published: not connected")?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts a refused finding; returns whether the event is one.
+    fn handle(&mut self, event: &StreamEvent<'_>, requests: &[(u32, &str)]) -> bool {
+        let is_refusal = matches!(event, StreamEvent::Event(Event::Error { request, .. })
+            if requests.iter().all(|(number, _)| number != request));
+        self.refused += u64::from(is_refusal);
+        is_refusal
+    }
+
+    /// Waits for the answers that are missing, then closes the connection.
+    fn finish(
+        mut self,
+        mut client: ReconnectingClient,
+        requests: &[(u32, &str)],
+        output: &mut Output<'_, impl Write>,
+    ) -> Result<(), CommandError> {
+        let deadline_ns = clock::monotonic_ns() + ANSWER_TIMEOUT.as_nanos() as u64;
+        let mut unknown = 0;
+        while client.unacknowledged() > 0 {
+            let left_ns = deadline_ns.saturating_sub(clock::monotonic_ns());
+            let Some(event) = client.next_event(Some(Duration::from_nanos(left_ns)))? else { break };
+            let is_refusal = self.handle(&event, requests);
+            match event {
+                StreamEvent::Event(Event::Error { code, text, .. }) if is_refusal => {
+                    output.problem(PARAMS_TOPIC, 0, &format!("not published: {text} (code {code})"))?;
+                }
+                StreamEvent::Disconnected { unacknowledged, .. } => unknown = unacknowledged,
+                _ => {}
+            }
+            self.publish(&mut client, output)?;
+        }
+        unknown += client.unacknowledged() + self.waiting.len();
+        if unknown > 0 {
+            let text = format!("not acknowledged: {}", counted(unknown as u64, "tick"));
+            output.problem(PARAMS_TOPIC, 0, &text)?;
+        }
+        output.flush()?;
+        // All answers have been reported, so a failed close changes nothing.
+        let _ = client.close();
+        match self.refused {
+            0 => Ok(()),
+            refused => Err(CommandError::TicksRefused { refused, sent: self.sent }),
+        }
+    }
 }
 
 /// Whole lines, for people or as JSON.

@@ -13,13 +13,15 @@ use nix::{
 
 use crate::{
     byte_order_mark, clock,
-    commands::{CommandError, ServerArgs},
+    commands::{CommandError, ServerArgs, counted},
     limits::FRAME_BYTES_MAX_HIGHEST,
 };
-use tickcast_client::{Client, ClientError, Event, PublishRequest, RequestError};
+use tickcast_client::{
+    Client, ClientError, ConnectOptions, Event, PUBLISHES_UNACKNOWLEDGED_MAX, PublishRequest, RequestError,
+};
 
-/// Time for the server to confirm that it has processed everything.
-const BARRIER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for the server to acknowledge the next tick, or to answer a ping.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Rejected lines that are reported one by one; further ones are only counted.
 const REJECTIONS_SHOWN_MAX: u64 = 10;
 /// Bytes of a line that are kept: no server accepts more.
@@ -43,7 +45,10 @@ pub struct PubArgs {
     pub server: ServerArgs,
 }
 
-/// Runs `tickcast pub`. `Ok` means that the server has processed every tick.
+/// Runs `tickcast pub`. `Ok` means that the server has acknowledged every tick.
+///
+/// A server of version 0.1 acknowledges no ticks. There, `Ok` means that it has answered a ping after the last tick: one of its
+/// shards has processed all of them, and another may still refuse some.
 ///
 /// # Errors
 /// [`CommandError`]; rejected lines were reported on standard error.
@@ -68,6 +73,7 @@ pub(super) fn publish_from_either(
     notices: &mut impl Write,
 ) -> Result<(), CommandError> {
     let (address, options) = args.server.parse()?;
+    let options = ConnectOptions { acknowledgements: true, ..options };
     let mut publisher = Publisher {
         client: Client::connect_with(&address, &options)?,
         topic: &args.topic,
@@ -76,14 +82,21 @@ pub(super) fn publish_from_either(
         first_request: None,
         lines: 0,
         refused: 0,
+        pong: None,
         close_code: 0,
         close_text: String::new(),
     };
-    match args.data.as_str() {
-        "-" => publisher.publish_lines(input, descriptor)?,
-        data => publisher.publish(data.as_bytes())?,
+    let result = match args.data.as_str() {
+        "-" => publisher.publish_lines(input, descriptor),
+        data => publisher.publish(data.as_bytes()),
+    };
+    match result.and_then(|()| publisher.await_answers()) {
+        Ok(()) => publisher.finish(),
+        Err(error) => {
+            publisher.report_unacknowledged();
+            Err(error)
+        }
     }
-    publisher.finish()
 }
 
 struct Publisher<'a, W> {
@@ -95,6 +108,8 @@ struct Publisher<'a, W> {
     first_request: Option<(u32, u64)>,
     lines: u64,
     refused: u64,
+    /// Token of the last pong.
+    pong: Option<u64>,
     close_code: u16,
     close_text: String,
 }
@@ -175,6 +190,10 @@ impl<W: Write> Publisher<'_, W> {
     }
 
     fn publish(&mut self, payload: &[u8]) -> Result<(), CommandError> {
+        if self.client.connection().unacknowledged() >= PUBLISHES_UNACKNOWLEDGED_MAX {
+            // Half of them, so that the next ticks leave together.
+            self.read_answers(PUBLISHES_UNACKNOWLEDGED_MAX / 2)?;
+        }
         self.lines += 1;
         let publish = PublishRequest {
             topic: self.topic,
@@ -214,25 +233,53 @@ impl<W: Write> Publisher<'_, W> {
         }
     }
 
-    fn finish(mut self) -> Result<(), CommandError> {
-        let token = self.client.ping()?;
-        let deadline_ns = clock::monotonic_ns() + BARRIER_TIMEOUT.as_nanos() as u64;
-        loop {
-            let left = Duration::from_nanos(deadline_ns.saturating_sub(clock::monotonic_ns()));
-            let Some(event) = self.client.next_event(Some(left))? else {
-                let awaited = "answer to a ping";
-                return Err(ClientError::TimedOut { awaited, waited: BARRIER_TIMEOUT }.into());
-            };
-            match Answer::from(event) {
-                Answer::Pong(pong) if pong == token => break,
-                answer => self.handle_answer(answer)?,
-            }
+    /// Reads answers until at most `left` ticks wait for one.
+    fn read_answers(&mut self, left: usize) -> Result<(), CommandError> {
+        while self.client.connection().unacknowledged() > left {
+            self.read_answer("acknowledgement")?;
         }
-        // The server has processed everything, so a failed close changes nothing.
+        Ok(())
+    }
+
+    /// Waits until the server has answered for every tick.
+    fn await_answers(&mut self) -> Result<(), CommandError> {
+        if self.client.connection().acknowledges() {
+            self.client.flush()?;
+            return self.read_answers(0);
+        }
+        let token = self.client.ping()?;
+        while self.pong != Some(token) {
+            self.read_answer("answer to a ping")?;
+        }
+        Ok(())
+    }
+
+    fn read_answer(&mut self, awaited: &'static str) -> Result<(), CommandError> {
+        let Some(event) = self.client.next_event(Some(ANSWER_TIMEOUT))? else {
+            return Err(ClientError::TimedOut { awaited, waited: ANSWER_TIMEOUT }.into());
+        };
+        let answer = Answer::from(event);
+        self.handle_answer(answer)
+    }
+
+    fn finish(self) -> Result<(), CommandError> {
+        // The server has answered for everything, so a failed close changes nothing.
         let _ = self.client.close();
         match self.refused {
             0 => Ok(()),
             refused => Err(CommandError::LinesRefused { refused, lines: self.lines }),
+        }
+    }
+
+    /// Reports how many ticks have an unknown fate, after the connection has failed.
+    fn report_unacknowledged(&mut self) {
+        let unknown = self.client.connection().unacknowledged();
+        if unknown > 0 {
+            let _ = writeln!(
+                self.notices,
+                "{} not acknowledged: published or not, nobody knows",
+                counted(unknown as u64, "tick")
+            );
         }
     }
 
@@ -250,7 +297,8 @@ impl<W: Write> Publisher<'_, W> {
                 let (code, text) = (self.close_code, std::mem::take(&mut self.close_text));
                 return Err(ClientError::Closed { code, text }.into());
             }
-            Answer::Pong(_) | Answer::Other => {}
+            Answer::Pong(token) => self.pong = Some(token),
+            Answer::Other => {}
         }
         Ok(())
     }

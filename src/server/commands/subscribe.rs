@@ -210,7 +210,7 @@ fn print(
                 lines.flush()?;
                 continue;
             }
-            Some(StreamEvent::Disconnected { reason, code, retry_in_ms }) => {
+            Some(StreamEvent::Disconnected { reason, code, retry_in_ms, .. }) => {
                 is_connected = false;
                 lines.notice(&Notice::Disconnected { reason, code, retry_in_ms })?;
                 lines.flush()?;

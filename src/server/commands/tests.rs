@@ -3,6 +3,7 @@ use std::{io::Write, os::fd::AsFd};
 use super::{append::tests::Scratch, *};
 use tickcast_client::scripted_server::{Peer, serve, serve_each};
 use tickcast_proto::{
+    features::Features,
     frame::Kind,
     ids::TopicId,
     reply::{Reply, Skipped},
@@ -302,6 +303,58 @@ fn pub_reports_rejected_lines_and_sends_the_rest() {
     assert!(notices.contains("line 2: the request is"), "{notices}");
     assert!(notices.contains("line 3: not this one (code 101)"), "{notices}");
     assert_eq!(server.join().unwrap(), 2);
+}
+
+/// Answers each publish: `ok` is acknowledged, anything else refused. A ping is answered at once, as by a server whose other
+/// shards have not answered yet. Returns the numbers of publishes and pings.
+fn acknowledge(peer: &mut Peer) -> (u64, u64) {
+    peer.welcome_with(3, Some(Features::PUBLISHED));
+    let (mut publishes, mut pings) = (0, 0);
+    while let Some((kind, token, payload)) = peer.next_frame() {
+        match (kind, &payload[..]) {
+            (Kind::Ping, _) => {
+                pings += 1;
+                peer.pong(token);
+            }
+            (_, b"ok") => {
+                publishes += 1;
+                peer.published(token, publishes);
+            }
+            _ => {
+                publishes += 1;
+                peer.error(token, "not this one");
+            }
+        }
+    }
+    (publishes, pings)
+}
+
+#[test]
+fn pub_waits_for_the_answer_to_each_tick() {
+    let (address, server) = serve(acknowledge);
+    let lines = "ok\n".repeat(5_000);
+    run_pub(address, "-", lines.as_bytes()).0.unwrap();
+    assert_eq!(server.join().unwrap(), (5_000, 0), "several windows, and no ping");
+
+    let (address, server) = serve(acknowledge);
+    let (result, notices) = run_pub(address, "-", b"ok\nbad\nok\n");
+    assert!(matches!(result, Err(CommandError::LinesRefused { refused: 1, lines: 3 })), "{result:?}");
+    assert_eq!(notices, "line 2: not this one (code 101)\n");
+    assert_eq!(server.join().unwrap().0, 3);
+}
+
+#[test]
+fn pub_tells_how_many_ticks_have_no_answer_when_the_server_closes() {
+    let (address, server) = serve(|peer| {
+        peer.welcome_with(3, Some(Features::PUBLISHED));
+        let requests = [(); 3].map(|()| peer.next_frame().unwrap().1);
+        peer.published(requests[1], 1);
+        peer.closing(3001, "the server stops");
+    });
+    let (result, notices) = run_pub(address, "-", b"1\n2\n3\n");
+    assert!(result.unwrap_err().to_string().contains("the server stops"));
+    assert_eq!(notices, "2 ticks not acknowledged: published or not, nobody knows\n");
+    server.join().unwrap();
 }
 
 #[test]

@@ -151,19 +151,180 @@ fn invalid_requests_are_rejected_with_their_id() {
     }
 }
 
+/// Every error that JSON can cause, by its exact words.
 #[test]
-fn invalid_requests_are_rejected_with_the_field_in_error() {
-    for (text, part) in [
-        ("{", "not a request"),
-        ("[]", "not a request"),
-        (r#"{"op":"subscribe","topcs":["a"]}"#, "topcs"),
-        (r#"{"op":"subscribe"}"#, "topics"),
-        (r#"{"op":"publish","topic":"a"}"#, "data"),
-        (r#"{"op":"publish","data":1}"#, "topic"),
-        (r#"{"op":"publish","topic":"a","data":1,"encoding":"hex"}"#, "hex"),
-        (r#"{"op":"fly"}"#, "fly"),
+fn invalid_requests_are_rejected_with_words_to_act_on() {
+    let operations = "hello, subscribe, update, unsubscribe, publish or ping";
+    let number32 = "a whole number from 0 to 4294967295";
+    let number64 = "a whole number from 0 to 18446744073709551615";
+    let fields = "op, id, name, features, topics, topic, from, policy, max_rate, data, encoding, ts, schema, key, token";
+    let starts = "is not a start position; use live, latest, positions, or epoch with sequence or sequences";
+    let rates = "is not a rate from 0.001 to 1000 ticks per second";
+    let long = "x".repeat(100);
+    let cut = "x".repeat(32);
+    for (text, expected) in [
+        // The message.
+        ("", "the message is empty; a request is one JSON object".into()),
+        (" \n", "the message is empty; a request is one JSON object".into()),
+        ("hello", "a request is one JSON object, not hello".into()),
+        ("[]", "a request is one JSON object, not []".into()),
+        (r#"["ping",7]"#, r#"a request is one JSON object, not ["ping",7]"#.into()),
+        ("{", "the message is not JSON: it ends too early".into()),
+        (r#"{"op":"ping"#, "the message is not JSON: it ends too early".into()),
+        (r#"{"op":"ping","id":7"#, "the message is not JSON: it ends too early".into()),
+        (
+            r#"{"op":"publish","id":7,"topic":"t","data":NaN}"#,
+            r#"the message is not JSON: see line 1, column 43, at "NaN}""#.into(),
+        ),
+        ("{\n'op':1}", r#"the message is not JSON: see line 2, column 1, at "'op':1}""#.into()),
+        (r#"{"op":"ping",}"#, r#"the message is not JSON: see line 1, column 14, at "}""#.into()),
+        (
+            r#"{"op":"ping" "id":7}"#,
+            r#"the message is not JSON: see line 1, column 14, at "\"id\":7}""#.into(),
+        ),
+        (r#"{"op":"ping","id":07}"#, r#"the message is not JSON: see line 1, column 20, at "7}""#.into()),
+        (r#"{"op":"ping"} {"op":"ping"}"#, "a message is one JSON object, and something follows it".into()),
+        // Its fields.
+        (r#"{"id":7}"#, format!("\"op\" is missing; use {operations}")),
+        (r#"{"op":"ping","id":7,"id":7}"#, "\"id\" is given twice".into()),
+        (r#"{"op":"subscribe","topcs":["a"]}"#, format!("unknown field \"topcs\"; the fields are {fields}")),
+        (
+            &format!(r#"{{"op":"ping","{long}":1}}"#),
+            format!("unknown field \"{cut}\"; the fields are {fields}"),
+        ),
+        (r#"{"op":7}"#, "\"op\" must be a string, not 7".into()),
+        (r#"{"op":null}"#, "\"op\" must be a string, not null".into()),
+        (r#"{"op":"ping","id":"7"}"#, format!("\"id\" must be {number32}, not \"7\"")),
+        (r#"{"op":"ping","id":null}"#, format!("\"id\" must be {number32}, not null")),
+        (r#"{"op":"ping","id":4294967296}"#, format!("\"id\" must be {number32}, not 4294967296")),
+        (r#"{"op":"ping","id":1.5}"#, format!("\"id\" must be {number32}, not 1.5")),
+        (r#"{"op":"hello","name":{"a":1}}"#, "\"name\" must be a string, not {\"a\":1}".into()),
+        (
+            r#"{"op":"hello","features":"counts"}"#,
+            "\"features\" must be an array of strings, not \"counts\"".into(),
+        ),
+        (r#"{"op":"hello","features":[1]}"#, "\"features\" must be an array of strings, not [1]".into()),
+        (r#"{"op":"subscribe","topics":"t"}"#, "\"topics\" must be an array of strings, not \"t\"".into()),
+        (r#"{"op":"subscribe","topics":[1]}"#, "\"topics\" must be an array of strings, not [1]".into()),
+        (r#"{"op":"publish","topic":7,"data":1}"#, "\"topic\" must be a string, not 7".into()),
+        (r#"{"op":"publish","encoding":7}"#, "\"encoding\" must be a string, not 7".into()),
+        (r#"{"op":"publish","ts":"x"}"#, format!("\"ts\" must be {number64}, not \"x\"")),
+        (r#"{"op":"publish","ts":1.7e18}"#, format!("\"ts\" must be {number64}, not 1.7e18")),
+        (r#"{"op":"publish","ts":-1}"#, format!("\"ts\" must be {number64}, not -1")),
+        (r#"{"op":"publish","schema":5000000000}"#, format!("\"schema\" must be {number32}, not 5000000000")),
+        (
+            r#"{"op":"publish","key":-1}"#,
+            format!("\"key\" must be {number64}, or a string of its digits, not -1"),
+        ),
+        (
+            r#"{"op":"publish","key":"bid"}"#,
+            format!("\"key\" must be {number64}, or a string of its digits, not \"bid\""),
+        ),
+        (
+            r#"{"op":"publish","key":18446744073709551616}"#,
+            format!("\"key\" must be {number64}, or a string of its digits, not 18446744073709551616"),
+        ),
+        (r#"{"op":"ping","token":"x"}"#, format!("\"token\" must be {number64}, not \"x\"")),
+        (
+            &format!(r#"{{"op":"ping","token":"{long}"}}"#),
+            format!("\"token\" must be {number64}, not \"{}", &cut[1..]),
+        ),
+        // What an operation needs.
+        (r#"{"op":"fly"}"#, format!("unknown op \"fly\"; use {operations}")),
+        (&format!(r#"{{"op":"{long}"}}"#), format!("unknown op \"{cut}\"; use {operations}")),
+        (r#"{"op":"subscribe"}"#, "subscribe: \"topics\" is missing or empty".into()),
+        (r#"{"op":"update","topics":[]}"#, "update: \"topics\" is missing or empty".into()),
+        (r#"{"op":"unsubscribe","topics":null}"#, "unsubscribe: \"topics\" is missing or empty".into()),
+        (
+            r#"{"op":"update","topics":["a"],"from":"latest"}"#,
+            "update: \"from\" is only for subscribe".into(),
+        ),
+        (
+            r#"{"op":"subscribe","topics":["a"],"policy":"fast"}"#,
+            "subscribe: policy: unknown value \"fast\"; use conflate, drop or disconnect".into(),
+        ),
+        (
+            r#"{"op":"update","topics":["a"],"policy":5}"#,
+            "update: policy: unknown value \"5\"; use conflate, drop or disconnect".into(),
+        ),
+        (r#"{"op":"subscribe","topics":["a"],"max_rate":0}"#, format!("subscribe: max_rate: 0 {rates}")),
+        (
+            r#"{"op":"subscribe","topics":["a"],"max_rate":"5"}"#,
+            format!("subscribe: max_rate: \"5\" {rates}"),
+        ),
+        (r#"{"op":"subscribe","topics":["a"],"from":"then"}"#, format!("subscribe: from: \"then\" {starts}")),
+        (r#"{"op":"subscribe","topics":["a"],"from":7}"#, format!("subscribe: from: 7 {starts}")),
+        (
+            r#"{"op":"subscribe","topics":["a"],"from":{"epoch":-1,"sequence":1}}"#,
+            format!("subscribe: from: {{\"epoch\":-1,\"sequence\":1}} {starts}"),
+        ),
+        (r#"{"op":"publish","topic":"a"}"#, "publish: \"data\" is missing".into()),
+        (r#"{"op":"publish","data":1}"#, "publish: \"topic\" is missing".into()),
+        (
+            r#"{"op":"publish","topic":"a","data":1,"encoding":"hex"}"#,
+            "publish: unknown \"encoding\" \"hex\"; use json or base64".into(),
+        ),
+        (
+            r#"{"op":"publish","topic":"a","data":1,"encoding":"base64"}"#,
+            "publish: base64 \"data\" must be a string".into(),
+        ),
+        (
+            r#"{"op":"publish","topic":"a","data":"A!==","encoding":"base64"}"#,
+            "publish: \"data\" is not base64: '!' at 1".into(),
+        ),
+        (
+            r#"{"op":"publish","topic":"a","data":"AP8","encoding":"base64"}"#,
+            "publish: \"data\" is not base64: its length, padding (=) included, must be a multiple of 4"
+                .into(),
+        ),
+        (
+            r#"{"op":"publish","topic":"a","data":"AP9=","encoding":"base64"}"#,
+            "publish: \"data\" is not base64: the character at 2 stands for more than whole bytes".into(),
+        ),
     ] {
-        let error = decode(text).unwrap_err();
-        assert!(error.text.contains(part), "{text}: {}", error.text);
+        let expected: String = expected;
+        assert_eq!(decode(text).map_err(|error| error.text), Err(expected), "{text}");
     }
+}
+
+/// Values of all types for every field of every operation: the error repeats the id, wherever it stands, and does not use serde's
+/// words.
+#[test]
+fn every_field_of_the_wrong_type_is_rejected_with_the_id() {
+    let requests: [&[(&str, &str)]; 6] = [
+        &[("op", "\"hello\""), ("name", "\"n\""), ("features", "[]")],
+        &[("op", "\"subscribe\""), ("topics", "[\"a\"]"), ("from", "\"live\""), ("max_rate", "1")],
+        &[("op", "\"update\""), ("topic", "\"a\""), ("policy", "\"drop\"")],
+        &[("op", "\"unsubscribe\""), ("topics", "[\"a\"]")],
+        &[
+            ("op", "\"publish\""),
+            ("topic", "\"a\""),
+            ("data", "1"),
+            ("ts", "1"),
+            ("schema", "1"),
+            ("key", "1"),
+        ],
+        &[("op", "\"ping\""), ("token", "1")],
+    ];
+    let fields = "op name features topics topic from policy max_rate encoding ts schema key token";
+    let values = ["-1", "1.5", "\"x\"", "[1]", "{\"a\":1}", "true", "1e99", "99999999999999999999999"];
+    let mut rejected = 0;
+    let all =
+        |request| fields.split(' ').flat_map(move |field| values.map(move |value| (request, field, value)));
+    for (request, field, value) in requests.into_iter().flat_map(all) {
+        let others = request.iter().filter(|(name, _)| *name != field);
+        let mut members: Vec<String> = others.map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        members.push(format!("\"{field}\":{value}"));
+        for at in 0..=members.len() {
+            let mut members = members.clone();
+            members.insert(at, "\"id\":7".into());
+            let text = format!("{{{}}}", members.join(","));
+            let Err(error) = decode(&text) else { continue };
+            rejected += 1;
+            assert_eq!(error.request, 7, "{text}: {}", error.text);
+            let serde = ["invalid", "expected", "u32", "u64", "i64", "struct", "column", "variant"];
+            assert!(!serde.iter().any(|word| error.text.contains(word)), "{text}: {}", error.text);
+        }
+    }
+    assert!(rejected > 2_000, "most values are of the wrong type: {rejected}");
 }

@@ -1,0 +1,64 @@
+//! The publishes of a connection that the server has not answered yet.
+
+use std::collections::HashSet;
+
+use crate::{Connection, PUBLISHES_UNACKNOWLEDGED_MAX};
+use tickcast_proto::features::Features;
+
+/// Publishes without an answer, by request number.
+///
+/// Invariant: empty unless the server may acknowledge publishes, and at most [`PUBLISHES_UNACKNOWLEDGED_MAX`] of them.
+#[derive(Debug, Default)]
+pub(super) struct Unacknowledged {
+    /// The server has granted acknowledgements, or has not answered yet whether it does.
+    is_tracking: bool,
+    requests: HashSet<u32>,
+}
+
+impl Unacknowledged {
+    pub(super) fn new(is_asked: bool) -> Unacknowledged {
+        Unacknowledged { is_tracking: is_asked, requests: HashSet::new() }
+    }
+
+    /// Notes what the server has granted.
+    pub(super) fn handle_welcome(&mut self, granted: Features) {
+        self.is_tracking &= granted.contains(Features::PUBLISHED);
+        if !self.is_tracking {
+            self.requests = HashSet::new();
+        }
+    }
+
+    /// Notes that a publish was queued.
+    pub(super) fn handle_publish(&mut self, request: u32) {
+        if self.is_tracking {
+            self.requests.insert(request);
+        }
+    }
+
+    /// Notes that a request was answered.
+    pub(super) fn handle_answer(&mut self, request: u32) {
+        self.requests.remove(&request);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.requests.len() >= PUBLISHES_UNACKNOWLEDGED_MAX
+    }
+}
+
+impl Connection {
+    /// Whether the server acknowledges publishes: the options asked for it
+    /// ([`ConnectOptions::acknowledgements`](crate::ConnectOptions)), and the server has granted it. A server of version 0.1 does
+    /// not, and the welcome must have arrived.
+    pub fn acknowledges(&self) -> bool {
+        self.features.contains(Features::PUBLISHED)
+    }
+
+    /// The number of publishes that the server has neither acknowledged nor refused yet; 0 if it does not acknowledge them.
+    pub fn unacknowledged(&self) -> usize {
+        self.unacknowledged.len()
+    }
+}

@@ -1,0 +1,154 @@
+//! Answers to publishes: a topic's home acknowledges a tick (PUBLISHED) or refuses it (ERROR).
+//!
+//! If the home is another shard, the answer crosses the mesh behind the tick, as a delivery. Three bounds hold:
+//!
+//! - A home takes a request only while every delivery stage has room, and a PUBLISH adds at most one answer to one stage.
+//! - The session's shard keeps room for the answer from the moment that the tick leaves for its home. Room kept counts like
+//!   replies that wait, so a session that does not read its answers publishes no further.
+//! - Both shards charge the answer to the turn in which they handle it.
+
+use super::{LOG_TARGET_TOPIC, Shard, Unsequenced};
+use crate::{
+    home::TopicRefusal,
+    ids::{SessionId, SlotId},
+    limits::{ANSWER_UNITS, answer_bytes_max},
+    metrics::counters::Counter,
+    now::Now,
+};
+use tickcast_proto::{
+    features::Features,
+    frame::{self, FLAG_ANSWERED, Frame, HeaderFields, Kind},
+    ids::{ShardId, TopicId},
+    records::{Acknowledge, ErrorRecord, Publish},
+    reply::Reply,
+};
+
+impl Shard {
+    /// Returns [`FLAG_ANSWERED`] if a session's publish is to be answered although it succeeds, else 0.
+    pub(super) fn answer_flag(&mut self, slot: SlotId, request: u32) -> u8 {
+        let is_answered = request != 0
+            && self.sessions.get(slot).is_some_and(|session| {
+                session.features.contains(Features::PUBLISHED) && session.format.codec.has_replies()
+            });
+        if is_answered { FLAG_ANSWERED } else { 0 }
+    }
+
+    /// Keeps room for the answer to a tick that leaves for its home.
+    pub(super) fn keep_room_for_answer(&mut self, origin: u64, topic: &str) {
+        if let Some(session) = self.sessions.open_mut(SessionId(origin).slot()) {
+            session.answers_bytes += answer_bytes_max(topic.len()) as u32;
+        }
+    }
+
+    /// Finds the session that an answer is for, and gives back the room kept for it. `None` if the session has ended: then the
+    /// answer is dropped.
+    fn take_answered(&mut self, origin: u64, room_bytes: usize) -> Option<SlotId> {
+        let origin = SessionId(origin);
+        let slot = origin.slot();
+        let session = self.sessions.open_mut(slot).filter(|session| session.id == origin)?;
+        debug_assert!(session.answers_bytes as usize >= room_bytes, "each answer has room");
+        session.answers_bytes = session.answers_bytes.saturating_sub(room_bytes as u32);
+        Some(slot)
+    }
+
+    /// Acknowledges the tick that was sequenced last in a topic of this home. `from`: the shard of the session.
+    pub(super) fn acknowledge(&mut self, from: ShardId, origin: u64, request: u32, index: u32, name: &str) {
+        let topic = self.home.topic(index);
+        let (id, epoch, sequence) = (topic.id, topic.epoch, topic.sequence.0);
+        self.charge(ANSWER_UNITS);
+        if from == self.id {
+            if let Some(slot) = self.take_answered(origin, 0) {
+                self.reply_published(slot, request, id, epoch, sequence, name);
+            }
+            return;
+        }
+        let fields = HeaderFields { topic_id: id.0, sequence, ..HeaderFields::default() };
+        let record = Acknowledge { session: origin, epoch, request, reserved: 0 };
+        self.stages.push_delivery(from, |out| {
+            frame::encode(out, Kind::Acknowledge, fields, &record, &[name.as_bytes()]);
+        });
+    }
+
+    /// Passes a home's acknowledgement on to the session.
+    pub(super) fn handle_acknowledge(&mut self, frame: &Frame<'_>) {
+        let (Ok(record), Ok(name)) = (frame.record::<Acknowledge>(), frame.text()) else {
+            return debug_assert!(false, "this process encoded the frame");
+        };
+        self.charge(ANSWER_UNITS);
+        let Acknowledge { session, epoch, request, .. } = record;
+        if let Some(slot) = self.take_answered(session, answer_bytes_max(name.len())) {
+            let topic = TopicId(frame.header.topic_id);
+            self.reply_published(slot, request, topic, epoch, frame.header.sequence, name);
+        }
+    }
+
+    fn reply_published(
+        &mut self,
+        slot: SlotId,
+        request: u32,
+        topic: TopicId,
+        epoch: u64,
+        sequence: u64,
+        name: &str,
+    ) {
+        self.reply(slot, &Reply::Published { request, topic, name, epoch, sequence, is_duplicate: false });
+    }
+
+    /// Refuses a tick whose topic cannot be created. `session` is `None` if a source published it.
+    pub(super) fn refuse(
+        &mut self,
+        session: Option<(ShardId, SessionId)>,
+        tick: &Unsequenced<'_>,
+        refusal: TopicRefusal,
+        now: Now,
+    ) {
+        self.counters.add(Counter::TicksRefused, 1);
+        self.counters.add(Counter::TopicsRefused, 1);
+        self.charge(ANSWER_UNITS);
+        let Unsequenced { flags, record: Publish { request, .. }, topic, .. } = *tick;
+        // In a message between shards, `reserved` says which limit it was.
+        let record = ErrorRecord { request, code: refusal.code() as u16, reserved: refusal as u16 };
+        match session {
+            None => {}
+            Some((from, origin)) if from == self.id => self.report_refusal(origin, 0, record, now),
+            Some((from, origin)) => {
+                let fields = HeaderFields {
+                    sequence: origin.0,
+                    flags: flags & FLAG_ANSWERED,
+                    ..HeaderFields::default()
+                };
+                self.stages.push_delivery(from, |out| {
+                    frame::encode(out, Kind::Error, fields, &record, &[topic.as_bytes()]);
+                });
+            }
+        }
+    }
+
+    /// Passes a home's refusal on to the session.
+    pub(super) fn handle_refusal(&mut self, frame: &Frame<'_>, now: Now) {
+        let Ok(record) = frame.record::<ErrorRecord>() else {
+            return debug_assert!(false, "this process encoded the frame");
+        };
+        self.charge(ANSWER_UNITS);
+        let room_bytes = match frame.header.flags & FLAG_ANSWERED {
+            0 => 0,
+            _ => answer_bytes_max(frame.payload().len()),
+        };
+        self.report_refusal(SessionId(frame.header.sequence), room_bytes, record, now);
+    }
+
+    fn report_refusal(&mut self, origin: SessionId, room_bytes: usize, record: ErrorRecord, now: Now) {
+        let refusal = TopicRefusal::from_number(record.reserved);
+        ::log::warn!(
+            target: LOG_TARGET_TOPIC,
+            "session {origin:x}: a tick was refused: {}",
+            refusal.text()
+        );
+        if let Some(slot) = self.take_answered(origin.0, room_bytes) {
+            self.fail(slot, record.request, refusal.code(), refusal.text(), now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
