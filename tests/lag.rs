@@ -241,6 +241,7 @@ fn a_reader_of_an_overloaded_server_is_not_closed_for_being_slow_and_every_loss_
     for policy in [None, Some(Policy::Keep), Some(Policy::Drop), Some(Policy::Conflate)] {
         let mut bench = starved(policy);
         (2..=5).for_each(|_| bench.publish("a", 0, &[0; 40]));
+        bench.after(OVERLOAD_WAIT_MS);
         bench.after(2 * OVERLOAD_WAIT_MS);
         (6..=1_000).for_each(|_| bench.publish("a", 0, &[0; 40]));
         let said = recovers(&mut bench);

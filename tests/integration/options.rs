@@ -95,7 +95,7 @@ fn bad_native_options_are_answered_by_name_and_the_session_stays_open() {
     let none = Options::default();
     let mut request = 0;
     for (options, field) in [
-        (Options { policy: 4, ..none }, "policy"),
+        (Options { policy: 5, ..none }, "policy"),
         (Options { policy: 255, ..none }, "policy"),
         (Options { from: 4, ..none }, "from"),
         (Options { from: 255, ..none }, "from"),

@@ -23,9 +23,10 @@ pub(super) struct Queues {
     pub(super) ready: VecDeque<SlotId>,
     /// Sessions to refill before their next SEND. Bound: as `ready`.
     pub(super) lagging: VecDeque<SlotId>,
-    /// Ticks wait for the latency budget: only the sessions of `urgent` are served. They stay in `ready` or `lagging` too.
+    /// Ticks wait for the latency budget: only the sessions of `urgent` are served.
     pub(super) is_holding: bool,
-    /// While ticks wait: queued sessions with a reply in their outbox. Bound: as `ready`.
+    /// While ticks wait: queued sessions with a reply in their outbox. Those that had nothing else are in no other queue. Bound:
+    /// as `ready`.
     pub(super) urgent: VecDeque<SlotId>,
     /// Sessions at the front of `lagging` that are urgent.
     pub(super) urgent_lagging: usize,
@@ -66,7 +67,13 @@ impl Queues {
 
     /// Queues a session if it is idle and has work.
     pub(super) fn make_ready(&mut self, session: &mut Session, slot: SlotId) {
-        if matches!(session.send_state, SendState::Idle) && session.has_work() {
+        if !matches!(session.send_state, SendState::Idle) || !session.has_work() {
+            return;
+        }
+        if self.is_holding && session.lag.is_none() && session.outbox.reply_bytes() > 0 {
+            session.send_state = SendState::Ready;
+            self.urgent.push_back(slot);
+        } else {
             self.push(session, slot);
             self.note_urgent(session, slot);
         }

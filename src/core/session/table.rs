@@ -412,7 +412,10 @@ impl Sessions {
     /// Ends the wait: every session is served in turn.
     pub fn release(&mut self) {
         self.queues.is_holding = false;
-        self.queues.urgent.clear();
+        // Replies that have not been sent yet go first.
+        for slot in std::mem::take(&mut self.queues.urgent).into_iter().rev() {
+            self.queues.ready.push_front(slot);
+        }
         self.queues.urgent_lagging = 0;
     }
 
@@ -553,7 +556,8 @@ impl Sessions {
             match session.send_state {
                 SendState::Idle => assert!(!session.has_work(), "a session with work is queued or sending"),
                 SendState::Ready | SendState::Refilled => {
-                    assert!(self.queues.ready.contains(&slot), "ready is queued")
+                    let queued = self.queues.ready.contains(&slot) || self.queues.urgent.contains(&slot);
+                    assert!(queued, "ready is queued");
                 }
                 SendState::Lagging => assert!(self.queues.lagging.contains(&slot), "lagging is queued"),
                 SendState::Sending | SendState::Parked { .. } => {}
