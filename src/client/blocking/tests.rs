@@ -108,7 +108,9 @@ fn barrier_waits_for_the_answer_to_each_publish_whatever_the_order() {
     });
     let mut client = connect_acknowledged(&address);
     assert!(client.connection().acknowledges());
-    (0..3).for_each(|_| drop(client.publish(TICK).unwrap()));
+    for _ in 0..3 {
+        client.publish(TICK).unwrap();
+    }
     assert_eq!(client.connection().unacknowledged(), 3);
     let mut answers = Vec::new();
     client
@@ -173,7 +175,9 @@ fn publishes_beyond_the_window_are_rejected_until_one_is_answered() {
         peer.next_frame().unwrap();
     });
     let mut client = connect_acknowledged(&address);
-    (0..PUBLISHES_UNACKNOWLEDGED_MAX).for_each(|_| drop(client.publish(TICK).unwrap()));
+    for _ in 0..PUBLISHES_UNACKNOWLEDGED_MAX {
+        client.publish(TICK).unwrap();
+    }
     let rejected = client.publish(TICK);
     assert!(matches!(rejected, Err(ClientError::Request(RequestError::Unacknowledged))), "{rejected:?}");
     assert!(matches!(client.next_event(Some(LONG)), Ok(Some(Event::Published { sequence: 1, .. }))));
