@@ -241,11 +241,11 @@ fn invalid_requests_are_rejected_with_words_to_act_on() {
         ),
         (
             r#"{"op":"subscribe","topics":["a"],"policy":"fast"}"#,
-            "subscribe: policy: unknown value \"fast\"; use conflate, drop or disconnect".into(),
+            "subscribe: policy: unknown value \"fast\"; use conflate, drop, keep or disconnect".into(),
         ),
         (
             r#"{"op":"update","topics":["a"],"policy":5}"#,
-            "update: policy: unknown value \"5\"; use conflate, drop or disconnect".into(),
+            "update: policy: unknown value \"5\"; use conflate, drop, keep or disconnect".into(),
         ),
         (r#"{"op":"subscribe","topics":["a"],"max_rate":0}"#, format!("subscribe: max_rate: 0 {rates}")),
         (
