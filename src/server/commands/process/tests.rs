@@ -4,6 +4,7 @@ use super::*;
 use tickcast_client::scripted_server::{Peer, serve};
 use tickcast_ecg::{info::Info, synthetic::Synthetic};
 use tickcast_proto::{
+    features::Features,
     frame::{self, Kind, TickParts},
     ids::{Sequence, TopicId},
     records::TickTimes,
@@ -115,6 +116,23 @@ fn tick(stream: &mut TcpStream, topic: u32, sequence: u64, time_ns: u64, payload
 /// publishes.
 fn heart(peer: &mut Peer) -> Vec<String> {
     peer.welcome();
+    beat(peer, |_, _| {})
+}
+
+/// As [`heart`], by a server that acknowledges publishes and refuses the third.
+fn refusing_heart(peer: &mut Peer) -> Vec<String> {
+    peer.welcome_with(EPOCH, Some(Features::PUBLISHED));
+    let mut publishes = 0;
+    beat(peer, move |peer, request| {
+        publishes += 1;
+        match publishes {
+            3 => peer.error(request, "not this one"),
+            _ => peer.published(request, publishes),
+        }
+    })
+}
+
+fn beat(peer: &mut Peer, mut answer: impl FnMut(&mut Peer, u64)) -> Vec<String> {
     peer.subscribed();
     peer.subscribed();
     let mut bytes = Vec::new();
@@ -149,10 +167,14 @@ fn heart(peer: &mut Peer) -> Vec<String> {
             }
         });
         // At the same time, as a server does.
-        std::iter::from_fn(|| peer.next_frame())
-            .filter(|(kind, ..)| *kind == Kind::Publish)
-            .map(|(_, _, payload)| String::from_utf8(payload).unwrap())
-            .collect()
+        let mut published = Vec::new();
+        while let Some((kind, request, payload)) = peer.next_frame() {
+            if kind == Kind::Publish {
+                answer(peer, request);
+                published.push(String::from_utf8(payload).unwrap());
+            }
+        }
+        published
     })
 }
 
@@ -199,4 +221,19 @@ fn beats_are_published_and_lost_or_malformed_batches_are_reported() {
         .collect();
     assert_eq!(reported, published, "every reported finding is published");
     assert!(published.len() > 50 && published[1..].iter().any(|tick| tick.starts_with(r#"{"bpm":6"#)));
+}
+
+#[test]
+fn refused_findings_are_reported_and_fail_the_command() {
+    let (address, server) = serve(refusing_heart);
+    let mut out = StopAfter { text: String::new(), lines: 55, stop: StopFlag::default() };
+    let stop = out.stop.clone();
+    let result = process_stream(&args(&address, true), &mut out, &stop);
+    let published = server.join().unwrap().len() as u64;
+    assert!(
+        matches!(result, Err(CommandError::TicksRefused { refused: 1, sent }) if sent == published),
+        "{result:?}, {published} published"
+    );
+    let refusals = out.text.lines().filter(|line| line.contains("not published: not this one (code 101)"));
+    assert_eq!(refusals.count(), 1, "{}", out.text);
 }
