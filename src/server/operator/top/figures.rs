@@ -22,6 +22,8 @@ pub struct Rates {
     pub dropped: f64,
     /// Ticks announced to subscribers as conflated.
     pub conflated: f64,
+    /// Ticks refused because a limit allows no further topic.
+    pub topics_refused: f64,
 }
 
 impl Rates {
@@ -35,6 +37,7 @@ impl Rates {
             parked: rate(|counters| counters.sends_parked),
             dropped: rate(|counters| counters.ticks_dropped),
             conflated: rate(|counters| counters.ticks_conflated),
+            topics_refused: rate(|counters| counters.topics_refused),
         }
     }
 
@@ -46,6 +49,7 @@ impl Rates {
         self.parked += other.parked;
         self.dropped += other.dropped;
         self.conflated += other.conflated;
+        self.topics_refused += other.topics_refused;
     }
 }
 
@@ -142,6 +146,8 @@ pub struct Figures {
     pub shards: Vec<ShardFigures>,
     /// Shards that did not reply.
     pub unanswered: Vec<u16>,
+    /// Overloaded shards.
+    pub overloaded: Vec<u16>,
     /// Latencies, or why there are none.
     pub latency: Result<LatencyFigures, String>,
     /// Topics by rate, the highest first, or why there are none.
@@ -190,6 +196,13 @@ impl Figures {
             rates,
             shards,
             unanswered: now.server.unanswered.clone(),
+            overloaded: now
+                .server
+                .shards
+                .iter()
+                .filter(|shard| shard.counters.overloaded > 0)
+                .map(|shard| shard.shard)
+                .collect(),
             latency: latency(before, now),
             topics: topics(earlier, now),
             topics_total: sum(|shard| shard.state.map_or(0, |state| state.topics)),
@@ -309,6 +322,8 @@ pub(super) mod tests {
                 ticks_delivered: 5_000 * seconds,
                 ticks_conflated: 3 * seconds,
                 ticks_dropped: 2 * seconds,
+                topics_refused: 0,
+                overloaded: 0,
                 bytes_sent: 1_500_000 * seconds,
                 sends: 400 * seconds,
                 sends_parked: seconds,

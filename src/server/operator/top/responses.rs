@@ -71,6 +71,12 @@ pub struct ShardCounters {
     pub ticks_delivered: u64,
     pub ticks_conflated: u64,
     pub ticks_dropped: u64,
+    /// 0 from a server that does not count it.
+    #[serde(default)]
+    pub topics_refused: u64,
+    /// 0 from a server that does not say.
+    #[serde(default)]
+    pub overloaded: u64,
     pub bytes_sent: u64,
     pub sends: u64,
     pub sends_parked: u64,
@@ -231,6 +237,8 @@ mod tests {
             (Counter::TicksDelivered, entry.ticks_delivered),
             (Counter::TicksConflated, entry.ticks_conflated),
             (Counter::TicksDropped, entry.ticks_dropped),
+            (Counter::TopicsRefused, entry.topics_refused),
+            (Counter::Overloaded, entry.overloaded),
             (Counter::BytesSent, entry.bytes_sent),
             (Counter::Sends, entry.sends),
             (Counter::SendsParked, entry.sends_parked),

@@ -158,16 +158,32 @@ pub fn header(model: &Model, width: usize) -> Vec<Vec<Cell>> {
     vec![sentence(first, width), sentence(second, width)]
 }
 
-/// A notice about shards that did not reply, if there are any.
-pub fn unanswered_notice(figures: &Figures) -> Option<String> {
-    let mut unanswered = figures.unanswered.iter().map(u16::to_string);
-    let first: Vec<String> = unanswered.by_ref().take(8).collect();
-    let more = match unanswered.count() {
+/// Names of shards for a notice: `shard 1`, `shards 1, 2 and 3 more`; `None` without any.
+fn shards_named(shards: &[u16]) -> Option<String> {
+    let mut numbers = shards.iter().map(u16::to_string);
+    let first: Vec<String> = numbers.by_ref().take(8).collect();
+    let more = match numbers.count() {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    let shards = if figures.unanswered.len() == 1 { "shard" } else { "shards" };
-    (!first.is_empty()).then(|| format!("no response from {shards} {}{more}", first.join(", ")))
+    let noun = if shards.len() == 1 { "shard" } else { "shards" };
+    (!first.is_empty()).then(|| format!("{noun} {}{more}", first.join(", ")))
+}
+
+/// A notice about shards that did not reply, if there are any.
+pub fn unanswered_notice(figures: &Figures) -> Option<String> {
+    shards_named(&figures.unanswered).map(|shards| format!("no response from {shards}"))
+}
+
+/// A notice about overloaded shards, if there are any.
+fn overload_notice(figures: &Figures) -> Option<String> {
+    shards_named(&figures.overloaded).map(|shards| format!("overloaded: {shards}; sessions lose ticks"))
+}
+
+/// A notice about ticks that are refused because there are too many topics, if there are any.
+fn refusal_notice(figures: &Figures) -> Option<String> {
+    let refused = figures.rates.as_ref()?.topics_refused;
+    (refused > 0.0).then(|| format!("{} ticks/s refused: no further topic is allowed", format::rate(refused)))
 }
 
 /// Notices above the figures.
@@ -188,7 +204,9 @@ fn notices(model: &Model, now: Now, width: usize) -> Vec<(String, Tone)> {
     if model.is_paused {
         notices.push(("paused; press p to resume".into(), Tone::Notable));
     }
-    notices.extend(model.figures.as_ref().and_then(unanswered_notice).map(|notice| (notice, Tone::Bad)));
+    for notice in [unanswered_notice, overload_notice, refusal_notice] {
+        notices.extend(model.figures.as_ref().and_then(notice).map(|notice| (notice, Tone::Bad)));
+    }
     notices
 }
 

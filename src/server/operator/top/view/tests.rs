@@ -98,6 +98,16 @@ fn a_screen_of_40_columns_loses_no_unit() {
 }
 
 #[test]
+fn overload_and_refused_topics_are_shown_above_the_figures() {
+    let mut now = snapshot(101, 2, 30, 50);
+    now.server.shards[1].counters.overloaded = 1;
+    now.server.shards[0].counters.topics_refused = 7;
+    let screen = lines(&model([snapshot(100, 2, 30, 50), now]), at(101), 80, 24);
+    assert_eq!(screen[2], "overloaded: shard 1; sessions lose ticks");
+    assert_eq!(screen[3], "7.0 ticks/s refused: no further topic is allowed");
+}
+
+#[test]
 fn no_size_or_state_panics() {
     let mut unreachable = model([snapshot(100, 2, 30, 50)]);
     unreachable.handle_poll(Err("refused".into()), at(101));
