@@ -171,6 +171,57 @@ fn a_tick_that_arrives_while_a_shard_goes_to_sleep_is_seen_or_wakes_it() {
     });
 }
 
+/// A message other than a tick ends a wait for the latency budget, which here does not end by itself.
+#[test]
+fn a_message_that_arrives_while_a_shard_goes_to_wait_for_its_budget_is_seen_or_wakes_it() {
+    model(5, || {
+        let (bell, eventfd) = doorbell();
+        let (mut producer, mut consumer) = frame_ring(1 << 8);
+        let writers_bell = bell.clone();
+        let writer = spawn(move || {
+            let mut stage = Stage::default();
+            publish(&mut stage, ShardId(0));
+            assert!(producer.push(&mut stage));
+            writers_bell.ring();
+        });
+        let Ok(()) = bell.sleep_within_budget(|| {
+            if consumer.is_empty() {
+                eventfd.wait();
+            }
+            Ok::<(), Infallible>(())
+        });
+        assert!(consumer.drain(usize::MAX, |_| true) > 0);
+        writer.join().unwrap();
+    });
+}
+
+/// A tick wakes nobody who waits for the budget, and is found when the wait has ended: by the turn that follows, or because it
+/// wakes the shard from the sleep after that.
+#[test]
+fn a_tick_that_arrives_while_a_wait_for_the_budget_ends_is_seen_or_wakes_the_shard_later() {
+    model(5, || {
+        let (bell, eventfd) = doorbell();
+        let (mut producer, mut consumer) = frame_ring(1 << 8);
+        let writers_bell = bell.clone();
+        let writer = spawn(move || {
+            let mut stage = Stage::default();
+            publish(&mut stage, ShardId(0));
+            assert!(producer.push(&mut stage));
+            writers_bell.ring_for_ticks();
+        });
+        let Ok(()) = bell.sleep_within_budget(|| Ok::<(), Infallible>(()));
+        while consumer.drain(usize::MAX, |_| true) == 0 {
+            let Ok(()) = bell.sleep(|| {
+                if consumer.is_empty() {
+                    eventfd.wait();
+                }
+                Ok::<(), Infallible>(())
+            });
+        }
+        writer.join().unwrap();
+    });
+}
+
 /// Both sources find the shard asleep. One wakes it, and the tick of the other must not be missed.
 #[test]
 fn two_sources_that_publish_at_once_are_both_heard() {
