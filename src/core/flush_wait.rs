@@ -92,7 +92,7 @@ struct Window {
 /// The controller of one shard's wait. The caller reports every turn with [`AutoWait::record`]; when that returns `true`, it
 /// reads the thread's CPU time and calls [`AutoWait::end_window`]. A few instructions a turn.
 ///
-/// Invariant: `wait_ns` is 0, or at least `SHORTEST_WAIT_NS`, and at most `max_ns`.
+/// Invariant: `wait_ns` is 0, or at least the lesser of `SHORTEST_WAIT_NS` and `max_ns`, and at most `max_ns`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AutoWait {
     max_ns: u64,

@@ -34,7 +34,7 @@ pub const CLOSE_REFUSED: u16 = 3504;
 /// Time over which a full socket makes its session slow, milliseconds: longer than a client's pause, shorter than the backlog
 /// of most feeds.
 pub const FULLNESS_MS: u32 = 2_000;
-/// Time that a socket must have taken nothing for its session to be slow while the shard is saturated, milliseconds.
+/// Time that a socket must not have taken all of one SEND for its session to be slow while the shard is saturated, milliseconds.
 pub const STUCK_MS: u32 = 1_000;
 /// Time that a tick has waited, at a session whose socket has room, when its loss means that the shard is overloaded,
 /// milliseconds: a burst is sent within a few turns.
@@ -85,7 +85,7 @@ pub const TOPICS_PER_SESSION_MAX_DEFAULT: u32 = 32_768;
 /// Default number of living topics that the sessions of one source may have created.
 pub const TOPICS_PER_SOURCE_MAX_DEFAULT: u32 = 32_768;
 /// Default number of topics per second that one session, or the sessions of one source, may create once they have created as many
-/// as they may at once. At 5.5 us a topic, a shard needs less than one per cent of its time for one such client.
+/// as they may at once. Who has no topic left may create as many at once again. At 5.5 us a topic, a shard needs less than one per cent of its time for one such client.
 pub const NEW_TOPICS_RATE_DEFAULT: u32 = 1_000;
 
 /// Default size of one wire format's egress log on one shard. A session that falls further behind loses its position in

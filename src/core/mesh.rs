@@ -119,7 +119,7 @@ impl Mesh {
     pub fn push_out(&mut self, shard: &mut Shard) -> bool {
         let (mut any, mut filled) = (false, 0);
         for peer in &mut self.peers {
-            let (pushed, is_urgent) = shard.with_stages(peer.shard, |stages| {
+            let (pushed, wakes) = shard.with_stages(peer.shard, |stages| {
                 let mut push = |ring: &mut FrameProducer, stage: &mut Stage, full: &mut bool| {
                     let pushed = !stage.waiting().is_empty() && ring.push(stage);
                     let was_full = std::mem::replace(full, !stage.waiting().is_empty());
@@ -133,15 +133,15 @@ impl Mesh {
                     !stages.requests.waiting().is_empty() || !stages.deliveries.waiting().is_empty();
                 let is_urgent = stages.is_urgent;
                 stages.is_urgent = is_urgent && is_rest;
-                (pushed, is_urgent)
+                // A full ring holds back what comes behind it, so it ends a wait for the latency budget too.
+                (pushed, is_urgent || is_rest)
             });
-            if pushed {
-                match is_urgent {
-                    true => peer.bell.ring(),
-                    false => peer.bell.ring_for_ticks(),
-                }
-                any = true;
+            match wakes {
+                true => peer.bell.ring(),
+                false if pushed => peer.bell.ring_for_ticks(),
+                false => {}
             }
+            any |= pushed;
         }
         if filled > 0 {
             shard.counters().add(Counter::MeshRingFull, filled);
@@ -202,9 +202,18 @@ fn requests(ring: &mut FrameConsumer, shard: &mut Shard, from: Option<ShardId>, 
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        convert::Infallible,
+        sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    };
+
     use super::*;
     use crate::{config::Limits, metrics::counters::Counters};
-    use tickcast_proto::{command::encode_request, frame::Kind};
+    use tickcast_proto::{
+        command::encode_request,
+        frame::{self, Kind},
+        records::Publish,
+    };
 
     const RING_BYTES: usize = 256;
 
@@ -232,5 +241,35 @@ mod tests {
                 other.peers[0].requests_in.drain(usize::MAX, |_| true);
             }
         }
+    }
+
+    #[test]
+    fn a_full_ring_ends_a_wait_for_the_latency_budget_and_ticks_alone_do_not() {
+        let wakes = Arc::new(AtomicUsize::new(0));
+        let bell = || {
+            let wakes = wakes.clone();
+            Arc::new(Doorbell::new(move || {
+                wakes.fetch_add(1, SeqCst);
+            }))
+        };
+        let bells = [bell(), bell()];
+        let mut from = mesh(&bells, 2 * MESH_WAITING_BYTES).remove(0);
+        let mut shard = Shard::new(ShardId(0), 2, 1, Limits::default(), Arc::new(Counters::default()));
+        let to = ShardId(1);
+        let mut push = |payload: &[u8]| {
+            shard.with_stages(to, |stages| {
+                frame::encode_publish(stages.requests.tail(), 0, 0, 0, Publish::default(), "t", payload);
+            });
+            from.push_out(&mut shard);
+            shard.with_stages(to, |stages| stages.requests.waiting().is_empty())
+        };
+        let Ok(()) = bells[1].sleep_within_budget(|| {
+            while push(&[0; 4_000]) {
+                assert_eq!(wakes.load(SeqCst), 0);
+            }
+            assert_eq!(wakes.load(SeqCst), 1);
+            assert!(!push(b"1") && wakes.load(SeqCst) == 1, "once for each sleep");
+            Ok::<(), Infallible>(())
+        });
     }
 }

@@ -299,7 +299,7 @@ impl Shard {
         &mut self.latency
     }
 
-    /// Notes whether the shard's thread has hardly slept lately, so that sessions may be behind through no fault of theirs.
+    /// Notes whether the shard's thread was busy most of the time lately, so that sessions may be behind through no fault of theirs.
     pub fn set_saturated(&mut self, is_saturated: bool) {
         self.sessions.set_saturated(is_saturated);
     }
@@ -326,7 +326,7 @@ impl Shard {
         SEND_BYTES_MAX.min(self.limits.behind_bytes / 2) as u64
     }
 
-    /// Returns the bytes of all frames appended to the egress logs so far.
+    /// Returns the bytes of all frames appended to the egress logs so far, with what was skipped at the ends of the logs.
     pub fn appended_bytes(&self) -> u64 {
         self.logs.appended_bytes()
     }

@@ -175,11 +175,13 @@ impl Lanes {
         let mut full = None;
         for (shard, lane) in (0..).zip(&mut self.lanes) {
             if !lane.stage.waiting().is_empty() {
-                if lane.ring.push(&mut lane.stage) {
-                    lane.bell.ring_for_ticks();
-                }
+                let pushed = lane.ring.push(&mut lane.stage);
                 if !lane.stage.waiting().is_empty() {
+                    // A full ring ends a wait for the latency budget too.
+                    lane.bell.ring();
                     full.get_or_insert(Backpressure { shard: ShardId(shard) });
+                } else if pushed {
+                    lane.bell.ring_for_ticks();
                 }
             }
         }

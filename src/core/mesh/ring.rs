@@ -83,6 +83,7 @@ impl FrameProducer {
     }
 
     fn push_some(&mut self, stage: &mut Stage) -> bool {
+        debug_assert!(stage.first_len() <= self.capacity, "the ring holds the longest frame");
         let unread = self.capacity - self.ring.slots();
         let room = match unread {
             // Whatever its length.
@@ -111,7 +112,7 @@ impl FrameConsumer {
         self.ring.slots()
     }
 
-    /// Whether there is no complete frame. (The producer rings again when it adds the rest of one.)
+    /// Whether there is no complete frame.
     pub fn is_empty(&mut self) -> bool {
         let slots = self.ring.slots();
         let Ok(chunk) = self.ring.read_chunk(slots) else {

@@ -101,6 +101,11 @@ impl Latency {
         self.sampled_ns != 0
     }
 
+    /// Ends a turn in which ticks wait for the latency budget: the sampled one is recorded when it leaves.
+    pub fn end_held_turn(&mut self) {
+        self.sequenced_this_turn = false;
+    }
+
     /// Ends a turn that had submitted `sends` SENDs by `now_ns` (CLOCK_REALTIME; any value unless [`Latency::wants_time`]),
     /// while `ready` sessions wait for the next turn.
     ///

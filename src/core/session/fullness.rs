@@ -1,6 +1,9 @@
 //! How much of the time a session's socket is full: tells a slow client from a server that is short of CPU.
 
-use crate::limits::{FULLNESS_MS, STUCK_MS};
+use crate::limits::{FULLNESS_MS, OVERLOAD_WAIT_MS, STUCK_MS};
+
+/// Times as long that a socket must have been full as free for its session to be slow while the shard is saturated.
+const SATURATED_FULL_SHARE: u32 = 9;
 
 /// Times that a socket was full and was not, since it first became full; older times count less. 16 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,16 +29,25 @@ impl Fullness {
         (self.is_full, self.changed_ms) = (is_full, now_ms);
     }
 
-    /// Whether the socket was full for most of the time up to `now_ms`. `is_saturated`: the server has no CPU time left, so that no
-    /// client would keep up, and only one whose socket takes nothing for [`STUCK_MS`] is slow.
+    /// Whether the socket was full for most of the time up to `now_ms`, or has been for as long as a tick waits before its loss means
+    /// an overload. `is_saturated`: the shard is so busy that no client might keep up, and only one is slow whose socket has not
+    /// taken all of one SEND for [`STUCK_MS`], or was full nearly all the time.
     pub fn is_slow(&self, now_ms: u32, is_saturated: bool) -> bool {
         if !self.has_been_full {
             return false;
         }
         let (full_ms, free_ms) = self.times(now_ms);
+        let is_full_for = |ms: u32| self.is_full && now_ms.wrapping_sub(self.changed_ms) >= ms;
         match is_saturated {
-            true => self.is_full && now_ms.wrapping_sub(self.changed_ms) >= STUCK_MS,
-            false => full_ms > free_ms || (self.is_full && full_ms == free_ms),
+            true => {
+                is_full_for(STUCK_MS)
+                    || (full_ms >= STUCK_MS && full_ms >= free_ms.saturating_mul(SATURATED_FULL_SHARE))
+            }
+            false => {
+                full_ms > free_ms
+                    || (self.is_full && full_ms == free_ms)
+                    || is_full_for(OVERLOAD_WAIT_MS as u32)
+            }
         }
     }
 
@@ -63,6 +75,27 @@ mod tests {
         let mut fullness = Fullness::default();
         fullness.change(true, 5_000);
         assert!(fullness.is_slow(5_000, false) && fullness.is_slow(9_000_000, false));
+    }
+
+    #[test]
+    fn a_socket_that_has_just_become_full_after_a_long_time_is_slow_before_its_ticks_wait_for_long() {
+        let mut fullness = Fullness::default();
+        fullness.change(true, 1_000);
+        fullness.change(false, 1_001);
+        fullness.change(true, 60_000);
+        assert!(!fullness.is_slow(60_000 + OVERLOAD_WAIT_MS as u32 - 1, false));
+        assert!(fullness.is_slow(60_000 + OVERLOAD_WAIT_MS as u32, false));
+        assert!(!fullness.is_slow(60_000 + STUCK_MS - 1, true) && fullness.is_slow(60_000 + STUCK_MS, true));
+    }
+
+    #[test]
+    fn a_client_that_takes_a_send_now_and_then_is_slow_on_a_saturated_shard_too() {
+        let mut fullness = Fullness::default();
+        for now_ms in (0..9_000).step_by(900) {
+            fullness.change(true, now_ms);
+            fullness.change(false, now_ms + 899);
+        }
+        assert!(fullness.is_slow(9_000, true));
     }
 
     #[test]

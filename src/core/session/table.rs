@@ -338,7 +338,7 @@ impl Sessions {
         self.now_ms = low_ms(now);
     }
 
-    /// Notes whether the shard has CPU time left: if not, it takes longer for a session to be slow.
+    /// Notes whether the shard is busy most of the time: if so, it takes longer for a session to be slow.
     pub fn set_saturated(&mut self, is_saturated: bool) {
         self.is_saturated = is_saturated;
     }

@@ -34,10 +34,9 @@ impl Shard {
             self.keep_room_for_answer(origin, topic);
         }
         let fields = HeaderFields { flags, sequence: origin, topic_id: source.0, schema };
-        // An answer to a request of the client waits for no budget, here or at the home.
-        let is_asked = record.request != 0;
         let write = |out: &mut Vec<u8>| frame::encode_publish_with(out, fields, record, topic, payload);
-        match is_asked {
+        // An answer waits for no budget, here or at the home.
+        match flags & FLAG_ANSWERED != 0 {
             true => self.stages.push_request(home, write),
             false => self.stages.push_publish(home, write),
         }

@@ -153,6 +153,7 @@ impl Driver {
 
     /// Sets how long the shard batches and spins.
     pub fn set_pacing(&mut self, pacing: Pacing) {
+        self.shard.release_ticks();
         self.waits = Waits::new(pacing.latency_budget);
         self.shard.counters().set(Counter::FlushWaitNs, self.waits.wait_ns());
         self.pacing = pacing;
@@ -213,8 +214,9 @@ impl Driver {
         worked |= self.shard.turn(now);
         let sends = self.sends;
         worked |= self.flush(now)?;
-        if !self.waits.is_holding() {
-            self.record_latency(self.sends.wrapping_sub(sends) as usize);
+        match self.waits.is_holding() {
+            true => self.shard.latency_mut().end_held_turn(),
+            false => self.record_latency(self.sends.wrapping_sub(sends) as usize),
         }
         worked |= self.handle_control(now)?;
         worked |= self.actions()?;
