@@ -266,6 +266,24 @@ test("chosen columns replace the guessed ones and are sorted by", () => {
   assert.equal(market.row("t1").value, 1);
 });
 
+test("a change stays when columns change without a tick, and is anew when its column is another", () => {
+  const market = new Market();
+  const row = market.row("a");
+  const changeOf = () => (row.parse(market), [row.change, row.changeText]);
+  for (const [at, value] of [3, 5].entries()) market.tick(row, frameOf(at + 1, { value, count: 8 }));
+  assert.deepEqual(changeOf(), [2, "+2"]);
+  market.chooseColumns(parseColumns(["last", "/count"]));
+  assert.deepEqual(changeOf(), [2, "+2"], "a column is added");
+  market.chooseColumns(parseColumns(["/count"]));
+  assert.deepEqual(changeOf(), [0, "0"], "the change is of another column");
+  market.tick(row, frameOf(3, { value: 5, count: 9 }));
+  assert.deepEqual(changeOf(), [1, "+1"]);
+  // A restarted server counts from 1 again: the same sequence is another payload.
+  row.reset(true);
+  market.tick(row, frameOf(3, { value: 5, count: 13 }));
+  assert.deepEqual(changeOf(), [4, "+4"]);
+});
+
 test("topics are found by words in any order and case", () => {
   const market = new Market();
   for (const name of ["kraken.ticker.BTC-USD", "kraken.book.BTC-USD", "bybit.ticker.ETHUSDT"]) market.row(name);

@@ -63,6 +63,8 @@ class Row {
   rank = 0;
   #first = NaN;
   #opening = NaN;
+  /** Sequence of the payload that the change describes; 0 if none: a payload read anew for other columns is not a change. */
+  #compared = 0;
   #rateSequence = 0;
   #rateAt = 0;
 
@@ -77,10 +79,10 @@ class Row {
   parse(market) {
     if (this.isParsed) return;
     this.isParsed = true;
-    if (this.payload !== null) this.read(market, this.payload.bytes, this.payload.isJson);
+    if (this.payload !== null) this.read(market, this.payload);
   }
 
-  read(market, bytes, isJson) {
+  read(market, { bytes, isJson, sequence }) {
     const { columns } = market;
     const primary = primaryOf(columns);
     const data = isJson ? parseJson(bytes) : undefined;
@@ -111,7 +113,9 @@ class Row {
     else if (!found.isDelta) this.#opening = NaN;
     const field = this.fields.get(primary.key);
     // A delta without the value leaves it and its change as they are.
-    if (field === undefined || !field.isOld) this.#compare(field?.value ?? NaN, isPrice);
+    const isCompared = sequence === this.#compared;
+    this.#compared = sequence;
+    if (!isCompared && !field?.isOld) this.#compare(field?.value ?? NaN, isPrice);
   }
 
   /** Sets the value, and the change since the opening price or the value before. */
@@ -152,6 +156,7 @@ class Row {
     this.charted = null;
     this.value = this.change = this.#first = this.#opening = NaN;
     this.changeText = "";
+    this.#compared = 0;
     this.isParsed = this.payload === null;
     this.dirty = true;
   }
@@ -180,7 +185,7 @@ class Row {
     this.next = 0;
     this.isAfterSnapshot = false;
     this.restartRate();
-    if (isNewEpoch) this.sequence = 0;
+    if (isNewEpoch) this.sequence = this.#compared = 0;
   }
 }
 
@@ -285,7 +290,7 @@ export class Market {
       if (row.hasPartials || row.ticks <= FIRST_TICKS) row.parse(this);
     } else {
       row.isParsed = true;
-      row.read(this, bytes, isJson);
+      row.read(this, { bytes, isJson, sequence: frame.sequence });
     }
   }
 
