@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { columnsOfRoles, parseColumn, parseColumns, primaryOf, roundedFor, COLUMNS_MAX } from "../../src/server/page/columns.js";
-import { formatPointer, look, numberOf, parsePointer, resolve, scalarText, scalarsOf } from "../../src/server/page/fields.js";
+import { PUBLISHED_MAX, formatPointer, look, mayBeRespelled, numberOf, parsePointer, resolve, scalarText, scalarsOf, withDigits } from "../../src/server/page/fields.js";
 import { hexOf, payloadText, SHOWN_BYTES_MAX } from "../../src/server/page/detail.js";
 import { History, POINTS_MAX, scaleOf } from "../../src/server/page/history.js";
 import { Market } from "../../src/server/page/market.js";
@@ -184,7 +184,7 @@ test("a history keeps the last points, oldest first", () => {
 test("a payload is shown whole, up to the bound", () => {
   const text = (value, isJson = true) => {
     const bytes = new TextEncoder().encode(typeof value === "string" ? value : JSON.stringify(value));
-    return payloadText(bytes, isJson, isJson && typeof value !== "string" ? value : undefined);
+    return payloadText(bytes, isJson, isJson && typeof value !== "string");
   };
   assert.equal(text({ a: [1, "x"], b: {} }), '{\n  "a": [1, "x"],\n  "b": {}\n}');
   assert.equal(text("{broken"), "{broken");
@@ -194,6 +194,45 @@ test("a payload is shown whole, up to the bound", () => {
   for (let level = 0; level < 1_000; level += 1) deep = [deep];
   assert.equal(text(deep), JSON.stringify(deep), "nested too deeply to be indented");
   assert.equal(hexOf(new TextEncoder().encode("ECG\0")), `0000  45 43 47 00${" ".repeat(36)}  ECG.`);
+});
+
+test("an indented payload has the digits, keys and texts published, in their order", () => {
+  const indented = (text) => payloadText(new TextEncoder().encode(text), true, true);
+  for (const text of [
+    '{"id":12345678901234567890,"price":1.50,"small":1.0E-7,"zero":-0.0}',
+    '{"10":1,"9":2,"a":3,"9":4}',
+    '{"text":"a  b, [c]: {\\"d\\"} \\\\","\\u0041":"\\ud83d\\ude00","":[]}',
+    '[{"a":[[],{}]},true,null," "]',
+    "12345678901234567890.10",
+  ]) {
+    const shown = indented(text);
+    // White space within texts is theirs: none of it is beside a line break or a bracket here.
+    assert.equal(shown.replace(/\n */g, "").replaceAll('": ', '":').replace(/(?<=[\]}"\dle]), (?=["[{\dtn-])/g, ","), text);
+    assert.deepEqual(JSON.parse(shown), JSON.parse(text));
+  }
+  assert.equal(indented('{"b" : [ 1.0 ,2 ]\n}'), '{\n  "b": [1.0, 2]\n}', "white space is ours");
+});
+
+test("fields have the digits published, and values that sort", () => {
+  const spelled = ["12345678901234567890", "1.50", "-0.0", "2.0", "0.00000012", "9007199254740993", "1.2345678901234567e3", "0.30000000000000004441", "0.29999999999999999", "12345678.99999999999", "0.5000000000000000001", "0.00"];
+  for (const number of spelled) {
+    const text = `{"n":"x","p":[${number}],"s":"${number}0 \\" ${number}"}`;
+    const data = JSON.parse(text);
+    assert.ok(mayBeRespelled(text, data.p[0]), number);
+    assert.deepEqual(withDigits(text, data), { ...data, p: [number] });
+  }
+  for (const number of ["0.5", "7", "-31.25", "1e5", "1.5e-9", "1700000000123"]) {
+    const text = `[${number}]`;
+    assert.deepEqual(withDigits(text, JSON.parse(text)), [Number(number)], number);
+  }
+  const long = `[1.50,"${"x".repeat(PUBLISHED_MAX)}"]`;
+  assert.deepEqual(withDigits(long, JSON.parse(long))[0], 1.5, "in a long text, as a double has it");
+  const market = new Market();
+  const row = market.row("a");
+  market.tick(row, frameOf(1, '{"bid":1.50,"ask":2,"price":9007199254740993,"volume":10.000001,"n":1e-7}'));
+  market.chooseColumns(parseColumns(["bid", "ask", "last", "volume", "/n"]));
+  assert.deepEqual(shown(market, row), { bid: "1.50", ask: "2", value: "9007199254740993", volume: "10.00", "/n": "0.0000001" });
+  assert.deepEqual([row.fields.get("bid").value, row.value], [1.5, 9007199254740992]);
 });
 
 /** A decoded frame, as wire.js gives it. */

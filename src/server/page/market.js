@@ -1,7 +1,7 @@
 // market.js: the state of each topic in the table: its last tick and the counts of ticks that did not arrive.
 
 import { ROLE_COLUMNS, columnsOfRoles, primaryOf, roundedFor } from "./columns.js";
-import { NOTHING, look, numberOf, resolve, scalarText } from "./fields.js";
+import { NOTHING, look, mayBeRespelled, numberOf, resolve, scalarText, withDigits } from "./fields.js";
 import { History } from "./history.js";
 import { FLAG_JSON, FLAG_SNAPSHOT } from "./wire.js";
 
@@ -85,7 +85,9 @@ class Row {
   read(market, { bytes, isJson, sequence }) {
     const { columns } = market;
     const primary = primaryOf(columns);
-    const data = isJson ? parseJson(bytes) : undefined;
+    const text = isJson ? decoder.decode(bytes) : "";
+    const data = isJson ? parseJson(text) : undefined;
+    let published = null;
     const isReadable = data !== undefined;
     const unreadable = isJson ? "invalid JSON" : `binary, ${bytes.length} bytes`;
     const found = isReadable ? look(data) : { ...NOTHING, summary: unreadable };
@@ -98,7 +100,8 @@ class Row {
       const path = column.tokens ?? found.paths[column.role];
       const raw = path === undefined || !isReadable ? undefined : resolve(data, path);
       if (raw !== undefined) {
-        this.fields.set(column.key, fieldOf(column, raw));
+        if (published === null && mayBeRespelled(text, raw)) published = withDigits(text, data);
+        this.fields.set(column.key, fieldOf(column, raw, published === null ? raw : resolve(published, path)));
       } else if (found.isPartial && this.fields.has(column.key)) {
         this.fields.get(column.key).isOld = true;
       } else {
@@ -195,18 +198,19 @@ function signed(change, text) {
 }
 
 /** The value of a JSON text; `undefined` if it is none. */
-export function parseJson(bytes) {
+export function parseJson(text) {
   try {
-    return JSON.parse(decoder.decode(bytes));
+    return JSON.parse(text);
   } catch {
     return undefined;
   }
 }
 
-function fieldOf(column, raw) {
-  const published = scalarText(raw);
-  const text = roundedFor(column, published);
-  return { text, title: text === published ? "" : published, value: numberOf(raw), isOld: false };
+/** The field of a column: `raw` as parsed, and `published` with its digits. */
+function fieldOf(column, raw, published) {
+  const whole = scalarText(published);
+  const text = roundedFor(column, whole);
+  return { text, title: text === whole ? "" : whole, value: numberOf(raw), isOld: false };
 }
 
 /** Whether a topic has all words of a filter in lower case, in any order. */
