@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
+import { Chooser } from "../../src/server/page/chooser.js";
 import { columnsOfRoles, parseColumn, parseColumns, primaryOf, roundedFor, COLUMNS_MAX } from "../../src/server/page/columns.js";
 import { PUBLISHED_MAX, formatPointer, look, mayBeRespelled, numberOf, parsePointer, resolve, scalarText, scalarsOf, withDigits } from "../../src/server/page/fields.js";
 import { hexOf, payloadText, SHOWN_BYTES_MAX } from "../../src/server/page/detail.js";
@@ -321,6 +322,43 @@ test("a change stays when columns change without a tick, and is anew when its co
   row.reset(true);
   market.tick(row, frameOf(3, { value: 5, count: 13 }));
   assert.deepEqual(changeOf(), [4, "+4"]);
+});
+
+/** The parts of a Chooser, as far as it needs them without a browser; `events` holds its handlers, and `focused` counts. */
+function chooserParts() {
+  const part = (name) => ({
+    value: "",
+    textContent: "",
+    hidden: true,
+    addEventListener: (event, handle) => (parts.events[`${name} ${event}`] = handle),
+    setAttribute: () => {},
+    focus: () => (parts.focused += 1),
+  });
+  const parts = { events: {}, focused: 0 };
+  for (const name of ["toggle", "panel", "chips", "form", "input", "error", "reset"]) parts[name] = part(name);
+  return parts;
+}
+
+/** A Chooser of a market with one topic, whose payload this is. */
+function chooserOf(data) {
+  const market = new Market();
+  const row = market.row("a");
+  market.tick(row, frameOf(1, data));
+  const parts = chooserParts();
+  return { market, row, parts, chooser: new Chooser(market, parts, () => {}) };
+}
+
+test("a field is refused with its reason: it is shown already, or its pointer is too long", () => {
+  const long = `/${"k".repeat(256)}`;
+  const { market, row, parts, chooser } = chooserOf({ price: 1, [long.slice(1)]: 2, b: 3 });
+  chooser.toggle(long, row);
+  assert.deepEqual([parts.error.textContent, parts.error.hidden], ["This pointer is too long.", false]);
+  chooser.toggle("/b", row);
+  assert.equal(parts.error.hidden, true);
+  parts.input.value = "/b";
+  parts.events["form submit"]({ preventDefault() {} });
+  assert.equal(parts.error.textContent, "This column is in the table.");
+  assert.deepEqual(market.columns.map(({ key }) => key), ["value", "/b"]);
 });
 
 test("topics are found by words in any order and case", () => {

@@ -108,7 +108,8 @@ export class Chooser {
 
   #extend(column) {
     const { columns } = this.#market;
-    if (column === null || columns.some(({ key }) => key === column.key)) return this.#tell("This column is in the table.");
+    if (column === null) return this.#tell("This pointer is too long.");
+    if (columns.some(({ key }) => key === column.key)) return this.#tell("This column is in the table.");
     if (columns.length >= COLUMNS_MAX) return this.#tell(`At most ${COLUMNS_MAX} columns: remove one first.`);
     this.#choose([...columns, column]);
     return true;
