@@ -361,6 +361,27 @@ test("a field is refused with its reason: it is shown already, or its pointer is
   assert.deepEqual(market.columns.map(({ key }) => key), ["value", "/b"]);
 });
 
+test("the keys that a pointer names may begin and end with spaces; what is typed is trimmed", () => {
+  const { market, row, parts, chooser } = chooserOf({ "bid ": 1, " ": 2, c: 3 });
+  for (const pointer of ["/bid ", "/ "]) {
+    chooser.toggle(pointer, row);
+    assert.ok(chooser.isShown(pointer, row), pointer);
+  }
+  parts.input.value = " C = /c ";
+  parts.events["form submit"]({ preventDefault() {} });
+  assert.equal(parts.error.textContent.startsWith("Not a field"), true, "a space before the pointer is none");
+  parts.input.value = " C =/c ";
+  parts.events["form submit"]({ preventDefault() {} });
+  row.parse(market);
+  assert.deepEqual(market.columns.map(({ key, label }) => [key, label]), [["value", "Last"], ["/bid ", "bid "], ["/ ", " "], ["/c", "C"]]);
+  assert.deepEqual([...row.fields].filter(([key]) => key.startsWith("/")).map(([key, { text }]) => [key, text]), [["/bid ", "1"], ["/ ", "2"], ["/c", "3"]]);
+  const query = new URLSearchParams();
+  chooser.store(query);
+  const again = chooserOf({});
+  again.chooser.load(new URLSearchParams(`${query}`));
+  assert.deepEqual(again.market.columns, market.columns, "the URL has them");
+});
+
 test("topics are found by words in any order and case", () => {
   const market = new Market();
   for (const name of ["kraken.ticker.BTC-USD", "kraken.book.BTC-USD", "bybit.ticker.ETHUSDT"]) market.row(name);

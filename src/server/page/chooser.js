@@ -99,7 +99,7 @@ export class Chooser {
 
   #add() {
     const { input } = this.#parts;
-    const column = parseColumn(input.value.slice(0, TEXT_MAX));
+    const column = parseColumn(input.value.trim().slice(0, TEXT_MAX));
     if (column === null) {
       return this.#tell("Not a field: type bid, ask, last, size or volume, or a JSON pointer such as /data/0/price.");
     }
