@@ -382,6 +382,16 @@ test("the keys that a pointer names may begin and end with spaces; what is typed
   assert.deepEqual(again.market.columns, market.columns, "the URL has them");
 });
 
+test("a refused field leaves the focus in the open row", () => {
+  const { row, parts, chooser } = chooserOf({});
+  chooser.toggle(`/${"k".repeat(256)}`, row);
+  assert.deepEqual([parts.panel.hidden, parts.focused], [false, 0], "the reason is shown");
+  parts.events["toggle click"]();
+  assert.deepEqual([parts.panel.hidden, parts.focused], [true, 0]);
+  parts.events["toggle click"]();
+  assert.deepEqual([parts.panel.hidden, parts.focused], [false, 1], "the button moves it into the panel");
+});
+
 test("topics are found by words in any order and case", () => {
   const market = new Market();
   for (const name of ["kraken.ticker.BTC-USD", "kraken.book.BTC-USD", "bybit.ticker.ETHUSDT"]) market.row(name);

@@ -21,7 +21,10 @@ export class Chooser {
     this.#market = market;
     this.#parts = parts;
     this.#changed = changed;
-    parts.toggle.addEventListener("click", () => this.#show(parts.panel.hidden));
+    parts.toggle.addEventListener("click", () => {
+      this.#show(parts.panel.hidden);
+      if (!parts.panel.hidden) parts.input.focus();
+    });
     parts.form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.#add();
@@ -94,7 +97,6 @@ export class Chooser {
   #show(isShown) {
     this.#parts.panel.hidden = !isShown;
     this.#parts.toggle.setAttribute("aria-expanded", isShown);
-    if (isShown) this.#parts.input.focus();
   }
 
   #add() {
