@@ -281,6 +281,29 @@ test("what a delta leaves is there when its column appears later", () => {
   assert.deepEqual(shown(market, row), { bid: "(17215.00)", ask: "(17216.00)", value: "17220.00", volume: "(91705.28)" });
 });
 
+test("the first delta of a topic is read, however late it is, and the payload before it", () => {
+  const market = new Market();
+  const row = market.row("bybit.tickers.X");
+  const ticks = Array.from({ length: 8 }, (_, at) => ({ ...BYBIT_TICKER, type: "snapshot", data: { bid1Price: `${at}`, ask1Price: `${at}`, lastPrice: `${at}` } }));
+  ticks.push({ ...BYBIT_TICKER, data: { bid1Price: "20" } }, { ...BYBIT_TICKER, data: { lastPrice: "21" } });
+  // Nothing is drawn in between.
+  ticks.forEach((data, at) => market.tick(row, frameOf(at + 1, data)));
+  assert.deepEqual(shown(market, row), { bid: "(20)", ask: "(7)", value: "21" });
+});
+
+test("payloads that only look like deltas with some fields are read on arrival up to a bound", () => {
+  const market = new Market();
+  const [book, plain] = [market.row("book"), market.row("plain")];
+  const change = { topic: "orderBookL2_25.X", type: "delta", data: { delete: [row(3001, "Sell")], update: [], insert: [] } };
+  const reads = { book: 0, plain: 0 };
+  for (let at = 1; at <= 100; at += 1) {
+    market.tick(book, frameOf(at, change));
+    market.tick(plain, frameOf(at, { type: "update", price: at, pad: "x".repeat(8_192), last: "delta" }));
+    for (const { name, isParsed } of [book, plain]) reads[name] += isParsed;
+  }
+  assert.deepEqual(reads, { book: 16, plain: 4 });
+});
+
 test("a payload that is whole leaves nothing of the one before", () => {
   const market = new Market();
   const row = market.row("a");

@@ -32,7 +32,9 @@ const IDENTIFIES = /^(at|topic|cs|ts|nonce|checksum|due|u|e|t)$|(id|seq|sequence
 /** Keys whose texts tell a payload's kind. */
 const KIND_KEYS = ["type", "action", "event", "e", "channel", "table", "topic", "stream", "op", "update_type", "updateType", "ch"];
 
-const STRONG_DELTA = /^(delta|l2_?update|diff|incremental|patch|depth_?update|book_?delta)$/i;
+const STRONG_WORDS = "(delta|l2_?update|diff|incremental|patch|depth_?update|book_?delta)";
+const STRONG_DELTA = new RegExp(`^${STRONG_WORDS}$`, "i");
+const QUOTED_STRONG = new RegExp(`"${STRONG_WORDS}"`, "i");
 /** Words of a delta, if the payload holds book levels: a ticker's "update" is whole. */
 const WEAK_DELTA = /^(update|updated|insert|delete|change|changes|book_?update|ob_?update)$/i;
 const TRADES = /trade|match|fill|exec|liquidat/i;
@@ -313,6 +315,9 @@ function isPatch(data) {
   const isOperation = (entry) => isObject(entry) && typeof entry.op === "string" && typeof entry.path === "string";
   return Array.isArray(data) && data.length > 0 && data.every(isOperation);
 }
+
+/** Whether the beginning of a JSON text has a word that tells a delta with some fields. Much cheaper than to parse it. */
+export const mayBePartial = (text) => QUOTED_STRONG.test(text);
 
 /** What a payload says that has no fields. */
 export const NOTHING = { paths: {}, isDelta: false, isPartial: false, isPrice: false, summary: "" };

@@ -1,7 +1,7 @@
 // market.js: the state of each topic in the table: its last tick and the counts of ticks that did not arrive.
 
 import { ROLE_COLUMNS, columnsOfRoles, primaryOf, roundedFor } from "./columns.js";
-import { NOTHING, look, mayBeRespelled, numberOf, resolve, scalarText, withDigits } from "./fields.js";
+import { NOTHING, look, mayBePartial, mayBeRespelled, numberOf, resolve, scalarText, withDigits } from "./fields.js";
 import { History } from "./history.js";
 import { FLAG_JSON, FLAG_SNAPSHOT } from "./wire.js";
 
@@ -13,6 +13,9 @@ const KEPT_BYTES_MAX = 32 << 20;
 const SAMPLED_MAX = 500;
 /** The first payloads of a topic are read on arrival: they tell whether all have to be. */
 const FIRST_TICKS = 4;
+/** Of later payloads this beginning is searched for the words of a delta, in vain at most so often for a topic. */
+const SEARCHED_BYTES_MAX = 4 << 10;
+const VAIN_MAX = 16;
 /** What rows can be sorted by besides a column of fields. */
 const SORTED_BY = new Set(["name", "change", "rate", "sequence", "conflated", "gaps"]);
 
@@ -46,6 +49,8 @@ class Row {
   hasDeltas = false;
   /** One of its payloads was a delta with some fields of the whole: each payload is read. */
   hasPartials = false;
+  /** Payloads that had the words of a delta with some fields, and were none. */
+  vain = 0;
   /** Value of the primary column. */
   value = NaN;
   change = NaN;
@@ -197,6 +202,8 @@ function signed(change, text) {
   return change > 0 ? `+${text}` : `−${text}`;
 }
 
+const beginningOf = (bytes) => decoder.decode(bytes.subarray(0, SEARCHED_BYTES_MAX));
+
 /** The value of a JSON text; `undefined` if it is none. */
 export function parseJson(text) {
   try {
@@ -286,16 +293,20 @@ export class Market {
   #keep(row, frame) {
     const bytes = frame.bytes();
     const isJson = (frame.flags & FLAG_JSON) !== 0;
+    const isSuspect = isJson && !row.hasPartials && row.vain < VAIN_MAX && mayBePartial(beginningOf(bytes));
+    // What the first delta does not have is in the payload before it, which may not have been drawn.
+    if (isSuspect) row.parse(this);
     this.#drop(row);
     if (this.#keptBytes + bytes.length <= KEPT_BYTES_MAX) {
       this.#keptBytes += bytes.length;
       row.payload = { bytes: bytes.slice(), isJson, sequence: frame.sequence, producerMs: frame.u64(0) / 1e6 };
       row.isParsed = false;
-      if (row.hasPartials || row.ticks <= FIRST_TICKS) row.parse(this);
+      if (isSuspect || row.hasPartials || row.ticks <= FIRST_TICKS) row.parse(this);
     } else {
       row.isParsed = true;
       row.read(this, { bytes, isJson, sequence: frame.sequence });
     }
+    if (isSuspect && !row.hasPartials) row.vain += 1;
   }
 
   #drop(row) {
