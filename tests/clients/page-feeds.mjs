@@ -156,6 +156,8 @@ async function choices(browser) {
   await page.locator("#chips button", { hasText: "Vwap" }).click();
   await tab.until(() => document.querySelectorAll(".head .field").length === 2);
   check(page.url().endsWith("?filter=TICK+bravo&column=ask&column=bid"), page.url());
+  // What is typed there is no pattern before it is submitted.
+  await page.locator("#topics").fill("not.submitted");
   await page.locator("#filter").fill("nothing like it");
   await page.locator("#no-match").waitFor();
   await page.locator("#filter").fill("");

@@ -65,6 +65,8 @@ const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** Patterns and maximum rate shown in the table. */
 let patterns = [];
+/** The text of the patterns: what is being typed is not in force yet. */
+let patternsText = "";
 let rateMax = 5;
 /** Epoch of the server; 0n before the first welcome. */
 let epoch = 0n;
@@ -174,6 +176,7 @@ function topicOf(name) {
 
 function showPatterns(text, ticksPerSecond) {
   unsubscribeFrom([...subscriptions.keys()].filter((pattern) => !ECG_TOPICS.includes(pattern)));
+  patternsText = text;
   const typed = text.split(",").map((pattern) => pattern.trim());
   patterns = typed.some((pattern) => pattern !== "") ? typed.filter((pattern) => pattern !== "") : [">"];
   rateMax = ticksPerSecond;
@@ -536,9 +539,8 @@ setInterval(() => document.hidden || attempt(() => market.sample()), SAMPLE_MS);
 /** Puts into the URL what the user chose: the page opened with it looks the same. */
 function storeUrl() {
   const query = new URLSearchParams();
-  const text = byId("topics").value.trim();
   const filter = byId("filter").value.trim();
-  if (text !== "") query.set("topics", text);
+  if (patternsText !== "") query.set("topics", patternsText);
   if (rateMax !== 5) query.set("rate", rateMax);
   if (filter !== "") query.set("filter", filter);
   chooser.store(query);
@@ -594,6 +596,6 @@ byId("filter").value = (query.get("filter") ?? "").slice(0, byId("filter").maxLe
 market.filter(byId("filter").value);
 chooser.load(query);
 byId("rate").value = String(RATES.includes(wanted) ? wanted : 5);
-showPatterns(byId("topics").value, Number(byId("rate").value));
+showPatterns(byId("topics").value.trim(), Number(byId("rate").value));
 link.connect();
 requestAnimationFrame(frame);
