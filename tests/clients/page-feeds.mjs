@@ -189,6 +189,8 @@ async function warns(browser) {
   await page.locator("#rate").selectOption("5");
   await script.isPaced(">", 5_000);
   replay(script, (topic) => topic.startsWith("bybit.orderBookL2"));
+  await tab.tells("deltas-text", "At 5 ticks/s the server may conflate them");
+  script.send(conflated(FIRST, 1_000, 1_005));
   await tab.tells("deltas-text", "At 5 ticks/s the server conflates them");
   await page.locator("#every-tick").click();
   await script.isPaced(">", 0);

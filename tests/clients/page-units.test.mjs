@@ -8,7 +8,7 @@ import { PUBLISHED_MAX, formatPointer, look, mayBeRespelled, numberOf, parsePoin
 import { hexOf, payloadText, SHOWN_BYTES_MAX } from "../../src/server/page/detail.js";
 import { History, POINTS_MAX, scaleOf } from "../../src/server/page/history.js";
 import { Market } from "../../src/server/page/market.js";
-import { offsetText, Stats } from "../../src/server/page/stats.js";
+import { deltaWarning, offsetText, Stats } from "../../src/server/page/stats.js";
 
 /** The pointers of the fields found, by role. */
 const pointersOf = (data) => Object.fromEntries(Object.entries(look(data).paths).map(([role, tokens]) => [role, formatPointer(tokens)]));
@@ -459,6 +459,19 @@ test("every topic of the feeds in tests/data has fields or is a delta", () => {
   }
   assert.deepEqual([...deltas].sort(), ["bybit.orderBookL2_25", "bybit.tickers", "kraken.book"]);
   assert.deepEqual(market.columns.map(({ key }) => key), ["bid", "ask", "value", "size", "volume"]);
+});
+
+test("the page warns of changes that are missing, or may be, and only of those", () => {
+  const one = ["a.book"];
+  for (const [names, conflated, rate, text] of [
+    [[], 0, 5, ""],
+    [one, 0, 0, ""],
+    [one, 0, 5, "a.book publishes deltas. At 5 ticks/s the server may conflate them, so changes may be missing here."],
+    [one, 3, 1, "a.book publishes deltas. At 1 tick/s the server conflates them, so changes are missing here."],
+    [["a", "b"], 3, 0, "2 topics publish deltas. This page fell behind, and the server conflated some, so changes are missing here."],
+  ]) {
+    assert.equal(deltaWarning({ names, conflated }, rate), text);
+  }
 });
 
 test("a clock offset is shown with its error, or not at all", () => {

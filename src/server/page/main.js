@@ -7,7 +7,7 @@ import { attempt, byId, logEvent, setText } from "./dom.js";
 import { SAMPLE_MS } from "./history.js";
 import { Link } from "./link.js";
 import { Market, ROWS_MAX } from "./market.js";
-import { Sparkline, Stats, bytes, count, duration, many, ms, offsetText, rate, wallMs } from "./stats.js";
+import { Sparkline, Stats, bytes, count, deltaWarning, duration, many, ms, offsetText, rate, wallMs } from "./stats.js";
 import { Sweep, showEcg } from "./sweep.js";
 import { Table } from "./table.js";
 import { Wave } from "./wave.js";
@@ -480,16 +480,11 @@ function showMarket() {
 
 /** Warns if what the table shows of deltas is incomplete, because they are conflated. */
 function showDeltas() {
-  const { names, conflated } = market.deltas();
-  const isLimited = rateMax !== 0;
-  const isBroken = names.length > 0 && (isLimited || conflated > 0);
-  byId("deltas").hidden = !isBroken;
-  if (!isBroken) return;
-  const which = names.length === 1 ? `${names[0]} publishes` : `${count(names.length)} topics publish`;
-  const limit = `At ${many(rateMax, "tick")}/s the server conflates them`;
-  const why = isLimited ? limit : "This page fell behind, and the server conflated some";
-  setText("deltas-text", `${which} deltas. ${why}, so changes are missing here.`);
-  byId("every-tick").hidden = !isLimited;
+  const warning = deltaWarning(market.deltas(), rateMax);
+  byId("deltas").hidden = warning === "";
+  if (warning === "") return;
+  setText("deltas-text", warning);
+  byId("every-tick").hidden = rateMax === 0;
 }
 
 function showStats(published) {
