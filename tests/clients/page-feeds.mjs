@@ -123,7 +123,7 @@ async function opens(browser) {
   await page.locator('.fields input[value="/1/p/0"]').focus();
   await page.keyboard.press("Space");
   await tab.until(() => [...document.querySelectorAll(".head button")].some((button) => button.textContent === "p.0"));
-  check(new URL(page.url()).searchParams.getAll("column").at(-1) === "/1/p/0", page.url());
+  await tab.until(() => new URL(location.href).searchParams.getAll("column").at(-1) === "/1/p/0");
   check(await page.locator('.fields input[value="/1/p/0"]').isChecked(), "the field stays checked");
   check(await page.locator('.fields input[value="/1/b/0"]').isChecked(), "the guessed bid is checked too");
   await page.keyboard.press("Escape");
@@ -155,7 +155,7 @@ async function choices(browser) {
   await tab.tells("column-error", "Not a field");
   await page.locator("#chips button", { hasText: "Vwap" }).click();
   await tab.until(() => document.querySelectorAll(".head .field").length === 2);
-  check(page.url().endsWith("?filter=TICK+bravo&column=ask&column=bid"), page.url());
+  await tab.until(() => location.search === "?filter=TICK+bravo&column=ask&column=bid");
   // What is typed there is no pattern before it is submitted.
   await page.locator("#topics").fill("not.submitted");
   await page.locator("#filter").fill("nothing like it");
@@ -163,7 +163,7 @@ async function choices(browser) {
   await page.locator("#filter").fill("");
   await page.locator("#columns-reset").click();
   await tab.until(() => document.querySelectorAll(".head .field").length === 5);
-  check(!page.url().includes("?"), page.url());
+  await tab.until(() => location.search === "");
   await tab.tells("listed", "24");
   await page.locator('[data-sort="volume"]').click();
   check((await page.locator('[aria-sort="descending"]').textContent()) === "Volume", "columns of fields can be sorted by");
@@ -187,6 +187,7 @@ async function warns(browser) {
   check(await page.locator("#every-tick").isHidden(), "it already asks for every tick");
   check((await page.locator(".chip.broken").count()) >= 1, "the topic is marked");
   await page.locator("#rate").selectOption("5");
+  await tab.until(() => location.search === "");
   await script.isPaced(">", 5_000);
   replay(script, (topic) => topic.startsWith("bybit.orderBookL2"));
   await tab.tells("deltas-text", "At 5 ticks/s the server may conflate them");
@@ -194,7 +195,7 @@ async function warns(browser) {
   await tab.tells("deltas-text", "At 5 ticks/s the server conflates them");
   await page.locator("#every-tick").click();
   await script.isPaced(">", 0);
-  check(page.url().endsWith("?rate=0"), page.url());
+  await tab.until(() => location.search === "?rate=0");
   await finish(edge);
 }
 

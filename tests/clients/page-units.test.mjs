@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
-import { Chooser } from "../../src/server/page/chooser.js";
+import { Address, Chooser, URL_MS } from "../../src/server/page/chooser.js";
 import { columnsOfRoles, parseColumn, parseColumns, primaryOf, roundedFor, COLUMNS_MAX } from "../../src/server/page/columns.js";
 import { PUBLISHED_MAX, formatPointer, look, mayBeRespelled, numberOf, parsePointer, resolve, scalarText, scalarsOf, withDigits } from "../../src/server/page/fields.js";
 import { hexOf, payloadText, SHOWN_BYTES_MAX } from "../../src/server/page/detail.js";
@@ -472,6 +472,35 @@ test("the page warns of changes that are missing, or may be, and only of those",
   ]) {
     assert.equal(deltaWarning({ names, conflated }, rate), text);
   }
+});
+
+test("the URL is written at once, then at most every 500 ms, and never stays behind", (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  const written = [];
+  let text = "";
+  const address = new Address(() => written.push(text));
+  const type = (next) => ((text = next), address.store());
+  type("b");
+  assert.deepEqual(written, ["b"]);
+  for (const next of ["bt", "btc", "btc "]) type(next);
+  context.mock.timers.tick(URL_MS - 1);
+  assert.deepEqual(written, ["b"]);
+  context.mock.timers.tick(1);
+  assert.deepEqual(written, ["b", "btc "], "the last of them");
+  type("btc u");
+  address.flush();
+  assert.deepEqual(written.at(-1), "btc u", "leaving the page");
+  for (let at = 0; at < 30_000; at += 10) {
+    type(`${at}`);
+    context.mock.timers.tick(10);
+  }
+  assert.ok(written.length <= 4 + 30_000 / URL_MS, `${written.length} in 30 s`);
+  context.mock.timers.tick(URL_MS);
+  assert.equal(written.at(-1), "29990");
+  context.mock.timers.tick(10 * URL_MS);
+  const { length } = written;
+  type("x");
+  assert.equal(written.length, length + 1, "at once again");
 });
 
 test("a clock offset is shown with its error, or not at all", () => {

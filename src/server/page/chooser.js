@@ -6,6 +6,37 @@ import { formatPointer } from "./fields.js";
 /** Longest text of a column or filter. */
 const TEXT_MAX = 256;
 
+/** Shortest time between two changes of the URL: Safari refuses more than 100 in 30 s. */
+export const URL_MS = 500;
+
+/** The URL, which `write` changes: at once if it has not for URL_MS, else when that is over. */
+export class Address {
+  #write;
+  #timer = 0;
+  #isStale = false;
+
+  constructor(write) {
+    this.#write = write;
+  }
+
+  /** There is something to write. */
+  store() {
+    this.#isStale = true;
+    if (this.#timer === 0) this.#writeNext();
+  }
+
+  /** Writes what waits, at once: the page is left. */
+  flush() {
+    if (this.#isStale) this.#write();
+    this.#isStale = false;
+  }
+
+  #writeNext() {
+    this.#timer = this.#isStale ? setTimeout(() => this.#writeNext(), URL_MS) : 0;
+    this.flush();
+  }
+}
+
 /**
  * The columns in force, as chips that remove them, and a form that adds one. `changed()` is called after each change, to update
  * the URL.

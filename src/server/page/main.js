@@ -1,7 +1,7 @@
 // main.js: connects the parts of the page. It manages subscriptions, routes each tick to the table, the ECG trace and the
 // statistics, and reports what was missed while the connection was down or the page was paused, hidden or suspended.
 
-import { Chooser } from "./chooser.js";
+import { Address, Chooser } from "./chooser.js";
 import { Detail } from "./detail.js";
 import { attempt, byId, logEvent, setText } from "./dom.js";
 import { SAMPLE_MS } from "./history.js";
@@ -47,7 +47,8 @@ const chooserParts = {
   error: byId("column-error"),
   reset: byId("columns-reset"),
 };
-const chooser = new Chooser(market, chooserParts, storeUrl);
+const address = new Address(writeUrl);
+const chooser = new Chooser(market, chooserParts, () => address.store());
 const detail = new Detail(market, chooser, () => colours, () => table.close());
 byId("table").querySelector(".spacer").append(detail.element);
 const table = new Table(byId("table"), market, detail);
@@ -532,7 +533,7 @@ setInterval(() => document.hidden || attempt(() => market.sample()), SAMPLE_MS);
 // User input.
 
 /** Puts into the URL what the user chose: the page opened with it looks the same. */
-function storeUrl() {
+function writeUrl() {
   const query = new URLSearchParams();
   const filter = byId("filter").value.trim();
   if (patternsText !== "") query.set("topics", patternsText);
@@ -545,12 +546,13 @@ function storeUrl() {
 byId("subscription").addEventListener("submit", (event) => {
   event.preventDefault();
   showPatterns(byId("topics").value.trim(), Number(byId("rate").value));
-  storeUrl();
+  address.store();
 });
 byId("filter").addEventListener("input", () => {
   market.filter(byId("filter").value);
-  storeUrl();
+  address.store();
 });
+addEventListener("pagehide", () => address.flush());
 byId("every-tick").addEventListener("click", () => {
   byId("rate").value = "0";
   byId("subscription").requestSubmit();
