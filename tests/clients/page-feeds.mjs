@@ -111,10 +111,12 @@ async function opens(browser) {
   };
   update("2400.00");
   await tab.until(() => document.querySelector(".detail .payload").textContent.includes('"2400.00"'));
-  await page.waitForTimeout(1_200);
+  // The chart's scale holds the values seen: at least the last two, at most those and the first, which is lower.
+  check(Number(first) < 2_390, `the first price is ${first}`);
+  const reaches = (price) => tab.until((price) => Number(document.querySelector(".detail .high").textContent) >= price, price);
+  await reaches(2_400);
   update("2500.00");
-  // The chart's scale holds the values seen: at least the last two, at most those and the first.
-  await tab.until(() => Number(document.querySelector(".detail .high").textContent) >= 2_500);
+  await reaches(2_500);
   const low = Number(await page.locator(".detail .low").textContent());
   check(low <= 2_400 && low > Number(first) - 1_000, `the scale begins at ${low}`);
   check((await page.locator(".curve").getAttribute("aria-label")).startsWith(`Last of ${topic}: between`), "the chart has a text");
