@@ -38,6 +38,11 @@ const rowsOf = () =>
     }),
   );
 const headersOf = () => [...document.querySelectorAll(".head button")].map((button) => button.textContent);
+/** Waits until the page has taken all that was sent, and drawn it. */
+async function drawn({ tab, script }) {
+  await script.isHeard(tab);
+  await tab.page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
+}
 const shows = (tab, count) => tab.until((count) => document.body.dataset.rows === String(count), count);
 
 /** Fields are in their columns, from arrays and objects; deltas and images look like what they are. */
@@ -50,7 +55,7 @@ async function shapes(browser) {
   check((await tab.page.evaluate(headersOf)).slice(0, 6).join() === "Topic,Bid,Ask,Last,Size,Volume", "the columns are the fields found");
   await tab.page.setViewportSize({ width: 1280, height: 1_400 });
   await tab.until(() => document.querySelectorAll(".row:not([hidden])").length === 24);
-  await tab.page.waitForTimeout(300);
+  await drawn(edge);
   const rows = await tab.page.evaluate(rowsOf);
   const [, ticker] = last.get("kraken.ticker.ALPHA-USD");
   const shown = rows["kraken.ticker.ALPHA-USD"].fields;
@@ -78,7 +83,7 @@ async function shapes(browser) {
     for (const [width, height] of [[1280, 900], [1024, 768], [800, 900], [360, 780]]) {
       await tab.page.emulateMedia({ colorScheme });
       await tab.page.setViewportSize({ width, height });
-      await tab.page.waitForTimeout(200);
+      await drawn(edge);
       await tab.fits(`${width} pixels wide`);
       await tab.shot(folder, `feeds-${colorScheme}-${width}`, { fullPage: width < 500 });
     }
