@@ -2,12 +2,13 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
+import { Address, Chooser, URL_MS } from "../../src/server/page/chooser.js";
 import { columnsOfRoles, parseColumn, parseColumns, primaryOf, roundedFor, COLUMNS_MAX } from "../../src/server/page/columns.js";
-import { formatPointer, look, numberOf, parsePointer, resolve, scalarText, scalarsOf } from "../../src/server/page/fields.js";
+import { PUBLISHED_MAX, formatPointer, look, mayBeRespelled, numberOf, parsePointer, resolve, scalarText, scalarsOf, withDigits } from "../../src/server/page/fields.js";
 import { hexOf, payloadText, SHOWN_BYTES_MAX } from "../../src/server/page/detail.js";
 import { History, POINTS_MAX, scaleOf } from "../../src/server/page/history.js";
 import { Market } from "../../src/server/page/market.js";
-import { offsetText, Stats } from "../../src/server/page/stats.js";
+import { deltaWarning, offsetText, Stats } from "../../src/server/page/stats.js";
 
 /** The pointers of the fields found, by role. */
 const pointersOf = (data) => Object.fromEntries(Object.entries(look(data).paths).map(([role, tokens]) => [role, formatPointer(tokens)]));
@@ -184,7 +185,7 @@ test("a history keeps the last points, oldest first", () => {
 test("a payload is shown whole, up to the bound", () => {
   const text = (value, isJson = true) => {
     const bytes = new TextEncoder().encode(typeof value === "string" ? value : JSON.stringify(value));
-    return payloadText(bytes, isJson, isJson && typeof value !== "string" ? value : undefined);
+    return payloadText(bytes, isJson, isJson && typeof value !== "string");
   };
   assert.equal(text({ a: [1, "x"], b: {} }), '{\n  "a": [1, "x"],\n  "b": {}\n}');
   assert.equal(text("{broken"), "{broken");
@@ -194,6 +195,45 @@ test("a payload is shown whole, up to the bound", () => {
   for (let level = 0; level < 1_000; level += 1) deep = [deep];
   assert.equal(text(deep), JSON.stringify(deep), "nested too deeply to be indented");
   assert.equal(hexOf(new TextEncoder().encode("ECG\0")), `0000  45 43 47 00${" ".repeat(36)}  ECG.`);
+});
+
+test("an indented payload has the digits, keys and texts published, in their order", () => {
+  const indented = (text) => payloadText(new TextEncoder().encode(text), true, true);
+  for (const text of [
+    '{"id":12345678901234567890,"price":1.50,"small":1.0E-7,"zero":-0.0}',
+    '{"10":1,"9":2,"a":3,"9":4}',
+    '{"text":"a  b, [c]: {\\"d\\"} \\\\","\\u0041":"\\ud83d\\ude00","":[]}',
+    '[{"a":[[],{}]},true,null," "]',
+    "12345678901234567890.10",
+  ]) {
+    const shown = indented(text);
+    // White space within texts is theirs: none of it is beside a line break or a bracket here.
+    assert.equal(shown.replace(/\n */g, "").replaceAll('": ', '":').replace(/(?<=[\]}"\dle]), (?=["[{\dtn-])/g, ","), text);
+    assert.deepEqual(JSON.parse(shown), JSON.parse(text));
+  }
+  assert.equal(indented('{"b" : [ 1.0 ,2 ]\n}'), '{\n  "b": [1.0, 2]\n}', "white space is ours");
+});
+
+test("fields have the digits published, and values that sort", () => {
+  const spelled = ["12345678901234567890", "1.50", "-0.0", "2.0", "0.00000012", "9007199254740993", "1.2345678901234567e3", "0.30000000000000004441", "0.29999999999999999", "12345678.99999999999", "0.5000000000000000001", "0.00"];
+  for (const number of spelled) {
+    const text = `{"n":"x","p":[${number}],"s":"${number}0 \\" ${number}"}`;
+    const data = JSON.parse(text);
+    assert.ok(mayBeRespelled(text, data.p[0]), number);
+    assert.deepEqual(withDigits(text, data), { ...data, p: [number] });
+  }
+  for (const number of ["0.5", "7", "-31.25", "1e5", "1.5e-9", "1700000000123"]) {
+    const text = `[${number}]`;
+    assert.deepEqual(withDigits(text, JSON.parse(text)), [Number(number)], number);
+  }
+  const long = `[1.50,"${"x".repeat(PUBLISHED_MAX)}"]`;
+  assert.deepEqual(withDigits(long, JSON.parse(long))[0], 1.5, "in a long text, as a double has it");
+  const market = new Market();
+  const row = market.row("a");
+  market.tick(row, frameOf(1, '{"bid":1.50,"ask":2,"price":9007199254740993,"volume":10.000001,"n":1e-7}'));
+  market.chooseColumns(parseColumns(["bid", "ask", "last", "volume", "/n"]));
+  assert.deepEqual(shown(market, row), { bid: "1.50", ask: "2", value: "9007199254740993", volume: "10.00", "/n": "0.0000001" });
+  assert.deepEqual([row.fields.get("bid").value, row.value], [1.5, 9007199254740992]);
 });
 
 /** A decoded frame, as wire.js gives it. */
@@ -241,6 +281,29 @@ test("what a delta leaves is there when its column appears later", () => {
   assert.deepEqual(shown(market, row), { bid: "(17215.00)", ask: "(17216.00)", value: "17220.00", volume: "(91705.28)" });
 });
 
+test("the first delta of a topic is read, however late it is, and the payload before it", () => {
+  const market = new Market();
+  const row = market.row("bybit.tickers.X");
+  const ticks = Array.from({ length: 8 }, (_, at) => ({ ...BYBIT_TICKER, type: "snapshot", data: { bid1Price: `${at}`, ask1Price: `${at}`, lastPrice: `${at}` } }));
+  ticks.push({ ...BYBIT_TICKER, data: { bid1Price: "20" } }, { ...BYBIT_TICKER, data: { lastPrice: "21" } });
+  // Nothing is drawn in between.
+  ticks.forEach((data, at) => market.tick(row, frameOf(at + 1, data)));
+  assert.deepEqual(shown(market, row), { bid: "(20)", ask: "(7)", value: "21" });
+});
+
+test("payloads that only look like deltas with some fields are read on arrival up to a bound", () => {
+  const market = new Market();
+  const [book, plain] = [market.row("book"), market.row("plain")];
+  const change = { topic: "orderBookL2_25.X", type: "delta", data: { delete: [row(3001, "Sell")], update: [], insert: [] } };
+  const reads = { book: 0, plain: 0 };
+  for (let at = 1; at <= 100; at += 1) {
+    market.tick(book, frameOf(at, change));
+    market.tick(plain, frameOf(at, { type: "update", price: at, pad: "x".repeat(8_192), last: "delta" }));
+    for (const { name, isParsed } of [book, plain]) reads[name] += isParsed;
+  }
+  assert.deepEqual(reads, { book: 16, plain: 4 });
+});
+
 test("a payload that is whole leaves nothing of the one before", () => {
   const market = new Market();
   const row = market.row("a");
@@ -264,6 +327,92 @@ test("chosen columns replace the guessed ones and are sorted by", () => {
   assert.deepEqual(market.order.map(({ name }) => name), ["t1", "t2", "t3"], "a column that is gone is not sorted by");
   market.row("t1").parse(market);
   assert.equal(market.row("t1").value, 1);
+});
+
+test("a change stays when columns change without a tick, and is anew when its column is another", () => {
+  const market = new Market();
+  const row = market.row("a");
+  const changeOf = () => (row.parse(market), [row.change, row.changeText]);
+  for (const [at, value] of [3, 5].entries()) market.tick(row, frameOf(at + 1, { value, count: 8 }));
+  assert.deepEqual(changeOf(), [2, "+2"]);
+  market.chooseColumns(parseColumns(["last", "/count"]));
+  assert.deepEqual(changeOf(), [2, "+2"], "a column is added");
+  market.chooseColumns(parseColumns(["/count"]));
+  assert.deepEqual(changeOf(), [0, "0"], "the change is of another column");
+  market.tick(row, frameOf(3, { value: 5, count: 9 }));
+  assert.deepEqual(changeOf(), [1, "+1"]);
+  // A restarted server counts from 1 again: the same sequence is another payload.
+  row.reset(true);
+  market.tick(row, frameOf(3, { value: 5, count: 13 }));
+  assert.deepEqual(changeOf(), [4, "+4"]);
+});
+
+/** The parts of a Chooser, as far as it needs them without a browser; `events` holds its handlers, and `focused` counts. */
+function chooserParts() {
+  const part = (name) => ({
+    value: "",
+    textContent: "",
+    hidden: true,
+    addEventListener: (event, handle) => (parts.events[`${name} ${event}`] = handle),
+    setAttribute: () => {},
+    focus: () => (parts.focused += 1),
+  });
+  const parts = { events: {}, focused: 0 };
+  for (const name of ["toggle", "panel", "chips", "form", "input", "error", "reset"]) parts[name] = part(name);
+  return parts;
+}
+
+/** A Chooser of a market with one topic, whose payload this is. */
+function chooserOf(data) {
+  const market = new Market();
+  const row = market.row("a");
+  market.tick(row, frameOf(1, data));
+  const parts = chooserParts();
+  return { market, row, parts, chooser: new Chooser(market, parts, () => {}) };
+}
+
+test("a field is refused with its reason: it is shown already, or its pointer is too long", () => {
+  const long = `/${"k".repeat(256)}`;
+  const { market, row, parts, chooser } = chooserOf({ price: 1, [long.slice(1)]: 2, b: 3 });
+  chooser.toggle(long, row);
+  assert.deepEqual([parts.error.textContent, parts.error.hidden], ["This pointer is too long.", false]);
+  chooser.toggle("/b", row);
+  assert.equal(parts.error.hidden, true);
+  parts.input.value = "/b";
+  parts.events["form submit"]({ preventDefault() {} });
+  assert.equal(parts.error.textContent, "This column is in the table.");
+  assert.deepEqual(market.columns.map(({ key }) => key), ["value", "/b"]);
+});
+
+test("the keys that a pointer names may begin and end with spaces; what is typed is trimmed", () => {
+  const { market, row, parts, chooser } = chooserOf({ "bid ": 1, " ": 2, c: 3 });
+  for (const pointer of ["/bid ", "/ "]) {
+    chooser.toggle(pointer, row);
+    assert.ok(chooser.isShown(pointer, row), pointer);
+  }
+  parts.input.value = " C = /c ";
+  parts.events["form submit"]({ preventDefault() {} });
+  assert.equal(parts.error.textContent.startsWith("Not a field"), true, "a space before the pointer is none");
+  parts.input.value = " C =/c ";
+  parts.events["form submit"]({ preventDefault() {} });
+  row.parse(market);
+  assert.deepEqual(market.columns.map(({ key, label }) => [key, label]), [["value", "Last"], ["/bid ", "bid "], ["/ ", " "], ["/c", "C"]]);
+  assert.deepEqual([...row.fields].filter(([key]) => key.startsWith("/")).map(([key, { text }]) => [key, text]), [["/bid ", "1"], ["/ ", "2"], ["/c", "3"]]);
+  const query = new URLSearchParams();
+  chooser.store(query);
+  const again = chooserOf({});
+  again.chooser.load(new URLSearchParams(`${query}`));
+  assert.deepEqual(again.market.columns, market.columns, "the URL has them");
+});
+
+test("a refused field leaves the focus in the open row", () => {
+  const { row, parts, chooser } = chooserOf({});
+  chooser.toggle(`/${"k".repeat(256)}`, row);
+  assert.deepEqual([parts.panel.hidden, parts.focused], [false, 0], "the reason is shown");
+  parts.events["toggle click"]();
+  assert.deepEqual([parts.panel.hidden, parts.focused], [true, 0]);
+  parts.events["toggle click"]();
+  assert.deepEqual([parts.panel.hidden, parts.focused], [false, 1], "the button moves it into the panel");
 });
 
 test("topics are found by words in any order and case", () => {
@@ -310,6 +459,48 @@ test("every topic of the feeds in tests/data has fields or is a delta", () => {
   }
   assert.deepEqual([...deltas].sort(), ["bybit.orderBookL2_25", "bybit.tickers", "kraken.book"]);
   assert.deepEqual(market.columns.map(({ key }) => key), ["bid", "ask", "value", "size", "volume"]);
+});
+
+test("the page warns of changes that are missing, or may be, and only of those", () => {
+  const one = ["a.book"];
+  for (const [names, conflated, rate, text] of [
+    [[], 0, 5, ""],
+    [one, 0, 0, ""],
+    [one, 0, 5, "a.book publishes deltas. At 5 ticks/s the server may conflate them, so changes may be missing here."],
+    [one, 3, 1, "a.book publishes deltas. At 1 tick/s the server conflates them, so changes are missing here."],
+    [["a", "b"], 3, 0, "2 topics publish deltas. This page fell behind, and the server conflated some, so changes are missing here."],
+  ]) {
+    assert.equal(deltaWarning({ names, conflated }, rate), text);
+  }
+});
+
+test("the URL is written at once, then at most every 500 ms, and never stays behind", (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  const written = [];
+  let text = "";
+  const address = new Address(() => written.push(text));
+  const type = (next) => ((text = next), address.store());
+  type("b");
+  assert.deepEqual(written, ["b"]);
+  for (const next of ["bt", "btc", "btc "]) type(next);
+  context.mock.timers.tick(URL_MS - 1);
+  assert.deepEqual(written, ["b"]);
+  context.mock.timers.tick(1);
+  assert.deepEqual(written, ["b", "btc "], "the last of them");
+  type("btc u");
+  address.flush();
+  assert.deepEqual(written.at(-1), "btc u", "leaving the page");
+  for (let at = 0; at < 30_000; at += 10) {
+    type(`${at}`);
+    context.mock.timers.tick(10);
+  }
+  assert.ok(written.length <= 4 + 30_000 / URL_MS, `${written.length} in 30 s`);
+  context.mock.timers.tick(URL_MS);
+  assert.equal(written.at(-1), "29990");
+  context.mock.timers.tick(10 * URL_MS);
+  const { length } = written;
+  type("x");
+  assert.equal(written.length, length + 1, "at once again");
 });
 
 test("a clock offset is shown with its error, or not at all", () => {

@@ -6,6 +6,37 @@ import { formatPointer } from "./fields.js";
 /** Longest text of a column or filter. */
 const TEXT_MAX = 256;
 
+/** Shortest time between two changes of the URL: Safari refuses more than 100 in 30 s. */
+export const URL_MS = 500;
+
+/** The URL, which `write` changes: at once if it has not for URL_MS, else when that is over. */
+export class Address {
+  #write;
+  #timer = 0;
+  #isStale = false;
+
+  constructor(write) {
+    this.#write = write;
+  }
+
+  /** There is something to write. */
+  store() {
+    this.#isStale = true;
+    if (this.#timer === 0) this.#writeNext();
+  }
+
+  /** Writes what waits, at once: the page is left. */
+  flush() {
+    if (this.#isStale) this.#write();
+    this.#isStale = false;
+  }
+
+  #writeNext() {
+    this.#timer = this.#isStale ? setTimeout(() => this.#writeNext(), URL_MS) : 0;
+    this.flush();
+  }
+}
+
 /**
  * The columns in force, as chips that remove them, and a form that adds one. `changed()` is called after each change, to update
  * the URL.
@@ -21,7 +52,10 @@ export class Chooser {
     this.#market = market;
     this.#parts = parts;
     this.#changed = changed;
-    parts.toggle.addEventListener("click", () => this.#show(parts.panel.hidden));
+    parts.toggle.addEventListener("click", () => {
+      this.#show(parts.panel.hidden);
+      if (!parts.panel.hidden) parts.input.focus();
+    });
     parts.form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.#add();
@@ -94,12 +128,11 @@ export class Chooser {
   #show(isShown) {
     this.#parts.panel.hidden = !isShown;
     this.#parts.toggle.setAttribute("aria-expanded", isShown);
-    if (isShown) this.#parts.input.focus();
   }
 
   #add() {
     const { input } = this.#parts;
-    const column = parseColumn(input.value.slice(0, TEXT_MAX));
+    const column = parseColumn(input.value.trim().slice(0, TEXT_MAX));
     if (column === null) {
       return this.#tell("Not a field: type bid, ask, last, size or volume, or a JSON pointer such as /data/0/price.");
     }
@@ -108,7 +141,8 @@ export class Chooser {
 
   #extend(column) {
     const { columns } = this.#market;
-    if (column === null || columns.some(({ key }) => key === column.key)) return this.#tell("This column is in the table.");
+    if (column === null) return this.#tell("This pointer is too long.");
+    if (columns.some(({ key }) => key === column.key)) return this.#tell("This column is in the table.");
     if (columns.length >= COLUMNS_MAX) return this.#tell(`At most ${COLUMNS_MAX} columns: remove one first.`);
     this.#choose([...columns, column]);
     return true;

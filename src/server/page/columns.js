@@ -18,16 +18,16 @@ function ofRole(role) {
   return { key, label: role[0].toUpperCase() + role.slice(1), role, tokens: null, text: role };
 }
 
-/** The column that a text asks for: `bid`, `/data/0/price` or `Mid=/data/mid`; `null` if none. */
+/** The column that a text asks for: `bid`, `/data/0/price` or `Mid=/data/mid`; `null` if none. A key may end in a space. */
 export function parseColumn(text) {
-  const typed = text.trim();
-  if (ROLES.includes(typed.toLowerCase())) return ofRole(typed.toLowerCase());
-  const at = typed.indexOf("=/");
-  const isLabelled = at > 0 && !typed.startsWith("/");
-  const pointer = isLabelled ? typed.slice(at + 1) : typed;
+  const role = text.trim().toLowerCase();
+  if (ROLES.includes(role)) return ofRole(role);
+  const at = text.indexOf("=/");
+  const isLabelled = at > 0 && !text.startsWith("/");
+  const pointer = isLabelled ? text.slice(at + 1) : text;
   const tokens = pointer === "" ? null : parsePointer(pointer);
   if (tokens === null) return null;
-  const label = (isLabelled ? typed.slice(0, at).trim() : labelOf(tokens)).slice(0, LABEL_MAX);
+  const label = (isLabelled ? text.slice(0, at).trim() : labelOf(tokens)).slice(0, LABEL_MAX);
   return { key: pointer, label, role: null, tokens, text: isLabelled ? `${label}=${pointer}` : pointer };
 }
 

@@ -1,7 +1,7 @@
 // detail.js: the panel of an open row: its whole payload, its fields with their JSON pointers, and its recent values.
 
 import { primaryOf } from "./columns.js";
-import { formatPointer, scalarText, scalarsOf } from "./fields.js";
+import { PUBLISHED_MAX, formatPointer, scalarText, scalarsOf, withDigits } from "./fields.js";
 import { POINTS_MAX, SAMPLE_MS, scaleOf } from "./history.js";
 import { parseJson } from "./market.js";
 import { bytes as sizeText, count, duration } from "./stats.js";
@@ -35,36 +35,50 @@ export function hexOf(bytes) {
   return rows.join("\n");
 }
 
-/** A payload as text: indented JSON, other text as it is, or hexadecimal; at most about SHOWN_BYTES_MAX of it. */
-export function payloadText(bytes, isJson, data) {
+/** A payload as text: JSON (`isValid`) indented, other text as it is, or hexadecimal; at most about SHOWN_BYTES_MAX of it. */
+export function payloadText(bytes, isJson, isValid) {
   if (!isJson) {
     const rest = bytes.length - HEX_BYTES_MAX;
     return hexOf(bytes.subarray(0, HEX_BYTES_MAX)) + (rest > 0 ? `\n… ${count(rest)} more bytes` : "");
   }
   // Not indented when long: indentation could multiply its size.
-  const whole = bytes.length <= SHOWN_BYTES_MAX / 4 && data !== undefined ? indent(data) : null;
+  const whole = isValid && bytes.length <= PUBLISHED_MAX ? indent(decoder.decode(bytes)) : null;
   if (whole !== null && whole.length <= SHOWN_BYTES_MAX) return whole;
   const rest = bytes.length - SHOWN_BYTES_MAX;
   return decoder.decode(bytes.subarray(0, SHOWN_BYTES_MAX)) + (rest > 0 ? `\n… ${count(rest)} more bytes` : "");
 }
 
-/** JSON, indented; arrays and objects without further ones, such as book levels, on one line. `null` if nested too deeply. */
-function indent(data) {
-  const isScalar = (value) => value === null || typeof value !== "object";
-  const isFlat = (value) => Object.keys(value).length <= 8 && Object.values(value).every(isScalar);
-  const write = (value, margin) => {
+/** The tokens of a JSON text: strings, punctuation, and the other scalars. */
+const TOKENS = /"[^"\\]*(?:\\.[^"\\]*)*"|[[\]{},:]|[^\s"[\]{},:]+/g;
+
+/**
+ * A valid JSON text, indented; arrays and objects without further ones, such as book levels, on one line. Changes only the
+ * white space between tokens, so numbers and the order of keys are those published. `null` if nested too deeply.
+ */
+function indent(text) {
+  const tokens = text.match(TOKENS);
+  let at = 0;
+  const write = (margin) => {
     if (margin.length > 64) throw new RangeError();
-    if (isScalar(value)) return JSON.stringify(value);
-    const isArray = Array.isArray(value);
-    const parts = Object.keys(value).map((key) => (isArray ? "" : `${JSON.stringify(key)}: `) + write(value[key], `${margin}  `));
-    const [open, close] = isArray ? "[]" : "{}";
+    const open = tokens[at++];
+    if (open !== "[" && open !== "{") return open;
+    const parts = [];
+    let isFlat = true;
+    while (tokens[at] !== "]" && tokens[at] !== "}") {
+      if (tokens[at] === ",") at += 1;
+      const name = open === "[" ? "" : `${tokens[at]}: `;
+      if (open === "{") at += 2;
+      isFlat &&= tokens[at] !== "[" && tokens[at] !== "{";
+      parts.push(name + write(`${margin}  `));
+    }
+    const close = tokens[at++];
     if (parts.length === 0) return open + close;
     const line = parts.join(", ");
-    if (margin !== "" && isFlat(value) && line.length <= 72) return open + line + close;
+    if (margin !== "" && isFlat && parts.length <= 8 && line.length <= 72) return open + line + close;
     return `${open}\n${margin}  ${parts.join(`,\n${margin}  `)}\n${margin}${close}`;
   };
   try {
-    return write(data, "");
+    return write("");
   } catch {
     return null;
   }
@@ -156,10 +170,11 @@ export class Detail {
     const selection = getSelection();
     if (!selection.isCollapsed && this.#parts.payload.contains(selection.anchorNode)) return;
     this.#payload = payload;
-    const data = payload !== null && payload.isJson ? parseJson(payload.bytes) : undefined;
+    const text = payload !== null && payload.isJson ? decoder.decode(payload.bytes) : "";
+    const data = parseJson(text);
     const none = row.sequence === 0 ? "No tick yet." : "Too many payloads are kept; the next tick may fit.";
-    this.#put("payload", payload === null ? none : payloadText(payload.bytes, payload.isJson, data));
-    this.#showFields(data);
+    this.#put("payload", payload === null ? none : payloadText(payload.bytes, payload.isJson, data !== undefined));
+    this.#showFields(withDigits(text, data));
   }
 
   #put(name, text) {

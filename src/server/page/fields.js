@@ -32,7 +32,9 @@ const IDENTIFIES = /^(at|topic|cs|ts|nonce|checksum|due|u|e|t)$|(id|seq|sequence
 /** Keys whose texts tell a payload's kind. */
 const KIND_KEYS = ["type", "action", "event", "e", "channel", "table", "topic", "stream", "op", "update_type", "updateType", "ch"];
 
-const STRONG_DELTA = /^(delta|l2_?update|diff|incremental|patch|depth_?update|book_?delta)$/i;
+const STRONG_WORDS = "(delta|l2_?update|diff|incremental|patch|depth_?update|book_?delta)";
+const STRONG_DELTA = new RegExp(`^${STRONG_WORDS}$`, "i");
+const QUOTED_STRONG = new RegExp(`"${STRONG_WORDS}"`, "i");
 /** Words of a delta, if the payload holds book levels: a ticker's "update" is whole. */
 const WEAK_DELTA = /^(update|updated|insert|delete|change|changes|book_?update|ob_?update)$/i;
 const TRADES = /trade|match|fill|exec|liquidat/i;
@@ -70,7 +72,7 @@ export function numberOf(value) {
 
 const isNumeric = (value) => Number.isFinite(numberOf(value));
 
-/** A scalar as the table shows it: numbers as published, without an exponent where that fits; other values as short texts. */
+/** A scalar as the table shows it: numbers as a double has them, without an exponent where that fits; other values as short texts. */
 export function scalarText(value) {
   if (value === undefined) return "";
   if (value !== null && typeof value === "object") return Array.isArray(value) ? `[${value.length}]` : "{…}";
@@ -80,6 +82,40 @@ export function scalarText(value) {
     if (Math.abs(value) >= 1e-12 && Math.abs(value) < 1e21) text = expanded;
   }
   return cut(text, TEXT_MAX);
+}
+
+/** Longest text, in characters, whose numbers are shown with the digits published; in a longer one, as a double has them. */
+export const PUBLISHED_MAX = 16 << 10;
+/** Doubles are exact up to this many digits. */
+const DIGITS_MAX = 15;
+/** Doubles that are spelled with more characters than this are looked up in the text in any case. */
+const SHORT_MAX = 12;
+const TEXTS_AND_NUMBERS = /"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[\d.eE+-]*/g;
+
+/** Whether a double would be shown with other digits than the number published. With an exponent it may have other zeros. */
+function isRespelled(number) {
+  const [digits] = number.split(/e/i);
+  if (digits === number) return String(Number(number)) !== number;
+  return digits.replace(/\D/g, "").length > DIGITS_MAX;
+}
+
+/** `data`, parsed from `text`, with texts of their digits in place of numbers that a double would show otherwise. */
+export function withDigits(text, data) {
+  if (text.length > PUBLISHED_MAX) return data;
+  try {
+    return JSON.parse(text.replace(TEXTS_AND_NUMBERS, (token) => (token[0] !== '"' && isRespelled(token) ? `"${token}"` : token)));
+  } catch {
+    return data;
+  }
+}
+
+/** Whether `text` may spell a scalar parsed from it with other digits: a cheap test, since most do not. */
+export function mayBeRespelled(text, value) {
+  if (typeof value !== "number") return false;
+  const spelled = String(value);
+  if (spelled.length > SHORT_MAX || spelled.includes("e") || Object.is(value, -0)) return true;
+  // A longer number that rounds to a short double goes on with zeros, or ends in nines just below it.
+  return text.includes(Number.isInteger(value) ? `${spelled}.0` : `${spelled}0`) || text.includes("999");
 }
 
 /** Shortens a text, between two characters and not within one. */
@@ -279,6 +315,9 @@ function isPatch(data) {
   const isOperation = (entry) => isObject(entry) && typeof entry.op === "string" && typeof entry.path === "string";
   return Array.isArray(data) && data.length > 0 && data.every(isOperation);
 }
+
+/** Whether the beginning of a JSON text has a word that tells a delta with some fields. Much cheaper than to parse it. */
+export const mayBePartial = (text) => QUOTED_STRONG.test(text);
 
 /** What a payload says that has no fields. */
 export const NOTHING = { paths: {}, isDelta: false, isPartial: false, isPrice: false, summary: "" };

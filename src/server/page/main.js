@@ -1,13 +1,13 @@
 // main.js: connects the parts of the page. It manages subscriptions, routes each tick to the table, the ECG trace and the
 // statistics, and reports what was missed while the connection was down or the page was paused, hidden or suspended.
 
-import { Chooser } from "./chooser.js";
+import { Address, Chooser } from "./chooser.js";
 import { Detail } from "./detail.js";
 import { attempt, byId, logEvent, setText } from "./dom.js";
 import { SAMPLE_MS } from "./history.js";
 import { Link } from "./link.js";
 import { Market, ROWS_MAX } from "./market.js";
-import { Sparkline, Stats, bytes, count, duration, many, ms, offsetText, rate, wallMs } from "./stats.js";
+import { Sparkline, Stats, bytes, count, deltaWarning, duration, many, ms, offsetText, rate, wallMs } from "./stats.js";
 import { Sweep, showEcg } from "./sweep.js";
 import { Table } from "./table.js";
 import { Wave } from "./wave.js";
@@ -47,7 +47,8 @@ const chooserParts = {
   error: byId("column-error"),
   reset: byId("columns-reset"),
 };
-const chooser = new Chooser(market, chooserParts, storeUrl);
+const address = new Address(writeUrl);
+const chooser = new Chooser(market, chooserParts, () => address.store());
 const detail = new Detail(market, chooser, () => colours, () => table.close());
 byId("table").querySelector(".spacer").append(detail.element);
 const table = new Table(byId("table"), market, detail);
@@ -65,6 +66,8 @@ const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** Patterns and maximum rate shown in the table. */
 let patterns = [];
+/** The text of the patterns: what is being typed is not in force yet. */
+let patternsText = "";
 let rateMax = 5;
 /** Epoch of the server; 0n before the first welcome. */
 let epoch = 0n;
@@ -174,6 +177,7 @@ function topicOf(name) {
 
 function showPatterns(text, ticksPerSecond) {
   unsubscribeFrom([...subscriptions.keys()].filter((pattern) => !ECG_TOPICS.includes(pattern)));
+  patternsText = text;
   const typed = text.split(",").map((pattern) => pattern.trim());
   patterns = typed.some((pattern) => pattern !== "") ? typed.filter((pattern) => pattern !== "") : [">"];
   rateMax = ticksPerSecond;
@@ -477,16 +481,11 @@ function showMarket() {
 
 /** Warns if what the table shows of deltas is incomplete, because they are conflated. */
 function showDeltas() {
-  const { names, conflated } = market.deltas();
-  const isLimited = rateMax !== 0;
-  const isBroken = names.length > 0 && (isLimited || conflated > 0);
-  byId("deltas").hidden = !isBroken;
-  if (!isBroken) return;
-  const which = names.length === 1 ? `${names[0]} publishes` : `${count(names.length)} topics publish`;
-  const limit = `At ${many(rateMax, "tick")}/s the server conflates them`;
-  const why = isLimited ? limit : "This page fell behind, and the server conflated some";
-  setText("deltas-text", `${which} deltas. ${why}, so changes are missing here.`);
-  byId("every-tick").hidden = !isLimited;
+  const warning = deltaWarning(market.deltas(), rateMax);
+  byId("deltas").hidden = warning === "";
+  if (warning === "") return;
+  setText("deltas-text", warning);
+  byId("every-tick").hidden = rateMax === 0;
 }
 
 function showStats(published) {
@@ -534,11 +533,10 @@ setInterval(() => document.hidden || attempt(() => market.sample()), SAMPLE_MS);
 // User input.
 
 /** Puts into the URL what the user chose: the page opened with it looks the same. */
-function storeUrl() {
+function writeUrl() {
   const query = new URLSearchParams();
-  const text = byId("topics").value.trim();
   const filter = byId("filter").value.trim();
-  if (text !== "") query.set("topics", text);
+  if (patternsText !== "") query.set("topics", patternsText);
   if (rateMax !== 5) query.set("rate", rateMax);
   if (filter !== "") query.set("filter", filter);
   chooser.store(query);
@@ -548,12 +546,13 @@ function storeUrl() {
 byId("subscription").addEventListener("submit", (event) => {
   event.preventDefault();
   showPatterns(byId("topics").value.trim(), Number(byId("rate").value));
-  storeUrl();
+  address.store();
 });
 byId("filter").addEventListener("input", () => {
   market.filter(byId("filter").value);
-  storeUrl();
+  address.store();
 });
+addEventListener("pagehide", () => address.flush());
 byId("every-tick").addEventListener("click", () => {
   byId("rate").value = "0";
   byId("subscription").requestSubmit();
@@ -594,6 +593,6 @@ byId("filter").value = (query.get("filter") ?? "").slice(0, byId("filter").maxLe
 market.filter(byId("filter").value);
 chooser.load(query);
 byId("rate").value = String(RATES.includes(wanted) ? wanted : 5);
-showPatterns(byId("topics").value, Number(byId("rate").value));
+showPatterns(byId("topics").value.trim(), Number(byId("rate").value));
 link.connect();
 requestAnimationFrame(frame);

@@ -1,7 +1,7 @@
 // market.js: the state of each topic in the table: its last tick and the counts of ticks that did not arrive.
 
 import { ROLE_COLUMNS, columnsOfRoles, primaryOf, roundedFor } from "./columns.js";
-import { NOTHING, look, numberOf, resolve, scalarText } from "./fields.js";
+import { NOTHING, look, mayBePartial, mayBeRespelled, numberOf, resolve, scalarText, withDigits } from "./fields.js";
 import { History } from "./history.js";
 import { FLAG_JSON, FLAG_SNAPSHOT } from "./wire.js";
 
@@ -13,6 +13,9 @@ const KEPT_BYTES_MAX = 32 << 20;
 const SAMPLED_MAX = 500;
 /** The first payloads of a topic are read on arrival: they tell whether all have to be. */
 const FIRST_TICKS = 4;
+/** Of later payloads this beginning is searched for the words of a delta, in vain at most so often for a topic. */
+const SEARCHED_BYTES_MAX = 4 << 10;
+const VAIN_MAX = 16;
 /** What rows can be sorted by besides a column of fields. */
 const SORTED_BY = new Set(["name", "change", "rate", "sequence", "conflated", "gaps"]);
 
@@ -46,6 +49,8 @@ class Row {
   hasDeltas = false;
   /** One of its payloads was a delta with some fields of the whole: each payload is read. */
   hasPartials = false;
+  /** Payloads that had the words of a delta with some fields, and were none. */
+  vain = 0;
   /** Value of the primary column. */
   value = NaN;
   change = NaN;
@@ -63,6 +68,8 @@ class Row {
   rank = 0;
   #first = NaN;
   #opening = NaN;
+  /** Sequence of the payload that the change describes; 0 if none: a payload read anew for other columns is not a change. */
+  #compared = 0;
   #rateSequence = 0;
   #rateAt = 0;
 
@@ -77,13 +84,15 @@ class Row {
   parse(market) {
     if (this.isParsed) return;
     this.isParsed = true;
-    if (this.payload !== null) this.read(market, this.payload.bytes, this.payload.isJson);
+    if (this.payload !== null) this.read(market, this.payload);
   }
 
-  read(market, bytes, isJson) {
+  read(market, { bytes, isJson, sequence }) {
     const { columns } = market;
     const primary = primaryOf(columns);
-    const data = isJson ? parseJson(bytes) : undefined;
+    const text = isJson ? decoder.decode(bytes) : "";
+    const data = isJson ? parseJson(text) : undefined;
+    let published = null;
     const isReadable = data !== undefined;
     const unreadable = isJson ? "invalid JSON" : `binary, ${bytes.length} bytes`;
     const found = isReadable ? look(data) : { ...NOTHING, summary: unreadable };
@@ -96,7 +105,8 @@ class Row {
       const path = column.tokens ?? found.paths[column.role];
       const raw = path === undefined || !isReadable ? undefined : resolve(data, path);
       if (raw !== undefined) {
-        this.fields.set(column.key, fieldOf(column, raw));
+        if (published === null && mayBeRespelled(text, raw)) published = withDigits(text, data);
+        this.fields.set(column.key, fieldOf(column, raw, published === null ? raw : resolve(published, path)));
       } else if (found.isPartial && this.fields.has(column.key)) {
         this.fields.get(column.key).isOld = true;
       } else {
@@ -111,7 +121,9 @@ class Row {
     else if (!found.isDelta) this.#opening = NaN;
     const field = this.fields.get(primary.key);
     // A delta without the value leaves it and its change as they are.
-    if (field === undefined || !field.isOld) this.#compare(field?.value ?? NaN, isPrice);
+    const isCompared = sequence === this.#compared;
+    this.#compared = sequence;
+    if (!isCompared && !field?.isOld) this.#compare(field?.value ?? NaN, isPrice);
   }
 
   /** Sets the value, and the change since the opening price or the value before. */
@@ -152,6 +164,7 @@ class Row {
     this.charted = null;
     this.value = this.change = this.#first = this.#opening = NaN;
     this.changeText = "";
+    this.#compared = 0;
     this.isParsed = this.payload === null;
     this.dirty = true;
   }
@@ -180,7 +193,7 @@ class Row {
     this.next = 0;
     this.isAfterSnapshot = false;
     this.restartRate();
-    if (isNewEpoch) this.sequence = 0;
+    if (isNewEpoch) this.sequence = this.#compared = 0;
   }
 }
 
@@ -189,19 +202,22 @@ function signed(change, text) {
   return change > 0 ? `+${text}` : `−${text}`;
 }
 
+const beginningOf = (bytes) => decoder.decode(bytes.subarray(0, SEARCHED_BYTES_MAX));
+
 /** The value of a JSON text; `undefined` if it is none. */
-export function parseJson(bytes) {
+export function parseJson(text) {
   try {
-    return JSON.parse(decoder.decode(bytes));
+    return JSON.parse(text);
   } catch {
     return undefined;
   }
 }
 
-function fieldOf(column, raw) {
-  const published = scalarText(raw);
-  const text = roundedFor(column, published);
-  return { text, title: text === published ? "" : published, value: numberOf(raw), isOld: false };
+/** The field of a column: `raw` as parsed, and `published` with its digits. */
+function fieldOf(column, raw, published) {
+  const whole = scalarText(published);
+  const text = roundedFor(column, whole);
+  return { text, title: text === whole ? "" : whole, value: numberOf(raw), isOld: false };
 }
 
 /** Whether a topic has all words of a filter in lower case, in any order. */
@@ -277,16 +293,20 @@ export class Market {
   #keep(row, frame) {
     const bytes = frame.bytes();
     const isJson = (frame.flags & FLAG_JSON) !== 0;
+    const isSuspect = isJson && !row.hasPartials && row.vain < VAIN_MAX && mayBePartial(beginningOf(bytes));
+    // What the first delta does not have is in the payload before it, which may not have been drawn.
+    if (isSuspect) row.parse(this);
     this.#drop(row);
     if (this.#keptBytes + bytes.length <= KEPT_BYTES_MAX) {
       this.#keptBytes += bytes.length;
       row.payload = { bytes: bytes.slice(), isJson, sequence: frame.sequence, producerMs: frame.u64(0) / 1e6 };
       row.isParsed = false;
-      if (row.hasPartials || row.ticks <= FIRST_TICKS) row.parse(this);
+      if (isSuspect || row.hasPartials || row.ticks <= FIRST_TICKS) row.parse(this);
     } else {
       row.isParsed = true;
-      row.read(this, bytes, isJson);
+      row.read(this, { bytes, isJson, sequence: frame.sequence });
     }
+    if (isSuspect && !row.hasPartials) row.vain += 1;
   }
 
   #drop(row) {

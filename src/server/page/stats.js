@@ -228,3 +228,14 @@ export function bytes(value) {
   if (value < 1e3) return `${Math.round(value)} B`;
   return value < 1e6 ? `${(value / 1e3).toFixed(1)} kB` : `${(value / 1e6).toFixed(1)} MB`;
 }
+
+/** What to say of topics with deltas (`Market.deltas`) at a maximum rate (0: none); empty if no change is or may be missing. */
+export function deltaWarning({ names, conflated }, ticksPerSecond) {
+  const isLimited = ticksPerSecond !== 0;
+  if (names.length === 0 || (!isLimited && conflated === 0)) return "";
+  const which = names.length === 1 ? `${names[0]} publishes` : `${count(names.length)} topics publish`;
+  const limit = `At ${many(ticksPerSecond, "tick")}/s the server`;
+  if (conflated === 0) return `${which} deltas. ${limit} may conflate them, so changes may be missing here.`;
+  const why = isLimited ? `${limit} conflates them` : "This page fell behind, and the server conflated some";
+  return `${which} deltas. ${why}, so changes are missing here.`;
+}
