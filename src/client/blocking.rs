@@ -11,6 +11,7 @@ use std::{
 use crate::{
     ClientError, ConnectOptions, Connection, Event, ProtocolError, PublishRequest, SubscribeOptions,
     clock::{self, Deadline},
+    error::{ROOM_AWAITED, WELCOME_AWAITED},
 };
 use tickcast_proto::{
     DecodeError, WireFormat,
@@ -108,6 +109,9 @@ pub struct Client {
     /// Non-blocking, except during [`Client::wait`]. Its calls are those of any stream socket: it may be a Unix socket.
     stream: TcpStream,
     read_timeout: Option<Duration>,
+    write_timeout: Option<Duration>,
+    /// Why nothing can be written any more. Invariant: set only while something is waiting to be written.
+    write_failure: Option<io::Error>,
     connection: Connection,
     buffer: Box<[u8]>,
 }
@@ -141,7 +145,8 @@ impl Client {
         };
         stream.set_nonblocking(true)?;
         let (connection, buffer) = (Connection::new(options), vec![0; READ_BYTES].into_boxed_slice());
-        let mut client = Client { stream, read_timeout: None, connection, buffer };
+        let (read_timeout, write_timeout, write_failure) = (None, None, None);
+        let mut client = Client { stream, read_timeout, write_timeout, write_failure, connection, buffer };
         match client.await_welcome() {
             Ok(()) => Ok(client),
             Err(ClientError::Protocol(ProtocolError::Decode(DecodeError::BadMagic(HTTP_MAGIC)))) => {
@@ -153,6 +158,12 @@ impl Client {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Bounds the time that a call waits for the server to take what it sends: beyond `timeout` without a byte taken, it fails
+    /// with [`ClientError::TimedOut`]. What is left stays queued. `None`, the default: no limit.
+    pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.write_timeout = timeout;
     }
 
     /// The protocol state: topics, their statistics, bytes waiting to be written.
@@ -260,10 +271,11 @@ impl Client {
         is_done: impl Fn(&Connection) -> bool,
     ) -> Result<bool, ClientError> {
         while !self.connection.has_event()? && !is_done(&self.connection) {
-            self.write_some()?;
+            let written = self.write_some();
             if self.read_some()? {
                 continue;
             }
+            written?;
             match deadline.remaining() {
                 Some(Duration::ZERO) => return Ok(false),
                 timeout => self.wait(timeout, true)?,
@@ -281,22 +293,53 @@ impl Client {
     /// for the other; [`Client::next_event`] returns them later.
     ///
     /// # Errors
-    /// [`ClientError::Io`] if the connection broke, or if the server has closed its side and the socket is full;
-    /// [`ClientError::Closed`] if the server said why.
+    /// [`ClientError::Io`] if the connection broke, or if the server has closed its side and the socket is full.
+    /// [`Client::next_event`] still returns what the server sent before: answers, and perhaps why it closed.
+    /// [`ClientError::TimedOut`]: see [`Client::set_write_timeout`].
     pub fn flush(&mut self) -> Result<(), ClientError> {
-        while !self.write_some()? {
+        self.flush_until(Deadline::after(None)).map(|_| ())
+    }
+
+    /// [`Client::flush`], waiting no longer than the deadline; returns whether everything is written.
+    fn flush_until(&mut self, deadline: Deadline) -> Result<bool, ClientError> {
+        let mut stalled = Deadline::after(self.write_timeout);
+        loop {
+            let waiting_bytes = self.connection.poll_transmit().len();
+            if self.write_some()? {
+                return Ok(true);
+            }
+            if self.connection.poll_transmit().len() < waiting_bytes {
+                stalled = Deadline::after(self.write_timeout);
+            }
             // A server that has closed its side reads no more: the socket would stay full for ever.
             if self.connection.has_eof() {
-                return Err(self.read_reason(ErrorKind::BrokenPipe.into()));
+                return Err(self.handle_write_failure(ErrorKind::BrokenPipe.into()).into());
             }
             let may_read = self.connection.input_waiting_bytes() < INPUT_BYTES_MAX;
-            if (!may_read || !self.read_some()?)
-                && let Err(error) = self.wait(None, may_read)
-            {
-                return Err(self.read_reason(error));
+            match if may_read { self.read_some() } else { Ok(false) } {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(ClientError::Io(error)) => return Err(self.handle_write_failure(error).into()),
+                Err(error) => return Err(error),
+            }
+            let timeout = match (deadline.remaining(), stalled.remaining()) {
+                (Some(Duration::ZERO), _) => return Ok(false),
+                (_, Some(Duration::ZERO)) => {
+                    let waited = self.write_timeout.unwrap_or_default();
+                    return Err(ClientError::TimedOut { awaited: ROOM_AWAITED, waited });
+                }
+                (Some(left), Some(stall)) => Some(left.min(stall)),
+                (left, stall) => left.or(stall),
+            };
+            if let Err(error) = self.wait(timeout, may_read) {
+                return Err(self.handle_write_failure(error).into());
             }
         }
-        Ok(())
+    }
+
+    /// Whether nothing can be written any more, although events may still be waiting.
+    pub(super) fn has_write_failure(&self) -> bool {
+        self.write_failure.is_some()
     }
 
     /// Sends everything queued and closes the connection. On a WebSocket, a close frame is sent first.
@@ -330,7 +373,7 @@ impl Client {
         while !self.connection.is_open() {
             // A raw connection opens without an event.
             if !self.await_event_or(deadline, Connection::is_open)? {
-                return Err(ClientError::TimedOut { awaited: "welcome", waited: WELCOME_TIMEOUT });
+                return Err(ClientError::TimedOut { awaited: WELCOME_AWAITED, waited: WELCOME_TIMEOUT });
             }
             match self.connection.poll_event()? {
                 Some(Event::Closing { code, text, .. } | Event::Error { code, text, .. }) => {
@@ -344,34 +387,29 @@ impl Client {
     }
 
     /// Writes what the socket accepts without blocking; returns whether nothing is left.
-    fn write_some(&mut self) -> Result<bool, ClientError> {
+    fn write_some(&mut self) -> io::Result<bool> {
         while !self.connection.poll_transmit().is_empty() {
+            if let Some(failure) = &self.write_failure {
+                return Err(copy(failure));
+            }
             match self.stream.write(self.connection.poll_transmit()) {
                 Ok(written) => self.connection.handle_transmitted(written),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // The server may have sent the reason before it closed.
-                Err(error) => return Err(self.read_reason(error)),
+                Err(error) => return Err(self.handle_write_failure(error)),
             }
         }
         Ok(true)
     }
 
-    /// The error after a failed write: the server's close reason if it can still be read, else the failure.
-    fn read_reason(&mut self, failure: io::Error) -> ClientError {
-        while !self.connection.has_eof() && matches!(self.read_some(), Ok(true)) {
-            if self.connection.input_waiting_bytes() >= INPUT_BYTES_MAX {
-                break;
-            }
-        }
-        let mut closing = None;
-        while let Ok(Some(event)) = self.connection.poll_event() {
-            closing = close_reason(&event).or(closing);
-        }
-        match closing {
-            Some(closing) => closed(Some(closing)),
-            None => ClientError::Io(failure),
-        }
+    /// Notes that nothing can be written any more, and reads what the server sent before: answers, and perhaps why it closed.
+    fn handle_write_failure(&mut self, failure: io::Error) -> io::Error {
+        while !self.connection.has_eof()
+            && self.connection.input_waiting_bytes() < INPUT_BYTES_MAX
+            && matches!(self.read_some(), Ok(true))
+        {}
+        self.write_failure = Some(copy(&failure));
+        failure
     }
 
     /// Reads once without blocking; returns whether anything was received, the end of the stream included.
@@ -463,6 +501,11 @@ impl std::os::fd::AsFd for Client {
 /// Whether a blocking call ended without a result: Unix reports a timeout as `WouldBlock`, Windows as `TimedOut`.
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+}
+
+/// The same error once more.
+fn copy(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 /// Code and text of the server's CLOSING.

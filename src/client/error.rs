@@ -5,6 +5,11 @@ use std::{fmt, io, time::Duration};
 use crate::RequestError;
 use tickcast_proto::{DecodeError, identity::IdentityError};
 
+/// What [`ClientError::TimedOut`] awaited before the connection was open: perhaps no tickcast server is there.
+pub(super) const WELCOME_AWAITED: &str = "welcome";
+/// What it awaited while the server read nothing.
+pub(super) const ROOM_AWAITED: &str = "room for a write";
+
 /// Why a [`Connection`](crate::Connection) failed. It stays failed: drop the socket and connect again.
 ///
 /// All but [`ProtocolError::Identity`] mean that the server, or what answered in its place, broke the protocol.
@@ -164,9 +169,10 @@ impl fmt::Display for ClientError {
             ClientError::Refused { code, text } => {
                 write!(f, "the server refused the tick: {text} (code {code})")
             }
-            ClientError::TimedOut { awaited, waited } => {
+            ClientError::TimedOut { awaited: awaited @ WELCOME_AWAITED, waited } => {
                 write!(f, "no {awaited} within {waited:?}; check that this is a tickcast port")
             }
+            ClientError::TimedOut { awaited, waited } => write!(f, "no {awaited} within {waited:?}"),
             ClientError::Request(error) => write!(f, "{error}"),
         }
     }

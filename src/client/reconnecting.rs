@@ -249,9 +249,11 @@ impl ReconnectingClient {
         self.subscriptions.push(Subscription { request, pattern, options, acknowledged });
         let index = self.subscriptions.len() - 1;
         let sent = self.send_subscription(index, &positions).and_then(|()| self.flush());
-        if let Err(error @ ClientError::Request(_)) = sent {
+        if let Err(ClientError::Request(error)) = &sent
+            && *error != RequestError::Ended
+        {
             self.subscriptions.pop();
-            return Err(error);
+            return sent.map(|()| request);
         }
         self.retry_if_lost(sent).map(|()| request)
     }
@@ -263,7 +265,9 @@ impl ReconnectingClient {
     pub fn update(&mut self, pattern: &str, delivery: Delivery) -> Result<u32, ClientError> {
         let number = self.numbers.next();
         let sent = self.send(number, |client| client.update(pattern, delivery));
-        if let Err(ClientError::Request(_)) = sent {
+        if let Err(ClientError::Request(error)) = &sent
+            && *error != RequestError::Ended
+        {
             return sent.map(|()| number);
         }
         if let Some(found) = self.subscriptions.iter_mut().find(|s| *s.pattern == *pattern) {
@@ -401,9 +405,8 @@ impl ReconnectingClient {
                 self.backoff.handle_connected(clock::monotonic_ns());
                 self.client = Some(client);
                 let sent = self.resubscribe();
-                let is_sent = sent.is_ok();
                 self.retry_if_lost(sent)?;
-                if is_sent {
+                if self.client.is_some() {
                     self.pending_change = Some(ConnectionChange::Reconnected);
                 }
                 Ok(())
@@ -495,9 +498,12 @@ impl ReconnectingClient {
         self.client.as_mut().map_or(Ok(()), Client::flush)
     }
 
-    /// Turns a lost connection into an event and schedules the next attempt.
+    /// Turns a lost connection into an event and schedules the next attempt. After a failed write, what the server sent before
+    /// comes first: the call that finds nothing more handles the loss.
     fn retry_if_lost(&mut self, result: Result<(), ClientError>) -> Result<(), ClientError> {
         match result {
+            Err(ClientError::Io(_)) if self.client.as_ref().is_some_and(Client::has_write_failure) => Ok(()),
+            Err(ClientError::Request(RequestError::Ended)) => Ok(()),
             Err(error) => self.handle_lost(error),
             Ok(()) => Ok(()),
         }

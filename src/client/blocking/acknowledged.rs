@@ -2,9 +2,16 @@
 
 use std::time::Duration;
 
-use super::{Client, close_reason, closed};
-use crate::{ClientError, Event, PublishRequest, clock::Deadline};
+use super::{Client, READ_BYTES, close_reason, closed};
+use crate::{ClientError, Event, PublishRequest, RequestError, clock::Deadline, error::ROOM_AWAITED};
 use tickcast_proto::subscription::Position;
+
+/// Whether the server has answered.
+enum Answered {
+    All,
+    /// What is awaited, for the error.
+    Missing(&'static str),
+}
 
 impl Client {
     /// Publishes one tick and waits until the server has acknowledged it; returns the position that it was given. Other events
@@ -23,7 +30,11 @@ impl Client {
         mut other: impl FnMut(Event<'_>),
     ) -> Result<Option<Position>, ClientError> {
         let deadline = Deadline::after(Some(timeout));
-        let sent = self.publish(publish)?;
+        if self.connection.poll_transmit().len() >= READ_BYTES {
+            self.send_until(deadline, timeout)?;
+        }
+        let sent = self.connection.publish(publish)?;
+        self.send_until(deadline, timeout)?;
         let (mut position, mut refusal) = (None, None);
         let mut take = |event: Event<'_>| match event {
             Event::Published { request, epoch, sequence, .. } if request == sent => {
@@ -41,9 +52,13 @@ impl Client {
         };
         match self.connection().acknowledges() {
             true => {
-                self.wait_for("acknowledgement", timeout, deadline, |_, event| event.is_some_and(&mut take))?
+                let is_answered = |_, event: Option<Event<'_>>| match event {
+                    Some(event) if take(event) => Answered::All,
+                    _ => Answered::Missing("acknowledgement"),
+                };
+                self.wait_for(timeout, deadline, is_answered)?
             }
-            false => self.barrier(timeout, |event| {
+            false => self.barrier_until(timeout, deadline, |event| {
                 take(event);
             })?,
         }
@@ -58,45 +73,68 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::TimedOut`] after `timeout`; [`ClientError::Closed`] if the server closes the connection first.
-    pub fn barrier(
+    pub fn barrier(&mut self, timeout: Duration, other: impl FnMut(Event<'_>)) -> Result<(), ClientError> {
+        self.barrier_until(timeout, Deadline::after(Some(timeout)), other)
+    }
+
+    fn barrier_until(
         &mut self,
         timeout: Duration,
+        deadline: Deadline,
         mut other: impl FnMut(Event<'_>),
     ) -> Result<(), ClientError> {
-        let sent = self.ping()?;
+        let sent = match self.connection.ping() {
+            Ok(token) => Some(token),
+            // What was received before the end is still to be returned.
+            Err(RequestError::Ended) => None,
+            Err(error) => return Err(error.into()),
+        };
+        self.send_until(deadline, timeout)?;
         let mut has_pong = false;
-        self.wait_for("answer to a ping", timeout, Deadline::after(Some(timeout)), |unacknowledged, event| {
+        self.wait_for(timeout, deadline, |unacknowledged, event| {
             match event {
-                Some(Event::Pong { token }) if token == sent => has_pong = true,
+                Some(Event::Pong { token }) if Some(token) == sent => has_pong = true,
                 Some(event) => other(event),
                 None => {}
             }
-            has_pong && unacknowledged == 0
+            match (has_pong, unacknowledged) {
+                (false, _) => Answered::Missing("answer to a ping"),
+                (true, 0) => Answered::All,
+                (true, _) => Answered::Missing("acknowledgement of each publish"),
+            }
         })
     }
 
-    /// Passes events to `take`, with the number of publishes that wait for an answer, until it returns `true`. Before each wait,
-    /// there is a call without an event.
+    /// Writes everything queued. `Ok` if the connection broke too: the events that are left tell more.
+    fn send_until(&mut self, deadline: Deadline, timeout: Duration) -> Result<(), ClientError> {
+        match self.flush_until(deadline) {
+            Ok(true) | Err(ClientError::Io(_)) => Ok(()),
+            Ok(false) => Err(ClientError::TimedOut { awaited: ROOM_AWAITED, waited: timeout }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Passes events to `take`, with the number of publishes that wait for an answer, until nothing is missing. Before each
+    /// wait, there is a call without an event.
     fn wait_for(
         &mut self,
-        awaited: &'static str,
         timeout: Duration,
         deadline: Deadline,
-        mut take: impl FnMut(usize, Option<Event<'_>>) -> bool,
+        mut take: impl FnMut(usize, Option<Event<'_>>) -> Answered,
     ) -> Result<(), ClientError> {
         let mut closing = None;
         loop {
             // The event borrows the connection, so what it changes is counted on the next round.
-            if take(self.connection().unacknowledged(), None) {
+            let Answered::Missing(awaited) = take(self.connection().unacknowledged(), None) else {
                 return Ok(());
-            }
+            };
             let unacknowledged = self.connection().unacknowledged();
             match self.next_event(deadline.remaining())? {
                 None => return Err(ClientError::TimedOut { awaited, waited: timeout }),
                 Some(Event::Closed) => return Err(closed(closing)),
                 Some(event) => {
                     closing = close_reason(&event).or(closing);
-                    if take(unacknowledged, Some(event)) {
+                    if let Answered::All = take(unacknowledged, Some(event)) {
                         return Ok(());
                     }
                 }

@@ -324,3 +324,120 @@ fn publisher_with_unread_ticks_learns_that_the_server_is_gone() {
     drop(done);
     server.join().unwrap();
 }
+
+#[test]
+fn answers_received_before_a_failed_write_are_returned_before_the_failure() {
+    let (closed, is_closed) = std::sync::mpsc::channel();
+    let (address, server) = serve(move |peer| {
+        peer.welcome_with(3, Some(Features::PUBLISHED));
+        let requests = [(); 3].map(|()| peer.next_frame().unwrap().1);
+        peer.published(requests[0], 1);
+        peer.error(requests[1], "no");
+        peer.closing(3001, "stopping");
+        peer.stream.shutdown(Shutdown::Both).unwrap();
+        closed.send(()).unwrap();
+    });
+    let mut client = connect_acknowledged(&address);
+    let requests = [(); 3].map(|()| client.publish(TICK).unwrap());
+    is_closed.recv().unwrap();
+    let failed = (0..100_000).find_map(|_| client.ping().err());
+    assert!(matches!(failed, Some(ClientError::Io(_))), "{failed:?}");
+    let published = client.next_event(Some(LONG)).unwrap();
+    assert!(matches!(published, Some(Event::Published { request, .. }) if request == requests[0]));
+    let refused = client.next_event(Some(LONG)).unwrap();
+    assert!(matches!(refused, Some(Event::Error { request, .. }) if request == requests[1]));
+    assert!(matches!(client.next_event(Some(LONG)), Ok(Some(Event::Closing { code: 3001, .. }))));
+    assert!(matches!(client.next_event(Some(LONG)), Ok(Some(Event::Closed))));
+    assert!(matches!(client.next_event(Some(LONG)), Err(ClientError::Io(_))));
+    assert_eq!(client.connection().unacknowledged(), 1);
+    server.join().unwrap();
+}
+
+#[test]
+fn barrier_after_a_failed_write_says_why_the_server_closed() {
+    let (closed, is_closed) = std::sync::mpsc::channel();
+    let (address, server) = serve(move |peer| {
+        peer.welcome_with(3, Some(Features::PUBLISHED));
+        let request = peer.next_frame().unwrap().1;
+        peer.published(request, 1);
+        peer.closing(3001, "stopping");
+        peer.stream.shutdown(Shutdown::Both).unwrap();
+        closed.send(()).unwrap();
+    });
+    let mut client = connect_acknowledged(&address);
+    client.publish(TICK).unwrap();
+    is_closed.recv().unwrap();
+    assert!((0..100_000).any(|_| client.ping().is_err()));
+    let mut published = 0;
+    let failed = client
+        .barrier(LONG, |event| published += usize::from(matches!(event, Event::Published { .. })))
+        .unwrap_err();
+    assert!(matches!(failed, ClientError::Closed { code: 3001, .. }), "{failed:?}");
+    assert_eq!(published, 1);
+    server.join().unwrap();
+}
+
+/// A server that reads nothing after the welcome, until the sender is dropped.
+fn serve_unread() -> (String, std::sync::mpsc::Sender<()>, std::thread::JoinHandle<()>) {
+    let (done, is_done) = std::sync::mpsc::channel::<()>();
+    let (address, server) = serve(move |peer| {
+        peer.welcome_with(3, Some(Features::PUBLISHED));
+        let _ = is_done.recv();
+    });
+    (address, done, server)
+}
+
+#[test]
+fn timeout_of_an_acknowledged_publish_covers_the_write() {
+    let (address, done, server) = serve_unread();
+    let mut client = connect_acknowledged(&address);
+    let payload = vec![b'x'; 200 << 10];
+    let publish = PublishRequest { topic: "a", payload: &payload, ..PublishRequest::default() };
+    // 100 MB: more than the buffers of two sockets hold.
+    let is_full = (0..500).any(|_| match client.publish_acknowledged(publish, Duration::ZERO, |_| {}) {
+        Err(ClientError::TimedOut { awaited, .. }) => awaited == ROOM_AWAITED,
+        other => panic!("{other:?}"),
+    });
+    assert!(is_full);
+    let failed = client.barrier(Duration::ZERO, |_| {}).unwrap_err();
+    assert_eq!(failed.to_string(), "no room for a write within 0ns");
+    drop(done);
+    server.join().unwrap();
+}
+
+#[test]
+fn write_timeout_ends_a_write_to_a_server_that_reads_nothing() {
+    let (address, done, server) = serve_unread();
+    let mut client = connect_acknowledged(&address);
+    client.set_write_timeout(Some(Duration::from_millis(1)));
+    let payload = vec![b'x'; 200 << 10];
+    let publish = PublishRequest { topic: "a", payload: &payload, ..PublishRequest::default() };
+    let failed = (0..500).find_map(|_| client.publish_buffered(publish).err());
+    assert!(matches!(failed, Some(ClientError::TimedOut { awaited: ROOM_AWAITED, .. })), "{failed:?}");
+    drop(done);
+    server.join().unwrap();
+}
+
+#[test]
+fn timed_out_barrier_names_what_is_missing() {
+    let (timed_out, has_timed_out) = std::sync::mpsc::channel();
+    let (address, server) = serve(move |peer| {
+        peer.welcome_with(3, Some(Features::PUBLISHED));
+        peer.next_frame().unwrap();
+        let (_, token, _) = peer.next_frame().unwrap();
+        has_timed_out.recv().unwrap();
+        // The answer to the next ping, so that it is there when the client sends it.
+        peer.pong(token + 1);
+        while peer.next_frame().is_some() {}
+    });
+    let mut client = connect_acknowledged(&address);
+    client.publish(TICK).unwrap();
+    let failed = client.barrier(Duration::ZERO, |_| {}).unwrap_err();
+    assert_eq!(failed.to_string(), "no answer to a ping within 0ns");
+    timed_out.send(()).unwrap();
+    assert!(client.await_event(Some(LONG)).unwrap());
+    let failed = client.barrier(Duration::ZERO, |_| {}).unwrap_err();
+    assert_eq!(failed.to_string(), "no acknowledgement of each publish within 0ns");
+    drop(client);
+    server.join().unwrap();
+}

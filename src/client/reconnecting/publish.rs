@@ -1,6 +1,6 @@
 //! Publishing while the connection may be lost.
 
-use crate::{ClientError, PublishRequest, ReconnectingClient};
+use crate::{ClientError, PublishRequest, ReconnectingClient, RequestError};
 
 impl ReconnectingClient {
     /// Publishes one tick and flushes; returns the request's number, or `None` while disconnected: ticks are neither sent then
@@ -16,18 +16,24 @@ impl ReconnectingClient {
     /// no error. Otherwise as [`ReconnectingClient::next_event`].
     pub fn publish(&mut self, publish: PublishRequest<'_>) -> Result<Option<u32>, ClientError> {
         let Some(client) = &mut self.client else { return Ok(None) };
-        match client.publish(publish) {
-            Ok(request) => {
-                let number = self.numbers.next();
-                // Without acknowledgements, nothing would ever remove it.
-                if client.connection().acknowledges() {
-                    self.requests.insert(request, number);
-                }
-                Ok(Some(number))
-            }
-            Err(error @ ClientError::Request(_)) => Err(error),
-            Err(error) => self.handle_lost(error).map(|()| None),
+        if client.has_write_failure() {
+            return Ok(None);
         }
+        let request = match client.connection_mut().publish(publish) {
+            Err(RequestError::Ended) => return Ok(None),
+            sent => sent?,
+        };
+        if let Err(error) = client.flush() {
+            // Its last byte was not sent, so it is certain that it was not published.
+            client.connection_mut().unacknowledged.handle_answer(request);
+            return self.retry_if_lost(Err(error)).map(|()| None);
+        }
+        let number = self.numbers.next();
+        // Without acknowledgements, nothing would ever remove it.
+        if client.connection().acknowledges() {
+            self.requests.insert(request, number);
+        }
+        Ok(Some(number))
     }
 
     /// Whether the connected server acknowledges publishes: see [`Connection::acknowledges`](crate::Connection).

@@ -2,10 +2,13 @@ use std::thread::JoinHandle;
 
 use super::*;
 use crate::{
-    ProtocolError,
-    scripted_server::{Peer, serve_each},
+    ProtocolError, PublishRequest,
+    scripted_server::{Peer, serve, serve_each},
 };
-use tickcast_proto::reply::{Reply, Skipped};
+use tickcast_proto::{
+    features::Features,
+    reply::{Reply, Skipped},
+};
 
 const LONG: Duration = Duration::from_secs(20);
 const RESUME: &str = "Resume { topic: \"a.b\", position: Position { epoch: 3, sequence: 2 } }";
@@ -381,4 +384,37 @@ fn next_event_times_out_while_disconnected() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let refused = ReconnectingClient::connect(&closed.to_string());
     assert!(matches!(refused, Err(ClientError::Connect { .. })), "the first attempt is not retried");
+}
+
+#[test]
+fn failed_publish_is_not_counted_and_earlier_answers_come_before_the_loss() {
+    let (address, server) = serve(|peer| {
+        peer.welcome_with(3, Some(Features::PUBLISHED));
+        let requests = [(); 2].map(|()| peer.next_frame().unwrap().1);
+        peer.published(requests[1], 1);
+        peer.closing(1001, "stopping");
+    });
+    let address = Address::parse(&address).unwrap();
+    let connect_options = ConnectOptions { acknowledgements: true, ..address.connect_options() };
+    let options = ReconnectOptions { reconnect: true, backoff: Backoff::with_bounds(1, 0, 0) };
+    let mut client = ReconnectingClient::connect_with(&address, &connect_options, options).unwrap();
+    let publish = PublishRequest { topic: "a.b", payload: b"1", ..PublishRequest::default() };
+    assert_eq!(client.publish(publish).unwrap(), Some(1));
+    assert_eq!(client.publish(publish).unwrap(), Some(2));
+    server.join().unwrap();
+    // The server has closed: how many ticks the socket takes until it knows is the kernel's affair.
+    let mut sent = 2;
+    while client.publish(publish).unwrap().is_some() {
+        sent += 1;
+    }
+    assert_eq!(client.publish(publish).unwrap(), None);
+    let answer = client.next_event(Some(LONG)).unwrap();
+    assert!(matches!(answer, Some(StreamEvent::Event(Event::Published { request: 2, .. }))), "{answer:?}");
+    expect(&mut client, &["closing 1001"]);
+    let lost = client.next_event(Some(LONG)).unwrap();
+    let unanswered = sent - 1;
+    assert!(
+        matches!(lost, Some(StreamEvent::Disconnected { code: 1001, unacknowledged, .. }) if unacknowledged == unanswered),
+        "{lost:?}"
+    );
 }

@@ -127,7 +127,8 @@ pub struct ServerOptions {
     /// Number of shards [default: one per core; with --cores auto at most one per core of the CPU quota]
     #[arg(long, value_name = "N")]
     pub shards: Option<u16>,
-    /// Hold a tick up to this long under load so that more leave in one SEND; auto: as long as it takes to be less than 45% busy, at most 1ms, or MAX with auto:MAX; 0: never
+    /// Hold a tick up to this long under load (twice if it crosses shards) so that more leave in one SEND; 0: never;
+    /// auto[:MAX]: only as long as needed to keep the shard under 45% busy, at most MAX (1ms)
     #[arg(long, alias = "latency-budget-us", value_name = "TIME", default_value_t = Budget::default())]
     pub latency_budget: Budget,
     /// Busy-poll this long before sleeping: a whole core for about 20us less latency; 0: never
@@ -179,14 +180,15 @@ pub struct LimitOptions {
     /// Topics of the server
     #[arg(long, value_name = "N", default_value_t = limits::TOPICS_MAX_DEFAULT)]
     pub topics_max: usize,
-    /// Topics that one session has created and that live; 0: no limit
+    /// Existing topics created by one session; 0: no limit
     #[arg(long, value_name = "N", default_value_t = limits::TOPICS_PER_SESSION_MAX_DEFAULT)]
     pub topics_per_session_max: u32,
-    /// Topics that the sessions of one IPv4 address or IPv6 /64 network have created and that live; 0: no limit; not for
+    /// Existing topics created by the sessions of one IPv4 address or IPv6 /64 network; 0: no limit; not for
     /// --unlimited-sources
     #[arg(long, value_name = "N", default_value_t = limits::TOPICS_PER_SOURCE_MAX_DEFAULT)]
     pub topics_per_source_max: u32,
-    /// Topics per second that one session or address may create, and as many at once as it may have; 0: no limit
+    /// New topics per second for one session or address, after a burst of up to --topics-per-session-max or
+    /// --topics-per-source-max; 0: no limit
     #[arg(long, value_name = "N", default_value_t = limits::NEW_TOPICS_RATE_DEFAULT)]
     pub new_topics_rate: u32,
     /// Largest frame or message from a client

@@ -7,6 +7,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tickcast_core::flush_wait::{AUTO_WAIT_MAX_NS, LatencyBudget};
 use tickcast_proto::units::{UnitError, format_duration, format_size, parse_duration_ns, parse_size_bytes};
 
+/// Shortest wait of an automatic latency budget, nanoseconds: the controller's `SHORTEST_WAIT_NS`.
+const AUTO_WAIT_NS_MIN: u64 = 10_000;
+
 /// A time: `250ms`, `5s`, `0`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time {
@@ -114,7 +117,14 @@ impl FromStr for Budget {
         };
         match (text, text.strip_prefix("auto:")) {
             ("auto", _) => Ok(Budget::default()),
-            (_, Some(max)) => time(max).map(|max_ns| Budget(LatencyBudget::Auto { max_ns })),
+            (_, Some(max)) => match time(max)? {
+                max_ns @ 1..AUTO_WAIT_NS_MIN => Err(format!(
+                    "auto:{} is too short: auto never waits less than {}; use auto:0 to never wait",
+                    format_duration(max_ns),
+                    format_duration(AUTO_WAIT_NS_MIN)
+                )),
+                max_ns => Ok(Budget(LatencyBudget::Auto { max_ns })),
+            },
             (_, None) => time(text).map(|ns| Budget(LatencyBudget::Fixed { ns })),
         }
     }
@@ -232,7 +242,7 @@ mod tests {
         for text in ["1.0", "0.5", "max", "1e300"] {
             assert_eq!(text.parse::<Speed>().unwrap().to_string(), text);
         }
-        for text in ["auto", "auto:2ms", "auto:0s", "5ms", "0s"] {
+        for text in ["auto", "auto:2ms", "auto:10us", "auto:0s", "5ms", "5us", "0s"] {
             assert_eq!(text.parse::<Budget>().unwrap().to_string(), text);
         }
         assert_eq!("660".parse::<Mode>().unwrap().to_string(), "0660");
@@ -243,6 +253,10 @@ mod tests {
         assert!("5".parse::<Time>().is_err() && "5ms".parse::<Size>().is_err());
         for bad in ["5", "auto:", "auto:5", "automatic", "1ms:auto", ""] {
             assert!(bad.parse::<Budget>().is_err(), "{bad}");
+        }
+        for short in ["auto:1ns", "auto:5us", "auto:9999ns"] {
+            let refused = short.parse::<Budget>().unwrap_err();
+            assert!(refused.contains("too short: auto never waits less than 10us"), "{short}: {refused}");
         }
         for bad in ["0", "-1", "inf", "NaN", "fast"] {
             assert!(bad.parse::<Speed>().is_err(), "{bad}");

@@ -285,6 +285,10 @@ impl Publisher {
         let mut unknown = 0;
         while client.unacknowledged() > 0 {
             let left_ns = deadline_ns.saturating_sub(clock::monotonic_ns());
+            // Ticks of the wave may always be ready: only time ends this.
+            if left_ns == 0 {
+                break;
+            }
             let Some(event) = client.next_event(Some(Duration::from_nanos(left_ns)))? else { break };
             let is_refusal = self.handle(&event, requests);
             match event {

@@ -20,7 +20,7 @@ use tickcast_client::{
     Client, ClientError, ConnectOptions, Event, PUBLISHES_UNACKNOWLEDGED_MAX, PublishRequest, RequestError,
 };
 
-/// Time for the server to acknowledge the next tick, or to answer a ping.
+/// Time for the server to take more of what is sent, to acknowledge the next tick, or to answer a ping.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Rejected lines that are reported one by one; further ones are only counted.
 const REJECTIONS_SHOWN_MAX: u64 = 10;
@@ -74,8 +74,10 @@ pub(super) fn publish_from_either(
 ) -> Result<(), CommandError> {
     let (address, options) = args.server.parse()?;
     let options = ConnectOptions { acknowledgements: true, ..options };
+    let mut client = Client::connect_with(&address, &options)?;
+    client.set_write_timeout(Some(ANSWER_TIMEOUT));
     let mut publisher = Publisher {
-        client: Client::connect_with(&address, &options)?,
+        client,
         topic: &args.topic,
         key: args.key,
         notices,
@@ -93,6 +95,7 @@ pub(super) fn publish_from_either(
     match result.and_then(|()| publisher.await_answers()) {
         Ok(()) => publisher.finish(),
         Err(error) => {
+            let error = publisher.handle_failure(error);
             publisher.report_unacknowledged();
             Err(error)
         }
@@ -222,6 +225,11 @@ impl<W: Write> Publisher<'_, W> {
     /// Sends what is queued and reports what the server has rejected so far.
     fn flush(&mut self) -> Result<(), CommandError> {
         self.client.flush()?;
+        self.handle_received()
+    }
+
+    /// Handles the events that have arrived.
+    fn handle_received(&mut self) -> Result<(), CommandError> {
         loop {
             match self.client.next_event(Some(Duration::ZERO))? {
                 None => return Ok(()),
@@ -271,13 +279,25 @@ impl<W: Write> Publisher<'_, W> {
         }
     }
 
+    /// Handles what the server sent before the connection failed: answers, and perhaps why it closed, which is the better error.
+    fn handle_failure(&mut self, error: CommandError) -> CommandError {
+        let is_lost = matches!(
+            error,
+            CommandError::Client(ClientError::Io(_) | ClientError::Request(RequestError::Ended))
+        );
+        match self.handle_received() {
+            Err(reason @ CommandError::Client(ClientError::Closed { code: 1.., .. })) if is_lost => reason,
+            _ => error,
+        }
+    }
+
     /// Reports how many ticks have an unknown fate, after the connection has failed.
     fn report_unacknowledged(&mut self) {
         let unknown = self.client.connection().unacknowledged();
         if unknown > 0 {
             let _ = writeln!(
                 self.notices,
-                "{} not acknowledged: published or not, nobody knows",
+                "{} not acknowledged: they may or may not have been published",
                 counted(unknown as u64, "tick")
             );
         }

@@ -42,8 +42,8 @@ pub struct SubArgs {
     /// Exit after N ticks
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
-    /// While this client lags: conflate (keep the last value), drop (discard the oldest ticks) or disconnect
-    /// [default: the topic's policy]
+    /// While this client lags: conflate (keep the last value), drop (discard the oldest ticks), keep (everything, until the
+    /// client is closed as slow) or disconnect [default: the topic's policy, keep unless the server sets another]
     #[arg(long, value_name = "POLICY")]
     pub policy: Option<Policy>,
     /// Highest rate of each topic, 0.001 to 1000; ticks in between are conflated

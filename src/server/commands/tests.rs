@@ -353,7 +353,7 @@ fn pub_tells_how_many_ticks_have_no_answer_when_the_server_closes() {
     });
     let (result, notices) = run_pub(address, "-", b"1\n2\n3\n");
     assert!(result.unwrap_err().to_string().contains("the server stops"));
-    assert_eq!(notices, "2 ticks not acknowledged: published or not, nobody knows\n");
+    assert_eq!(notices, "2 ticks not acknowledged: they may or may not have been published\n");
     server.join().unwrap();
 }
 
