@@ -128,7 +128,7 @@ pub struct ServerOptions {
     #[arg(long, value_name = "N")]
     pub shards: Option<u16>,
     /// Hold a tick up to this long under load (twice if it crosses shards) so that more leave in one SEND; 0: never;
-    /// auto[:MAX]: only as long as needed to keep the shard under 45% busy, at most MAX (1ms)
+    /// auto or auto:MAX: only as long as needed to keep the shard under 45% busy, at most MAX (1ms)
     #[arg(long, alias = "latency-budget-us", value_name = "TIME", default_value_t = Budget::default())]
     pub latency_budget: Budget,
     /// Busy-poll this long before sleeping: a whole core for about 20us less latency; 0: never
