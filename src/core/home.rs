@@ -406,9 +406,10 @@ impl Home {
         HistoryChunk { last, start, flags }
     }
 
-    /// Memory of the topics' histories and last values, bytes.
+    /// Memory of the topics' histories and last values, and of the accounts of who created them, bytes.
     pub fn memory_bytes(&self) -> usize {
-        self.topics.iter().map(|topic| topic.history.memory_bytes() + topic.last_values.memory_bytes()).sum()
+        let kept = |topic: &HomeTopic| topic.history.memory_bytes() + topic.last_values.memory_bytes();
+        self.topics.iter().map(kept).sum::<usize>() + self.accounts.memory_bytes()
     }
 
     /// Number of topics.

@@ -8,3 +8,11 @@ pub struct Now {
     /// CLOCK_REALTIME, nanoseconds since 1970. Used for the times in ticks.
     pub realtime_ns: u64,
 }
+
+impl Now {
+    /// The low 32 bits of CLOCK_MONOTONIC in milliseconds: enough for the state of each session. Differences are right for up to
+    /// 49 days.
+    pub fn low_ms(self) -> u32 {
+        (self.monotonic_ns / 1_000_000) as u32
+    }
+}

@@ -36,7 +36,7 @@ mod reload;
 mod stages;
 mod subscriptions;
 pub mod survey;
-pub(crate) mod timers;
+mod timers;
 mod unfinished;
 
 use std::{
@@ -525,7 +525,7 @@ impl Shard {
             + self.unfinished.heap_bytes()
             + self.holders.bytes()
             + self.identities.values().map(|identity| identity.len() + 32).sum::<usize>()
-            + self.sessions.skipped_bytes()
+            + self.sessions.by_slot_bytes()
             + self.publishers.bytes()
     }
 }

@@ -6,7 +6,7 @@ use super::{EgressLogs, Fanout, conflation::HeldTopic, topic::skipped_range, top
 use crate::{
     home::{Backfill, Home},
     ids::SlotId,
-    limits::TURN_TOPICS_DROPPED,
+    limits::{FRAMES_PER_UNIT, TURN_TOPICS_DROPPED},
     session::{
         Verdict,
         membership::{Gap, Taking},
@@ -17,9 +17,6 @@ use tickcast_proto::{
     ids::{Sequence, TopicId},
     reply::Reply,
 };
-
-/// Waiting frames that are looked at for one unit.
-const FRAMES_PER_UNIT: usize = 16;
 
 impl Fanout {
     /// Notes that a home has forgotten a topic, whose last sequence was `last`. Its name is free for another life at once; its
@@ -169,7 +166,7 @@ impl Fanout {
                 });
             });
             // Notices cannot be evicted again: a session that reads nothing must not collect them for ever.
-            sessions.mark_by_replies(slot);
+            sessions.mark_if_announcements_pile_up(slot);
         }
         (looks + frames) / FRAMES_PER_UNIT
     }

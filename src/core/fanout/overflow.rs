@@ -34,19 +34,21 @@ impl Fanout {
     pub fn evict_overflowing(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs) {
         while let Some(slot) = sessions.pop_over() {
             let is_slow = sessions.is_slow(slot);
+            let mut is_overload = false;
             if let Some(session) = sessions.open_mut(slot).filter(|session| session.yields()) {
                 // A burst within a few turns is not an overload.
                 let waits_long = logs.of(session.format).is_some_and(|log| {
                     let oldest = session.outbox.oldest_shared();
                     oldest.is_some_and(|start| log.has_waited(start, OVERLOAD_WAIT_MS * 1_000_000))
                 });
-                sessions.note_overload(u64::from(waits_long && !is_slow));
+                is_overload = waits_long && !is_slow;
                 self.evict_frames(slot, EvictionCause::OutboxFull, sessions, logs);
             }
             if !is_slow && sessions.has_too_much(slot) {
-                sessions.note_overload(1);
+                is_overload = true;
                 self.evict_frames(slot, EvictionCause::Overload, sessions, logs);
             }
+            sessions.note_overload(u64::from(is_overload));
             match sessions.has_too_much(slot) {
                 true => sessions.mark_too_far_behind(slot),
                 false => sessions.raise_yield_bytes(slot),

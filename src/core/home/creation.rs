@@ -173,6 +173,12 @@ impl Accounts {
         }
     }
 
+    /// Bytes of the accounts.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.sessions.capacity() * size_of::<((ShardId, SessionId), Account)>()
+            + self.sources.capacity() * size_of::<(SourceId, Account)>()
+    }
+
     pub(super) fn invariants(&self, topics: usize) {
         assert!(self.sessions.len() <= topics && self.sources.len() <= topics, "each account has a topic");
     }

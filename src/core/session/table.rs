@@ -10,7 +10,6 @@ use crate::{
         fullness::Fullness,
         queues::{QUEUE_SPARE, Queues},
     },
-    shard::timers::low_ms,
 };
 use tickcast_proto::{WireFormat, ids::TopicId};
 
@@ -138,7 +137,7 @@ impl Sessions {
     }
 
     /// Bytes of what is kept by slot about skipped ticks and full sockets.
-    pub fn skipped_bytes(&self) -> usize {
+    pub fn by_slot_bytes(&self) -> usize {
         self.skipped.capacity() * size_of::<SkippedTicks>() + self.fullness.capacity() * size_of::<Fullness>()
     }
 
@@ -335,7 +334,7 @@ impl Sessions {
 
     /// Notes the time of the turn: [`Sessions::is_slow`] depends on it.
     pub fn note_time(&mut self, now: Now) {
-        self.now_ms = low_ms(now);
+        self.now_ms = now.low_ms();
     }
 
     /// Notes whether the shard is busy most of the time: if so, it takes longer for a session to be slow.
@@ -448,7 +447,7 @@ impl Sessions {
 
     /// Marks a session as too far behind if announcements of lost ticks wait for it beyond the bound: the replies it asked for
     /// stop its input at [`REPLY_BYTES_MAX`], and announcements may take as much as its frames.
-    pub fn mark_by_replies(&mut self, slot: SlotId) {
+    pub fn mark_if_announcements_pile_up(&mut self, slot: SlotId) {
         let bytes_max = REPLY_BYTES_MAX.saturating_add(self.outbox_bytes_max);
         if self.get(slot).is_some_and(|session| session.outbox.reply_bytes() > bytes_max) {
             self.mark_too_far_behind(slot);

@@ -191,7 +191,7 @@ impl Shard {
     pub(super) fn note_activity(&mut self, slot: SlotId, now: Now) {
         let interval_ns = self.limits.ping_interval_ns;
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        session.pulse_ms = low_ms(now);
+        session.pulse_ms = now.low_ms();
         if session.protocol.is_handshake() || interval_ns == u64::MAX {
             return;
         }
@@ -218,7 +218,7 @@ impl Shard {
         // shard does not read from it because other sessions use up the room.
         let waits_for_others = session.is_paused() && session.replies_have_room();
         if std::mem::take(&mut session.drained_since_heartbeat) || waits_for_others {
-            session.pulse_ms = low_ms(now);
+            session.pulse_ms = now.low_ms();
             session.pulse = Pulse::Quiet;
         }
         let (interval_ms, half_ms) = (interval_ns / 1_000_000, timeout_ns.div_ceil(2_000_000));
@@ -235,7 +235,7 @@ impl Shard {
             waiting => waiting,
         };
         if pulse != session.pulse {
-            (session.pulse, session.pulse_ms, waited_ms) = (pulse, low_ms(now), 0);
+            (session.pulse, session.pulse_ms, waited_ms) = (pulse, now.low_ms(), 0);
             if pulse == Pulse::Pinged {
                 self.ping(slot, now);
             }
@@ -274,13 +274,9 @@ impl Session {
     }
 }
 
-pub(crate) fn low_ms(now: Now) -> u32 {
-    (now.monotonic_ns / 1_000_000) as u32
-}
-
-/// Returns the milliseconds since a time from [`low_ms`]; correct for up to 49 days.
+/// Returns the milliseconds since a time from [`Now::low_ms`]; correct for up to 49 days.
 fn since_ms(then_ms: u32, now: Now) -> u64 {
-    u64::from(low_ms(now).wrapping_sub(then_ms))
+    u64::from(now.low_ms().wrapping_sub(then_ms))
 }
 
 /// Returns the next time at which heartbeats are checked: rounded up, so that many share one wake-up.
