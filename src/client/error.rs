@@ -172,6 +172,9 @@ impl fmt::Display for ClientError {
             ClientError::TimedOut { awaited: awaited @ WELCOME_AWAITED, waited } => {
                 write!(f, "no {awaited} within {waited:?}; check that this is a tickcast port")
             }
+            ClientError::TimedOut { awaited: awaited @ ROOM_AWAITED, waited } => {
+                write!(f, "no {awaited} within {waited:?}: the server does not read what is sent")
+            }
             ClientError::TimedOut { awaited, waited } => write!(f, "no {awaited} within {waited:?}"),
             ClientError::Request(error) => write!(f, "{error}"),
         }

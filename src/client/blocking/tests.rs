@@ -400,7 +400,7 @@ fn timeout_of_an_acknowledged_publish_covers_the_write() {
     });
     assert!(is_full);
     let failed = client.barrier(Duration::ZERO, |_| {}).unwrap_err();
-    assert_eq!(failed.to_string(), "no room for a write within 0ns");
+    assert_eq!(failed.to_string(), "no room for a write within 0ns: the server does not read what is sent");
     drop(done);
     server.join().unwrap();
 }
