@@ -35,7 +35,7 @@ pub const WINDOW_NS: u64 = 4_000_000;
 /// The first wait of a shard that becomes busy.
 const FIRST_WAIT_NS: u64 = 64_000;
 /// The shortest wait: going to sleep and waking up takes about as long.
-const SHORTEST_WAIT_NS: u64 = 10_000;
+pub const SHORTEST_WAIT_NS: u64 = 10_000;
 /// The longest wait unless the operator chooses another.
 pub const AUTO_WAIT_MAX_NS: u64 = 1_000_000;
 /// Windows for which one long turn counts.

@@ -4,11 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use tickcast_core::flush_wait::{AUTO_WAIT_MAX_NS, LatencyBudget};
+use tickcast_core::flush_wait::{AUTO_WAIT_MAX_NS, LatencyBudget, SHORTEST_WAIT_NS};
 use tickcast_proto::units::{UnitError, format_duration, format_size, parse_duration_ns, parse_size_bytes};
-
-/// Shortest wait of an automatic latency budget, nanoseconds: the controller's `SHORTEST_WAIT_NS`.
-const AUTO_WAIT_NS_MIN: u64 = 10_000;
 
 /// A time: `250ms`, `5s`, `0`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -118,10 +115,10 @@ impl FromStr for Budget {
         match (text, text.strip_prefix("auto:")) {
             ("auto", _) => Ok(Budget::default()),
             (_, Some(max)) => match time(max)? {
-                max_ns @ 1..AUTO_WAIT_NS_MIN => Err(format!(
+                max_ns @ 1..SHORTEST_WAIT_NS => Err(format!(
                     "auto:{} is too short: auto never waits less than {}; use auto:0 to never wait",
                     format_duration(max_ns),
-                    format_duration(AUTO_WAIT_NS_MIN)
+                    format_duration(SHORTEST_WAIT_NS)
                 )),
                 max_ns => Ok(Budget(LatencyBudget::Auto { max_ns })),
             },
