@@ -25,8 +25,8 @@ pub(super) struct Queues {
     pub(super) lagging: VecDeque<SlotId>,
     /// Ticks wait for the latency budget: only the sessions of `urgent` are served.
     pub(super) is_holding: bool,
-    /// While ticks wait: queued sessions with a reply in their outbox. Those that had nothing else are in no other queue. Bound:
-    /// as `ready`.
+    /// While ticks wait: queued sessions with a reply in their outbox. Those that had nothing else are in no other queue. Bound: one
+    /// entry a session, and one for each that has gone since it was queued: a session is added when it gets its first reply.
     pub(super) urgent: VecDeque<SlotId>,
     /// Sessions at the front of `lagging` that are urgent.
     pub(super) urgent_lagging: usize,

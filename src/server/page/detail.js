@@ -4,7 +4,7 @@ import { primaryOf } from "./columns.js";
 import { PUBLISHED_MAX, formatPointer, scalarText, scalarsOf, withDigits } from "./fields.js";
 import { POINTS_MAX, SAMPLE_MS, scaleOf } from "./history.js";
 import { parseJson } from "./market.js";
-import { bytes as sizeText, count, duration } from "./stats.js";
+import { bytes as sizeText, count, duration, fitCanvas } from "./stats.js";
 
 /** Bytes of a payload that are shown, and fields that are listed. */
 export const SHOWN_BYTES_MAX = 64 << 10;
@@ -262,15 +262,9 @@ function factsOf({ payload, isDelta, sequence, conflated }) {
 
 /** A step line, with lines at the top, the middle and the bottom of the scale. */
 function drawCurve(canvas, values, scale, { line, area, rule }) {
-  const ratio = devicePixelRatio || 1;
-  const width = Math.round(canvas.clientWidth * ratio);
-  const height = Math.round(canvas.clientHeight * ratio);
-  if (width === 0 || height === 0) return;
-  if (canvas.width !== width || canvas.height !== height) {
-    canvas.width = width;
-    canvas.height = height;
-  }
-  const context = canvas.getContext("2d");
+  const fitted = fitCanvas(canvas);
+  if (fitted === null) return;
+  const { context, width, height, ratio } = fitted;
   context.clearRect(0, 0, width, height);
   const inner = height - 2 * ratio;
   context.fillStyle = rule;

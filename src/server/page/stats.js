@@ -116,6 +116,19 @@ function keep(values, value, count) {
   if (values.length > count) values.shift();
 }
 
+/** Fits a canvas to the pixels that it covers. Returns its context, its size and the pixels per CSS pixel; null if it is hidden. */
+export function fitCanvas(canvas) {
+  const ratio = devicePixelRatio || 1;
+  const width = Math.round(canvas.clientWidth * ratio);
+  const height = Math.round(canvas.clientHeight * ratio);
+  if (width === 0 || height === 0) return null;
+  if (canvas.width !== width || canvas.height !== height) {
+    canvas.width = width;
+    canvas.height = height;
+  }
+  return { context: canvas.getContext("2d"), width, height, ratio };
+}
+
 /** A line chart that fills its canvas, from 0 to the highest value. */
 export class Sparkline {
   #canvas;
@@ -128,15 +141,9 @@ export class Sparkline {
 
   draw(values) {
     const canvas = this.#canvas;
-    const ratio = devicePixelRatio || 1;
-    const width = Math.round(canvas.clientWidth * ratio);
-    const height = Math.round(canvas.clientHeight * ratio);
-    if (width === 0 || height === 0) return;
-    if (canvas.width !== width || canvas.height !== height) {
-      canvas.width = width;
-      canvas.height = height;
-    }
-    const context = canvas.getContext("2d");
+    const fitted = fitCanvas(canvas);
+    if (fitted === null) return;
+    const { context, width, height, ratio } = fitted;
     const { line, area } = this.#colours();
     const known = values.filter((value) => !Number.isNaN(value));
     const top = known.length === 0 ? 1 : Math.max(...known) * 1.1 || 1;

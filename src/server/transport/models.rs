@@ -25,7 +25,7 @@ use tickcast_core::{
     config::Limits,
     mesh::{
         Mesh, mesh,
-        ring::{Doorbell, Stage, frame_ring},
+        ring::{Doorbell, FrameConsumer, Stage, frame_ring},
     },
     metrics::counters::{Counter, Counters},
     now::Now,
@@ -171,19 +171,25 @@ fn a_tick_that_arrives_while_a_shard_goes_to_sleep_is_seen_or_wakes_it() {
     });
 }
 
+/// Starts a thread that pushes a frame into a ring and rings the doorbell of its consumer.
+fn writer(bell: &Arc<Doorbell>, ring: fn(&Doorbell)) -> (thread::JoinHandle<()>, FrameConsumer) {
+    let (mut producer, consumer) = frame_ring(1 << 8);
+    let bell = bell.clone();
+    let writer = spawn(move || {
+        let mut stage = Stage::default();
+        publish(&mut stage, ShardId(0));
+        assert!(producer.push(&mut stage));
+        ring(&bell);
+    });
+    (writer, consumer)
+}
+
 /// A message other than a tick ends a wait for the latency budget, which here does not end by itself.
 #[test]
 fn a_message_that_arrives_while_a_shard_goes_to_wait_for_its_budget_is_seen_or_wakes_it() {
     model(5, || {
         let (bell, eventfd) = doorbell();
-        let (mut producer, mut consumer) = frame_ring(1 << 8);
-        let writers_bell = bell.clone();
-        let writer = spawn(move || {
-            let mut stage = Stage::default();
-            publish(&mut stage, ShardId(0));
-            assert!(producer.push(&mut stage));
-            writers_bell.ring();
-        });
+        let (writer, mut consumer) = writer(&bell, Doorbell::ring);
         let Ok(()) = bell.sleep_within_budget(|| {
             if consumer.is_empty() {
                 eventfd.wait();
@@ -201,14 +207,7 @@ fn a_message_that_arrives_while_a_shard_goes_to_wait_for_its_budget_is_seen_or_w
 fn a_tick_that_arrives_while_a_wait_for_the_budget_ends_is_seen_or_wakes_the_shard_later() {
     model(5, || {
         let (bell, eventfd) = doorbell();
-        let (mut producer, mut consumer) = frame_ring(1 << 8);
-        let writers_bell = bell.clone();
-        let writer = spawn(move || {
-            let mut stage = Stage::default();
-            publish(&mut stage, ShardId(0));
-            assert!(producer.push(&mut stage));
-            writers_bell.ring_for_ticks();
-        });
+        let (writer, mut consumer) = writer(&bell, Doorbell::ring_for_ticks);
         let Ok(()) = bell.sleep_within_budget(|| Ok::<(), Infallible>(()));
         while consumer.drain(usize::MAX, |_| true) == 0 {
             let Ok(()) = bell.sleep(|| {
