@@ -155,6 +155,8 @@ def main():
     require_clients()
     programs = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "target/debug").resolve()
     program = str(programs / "tickcast")
+    if not Path(program).exists():
+        raise Failed(f"there is no {program}: run cargo build, or name the folder of the binaries")
     folder = ROOT / "target/readme"
     folder.mkdir(parents=True, exist_ok=True)
     found = blocks((ROOT / "README.md").read_text())
