@@ -360,7 +360,7 @@ impl Client {
             match self.stream.read(&mut self.buffer) {
                 Ok(0) => break,
                 Ok(_) => {}
-                Err(error) if is_timeout(&error) => {}
+                Err(error) if is_timeout(&error) || error.kind() == ErrorKind::Interrupted => {}
                 // The server has had everything, and has reset the connection.
                 Err(_) => break,
             }

@@ -125,6 +125,8 @@ impl Peer {
             }
             // The server closed while something of ours was still unread.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => false,
+            // A process that was stopped for a moment: a read with a timeout is not restarted (signal(7)).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
             Err(error) => panic!("read failed: {error}"),
         }
     }
